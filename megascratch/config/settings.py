@@ -1,0 +1,233 @@
+"""Every setting, as frozen records: plain values in, plain values out, no torch.
+
+Names are Megatron-LM's, unique across the sections, so that the flag (``--kebab-case``), the YAML key
+and the field are one word. ``None`` means "derived": `laws.derive` fills it, `laws.validate` checks the whole.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The shape of the Transformer."""
+
+    num_layers: int = 12
+    """Transformer blocks."""
+    hidden_size: int = 768
+    """Width of the residual stream."""
+    num_attention_heads: int = 12
+    """Query heads."""
+    num_query_groups: int | None = None
+    """Key/value heads (grouped-query attention); default: one per query head."""
+    kv_channels: int | None = None
+    """Width of one head; default: hidden_size / num_attention_heads."""
+    ffn_hidden_size: int | None = None
+    """Width of the MLP; default: 4 x hidden_size, with swiglu 8/3 x rounded up to a multiple of 64."""
+    max_position_embeddings: int | None = None
+    """Rows of the learned position table; default: seq_length."""
+    position_embedding_type: Literal["learned_absolute", "rope", "none"] = "learned_absolute"
+    """How a token knows its place."""
+    rotary_base: float = 10000.0
+    """Base of the rotary frequencies."""
+    rotary_percent: float = 1.0
+    """Part of each head that is rotated."""
+    normalization: Literal["LayerNorm", "RMSNorm"] = "LayerNorm"
+    """Which norm."""
+    norm_epsilon: float = 1e-5
+    """Added to the variance inside the norm."""
+    swiglu: bool = False
+    """Gated MLP: silu(gate) * up."""
+    squared_relu: bool = False
+    """MLP with relu(x)^2."""
+    openai_gelu: bool = False
+    """GELU by its tanh approximation, as GPT-2 has it (default: exact GELU)."""
+    add_bias_linear: bool = True
+    """Biases on every linear layer and every LayerNorm."""
+    add_qkv_bias: bool = False
+    """Biases on the query/key/value projection alone."""
+    untie_embeddings_and_output_weights: bool = False
+    """A separate output matrix instead of the word embedding's."""
+    hidden_dropout: float = 0.1
+    """Dropout on the embedding and on both residual branches."""
+    attention_dropout: float = 0.1
+    """Dropout on the attention weights."""
+    init_method_std: float = 0.02
+    """Standard deviation of the initial weights; projections into the residual stream get std / sqrt(2 num_layers)."""
+    vocab_size: int | None = None
+    """Size of the vocabulary without padding; default: the tokenizer's."""
+    make_vocab_size_divisible_by: int = 128
+    """The embedding table is padded to a multiple of this times tensor_model_parallel_size (never seen by the model)."""
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """Where and when arithmetic happens; nothing here changes the model."""
+
+    tensor_model_parallel_size: int = 1
+    """Ranks that share each layer."""
+    pipeline_model_parallel_size: int = 1
+    """Stages of layers."""
+    data_parallel_size: int | None = None
+    """Copies of the model; default: world size / (tensor x pipeline)."""
+    sequence_parallel: bool = False
+    """Norms, dropout and residuals are cut along the sequence over the tensor axis."""
+    pipeline_schedule: Literal["gpipe", "1f1b", "interleaved"] | None = None
+    """Order of forwards and backwards; default: 1f1b, or interleaved with virtual stages."""
+    num_virtual_stages_per_pipeline_rank: int | None = None
+    """Model chunks per rank (interleaving); default: 1."""
+    microbatch_group_size_per_virtual_pipeline_stage: int | None = None
+    """Micro-batches that run through one chunk before the next chunk; default: the number of stages."""
+    decoder_first_pipeline_num_layers: int | None = None
+    """Layers on the first stage; default: an even cut."""
+    decoder_last_pipeline_num_layers: int | None = None
+    """Layers on the last stage; default: an even cut."""
+    pipeline_model_parallel_layout: list[int] | None = None
+    """Explicit cut: the number of layers of each virtual stage, in model order."""
+    use_distributed_optimizer: bool = False
+    """ZeRO-1: fp32 master weights and moments sharded over the data-parallel ranks."""
+    overlap_grad_reduce: bool = True
+    """Start each gradient bucket's reduction while backward still runs."""
+    ddp_bucket_size: int | None = None
+    """Elements per gradient bucket; default: max(40,000,000, 1,000,000 x data parallel size)."""
+    distributed_backend: Literal["gloo", "nccl"] | None = None
+    """Communication library; default: nccl on cuda, gloo on cpu."""
+    distributed_timeout_minutes: float = 10.0
+    """A communication that waits longer than this ends the run with the name of what hung."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What the model reads, and in which order."""
+
+    data_path: list[str] | None = None
+    """Prefixes of .bin/.idx pairs, or weight prefix weight prefix ..."""
+    train_data_path: list[str] | None = None
+    """As data_path, for training alone (then data_path and split are not given)."""
+    valid_data_path: list[str] | None = None
+    """As data_path, for validation alone."""
+    test_data_path: list[str] | None = None
+    """As data_path, for the test alone."""
+    split: str | None = None
+    """Shares of train, validation and test in data_path; default: 969,30,1."""
+    mock_data: bool = False
+    """Synthetic documents instead of files."""
+    data_cache_path: str | None = None
+    """Folder of the index cache; default: a folder `cache` beside the data."""
+    seq_length: int = 1024
+    """Tokens per sample."""
+    reset_position_ids: bool = False
+    """Positions start again at 0 after each end of document."""
+    reset_attention_mask: bool = False
+    """Attention stops at document boundaries."""
+    eod_mask_loss: bool = False
+    """No loss where the input token is the end of a document."""
+    tokenizer_type: Literal["SentencePieceTokenizer", "CharTokenizer", "ByteTokenizer", "NullTokenizer"] | None = None
+    """Which tokenizer; default: told by tokenizer_model's file."""
+    tokenizer_model: str | None = None
+    """The tokenizer's file."""
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """How weights move."""
+
+    lr: float = 3e-4
+    """Highest learning rate."""
+    min_lr: float = 0.0
+    """Lowest learning rate after warm-up."""
+    lr_decay_style: Literal["constant", "linear", "cosine", "inverse-square-root", "WSD"] = "linear"
+    """Shape of the decay."""
+    lr_decay_iters: int | None = None
+    """Steps until min_lr; default: train_iters."""
+    lr_decay_samples: int | None = None
+    """The same in samples, for runs measured in samples."""
+    lr_warmup_iters: int = 0
+    """Steps of linear warm-up."""
+    lr_warmup_samples: int = 0
+    """The same in samples."""
+    lr_warmup_fraction: float | None = None
+    """The same as a part of the decay length."""
+    lr_warmup_init: float = 0.0
+    """Learning rate at step 0 of the warm-up."""
+    lr_wsd_decay_style: Literal["linear", "cosine", "exponential", "minus_sqrt"] = "exponential"
+    """Shape of WSD's last phase."""
+    lr_wsd_decay_iters: int | None = None
+    """Length of WSD's last phase in steps."""
+    lr_wsd_decay_samples: int | None = None
+    """The same in samples."""
+    weight_decay: float = 0.01
+    """Decoupled decay of matrices (never of norms and biases)."""
+    adam_beta1: float = 0.9
+    """First moment's memory."""
+    adam_beta2: float = 0.999
+    """Second moment's memory."""
+    adam_eps: float = 1e-8
+    """Added to the square root of the second moment."""
+    clip_grad: float = 1.0
+    """Highest global gradient norm; 0: no clipping."""
+    bf16: bool = False
+    """Weights and activations in bfloat16, masters and gradients in fp32."""
+    fp16: bool = False
+    """Weights and activations in float16 with a loss scale, masters and gradients in fp32."""
+    fp64: bool = False
+    """Everything in float64 (for proofs)."""
+    loss_scale: float | None = None
+    """Constant fp16 loss scale; default: dynamic."""
+    initial_loss_scale: float = 2.0**32
+    """Dynamic loss scale at the start."""
+    min_loss_scale: float = 1.0
+    """Floor of the dynamic loss scale."""
+    loss_scale_window: int = 1000
+    """Clean steps before the loss scale doubles."""
+    hysteresis: int = 2
+    """Overflowing steps before the loss scale halves."""
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How long, how large, and what is kept."""
+
+    micro_batch_size: int = 1
+    """Sequences in one forward."""
+    global_batch_size: int | None = None
+    """Sequences in one step over all ranks; default: micro_batch_size x data parallel size."""
+    rampup_batch_size: list[int] | None = None
+    """start, increment, samples: the global batch grows from start by increment over that many samples."""
+    train_iters: int | None = None
+    """Steps to train."""
+    train_samples: int | None = None
+    """Samples to train, instead of train_iters."""
+    seed: int = 1234
+    """Decides initial weights, data order and dropout."""
+    eval_interval: int = 1000
+    """Steps between validations; 0: never."""
+    eval_iters: int = 100
+    """Global batches in one validation."""
+    log_interval: int = 10
+    """Steps between log lines."""
+    output_dir: str = "runs/default"
+    """Folder of metrics.jsonl, TensorBoard events, loss.png and summary.json."""
+    tensorboard_dir: str | None = None
+    """Folder of TensorBoard events; default: {output_dir}/tensorboard."""
+    save: str | None = None
+    """Folder of checkpoints; default: {output_dir}/checkpoints."""
+    save_interval: int = 0
+    """Steps between checkpoints; 0: only at the end."""
+    load: str | None = None
+    """Checkpoint folder to go on from (the newest step in it); a missing folder is an error."""
+    device: Literal["cpu", "cuda"] | None = None
+    """Where to compute; default: cuda if there is one."""
+    compile: bool = False
+    """torch.compile each block."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """All sections. Functions take the section they need, never the whole."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
