@@ -1,0 +1,69 @@
+"""The laws of the data and its vocabulary; see `laws.py` for how a law is read."""
+
+import re
+
+
+def one_source(
+    data_path: list[str] | None,
+    train_data_path: list[str] | None,
+    valid_data_path: list[str] | None,
+    test_data_path: list[str] | None,
+    mock_data: bool,
+) -> str | None:
+    """Text comes from data-path, from a path per split, or from nowhere."""
+    own = {"train-data-path": train_data_path, "valid-data-path": valid_data_path, "test-data-path": test_data_path}
+    per_split = [name for name, path in own.items() if path]
+    given = [*(["data-path"] if data_path else []), *per_split[:1], *(["mock-data"] if mock_data else [])]
+    if not given:
+        return "there is no data: give data-path, train-data-path or mock-data"
+    if len(given) > 1:
+        return f"the data comes from {' and '.join(given)}: keep only one of them"
+    if per_split and not train_data_path:
+        return f"{per_split[0]} needs train-data-path beside it: give both, or data-path with a split"
+    return None
+
+
+def lists_are_not_empty(
+    data_path: list[str] | None,
+    train_data_path: list[str] | None,
+    valid_data_path: list[str] | None,
+    test_data_path: list[str] | None,
+) -> str | None:
+    """A path that is given names at least one file."""
+    paths = {
+        "data": data_path,
+        "train-data": train_data_path,
+        "valid-data": valid_data_path,
+        "test-data": test_data_path,
+    }
+    empty = [f"{name}-path" for name, path in paths.items() if path is not None and not any(path)]
+    return f"{', '.join(empty)} names no file: give at least one prefix of a .bin/.idx pair" if empty else None
+
+
+def split_is_shares(split: str | None, data_path: list[str] | None) -> str | None:
+    """Up to three shares that are not all zero, and something to share out."""
+    if split is None:
+        return None
+    if not data_path:
+        return f"split ({split}) divides data-path, which is not given: leave split out, or give data-path"
+    shares = [share.strip() for share in split.split(",")]
+    numbers = [float(share) for share in shares if re.fullmatch(r"\d+\.?\d*|\.\d+", share)]
+    if 1 <= len(numbers) == len(shares) <= 3 and numbers[0] > 0:
+        return None
+    return f"split ({split}) must be up to three shares, TRAIN,VALID,TEST, the first above 0: for instance 969,30,1"
+
+
+def vocabulary_is_known(tokenizer_type: str | None, tokenizer_model: str | None, vocab_size: int | None) -> str | None:
+    """The vocabulary comes from a tokenizer's file, a tokenizer without one, or vocab-size."""
+    if tokenizer_type in ("SentencePieceTokenizer", "CharTokenizer") and tokenizer_model is None:
+        return f"tokenizer-type {tokenizer_type} needs tokenizer-model, the tokenizer's file"
+    if tokenizer_type in ("ByteTokenizer", "NullTokenizer") and tokenizer_model is not None:
+        return f"tokenizer-type {tokenizer_type} has no file: leave out tokenizer-model ({tokenizer_model})"
+    if tokenizer_type == "NullTokenizer" and vocab_size is None:
+        return "tokenizer-type NullTokenizer needs vocab-size"
+    if tokenizer_type is None and tokenizer_model is None and vocab_size is None:
+        return "the vocabulary is unknown: give tokenizer-model, tokenizer-type ByteTokenizer, or vocab-size"
+    return None
+
+
+LAWS = [one_source, lists_are_not_empty, split_is_shares, vocabulary_is_known]

@@ -1,0 +1,67 @@
+"""A config with gaps and the world size in, the same config with every gap filled that needs no file and no device out.
+
+What stays None is told later: `vocab_size` and `tokenizer_type` by the tokenizer, `device` and
+`distributed_backend` by the machine. Numbers that cannot be derived because others are illegal stay None, too:
+`laws.validate` then says which.
+"""
+
+from typing import Any
+
+from megascratch.config.fields import flat, with_fields
+from megascratch.config.settings import Config
+
+
+def derive(config: Config, world_size: int) -> Config:
+    """Fill every None that follows from the other settings and the number of processes; never raises."""
+    given = flat(config)
+    filled = dict(given)
+    for room in (_model, _parallel, _batch, _paths):
+        for name, value in room(filled, world_size).items():
+            if filled[name] is None:
+                filled[name] = value
+    return with_fields(config, {name: value for name, value in filled.items() if given[name] is None})
+
+
+def _model(now: dict[str, Any], world_size: int) -> dict[str, Any]:
+    hidden, heads = now["hidden_size"], now["num_attention_heads"]
+    return {
+        "num_query_groups": heads,
+        "kv_channels": hidden // heads if heads > 0 and hidden % heads == 0 else None,
+        # two matrices of width 4h have the weights of three of width 8/3 h; 64 keeps the width even for any tp
+        "ffn_hidden_size": -(-8 * hidden // (3 * 64)) * 64 if now["swiglu"] else 4 * hidden,
+        "max_position_embeddings": now["seq_length"],
+    }
+
+
+def _parallel(now: dict[str, Any], world_size: int) -> dict[str, Any]:
+    pp, layout = now["pipeline_model_parallel_size"], now["pipeline_model_parallel_layout"]
+    model_ranks = now["tensor_model_parallel_size"] * pp
+    fits = model_ranks > 0 and world_size > 0 and world_size % model_ranks == 0
+    copies = now["data_parallel_size"] or (world_size // model_ranks if fits else None)
+    told_by_layout = len(layout) // pp if layout and pp > 0 and len(layout) % pp == 0 else 1
+    chunks = now["num_virtual_stages_per_pipeline_rank"] or told_by_layout
+    return {
+        "data_parallel_size": copies,
+        "num_virtual_stages_per_pipeline_rank": chunks,
+        "pipeline_schedule": "interleaved" if chunks > 1 else "1f1b",
+        "microbatch_group_size_per_virtual_pipeline_stage": pp,
+        "ddp_bucket_size": max(40_000_000, 1_000_000 * copies) if copies else None,
+        "distributed_backend": {"cpu": "gloo", "cuda": "nccl", None: None}[now["device"]],
+    }
+
+
+def _batch(now: dict[str, Any], world_size: int) -> dict[str, Any]:
+    copies = now["data_parallel_size"]
+    return {
+        "global_batch_size": now["micro_batch_size"] * copies if copies else None,
+        "lr_decay_iters": now["train_iters"],
+        "lr_decay_samples": now["train_samples"],
+    }
+
+
+def _paths(now: dict[str, Any], world_size: int) -> dict[str, Any]:
+    return {
+        "split": "969,30,1" if now["data_path"] else None,
+        "tensorboard_dir": f"{now['output_dir']}/tensorboard",
+        "save": f"{now['output_dir']}/checkpoints",
+    }

@@ -1,0 +1,52 @@
+"""A legal config in, one sentence per setting that was given but changes nothing out: nothing is ignored in silence."""
+
+from megascratch.config.settings import Config, DataConfig, ModelConfig, OptimConfig
+
+
+def notices(config: Config) -> list[str]:
+    """Settings that differ from their default and have no effect beside the others; call it with a derived config."""
+    return [sentence for changes_nothing, sentence in _table(config) if changes_nothing]
+
+
+def _table(config: Config) -> list[tuple[bool, str]]:
+    model, parallel, data, optim = config.model, config.parallel, config.data, config.optim
+    rotates = model.position_embedding_type == "rope"
+    return [
+        (
+            parallel.sequence_parallel and parallel.tensor_model_parallel_size == 1,
+            "sequence-parallel changes nothing with tensor-model-parallel-size 1",
+        ),
+        (
+            parallel.use_distributed_optimizer and parallel.data_parallel_size == 1,
+            "use-distributed-optimizer changes nothing with one data-parallel rank",
+        ),
+        (
+            not rotates and model.rotary_base != ModelConfig.rotary_base,
+            "rotary-base changes nothing without position-embedding-type rope",
+        ),
+        (
+            not rotates and model.rotary_percent != ModelConfig.rotary_percent,
+            "rotary-percent changes nothing without position-embedding-type rope",
+        ),
+        (
+            model.position_embedding_type != "learned_absolute"
+            and model.max_position_embeddings not in (None, data.seq_length),
+            "max-position-embeddings changes nothing without position-embedding-type learned_absolute",
+        ),
+        (
+            model.add_qkv_bias and model.add_bias_linear,
+            "add-qkv-bias changes nothing: add-bias-linear already gives every linear layer a bias",
+        ),
+        (
+            optim.lr_decay_style == "constant" and optim.min_lr != OptimConfig.min_lr,
+            "min-lr changes nothing with lr-decay-style constant",
+        ),
+        (
+            optim.lr_decay_style != "WSD" and optim.lr_wsd_decay_style != OptimConfig.lr_wsd_decay_style,
+            "lr-wsd-decay-style changes nothing without lr-decay-style WSD",
+        ),
+        (
+            data.mock_data and data.data_cache_path != DataConfig.data_cache_path,
+            "data-cache-path changes nothing with mock-data",
+        ),
+    ]

@@ -1,0 +1,124 @@
+"""The laws of precision and of the learning rate; see `laws.py` for how a law is read."""
+
+from megascratch.config.settings import OptimConfig
+
+
+def one_precision(bf16: bool, fp16: bool, fp64: bool) -> str | None:
+    """Weights have one type."""
+    given = [name for name, on in (("bf16", bf16), ("fp16", fp16), ("fp64", fp64)) if on]
+    return f"at most one of {', '.join(given)} can be the precision: choose one" if len(given) > 1 else None
+
+
+def loss_scale_is_for_fp16(
+    fp16: bool,
+    loss_scale: float | None,
+    initial_loss_scale: float,
+    min_loss_scale: float,
+    loss_scale_window: int,
+    hysteresis: int,
+) -> str | None:
+    """Only fp16 scales its loss, and a constant scale has no dynamics."""
+    dynamic = {
+        "initial_loss_scale": initial_loss_scale,
+        "min_loss_scale": min_loss_scale,
+        "loss_scale_window": loss_scale_window,
+        "hysteresis": hysteresis,
+    }
+    changed = [name.replace("_", "-") for name, value in dynamic.items() if value != getattr(OptimConfig, name)]
+    if not fp16 and (changed or loss_scale is not None):
+        given = ["loss-scale"] * (loss_scale is not None) + changed
+        return f"{', '.join(given)} needs fp16: use fp16, or leave it out"
+    if loss_scale is not None and changed:
+        return f"{', '.join(changed)} steers a dynamic loss scale, but loss-scale ({loss_scale}) is constant: give one"
+    if min_loss_scale > initial_loss_scale:
+        return f"min-loss-scale ({min_loss_scale}) must not pass initial-loss-scale ({initial_loss_scale})"
+    return None
+
+
+def rates_are_in_order(lr: float, min_lr: float, lr_warmup_init: float) -> str | None:
+    """The highest learning rate is the highest."""
+    above = [(n, value) for n, value in (("min-lr", min_lr), ("lr-warmup-init", lr_warmup_init)) if value > lr]
+    return "; ".join(f"{name} ({value}) must not pass lr ({lr}): use {lr} or less" for name, value in above) or None
+
+
+def decay_has_the_unit_of_the_run(
+    train_iters: int | None,
+    train_samples: int | None,
+    lr_decay_iters: int | None,
+    lr_decay_samples: int | None,
+    lr_warmup_iters: int,
+    lr_warmup_samples: int,
+    lr_wsd_decay_iters: int | None,
+    lr_wsd_decay_samples: int | None,
+) -> str | None:
+    """A run in steps decays in steps, a run in samples decays in samples."""
+    if (train_iters is None) == (train_samples is None):
+        return None
+    by_iters = {"lr-decay": lr_decay_iters, "lr-warmup": lr_warmup_iters or None, "lr-wsd-decay": lr_wsd_decay_iters}
+    by_samples = {
+        "lr-decay": lr_decay_samples, "lr-warmup": lr_warmup_samples or None, "lr-wsd-decay": lr_wsd_decay_samples,
+    }  # fmt: skip
+    unit, other, wrong = ("iters", "samples", by_samples) if train_iters else ("samples", "iters", by_iters)
+    found = [name for name, value in wrong.items() if value is not None]
+    if not found:
+        return None
+    return (
+        f"{', '.join(f'{name}-{other} ({wrong[name]})' for name in found)} does not go with train-{unit}: "
+        f"use {', '.join(f'{name}-{unit}' for name in found)}"
+    )
+
+
+def one_warmup(lr_warmup_iters: int, lr_warmup_samples: int, lr_warmup_fraction: float | None) -> str | None:
+    """Warm-up is given in one unit."""
+    units = {"iters": lr_warmup_iters, "samples": lr_warmup_samples, "fraction": lr_warmup_fraction}
+    given = [f"lr-warmup-{unit} ({value})" for unit, value in units.items() if value]
+    return f"warm-up is given twice, by {' and '.join(given)}: keep one" if len(given) > 1 else None
+
+
+def phases_fit_the_decay(
+    lr_decay_style: str,
+    lr_decay_iters: int | None,
+    lr_decay_samples: int | None,
+    lr_warmup_iters: int,
+    lr_warmup_samples: int,
+    lr_wsd_decay_iters: int | None,
+    lr_wsd_decay_samples: int | None,
+) -> str | None:
+    """Warm-up and WSD's last phase lie inside the decay's length."""
+    if lr_decay_style == "constant":
+        return None
+    for unit, length, warmup, last in (
+        ("iters", lr_decay_iters, lr_warmup_iters, lr_wsd_decay_iters),
+        ("samples", lr_decay_samples, lr_warmup_samples, lr_wsd_decay_samples),
+    ):
+        if length is not None and warmup + (last or 0) > length:
+            phases = f"lr-warmup-{unit} ({warmup})" + (f" + lr-wsd-decay-{unit} ({last})" if last else "")
+            return (
+                f"{phases} must not pass lr-decay-{unit} ({length}): "
+                f"use a warm-up of {max(length - (last or 0), 0)} or less"
+            )
+    return None
+
+
+def wsd_has_a_last_phase(
+    lr_decay_style: str, train_samples: int | None, lr_wsd_decay_iters: int | None, lr_wsd_decay_samples: int | None
+) -> str | None:
+    """WSD needs the length of its last phase; other shapes have none."""
+    given = lr_wsd_decay_iters is not None or lr_wsd_decay_samples is not None
+    unit = "samples" if train_samples is not None else "iters"
+    if lr_decay_style == "WSD" and not given:
+        return f"lr-decay-style WSD needs lr-wsd-decay-{unit}, the length of its last phase"
+    if lr_decay_style != "WSD" and given:
+        return f"lr-wsd-decay-{unit} needs lr-decay-style WSD, not {lr_decay_style}: use WSD, or leave it out"
+    return None
+
+
+LAWS = [
+    one_precision,
+    loss_scale_is_for_fp16,
+    rates_are_in_order,
+    decay_has_the_unit_of_the_run,
+    one_warmup,
+    phases_fit_the_decay,
+    wsd_has_a_last_phase,
+]

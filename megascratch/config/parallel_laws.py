@@ -1,0 +1,115 @@
+"""The laws of the layout: processes, stages, chunks and backends; see `laws.py` for how a law is read."""
+
+from megascratch.config.cut import layer_cut
+from megascratch.config.errors import UserError
+from megascratch.config.wording import choice, divisors, multiples_near
+
+
+def layout_fits_the_world(
+    world_size: int,
+    tensor_model_parallel_size: int,
+    pipeline_model_parallel_size: int,
+    data_parallel_size: int | None,
+) -> str | None:
+    """Every process has exactly one place: world = tensor x pipeline x data."""
+    tp, pp, dp = tensor_model_parallel_size, pipeline_model_parallel_size, data_parallel_size
+    if world_size % (tp * pp):
+        return (
+            f"world size ({world_size}) must divide by tensor-model-parallel-size x pipeline-model-parallel-size "
+            f"({tp} x {pp} = {tp * pp}): start {choice(multiples_near(world_size, tp * pp))} processes, "
+            f"or use a layout of {choice(divisors(world_size), tp * pp)} ranks"
+        )
+    if dp is not None and world_size != tp * pp * dp:
+        return (
+            f"world size ({world_size}) must be tensor x pipeline x data parallel size ({tp} x {pp} x {dp} = "
+            f"{tp * pp * dp}): start {tp * pp * dp} processes, or use data-parallel-size {world_size // (tp * pp)}"
+        )
+    return None
+
+
+def sequence_over_tp(seq_length: int, tensor_model_parallel_size: int, sequence_parallel: bool) -> str | None:
+    """Sequence parallel cuts the sequence into equal pieces."""
+    if not sequence_parallel or seq_length % tensor_model_parallel_size == 0:
+        return None
+    return (
+        f"seq-length ({seq_length}) must divide by tensor-model-parallel-size ({tensor_model_parallel_size}) with "
+        f"sequence-parallel: use {choice(multiples_near(seq_length, tensor_model_parallel_size))}"
+    )
+
+
+def layers_are_cut_whole(
+    num_layers: int,
+    pipeline_model_parallel_size: int,
+    num_virtual_stages_per_pipeline_rank: int,
+    decoder_first_pipeline_num_layers: int | None,
+    decoder_last_pipeline_num_layers: int | None,
+    pipeline_model_parallel_layout: list[int] | None,
+) -> str | None:
+    """Every layer lies on exactly one virtual stage; see `cut.layer_cut`."""
+    try:
+        layer_cut(
+            num_layers,
+            pipeline_model_parallel_size,
+            num_virtual_stages_per_pipeline_rank,
+            decoder_first_pipeline_num_layers,
+            decoder_last_pipeline_num_layers,
+            pipeline_model_parallel_layout,
+        )
+    except UserError as broken:
+        return str(broken)
+    return None
+
+
+def schedule_fits_the_chunks(
+    pipeline_schedule: str, pipeline_model_parallel_size: int, num_virtual_stages_per_pipeline_rank: int
+) -> str | None:
+    """Only interleaving plays several chunks per rank, and it needs several chunks and several stages."""
+    chunks = num_virtual_stages_per_pipeline_rank
+    if pipeline_schedule != "interleaved":
+        if chunks == 1:
+            return None
+        return (
+            f"num-virtual-stages-per-pipeline-rank ({chunks}) needs pipeline-schedule interleaved, "
+            f"not {pipeline_schedule}: use interleaved, or 1 virtual stage"
+        )
+    if chunks > 1 and pipeline_model_parallel_size > 1:
+        return None
+    return (
+        "pipeline-schedule interleaved needs pipeline-model-parallel-size and num-virtual-stages-per-pipeline-rank "
+        f"of 2 or more (now {pipeline_model_parallel_size} and {chunks}): raise them, or use 1f1b"
+    )
+
+
+def groups_are_for_interleaving(
+    microbatch_group_size_per_virtual_pipeline_stage: int, pipeline_schedule: str, pipeline_model_parallel_size: int
+) -> str | None:
+    """The group size orders interleaved micro-batches: at least one per stage, and meaningless elsewhere."""
+    group, pp = microbatch_group_size_per_virtual_pipeline_stage, pipeline_model_parallel_size
+    if pipeline_schedule == "interleaved" and group < pp:
+        return (
+            f"microbatch-group-size-per-virtual-pipeline-stage ({group}) must be at least "
+            f"pipeline-model-parallel-size ({pp}): use {pp} or more"
+        )
+    if pipeline_schedule != "interleaved" and group != pp:
+        return (
+            f"microbatch-group-size-per-virtual-pipeline-stage ({group}) needs pipeline-schedule interleaved, "
+            f"not {pipeline_schedule}: leave it out"
+        )
+    return None
+
+
+def backend_fits_the_device(device: str | None, distributed_backend: str | None) -> str | None:
+    """NCCL moves GPU memory only."""
+    if device == "cpu" and distributed_backend == "nccl":
+        return "distributed-backend nccl needs device cuda, not cpu: use gloo"
+    return None
+
+
+LAWS = [
+    layout_fits_the_world,
+    sequence_over_tp,
+    layers_are_cut_whole,
+    schedule_fits_the_chunks,
+    groups_are_for_interleaving,
+    backend_fits_the_device,
+]

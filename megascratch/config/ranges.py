@@ -1,0 +1,63 @@
+"""The values each number may have on its own, as one table of intervals; a setting that is not listed may be anything."""
+
+import math
+import re
+from typing import Any, NamedTuple
+
+
+class Interval(NamedTuple):
+    """An interval as mathematics writes it: a round bracket leaves its end out."""
+
+    text: str
+    low: float
+    high: float
+
+    def __contains__(self, value: object) -> bool:
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            return False
+        above = value > self.low if self.text[0] == "(" else value >= self.low
+        return above and (value < self.high if self.text[-1] == ")" else value <= self.high)
+
+    def words(self) -> str:
+        """'at least 0', 'above 0', 'in [0, 1)' ..., for an error message."""
+        if not math.isinf(self.high):
+            return f"in {self.text}"
+        number = f"{self.low:g}"
+        return f"above {number}" if self.text[0] == "(" else f"at least {number}"
+
+
+def _interval(text: str) -> Interval:
+    low, high = re.findall(r"[\w.]+", text)
+    return Interval(text, float(low), float(high))
+
+
+NAMES_BY_INTERVAL = {
+    "[1, inf)": """
+        num_layers hidden_size num_attention_heads num_query_groups kv_channels ffn_hidden_size
+        max_position_embeddings vocab_size make_vocab_size_divisible_by tensor_model_parallel_size
+        pipeline_model_parallel_size data_parallel_size num_virtual_stages_per_pipeline_rank
+        microbatch_group_size_per_virtual_pipeline_stage ddp_bucket_size seq_length micro_batch_size
+        global_batch_size train_iters train_samples lr_decay_iters lr_decay_samples lr_wsd_decay_iters
+        lr_wsd_decay_samples eval_iters log_interval loss_scale_window hysteresis""",
+    "[0, inf)": """
+        lr_warmup_iters lr_warmup_samples seed eval_interval save_interval
+        lr min_lr lr_warmup_init weight_decay clip_grad""",
+    "(0, inf)": """
+        rotary_base norm_epsilon init_method_std distributed_timeout_minutes adam_eps loss_scale
+        initial_loss_scale min_loss_scale""",
+    "[0, 1)": "hidden_dropout attention_dropout lr_warmup_fraction adam_beta1 adam_beta2",
+    "(0, 1]": "rotary_percent",
+}
+
+RANGES: dict[str, Interval] = {
+    name: _interval(text) for text, names in NAMES_BY_INTERVAL.items() for name in names.split()
+}
+
+
+def out_of_range(values: dict[str, Any]) -> dict[str, str]:
+    """Setting -> what is wrong with its value, for each number outside its interval; None is never outside."""
+    return {
+        name: f"{name.replace('_', '-')} ({values[name]}) must be {interval.words()}"
+        for name, interval in RANGES.items()
+        if values[name] is not None and values[name] not in interval
+    }
