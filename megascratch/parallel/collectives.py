@@ -1,0 +1,164 @@
+"""Collectives over an `Axis`: plain ones, and conjugate pairs for autograd.
+
+    forward              backward             used by
+    copy                 all_reduce           input of a column-parallel layer
+    all_reduce           copy                 output of a row-parallel layer
+    all_gather(dim)      reduce_scatter(dim)  sequence parallel: sequence -> full
+    reduce_scatter(dim)  all_gather(dim)      sequence parallel: full -> sequence
+
+(f and g of Shoeybi et al. 2019, arXiv 1909.08053, section 3; the sequence pairs of Korthikanti et al. 2022,
+arXiv 2205.05198, section 4.2.) On an axis of size 1 everything returns its input.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from megascratch.parallel.mesh import Axis
+
+# torch 2.13 renamed the single-tensor forms and warns about the old names; 2.11 has only those.
+_all_gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_reduce_scatter_single = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
+
+class CommunicationError(RuntimeError):
+    """A collective or transfer failed or timed out; the text names the operation, the axis and the rank."""
+
+
+@contextmanager
+def named(operation: str, axis: str, rank: int, size: int) -> Iterator[None]:
+    """Gives whatever communication fails inside a name (law 11)."""
+    try:
+        yield
+    except CommunicationError:
+        raise
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise CommunicationError(f"{operation} over {axis} failed on rank {rank} of {size}: {reason}") from error
+
+
+class Pending:
+    """A collective under way; `wait` returns its result."""
+
+    def __init__(self, operation: str, axis: Axis, work: dist.Work | None, result: Tensor):
+        self.operation, self.axis, self.work, self.result = operation, axis, work, result
+
+    def wait(self) -> Tensor:
+        if self.work is not None:
+            with named(self.operation, self.axis.name, self.axis.rank, self.axis.size):
+                self.work.wait()
+            self.work = None
+        return self.result
+
+
+def _start(operation: str, axis: Axis, result: Tensor, launch: Callable[..., dist.Work | None]) -> Pending:
+    with named(operation, axis.name, axis.rank, axis.size):
+        return Pending(operation, axis, launch(group=axis.group, async_op=True), result)
+
+
+def start_all_reduce(x: Tensor, axis: Axis, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Pending:
+    """Sums (or `op`) x over the axis, in place."""
+    if axis.size == 1:
+        return Pending("all_reduce", axis, None, x)
+    return _start("all_reduce", axis, x, lambda **how: dist.all_reduce(x, op, **how))
+
+
+def start_all_gather(x: Tensor, axis: Axis, out: Tensor | None = None) -> Pending:
+    """[n, ...] -> [axis.size * n, ...]: the pieces of all ranks one after the other along dim 0."""
+    if axis.size == 1:
+        return Pending("all_gather", axis, None, x if out is None else out.copy_(x))
+    x = x.contiguous()
+    out = x.new_empty((axis.size * x.shape[0], *x.shape[1:])) if out is None else out
+    return _start("all_gather", axis, out, lambda **how: _all_gather_single(out, x, **how))
+
+
+def start_reduce_scatter(x: Tensor, axis: Axis, out: Tensor | None = None) -> Pending:
+    """[axis.size * n, ...] -> [n, ...]: this rank's piece of the sum along dim 0."""
+    if axis.size == 1:
+        return Pending("reduce_scatter", axis, None, x if out is None else out.copy_(x))
+    x = x.contiguous()
+    out = x.new_empty((x.shape[0] // axis.size, *x.shape[1:])) if out is None else out
+    return _start("reduce_scatter", axis, out, lambda **how: _reduce_scatter_single(out, x, **how))
+
+
+def all_reduce(x: Tensor, axis: Axis, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Tensor:
+    return start_all_reduce(x, axis, op).wait()
+
+
+def all_gather(x: Tensor, axis: Axis, dim: int = 0) -> Tensor:
+    """The pieces of all ranks one after the other along `dim`."""
+    if axis.size == 1:
+        return x
+    whole = start_all_gather(x.movedim(dim, 0), axis).wait()
+    return whole.movedim(0, dim)
+
+
+def reduce_scatter(x: Tensor, axis: Axis, dim: int = 0) -> Tensor:
+    """This rank's piece, along `dim`, of the sum over the axis."""
+    if axis.size == 1:
+        return x
+    return start_reduce_scatter(x.movedim(dim, 0), axis).wait().movedim(0, dim)
+
+
+def all_gather_objects(item: object, axis: Axis) -> list:
+    """One Python object of every rank, in rank order; for set-up, not for the training step."""
+    if axis.size == 1:
+        return [item]
+    items: list = [None] * axis.size
+    with named("all_gather_objects", axis.name, axis.rank, axis.size):
+        dist.all_gather_object(items, item, group=axis.group)
+    return items
+
+
+def barrier(axis: Axis) -> None:
+    """Returns when every rank of the axis has arrived."""
+    all_gather_objects(None, axis)
+
+
+# ---- conjugate pairs -------------------------------------------------------------------------------------------
+
+Op = Callable[[Tensor, Axis], Tensor]
+
+
+class _Pair(torch.autograd.Function):
+    """One operation forward, its conjugate backward."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, axis: Axis, forward_op: Op, backward_op: Op) -> Tensor:
+        ctx.axis, ctx.backward_op = axis, backward_op
+        return forward_op(x, axis)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        return ctx.backward_op(grad, ctx.axis), None, None, None
+
+
+def _copy(x: Tensor, axis: Axis) -> Tensor:
+    return x.view_as(x)
+
+
+def _sum(x: Tensor, axis: Axis) -> Tensor:
+    return all_reduce(x.clone(memory_format=torch.contiguous_format), axis)
+
+
+def copy_to(x: Tensor, axis: Axis) -> Tensor:
+    """Identity forward, all-reduce backward."""
+    return x if axis.size == 1 else _Pair.apply(x, axis, _copy, _sum)
+
+
+def reduce_from(x: Tensor, axis: Axis) -> Tensor:
+    """All-reduce forward, identity backward."""
+    return x if axis.size == 1 else _Pair.apply(x, axis, _sum, _copy)
+
+
+def gather_from(x: Tensor, axis: Axis) -> Tensor:
+    """All-gather along dim 0 forward, reduce-scatter backward."""
+    return x if axis.size == 1 else _Pair.apply(x, axis, all_gather, reduce_scatter)
+
+
+def reduce_scatter_to(x: Tensor, axis: Axis) -> Tensor:
+    """Reduce-scatter along dim 0 forward, all-gather backward."""
+    return x if axis.size == 1 else _Pair.apply(x, axis, reduce_scatter, all_gather)

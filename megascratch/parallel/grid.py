@@ -1,0 +1,57 @@
+"""Rank arithmetic: from sizes of axes to who sits with whom. No torch, no cluster, no state.
+
+A rank number counts through the axes like an odometer, the last axis fastest. The dense view is
+``pp, dp, cp, tp`` (tp fastest); experts see the *same* ranks through a second grid ``pp, edp, ep, etp``.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Axis sizes, outermost first, e.g. ``{"pp": 2, "dp": 4, "cp": 1, "tp": 2}``."""
+
+    sizes: dict[str, int]
+
+    @classmethod
+    def dense(cls, tp: int = 1, pp: int = 1, dp: int = 1, cp: int = 1) -> "Grid":
+        return cls({"pp": pp, "dp": dp, "cp": cp, "tp": tp})
+
+    def expert_view(self, ep: int = 1, etp: int = 1) -> "Grid":
+        """The same ranks as seen by expert weights; pipeline stages are the same in both views."""
+        inner = self.world // self.sizes["pp"]
+        if inner % (ep * etp):
+            raise ValueError(f"expert-model-parallel-size x expert-tensor-parallel-size ({ep} x {etp}) "
+                             f"must divide the {inner} ranks of a pipeline stage")
+        return Grid({"pp": self.sizes["pp"], "edp": inner // (ep * etp), "ep": ep, "etp": etp})
+
+    @property
+    def world(self) -> int:
+        return int(np.prod(list(self.sizes.values())))
+
+    def coords(self, rank: int) -> dict[str, int]:
+        """Rank number -> position on every axis."""
+        place = np.unravel_index(rank, tuple(self.sizes.values()))
+        return {axis: int(at) for axis, at in zip(self.sizes, place, strict=True)}
+
+    def rank(self, **coords: int) -> int:
+        """Position on every axis -> rank number; axes not named are at 0."""
+        place = tuple(coords.get(axis, 0) for axis in self.sizes)
+        return int(np.ravel_multi_index(place, tuple(self.sizes.values())))
+
+    def group(self, rank: int, *axes: str) -> list[int]:
+        """The ranks that differ from `rank` only along `axes`, in rank order."""
+        here = self.coords(rank)
+        line = tuple(slice(None) if axis in axes else here[axis] for axis in self.sizes)
+        return [int(r) for r in np.arange(self.world).reshape(tuple(self.sizes.values()))[line].ravel()]
+
+    def groups(self, *axes: str) -> list[list[int]]:
+        """Every group along `axes`, each once, ordered by its first rank."""
+        names = list(self.sizes)
+        outer = [i for i, name in enumerate(names) if name not in axes]
+        inner = [i for i, name in enumerate(names) if name in axes]
+        length = int(np.prod([self.sizes[names[i]] for i in inner]))
+        ranks = np.arange(self.world).reshape(tuple(self.sizes.values())).transpose(outer + inner)
+        return ranks.reshape(-1, length).tolist()

@@ -1,0 +1,171 @@
+"""`Grid` + my rank + live process groups: the only place that knows about torch.distributed's start and end.
+
+A leaf layer is handed one `Axis`; an assembler is handed the `Mesh`. An axis of size 1 has no group and every
+collective on it returns its input, so no layer ever asks whether it is distributed.
+"""
+
+import os
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from megascratch.config.errors import UserError
+from megascratch.parallel.grid import Grid
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One line of ranks through the grid, seen from one of them."""
+
+    name: str
+    size: int = 1
+    rank: int = 0
+    ranks: tuple[int, ...] = (0,)
+    group: dist.ProcessGroup | None = None
+
+    @classmethod
+    def alone(cls, name: str, rank: int = 0) -> "Axis":
+        return cls(name, ranks=(rank,))
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def is_last(self) -> bool:
+        return self.rank == self.size - 1
+
+
+@dataclass(frozen=True)
+class Link:
+    """One direction between two neighbouring stages, with a group of its own: messages on a link arrive in the
+    order they were sent, and no link can block another (NCCL runs the operations of one group one by one)."""
+
+    source: int  # global rank
+    target: int
+    group: dist.ProcessGroup
+
+
+@dataclass(frozen=True)
+class Links:
+    """The four directed links of a stage; stages form a ring, so that chunks of interleaving wrap around."""
+
+    forward_in: Link
+    forward_out: Link
+    backward_in: Link
+    backward_out: Link
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """Who am I and whom do I talk to."""
+
+    grid: Grid
+    rank: int
+    device: torch.device
+    tp: Axis
+    pp: Axis
+    dp: Axis
+    cp: Axis
+    data: Axis  # dp and cp together: the ranks that hold the same weights and sum their gradients
+    model: Axis  # tp and pp together: the ranks that hold one copy of the model
+    embedding: Axis  # first and last stage: the two copies of a tied embedding; size 1 on the stages between
+    world: Axis
+    links: Links | None = field(default=None, repr=False)
+
+    @classmethod
+    def alone(cls, device: torch.device | str = "cpu") -> "Mesh":
+        """One process, no communication."""
+        names = ("tp", "pp", "dp", "cp", "data", "model", "embedding", "world")
+        return cls(Grid.dense(), 0, torch.device(device), **{name: Axis.alone(name) for name in names})
+
+    @classmethod
+    def build(cls, grid: Grid, device: torch.device | str = "cpu", timeout: timedelta | None = None) -> "Mesh":
+        """Makes every process group of `grid`; called by all ranks of an initialised default group.
+
+        Every rank walks through all groups in one order: torch numbers groups by the calls made so far.
+        """
+        rank = dist.get_rank() if dist.is_initialized() else 0
+        world = dist.get_world_size() if dist.is_initialized() else 1
+        if world != grid.world:
+            raise UserError(f"world size ({world}) must equal the product of the layout {grid.sizes}: "
+                            f"start {grid.world} processes")
+        if world == 1:
+            return cls.alone(device)
+        maker = _GroupMaker(rank, timeout)
+        lines = {"tp": ("tp",), "cp": ("cp",), "dp": ("dp",), "pp": ("pp",), "data": ("dp", "cp"), "model": ("pp", "tp")}
+        axes = {name: maker.axis(name, grid.groups(*members)) for name, members in lines.items()}
+        pipelines = grid.groups("pp")
+        axes["embedding"] = maker.axis("embedding", [sorted({stages[0], stages[-1]}) for stages in pipelines])
+        axes["world"] = Axis("world", world, rank, tuple(range(world)), dist.group.WORLD)
+        links = maker.links(pipelines) if grid.sizes["pp"] > 1 else None
+        return cls(grid, rank, torch.device(device), **axes, links=links)
+
+    @property
+    def coords(self) -> dict[str, int]:
+        return self.grid.coords(self.rank)
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+
+class _GroupMaker:
+    """Makes groups on all ranks in one order and keeps those of this rank; equal lists of ranks share one group."""
+
+    def __init__(self, rank: int, timeout: timedelta | None):
+        self.rank, self.timeout = rank, timeout
+        self.made: dict[tuple[int, ...], dist.ProcessGroup] = {}
+
+    def axis(self, name: str, groups: list[list[int]]) -> Axis:
+        """This rank's axis among `groups`; alone if none of them holds it."""
+        mine = Axis.alone(name, self.rank)
+        for ranks in map(tuple, groups):
+            if len(ranks) > 1 and ranks not in self.made:
+                self.made[ranks] = self._new(ranks, name)
+            if len(ranks) > 1 and self.rank in ranks:
+                mine = Axis(name, len(ranks), ranks.index(self.rank), ranks, self.made[ranks])
+        return mine
+
+    def links(self, pipelines: list[list[int]]) -> Links:
+        """The links of this rank's ring of stages."""
+        made: dict[str, Link] = {}
+        for stages in pipelines:
+            for i, source in enumerate(stages):
+                target = stages[(i + 1) % len(stages)]
+                pair = tuple(sorted((source, target)))
+                forward = Link(source, target, self._new(pair, "pp forward"))
+                backward = Link(target, source, self._new(pair, "pp backward"))
+                if self.rank == source:
+                    made |= {"forward_out": forward, "backward_in": backward}
+                if self.rank == target:
+                    made |= {"forward_in": forward, "backward_out": backward}
+        return Links(**made)
+
+    def _new(self, ranks: tuple[int, ...], description: str) -> dist.ProcessGroup:
+        return dist.new_group(list(ranks), timeout=self.timeout, group_desc=description)
+
+
+def start(backend: str, device: torch.device, timeout: timedelta) -> None:
+    """Joins the default process group that torchrun describes in the environment; alone without torchrun.
+
+    Raises:
+        UserError: the rendezvous address cannot be used (port taken, host unknown).
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return
+    try:
+        dist.init_process_group(backend, timeout=timeout, device_id=device if device.type == "cuda" else None)
+    except (dist.DistNetworkError, dist.DistStoreError) as error:
+        address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        first_line = str(error).strip().splitlines()[0]
+        raise UserError(f"no meeting point at {address}: {first_line}; choose another port, e.g. "
+                        "torchrun --rdzv-backend c10d --rdzv-endpoint localhost:0") from error
+
+
+def stop() -> None:
+    """Leaves the default process group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
