@@ -3,7 +3,12 @@
 from pybind11.setup_helpers import Pybind11Extension, build_ext
 from setuptools import setup
 
-setup(
-    ext_modules=[Pybind11Extension("megascratch.data._indices", ["csrc/indices.cpp"], cxx_std=17)],
-    cmdclass={"build_ext": build_ext},
+# No contraction to fused multiply-add: blending must choose the same dataset on every processor.
+INDICES = Pybind11Extension(
+    "megascratch.data._indices",
+    ["csrc/indices.cpp"],
+    cxx_std=17,
+    extra_compile_args=["-O3", "-ffp-contract=off", "-Wall", "-Wextra"],
 )
+
+setup(ext_modules=[INDICES], cmdclass={"build_ext": build_ext})

@@ -1,0 +1,105 @@
+"""What flows through the model: samples of token ids in, one `Batch` of tensors out.
+
+Shapes: b micro-batch, s seq_length. A sample has s + 1 tokens (the last one is only a label) or fewer, then it is padded
+with id 0 and loss mask 0. After an end-of-document token a new document begins; the token itself belongs to the old one.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from megascratch.config.errors import UserError
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch."""
+
+    ids: Tensor
+    """[b, s] int64 input tokens."""
+    labels: Tensor
+    """[b, s] int64 next tokens."""
+    loss_mask: Tensor
+    """[b, s] float32, 1 where the loss counts."""
+    positions: Tensor
+    """[b, s] int64."""
+    documents: Tensor | None
+    """[b, s] int64 number of the document inside the sample when attention stops at boundaries, else None."""
+    samples: Tensor
+    """[b] int64 global number of each sample (keys dropout)."""
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch on another device."""
+        return Batch(
+            ids=self.ids.to(device),
+            labels=self.labels.to(device),
+            loss_mask=self.loss_mask.to(device),
+            positions=self.positions.to(device),
+            documents=None if self.documents is None else self.documents.to(device),
+            samples=self.samples.to(device),
+        )
+
+
+def collate(
+    samples: Sequence[np.ndarray],
+    numbers: Sequence[int],
+    seq_length: int,
+    eod: int | None,
+    *,
+    reset_position_ids: bool = False,
+    reset_attention_mask: bool = False,
+    eod_mask_loss: bool = False,
+) -> Batch:
+    """Stacks samples (each int64 [<= s + 1]) with their global numbers.
+
+    Raises: UserError where a document boundary is asked for and `eod` is None; ValueError for a sample that is too long.
+    """
+    if eod is None and (reset_position_ids or reset_attention_mask or eod_mask_loss):
+        raise UserError(
+            "--reset-position-ids, --reset-attention-mask and --eod-mask-loss need an end-of-document token, "
+            "this tokenizer has none: train it with one, or leave the flags away"
+        )
+    tokens, valid = _pad(samples, seq_length)
+    ids, labels = tokens[:, :-1], tokens[:, 1:]
+    boundary = np.zeros_like(ids, dtype=bool) if eod is None else (ids == eod) & valid
+    loss_mask = valid & ~boundary if eod_mask_loss else valid
+    return Batch(
+        ids=_tensor(ids),
+        labels=_tensor(labels),
+        loss_mask=_tensor(loss_mask.astype(np.float32)),
+        positions=_tensor(_positions(boundary if reset_position_ids else np.zeros_like(boundary))),
+        documents=_tensor(_documents(boundary)) if reset_attention_mask else None,
+        samples=torch.tensor(list(numbers), dtype=torch.int64),
+    )
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array))
+
+
+def _pad(samples: Sequence[np.ndarray], seq_length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens [b, s + 1] and, for each of the s places, whether its label is a real token."""
+    tokens = np.zeros((len(samples), seq_length + 1), dtype=np.int64)
+    valid = np.zeros((len(samples), seq_length), dtype=bool)
+    for row, sample in enumerate(samples):
+        if len(sample) > seq_length + 1:
+            raise ValueError(f"sample has {len(sample)} tokens, seq_length {seq_length} takes at most {seq_length + 1}")
+        tokens[row, : len(sample)] = sample
+        valid[row, : max(len(sample) - 1, 0)] = True
+    return tokens, valid
+
+
+def _documents(boundary: np.ndarray) -> np.ndarray:
+    """[b, s]: number of boundaries in front of each place."""
+    return np.cumsum(boundary, axis=1) - boundary
+
+
+def _positions(boundary: np.ndarray) -> np.ndarray:
+    """[b, s]: places since the last boundary."""
+    place = np.broadcast_to(np.arange(boundary.shape[1]), boundary.shape)
+    starts = np.zeros(boundary.shape, dtype=np.int64)
+    starts[:, 1:] = np.where(boundary, place + 1, 0)[:, :-1]
+    return place - np.maximum.accumulate(starts, axis=1)

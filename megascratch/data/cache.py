@@ -1,0 +1,98 @@
+"""Arrays that are built once per machine: a key and a function in, memory-mapped arrays out.
+
+One folder per key, named by the sha256 of everything that shapes the arrays (`key.json` inside says it in words).
+It appears under its name by one rename, when complete. The first process builds under a file lock, the others wait
+for it; the kernel frees the lock of a process that dies, so nobody waits forever.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from megascratch.config.errors import UserError
+
+Arrays = dict[str, np.ndarray]
+
+
+def built_once(folder: Path, key: Mapping[str, Any], build: Callable[[], Arrays]) -> Arrays:
+    """The arrays of `key`, read from the cache or built into it.
+
+    Raises: UserError where the cache cannot be written.
+    """
+    text = json.dumps(key, sort_keys=True)
+    home = folder / hashlib.sha256(text.encode()).hexdigest()[:32]
+    arrays = _load(home)
+    if arrays is not None:
+        return arrays
+    with _locked(folder):
+        arrays = _load(home)
+        if arrays is None:
+            _store(home, text, build())
+            arrays = _load(home)
+    if arrays is None:
+        raise UserError(f"the index cache {home} cannot be read back; choose another place with --data-cache-path")
+    return arrays
+
+
+def _load(home: Path) -> Arrays | None:
+    """None where there is nothing, or nothing whole (a copy that was cut short): it is built again then."""
+    try:
+        names = json.loads((home / "key.json").read_text())["arrays"]
+        return {name: np.load(home / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in names}
+    except (OSError, ValueError, KeyError, EOFError):
+        return None
+
+
+def _store(home: Path, key: str, arrays: Arrays) -> None:
+    partial = home.with_name(f"{home.name}.{os.getpid()}.partial")
+    with _writable(home.parent):
+        shutil.rmtree(home, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        for name, array in arrays.items():
+            with (partial / f"{name}.npy").open("wb") as file:
+                np.save(file, array, allow_pickle=False)
+                file.flush()
+                os.fsync(file.fileno())
+        (partial / "key.json").write_text(json.dumps({"arrays": list(arrays), "key": json.loads(key)}, indent=1))
+        _move_in_place(partial, home)
+
+
+def _move_in_place(partial: Path, home: Path) -> None:
+    try:
+        os.rename(partial, home)
+    except OSError:
+        if _load(home) is None:
+            raise
+        shutil.rmtree(partial)  # no lock, and another process was faster with the same arrays
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    with _writable(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / "lock").open("a")
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError:  # a file system without locks: every process builds, the rename lets one of them win
+            pass
+        yield
+
+
+@contextmanager
+def _writable(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"the index cache {folder} cannot be written: {error.strerror}; choose another place with --data-cache-path"
+        ) from error

@@ -1,0 +1,181 @@
+"""Sample number in, token ids out: `Corpus` cuts one corpus into samples, `Blend` mixes several by weight.
+
+Sample i is a pure function of (files, seed, i), never of how many samples are asked for (law 4):
+
+    epoch e = i // n, place i % n           n samples per epoch
+    sequences shuffled by (seed, e)  ->  laid end to end, cut every L tokens  ->  samples shuffled by (seed, e)
+
+A sample has L + 1 tokens; its last token is the first one of the next sample. A finite set (validation, test) keeps
+the order of the text, has one epoch, and ends with a shorter sample; past its end every sample is empty.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from megascratch.config.errors import UserError
+from megascratch.data.cache import Arrays, built_once
+from megascratch.data.indices import blend, permutation, sample_index, stream_key
+
+FORMAT = 1  # of the cached indices; part of their key
+SEQUENCES, SAMPLES = 1, 2  # what a shuffle is for
+EPOCHS_KEPT = 2
+BLEND_BLOCK = 1 << 16
+UNLIMITED = np.iinfo(np.int64).max
+
+
+class Dataset(Protocol):
+    """Anything that gives sample i as int64 [<= L + 1]; `len` is the size of a finite set, or of one epoch."""
+
+    def __getitem__(self, number: int) -> np.ndarray: ...
+
+    def __len__(self) -> int: ...
+
+
+class Source(Protocol):
+    """Sequences of token ids: `indexed.Reader`, or `mock.MockReader`."""
+
+    prefix: str
+    lengths: np.ndarray
+
+    @property
+    def identity(self) -> dict[str, Any]: ...
+
+    def get(self, sequence: int, offset: int = 0, length: int | None = None) -> np.ndarray: ...
+
+
+class EpochIndex(NamedTuple):
+    """How one epoch is read."""
+
+    sequences: np.ndarray
+    """int64 [sequences]: the order in which they are laid end to end."""
+    cuts: np.ndarray
+    """int64 [samples + 1, 2]: place in `sequences` and offset of each sample's first token."""
+    samples: np.ndarray
+    """int64 [samples]: the order in which the cuts are read."""
+
+
+class Corpus:
+    """Sequences [first, stop) of one source as samples of `seq_length` + 1 tokens.
+
+    `finite`: in order and once (validation); else shuffled anew in each epoch, without end. `cache` is the folder of the
+    index cache; None: build in memory.
+
+    Raises: UserError where the range has too few tokens for one sample.
+    """
+
+    def __init__(
+        self, source: Source, first: int, stop: int, *, seq_length: int, seed: int, finite: bool, cache: Path | None
+    ):
+        self.source, self.first, self.stop = source, first, stop
+        self.seq_length, self.seed, self.finite, self.cache = seq_length, seed, finite, cache
+        tokens = int(source.lengths[first:stop].sum(dtype=np.int64))
+        steps = max(tokens - 1, 0)
+        self._count = -(-steps // seq_length) if finite else steps // seq_length
+        self._epochs: OrderedDict[int, EpochIndex] = OrderedDict()
+        if self._count == 0:
+            needed = 2 if finite else seq_length + 1
+            raise UserError(
+                f"{source.prefix}: sequences {first} to {stop} hold {tokens} tokens, one sample of --seq-length "
+                f"{seq_length} needs {needed}; use more text"
+                + (f" or --seq-length {steps}" if steps and not finite else "")
+            )
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, number: int) -> np.ndarray:
+        if number < 0:
+            raise IndexError(f"sample {number} is negative")
+        epoch, place = divmod(number, self._count)
+        if self.finite and epoch:
+            return np.empty(0, dtype=np.int64)
+        index = self._epoch(epoch)
+        cut = int(index.samples[place])
+        return self._tokens(index, *index.cuts[cut : cut + 2].ravel().tolist())
+
+    def _tokens(self, index: EpochIndex, place: int, offset: int, last_place: int, last_offset: int) -> np.ndarray:
+        """Tokens from (place, offset) to (last_place, last_offset), both included."""
+        parts = []
+        for at in range(place, last_place + 1):
+            sequence = int(index.sequences[at])
+            start = offset if at == place else 0
+            stop = last_offset + 1 if at == last_place else int(self.source.lengths[sequence])
+            parts.append(self.source.get(sequence, start, stop - start))
+        return np.concatenate(parts).astype(np.int64, copy=False)
+
+    def _epoch(self, epoch: int) -> EpochIndex:
+        if epoch not in self._epochs:
+            arrays = built_once(self.cache, self._key(epoch), lambda: self._build(epoch)) if self.cache else None
+            self._epochs[epoch] = EpochIndex(**(arrays or self._build(epoch)))
+            if len(self._epochs) > EPOCHS_KEPT:
+                self._epochs.popitem(last=False)
+        return self._epochs[epoch]
+
+    def _key(self, epoch: int) -> dict[str, Any]:
+        """Everything that shapes the index of an epoch."""
+        order = "in order" if self.finite else {"seed": self.seed, "epoch": epoch}
+        split = [self.first, self.stop]
+        return {"format": FORMAT, **self.source.identity, "split": split, "seq_length": self.seq_length, "order": order}
+
+    def _build(self, epoch: int) -> Arrays:
+        if self.finite:
+            sequences = np.arange(self.first, self.stop, dtype=np.int64)
+            samples = np.arange(self._count, dtype=np.int64)
+        else:
+            sequences = self.first + permutation(self.stop - self.first, stream_key(self.seed, epoch, SEQUENCES))
+            samples = permutation(self._count, stream_key(self.seed, epoch, SAMPLES))
+        cuts = sample_index(self.source.lengths.astype(np.int64), sequences, self.seq_length, self.finite)
+        return {"sequences": sequences, "cuts": cuts, "samples": samples}
+
+
+class Blend:
+    """Several data sets mixed by weight: sample i comes from the set that is furthest behind its share by then.
+
+    `finite`: each sample of every set once; a set that is used up drops out. Which set gives sample i depends on
+    nothing after i. Indices are made in blocks, so that a blend has no end and needs little memory.
+    """
+
+    def __init__(self, parts: Sequence[Dataset], weights: Sequence[float], *, finite: bool):
+        if len(parts) != len(weights) or not parts:
+            raise ValueError(f"{len(parts)} data sets, {len(weights)} weights")
+        self.parts, self.finite = list(parts), finite
+        self.weights = np.asarray(weights, dtype=np.float64) / sum(weights)
+        sizes = [len(part) for part in parts]
+        self._count = sum(sizes)
+        self._limits = np.array(sizes if finite else [UNLIMITED] * len(parts), dtype=np.int64)
+        self._taken = [np.zeros(len(parts), dtype=np.int64)]  # by each set in front of each block, as far as known
+        self._block: tuple[int, np.ndarray, np.ndarray] | None = None
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, number: int) -> np.ndarray:
+        if number < 0:
+            raise IndexError(f"sample {number} is negative")
+        if self.finite and number >= self._count:
+            return np.empty(0, dtype=np.int64)
+        part, sample = self.origin(number)
+        return self.parts[part][sample]
+
+    def origin(self, number: int) -> tuple[int, int]:
+        """(data set, its sample) of sample `number`."""
+        wanted, at = divmod(number, BLEND_BLOCK)
+        while len(self._taken) <= wanted:
+            self._choose(len(self._taken) - 1)
+        if self._block is None or self._block[0] != wanted:
+            self._choose(wanted)
+        assert self._block is not None
+        return int(self._block[1][at]), int(self._block[2][at])
+
+    def _choose(self, block: int) -> None:
+        """Chooses the samples of one block, given what was taken in front of it."""
+        taken = self._taken[block]
+        count = min(BLEND_BLOCK, self._count - block * BLEND_BLOCK) if self.finite else BLEND_BLOCK
+        parts, samples = blend(self.weights, taken, self._limits, count)
+        self._block = (block, parts, samples)
+        if len(self._taken) == block + 1:
+            self._taken.append(taken + np.bincount(parts, minlength=len(self.parts)))

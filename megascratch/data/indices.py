@@ -1,0 +1,28 @@
+"""The hot loops over documents and samples: the C++ extension where it is built, else its Python twin with one warning."""
+
+import warnings
+from typing import Any
+
+from megascratch.data import reference
+
+try:
+    from megascratch.data import _indices as engine
+except ImportError:
+    warnings.warn(
+        "the C++ extension is not built (pip install -e . needs a C++17 compiler): "
+        "the indices are made in Python, with the same numbers but about 100 times slower",
+        stacklevel=2,
+    )
+    engine: Any = reference  # type: ignore[no-redef]
+
+permutation = engine.permutation
+sample_index = engine.sample_index
+blend = engine.blend
+
+
+def stream_key(*numbers: int) -> int:
+    """64 bits that depend on every one of the numbers and on their order, e.g. (seed, epoch, purpose)."""
+    key = 0
+    for number in numbers:
+        key = reference.mix64((key ^ reference.mix64(number + reference.GAMMA)) + reference.GAMMA)
+    return key

@@ -1,0 +1,73 @@
+"""{prefix}.json beside a corpus: what it was made with and from; and the check that a model may read it.
+
+Megatron's two files name neither tokenizer nor vocabulary; this third one does. A corpus without it (made elsewhere)
+is read once in full to learn its largest id, and that is remembered in the index cache.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from megascratch.config.errors import UserError
+from megascratch.data.cache import built_once
+from megascratch.data.indexed import Reader
+
+
+def manifest_path(prefix: str | Path) -> Path:
+    """The manifest of a corpus."""
+    return Path(f"{prefix}.json")
+
+
+def write_manifest(prefix: str | Path, manifest: Mapping[str, Any]) -> None:
+    """Writes the manifest in one move."""
+    path = manifest_path(prefix)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def read_manifest(reader: Reader) -> dict[str, Any] | None:
+    """The manifest, or None where there is none or it describes another .bin (told by its size)."""
+    try:
+        manifest = json.loads(manifest_path(reader.prefix).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    whole = isinstance(manifest, dict) and manifest.get("bin_bytes") == reader.bin_bytes
+    return manifest if whole else None
+
+
+def check_corpus(reader: Reader, vocab_size: int, fingerprint: str | None, cache: Path | None) -> None:
+    """Refuses a corpus made with another tokenizer (`fingerprint`; None: unknown) or with ids outside the vocabulary.
+
+    Raises: UserError naming both tokenizers, or file, sequence, id and vocabulary.
+    """
+    manifest = read_manifest(reader)
+    made_with = (manifest or {}).get("tokenizer", {})
+    if fingerprint is not None and made_with.get("fingerprint", fingerprint) != fingerprint:
+        raise UserError(
+            f"{reader.prefix} was made with another tokenizer: {made_with.get('kind')} {made_with['fingerprint'][:16]} "
+            f"({made_with.get('model')}), training uses {fingerprint[:16]}; give that tokenizer's file as "
+            f"--tokenizer-model or preprocess the corpus again"
+        )
+    low, high = _token_range(reader, manifest, cache)
+    if low < 0 or high >= vocab_size:
+        sequence, token = reader.first_outside(vocab_size) or (-1, high)
+        raise UserError(
+            f"{reader.prefix}.bin: sequence {sequence} has token id {token}, the vocabulary has {vocab_size} "
+            f"(ids 0 to {vocab_size - 1}); use the tokenizer that made the corpus or --vocab-size {high + 1}"
+        )
+
+
+def _token_range(reader: Reader, manifest: Mapping[str, Any] | None, cache: Path | None) -> tuple[int, int]:
+    known = (manifest or {}).get("min_token"), (manifest or {}).get("max_token")
+    if isinstance(known[0], int) and isinstance(known[1], int):
+        return known[0], known[1]
+    if cache is None:
+        return reader.token_range()
+    key = {"what": "token range", **reader.identity}
+    low, high = built_once(cache, key, lambda: {"range": np.array(reader.token_range())})["range"].tolist()
+    return low, high

@@ -1,0 +1,34 @@
+"""Synthetic sequences without files, the same on every machine: what `--mock-data` reads, as Megatron's mock data has it."""
+
+from typing import Any
+
+import numpy as np
+
+SEQUENCES, LONGEST = 100_000, 4096
+
+
+class MockReader:
+    """100,000 sequences of 1 to 4,095 tokens: 1, 2, 3 ... modulo the vocabulary, the last token `eod` (if there is one)."""
+
+    prefix = "mock data"
+
+    def __init__(self, vocab_size: int, eod: int | None):
+        self.vocab_size, self.eod = vocab_size, eod
+        self.lengths = np.random.default_rng(0).integers(1, LONGEST, size=SEQUENCES, dtype=np.int32)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What shapes the sequences."""
+        return {"mock": SEQUENCES, "vocab_size": self.vocab_size, "eod": self.eod}
+
+    def get(self, sequence: int, offset: int = 0, length: int | None = None) -> np.ndarray:
+        """Ids [length] of a sequence from token `offset` on (default: to its end)."""
+        whole = int(self.lengths[sequence])
+        stop = whole if length is None else offset + length
+        ids = np.arange(offset + 1, stop + 1, dtype=np.int64) % self.vocab_size
+        if self.eod is not None and stop == whole and len(ids):
+            ids[-1] = self.eod
+        return ids

@@ -1,0 +1,59 @@
+"""Which sequences train, which validate: shares like 949,50,1 and the words of --data-path in, ranges and weights out."""
+
+import re
+from collections.abc import Sequence
+
+from megascratch.config.errors import UserError
+
+SPLITS = ("train", "valid", "test")
+DEFAULT_SPLIT = "969,30,1"
+
+
+def shares(split: str) -> list[float]:
+    """Three shares that add up to 1; shares left away are 0.
+
+    Raises: UserError for anything but up to three numbers with a sum above 0.
+    """
+    words = re.split(r"[,/\s]+", split.strip())
+    numbers = [float(word) for word in words if re.fullmatch(r"\d+\.?\d*|\.\d+", word)]
+    if len(numbers) != len(words) or len(numbers) > len(SPLITS) or sum(numbers) <= 0:
+        raise UserError(f"--split {split!r} must be up to three numbers (train,valid,test) above 0, such as 949,50,1")
+    numbers += [0.0] * (len(SPLITS) - len(numbers))
+    return [number / sum(numbers) for number in numbers]
+
+
+def ranges(split: str, sequences: int) -> list[tuple[int, int] | None]:
+    """Sequences [first, stop) of train, valid and test; None where the share is 0.
+
+    The borders are the shares' running sums times `sequences`, rounded half to even (Megatron's rule).
+    """
+    result: list[tuple[int, int] | None] = []
+    low = 0.0
+    for share in shares(split):
+        high = low + share
+        result.append((round(low * sequences), round(high * sequences)) if share > 0 else None)
+        low = high
+    return result
+
+
+def prefixes_and_weights(words: Sequence[str], flag: str) -> tuple[list[str], list[float] | None]:
+    """An odd number of words is prefixes; an even number is weight prefix weight prefix ... if every first is a number.
+
+    Raises: UserError for no words, or weights that are negative or all 0.
+    """
+    if not words:
+        raise UserError(f"{flag} names no corpus; give at least one prefix of a .bin/.idx pair")
+    if len(words) % 2 or not all(_is_number(word) for word in words[::2]):
+        return list(words), None
+    weights = [float(word) for word in words[::2]]
+    if any(not 0 <= weight < float("inf") for weight in weights) or sum(weights) <= 0:
+        raise UserError(f"{flag}: weights {weights} must be finite, not negative and not all 0")
+    return list(words[1::2]), [weight / sum(weights) for weight in weights]
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
