@@ -1,0 +1,78 @@
+"""The command line in, an exit code out: finds the verb, runs its module, and says in one line what a user can mend.
+
+A verb is a file of this folder with `main(argv) -> int`; it is imported only when asked for, so that
+`megascratch --help` needs neither torch nor any other library.
+"""
+
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from megascratch.config.errors import SettingError, UserError
+
+VERBS = {
+    "pretrain": "train a model from .bin/.idx files, on any layout",
+    "preprocess": "turn JSONL text into .bin/.idx files",
+    "tokenizer": "train a tokenizer, encode and decode text",
+    "evaluate": "measure a checkpoint's loss and bits per byte on held-out text",
+    "generate": "continue prompts with a checkpoint",
+}
+
+USAGE = "\n".join(
+    [
+        "usage: megascratch VERB [--flags]",
+        "",
+        *(f"  {verb:<12}{summary}" for verb, summary in VERBS.items()),
+        "",
+        "megascratch VERB --help tells the verb's flags.",
+    ]
+)
+
+BAD_INPUT, INTERRUPTED, NOBODY_READS = 2, 130, 141  # 128 + signal number for the last two, as shells have it
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; the exit code is the verb's own, 2 for bad input, 130 for ctrl-c, 141 when the pipe is closed."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words and words[0] in ("-h", "--help", "help"):
+        print(USAGE)
+        return 0
+    if not words or words[0] not in VERBS:
+        print(f"megascratch: error: {_unknown(words)}\n{USAGE}", file=sys.stderr)
+        return BAD_INPUT
+    return _run(words[0], words[1:])
+
+
+def _unknown(words: list[str]) -> str:
+    if not words:
+        return "which verb?"
+    near = difflib.get_close_matches(words[0], VERBS, n=1)
+    return f"unknown verb {words[0]}" + (f" - did you mean {near[0]}?" if near else "")
+
+
+def _run(verb: str, argv: list[str]) -> int:
+    try:
+        code: int = importlib.import_module(f"{__name__}.{verb}").main(argv)
+        sys.stdout.flush()  # a closed pipe shows here, not after main
+        return code
+    except UserError as error:
+        _complain(verb, error)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's own last flush complains
+        return NOBODY_READS
+
+
+def _complain(verb: str, error: UserError) -> None:
+    """One line per problem; torchrun's ranks all find the same broken setting, so the first one speaks for them."""
+    rank = os.environ.get("RANK", "0")
+    if isinstance(error, SettingError) and rank != "0":
+        return
+    head = f"megascratch {verb}: error: " if rank == "0" else f"megascratch {verb}: rank {rank}: error: "
+    problems = str(error).splitlines() or ["(no reason given)"]
+    body = problems[0] if len(problems) == 1 else "\n  ".join([f"{len(problems)} problems", *problems])
+    print(head + body, file=sys.stderr)

@@ -6,7 +6,7 @@ The functions read a derived config (`global_batch_size` and `data_parallel_size
 
 from collections.abc import Iterator
 
-from megascratch.config.errors import UserError
+from megascratch.config.errors import SettingError
 from megascratch.config.settings import Config
 
 
@@ -62,7 +62,7 @@ def _plateaus(config: Config) -> Iterator[tuple[int, int | None]]:
 
 def _given(value: int | None) -> int:
     if value is None:
-        raise UserError(
+        raise SettingError(
             "global_batch_size, data_parallel_size or the length of the run is unknown: call derive() first"
         )
     return value

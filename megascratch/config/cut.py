@@ -6,7 +6,7 @@ chunk-major. Three ways to cut: evenly, evenly around a given first and/or last 
 
 from collections.abc import Sequence
 
-from megascratch.config.errors import UserError
+from megascratch.config.errors import SettingError
 from megascratch.config.wording import choice, divisors, multiples_near
 
 
@@ -21,7 +21,7 @@ def layer_cut(
     """Layers of each of the pp * chunks virtual stages, in model order; they sum to num_layers.
 
     `first` and `last` are the layers of the whole first and last stage (all their chunks together).
-    A stage without layers is legal only in an explicit layout. Raises UserError for a cut that does not come out even.
+    A stage without layers is legal only in an explicit layout. Raises SettingError for a cut that does not come out even.
     """
     if layout is not None:
         return _explicit(num_layers, pp, chunks, first, last, layout)
@@ -35,19 +35,21 @@ def _explicit(
     num_layers: int, pp: int, chunks: int, first: int | None, last: int | None, layout: Sequence[int]
 ) -> list[int]:
     if first is not None or last is not None:
-        raise UserError(
+        raise SettingError(
             "pipeline-model-parallel-layout already says the first and last stage: leave out "
             "decoder-first-pipeline-num-layers and decoder-last-pipeline-num-layers"
         )
     if len(layout) != pp * chunks:
-        raise UserError(
+        raise SettingError(
             f"pipeline-model-parallel-layout has {len(layout)} entries but there are pipeline-model-parallel-size x "
             f"virtual stages ({pp} x {chunks}): give {pp * chunks} numbers"
         )
     if any(layers < 0 for layers in layout):
-        raise UserError(f"pipeline-model-parallel-layout ({_words(layout)}) has a negative entry: use 0 or more layers")
+        raise SettingError(
+            f"pipeline-model-parallel-layout ({_words(layout)}) has a negative entry: use 0 or more layers"
+        )
     if sum(layout) != num_layers:
-        raise UserError(
+        raise SettingError(
             f"pipeline-model-parallel-layout ({_words(layout)}) sums to {sum(layout)} but num-layers is {num_layers}: "
             f"change the layout by {num_layers - sum(layout):+d} or use num-layers {sum(layout)}"
         )
@@ -59,7 +61,7 @@ def _even(num_layers: int, pp: int, chunks: int) -> list[int]:
     if num_layers < 1 or num_layers % pieces:
         stages = [n for n in divisors(num_layers) if n % chunks == 0]
         by_stages = f"pipeline-model-parallel-size {choice([n // chunks for n in stages], pp)}, " if stages else ""
-        raise UserError(
+        raise SettingError(
             f"num-layers ({num_layers}) must divide by pipeline-model-parallel-size x virtual stages "
             f"({pp} x {chunks}): use num-layers {choice(multiples_near(num_layers, pieces))}, {by_stages}"
             "or cut by hand with pipeline-model-parallel-layout"
@@ -70,24 +72,24 @@ def _even(num_layers: int, pp: int, chunks: int) -> list[int]:
 def _around_the_ends(num_layers: int, pp: int, chunks: int, first: int | None, last: int | None) -> list[int]:
     """Layers per stage when the first and/or last are given and the others share the rest evenly."""
     if pp < 2:
-        raise UserError(
+        raise SettingError(
             f"decoder-first/last-pipeline-num-layers need pipeline-model-parallel-size (now {pp}) of 2 or more"
         )
     for name, given in (("first", first), ("last", last)):
         if given is not None and (given < chunks or given % chunks):
-            raise UserError(
+            raise SettingError(
                 f"decoder-{name}-pipeline-num-layers ({given}) must be at least 1 and divide by the virtual stages "
                 f"per rank ({chunks}): use {choice(multiples_near(given, chunks))}"
             )
     between = pp - (first is not None) - (last is not None)
     rest = num_layers - (first or 0) - (last or 0)
     if between == 0 and rest != 0:
-        raise UserError(
+        raise SettingError(
             f"decoder-first-pipeline-num-layers ({first}) + decoder-last-pipeline-num-layers ({last}) must be "
             f"num-layers ({num_layers}) when there are 2 stages: use a last stage of {num_layers - (first or 0)}"
         )
     if between and (rest < between * chunks or rest % (between * chunks)):
-        raise UserError(
+        raise SettingError(
             f"the {rest} layers left by decoder-first/last-pipeline-num-layers (of {num_layers}) must divide by the "
             f"other stages x virtual stages ({between} x {chunks}): "
             f"leave {choice(multiples_near(rest, between * chunks))} layers"

@@ -1,4 +1,4 @@
-"""A config and the world size in; nothing, or one UserError that lists every broken law, out.
+"""A config and the world size in; nothing, or one SettingError that lists every broken law, out.
 
 A law is a plain function that returns a complaint or None. Its parameters name the settings it reads (and
 `world_size`), so the signature is the law's scope, and a law is left out when one of its settings already lies
@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 from megascratch.config import batch_laws, data_laws, model_laws, optim_laws, parallel_laws
 from megascratch.config.derive import derive
-from megascratch.config.errors import UserError
+from megascratch.config.errors import SettingError
 from megascratch.config.fields import flat
 from megascratch.config.notices import notices
 from megascratch.config.ranges import out_of_range
@@ -31,14 +31,14 @@ LAWS: list[Callable[..., str | None]] = [
 def validate(config: Config, world_size: int) -> None:
     """Check every law on the derived config (a config with gaps is derived first).
 
-    Raises one UserError with all broken laws, one per line, each with the numbers and the nearest legal values.
+    Raises one SettingError with all broken laws, one per line, each with the numbers and the nearest legal values.
     """
     values = flat(derive(config, world_size)) | {"world_size": world_size}
     wrong = out_of_range(values)
     complaints = list(wrong.values())
     complaints += [found for law in LAWS if (found := _judge(law, values, wrong)) is not None]
     if complaints:
-        raise UserError("\n".join(complaints))
+        raise SettingError("\n".join(complaints))
 
 
 def _judge(law: Callable[..., str | None], values: dict[str, Any], wrong: dict[str, str]) -> str | None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import tyro
 
-from megascratch.config.errors import UserError
+from megascratch.config.errors import SettingError
 from megascratch.config.fields import SECTION_OF, SECTIONS, flag, flat, nearest, with_fields
 from megascratch.config.settings import Config
 from megascratch.config.yaml_file import read_settings
@@ -45,7 +45,7 @@ def load_config(
     """Read `argv` (without the program's name) over `base` (default: every default).
 
     `--help` prints all settings by section and leaves with SystemExit(0).
-    Raises UserError with all unknown, doubled and ill-typed settings of file and flags.
+    Raises SettingError with all unknown, doubled and ill-typed settings of file and flags.
     """
     start = base or Config()
     changed = {name for name, value in flat(start).items() if value != flat(Config())[name]}
@@ -58,7 +58,7 @@ def load_config(
         places |= lines
         problems = file_problems + problems
     if problems and not {"-h", "--help"} & set(argv):
-        raise UserError("\n".join(problems))
+        raise SettingError("\n".join(problems))
     command = _parse(argv, start, prog)
     return command.settings, Origins(places | dict.fromkeys(given, "flag"), command.print_config)
 
@@ -111,7 +111,7 @@ def _file_named(argv: Sequence[str]) -> str | None:
 
 
 def _parse(argv: Sequence[str], start: Config, prog: str) -> _CommandLine:
-    """tyro's reading of the flags over `start`; its framed complaint becomes a UserError."""
+    """tyro's reading of the flags over `start`; its framed complaint becomes a SettingError."""
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
@@ -126,7 +126,7 @@ def _parse(argv: Sequence[str], start: Config, prog: str) -> _CommandLine:
     except SystemExit as exit:
         if exit.code in (0, None):
             raise
-    raise UserError(_unframed(said.getvalue()))
+    raise SettingError(_unframed(said.getvalue()))
 
 
 def _unframed(box: str) -> str:

@@ -1,7 +1,7 @@
 """The laws of the layout: processes, stages, chunks and backends; see `laws.py` for how a law is read."""
 
 from megascratch.config.cut import layer_cut
-from megascratch.config.errors import UserError
+from megascratch.config.errors import SettingError
 from megascratch.config.wording import choice, divisors, multiples_near
 
 
@@ -55,7 +55,7 @@ def layers_are_cut_whole(
             decoder_last_pipeline_num_layers,
             pipeline_model_parallel_layout,
         )
-    except UserError as broken:
+    except SettingError as broken:
         return str(broken)
     return None
 

@@ -10,7 +10,7 @@ def divisors(number: int) -> list[int]:
 
 def multiples_near(number: int, step: int) -> list[int]:
     """The positive multiples of `step` just below and just above `number`."""
-    below = number // step * step
+    below = max(number, 0) // step * step
     return [value for value in (below, below + step) if value > 0]
 
 

@@ -7,7 +7,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from megascratch.config.errors import UserError
+from megascratch.config.errors import SettingError
 from megascratch.config.fields import HINTS, SECTION_OF, SECTIONS, nearest
 
 Entry = tuple[str, str | None, Any, int]
@@ -17,7 +17,7 @@ Entry = tuple[str, str | None, Any, int]
 def read_settings(file: str) -> tuple[dict[str, Any], dict[str, str], list[str]]:
     """(values by setting, 'FILE:LINE' by setting, problems) of one file, flat or sectioned.
 
-    Raises UserError when the file cannot be read or is not YAML, a doubled key included.
+    Raises SettingError when the file cannot be read or is not YAML, a doubled key included.
     """
     values: dict[str, Any] = {}
     places: dict[str, str] = {}
@@ -75,14 +75,14 @@ def _tree(file: str) -> Any:
     try:
         return YAML(typ="rt", pure=True).load(Path(file).read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"config file {file}: {error.strerror}") from None
+        raise SettingError(f"config file {file}: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"config file {file} is not UTF-8 text: {error}") from None
+        raise SettingError(f"config file {file} is not UTF-8 text: {error}") from None
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise UserError(f"{file}:{line}: {error.problem}") from None
+        raise SettingError(f"{file}:{line}: {error.problem}") from None
     except YAMLError as error:
-        raise UserError(f"{file}: not YAML: {error}") from None
+        raise SettingError(f"{file}: not YAML: {error}") from None
 
 
 def _entries(tree: Any) -> list[Entry]:
@@ -90,7 +90,7 @@ def _entries(tree: Any) -> list[Entry]:
     if tree is None:
         return []
     if not isinstance(tree, dict):
-        raise UserError(f"a config file holds `setting: value` lines, not a {type(tree).__name__}")
+        raise SettingError(f"a config file holds `setting: value` lines, not a {type(tree).__name__}")
     entries: list[Entry] = []
     for key, raw in tree.items():
         name, line = _field(key), tree.lc.key(key)[0] + 1

@@ -1,0 +1,26 @@
+# Everything runs in .venv; a stamp per kind of install is made again when what shapes it changes.
+PYTHON ?= python3
+IN := PATH="$(CURDIR)/.venv/bin:$$PATH"
+BUILD := pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
+.PHONY: quickstart test test-deep lint bench
+
+quickstart: .venv/.run
+	$(IN) bash examples/quickstart/run.sh
+test: .venv/.dev
+	$(IN) python -m pytest -q tests
+test-deep: .venv/.dev
+	$(IN) python -m pytest -q -m deep tests
+lint: .venv/.dev
+	$(IN) ruff check .
+	$(IN) mypy megascratch
+bench: .venv/.run
+	for script in benchmarks/bench_*.py; do $(IN) python $$script || exit 1; done
+
+.venv/.run: $(BUILD) | .venv
+	.venv/bin/pip install -q -c constraints.txt -e .
+	touch $@
+.venv/.dev: $(BUILD) | .venv
+	.venv/bin/pip install -q -c constraints.txt -e '.[dev]'
+	touch $@ .venv/.run
+.venv:
+	$(PYTHON) -m venv .venv

@@ -1,0 +1,121 @@
+"""The laws of the command line: one line per mistake on stderr, exit code 2, never a traceback."""
+
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from megascratch.commands import VERBS, main
+from megascratch.config.errors import SettingError, UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def install_verb(monkeypatch, run) -> None:
+    """Make `megascratch generate` call `run(argv)`."""
+    verb = ModuleType("megascratch.commands.generate")
+    verb.main = run
+    monkeypatch.setitem(sys.modules, "megascratch.commands.generate", verb)
+
+
+def raising(error):
+    def run(argv):
+        raise error
+
+    return run
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h", "help"])
+def test_help_lists_every_verb(capsys, flag):
+    assert main([flag]) == 0
+    out = capsys.readouterr().out
+    assert all(f"  {verb}" in out and summary in out for verb, summary in VERBS.items())
+
+
+@pytest.mark.parametrize(
+    ("argv", "complaint"),
+    [
+        (["pretrian"], "unknown verb pretrian - did you mean pretrain?"),
+        (["xyzzy"], "unknown verb xyzzy\n"),
+        ([], "which verb?"),
+        (["--lr", "1"], "unknown verb --lr"),
+    ],
+)
+def test_a_word_that_is_no_verb_is_refused_with_the_nearest(capsys, argv, complaint):
+    assert main(argv) == 2
+    said = capsys.readouterr()
+    assert complaint in said.err and said.out == ""
+
+
+def test_a_verb_gets_its_words_and_gives_the_exit_code(monkeypatch):
+    seen = []
+    install_verb(monkeypatch, lambda argv: seen.append(argv) or 7)
+    assert main(["generate", "--top-k", "3"]) == 7
+    assert seen == [["--top-k", "3"]]
+
+
+def test_what_a_user_can_mend_is_one_line_and_code_2(monkeypatch, capsys):
+    install_verb(monkeypatch, raising(UserError("no checkpoint in x: give --load")))
+    assert main(["generate"]) == 2
+    assert capsys.readouterr().err == "megascratch generate: error: no checkpoint in x: give --load\n"
+
+
+def test_several_problems_are_listed_under_one_another(monkeypatch, capsys):
+    install_verb(monkeypatch, raising(SettingError("first\nsecond")))
+    assert main(["generate"]) == 2
+    assert capsys.readouterr().err == "megascratch generate: error: 2 problems\n  first\n  second\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "rank", "said"),
+    [
+        (SettingError("x"), "3", ""),
+        (SettingError("x"), "0", "megascratch generate: error: x\n"),
+        (UserError("x"), "3", "megascratch generate: rank 3: error: x\n"),
+    ],
+)
+def test_a_broken_setting_is_said_by_the_first_rank_alone_and_anything_else_by_its_rank(
+    monkeypatch, capsys, error, rank, said
+):
+    monkeypatch.setenv("RANK", rank)
+    install_verb(monkeypatch, raising(error))
+    assert main(["generate"]) == 2
+    assert capsys.readouterr().err == said
+
+
+def test_ctrl_c_is_130(monkeypatch):
+    install_verb(monkeypatch, raising(KeyboardInterrupt()))
+    assert main(["generate"]) == 130
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch):
+    install_verb(monkeypatch, raising(ZeroDivisionError()))
+    with pytest.raises(ZeroDivisionError):
+        main(["generate"])
+
+
+def test_every_verb_is_a_file():
+    folder = ROOT / "megascratch" / "commands"
+    assert [verb for verb in VERBS if not (folder / f"{verb}.py").is_file()] == []
+
+
+def shell(script: str) -> subprocess.CompletedProcess:
+    return subprocess.run(["bash", "-c", script], capture_output=True, text=True, cwd=ROOT)
+
+
+def test_the_module_runs_as_a_program():
+    done = shell(f"{sys.executable} -m megascratch pretrian")
+    assert done.returncode == 2
+    assert done.stderr.startswith("megascratch: error: unknown verb pretrian - did you mean pretrain?\n")
+
+
+def test_a_reader_that_leaves_early_gives_no_traceback():
+    code = (
+        "import sys, types; v = types.ModuleType('v'); v.main = lambda argv: print('line\\n' * 100000) or 0;"
+        "sys.modules['megascratch.commands.generate'] = v;"
+        "from megascratch.commands import main; sys.exit(main(['generate']))"
+    )
+    done = shell(f'set -o pipefail; {sys.executable} -c "{code}" | head -1')
+    assert (done.returncode, done.stdout, done.stderr) == (141, "line\n", "")
