@@ -1,0 +1,90 @@
+"""Self-attention with fused q, k, v, grouped queries and heads cut over tp; the core is scaled_dot_product_attention.
+
+With more tp ranks than key/value heads, neighbouring ranks hold copies of the same k and v rows (`Shard.parts`).
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from megascratch.config.settings import ModelConfig
+from megascratch.layers.dropout import AttentionDropout
+from megascratch.layers.linear import ColumnParallelLinear, RowParallelLinear
+from megascratch.layers.rotary import rotate
+from megascratch.parallel.mesh import Axis
+from megascratch.parallel.shard import Part
+
+
+@dataclass
+class Cache:
+    """Keys and values of the tokens so far, per layer; each [s, b, kv heads, d]."""
+
+    keys: dict[int, Tensor] = field(default_factory=dict)
+    values: dict[int, Tensor] = field(default_factory=dict)
+
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        if layer in self.keys:
+            k, v = torch.cat((self.keys[layer], k)), torch.cat((self.values[layer], v))
+        self.keys[layer], self.values[layer] = k, v
+        return k, v
+
+
+@dataclass(frozen=True)
+class Context:
+    """What every block of one forward shares."""
+
+    samples: Tensor  # [b] numbers that key dropout
+    rotary: tuple[Tensor, Tensor] | None = None  # cos, sin, each [s, b, 1, d/2]
+    mask: Tensor | None = None  # [b, 1, q, k] bool, True where attention is allowed; None: causal
+    cache: Cache | None = None
+
+
+class Attention(nn.Module):
+    def __init__(self, model: ModelConfig, layer: int, seed: int, tp: Axis, sequence_parallel: bool, output_std: float):
+        super().__init__()
+        heads, groups, width = model.num_attention_heads, model.num_query_groups, model.kv_channels
+        assert groups is not None and width is not None
+        self.layer, self.width = layer, width
+        self.heads, self.groups = heads // tp.size, max(1, groups // tp.size)
+        parts = (Part(heads * width, heads), Part(groups * width, groups), Part(groups * width, groups))
+        self.qkv = ColumnParallelLinear(model.hidden_size, sum(part.size for part in parts), tp, parts=parts,
+                                        bias=model.add_bias_linear or model.add_qkv_bias, std=model.init_method_std,
+                                        sequence_parallel=sequence_parallel)
+        self.dropout = AttentionDropout(model.attention_dropout, seed, 4 * layer + 4, tp)
+        self.proj = RowParallelLinear(heads * width, model.hidden_size, tp, bias=model.add_bias_linear, std=output_std,
+                                      sequence_parallel=sequence_parallel)
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:  # [s or s/tp, b, h] -> the same
+        qkv = self.qkv(x).unflatten(-1, (-1, self.width))  # [s, b, q + k + v heads, d]
+        q, k, v = qkv.split((self.heads, self.groups, self.groups), 2)
+        if context.rotary is not None:
+            q, k = rotate(q, *context.rotary), rotate(k, *context.rotary)
+        if context.cache is not None:
+            k, v = context.cache.extend(self.layer, k, v)
+        return self.proj(self._core(q, k, v, context).flatten(2))
+
+    def _core(self, q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:
+        """Three of [s, b, heads, d] -> [s, b, n/tp, d]."""
+        k, v = self._spread(k), self._spread(v)
+        q, k, v = (x.permute(1, 2, 0, 3) for x in (q, k, v))  # [b, n, s, d]
+        if self.training and self.dropout.p:
+            out = self._with_dropout(q, k, v, context)
+        else:
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=context.mask, is_causal=context.mask is None)
+        return out.permute(2, 0, 1, 3)
+
+    def _spread(self, x: Tensor) -> Tensor:
+        """Each key/value head serves several neighbouring query heads."""
+        times = self.heads // self.groups
+        return x if times == 1 else x.repeat_interleave(times, 2)
+
+    def _with_dropout(self, q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:
+        """The same in plain steps: fused kernels draw masks that depend on the layout."""
+        mask = context.mask
+        if mask is None:
+            mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
+        scores = (q @ k.transpose(2, 3)) * self.width**-0.5
+        weights = scores.masked_fill(~mask, -torch.inf).softmax(-1)
+        return self.dropout(weights, context.samples) @ v

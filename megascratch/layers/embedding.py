@@ -1,0 +1,81 @@
+"""Tokens and positions -> vectors. The word table is cut along the vocabulary over tp; ids [b, s] -> [s or s/tp, b, h]."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from megascratch.parallel.collectives import reduce_from, reduce_scatter_to
+from megascratch.parallel.mesh import Axis
+from megascratch.parallel.shard import Shard
+
+
+def padded_vocab_size(vocab_size: int, divisible_by: int, tp_size: int) -> int:
+    """Rows of the table over all tp ranks."""
+    unit = divisible_by * tp_size
+    return -(-vocab_size // unit) * unit
+
+
+def vocab_shard(vocab_size: int, hidden_size: int, divisible_by: int, tp: Axis, std: float) -> Shard:
+    """Where the word table (or the output matrix, of the same shape) sits."""
+    return Shard((vocab_size, hidden_size), {"tp": 0}, padded=padded_vocab_size(vocab_size, divisible_by, tp.size), std=std)
+
+
+class _Rows(torch.autograd.Function):
+    """weight[ids], whose gradient goes row by row into the sink instead of through a dense table."""
+
+    @staticmethod
+    def forward(ctx, weight: nn.Parameter, ids: Tensor) -> Tensor:
+        ctx.save_for_backward(ids)
+        ctx.weight = weight
+        return F.embedding(ids, weight)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        (ids,), weight = ctx.saved_tensors, ctx.weight
+        ids, grad = ids.flatten(), grad.flatten(0, -2)
+        sink = getattr(weight, "grad_sink", None)
+        if sink is None:
+            return torch.zeros_like(weight).index_add_(0, ids, grad), None
+        sink.rows(weight, ids, grad)
+        return None, None
+
+
+@torch.compiler.disable
+def rows(weight: nn.Parameter, ids: Tensor) -> Tensor:
+    return _Rows.apply(weight, ids)
+
+
+class VocabParallelEmbedding(nn.Module):
+    """Each rank looks up the ids of its part of the vocabulary; the sum over tp is the whole answer."""
+
+    def __init__(self, shard: Shard, tp: Axis, sequence_parallel: bool = False):
+        super().__init__()
+        self.tp, self.scatter = tp, sequence_parallel and tp.size > 1
+        self.shards = {"weight": shard}
+        self.weight = nn.Parameter(torch.empty(shard.local_shape({"tp": tp.size})))
+        self.first = tp.rank * self.weight.shape[0]
+
+    def forward(self, ids: Tensor) -> Tensor:  # [b, s] -> [s or s/tp, b, h]
+        ids = ids.t()
+        if self.tp.size == 1:
+            return rows(self.weight, ids)
+        local = ids - self.first
+        mine = (local >= 0) & (local < self.weight.shape[0])
+        partial = rows(self.weight, local.where(mine, 0)) * mine.unsqueeze(-1)
+        return reduce_scatter_to(partial, self.tp) if self.scatter else reduce_from(partial, self.tp)
+
+
+class PositionEmbedding(nn.Module):
+    """A learned vector per position; under SP a rank looks up its own part of the sequence."""
+
+    def __init__(self, positions: int, hidden_size: int, tp: Axis, std: float, sequence_parallel: bool = False):
+        super().__init__()
+        self.tp, self.scatter = tp, sequence_parallel and tp.size > 1
+        self.shards = {"weight": Shard((positions, hidden_size), std=std, grad_sum=("tp",) if self.scatter else ())}
+        self.weight = nn.Parameter(torch.empty(positions, hidden_size))
+
+    def forward(self, positions: Tensor) -> Tensor:  # [b, s] -> [s or s/tp, b, h]
+        positions = positions.t()
+        if self.scatter:
+            positions = positions.chunk(self.tp.size)[self.tp.rank]
+        return rows(self.weight, positions)

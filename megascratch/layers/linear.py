@@ -1,0 +1,120 @@
+"""Matrix products cut over the tensor axis. Shapes: s sequence, b micro-batch; the sequence comes first.
+
+    ColumnParallelLinear   [s or s/tp, b, in]     -> [s, b, out/tp]
+    RowParallelLinear      [s, b, in/tp]          -> [s or s/tp, b, out]
+
+(Shoeybi et al. 2019, arXiv 1909.08053, figure 3.) With sequence parallelism what lies between the pairs is cut along
+the sequence (Korthikanti et al. 2022, arXiv 2205.05198). A weight that has a ``grad_sink`` gives its gradient there,
+straight into the main-gradient buffer, and autograd sees none.
+"""
+
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from megascratch.parallel.collectives import (
+    all_gather,
+    reduce_from,
+    reduce_scatter_to,
+    start_all_gather,
+    start_all_reduce,
+    start_reduce_scatter,
+)
+from megascratch.parallel.mesh import Axis
+from megascratch.parallel.shard import Part, Shard
+
+
+class GradSink(Protocol):
+    """Where weight gradients go; found by the layers as ``weight.grad_sink``."""
+
+    def linear(self, weight: nn.Parameter, x: Tensor, grad: Tensor) -> None:
+        """Adds gradᵀ x: x [n, in], grad [n, out]."""
+
+    def rows(self, weight: nn.Parameter, ids: Tensor, grad: Tensor) -> None:
+        """Adds grad [n, h] to the rows ids [n]."""
+
+    def dense(self, weight: nn.Parameter, grad: Tensor) -> None:
+        """Adds grad, of the weight's shape."""
+
+
+class _Linear(torch.autograd.Function):
+    """x Wᵀ + b. Backward overlaps the sum of the input's gradient over the axis with the weight's gradient."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: nn.Parameter, bias: Tensor | None, axis: Axis, gather: bool) -> Tensor:
+        ctx.save_for_backward(x)  # under SP only this rank's part is kept, and gathered again
+        ctx.weight, ctx.axis, ctx.gather, ctx.has_bias = weight, axis, gather, bias is not None
+        return F.linear(all_gather(x, axis) if gather else x, weight, bias)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        (x,) = ctx.saved_tensors
+        weight, axis = ctx.weight, ctx.axis
+        gathered = start_all_gather(x, axis) if ctx.gather else None
+        grad_x = grad @ weight if ctx.needs_input_grad[0] else None
+        if gathered is not None:
+            x = gathered.wait()
+        pending = None
+        if grad_x is not None and axis.size > 1:
+            pending = start_reduce_scatter(grad_x, axis) if ctx.gather else start_all_reduce(grad_x, axis)
+        grad_2d = grad.flatten(0, -2)
+        grad_weight = _weight_gradient(weight, x.flatten(0, -2), grad_2d)
+        grad_bias = grad_2d.sum(0) if ctx.has_bias else None
+        return pending.wait() if pending else grad_x, grad_weight, grad_bias, None, None
+
+
+def _weight_gradient(weight: nn.Parameter, x: Tensor, grad: Tensor) -> Tensor | None:
+    sink: GradSink | None = getattr(weight, "grad_sink", None)
+    if sink is None:
+        return grad.t() @ x
+    sink.linear(weight, x, grad)
+    return None
+
+
+@torch.compiler.disable  # sinks and collectives stay outside compiled graphs; what lies between them is fused
+def linear(x: Tensor, weight: nn.Parameter, bias: Tensor | None, axis: Axis, gather: bool = False) -> Tensor:
+    """x Wᵀ + b, x whole or (gather) cut along dim 0 over the axis; the input's gradient is summed over the axis."""
+    return _Linear.apply(x, weight, bias, axis, gather)
+
+
+class ColumnParallelLinear(nn.Module):
+    """The output dim is cut over tp; fused parts (q, k, v; gate, up) are each cut on their own."""
+
+    def __init__(self, inputs: int, outputs: int, tp: Axis, *, bias: bool, std: float, parts: tuple[Part, ...] = (),
+                 sequence_parallel: bool = False):
+        super().__init__()
+        self.tp, self.gather = tp, sequence_parallel and tp.size > 1
+        self.shards = {"weight": Shard((outputs, inputs), {"tp": 0}, parts, std=std)}
+        if bias:
+            self.shards["bias"] = Shard((outputs,), {"tp": 0}, parts)
+        self.weight = _parameter(self.shards["weight"], tp)
+        self.bias = _parameter(self.shards["bias"], tp) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:  # [s or s/tp, b, in] -> [s, b, out/tp]
+        return linear(x, self.weight, self.bias, self.tp, self.gather)
+
+
+class RowParallelLinear(nn.Module):
+    """The input dim is cut over tp; the bias is whole and added once, after the sum."""
+
+    def __init__(self, inputs: int, outputs: int, tp: Axis, *, bias: bool, std: float, sequence_parallel: bool = False):
+        super().__init__()
+        self.tp, self.alone, self.scatter = tp, Axis.alone("tp"), sequence_parallel and tp.size > 1
+        self.shards = {"weight": Shard((outputs, inputs), {"tp": 1}, std=std)}
+        if bias:  # under SP every rank adds it to other positions
+            self.shards["bias"] = Shard((outputs,), grad_sum=("tp",) if self.scatter else ())
+        self.weight = _parameter(self.shards["weight"], tp)
+        self.bias = _parameter(self.shards["bias"], tp) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:  # [s, b, in/tp] -> [s or s/tp, b, out]
+        if self.tp.size == 1:
+            return linear(x, self.weight, self.bias, self.alone)
+        partial = linear(x, self.weight, None, self.alone)
+        y = reduce_scatter_to(partial, self.tp) if self.scatter else reduce_from(partial, self.tp)
+        return y if self.bias is None else y + self.bias
+
+
+def _parameter(shard: Shard, tp: Axis) -> nn.Parameter:
+    return nn.Parameter(torch.empty(shard.local_shape({"tp": tp.size})))

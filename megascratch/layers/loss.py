@@ -1,0 +1,55 @@
+"""Cross-entropy over a vocabulary that is cut over tp: no rank ever holds a whole row of logits.
+
+Two small all-reduces (the row's maximum; its sum of exponentials and its target's logit) replace the gather of the
+logits (Shoeybi et al. 2019, section 3). Columns of padding are -inf, so they touch neither sum nor gradient (law 6).
+"""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from megascratch.parallel.collectives import all_reduce
+from megascratch.parallel.mesh import Axis
+
+_ROWS = 64  # rows worked on at once on a CPU, so that the several passes over them stay in cache
+
+
+class _CrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, logits: Tensor, labels: Tensor, valid: int, tp: Axis) -> Tensor:
+        x = logits if logits.dtype in (torch.float32, torch.float64) else logits.float()  # overwritten: nobody else needs it
+        if valid < x.shape[-1]:
+            x[:, valid:] = -torch.inf
+        peak = all_reduce(x.amax(-1), tp, dist.ReduceOp.MAX)
+        local = labels - tp.rank * x.shape[-1]
+        mine = (local >= 0) & (local < x.shape[-1])
+        local = local.where(mine, 0)
+        target = torch.where(mine, x.gather(1, local.unsqueeze(1)).squeeze(1) - peak, 0)
+        total = torch.empty_like(peak)
+        step = _ROWS if x.device.type == "cpu" else len(x)
+        for i in range(0, len(x), max(step, 1)):
+            block = x[i:i + step]
+            torch.sum(block.sub_(peak[i:i + step, None]).exp_(), -1, out=total[i:i + step])
+        total, target = all_reduce(torch.stack((total, target)), tp)
+        ctx.save_for_backward(x, total, local, mine)
+        ctx.dtype = logits.dtype
+        return total.log() - target
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        x, total, local, mine = ctx.saved_tensors
+        x.mul_((grad / total).unsqueeze(1))  # grad * softmax
+        x.scatter_add_(1, local.unsqueeze(1), (-grad * mine).unsqueeze(1))
+        return x.to(ctx.dtype), None, None, None
+
+
+@torch.compiler.disable
+def vocab_parallel_cross_entropy(logits: Tensor, labels: Tensor, valid: int, tp: Axis) -> Tensor:
+    """-log softmax(logits)[labels] per row, in fp32 (fp64 for fp64 logits).
+
+    Args:
+        logits: [n, v/tp], this rank's columns; overwritten.
+        labels: [n] int64, numbers in the whole vocabulary.
+        valid: how many of this rank's columns are vocabulary; the rest is padding.
+    """
+    return _CrossEntropy.apply(logits, labels, valid, tp)

@@ -1,0 +1,36 @@
+"""LayerNorm (Ba et al. 2016) and RMSNorm (Zhang, Sennrich 2019) over the hidden dim; weights are whole on every rank."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from megascratch.parallel.shard import Shard
+
+
+class LayerNorm(nn.Module):
+    def __init__(self, hidden_size: int, epsilon: float, *, bias: bool, grad_sum: tuple[str, ...]):
+        super().__init__()
+        self.epsilon, self.shape = epsilon, (hidden_size,)
+        self.shards = {"weight": Shard((hidden_size,), fill=1.0, grad_sum=grad_sum)}
+        self.weight = nn.Parameter(torch.empty(hidden_size))
+        self.bias = None
+        if bias:
+            self.shards["bias"] = Shard((hidden_size,), grad_sum=grad_sum)
+            self.bias = nn.Parameter(torch.empty(hidden_size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, self.shape, self.weight, self.bias, self.epsilon)
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, hidden_size: int, epsilon: float, *, bias: bool, grad_sum: tuple[str, ...]):
+        super().__init__()  # an RMSNorm has no bias whatever is asked of the linear layers
+        self.epsilon, self.shape = epsilon, (hidden_size,)
+        self.shards = {"weight": Shard((hidden_size,), fill=1.0, grad_sum=grad_sum)}
+        self.weight = nn.Parameter(torch.empty(hidden_size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.shape, self.weight, self.epsilon)
+
+
+NORMS = {"LayerNorm": LayerNorm, "RMSNorm": RMSNorm}

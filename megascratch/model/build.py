@@ -1,0 +1,65 @@
+"""From settings to this rank's chunks: the cut, the shard table and the initial weights."""
+
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from megascratch.config.cut import layer_cut
+from megascratch.config.settings import ModelConfig, ParallelConfig
+from megascratch.model.chunk import Chunk
+from megascratch.parallel.mesh import Mesh
+from megascratch.parallel.random import normal_rows
+from megascratch.parallel.shard import Shard
+
+WORD = "embedding.word.weight"
+HEAD = "head.weight"
+
+
+def build_chunks(model: ModelConfig, parallel: ParallelConfig, mesh: Mesh, dtype: torch.dtype, seed: int) -> list[Chunk]:
+    """This rank's model chunks with their initial weights, in virtual-stage order.
+
+    Virtual stage v = chunk x pp + stage holds the v-th slice of the layers.
+    """
+    chunks = parallel.num_virtual_stages_per_pipeline_rank or 1
+    cut = layer_cut(model.num_layers, mesh.pp.size, chunks, parallel.decoder_first_pipeline_num_layers,
+                    parallel.decoder_last_pipeline_num_layers, parallel.pipeline_model_parallel_layout)
+    built = []
+    for stage in range(mesh.pp.rank, len(cut), mesh.pp.size):
+        layers = range(sum(cut[:stage]), sum(cut[:stage + 1]))
+        chunk = Chunk(model, layers, stage == 0, stage == len(cut) - 1, mesh.tp, parallel.sequence_parallel, seed)
+        chunk.to(device=mesh.device, dtype=dtype)
+        initialise(chunk, mesh, seed)
+        built.append(chunk)
+    return built
+
+
+def shard_table(chunk: Chunk) -> dict[str, Shard]:
+    """Full parameter name -> its place in the whole; tied copies on other stages name what they are tied to."""
+    table = {f"{prefix}.{name}": shard for prefix, module in chunk.named_modules()
+             for name, shard in getattr(module, "shards", {}).items()}
+    if not chunk.model.untie_embeddings_and_output_weights and chunk.first != chunk.last:
+        table |= {name: replace(table[name], tied=WORD) for name in (WORD, HEAD) if name in table}
+    return table
+
+
+@torch.no_grad()
+def initialise(chunk: Chunk, mesh: Mesh, seed: int) -> None:
+    """Writes every weight as a function of (seed, name, global index): law 2. Padding rows are zero."""
+    sizes, coords = mesh.grid.sizes, mesh.coords
+    shards = shard_table(chunk)
+    for name, parameter in chunk.named_parameters():
+        shard = shards[name]
+        parameter.fill_(0.0 if shard.padded else shard.fill)
+        if shard.std == 0:
+            continue
+        for piece in shard.pieces(sizes, coords):
+            drawn = torch.from_numpy(normal_rows(seed, shard.tied or name, shard.shape, piece.whole))
+            parameter[piece.local.slices] = (drawn.to(torch.float64) * shard.std + shard.fill).to(parameter)
+
+
+def compile_blocks(chunks: list[Chunk]) -> None:
+    """torch.compile each block in place: one graph for all, since they are alike."""
+    for chunk in chunks:
+        for block in chunk.layers.values():
+            nn.Module.compile(block)

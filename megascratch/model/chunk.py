@@ -1,0 +1,154 @@
+"""The Transformer as a list of layers, of which a pipeline stage holds a slice: `Chunk`.
+
+    embedding  layers.0 .. layers.L-1  final_norm  head
+
+Names carry the layer's global number, so they never depend on the cut. Model code does not know the pipeline: a
+chunk maps (hidden states or nothing, batch) to hidden states or the sum of the loss.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from megascratch.config.settings import ModelConfig
+from megascratch.data.batch import Batch
+from megascratch.layers.attention import Attention, Cache, Context
+from megascratch.layers.dropout import Dropout
+from megascratch.layers.embedding import PositionEmbedding, VocabParallelEmbedding, vocab_shard
+from megascratch.layers.linear import linear
+from megascratch.layers.loss import vocab_parallel_cross_entropy
+from megascratch.layers.mlp import MLP
+from megascratch.layers.norm import NORMS
+from megascratch.layers.rotary import rotary_angles
+from megascratch.parallel.mesh import Axis
+from megascratch.parallel.shard import Shard
+
+
+class Embedding(nn.Module):
+    """Words, learned positions and dropout: [b, s] -> [s or s/tp, b, h]."""
+
+    def __init__(self, model: ModelConfig, seed: int, tp: Axis, sequence_parallel: bool):
+        super().__init__()
+        assert model.vocab_size is not None and model.max_position_embeddings is not None
+        shard = vocab_shard(model.vocab_size, model.hidden_size, model.make_vocab_size_divisible_by, tp, model.init_method_std)
+        self.word = VocabParallelEmbedding(shard, tp, sequence_parallel)
+        self.position = None
+        if model.position_embedding_type == "learned_absolute":
+            self.position = PositionEmbedding(model.max_position_embeddings, model.hidden_size, tp, model.init_method_std,
+                                              sequence_parallel)
+        self.dropout = Dropout(model.hidden_dropout, seed, 0, tp, sequence_parallel)
+
+    def forward(self, ids: Tensor, positions: Tensor, samples: Tensor) -> Tensor:
+        x = self.word(ids)
+        if self.position is not None:
+            x = x + self.position(positions)
+        return self.dropout(x, samples)
+
+
+class Block(nn.Module):
+    """Pre-norm: x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, model: ModelConfig, layer: int, seed: int, tp: Axis, sequence_parallel: bool):
+        super().__init__()
+        output_std = model.init_method_std / (2 * model.num_layers) ** 0.5  # GPT-2: the residual sum keeps its scale
+        self.norm1, self.norm2 = _norm(model, tp, sequence_parallel), _norm(model, tp, sequence_parallel)
+        self.attention = Attention(model, layer, seed, tp, sequence_parallel, output_std)
+        self.mlp = MLP(model, tp, sequence_parallel, output_std)
+        self.dropout1 = Dropout(model.hidden_dropout, seed, 4 * layer + 5, tp, sequence_parallel)
+        self.dropout2 = Dropout(model.hidden_dropout, seed, 4 * layer + 6, tp, sequence_parallel)
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:  # [s or s/tp, b, h] -> the same
+        x = x + self.dropout1(self.attention(self.norm1(x), context), context.samples)
+        return x + self.dropout2(self.mlp(self.norm2(x)), context.samples)
+
+
+class Head(nn.Module):
+    """Hidden states -> logits over this rank's part of the vocabulary, or the sum of the loss.
+
+    A tied head on the embedding's own stage is handed that weight; on another stage it holds a copy of its own.
+    """
+
+    def __init__(self, model: ModelConfig, tp: Axis, sequence_parallel: bool, embedding: nn.Parameter | None):
+        super().__init__()
+        assert model.vocab_size is not None
+        self.tp, self.gather = tp, sequence_parallel and tp.size > 1
+        shard = vocab_shard(model.vocab_size, model.hidden_size, model.make_vocab_size_divisible_by, tp, model.init_method_std)
+        self.shards: dict[str, Shard] = {}
+        if embedding is None:
+            self.shards["weight"] = shard
+            embedding = nn.Parameter(torch.empty(shard.local_shape({"tp": tp.size})))
+        self.weight = embedding
+        rows = self.weight.shape[0]
+        self.valid = max(0, min(rows, model.vocab_size - tp.rank * rows))
+
+    def logits(self, x: Tensor) -> Tensor:  # [s or s/tp, b, h] -> [s, b, v/tp], columns of padding included
+        return linear(x, self.weight, None, self.tp, self.gather)
+
+    def forward(self, x: Tensor, labels: Tensor, loss_mask: Tensor) -> Tensor:
+        logits = self.logits(x).flatten(0, 1)
+        losses = vocab_parallel_cross_entropy(logits, labels.t().flatten(), self.valid, self.tp)
+        return (losses * loss_mask.t().flatten()).sum()
+
+
+class Chunk(nn.Module):
+    """Consecutive layers of the model.
+
+    Args:
+        layers: global numbers of the blocks.
+        first: holds the embedding. last: holds the final norm and the head.
+        sequence_parallel: activations between tensor-parallel pairs are cut along the sequence.
+    """
+
+    def __init__(self, model: ModelConfig, layers: range, first: bool, last: bool, tp: Axis,
+                 sequence_parallel: bool = False, seed: int = 1234):
+        super().__init__()
+        sequence_parallel = sequence_parallel and tp.size > 1
+        self.model, self.first, self.last = model, first, last
+        self.embedding = Embedding(model, seed, tp, sequence_parallel) if first else None
+        self.layers = nn.ModuleDict({str(i): Block(model, i, seed, tp, sequence_parallel) for i in layers})
+        self.final_norm = _norm(model, tp, sequence_parallel) if last else None
+        tied = not model.untie_embeddings_and_output_weights
+        shared = self.embedding.word.weight if self.embedding is not None and tied else None
+        self.head = Head(model, tp, sequence_parallel, shared) if last else None
+
+    def forward(self, x: Tensor | None, batch: Batch) -> Tensor:
+        """Hidden states [s or s/tp, b, h] of the chunk before (None for the first) -> hidden states, or from the
+        last chunk the sum of the loss over the batch's valid tokens (a scalar; law 5 divides it later)."""
+        context = Context(batch.samples, self.rotary(batch.positions), document_mask(batch.documents))
+        x = self.hidden(x, batch.ids, batch.positions, context)
+        return x if self.head is None else self.head(x, batch.labels, batch.loss_mask)
+
+    def hidden(self, x: Tensor | None, ids: Tensor, positions: Tensor, context: Context) -> Tensor:
+        """All but the head."""
+        if self.embedding is not None:
+            x = self.embedding(ids, positions, context.samples)
+        assert x is not None
+        for block in self.layers.values():
+            x = block(x, context)
+        return x if self.final_norm is None else self.final_norm(x)
+
+    def next_logits(self, ids: Tensor, positions: Tensor, mask: Tensor | None, cache: Cache) -> Tensor:
+        """Logits [b, v] after the last of `ids` [b, n], in a model that is one chunk on one rank."""
+        assert self.head is not None
+        context = Context(positions[:, 0], self.rotary(positions), mask, cache)
+        x = self.hidden(None, ids, positions, context)
+        return self.head.logits(x[-1:])[0, :, :self.head.valid]
+
+    def rotary(self, positions: Tensor) -> tuple[Tensor, Tensor] | None:
+        if self.model.position_embedding_type != "rope" or not self.layers:
+            return None
+        assert self.model.kv_channels is not None
+        dims = int(self.model.kv_channels * self.model.rotary_percent) // 2 * 2
+        return rotary_angles(positions, dims, self.model.rotary_base, next(self.parameters()).dtype)
+
+
+def document_mask(documents: Tensor | None) -> Tensor | None:
+    """[b, s] document numbers -> [b, 1, s, s], True where a token may look: back, and within its document."""
+    if documents is None:
+        return None
+    same = documents[:, None, :, None] == documents[:, None, None, :]
+    return same.tril()
+
+
+def _norm(model: ModelConfig, tp: Axis, sequence_parallel: bool) -> nn.Module:
+    grad_sum = ("tp",) if sequence_parallel and tp.size > 1 else ()
+    return NORMS[model.normalization](model.hidden_size, model.norm_epsilon, bias=model.add_bias_linear, grad_sum=grad_sum)

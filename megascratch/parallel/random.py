@@ -1,0 +1,60 @@
+"""Randomness as a function: the same key and index give the same number on every layout, device and run (law 3).
+
+Bits come from SplitMix64's finaliser (Steele, Lea, Flood 2014) over a counter; initial weights from Philox
+(Salmon et al. 2011), keyed by the weight's name and drawn in blocks of whole rows.
+"""
+
+import hashlib
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from megascratch.parallel.shard import Box
+
+_GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # as a signed 64-bit integer
+_MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
+_MIX_2 = 0x94D049BB133111EB - (1 << 64)
+_BLOCK = 1 << 16  # elements drawn at once; part of the definition of every initial weight
+
+
+def _shift_right(x: Tensor, bits: int) -> Tensor:
+    """Logical shift: torch has no unsigned 64-bit arithmetic."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def mix64(x: Tensor) -> Tensor:
+    """int64 -> int64, every output bit depends on every input bit."""
+    x = x * _GOLDEN
+    x = (x ^ _shift_right(x, 30)) * _MIX_1
+    x = (x ^ _shift_right(x, 27)) * _MIX_2
+    return x ^ _shift_right(x, 31)
+
+
+def sample_keys(seed: int, site: int, samples: Tensor) -> Tensor:
+    """A 64-bit key per sample for one dropout site; a sample's number is unique in a run, so it stands for the step."""
+    return mix64(mix64(samples + mix64(torch.tensor(seed, device=samples.device))) + site)
+
+
+def keep_mask(keys: Tensor, index: Tensor, p: float) -> Tensor:
+    """True with probability 1 - p at each of the global element numbers `index`; shapes broadcast."""
+    bits = _shift_right(mix64(index ^ keys), 11)  # 53 uniform bits
+    return bits >= int(p * (1 << 53))
+
+
+def normal_rows(seed: int, name: str, shape: tuple[int, ...], box: Box) -> np.ndarray:
+    """The block `box` of the N(0, 1) tensor that (seed, name, shape) define; float32.
+
+    Only blocks of rows that meet the box are drawn, so a rank draws about what it holds.
+    """
+    width = shape[-1]
+    rows_per_block = max(1, _BLOCK // width)
+    key = int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:16], "little")
+    lead = np.arange(int(np.prod(shape[:-1]))).reshape(shape[:-1])[box.slices[:-1]].ravel()
+    out = np.empty((lead.size, box.shape[-1]), np.float32)
+    for block in np.unique(lead // rows_per_block):
+        stream = np.random.Generator(np.random.Philox(key=key, counter=int(block) << 64))
+        rows = stream.standard_normal((rows_per_block, width), np.float32)[:, box.slices[-1]]
+        mine = lead // rows_per_block == block
+        out[mine] = rows[lead[mine] % rows_per_block]
+    return out.reshape(box.shape)
