@@ -1,7 +1,8 @@
 """What flows through the model: samples of token ids in, one `Batch` of tensors out.
 
-Shapes: b micro-batch, s seq_length. A sample has s + 1 tokens (the last one is only a label) or fewer, then it is padded
-with id 0 and loss mask 0. After an end-of-document token a new document begins; the token itself belongs to the old one.
+Shapes: b micro-batch, s seq_length. A sample has s + 1 tokens (the last one is only a label) or fewer, then it is
+padded with id 0 and loss mask 0. After an end-of-document token a new document begins; the token itself belongs to the
+old one.
 """
 
 from collections.abc import Sequence
@@ -55,7 +56,7 @@ def collate(
 ) -> Batch:
     """Stacks samples (each int64 [<= s + 1]) with their global numbers.
 
-    Raises: UserError where a document boundary is asked for and `eod` is None; ValueError for a sample that is too long.
+    Raises: UserError where a document boundary is asked for and `eod` is None; ValueError for too long a sample.
     """
     if eod is None and (reset_position_ids or reset_attention_mask or eod_mask_loss):
         raise UserError(

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -81,10 +81,8 @@ def _locked(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / "lock").open("a")
     with lock:
-        try:
+        with suppress(OSError):  # a file system without locks: every process builds, the rename lets one of them win
             fcntl.flock(lock, fcntl.LOCK_EX)
-        except OSError:  # a file system without locks: every process builds, the rename lets one of them win
-            pass
         yield
 
 

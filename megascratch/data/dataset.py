@@ -61,8 +61,8 @@ class EpochIndex(NamedTuple):
 class Corpus:
     """Sequences [first, stop) of one source as samples of `seq_length` + 1 tokens.
 
-    `finite`: in order and once (validation); else shuffled anew in each epoch, without end. `cache` is the folder of the
-    index cache; None: build in memory.
+    `finite`: in order and once (validation); else shuffled anew in each epoch, without end. `cache` is the folder of
+    the index cache; None: build in memory.
 
     Raises: UserError where the range has too few tokens for one sample.
     """

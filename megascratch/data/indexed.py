@@ -212,7 +212,8 @@ class Reader:
                 if bad.any():
                     at = int(bad.argmax())
                     raise self._refuse(
-                        f"sequence {start + at} {law} (length {lengths[at]}, byte {pointers[at]}, expected >= {before[at]})"
+                        f"sequence {start + at} {law} (length {lengths[at]}, byte {pointers[at]}, "
+                        f"expected >= {before[at]})"
                     )
             end = int(ends[-1])
         if end > len(self._raw_tokens):

@@ -1,4 +1,4 @@
-"""The hot loops over documents and samples: the C++ extension where it is built, else its Python twin with one warning."""
+"""The hot loops over documents and samples: the C++ extension where it is built, else its Python twin and a warning."""
 
 import warnings
 from typing import Any

@@ -1,4 +1,4 @@
-"""Synthetic sequences without files, the same on every machine: what `--mock-data` reads, as Megatron's mock data has it."""
+"""Synthetic sequences without files, the same on every machine: what `--mock-data` reads, as in Megatron."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ SEQUENCES, LONGEST = 100_000, 4096
 
 
 class MockReader:
-    """100,000 sequences of 1 to 4,095 tokens: 1, 2, 3 ... modulo the vocabulary, the last token `eod` (if there is one)."""
+    """100,000 sequences of 1 to 4,095 tokens: 1, 2, 3 ... modulo the vocabulary, then `eod` (if there is one)."""
 
     prefix = "mock data"
 

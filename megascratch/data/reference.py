@@ -1,4 +1,4 @@
-"""The C++ indices once more in Python: arrays in, the same arrays out. Oracle of the tests, and used where no compiler is."""
+"""The C++ indices once more in Python, with the same numbers: oracle of the tests, and used where no compiler is."""
 
 import numpy as np
 
@@ -15,7 +15,7 @@ def mix64(value: int) -> int:
 
 
 def permutation(count: int, key: int) -> np.ndarray:
-    """int64 [count]: 0 ... count - 1 in an order that is a pure function of `key` (Fisher-Yates, one draw per place)."""
+    """int64 [count]: 0 ... count - 1 in an order that is a function of `key` (Fisher-Yates, one draw per place)."""
     order = list(range(count))
     for place in range(count - 1, 0, -1):
         other = mix64(key + place * GAMMA) * (place + 1) >> 64

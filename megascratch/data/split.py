@@ -1,4 +1,4 @@
-"""Which sequences train, which validate: shares like 949,50,1 and the words of --data-path in, ranges and weights out."""
+"""Which sequences train, which validate: shares like 949,50,1 and words of --data-path in, ranges and weights out."""
 
 import re
 from collections.abc import Sequence

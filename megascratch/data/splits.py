@@ -32,7 +32,7 @@ def open_splits(
     valid_samples: int = 0,
     test_samples: int = 0,
 ) -> Splits:
-    """Opens what `data` names. `fingerprint` is the tokenizer's; the numbers of samples only say which splits are needed.
+    """Opens what `data` names. `fingerprint` is the tokenizer's; the numbers of samples say which splits are needed.
 
     Raises: UserError for missing or damaged files, ids outside the vocabulary, another tokenizer, and splits without
     a sample that are asked for samples.

@@ -26,15 +26,14 @@ class SentencePieceTokenizer:
     kind = "SentencePieceTokenizer"
 
     def __init__(self, model: bytes, name: str = "SentencePiece model"):
+        refusal = f"{name} is not a SentencePiece model; train one with: megascratch tokenizer train"
+        if not model:
+            raise UserError(refusal)
         try:
             self._pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
-            self.vocab_size = self._pieces.vocab_size()
-        except (RuntimeError, SystemError) as error:
-            raise UserError(
-                f"{name} is not a SentencePiece model; train one with: megascratch tokenizer train"
-            ) from error
-        if self.vocab_size == 0:
-            raise UserError(f"{name} is an empty SentencePiece model; train one with: megascratch tokenizer train")
+        except RuntimeError as error:
+            raise UserError(refusal) from error
+        self.vocab_size = self._pieces.vocab_size()
         self.eod = self._end_of_document()
         self.fingerprint = fingerprint(self.kind, model)
         spelled = [self._pieces.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE.encode()]
