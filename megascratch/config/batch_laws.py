@@ -1,5 +1,7 @@
 """The laws of batch sizes and of the run's length; see `laws.py` for how a law is read."""
 
+from collections.abc import Callable
+
 from megascratch.config.wording import choice, multiples_near
 
 
@@ -38,7 +40,10 @@ def rampup_steps_are_whole(
                 f"({micro_batch_size} x {data_parallel_size}): use {choice(multiples_near(size, step))}"
             )
     if start > global_batch_size:
-        return f"rampup-batch-size start ({start}) must not pass global-batch-size ({global_batch_size}): use {step} or more"
+        return (
+            f"rampup-batch-size start ({start}) must not pass global-batch-size ({global_batch_size}): "
+            f"start at {global_batch_size} or less"
+        )
     if (global_batch_size - start) % increment:
         ends = [start + grown for grown in multiples_near(global_batch_size - start, increment)]
         return (
@@ -57,7 +62,7 @@ def interleaving_has_full_groups(
     micro_batch_size: int,
     data_parallel_size: int,
 ) -> str | None:
-    """PP <= group <= micro-batches, and the last group is full or has at least PP (Megatron-LM's rule), all along the ramp."""
+    """PP <= group <= micro-batches, and the last group full or at least PP (Megatron-LM's rule), all along the ramp."""
     pp, group = pipeline_model_parallel_size, microbatch_group_size_per_virtual_pipeline_stage
     step = micro_batch_size * data_parallel_size
     sizes = _sizes(global_batch_size, rampup_batch_size)
@@ -105,7 +110,7 @@ def _sizes(global_batch_size: int, ramp: list[int] | None) -> list[int]:
     return [*range(ramp[0], global_batch_size, ramp[1]), global_batch_size]
 
 
-LAWS = [
+LAWS: list[Callable[..., str | None]] = [
     global_batch_is_whole,
     rampup_is_three_numbers,
     rampup_steps_are_whole,

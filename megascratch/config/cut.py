@@ -21,7 +21,8 @@ def layer_cut(
     """Layers of each of the pp * chunks virtual stages, in model order; they sum to num_layers.
 
     `first` and `last` are the layers of the whole first and last stage (all their chunks together).
-    A stage without layers is legal only in an explicit layout. Raises SettingError for a cut that does not come out even.
+    A stage without layers is legal only in an explicit layout.
+    Raises SettingError for a cut that does not come out even.
     """
     if layout is not None:
         return _explicit(num_layers, pp, chunks, first, last, layout)

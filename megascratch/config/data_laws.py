@@ -1,6 +1,7 @@
 """The laws of the data and its vocabulary; see `laws.py` for how a law is read."""
 
 import re
+from collections.abc import Callable
 
 
 def one_source(
@@ -66,4 +67,4 @@ def vocabulary_is_known(tokenizer_type: str | None, tokenizer_model: str | None,
     return None
 
 
-LAWS = [one_source, lists_are_not_empty, split_is_shares, vocabulary_is_known]
+LAWS: list[Callable[..., str | None]] = [one_source, lists_are_not_empty, split_is_shares, vocabulary_is_known]

@@ -1,5 +1,7 @@
 """The laws of the Transformer's shape; see `laws.py` for how a law is read."""
 
+from collections.abc import Callable
+
 from megascratch.config.wording import choice, divisors, multiples_near
 
 
@@ -87,7 +89,7 @@ def rotated_part_is_even(kv_channels: int, rotary_percent: float, position_embed
     )
 
 
-LAWS = [
+LAWS: list[Callable[..., str | None]] = [
     heads_share_the_width,
     heads_share_the_query_groups,
     heads_over_tp,

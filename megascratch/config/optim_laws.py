@@ -1,5 +1,7 @@
 """The laws of precision and of the learning rate; see `laws.py` for how a law is read."""
 
+from collections.abc import Callable
+
 from megascratch.config.settings import OptimConfig
 
 
@@ -113,7 +115,7 @@ def wsd_has_a_last_phase(
     return None
 
 
-LAWS = [
+LAWS: list[Callable[..., str | None]] = [
     one_precision,
     loss_scale_is_for_fp16,
     rates_are_in_order,

@@ -1,5 +1,7 @@
 """The laws of the layout: processes, stages, chunks and backends; see `laws.py` for how a law is read."""
 
+from collections.abc import Callable
+
 from megascratch.config.cut import layer_cut
 from megascratch.config.errors import SettingError
 from megascratch.config.wording import choice, divisors, multiples_near
@@ -105,7 +107,7 @@ def backend_fits_the_device(device: str | None, distributed_backend: str | None)
     return None
 
 
-LAWS = [
+LAWS: list[Callable[..., str | None]] = [
     layout_fits_the_world,
     sequence_over_tp,
     layers_are_cut_whole,

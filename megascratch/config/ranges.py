@@ -1,4 +1,4 @@
-"""The values each number may have on its own, as one table of intervals; a setting that is not listed may be anything."""
+"""The values each number may have on its own, as one table of intervals; what is not listed may be anything."""
 
 import math
 import re

@@ -57,7 +57,7 @@ class ModelConfig:
     vocab_size: int | None = None
     """Size of the vocabulary without padding; default: the tokenizer's."""
     make_vocab_size_divisible_by: int = 128
-    """The embedding table is padded to a multiple of this times tensor_model_parallel_size (never seen by the model)."""
+    """The embedding table is padded to a multiple of this times tensor_model_parallel_size, unseen by the model."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class ParallelConfig:
     pipeline_schedule: Literal["gpipe", "1f1b", "interleaved"] | None = None
     """Order of forwards and backwards; default: 1f1b, or interleaved with virtual stages."""
     num_virtual_stages_per_pipeline_rank: int | None = None
-    """Model chunks per rank (interleaving); default: 1."""
+    """Model chunks per rank (interleaving); default: 1, or what the length of pipeline_model_parallel_layout tells."""
     microbatch_group_size_per_virtual_pipeline_stage: int | None = None
     """Micro-batches that run through one chunk before the next chunk; default: the number of stages."""
     decoder_first_pipeline_num_layers: int | None = None

@@ -5,6 +5,7 @@ from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from megascratch.config.errors import SettingError
@@ -89,12 +90,12 @@ def _entries(tree: Any) -> list[Entry]:
     """The settings of the file in order; a section without entries (None) is empty."""
     if tree is None:
         return []
-    if not isinstance(tree, dict):
+    if not isinstance(tree, CommentedMap):
         raise SettingError(f"a config file holds `setting: value` lines, not a {type(tree).__name__}")
     entries: list[Entry] = []
     for key, raw in tree.items():
         name, line = _field(key), tree.lc.key(key)[0] + 1
-        if name in SECTIONS and isinstance(raw, dict):
+        if name in SECTIONS and isinstance(raw, CommentedMap):
             entries += [(_field(inner), name, value, raw.lc.key(inner)[0] + 1) for inner, value in raw.items()]
         elif name not in SECTIONS or raw is not None:
             entries.append((name, None, raw, line))

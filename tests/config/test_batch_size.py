@@ -1,0 +1,70 @@
+"""The laws of batch sizes: a pure function of the consumed samples, ramp-up included."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from megascratch.config.batch_size import global_batch_size_at, num_microbatches, steps_and_samples
+from megascratch.config.errors import UserError
+from megascratch.config.fields import with_fields
+from megascratch.config.settings import Config
+
+
+def run(**values) -> Config:
+    return with_fields(Config(), {"global_batch_size": 8, "data_parallel_size": 2, **values})
+
+
+def test_without_a_ramp_every_step_is_whole():
+    assert [global_batch_size_at(run(), consumed) for consumed in (0, 7, 10**9)] == [8, 8, 8]
+
+
+@pytest.mark.parametrize(
+    ("ramp", "sizes"),
+    [
+        ([2, 2, 12], {0: 2, 3: 2, 4: 4, 7: 4, 8: 6, 11: 6, 12: 8, 99: 8}),
+        ([2, 3, 10], {0: 2, 4: 2, 5: 5, 9: 5, 10: 8}),
+        ([8, 2, 10], {0: 8, 5: 8, 10: 8}),
+        ([2, 2, 0], {0: 8}),
+    ],
+)
+def test_the_ramp_grows_in_equal_parts(ramp, sizes):
+    config = run(rampup_batch_size=ramp)
+    assert {consumed: global_batch_size_at(config, consumed) for consumed in sizes} == sizes
+
+
+def test_each_rank_runs_global_over_micro_times_data_parallel():
+    config = run(micro_batch_size=2, global_batch_size=16, rampup_batch_size=[4, 4, 30])
+    assert [num_microbatches(config, consumed) for consumed in (0, 10, 20, 30)] == [1, 2, 3, 4]
+    assert num_microbatches(run(micro_batch_size=2)) == 2
+
+
+@pytest.mark.parametrize(
+    ("values", "steps", "samples"),
+    [
+        ({"train_iters": 5}, 5, 40),
+        ({"train_samples": 40}, 5, 40),
+        ({"train_samples": 47}, 5, 40),
+        ({"train_samples": 7}, 0, 0),
+        ({"train_iters": 3, "rampup_batch_size": [2, 2, 12]}, 3, 8),  # 2 2 4
+        ({"train_iters": 6, "rampup_batch_size": [2, 2, 12]}, 6, 30),  # 2 2 4 6 8 8
+        ({"train_samples": 30, "rampup_batch_size": [2, 2, 12]}, 6, 30),
+        ({"train_samples": 29, "rampup_batch_size": [2, 2, 12]}, 5, 22),
+        ({"train_samples": 5, "rampup_batch_size": [2, 2, 12]}, 2, 4),
+    ],
+)
+def test_a_run_has_this_many_steps_and_samples(values, steps, samples):
+    assert steps_and_samples(run(**values)) == (steps, samples)
+
+
+@given(start=st.integers(1, 5), grown=st.integers(0, 5), ramp=st.integers(0, 60), iters=st.integers(0, 40))
+def test_counting_steps_is_stepping(start, grown, ramp, iters):
+    config = run(global_batch_size=start + 2 * grown, rampup_batch_size=[start, 2, ramp], train_iters=iters)
+    consumed = 0
+    for _ in range(iters):
+        consumed += global_batch_size_at(config, consumed)
+    assert steps_and_samples(config) == (iters, consumed)
+
+
+def test_an_underived_config_is_told_to_derive():
+    with pytest.raises(UserError, match="call derive"):
+        num_microbatches(Config())

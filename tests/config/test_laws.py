@@ -1,0 +1,327 @@
+"""Each law of the settings refuses its own broken config, alone, with the numbers and the nearest legal values."""
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from megascratch.config.cut import layer_cut
+from megascratch.config.errors import UserError
+from megascratch.config.fields import HINTS, flat, with_fields
+from megascratch.config.laws import LAWS, derive, notices, validate
+from megascratch.config.ranges import RANGES
+from megascratch.config.settings import Config
+
+GOOD = {"mock_data": True, "vocab_size": 100, "train_iters": 10}
+FILES = {"mock_data": False, "data_path": ["a"]}
+SAMPLES = {"train_iters": None, "train_samples": 100}
+
+
+def config(**values) -> Config:
+    return with_fields(Config(), GOOD | values)
+
+
+def complaints(world: int = 1, **values) -> list[str]:
+    try:
+        validate(config(**values), world)
+    except UserError as error:
+        return str(error).splitlines()
+    return []
+
+
+def layout(tp=1, pp=1, chunks=None, **more):
+    sizes = {"tensor_model_parallel_size": tp, "pipeline_model_parallel_size": pp}
+    return sizes | ({"num_virtual_stages_per_pipeline_rank": chunks} if chunks else {}) | more
+
+
+BROKEN = [
+    # the model
+    ("heads_share_the_width", 1, {"hidden_size": 100},
+     "hidden-size (100) must divide by num-attention-heads (12): use hidden-size 96 or 108, 1, 2, 4, 5, 10, 20, 25 or "
+     "50 heads, or give kv-channels"),
+    ("heads_share_the_query_groups", 1, {"num_query_groups": 5},
+     "num-attention-heads (12) must divide by num-query-groups (5): use 1, 2, 3, 4, 6 or 12"),
+    ("heads_over_tp", 8, layout(tp=8),
+     "num-attention-heads (12) must divide by tensor-model-parallel-size (8): use 1, 2, 3, 4, 6 or 12"),
+    ("query_groups_over_tp", 6, layout(tp=6, num_query_groups=4),
+     "num-query-groups (4) and tensor-model-parallel-size (6) must divide one another: "
+     "use tensor-model-parallel-size 1, 2, 4 or 12"),
+    ("ffn_over_tp", 4, layout(tp=4, ffn_hidden_size=1001),
+     "ffn-hidden-size (1001) must divide by tensor-model-parallel-size (4): use 1000 or 1004"),
+    ("one_activation", 1, {"swiglu": True, "squared_relu": True},
+     "at most one of swiglu, squared-relu can be the MLP's activation"),
+    ("positions_reach_the_end", 1, {"max_position_embeddings": 512},
+     "max-position-embeddings (512) must be at least seq-length (1024) with learned positions: use 1024 or more"),
+    ("rotated_part_is_even", 1, {"position_embedding_type": "rope", "kv_channels": 7},
+     "(kv-channels 7 x rotary-percent 1.0 = 7) must be even: use 6 or 8 channels"),
+    # the layout
+    ("layout_fits_the_world", 6, layout(tp=2, pp=2),
+     "world size (6) must divide by tensor-model-parallel-size x pipeline-model-parallel-size (2 x 2 = 4): "
+     "start 4 or 8 processes, or use a layout of 1, 2, 3 or 6 ranks"),
+    ("layout_fits_the_world", 8, layout(tp=2, data_parallel_size=2),
+     "(2 x 1 x 2 = 4): start 4 processes, or use data-parallel-size 4"),
+    ("sequence_over_tp", 2, layout(tp=2, seq_length=1023, sequence_parallel=True),
+     "seq-length (1023) must divide by tensor-model-parallel-size (2) with sequence-parallel: use 1022 or 1024"),
+    ("layers_are_cut_whole", 4, layout(pp=4, num_layers=10), "num-layers (10) must divide by"),
+    ("schedule_fits_the_chunks", 2, layout(pp=2, chunks=2, pipeline_schedule="1f1b", num_layers=8),
+     "num-virtual-stages-per-pipeline-rank (2) needs pipeline-schedule interleaved, not 1f1b"),
+    ("schedule_fits_the_chunks", 2, layout(pp=2, chunks=2, pipeline_schedule="gpipe", num_layers=8), "not gpipe"),
+    ("schedule_fits_the_chunks", 2, layout(pp=2, pipeline_schedule="interleaved", global_batch_size=2),
+     "of 2 or more (now 2 and 1): raise them, or use 1f1b"),
+    ("schedule_fits_the_chunks", 1, layout(chunks=2), "of 2 or more (now 1 and 2)"),
+    ("groups_are_for_interleaving", 4, layout(pp=4, chunks=3, microbatch_group_size_per_virtual_pipeline_stage=3),
+     "microbatch-group-size-per-virtual-pipeline-stage (3) must be at least pipeline-model-parallel-size (4)"),
+    ("groups_are_for_interleaving", 4, layout(pp=4, microbatch_group_size_per_virtual_pipeline_stage=8),
+     "(8) needs pipeline-schedule interleaved, not 1f1b"),
+    ("backend_fits_the_device", 1, {"device": "cpu", "distributed_backend": "nccl"}, "nccl needs device cuda, not cpu"),
+    # batches
+    ("global_batch_is_whole", 4, {"global_batch_size": 10, "micro_batch_size": 2},
+     "global-batch-size (10) must divide by micro-batch-size x data parallel size (2 x 4): use 8 or 16"),
+    ("rampup_is_three_numbers", 1, {"global_batch_size": 8, "rampup_batch_size": [4, 4]},
+     "(4 4) must be three numbers"),
+    ("rampup_is_three_numbers", 1, {"global_batch_size": 8, "rampup_batch_size": [4, 0, 9]}, "(4 0 9) must be"),
+    ("rampup_steps_are_whole", 2, {"global_batch_size": 8, "rampup_batch_size": [3, 1, 9]},
+     "rampup-batch-size start (3) must divide by micro-batch-size x data parallel size (1 x 2): use 2 or 4"),
+    ("rampup_steps_are_whole", 2, {"global_batch_size": 8, "rampup_batch_size": [4, 1, 9]},
+     "increment (1) must divide"),
+    ("rampup_steps_are_whole", 1, {"global_batch_size": 8, "rampup_batch_size": [9, 1, 9]}, "start (9) must not pass"),
+    ("rampup_steps_are_whole", 1, {"global_batch_size": 8, "rampup_batch_size": [2, 4, 9]},
+     "must reach global-batch-size (8) from 2 in whole increments of 4: use global-batch-size 6 or 10"),
+    ("interleaving_has_full_groups", 2, layout(pp=2, chunks=2, global_batch_size=5, num_layers=8),
+     "in groups of 2 (the last of at least 2), but a batch of 5 gives 5: use global-batch-size 4 or 6"),
+    ("interleaving_has_full_groups", 2, layout(pp=2, chunks=2, global_batch_size=1, num_layers=8),
+     "use global-batch-size 2"),
+    ("interleaving_has_full_groups", 2,
+     layout(pp=2, chunks=2, global_batch_size=8, num_layers=8, rampup_batch_size=[2, 1, 100]), "a batch of 3 gives 3"),
+    ("one_length", 1, {"train_iters": None}, "the run has no length"),
+    ("one_length", 1, {"train_samples": 9}, "train-iters (10) and train-samples (9) are both given"),
+    ("samples_fill_a_step", 1, SAMPLES | {"global_batch_size": 101},
+     "train-samples (100) must fill the first batch (101)"),
+    # data
+    ("one_source", 1, {"mock_data": False}, "there is no data"),
+    ("one_source", 1, {"data_path": ["a"]}, "the data comes from data-path and mock-data"),
+    ("one_source", 1, FILES | {"train_data_path": ["b"]}, "from data-path and train-data-path"),
+    ("one_source", 1, {"mock_data": False, "valid_data_path": ["b"]}, "valid-data-path needs train-data-path"),
+    ("lists_are_not_empty", 1, {"data_path": []}, "data-path names no file"),
+    ("split_is_shares", 1, {"split": "9,1,0"}, "split (9,1,0) divides data-path, which is not given"),
+    ("split_is_shares", 1, FILES | {"split": "9,x"}, "split (9,x) must be up to three shares"),
+    ("split_is_shares", 1, FILES | {"split": "0,1,1"}, "the first above 0"),
+    ("split_is_shares", 1, FILES | {"split": "1,1,1,1"}, "up to three"),
+    ("vocabulary_is_known", 1, {"vocab_size": None}, "the vocabulary is unknown"),
+    ("vocabulary_is_known", 1, {"tokenizer_type": "CharTokenizer"}, "CharTokenizer needs tokenizer-model"),
+    ("vocabulary_is_known", 1, {"tokenizer_type": "ByteTokenizer", "tokenizer_model": "x"},
+     "leave out tokenizer-model (x)"),
+    ("vocabulary_is_known", 1, {"tokenizer_type": "NullTokenizer", "vocab_size": None}, "needs vocab-size"),
+    # precision and rates
+    ("one_precision", 1, {"bf16": True, "fp64": True}, "at most one of bf16, fp64"),
+    ("loss_scale_is_for_fp16", 1, {"loss_scale": 8.0, "hysteresis": 3}, "loss-scale, hysteresis needs fp16"),
+    ("loss_scale_is_for_fp16", 1, {"fp16": True, "loss_scale": 8.0, "hysteresis": 3}, "loss-scale (8.0) is constant"),
+    ("loss_scale_is_for_fp16", 1, {"fp16": True, "initial_loss_scale": 0.5}, "min-loss-scale (1.0) must not pass"),
+    ("rates_are_in_order", 1, {"min_lr": 1.0}, "min-lr (1.0) must not pass lr (0.0003)"),
+    ("rates_are_in_order", 1, {"lr_warmup_init": 1.0}, "lr-warmup-init (1.0) must not pass lr"),
+    ("decay_has_the_unit_of_the_run", 1, {"lr_decay_samples": 9},
+     "lr-decay-samples (9) does not go with train-iters: use lr-decay-iters"),
+    ("decay_has_the_unit_of_the_run", 1, SAMPLES | {"lr_warmup_iters": 9}, "lr-warmup-iters (9) does not go"),
+    ("one_warmup", 1, {"lr_warmup_iters": 2, "lr_warmup_fraction": 0.1},
+     "warm-up is given twice, by lr-warmup-iters (2) and lr-warmup-fraction (0.1)"),
+    ("phases_fit_the_decay", 1, {"lr_warmup_iters": 11},
+     "lr-warmup-iters (11) must not pass lr-decay-iters (10): use a warm-up of 10 or less"),
+    ("phases_fit_the_decay", 1, {"lr_decay_style": "WSD", "lr_warmup_iters": 6, "lr_wsd_decay_iters": 5},
+     "lr-warmup-iters (6) + lr-wsd-decay-iters (5) must not pass lr-decay-iters (10): use a warm-up of 5 or less"),
+    ("wsd_has_a_last_phase", 1, {"lr_decay_style": "WSD"}, "WSD needs lr-wsd-decay-iters"),
+    ("wsd_has_a_last_phase", 1, {"lr_wsd_decay_iters": 5}, "lr-wsd-decay-iters needs lr-decay-style WSD, not linear"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("law", "world", "values", "fragment"), BROKEN, ids=[f"{row[0]}-{i}" for i, row in enumerate(BROKEN)]
+)
+def test_a_broken_law_is_the_one_complaint(law, world, values, fragment):
+    (found,) = complaints(world, **values)
+    assert fragment in found
+
+
+def test_every_law_is_broken_once_above():
+    assert {law.__name__ for law in LAWS} == {row[0] for row in BROKEN}
+
+
+def outside(name: str) -> list[float]:
+    """Values just outside a setting's range."""
+    low, high, text = RANGES[name].low, RANGES[name].high, RANGES[name].text
+    whole = HINTS[name] in (int, int | None)
+    below = low if text.startswith("(") else low - (1 if whole else 1e-9)
+    above = [] if math.isinf(high) else [high if text.endswith(")") else high + 1e-9]
+    return [below, *above, *([] if whole else [math.nan, math.inf])]
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name in RANGES for value in outside(name)])
+def test_a_number_outside_its_range_is_named(name, value):
+    head = f"{name.replace('_', '-')} ({value}) must be "
+    assert any(line.startswith(head) for line in complaints(**{name: value}))
+
+
+def test_every_number_has_a_range():
+    numbers = {name for name, hint in HINTS.items() if hint in (int, float, int | None, float | None)}
+    ends_of_the_cut = {
+        "decoder_first_pipeline_num_layers",
+        "decoder_last_pipeline_num_layers",
+    }  # `layer_cut` checks them
+    assert numbers - ends_of_the_cut == set(RANGES)
+
+
+def test_all_broken_laws_are_listed_at_once():
+    found = complaints(6, **layout(tp=4, pp=4, num_layers=10, num_attention_heads=6, bf16=True, fp16=True, lr=-1.0))
+    heads = ["lr (", "num-attention-heads (", "world size (", "num-layers (", "at most one of bf16, fp16"]
+    assert len(found) == len(heads)
+    assert all(line.startswith(head) for line, head in zip(found, heads, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("world", "values"),
+    [
+        (1, {}),
+        (8, layout(tp=2, pp=2, sequence_parallel=True, global_batch_size=16)),
+        (8, layout(tp=8, num_attention_heads=8, num_query_groups=2)),
+        (2, layout(tp=2, num_attention_heads=8, num_query_groups=1)),
+        (4, layout(pp=4, num_layers=10, decoder_first_pipeline_num_layers=1, decoder_last_pipeline_num_layers=3)),
+        (2, layout(pp=2, num_layers=5, pipeline_model_parallel_layout=[2, 0, 1, 2], global_batch_size=4)),
+        (2, layout(pp=2, chunks=2, microbatch_group_size_per_virtual_pipeline_stage=3, global_batch_size=5)),
+        (1, SAMPLES | {"lr_decay_samples": 90, "lr_warmup_fraction": 0.1}),
+        (1, {"lr_decay_style": "constant", "lr_warmup_iters": 50}),
+        (1, {"fp16": True, "initial_loss_scale": 1024.0}),
+        (2, {"global_batch_size": 8, "rampup_batch_size": [2, 2, 0]}),
+        (1, {"vocab_size": None, "tokenizer_type": "ByteTokenizer"}),
+        (1, {"vocab_size": None, "tokenizer_model": "t.model"}),
+        (1, FILES | {"split": "1"}),
+        (1, {"mock_data": False, "train_data_path": ["a"], "valid_data_path": ["b"]}),
+        (1, {"position_embedding_type": "rope", "rotary_percent": 0.5}),
+    ],
+)
+def test_a_legal_config_is_accepted(world, values):
+    assert complaints(world, **values) == []
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"sequence_parallel": True}, "sequence-parallel changes nothing with tensor-model-parallel-size 1"),
+        ({"use_distributed_optimizer": True}, "use-distributed-optimizer changes nothing with one data-parallel rank"),
+        ({"rotary_base": 5e5}, "rotary-base changes nothing without position-embedding-type rope"),
+        ({"rotary_percent": 0.5}, "rotary-percent changes nothing without position-embedding-type rope"),
+        ({"position_embedding_type": "rope", "max_position_embeddings": 9}, "max-position-embeddings changes nothing"),
+        ({"add_qkv_bias": True}, "add-qkv-bias changes nothing"),
+        ({"lr_decay_style": "constant", "min_lr": 1e-5}, "min-lr changes nothing with lr-decay-style constant"),
+        ({"lr_wsd_decay_style": "cosine"}, "lr-wsd-decay-style changes nothing without lr-decay-style WSD"),
+        ({"data_cache_path": "x"}, "data-cache-path changes nothing with mock-data"),
+        ({}, None),
+    ],
+)
+def test_a_setting_without_effect_is_noticed_not_refused(values, sentence):
+    assert complaints(**values) == []
+    found = notices(derive(config(**values), 1))
+    assert found == [] if sentence is None else len(found) == 1 and found[0].startswith(sentence)
+
+
+@st.composite
+def legal(draw) -> tuple[Config, int]:
+    """A legal config and its world size, built forwards from the sizes of the layout."""
+    tp, pp, dp = draw(st.sampled_from([1, 2, 4])), draw(st.integers(1, 4)), draw(st.integers(1, 4))
+    chunks = draw(st.integers(1, 3)) if pp > 1 else 1
+    groups = draw(st.sampled_from([1, 2, 4, 8]))
+    heads = groups * draw(st.integers(1, 3)) * (tp // min(tp, groups))
+    micro = draw(st.integers(1, 3))
+    step = micro * dp
+    values = layout(
+        tp=tp,
+        pp=pp,
+        chunks=chunks,
+        num_layers=pp * chunks * draw(st.integers(1, 3)),
+        num_query_groups=groups,
+        num_attention_heads=heads,
+        hidden_size=heads * 2 * draw(st.integers(1, 40)),
+        seq_length=4 * draw(st.integers(1, 50)),
+        swiglu=draw(st.booleans()),
+        sequence_parallel=draw(st.booleans()),
+        position_embedding_type=draw(st.sampled_from(["rope", "learned_absolute", "none"])),
+        micro_batch_size=micro,
+        global_batch_size=step * pp * draw(st.integers(1, 5)),
+        pipeline_schedule=None if chunks > 1 else draw(st.sampled_from([None, "gpipe", "1f1b"])),
+        lr_decay_style=draw(st.sampled_from(["constant", "linear", "cosine", "inverse-square-root"])),
+        lr_warmup_iters=draw(st.integers(0, 10)),
+        rampup_batch_size=draw(st.none() | st.just([step * pp, step * pp, 1000])),
+    )
+    return config(**values), tp * pp * dp
+
+
+@given(legal())
+@settings(max_examples=150, deadline=None)
+def test_what_is_built_legally_is_accepted_and_fully_derived(case):
+    built, world = case
+    whole = derive(built, world)
+    validate(whole, world)
+    assert derive(whole, world) == whole
+    parallel = whole.parallel
+    assert (
+        parallel.data_parallel_size * parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size
+        == world
+    )
+    cut = layer_cut(
+        whole.model.num_layers, parallel.pipeline_model_parallel_size, parallel.num_virtual_stages_per_pipeline_rank
+    )
+    assert sum(cut) == whole.model.num_layers
+
+
+COUNTS = sorted(name for name in RANGES if HINTS[name] in (int, int | None))
+
+
+@given(st.dictionaries(st.sampled_from(COUNTS), st.integers(-2, 20)), st.integers(1, 9))
+@settings(max_examples=200, deadline=None)
+def test_no_numbers_make_the_laws_themselves_fail(values, world):
+    assert isinstance(complaints(world, **values), list)
+
+
+DERIVED = {
+    "num_query_groups": 8,
+    "kv_channels": 16,
+    "ffn_hidden_size": 512,
+    "max_position_embeddings": 1024,
+    "data_parallel_size": 2,
+    "pipeline_schedule": "1f1b",
+    "num_virtual_stages_per_pipeline_rank": 1,
+    "microbatch_group_size_per_virtual_pipeline_stage": 2,
+    "ddp_bucket_size": 40_000_000,
+    "distributed_backend": None,
+    "global_batch_size": 6,
+    "lr_decay_iters": 10,
+    "lr_decay_samples": None,
+    "split": "969,30,1",
+    "save": "o/checkpoints",
+    "tensorboard_dir": "o/tensorboard",
+    "device": None,
+}
+
+
+def test_every_gap_that_needs_no_file_is_filled():
+    sizes = layout(tp=2, pp=2, hidden_size=128, num_attention_heads=8, micro_batch_size=3, output_dir="o")
+    found = flat(derive(config(**sizes, **FILES), 8))
+    assert {name: found[name] for name in DERIVED} == DERIVED
+
+
+@pytest.mark.parametrize(
+    ("values", "world", "name", "value"),
+    [
+        ({"hidden_size": 100, "num_attention_heads": 4, "swiglu": True}, 1, "ffn_hidden_size", 320),
+        ({"hidden_size": 96, "num_attention_heads": 4, "swiglu": True}, 1, "ffn_hidden_size", 256),
+        ({"device": "cuda"}, 1, "distributed_backend", "nccl"),
+        ({"device": "cpu"}, 1, "distributed_backend", "gloo"),
+        ({}, 64, "ddp_bucket_size", 64_000_000),
+        (layout(pp=2, pipeline_model_parallel_layout=[3, 3, 3, 3]), 2, "num_virtual_stages_per_pipeline_rank", 2),
+        (layout(pp=2, pipeline_model_parallel_layout=[3, 3, 3, 3]), 2, "pipeline_schedule", "interleaved"),
+        (SAMPLES, 1, "lr_decay_samples", 100),
+        (layout(tp=2), 3, "data_parallel_size", None),
+        ({"kv_channels": 5}, 1, "kv_channels", 5),
+    ],
+)
+def test_this_gap_is_filled_with_this_value(values, world, name, value):
+    assert flat(derive(config(**values), world))[name] == value
