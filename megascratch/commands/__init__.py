@@ -35,7 +35,18 @@ BAD_INPUT, INTERRUPTED, NOBODY_READS = 2, 130, 141  # 128 + signal number for th
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; the exit code is the verb's own, 2 for bad input, 130 for ctrl-c, 141 when the pipe is closed."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _answer(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()  # a closed pipe shows here, not after main
+        return code
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's own last flush complains
+        return NOBODY_READS
+
+
+def _answer(words: list[str]) -> int:
     if words and words[0] in ("-h", "--help", "help"):
         print(USAGE)
         return 0
@@ -55,16 +66,10 @@ def _unknown(words: list[str]) -> str:
 def _run(verb: str, argv: list[str]) -> int:
     try:
         code: int = importlib.import_module(f"{__name__}.{verb}").main(argv)
-        sys.stdout.flush()  # a closed pipe shows here, not after main
         return code
     except UserError as error:
         _complain(verb, error)
         return BAD_INPUT
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's own last flush complains
-        return NOBODY_READS
 
 
 def _complain(verb: str, error: UserError) -> None:

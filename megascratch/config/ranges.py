@@ -13,7 +13,7 @@ class Interval(NamedTuple):
     high: float
 
     def __contains__(self, value: object) -> bool:
-        if not isinstance(value, int | float) or not math.isfinite(value):
+        if not isinstance(value, int | float):
             return False
         above = value > self.low if self.text[0] == "(" else value >= self.low
         return above and (value < self.high if self.text[-1] == ")" else value <= self.high)

@@ -1,5 +1,6 @@
 """The laws of the command line: one line per mistake on stderr, exit code 2, never a traceback."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -101,21 +102,23 @@ def test_every_verb_is_a_file():
     assert [verb for verb in VERBS if not (folder / f"{verb}.py").is_file()] == []
 
 
-def shell(script: str) -> subprocess.CompletedProcess:
-    return subprocess.run(["bash", "-c", script], capture_output=True, text=True, cwd=ROOT)
-
-
 def test_the_module_runs_as_a_program():
-    done = shell(f"{sys.executable} -m megascratch pretrian")
+    program = [sys.executable, "-m", "megascratch", "pretrian"]
+    done = subprocess.run(program, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 2
     assert done.stderr.startswith("megascratch: error: unknown verb pretrian - did you mean pretrain?\n")
 
 
-def test_a_reader_that_leaves_early_gives_no_traceback():
+@pytest.mark.parametrize("argv", [["--help"], ["generate"]])
+@pytest.mark.parametrize("lines", [1, 100_000])
+def test_a_reader_that_left_gives_no_traceback(argv, lines):
     code = (
-        "import sys, types; v = types.ModuleType('v'); v.main = lambda argv: print('line\\n' * 100000) or 0;"
+        f"import sys, types; v = types.ModuleType('v'); v.main = lambda argv: print('line\\n' * {lines}) or 0;"
         "sys.modules['megascratch.commands.generate'] = v;"
-        "from megascratch.commands import main; sys.exit(main(['generate']))"
+        f"from megascratch.commands import main; sys.exit(main({argv}))"
     )
-    done = shell(f'set -o pipefail; {sys.executable} -c "{code}" | head -1')
-    assert (done.returncode, done.stdout, done.stderr) == (141, "line\n", "")
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")

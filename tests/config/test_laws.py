@@ -94,6 +94,9 @@ BROKEN = [
      "use global-batch-size 2"),
     ("interleaving_has_full_groups", 2,
      layout(pp=2, chunks=2, global_batch_size=8, num_layers=8, rampup_batch_size=[2, 1, 100]), "a batch of 3 gives 3"),
+    ("interleaving_has_full_groups", 2,
+     layout(pp=2, chunks=2, global_batch_size=3, num_layers=8, microbatch_group_size_per_virtual_pipeline_stage=4),
+     "in groups of 4 (the last of at least 2), but a batch of 3 gives 3: use global-batch-size 4 or 6"),
     ("one_length", 1, {"train_iters": None}, "the run has no length"),
     ("one_length", 1, {"train_samples": 9}, "train-iters (10) and train-samples (9) are both given"),
     ("samples_fill_a_step", 1, SAMPLES | {"global_batch_size": 101},
@@ -215,6 +218,8 @@ def test_a_legal_config_is_accepted(world, values):
         ({"lr_wsd_decay_style": "cosine"}, "lr-wsd-decay-style changes nothing without lr-decay-style WSD"),
         ({"data_cache_path": "x"}, "data-cache-path changes nothing with mock-data"),
         ({}, None),
+        ({"position_embedding_type": "rope", "rotary_base": 5e5, "rotary_percent": 0.5}, None),
+        ({"lr_decay_style": "WSD", "lr_wsd_decay_iters": 2, "lr_wsd_decay_style": "cosine"}, None),
     ],
 )
 def test_a_setting_without_effect_is_noticed_not_refused(values, sentence):

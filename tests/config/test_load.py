@@ -195,6 +195,7 @@ def test_print_config_is_yaml_with_origins_that_reads_back_as_the_same_config(ya
     whole = derive(config, 4)
     text = format_config(whole, origins)
     assert load("--config", yaml(text, "printed.yaml")) == whole
+    assert "  lr: 1.0e-05 " in text  # YAML 1.1 readers take 1e-05 for a word
     comment = {line.split(":")[0].strip(): line.split(" # ")[-1] for line in text.splitlines() if " # " in line}
     assert list(comment) == list(SECTION_OF)
     assert [comment[name].split("/")[-1] for name in ("lr", "data_path", "data_parallel_size", "min_lr", "device")] == [
