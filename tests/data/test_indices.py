@@ -1,0 +1,148 @@
+"""The C++ indices equal their Python twins and Megatron's golden arrays; wrong arguments are refused."""
+
+import hashlib
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from megascratch.data import _indices, reference
+from megascratch.data.indexed import Reader
+from megascratch.data.indices import stream_key
+from tests.data.corpora import golden
+
+ENGINES = [_indices, reference]
+UNLIMITED = np.iinfo(np.int64).max
+
+
+def md5(array: np.ndarray, dtype: str) -> str:
+    return hashlib.md5(np.ascontiguousarray(array.astype(dtype)).tobytes()).hexdigest()[:12]
+
+
+@settings(max_examples=80, deadline=None)
+@given(count=st.integers(0, 300), key=st.integers(0, 2**64 - 1))
+def test_shuffles_of_both_engines_are_one_permutation(count, key):
+    order = _indices.permutation(count, key)
+    assert order.dtype == np.int64 and sorted(order) == list(range(count))
+    np.testing.assert_array_equal(order, reference.permutation(count, key))
+
+
+def test_every_permutation_is_about_equally_likely():
+    seen = [tuple(_indices.permutation(4, stream_key(seed, 0, 1))) for seed in range(24_000)]
+    counts = np.unique(seen, axis=0, return_counts=True)[1]
+    assert len(counts) == 24 and counts.min() > 850 and counts.max() < 1150  # 1,000 each, deviation about 31
+
+
+def test_keys_depend_on_every_number_and_their_order():
+    numbers = [(0, 0, 1), (0, 1, 0), (1, 0, 0), (0, 0, 2), (0, 0), (), (2**63, 0, 1), (-1, 0, 1)]
+    assert len({stream_key(*key) for key in numbers}) == len(numbers)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    lengths=st.lists(st.integers(0, 12), max_size=20), seq_length=st.integers(1, 15), keep=st.booleans(), data=st.data()
+)
+def test_cuts_of_both_engines_are_equal(lengths, seq_length, keep, data):
+    """Any number of documents in a sample, empty ones, documents left out or repeated."""
+    places = st.lists(st.integers(0, len(lengths) - 1), max_size=30) if lengths else st.just([])
+    order = np.array(data.draw(places), dtype=np.int64)
+    sizes = np.array(lengths, dtype=np.int64)
+    cuts = _indices.sample_index(sizes, order, seq_length, keep)
+    np.testing.assert_array_equal(cuts, reference.sample_index(sizes, order, seq_length, keep))
+    starts = np.cumsum(sizes[order]) - sizes[order]
+    if len(cuts) > 1:
+        tokens = starts[cuts[:, 0]] + cuts[:, 1]
+        total = int(sizes[order].sum())
+        assert tokens.tolist() == [min(j * seq_length, total - 1) for j in range(len(cuts))]
+        assert (cuts[:, 1] < sizes[order][cuts[:, 0]]).all()
+        assert total - 1 == tokens[-1] if keep else total - 1 - tokens[-1] < seq_length
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(
+    ("first", "stop", "epochs", "documents_md5", "cuts_md5"),
+    [
+        (0, 1454, 1, "e8498a258285", "49e65b5befc4"),
+        (1454, 1498, 1, "7bf8a27c4e3c", "603433def100"),
+        (1498, 1500, None, "360e4404cd5c", "f8a5edd78643"),
+    ],
+)
+def test_cuts_are_megatrons(tmp_path, engine, first, stop, epochs, documents_md5, cuts_md5):
+    """Megatron's own document order (several epochs of it where the split is tiny) gives Megatron's sample index."""
+    lengths = Reader(golden(tmp_path / "A", 1500, 1)).lengths.astype(np.int64)
+    tokens = int(lengths[first:stop].sum())
+    epochs = epochs or -(-(5 * 64 + 1) // tokens)
+    order = np.tile(np.arange(first, stop, dtype=np.int32), epochs)
+    np.random.RandomState(1234).shuffle(order)
+    assert md5(order, "int32") == documents_md5
+    assert md5(engine.sample_index(lengths, order.astype(np.int64), 64, False), "int32") == cuts_md5
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_blend_is_megatrons(engine):
+    datasets, samples = engine.blend(np.array([0.3, 0.7]), np.zeros(2, np.int64), np.full(2, UNLIMITED), 1000)
+    assert datasets[:10].tolist() == [1, 0, 1, 1, 0, 1, 1, 0, 1, 1]
+    assert (md5(datasets, "int16"), md5(samples, "int64")) == ("fd364e54ffd6", "eb2376acbae6")
+    first = engine.blend(np.array([0.3, 0.7]), np.zeros(2, np.int64), np.full(2, UNLIMITED), 100)
+    assert (md5(first[0], "int16"), md5(first[1], "int64")) == ("7fdd0cdde336", "686918c59609")
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    parts=st.lists(st.tuples(st.floats(0.01, 10), st.integers(0, 30)), min_size=1, max_size=5), cut=st.integers(0, 100)
+)
+def test_blends_of_both_engines_are_equal_use_every_sample_once_and_go_on_from_any_cut(parts, cut):
+    weights, limits = np.array([p[0] for p in parts]), np.array([p[1] for p in parts], dtype=np.int64)
+    weights /= weights.sum()
+    nothing, total = np.zeros(len(parts), dtype=np.int64), int(limits.sum())
+    datasets, samples = _indices.blend(weights, nothing, limits, total)
+    for ours, twin in zip((datasets, samples), reference.blend(weights, nothing, limits, total), strict=True):
+        np.testing.assert_array_equal(ours, twin)
+    for part, limit in enumerate(limits):
+        assert samples[datasets == part].tolist() == list(range(limit))
+    cut = min(cut, total)
+    taken = np.bincount(datasets[:cut], minlength=len(parts))
+    np.testing.assert_array_equal(_indices.blend(weights, taken, limits, total - cut)[0], datasets[cut:])
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_blend_past_its_last_sample_is_refused(engine):
+    with pytest.raises(ValueError, match="used up after 3 samples"):
+        engine.blend(np.ones(1), np.zeros(1, np.int64), np.array([3]), 4)
+
+
+LENGTHS, ORDER = np.array([3, 4]), np.array([1, 0])
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "law"),
+    [
+        (lambda: _indices.permutation(-1, 0), ValueError, "count -1 is negative"),
+        (lambda: _indices.sample_index(LENGTHS, ORDER, 0, False), ValueError, "seq_length 0"),
+        (lambda: _indices.sample_index(LENGTHS, np.array([2]), 1, False), IndexError, "is sequence 2 of 2"),
+        (lambda: _indices.sample_index(LENGTHS, np.array([-1]), 1, False), IndexError, "is sequence -1 of 2"),
+        (lambda: _indices.sample_index(-LENGTHS, ORDER, 1, False), ValueError, "negative length"),
+        (lambda: _indices.sample_index(np.array([2**62] * 2), ORDER, 1, False), OverflowError, "64 bits"),
+        (lambda: _indices.sample_index(LENGTHS[None], ORDER, 1, False), ValueError, "one dimension"),
+        (lambda: _indices.blend(np.ones(2), np.zeros(1), np.ones(2), 1), ValueError, "same length"),
+        (lambda: _indices.blend(np.ones(1), np.zeros(1), np.ones(1), -1), ValueError, "negative"),
+    ],
+)
+def test_wrong_arguments_are_refused(call, error, law):
+    with pytest.raises(error, match=law):
+        call()
+
+
+def test_without_a_compiler_the_twin_takes_over_with_one_warning():
+    code = (
+        "import sys; sys.modules['megascratch.data._indices'] = None\n"
+        "from megascratch.data import indices, reference, dataset\n"
+        "assert indices.permutation is reference.permutation"
+    )
+    environment = {**os.environ, "PYTHONWARNINGS": "always"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert done.stderr.count("the C++ extension is not built") == 1
