@@ -119,6 +119,9 @@ def test_a_reader_that_left_gives_no_traceback(argv, lines):
     )
     reader, writer = os.pipe()
     os.close(reader)
-    done = subprocess.run([sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    buffered = os.environ | {"PYTHONUNBUFFERED": ""}
+    done = subprocess.run(
+        [sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=buffered
+    )
     os.close(writer)
     assert (done.returncode, done.stderr) == (141, "")
