@@ -34,7 +34,7 @@ from megascratch.tokenizer import Tokenizer
 
 SUMMARY = "turn JSONL text into token files (.bin/.idx)"
 CHUNK_BYTES, CHUNK_LINES = 1 << 19, 1 << 12
-CHUNKS_PER_WORKER = 4
+CHUNKS_PER_WORKER = 2
 
 
 class Chunk(NamedTuple):
@@ -143,6 +143,8 @@ def main(argv: list[str]) -> int:
     )
     if options.workers < 1 or options.log_interval < 1:
         raise UserError(f"--workers ({options.workers}) and --log-interval ({options.log_interval}) must be at least 1")
+    if len(set(options.json_keys)) < len(options.json_keys):
+        raise UserError(f"--json-keys {' '.join(options.json_keys)}: each key makes one output, name it once")
     tokenizer = _encoder(recipe).tokenizer
     if options.append_eod and tokenizer.eod is None:
         raise UserError(f"--append-eod: this {tokenizer.kind} has no end of document; train it without --no-eod")

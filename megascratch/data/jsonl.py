@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from megascratch.config.errors import UserError
 
-LONGEST_LINE = 1 << 27  # bytes
+LONGEST_LINE = 1 << 26  # bytes
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 

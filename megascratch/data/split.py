@@ -14,7 +14,7 @@ def shares(split: str) -> list[float]:
 
     Raises: UserError for anything but up to three numbers with a sum above 0.
     """
-    words = re.split(r"[,/\s]+", split.strip())
+    words = re.split(r"\s*[,/]\s*|\s+", split.strip())
     numbers = [float(word) for word in words if re.fullmatch(r"\d+\.?\d*|\.\d+", word)]
     if len(numbers) != len(words) or len(numbers) > len(SPLITS) or sum(numbers) <= 0:
         raise UserError(f"--split {split!r} must be up to three numbers (train,valid,test) above 0, such as 949,50,1")

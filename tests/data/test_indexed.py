@@ -100,7 +100,9 @@ def test_every_truncation_is_refused_by_name_and_number(tmp_path):
         whole = path.read_bytes()
         for size in range(len(whole)):
             path.write_bytes(whole[:size])
-            with pytest.raises(UserError, match=f"{path.name}.*{size} bytes|{path.name} is not a token index|begins with"):
+            with pytest.raises(
+                UserError, match=f"{path.name}.*{size} bytes|{path.name} is not a token index|begins with"
+            ):
                 Reader(prefix)
         path.write_bytes(whole)
     assert len(Reader(prefix)) == 2

@@ -1,0 +1,74 @@
+"""The index cache builds once for all processes, survives damage, and says where it cannot write."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from megascratch.config.errors import UserError
+from megascratch.data.cache import built_once
+
+KEY = {"a": 1}
+
+
+def arrays(value=1):
+    return {"x": np.arange(5) + value, "empty": np.zeros((0, 2), dtype=np.int64)}
+
+
+def test_what_is_built_is_mapped_back(tmp_path):
+    for _ in range(2):
+        back = built_once(tmp_path, KEY, arrays)
+        assert isinstance(back["x"], np.memmap) and back["x"].tolist() == [1, 2, 3, 4, 5]
+        assert back["empty"].shape == (0, 2)
+
+
+def test_another_key_is_another_entry(tmp_path):
+    built_once(tmp_path, KEY, arrays)
+    assert built_once(tmp_path, {"a": 2}, lambda: arrays(7))["x"][0] == 7
+    assert built_once(tmp_path, KEY, lambda: arrays(7))["x"][0] == 1
+
+
+@pytest.mark.parametrize("name", ["x.npy", "key.json"])
+@pytest.mark.parametrize("keep", [0, 100])
+def test_a_damaged_entry_is_built_again(tmp_path, name, keep):
+    built_once(tmp_path, KEY, arrays)
+    (file,) = tmp_path.glob(f"*/{name}")
+    file.write_bytes(file.read_bytes()[:keep][:-9])
+    assert built_once(tmp_path, KEY, lambda: arrays(3))["x"].tolist() == [3, 4, 5, 6, 7]
+
+
+def test_a_build_that_fails_leaves_no_entry(tmp_path):
+    with pytest.raises(ZeroDivisionError):
+        built_once(tmp_path, KEY, lambda: {"x": np.array(1 // 0)})
+    assert not list(tmp_path.glob("*/key.json"))
+    assert built_once(tmp_path, KEY, arrays)["x"][0] == 1
+
+
+def test_many_processes_build_once(tmp_path):
+    code = (
+        "import sys, time, pathlib, numpy as np\n"
+        "from megascratch.data.cache import built_once\n"
+        "folder = pathlib.Path(sys.argv[1])\n"
+        "def build():\n"
+        "    with (folder / 'builds').open('a') as log: log.write('x')\n"
+        "    time.sleep(0.3)\n"
+        "    return {'x': np.arange(9)}\n"
+        "assert built_once(folder, {'k': 1}, build)['x'][8] == 8"
+    )
+    running = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)]) for _ in range(4)]
+    assert [process.wait() for process in running] == [0, 0, 0, 0]
+    assert (tmp_path / "builds").read_text() == "x"
+
+
+def test_the_key_can_be_read_in_words(tmp_path):
+    built_once(tmp_path, KEY, arrays)
+    (file,) = tmp_path.glob("*/key.json")
+    assert json.loads(file.read_text()) == {"arrays": ["x", "empty"], "key": KEY}
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"file/cache cannot be written.*--data-cache-path"):
+        built_once(tmp_path / "file" / "cache", KEY, arrays)
