@@ -1,4 +1,4 @@
-"""Python sources of a package in, the places that break a law of the house out; read with `ast`, nothing is imported."""
+"""Python sources of a package in, the places that break a law of the house out; read with `ast`, never imported."""
 
 import ast
 from collections.abc import Iterator
