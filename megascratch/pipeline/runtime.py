@@ -1,0 +1,252 @@
+"""Plays one rank's order: actions in, loss sums out, gradients in the weights. The only loop for every schedule.
+
+A receive is posted where the order says so and awaited by the action that uses it; a send goes out and is forgotten
+until its buffer can be freed. Messages of a link travel in one order (`passes.check`), so no tags are needed and gloo
+and NCCL run the same code.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from megascratch.parallel.collectives import CommunicationError
+from megascratch.parallel.mesh import Link, Links
+from megascratch.pipeline.schedule import Action
+from megascratch.pipeline.stage import Stage
+
+OnBackward = Callable[[Action, bool], None]
+Key = tuple[int, int]  # micro-batch, chunk
+
+
+class TensorSpec(NamedTuple):
+    """What flows between stages: [s, b, h] (s / tp under sequence parallelism)."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+
+def run(
+    order: Sequence[Action],
+    stages: Sequence[Stage],
+    links: Links | None,
+    batches: Sequence[Any],
+    spec: TensorSpec,
+    loss_grad: float | Tensor = 1.0,
+    on_backward: OnBackward | None = None,
+    step: int = 0,
+) -> list[Tensor]:
+    """One step of this rank.
+
+    Args:
+        order: this rank's row of `compile_order`.
+        stages: one per chunk.
+        links: the ring; None for one rank.
+        batches: one per micro-batch, handed to the modules as they are (None where a stage reads none).
+        loss_grad: gradient of the loss sums, e.g. loss scale / valid tokens.
+        on_backward: called before each B, I and W, with True for the chunk's last micro-batch. While it is True each
+            weight gets its gradient for the last time in this step (with I and W: a product in W, all else in I).
+        step: for error texts.
+
+    Returns:
+        The loss sum of each micro-batch on the rank of the last virtual stage, elsewhere [].
+
+    Raises:
+        CommunicationError: a transfer failed or timed out; names action, stage, micro-batch, chunk, step and peer.
+    """
+    player = _Player(stages, links, batches, spec, loss_grad, on_backward, step)
+    try:
+        return player.play(order)
+    except BaseException:
+        for stage in stages:
+            stage.reset()
+        raise
+
+
+@torch.no_grad()
+def evaluate(
+    order: Sequence[Action],
+    stages: Sequence[Stage],
+    links: Links | None,
+    batches: Sequence[Any],
+    spec: TensorSpec,
+    step: int = 0,
+) -> list[Tensor]:
+    """As `run`, for an order without backwards: nothing is kept."""
+    return run(order, stages, links, batches, spec, step=step)
+
+
+def connect(links: Links, device: torch.device) -> None:
+    """Sends one number over each link; called once by every rank before the first step.
+
+    NCCL makes a communicator when a link is first used, and both ends wait for it: all ranks open their links in one
+    order here, so that no step can wait in a circle for it.
+    """
+    me, token = links.forward_out.source, torch.zeros(1, device=device)
+    forward, backward = {links.forward_in, links.forward_out}, {links.backward_in, links.backward_out}
+    for side in (forward, backward):
+        for link in sorted(side, key=lambda link: (link.source, link.target)):
+            try:
+                _start(link, token, link.source == me).wait()
+            except RuntimeError as error:
+                raise CommunicationError(f"no link from rank {link.source} to rank {link.target}, seen from rank {me}: "
+                                         f"{_first_line(error)}") from error
+
+
+def _start(link: Link, tensor: Tensor, outwards: bool) -> dist.Work:
+    if outwards:
+        work = dist.isend(tensor, link.target, group=link.group)
+    else:
+        work = dist.irecv(tensor, link.source, group=link.group)
+    assert work is not None  # None only for a rank outside the group
+    return work
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+class _Transfer(NamedTuple):
+    action: Action
+    work: dist.Work
+    tensor: Tensor  # lives as long as the transfer
+
+
+class _Player:
+    """The state of one step: what has been computed or posted and not yet used."""
+
+    def __init__(
+        self,
+        stages: Sequence[Stage],
+        links: Links | None,
+        batches: Sequence[Any],
+        spec: TensorSpec,
+        loss_grad: float | Tensor,
+        on_backward: OnBackward | None,
+        step: int,
+    ):
+        self.stages, self.batches, self.spec, self.step = stages, batches, spec, step
+        self.loss_grad, self.on_backward = loss_grad, on_backward
+        self.links: dict[str, Link] = {} if links is None else {
+            "SF": links.forward_out, "RF": links.forward_in, "SB": links.backward_out, "RB": links.backward_in}
+        self.outputs: dict[Key, Tensor] = {}  # computed, for the next virtual stage
+        self.input_grads: dict[Key, Tensor] = {}  # computed, for the virtual stage before
+        self.inputs: dict[Key, _Transfer] = {}  # posted
+        self.output_grads: dict[Key, _Transfer] = {}  # posted
+        self.sends: dict[Action, _Transfer] = {}  # oldest first
+        self.losses: dict[int, Tensor] = {}
+
+    def play(self, order: Sequence[Action]) -> list[Tensor]:
+        verbs = {
+            "F": self.forward, "B": self.backward, "I": self.backward_input, "W": self.backward_weight,
+            "SF": self.send_output, "RF": self.receive_input, "SB": self.send_grad, "RB": self.receive_grad,
+        }
+        for action in order:
+            verbs[action.op](action)
+        for transfer in self.sends.values():
+            self._wait(transfer)
+        return [self.losses[m] for m in sorted(self.losses)]
+
+    # ---- compute -----------------------------------------------------------------------------------------------
+
+    def forward(self, action: Action) -> None:
+        stage, m = self.stages[action.chunk], action.microbatch
+        y = stage.forward(m, self._input(stage, action), self.batches[m])
+        if stage.is_last:
+            self.losses[m] = y
+        else:
+            self.outputs[m, action.chunk] = y
+
+    def backward(self, action: Action) -> None:
+        stage = self._begin(action)
+        self._keep(action, stage.backward(action.microbatch, self._output_grad(stage, action)))
+
+    def backward_input(self, action: Action) -> None:
+        stage = self._begin(action)
+        self._keep(action, stage.backward_input(action.microbatch, self._output_grad(stage, action)))
+
+    def backward_weight(self, action: Action) -> None:
+        self._begin(action).backward_weight(action.microbatch)
+
+    def _begin(self, action: Action) -> Stage:
+        if self.on_backward is not None:
+            self.on_backward(action, action.microbatch == len(self.batches) - 1)
+        return self.stages[action.chunk]
+
+    def _keep(self, action: Action, input_grad: Tensor | None) -> None:
+        if input_grad is not None:
+            self.input_grads[action.microbatch, action.chunk] = input_grad
+
+    def _input(self, stage: Stage, action: Action) -> Tensor | None:
+        if stage.is_first:
+            return None
+        m, chunk = action.microbatch, action.chunk
+        arrival = self.inputs.pop((m, chunk), None)
+        return self.outputs.pop((m, chunk - 1)) if arrival is None else self._wait(arrival)
+
+    def _output_grad(self, stage: Stage, action: Action) -> Tensor:
+        m, chunk = action.microbatch, action.chunk
+        if stage.is_last:
+            loss, grad = self.losses[m], self.loss_grad
+            return grad.to(loss) if isinstance(grad, Tensor) else torch.full_like(loss, grad)
+        arrival = self.output_grads.pop((m, chunk), None)
+        if arrival is None:
+            return self.input_grads.pop((m, chunk + 1))
+        output_grad = self._wait(arrival)
+        sent = self.sends.pop(Action("SF", m, chunk), None)
+        if sent is not None:
+            self._wait(sent)  # at once: its gradient could not be here otherwise
+        return output_grad
+
+    # ---- transfers ---------------------------------------------------------------------------------------------
+
+    def send_output(self, action: Action) -> None:
+        self._send(action, self.outputs.pop((action.microbatch, action.chunk)))
+
+    def send_grad(self, action: Action) -> None:
+        self._send(action, self.input_grads.pop((action.microbatch, action.chunk)))
+
+    def receive_input(self, action: Action) -> None:
+        self.inputs[action.microbatch, action.chunk] = self._receive(action)
+
+    def receive_grad(self, action: Action) -> None:
+        self.output_grads[action.microbatch, action.chunk] = self._receive(action)
+
+    def _send(self, action: Action, tensor: Tensor) -> None:
+        if tensor.shape != self.spec.shape or tensor.dtype != self.spec.dtype:
+            raise ValueError(f"{self._where(action)} would send {list(tensor.shape)} {tensor.dtype}, but "
+                             f"{list(self.spec.shape)} {self.spec.dtype} is expected")
+        for sent in [sent for sent, transfer in self.sends.items() if transfer.work.is_completed()]:
+            self._wait(self.sends.pop(sent))
+        self.sends[action] = self._post(action, tensor.contiguous(), outwards=True)
+
+    def _receive(self, action: Action) -> _Transfer:
+        tensor = torch.empty(self.spec.shape, dtype=self.spec.dtype, device=self.spec.device)
+        return self._post(action, tensor, outwards=False)
+
+    def _post(self, action: Action, tensor: Tensor, outwards: bool) -> _Transfer:
+        try:
+            return _Transfer(action, _start(self.links[action.op], tensor, outwards), tensor)
+        except RuntimeError as error:
+            raise self._failure(action, error) from error
+
+    def _wait(self, transfer: _Transfer) -> Tensor:
+        try:
+            transfer.work.wait()
+        except RuntimeError as error:
+            raise self._failure(transfer.action, error) from error
+        return transfer.tensor
+
+    def _failure(self, action: Action, error: RuntimeError) -> CommunicationError:
+        link = self.links[action.op]
+        ends = f"to rank {link.target}" if action.op in ("SF", "SB") else f"from rank {link.source}"
+        return CommunicationError(f"{self._where(action)} {ends} failed: {_first_line(error)}")
+
+    def _where(self, action: Action) -> str:
+        link, stage = self.links[action.op], self.stages[action.chunk]
+        me = link.source if action.op in ("SF", "SB") else link.target
+        return (f"{action} (micro-batch {action.microbatch}, chunk {action.chunk}) of step {self.step} on rank {me}, "
+                f"stage {stage.index} of {stage.count},")
