@@ -1,0 +1,249 @@
+"""Model chunks with their shards in, weights that move together on all data-parallel ranks out, in four verbs:
+
+    begin(chunk, last)   before each backward    finish()          gradients are whole
+    norm()               the global norm         step(lr, factor)  weights have moved
+
+The flavours (`ddp.py`, `zero1.py`) differ in which range of each bucket a rank updates and in the two collectives
+before and after; everything else is here. Gradients are summed, not averaged: the loss is already divided by the
+number of tokens of the whole batch (law 5).
+"""
+
+from abc import ABC, abstractmethod
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from megascratch.config.settings import OptimConfig, ParallelConfig
+from megascratch.data_parallel.buckets import Bucket, Buckets
+from megascratch.data_parallel.partial import PartialSums, partial_runs
+from megascratch.data_parallel.plan import Entry, Place, plan_buckets
+from megascratch.optim.adamw import AdamW, Stretch
+from megascratch.optim.norm import GlobalNorm
+from megascratch.parallel.collectives import Pending, all_gather_objects, start_all_reduce
+from megascratch.parallel.held import Held, box_view, pieces_in_range
+from megascratch.parallel.mesh import Axis, Mesh
+from megascratch.parallel.shard import Piece, Shard
+
+DEFAULT_BUCKET_SIZE = 40_000_000
+
+
+@dataclass(frozen=True)
+class Owned:
+    """The range [start, stop) of a bucket that this rank updates; all tensors have its length."""
+
+    bucket: Bucket
+    start: int
+    stop: int
+    weights: Tensor  # as the model computes with them
+    master: Tensor  # fp32 or fp64; the same memory as `weights` where these have that type
+    grads: Tensor
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+
+    @classmethod
+    def of(cls, bucket: Bucket, start: int, stop: int) -> "Owned":
+        weights, grads = bucket.weights[start:stop], bucket.grads[start:stop]
+        return cls(bucket, start, stop, weights, weights.to(grads.dtype), grads,
+                   torch.zeros_like(grads), torch.zeros_like(grads))  # fmt: skip
+
+    @property
+    def has_masters(self) -> bool:
+        return self.master.dtype != self.weights.dtype
+
+    @property
+    def kinds(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps of a weight."""
+        kinds = {"param": self.weights, "optim.exp_avg": self.exp_avg, "optim.exp_avg_sq": self.exp_avg_sq}
+        return kinds | ({"optim.master": self.master} if self.has_masters else {})
+
+    def stretches(self) -> Iterator[Stretch]:
+        """The part that decays and the part that doesn't."""
+        cut = min(max(self.bucket.plan.decay_end - self.start, 0), self.stop - self.start)
+        for part, decays in ((slice(0, cut), True), (slice(cut, None), False)):
+            yield Stretch(self.master[part], self.grads[part], self.exp_avg[part], self.exp_avg_sq[part], decays)
+
+    def range_of(self, place: Place) -> tuple[int, int]:
+        """The elements of a parameter that lie in this range, counted from the parameter's first; maybe none."""
+        start = max(self.start - place.start, 0)
+        return start, max(min(self.stop, place.stop) - place.start, start)
+
+
+class DataParallel(ABC):
+    """Owns the memory of the weights, their gradients and the optimizer; the modules keep views of it."""
+
+    def __init__(self, chunks: Sequence[nn.Module], shards: dict[str, Shard], mesh: Mesh, optim: OptimConfig,
+                 parallel: ParallelConfig):
+        """
+        Args:
+            chunks: this rank's model chunks; their parameters have global names.
+            shards: the place in the whole of each of these parameters.
+            optim: AdamW's settings; the learning rate comes with each step.
+            parallel: `ddp_bucket_size` and `overlap_grad_reduce` are read.
+
+        Raises:
+            ValueError: a parameter without shard, of another shape than its shard says, or frozen.
+        """
+        self.shards, self.mesh = shards, mesh
+        tied = set().union(*all_gather_objects({shard.tied for shard in shards.values() if shard.tied}, mesh.embedding))
+        size = parallel.ddp_bucket_size or DEFAULT_BUCKET_SIZE
+        overlap = parallel.overlap_grad_reduce and mesh.data.size > 1
+        self.chunks = [Buckets(self._buckets(chunk, tied, size), self._reduce, overlap) for chunk in chunks]
+        self.owned = [Owned.of(bucket, *self._range(bucket)) for chunk in self.chunks for bucket in chunk.buckets]
+        self.partial = PartialSums(list(self._partial_runs()), mesh.tp)
+        copies = {self._name(place.name): owned.grads for owned, place in self._places()}
+        self.tied = [copies[name] for name in sorted(tied) if name in copies]
+        self.global_norm = GlobalNorm(self._counted(), mesh.tp, mesh.model, self._norm_axis(), mesh.device)
+        self.adamw = AdamW([stretch for owned in self.owned for stretch in owned.stretches()], optim)
+
+    # ---- the flavour -------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def _range(self, bucket: Bucket) -> tuple[int, int]:
+        """The elements of the bucket that this rank updates."""
+
+    @abstractmethod
+    def _reduce(self, bucket: Bucket) -> Pending:
+        """Starts the sum over the data axis of the gradients in this rank's range."""
+
+    @abstractmethod
+    def _share_weights(self) -> None:
+        """Brings what every rank updated to all ranks."""
+
+    @abstractmethod
+    def _norm_axis(self) -> Axis:
+        """The ranks whose ranges make up the whole model once."""
+
+    @property
+    @abstractmethod
+    def _replica(self) -> int:
+        """Number of this rank among those that hold the same ranges."""
+
+    # ---- the verbs ---------------------------------------------------------------------------------------------
+
+    def begin(self, chunk: int, last: bool) -> None:
+        """Before the backward of each micro-batch of a chunk; `last`: the chunk's last one of this step."""
+        self.chunks[chunk].begin(last)
+
+    def finish(self) -> None:
+        """Sums the gradients over all ranks that hold a part of them."""
+        for chunk in self.chunks:
+            chunk.finish()
+        for chunk in self.chunks:
+            chunk.wait()
+        self.partial.add_up()
+        for sum_of_copies in [start_all_reduce(grads, self.mesh.embedding) for grads in self.tied]:
+            sum_of_copies.wait()
+
+    def norm(self) -> Tensor:
+        """The global gradient norm, after `finish`: an fp64 scalar, equal on all ranks; inf or nan after an overflow
+        on any of them."""
+        return self.global_norm()
+
+    @torch.no_grad()
+    def step(self, lr: float, factor: float = 1.0) -> None:
+        """Moves the weights along `factor` (clipping / loss scale) times their gradients."""
+        for owned in self.owned:
+            if factor != 1.0:
+                owned.grads.mul_(factor)
+        self.adamw.step(lr)
+        self._publish()
+
+    # ---- what survives -----------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, list[Held]]:
+        """The boxes of ``param.*``, ``optim.exp_avg.*``, ``optim.exp_avg_sq.*`` and, for bf16 and fp16 weights,
+        ``optim.master.*`` that this rank holds; copying into them and then calling `loaded` restores them."""
+        held: dict[str, list[Held]] = defaultdict(list)
+        for owned in self.owned:
+            for place in owned.bucket.plan.places:
+                for kind, flat in owned.kinds.items():
+                    name = f"{kind}.{self._name(place.name)}"
+                    held[name] += [self._held(name, place, flat, owned, piece) for piece in self._pieces(owned, place)]
+        return {name: boxes for name, boxes in held.items() if boxes}
+
+    @torch.no_grad()
+    def loaded(self, masters: bool = True) -> None:
+        """After `state`'s tensors were filled: makes the weights follow from the masters, or without `masters` (only
+        ``param.*`` was filled) the masters from the weights, on all ranks."""
+        if not masters:
+            for owned in self.owned:
+                owned.master.copy_(owned.weights)
+        self._publish()
+
+    def scalars(self) -> dict[str, int]:
+        """What survives beside the tensors."""
+        return {"adam_steps": self.adamw.steps}
+
+    def load_scalars(self, saved: dict[str, int]) -> None:
+        """Restores `scalars`."""
+        self.adamw.steps = saved["adam_steps"]
+
+    # ---- set-up ------------------------------------------------------------------------------------------------
+
+    def _buckets(self, chunk: nn.Module, tied: set[str], size: int) -> list[Bucket]:
+        parameters = dict(chunk.named_parameters())
+        uses = Counter(id(parameter) for _, parameter in chunk.named_parameters(remove_duplicate=False))
+        for name, parameter in parameters.items():
+            self._check(name, parameter)
+        entries = [Entry(name, tuple(parameter.shape), parameter.dtype, self.shards[name].decays,
+                         alone=self._name(name) in tied or uses[id(parameter)] > 1)
+                   for name, parameter in parameters.items()]  # fmt: skip
+        return [Bucket(plan, parameters) for plan in plan_buckets(entries, size, self.mesh.data.size)]
+
+    def _check(self, name: str, parameter: nn.Parameter) -> None:
+        if name not in self.shards:
+            raise ValueError(f"{name} has no shard: its layer must say where it sits in the whole")
+        expected = self.shards[name].local_shape(self.mesh.grid.sizes)
+        if tuple(parameter.shape) != expected:
+            raise ValueError(f"{name} has shape {tuple(parameter.shape)}, but its shard says {expected}")
+        if not parameter.requires_grad:
+            raise ValueError(f"{name} is frozen: weight decay would move it all the same")
+
+    def _name(self, name: str) -> str:
+        """The name of the weight that a parameter is or is a copy of."""
+        return self.shards[name].tied or name
+
+    def _places(self) -> Iterator[tuple[Owned, Place]]:
+        for owned in self.owned:
+            for place in owned.bucket.plan.places:
+                yield owned, place
+
+    def _pieces(self, owned: Owned, place: Place) -> list[Piece]:
+        """The pieces of a parameter in this rank's range, their copies counted over all ranks."""
+        more = self._replica + (self._name(place.name) != place.name)
+        shard, (start, stop) = self.shards[place.name], owned.range_of(place)
+        pieces = pieces_in_range(shard, self.mesh.grid.sizes, self.mesh.coords, start, stop)
+        return [piece._replace(copy=piece.copy + more) for piece in pieces]
+
+    def _held(self, name: str, place: Place, flat: Tensor, owned: Owned, piece: Piece) -> Held:
+        shard = self.shards[place.name]
+        view = box_view(flat, place.start - owned.start, shard.local_shape(self.mesh.grid.sizes), piece.local)
+        return Held(name, shard.shape, piece.whole, view, piece.copy)
+
+    def _counted(self) -> dict[str, list[Tensor]]:
+        """The views of gradients that count in the norm, by name."""
+        counted: dict[str, list[Tensor]] = defaultdict(list)
+        for owned, place in self._places():
+            for piece in self._pieces(owned, place):
+                if piece.copy == self._replica:
+                    counted[place.name].append(self._held(place.name, place, owned.grads, owned, piece).tensor)
+        return counted
+
+    def _partial_runs(self) -> Iterator[tuple]:
+        for owned, place in self._places():
+            begin, end = owned.range_of(place)
+            for run in partial_runs(self.shards[place.name], self.mesh.grid.sizes, self.mesh.coords):
+                start, stop = max(run.start, begin), min(run.stop, end)
+                if start < stop:
+                    offset = place.start - owned.start
+                    yield owned.grads[start + offset : stop + offset], run
+
+    def _publish(self) -> None:
+        """Weights follow from masters, on all ranks."""
+        for owned in self.owned:
+            if owned.has_masters:
+                owned.weights.copy_(owned.master)
+        self._share_weights()

@@ -1,0 +1,155 @@
+"""Gradients of single weights in, reductions of flat buckets out, started while backward still runs.
+
+A layer hands its weight's gradient to ``weight.grad_sink`` (a `GradSlot`) and returns None for it to autograd; a hook
+moves other parameters' ``.grad`` there. Gradients add up in fp32 (fp64 for fp64 weights) in ``weight.main_grad``, a
+view of a bucket; the first contribution of a step overwrites, so no pass is spent on zeroing.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from megascratch.data_parallel.plan import Plan
+from megascratch.parallel.collectives import Pending
+
+
+class GradSlot:
+    """Where one weight's gradient gathers over the micro-batches of a step."""
+
+    def __init__(self, name: str, main: Tensor, bucket: "Bucket"):
+        self.name, self.main, self.bucket = name, main, bucket
+        self.fresh = True  # nothing has arrived in this step
+        self.arrived = False  # in the last micro-batch
+        self.tell: Callable[[GradSlot], None] | None = None  # called after each contribution
+
+    @torch.no_grad()
+    def linear(self, weight: Tensor, x: Tensor, grad: Tensor) -> None:
+        """Adds gradᵀ x. weight [out, in], x [n, in], grad [n, out]."""
+        if x.dtype != self.main.dtype or grad.dtype != self.main.dtype:
+            self._add(grad.t() @ x)
+        elif self.fresh:
+            torch.mm(grad.t(), x, out=self.main)
+        else:
+            self.main.addmm_(grad.t(), x)
+        self._contributed()
+
+    @torch.no_grad()
+    def rows(self, weight: Tensor, ids: Tensor, grad: Tensor) -> None:
+        """Adds row i of grad [n, in] to row ids[i]; ids [n] lie in this rank's rows."""
+        if self.fresh:
+            self.main.zero_()
+        grad = grad.to(self.main.dtype)
+        if grad.is_cuda:  # index_add_ would add by atomics, in any order: a resumed run would differ in its last bits
+            self.main.index_put_((ids,), grad, accumulate=True)
+        else:
+            self.main.index_add_(0, ids, grad)
+        self._contributed()
+
+    @torch.no_grad()
+    def dense(self, weight: Tensor, grad: Tensor) -> None:
+        """Adds grad, of the weight's shape."""
+        self._add(grad)
+        self._contributed()
+
+    def from_autograd(self, weight: Tensor) -> None:
+        """Takes over what autograd left in ``weight.grad`` and frees it."""
+        if weight.grad is not None:
+            self.dense(weight, weight.grad)
+            weight.grad = None
+
+    def _add(self, grad: Tensor) -> None:
+        self.main.copy_(grad) if self.fresh else self.main.add_(grad)
+
+    def _contributed(self) -> None:
+        self.fresh = False
+        if self.tell is not None:
+            self.tell(self)
+
+
+class Bucket:
+    """Parameters that live in one flat tensor, and their main gradients in another."""
+
+    def __init__(self, plan: Plan, parameters: Mapping[str, nn.Parameter]):
+        device = parameters[plan.places[0].name].device
+        main_dtype = torch.float64 if plan.dtype == torch.float64 else torch.float32
+        self.plan = plan
+        self.weights = torch.zeros(plan.size, dtype=plan.dtype, device=device)
+        self.grads = torch.zeros(plan.size, dtype=main_dtype, device=device)
+        self.slots: list[GradSlot] = []
+        self.pending: Pending | None = None  # the reduction, once it has started
+        for place in plan.places:
+            self._move_in(parameters[place.name], place.name, slice(place.start, place.stop))
+
+    def _move_in(self, parameter: nn.Parameter, name: str, place: slice) -> None:
+        self.weights[place].view(parameter.shape).copy_(parameter.detach())
+        parameter.data = self.weights[place].view(parameter.shape)
+        parameter.main_grad = self.grads[place].view(parameter.shape)
+        slot = GradSlot(name, parameter.main_grad, self)
+        parameter.grad_sink = slot
+        parameter.register_post_accumulate_grad_hook(slot.from_autograd)
+        self.slots.append(slot)
+
+    @property
+    def is_full(self) -> bool:
+        """Every weight has its gradient of the last micro-batch."""
+        return all(slot.arrived for slot in self.slots)
+
+
+class Buckets:
+    """The buckets of one model chunk: begin, backward, begin, backward, ..., finish.
+
+    With `overlap`, a bucket's reduction starts when its last gradient of the last micro-batch arrives and all buckets
+    before it have started: so every rank starts them in one order, as collectives need. Buckets of a weight that is
+    used twice wait for `finish`.
+    """
+
+    def __init__(self, buckets: Sequence[Bucket], reduce: Callable[[Bucket], Pending], overlap: bool):
+        self.buckets, self.reduce = list(buckets), reduce
+        self.slots = [slot for bucket in buckets for slot in bucket.slots]
+        self.last = False
+        self.waiting: list[Bucket] = []  # may start while backward runs, in this order
+        self.finished = True
+        if overlap:
+            for slot in self.slots:
+                slot.tell = self._arrive
+
+    def begin(self, last: bool) -> None:
+        """Before the backward of a micro-batch; `last`: it is the step's last one for this chunk."""
+        if self.finished:
+            self._renew()
+        self.last = last
+
+    def finish(self) -> None:
+        """Starts what has not started yet."""
+        for slot in self.slots:
+            if slot.fresh:  # not used in this step
+                slot.main.zero_()
+        for bucket in self.buckets:
+            if bucket.pending is None:
+                bucket.pending = self.reduce(bucket)
+        self.finished = True
+
+    def wait(self) -> None:
+        """Until all reductions have ended."""
+        for bucket in self.buckets:
+            bucket.pending.wait()
+
+    def _renew(self) -> None:
+        for slot in self.slots:
+            slot.fresh, slot.arrived = True, False
+        for bucket in self.buckets:
+            bucket.pending = None
+        self.waiting = [bucket for bucket in self.buckets if not bucket.plan.alone]
+        self.finished = False
+
+    def _arrive(self, slot: GradSlot) -> None:
+        if not self.last or slot.bucket.plan.alone:
+            return
+        if slot.arrived:
+            raise RuntimeError(f"{slot.name} got a second gradient in one micro-batch, maybe after its reduction "
+                               "began: where a weight is used twice, register it under both names")
+        slot.arrived = True
+        while self.waiting and self.waiting[0].is_full:
+            bucket = self.waiting.pop(0)
+            bucket.pending = self.reduce(bucket)

@@ -1,0 +1,29 @@
+"""Every data-parallel rank keeps all weights, gradients and moments: one all-reduce per bucket.
+
+(Li et al. 2020, arXiv 2006.15704, section 3.)
+"""
+
+from megascratch.data_parallel.base import DataParallel
+from megascratch.data_parallel.buckets import Bucket
+from megascratch.parallel.collectives import Pending, start_all_reduce
+from megascratch.parallel.mesh import Axis
+
+
+class Replicated(DataParallel):
+    """Plain data parallelism."""
+
+    def _range(self, bucket: Bucket) -> tuple[int, int]:
+        return 0, bucket.plan.size
+
+    def _reduce(self, bucket: Bucket) -> Pending:
+        return start_all_reduce(bucket.grads, self.mesh.data)
+
+    def _share_weights(self) -> None:
+        """All ranks made the same update."""
+
+    def _norm_axis(self) -> Axis:
+        return self.mesh.model
+
+    @property
+    def _replica(self) -> int:
+        return self.mesh.data.rank

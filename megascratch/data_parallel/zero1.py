@@ -1,0 +1,38 @@
+"""ZeRO-1: every data-parallel rank keeps the masters and moments of one range of each bucket.
+
+Reduce-scatter the gradients, update the own range, all-gather the weights: the traffic of one all-reduce, with
+1/ranks of the optimizer's memory (Rajbhandari et al. 2020, arXiv 1910.02054, section 5.1).
+"""
+
+from megascratch.data_parallel.base import DataParallel
+from megascratch.data_parallel.buckets import Bucket
+from megascratch.parallel.collectives import Pending, start_all_gather, start_reduce_scatter
+from megascratch.parallel.mesh import Axis
+
+
+class ZeroOne(DataParallel):
+    """The distributed optimizer. Ranges may cut through weights: `state` tells their boxes."""
+
+    def _range(self, bucket: Bucket) -> tuple[int, int]:
+        length = bucket.plan.size // self.mesh.data.size
+        return self.mesh.data.rank * length, (self.mesh.data.rank + 1) * length
+
+    def _reduce(self, bucket: Bucket) -> Pending:
+        if self.mesh.data.size == 1:
+            return Pending("reduce_scatter", self.mesh.data, None, bucket.grads)
+        start, stop = self._range(bucket)
+        return start_reduce_scatter(bucket.grads, self.mesh.data, bucket.grads[start:stop])
+
+    def _share_weights(self) -> None:
+        if self.mesh.data.size == 1:
+            return
+        gathers = [start_all_gather(owned.weights, self.mesh.data, owned.bucket.weights) for owned in self.owned]
+        for gather in gathers:
+            gather.wait()
+
+    def _norm_axis(self) -> Axis:
+        return self.mesh.world
+
+    @property
+    def _replica(self) -> int:
+        return 0

@@ -1,0 +1,77 @@
+"""Weights and their gradients in, moved weights out: AdamW with decoupled decay of matrices only.
+
+(Loshchilov and Hutter 2019, arXiv 1711.05101, algorithm 2.) Works on a few long flat stretches instead of many
+tensors: one fused kernel over each. The moments are the caller's, so that a checkpoint can cut them into boxes.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from megascratch.config.settings import OptimConfig
+
+try:
+    from apex.optimizers import FusedAdam  # NVIDIA's; the package of that name on the Python index has no such thing
+except ImportError:
+    FusedAdam = None
+
+
+class Stretch(NamedTuple):
+    """Flat tensors of one length and type (fp32 or fp64) that are updated alike."""
+
+    weight: Tensor
+    grad: Tensor
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+    decays: bool
+
+
+class AdamW:
+    """Updates stretches in place; the learning rate comes with each step."""
+
+    def __init__(self, stretches: Sequence[Stretch], optim: OptimConfig):
+        stretches = [stretch for stretch in stretches if stretch.weight.numel() > 0]
+        groups = [{"params": [s.weight for s in stretches if s.decays is decays],
+                   "weight_decay": optim.weight_decay if decays else 0.0} for decays in (True, False)]  # fmt: skip
+        self.taken = 0  # steps
+        self.engine = _engine(groups, stretches, optim) if stretches else None
+        for stretch in stretches:
+            stretch.weight.grad = stretch.grad
+            self.engine.state[stretch.weight].update(exp_avg=stretch.exp_avg, exp_avg_sq=stretch.exp_avg_sq)
+        self.steps = 0
+
+    @property
+    def steps(self) -> int:
+        """Updates so far: Adam's bias correction depends on them."""
+        return self.taken
+
+    @steps.setter
+    def steps(self, taken: int) -> None:
+        self.taken = taken
+        if self.engine is None:
+            return
+        for group in self.engine.param_groups:
+            group["step"] = taken  # where apex counts
+            for weight in group["params"]:  # where torch counts
+                self.engine.state[weight]["step"] = torch.tensor(float(taken), device=weight.device)
+
+    @torch.no_grad()
+    def step(self, lr: float) -> None:
+        """One update at learning rate `lr`."""
+        self.taken += 1
+        if self.engine is None:
+            return
+        for group in self.engine.param_groups:
+            group["lr"] = lr
+        self.engine.step()
+
+
+def _engine(groups: list[dict], stretches: Sequence[Stretch], optim: OptimConfig) -> torch.optim.Optimizer:
+    """apex's kernel where it is really there and fits, else torch's."""
+    groups = [group for group in groups if group["params"]]
+    settings = {"lr": optim.lr, "betas": (optim.adam_beta1, optim.adam_beta2), "eps": optim.adam_eps}
+    if FusedAdam is not None and all(s.weight.is_cuda and s.weight.dtype == torch.float32 for s in stretches):
+        return FusedAdam(groups, adam_w_mode=True, set_grad_none=False, **settings)
+    return torch.optim.AdamW(groups, fused=True, **settings)

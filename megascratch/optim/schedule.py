@@ -1,0 +1,65 @@
+"""A position in the run in, the learning rate there out: pure functions, so that a resume needs no state.
+
+The position is what was done *before* the step: step n (the first is 0) takes the rate at n steps, or at the samples
+consumed so far. So the first step of a warm-up takes exactly `lr_warmup_init` (0 by default: it moves nothing) and
+step n = warm-up length takes `lr`. This is Megatron-LM's rule; nanoGPT's is lr (n + 1) / (warmup + 1), one step ahead.
+"""
+
+import math
+from collections.abc import Callable
+
+from megascratch.config.settings import OptimConfig
+
+Curve = Callable[[float], float]
+
+# part of the decay that is over, 0 to 1 -> part of (lr - min_lr) that is left
+CURVES: dict[str, Curve] = {
+    "linear": lambda done: 1.0 - done,
+    "cosine": lambda done: 0.5 * (math.cos(math.pi * done) + 1.0),
+}
+
+WSD_CURVES: dict[str, Curve] = {
+    **CURVES,
+    "exponential": lambda done: 2.0 * 0.5**done - 1.0,
+    "minus_sqrt": lambda done: 1.0 - math.sqrt(done),
+}
+
+
+def learning_rate(optim: OptimConfig, step: int, consumed_samples: int) -> float:
+    """The rate of step `step` (0-based), before which `consumed_samples` were consumed.
+
+    A run that decays in samples is placed by `consumed_samples`, any other by `step`; under a batch-size ramp-up a
+    step is a step.
+
+    Raises:
+        ValueError: neither `lr_decay_iters` nor `lr_decay_samples` is known.
+    """
+    if optim.lr_decay_samples is not None:
+        return _rate(optim, consumed_samples, optim.lr_decay_samples, optim.lr_warmup_samples,
+                     optim.lr_wsd_decay_samples)  # fmt: skip
+    if optim.lr_decay_iters is not None:
+        return _rate(optim, step, optim.lr_decay_iters, optim.lr_warmup_iters, optim.lr_wsd_decay_iters)
+    raise ValueError("the length of the decay is unknown: lr_decay_iters or lr_decay_samples must be derived first")
+
+
+def _rate(optim: OptimConfig, n: int, length: int, warmup: float, tail: int | None) -> float:
+    """The rate at position n; all numbers in one unit."""
+    if optim.lr_warmup_fraction is not None:
+        warmup = optim.lr_warmup_fraction * length
+    if n <= warmup and warmup > 0:
+        return optim.lr_warmup_init + (optim.lr - optim.lr_warmup_init) * n / warmup
+    if optim.lr_decay_style == "constant":
+        return optim.lr
+    if n > length:
+        return optim.min_lr
+    if optim.lr_decay_style == "inverse-square-root":
+        return max(optim.min_lr, optim.lr * math.sqrt(max(warmup, 1) / max(n, 1)))
+    return optim.min_lr + _part_left(optim, n, length, warmup, tail) * (optim.lr - optim.min_lr)
+
+
+def _part_left(optim: OptimConfig, n: int, length: int, warmup: float, tail: int | None) -> float:
+    """Part of (lr - min_lr) that is left at warmup <= n <= length."""
+    if optim.lr_decay_style != "WSD":
+        return CURVES[optim.lr_decay_style]((n - warmup) / max(length - warmup, 1))
+    start = length - (tail or 0)
+    return 1.0 if n <= start else WSD_CURVES[optim.lr_wsd_decay_style]((n - start) / (length - start))
