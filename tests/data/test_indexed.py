@@ -2,6 +2,7 @@
 
 import hashlib
 import struct
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +39,7 @@ def test_what_is_written_is_read(tmp_path_factory, documents, dtype):
     prefix = tmp_path_factory.mktemp("corpus") / "c"
     with Writer(prefix, dtype) as writer:
         for sequences in documents:
-            writer.add_document(sum(sequences, []), [len(sequence) for sequence in sequences])
+            writer.add_document(list(chain(*sequences)), [len(sequence) for sequence in sequences])
     reader = Reader(prefix)
     flat = [sequence for sequences in documents for sequence in sequences]
     assert [reader.get(number).tolist() for number in range(len(reader))] == flat
@@ -100,9 +101,7 @@ def test_every_truncation_is_refused_by_name_and_number(tmp_path):
         whole = path.read_bytes()
         for size in range(len(whole)):
             path.write_bytes(whole[:size])
-            with pytest.raises(
-                UserError, match=f"{path.name}.*{size} bytes|{path.name} is not a token index|begins with"
-            ):
+            with pytest.raises(UserError, match=f"{path.name}.*({size} bytes|not a token index)"):
                 Reader(prefix)
         path.write_bytes(whole)
     assert len(Reader(prefix)) == 2
