@@ -188,13 +188,13 @@ def _paired(orders: Orders) -> None:
 
 def _same(link: tuple[int, int, str], sent: list[Action], received: list[Action], ranks: int) -> None:
     source, target, _ = link
-    for action in received:
-        if action not in sent:
-            raise ScheduleError(f"rank {target} waits forever at {action}: rank {source} never sends it")
-    for action in sent:
-        if action not in received:
-            send = other_end(target, action, ranks)[1]
-            raise ScheduleError(f"rank {source} sends {send}, but rank {target} never receives it")
+    gone, here = set(sent), set(received)
+    never_sent, never_received = [a for a in received if a not in gone], [a for a in sent if a not in here]
+    if never_sent:
+        raise ScheduleError(f"rank {target} waits forever at {never_sent[0]}: rank {source} never sends it")
+    if never_received:
+        send = other_end(target, never_received[0], ranks)[1]
+        raise ScheduleError(f"rank {source} sends {send}, but rank {target} never receives it")
     for theirs, ours in zip(sent, received, strict=True):
         if theirs != ours:
             send = other_end(target, theirs, ranks)[1]
@@ -219,15 +219,20 @@ def walk(orders: Orders, blocking_sends: bool = False) -> Iterator[Place]:
                 if needed is not None and needed not in done:
                     break
                 yield rank, action
-                done.add((rank, action._replace(op="B") if action.op == "I" else action))
+                done.add(done_as(rank, action))
                 position[rank], moved = position[rank] + 1, True
     heads = {rank: order[position[rank]] for rank, order in enumerate(orders) if position[rank] < len(order)}
     if heads:
         raise ScheduleError(_circle(heads, len(orders), chunks, blocking_sends))
 
 
+def done_as(rank: int, action: Action) -> Place:
+    """Under which name others wait for `action`: I hands on what B does."""
+    return rank, action._replace(op="B") if action.op == "I" else action
+
+
 def need(rank: int, action: Action, ranks: int, chunks: int, blocking_sends: bool = False) -> Place | None:
-    """What on another rank or chunk must have happened before `action` can (a done I counts as B)."""
+    """What on another rank or chunk must be done, by its name of `done_as`, before `action` can start."""
     if action.op in ("SF", "SB"):
         return other_end(rank, action, ranks) if blocking_sends else None
     receive = _receive(rank, action, ranks, chunks)

@@ -1,15 +1,24 @@
 """What is moved in time or over ranks gives the same bits: every schedule equals the serial run of one process."""
 
 
+import gc
+import os
+import time
+import weakref
+from datetime import timedelta
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from megascratch.pipeline.passes import Orders, compile_order
-from megascratch.pipeline.runtime import TensorSpec, run
+from megascratch.parallel.grid import Grid
+from megascratch.parallel.mesh import Mesh
+from megascratch.pipeline.passes import Orders, add_transfers, check, compile_order
+from megascratch.pipeline.runtime import TensorSpec, connect, evaluate, run
 from megascratch.pipeline.schedule import virtual_stage
 from megascratch.pipeline.stage import Stage
-from tests.pool import mesh_of, on_ranks
+from tests.pipeline.orders import parse, zero_bubble
+from tests.pool import RankFailed, mesh_of, on_ranks
 
 ROWS, WIDTH, LAYERS = 3, 4, 7
 SPEC = TensorSpec((ROWS, WIDTH), torch.float64, torch.device("cpu"))
@@ -151,3 +160,172 @@ def assert_equals_serial(orders: Orders, chunks: int = 1, uneven: bool = False, 
 ])
 def test_every_schedule_gives_the_bits_of_the_serial_run(schedule, ranks, microbatches, chunks, group, uneven):
     assert_equals_serial(compile_order(schedule, ranks, microbatches, chunks, group), chunks, uneven)
+
+
+# ---- backward in two halves ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("ranks", "microbatches"), [(1, 3), (2, 5), (4, 6)])
+def test_a_backward_in_two_halves_gives_the_bits_of_the_serial_run(ranks, microbatches):
+    orders = add_transfers([zero_bubble(rank, ranks, microbatches) for rank in range(ranks)])
+    check(orders)
+    assert_equals_serial(orders, sunk=True)
+
+
+def test_sinks_and_plain_gradients_agree():
+    """The toy layer with sinks is the layer of torch, so the laws above speak about the same chain."""
+    for (_, plain), (_, sunk) in zip(serial(2)[1].items(), serial(2, sunk=True)[1].items(), strict=True):
+        assert torch.allclose(plain, sunk, rtol=1e-12)
+
+
+def test_input_gradients_come_first_and_products_wait_for_their_turn():
+    stages = stages_of(0, 1, 1, sunk=True)
+    module = stages[0].module
+    sink = Sink()
+    for parameter in module.parameters():
+        parameter.grad_sink = sink
+    seen: list[str] = []
+    run(parse("F0 I0 F1 I1 W0 W1")[0], stages, None, batches_of(2), SPEC,
+        on_backward=lambda action, last: seen.append(f"{action} {last} {len(sink.arrived)}"))
+    assert seen == ["I0 False 0", "I1 True 7", "W0 False 14", "W1 True 21"]
+    assert sink.arrived == ["dense"] * 14 + ["linear"] * 14
+    assert all(parameter.grad_sink is sink for parameter in module.parameters())
+
+
+# ---- what the caller sees --------------------------------------------------------------------------------------
+
+
+def test_the_last_backward_of_each_chunk_is_announced():
+    seen: list[str] = []
+    run(compile_order("interleaved", 1, 2, 2)[0], stages_of(0, 1, 2), None, batches_of(2), SPEC,
+        on_backward=lambda action, last: seen.append(f"{action}{'!' if last else ''}"))
+    assert seen == ["B0.1", "B0", "B1.1!", "B1!"]
+
+
+def test_a_loss_gradient_may_be_a_tensor():
+    """A loss scale lives on the device; its dtype need not be the loss's."""
+    grads = []
+    for loss_grad in (0.125, torch.tensor(0.125, dtype=torch.float32)):
+        stages = stages_of(0, 1, 1)
+        run(compile_order("1f1b", 1, 2)[0], stages, None, batches_of(2), SPEC, loss_grad)
+        grads.append(grads_of(stages))
+    assert all(torch.equal(grads[0][name], grads[1][name]) for name in grads[0])
+
+
+def _evaluate(orders: Orders, chunks: int) -> tuple[list[Tensor], bool, int]:
+    mesh = mesh_of(pp=len(orders))
+    stages = stages_of(mesh.pp.rank, len(orders), chunks)
+    losses = evaluate(orders[mesh.pp.rank], stages, mesh.links, batches_of(3), SPEC)
+    return losses, bool(grads_of(stages)), sum(len(stage._alive) for stage in stages)
+
+
+@pytest.mark.parametrize(("ranks", "chunks"), [(1, 1), (1, 2), (2, 1), (2, 2)])
+def test_evaluation_gives_the_losses_and_keeps_nothing(ranks, chunks):
+    answers = on_ranks(ranks, _evaluate, compile_order("forward_only", ranks, 3, chunks), chunks)
+    assert torch.equal(torch.stack(answers[-1][0]), torch.stack(serial(3)[0]))
+    assert [(grads, kept) for _, grads, kept in answers] == [(False, 0)] * ranks
+    assert all(losses == [] for losses, _, _ in answers[:-1])
+
+
+class _Watched(nn.Module):
+    """Returns a view of nothing that its backward needs, and lets the test watch the memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(WIDTH, dtype=torch.float64))
+        self.seen: list[weakref.ref] = []
+
+    def forward(self, x: Tensor | None, batch: Tensor) -> Tensor:
+        y = batch + self.weight
+        self.seen.append(weakref.ref(y))
+        return y
+
+
+def test_an_output_that_was_handed_over_is_free_before_its_backward():
+    stage = Stage(_Watched(), 0, 2)
+    y = stage.forward(0, None, torch.zeros(ROWS, WIDTH, dtype=torch.float64))
+    del y
+    gc.collect()
+    assert stage.module.seen[0]() is None
+    stage.backward(0, torch.ones(ROWS, WIDTH, dtype=torch.float64))
+    assert stage.module.weight.grad.tolist() == [ROWS] * WIDTH
+
+
+def _outputs_in_memory(orders: Orders) -> int:
+    """On a rank: the most outputs of this stage that were in memory at once."""
+    mesh = mesh_of(pp=len(orders))
+    stage = stages_of(mesh.pp.rank, len(orders), 1)[0]
+    outputs: weakref.WeakSet[Tensor] = weakref.WeakSet()
+    forward, counts = stage.forward, []
+
+    def watched(microbatch: int, x: Tensor | None, batch: Tensor) -> Tensor:
+        y = forward(microbatch, x, batch)
+        outputs.add(y)
+        counts.append(len(outputs))
+        return y
+
+    stage.forward = watched  # type: ignore[method-assign]
+    run(orders[mesh.pp.rank], [stage], mesh.links, batches_of(8), SPEC)
+    return max(counts)
+
+
+def test_sent_outputs_live_no_longer_than_their_microbatch():
+    """Of 8 micro-batches a first stage of 3 holds 3 sent outputs at most (the last keeps its 8 losses)."""
+    assert on_ranks(3, _outputs_in_memory, compile_order("1f1b", 3, 8)) == [3, 2, 8]
+
+
+def test_a_batch_shape_that_does_not_flow_is_told_with_both_shapes():
+    stages = [Stage(Chain(0, 1, last=False), 0, 2)]
+    message = (r"ValueError: SF0 \(micro-batch 0, chunk 0\) of step 3 on rank 0, stage 0 of 2, "
+               r"would send \[3, 4\] torch.float64, but \[9, 4\] torch.float64 is expected")
+    with pytest.raises(RankFailed, match=message):
+        on_ranks(2, _send_wrong_shape, stages)
+
+
+def _send_wrong_shape(stages: list[Stage]) -> None:
+    mesh = mesh_of(pp=2)
+    if mesh.pp.rank == 0:
+        run(parse("F0 SF0")[0], stages, mesh.links, batches_of(1), SPEC._replace(shape=(9, WIDTH)), step=3)
+
+
+def test_a_failed_step_leaves_nothing_behind():
+    stages = stages_of(0, 1, 1)
+    with pytest.raises(KeyError):
+        run(parse("F0 B1")[0], stages, None, batches_of(2), SPEC)
+    assert not stages[0]._alive
+    losses = run(compile_order("1f1b", 1, 2)[0], stages, None, batches_of(2), SPEC)
+    assert torch.equal(torch.stack(losses), torch.stack(serial(2)[0]))
+
+
+# ---- links and what can go wrong on them -----------------------------------------------------------------------
+
+
+def _connect(ranks: int) -> bool:
+    mesh = mesh_of(pp=ranks)
+    connect(mesh.links, mesh.device)
+    return True
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 4])
+def test_all_links_of_a_ring_can_be_opened(ranks):
+    assert on_ranks(ranks, _connect, ranks) == [True] * ranks
+
+
+def _beside_a_broken_rank(orders: Orders, dies: bool) -> str:
+    """On a rank: one step on links with a short timeout; the last rank plays nothing."""
+    mesh = Mesh.build(Grid.dense(pp=len(orders)), timeout=timedelta(seconds=1))
+    if mesh.pp.is_last and dies:
+        os._exit(1)
+    if mesh.pp.is_last:
+        time.sleep(2)
+        return ""
+    run(orders[mesh.pp.rank], stages_of(mesh.pp.rank, len(orders), 1), mesh.links, batches_of(4), SPEC, step=17)
+    return ""
+
+
+@pytest.mark.parametrize("dies", [False, True], ids=["silent", "dead"])
+def test_a_rank_that_never_sends_is_named_with_the_action_that_waits_for_it(dies):
+    message = (r"rank 0: CommunicationError: RB0 \(micro-batch 0, chunk 0\) of step 17 on rank 0, "
+               r"stage 0 of 2, from rank 1 failed: \S+")
+    with pytest.raises(RankFailed, match=message):
+        on_ranks(2, _beside_a_broken_rank, compile_order("1f1b", 2, 4), dies)
