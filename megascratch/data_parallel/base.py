@@ -10,7 +10,7 @@ number of tokens of the whole batch (law 5).
 
 from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -156,13 +156,11 @@ class DataParallel(ABC):
     def state(self) -> dict[str, list[Held]]:
         """The boxes of ``param.*``, ``optim.exp_avg.*``, ``optim.exp_avg_sq.*`` and, for bf16 and fp16 weights,
         ``optim.master.*`` that this rank holds; copying into them and then calling `loaded` restores them."""
-        held: dict[str, list[Held]] = defaultdict(list)
-        for owned in self.owned:
-            for place in owned.bucket.plan.places:
-                for kind, flat in owned.kinds.items():
-                    name = f"{kind}.{self._name(place.name)}"
-                    held[name] += [self._held(name, place, flat, owned, piece) for piece in self._pieces(owned, place)]
-        return {name: boxes for name, boxes in held.items() if boxes}
+        return self._boxes(lambda owned: owned.kinds)
+
+    def gradients(self) -> dict[str, list[Held]]:
+        """After `finish` and before `step`: the boxes of ``grad.*``, the whole gradients, in this rank's ranges."""
+        return self._boxes(lambda owned: {"grad": owned.grads})
 
     @torch.no_grad()
     def loaded(self, masters: bool = True) -> None:
@@ -218,14 +216,24 @@ class DataParallel(ABC):
         pieces = pieces_in_range(shard, self.mesh.grid.sizes, self.mesh.coords, start, stop)
         return [piece._replace(copy=piece.copy + more) for piece in pieces]
 
+    def _boxes(self, kinds: Callable[[Owned], dict[str, Tensor]]) -> dict[str, list[Held]]:
+        held: dict[str, list[Held]] = defaultdict(list)
+        for owned, place in self._places():
+            for kind, flat in kinds(owned).items():
+                name = f"{kind}.{self._name(place.name)}"
+                held[name] += [self._held(name, place, flat, owned, piece) for piece in self._pieces(owned, place)]
+        return {name: boxes for name, boxes in held.items() if boxes}
+
     def _held(self, name: str, place: Place, flat: Tensor, owned: Owned, piece: Piece) -> Held:
         shard = self.shards[place.name]
         view = box_view(flat, place.start - owned.start, shard.local_shape(self.mesh.grid.sizes), piece.local)
         return Held(name, shard.shape, piece.whole, view, piece.copy)
 
     def _counted(self) -> dict[str, list[Tensor]]:
-        """The views of gradients that count in the norm, by name."""
-        counted: dict[str, list[Tensor]] = defaultdict(list)
+        """The views of gradients that count in the norm, by name: the same names on all data-parallel ranks, though a
+        name may have no view in this rank's range."""
+        counted: dict[str, list[Tensor]] = {
+            place.name: [] for _, place in self._places() if self._name(place.name) == place.name}
         for owned, place in self._places():
             for piece in self._pieces(owned, place):
                 if piece.copy == self._replica:

@@ -84,9 +84,10 @@ class Bucket:
     def _move_in(self, parameter: nn.Parameter, name: str, place: slice) -> None:
         self.weights[place].view(parameter.shape).copy_(parameter.detach())
         parameter.data = self.weights[place].view(parameter.shape)
-        parameter.main_grad = self.grads[place].view(parameter.shape)
-        slot = GradSlot(name, parameter.main_grad, self)
-        parameter.grad_sink = slot
+        main = self.grads[place].view(parameter.shape)
+        slot = GradSlot(name, main, self)
+        parameter.main_grad = main  # type: ignore[attr-defined]
+        parameter.grad_sink = slot  # type: ignore[attr-defined]
         parameter.register_post_accumulate_grad_hook(slot.from_autograd)
         self.slots.append(slot)
 
@@ -133,7 +134,8 @@ class Buckets:
     def wait(self) -> None:
         """Until all reductions have ended."""
         for bucket in self.buckets:
-            bucket.pending.wait()
+            if bucket.pending is not None:
+                bucket.pending.wait()
 
     def _renew(self) -> None:
         for slot in self.slots:

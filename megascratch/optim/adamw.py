@@ -5,7 +5,7 @@ tensors: one fused kernel over each. The moments are the caller's, so that a che
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,7 +36,7 @@ class AdamW:
         groups = [{"params": [s.weight for s in stretches if s.decays is decays],
                    "weight_decay": optim.weight_decay if decays else 0.0} for decays in (True, False)]  # fmt: skip
         self.taken = 0  # steps
-        self.engine = _engine(groups, stretches, optim) if stretches else None
+        self.engine = _engine(groups, stretches, optim)
         for stretch in stretches:
             stretch.weight.grad = stretch.grad
             self.engine.state[stretch.weight].update(exp_avg=stretch.exp_avg, exp_avg_sq=stretch.exp_avg_sq)
@@ -50,8 +50,6 @@ class AdamW:
     @steps.setter
     def steps(self, taken: int) -> None:
         self.taken = taken
-        if self.engine is None:
-            return
         for group in self.engine.param_groups:
             group["step"] = taken  # where apex counts
             for weight in group["params"]:  # where torch counts
@@ -61,8 +59,6 @@ class AdamW:
     def step(self, lr: float) -> None:
         """One update at learning rate `lr`."""
         self.taken += 1
-        if self.engine is None:
-            return
         for group in self.engine.param_groups:
             group["lr"] = lr
         self.engine.step()
@@ -70,8 +66,7 @@ class AdamW:
 
 def _engine(groups: list[dict], stretches: Sequence[Stretch], optim: OptimConfig) -> torch.optim.Optimizer:
     """apex's kernel where it is really there and fits, else torch's."""
-    groups = [group for group in groups if group["params"]]
-    settings = {"lr": optim.lr, "betas": (optim.adam_beta1, optim.adam_beta2), "eps": optim.adam_eps}
+    settings: dict[str, Any] = {"lr": optim.lr, "betas": (optim.adam_beta1, optim.adam_beta2), "eps": optim.adam_eps}
     if FusedAdam is not None and all(s.weight.is_cuda and s.weight.dtype == torch.float32 for s in stretches):
         return FusedAdam(groups, adam_w_mode=True, set_grad_none=False, **settings)
     return torch.optim.AdamW(groups, fused=True, **settings)

@@ -1,0 +1,38 @@
+"""One process's part of the norm; over ranks it is tested with data parallelism."""
+
+import pytest
+import torch
+
+from megascratch.optim.norm import GlobalNorm, clip_factor, sum_of_squares
+from megascratch.parallel.mesh import Axis
+
+ALONE = [Axis.alone(name) for name in ("tp", "model", "world")]
+
+
+@pytest.mark.parametrize("numel", [1, 4095, 4096, 10_001, 6_000_000])
+@pytest.mark.parametrize("dtype, digits", [(torch.float32, 1e-7), (torch.float64, 1e-14)])
+def test_a_sum_of_squares_keeps_its_digits_at_any_length(numel, dtype, digits):
+    x = torch.randn(numel, dtype=dtype, generator=torch.Generator().manual_seed(numel))
+    assert sum_of_squares(x).item() == pytest.approx(torch.dot(x.double(), x.double()).item(), rel=digits)
+
+
+def test_the_views_of_one_weight_share_its_slot():
+    counted = {"b": [torch.tensor([3.0]), torch.tensor([[4.0]])], "a": [torch.tensor([12.0])]}
+    assert GlobalNorm(counted, *ALONE, torch.device("cpu"))().item() == 13.0
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_one_bad_element_makes_the_norm_not_finite(bad):
+    x = torch.zeros(9000)
+    x[5000] = bad
+    assert not GlobalNorm({"a": [x]}, *ALONE, torch.device("cpu"))().isfinite()
+
+
+def test_a_rank_without_weights_has_norm_zero():
+    assert GlobalNorm({}, *ALONE, torch.device("cpu"))().item() == 0.0
+
+
+@pytest.mark.parametrize("norm, most, factor", [(2.0, 1.0, 1 / 2.000001), (0.5, 1.0, 1.0), (5.0, 0.0, 1.0),
+                                                (0.0, 1.0, 1.0), (1.0, 1.0, 1 / 1.000001)])  # fmt: skip
+def test_clipping_shrinks_and_never_stretches(norm, most, factor):
+    assert clip_factor(norm, most) == factor
