@@ -1,102 +1,26 @@
 """JSONL in, token files out: `megascratch preprocess` writes {prefix}_{key}_document.bin/.idx/.json for each key.
 
-    lines -> chunks -> worker processes encode -> chunks in their old order -> Writer
-
-Chunks are cut by bytes alone and come back in order, so the files are the same for any number of workers. A few chunks
-per worker are in flight, so memory does not grow with the input. A line that gives no text is reported and skipped.
+The files are the same for any number of workers, and appear only when all is written. A line that gives no text is
+reported with its file and number and skipped, or ends the run with --strict.
 """
 
 import argparse
-import multiprocessing
 import os
-import signal
 import sys
-import threading
 import time
-from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
-from functools import cache
-from multiprocessing.connection import wait
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import Any
 
 from megascratch import tokenizer as tokenizers
 from megascratch.config.errors import UserError
+from megascratch.data.encode import Encoded, Recipe, encode_files, encoder
 from megascratch.data.indexed import Writer, token_dtype
-from megascratch.data.jsonl import BadLine, Line, parse, read_lines
 from megascratch.data.manifest import manifest_path, write_manifest
 from megascratch.tokenizer import Tokenizer
 
 SUMMARY = "turn JSONL text into token files (.bin/.idx)"
-CHUNK_BYTES, CHUNK_LINES = 1 << 19, 1 << 12
-CHUNKS_PER_WORKER = 2
-
-
-class Chunk(NamedTuple):
-    """Neighbouring lines of one file."""
-
-    path: str
-    lines: list[Line]
-
-
-class Encoded(NamedTuple):
-    """What a chunk became."""
-
-    tokens: list[np.ndarray]
-    """For each key the ids of all documents back to back."""
-    lengths: list[list[int]]
-    """For each key the length of each document."""
-    text_bytes: list[int]
-    """For each key the UTF-8 bytes of all texts."""
-    bad: list[str]
-    """file:line: reason."""
-
-
-class Recipe(NamedTuple):
-    """What a process needs to know to encode."""
-
-    tokenizer_type: str | None
-    tokenizer_model: str | None
-    vocab_size: int | None
-    keys: tuple[str, ...]
-    append_eod: bool
-
-
-@dataclass(frozen=True)
-class Encoder:
-    """Chunk in, ids out."""
-
-    tokenizer: Tokenizer
-    keys: Sequence[str]
-    append_eod: bool
-
-    def __call__(self, chunk: Chunk) -> Encoded:
-        tokens: list[list[int]] = [[] for _ in self.keys]
-        lengths: list[list[int]] = [[] for _ in self.keys]
-        text_bytes = [0 for _ in self.keys]
-        bad = []
-        for line in chunk.lines:
-            try:
-                texts = parse(line, self.keys)
-                documents = [self._document(text) for text in texts]
-            except (BadLine, UserError) as reason:
-                bad.append(f"{chunk.path}:{line.number}: {reason}")
-                continue
-            for at, (text, document) in enumerate(zip(texts, documents, strict=True)):
-                tokens[at] += document
-                lengths[at].append(len(document))
-                text_bytes[at] += len(text.encode())
-        dtype = token_dtype(self.tokenizer.vocab_size)
-        return Encoded([np.array(ids, dtype=dtype) for ids in tokens], lengths, text_bytes, bad)
-
-    def _document(self, text: str) -> list[int]:
-        ids = self.tokenizer.encode(text)
-        return [*ids, self.tokenizer.eod] if ids and self.append_eod and self.tokenizer.eod is not None else ids
 
 
 @dataclass
@@ -145,7 +69,7 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--workers ({options.workers}) and --log-interval ({options.log_interval}) must be at least 1")
     if len(set(options.json_keys)) < len(options.json_keys):
         raise UserError(f"--json-keys {' '.join(options.json_keys)}: each key makes one output, name it once")
-    tokenizer = _encoder(recipe).tokenizer
+    tokenizer = encoder(recipe).tokenizer
     if options.append_eod and tokenizer.eod is None:
         raise UserError(f"--append-eod: this {tokenizer.kind} has no end of document; train it without --no-eod")
     progress = Progress(options.log_interval)
@@ -154,7 +78,7 @@ def main(argv: list[str]) -> int:
             stack.enter_context(Writer(f"{options.output_prefix}_{key}_document", token_dtype(tokenizer.vocab_size)))
             for key in options.json_keys
         ]
-        encoded = stack.enter_context(closing(_encoded(recipe, options.input, options.workers)))
+        encoded = stack.enter_context(closing(encode_files(recipe, options.input, options.workers)))
         text_bytes = _write(encoded, writers, progress, options.strict)
         if progress.documents == 0:
             raise UserError(f"{', '.join(options.input)}: no document, {progress.bad_lines} bad lines; nothing written")
@@ -224,76 +148,3 @@ def _manifest(
         "append_eod": options.append_eod,
         "inputs": list(options.input),
     }
-
-
-def _chunks(paths: Sequence[str]) -> Iterator[Chunk]:
-    """Lines of all files in order, cut by their bytes and number alone."""
-    for path in paths:
-        lines: list[Line] = []
-        size = 0
-        for line in read_lines(path):
-            lines.append(line)
-            size += len(line.raw or b"")
-            if size >= CHUNK_BYTES or len(lines) >= CHUNK_LINES:
-                yield Chunk(path, lines)
-                lines, size = [], 0
-        if lines:
-            yield Chunk(path, lines)
-
-
-def _encoded(recipe: Recipe, paths: Sequence[str], workers: int) -> Generator[Encoded, None, None]:
-    """Chunks become ids, here or in worker processes, and come back in order."""
-    if workers == 1:
-        yield from (_encode(recipe, chunk) for chunk in _chunks(paths))
-        return
-    spawn = multiprocessing.get_context("spawn")  # the same on every system, and safe whatever threads are running
-    pool = ProcessPoolExecutor(workers, spawn, initializer=_start_worker)
-    try:
-        yield from _in_order(pool, recipe, _chunks(paths), workers * CHUNKS_PER_WORKER)
-    except BrokenProcessPool as error:
-        raise UserError(
-            "a worker process died (killed, or out of memory); nothing written. "
-            f"Free memory or use fewer than --workers {workers}"
-        ) from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _in_order(pool: ProcessPoolExecutor, recipe: Recipe, chunks: Iterator[Chunk], in_flight: int) -> Iterator[Encoded]:
-    waiting: deque[Future[Encoded]] = deque()
-    for chunk in chunks:
-        waiting.append(pool.submit(_encode, recipe, chunk))
-        if len(waiting) >= in_flight:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
-
-
-def _start_worker() -> None:
-    """Leaves Ctrl-C to the parent, and ends when the parent is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
-
-
-def _end_with(sentinel: int) -> None:
-    wait([sentinel])
-    os._exit(1)
-
-
-@cache
-def _encoder(recipe: Recipe) -> Encoder:
-    """Loads the tokenizer, once per process."""
-    tokenizer = tokenizers.load(recipe.tokenizer_type, recipe.tokenizer_model, recipe.vocab_size)
-    return Encoder(tokenizer, recipe.keys, recipe.append_eod)
-
-
-def _encode(recipe: Recipe, chunk: Chunk) -> Encoded:
-    try:
-        return _encoder(recipe)(chunk)
-    except Exception as error:  # what a tokenizer's library may raise is not known here; the place in the input is
-        raise UserError(
-            f"{chunk.path}, lines {chunk.lines[0].number} to {chunk.lines[-1].number} cannot be encoded: "
-            f"{type(error).__name__}: {error}; nothing written"
-        ) from error

@@ -1,0 +1,234 @@
+"""Preprocessing writes the same files with any number of workers, names every bad line, and ends cleanly."""
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from megascratch.commands.preprocess import main
+from megascratch.config.errors import UserError
+from megascratch.data.indexed import Reader
+from megascratch.data.manifest import check_corpus
+from megascratch.tokenizer import train
+from megascratch.tokenizer.plain import ByteTokenizer
+
+ROOT = Path(__file__).parents[2]
+
+
+def jsonl(path, records):
+    """One line per record; bytes are written as they are."""
+    lines = [record if isinstance(record, bytes) else json.dumps(record).encode() for record in records]
+    path.write_bytes(b"".join(line + b"\n" for line in lines))
+    return str(path)
+
+
+def run(path, *flags, tokenizer="ByteTokenizer", workers=1, out="out"):
+    prefix = str(Path(path).parent / out)
+    kind = ["--tokenizer-type", tokenizer] if tokenizer else []
+    return main(["--input", str(path), "--output-prefix", prefix, "--workers", str(workers), *kind, *flags])
+
+
+def documents(folder, name="out_text_document"):
+    reader = Reader(folder / name)
+    ends = [reader.documents[number : number + 2].tolist() for number in range(len(reader.documents) - 1)]
+    return [[reader.get(sequence).tolist() for sequence in range(*pair)] for pair in ends]
+
+
+def test_text_becomes_one_sequence_per_document(tmp_path):
+    assert run(jsonl(tmp_path / "x.jsonl", [{"text": "ab"}, {"text": ""}, {"text": "é"}]), "--append-eod") == 0
+    assert documents(tmp_path) == [[[97, 98, 256]], [], [[195, 169, 256]]]
+    assert run(tmp_path / "x.jsonl") == 0
+    assert documents(tmp_path) == [[[97, 98]], [], [[195, 169]]]
+
+
+def test_each_key_makes_a_corpus_of_its_own(tmp_path):
+    records = [{"title": "a", "body": "bb"}, {"title": "c"}, {"title": "d", "body": "ee"}]
+    run(jsonl(tmp_path / "x.jsonl", records), "--json-keys", "title", "body")
+    assert documents(tmp_path, "out_title_document") == [[[97]], [[100]]]
+    assert documents(tmp_path, "out_body_document") == [[[98, 98]], [[101, 101]]]
+
+
+def test_compressed_text_and_several_files_are_read_in_order(tmp_path):
+    first, second = tmp_path / "a.jsonl.gz", jsonl(tmp_path / "b.jsonl", [{"text": "b"}])
+    first.write_bytes(gzip.compress(b'{"text": "a"}\n'))
+    run(first, "--input", str(first), second)
+    assert documents(tmp_path) == [[[97]], [[98]]]
+
+
+def test_the_files_are_the_same_for_any_number_of_workers(tmp_path):
+    """Documents of very different sizes, so that workers finish out of order."""
+    records = [{"text": "xyz " * (40_000 if number % 37 == 0 else number % 50)} for number in range(600)]
+    path = jsonl(tmp_path / "x.jsonl", [*records, b"{", {"text": "end"}])
+    for workers in (1, 3):
+        run(path, "--append-eod", workers=workers, out=f"w{workers}")
+    for suffix in (".bin", ".idx", ".json"):
+        one, three = ((tmp_path / f"w{workers}_text_document{suffix}").read_bytes() for workers in (1, 3))
+        assert one == three and len(one) > 0
+
+
+BAD = [
+    (b"{", "broken JSON: Expecting property name"),
+    (b"", "empty line"),
+    (b'{"body": "x"}', "no key 'text' (it has 'body')"),
+    (b'{"text": 5}', "key 'text' holds int, not a text"),
+    (b'{"text": "\xff"}', "not UTF-8: byte 0xff at column 11"),
+    (b'{"text": "\\ud800"}', "key 'text' holds half a surrogate pair"),
+    (b"[1]", "not a JSON object but list"),
+]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_bad_lines_are_named_counted_and_skipped(tmp_path, capsys, workers):
+    good = {"text": "ok"}
+    path = jsonl(tmp_path / "x.jsonl", [good, *(line for bad, _ in BAD for line in (bad, good))])
+    assert run(path, workers=workers) == 0
+    out, err = capsys.readouterr()
+    assert documents(tmp_path) == [[[111, 107]]] * 8
+    reported = err.splitlines()
+    assert len(reported) == len(BAD)
+    for place, (line, (_, reason)) in enumerate(zip(reported, BAD, strict=True)):
+        assert line.startswith(f"skipped {path}:{2 * place + 2}: {reason}")
+    assert out.splitlines()[-1].startswith("8 documents, 16 tokens, 16 bytes of text") and out.endswith("7 bad lines\n")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_strict_stops_at_the_first_bad_line_and_writes_nothing(tmp_path, workers):
+    path = jsonl(tmp_path / "x.jsonl", [{"text": "ok"}, *(bad for bad, _ in BAD)])
+    with pytest.raises(UserError) as caught:
+        run(path, "--strict", workers=workers)
+    assert str(caught.value).startswith(f"{path}:2: {BAD[0][1]}")
+    assert [file.name for file in tmp_path.iterdir()] == ["x.jsonl"]
+
+
+def test_what_the_tokenizer_does_not_know_is_a_bad_line(tmp_path, capsys):
+    model = tmp_path / "c.json"
+    train("CharTokenizer", ["ab"], model, eod=False)
+    path = jsonl(tmp_path / "x.jsonl", [{"text": "ab"}, {"text": "abc"}])
+    assert run(path, "--tokenizer-model", str(model), tokenizer=None) == 0
+    assert f"skipped {path}:2: character 'c' (U+0063) at place 2" in capsys.readouterr().err
+    run(jsonl(tmp_path / "x.jsonl", [{"text": "1 2"}, {"text": "5"}]), "--vocab-size", "5", tokenizer="NullTokenizer")
+    assert documents(tmp_path) == [[[1, 2]]]
+
+
+def test_the_manifest_tells_what_the_corpus_was_made_with(tmp_path):
+    path = jsonl(tmp_path / "x.jsonl", [{"text": "abc"}, {"text": "zé"}, b"{"])
+    run(path, "--append-eod")
+    manifest = json.loads((tmp_path / "out_text_document.json").read_text())
+    tokenizer = ByteTokenizer()
+    assert manifest.pop("tokenizer") == {
+        "kind": "ByteTokenizer", "model": None, "fingerprint": tokenizer.fingerprint, "vocab_size": 257, "eod": 256,
+    }  # fmt: skip
+    assert manifest == {
+        "documents": 2, "sequences": 2, "tokens": 8, "min_token": 0, "max_token": 256, "text_bytes": 6,
+        "bad_lines": 1, "bin_bytes": 16, "json_key": "text", "append_eod": True, "inputs": [path],
+    }  # fmt: skip
+    reader = Reader(tmp_path / "out_text_document")
+    check_corpus(reader, 257, tokenizer.fingerprint, None)
+    with pytest.raises(UserError, match="sequence 0 has token id 256"):
+        check_corpus(reader, 256, tokenizer.fingerprint, None)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("content", [b"", b"{\n\n"])
+def test_no_document_is_refused_and_the_old_files_stay(tmp_path, content, workers):
+    run(jsonl(tmp_path / "x.jsonl", [{"text": "old"}]))
+    (tmp_path / "x.jsonl").write_bytes(content)
+    with pytest.raises(UserError, match=r"x\.jsonl: no document, \d bad lines; nothing written"):
+        run(tmp_path / "x.jsonl", workers=workers)
+    assert documents(tmp_path) == [[[111, 108, 100]]]
+
+
+@pytest.mark.parametrize(
+    ("flags", "law"),
+    [
+        (["--tokenizer-type", "CharTokenizer"], "needs --tokenizer-model"),
+        (["--tokenizer-type", "ByteTokenizer", "--workers", "0"], r"--workers \(0\)"),
+        (["--tokenizer-type", "ByteTokenizer", "--json-keys", "a", "a"], "name it once"),
+        (["--tokenizer-model", "nowhere.model"], "nowhere.model cannot be read"),
+        (["--tokenizer-model", "{}/c.json", "--append-eod"], "--append-eod: this CharTokenizer has no end of document"),
+        (["--tokenizer-type", "ByteTokenizer", "--input", "nowhere.jsonl"], r"nowhere\.jsonl cannot be read: No such"),
+        (["--tokenizer-type", "ByteTokenizer", "--output-prefix", "{}/x.jsonl/y"], "cannot be written"),
+    ],
+)
+def test_what_cannot_work_is_refused(tmp_path, flags, law):
+    train("CharTokenizer", ["ab"], tmp_path / "c.json", eod=False)
+    path = jsonl(tmp_path / "x.jsonl", [{"text": "ab"}])
+    with pytest.raises(UserError, match=law):
+        main(["--input", path, "--output-prefix", str(tmp_path / "out"), *(f.format(tmp_path) for f in flags)])
+    assert not list(tmp_path.glob("*out*"))
+
+
+def start(folder, pipe, *flags):
+    """The tool in a process of its own, reading from a pipe that the test fills."""
+    os.mkfifo(pipe)
+    tool = [sys.executable, str(ROOT / "tools" / "preprocess_data.py"), "--tokenizer-type", "ByteTokenizer"]
+    command = [*tool, "--input", str(pipe), "--output-prefix", str(folder / "out"), "--workers", "2", *flags]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+
+
+def workers_of(process, count=1):
+    """Worker processes, as soon as there are some (multiprocessing's resource tracker is none)."""
+    while True:
+        children = psutil.Process(process.pid).children()
+        found = [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+        if len(found) >= count:
+            return found
+        time.sleep(0.01)
+
+
+LINES = (json.dumps({"text": "x" * 1000}) + "\n").encode() * 1000  # two chunks
+
+
+def test_a_killed_worker_ends_the_run_with_its_reason_and_no_files(tmp_path):
+    process = start(tmp_path, tmp_path / "pipe")
+    with open(tmp_path / "pipe", "wb", buffering=0) as pipe:
+        pipe.write(LINES)
+        workers_of(process)[0].kill()
+        try:
+            for _ in range(20):
+                pipe.write(LINES)
+        except BrokenPipeError:
+            pass  # the run has ended already
+    assert process.wait(timeout=60) == 2
+    assert (
+        "a worker process died (exit code -9; -9 is often too little memory); nothing written" in process.stderr.read()
+    )
+    process.stderr.close()
+    assert [file.name for file in tmp_path.iterdir()] == ["pipe"]
+
+
+def test_workers_end_when_their_parent_is_killed(tmp_path):
+    process = start(tmp_path, tmp_path / "pipe")
+    with open(tmp_path / "pipe", "wb", buffering=0) as pipe:
+        pipe.write(LINES)
+        workers = workers_of(process)
+        process.kill()
+        process.wait()
+    process.stderr.close()
+    assert psutil.wait_procs(workers, timeout=60)[1] == []
+
+
+def test_a_tokenizer_that_fails_in_a_worker_names_the_lines(tmp_path, monkeypatch):
+    def fail(self, text):
+        raise ZeroDivisionError("oh")
+
+    monkeypatch.setattr(ByteTokenizer, "encode", fail)
+    path = jsonl(tmp_path / "x.jsonl", [{"text": "ab"}] * 3)
+    with pytest.raises(UserError, match=r"lines 1 to 3 cannot be encoded: ZeroDivisionError: oh; nothing written"):
+        run(path)
+    assert [file.name for file in tmp_path.iterdir()] == ["x.jsonl"]
+
+
+def test_preprocessing_does_not_import_torch():
+    code = (
+        "import sys\n"
+        "import megascratch.commands.preprocess, megascratch.commands.tokenizer\n"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
