@@ -219,8 +219,8 @@ class _Player:
         if tensor.shape != self.spec.shape or tensor.dtype != self.spec.dtype:
             raise ValueError(f"{self._where(action)} would send {list(tensor.shape)} {tensor.dtype}, but "
                              f"{list(self.spec.shape)} {self.spec.dtype} is expected")
-        for sent in [sent for sent, transfer in self.sends.items() if transfer.work.is_completed()]:
-            self._wait(self.sends.pop(sent))
+        while self.sends and (oldest := next(iter(self.sends.values()))).work.is_completed():  # gloo never tells
+            self._wait(self.sends.pop(oldest.action))
         self.sends[action] = self._post(action, tensor.contiguous(), outwards=True)
 
     def _receive(self, action: Action) -> _Transfer:
