@@ -38,8 +38,9 @@ def _serve(connection, rank: int) -> None:
             if meeting_file != meeting and dist.is_initialized():
                 dist.destroy_process_group()
             if meeting_file != meeting and active:
-                dist.init_process_group("gloo", init_method=f"file://{meeting_file}", rank=rank, world_size=world,
-                                        timeout=TIMEOUT)
+                dist.init_process_group(
+                    "gloo", init_method=f"file://{meeting_file}", rank=rank, world_size=world, timeout=TIMEOUT
+                )
             meeting = meeting_file
             connection.send((True, function(*args) if active else None))
         except BaseException as error:

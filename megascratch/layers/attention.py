@@ -49,12 +49,24 @@ class Attention(nn.Module):
         self.layer, self.width = layer, width
         self.heads, self.groups = heads // tp.size, max(1, groups // tp.size)
         parts = (Part(heads * width, heads), Part(groups * width, groups), Part(groups * width, groups))
-        self.qkv = ColumnParallelLinear(model.hidden_size, sum(part.size for part in parts), tp, parts=parts,
-                                        bias=model.add_bias_linear or model.add_qkv_bias, std=model.init_method_std,
-                                        sequence_parallel=sequence_parallel)
+        self.qkv = ColumnParallelLinear(
+            model.hidden_size,
+            sum(part.size for part in parts),
+            tp,
+            parts=parts,
+            bias=model.add_bias_linear or model.add_qkv_bias,
+            std=model.init_method_std,
+            sequence_parallel=sequence_parallel,
+        )
         self.dropout = AttentionDropout(model.attention_dropout, seed, 4 * layer + 4, tp)
-        self.proj = RowParallelLinear(heads * width, model.hidden_size, tp, bias=model.add_bias_linear, std=output_std,
-                                      sequence_parallel=sequence_parallel)
+        self.proj = RowParallelLinear(
+            heads * width,
+            model.hidden_size,
+            tp,
+            bias=model.add_bias_linear,
+            std=output_std,
+            sequence_parallel=sequence_parallel,
+        )
 
     def forward(self, x: Tensor, context: Context) -> Tensor:  # [s or s/tp, b, h] -> the same
         qkv = self.qkv(x).unflatten(-1, (-1, self.width))  # [s, b, q + k + v heads, d]

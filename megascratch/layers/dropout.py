@@ -1,4 +1,6 @@
-"""Dropout whose mask is a function of (seed, sample, site, global element), so every layout drops the same elements (law 3)."""
+"""Dropout whose mask is a function of (seed, sample, site, global element), so every layout drops the same elements
+(law 3).
+"""
 
 import torch
 from torch import Tensor, nn

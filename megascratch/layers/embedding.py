@@ -1,4 +1,6 @@
-"""Tokens and positions -> vectors. The word table is cut along the vocabulary over tp; ids [b, s] -> [s or s/tp, b, h]."""
+"""Tokens and positions -> vectors. The word table is cut along the vocabulary over tp; ids [b, s] -> [s or s/tp, b,
+h].
+"""
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +19,9 @@ def padded_vocab_size(vocab_size: int, divisible_by: int, tp_size: int) -> int:
 
 def vocab_shard(vocab_size: int, hidden_size: int, divisible_by: int, tp: Axis, std: float) -> Shard:
     """Where the word table (or the output matrix, of the same shape) sits."""
-    return Shard((vocab_size, hidden_size), {"tp": 0}, padded=padded_vocab_size(vocab_size, divisible_by, tp.size), std=std)
+    return Shard(
+        (vocab_size, hidden_size), {"tp": 0}, padded=padded_vocab_size(vocab_size, divisible_by, tp.size), std=std
+    )
 
 
 class _Rows(torch.autograd.Function):

@@ -82,8 +82,17 @@ def linear(x: Tensor, weight: nn.Parameter, bias: Tensor | None, axis: Axis, gat
 class ColumnParallelLinear(nn.Module):
     """The output dim is cut over tp; fused parts (q, k, v; gate, up) are each cut on their own."""
 
-    def __init__(self, inputs: int, outputs: int, tp: Axis, *, bias: bool, std: float, parts: tuple[Part, ...] = (),
-                 sequence_parallel: bool = False):
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        tp: Axis,
+        *,
+        bias: bool,
+        std: float,
+        parts: tuple[Part, ...] = (),
+        sequence_parallel: bool = False,
+    ):
         super().__init__()
         self.tp, self.gather = tp, sequence_parallel and tp.size > 1
         self.shards = {"weight": Shard((outputs, inputs), {"tp": 0}, parts, std=std)}

@@ -11,13 +11,15 @@ from torch import Tensor
 from megascratch.parallel.collectives import all_reduce
 from megascratch.parallel.mesh import Axis
 
-_ROWS = 64  # rows worked on at once on a CPU, so that the several passes over them stay in cache
+_BLOCK = 1 << 19  # elements worked on at once on a CPU, so that the several passes over them stay in cache
 
 
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits: Tensor, labels: Tensor, valid: int, tp: Axis) -> Tensor:
-        x = logits if logits.dtype in (torch.float32, torch.float64) else logits.float()  # overwritten: nobody else needs it
+        x = (
+            logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
+        )  # overwritten: nobody else needs it
         if valid < x.shape[-1]:
             x[:, valid:] = -torch.inf
         peak = all_reduce(x.amax(-1), tp, dist.ReduceOp.MAX)
@@ -26,10 +28,10 @@ class _CrossEntropy(torch.autograd.Function):
         local = local.where(mine, 0)
         target = torch.where(mine, x.gather(1, local.unsqueeze(1)).squeeze(1) - peak, 0)
         total = torch.empty_like(peak)
-        step = _ROWS if x.device.type == "cpu" else len(x)
-        for i in range(0, len(x), max(step, 1)):
-            block = x[i:i + step]
-            torch.sum(block.sub_(peak[i:i + step, None]).exp_(), -1, out=total[i:i + step])
+        step = max(1, _BLOCK // x.shape[-1]) if x.device.type == "cpu" else max(1, len(x))
+        for i in range(0, len(x), step):
+            block = x[i : i + step]
+            torch.sum(block.sub_(peak[i : i + step, None]).exp_(), -1, out=total[i : i + step])
         total, target = all_reduce(torch.stack((total, target)), tp)
         ctx.save_for_backward(x, total, local, mine)
         ctx.dtype = logits.dtype

@@ -1,4 +1,6 @@
-"""The position-wise MLP: GELU, squared ReLU (So et al. 2021) or SwiGLU (Shazeer 2020); the inner width is cut over tp."""
+"""The position-wise MLP: GELU, squared ReLU (So et al. 2021) or SwiGLU (Shazeer 2020); the inner width is cut over
+tp.
+"""
 
 from collections.abc import Callable
 
@@ -39,10 +41,23 @@ class MLP(nn.Module):
         width = model.ffn_hidden_size
         assert width is not None
         parts = (Part(width, width),) * (2 if model.swiglu else 1)
-        self.fc1 = ColumnParallelLinear(model.hidden_size, width * len(parts), tp, parts=parts, bias=model.add_bias_linear,
-                                        std=model.init_method_std, sequence_parallel=sequence_parallel)
-        self.fc2 = RowParallelLinear(width, model.hidden_size, tp, bias=model.add_bias_linear, std=output_std,
-                                     sequence_parallel=sequence_parallel)
+        self.fc1 = ColumnParallelLinear(
+            model.hidden_size,
+            width * len(parts),
+            tp,
+            parts=parts,
+            bias=model.add_bias_linear,
+            std=model.init_method_std,
+            sequence_parallel=sequence_parallel,
+        )
+        self.fc2 = RowParallelLinear(
+            width,
+            model.hidden_size,
+            tp,
+            bias=model.add_bias_linear,
+            std=output_std,
+            sequence_parallel=sequence_parallel,
+        )
         self.activation = activation(model)
 
     def forward(self, x: Tensor) -> Tensor:  # [s or s/tp, b, h] -> the same

@@ -1,4 +1,6 @@
-"""LayerNorm (Ba et al. 2016) and RMSNorm (Zhang, Sennrich 2019) over the hidden dim; weights are whole on every rank."""
+"""LayerNorm (Ba et al. 2016) and RMSNorm (Zhang, Sennrich 2019) over the hidden dim; weights are whole on every
+rank.
+"""
 
 import torch
 import torch.nn.functional as F

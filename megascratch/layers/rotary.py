@@ -1,4 +1,6 @@
-"""Rotary position embedding (Su et al. 2021, arXiv 2104.09864), halves convention as in Llama: dims i and i + d/2 turn together."""
+"""Rotary position embedding (Su et al. 2021, arXiv 2104.09864), halves convention as in Llama: dims i and i + d/2
+turn together.
+"""
 
 import torch
 from torch import Tensor
@@ -15,5 +17,5 @@ def rotary_angles(positions: Tensor, dims: int, base: float, dtype: torch.dtype)
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turns the first 2 * cos.shape[-1] dims of each head; x [s, b, n, d]."""
     half = cos.shape[-1]
-    a, b, rest = x[..., :half], x[..., half:2 * half], x[..., 2 * half:]
+    a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
     return torch.cat((a * cos - b * sin, b * cos + a * sin, rest), -1)

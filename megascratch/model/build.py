@@ -16,17 +16,25 @@ WORD = "embedding.word.weight"
 HEAD = "head.weight"
 
 
-def build_chunks(model: ModelConfig, parallel: ParallelConfig, mesh: Mesh, dtype: torch.dtype, seed: int) -> list[Chunk]:
+def build_chunks(
+    model: ModelConfig, parallel: ParallelConfig, mesh: Mesh, dtype: torch.dtype, seed: int
+) -> list[Chunk]:
     """This rank's model chunks with their initial weights, in virtual-stage order.
 
     Virtual stage v = chunk x pp + stage holds the v-th slice of the layers.
     """
     chunks = parallel.num_virtual_stages_per_pipeline_rank or 1
-    cut = layer_cut(model.num_layers, mesh.pp.size, chunks, parallel.decoder_first_pipeline_num_layers,
-                    parallel.decoder_last_pipeline_num_layers, parallel.pipeline_model_parallel_layout)
+    cut = layer_cut(
+        model.num_layers,
+        mesh.pp.size,
+        chunks,
+        parallel.decoder_first_pipeline_num_layers,
+        parallel.decoder_last_pipeline_num_layers,
+        parallel.pipeline_model_parallel_layout,
+    )
     built = []
     for stage in range(mesh.pp.rank, len(cut), mesh.pp.size):
-        layers = range(sum(cut[:stage]), sum(cut[:stage + 1]))
+        layers = range(sum(cut[:stage]), sum(cut[: stage + 1]))
         chunk = Chunk(model, layers, stage == 0, stage == len(cut) - 1, mesh.tp, parallel.sequence_parallel, seed)
         chunk.to(device=mesh.device, dtype=dtype)
         initialise(chunk, mesh, seed)
@@ -36,8 +44,11 @@ def build_chunks(model: ModelConfig, parallel: ParallelConfig, mesh: Mesh, dtype
 
 def shard_table(chunk: Chunk) -> dict[str, Shard]:
     """Full parameter name -> its place in the whole; tied copies on other stages name what they are tied to."""
-    table = {f"{prefix}.{name}": shard for prefix, module in chunk.named_modules()
-             for name, shard in getattr(module, "shards", {}).items()}
+    table = {
+        f"{prefix}.{name}": shard
+        for prefix, module in chunk.named_modules()
+        for name, shard in getattr(module, "shards", {}).items()
+    }
     if not chunk.model.untie_embeddings_and_output_weights and chunk.first != chunk.last:
         table |= {name: replace(table[name], tied=WORD) for name in (WORD, HEAD) if name in table}
     return table

@@ -29,12 +29,15 @@ class Embedding(nn.Module):
     def __init__(self, model: ModelConfig, seed: int, tp: Axis, sequence_parallel: bool):
         super().__init__()
         assert model.vocab_size is not None and model.max_position_embeddings is not None
-        shard = vocab_shard(model.vocab_size, model.hidden_size, model.make_vocab_size_divisible_by, tp, model.init_method_std)
+        shard = vocab_shard(
+            model.vocab_size, model.hidden_size, model.make_vocab_size_divisible_by, tp, model.init_method_std
+        )
         self.word = VocabParallelEmbedding(shard, tp, sequence_parallel)
         self.position = None
         if model.position_embedding_type == "learned_absolute":
-            self.position = PositionEmbedding(model.max_position_embeddings, model.hidden_size, tp, model.init_method_std,
-                                              sequence_parallel)
+            self.position = PositionEmbedding(
+                model.max_position_embeddings, model.hidden_size, tp, model.init_method_std, sequence_parallel
+            )
         self.dropout = Dropout(model.hidden_dropout, seed, 0, tp, sequence_parallel)
 
     def forward(self, ids: Tensor, positions: Tensor, samples: Tensor) -> Tensor:
@@ -71,7 +74,9 @@ class Head(nn.Module):
         super().__init__()
         assert model.vocab_size is not None
         self.tp, self.gather = tp, sequence_parallel and tp.size > 1
-        shard = vocab_shard(model.vocab_size, model.hidden_size, model.make_vocab_size_divisible_by, tp, model.init_method_std)
+        shard = vocab_shard(
+            model.vocab_size, model.hidden_size, model.make_vocab_size_divisible_by, tp, model.init_method_std
+        )
         self.shards: dict[str, Shard] = {}
         if embedding is None:
             self.shards["weight"] = shard
@@ -98,8 +103,16 @@ class Chunk(nn.Module):
         sequence_parallel: activations between tensor-parallel pairs are cut along the sequence.
     """
 
-    def __init__(self, model: ModelConfig, layers: range, first: bool, last: bool, tp: Axis,
-                 sequence_parallel: bool = False, seed: int = 1234):
+    def __init__(
+        self,
+        model: ModelConfig,
+        layers: range,
+        first: bool,
+        last: bool,
+        tp: Axis,
+        sequence_parallel: bool = False,
+        seed: int = 1234,
+    ):
         super().__init__()
         sequence_parallel = sequence_parallel and tp.size > 1
         self.model, self.first, self.last = model, first, last
@@ -131,7 +144,7 @@ class Chunk(nn.Module):
         assert self.head is not None
         context = Context(positions[:, 0], self.rotary(positions), mask, cache)
         x = self.hidden(None, ids, positions, context)
-        return self.head.logits(x[-1:])[0, :, :self.head.valid]
+        return self.head.logits(x[-1:])[0, :, : self.head.valid]
 
     def rotary(self, positions: Tensor) -> tuple[Tensor, Tensor] | None:
         if self.model.position_embedding_type != "rope" or not self.layers:
@@ -151,4 +164,6 @@ def document_mask(documents: Tensor | None) -> Tensor | None:
 
 def _norm(model: ModelConfig, tp: Axis, sequence_parallel: bool) -> nn.Module:
     grad_sum = ("tp",) if sequence_parallel and tp.size > 1 else ()
-    return NORMS[model.normalization](model.hidden_size, model.norm_epsilon, bias=model.add_bias_linear, grad_sum=grad_sum)
+    return NORMS[model.normalization](
+        model.hidden_size, model.norm_epsilon, bias=model.add_bias_linear, grad_sum=grad_sum
+    )

@@ -23,8 +23,10 @@ class Grid:
         """The same ranks as seen by expert weights; pipeline stages are the same in both views."""
         inner = self.world // self.sizes["pp"]
         if inner % (ep * etp):
-            raise ValueError(f"expert-model-parallel-size x expert-tensor-parallel-size ({ep} x {etp}) "
-                             f"must divide the {inner} ranks of a pipeline stage")
+            raise ValueError(
+                f"expert-model-parallel-size x expert-tensor-parallel-size ({ep} x {etp}) "
+                f"must divide the {inner} ranks of a pipeline stage"
+            )
         return Grid({"pp": self.sizes["pp"], "edp": inner // (ep * etp), "ep": ep, "etp": etp})
 
     @property

@@ -79,7 +79,8 @@ class Mesh:
     def alone(cls, device: torch.device | str = "cpu") -> "Mesh":
         """One process, no communication."""
         names = ("tp", "pp", "dp", "cp", "data", "model", "embedding", "world")
-        return cls(Grid.dense(), 0, torch.device(device), **{name: Axis.alone(name) for name in names})
+        axes = {name: Axis.alone(name) for name in names}
+        return cls(Grid.dense(), 0, torch.device(device), links=None, **axes)
 
     @classmethod
     def build(cls, grid: Grid, device: torch.device | str = "cpu", timeout: timedelta | None = None) -> "Mesh":
@@ -90,18 +91,26 @@ class Mesh:
         rank = dist.get_rank() if dist.is_initialized() else 0
         world = dist.get_world_size() if dist.is_initialized() else 1
         if world != grid.world:
-            raise UserError(f"world size ({world}) must equal the product of the layout {grid.sizes}: "
-                            f"start {grid.world} processes")
+            raise UserError(
+                f"world size ({world}) must equal the product of the layout {grid.sizes}: start {grid.world} processes"
+            )
         if world == 1:
             return cls.alone(device)
         maker = _GroupMaker(rank, timeout)
-        lines = {"tp": ("tp",), "cp": ("cp",), "dp": ("dp",), "pp": ("pp",), "data": ("dp", "cp"), "model": ("pp", "tp")}
+        lines = {
+            "tp": ("tp",),
+            "cp": ("cp",),
+            "dp": ("dp",),
+            "pp": ("pp",),
+            "data": ("dp", "cp"),
+            "model": ("pp", "tp"),
+        }
         axes = {name: maker.axis(name, grid.groups(*members)) for name, members in lines.items()}
         pipelines = grid.groups("pp")
         axes["embedding"] = maker.axis("embedding", [sorted({stages[0], stages[-1]}) for stages in pipelines])
         axes["world"] = Axis("world", world, rank, tuple(range(world)), dist.group.WORLD)
         links = maker.links(pipelines) if grid.sizes["pp"] > 1 else None
-        return cls(grid, rank, torch.device(device), **axes, links=links)
+        return cls(grid, rank, torch.device(device), links=links, **axes)
 
     @property
     def coords(self) -> dict[str, int]:
@@ -161,8 +170,10 @@ def start(backend: str, device: torch.device, timeout: timedelta) -> None:
     except (dist.DistNetworkError, dist.DistStoreError) as error:
         address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         first_line = str(error).strip().splitlines()[0]
-        raise UserError(f"no meeting point at {address}: {first_line}; choose another port, e.g. "
-                        "torchrun --rdzv-backend c10d --rdzv-endpoint localhost:0") from error
+        raise UserError(
+            f"no meeting point at {address}: {first_line}; choose another port, e.g. "
+            "torchrun --rdzv-backend c10d --rdzv-endpoint localhost:0"
+        ) from error
 
 
 def stop() -> None:

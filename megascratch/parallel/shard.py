@@ -28,8 +28,10 @@ class Box(NamedTuple):
         return Box(start, stop) if all(a < b for a, b in zip(start, stop, strict=True)) else None
 
     def moved(self, offset: tuple[int, ...]) -> "Box":
-        return Box(tuple(a + o for a, o in zip(self.start, offset, strict=True)),
-                   tuple(b + o for b, o in zip(self.stop, offset, strict=True)))
+        return Box(
+            tuple(a + o for a, o in zip(self.start, offset, strict=True)),
+            tuple(b + o for b, o in zip(self.stop, offset, strict=True)),
+        )
 
 
 class Part(NamedTuple):
@@ -90,8 +92,7 @@ class Shard:
         for axis, dim in self.split.items():
             runs[dim] = self._runs(dim, sizes[axis], coords[axis])
         replica = 0 if "tp" in self.split else coords.get("tp", 0)
-        return [_piece(blocks, replica) for blocks in product(*runs)
-                if all(length > 0 for _, _, length, _ in blocks)]
+        return [_piece(blocks, replica) for blocks in product(*runs) if all(length > 0 for _, _, length, _ in blocks)]
 
     def shared_parts(self, sizes: dict[str, int]) -> bool:
         """True if several ranks of a split axis hold the same unit, so that their gradients must be summed."""
@@ -134,7 +135,11 @@ def flat_boxes(shape: tuple[int, ...], start: int, stop: int) -> list[Box]:
     if first > last:  # inside one row
         inner = flat_boxes(shape[1:], start - last * row, stop - last * row)
         return [_in_row(box, last) for box in inner]
-    boxes = [_in_row(box, first - 1) for box in flat_boxes(shape[1:], start - (first - 1) * row, row)] if start < first * row else []
+    boxes = (
+        [_in_row(box, first - 1) for box in flat_boxes(shape[1:], start - (first - 1) * row, row)]
+        if start < first * row
+        else []
+    )
     if first < last:
         boxes.append(Box((first, *(0,) * (len(shape) - 1)), (last, *shape[1:])))
     return boxes + [_in_row(box, last) for box in flat_boxes(shape[1:], 0, stop - last * row)]

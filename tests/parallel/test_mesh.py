@@ -17,10 +17,19 @@ def _sum_over_each_axis(grid: Grid) -> dict[str, tuple[float, tuple[int, ...]]]:
     return {axis.name: (all_reduce(torch.tensor(float(mesh.rank)), axis).item(), axis.ranks) for axis in axes}
 
 
-@pytest.mark.parametrize("grid", [Grid.dense(tp=2, pp=2, dp=2), Grid.dense(tp=2, dp=2), Grid.dense(pp=4), Grid.dense(cp=2, tp=2)])
+@pytest.mark.parametrize(
+    "grid", [Grid.dense(tp=2, pp=2, dp=2), Grid.dense(tp=2, dp=2), Grid.dense(pp=4), Grid.dense(cp=2, tp=2)]
+)
 def test_every_axis_sums_over_the_ranks_of_its_group(grid):
-    members = {"tp": ["tp"], "pp": ["pp"], "dp": ["dp"], "cp": ["cp"], "data": ["dp", "cp"], "model": ["pp", "tp"],
-               "world": list(grid.sizes)}
+    members = {
+        "tp": ["tp"],
+        "pp": ["pp"],
+        "dp": ["dp"],
+        "cp": ["cp"],
+        "data": ["dp", "cp"],
+        "model": ["pp", "tp"],
+        "world": list(grid.sizes),
+    }
     for rank, sums in enumerate(on_ranks(grid.world, _sum_over_each_axis, grid)):
         for name, (total, ranks) in sums.items():
             expected = grid.group(rank, *members[name])
@@ -70,7 +79,7 @@ def _gather_then_scatter(world: int) -> tuple[list, list, list]:
 def test_sequence_pairs_are_conjugate():
     for rank, (whole, back, grad) in enumerate(on_ranks(2, _gather_then_scatter, 2)):
         assert whole == [[0, 1, 2], [3, 4, 5], [10, 11, 12], [13, 14, 15]]
-        assert back == (3 * torch.tensor(whole[2 * rank:2 * rank + 2])).tolist()
+        assert back == (3 * torch.tensor(whole[2 * rank : 2 * rank + 2])).tolist()
         assert grad == [[3.0] * 3] * 2
 
 

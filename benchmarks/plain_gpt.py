@@ -1,0 +1,62 @@
+"""The peer of bench_single_process.py: a GPT in plain PyTorch, one file, one process, nothing parallel.
+
+What a good engineer writes by hand: fused q, k, v, scaled_dot_product_attention, cross_entropy, clip_grad_norm_ and
+torch.optim.AdamW(fused=True) with decay groups.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Block(nn.Module):
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width, bias=False), nn.LayerNorm(width, bias=False)
+        self.qkv, self.proj = nn.Linear(width, 3 * width, bias=False), nn.Linear(width, width, bias=False)
+        self.up, self.down = nn.Linear(width, 4 * width, bias=False), nn.Linear(4 * width, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, s, h = x.shape
+        q, k, v = (t.view(b, s, self.heads, -1).transpose(1, 2) for t in self.qkv(self.norm1(x)).split(h, -1))
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.proj(y.transpose(1, 2).reshape(b, s, h))
+        return x + self.down(F.gelu(self.up(self.norm2(x))))
+
+
+class PlainGPT(nn.Module):
+    def __init__(self, layers: int, width: int, heads: int, positions: int, vocab: int):
+        super().__init__()
+        self.words, self.positions = nn.Embedding(vocab, width), nn.Embedding(positions, width)
+        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
+        self.norm, self.head = nn.LayerNorm(width, bias=False), nn.Linear(width, vocab, bias=False)
+        self.head.weight = self.words.weight
+        for weight in self.parameters():
+            if weight.dim() > 1:
+                nn.init.normal_(weight, std=0.02)
+
+    def forward(self, ids: Tensor, labels: Tensor) -> Tensor:
+        x = self.words(ids) + self.positions(torch.arange(ids.shape[1], device=ids.device))
+        for block in self.blocks:
+            x = block(x)
+        return F.cross_entropy(self.head(self.norm(x)).flatten(0, 1), labels.flatten())
+
+
+class PlainTrainer:
+    """model + optimizer; `step` trains on one batch."""
+
+    def __init__(self, layers: int, width: int, heads: int, positions: int, vocab: int):
+        self.model = PlainGPT(layers, width, heads, positions, vocab)
+        matrices = [w for w in self.model.parameters() if w.dim() > 1]
+        vectors = [w for w in self.model.parameters() if w.dim() < 2]
+        groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.99), fused=True)
+
+    def step(self, ids: Tensor, labels: Tensor) -> float:
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self.model(ids, labels)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        return loss.item()

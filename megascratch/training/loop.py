@@ -1,0 +1,191 @@
+"""The training loop: steps, log rows, validations, checkpoints, and a clean stop, until the run is done."""
+
+import math
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from megascratch.checkpoint import save
+from megascratch.config.batch_size import num_microbatches
+from megascratch.data.dataset import Dataset
+from megascratch.model.flops import flops_per_token
+from megascratch.optim.schedule import learning_rate
+from megascratch.parallel.collectives import all_reduce
+from megascratch.training.hardware import matmul_peak, parameter_dtype, peak_memory
+from megascratch.training.report import Report
+from megascratch.training.setup import Run, saved_state
+from megascratch.training.stop import StopRequest
+from megascratch.training.trainer import StepResult
+
+
+@dataclass
+class _Interval:
+    """What has happened since the last log line."""
+
+    loss: torch.Tensor
+    steps: int = 0
+    skipped: int = 0
+    samples: int = 0
+    seconds: float = 0.0
+
+    def add(self, result: StepResult, samples: int, seconds: float) -> None:
+        self.loss = self.loss + result.loss
+        self.steps, self.samples, self.seconds = self.steps + 1, self.samples + samples, self.seconds + seconds
+        self.skipped += result.skipped
+
+
+def train(run: Run) -> dict[str, Any]:
+    """Trains to the end (or to a SIGTERM), saves, and returns the summary."""
+    return _Loop(run).run()
+
+
+class _Loop:
+    def __init__(self, run: Run):
+        self.r, self.state, self.mesh = run, run.state, run.mesh
+        training = run.config.training
+        self.training = training
+        self.peak = matmul_peak(self.mesh.world, self.mesh.device, parameter_dtype(run.config.optim))
+        self.flops = flops_per_token(run.config.model, run.config.data.seq_length)
+        self.report: Report | None = None
+        if self.mesh.is_first:
+            self.report = Report(
+                training.output_dir, training.tensorboard_dir or training.output_dir, run.total_steps, self.state.step
+            )
+        self.interval = self._fresh()
+        self.saved_at = self.state.step if training.load else -1
+        self.trained_seconds, self.last_loss, self.valid_loss = 0.0, math.nan, math.nan
+        self.first_sample = self.state.consumed_samples
+
+    def run(self) -> dict[str, Any]:
+        self._say(self._headline())
+        stop, stopped = StopRequest(), False
+        try:
+            while self.state.step < self.r.total_steps and not stopped:
+                self._step()
+                stopped = stop.agreed(self.mesh.world, self.mesh.device)
+            if stopped:
+                self._say(f"asked to stop: saving after step {self.state.step}")
+            elif self.r.splits.valid is not None and not self._validation_due():
+                self.valid_loss = self._evaluate("valid", self.r.splits.valid)
+            if self.r.splits.test is not None and not stopped:
+                self._evaluate("test", self.r.splits.test)
+            self._save()
+        finally:
+            stop.release()
+        summary = self._summary(stopped)
+        if self.report is not None:
+            self.report.close(summary)
+        return summary
+
+    def _step(self) -> None:
+        start, state = time.perf_counter(), self.state
+        assert self.r.splits.train is not None
+        microbatches = num_microbatches(self.r.config, state.consumed_samples)
+        batches = self.r.read(self.r.splits.train, state.consumed_samples, microbatches)
+        lr = learning_rate(self.r.config.optim, state.step, state.consumed_samples)
+        result = self.r.trainer.train_step(batches, lr, state.step + 1)
+        samples = microbatches * self.training.micro_batch_size * self.mesh.dp.size
+        state.step, state.consumed_samples = state.step + 1, state.consumed_samples + samples
+        self.interval.add(result, samples, time.perf_counter() - start)
+        if state.step % self.training.log_interval == 0 or state.step == 1 or state.step == self.r.total_steps:
+            self._log(result, lr)
+        if self._validation_due():
+            assert self.r.splits.valid is not None
+            self.valid_loss = self._evaluate("valid", self.r.splits.valid)
+        if self.training.save_interval and state.step % self.training.save_interval == 0:
+            self._save()
+
+    def _log(self, result: StepResult, lr: float) -> None:
+        interval, self.interval = self.interval, self._fresh()
+        self.last_loss = self.r.trainer.global_loss(interval.loss) / max(1, interval.steps - interval.skipped)
+        self.trained_seconds += interval.seconds
+        tokens_per_second = interval.samples * self.r.config.data.seq_length / interval.seconds
+        memory = torch.tensor(float(peak_memory(self.mesh.device)), dtype=torch.float64, device=self.mesh.device)
+        row = {
+            "step": self.state.step,
+            "consumed_samples": self.state.consumed_samples,
+            "loss": self.last_loss,
+            "grad_norm": result.grad_norm,
+            "learning_rate": lr,
+            "tokens_per_second": tokens_per_second,
+            "step_seconds": interval.seconds / interval.steps,
+            "mfu": self.flops * tokens_per_second / self.peak,
+            "memory_bytes": int(all_reduce(memory, self.mesh.world).item()),
+        }
+        if self.r.config.optim.fp16:
+            row |= {"loss_scale": self.r.trainer.scale.scale, "skipped_steps": interval.skipped}
+        if self.report is not None:
+            self.report.step(row)
+
+    def _validation_due(self) -> bool:
+        interval = self.training.eval_interval
+        return self.r.splits.valid is not None and interval > 0 and self.state.step % interval == 0
+
+    def _evaluate(self, split: str, dataset: Dataset) -> float:
+        """The mean loss over the first eval_iters global batches of the split, or all of it if it is shorter; the same
+        samples each time, and neither the data position nor any random stream moves."""
+        microbatches = num_microbatches(self.r.config, self.state.consumed_samples)
+        samples = microbatches * self.training.micro_batch_size * self.mesh.dp.size
+        rounds = min(self.training.eval_iters, -(-len(dataset) // samples))
+        total = torch.zeros(2, dtype=torch.float64, device=self.mesh.device)
+        for i in range(rounds):
+            total += self.r.trainer.evaluate(self.r.read(dataset, i * samples, microbatches))
+        loss, tokens = total.tolist()
+        if self.report is not None:
+            self.report.evaluation(
+                {"step": self.state.step, "split": split, "loss": loss / max(tokens, 1), "tokens": int(tokens)}
+            )
+        return loss / max(tokens, 1)
+
+    def _save(self) -> None:
+        if self.saved_at == self.state.step:
+            return
+        assert self.training.save is not None
+        path = save(self.training.save, self.state.step, self.r.trainer.held(), saved_state(self.r), self.mesh.world)
+        self.saved_at = self.state.step
+        self._say(f"checkpoint {path}")
+
+    def _summary(self, stopped: bool) -> dict[str, Any]:
+        return {
+            "layout": self.mesh.grid.sizes,
+            "parameters": self._parameters(),
+            "steps": self.state.step,
+            "tokens": self.state.consumed_samples * self.r.config.data.seq_length,
+            "seconds": round(self.trained_seconds, 3),
+            "loss": self.last_loss,
+            "valid_loss": self.valid_loss if math.isfinite(self.valid_loss) else None,
+            "tokens_per_second": (self.state.consumed_samples - self.first_sample)
+            * self.r.config.data.seq_length
+            / max(self.trained_seconds, 1e-9),
+            "stopped_early": stopped,
+        }
+
+    def _parameters(self) -> int:
+        """Of the whole model, tied and replicated weights once."""
+        mine = 0
+        for name, shard in self.r.trainer.shards.items():
+            if shard.tied in (None, name):
+                pieces = shard.pieces(self.mesh.grid.sizes, self.mesh.coords)
+                mine += sum(math.prod(piece.whole.shape) for piece in pieces if piece.copy == 0)
+        return int(
+            all_reduce(torch.tensor(float(mine), dtype=torch.float64, device=self.mesh.device), self.mesh.model).item()
+        )
+
+    def _headline(self) -> str:
+        sizes, config = self.mesh.grid.sizes, self.r.config
+        layout = " x ".join(f"{axis} {size}" for axis, size in sizes.items() if axis != "cp")
+        tokens = (config.training.global_batch_size or 0) * config.data.seq_length
+        return (
+            f"{self._parameters():,} parameters on {layout} ({self.mesh.world.size} ranks, "
+            f"{config.parallel.pipeline_schedule}, {self.mesh.device.type}), {tokens:,} tokens a step, "
+            f"{self.r.total_steps} steps from step {self.state.step}, matmul peak {self.peak / 1e9:,.0f} GFLOP/s"
+        )
+
+    def _fresh(self) -> _Interval:
+        return _Interval(torch.zeros((), dtype=torch.float64, device=self.mesh.device))
+
+    def _say(self, text: str) -> None:
+        if self.report is not None:
+            self.report.say(text)

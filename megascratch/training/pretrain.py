@@ -1,0 +1,23 @@
+"""A whole run of one rank, from legal settings to an exit code; the first cause of a failure is told, not its
+echoes.
+"""
+
+import sys
+
+from megascratch.config.settings import Config
+from megascratch.parallel import mesh
+from megascratch.parallel.collectives import CommunicationError
+from megascratch.training.loop import train
+from megascratch.training.setup import prepare
+
+
+def pretrain(config: Config) -> int:
+    """0 when the run is done or has saved after a request to stop; 1 when communication or numbers failed."""
+    try:
+        train(prepare(config))
+    except (CommunicationError, FloatingPointError) as error:
+        print(f"megascratch pretrain: {error}", file=sys.stderr, flush=True)
+        return 1
+    finally:
+        mesh.stop()
+    return 0

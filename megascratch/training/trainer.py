@@ -1,0 +1,151 @@
+"""One rank's share of one training step: micro-batches in, moved weights out. Knows no files, no clock, no data set."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from megascratch.config.settings import Config
+from megascratch.data.batch import Batch
+from megascratch.data_parallel import DATA_PARALLEL
+from megascratch.model.build import build_chunks, compile_blocks, shard_table
+from megascratch.optim.norm import clip_factor
+from megascratch.optim.scale import LossScale
+from megascratch.parallel.collectives import all_reduce
+from megascratch.parallel.held import Held
+from megascratch.parallel.mesh import Mesh
+from megascratch.pipeline import runtime
+from megascratch.pipeline.passes import compile_order
+from megascratch.pipeline.runtime import TensorSpec
+from megascratch.pipeline.schedule import Action
+from megascratch.pipeline.stage import Stage
+from megascratch.training.hardware import parameter_dtype
+from megascratch.training.state import TrainState
+
+
+class StepResult(NamedTuple):
+    """`loss` is this rank's part of the global loss (a fraction whose parts add up: law 5); the rest is global."""
+
+    loss: Tensor  # fp64 scalar on the device; 0 where the loss was not computed
+    grad_norm: float
+    skipped: bool  # fp16 overflow: nothing was updated
+
+
+class Trainer:
+    """Model chunks, schedule, gradients and optimizer of one rank."""
+
+    def __init__(self, config: Config, mesh: Mesh):
+        self.config, self.mesh = config, mesh
+        model, parallel, training = config.model, config.parallel, config.training
+        dtype = parameter_dtype(config.optim)
+        self.chunks = build_chunks(model, parallel, mesh, dtype, training.seed)
+        self.shards = {name: shard for chunk in self.chunks for name, shard in shard_table(chunk).items()}
+        if training.compile:
+            compile_blocks(self.chunks)
+        kind = "zero1" if parallel.use_distributed_optimizer else "ddp"
+        self.data_parallel = DATA_PARALLEL[kind](self.chunks, self.shards, mesh, config.optim, parallel)
+        count = mesh.pp.size * len(self.chunks)
+        self.stages = [Stage(chunk, c * mesh.pp.size + mesh.pp.rank, count) for c, chunk in enumerate(self.chunks)]
+        sequence = config.data.seq_length // (mesh.tp.size if parallel.sequence_parallel else 1)
+        self.spec = TensorSpec((sequence, training.micro_batch_size, model.hidden_size), dtype, mesh.device)
+        self.scale = LossScale.start(config.optim)
+        if mesh.links is not None:
+            runtime.connect(mesh.links, mesh.device)
+
+    def train_step(self, batches: Sequence[Batch], lr: float, step: int = 0) -> StepResult:
+        """Forward, backward, gradient sums, clipping and the update.
+
+        Raises:
+            FloatingPointError: a gradient is not finite (fp16 with a dynamic scale skips the update instead).
+        """
+        tokens = self._valid_tokens(batches)
+        batches = [batch.to(self.mesh.device) for batch in batches]
+        losses = runtime.run(
+            self._order(len(batches)),
+            self.stages,
+            self.mesh.links,
+            batches,
+            self.spec,
+            self.scale.scale / tokens,
+            self._before_backward,
+            step,
+        )
+        self.data_parallel.finish()
+        norm = self.data_parallel.norm().item() / self.scale.scale
+        overflowed = not math.isfinite(norm)
+        if overflowed and not self.config.optim.fp16:
+            raise FloatingPointError(
+                f"the gradient norm is {norm} at step {step}: nothing was updated; "
+                "look at the data of this step, or lower --lr"
+            )
+        if not overflowed:
+            self.data_parallel.step(lr, clip_factor(norm, self.config.optim.clip_grad) / self.scale.scale)
+        self.scale = self.scale.after(overflowed, self.config.optim)
+        return StepResult(self._loss_part(losses) / tokens, norm, overflowed)
+
+    def evaluate(self, batches: Sequence[Batch]) -> Tensor:
+        """Sum of the loss and number of valid tokens of one global batch, fp64 [2], over all ranks. Moves nothing."""
+        self._set_training(False)
+        try:
+            order = compile_order("forward_only", self.mesh.pp.size, len(batches), len(self.chunks))[self.mesh.pp.rank]
+            on_device = [batch.to(self.mesh.device) for batch in batches]
+            losses = runtime.evaluate(order, self.stages, self.mesh.links, on_device, self.spec)
+        finally:
+            self._set_training(True)
+        return self._loss_and_tokens(losses, batches)
+
+    def global_loss(self, part: Tensor) -> float:
+        """Adds the parts of all ranks; the same number on every rank (law 9)."""
+        return all_reduce(part.clone(), self.mesh.world).item()
+
+    def held(self) -> list[Held]:
+        """Every tensor of the state that this rank holds, in global names and boxes."""
+        return [held for boxes in self.data_parallel.state().values() for held in boxes]
+
+    def save_scalars(self, state: TrainState) -> None:
+        state.loss_scale, state.optimizer = vars(self.scale).copy(), self.data_parallel.scalars()
+
+    def restore(self, state: TrainState) -> None:
+        """After `held()` was filled: takes the numbers and refreshes what depends on the tensors."""
+        self.scale = LossScale(**state.loss_scale)
+        self.data_parallel.load_scalars(state.optimizer)
+        self.data_parallel.loaded()
+
+    def _order(self, microbatches: int) -> Sequence[Action]:
+        parallel = self.config.parallel
+        assert parallel.pipeline_schedule is not None
+        return compile_order(
+            parallel.pipeline_schedule,
+            self.mesh.pp.size,
+            microbatches,
+            len(self.chunks),
+            parallel.microbatch_group_size_per_virtual_pipeline_stage,
+        )[self.mesh.pp.rank]
+
+    def _before_backward(self, action: Action, last: bool) -> None:
+        self.data_parallel.begin(action.chunk, last)
+
+    def _valid_tokens(self, batches: Sequence[Batch]) -> float:
+        """Of the global batch; only the stage that computes the loss needs to know."""
+        if not self.mesh.pp.is_last:
+            return 1.0
+        mine = torch.stack([batch.loss_mask.sum(dtype=torch.float64) for batch in batches]).sum()
+        return max(1.0, all_reduce(mine.to(self.mesh.device), self.mesh.data).item())
+
+    def _loss_part(self, losses: Sequence[Tensor]) -> Tensor:
+        """Each loss is known to all tensor ranks of the last stage: the first of them speaks."""
+        if not losses or not self.mesh.tp.is_first:
+            return torch.zeros((), dtype=torch.float64, device=self.mesh.device)
+        return torch.stack([loss.to(torch.float64) for loss in losses]).sum()
+
+    def _loss_and_tokens(self, losses: Sequence[Tensor], batches: Sequence[Batch]) -> Tensor:
+        part = self._loss_part(losses)
+        tokens = torch.stack([batch.loss_mask.sum(dtype=torch.float64) for batch in batches]).sum().to(part.device)
+        speaks = bool(losses) and self.mesh.tp.is_first
+        return all_reduce(torch.stack((part, tokens * speaks)), self.mesh.world)
+
+    def _set_training(self, training: bool) -> None:
+        for chunk in self.chunks:
+            chunk.train(training)
