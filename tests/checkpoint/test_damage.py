@@ -1,0 +1,212 @@
+"""Whatever is wrong with a checkpoint on disk is refused, on all ranks, naming the file."""
+
+import hashlib
+import json
+import warnings
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from megascratch import checkpoint
+from megascratch.checkpoint.manifest import parse
+from megascratch.config.errors import UserError
+from megascratch.parallel.held import Held
+from megascratch.parallel.shard import Box
+from tests.checkpoint.cutting import held_by, world
+from tests.pool import on_ranks
+
+DATA = "00000.safetensors"
+
+
+@pytest.fixture
+def step(tmp_path):
+    return checkpoint.save(tmp_path, 7, held_by(0, 1, 0, filled=True), {"lr": 0.5}, world())
+
+
+def load(path):
+    held = held_by(0, 1, 9, filled=False)
+    return checkpoint.load(path, held, world())
+
+
+def flip(path, at):
+    content = bytearray(path.read_bytes())
+    content[at] ^= 4
+    path.write_bytes(content)
+
+
+def rewrite(step, change):
+    """Changes the manifest's body and signs it anew: what a hostile or careless program would write."""
+    path = step / "manifest.json"
+    body = json.loads(path.read_text())["body"]
+    change(body)
+    text = json.dumps(body, sort_keys=True, separators=(",", ":"))
+    path.write_text(json.dumps({"sha256": hashlib.sha256(text.encode()).hexdigest(), "body": body}))
+
+
+def test_any_flipped_bit_of_the_data_is_found(step):
+    size = (step / DATA).stat().st_size
+    for at in [*range(0, size, 97), size - 1]:
+        flip(step / DATA, at)
+        with pytest.raises(UserError, match=DATA):
+            load(step)
+        flip(step / DATA, at)
+    load(step)
+
+
+def test_any_flipped_bit_of_the_manifest_is_found(step):
+    """White space between the two parts is the only thing that may change."""
+    path = step / "manifest.json"
+    good = path.read_bytes()
+    for at in range(0, len(good) - 2, 61):
+        flip(path, at)
+        if parse_or_none(path) != parse(good):
+            with pytest.raises(UserError, match=r"manifest\.json"):
+                load(step)
+        flip(path, at)
+    assert load(step) == {"lr": 0.5}
+
+
+def parse_or_none(path):
+    try:
+        return parse(path.read_bytes())
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+@pytest.mark.parametrize("left", [0, 5, 100, -1])
+def test_a_cut_file_is_refused_with_its_name(step, left):
+    for name in (DATA, "manifest.json"):
+        content = (step / name).read_bytes()
+        (step / name).write_bytes(content[:left] if left >= 0 else content[: -left - 3])
+        with pytest.raises(UserError, match=name):
+            load(step)
+        (step / name).write_bytes(content)
+    load(step)
+
+
+def test_a_missing_file_is_refused_with_its_name(step):
+    (step / DATA).unlink()
+    with pytest.raises(UserError, match=f"{DATA}.* damaged or missing.*it holds"):
+        load(step)
+    (step / "manifest.json").unlink()
+    with pytest.raises(UserError, match="no checkpoint"):
+        load(step)
+
+
+def chunks(body):
+    return body["tensors"]["param.norm"]["chunks"]
+
+
+def set_item(record, key, value):
+    record[key] = value
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (lambda body: chunks(body).pop(), "param.norm hold 0 of its 7 elements"),
+        (lambda body: chunks(body).append(chunks(body)[0]), "param.norm has chunks that overlap: [0:7] and [0:7]"),
+        (lambda body: set_item(chunks(body)[0], "stop", [6]), "param.norm hold 6 of its 7"),
+        (lambda body: set_item(chunks(body)[0], "stop", [8]), "has no place for a chunk [0:8]"),
+        (lambda body: set_item(chunks(body)[0], "start", [-1]), "has no place for a chunk [-1:7]"),
+        (lambda body: set_item(chunks(body)[0], "stop", [7, 1]), "from [0] to [7, 1] is no box"),
+        (lambda body: chunks(body)[0].update(start=[0, 0], stop=[7, 1]), "has no place for a chunk [0:7, 0:1]"),
+        (lambda body: set_item(chunks(body)[0], "file", "../x"), "leaves the folder"),
+        (lambda body: set_item(body, "format", 2), "format 2, this version reads format 1"),
+        (lambda body: set_item(body["tensors"]["param.norm"], "dtype", "float8"), "float8"),
+        (lambda body: body.pop("state"), "no 'state'"),
+        (lambda body: set_item(body, "tensors", 3), "damaged"),
+    ],
+)
+def test_a_manifest_that_does_not_add_up_is_refused(step, change, complaint):
+    one = Held("param.norm", (7,), Box((0,), (7,)), torch.zeros(7, dtype=torch.float64), 0)
+    checkpoint.save(step.parent, 8, [one], {}, world())
+    newer = step.parent / "step_00000008"
+    rewrite(newer, change)
+    with pytest.raises(UserError) as raised:
+        checkpoint.load(newer, [one], world())
+    assert complaint in str(raised.value) and "manifest.json is damaged" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (lambda c: set_item(c, "key", "no such"), DATA),
+        (lambda c: set_item(c, "crc32", 5), "do not fit their crc32"),
+        (lambda c: set_item(c, "file", "other.safetensors"), "other.safetensors"),
+        (lambda c: set_item(c, "key", "0"), "the manifest says"),
+    ],
+)
+def test_a_chunk_that_the_file_does_not_have_is_refused(step, change, complaint):
+    rewrite(step, lambda body: change(body["tensors"]["optim.scalar"]["chunks"][0]))
+    with pytest.raises(UserError) as raised:
+        load(step)
+    assert complaint in str(raised.value) and "optim.scalar" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "complaint"),
+    [
+        ("w2", (4,), "has no tensor w2"),
+        ("w", (5,), "w has shape [4], this model needs [5]"),
+        ("w", (4, 1), "w has shape [4], this model needs [4, 1]"),
+    ],
+)
+def test_another_model_is_refused_with_the_tensor(tmp_path, name, shape, complaint):
+    def box(of):
+        return Box((0,) * len(of), of)
+
+    checkpoint.save(tmp_path, 1, [Held("w", (4,), box((4,)), torch.ones(4), 0)], {}, world())
+    with pytest.raises(UserError) as raised:
+        checkpoint.load(tmp_path, [Held(name, shape, box(shape), torch.ones(shape), 0)], world())
+    assert complaint in str(raised.value)
+
+
+def load_where_one_rank_fails(folder):
+    rank = dist.get_rank()
+    rows = Held("w", (4,), Box((2 * rank,), (2 * rank + 2,)), torch.zeros(2), 0)
+    axis = world(2, rank, dist.group.WORLD)
+    checkpoint.save(folder, 1, [rows], {}, axis)
+    if rank == 0:
+        flip(folder / "step_00000001" / "00001.safetensors", -1)
+    dist.barrier()
+    try:
+        checkpoint.load(folder, [rows], axis)
+    except UserError as error:
+        return str(error)
+    return "loaded"
+
+
+def test_a_damage_that_one_rank_meets_stops_all(tmp_path):
+    first, second = on_ranks(2, load_where_one_rank_fails, tmp_path)
+    assert first == second and first.startswith("rank 1:") and "00001.safetensors is damaged" in first
+
+
+def test_the_newest_readable_step_is_found(step):
+    run = step.parent
+    for number in (9, 10, 100_000_000):
+        checkpoint.save(run, number, held_by(0, 1, 0, filled=True), {"step": number}, world())
+    (run / "step_00000011").mkdir()
+    (run / "step_00000012.partial").mkdir()
+    (run / "notes.txt").write_text("")
+    assert checkpoint.latest(run) == run / "step_100000000"
+    (run / "step_100000000" / "manifest.json").write_text("{")
+    with pytest.warns(UserWarning, match=r"passed over: .*(step_100000000.*damaged|step_00000011 is not)"):
+        assert checkpoint.latest(run) == run / "step_00000010"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert load(run) == {"step": 10}
+    assert load(run / "step_00000009") == {"step": 9}
+
+
+@pytest.mark.parametrize("make", [None, "empty", "file"])
+def test_a_place_without_a_checkpoint_is_told(tmp_path, make):
+    place = tmp_path / "run"
+    if make == "empty":
+        place.mkdir()
+    elif make == "file":
+        place.write_text("")
+    assert checkpoint.latest(place) is None
+    with pytest.raises(UserError, match=r"no checkpoint: .*run"):
+        load(place)
