@@ -13,6 +13,7 @@ from megascratch.data.indexed import Reader
 from megascratch.data.mock import MockReader
 from tests.data.corpora import counting, write
 
+PINNED = [61, 20, 58, 1, 44, 50, 53]
 LENGTHS = [7, 1, 0, 30, 2, 2, 19, 5, 11, 3]
 
 
@@ -68,6 +69,20 @@ def test_a_sample_depends_on_its_number_and_not_on_what_was_read_before(reader):
 def test_epochs_and_seeds_have_orders_of_their_own(reader):
     orders = [read(corpus(reader, seed=seed), range(start, start + 13)) for seed in (1, 2) for start in (0, 13)]
     assert all(orders[a] != orders[b] for a in range(4) for b in range(a))
+
+
+def test_sequences_and_samples_are_shuffled_apart_and_anew_in_each_epoch(tmp_path):
+    """Documents of one length: both shuffles have the same size and still differ."""
+    dataset = corpus(Reader(counting(tmp_path / "even", [6] * 20)), stop=20)
+    dataset._count = 20
+    indices = [dataset._epoch(epoch) for epoch in range(2)]
+    orders = [tuple(order) for index in indices for order in (index.sequences, index.samples)]
+    assert len(set(orders)) == 4 and all(sorted(order) == list(range(20)) for order in orders)
+
+
+def test_the_order_of_a_seed_never_changes(reader):
+    """Pinned: a later version that reads in another order would break every resumed run."""
+    assert [int(sample[0]) for sample in read(corpus(reader, seed=1234), [0, 1, 2, 12, 13, 26, 10**6])] == PINNED
 
 
 def test_a_split_reads_its_own_sequences_alone(reader):

@@ -1,6 +1,7 @@
 """The token files keep what was written, match Megatron byte for byte, and refuse every kind of damage."""
 
 import hashlib
+import os
 import struct
 from itertools import chain
 from pathlib import Path
@@ -93,6 +94,16 @@ def test_final_names_appear_only_when_all_is_written(tmp_path):
     assert not bin_path(tmp_path / "c").exists() and not idx_path(tmp_path / "c").exists()
     writer.finish()
     assert Reader(tmp_path / "c").get(0).tolist() == [1]
+
+
+def test_a_crash_between_the_two_moves_never_pairs_new_ids_with_an_old_index(tmp_path, monkeypatch):
+    prefix = write(tmp_path / "c", [[1, 2, 3]])
+    move = os.replace
+    monkeypatch.setattr(os, "replace", lambda old, new: move(old, new) if str(new).endswith(".bin") else 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        write(tmp_path / "c", [[4, 5], [6, 7]])
+    with pytest.raises(UserError, match="c.idx cannot be read"):
+        Reader(prefix)
 
 
 def test_every_truncation_is_refused_by_name_and_number(tmp_path):
