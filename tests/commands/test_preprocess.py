@@ -182,7 +182,7 @@ def workers_of(process, count=1):
         time.sleep(0.01)
 
 
-LINES = (json.dumps({"text": "x" * 1000}) + "\n").encode() * 1000  # two chunks
+LINES = (json.dumps({"text": "x", "more": "x" * 1000}) + "\n").encode() * 1000  # two chunks, small answers
 
 
 def test_a_killed_worker_ends_the_run_with_its_reason_and_no_files(tmp_path):
@@ -206,12 +206,26 @@ def test_a_killed_worker_ends_the_run_with_its_reason_and_no_files(tmp_path):
 def test_workers_end_when_their_parent_is_killed(tmp_path):
     process = start(tmp_path, tmp_path / "pipe")
     with open(tmp_path / "pipe", "wb", buffering=0) as pipe:
-        pipe.write(LINES)
-        workers = workers_of(process)
+        for _ in range(8):
+            pipe.write(LINES)
+        process.stderr.readline()  # progress: the workers are at work
+        workers = workers_of(process, count=2)
+        time.sleep(0.5)  # until they have nothing to do: one that is busy finds out when it answers
         process.kill()
         process.wait()
     process.stderr.close()
     assert psutil.wait_procs(workers, timeout=60)[1] == []
+
+
+@pytest.mark.parametrize("flags", [[], ["--strict"]])
+def test_no_worker_outlives_its_run(tmp_path, flags):
+    path = jsonl(tmp_path / "x.jsonl", [{"text": "x" * 1000}] * 1200 + [b"{"])
+    before = psutil.Process().children()
+    try:
+        run(path, *flags, workers=2)
+    except UserError:
+        assert flags
+    assert {child for child in psutil.Process().children() if "spawn_main" in " ".join(child.cmdline())} <= set(before)
 
 
 def test_a_tokenizer_that_fails_in_a_worker_names_the_lines(tmp_path, monkeypatch):

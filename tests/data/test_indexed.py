@@ -102,7 +102,7 @@ def test_a_crash_between_the_two_moves_never_pairs_new_ids_with_an_old_index(tmp
     monkeypatch.setattr(os, "replace", lambda old, new: move(old, new) if str(new).endswith(".bin") else 1 / 0)
     with pytest.raises(ZeroDivisionError):
         write(tmp_path / "c", [[4, 5], [6, 7]])
-    with pytest.raises(UserError, match="c.idx cannot be read"):
+    with pytest.raises(UserError, match=r"c\.idx cannot be read"):
         Reader(prefix)
 
 
