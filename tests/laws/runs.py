@@ -1,6 +1,8 @@
 """The layout law's measuring device: trains a small model on any layout and gathers all that the law speaks of."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,7 @@ from torch import Tensor
 from megascratch.config.derive import derive
 from megascratch.config.fields import with_fields
 from megascratch.config.laws import validate
-from megascratch.config.settings import Config
+from megascratch.config.settings import Config, ParallelConfig
 from megascratch.data.batch import Batch, collate
 from megascratch.data.loader import sample_numbers
 from megascratch.parallel.held import Held
@@ -95,20 +97,38 @@ def _copies(held: dict[str, list[Held]]) -> list[Held]:
     return [replace(box, tensor=box.tensor.clone()) for boxes in held.values() for box in boxes]
 
 
-def trace(config: Config, steps: int = STEPS) -> Trace:
-    """Trains on the layout of `config` and gathers; checks on the way that all ranks report the same numbers, that
-    every element is held exactly once, and that copies are equal."""
+def trace(config: Config, steps: int = STEPS, run: Callable = train_on_rank) -> Trace:
+    """Trains on the layout of `config` by `run(config, steps)` on each rank and gathers; checks on the way that all
+    ranks report the same numbers, that every element is held exactly once, and that copies are equal."""
     world = (
         config.parallel.tensor_model_parallel_size
         * config.parallel.pipeline_model_parallel_size
         * (config.parallel.data_parallel_size or 1)
     )
-    ranks = on_ranks(world, train_on_rank, config, steps)
+    return gathered(on_ranks(world, run, config, steps))
+
+
+def gathered(ranks: list) -> Trace:
+    """What `train_on_rank` gave on each rank, in whole tensors."""
     losses, norms = ranks[0][:2]
     for other in ranks:
         assert other[0] == losses and other[1] == norms, "ranks disagree on loss or norm"
-    grads = [whole([rank[2][step] for rank in ranks]) for step in range(steps)]
+    grads = [whole([rank[2][step] for rank in ranks]) for step in range(len(losses))]
     return Trace(losses, norms, grads, whole([rank[3] for rank in ranks]))
+
+
+def serial(config: Config) -> Trace:
+    """The reference: one process, every step one micro-batch that holds the whole global batch; made once for each
+    model."""
+    plain = {name: getattr(ParallelConfig(), name) for name in vars(ParallelConfig())}
+    plain["micro_batch_size"] = config.training.global_batch_size
+    plain["ddp_bucket_size"] = 10**6
+    return _alone(derive(with_fields(config, plain), 1))
+
+
+@lru_cache(maxsize=256)
+def _alone(config: Config) -> Trace:
+    return gathered([train_on_rank(config)])
 
 
 def whole(ranks: list[list[Held]]) -> dict[str, Tensor]:

@@ -1,0 +1,50 @@
+"""Law 1: loss, gradient norm, every gathered gradient of every step and every parameter after 5 AdamW steps are those
+of the one-process run, whatever the layout; unequal valid tokens and gradient accumulation are in every config."""
+
+from itertools import islice
+
+import pytest
+
+from tests.laws import cover
+from tests.laws.runs import assert_same, config_of, serial, trace
+
+COVER, IMPOSSIBLE = cover.pairwise_cover()
+FP32 = {
+    "tp2.sp": {"tensor_model_parallel_size": 2, "sequence_parallel": True},
+    "pp2.dp2": {"pipeline_model_parallel_size": 2, "data_parallel_size": 2, "use_distributed_optimizer": True},
+    "tp2.pp2.dp2": {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2, "data_parallel_size": 2,
+                    "sequence_parallel": True, "use_distributed_optimizer": True},
+}  # fmt: skip
+
+
+def assert_layout_law(choice: cover.Choice) -> None:
+    config = config_of(**cover.settings_of(choice))
+    assert_same(serial(config), trace(config), 1e-9)
+
+
+def test_the_cover_leaves_out_only_pairs_that_no_config_can_hold():
+    """One stage can be neither interleaved nor cut unevenly; every other pair of values meets."""
+    alone = {layout for layout in cover.FACTORS["layout"] if ".pp1." in layout}
+    senseless = [("schedule", "interleaved"), ("cut", "uneven")]
+    assert set(IMPOSSIBLE) == {(("layout", layout), other) for layout in alone for other in senseless}
+    met = set().union(*map(cover.pairs_of, COVER))
+    assert set(cover.all_pairs()) == met | set(IMPOSSIBLE)
+
+
+@pytest.mark.parametrize("choice", COVER, ids=cover.name_of)
+def test_a_layout_never_changes_the_model(choice):
+    assert_layout_law(choice)
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize(
+    "choice", sorted(islice(cover.random_choices(seed=2024), 200), key=cover.world_of), ids=cover.name_of
+)
+def test_two_hundred_random_layouts_never_change_the_model(choice):
+    assert_layout_law(choice)
+
+
+@pytest.mark.parametrize("layout", FP32)
+def test_a_layout_never_changes_the_model_in_fp32(layout):
+    config = config_of(fp64=False, num_layers=2, **FP32[layout])
+    assert_same(serial(config), trace(config), 1e-5)
