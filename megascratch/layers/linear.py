@@ -8,8 +8,6 @@ the sequence (Korthikanti et al. 2022, arXiv 2205.05198). A weight that has a ``
 straight into the main-gradient buffer, and autograd sees none.
 """
 
-from typing import Protocol
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -22,21 +20,9 @@ from megascratch.parallel.collectives import (
     start_all_reduce,
     start_reduce_scatter,
 )
+from megascratch.parallel.grad_sink import GradSink
 from megascratch.parallel.mesh import Axis
 from megascratch.parallel.shard import Part, Shard
-
-
-class GradSink(Protocol):
-    """Where weight gradients go; found by the layers as ``weight.grad_sink``."""
-
-    def linear(self, weight: nn.Parameter, x: Tensor, grad: Tensor) -> None:
-        """Adds gradᵀ x: x [n, in], grad [n, out]."""
-
-    def rows(self, weight: nn.Parameter, ids: Tensor, grad: Tensor) -> None:
-        """Adds grad [n, h] to the rows ids [n]."""
-
-    def dense(self, weight: nn.Parameter, grad: Tensor) -> None:
-        """Adds grad, of the weight's shape."""
 
 
 class _Linear(torch.autograd.Function):

@@ -8,24 +8,13 @@ and its memory is free once it has been sent.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property, partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-
-class GradSink(Protocol):
-    """Where a layer's backward delivers the gradient of its weight: found as `weight.grad_sink`."""
-
-    def linear(self, weight: nn.Parameter, x2d: Tensor, grad2d: Tensor) -> None:
-        """grad2d^T x2d: x2d [tokens, in], grad2d [tokens, out]."""
-
-    def rows(self, weight: nn.Parameter, ids: Tensor, grad2d: Tensor) -> None:
-        """grad2d [tokens, h] added to the rows `ids` [tokens]."""
-
-    def dense(self, weight: nn.Parameter, grad: Tensor) -> None:
-        """The whole gradient, in the shape of the weight."""
+from megascratch.parallel.grad_sink import GradSink
 
 
 class Deferred:
@@ -35,8 +24,8 @@ class Deferred:
         self.inner, self.waiting = inner, waiting
         self.rows, self.dense = inner.rows, inner.dense
 
-    def linear(self, weight: nn.Parameter, x2d: Tensor, grad2d: Tensor) -> None:
-        self.waiting.append(partial(self.inner.linear, weight, x2d, grad2d))
+    def linear(self, weight: nn.Parameter, x: Tensor, grad: Tensor) -> None:
+        self.waiting.append(partial(self.inner.linear, weight, x, grad))
 
 
 class Stage:
