@@ -155,6 +155,18 @@ def difference(a: Tensor, b: Tensor) -> float:
     return ((a - b).abs().max() / a.abs().max().clamp_min(1e-300)).item()
 
 
+def assert_identical(a: Trace, b: Trace) -> None:
+    """Every number to the last bit."""
+    assert a.losses == b.losses and a.norms == b.norms
+    for step, (grads, others) in enumerate(zip(a.grads, b.grads, strict=True)):
+        assert grads.keys() == others.keys()
+        for name, grad in grads.items():
+            assert torch.equal(grad, others[name]), f"{name} of step {step} differs by {difference(grad, others[name])}"
+    assert a.params.keys() == b.params.keys()
+    for name, param in a.params.items():
+        assert torch.equal(param, b.params[name]), f"{name} differs by {difference(param, b.params[name])}"
+
+
 def assert_same(serial: Trace, parallel: Trace, tolerance: float) -> None:
     """Law 1, told by the first thing that differs."""
     for step, (a, b) in enumerate(zip(serial.losses, parallel.losses, strict=True)):
