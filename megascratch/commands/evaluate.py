@@ -1,0 +1,182 @@
+"""`megascratch evaluate`: a checkpoint of any layout and held-out JSONL in, bits per byte beside gzip and xz out."""
+
+import argparse
+import gzip
+import json
+import lzma
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from megascratch import tokenizer as tokenizers
+from megascratch.config.errors import UserError
+from megascratch.data.jsonl import BadLine, parse, read_lines
+from megascratch.tokenizer import Tokenizer
+from megascratch.training.hardware import choose_device
+from megascratch.training.heldout import Loss, evaluate_documents
+from megascratch.training.inference import load_for_inference, use_all_threads
+
+SUMMARY = "measure a checkpoint's loss and bits per byte on held-out text"
+COUNTED = (
+    "Counted: every token of every document once, the end of each document too if there is one; "
+    "bits per byte = nats / ln 2 / UTF-8 bytes."
+)
+
+
+class Document(NamedTuple):
+    """A text and where it stood."""
+
+    text: str
+    place: str
+
+
+def main(argv: list[str]) -> int:
+    """The verb. Raises: UserError for what the user can mend."""
+    options = _parser().parse_args(argv)
+    if options.batch_size is not None and options.batch_size < 1:
+        raise UserError(f"--batch-size ({options.batch_size}) must be at least 1")
+    previous = _read_summary(options.summary)  # what cannot be merged into is said before the work
+    documents, bad_lines = _documents(options.input, options.json_key, options.strict)
+    device = choose_device(options.device, 0)
+    use_all_threads()
+    config, model, tokenizer = load_for_inference(options.load, device, options.tokenizer_model, options.tokenizer_type)
+    texts = [document.text for document in documents]
+    ids = [_encode(tokenizer, document) for document in documents]
+    started = time.monotonic()
+    loss = evaluate_documents(
+        model, config, texts, ids, tokenizer.eod, ends=not options.no_eod, stride=options.stride,
+        batch_size=options.batch_size, progress=_progress if sys.stderr.isatty() else None,
+    )  # fmt: skip
+    seconds = time.monotonic() - started
+    result = _result(loss, [text.encode() for text in texts])
+    print(_table(loss, result, seconds, bad_lines))
+    if options.summary:
+        _write_json(options.summary, previous | result)
+    if options.output_json:
+        _write_json(options.output_json, result | {"bad_lines": bad_lines, "evaluation_seconds": round(seconds, 3)})
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="megascratch evaluate", description=SUMMARY, epilog=COUNTED)
+    add = parser.add_argument
+    add("--load", required=True, metavar="DIR", help="a run's folder of checkpoints (the newest), or one step_ folder")
+    add("--input", required=True, nargs="+", metavar="FILE", help="JSONL, also .gz: a document per line")
+    add("--json-key", default="text", metavar="KEY", help="where a line keeps its text (default: text)")
+    add("--stride", type=int, metavar="S", help="new tokens per window, the rest is context (default: seq_length)")
+    add("--no-eod", action="store_true", help="the model learned without --append-eod: no ends of documents")
+    add("--batch-size", type=int, metavar="N", help="windows computed together (default: 4,096 tokens)")
+    add("--summary", metavar="FILE", help="JSON file into which the result is merged, e.g. the run's summary.json")
+    add("--output-json", metavar="FILE", help="JSON file with the result alone")
+    add("--strict", action="store_true", help="stop at the first bad line")
+    add("--device", choices=("cpu", "cuda"), help="default: cuda if there is one")
+    add("--tokenizer-model", metavar="FILE", help="default: the checkpoint's own")
+    add("--tokenizer-type", choices=tokenizers.KINDS, help="default: the checkpoint's own")
+    return parser
+
+
+def _documents(paths: Sequence[str], key: str, strict: bool) -> tuple[list[Document], int]:
+    """Every text that is not empty, and the number of lines that gave none."""
+    found, bad_lines = [], 0
+    for path in paths:
+        for line in read_lines(path):
+            place = f"{path}:{line.number}"
+            try:
+                text = parse(line, [key])[0]
+                if not text:
+                    raise BadLine("empty text")
+                found.append(Document(text, place))
+            except BadLine as reason:
+                if strict:
+                    raise UserError(f"{place}: {reason} (--strict)") from reason
+                print(f"skipped {place}: {reason}", file=sys.stderr)
+                bad_lines += 1
+    if not found:
+        raise UserError(f"{', '.join(paths)}: no document, {bad_lines} bad lines")
+    return found, bad_lines
+
+
+def _encode(tokenizer: Tokenizer, document: Document) -> list[int]:
+    try:
+        return tokenizer.encode(document.text)
+    except UserError as error:
+        raise UserError(f"{document.place}: {error}") from error
+
+
+def _progress(done: int, batches: int) -> None:
+    print(f"\r{done} of {batches} batches", end="\n" if done == batches else "", file=sys.stderr, flush=True)
+
+
+def _result(loss: Loss, contents: Sequence[bytes]) -> dict[str, Any]:
+    """Everything that is written; names that do not meet those of a training summary."""
+    one = [b"".join(contents)]
+    return {
+        "bits_per_byte": loss.bits_per_byte,
+        "gzip_bits_per_byte": _packed(_gzip, contents),
+        "xz_bits_per_byte": _packed(_xz, contents),
+        "gzip_one_stream_bits_per_byte": _packed(_gzip, one),
+        "xz_one_stream_bits_per_byte": _packed(_xz, one),
+        "heldout_loss": loss.per_token,
+        "heldout_nats": loss.nats,
+        "heldout_tokens": loss.tokens,
+        "heldout_documents": loss.documents,
+        "heldout_bytes": loss.text_bytes,
+    }
+
+
+def _gzip(content: bytes) -> bytes:
+    return gzip.compress(content, 9)
+
+
+def _xz(content: bytes) -> bytes:
+    return lzma.compress(content, preset=9)
+
+
+def _packed(pack: Callable[[bytes], bytes], contents: Sequence[bytes]) -> float:
+    """Bits per byte of the contents, each packed alone."""
+    return 8 * sum(len(pack(content)) for content in contents) / sum(map(len, contents))
+
+
+def _table(loss: Loss, result: dict[str, Any], seconds: float, bad_lines: int) -> str:
+    rows = [
+        ("model", f"{result['bits_per_byte']:.4f}", ""),
+        ("gzip -9", f"{result['gzip_bits_per_byte']:.4f}", f"{result['gzip_one_stream_bits_per_byte']:.4f}"),
+        ("xz -9", f"{result['xz_bits_per_byte']:.4f}", f"{result['xz_one_stream_bits_per_byte']:.4f}"),
+    ]
+    skipped = f", {bad_lines} bad line{'s' * (bad_lines != 1)} skipped" if bad_lines else ""
+    return "\n".join(
+        [
+            f"{'bits per byte':<15}{'per document':>14}{'one stream':>14}",
+            *(f"{name:<15}{alone:>14}{stream:>14}" for name, alone, stream in rows),
+            "",
+            f"{loss.documents:,} documents{skipped}, {loss.text_bytes:,} bytes, {loss.tokens:,} tokens, "
+            f"{loss.per_token:.4f} nats per token, {loss.tokens / max(seconds, 1e-9):,.0f} tokens/s",
+            COUNTED,
+        ]
+    )
+
+
+def _read_summary(path: str | None) -> dict[str, Any]:
+    if path is None or not Path(path).exists():
+        return {}
+    try:
+        summary = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"--summary {path} cannot be merged into: {error}") from error
+    if not isinstance(summary, dict):
+        raise UserError(f"--summary {path} cannot be merged into: it holds no JSON object")
+    return summary
+
+
+def _write_json(path: str, record: dict[str, Any]) -> None:
+    """In one move: the old file stays whole until the new one is."""
+    partial = Path(f"{path}.{os.getpid()}.partial")
+    try:
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        os.replace(partial, path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}") from error

@@ -1,0 +1,90 @@
+"""A checkpoint written on any layout in, the whole model on one device out, with its settings and its tokenizer."""
+
+import os
+from pathlib import Path
+
+import torch
+
+from megascratch.checkpoint import find, load, read_manifest
+from megascratch.config.errors import UserError
+from megascratch.config.saved import config_from_dict
+from megascratch.config.settings import Config
+from megascratch.model.build import shard_table
+from megascratch.model.chunk import Chunk
+from megascratch.parallel.held import Held
+from megascratch.parallel.mesh import Axis, Mesh
+from megascratch.tokenizer import Tokenizer
+from megascratch.tokenizer import load as load_tokenizer
+from megascratch.training.hardware import parameter_dtype
+
+
+def load_for_inference(
+    path: str | Path,
+    device: torch.device,
+    tokenizer_model: str | None = None,
+    tokenizer_type: str | None = None,
+) -> tuple[Config, Chunk, Tokenizer]:
+    """The model in evaluation mode; on a CPU half precision becomes fp32, which is faster there and loses nothing.
+
+    Args:
+        path: a step folder, or a folder of them (its newest).
+        tokenizer_model, tokenizer_type: instead of the checkpoint's own, e.g. where the file has moved.
+
+    Raises: UserError where there is no sound checkpoint, or the tokenizer is not the one that the model learned.
+    """
+    step = find(path)
+    state = read_manifest(step).state
+    if "config" not in state:
+        raise UserError(f"{step} has no settings in it: megascratch pretrain did not write it")
+    config = config_from_dict(state["config"])
+    tokenizer = _tokenizer(config, state.get("tokenizer_fingerprint"), tokenizer_model, tokenizer_type)
+    return config, load_model(step, config, device), tokenizer
+
+
+def load_model(step: Path, config: Config, device: torch.device) -> Chunk:
+    """All layers as one chunk on `device`, filled from the ``param.*`` of a checkpoint."""
+    dtype = parameter_dtype(config.optim)
+    if device.type == "cpu" and dtype.itemsize == 2:
+        dtype = torch.float32
+    with torch.device(device):
+        chunk = Chunk(config.model, range(config.model.num_layers), True, True, Axis.alone("tp")).to(dtype)
+    chunk.requires_grad_(False).eval()
+    load(step, _held(chunk), Axis.alone("world"), prefix="param.", cast=True)
+    return chunk
+
+
+def _held(chunk: Chunk) -> list[Held]:
+    """The boxes of ``param.*`` in a model that one process holds; its padding is set to zero and in none of them."""
+    shards, here, held = shard_table(chunk), Mesh.alone(), []
+    for name, parameter in chunk.named_parameters():
+        shard, tensor = shards[name], parameter.detach().zero_()
+        for local, whole, copy in shard.pieces(here.grid.sizes, here.coords):
+            held.append(Held(f"param.{name}", shard.shape, whole, tensor[local.slices], copy))
+    return held
+
+
+def _tokenizer(config: Config, learned: str | None, model: str | None, kind: str | None) -> Tokenizer:
+    tokenizer = load_tokenizer(
+        kind or (None if model else config.data.tokenizer_type),
+        model or config.data.tokenizer_model,
+        config.model.vocab_size,
+    )
+    if learned is not None and tokenizer.fingerprint != learned:
+        given = model or config.data.tokenizer_model or tokenizer.kind
+        raise UserError(
+            f"the model learned with tokenizer {learned[:16]}, {given} is {tokenizer.fingerprint[:16]}: "
+            "give the file of that time as --tokenizer-model"
+        )
+    assert config.model.vocab_size is not None
+    if tokenizer.vocab_size > config.model.vocab_size:
+        raise UserError(
+            f"the tokenizer has {tokenizer.vocab_size} ids, the model knows {config.model.vocab_size}: "
+            "give the tokenizer that it learned with as --tokenizer-model"
+        )
+    return tokenizer
+
+
+def use_all_threads() -> None:
+    """One process has the machine to itself, unless OMP_NUM_THREADS says otherwise."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(os.cpu_count() or 1)

@@ -1,0 +1,95 @@
+"""`megascratch generate`: from a checkpoint of any layout to text, and one line for everything that cannot work."""
+
+import json
+
+import pytest
+
+from megascratch.commands import main
+from tests.pool import on_ranks
+from tests.training.small_models import save_model
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A folder of checkpoints, written on two tensor ranks and two stages."""
+    folder = tmp_path_factory.mktemp("run")
+    on_ranks(4, save_model, folder, 2, 2, 1)
+    return folder
+
+
+def generate(run, *flags):
+    return main(["generate", "--load", str(run), "--device", "cpu", *flags])
+
+
+def test_any_layout_writes_the_same_text(run, tmp_path, capsys):
+    save_model(tmp_path)
+    texts = []
+    for folder in (run, tmp_path / "step_00000003"):
+        assert generate(folder, "--prompt", "ab", "--max-new-tokens", "12", "--seed", "3") == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1] and texts[0].startswith("ab")
+
+
+def test_several_prompts_have_headlines_and_a_jsonl_has_records(run, tmp_path, capsys):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("first\nsecond ä\n")
+    flags = ("--prompt", "zero", "--prompts-file", str(prompts), "--greedy", "--max-new-tokens=4", "--batch-size=2")
+    assert generate(run, *flags) == 0
+    lines = capsys.readouterr().out.split("=== prompt ")[1:]
+    assert [line.split("\n", 1)[1][:4] for line in lines] == ["zero", "firs", "seco"]
+    assert generate(run, *flags, "--output", str(tmp_path / "new" / "out.jsonl")) == 0
+    records = [json.loads(line) for line in (tmp_path / "new" / "out.jsonl").read_text().splitlines()]
+    assert [record["prompt"] for record in records] == ["zero", "first", "second ä"]
+    for record, line in zip(records, lines, strict=True):
+        assert len(record["tokens"]) <= 4 and record["text"] in line
+
+
+def test_a_jsonl_of_prompts_may_hold_line_ends(run, tmp_path, capsys):
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"text": "def f():\\n    "}\n')
+    assert generate(run, "--prompts-file", str(prompts), "--max-new-tokens", "2") == 0
+    assert capsys.readouterr().out.startswith("def f():\n    ")
+
+
+def test_temperature_0_is_greedy_and_no_prompt_starts_a_document(run, capsys):
+    assert generate(run, "--temperature", "0", "--max-new-tokens", "5") == 0
+    first = capsys.readouterr().out
+    assert generate(run, "--greedy", "--max-new-tokens", "5", "--prompt", "") == 0
+    assert capsys.readouterr().out == first
+
+
+def test_the_end_of_the_position_table_is_said(run, capsys):
+    assert generate(run, "--greedy", "--prompt", "0123456789", "--max-new-tokens", "1000") == 0
+    said = capsys.readouterr().err
+    assert said == "prompt 1 stopped after 15 new tokens: the model has only 24 positions\n"
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (["--top-p", "1.5"], "--top-p (1.5) must be above 0 and at most 1"),
+        (["--top-p", "0"], "--top-p (0.0)"),
+        (["--temperature", "-1"], "--temperature (-1.0)"),
+        (["--top-k", "-3"], "--top-k (-3)"),
+        (["--max-new-tokens", "0"], "--max-new-tokens (0)"),
+        (["--batch-size", "0"], "--batch-size (0)"),
+        (["--greedy", "--top-k", "3"], "--greedy takes the likeliest token: leave --top-k away"),
+        (["--prompts-file", "no/such"], "no/such cannot be read"),
+        (["--prompt", "x" * 25], "prompt 1 has 25 tokens, the model has 24 positions"),
+        (["--prompt", "\udcff"], "prompt 1: "),
+        (["--load", "no/such"], "no checkpoint: no/such"),
+        (["--tokenizer-model", "no/such.model"], "no/such.model cannot be read"),
+        (["--prompt", "x", "--output", "/dev/null/x"], "--output /dev/null/x cannot be written"),
+    ],
+)
+def test_bad_input_is_one_line_and_code_2(run, capsys, flags, complaint):
+    assert generate(run, *flags) == 2
+    said = capsys.readouterr().err
+    assert complaint in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize(("name", "line"), [("x.jsonl", b'{"txt": 1}\n'), ("x.txt", b"\xff\n")])
+def test_a_broken_prompt_is_named_by_its_line(run, tmp_path, capsys, name, line):
+    (tmp_path / name).write_bytes(line)
+    assert generate(run, "--prompts-file", str(tmp_path / name)) == 2
+    assert f"{name}:1: " in capsys.readouterr().err
