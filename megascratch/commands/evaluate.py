@@ -132,7 +132,9 @@ def _gzip(content: bytes) -> bytes:
 
 
 def _xz(content: bytes) -> bytes:
-    return lzma.compress(content, preset=9)
+    """xz -9, but for the memory: a dictionary (64 MiB there) larger than the content finds nothing more in it."""
+    dictionary = min(max(len(content), 4096), 1 << 26)
+    return lzma.compress(content, filters=[{"id": lzma.FILTER_LZMA2, "preset": 9, "dict_size": dictionary}])
 
 
 def _packed(pack: Callable[[bytes], bytes], contents: Sequence[bytes]) -> float:

@@ -12,7 +12,8 @@ from megascratch.config.settings import Config
 from megascratch.model.build import shard_table
 from megascratch.model.chunk import Chunk
 from megascratch.parallel.held import Held
-from megascratch.parallel.mesh import Axis, Mesh
+from megascratch.parallel.mesh import Axis
+from megascratch.parallel.shard import Box
 from megascratch.tokenizer import Tokenizer
 from megascratch.tokenizer import load as load_tokenizer
 from megascratch.training.hardware import parameter_dtype
@@ -54,12 +55,12 @@ def load_model(step: Path, config: Config, device: torch.device) -> Chunk:
 
 
 def _held(chunk: Chunk) -> list[Held]:
-    """The boxes of ``param.*`` in a model that one process holds; its padding is set to zero and in none of them."""
-    shards, here, held = shard_table(chunk), Mesh.alone(), []
+    """``param.*`` of a model that one process holds: each tensor is its whole, but for padding, which becomes zero."""
+    shards, held = shard_table(chunk), []
     for name, parameter in chunk.named_parameters():
-        shard, tensor = shards[name], parameter.detach().zero_()
-        for local, whole, copy in shard.pieces(here.grid.sizes, here.coords):
-            held.append(Held(f"param.{name}", shard.shape, whole, tensor[local.slices], copy))
+        shape = shards[name].shape
+        whole = Box((0,) * len(shape), shape)
+        held.append(Held(f"param.{name}", shape, whole, parameter.detach().zero_()[whole.slices], 0))
     return held
 
 
