@@ -6,7 +6,7 @@ runs a pairwise cover and `make test-deep` a random sample of all.
 
 import random
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import combinations, count, product
 from math import prod
 from typing import Any
@@ -69,7 +69,7 @@ def settings_of(choice: Choice) -> dict[str, Any]:
     return settings
 
 
-@lru_cache(maxsize=None)
+@cache
 def _legal(decisive: tuple[tuple[str, str], ...]) -> bool:
     try:
         config_of(**settings_of(dict(decisive)))
