@@ -7,9 +7,9 @@ The checkpoint knows no model and no optimizer; what a rank holds is told by `pa
 """
 
 from megascratch.checkpoint.agreement import CheckpointError
-from megascratch.checkpoint.folders import find, latest
+from megascratch.checkpoint.folders import find, latest, steps
 from megascratch.checkpoint.manifest import Manifest, read_manifest
 from megascratch.checkpoint.reader import load
 from megascratch.checkpoint.writer import save
 
-__all__ = ["CheckpointError", "Manifest", "find", "latest", "load", "read_manifest", "save"]
+__all__ = ["CheckpointError", "Manifest", "find", "latest", "load", "read_manifest", "save", "steps"]

@@ -9,7 +9,7 @@ from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
-from megascratch.checkpoint import latest, load
+from megascratch.checkpoint import find, load, steps
 from megascratch.config.batch_size import steps_and_samples
 from megascratch.config.errors import UserError
 from megascratch.config.fields import with_fields
@@ -146,10 +146,15 @@ def _reader(config: Config, mesh: Mesh, tokenizer: Tokenizer | None) -> ReadStep
 
 
 def _checkpoint_to_load(config: Config) -> Path | None:
-    folder = config.training.load
-    if folder is None:
-        return None
-    found = latest(folder)
-    if found is None:
-        raise UserError(f"--load {folder}: no checkpoint there; leave --load out to start from scratch")
-    return found
+    """The checkpoint to go on from; also refuses a run that could only overwrite checkpoints, before it has trained."""
+    training = config.training
+    start = find(training.load) if training.load is not None else None
+    assert training.save is not None
+    later = [path for path in steps(training.save) if start is None or path.name > start.name]
+    if later:
+        begin = f"step {int(start.name.removeprefix('step_'))}" if start else "scratch"
+        raise UserError(
+            f"--save {training.save} already holds {later[0].name} and this run starts from {begin}: a checkpoint is "
+            "never overwritten; use --load to go on from it, another --output-dir, or delete it"
+        )
+    return start
