@@ -54,7 +54,8 @@ def batch_of(config: Config, numbers: range) -> Batch:
     samples, s = [], config.data.seq_length
     for number in numbers:
         random = np.random.default_rng(number)
-        samples.append(random.integers(0, config.model.vocab_size, s + 1 - (number * 5) % (s // 2)))
+        length = s + 1 - int(random.integers(s // 2))
+        samples.append(random.integers(0, config.model.vocab_size, length))
     return collate(
         samples,
         numbers,
