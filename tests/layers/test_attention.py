@@ -1,0 +1,115 @@
+"""Attention against an explicit softmax: causal, grouped queries, documents, rotary positions, dropout and cache."""
+
+import pytest
+import torch
+
+from megascratch.config.settings import ModelConfig
+from megascratch.layers.attention import Attention, Cache, Context
+from megascratch.layers.rotary import rotary_angles, rotate
+from megascratch.model.chunk import document_mask
+from megascratch.parallel.mesh import Axis
+
+S, B, HEADS, WIDTH = 9, 2, 4, 8
+
+
+def attention(groups: int = HEADS, dropout: float = 0.0) -> Attention:
+    model = ModelConfig(hidden_size=HEADS * WIDTH, num_attention_heads=HEADS, num_query_groups=groups,
+                        kv_channels=WIDTH, attention_dropout=dropout)  # fmt: skip
+    layer = Attention(model, 0, 1, Axis.alone("tp"), False, 0.1).double()
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(parameter.numel()))
+    return layer
+
+
+def inputs(s: int = S) -> torch.Tensor:
+    return torch.randn(s, B, HEADS * WIDTH, generator=torch.Generator().manual_seed(s), dtype=torch.float64)
+
+
+def by_hand(layer: Attention, x: torch.Tensor, allowed: torch.Tensor, groups: int) -> torch.Tensor:
+    """Head by head: softmax(q kᵀ / √d) v; allowed [b, s, s]."""
+    q, k, v = (x @ layer.qkv.weight.T + layer.qkv.bias).split([HEADS * WIDTH, groups * WIDTH, groups * WIDTH], -1)
+    heads = []
+    for head in range(HEADS):
+        group = head // (HEADS // groups)
+        q_h = q[..., head * WIDTH : (head + 1) * WIDTH].transpose(0, 1)
+        k_h, v_h = (t[..., group * WIDTH : (group + 1) * WIDTH].transpose(0, 1) for t in (k, v))
+        scores = q_h @ k_h.transpose(1, 2) / WIDTH**0.5
+        heads.append((scores.masked_fill(~allowed, -torch.inf).softmax(-1) @ v_h).transpose(0, 1))
+    return torch.cat(heads, -1) @ layer.proj.weight.T + layer.proj.bias
+
+
+def causal(s: int = S) -> torch.Tensor:
+    return torch.ones(B, s, s, dtype=torch.bool).tril()
+
+
+SAMPLES = torch.arange(B)
+DOCUMENTS = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 2, 2], [0] * 9])
+
+
+@pytest.mark.parametrize("groups", [4, 2, 1])
+@pytest.mark.parametrize("documents", [None, DOCUMENTS], ids=["causal", "documents"])
+def test_attention_is_the_explicit_softmax(groups, documents):
+    layer, x = attention(groups), inputs()
+    mask = document_mask(documents)
+    allowed = causal() if mask is None else mask[:, 0]
+    found = layer(x, Context(SAMPLES, mask=mask))
+    assert torch.allclose(found, by_hand(layer, x, allowed, groups))
+
+
+def test_the_plain_steps_of_dropout_are_the_same_attention():
+    """With a dropout that keeps (almost) everything."""
+    layer, x = attention(2, dropout=1e-18), inputs()
+    for mask in (None, document_mask(DOCUMENTS)):
+        allowed = causal() if mask is None else mask[:, 0]
+        assert torch.allclose(layer(x, Context(SAMPLES, mask=mask)), by_hand(layer, x, allowed, 2))
+
+
+def test_attention_dropout_keeps_the_mean_and_stops_in_evaluation():
+    layer, x = attention(dropout=0.3), inputs()
+    plain = by_hand(layer, x, causal(), HEADS)
+    many = torch.stack([layer(x, Context(SAMPLES + B * i)) for i in range(1000)])
+    assert (many[0] - plain).abs().max() > 0.1
+    assert (many.mean(0) - plain).abs().max() < 6 * (many.std(0) / 1000**0.5).max()
+    assert torch.allclose(layer.eval()(x, Context(SAMPLES)), plain)
+
+
+def test_a_token_sees_no_later_token():
+    layer, x = attention(), inputs()
+    later = x.clone()
+    later[5:] += 1
+    before, after = layer(x, Context(SAMPLES)), layer(later, Context(SAMPLES))
+    assert torch.equal(before[:5], after[:5]) and not torch.allclose(before[5:], after[5:])
+
+
+def test_with_a_cache_tokens_may_come_one_by_one():
+    layer, x, cache = attention(2), inputs(), Cache()
+    whole = layer(x, Context(SAMPLES))
+    first = layer(x[:4], Context(SAMPLES, cache=cache))
+    everything = torch.ones(B, 1, 1, 1, dtype=torch.bool)
+    rest = [layer(x[i : i + 1], Context(SAMPLES, mask=everything.expand(B, 1, 1, i + 1), cache=cache))
+            for i in range(4, S)]  # fmt: skip
+    assert torch.allclose(torch.cat([first, *rest]), whole)
+
+
+def test_rotary_is_a_turn_in_the_complex_plane():
+    """Dims i and i + d/2 are one complex number, turned by position x base^(-2i/d) (RoFormer, equation 13)."""
+    positions = torch.tensor([[0, 1, 2, 0, 5, 1000]])
+    x = torch.randn(6, 1, 3, 8, dtype=torch.float64)
+    turned = rotate(x, *rotary_angles(positions, 8, 10000.0, torch.float64))
+    number = torch.complex(x[..., :4], x[..., 4:])
+    angle = positions[0, :, None].double() * 10000.0 ** (-torch.arange(4, dtype=torch.float64) / 4)
+    expected = number * torch.polar(torch.ones_like(angle), angle)[:, None, None]
+    assert torch.allclose(torch.complex(turned[..., :4], turned[..., 4:]), expected)
+
+
+def test_rotary_turns_only_its_share_of_the_head():
+    x = torch.randn(3, 1, 2, 8)
+    turned = rotate(x, *rotary_angles(torch.tensor([[1, 2, 3]]), 4, 100.0, torch.float32))
+    assert torch.equal(turned[..., 4:], x[..., 4:]) and not torch.equal(turned[..., :4], x[..., :4])
+    assert torch.allclose(turned[..., :4].norm(dim=-1), x[..., :4].norm(dim=-1), rtol=1e-6)
+
+
+def test_rotary_angles_far_out_are_exact_in_fp32():
+    """A position times a frequency is taken in fp64: in fp32 its fraction would be lost."""
+    cos, _ = rotary_angles(torch.tensor([[10**7 + 1]]), 2, 10000.0, torch.float32)
+    assert cos.item() == pytest.approx(torch.tensor(10.0**7 + 1, dtype=torch.float64).cos().item(), abs=1e-6)
