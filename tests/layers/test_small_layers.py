@@ -1,0 +1,129 @@
+"""Embeddings, norms, MLPs and dropout against plain formulas."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from megascratch.config.settings import ModelConfig
+from megascratch.layers.dropout import AttentionDropout, Dropout
+from megascratch.layers.embedding import PositionEmbedding, VocabParallelEmbedding, padded_vocab_size, vocab_shard
+from megascratch.layers.mlp import MLP, activation
+from megascratch.layers.norm import NORMS
+from megascratch.parallel.mesh import Axis
+from tests.pool import mesh_of, on_ranks
+
+ALONE = Axis.alone("tp")
+IDS = torch.tensor([[0, 36, 5, 36], [7, 18, 19, 1]])
+TABLE = torch.arange(37 * 4, dtype=torch.float64).view(37, 4)
+UPSTREAM = torch.arange(32, dtype=torch.float64).view(4, 2, 4)
+
+
+@pytest.mark.parametrize(
+    ("vocab", "divisible", "tp", "rows"),
+    [(61, 8, 1, 64), (61, 8, 4, 64), (64, 8, 4, 64), (65, 8, 4, 96), (50257, 128, 1, 50304)],
+)
+def test_the_vocabulary_is_padded_to_a_multiple_for_every_rank(vocab, divisible, tp, rows):
+    assert padded_vocab_size(vocab, divisible, tp) == rows
+
+
+def looked_up(sequence_parallel: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """On a rank: (output, gradient of this rank's rows)."""
+    tp = mesh_of(tp=4).tp
+    layer = VocabParallelEmbedding(vocab_shard(37, 4, 2, tp, 1.0), tp, sequence_parallel)
+    table = torch.zeros(40, 4, dtype=torch.float64)
+    table[:37] = TABLE
+    layer.weight.data = table.chunk(4)[tp.rank].clone()
+    y = layer(IDS)
+    y.backward(UPSTREAM.chunk(4)[tp.rank] if sequence_parallel else UPSTREAM)
+    return y.detach(), layer.weight.grad
+
+
+@pytest.mark.parametrize("sequence_parallel", [False, True])
+def test_a_table_over_four_ranks_gives_each_id_its_row_and_each_row_its_gradient(sequence_parallel):
+    expected_table = TABLE.clone().requires_grad_()
+    expected = F.embedding(IDS.t(), expected_table)
+    expected.backward(UPSTREAM)
+    ranks = on_ranks(4, looked_up, sequence_parallel)
+    for rank, (y, _) in enumerate(ranks):
+        assert torch.equal(y, expected.chunk(4)[rank] if sequence_parallel else expected)
+    gradient = torch.cat([grad for _, grad in ranks])
+    assert torch.equal(gradient[:37], expected_table.grad) and (gradient[37:] == 0).all()
+
+
+def test_positions_under_sequence_parallel_are_this_ranks_own():
+    layer = PositionEmbedding(10, 2, Axis("tp", 2, 1, (0, 1)), 1.0, sequence_parallel=True)
+    layer.weight.data = torch.arange(20.0).view(10, 2)
+    assert layer(torch.tensor([[0, 1, 2, 3], [4, 5, 0, 1]]))[:, :, 0].tolist() == [[4.0, 0.0], [6.0, 2.0]]
+    assert layer.shards["weight"].grad_sum == ("tp",)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_layer_norm_is_its_formula(bias):
+    norm, x = NORMS["LayerNorm"](6, 1e-5, bias=bias, grad_sum=()), torch.randn(3, 2, 6)
+    for parameter in norm.parameters():
+        torch.nn.init.normal_(parameter)
+    y = (x - x.mean(-1, keepdim=True)) / (x.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt() * norm.weight
+    assert torch.allclose(norm(x), y + norm.bias if bias else y, atol=1e-6)
+    assert norm.shards.keys() == dict(norm.named_parameters()).keys()
+
+
+def test_rms_norm_is_its_formula_and_has_no_bias():
+    norm, x = NORMS["RMSNorm"](6, 1e-5, bias=True, grad_sum=()), torch.randn(3, 2, 6)
+    torch.nn.init.normal_(norm.weight)
+    assert torch.allclose(norm(x), x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt() * norm.weight, atol=1e-6)
+    assert list(norm.shards) == ["weight"]
+
+
+ACTIVATIONS = {
+    "gelu": ({}, lambda x: x * (1 + torch.erf(x / 2**0.5)) / 2),
+    "openai_gelu": ({"openai_gelu": True},
+                    lambda x: x * (1 + torch.tanh((2 / math.pi) ** 0.5 * (x + 0.044715 * x**3))) / 2),
+    "squared_relu": ({"squared_relu": True}, lambda x: x.clamp_min(0) ** 2),
+    "swiglu": ({"swiglu": True}, lambda x: x[..., :4] * torch.sigmoid(x[..., :4]) * x[..., 4:]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ACTIVATIONS)
+def test_an_activation_is_its_formula(kind):
+    settings, formula = ACTIVATIONS[kind]
+    x = torch.randn(5, 8, dtype=torch.float64)
+    assert torch.allclose(activation(ModelConfig(**settings))(x), formula(x))
+
+
+@pytest.mark.parametrize("kind", ACTIVATIONS)
+def test_an_mlp_is_two_products_around_the_activation(kind):
+    settings, formula = ACTIVATIONS[kind]
+    mlp = MLP(ModelConfig(hidden_size=6, ffn_hidden_size=4, **settings), ALONE, False, 0.1)
+    for parameter in mlp.parameters():
+        torch.nn.init.normal_(parameter)
+    x = torch.randn(3, 2, 6)
+    expected = formula(x @ mlp.fc1.weight.T + mlp.fc1.bias) @ mlp.fc2.weight.T + mlp.fc2.bias
+    assert torch.allclose(mlp(x), expected, atol=1e-5)
+
+
+def test_dropout_zeroes_its_share_and_scales_the_rest():
+    x = torch.ones(200, 3, 50)
+    y = Dropout(0.25, 1, 0, ALONE)(x, torch.arange(3))
+    assert y.unique().tolist() == [0.0, pytest.approx(1 / 0.75)]
+    assert (y == 0).float().mean().item() == pytest.approx(0.25, abs=0.02)
+    for dim in range(3):  # no position, sample or channel is favoured
+        shares = (y == 0).float().mean([d for d in range(3) if d != dim])
+        assert shares.min() > 0.05 and shares.max() < 0.45
+
+
+def test_dropout_is_off_in_evaluation_and_at_rate_0():
+    x, samples = torch.ones(2, 1, 4), torch.arange(1)
+    assert Dropout(0.5, 1, 0, ALONE).eval()(x, samples) is x and Dropout(0.0, 1, 0, ALONE)(x, samples) is x
+
+
+def test_a_cut_sequence_or_cut_heads_have_the_masks_of_the_whole():
+    x, samples = torch.ones(8, 2, 6), torch.tensor([3, 11])
+    whole = Dropout(0.5, 1, 7, ALONE)(x, samples)
+    parts = [Dropout(0.5, 1, 7, Axis("tp", 4, r, (0, 1, 2, 3)), True)(x[:2], samples) for r in range(4)]
+    assert torch.equal(torch.cat(parts), whole)
+    weights = torch.ones(2, 4, 5, 5)
+    whole = AttentionDropout(0.5, 1, 7, ALONE)(weights, samples)
+    parts = [AttentionDropout(0.5, 1, 7, Axis("tp", 2, r, (0, 1)))(weights[:, :2], samples) for r in range(2)]
+    assert torch.equal(torch.cat(parts, 1), whole)

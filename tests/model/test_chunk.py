@@ -1,0 +1,100 @@
+"""The model against plain torch formulas written out here, and its counts against its real tensors."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from megascratch.data.batch import Batch
+from megascratch.layers.attention import Context
+from megascratch.model.build import build_chunks, shard_table
+from megascratch.model.flops import flops_per_token, layer_parameters
+from megascratch.parallel.mesh import Mesh
+from tests.laws.cover import DOCUMENTS, GPT, LLAMA, PARTLY_ROTARY
+from tests.laws.runs import batch_of, config_of
+
+MODELS = {"gpt": GPT, "llama": LLAMA, "sqrelu": PARTLY_ROTARY, "untied": {"untie_embeddings_and_output_weights": True}}
+
+
+def model_of(**settings):
+    config = config_of(num_layers=2, **settings)
+    (chunk,) = build_chunks(config.model, config.parallel, Mesh.alone(), torch.float64, 7)
+    for parameter in chunk.parameters():
+        parameter.data += 0.1 * torch.randn(parameter.shape, dtype=torch.float64,
+                                            generator=torch.Generator().manual_seed(parameter.numel()))  # fmt: skip
+    return config, chunk
+
+
+def gpt2(w: dict[str, torch.Tensor], batch: Batch, heads: int) -> torch.Tensor:
+    """GPT-2 with exact GELU, written as one would on a page (Radford et al. 2019); the sum of the loss."""
+    s, h = batch.ids.shape[1], w["embedding.word.weight"].shape[1]
+    norm = lambda x, name: F.layer_norm(x, (h,), w[f"{name}.weight"], w[f"{name}.bias"])  # noqa: E731
+    linear = lambda x, name: x @ w[f"{name}.weight"].T + w[f"{name}.bias"]  # noqa: E731
+    x = w["embedding.word.weight"][batch.ids] + w["embedding.position.weight"][batch.positions]
+    for layer in ("layers.0", "layers.1"):
+        q, k, v = linear(norm(x, f"{layer}.norm1"), f"{layer}.attention.qkv").chunk(3, -1)
+        q, k, v = (t.unflatten(-1, (heads, h // heads)).transpose(1, 2) for t in (q, k, v))
+        scores = q @ k.transpose(2, 3) / (h // heads) ** 0.5 + torch.full((s, s), -torch.inf).triu(1)
+        x = x + linear((scores.softmax(-1) @ v).transpose(1, 2).flatten(2), f"{layer}.attention.proj")
+        x = x + linear(F.gelu(linear(norm(x, f"{layer}.norm2"), f"{layer}.mlp.fc1")), f"{layer}.mlp.fc2")
+    logits = norm(x, "final_norm") @ w["embedding.word.weight"][:61].T
+    losses = F.cross_entropy(logits.flatten(0, 1), batch.labels.flatten(), reduction="none")
+    return (losses * batch.loss_mask.flatten()).sum()
+
+
+def test_a_gpt_is_gpt2_as_written_on_a_page():
+    config, chunk = model_of(vocab_size=61)
+    batch = batch_of(config, range(3))
+    weights = {name: p.detach().clone().requires_grad_() for name, p in chunk.named_parameters()}
+    ours, theirs = chunk(None, batch), gpt2(weights, batch, config.model.num_attention_heads)
+    ours.backward()
+    theirs.backward()
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-12)
+    for name, parameter in chunk.named_parameters():
+        assert torch.allclose(parameter.grad, weights[name].grad, atol=1e-11), name
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_documents_in_one_sample_are_as_if_each_came_alone(model):
+    """With positions, attention and loss that stop at boundaries."""
+    config, chunk = model_of(**MODELS[model], **DOCUMENTS)
+    packed = batch_of(config, range(6))
+    total = 0.0
+    for row in range(6):
+        for document in packed.documents[row].unique():
+            at = packed.documents[row] == document
+            alone = Batch(*(t[row : row + 1, at] for t in (packed.ids, packed.labels, packed.loss_mask)),
+                          torch.arange(int(at.sum()))[None], None, packed.samples[row : row + 1])  # fmt: skip
+            total += chunk(None, alone).item()
+    assert len(packed.documents.unique()) > 1, "some sample holds several documents"
+    assert chunk(None, packed).item() == pytest.approx(total, rel=1e-12)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_parameter_has_a_shard_of_its_shape_and_no_shard_is_left_over(model):
+    _, chunk = model_of(**MODELS[model])
+    table, parameters = shard_table(chunk), dict(chunk.named_parameters())
+    assert table.keys() == parameters.keys()
+    for name, parameter in parameters.items():
+        assert table[name].local_shape({"tp": 1}) == tuple(parameter.shape)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_parameters_and_flops_are_those_of_the_real_matrices(model):
+    """6 per weight of each product and token; attention adds 12 x layers x width x sequence."""
+    config, chunk = model_of(**MODELS[model])
+    matrices = {name: p for name, p in chunk.named_parameters() if name.startswith("layers.0") and p.dim() == 2}
+    assert layer_parameters(config.model) == sum(p.numel() for p in matrices.values())
+    head = config.model.vocab_size * config.model.hidden_size
+    expected = 6 * (2 * layer_parameters(config.model) + head) + 12 * 2 * 32 * 16
+    assert flops_per_token(config.model, 16) == expected
+
+
+def test_one_layer_without_positions_does_not_know_the_order_of_what_came_before():
+    """The first layer's causal mask orders what the second one sees, so one layer it is."""
+    config = config_of(num_layers=1, position_embedding_type="none")
+    (chunk,) = build_chunks(config.model, config.parallel, Mesh.alone(), torch.float64, 7)
+    ids = batch_of(config, range(1)).ids
+    swapped = torch.cat((ids[:, 1:2], ids[:, :1], ids[:, 2:]), 1)
+    context, places = Context(torch.zeros(1, dtype=torch.int64)), torch.arange(16)[None]
+    last = [chunk.hidden(None, tokens, places, context)[-1] for tokens in (ids, swapped)]
+    assert ids[0, 0] != ids[0, 1] and torch.allclose(*last)
