@@ -1,0 +1,228 @@
+"""The verb `pretrain` from flags to files: rows, resume to the bit, a clean stop, and one line for each bad input."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from megascratch.commands import main
+from megascratch.data.manifest import write_manifest
+from tests.data.corpora import write
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = {
+    "num-layers": 2, "hidden-size": 32, "num-attention-heads": 4, "vocab-size": 61, "make-vocab-size-divisible-by": 8,
+    "seq-length": 16, "global-batch-size": 4, "hidden-dropout": 0.1, "attention-dropout": 0.1, "lr": 0.01,
+    "lr-warmup-iters": 3, "lr-decay-iters": 8, "lr-decay-style": "cosine", "weight-decay": 0.1, "clip-grad": 0.5,
+    "train-iters": 6, "eval-interval": 0, "log-interval": 1, "device": "cpu",
+}  # fmt: skip
+TRAIN_ROW = ["step", "consumed_samples", "loss", "grad_norm", "learning_rate", "tokens_per_second", "step_seconds",
+             "mfu", "memory_bytes"]  # fmt: skip
+
+
+def flags(folder: Path, **settings) -> list[str]:
+    values = {**SMALL, "output-dir": folder, **{name.replace("_", "-"): value for name, value in settings.items()}}
+    words = ["pretrain"]
+    for name, value in values.items():
+        words += [f"--{name}"] if value is True else [] if value is None else [f"--{name}", *str(value).split()]
+    return words
+
+
+def mock(folder: Path, **settings) -> list[str]:
+    return flags(folder, mock_data=True, **settings)
+
+
+def rows(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def curve(folder: Path) -> list[tuple]:
+    """What must not differ between two runs."""
+    return [(row["step"], row["loss"], row.get("grad_norm"), row.get("learning_rate")) for row in rows(folder)]
+
+
+def saved(folder: Path, step: int) -> dict[str, bytes]:
+    """The tensor files of a checkpoint."""
+    files = (folder / "checkpoints" / f"step_{step:08}").glob("*.safetensors")
+    return {file.name: file.read_bytes() for file in files}
+
+
+def command(words: list[str]) -> list[str]:
+    return [sys.executable, "-m", "megascratch", *words]
+
+
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+
+# ---- what a run leaves behind ----------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_rows_summary_curve_events_and_a_checkpoint(tmp_path):
+    assert main(mock(tmp_path, eval_interval=3, eval_iters=2, log_interval=2)) == 0
+    train = [row for row in rows(tmp_path) if "split" not in row]
+    valid = [row for row in rows(tmp_path) if "split" in row]
+    assert [row["step"] for row in train] == [1, 2, 4, 6] and all(list(row) == TRAIN_ROW for row in train)
+    assert [row["consumed_samples"] for row in train] == [4, 8, 16, 24]
+    assert [(row["step"], row["split"]) for row in valid] == [(3, "valid"), (6, "valid")]
+    assert all(list(row) == ["step", "split", "loss", "tokens"] and row["tokens"] == 2 * 4 * 16 for row in valid)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["layout"] == {"pp": 1, "dp": 1, "cp": 1, "tp": 1} and summary["steps"] == 6
+    assert summary["tokens"] == 24 * 16 and summary["valid_loss"] == valid[-1]["loss"]
+    assert summary["loss"] == train[-1]["loss"] < train[0]["loss"] and not summary["stopped_early"]
+    assert (tmp_path / "loss.png").stat().st_size > 1000 and list((tmp_path / "tensorboard").iterdir())
+    assert saved(tmp_path, 6)
+
+
+def test_an_interval_tells_the_mean_loss_of_its_steps(tmp_path):
+    assert main(mock(tmp_path / "each")) == 0
+    assert main(mock(tmp_path / "two", log_interval=2)) == 0
+    each, two = ([row["loss"] for row in rows(tmp_path / name)] for name in ("each", "two"))
+    assert two == pytest.approx([each[0], each[1], (each[2] + each[3]) / 2, (each[4] + each[5]) / 2], rel=1e-12)
+
+
+FP16 = {"fp16": True, "initial_loss_scale": 65536, "loss_scale_window": 2}
+
+
+@pytest.mark.parametrize("precision", [{}, {"bf16": True}, FP16], ids=["fp32", "bf16", "fp16"])
+def test_a_resumed_run_is_the_undisturbed_one_to_the_last_bit(tmp_path, precision):
+    """Losses, norms, learning rates, and in the end weights, masters and moments."""
+    assert main(mock(tmp_path / "whole", **precision)) == 0
+    assert main(mock(tmp_path / "parts", train_iters=3, **precision)) == 0
+    assert main(mock(tmp_path / "parts", load=tmp_path / "parts" / "checkpoints", **precision)) == 0
+    assert curve(tmp_path / "parts") == curve(tmp_path / "whole")
+    assert saved(tmp_path / "parts", 6) == saved(tmp_path / "whole", 6)
+
+
+def test_validation_and_checkpoints_on_the_way_change_nothing(tmp_path):
+    assert main(mock(tmp_path / "plain")) == 0
+    assert main(mock(tmp_path / "busy", eval_interval=1, eval_iters=3, save_interval=2)) == 0
+    busy = [row for row in curve(tmp_path / "busy") if row[2] is not None]
+    assert busy == curve(tmp_path / "plain") and saved(tmp_path / "busy", 6) == saved(tmp_path / "plain", 6)
+
+
+def test_after_sigterm_a_run_saves_ends_well_and_can_go_on_as_if_nothing_had_been(tmp_path):
+    endless = mock(tmp_path / "parts", train_iters=10**6)
+    process = subprocess.Popen(command(endless), cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if line.startswith("step "):
+            process.send_signal(signal.SIGTERM)
+            break
+    said = process.stdout.read()
+    assert process.wait(60) == 0 and "asked to stop: saving after step" in said
+    summary = json.loads((tmp_path / "parts" / "summary.json").read_text())
+    assert summary["stopped_early"]
+    end = summary["steps"] + 4
+    assert main(mock(tmp_path / "parts", train_iters=end, load=tmp_path / "parts" / "checkpoints")) == 0
+    assert main(mock(tmp_path / "whole", train_iters=end)) == 0
+    assert curve(tmp_path / "parts") == curve(tmp_path / "whole")
+    assert saved(tmp_path / "parts", end) == saved(tmp_path / "whole", end)
+
+
+def test_two_ranks_under_torchrun_train_the_model_of_one(tmp_path):
+    prefix = write(tmp_path / "x", [np.arange(40 + i) % 61 for i in range(30)])
+    settings = {"data_path": prefix, "split": "8,2,0", "eval_interval": 3, "eval_iters": 1, "hidden_dropout": 0.1}
+    assert main(flags(tmp_path / "one", **settings)) == 0
+    words = flags(tmp_path / "two", **settings, tensor_model_parallel_size=2, sequence_parallel=True)
+    start = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d",
+             "--rdzv-endpoint", "localhost:0", "-m", "megascratch"]  # fmt: skip
+    done = subprocess.run([*start, *words], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    one, two = ([row["loss"] for row in rows(tmp_path / name)] for name in ("one", "two"))
+    assert two == pytest.approx(one, rel=1e-5) and len(one) == 8
+    assert done.stdout.count("step      6/6") == 1, "the first rank alone speaks"
+    onward = flags(tmp_path / "onward", **settings, load=tmp_path / "two" / "checkpoints", train_iters=8)
+    assert main(onward) == 0 and [row["step"] for row in rows(tmp_path / "onward")] == [7, 8, 8]
+
+
+# ---- bad input -------------------------------------------------------------------------------------------------
+
+
+def refused(capsys, words: list[str], *told: str) -> None:
+    assert main(words) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("megascratch pretrain: error: ") and "Traceback" not in said.err
+    assert all(part in said.err for part in told), said.err
+    assert said.out == ""
+
+
+BAD_LAYOUTS = {
+    "heads not divisible": (
+        {"tensor-model-parallel-size": 3}, 3, ("num-attention-heads (4)", "parallel-size (3)", "use 1, 2")),
+    "layers not cut": ({"pipeline-model-parallel-size": 4}, 4, ("num-layers (2) must divide", "use num-layers 4")),
+    "batch not divisible": ({"global-batch-size": 5}, 2, ("global-batch-size (5) must divide", "use 4 or 6")),
+    "world does not fit": ({"tensor-model-parallel-size": 2}, 3, ("world size (3)", "start 2 or 4 processes")),
+    "unknown flag": ({"hiden-size": 32}, 1, ("--hiden-size", "did you mean --hidden-size?")),
+    "no such checkpoint": ({"load": "nowhere"}, 1, ("no checkpoint", "nowhere")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("bad", BAD_LAYOUTS)
+def test_a_bad_setting_is_refused_before_any_process_group(tmp_path, capsys, monkeypatch, bad):
+    settings, world, told = BAD_LAYOUTS[bad]
+    monkeypatch.setenv("WORLD_SIZE", str(world))
+    monkeypatch.setenv("RANK", "0")
+    refused(capsys, mock(tmp_path, **settings), *told)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("model:\n  num_layers: 2\n  num_layers: 4\n", ("bad.yaml:3", "duplicate key", "num_layers")),
+        ("model:\n  num_layer: 2\n", ("num_layer", "num_layers")),
+        ("model: [\n", ("bad.yaml",)),
+    ],
+)
+def test_a_bad_config_file_is_refused_with_its_place(tmp_path, capsys, text, told):
+    (tmp_path / "bad.yaml").write_text(text)
+    refused(capsys, ["pretrain", "--config", str(tmp_path / "bad.yaml"), "--mock-data", "--train-iters", "1"], *told)
+
+
+def cut_short(file: Path, size: int) -> None:
+    file.write_bytes(file.read_bytes()[:size])
+
+
+BAD_DATA = {
+    "missing .idx": (lambda p: p.with_suffix(".idx").unlink(), ("corpus.idx",)),
+    "truncated .idx": (lambda p: cut_short(p.with_suffix(".idx"), 60), ("corpus.idx",)),
+    "short .bin": (lambda p: cut_short(p.with_suffix(".bin"), 100), ("corpus.bin",)),
+    "id beyond the vocabulary": (lambda p: write(p, [np.arange(100)]), ("token id 61", "the vocabulary has 61")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("bad", BAD_DATA)
+def test_damaged_data_is_refused_by_name(tmp_path, capsys, bad):
+    damage, told = BAD_DATA[bad]
+    prefix = tmp_path / "corpus"
+    write(prefix, [np.arange(60)] * 9)
+    damage(prefix)
+    refused(capsys, flags(tmp_path, data_path=prefix, split="1,0,0"), *told)
+
+
+def test_data_of_another_tokenizer_is_refused(tmp_path, capsys):
+    prefix = tmp_path / "corpus"
+    write(prefix, [np.arange(60)] * 9)
+    made_with = {"kind": "CharTokenizer", "fingerprint": "0" * 64, "model": "other.json"}
+    write_manifest(prefix, {"bin_bytes": prefix.with_suffix(".bin").stat().st_size, "tokenizer": made_with})
+    words = flags(tmp_path, data_path=prefix, split="1,0,0", vocab_size=None, tokenizer_type="ByteTokenizer")
+    refused(capsys, words, "was made with another tokenizer: CharTokenizer", "other.json")
+
+
+def test_a_port_in_use_is_refused(tmp_path, capsys, monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        where = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+                 "MASTER_PORT": str(taken.getsockname()[1])}  # fmt: skip
+        for name, value in where.items():
+            monkeypatch.setenv(name, value)
+        refused(capsys, mock(tmp_path), f"no meeting point at 127.0.0.1:{where['MASTER_PORT']}", "another port")
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_code_1(tmp_path, capsys):
+    assert main(mock(tmp_path, lr="1e30", clip_grad=0, lr_warmup_iters=0)) == 1
+    assert "the gradient norm is" in capsys.readouterr().err

@@ -1,0 +1,165 @@
+"""A trainer's state moves from one trainer to another, on the same layout to the last bit and between layouts; and a
+request to stop becomes one decision of all ranks."""
+
+import os
+import signal
+
+import pytest
+import torch
+
+from megascratch.checkpoint import load, save
+from megascratch.config.settings import Config, OptimConfig
+from megascratch.data.loader import sample_numbers
+from megascratch.parallel.mesh import Axis
+from megascratch.training.hardware import choose_device, matmul_peak, parameter_dtype, peak_memory
+from megascratch.training.state import TrainState
+from megascratch.training.stop import StopRequest
+from megascratch.training.trainer import Trainer
+from tests.laws.runs import batch_of, config_of
+from tests.pool import mesh_of, on_ranks
+
+LAYOUTS = {
+    "one": {},
+    "tp2 sp": {"tensor_model_parallel_size": 2, "sequence_parallel": True},
+    "dp2 zero1": {"data_parallel_size": 2, "use_distributed_optimizer": True},
+    "pp2 interleaved": {"pipeline_model_parallel_size": 2, "num_virtual_stages_per_pipeline_rank": 2},
+    "tp2 pp2 zero1": {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2,
+                      "use_distributed_optimizer": True},
+}  # fmt: skip
+DROPOUT = {"hidden_dropout": 0.1, "attention_dropout": 0.1, "global_batch_size": 4}
+Told = list[tuple[float, float]]  # loss and norm of each step
+
+
+def world_of(layout: str) -> int:
+    config = config_of(**LAYOUTS[layout])
+    sizes = config.parallel
+    return sizes.tensor_model_parallel_size * sizes.pipeline_model_parallel_size * (sizes.data_parallel_size or 1)
+
+
+def build(config: Config) -> Trainer:
+    sizes = config.parallel
+    return Trainer(config, mesh_of(
+        sizes.tensor_model_parallel_size, sizes.pipeline_model_parallel_size, sizes.data_parallel_size))
+
+
+def play(trainer: Trainer, state: TrainState, steps: int) -> Told:
+    """Some steps, each at its own learning rate."""
+    config, dp, told = trainer.config, trainer.mesh.dp, []
+    size, total = config.training.micro_batch_size, config.training.global_batch_size
+    for _ in range(steps):
+        numbers = [sample_numbers(state.consumed_samples, m, size, dp.rank, dp.size)
+                   for m in range(total // (size * dp.size))]  # fmt: skip
+        result = trainer.train_step([batch_of(config, n) for n in numbers], 1e-2 / (1 + state.step), state.step + 1)
+        state.step, state.consumed_samples = state.step + 1, state.consumed_samples + total
+        told.append((trainer.global_loss(result.loss), result.grad_norm))
+    return told
+
+
+def train_and_save(config: Config, folder: str) -> tuple[Told, list]:
+    """On a rank: two steps, a checkpoint, two more steps without it; what these told and left."""
+    trainer, state = build(config), TrainState()
+    play(trainer, state, 2)
+    trainer.save_scalars(state)
+    save(folder, state.step, trainer.held(), {"train_state": state.to_dict()}, trainer.mesh.world)
+    told = play(trainer, state, 2)
+    return told, [held.tensor.clone() for held in trainer.held()]
+
+
+def load_and_train(config: Config, folder: str) -> tuple[Told, list]:
+    """On a rank: a new trainer goes on from the checkpoint."""
+    trainer = build(config)
+    state = TrainState.from_dict(load(folder, trainer.held(), trainer.mesh.world)["train_state"])
+    trainer.restore(state)
+    told = play(trainer, state, 2)
+    return told, [held.tensor.clone() for held in trainer.held()]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("precision", [{"fp64": False}, {"fp64": False, "bf16": True}], ids=["fp32", "bf16"])
+def test_a_new_trainer_on_the_same_layout_goes_on_to_the_last_bit(tmp_path, layout, precision):
+    config, world = config_of(**DROPOUT, **precision, **LAYOUTS[layout]), world_of(layout)
+    undisturbed = on_ranks(world, train_and_save, config, str(tmp_path))
+    resumed = on_ranks(world, load_and_train, config, str(tmp_path / "step_00000002"))
+    for (told, tensors), (told_again, tensors_again) in zip(undisturbed, resumed, strict=True):
+        assert told == told_again
+        assert all(torch.equal(a, b) for a, b in zip(tensors, tensors_again, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("one", "tp2 pp2 zero1"), ("tp2 sp", "pp2 interleaved"), ("dp2 zero1", "tp2 sp"), ("tp2 pp2 zero1", "one")],
+)
+def test_a_trainer_on_another_layout_goes_on_with_the_same_numbers(tmp_path, first, second):
+    before, after = (config_of(**DROPOUT, **LAYOUTS[layout]) for layout in (first, second))
+    told = on_ranks(world_of(first), train_and_save, before, str(tmp_path))[0][0]
+    for told_there, _ in on_ranks(world_of(second), load_and_train, after, str(tmp_path)):
+        assert told_there == [pytest.approx(step, rel=1e-9) for step in told]
+
+
+def loss_on_every_rank(config: Config) -> tuple[float, list[float]]:
+    trainer = build(config)
+    (loss, _), = play(trainer, TrainState(), 1)
+    batches = [batch_of(config, range(50 + m, 51 + m)) for m in range(2)]
+    return loss, trainer.evaluate(batches).tolist()
+
+
+@pytest.mark.parametrize("layout", ["tp2 sp", "pp2 interleaved", "tp2 pp2 zero1"])
+def test_every_rank_can_tell_the_global_loss(layout):
+    """Law 9: the first rank prints it, whichever stage computed it."""
+    one = loss_on_every_rank(config_of(**DROPOUT))
+    for loss, evaluated in on_ranks(world_of(layout), loss_on_every_rank, config_of(**DROPOUT, **LAYOUTS[layout])):
+        assert loss == pytest.approx(one[0], rel=1e-12) and evaluated == pytest.approx(one[1], rel=1e-12)
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_weights_move():
+    trainer = build(config_of())
+    weight = trainer.chunks[0].head.weight
+    weight.data[0, 0] = torch.inf
+    before = weight.detach().clone()
+    with pytest.raises(FloatingPointError, match="at step 1: nothing was updated"):
+        play(trainer, TrainState(), 1)
+    assert torch.equal(weight, before)
+
+
+def stop_of_one(asked: int) -> bool:
+    mesh = mesh_of(dp=2)
+    stop = StopRequest.__new__(StopRequest)  # the workers' signal handlers stay as they are
+    stop.asked = mesh.rank == asked
+    return stop.agreed(mesh.world, mesh.device)
+
+
+@pytest.mark.parametrize(("asked", "agreed"), [(0, True), (1, True), (-1, False)])
+def test_one_rank_that_is_asked_to_stop_stops_all(asked, agreed):
+    assert on_ranks(2, stop_of_one, asked) == [agreed, agreed]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_remembered_and_the_handlers_are_given_back(number):
+    before = signal.getsignal(number)
+    stop = StopRequest()
+    try:
+        assert not stop.agreed(Axis.alone("world"), torch.device("cpu"))
+        os.kill(os.getpid(), number)
+        assert stop.agreed(Axis.alone("world"), torch.device("cpu"))
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        stop.release()
+    assert signal.getsignal(number) is before
+
+
+def test_state_survives_a_round_trip_through_plain_values():
+    state = TrainState(3, 24, {"scale": 8.0}, {"adam_steps": 3})
+    assert TrainState.from_dict(state.to_dict()) == state
+
+
+@pytest.mark.parametrize(("settings", "dtype"), [({}, torch.float32), ({"bf16": True}, torch.bfloat16),
+                                                 ({"fp16": True}, torch.float16), ({"fp64": True}, torch.float64)])
+def test_the_precision_decides_the_type_of_the_weights(settings, dtype):
+    assert parameter_dtype(OptimConfig(**settings)) == dtype
+
+
+def test_the_machine_is_measured():
+    peak = matmul_peak(Axis.alone("world"), torch.device("cpu"), torch.float32, seconds=0.02)
+    assert 1e8 < peak < 1e15 and 10**7 < peak_memory(torch.device("cpu")) < 10**12
+    assert choose_device("cpu", 3) == torch.device("cpu")
