@@ -1,5 +1,6 @@
-"""LayerNorm (Ba et al. 2016) and RMSNorm (Zhang, Sennrich 2019) over the hidden dim; weights are whole on every
-rank.
+"""LayerNorm (Ba et al. 2016) and RMSNorm (Zhang, Sennrich 2019) over the hidden dim; weights are whole on every rank.
+
+On CUDA NVIDIA apex's fused kernels take the place of torch's where that package is really there.
 """
 
 import torch
@@ -7,6 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from megascratch.parallel.shard import Shard
+
+try:  # the package of that name on the Python index is another one and has no such module
+    from apex.normalization.fused_layer_norm import fused_layer_norm_affine, fused_rms_norm_affine
+except ImportError:
+    fused_layer_norm_affine = fused_rms_norm_affine = None
 
 
 class LayerNorm(nn.Module):
@@ -21,6 +27,8 @@ class LayerNorm(nn.Module):
             self.bias = nn.Parameter(torch.empty(hidden_size))
 
     def forward(self, x: Tensor) -> Tensor:
+        if fused_layer_norm_affine is not None and x.is_cuda and self.bias is not None:
+            return fused_layer_norm_affine(x, self.weight, self.bias, self.shape, self.epsilon)
         return F.layer_norm(x, self.shape, self.weight, self.bias, self.epsilon)
 
 
@@ -32,6 +40,8 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.empty(hidden_size))
 
     def forward(self, x: Tensor) -> Tensor:
+        if fused_rms_norm_affine is not None and x.is_cuda:
+            return fused_rms_norm_affine(x, self.weight, self.shape, self.epsilon)
         return F.rms_norm(x, self.shape, self.weight, self.epsilon)
 
 

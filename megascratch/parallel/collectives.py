@@ -36,8 +36,15 @@ def named(operation: str, axis: str, rank: int, size: int) -> Iterator[None]:
     except CommunicationError:
         raise
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise CommunicationError(f"{operation} over {axis} failed on rank {rank} of {size}: {reason}") from error
+        raise CommunicationError(f"{operation} over {axis} failed on rank {rank} of {size}: {reason(error)}") from error
+
+
+def reason(error: RuntimeError) -> str:
+    """The first line of what the library says, or that it is only the echo of another rank's end."""
+    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if "closed by peer" in text or "reset by peer" in text:
+        return "another rank has ended; its own message tells why"
+    return text
 
 
 class Pending:

@@ -12,13 +12,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megascratch.parallel.collectives import CommunicationError
+from megascratch.parallel.collectives import CommunicationError, reason
 from megascratch.parallel.mesh import Link, Links
 from megascratch.pipeline.schedule import Action
 from megascratch.pipeline.stage import Stage
 
 OnBackward = Callable[[Action, bool], None]
 Key = tuple[int, int]  # micro-batch, chunk
+
+
+class TransferError(CommunicationError):
+    """A send or receive between stages failed or timed out."""
 
 
 class TensorSpec(NamedTuple):
@@ -55,7 +59,8 @@ def run(
         The loss sum of each micro-batch on the rank of the last virtual stage, elsewhere [].
 
     Raises:
-        CommunicationError: a transfer failed or timed out; names action, stage, micro-batch, chunk, step and peer.
+        CommunicationError: a transfer, or a collective inside a stage, failed or timed out; names action, stage,
+            micro-batch, chunk, step and peer or axis.
     """
     player = _Player(stages, links, batches, spec, loss_grad, on_backward, step)
     try:
@@ -93,7 +98,7 @@ def connect(links: Links, device: torch.device) -> None:
                 _start(link, token, link.source == me).wait()
             except RuntimeError as error:
                 raise CommunicationError(f"no link from rank {link.source} to rank {link.target}, seen from rank {me}: "
-                                         f"{_first_line(error)}") from error
+                                         f"{reason(error)}") from error
 
 
 def _start(link: Link, tensor: Tensor, outwards: bool) -> dist.Work:
@@ -103,10 +108,6 @@ def _start(link: Link, tensor: Tensor, outwards: bool) -> dist.Work:
         work = dist.irecv(tensor, link.source, group=link.group)
     assert work is not None  # None only for a rank outside the group
     return work
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 class _Transfer(NamedTuple):
@@ -145,7 +146,12 @@ class _Player:
             "SF": self.send_output, "RF": self.receive_input, "SB": self.send_grad, "RB": self.receive_grad,
         }
         for action in order:
-            verbs[action.op](action)
+            try:
+                verbs[action.op](action)
+            except TransferError:
+                raise
+            except CommunicationError as error:  # of a layer: say what the stage was doing (law 11)
+                raise CommunicationError(f"{self._where(action)} {error}") from error
         for transfer in self.sends.values():
             self._wait(transfer)
         return [self.losses[m] for m in sorted(self.losses)]
@@ -240,13 +246,13 @@ class _Player:
             raise self._failure(transfer.action, error) from error
         return transfer.tensor
 
-    def _failure(self, action: Action, error: RuntimeError) -> CommunicationError:
+    def _failure(self, action: Action, error: RuntimeError) -> TransferError:
         link = self.links[action.op]
         ends = f"to rank {link.target}" if action.op in ("SF", "SB") else f"from rank {link.source}"
-        return CommunicationError(f"{self._where(action)} {ends} failed: {_first_line(error)}")
+        return TransferError(f"{self._where(action)} {ends} failed: {reason(error)}")
 
     def _where(self, action: Action) -> str:
-        link, stage = self.links[action.op], self.stages[action.chunk]
-        me = link.source if action.op in ("SF", "SB") else link.target
-        return (f"{action} (micro-batch {action.microbatch}, chunk {action.chunk}) of step {self.step} on rank {me}, "
+        stage = self.stages[action.chunk]
+        rank = f" on rank {self.links['SF'].source}" if self.links else ""
+        return (f"{action} (micro-batch {action.microbatch}, chunk {action.chunk}) of step {self.step}{rank}, "
                 f"stage {stage.index} of {stage.count},")

@@ -31,7 +31,8 @@ class _Interval:
     seconds: float = 0.0
 
     def add(self, result: StepResult, samples: int, seconds: float) -> None:
-        self.loss = self.loss + result.loss
+        if not result.skipped:  # the loss of a step that overflowed may be infinite
+            self.loss = self.loss + result.loss
         self.steps, self.samples, self.seconds = self.steps + 1, self.samples + samples, self.seconds + seconds
         self.skipped += result.skipped
 

@@ -2,6 +2,7 @@
 echoes.
 """
 
+import os
 import sys
 
 from megascratch.config.settings import Config
@@ -15,8 +16,12 @@ def pretrain(config: Config) -> int:
     """0 when the run is done or has saved after a request to stop; 1 when communication or numbers failed."""
     try:
         train(prepare(config))
-    except (CommunicationError, FloatingPointError) as error:
-        print(f"megascratch pretrain: {error}", file=sys.stderr, flush=True)
+    except CommunicationError as error:
+        print(f"megascratch pretrain: rank {os.environ.get('RANK', '0')}: {error}", file=sys.stderr, flush=True)
+        return 1
+    except FloatingPointError as error:
+        if os.environ.get("RANK", "0") == "0":  # all ranks found the same
+            print(f"megascratch pretrain: {error}", file=sys.stderr, flush=True)
         return 1
     finally:
         mesh.stop()

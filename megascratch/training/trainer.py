@@ -13,7 +13,7 @@ from megascratch.data_parallel import DATA_PARALLEL
 from megascratch.model.build import build_chunks, compile_blocks, shard_table
 from megascratch.optim.norm import clip_factor
 from megascratch.optim.scale import LossScale
-from megascratch.parallel.collectives import all_reduce
+from megascratch.parallel.collectives import CommunicationError, all_reduce
 from megascratch.parallel.held import Held
 from megascratch.parallel.mesh import Mesh
 from megascratch.pipeline import runtime
@@ -72,18 +72,26 @@ class Trainer:
             self._before_backward,
             step,
         )
+        try:
+            norm = self._update(lr, step)
+        except CommunicationError as error:
+            raise CommunicationError(f"gradients and weights of step {step}: {error}") from error
+        overflowed = not math.isfinite(norm)
+        self.scale = self.scale.after(overflowed, self.config.optim)
+        return StepResult(self._loss_part(losses) / tokens, norm, overflowed)
+
+    def _update(self, lr: float, step: int) -> float:
+        """The gradient norm; moves the weights if it is finite."""
         self.data_parallel.finish()
         norm = self.data_parallel.norm().item() / self.scale.scale
-        overflowed = not math.isfinite(norm)
-        if overflowed and not self.config.optim.fp16:
+        if math.isfinite(norm):
+            self.data_parallel.step(lr, clip_factor(norm, self.config.optim.clip_grad) / self.scale.scale)
+        elif not self.config.optim.fp16:
             raise FloatingPointError(
                 f"the gradient norm is {norm} at step {step}: nothing was updated; "
                 "look at the data of this step, or lower --lr"
             )
-        if not overflowed:
-            self.data_parallel.step(lr, clip_factor(norm, self.config.optim.clip_grad) / self.scale.scale)
-        self.scale = self.scale.after(overflowed, self.config.optim)
-        return StepResult(self._loss_part(losses) / tokens, norm, overflowed)
+        return norm
 
     def evaluate(self, batches: Sequence[Batch]) -> Tensor:
         """Sum of the loss and number of valid tokens of one global batch, fp64 [2], over all ranks. Moves nothing."""

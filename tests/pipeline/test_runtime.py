@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from megascratch.parallel.collectives import CommunicationError
 from megascratch.parallel.grid import Grid
 from megascratch.parallel.mesh import Mesh
 from megascratch.pipeline.passes import Orders, add_transfers, check, compile_order
@@ -329,3 +330,15 @@ def test_a_rank_that_never_sends_is_named_with_the_action_that_waits_for_it(dies
                r"stage 0 of 2, from rank 1 failed: \S+")
     with pytest.raises(RankFailed, match=message):
         on_ranks(2, _beside_a_broken_rank, compile_order("1f1b", 2, 4), dies)
+
+
+class _HangsInALayer(torch.nn.Module):
+    def forward(self, x, batch):
+        raise CommunicationError("all_reduce over tp failed on rank 1 of 2: timed out")
+
+
+def test_a_collective_that_fails_inside_a_stage_is_named_with_the_action():
+    order = compile_order("1f1b", 1, 1)[0]
+    message = r"F0 \(micro-batch 0, chunk 0\) of step 9, stage 0 of 1, all_reduce over tp failed on rank 1"
+    with pytest.raises(CommunicationError, match=message):
+        run(order, [Stage(_HangsInALayer())], None, batches_of(1), SPEC, step=9)
