@@ -326,7 +326,7 @@ def _beside_a_broken_rank(orders: Orders, dies: bool) -> str:
 
 @pytest.mark.parametrize("dies", [False, True], ids=["silent", "dead"])
 def test_a_rank_that_never_sends_is_named_with_the_action_that_waits_for_it(dies):
-    message = (r"rank 0: CommunicationError: RB0 \(micro-batch 0, chunk 0\) of step 17 on rank 0, "
+    message = (r"rank 0: TransferError: RB0 \(micro-batch 0, chunk 0\) of step 17 on rank 0, "
                r"stage 0 of 2, from rank 1 failed: \S+")
     with pytest.raises(RankFailed, match=message):
         on_ranks(2, _beside_a_broken_rank, compile_order("1f1b", 2, 4), dies)
