@@ -58,6 +58,8 @@ def settings_of(choice: Choice) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     for factor, value in choice.items():
         settings |= FACTORS[factor][value]
+    if settings["tensor_model_parallel_size"] == 4:
+        settings["global_batch_size"] = 4  # half the micro-batches where collectives cost most
     pp, chunks = settings["pipeline_model_parallel_size"], settings.get("num_virtual_stages_per_pipeline_rank", 1)
     if choice["cut"] == "uneven":
         settings["num_layers"], settings["decoder_first_pipeline_num_layers"] = UNEVEN.get((pp, chunks), (2, 1))

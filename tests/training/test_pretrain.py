@@ -1,6 +1,7 @@
 """The verb `pretrain` from flags to files: rows, resume to the bit, a clean stop, and one line for each bad input."""
 
 import json
+import math
 import os
 import signal
 import socket
@@ -68,6 +69,8 @@ def test_a_run_leaves_rows_summary_curve_events_and_a_checkpoint(tmp_path):
     valid = [row for row in rows(tmp_path) if "split" in row]
     assert [row["step"] for row in train] == [1, 2, 4, 6] and all(list(row) == TRAIN_ROW for row in train)
     assert [row["consumed_samples"] for row in train] == [4, 8, 16, 24]
+    rates = [0, 0.01 / 3, 0.01, 0.005 * (1 + math.cos(0.4 * math.pi))]  # 3 steps of warm-up, then 5 of a half cosine
+    assert [row["learning_rate"] for row in train] == pytest.approx(rates)
     assert [(row["step"], row["split"]) for row in valid] == [(3, "valid"), (6, "valid")]
     assert all(list(row) == ["step", "split", "loss", "tokens"] and row["tokens"] == 2 * 4 * 16 for row in valid)
     summary = json.loads((tmp_path / "summary.json").read_text())
