@@ -31,8 +31,7 @@ class _Interval:
     seconds: float = 0.0
 
     def add(self, result: StepResult, samples: int, seconds: float) -> None:
-        if not result.skipped:  # the loss of a step that overflowed may be infinite
-            self.loss = self.loss + result.loss
+        self.loss = self.loss + result.loss
         self.steps, self.samples, self.seconds = self.steps + 1, self.samples + samples, self.seconds + seconds
         self.skipped += result.skipped
 
@@ -100,7 +99,7 @@ class _Loop:
 
     def _log(self, result: StepResult, lr: float) -> None:
         interval, self.interval = self.interval, self._fresh()
-        self.last_loss = self.r.trainer.global_loss(interval.loss) / max(1, interval.steps - interval.skipped)
+        self.last_loss = self.r.trainer.global_loss(interval.loss) / interval.steps
         self.trained_seconds += interval.seconds
         tokens_per_second = interval.samples * self.r.config.data.seq_length / interval.seconds
         memory = torch.tensor(float(peak_memory(self.mesh.device)), dtype=torch.float64, device=self.mesh.device)

@@ -28,7 +28,7 @@ class Report:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.rows = _rows_until(self.folder / "metrics.jsonl", first_step)
         self.metrics = (self.folder / "metrics.jsonl").open("w", encoding="utf-8", buffering=1)
-        self.metrics.writelines(json.dumps(row) + "\n" for row in self.rows)
+        self.metrics.writelines(_json(row) + "\n" for row in self.rows)
         self.events = SummaryWriter(tensorboard_dir, purge_step=first_step + 1 if first_step else None)
         self.console = Console(highlight=False, soft_wrap=True)
         self.bar = Progress(
@@ -55,6 +55,7 @@ class Report:
             f"step {row['step']:>6}/{self.total} | loss {row['loss']:.4f} | grad norm {row['grad_norm']:.3f} | "
             f"lr {row['learning_rate']:.3e} | {row['tokens_per_second']:,.0f} tokens/s | MFU {row['mfu']:.1%} | "
             f"memory {row['memory_bytes'] / 2**30:.2f} GiB | left {_clock(left)}"
+            + (f" | overflowed {row['skipped_steps']}, loss scale {row['loss_scale']:g}" if "loss_scale" in row else "")
         )
 
     def evaluation(self, row: Row) -> None:
@@ -71,7 +72,7 @@ class Report:
         self.events.close()
         self.metrics.close()
         draw_losses(self.rows, self.folder / "loss.png")
-        (self.folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        (self.folder / "summary.json").write_text(_json(summary, indent=2) + "\n", encoding="utf-8")
         self.say(
             f"metrics {self.folder / 'metrics.jsonl'} | curve {self.folder / 'loss.png'} | "
             f"summary {self.folder / 'summary.json'} | events: tensorboard --logdir {self.events.log_dir}"
@@ -79,7 +80,7 @@ class Report:
 
     def _write(self, row: Row) -> None:
         self.rows.append(row)
-        self.metrics.write(json.dumps(row) + "\n")
+        self.metrics.write(_json(row) + "\n")
         kind = row.get("split", "train")
         for name, value in row.items():
             if isinstance(value, int | float) and name != "step":
@@ -108,6 +109,13 @@ def _rows_until(file: Path, step: int) -> list[Row]:
         return []
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
     return [row for row in rows if row["step"] <= step]
+
+
+def _json(row: Row, indent: int | None = None) -> str:
+    """JSON knows no nan and no infinity (the norm of a step that overflowed): null."""
+    return json.dumps(
+        {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}, indent=indent
+    )
 
 
 def _clock(seconds: float) -> str:
