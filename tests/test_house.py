@@ -19,14 +19,14 @@ FLOORS = {
             "tokenizer parallel",
             "data layers pipeline optim data_parallel checkpoint",
             "model",
-            "training planner",
+            "training planner verification",
             "commands",
             "__main__ tools examples benchmarks tests",
         ]
     )
     for room in rooms.split()
 } | {"": 0}
-SIDEWAYS = {("data_parallel", "optim")}
+SIDEWAYS = {("data_parallel", "optim"), ("verification", "training")}
 
 NEED_NO_TORCH = [
     "megascratch.commands",

@@ -28,6 +28,7 @@ from megascratch.parallel.random import normal_rows
 from megascratch.parallel.shard import Box
 from megascratch.pipeline.runtime import _Player
 from megascratch.training.trainer import Trainer
+from megascratch.verification import measure
 from tests.laws import runs
 
 TP2 = {"tensor_model_parallel_size": 2}
@@ -256,7 +257,7 @@ BREAKS: dict[str, Break] = {
     "two copies of a tied weight not summed": Break(PP2, [(base, "start_all_reduce", not_started)]),
     "loss as a mean of means": Break(DP2, [(Trainer, "_valid_tokens", mean_of_means)]),
     "loss counted on each tensor rank": Break(TP2, [(Trainer, "_loss_part", loss_of_every_rank)]),
-    "one rank reads one sample later": Break(DP2, [(runs, "sample_numbers", one_sample_later)]),
+    "one rank reads one sample later": Break(DP2, [(measure, "sample_numbers", one_sample_later)]),
     "gradients averaged over data ranks": Break(DP2, [(Replicated, "_reduce", averaged)]),
     "gradients not summed over data ranks": Break(DP2, [(Replicated, "_reduce", not_reduced)]),
     "reduction after the first micro-batch of the second chunk": Break(

@@ -1,0 +1,180 @@
+"""Runs a function on N ranks of this machine: `pool.run(4, function, *args)` returns the four results in rank order.
+
+Workers come from a fork server that has torch loaded, live as long as the pool and keep their process group while the
+number of ranks stays the same, so that a distributed run costs tenths of a second. A rank that raises, hangs or dies
+is an exception with the first cause, never a wait without end.
+"""
+
+import contextlib
+import multiprocessing as mp
+import os
+import shutil
+import tempfile
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from functools import lru_cache
+from multiprocessing.connection import Connection, wait
+from time import monotonic
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from megascratch.parallel.grid import Grid
+from megascratch.parallel.mesh import Mesh
+
+_context = mp.get_context("forkserver")
+_context.set_forkserver_preload(["torch", "torch.distributed", "numpy"])
+
+Answer = tuple[bool, Any]  # good, and the result or (one line, trace)
+_ECHOES = ("closed by peer", "another rank has ended", "Connection reset", "timed out", "Timed out")
+
+
+class RankFailed(RuntimeError):
+    """A rank raised, hung or died; the text holds every rank's first line and the full trace of the first cause."""
+
+    def __init__(self, failures: list[tuple[int, tuple[str, str]]]):
+        first = next((f for f in failures if not any(word in f[1][0] for word in _ECHOES)), failures[0])
+        lines = [f"rank {rank}: {message}" for rank, (message, _) in failures]
+        super().__init__("\n".join([*lines, f"--- rank {first[0]}:", first[1][1]]))
+        self.first_cause = f"rank {first[0]}: {first[1][0].splitlines()[0]}"
+
+
+class Pool:
+    """Worker processes that are started when first needed.
+
+    Args:
+        timeout: seconds until a collective gives up; a worker that is silent for half as long again is killed.
+        device: 'cpu' (gloo) or 'cuda' (NCCL, rank r on device r).
+        grace: seconds that the other ranks still have once one has failed; None: the time-out's.
+    """
+
+    def __init__(self, timeout: float, device: str = "cpu", grace: float | None = None) -> None:
+        self.timeout, self.device, self.grace = timeout, device, grace
+        self.workers: list[tuple[Any, Connection]] = []
+        self.world = 0
+        self.meeting = ""
+
+    def run(self, world: int, function: Callable, *args: Any) -> list:
+        """Calls a module-level ``function(*args)`` on `world` ranks; results in rank order.
+
+        Raises:
+            RankFailed: a rank raised, hung or died.
+        """
+        self._grow(world)
+        if world != self.world:
+            self._regroup(world)
+        for rank, (_, connection) in enumerate(self.workers):
+            connection.send((function, args, world, self.meeting, rank < world))
+        answers = self._answers()[:world]
+        failures = [(rank, value) for rank, (good, value) in enumerate(answers) if not good]
+        if failures:
+            self.world = 0  # the groups are broken: meet anew
+            raise RankFailed(failures)
+        return [value for _, value in answers]
+
+    def close(self) -> None:
+        """Ends all workers; the next run starts new ones."""
+        for _, connection in self.workers:
+            with contextlib.suppress(OSError, ValueError):
+                connection.send(None)
+        for process, connection in self.workers:
+            process.join(5)
+            if process.is_alive():
+                process.kill()
+            connection.close()
+        self.workers.clear()
+        self.world = 0
+        self._forget_meeting()
+
+    def _grow(self, world: int) -> None:
+        while len(self.workers) < world:
+            here, there = _context.Pipe()
+            rank = len(self.workers)
+            process = _context.Process(target=_serve, args=(there, rank, self.timeout, self.device), daemon=True)
+            process.start()
+            there.close()  # or a dead worker's end would stay open here
+            self.workers.append((process, here))
+
+    def _regroup(self, world: int) -> None:
+        self._forget_meeting()
+        self.meeting, self.world = os.path.join(tempfile.mkdtemp(prefix="ranks-"), "meeting"), world
+
+    def _forget_meeting(self) -> None:
+        if self.meeting:
+            shutil.rmtree(os.path.dirname(self.meeting), ignore_errors=True)
+            self.meeting = ""
+
+    def _answers(self) -> list[Answer]:
+        """Of all workers; whoever is silent too long is killed, and then the pool starts anew."""
+        answers: dict[int, Answer] = {}
+        ends = monotonic() + 1.5 * self.timeout
+        waiting = {connection: rank for rank, (_, connection) in enumerate(self.workers)}
+        while waiting and (ready := wait(list(waiting), max(0.0, ends - monotonic()))):
+            for connection in ready:
+                rank = waiting.pop(connection)  # type: ignore[call-overload]
+                answers[rank] = _received(connection)  # type: ignore[arg-type]
+                if not answers[rank][0] and self.grace is not None:
+                    ends = min(ends, monotonic() + self.grace)
+        lost = [rank for rank, (good, value) in answers.items() if not good and value[0] == "died"]
+        for rank in waiting.values():
+            self.workers[rank][0].kill()
+            answers[rank] = False, ("timed out: killed", "no trace")
+        ranks = sorted(answers)
+        if lost or waiting:
+            self.close()
+        return [answers[rank] for rank in ranks]
+
+
+def _received(connection: Connection) -> Answer:
+    try:
+        answer: Answer = connection.recv()
+        return answer
+    except (EOFError, OSError):
+        return False, ("died", "no trace")
+
+
+def _serve(connection: Connection, rank: int, timeout: float, device: str) -> None:
+    """A worker's life: tasks in, answers out."""
+    torch.set_num_threads(1)
+    meeting = None
+    while (task := connection.recv()) is not None:
+        function, args, world, meeting_file, active = task
+        try:
+            if meeting_file != meeting and dist.is_initialized():
+                dist.destroy_process_group()
+            if meeting_file != meeting and active:
+                _meet(meeting_file, rank, world, timeout, device)
+            meeting = meeting_file
+            connection.send((True, function(*args) if active else None))
+        except BaseException as error:
+            connection.send((False, (f"{type(error).__name__}: {error}", traceback.format_exc())))
+
+
+def _meet(file: str, rank: int, world: int, timeout: float, device: str) -> None:
+    backend, place = "gloo", None
+    if device == "cuda":
+        backend, place = "nccl", torch.device("cuda", rank)
+        torch.cuda.set_device(place)
+    dist.init_process_group(
+        backend,
+        init_method=f"file://{file}",
+        rank=rank,
+        world_size=world,
+        timeout=timedelta(seconds=timeout),
+        device_id=place,
+    )
+
+
+@lru_cache(maxsize=64)
+def _mesh(sizes: tuple[tuple[str, int], ...], device: str, meeting: int) -> Mesh:
+    return Mesh.build(Grid(dict(sizes)), device)
+
+
+def mesh_of(tp: int = 1, pp: int = 1, dp: int = 1, device: str = "cpu") -> Mesh:
+    """On a rank: the mesh of this layout; its groups are made once per worker and kept."""
+    meeting = id(dist.group.WORLD) if dist.is_initialized() else 0
+    if device == "cuda":
+        device = f"cuda:{dist.get_rank() if dist.is_initialized() else 0}"
+    return _mesh(tuple(Grid.dense(tp=tp, pp=pp, dp=dp).sizes.items()), device, meeting)
