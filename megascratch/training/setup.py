@@ -10,27 +10,23 @@ from functools import partial
 from pathlib import Path
 
 from megascratch.checkpoint import find, load, steps
-from megascratch.config.batch_size import steps_and_samples
 from megascratch.config.errors import UserError
-from megascratch.config.fields import with_fields
 from megascratch.config.settings import Config
 from megascratch.data.batch import Batch
 from megascratch.data.dataset import Dataset
 from megascratch.data.loader import microbatches
-from megascratch.data.split import DEFAULT_SPLIT, shares
-from megascratch.data.splits import Splits, open_splits
+from megascratch.data.splits import Splits
 from megascratch.parallel import mesh as meshes
 from megascratch.parallel.grid import Grid
 from megascratch.parallel.mesh import Mesh
 from megascratch.tokenizer import Tokenizer
-from megascratch.tokenizer import load as load_tokenizer
 from megascratch.training.hardware import choose_device
+from megascratch.training.inputs import open_inputs
 from megascratch.training.state import TrainState
 from megascratch.training.trainer import Trainer
 
-ReadStep = Callable[
-    [Dataset, int, int], list[Batch]
-]  # data set, consumed samples, micro-batches -> this rank's batches
+# data set, consumed samples, number of micro-batches -> this rank's batches
+ReadStep = Callable[[Dataset, int, int], list[Batch]]
 
 
 @dataclass
@@ -53,10 +49,7 @@ def prepare(config: Config) -> Run:
     Raises:
         UserError: whatever the user can mend, before any process group starts.
     """
-    tokenizer = open_tokenizer(config)
-    config = with_fields(config, {"vocab_size": _vocab_size(config, tokenizer)})
-    total_steps, total_samples = steps_and_samples(config)
-    splits = _open_data(config, tokenizer, total_samples)
+    config, tokenizer, splits, total_steps = open_inputs(config)
     start = _checkpoint_to_load(config)
     device = choose_device(config.training.device, int(os.environ.get("LOCAL_RANK", "0")))
     timeout = timedelta(minutes=config.parallel.distributed_timeout_minutes)
@@ -83,47 +76,6 @@ def saved_state(run: Run) -> dict:
         "config": asdict(run.config),
         "tokenizer_fingerprint": run.tokenizer.fingerprint if run.tokenizer else None,
     }
-
-
-def open_tokenizer(config: Config) -> Tokenizer | None:
-    """The tokenizer that the settings name; None if they name none and only vocab_size is known."""
-    data = config.data
-    if data.tokenizer_type is None and data.tokenizer_model is None:
-        return None
-    return load_tokenizer(data.tokenizer_type, data.tokenizer_model, config.model.vocab_size)
-
-
-def _vocab_size(config: Config, tokenizer: Tokenizer | None) -> int:
-    given = config.model.vocab_size
-    if tokenizer is None:
-        assert given is not None  # a law of validate()
-        return given
-    if given is not None and given < tokenizer.vocab_size:
-        raise UserError(
-            f"vocab-size ({given}) must hold the tokenizer's {tokenizer.vocab_size} ids: "
-            f"use {tokenizer.vocab_size} or more, or leave it out"
-        )
-    return given or tokenizer.vocab_size
-
-
-def _open_data(config: Config, tokenizer: Tokenizer | None, total_samples: int) -> Splits:
-    training, data = config.training, config.data
-    evaluated = training.eval_iters * (training.global_batch_size or 1)
-    has_valid = (
-        data.valid_data_path is not None
-        or data.mock_data
-        or (data.data_path is not None and shares(data.split or DEFAULT_SPLIT)[1] > 0)
-    )
-    return open_splits(
-        data,
-        seed=training.seed,
-        vocab_size=config.model.vocab_size or 0,
-        eod=tokenizer.eod if tokenizer else None,
-        fingerprint=tokenizer.fingerprint if tokenizer else None,
-        train_samples=total_samples,
-        valid_samples=evaluated if has_valid and training.eval_interval > 0 else 0,
-        test_samples=evaluated if data.test_data_path else 0,
-    )
 
 
 def _reader(config: Config, mesh: Mesh, tokenizer: Tokenizer | None) -> ReadStep:

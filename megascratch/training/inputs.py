@@ -1,0 +1,86 @@
+"""Settings in, the tokenizer and the data sets out, each checked; no torch, so that a launcher can check before it
+starts any worker.
+"""
+
+from typing import NamedTuple
+
+from megascratch.config.batch_size import steps_and_samples
+from megascratch.config.errors import UserError
+from megascratch.config.fields import with_fields
+from megascratch.config.settings import Config
+from megascratch.data.split import DEFAULT_SPLIT, shares
+from megascratch.data.splits import Splits, open_splits
+from megascratch.tokenizer import Tokenizer, load
+
+
+class Inputs(NamedTuple):
+    """What a run reads, and the settings with the vocabulary that follows from it."""
+
+    config: Config
+    tokenizer: Tokenizer | None
+    splits: Splits
+    total_steps: int
+
+
+def open_inputs(config: Config) -> Inputs:
+    """Opens what a derived and legal config names.
+
+    Raises:
+        UserError: missing or damaged files, another tokenizer's data, ids beyond the vocabulary, too little data.
+    """
+    tokenizer = open_tokenizer(config)
+    config = with_fields(config, {"vocab_size": _vocab_size(config, tokenizer)})
+    _require_document_ends(config, tokenizer)
+    total_steps, total_samples = steps_and_samples(config)
+    return Inputs(config, tokenizer, _open_data(config, tokenizer, total_samples), total_steps)
+
+
+def open_tokenizer(config: Config) -> Tokenizer | None:
+    """The tokenizer that the settings name; None if they name none and only vocab_size is known."""
+    data = config.data
+    if data.tokenizer_type is None and data.tokenizer_model is None:
+        return None
+    return load(data.tokenizer_type, data.tokenizer_model, config.model.vocab_size)
+
+
+def _vocab_size(config: Config, tokenizer: Tokenizer | None) -> int:
+    given = config.model.vocab_size
+    if tokenizer is None:
+        assert given is not None  # a law of validate()
+        return given
+    if given is not None and given < tokenizer.vocab_size:
+        raise UserError(
+            f"vocab-size ({given}) must hold the tokenizer's {tokenizer.vocab_size} ids: "
+            f"use {tokenizer.vocab_size} or more, or leave it out"
+        )
+    return given or tokenizer.vocab_size
+
+
+def _require_document_ends(config: Config, tokenizer: Tokenizer | None) -> None:
+    data = config.data
+    asked = data.reset_position_ids or data.reset_attention_mask or data.eod_mask_loss
+    if asked and (tokenizer is None or tokenizer.eod is None):
+        raise UserError(
+            "--reset-position-ids, --reset-attention-mask and --eod-mask-loss need a tokenizer with an end-of-document "
+            "id: name one with --tokenizer-model, or leave the flags away"
+        )
+
+
+def _open_data(config: Config, tokenizer: Tokenizer | None, total_samples: int) -> Splits:
+    training, data = config.training, config.data
+    evaluated = training.eval_iters * (training.global_batch_size or 1)
+    has_valid = (
+        data.valid_data_path is not None
+        or data.mock_data
+        or (data.data_path is not None and shares(data.split or DEFAULT_SPLIT)[1] > 0)
+    )
+    return open_splits(
+        data,
+        seed=training.seed,
+        vocab_size=config.model.vocab_size or 0,
+        eod=tokenizer.eod if tokenizer else None,
+        fingerprint=tokenizer.fingerprint if tokenizer else None,
+        train_samples=total_samples,
+        valid_samples=evaluated if has_valid and training.eval_interval > 0 else 0,
+        test_samples=evaluated if data.test_data_path else 0,
+    )
