@@ -9,13 +9,14 @@ from typing import Any
 
 from megascratch.verification.pool import Pool, RankFailed, mesh_of
 
-__all__ = ["RankFailed", "mesh_of", "on_ranks"]
+__all__ = ["RankFailed", "mesh_of", "on_ranks", "session_pool"]
 
 TIMEOUT = 30.0
 
 
 @lru_cache(maxsize=1)
-def _pool() -> Pool:
+def session_pool() -> Pool:
+    """The pool that all tests share."""
     pool = Pool(TIMEOUT)
     atexit.register(pool.close)
     return pool
@@ -27,4 +28,4 @@ def on_ranks(world: int, function: Callable, *args: Any) -> list:
     Raises:
         RankFailed: a rank raised, hung or died.
     """
-    return _pool().run(world, function, *args)
+    return session_pool().run(world, function, *args)

@@ -17,6 +17,7 @@ from megascratch.parallel.held import Held
 from megascratch.training.trainer import Trainer
 from megascratch.verification.pool import Pool, mesh_of
 
+KINDS = ("loss", "grad norm", "gradients", "weights")  # what the law speaks of
 EOD = 3  # the token that ends a document in synthetic samples
 
 
@@ -39,6 +40,15 @@ class Trace:
     grads: list[dict[str, Tensor]]  # per step, before clipping
     params: dict[str, Tensor]  # after the last step
     initial: dict[str, Tensor]  # before the first step
+
+
+class Difference(NamedTuple):
+    """How far one number or tensor is from the reference, relative to its largest element."""
+
+    kind: str  # of KINDS
+    step: int  # 0: before the first step
+    tensor: str
+    value: float
 
 
 class RanksDisagree(AssertionError):

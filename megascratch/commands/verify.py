@@ -1,0 +1,191 @@
+"""`megascratch verify`: the user's own config in, a proof that a layout computes the same model out: a table, and exit
+code 0 if every layout passes, 1 if one fails.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from rich.text import Text
+
+from megascratch.config.errors import UserError
+from megascratch.config.fields import with_fields
+from megascratch.config.load import load_config
+from megascratch.config.settings import Config
+from megascratch.training.inputs import open_tokenizer
+from megascratch.verification.judge import Verdict, judge
+from megascratch.verification.layouts import Case, every_layout, own_layout, random_layouts
+from megascratch.verification.measure import EOD, KINDS, world_of
+from megascratch.verification.pool import Pool
+from megascratch.verification.shrink import for_proof
+
+SUMMARY = "prove on your own config that a layout computes the same model"
+EPILOG = (
+    "Every setting of `megascratch pretrain` is a flag here, too, and --config FILE is read. The config is shrunk "
+    "(same kinds of layers, same layout rules, small widths), trained in one process and on the layout; loss, gradient "
+    "norm, every gradient and every weight are compared. --seed S also decides which layouts --random draws; with "
+    "--max-world, layout settings given as flags stay fixed and the file's are replaced."
+)
+WIDTH = 120  # of the table where there is no terminal
+GRACE = 5.0  # seconds that the others still have once a rank has failed
+
+
+class _Once(argparse.Action):
+    def __call__(self, parser, namespace, values, option_string=None):
+        if getattr(namespace, self.dest) != self.default:
+            parser.error(f"{option_string} is given twice: give it once")
+        setattr(namespace, self.dest, values)
+
+
+def main(argv: Sequence[str]) -> int:
+    """The verb. Raises: UserError for what the user can mend."""
+    parser = _parser()
+    if {"-h", "--help"} & set(argv):
+        parser.print_help()
+        return 0
+    options, rest = parser.parse_known_args(argv)
+    _check(options)
+    config, origins = load_config(rest, prog="megascratch verify")
+    if origins.print_config:
+        raise UserError("--print-config belongs to megascratch pretrain")
+    if config.model.vocab_size is None and (tokenizer := open_tokenizer(config)) is not None:
+        config = with_fields(config, {"vocab_size": tokenizer.vocab_size})
+    config = with_fields(for_proof(config, options.steps, options.precision), {"device": options.device})
+    cases = _cases(config, options, origins.places)
+    _check_vocabulary(cases)
+    if options.device == "cuda":
+        _check_devices(max(world_of(case.config) for case in cases))
+    return _prove(cases, options)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="megascratch verify", description=SUMMARY, epilog=EPILOG, add_help=False,
+                                     allow_abbrev=False)  # fmt: skip
+    add = parser.add_argument
+    add("--steps", type=int, default=5, metavar="N", action=_Once, help="training steps (default: 5)")
+    add("--precision", choices=("fp64", "fp32", "bf16"), default="fp64", action=_Once,
+        help="tolerance 1e-9 in fp64 (default), 1e-5 in fp32; bf16: twice its distance from fp32")  # fmt: skip
+    add("--max-world", type=int, metavar="W", action=_Once, help="every legal layout of up to W ranks")
+    add("--random", type=int, metavar="K", action=_Once, help="K random legal layouts of up to --max-world ranks")
+    add("--full-size", action="store_true", help="do not shrink the config")
+    add("--device", choices=("cpu", "cuda"), default="cpu", action=_Once,
+        help="cpu with gloo (default), or cuda with NCCL and a device per rank")  # fmt: skip
+    add("--timeout", type=float, default=120.0, metavar="SECONDS", action=_Once,
+        help="a run that takes longer has failed (default: 120)")  # fmt: skip
+    add("--json", metavar="FILE", action=_Once, help="the verdicts, as JSON")
+    return parser
+
+
+def _check(options: argparse.Namespace) -> None:
+    for name in ("steps", "max_world", "random", "timeout"):
+        value = getattr(options, name)
+        if value is not None and not value > 0:
+            raise UserError(f"--{name.replace('_', '-')} ({value}) must be above 0")
+    if options.random is not None and options.max_world is None:
+        raise UserError(f"--random ({options.random}) needs --max-world, the most ranks a layout may have")
+
+
+def _cases(config: Config, options: argparse.Namespace, places: dict[str, str]) -> list[Case]:
+    fixed = {name for name, place in places.items() if place == "flag"}
+    if options.max_world is None:
+        return [own_layout(config, options.full_size)]
+    if options.random is None:
+        return every_layout(config, options.max_world, fixed, options.full_size)
+    return random_layouts(
+        config, options.max_world, options.random, config.training.seed, fixed, places, options.full_size
+    )
+
+
+def _check_vocabulary(cases: Sequence[Case]) -> None:
+    size = min(case.config.model.vocab_size or 0 for case in cases)
+    if size <= EOD:
+        raise UserError(f"vocab-size ({size}) must be above {EOD} for synthetic text: use {EOD + 1} or more")
+
+
+def _check_devices(ranks: int) -> None:
+    there = torch.cuda.device_count()
+    if there < ranks:
+        raise UserError(
+            f"--device cuda needs a device per rank, {ranks} for these layouts, and this machine has {there}: "
+            + (f"use --max-world {there} or less, or --device cpu" if there else "use --device cpu")
+        )
+
+
+def _prove(cases: Sequence[Case], options: argparse.Namespace) -> int:
+    console, verdicts = Console(highlight=False), []
+    if not console.is_terminal:
+        console.width = WIDTH
+    pool = Pool(options.timeout, options.device, GRACE)
+    try:
+        with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+            for case in bar.track(cases, description="layouts"):
+                verdict = judge(case, options.steps, options.precision, pool)
+                verdicts.append(verdict)
+                if not verdict.passed:
+                    bar.console.print(f"FAIL {case.name}: {verdict.message}", markup=False, soft_wrap=True)
+    finally:
+        pool.close()
+    console.print(_table(verdicts, options))
+    good = sum(verdict.passed for verdict in verdicts)
+    console.print(f"{good} of {len(verdicts)} layouts compute the same model as one process "
+                  f"({sum(v.seconds for v in verdicts):.0f} s)", soft_wrap=True)  # fmt: skip
+    if options.json:
+        _write(options.json, verdicts, options)
+    return 0 if good == len(verdicts) else 1
+
+
+def _table(verdicts: Sequence[Verdict], options: argparse.Namespace) -> Table:
+    title = f"largest relative difference, {options.precision}, {options.steps} steps"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False)
+    table.add_column("layout, micro-batches")
+    for kind in KINDS:
+        table.add_column(kind.removeprefix("grad "), justify="right", no_wrap=True)
+    table.add_column("farthest tensor", overflow="fold")
+    table.add_column("tolerance", justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    for verdict in verdicts:
+        numbers = [f"{verdict.worst[kind].value:.0e}" if kind in verdict.worst else "-" for kind in KINDS]
+        tensors = [verdict.worst[kind] for kind in ("gradients", "weights") if kind in verdict.worst]
+        farthest = max(tensors, key=lambda found: found.value).tensor if tensors else "-"
+        limits = {f"{limit:.0e}" for limit in verdict.tolerance.values()}
+        result = Text("pass", "green") if verdict.passed else Text("FAIL", "bold red")
+        table.add_row(Text(verdict.case.name), *numbers, Text(farthest), " ".join(sorted(limits)), result)
+    return table
+
+
+def _write(file: str, verdicts: Sequence[Verdict], options: argparse.Namespace) -> None:
+    rows: list[dict[str, Any]] = [
+        {
+            "layout": verdict.case.name,
+            "world_size": world_of(verdict.case.config),
+            "passed": verdict.passed,
+            "message": verdict.message,
+            "seconds": round(verdict.seconds, 3),
+            "tolerance": verdict.tolerance,
+            "differences": {
+                kind: {"value": _number(found.value), "tensor": found.tensor, "step": found.step}
+                for kind, found in verdict.worst.items()
+            },
+            "config": asdict(verdict.case.config),
+        }
+        for verdict in verdicts
+    ]
+    whole = {"precision": options.precision, "steps": options.steps, "device": options.device,
+             "passed": all(verdict.passed for verdict in verdicts), "layouts": rows}  # fmt: skip
+    try:
+        with open(file, "w", encoding="utf-8") as out:
+            out.write(json.dumps(whole, indent=2, allow_nan=False) + "\n")
+    except OSError as error:
+        raise UserError(f"--json {file} cannot be written: {error.strerror}") from error
+
+
+def _number(value: float) -> float | str:
+    """JSON has no infinity."""
+    return value if value < float("inf") else "infinite"

@@ -1,0 +1,221 @@
+"""The first thing that differs between a layout and one process in, words out: where it differs, and which class of
+mistake leaves that pattern. Guesses, named as such: they say where to look first.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from megascratch.config.settings import Config
+from megascratch.verification.measure import Difference, Trace, difference
+
+
+class Scene(NamedTuple):
+    """What a pattern may look at."""
+
+    found: Difference
+    reference: Trace
+    measured: Trace
+    config: Config
+    tolerance: float
+
+    @property
+    def pair(self) -> tuple[Tensor, Tensor]:
+        """The reference's and the layout's tensor (or number), in fp64."""
+        a, b = (_value(self.found, trace) for trace in (self.reference, self.measured))
+        return a.double(), b.double()
+
+    @property
+    def differing(self) -> list[str]:
+        """Names of all tensors of this kind and step that differ."""
+        if self.found.kind not in ("gradients", "weights"):
+            return []
+        reference, measured = (_tensors(self.found, trace) for trace in (self.reference, self.measured))
+        return [_bare(name) for name, tensor in reference.items()
+                if name not in measured or not difference(tensor, measured[name]) <= self.tolerance]  # fmt: skip
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Numbers whose factor is a likely mistake."""
+        parallel, training = self.config.parallel, self.config.training
+        dp = parallel.data_parallel_size or 1
+        many = (training.global_batch_size or 1) // (training.micro_batch_size * dp)
+        return {"the tensor parallel size": parallel.tensor_model_parallel_size, "the data parallel size": dp,
+                "the number of stages": parallel.pipeline_model_parallel_size, "the micro-batches": many}  # fmt: skip
+
+
+def diagnose(found: Difference, reference: Trace, measured: Trace, config: Config, tolerance: dict[str, float]) -> str:
+    """Where the two runs part, and the patterns that fit."""
+    scene = Scene(found, reference, measured, config, tolerance[found.kind])
+    when = f"step {found.step}" if found.step else "the start"
+    kind = {"gradients": "gradient of ", "weights": "weight "}.get(found.kind, "")
+    where = _where(scene)
+    head = f"first at {when}: {kind}{found.tensor}{where} is off by {found.value:.1e}"
+    guesses = [guess for pattern in PATTERNS if (guess := pattern(scene)) is not None]
+    return head + (f"; looks like {', or '.join(guesses[:2])}" if guesses else "")
+
+
+def _where(scene: Scene) -> str:
+    """Along which dims, if not everywhere."""
+    a, b = scene.pair
+    if a.dim() == 0 or a.shape != b.shape:
+        return ""
+    ranges = _ranges(scene)
+    parts = [f"dim {dim} {start}:{stop}" for dim, (start, stop) in enumerate(ranges)
+             if (start, stop) != (0, a.shape[dim])]  # fmt: skip
+    return f" [{', '.join(parts)}]" if parts else ""
+
+
+def _ranges(scene: Scene) -> list[tuple[int, int]]:
+    """Per dim the first index that differs and one past the last."""
+    wrong = _wrong(scene)
+    found = []
+    for dim in range(wrong.dim()):
+        others = [d for d in range(wrong.dim()) if d != dim]
+        index = (wrong.any(others) if others else wrong).nonzero().flatten()
+        found.append((int(index[0]), int(index[-1]) + 1) if len(index) else (0, wrong.shape[dim]))
+    return found
+
+
+def _wrong(scene: Scene) -> Tensor:
+    a, b = scene.pair
+    return ~((a - b).abs() <= scene.tolerance * a.abs().max())
+
+
+# ---- patterns --------------------------------------------------------------------------------------------------
+
+
+def a_factor(scene: Scene) -> str | None:
+    """Every element is one multiple of what it should be."""
+    a, b = scene.pair
+    if a.shape != b.shape or not a.abs().max() > 0:
+        return None
+    ratio = float((a * b).sum() / (a * a).sum())
+    if not difference(a * ratio, b) <= 100 * scene.tolerance:
+        return None
+    powers = {"": 1.0, "1 / ": -1.0, "the root of ": 0.5, "1 / the root of ": -0.5}
+    names = [f"{words}{name} ({size})" for name, size in scene.sizes.items() for words, power in powers.items()
+             if size > 1 and abs(ratio / size**power - 1) < 1e-3]  # fmt: skip
+    return f"a factor of {' or '.join(names)}" if names else f"one factor ({ratio:.6g}) on every element"
+
+
+def a_shifted_layer(scene: Scene) -> str | None:
+    """A layer has what belongs to another one."""
+    name, stem = scene.found.tensor, "layers."
+    if scene.found.kind not in ("gradients", "weights") or not name.startswith(stem):
+        return None
+    reference = {_bare(key): tensor for key, tensor in _tensors(scene.found, scene.reference).items()}
+    _, rest = name.removeprefix(stem).split(".", 1)
+    for other, tensor in reference.items():
+        same_place = other.startswith(stem) and other != name and other.removeprefix(stem).split(".", 1)[1] == rest
+        constant = bool((tensor == tensor.flatten()[0]).all())
+        if same_place and not constant and difference(tensor.double(), scene.pair[1]) <= scene.tolerance:
+            return f"a shifted layer: this is {other} of the one-process run"
+    return None
+
+
+def a_part_of_qkv(scene: Scene) -> str | None:
+    """Only queries, keys or values."""
+    if ".qkv." not in scene.found.tensor or scene.pair[0].shape != scene.pair[1].shape:
+        return None
+    model = scene.config.model
+    assert model.num_query_groups is not None and model.kv_channels is not None
+    q, kv = model.num_attention_heads * model.kv_channels, model.num_query_groups * model.kv_channels
+    wrong = _wrong(scene)
+    rows = wrong.flatten(1).any(1) if wrong.dim() > 1 else wrong
+    parts = {"query": rows[:q].any(), "key": rows[q : q + kv].any(), "value": rows[q + kv :].any()}
+    bad = [name for name, any_wrong in parts.items() if any_wrong]
+    if len(bad) == len(parts):
+        return None
+    shared = model.num_query_groups < scene.config.parallel.tensor_model_parallel_size and "query" not in bad
+    why = "gradients of shared key/value heads not summed" if shared else "a wrong cut of the fused rows"
+    return f"{why} (only {' and '.join(bad)} rows)"
+
+
+def only_some_rows(scene: Scene) -> str | None:
+    """The vocabulary's tables, on some rows."""
+    if not scene.found.tensor.endswith(("word.weight", "head.weight")):
+        return None
+    start, stop = _ranges(scene)[0]
+    rows, tp = scene.pair[0].shape[0], scene.config.parallel.tensor_model_parallel_size
+    if (start, stop) == (0, rows) or tp == 1:
+        return None
+    return f"a part of the vocabulary on the wrong tensor rank, or padding that counts (rows {start}:{stop} of {rows})"
+
+
+def only_replicated_weights(scene: Scene) -> str | None:
+    """Norm weights and biases alone."""
+    tp = scene.config.parallel.tensor_model_parallel_size
+    names = scene.differing
+    whole = [name for name in names if "norm" in name or name.endswith((".bias", "position.weight"))]
+    if tp == 1 or not names or len(whole) < len(names):
+        return None
+    return "a missing sum over the tensor ranks (only norms, biases or positions, which every rank holds, differ)"
+
+
+def only_the_tied_weight(scene: Scene) -> str | None:
+    """The word table alone, with several stages."""
+    model, parallel = scene.config.model, scene.config.parallel
+    tied = not model.untie_embeddings_and_output_weights and parallel.pipeline_model_parallel_size > 1
+    if not tied or scene.differing != ["embedding.word.weight"]:
+        return None
+    return "the two copies of the tied embedding not summed over the first and the last stage"
+
+
+def the_update(scene: Scene) -> str | None:
+    """The first step's loss and gradients are right."""
+    found, zero = scene.found, scene.config.parallel.use_distributed_optimizer
+    if found.kind == "grad norm":
+        return "a weight left out of the norm or counted more than once (every gradient is right)"
+    if found.step > 1 or (found.kind == "weights" and found.step):
+        return "the optimizer's step: clipping, moments" + (", or weights not gathered under ZeRO-1" if zero else "")
+    return None
+
+
+def the_forward(scene: Scene) -> str | None:
+    """The very first loss is wrong, though the weights are right."""
+    if scene.found.kind != "loss" or scene.found.step != 1:
+        return None
+    return "the forward pass or the count of valid tokens (the initial weights are right)"
+
+
+def the_initial_weights(scene: Scene) -> str | None:
+    if scene.found.kind != "weights" or scene.found.step:
+        return None
+    return "initial weights that depend on the layout (law 2)"
+
+
+PATTERNS: list[Callable[[Scene], str | None]] = [
+    a_shifted_layer,
+    a_factor,
+    only_the_tied_weight,
+    only_replicated_weights,
+    a_part_of_qkv,
+    only_some_rows,
+    the_update,
+    the_forward,
+    the_initial_weights,
+]
+
+
+# ---- what was measured -----------------------------------------------------------------------------------------
+
+
+def _value(found: Difference, trace: Trace) -> Tensor:
+    if found.kind in ("loss", "grad norm"):
+        numbers = trace.losses if found.kind == "loss" else trace.norms
+        return torch.tensor(numbers[found.step - 1])
+    named = {_bare(name): tensor for name, tensor in _tensors(found, trace).items()}
+    return named.get(found.tensor, torch.zeros(()))
+
+
+def _tensors(found: Difference, trace: Trace) -> dict[str, Tensor]:
+    if found.kind == "gradients":
+        return trace.grads[found.step - 1]
+    return trace.params if found.step else trace.initial
+
+
+def _bare(name: str) -> str:
+    return name.removeprefix("param.").removeprefix("grad.")

@@ -1,0 +1,259 @@
+"""A config and the layouts asked for in, the runs that prove them out: a `Case` is a name and a config ready to run.
+
+Three ways to ask: the config's own layout, every legal layout up to a number of ranks, or a random sample of layout x
+schedule x cut x what else must not change the model. Legal is what the user's own numbers allow, not the small ones.
+"""
+
+import random
+from collections.abc import Callable, Collection, Iterator, Mapping
+from itertools import product
+from typing import Any, NamedTuple, get_args
+
+from megascratch.config.cut import layer_cut
+from megascratch.config.derive import derive
+from megascratch.config.errors import SettingError, UserError
+from megascratch.config.fields import HINTS, flag, flat, with_fields
+from megascratch.config.laws import validate
+from megascratch.config.settings import Config, ParallelConfig
+from megascratch.verification.shrink import shrunk
+
+Values = dict[str, Any]
+SIZES = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "data_parallel_size")
+SCHEDULES: list[str] = [name for hint in get_args(HINTS["pipeline_schedule"]) for name in get_args(hint)]
+TRIES = 300  # per random layout asked for
+
+KINDS: dict[str, Values] = {
+    "gpt": {},
+    "llama": {"position_embedding_type": "rope", "normalization": "RMSNorm", "swiglu": True, "add_bias_linear": False,
+              "num_query_groups": 4, "untie_embeddings_and_output_weights": True},
+    "rotary": {"position_embedding_type": "rope", "rotary_percent": 0.5, "squared_relu": True, "add_qkv_bias": True,
+               "add_bias_linear": False, "num_query_groups": 1},
+}  # fmt: skip
+DOCUMENTS = {"reset_position_ids": True, "reset_attention_mask": True, "eod_mask_loss": True}
+
+
+class Case(NamedTuple):
+    """One layout to prove."""
+
+    name: str
+    config: Config  # derived and legal
+
+
+def own_layout(config: Config, full_size: bool) -> Case:
+    """The layout that the config asks for, on as many ranks as it names (data parallel size 1 if it names none).
+
+    Raises: SettingError for an illegal config.
+    """
+    parallel = config.parallel
+    world = parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size
+    world *= parallel.data_parallel_size or 1
+    validate(config, world)
+    config = derive(config, world)
+    if not full_size:
+        small = _small_cut(config) | _small_batch(config)
+        config = derive(with_fields(shrunk(config, parallel.tensor_model_parallel_size), small), world)
+    return Case(name_of(config), config)
+
+
+def every_layout(config: Config, max_world: int, fixed: Collection[str], full_size: bool) -> list[Case]:
+    """Every legal layout of 1 to `max_world` ranks: sizes x schedules x sequence parallel x ZeRO-1, except what changes
+    nothing on that layout. Settings of the layout named in `fixed` stay as the config has them.
+
+    Raises: UserError when no layout is legal.
+    """
+    cases: dict[str, Case] = {}
+    for tp, pp, dp in _sizes(max_world):
+        options = {
+            **_sized(tp, pp, dp),
+            "pipeline_schedule": SCHEDULES if pp > 1 else ["1f1b"],
+            "num_virtual_stages_per_pipeline_rank": [1, 2] if pp > 1 else [1],
+            "sequence_parallel": [False, True] if tp > 1 else [False],
+            "use_distributed_optimizer": [False, True] if dp > 1 else [False],
+        }
+        for values in product(*options.values()):
+            layout = dict(zip(options, values, strict=True))
+            batch = {"micro_batch_size": 1, "global_batch_size": dp * max(2, 2 * pp)}
+            case = _case(config, layout | batch, {}, fixed, max_world, full_size)
+            if case is not None:
+                cases.setdefault(case.name, case)
+    return _some(list(cases.values()), config, max_world, fixed)
+
+
+def random_layouts(
+    config: Config, max_world: int, number: int, seed: int, fixed: Collection[str], given: Collection[str],
+    full_size: bool,
+) -> list[Case]:  # fmt: skip
+    """`number` random legal cases. What the user gave (`given`: by flag or file) of model, data and batch stays; where
+    nothing of the model was given, kinds of models are drawn as well.
+
+    Raises: UserError when no layout is legal.
+    """
+    stream = random.Random(seed)
+    cases: dict[str, Case] = {}
+    for _ in range(TRIES * number):
+        if len(cases) == number:
+            break
+        layout, extra = _drawn(stream, max_world, given, full_size)
+        case = _case(config, layout, extra, fixed, max_world, full_size)
+        if case is not None:
+            cases.setdefault(case.name, case)
+    found = _some(list(cases.values()), config, max_world, fixed)
+    return sorted(found, key=lambda case: _world(flat(case.config)))  # ranks regroup rarely
+
+
+def _some(cases: list[Case], config: Config, max_world: int, fixed: Collection[str]) -> list[Case]:
+    if not cases:
+        given = ", ".join(f"{flag(name)} {flat(config)[name]}" for name in fixed if name in vars(config.parallel))
+        raise UserError(
+            f"no layout of up to {max_world} ranks is legal for this config" + (f" with {given}" if given else "")
+        )
+    return cases
+
+
+def _sizes(max_world: int) -> Iterator[tuple[int, int, int]]:
+    numbers = range(1, max_world + 1)
+    found = [(tp, pp, dp) for tp, pp, dp in product(numbers, repeat=3) if tp * pp * dp <= max_world]
+    return iter(sorted(found, key=lambda sizes: (sizes[0] * sizes[1] * sizes[2], sizes)))
+
+
+def _sized(tp: int, pp: int, dp: int) -> dict[str, list]:
+    return dict(zip(SIZES, ([tp], [pp], [dp]), strict=True))
+
+
+def _drawn(stream: random.Random, max_world: int, given: Collection[str], full_size: bool) -> tuple[Values, Values]:
+    """(layout and batch, settings of model and data) by chance; maybe illegal."""
+    tp, pp, dp = stream.choice(list(_sizes(max_world)))
+    schedule, chunks, micro = stream.choice(SCHEDULES), stream.choice((1, 2)), stream.choice((1, 2))
+    layout: Values = {
+        **dict(zip(SIZES, (tp, pp, dp), strict=True)),
+        "pipeline_schedule": schedule,
+        "num_virtual_stages_per_pipeline_rank": chunks,
+        "sequence_parallel": stream.random() < 0.5,
+        "use_distributed_optimizer": stream.random() < 0.5,
+        "overlap_grad_reduce": stream.random() < 0.7,
+        "ddp_bucket_size": stream.choice((700, 5000, 10**6)),
+        "micro_batch_size": micro,
+        "global_batch_size": micro * dp * stream.randint(1, 2 * pp + 2),
+    }
+    if not full_size:
+        layout |= _drawn_cut(stream, pp, chunks)
+    extra: Values = {}
+    if not set(given) & set(vars(Config().model)) and not full_size:
+        extra |= stream.choice(list(KINDS.values()))
+        extra |= stream.choice(({}, {"hidden_dropout": 0.0, "attention_dropout": 0.0}))
+        extra |= {"vocab_size": stream.choice((50257, 50304, 32000, 65))}
+    if not set(given) & set(DOCUMENTS):
+        extra |= stream.choice(({}, DOCUMENTS))
+    return layout, extra
+
+
+def _drawn_cut(stream: random.Random, pp: int, chunks: int) -> Values:
+    """Even (nothing to say), a first stage of its own size, or any cut, empty stages included."""
+    kind = stream.choice(("even", "even", "first", "explicit")) if pp > 1 else "even"
+    if kind == "first":
+        return {"num_layers": (pp + 1) * chunks, "decoder_first_pipeline_num_layers": 2 * chunks}
+    if kind == "explicit":
+        cut = [stream.choice((0, 1, 1, 2)) for _ in range(pp * chunks)]
+        return {"num_layers": sum(cut), "pipeline_model_parallel_layout": cut}
+    return {}
+
+
+def _case(
+    config: Config, layout: Values, extra: Values, fixed: Collection[str], max_world: int, full_size: bool
+) -> Case | None:
+    """The case of that layout with what is fixed in it, or None if the config's own numbers do not allow it."""
+    kept = {name: value for name, value in vars(config.parallel).items() if name in fixed or name in _NO_LAYOUT}
+    blank = vars(ParallelConfig())
+    whole = with_fields(config, blank | layout | kept | extra)
+    world = _world(flat(whole))
+    try:
+        validate(whole, world)
+    except SettingError:
+        return None
+    if world > max_world:
+        return None
+    if not full_size:
+        cut = {} if "num_layers" in layout else _small_cut(derive(whole, world))
+        whole = with_fields(shrunk(whole, max_world), cut)
+    whole = derive(whole, world)
+    return Case(name_of(whole), whole)
+
+
+_NO_LAYOUT = ("distributed_backend", "distributed_timeout_minutes")
+
+
+def _world(values: Mapping[str, Any]) -> int:
+    world = 1
+    for name in SIZES:
+        world *= values[name] or 1
+    return world
+
+
+def _small_cut(config: Config) -> Values:
+    """As few layers as the cut of this (derived) config allows; stages that differ in size still do."""
+    parallel, layers = config.parallel, config.model.num_layers
+    pp, chunks = parallel.pipeline_model_parallel_size, parallel.num_virtual_stages_per_pipeline_rank or 1
+    first, last = parallel.decoder_first_pipeline_num_layers, parallel.decoder_last_pipeline_num_layers
+    layout = parallel.pipeline_model_parallel_layout
+    cut = layer_cut(layers, pp, chunks, first, last, layout)
+    small = _ranked(cut)
+    values: Values = {"num_layers": sum(small)}
+    if layout is not None:
+        values["pipeline_model_parallel_layout"] = small
+    elif first is not None or last is not None:
+        ends = ("first", first, small[0]), ("last", last, small[pp - 1])
+        values |= {f"decoder_{end}_pipeline_num_layers": n * chunks for end, given, n in ends if given is not None}
+    elif sum(small) == 1:
+        values["num_layers"] = min(2, layers)
+    return values
+
+
+def _ranked(numbers: list[int]) -> list[int]:
+    """5 9 5 0 -> 1 2 1 0: equal stays equal, larger stays larger, empty stays empty."""
+    order = sorted({number for number in numbers if number})
+    return [order.index(number) + 1 if number else 0 for number in numbers]
+
+
+def _small_batch(config: Config) -> Values:
+    """Few and small micro-batches, in groups that end as the config's own do."""
+    training, parallel = config.training, config.parallel
+    assert training.global_batch_size is not None and parallel.data_parallel_size is not None
+    pp, group = parallel.pipeline_model_parallel_size, parallel.microbatch_group_size_per_virtual_pipeline_stage or 1
+    many = training.global_batch_size // (training.micro_batch_size * parallel.data_parallel_size)
+    micro, small_group = min(training.micro_batch_size, 2), group
+    few = min(many, 2 * pp if pp > 1 else 2)
+    if parallel.pipeline_schedule == "interleaved":
+        small_group = min(group, pp + 1)
+        rest = many % group and pp
+        few = min(many // group, 2) * small_group + rest * (small_group > pp)
+    return {
+        "micro_batch_size": micro,
+        "global_batch_size": micro * parallel.data_parallel_size * few,
+        "microbatch_group_size_per_virtual_pipeline_stage": small_group,
+    }
+
+
+def name_of(config: Config) -> str:
+    """A short name that tells a derived config from the others of one proof."""
+    values = flat(config)
+    pp, chunks = values["pipeline_model_parallel_size"], values["num_virtual_stages_per_pipeline_rank"]
+    micro = values["micro_batch_size"]
+    many = values["global_batch_size"] // (micro * values["data_parallel_size"])
+    words = [".".join(f"{axis}{values[name]}" for axis, name in zip(("tp", "pp", "dp"), SIZES, strict=True))]
+    words += [values["pipeline_schedule"] + (f"/{chunks}" if chunks > 1 else "")] * (pp > 1)
+    words += [text for text, applies in _WORDS.items() if applies(values)]
+    cut = values["pipeline_model_parallel_layout"] or values["decoder_first_pipeline_num_layers"]
+    words += [f"cut {' '.join(map(str, cut)) if isinstance(cut, list) else f'{cut} first'}"] if cut else []
+    return ", ".join([*words, f"{many} x {micro}"])
+
+
+_WORDS: dict[str, Callable[[Values], bool]] = {
+    "SP": lambda values: values["sequence_parallel"] and values["tensor_model_parallel_size"] > 1,
+    "ZeRO-1": lambda values: values["use_distributed_optimizer"] and values["data_parallel_size"] > 1,
+    "no overlap": lambda values: not values["overlap_grad_reduce"] and values["data_parallel_size"] > 1,
+    "documents": lambda values: values["reset_attention_mask"],
+    "dropout": lambda values: values["hidden_dropout"] > 0 or values["attention_dropout"] > 0,
+    "GQA": lambda values: values["num_query_groups"] != values["num_attention_heads"],
+    "rope": lambda values: values["position_embedding_type"] == "rope",
+    "untied": lambda values: values["untie_embeddings_and_output_weights"],
+}

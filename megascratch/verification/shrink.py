@@ -1,0 +1,123 @@
+"""A user's config in, a small one of the same kind out: what took a cluster fits a laptop, and what could break the
+layout law is still there.
+
+Kept: kinds of layers, dropout, ties, document settings, the layout and every divisibility that a layout relies on
+(heads, key/value heads and MLP over the tensor ranks, a vocabulary that does not divide). Scaled: widths keep their
+ratios, initial weights the size of the activations they make.
+"""
+
+from collections.abc import Sequence
+from math import gcd, lcm
+from typing import Any
+
+from megascratch.config.derive import derive
+from megascratch.config.fields import flat, with_fields
+from megascratch.config.ranges import RANGES
+from megascratch.config.settings import Config, OptimConfig, TrainingConfig
+
+SMALL_HEAD, SMALL_SEQUENCE, SMALL_VOCABULARY, MOST_HEADS = 8, 16, 48, 16
+GPT2_VOCABULARY = 50257
+EPSILON = {"fp64": 1e-6, "fp32": 1e-3, "bf16": 1e-3}
+"""At least this much is added to the root of Adam's second moment: above the rounding of a gradient. Adam divides a
+gradient by its own size, so one that is zero but for rounding (of a key's bias) would move its weight by up to lr."""
+
+Values = dict[str, Any]
+
+
+def for_proof(config: Config, steps: int, precision: str) -> Config:
+    """The config without what only a real run needs: files, curves, ramps, checkpoints; in the given precision."""
+    told = dict.fromkeys(("data_path", "train_data_path", "valid_data_path", "test_data_path", "split"))
+    plain = {name: getattr(OptimConfig(), name) for name in vars(OptimConfig()) if name.startswith("lr_")}
+    scale = ("loss_scale", "initial_loss_scale", "min_loss_scale", "loss_scale_window", "hysteresis")
+    plain |= {name: getattr(OptimConfig(), name) for name in scale}
+    run = ("rampup_batch_size", "train_samples", "load", "save", "compile", "eval_interval", "save_interval")
+    plain |= {name: getattr(TrainingConfig(), name) for name in run}
+    kinds = {"fp64": precision == "fp64", "bf16": precision == "bf16", "fp16": False}
+    return with_fields(config, told | plain | kinds | {
+        "mock_data": True, "data_cache_path": None, "tokenizer_type": None, "tokenizer_model": None,
+        "lr_decay_style": "constant", "min_lr": 0.0, "train_iters": steps,
+        "adam_eps": max(config.optim.adam_eps, EPSILON[precision]),
+        "vocab_size": config.model.vocab_size or GPT2_VOCABULARY,
+    })  # fmt: skip
+
+
+def shrunk(config: Config, most_tensor_ranks: int) -> Config:
+    """The small config; every tensor-parallel size up to `most_tensor_ranks` that was legal is legal.
+
+    Settings outside their own range are left as they are: `validate` has words for them.
+    """
+    now = flat(derive(config, 1))
+    if any(now[name] is None or now[name] not in RANGES[name] for name in _READ):
+        return config
+    heads, groups = _small_heads(now["num_attention_heads"], now["num_query_groups"], most_tensor_ranks)
+    legal = [tp for tp in range(1, most_tensor_ranks + 1)
+             if _heads_cut(now["num_attention_heads"], now["num_query_groups"], tp)]  # fmt: skip
+    width = _small_width(now["kv_channels"], now["rotary_percent"])
+    hidden = _scaled(heads * width, now["hidden_size"], now["num_attention_heads"] * now["kv_channels"], 2)
+    small: Values = {
+        "num_attention_heads": heads,
+        "num_query_groups": groups,
+        "kv_channels": width,
+        "hidden_size": hidden,
+        "ffn_hidden_size": _scaled(hidden, now["ffn_hidden_size"], now["hidden_size"],
+                                   gcd(now["ffn_hidden_size"], lcm(*legal))),
+        "init_method_std": now["init_method_std"] * max(1.0, now["hidden_size"] / hidden) ** 0.5,
+        "seq_length": _small_sequence(now["seq_length"], legal),
+        "make_vocab_size_divisible_by": min(now["make_vocab_size_divisible_by"], 4),
+    }  # fmt: skip
+    small["max_position_embeddings"] = small["seq_length"] + min(now["max_position_embeddings"] - now["seq_length"], 8)
+    units = small["make_vocab_size_divisible_by"], now["make_vocab_size_divisible_by"]
+    small["vocab_size"] = _small_vocabulary(now["vocab_size"], legal, *units)
+    return with_fields(config, small)
+
+
+_READ = ("num_attention_heads", "num_query_groups", "kv_channels", "hidden_size", "ffn_hidden_size", "seq_length",
+         "max_position_embeddings", "make_vocab_size_divisible_by", "vocab_size", "rotary_percent")  # fmt: skip
+
+
+def _small_heads(heads: int, groups: int, most: int) -> tuple[int, int]:
+    """The fewest (query heads, key/value heads) of the same kind that any legal number of tensor ranks cuts alike; with
+    the same ratio where that is small enough."""
+    ranks = [tp for tp in range(1, most + 1) if _heads_cut(heads, groups, tp)]
+
+    def alike(h: int, g: int) -> bool:
+        kind = (g == h, g == 1) == (groups == heads, groups == 1)
+        return kind and all(_heads_cut(h, g, tp) and (tp > g) == (tp > groups) for tp in ranks)
+
+    small = [(h, g) for h in range(min(heads, 2), heads) for g in range(1, min(h, groups) + 1) if h % g == 0]
+    found = [pair for pair in small if pair[0] <= 2 * max(MOST_HEADS, most) and alike(*pair)]
+    same_ratio = [(h, g) for h, g in found if h * groups == g * heads and h <= MOST_HEADS]
+    return next(iter([*same_ratio, *found]), (heads, groups))
+
+
+def _heads_cut(heads: int, groups: int, tp: int) -> bool:
+    return heads % tp == 0 and (groups % tp == 0 or tp % groups == 0 or groups == heads)
+
+
+def _small_width(width: int, rotary_percent: float) -> int:
+    """Of one head: some of it rotates and some does not, as in the whole."""
+    rotated = [w for w in (SMALL_HEAD, 2 * SMALL_HEAD, 4 * SMALL_HEAD) if w < width
+               and int(w * rotary_percent) >= 2 and int(w * rotary_percent) % 2 == 0]  # fmt: skip
+    return next(iter(rotated), width)
+
+
+def _scaled(base: int, number: int, of: int, multiple: int) -> int:
+    """base x number / of, as the nearest multiple."""
+    return max(1, round(base * number / of / multiple)) * multiple
+
+
+def _small_sequence(length: int, tensor_ranks: Sequence[int]) -> int:
+    """Divisible by every number of tensor ranks that divides the whole length."""
+    unit = lcm(*(tp for tp in tensor_ranks if length % tp == 0))
+    return min(length, -(-SMALL_SEQUENCE // unit) * unit)
+
+
+def _small_vocabulary(size: int, tensor_ranks: Sequence[int], small_unit: int, unit: int) -> int:
+    """The smallest that (padded or not) divides over the same numbers of tensor ranks as the whole."""
+
+    def pattern(vocabulary: int, by: int) -> list[tuple[bool, bool]]:
+        return [(vocabulary % tp == 0, vocabulary % (by * tp) == 0) for tp in tensor_ranks]
+
+    enough = max(SMALL_VOCABULARY, 2 * small_unit * max(tensor_ranks) - 3)
+    candidates = range(enough, min(size, enough + 8 * lcm(*tensor_ranks)))
+    return next((small for small in candidates if pattern(small, small_unit) == pattern(size, unit)), size)
