@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from megascratch.config.settings import Config
-from megascratch.verification.measure import Difference, Trace, difference
+from megascratch.verification.measure import Difference, RanksDisagree, Trace, difference
 
 
 class Scene(NamedTuple):
@@ -57,6 +57,24 @@ def diagnose(found: Difference, reference: Trace, measured: Trace, config: Confi
     return head + (f"; looks like {', or '.join(guesses[:2])}" if guesses else "")
 
 
+def diagnose_disagreement(error: RanksDisagree, config: Config) -> str:
+    """The same where the ranks hold no common model that could be compared."""
+    zero = config.parallel.use_distributed_optimizer
+    if error.what == "numbers":
+        guess = "a sum over some axis left out of the loss, the norm or the gradients, or ranks that read other samples"
+    elif error.what == "places":
+        guess = "a shifted layer: two stages hold it, or none"
+    elif error.tensor.startswith("param."):
+        guess = "updated weights that not all ranks got" + (" (gathering under ZeRO-1)" if zero else "")
+    elif ".qkv." in error.tensor:
+        guess = "gradients of shared key/value heads not summed over the tensor ranks that share them"
+    elif "embedding.word" in error.tensor:
+        guess = "the two copies of the tied embedding not summed over the first and the last stage"
+    else:
+        guess = "a missing sum over the tensor ranks of a weight that each of them holds"
+    return f"the ranks do not make up one model: {error}; looks like {guess}"
+
+
 def _where(scene: Scene) -> str:
     """Along which dims, if not everywhere."""
     a, b = scene.pair
@@ -98,7 +116,9 @@ def a_factor(scene: Scene) -> str | None:
     powers = {"": 1.0, "1 / ": -1.0, "the root of ": 0.5, "1 / the root of ": -0.5}
     names = [f"{words}{name} ({size})" for name, size in scene.sizes.items() for words, power in powers.items()
              if size > 1 and abs(ratio / size**power - 1) < 1e-3]  # fmt: skip
-    return f"a factor of {' or '.join(names)}" if names else f"one factor ({ratio:.6g}) on every element"
+    if names:
+        return f"a factor of {' or '.join(names)}"
+    return f"one factor ({ratio:.6g}) on every element" if a.dim() else None
 
 
 def a_shifted_layer(scene: Scene) -> str | None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from megascratch.config.fields import with_fields
 from megascratch.config.settings import Config
-from megascratch.verification.diagnosis import diagnose
+from megascratch.verification.diagnosis import diagnose, diagnose_disagreement
 from megascratch.verification.layouts import Case
 from megascratch.verification.measure import (
     KINDS,
@@ -63,7 +63,7 @@ def _compared(
     except RankFailed as error:
         return {}, tolerance, f"no result: {error.first_cause}"
     except RanksDisagree as error:
-        return {}, tolerance, f"the ranks do not make up one model: {error}"
+        return {}, tolerance, diagnose_disagreement(error, case.config)
     worst: dict[str, Difference] = {}
     first = None
     for found in differences(reference, measured):

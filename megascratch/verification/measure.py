@@ -52,7 +52,17 @@ class Difference(NamedTuple):
 
 
 class RanksDisagree(AssertionError):
-    """What the ranks hold or say does not make up one model; the text names the tensor or number."""
+    """What the ranks hold or say does not make up one model.
+
+    Args:
+        what: 'numbers' (loss or norm), 'copies' (ranks hold other values of one element) or 'places' (an element is
+            held by nobody or twice).
+        tensor: its name, '' for numbers.
+    """
+
+    def __init__(self, what: str, tensor: str, text: str):
+        super().__init__(text)
+        self.what, self.tensor = what, tensor
 
 
 def world_of(config: Config) -> int:
@@ -142,7 +152,7 @@ def gathered(ranks: list) -> Trace:
     first: RankTrace = ranks[0]
     for rank, other in enumerate(ranks):
         if _numbers(other) != _numbers(first):
-            raise RanksDisagree(f"ranks 0 and {rank} disagree on loss or norm")
+            raise RanksDisagree("numbers", "", f"ranks 0 and {rank} disagree on loss or norm")
     grads = [whole([rank.grads[step] for rank in ranks]) for step in range(len(first.losses))]
     params, initial = whole([rank.params for rank in ranks]), whole([rank.initial for rank in ranks])
     return Trace(first.losses, first.norms, grads, params, initial)
@@ -178,10 +188,10 @@ def whole(ranks: list[list[Held]]) -> dict[str, Tensor]:
             tensors[box.name][box.box.slices] = box.tensor
             count[box.name][box.box.slices] += 1
         elif not torch.equal(tensors[box.name][box.box.slices], box.tensor):
-            raise RanksDisagree(f"copy {box.copy} of {box.name} differs")
+            raise RanksDisagree("copies", box.name, f"copy {box.copy} of {box.name} differs")
     for name, times in count.items():
         if not (times == 1).all():
-            raise RanksDisagree(f"{name} is not held exactly once")
+            raise RanksDisagree("places", name, f"{name} is not held exactly once")
     return tensors
 
 
