@@ -53,33 +53,6 @@ def rampup_steps_are_whole(
     return None
 
 
-def interleaving_has_full_groups(
-    pipeline_schedule: str,
-    pipeline_model_parallel_size: int,
-    microbatch_group_size_per_virtual_pipeline_stage: int,
-    global_batch_size: int,
-    rampup_batch_size: list[int] | None,
-    micro_batch_size: int,
-    data_parallel_size: int,
-) -> str | None:
-    """PP <= group <= micro-batches, and the last group full or at least PP (Megatron-LM's rule), all along the ramp."""
-    pp, group = pipeline_model_parallel_size, microbatch_group_size_per_virtual_pipeline_stage
-    step = micro_batch_size * data_parallel_size
-    sizes = _sizes(global_batch_size, rampup_batch_size)
-    if pipeline_schedule != "interleaved" or group < pp or any(size % step for size in sizes):
-        return None
-    for size in sizes:
-        many = size // step
-        if many < group or 0 < many % group < pp:
-            legal = [count for count in range(group, many + group + 1) if count % group == 0 or count % group >= pp]
-            near = sorted(sorted(legal, key=lambda count: (abs(count - many), count))[:2])
-            return (
-                f"interleaving needs micro-batches in groups of {group} (the last of at least {pp}), but a batch of "
-                f"{size} gives {many}: use global-batch-size {choice([count * step for count in near])}"
-            )
-    return None
-
-
 def one_length(train_iters: int | None, train_samples: int | None) -> str | None:
     """The run is measured in steps or in samples."""
     if train_iters is None and train_samples is None:
@@ -114,7 +87,6 @@ LAWS: list[Callable[..., str | None]] = [
     global_batch_is_whole,
     rampup_is_three_numbers,
     rampup_steps_are_whole,
-    interleaving_has_full_groups,
     one_length,
     samples_fill_a_step,
 ]

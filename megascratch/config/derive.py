@@ -8,6 +8,7 @@ What stays None is told later: `vocab_size` and `tokenizer_type` by the tokenize
 from typing import Any
 
 from megascratch.config.fields import flat, with_fields
+from megascratch.config.parallel_laws import FOLDED
 from megascratch.config.settings import Config
 
 
@@ -39,11 +40,12 @@ def _parallel(now: dict[str, Any], world_size: int) -> dict[str, Any]:
     fits = model_ranks > 0 and world_size > 0 and world_size % model_ranks == 0
     copies = now["data_parallel_size"] or (world_size // model_ranks if fits else None)
     told_by_layout = len(layout) // pp if layout and pp > 0 and len(layout) % pp == 0 else 1
-    chunks = now["num_virtual_stages_per_pipeline_rank"] or told_by_layout
+    folded = now["pipeline_schedule"] in FOLDED
+    chunks = now["num_virtual_stages_per_pipeline_rank"] or (2 if folded else told_by_layout)
     return {
         "data_parallel_size": copies,
         "num_virtual_stages_per_pipeline_rank": chunks,
-        "pipeline_schedule": "interleaved" if chunks > 1 else "1f1b",
+        "pipeline_schedule": "csv" if now["pipeline_schedule_csv"] else "interleaved" if chunks > 1 else "1f1b",
         "microbatch_group_size_per_virtual_pipeline_stage": pp,
         "ddp_bucket_size": max(40_000_000, 1_000_000 * copies) if copies else None,
         "distributed_backend": {"cpu": "gloo", "cuda": "nccl", None: None}[now["device"]],

@@ -6,6 +6,8 @@ from megascratch.config.cut import layer_cut
 from megascratch.config.errors import SettingError
 from megascratch.config.wording import choice, divisors, multiples_near
 
+FOLDED = ("zb_v", "dualpipe_v")  # schedules whose two chunks per rank lie in a V
+
 
 def layout_fits_the_world(
     world_size: int,
@@ -65,21 +67,54 @@ def layers_are_cut_whole(
 def schedule_fits_the_chunks(
     pipeline_schedule: str, pipeline_model_parallel_size: int, num_virtual_stages_per_pipeline_rank: int
 ) -> str | None:
-    """Only interleaving plays several chunks per rank, and it needs several chunks and several stages."""
-    chunks = num_virtual_stages_per_pipeline_rank
-    if pipeline_schedule != "interleaved":
+    """Interleaving plays several chunks per rank and needs several; a V has two; the others have one."""
+    pp, chunks = pipeline_model_parallel_size, num_virtual_stages_per_pipeline_rank
+    if pipeline_schedule in FOLDED:
+        if chunks == 2 and pp > 1:
+            return None
+        return (
+            f"pipeline-schedule {pipeline_schedule} needs pipeline-model-parallel-size of 2 or more and "
+            f"num-virtual-stages-per-pipeline-rank 2 (now {pp} and {chunks}): use these, or 1f1b"
+        )
+    if pipeline_schedule not in ("interleaved", "csv"):
         if chunks == 1:
             return None
         return (
             f"num-virtual-stages-per-pipeline-rank ({chunks}) needs pipeline-schedule interleaved, "
             f"not {pipeline_schedule}: use interleaved, or 1 virtual stage"
         )
-    if chunks > 1 and pipeline_model_parallel_size > 1:
+    if pipeline_schedule == "csv" or (chunks > 1 and pp > 1):
         return None
     return (
         "pipeline-schedule interleaved needs pipeline-model-parallel-size and num-virtual-stages-per-pipeline-rank "
-        f"of 2 or more (now {pipeline_model_parallel_size} and {chunks}): raise them, or use 1f1b"
+        f"of 2 or more (now {pp} and {chunks}): raise them, or use 1f1b"
     )
+
+
+def own_schedule_has_a_file(pipeline_schedule: str, pipeline_schedule_csv: str | None) -> str | None:
+    """The file is read by pipeline-schedule csv and by no other."""
+    if (pipeline_schedule == "csv") == (pipeline_schedule_csv is not None):
+        return None
+    if pipeline_schedule_csv is None:
+        return "pipeline-schedule csv needs pipeline-schedule-csv: give the file"
+    return f"pipeline-schedule-csv needs pipeline-schedule csv, not {pipeline_schedule}: leave one of them out"
+
+
+def a_v_is_cut_evenly_or_by_hand(
+    pipeline_schedule: str,
+    decoder_first_pipeline_num_layers: int | None,
+    decoder_last_pipeline_num_layers: int | None,
+) -> str | None:
+    """In a V the first rank holds both ends of the model, so a first and last stage say nothing."""
+    if pipeline_schedule not in FOLDED:
+        return None
+    for name, given in (("first", decoder_first_pipeline_num_layers), ("last", decoder_last_pipeline_num_layers)):
+        if given is not None:
+            return (
+                f"decoder-{name}-pipeline-num-layers ({given}) does not go with pipeline-schedule {pipeline_schedule}, "
+                "whose first rank holds both ends: cut by hand with pipeline-model-parallel-layout"
+            )
+    return None
 
 
 def groups_are_for_interleaving(
@@ -112,6 +147,8 @@ LAWS: list[Callable[..., str | None]] = [
     sequence_over_tp,
     layers_are_cut_whole,
     schedule_fits_the_chunks,
+    own_schedule_has_a_file,
+    a_v_is_cut_evenly_or_by_hand,
     groups_are_for_interleaving,
     backend_fits_the_device,
 ]

@@ -72,10 +72,14 @@ class ParallelConfig:
     """Copies of the model; default: world size / (tensor x pipeline)."""
     sequence_parallel: bool = False
     """Norms, dropout and residuals are cut along the sequence over the tensor axis."""
-    pipeline_schedule: Literal["gpipe", "1f1b", "interleaved"] | None = None
-    """Order of forwards and backwards; default: 1f1b, or interleaved with virtual stages."""
+    pipeline_schedule: (
+        Literal["gpipe", "1f1b", "interleaved", "zb_h1", "zb_h2", "zb_v", "dualpipe_v", "csv"] | None
+    ) = None
+    """Order of forwards and backwards; default: 1f1b, or interleaved with virtual stages, or csv with a file for it."""
+    pipeline_schedule_csv: str | None = None
+    """A schedule of your own: one row per stage, in the notation of torch.distributed.pipelining."""
     num_virtual_stages_per_pipeline_rank: int | None = None
-    """Model chunks per rank (interleaving); default: 1, or what the length of pipeline_model_parallel_layout tells."""
+    """Model chunks per rank; default: what pipeline_model_parallel_layout tells, or 2 with zb_v and dualpipe_v, or 1."""
     microbatch_group_size_per_virtual_pipeline_stage: int | None = None
     """Micro-batches that run through one chunk before the next chunk; default: the number of stages."""
     decoder_first_pipeline_num_layers: int | None = None

@@ -93,8 +93,7 @@ class DataParallel(ABC):
         self.chunks = [Buckets(self._buckets(chunk, tied, size), self._reduce, overlap) for chunk in chunks]
         self.owned = [Owned.of(bucket, *self._range(bucket)) for chunk in self.chunks for bucket in chunk.buckets]
         self.partial = PartialSums(list(self._partial_runs()), mesh.tp)
-        copies = {self._name(place.name): owned.grads for owned, place in self._places()}
-        self.tied = [copies[name] for name in sorted(tied) if name in copies]
+        self.tied = [self._copies(name) for name in sorted(tied)]
         self.global_norm = GlobalNorm(self._counted(), mesh.tp, mesh.model, self._norm_axis(), mesh.device)
         self.adamw = AdamW([stretch for owned in self.owned for stretch in owned.stretches()], optim)
 
@@ -134,7 +133,12 @@ class DataParallel(ABC):
         for chunk in self.chunks:
             chunk.wait()
         self.partial.add_up()
-        for sum_of_copies in [start_all_reduce(grads, self.mesh.embedding) for grads in self.tied]:
+        for copies in self.tied:
+            if len(copies) == 2:  # in a V the first rank holds the last stage, too
+                copies[0].add_(copies[1])
+                copies[1].copy_(copies[0])
+        apart = [copies[0] for copies in self.tied if len(copies) == 1]
+        for sum_of_copies in [start_all_reduce(grads, self.mesh.embedding) for grads in apart]:
             sum_of_copies.wait()
 
     def norm(self) -> Tensor:
@@ -203,6 +207,10 @@ class DataParallel(ABC):
     def _name(self, name: str) -> str:
         """The name of the weight that a parameter is or is a copy of."""
         return self.shards[name].tied or name
+
+    def _copies(self, name: str) -> list[Tensor]:
+        """The gradients of this rank's copies of a tied weight, each alone in its bucket, all cut at the same place."""
+        return [owned.grads for owned, place in self._places() if self._name(place.name) == name]
 
     def _places(self) -> Iterator[tuple[Owned, Place]]:
         for owned in self.owned:

@@ -11,19 +11,26 @@ from megascratch.model.chunk import Chunk
 from megascratch.parallel.mesh import Mesh
 from megascratch.parallel.random import normal_rows
 from megascratch.parallel.shard import Shard
+from megascratch.pipeline.schedule import Placement
 
 WORD = "embedding.word.weight"
 HEAD = "head.weight"
 
 
 def build_chunks(
-    model: ModelConfig, parallel: ParallelConfig, mesh: Mesh, dtype: torch.dtype, seed: int
+    model: ModelConfig,
+    parallel: ParallelConfig,
+    mesh: Mesh,
+    dtype: torch.dtype,
+    seed: int,
+    placement: Placement | None = None,
 ) -> list[Chunk]:
     """This rank's model chunks with their initial weights, in virtual-stage order.
 
-    Virtual stage v = chunk x pp + stage holds the v-th slice of the layers.
+    Virtual stage v holds the v-th slice of the layers; `placement` (a loop if left out) says where it lies.
     """
     chunks = parallel.num_virtual_stages_per_pipeline_rank or 1
+    placement = placement or Placement(mesh.pp.size, chunks)
     cut = layer_cut(
         model.num_layers,
         mesh.pp.size,
@@ -33,7 +40,7 @@ def build_chunks(
         parallel.pipeline_model_parallel_layout,
     )
     built = []
-    for stage in range(mesh.pp.rank, len(cut), mesh.pp.size):
+    for stage in (placement.virtual_stage(mesh.pp.rank, chunk) for chunk in range(chunks)):
         layers = range(sum(cut[:stage]), sum(cut[: stage + 1]))
         chunk = Chunk(model, layers, stage == 0, stage == len(cut) - 1, mesh.tp, parallel.sequence_parallel, seed)
         chunk.to(device=mesh.device, dtype=dtype)

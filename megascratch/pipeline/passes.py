@@ -1,10 +1,11 @@
 """Compute-only orders of all ranks in, playable orders out: transfers are added, the whole is proved, and drawn.
 
-    orders = [SCHEDULES[name](rank, ranks, microbatches, chunks, group) for rank in range(ranks)]
-    orders = add_transfers(orders, chunks)
-    check(orders)
+    orders = [SCHEDULES[name].make(rank, ranks, microbatches, chunks, group) for rank in range(ranks)]
+    orders = add_transfers(orders, placement)
+    check(orders, placement)
 
-A receive in an order means "post it": its action waits for it. A send goes out behind its action and nobody waits.
+`placement` may be left out: a loop. A receive in an order means "post it": its action waits for it. A send goes out
+behind its action and nobody waits.
 """
 
 from collections import Counter, defaultdict, deque
@@ -12,10 +13,11 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import pairwise
 
-from megascratch.pipeline.schedule import SCHEDULES, Action, other_end, place, virtual_stage
+from megascratch.pipeline.schedule import SCHEDULES, Action, Placement
 
 Orders = Sequence[Sequence[Action]]
 Place = tuple[int, Action]  # a rank and its action
+LinkKey = tuple[int, int, bool]  # source, target, whether it leads down the ranks: two ranks have one link of each kind
 
 
 class ScheduleError(ValueError):
@@ -24,54 +26,65 @@ class ScheduleError(ValueError):
 
 @lru_cache(maxsize=64)
 def compile_order(
-    schedule: str, ranks: int, microbatches: int, chunks: int = 1, group: int | None = None
+    schedule: str, ranks: int, microbatches: int, chunks: int = 1, group: int | None = None,
+    placement: Placement | None = None,
 ) -> tuple[tuple[Action, ...], ...]:
-    """The playable order of every rank, proved once; `schedule` is a row of SCHEDULES.
+    """The playable order of every rank, proved once; `schedule` is a row of SCHEDULES. `placement` stands for the
+    row's own: evaluation streams through whatever placement a model was cut for.
 
     Raises:
         UserError: the schedule does not fit these numbers.
         ScheduleError: the schedule is wrong.
     """
-    orders = [SCHEDULES[schedule](rank, ranks, microbatches, chunks, group) for rank in range(ranks)]
-    orders = add_transfers(orders, chunks)
-    check(orders)
+    placement = placement_of(schedule, ranks, chunks) if placement is None else placement
+    orders = [SCHEDULES[schedule].make(rank, ranks, microbatches, chunks, group) for rank in range(ranks)]
+    orders = add_transfers(orders, placement)
+    check(orders, placement)
     return tuple(map(tuple, orders))
+
+
+def placement_of(schedule: str, ranks: int, chunks: int = 1) -> Placement:
+    """How a schedule's chunks lie."""
+    return Placement(ranks, chunks, SCHEDULES[schedule].folded)
+
+
+def loop_of(orders: Orders) -> Placement:
+    """The placement of orders that do not say: a loop."""
+    return Placement(len(orders), chunks_of(orders))
 
 
 # ---- transfers -------------------------------------------------------------------------------------------------
 
 
-def add_transfers(orders: Orders, chunks: int = 1) -> list[list[Action]]:
+def add_transfers(orders: Orders, placement: Placement | None = None) -> list[list[Action]]:
     """Puts a send behind each action whose result another rank needs, and posts the receives.
 
     Receives of one link stand in the order of its sends, each one action earlier than it is needed, so that the
     transfer runs beside that action. Neighbouring virtual stages on one rank hand over without a transfer.
     """
-    sending = [[(action, _send(rank, action, len(orders), chunks)) for action in order]
-               for rank, order in enumerate(orders)]
-    arriving: dict[tuple[int, str], deque[Action]] = defaultdict(deque)
+    placement = placement or loop_of(orders)
+    sending = [[(action, _send(rank, action, placement)) for action in order] for rank, order in enumerate(orders)]
+    arriving: dict[LinkKey, deque[Action]] = defaultdict(deque)
     for rank, pairs in enumerate(sending):
         for _, send in pairs:
             if send is not None:
-                peer, receive = other_end(rank, send, len(orders))
-                arriving[peer, receive.op].append(receive)
-    return [_with_transfers(rank, pairs, arriving, len(orders), chunks) for rank, pairs in enumerate(sending)]
+                arriving[link_of(rank, send, placement)].append(placement.other_end(rank, send)[1])
+    return [_with_transfers(rank, pairs, arriving, placement) for rank, pairs in enumerate(sending)]
 
 
 def _with_transfers(
     rank: int,
     pairs: list[tuple[Action, Action | None]],
-    arriving: dict[tuple[int, str], deque[Action]],
-    ranks: int,
-    chunks: int,
+    arriving: dict[LinkKey, deque[Action]],
+    placement: Placement,
 ) -> list[Action]:
     posted: set[Action] = set()
     early: list[list[Action]] = [[] for _ in pairs]
     for position, (action, _) in enumerate(pairs):
-        receive = _receive(rank, action, ranks, chunks)
+        receive = _receive(rank, action, placement)
         if receive is None:
             continue
-        queue = arriving[rank, receive.op]
+        queue = arriving[link_of(rank, receive, placement)]
         while receive not in posted:
             first = queue.popleft() if queue else receive  # never sent: `check` will say so
             posted.add(first)
@@ -82,33 +95,35 @@ def _with_transfers(
     return order
 
 
-def _send(rank: int, action: Action, ranks: int, chunks: int) -> Action | None:
+def link_of(rank: int, transfer: Action, placement: Placement) -> LinkKey:
+    """The directed link that a transfer of `rank` uses; messages of one link arrive in the order of their sends."""
+    peer, down = placement.other_end(rank, transfer)[0], placement.goes_down(transfer)
+    return (rank, peer, down) if transfer.op in ("SF", "SB") else (peer, rank, down)
+
+
+def _send(rank: int, action: Action, placement: Placement) -> Action | None:
     """What goes out behind `action`."""
-    return _transfer(rank, action, ranks, chunks, {"F": "SF", "B": "SB", "I": "SB"})
+    return _transfer(rank, action, placement, {"F": ("SF", 1), "B": ("SB", -1), "I": ("SB", -1)})
 
 
-def _receive(rank: int, action: Action, ranks: int, chunks: int) -> Action | None:
+def _receive(rank: int, action: Action, placement: Placement) -> Action | None:
     """What `action` waits for."""
-    return _transfer(rank, action, ranks, chunks, {"F": "RF", "B": "RB", "I": "RB"})
+    return _transfer(rank, action, placement, {"F": ("RF", -1), "B": ("RB", 1), "I": ("RB", 1)})
 
 
-def _transfer(rank: int, action: Action, ranks: int, chunks: int, kinds: dict[str, str]) -> Action | None:
+def _transfer(rank: int, action: Action, placement: Placement, kinds: dict[str, tuple[str, int]]) -> Action | None:
     if action.op not in kinds:
         return None
-    transfer = action._replace(op=kinds[action.op])
-    needed = 0 <= _peer_stage(rank, transfer, ranks) < ranks * chunks
-    return transfer if needed and other_end(rank, transfer, ranks)[0] != rank else None
-
-
-def _peer_stage(rank: int, transfer: Action, ranks: int) -> int:
-    peer, other = other_end(rank, transfer, ranks)
-    return virtual_stage(peer, ranks, other.chunk)
+    op, step = kinds[action.op]
+    peer_stage = placement.virtual_stage(rank, action.chunk) + step
+    needed = 0 <= peer_stage < placement.stages and placement.place(peer_stage)[0] != rank
+    return action._replace(op=op) if needed else None
 
 
 # ---- proof -----------------------------------------------------------------------------------------------------
 
 
-def check(orders: Orders, blocking_sends: bool = False) -> None:
+def check(orders: Orders, placement: Placement | None = None, blocking_sends: bool = False) -> None:
     """Proves that playing `orders` ends and gives every gradient once, in one order of summation.
 
     Args:
@@ -119,12 +134,13 @@ def check(orders: Orders, blocking_sends: bool = False) -> None:
     """
     microbatches = 1 + max(action.microbatch for order in orders for action in order)
     backward = any(action.op != "F" for order in orders for action in order if action.op in "FBIW")
+    placement = placement or loop_of(orders)
     for rank, order in enumerate(orders):
-        for chunk in range(chunks_of(orders)):
+        for chunk in range(placement.chunks):
             _each_once(rank, [a for a in order if a.chunk == chunk], chunk, microbatches, backward)
-        _fed(rank, order, len(orders), chunks_of(orders))
-    _paired(orders)
-    deque(walk(orders, blocking_sends), maxlen=0)
+        _fed(rank, order, placement)
+    _paired(orders, placement)
+    deque(walk(orders, placement, blocking_sends), maxlen=0)
 
 
 def chunks_of(orders: Orders) -> int:
@@ -158,11 +174,11 @@ def _each_once(rank: int, order: list[Action], chunk: int, microbatches: int, ba
                                     "the micro-batches, so that every schedule gives the same bits")
 
 
-def _fed(rank: int, order: Sequence[Action], ranks: int, chunks: int) -> None:
+def _fed(rank: int, order: Sequence[Action], placement: Placement) -> None:
     """What is used was posted before, what is sent was computed before."""
     seen: set[Action] = set()
     for action in order:
-        receive = _receive(rank, action, ranks, chunks)
+        receive = _receive(rank, action, placement)
         if receive is not None and receive not in seen:
             raise ScheduleError(f"rank {rank} runs {action} without its input: no {receive} before it")
         sources = [action._replace(op=op) for op in {"SF": "F", "SB": "BI"}.get(action.op, "")]
@@ -171,51 +187,52 @@ def _fed(rank: int, order: Sequence[Action], ranks: int, chunks: int) -> None:
         seen.add(action)
 
 
-def _paired(orders: Orders) -> None:
+def _paired(orders: Orders, placement: Placement) -> None:
     """On every directed link the receives are the sends, in the same order."""
-    sent: dict[tuple[int, int, str], list[Action]] = defaultdict(list)  # as the receiver names them
-    received: dict[tuple[int, int, str], list[Action]] = defaultdict(list)
+    sent: dict[LinkKey, list[Action]] = defaultdict(list)  # as the receiver names them
+    received: dict[LinkKey, list[Action]] = defaultdict(list)
     for rank, order in enumerate(orders):
         for action in order:
             if action.op in ("SF", "SB"):
-                peer, receive = other_end(rank, action, len(orders))
-                sent[rank, peer, receive.op].append(receive)
+                sent[link_of(rank, action, placement)].append(placement.other_end(rank, action)[1])
             elif action.op in ("RF", "RB"):
-                received[other_end(rank, action, len(orders))[0], rank, action.op].append(action)
-    for link in sorted({*sent, *received}):
-        _same(link, sent[link], received[link], len(orders))
+                received[link_of(rank, action, placement)].append(action)
+    for link in sorted({*sent, *received}, key=lambda link: (link[:2], not link[2])):
+        _same(link, sent[link], received[link], placement)
 
 
-def _same(link: tuple[int, int, str], sent: list[Action], received: list[Action], ranks: int) -> None:
+def _same(link: LinkKey, sent: list[Action], received: list[Action], placement: Placement) -> None:
     source, target, _ = link
     gone, here = set(sent), set(received)
     never_sent, never_received = [a for a in received if a not in gone], [a for a in sent if a not in here]
     if never_sent:
         raise ScheduleError(f"rank {target} waits forever at {never_sent[0]}: rank {source} never sends it")
     if never_received:
-        send = other_end(target, never_received[0], ranks)[1]
+        send = placement.other_end(target, never_received[0])[1]
         raise ScheduleError(f"rank {source} sends {send}, but rank {target} never receives it")
     for theirs, ours in zip(sent, received, strict=True):
         if theirs != ours:
-            send = other_end(target, theirs, ranks)[1]
+            send = placement.other_end(target, theirs)[1]
             raise ScheduleError(f"rank {target} receives {ours} where rank {source} sends {send}: a link delivers "
                                 "in the order of its sends")
 
 
-def walk(orders: Orders, blocking_sends: bool = False) -> Iterator[Place]:
+def walk(
+    orders: Orders, placement: Placement | None = None, blocking_sends: bool = False
+) -> Iterator[Place]:
     """Every (rank, action) in an order in which it can happen.
 
     Raises:
         ScheduleError: ranks wait for each other in a circle.
     """
-    chunks, position, done = chunks_of(orders), [0] * len(orders), set[Place]()
+    placement, position, done = placement or loop_of(orders), [0] * len(orders), set[Place]()
     moved = True
     while moved:
         moved = False
         for rank, order in enumerate(orders):
             while position[rank] < len(order):
                 action = order[position[rank]]
-                needed = need(rank, action, len(orders), chunks, blocking_sends)
+                needed = need(rank, action, placement, blocking_sends)
                 if needed is not None and needed not in done:
                     break
                 yield rank, action
@@ -223,7 +240,7 @@ def walk(orders: Orders, blocking_sends: bool = False) -> Iterator[Place]:
                 position[rank], moved = position[rank] + 1, True
     heads = {rank: order[position[rank]] for rank, order in enumerate(orders) if position[rank] < len(order)}
     if heads:
-        raise ScheduleError(_circle(heads, len(orders), chunks, blocking_sends))
+        raise ScheduleError(_circle(heads, placement, blocking_sends))
 
 
 def done_as(rank: int, action: Action) -> Place:
@@ -231,25 +248,25 @@ def done_as(rank: int, action: Action) -> Place:
     return rank, action._replace(op="B") if action.op == "I" else action
 
 
-def need(rank: int, action: Action, ranks: int, chunks: int, blocking_sends: bool = False) -> Place | None:
+def need(rank: int, action: Action, placement: Placement, blocking_sends: bool = False) -> Place | None:
     """What on another rank or chunk must be done, by its name of `done_as`, before `action` can start."""
     if action.op in ("SF", "SB"):
-        return other_end(rank, action, ranks) if blocking_sends else None
-    receive = _receive(rank, action, ranks, chunks)
+        return placement.other_end(rank, action) if blocking_sends else None
+    receive = _receive(rank, action, placement)
     if receive is not None:
-        return other_end(rank, receive, ranks)
-    virtual, step = virtual_stage(rank, ranks, action.chunk), {"F": -1, "B": 1, "I": 1}.get(action.op, 0)
-    if not step or not 0 <= virtual + step < ranks * chunks:
+        return placement.other_end(rank, receive)
+    virtual, step = placement.virtual_stage(rank, action.chunk), {"F": -1, "B": 1, "I": 1}.get(action.op, 0)
+    if not step or not 0 <= virtual + step < placement.stages:
         return None
-    peer, chunk = place(virtual + step, ranks)
+    peer, chunk = placement.place(virtual + step)
     return peer, Action("F" if action.op == "F" else "B", action.microbatch, chunk)
 
 
-def _circle(heads: dict[int, Action], ranks: int, chunks: int, blocking_sends: bool) -> str:
+def _circle(heads: dict[int, Action], placement: Placement, blocking_sends: bool) -> str:
     """The ranks that wait for each other, from the first one that is stuck."""
     rank, path = min(heads), dict[int, str]()
     while rank in heads and rank not in path:
-        needed = need(rank, heads[rank], ranks, chunks, blocking_sends)
+        needed = need(rank, heads[rank], placement, blocking_sends)
         assert needed is not None  # a rank that needs nothing is not stuck
         path[rank] = f"rank {rank} waits at {heads[rank]} for {needed[1]} of rank {needed[0]}"
         rank = needed[0]

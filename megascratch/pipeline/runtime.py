@@ -14,7 +14,7 @@ from torch import Tensor
 
 from megascratch.parallel.collectives import CommunicationError, reason
 from megascratch.parallel.mesh import Link, Links
-from megascratch.pipeline.schedule import Action
+from megascratch.pipeline.schedule import Action, Placement
 from megascratch.pipeline.stage import Stage
 
 OnBackward = Callable[[Action, bool], None]
@@ -42,6 +42,7 @@ def run(
     loss_grad: float | Tensor = 1.0,
     on_backward: OnBackward | None = None,
     step: int = 0,
+    placement: Placement | None = None,
 ) -> list[Tensor]:
     """One step of this rank.
 
@@ -54,6 +55,7 @@ def run(
         on_backward: called before each B, I and W, with True for the chunk's last micro-batch. While it is True each
             weight gets its gradient for the last time in this step (with I and W: a product in W, all else in I).
         step: for error texts.
+        placement: how the chunks lie on the ranks; a loop if left out.
 
     Returns:
         The loss sum of each micro-batch on the rank of the last virtual stage, elsewhere [].
@@ -62,7 +64,7 @@ def run(
         CommunicationError: a transfer, or a collective inside a stage, failed or timed out; names action, stage,
             micro-batch, chunk, step and peer or axis.
     """
-    player = _Player(stages, links, batches, spec, loss_grad, on_backward, step)
+    player = _Player(stages, links, batches, spec, loss_grad, on_backward, step, placement)
     try:
         return player.play(order)
     except BaseException:
@@ -79,9 +81,10 @@ def evaluate(
     batches: Sequence[Any],
     spec: TensorSpec,
     step: int = 0,
+    placement: Placement | None = None,
 ) -> list[Tensor]:
     """As `run`, for an order without backwards: nothing is kept."""
-    return run(order, stages, links, batches, spec, step=step)
+    return run(order, stages, links, batches, spec, step=step, placement=placement)
 
 
 def connect(links: Links, device: torch.device) -> None:
@@ -128,11 +131,11 @@ class _Player:
         loss_grad: float | Tensor,
         on_backward: OnBackward | None,
         step: int,
+        placement: Placement | None,
     ):
         self.stages, self.batches, self.spec, self.step = stages, batches, spec, step
         self.loss_grad, self.on_backward = loss_grad, on_backward
-        self.links: dict[str, Link] = {} if links is None else {
-            "SF": links.forward_out, "RF": links.forward_in, "SB": links.backward_out, "RB": links.backward_in}
+        self.links, self.placement = links, placement or Placement(stages[0].count // len(stages), len(stages))
         self.outputs: dict[Key, Tensor] = {}  # computed, for the next virtual stage
         self.input_grads: dict[Key, Tensor] = {}  # computed, for the virtual stage before
         self.inputs: dict[Key, _Transfer] = {}  # posted
@@ -235,7 +238,7 @@ class _Player:
 
     def _post(self, action: Action, tensor: Tensor, outwards: bool) -> _Transfer:
         try:
-            return _Transfer(action, _start(self.links[action.op], tensor, outwards), tensor)
+            return _Transfer(action, _start(self._link(action), tensor, outwards), tensor)
         except RuntimeError as error:
             raise self._failure(action, error) from error
 
@@ -246,13 +249,21 @@ class _Player:
             raise self._failure(transfer.action, error) from error
         return transfer.tensor
 
+    def _link(self, action: Action) -> Link:
+        """On the way up a V outputs travel against the ranks, on the links that gradients use on the way down."""
+        assert self.links is not None  # one rank hands over without transfers
+        sends, down = action.op in ("SF", "SB"), self.placement.goes_down(action)
+        if sends:
+            return self.links.forward_out if down else self.links.backward_out
+        return self.links.forward_in if down else self.links.backward_in
+
     def _failure(self, action: Action, error: RuntimeError) -> TransferError:
-        link = self.links[action.op]
+        link = self._link(action)
         ends = f"to rank {link.target}" if action.op in ("SF", "SB") else f"from rank {link.source}"
         return TransferError(f"{self._where(action)} {ends} failed: {reason(error)}")
 
     def _where(self, action: Action) -> str:
         stage = self.stages[action.chunk]
-        rank = f" on rank {self.links['SF'].source}" if self.links else ""
+        rank = f" on rank {self.links.forward_out.source}" if self.links else ""
         return (f"{action} (micro-batch {action.microbatch}, chunk {action.chunk}) of step {self.step}{rank}, "
                 f"stage {stage.index} of {stage.count},")

@@ -6,14 +6,16 @@ An `Action` is an operation on one micro-batch and one model chunk; it prints an
     I  input gradient       W  weight gradient (after I)
     SF RF  send / receive the output of a forward        SB RB  send / receive the gradient of an input
 
-A rank's chunks are dealt in a loop: virtual stage v = chunk * ranks + rank. A transfer carries the chunk of the rank
-that runs it: SF3.0 on the last rank arrives as RF3.1 on the first.
+Where the slices of the model lie is the row's `Placement`: dealt to the ranks in a loop, or in a V (down the ranks and
+up again). A transfer carries the chunk of the rank that runs it: in a loop SF3.0 on the last rank arrives as RF3.1 on
+the first.
 
 In every schedule a chunk runs its backwards in the order of the micro-batches, so that gradients add up in one order
 and all schedules agree to the last bit. A new schedule is one more function and one more row of `SCHEDULES`.
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -45,21 +47,42 @@ class Action(NamedTuple):
         return cls(found[1], int(found[2]), int(found[3] or 0))
 
 
-def virtual_stage(rank: int, ranks: int, chunk: int) -> int:
-    """Which slice of the model, counted from its input, `chunk` of `rank` is."""
-    return chunk * ranks + rank
+class Placement(NamedTuple):
+    """Which slice of the model, counted from its input, each chunk of each rank is: its virtual stage.
 
+        loop, 3 ranks x 2 chunks:  0 1 2      V:  0 1 2
+                                   3 4 5          5 4 3      (each column a rank)
+    """
 
-def place(virtual: int, ranks: int) -> tuple[int, int]:
-    """The rank and chunk that hold a virtual stage."""
-    return virtual % ranks, virtual // ranks
+    ranks: int
+    chunks: int = 1
+    folded: bool = False  # a V: every other chunk runs from the last rank to the first
 
+    @property
+    def stages(self) -> int:
+        """Virtual stages."""
+        return self.ranks * self.chunks
 
-def other_end(rank: int, action: Action, ranks: int) -> tuple[int, Action]:
-    """The rank and action that `action`, a transfer of `rank`, meets."""
-    op, step = OTHER_END[action.op]
-    peer, chunk = place(virtual_stage(rank, ranks, action.chunk) + step, ranks)
-    return peer, Action(op, action.microbatch, chunk)
+    def virtual_stage(self, rank: int, chunk: int) -> int:
+        return chunk * self.ranks + (self.ranks - 1 - rank if self._returns(chunk) else rank)
+
+    def place(self, virtual: int) -> tuple[int, int]:
+        """The rank and chunk that hold a virtual stage."""
+        chunk, rank = divmod(virtual, self.ranks)
+        return (self.ranks - 1 - rank if self._returns(chunk) else rank), chunk
+
+    def other_end(self, rank: int, action: Action) -> tuple[int, Action]:
+        """The rank and action that `action`, a transfer of `rank`, meets."""
+        op, step = OTHER_END[action.op]
+        peer, chunk = self.place(self.virtual_stage(rank, action.chunk) + step)
+        return peer, Action(op, action.microbatch, chunk)
+
+    def goes_down(self, transfer: Action) -> bool:
+        """Whether its message travels from a rank to the next one (in a loop from the last to the first, too)."""
+        return (transfer.op in ("SF", "RF")) != self._returns(transfer.chunk)
+
+    def _returns(self, chunk: int) -> bool:
+        return self.folded and chunk % 2 == 1
 
 
 def gpipe(rank: int, ranks: int, microbatches: int, chunks: int = 1, group: int | None = None) -> list[Action]:
@@ -99,13 +122,72 @@ def forward_only(rank: int, ranks: int, microbatches: int, chunks: int = 1, grou
     return [Action("F", m, c) for m, c in _turns(_groups(microbatches, ranks, group), chunks)]
 
 
-Schedule = Callable[[int, int, int, int, int | None], list[Action]]
+def zb_h1(rank: int, ranks: int, microbatches: int, chunks: int = 1, group: int | None = None) -> list[Action]:
+    """1F1B with its backward in two halves: a rank puts `rank` weight gradients off and fills the drain with them. A
+    bubble of (p - 1)(F + I - W) at 1F1B's highest memory (Qi et al. 2023, arXiv 2401.10241, figure 2)."""
+    _has_chunks("zb_h1", 1, chunks)
+    return _halves(microbatches, warmup=ranks - rank - 1, delay=rank)
+
+
+def zb_h2(rank: int, ranks: int, microbatches: int, chunks: int = 1, group: int | None = None) -> list[Action]:
+    """As H1 with up to 2 p - 1 micro-batches alive on every rank: no bubble between a rank's first and last action when
+    F = I = W (arXiv 2401.10241, figure 3)."""
+    _has_chunks("zb_h2", 1, chunks)
+    return _halves(microbatches, warmup=2 * (ranks - rank - 1), delay=2 * rank)
+
+
+def zb_v(rank: int, ranks: int, microbatches: int, chunks: int = 2, group: int | None = None) -> list[Action]:
+    """Two chunks per rank in a V, so that the loss is back on the first rank: no bubble when F = I = W, at 1F1B's
+    memory (arXiv 2401.10241, section 6; Qi et al. 2024, arXiv 2405.15362). Made for 2 p - 1 micro-batches or more;
+    fewer are that order with gaps."""
+    _has_chunks("zb_v", 2, chunks)
+    many = max(2 * ranks - 1, microbatches)
+    full = many - 2 * ranks + 1 + rank
+    words = ["F0"] * (2 * (ranks - rank) - 1) + ["F1", "F0"] * rank + ["F1", "I1", "W1"] * (ranks - rank)
+    words += ["F0", "I0", "W0", "F1", "I1", "W1"] * full + ["I0", "W0", "F1", "I1", "W1"] * (many - ranks - full)
+    words += ["I0", "I1"] * rank + ["I0", "W0"] * (ranks - rank) + ["W1"] * rank + ["W0"] * rank
+    return _numbered(words, microbatches)
+
+
+def dualpipe_v(rank: int, ranks: int, microbatches: int, chunks: int = 2, group: int | None = None) -> list[Action]:
+    """One half of DualPipe folded into a V: in the middle a forward of one chunk stands beside a backward of the other,
+    to hide each other's communication (DeepSeek-AI 2024, arXiv 2412.19437, section 3.2.1, and its DualPipeV). Made for
+    2 p micro-batches or more; fewer are that order with gaps."""
+    _has_chunks("dualpipe_v", 2, chunks)
+    after = ranks - rank - 1
+    words = ["F0"] * 2 * after + ["F0", "F1"] * (rank + 1) + ["I1", "W", "F1"] * after
+    words += ["F0", "B1", "F1", "B0"] * (max(microbatches - 2 * ranks, 0) + rank + 1) + ["B1", "F1", "B0"] * after
+    words += [("B" if i <= rank else "I") + "10"[i % 2] for i in range(2 * (rank + 1))]
+    words += ["W", "I0"] * after + ["W"] * (rank + 1)
+    return _numbered(words, microbatches)
+
+
+Maker = Callable[[int, int, int, int, int | None], list[Action]]
+
+
+class Schedule(NamedTuple):
+    """A row: who makes the order of a rank, and how its chunks lie."""
+
+    make: Maker
+    folded: bool = False
+
+
 SCHEDULES: dict[str, Schedule] = {
-    "gpipe": gpipe,
-    "1f1b": one_f_one_b,
-    "interleaved": interleaved,
-    "forward_only": forward_only,
+    "gpipe": Schedule(gpipe),
+    "1f1b": Schedule(one_f_one_b),
+    "interleaved": Schedule(interleaved),
+    "zb_h1": Schedule(zb_h1),
+    "zb_h2": Schedule(zb_h2),
+    "zb_v": Schedule(zb_v, folded=True),
+    "dualpipe_v": Schedule(dualpipe_v, folded=True),
+    "forward_only": Schedule(forward_only),
 }
+
+
+def _has_chunks(schedule: str, needed: int, chunks: int) -> None:
+    if chunks != needed:
+        have, other = ("1 model chunk", "use zb_v") if needed == 1 else (f"{needed} model chunks", f"use {needed}")
+        raise UserError(f"schedule {schedule} has {have} per rank, not {chunks}: {other}")
 
 
 def _groups(microbatches: int, ranks: int, group: int | None) -> list[range]:
@@ -128,3 +210,33 @@ def _alternate(forwards: list[Action], backwards: list[Action], warmup: int) -> 
     for forward, backward in zip(forwards[warmup:], backwards, strict=False):
         order += [forward, backward]
     return order + backwards[max(len(forwards) - warmup, 0):]
+
+
+def _halves(microbatches: int, warmup: int, delay: int) -> list[Action]:
+    """`warmup` forwards, then F and I in turn, each followed by the weight gradient of `delay` micro-batches before."""
+    warmup = min(warmup, microbatches)
+    order = [Action("F", m) for m in range(warmup)]
+    for m in range(microbatches):
+        order += [Action("F", warmup + m)] if warmup + m < microbatches else []
+        order += [Action("I", m)]
+        order += [Action("W", m - delay)] if m >= delay else []
+    return order + [Action("W", m) for m in range(max(microbatches - delay, 0), microbatches)]
+
+
+def _numbered(words: list[str], microbatches: int) -> list[Action]:
+    """Operations with their chunk, each on the next micro-batch of its kind; those past the last are left out.
+
+    W0 is the oldest weight gradient of chunk 0 that an I has left, W the oldest of all.
+    """
+    forwards, backwards, left, order = Counter[str](), Counter[str](), list[Action](), list[Action]()
+    for op, chunk in ((word[0], word[1:]) for word in words):
+        if op == "W":
+            action = next(a for a in left if not chunk or a.chunk == int(chunk))
+            left.remove(action)
+        else:
+            seen = forwards if op == "F" else backwards
+            action = Action(op, seen[chunk], int(chunk))
+            seen[chunk] += 1
+            left += [action._replace(op="W")] if op == "I" else []
+        order.append(action)
+    return [action for action in order if action.microbatch < microbatches]

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from megascratch.config.errors import UserError
 from megascratch.config.settings import Config
 from megascratch.data.batch import Batch
 from megascratch.data_parallel import DATA_PARALLEL
@@ -17,10 +18,11 @@ from megascratch.parallel.collectives import CommunicationError, all_reduce
 from megascratch.parallel.held import Held
 from megascratch.parallel.mesh import Mesh
 from megascratch.pipeline import runtime
-from megascratch.pipeline.passes import compile_order
+from megascratch.pipeline.passes import compile_order, placement_of
 from megascratch.pipeline.runtime import TensorSpec
-from megascratch.pipeline.schedule import Action
+from megascratch.pipeline.schedule import Action, Placement
 from megascratch.pipeline.stage import Stage
+from megascratch.pipeline.table import Table, read_table
 from megascratch.training.hardware import parameter_dtype
 from megascratch.training.state import TrainState
 
@@ -40,14 +42,16 @@ class Trainer:
         self.config, self.mesh = config, mesh
         model, parallel, training = config.model, config.parallel, config.training
         dtype = parameter_dtype(config.optim)
-        self.chunks = build_chunks(model, parallel, mesh, dtype, training.seed)
+        self.table = _read_table(config) if parallel.pipeline_schedule == "csv" else None
+        self.placement = _placement(config) if self.table is None else self.table.placement
+        self.chunks = build_chunks(model, parallel, mesh, dtype, training.seed, self.placement)
         self.shards = {name: shard for chunk in self.chunks for name, shard in shard_table(chunk).items()}
         if training.compile:
             compile_blocks(self.chunks)
         kind = "zero1" if parallel.use_distributed_optimizer else "ddp"
         self.data_parallel = DATA_PARALLEL[kind](self.chunks, self.shards, mesh, config.optim, parallel)
-        count = mesh.pp.size * len(self.chunks)
-        self.stages = [Stage(chunk, c * mesh.pp.size + mesh.pp.rank, count) for c, chunk in enumerate(self.chunks)]
+        self.stages = [Stage(chunk, self.placement.virtual_stage(mesh.pp.rank, c), self.placement.stages)
+                       for c, chunk in enumerate(self.chunks)]  # fmt: skip
         sequence = config.data.seq_length // (mesh.tp.size if parallel.sequence_parallel else 1)
         self.spec = TensorSpec((sequence, training.micro_batch_size, model.hidden_size), dtype, mesh.device)
         self.scale = LossScale.start(config.optim)
@@ -71,6 +75,7 @@ class Trainer:
             self.scale.scale / tokens,
             self._before_backward,
             step,
+            self.placement,
         )
         try:
             norm = self._update(lr, step)
@@ -97,9 +102,12 @@ class Trainer:
         """Sum of the loss and number of valid tokens of one global batch, fp64 [2], over all ranks. Moves nothing."""
         self._set_training(False)
         try:
-            order = compile_order("forward_only", self.mesh.pp.size, len(batches), len(self.chunks))[self.mesh.pp.rank]
+            ranks, rank = self.mesh.pp.size, self.mesh.pp.rank
+            orders = compile_order("forward_only", ranks, len(batches), len(self.chunks), placement=self.placement)
             on_device = [batch.to(self.mesh.device) for batch in batches]
-            losses = runtime.evaluate(order, self.stages, self.mesh.links, on_device, self.spec)
+            losses = runtime.evaluate(
+                orders[rank], self.stages, self.mesh.links, on_device, self.spec, placement=self.placement
+            )
         finally:
             self._set_training(True)
         return self._loss_and_tokens(losses, batches)
@@ -122,6 +130,8 @@ class Trainer:
         self.data_parallel.loaded()
 
     def _order(self, microbatches: int) -> Sequence[Action]:
+        if self.table is not None:
+            return self.table.order(self.mesh.pp.rank, microbatches)
         parallel = self.config.parallel
         assert parallel.pipeline_schedule is not None
         return compile_order(
@@ -136,8 +146,8 @@ class Trainer:
         self.data_parallel.begin(action.chunk, last)
 
     def _valid_tokens(self, batches: Sequence[Batch]) -> float:
-        """Of the global batch; only the stage that computes the loss needs to know."""
-        if not self.mesh.pp.is_last:
+        """Of the global batch; only the rank of the last virtual stage, which computes the loss, needs to know."""
+        if not self.stages[-1].is_last:
             return 1.0
         mine = torch.stack([batch.loss_mask.sum(dtype=torch.float64) for batch in batches]).sum()
         return max(1.0, all_reduce(mine.to(self.mesh.device), self.mesh.data).item())
@@ -157,3 +167,27 @@ class Trainer:
     def _set_training(self, training: bool) -> None:
         for chunk in self.chunks:
             chunk.train(training)
+
+
+def _placement(config: Config) -> Placement:
+    """How the chunks of the schedule lie."""
+    parallel = config.parallel
+    assert parallel.pipeline_schedule is not None
+    chunks = parallel.num_virtual_stages_per_pipeline_rank or 1
+    return placement_of(parallel.pipeline_schedule, parallel.pipeline_model_parallel_size, chunks)
+
+
+def _read_table(config: Config) -> Table:
+    """The user's own schedule. Raises: UserError when it is wrong or of another size than this run."""
+    parallel, training = config.parallel, config.training
+    assert parallel.pipeline_schedule_csv is not None and training.global_batch_size is not None
+    table = read_table(parallel.pipeline_schedule_csv)
+    ours = parallel.pipeline_model_parallel_size, parallel.num_virtual_stages_per_pipeline_rank
+    if table.placement[:2] != ours:
+        raise UserError(
+            f"{table.path} has {table.placement.ranks} ranks of {table.placement.chunks} stages, but "
+            f"pipeline-model-parallel-size is {ours[0]} and num-virtual-stages-per-pipeline-rank {ours[1]}: make them "
+            f"{table.placement.ranks} and {table.placement.chunks}"
+        )
+    table.order(0, training.global_batch_size // (training.micro_batch_size * (parallel.data_parallel_size or 1)))
+    return table

@@ -97,7 +97,8 @@ BAD_FILES = [
     ("split: 949", ":1: split must be text (in quotes), not 949"),
     ("data_path: a", ":1: data_path must be a list of texts like [a, b], not 'a'"),
     ("rampup_batch_size: [1, x]", ":1: rampup_batch_size must be a list of whole numbers, not [1, 'x']"),
-    ("pipeline_schedule: 2f2b", ":1: pipeline_schedule must be one of gpipe, 1f1b, interleaved, not '2f2b'"),
+    ("pipeline_schedule: 2f2b", ":1: pipeline_schedule must be one of gpipe, 1f1b, interleaved, zb_h1, zb_h2, zb_v, "
+     "dualpipe_v, csv, not '2f2b'"),
     ("model:\n  num_layer: 2", ":2: unknown setting num_layer - did you mean num_layers?"),
     ("modell: {}", ":1: unknown setting modell - did you mean model?"),
     ("xyzzy: 2", ":1: unknown setting xyzzy"),

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megascratch.pipeline.passes import ScheduleError, add_transfers, check, compile_order, draw, walk
-from megascratch.pipeline.schedule import SCHEDULES, Action
-from tests.pipeline.orders import parse, zero_bubble
+from megascratch.pipeline.passes import ScheduleError, add_transfers, check, compile_order, draw, placement_of, walk
+from megascratch.pipeline.schedule import SCHEDULES, Action, Placement, Schedule, one_f_one_b, zb_h1
+from tests.pipeline.orders import parse
 
 
 def test_transfers_of_one_f_one_b_are_this_picture():
@@ -22,6 +22,21 @@ def test_transfers_of_chunks_go_around_the_ring():
         "RF0 RF0.1 F0 SF0 F0.1 RB0 B0.1 SB0.1 B0 SB0"]
 
 
+def test_a_v_turns_on_the_last_rank_and_outputs_come_back_on_the_links_of_the_gradients():
+    """Forwards of chunk 1 and gradients of chunk 0 share the links up the ranks, in the order of their sends."""
+    assert draw(compile_order("zb_v", ranks=2, microbatches=2, chunks=2)) == [
+        "F0 SF0 RF0.1 F1 SF1 F0.1 I0.1 SB0.1 RF1.1 W0.1 F1.1 I1.1 SB1.1 RB0 W1.1 I0 RB1 W0 I1 W1",
+        "RF0 F0 RF1 F0.1 SF0.1 F1 RB0.1 F1.1 SF1.1 I0.1 W0.1 I0 SB0 RB1.1 W0 I1.1 W1.1 I1 SB1 W1"]
+
+
+def test_evaluation_streams_through_a_v_as_well():
+    placement = Placement(3, 2, folded=True)
+    orders = compile_order("forward_only", 3, 4, 2, placement=placement)
+    check(orders, placement)
+    with pytest.raises(ScheduleError):
+        check(orders)
+
+
 def test_one_rank_hands_its_chunks_over_without_transfers():
     assert draw(compile_order("interleaved", ranks=1, microbatches=2, chunks=2)) == ["F0 F0.1 B0.1 F1 B0 F1.1 B1.1 B1"]
 
@@ -33,12 +48,13 @@ def test_receives_follow_the_order_of_the_sends_where_they_are_used_in_another()
 
 
 def test_input_gradients_are_sent_before_weight_gradients():
-    orders = [zero_bubble(rank, 2, 2) for rank in range(2)]
+    orders = [zb_h1(rank, 2, 2) for rank in range(2)]
     assert draw(add_transfers(orders)) == [
         "F0 SF0 RB0 F1 SF1 I0 RB1 W0 I1 W1",
         "RF0 F0 RF1 I0 SB0 F1 I1 SB1 W0 W1"]
 
 
+CHUNKS = {"1f1b": 1, "zb_h1": 1, "zb_h2": 1, "zb_v": 2, "dualpipe_v": 2}
 numbers = st.tuples(st.integers(1, 6), st.integers(1, 14), st.integers(1, 3), st.integers(0, 5))
 
 
@@ -46,16 +62,17 @@ numbers = st.tuples(st.integers(1, 6), st.integers(1, 14), st.integers(1, 3), st
 @given(st.sampled_from(sorted(SCHEDULES)), numbers)
 def test_every_schedule_is_complete_and_ends_for_all_numbers(schedule, numbers):
     ranks, microbatches, chunks, extra = numbers
-    chunks = 1 if schedule == "1f1b" else chunks
+    chunks = CHUNKS.get(schedule, chunks)
     orders = compile_order(schedule, ranks, microbatches, chunks, ranks + extra if extra else None)
-    check(orders)
-    assert sum(1 for _ in walk(orders)) == sum(map(len, orders))
-    computed = [a for order in orders for a in order if a.op in ("F", "B")]
+    placement = placement_of(schedule, ranks, chunks)
+    check(orders, placement)
+    assert sum(1 for _ in walk(orders, placement)) == sum(map(len, orders))
+    computed = [a for order in orders for a in order if a.op in ("F", "B", "I")]
     assert len(computed) == ranks * chunks * microbatches * (1 if schedule == "forward_only" else 2)
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.sampled_from(["gpipe", "1f1b", "interleaved"]), st.integers(1, 6), st.integers(1, 14))
+@given(st.sampled_from(["gpipe", "1f1b", "interleaved", "zb_h1"]), st.integers(1, 6), st.integers(1, 14))
 def test_with_one_chunk_no_send_needs_a_buffer(schedule, ranks, microbatches):
     """Receives are posted early enough that even sends that wait for their receive never close a circle."""
     check(compile_order(schedule, ranks, microbatches), blocking_sends=True)
@@ -131,7 +148,7 @@ def test_a_rest_of_microbatches_as_a_group_of_its_own_would_hang():
             order += pair
         orders.append(order + backwards[max(len(forwards) - warmup, 0):])
     with pytest.raises(ScheduleError, match="circular wait"):
-        check(add_transfers(orders, 3))
+        check(add_transfers(orders, Placement(4, 3)))
     check(compile_order("interleaved", 4, 5, 3))
 
 
@@ -140,5 +157,5 @@ def test_orders_are_made_once():
 
 
 def test_a_new_schedule_is_one_function_and_one_row(monkeypatch):
-    monkeypatch.setitem(SCHEDULES, "zero_bubble", zero_bubble)
-    check(compile_order("zero_bubble", ranks=4, microbatches=8))
+    monkeypatch.setitem(SCHEDULES, "mine", Schedule(lambda *numbers: one_f_one_b(*numbers)))
+    check(compile_order("mine", ranks=4, microbatches=8))

@@ -16,9 +16,9 @@ from megascratch.parallel.grid import Grid
 from megascratch.parallel.mesh import Mesh
 from megascratch.pipeline.passes import Orders, add_transfers, check, compile_order
 from megascratch.pipeline.runtime import TensorSpec, connect, evaluate, run
-from megascratch.pipeline.schedule import virtual_stage
+from megascratch.pipeline.schedule import Placement, zb_h1
 from megascratch.pipeline.stage import Stage
-from tests.pipeline.orders import parse, zero_bubble
+from tests.pipeline.orders import parse
 from tests.pool import RankFailed, mesh_of, on_ranks
 
 ROWS, WIDTH, LAYERS = 3, 4, 7
@@ -99,7 +99,7 @@ def cut(virtual: int, count: int, uneven: bool) -> tuple[int, int]:
 def stages_of(rank: int, ranks: int, chunks: int, uneven: bool = False, sunk: bool = False) -> list[Stage]:
     stages, count = [], ranks * chunks
     for chunk in range(chunks):
-        v = virtual_stage(rank, ranks, chunk)
+        v = Placement(ranks, chunks).virtual_stage(rank, chunk)
         stages.append(Stage(Chain(*cut(v, count, uneven), last=v == count - 1, sunk=sunk), v, count))
     for stage in stages:
         for parameter in stage.module.parameters() if sunk else ():
@@ -168,7 +168,7 @@ def test_every_schedule_gives_the_bits_of_the_serial_run(schedule, ranks, microb
 
 @pytest.mark.parametrize(("ranks", "microbatches"), [(1, 3), (2, 5), (4, 6)])
 def test_a_backward_in_two_halves_gives_the_bits_of_the_serial_run(ranks, microbatches):
-    orders = add_transfers([zero_bubble(rank, ranks, microbatches) for rank in range(ranks)])
+    orders = add_transfers([zb_h1(rank, ranks, microbatches) for rank in range(ranks)])
     check(orders)
     assert_equals_serial(orders, sunk=True)
 

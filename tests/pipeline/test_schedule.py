@@ -1,19 +1,21 @@
 """Schedules are their pictures."""
 
+from typing import get_args
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from megascratch.config.errors import UserError
+from megascratch.config.fields import HINTS
 from megascratch.pipeline.schedule import (
     COMPUTE,
     OTHER_END,
     SCHEDULES,
     Action,
+    Placement,
     interleaved,
     one_f_one_b,
-    place,
-    virtual_stage,
 )
 from tests.pipeline.orders import picture
 
@@ -34,10 +36,17 @@ def test_what_is_no_action_is_refused_with_an_example(text):
         Action.parse(text)
 
 
-@given(st.integers(0, 200), st.integers(1, 16))
-def test_virtual_stages_are_dealt_to_the_ranks_in_a_loop(virtual, ranks):
-    rank, chunk = place(virtual, ranks)
-    assert virtual_stage(rank, ranks, chunk) == virtual
+@given(st.integers(0, 200), st.integers(1, 16), st.booleans())
+def test_every_virtual_stage_has_one_place(virtual, ranks, folded):
+    placement = Placement(ranks, 200 // ranks + 1, folded)
+    assert placement.virtual_stage(*placement.place(virtual)) == virtual
+
+
+def test_virtual_stages_lie_in_a_loop_or_in_a_v():
+    for folded, second in ((False, [3, 4, 5]), (True, [5, 4, 3])):
+        placement = Placement(3, 2, folded)
+        assert [placement.virtual_stage(rank, 0) for rank in range(3)] == [0, 1, 2]
+        assert [placement.virtual_stage(rank, 1) for rank in range(3)] == second
 
 
 def test_gpipe_is_this_picture():
@@ -83,6 +92,42 @@ def test_forward_only_is_this_picture():
     assert picture("forward_only", ranks=2, microbatches=3) == ["F0 F1 F2", "F0 F1 F2"]
 
 
+def test_zb_h1_is_this_picture():
+    assert picture("zb_h1", ranks=3, microbatches=4) == [
+        "F0 F1 F2 I0 W0 F3 I1 W1 I2 W2 I3 W3",
+        "F0 F1 I0 F2 I1 W0 F3 I2 W1 I3 W2 W3",
+        "F0 I0 F1 I1 F2 I2 W0 F3 I3 W1 W2 W3"]
+
+
+def test_zb_h2_is_this_picture():
+    assert picture("zb_h2", ranks=2, microbatches=4) == [
+        "F0 F1 F2 I0 W0 F3 I1 W1 I2 W2 I3 W3",
+        "F0 I0 F1 I1 F2 I2 W0 F3 I3 W1 W2 W3"]
+
+
+def test_zb_v_is_this_picture():
+    assert picture("zb_v", ranks=2, microbatches=3, chunks=2) == [
+        "F0 F1 F2 F0.1 I0.1 W0.1 F1.1 I1.1 W1.1 I0 W0 F2.1 I2.1 W2.1 I1 W1 I2 W2",
+        "F0 F0.1 F1 F1.1 I0.1 W0.1 F2 I0 W0 F2.1 I1.1 W1.1 I1 I2.1 I2 W1 W2.1 W2"]
+
+
+def test_dualpipe_v_is_this_picture():
+    assert picture("dualpipe_v", ranks=2, microbatches=4, chunks=2) == [
+        "F0 F1 F2 F0.1 I0.1 W0.1 F1.1 F3 B1.1 F2.1 B0 B2.1 F3.1 B1 B3.1 I2 W2 I3 W3",
+        "F0 F0.1 F1 F1.1 F2 B0.1 F2.1 B0 F3 B1.1 F3.1 B1 B2.1 B2 I3.1 I3 W3.1 W3"]
+
+
+@pytest.mark.parametrize(("schedule", "chunks", "other"), [
+    ("zb_h1", 2, "zb_h1 has 1 model chunk per rank, not 2: use zb_v"),
+    ("zb_h2", 2, "zb_h2 has 1 model chunk per rank, not 2: use zb_v"),
+    ("zb_v", 1, "zb_v has 2 model chunks per rank, not 1: use 2"),
+    ("dualpipe_v", 3, "dualpipe_v has 2 model chunks per rank, not 3: use 2"),
+])
+def test_a_schedule_made_for_some_chunks_refuses_others(schedule, chunks, other):
+    with pytest.raises(UserError, match=other):
+        picture(schedule, 2, 4, chunks)
+
+
 def test_one_f_one_b_refuses_chunks_and_interleaved_refuses_small_groups():
     with pytest.raises(UserError, match="1 model chunk per rank, not 2: use interleaved"):
         one_f_one_b(0, 2, 4, chunks=2)
@@ -100,4 +145,5 @@ def test_one_f_one_b_keeps_at_most_as_many_microbatches_alive_as_ranks_follow(ra
 
 
 def test_the_table_has_a_row_for_each_setting():
-    assert {"gpipe", "1f1b", "interleaved", "forward_only"} == SCHEDULES.keys()
+    settings = {name for hint in get_args(HINTS["pipeline_schedule"]) for name in get_args(hint)}
+    assert settings - {"csv"} | {"forward_only"} == SCHEDULES.keys()
