@@ -47,6 +47,8 @@ def _parallel(now: dict[str, Any], world_size: int) -> dict[str, Any]:
         "num_virtual_stages_per_pipeline_rank": chunks,
         "pipeline_schedule": "csv" if now["pipeline_schedule_csv"] else "interleaved" if chunks > 1 else "1f1b",
         "microbatch_group_size_per_virtual_pipeline_stage": pp,
+        "recompute_method": "uniform" if now["recompute_granularity"] == "full" else None,
+        "recompute_num_layers": 1 if now["recompute_granularity"] == "full" else None,
         "ddp_bucket_size": max(40_000_000, 1_000_000 * copies) if copies else None,
         "distributed_backend": {"cpu": "gloo", "cuda": "nccl", None: None}[now["device"]],
     }

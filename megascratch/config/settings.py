@@ -94,6 +94,12 @@ class ParallelConfig:
     """Start each gradient bucket's reduction while backward still runs."""
     ddp_bucket_size: int | None = None
     """Elements per gradient bucket; default: max(40,000,000, 1,000,000 x data parallel size)."""
+    recompute_granularity: Literal["none", "selective", "full"] = "none"
+    """What backward computes again instead of keeping it: nothing, the core of attention, or whole layers."""
+    recompute_method: Literal["uniform", "block"] | None = None
+    """With full: uniform units of layers, or the first layers of each chunk as a block; default: uniform."""
+    recompute_num_layers: int | None = None
+    """With full: layers per unit (uniform) or per chunk (block); default: 1."""
     distributed_backend: Literal["gloo", "nccl"] | None = None
     """Communication library; default: nccl on cuda, gloo on cpu."""
     distributed_timeout_minutes: float = 10.0

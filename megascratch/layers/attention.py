@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from megascratch.config.settings import ModelConfig
 from megascratch.layers.dropout import AttentionDropout
 from megascratch.layers.linear import ColumnParallelLinear, RowParallelLinear
+from megascratch.layers.recompute import recomputed
 from megascratch.layers.rotary import rotate
 from megascratch.parallel.mesh import Axis
 from megascratch.parallel.shard import Part
@@ -46,7 +47,7 @@ class Attention(nn.Module):
         super().__init__()
         heads, groups, width = model.num_attention_heads, model.num_query_groups, model.kv_channels
         assert groups is not None and width is not None
-        self.layer, self.width = layer, width
+        self.layer, self.width, self.recompute_core = layer, width, False
         self.heads, self.groups = heads // tp.size, max(1, groups // tp.size)
         parts = (Part(heads * width, heads), Part(groups * width, groups), Part(groups * width, groups))
         self.qkv = ColumnParallelLinear(
@@ -75,6 +76,8 @@ class Attention(nn.Module):
             q, k = rotate(q, *context.rotary), rotate(k, *context.rotary)
         if context.cache is not None:
             k, v = context.cache.extend(self.layer, k, v)
+        if self.recompute_core and self.training:
+            return self.proj(recomputed(self._core, q, k, v, context).flatten(2))
         return self.proj(self._core(q, k, v, context).flatten(2))
 
     def _core(self, q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:

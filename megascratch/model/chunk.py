@@ -6,6 +6,9 @@ Names carry the layer's global number, so they never depend on the cut. Model co
 chunk maps (hidden states or nothing, batch) to hidden states or the sum of the loss.
 """
 
+from functools import partial
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
@@ -18,6 +21,7 @@ from megascratch.layers.linear import linear
 from megascratch.layers.loss import vocab_parallel_cross_entropy
 from megascratch.layers.mlp import MLP
 from megascratch.layers.norm import NORMS
+from megascratch.layers.recompute import recomputed
 from megascratch.layers.rotary import rotary_angles
 from megascratch.parallel.mesh import Axis
 from megascratch.parallel.shard import Shard
@@ -94,6 +98,14 @@ class Head(nn.Module):
         return (losses * loss_mask.t().flatten()).sum()
 
 
+class Unit(NamedTuple):
+    """Layers [start, stop) of a chunk; `again`: only their input is kept, backward computes the rest again."""
+
+    start: int
+    stop: int
+    again: bool
+
+
 class Chunk(nn.Module):
     """Consecutive layers of the model.
 
@@ -118,6 +130,7 @@ class Chunk(nn.Module):
         self.model, self.first, self.last = model, first, last
         self.embedding = Embedding(model, seed, tp, sequence_parallel) if first else None
         self.layers = nn.ModuleDict({str(i): Block(model, i, seed, tp, sequence_parallel) for i in layers})
+        self.units = [Unit(0, len(layers), False)]
         self.final_norm = _norm(model, tp, sequence_parallel) if last else None
         tied = not model.untie_embeddings_and_output_weights
         shared = self.embedding.word.weight if self.embedding is not None and tied else None
@@ -135,8 +148,10 @@ class Chunk(nn.Module):
         if self.embedding is not None:
             x = self.embedding(ids, positions, context.samples)
         assert x is not None
-        for block in self.layers.values():
-            x = block(x, context)
+        blocks = list(self.layers.values())
+        for unit in self.units:
+            through = partial(_through, blocks[unit.start : unit.stop])
+            x = recomputed(through, x, context) if unit.again and self.training else through(x, context)
         return x if self.final_norm is None else self.final_norm(x)
 
     def next_logits(self, ids: Tensor, positions: Tensor, mask: Tensor | None, cache: Cache) -> Tensor:
@@ -152,6 +167,12 @@ class Chunk(nn.Module):
         assert self.model.kv_channels is not None
         dims = int(self.model.kv_channels * self.model.rotary_percent) // 2 * 2
         return rotary_angles(positions, dims, self.model.rotary_base, next(self.parameters()).dtype)
+
+
+def _through(blocks: list[nn.Module], x: Tensor, context: Context) -> Tensor:
+    for block in blocks:
+        x = block(x, context)
+    return x
 
 
 def document_mask(documents: Tensor | None) -> Tensor | None:

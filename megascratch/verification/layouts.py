@@ -29,6 +29,15 @@ KINDS: dict[str, Values] = {
     "rotary": {"position_embedding_type": "rope", "rotary_percent": 0.5, "squared_relu": True, "add_qkv_bias": True,
                "add_bias_linear": False, "num_query_groups": 1},
 }  # fmt: skip
+RECOMPUTE: list[Values] = [
+    {},
+    {"recompute_granularity": "selective"},
+    {"recompute_granularity": "full"},
+    {"recompute_granularity": "full", "recompute_num_layers": 2},
+    {"recompute_granularity": "full", "recompute_method": "block"},
+]
+OVERLAP: list[Values] = [{}, {}, {"overlap_grad_reduce": False}]
+BUCKETS: list[Values] = [{}, {"ddp_bucket_size": 700}, {"ddp_bucket_size": 5000}]
 DOCUMENTS = {"reset_position_ids": True, "reset_attention_mask": True, "eod_mask_loss": True}
 
 
@@ -121,7 +130,7 @@ def _sized(tp: int, pp: int, dp: int) -> dict[str, list]:
 
 
 def _drawn(stream: random.Random, max_world: int, given: Collection[str], full_size: bool) -> tuple[Values, Values]:
-    """(layout and batch, settings of model and data) by chance; maybe illegal."""
+    """(layout and batch, other settings) by chance; maybe illegal."""
     tp, pp, dp = stream.choice(list(_sizes(max_world)))
     schedule, chunks, micro = stream.choice(SCHEDULES), stream.choice((1, 2)), stream.choice((1, 2))
     layout: Values = {
@@ -130,14 +139,15 @@ def _drawn(stream: random.Random, max_world: int, given: Collection[str], full_s
         "num_virtual_stages_per_pipeline_rank": chunks,
         "sequence_parallel": stream.random() < 0.5,
         "use_distributed_optimizer": stream.random() < 0.5,
-        "overlap_grad_reduce": stream.random() < 0.7,
-        "ddp_bucket_size": stream.choice((700, 5000, 10**6)),
         "micro_batch_size": micro,
         "global_batch_size": micro * dp * stream.randint(1, 2 * pp + 2),
     }
     if not full_size:
         layout |= _drawn_cut(stream, pp, chunks)
     extra: Values = {}
+    for options in (OVERLAP, BUCKETS, RECOMPUTE):
+        if not set(given) & {name for values in options for name in values}:
+            extra |= stream.choice(options)
     if not set(given) & set(vars(Config().model)) and not full_size:
         extra |= stream.choice(list(KINDS.values()))
         extra |= stream.choice(({}, {"hidden_dropout": 0.0, "attention_dropout": 0.0}))
@@ -162,9 +172,9 @@ def _case(
     config: Config, layout: Values, extra: Values, fixed: Collection[str], max_world: int, full_size: bool
 ) -> Case | None:
     """The case of that layout with what is fixed in it, or None if the config's own numbers do not allow it."""
-    kept = {name: value for name, value in vars(config.parallel).items() if name in fixed or name in _NO_LAYOUT}
-    blank = vars(ParallelConfig())
-    whole = with_fields(config, blank | layout | kept | extra)
+    now = vars(config.parallel)
+    start = vars(ParallelConfig()) | {name: now[name] for name in _NO_LAYOUT}
+    whole = with_fields(config, start | layout | {name: now[name] for name in fixed if name in now} | extra)
     world = _world(flat(whole))
     try:
         validate(whole, world)
@@ -179,7 +189,8 @@ def _case(
     return Case(name_of(whole), whole)
 
 
-_NO_LAYOUT = ("distributed_backend", "distributed_timeout_minutes")
+_NO_LAYOUT = ("overlap_grad_reduce", "ddp_bucket_size", "recompute_granularity", "recompute_method",
+              "recompute_num_layers", "distributed_backend", "distributed_timeout_minutes")  # fmt: skip
 
 
 def _world(values: Mapping[str, Any]) -> int:
@@ -205,6 +216,8 @@ def _small_cut(config: Config) -> Values:
         values |= {f"decoder_{end}_pipeline_num_layers": n * chunks for end, given, n in ends if given is not None}
     elif sum(small) == 1:
         values["num_layers"] = min(2, layers)
+    if parallel.recompute_num_layers is not None:
+        values["recompute_num_layers"] = min(parallel.recompute_num_layers, values["num_layers"])
     return values
 
 
@@ -221,7 +234,7 @@ def _small_batch(config: Config) -> Values:
     pp, group = parallel.pipeline_model_parallel_size, parallel.microbatch_group_size_per_virtual_pipeline_stage or 1
     many = training.global_batch_size // (training.micro_batch_size * parallel.data_parallel_size)
     micro, small_group = min(training.micro_batch_size, 2), group
-    few = min(many, 2 * pp if pp > 1 else 2)
+    few = min(many, 2 * pp if pp > 1 else 2) if parallel.pipeline_schedule != "csv" else many
     if parallel.pipeline_schedule == "interleaved":
         small_group = min(group, pp + 1)
         rest = many % group and pp
@@ -251,6 +264,8 @@ _WORDS: dict[str, Callable[[Values], bool]] = {
     "SP": lambda values: values["sequence_parallel"] and values["tensor_model_parallel_size"] > 1,
     "ZeRO-1": lambda values: values["use_distributed_optimizer"] and values["data_parallel_size"] > 1,
     "no overlap": lambda values: not values["overlap_grad_reduce"] and values["data_parallel_size"] > 1,
+    "selective recompute": lambda values: values["recompute_granularity"] == "selective",
+    "full recompute": lambda values: values["recompute_granularity"] == "full",
     "documents": lambda values: values["reset_attention_mask"],
     "dropout": lambda values: values["hidden_dropout"] > 0 or values["attention_dropout"] > 0,
     "GQA": lambda values: values["num_query_groups"] != values["num_attention_heads"],

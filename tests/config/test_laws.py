@@ -134,6 +134,12 @@ BROKEN = [
      "lr-warmup-iters (6) + lr-wsd-decay-iters (5) must not pass lr-decay-iters (10): use a warm-up of 5 or less"),
     ("wsd_has_a_last_phase", 1, {"lr_decay_style": "WSD"}, "WSD needs lr-wsd-decay-iters"),
     ("wsd_has_a_last_phase", 1, {"lr_wsd_decay_iters": 5}, "lr-wsd-decay-iters needs lr-decay-style WSD, not linear"),
+    ("details_are_for_full", 1, {"recompute_method": "block"},
+        "recompute-method (block) needs recompute-granularity full, not none"),
+    ("details_are_for_full", 1, {"recompute_granularity": "selective", "recompute_num_layers": 2},
+        "recompute-num-layers (2) needs recompute-granularity full, not selective"),
+    ("layers_are_there_to_recompute", 1, {"recompute_granularity": "full", "recompute_num_layers": 99},
+        "recompute-num-layers (99) must not pass num-layers"),
 ]  # fmt: skip
 
 

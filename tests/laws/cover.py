@@ -46,6 +46,8 @@ FACTORS: dict[str, dict[str, Any]] = {
     "model": {"gpt": GPT, "llama": LLAMA, "sqrelu": PARTLY_ROTARY},
     "dropout": {"off": {}, "on": {"hidden_dropout": 0.1, "attention_dropout": 0.2}},
     "documents": {"off": {}, "on": DOCUMENTS},
+    "recompute": {"none": {}, "selective": {"recompute_granularity": "selective"},
+                  "full": {"recompute_granularity": "full", "recompute_num_layers": 2}},
 }  # fmt: skip
 DECIDE_LEGALITY = ("layout", "schedule", "cut", "micro")
 

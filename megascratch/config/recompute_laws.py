@@ -1,0 +1,30 @@
+"""The laws of recomputation; see `laws.py` for how a law is read."""
+
+from collections.abc import Callable
+
+
+def details_are_for_full(
+    recompute_granularity: str, recompute_method: str | None, recompute_num_layers: int | None
+) -> str | None:
+    """Only whole layers can be grouped or counted."""
+    details = {"recompute-method": recompute_method, "recompute-num-layers": recompute_num_layers}
+    given = [f"{name} ({value})" for name, value in details.items() if value is not None]
+    if recompute_granularity == "full" or not given:
+        return None
+    return (
+        f"{' and '.join(given)} needs recompute-granularity full, not {recompute_granularity}: "
+        "use full, or leave it out"
+    )
+
+
+def layers_are_there_to_recompute(recompute_num_layers: int, num_layers: int) -> str | None:
+    """No unit has more layers than the model."""
+    if recompute_num_layers <= num_layers:
+        return None
+    return (
+        f"recompute-num-layers ({recompute_num_layers}) must not pass num-layers ({num_layers}): "
+        f"use {num_layers} or less"
+    )
+
+
+LAWS: list[Callable[..., str | None]] = [details_are_for_full, layers_are_there_to_recompute]

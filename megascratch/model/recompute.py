@@ -1,0 +1,32 @@
+"""Chunks and the recomputation asked for in, chunks that keep less out.
+
+    selective           the core of attention (scores, softmax, dropout) of every layer
+    full, uniform, n    units of n layers; each keeps its input alone
+    full, block, n      the first n layers of each chunk, one by one; the others keep everything
+
+(Korthikanti et al. 2022, arXiv 2205.05198, section 5; Megatron-LM's names.)
+"""
+
+from collections.abc import Iterable
+
+from megascratch.config.settings import ParallelConfig
+from megascratch.model.chunk import Block, Chunk, Unit
+
+
+def set_recompute(chunks: Iterable[Chunk], parallel: ParallelConfig) -> None:
+    """In place; `recompute_method` and `recompute_num_layers` are derived."""
+    for chunk in chunks:
+        if parallel.recompute_granularity == "full":
+            assert parallel.recompute_num_layers is not None
+            chunk.units = units(len(chunk.layers), parallel.recompute_method == "block", parallel.recompute_num_layers)
+        for block in chunk.layers.values():
+            assert isinstance(block, Block)
+            block.attention.recompute_core = parallel.recompute_granularity == "selective"
+
+
+def units(layers: int, block: bool, number: int) -> list[Unit]:
+    """Consecutive layers of a chunk that are computed as one, in order."""
+    if block:
+        alone = [Unit(i, i + 1, True) for i in range(min(number, layers))]
+        return alone + ([Unit(number, layers, False)] if number < layers else [])
+    return [Unit(start, min(start + number, layers), True) for start in range(0, layers, number)]

@@ -1,0 +1,94 @@
+"""Recomputation keeps less and changes no bit, dropout included; every weight gradient is delivered once."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from megascratch.model.chunk import Unit
+from megascratch.model.recompute import units
+from megascratch.training.trainer import Trainer
+from tests.laws.cover import LLAMA
+from tests.laws.runs import assert_identical, batch_of, config_of, trace
+from tests.pool import mesh_of
+
+SELECTIVE = {"recompute_granularity": "selective"}
+FULL = {"recompute_granularity": "full"}
+WAYS: dict[str, dict[str, Any]] = {
+    "selective": SELECTIVE,
+    "each layer": FULL,
+    "units of 3": {**FULL, "recompute_num_layers": 3},
+    "first of each chunk": {**FULL, "recompute_method": "block", "recompute_num_layers": 1},
+}
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "one": {},
+    "tp2.sp": {"tensor_model_parallel_size": 2, "sequence_parallel": True},
+    "pp2.dp2.zero1": {"pipeline_model_parallel_size": 2, "data_parallel_size": 2, "use_distributed_optimizer": True},
+    "tp2.pp2 interleaved": {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2,
+                            "num_virtual_stages_per_pipeline_rank": 2},
+}  # fmt: skip
+DROPOUT = {"hidden_dropout": 0.1, "attention_dropout": 0.2}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("way", WAYS)
+def test_recomputation_changes_no_bit(layout, way):
+    settings = {"fp64": False, **LLAMA, **DROPOUT, **LAYOUTS[layout]}
+    assert_identical(trace(config_of(**settings), 2), trace(config_of(**settings, **WAYS[way]), 2))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_without_dropout_and_with_documents_it_changes_no_bit_either(way):
+    settings = {"fp64": False, "reset_attention_mask": True, "reset_position_ids": True}
+    assert_identical(trace(config_of(**settings), 2), trace(config_of(**settings, **WAYS[way]), 2))
+
+
+def kept_bytes(**settings) -> int:
+    """Of all distinct tensors that one forward keeps for backward, the inputs of recomputed parts left out."""
+    config = config_of(**DROPOUT, seq_length=32, **settings)
+    chunk = Trainer(config, mesh_of()).chunks[0]
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = chunk(None, batch_of(config, range(2)))
+    assert loss.requires_grad
+    return sum(kept.values())
+
+
+def test_the_more_is_recomputed_the_less_is_kept():
+    half = {**FULL, "recompute_method": "block", "recompute_num_layers": 2}
+    none, selective, block, full = (kept_bytes(**way) for way in ({}, SELECTIVE, half, FULL))
+    assert none > selective > full and none > block > full
+    assert full < none / 4 and block == pytest.approx((none + full) / 2, rel=0.1)
+    scores = 4 * 2 * 4 * 32 * 32 * 8  # layers, samples, heads, queries, keys, bytes
+    assert none - selective > scores
+
+
+def test_evaluation_recomputes_nothing():
+    chunk = Trainer(config_of(**FULL), mesh_of()).chunks[0].eval()
+    batch, calls = batch_of(config_of(), range(1)), []
+    chunk.layers["0"].register_forward_pre_hook(lambda *args: calls.append(1))
+    chunk(None, batch).backward()
+    assert calls == [1]
+    chunk.train()
+    chunk(None, batch).backward()
+    assert calls == [1, 1, 1], "in training the layer runs again"
+
+
+@pytest.mark.parametrize(
+    ("layers", "block", "number", "expected"),
+    [
+        (4, False, 1, [(0, 1, True), (1, 2, True), (2, 3, True), (3, 4, True)]),
+        (5, False, 2, [(0, 2, True), (2, 4, True), (4, 5, True)]),
+        (4, True, 2, [(0, 1, True), (1, 2, True), (2, 4, False)]),
+        (2, True, 3, [(0, 1, True), (1, 2, True)]),
+        (0, False, 2, []),
+        (0, True, 2, []),
+    ],
+)
+def test_units_cover_every_layer_once(layers, block, number, expected):
+    assert units(layers, block, number) == [Unit(*unit) for unit in expected]
