@@ -147,7 +147,7 @@ def _table(verdicts: Sequence[Verdict], options: argparse.Namespace) -> Table:
     table.add_column("layout, micro-batches")
     for kind in KINDS:
         table.add_column(kind.removeprefix("grad "), justify="right", no_wrap=True)
-    table.add_column("farthest tensor", overflow="fold")
+    table.add_column("farthest tensor", no_wrap=True)
     table.add_column("tolerance", justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
     for verdict in verdicts:
