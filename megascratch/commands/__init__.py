@@ -18,6 +18,7 @@ VERBS = {
     "tokenizer": "train a tokenizer, encode and decode text",
     "evaluate": "measure a checkpoint's loss and bits per byte on held-out text",
     "generate": "continue prompts with a checkpoint",
+    "schedule": "draw, prove, compare and play pipeline schedules",
     "verify": "prove on your own config that a layout computes the same model",
 }
 

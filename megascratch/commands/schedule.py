@@ -1,0 +1,265 @@
+"""`megascratch schedule`: schedules drawn, proved, compared, written as CSV and played with measured times.
+
+    megascratch schedule show zb_v --stages 4 --microbatches 8 --output zb_v.svg
+    megascratch schedule check mine.csv
+    megascratch schedule compare 1f1b zb_h1 zb_v --stages 4 --microbatches 8
+    megascratch schedule csv zb_h1 --stages 4 --microbatches 8 --output zb_h1.csv
+    megascratch schedule play interleaved --virtual-stages 3 --stages 8 --microbatches 24 --times times.csv --json
+"""
+
+import argparse
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.console import Console
+from rich.table import Table
+
+from megascratch.config.errors import UserError
+from megascratch.config.fields import nearest
+from megascratch.pipeline import chart
+from megascratch.pipeline.passes import Orders, ScheduleError, check, compile_order, placement_of
+from megascratch.pipeline.play import Timeline, overlapped, play
+from megascratch.pipeline.schedule import SCHEDULES, Placement
+from megascratch.pipeline.table import read_table, write_table
+from megascratch.pipeline.times import Times, cost_of, read_times
+
+NAMES = [name for name in SCHEDULES if name != "forward_only"]
+CHUNKS = {"interleaved": 2, "zb_v": 2, "dualpipe_v": 2}
+NOTE = "Times are those of one micro-batch on one rank; a backward in one piece takes b + w."
+
+
+class Plan(NamedTuple):
+    """A schedule with its numbers."""
+
+    name: str
+    orders: Orders
+    placement: Placement
+
+    @property
+    def microbatches(self) -> int:
+        return 1 + max(action.microbatch for action in self.orders[0])
+
+
+def main(argv: list[str]) -> int:
+    """The verb. Raises: UserError for what the user can mend."""
+    options = _parser().parse_args(argv)
+    _refuse_numbers(options)
+    code: int = options.run(options)
+    return code
+
+
+# ---- what it does ----------------------------------------------------------------------------------------------
+
+
+def show(options: argparse.Namespace) -> int:
+    """Draws one schedule."""
+    plan = _plan(options.schedule, options)
+    timeline = _play(plan, _times(options))
+    head = (f"{plan.name}: {plan.placement.ranks} stages, {plan.microbatches} micro-batches, bubble "
+            f"{timeline.bubble_rate:.1%}, {timeline.total:g} units of time")
+    if options.output:
+        _save(timeline, head, options.output)
+        return 0
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(head)
+    for line in chart.terminal(timeline, options.unit or _unit(timeline)):
+        console.print(line)
+    return 0
+
+
+def prove(options: argparse.Namespace) -> int:
+    """Says that a schedule is complete and ends; UserError names the action that is wrong."""
+    plan = _plan(options.schedule, options)
+    try:
+        check(plan.orders, plan.placement)
+        if options.blocking:
+            check(plan.orders, plan.placement, blocking_sends=True)
+    except ScheduleError as error:
+        raise UserError(f"{plan.name}: {error}") from error
+    print(f"{plan.name}: {plan.placement.ranks} stages of {plan.placement.chunks}, {plan.microbatches} micro-batches, "
+          f"{sum(map(len, plan.orders))} actions: complete, paired and free of deadlock")
+    return 0
+
+
+def compare(options: argparse.Namespace) -> int:
+    """A table of several schedules."""
+    times = _times(options)
+    found = [_answer(_plan(name, options), times) for name in options.schedules or NAMES]
+    if options.json:
+        print(json.dumps(found, indent=2))
+        return 0
+    table = Table("schedule", "bubble", "blocking sends", "time", "activations alive, by rank")
+    for answer in found:
+        plain, blocking = answer["nonblocking"], answer["blocking"]
+        peaks = " ".join(f"{peak:g}" for peak in plain["peak_in_flight"])
+        table.add_row(answer["schedule"], f"{plain['bubble']:.2%}", f"{blocking['bubble']:.2%}",
+                      f"{plain['total']:g}", peaks)
+    Console().print(table)
+    return 0
+
+
+def write(options: argparse.Namespace) -> int:
+    """The schedule in torch.distributed.pipelining's notation."""
+    plan = _plan(options.schedule, options)
+    text = write_table(plan.orders, plan.placement, compute_only=not options.comms)
+    if options.output:
+        _write(options.output, text)
+    else:
+        print(text, end="")
+    return 0
+
+
+def simulate(options: argparse.Namespace) -> int:
+    """When everything ends with the times of each stage."""
+    answer = _answer(_plan(options.schedule, options), _times(options))
+    if options.json:
+        print(json.dumps(answer, indent=2))
+        return 0
+    for sends in ("nonblocking", "blocking", "overlapped"):
+        if answer[sends] is not None:
+            print(f"{sends} sends: bubble {answer[sends]['bubble']:.2%}, total {answer[sends]['total']:g}, "
+                  f"longest stage {answer[sends]['cost']:g}")
+    return 0
+
+
+# ---- parts -----------------------------------------------------------------------------------------------------
+
+
+def _refuse_numbers(options: argparse.Namespace) -> None:
+    """Numbers out of range."""
+    for name in ("stages", "microbatches", "virtual_stages", "group"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} ({value}) must be at least 1")
+    for name in ("f", "b", "w", "comm"):
+        value = getattr(options, name, 0.0)
+        if not 0 <= value < math.inf:
+            raise UserError(f"--{name} ({value:g}) must be a time, 0 or more")
+    if getattr(options, "unit", None) is not None and not options.unit > 0:
+        raise UserError(f"--unit ({options.unit:g}) must be above 0")
+
+
+def _plan(name: str, options: argparse.Namespace) -> Plan:
+    """The schedule called `name`; what only interleaving reads is refused elsewhere, but not when all are compared."""
+    if name.endswith(".csv"):
+        return _from_file(name, options)
+    if name not in NAMES:
+        raise UserError(f"unknown schedule {name}{nearest(name, NAMES)}: use {', '.join(NAMES)} or a .csv file")
+    asked = name == "interleaved" or options.run is not compare
+    chunks = options.virtual_stages if asked and options.virtual_stages else CHUNKS.get(name, 1)
+    if options.group and asked and name != "interleaved":
+        raise UserError(f"--group ({options.group}) needs the schedule interleaved, not {name}: leave it out")
+    group = options.group if name == "interleaved" else None
+    stages, microbatches = options.stages or 4, options.microbatches or 8
+    orders = compile_order(name, stages, microbatches, chunks, group)
+    return Plan(name, orders, placement_of(name, stages, chunks))
+
+
+def _from_file(path: str, options: argparse.Namespace) -> Plan:
+    """The file's schedule; numbers given beside it must be its own."""
+    plan = Plan(*read_table(path))
+    told = {"stages": plan.placement.ranks, "virtual_stages": plan.placement.chunks, "microbatches": plan.microbatches}
+    for name, value in told.items():
+        if getattr(options, name) not in (None, value) and options.run is not compare:
+            raise UserError(f"--{name.replace('_', '-')} ({getattr(options, name)}) is {value} in {path}: leave it out")
+    return plan
+
+
+def _times(options: argparse.Namespace) -> list[Times]:
+    return read_times(options.times) if options.times else [Times(options.f, options.b, options.w, options.comm)]
+
+
+def _play(plan: Plan, times: Sequence[Times]) -> Timeline:
+    return play(plan.orders, cost_of(times, plan.placement), plan.placement)
+
+
+def _answer(plan: Plan, times: Sequence[Times]) -> dict[str, Any]:
+    """What `--json` prints. `overlapped`: interleaved 1F1B as it is published, see `play.overlapped`."""
+    cost, chunks = cost_of(times, plan.placement), plan.placement.chunks
+    hidden = None
+    if plan.name == "interleaved":
+        hidden = _figures(play(plan.orders, overlapped(cost, chunks), plan.placement), chunks)
+    return {
+        "schedule": plan.name,
+        "stages": plan.placement.ranks,
+        "virtual_stages": chunks,
+        "microbatches": plan.microbatches,
+        "nonblocking": _figures(play(plan.orders, cost, plan.placement), chunks),
+        "blocking": _figures(play(plan.orders, cost, plan.placement, blocking_sends=True), chunks),
+        "overlapped": hidden,
+    }
+
+
+def _figures(timeline: Timeline, chunks: int) -> dict[str, Any]:
+    """Peaks are in micro-batches of a rank's layers: a chunk counts 1 / chunks."""
+    ranks = range(len(timeline.spans))
+    return {
+        "bubble": timeline.bubble_rate,
+        "total": timeline.total,
+        "cost": timeline.cost,
+        "busy": [timeline.busy(rank) for rank in ranks],
+        "span": [timeline.span(rank) for rank in ranks],
+        "peak_in_flight": [timeline.peak(rank) / chunks for rank in ranks],
+    }
+
+
+def _unit(timeline: Timeline) -> float:
+    """The shortest compute, at most 400 columns for the whole."""
+    shortest = min((s.end - s.start for spans in timeline.spans for s in spans if s.end > s.start
+                    and s.action.op in "FBIW"), default=1.0)  # fmt: skip
+    return max(shortest, timeline.total / 400) or 1.0
+
+
+def _save(timeline: Timeline, title: str, path: str) -> None:
+    if Path(path).suffix not in (".svg", ".png", ".pdf"):
+        raise UserError(f"--output ({path}) must end with .svg, .png or .pdf")
+    try:
+        chart.figure(timeline, title).savefig(path, dpi=150)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error}") from error
+
+
+def _write(path: str, text: str) -> None:
+    try:
+        Path(path).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error}") from error
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="megascratch schedule", description=__doc__, epilog=NOTE,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    verbs = parser.add_subparsers(required=True, metavar="show|check|compare|csv|play")
+    about = f"{', '.join(NAMES)}, or a .csv file"
+    for name, run in {"show": show, "check": prove, "compare": compare, "csv": write, "play": simulate}.items():
+        verb = verbs.add_parser(name, help=run.__doc__, epilog=NOTE)
+        verb.set_defaults(run=run)
+        add = verb.add_argument
+        if name == "compare":
+            add("schedules", nargs="*", metavar="SCHEDULE", help=f"{about}; default: all")
+        else:
+            add("schedule", metavar="SCHEDULE", help=about)
+        add("--stages", type=int, metavar="P", help="ranks of the pipeline (default: 4)")
+        add("--microbatches", type=int, metavar="M", help="micro-batches of a step (default: 8)")
+        add("--virtual-stages", type=int, metavar="V", help="model chunks per rank (interleaved; default: 2)")
+        add("--group", type=int, metavar="G", help="micro-batches per chunk before the next (interleaved; default: P)")
+        if name in ("show", "compare", "play"):
+            add("--f", type=float, default=1.0, metavar="TIME", help="forward (default: 1)")
+            add("--b", type=float, default=1.0, metavar="TIME", help="input gradient (default: 1)")
+            add("--w", type=float, default=1.0, metavar="TIME", help="weight gradient (default: 1)")
+            add("--comm", type=float, default=0.0, metavar="TIME", help="one transfer (default: 0)")
+            add("--times", metavar="FILE", help="CSV with columns F, B, W, comm and a row per stage")
+        if name in ("show", "csv"):
+            add("--output", metavar="FILE", help="write here: .svg, .png or .pdf" if name == "show" else "write here")
+        if name in ("compare", "play"):
+            add("--json", action="store_true", help="print JSON")
+        if name == "show":
+            add("--unit", type=float, metavar="TIME", help="time per column (default: the shortest action)")
+        if name == "check":
+            add("--blocking", action="store_true", help="prove it for sends without buffers, too")
+        if name == "csv":
+            add("--comms", action="store_true", help="with sends and receives")
+    return parser
