@@ -79,7 +79,7 @@ class ParallelConfig:
     pipeline_schedule_csv: str | None = None
     """A schedule of your own: one row per stage, in the notation of torch.distributed.pipelining."""
     num_virtual_stages_per_pipeline_rank: int | None = None
-    """Model chunks per rank; default: what pipeline_model_parallel_layout tells, or 2 with zb_v and dualpipe_v, or 1."""
+    """Model chunks per rank; default: as pipeline_model_parallel_layout tells, 2 with zb_v and dualpipe_v, else 1."""
     microbatch_group_size_per_virtual_pipeline_stage: int | None = None
     """Micro-batches that run through one chunk before the next chunk; default: the number of stages."""
     decoder_first_pipeline_num_layers: int | None = None

@@ -34,7 +34,8 @@ def for_proof(config: Config, steps: int, precision: str) -> Config:
     plain |= {name: getattr(TrainingConfig(), name) for name in run}
     kinds = {"fp64": precision == "fp64", "bf16": precision == "bf16", "fp16": False}
     return with_fields(config, told | plain | kinds | {
-        "mock_data": True, "data_cache_path": None, "tokenizer_type": None, "tokenizer_model": None,
+        "mock_data": True, "data_cache_path": None, "distributed_backend": None,
+        "tokenizer_type": None, "tokenizer_model": None,
         "lr_decay_style": "constant", "min_lr": 0.0, "train_iters": steps,
         "adam_eps": max(config.optim.adam_eps, EPSILON[precision]),
         "vocab_size": config.model.vocab_size or GPT2_VOCABULARY,

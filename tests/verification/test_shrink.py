@@ -92,7 +92,8 @@ def test_a_proof_needs_no_file_no_curve_and_no_ramp(precision):
     real = with_fields(Config(), {
         "data_path": ["nowhere"], "split": "1", "tokenizer_model": "nowhere", "rampup_batch_size": [1, 1, 10],
         "train_samples": 100, "lr_decay_style": "WSD", "lr_wsd_decay_samples": 10, "lr_warmup_samples": 5,
-        "fp16": True, "loss_scale": 8.0, "compile": True, "load": "nowhere", "save": "nowhere",
+        "fp16": True, "loss_scale": 8.0, "device": "cpu", "distributed_backend": "nccl",
+        "compile": True, "load": "nowhere", "save": "nowhere",
     })  # fmt: skip
     config = for_proof(real, 3, precision)
     validate(config, 1)
