@@ -21,7 +21,7 @@ def terminal(timeline: Timeline, unit: float) -> list[Text]:
 
 
 def figure(timeline: Timeline, title: str) -> Figure:
-    """Bars over time, one row per rank; the second chunk of a rank is darker."""
+    """Bars over time, one row per rank; the second chunk of a rank is paler."""
     ranks = len(timeline.spans)
     chart = Figure(figsize=(14, 0.6 * ranks + 1.4), layout="constrained")
     axes = chart.subplots()
