@@ -35,6 +35,9 @@ class PlainGPT(nn.Module):
         for weight in self.parameters():
             if weight.dim() > 1:
                 nn.init.normal_(weight, std=0.02)
+        for block in self.blocks:
+            for last in (block.proj, block.down):  # GPT-2: the residual sum keeps its scale
+                nn.init.normal_(last.weight, std=0.02 / (2 * layers) ** 0.5)
 
     def forward(self, ids: Tensor, labels: Tensor) -> Tensor:
         x = self.words(ids) + self.positions(torch.arange(ids.shape[1], device=ids.device))
@@ -53,7 +56,9 @@ class PlainTrainer:
         groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.99), fused=True)
 
-    def step(self, ids: Tensor, labels: Tensor) -> float:
+    def step(self, ids: Tensor, labels: Tensor, lr: float = 1e-3) -> float:
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.model(ids, labels)
         loss.backward()
