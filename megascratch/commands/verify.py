@@ -6,6 +6,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -90,6 +91,8 @@ def _check(options: argparse.Namespace) -> None:
             raise UserError(f"--{name.replace('_', '-')} ({value}) must be above 0")
     if options.random is not None and options.max_world is None:
         raise UserError(f"--random ({options.random}) needs --max-world, the most ranks a layout may have")
+    if options.json is not None and not Path(options.json).resolve().parent.is_dir():
+        raise UserError(f"--json {options.json} cannot be written: there is no folder {Path(options.json).parent}")
 
 
 def _cases(config: Config, options: argparse.Namespace, places: dict[str, str]) -> list[Case]:
