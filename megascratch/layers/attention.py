@@ -70,7 +70,8 @@ class Attention(nn.Module):
         )
 
     def forward(self, x: Tensor, context: Context) -> Tensor:  # [s or s/tp, b, h] -> the same
-        qkv = self.qkv(x).unflatten(-1, (-1, self.width))  # [s, b, q + k + v heads, d]
+        qkv = self.qkv(x)
+        qkv = qkv.view(*qkv.shape[:2], -1, self.width)  # [s, b, q + k + v heads, d]
         q, k, v = qkv.split((self.heads, self.groups, self.groups), 2)
         if context.rotary is not None:
             q, k = rotate(q, *context.rotary), rotate(k, *context.rotary)

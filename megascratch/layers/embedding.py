@@ -44,7 +44,6 @@ class _Rows(torch.autograd.Function):
         return None, None
 
 
-@torch.compiler.disable
 def rows(weight: nn.Parameter, ids: Tensor) -> Tensor:
     return _Rows.apply(weight, ids)
 

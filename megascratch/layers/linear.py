@@ -31,23 +31,23 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight: nn.Parameter, bias: Tensor | None, axis: Axis, gather: bool) -> Tensor:
         ctx.save_for_backward(x)  # under SP only this rank's part is kept, and gathered again
-        ctx.weight, ctx.axis, ctx.gather, ctx.has_bias = weight, axis, gather, bias is not None
+        ctx.layer = weight, axis, gather, bias is not None
         return F.linear(all_gather(x, axis) if gather else x, weight, bias)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
         (x,) = ctx.saved_tensors
-        weight, axis = ctx.weight, ctx.axis
-        gathered = start_all_gather(x, axis) if ctx.gather else None
+        weight, axis, gather, has_bias = ctx.layer
+        gathered = start_all_gather(x, axis) if gather else None
         grad_x = grad @ weight if ctx.needs_input_grad[0] else None
         if gathered is not None:
             x = gathered.wait()
         pending = None
         if grad_x is not None and axis.size > 1:
-            pending = start_reduce_scatter(grad_x, axis) if ctx.gather else start_all_reduce(grad_x, axis)
+            pending = start_reduce_scatter(grad_x, axis) if gather else start_all_reduce(grad_x, axis)
         grad_2d = grad.flatten(0, -2)
         grad_weight = _weight_gradient(weight, x.flatten(0, -2), grad_2d)
-        grad_bias = grad_2d.sum(0) if ctx.has_bias else None
+        grad_bias = grad_2d.sum(0) if has_bias else None
         return pending.wait() if pending else grad_x, grad_weight, grad_bias, None, None
 
 
@@ -59,10 +59,16 @@ def _weight_gradient(weight: nn.Parameter, x: Tensor, grad: Tensor) -> Tensor | 
     return None
 
 
-@torch.compiler.disable  # sinks and collectives stay outside compiled graphs; what lies between them is fused
 def linear(x: Tensor, weight: nn.Parameter, bias: Tensor | None, axis: Axis, gather: bool = False) -> Tensor:
     """x Wᵀ + b, x whole or (gather) cut along dim 0 over the axis; the input's gradient is summed over the axis."""
-    return _Linear.apply(x, weight, bias, axis, gather)
+    apply = _outside_graphs if torch.compiler.is_compiling() else _Linear.apply
+    return apply(x, weight, bias, axis, gather)
+
+
+@torch.compiler.disable
+def _outside_graphs(*args) -> Tensor:
+    """Sinks and collectives stay outside compiled graphs; what lies between them is fused."""
+    return _Linear.apply(*args)
 
 
 class ColumnParallelLinear(nn.Module):

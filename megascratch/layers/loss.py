@@ -45,7 +45,6 @@ class _CrossEntropy(torch.autograd.Function):
         return x.to(ctx.dtype), None, None, None
 
 
-@torch.compiler.disable
 def vocab_parallel_cross_entropy(logits: Tensor, labels: Tensor, valid: int, tp: Axis) -> Tensor:
     """-log softmax(logits)[labels] per row, in fp32 (fp64 for fp64 logits).
 

@@ -5,7 +5,7 @@ collective on it returns its input, so no layer ever asks whether it is distribu
 """
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import timedelta
 
 import torch
@@ -119,6 +119,13 @@ class Mesh:
     @property
     def is_first(self) -> bool:
         return self.rank == 0
+
+    def close(self) -> None:
+        """Ends every group but the default one; the mesh is of no use afterwards."""
+        axes = (self.tp, self.pp, self.dp, self.cp, self.data, self.model, self.embedding)
+        links = () if self.links is None else (getattr(self.links, f.name) for f in fields(self.links))
+        for group in {holder.group for holder in (*axes, *links)} - {None}:
+            dist.destroy_process_group(group)
 
 
 class _GroupMaker:

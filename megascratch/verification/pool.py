@@ -6,12 +6,14 @@ is an exception with the first cause, never a wait without end.
 """
 
 import contextlib
+import gc
 import multiprocessing as mp
 import os
 import shutil
 import tempfile
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
 from multiprocessing.connection import Connection, wait
@@ -143,6 +145,7 @@ def _serve(connection: Connection, rank: int, timeout: float, device: str) -> No
         function, args, world, meeting_file, active = task
         try:
             if meeting_file != meeting and dist.is_initialized():
+                _kept().drop()
                 dist.destroy_process_group()
             if meeting_file != meeting and active:
                 _meet(meeting_file, rank, world, timeout, device)
@@ -167,14 +170,32 @@ def _meet(file: str, rank: int, world: int, timeout: float, device: str) -> None
     )
 
 
-@lru_cache(maxsize=64)
-def _mesh(sizes: tuple[tuple[str, int], ...], device: str, meeting: int) -> Mesh:
-    return Mesh.build(Grid(dict(sizes)), device)
+@dataclass
+class _Kept:
+    """The newest mesh of a worker. Each gloo group has a thread that wakes 100 times a second, so old ones must go."""
+
+    key: tuple | None = None
+    mesh: Mesh | None = None
+
+    def drop(self) -> None:
+        if self.mesh is not None:
+            self.mesh.close()
+        self.key = self.mesh = None
+        gc.collect()
+
+
+@lru_cache(maxsize=1)
+def _kept() -> _Kept:
+    return _Kept()
 
 
 def mesh_of(tp: int = 1, pp: int = 1, dp: int = 1, device: str = "cpu") -> Mesh:
-    """On a rank: the mesh of this layout; its groups are made once per worker and kept."""
-    meeting = id(dist.group.WORLD) if dist.is_initialized() else 0
+    """On a rank: the mesh of this layout; its groups are kept until another layout is asked for."""
     if device == "cuda":
         device = f"cuda:{dist.get_rank() if dist.is_initialized() else 0}"
-    return _mesh(tuple(Grid.dense(tp=tp, pp=pp, dp=dp).sizes.items()), device, meeting)
+    grid, kept = Grid.dense(tp=tp, pp=pp, dp=dp), _kept()
+    key = (tuple(grid.sizes.items()), device)
+    if kept.mesh is None or kept.key != key:
+        kept.drop()
+        kept.key, kept.mesh = key, Mesh.build(grid, device)
+    return kept.mesh
