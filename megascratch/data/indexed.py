@@ -1,23 +1,12 @@
 """Token ids on disk: documents in, a pair of files {prefix}.bin / {prefix}.idx out, and back through a memory map.
 
-The format is Megatron's MMIDIDX, little endian. `.bin` holds the ids back to back in the index's dtype.
-`.idx`, with S sequences and D - 1 documents (a document is a run of sequences, usually one):
-
-    offset        size   content
-    0             9      magic "MMIDIDX" and two zero bytes
-    9             8      u64 version, 1
-    17            1      u8 dtype code (`DTYPES`)
-    18            8      u64 S
-    26            8      u64 D
-    34            4 S    i32 length of each sequence, in tokens
-    34 +  4 S     8 S    i64 where each sequence begins in .bin, in bytes
-    34 + 12 S     8 D    i64 first sequence of each document, then S; begins with 0
+`.bin` holds the ids back to back in the dtype that `.idx` names, without header or padding; `index_file.py` describes
+`.idx`.
 """
 
 import hashlib
 import mmap
 import os
-import struct
 from array import array
 from collections.abc import Sequence
 from functools import cached_property
@@ -28,13 +17,7 @@ from typing import IO, Any, final
 import numpy as np
 
 from megascratch.config.errors import UserError
-
-MAGIC = b"MMIDIDX\x00\x00"
-VERSION = 1
-HEADER = struct.Struct("<9sQBQQ")
-DTYPES = {1: "uint8", 2: "int8", 3: "int16", 4: "int32", 5: "int64", 6: "float64", 7: "float32", 8: "uint16"}
-TOKEN_DTYPES = {code: name for code, name in DTYPES.items() if "float" not in name}
-BLOCK = 1 << 20  # entries looked at together, so that a check of 10^8 sequences needs little memory
+from megascratch.data.index_file import BLOCK, HEADER, MAGIC, TOKEN_DTYPES, VERSION, broken_laws, read_index
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -176,50 +159,21 @@ class Reader:
         self.prefix = str(prefix)
         self._idx, self._bin = idx_path(prefix), bin_path(prefix)
         raw = _map(self._idx, "index")
-        self.dtype, sequences, entries = _read_header(self._idx, raw)
-        self.lengths = np.frombuffer(raw, "<i4", sequences, HEADER.size)
-        self.pointers = np.frombuffer(raw, "<i8", sequences, HEADER.size + 4 * sequences)
-        self.documents = np.frombuffer(raw, "<i8", entries, HEADER.size + 12 * sequences)
+        index = read_index(self._idx, raw)
+        self.dtype, self.lengths, self.pointers, self.documents = index
         self._raw_index, self._raw_tokens = raw, _map(self._bin, "token file")
-        self._check_documents()
-        self._check_sequences()
-
-    def _refuse(self, law: str) -> UserError:
-        return UserError(f"{self._idx}: {law}; the file is damaged or not a token index, preprocess the corpus again")
-
-    def _check_documents(self) -> None:
-        first, last = int(self.documents[0]), int(self.documents[-1])
-        if first != 0 or last != len(self):
-            raise self._refuse(f"documents must run from sequence 0 to {len(self)}, they run from {first} to {last}")
-        for start in range(0, len(self.documents), BLOCK):
-            steps = np.diff(self.documents[start : start + BLOCK + 1])
-            if len(steps) and steps.min() < 0:
-                raise self._refuse(f"document {start + int(steps.argmin())} ends before it begins")
-
-    def _check_sequences(self) -> None:
-        """Sequences have no negative length, do not overlap, start on whole tokens and end inside .bin."""
-        end = 0
-        for start in range(0, len(self), BLOCK):
-            lengths = self.lengths[start : start + BLOCK].astype(np.int64)
-            pointers = self.pointers[start : start + BLOCK]
-            ends = pointers + lengths * self.dtype.itemsize
-            before = np.concatenate([[end], ends[:-1]])
-            for bad, law in (
-                (lengths < 0, "has a negative length"),
-                (pointers < before, "begins before the one in front of it ends"),
-                (pointers % self.dtype.itemsize != 0, f"does not begin on a whole {self.dtype} token"),
-            ):
-                if bad.any():
-                    at = int(bad.argmax())
-                    raise self._refuse(
-                        f"sequence {start + at} {law} (length {lengths[at]}, byte {pointers[at]}, "
-                        f"expected >= {before[at]})"
-                    )
-            end = int(ends[-1])
-        if end > len(self._raw_tokens):
+        for law in broken_laws(index):
             raise UserError(
-                f"{self._bin} is shorter than its index says: {len(self._raw_tokens)} bytes, "
-                f"{self._idx.name} needs {end}; copy the file again or preprocess the corpus again"
+                f"{self._idx}: {law}; the file is damaged or not a token index, preprocess the corpus again"
+            )
+        self._check_size()
+
+    def _check_size(self) -> None:
+        needed = int(self.pointers[-1]) + int(self.lengths[-1]) * self.dtype.itemsize if len(self) else 0
+        if needed > self.bin_bytes:
+            raise UserError(
+                f"{self._bin} is shorter than its index says: {self.bin_bytes} bytes, "
+                f"{self._idx.name} needs {needed}; copy the file again or preprocess the corpus again"
             )
 
     def __len__(self) -> int:
@@ -291,24 +245,3 @@ def _map(path: Path, what: str) -> "mmap.mmap | bytes":
         raise UserError(
             f"{what} {path} cannot be read: {error.strerror}; a corpus is named by its prefix and has .bin and .idx"
         ) from error
-
-
-def _read_header(path: Path, raw: "mmap.mmap | bytes") -> tuple[np.dtype, int, int]:
-    """dtype of the ids, S and D; the size of the file must be what they say."""
-    if raw[: len(MAGIC)] != MAGIC[: len(raw)]:
-        raise UserError(f"{path} is not a token index: it begins with {raw[: len(MAGIC)]!r}, expected {MAGIC!r}")
-    if len(raw) < HEADER.size:
-        raise UserError(f"{path} is truncated: {len(raw)} bytes, the header alone has {HEADER.size}; preprocess again")
-    _, version, code, sequences, entries = HEADER.unpack(raw[: HEADER.size])
-    if version != VERSION:
-        raise UserError(f"{path} has version {version}; version {VERSION} can be read")
-    if code not in TOKEN_DTYPES:
-        raise UserError(f"{path} has dtype code {code}; token ids have one of {TOKEN_DTYPES}")
-    wanted = HEADER.size + 12 * sequences + 8 * entries
-    if len(raw) != wanted or entries < 1:
-        kind = "truncated" if len(raw) < wanted else "longer than its header says"
-        raise UserError(
-            f"{path} is {kind}: {len(raw)} bytes, {sequences} sequences and {entries} document entries need {wanted}; "
-            f"preprocess the corpus again"
-        )
-    return np.dtype(TOKEN_DTYPES[code]).newbyteorder("<"), sequences, entries

@@ -1,0 +1,116 @@
+"""The .idx half of a corpus: raw bytes in, its arrays out, and every law they can break in words.
+
+The format is Megatron's MMIDIDX, little endian. With S sequences and D - 1 documents (a document is a run of
+sequences, usually one):
+
+    offset        size   content
+    0             9      magic "MMIDIDX" and two zero bytes
+    9             8      u64 version, 1
+    17            1      u8 dtype code of the ids in .bin (`DTYPES`)
+    18            8      u64 S
+    26            8      u64 D
+    34            4 S    i32 length of each sequence, in tokens
+    34 +  4 S     8 S    i64 where each sequence begins in .bin, in bytes
+    34 + 12 S     8 D    i64 first sequence of each document, then S; begins with 0
+"""
+
+import mmap
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from megascratch.config.errors import UserError
+
+MAGIC = b"MMIDIDX\x00\x00"
+VERSION = 1
+HEADER = struct.Struct("<9sQBQQ")
+DTYPES = {1: "uint8", 2: "int8", 3: "int16", 4: "int32", 5: "int64", 6: "float64", 7: "float32", 8: "uint16"}
+TOKEN_DTYPES = {code: name for code, name in DTYPES.items() if "float" not in name}
+BLOCK = 1 << 20  # entries looked at together, so that a check of 10^8 sequences needs little memory
+
+
+class Index(NamedTuple):
+    """The arrays of an .idx, as views of its bytes."""
+
+    dtype: np.dtype
+    """Of the ids in .bin."""
+    lengths: np.ndarray
+    """int32 [S] tokens."""
+    pointers: np.ndarray
+    """int64 [S] bytes."""
+    documents: np.ndarray
+    """int64 [D] sequences."""
+
+
+def read_index(path: Path, raw: "mmap.mmap | bytes") -> Index:
+    """The arrays; the header is legal and the size of the file is what it says.
+
+    Raises: UserError naming the file, the law and the numbers.
+    """
+    dtype, sequences, entries = _read_header(path, raw)
+    return Index(
+        dtype,
+        np.frombuffer(raw, "<i4", sequences, HEADER.size),
+        np.frombuffer(raw, "<i8", sequences, HEADER.size + 4 * sequences),
+        np.frombuffer(raw, "<i8", entries, HEADER.size + 12 * sequences),
+    )
+
+
+def _read_header(path: Path, raw: "mmap.mmap | bytes") -> tuple[np.dtype, int, int]:
+    """dtype of the ids, S and D."""
+    if raw[: len(MAGIC)] != MAGIC[: len(raw)]:
+        raise UserError(f"{path} is not a token index: it begins with {raw[: len(MAGIC)]!r}, expected {MAGIC!r}")
+    if len(raw) < HEADER.size:
+        raise UserError(f"{path} is truncated: {len(raw)} bytes, the header alone has {HEADER.size}; preprocess again")
+    _, version, code, sequences, entries = HEADER.unpack(raw[: HEADER.size])
+    if version != VERSION:
+        raise UserError(f"{path} has version {version}; version {VERSION} can be read")
+    if code not in TOKEN_DTYPES:
+        raise UserError(f"{path} has dtype code {code}; token ids have one of {TOKEN_DTYPES}")
+    wanted = HEADER.size + 12 * sequences + 8 * entries
+    if len(raw) != wanted or entries < 1:
+        kind = "truncated" if len(raw) < wanted else "longer than its header says"
+        raise UserError(
+            f"{path} is {kind}: {len(raw)} bytes, {sequences} sequences and {entries} document entries need {wanted}; "
+            f"preprocess the corpus again"
+        )
+    return np.dtype(TOKEN_DTYPES[code]).newbyteorder("<"), sequences, entries
+
+
+def broken_laws(index: Index) -> Iterator[str]:
+    """One sentence for each document and sequence that breaks a law, documents first; nothing for a sound index."""
+    yield from _broken_documents(index.documents, len(index.lengths))
+    yield from _broken_sequences(index)
+
+
+def _broken_documents(documents: np.ndarray, sequences: int) -> Iterator[str]:
+    first, last = int(documents[0]), int(documents[-1])
+    if first != 0 or last != sequences:
+        yield f"documents must run from sequence 0 to {sequences}, they run from {first} to {last}"
+    for start in range(0, len(documents), BLOCK):
+        steps = np.diff(documents[start : start + BLOCK + 1])
+        for at in np.flatnonzero(steps < 0).tolist():
+            yield f"document {start + at} ends before it begins"
+
+
+def _broken_sequences(index: Index) -> Iterator[str]:
+    """Sequences have no negative length, do not overlap and start on whole tokens."""
+    end = 0
+    for start in range(0, len(index.lengths), BLOCK):
+        lengths = index.lengths[start : start + BLOCK].astype(np.int64)
+        pointers = index.pointers[start : start + BLOCK]
+        ends = pointers + lengths * index.dtype.itemsize
+        before = np.concatenate([[end], ends[:-1]])
+        for bad, law in (
+            (lengths < 0, "has a negative length"),
+            (pointers < before, "begins before the one in front of it ends"),
+            (pointers % index.dtype.itemsize != 0, f"does not begin on a whole {index.dtype} token"),
+        ):
+            for at in np.flatnonzero(bad).tolist():
+                yield (
+                    f"sequence {start + at} {law} (length {lengths[at]}, byte {pointers[at]}, expected >= {before[at]})"
+                )
+        end = int(ends[-1])
