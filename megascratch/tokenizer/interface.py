@@ -1,39 +1,69 @@
 """What every tokenizer gives: text in, ids out, and back. The kinds differ in where their vocabulary comes from."""
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import Protocol
+from typing import NamedTuple
+
+import numpy as np
 
 from megascratch.config.errors import UserError
 
 
-class Tokenizer(Protocol):
+class Encoded(NamedTuple):
+    """Many texts as ids."""
+
+    ids: np.ndarray
+    """[sum of lengths] int32: the ids of all texts back to back."""
+    lengths: np.ndarray
+    """[texts] int64: ids of each text."""
+
+
+class Tokenizer(ABC):
     """Text to ids and back; equal fingerprints give equal ids for every text."""
 
-    @property
-    def kind(self) -> str:
-        """Its name in `--tokenizer-type`."""
+    kind: str
+    """Its name in `--tokenizer-type`."""
+    vocab_size: int
+    """Ids are 0 ... vocab_size - 1."""
+    eod: int | None = None
+    """Id of the end of a document; None: the vocabulary has none."""
+    bos: int | None = None
+    """Id of the begin of a text; None: the vocabulary has none."""
+    pad: int | None = None
+    """Id that fills up a batch; None: the vocabulary has none."""
+    fingerprint: str
+    """sha256 of everything that decides the ids."""
 
-    @property
-    def vocab_size(self) -> int:
-        """Ids are 0 ... vocab_size - 1."""
-
-    @property
-    def eod(self) -> int | None:
-        """Id of the end of a document; None: the vocabulary has none."""
-
-    @property
-    def fingerprint(self) -> str:
-        """sha256 of everything that decides the ids."""
-
+    @abstractmethod
     def encode(self, text: str) -> list[int]:
         """Ids of a text, without end of document. Raises: UserError where a part of it has no id."""
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """The same for many texts."""
+    def encode_batch(self, texts: Sequence[str | bytes]) -> Encoded:
+        """The same for many texts at once; bytes are read by `as_text`. Raises: UserError as `encode` does."""
+        return joined([np.array(self.encode(as_text(text)), dtype=np.int32) for text in texts])
 
+    @abstractmethod
     def decode(self, ids: Sequence[int]) -> str:
         """The text; an end of document adds nothing. Raises: UserError for an id outside the vocabulary."""
+
+
+def as_text(text: str | bytes) -> str:
+    """The text with U+FFFD for what is no Unicode: bytes that are no UTF-8 (one per maximal part, as the Unicode
+    standard says in 3.9 and Python, Rust and browsers do), and halves of surrogate pairs."""
+    if isinstance(text, bytes):
+        return text.decode(errors="replace")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text
+
+
+def joined(texts: Sequence[np.ndarray]) -> Encoded:
+    """The ids of each text (int32) back to back."""
+    lengths = np.fromiter(map(len, texts), dtype=np.int64, count=len(texts))
+    return Encoded(np.concatenate([*texts, np.empty(0, np.int32)]), lengths)
 
 
 def fingerprint(kind: str, *parts: bytes) -> str:

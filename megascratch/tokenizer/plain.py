@@ -4,11 +4,13 @@ import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from megascratch.config.errors import UserError
-from megascratch.tokenizer.interface import fingerprint, require_ids
+from megascratch.tokenizer.interface import Encoded, Tokenizer, as_text, fingerprint, joined, require_ids
 
 
-class CharTokenizer:
+class CharTokenizer(Tokenizer):
     """Ids are places in the sorted characters of the training text; with `eod` one more id at the end.
 
     Its file is JSON: {"tokenizer": "CharTokenizer", "eod": true, "characters": "\\n !..."}.
@@ -65,17 +67,13 @@ class CharTokenizer:
                 f"{len(self.characters)} characters of this CharTokenizer; train it on a text that has it"
             ) from error
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """One list per text."""
-        return [self.encode(text) for text in texts]
-
     def decode(self, ids: Sequence[int]) -> str:
         """Raises: UserError for an id outside the vocabulary."""
         require_ids(ids, self.vocab_size, self.kind)
         return "".join(self.characters[number] for number in ids if number != self.eod)
 
 
-class ByteTokenizer:
+class ByteTokenizer(Tokenizer):
     """Ids 0 to 255 are the bytes of the UTF-8 text, 256 is the end of a document. No file."""
 
     kind = "ByteTokenizer"
@@ -85,11 +83,11 @@ class ByteTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """One id per byte."""
-        return list(text.encode())
+        return list(as_text(text).encode())
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """One list per text."""
-        return [self.encode(text) for text in texts]
+    def encode_batch(self, texts: Sequence[str | bytes]) -> Encoded:
+        """The same for many texts."""
+        return joined([np.frombuffer(as_text(text).encode(), dtype=np.uint8).astype(np.int32) for text in texts])
 
     def decode(self, ids: Sequence[int]) -> str:
         """Bytes that are no UTF-8 (a text cut inside a character) become U+FFFD."""
@@ -97,7 +95,7 @@ class ByteTokenizer:
         return bytes(number for number in ids if number != self.eod).decode(errors="replace")
 
 
-class NullTokenizer:
+class NullTokenizer(Tokenizer):
     """The text is ids already, separated by white space; the last id of the vocabulary ends a document. No file."""
 
     kind = "NullTokenizer"
@@ -116,10 +114,6 @@ class NullTokenizer:
             raise UserError(f"a NullTokenizer reads integers separated by white space: {error}") from error
         require_ids(ids, self.vocab_size, self.kind)
         return ids
-
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """One list per text."""
-        return [self.encode(text) for text in texts]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The numbers with one space between them."""

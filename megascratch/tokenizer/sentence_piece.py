@@ -13,14 +13,14 @@ from typing import Literal
 import sentencepiece
 
 from megascratch.config.errors import UserError
-from megascratch.tokenizer.interface import fingerprint, require_ids
+from megascratch.tokenizer.interface import Tokenizer, as_text, fingerprint, require_ids
 
 SPACE = "\u2581"  # how SentencePiece spells a space inside
 LONGEST_ENCODED = 1 << 20  # characters given to SentencePiece at once
 LONGEST_TRAINED = 1 << 11  # the trainer leaves out sentences above its limit in bytes, so texts are cut at line ends
 
 
-class SentencePieceTokenizer:
+class SentencePieceTokenizer(Tokenizer):
     """A .model file; `<eod>` is its end-of-document symbol (also found under the names </s> and <|endoftext|>)."""
 
     kind = "SentencePieceTokenizer"
@@ -35,6 +35,7 @@ class SentencePieceTokenizer:
             raise UserError(refusal) from error
         self.vocab_size = self._pieces.vocab_size()
         self.eod = self._end_of_document()
+        self.bos, self.pad = (id if id >= 0 else None for id in (self._pieces.bos_id(), self._pieces.pad_id()))
         self.fingerprint = fingerprint(self.kind, model)
         spelled = [self._pieces.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE.encode()]
         self._space_ids = None if self._pieces.unk_id() in spelled else spelled
@@ -52,15 +53,11 @@ class SentencePieceTokenizer:
     def encode(self, text: str) -> list[int]:
         """Ids of a text."""
         ids: list[int] = []
-        for part in _parts(text, LONGEST_ENCODED):
+        for part in _parts(as_text(text), LONGEST_ENCODED):
             for place, plain in enumerate(part.split(SPACE) if self._space_ids else [part]):
                 ids += self._space_ids if place and self._space_ids else []
                 ids += self._pieces.encode(plain)
         return ids
-
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """One list per text."""
-        return [self.encode(text) for text in texts]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Raises: UserError for an id outside the vocabulary."""

@@ -4,6 +4,7 @@ import inspect
 import json
 import textwrap
 
+import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -34,7 +35,19 @@ def test_sentence_piece_and_bytes_lose_nothing(pieces, text):
         ids = tokenizer.encode(text)
         assert tokenizer.decode(ids) == text
         assert tokenizer.eod not in ids and all(0 <= number < tokenizer.vocab_size for number in ids)
-        assert tokenizer.encode_batch([text, "", text]) == [ids, [], ids]
+
+
+@settings(max_examples=50, deadline=None)
+@given(texts=st.lists(TEXTS | st.binary(max_size=9), max_size=5))
+@example(["", b""])
+@example([b"\xff\xe2\x82a", "\ud800", "\ud83d\ude00"])
+def test_a_batch_is_its_texts_back_to_back_with_u_fffd_for_what_is_no_text(pieces, texts):
+    for tokenizer in (pieces, ByteTokenizer()):
+        ids, lengths = tokenizer.encode_batch(texts)
+        assert (ids.dtype, lengths.dtype) == (np.int32, np.int64)
+        alone = [tokenizer.encode(t if isinstance(t, str) else t.decode(errors="replace")) for t in texts]
+        assert (ids.tolist(), lengths.tolist()) == ([number for text in alone for number in text], [*map(len, alone)])
+    assert ByteTokenizer().encode("\ud800a\ud83d\ude00") == list("\ufffda\U0001f600".encode())
 
 
 def test_sentence_piece_learns_words_and_indentation(pieces):
