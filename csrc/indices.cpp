@@ -69,18 +69,19 @@ std::int64_t count_tokens(const std::int64_t* lengths, std::int64_t sequences, c
     return total;
 }
 
-// Rows (place in order, offset) of token 0, L, 2 L ... of the sequences laid end to end: sample j runs from row j to
-// row j + 1, both included. keep_partial adds the rest as a shorter last sample.
+// Rows (place in order, offset) of token start, start + L, start + 2 L ... of the sequences laid end to end: sample j
+// runs from row j to row j + 1, both included. keep_partial adds the rest as a shorter last sample.
 py::array_t<std::int64_t> sample_index(const Array<std::int64_t>& lengths, const Array<std::int64_t>& order,
-                                       std::int64_t seq_length, bool keep_partial) {
+                                       std::int64_t seq_length, bool keep_partial, std::int64_t start) {
     require_flat(lengths, "lengths");
     require_flat(order, "order");
     if (seq_length < 1) throw std::invalid_argument("seq_length " + std::to_string(seq_length) + " must be at least 1");
+    if (start < 0) throw std::invalid_argument("start " + std::to_string(start) + " is negative");
     const std::int64_t *sizes = lengths.data(), *sequences = order.data();
     std::int64_t steps = 0, samples = 0;
     {
         py::gil_scoped_release free;
-        steps = std::max<std::int64_t>(count_tokens(sizes, lengths.size(), sequences, order.size()) - 1, 0);
+        steps = std::max<std::int64_t>(count_tokens(sizes, lengths.size(), sequences, order.size()) - 1 - start, 0);
         samples = steps / seq_length + (keep_partial && steps % seq_length != 0 ? 1 : 0);
     }
     py::array_t<std::int64_t> result({samples + 1, std::int64_t{2}});
@@ -92,8 +93,7 @@ py::array_t<std::int64_t> sample_index(const Array<std::int64_t>& lengths, const
     py::gil_scoped_release free;
     std::int64_t place = 0, begin = 0;  // begin: tokens before this place
     for (std::int64_t sample = 0; sample <= samples; ++sample, row += 2) {
-        const std::int64_t token = sample == samples && keep_partial ? std::min(steps, sample * seq_length)
-                                                                      : sample * seq_length;
+        const std::int64_t token = start + (sample == samples && keep_partial ? steps : sample * seq_length);
         while (begin + sizes[sequences[place]] <= token) begin += sizes[sequences[place++]];
         row[0] = place;
         row[1] = token - begin;
@@ -146,6 +146,6 @@ PYBIND11_MODULE(_indices, module) {
     module.doc() = "Orders of documents and samples: arrays in, arrays out.";
     module.def("permutation", &permutation, py::arg("count"), py::arg("key"));
     module.def("sample_index", &sample_index, py::arg("lengths"), py::arg("order"), py::arg("seq_length"),
-               py::arg("keep_partial"));
+               py::arg("keep_partial"), py::arg("start") = 0);
     module.def("blend", &blend, py::arg("weights"), py::arg("taken"), py::arg("limits"), py::arg("count"));
 }

@@ -3,8 +3,9 @@
 Sample i is a pure function of (files, seed, i), never of how many samples are asked for (law 4):
 
     epoch e = i // n, place i % n           n samples per epoch
-    sequences shuffled by (seed, e)  ->  laid end to end, cut every L tokens  ->  samples shuffled by (seed, e)
+    sequences shuffled by (seed, e)  ->  laid in a ring, cut every L tokens  ->  samples shuffled by (seed, e)
 
+The first cut of an epoch falls anywhere in L tokens, so that a long document is not cut at the same places each time.
 A sample has L + 1 tokens; its last token is the first one of the next sample. A finite set (validation, test) keeps
 the order of the text, has one epoch, and ends with a shorter sample; past its end every sample is empty.
 """
@@ -20,8 +21,8 @@ from megascratch.config.errors import UserError
 from megascratch.data.cache import Arrays, built_once
 from megascratch.data.indices import blend, permutation, sample_index, stream_key
 
-FORMAT = 1  # of the cached indices; part of their key
-SEQUENCES, SAMPLES = 1, 2  # what a shuffle is for
+FORMAT = 2  # of the cached indices; part of their key
+SEQUENCES, SAMPLES, FIRST_CUT = 1, 2, 3  # what a key is for
 EPOCHS_KEPT = 2
 BLEND_BLOCK = 1 << 16
 UNLIMITED = np.iinfo(np.int64).max
@@ -51,7 +52,7 @@ class EpochIndex(NamedTuple):
     """How one epoch is read."""
 
     sequences: np.ndarray
-    """int64 [sequences]: the order in which they are laid end to end."""
+    """int64 [sequences and some again]: the order in which they are laid end to end."""
     cuts: np.ndarray
     """int64 [samples + 1, 2]: place in `sequences` and offset of each sample's first token."""
     samples: np.ndarray
@@ -124,12 +125,22 @@ class Corpus:
     def _build(self, epoch: int) -> Arrays:
         if self.finite:
             sequences = np.arange(self.first, self.stop, dtype=np.int64)
-            samples = np.arange(self._count, dtype=np.int64)
+            samples, start = np.arange(self._count, dtype=np.int64), 0
         else:
             sequences = self.first + permutation(self.stop - self.first, stream_key(self.seed, epoch, SEQUENCES))
             samples = permutation(self._count, stream_key(self.seed, epoch, SAMPLES))
-        cuts = sample_index(self.source.lengths.astype(np.int64), sequences, self.seq_length, self.finite)
-        return {"sequences": sequences, "cuts": cuts, "samples": samples}
+            start = stream_key(self.seed, epoch, FIRST_CUT) % self.seq_length
+            sequences = self._closed(sequences, start)
+        cuts = sample_index(self.source.lengths.astype(np.int64), sequences, self.seq_length, self.finite, start)
+        return {"sequences": sequences, "cuts": cuts[: self._count + 1], "samples": samples}
+
+    def _closed(self, sequences: np.ndarray, start: int) -> np.ndarray:
+        """The ring: behind the last sequence come the first ones again, until the first `start` tokens are read."""
+        head = tokens = 0
+        while tokens < start:
+            tokens += int(self.source.lengths[sequences[head]])
+            head += 1
+        return np.concatenate([sequences, sequences[:head]])
 
 
 class Blend:

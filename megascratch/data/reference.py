@@ -23,20 +23,24 @@ def permutation(count: int, key: int) -> np.ndarray:
     return np.array(order, dtype=np.int64)
 
 
-def sample_index(lengths: np.ndarray, order: np.ndarray, seq_length: int, keep_partial: bool) -> np.ndarray:
-    """int64 [n + 1, 2]: (place in `order`, offset) of token 0, L, 2 L ... of the sequences laid end to end.
+def sample_index(
+    lengths: np.ndarray, order: np.ndarray, seq_length: int, keep_partial: bool, start: int = 0
+) -> np.ndarray:
+    """int64 [n + 1, 2]: (place in `order`, offset) of token start, start + L ... of the sequences laid end to end.
 
     Sample j runs from row j to row j + 1, both included. `keep_partial` adds the rest as a shorter last sample.
     """
     if seq_length < 1:
         raise ValueError(f"seq_length {seq_length} must be at least 1")
+    if start < 0:
+        raise ValueError(f"start {start} is negative")
     sizes = lengths[order]
     ends = np.cumsum(sizes)
-    steps = max(int(ends[-1]) - 1, 0) if len(ends) else 0
+    steps = max(int(ends[-1]) - 1 - start, 0) if len(ends) else 0
     count = -(-steps // seq_length) if keep_partial else steps // seq_length
     if count == 0:
         return np.zeros((1, 2), dtype=np.int64)
-    tokens = np.minimum(np.arange(count + 1, dtype=np.int64) * seq_length, steps)
+    tokens = start + np.minimum(np.arange(count + 1, dtype=np.int64) * seq_length, steps)
     places = np.searchsorted(ends, tokens, side="right")
     return np.stack([places, tokens - (ends - sizes)[places]], axis=1)
 

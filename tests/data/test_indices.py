@@ -44,20 +44,24 @@ def test_keys_depend_on_every_number_and_their_order():
 
 @settings(max_examples=200, deadline=None)
 @given(
-    lengths=st.lists(st.integers(0, 12), max_size=20), seq_length=st.integers(1, 15), keep=st.booleans(), data=st.data()
+    lengths=st.lists(st.integers(0, 12), max_size=20),
+    seq_length=st.integers(1, 15),
+    keep=st.booleans(),
+    start=st.integers(0, 20),
+    data=st.data(),
 )
-def test_cuts_of_both_engines_are_equal(lengths, seq_length, keep, data):
+def test_cuts_of_both_engines_are_equal(lengths, seq_length, keep, start, data):
     """Any number of documents in a sample, empty ones, documents left out or repeated."""
     places = st.lists(st.integers(0, len(lengths) - 1), max_size=30) if lengths else st.just([])
     order = np.array(data.draw(places), dtype=np.int64)
     sizes = np.array(lengths, dtype=np.int64)
-    cuts = _indices.sample_index(sizes, order, seq_length, keep)
-    np.testing.assert_array_equal(cuts, reference.sample_index(sizes, order, seq_length, keep))
+    cuts = _indices.sample_index(sizes, order, seq_length, keep, start)
+    np.testing.assert_array_equal(cuts, reference.sample_index(sizes, order, seq_length, keep, start))
     starts = np.cumsum(sizes[order]) - sizes[order]
     if len(cuts) > 1:
         tokens = starts[cuts[:, 0]] + cuts[:, 1]
         total = int(sizes[order].sum())
-        assert tokens.tolist() == [min(j * seq_length, total - 1) for j in range(len(cuts))]
+        assert tokens.tolist() == [min(start + j * seq_length, total - 1) for j in range(len(cuts))]
         assert (cuts[:, 1] < sizes[order][cuts[:, 0]]).all()
         assert total - 1 == tokens[-1] if keep else total - 1 - tokens[-1] < seq_length
 
@@ -123,6 +127,7 @@ LENGTHS, ORDER = np.array([3, 4]), np.array([1, 0])
     [
         (lambda: _indices.permutation(-1, 0), ValueError, "count -1 is negative"),
         (lambda: _indices.sample_index(LENGTHS, ORDER, 0, False), ValueError, "seq_length 0"),
+        (lambda: _indices.sample_index(LENGTHS, ORDER, 1, False, -1), ValueError, "start -1 is negative"),
         (lambda: _indices.sample_index(LENGTHS, np.array([2]), 1, False), IndexError, "is sequence 2 of 2"),
         (lambda: _indices.sample_index(LENGTHS, np.array([-1]), 1, False), IndexError, "is sequence -1 of 2"),
         (lambda: _indices.sample_index(-LENGTHS, ORDER, 1, False), ValueError, "negative length"),
