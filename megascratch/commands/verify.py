@@ -20,7 +20,7 @@ from megascratch.config.errors import UserError
 from megascratch.config.fields import with_fields
 from megascratch.config.load import load_config
 from megascratch.config.settings import Config
-from megascratch.training.inputs import open_tokenizer
+from megascratch.training.inputs import open_tokenizer, own_schedule
 from megascratch.verification.judge import Verdict, judge
 from megascratch.verification.layouts import Case, every_layout, own_layout, random_layouts
 from megascratch.verification.measure import EOD, KINDS, world_of
@@ -61,6 +61,8 @@ def main(argv: Sequence[str]) -> int:
     config = with_fields(for_proof(config, options.steps, options.precision), {"device": options.device})
     cases = _cases(config, options, origins.places)
     _check_vocabulary(cases)
+    for case in cases:
+        own_schedule(case.config)
     if options.device == "cuda":
         _check_devices(max(world_of(case.config) for case in cases))
     return _prove(cases, options)

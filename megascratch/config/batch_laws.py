@@ -53,6 +53,18 @@ def rampup_steps_are_whole(
     return None
 
 
+def rampup_needs_a_schedule_of_any_size(
+    rampup_batch_size: list[int] | None, pipeline_schedule_csv: str | None
+) -> str | None:
+    """A schedule from a file plays a fixed number of micro-batches."""
+    if rampup_batch_size is None or pipeline_schedule_csv is None:
+        return None
+    return (
+        f"rampup-batch-size ({' '.join(map(str, rampup_batch_size))}) does not go with pipeline-schedule-csv "
+        f"({pipeline_schedule_csv}), which plays a fixed number of micro-batches: leave one of them out"
+    )
+
+
 def one_length(train_iters: int | None, train_samples: int | None) -> str | None:
     """The run is measured in steps or in samples."""
     if train_iters is None and train_samples is None:
@@ -87,6 +99,7 @@ LAWS: list[Callable[..., str | None]] = [
     global_batch_is_whole,
     rampup_is_three_numbers,
     rampup_steps_are_whole,
+    rampup_needs_a_schedule_of_any_size,
     one_length,
     samples_fill_a_step,
 ]

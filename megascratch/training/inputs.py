@@ -1,5 +1,5 @@
-"""Settings in, the tokenizer and the data sets out, each checked; no torch, so that a launcher can check before it
-starts any worker.
+"""Settings in, the tokenizer, the data sets and the user's own schedule out, each checked; no torch, so that a launcher
+can check before it starts any worker.
 """
 
 from typing import NamedTuple
@@ -10,6 +10,7 @@ from megascratch.config.fields import with_fields
 from megascratch.config.settings import Config
 from megascratch.data.split import DEFAULT_SPLIT, shares
 from megascratch.data.splits import Splits, open_splits
+from megascratch.pipeline.table import Table, read_table
 from megascratch.tokenizer import Tokenizer, load
 
 
@@ -26,8 +27,10 @@ def open_inputs(config: Config) -> Inputs:
     """Opens what a derived and legal config names.
 
     Raises:
-        UserError: missing or damaged files, another tokenizer's data, ids beyond the vocabulary, too little data.
+        UserError: missing or damaged files, another tokenizer's data, ids beyond the vocabulary, too little data, a
+            schedule that is wrong or of another size.
     """
+    own_schedule(config)
     tokenizer = open_tokenizer(config)
     config = with_fields(config, {"vocab_size": _vocab_size(config, tokenizer)})
     _require_document_ends(config, tokenizer)
@@ -41,6 +44,29 @@ def open_tokenizer(config: Config) -> Tokenizer | None:
     if data.tokenizer_type is None and data.tokenizer_model is None:
         return None
     return load(data.tokenizer_type, data.tokenizer_model, config.model.vocab_size)
+
+
+def own_schedule(config: Config) -> Table | None:
+    """The schedule in the file that the settings name, proved complete, free of deadlock and of the size of this run;
+    None if they name none.
+
+    Raises:
+        UserError: names the file, and the rank and the action or the two sizes.
+    """
+    parallel, training = config.parallel, config.training
+    if parallel.pipeline_schedule_csv is None:
+        return None
+    table = read_table(parallel.pipeline_schedule_csv)
+    ours = parallel.pipeline_model_parallel_size, parallel.num_virtual_stages_per_pipeline_rank
+    if table.placement[:2] != ours:
+        raise UserError(
+            f"{table.path} has {table.placement.ranks} ranks of {table.placement.chunks} stages, but "
+            f"pipeline-model-parallel-size is {ours[0]} and num-virtual-stages-per-pipeline-rank {ours[1]}: make them "
+            f"{table.placement.ranks} and {table.placement.chunks}"
+        )
+    assert training.global_batch_size is not None
+    table.order(0, training.global_batch_size // (training.micro_batch_size * (parallel.data_parallel_size or 1)))
+    return table
 
 
 def _vocab_size(config: Config, tokenizer: Tokenizer | None) -> int:

@@ -7,7 +7,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from megascratch.config.errors import UserError
 from megascratch.config.settings import Config
 from megascratch.data.batch import Batch
 from megascratch.data_parallel import DATA_PARALLEL
@@ -23,8 +22,8 @@ from megascratch.pipeline.passes import compile_order, placement_of
 from megascratch.pipeline.runtime import TensorSpec
 from megascratch.pipeline.schedule import Action, Placement
 from megascratch.pipeline.stage import Stage
-from megascratch.pipeline.table import Table, read_table
 from megascratch.training.hardware import parameter_dtype
+from megascratch.training.inputs import own_schedule
 from megascratch.training.state import TrainState
 
 
@@ -43,7 +42,7 @@ class Trainer:
         self.config, self.mesh = config, mesh
         model, parallel, training = config.model, config.parallel, config.training
         dtype = parameter_dtype(config.optim)
-        self.table = _read_table(config) if parallel.pipeline_schedule == "csv" else None
+        self.table = own_schedule(config)
         self.placement = _placement(config) if self.table is None else self.table.placement
         self.chunks = build_chunks(model, parallel, mesh, dtype, training.seed, self.placement)
         self.shards = {name: shard for chunk in self.chunks for name, shard in shard_table(chunk).items()}
@@ -177,19 +176,3 @@ def _placement(config: Config) -> Placement:
     assert parallel.pipeline_schedule is not None
     chunks = parallel.num_virtual_stages_per_pipeline_rank or 1
     return placement_of(parallel.pipeline_schedule, parallel.pipeline_model_parallel_size, chunks)
-
-
-def _read_table(config: Config) -> Table:
-    """The user's own schedule. Raises: UserError when it is wrong or of another size than this run."""
-    parallel, training = config.parallel, config.training
-    assert parallel.pipeline_schedule_csv is not None and training.global_batch_size is not None
-    table = read_table(parallel.pipeline_schedule_csv)
-    ours = parallel.pipeline_model_parallel_size, parallel.num_virtual_stages_per_pipeline_rank
-    if table.placement[:2] != ours:
-        raise UserError(
-            f"{table.path} has {table.placement.ranks} ranks of {table.placement.chunks} stages, but "
-            f"pipeline-model-parallel-size is {ours[0]} and num-virtual-stages-per-pipeline-rank {ours[1]}: make them "
-            f"{table.placement.ranks} and {table.placement.chunks}"
-        )
-    table.order(0, training.global_batch_size // (training.micro_batch_size * (parallel.data_parallel_size or 1)))
-    return table

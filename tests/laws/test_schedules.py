@@ -4,12 +4,10 @@ from typing import Any
 
 import pytest
 
-from megascratch.config.errors import UserError
 from megascratch.pipeline.passes import compile_order
 from megascratch.pipeline.schedule import Placement
 from megascratch.pipeline.table import write_table
 from tests.laws.runs import assert_identical, assert_same, config_of, serial, trace
-from tests.pool import RankFailed
 
 HALVES, FOLDED = ("zb_h1", "zb_h2"), ("zb_v", "dualpipe_v")
 UNTIED = {"untie_embeddings_and_output_weights": True}
@@ -75,14 +73,3 @@ def test_a_schedule_from_a_file_never_changes_the_model(schedule, tmp_path):
                        num_virtual_stages_per_pipeline_rank=2)
     assert config.parallel.pipeline_schedule == "csv"
     assert_same(serial(config), trace(config), 1e-9)
-
-
-@pytest.mark.parametrize(("settings", "message"), [
-    ({"num_virtual_stages_per_pipeline_rank": 1}, "has 2 ranks of 2 stages, but pipeline-model-parallel-size is 2 and"),
-    ({"global_batch_size": 6}, "plays 8 micro-batches, but a step has 6"),
-])
-def test_a_file_of_another_size_is_refused(settings, message, tmp_path):
-    config = config_of(**{"pipeline_schedule_csv": table_file(tmp_path), "pipeline_model_parallel_size": 2,
-                          "num_virtual_stages_per_pipeline_rank": 2, **settings})
-    with pytest.raises((RankFailed, UserError), match=message):
-        trace(config)
