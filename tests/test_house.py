@@ -30,6 +30,7 @@ SIDEWAYS = {("data_parallel", "optim"), ("verification", "training")}
 
 NEED_NO_TORCH = [
     "megascratch.commands",
+    "megascratch.commands.data",
     "megascratch.config.laws",
     "megascratch.config.load",
     "megascratch.parallel.grid",

@@ -32,6 +32,11 @@ TOKEN_DTYPES = {code: name for code, name in DTYPES.items() if "float" not in na
 BLOCK = 1 << 20  # entries looked at together, so that a check of 10^8 sequences needs little memory
 
 
+def dtype_code(dtype: np.dtype) -> int | None:
+    """The code that a header gives to the dtype of token ids; None: ids cannot be stored so."""
+    return next((code for code, name in TOKEN_DTYPES.items() if name == dtype.name), None)
+
+
 class Index(NamedTuple):
     """The arrays of an .idx, as views of its bytes."""
 

@@ -8,8 +8,9 @@ import hashlib
 import mmap
 import os
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, final
@@ -17,7 +18,7 @@ from typing import IO, Any, final
 import numpy as np
 
 from megascratch.config.errors import UserError
-from megascratch.data.index_file import BLOCK, HEADER, MAGIC, TOKEN_DTYPES, VERSION, broken_laws, read_index
+from megascratch.data.index_file import BLOCK, HEADER, MAGIC, TOKEN_DTYPES, VERSION, broken_laws, dtype_code, read_index
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -45,7 +46,7 @@ class Writer:
 
     def __init__(self, prefix: str | Path, dtype: Any):
         self.prefix, self.dtype = str(prefix), np.dtype(dtype)
-        self._code = next((code for code, name in TOKEN_DTYPES.items() if name == self.dtype.name), None)
+        self._code = dtype_code(self.dtype)
         if self._code is None:
             raise UserError(
                 f"{prefix}: tokens cannot be stored as {self.dtype}; use {', '.join(TOKEN_DTYPES.values())}"
@@ -55,7 +56,7 @@ class Writer:
         self._bin_partial, self._idx_partial = (
             path.with_name(f"{path.name}.{os.getpid()}.partial") for path in (bin_path(prefix), idx_path(prefix))
         )
-        self._bin = _open_for_writing(self._bin_partial)
+        self._bin = open_for_writing(self._bin_partial)
 
     @property
     def documents(self) -> int:
@@ -91,15 +92,12 @@ class Writer:
 
     def finish(self) -> None:
         """Writes the index and moves both files to their final names; readers never see half a file."""
-        _close_durably(self._bin)
-        with _open_for_writing(self._idx_partial) as idx:
+        close_durably(self._bin)
+        with open_for_writing(self._idx_partial) as idx:
             self._write_index(idx)
             idx.flush()
             os.fsync(idx.fileno())
-        idx_path(self.prefix).unlink(missing_ok=True)  # an old index must never describe the new ids
-        os.replace(self._bin_partial, bin_path(self.prefix))
-        os.replace(self._idx_partial, idx_path(self.prefix))
-        _sync_folder(bin_path(self.prefix).parent)
+        put_in_place(self._bin_partial, self._idx_partial, self.prefix)
 
     def _write_index(self, idx: IO[bytes]) -> None:
         lengths = np.asarray(self._lengths, dtype="<i4")
@@ -126,7 +124,8 @@ class Writer:
             self.finish()
 
 
-def _open_for_writing(path: Path) -> IO[bytes]:
+def open_for_writing(path: Path) -> IO[bytes]:
+    """A new file, its folder made if need be. Raises: UserError where that cannot be."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         return path.open("wb")
@@ -134,10 +133,19 @@ def _open_for_writing(path: Path) -> IO[bytes]:
         raise UserError(f"{path} cannot be written: {error.strerror}; choose another output prefix") from error
 
 
-def _close_durably(file: IO[bytes]) -> None:
+def close_durably(file: IO[bytes]) -> None:
+    """Closes a file that is on the disk by then."""
     file.flush()
     os.fsync(file.fileno())
     file.close()
+
+
+def put_in_place(bin_partial: Path, idx_partial: Path, prefix: str | Path) -> None:
+    """Moves two whole files to the names of a corpus; a crash in between leaves no pair, never a wrong one."""
+    idx_path(prefix).unlink(missing_ok=True)  # an old index must never describe the new ids
+    os.replace(bin_partial, bin_path(prefix))
+    os.replace(idx_partial, idx_path(prefix))
+    _sync_folder(bin_path(prefix).parent)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -158,10 +166,10 @@ class Reader:
     def __init__(self, prefix: str | Path):
         self.prefix = str(prefix)
         self._idx, self._bin = idx_path(prefix), bin_path(prefix)
-        raw = _map(self._idx, "index")
+        raw = open_map(self._idx, "index")
         index = read_index(self._idx, raw)
         self.dtype, self.lengths, self.pointers, self.documents = index
-        self._raw_index, self._raw_tokens = raw, _map(self._bin, "token file")
+        self._raw_index, self._raw_tokens = raw, open_map(self._bin, "token file")
         for law in broken_laws(index):
             raise UserError(
                 f"{self._idx}: {law}; the file is damaged or not a token index, preprocess the corpus again"
@@ -214,29 +222,43 @@ class Reader:
         start = int(self.pointers[sequence]) + offset * self.dtype.itemsize
         return np.frombuffer(self._raw_tokens, self.dtype, length, start) if length else np.empty(0, self.dtype)
 
+    def blocks(self, first: int = 0, stop: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
+        """All ids of sequences [first, stop) in order: (byte of the first id in .bin, ids as a view of the map).
+
+        A block is as long as possible, but has no more than 2^20 ids and runs over no gap between sequences.
+        """
+        stop = len(self) if stop is None else stop
+        for start in range(first, stop, BLOCK):
+            pointers = self.pointers[start : min(start + BLOCK, stop)]
+            ends = pointers + self.lengths[start : start + len(pointers)].astype(np.int64) * self.dtype.itemsize
+            gaps = np.flatnonzero(pointers[1:] != ends[:-1]) + 1
+            for one, other in pairwise([0, *gaps.tolist(), len(pointers)]):
+                yield from self._stretch(int(pointers[one]), int(ends[other - 1]))
+
+    def _stretch(self, start: int, stop: int) -> Iterator[tuple[int, np.ndarray]]:
+        """Bytes [start, stop) of .bin."""
+        step = BLOCK * self.dtype.itemsize
+        for at in range(start, stop, step):
+            size = min(step, stop - at) // self.dtype.itemsize
+            yield at, np.frombuffer(self._raw_tokens, self.dtype, size, at)
+
     def token_range(self) -> tuple[int, int]:
-        """Smallest and largest id, by reading all of .bin ((0, -1) for an empty corpus)."""
-        ids = np.frombuffer(self._raw_tokens, self.dtype, self.bin_bytes // self.dtype.itemsize)
+        """Smallest and largest id, by reading all of them ((0, -1) for an empty corpus)."""
         low, high = 0, -1
-        for start in range(0, len(ids), BLOCK):
-            block = ids[start : start + BLOCK]
-            low, high = min(low, int(block.min())), max(high, int(block.max()))
+        for _, ids in self.blocks():
+            low, high = min(low, int(ids.min())), max(high, int(ids.max()))
         return low, high
 
-    def first_outside(self, vocab_size: int) -> tuple[int, int] | None:
-        """(sequence, id) of the first id that is negative or not below `vocab_size`, or None."""
-        ids = np.frombuffer(self._raw_tokens, self.dtype, self.bin_bytes // self.dtype.itemsize)
-        for start in range(0, len(ids), BLOCK):
-            block = ids[start : start + BLOCK]
-            bad = (block < 0) | (block >= vocab_size)
-            if bad.any():
-                at = start + int(bad.argmax())
-                sequence = int(np.searchsorted(self.pointers, at * self.dtype.itemsize, side="right")) - 1
-                return sequence, int(ids[at])
-        return None
+    def outside(self, vocab_size: int) -> Iterator[tuple[int, int]]:
+        """(sequence, id) of every id that is negative or not below `vocab_size`."""
+        for start, ids in self.blocks():
+            for at in np.flatnonzero((ids < 0) | (ids >= vocab_size)).tolist():
+                byte = start + at * self.dtype.itemsize
+                yield int(np.searchsorted(self.pointers, byte, side="right")) - 1, int(ids[at])
 
 
-def _map(path: Path, what: str) -> "mmap.mmap | bytes":
+def open_map(path: Path, what: str) -> "mmap.mmap | bytes":
+    """A file's bytes. Raises: UserError where it cannot be read."""
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size

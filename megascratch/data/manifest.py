@@ -55,7 +55,7 @@ def check_corpus(reader: Reader, vocab_size: int, fingerprint: str | None, cache
         )
     low, high = _token_range(reader, manifest, cache)
     if low < 0 or high >= vocab_size:
-        sequence, token = reader.first_outside(vocab_size) or (-1, high)
+        sequence, token = next(reader.outside(vocab_size), (-1, high))
         raise UserError(
             f"{reader.prefix}.bin: sequence {sequence} has token id {token}, the vocabulary has {vocab_size} "
             f"(ids 0 to {vocab_size - 1}); use the tokenizer that made the corpus or --vocab-size {high + 1}"

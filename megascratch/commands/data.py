@@ -1,0 +1,279 @@
+"""`megascratch data`: what is in a corpus, whether it is whole, and corpora made of corpora; no torch.
+
+    megascratch data inspect corpus_text_document --tokenizer-model t.model --samples 3 --output corpus.png
+    megascratch data validate corpus_text_document
+    megascratch data merge shards/ more_text_document --output-prefix all
+    megascratch data split all --fractions 0.99 0.01 --names train valid
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from megascratch import tokenizer as tokenizers
+from megascratch.config.errors import UserError
+from megascratch.data import rewrite
+from megascratch.data.check import problems
+from megascratch.data.indexed import Reader, bin_path
+from megascratch.data.manifest import read_manifest
+from megascratch.data.statistics import Statistics, binned, statistics
+from megascratch.tokenizer import Tokenizer
+
+PICTURES = (".png", ".svg", ".pdf")
+WIDTH = 120  # of a table where there is no terminal
+SHOWN = 400  # characters of a decoded sample
+
+
+def main(argv: Sequence[str]) -> int:
+    """The verb. Raises: UserError for what the user can mend."""
+    options = _parser().parse_args(argv)
+    code: int = options.run(options)
+    return code
+
+
+# ---- what it does ----------------------------------------------------------------------------------------------
+
+
+def inspect(options: argparse.Namespace) -> int:
+    """Statistics of a corpus, decoded samples, and a picture of both histograms."""
+    if options.output and Path(options.output).suffix not in PICTURES:
+        raise UserError(f"--output ({options.output}) must end with {', '.join(PICTURES)}")
+    reader, tokenizer = Reader(options.prefix), _tokenizer(options)
+    manifest = (read_manifest(reader) or {}).get("tokenizer") or {}
+    found = statistics(reader, tokenizer.eod if tokenizer else manifest.get("eod"))
+    vocab_size = tokenizer.vocab_size if tokenizer else manifest.get("vocab_size")
+    samples = _samples(reader, options.samples, tokenizer)
+    if options.output:
+        _draw(found, f"{reader.prefix}: {found.documents:,} documents, {found.tokens:,} tokens", options.output)
+    if options.json:
+        print(json.dumps(_record(reader, found, vocab_size, options.most) | {"samples": samples}, indent=2))
+        return 0
+    _say(reader, found, vocab_size, tokenizer, options.most)
+    for sample in samples:
+        text = sample.get("text", " ".join(map(str, sample["ids"])))
+        print(f"\ndocument {sample['document']} ({sample['tokens']:,} tokens): {text!r}")
+    return 0
+
+
+def validate(options: argparse.Namespace) -> int:
+    """A full check of each corpus: header, sizes, documents, sequences, ids, manifest; exit code 1 for problems."""
+    tokenizer = _tokenizer(options)
+    vocab_size = tokenizer.vocab_size if tokenizer else options.vocab_size
+    fingerprint = tokenizer.fingerprint if tokenizer else None
+    broken = 0
+    for prefix in options.prefix:
+        found = problems(prefix, vocab_size, fingerprint)
+        shown = list(islice(found, options.most))
+        for problem in shown:
+            print(problem)
+        more = sum(1 for _ in found)
+        if more:
+            print(f"{prefix}: {more:,} more problems (--most {options.most})")
+        elif not shown:
+            reader = Reader(prefix)
+            print(f"{prefix}: sound; {len(reader.documents) - 1:,} documents, {reader.tokens:,} tokens")
+        broken += bool(shown or more)
+    return 1 if broken else 0
+
+
+def merge(options: argparse.Namespace) -> int:
+    """Several corpora become one, in the order given; those of a folder in the order of their names."""
+    if options.multimodal:
+        raise UserError("--multimodal: pairs with a mode per sequence are not read here; merge text pairs")
+    prefixes = [prefix for word in options.input for prefix in _prefixes(word)]
+    if options.sort:
+        prefixes.sort()
+    doubled = {prefix for prefix in prefixes if prefixes.count(prefix) > 1}
+    if doubled:
+        raise UserError(f"--input names {', '.join(sorted(doubled))} more than once: name each corpus once")
+    _report([rewrite.merge([Reader(prefix) for prefix in prefixes], options.output_prefix)])
+    return 0
+
+
+def split(options: argparse.Namespace) -> int:
+    """A corpus becomes several, cut between documents; the order stays."""
+    reader = Reader(options.prefix)
+    documents = len(reader.documents) - 1
+    counts = (
+        rewrite.counts_of_fractions(options.fractions, documents)
+        if options.fractions
+        else rewrite.check_counts(options.documents, documents)
+    )
+    names = options.names or [str(number) for number in range(len(counts))]
+    if len(names) != len(counts) or len(set(names)) < len(names):
+        raise UserError(f"--names {' '.join(names)}: {len(counts)} parts need {len(counts)} different names")
+    _report(rewrite.split(reader, [f"{options.output_prefix}_{name}" for name in names], counts))
+    return 0
+
+
+# ---- parts -----------------------------------------------------------------------------------------------------
+
+
+def _tokenizer(options: argparse.Namespace) -> Tokenizer | None:
+    if options.tokenizer_model is None and options.tokenizer_type is None:
+        return None
+    return tokenizers.load(options.tokenizer_type, options.tokenizer_model, options.vocab_size)
+
+
+def _prefixes(word: str) -> list[str]:
+    """A prefix itself; of a folder every pair in it. Raises: UserError for half a pair."""
+    folder = Path(word)
+    if bin_path(word).exists() or not folder.is_dir():
+        return [word]
+    halves = {suffix: {str(path)[: -len(suffix)] for path in folder.glob(f"*{suffix}")} for suffix in (".bin", ".idx")}
+    alone = sorted(halves[".bin"] ^ halves[".idx"])
+    if alone or not halves[".bin"]:
+        raise UserError(
+            f"{alone[0]} has only one of .bin and .idx: copy the other or move it away"
+            if alone
+            else f"{word} holds no .bin/.idx pair"
+        )
+    return sorted(halves[".bin"])
+
+
+def _report(written: Sequence[rewrite.Written]) -> None:
+    for corpus in written:
+        print(
+            f"wrote {corpus.prefix}.bin, .idx and .json: {corpus.documents:,} documents, "
+            f"{corpus.sequences:,} sequences, {corpus.tokens:,} tokens"
+        )
+
+
+def _samples(reader: Reader, wanted: int, tokenizer: Tokenizer | None) -> list[dict[str, Any]]:
+    """Documents at even distances, the first one among them; what is too long is cut."""
+    documents = len(reader.documents) - 1
+    found = []
+    for number in sorted({place * documents // wanted for place in range(wanted)} if documents else ()):
+        first, stop = reader.documents[number : number + 2].tolist()
+        ids = [int(token) for sequence in range(first, stop) for token in reader.get(sequence)[:SHOWN]][:SHOWN]
+        sample: dict[str, Any] = {"document": number, "tokens": int(reader.lengths[first:stop].sum()), "ids": ids}
+        found.append(sample | ({"text": tokenizer.decode(ids)[:SHOWN]} if tokenizer else {}))
+    return found
+
+
+def _record(reader: Reader, found: Statistics, vocab_size: int | None, most: int) -> dict[str, Any]:
+    return {
+        "prefix": reader.prefix,
+        "dtype": reader.dtype.name,
+        "bin_bytes": reader.bin_bytes,
+        "documents": found.documents,
+        "sequences": found.sequences,
+        "tokens": found.tokens,
+        "document_length_quantiles": {f"{share:g}": length for share, length in found.quantiles.items()},
+        "document_length_histogram": binned(found.lengths),
+        "eod": found.eod,
+        "documents_with_eod": found.documents_with_eod,
+        "vocab_size": vocab_size,
+        "ids_used": found.ids_used,
+        "ids_outside": found.ids_outside,
+        "most_frequent": found.most_frequent(most),
+    }
+
+
+def _say(
+    reader: Reader, found: Statistics, vocab_size: int | None, tokenizer: Tokenizer | None, most: int
+) -> None:
+    print(
+        f"{reader.prefix}: {found.documents:,} documents, {found.sequences:,} sequences, {found.tokens:,} tokens, "
+        f"{reader.dtype.name}, {reader.bin_bytes:,} bytes"
+    )
+    quantiles = ", ".join(f"{share:.0%} {length:,}" for share, length in found.quantiles.items())
+    print(f"tokens per document: {quantiles}")
+    if found.eod is not None:
+        print(f"end of document (id {found.eod}): at the end of {found.documents_with_eod:,} documents")
+    of = f" of {vocab_size:,} ({found.ids_used / vocab_size:.1%})" if vocab_size else ""
+    print(f"ids used: {found.ids_used:,}{of}")
+    if found.ids_outside:
+        print(f"ids that no vocabulary has: {found.ids_outside:,}; see megascratch data validate {reader.prefix}")
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = WIDTH
+    console.print(_lengths_table(found), _ids_table(found, tokenizer, most), sep="\n")
+
+
+def _lengths_table(found: Statistics) -> Table:
+    table = Table("tokens", "documents", "", title="length of documents", title_justify="left")
+    rows = binned(found.lengths)
+    highest = max(count for _, _, count in rows)
+    for low, high, count in rows:
+        name = f"{low:,}" if low == high else f"{low:,} to {high:,}"
+        table.add_row(name, f"{count:,}", "█" * round(40 * count / max(highest, 1)))
+    return table
+
+
+def _ids_table(found: Statistics, tokenizer: Tokenizer | None, most: int) -> Table:
+    table = Table("id", "times", "share", *(["text"] if tokenizer else []), title="most frequent", title_justify="left")
+    for token, times in found.most_frequent(most):
+        text = [repr(tokenizer.decode([token])).replace("[", r"\[")] if tokenizer else []
+        table.add_row(str(token), f"{times:,}", f"{times / found.tokens:.2%}", *text)
+    return table
+
+
+def _draw(found: Statistics, title: str, path: str) -> None:
+    from megascratch.data.picture import histograms  # matplotlib is slow to import
+
+    try:
+        histograms(found, title).savefig(path, dpi=120)
+    except OSError as error:
+        raise UserError(f"--output {path} cannot be written: {error.strerror}") from error
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="megascratch data", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    verbs = parser.add_subparsers(required=True, metavar="inspect|validate|merge|split")
+    runs = {"inspect": inspect, "validate": validate, "merge": merge, "split": split}
+    parsers = {name: verbs.add_parser(name, help=run.__doc__, allow_abbrev=False) for name, run in runs.items()}
+    for name, run in runs.items():
+        parsers[name].set_defaults(run=run)
+    _inspect_flags(parsers["inspect"])
+    _validate_flags(parsers["validate"])
+    add = parsers["merge"].add_argument
+    add("--input", nargs="+", required=True, metavar="PREFIX", help="corpora, or folders of them")
+    add("--output-prefix", required=True, metavar="PREFIX")
+    add("--sort", action="store_true", help="in the order of their names instead of the order given")
+    add("--multimodal", action="store_true", help=argparse.SUPPRESS)
+    add = parsers["split"].add_argument
+    add("prefix")
+    add("--output-prefix", required=True, metavar="PREFIX", help="writes PREFIX_NAME.bin/.idx/.json for each part")
+    how = parsers["split"].add_mutually_exclusive_group(required=True)
+    how.add_argument("--fractions", nargs="+", type=float, metavar="F", help="share of the documents for each part")
+    how.add_argument("--documents", nargs="+", type=int, metavar="N", help="documents of each part")
+    add("--names", nargs="+", metavar="NAME", help="default: 0 1 2 ...")
+    return parser
+
+
+def _inspect_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("prefix", help="a corpus: the common part of its .bin and .idx")
+    _tokenizer_flags(parser)
+    add("--samples", type=_at_least_0, default=0, metavar="N", help="documents to show, at even distances (default: 0)")
+    add("--most", type=_at_least_0, default=20, metavar="N", help="most frequent ids to show (default: 20)")
+    add("--output", metavar="FILE", help="a picture of the histograms: .png, .svg or .pdf")
+    add("--json", action="store_true", help="the numbers as JSON")
+
+
+def _validate_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("prefix", nargs="+", help="corpora: the common part of .bin and .idx")
+    _tokenizer_flags(parser)
+    parser.add_argument("--most", type=_at_least_0, default=100, metavar="N", help="problems to list (default: 100)")
+
+
+def _tokenizer_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--tokenizer-model", metavar="FILE", help="the tokenizer that made the corpus")
+    parser.add_argument("--tokenizer-type", choices=tokenizers.KINDS)
+    parser.add_argument("--vocab-size", type=int, metavar="N", help="ids are below this (default: the tokenizer's)")
+
+
+def _at_least_0(word: str) -> int:
+    number = int(word)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{number} must be at least 0")
+    return number

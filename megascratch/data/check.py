@@ -1,0 +1,129 @@
+"""A corpus in, every law it breaks out: the full check behind `megascratch data validate`.
+
+`Reader` refuses a corpus at its first broken law; here the reading goes on as far as what is left can be trusted:
+without a header there are no arrays, without sound arrays no sequences, without sequences no ids.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from megascratch.config.errors import UserError
+from megascratch.data.index_file import BLOCK, Index, broken_laws, read_index
+from megascratch.data.indexed import Reader, bin_path, idx_path, open_map
+from megascratch.data.manifest import manifest_path
+
+
+def problems(prefix: str | Path, vocab_size: int | None = None, fingerprint: str | None = None) -> Iterator[str]:
+    """One sentence per problem, in the order: header, documents, sequences, .bin's size, ids, manifest.
+
+    `vocab_size`: what ids must be below; None: as the manifest says, or only not negative. `fingerprint`: of the
+    tokenizer that the manifest must name, if it names one.
+    """
+    try:
+        index = read_index(idx_path(prefix), open_map(idx_path(prefix), "index"))
+        bin_bytes = len(open_map(bin_path(prefix), "token file"))
+    except UserError as error:
+        yield str(error)
+        return
+    sound = True
+    for law in broken_laws(index):
+        sound = False
+        yield f"{idx_path(prefix)}: {law}"
+    if not sound:
+        return
+    yield from _gaps(prefix, index)
+    needed = _end(index)
+    if bin_bytes > needed:
+        yield f"{bin_path(prefix)}: {bin_bytes - needed} bytes behind the last sequence belong to none"
+    elif bin_bytes < needed:
+        yield f"{bin_path(prefix)} has {bin_bytes} bytes, its index needs {needed}"
+        return
+    reader = Reader(prefix)
+    yield from _wrong_ids(reader, vocab_size)
+    yield from _wrong_manifest(reader, fingerprint)
+
+
+def _end(index: Index) -> int:
+    return int(index.pointers[-1]) + int(index.lengths[-1]) * index.dtype.itemsize if len(index.lengths) else 0
+
+
+def _gaps(prefix: str | Path, index: Index) -> Iterator[str]:
+    """Megatron's pointers are the running sum of the lengths: no gap. It can be read, but is no plain corpus."""
+    end = 0
+    for start in range(0, len(index.lengths), BLOCK):
+        pointers = index.pointers[start : start + BLOCK]
+        ends = pointers + index.lengths[start : start + BLOCK].astype(np.int64) * index.dtype.itemsize
+        before = np.concatenate([[end], ends[:-1]])
+        for at in np.flatnonzero(pointers != before).tolist():
+            yield (
+                f"{idx_path(prefix)}: sequence {start + at} begins at byte {pointers[at]}, "
+                f"the one in front of it ends at {before[at]}"
+            )
+        end = int(ends[-1])
+
+
+def _wrong_ids(reader: Reader, vocab_size: int | None) -> Iterator[str]:
+    """Ids that are negative or not below the vocabulary, one line for each."""
+    if vocab_size is None:
+        told = ((_read(reader) or {}).get("tokenizer") or {}).get("vocab_size")
+        vocab_size = told if isinstance(told, int) else int(np.iinfo(reader.dtype).max) + 1
+    for sequence, token in reader.outside(vocab_size):
+        yield f"{reader.prefix}.bin: sequence {sequence} has id {token}, the vocabulary has 0 to {vocab_size - 1}"
+
+
+def _read(reader: Reader) -> dict[str, Any] | None:
+    """The manifest whatever it says; None where it is none."""
+    try:
+        manifest = json.loads(manifest_path(reader.prefix).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return manifest if isinstance(manifest, dict) else None
+
+
+def _wrong_manifest(reader: Reader, fingerprint: str | None) -> Iterator[str]:
+    """What the manifest says otherwise than the files; a corpus without one is sound, too."""
+    path = manifest_path(reader.prefix)
+    if not path.exists():
+        return
+    manifest = _read(reader)
+    if manifest is None:
+        yield f"{path} is no JSON object"
+        return
+    made_with = (manifest.get("tokenizer") or {}).get("fingerprint")
+    if fingerprint and made_with and made_with != fingerprint:
+        yield f"{path}: made with the tokenizer {made_with[:16]}, the one given is {fingerprint[:16]}"
+    yield from (
+        f"{path}: {name} is {manifest[name]}, the files have {value}"
+        for name, value in _facts(reader, manifest).items()
+        if name in manifest and manifest[name] != value
+    )
+
+
+def _facts(reader: Reader, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """What a manifest can say about its files; checksums are made only if the manifest has them."""
+    low, high = reader.token_range()
+    facts: dict[str, Any] = {
+        "documents": len(reader.documents) - 1,
+        "sequences": len(reader),
+        "tokens": reader.tokens,
+        "bin_bytes": reader.bin_bytes,
+        "min_token": low,
+        "max_token": high,
+    }
+    if "bin_sha256" in manifest:
+        facts["bin_sha256"] = _bin_sha256(reader)
+    if "idx_sha256" in manifest:
+        facts["idx_sha256"] = reader.identity["idx_sha256"]
+    return facts
+
+
+def _bin_sha256(reader: Reader) -> str:
+    digest = hashlib.sha256()
+    for _, ids in reader.blocks():
+        digest.update(ids.data)
+    return digest.hexdigest()
