@@ -35,6 +35,9 @@ class Dataset(Protocol):
 
     def __len__(self) -> int: ...
 
+    def spans(self, number: int) -> "list[Span]":
+        """Where the tokens of sample `number` come from, in order."""
+
 
 class Source(Protocol):
     """Sequences of token ids: `indexed.Reader`, or `mock.MockReader`."""
@@ -46,6 +49,15 @@ class Source(Protocol):
     def identity(self) -> dict[str, Any]: ...
 
     def get(self, sequence: int, offset: int = 0, length: int | None = None) -> np.ndarray: ...
+
+
+class Span(NamedTuple):
+    """Tokens [start, stop) of a sequence."""
+
+    source: Source
+    sequence: int
+    start: int
+    stop: int
 
 
 class EpochIndex(NamedTuple):
@@ -89,24 +101,28 @@ class Corpus:
         return self._count
 
     def __getitem__(self, number: int) -> np.ndarray:
+        parts = [self.source.get(span.sequence, span.start, span.stop - span.start) for span in self.spans(number)]
+        return np.concatenate([np.empty(0, dtype=np.int64), *parts])
+
+    def spans(self, number: int) -> list[Span]:
         if number < 0:
             raise IndexError(f"sample {number} is negative")
         epoch, place = divmod(number, self._count)
         if self.finite and epoch:
-            return np.empty(0, dtype=np.int64)
+            return []
         index = self._epoch(epoch)
         cut = int(index.samples[place])
-        return self._tokens(index, *index.cuts[cut : cut + 2].ravel().tolist())
+        return self._between(index, *index.cuts[cut : cut + 2].ravel().tolist())
 
-    def _tokens(self, index: EpochIndex, place: int, offset: int, last_place: int, last_offset: int) -> np.ndarray:
+    def _between(self, index: EpochIndex, place: int, offset: int, last_place: int, last_offset: int) -> list[Span]:
         """Tokens from (place, offset) to (last_place, last_offset), both included."""
-        parts = []
+        spans = []
         for at in range(place, last_place + 1):
             sequence = int(index.sequences[at])
             start = offset if at == place else 0
             stop = last_offset + 1 if at == last_place else int(self.source.lengths[sequence])
-            parts.append(self.source.get(sequence, start, stop - start))
-        return np.concatenate(parts).astype(np.int64, copy=False)
+            spans.append(Span(self.source, sequence, start, stop))
+        return spans
 
     def _epoch(self, epoch: int) -> EpochIndex:
         if epoch not in self._epochs:
@@ -165,12 +181,21 @@ class Blend:
         return self._count
 
     def __getitem__(self, number: int) -> np.ndarray:
-        if number < 0:
-            raise IndexError(f"sample {number} is negative")
-        if self.finite and number >= self._count:
+        if self._is_past_the_end(number):
             return np.empty(0, dtype=np.int64)
         part, sample = self.origin(number)
         return self.parts[part][sample]
+
+    def spans(self, number: int) -> list[Span]:
+        if self._is_past_the_end(number):
+            return []
+        part, sample = self.origin(number)
+        return self.parts[part].spans(sample)
+
+    def _is_past_the_end(self, number: int) -> bool:
+        if number < 0:
+            raise IndexError(f"sample {number} is negative")
+        return self.finite and number >= self._count
 
     def origin(self, number: int) -> tuple[int, int]:
         """(data set, its sample) of sample `number`."""

@@ -1,6 +1,6 @@
 """Sample i is a pure function of files, seed and i; an epoch reads every token once; a blend keeps its shares."""
 
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import numpy as np
 import pytest
@@ -200,3 +200,13 @@ def test_mock_data_counts_and_ends_documents():
     assert mock.get(3, len(whole) - 2).tolist() == whole[-2:].tolist()
     assert MockReader(50, None).get(3)[-1] == len(whole) % 50
     assert int(mock.lengths.sum()) == int(np.random.default_rng(0).integers(1, 4096, 100_000, dtype=np.int32).sum())
+
+
+@pytest.mark.parametrize("finite", [False, True])
+def test_the_spans_of_a_sample_are_its_tokens(reader, finite):
+    """Of a corpus and of a blend; past the end there are none."""
+    alone = corpus(reader, finite=finite)
+    for dataset in (alone, Blend([alone, corpus(reader, first=3, finite=finite)], [1, 2], finite=finite)):
+        for number in range(40):
+            tokens = [span.source.get(span.sequence)[span.start : span.stop].tolist() for span in dataset.spans(number)]
+            assert list(chain(*tokens)) == dataset[number].tolist()
