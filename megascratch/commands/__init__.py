@@ -15,7 +15,7 @@ from megascratch.config.errors import SettingError, UserError
 VERBS = {
     "pretrain": "train a model from .bin/.idx files, on any layout",
     "preprocess": "turn JSONL text into .bin/.idx files",
-    "data": "inspect, validate, merge and split .bin/.idx files",
+    "data": "inspect, validate, merge, split .bin/.idx files; audit what training reads",
     "tokenizer": "train a tokenizer, encode and decode text",
     "evaluate": "measure a checkpoint's loss and bits per byte on held-out text",
     "generate": "continue prompts with a checkpoint",

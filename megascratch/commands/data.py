@@ -3,7 +3,9 @@
     megascratch data inspect corpus_text_document --tokenizer-model t.model --samples 3 --output corpus.png
     megascratch data validate corpus_text_document
     megascratch data merge shards/ more_text_document --output-prefix all
-    megascratch data split all --fractions 0.99 0.01 --names train valid
+    megascratch data split all --output-prefix all --fractions 0.99 0.01 --names train valid
+    megascratch data blend-report --config my.yaml --samples 1000000
+    megascratch data audit --config my.yaml --steps 100:200 --output audit.csv
 """
 
 import argparse
@@ -17,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from megascratch import tokenizer as tokenizers
+from megascratch.commands import data_order
 from megascratch.config.errors import UserError
 from megascratch.data import rewrite
 from megascratch.data.check import problems
@@ -26,13 +29,19 @@ from megascratch.data.statistics import Statistics, binned, statistics
 from megascratch.tokenizer import Tokenizer
 
 PICTURES = (".png", ".svg", ".pdf")
+READ_A_CONFIG = {"blend-report": data_order.report, "audit": data_order.record}  # all settings are flags there
 WIDTH = 120  # of a table where there is no terminal
 SHOWN = 400  # characters of a decoded sample
 
 
 def main(argv: Sequence[str]) -> int:
     """The verb. Raises: UserError for what the user can mend."""
-    options = _parser().parse_args(argv)
+    parser = _parser()
+    options, settings = parser.parse_known_args(argv)
+    if options.name in READ_A_CONFIG:
+        return READ_A_CONFIG[options.name](options, settings)
+    if settings:
+        parser.error(f"unrecognized arguments: {' '.join(settings)}")
     code: int = options.run(options)
     return code
 
@@ -228,13 +237,15 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="megascratch data", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    verbs = parser.add_subparsers(required=True, metavar="inspect|validate|merge|split")
-    runs = {"inspect": inspect, "validate": validate, "merge": merge, "split": split}
+    runs = {"inspect": inspect, "validate": validate, "merge": merge, "split": split} | READ_A_CONFIG
+    verbs = parser.add_subparsers(required=True, dest="name", metavar="|".join(runs))
     parsers = {name: verbs.add_parser(name, help=run.__doc__, allow_abbrev=False) for name, run in runs.items()}
     for name, run in runs.items():
         parsers[name].set_defaults(run=run)
     _inspect_flags(parsers["inspect"])
     _validate_flags(parsers["validate"])
+    data_order.report_flags(parsers["blend-report"])
+    data_order.record_flags(parsers["audit"])
     add = parsers["merge"].add_argument
     add("--input", nargs="+", required=True, metavar="PREFIX", help="corpora, or folders of them")
     add("--output-prefix", required=True, metavar="PREFIX")

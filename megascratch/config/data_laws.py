@@ -41,6 +41,32 @@ def lists_are_not_empty(
     return f"{', '.join(empty)} names no file: give at least one prefix of a .bin/.idx pair" if empty else None
 
 
+def stages_follow_one_another(
+    data_stages: list[str] | None, data_path: list[str] | None, train_data_path: list[str] | None
+) -> str | None:
+    """Each stage begins at a sample of its own, after the one in front of it, and names its corpora."""
+    if data_stages is None:
+        return None
+    if not data_path and not train_data_path:
+        return "data-stages change the blend of data-path or train-data-path: give the first blend there"
+    before = 0
+    for number, stage in enumerate(data_stages):
+        first, *words = stage.split() or [""]
+        if not re.fullmatch(r"\d+", first) or not words:
+            return (
+                f"data-stages: stage {number + 1} ({stage!r}) must be SAMPLE weight prefix weight prefix ..., "
+                "for instance '100000 0.5 web 0.5 books'"
+            )
+        if int(first) <= before:
+            front = f"stage {number} begins at {before}" if number else "the first blend begins at 0"
+            return (
+                f"data-stages: stage {number + 1} begins at sample {first}, but {front}: stages follow one another, "
+                f"begin at {before + 1} or later"
+            )
+        before = int(first)
+    return None
+
+
 def split_is_shares(split: str | None, data_path: list[str] | None) -> str | None:
     """Up to three shares that are not all zero, and something to share out."""
     if split is None:
@@ -67,4 +93,10 @@ def vocabulary_is_known(tokenizer_type: str | None, tokenizer_model: str | None,
     return None
 
 
-LAWS: list[Callable[..., str | None]] = [one_source, lists_are_not_empty, split_is_shares, vocabulary_is_known]
+LAWS: list[Callable[..., str | None]] = [
+    one_source,
+    lists_are_not_empty,
+    stages_follow_one_another,
+    split_is_shares,
+    vocabulary_is_known,
+]

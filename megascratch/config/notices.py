@@ -1,5 +1,6 @@
 """A legal config in, one sentence per setting that was given but changes nothing out: nothing is ignored in silence."""
 
+from megascratch.config.batch_size import steps_and_samples
 from megascratch.config.settings import Config, DataConfig, ModelConfig, OptimConfig
 
 
@@ -44,6 +45,10 @@ def _table(config: Config) -> list[tuple[bool, str]]:
         (
             optim.lr_decay_style != "WSD" and optim.lr_wsd_decay_style != OptimConfig.lr_wsd_decay_style,
             "lr-wsd-decay-style changes nothing without lr-decay-style WSD",
+        ),
+        (
+            bool(data.data_stages) and int((data.data_stages or ["0"])[-1].split()[0]) >= steps_and_samples(config)[1],
+            "the last of data-stages begins behind the last sample of the run: it is never read",
         ),
         (
             data.mock_data and data.data_cache_path != DataConfig.data_cache_path,

@@ -118,6 +118,8 @@ class DataConfig:
     """As data_path, for validation alone."""
     test_data_path: list[str] | None = None
     """As data_path, for the test alone."""
+    data_stages: list[str] | None = None
+    """Another blend from a sample on: "SAMPLE weight prefix weight prefix ...", one text per stage, samples rising."""
     split: str | None = None
     """Shares of train, validation and test in data_path; default: 969,30,1."""
     mock_data: bool = False

@@ -11,7 +11,7 @@ the order of the text, has one epoch, and ends with a shorter sample; past its e
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -163,17 +163,21 @@ class Blend:
     """Several data sets mixed by weight: sample i comes from the set that is furthest behind its share by then.
 
     `finite`: each sample of every set once; a set that is used up drops out. Which set gives sample i depends on
-    nothing after i. Indices are made in blocks, so that a blend has no end and needs little memory.
+    nothing after i. Indices are made in blocks, so that a blend has no end and needs little memory. `starts` [sets]:
+    the first sample that each set gives (default: 0). A set of weight 0 gives none.
     """
 
-    def __init__(self, parts: Sequence[Dataset], weights: Sequence[float], *, finite: bool):
+    def __init__(
+        self, parts: Sequence[Dataset], weights: Sequence[float], *, finite: bool, starts: np.ndarray | None = None
+    ):
         if len(parts) != len(weights) or not parts:
             raise ValueError(f"{len(parts)} data sets, {len(weights)} weights")
         self.parts, self.finite = list(parts), finite
         self.weights = np.asarray(weights, dtype=np.float64) / sum(weights)
-        sizes = [len(part) for part in parts]
-        self._count = sum(sizes)
-        self._limits = np.array(sizes if finite else [UNLIMITED] * len(parts), dtype=np.int64)
+        sizes = np.array([len(part) for part in parts], dtype=np.int64) * (self.weights > 0)
+        self._count = int(sizes.sum())
+        self._limits = sizes if finite else np.where(self.weights > 0, UNLIMITED, 0)
+        self.starts = np.zeros(len(parts), dtype=np.int64) if starts is None else starts
         self._taken = [np.zeros(len(parts), dtype=np.int64)]  # by each set in front of each block, as far as known
         self._block: tuple[int, np.ndarray, np.ndarray] | None = None
 
@@ -205,7 +209,24 @@ class Blend:
         if self._block is None or self._block[0] != wanted:
             self._choose(wanted)
         assert self._block is not None
-        return int(self._block[1][at]), int(self._block[2][at])
+        part = int(self._block[1][at])
+        return part, int(self.starts[part] + self._block[2][at])
+
+    def choices(self, count: int) -> Iterator[np.ndarray]:
+        """Which set gives each of the first `count` samples, int64, in blocks."""
+        for start in range(0, count, BLEND_BLOCK):
+            self.origin(start)
+            assert self._block is not None
+            yield self._block[1][: count - start]
+
+    def taken(self, count: int) -> np.ndarray:
+        """int64 [sets]: how many of the first `count` samples each set gives."""
+        if count == 0:
+            return np.zeros(len(self.parts), dtype=np.int64)
+        block, at = divmod(count - 1, BLEND_BLOCK)
+        self.origin(count - 1)
+        assert self._block is not None
+        return self._taken[block] + np.bincount(self._block[1][: at + 1], minlength=len(self.parts))
 
     def _choose(self, block: int) -> None:
         """Chooses the samples of one block, given what was taken in front of it."""

@@ -1,6 +1,6 @@
 """Settings in, data sets out: opens and checks every corpus and gives train, valid and test."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +11,7 @@ from megascratch.data.indexed import Reader
 from megascratch.data.manifest import check_corpus
 from megascratch.data.mock import MockReader
 from megascratch.data.split import DEFAULT_SPLIT, SPLITS, prefixes_and_weights, ranges, shares
+from megascratch.data.stages import Staged
 
 
 class Splits(NamedTuple):
@@ -73,9 +74,8 @@ class _Opener:
 
     def whole(self, words: Sequence[str], name: str) -> Dataset:
         """Every sequence of the corpora belongs to this split."""
-        prefixes, weights = prefixes_and_weights(words, f"--{name}-data-path")
         return self._mix(
-            [self._corpus(prefix, 0, len(self._reader(prefix)), name) for prefix in prefixes], weights, name
+            words, f"--{name}-data-path", name, lambda prefix: self._corpus(prefix, 0, len(self._reader(prefix)), name)
         )
 
     def share(self, words: Sequence[str], name: str) -> Dataset | None:
@@ -83,8 +83,7 @@ class _Opener:
         split = self.data.split or DEFAULT_SPLIT
         if shares(split)[SPLITS.index(name)] == 0:
             return None
-        prefixes, weights = prefixes_and_weights(words, "--data-path")
-        return self._mix([self._part(prefix, split, name) for prefix in prefixes], weights, name)
+        return self._mix(words, "--data-path", name, lambda prefix: self._part(prefix, split, name))
 
     def _part(self, prefix: str, split: str, name: str) -> Corpus:
         sequences = len(self._reader(prefix))
@@ -107,10 +106,30 @@ class _Opener:
             cache=self._cache(prefix),
         )
 
-    def _mix(self, parts: list[Corpus], weights: list[float] | None, name: str) -> Dataset:
+    def _mix(self, words: Sequence[str], flag: str, name: str, open_part: Callable[[str], Corpus]) -> Dataset:
+        if name == "train" and self.data.data_stages:
+            return self._staged(words, flag, open_part)
+        prefixes, weights = prefixes_and_weights(words, flag)
+        parts = [open_part(prefix) for prefix in prefixes]
         if len(parts) == 1:
             return parts[0]
         return Blend(parts, weights or [float(len(part)) for part in parts], finite=name != "train")
+
+    def _staged(self, words: Sequence[str], flag: str, open_part: Callable[[str], Corpus]) -> Staged:
+        """The blend of `flag` from sample 0 on, then those of --data-stages."""
+        stages = [(0, *prefixes_and_weights(words, flag))]
+        for stage in self.data.data_stages or ():
+            first, *words = stage.split()
+            stages.append((int(first), *prefixes_and_weights(words, "--data-stages")))
+        names = dict.fromkeys(prefix for _, prefixes, _ in stages for prefix in prefixes)
+        corpora = {prefix: open_part(prefix) for prefix in names}
+        shares = []
+        for _, prefixes, weights in stages:
+            share = dict.fromkeys(corpora, 0.0)
+            for prefix, weight in zip(prefixes, weights or [len(corpora[prefix]) for prefix in prefixes], strict=True):
+                share[prefix] += weight
+            shares.append(list(share.values()))
+        return Staged(list(corpora.values()), [first for first, *_ in stages], shares)
 
     def _cache(self, prefix: str) -> Path:
         return Path(self.data.data_cache_path or Path(prefix).parent / "cache")

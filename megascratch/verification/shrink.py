@@ -26,7 +26,7 @@ Values = dict[str, Any]
 
 def for_proof(config: Config, steps: int, precision: str) -> Config:
     """The config without what only a real run needs: files, curves, ramps, checkpoints; in the given precision."""
-    told = dict.fromkeys(("data_path", "train_data_path", "valid_data_path", "test_data_path", "split"))
+    told = dict.fromkeys(("data_path", "train_data_path", "valid_data_path", "test_data_path", "data_stages", "split"))
     plain = {name: getattr(OptimConfig(), name) for name in vars(OptimConfig()) if name.startswith("lr_")}
     scale = ("loss_scale", "initial_loss_scale", "min_loss_scale", "loss_scale_window", "hysteresis")
     plain |= {name: getattr(OptimConfig(), name) for name in scale}

@@ -87,3 +87,51 @@ def test_what_cannot_be_done_is_refused_in_one_line(corpus, tmp_path, capsys, wo
     assert run(*(word.format(c=corpus, folder=tmp_path) for word in words)) == 2
     said = capsys.readouterr().err
     assert said.startswith("megascratch data: error: ") and law in said and said.count("\n") == 1
+
+
+@pytest.fixture
+def settings_(corpus, tmp_path):
+    """Flags of a run that reads 4 samples of 2 tokens a step, for 50 steps."""
+    other = write(tmp_path / "other", [[5] * 50])
+    words = ["--train-data-path", "0.25", corpus, "0.75", other, "--seq-length", 2, "--vocab-size", 300]
+    return [*words, "--global-batch-size", 4, "--train-iters", 50, "--data-cache-path", tmp_path / "cache"]
+
+
+def test_blend_report_tells_what_each_corpus_gives(settings_, corpus, capsys):
+    assert run("blend-report", "--json", *settings_) == 0
+    first, second = json.loads(capsys.readouterr().out)
+    assert (first["corpus"], first["samples"], second["samples"]) == (corpus, 50, 150)
+    assert (first["tokens"], first["epochs"]) == (100, [0, 10]) and first["largest_error"] <= 1
+    assert run("blend-report", "--samples", 8, *settings_, "--data-stages", f"4 {corpus}") == 0
+    told = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [[row[1], row[7]] for row in told if row[3:4] == [corpus]] == [["0", "1"], ["4", "4"]], told
+
+
+def test_audit_tells_every_use_and_where_a_document_went(settings_, corpus, tmp_path, capsys):
+    assert run("audit", "--steps", "2:3", *settings_) == 0
+    head, *rows = capsys.readouterr().out.splitlines()
+    assert head == "step,sample,place,corpus,document,sequence,first_token,tokens"
+    assert {row.split(",")[1] for row in rows} == set("456789") | {"10", "11"}
+    file = tmp_path / "uses.jsonl"
+    assert run("audit", "--steps", "1:50", "--corpus", corpus, "--document", 2, "--output", file, *settings_) == 0
+    uses = [json.loads(line) for line in file.read_text().splitlines()]
+    assert {(use["corpus"], use["document"], use["sequence"]) for use in uses} == {(corpus, 2, 1)}
+    assert len({use["step"] for use in uses}) > 10
+
+
+@pytest.mark.parametrize(
+    ("words", "law"),
+    [
+        (["audit", "--steps", "3:2"], "--steps 3:2 must be FIRST:LAST"),
+        (["audit", "--steps", "1:51"], "ends behind the last step of the run (50): use 1:50"),
+        (["audit", "--steps", "1", "--document", "3"], "needs --corpus"),
+        (["audit", "--steps", "1", "--micro-batch-size", "0"], "micro-batch-size (0) must be at least 1"),
+        (["audit", "--steps", "1", "--data-stages", "5 x", "5 x"], "stages follow one another, begin at 6 or later"),
+        (["blend-report", "--samples", "0"], "--samples (0) must be at least 1"),
+        (["blend-report", "--sead", "0"], "unknown flag --sead - did you mean --seed?"),
+    ],
+)
+def test_a_record_that_cannot_be_made_is_refused_in_one_line(settings_, capsys, words, law):
+    assert run(*words, *settings_) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("megascratch data: error: ") and law in said and said.count("\n") == 1

@@ -5,7 +5,7 @@ from itertools import chain
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from megascratch.data import indexed
@@ -21,6 +21,7 @@ from megascratch.data.statistics import QUANTILES, binned, statistics
     block=st.integers(1, 7),
     dtype=st.sampled_from(["uint16", "int32"]),
 )
+@example(documents=[[[3], []], [[]], [[1], [3]]], block=7, dtype="uint16")
 def test_everything_is_counted_once(tmp_path_factory, documents, block, dtype):
     prefix = tmp_path_factory.mktemp("c") / "c"
     with Writer(prefix, dtype) as writer:

@@ -1,0 +1,172 @@
+"""The two verbs of `megascratch data` that read a training config: `blend-report` and `audit`.
+
+    megascratch data blend-report --config my.yaml --samples 1000000
+    megascratch data audit --config my.yaml --steps 100:200 --output audit.csv
+    megascratch data audit --config my.yaml --steps 1:5000 --corpus web_text_document --document 17
+"""
+
+import argparse
+import csv
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from rich.console import Console
+from rich.table import Table
+
+from megascratch.config.batch_size import steps_and_samples
+from megascratch.config.derive import derive
+from megascratch.config.errors import UserError
+from megascratch.config.laws import validate
+from megascratch.config.load import load_config
+from megascratch.config.settings import Config
+from megascratch.data.audit import Use, audit
+from megascratch.data.dataset import Dataset
+from megascratch.data.shares import Share, shares
+from megascratch.data.splits import open_splits
+
+WIDTH = 100  # of a table without the names, where there is no terminal
+ANY_ID = 1 << 31  # a vocabulary that holds every id: what is read is judged here, not what it means
+
+
+def report(options: argparse.Namespace, settings: Sequence[str]) -> int:
+    """What each corpus of a blend gives: samples, tokens, epochs, and how far it ever was from its share."""
+    config = load_config(settings, prog="megascratch data blend-report")[0]
+    samples = options.samples
+    if samples is None:
+        samples = steps_and_samples(_legal(config, options.world_size))[1]
+    if samples < 1:
+        raise UserError(f"--samples ({samples}) must be at least 1")
+    found = shares(_training_set(config), samples, config.data.seq_length)
+    if options.json:
+        print(json.dumps([share._asdict() for share in found], indent=2))
+    else:
+        _print(found, samples)
+    return 0
+
+
+def record(options: argparse.Namespace, settings: Sequence[str]) -> int:
+    """Which document went to which sample at which step, as CSV or JSON lines."""
+    first, last = _steps(options.steps)
+    if options.document is not None and options.corpus is None:
+        raise UserError(f"--document ({options.document}) needs --corpus, the prefix that it belongs to")
+    config = _legal(load_config(settings, prog="megascratch data audit")[0], options.world_size)
+    dataset = _training_set(config)
+    total = steps_and_samples(config)[0]
+    if last > total:
+        raise UserError(f"--steps {options.steps} ends behind the last step of the run ({total}): use {first}:{total}")
+    uses = (use for use in audit(config, dataset, first, last) if _is_asked_for(use, options))
+    as_json = options.jsonl or Path(options.output or "").suffix == ".jsonl"
+    with _output(options.output) as file:
+        _write_jsonl(uses, file) if as_json else _write_csv(uses, file)
+    return 0
+
+
+def _legal(config: Config, world_size: int | None) -> Config:
+    """Derived and legal. The order of the data depends on no layout, but the default batch does on the world size."""
+    parallel = config.parallel
+    if world_size is None:
+        if config.training.global_batch_size is None and parallel.data_parallel_size is None:
+            raise UserError("the size of a step is unknown: give --global-batch-size, or --world-size of the run")
+        model_ranks = parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size
+        world_size = model_ranks * (parallel.data_parallel_size or 1)
+    config = derive(config, world_size)
+    validate(config, world_size)
+    return config
+
+
+def _training_set(config: Config) -> Dataset:
+    """What training opens."""
+    vocab_size = config.model.vocab_size or ANY_ID
+    train = open_splits(config.data, seed=config.training.seed, vocab_size=vocab_size, train_samples=1).train
+    if train is None:
+        raise UserError("nothing trains: --split gives the training set no share")
+    return train
+
+
+def _steps(words: str) -> tuple[int, int]:
+    """'A:B' or 'A'."""
+    found = re.fullmatch(r"(\d+)(?::(\d+))?", words)
+    first, last = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+    if not 1 <= first <= last:
+        raise UserError(f"--steps {words} must be FIRST:LAST, counted from 1, for instance 100:200")
+    return first, last
+
+
+def _is_asked_for(use: Use, options: argparse.Namespace) -> bool:
+    return (options.corpus is None or use.corpus == options.corpus) and (
+        options.document is None or use.document == options.document
+    )
+
+
+@contextmanager
+def _output(path: str | None) -> Iterator[IO[str]]:
+    """Standard output, or a file that appears when it is whole."""
+    if path is None:
+        yield sys.stdout
+        return
+    partial = Path(f"{path}.{os.getpid()}.partial")
+    try:
+        with partial.open("w", encoding="utf-8", newline="") as file:
+            yield file
+        os.replace(partial, path)
+    except OSError as error:
+        raise UserError(f"--output {path} cannot be written: {error.strerror}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _write_csv(uses: Iterator[Use], file: IO[str]) -> None:
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(Use._fields)
+    writer.writerows(uses)
+
+
+def _write_jsonl(uses: Iterator[Use], file: IO[str]) -> None:
+    file.writelines(json.dumps(use._asdict()) + "\n" for use in uses)
+
+
+def _print(found: Sequence[Share], samples: int) -> None:
+    table = Table(
+        "from sample", "corpus", "weight", "samples", "tokens", "epochs", "largest error",
+        title=f"the first {samples:,} samples", title_justify="left",
+    )  # fmt: skip
+    for share in found:
+        begin, end = share.epochs
+        table.add_row(
+            f"{share.first:,}", share.corpus, f"{share.weight:.4f}", f"{share.samples:,}", f"{share.tokens:,}",
+            f"{begin:.2f} to {end:.2f}", f"{share.largest_error:.2f}",
+        )  # fmt: skip
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = WIDTH + max(len(share.corpus) for share in found)
+    console.print(table)
+
+
+def report_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--samples", type=int, metavar="N", help="default: the whole run, as --train-iters or --train-samples say")
+    add("--json", action="store_true", help="the numbers as JSON")
+    _common_flags(parser)
+
+
+def record_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--steps", required=True, metavar="FIRST:LAST", help="steps from 1 on, both included")
+    add("--corpus", metavar="PREFIX", help="only what comes from this corpus")
+    add("--document", type=int, metavar="D", help="only this document of --corpus: where was it used?")
+    add("--output", metavar="FILE", help=".csv or .jsonl (default: CSV to standard output)")
+    add("--jsonl", action="store_true", help="a JSON object per line instead of CSV")
+    _common_flags(parser)
+
+
+def _common_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--world-size", type=int, metavar="N", help="ranks of the run, where --global-batch-size is not given"
+    )
+    parser.epilog = "Every setting of `megascratch pretrain` is a flag here, too, and --config FILE is read."
