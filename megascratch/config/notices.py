@@ -1,7 +1,7 @@
 """A legal config in, one sentence per setting that was given but changes nothing out: nothing is ignored in silence."""
 
 from megascratch.config.batch_size import steps_and_samples
-from megascratch.config.settings import Config, DataConfig, ModelConfig, OptimConfig
+from megascratch.config.settings import Config, DataConfig, ModelConfig, OptimConfig, ParallelConfig
 
 
 def notices(config: Config) -> list[str]:
@@ -20,6 +20,15 @@ def _table(config: Config) -> list[tuple[bool, str]]:
         (
             parallel.use_distributed_optimizer and parallel.data_parallel_size == 1,
             "use-distributed-optimizer changes nothing with one data-parallel rank",
+        ),
+        (
+            parallel.optimizer_cpu_offload and config.training.device == "cpu",
+            "optimizer-cpu-offload saves no memory with device cpu: it only copies",
+        ),
+        (
+            not parallel.optimizer_cpu_offload
+            and parallel.optimizer_offload_fraction != ParallelConfig.optimizer_offload_fraction,
+            "optimizer-offload-fraction changes nothing without optimizer-cpu-offload",
         ),
         (
             not rotates and model.rotary_base != ModelConfig.rotary_base,

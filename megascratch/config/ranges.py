@@ -46,7 +46,7 @@ NAMES_BY_INTERVAL = {
         rotary_base norm_epsilon init_method_std distributed_timeout_minutes adam_eps loss_scale
         initial_loss_scale min_loss_scale""",
     "[0, 1)": "hidden_dropout attention_dropout lr_warmup_fraction adam_beta1 adam_beta2",
-    "(0, 1]": "rotary_percent",
+    "(0, 1]": "rotary_percent optimizer_offload_fraction",
 }
 
 RANGES: dict[str, Interval] = {

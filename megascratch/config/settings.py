@@ -90,6 +90,10 @@ class ParallelConfig:
     """Explicit cut: the number of layers of each virtual stage, in model order."""
     use_distributed_optimizer: bool = False
     """ZeRO-1: fp32 master weights and moments sharded over the data-parallel ranks."""
+    optimizer_cpu_offload: bool = False
+    """Master weights and moments live in host memory, and the optimizer's step runs there."""
+    optimizer_offload_fraction: float = 1.0
+    """With optimizer_cpu_offload: about this part of them, in whole buckets."""
     overlap_grad_reduce: bool = True
     """Start each gradient bucket's reduction while backward still runs."""
     ddp_bucket_size: int | None = None

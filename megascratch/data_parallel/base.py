@@ -11,16 +11,16 @@ number of tokens of the whole batch (law 5).
 from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from megascratch.config.settings import OptimConfig, ParallelConfig
 from megascratch.data_parallel.buckets import Bucket, Buckets
+from megascratch.data_parallel.owned import Owned, first_elements
 from megascratch.data_parallel.partial import PartialSums, partial_runs
 from megascratch.data_parallel.plan import Entry, Place, plan_buckets
-from megascratch.optim.adamw import AdamW, Stretch
+from megascratch.data_parallel.update import Update
 from megascratch.optim.norm import GlobalNorm
 from megascratch.parallel.collectives import Pending, all_gather_objects, start_all_reduce
 from megascratch.parallel.held import Held, box_view, pieces_in_range
@@ -28,47 +28,6 @@ from megascratch.parallel.mesh import Axis, Mesh
 from megascratch.parallel.shard import Piece, Shard
 
 DEFAULT_BUCKET_SIZE = 40_000_000
-
-
-@dataclass(frozen=True)
-class Owned:
-    """The range [start, stop) of a bucket that this rank updates; all tensors have its length."""
-
-    bucket: Bucket
-    start: int
-    stop: int
-    weights: Tensor  # as the model computes with them
-    master: Tensor  # fp32 or fp64; the same memory as `weights` where these have that type
-    grads: Tensor
-    exp_avg: Tensor
-    exp_avg_sq: Tensor
-
-    @classmethod
-    def of(cls, bucket: Bucket, start: int, stop: int) -> "Owned":
-        weights, grads = bucket.weights[start:stop], bucket.grads[start:stop]
-        return cls(bucket, start, stop, weights, weights.to(grads.dtype), grads,
-                   torch.zeros_like(grads), torch.zeros_like(grads))  # fmt: skip
-
-    @property
-    def has_masters(self) -> bool:
-        return self.master.dtype != self.weights.dtype
-
-    @property
-    def kinds(self) -> dict[str, Tensor]:
-        """What a checkpoint keeps of a weight."""
-        kinds = {"param": self.weights, "optim.exp_avg": self.exp_avg, "optim.exp_avg_sq": self.exp_avg_sq}
-        return kinds | ({"optim.master": self.master} if self.has_masters else {})
-
-    def stretches(self) -> Iterator[Stretch]:
-        """The part that decays and the part that doesn't."""
-        cut = min(max(self.bucket.plan.decay_end - self.start, 0), self.stop - self.start)
-        for part, decays in ((slice(0, cut), True), (slice(cut, None), False)):
-            yield Stretch(self.master[part], self.grads[part], self.exp_avg[part], self.exp_avg_sq[part], decays)
-
-    def range_of(self, place: Place) -> tuple[int, int]:
-        """The elements of a parameter that lie in this range, counted from the parameter's first; maybe none."""
-        start = max(self.start - place.start, 0)
-        return start, max(min(self.stop, place.stop) - place.start, start)
 
 
 class DataParallel(ABC):
@@ -81,7 +40,7 @@ class DataParallel(ABC):
             chunks: this rank's model chunks; their parameters have global names.
             shards: the place in the whole of each of these parameters.
             optim: AdamW's settings; the learning rate comes with each step.
-            parallel: `ddp_bucket_size` and `overlap_grad_reduce` are read.
+            parallel: `ddp_bucket_size`, `overlap_grad_reduce` and the offload of the optimizer are read.
 
         Raises:
             ValueError: a parameter without shard, of another shape than its shard says, or frozen.
@@ -91,11 +50,14 @@ class DataParallel(ABC):
         size = parallel.ddp_bucket_size or DEFAULT_BUCKET_SIZE
         overlap = parallel.overlap_grad_reduce and mesh.data.size > 1
         self.chunks = [Buckets(self._buckets(chunk, tied, size), self._reduce, overlap) for chunk in chunks]
-        self.owned = [Owned.of(bucket, *self._range(bucket)) for chunk in self.chunks for bucket in chunk.buckets]
+        ranges = [(bucket, *self._range(bucket)) for chunk in self.chunks for bucket in chunk.buckets]
+        offloaded = parallel.optimizer_offload_fraction if parallel.optimizer_cpu_offload else 0.0
+        in_host_memory = first_elements([stop - start for _, start, stop in ranges], offloaded)
+        self.owned = [Owned.of(*place, host) for place, host in zip(ranges, in_host_memory, strict=True)]
         self.partial = PartialSums(list(self._partial_runs()), mesh.tp)
         self.tied = [self._copies(name) for name in sorted(tied)]
         self.global_norm = GlobalNorm(self._counted(), mesh.tp, mesh.model, self._norm_axis(), mesh.device)
-        self.adamw = AdamW([stretch for owned in self.owned for stretch in owned.stretches()], optim)
+        self.update = Update(self.owned, optim)
 
     # ---- the flavour -------------------------------------------------------------------------------------------
 
@@ -152,8 +114,8 @@ class DataParallel(ABC):
         for owned in self.owned:
             if factor != 1.0:
                 owned.grads.mul_(factor)
-        self.adamw.step(lr)
-        self._publish()
+        self.update(lr)
+        self._share_weights()
 
     # ---- what survives -----------------------------------------------------------------------------------------
 
@@ -170,18 +132,17 @@ class DataParallel(ABC):
     def loaded(self, masters: bool = True) -> None:
         """After `state`'s tensors were filled: makes the weights follow from the masters, or without `masters` (only
         ``param.*`` was filled) the masters from the weights, on all ranks."""
-        if not masters:
-            for owned in self.owned:
-                owned.master.copy_(owned.weights)
-        self._publish()
+        for owned in self.owned:
+            owned.loaded(masters)
+        self._share_weights()
 
     def scalars(self) -> dict[str, int]:
         """What survives beside the tensors."""
-        return {"adam_steps": self.adamw.steps}
+        return {"adam_steps": self.update.steps}
 
     def load_scalars(self, saved: dict[str, int]) -> None:
         """Restores `scalars`."""
-        self.adamw.steps = saved["adam_steps"]
+        self.update.steps = saved["adam_steps"]
 
     # ---- set-up ------------------------------------------------------------------------------------------------
 
@@ -256,10 +217,3 @@ class DataParallel(ABC):
                 if start < stop:
                     offset = place.start - owned.start
                     yield owned.grads[start + offset : stop + offset], run
-
-    def _publish(self) -> None:
-        """Weights follow from masters, on all ranks."""
-        for owned in self.owned:
-            if owned.has_masters:
-                owned.weights.copy_(owned.master)
-        self._share_weights()

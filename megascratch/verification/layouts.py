@@ -38,6 +38,8 @@ RECOMPUTE: list[Values] = [
 ]
 OVERLAP: list[Values] = [{}, {}, {"overlap_grad_reduce": False}]
 BUCKETS: list[Values] = [{}, {"ddp_bucket_size": 700}, {"ddp_bucket_size": 5000}]
+OFFLOAD: list[Values] = [{}, {}, {"optimizer_cpu_offload": True},
+                         {"optimizer_cpu_offload": True, "optimizer_offload_fraction": 0.5}]  # fmt: skip
 DOCUMENTS = {"reset_position_ids": True, "reset_attention_mask": True, "eod_mask_loss": True}
 
 
@@ -145,7 +147,7 @@ def _drawn(stream: random.Random, max_world: int, given: Collection[str], full_s
     if not full_size:
         layout |= _drawn_cut(stream, pp, chunks)
     extra: Values = {}
-    for options in (OVERLAP, BUCKETS, RECOMPUTE):
+    for options in (OVERLAP, BUCKETS, RECOMPUTE, OFFLOAD):
         if not set(given) & {name for values in options for name in values}:
             extra |= stream.choice(options)
     if not set(given) & set(vars(Config().model)) and not full_size:
@@ -189,8 +191,9 @@ def _case(
     return Case(name_of(whole), whole)
 
 
-_NO_LAYOUT = ("overlap_grad_reduce", "ddp_bucket_size", "recompute_granularity", "recompute_method",
-              "recompute_num_layers", "distributed_backend", "distributed_timeout_minutes")  # fmt: skip
+_NO_LAYOUT = ("overlap_grad_reduce", "ddp_bucket_size", "optimizer_cpu_offload", "optimizer_offload_fraction",
+              "recompute_granularity", "recompute_method", "recompute_num_layers", "distributed_backend",
+              "distributed_timeout_minutes")  # fmt: skip
 
 
 def _world(values: Mapping[str, Any]) -> int:
@@ -264,6 +267,7 @@ _WORDS: dict[str, Callable[[Values], bool]] = {
     "SP": lambda values: values["sequence_parallel"] and values["tensor_model_parallel_size"] > 1,
     "ZeRO-1": lambda values: values["use_distributed_optimizer"] and values["data_parallel_size"] > 1,
     "no overlap": lambda values: not values["overlap_grad_reduce"] and values["data_parallel_size"] > 1,
+    "offload": lambda values: values["optimizer_cpu_offload"],
     "selective recompute": lambda values: values["recompute_granularity"] == "selective",
     "full recompute": lambda values: values["recompute_granularity"] == "full",
     "documents": lambda values: values["reset_attention_mask"],

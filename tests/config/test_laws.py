@@ -226,6 +226,8 @@ def test_a_legal_config_is_accepted(world, values):
         ({"use_distributed_optimizer": True}, "use-distributed-optimizer changes nothing with one data-parallel rank"),
         ({"rotary_base": 5e5}, "rotary-base changes nothing without position-embedding-type rope"),
         ({"rotary_percent": 0.5}, "rotary-percent changes nothing without position-embedding-type rope"),
+        ({"optimizer_cpu_offload": True, "device": "cpu"}, "optimizer-cpu-offload saves no memory with device cpu"),
+        ({"optimizer_offload_fraction": 0.5}, "optimizer-offload-fraction changes nothing without optimizer-cpu-of"),
         ({"position_embedding_type": "rope", "max_position_embeddings": 9}, "max-position-embeddings changes nothing"),
         ({"add_qkv_bias": True}, "add-qkv-bias changes nothing"),
         ({"lr_decay_style": "constant", "min_lr": 1e-5}, "min-lr changes nothing with lr-decay-style constant"),

@@ -1,0 +1,81 @@
+"""Owned ranges with whole gradients in, moved weights out: AdamW where each range has its home.
+
+A range in host memory is updated there by the CPU. Its gradients come down and its weights go up in pieces of a
+bucket, on streams of their own, so that on CUDA the copies of one piece run beside the update of another (Ren et al.
+2021, ZeRO-Offload, arXiv 2101.06840, section 4.2). On a CPU the same code copies from memory to memory.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from megascratch.config.settings import OptimConfig
+from megascratch.data_parallel.owned import Owned, host_like
+from megascratch.optim.adamw import AdamW
+
+
+class _Piece(NamedTuple):
+    """A range in host memory."""
+
+    owned: Owned
+    adamw: AdamW
+    staged: Tensor  # the new weights in the model's type, on their way up
+
+
+class Update:
+    """Moves all ranges of a rank."""
+
+    def __init__(self, ranges: Sequence[Owned], optim: OptimConfig):
+        self.resident = [owned for owned in ranges if not owned.in_host_memory]
+        self.adamw = AdamW([stretch for owned in self.resident for stretch in owned.stretches()], optim)
+        self.pieces = [_piece(owned, optim) for owned in ranges if owned.in_host_memory]
+        device = ranges[0].weights.device
+        self.device = device if device.type == "cuda" and self.pieces else None
+        self.down, self.up = (torch.cuda.Stream(device) if self.device else None for _ in range(2))
+
+    @property
+    def steps(self) -> int:
+        """Updates so far: Adam's bias correction depends on them."""
+        return self.adamw.steps
+
+    @steps.setter
+    def steps(self, taken: int) -> None:
+        for adamw in (self.adamw, *(piece.adamw for piece in self.pieces)):
+            adamw.steps = taken
+
+    @torch.no_grad()
+    def __call__(self, lr: float) -> None:
+        """One update at learning rate `lr`."""
+        arrivals = [self._bring_down(piece) for piece in self.pieces]
+        self.adamw.step(lr)
+        for owned in self.resident:
+            if owned.has_masters:
+                owned.weights.copy_(owned.master)
+        for piece, arrived in zip(self.pieces, arrivals, strict=True):
+            if arrived is not None:
+                arrived.synchronize()
+            piece.adamw.step(lr)
+            self._send_up(piece)
+        if self.up is not None:
+            torch.cuda.current_stream(self.device).wait_stream(self.up)
+
+    def _bring_down(self, piece: _Piece) -> torch.cuda.Event | None:
+        """Starts the copy of the gradients; the event of its end."""
+        if self.down is not None:
+            self.down.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self.down):
+            piece.owned.step_grads.copy_(piece.owned.grads, non_blocking=True)
+        return None if self.down is None else self.down.record_event()
+
+    def _send_up(self, piece: _Piece) -> None:
+        if piece.owned.has_masters:
+            piece.staged.copy_(piece.owned.master)
+        with torch.cuda.stream(self.up):
+            piece.owned.weights.copy_(piece.staged, non_blocking=True)
+
+
+def _piece(owned: Owned, optim: OptimConfig) -> _Piece:
+    staged = host_like(owned.weights) if owned.has_masters else owned.master
+    return _Piece(owned, AdamW(list(owned.stretches()), optim), staged)
