@@ -1,44 +1,69 @@
-"""The layout law can fail: each of the deliberate breaks of `breaks.py` makes it fail on the layout given there, where
+"""The layout law can fail: each of the deliberate breaks of `breaks/` makes it fail on the layout given there, where
 the sound code passes."""
 
+from collections.abc import Callable
 from functools import cache, partial
 
 import pytest
 
 from megascratch.config.settings import Config
+from megascratch.verification.layouts import name_of
+from megascratch.verification.measure import Trace, one_process
 from tests.laws.breaks import BREAKS, run_broken
-from tests.laws.runs import STEPS, assert_same, config_of, serial, trace
+from tests.laws.breaks.state import resumed
+from tests.laws.runs import STEPS, assert_same, config_of, gathered, serial, trace, train_on_rank
 from tests.pool import RankFailed
 
-IN_EVERY_RUN = ("output of a row-parallel layer not summed", "loss as a mean of means")
+IN_EVERY_RUN = (
+    "output of a row-parallel layer not summed",
+    "loss as a mean of means",
+    "one weight gradient of W dropped",
+)
+LAWS = {train_on_rank: "a layout never changes the model", resumed: "a resumed run is the undisturbed one"}
 CASES = [pytest.param(name, marks=[] if name in IN_EVERY_RUN else pytest.mark.deep) for name in BREAKS]
 
 
 @pytest.fixture(scope="module")
 def table(request):
-    """What caught which break; printed at the end."""
-    rows: dict[str, str] = {}
+    """Which law caught which break, on which layout, by what; printed at the end."""
+    rows: list[tuple[str, ...]] = []
     yield rows
-    width = max(map(len, rows), default=0)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     with request.config.pluginmanager.get_plugin("capturemanager").global_and_fixture_disabled():
-        print("\n" + "\n".join(f"{name:<{width}}  {what}" for name, what in rows.items()))
+        for row in rows:
+            print("\n" + "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)), end="")
+        print(f"\n{len(rows)} of the deliberate breaks tried were caught; there are {len(BREAKS)}")
 
 
 @cache
-def sound_code_passes(config: Config) -> bool:
-    assert_same(serial(config), trace(config), 1e-9)
+def alone(config: Config, run: Callable) -> Trace:
+    """The one-process run."""
+    return serial(config) if run is train_on_rank else gathered([run(one_process(config), STEPS)])
+
+
+@cache
+def sound_code_passes(config: Config, run: Callable) -> bool:
+    assert_same(alone(config, run), trace(config, STEPS, run), 1e-9)
     return True
 
 
 def law_of(name: str, config: Config) -> None:
-    assert_same(serial(config), trace(config, STEPS, partial(run_broken, name)), 1e-9)
+    assert_same(alone(config, BREAKS[name].run), trace(config, STEPS, partial(run_broken, name)), 1e-9)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_layout_law_notices(name, table):
     config = config_of(**{"num_layers": 2, **BREAKS[name].settings})
-    assert sound_code_passes(config)
+    assert sound_code_passes(config, BREAKS[name].run)
     with pytest.raises(AssertionError) as caught:
         law_of(name, config)
     assert not isinstance(caught.value, RankFailed), "a crash proves nothing about the law"
-    table[name] = str(caught.value).splitlines()[0]
+    table.append((name, LAWS[BREAKS[name].run], name_of(config), str(caught.value).splitlines()[0]))
+
+
+def test_there_is_a_break_of_every_kind():
+    """At least forty, and of every collective that layers, gradients and weights use."""
+    assert len(BREAKS) >= 40
+    replaced = {attribute for broken in BREAKS.values() for _, attribute, _ in broken.replacements}
+    assert replaced >= {"start_all_reduce", "start_reduce_scatter", "start_all_gather", "all_gather", "all_reduce",
+                        "reduce_from", "reduce_scatter_to", "_reduce", "_share_weights", "add_up"}  # fmt: skip

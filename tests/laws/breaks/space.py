@@ -1,93 +1,82 @@
-"""Deliberate breaks of the code, each with a layout on which the layout law must notice; applied inside the ranks.
+"""Breaks of where things lie: tensor, sequence, pipeline and data ranks, ZeRO-1's ranges, the norm."""
 
-A break replaces a function or a method for one run; the model's definition stays as it is, only how it is laid out is
-wrong, as it would be after a plausible mistake.
-"""
-
-from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
+import torch.distributed as dist
 
-from megascratch.config.settings import Config
 from megascratch.data.loader import sample_numbers
 from megascratch.data_parallel import base
 from megascratch.data_parallel.base import DataParallel
-from megascratch.data_parallel.buckets import Buckets
 from megascratch.data_parallel.ddp import Replicated
-from megascratch.data_parallel.partial import PartialSums
+from megascratch.data_parallel.owned import Owned
+from megascratch.data_parallel.partial import PartialSums, partial_runs
 from megascratch.data_parallel.zero1 import ZeroOne
-from megascratch.layers import attention, dropout, embedding, linear, mlp
+from megascratch.layers import attention, dropout, embedding, linear, loss, mlp
 from megascratch.layers.loss import vocab_parallel_cross_entropy
 from megascratch.model import build, chunk
-from megascratch.parallel.collectives import Pending, all_reduce, gather_from, reduce_from, start_all_reduce
+from megascratch.parallel.collectives import (
+    Pending,
+    _Pair,
+    _sum,
+    all_gather,
+    all_reduce,
+    gather_from,
+    reduce_from,
+    reduce_scatter,
+    start_all_reduce,
+)
 from megascratch.parallel.mesh import Axis
 from megascratch.parallel.random import normal_rows
-from megascratch.parallel.shard import Box
-from megascratch.pipeline.runtime import _Player
+from megascratch.parallel.shard import Box, Shard
 from megascratch.training.trainer import Trainer
 from megascratch.verification import measure
-from tests.laws import runs
+from tests.laws.breaks.replacing import (
+    DOCUMENTS,
+    DP2,
+    PP2,
+    ROTARY,
+    SP,
+    TP2,
+    UNTIED,
+    ZERO1,
+    Break,
+    after,
+    not_started,
+    nothing,
+    own_part,
+    own_part_repeated,
+    own_value,
+    setting,
+)
 
-TP2 = {"tensor_model_parallel_size": 2}
-SP = {**TP2, "sequence_parallel": True}
-PP2 = {"pipeline_model_parallel_size": 2}
-DP2 = {"data_parallel_size": 2}
-INTERLEAVED = {**PP2, "num_virtual_stages_per_pipeline_rank": 2, "num_layers": 4}
-ROTARY = {"position_embedding_type": "rope"}
-UNTIED = {"untie_embeddings_and_output_weights": True}
-DOCUMENTS = {"reset_position_ids": True, "reset_attention_mask": True}
-
-
-class Break(NamedTuple):
-    """Replacements (where, attribute, new value) and the settings of the layout that must notice."""
-
-    settings: dict[str, Any]
-    replacements: list[tuple[Any, str, Any]]
-
-
-def run_broken(name: str, config: Config, steps: int) -> tuple:
-    """On a rank: `train_on_rank` with the break of that name in force."""
-    with ExitStack() as stack:
-        for target, attribute, value in BREAKS[name].replacements:
-            stack.enter_context(patch.object(target, attribute, value))
-        return runs.train_on_rank(config, steps)
-
-
-# ---- replacements ----------------------------------------------------------------------------------------------
-
-
-def nothing(*args: Any, **kwargs: Any) -> None:
-    """Instead of a step that has no result."""
-
-
-def own_value(x, axis, *rest):
-    return x
-
-
-def own_part(x, axis):
-    return x.chunk(axis.size)[axis.rank]
-
-
-def not_started(x, axis, *rest):
-    return Pending("all_reduce", axis, None, x)
+SHARED_HEADS = {"tensor_model_parallel_size": 4, "num_query_groups": 2}
 
 
 def own_part_not_started(x, axis):
     return Pending("reduce_scatter", axis, None, own_part(x, axis).contiguous())
 
 
-def after(plain, **attributes):
-    """A constructor that sets attributes afterwards."""
+def own_part_repeated_not_started(x, axis):
+    return Pending("all_gather", axis, None, own_part_repeated(x, axis))
 
-    def __init__(self, *args, **kwargs):
-        plain(self, *args, **kwargs)
-        for name, value in attributes.items():
-            setattr(self, name, value)
 
-    return __init__
+def gathered_from_the_second_rank_on(x, axis):
+    return all_gather(x, axis).roll(x.shape[0], 0)
+
+
+def summed_both_ways(x, axis):
+    return _Pair.apply(x, axis, _sum, _sum)
+
+
+def scattered_and_not_gathered(x, axis):
+    return _Pair.apply(x, axis, reduce_scatter, own_part_repeated)
+
+
+def own_where(wrong):
+    """An all-reduce that leaves one kind of reduction out."""
+    return lambda x, axis, op=dist.ReduceOp.SUM: x if op == wrong else all_reduce(x, axis, op)
 
 
 def bias_on_every_rank(self, x):
@@ -132,12 +121,6 @@ def local_layers(model, layers, *rest):
     return chunk.Chunk(model, range(len(layers)), *rest)
 
 
-def layers_in_another_order(model, layers, *rest):
-    """Virtual stages 0 1 2 3 hold the layers 0 2 1 3, as if each rank's chunks were neighbours."""
-    start = {0: 0, 1: 2, 2: 1, 3: 3}[layers.start]
-    return chunk.Chunk(model, range(start, start + 1), *rest)
-
-
 def documents_on_the_first_stage_only(self, x, batch):
     return plain_chunk(self, x, batch if self.first else replace(batch, documents=None))
 
@@ -158,22 +141,6 @@ def loss_of_every_rank(self, losses):
 
 def one_sample_later(consumed, micro_batch, size, dp_rank, dp_size):
     return sample_numbers(consumed + (dp_rank == 1), micro_batch, size, dp_rank, dp_size)
-
-
-def next_micro_batch(self, action):
-    stage = self.stages[action.chunk]
-    before, self.batches = self.batches, self.batches if stage.is_first else self.batches[1:] + self.batches[:1]
-    plain_forward(self, action)
-    self.batches = before
-
-
-def last_is_first(self, action, last):
-    self.data_parallel.begin(action.chunk, action.microbatch == 0 if action.chunk == 1 else last)
-
-
-def renew_always(self, last):
-    self._renew()
-    self.last = last
 
 
 def averaged(self, bucket):
@@ -210,11 +177,73 @@ def alone(self):
     return Axis.alone("world")
 
 
+def labels_one_later(logits, labels, valid, tp):
+    return vocab_parallel_cross_entropy(logits, labels + tp.rank, valid, tp)
+
+
+def rows_of_others_count(self, ids):
+    local = ids.t() - self.first
+    mine = (local >= 0) & (local < self.weight.shape[0])
+    return reduce_from(embedding.rows(self.weight, local.where(mine, 0)), self.tp)
+
+
+def forget_partial_sums(self):
+    self.shards = {name: replace(shard, grad_sum=()) for name, shard in self.shards.items()}
+
+
+def dealt_out_in_turn(self, dim, ranks, rank):
+    """Tensor ranks 0 1 2 3 hold the key/value heads 0 1 0 1 instead of 0 0 1 1."""
+    turned = []
+    for part, (local, whole, length, copy) in zip(self.parts, plain_runs(self, dim, ranks, rank), strict=False):
+        copies = max(1, ranks // part.units)
+        first = whole - rank // copies * length
+        turned.append((local, first + rank % (ranks // copies) * length, length, copy))
+    return turned if self.parts else plain_runs(self, dim, ranks, rank)
+
+
+def over_all_ranks(shard, sizes, coords):
+    return [run if shard.grad_sum else run._replace(slot=0, slots=1) for run in partial_runs(shard, sizes, coords)]
+
+
+def documents_of_the_first_sample(documents):
+    return plain_mask(documents if documents is None else documents[:1].expand_as(documents))
+
+
+def dropout_by_local_layer(self):
+    for place, block in enumerate(self.layers.values()):
+        block.dropout1.site, block.dropout2.site = 4 * place + 5, 4 * place + 6
+
+
+def tokens_of_this_rank(self, batches):
+    return sum(batch.loss_mask.sum(dtype=torch.float64) for batch in batches).item()
+
+
+def copies_under_their_own_name(part):
+    return {name: replace(shard, tied=None) for name, shard in plain_table(part).items()}
+
+
+def range_of_the_next_rank(self, bucket):
+    length = bucket.plan.size // self.mesh.data.size
+    rank = (self.mesh.data.rank + 1) % self.mesh.data.size
+    return rank * length, (rank + 1) * length
+
+
+def decay_ends_where_the_buckets_does(self):
+    """The border between what decays and what doesn't is not moved with the range."""
+    return plain_stretches(replace(self, start=0, stop=self.stop - self.start))
+
+
+def copies_of_a_tied_weight_count(self):
+    with patch.object(DataParallel, "_name", lambda self, name: name):
+        return plain_counted(self)
+
+
 plain_embedding = embedding.VocabParallelEmbedding.__init__
 plain_dropout = dropout.Dropout.forward
 plain_initialise = build.initialise
-plain_chunk = chunk.Chunk.forward
-plain_forward = _Player.forward
+plain_table = build.shard_table
+plain_chunk, plain_mask = chunk.Chunk.forward, chunk.document_mask
+plain_runs, plain_stretches = Shard._runs, Owned.stretches
 plain_pieces, plain_counted, plain_norm = DataParallel._pieces, DataParallel._counted, DataParallel.norm
 
 BREAKS: dict[str, Break] = {
@@ -222,54 +251,81 @@ BREAKS: dict[str, Break] = {
         TP2, [(linear, "start_all_reduce", not_started)]),
     "input gradient not reduce-scattered under SP": Break(
         SP, [(linear, "start_reduce_scatter", own_part_not_started)]),
+    "weight gradient from this rank's part of the sequence alone": Break(
+        SP, [(linear, "start_all_gather", own_part_repeated_not_started)]),
+    "sequence gathered from the second rank on": Break(SP, [(linear, "all_gather", gathered_from_the_second_rank_on)]),
+    "gradient of a row-parallel output summed again": Break(TP2, [(linear, "reduce_from", summed_both_ways)]),
+    "gradient of a scattered output not gathered": Break(
+        SP, [(linear, "reduce_scatter_to", scattered_and_not_gathered)]),
     "output of a row-parallel layer not summed": Break(TP2, [(linear, "reduce_from", own_value)]),
     "output of a row-parallel layer not summed under SP": Break(SP, [(linear, "reduce_scatter_to", own_part)]),
     "row-parallel bias added on each tensor rank": Break(
         TP2, [(linear.RowParallelLinear, "forward", bias_on_every_rank)]),
     "embedding not summed over the vocabulary's parts": Break(TP2, [(embedding, "reduce_from", own_value)]),
+    "embedding not summed over the vocabulary's parts under SP": Break(
+        SP, [(embedding, "reduce_scatter_to", own_part)]),
+    "ids of another rank look up row 0": Break(
+        TP2, [(embedding.VocabParallelEmbedding, "forward", rows_of_others_count)]),
     "vocabulary offset without its padding": Break(
         TP2, [(embedding.VocabParallelEmbedding, "__init__", offset_without_padding)]),
     "padding enters the softmax": Break(TP2, [(chunk, "vocab_parallel_cross_entropy", padding_counts)]),
+    "labels one word later on the second rank": Break(TP2, [(chunk, "vocab_parallel_cross_entropy", labels_one_later)]),
+    "each rank's own peak in the softmax": Break(TP2, [(loss, "all_reduce", own_where(dist.ReduceOp.MAX))]),
+    "sums of the softmax not added up": Break(TP2, [(loss, "all_reduce", own_where(dist.ReduceOp.SUM))]),
     "gathered logits fed to a loss that expects a shard": Break(
         {**TP2, "vocab_size": 64}, [(chunk, "vocab_parallel_cross_entropy", gathered_logits)]),
     "learned positions not offset under SP": Break(SP, [(embedding.PositionEmbedding, "forward", first_positions)]),
     "q, k and v cut as one block": Break(TP2, [(attention, "ColumnParallelLinear", without_parts)]),
     "gate and up cut as one block": Break({**TP2, "swiglu": True}, [(mlp, "ColumnParallelLinear", without_parts)]),
     "gradients of norms not summed under SP": Break(SP, [(PartialSums, "add_up", nothing)]),
+    "gradient of positions not summed under SP": Break(SP, [
+        (embedding.PositionEmbedding, "__init__", after(embedding.PositionEmbedding.__init__, forget_partial_sums))]),
+    "gradients of row-parallel biases not summed under SP": Break(SP, [
+        (linear.RowParallelLinear, "__init__", after(linear.RowParallelLinear.__init__, forget_partial_sums))]),
+    "gradients of shared key/value heads summed over all ranks": Break(
+        SHARED_HEADS, [(base, "partial_runs", over_all_ranks)]),
+    "shared key/value heads dealt out in turn": Break(SHARED_HEADS, [(Shard, "_runs", dealt_out_in_turn)]),
     "gradients of shared key/value heads not summed": Break(
-        {"tensor_model_parallel_size": 4, "num_query_groups": 2}, [(PartialSums, "add_up", nothing)]),
+        SHARED_HEADS, [(PartialSums, "add_up", nothing)]),
     "dropout mask by local position under SP": Break(
-        {**SP, "hidden_dropout": 0.1}, [(dropout.Dropout, "__init__", after(dropout.Dropout.__init__, part=0))]),
+        {**SP, "hidden_dropout": 0.1}, [(dropout.Dropout, "__init__", setting(dropout.Dropout.__init__, part=0))]),
     "attention dropout by local head": Break(
         {**TP2, "attention_dropout": 0.1},
-        [(dropout.AttentionDropout, "__init__", after(dropout.AttentionDropout.__init__, rank=0))]),
+        [(dropout.AttentionDropout, "__init__", setting(dropout.AttentionDropout.__init__, rank=0))]),
     "dropout by place in the micro-batch": Break(
         {**DP2, "hidden_dropout": 0.1}, [(dropout.Dropout, "forward", by_place_in_the_batch)]),
+    "dropout by the layer's number on its stage": Break(
+        {**PP2, "hidden_dropout": 0.1},
+        [(chunk.Chunk, "__init__", after(chunk.Chunk.__init__, dropout_by_local_layer))]),
     "initial weights of each rank from row 0": Break(TP2, [(build, "normal_rows", from_the_first_row)]),
     "initial weights from a seed per rank": Break(PP2, [(build, "initialise", seed_per_rank)]),
+    "a tied copy with initial weights of its own": Break(PP2, [(build, "shard_table", copies_under_their_own_name)]),
     "layer numbers restart on each stage": Break(PP2, [(build, "Chunk", local_layers)]),
-    "chunks of a rank are neighbours": Break(INTERLEAVED, [(build, "Chunk", layers_in_another_order)]),
     "document mask on the first stage only": Break(
         {**PP2, **DOCUMENTS}, [(chunk.Chunk, "forward", documents_on_the_first_stage_only)]),
+    "document boundaries of the first sample for all": Break(
+        {**PP2, **DOCUMENTS, "micro_batch_size": 2}, [(chunk, "document_mask", documents_of_the_first_sample)]),
     "rotary positions on the first stage only": Break(
         {**PP2, **ROTARY, "reset_position_ids": True}, [(chunk.Chunk, "forward", positions_on_the_first_stage_only)]),
-    "labels of the next micro-batch on the last stage": Break(PP2, [(_Player, "forward", next_micro_batch)]),
     "two copies of a tied weight not summed": Break(PP2, [(base, "start_all_reduce", not_started)]),
     "loss as a mean of means": Break(DP2, [(Trainer, "_valid_tokens", mean_of_means)]),
+    "valid tokens of this rank alone": Break(DP2, [(Trainer, "_valid_tokens", tokens_of_this_rank)]),
     "loss counted on each tensor rank": Break(TP2, [(Trainer, "_loss_part", loss_of_every_rank)]),
     "one rank reads one sample later": Break(DP2, [(measure, "sample_numbers", one_sample_later)]),
     "gradients averaged over data ranks": Break(DP2, [(Replicated, "_reduce", averaged)]),
     "gradients not summed over data ranks": Break(DP2, [(Replicated, "_reduce", not_reduced)]),
-    "reduction after the first micro-batch of the second chunk": Break(
-        {**INTERLEAVED, **DP2}, [(Trainer, "_before_backward", last_is_first)]),
-    "each micro-batch overwrites the gradient": Break({}, [(Buckets, "begin", renew_always)]),
+    "gradients not reduce-scattered under ZeRO-1": Break(ZERO1, [(ZeroOne, "_reduce", not_reduced)]),
+    "each rank updates the next one's range under ZeRO-1": Break(ZERO1, [(ZeroOne, "_range", range_of_the_next_rank)]),
+    "decay's border not moved with the range under ZeRO-1": Break(
+        ZERO1, [(Owned, "stretches", decay_ends_where_the_buckets_does)]),
     "updated weights not gathered under ZeRO-1": Break(
-        {**DP2, "use_distributed_optimizer": True}, [(ZeroOne, "_share_weights", nothing)]),
+        ZERO1, [(ZeroOne, "_share_weights", nothing)]),
     "norm of this rank's range alone under ZeRO-1": Break(
-        {**DP2, "use_distributed_optimizer": True}, [(ZeroOne, "_norm_axis", alone)]),
+        ZERO1, [(ZeroOne, "_norm_axis", alone)]),
     "replicated weights count on each tensor rank": Break(
         {**TP2, **UNTIED}, [(DataParallel, "_counted", counted_everywhere)]),
     "sharded weights of other tensor ranks left out of the norm": Break(TP2, [
         (Replicated, "_norm_axis", of_stages), (DataParallel, "norm", summed_over_pipeline_alone)]),
+    "a tied weight counts twice in the norm": Break(PP2, [(DataParallel, "_counted", copies_of_a_tied_weight_count)]),
     "weights of other stages left out of the norm": Break(PP2, [(Replicated, "_norm_axis", of_tensor_ranks)]),
 }  # fmt: skip
