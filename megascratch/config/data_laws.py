@@ -93,10 +93,26 @@ def vocabulary_is_known(tokenizer_type: str | None, tokenizer_model: str | None,
     return None
 
 
+def megatrons_order_has_numpys_seeds(data_order: str, seed: int) -> str | None:
+    """Megatron's shuffles are NumPy's, whose seeds have 32 bits."""
+    if data_order == "megatron" and not 0 <= seed < 1 << 32:
+        return f"data-order megatron takes seeds from 0 to {(1 << 32) - 1}, not {seed}: use {seed % (1 << 32)}"
+    return None
+
+
+def stages_need_the_keyed_order(data_order: str, data_stages: list[str] | None) -> str | None:
+    """Megatron has no stages: its order is made for one blend."""
+    if data_order == "megatron" and data_stages:
+        return "data-stages cannot be read in Megatron's order: leave out data-stages, or data-order megatron"
+    return None
+
+
 LAWS: list[Callable[..., str | None]] = [
     one_source,
     lists_are_not_empty,
     stages_follow_one_another,
     split_is_shares,
     vocabulary_is_known,
+    megatrons_order_has_numpys_seeds,
+    stages_need_the_keyed_order,
 ]

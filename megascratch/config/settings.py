@@ -130,6 +130,9 @@ class DataConfig:
     """Synthetic documents instead of files."""
     data_cache_path: str | None = None
     """Folder of the index cache; default: a folder `cache` beside the data."""
+    data_order: Literal["keyed", "megatron"] = "keyed"
+    """Which sample comes when: keyed depends on files and seed alone; megatron is Megatron-LM's order, which depends
+    on the number of samples asked for, too (so keep train_iters when a run is moved over)."""
     seq_length: int = 1024
     """Tokens per sample."""
     reset_position_ids: bool = False

@@ -11,7 +11,9 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,25 @@ from megascratch.config.errors import UserError
 Arrays = dict[str, np.ndarray]
 
 
-def built_once(folder: Path, key: Mapping[str, Any], build: Callable[[], Arrays]) -> Arrays:
+@dataclass(frozen=True)
+class Blocks:
+    """An array that is made piece by piece while it is stored, so that it never lies in memory as a whole."""
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    blocks: Iterator[np.ndarray]
+
+    def whole(self) -> np.ndarray:
+        """The array in memory."""
+        return np.concatenate([np.empty((0, *self.shape[1:]), self.dtype), *self.blocks])
+
+
+def in_memory(arrays: Mapping[str, np.ndarray | Blocks]) -> Arrays:
+    """The same arrays without a cache."""
+    return {name: array.whole() if isinstance(array, Blocks) else array for name, array in arrays.items()}
+
+
+def built_once(folder: Path, key: Mapping[str, Any], build: Callable[[], Mapping[str, np.ndarray | Blocks]]) -> Arrays:
     """The arrays of `key`, read from the cache or built into it.
 
     Raises: UserError where the cache cannot be written.
@@ -51,19 +71,31 @@ def _load(home: Path) -> Arrays | None:
         return None
 
 
-def _store(home: Path, key: str, arrays: Arrays) -> None:
+def _store(home: Path, key: str, arrays: Mapping[str, np.ndarray | Blocks]) -> None:
+    """Writes the arrays side by side: one is still being made while another goes to the disk."""
     partial = home.with_name(f"{home.name}.{os.getpid()}.partial")
     with _writable(home.parent):
         shutil.rmtree(home, ignore_errors=True)
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
-        for name, array in arrays.items():
-            with (partial / f"{name}.npy").open("wb") as file:
-                np.save(file, array, allow_pickle=False)
-                file.flush()
-                os.fsync(file.fileno())
+        with ThreadPoolExecutor(max(len(arrays), 1)) as pool:
+            list(pool.map(_write, [partial / f"{name}.npy" for name in arrays], arrays.values()))
         (partial / "key.json").write_text(json.dumps({"arrays": list(arrays), "key": json.loads(key)}, indent=1))
         _move_in_place(partial, home)
+
+
+def _write(path: Path, array: np.ndarray | Blocks) -> None:
+    with path.open("wb") as file:
+        if isinstance(array, Blocks):
+            descr = np.lib.format.dtype_to_descr(array.dtype)
+            header = {"descr": descr, "fortran_order": False, "shape": array.shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            for block in array.blocks:
+                block.tofile(file)
+        else:
+            np.save(file, array, allow_pickle=False)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _move_in_place(partial: Path, home: Path) -> None:

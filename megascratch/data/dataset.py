@@ -19,12 +19,13 @@ import numpy as np
 
 from megascratch.config.errors import UserError
 from megascratch.data.cache import Arrays, built_once
-from megascratch.data.indices import blend, permutation, sample_index, stream_key
+from megascratch.data.indices import blend, permutation, pieces_between, sample_index, stream_key
 
 FORMAT = 2  # of the cached indices; part of their key
 SEQUENCES, SAMPLES, FIRST_CUT = 1, 2, 3  # what a key is for
 EPOCHS_KEPT = 2
 BLEND_BLOCK = 1 << 16
+NO_PIECES = np.empty((0, 3), dtype=np.int64)
 UNLIMITED = np.iinfo(np.int64).max
 
 
@@ -50,6 +51,9 @@ class Source(Protocol):
 
     def get(self, sequence: int, offset: int = 0, length: int | None = None) -> np.ndarray: ...
 
+    def read(self, pieces: np.ndarray) -> np.ndarray:
+        """int64: the tokens of `pieces` [n, 3] (sequence, offset, count), one behind the other."""
+
 
 class Span(NamedTuple):
     """Tokens [start, stop) of a sequence."""
@@ -58,6 +62,26 @@ class Span(NamedTuple):
     sequence: int
     start: int
     stop: int
+
+
+class OneSource:
+    """A data set whose every sample is made of pieces of one source."""
+
+    source: Source
+
+    def pieces(self, number: int) -> np.ndarray:
+        """int64 [n, 3]: (sequence, offset, count) of the pieces of sample `number`."""
+        raise NotImplementedError
+
+    def __getitem__(self, number: int) -> np.ndarray:
+        return self.source.read(self.pieces(number))
+
+    def spans(self, number: int) -> list[Span]:
+        """Where the tokens of sample `number` come from, in order."""
+        return [
+            Span(self.source, sequence, start, start + count)
+            for sequence, start, count in self.pieces(number).tolist()
+        ]
 
 
 class EpochIndex(NamedTuple):
@@ -71,7 +95,7 @@ class EpochIndex(NamedTuple):
     """int64 [samples]: the order in which the cuts are read."""
 
 
-class Corpus:
+class Corpus(OneSource):
     """Sequences [first, stop) of one source as samples of `seq_length` + 1 tokens.
 
     `finite`: in order and once (validation); else shuffled anew in each epoch, without end. `cache` is the folder of
@@ -100,29 +124,16 @@ class Corpus:
     def __len__(self) -> int:
         return self._count
 
-    def __getitem__(self, number: int) -> np.ndarray:
-        parts = [self.source.get(span.sequence, span.start, span.stop - span.start) for span in self.spans(number)]
-        return np.concatenate([np.empty(0, dtype=np.int64), *parts])
-
-    def spans(self, number: int) -> list[Span]:
+    def pieces(self, number: int) -> np.ndarray:
         if number < 0:
             raise IndexError(f"sample {number} is negative")
         epoch, place = divmod(number, self._count)
         if self.finite and epoch:
-            return []
+            return NO_PIECES
         index = self._epoch(epoch)
         cut = int(index.samples[place])
-        return self._between(index, *index.cuts[cut : cut + 2].ravel().tolist())
-
-    def _between(self, index: EpochIndex, place: int, offset: int, last_place: int, last_offset: int) -> list[Span]:
-        """Tokens from (place, offset) to (last_place, last_offset), both included."""
-        spans = []
-        for at in range(place, last_place + 1):
-            sequence = int(index.sequences[at])
-            start = offset if at == place else 0
-            stop = last_offset + 1 if at == last_place else int(self.source.lengths[sequence])
-            spans.append(Span(self.source, sequence, start, stop))
-        return spans
+        rows = index.cuts[cut : cut + 2].ravel().tolist()
+        return pieces_between(self.source.lengths, index.sequences, *rows)
 
     def _epoch(self, epoch: int) -> EpochIndex:
         if epoch not in self._epochs:
@@ -173,7 +184,8 @@ class Blend:
         if len(parts) != len(weights) or not parts:
             raise ValueError(f"{len(parts)} data sets, {len(weights)} weights")
         self.parts, self.finite = list(parts), finite
-        self.weights = np.asarray(weights, dtype=np.float64) / sum(weights)
+        self.weights = np.asarray(weights, dtype=np.float64)
+        self.weights = self.weights / self.weights.sum()
         sizes = np.array([len(part) for part in parts], dtype=np.int64) * (self.weights > 0)
         self._count = int(sizes.sum())
         self._limits = sizes if finite else np.where(self.weights > 0, UNLIMITED, 0)

@@ -19,6 +19,8 @@ import numpy as np
 
 from megascratch.config.errors import UserError
 from megascratch.data.index_file import BLOCK, HEADER, MAGIC, TOKEN_DTYPES, VERSION, broken_laws, dtype_code, read_index
+from megascratch.data.indices import read_pieces
+from megascratch.data.reference import TokenFile
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -159,7 +161,8 @@ def _sync_folder(folder: Path) -> None:
 class Reader:
     """One corpus, memory-mapped; every law of the format is checked when it is opened.
 
-    Attributes: `lengths` int32 [S] tokens per sequence, `pointers` int64 [S] bytes, `documents` int64 [D], `dtype`.
+    Attributes: `file` for the C++ functions, `lengths` int32 [S] tokens per sequence, `pointers` int64 [S] bytes,
+    `documents` int64 [D], `dtype`.
     Raises: UserError naming the file, the law and the numbers.
     """
 
@@ -175,6 +178,8 @@ class Reader:
                 f"{self._idx}: {law}; the file is damaged or not a token index, preprocess the corpus again"
             )
         self._check_size()
+        ids = np.frombuffer(self._raw_tokens, np.uint8)
+        self.file = TokenFile(ids, dtype_code(self.dtype) or 0, self.lengths, self.pointers)
 
     def _check_size(self) -> None:
         needed = int(self.pointers[-1]) + int(self.lengths[-1]) * self.dtype.itemsize if len(self) else 0
@@ -221,6 +226,13 @@ class Reader:
             )
         start = int(self.pointers[sequence]) + offset * self.dtype.itemsize
         return np.frombuffer(self._raw_tokens, self.dtype, length, start) if length else np.empty(0, self.dtype)
+
+    def read(self, pieces: np.ndarray) -> np.ndarray:
+        """int64: the tokens of `pieces` [n, 3] (sequence, offset, count), one behind the other, read in one call.
+
+        Raises: IndexError outside a sequence.
+        """
+        return read_pieces(self.file, pieces)
 
     def blocks(self, first: int = 0, stop: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
         """All ids of sequences [first, stop) in order: (byte of the first id in .bin, ids as a view of the map).

@@ -16,7 +16,12 @@ except ImportError:
     engine: Any = reference  # type: ignore[no-redef]
 
 permutation = engine.permutation
+legacy_shuffle = engine.legacy_shuffle
 sample_index = engine.sample_index
+sample_rows = engine.sample_rows
+pieces_between = engine.pieces_between
+read_pieces = engine.read_pieces
+best_fit = engine.best_fit
 blend = engine.blend
 
 

@@ -1,9 +1,26 @@
 """The C++ indices once more in Python, with the same numbers: oracle of the tests, and used where no compiler is."""
 
+from typing import Any, NamedTuple
+
 import numpy as np
+
+from megascratch.data.index_file import TOKEN_DTYPES
 
 MASK = (1 << 64) - 1
 GAMMA = 0x9E3779B97F4A7C15
+
+
+class TokenFile(NamedTuple):
+    """A mapped .bin and where each sequence lies in it."""
+
+    bytes: np.ndarray
+    """uint8 [size]."""
+    code: int
+    """Of the ids' dtype (`index_file.DTYPES`)."""
+    lengths: np.ndarray
+    """int32 [sequences] tokens."""
+    pointers: np.ndarray
+    """int64 [sequences] bytes."""
 
 
 def mix64(value: int) -> int:
@@ -21,6 +38,44 @@ def permutation(count: int, key: int) -> np.ndarray:
         other = mix64(key + place * GAMMA) * (place + 1) >> 64
         order[place], order[other] = order[other], order[place]
     return np.array(order, dtype=np.int64)
+
+
+def legacy_shuffle(items: np.ndarray, state: np.ndarray) -> None:
+    """Shuffles `items` [n] in place as numpy.random.RandomState does, from `state` on, which goes on to the next.
+
+    `state` is uint32 [625]: MT19937's 624 words and the number of the next one to be used.
+    """
+    bits = _generator(state)
+    np.random.RandomState(bits).shuffle(items)
+    _save(bits, state)
+
+
+def legacy_draws(place: int, count: int, state: np.ndarray) -> np.ndarray:
+    """int64 [count]: what that shuffle draws for place, place - 1 ..., each from 0 to its place (masked rejection)."""
+    bits = _generator(state)
+    result = np.empty(count, dtype=np.int64)
+    for at in range(count):
+        top = place - at
+        mask = (1 << top.bit_length()) - 1
+        while True:
+            word = bits.random_raw()
+            if top > 0xFFFFFFFF:
+                word = word << 32 | bits.random_raw()
+            if word & mask <= top:
+                break
+        result[at] = word & mask
+    _save(bits, state)
+    return result
+
+
+def _generator(state: np.ndarray) -> Any:
+    bits = np.random.MT19937()
+    bits.state = {"bit_generator": "MT19937", "state": {"key": state[:-1], "pos": int(state[-1])}}
+    return bits
+
+
+def _save(bits: Any, state: np.ndarray) -> None:
+    state[:-1], state[-1] = bits.state["state"]["key"], bits.state["state"]["pos"]
 
 
 def sample_index(
@@ -45,6 +100,51 @@ def sample_index(
     return np.stack([places, tokens - (ends - sizes)[places]], axis=1)
 
 
+def sample_rows(
+    lengths: np.ndarray, order: np.ndarray, seq_length: int, place: int, offset: int, rows: int, wide: bool
+) -> np.ndarray:
+    """int64 (`wide`) or int32 [rows, 2]: (place in `order`, offset) of the tokens L, 2 L ... behind (place, offset).
+
+    Raises: IndexError where the sequences end before.
+    """
+    ends = np.cumsum(lengths[order[place:]], dtype=np.int64)
+    tokens = offset + seq_length * np.arange(1, rows + 1, dtype=np.int64)
+    places = np.searchsorted(ends, tokens, side="right")
+    if rows and (not len(ends) or places[-1] == len(ends)):
+        raise IndexError("the sequences end too early")
+    offsets = tokens - np.concatenate([[0], ends])[places]
+    return np.stack([place + places, offsets], axis=1).astype(np.int64 if wide else np.int32)
+
+
+def pieces_between(
+    lengths: np.ndarray, order: np.ndarray, place: int, offset: int, last_place: int, last_offset: int
+) -> np.ndarray:
+    """int64 [n, 3]: (sequence, offset, count) of the tokens from (place in `order`, offset) to the last, included."""
+    rows = []
+    for at in range(place, last_place + 1):
+        start = offset if at == place else 0
+        stop = last_offset + 1 if at == last_place else int(lengths[order[at]])
+        rows.append((int(order[at]), start, stop - start))
+    return np.array(rows, dtype=np.int64).reshape(-1, 3)
+
+
+def read_pieces(file: TokenFile, pieces: np.ndarray) -> np.ndarray:
+    """int64: `pieces` [n, 3] of (sequence, offset, count), one behind the other.
+
+    Raises: IndexError outside a sequence or the file.
+    """
+    ids = [np.empty(0, dtype=np.int64)]
+    for sequence, offset, count in pieces.tolist():
+        if not (0 <= sequence < len(file.lengths) and 0 <= offset <= offset + count <= file.lengths[sequence]):
+            raise IndexError(f"tokens {offset} to {offset} + {count} of sequence {sequence}")
+        dtype = np.dtype(TOKEN_DTYPES[file.code])
+        start = int(file.pointers[sequence]) + offset * dtype.itemsize
+        if start < 0 or start + count * dtype.itemsize > len(file.bytes):
+            raise IndexError(f"sequence {sequence} lies outside the token file")
+        ids.append(np.frombuffer(file.bytes, dtype.newbyteorder("<"), count, start))
+    return np.concatenate(ids)
+
+
 def blend(weights: np.ndarray, taken: np.ndarray, limits: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     """int64 [count] twice: which dataset gives the next sample, and which of its samples.
 
@@ -61,3 +161,34 @@ def blend(weights: np.ndarray, taken: np.ndarray, limits: np.ndarray, count: int
         samples[at] = taken[datasets[at]]
         taken[datasets[at]] += 1
     return datasets, samples
+
+
+def best_fit(lengths: np.ndarray, first: int, stop: int, seq_length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Sequences [first, stop) as samples of at most L + 1 tokens, none cut where it would fit (arXiv 2404.10830).
+
+    int64 [pieces, 2]: (sequence, offset of its first token); int64 [samples]: pieces up to the end of each sample.
+    First come the whole samples of long sequences, in order, their borders shared; then the rests, the longest first,
+    each in the fullest sample that has room (of equals the one used last), else in a new one.
+    """
+    samples: list[list[tuple[int, int]]] = []
+    rests = []
+    for sequence in range(first, stop):
+        length = int(lengths[sequence])
+        whole = max(length - 1, 0) // seq_length
+        samples += [[(sequence, part * seq_length)] for part in range(whole)]
+        count = length - whole * seq_length
+        if count > (1 if whole else 0):
+            rests.append((count, sequence, whole * seq_length))
+    rooms: dict[int, list[int]] = {}
+    for count, sequence, offset in sorted(rests, key=lambda rest: -rest[0]):
+        room = min((room for room, stack in rooms.items() if stack and room >= count), default=None)
+        if room is None:
+            room, sample = seq_length + 1, len(samples)
+            samples.append([])
+        else:
+            sample = rooms[room].pop()
+        samples[sample].append((sequence, offset))
+        rooms.setdefault(room - count, []).append(sample)
+    pieces = [piece for sample in samples for piece in sample]
+    ends = np.cumsum([len(sample) for sample in samples], dtype=np.int64)
+    return np.array(pieces, dtype=np.int64).reshape(-1, 2), ends

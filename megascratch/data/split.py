@@ -3,6 +3,8 @@
 import re
 from collections.abc import Sequence
 
+import numpy as np
+
 from megascratch.config.errors import UserError
 
 SPLITS = ("train", "valid", "test")
@@ -48,7 +50,7 @@ def prefixes_and_weights(words: Sequence[str], flag: str) -> tuple[list[str], li
     weights = [float(word) for word in words[::2]]
     if any(not 0 <= weight < float("inf") for weight in weights) or sum(weights) <= 0:
         raise UserError(f"{flag}: weights {weights} must be finite, not negative and not all 0")
-    return list(words[1::2]), [weight / sum(weights) for weight in weights]
+    return list(words[1::2]), (np.array(weights) / np.sum(weights)).tolist()  # Megatron's rounding, which blends keep
 
 
 def _is_number(word: str) -> bool:

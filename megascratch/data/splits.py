@@ -6,12 +6,15 @@ from typing import NamedTuple
 
 from megascratch.config.errors import UserError
 from megascratch.config.settings import DataConfig
-from megascratch.data.dataset import Blend, Corpus, Dataset
+from megascratch.data.dataset import Blend, Corpus, Dataset, Source
 from megascratch.data.indexed import Reader
 from megascratch.data.manifest import check_corpus
+from megascratch.data.megatron_order import MegatronBlend, MegatronCorpus, sizes_to_build
 from megascratch.data.mock import MockReader
 from megascratch.data.split import DEFAULT_SPLIT, SPLITS, prefixes_and_weights, ranges, shares
 from megascratch.data.stages import Staged
+
+Range = tuple[int, int]
 
 
 class Splits(NamedTuple):
@@ -40,7 +43,7 @@ def open_splits(
     """
     wanted = dict(zip(SPLITS, (train_samples, valid_samples, test_samples), strict=True))
     own = dict(zip(SPLITS, (data.train_data_path, data.valid_data_path, data.test_data_path), strict=True))
-    opener = _Opener(data, seed, vocab_size, fingerprint)
+    opener = _Opener(data, seed, vocab_size, fingerprint, wanted)
 
     def dataset(name: str) -> Dataset | None:
         if wanted[name] <= 0:
@@ -60,23 +63,22 @@ def open_splits(
 class _Opener:
     """Opens each corpus once, however many splits read it."""
 
-    def __init__(self, data: DataConfig, seed: int, vocab_size: int, fingerprint: str | None):
+    def __init__(
+        self, data: DataConfig, seed: int, vocab_size: int, fingerprint: str | None, wanted: dict[str, int]
+    ):
         self.data, self.seed, self.vocab_size, self.fingerprint = data, seed, vocab_size, fingerprint
+        self.wanted = wanted
         self._readers: dict[str, Reader] = {}
 
     def mock(self, name: str, eod: int | None) -> Dataset:
         source = MockReader(self.vocab_size, eod)
         limits = ranges("1,1,1", len(source))[SPLITS.index(name)]
         assert limits is not None
-        return Corpus(
-            source, *limits, seq_length=self.data.seq_length, seed=self.seed, finite=name != "train", cache=None
-        )
+        return self._ordered(source, limits, name, self.wanted[name], None)
 
     def whole(self, words: Sequence[str], name: str) -> Dataset:
         """Every sequence of the corpora belongs to this split."""
-        return self._mix(
-            words, f"--{name}-data-path", name, lambda prefix: self._corpus(prefix, 0, len(self._reader(prefix)), name)
-        )
+        return self._mix(words, f"--{name}-data-path", name, lambda prefix: (0, len(self._reader(prefix))))
 
     def share(self, words: Sequence[str], name: str) -> Dataset | None:
         """The part of the corpora that `--split` gives to this split."""
@@ -85,7 +87,7 @@ class _Opener:
             return None
         return self._mix(words, "--data-path", name, lambda prefix: self._part(prefix, split, name))
 
-    def _part(self, prefix: str, split: str, name: str) -> Corpus:
+    def _part(self, prefix: str, split: str, name: str) -> Range:
         sequences = len(self._reader(prefix))
         first, stop = ranges(split, sequences)[SPLITS.index(name)] or (0, 0)
         if first == stop:
@@ -93,36 +95,52 @@ class _Opener:
                 f"--split {split} leaves no sequence of {prefix} ({sequences} sequences) to {name}, which is asked for "
                 f"samples; give it a larger share, at least about {1 / max(sequences, 1):.3g} of the whole, or 0"
             )
-        return self._corpus(prefix, first, stop, name)
+        return first, stop
 
-    def _corpus(self, prefix: str, first: int, stop: int, name: str) -> Corpus:
-        return Corpus(
-            self._reader(prefix),
-            first,
-            stop,
-            seq_length=self.data.seq_length,
-            seed=self.seed,
-            finite=name != "train",
-            cache=self._cache(prefix),
-        )
-
-    def _mix(self, words: Sequence[str], flag: str, name: str, open_part: Callable[[str], Corpus]) -> Dataset:
+    def _mix(self, words: Sequence[str], flag: str, name: str, range_of: Callable[[str], Range]) -> Dataset:
         if name == "train" and self.data.data_stages:
-            return self._staged(words, flag, open_part)
+            return self._staged(words, flag, range_of)
         prefixes, weights = prefixes_and_weights(words, flag)
-        parts = [open_part(prefix) for prefix in prefixes]
+        wanted: Sequence[int | None] = [self.wanted[name]]
+        if len(prefixes) > 1:
+            wanted = sizes_to_build(weights, self.wanted[name]) if weights else [None] * len(prefixes)
+        parts = [
+            self._corpus(prefix, range_of(prefix), name, size) for prefix, size in zip(prefixes, wanted, strict=True)
+        ]
         if len(parts) == 1:
             return parts[0]
+        if self.data.data_order == "megatron":
+            return self._megatron_blend(parts, weights, name)
         return Blend(parts, weights or [float(len(part)) for part in parts], finite=name != "train")
 
-    def _staged(self, words: Sequence[str], flag: str, open_part: Callable[[str], Corpus]) -> Staged:
+    def _megatron_blend(self, parts: list[Dataset], weights: list[float] | None, name: str) -> MegatronBlend:
+        wanted = self.wanted[name]
+        mixed = MegatronBlend(parts, weights, wanted)
+        if name == "train" and len(mixed) < wanted:
+            raise UserError(
+                f"the blend has {len(mixed)} samples in one epoch, training asks for {wanted}; without weights "
+                f"--data-order megatron reads each sample at most once: give weights, or train less long"
+            )
+        return mixed
+
+    def _corpus(self, prefix: str, limits: Range, name: str, wanted: int | None) -> Dataset:
+        return self._ordered(self._reader(prefix), limits, name, wanted, self._cache(prefix))
+
+    def _ordered(self, source: Source, limits: Range, name: str, wanted: int | None, cache: Path | None) -> Dataset:
+        """Sequences [first, stop) in the order that is asked for; `wanted` samples are enough (None: one epoch)."""
+        length, seed = self.data.seq_length, self.seed
+        if self.data.data_order == "megatron":
+            return MegatronCorpus(source, *limits, seq_length=length, seed=seed, wanted=wanted, cache=cache)
+        return Corpus(source, *limits, seq_length=length, seed=seed, finite=name != "train", cache=cache)
+
+    def _staged(self, words: Sequence[str], flag: str, range_of: Callable[[str], Range]) -> Staged:
         """The blend of `flag` from sample 0 on, then those of --data-stages."""
         stages = [(0, *prefixes_and_weights(words, flag))]
         for stage in self.data.data_stages or ():
             first, *words = stage.split()
             stages.append((int(first), *prefixes_and_weights(words, "--data-stages")))
         names = dict.fromkeys(prefix for _, prefixes, _ in stages for prefix in prefixes)
-        corpora = {prefix: open_part(prefix) for prefix in names}
+        corpora = {prefix: self._corpus(prefix, range_of(prefix), "train", None) for prefix in names}
         shares = []
         for _, prefixes, weights in stages:
             share = dict.fromkeys(corpora, 0.0)

@@ -35,7 +35,7 @@ def open_inputs(config: Config) -> Inputs:
     config = with_fields(config, {"vocab_size": _vocab_size(config, tokenizer)})
     _require_document_ends(config, tokenizer)
     total_steps, total_samples = steps_and_samples(config)
-    return Inputs(config, tokenizer, _open_data(config, tokenizer, total_samples), total_steps)
+    return Inputs(config, tokenizer, _open_data(config, tokenizer, total_steps, total_samples), total_steps)
 
 
 def open_tokenizer(config: Config) -> Tokenizer | None:
@@ -92,9 +92,11 @@ def _require_document_ends(config: Config, tokenizer: Tokenizer | None) -> None:
         )
 
 
-def _open_data(config: Config, tokenizer: Tokenizer | None, total_samples: int) -> Splits:
+def _open_data(config: Config, tokenizer: Tokenizer | None, total_steps: int, total_samples: int) -> Splits:
     training, data = config.training, config.data
     evaluated = training.eval_iters * (training.global_batch_size or 1)
+    # Megatron reads other samples in each validation, and their number decides their order.
+    validations = total_steps // max(training.eval_interval, 1) + 1 if data.data_order == "megatron" else 1
     has_valid = (
         data.valid_data_path is not None
         or data.mock_data
@@ -107,6 +109,6 @@ def _open_data(config: Config, tokenizer: Tokenizer | None, total_samples: int) 
         eod=tokenizer.eod if tokenizer else None,
         fingerprint=tokenizer.fingerprint if tokenizer else None,
         train_samples=total_samples,
-        valid_samples=evaluated if has_valid and training.eval_interval > 0 else 0,
+        valid_samples=validations * evaluated if has_valid and training.eval_interval > 0 else 0,
         test_samples=evaluated if data.test_data_path else 0,
     )

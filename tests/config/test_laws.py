@@ -119,6 +119,8 @@ BROKEN = [
     ("split_is_shares", 1, FILES | {"split": "9,x"}, "split (9,x) must be up to three shares"),
     ("split_is_shares", 1, FILES | {"split": "0,1,1"}, "the first above 0"),
     ("split_is_shares", 1, FILES | {"split": "1,1,1,1"}, "up to three"),
+    ("megatrons_order_has_numpys_seeds", 1, {"data_order": "megatron", "seed": 1 << 32}, "use 0"),
+    ("stages_need_the_keyed_order", 1, FILES | {"data_order": "megatron", "data_stages": ["9 1 a"]}, "leave out"),
     ("vocabulary_is_known", 1, {"vocab_size": None}, "the vocabulary is unknown"),
     ("vocabulary_is_known", 1, {"tokenizer_type": "CharTokenizer"}, "CharTokenizer needs tokenizer-model"),
     ("vocabulary_is_known", 1, {"tokenizer_type": "ByteTokenizer", "tokenizer_model": "x"},

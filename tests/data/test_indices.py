@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megascratch.data import _indices, reference
-from megascratch.data.indexed import Reader
+from megascratch.data.indexed import Reader, Writer
 from megascratch.data.indices import stream_key
 from tests.data.corpora import golden
 
@@ -64,6 +64,64 @@ def test_cuts_of_both_engines_are_equal(lengths, seq_length, keep, start, data):
         assert tokens.tolist() == [min(start + j * seq_length, total - 1) for j in range(len(cuts))]
         assert (cuts[:, 1] < sizes[order][cuts[:, 0]]).all()
         assert total - 1 == tokens[-1] if keep else total - 1 - tokens[-1] < seq_length
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    lengths=st.lists(st.integers(0, 12), min_size=1, max_size=20),
+    seq_length=st.integers(1, 15),
+    wide=st.booleans(),
+    data=st.data(),
+)
+def test_rows_go_on_from_any_row_as_the_cuts_do(lengths, seq_length, wide, data):
+    """Made in blocks and in the order's own width, both engines; past the end they are refused."""
+    order = np.array(data.draw(st.lists(st.integers(0, len(lengths) - 1), max_size=30)), np.int64 if wide else np.int32)
+    sizes = np.array(lengths, dtype=np.int32)
+    cuts = _indices.sample_index(sizes, order, seq_length, False)
+    first = data.draw(st.integers(0, len(cuts) - 1))
+    count = data.draw(st.integers(0, len(cuts) - 1 - first))
+    for engine in ENGINES:
+        rows = engine.sample_rows(sizes, order, seq_length, *cuts[first].tolist(), count, wide)
+        assert rows.dtype == (np.int64 if wide else np.int32)
+        np.testing.assert_array_equal(rows, cuts[first + 1 : first + 1 + count])
+        with pytest.raises(IndexError):
+            engine.sample_rows(sizes, order, seq_length, *cuts[first].tolist(), len(cuts) - first + 1, wide)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    lengths=st.lists(st.integers(0, 9), min_size=1, max_size=12),
+    dtype=st.sampled_from(["uint8", "int8", "int16", "uint16", "int32", "int64"]),
+    data=st.data(),
+)
+def test_the_pieces_of_a_sample_are_read_in_one_call(tmp_path_factory, lengths, dtype, data):
+    documents = np.split(np.arange(sum(lengths)), np.cumsum(lengths)[:-1])
+    prefix = tmp_path_factory.mktemp("pieces") / "c"
+    with Writer(prefix, dtype) as writer:
+        writer.add_document(np.concatenate(documents), lengths)
+    reader = Reader(prefix)
+    order = np.array(data.draw(st.permutations(range(len(lengths)))), np.int32)
+    tape = np.concatenate([documents[sequence] for sequence in order])
+    where = [(place, offset) for place, sequence in enumerate(order) for offset in range(lengths[sequence])]
+    first, last = sorted(data.draw(st.lists(st.integers(0, len(tape)), min_size=2, max_size=2)))
+    if last == len(tape) or first == len(tape):
+        return
+    both = [engine.pieces_between(reader.lengths, order, *where[first], *where[last]) for engine in ENGINES]
+    np.testing.assert_array_equal(*both)
+    ids = reader.read(both[0])
+    assert ids.dtype == np.int64 and ids.tolist() == tape[first : last + 1].tolist()
+    np.testing.assert_array_equal(reference.read_pieces(reader.file, both[0]), ids)
+
+
+@settings(max_examples=200, deadline=None)
+@given(lengths=st.lists(st.integers(0, 40), max_size=30), seq_length=st.integers(1, 15), data=st.data())
+def test_packed_samples_of_both_engines_are_equal(lengths, seq_length, data):
+    first, stop = sorted(data.draw(st.lists(st.integers(0, len(lengths)), min_size=2, max_size=2)))
+    sizes = np.array(lengths, dtype=np.int32)
+    pieces, ends = _indices.best_fit(sizes, first, stop, seq_length)
+    for ours, twin in zip((pieces, ends), reference.best_fit(sizes, first, stop, seq_length), strict=True):
+        assert ours.dtype == np.int64
+        np.testing.assert_array_equal(ours, twin)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -120,6 +178,12 @@ def test_a_blend_past_its_last_sample_is_refused(engine):
 
 
 LENGTHS, ORDER = np.array([3, 4]), np.array([1, 0])
+SIZES, STATE = LENGTHS.astype(np.int32), np.zeros(625, np.uint32)
+FILE = reference.TokenFile(np.zeros(14, np.uint8), 8, SIZES, np.array([0, 6]))
+
+
+def read(*piece, file=FILE):
+    return _indices.read_pieces(file, np.array([piece]))
 
 
 @pytest.mark.parametrize(
@@ -133,6 +197,30 @@ LENGTHS, ORDER = np.array([3, 4]), np.array([1, 0])
         (lambda: _indices.sample_index(-LENGTHS, ORDER, 1, False), ValueError, "negative length"),
         (lambda: _indices.sample_index(np.array([2**62] * 2), ORDER, 1, False), OverflowError, "64 bits"),
         (lambda: _indices.sample_index(LENGTHS[None], ORDER, 1, False), ValueError, "one dimension"),
+        (lambda: _indices.legacy_shuffle(np.arange(4), STATE[1:]), ValueError, "state must have 625 words"),
+        (lambda: _indices.legacy_shuffle(np.arange(4), STATE + np.uint32(625)), ValueError, "position 625"),
+        (lambda: _indices.legacy_shuffle(np.arange(4), np.zeros(625)), TypeError, "state must be contiguous uint32"),
+        (lambda: _indices.legacy_shuffle(np.zeros(4, np.int8), STATE), TypeError, "4 or 8 bytes"),
+        (lambda: _indices.legacy_shuffle(np.arange(9)[::2], STATE), ValueError, "one contiguous run"),
+        (lambda: _indices.legacy_draws(3, 4, STATE), ValueError, "count must be from 0 to place 3"),
+        (lambda: _indices.sample_rows(SIZES, ORDER, 0, 0, 0, 1, True), ValueError, "seq_length 0"),
+        (lambda: _indices.sample_rows(SIZES, ORDER, 1, 0, 4 + 1, 1, True), ValueError, "behind the end"),
+        (lambda: _indices.sample_rows(SIZES, ORDER, 1, -1, 0, 1, True), ValueError, "place 0, offset 0 or later"),
+        (lambda: _indices.sample_rows(SIZES, ORDER + 1, 1, 0, 0, 9, True), IndexError, "sequence.2. of 2"),
+        (lambda: _indices.sample_rows(LENGTHS, ORDER, 1, 0, 0, 1, True), TypeError, "lengths must be contiguous int32"),
+        (lambda: _indices.sample_rows(SIZES, ORDER, 1, 0, 0, -1, True), ValueError, "rows -1 is negative"),
+        (lambda: _indices.pieces_between(SIZES, ORDER, 0, 0, 2, 0), IndexError, "order.2. of 2"),
+        (lambda: read(2, 0, 1), IndexError, "sequence.2. of 2"),
+        (lambda: read(-1, 0, 1), IndexError, "sequence.-1. of 2"),
+        (lambda: read(0, 3, 1), IndexError, "of a sequence of 3"),
+        (lambda: read(0, -1, 1), IndexError, "of a sequence of 3"),
+        (lambda: read(0, 0, -1), ValueError, "longer than its file"),
+        (lambda: read(1, 0, 4, file=FILE._replace(bytes=FILE.bytes[1:])), IndexError, "outside the token file"),
+        (lambda: read(1, 0, 1, file=FILE._replace(pointers=FILE.pointers - 7)), IndexError, "outside the token file"),
+        (lambda: read(1, 0, 1, file=FILE._replace(code=6)), ValueError, "dtype code 6"),
+        (lambda: _indices.best_fit(SIZES, 0, 3, 4), ValueError, "sequences 0 to 3 of 2"),
+        (lambda: _indices.best_fit(SIZES, 0, 2, 0), ValueError, "seq_length 0 must be from 1"),
+        (lambda: _indices.best_fit(-SIZES, 0, 2, 1), ValueError, "negative length"),
         (lambda: _indices.blend(np.ones(2), np.zeros(1), np.ones(2), 1), ValueError, "same length"),
         (lambda: _indices.blend(np.ones(1), np.zeros(1), np.ones(1), -1), ValueError, "negative"),
     ],
