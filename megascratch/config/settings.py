@@ -96,6 +96,8 @@ class ParallelConfig:
     """With optimizer_cpu_offload: about this part of them, in whole buckets."""
     overlap_grad_reduce: bool = True
     """Start each gradient bucket's reduction while backward still runs."""
+    overlap_param_gather: bool = True
+    """With use_distributed_optimizer: gather updated weights while the next forward already runs."""
     ddp_bucket_size: int | None = None
     """Elements per gradient bucket; default: max(40,000,000, 1,000,000 x data parallel size)."""
     recompute_granularity: Literal["none", "selective", "full"] = "none"

@@ -1,7 +1,7 @@
 """Model chunks with their shards in, weights that move together on all data-parallel ranks out, in four verbs:
 
     begin(chunk, last)   before each backward    finish()          gradients are whole
-    norm()               the global norm         step(lr, factor)  weights have moved
+    norm()               the global norm         step(lr, factor)  weights have moved, or are on their way
 
 The flavours (`ddp.py`, `zero1.py`) differ in which range of each bucket a rank updates and in the two collectives
 before and after; everything else is here. Gradients are summed, not averaged: the loss is already divided by the
@@ -10,7 +10,7 @@ number of tokens of the whole batch (law 5).
 
 from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +58,7 @@ class DataParallel(ABC):
         self.tied = [self._copies(name) for name in sorted(tied)]
         self.global_norm = GlobalNorm(self._counted(), mesh.tp, mesh.model, self._norm_axis(), mesh.device)
         self.update = Update(self.owned, optim)
+        self.layers_await = False
 
     # ---- the flavour -------------------------------------------------------------------------------------------
 
@@ -71,7 +72,7 @@ class DataParallel(ABC):
 
     @abstractmethod
     def _share_weights(self) -> None:
-        """Brings what every rank updated to all ranks."""
+        """Starts to bring what every rank updated to all ranks: `arriving` in each bucket."""
 
     @abstractmethod
     def _norm_axis(self) -> Axis:
@@ -111,17 +112,34 @@ class DataParallel(ABC):
     @torch.no_grad()
     def step(self, lr: float, factor: float = 1.0) -> None:
         """Moves the weights along `factor` (clipping / loss scale) times their gradients."""
+        self.await_weights()  # of layers that no forward has used since the last step
         for owned in self.owned:
             if factor != 1.0:
                 owned.grads.mul_(factor)
         self.update(lr)
-        self._share_weights()
+        self._publish()
+
+    def overlap_param_gather(self, layers: Iterable[nn.Module]) -> None:
+        """From now on `step` returns while weights are on their way, and each of `layers`, which together hold every
+        parameter, awaits its own before each forward. `state` awaits all; whatever else reads a parameter calls
+        `await_weights` first."""
+        for layer in layers:
+            buckets = {weight.grad_sink.bucket: None for weight in layer.parameters()}  # type: ignore[attr-defined]
+            layer.register_forward_pre_hook(_awaiting(list(buckets)))
+        self.layers_await = True
+
+    def await_weights(self) -> None:
+        """Until the newest weights of all ranks are here."""
+        for chunk in self.chunks:
+            for bucket in chunk.buckets:
+                bucket.await_weights()
 
     # ---- what survives -----------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, list[Held]]:
         """The boxes of ``param.*``, ``optim.exp_avg.*``, ``optim.exp_avg_sq.*`` and, for bf16 and fp16 weights,
         ``optim.master.*`` that this rank holds; copying into them and then calling `loaded` restores them."""
+        self.await_weights()
         return self._boxes(lambda owned: owned.kinds)
 
     def gradients(self) -> dict[str, list[Held]]:
@@ -134,7 +152,7 @@ class DataParallel(ABC):
         ``param.*`` was filled) the masters from the weights, on all ranks."""
         for owned in self.owned:
             owned.loaded(masters)
-        self._share_weights()
+        self._publish()
 
     def scalars(self) -> dict[str, int]:
         """What survives beside the tensors."""
@@ -217,3 +235,20 @@ class DataParallel(ABC):
                 if start < stop:
                     offset = place.start - owned.start
                     yield owned.grads[start + offset : stop + offset], run
+
+    def _publish(self) -> None:
+        """What this rank updated, to all ranks."""
+        self._share_weights()
+        if not self.layers_await:
+            self.await_weights()
+
+
+def _awaiting(buckets: Sequence[Bucket]) -> Callable[[nn.Module, tuple], None]:
+    """A forward-pre-hook; outside of compiled graphs, as all communication."""
+
+    @torch.compiler.disable
+    def await_weights(layer: nn.Module, args: tuple) -> None:
+        for bucket in buckets:
+            bucket.await_weights()
+
+    return await_weights

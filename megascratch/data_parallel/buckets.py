@@ -78,6 +78,7 @@ class Bucket:
         self.grads = torch.zeros(plan.size, dtype=main_dtype, device=device)
         self.slots: list[GradSlot] = []
         self.pending: Pending | None = None  # the reduction, once it has started
+        self.arriving: Pending | None = None  # the weights that other ranks updated, until they were awaited
         for place in plan.places:
             self._move_in(parameters[place.name], place.name, slice(place.start, place.stop))
 
@@ -90,6 +91,12 @@ class Bucket:
         parameter.grad_sink = slot  # type: ignore[attr-defined]
         parameter.register_post_accumulate_grad_hook(slot.from_autograd)
         self.slots.append(slot)
+
+    def await_weights(self) -> None:
+        """Until the newest weights of all ranks are here."""
+        if self.arriving is not None:
+            self.arriving.wait()
+            self.arriving = None
 
     @property
     def is_full(self) -> bool:

@@ -1,7 +1,8 @@
 """ZeRO-1: every data-parallel rank keeps the masters and moments of one range of each bucket.
 
 Reduce-scatter the gradients, update the own range, all-gather the weights: the traffic of one all-reduce, with
-1/ranks of the optimizer's memory (Rajbhandari et al. 2020, arXiv 1910.02054, section 5.1).
+1/ranks of the optimizer's memory (Rajbhandari et al. 2020, arXiv 1910.02054, section 5.1). The gathers may go on while
+the next forward runs: each bucket is awaited by the first layer that needs it.
 """
 
 from megascratch.data_parallel.base import DataParallel
@@ -26,9 +27,10 @@ class ZeroOne(DataParallel):
     def _share_weights(self) -> None:
         if self.mesh.data.size == 1:
             return
-        gathers = [start_all_gather(owned.weights, self.mesh.data, owned.bucket.weights) for owned in self.owned]
-        for gather in gathers:
-            gather.wait()
+        for chunk in self.chunks:
+            for bucket in reversed(chunk.buckets):  # the next forward needs the last ones first
+                start, stop = self._range(bucket)
+                bucket.arriving = start_all_gather(bucket.weights[start:stop], self.mesh.data, bucket.weights)
 
     def _norm_axis(self) -> Axis:
         return self.mesh.world

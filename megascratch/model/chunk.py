@@ -136,6 +136,11 @@ class Chunk(nn.Module):
         shared = self.embedding.word.weight if self.embedding is not None and tied else None
         self.head = Head(model, tp, sequence_parallel, shared) if last else None
 
+    def parts(self) -> list[nn.Module]:
+        """The modules that a forward calls one after the other; they hold all parameters."""
+        parts = (self.embedding, *self.layers.values(), self.final_norm, self.head)
+        return [part for part in parts if part is not None]
+
     def forward(self, x: Tensor | None, batch: Batch) -> Tensor:
         """Hidden states [s or s/tp, b, h] of the chunk before (None for the first) -> hidden states, or from the
         last chunk the sum of the loss over the batch's valid tokens (a scalar; law 5 divides it later)."""

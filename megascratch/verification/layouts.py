@@ -36,7 +36,7 @@ RECOMPUTE: list[Values] = [
     {"recompute_granularity": "full", "recompute_num_layers": 2},
     {"recompute_granularity": "full", "recompute_method": "block"},
 ]
-OVERLAP: list[Values] = [{}, {}, {"overlap_grad_reduce": False}]
+OVERLAP: list[Values] = [{}, {}, {"overlap_grad_reduce": False}, {"overlap_param_gather": False}]
 BUCKETS: list[Values] = [{}, {"ddp_bucket_size": 700}, {"ddp_bucket_size": 5000}]
 OFFLOAD: list[Values] = [{}, {}, {"optimizer_cpu_offload": True},
                          {"optimizer_cpu_offload": True, "optimizer_offload_fraction": 0.5}]  # fmt: skip
@@ -191,9 +191,9 @@ def _case(
     return Case(name_of(whole), whole)
 
 
-_NO_LAYOUT = ("overlap_grad_reduce", "ddp_bucket_size", "optimizer_cpu_offload", "optimizer_offload_fraction",
-              "recompute_granularity", "recompute_method", "recompute_num_layers", "distributed_backend",
-              "distributed_timeout_minutes")  # fmt: skip
+_NO_LAYOUT = ("overlap_grad_reduce", "overlap_param_gather", "ddp_bucket_size", "optimizer_cpu_offload",
+              "optimizer_offload_fraction", "recompute_granularity", "recompute_method", "recompute_num_layers",
+              "distributed_backend", "distributed_timeout_minutes")  # fmt: skip
 
 
 def _world(values: Mapping[str, Any]) -> int:
@@ -267,6 +267,9 @@ _WORDS: dict[str, Callable[[Values], bool]] = {
     "SP": lambda values: values["sequence_parallel"] and values["tensor_model_parallel_size"] > 1,
     "ZeRO-1": lambda values: values["use_distributed_optimizer"] and values["data_parallel_size"] > 1,
     "no overlap": lambda values: not values["overlap_grad_reduce"] and values["data_parallel_size"] > 1,
+    "gather at once": lambda values: (
+        not values["overlap_param_gather"] and values["use_distributed_optimizer"] and values["data_parallel_size"] > 1
+    ),
     "offload": lambda values: values["optimizer_cpu_offload"],
     "selective recompute": lambda values: values["recompute_granularity"] == "selective",
     "full recompute": lambda values: values["recompute_granularity"] == "full",

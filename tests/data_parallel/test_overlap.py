@@ -82,6 +82,41 @@ def test_chunks_accumulate_apart_and_an_unused_weight_has_no_old_gradient(flavou
         assert norms == pytest.approx([36 * (6 + 5 + 6 + 5), 36 * (6 + 5 + 6)], rel=1e-12)
 
 
+def gathers():
+    """Weights on their way, one letter each: after a step, in the forward of each of three layers, after another step
+    without a forward and a look at the state."""
+    mesh = mesh_of(dp=2)
+    layers = [nn.Linear(4, 4, bias=False) for _ in range(3)]
+    stage = nn.ModuleDict(dict(zip("abc", layers, strict=True)))
+    shards = {name: Shard(tuple(p.shape)) for name, p in stage.named_parameters()}
+    parallel = ParallelConfig(ddp_bucket_size=1)
+    model = DATA_PARALLEL["zero1"]([stage], shards, mesh, OptimConfig(), parallel)
+    model.overlap_param_gather(layers)
+    seen = []
+
+    def look(*args):
+        buckets = reversed(model.chunks[0].buckets)
+        seen.append("".join(name for name, bucket in zip("abc", buckets, strict=True) if bucket.arriving is not None))
+
+    for layer in layers:
+        layer.register_forward_pre_hook(look)
+    model.step(0.1)
+    look()
+    x = torch.ones(1, 4)
+    for layer in layers:
+        x = layer(x)
+    model.step(0.1)
+    look()
+    model.state()
+    look()
+    return seen
+
+
+def test_gathered_weights_arrive_layer_by_layer_and_all_of_them_when_the_state_is_read():
+    for seen in on_ranks(2, gathers):
+        assert seen == ["abc", "bc", "c", "", "abc", ""]
+
+
 def overflow(flavour, bad):
     model, stage, shards = tiny.build(flavour, {"tp": 2, "pp": 2, "dp": 2})
     before = [parameter.detach().clone() for parameter in stage.parameters()]

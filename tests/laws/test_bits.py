@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from tests.laws.breaks.gather import run_gathering_late
+from tests.laws.cover import LLAMA
 from tests.laws.runs import Trace, assert_identical, assert_same, config_of, trace
 
 INTERLEAVED = {"pipeline_model_parallel_size": 2, "num_virtual_stages_per_pipeline_rank": 2}
@@ -58,14 +60,33 @@ def test_buckets_overlap_and_zero1_change_no_bit_over_two_ranks(flavour):
     assert_identical(two, trace(config_of(fp64=False, num_layers=2, data_parallel_size=2, **DATA[flavour]), steps=3))
 
 
+@pytest.mark.parametrize("overlap", [True, False])
 @pytest.mark.parametrize("bucket", [700, 10**6])
-def test_zero1_changes_no_bit_over_two_ranks_but_the_norms_last(bucket):
+def test_zero1_changes_no_bit_over_two_ranks_but_the_norms_last(bucket, overlap):
     """The norm adds up squares piece by piece, and the pieces are others; so without clipping, which reads the norm."""
     two = traced(num_layers=2, data_parallel_size=2, clip_grad=0.0)
     zero = {"use_distributed_optimizer": True, "ddp_bucket_size": bucket, "clip_grad": 0.0}
-    other = trace(config_of(fp64=False, num_layers=2, data_parallel_size=2, **zero), steps=3)
+    layout = {"num_layers": 2, "data_parallel_size": 2, "overlap_param_gather": overlap}
+    other = trace(config_of(fp64=False, **layout, **zero), steps=3)
     assert other.norms == pytest.approx(two.norms, rel=1e-7)
     assert_identical(two, replace(other, norms=two.norms))
+
+
+GATHERED: dict[str, dict[str, Any]] = {
+    "llama, recomputed": {**LLAMA, "recompute_granularity": "full"},
+    "pp2 interleaved": {**INTERLEAVED, "num_layers": 4},
+    "zb_v": {"pipeline_model_parallel_size": 2, "pipeline_schedule": "zb_v", "num_layers": 4},
+    "bf16": {"bf16": True},
+}
+
+
+@pytest.mark.parametrize("kind", GATHERED)
+def test_whatever_reads_weights_awaits_their_gather_first(kind):
+    """The gathers happen only when they are awaited, so that an old weight would show."""
+    layout = {"num_layers": 2, "data_parallel_size": 2, "use_distributed_optimizer": True, "fp64": False}
+    config = config_of(**layout | GATHERED[kind])
+    at_once = replace(config, parallel=replace(config.parallel, overlap_param_gather=False))
+    assert_identical(trace(at_once, steps=3), trace(config, steps=3, run=run_gathering_late))
 
 
 def test_identity_can_fail():

@@ -82,7 +82,8 @@ def _train_with_evaluations(config, steps, evaluations):
         Trainer.train_step = plain
 
 
-@pytest.mark.parametrize("layout", [{}, {**TP2, **PP2}, {**CHUNKS, **DP2}], ids=["one", "tp2.pp2", "interleaved.dp2"])
+@pytest.mark.parametrize("layout", [{}, {**TP2, **PP2}, {**CHUNKS, **DP2, **ZERO1}],
+                         ids=["one", "tp2.pp2", "interleaved.dp2.zero1"])
 def test_evaluation_moves_neither_weights_nor_random_streams(layout):
     config = config_of(hidden_dropout=0.1, attention_dropout=0.1, **layout)
     world = torch.Size([layout.get(name, 1) for name in (*TP2, *PP2, *DP2)]).numel()
@@ -106,6 +107,7 @@ def _steps_in_fp16(config, poisoned_step, poisoned_rank):
             finish()
 
         trainer.data_parallel.finish = poisoned
+        trainer.data_parallel.await_weights()
         before = [p.detach().clone() for chunk in trainer.chunks for p in chunk.parameters()]
         batches = [batch_of(config, range(mesh.dp.rank * size, (mesh.dp.rank + 1) * size))]
         result = trainer.train_step(batches, 1e-2, step + 1)

@@ -102,8 +102,8 @@ def test_random_layouts_follow_the_seed_and_cover_what_can_differ():
     assert names[0] == names[1] != names[2]
     assert len(set(names[0])) == 60
     words = " ".join(names[0])
-    seen = ("SP", "ZeRO-1", "no overlap", "documents", "dropout", "GQA", "rope", "untied", "cut", "selective recompute",
-            "full recompute", "gpipe", "1f1b")  # fmt: skip
+    seen = ("SP", "ZeRO-1", "no overlap", "gather at once", "documents", "dropout", "GQA", "rope", "untied", "cut",
+            "selective recompute", "full recompute", "gpipe", "1f1b")  # fmt: skip
     assert [word for word in seen if word not in words] == []
 
 

@@ -1,18 +1,18 @@
 """Deliberate breaks of the code, each with a layout on which the layout law must notice; applied inside the ranks.
 
 A break replaces a function or a method for one run; the model's definition stays as it is, only how it is laid out is
-wrong, as it would be after a plausible mistake. `space.py`: where things lie; `time.py`: when they happen; `state.py`:
-what survives.
+wrong, as it would be after a plausible mistake. `space.py`: where things lie; `time.py`: when they happen; `gather.py`:
+when ZeRO-1's weights are awaited; `state.py`: what survives.
 """
 
 from contextlib import ExitStack
 from unittest.mock import patch
 
 from megascratch.config.settings import Config
-from tests.laws.breaks import space, state, time
+from tests.laws.breaks import gather, space, state, time
 from tests.laws.breaks.replacing import Break
 
-BREAKS: dict[str, Break] = {**space.BREAKS, **time.BREAKS, **state.BREAKS}
+BREAKS: dict[str, Break] = {**space.BREAKS, **time.BREAKS, **gather.BREAKS, **state.BREAKS}
 
 
 def run_broken(name: str, config: Config, steps: int) -> tuple:
