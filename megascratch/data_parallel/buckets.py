@@ -23,9 +23,8 @@ class GradSlot:
         self.arrived = False  # in the last micro-batch
         self.tell: Callable[[GradSlot], None] | None = None  # called after each contribution
 
-    @torch.no_grad()
     def linear(self, weight: Tensor, x: Tensor, grad: Tensor) -> None:
-        """Adds gradᵀ x. weight [out, in], x [n, in], grad [n, out]."""
+        """Adds gradᵀ x. weight [out, in], x [n, in], grad [n, out]. Called where autograd records nothing."""
         if x.dtype != self.main.dtype or grad.dtype != self.main.dtype:
             self._add(grad.t() @ x)
         elif self.fresh:
