@@ -14,7 +14,7 @@ from tests.training.small_models import KINDS, config_of, model_of
 from tests.training.test_generation import full_logits
 
 TEXTS = ["def f(x):\n    return x\n", "ä", "import os\n" * 4]
-IDS = ByteTokenizer().encode_batch(TEXTS)
+IDS = [ByteTokenizer().encode(text) for text in TEXTS]
 EOD = 256
 
 
