@@ -1,4 +1,4 @@
-"""JSONL in, token files out: `megascratch preprocess` writes {prefix}_{key}_document.bin/.idx/.json for each key.
+"""Text in, token files out: `megascratch preprocess` writes {prefix}_{key}_document.bin/.idx/.json for each key.
 
 The files are the same for any number of workers, and appear only when all is written. A line that gives no text is
 reported with its file and number and skipped, or ends the run with --strict.
@@ -6,145 +6,160 @@ reported with its file and number and skipped, or ends the run with --strict.
 
 import argparse
 import os
-import sys
-import time
-from collections.abc import Iterable, Sequence
-from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
-from typing import Any
+import re
+from functools import partial
+from itertools import repeat
 
 from megascratch import tokenizer as tokenizers
+from megascratch.commands.progress import Progress
 from megascratch.config.errors import UserError
-from megascratch.data.encode import Encoded, Recipe, encode_files, encoder
-from megascratch.data.indexed import Writer, token_dtype
-from megascratch.data.manifest import manifest_path, write_manifest
-from megascratch.tokenizer import Tokenizer
+from megascratch.data.encode import Job, load_tokenizer
+from megascratch.data.engines import Engine, in_process, on_processes, on_ray
+from megascratch.data.jsonl import LONGEST_LINE
+from megascratch.data.pieces import LEAF_BYTES, shard_bytes
+from megascratch.data.preprocess import Output, bad_lines_path, key_prefixes, preprocess, shard_folder
+from megascratch.data.records import Reading
+from megascratch.data.sentences import language_code
+from megascratch.data.sources import FORMATS, Source, find_sources
 
-SUMMARY = "turn JSONL text into token files (.bin/.idx)"
-
-
-@dataclass
-class Progress:
-    """Counts, and a line on stderr every `interval` documents."""
-
-    interval: int
-    documents: int = 0
-    tokens: int = 0
-    bad_lines: int = 0
-    text_bytes: int = 0
-    started: float = field(default_factory=time.monotonic)
-
-    def add(self, encoded: Encoded) -> None:
-        before = self.documents
-        self.documents += len(encoded.lengths[0])
-        self.tokens += sum(len(ids) for ids in encoded.tokens)
-        self.text_bytes += sum(encoded.text_bytes)
-        self.bad_lines += len(encoded.bad)
-        if self.documents // self.interval > before // self.interval:
-            print(f"{self.documents:,} documents, {self.tokens:,} tokens, {self._rate()}", file=sys.stderr, flush=True)
-
-    def _rate(self) -> str:
-        seconds = max(time.monotonic() - self.started, 1e-9)
-        return f"{self.documents / seconds:,.0f} documents/s, {self.text_bytes / seconds / 1e6:.2f} MB/s"
-
-    def summary(self) -> str:
-        """One line."""
-        return (
-            f"{self.documents:,} documents, {self.tokens:,} tokens, {self.text_bytes:,} bytes of text, "
-            f"{self._rate()}, {self.bad_lines} bad line{'' if self.bad_lines == 1 else 's'}"
-        )
+SUMMARY = "turn text (JSONL, plain, Parquet) into token files (.bin/.idx)"
+ENGINES = ("local", "ray")
 
 
 def main(argv: list[str]) -> int:
     """The verb. Raises: UserError for what the user can mend."""
     options = _parser().parse_args(argv)
-    recipe = Recipe(
-        options.tokenizer_type,
-        options.tokenizer_model,
-        options.vocab_size,
-        tuple(options.json_keys),
-        options.append_eod,
-    )
-    if options.workers < 1 or options.log_interval < 1:
-        raise UserError(f"--workers ({options.workers}) and --log-interval ({options.log_interval}) must be at least 1")
-    if len(set(options.json_keys)) < len(options.json_keys):
-        raise UserError(f"--json-keys {' '.join(options.json_keys)}: each key makes one output, name it once")
-    tokenizer = encoder(recipe).tokenizer
-    if options.append_eod and tokenizer.eod is None:
-        raise UserError(f"--append-eod: this {tokenizer.kind} has no end of document; train it without --no-eod")
-    progress = Progress(options.log_interval)
-    with ExitStack() as stack:
-        writers = [
-            stack.enter_context(Writer(f"{options.output_prefix}_{key}_document", token_dtype(tokenizer.vocab_size)))
-            for key in options.json_keys
-        ]
-        encoded = stack.enter_context(closing(encode_files(recipe, options.input, options.workers)))
-        text_bytes = _write(encoded, writers, progress, options.strict)
-        if progress.documents == 0:
-            raise UserError(f"{', '.join(options.input)}: no document, {progress.bad_lines} bad lines; nothing written")
-        for writer in writers:
-            manifest_path(writer.prefix).unlink(missing_ok=True)  # it would describe the old files
-    for key, writer, size in zip(options.json_keys, writers, text_bytes, strict=True):
-        write_manifest(writer.prefix, _manifest(options, tokenizer, key, writer, size, progress.bad_lines))
-        print(f"wrote {writer.prefix}.bin, .idx and .json")
-    print(progress.summary())
+    _require(options)
+    sources = find_sources(options.input, options.input_format)
+    output = _output(options, sources)
+    _require_sources(options, sources)
+    job = _job(options, output)
+    _require_tokenizer(job)
+    total = None if any(not source.regular for source in sources) else sum(source.bytes for source in sources)
+    with Progress(options.log_interval, total) as progress:
+        merge = preprocess(job, sources, output, _engine(options), progress)
+    _say_where(job, output, progress, wrote=merge is not None)
+    if merge is not None:
+        print(progress.summary(merge.counts, merge.bad))
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="megascratch preprocess", description=SUMMARY)
-    add = parser.add_argument
-    add("--input", nargs="+", required=True, metavar="FILE", help="JSONL files, also .gz; read in this order")
-    add("--json-keys", nargs="+", default=["text"], metavar="KEY", help="one output for each key (default: text)")
-    add("--output-prefix", required=True, metavar="PREFIX", help="writes PREFIX_KEY_document.bin/.idx/.json")
-    add("--tokenizer-type", choices=tokenizers.KINDS, help="default: told by the suffix of --tokenizer-model")
-    add("--tokenizer-model", metavar="FILE", help=".model (SentencePiece) or .json (characters)")
-    add("--vocab-size", type=int, help="for NullTokenizer alone: number of ids, the last one ends a document")
-    add("--append-eod", action="store_true", help="put the end-of-document id behind every document")
-    add("--workers", type=int, default=os.cpu_count() or 1, help="worker processes (default: all cores)")
-    add("--log-interval", type=int, default=1000, help="documents between progress lines (default: 1000)")
-    add("--strict", action="store_true", help="stop at the first bad line, write nothing")
+    _add_input(parser.add_argument_group("input"))
+    _add_output(parser.add_argument_group("output"))
+    _add_work(parser.add_argument_group("work"))
     return parser
 
 
-def _write(results: Iterable[Encoded], writers: Sequence[Writer], progress: Progress, strict: bool) -> list[int]:
-    """Appends chunk after chunk; gives the bytes of text for each key."""
-    text_bytes = [0 for _ in writers]
-    for encoded in results:
-        if strict and encoded.bad:
-            raise UserError(f"{encoded.bad[0]} (--strict: nothing written)")
-        for line in encoded.bad:
-            print(f"skipped {line}", file=sys.stderr)
-        for at, writer in enumerate(writers):
-            start = 0
-            for length in encoded.lengths[at]:
-                writer.add_document(encoded.tokens[at][start : start + length])
-                start += length
-            text_bytes[at] += encoded.text_bytes[at]
-        progress.add(encoded)
-    return text_bytes
+def _add_input(group: "argparse._ArgumentGroup") -> None:
+    add = group.add_argument
+    what = "files, folders, patterns, - (standard input), in this order; .jsonl .txt .parquet, also .gz .zst .bz2 .xz"
+    add("--input", nargs="+", required=True, metavar="FILE", help=what)
+    add("--input-format", choices=FORMATS, help="of every input (default: told by the suffix, else jsonl)")
+    add("--json-keys", nargs="+", default=["text"], metavar="KEY", help="one output for each key (default: text)")
+    add("--sample-by", choices=("document", "line"), default="document", help="text files: what one document is")
+    longest = f"a longer line, row or text file is a bad one (default: {LONGEST_LINE:,})"
+    add("--max-document-bytes", type=int, default=LONGEST_LINE, metavar="BYTES", help=longest)
+    add("--strict", action="store_true", help="stop at the first bad line, write nothing")
+    add("--split-sentences", action="store_true", help="each sentence is a sequence; writes PREFIX_KEY_sentence")
+    add("--lang", default="english", help="language of the sentences, a name or a code (default: english)")
+    add("--keep-newlines", action="store_true", help="sentences keep the white space around them")
 
 
-def _manifest(
-    options: argparse.Namespace, tokenizer: Tokenizer, key: str, writer: Writer, text_bytes: int, bad_lines: int
-) -> dict[str, Any]:
-    return {
-        "tokenizer": {
-            "kind": tokenizer.kind,
-            "model": options.tokenizer_model,
-            "fingerprint": tokenizer.fingerprint,
-            "vocab_size": tokenizer.vocab_size,
-            "eod": tokenizer.eod,
-        },
-        "documents": writer.documents,
-        "sequences": writer.sequences,
-        "tokens": writer.tokens,
-        "min_token": writer.min_token,
-        "max_token": writer.max_token,
-        "text_bytes": text_bytes,
-        "bad_lines": bad_lines,
-        "bin_bytes": writer.tokens * writer.dtype.itemsize,
-        "json_key": key,
-        "append_eod": options.append_eod,
-        "inputs": list(options.input),
-    }
+def _add_output(group: "argparse._ArgumentGroup") -> None:
+    add = group.add_argument
+    add("--output-prefix", required=True, metavar="PREFIX", help="writes PREFIX_KEY_document.bin/.idx/.json")
+    add("--overwrite", action="store_true", help="replace output of another input or with other options")
+    add("--tokenizer-type", choices=tokenizers.KINDS, help="default: told by the suffix of --tokenizer-model")
+    add("--tokenizer-model", metavar="FILE", help="the tokenizer's file")
+    add("--vocab-size", type=int, help="for NullTokenizer alone: number of ids, the last one ends a document")
+    add("--append-eod", action="store_true", help="put the end-of-document id behind every document")
+
+
+def _add_work(group: "argparse._ArgumentGroup") -> None:
+    add = group.add_argument
+    add("--workers", type=int, default=os.cpu_count() or 1, help="worker processes (default: all cores)")
+    add("--engine", choices=ENGINES, default="local", help="ray: on a Ray cluster (RAY_ADDRESS, else a local one)")
+    add("--shard", metavar="I/N", help="encode every N-th shard from the I-th (0 to N - 1); a last run without merges")
+    add("--shard-bytes", type=int, metavar="BYTES", help="input for each shard (default: up to 64 MiB)")
+    add("--partitions", type=int, default=1, help="at least so many shards")
+    add("--keep-sequential-samples", action="store_true", help="always so here: the order is the input's")
+    add("--log-interval", type=int, default=1000, help="documents between progress lines (default: 1000)")
+
+
+def _require(options: argparse.Namespace) -> None:
+    counts = ("workers", "log_interval", "partitions", "max_document_bytes", "shard_bytes")
+    for name in counts:
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} ({value}) must be at least 1")
+    if len(set(options.json_keys)) < len(options.json_keys):
+        raise UserError(f"--json-keys {' '.join(options.json_keys)}: each key makes one output, name it once")
+    if options.engine == "ray" and options.shard:
+        raise UserError("--engine ray hands out the shards itself: leave --shard away")
+    if options.split_sentences:
+        language_code(options.lang)
+
+
+def _require_sources(options: argparse.Namespace, sources: list[Source]) -> None:
+    for source in sources:
+        if source.format == "text" and len(options.json_keys) > 1:
+            raise UserError(f"{source.path} is plain text: it has no keys, name one in --json-keys for its output")
+        if options.shard and not source.regular:
+            raise UserError(f"--shard needs files that every process can read; {source.path} is a pipe")
+
+
+def _require_tokenizer(job: Job) -> None:
+    tokenizer = load_tokenizer(job)
+    if job.append_eod and tokenizer.eod is None:
+        raise UserError(f"--append-eod: this {tokenizer.kind} has no end of document; train it without --no-eod")
+
+
+def _output(options: argparse.Namespace, sources: list[Source]) -> Output:
+    return Output(
+        options.output_prefix,
+        options.overwrite,
+        _shard(options.shard) if options.shard else None,
+        shard_bytes(sources, options.partitions, options.shard_bytes),
+        cut_packed=options.engine == "local" and options.shard is None,
+    )
+
+
+def _shard(words: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)/(\d+)", words)
+    if not match or int(match[1]) >= int(match[2]):
+        raise UserError(f"--shard {words} must be I/N with I from 0 to N - 1, as 0/8")
+    return int(match[1]), int(match[2])
+
+
+def _job(options: argparse.Namespace, output: Output) -> Job:
+    folder = shard_folder(options.output_prefix)
+    return Job(
+        options.tokenizer_type,
+        options.tokenizer_model,
+        options.vocab_size,
+        Reading(tuple(options.json_keys), options.sample_by, options.max_document_bytes, folder),
+        options.append_eod,
+        options.lang if options.split_sentences else None,
+        options.keep_newlines,
+        options.strict,
+        folder,
+        min(LEAF_BYTES, output.shard_bytes),
+    )
+
+
+def _engine(options: argparse.Namespace) -> Engine:
+    if options.engine == "ray":
+        return on_ray
+    return in_process if options.workers == 1 else partial(on_processes, count=options.workers)
+
+
+def _say_where(job: Job, output: Output, progress: Progress, wrote: bool) -> None:
+    if output.shard:
+        print(f"shard {output.shard[0]} of {output.shard[1]} is encoded; run once more without --shard to merge")
+        return
+    for prefix, verb in zip(key_prefixes(job, output.prefix), repeat("wrote" if wrote else "complete:")):
+        print(f"{verb} {prefix}.bin, .idx and .json")
+    if progress.unsaid:
+        print(f"{progress.unsaid} more bad lines are in {bad_lines_path(output.prefix)}")

@@ -1,24 +1,10 @@
-"""Lines of text in, token ids out, on several processes and in the old order: the engine of `megascratch preprocess`.
+"""Documents in, ids out: what a worker of `megascratch preprocess` does with one piece of the input.
 
-    lines -> chunks, cut by bytes and number alone -> worker k takes chunks k, k + N, k + 2 N ... -> results in order
-
-So the result is the same for any number of workers. Each worker has at most two chunks and drains its inbox in a thread
-of its own: no side ever waits for the other to read, and memory does not grow with the input. A worker that dies closes
-its pipe, which ends the run; a parent that dies does the same to its workers.
+    piece -> batches of documents -> ids and lengths as arrays -> the files of one shard
 """
 
-import multiprocessing
-import os
-import signal
-import threading
-from collections import deque
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
 from functools import cache
-from itertools import cycle
-from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
-from queue import SimpleQueue
 from typing import NamedTuple
 
 import numpy as np
@@ -26,195 +12,137 @@ import numpy as np
 from megascratch import tokenizer as tokenizers
 from megascratch.config.errors import UserError
 from megascratch.data.indexed import token_dtype
-from megascratch.data.jsonl import BadLine, Line, parse, read_lines
+from megascratch.data.pieces import Piece, Span, digests
+from megascratch.data.records import Batch, Reading, read_span
+from megascratch.data.sentences import splitter
+from megascratch.data.shards import BadRow, Encoded, ShardWriter, SpanCounts, Summary
 from megascratch.tokenizer import Tokenizer
 
-CHUNK_BYTES, CHUNK_LINES = 1 << 19, 1 << 12
-CHUNKS_PER_WORKER = 2
 
-
-class Recipe(NamedTuple):
-    """What a process needs to know to encode."""
+class Job(NamedTuple):
+    """What a process needs to know to encode a piece, on any machine that sees the files."""
 
     tokenizer_type: str | None
     tokenizer_model: str | None
     vocab_size: int | None
-    keys: tuple[str, ...]
+    reading: Reading
     append_eod: bool
+    sentences: str | None
+    """Language whose rules cut texts into sentences; None: a text is one sequence."""
+    keep_newlines: bool
+    strict: bool
+    folder: str
+    """Where the shards are written."""
+    leaf_bytes: int
+    """Bytes of the input under one hash."""
 
 
-class Chunk(NamedTuple):
-    """Neighbouring lines of one file."""
+class Step(NamedTuple):
+    """How far a worker came since its last word."""
 
-    path: str
-    lines: list[Line]
-
-
-class Encoded(NamedTuple):
-    """What a chunk became."""
-
-    tokens: list[np.ndarray]
-    """For each key the ids of all documents back to back."""
-    lengths: list[list[int]]
-    """For each key the length of each document."""
-    text_bytes: list[int]
-    """For each key the UTF-8 bytes of all texts."""
-    bad: list[str]
-    """file:line: reason."""
+    documents: int
+    tokens: int
+    text_bytes: int
+    raw_bytes: int
 
 
-def encode_files(recipe: Recipe, paths: Sequence[str], workers: int) -> Generator[Encoded, None, None]:
-    """The files' chunks as ids, in order; closing the generator ends the workers.
-
-    Raises: UserError where a file cannot be read, a tokenizer fails, or a worker dies.
-    """
-    if workers > 1:
-        yield from _on_workers(recipe, chunks(paths), workers)
-        return
-    for chunk in chunks(paths):
-        yield encode(recipe, chunk)
-
-
-def chunks(paths: Sequence[str]) -> Iterator[Chunk]:
-    """Lines of all files in order, cut by their bytes and number alone."""
-    for path in paths:
-        lines: list[Line] = []
-        size = 0
-        for line in read_lines(path):
-            lines.append(line)
-            size += len(line.raw or b"")
-            if size >= CHUNK_BYTES or len(lines) >= CHUNK_LINES:
-                yield Chunk(path, lines)
-                lines, size = [], 0
-        if lines:
-            yield Chunk(path, lines)
-
-
-def encode(recipe: Recipe, chunk: Chunk) -> Encoded:
-    """One chunk. Raises: UserError naming the lines where the tokenizer fails."""
-    try:
-        return encoder(recipe)(chunk)
-    except Exception as error:  # what a tokenizer's library may raise is not known here; the place in the input is
-        raise UserError(
-            f"{chunk.path}, lines {chunk.lines[0].number} to {chunk.lines[-1].number} cannot be encoded: "
-            f"{type(error).__name__}: {error}; nothing written"
-        ) from error
+def load_tokenizer(job: Job) -> Tokenizer:
+    """The job's tokenizer, loaded once per process."""
+    return _loaded(job.tokenizer_type, job.tokenizer_model, job.vocab_size)
 
 
 @cache
-def encoder(recipe: Recipe) -> "Encoder":
-    """Loads the tokenizer, once per process."""
-    tokenizer = tokenizers.load(recipe.tokenizer_type, recipe.tokenizer_model, recipe.vocab_size)
-    return Encoder(tokenizer, recipe.keys, recipe.append_eod)
+def _loaded(kind: str | None, model: str | None, vocab_size: int | None) -> Tokenizer:
+    return tokenizers.load(kind, model, vocab_size)
 
 
-@dataclass(frozen=True)
+def encode_piece(job: Job, piece: Piece) -> Generator[Step | Summary, None, None]:
+    """Makes one shard, telling its steps, its summary last; with --strict the summary of the first bad line.
+
+    Raises: UserError where the input cannot be read, the tokenizer fails or the shard cannot be written.
+    """
+    encoder = Encoder(job)
+    counts: list[SpanCounts] = []
+    with ShardWriter(job.folder, piece.number, len(job.reading.keys), encoder.dtype) as shard:
+        for span in piece.spans:
+            rows, raw_bytes = 0, 0
+            for batch in read_span(span, job.reading):
+                encoded, bad = _encode_batch(encoder, batch, span, rows)
+                shard.add(encoded, [BadRow(len(counts), rows + row, reason) for row, reason in bad])
+                rows, raw_bytes = rows + batch.rows, raw_bytes + batch.raw_bytes
+                yield _step(encoded, batch.raw_bytes)
+                if bad and job.strict:
+                    yield shard.stopped([*counts, SpanCounts(span.source, rows, [])])
+                    return
+            counts.append(SpanCounts(span.source, rows, digests(span, job.leaf_bytes)))
+            yield Step(0, 0, 0, span.raw_bytes - raw_bytes)
+        yield shard.commit(counts)
+
+
+def _encode_batch(
+    encoder: "Encoder", batch: Batch, span: Span, rows: int
+) -> tuple[list[Encoded], list[tuple[int, str]]]:
+    try:
+        return encoder(batch)
+    except Exception as error:  # what a tokenizer's library may raise is not known here; the place in the input is
+        place = f"lines {rows + 1} to {rows + batch.rows}" + ("" if span.begins else f" after byte {span.start:,}")
+        raise UserError(f"{span.name}, {place} cannot be encoded: {type(error).__name__}: {error}") from error
+
+
+def _step(encoded: Sequence[Encoded], raw_bytes: int) -> Step:
+    return Step(
+        len(encoded[0].sequences),
+        sum(len(one.ids) for one in encoded),
+        sum(one.text_bytes for one in encoded),
+        raw_bytes,
+    )
+
+
 class Encoder:
-    """Chunk in, ids out."""
+    """Batch in; for each key the ids, and the rows that give none, out."""
 
-    tokenizer: Tokenizer
-    keys: Sequence[str]
-    append_eod: bool
+    def __init__(self, job: Job):
+        self._tokenizer = load_tokenizer(job)
+        self._eod = self._tokenizer.eod if job.append_eod else None
+        self._keys = range(len(job.reading.keys))
+        self._split = splitter(job.sentences, job.keep_newlines) if job.sentences else None
+        self.dtype = token_dtype(self._tokenizer.vocab_size)
 
-    def __call__(self, chunk: Chunk) -> Encoded:
-        tokens: list[list[int]] = [[] for _ in self.keys]
-        lengths: list[list[int]] = [[] for _ in self.keys]
-        text_bytes = [0 for _ in self.keys]
-        bad = []
-        for line in chunk.lines:
+    def __call__(self, batch: Batch) -> tuple[list[Encoded], list[tuple[int, str]]]:
+        try:
+            return list(self._encode(batch.documents)), batch.bad
+        except UserError:  # some text has no ids: find which
+            return self._one_by_one(batch)
+
+    def _one_by_one(self, batch: Batch) -> tuple[list[Encoded], list[tuple[int, str]]]:
+        good, bad = [], batch.bad
+        for number, document in zip(batch.numbers, batch.documents, strict=True):
             try:
-                texts = parse(line, self.keys)
-                documents = [self._document(text) for text in texts]
-            except (BadLine, UserError) as reason:
-                bad.append(f"{chunk.path}:{line.number}: {reason}")
-                continue
-            for at, (text, document) in enumerate(zip(texts, documents, strict=True)):
-                tokens[at] += document
-                lengths[at].append(len(document))
-                text_bytes[at] += len(text.encode())
-        dtype = token_dtype(self.tokenizer.vocab_size)
-        return Encoded([np.array(ids, dtype=dtype) for ids in tokens], lengths, text_bytes, bad)
+                list(self._encode([document]))
+                good.append(document)
+            except UserError as reason:
+                bad.append((number, str(reason)))
+        return list(self._encode(good)), sorted(bad)
 
-    def _document(self, text: str) -> list[int]:
-        ids = self.tokenizer.encode(text)
-        return [*ids, self.tokenizer.eod] if ids and self.append_eod and self.tokenizer.eod is not None else ids
+    def _encode(self, documents: Sequence[list[list[str]]]) -> Iterator[Encoded]:
+        """For each key. Raises: UserError where a text has no ids."""
+        for key in self._keys:
+            texts = [document[key] for document in documents]
+            text_bytes = sum(len(text.encode()) for sequences in texts for text in sequences)
+            if self._split:
+                texts = [[part for text in sequences for part in self._split(text)] for sequences in texts]
+            yield self._arrays(texts, text_bytes)
 
-
-class _Worker:
-    """A process that answers each chunk it is sent."""
-
-    def __init__(self, recipe: Recipe):
-        spawn = multiprocessing.get_context("spawn")  # the same on every system, and safe whatever threads are running
-        self._pipe, theirs = spawn.Pipe()
-        self._process: BaseProcess = spawn.Process(target=_serve, args=(theirs, recipe), daemon=True)
-        self._process.start()
-        theirs.close()  # else this process would hold the pipe of a dead worker open
-
-    def send(self, chunk: Chunk) -> None:
-        try:
-            self._pipe.send(chunk)
-        except OSError as error:
-            raise self._died() from error
-
-    def receive(self) -> Encoded:
-        try:
-            answer = self._pipe.recv()
-        except (OSError, EOFError) as error:
-            raise self._died() from error
-        if isinstance(answer, UserError):
-            raise answer
-        return answer
-
-    def _died(self) -> UserError:
-        self._process.join(timeout=1)
-        return UserError(
-            f"a worker process died (exit code {self._process.exitcode}; -9 is often too little memory); "
-            f"nothing written. Free memory or use fewer --workers"
-        )
-
-    def end(self) -> None:
-        self._pipe.close()
-        self._process.terminate()
-        self._process.join()
-
-
-def _on_workers(recipe: Recipe, work: Iterator[Chunk], count: int) -> Generator[Encoded, None, None]:
-    workers: list[_Worker] = []
-    asked: deque[_Worker] = deque()
-    try:
-        turns = cycle(range(count))
-        for chunk in work:
-            turn = next(turns)
-            if turn == len(workers):
-                workers.append(_Worker(recipe))  # only as many as there are chunks
-            if len(asked) == count * CHUNKS_PER_WORKER:
-                yield asked.popleft().receive()
-            workers[turn].send(chunk)
-            asked.append(workers[turn])
-        while asked:
-            yield asked.popleft().receive()
-    finally:
-        for worker in workers:
-            worker.end()
-
-
-def _serve(pipe: Connection, recipe: Recipe) -> None:
-    """What a worker does until its parent closes the pipe."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
-    inbox: SimpleQueue[Chunk] = SimpleQueue()
-    threading.Thread(target=_receive, args=(pipe, inbox), daemon=True).start()
-    while True:
-        chunk = inbox.get()
-        try:
-            answer: Encoded | UserError = encode(recipe, chunk)
-        except UserError as error:
-            answer = error
-        pipe.send(answer)
-
-
-def _receive(pipe: Connection, inbox: "SimpleQueue[Chunk]") -> None:
-    try:
-        while True:
-            inbox.put(pipe.recv())
-    except (OSError, EOFError):
-        os._exit(0)  # the parent is done, or gone
+    def _arrays(self, texts: Sequence[list[str]], text_bytes: int) -> Encoded:
+        """Texts without ids are no sequence; a document with ids gets the end of document behind its last one."""
+        ids, lengths = self._tokenizer.encode_batch([text for sequences in texts for text in sequences])
+        if len(ids) and not 0 <= ids.min() <= ids.max() <= np.iinfo(self.dtype).max:
+            raise ValueError(f"ids from {ids.min()} to {ids.max()} do not fit {self.dtype}")
+        owner = np.repeat(np.arange(len(texts)), [len(sequences) for sequences in texts])
+        sequences = np.bincount(owner[lengths > 0], minlength=len(texts))
+        lengths = lengths[lengths > 0]
+        if self._eod is not None:
+            last = np.cumsum(sequences)[sequences > 0] - 1
+            ids = np.insert(ids, np.cumsum(lengths)[last], self._eod)
+            lengths[last] += 1
+        return Encoded(ids.astype(self.dtype), lengths.astype(np.int32), sequences.astype(np.int32), text_bytes)

@@ -32,12 +32,17 @@ def write_manifest(prefix: str | Path, manifest: Mapping[str, Any]) -> None:
 
 def read_manifest(reader: Reader) -> dict[str, Any] | None:
     """The manifest, or None where there is none or it describes another .bin (told by its size)."""
+    manifest = stored_manifest(reader.prefix)
+    return manifest if manifest and manifest.get("bin_bytes") == reader.bin_bytes else None
+
+
+def stored_manifest(prefix: str | Path) -> dict[str, Any] | None:
+    """The manifest under this name, whatever .bin lies beside it."""
     try:
-        manifest = json.loads(manifest_path(reader.prefix).read_text(encoding="utf-8"))
+        manifest = json.loads(manifest_path(prefix).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    whole = isinstance(manifest, dict) and manifest.get("bin_bytes") == reader.bin_bytes
-    return manifest if whole else None
+    return manifest if isinstance(manifest, dict) else None
 
 
 def check_corpus(reader: Reader, vocab_size: int, fingerprint: str | None, cache: Path | None) -> None:

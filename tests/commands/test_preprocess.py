@@ -1,11 +1,13 @@
 """Preprocessing writes the same files with any number of workers, names every bad line, and ends cleanly."""
 
 import gzip
+import hashlib
 import json
 import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -43,7 +45,7 @@ def documents(folder, name="out_text_document"):
 def test_text_becomes_one_sequence_per_document(tmp_path):
     assert run(jsonl(tmp_path / "x.jsonl", [{"text": "ab"}, {"text": ""}, {"text": "é"}]), "--append-eod") == 0
     assert documents(tmp_path) == [[[97, 98, 256]], [], [[195, 169, 256]]]
-    assert run(tmp_path / "x.jsonl") == 0
+    assert run(tmp_path / "x.jsonl", "--overwrite") == 0
     assert documents(tmp_path) == [[[97, 98]], [], [[195, 169]]]
 
 
@@ -112,7 +114,8 @@ def test_what_the_tokenizer_does_not_know_is_a_bad_line(tmp_path, capsys):
     path = jsonl(tmp_path / "x.jsonl", [{"text": "ab"}, {"text": "abc"}])
     assert run(path, "--tokenizer-model", str(model), tokenizer=None) == 0
     assert f"skipped {path}:2: character 'c' (U+0063) at place 2" in capsys.readouterr().err
-    run(jsonl(tmp_path / "x.jsonl", [{"text": "1 2"}, {"text": "5"}]), "--vocab-size", "5", tokenizer="NullTokenizer")
+    path = jsonl(tmp_path / "x.jsonl", [{"text": "1 2"}, {"text": "5"}])
+    run(path, "--vocab-size", "5", "--overwrite", tokenizer="NullTokenizer")
     assert documents(tmp_path) == [[[1, 2]]]
 
 
@@ -120,13 +123,16 @@ def test_the_manifest_tells_what_the_corpus_was_made_with(tmp_path):
     path = jsonl(tmp_path / "x.jsonl", [{"text": "abc"}, {"text": "zé"}, b"{"])
     run(path, "--append-eod")
     manifest = json.loads((tmp_path / "out_text_document.json").read_text())
-    tokenizer = ByteTokenizer()
+    tokenizer, raw = ByteTokenizer(), Path(path).read_bytes()
+    tree = hashlib.sha256(hashlib.sha256(raw).digest()).hexdigest()
     assert manifest.pop("tokenizer") == {
         "kind": "ByteTokenizer", "model": None, "fingerprint": tokenizer.fingerprint, "vocab_size": 257, "eod": 256,
     }  # fmt: skip
     assert manifest == {
         "documents": 2, "sequences": 2, "tokens": 8, "min_token": 0, "max_token": 256, "text_bytes": 6,
-        "bad_lines": 1, "bin_bytes": 16, "json_key": "text", "append_eod": True, "inputs": [path],
+        "bad_lines": 1, "bin_bytes": 16, "json_key": "text", "append_eod": True, "split_sentences": None,
+        "keep_newlines": False, "sample_by": "document", "max_document_bytes": 1 << 26, "hashed_bytes": 1 << 22,
+        "plan": manifest["plan"], "inputs": [{"path": path, "bytes": len(raw), "rows": 3, "sha256": tree}],
     }  # fmt: skip
     reader = Reader(tmp_path / "out_text_document")
     check_corpus(reader, 257, tokenizer.fingerprint, None)
@@ -140,8 +146,9 @@ def test_no_document_is_refused_and_the_old_files_stay(tmp_path, content, worker
     run(jsonl(tmp_path / "x.jsonl", [{"text": "old"}]))
     (tmp_path / "x.jsonl").write_bytes(content)
     with pytest.raises(UserError, match=r"x\.jsonl: no document, \d bad lines; nothing written"):
-        run(tmp_path / "x.jsonl", workers=workers)
+        run(tmp_path / "x.jsonl", "--overwrite", workers=workers)
     assert documents(tmp_path) == [[[111, 108, 100]]]
+    assert not (tmp_path / "out.shards").exists()
 
 
 @pytest.mark.parametrize(
@@ -167,50 +174,68 @@ def test_what_cannot_work_is_refused(tmp_path, flags, law):
 def start(folder, pipe, *flags):
     """The tool in a process of its own, reading from a pipe that the test fills."""
     os.mkfifo(pipe)
+    return subprocess.Popen(command(folder, pipe, *flags), stderr=subprocess.PIPE, text=True)
+
+
+def command(folder, path, *flags):
     tool = [sys.executable, str(ROOT / "tools" / "preprocess_data.py"), "--tokenizer-type", "ByteTokenizer"]
-    command = [*tool, "--input", str(pipe), "--output-prefix", str(folder / "out"), "--workers", "2", *flags]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    return [*tool, "--input", str(path), "--output-prefix", str(folder / "out"), "--workers", "2", *flags]
 
 
 def workers_of(process, count=1):
     """Worker processes, as soon as there are some (multiprocessing's resource tracker is none)."""
-    while True:
+    while process.poll() is None:
         children = psutil.Process(process.pid).children()
         found = [child for child in children if "spawn_main" in " ".join(child.cmdline())]
         if len(found) >= count:
             return found
         time.sleep(0.01)
+    raise psutil.NoSuchProcess(process.pid)
 
 
-LINES = (json.dumps({"text": "x", "more": "x" * 1000}) + "\n").encode() * 1000  # two chunks, small answers
+LINES = (json.dumps({"text": "x", "more": "x" * 1000}) + "\n").encode() * 1000  # ten shards
 
 
-def test_a_killed_worker_ends_the_run_with_its_reason_and_no_files(tmp_path):
-    process = start(tmp_path, tmp_path / "pipe")
-    with open(tmp_path / "pipe", "wb", buffering=0) as pipe:
-        pipe.write(LINES)
-        workers_of(process)[0].kill()
+def feed(process, pipe, disturb, times):
+    """Fills the pipe, `disturb`s before every write, and gives the exit code and what was said."""
+    with open(pipe, "wb", buffering=0) as file:
         try:
-            for _ in range(20):
-                pipe.write(LINES)
-        except BrokenPipeError:
+            for _ in range(times):
+                file.write(LINES)
+                disturb()
+        except (BrokenPipeError, psutil.NoSuchProcess):
             pass  # the run has ended already
-    assert process.wait(timeout=60) == 2
-    assert (
-        "a worker process died (exit code -9; -9 is often too little memory); nothing written" in process.stderr.read()
-    )
-    process.stderr.close()
-    assert [file.name for file in tmp_path.iterdir()] == ["pipe"]
+    _, said = process.communicate(timeout=60)
+    return process.returncode, said
+
+
+def test_the_pieces_of_a_killed_worker_are_done_again(tmp_path):
+    process = start(tmp_path, tmp_path / "pipe", "--shard-bytes", "100000")
+    kills = iter([lambda: workers_of(process)[0].kill()])
+    assert feed(process, tmp_path / "pipe", lambda: next(kills, lambda: None)(), times=5)[0] == 0
+    assert documents(tmp_path) == [[[120]]] * 5000
+    assert not (tmp_path / "out.shards").exists()
+
+
+def test_workers_that_die_again_and_again_on_a_piece_end_the_run(tmp_path):
+    (tmp_path / "x.jsonl").write_bytes(LINES)
+    process = subprocess.Popen(command(tmp_path, tmp_path / "x.jsonl"), stderr=subprocess.PIPE, text=True)
+    while process.poll() is None:
+        with suppress(psutil.NoSuchProcess):
+            workers_of(process)[0].kill()  # before it has loaded its libraries
+    _, said = process.communicate()
+    assert process.returncode == 2
+    assert "3 worker processes died on" in said and "exit code -9; -9 is often too little memory" in said
+    assert [file.name for file in tmp_path.iterdir()] == ["x.jsonl"]
 
 
 def test_workers_end_when_their_parent_is_killed(tmp_path):
-    process = start(tmp_path, tmp_path / "pipe")
+    process = start(tmp_path, tmp_path / "pipe", "--shard-bytes", "100000")
     with open(tmp_path / "pipe", "wb", buffering=0) as pipe:
-        for _ in range(8):
+        for _ in range(4):
             pipe.write(LINES)
         process.stderr.readline()  # progress: the workers are at work
         workers = workers_of(process, count=2)
-        time.sleep(0.5)  # until they have nothing to do: one that is busy finds out when it answers
         process.kill()
         process.wait()
     process.stderr.close()
@@ -229,10 +254,10 @@ def test_no_worker_outlives_its_run(tmp_path, flags):
 
 
 def test_a_tokenizer_that_fails_in_a_worker_names_the_lines(tmp_path, monkeypatch):
-    def fail(self, text):
+    def fail(self, texts):
         raise ZeroDivisionError("oh")
 
-    monkeypatch.setattr(ByteTokenizer, "encode", fail)
+    monkeypatch.setattr(ByteTokenizer, "encode_batch", fail)
     path = jsonl(tmp_path / "x.jsonl", [{"text": "ab"}] * 3)
     with pytest.raises(UserError, match=r"lines 1 to 3 cannot be encoded: ZeroDivisionError: oh; nothing written"):
         run(path)

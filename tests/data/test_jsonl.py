@@ -54,8 +54,8 @@ def test_lines_have_their_numbers_and_no_ends(tmp_path, suffix):
 
 def test_a_line_over_the_limit_is_read_over_and_the_next_one_is_whole(tmp_path):
     path = tmp_path / "x.jsonl"
-    path.write_bytes(b"12345\n" + b"1" * 3_000_000 + b"\n123456\n1\n" + b"1" * 7)
-    assert [line.raw for line in read_lines(path, longest=6)] == [b"12345", None, None, b"1", None]
+    path.write_bytes(b"123456\n" + b"1" * 3_000_000 + b"\n1234567\n1\n" + b"1" * 7)
+    assert [line.raw for line in read_lines(path, longest=6)] == [b"123456", None, None, b"1", None]
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path):

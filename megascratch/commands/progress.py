@@ -1,0 +1,95 @@
+"""How far `megascratch preprocess` is: a bar on a terminal, else a line every so many documents."""
+
+import sys
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+from megascratch.data.encode import Step
+from megascratch.data.shards import KeyCounts
+
+MOST_BAD_LINES = 20  # said one by one; all of them are in a file
+
+
+class Progress:
+    """Counts what is encoded; `total`: bytes of the input (None: unknown)."""
+
+    def __init__(self, interval: int, total: int | None):
+        self._interval = interval
+        self._bar = _Bar(total) if sys.stderr.isatty() else None
+        self._documents, self._tokens, self._text_bytes = 0, 0, 0
+        self._started = time.monotonic()
+        self._bad = 0
+
+    @property
+    def unsaid(self) -> int:
+        """Bad lines beyond those that were said."""
+        return max(0, self._bad - MOST_BAD_LINES)
+
+    def step(self, step: Step) -> None:
+        """So much more is encoded."""
+        before = self._documents
+        self._documents += step.documents
+        self._tokens += step.tokens
+        self._text_bytes += step.text_bytes
+        if self._bar:
+            self._bar.advance(step.raw_bytes, self._rate())
+        elif self._documents // self._interval > before // self._interval:
+            line = f"{self._documents:,} documents, {self._tokens:,} tokens, {self._rate()}"
+            print(line, file=sys.stderr, flush=True)
+
+    def found(self, raw_bytes: int) -> None:
+        """An earlier run had encoded so much of the input."""
+        if self._bar:
+            self._bar.skip(raw_bytes)
+
+    def bad(self, line: str) -> None:
+        """A line gave no document."""
+        self._bad += 1
+        if self._bad <= MOST_BAD_LINES:
+            print(f"skipped {line}", file=sys.stderr)
+
+    def summary(self, counts: Sequence[KeyCounts], bad_lines: int) -> str:
+        """One line."""
+        tokens, text_bytes = (sum(getattr(key, name) for key in counts) for name in ("tokens", "text_bytes"))
+        return (
+            f"{counts[0].documents:,} documents, {tokens:,} tokens, {text_bytes:,} bytes of text, {self._rate()}, "
+            f"{bad_lines} bad line{'' if bad_lines == 1 else 's'}"
+        )
+
+    def _rate(self) -> str:
+        seconds = max(time.monotonic() - self._started, 1e-9)
+        return f"{self._text_bytes / seconds / 1e6:.2f} MB/s, {self._tokens / seconds:,.0f} tokens/s"
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
+        if self._bar:
+            self._bar.stop()
+
+
+class _Bar:
+    """rich's bar, imported only where there is a terminal."""
+
+    def __init__(self, total: int | None):
+        from rich.console import Console
+        from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bars
+
+        columns: list[Any] = [BarColumn(), DownloadColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn()]
+        self._bars = Bars(*columns, console=Console(stderr=True))
+        self._task = self._bars.add_task("", total=total, rate="")
+        self._bars.start()
+
+    def advance(self, raw_bytes: int, rate: str) -> None:
+        self._bars.update(self._task, advance=raw_bytes, rate=rate)
+
+    def skip(self, raw_bytes: int) -> None:
+        """Work of an earlier run, which the time left must not be reckoned from."""
+        self._bars.update(self._task, advance=raw_bytes)
+        self._bars.reset(self._task, completed=int(self._bars.tasks[0].completed), rate="")
+
+    def stop(self) -> None:
+        self._bars.stop()

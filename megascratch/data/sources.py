@@ -1,0 +1,136 @@
+"""What --input names in, files out: their order, format and compression, and their bytes unpacked.
+
+    corpus.jsonl  a/*.txt  folder/  dump.parquet  -      each also .gz .zst .bz2 .xz
+
+A word that is a file is that file, a folder is every file of a known suffix below it, a pattern is what it matches;
+both sorted by name. `-` is the standard input.
+"""
+
+import bz2
+import glob
+import gzip
+import importlib
+import importlib.util
+import lzma
+import os
+import stat
+import sys
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import IO, NamedTuple
+
+from megascratch.config.errors import UserError
+
+STANDARD_INPUT = "-"
+FORMATS = ("jsonl", "text", "parquet")
+SUFFIXES = {
+    ".jsonl": "jsonl", ".json": "jsonl", ".ndjson": "jsonl", ".txt": "text", ".md": "text", ".parquet": "parquet",
+}  # fmt: skip
+COMPRESSIONS = (".gz", ".zst", ".bz2", ".xz")
+ZSTD = "compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd"
+BROKEN: tuple[type[Exception], ...] = (OSError, EOFError, zlib.error, lzma.LZMAError)
+if importlib.util.find_spec(ZSTD.split(".")[0]) and importlib.util.find_spec(ZSTD):
+    BROKEN += (importlib.import_module(ZSTD).ZstdError,)
+
+
+class Source(NamedTuple):
+    """One input."""
+
+    path: str
+    format: str
+    """One of FORMATS."""
+    compression: str
+    """One of COMPRESSIONS, or nothing."""
+    bytes: int
+    """As it lies on disk."""
+    changed_ns: int
+    regular: bool
+    """A file that can be read again and from any place; no pipe."""
+
+
+def find_sources(inputs: Sequence[str], format: str | None = None) -> list[Source]:
+    """Every input in order. `format`: of all of them (default: told by the suffix, else JSONL).
+
+    Raises: UserError for a word that names nothing.
+    """
+    return [_source(path, format) for word in inputs for path in _paths(word, format)]
+
+
+def _paths(word: str, format: str | None) -> list[str]:
+    if word == STANDARD_INPUT or os.path.lexists(word):
+        return _below(word, format) if os.path.isdir(word) else [word]
+    if glob.has_magic(word):
+        found = sorted(path for path in glob.glob(word, recursive=True) if not os.path.isdir(path))
+        if found:
+            return found
+        raise UserError(f"--input {word}: the pattern matches no file")
+    return [word]  # to be refused by its own name
+
+
+def _below(folder: str, format: str | None) -> list[str]:
+    found = [path for path in sorted(Path(folder).rglob("*")) if path.is_file() and not path.name.startswith(".")]
+    known = [str(path) for path in found if format or _suffixes(str(path))[0] in SUFFIXES]
+    if not known:
+        raise UserError(
+            f"--input {folder}: none of the {len(found)} files in this folder ends in {', '.join(SUFFIXES)} "
+            f"(or these with {', '.join(COMPRESSIONS)}); name the files, or say --input-format"
+        )
+    return known
+
+
+def compression_of(path: str) -> str:
+    """One of COMPRESSIONS, or nothing."""
+    return _suffixes(path)[1]
+
+
+def _suffixes(path: str) -> tuple[str, str]:
+    """Suffix of the content and of the compression."""
+    stem, last = os.path.splitext(path)
+    return (os.path.splitext(stem)[1], last) if last in COMPRESSIONS else (last, "")
+
+
+def _source(path: str, format: str | None) -> Source:
+    suffix, compression = _suffixes(path)
+    format = format or SUFFIXES.get(suffix, "jsonl")
+    if path == STANDARD_INPUT:
+        return Source(path, format, "", 0, 0, False)
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    return Source(path, format, compression, status.st_size, status.st_mtime_ns, stat.S_ISREG(status.st_mode))
+
+
+@contextmanager
+def opened(path: str, compression: str) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
+    """The file unpacked, and the file as it lies on disk (its `tell` shows how far the reading is)."""
+    piped = path == STANDARD_INPUT
+    where = sys.stdin.fileno() if piped else path
+    with open(where, "rb", closefd=not piped) as raw, _unpacked(raw, compression) as file:
+        yield file, raw
+
+
+def _unpacked(raw: IO[bytes], compression: str) -> IO[bytes]:
+    if compression == ".gz":
+        return gzip.GzipFile(fileobj=raw)  # type: ignore[return-value]
+    if compression == ".bz2":
+        return bz2.BZ2File(raw)
+    if compression == ".xz":
+        return lzma.LZMAFile(raw)
+    return needed(ZSTD, "zstd", "a .zst file").open(raw) if compression == ".zst" else raw
+
+
+def needed(module: str, extra: str, what: str) -> ModuleType:
+    """An optional library. Raises: UserError with the words that install it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise UserError(f"{what} needs {module}: pip install 'megascratch[{extra}]' ({error})") from error
+
+
+def unreadable(path: str, error: Exception, after: str = "") -> UserError:
+    """What to raise for one of BROKEN."""
+    return UserError(f"{path} cannot be read{after}: {getattr(error, 'strerror', None) or error}")
