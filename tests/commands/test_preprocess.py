@@ -82,6 +82,20 @@ BAD = [
     (b'{"text": "\xff"}', "not UTF-8: byte 0xff at column 11"),
     (b'{"text": "\\ud800"}', "key 'text' holds half a surrogate pair"),
     (b"[1]", "not a JSON object but list"),
+    (b"  \t\r", "empty line"),
+    (b"\0" * 100, "broken JSON: Expecting value"),
+    (b'{"text": "\0"}', "broken JSON: Invalid control character"),
+    (b'\xef\xbb\xbf{"text": "x"}', "broken JSON: Unexpected UTF-8 BOM"),
+    ('{"text": "x"}'.encode("utf-16-le"), "broken JSON: Expecting property name"),
+    (b'{"text": "x"', "broken JSON: Expecting ',' delimiter"),
+    (b'{"text": "x"} {"text": "y"}', "broken JSON: Extra data"),
+    (b"{'text': 'x'}", "broken JSON: Expecting property name"),
+    (b'{"text": null}', "key 'text' holds NoneType, not a text"),
+    (b'{"text": {"a": "x"}}', "key 'text' holds dict, not a text"),
+    (b'{"text": ["x", null]}', "key 'text' holds NoneType, not a text"),
+    (b'{"text": "x", "n": ' + b"[" * 100_000, "broken JSON: "),
+    (b'{"text": "x", "n": ' + b"9" * 5000 + b"}", "broken JSON: "),
+    (b"\x1f\x8b\x08\x00", "not UTF-8: byte 0x8b at column 2"),
 ]
 
 
@@ -91,12 +105,15 @@ def test_bad_lines_are_named_counted_and_skipped(tmp_path, capsys, workers):
     path = jsonl(tmp_path / "x.jsonl", [good, *(line for bad, _ in BAD for line in (bad, good))])
     assert run(path, workers=workers) == 0
     out, err = capsys.readouterr()
-    assert documents(tmp_path) == [[[111, 107]]] * 8
+    assert documents(tmp_path) == [[[111, 107]]] * (len(BAD) + 1)
+    listed = [f"skipped {line}" for line in (tmp_path / "out_bad_lines.txt").read_text().splitlines()]
     reported = err.splitlines()
-    assert len(reported) == len(BAD)
-    for place, (line, (_, reason)) in enumerate(zip(reported, BAD, strict=True)):
+    assert len(listed) == len(BAD) and reported == listed[:20]
+    assert f"{len(BAD) - 20} more bad lines are in {tmp_path}/out_bad_lines.txt" in out
+    for place, (line, (_, reason)) in enumerate(zip(listed, BAD, strict=True)):
         assert line.startswith(f"skipped {path}:{2 * place + 2}: {reason}")
-    assert out.splitlines()[-1].startswith("8 documents, 16 tokens, 16 bytes of text") and out.endswith("7 bad lines\n")
+    assert out.splitlines()[-1].startswith("22 documents, 44 tokens, 44 bytes of text")
+    assert out.endswith("21 bad lines\n")
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -161,6 +178,10 @@ def test_no_document_is_refused_and_the_old_files_stay(tmp_path, content, worker
         (["--tokenizer-model", "{}/c.json", "--append-eod"], "--append-eod: this CharTokenizer has no end of document"),
         (["--tokenizer-type", "ByteTokenizer", "--input", "nowhere.jsonl"], r"nowhere\.jsonl cannot be read: No such"),
         (["--tokenizer-type", "ByteTokenizer", "--output-prefix", "{}/x.jsonl/y"], "cannot be written"),
+        (["--tokenizer-type", "ByteTokenizer", "--shard", "2/2"], "--shard 2/2 must be I/N with I from 0 to N - 1"),
+        (["--tokenizer-type", "ByteTokenizer", "--shard", "0/2", "--engine", "ray"], "leave --shard away"),
+        (["--tokenizer-type", "ByteTokenizer", "--shard", "0/2", "--input", "-"], "- is a pipe"),
+        (["--tokenizer-type", "ByteTokenizer", "--input-format", "text", "--json-keys", "a", "b"], "it has no keys"),
     ],
 )
 def test_what_cannot_work_is_refused(tmp_path, flags, law):
