@@ -82,9 +82,10 @@ def split_is_shares(split: str | None, data_path: list[str] | None) -> str | Non
 
 def vocabulary_is_known(tokenizer_type: str | None, tokenizer_model: str | None, vocab_size: int | None) -> str | None:
     """The vocabulary comes from a tokenizer's file, a tokenizer without one, or vocab-size."""
-    if tokenizer_type in ("SentencePieceTokenizer", "CharTokenizer") and tokenizer_model is None:
+    without_file = ("ByteTokenizer", "NullTokenizer")
+    if tokenizer_type not in (None, *without_file) and tokenizer_model is None:
         return f"tokenizer-type {tokenizer_type} needs tokenizer-model, the tokenizer's file"
-    if tokenizer_type in ("ByteTokenizer", "NullTokenizer") and tokenizer_model is not None:
+    if tokenizer_type in without_file and tokenizer_model is not None:
         return f"tokenizer-type {tokenizer_type} has no file: leave out tokenizer-model ({tokenizer_model})"
     if tokenizer_type == "NullTokenizer" and vocab_size is None:
         return "tokenizer-type NullTokenizer needs vocab-size"

@@ -143,10 +143,16 @@ class DataConfig:
     """Attention stops at document boundaries."""
     eod_mask_loss: bool = False
     """No loss where the input token is the end of a document."""
-    tokenizer_type: Literal["SentencePieceTokenizer", "CharTokenizer", "ByteTokenizer", "NullTokenizer"] | None = None
-    """Which tokenizer; default: told by tokenizer_model's file."""
+    tokenizer_type: (
+        Literal[
+            "SentencePieceTokenizer", "HuggingFaceTokenizer", "GPT2BPETokenizer", "TikTokenizer", "CharTokenizer",
+            "GPTSentencePieceTokenizer", "Llama2Tokenizer", "ByteTokenizer", "NullTokenizer",
+        ]
+        | None
+    ) = None  # fmt: skip
+    """Which tokenizer; default: told by tokenizer_model's content."""
     tokenizer_model: str | None = None
-    """The tokenizer's file."""
+    """The tokenizer's file, or a folder that holds it."""
 
 
 @dataclass(frozen=True)

@@ -1,38 +1,72 @@
 """The kinds of tokenizers: a name or a file in, a tokenizer out."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Literal
 
 from megascratch.config.errors import UserError
 from megascratch.tokenizer import sentence_piece
+from megascratch.tokenizer.hugging_face import HuggingFaceTokenizer
 from megascratch.tokenizer.interface import Tokenizer
 from megascratch.tokenizer.plain import ByteTokenizer, CharTokenizer, NullTokenizer
 from megascratch.tokenizer.sentence_piece import SentencePieceTokenizer
+from megascratch.tokenizer.splits import ENCODINGS, FILE_NAMES
+from megascratch.tokenizer.vocabulary import from_ranks, read_bytes, read_gpt2, read_json, read_ranks
 
-FROM_FILE: dict[str, type[SentencePieceTokenizer] | type[CharTokenizer]] = {
-    SentencePieceTokenizer.kind: SentencePieceTokenizer,
-    CharTokenizer.kind: CharTokenizer,
-}
 SUFFIXES = {SentencePieceTokenizer.kind: ".model", CharTokenizer.kind: ".json"}
+
+
+def _load_ranks(path: Path) -> Tokenizer:
+    """A rank file whose name says how text is split and which tokens are special."""
+    if path.name not in FILE_NAMES:
+        raise UserError(
+            f"{path} holds tiktoken's ranks, which say neither how text is split nor which tokens are special; say it "
+            f"once: megascratch tokenizer convert {path} --output tokenizer.json --encoding {'|'.join(ENCODINGS)}"
+        )
+    encoding = ENCODINGS[FILE_NAMES[path.name]]
+    return HuggingFaceTokenizer(from_ranks(read_ranks(path), encoding, str(path)).record(), str(path))
+
+
+def _load_gpt2(path: Path) -> Tokenizer:
+    """vocab.json with merges.txt beside it (or gpt2-vocab.json with gpt2-merges.txt)."""
+    merges = path.with_name(path.name.replace("vocab", "merges")).with_suffix(".txt")
+    return HuggingFaceTokenizer(read_gpt2(path, merges).record(), str(path))
+
+
+FROM_FILE: dict[str, Callable[[Path], Tokenizer]] = {
+    SentencePieceTokenizer.kind: SentencePieceTokenizer.load,
+    HuggingFaceTokenizer.kind: HuggingFaceTokenizer.load,
+    "GPT2BPETokenizer": _load_gpt2,
+    "TikTokenizer": _load_ranks,
+    CharTokenizer.kind: CharTokenizer.load,
+    "GPTSentencePieceTokenizer": SentencePieceTokenizer.load,
+    "Llama2Tokenizer": sentence_piece.load_with_bos,
+}
+"""Name in `--tokenizer-type` -> what reads its file. Megatron's names; CharTokenizer is our own."""
+
+IN_FOLDERS = {"tokenizer.json": "HuggingFaceTokenizer", "vocab.json": "GPT2BPETokenizer",
+              "tokenizer.model": None}  # fmt: skip
 KINDS = (*FROM_FILE, ByteTokenizer.kind, NullTokenizer.kind)
 
 
 def load(tokenizer_type: str | None, tokenizer_model: str | Path | None, vocab_size: int | None = None) -> Tokenizer:
-    """The tokenizer of a kind (default: told by the file's suffix). `vocab_size` is the NullTokenizer's alone.
+    """The tokenizer of a kind (default: told by the file's content). `vocab_size` is the NullTokenizer's alone.
+
+    `tokenizer_model` may be a folder: its tokenizer.json, else vocab.json with merges.txt, else tokenizer.model.
 
     Raises: UserError for an unknown kind, a missing file, or a file of another kind.
     """
-    kind = tokenizer_type or _kind_of(tokenizer_model)
+    path = _in_folder(Path(tokenizer_model), tokenizer_type) if tokenizer_model is not None else None
+    kind = tokenizer_type or kind_of(path)
     if kind in FROM_FILE:
-        if tokenizer_model is None:
-            raise UserError(f"--tokenizer-type {kind} needs --tokenizer-model, a {SUFFIXES[kind]} file")
-        return _read(kind, Path(tokenizer_model))
+        if path is None:
+            raise UserError(f"--tokenizer-type {kind} needs --tokenizer-model, the tokenizer's file")
+        return FROM_FILE[kind](path)
     if kind not in KINDS:
         raise UserError(f"--tokenizer-type {kind} is unknown; use one of {', '.join(KINDS)}")
-    if tokenizer_model is not None:
-        raise UserError(f"--tokenizer-type {kind} reads no file; leave --tokenizer-model {tokenizer_model} away")
+    if path is not None:
+        raise UserError(f"--tokenizer-type {kind} reads no file; leave --tokenizer-model {path} away")
     if kind == ByteTokenizer.kind:
         return ByteTokenizer()
     if vocab_size is None:
@@ -40,22 +74,38 @@ def load(tokenizer_type: str | None, tokenizer_model: str | Path | None, vocab_s
     return NullTokenizer(vocab_size)
 
 
-def _kind_of(model: str | Path | None) -> str:
-    if model is None:
+def _in_folder(path: Path, kind: str | None) -> Path:
+    if not path.is_dir():
+        return path
+    held = [name for name, of in IN_FOLDERS.items() if (path / name).exists() and kind in (None, of)]
+    held = held or [name for name in IN_FOLDERS if (path / name).exists()]
+    if not held:
+        raise UserError(f"the folder --tokenizer-model {path} holds none of {', '.join(IN_FOLDERS)}")
+    return path / held[0]
+
+
+def kind_of(path: Path | None) -> str:
+    """What a file's content is. Raises: UserError where it is no tokenizer."""
+    if path is None:
         raise UserError(f"no tokenizer: give --tokenizer-model or --tokenizer-type ({', '.join(KINDS)})")
-    for kind, suffix in SUFFIXES.items():
-        if Path(model).suffix == suffix:
-            return kind
+    if path.suffix == ".json":
+        record = read_json(path, "tokenizer")
+        if isinstance(record, dict) and "tokenizer" in record:
+            return CharTokenizer.kind
+        whole = isinstance(record, dict) and "model" in record
+        return HuggingFaceTokenizer.kind if whole or "vocab" not in path.name else "GPT2BPETokenizer"
+    if path.suffix == ".tiktoken" or (path.suffix == ".model" and _holds_ranks(path)):
+        return "TikTokenizer"
+    if path.suffix == ".model":
+        return SentencePieceTokenizer.kind
     raise UserError(
-        f"the suffix of --tokenizer-model {model} is neither {' nor '.join(SUFFIXES.values())}; give --tokenizer-type"
+        f"the suffix of --tokenizer-model {path} is none of .json, .model and .tiktoken; give --tokenizer-type"
     )
 
 
-def _read(kind: str, path: Path) -> Tokenizer:
-    try:
-        return FROM_FILE[kind].load(path)
-    except OSError as error:
-        raise UserError(f"--tokenizer-model {path} cannot be read: {error.strerror}") from error
+def _holds_ranks(path: Path) -> bool:
+    """Llama 3's tokenizer.model is a rank file; SentencePiece's are binary."""
+    return read_bytes(path)[:64].split(b"\n")[0].split(b" ")[-1].isdigit()
 
 
 def train(
@@ -73,8 +123,8 @@ def train(
 
     Raises: UserError for a kind that is not trained, options that do not belong to it, or text that does not suffice.
     """
-    if kind not in FROM_FILE:
-        raise UserError(f"a {kind} is not trained; use {' or '.join(FROM_FILE)}")
+    if kind not in SUFFIXES:
+        raise UserError(f"a {kind} is not trained; use {' or '.join(SUFFIXES)}")
     if Path(output).suffix != SUFFIXES[kind]:
         raise UserError(f"--output {output} must end in {SUFFIXES[kind]}: the suffix tells the kind when it is loaded")
     if kind == CharTokenizer.kind:
@@ -87,16 +137,17 @@ def train(
         content = sentence_piece.train(
             texts, vocab_size, model_type=model_type, character_coverage=character_coverage, threads=threads
         )
-    _write(Path(output), content)
+    write(Path(output), content)
     return load(kind, output)
 
 
-def _write(path: Path, content: bytes) -> None:
-    """In one move: a half-written vocabulary is never seen."""
+def write(path: Path, content: bytes) -> None:
+    """In one move: a half-written vocabulary is never seen. Raises: UserError where the disk refuses."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial.write_bytes(content)
         os.replace(partial, path)
     except OSError as error:
+        partial.unlink(missing_ok=True)
         raise UserError(f"{path} cannot be written: {error.strerror}") from error

@@ -1,0 +1,142 @@
+"""Any tokenizer.json, and byte-level BPE from other files: ids are those of Hugging Face's `tokenizers`.
+
+Special tokens that stand in a text become their ids, and what the file puts around a text (Llama 3: the begin of text)
+is put there, as Megatron's HuggingFaceTokenizer does. The end of document, the begin of a text and padding are named by
+tokenizer_config.json beside the file, else known by their usual names.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+
+from megascratch.config.errors import UserError
+from megascratch.tokenizer import engine
+from megascratch.tokenizer.interface import Encoded, Tokenizer, as_text, fingerprint, joined, require_ids
+from megascratch.tokenizer.vocabulary import merge_pairs, read_json, require_bytes, unspell
+
+NAMES = {
+    "eos_token": ("<|endoftext|>", "<|end_of_text|>", "<eod>", "</s>", "<|eos|>", "<eos>"),
+    "bos_token": ("<|begin_of_text|>", "<|startoftext|>", "<s>", "<|bos|>", "<bos>"),
+    "pad_token": ("<|pad|>", "<pad>", "<|finetune_right_pad_id|>", "[PAD]"),
+}
+"""Role in tokenizer_config.json -> names to look for, the first one found counts."""
+
+IDS_ARE_DECIDED_BY = ("normalizer", "pre_tokenizer", "model", "added_tokens", "post_processor")
+MOST_IDS = 1 << 31
+
+
+class HuggingFaceTokenizer(Tokenizer):
+    """The content of a tokenizer.json as a dict. Raises: UserError naming what is wrong with it."""
+
+    kind = "HuggingFaceTokenizer"
+
+    def __init__(self, record: dict[str, Any], name: str = "tokenizer.json", roles: dict[str, str] | None = None):
+        self.record = _sound(record, name)
+        decisive = json.dumps({part: self.record.get(part) for part in IDS_ARE_DECIDED_BY}, sort_keys=True)
+        rest = {"version": "1.0", "truncation": None, "padding": None, "decoder": self.record.get("decoder")}
+        self._json = f"{json.dumps(rest)[:-1]}, {decisive[1:]}"
+        try:
+            self._library = tokenizers.Tokenizer.from_str(self._json)
+        except Exception as error:  # the library raises bare Exceptions
+            raise UserError(f"{name} is not a tokenizer.json that `tokenizers` reads: {error}") from error
+        ids = self._library.get_vocab(with_added_tokens=True)
+        self.vocab_size = max(ids.values(), default=-1) + 1
+        if not 0 < self.vocab_size < MOST_IDS:
+            raise UserError(f"{name} has ids up to {self.vocab_size - 1}; there must be one, and the last below 2**31")
+        self.eod, self.bos, self.pad = (_named(ids, role, (roles or {}).get(role), name) for role in NAMES)
+        self.specials = {token["content"]: token["id"] for token in self.record["added_tokens"]}
+        self.fingerprint = fingerprint(self.kind, decisive.encode(), str(self.eod).encode())
+        self._encode: engine.Encode | None = None
+
+    @classmethod
+    def load(cls, path: Path) -> "HuggingFaceTokenizer":
+        """Reads a tokenizer.json, and tokenizer_config.json beside it."""
+        record = read_json(path, cls.kind)
+        beside = path.with_name("tokenizer_config.json")
+        return cls(record, str(path), _roles(read_json(beside, "tokenizer_config.json")) if beside.exists() else None)
+
+    def encode(self, text: str) -> list[int]:
+        """By the reference library: quick to start."""
+        return self._library.encode(as_text(text)).ids
+
+    def encode_batch(self, texts: Sequence[str | bytes]) -> Encoded:
+        """By the fastest exact engine, chosen at the first call."""
+        clean = [as_text(text) for text in texts]
+        if self._encode is None:
+            self._encode = engine.fastest(self._json, self.reference, clean, list(self.specials))
+        return joined([self._encode(text) for text in clean])
+
+    def reference(self, text: str) -> np.ndarray:
+        """[ids] int32 by the reference library."""
+        return np.array(self._library.encode(text).ids, dtype=np.int32)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Raises: UserError for an id outside the vocabulary."""
+        numbers = [int(number) for number in ids]
+        require_ids(numbers, self.vocab_size, self.kind)
+        silent = (self.eod, self.bos, self.pad)
+        return self._library.decode([number for number in numbers if number not in silent], skip_special_tokens=False)
+
+    def token_bytes(self, number: int) -> bytes:
+        """The text of one id as bytes (a byte-level token may be part of a character); empty: no token has it."""
+        word = self._library.id_to_token(number)
+        if word is None or word in self.specials:
+            return (word or "").encode()
+        spelled = unspell(word) if is_byte_level(self.record) else None
+        return word.encode() if spelled is None else spelled
+
+
+def is_byte_level(record: dict[str, Any]) -> bool:
+    """Whether the vocabulary spells bytes in GPT-2's characters."""
+    cut = record.get("pre_tokenizer") or {}
+    steps = cut.get("pretokenizers", [cut]) if isinstance(cut, dict) else []
+    return any(isinstance(step, dict) and step.get("type") == "ByteLevel" for step in steps)
+
+
+def _sound(record: Any, name: str) -> dict[str, Any]:
+    """The record in one spelling. Raises: UserError for types that the format does not have, or bytes without token."""
+    model = record.get("model") if isinstance(record, dict) else None
+    if not isinstance(model, dict) or not isinstance(model.get("vocab"), dict | list):
+        raise UserError(f'{name} is not a tokenizer.json: it has no "model" with a "vocab"')
+    added = record.get("added_tokens") or []
+    sound = isinstance(added, list) and all(
+        isinstance(token, dict) and isinstance(token.get("content"), str) and type(token.get("id")) is int
+        for token in added
+    )
+    if not sound:
+        raise UserError(f'{name} is damaged: "added_tokens" must be a list of {{"id": number, "content": text, ...}}')
+    if len({token["id"] for token in added}) < len(added) or len({token["content"] for token in added}) < len(added):
+        raise UserError(f"{name}: two special tokens have the same name or id; each needs its own")
+    if isinstance(model["vocab"], dict) and is_byte_level(record):
+        _require_spelled_bytes(model["vocab"], added, name)
+    merges = model.get("merges")
+    if isinstance(merges, list):
+        model = model | {"merges": merge_pairs(merges)}
+    return record | {"model": model, "added_tokens": added}
+
+
+def _require_spelled_bytes(vocab: dict[str, Any], added: list[dict[str, Any]], name: str) -> None:
+    require_bytes({unspell(word) for word in vocab}, name)
+    holders = {number: word for word, number in vocab.items() if isinstance(number, int)}
+    for token in added:
+        word = holders.get(token["id"], token["content"])
+        if word != token["content"]:
+            raise UserError(f"{name}: special token {token['content']} has id {token['id']}, which is {word!r} in the "
+                            "vocabulary; give it an id of its own")  # fmt: skip
+
+
+def _named(ids: dict[str, int], role: str, told: str | None, name: str) -> int | None:
+    if told is not None and told not in ids:
+        raise UserError(f"{Path(name).with_name('tokenizer_config.json')} names {role} {told!r}, which {name} has not")
+    return next((ids[word] for word in ([told] if told else NAMES[role]) if word in ids), None)
+
+
+def _roles(config: Any) -> dict[str, str]:
+    """Roles that tokenizer_config.json names: `"eos_token": "</s>"` or `{"content": "</s>"}`."""
+    said = {role: config.get(role) for role in NAMES} if isinstance(config, dict) else {}
+    plain = {role: word.get("content") if isinstance(word, dict) else word for role, word in said.items()}
+    return {role: word for role, word in plain.items() if isinstance(word, str)}

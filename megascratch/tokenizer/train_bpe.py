@@ -1,0 +1,148 @@
+"""Byte-level BPE from text: the merges are those of Hugging Face's trainer (the most frequent pair first; of equally
+frequent ones the pair of lower ids), whichever engine finds them. Byte b has id b, merges follow, special tokens end.
+
+gigatoken's trainer knows GPT-2's split alone; it is used where its merges are the reference's on the beginning of the
+text, every character is one that both know, and there was enough text for every merge. Texts reach it through a file
+of their own, so memory does not grow with them.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import tokenizers
+
+from megascratch.config.errors import UserError
+from megascratch.tokenizer.engine import gigatoken_rs, knows
+from megascratch.tokenizer.interface import as_text
+from megascratch.tokenizer.splits import SPLITS
+from megascratch.tokenizer.vocabulary import END_OF_TEXT, Vocabulary, from_record
+
+BYTES = {bytes([byte]): byte for byte in range(256)}
+BETWEEN = b"\xff"  # no UTF-8 text has this byte
+SAMPLE, SAMPLE_MERGES = 200_000, 300  # characters of text and number of merges in the self-check
+
+Merges = list[tuple[bytes, bytes]]
+
+
+def train(
+    texts: Iterable[str | bytes], vocab_size: int, split: str = "gpt2", specials: Sequence[str] = (END_OF_TEXT,)
+) -> Vocabulary:
+    """A vocabulary of exactly `vocab_size` ids.
+
+    Raises: UserError where `vocab_size` cannot hold the 256 bytes and the special tokens, special tokens are given
+    twice or stand for one byte, the split is unknown, or the text is too small.
+    """
+    wanted = vocab_size - len(BYTES) - len(specials)
+    if wanted < 0:
+        raise UserError(f"--vocab-size ({vocab_size}) must hold 256 bytes and {len(specials)} special tokens: "
+                        f"use {vocab_size - wanted} or more")  # fmt: skip
+    if split not in SPLITS:
+        raise UserError(f"--split {split} is unknown; use one of {', '.join(SPLITS)}")
+    if len({*specials}) < len(specials) or any(len(word.encode()) < 2 for word in specials):
+        raise UserError(f"special tokens {' '.join(map(repr, specials))} must all differ and have two bytes or more")
+    merges = _merges(map(as_text, texts), wanted, split)
+    if len(merges) < wanted:
+        raise UserError(f"the text gives {len(merges)} merges, --vocab-size {vocab_size} needs {wanted}: "
+                        f"use --vocab-size {vocab_size - wanted + len(merges)} or less, or more text")  # fmt: skip
+    tokens = BYTES | {left + right: 256 + place for place, (left, right) in enumerate(merges)}
+    clash = next((word for word in specials if word.encode() in tokens), None)
+    if clash is not None:
+        raise UserError(f"special token {clash!r} is a token of the text, too; give it a name that no text has")
+    return Vocabulary(tokens, merges, split, {word: len(tokens) + place for place, word in enumerate(specials)})
+
+
+def _merges(texts: Iterator[str], wanted: int, split: str) -> Merges:
+    if gigatoken_rs is None or split != "gpt2" or wanted == 0:
+        return by_reference(texts, wanted, split)
+    with tempfile.TemporaryDirectory(prefix="megascratch-") as folder:
+        corpus = Path(folder) / "corpus"
+        known = _write(texts, corpus)
+        start = [text[:SAMPLE] for text in _first(_read(corpus), SAMPLE)]
+        checked = min(wanted, SAMPLE_MERGES)
+        sample = corpus.with_name("sample")
+        _write(start, sample)
+        if known and by_gigatoken(sample, checked) == by_reference(start, checked, split):
+            merges = by_gigatoken(corpus, wanted)
+            if _is_alive(merges, corpus):
+                return merges
+        return by_reference(_read(corpus), wanted, split)
+
+
+def _write(texts: Iterable[str], corpus: Path) -> bool:
+    """The texts into a file; whether both engines know all their characters."""
+    known = True
+    try:
+        with corpus.open("wb") as file:
+            for text in texts:
+                known = known and knows(text)
+                file.write(text.encode() + BETWEEN)
+    except OSError as error:
+        raise UserError(f"{corpus} cannot be written ({error.strerror}): the trainer needs room for the whole text in "
+                        f"{tempfile.gettempdir()}; set TMPDIR or lower --max-megabytes") from error  # fmt: skip
+    return known
+
+
+def _read(corpus: Path) -> Iterator[str]:
+    """The texts again."""
+    with corpus.open("rb") as file:
+        rest = b""
+        while block := file.read(1 << 22):
+            *texts, rest = (rest + block).split(BETWEEN)
+            yield from (text.decode() for text in texts)
+
+
+def _first(texts: Iterable[str], size: int) -> Iterator[str]:
+    for text in texts:
+        yield text
+        size -= len(text)
+        if size <= 0:
+            return
+
+
+def _is_alive(merges: Merges, corpus: Path) -> bool:
+    """Whether the last merge is found in the text. gigatoken goes on when no pair is left, with pairs that occur
+    nowhere; a token that was merged last is never hidden in a longer one."""
+    if not merges:
+        return False
+    tokens = BYTES | {left + right: 256 + place for place, (left, right) in enumerate(merges)}
+    backend = gigatoken_rs.load_hf_json(json.dumps(Vocabulary(tokens, merges, "gpt2", {}).record()))
+    last = tokens[b"".join(merges[-1])]
+    return any(last in backend.encode(text) for text in _read(corpus))
+
+
+def by_reference(texts: Iterable[str], wanted: int, split: str) -> Merges:
+    """At most `wanted` merges by Hugging Face's trainer."""
+    learner = tokenizers.Tokenizer.from_str(json.dumps(Vocabulary(BYTES, [], split, {}).record()))
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=len(BYTES) + wanted,
+        show_progress=False,
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+    )
+    learner.train_from_iterator(texts, trainer)
+    return from_record(json.loads(learner.to_str()), "the trained vocabulary").merges
+
+
+def by_gigatoken(corpus: Path, wanted: int) -> Merges:
+    """The same for GPT-2's split by gigatoken's trainer, from a file of texts with BETWEEN after each."""
+    with _silence():
+        return gigatoken_rs.train_bpe(str(corpus), len(BYTES) + wanted, [], "huggingface", BETWEEN)[1]
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """The trainer talks to the process's standard streams, past Python; nobody asked."""
+    kept = [os.dup(stream) for stream in (1, 2)]
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        for stream in (1, 2):
+            os.dup2(nowhere, stream)
+        yield
+    finally:
+        for stream, old in zip((1, 2), kept, strict=True):
+            os.dup2(old, stream)
+        for descriptor in (*kept, nowhere):
+            os.close(descriptor)

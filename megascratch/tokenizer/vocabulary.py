@@ -1,0 +1,201 @@
+"""A byte-level BPE vocabulary and the three files it comes in, each read with suspicion and written whole.
+
+    tokenizer.json          Hugging Face: everything (split, merges, special tokens)
+    *.tiktoken              tiktoken's ranks: one line `base64(token) rank` each; split and special tokens are told
+    vocab.json merges.txt   GPT-2: tokens with ids, and merges in order; the split is GPT-2's
+
+Ranks merge the neighbours whose union has the lowest rank, whatever its two halves; merges name the halves. So ranks
+become all pairs of known halves, in the order of rank, and a word that is a token itself is taken whole.
+"""
+
+import base64
+import binascii
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from megascratch.config.errors import UserError
+from megascratch.tokenizer.splits import Encoding, pre_tokenizer, split_of
+
+LARGEST_FILE = 1 << 28  # bytes: the largest published vocabularies have 2**25
+END_OF_TEXT = "<|endoftext|>"
+
+
+def _byte_characters() -> list[str]:
+    """The printable character that stands for each byte in GPT-2's files: itself where Latin-1 prints one, else the
+    next from U+0100 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = iter(range(0x100, 0x200))
+    return [chr(byte if byte in printable else next(others)) for byte in range(256)]
+
+
+CHARACTER_OF = _byte_characters()
+BYTE_OF = {character: byte for byte, character in enumerate(CHARACTER_OF)}
+
+
+class Vocabulary(NamedTuple):
+    """Byte-level BPE."""
+
+    tokens: dict[bytes, int]
+    merges: list[tuple[bytes, bytes]]
+    """First merged first."""
+    split: str
+    specials: dict[str, int]
+    normal_form: str | None = None
+    whole_words: bool = False
+    """A word that is a token is taken whole, even where merges do not lead to it."""
+
+    def record(self) -> dict[str, Any]:
+        """The content of a tokenizer.json."""
+        vocab = {spell(token): number for token, number in self.tokens.items()} | self.specials
+        return {
+            "version": "1.0",
+            "truncation": None,
+            "padding": None,
+            "added_tokens": [
+                {"id": number, "content": name, "single_word": False, "lstrip": False, "rstrip": False,
+                 "normalized": False, "special": True}
+                for name, number in sorted(self.specials.items(), key=lambda item: item[1])
+            ],
+            "normalizer": {"type": self.normal_form} if self.normal_form else None,
+            "pre_tokenizer": pre_tokenizer(self.split),
+            "post_processor": None,
+            "decoder": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+            "model": {
+                "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
+                "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False,
+                "ignore_merges": self.whole_words,
+                "vocab": dict(sorted(vocab.items(), key=lambda item: item[1])),
+                "merges": [[spell(left), spell(right)] for left, right in self.merges],
+            },
+        }  # fmt: skip
+
+
+def spell(token: bytes) -> str:
+    """The token in GPT-2's printable characters."""
+    return "".join([CHARACTER_OF[byte] for byte in token])
+
+
+def unspell(word: str) -> bytes | None:
+    """The bytes again; None: not spelled so."""
+    try:
+        return bytes([BYTE_OF[character] for character in word])
+    except KeyError:
+        return None
+
+
+def from_ranks(ranks: dict[bytes, int], encoding: Encoding, name: str) -> Vocabulary:
+    """tiktoken's ranks as merges. Raises: UserError where special tokens collide with tokens or their ids."""
+    taken = set(ranks.values())
+    for special, number in encoding.specials.items():
+        if number in taken or special.encode() in ranks:
+            raise UserError(f"{name}: special token {special} (id {number}) collides with a token of the vocabulary; "
+                            "name the encoding or the split that the file really has")  # fmt: skip
+    pairs = []
+    for token, rank in ranks.items():
+        for cut in range(1, len(token)):
+            left, right = ranks.get(token[:cut]), ranks.get(token[cut:])
+            if left is not None and right is not None:
+                pairs.append((rank, left, right, cut, token))
+    merges = [(token[:cut], token[cut:]) for _, _, _, cut, token in sorted(pairs)]
+    return Vocabulary(ranks, merges, encoding.split, encoding.specials, encoding.normal_form, whole_words=True)
+
+
+def from_record(record: dict[str, Any], name: str) -> Vocabulary:
+    """The vocabulary of a tokenizer.json. Raises: UserError where it is no byte-level BPE with a known split."""
+    model, normalizer = record["model"], record.get("normalizer")
+    split = split_of(record.get("pre_tokenizer"))
+    plain = model.get("type") == "BPE" and not any(
+        model.get(option)
+        for option in ("byte_fallback", "unk_token", "dropout", "continuing_subword_prefix", "end_of_word_suffix")
+    )
+    if split is None or not plain or (normalizer is not None and normalizer.get("type") != "NFC"):
+        raise UserError(f"{name} is no byte-level BPE with a split that other forms know; it stays a tokenizer.json")
+    added = {token["content"]: token["id"] for token in record.get("added_tokens", [])}
+    tokens = {unspell(word): number for word, number in model["vocab"].items() if word not in added}
+    if None in tokens:
+        raise UserError(f"{name}: a token of the vocabulary is not spelled in GPT-2's characters for bytes")
+    pairs = [tuple(map(unspell, merge)) for merge in merge_pairs(model["merges"])]
+    form = normalizer["type"] if normalizer else None
+    return Vocabulary(tokens, pairs, split, added, form, bool(model.get("ignore_merges")))  # type: ignore[arg-type]
+
+
+def merge_pairs(merges: list[Any]) -> list[list[str]]:
+    """Merges written as `left right` (older files) or as pairs."""
+    return [merge.split(" ", 1) if isinstance(merge, str) else merge for merge in merges]
+
+
+def read_bytes(path: Path) -> bytes:
+    """A whole file. Raises: UserError where it is too large for a vocabulary or cannot be read."""
+    try:
+        if path.stat().st_size > LARGEST_FILE:
+            raise UserError(f"{path} has {path.stat().st_size:,} bytes; a vocabulary has at most {LARGEST_FILE:,}")
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"--tokenizer-model {path} cannot be read: {error.strerror}") from error
+
+
+def read_json(path: Path, kind: str) -> Any:
+    """Raises: UserError where the file holds no JSON."""
+    try:
+        return json.loads(read_bytes(path).decode())
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not a {kind}: it holds no JSON ({error})") from error
+
+
+def read_ranks(path: Path) -> dict[bytes, int]:
+    """A *.tiktoken file. Raises: UserError naming the first broken line, or the bytes that have no token."""
+    ranks: dict[bytes, int] = {}
+    for number, line in enumerate(read_bytes(path).splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            word, rank = line.split()
+            token = base64.b64decode(word, validate=True)
+            if not token or token in ranks or not 0 <= int(rank) < 1 << 31:
+                raise ValueError
+            ranks[token] = int(rank)
+        except (ValueError, binascii.Error) as error:
+            shown = line[:40].decode(errors="replace")
+            raise UserError(f"{path}:{number} is not `base64(token) rank`, each once: {shown!r}; "
+                            "a rank file is what tiktoken reads") from error  # fmt: skip
+    if len(set(ranks.values())) < len(ranks):
+        raise UserError(f"{path}: two tokens have the same rank; each needs its own")
+    require_bytes(ranks, str(path))
+    return ranks
+
+
+def read_gpt2(vocab_file: Path, merge_file: Path) -> Vocabulary:
+    """GPT-2's two files; `<|endoftext|>` is special where the vocabulary has it. Raises: UserError."""
+    vocab = read_json(vocab_file, "GPT-2 vocabulary")
+    if not isinstance(vocab, dict) or not all(type(number) is int for number in vocab.values()):
+        raise UserError(f"{vocab_file} is not a GPT-2 vocabulary: it must hold {{token: id, ...}}")
+    specials = {END_OF_TEXT: vocab[END_OF_TEXT]} if END_OF_TEXT in vocab else {}
+    tokens = {unspell(word): number for word, number in vocab.items() if word not in specials}
+    if None in tokens:
+        raise UserError(f"{vocab_file}: a token is not spelled in GPT-2's characters for bytes")
+    require_bytes(tokens, str(vocab_file))
+    merges = []
+    lines = read_bytes(merge_file).decode(errors="replace").splitlines()
+    for number, line in enumerate(lines, 1):
+        if not line or (number == 1 and line.startswith("#version")):
+            continue
+        halves = [unspell(half) for half in line.split(" ")]
+        if len(halves) != 2 or None in halves or b"".join(halves) not in tokens:  # type: ignore[arg-type]
+            raise UserError(f"{merge_file}:{number} is not two halves of a token of {vocab_file}: {line[:40]!r}")
+        merges.append(tuple(halves))
+    return Vocabulary(tokens, merges, "gpt2", specials)  # type: ignore[arg-type]
+
+
+def require_bytes(tokens: object, name: str) -> None:
+    """Raises: UserError where a byte has no token: texts would lose it without a word."""
+    missing = [byte for byte in range(256) if bytes([byte]) not in tokens]  # type: ignore[operator]
+    if missing:
+        raise UserError(f"{name} has no token for {len(missing)} of the 256 bytes (the first is 0x{missing[0]:02X}): "
+                        "text with them would be lost; train with all 256 bytes")  # fmt: skip
+
+
+def write_ranks(vocabulary: Vocabulary) -> bytes:
+    """The content of a *.tiktoken file; split and special tokens have no place in it."""
+    ordered = sorted(vocabulary.tokens.items(), key=lambda item: item[1])
+    return b"".join(base64.b64encode(token) + f" {rank}\n".encode() for token, rank in ordered)
