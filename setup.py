@@ -11,7 +11,7 @@ INDICES = Pybind11Extension(
     ["csrc/module.cpp"],
     depends=glob("csrc/*.h"),
     cxx_std=17,
-    extra_compile_args=["-O3", "-ffp-contract=off", "-fopenmp-simd", "-Wall", "-Wextra"],
+    extra_compile_args=["-O3", "-ffp-contract=off", "-Wall", "-Wextra"],
 )
 
 setup(ext_modules=[INDICES], cmdclass={"build_ext": build_ext})

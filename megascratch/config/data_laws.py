@@ -108,6 +108,33 @@ def stages_need_the_keyed_order(data_order: str, data_stages: list[str] | None) 
     return None
 
 
+def packing_needs_the_keyed_order(data_order: str, packing: str) -> str | None:
+    """Megatron lays documents end to end."""
+    if data_order == "megatron" and packing != "concatenate":
+        return f"data-order megatron has no packing {packing}: leave out one of the two"
+    return None
+
+
+def fill_in_middle_has_its_ids(
+    fim_rate: float,
+    fim_prefix_id: int | None,
+    fim_middle_id: int | None,
+    fim_suffix_id: int | None,
+    vocab_size: int | None,
+) -> str | None:
+    """Three different ids of the vocabulary mark the parts of a document."""
+    ids = {"fim-prefix-id": fim_prefix_id, "fim-middle-id": fim_middle_id, "fim-suffix-id": fim_suffix_id}
+    missing = [name for name, number in ids.items() if number is None]
+    if fim_rate and missing:
+        return f"fim-rate ({fim_rate}) needs {', '.join(missing)}"
+    if len(missing) < len(ids) and not fim_rate:
+        return "fim-prefix-id, fim-middle-id and fim-suffix-id need fim-rate above 0"
+    known = [number for number in ids.values() if number is not None]
+    if len(set(known)) < len(known) or any(number >= (vocab_size or number + 1) for number in known):
+        return f"fim ids ({', '.join(map(str, known))}) must differ and be ids of the vocabulary ({vocab_size} ids)"
+    return None
+
+
 LAWS: list[Callable[..., str | None]] = [
     one_source,
     lists_are_not_empty,
@@ -116,4 +143,6 @@ LAWS: list[Callable[..., str | None]] = [
     vocabulary_is_known,
     megatrons_order_has_numpys_seeds,
     stages_need_the_keyed_order,
+    packing_needs_the_keyed_order,
+    fill_in_middle_has_its_ids,
 ]

@@ -41,11 +41,13 @@ NAMES_BY_INTERVAL = {
         lr_wsd_decay_samples recompute_num_layers eval_iters log_interval loss_scale_window hysteresis""",
     "[0, inf)": """
         lr_warmup_iters lr_warmup_samples seed eval_interval save_interval
+        fim_prefix_id fim_middle_id fim_suffix_id
         lr min_lr lr_warmup_init weight_decay clip_grad""",
     "(0, inf)": """
         rotary_base norm_epsilon init_method_std distributed_timeout_minutes adam_eps loss_scale
         initial_loss_scale min_loss_scale""",
     "[0, 1)": "hidden_dropout attention_dropout lr_warmup_fraction adam_beta1 adam_beta2",
+    "[0, 1]": "fim_rate fim_spm_rate",
     "(0, 1]": "rotary_percent optimizer_offload_fraction",
 }
 

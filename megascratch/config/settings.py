@@ -135,6 +135,18 @@ class DataConfig:
     data_order: Literal["keyed", "megatron"] = "keyed"
     """Which sample comes when: keyed depends on files and seed alone; megatron is Megatron-LM's order, which depends
     on the number of samples asked for, too (so keep train_iters when a run is moved over)."""
+    packing: Literal["concatenate", "best-fit"] = "concatenate"
+    """How documents become samples: laid end to end and cut, or packed whole, none cut that would fit."""
+    fim_rate: float = 0.0
+    """Fill-in-the-middle: part of the documents that training reads as prefix, suffix, middle; 0: none."""
+    fim_spm_rate: float = 0.5
+    """Part of those whose suffix comes first."""
+    fim_prefix_id: int | None = None
+    """Id in front of a prefix."""
+    fim_middle_id: int | None = None
+    """Id in front of a middle."""
+    fim_suffix_id: int | None = None
+    """Id in front of a suffix."""
     seq_length: int = 1024
     """Tokens per sample."""
     reset_position_ids: bool = False

@@ -7,10 +7,12 @@ from typing import NamedTuple
 from megascratch.config.errors import UserError
 from megascratch.config.settings import DataConfig
 from megascratch.data.dataset import Blend, Corpus, Dataset, Source
+from megascratch.data.fill_in_middle import Choices, FillInMiddle
 from megascratch.data.indexed import Reader
 from megascratch.data.manifest import check_corpus
 from megascratch.data.megatron_order import MegatronBlend, MegatronCorpus, sizes_to_build
 from megascratch.data.mock import MockReader
+from megascratch.data.packing import Packed
 from megascratch.data.split import DEFAULT_SPLIT, SPLITS, prefixes_and_weights, ranges, shares
 from megascratch.data.stages import Staged
 
@@ -57,7 +59,12 @@ def open_splits(
             raise UserError("no data: give --data-path, --train-data-path or --mock-data")
         return opener.share(data.data_path, name)
 
-    return Splits(*(dataset(name) for name in SPLITS))
+    train, valid, test = (dataset(name) for name in SPLITS)
+    if train is not None and data.fim_rate > 0:
+        prefix, middle, suffix = (data.fim_prefix_id or 0, data.fim_middle_id or 0, data.fim_suffix_id or 0)
+        choices = Choices(data.fim_rate, data.fim_spm_rate, prefix, middle, suffix)
+        train = FillInMiddle(train, choices, seed=seed, eod=eod)
+    return Splits(train, valid, test)
 
 
 class _Opener:
@@ -131,7 +138,8 @@ class _Opener:
         length, seed = self.data.seq_length, self.seed
         if self.data.data_order == "megatron":
             return MegatronCorpus(source, *limits, seq_length=length, seed=seed, wanted=wanted, cache=cache)
-        return Corpus(source, *limits, seq_length=length, seed=seed, finite=name != "train", cache=cache)
+        kind = Packed if self.data.packing == "best-fit" else Corpus
+        return kind(source, *limits, seq_length=length, seed=seed, finite=name != "train", cache=cache)
 
     def _staged(self, words: Sequence[str], flag: str, range_of: Callable[[str], Range]) -> Staged:
         """The blend of `flag` from sample 0 on, then those of --data-stages."""

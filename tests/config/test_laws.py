@@ -15,6 +15,7 @@ from megascratch.config.settings import Config
 
 GOOD = {"mock_data": True, "vocab_size": 100, "train_iters": 10}
 FILES = {"mock_data": False, "data_path": ["a"]}
+FIM = {"fim_rate": 0.5, "fim_prefix_id": 1, "fim_middle_id": 2, "fim_suffix_id": 3}
 SAMPLES = {"train_iters": None, "train_samples": 100}
 
 
@@ -120,6 +121,11 @@ BROKEN = [
     ("split_is_shares", 1, FILES | {"split": "0,1,1"}, "the first above 0"),
     ("split_is_shares", 1, FILES | {"split": "1,1,1,1"}, "up to three"),
     ("megatrons_order_has_numpys_seeds", 1, {"data_order": "megatron", "seed": 1 << 32}, "use 0"),
+    ("packing_needs_the_keyed_order", 1, {"data_order": "megatron", "packing": "best-fit"}, "leave out one"),
+    ("fill_in_middle_has_its_ids", 1, {"fim_rate": 0.5, "fim_prefix_id": 1}, "needs fim-middle-id, fim-suffix-id"),
+    ("fill_in_middle_has_its_ids", 1, {"fim_middle_id": 1}, "need fim-rate above 0"),
+    ("fill_in_middle_has_its_ids", 1, FIM | {"fim_middle_id": 1}, "must differ"),
+    ("fill_in_middle_has_its_ids", 1, FIM | {"vocab_size": 3}, "(3 ids)"),
     ("stages_need_the_keyed_order", 1, FILES | {"data_order": "megatron", "data_stages": ["9 1 a"]}, "leave out"),
     ("vocabulary_is_known", 1, {"vocab_size": None}, "the vocabulary is unknown"),
     ("vocabulary_is_known", 1, {"tokenizer_type": "CharTokenizer"}, "CharTokenizer needs tokenizer-model"),
