@@ -2,7 +2,7 @@
 PYTHON ?= python3
 IN := PATH="$(CURDIR)/.venv/bin:$$PATH"
 BUILD := pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
-.PHONY: quickstart test test-deep lint bench
+.PHONY: quickstart test test-deep lint bench fuzz
 
 quickstart: .venv/.run
 	$(IN) bash examples/quickstart/run.sh
@@ -13,6 +13,10 @@ test-deep: .venv/.dev
 lint: .venv/.dev
 	$(IN) ruff check .
 	$(IN) mypy megascratch
+fuzz:
+	mkdir -p build
+	$(CXX) -std=c++17 -g -O1 -fsanitize=address,undefined -fno-sanitize-recover=all csrc/fuzz.cpp -o build/fuzz
+	build/fuzz 10000000
 bench: .venv/.run
 	for script in benchmarks/bench_*.py; do $(IN) python $$script || exit 1; done
 

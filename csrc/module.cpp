@@ -13,6 +13,7 @@
 
 #include "arrays.h"
 #include "blend.h"
+#include "index_file.h"
 #include "packing.h"
 #include "samples.h"
 #include "shuffle.h"
@@ -223,11 +224,18 @@ std::pair<py::array_t<std::int64_t>, py::array_t<std::int64_t>> blend_samples(co
     return {which, sample};
 }
 
+bool sound(const py::buffer& raw, std::int64_t bin_bytes) {
+    const py::buffer_info bytes = raw.request();
+    py::gil_scoped_release free;
+    return sound_index(static_cast<const char*>(bytes.ptr), bytes.size * bytes.itemsize, bin_bytes);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_indices, module) {
     using py::arg;
     module.doc() = "Orders of documents and samples: arrays in, arrays out.";
+    module.def("sound_index", &sound, arg("raw"), arg("bin_bytes"));
     module.def("permutation", &permutation, arg("count"), arg("key"));
     module.def("legacy_shuffle", &legacy_shuffle, arg("items"), arg("state"));
     module.def("legacy_draws", &legacy_draws, arg("place"), arg("count"), arg("state"));

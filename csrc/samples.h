@@ -62,7 +62,8 @@ template <typename Order, typename Row>
 void walk(const View<std::int32_t>& lengths, const View<Order>& order, std::int64_t seq_length, Place from,
           std::int64_t rows, Row* out) {
     constexpr std::int64_t ahead = 48;
-    require(seq_length >= 1, "seq_length " + std::to_string(seq_length) + " must be at least 1");
+    require(seq_length >= 1 && seq_length <= std::int64_t{1} << 40,
+            "seq_length " + std::to_string(seq_length) + " must be from 1 to 2^40");
     require(from.place >= 0 && from.offset >= 0, "a walk begins at place 0, offset 0 or later");
     std::int64_t need = from.offset;  // tokens from the begin of this place to the next row
     for (std::int64_t place = from.place; rows > 0; ++place) {
@@ -117,6 +118,9 @@ struct Piece {
 // Calls take(piece) for each sequence from (first.place, first.offset) to (last.place, last.offset), both included.
 template <typename Order, typename Take>
 void pieces_between(const View<std::int32_t>& lengths, const View<Order>& order, Place first, Place last, Take take) {
+    constexpr std::int64_t longest = std::numeric_limits<std::int32_t>::max();
+    require(0 <= first.offset && first.offset <= longest && 0 <= last.offset && last.offset <= longest,
+            "an offset lies in no sequence");
     for (std::int64_t place = first.place; place <= last.place; ++place) {
         const std::int64_t sequence = order.at(place, "order");
         const std::int64_t offset = place == first.place ? first.offset : 0;

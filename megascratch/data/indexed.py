@@ -18,8 +18,18 @@ from typing import IO, Any, final
 import numpy as np
 
 from megascratch.config.errors import UserError
-from megascratch.data.index_file import BLOCK, HEADER, MAGIC, TOKEN_DTYPES, VERSION, broken_laws, dtype_code, read_index
-from megascratch.data.indices import read_pieces
+from megascratch.data.index_file import (
+    BLOCK,
+    HEADER,
+    MAGIC,
+    TOKEN_DTYPES,
+    VERSION,
+    Index,
+    broken_laws,
+    dtype_code,
+    read_index,
+)
+from megascratch.data.indices import read_pieces, sound_index
 from megascratch.data.reference import TokenFile
 
 
@@ -173,21 +183,22 @@ class Reader:
         index = read_index(self._idx, raw)
         self.dtype, self.lengths, self.pointers, self.documents = index
         self._raw_index, self._raw_tokens = raw, open_map(self._bin, "token file")
-        for law in broken_laws(index):
-            raise UserError(
-                f"{self._idx}: {law}; the file is damaged or not a token index, preprocess the corpus again"
-            )
-        self._check_size()
+        if not sound_index(raw, self.bin_bytes):
+            raise self._refusal(index)
         ids = np.frombuffer(self._raw_tokens, np.uint8)
         self.file = TokenFile(ids, dtype_code(self.dtype) or 0, self.lengths, self.pointers)
 
-    def _check_size(self) -> None:
-        needed = int(self.pointers[-1]) + int(self.lengths[-1]) * self.dtype.itemsize if len(self) else 0
-        if needed > self.bin_bytes:
-            raise UserError(
-                f"{self._bin} is shorter than its index says: {self.bin_bytes} bytes, "
-                f"{self._idx.name} needs {needed}; copy the file again or preprocess the corpus again"
+    def _refusal(self, index: Index) -> UserError:
+        """The first law that is broken, in words."""
+        for law in broken_laws(index):
+            return UserError(
+                f"{self._idx}: {law}; the file is damaged or not a token index, preprocess the corpus again"
             )
+        needed = int(self.pointers[-1]) + int(self.lengths[-1]) * self.dtype.itemsize
+        return UserError(
+            f"{self._bin} is shorter than its index says: {self.bin_bytes} bytes, "
+            f"{self._idx.name} needs {needed}; copy the file again or preprocess the corpus again"
+        )
 
     def __len__(self) -> int:
         return len(self.lengths)

@@ -15,6 +15,7 @@ except ImportError:
     )
     engine: Any = reference  # type: ignore[no-redef]
 
+sound_index = engine.sound_index
 permutation = engine.permutation
 legacy_shuffle = engine.legacy_shuffle
 sample_index = engine.sample_index

@@ -1,10 +1,13 @@
 """The C++ indices once more in Python, with the same numbers: oracle of the tests, and used where no compiler is."""
 
+import mmap
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from megascratch.data.index_file import TOKEN_DTYPES
+from megascratch.config.errors import UserError
+from megascratch.data.index_file import TOKEN_DTYPES, broken_laws, read_index
 
 MASK = (1 << 64) - 1
 GAMMA = 0x9E3779B97F4A7C15
@@ -29,6 +32,18 @@ def mix64(value: int) -> int:
     value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9 & MASK
     value = (value ^ (value >> 27)) * 0x94D049BB133111EB & MASK
     return value ^ (value >> 31)
+
+
+def sound_index(raw: "mmap.mmap | bytes", bin_bytes: int) -> bool:
+    """Whether the bytes of an .idx keep every law of the format, beside a .bin of so many bytes."""
+    try:
+        index = read_index(Path(), raw)
+    except UserError:
+        return False
+    if any(True for _ in broken_laws(index)):
+        return False
+    last = int(index.pointers[-1]) + int(index.lengths[-1]) * index.dtype.itemsize if len(index.lengths) else 0
+    return last <= bin_bytes
 
 
 def permutation(count: int, key: int) -> np.ndarray:

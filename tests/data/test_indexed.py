@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megascratch.config.errors import UserError
+from megascratch.data import _indices, reference
 from megascratch.data.indexed import HEADER, MAGIC, Reader, Writer, bin_path, idx_path, token_dtype
 from tests.data.corpora import golden, write
 
@@ -156,16 +157,22 @@ def test_every_broken_law_is_named(tmp_path, offset, content, law):
 
 
 def test_random_damage_is_refused_or_read_but_never_crashes(tmp_path):
+    """Both engines see the same damage."""
     prefix = golden(tmp_path / "c", 20, 3)
-    whole = idx_path(prefix).read_bytes()
+    whole, size = idx_path(prefix).read_bytes(), bin_path(prefix).stat().st_size
     random = np.random.default_rng(0)
     for _ in range(500):
         idx_path(prefix).write_bytes(whole)
         damaged(idx_path(prefix), int(random.integers(len(whole))), random.bytes(int(random.integers(1, 9))))
+        raw = idx_path(prefix).read_bytes()
+        sound = _indices.sound_index(raw, size)
+        assert sound == reference.sound_index(raw, size)
         try:
             reader = Reader(prefix)
         except UserError:
+            assert not sound
             continue
+        assert sound
         for sequence in range(len(reader)):
             reader.get(sequence)
 
