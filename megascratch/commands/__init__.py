@@ -16,7 +16,7 @@ VERBS = {
     "pretrain": "train a model from .bin/.idx files, on any layout",
     "preprocess": "turn JSONL text into .bin/.idx files",
     "data": "inspect, validate, merge, split .bin/.idx files; audit what training reads",
-    "tokenizer": "train a tokenizer, encode and decode text",
+    "tokenizer": "train, compare, convert and prove tokenizers; encode and decode text",
     "evaluate": "measure a checkpoint's loss and bits per byte on held-out text",
     "generate": "continue prompts with a checkpoint",
     "schedule": "draw, prove, compare and play pipeline schedules",

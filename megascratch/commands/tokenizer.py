@@ -1,24 +1,33 @@
-"""`megascratch tokenizer train|encode|decode`: text to a vocabulary file, text to ids, ids to text."""
+"""`megascratch tokenizer ...`: text to a vocabulary, to ids and back; tokenizers compared, converted, proved."""
 
 import argparse
+import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from megascratch import tokenizer as tokenizers
 from megascratch.config.errors import UserError
 from megascratch.data.jsonl import BadLine, parse, read_lines
+from megascratch.tokenizer.check import check
+from megascratch.tokenizer.convert import convert
+from megascratch.tokenizer.kinds import SUFFIXES
+from megascratch.tokenizer.splits import ENCODINGS, SPLITS
+from megascratch.tokenizer.vocabulary import END_OF_TEXT
 
-SUMMARY = "train a tokenizer, or turn text into ids and back"
-KIND_OF_SUFFIX = {".model": "SentencePieceTokenizer", ".json": "CharTokenizer"}
+SUMMARY = "train a tokenizer, turn text into ids and back, compare, convert and prove tokenizers"
 JSONL_SUFFIXES = (".jsonl", ".jsonl.gz", ".json.gz")
+
+Text = TypeVar("Text", str, tuple[str, str])
 
 
 def main(argv: list[str]) -> int:
     """The verb. Raises: UserError for what the user can mend."""
     options = _parser().parse_args(argv)
-    run = {"train": _train, "encode": _encode, "decode": _decode}[options.action]
-    return run(options)
+    actions = {"train": _train, "encode": _encode, "decode": _decode, "report": _report, "convert": _convert,
+               "check": _check}  # fmt: skip
+    return actions[options.action](options)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -29,20 +38,29 @@ def _parser() -> argparse.ArgumentParser:
     encode.add_argument("text", nargs="?", help="default: standard input")
     decode = actions.add_parser("decode", help="ids to text")
     decode.add_argument("ids", nargs="*", help="default: standard input")
-    for action in (encode, decode):
-        action.add_argument("--tokenizer-type", choices=tokenizers.KINDS)
-        action.add_argument("--tokenizer-model", metavar="FILE", help=".model (SentencePiece) or .json (characters)")
+    _add_report(actions.add_parser("report", help="compare tokenizers on texts"))
+    _add_convert(actions.add_parser("convert", help="one vocabulary from file to file, where the ids stay the same"))
+    proof = actions.add_parser("check", help="prove a tokenizer on hostile and random texts; exit code 1 if it fails")
+    proof.add_argument("--random", type=int, default=1000, metavar="N", help="random texts (default: 1000)")
+    proof.add_argument("--seed", type=int, default=0, help="of the random texts (default: 0)")
+    for action in (encode, decode, proof):
+        action.add_argument("--tokenizer-type", choices=tokenizers.KINDS, help="default: told by the file's content")
+        action.add_argument("--tokenizer-model", metavar="FILE", help="the tokenizer's file, or its folder")
         action.add_argument("--vocab-size", type=int, help="for NullTokenizer alone")
     return parser
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--input", nargs="+", required=True, metavar="FILE", help="JSONL (.jsonl, .jsonl.gz) or plain text files")
-    add("--json-key", default="text", metavar="KEY", help="where JSONL keeps the text (default: text)")
-    add("--output", required=True, metavar="FILE", help=".model for SentencePiece, .json for characters")
-    add("--tokenizer-type", choices=tuple(KIND_OF_SUFFIX.values()), help="default: told by the suffix of --output")
-    add("--vocab-size", type=int, help="number of pieces (SentencePiece)")
+    _add_input(parser)
+    add("--output", required=True, metavar="FILE", help=".model for SentencePiece, .json for byte-level BPE (with "
+        "--vocab-size) or characters (without)")  # fmt: skip
+    add("--tokenizer-type", choices=tuple(SUFFIXES), help="default: told by --output and --vocab-size")
+    add("--vocab-size", type=int, help="number of ids (SentencePiece, byte-level BPE)")
+    add("--split", choices=tuple(SPLITS), default="gpt2", help="byte-level BPE: where text is cut before it is merged "
+        "(default: gpt2, which trains fastest)")  # fmt: skip
+    add("--special-tokens", nargs="+", default=[END_OF_TEXT], metavar="WORD", help="byte-level BPE: the last ids; "
+        f"<|endoftext|>, <|begin_of_text|> and <|pad|> are known by name (default: {END_OF_TEXT})")  # fmt: skip
     add("--model-type", choices=("bpe", "unigram"), default="bpe", help="how SentencePiece cuts (default: bpe)")
     add("--character-coverage", type=float, default=0.9995, help="rarer characters become bytes (default: 0.9995)")
     add("--no-eod", action="store_true", help="characters alone: no end-of-document id")
@@ -50,35 +68,138 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     add("--threads", type=int, default=1, help="threads of the unigram trainer (default: 1)")
 
 
+def _add_report(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    _add_input(parser)
+    add("--tokenizer-model", nargs="+", required=True, metavar="FILE", help="tokenizers to compare")
+    add("--group-key", metavar="KEY", help="JSONL key that names a text's group, such as its language (default: its "
+        "file)")  # fmt: skip
+    add("--picture", metavar="FILE", help="bytes per token and use of the vocabulary, .png or .svg")
+    add("--json", metavar="FILE", help="all figures")
+    add("--max-megabytes", type=int, default=100, help="text to read (default: 100)")
+
+
+def _add_convert(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("source", metavar="FILE", help="tokenizer.json, .tiktoken ranks, GPT-2's vocab.json, SentencePiece .model")
+    add("--output", required=True, metavar="FILE", help=".json for a tokenizer.json, .tiktoken for ranks")
+    add("--encoding", choices=tuple(ENCODINGS), help="ranks: the published encoding (default: told by the file's name)")
+    add("--split", choices=tuple(SPLITS), help="ranks: where text is cut, for your own encoding")
+    add("--special-tokens", nargs="+", default=[], metavar="WORD", help="ranks, with --split: the ids after the last")
+
+
+def _add_input(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--input", nargs="+", required=True, metavar="FILE", help="JSONL (.jsonl, .jsonl.gz) or plain text files")
+    add("--json-key", default="text", metavar="KEY", help="where JSONL keeps the text (default: text)")
+
+
 def _train(options: argparse.Namespace) -> int:
-    kind = options.tokenizer_type or KIND_OF_SUFFIX.get(Path(options.output).suffix)
-    if kind is None:
-        raise UserError(f"--output {options.output} must end in .model (SentencePiece) or .json (characters)")
+    texts = (text for _, text in _texts(options.input, options.json_key))
     tokenizer = tokenizers.train(
-        kind,
-        _at_most(_texts(options.input, options.json_key), options.max_megabytes),
+        options.tokenizer_type or _kind_of_output(options),
+        _at_most(texts, options.max_megabytes, "training on"),
         options.output,
         vocab_size=options.vocab_size,
+        split=options.split,
+        specials=options.special_tokens,
         model_type=options.model_type,
         character_coverage=options.character_coverage,
         eod=not options.no_eod,
         threads=options.threads,
     )
-    eod = "no end of document" if tokenizer.eod is None else f"end of document {tokenizer.eod}"
-    print(f"wrote {options.output}: {kind}, {tokenizer.vocab_size:,} ids, {eod}, {tokenizer.fingerprint[:16]}")
+    _say_written(options.output, tokenizer)
     return 0
 
 
-def _texts(paths: Sequence[str], key: str) -> Iterator[str]:
+def _kind_of_output(options: argparse.Namespace) -> str:
+    suffix = Path(options.output).suffix
+    kinds = [kind for kind, ending in SUFFIXES.items() if ending == suffix]
+    if not kinds:
+        raise UserError(f"--output {options.output} must end in .model (SentencePiece) or .json (byte-level BPE, or "
+                        "characters)")  # fmt: skip
+    return kinds[-1] if options.vocab_size is None else kinds[0]
+
+
+def _say_written(path: str, tokenizer: tokenizers.Tokenizer) -> None:
+    eod = "no end of document" if tokenizer.eod is None else f"end of document {tokenizer.eod}"
+    print(f"wrote {path}: {tokenizer.kind}, {tokenizer.vocab_size:,} ids, {eod}, {tokenizer.fingerprint[:16]}")
+
+
+def _convert(options: argparse.Namespace) -> int:
+    words = tuple(options.special_tokens)
+    tokenizer = convert(Path(options.source), Path(options.output), options.encoding, options.split, words)
+    _say_written(options.output, tokenizer)
+    if options.output.endswith(".tiktoken"):
+        named = " ".join(f"{word}={number}" for word, number in tokenizer.specials.items())
+        print(f"ranks say neither split nor special tokens; these are: {named or 'no special tokens'}")
+    return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    tokenizer = tokenizers.load(options.tokenizer_type, options.tokenizer_model, options.vocab_size)
+    roles = [("end of document", tokenizer.eod), ("begin of text", tokenizer.bos), ("padding", tokenizer.pad)]
+    named = ", ".join(f"{role} {number}" for role, number in roles if number is not None)
+    print(f"{tokenizer.kind}, {tokenizer.vocab_size:,} ids, {named or 'no special ids'}, {tokenizer.fingerprint[:16]}")
+    findings = check(tokenizer, options.random, options.seed)
+    for finding in findings:
+        verdict = "FAIL" if finding.broken else "pass"
+        print(f"{verdict}  {finding.promise} ({finding.texts:,} tried)")
+        if finding.broken:
+            print(f"      {finding.broken}")
+    return int(any(finding.broken for finding in findings))
+
+
+def _report(options: argparse.Namespace) -> int:
+    from megascratch.tokenizer import report  # brings matplotlib, which is slow to import
+
+    if options.picture and Path(options.picture).suffix not in (".png", ".svg"):
+        raise UserError(f"--picture {options.picture} must end in .png or .svg")
+    loaded = {model: tokenizers.load(None, model) for model in options.tokenizer_model}
+    texts = _texts(options.input, options.json_key, options.group_key)
+    found = report.measure(loaded, _at_most(texts, options.max_megabytes, "measuring"))
+    if not found[0].texts:
+        raise UserError(f"{' '.join(options.input)}: no text in it")
+    figures = [report.as_json(usage, loaded[usage.name]) for usage in found]
+    _print_report(figures)
+    try:
+        if options.json:
+            Path(options.json).write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        if options.picture:
+            report.picture(found).savefig(options.picture)
+    except OSError as error:
+        raise UserError(f"{error.filename} cannot be written: {error.strerror}") from error
+    return 0
+
+
+def _print_report(figures: Sequence[dict]) -> None:
+    groups = list(figures[0]["groups"])
+    width = max(len(name) for name in ("bytes per token", *(each["tokenizer"] for each in figures)))
+    print(f"{'bytes per token':<{width}}  {'all':>7}  " + "  ".join(f"{Path(group).name[:12]:>12}" for group in groups))
+    for each in figures:
+        row = "  ".join(f"{each['groups'][group]:>12.3f}" for group in groups)
+        print(f"{each['tokenizer']:<{width}}  {each['bytes_per_token']:>7.3f}  {row}")
+    for each in figures:
+        longest = " ".join(repr(token["text"]) for token in each["longest_tokens"][:4])
+        print(f"{each['tokenizer']}: {each['ids_used']:,} of {each['vocab_size']:,} ids used, "
+              f"{each['texts_changed']} of {each['texts']} texts changed, longest {longest}")  # fmt: skip
+
+
+def _texts(paths: Sequence[str], key: str, group_key: str | None = None) -> Iterator[tuple[str, str]]:
+    """(group, text) of all files."""
     for path in paths:
-        yield from _documents(path, key) if path.endswith(JSONL_SUFFIXES) else _plain(path)
+        if path.endswith(JSONL_SUFFIXES):
+            yield from _documents(path, key, group_key)
+        else:
+            yield from ((path, text) for text in _plain(path))
 
 
-def _documents(path: str, key: str) -> Iterator[str]:
+def _documents(path: str, key: str, group_key: str | None) -> Iterator[tuple[str, str]]:
     """The texts of a JSONL file; lines that give none are reported."""
     for line in read_lines(path):
         try:
-            yield parse(line, [key])[0]
+            text, *group = parse(line, [key, group_key] if group_key else [key])
+            yield (group[0] if group else path), text
         except BadLine as reason:
             print(f"skipped {path}:{line.number}: {reason}", file=sys.stderr)
 
@@ -92,20 +213,20 @@ def _plain(path: str) -> Iterator[str]:
         raise UserError(f"{path} cannot be read as UTF-8 text: {error}") from error
 
 
-def _at_most(texts: Iterator[str], megabytes: int) -> Iterator[str]:
+def _at_most(texts: Iterable[Text], megabytes: int, doing: str) -> Iterator[Text]:
     left = megabytes * 10**6
-    for text in texts:
-        left -= len(text.encode())
+    for each in texts:
+        left -= len((each if isinstance(each, str) else each[1]).encode())
         if left < 0:
-            print(f"training on the first {megabytes} MB of the text (--max-megabytes)", file=sys.stderr)
+            print(f"{doing} the first {megabytes} MB of the text (--max-megabytes)", file=sys.stderr)
             return
-        yield text
+        yield each
 
 
 def _encode(options: argparse.Namespace) -> int:
     tokenizer = tokenizers.load(options.tokenizer_type, options.tokenizer_model, options.vocab_size)
     text = sys.stdin.read() if options.text is None else options.text
-    print(*tokenizer.encode(text))
+    print(*tokenizer.encode_batch([text]).ids.tolist())
     return 0
 
 

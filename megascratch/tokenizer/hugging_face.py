@@ -27,6 +27,7 @@ NAMES = {
 
 IDS_ARE_DECIDED_BY = ("normalizer", "pre_tokenizer", "model", "added_tokens", "post_processor")
 MOST_IDS = 1 << 31
+SPACE = "\u2581"
 
 
 class HuggingFaceTokenizer(Tokenizer):
@@ -80,6 +81,16 @@ class HuggingFaceTokenizer(Tokenizer):
         require_ids(numbers, self.vocab_size, self.kind)
         silent = (self.eod, self.bos, self.pad)
         return self._library.decode([number for number in numbers if number not in silent], skip_special_tokens=False)
+
+    def normalized(self, text: str) -> str:
+        """After the file's normalisation, where it has one; one from SentencePiece writes a space as U+2581, and may
+        put one before the text that decoding takes away."""
+        change = self._library.normalizer
+        if change is None:
+            return text
+        extra = change.normalize_str("x").startswith(SPACE) and text != ""
+        changed = change.normalize_str(text)[extra:]
+        return changed if is_byte_level(self.record) else changed.replace(SPACE, " ")
 
     def token_bytes(self, number: int) -> bytes:
         """The text of one id as bytes (a byte-level token may be part of a character); empty: no token has it."""

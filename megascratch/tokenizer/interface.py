@@ -2,7 +2,7 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -34,6 +34,8 @@ class Tokenizer(ABC):
     """Id that fills up a batch; None: the vocabulary has none."""
     fingerprint: str
     """sha256 of everything that decides the ids."""
+    specials: Mapping[str, int] = {}
+    """Words that become one id wherever they stand in a text."""
 
     @abstractmethod
     def encode(self, text: str) -> list[int]:
@@ -42,6 +44,14 @@ class Tokenizer(ABC):
     def encode_batch(self, texts: Sequence[str | bytes]) -> Encoded:
         """The same for many texts at once; bytes are read by `as_text`. Raises: UserError as `encode` does."""
         return joined([np.array(self.encode(as_text(text)), dtype=np.int32) for text in texts])
+
+    def normalized(self, text: str) -> str:
+        """What is left of a text after encoding and decoding: the text itself, but for vocabularies that change it."""
+        return text
+
+    def token_bytes(self, number: int) -> bytes:
+        """The text of one id as UTF-8 (a byte-level token may be part of a character)."""
+        return self.decode([number]).encode()
 
     @abstractmethod
     def decode(self, ids: Sequence[int]) -> str:

@@ -1,20 +1,22 @@
 """The kinds of tokenizers: a name or a file in, a tokenizer out."""
 
+import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from megascratch.config.errors import UserError
-from megascratch.tokenizer import sentence_piece
+from megascratch.tokenizer import sentence_piece, train_bpe
 from megascratch.tokenizer.hugging_face import HuggingFaceTokenizer
 from megascratch.tokenizer.interface import Tokenizer
 from megascratch.tokenizer.plain import ByteTokenizer, CharTokenizer, NullTokenizer
 from megascratch.tokenizer.sentence_piece import SentencePieceTokenizer
 from megascratch.tokenizer.splits import ENCODINGS, FILE_NAMES
-from megascratch.tokenizer.vocabulary import from_ranks, read_bytes, read_gpt2, read_json, read_ranks
+from megascratch.tokenizer.vocabulary import END_OF_TEXT, from_ranks, read_bytes, read_gpt2, read_json, read_ranks
 
-SUFFIXES = {SentencePieceTokenizer.kind: ".model", CharTokenizer.kind: ".json"}
+SUFFIXES = {SentencePieceTokenizer.kind: ".model", HuggingFaceTokenizer.kind: ".json", CharTokenizer.kind: ".json"}
+"""What can be trained here."""
 
 
 def _load_ranks(path: Path) -> Tokenizer:
@@ -114,12 +116,19 @@ def train(
     output: str | Path,
     *,
     vocab_size: int | None = None,
+    split: str = "gpt2",
+    specials: Sequence[str] = (END_OF_TEXT,),
     model_type: Literal["bpe", "unigram"] = "bpe",
     character_coverage: float = 0.9995,
     eod: bool = True,
     threads: int = 1,
 ) -> Tokenizer:
-    """Trains a SentencePieceTokenizer (needs `vocab_size`) or a CharTokenizer (its text decides) and writes `output`.
+    """Trains a SentencePieceTokenizer or a HuggingFaceTokenizer (byte-level BPE), both of `vocab_size` ids, or a
+    CharTokenizer (its text decides), and writes `output`.
+
+    Args:
+        split, specials: of the HuggingFaceTokenizer.
+        model_type, character_coverage, threads: of the SentencePieceTokenizer.
 
     Raises: UserError for a kind that is not trained, options that do not belong to it, or text that does not suffice.
     """
@@ -131,14 +140,21 @@ def train(
         if vocab_size is not None:
             raise UserError(f"--vocab-size {vocab_size}: a CharTokenizer has the characters of its text, leave it away")
         content = CharTokenizer.train(texts, eod).dump()
+    elif vocab_size is None or not eod:
+        raise UserError(f"a {kind} needs --vocab-size and always has an end of document (no --no-eod)")
+    elif kind == HuggingFaceTokenizer.kind:
+        content = dump(train_bpe.train(texts, vocab_size, split, specials).record())
     else:
-        if vocab_size is None or not eod:
-            raise UserError(f"a {kind} needs --vocab-size and always has an end of document (no --no-eod)")
         content = sentence_piece.train(
             texts, vocab_size, model_type=model_type, character_coverage=character_coverage, threads=threads
         )
     write(Path(output), content)
     return load(kind, output)
+
+
+def dump(record: dict[str, Any]) -> bytes:
+    """The content of a tokenizer.json."""
+    return (json.dumps(record, ensure_ascii=False, indent=1) + "\n").encode()
 
 
 def write(path: Path, content: bytes) -> None:

@@ -90,6 +90,10 @@ class SentencePieceTokenizer(Tokenizer):
         require_ids(numbers, self.vocab_size, self.kind)
         return self._pieces.decode(numbers)
 
+    def normalized(self, text: str) -> str:
+        """Vocabularies from elsewhere may change spaces and characters."""
+        return text if self._changes_nothing else self.decode(self._pieces.encode(self._pieces.normalize(text)))
+
     def token_bytes(self, number: int) -> bytes:
         """The text of one id as bytes."""
         piece = self._pieces.id_to_piece(number)

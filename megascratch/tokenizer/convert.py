@@ -1,0 +1,76 @@
+"""One vocabulary from file to file, where that is exact: the result is tried on hostile and random texts, and nothing
+is written where an id differs."""
+
+from pathlib import Path
+
+from megascratch.config.errors import UserError
+from megascratch.tokenizer import kinds
+from megascratch.tokenizer.engine import first_difference
+from megascratch.tokenizer.hostile import probe, random_texts
+from megascratch.tokenizer.hugging_face import HuggingFaceTokenizer
+from megascratch.tokenizer.interface import Tokenizer, as_text
+from megascratch.tokenizer.sentence_piece import SPACE, SentencePieceTokenizer
+from megascratch.tokenizer.splits import ENCODINGS, FILE_NAMES, SPLITS, Encoding
+from megascratch.tokenizer.vocabulary import END_OF_TEXT, from_ranks, from_record, read_ranks, write_ranks
+
+TRIED = 2000  # random texts
+
+
+def convert(
+    source: Path, output: Path, encoding: str | None = None, split: str | None = None, specials: tuple[str, ...] = ()
+) -> Tokenizer:
+    """Writes `output` (.json: a tokenizer.json; .tiktoken: ranks) and returns the tokenizer it holds.
+
+    Args:
+        encoding: what a rank file does not say, by the name of a published encoding.
+        split, specials: or by the name of the split and special tokens, whose ids follow the last rank.
+
+    Raises: UserError where the other form cannot say the same, or an id would differ.
+    """
+    if output.suffix not in (".json", ".tiktoken"):
+        raise UserError(f"--output {output} must end in .json (a tokenizer.json) or .tiktoken (ranks)")
+    if kinds.kind_of(source) == "TikTokenizer":
+        ranks = read_ranks(source)
+        said = _encoding(source, encoding, split, specials, max(ranks.values()) + 1)
+        old: Tokenizer = HuggingFaceTokenizer(from_ranks(ranks, said, str(source)).record(), str(source))
+    elif encoding or split or specials:
+        raise UserError(f"{source} says itself how it splits; --encoding, --split and --special-tokens are for ranks")
+    else:
+        old = kinds.load(None, source)
+    record = old.record(control=True) if isinstance(old, SentencePieceTokenizer) else getattr(old, "record", None)
+    if record is None:
+        raise UserError(f"{source} is a {old.kind} that no other form can say: only byte-level BPE, and SentencePiece "
+                        "BPE with byte fallback and without normalisation, can be converted")  # fmt: skip
+    new, content = HuggingFaceTokenizer(record, str(output)), kinds.dump(record)
+    if output.suffix == ".tiktoken":
+        vocabulary = from_record(record, str(source))
+        said = Encoding(vocabulary.split, vocabulary.specials, vocabulary.normal_form)
+        new = HuggingFaceTokenizer(from_ranks(vocabulary.tokens, said, str(source)).record(), str(output))
+        content = write_ranks(vocabulary)
+    _require_same(old, new, source, output)
+    kinds.write(output, content)
+    return new
+
+
+def _encoding(source: Path, name: str | None, split: str | None, specials: tuple[str, ...], free: int) -> Encoding:
+    if split is not None:
+        if name is not None or split not in SPLITS:
+            raise UserError(f"--split {split}: give either --encoding or --split, one of {', '.join(SPLITS)}")
+        return Encoding(split, {word: free + place for place, word in enumerate(specials or (END_OF_TEXT,))})
+    name = name or FILE_NAMES.get(source.name)
+    if name not in ENCODINGS:
+        raise UserError(f"{source} does not say how text is split: give --encoding ({', '.join(ENCODINGS)}), or "
+                        f"--split ({', '.join(SPLITS)}) with --special-tokens")  # fmt: skip
+    return ENCODINGS[name]
+
+
+def _require_same(old: Tokenizer, new: HuggingFaceTokenizer, source: Path, output: Path) -> None:
+    """A SentencePiece model never finds its control symbols in a text, and reads U+2581 as a space: not tried there."""
+    words = list(new.specials)
+    foreign = [*words, SPACE] if isinstance(old, SentencePieceTokenizer) else []
+    texts = map(as_text, [*probe(words), *random_texts(0, TRIED, words)])
+    tried = [text for text in texts if not any(word in text for word in foreign)]
+    batch = lambda tokenizer: lambda text: tokenizer.encode_batch([text]).ids  # noqa: E731
+    parted = first_difference(batch(old), batch(new), tried)
+    if parted is not None:
+        raise UserError(f"{source} cannot become {output}: the ids would differ on {parted[:80]!a}; nothing written")
