@@ -217,7 +217,7 @@ int main(int count, char** words) {
         for (std::size_t byte = 0; byte < data.size(); ++byte)
             data[byte] = static_cast<std::uint8_t>(mix64(key + byte) >> (mix64(key ^ byte) % 4 == 0 ? 60 : 56));
         LLVMFuzzerTestOneInput(data.data(), data.size());
-        if ((at + 1) % 1'000'000 == 0) std::printf("%ld executions\n", at + 1);
+        if ((at + 1) % 1'000'000 == 0) std::printf("%ld executions\n", at + 1), std::fflush(stdout);
     }
     std::printf("%ld executions of seed %llu, no finding\n", executions, static_cast<unsigned long long>(seed));
 }

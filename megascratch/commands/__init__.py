@@ -16,6 +16,7 @@ VERBS = {
     "pretrain": "train a model from .bin/.idx files, on any layout",
     "preprocess": "turn JSONL text into .bin/.idx files",
     "data": "inspect, validate, merge, split .bin/.idx files; audit what training reads",
+    "conversations": "turn JSONL conversations into token files with a loss mask",
     "tokenizer": "train, compare, convert and prove tokenizers; encode and decode text",
     "evaluate": "measure a checkpoint's loss and bits per byte on held-out text",
     "generate": "continue prompts with a checkpoint",
@@ -27,7 +28,7 @@ USAGE = "\n".join(
     [
         "usage: megascratch VERB [--flags]",
         "",
-        *(f"  {verb:<12}{summary}" for verb, summary in VERBS.items()),
+        *(f"  {verb:<14}{summary}" for verb, summary in VERBS.items()),
         "",
         "megascratch VERB --help tells the verb's flags.",
     ]

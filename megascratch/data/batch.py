@@ -1,8 +1,8 @@
 """What flows through the model: samples of token ids in, one `Batch` of tensors out.
 
 Shapes: b micro-batch, s seq_length. A sample has s + 1 tokens (the last one is only a label) or fewer, then it is
-padded with id 0 and loss mask 0. After an end-of-document token a new document begins; the token itself belongs to the
-old one.
+padded with id 0 and loss mask 0; ~id is an id that is read, but not to be learned. After an end-of-document token a new
+document begins; the token itself belongs to the old one.
 """
 
 from collections.abc import Sequence
@@ -63,10 +63,10 @@ def collate(
             "--reset-position-ids, --reset-attention-mask and --eod-mask-loss need an end-of-document token, "
             "this tokenizer has none: train it with one, or leave the flags away"
         )
-    tokens, valid = _pad(samples, seq_length)
+    tokens, real, learned = _pad(samples, seq_length)
     ids, labels = tokens[:, :-1], tokens[:, 1:]
-    boundary = np.zeros_like(ids, dtype=bool) if eod is None else (ids == eod) & valid
-    loss_mask = valid & ~boundary if eod_mask_loss else valid
+    boundary = np.zeros_like(ids, dtype=bool) if eod is None else (ids == eod) & real
+    loss_mask = learned & ~boundary if eod_mask_loss else learned
     return Batch(
         ids=_tensor(ids),
         labels=_tensor(labels),
@@ -81,16 +81,17 @@ def _tensor(array: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(array))
 
 
-def _pad(samples: Sequence[np.ndarray], seq_length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens [b, s + 1] and, for each of the s places, whether its label is a real token."""
+def _pad(samples: Sequence[np.ndarray], seq_length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Tokens [b, s + 1] and, for each of the s places, whether its label is a real token, and one to be learned."""
     tokens = np.zeros((len(samples), seq_length + 1), dtype=np.int64)
-    valid = np.zeros((len(samples), seq_length), dtype=bool)
+    real = np.zeros((len(samples), seq_length), dtype=bool)
     for row, sample in enumerate(samples):
         if len(sample) > seq_length + 1:
             raise ValueError(f"sample has {len(sample)} tokens, seq_length {seq_length} takes at most {seq_length + 1}")
         tokens[row, : len(sample)] = sample
-        valid[row, : max(len(sample) - 1, 0)] = True
-    return tokens, valid
+        real[row, : max(len(sample) - 1, 0)] = True
+    unlearned = tokens < 0  # complements, see loss_mask.py
+    return np.where(unlearned, ~tokens, tokens), real, real & ~unlearned[:, 1:]
 
 
 def _documents(boundary: np.ndarray) -> np.ndarray:

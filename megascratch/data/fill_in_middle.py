@@ -47,7 +47,7 @@ class FillInMiddle:
 
     def __getitem__(self, number: int) -> np.ndarray:
         tokens = self.dataset[number].copy()
-        ends = np.flatnonzero(tokens == self.eod).tolist() if self.eod is not None else []
+        ends = np.flatnonzero((tokens == self.eod) | (tokens == ~self.eod)).tolist() if self.eod is not None else []
         for place, (start, stop) in enumerate(zip([0, *(end + 1 for end in ends)], [*ends, len(tokens)], strict=True)):
             key = stream_key(self.seed, number, FILL_IN_MIDDLE, place)
             tokens[start:stop] = rearranged(tokens[start:stop], self.choices, key)

@@ -9,6 +9,7 @@ from megascratch.config.settings import DataConfig
 from megascratch.data.dataset import Blend, Corpus, Dataset, Source
 from megascratch.data.fill_in_middle import Choices, FillInMiddle
 from megascratch.data.indexed import Reader
+from megascratch.data.loss_mask import Masked, has_mask
 from megascratch.data.manifest import check_corpus
 from megascratch.data.megatron_order import MegatronBlend, MegatronCorpus, sizes_to_build
 from megascratch.data.mock import MockReader
@@ -131,7 +132,8 @@ class _Opener:
         return mixed
 
     def _corpus(self, prefix: str, limits: Range, name: str, wanted: int | None) -> Dataset:
-        return self._ordered(self._reader(prefix), limits, name, wanted, self._cache(prefix))
+        reader = self._reader(prefix)
+        return self._ordered(Masked(reader) if has_mask(prefix) else reader, limits, name, wanted, self._cache(prefix))
 
     def _ordered(self, source: Source, limits: Range, name: str, wanted: int | None, cache: Path | None) -> Dataset:
         """Sequences [first, stop) in the order that is asked for; `wanted` samples are enough (None: one epoch)."""

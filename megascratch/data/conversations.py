@@ -1,0 +1,141 @@
+"""Conversations for fine-tuning: JSONL of messages in, a corpus and its loss mask out.
+
+    {"messages": [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]}
+
+Each message is written as  begin, content, end  (by default as ChatML has it); the tokens of content and end are
+learned where the role is one of `learned`, all others are read alone. An end of document closes the conversation.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from megascratch.config.errors import UserError
+from megascratch.data.indexed import Writer, token_dtype
+from megascratch.data.jsonl import BadLine, parse_record, read_lines, value_of
+from megascratch.data.loss_mask import mask_prefix
+from megascratch.data.manifest import manifest_path, write_manifest
+from megascratch.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Template:
+    """How a message becomes text; {role} stands for its role."""
+
+    begin: str = "<|im_start|>{role}\n"
+    end: str = "<|im_end|>\n"
+    learned: tuple[str, ...] = ("assistant",)
+
+
+class Message(NamedTuple):
+    """One turn."""
+
+    role: str
+    content: str
+
+
+class Tokens(NamedTuple):
+    """One conversation."""
+
+    ids: np.ndarray
+    """int64 [n]."""
+    mask: np.ndarray
+    """uint8 [n]: 1 where the token is to be learned."""
+
+
+class Written(NamedTuple):
+    """What `write_conversations` did."""
+
+    conversations: int
+    tokens: int
+    learned: int
+    bad: list[str]
+    """Skipped lines, in words."""
+
+
+def messages_of(record: dict, key: str) -> list[Message]:
+    """The messages under a key. Raises: BadLine."""
+    found = value_of(record, key)
+    if not isinstance(found, list) or not found:
+        raise BadLine(f"key {key!r} holds no list of messages")
+    messages = []
+    for at, message in enumerate(found, 1):
+        if not isinstance(message, dict):
+            raise BadLine(f"message {at} is no object with role and content")
+        role, content = message.get("role"), message.get("content")
+        if not isinstance(role, str) or not isinstance(content, str):
+            raise BadLine(f"message {at} needs a role and a content, both texts")
+        messages.append(Message(role, content))
+    return messages
+
+
+def encode_conversation(messages: Sequence[Message], tokenizer: Tokenizer, template: Template) -> Tokens:
+    """Ids and mask of one conversation. Raises: BadLine where nothing in it is to be learned."""
+    parts: list[tuple[list[int], bool]] = []
+    for role, content in messages:
+        learned = role in template.learned
+        parts.append((tokenizer.encode(template.begin.replace("{role}", role)), False))
+        parts.append((tokenizer.encode(content + template.end), learned))
+    if tokenizer.eod is not None:
+        parts.append(([tokenizer.eod], parts[-1][1]))
+    ids = np.concatenate([np.array(part, dtype=np.int64) for part, _ in parts])
+    mask = np.repeat([learned for _, learned in parts], [len(part) for part, _ in parts]).astype(np.uint8)
+    if not mask.any():
+        roles = ", ".join(sorted({role for role, _ in messages}))
+        raise BadLine(f"nothing to learn: its roles are {roles}, learned are {', '.join(template.learned)}")
+    return Tokens(ids, mask)
+
+
+def write_conversations(
+    paths: Iterable[str], prefix: str, tokenizer: Tokenizer, template: Template, *, key: str, model: str | None
+) -> Written:
+    """Writes {prefix}.bin/.idx/.json and {prefix}_loss_mask.bin/.idx; bad lines are skipped and told.
+
+    Raises: UserError where a file cannot be read or written, or holds no conversation.
+    """
+    bad: list[str] = []
+    learned = 0
+    with ExitStack() as stack:
+        corpus = stack.enter_context(Writer(prefix, token_dtype(tokenizer.vocab_size)))
+        masks = stack.enter_context(Writer(mask_prefix(prefix), np.uint8))
+        for tokens in _encoded(paths, tokenizer, template, key, bad):
+            corpus.add_document(tokens.ids)
+            masks.add_document(tokens.mask)
+            learned += int(tokens.mask.sum())
+        if corpus.documents == 0:
+            raise UserError(f"no conversation to learn from, {len(bad)} bad lines{_first(bad)}; nothing written")
+        manifest_path(prefix).unlink(missing_ok=True)  # it would describe the old files
+    made_with = {"kind": tokenizer.kind, "fingerprint": tokenizer.fingerprint, "model": model}
+    write_manifest(
+        prefix,
+        {
+            "tokenizer": made_with,
+            "template": {"begin": template.begin, "end": template.end, "learned": list(template.learned)},
+            "documents": corpus.documents,
+            "tokens": corpus.tokens,
+            "learned_tokens": learned,
+            "bad_lines": len(bad),
+            "bin_bytes": corpus.tokens * corpus.dtype.itemsize,
+            "min_token": corpus.min_token,
+            "max_token": corpus.max_token,
+        },
+    )
+    return Written(corpus.documents, corpus.tokens, learned, bad)
+
+
+def _encoded(
+    paths: Iterable[str], tokenizer: Tokenizer, template: Template, key: str, bad: list[str]
+) -> Iterator[Tokens]:
+    for path in paths:
+        for line in read_lines(path):
+            try:
+                yield encode_conversation(messages_of(parse_record(line), key), tokenizer, template)
+            except BadLine as reason:
+                bad.append(f"{path}, line {line.number}: {reason}")
+
+
+def _first(bad: list[str]) -> str:
+    return f", the first: {bad[0]}" if bad else ""
