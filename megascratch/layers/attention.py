@@ -20,14 +20,14 @@ from megascratch.parallel.shard import Part
 
 @dataclass
 class Cache:
-    """Keys and values of the tokens so far, per layer; each [s, b, kv heads, d]."""
+    """Keys and values of the tokens so far, per layer; each [b, kv heads, s, d]."""
 
     keys: dict[int, Tensor] = field(default_factory=dict)
     values: dict[int, Tensor] = field(default_factory=dict)
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         if layer in self.keys:
-            k, v = torch.cat((self.keys[layer], k)), torch.cat((self.values[layer], v))
+            k, v = torch.cat((self.keys[layer], k), 2), torch.cat((self.values[layer], v), 2)
         self.keys[layer], self.values[layer] = k, v
         return k, v
 
@@ -72,9 +72,11 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, context: Context) -> Tensor:  # [s or s/tp, b, h] -> the same
         qkv = self.qkv(x)
         qkv = qkv.view(*qkv.shape[:2], -1, self.width)  # [s, b, q + k + v heads, d]
-        q, k, v = qkv.split((self.heads, self.groups, self.groups), 2)
+        heads = self.heads, self.groups, self.groups
         if context.rotary is not None:
-            q, k = rotate(q, *context.rotary), rotate(k, *context.rotary)
+            q, k, v = rotate(qkv, *context.rotary, heads)
+        else:
+            q, k, v = qkv.permute(1, 2, 0, 3).split(heads, 1)  # [b, n, s, d]
         if context.cache is not None:
             k, v = context.cache.extend(self.layer, k, v)
         if self.recompute_core and self.training:
@@ -82,9 +84,8 @@ class Attention(nn.Module):
         return self.proj(self._core(q, k, v, context).flatten(2))
 
     def _core(self, q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:
-        """Three of [s, b, heads, d] -> [s, b, n/tp, d]."""
+        """Three of [b, heads, s, d] -> [s, b, n/tp, d]."""
         k, v = self._spread(k), self._spread(v)
-        q, k, v = (x.permute(1, 2, 0, 3) for x in (q, k, v))  # [b, n, s, d]
         if self.training and self.dropout.p:
             out = self._with_dropout(q, k, v, context)
         else:
@@ -94,7 +95,7 @@ class Attention(nn.Module):
     def _spread(self, x: Tensor) -> Tensor:
         """Each key/value head serves several neighbouring query heads."""
         times = self.heads // self.groups
-        return x if times == 1 else x.repeat_interleave(times, 2)
+        return x if times == 1 else x.repeat_interleave(times, 1)
 
     def _with_dropout(self, q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:
         """The same in plain steps: fused kernels draw masks that depend on the layout."""

@@ -32,6 +32,24 @@ class LayerNorm(nn.Module):
         return F.layer_norm(x, self.shape, self.weight, self.bias, self.epsilon)
 
 
+class _RMSNorm(torch.autograd.Function):
+    """x / rms(x) * weight in few passes over the memory, where torch has no kernel of its own: on a CPU."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+        scale = x.square().mean(-1, keepdim=True).add_(epsilon).rsqrt_()
+        ctx.save_for_backward(x, weight, scale)
+        return (x * scale).mul_(weight)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        x, weight, scale = ctx.saved_tensors
+        both = (grad * x).flatten(0, -2)
+        along = (both @ weight).view_as(scale)  # what the scale's own dependence on x takes away
+        grad_x = (grad * weight).mul_(scale).sub_(x * (along * scale**3 / x.shape[-1]))
+        return grad_x, scale.flatten() @ both, None
+
+
 class RMSNorm(nn.Module):
     def __init__(self, hidden_size: int, epsilon: float, *, bias: bool, grad_sum: tuple[str, ...]):
         super().__init__()  # an RMSNorm has no bias whatever is asked of the linear layers
@@ -42,6 +60,8 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if fused_rms_norm_affine is not None and x.is_cuda:
             return fused_rms_norm_affine(x, self.weight, self.shape, self.epsilon)
+        if x.device.type == "cpu" and x.dtype.itemsize >= 4 and not torch.compiler.is_compiling():
+            return _RMSNorm.apply(x, self.weight, self.epsilon)
         return F.rms_norm(x, self.shape, self.weight, self.epsilon)
 
 

@@ -14,8 +14,53 @@ def rotary_angles(positions: Tensor, dims: int, base: float, dtype: torch.dtype)
     return angle.cos().to(dtype), angle.sin().to(dtype)
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turns the first 2 * cos.shape[-1] dims of each head; x [s, b, n, d]."""
+class _Rotate(torch.autograd.Function):
+    """The turn of q and k and the way to attention's layout, in one pass over each; nothing is kept but the angles."""
+
+    @staticmethod
+    def forward(ctx, qkv: Tensor, cos: Tensor, sin: Tensor, heads: tuple[int, int, int]) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(cos, sin)
+        s, b, n, d = qkv.shape
+        q, k, v = qkv.new_empty(b, n, s, d).split(heads, 1)
+        from_q, from_k, from_v = qkv.permute(1, 2, 0, 3).split(heads, 1)
+        _turn(from_q, cos, sin, q)
+        _turn(from_k, cos, sin, k)
+        return q, k, v.copy_(from_v)
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor):
+        cos, sin = ctx.saved_tensors
+        heads = [grad.shape[1] for grad in grads]
+        b, _, s, d = grads[0].shape
+        grad_qkv = grads[0].new_empty(s, b, sum(heads), d)
+        q, k, v = grad_qkv.permute(1, 2, 0, 3).split(heads, 1)
+        _turn(grads[0], cos, -sin, q)  # back
+        _turn(grads[1], cos, -sin, k)
+        v.copy_(grads[2])
+        return grad_qkv, None, None, None
+
+
+def rotate(
+    qkv: Tensor, cos: Tensor, sin: Tensor, heads: tuple[int, int, int]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Splits [s, b, n, d] into the given numbers of heads of q, k and v, each [b, n, s, d], and turns the first
+    2 * cos.shape[-1] dims of each head of q and k; angles [s, b, 1, d/2]."""
+    cos, sin = cos.permute(1, 2, 0, 3), sin.permute(1, 2, 0, 3)
+    if not torch.compiler.is_compiling():
+        return _Rotate.apply(qkv, cos, sin, heads)
+    q, k, v = qkv.permute(1, 2, 0, 3).split(heads, 1)  # the compiler fuses this
+    return _turned(q, cos, sin), _turned(k, cos, sin), v
+
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> None:
+    half = cos.shape[-1]
+    a, b = x[..., :half], x[..., half : 2 * half]
+    torch.mul(a, cos, out=out[..., :half]).sub_(b * sin)
+    torch.mul(b, cos, out=out[..., half : 2 * half]).add_(a * sin)
+    out[..., 2 * half :] = x[..., 2 * half :]
+
+
+def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     half = cos.shape[-1]
     a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
     return torch.cat((a * cos - b * sin, b * cos + a * sin, rest), -1)

@@ -91,11 +91,17 @@ def test_with_a_cache_tokens_may_come_one_by_one():
     assert torch.allclose(torch.cat([first, *rest]), whole)
 
 
+def turned_of(x: torch.Tensor, positions: torch.Tensor, dims: int, base: float) -> torch.Tensor:
+    """All heads of [s, b, n, d] turned, in that layout."""
+    q, _, _ = rotate(x, *rotary_angles(positions, dims, base, x.dtype), (x.shape[2], 0, 0))
+    return q.permute(2, 0, 1, 3)
+
+
 def test_rotary_is_a_turn_in_the_complex_plane():
     """Dims i and i + d/2 are one complex number, turned by position x base^(-2i/d) (RoFormer, equation 13)."""
     positions = torch.tensor([[0, 1, 2, 0, 5, 1000]])
     x = torch.randn(6, 1, 3, 8, dtype=torch.float64)
-    turned = rotate(x, *rotary_angles(positions, 8, 10000.0, torch.float64))
+    turned = turned_of(x, positions, 8, 10000.0)
     number = torch.complex(x[..., :4], x[..., 4:])
     angle = positions[0, :, None].double() * 10000.0 ** (-torch.arange(4, dtype=torch.float64) / 4)
     expected = number * torch.polar(torch.ones_like(angle), angle)[:, None, None]
@@ -104,9 +110,20 @@ def test_rotary_is_a_turn_in_the_complex_plane():
 
 def test_rotary_turns_only_its_share_of_the_head():
     x = torch.randn(3, 1, 2, 8)
-    turned = rotate(x, *rotary_angles(torch.tensor([[1, 2, 3]]), 4, 100.0, torch.float32))
+    turned = turned_of(x, torch.tensor([[1, 2, 3]]), 4, 100.0)
     assert torch.equal(turned[..., 4:], x[..., 4:]) and not torch.equal(turned[..., :4], x[..., :4])
     assert torch.allclose(turned[..., :4].norm(dim=-1), x[..., :4].norm(dim=-1), rtol=1e-6)
+
+
+def test_rotary_turns_queries_and_keys_alone_and_its_backward_is_the_derivative():
+    qkv = torch.randn(3, 2, 5, 6, dtype=torch.float64, requires_grad=True)
+    angles = rotary_angles(torch.tensor([[1, 2, 3], [4, 5, 6]]), 4, 100.0, torch.float64)
+    heads = (3, 1, 1)
+    whole = turned_of(qkv, torch.tensor([[1, 2, 3], [4, 5, 6]]), 4, 100.0).permute(1, 2, 0, 3)
+    q, k, v = rotate(qkv, *angles, heads)
+    assert torch.equal(q, whole[:, :3]) and torch.equal(k, whole[:, 3:4])
+    assert torch.equal(v, qkv.permute(1, 2, 0, 3)[:, 4:])
+    assert torch.autograd.gradcheck(lambda x: rotate(x, *angles, heads), (qkv,))
 
 
 def test_rotary_angles_far_out_are_exact_in_fp32():

@@ -76,6 +76,18 @@ def test_rms_norm_is_its_formula_and_has_no_bias():
     assert list(norm.shards) == ["weight"]
 
 
+@pytest.mark.parametrize("kind", NORMS)
+def test_the_backward_of_a_norm_is_its_derivative(kind):
+    norm = NORMS[kind](6, 1e-5, bias=False, grad_sum=())
+    torch.nn.init.normal_(norm.weight)
+    x = torch.randn(3, 2, 6, dtype=torch.float64, requires_grad=True)
+
+    def function(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return torch.func.functional_call(norm, {"weight": weight}, x)
+
+    assert torch.autograd.gradcheck(function, (x, norm.weight.detach().double().requires_grad_()))
+
+
 ACTIVATIONS = {
     "gelu": ({}, lambda x: x * (1 + torch.erf(x / 2**0.5)) / 2),
     "openai_gelu": ({"openai_gelu": True},
@@ -90,6 +102,7 @@ def test_an_activation_is_its_formula(kind):
     settings, formula = ACTIVATIONS[kind]
     x = torch.randn(5, 8, dtype=torch.float64)
     assert torch.allclose(activation(ModelConfig(**settings))(x), formula(x))
+    assert torch.autograd.gradcheck(activation(ModelConfig(**settings)), (x.requires_grad_(),))
 
 
 @pytest.mark.parametrize("kind", ACTIVATIONS)
