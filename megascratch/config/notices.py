@@ -60,6 +60,10 @@ def _table(config: Config) -> list[tuple[bool, str]]:
             "the last of data-stages begins behind the last sample of the run: it is never read",
         ),
         (
+            config.training.trace_schedule_step is not None and not config.training.trace_schedule,
+            "trace-schedule-step changes nothing without trace-schedule",
+        ),
+        (
             data.mock_data and data.data_cache_path != DataConfig.data_cache_path,
             "data-cache-path changes nothing with mock-data",
         ),

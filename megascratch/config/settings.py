@@ -257,6 +257,10 @@ class TrainingConfig:
     """Checkpoint folder to go on from (the newest step in it); a missing folder is an error."""
     device: Literal["cpu", "cuda"] | None = None
     """Where to compute; default: cuda if there is one."""
+    trace_schedule: bool = False
+    """Time one step's pipeline and draw it beside its prediction: {output_dir}/schedule_step_N.svg, .csv and .json."""
+    trace_schedule_step: int | None = None
+    """With trace_schedule: which step; default: the fifth of this run, or its last if it is shorter."""
     compile: bool = False
     """torch.compile each block."""
 

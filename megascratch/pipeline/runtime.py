@@ -14,6 +14,7 @@ from torch import Tensor
 
 from megascratch.parallel.collectives import CommunicationError, reason
 from megascratch.parallel.mesh import Link, Links
+from megascratch.pipeline.recorder import Silent
 from megascratch.pipeline.schedule import Action, Placement
 from megascratch.pipeline.stage import Stage
 
@@ -43,6 +44,7 @@ def run(
     on_backward: OnBackward | None = None,
     step: int = 0,
     placement: Placement | None = None,
+    recorder: Silent | None = None,
 ) -> list[Tensor]:
     """One step of this rank.
 
@@ -56,6 +58,7 @@ def run(
             weight gets its gradient for the last time in this step (with I and W: a product in W, all else in I).
         step: for error texts.
         placement: how the chunks lie on the ranks; a loop if left out.
+        recorder: notes when each action begins and ends; none if left out.
 
     Returns:
         The loss sum of each micro-batch on the rank of the last virtual stage, elsewhere [].
@@ -64,7 +67,7 @@ def run(
         CommunicationError: a transfer, or a collective inside a stage, failed or timed out; names action, stage,
             micro-batch, chunk, step and peer or axis.
     """
-    player = _Player(stages, links, batches, spec, loss_grad, on_backward, step, placement)
+    player = _Player(stages, links, batches, spec, loss_grad, on_backward, step, placement, recorder)
     try:
         return player.play(order)
     except BaseException:
@@ -132,9 +135,11 @@ class _Player:
         on_backward: OnBackward | None,
         step: int,
         placement: Placement | None,
+        recorder: Silent | None,
     ):
         self.stages, self.batches, self.spec, self.step = stages, batches, spec, step
         self.loss_grad, self.on_backward = loss_grad, on_backward
+        self.recorder = recorder or Silent()
         self.links, self.placement = links, placement or Placement(stages[0].count // len(stages), len(stages))
         self.outputs: dict[Key, Tensor] = {}  # computed, for the next virtual stage
         self.input_grads: dict[Key, Tensor] = {}  # computed, for the virtual stage before
@@ -150,7 +155,9 @@ class _Player:
         }
         for action in order:
             try:
+                self.recorder.begins(action)
                 verbs[action.op](action)
+                self.recorder.ends(action)
             except TransferError:
                 raise
             except CommunicationError as error:  # of a layer: say what the stage was doing (law 11)
@@ -194,7 +201,7 @@ class _Player:
             return None
         m, chunk = action.microbatch, action.chunk
         arrival = self.inputs.pop((m, chunk), None)
-        return self.outputs.pop((m, chunk - 1)) if arrival is None else self._wait(arrival)
+        return self.outputs.pop((m, chunk - 1)) if arrival is None else self._arrived(arrival)
 
     def _output_grad(self, stage: Stage, action: Action) -> Tensor:
         m, chunk = action.microbatch, action.chunk
@@ -204,7 +211,7 @@ class _Player:
         arrival = self.output_grads.pop((m, chunk), None)
         if arrival is None:
             return self.input_grads.pop((m, chunk + 1))
-        output_grad = self._wait(arrival)
+        output_grad = self._arrived(arrival)
         sent = self.sends.pop(Action("SF", m, chunk), None)
         if sent is not None:
             self._wait(sent)  # at once: its gradient could not be here otherwise
@@ -241,6 +248,11 @@ class _Player:
             return _Transfer(action, _start(self._link(action), tensor, outwards), tensor)
         except RuntimeError as error:
             raise self._failure(action, error) from error
+
+    def _arrived(self, transfer: _Transfer) -> Tensor:
+        tensor = self._wait(transfer)
+        self.recorder.arrived(transfer.action)
+        return tensor
 
     def _wait(self, transfer: _Transfer) -> Tensor:
         try:

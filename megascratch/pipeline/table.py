@@ -14,7 +14,7 @@ A rank's stages lie in a loop or in a V (`Placement`), told by the file.
 import csv
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,12 +40,12 @@ class Table(NamedTuple):
     def microbatches(self) -> int:
         return 1 + max(action.microbatch for action in self.orders[0])
 
-    def order(self, rank: int, microbatches: int) -> Sequence[Action]:
-        """The order of a rank. Raises: UserError when the step has another number of micro-batches."""
+    def of(self, microbatches: int) -> Orders:
+        """The orders of all ranks. Raises: UserError when the step has another number of micro-batches."""
         if microbatches != self.microbatches:
             raise UserError(f"{self.path} plays {self.microbatches} micro-batches, but a step has {microbatches}: set "
                             f"global-batch-size to {self.microbatches} x micro-batch-size x data-parallel-size")
-        return self.orders[rank]
+        return self.orders
 
 
 def read_table(path: str) -> Table:

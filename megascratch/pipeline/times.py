@@ -70,6 +70,13 @@ def read_times(path: str) -> list[Times]:
     return rows
 
 
+def format_times(times: Sequence[Times]) -> str:
+    """As `read_times` reads it."""
+    rows = [",".join(["stage", *COLUMNS])]
+    rows += [",".join([str(stage), *(f"{value:.9g}" for value in row)]) for stage, row in enumerate(times)]
+    return "\n".join(rows) + "\n"
+
+
 def _name(cell: str) -> str:
     bare = re.sub(r"^T_|_(ms|s|us)$", "", cell.strip())
     return next((name for name in COLUMNS if name.lower() == bare.lower()), bare)

@@ -2,6 +2,8 @@
 can check before it starts any worker.
 """
 
+import os
+from pathlib import Path
 from typing import NamedTuple
 
 from megascratch.config.batch_size import steps_and_samples
@@ -32,6 +34,7 @@ def open_inputs(config: Config) -> Inputs:
     """
     own_schedule(config)
     tokenizer = open_tokenizer(config)
+    _require_folder(config.training.output_dir)
     config = with_fields(config, {"vocab_size": _vocab_size(config, tokenizer)})
     _require_document_ends(config, tokenizer)
     total_steps, total_samples = steps_and_samples(config)
@@ -65,7 +68,7 @@ def own_schedule(config: Config) -> Table | None:
             f"{table.placement.ranks} and {table.placement.chunks}"
         )
     assert training.global_batch_size is not None
-    table.order(0, training.global_batch_size // (training.micro_batch_size * (parallel.data_parallel_size or 1)))
+    table.of(training.global_batch_size // (training.micro_batch_size * (parallel.data_parallel_size or 1)))
     return table
 
 
@@ -80,6 +83,15 @@ def _vocab_size(config: Config, tokenizer: Tokenizer | None) -> int:
             f"use {tokenizer.vocab_size} or more, or leave it out"
         )
     return given or tokenizer.vocab_size
+
+
+def _require_folder(path: str) -> None:
+    """Refuses what could never be written; makes nothing yet."""
+    there = next(folder for folder in (Path(path).absolute(), *Path(path).absolute().parents) if folder.exists())
+    if not there.is_dir():
+        raise UserError(f"--output-dir {path} cannot be made: {there} is no folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"--output-dir {path} cannot be written: no permission in {there}")
 
 
 def _require_document_ends(config: Config, tokenizer: Tokenizer | None) -> None:

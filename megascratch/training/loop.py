@@ -13,6 +13,8 @@ from megascratch.data.dataset import Dataset
 from megascratch.model.flops import flops_per_token
 from megascratch.optim.schedule import learning_rate
 from megascratch.parallel.collectives import all_reduce
+from megascratch.pipeline.recorder import Recorder
+from megascratch.training import schedule_trace
 from megascratch.training.hardware import matmul_peak, parameter_dtype, peak_memory
 from megascratch.training.report import Report
 from megascratch.training.setup import Run, saved_state
@@ -85,10 +87,16 @@ class _Loop:
         microbatches = num_microbatches(self.r.config, state.consumed_samples)
         batches = self.r.read(self.r.splits.train, state.consumed_samples, microbatches)
         lr = learning_rate(self.r.config.optim, state.step, state.consumed_samples)
-        result = self.r.trainer.train_step(batches, lr, state.step + 1)
+        recorder = None
+        if state.step + 1 == self.r.traced_step:
+            recorder = Recorder(self.mesh.pp, self.mesh.device)
+        result = self.r.trainer.train_step(batches, lr, state.step + 1, recorder)
         samples = microbatches * self.training.micro_batch_size * self.mesh.dp.size
         state.step, state.consumed_samples = state.step + 1, state.consumed_samples + samples
-        self.interval.add(result, samples, time.perf_counter() - start)
+        seconds = time.perf_counter() - start
+        self.interval.add(result, samples, seconds)
+        if recorder is not None:
+            self._tell_schedule(recorder, microbatches, seconds)
         if state.step % self.training.log_interval == 0 or state.step == 1 or state.step == self.r.total_steps:
             self._log(result, lr)
         if self._validation_due():
@@ -118,6 +126,12 @@ class _Loop:
             row |= {"loss_scale": self.r.trainer.scale.scale, "skipped_steps": interval.skipped}
         if self.report is not None:
             self.report.step(row)
+
+    def _tell_schedule(self, recorder: Recorder, microbatches: int, seconds: float) -> None:
+        trace = schedule_trace.gather(self.r.trainer, recorder, microbatches)
+        config, step = self.r.config, self.state.step
+        if self.report is not None:
+            self.report.say(schedule_trace.write(trace, config.parallel, step, seconds, config.training.output_dir))
 
     def _validation_due(self) -> bool:
         interval = self.training.eval_interval

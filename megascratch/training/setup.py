@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from megascratch.checkpoint import find, load, steps
-from megascratch.config.errors import UserError
+from megascratch.config.errors import SettingError, UserError
 from megascratch.config.settings import Config
 from megascratch.data.batch import Batch
 from megascratch.data.dataset import Dataset
@@ -41,6 +41,7 @@ class Run:
     read: ReadStep
     tokenizer: Tokenizer | None
     total_steps: int
+    traced_step: int | None  # whose schedule is timed and drawn
 
 
 def prepare(config: Config) -> Run:
@@ -51,6 +52,7 @@ def prepare(config: Config) -> Run:
     """
     config, tokenizer, splits, total_steps = open_inputs(config)
     start = _checkpoint_to_load(config)
+    traced_step = _traced_step(config, _step_of(start), total_steps)
     device = choose_device(config.training.device, int(os.environ.get("LOCAL_RANK", "0")))
     timeout = timedelta(minutes=config.parallel.distributed_timeout_minutes)
     backend = config.parallel.distributed_backend or ("nccl" if device.type == "cuda" else "gloo")
@@ -65,7 +67,8 @@ def prepare(config: Config) -> Run:
     if start is not None:
         state = TrainState.from_dict(load(start, trainer.held(), mesh.world)["train_state"])
         trainer.restore(state)
-    return Run(config, mesh, trainer, state, splits, _reader(config, mesh, tokenizer), tokenizer, total_steps)
+    read = _reader(config, mesh, tokenizer)
+    return Run(config, mesh, trainer, state, splits, read, tokenizer, total_steps, traced_step)
 
 
 def saved_state(run: Run) -> dict:
@@ -104,9 +107,24 @@ def _checkpoint_to_load(config: Config) -> Path | None:
     assert training.save is not None
     later = [path for path in steps(training.save) if start is None or path.name > start.name]
     if later:
-        begin = f"step {int(start.name.removeprefix('step_'))}" if start else "scratch"
+        begin = f"step {_step_of(start)}" if start else "scratch"
         raise UserError(
             f"--save {training.save} already holds {later[0].name} and this run starts from {begin}: a checkpoint is "
             "never overwritten; use --load to go on from it, another --output-dir, or delete it"
         )
     return start
+
+
+def _step_of(start: Path | None) -> int:
+    """How many steps a checkpoint has behind it."""
+    return int(start.name.removeprefix("step_")) if start else 0
+
+
+def _traced_step(config: Config, done: int, total_steps: int) -> int | None:
+    """The step whose schedule is timed; by default a steady one, behind the first ones that are slow."""
+    asked = config.training.trace_schedule_step
+    if not config.training.trace_schedule or done >= total_steps:
+        return None
+    if asked is not None and not done < asked <= total_steps:
+        raise SettingError(f"trace-schedule-step ({asked}) must be a step of this run: use {done + 1} to {total_steps}")
+    return asked or min(done + 5, total_steps)

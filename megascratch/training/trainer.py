@@ -18,7 +18,8 @@ from megascratch.parallel.collectives import CommunicationError, all_reduce
 from megascratch.parallel.held import Held
 from megascratch.parallel.mesh import Mesh
 from megascratch.pipeline import runtime
-from megascratch.pipeline.passes import compile_order, placement_of
+from megascratch.pipeline.passes import Orders, compile_order, placement_of
+from megascratch.pipeline.recorder import Recorder
 from megascratch.pipeline.runtime import TensorSpec
 from megascratch.pipeline.schedule import Action, Placement
 from megascratch.pipeline.stage import Stage
@@ -61,8 +62,10 @@ class Trainer:
         if mesh.links is not None:
             runtime.connect(mesh.links, mesh.device)
 
-    def train_step(self, batches: Sequence[Batch], lr: float, step: int = 0) -> StepResult:
-        """Forward, backward, gradient sums, clipping and the update.
+    def train_step(
+        self, batches: Sequence[Batch], lr: float, step: int = 0, recorder: Recorder | None = None
+    ) -> StepResult:
+        """Forward, backward, gradient sums, clipping and the update; `recorder` notes what the pipeline does.
 
         Raises:
             FloatingPointError: a gradient is not finite (fp16 with a dynamic scale skips the update instead).
@@ -70,7 +73,7 @@ class Trainer:
         tokens = self._valid_tokens(batches)
         batches = [batch.to(self.mesh.device) for batch in batches]
         losses = runtime.run(
-            self._order(len(batches)),
+            self.orders(len(batches))[self.mesh.pp.rank],
             self.stages,
             self.mesh.links,
             batches,
@@ -79,6 +82,7 @@ class Trainer:
             self._before_backward,
             step,
             self.placement,
+            recorder,
         )
         try:
             norm = self._update(lr, step)
@@ -132,9 +136,10 @@ class Trainer:
         self.data_parallel.load_scalars(state.optimizer)
         self.data_parallel.loaded()
 
-    def _order(self, microbatches: int) -> Sequence[Action]:
+    def orders(self, microbatches: int) -> Orders:
+        """What each rank of the pipeline runs in a step."""
         if self.table is not None:
-            return self.table.order(self.mesh.pp.rank, microbatches)
+            return self.table.of(microbatches)
         parallel = self.config.parallel
         assert parallel.pipeline_schedule is not None
         return compile_order(
@@ -143,7 +148,7 @@ class Trainer:
             microbatches,
             len(self.chunks),
             parallel.microbatch_group_size_per_virtual_pipeline_stage,
-        )[self.mesh.pp.rank]
+        )
 
     def _before_backward(self, action: Action, last: bool) -> None:
         self.data_parallel.begin(action.chunk, last)

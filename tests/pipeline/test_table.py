@@ -71,6 +71,6 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
 def test_a_file_plays_its_own_number_of_microbatches(tmp_path):
     (tmp_path / "own.csv").write_text("0F0,0B0\n1F0,1B0\n")
     table = read_table(str(tmp_path / "own.csv"))
-    assert [str(action) for action in table.order(1, 1)] == ["RF0", "F0", "B0", "SB0"]
+    assert [str(action) for action in table.of(1)[1]] == ["RF0", "F0", "B0", "SB0"]
     with pytest.raises(UserError, match="plays 1 micro-batches, but a step has 4: set global-batch-size to 1 x"):
-        table.order(1, 4)
+        table.of(4)

@@ -142,6 +142,28 @@ def test_two_ranks_under_torchrun_train_the_model_of_one(tmp_path):
     assert main(onward) == 0 and [row["step"] for row in rows(tmp_path / "onward")] == [7, 8, 8]
 
 
+def test_a_traced_step_is_told_drawn_and_can_be_played_again(tmp_path, capsys):
+    assert main(mock(tmp_path, trace_schedule=True)) == 0
+    said = capsys.readouterr().out
+    assert "schedule of step 5: 1f1b, all actions in the compiled order" in said
+    again = said.split("again: megascratch ")[1].splitlines()[0].split()
+    assert main([*again, "--json"]) == 0
+    played = json.loads(capsys.readouterr().out)["nonblocking"]["total"]
+    found = json.loads((tmp_path / "schedule_step_5.json").read_text())
+    assert [span["action"] for span in found["spans"]] == [f"{op}{m}" for m in range(4) for op in "FB"]
+    assert played == pytest.approx(found["played_with_medians"]["seconds"]) and found["disorder"] is None
+    assert found["played"]["seconds"] <= found["happened"]["seconds"] <= found["step_seconds"]
+    assert "as it happened" in (tmp_path / "schedule_step_5.svg").read_text()
+
+
+def test_a_step_to_trace_must_be_one_of_the_run(tmp_path, capsys):
+    refused(capsys, mock(tmp_path, trace_schedule=True, trace_schedule_step=7), "(7)", "use 1 to 6")
+    assert main(mock(tmp_path, train_iters=2, lr_decay_iters=2, lr_warmup_iters=1)) == 0
+    capsys.readouterr()
+    onward = {"load": tmp_path / "checkpoints", "trace_schedule": True, "trace_schedule_step": 2}
+    refused(capsys, mock(tmp_path / "onward", **onward), "(2)", "use 3 to 6")
+
+
 # ---- bad input -------------------------------------------------------------------------------------------------
 
 
@@ -160,6 +182,7 @@ BAD_LAYOUTS = {
     "batch not divisible": ({"global-batch-size": 5}, 2, ("global-batch-size (5) must divide", "use 4 or 6")),
     "world does not fit": ({"tensor-model-parallel-size": 2}, 3, ("world size (3)", "start 2 or 4 processes")),
     "unknown flag": ({"hiden-size": 32}, 1, ("--hiden-size", "did you mean --hidden-size?")),
+    "output folder is a file": ({"output-dir": __file__}, 1, ("--output-dir", "test_pretrain.py", "is no folder")),
     "no such checkpoint": ({"load": "nowhere"}, 1, ("no checkpoint", "nowhere")),
 }  # fmt: skip
 

@@ -1,0 +1,83 @@
+"""One step of the run under the clock: a picture of what happened over what the simulator plays, the times, the spans.
+
+    schedule_step_5.svg    both timelines
+    schedule_step_5.csv    median times of each virtual stage, for `megascratch schedule play --times`
+    schedule_step_5.json   every span of every rank, and the figures
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from megascratch.config.settings import ParallelConfig
+from megascratch.parallel.collectives import all_gather_objects
+from megascratch.pipeline import chart
+from megascratch.pipeline.play import Timeline
+from megascratch.pipeline.recorder import Recorder
+from megascratch.pipeline.times import format_times
+from megascratch.pipeline.trace import Trace
+from megascratch.training.trainer import Trainer
+
+
+def gather(trainer: Trainer, recorder: Recorder, microbatches: int) -> Trace:
+    """The step of this rank's pipeline; called by all of its ranks."""
+    spans = all_gather_objects(recorder.spans(), trainer.mesh.pp)
+    return Trace.of(trainer.orders(microbatches), trainer.placement, spans)
+
+
+def write(trace: Trace, parallel: ParallelConfig, step: int, seconds: float, folder: str) -> str:
+    """Writes the files; returns what to tell the user. `seconds`: of the whole step."""
+    base, again = Path(folder) / f"schedule_step_{step}", _arguments(trace, parallel)
+    picture, times, spans = (base.with_suffix(suffix) for suffix in (".svg", ".csv", ".json"))
+    titles = {
+        f"{again[0]}, step {step}, as it happened": trace.happened,
+        "as the simulator plays it, each action with its measured time": trace.played,
+    }
+    chart.stacked({f"{title}: {_figures(line)}": line for title, line in titles.items()}).savefig(picture)
+    times.write_text(format_times(trace.times), encoding="utf-8")
+    spans.write_text(json.dumps(_answer(trace, again[0], step, seconds), indent=1) + "\n", encoding="utf-8")
+    return "\n".join([
+        f"schedule of step {step}: {again[0]}, {trace.disorder or 'all actions in the compiled order'}",
+        f"  happened                           {_figures(trace.happened)}, of a step of {seconds:.4g} s",
+        f"  played, each action with its time  {_figures(trace.played)}: {_beside(trace.happened, trace.played)}",
+        f"  played, median times               {_figures(trace.typical)}: {_beside(trace.happened, trace.typical)}",
+        f"  picture {picture} | spans {spans} | again: megascratch schedule play {' '.join(again)} --times {times}",
+    ])  # fmt: skip
+
+
+def _figures(timeline: Timeline) -> str:
+    return f"{timeline.total:.4g} s, bubble {timeline.bubble_rate:.1%}"
+
+
+def _beside(happened: Timeline, played: Timeline) -> str:
+    return f"the run took {happened.total / played.total:.3f} times that"
+
+
+def _answer(trace: Trace, schedule: str, step: int, seconds: float) -> dict[str, Any]:
+    timelines = {"happened": trace.happened, "played": trace.played, "played_with_medians": trace.typical}
+    return {
+        "schedule": schedule,
+        "step": step,
+        "stages": trace.placement.ranks,
+        "virtual_stages": trace.placement.chunks,
+        "disorder": trace.disorder,
+        "step_seconds": seconds,
+        **{name: {"seconds": line.total, "bubble": line.bubble_rate} for name, line in timelines.items()},
+        "spans": [{"rank": rank, "action": str(action), "start": start, "end": end}
+                  for rank, spans in enumerate(trace.happened.spans) for action, start, end in spans],
+    }  # fmt: skip
+
+
+def _arguments(trace: Trace, parallel: ParallelConfig) -> list[str]:
+    """The words that name this schedule to `megascratch schedule`."""
+    if parallel.pipeline_schedule_csv is not None:
+        return [parallel.pipeline_schedule_csv]
+    assert parallel.pipeline_schedule is not None
+    numbers = {
+        "--stages": trace.placement.ranks,
+        "--microbatches": 1 + max(action.microbatch for action in trace.orders[0]),
+    }
+    if parallel.pipeline_schedule == "interleaved":
+        numbers["--virtual-stages"] = trace.placement.chunks
+        numbers["--group"] = parallel.microbatch_group_size_per_virtual_pipeline_stage or trace.placement.ranks
+    return [parallel.pipeline_schedule, *(f"{flag} {number}" for flag, number in numbers.items())]
