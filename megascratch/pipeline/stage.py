@@ -5,6 +5,7 @@ The input of a micro-batch and the gradient edge of its output are kept; the out
 and its memory is free once it has been sent.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property, partial
@@ -16,11 +17,13 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from megascratch.parallel.grad_sink import GradSink
 
+Waiting = deque[Callable[[], None]]
+
 
 class Deferred:
     """A sink that puts matrix products off, for a backward that is split into I and W; all else passes through."""
 
-    def __init__(self, inner: GradSink, waiting: list[Callable[[], None]]):
+    def __init__(self, inner: GradSink, waiting: Waiting):
         self.inner, self.waiting = inner, waiting
         self.rows, self.dense = inner.rows, inner.dense
 
@@ -39,7 +42,7 @@ class Stage:
         self.module, self.index, self.count = module, index, count
         self.is_first, self.is_last = index == 0, index == count - 1
         self._alive: dict[int, tuple[Tensor | None, GradientEdge]] = {}
-        self._waiting: dict[int, list[Callable[[], None]]] = {}
+        self._waiting: dict[int, Waiting] = {}
 
     def forward(self, microbatch: int, x: Tensor | None, batch: Any) -> Tensor:
         """The output, cut off from its graph. Under no_grad nothing is kept."""
@@ -59,15 +62,16 @@ class Stage:
 
     def backward_input(self, microbatch: int, grad: Tensor) -> Tensor | None:
         """As `backward`, but weights with a sink get their matrix products only in `backward_weight`."""
-        waiting = self._waiting[microbatch] = []
+        waiting = self._waiting[microbatch] = deque()
         with self._deferring(waiting):
             return self.backward(microbatch, grad)
 
     @torch.no_grad()
     def backward_weight(self, microbatch: int) -> None:
-        """What `backward_input` put off."""
-        for deliver in self._waiting.pop(microbatch):
-            deliver()
+        """What `backward_input` put off; each product frees what it was made of."""
+        waiting = self._waiting.pop(microbatch)
+        while waiting:
+            waiting.popleft()()
 
     def reset(self) -> None:
         """Forgets every micro-batch, after a step that failed."""
@@ -79,7 +83,7 @@ class Stage:
         return tuple(self.module.parameters())
 
     @contextmanager
-    def _deferring(self, waiting: list[Callable[[], None]]) -> Iterator[None]:
+    def _deferring(self, waiting: Waiting) -> Iterator[None]:
         sinks = [(p, p.grad_sink) for p in self._parameters if hasattr(p, "grad_sink")]
         try:
             for parameter, sink in sinks:

@@ -193,6 +193,25 @@ def test_input_gradients_come_first_and_products_wait_for_their_turn():
     assert all(parameter.grad_sink is sink for parameter in module.parameters())
 
 
+class _Counting(Sink):
+    """Counts what still waits whenever a product is made."""
+
+    def linear(self, weight: nn.Parameter, x2d: Tensor, grad2d: Tensor) -> None:
+        self.arrived.append(sum(grad() is not None for grad in self.watched))
+
+
+def test_a_product_that_was_put_off_frees_what_it_was_made_of():
+    stage, sink = stages_of(0, 1, 1, sunk=True)[0], _Counting()
+    for parameter in stage.module.parameters():
+        parameter.grad_sink = sink
+    loss = stage.forward(0, None, batches_of(1)[0])
+    stage.backward_input(0, torch.ones_like(loss))
+    sink.arrived.clear()
+    sink.watched = [weakref.ref(product.args[2]) for product in stage._waiting[0]]
+    stage.backward_weight(0)
+    assert sink.arrived == [7, 6, 5, 4, 3, 2, 1]
+
+
 # ---- what the caller sees --------------------------------------------------------------------------------------
 
 
