@@ -24,6 +24,9 @@ from megascratch.parallel.grad_sink import GradSink
 from megascratch.parallel.mesh import Axis
 from megascratch.parallel.shard import Part, Shard
 
+# What torch.compile itself calls; not every build of torch has it.
+_onednn = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
+
 
 class _Linear(torch.autograd.Function):
     """x Wᵀ + b. Backward overlaps the sum of the input's gradient over the axis with the weight's gradient."""
@@ -32,7 +35,7 @@ class _Linear(torch.autograd.Function):
     def forward(ctx, x: Tensor, weight: nn.Parameter, bias: Tensor | None, axis: Axis, gather: bool) -> Tensor:
         ctx.save_for_backward(x)  # under SP only this rank's part is kept, and gathered again
         ctx.layer = weight, axis, gather, bias is not None
-        return F.linear(all_gather(x, axis) if gather else x, weight, bias)
+        return _product(all_gather(x, axis) if gather else x, weight, bias)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
@@ -49,6 +52,15 @@ class _Linear(torch.autograd.Function):
         grad_weight = _weight_gradient(weight, x.flatten(0, -2), grad_2d)
         grad_bias = grad_2d.sum(0) if has_bias else None
         return pending.wait() if pending else grad_x, grad_weight, grad_bias, None, None
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x Wᵀ + b. On a CPU in fp32 by oneDNN, which multiplies by a transposed matrix faster than MKL: on AMD's by a
+    quarter to a third."""
+    if _onednn is not None and x.dtype == torch.float32 and x.device.type == "cpu":
+        y = _onednn(x.flatten(0, -2), weight, bias, "none", [], "")
+        return torch.ops.aten._unsafe_view(y, (*x.shape[:-1], len(weight)))  # as F.linear does: autograd sees no view
+    return F.linear(x, weight, bias)
 
 
 def _weight_gradient(weight: nn.Parameter, x: Tensor, grad: Tensor) -> Tensor | None:
