@@ -1,4 +1,4 @@
-"""JSONL to .bin/.idx under the name that people who come from Megatron know: the same as `megascratch preprocess`."""
+"""Text to .bin/.idx under the name that people who come from Megatron know: the same as `megascratch preprocess`."""
 
 import sys
 

@@ -112,7 +112,7 @@ def _text(text: object, key: str) -> str:
     if not isinstance(text, str):
         raise BadLine(f"key {key!r} holds {type(text).__name__}, not a text")
     try:
-        text.encode()
+        text.isascii() or text.encode()
     except UnicodeEncodeError as error:
         raise BadLine(f"key {key!r} holds half a surrogate pair at place {error.start + 1}: not a text") from error
     return text

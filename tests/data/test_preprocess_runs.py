@@ -103,9 +103,8 @@ def test_a_shard_that_is_not_what_was_written_is_given_up(tmp_path, path, expect
     assert content(run(tmp_path, path, flags=FLAGS)) == expected
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
-def test_a_full_disk_ends_the_run_and_the_same_command_goes_on(tmp_path, path, expected, workers):
-    command = tool(tmp_path, "--input", str(path), "--workers", workers)
+def test_a_full_disk_ends_the_run_and_the_same_command_goes_on(tmp_path, path, expected):
+    command = tool(tmp_path, "--input", str(path), "--workers", "2")
 
     def no_room():
         resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
@@ -118,10 +117,10 @@ def test_a_full_disk_ends_the_run_and_the_same_command_goes_on(tmp_path, path, e
 
 
 def test_a_bomb_is_one_bad_line_and_memory_stays_flat(tmp_path):
-    """300 MB in one line, packed in 300 KB, with 800 MB of address space, most of it the libraries'."""
+    """150 MB in one line, packed in 150 KB, with 800 MB of address space, most of it the libraries'."""
     good = gzip.compress(b'{"text": "ok"}\n')
     bomb = tmp_path / "x.jsonl.gz"
-    bomb.write_bytes(good + gzip.compress(b"x" * (1 << 20)) * 300 + gzip.compress(b"\n") + good)
+    bomb.write_bytes(good + gzip.compress(b"x" * (1 << 20)) * 150 + gzip.compress(b"\n") + good)
     command = [*tool(tmp_path, "--input", str(bomb), "--workers", "2"), "--shard-bytes", "100000"]
 
     def little_room():

@@ -1,0 +1,171 @@
+"""Text to .bin/.idx, from the start of the process to files on disk: `megascratch preprocess` beside two other ways.
+
+    usual       json, Hugging Face's tokenizers and one writer, in one process
+    gigatoken   json, gigatoken on all texts at once and one writer, in one process: the fastest known engine
+
+All make the same bytes (checked), with one byte-level BPE of 32,000 tokens trained here. The text is made here, too:
+the standard library's sources and seeded words of many scripts. Sides run in turn; the result is the median ratio.
+
+    python benchmarks/bench_preprocess.py [--megabytes 100] [--workers 1 2] [--sides gigatoken usual]
+"""
+
+import argparse
+import itertools
+import json
+import random
+import statistics
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import psutil
+from alternate import alternate
+
+from megascratch.data.indexed import Writer, token_dtype
+
+SCRIPTS = [range(0x61, 0x7B), range(0x430, 0x450), range(0x3B1, 0x3CA), range(0x4E00, 0x4E80)]  # Latin to Chinese
+DOCUMENT = 4000  # characters
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--megabytes", type=int, default=100)
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--sides", nargs="*", choices=SIDES, default=list(SIDES))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", nargs=3, metavar=("SIDE", "FOLDER", "OUT"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.only:
+        side, folder, out = options.only
+        SIDES[side](Path(folder), out)
+        return
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        size = make_text(folder / "text.jsonl", options.megabytes * 10**6)
+        train(folder)
+        print(f"{size / 1e6:.0f} MB of JSONL; times from process start to files on disk; memory of all processes")
+        for workers, side in itertools.product(options.workers, options.sides):
+            compare(folder, size, workers, side, options.rounds)
+
+
+def make_text(path: Path, size: int) -> int:
+    """JSONL of at least `size` bytes; gives its bytes."""
+    written = 0
+    with path.open("wb") as file:
+        for number, text in enumerate(texts()):
+            written += file.write(json.dumps({"id": number, "text": text}).encode() + b"\n")
+            if written >= size:
+                return written
+    raise AssertionError("the texts never end")
+
+
+def texts() -> Iterator[str]:
+    """Nine documents of Python to one of made-up words, again and again."""
+    library = Path(sysconfig.get_paths()["stdlib"])
+    sources = sorted(path for path in library.rglob("*.py") if "site-packages" not in path.parts)
+    for dice in map(random.Random, itertools.count()):
+        for place, path in enumerate(sources):
+            text = path.read_text(encoding="utf-8", errors="replace")
+            yield from (text[start : start + DOCUMENT] for start in range(0, len(text), DOCUMENT))
+            if place % 2 == 0:
+                yield words(dice)
+
+
+def words(dice: random.Random) -> str:
+    letters = dice.choice(SCRIPTS)
+    return " ".join("".join(map(chr, dice.choices(letters, k=dice.randint(1, 9)))) for _ in range(DOCUMENT // 6))
+
+
+def train(folder: Path) -> None:
+    """tokenizer.json, from the first 2,000 documents."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=32000,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    with (folder / "text.jsonl").open("rb") as file:
+        tokenizer.train_from_iterator((json.loads(line)["text"] for line in itertools.islice(file, 2000)), trainer)
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def compare(folder: Path, size: int, workers: int, side: str, rounds: int) -> None:
+    """One line for one number of workers and one other way."""
+    peaks: dict[str, list[float]] = {"ours": [], side: []}
+    script = [sys.executable, __file__, "--only", side, str(folder), str(folder / "theirs")]
+    ours, theirs = (partial(measured, command, peaks[name]) for name, command in
+                    (("ours", command(folder, workers)), (side, script)))  # fmt: skip
+    pair = alternate(ours, theirs, rounds, warmup=1)
+    for suffix in (".bin", ".idx"):
+        pairs = [(folder / f"{name}{suffix}").read_bytes() for name in ("ours_text_document", "theirs")]
+        assert pairs[0] == pairs[1], f"{side}: {suffix} differs"
+    memory = {name: statistics.median(values) for name, values in peaks.items()}
+    print(
+        f"{workers} worker{'s' if workers > 1 else ' '} beside {side:<10} {pair}   "
+        f"{size / pair.ours / 1e6:.0f} and {size / pair.theirs / 1e6:.0f} MB/s   "
+        f"memory {memory['ours']:.0f} and {memory[side]:.0f} MB   same bytes",
+        flush=True,
+    )
+
+
+def command(folder: Path, workers: int) -> list[str]:
+    flags = {
+        "--input": folder / "text.jsonl", "--tokenizer-model": folder / "tokenizer.json",
+        "--tokenizer-type": "HuggingFaceTokenizer", "--output-prefix": folder / "ours", "--workers": workers,
+        "--log-interval": 10**9,
+    }  # fmt: skip
+    flat = [str(word) for pair in flags.items() for word in pair]
+    return [sys.executable, "-m", "megascratch", "preprocess", *flat, "--append-eod", "--overwrite"]
+
+
+def measured(words: list[str], peaks: list[float]) -> None:
+    """Runs a command to its end; notes the largest sum of its processes' resident memory in MB."""
+    process = psutil.Popen(words, stdout=subprocess.DEVNULL)
+    peak = 0
+    while process.poll() is None:
+        try:
+            peak = max(peak, sum(one.memory_info().rss for one in [process, *process.children(recursive=True)]))
+        except psutil.NoSuchProcess:
+            continue
+        time.sleep(0.02)
+    assert process.returncode == 0, words
+    peaks.append(peak / 1e6)
+
+
+def usual(folder: Path, out: str) -> None:
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    eod = tokenizer.token_to_id("<|endoftext|>")
+    with (folder / "text.jsonl").open() as file, Writer(out, token_dtype(tokenizer.get_vocab_size())) as writer:
+        for line in file:
+            writer.add_document([*tokenizer.encode(json.loads(line)["text"]).ids, eod])
+
+
+def with_gigatoken(folder: Path, out: str) -> None:
+    import gigatoken
+
+    tokenizer = gigatoken.Tokenizer.from_json((folder / "tokenizer.json").read_text())
+    with (folder / "text.jsonl").open() as file:
+        documents = tokenizer.encode_batch([json.loads(line)["text"] for line in file], parallel=False)
+    eod = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]["<|endoftext|>"]
+    with Writer(out, token_dtype(tokenizer.vocab_size)) as writer:
+        for ids in documents:
+            writer.add_document(np.append(np.asarray(ids), eod))
+
+
+SIDES = {"gigatoken": with_gigatoken, "usual": usual}
+
+if __name__ == "__main__":
+    main()
