@@ -112,6 +112,15 @@ def test_a_sample_is_rearranged_document_by_document_and_always_alike(tmp_path):
         assert len(dataset.spans(number)) == len(plain.spans(number)) and len(dataset) == len(plain)
 
 
+def test_the_same_document_is_cut_anew_in_each_sample_and_at_each_place():
+    class Same:
+        def __getitem__(self, number):
+            return np.array([*range(1, 31), 0, *range(1, 31), 0])
+
+    samples = [FillInMiddle(Same(), IDS, seed=5, eod=0)[number] for number in range(20)]
+    assert len({tuple(half) for sample in samples for half in (sample[:31], sample[31:])}) > 30
+
+
 def test_settings_choose_packing_and_rearrange_training_alone(tmp_path):
     data = DataConfig(
         data_path=[counting(tmp_path / "c", [10] * 100)], split="80,20", seq_length=19, packing="best-fit",
