@@ -22,6 +22,10 @@ def _table(config: Config) -> list[tuple[bool, str]]:
             "use-distributed-optimizer changes nothing with one data-parallel rank",
         ),
         (
+            not parallel.overlap_param_gather and not parallel.use_distributed_optimizer,
+            "overlap-param-gather changes nothing without use-distributed-optimizer",
+        ),
+        (
             parallel.optimizer_cpu_offload and config.training.device == "cpu",
             "optimizer-cpu-offload saves no memory with device cpu: it only copies",
         ),

@@ -232,6 +232,7 @@ def test_a_legal_config_is_accepted(world, values):
     [
         ({"sequence_parallel": True}, "sequence-parallel changes nothing with tensor-model-parallel-size 1"),
         ({"use_distributed_optimizer": True}, "use-distributed-optimizer changes nothing with one data-parallel rank"),
+        ({"overlap_param_gather": False}, "overlap-param-gather changes nothing without use-distributed-optimizer"),
         ({"rotary_base": 5e5}, "rotary-base changes nothing without position-embedding-type rope"),
         ({"rotary_percent": 0.5}, "rotary-percent changes nothing without position-embedding-type rope"),
         ({"optimizer_cpu_offload": True, "device": "cpu"}, "optimizer-cpu-offload saves no memory with device cpu"),
