@@ -133,6 +133,7 @@ class _Run:
         self._tokenizer, self._plan, self._folder = tokenizer, plan, Path(job.folder)
         self._finished: dict[int, Summary] = {}
         self._copies: dict[int, list[Path]] = {}
+        self._cut = 0
 
     def encode_only(self, engine: Engine) -> None:
         """This process's share of the shards."""
@@ -150,6 +151,7 @@ class _Run:
                     self._finished[summary.number] = summary
                     while merge.shards in self._finished:
                         self._append(merge, self._finished.pop(merge.shards))
+                assert merge.shards == self._cut, "an engine lost a piece"
                 self._require_documents(merge)
                 merge.finish([self._manifest(merge, key) for key in range(len(prefixes))])
             place(self._folder, prefixes, bad_lines_path(self._output.prefix))
@@ -185,6 +187,7 @@ class _Run:
     def _missing(self, left: list[Summary]) -> Iterator[Piece]:
         """The pieces of this process that no earlier run has encoded; the summaries of the others go to `left`."""
         for piece in gather(self._spans(), self._output.shard_bytes):
+            self._cut += 1
             copies = [Path(span.path) for span in piece.spans if span.path != span.name]
             summary = read_summary(self._folder, piece.number)
             mine = self._output.shard is None or piece.number % self._output.shard[1] == self._output.shard[0]
