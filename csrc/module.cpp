@@ -42,7 +42,7 @@ View<T> view(const py::array& array, const char* name, py::ssize_t dims = 1) {
 
 // Calls f with the array as 32-bit or as 64-bit integers, whatever it holds.
 template <typename F>
-auto with_order(const py::array& array, const char* name, F f) {
+auto with_integers(const py::array& array, const char* name, F f) {
     return holds<std::int32_t>(array) ? f(view<std::int32_t>(array, name)) : f(view<std::int64_t>(array, name));
 }
 
@@ -95,22 +95,25 @@ py::array_t<std::int64_t> legacy_draws(std::int64_t place, std::int64_t count, p
     return result;
 }
 
-py::array_t<std::int64_t> sample_index(const Converted<std::int64_t>& lengths, const Converted<std::int64_t>& order,
-                                       std::int64_t seq_length, bool keep_partial, std::int64_t start) {
+py::array_t<std::int64_t> sample_index(const py::array& lengths, const py::array& order, std::int64_t seq_length,
+                                       bool keep_partial, std::int64_t start) {
     require(seq_length >= 1, "seq_length " + std::to_string(seq_length) + " must be at least 1");
     require(start >= 0, "start " + std::to_string(start) + " is negative");
-    const auto sizes = view<std::int64_t>(lengths, "lengths"), sequences = view<std::int64_t>(order, "order");
-    std::int64_t tokens = 0, samples = 0;
-    {
-        py::gil_scoped_release free;
-        tokens = count_tokens(sizes, sequences);
-        samples = count_samples(tokens, seq_length, keep_partial, start);
-    }
-    py::array_t<std::int64_t> result({samples + 1, std::int64_t{2}});
-    std::int64_t* rows = result.mutable_data();
-    py::gil_scoped_release free;
-    cut(sizes, sequences, tokens, seq_length, start, samples, rows);
-    return result;
+    return with_integers(lengths, "lengths", [&](auto sizes) {
+        return with_integers(order, "order", [&](auto sequences) {
+            std::int64_t tokens = 0, samples = 0;
+            {
+                py::gil_scoped_release free;
+                tokens = count_tokens(sizes, sequences);
+                samples = count_samples(tokens, seq_length, keep_partial, start);
+            }
+            py::array_t<std::int64_t> result({samples + 1, std::int64_t{2}});
+            std::int64_t* rows = result.mutable_data();
+            py::gil_scoped_release free;
+            cut(sizes, sequences, tokens, seq_length, start, samples, rows);
+            return result;
+        });
+    });
 }
 
 template <typename Row>
@@ -120,7 +123,7 @@ py::array walk_rows(const py::array& lengths, const py::array& order, std::int64
     const auto sizes = view<std::int32_t>(lengths, "lengths");
     py::array_t<Row> result({rows, std::int64_t{2}});
     Row* out = result.mutable_data();
-    with_order(order, "order", [&](auto sequences) {
+    with_integers(order, "order", [&](auto sequences) {
         py::gil_scoped_release free;
         walk(sizes, sequences, seq_length, from, rows, out);
     });
@@ -178,7 +181,7 @@ py::array_t<std::int64_t> pieces_of(const py::array& lengths, const py::array& o
                                     std::int64_t offset, std::int64_t last_place, std::int64_t last_offset) {
     const auto sizes = view<std::int32_t>(lengths, "lengths");
     std::vector<std::int64_t> rows;
-    with_order(order, "order", [&](auto sequences) {
+    with_integers(order, "order", [&](auto sequences) {
         py::gil_scoped_release free;
         pieces_between(sizes, sequences, Place{place, offset}, Place{last_place, last_offset}, [&](const Piece& piece) {
             rows.insert(rows.end(), {piece.sequence, piece.offset, piece.count});

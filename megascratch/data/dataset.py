@@ -154,11 +154,12 @@ class Corpus(OneSource):
             sequences = np.arange(self.first, self.stop, dtype=np.int64)
             samples, start = np.arange(self._count, dtype=np.int64), 0
         else:
-            sequences = self.first + permutation(self.stop - self.first, stream_key(self.seed, epoch, SEQUENCES))
+            sequences = permutation(self.stop - self.first, stream_key(self.seed, epoch, SEQUENCES))
+            sequences += self.first
             samples = permutation(self._count, stream_key(self.seed, epoch, SAMPLES))
             start = stream_key(self.seed, epoch, FIRST_CUT) % self.seq_length
             sequences = self._closed(sequences, start)
-        cuts = sample_index(self.source.lengths.astype(np.int64), sequences, self.seq_length, self.finite, start)
+        cuts = sample_index(self.source.lengths, sequences, self.seq_length, self.finite, start)
         return {"sequences": sequences, "cuts": cuts[: self._count + 1], "samples": samples}
 
     def _closed(self, sequences: np.ndarray, start: int) -> np.ndarray:
