@@ -47,7 +47,7 @@ auto with_integers(const py::array& array, const char* name, F f) {
 }
 
 template <typename T>
-py::array_t<T> moved(const std::vector<T>& values) {
+py::array_t<T> array_of(const std::vector<T>& values) {
     return py::array_t<T>(static_cast<py::ssize_t>(values.size()), values.data());
 }
 
@@ -187,7 +187,7 @@ py::array_t<std::int64_t> pieces_of(const py::array& lengths, const py::array& o
             rows.insert(rows.end(), {piece.sequence, piece.offset, piece.count});
         });
     });
-    return moved(rows).reshape({py::ssize_t{-1}, py::ssize_t{3}});
+    return array_of(rows).reshape({py::ssize_t{-1}, py::ssize_t{3}});
 }
 
 py::array_t<std::int64_t> read_pieces(const py::tuple& file, const py::array& pieces) {
@@ -207,7 +207,7 @@ std::pair<py::array_t<std::int64_t>, py::array_t<std::int64_t>> best_fit_pieces(
         py::gil_scoped_release free;
         packed = best_fit(sizes, first, stop, seq_length);
     }
-    return {moved(packed.pieces).reshape({py::ssize_t{-1}, py::ssize_t{2}}), moved(packed.ends)};
+    return {array_of(packed.pieces).reshape({py::ssize_t{-1}, py::ssize_t{2}}), array_of(packed.ends)};
 }
 
 std::pair<py::array_t<std::int64_t>, py::array_t<std::int64_t>> blend_samples(const Converted<double>& weights,

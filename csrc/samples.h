@@ -64,6 +64,7 @@ void walk(const View<std::int32_t>& lengths, const View<Order>& order, std::int6
     constexpr std::int64_t ahead = 48;
     require(seq_length >= 1 && seq_length <= std::int64_t{1} << 40,
             "seq_length " + std::to_string(seq_length) + " must be from 1 to 2^40");
+    require(order.size() <= std::numeric_limits<Row>::max(), "32-bit rows cannot name so many places");
     require(from.place >= 0 && from.offset >= 0, "a walk begins at place 0, offset 0 or later");
     std::int64_t need = from.offset;  // tokens from the begin of this place to the next row
     for (std::int64_t place = from.place; rows > 0; ++place) {
