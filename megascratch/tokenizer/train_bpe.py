@@ -2,7 +2,7 @@
 frequent ones the pair of lower ids), whichever engine finds them. Byte b has id b, merges follow, special tokens end.
 
 gigatoken's trainer knows GPT-2's split alone; it is used where its merges are the reference's on the beginning of the
-text, every character is one that both know, and there was enough text for every merge. Texts reach it through a file
+text, every character is one that both know, and there is enough text for every merge. Texts reach it through a file
 of their own, so memory does not grow with them.
 """
 
@@ -23,6 +23,7 @@ from megascratch.tokenizer.vocabulary import END_OF_TEXT, Vocabulary, from_recor
 
 BYTES = {bytes([byte]): byte for byte in range(256)}
 BETWEEN = b"\xff"  # no UTF-8 text has this byte
+BYTES_PER_MERGE = 500  # with less text gigatoken's trainer is the slower one: rare pairs all have the same few counts
 SAMPLE, SAMPLE_MERGES = 200_000, 300  # characters of text and number of merges in the self-check
 
 Merges = list[tuple[bytes, bytes]]
@@ -60,16 +61,20 @@ def _merges(texts: Iterator[str], wanted: int, split: str) -> Merges:
         return by_reference(texts, wanted, split)
     with tempfile.TemporaryDirectory(prefix="megascratch-") as folder:
         corpus = Path(folder) / "corpus"
-        known = _write(texts, corpus)
-        start = [text[:SAMPLE] for text in _first(_read(corpus), SAMPLE)]
-        checked = min(wanted, SAMPLE_MERGES)
-        sample = corpus.with_name("sample")
-        _write(start, sample)
-        if known and by_gigatoken(sample, checked) == by_reference(start, checked, split):
+        known = _write(texts, corpus) and corpus.stat().st_size >= wanted * BYTES_PER_MERGE
+        if known and _agree(corpus, min(wanted, SAMPLE_MERGES)):
             merges = by_gigatoken(corpus, wanted)
             if _is_alive(merges, corpus):
                 return merges
         return by_reference(_read(corpus), wanted, split)
+
+
+def _agree(corpus: Path, wanted: int) -> bool:
+    """Whether both trainers find the same on the beginning of the text."""
+    start = [text[:SAMPLE] for text in _first(_read(corpus), SAMPLE)]
+    sample = corpus.with_name("sample")
+    _write(start, sample)
+    return by_gigatoken(sample, wanted) == by_reference(start, wanted, "gpt2")
 
 
 def _write(texts: Iterable[str], corpus: Path) -> bool:

@@ -93,7 +93,8 @@ def test_a_character_that_one_engine_does_not_know_goes_to_the_reference():
 
 
 @pytest.mark.parametrize("split", ["gpt2", "llama3"])
-def test_training_finds_the_merges_of_hugging_faces_trainer_and_twice_the_same(split):
+def test_training_finds_the_merges_of_hugging_faces_trainer_and_twice_the_same(split, monkeypatch):
+    monkeypatch.setattr(train_bpe, "BYTES_PER_MERGE", 0)
     texts = [*CODE, *(as_text(text) for text in probe() if engine.knows(as_text(text)))]
     found = train_bpe.train(texts, 2000, split)
     assert found.merges == train_bpe.by_reference(texts, 2000 - 257, split)
@@ -102,6 +103,11 @@ def test_training_finds_the_merges_of_hugging_faces_trainer_and_twice_the_same(s
 
 
 def test_the_trainer_falls_back_where_a_character_is_new_or_the_text_is_used_up(monkeypatch):
+    fast = []
+    monkeypatch.setattr(train_bpe, "_is_alive", lambda *args, alive=train_bpe._is_alive: fast.append(1) or alive(*args))
+    train_bpe._merges(iter(CODE), 9, "gpt2")
+    assert fast  # with enough text it is used
+    monkeypatch.setattr(train_bpe, "BYTES_PER_MERGE", 0)
     for texts, wanted in (["\U00033057\U000db3cc"] * 9, 12), (["hello hello a"], 50):
         assert train_bpe._merges(iter(texts), wanted, "gpt2") == train_bpe.by_reference(texts, wanted, "gpt2")
     monkeypatch.setattr(train_bpe, "by_gigatoken", lambda *_: [(b"a", b"b")])
