@@ -31,9 +31,9 @@ class Update:
         self.resident = [owned for owned in ranges if not owned.in_host_memory]
         self.adamw = AdamW([stretch for owned in self.resident for stretch in owned.stretches()], optim)
         self.pieces = [_piece(owned, optim) for owned in ranges if owned.in_host_memory]
-        device = ranges[0].weights.device
-        self.device = device if device.type == "cuda" and self.pieces else None
-        self.down, self.up = (torch.cuda.Stream(device) if self.device else None for _ in range(2))
+        on_cuda = [piece.owned.weights.device for piece in self.pieces if piece.owned.weights.is_cuda]
+        self.device = on_cuda[0] if on_cuda else None
+        self.down, self.up = (torch.cuda.Stream(self.device) if on_cuda else None for _ in range(2))
 
     @property
     def steps(self) -> int:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from megascratch.data_parallel.owned import first_elements
-from tests.laws.runs import assert_identical, config_of, trace
+from tests.laws.runs import assert_identical, assert_same, config_of, serial, trace
 from tests.pool import on_ranks
 from tests.training.test_trainer import build, load_and_train, train_and_save
 
@@ -41,6 +41,13 @@ def test_host_memory_holds_what_the_step_works_on_and_the_model_keeps_its_weight
         worked_on = (owned.master, owned.step_grads, owned.exp_avg, owned.exp_avg_sq)
         assert on_device.isdisjoint(tensor.untyped_storage().data_ptr() for tensor in worked_on)
         assert torch.equal(owned.master, owned.weights)
+
+
+@pytest.mark.parametrize("way", [{}, OFFLOAD], ids=["device", "host"])
+def test_a_stage_without_any_weight_has_nothing_to_update(way):
+    settings = {"pipeline_model_parallel_size": 4, "pipeline_model_parallel_layout": [1, 0, 0, 1], "num_layers": 2}
+    config = config_of(**settings, **way)
+    assert_same(serial(config), trace(config), 1e-9)
 
 
 @pytest.mark.parametrize(("fraction", "chosen"), [(0.0, 0), (0.1, 1), (0.5, 2), (0.51, 3), (1.0, 4)])
