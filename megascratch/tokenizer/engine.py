@@ -21,6 +21,7 @@ except ImportError:  # no wheel for this machine
     gigatoken_rs = None  # type: ignore[assignment]
 
 SAMPLE = 1 << 15  # characters of the text at hand in the self-check
+RENEWED = 1 << 28  # characters; words that never repeat leave about as many bytes behind
 
 UNICODE_17 = (
     (0x88F, 0x88F), (0xC5C, 0xC5C), (0xCDC, 0xCDC), (0x1ACF, 0x1ADD), (0x1AE0, 0x1AEB), (0xA7CE, 0xA7CF),
@@ -65,7 +66,7 @@ def fastest(tokenizer_json: str, reference: Encode, texts: Sequence[str], specia
         specials: special tokens, which the self-check mixes into hostile text.
     """
     try:
-        fast = _gigatoken(tokenizer_json, reference)
+        fast = _Gigatoken(tokenizer_json, reference)
         tried = filter(knows, map(as_text, [*probe(specials), *_beginning(texts)]))
         parted = first_difference(fast, reference, tried)
     except BaseException as error:  # a panic of its Rust code is no Exception
@@ -88,14 +89,27 @@ def _slow(reference: Encode, reason: str) -> Encode:
     return reference
 
 
-def _gigatoken(tokenizer_json: str, reference: Encode) -> Encode:
-    if gigatoken_rs is None:
-        raise ImportError("it is not installed: pip install gigatoken")
-    backend: Any = gigatoken_rs.load_hf_json(tokenizer_json)
-    before, after = _around(reference, backend.encode)
-    if not before.size and not after.size:
-        return lambda text: backend.encode(text).view(np.int32)
-    return lambda text: np.concatenate([before, backend.encode(text).view(np.int32), after])
+class _Gigatoken:
+    """Encodes with gigatoken. It remembers every word it met, so it starts anew after RENEWED characters: memory stays
+    bounded whatever the length of the text."""
+
+    def __init__(self, tokenizer_json: str, reference: Encode):
+        if gigatoken_rs is None:
+            raise ImportError("it is not installed: pip install gigatoken")
+        self._json = tokenizer_json
+        self._renew()
+        self._before, self._after = _around(reference, self._backend.encode)
+
+    def _renew(self) -> None:
+        self._backend: Any = gigatoken_rs.load_hf_json(self._json)
+        self._left = RENEWED
+
+    def __call__(self, text: str) -> np.ndarray:
+        self._left -= len(text)
+        if self._left < 0:
+            self._renew()
+        ids = self._backend.encode(text).view(np.int32)
+        return np.concatenate([self._before, ids, self._after]) if self._before.size or self._after.size else ids
 
 
 def _around(reference: Encode, bare: Encode) -> tuple[np.ndarray, np.ndarray]:

@@ -92,6 +92,13 @@ def test_a_character_that_one_engine_does_not_know_goes_to_the_reference():
     assert engine.knows("plain") and engine.knows("naïve 天 😀 𝕏")
 
 
+def test_an_engine_that_starts_anew_gives_the_same_ids(monkeypatch):
+    monkeypatch.setattr(engine, "RENEWED", 1000)
+    ours = HuggingFaceTokenizer(trained("gpt2").record())
+    texts = CODE[0].splitlines()
+    assert ours.encode_batch(texts).ids.tolist() == [id for text in texts for id in ours.encode(text)]
+
+
 @pytest.mark.parametrize("split", ["gpt2", "llama3"])
 def test_training_finds_the_merges_of_hugging_faces_trainer_and_twice_the_same(split, monkeypatch):
     monkeypatch.setattr(train_bpe, "BYTES_PER_MERGE", 0)
