@@ -41,7 +41,7 @@ NAMES_BY_INTERVAL = {
         lr_wsd_decay_samples recompute_num_layers eval_iters log_interval trace_schedule_step loss_scale_window
         hysteresis""",
     "[0, inf)": """
-        lr_warmup_iters lr_warmup_samples seed eval_interval save_interval
+        lr_warmup_iters lr_warmup_samples seed data_prefetch_steps eval_interval save_interval
         fim_prefix_id fim_middle_id fim_suffix_id
         lr min_lr lr_warmup_init weight_decay clip_grad""",
     "(0, inf)": """

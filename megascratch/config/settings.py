@@ -147,6 +147,8 @@ class DataConfig:
     """Id in front of a middle."""
     fim_suffix_id: int | None = None
     """Id in front of a suffix."""
+    data_prefetch_steps: int = 2
+    """Steps whose batches a background thread reads ahead; 0: none."""
     seq_length: int = 1024
     """Tokens per sample."""
     reset_position_ids: bool = False

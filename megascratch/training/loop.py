@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,9 @@ import torch
 
 from megascratch.checkpoint import save
 from megascratch.config.batch_size import num_microbatches
+from megascratch.data.batch import Batch
 from megascratch.data.dataset import Dataset
+from megascratch.data.prefetch import Prefetch
 from megascratch.model.flops import flops_per_token
 from megascratch.optim.schedule import learning_rate
 from megascratch.parallel.collectives import all_reduce
@@ -64,9 +67,10 @@ class _Loop:
         self._say(self._headline())
         stop, stopped = StopRequest(), False
         try:
-            while self.state.step < self.r.total_steps and not stopped:
-                self._step()
-                stopped = stop.agreed(self.mesh.world, self.mesh.device)
+            with Prefetch(self._upcoming(), self.r.config.data.data_prefetch_steps) as upcoming:
+                while self.state.step < self.r.total_steps and not stopped:
+                    self._step(upcoming)
+                    stopped = stop.agreed(self.mesh.world, self.mesh.device)
             if stopped:
                 self._say(f"asked to stop: saving after step {self.state.step}")
             elif self.r.splits.valid is not None and not self._validation_due():
@@ -81,22 +85,20 @@ class _Loop:
             self.report.close(summary)
         return summary
 
-    def _step(self) -> None:
+    def _step(self, upcoming: Iterator[list[Batch]]) -> None:
         start, state = time.perf_counter(), self.state
-        assert self.r.splits.train is not None
-        microbatches = num_microbatches(self.r.config, state.consumed_samples)
-        batches = self.r.read(self.r.splits.train, state.consumed_samples, microbatches)
+        batches = next(upcoming)
         lr = learning_rate(self.r.config.optim, state.step, state.consumed_samples)
         recorder = None
         if state.step + 1 == self.r.traced_step:
             recorder = Recorder(self.mesh.pp, self.mesh.device)
         result = self.r.trainer.train_step(batches, lr, state.step + 1, recorder)
-        samples = microbatches * self.training.micro_batch_size * self.mesh.dp.size
+        samples = self._samples(len(batches))
         state.step, state.consumed_samples = state.step + 1, state.consumed_samples + samples
         seconds = time.perf_counter() - start
         self.interval.add(result, samples, seconds)
         if recorder is not None:
-            self._tell_schedule(recorder, microbatches, seconds)
+            self._tell_schedule(recorder, len(batches), seconds)
         if state.step % self.training.log_interval == 0 or state.step == 1 or state.step == self.r.total_steps:
             self._log(result, lr)
         if self._validation_due():
@@ -104,6 +106,18 @@ class _Loop:
             self.valid_loss = self._evaluate("valid", self.r.splits.valid)
         if self.training.save_interval and state.step % self.training.save_interval == 0:
             self._save()
+
+    def _upcoming(self) -> Iterator[list[Batch]]:
+        """This rank's batches of each step that is left; read ahead of the steps, so it keeps its own position."""
+        consumed = self.state.consumed_samples
+        assert self.r.splits.train is not None
+        for _ in range(self.state.step, self.r.total_steps):
+            microbatches = num_microbatches(self.r.config, consumed)
+            yield self.r.read(self.r.splits.train, consumed, microbatches)
+            consumed += self._samples(microbatches)
+
+    def _samples(self, microbatches: int) -> int:
+        return microbatches * self.training.micro_batch_size * self.mesh.dp.size
 
     def _log(self, result: StepResult, lr: float) -> None:
         interval, self.interval = self.interval, self._fresh()
@@ -141,7 +155,7 @@ class _Loop:
         """The mean loss over the first eval_iters global batches of the split, or all of it if it is shorter; the same
         samples each time, and neither the data position nor any random stream moves."""
         microbatches = num_microbatches(self.r.config, self.state.consumed_samples)
-        samples = microbatches * self.training.micro_batch_size * self.mesh.dp.size
+        samples = self._samples(microbatches)
         rounds = min(self.training.eval_iters, -(-len(dataset) // samples))
         total = torch.zeros(2, dtype=torch.float64, device=self.mesh.device)
         for i in range(rounds):

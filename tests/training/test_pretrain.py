@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -101,9 +102,23 @@ def test_a_resumed_run_is_the_undisturbed_one_to_the_last_bit(tmp_path, precisio
     assert saved(tmp_path / "parts", 6) == saved(tmp_path / "whole", 6)
 
 
-def test_validation_and_checkpoints_on_the_way_change_nothing(tmp_path):
-    assert main(mock(tmp_path / "plain")) == 0
+def test_a_run_resumed_in_the_middle_of_a_stage_is_the_undisturbed_one(tmp_path):
+    """The blend changes at sample 6 and at sample 14; the run stops after sample 12."""
+    a, b = (write(tmp_path / name, [np.arange(400) % size]) for name, size in (("a", 40), ("b", 60)))
+    words = ["--train-data-path", a, "--data-stages", f"6 0.5 {a} 0.5 {b}", f"14 {b}"]
+    assert main([*flags(tmp_path / "whole"), *words]) == 0
+    assert main([*flags(tmp_path / "parts", train_iters=3), *words]) == 0
+    assert main([*flags(tmp_path / "parts", load=tmp_path / "parts" / "checkpoints"), *words]) == 0
+    assert curve(tmp_path / "parts") == curve(tmp_path / "whole")
+    assert main([*flags(tmp_path / "other"), *words[:-1]]) == 0
+    whole, other = curve(tmp_path / "whole"), curve(tmp_path / "other")
+    assert other[:3] == whole[:3] and other[4:] != whole[4:]  # without the last stage
+
+
+def test_validation_checkpoints_and_reading_ahead_change_nothing(tmp_path):
+    assert main(mock(tmp_path / "plain", data_prefetch_steps=0)) == 0
     assert main(mock(tmp_path / "busy", eval_interval=1, eval_iters=3, save_interval=2)) == 0
+    assert not [thread for thread in threading.enumerate() if thread.name == "prefetch"]
     busy = [row for row in curve(tmp_path / "busy") if row[2] is not None]
     assert busy == curve(tmp_path / "plain") and saved(tmp_path / "busy", 6) == saved(tmp_path / "plain", 6)
 
