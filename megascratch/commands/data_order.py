@@ -42,7 +42,7 @@ def report(options: argparse.Namespace, settings: Sequence[str]) -> int:
         samples = steps_and_samples(_legal(config, options.world_size))[1]
     if samples < 1:
         raise UserError(f"--samples ({samples}) must be at least 1")
-    found = shares(_training_set(config), samples, config.data.seq_length)
+    found = shares(_training_set(config, samples), samples, config.data.seq_length)
     if options.json:
         print(json.dumps([share._asdict() for share in found], indent=2))
     else:
@@ -56,8 +56,8 @@ def record(options: argparse.Namespace, settings: Sequence[str]) -> int:
     if options.document is not None and options.corpus is None:
         raise UserError(f"--document ({options.document}) needs --corpus, the prefix that it belongs to")
     config = _legal(load_config(settings, prog="megascratch data audit")[0], options.world_size)
-    dataset = _training_set(config)
-    total = steps_and_samples(config)[0]
+    total, samples = steps_and_samples(config)
+    dataset = _training_set(config, samples)
     if last > total:
         raise UserError(f"--steps {options.steps} ends behind the last step of the run ({total}): use {first}:{total}")
     uses = (use for use in audit(config, dataset, first, last) if _is_asked_for(use, options))
@@ -80,10 +80,10 @@ def _legal(config: Config, world_size: int | None) -> Config:
     return config
 
 
-def _training_set(config: Config) -> Dataset:
-    """What training opens."""
+def _training_set(config: Config, samples: int) -> Dataset:
+    """What training opens for so many samples."""
     vocab_size = config.model.vocab_size or ANY_ID
-    train = open_splits(config.data, seed=config.training.seed, vocab_size=vocab_size, train_samples=1).train
+    train = open_splits(config.data, seed=config.training.seed, vocab_size=vocab_size, train_samples=samples).train
     if train is None:
         raise UserError("nothing trains: --split gives the training set no share")
     return train

@@ -160,8 +160,8 @@ class MegatronBlend:
             self._count = int(sizes.sum()) if wanted is None else min(wanted, int(sizes.sum()))
         else:
             self._count = sum(ceil(wanted * weight) for weight in weights)
-        self._blend = Blend(parts, sizes.tolist() if weights is None else weights, finite=wanted is None)
-        taken = self._blend.taken(self._count)
+        self.blend = Blend(parts, sizes.tolist() if weights is None else weights, finite=wanted is None)
+        taken = self.blend.taken(self._count)
         if (taken > sizes).any():
             part = int((taken > sizes).argmax())
             raise UserError(
@@ -173,12 +173,12 @@ class MegatronBlend:
         return self._count
 
     def __getitem__(self, number: int) -> np.ndarray:
-        return self._blend[number] if number < self._count else np.empty(0, dtype=np.int64)
+        return self.blend[number] if number < self._count else np.empty(0, dtype=np.int64)
 
     def spans(self, number: int) -> list[Span]:
         """Where the tokens of sample `number` come from, in order."""
-        return self._blend.spans(number) if number < self._count else []
+        return self.blend.spans(number) if number < self._count else []
 
     def origin(self, number: int) -> tuple[int, int]:
         """(data set, its sample) of sample `number`."""
-        return self._blend.origin(number)
+        return self.blend.origin(number)

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from megascratch.data.dataset import Blend, Corpus, Dataset
+from megascratch.data.megatron_order import MegatronBlend, MegatronCorpus
 from megascratch.data.stages import Staged
 
 
@@ -30,7 +31,7 @@ def shares(dataset: Dataset, samples: int, seq_length: int) -> list[Share]:
         errors, counts = _largest_errors(blend, stop - first), blend.taken(stop - first)
         for at in np.flatnonzero(blend.weights > 0).tolist():
             part = blend.parts[at]
-            assert isinstance(part, Corpus)
+            assert isinstance(part, Corpus | MegatronCorpus)
             begin, taken = int(blend.starts[at]), int(counts[at])
             epochs = (begin / len(part), (begin + taken) / len(part))
             weight = float(blend.weights[at])
@@ -47,6 +48,8 @@ def _stages(dataset: Dataset, samples: int) -> list[tuple[int, int, Blend]]:
             for stage, (first, stop) in enumerate(zip(dataset.firsts, stops, strict=True))
             if first < samples
         ]
+    if isinstance(dataset, MegatronBlend):
+        return [(0, samples, dataset.blend)]
     return [(0, samples, dataset if isinstance(dataset, Blend) else Blend([dataset], [1.0], finite=False))]
 
 

@@ -107,6 +107,17 @@ def test_blend_report_tells_what_each_corpus_gives(settings_, corpus, capsys):
     assert [[row[1], row[7]] for row in told if row[3:4] == [corpus]] == [["0", "1"], ["4", "4"]], told
 
 
+def test_megatrons_order_is_reported_and_audited_for_the_samples_of_the_whole_run(settings_, corpus, capsys):
+    """Its order depends on how many samples are asked for."""
+    assert run("blend-report", "--json", *settings_, "--data-order", "megatron") == 0
+    assert [row["samples"] for row in json.loads(capsys.readouterr().out)] == [50, 150]
+    told = []
+    for steps in (50, 40):
+        assert run("audit", "--steps", "1:40", *settings_[:-3], steps, *settings_[-2:], "--data-order", "megatron") == 0
+        told.append(capsys.readouterr().out)
+    assert told[0] != told[1] and told[0].count(corpus) > 40
+
+
 def test_audit_tells_every_use_and_where_a_document_went(settings_, corpus, tmp_path, capsys):
     assert run("audit", "--steps", "2:3", *settings_) == 0
     head, *rows = capsys.readouterr().out.splitlines()
