@@ -13,6 +13,7 @@ from megascratch.config.batch_size import global_batch_size_at
 from megascratch.config.settings import Config
 from megascratch.data.dataset import Dataset
 from megascratch.data.indexed import Reader
+from megascratch.data.loss_mask import Masked
 
 
 class Use(NamedTuple):
@@ -64,6 +65,7 @@ def _uses(dataset: Dataset, step: int, sample: int) -> Iterator[Use]:
 
 def _document_of(source: object, sequence: int) -> int:
     """Synthetic sequences are documents themselves."""
-    if not isinstance(source, Reader):
+    reader = source.reader if isinstance(source, Masked) else source
+    if not isinstance(reader, Reader):
         return sequence
-    return int(np.searchsorted(source.documents, sequence, side="right")) - 1
+    return int(np.searchsorted(reader.documents, sequence, side="right")) - 1

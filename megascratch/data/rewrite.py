@@ -16,6 +16,7 @@ import numpy as np
 from megascratch.config.errors import UserError
 from megascratch.data.index_file import BLOCK, HEADER, MAGIC, VERSION, dtype_code
 from megascratch.data.indexed import Reader, bin_path, close_durably, idx_path, open_for_writing, put_in_place
+from megascratch.data.loss_mask import has_mask, mask_prefix
 from megascratch.data.manifest import manifest_path, read_manifest, write_manifest
 
 
@@ -53,16 +54,27 @@ def merge(readers: Sequence[Reader], prefix: str | Path) -> Written:
             f"corpora of one dtype can be merged: {its} has {one}, {theirs} has {other}; "
             f"preprocess one of them again with the other's tokenizer"
         )
-    return write_pieces(prefix, [Piece(reader, 0, len(reader.documents) - 1) for reader in readers])
+    return _write_with_mask(prefix, [Piece(reader, 0, len(reader.documents) - 1) for reader in readers])
 
 
 def split(reader: Reader, prefixes: Sequence[str | Path], counts: Sequence[int]) -> list[Written]:
     """The first `counts[0]` documents to the first prefix, the next to the second ..."""
     borders = np.cumsum([0, *counts]).tolist()
     return [
-        write_pieces(prefix, [Piece(reader, first, stop)])
+        _write_with_mask(prefix, [Piece(reader, first, stop)])
         for prefix, first, stop in zip(prefixes, borders[:-1], borders[1:], strict=True)
     ]
+
+
+def _write_with_mask(prefix: str | Path, pieces: Sequence[Piece]) -> Written:
+    """The loss masks first, where the corpora have them: a corpus never appears without its mask."""
+    plain = [piece.reader.prefix for piece in pieces if not has_mask(piece.reader.prefix)]
+    if 0 < len(plain) < len(pieces):
+        raise UserError(f"{plain[0]} has no loss mask, others have one: merge corpora with masks, or without")
+    if not plain:
+        masks = [Piece(Reader(mask_prefix(reader.prefix)), first, stop) for reader, first, stop in pieces]
+        write_pieces(mask_prefix(prefix), masks)
+    return write_pieces(prefix, pieces)
 
 
 def counts_of_fractions(fractions: Sequence[float], documents: int) -> list[int]:

@@ -4,8 +4,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from megascratch.data.dataset import Blend, Corpus, Dataset
-from megascratch.data.megatron_order import MegatronBlend, MegatronCorpus
+from megascratch.data.dataset import Blend, Dataset, OneSource
+from megascratch.data.fill_in_middle import FillInMiddle
+from megascratch.data.megatron_order import MegatronBlend
 from megascratch.data.stages import Staged
 
 
@@ -30,10 +31,10 @@ def shares(dataset: Dataset, samples: int, seq_length: int) -> list[Share]:
     for first, stop, blend in _stages(dataset, samples):
         errors, counts = _largest_errors(blend, stop - first), blend.taken(stop - first)
         for at in np.flatnonzero(blend.weights > 0).tolist():
-            part = blend.parts[at]
-            assert isinstance(part, Corpus | MegatronCorpus)
+            part, size = blend.parts[at], len(blend.parts[at])
+            assert isinstance(part, OneSource)
             begin, taken = int(blend.starts[at]), int(counts[at])
-            epochs = (begin / len(part), (begin + taken) / len(part))
+            epochs = (begin / size, (begin + taken) / size)
             weight = float(blend.weights[at])
             found.append(Share(first, part.source.prefix, weight, taken, taken * seq_length, epochs, errors[at]))
     return found
@@ -41,6 +42,8 @@ def shares(dataset: Dataset, samples: int, seq_length: int) -> list[Share]:
 
 def _stages(dataset: Dataset, samples: int) -> list[tuple[int, int, Blend]]:
     """(first sample, last + 1, blend) of each stage that begins before `samples`."""
+    if isinstance(dataset, FillInMiddle):
+        return _stages(dataset.dataset, samples)
     if isinstance(dataset, Staged):
         stops = [*dataset.firsts[1:], samples]
         return [

@@ -148,3 +148,16 @@ def test_a_full_disk_leaves_nothing_and_keeps_the_old_files(tmp_path, monkeypatc
         rewrite.merge([Reader(prefix)], old)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.bin", "a.idx", "out.bin", "out.idx"]
     assert documents(old) == [[[7]]]
+
+
+def test_a_loss_mask_goes_where_its_corpus_goes(tmp_path):
+    for name, documents_ in (("a", [[1, 2], [3]]), ("b", [[4]])):
+        write(tmp_path / name, documents_)
+        write(tmp_path / f"{name}_loss_mask", [[token % 2 for token in document] for document in documents_])
+    rewrite.merge([Reader(tmp_path / "a"), Reader(tmp_path / "b")], tmp_path / "m")
+    assert documents(tmp_path / "m_loss_mask") == [[[1, 0]], [[1]], [[0]]]
+    rewrite.split(Reader(tmp_path / "m"), [tmp_path / "x", tmp_path / "y"], [1, 2])
+    assert [documents(tmp_path / f"{name}_loss_mask") for name in "xy"] == [[[[1, 0]]], [[[1]], [[0]]]]
+    plain = Reader(write(tmp_path / "plain", [[5]]))
+    with pytest.raises(UserError, match="plain has no loss mask, others have one"):
+        rewrite.merge([Reader(tmp_path / "a"), plain], tmp_path / "n")
