@@ -26,6 +26,7 @@ from megascratch.data.check import problems
 from megascratch.data.indexed import Reader, bin_path
 from megascratch.data.manifest import read_manifest
 from megascratch.data.statistics import Statistics, binned, statistics
+from megascratch.data.storage import is_remote, open_corpus
 from megascratch.tokenizer import Tokenizer
 
 PICTURES = (".png", ".svg", ".pdf")
@@ -53,7 +54,7 @@ def inspect(options: argparse.Namespace) -> int:
     """Statistics of a corpus, decoded samples, and a picture of both histograms."""
     if options.output and Path(options.output).suffix not in PICTURES:
         raise UserError(f"--output ({options.output}) must end with {', '.join(PICTURES)}")
-    reader, tokenizer = Reader(options.prefix), _tokenizer(options)
+    reader, tokenizer = open_corpus(options.prefix, options.data_cache_path), _tokenizer(options)
     manifest = (read_manifest(reader) or {}).get("tokenizer") or {}
     found = statistics(reader, tokenizer.eod if tokenizer else manifest.get("eod"))
     vocab_size = tokenizer.vocab_size if tokenizer else manifest.get("vocab_size")
@@ -76,7 +77,7 @@ def validate(options: argparse.Namespace) -> int:
     vocab_size = tokenizer.vocab_size if tokenizer else options.vocab_size
     fingerprint = tokenizer.fingerprint if tokenizer else None
     broken = 0
-    for prefix in options.prefix:
+    for prefix in map(_on_this_machine, options.prefix):
         found = problems(prefix, vocab_size, fingerprint)
         shown = list(islice(found, options.most))
         for problem in shown:
@@ -107,7 +108,7 @@ def merge(options: argparse.Namespace) -> int:
 
 def split(options: argparse.Namespace) -> int:
     """A corpus becomes several, cut between documents; the order stays."""
-    reader = Reader(options.prefix)
+    reader = Reader(_on_this_machine(options.prefix))
     documents = len(reader.documents) - 1
     counts = (
         rewrite.counts_of_fractions(options.fractions, documents)
@@ -132,7 +133,7 @@ def _tokenizer(options: argparse.Namespace) -> Tokenizer | None:
 
 def _prefixes(word: str) -> list[str]:
     """A prefix itself; of a folder every pair in it. Raises: UserError for half a pair."""
-    folder = Path(word)
+    folder = Path(_on_this_machine(word))
     if bin_path(word).exists() or not folder.is_dir():
         return [word]
     halves = {suffix: {str(path)[: -len(suffix)] for path in folder.glob(f"*{suffix}")} for suffix in (".bin", ".idx")}
@@ -144,6 +145,12 @@ def _prefixes(word: str) -> list[str]:
             else f"{word} holds no .bin/.idx pair"
         )
     return sorted(halves[".bin"])
+
+
+def _on_this_machine(prefix: str) -> str:
+    if is_remote(prefix):
+        raise UserError(f"{prefix} lies in object storage, which inspect and training read: copy it to this machine")
+    return prefix
 
 
 def _report(written: Sequence[rewrite.Written]) -> None:
@@ -269,6 +276,7 @@ def _inspect_flags(parser: argparse.ArgumentParser) -> None:
     add("--most", type=_at_least_0, default=20, metavar="N", help="most frequent ids to show (default: 20)")
     add("--output", metavar="FILE", help="a picture of the histograms: .png, .svg or .pdf")
     add("--json", action="store_true", help="the numbers as JSON")
+    add("--data-cache-path", metavar="DIR", help="where blocks of a corpus in object storage (s3://...) are kept")
 
 
 def _validate_flags(parser: argparse.ArgumentParser) -> None:

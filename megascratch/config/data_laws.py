@@ -94,6 +94,22 @@ def vocabulary_is_known(tokenizer_type: str | None, tokenizer_model: str | None,
     return None
 
 
+def remote_data_has_a_cache(
+    data_path: list[str] | None,
+    train_data_path: list[str] | None,
+    valid_data_path: list[str] | None,
+    test_data_path: list[str] | None,
+    data_stages: list[str] | None,
+    data_cache_path: str | None,
+) -> str | None:
+    """What lies in object storage is read through a folder of this machine."""
+    words = [*(data_path or ()), *(train_data_path or ()), *(valid_data_path or ()), *(test_data_path or ())]
+    remote = [word for word in (*words, *" ".join(data_stages or ()).split()) if "://" in word]
+    if remote and data_cache_path is None:
+        return f"{remote[0]} is read through a cache on this machine: give data-cache-path, a folder with room for it"
+    return None
+
+
 def megatrons_order_has_numpys_seeds(data_order: str, seed: int) -> str | None:
     """Megatron's shuffles are NumPy's, whose seeds have 32 bits."""
     if data_order == "megatron" and not 0 <= seed < 1 << 32:
@@ -141,6 +157,7 @@ LAWS: list[Callable[..., str | None]] = [
     stages_follow_one_another,
     split_is_shares,
     vocabulary_is_known,
+    remote_data_has_a_cache,
     megatrons_order_has_numpys_seeds,
     stages_need_the_keyed_order,
     packing_needs_the_keyed_order,

@@ -52,7 +52,7 @@ def built_once(folder: Path, key: Mapping[str, Any], build: Callable[[], Mapping
     arrays = _load(home)
     if arrays is not None:
         return arrays
-    with _locked(folder):
+    with locked(folder):
         arrays = _load(home)
         if arrays is None:
             _store(home, text, build())
@@ -74,7 +74,7 @@ def _load(home: Path) -> Arrays | None:
 def _store(home: Path, key: str, arrays: Mapping[str, np.ndarray | Blocks]) -> None:
     """Writes the arrays side by side: one is still being made while another goes to the disk."""
     partial = home.with_name(f"{home.name}.{os.getpid()}.partial")
-    with _writable(home.parent):
+    with writable(home.parent):
         shutil.rmtree(home, ignore_errors=True)
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
@@ -108,8 +108,9 @@ def _move_in_place(partial: Path, home: Path) -> None:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    with _writable(folder):
+def locked(folder: Path) -> Iterator[None]:
+    """Makes the folder; one process at a time goes on."""
+    with writable(folder):
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / "lock").open("a")
     with lock:
@@ -119,10 +120,11 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _writable(folder: Path) -> Iterator[None]:
+def writable(folder: Path) -> Iterator[None]:
+    """An error of the file system becomes a UserError that names the cache."""
     try:
         yield
     except OSError as error:
         raise UserError(
-            f"the index cache {folder} cannot be written: {error.strerror}; choose another place with --data-cache-path"
+            f"the cache {folder} cannot be written: {error.strerror}; choose another place with --data-cache-path"
         ) from error

@@ -5,7 +5,6 @@ without a header there are no arrays, without sound arrays no sequences, without
 """
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import numpy as np
 from megascratch.config.errors import UserError
 from megascratch.data.index_file import BLOCK, Index, broken_laws, read_index
 from megascratch.data.indexed import Reader, bin_path, idx_path, open_map
-from megascratch.data.manifest import manifest_path
+from megascratch.data.manifest import manifest_path, stored_manifest
 
 
 def problems(prefix: str | Path, vocab_size: int | None = None, fingerprint: str | None = None) -> Iterator[str]:
@@ -70,19 +69,10 @@ def _gaps(prefix: str | Path, index: Index) -> Iterator[str]:
 def _wrong_ids(reader: Reader, vocab_size: int | None) -> Iterator[str]:
     """Ids that are negative or not below the vocabulary, one line for each."""
     if vocab_size is None:
-        told = ((_read(reader) or {}).get("tokenizer") or {}).get("vocab_size")
+        told = ((stored_manifest(reader.files) or {}).get("tokenizer") or {}).get("vocab_size")
         vocab_size = told if isinstance(told, int) else int(np.iinfo(reader.dtype).max) + 1
     for sequence, token in reader.outside(vocab_size):
         yield f"{reader.prefix}.bin: sequence {sequence} has id {token}, the vocabulary has 0 to {vocab_size - 1}"
-
-
-def _read(reader: Reader) -> dict[str, Any] | None:
-    """The manifest whatever it says; None where it is none."""
-    try:
-        manifest = json.loads(manifest_path(reader.prefix).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return manifest if isinstance(manifest, dict) else None
 
 
 def _wrong_manifest(reader: Reader, fingerprint: str | None) -> Iterator[str]:
@@ -90,7 +80,7 @@ def _wrong_manifest(reader: Reader, fingerprint: str | None) -> Iterator[str]:
     path = manifest_path(reader.prefix)
     if not path.exists():
         return
-    manifest = _read(reader)
+    manifest = stored_manifest(reader.files)
     if manifest is None:
         yield f"{path} is no JSON object"
         return

@@ -171,13 +171,13 @@ def _sync_folder(folder: Path) -> None:
 class Reader:
     """One corpus, memory-mapped; every law of the format is checked when it is opened.
 
-    Attributes: `file` for the C++ functions, `lengths` int32 [S] tokens per sequence, `pointers` int64 [S] bytes,
-    `documents` int64 [D], `dtype`.
+    Attributes: `prefix` as it was named, `files` the prefix of its files on this machine, `file` for the C++ functions,
+    `lengths` int32 [S] tokens per sequence, `pointers` int64 [S] bytes, `documents` int64 [D], `dtype`.
     Raises: UserError naming the file, the law and the numbers.
     """
 
     def __init__(self, prefix: str | Path):
-        self.prefix = str(prefix)
+        self.prefix = self.files = str(prefix)
         self._idx, self._bin = idx_path(prefix), bin_path(prefix)
         raw = open_map(self._idx, "index")
         index = read_index(self._idx, raw)

@@ -32,7 +32,7 @@ def write_manifest(prefix: str | Path, manifest: Mapping[str, Any]) -> None:
 
 def read_manifest(reader: Reader) -> dict[str, Any] | None:
     """The manifest, or None where there is none or it describes another .bin (told by its size)."""
-    manifest = stored_manifest(reader.prefix)
+    manifest = stored_manifest(reader.files)
     return manifest if manifest and manifest.get("bin_bytes") == reader.bin_bytes else None
 
 

@@ -16,6 +16,7 @@ from megascratch.data.mock import MockReader
 from megascratch.data.packing import Packed
 from megascratch.data.split import DEFAULT_SPLIT, SPLITS, prefixes_and_weights, ranges, shares
 from megascratch.data.stages import Staged
+from megascratch.data.storage import open_corpus
 
 Range = tuple[int, int]
 
@@ -164,7 +165,7 @@ class _Opener:
 
     def _reader(self, prefix: str) -> Reader:
         if prefix not in self._readers:
-            reader = Reader(prefix)
+            reader = open_corpus(prefix, self.data.data_cache_path)
             check_corpus(reader, self.vocab_size, self.fingerprint, self._cache(prefix))
             self._readers[prefix] = reader
         return self._readers[prefix]

@@ -116,6 +116,8 @@ BROKEN = [
     ("stages_follow_one_another", 1, FILES | {"data_stages": ["5"]}, "stage 1 ('5') must be SAMPLE weight"),
     ("stages_follow_one_another", 1, FILES | {"data_stages": ["0 a"]}, "the first blend begins at 0"),
     ("stages_follow_one_another", 1, FILES | {"data_stages": ["7 a", "7 b"]}, "stage 1 begins at 7: stages follow"),
+    ("remote_data_has_a_cache", 1, {"mock_data": False, "data_path": ["1", "s3://b/c"]}, "give data-cache-path"),
+    ("remote_data_has_a_cache", 1, FILES | {"data_stages": ["5 1 s3://b/c"]}, "s3://b/c is read through a cache"),
     ("split_is_shares", 1, {"split": "9,1,0"}, "split (9,1,0) divides data-path, which is not given"),
     ("split_is_shares", 1, FILES | {"split": "9,x"}, "split (9,x) must be up to three shares"),
     ("split_is_shares", 1, FILES | {"split": "0,1,1"}, "the first above 0"),

@@ -1,0 +1,224 @@
+"""A corpus in object storage in, a folder on this machine that reads like it out: `data_path: s3://bucket/prefix`.
+
+fsspec speaks to the store (s3fs for s3://, an optional extra; any scheme that fsspec knows works the same). Under
+--data-cache-path, in a folder named by the objects' addresses, sizes and versions (etags):
+
+    corpus.idx, corpus.json   whole, each moved to its name when complete
+    corpus.bin                of full size, but sparse: it fills block by block, as blocks are first read
+    corpus.blocks             a byte for each block of 8 MiB: 1 when its bytes are on the disk
+
+So the cache never holds half a block under the mark of a whole one, several processes share it, and a corpus that was
+uploaded again is another folder. Room is needed for every block that is read.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import fsspec
+import numpy as np
+
+from megascratch.config.errors import UserError
+from megascratch.data.cache import locked, writable
+from megascratch.data.indexed import Reader
+
+BLOCK_BYTES = 8 << 20
+WAITS = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds before each repeated attempt
+EXTRAS = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
+VERSIONS = ("ETag", "etag", "mtime", "LastModified", "last_modified", "created")  # of an object
+Answer = TypeVar("Answer")
+
+
+def is_remote(prefix: str | Path) -> bool:
+    """Whether a prefix is an address such as s3://bucket/corpus."""
+    return "://" in str(prefix)
+
+
+def open_corpus(prefix: str, cache: str | Path | None) -> Reader:
+    """A corpus on this machine or in object storage, then through the cache folder `cache`.
+
+    Raises: UserError where it cannot be read, or is remote and there is no cache folder.
+    """
+    if not is_remote(prefix):
+        return Reader(prefix)
+    if cache is None:
+        raise UserError(f"{prefix} is read through a cache on this machine: give --data-cache-path, a folder with room")
+    return RemoteReader(prefix, Path(cache))
+
+
+class RemoteReader(Reader):
+    """A `Reader` whose .bin lies in object storage; a block is fetched when one of its ids is first asked for."""
+
+    def __init__(self, prefix: str, cache: Path):
+        self._copy = LocalCopy(prefix, cache)
+        super().__init__(self._copy.prefix)
+        self.prefix = prefix
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """By the objects' versions: the same on every machine, whatever of it is cached."""
+        return {"objects": self._copy.versions}
+
+    def get(self, sequence: int, offset: int = 0, length: int | None = None) -> np.ndarray:
+        ids = super().get(sequence, offset, length)
+        start = int(self.pointers[sequence]) + offset * self.dtype.itemsize
+        self._copy.ensure(start, start + ids.nbytes)
+        return ids
+
+    def read(self, pieces: np.ndarray) -> np.ndarray:
+        for sequence, offset, count in pieces.tolist():
+            self.get(sequence, offset, count)
+        return super().read(pieces)
+
+    def _stretch(self, start: int, stop: int) -> Iterator[tuple[int, np.ndarray]]:
+        for at, ids in super()._stretch(start, stop):
+            self._copy.ensure(at, at + ids.nbytes)
+            yield at, ids
+
+
+class Object(NamedTuple):
+    """One object of a store."""
+
+    url: str
+    size: int
+    version: str
+
+
+class LocalCopy:
+    """The folder of one remote corpus; `prefix` names it as a local corpus, whose .bin is whole where `ensure` was.
+
+    Raises: UserError for objects that are missing or unreadable, a library that is missing, a cache without room.
+    """
+
+    def __init__(self, url: str, cache: Path):
+        self._store = _Store(url)
+        if self._store.exists(f"{url}_loss_mask.idx"):
+            raise UserError(f"{url} has a loss mask, which is read on this machine alone: copy its files here")
+        self._bin = self._store.describe(f"{url}.bin")
+        idx = self._store.describe(f"{url}.idx")
+        self.versions = [list(self._bin), list(idx)]
+        self._home = cache / "objects" / hashlib.sha256(json.dumps(self.versions).encode()).hexdigest()[:32]
+        self.prefix = str(self._home / "corpus")
+        blocks = -(-self._bin.size // BLOCK_BYTES)
+        with locked(self._home), writable(self._home):
+            self._create("corpus.idx", lambda path: self._download(idx, path))
+            if self._store.exists(f"{url}.json"):
+                self._create("corpus.json", lambda path: self._download(self._store.describe(f"{url}.json"), path))
+            self._create("corpus.bin", lambda path: _allot(path, self._bin.size))
+            self._create("corpus.blocks", lambda path: _allot(path, max(blocks, 1)))
+        self._marks = (self._home / "corpus.blocks").open("r+b")
+        self._present = np.memmap(self._marks, np.uint8, "r+")
+        self._ids = os.open(self._home / "corpus.bin", os.O_RDWR)
+        self._threads = threading.Lock()
+
+    def ensure(self, start: int, stop: int) -> None:
+        """Bytes [start, stop) of .bin are on the disk afterwards. Raises: UserError where they cannot be."""
+        for block in range(start // BLOCK_BYTES, -(-stop // BLOCK_BYTES)):
+            if not self._present[block]:
+                with self._alone(block):
+                    if not self._present[block]:
+                        self._fetch(block)
+
+    @contextmanager
+    def _alone(self, block: int) -> Iterator[None]:
+        """One thread of one process fetches a block; the kernel frees the lock of a process that dies."""
+        with self._threads:
+            fcntl.lockf(self._marks, fcntl.LOCK_EX, 1, block)
+            try:
+                yield
+            finally:
+                fcntl.lockf(self._marks, fcntl.LOCK_UN, 1, block)
+
+    def _fetch(self, block: int) -> None:
+        start = block * BLOCK_BYTES
+        content = self._store.read(self._bin, start, min(start + BLOCK_BYTES, self._bin.size))
+        with writable(self._home):
+            os.pwrite(self._ids, content, start)
+            os.fdatasync(self._ids)
+        self._present[block] = 1
+
+    def _create(self, name: str, make: Callable[[Path], None]) -> None:
+        path = self._home / name
+        if not path.exists():
+            partial = path.with_name(f"{name}.{os.getpid()}.partial")
+            make(partial)
+            os.replace(partial, path)
+
+    def _download(self, item: Object, path: Path) -> None:
+        with path.open("wb") as file:
+            for start in range(0, item.size, BLOCK_BYTES):
+                file.write(self._store.read(item, start, min(start + BLOCK_BYTES, item.size)))
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _allot(path: Path, size: int) -> None:
+    """A file of zeros that takes no room yet."""
+    with path.open("wb") as file:
+        file.truncate(size)
+
+
+class _Store:
+    """What is asked of a store, each question again with growing pauses until it is answered."""
+
+    def __init__(self, url: str):
+        scheme = url.split("://")[0]
+        try:
+            self._system: Any = fsspec.core.url_to_fs(url)[0]
+        except ImportError as error:
+            library = EXTRAS.get(scheme, "a library")
+            how = "pip install 'megascratch[s3]'" if library == "s3fs" else f"pip install {library}"
+            raise UserError(f"{url}: {scheme}:// is read through {library}, which is not installed: {how}") from error
+        except ValueError as error:
+            raise UserError(f"{url}: {error}; use s3://bucket/prefix or a path on this machine") from error
+
+    def describe(self, url: str) -> Object:
+        """Size and version. Raises: UserError."""
+        return _answered(lambda: self._object(url), f"{url} cannot be found")
+
+    def _object(self, url: str) -> Object:
+        self._system.invalidate_cache()
+        told = self._system.info(url)
+        version = next((str(told[name]) for name in VERSIONS if told.get(name)), "")
+        return Object(url, int(told["size"]), version.strip('"'))
+
+    def exists(self, url: str) -> bool:
+        return bool(_answered(lambda: self._system.exists(url), f"{url} cannot be looked for"))
+
+    def read(self, item: Object, start: int, stop: int) -> bytes:
+        """Bytes [start, stop). Raises: UserError."""
+        def ask() -> bytes:
+            content = self._system.cat_file(item.url, start=start, end=stop)
+            if self._object(item.url) != item:
+                raise UserError(f"{item.url} was replaced while it is read: start again to read the new one")
+            if len(content) != stop - start:
+                raise OSError(f"{len(content)} bytes came")
+            return content
+
+        return _answered(ask, f"{item.url}: bytes {start} to {stop} cannot be read")
+
+
+def _answered(ask: Callable[[], Answer], failure: str) -> Answer:
+    """The answer of a store, or UserError when it says no or is silent to the end."""
+    for wait in (*WAITS, None):
+        try:
+            return ask()
+        except UserError:
+            raise
+        except (FileNotFoundError, PermissionError) as error:
+            raise UserError(f"{failure}: {error or type(error).__name__}; check address and credentials") from error
+        except Exception as error:  # stores raise errors of their own libraries; most pass
+            if wait is None:
+                raise UserError(
+                    f"{failure} after {len(WAITS) + 1} attempts: {type(error).__name__}: {error}; "
+                    f"check network and store, then go on from the last checkpoint"
+                ) from error
+        time.sleep(wait)
+    raise AssertionError("the last attempt returns or raises")
