@@ -18,7 +18,7 @@ FLOORS = {
             "config",
             "tokenizer parallel",
             "data layers pipeline optim data_parallel checkpoint",
-            "model",
+            "model curation",
             "training planner verification",
             "commands",
             "__main__ tools examples benchmarks tests",

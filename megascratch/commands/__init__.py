@@ -14,6 +14,7 @@ from megascratch.config.errors import SettingError, UserError
 
 VERBS = {
     "pretrain": "train a model from .bin/.idx files, on any layout",
+    "curate": "drop bad, doubled and contaminated texts from JSONL",
     "preprocess": "turn text (JSONL, plain, Parquet) into .bin/.idx files",
     "data": "inspect, validate, merge, split .bin/.idx files; audit what training reads",
     "conversations": "turn JSONL conversations into token files with a loss mask",

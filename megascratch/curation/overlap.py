@@ -1,0 +1,113 @@
+"""Texts in, one after the other; whether each was there before, nearly there before, or is in an evaluation set.
+
+Near duplicates: MinHash over word n-grams and locality-sensitive hashing (datasketch, an optional extra), with 13-grams
+and a Jaccard similarity of 0.8 as Gopher has them (arXiv 2112.11446, A.1.1). Decontamination: a shared 13-gram, as
+GPT-3 has it (arXiv 2005.14165, appendix C), where a shorter evaluation text of at least 8 words counts as one n-gram.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from megascratch.config.errors import UserError
+from megascratch.curation.quality import Reason
+
+try:
+    import datasketch
+except ImportError:
+    datasketch: Any = None  # type: ignore[no-redef]
+
+SHORTEST = 8  # words of an evaluation text; what is shorter is in too many texts
+HIGHEST = 0.9  # threshold of the tables: nearer to 1 they would have one band; the estimate decides above it
+WORDS = re.compile(r"\w+")
+
+
+def words_of(text: str) -> list[str]:
+    """Lower-case words without punctuation."""
+    return WORDS.findall(text.lower())
+
+
+def n_grams(words: Sequence[str], n: int) -> Iterator[bytes]:
+    """Every run of n words; a shorter text is one n-gram."""
+    for start in range(max(len(words) - n + 1, 1)):
+        yield " ".join(words[start : start + n]).encode()
+
+
+class ExactDuplicates:
+    """Texts by their sha256: 32 bytes of memory and some for each different text."""
+
+    def __init__(self) -> None:
+        self._seen: dict[bytes, str] = {}
+
+    def judge(self, text: str, place: str) -> Reason | None:
+        """Whether the same text came before; else it is remembered with its place."""
+        digest = hashlib.sha256(text.encode()).digest()
+        if digest in self._seen:
+            return Reason("exact_duplicate", f"the text of {self._seen[digest]}")
+        self._seen[digest] = place
+        return None
+
+
+class NearDuplicates:
+    """Texts by their MinHash signatures (4 bytes x `permutations` and the tables for each text that is kept).
+
+    Raises: UserError where datasketch is not installed, or a setting is out of its range.
+    """
+
+    def __init__(self, threshold: float, n: int, permutations: int):
+        if datasketch is None:
+            raise UserError(
+                "--near-duplicates needs datasketch, which is not installed: pip install 'megascratch[curate]'"
+            )
+        if not 0 < threshold <= 1 or n < 1 or permutations < 2:
+            raise UserError(
+                f"--similarity ({threshold:g}) must be in (0, 1], --shingle-words ({n}) at least 1 and "
+                f"--permutations ({permutations}) at least 2"
+            )
+        self.threshold, self.n, self.permutations = threshold, n, permutations
+        try:
+            self._tables = datasketch.MinHashLSH(threshold=min(threshold, HIGHEST), num_perm=permutations)
+        except ValueError as error:
+            raise UserError(f"--permutations ({permutations}) are too few for --similarity {threshold:g}") from error
+        self._signatures: dict[str, Any] = {}
+
+    def judge(self, text: str, place: str) -> Reason | None:
+        """Whether a text like this one was kept before; else it is remembered. Estimates, not the tables, decide."""
+        signature = datasketch.MinHash(num_perm=self.permutations, seed=1)
+        signature.update_batch(sorted(set(n_grams(words_of(text), self.n))))
+        likes = [(-signature.jaccard(self._signatures[key]), key) for key in self._tables.query(signature)]
+        if likes and -min(likes)[0] >= self.threshold:
+            similarity, other = min(likes)
+            return Reason("near_duplicate", f"similarity {-similarity:.2f} with {other}")
+        self._tables.insert(place, signature)
+        self._signatures[place] = signature
+        return None
+
+
+class Contamination:
+    """The n-grams of evaluation texts."""
+
+    def __init__(self, texts: Iterable[str], n: int):
+        if n < SHORTEST:
+            raise UserError(f"--decontaminate-words ({n}) must be at least {SHORTEST}: less is in too many texts")
+        self.texts = self.too_short = 0
+        self._grams: dict[int, set[bytes]] = {}
+        for text in texts:
+            words = words_of(text)
+            self.texts += 1
+            if len(words) < SHORTEST:
+                self.too_short += 1
+            else:
+                length = min(n, len(words))
+                self._grams.setdefault(length, set()).update(n_grams(words, length))
+
+    def judge(self, text: str) -> Reason | None:
+        """Whether the text shares an n-gram with an evaluation text."""
+        words = words_of(text)
+        for length, grams in sorted(self._grams.items()):
+            if len(words) >= length:
+                shared = next((gram for gram in n_grams(words, length) if gram in grams), None)
+                if shared is not None:
+                    return Reason("contaminated", f"shares {shared.decode()!r} with an evaluation text")
+        return None

@@ -1,0 +1,158 @@
+"""A text in, the reason to drop it out, or None: the published rules of Gopher and C4 as plain functions.
+
+Gopher: Rae et al. 2021, arXiv 2112.11446, appendix A.1.1 (quality) and table A1 (repetition).
+C4: Raffel et al. 2019, arXiv 1910.10683, section 2.2.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+STOP_WORDS = frozenset(["the", "be", "to", "of", "and", "that", "have", "with"])
+BULLETS = ("•", "‣", "◦", "●", "-", "*", "\u2013")
+ELLIPSES = ("...", "…")
+SENTENCE_END = re.compile(r"[.!?]+[\"')\]”’]*(?=\s|$)")
+TERMINAL = (".", "!", "?", '"', "”")
+
+
+class Reason(NamedTuple):
+    """Why a text is dropped."""
+
+    rule: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the rules compare with; the defaults are the papers'."""
+
+    min_words: int = 50  # Gopher
+    max_words: int = 100_000
+    min_mean_word_length: float = 3.0
+    max_mean_word_length: float = 10.0
+    max_symbols_per_word: float = 0.1
+    max_bullet_lines: float = 0.9
+    max_ellipsis_lines: float = 0.3
+    min_alphabetic_words: float = 0.8
+    min_stop_words: int = 2
+    max_duplicate_lines: float = 0.30  # Gopher, repetition
+    max_duplicate_paragraphs: float = 0.30
+    max_duplicate_line_characters: float = 0.20
+    max_duplicate_paragraph_characters: float = 0.20
+    max_top_2_gram: float = 0.20
+    max_top_3_gram: float = 0.18
+    max_top_4_gram: float = 0.16
+    max_duplicate_5_grams: float = 0.15
+    max_duplicate_6_grams: float = 0.14
+    max_duplicate_7_grams: float = 0.13
+    max_duplicate_8_grams: float = 0.12
+    max_duplicate_9_grams: float = 0.11
+    max_duplicate_10_grams: float = 0.10
+    min_sentences: int = 3  # C4
+    min_words_per_line: int = 3
+
+
+def gopher_quality(text: str, limits: Limits) -> Reason | None:
+    """Length, length of words, symbols, bullets, ellipses, letters and stop words."""
+    words = text.split()
+    if not limits.min_words <= len(words) <= limits.max_words:
+        return Reason("words", f"{len(words)} words, {limits.min_words} to {limits.max_words} are kept")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    alphabetic = sum(any(map(str.isalpha, word)) for word in words) / len(words)
+    stop_words = sum(word.lower().strip(".,;:!?\"'()") in STOP_WORDS for word in words)
+    mean = sum(map(len, words)) / len(words)
+    symbols = max(text.count("#"), sum(map(text.count, ELLIPSES))) / len(words)
+    bullets = sum(line.startswith(BULLETS) for line in lines) / len(lines)
+    ellipses = sum(line.endswith(ELLIPSES) for line in lines) / len(lines)
+    return _first(
+        _below("mean_word_length", mean, limits.min_mean_word_length),
+        _above("mean_word_length", mean, limits.max_mean_word_length),
+        _above("symbols_per_word", symbols, limits.max_symbols_per_word),
+        _above("bullet_lines", bullets, limits.max_bullet_lines),
+        _above("ellipsis_lines", ellipses, limits.max_ellipsis_lines),
+        _below("alphabetic_words", alphabetic, limits.min_alphabetic_words),
+        _below("stop_words", stop_words, limits.min_stop_words),
+    )
+
+
+def gopher_repetition(text: str, limits: Limits) -> Reason | None:
+    """Lines, paragraphs and n-grams that occur again; shares of the lines, of the characters, of the words' characters.
+
+    Of a duplicate every occurrence but the first counts; characters of overlapping n-grams count once.
+    """
+    found = []
+    for name, parts in (("line", text.splitlines()), ("paragraph", re.split(r"\n\s*\n", text))):
+        parts = [part.strip() for part in parts if part.strip()]
+        share, characters = _duplicates(parts)
+        found.append(_above(f"duplicate_{name}s", share, getattr(limits, f"max_duplicate_{name}s")))
+        found.append(
+            _above(f"duplicate_{name}_characters", characters, getattr(limits, f"max_duplicate_{name}_characters"))
+        )
+    words = text.split()
+    found += [_above(f"top_{n}_gram", _top(words, n), getattr(limits, f"max_top_{n}_gram")) for n in (2, 3, 4)]
+    found += [
+        _above(f"duplicate_{n}_grams", _repeated(words, n), getattr(limits, f"max_duplicate_{n}_grams"))
+        for n in range(5, 11)
+    ]
+    return _first(*found)
+
+
+def c4(text: str, limits: Limits) -> str | Reason:
+    """The text with C4's lines alone (they end a sentence, have words enough, name no Javascript), or why it goes."""
+    if "lorem ipsum" in text.lower():
+        return Reason("lorem_ipsum", "the text says lorem ipsum")
+    if "{" in text:
+        return Reason("curly_bracket", "the text has a curly bracket: code")
+    lines = [
+        line.strip()
+        for line in text.splitlines()
+        if line.strip().endswith(TERMINAL)
+        and not line.strip().endswith(ELLIPSES)
+        and len(line.split()) >= limits.min_words_per_line
+        and "javascript" not in line.lower()
+    ]
+    sentences = sum(len(SENTENCE_END.findall(line)) for line in lines)
+    if sentences < limits.min_sentences:
+        return Reason("sentences", f"{sentences} in lines that end one, at least {limits.min_sentences} are needed")
+    return "\n".join(lines)
+
+
+def _first(*reasons: Reason | None) -> Reason | None:
+    return next((reason for reason in reasons if reason), None)
+
+
+def _above(rule: str, value: float, limit: float) -> Reason | None:
+    return Reason(rule, f"{value:.3g} is above {limit:g}") if value > limit else None
+
+
+def _below(rule: str, value: float, limit: float) -> Reason | None:
+    return Reason(rule, f"{value:.3g} is below {limit:g}") if value < limit else None
+
+
+def _duplicates(parts: Sequence[str]) -> tuple[float, float]:
+    """Share of the parts, and of their characters, that occurred before."""
+    seen: set[str] = set()
+    again = [part for part in parts if part in seen or seen.add(part)]  # type: ignore[func-returns-value]
+    return len(again) / max(len(parts), 1), sum(map(len, again)) / max(sum(map(len, parts)), 1)
+
+
+def _top(words: Sequence[str], n: int) -> float:
+    """Share of the characters in the most frequent n-gram, 0 where none occurs twice."""
+    grams = Counter(zip(*(words[at:] for at in range(n)), strict=False))
+    if not grams:
+        return 0.0
+    gram, times = min(grams.items(), key=lambda item: (-item[1], item[0]))
+    return times * sum(map(len, gram)) / sum(map(len, words)) if times > 1 else 0.0
+
+
+def _repeated(words: Sequence[str], n: int) -> float:
+    """Share of the characters inside n-grams that occurred before."""
+    seen: set[tuple[str, ...]] = set()
+    inside = [False] * len(words)
+    for at, gram in enumerate(zip(*(words[shift:] for shift in range(n)), strict=False)):
+        if gram in seen:
+            inside[at : at + n] = [True] * n
+        seen.add(gram)
+    return sum(len(word) for word, marked in zip(words, inside, strict=True) if marked) / max(sum(map(len, words)), 1)
