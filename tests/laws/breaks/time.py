@@ -57,7 +57,7 @@ def twice(self, microbatch):
 
 
 def all_but_the_last(self, microbatch):
-    for deliver in self._waiting.pop(microbatch)[:-1]:
+    for deliver in list(self._waiting.pop(microbatch))[:-1]:
         deliver()
 
 
