@@ -1,21 +1,31 @@
-"""Factors of a layout and of what is trained on it in, configs in which every pair of values meets out.
+"""Factors of a layout and of what is trained on it in, configs in which every pair of values meets, and every layout
+is met, out.
 
-All combinations are some hundred thousand; most bugs need one or two factors together (Kuhn et al. 2004), so the suite
-runs a pairwise cover and `make test-deep` a random sample of all.
+All combinations are some millions; most bugs need one or two factors together (Kuhn et al. 2004), so the suite runs a
+pairwise cover and `make test-deep` a random sample of all.
 """
 
+import atexit
 import random
+import shutil
+import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import cache, lru_cache
 from itertools import combinations, count, product
 from math import prod
+from pathlib import Path
 from typing import Any
 
 from megascratch.config.errors import SettingError
+from megascratch.config.parallel_laws import FOLDED
+from megascratch.pipeline.passes import compile_order
+from megascratch.pipeline.schedule import Placement
+from megascratch.pipeline.table import write_table
 from tests.laws.runs import config_of
 
 Choice = dict[str, str]  # factor -> the name of its value
-Pair = tuple[tuple[str, str], tuple[str, str]]
+Meeting = tuple[tuple[str, str], ...]  # values of several factors in one config
 
 GPT: dict[str, Any] = {}
 LLAMA = {"position_embedding_type": "rope", "normalization": "RMSNorm", "swiglu": True, "ffn_hidden_size": 48,
@@ -24,17 +34,15 @@ PARTLY_ROTARY = {"position_embedding_type": "rope", "rotary_percent": 0.5, "squa
                  "add_bias_linear": False, "num_query_groups": 1}  # fmt: skip
 DOCUMENTS = {"reset_position_ids": True, "reset_attention_mask": True, "eod_mask_loss": True}
 
-LAYOUTS = [(tp, pp, dp) for tp, pp, dp in product((1, 2, 4), repeat=3) if tp * pp * dp <= 8]
-
-
-def _layout(tp: int, pp: int, dp: int) -> dict[str, int]:
-    return {"tensor_model_parallel_size": tp, "pipeline_model_parallel_size": pp, "data_parallel_size": dp}
-
+MOST_RANKS = 8
+SIZES = {"tp": "tensor_model_parallel_size", "pp": "pipeline_model_parallel_size", "dp": "data_parallel_size"}
+SCHEDULES = ("gpipe", "1f1b", "zb_h1", "zb_h2", "zb_v", "dualpipe_v")
 
 FACTORS: dict[str, dict[str, Any]] = {
-    "layout": {f"tp{tp}.pp{pp}.dp{dp}": _layout(tp, pp, dp) for tp, pp, dp in LAYOUTS},
-    "schedule": {"gpipe": {"pipeline_schedule": "gpipe"}, "1f1b": {"pipeline_schedule": "1f1b"},
-                 "interleaved": {"pipeline_schedule": "interleaved", "num_virtual_stages_per_pipeline_rank": 2}},
+    **{axis: {str(size): {name: size} for size in (1, 2, 4)} for axis, name in SIZES.items()},
+    "schedule": {**{name: {"pipeline_schedule": name} for name in SCHEDULES},
+                 "interleaved": {"pipeline_schedule": "interleaved", "num_virtual_stages_per_pipeline_rank": 2},
+                 "csv": {"pipeline_schedule": "csv"}},
     "cut": {"even": {}, "uneven": {}, "explicit": {}},  # numbers follow from stages and schedule
     "sp": {"off": {}, "on": {"sequence_parallel": True}},
     "tied": {"yes": {}, "no": {"untie_embeddings_and_output_weights": True}},
@@ -42,6 +50,7 @@ FACTORS: dict[str, dict[str, Any]] = {
     "buckets": {"one": {"ddp_bucket_size": 10**6}, "many": {"ddp_bucket_size": 700}},
     "overlap": {"on": {}, "off": {"overlap_grad_reduce": False, "overlap_param_gather": False},
                 "of gradients": {"overlap_param_gather": False}, "of weights": {"overlap_grad_reduce": False}},
+    "offload": {"off": {}, "on": {"optimizer_cpu_offload": True}},
     "vocab": {"64": {"vocab_size": 64}, "61": {"vocab_size": 61}, "33": {"vocab_size": 33}},
     "micro": {"1": {}, "2": {"micro_batch_size": 2}},
     "model": {"gpt": GPT, "llama": LLAMA, "sqrelu": PARTLY_ROTARY},
@@ -50,7 +59,7 @@ FACTORS: dict[str, dict[str, Any]] = {
     "recompute": {"none": {}, "selective": {"recompute_granularity": "selective"},
                   "full": {"recompute_granularity": "full", "recompute_num_layers": 2}},
 }  # fmt: skip
-DECIDE_LEGALITY = ("layout", "schedule", "cut", "micro")
+DECIDE_LEGALITY = (*SIZES, "schedule", "cut", "micro")
 
 UNEVEN = {(2, 1): (3, 2), (4, 1): (5, 2), (2, 2): (6, 4), (4, 2): (8, 2)}  # stages, chunks -> layers, on the first
 EXPLICIT = {(2, 1): [1, 3], (4, 1): [2, 0, 1, 1], (2, 2): [1, 0, 2, 1], (4, 2): [1, 0, 1, 0, 0, 1, 0, 1]}
@@ -64,6 +73,11 @@ def settings_of(choice: Choice) -> dict[str, Any]:
     if settings["tensor_model_parallel_size"] == 4:
         settings["global_batch_size"] = 4  # half the micro-batches where collectives cost most
     pp, chunks = settings["pipeline_model_parallel_size"], settings.get("num_virtual_stages_per_pipeline_rank", 1)
+    if choice["schedule"] in FOLDED:
+        chunks = 2
+    if choice["schedule"] == "csv":
+        sample = settings.get("micro_batch_size", 1) * settings["data_parallel_size"]
+        settings["pipeline_schedule_csv"] = own_schedule(pp, max(1, settings.get("global_batch_size", 8) // sample))
     if choice["cut"] == "uneven":
         settings["num_layers"], settings["decoder_first_pipeline_num_layers"] = UNEVEN.get((pp, chunks), (2, 1))
     elif choice["cut"] == "explicit":
@@ -72,6 +86,21 @@ def settings_of(choice: Choice) -> dict[str, Any]:
     else:
         settings["num_layers"] = max(2, pp * chunks)
     return settings
+
+
+@cache
+def own_schedule(stages: int, microbatches: int) -> str:
+    """A file with ZB-H1's order."""
+    file = _folder() / f"{stages}-{microbatches}.csv"
+    file.write_text(write_table(compile_order("zb_h1", stages, microbatches), Placement(stages), compute_only=True))
+    return str(file)
+
+
+@cache
+def _folder() -> Path:
+    folder = tempfile.mkdtemp(prefix="schedules-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
 
 
 @cache
@@ -84,7 +113,7 @@ def _legal(decisive: tuple[tuple[str, str], ...]) -> bool:
 
 
 def is_legal(choice: Choice) -> bool:
-    return _legal(tuple((factor, choice[factor]) for factor in DECIDE_LEGALITY))
+    return world_of(choice) <= MOST_RANKS and _legal(tuple((factor, choice[factor]) for factor in DECIDE_LEGALITY))
 
 
 def name_of(choice: Choice) -> str:
@@ -92,7 +121,7 @@ def name_of(choice: Choice) -> str:
 
 
 def world_of(choice: Choice) -> int:
-    return prod(FACTORS["layout"][choice["layout"]].values())
+    return prod(int(choice[axis]) for axis in SIZES)
 
 
 def random_choices(seed: int, fixed: Mapping[str, str] | None = None, tries: int | None = None) -> Iterator[Choice]:
@@ -104,28 +133,44 @@ def random_choices(seed: int, fixed: Mapping[str, str] | None = None, tries: int
             yield choice
 
 
-def pairs_of(choice: Choice) -> set[Pair]:
-    return set(combinations(choice.items(), 2))
+def meetings_of(choice: Choice) -> set[Meeting]:
+    """Each pair of its values, and its layout."""
+    return {*combinations(choice.items(), 2), tuple((axis, choice[axis]) for axis in SIZES)}
 
 
-def all_pairs() -> list[Pair]:
-    return [((a, x), (b, y)) for a, b in combinations(FACTORS, 2) for x in FACTORS[a] for y in FACTORS[b]]
+def all_meetings() -> list[Meeting]:
+    """Every pair of values, and every layout that is not too large."""
+    layouts = product(*[[(axis, value) for value in FACTORS[axis]] for axis in SIZES])
+    pairs = [((a, x), (b, y)) for a, b in combinations(FACTORS, 2) for x in FACTORS[a] for y in FACTORS[b]]
+    return [layout for layout in layouts if world_of(dict(layout)) <= MOST_RANKS] + pairs
 
 
 @lru_cache(maxsize=1)
-def pairwise_cover() -> tuple[list[Choice], list[Pair]]:
-    """(choices, pairs that no legal choice holds). Greedy: for a pair that has not met yet, of many legal choices that
-    hold it the one that brings most new pairs. Sorted by world size, so that the pool of ranks regroups rarely."""
-    missing, cover, impossible = dict.fromkeys(all_pairs()), [], []
+def pairwise_cover() -> tuple[list[Choice], list[Meeting]]:
+    """(choices, meetings that no legal choice holds). Greedy: for a meeting that is missing yet, of many legal choices
+    that hold it the one that brings most new ones, the smaller one of equals; then without the choices that the others
+    make redundant. Sorted by world size, so that the pool of ranks regroups rarely."""
+    missing, cover, impossible = dict.fromkeys(all_meetings()), [], []
     while missing:
-        pair = next(iter(missing))
-        found = list(random_choices(len(cover), dict(pair), tries=200))
+        wanted = next(iter(missing))
+        found = list(random_choices(len(cover), dict(wanted), tries=200))
         if not found:
-            impossible.append(pair)
-            del missing[pair]
+            impossible.append(wanted)
+            del missing[wanted]
             continue
-        best = max(found, key=lambda choice: sum(pair in missing for pair in pairs_of(choice)))
+        best = max(found, key=lambda choice: (sum(m in missing for m in meetings_of(choice)), -world_of(choice)))
         cover.append(best)
-        for met in pairs_of(best):
+        for met in meetings_of(best):
             missing.pop(met, None)
-    return sorted(cover, key=world_of), impossible
+    return sorted(_needed(cover), key=world_of), impossible
+
+
+def _needed(cover: list[Choice]) -> list[Choice]:
+    """Without choices of which every meeting takes place elsewhere, too; the largest go first."""
+    times = Counter(met for choice in cover for met in meetings_of(choice))
+    kept = list(cover)
+    for choice in sorted(cover, key=world_of, reverse=True):
+        if all(times[met] > 1 for met in meetings_of(choice)):
+            kept.remove(choice)
+            times.subtract(meetings_of(choice))
+    return kept

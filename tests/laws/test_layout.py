@@ -1,7 +1,7 @@
 """Law 1: loss, gradient norm, every gathered gradient of every step and every parameter after 5 AdamW steps are those
 of the one-process run, whatever the layout; unequal valid tokens and gradient accumulation are in every config."""
 
-from itertools import islice
+from itertools import combinations, islice, product
 
 import pytest
 
@@ -23,12 +23,25 @@ def assert_layout_law(choice: cover.Choice) -> None:
 
 
 def test_the_cover_leaves_out_only_pairs_that_no_config_can_hold():
-    """One stage can be neither interleaved nor cut unevenly; every other pair of values meets."""
-    alone = {layout for layout in cover.FACTORS["layout"] if ".pp1." in layout}
-    senseless = [("schedule", "interleaved"), ("cut", "uneven")]
-    assert set(IMPOSSIBLE) == {(("layout", layout), other) for layout in alone for other in senseless}
-    met = set().union(*map(cover.pairs_of, COVER))
-    assert set(cover.all_pairs()) == met | set(IMPOSSIBLE)
+    """One stage can be neither interleaved, nor a V, nor cut unevenly; a V has no first stage of its own size. Every
+    other pair of values meets, and so does every layout."""
+    of_one_stage = [("schedule", name) for name in ("interleaved", "zb_v", "dualpipe_v")] + [("cut", "uneven")]
+    senseless = {(("pp", "1"), other) for other in of_one_stage}
+    senseless |= {(("schedule", name), ("cut", "uneven")) for name in ("zb_v", "dualpipe_v")}
+    senseless |= {((a, "4"), (b, "4")) for a, b in combinations(cover.SIZES, 2)}  # more than 8 ranks
+    assert set(IMPOSSIBLE) == senseless
+    met = set().union(*map(cover.meetings_of, COVER))
+    assert set(cover.all_meetings()) - senseless <= met
+    pairs = {(a, b) for choice in COVER for a, b in product(choice.items(), repeat=2) if a != b}
+    values = [(factor, value) for factor, values in cover.FACTORS.items() for value in values]
+    for a, b in combinations(values, 2):
+        assert a[0] == b[0] or (a, b) in pairs or {(a, b), (b, a)} & senseless, f"{a} never meets {b}"
+
+
+def test_every_choice_of_the_cover_is_needed():
+    for left_out in COVER:
+        others = set().union(*(cover.meetings_of(choice) for choice in COVER if choice is not left_out))
+        assert not cover.meetings_of(left_out) <= others
 
 
 @pytest.mark.parametrize("choice", COVER, ids=cover.name_of)
