@@ -3,6 +3,8 @@
 from dataclasses import replace
 from functools import partial
 
+import torch
+
 from megascratch.data_parallel.buckets import Bucket, Buckets, GradSlot
 from megascratch.layers import attention
 from megascratch.model import build, chunk
@@ -50,12 +52,14 @@ def no_documents(function, q, k, v, context):
     return function, q, k, v, replace(context, mask=context.mask.new_ones(context.mask.shape).tril())
 
 
+@torch.no_grad()
 def twice(self, microbatch):
     for deliver in self._waiting.pop(microbatch):
         deliver()
         deliver()
 
 
+@torch.no_grad()
 def all_but_the_last(self, microbatch):
     for deliver in list(self._waiting.pop(microbatch))[:-1]:
         deliver()
@@ -66,6 +70,7 @@ def rows_put_off_for_ever(self, inner, waiting):
     self.rows = nothing
 
 
+@torch.no_grad()
 def gradient_of_the_micro_batch_before(self, microbatch):
     """The inputs of one micro-batch meet the gradients of another."""
     mine = self._waiting.pop(microbatch)
