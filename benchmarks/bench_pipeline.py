@@ -13,13 +13,13 @@ import statistics
 from collections.abc import Callable
 from functools import partial
 from itertools import accumulate
-from pathlib import Path
 from typing import NamedTuple
 
 import llama_25m as llama
 import torch
 import torch.distributed as dist
 from alternate import Pair, alternate
+from ranks import RANKS, fresh, memory, mib
 from torch import nn
 from torch.distributed import pipelining
 
@@ -30,9 +30,8 @@ from megascratch.pipeline.recorder import Recorder
 from megascratch.pipeline.schedule import Placement
 from megascratch.training import schedule_trace
 from megascratch.training.trainer import Trainer
-from megascratch.verification.pool import Pool, mesh_of
+from megascratch.verification.pool import mesh_of
 
-RANKS = 2
 Step = Callable[[], object]
 
 
@@ -128,29 +127,6 @@ def speed(work: Work, rounds: int) -> tuple[Pair, float, list[int]]:
     return pair, allowed, [sum(weight.numel() for weight in side.parameters) for side in (ours, theirs)]
 
 
-def memory(side: Callable[[Work], Ours | Theirs], work: Work) -> int:
-    """On a fresh rank: bytes by which the resident set grew in three steps."""
-    Path("/proc/self/clear_refs").write_text("5")  # the highest mark starts anew
-    before = _resident("VmRSS")
-    stepper = side(work)
-    for _ in range(3):
-        stepper.step()
-    return _resident("VmHWM") - before
-
-
-def _resident(name: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
-
-
-def fresh(function: Callable, *args: object) -> list:
-    pool = Pool(timeout=300)
-    try:
-        return pool.run(RANKS, function, *args)
-    finally:
-        pool.close()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--schedules", nargs="+", choices=CONTESTS, default=["1f1b", "interleaved", "zb_h1", "zb_v"])
@@ -165,7 +141,7 @@ def main() -> None:
             print(f"{schedule:<12}{told_speed(work, args.rounds)}", flush=True)
         if args.only != "speed":
             ours, theirs = (fresh(partial(memory, side), work) for side in (Ours, Theirs))
-            print(f"{schedule:<12}memory of each rank, MiB: ours {_mib(ours)}, theirs {_mib(theirs)}", flush=True)
+            print(f"{schedule:<12}memory of each rank, MiB: ours {mib(ours)}, theirs {mib(theirs)}", flush=True)
 
 
 def told_speed(work: Work, rounds: int) -> str:
@@ -175,10 +151,6 @@ def told_speed(work: Work, rounds: int) -> str:
     assert weights[0] == weights[1], weights
     tokens = work.microbatches * work.size * llama.SEQUENCE
     return f"{tokens / pair.ours:5.0f} tokens/s   {pair}   {allowed:.1%} of the played"
-
-
-def _mib(sizes: list[int]) -> str:
-    return " ".join(f"{size / 2**20:.0f}" for size in sizes)
 
 
 if __name__ == "__main__":

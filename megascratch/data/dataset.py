@@ -10,6 +10,7 @@ A sample has L + 1 tokens; its last token is the first one of the next sample. A
 the order of the text, has one epoch, and ends with a shorter sample; past its end every sample is empty.
 """
 
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -64,14 +65,14 @@ class Span(NamedTuple):
     stop: int
 
 
-class OneSource:
+class OneSource(ABC):
     """A data set whose every sample is made of pieces of one source."""
 
     source: Source
 
+    @abstractmethod
     def pieces(self, number: int) -> np.ndarray:
         """int64 [n, 3]: (sequence, offset, count) of the pieces of sample `number`."""
-        raise NotImplementedError
 
     def __getitem__(self, number: int) -> np.ndarray:
         return self.source.read(self.pieces(number))

@@ -25,3 +25,16 @@ def counting(prefix: Path, lengths: list[int]) -> str:
     """Documents whose tokens, read one after the other, are 0, 1, 2 ..."""
     ends = np.cumsum(lengths)
     return write(prefix, [np.arange(end - length, end) for end, length in zip(ends, lengths, strict=True)], "int32")
+
+
+class Numbers:
+    """Sample i of part p is [p, i]."""
+
+    def __init__(self, part, size):
+        self.part, self.size = part, size
+
+    def __len__(self):
+        return self.size
+
+    def __getitem__(self, number):
+        return np.array([self.part, number])

@@ -11,7 +11,7 @@ from megascratch.config.errors import UserError
 from megascratch.data.dataset import BLEND_BLOCK, Blend, Corpus
 from megascratch.data.indexed import Reader
 from megascratch.data.mock import MockReader
-from tests.data.corpora import counting, write
+from tests.data.corpora import Numbers, counting, write
 
 PINNED = [65, 24, 67, 5, 47, 54, 53]
 LENGTHS = [7, 1, 0, 30, 2, 2, 19, 5, 11, 3]
@@ -137,19 +137,6 @@ def test_just_enough_text_is_one_sample(tmp_path):
     dataset = corpus(Reader(write(tmp_path / "c", [range(7)])))
     ring = [[(start + at) % 7 for at in range(7)] for start in range(6)]
     assert len(dataset) == 1 and all(sample in ring for sample in read(dataset, range(9)))
-
-
-class Numbers:
-    """Sample i of part p is [p, i]."""
-
-    def __init__(self, part, size):
-        self.part, self.size = part, size
-
-    def __len__(self):
-        return self.size
-
-    def __getitem__(self, number):
-        return np.array([self.part, number])
 
 
 def blended(sizes, weights, finite):

@@ -13,7 +13,7 @@ from megascratch.data import _indices, reference
 from megascratch.data.indexed import Reader
 from megascratch.data.megatron_order import MegatronBlend, MegatronCorpus, epochs, sizes_to_build
 from megascratch.data.splits import open_splits
-from tests.data.corpora import counting, golden
+from tests.data.corpora import Numbers, counting, golden
 
 ENGINES = [_indices, reference]
 
@@ -119,19 +119,6 @@ def test_epochs_are_just_enough_and_a_thin_last_one_stands_alone(tokens, wanted,
     before = ((count - 1) * tokens - 1) // seq_length
     thin = count > 1 and wanted - before < int(0.8 * ((tokens - 1) // seq_length))
     assert alone == (before if thin else None)
-
-
-class Numbers:
-    """Sample i of part p is [p, i]."""
-
-    def __init__(self, part, size):
-        self.part, self.size = part, size
-
-    def __len__(self):
-        return self.size
-
-    def __getitem__(self, number):
-        return np.array([self.part, number])
 
 
 def parts(*sizes):

@@ -10,8 +10,7 @@ from megascratch.data.dataset import BLEND_BLOCK, Blend
 from megascratch.data.shares import shares
 from megascratch.data.splits import open_splits
 from megascratch.data.stages import Staged
-from tests.data.corpora import counting
-from tests.data.test_dataset import Numbers
+from tests.data.corpora import Numbers, counting
 
 WEIGHTS = st.lists(st.sampled_from([0.0, 0.1, 0.5, 1.0]), min_size=3, max_size=3).filter(any)
 
