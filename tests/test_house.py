@@ -15,7 +15,7 @@ FLOORS = {
     room: floor
     for floor, rooms in enumerate(
         [
-            "config",
+            "config faults",
             "tokenizer parallel",
             "data layers pipeline optim data_parallel checkpoint",
             "model curation",
@@ -26,13 +26,14 @@ FLOORS = {
     )
     for room in rooms.split()
 } | {"": 0}
-SIDEWAYS = {("data_parallel", "optim"), ("verification", "training")}
+SIDEWAYS = {("faults", "config"), ("data_parallel", "optim"), ("verification", "training")}
 
 NEED_NO_TORCH = [
     "megascratch.commands",
     "megascratch.commands.data",
     "megascratch.config.laws",
     "megascratch.config.load",
+    "megascratch.faults",
     "megascratch.parallel.grid",
     "megascratch.pipeline.passes",
     "megascratch.pipeline.play",

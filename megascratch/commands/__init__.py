@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from megascratch import faults
 from megascratch.config.errors import SettingError, UserError
 
 VERBS = {
@@ -70,6 +71,7 @@ def _unknown(words: list[str]) -> str:
 
 def _run(verb: str, argv: list[str]) -> int:
     try:
+        faults.check()
         code: int = importlib.import_module(f"{__name__}.{verb}").main(argv)
         return code
     except UserError as error:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from megascratch.config.errors import UserError
+from megascratch.faults import fault_point
 
 Arrays = dict[str, np.ndarray]
 
@@ -55,6 +56,7 @@ def built_once(folder: Path, key: Mapping[str, Any], build: Callable[[], Mapping
     with locked(folder):
         arrays = _load(home)
         if arrays is None:
+            fault_point("index.build")
             _store(home, text, build())
             arrays = _load(home)
     if arrays is None:
@@ -81,10 +83,12 @@ def _store(home: Path, key: str, arrays: Mapping[str, np.ndarray | Blocks]) -> N
         with ThreadPoolExecutor(max(len(arrays), 1)) as pool:
             list(pool.map(_write, [partial / f"{name}.npy" for name in arrays], arrays.values()))
         (partial / "key.json").write_text(json.dumps({"arrays": list(arrays), "key": json.loads(key)}, indent=1))
+        fault_point("index.commit")
         _move_in_place(partial, home)
 
 
 def _write(path: Path, array: np.ndarray | Blocks) -> None:
+    fault_point("index.write")
     with path.open("wb") as file:
         if isinstance(array, Blocks):
             descr = np.lib.format.dtype_to_descr(array.dtype)

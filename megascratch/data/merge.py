@@ -20,6 +20,7 @@ from megascratch.data.index_file import HEADER, MAGIC, TOKEN_DTYPES, VERSION
 from megascratch.data.indexed import bin_path, idx_path
 from megascratch.data.manifest import manifest_path
 from megascratch.data.shards import KINDS, KeyCounts, Summary, remove_shard, shard_path
+from megascratch.faults import fault_point
 
 CHECKPOINT_BYTES = 1 << 30
 BLOCK_BYTES = 1 << 22
@@ -70,6 +71,7 @@ class Merge:
         assert summary.number == self.shards
         fresh = summary.number >= self._state.shards
         bad = []
+        fault_point("preprocess.merge")
         if fresh:
             for key, counts in enumerate(summary.keys):
                 self._appended += self._copy(summary, key, counts)
@@ -218,7 +220,9 @@ def place(folder: Path, prefixes: Sequence[str], bad_lines: str) -> None:
         if parts["bin"].exists():
             manifest_path(prefix).unlink(missing_ok=True)  # an old manifest or index must never describe the new ids
             idx_path(prefix).unlink(missing_ok=True)
+            fault_point("preprocess.place")
             os.replace(parts["bin"], bin_path(prefix))
+            fault_point("preprocess.place")
         if parts["idx"].exists():
             os.replace(parts["idx"], idx_path(prefix))
         if parts["json"].exists():

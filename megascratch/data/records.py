@@ -16,6 +16,7 @@ from megascratch.data.lines import part, stream, whole_lines
 from megascratch.data.parquet import read_rows
 from megascratch.data.pieces import Span
 from megascratch.data.sources import BROKEN, opened, unreadable
+from megascratch.faults import fault_point
 
 
 class Reading(NamedTuple):
@@ -50,6 +51,7 @@ def read_span(span: Span, reading: Reading) -> Iterator[Batch]:
     rows = 0
     try:
         for batch in _FORMATS[span.format](span, reading):
+            fault_point("preprocess.read")
             rows += batch.rows
             yield batch
     except BROKEN as error:

@@ -21,6 +21,7 @@ from typing import IO, NamedTuple
 import numpy as np
 
 from megascratch.config.errors import UserError
+from megascratch.faults import fault_point
 
 KINDS = ("bin", "lengths", "sequences")
 
@@ -124,6 +125,7 @@ class ShardWriter:
     def add(self, encoded: Sequence[Encoded], bad: Sequence[BadRow]) -> None:
         """Neighbouring documents, for each key."""
         with writing(self._folder):
+            fault_point("preprocess.write")
             for key, one in enumerate(encoded):
                 self._counts[key] = self._append(key, self._counts[key], one)
             for row in bad:
@@ -155,6 +157,7 @@ class ShardWriter:
         summary = Summary(self._number, self._counts, spans, self._bad)
         with writing(self._folder):
             self._open.close()
+            fault_point("preprocess.commit")
             for name in self._names:
                 os.replace(self._partial(name), shard_path(self._folder, self._number, name))
             record = {"keys": summary.keys, "spans": summary.spans, "bad": summary.bad}

@@ -21,6 +21,7 @@ from megascratch.data_parallel.owned import Owned, first_elements
 from megascratch.data_parallel.partial import PartialSums, partial_runs
 from megascratch.data_parallel.plan import Entry, Place, plan_buckets
 from megascratch.data_parallel.update import Update
+from megascratch.faults import fault_point
 from megascratch.optim.norm import GlobalNorm
 from megascratch.parallel.collectives import Pending, all_gather_objects, start_all_reduce
 from megascratch.parallel.held import Held, box_view, pieces_in_range
@@ -91,6 +92,7 @@ class DataParallel(ABC):
 
     def finish(self) -> None:
         """Sums the gradients over all ranks that hold a part of them."""
+        fault_point("gradient.finish")
         for chunk in self.chunks:
             chunk.finish()
         for chunk in self.chunks:
@@ -107,12 +109,14 @@ class DataParallel(ABC):
     def norm(self) -> Tensor:
         """The global gradient norm, after `finish`: an fp64 scalar, equal on all ranks; inf or nan after an overflow
         on any of them."""
+        fault_point("gradient.norm")
         return self.global_norm()
 
     @torch.no_grad()
     def step(self, lr: float, factor: float = 1.0) -> None:
         """Moves the weights along `factor` (clipping / loss scale) times their gradients."""
         self.await_weights()  # of layers that no forward has used since the last step
+        fault_point("optimizer.step")
         for owned in self.owned:
             if factor != 1.0:
                 owned.grads.mul_(factor)
@@ -238,6 +242,7 @@ class DataParallel(ABC):
 
     def _publish(self) -> None:
         """What this rank updated, to all ranks."""
+        fault_point("weights.share")
         self._share_weights()
         if not self.layers_await:
             self.await_weights()

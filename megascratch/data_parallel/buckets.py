@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from megascratch.data_parallel.plan import Plan
+from megascratch.faults import fault_point
 from megascratch.parallel.collectives import Pending
 
 
@@ -134,7 +135,7 @@ class Buckets:
                 slot.main.zero_()
         for bucket in self.buckets:
             if bucket.pending is None:
-                bucket.pending = self.reduce(bucket)
+                self._start(bucket)
         self.finished = True
 
     def wait(self) -> None:
@@ -159,5 +160,8 @@ class Buckets:
                                "began: where a weight is used twice, register it under both names")
         slot.arrived = True
         while self.waiting and self.waiting[0].is_full:
-            bucket = self.waiting.pop(0)
-            bucket.pending = self.reduce(bucket)
+            self._start(self.waiting.pop(0))
+
+    def _start(self, bucket: Bucket) -> None:
+        fault_point("gradient.reduce", bucket.grads)
+        bucket.pending = self.reduce(bucket)

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from megascratch.faults import fault_point
 from megascratch.parallel.mesh import Axis
 
 # torch 2.13 renamed the single-tensor forms and warns about the old names; 2.11 has only those.
@@ -55,6 +56,7 @@ class Pending:
 
     def wait(self) -> Tensor:
         if self.work is not None:
+            fault_point("collective.wait")
             with named(self.operation, self.axis.name, self.axis.rank, self.axis.size):
                 self.work.wait()
             self.work = None
@@ -62,6 +64,7 @@ class Pending:
 
 
 def _start(operation: str, axis: Axis, result: Tensor, launch: Callable[..., dist.Work | None]) -> Pending:
+    fault_point("collective.start")
     with named(operation, axis.name, axis.rank, axis.size):
         return Pending(operation, axis, launch(group=axis.group, async_op=True), result)
 

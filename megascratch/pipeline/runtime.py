@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from megascratch.faults import fault_point
 from megascratch.parallel.collectives import CommunicationError, reason
 from megascratch.parallel.mesh import Link, Links
 from megascratch.pipeline.recorder import Silent
@@ -169,22 +170,29 @@ class _Player:
     # ---- compute -----------------------------------------------------------------------------------------------
 
     def forward(self, action: Action) -> None:
+        fault_point("forward.begin")
         stage, m = self.stages[action.chunk], action.microbatch
         y = stage.forward(m, self._input(stage, action), self.batches[m])
         if stage.is_last:
             self.losses[m] = y
         else:
             self.outputs[m, action.chunk] = y
+        fault_point("forward.end")
 
     def backward(self, action: Action) -> None:
+        fault_point("backward.begin")
         stage = self._begin(action)
         self._keep(action, stage.backward(action.microbatch, self._output_grad(stage, action)))
+        fault_point("backward.end")
 
     def backward_input(self, action: Action) -> None:
+        fault_point("backward.begin")
         stage = self._begin(action)
         self._keep(action, stage.backward_input(action.microbatch, self._output_grad(stage, action)))
+        fault_point("backward.end")
 
     def backward_weight(self, action: Action) -> None:
+        fault_point("weight.begin")
         self._begin(action).backward_weight(action.microbatch)
 
     def _begin(self, action: Action) -> Stage:
@@ -235,11 +243,13 @@ class _Player:
         if tensor.shape != self.spec.shape or tensor.dtype != self.spec.dtype:
             raise ValueError(f"{self._where(action)} would send {list(tensor.shape)} {tensor.dtype}, but "
                              f"{list(self.spec.shape)} {self.spec.dtype} is expected")
+        fault_point("transfer.send")
         while self.sends and (oldest := next(iter(self.sends.values()))).work.is_completed():  # gloo never tells
             self._wait(self.sends.pop(oldest.action))
         self.sends[action] = self._post(action, tensor.contiguous(), outwards=True)
 
     def _receive(self, action: Action) -> _Transfer:
+        fault_point("transfer.receive")
         tensor = torch.empty(self.spec.shape, dtype=self.spec.dtype, device=self.spec.device)
         return self._post(action, tensor, outwards=False)
 
@@ -255,6 +265,7 @@ class _Player:
         return tensor
 
     def _wait(self, transfer: _Transfer) -> Tensor:
+        fault_point("transfer.wait")
         try:
             transfer.work.wait()
         except RuntimeError as error:

@@ -13,6 +13,7 @@ from megascratch.config.batch_size import num_microbatches
 from megascratch.data.batch import Batch
 from megascratch.data.dataset import Dataset
 from megascratch.data.prefetch import Prefetch
+from megascratch.faults import fault_point
 from megascratch.model.flops import flops_per_token
 from megascratch.optim.schedule import learning_rate
 from megascratch.parallel.collectives import all_reduce
@@ -86,6 +87,7 @@ class _Loop:
         return summary
 
     def _step(self, upcoming: Iterator[list[Batch]]) -> None:
+        fault_point("step.begin")
         start, state = time.perf_counter(), self.state
         batches = next(upcoming)
         lr = learning_rate(self.r.config.optim, state.step, state.consumed_samples)
@@ -96,6 +98,7 @@ class _Loop:
         samples = self._samples(len(batches))
         state.step, state.consumed_samples = state.step + 1, state.consumed_samples + samples
         seconds = time.perf_counter() - start
+        fault_point("step.end")
         self.interval.add(result, samples, seconds)
         if recorder is not None:
             self._tell_schedule(recorder, len(batches), seconds)
@@ -154,6 +157,7 @@ class _Loop:
     def _evaluate(self, split: str, dataset: Dataset) -> float:
         """The mean loss over the first eval_iters global batches of the split, or all of it if it is shorter; the same
         samples each time, and neither the data position nor any random stream moves."""
+        fault_point("evaluate.begin")
         microbatches = num_microbatches(self.r.config, self.state.consumed_samples)
         samples = self._samples(microbatches)
         rounds = min(self.training.eval_iters, -(-len(dataset) // samples))

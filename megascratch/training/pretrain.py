@@ -6,6 +6,7 @@ import os
 import sys
 
 from megascratch.config.settings import Config
+from megascratch.faults import fault_point
 from megascratch.parallel import mesh
 from megascratch.parallel.collectives import CommunicationError
 from megascratch.training.loop import train
@@ -14,6 +15,7 @@ from megascratch.training.setup import prepare
 
 def pretrain(config: Config) -> int:
     """0 when the run is done or has saved after a request to stop; 1 when communication or numbers failed."""
+    fault_point("run.begin")
     try:
         train(prepare(config))
     except CommunicationError as error:

@@ -16,6 +16,7 @@ from megascratch.data.batch import Batch
 from megascratch.data.dataset import Dataset
 from megascratch.data.loader import microbatches
 from megascratch.data.splits import Splits
+from megascratch.faults import fault_point
 from megascratch.parallel import mesh as meshes
 from megascratch.parallel.grid import Grid
 from megascratch.parallel.mesh import Mesh
@@ -56,6 +57,7 @@ def prepare(config: Config) -> Run:
     device = choose_device(config.training.device, int(os.environ.get("LOCAL_RANK", "0")))
     timeout = timedelta(minutes=config.parallel.distributed_timeout_minutes)
     backend = config.parallel.distributed_backend or ("nccl" if device.type == "cuda" else "gloo")
+    fault_point("run.meet")
     meshes.start(backend, device, timeout)
     parallel = config.parallel
     grid = Grid.dense(
@@ -68,6 +70,7 @@ def prepare(config: Config) -> Run:
         state = TrainState.from_dict(load(start, trainer.held(), mesh.world)["train_state"])
         trainer.restore(state)
     read = _reader(config, mesh, tokenizer)
+    fault_point("run.built")
     return Run(config, mesh, trainer, state, splits, read, tokenizer, total_steps, traced_step)
 
 
