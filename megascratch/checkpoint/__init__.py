@@ -3,13 +3,21 @@
     path = save(folder, step, held, state, mesh.world)        # -> folder/step_00000123
     state = load(folder, held, mesh.world)                    # fills held in place
 
+    saver = Saver(folder, mesh.world, own, device, lease=Lease.acquire(folder))      # beside training: see saver.py
+
 The checkpoint knows no model and no optimizer; what a rank holds is told by `parallel.held.Held` records.
 """
 
-from megascratch.checkpoint.agreement import CheckpointError
-from megascratch.checkpoint.folders import find, latest, steps
-from megascratch.checkpoint.manifest import Manifest, read_manifest
+from megascratch.checkpoint.errors import CheckpointError, DamagedError, DiskError, LeaseLostError
+from megascratch.checkpoint.folders import find, latest, read_manifest, steps
+from megascratch.checkpoint.lease import Lease
+from megascratch.checkpoint.manifest import Manifest
 from megascratch.checkpoint.reader import load
+from megascratch.checkpoint.retention import Keep, prune
+from megascratch.checkpoint.saver import Outcome, Saver
 from megascratch.checkpoint.writer import save
 
-__all__ = ["CheckpointError", "Manifest", "find", "latest", "load", "read_manifest", "save", "steps"]
+__all__ = [
+    "CheckpointError", "DamagedError", "DiskError", "Keep", "Lease", "LeaseLostError", "Manifest", "Outcome", "Saver",
+    "find", "latest", "load", "prune", "read_manifest", "save", "steps",
+]  # fmt: skip

@@ -3,37 +3,38 @@
 from collections.abc import Callable
 from typing import TypeVar
 
+from megascratch.checkpoint.errors import CheckpointError, DamagedError, DiskError, LeaseLostError
 from megascratch.config.errors import UserError
 from megascratch.parallel.collectives import all_gather_objects
 from megascratch.parallel.mesh import Axis
 
 T = TypeVar("T")
 
-
-class CheckpointError(RuntimeError):
-    """A rank failed for a reason that is not the user's."""
+KINDS: dict[str, type[Exception]] = {
+    kind.__name__: kind for kind in (CheckpointError, UserError, DamagedError, DiskError, LeaseLostError)
+}
 
 
 def everyone(world: Axis, action: Callable[[], T]) -> list[T]:
     """Runs `action` here and on all other ranks of `world`; the results in rank order.
 
-    Raises: UserError on all ranks where one raised UserError or OSError (disk full, no permission), otherwise
-    CheckpointError on all ranks; the text tells the first rank that failed, its own error is the cause there.
+    Raises: on all ranks the error of the first rank that failed, told with its number: a UserError keeps its kind, an
+    OSError becomes a DiskError, and anything else a CheckpointError. Its own error is the cause there.
     """
     result: T | None = None
-    failure: tuple[bool, str] | None = None
+    failure: tuple[str, str] | None = None
     cause: Exception | None = None
     try:
         result = action()
     except Exception as error:
-        failure, cause = (isinstance(error, UserError | OSError), _text(error)), error
+        failure, cause = _told(error), error
     answers = all_gather_objects((result, failure), world)
     for rank, (_, failed) in enumerate(answers):
         if failed is not None:
-            mendable, text = failed
+            kind, text = failed
             if world.size > 1:
                 text = f"rank {rank}: {text}"
-            raise (UserError(text) if mendable else CheckpointError(text)) from cause
+            raise KINDS[kind](text) from cause
     return [answer for answer, _ in answers]
 
 
@@ -42,5 +43,11 @@ def first(world: Axis, action: Callable[[], T]) -> T:
     return everyone(world, action if world.is_first else lambda: None)[0]  # type: ignore[return-value]
 
 
-def _text(error: Exception) -> str:
-    return str(error) if isinstance(error, UserError | OSError) else f"{type(error).__name__}: {error}"
+def _told(error: Exception) -> tuple[str, str]:
+    """The kind and the text of an error, as they are sent."""
+    if isinstance(error, UserError):
+        kind = next(base.__name__ for base in type(error).__mro__ if base.__name__ in KINDS)
+        return kind, str(error)
+    if isinstance(error, OSError):
+        return DiskError.__name__, str(error)
+    return CheckpointError.__name__, f"{type(error).__name__}: {error}"

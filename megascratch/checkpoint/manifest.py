@@ -1,45 +1,52 @@
 """`manifest.json`: the table of contents that makes a folder of safetensors files a checkpoint; pure arithmetic.
 
-    {"sha256": hex digest of the text of "body" (JSON with sorted keys, no spaces, ASCII),
-     "body": {"format": 1,
-              "step": 123,
-              "state": {...},                              scalars and settings, any JSON
-              "tensors": {name: {"shape": [4, 6],          of the whole, without padding
-                                 "dtype": "float32",
-                                 "chunks": [{"file": "00003.safetensors", "key": "17",
-                                             "start": [0, 0], "stop": [2, 6], "crc32": 3735928559}, ...]}}}}
+    {"sha256": "hex digest of the bytes of body",
+    "body": {"format": 2,
+             "step": 123,
+             "state": {...},                              scalars and settings, any JSON
+             "files": {"00003.safetensors": {"bytes": 1048, "header_bytes": 1024, "header_xxh3_64": "16 hex digits"}},
+             "tensors": {name: {"shape": [4, 6],          of the whole, without padding
+                                "dtype": "float32",
+                                "chunks": [{"file": "00003.safetensors", "offset": 1024,      of its first byte
+                                            "start": [0, 0], "stop": [1, 6], "xxh3_64": "..."}, ...]}}}}
 
-The chunks of a tensor are boxes that fill its whole exactly once. No rank, no layout and no file order appears, so
-reading is box overlap. The tensor `key` of `file` has the box's shape; crc32 is over its bytes as they lie in the file.
+The chunks of a tensor are boxes that fill its whole exactly once; the header and the chunks of a file fill it exactly
+once, too, so every byte of a checkpoint has a checksum. No rank and no layout appears, so reading is box overlap.
 """
 
 import hashlib
 import json
 import math
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from megascratch.config.errors import UserError
 from megascratch.parallel.shard import Box
 
 FILE = "manifest.json"
-FORMAT = 1
+FORMAT = 2
 DTYPES = {
     str(dtype).removeprefix("torch."): dtype
     for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.uint8)
 }
+MOST_CHUNK_BYTES = 1 << 28
+"""A reader holds a chunk in memory: a larger one is refused."""
+
+_HEAD, _MIDDLE, _TAIL = b'{"sha256": "', b'",\n"body": ', b"}\n"
+_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_DIGEST = re.compile(r"[0-9a-f]{16}")
 
 
 class Chunk(NamedTuple):
     """One box of a tensor, and where its bytes lie."""
 
     file: str  # inside the step folder
-    key: str  # of the tensor in the file
+    offset: int  # of the first byte in the file
     box: Box  # place in the whole
-    crc32: int
+    xxh3_64: str
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,21 @@ class Whole:
     dtype: torch.dtype
     chunks: tuple[Chunk, ...]
 
+    def chunk_bytes(self, chunk: Chunk) -> int:
+        return volume(chunk.box) * self.dtype.itemsize
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+class DataFile(NamedTuple):
+    """A file of chunks; its header (safetensors') is what stands before the first of them."""
+
+    bytes: int
+    header_bytes: int
+    header_xxh3_64: str
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -57,24 +79,13 @@ class Manifest:
 
     step: int
     state: dict[str, Any]
+    files: dict[str, DataFile]
     tensors: dict[str, Whole]
 
-
-def read_manifest(step_folder: str | Path) -> Manifest:
-    """Reads and checks the table of contents; no tensor is touched.
-
-    Raises: UserError where the folder is no checkpoint, or its manifest is damaged.
-    """
-    path = Path(step_folder) / FILE
-    try:
-        text = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{step_folder} is not a checkpoint: {FILE} cannot be read ({error.strerror})") from error
-    try:
-        return parse(text)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        reason = f"no {error}" if isinstance(error, KeyError) else error
-        raise UserError(f"{path} is damaged: {reason}; load another step of the run") from error
+    @property
+    def nbytes(self) -> int:
+        """Of all data files."""
+        return sum(file.bytes for file in self.files.values())
 
 
 def to_text(manifest: Manifest) -> bytes:
@@ -83,6 +94,7 @@ def to_text(manifest: Manifest) -> bytes:
         "format": FORMAT,
         "step": manifest.step,
         "state": manifest.state,
+        "files": {name: file._asdict() for name, file in manifest.files.items()},
         "tensors": {
             name: {
                 "shape": list(whole.shape),
@@ -92,52 +104,85 @@ def to_text(manifest: Manifest) -> bytes:
             for name, whole in manifest.tensors.items()
         },
     }
-    inner = _canonical(body)
-    return f'{{"sha256": "{_digest(inner)}",\n"body": {inner}}}\n'.encode()
+    return signed(json.dumps(body, sort_keys=True, separators=(",", ":")).encode())
+
+
+def signed(body: bytes) -> bytes:
+    """A body with its digest before it."""
+    return _HEAD + _digest(body) + _MIDDLE + body + _TAIL
 
 
 def parse(text: bytes) -> Manifest:
     """The reverse of `to_text`. Raises: ValueError, KeyError or TypeError for what is none, says why where it can."""
-    record = json.loads(text)
-    body = record["body"]
-    if record["sha256"] != _digest(_canonical(body)):
+    start = len(_HEAD) + 64 + len(_MIDDLE)
+    body_text = text[start : -len(_TAIL)]
+    if text != _HEAD + text[len(_HEAD) : start - len(_MIDDLE)] + _MIDDLE + body_text + _TAIL:
+        raise ValueError("it does not begin and end as a manifest does")
+    if text[len(_HEAD) : start - len(_MIDDLE)] != _digest(body_text):
         raise ValueError("its sha256 does not fit its content")
+    body = json.loads(body_text)
     if body["format"] != FORMAT:
         raise ValueError(f"it has format {body['format']}, this version reads format {FORMAT}")
-    tensors = {name: _whole(entry) for name, entry in body["tensors"].items()}
-    manifest = Manifest(int(body["step"]), dict(body["state"]), tensors)
-    require_full_cover(manifest.tensors)
+    files = {_file_name(name): _file(entry) for name, entry in body["files"].items()}
+    tensors = {name: _whole(name, entry) for name, entry in body["tensors"].items()}
+    manifest = Manifest(_number(body["step"]), dict(body["state"]), files, tensors)
+    require_full_cover(manifest)
     return manifest
 
 
-def _canonical(body: dict[str, Any]) -> str:
-    return json.dumps(body, sort_keys=True, separators=(",", ":"))
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _whole(entry: dict[str, Any]) -> Whole:
-    return Whole(tuple(map(int, entry["shape"])), DTYPES[entry["dtype"]], tuple(map(_chunk, entry["chunks"])))
+def _digest(body: bytes) -> bytes:
+    return hashlib.sha256(body).hexdigest().encode()
 
 
 def _chunk_entry(chunk: Chunk) -> dict[str, Any]:
-    return {"file": chunk.file, "key": chunk.key, **chunk.box._asdict(), "crc32": chunk.crc32}
+    return {"file": chunk.file, "offset": chunk.offset, **chunk.box._asdict(), "xxh3_64": chunk.xxh3_64}
+
+
+def _number(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{value!r} is no whole number from 0 on")
+    return value
+
+
+def _numbers(values: Any) -> tuple[int, ...]:
+    return tuple(map(_number, values))
+
+
+def _checksum(value: Any) -> str:
+    if not isinstance(value, str) or not _DIGEST.fullmatch(value):
+        raise ValueError(f"{value!r} is no checksum")
+    return value
+
+
+def _file_name(name: Any) -> str:
+    if not isinstance(name, str) or not _FILE_NAME.fullmatch(name) or name == FILE:
+        raise ValueError(f"{name!r} is no name of a file of chunks in this folder")
+    return name
+
+
+def _file(entry: dict[str, Any]) -> DataFile:
+    return DataFile(_number(entry["bytes"]), _number(entry["header_bytes"]), _checksum(entry["header_xxh3_64"]))
+
+
+def _whole(name: str, entry: dict[str, Any]) -> Whole:
+    whole = Whole(_numbers(entry["shape"]), DTYPES[entry["dtype"]], tuple(map(_chunk, entry["chunks"])))
+    for chunk in whole.chunks:
+        if whole.chunk_bytes(chunk) > MOST_CHUNK_BYTES:
+            raise ValueError(f"tensor {name} has a chunk {box_text(chunk.box)} of more than {MOST_CHUNK_BYTES:,} bytes")
+    return whole
 
 
 def _chunk(entry: dict[str, Any]) -> Chunk:
-    if Path(entry["file"]).name != entry["file"]:
-        raise ValueError(f"file name {entry['file']!r} leaves the folder")
-    box = Box(tuple(map(int, entry["start"])), tuple(map(int, entry["stop"])))
+    box = Box(_numbers(entry["start"]), _numbers(entry["stop"]))
     if len(box.start) != len(box.stop):
         raise ValueError(f"a chunk from {list(box.start)} to {list(box.stop)} is no box")
-    return Chunk(entry["file"], str(entry["key"]), box, int(entry["crc32"]))
+    return Chunk(_file_name(entry["file"]), _number(entry["offset"]), box, _checksum(entry["xxh3_64"]))
 
 
-def require_full_cover(tensors: dict[str, Whole]) -> None:
-    """Raises: ValueError unless the chunks of every tensor lie inside it, are disjoint, and fill it."""
-    for name, whole in tensors.items():
+def require_full_cover(manifest: Manifest) -> None:
+    """Raises: ValueError unless the chunks of every tensor lie inside it, are disjoint, and fill it, and header and
+    chunks of every file do the same with its bytes."""
+    for name, whole in manifest.tensors.items():
         boxes = [chunk.box for chunk in whole.chunks]
         for box in boxes:
             if not _inside(box, whole.shape):
@@ -148,6 +193,27 @@ def require_full_cover(tensors: dict[str, Whole]) -> None:
         filled, wanted = sum(volume(box) for box in boxes), math.prod(whole.shape)
         if filled != wanted:
             raise ValueError(f"the chunks of tensor {name} hold {filled:,} of its {wanted:,} elements")
+    _require_full_files(manifest)
+
+
+def _require_full_files(manifest: Manifest) -> None:
+    ends = {name: file.header_bytes for name, file in manifest.files.items()}
+    for _, whole, chunk in chunks_by_place(manifest.tensors):
+        if chunk.file not in ends:
+            raise ValueError(f"a chunk lies in {chunk.file}, which is not among the files")
+        if chunk.offset != ends[chunk.file]:
+            raise ValueError(f"{chunk.file} has a chunk at byte {chunk.offset:,}, the one before it ends at byte "
+                             f"{ends[chunk.file]:,}")
+        ends[chunk.file] += whole.chunk_bytes(chunk)
+    for name, file in manifest.files.items():
+        if ends[name] != file.bytes:
+            raise ValueError(f"{name} has {file.bytes:,} bytes, its chunks end at byte {ends[name]:,}")
+
+
+def chunks_by_place(tensors: dict[str, Whole]) -> list[tuple[str, Whole, Chunk]]:
+    """Every chunk with its tensor, file by file from the first byte to the last."""
+    found = [(name, whole, chunk) for name, whole in tensors.items() for chunk in whole.chunks]
+    return sorted(found, key=lambda item: item[2][:2])
 
 
 def volume(box: Box) -> int:
@@ -157,6 +223,12 @@ def volume(box: Box) -> int:
 def box_text(box: Box) -> str:
     """Like [0:2, 4:6]."""
     return f"[{', '.join(f'{a}:{b}' for a, b in zip(box.start, box.stop, strict=True))}]"
+
+
+def whole_box(shape: Iterable[int]) -> Box:
+    """The box of everything."""
+    shape = tuple(shape)
+    return Box((0,) * len(shape), shape)
 
 
 def _inside(box: Box, shape: tuple[int, ...]) -> bool:

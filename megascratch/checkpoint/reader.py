@@ -1,17 +1,25 @@
 """`load`: a checkpoint and what this rank wants in, the wanted tensors filled in place out, whatever layout wrote it.
 
-For each wanted box the overlapping chunks are read, each once per rank and checked against its crc32; a chunk that
-overlaps nothing wanted is not read.
+For each wanted box the overlapping chunks are read, each once per rank and checked against its checksum; a chunk that
+overlaps nothing wanted is not read, but every file's presence, size and header are checked by the first rank.
 """
 
+from collections import defaultdict
 from collections.abc import Iterable
+from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
 
 from megascratch.checkpoint.agreement import everyone, first
-from megascratch.checkpoint.files import read
-from megascratch.checkpoint.folders import find
-from megascratch.checkpoint.manifest import Chunk, Manifest, Whole, box_text, read_manifest, volume
+from megascratch.checkpoint.errors import DamagedError
+from megascratch.checkpoint.folders import check_files, find, read_manifest
+from megascratch.checkpoint.layout import GROUP_BYTES, GROUP_CHUNKS
+from megascratch.checkpoint.local import LocalFile, LocalStep
+from megascratch.checkpoint.manifest import Chunk, Manifest, Whole, box_text, chunks_by_place, volume
+from megascratch.checkpoint.transfer import checksum, in_threads
 from megascratch.config.errors import UserError
 from megascratch.parallel.held import Held
 from megascratch.parallel.mesh import Axis
@@ -27,7 +35,8 @@ def load(path: str | Path, held: list[Held], world: Axis, *, prefix: str = "", c
             that begin so, that no layer is left behind unseen.
         cast: a tensor of another floating type is converted; without it another type is an error.
 
-    Raises: UserError on all ranks, naming file and tensor, where something is missing, of another shape, or damaged.
+    Raises: on all ranks, naming file and tensor: DamagedError where bytes are missing or wrong, UserError where the
+    checkpoint is another model's.
     """
     step, manifest = first(world, lambda: _open(path))
     held = [item for item in held if volume(item.box)]  # a rank may hold nothing but padding of a tensor
@@ -38,25 +47,84 @@ def load(path: str | Path, held: list[Held], world: Axis, *, prefix: str = "", c
 
 def _open(path: str | Path) -> tuple[Path, Manifest]:
     step = find(path)
-    return step, read_manifest(step)
+    manifest = read_manifest(step)
+    check_files(step, manifest)
+    return step, manifest
+
+
+class Read(NamedTuple):
+    """A chunk and what wants parts of it."""
+
+    name: str
+    dtype: torch.dtype
+    chunk: Chunk
+    nbytes: int
+    wanted: list[tuple[Held, Box]]
+
+    def said(self) -> str:
+        return f"{self.name}{box_text(self.chunk.box)}"
 
 
 def _fill(step: Path, manifest: Manifest, held: list[Held], prefix: str, wanted: set[str], cast: bool) -> None:
     _require_same_names(step, {name for name in manifest.tensors if name.startswith(prefix)}, wanted)
-    readers: dict[Chunk, list[tuple[Held, Box]]] = {}
+    wanting: dict[Chunk, list[tuple[Held, Box]]] = defaultdict(list)
     for item in held:
         whole = manifest.tensors[item.name]
         _require_same_tensor(step, whole, item, cast)
         for chunk, common in _overlaps(step, whole.chunks, item):
-            readers.setdefault(chunk, []).append((item, common))
-    for chunk in sorted(readers):  # file by file
-        dtype = manifest.tensors[readers[chunk][0][0].name].dtype
+            wanting[chunk].append((item, common))
+    reads = [Read(name, whole.dtype, chunk, whole.chunk_bytes(chunk), wanting[chunk])
+             for name, whole, chunk in chunks_by_place(manifest.tensors) if chunk in wanting]  # fmt: skip
+    for name, of_file in groupby(reads, key=lambda read: read.chunk.file):
+        file = LocalStep(step).open(name)
         try:
-            source = read(step / chunk.file, chunk.key, chunk.box.shape, dtype, chunk.crc32)
-        except UserError as error:
-            raise UserError(f"{error}; it holds {readers[chunk][0][0].name}{box_text(chunk.box)}") from error
-        for item, common in readers[chunk]:
-            item.tensor[_inside(common, item.box)].copy_(source[_inside(common, chunk.box)])
+            in_threads(lambda group: read_group(file, group), _neighbours(list(of_file)))  # noqa: B023
+        finally:
+            file.close()
+
+
+def _neighbours(reads: list[Read]) -> list[list[Read]]:
+    """Chunks that lie one behind the other and together are small: one read."""
+    groups: list[list[Read]] = []
+    end, filled = -1, 0
+    for read in reads:
+        filled += read.nbytes
+        if read.chunk.offset != end or filled > GROUP_BYTES or len(groups[-1]) == GROUP_CHUNKS:
+            groups.append([])
+            filled = read.nbytes
+        groups[-1].append(read)
+        end = read.chunk.offset + read.nbytes
+    return groups
+
+
+def read_group(file: LocalFile, group: list[Read]) -> None:
+    """Reads neighbouring chunks, checks each, and copies what is wanted. Raises: DamagedError."""
+    own = _own_memory(group[0]) if len(group) == 1 else None
+    start = group[0].chunk.offset
+    room = memoryview(bytearray(sum(read.nbytes for read in group))) if own is None else own
+    try:
+        file.read_into(start, room)
+    except DamagedError as error:
+        raise DamagedError(f"{error}; it holds {group[0].said()}") from error
+    for read in group:
+        raw = room[read.chunk.offset - start :][: read.nbytes]
+        if checksum(raw) != read.chunk.xxh3_64:
+            raise DamagedError(f"{file.path} is damaged: the bytes of {read.said()} do not fit their checksum")
+        if own is None:
+            source = torch.frombuffer(raw, dtype=read.dtype).view(read.chunk.box.shape)
+            for item, common in read.wanted:
+                item.tensor[_inside(common, item.box)].copy_(source[_inside(common, read.chunk.box)])
+
+
+def _own_memory(read: Read) -> memoryview | None:
+    """The memory that the chunk is wanted in, where that is one piece and takes its bytes as they are."""
+    if len(read.wanted) > 1:
+        return None
+    item, common = read.wanted[0]
+    target: Tensor = item.tensor[_inside(common, item.box)].detach()
+    if common != read.chunk.box or target.dtype != read.dtype or target.is_cuda or not target.is_contiguous():
+        return None
+    return target.as_strided((target.numel(),), (1,)).view(torch.uint8).numpy().data
 
 
 def _require_same_names(step: Path, there: set[str], wanted: set[str]) -> None:

@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any, get_args
 
-from megascratch.config import batch_laws, data_laws, model_laws, optim_laws, parallel_laws, recompute_laws
+from megascratch.config import batch_laws, data_laws, model_laws, optim_laws, parallel_laws, recompute_laws, save_laws
 from megascratch.config.derive import derive
 from megascratch.config.errors import SettingError
 from megascratch.config.fields import flat
@@ -26,6 +26,7 @@ LAWS: list[Callable[..., str | None]] = [
     *data_laws.LAWS,
     *optim_laws.LAWS,
     *recompute_laws.LAWS,
+    *save_laws.LAWS,
 ]
 
 

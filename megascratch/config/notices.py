@@ -1,12 +1,12 @@
 """A legal config in, one sentence per setting that was given but changes nothing out: nothing is ignored in silence."""
 
 from megascratch.config.batch_size import steps_and_samples
-from megascratch.config.settings import Config, DataConfig, ModelConfig, OptimConfig, ParallelConfig
+from megascratch.config.settings import Config, DataConfig, ModelConfig, OptimConfig, ParallelConfig, TrainingConfig
 
 
 def notices(config: Config) -> list[str]:
     """Settings that differ from their default and have no effect beside the others; call it with a derived config."""
-    return [sentence for changes_nothing, sentence in _table(config) if changes_nothing]
+    return [sentence for changes_nothing, sentence in _table(config) + _of_saves(config.training) if changes_nothing]
 
 
 def _table(config: Config) -> list[tuple[bool, str]]:
@@ -70,5 +70,18 @@ def _table(config: Config) -> list[tuple[bool, str]]:
         (
             data.mock_data and data.data_cache_path != DataConfig.data_cache_path,
             "data-cache-path changes nothing with mock-data",
+        ),
+    ]
+
+
+def _of_saves(training: TrainingConfig) -> list[tuple[bool, str]]:
+    return [
+        (
+            not training.async_save and training.save_interval == 0,
+            "async-save changes nothing with save-interval 0: the last checkpoint has no training to run beside",
+        ),
+        (
+            training.keep_last_n_checkpoints == 1,
+            "keep-last-n-checkpoints 1 leaves nothing to go back to if the newest checkpoint is damaged: 2 is safer",
         ),
     ]

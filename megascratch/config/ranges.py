@@ -39,7 +39,7 @@ NAMES_BY_INTERVAL = {
         microbatch_group_size_per_virtual_pipeline_stage ddp_bucket_size seq_length micro_batch_size
         global_batch_size train_iters train_samples lr_decay_iters lr_decay_samples lr_wsd_decay_iters
         lr_wsd_decay_samples recompute_num_layers eval_iters log_interval trace_schedule_step loss_scale_window
-        hysteresis""",
+        hysteresis keep_last_n_checkpoints save_retain_interval keep_best_n_checkpoints""",
     "[0, inf)": """
         lr_warmup_iters lr_warmup_samples seed data_prefetch_steps eval_interval save_interval
         fim_prefix_id fim_middle_id fim_suffix_id

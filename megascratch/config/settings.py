@@ -255,8 +255,18 @@ class TrainingConfig:
     """Folder of checkpoints; default: {output_dir}/checkpoints."""
     save_interval: int = 0
     """Steps between checkpoints; 0: only at the end."""
+    async_save: bool = True
+    """Write checkpoints beside training, which then stands still only while its state is copied to host memory."""
+    exit_on_save_error: bool = False
+    """End the run when a checkpoint cannot be written; default: warn, go on, and try again at the next one."""
+    keep_last_n_checkpoints: int | None = None
+    """Delete all but the newest so many; default: keep all, or with one of the two below only the newest besides."""
+    save_retain_interval: int | None = None
+    """Keep the checkpoints of steps that are multiples of this, and delete the others but the newest."""
+    keep_best_n_checkpoints: int | None = None
+    """Keep so many with the lowest validation loss, and delete the others but the newest."""
     load: str | None = None
-    """Checkpoint folder to go on from (the newest step in it); a missing folder is an error."""
+    """Checkpoint folder to go on from (the newest sound step in it), or one step folder; a missing one is an error."""
     device: Literal["cpu", "cuda"] | None = None
     """Where to compute; default: cuda if there is one."""
     trace_schedule: bool = False

@@ -5,7 +5,7 @@ collective on it returns its input, so no layer ever asks whether it is distribu
 """
 
 import os
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from datetime import timedelta
 
 import torch
@@ -181,6 +181,14 @@ def start(backend: str, device: torch.device, timeout: timedelta) -> None:
             f"no meeting point at {address}: {first_line}; choose another port, e.g. "
             "torchrun --rdzv-backend c10d --rdzv-endpoint localhost:0"
         ) from error
+
+
+def host_axis(world: Axis, timeout: timedelta | None = None) -> Axis:
+    """The ranks of `world` over a CPU group of their own, for another thread's collectives; called by all of them."""
+    if world.size == 1:
+        return world
+    group = dist.new_group(list(world.ranks), timeout=timeout, backend="gloo", group_desc="host")
+    return replace(world, group=group)
 
 
 def stop() -> None:

@@ -1,6 +1,7 @@
 """The training loop: steps, log rows, validations, checkpoints, and a clean stop, until the run is done."""
 
 import math
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,7 +9,6 @@ from typing import Any
 
 import torch
 
-from megascratch.checkpoint import save
 from megascratch.config.batch_size import num_microbatches
 from megascratch.data.batch import Batch
 from megascratch.data.dataset import Dataset
@@ -16,11 +16,12 @@ from megascratch.data.prefetch import Prefetch
 from megascratch.faults import fault_point
 from megascratch.model.flops import flops_per_token
 from megascratch.optim.schedule import learning_rate
-from megascratch.parallel.collectives import all_reduce
+from megascratch.parallel.collectives import CommunicationError, all_reduce
 from megascratch.pipeline.recorder import Recorder
 from megascratch.training import schedule_trace
 from megascratch.training.hardware import matmul_peak, parameter_dtype, peak_memory
 from megascratch.training.report import Report
+from megascratch.training.saving import Saving
 from megascratch.training.setup import Run, saved_state
 from megascratch.training.stop import StopRequest
 from megascratch.training.trainer import StepResult
@@ -60,8 +61,9 @@ class _Loop:
                 training.output_dir, training.tensorboard_dir or training.output_dir, run.total_steps, self.state.step
             )
         self.interval = self._fresh()
-        self.saved_at = self.state.step if training.load else -1
+        self.saving = Saving(run.saver, training, self.report, self.state.step if training.load else -1)
         self.trained_seconds, self.last_loss, self.valid_loss = 0.0, math.nan, math.nan
+        self.validated = -1  # the step of valid_loss
         self.first_sample = self.state.consumed_samples
 
     def run(self) -> dict[str, Any]:
@@ -75,12 +77,13 @@ class _Loop:
             if stopped:
                 self._say(f"asked to stop: saving after step {self.state.step}")
             elif self.r.splits.valid is not None and not self._validation_due():
-                self.valid_loss = self._evaluate("valid", self.r.splits.valid)
+                self._validate()
             if self.r.splits.test is not None and not stopped:
                 self._evaluate("test", self.r.splits.test)
-            self._save()
+            self.saving.finish(self.state.step, self.r.trainer.held(), self._saved_state())
         finally:
             stop.release()
+            self.r.saver.close(wait=not isinstance(sys.exc_info()[1], CommunicationError | KeyboardInterrupt))
         summary = self._summary(stopped)
         if self.report is not None:
             self.report.close(summary)
@@ -105,10 +108,10 @@ class _Loop:
         if state.step % self.training.log_interval == 0 or state.step == 1 or state.step == self.r.total_steps:
             self._log(result, lr)
         if self._validation_due():
-            assert self.r.splits.valid is not None
-            self.valid_loss = self._evaluate("valid", self.r.splits.valid)
+            self._validate()
+        self.saving.at_step_end()
         if self.training.save_interval and state.step % self.training.save_interval == 0:
-            self._save()
+            self.saving.save(state.step, self.r.trainer.held(), self._saved_state())
 
     def _upcoming(self) -> Iterator[list[Batch]]:
         """This rank's batches of each step that is left; read ahead of the steps, so it keeps its own position."""
@@ -154,6 +157,10 @@ class _Loop:
         interval = self.training.eval_interval
         return self.r.splits.valid is not None and interval > 0 and self.state.step % interval == 0
 
+    def _validate(self) -> None:
+        assert self.r.splits.valid is not None
+        self.valid_loss, self.validated = self._evaluate("valid", self.r.splits.valid), self.state.step
+
     def _evaluate(self, split: str, dataset: Dataset) -> float:
         """The mean loss over the first eval_iters global batches of the split, or all of it if it is shorter; the same
         samples each time, and neither the data position nor any random stream moves."""
@@ -171,13 +178,9 @@ class _Loop:
             )
         return loss / max(tokens, 1)
 
-    def _save(self) -> None:
-        if self.saved_at == self.state.step:
-            return
-        assert self.training.save is not None
-        path = save(self.training.save, self.state.step, self.r.trainer.held(), saved_state(self.r), self.mesh.world)
-        self.saved_at = self.state.step
-        self._say(f"checkpoint {path}")
+    def _saved_state(self) -> dict[str, Any]:
+        """With the validation loss of these very weights, if it is known."""
+        return saved_state(self.r) | ({"valid_loss": self.valid_loss} if self.validated == self.state.step else {})
 
     def _summary(self, stopped: bool) -> dict[str, Any]:
         return {
@@ -192,6 +195,7 @@ class _Loop:
             * self.r.config.data.seq_length
             / max(self.trained_seconds, 1e-9),
             "stopped_early": stopped,
+            "failed_saves": self.saving.failures,
         }
 
     def _parameters(self) -> int:

@@ -66,6 +66,11 @@ class Report:
             f"{math.exp(min(row['loss'], 700)):.2f} | {row['tokens']:,} tokens"
         )
 
+    def event(self, row: Row, text: str) -> None:
+        """Something that happens now and then: `row` has step and event (its kind), and no loss."""
+        self._write(row)
+        self.say(text)
+
     def close(self, summary: Row) -> None:
         """Draws the curves, writes the summary and says where everything lies."""
         self.bar.stop()
@@ -81,7 +86,7 @@ class Report:
     def _write(self, row: Row) -> None:
         self.rows.append(row)
         self.metrics.write(_json(row) + "\n")
-        kind = row.get("split", "train")
+        kind = row.get("event") or row.get("split", "train")
         for name, value in row.items():
             if isinstance(value, int | float) and name != "step":
                 self.events.add_scalar(f"{kind}/{name}", value, row["step"])
@@ -94,7 +99,7 @@ def draw_losses(rows: Iterable[Row], file: Path) -> None:
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     curves: dict[str, list[tuple[int, float]]] = {}
-    for row in rows:
+    for row in (row for row in rows if "loss" in row):
         curves.setdefault(row.get("split", "train"), []).append((row["step"], row["loss"]))
     for name, points in curves.items():
         axes.plot(*zip(*points, strict=True), label=name, marker=None if name == "train" else "o", linewidth=1.2)

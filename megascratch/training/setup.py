@@ -9,7 +9,7 @@ from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
-from megascratch.checkpoint import find, load, steps
+from megascratch.checkpoint import Saver, find, load, steps
 from megascratch.config.errors import SettingError, UserError
 from megascratch.config.settings import Config
 from megascratch.data.batch import Batch
@@ -23,6 +23,7 @@ from megascratch.parallel.mesh import Mesh
 from megascratch.tokenizer import Tokenizer
 from megascratch.training.hardware import choose_device
 from megascratch.training.inputs import open_inputs
+from megascratch.training.saving import make_ready, open_saver
 from megascratch.training.state import TrainState
 from megascratch.training.trainer import Trainer
 
@@ -37,6 +38,7 @@ class Run:
     config: Config
     mesh: Mesh
     trainer: Trainer
+    saver: Saver
     state: TrainState
     splits: Splits
     read: ReadStep
@@ -64,14 +66,20 @@ def prepare(config: Config) -> Run:
         parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size, parallel.data_parallel_size or 1
     )
     mesh = Mesh.build(grid, device, timeout)
-    trainer = Trainer(config, mesh)
-    state = TrainState()
-    if start is not None:
-        state = TrainState.from_dict(load(start, trainer.held(), mesh.world)["train_state"])
-        trainer.restore(state)
-    read = _reader(config, mesh, tokenizer)
-    fault_point("run.built")
-    return Run(config, mesh, trainer, state, splits, read, tokenizer, total_steps, traced_step)
+    saver = open_saver(config.training, mesh, timeout)
+    try:
+        trainer = Trainer(config, mesh)
+        state = TrainState()
+        if start is not None:
+            state = TrainState.from_dict(load(start, trainer.held(), mesh.world)["train_state"])
+            trainer.restore(state)
+        make_ready(saver, config.training, trainer.held())
+        read = _reader(config, mesh, tokenizer)
+        fault_point("run.built")
+    except BaseException:
+        saver.close()
+        raise
+    return Run(config, mesh, trainer, saver, state, splits, read, tokenizer, total_steps, traced_step)
 
 
 def saved_state(run: Run) -> dict:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -124,7 +125,13 @@ class Trainer:
         return all_reduce(part.clone(), self.mesh.world).item()
 
     def held(self) -> list[Held]:
-        """Every tensor of the state that this rank holds, in global names and boxes."""
+        """Every tensor of the state that this rank holds, in global names and boxes: the same list each time, of views
+        of memory that stays where it is; after this call they have the newest content."""
+        self.data_parallel.await_weights()
+        return self._held
+
+    @cached_property
+    def _held(self) -> list[Held]:
         return [held for boxes in self.data_parallel.state().values() for held in boxes]
 
     def save_scalars(self, state: TrainState) -> None:

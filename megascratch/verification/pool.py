@@ -26,8 +26,8 @@ import torch.distributed as dist
 from megascratch.parallel.grid import Grid
 from megascratch.parallel.mesh import Mesh
 
-_context = mp.get_context("forkserver")
-_context.set_forkserver_preload(["torch", "torch.distributed", "numpy"])
+CONTEXT = mp.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["torch", "torch.distributed", "numpy"])
 
 Answer = tuple[bool, Any]  # good, and the result or (one line, trace)
 _ECHOES = ("closed by peer", "another rank has ended", "Connection reset", "timed out", "Timed out")
@@ -92,9 +92,9 @@ class Pool:
 
     def _grow(self, world: int) -> None:
         while len(self.workers) < world:
-            here, there = _context.Pipe()
+            here, there = CONTEXT.Pipe()
             rank = len(self.workers)
-            process = _context.Process(target=_serve, args=(there, rank, self.timeout, self.device), daemon=True)
+            process = CONTEXT.Process(target=_serve, args=(there, rank, self.timeout, self.device), daemon=True)
             process.start()
             there.close()  # or a dead worker's end would stay open here
             self.workers.append((process, here))

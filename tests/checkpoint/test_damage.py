@@ -1,6 +1,5 @@
 """Whatever is wrong with a checkpoint on disk is refused, on all ranks, naming the file."""
 
-import hashlib
 import json
 import warnings
 
@@ -9,7 +8,7 @@ import torch
 import torch.distributed as dist
 
 from megascratch import checkpoint
-from megascratch.checkpoint.manifest import parse
+from megascratch.checkpoint.manifest import signed
 from megascratch.config.errors import UserError
 from megascratch.parallel.held import Held
 from megascratch.parallel.shard import Box
@@ -40,8 +39,7 @@ def rewrite(step, change):
     path = step / "manifest.json"
     body = json.loads(path.read_text())["body"]
     change(body)
-    text = json.dumps(body, sort_keys=True, separators=(",", ":"))
-    path.write_text(json.dumps({"sha256": hashlib.sha256(text.encode()).hexdigest(), "body": body}))
+    path.write_bytes(signed(json.dumps(body).encode()))
 
 
 def test_any_flipped_bit_of_the_data_is_found(step):
@@ -55,23 +53,14 @@ def test_any_flipped_bit_of_the_data_is_found(step):
 
 
 def test_any_flipped_bit_of_the_manifest_is_found(step):
-    """White space between the two parts is the only thing that may change."""
     path = step / "manifest.json"
     good = path.read_bytes()
-    for at in range(0, len(good) - 2, 61):
+    for at in [*range(0, len(good), 61), *range(90), len(good) - 1]:
         flip(path, at)
-        if parse_or_none(path) != parse(good):
-            with pytest.raises(UserError, match=r"manifest\.json"):
-                load(step)
+        with pytest.raises(UserError, match=r"manifest\.json"):
+            load(step)
         flip(path, at)
     assert load(step) == {"lr": 0.5}
-
-
-def parse_or_none(path):
-    try:
-        return parse(path.read_bytes())
-    except (ValueError, KeyError, TypeError):
-        return None
 
 
 @pytest.mark.parametrize("left", [0, 5, 100, -1])
@@ -87,7 +76,7 @@ def test_a_cut_file_is_refused_with_its_name(step, left):
 
 def test_a_missing_file_is_refused_with_its_name(step):
     (step / DATA).unlink()
-    with pytest.raises(UserError, match=f"{DATA}.* damaged or missing.*it holds"):
+    with pytest.raises(UserError, match=f"{DATA} is damaged or missing"):
         load(step)
     (step / "manifest.json").unlink()
     with pytest.raises(UserError, match="no checkpoint"):
@@ -96,6 +85,10 @@ def test_a_missing_file_is_refused_with_its_name(step):
 
 def chunks(body):
     return body["tensors"]["param.norm"]["chunks"]
+
+
+def files(body):
+    return body["files"]
 
 
 def set_item(record, key, value):
@@ -109,11 +102,19 @@ def set_item(record, key, value):
         (lambda body: chunks(body).append(chunks(body)[0]), "param.norm has chunks that overlap: [0:7] and [0:7]"),
         (lambda body: set_item(chunks(body)[0], "stop", [6]), "param.norm hold 6 of its 7"),
         (lambda body: set_item(chunks(body)[0], "stop", [8]), "has no place for a chunk [0:8]"),
-        (lambda body: set_item(chunks(body)[0], "start", [-1]), "has no place for a chunk [-1:7]"),
+        (lambda body: set_item(chunks(body)[0], "start", [-1]), "-1 is no whole number from 0 on"),
+        (lambda body: set_item(chunks(body)[0], "start", ["0"]), "'0' is no whole number from 0 on"),
+        (lambda body: set_item(chunks(body)[0], "start", [True]), "True is no whole number from 0 on"),
         (lambda body: set_item(chunks(body)[0], "stop", [7, 1]), "from [0] to [7, 1] is no box"),
         (lambda body: chunks(body)[0].update(start=[0, 0], stop=[7, 1]), "has no place for a chunk [0:7, 0:1]"),
-        (lambda body: set_item(chunks(body)[0], "file", "../x"), "leaves the folder"),
-        (lambda body: set_item(body, "format", 2), "format 2, this version reads format 1"),
+        (lambda body: set_item(chunks(body)[0], "file", "../x"), "is no name of a file"),
+        (lambda body: set_item(chunks(body)[0], "file", "other.safetensors"), "is not among the files"),
+        (lambda body: set_item(chunks(body)[0], "offset", 8), "has a chunk at byte 8, the one before it ends at byte"),
+        (lambda body: set_item(chunks(body)[0], "xxh3_64", "x"), "'x' is no checksum"),
+        (lambda body: set_item(files(body)[DATA], "bytes", 9), "has 9 bytes, its chunks end at byte"),
+        (lambda body: files(body).update(more=files(body)[DATA]), "more has"),
+        (lambda body: files(body).update({"..": files(body)[DATA]}), "'..' is no name of a file"),
+        (lambda body: set_item(body, "format", 1), "format 1, this version reads format 2"),
         (lambda body: set_item(body["tensors"]["param.norm"], "dtype", "float8"), "float8"),
         (lambda body: body.pop("state"), "no 'state'"),
         (lambda body: set_item(body, "tensors", 3), "damaged"),
@@ -129,20 +130,10 @@ def test_a_manifest_that_does_not_add_up_is_refused(step, change, complaint):
     assert complaint in str(raised.value) and "manifest.json is damaged" in str(raised.value)
 
 
-@pytest.mark.parametrize(
-    ("change", "complaint"),
-    [
-        (lambda c: set_item(c, "key", "no such"), DATA),
-        (lambda c: set_item(c, "crc32", 5), "do not fit their crc32"),
-        (lambda c: set_item(c, "file", "other.safetensors"), "other.safetensors"),
-        (lambda c: set_item(c, "key", "0"), "the manifest says"),
-    ],
-)
-def test_a_chunk_that_the_file_does_not_have_is_refused(step, change, complaint):
-    rewrite(step, lambda body: change(body["tensors"]["optim.scalar"]["chunks"][0]))
-    with pytest.raises(UserError) as raised:
+def test_a_chunk_whose_checksum_is_another_is_refused_with_its_tensor(step):
+    rewrite(step, lambda body: set_item(body["tensors"]["optim.scalar"]["chunks"][0], "xxh3_64", "0" * 16))
+    with pytest.raises(UserError, match=r"00000.* damaged: the bytes of optim\.scalar\[\] do not fit their checksum"):
         load(step)
-    assert complaint in str(raised.value) and "optim.scalar" in str(raised.value)
 
 
 @pytest.mark.parametrize(

@@ -158,6 +158,14 @@ BROKEN = [
         "recompute-num-layers (2) needs recompute-granularity full, not selective"),
     ("layers_are_there_to_recompute", 1, {"recompute_granularity": "full", "recompute_num_layers": 99},
         "recompute-num-layers (99) must not pass num-layers"),
+    # checkpoints
+    ("best_needs_a_validation_at_each_save", 1,
+        {"keep_best_n_checkpoints": 2, "save_interval": 30, "eval_interval": 20},
+        "save-interval (30) must divide by eval-interval (20): use save-interval 20 or 40"),
+    ("best_needs_a_validation_at_each_save", 1, {"keep_best_n_checkpoints": 2, "save_interval": 30, "eval_interval": 0},
+        "keep-best-n-checkpoints (2) needs validations, eval-interval is 0: use 30"),
+    ("retained_steps_are_saved", 1, {"save_retain_interval": 70, "save_interval": 20},
+        "save-retain-interval (70) must divide by save-interval (20): use 60 or 80"),
 ]  # fmt: skip
 
 
@@ -244,6 +252,8 @@ def test_a_legal_config_is_accepted(world, values):
         ({"lr_decay_style": "constant", "min_lr": 1e-5}, "min-lr changes nothing with lr-decay-style constant"),
         ({"lr_wsd_decay_style": "cosine"}, "lr-wsd-decay-style changes nothing without lr-decay-style WSD"),
         (FILES | {"data_stages": ["9 a", "10 b"]}, "the last of data-stages begins behind the last sample"),
+        ({"keep_last_n_checkpoints": 1}, "keep-last-n-checkpoints 1 leaves nothing to go back to"),
+        ({"async_save": False}, "async-save changes nothing with save-interval 0"),
         ({"data_cache_path": "x"}, "data-cache-path changes nothing with mock-data"),
         ({}, None),
         ({"position_embedding_type": "rope", "rotary_base": 5e5, "rotary_percent": 0.5}, None),

@@ -46,7 +46,12 @@ def rows(folder: Path) -> list[dict]:
 
 def curve(folder: Path) -> list[tuple]:
     """What must not differ between two runs."""
-    return [(row["step"], row["loss"], row.get("grad_norm"), row.get("learning_rate")) for row in rows(folder)]
+    return [(row["step"], row["loss"], row.get("grad_norm"), row.get("learning_rate")) for row in losses(folder)]
+
+
+def losses(folder: Path) -> list[dict]:
+    """The rows of training and validation."""
+    return [row for row in rows(folder) if "event" not in row]
 
 
 def saved(folder: Path, step: int) -> dict[str, bytes]:
@@ -66,8 +71,8 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 def test_a_run_leaves_rows_summary_curve_events_and_a_checkpoint(tmp_path):
     assert main(mock(tmp_path, eval_interval=3, eval_iters=2, log_interval=2)) == 0
-    train = [row for row in rows(tmp_path) if "split" not in row]
-    valid = [row for row in rows(tmp_path) if "split" in row]
+    train = [row for row in losses(tmp_path) if "split" not in row]
+    valid = [row for row in losses(tmp_path) if "split" in row]
     assert [row["step"] for row in train] == [1, 2, 4, 6] and all(list(row) == TRAIN_ROW for row in train)
     assert [row["consumed_samples"] for row in train] == [4, 8, 16, 24]
     rates = [0, 0.01 / 3, 0.01, 0.005 * (1 + math.cos(0.4 * math.pi))]  # 3 steps of warm-up, then 5 of a half cosine
@@ -85,7 +90,7 @@ def test_a_run_leaves_rows_summary_curve_events_and_a_checkpoint(tmp_path):
 def test_an_interval_tells_the_mean_loss_of_its_steps(tmp_path):
     assert main(mock(tmp_path / "each")) == 0
     assert main(mock(tmp_path / "two", log_interval=2)) == 0
-    each, two = ([row["loss"] for row in rows(tmp_path / name)] for name in ("each", "two"))
+    each, two = ([row["loss"] for row in losses(tmp_path / name)] for name in ("each", "two"))
     assert two == pytest.approx([each[0], each[1], (each[2] + each[3]) / 2, (each[4] + each[5]) / 2], rel=1e-12)
 
 
@@ -150,11 +155,11 @@ def test_two_ranks_under_torchrun_train_the_model_of_one(tmp_path):
              "--rdzv-endpoint", "localhost:0", "-m", "megascratch"]  # fmt: skip
     done = subprocess.run([*start, *words], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
-    one, two = ([row["loss"] for row in rows(tmp_path / name)] for name in ("one", "two"))
+    one, two = ([row["loss"] for row in losses(tmp_path / name)] for name in ("one", "two"))
     assert two == pytest.approx(one, rel=1e-5) and len(one) == 8
     assert done.stdout.count("step      6/6") == 1, "the first rank alone speaks"
     onward = flags(tmp_path / "onward", **settings, load=tmp_path / "two" / "checkpoints", train_iters=8)
-    assert main(onward) == 0 and [row["step"] for row in rows(tmp_path / "onward")] == [7, 8, 8]
+    assert main(onward) == 0 and [row["step"] for row in losses(tmp_path / "onward")] == [7, 8, 8]
 
 
 def test_a_traced_step_is_told_drawn_and_can_be_played_again(tmp_path, capsys):

@@ -1,0 +1,191 @@
+"""A step folder on a file system that renames: read whole or not at all, written under a private name, committed by
+one rename.
+"""
+
+import os
+import shutil
+import stat
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from megascratch.checkpoint.errors import DamagedError, DiskError, LeaseLostError
+from megascratch.checkpoint.layout import FileLayout
+from megascratch.checkpoint.manifest import FILE, DataFile
+from megascratch.checkpoint.transfer import checksum, in_threads, read_all, write_all
+from megascratch.config.errors import UserError
+from megascratch.faults import fault_point
+
+MOST_MANIFEST_BYTES = 1 << 29
+
+
+class LocalFile:
+    """A regular file of a step folder, open for reading. A link, a pipe or a device is refused: the names come from a
+    manifest that anybody may have written."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        try:
+            self.handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            raise DamagedError(f"{path} is damaged or missing: {error.strerror}") from error
+        told = os.fstat(self.handle)
+        self.size = told.st_size
+        if not stat.S_ISREG(told.st_mode):
+            self.close()
+            raise DamagedError(f"{path} is no regular file")
+
+    def read_into(self, offset: int, into: memoryview) -> None:
+        """Raises: DamagedError where there are fewer bytes, or they cannot be read."""
+        try:
+            got = read_all(self.handle, into, offset)
+        except OSError as error:
+            raise DamagedError(f"{self.path} is damaged: bytes from {offset:,} on: {error.strerror}") from error
+        if got != len(into):
+            raise DamagedError(f"{self.path} is damaged: it ends at byte {offset + got:,}")
+
+    def close(self) -> None:
+        os.close(self.handle)
+
+
+@dataclass(frozen=True)
+class LocalStep:
+    """A step folder to read."""
+
+    path: Path
+
+    def open(self, name: str) -> LocalFile:
+        return LocalFile(self.path / name)
+
+    def manifest_text(self) -> bytes:
+        """Raises: UserError where the folder is no checkpoint."""
+        try:
+            file = self.open(FILE)
+        except DamagedError as error:
+            raise DamagedError(f"{self.path} is not a checkpoint: {FILE} cannot be read ({_reason(error)})") from error
+        try:
+            if file.size > MOST_MANIFEST_BYTES:
+                raise DamagedError(f"{file.path} is damaged: {file.size:,} bytes are too many for a manifest")
+            text = bytearray(file.size)
+            file.read_into(0, memoryview(text))
+            return bytes(text)
+        finally:
+            file.close()
+
+
+def _reason(error: Exception) -> str:
+    cause = error.__cause__
+    return str(cause.strerror) if isinstance(cause, OSError) else str(error)
+
+
+@dataclass(frozen=True)
+class LocalDraft:
+    """A step folder that is being written; every rank has the same record.
+
+    `private` lies in a folder that belongs to one writer alone (see lease.py); who takes that folder over moves it
+    away, so that the rename of a writer that wakes up late finds nothing to rename.
+    """
+
+    private: Path
+    final: Path
+
+    @classmethod
+    def begin(cls, final: Path, inside: Path, nbytes: int) -> "LocalDraft":
+        """Makes the private folder.
+
+        Args:
+            inside: where; on the same file system as `final`.
+            nbytes: that will be written.
+
+        Raises: UserError where `final` is already there, DiskError where there is no room.
+        """
+        _require_new(final)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        require_room(final.parent, nbytes)
+        draft = cls(inside / f".{final.name}.{uuid.uuid4().hex[:12]}.partial", final)
+        try:
+            draft.private.mkdir()
+        except FileNotFoundError as error:
+            raise LeaseLostError(f"{inside} was taken away: another writer has taken {final.parent} over") from error
+        return draft
+
+    def write(self, name: str, layout: FileLayout, raw: Callable[[int], memoryview]) -> tuple[DataFile, list[str]]:
+        """Writes one file and forces it to the disk; its record, and the checksum of each chunk in order.
+
+        Args:
+            raw: the bytes of a chunk by its number in the layout; called from several threads.
+
+        Raises: DiskError.
+        """
+        path = self.private / name
+
+        def write_group(group: range) -> list[str]:
+            parts = [raw(index) for index in group]
+            sums = [checksum(part) for part in parts]
+            fault_point("save.write")
+            write_all(handle, parts, layout.offsets[group[0]])
+            return sums
+
+        try:
+            fault_point("save.before_write")
+            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+            try:
+                write_all(handle, [memoryview(layout.header)], 0)
+                sums = in_threads(write_group, layout.groups())
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+            fault_point("save.after_write", path)
+        except OSError as error:
+            raise self._refused(path, error) from error
+        header = DataFile(layout.size, len(layout.header), checksum(layout.header))
+        return header, [part for group in sums for part in group]
+
+    def commit(self, manifest: bytes) -> None:
+        """The step is there, whole, when this returns. Raises: LeaseLostError, DiskError."""
+        try:
+            with (self.private / FILE).open("xb") as file:
+                file.write(manifest)
+                file.flush()
+                os.fsync(file.fileno())
+            sync(self.private)
+            _require_new(self.final)
+            fault_point("save.before_commit", self.private / FILE)
+            os.rename(self.private, self.final)
+            fault_point("save.after_commit")
+            sync(self.final.parent)
+        except OSError as error:
+            raise self._refused(self.final, error) from error
+
+    def discard(self) -> None:
+        shutil.rmtree(self.private, ignore_errors=True)
+
+    def _refused(self, path: Path, error: OSError) -> UserError:
+        if isinstance(error, FileNotFoundError) and not self.private.exists():
+            if not self.private.parent.exists():
+                return LeaseLostError(f"{self.final} is not written: another writer has taken {path.parent} over")
+            return UserError(f"{self.final.parent} is not the same folder on all ranks: save to a shared file system")
+        return DiskError(f"{path} cannot be written: {error.strerror}")
+
+
+def require_room(folder: Path, nbytes: int) -> None:
+    """Raises: DiskError where the file system cannot take so many bytes."""
+    free = shutil.disk_usage(folder).free
+    if free < nbytes:
+        raise DiskError(f"a checkpoint needs {nbytes:,} bytes, {folder} has {free:,} bytes of free space: make room, "
+                        "save elsewhere, or keep fewer checkpoints (--keep-last-n-checkpoints)")
+
+
+def _require_new(final: Path) -> None:
+    if os.path.lexists(final):
+        raise UserError(f"{final} is already there and checkpoints are never overwritten: move it or save elsewhere")
+
+
+def sync(path: Path) -> None:
+    """Forces a folder's list of names to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

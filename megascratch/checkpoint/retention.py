@@ -1,0 +1,95 @@
+"""The steps of a run and what shall be kept in, the others deleted out; the newest sound one never.
+
+A step is first renamed to a hidden name and then deleted, so that no half of it is ever found under its own.
+"""
+
+import math
+import os
+import shutil
+import uuid
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from megascratch.checkpoint.errors import DamagedError
+from megascratch.checkpoint.folders import check_files, read_manifest, step_number, steps
+from megascratch.checkpoint.local import sync
+from megascratch.faults import fault_point
+
+
+@dataclass(frozen=True)
+class Keep:
+    """What is kept: a step that any of the three asks for.
+
+    Args:
+        last: the newest so many, at least 1.
+        every: the steps that are multiples of this; 0: none.
+        best: so many with the lowest validation loss.
+    """
+
+    last: int = 1
+    every: int = 0
+    best: int = 0
+
+
+class Step(NamedTuple):
+    """A step as retention sees it."""
+
+    path: Path
+    number: int
+    valid_loss: float  # nan: not known
+    problem: str  # '' where manifest, sizes and headers are sound
+
+
+def survey(folder: str | Path) -> list[Step]:
+    """The steps of a folder, newest first; no tensor is read."""
+    return [_look_at(path) for path in steps(folder)]
+
+
+def _look_at(path: Path) -> Step:
+    try:
+        manifest = read_manifest(path)
+        check_files(path, manifest)
+    except DamagedError as error:
+        return Step(path, step_number(path), math.nan, str(error))
+    loss = manifest.state.get("valid_loss")
+    return Step(path, step_number(path), loss if isinstance(loss, float) else math.nan, "")
+
+
+def superfluous(found: list[Step], keep: Keep) -> list[Step]:
+    """Those that may go, oldest first. The newest `last` are counted among the sound ones, so a damaged step takes no
+    other's place; a damaged one newer than the oldest that is kept stays, for people to look at."""
+    sound = [step for step in found if not step.problem]
+    if not sound:
+        return []
+    last = sound[: max(keep.last, 1)]
+    told = [step for step in sound if math.isfinite(step.valid_loss)]
+    best = sorted(told, key=lambda step: (step.valid_loss, -step.number))[: keep.best]
+    every = [step for step in sound if keep.every and step.number % keep.every == 0]
+    kept = {step.number for step in (*last, *best, *every)}
+    kept |= {step.number for step in found if step.number > last[-1].number}
+    return [step for step in reversed(found) if step.number not in kept]
+
+
+def prune(folder: str | Path, keep: Keep) -> list[Path]:
+    """Deletes what may go; the paths that are gone. A step that cannot be deleted is warned about."""
+    gone = []
+    for step in superfluous(survey(folder), keep):
+        try:
+            delete(step.path)
+        except OSError as error:
+            warnings.warn(f"{step.path} could not be deleted: {error.strerror}", stacklevel=2)
+        else:
+            gone.append(step.path)
+    return gone
+
+
+def delete(step: Path) -> None:
+    """Raises: OSError."""
+    away = step.with_name(f".{step.name}.{uuid.uuid4().hex[:12]}.deleting")
+    fault_point("save.before_delete")
+    os.rename(step, away)
+    sync(step.parent)
+    fault_point("save.mid_delete")
+    shutil.rmtree(away)

@@ -1,0 +1,74 @@
+"""What a rank is to write, on its device, in; the same bytes in host memory, in the order of the file, out.
+
+Training stands still only while this copy runs. The memory is kept from save to save, and pinned for a GPU.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from megascratch.checkpoint.layout import FileLayout
+from megascratch.config.errors import UserError
+
+
+class _Run(NamedTuple):
+    """Neighbours in the file that are neighbours in memory, too: one copy."""
+
+    source: Tensor
+    target: Tensor
+
+
+class Staging:
+    """Host memory for one file. Raises: UserError where there is not enough."""
+
+    def __init__(self, layout: FileLayout):
+        sources = [slot.tensor.detach() for slot in layout.slots]
+        self.device = next((source.device for source in sources if source.is_cuda), None)
+        self.nbytes = layout.size - len(layout.header)
+        try:
+            self.buffer = torch.empty(self.nbytes, dtype=torch.uint8, pin_memory=self.device is not None)
+        except RuntimeError as error:
+            raise UserError(f"async-save needs {self.nbytes:,} bytes of host memory on each rank, which there are not: "
+                            "use --no-async-save") from error
+        self.buffer.zero_()  # so that the first copy does not wait for the kernel to find the pages
+        self._bytes = self.buffer.numpy().data
+        starts = [offset - len(layout.header) for offset in layout.offsets]
+        self._places = [(start, start + source.nbytes) for start, source in zip(starts, sources, strict=True)]
+        self._runs = list(self._merged(sources))
+
+    def copy(self) -> None:
+        """Takes the state as it is now; returns when it may change again."""
+        for run in self._runs:
+            run.target.copy_(run.source, non_blocking=True)
+        if self.device is not None:
+            torch.cuda.current_stream(self.device).synchronize()
+
+    def raw(self, index: int) -> memoryview:
+        """The bytes of a chunk by its number in the layout."""
+        start, stop = self._places[index]
+        return self._bytes[start:stop]
+
+    def _merged(self, sources: list[Tensor]) -> Iterator[_Run]:
+        index = 0
+        while index < len(sources):
+            first, end = sources[index], index + 1
+            if first.is_contiguous():
+                while end < len(sources) and _follows(sources[end - 1], sources[end]):
+                    end += 1
+            target = self.buffer[self._places[index][0] : self._places[end - 1][1]].view(first.dtype)
+            if end == index + 1:
+                yield _Run(first, target.view(first.shape))
+            else:
+                yield _Run(first.as_strided((target.numel(),), (1,)), target)
+            index = end
+
+
+def _follows(one: Tensor, other: Tensor) -> bool:
+    return (
+        other.is_contiguous()
+        and one.dtype == other.dtype
+        and one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
+        and one.storage_offset() + one.numel() == other.storage_offset()
+    )

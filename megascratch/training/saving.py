@@ -1,0 +1,111 @@
+"""The state of a run in, checkpoints beside training out: what is kept, what is said, and what an error means."""
+
+import sys
+from collections.abc import Callable, Iterable
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from megascratch.checkpoint import Keep, Lease, LeaseLostError, Outcome, Saver, prune
+from megascratch.checkpoint.agreement import first
+from megascratch.checkpoint.local import require_room
+from megascratch.config.settings import TrainingConfig
+from megascratch.parallel.collectives import CommunicationError
+from megascratch.parallel.held import Held
+from megascratch.parallel.mesh import Mesh, host_axis
+from megascratch.training.report import Report
+
+
+def open_saver(training: TrainingConfig, mesh: Mesh, timeout: timedelta | None = None) -> Saver:
+    """The run's writer; called by all ranks, of which the first claims the folder until `Saver.close`.
+
+    Raises: UserError on all ranks where another run writes into it.
+    """
+    assert training.save is not None
+    folder = Path(training.save)
+    own = host_axis(mesh.world, timeout)
+    leases: list[Lease] = []
+    first(own, lambda: leases.append(Lease.acquire(folder)))
+    return Saver(folder, mesh.world, own, mesh.device, lease=leases[0] if leases else None,
+                 asynchronous=training.async_save, after=_pruning(training, folder))  # fmt: skip
+
+
+def make_ready(saver: Saver, training: TrainingConfig, held: list[Held]) -> None:
+    """Before the first step: shares out the writing, takes the host memory that saves need, and refuses a disk that
+    could not take one checkpoint. Raises: UserError on all ranks."""
+    nbytes = saver.prepare(held, staging=training.save_interval > 0)
+    first(saver.own, lambda: require_room(saver.folder, nbytes))
+
+
+def _pruning(training: TrainingConfig, folder: Path) -> Callable[[], list[Path]]:
+    last, best = training.keep_last_n_checkpoints, training.keep_best_n_checkpoints
+    every = training.save_retain_interval
+    if last is every is best is None:
+        return list  # everything is kept
+    return partial(prune, folder, Keep(last or 1, every or 0, best or 0))
+
+
+class Saving:
+    """Saves when told, and says at each step's end what has become of it.
+
+    Args:
+        report: on the first rank.
+        saved_step: of the checkpoint that the run goes on from; -1: none.
+    """
+
+    def __init__(self, saver: Saver, training: TrainingConfig, report: Report | None, saved_step: int):
+        self.saver, self.exits, self.report, self.saved_step = saver, training.exit_on_save_error, report, saved_step
+        self.failures = 0
+
+    def save(self, step: int, held: list[Held], state: dict[str, Any]) -> None:
+        """Begins a checkpoint of this step, unless there is one. Raises: as `at_step_end`."""
+        if step != self.saved_step:
+            self.saver.start(step, held, state)
+            self.saved_step = step
+            self.at_step_end()
+
+    def at_step_end(self) -> None:
+        """Tells how saves have ended; called by all ranks.
+
+        Raises: on all ranks at the same step: LeaseLostError, CommunicationError, and with exit_on_save_error whatever
+        else a save ended with.
+        """
+        self._tell(self.saver.poll(), self.exits)
+
+    def finish(self, step: int, held: list[Held], state: dict[str, Any]) -> None:
+        """The last checkpoint of a run. Raises: whatever it ends with, since no other follows."""
+        self._tell(self.saver.wait(), self.exits)
+        if step != self.saved_step:
+            self.saver.start(step, held, state, last=True)
+            self.saved_step = step
+            self._tell(self.saver.wait(), exits=True)
+
+    def _tell(self, outcomes: Iterable[Outcome], exits: bool) -> None:
+        for outcome in outcomes:
+            row = {"step": outcome.step, "event": "save", "bytes": outcome.nbytes,
+                   "stall_seconds": outcome.stall_seconds, "save_seconds": outcome.seconds}  # fmt: skip
+            if outcome.error is None:
+                self._report(row, _success(outcome))
+                continue
+            self.failures += 1
+            if self.saved_step == outcome.step:
+                self.saved_step = -1
+            if exits or isinstance(outcome.error, LeaseLostError | CommunicationError):
+                raise outcome.error
+            text = f"no checkpoint of step {outcome.step} (failure {self.failures}): {outcome.error}; training goes on"
+            self._report(row | {"error": str(outcome.error)}, text)
+            if self.report is not None:
+                print(f"megascratch pretrain: warning: {text}", file=sys.stderr, flush=True)
+
+    def _report(self, row: dict[str, Any], text: str) -> None:
+        if self.report is not None:
+            self.report.event(row, text)
+
+
+def _success(outcome: Outcome) -> str:
+    deleted = f" | deleted {', '.join(path.name for path in outcome.deleted)}" if outcome.deleted else ""
+    return (
+        f"checkpoint {outcome.path} | {outcome.nbytes / 2**20:,.1f} MiB in {outcome.seconds:.2f} s | training stood "
+        f"still for {outcome.stall_seconds * 1e3:,.1f} ms{deleted}"
+    )

@@ -1,0 +1,128 @@
+"""Two runs never both write into one folder: the second is refused, and one that was taken over cannot commit."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from megascratch import checkpoint
+from megascratch.checkpoint import Lease, LeaseLostError, lease
+from megascratch.checkpoint.shares import agree_on_shares
+from megascratch.checkpoint.transfer import raw_bytes
+from megascratch.checkpoint.writer import write_step
+from megascratch.config.errors import UserError
+from megascratch.verification.pool import CONTEXT
+from tests.checkpoint.cutting import held_by, world
+
+
+def hold(folder, connection, start=0.0):
+    """Another process that holds the folder and is in the middle of a save, or is refused."""
+    time.sleep(max(0.0, start - time.time()))
+    try:
+        mine = Lease.acquire(folder)
+    except UserError as error:
+        connection.send(str(error))
+        return
+    (mine.inside / ".step_00000009.x.partial").mkdir()
+    connection.send(mine.number)
+    time.sleep(60)
+
+
+@pytest.fixture
+def holder(tmp_path):
+    here, there = CONTEXT.Pipe()
+    process = CONTEXT.Process(target=hold, args=(tmp_path, there), daemon=True)
+    process.start()
+    assert here.recv() == 1
+    yield process
+    process.kill()
+    process.join()
+
+
+def write(lease, step):
+    held = held_by(0, 1, 0, filled=True)
+    share = agree_on_shares(held, world())
+    raw = lambda index: raw_bytes(share.layout.slots[index].tensor)  # noqa: E731
+    return write_step(lease.folder, lease.inside, step, share, raw, {}, world())
+
+
+def test_a_second_writer_is_refused_at_once_with_the_holders_name(tmp_path, holder):
+    began = time.monotonic()
+    with pytest.raises(UserError, match=rf"is being written by process {holder.pid} on .*: end that run first"):
+        Lease.acquire(tmp_path)
+    assert time.monotonic() - began < 5
+    assert (tmp_path / ".writer.00000001" / ".step_00000009.x.partial").is_dir()
+
+
+def test_a_dead_writers_folder_is_taken_over_and_what_it_left_is_deleted(tmp_path, holder):
+    (tmp_path / ".step_00000003.abc.deleting").mkdir()
+    holder.kill()
+    holder.join()
+    mine = Lease.acquire(tmp_path)
+    assert mine.number == 2 and sorted(path.name for path in tmp_path.iterdir()) == [".writer.00000002"]
+    assert write(mine, 4) == tmp_path / "step_00000004"
+    mine.release()
+    again = Lease.acquire(tmp_path)
+    assert again.number == 3
+    again.release()
+
+
+def test_a_stopped_writer_is_taken_over_after_a_while(tmp_path, holder, monkeypatch):
+    monkeypatch.setattr(lease, "STALE_SECONDS", 1.5)  # four beats give no warning yet
+    os.kill(holder.pid, signal.SIGSTOP)
+    mine = Lease.acquire(tmp_path)
+    os.kill(holder.pid, signal.SIGCONT)
+    time.sleep(1.2)  # two of its beats
+    assert mine.number == 2 and not (tmp_path / ".writer.00000001").exists()
+    mine.require()
+    mine.release()
+
+
+def test_who_was_taken_over_in_the_middle_of_a_save_cannot_commit(tmp_path, monkeypatch):
+    """The newer claim comes just before the rename, behind every check that could be made."""
+    old, newer = Lease.acquire(tmp_path), []
+    rename = os.rename
+
+    def late(source, target):
+        if not newer and Path(target).name == "step_00000004":
+            monkeypatch.setattr(lease, "_require_gone", lambda *whoever: None)
+            newer.append(Lease.acquire(tmp_path))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", late)
+    with pytest.raises(LeaseLostError, match="step_00000004 is not written: another writer has taken"):
+        write(old, 4)
+    with pytest.raises(LeaseLostError, match=f"another writer has taken .* over: process {os.getpid()}"):
+        old.require()
+    with pytest.raises(LeaseLostError, match="taken"):
+        write(old, 5)
+    assert checkpoint.steps(tmp_path) == []
+    assert write(newer[0], 5) == tmp_path / "step_00000005"
+    old.release()
+    newer[0].require()
+    newer[0].release()
+
+
+def test_a_restart_by_the_same_launcher_does_not_wait(tmp_path, holder, monkeypatch):
+    """Its number is in the environment of both; here of the claimant, and put into the holder's record."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "r1")
+    record = tmp_path / ".writer.00000001" / "holder.json"
+    record.write_text(record.read_text().replace('"run": ""', '"run": "r1"'))
+    mine = Lease.acquire(tmp_path)
+    assert mine.number == 2
+    mine.release()
+
+
+def test_of_many_claimants_at_once_one_wins(tmp_path):
+    here, there = CONTEXT.Pipe()
+    claimants = [CONTEXT.Process(target=hold, args=(tmp_path, there, time.time() + 1.5), daemon=True) for _ in range(6)]
+    for claimant in claimants:
+        claimant.start()
+    answers = [here.recv() for _ in claimants]
+    for claimant in claimants:
+        claimant.kill()
+        claimant.join()
+    assert sum(isinstance(answer, int) for answer in answers) == 1
+    assert sum("is being written by process" in str(answer) for answer in answers) == 5
