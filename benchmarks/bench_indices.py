@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -135,10 +136,15 @@ def blends(rounds: int) -> None:
         weights = np.random.default_rng(0).random(sets)
         weights /= weights.sum()
         nothing, no_limits = np.zeros(sets, np.int64), np.full(sets, 1 << 62)
-        which, sample = np.zeros(samples, np.int16), np.zeros(samples, np.int64)
-        theirs = lambda w=weights, n=sets: helpers_cpp.build_blending_indices(which, sample, w, n, samples, False)  # noqa: E731, B023
-        pair = alternate(lambda w=weights, a=nothing, b=no_limits: blend(w, a, b, samples), theirs, rounds)
-        assert np.array_equal(blend(weights, nothing, no_limits, samples)[0], which)
+
+        def theirs(weights: np.ndarray = weights) -> tuple[np.ndarray, np.ndarray]:
+            which, sample = np.zeros(samples, np.int16), np.zeros(samples, np.int64)  # as its BlendedDataset does
+            helpers_cpp.build_blending_indices(which, sample, weights, len(weights), samples, False)
+            return which, sample
+
+        ours = partial(blend, weights, nothing, no_limits, samples)
+        pair = alternate(ours, theirs, rounds)
+        assert all(np.array_equal(one, other) for one, other in zip(ours(), theirs(), strict=True))
         print(f"blend of {sets:>3} sets, 1,000,000 samples   {pair}", flush=True)
 
 

@@ -132,20 +132,45 @@ void fuzz_tokens(Bytes& bytes) {
     copy_tokens<Token>(file, sequence, offset, count, out.data());
 }
 
+// The rule of blend.h as it is written there, one sample after the other.
+std::int64_t furthest(const std::vector<double>& weights, const std::vector<std::int64_t>& taken,
+                      const std::vector<std::int64_t>& limits, std::int64_t given) {
+    std::int64_t best = -1;
+    double most = 0.0;
+    for (std::size_t set = 0; set < weights.size(); ++set) {
+        if (taken[set] >= limits[set]) continue;
+        const auto total = static_cast<double>(std::max<std::int64_t>(given, 1));
+        const double behind = weights[set] * total - static_cast<double>(taken[set]);
+        if (best < 0 || behind > most) most = behind, best = static_cast<std::int64_t>(set);
+    }
+    return best;
+}
+
 void fuzz_blend(Bytes& bytes) {
-    const std::size_t sets = bytes.number<std::uint8_t>() % 40;
+    const std::size_t sets = bytes.number<std::uint8_t>() % (bytes.number<std::uint8_t>() < 16 ? 120 : 12);
+    const bool wild = bytes.number<std::uint8_t>() < 64;  // else weights of sum 1, and many samples for each set
     std::vector<double> weights(sets);
     std::vector<std::int64_t> taken(sets), limits(sets);
+    double sum = 1.0;
     for (std::size_t at = 0; at < sets; ++at) {
-        weights[at] = bytes.number<std::uint8_t>() < 250 ? bytes.number<std::uint16_t>() / 65536.0 : bytes.number<double>();
-        taken[at] = bytes.integer();
-        limits[at] = bytes.integer();
+        const bool any = wild && bytes.number<std::uint8_t>() >= 250;
+        weights[at] = any ? bytes.number<double>() : bytes.number<std::uint16_t>() / 65536.0;
+        taken[at] = wild ? bytes.integer() : 0;
+        limits[at] = wild ? bytes.integer() : bytes.number<std::uint16_t>() % 4096;
+        sum += weights[at];
     }
-    const std::int64_t count = small(bytes);
-    std::vector<std::int64_t> which(count), sample(count);
+    for (double& weight : weights) weight /= wild ? 1.0 : sum - 1.0;
+    const std::int64_t count = wild ? small(bytes) : 10 * small(bytes) + bytes.number<std::uint16_t>() % 2000;
+    std::vector<std::int32_t> which(count);
+    std::vector<std::int64_t> sample(count), before = taken;
     blend(view(weights), taken.data(), view(limits), count, which.data(), sample.data());
-    for (const std::int64_t set : which)
-        check(set >= 0 && set < static_cast<std::int64_t>(sets) && taken[set] <= limits[set], "no set gives too much");
+    std::int64_t given = 0;
+    for (const std::int64_t one : before) given += one;
+    for (std::int64_t at = 0; at < count; ++at, ++given) {
+        check(which[at] == furthest(weights, before, limits, given), "a sample comes from the set furthest behind");
+        check(sample[at] == before[which[at]]++, "a set gives its samples in order");
+    }
+    check(before == taken, "what was taken is counted");
 }
 
 void fuzz_packing(Bytes& bytes) {

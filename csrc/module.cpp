@@ -210,7 +210,7 @@ std::pair<py::array_t<std::int64_t>, py::array_t<std::int64_t>> best_fit_pieces(
     return {array_of(packed.pieces).reshape({py::ssize_t{-1}, py::ssize_t{2}}), array_of(packed.ends)};
 }
 
-std::pair<py::array_t<std::int64_t>, py::array_t<std::int64_t>> blend_samples(const Converted<double>& weights,
+std::pair<py::array_t<std::int32_t>, py::array_t<std::int64_t>> blend_samples(const Converted<double>& weights,
                                                                               const Converted<std::int64_t>& taken,
                                                                               const Converted<std::int64_t>& limits,
                                                                               std::int64_t count) {
@@ -220,8 +220,10 @@ std::pair<py::array_t<std::int64_t>, py::array_t<std::int64_t>> blend_samples(co
             "weights, taken and limits must have the same length");
     require(count >= 0, "count " + std::to_string(count) + " is negative");
     std::vector<std::int64_t> used(taken.data(), taken.data() + taken.size());
-    py::array_t<std::int64_t> which(count), sample(count);
-    std::int64_t *to_which = which.mutable_data(), *to_sample = sample.mutable_data();
+    py::array_t<std::int32_t> which(count);
+    py::array_t<std::int64_t> sample(count);
+    std::int32_t* to_which = which.mutable_data();
+    std::int64_t* to_sample = sample.mutable_data();
     py::gil_scoped_release free;
     blend(share, used.data(), limit, count, to_which, to_sample);
     return {which, sample};

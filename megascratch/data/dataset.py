@@ -227,7 +227,7 @@ class Blend:
         return part, int(self.starts[part] + self._block[2][at])
 
     def choices(self, count: int) -> Iterator[np.ndarray]:
-        """Which set gives each of the first `count` samples, int64, in blocks."""
+        """Which set gives each of the first `count` samples, int32, in blocks."""
         for start in range(0, count, BLEND_BLOCK):
             self.origin(start)
             assert self._block is not None

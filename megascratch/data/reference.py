@@ -161,13 +161,13 @@ def read_pieces(file: TokenFile, pieces: np.ndarray) -> np.ndarray:
 
 
 def blend(weights: np.ndarray, taken: np.ndarray, limits: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """int64 [count] twice: which dataset gives the next sample, and which of its samples.
+    """int32 and int64 [count]: which dataset gives the next sample, and which of its samples.
 
     The dataset furthest behind its share goes first, ties to the lowest; `taken` [d] samples were given before,
     no dataset gives more than its limit.
     """
     taken, given = taken.copy(), int(taken.sum())
-    datasets, samples = np.empty(count, dtype=np.int64), np.empty(count, dtype=np.int64)
+    datasets, samples = np.empty(count, dtype=np.int32), np.empty(count, dtype=np.int64)
     for at in range(count):
         behind = np.where(taken < limits, weights * float(max(given + at, 1)) - taken, -np.inf)
         datasets[at] = behind.argmax()

@@ -171,6 +171,20 @@ def test_blends_of_both_engines_are_equal_use_every_sample_once_and_go_on_from_a
     np.testing.assert_array_equal(_indices.blend(weights, taken, limits, total - cut)[0], datasets[cut:])
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    weights=st.lists(st.floats(0, 4) | st.integers(0, 3).map(float), min_size=1, max_size=20).filter(any)
+    | st.integers(90, 130).map(lambda sets: [1 / (1 + at % 7) for at in range(sets)]),
+    normed=st.booleans(), limits=st.lists(st.integers(0, 2000), max_size=4), count=st.integers(600, 1500),
+)  # fmt: skip
+def test_stretches_side_by_side_are_the_blend_of_one_sample_after_the_other(weights, normed, limits, count):
+    shares = np.array(weights) / (sum(weights) if normed else 1.0)
+    most = np.array([*limits, *[UNLIMITED] * len(weights)], dtype=np.int64)[: len(weights)]
+    nothing, count = np.zeros(len(weights), dtype=np.int64), min(count, sum(most.tolist()))
+    for ours, twin in zip(*(one.blend(shares, nothing, most, count) for one in ENGINES), strict=True):
+        np.testing.assert_array_equal(ours, twin)
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_blend_past_its_last_sample_is_refused(engine):
     with pytest.raises(ValueError, match="used up after 3 samples"):
