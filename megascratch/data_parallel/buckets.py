@@ -6,6 +6,7 @@ view of a bucket; the first contribution of a step overwrites, so no pass is spe
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from weakref import WeakMethod
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +68,19 @@ class GradSlot:
             self.tell(self)
 
 
+def _handing_over(slot: GradSlot) -> Callable[[Tensor], None]:
+    """A hook that does not keep the slot alive: Python's collector sees no cycle that goes through a hook of autograd,
+    so a model would never be freed, nor the process groups that its layers hold."""
+    taker = WeakMethod(slot.from_autograd)
+
+    def hand_over(weight: Tensor) -> None:
+        take = taker()
+        if take is not None:
+            take(weight)
+
+    return hand_over
+
+
 class Bucket:
     """Parameters that live in one flat tensor, and their main gradients in another."""
 
@@ -89,7 +103,7 @@ class Bucket:
         slot = GradSlot(name, main, self)
         parameter.main_grad = main  # type: ignore[attr-defined]
         parameter.grad_sink = slot  # type: ignore[attr-defined]
-        parameter.register_post_accumulate_grad_hook(slot.from_autograd)
+        parameter.register_post_accumulate_grad_hook(_handing_over(slot))
         self.slots.append(slot)
 
     def await_weights(self) -> None:

@@ -1,8 +1,10 @@
 """A trainer's state moves from one trainer to another, on the same layout to the last bit and between layouts; and a
 request to stop becomes one decision of all ranks."""
 
+import gc
 import os
 import signal
+import weakref
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ import torch
 from megascratch.checkpoint import load, save
 from megascratch.config.settings import Config, OptimConfig
 from megascratch.data.loader import sample_numbers
-from megascratch.parallel.mesh import Axis
+from megascratch.parallel.mesh import Axis, Mesh
 from megascratch.training.hardware import choose_device, matmul_peak, parameter_dtype, peak_memory
 from megascratch.training.state import TrainState
 from megascratch.training.stop import StopRequest
@@ -109,6 +111,17 @@ def test_every_rank_can_tell_the_global_loss(layout):
     one = loss_on_every_rank(config_of(**DROPOUT))
     for loss, evaluated in on_ranks(world_of(layout), loss_on_every_rank, config_of(**DROPOUT, **LAYOUTS[layout])):
         assert loss == pytest.approx(one[0], rel=1e-12) and evaluated == pytest.approx(one[1], rel=1e-12)
+
+
+@pytest.mark.parametrize("kind", [{}, {"use_distributed_optimizer": True}], ids=["ddp", "zero1"])
+def test_a_trainer_that_is_given_up_frees_its_weights_and_so_the_groups_that_its_layers_hold(kind):
+    """A process that trains one layout after another would otherwise gather a thread per gloo group."""
+    trainer = Trainer(config_of(**kind), Mesh.alone())
+    play(trainer, TrainState(), 1)
+    held = [weakref.ref(trainer.chunks[0]), weakref.ref(trainer.data_parallel)]
+    del trainer
+    gc.collect()
+    assert [ref() for ref in held] == [None, None]
 
 
 def test_a_gradient_that_is_not_finite_stops_before_the_weights_move():
