@@ -49,17 +49,26 @@ def reason(error: RuntimeError) -> str:
 
 
 class Pending:
-    """A collective under way; `wait` returns its result."""
+    """A collective under way; `wait` returns its result, after `finish` where something is left to do by then."""
 
-    def __init__(self, operation: str, axis: Axis, work: dist.Work | None, result: Tensor):
-        self.operation, self.axis, self.work, self.result = operation, axis, work, result
+    def __init__(
+        self,
+        operation: str,
+        axis: Axis,
+        work: dist.Work | None,
+        result: Tensor,
+        finish: Callable[[], object] | None = None,
+    ):
+        self.operation, self.axis, self.work, self.result, self.finish = operation, axis, work, result, finish
 
     def wait(self) -> Tensor:
         if self.work is not None:
             fault_point("collective.wait")
             with named(self.operation, self.axis.name, self.axis.rank, self.axis.size):
                 self.work.wait()
-            self.work = None
+            if self.finish is not None:
+                self.finish()
+            self.work = self.finish = None
         return self.result
 
 
@@ -69,10 +78,41 @@ def _start(operation: str, axis: Axis, result: Tensor, launch: Callable[..., dis
         return Pending(operation, axis, launch(group=axis.group, async_op=True), result)
 
 
+# gloo's own collectives are rings: a message waits at one rank after the other. Where that waiting is most of the time
+# (benchmarks/bench_collectives.py) each rank sends every other its part at once and adds up itself, in rank order.
+_EXCHANGED_SUM = 1 << 16  # bytes of an all-reduce, at the most: it sends more bytes than the ring
+_EXCHANGED_GATHER = 1 << 22  # bytes of an all-gather's result, at the most: its input is copied for each rank
+_REDUCTIONS: dict[dist.ReduceOp.RedOpType, Callable[..., Tensor]] = {
+    dist.ReduceOp.SUM: torch.sum, dist.ReduceOp.MAX: torch.amax, dist.ReduceOp.MIN: torch.amin
+}  # fmt: skip
+
+
+def _is_exchanged(x: Tensor, most: int) -> bool:
+    return x.device.type == "cpu" and x.numel() * x.element_size() <= most
+
+
+def _start_exchange(
+    operation: str, axis: Axis, result: Tensor, parts: Tensor, reduce: Callable[..., Tensor] | None = None
+) -> Pending:
+    """Part i of `parts` goes to rank i; the parts that come are the result, or what `reduce` makes of them."""
+    arrived = result if reduce is None else torch.empty_like(parts)
+    pending = _start(operation, axis, result,
+                     lambda **how: dist.all_to_all_single(arrived.view(-1), parts.view(-1), **how))  # fmt: skip
+    if reduce is not None:
+        pending.finish = lambda: result.copy_(reduce(arrived.view(axis.size, *result.shape), 0))
+    return pending
+
+
+def _for_each_rank(x: Tensor, axis: Axis) -> Tensor:
+    return x.expand(axis.size, *x.shape).contiguous()
+
+
 def start_all_reduce(x: Tensor, axis: Axis, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Pending:
     """Sums (or `op`) x over the axis, in place."""
     if axis.size == 1:
         return Pending("all_reduce", axis, None, x)
+    if _is_exchanged(x, _EXCHANGED_SUM):
+        return _start_exchange("all_reduce", axis, x, _for_each_rank(x, axis), _REDUCTIONS[op])
     return _start("all_reduce", axis, x, lambda **how: dist.all_reduce(x, op, **how))
 
 
@@ -82,6 +122,8 @@ def start_all_gather(x: Tensor, axis: Axis, out: Tensor | None = None) -> Pendin
         return Pending("all_gather", axis, None, x if out is None else out.copy_(x))
     x = x.contiguous()
     out = x.new_empty((axis.size * x.shape[0], *x.shape[1:])) if out is None else out
+    if _is_exchanged(out, _EXCHANGED_GATHER):
+        return _start_exchange("all_gather", axis, out, _for_each_rank(x, axis))
     return _start("all_gather", axis, out, lambda **how: _all_gather_single(out, x, **how))
 
 
@@ -91,6 +133,8 @@ def start_reduce_scatter(x: Tensor, axis: Axis, out: Tensor | None = None) -> Pe
         return Pending("reduce_scatter", axis, None, x if out is None else out.copy_(x))
     x = x.contiguous()
     out = x.new_empty((x.shape[0] // axis.size, *x.shape[1:])) if out is None else out
+    if x.device.type == "cpu":
+        return _start_exchange("reduce_scatter", axis, out, x, torch.sum)
     return _start("reduce_scatter", axis, out, lambda **how: _reduce_scatter_single(out, x, **how))
 
 
