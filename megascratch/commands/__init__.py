@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from megascratch import faults
-from megascratch.config.errors import SettingError, UserError
+from megascratch.config.errors import RanksDiffer, SettingError, UserError
 
 VERBS = {
     "pretrain": "train a model from .bin/.idx files, on any layout",
@@ -86,5 +86,7 @@ def _complain(verb: str, error: UserError) -> None:
         return
     head = f"megascratch {verb}: error: " if rank == "0" else f"megascratch {verb}: rank {rank}: error: "
     problems = str(error).splitlines() or ["(no reason given)"]
+    if isinstance(error, RanksDiffer):
+        problems = ["\n  ".join(problems)]
     body = problems[0] if len(problems) == 1 else "\n  ".join([f"{len(problems)} problems", *problems])
     print(head + body, file=sys.stderr)

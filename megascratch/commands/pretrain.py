@@ -10,11 +10,12 @@ import sys
 from collections.abc import Sequence
 
 from megascratch.config.derive import derive
-from megascratch.config.errors import UserError
-from megascratch.config.laws import validate
-from megascratch.config.load import format_config, load_config
+from megascratch.config.errors import SettingError, UserError
+from megascratch.config.laws import broken_laws
+from megascratch.config.load import format_config, read_config
 from megascratch.config.notices import notices
-from megascratch.training.inputs import open_inputs
+from megascratch.config.resume import rules
+from megascratch.training.inputs import missing_files, open_inputs
 
 LAUNCHER = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
 
@@ -22,12 +23,18 @@ LAUNCHER = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
 def main(argv: Sequence[str]) -> int:
     """Trains as the flags and the YAML file say; 0 when the run is done or was asked to stop and has saved."""
     if {"-h", "--help"} & set(argv):
-        print("--nproc-per-node N   check settings and files, then start N ranks on this machine\n")
+        print("--nproc-per-node N     check settings and files, then start N ranks on this machine")
+        print("--print-resume-rules   print what may change when a run goes on from a checkpoint, and stop\n")
+    if "--print-resume-rules" in argv:
+        print(rules())
+        return 0
     ranks, words = _ranks_to_start(argv)
     world = ranks or int(os.environ.get("WORLD_SIZE", "1"))
-    config, origins = load_config(words)
+    config, origins, problems, unread = read_config(words)
     config = derive(config, world)
-    validate(config, world)
+    problems += broken_laws(config, world, unread)
+    if problems:
+        raise SettingError("\n".join([*problems, *missing_files(config)]))
     if origins.print_config:
         print(format_config(config, origins))
         return 0

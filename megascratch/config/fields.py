@@ -41,5 +41,14 @@ def flag(name: str) -> str:
 
 def nearest(word: str, known: list[str]) -> str:
     """' - did you mean X?' for the known word nearest to a misspelt one, or '' when none is near."""
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return f" - did you mean {near[0]}?" if near else ""
+    near = _near(word, known)
+    return f" - did you mean {near}?" if near else ""
+
+
+def meant(name: str) -> str:
+    """The setting that a misspelt one may mean; '' when none is near."""
+    return _near(name, list(SECTION_OF))
+
+
+def _near(word: str, known: list[str]) -> str:
+    return next(iter(difflib.get_close_matches(word, known, n=1, cutoff=0.6)), "")

@@ -6,10 +6,19 @@ outside its own range (`ranges.py`) or is unknown although the law needs it.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, get_args
 
-from megascratch.config import batch_laws, data_laws, model_laws, optim_laws, parallel_laws, recompute_laws, save_laws
+from megascratch.config import (
+    batch_laws,
+    data_laws,
+    guard_laws,
+    model_laws,
+    optim_laws,
+    parallel_laws,
+    recompute_laws,
+    save_laws,
+)
 from megascratch.config.derive import derive
 from megascratch.config.errors import SettingError
 from megascratch.config.fields import flat
@@ -27,6 +36,7 @@ LAWS: list[Callable[..., str | None]] = [
     *optim_laws.LAWS,
     *recompute_laws.LAWS,
     *save_laws.LAWS,
+    *guard_laws.LAWS,
 ]
 
 
@@ -35,15 +45,19 @@ def validate(config: Config, world_size: int) -> None:
 
     Raises one SettingError with all broken laws, one per line, each with the numbers and the nearest legal values.
     """
-    values = flat(derive(config, world_size)) | {"world_size": world_size}
-    wrong = out_of_range(values)
-    complaints = list(wrong.values())
-    complaints += [found for law in LAWS if (found := _judge(law, values, wrong)) is not None]
+    complaints = broken_laws(config, world_size)
     if complaints:
         raise SettingError("\n".join(complaints))
 
 
-def _judge(law: Callable[..., str | None], values: dict[str, Any], wrong: dict[str, str]) -> str | None:
+def broken_laws(config: Config, world_size: int, unread: Collection[str] = ()) -> list[str]:
+    """What `validate` raises, one text per broken law. Laws that read an `unread` setting are left out."""
+    values = flat(derive(config, world_size)) | {"world_size": world_size}
+    wrong = out_of_range(values)
+    return [*wrong.values(), *(found for law in LAWS if (found := _judge(law, values, {*wrong, *unread})) is not None)]
+
+
+def _judge(law: Callable[..., str | None], values: dict[str, Any], wrong: Collection[str]) -> str | None:
     scope = inspect.signature(law).parameters
     for name, parameter in scope.items():
         unknown = values[name] is None and type(None) not in get_args(parameter.annotation)

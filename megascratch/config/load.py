@@ -10,12 +10,13 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import tyro
 
 from megascratch.config.errors import SettingError
-from megascratch.config.fields import SECTION_OF, SECTIONS, flag, flat, nearest, with_fields
+from megascratch.config.fields import SECTION_OF, SECTIONS, flat, with_fields
+from megascratch.config.flags import sort_words
 from megascratch.config.settings import Config
 from megascratch.config.yaml_file import read_settings
 
@@ -39,6 +40,17 @@ class _CommandLine:
     """Print each value with its origin, and stop."""
 
 
+class Loaded(NamedTuple):
+    """A command line and its file, as far as they can be read."""
+
+    config: Config
+    origins: Origins
+    problems: list[str]
+    """Every unknown, doubled and ill-typed setting of flags and file."""
+    unread: set[str]
+    """Settings whose value is not known because of a problem: laws that read them cannot be judged."""
+
+
 def load_config(
     argv: Sequence[str], base: Config | None = None, prog: str = "megascratch pretrain"
 ) -> tuple[Config, Origins]:
@@ -47,20 +59,35 @@ def load_config(
     `--help` prints all settings by section and leaves with SystemExit(0).
     Raises SettingError with all unknown, doubled and ill-typed settings of file and flags.
     """
+    config, origins, problems, _ = read_config(argv, base, prog)
+    if problems:
+        raise SettingError("\n".join(problems))
+    return config, origins
+
+
+def read_config(argv: Sequence[str], base: Config | None = None, prog: str = "megascratch pretrain") -> Loaded:
+    """As `load_config`, but problems are given back, so that more can be told beside them.
+
+    Raises SettingError, with the problems of the flags, where the file cannot be read as settings at all.
+    """
     start = base or Config()
     changed = {name for name, value in flat(start).items() if value != flat(Config())[name]}
     places = dict.fromkeys((name for name in SECTION_OF if name in changed), "base")
-    given, problems = _flags_given(argv)
-    file = _file_named(argv)
+    legal, given, problems, unread = sort_words(argv)
+    if {"-h", "--help"} & set(argv):
+        _parse(["--help"], start, prog)
+    file = _file_named(legal)
     if file is not None:
-        values, lines, file_problems = read_settings(file)
+        try:
+            values, lines, file_problems, unread_lines = read_settings(file)
+        except SettingError as error:
+            raise SettingError("\n".join([str(error), *problems])) from error
         start = with_fields(start, values)
         places |= lines
-        problems = file_problems + problems
-    if problems and not {"-h", "--help"} & set(argv):
-        raise SettingError("\n".join(problems))
-    command = _parse(argv, start, prog)
-    return command.settings, Origins(places | dict.fromkeys(given, "flag"), command.print_config)
+        problems, unread = file_problems + problems, unread | (unread_lines - set(given))
+    command = _parse(legal, start, prog)
+    origins = Origins(places | dict.fromkeys(given, "flag"), command.print_config)
+    return Loaded(command.settings, origins, problems, unread)
 
 
 def format_config(config: Config, origins: Origins) -> str:
@@ -81,27 +108,8 @@ def _yaml(value: Any) -> str:
     return re.sub(r"^(-?\d+)e", r"\1.0e", text) if isinstance(value, float) else text
 
 
-def _names_in(argv: Sequence[str]) -> list[str]:
-    """The settings named by the `--flags` of argv, as fields: `--no-x=1` -> x."""
-    words = [word[2:].split("=")[0].replace("-", "_") for word in argv if word.startswith("--") and len(word) > 2]
-    return [word[3:] if word.startswith("no_") and word[3:] in SECTION_OF else word for word in words]
-
-
-def _flags_given(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """(settings given as flags, problems: unknown or doubled flags)."""
-    names, extra = _names_in(argv), {"config", "print_config", "help"}
-    known = [flag(name) for name in (*SECTION_OF, *sorted(extra))]
-    problems = []
-    for name in dict.fromkeys(names):
-        if name not in SECTION_OF and name not in extra:
-            problems.append(f"unknown flag {flag(name)}{nearest(flag(name), known)}")
-        elif names.count(name) > 1:
-            problems.append(f"{flag(name)} is given {names.count(name)} times: give it once")
-    return [name for name in names if name in SECTION_OF], problems
-
-
 def _file_named(argv: Sequence[str]) -> str | None:
-    """The word after --config, or behind `--config=`; None also when the word is missing (tyro reports that)."""
+    """The word after --config, or behind `--config=`."""
     for here, word in enumerate(argv):
         if word == "--config" and here + 1 < len(argv):
             return argv[here + 1]

@@ -1,12 +1,21 @@
 """A legal config in, one sentence per setting that was given but changes nothing out: nothing is ignored in silence."""
 
 from megascratch.config.batch_size import steps_and_samples
-from megascratch.config.settings import Config, DataConfig, ModelConfig, OptimConfig, ParallelConfig, TrainingConfig
+from megascratch.config.settings import (
+    Config,
+    DataConfig,
+    GuardConfig,
+    ModelConfig,
+    OptimConfig,
+    ParallelConfig,
+    TrainingConfig,
+)
 
 
 def notices(config: Config) -> list[str]:
     """Settings that differ from their default and have no effect beside the others; call it with a derived config."""
-    return [sentence for changes_nothing, sentence in _table(config) + _of_saves(config.training) if changes_nothing]
+    table = [*_table(config), *_of_saves(config.training), *_guard(config)]
+    return [sentence for changes_nothing, sentence in table if changes_nothing]
 
 
 def _table(config: Config) -> list[tuple[bool, str]]:
@@ -83,5 +92,25 @@ def _of_saves(training: TrainingConfig) -> list[tuple[bool, str]]:
         (
             training.keep_last_n_checkpoints == 1,
             "keep-last-n-checkpoints 1 leaves nothing to go back to if the newest checkpoint is damaged: 2 is safer",
+        ),
+    ]
+
+
+def _guard(config: Config) -> list[tuple[bool, str]]:
+    guard = config.guard
+    return [
+        (
+            bool(guard.force_resume) and config.training.load is None,
+            "force-resume changes nothing without load",
+        ),
+        (
+            not guard.check_for_spiky_loss
+            and (guard.spiky_loss_factor, guard.spiky_loss_window)
+            != (GuardConfig.spiky_loss_factor, GuardConfig.spiky_loss_window),
+            "spiky-loss-factor and spiky-loss-window change nothing without check-for-spiky-loss",
+        ),
+        (
+            guard.on_bad_step == "stop" and guard.max_bad_steps != GuardConfig.max_bad_steps,
+            "max-bad-steps changes nothing with on-bad-step stop",
         ),
     ]

@@ -39,9 +39,10 @@ NAMES_BY_INTERVAL = {
         microbatch_group_size_per_virtual_pipeline_stage ddp_bucket_size seq_length micro_batch_size
         global_batch_size train_iters train_samples lr_decay_iters lr_decay_samples lr_wsd_decay_iters
         lr_wsd_decay_samples recompute_num_layers eval_iters log_interval trace_schedule_step loss_scale_window
-        hysteresis keep_last_n_checkpoints save_retain_interval keep_best_n_checkpoints""",
+        hysteresis keep_last_n_checkpoints save_retain_interval keep_best_n_checkpoints spiky_loss_window max_bad_steps
+        straggler_intervals spiky_loss_factor straggler_factor""",
     "[0, inf)": """
-        lr_warmup_iters lr_warmup_samples seed data_prefetch_steps eval_interval save_interval
+        check_replicas_every lr_warmup_iters lr_warmup_samples seed data_prefetch_steps eval_interval save_interval
         fim_prefix_id fim_middle_id fim_suffix_id
         lr min_lr lr_warmup_init weight_decay clip_grad""",
     "(0, inf)": """

@@ -278,6 +278,35 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True)
+class GuardConfig:
+    """What is watched, and what happens when it goes wrong."""
+
+    force_resume: list[str] | None = None
+    """Settings that may change although a resume refuses it (also: data_files, tokenizer); see --print-resume-rules."""
+    check_for_nan_in_loss_and_grad: bool = True
+    """A loss or gradient norm that is not finite makes a bad step; without, the weights take it (fp16 skips it)."""
+    check_for_spiky_loss: bool = False
+    """A loss above spiky_loss_factor x the median of the last good ones makes a bad step."""
+    spiky_loss_factor: float = 2.0
+    """How far above the median a loss is a spike."""
+    spiky_loss_window: int = 50
+    """Good losses that the median is taken of; nothing is judged before so many are there."""
+    on_bad_step: Literal["stop", "skip", "rollback"] = "stop"
+    """A bad step ends the run, is not applied, or sends the run back to its last checkpoint and past the samples since
+    then."""
+    max_bad_steps: int = 10
+    """So many bad steps in a row (or rollbacks to one checkpoint) end the run all the same."""
+    check_replicas_every: int = 0
+    """Steps between comparisons of everything that several ranks hold copies of, to the bit; 0: never."""
+    log_straggler: bool = True
+    """Name a rank that is slower than its peers for several log intervals, and in what."""
+    straggler_factor: float = 1.5
+    """How much slower than the median of its peers a rank is a straggler."""
+    straggler_intervals: int = 3
+    """For how many log intervals in a row."""
+
+
+@dataclass(frozen=True)
 class Config:
     """All sections. Functions take the section they need, never the whole."""
 
@@ -286,3 +315,4 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)

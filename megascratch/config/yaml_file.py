@@ -9,20 +9,21 @@ from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from megascratch.config.errors import SettingError
-from megascratch.config.fields import HINTS, SECTION_OF, SECTIONS, nearest
+from megascratch.config.fields import HINTS, SECTION_OF, SECTIONS, meant, nearest
 
 Entry = tuple[str, str | None, Any, int]
 """(key as a field name, section it stands in, raw value, line counted from 1)"""
 
 
-def read_settings(file: str) -> tuple[dict[str, Any], dict[str, str], list[str]]:
-    """(values by setting, 'FILE:LINE' by setting, problems) of one file, flat or sectioned.
+def read_settings(file: str) -> tuple[dict[str, Any], dict[str, str], list[str], set[str]]:
+    """(values by setting, 'FILE:LINE' by setting, problems, settings that have one) of one file, flat or sectioned.
 
     Raises SettingError when the file cannot be read or is not YAML, a doubled key included.
     """
     values: dict[str, Any] = {}
     places: dict[str, str] = {}
     problems: list[str] = []
+    unread: set[str] = set()
     for key, section, raw, line in _entries(_tree(file)):
         place = f"{file}:{line}"
         complaint = _misplaced(key, section)
@@ -36,7 +37,8 @@ def read_settings(file: str) -> tuple[dict[str, Any], dict[str, str], list[str]]
                 complaint = f"{key} must be {error}, not {_shown(raw)}"
         if complaint is not None:
             problems.append(f"{place}: {complaint}")
-    return values, places, problems
+            unread.add(key if key in SECTION_OF else meant(key))
+    return values, places, problems, unread & SECTION_OF.keys()
 
 
 def typed(raw: Any, hint: Any) -> Any:

@@ -1,7 +1,7 @@
 """Which sequences train, which validate: shares like 949,50,1 and words of --data-path in, ranges and weights out."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -51,6 +51,18 @@ def prefixes_and_weights(words: Sequence[str], flag: str) -> tuple[list[str], li
     if any(not 0 <= weight < float("inf") for weight in weights) or sum(weights) <= 0:
         raise UserError(f"{flag}: weights {weights} must be finite, not negative and not all 0")
     return list(words[1::2]), (np.array(weights) / np.sum(weights)).tolist()  # Megatron's rounding, which blends keep
+
+
+def named_prefixes(paths: Iterable[Sequence[str] | None]) -> list[str]:
+    """Every corpus on this machine that some lists of words name, each once; lists that are illegal name none."""
+    found: dict[str, None] = {}
+    for words in paths:
+        try:
+            prefixes = prefixes_and_weights(words, "")[0] if words else []
+        except UserError:
+            continue
+        found |= dict.fromkeys(prefix for prefix in prefixes if "://" not in prefix)
+    return list(found)
 
 
 def _is_number(word: str) -> bool:

@@ -1,10 +1,11 @@
 """Settings in, data sets out: opens and checks every corpus and gives train, valid and test."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from megascratch.config.errors import UserError
+from megascratch.config.errors import Problems, UserError
 from megascratch.config.settings import DataConfig
 from megascratch.data.dataset import Blend, Corpus, Dataset, Source
 from megascratch.data.fill_in_middle import Choices, FillInMiddle
@@ -14,7 +15,7 @@ from megascratch.data.manifest import check_corpus
 from megascratch.data.megatron_order import MegatronBlend, MegatronCorpus, sizes_to_build
 from megascratch.data.mock import MockReader
 from megascratch.data.packing import Packed
-from megascratch.data.split import DEFAULT_SPLIT, SPLITS, prefixes_and_weights, ranges, shares
+from megascratch.data.split import DEFAULT_SPLIT, SPLITS, named_prefixes, prefixes_and_weights, ranges, shares
 from megascratch.data.stages import Staged
 from megascratch.data.storage import open_corpus
 
@@ -27,6 +28,8 @@ class Splits(NamedTuple):
     train: Dataset | None
     valid: Dataset | None
     test: Dataset | None
+    corpora: Mapping[str, Reader]
+    """Every corpus that was opened, by the name that was given."""
 
 
 def open_splits(
@@ -48,6 +51,7 @@ def open_splits(
     wanted = dict(zip(SPLITS, (train_samples, valid_samples, test_samples), strict=True))
     own = dict(zip(SPLITS, (data.train_data_path, data.valid_data_path, data.test_data_path), strict=True))
     opener = _Opener(data, seed, vocab_size, fingerprint, wanted)
+    opener.open_all(named_prefixes(_words_of(data, own, wanted)))
 
     def dataset(name: str) -> Dataset | None:
         if wanted[name] <= 0:
@@ -66,7 +70,20 @@ def open_splits(
         prefix, middle, suffix = (data.fim_prefix_id or 0, data.fim_middle_id or 0, data.fim_suffix_id or 0)
         choices = Choices(data.fim_rate, data.fim_spm_rate, prefix, middle, suffix)
         train = FillInMiddle(train, choices, seed=seed, eod=eod)
-    return Splits(train, valid, test)
+    return Splits(train, valid, test, opener.readers)
+
+
+def _words_of(
+    data: DataConfig, own: Mapping[str, list[str] | None], wanted: Mapping[str, int]
+) -> Iterator[list[str] | None]:
+    """The words that name the corpora of the splits that are asked for."""
+    if data.mock_data:
+        return
+    if any(own.values()):
+        yield from (own[name] for name in SPLITS if wanted[name] > 0)
+    else:
+        yield data.data_path
+    yield from (stage.split()[1:] for stage in data.data_stages or ())
 
 
 class _Opener:
@@ -77,7 +94,14 @@ class _Opener:
     ):
         self.data, self.seed, self.vocab_size, self.fingerprint = data, seed, vocab_size, fingerprint
         self.wanted = wanted
-        self._readers: dict[str, Reader] = {}
+        self.readers: dict[str, Reader] = {}
+
+    def open_all(self, prefixes: Sequence[str]) -> None:
+        """Raises: UserError with everything that is wrong with any of the corpora."""
+        problems = Problems()
+        for prefix in prefixes:
+            problems.attempt(partial(self._reader, prefix))
+        problems.require_none()
 
     def mock(self, name: str, eod: int | None) -> Dataset:
         source = MockReader(self.vocab_size, eod)
@@ -164,8 +188,8 @@ class _Opener:
         return Path(self.data.data_cache_path or Path(prefix).parent / "cache")
 
     def _reader(self, prefix: str) -> Reader:
-        if prefix not in self._readers:
+        if prefix not in self.readers:
             reader = open_corpus(prefix, self.data.data_cache_path)
             check_corpus(reader, self.vocab_size, self.fingerprint, self._cache(prefix))
-            self._readers[prefix] = reader
-        return self._readers[prefix]
+            self.readers[prefix] = reader
+        return self.readers[prefix]

@@ -4,7 +4,6 @@ A leaf layer is handed one `Axis`; an assembler is handed the `Mesh`. An axis of
 collective on it returns its input, so no layer ever asks whether it is distributed.
 """
 
-import os
 from dataclasses import dataclass, field, fields, replace
 from datetime import timedelta
 
@@ -13,6 +12,7 @@ import torch.distributed as dist
 
 from megascratch.config.errors import UserError
 from megascratch.parallel.grid import Grid
+from megascratch.parallel.meeting import Meeting
 
 
 @dataclass(frozen=True)
@@ -164,23 +164,18 @@ class _GroupMaker:
         return dist.new_group(list(ranks), timeout=self.timeout, group_desc=description)
 
 
-def start(backend: str, device: torch.device, timeout: timedelta) -> None:
-    """Joins the default process group that torchrun describes in the environment; alone without torchrun.
-
-    Raises:
-        UserError: the rendezvous address cannot be used (port taken, host unknown).
-    """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+def start(backend: str, device: torch.device, meeting: Meeting | None) -> None:
+    """Makes the default process group of those who have met; None: alone, without any."""
+    if meeting is None:
         return
-    try:
-        dist.init_process_group(backend, timeout=timeout, device_id=device if device.type == "cuda" else None)
-    except (dist.DistNetworkError, dist.DistStoreError) as error:
-        address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-        first_line = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"no meeting point at {address}: {first_line}; choose another port, e.g. "
-            "torchrun --rdzv-backend c10d --rdzv-endpoint localhost:0"
-        ) from error
+    dist.init_process_group(
+        backend,
+        store=dist.PrefixStore("group", meeting.store),
+        rank=meeting.rank,
+        world_size=meeting.world,
+        timeout=meeting.timeout,
+        device_id=device if device.type == "cuda" else None,
+    )
 
 
 def host_axis(world: Axis, timeout: timedelta | None = None) -> Axis:

@@ -3,14 +3,16 @@ can check before it starts any worker.
 """
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from megascratch.config.batch_size import steps_and_samples
-from megascratch.config.errors import UserError
+from megascratch.config.errors import Problems, UserError
 from megascratch.config.fields import with_fields
 from megascratch.config.settings import Config
-from megascratch.data.split import DEFAULT_SPLIT, shares
+from megascratch.data.indexed import bin_path, idx_path, open_map
+from megascratch.data.split import DEFAULT_SPLIT, named_prefixes, shares
 from megascratch.data.splits import Splits, open_splits
 from megascratch.pipeline.table import Table, read_table
 from megascratch.tokenizer import Tokenizer, load
@@ -32,13 +34,34 @@ def open_inputs(config: Config) -> Inputs:
         UserError: missing or damaged files, another tokenizer's data, ids beyond the vocabulary, too little data, a
             schedule that is wrong or of another size.
     """
-    own_schedule(config)
-    tokenizer = open_tokenizer(config)
-    _require_folder(config.training.output_dir)
+    problems = Problems()
+    problems.attempt(lambda: own_schedule(config))
+    problems.attempt(lambda: _require_folder(config.training.output_dir))
+    problems.lines += missing_files(config)
+    tokenizer = problems.attempt(lambda: open_tokenizer(config))
+    problems.require_none()  # the data cannot be judged without its tokenizer
     config = with_fields(config, {"vocab_size": _vocab_size(config, tokenizer)})
-    _require_document_ends(config, tokenizer)
+    problems.attempt(lambda: _require_document_ends(config, tokenizer))
     total_steps, total_samples = steps_and_samples(config)
-    return Inputs(config, tokenizer, _open_data(config, tokenizer, total_steps, total_samples), total_steps)
+    splits = problems.attempt(lambda: _open_data(config, tokenizer, total_steps, total_samples))
+    problems.require_none()
+    assert splits is not None
+    return Inputs(config, tokenizer, splits, total_steps)
+
+
+def missing_files(config: Config) -> list[str]:
+    """One line for each file that the settings name and that cannot be read; whatever else is wrong with them."""
+    data, problems = config.data, Problems()
+    paths = (data.data_path, data.train_data_path, data.valid_data_path, data.test_data_path)
+    for prefix in named_prefixes([*paths, *(stage.split()[1:] for stage in data.data_stages or ())]):
+        problems.attempt(partial(open_map, idx_path(prefix), "index"))
+        problems.attempt(partial(open_map, bin_path(prefix), "token file"))
+    for name, path in (("--tokenizer-model", data.tokenizer_model), ("--load", config.training.load),
+                       ("--pipeline-schedule-csv", config.parallel.pipeline_schedule_csv)):  # fmt: skip
+        if path is not None and not os.access(path, os.R_OK):
+            what = "no checkpoint: there is no" if name == "--load" else "cannot be read: there is no"
+            problems.lines.append(f"{name} {path}: {what} such file or folder that may be read")
+    return problems.lines
 
 
 def open_tokenizer(config: Config) -> Tokenizer | None:

@@ -68,6 +68,8 @@ class _Loop:
 
     def run(self) -> dict[str, Any]:
         self._say(self._headline())
+        for notice in self.r.notices:
+            self._say(f"notice: {notice}")
         stop, stopped = StopRequest(), False
         try:
             with Prefetch(self._upcoming(), self.r.config.data.data_prefetch_steps) as upcoming:

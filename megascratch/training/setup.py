@@ -8,27 +8,35 @@ from dataclasses import asdict, dataclass
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
 
 from megascratch.checkpoint import Saver, find, load, steps
 from megascratch.config.errors import SettingError, UserError
 from megascratch.config.settings import Config
 from megascratch.data.batch import Batch
 from megascratch.data.dataset import Dataset
+from megascratch.data.fingerprint import fingerprints
 from megascratch.data.loader import microbatches
 from megascratch.data.splits import Splits
 from megascratch.faults import fault_point
 from megascratch.parallel import mesh as meshes
 from megascratch.parallel.grid import Grid
+from megascratch.parallel.meeting import Meeting, meet
 from megascratch.parallel.mesh import Mesh
 from megascratch.tokenizer import Tokenizer
+from megascratch.training.agree import Found, facts_of, require_agreement
 from megascratch.training.hardware import choose_device
-from megascratch.training.inputs import open_inputs
+from megascratch.training.inputs import Inputs, open_inputs
+from megascratch.training.resume import check_resume, hash_of, manifest_digest
 from megascratch.training.saving import make_ready, open_saver
 from megascratch.training.state import TrainState
 from megascratch.training.trainer import Trainer
 
 # data set, consumed samples, number of micro-batches -> this rank's batches
 ReadStep = Callable[[Dataset, int, int], list[Batch]]
+DataFiles = dict[str, dict[str, Any]]  # digests of the corpora, see data.fingerprint
 
 
 @dataclass
@@ -45,23 +53,34 @@ class Run:
     tokenizer: Tokenizer | None
     total_steps: int
     traced_step: int | None  # whose schedule is timed and drawn
+    data_files: DataFiles
+    notices: list[str]  # what this run changes beside the checkpoint that it goes on from
+
+
+class _Ready(NamedTuple):
+    """What a rank found and opened, before it met the others."""
+
+    inputs: Inputs
+    start: Path | None  # the checkpoint to go on from
+    files: DataFiles
+    traced_step: int | None
+    device: torch.device
+    notices: list[str]
 
 
 def prepare(config: Config) -> Run:
     """Checks, meets, builds and loads. `config` is derived and legal.
 
     Raises:
-        UserError: whatever the user can mend, before any process group starts.
+        UserError: whatever the user can mend, and ranks that do not start alike, before any process group starts.
     """
-    config, tokenizer, splits, total_steps = open_inputs(config)
-    start = _checkpoint_to_load(config)
-    traced_step = _traced_step(config, _step_of(start), total_steps)
-    device = choose_device(config.training.device, int(os.environ.get("LOCAL_RANK", "0")))
     timeout = timedelta(minutes=config.parallel.distributed_timeout_minutes)
-    backend = config.parallel.distributed_backend or ("nccl" if device.type == "cuda" else "gloo")
     fault_point("run.meet")
-    meshes.start(backend, device, timeout)
-    parallel = config.parallel
+    meeting = meet(timeout)
+    ready = _agreed(config, meeting)
+    config, tokenizer, splits, total_steps = ready.inputs
+    parallel, device = config.parallel, ready.device
+    meshes.start(parallel.distributed_backend or ("nccl" if device.type == "cuda" else "gloo"), device, meeting)
     grid = Grid.dense(
         parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size, parallel.data_parallel_size or 1
     )
@@ -70,8 +89,8 @@ def prepare(config: Config) -> Run:
     try:
         trainer = Trainer(config, mesh)
         state = TrainState()
-        if start is not None:
-            state = TrainState.from_dict(load(start, trainer.held(), mesh.world)["train_state"])
+        if ready.start is not None:
+            state = TrainState.from_dict(load(ready.start, trainer.held(), mesh.world)["train_state"])
             trainer.restore(state)
         make_ready(saver, config.training, trainer.held())
         read = _reader(config, mesh, tokenizer)
@@ -79,7 +98,37 @@ def prepare(config: Config) -> Run:
     except BaseException:
         saver.close()
         raise
-    return Run(config, mesh, trainer, saver, state, splits, read, tokenizer, total_steps, traced_step)
+    return Run(config, mesh, trainer, saver, state, splits, read, tokenizer, total_steps, ready.traced_step,
+               ready.files, ready.notices)  # fmt: skip
+
+
+def _agreed(config: Config, meeting: Meeting | None) -> _Ready:
+    """What this rank found, once all have found the same. Raises: UserError on all ranks where one cannot start."""
+    try:
+        ready = _ready(config)
+    except UserError as error:
+        require_agreement(meeting, Found({}, str(error)))
+        raise
+    tokenizer, start = ready.inputs.tokenizer, ready.start
+    others = {
+        "tokenizer": tokenizer.fingerprint[:16] if tokenizer else "none",
+        "checkpoint": f"{start.name} {manifest_digest(start)}" if start else "none",
+        "schedule": hash_of(config.parallel.pipeline_schedule_csv),
+        "device": ready.device.type,
+    }
+    require_agreement(meeting, Found(facts_of(ready.inputs.config, ready.files, others)))
+    return ready
+
+
+def _ready(config: Config) -> _Ready:
+    inputs = open_inputs(config)
+    config, tokenizer, splits, total_steps = inputs
+    files = fingerprints(splits.corpora)
+    start = _checkpoint_to_load(config)
+    notices = check_resume(start, config, files, tokenizer.fingerprint if tokenizer else None) if start else []
+    traced_step = _traced_step(config, _step_of(start), total_steps)
+    device = choose_device(config.training.device, int(os.environ.get("LOCAL_RANK", "0")))
+    return _Ready(inputs, start, files, traced_step, device, notices)
 
 
 def saved_state(run: Run) -> dict:
@@ -88,6 +137,7 @@ def saved_state(run: Run) -> dict:
     return {
         "train_state": run.state.to_dict(),
         "config": asdict(run.config),
+        "data_files": run.data_files,
         "tokenizer_fingerprint": run.tokenizer.fingerprint if run.tokenizer else None,
     }
 

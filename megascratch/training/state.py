@@ -18,4 +18,5 @@ class TrainState:
 
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> "TrainState":
-        return cls(**{name: saved[name] for name in cls.__dataclass_fields__})
+        """What an older checkpoint does not know has its default."""
+        return cls(**{name: saved[name] for name in cls.__dataclass_fields__ if name in saved})

@@ -166,6 +166,13 @@ BROKEN = [
         "keep-best-n-checkpoints (2) needs validations, eval-interval is 0: use 30"),
     ("retained_steps_are_saved", 1, {"save_retain_interval": 70, "save_interval": 20},
         "save-retain-interval (70) must divide by save-interval (20): use 60 or 80"),
+    ("forced_by_a_known_name", 1, {"force_resume": ["seed", "slit"]}, "slit is no setting - did you mean split?"),
+    ("forced_by_a_known_name", 1, {"force_resume": ["num_layers"]}, "it may change without force, or never"),
+    ("rollback_has_a_checkpoint", 1, {"on_bad_step": "rollback"}, "give save-interval"),
+    ("rollback_needs_an_endless_order", 1,
+        {"on_bad_step": "rollback", "save_interval": 2, "data_order": "megatron"}, "use on-bad-step skip, or"),
+    ("something_makes_a_bad_step", 1, {"on_bad_step": "skip", "check_for_nan_in_loss_and_grad": False},
+        "on-bad-step skip needs check-for-nan-in-loss-and-grad or check-for-spiky-loss"),
 ]  # fmt: skip
 
 
@@ -254,6 +261,9 @@ def test_a_legal_config_is_accepted(world, values):
         (FILES | {"data_stages": ["9 a", "10 b"]}, "the last of data-stages begins behind the last sample"),
         ({"keep_last_n_checkpoints": 1}, "keep-last-n-checkpoints 1 leaves nothing to go back to"),
         ({"async_save": False}, "async-save changes nothing with save-interval 0"),
+        ({"force_resume": ["seed"]}, "force-resume changes nothing without load"),
+        ({"spiky_loss_factor": 9.0}, "spiky-loss-factor and spiky-loss-window change nothing without check-for-spiky"),
+        ({"max_bad_steps": 3}, "max-bad-steps changes nothing with on-bad-step stop"),
         ({"data_cache_path": "x"}, "data-cache-path changes nothing with mock-data"),
         ({}, None),
         ({"position_embedding_type": "rope", "rotary_base": 5e5, "rotary_percent": 0.5}, None),

@@ -72,7 +72,7 @@ def test_each_split_reads_its_share(prefix):
 
 def test_a_split_is_opened_only_if_it_is_asked_for_and_has_a_share(prefix):
     data = DataConfig(data_path=[prefix], split="90,10,0", seq_length=9)
-    assert open_(data, valid=0, test=1)[1:] == (None, None)
+    assert open_(data, valid=0, test=1)[1:3] == (None, None)
 
 
 def test_the_number_of_samples_asked_for_changes_no_sample(prefix):

@@ -1,0 +1,61 @@
+"""Corpora in, digests that a checkpoint can keep out: cheap for terabytes, and the same wherever the files lie.
+
+    {prefix: {".bin": {"bytes": 1234, "sha256": ...}, ".idx": {"bytes": ..., "sha256": ...}}}
+
+The sha256 of an index is of all its bytes; that of ids is of PIECES pieces of PIECE_BYTES, spread evenly from the first
+byte to the last (of all of them, if there are no more). So another corpus, another tokenizer, a cut, an added document
+and a damaged region of megabytes are seen; a few ids changed in place between two pieces are not.
+Objects of a store tell their size and version instead.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from megascratch.config.errors import UserError
+from megascratch.data.indexed import Reader, bin_path, idx_path
+from megascratch.data.loss_mask import has_mask, mask_prefix
+
+PIECES, PIECE_BYTES = 64, 1 << 16
+
+
+def fingerprints(corpora: Mapping[str, Reader]) -> dict[str, dict[str, Any]]:
+    """The digests of every file of the corpora. Raises: UserError where a file cannot be read (any more)."""
+    return {prefix: _corpus(reader) for prefix, reader in corpora.items()}
+
+
+def _corpus(reader: Reader) -> dict[str, Any]:
+    objects = reader.identity.get("objects")
+    if objects is not None:
+        return {
+            suffix: {"bytes": size, "version": version}
+            for suffix, (_, size, version) in zip((".bin", ".idx"), objects, strict=True)
+        }
+    found = {
+        ".bin": sampled(bin_path(reader.files)),
+        ".idx": {"bytes": idx_path(reader.files).stat().st_size, "sha256": reader.identity["idx_sha256"]},
+    }
+    if has_mask(reader.files):
+        for path in (bin_path, idx_path):
+            file = path(mask_prefix(reader.files))
+            found[f"_loss_mask{file.suffix}"] = sampled(file)
+    return found
+
+
+def sampled(path: Path) -> dict[str, Any]:
+    """Size and digest of a file, of at most PIECES x PIECE_BYTES of its bytes."""
+    digest = hashlib.sha256()
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            last = max(size - PIECE_BYTES, 0)
+            starts = range(0, size, PIECE_BYTES) if size <= PIECES * PIECE_BYTES else [
+                last * piece // (PIECES - 1) for piece in range(PIECES)
+            ]  # fmt: skip
+            for start in starts:
+                file.seek(start)
+                digest.update(file.read(PIECE_BYTES))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    return {"bytes": size, "sha256": digest.hexdigest()}

@@ -1,0 +1,135 @@
+"""Where the ranks of a launch first meet, before any process group: a store of small texts that every rank can write
+to and read from.
+
+torchrun describes the place in the environment. On one machine everything listens on the loopback interface alone;
+between machines the store listens where MASTER_ADDR says.
+"""
+
+import os
+import socket
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
+
+from megascratch.config.errors import UserError
+
+LOOPBACK = "127.0.0.1"
+INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+SILENT = "silent: "
+GOODBYE = 5.0  # seconds that the first rank waits for the others to have read the verdict
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """A store that all ranks of a launch reach."""
+
+    store: dist.Store
+    rank: int
+    world: int
+    timeout: timedelta
+
+    def judged(self, question: str, mine: str, judge: Callable[[Sequence[str]], str]) -> str:
+        """What the first rank's `judge` says of the texts of all ranks, in rank order; the same on all ranks.
+        A question is asked once.
+
+        Raises: UserError on all ranks where one was silent too long, naming it.
+        """
+        self.store.set(f"{question}/{self.rank}", mine)
+        if self.rank != 0:
+            answer = self._of(f"{question}/verdict", self.timeout)
+            if answer is None:
+                raise UserError(_missing([0], self.timeout))
+        else:
+            ends = time.monotonic() + self.timeout.total_seconds()
+            texts = [self._of(f"{question}/{rank}", timedelta(seconds=max(ends - time.monotonic(), 0.01)))
+                     for rank in range(self.world)]  # fmt: skip
+            silent = [rank for rank, text in enumerate(texts) if text is None]
+            answer = SILENT + _missing(silent, self.timeout) if silent else judge([text or "" for text in texts])
+            self.store.set(f"{question}/verdict", answer)
+        if answer.startswith(SILENT):
+            self.leave()
+            raise UserError(answer.removeprefix(SILENT))
+        return answer
+
+    def leave(self) -> None:
+        """Before an end: the first rank, whose process may hold the store, waits until the others have left."""
+        self.store.set(f"left/{self.rank}", "")
+        ends = time.monotonic() + GOODBYE
+        everyone = [f"left/{rank}" for rank in range(self.world)]
+        while self.rank == 0 and not self.store.check(everyone) and time.monotonic() < ends:
+            time.sleep(0.02)
+
+    def _of(self, key: str, timeout: timedelta) -> str | None:
+        """None: it did not come in time."""
+        try:
+            self.store.wait([key], timeout)
+            return self.store.get(key).decode()
+        except (dist.DistStoreError, dist.DistNetworkError):
+            return None
+
+
+def meet(timeout: timedelta) -> Meeting | None:
+    """Joins the launch that the environment describes; None: this process is the only one.
+
+    Raises:
+        UserError: the address cannot be used (port taken, host unknown).
+    """
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        return None
+    rank = int(os.environ.get("RANK", "0"))
+    local = on_one_machine()
+    if local:
+        for name in INTERFACES:
+            os.environ.setdefault(name, loopback_interface())
+    try:
+        store = _local_store(rank, world, timeout) if local and _hosts_its_own() else next(
+            rendezvous("env://", rank, world, timeout=timeout))[0]  # fmt: skip
+    except (dist.DistNetworkError, dist.DistStoreError, OSError) as error:
+        address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        first_line = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"no meeting point at {address}: {first_line}; choose another port, e.g. "
+            "torchrun --rdzv-backend c10d --rdzv-endpoint localhost:0"
+        ) from error
+    return Meeting(store, rank, world, timeout)
+
+
+def on_one_machine() -> bool:
+    """Whether all ranks run here, as torchrun says it or the address shows."""
+    world, here = os.environ.get("WORLD_SIZE", "1"), os.environ.get("LOCAL_WORLD_SIZE")
+    return here == world if here else os.environ.get("MASTER_ADDR") in (LOOPBACK, "localhost")
+
+
+def loopback_interface() -> str:
+    """`lo`, or what this system calls it."""
+    names = [name for _, name in socket.if_nameindex()]
+    return next((name for name in ("lo", "lo0") if name in names), "lo")
+
+
+def _hosts_its_own() -> bool:
+    """Whether the store is the first rank's, not torchrun's."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != str(True)
+
+
+def _local_store(rank: int, world: int, timeout: timedelta) -> dist.Store:
+    """A store that only this machine reaches; torch alone would listen on every interface."""
+    port, listener = int(os.environ["MASTER_PORT"]), None
+    if rank == 0:
+        with socket.create_server((LOOPBACK, port)) as server:
+            listener = server.detach()
+    return dist.TCPStore(
+        LOOPBACK, port, world, rank == 0, timeout, wait_for_workers=False, master_listen_fd=listener, use_libuv=True
+    )
+
+
+def _missing(ranks: list[int], timeout: timedelta) -> str:
+    named = ", ".join(map(str, ranks[:20])) + (f" and {len(ranks) - 20} more" if len(ranks) > 20 else "")
+    return (
+        f"rank{'s' if len(ranks) > 1 else ''} {named} did not come within {timeout.total_seconds():g} s: see what they "
+        "say themselves, or give --distributed-timeout-minutes more time"
+    )

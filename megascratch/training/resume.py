@@ -1,0 +1,53 @@
+"""A checkpoint to go on from and what this run would do in; sentences to print out, or one refusal of everything that
+may not change (`config/resume.py` has the table).
+"""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from megascratch.checkpoint import read_manifest
+from megascratch.checkpoint.manifest import FILE
+from megascratch.config.errors import SettingError, UserError
+from megascratch.config.fields import flat
+from megascratch.config.resume import Side, judge
+from megascratch.config.settings import Config
+
+
+def check_resume(
+    start: Path, config: Config, files: Mapping[str, Mapping[str, Any]], tokenizer: str | None
+) -> list[str]:
+    """What changes although it may, one sentence each.
+
+    Args:
+        files: digests of the corpora that this run reads (`data.fingerprint`).
+        tokenizer: its fingerprint.
+
+    Raises: SettingError with one line for each change that is refused.
+    """
+    state = read_manifest(start).state
+    sections = state.get("config", {})
+    saved = {name: value for section in sections.values() for name, value in section.items()}
+    before = Side(saved, state.get("data_files", {}), state.get("tokenizer_fingerprint"))
+    consumed = state.get("train_state", {}).get("consumed_samples", 0)
+    forced = [name.replace("-", "_") for name in config.guard.force_resume or ()]
+    notices, refusals = judge(before, Side(flat(config), files, tokenizer), consumed, forced)
+    if refusals:
+        raise SettingError("\n".join(f"{start.name}: {refusal}" for refusal in refusals))
+    return notices
+
+
+def manifest_digest(start: Path) -> str:
+    """sha256 of what a checkpoint says it holds: two ranks that load the same one see the same."""
+    return hash_of(start / FILE)
+
+
+def hash_of(path: str | Path | None) -> str:
+    """sha256 of a file's content; '' for no file."""
+    if path is None:
+        return ""
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error

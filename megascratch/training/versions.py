@@ -1,0 +1,33 @@
+"""What a machine runs, in short texts: versions of the libraries, and a digest of this package's own code."""
+
+import hashlib
+import platform
+from importlib import metadata
+from pathlib import Path
+
+import megascratch
+
+LIBRARIES = ("torch", "numpy", "safetensors", "sentencepiece", "tokenizers", "gigatoken")
+
+
+def versions() -> dict[str, str]:
+    """Version by library, Python and this package among them; 'none' for a library that is not installed."""
+    return {"python": platform.python_version(), "megascratch": _version("megascratch")} | {
+        name: _version(name) for name in LIBRARIES
+    }
+
+
+def _version(library: str) -> str:
+    try:
+        return metadata.version(library)
+    except metadata.PackageNotFoundError:
+        return "none"
+
+
+def code_digest() -> str:
+    """sha256, shortened, of every source and compiled file of the package that runs here."""
+    root, digest = Path(megascratch.__file__).parent, hashlib.sha256()
+    for file in sorted(path for path in root.rglob("*") if path.suffix in (".py", ".so")):
+        content = file.read_bytes()
+        digest.update(f"{file.relative_to(root).as_posix()} {len(content)}\n".encode() + content)
+    return digest.hexdigest()[:16]
