@@ -9,15 +9,15 @@ The checkpoint knows no model and no optimizer; what a rank holds is told by `pa
 """
 
 from megascratch.checkpoint.errors import CheckpointError, DamagedError, DiskError, LeaseLostError
-from megascratch.checkpoint.folders import find, latest, read_manifest, steps
+from megascratch.checkpoint.folders import find, latest, newest_sound, read_manifest, set_aside, steps
 from megascratch.checkpoint.lease import Lease
 from megascratch.checkpoint.manifest import Manifest
-from megascratch.checkpoint.reader import load
+from megascratch.checkpoint.reader import load, load_newest
 from megascratch.checkpoint.retention import Keep, prune
 from megascratch.checkpoint.saver import Outcome, Saver
 from megascratch.checkpoint.writer import save
 
 __all__ = [
     "CheckpointError", "DamagedError", "DiskError", "Keep", "Lease", "LeaseLostError", "Manifest", "Outcome", "Saver",
-    "find", "latest", "load", "prune", "read_manifest", "save", "steps",
+    "find", "latest", "load", "load_newest", "newest_sound", "prune", "read_manifest", "save", "set_aside", "steps",
 ]  # fmt: skip

@@ -4,6 +4,7 @@ For each wanted box the overlapping chunks are read, each once per rank and chec
 overlaps nothing wanted is not read, but every file's presence, size and header are checked by the first rank.
 """
 
+import warnings
 from collections import defaultdict
 from collections.abc import Iterable
 from itertools import groupby
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from megascratch.checkpoint.agreement import everyone, first
 from megascratch.checkpoint.errors import DamagedError
-from megascratch.checkpoint.folders import check_files, find, read_manifest
+from megascratch.checkpoint.folders import Found, candidates, check_files, newest_sound, read_manifest
 from megascratch.checkpoint.layout import GROUP_BYTES, GROUP_CHUNKS
 from megascratch.checkpoint.local import LocalFile, LocalStep
 from megascratch.checkpoint.manifest import Chunk, Manifest, Whole, box_text, chunks_by_place, volume
@@ -30,26 +31,40 @@ def load(path: str | Path, held: list[Held], world: Axis, *, prefix: str = "", c
     """Fills every `held.tensor`, copies included, and returns the saved state; called by all ranks of `world`.
 
     Args:
-        path: a step folder, or a folder of them (its newest readable step).
+        path: a step folder, or a folder of them: its newest sound one, with a warning for each that is not.
         prefix: of the names that matter, e.g. "param."; the ranks together must want exactly the checkpoint's names
             that begin so, that no layer is left behind unseen.
         cast: a tensor of another floating type is converted; without it another type is an error.
 
-    Raises: on all ranks, naming file and tensor: DamagedError where bytes are missing or wrong, UserError where the
-    checkpoint is another model's.
+    Raises: on all ranks, naming file and tensor: DamagedError where bytes of a step that was named are missing or
+    wrong, UserError where there is no sound one or the checkpoint is another model's.
     """
-    step, manifest = first(world, lambda: _open(path))
+    found = load_newest(path, held, world, prefix=prefix, cast=cast)
+    if world.is_first:
+        for problem in found.passed_over.values():
+            warnings.warn(f"passed over: {problem}", stacklevel=2)
+    return found.result
+
+
+def load_newest(
+    path: str | Path, held: list[Held], world: Axis, *, prefix: str = "", cast: bool = False
+) -> Found[dict[str, Any]]:
+    """As `load`, and says which step it was and which were passed over, instead of warning."""
     held = [item for item in held if volume(item.box)]  # a rank may hold nothing but padding of a tensor
-    wanted = everyone(world, lambda: {item.name for item in held})
-    everyone(world, lambda: _fill(step, manifest, held, prefix, set().union(*wanted), cast))
-    return manifest.state
+    wanted = set().union(*everyone(world, lambda: {item.name for item in held}))
+
+    def read(step: Path) -> dict[str, Any]:
+        manifest = first(world, lambda: _checked_manifest(step))
+        everyone(world, lambda: _fill(step, manifest, held, prefix, wanted, cast))
+        return manifest.state
+
+    return newest_sound(path, first(world, lambda: candidates(path)), read)
 
 
-def _open(path: str | Path) -> tuple[Path, Manifest]:
-    step = find(path)
+def _checked_manifest(step: Path) -> Manifest:
     manifest = read_manifest(step)
     check_files(step, manifest)
-    return step, manifest
+    return manifest
 
 
 class Read(NamedTuple):

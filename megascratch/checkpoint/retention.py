@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from megascratch.checkpoint.errors import DamagedError
-from megascratch.checkpoint.folders import check_files, read_manifest, step_number, steps
+from megascratch.checkpoint.folders import problem_of, read_manifest, step_number, steps
 from megascratch.checkpoint.local import sync
 from megascratch.faults import fault_point
 
@@ -48,13 +47,9 @@ def survey(folder: str | Path) -> list[Step]:
 
 
 def _look_at(path: Path) -> Step:
-    try:
-        manifest = read_manifest(path)
-        check_files(path, manifest)
-    except DamagedError as error:
-        return Step(path, step_number(path), math.nan, str(error))
-    loss = manifest.state.get("valid_loss")
-    return Step(path, step_number(path), loss if isinstance(loss, float) else math.nan, "")
+    problem = problem_of(path)
+    loss = math.nan if problem else read_manifest(path).state.get("valid_loss")
+    return Step(path, step_number(path), loss if isinstance(loss, float) else math.nan, problem)
 
 
 def superfluous(found: list[Step], keep: Keep) -> list[Step]:

@@ -1,11 +1,13 @@
 """A checkpoint written on any layout in, the whole model on one device out, with its settings and its tokenizer."""
 
 import os
+import sys
 from pathlib import Path
 
 import torch
 
-from megascratch.checkpoint import find, load, read_manifest
+from megascratch.checkpoint import load, newest_sound, read_manifest
+from megascratch.checkpoint.folders import candidates
 from megascratch.config.errors import UserError
 from megascratch.config.saved import config_from_dict
 from megascratch.config.settings import Config
@@ -28,18 +30,23 @@ def load_for_inference(
     """The model in evaluation mode; on a CPU half precision becomes fp32, which is faster there and loses nothing.
 
     Args:
-        path: a step folder, or a folder of them (its newest).
+        path: a step folder, or a folder of them (its newest sound one).
         tokenizer_model, tokenizer_type: instead of the checkpoint's own, e.g. where the file has moved.
 
     Raises: UserError where there is no sound checkpoint, or the tokenizer is not the one that the model learned.
     """
-    step = find(path)
-    state = read_manifest(step).state
-    if "config" not in state:
-        raise UserError(f"{step} has no settings in it: megascratch pretrain did not write it")
-    config = config_from_dict(state["config"])
-    tokenizer = _tokenizer(config, state.get("tokenizer_fingerprint"), tokenizer_model, tokenizer_type)
-    return config, load_model(step, config, device), tokenizer
+    def read(step: Path) -> tuple[Config, Chunk, Tokenizer]:
+        state = read_manifest(step).state
+        if "config" not in state:
+            raise UserError(f"{step} has no settings in it: megascratch pretrain did not write it")
+        config = config_from_dict(state["config"])
+        tokenizer = _tokenizer(config, state.get("tokenizer_fingerprint"), tokenizer_model, tokenizer_type)
+        return config, load_model(step, config, device), tokenizer
+
+    found = newest_sound(path, candidates(path), read)
+    for problem in found.passed_over.values():
+        print(f"megascratch: warning: passed over: {problem}", file=sys.stderr)
+    return found.result
 
 
 def load_model(step: Path, config: Config, device: torch.device) -> Chunk:

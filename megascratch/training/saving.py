@@ -7,9 +7,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from megascratch.checkpoint import Keep, Lease, LeaseLostError, Outcome, Saver, prune
+from megascratch.checkpoint import (
+    Keep,
+    Lease,
+    LeaseLostError,
+    Outcome,
+    Saver,
+    load_newest,
+    prune,
+    set_aside,
+    steps,
+)  # fmt: skip
 from megascratch.checkpoint.agreement import first
+from megascratch.checkpoint.folders import problem_of, step_number
 from megascratch.checkpoint.local import require_room
+from megascratch.config.errors import UserError
 from megascratch.config.settings import TrainingConfig
 from megascratch.parallel.collectives import CommunicationError
 from megascratch.parallel.held import Held
@@ -36,6 +48,35 @@ def make_ready(saver: Saver, training: TrainingConfig, held: list[Held]) -> None
     could not take one checkpoint. Raises: UserError on all ranks."""
     nbytes = saver.prepare(held, staging=training.save_interval > 0)
     first(saver.own, lambda: require_room(saver.folder, nbytes))
+
+
+def resume(saver: Saver, training: TrainingConfig, held: list[Held]) -> dict[str, Any]:
+    """Fills what is held from the newest sound checkpoint; its state. Damaged ones that lie in the way of this run's
+    own are given other names.
+
+    Raises: on all ranks: UserError where there is none, or the run would have to overwrite one that is not damaged.
+    """
+    assert training.load is not None
+    path = training.load
+    found = load_newest(path, held, saver.own)
+    first(saver.own, lambda: _clear_the_way(saver.folder, found.step, found.passed_over))
+    return found.result
+
+
+def _clear_the_way(folder: Path, start: Path, passed_over: dict[Path, str]) -> None:
+    known = {path.resolve(): problem for path, problem in passed_over.items()}
+    for step, problem in passed_over.items():
+        _warn(f"passed over {step.name}: {problem}; going on from {start.name}")
+    for step in (step for step in steps(folder) if step_number(step) > step_number(start)):
+        problem = known.get(step.resolve()) or problem_of(step)
+        if not problem:
+            raise UserError(f"{step} is newer than {start}, from which this run goes on: a checkpoint is never "
+                            "overwritten; move it, or save elsewhere")
+        _warn(f"{step} is damaged and now called {set_aside(step).name}")
+
+
+def _warn(text: str) -> None:
+    print(f"megascratch pretrain: warning: {text}", file=sys.stderr, flush=True)
 
 
 def _pruning(training: TrainingConfig, folder: Path) -> Callable[[], list[Path]]:
@@ -96,7 +137,7 @@ class Saving:
             text = f"no checkpoint of step {outcome.step} (failure {self.failures}): {outcome.error}; training goes on"
             self._report(row | {"error": str(outcome.error)}, text)
             if self.report is not None:
-                print(f"megascratch pretrain: warning: {text}", file=sys.stderr, flush=True)
+                _warn(text)
 
     def _report(self, row: dict[str, Any], text: str) -> None:
         if self.report is not None:

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from megascratch.checkpoint import Saver, find, load, steps
+from megascratch.checkpoint import Saver, find, steps
+from megascratch.checkpoint.folders import problem_of, step_number
 from megascratch.config.errors import SettingError, UserError
 from megascratch.config.settings import Config
 from megascratch.data.batch import Batch
@@ -30,7 +31,7 @@ from megascratch.training.agree import Found, facts_of, require_agreement
 from megascratch.training.hardware import choose_device
 from megascratch.training.inputs import Inputs, open_inputs
 from megascratch.training.resume import check_resume, hash_of, manifest_digest
-from megascratch.training.saving import make_ready, open_saver
+from megascratch.training.saving import make_ready, open_saver, resume
 from megascratch.training.state import TrainState
 from megascratch.training.trainer import Trainer
 
@@ -89,16 +90,18 @@ def prepare(config: Config) -> Run:
     try:
         trainer = Trainer(config, mesh)
         state = TrainState()
+        traced_step = ready.traced_step
         if ready.start is not None:
-            state = TrainState.from_dict(load(ready.start, trainer.held(), mesh.world)["train_state"])
+            state = TrainState.from_dict(resume(saver, config.training, trainer.held())["train_state"])
             trainer.restore(state)
+            traced_step = _traced_step(config, state.step, total_steps)
         make_ready(saver, config.training, trainer.held())
         read = _reader(config, mesh, tokenizer)
         fault_point("run.built")
     except BaseException:
         saver.close()
         raise
-    return Run(config, mesh, trainer, saver, state, splits, read, tokenizer, total_steps, ready.traced_step,
+    return Run(config, mesh, trainer, saver, state, splits, read, tokenizer, total_steps, traced_step,
                ready.files, ready.notices)  # fmt: skip
 
 
@@ -166,7 +169,7 @@ def _checkpoint_to_load(config: Config) -> Path | None:
     training = config.training
     start = find(training.load) if training.load is not None else None
     assert training.save is not None
-    later = [path for path in steps(training.save) if start is None or path.name > start.name]
+    later = [path for path in steps(training.save) if step_number(path) > _step_of(start) and not problem_of(path)]
     if later:
         begin = f"step {_step_of(start)}" if start else "scratch"
         raise UserError(
@@ -178,7 +181,7 @@ def _checkpoint_to_load(config: Config) -> Path | None:
 
 def _step_of(start: Path | None) -> int:
     """How many steps a checkpoint has behind it."""
-    return int(start.name.removeprefix("step_")) if start else 0
+    return step_number(start) if start else 0
 
 
 def _traced_step(config: Config, done: int, total_steps: int) -> int | None:

@@ -1,13 +1,13 @@
 """Whatever is wrong with a checkpoint on disk is refused, on all ranks, naming the file."""
 
 import json
-import warnings
 
 import pytest
 import torch
 import torch.distributed as dist
 
 from megascratch import checkpoint
+from megascratch.checkpoint import DamagedError, load_newest
 from megascratch.checkpoint.manifest import signed
 from megascratch.config.errors import UserError
 from megascratch.parallel.held import Held
@@ -79,7 +79,7 @@ def test_a_missing_file_is_refused_with_its_name(step):
     with pytest.raises(UserError, match=f"{DATA} is damaged or missing"):
         load(step)
     (step / "manifest.json").unlink()
-    with pytest.raises(UserError, match="no checkpoint"):
+    with pytest.raises(UserError, match="step_00000007 is not a checkpoint: manifest.json cannot be read"):
         load(step)
 
 
@@ -163,7 +163,7 @@ def load_where_one_rank_fails(folder):
         flip(folder / "step_00000001" / "00001.safetensors", -1)
     dist.barrier()
     try:
-        checkpoint.load(folder, [rows], axis)
+        checkpoint.load(folder / "step_00000001", [rows], axis)
     except UserError as error:
         return str(error)
     return "loaded"
@@ -174,7 +174,7 @@ def test_a_damage_that_one_rank_meets_stops_all(tmp_path):
     assert first == second and first.startswith("rank 1:") and "00001.safetensors is damaged" in first
 
 
-def test_the_newest_readable_step_is_found(step):
+def test_the_newest_sound_step_is_found(step):
     run = step.parent
     for number in (9, 10, 100_000_000):
         checkpoint.save(run, number, held_by(0, 1, 0, filled=True), {"step": number}, world())
@@ -183,12 +183,45 @@ def test_the_newest_readable_step_is_found(step):
     (run / "notes.txt").write_text("")
     assert checkpoint.latest(run) == run / "step_100000000"
     (run / "step_100000000" / "manifest.json").write_text("{")
-    with pytest.warns(UserWarning, match=r"passed over: .*(step_100000000.*damaged|step_00000011 is not)"):
-        assert checkpoint.latest(run) == run / "step_00000010"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    assert checkpoint.latest(run) == run / "step_00000010"
+    with pytest.warns(UserWarning, match=r"passed over: .*(step_100000000.*damaged|step_00000011 is not)") as told:
         assert load(run) == {"step": 10}
+    assert len(told) == 2
     assert load(run / "step_00000009") == {"step": 9}
+
+
+def test_a_damaged_tensor_sends_the_load_to_the_step_before_and_only_a_named_step_is_refused(step):
+    newer = checkpoint.save(step.parent, 8, held_by(0, 1, 0, filled=True), {"newer": True}, world())
+    flip(newer / DATA, -3)
+    with pytest.warns(UserWarning, match=r"passed over: .*step_00000008.00000.*the bytes of .* do not fit"):
+        assert load(step.parent) == {"lr": 0.5}
+    with pytest.raises(DamagedError, match="step_00000008"):
+        load(newer)
+    flip(step / DATA, -3)
+    with pytest.raises(UserError, match=r"has no sound step\n.*step_00000008.*\n.*step_00000007"):
+        load(step.parent)
+
+
+def fall_back_together(folder):
+    """Only the second rank meets the damage; both go back."""
+    rank = dist.get_rank()
+    rows = Held("w", (4,), Box((2 * rank,), (2 * rank + 2,)), torch.zeros(2), 0)
+    axis = world(2, rank, dist.group.WORLD)
+    for number in (1, 2):
+        rows.tensor.fill_(number)
+        checkpoint.save(folder, number, [rows], {"step": number}, axis)
+    if rank == 0:
+        flip(folder / "step_00000002" / "00001.safetensors", -1)
+    dist.barrier()
+    found = load_newest(folder, [rows], axis)
+    return found.step.name, found.result, rows.tensor.tolist(), list(found.passed_over.values())
+
+
+def test_all_ranks_go_back_to_the_same_step(tmp_path):
+    answers = on_ranks(2, fall_back_together, tmp_path)
+    for name, state, values, (told,) in answers:
+        assert (name, state, values) == ("step_00000001", {"step": 1}, [1, 1])
+        assert told.startswith("rank 1:") and "00001.safetensors is damaged: the bytes of w[2:4] do not fit" in told
 
 
 @pytest.mark.parametrize("make", [None, "empty", "file"])

@@ -107,6 +107,25 @@ def test_a_resumed_run_is_the_undisturbed_one_to_the_last_bit(tmp_path, precisio
     assert saved(tmp_path / "parts", 6) == saved(tmp_path / "whole", 6)
 
 
+def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before(tmp_path, capsys):
+    """And saves the damaged step again, to the bit."""
+    assert main(mock(tmp_path / "whole", save_interval=2)) == 0
+    assert main(mock(tmp_path / "parts", train_iters=4, save_interval=2)) == 0
+    folder = tmp_path / "parts" / "checkpoints"
+    file = next((folder / "step_00000004").glob("*.safetensors"))
+    content = bytearray(file.read_bytes())
+    content[-5] ^= 8
+    file.write_bytes(content)
+    capsys.readouterr()
+    refused(capsys, mock(tmp_path / "named", load=folder / "step_00000004"), file.name, "do not fit their checksum")
+    assert main(mock(tmp_path / "parts", load=folder, save_interval=2)) == 0
+    said = capsys.readouterr().err
+    assert "passed over step_00000004: " in said and file.name in said and "going on from step_00000002" in said
+    assert "is damaged and now called damaged.step_00000004" in said
+    assert curve(tmp_path / "parts") == curve(tmp_path / "whole")
+    assert all(saved(tmp_path / "parts", step) == saved(tmp_path / "whole", step) for step in (2, 4, 6))
+
+
 def test_a_run_resumed_in_the_middle_of_a_stage_is_the_undisturbed_one(tmp_path):
     """The blend changes at sample 6 and at sample 14; the run stops after sample 12."""
     a, b = (write(tmp_path / name, [np.arange(400) % size]) for name, size in (("a", 40), ("b", 60)))
