@@ -22,12 +22,21 @@ class Pair(NamedTuple):
         )
 
 
-def alternate(ours: Callable[[], object], theirs: Callable[[], object], rounds: int, warmup: int = 3) -> Pair:
-    """Runs A B, B A, A B ... so that neither side always comes first."""
+def alternate(
+    ours: Callable[[], object],
+    theirs: Callable[[], object],
+    rounds: int,
+    warmup: int = 3,
+    between: Callable[[], object] = lambda: None,
+) -> Pair:
+    """Runs A B, B A, A B ... so that neither side always comes first; `between` behind each, outside of the clock."""
     times: list[tuple[float, float]] = []
     for i in range(warmup + rounds):
         order = (ours, theirs) if i % 2 == 0 else (theirs, ours)
-        seconds = {side: _seconds(side) for side in order}
+        seconds = {}
+        for side in order:
+            seconds[side] = _seconds(side)
+            between()
         if i >= warmup:
             times.append((seconds[ours], seconds[theirs]))
     ratios = [b / a for a, b in times]

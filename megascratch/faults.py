@@ -59,7 +59,7 @@ POINTS = {
     "save.begin": "before a checkpoint's tensors are copied to host memory",
     "save.thread": "the copy is made, training goes on, the writing thread begins",
     "save.before_write": "before a rank makes its file",
-    "save.write": "before each write of some chunks, from several threads",
+    "save.write": "before each write of some chunks",
     "save.after_write": "a rank's file is on the disk; data: the file",
     "save.before_commit": "before the folder of a step gets its name; data: the manifest",
     "save.after_commit": "after it",

@@ -1,7 +1,7 @@
-"""Chunks in memory in, bytes and checksums in a file out, and the reverse: several threads, each byte touched once.
+"""Chunks in memory in, bytes and checksums in a file out, and the reverse; each byte is touched as seldom as can be.
 
-Hashing and writing free the interpreter's lock, so threads really work side by side: one hashes while another waits for
-the disk. An error in any thread is the caller's error.
+Hashing and reading free the interpreter's lock, so several threads read: one hashes while another waits for the disk.
+An error in any thread is the caller's error.
 """
 
 import os
@@ -49,6 +49,13 @@ def write_all(handle: int, parts: Sequence[memoryview], offset: int) -> None:
             written -= len(left.pop(0))
         if left:
             left[0] = left[0][written:]
+
+
+def begin_writeback(handle: int, offset: int, nbytes: int) -> None:
+    """Starts to bring written bytes to the disk, where the system can be told so: pages that are not yet there are
+    not dropped by this advice, but sent."""
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(handle, offset, nbytes, os.POSIX_FADV_DONTNEED)
 
 
 def read_all(handle: int, into: memoryview, offset: int) -> int:

@@ -79,7 +79,7 @@ def test_a_missing_file_is_refused_with_its_name(step):
     with pytest.raises(UserError, match=f"{DATA} is damaged or missing"):
         load(step)
     (step / "manifest.json").unlink()
-    with pytest.raises(UserError, match="step_00000007 is not a checkpoint: manifest.json cannot be read"):
+    with pytest.raises(UserError, match=r"step_00000007 is not a checkpoint: manifest\.json cannot be read"):
         load(step)
 
 
