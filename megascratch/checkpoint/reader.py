@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from megascratch.checkpoint.agreement import everyone, first
+from megascratch.checkpoint.contents import inside
 from megascratch.checkpoint.errors import DamagedError
 from megascratch.checkpoint.folders import Found, candidates, check_files, newest_sound, read_manifest
 from megascratch.checkpoint.layout import GROUP_BYTES, GROUP_CHUNKS
@@ -128,7 +129,7 @@ def read_group(file: LocalFile, group: list[Read]) -> None:
         if own is None:
             source = torch.frombuffer(raw, dtype=read.dtype).view(read.chunk.box.shape)
             for item, common in read.wanted:
-                item.tensor[_inside(common, item.box)].copy_(source[_inside(common, read.chunk.box)])
+                item.tensor[inside(common, item.box)].copy_(source[inside(common, read.chunk.box)])
 
 
 def _own_memory(read: Read) -> memoryview | None:
@@ -136,7 +137,7 @@ def _own_memory(read: Read) -> memoryview | None:
     if len(read.wanted) > 1:
         return None
     item, common = read.wanted[0]
-    target: Tensor = item.tensor[_inside(common, item.box)].detach()
+    target: Tensor = item.tensor[inside(common, item.box)].detach()
     if common != read.chunk.box or target.dtype != read.dtype or target.is_cuda or not target.is_contiguous():
         return None
     return target.as_strided((target.numel(),), (1,)).view(torch.uint8).numpy().data
@@ -169,8 +170,3 @@ def _overlaps(step: Path, chunks: Iterable[Chunk], item: Held) -> list[tuple[Chu
     if covered != volume(item.box):
         raise UserError(f"{step}: {item.name}{box_text(item.box)} lies outside the tensor's {covered:,} saved elements")
     return found
-
-
-def _inside(box: Box, outer: Box) -> tuple[slice, ...]:
-    """Where a box lies in a tensor that holds `outer`."""
-    return box.moved(tuple(-start for start in outer.start)).slices

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from megascratch.checkpoint.contents import problems
 from megascratch.checkpoint.folders import problem_of, read_manifest, step_number, steps
 from megascratch.checkpoint.local import sync
 from megascratch.faults import fault_point
@@ -67,10 +68,26 @@ def superfluous(found: list[Step], keep: Keep) -> list[Step]:
     return [step for step in reversed(found) if step.number not in kept]
 
 
-def prune(folder: str | Path, keep: Keep) -> list[Path]:
-    """Deletes what may go; the paths that are gone. A step that cannot be deleted is warned about."""
-    gone = []
-    for step in superfluous(survey(folder), keep):
+def verified(found: list[Step], keep: Keep) -> list[Step]:
+    """The same, with the newest `keep.last` sound steps read to the last byte: what turns out damaged is marked, and
+    the next one takes its place."""
+    left, known = max(keep.last, 1), []
+    for step in found:
+        if left and not step.problem:
+            step = step._replace(problem=next(problems(step.path), ""))
+            left -= not step.problem
+        known.append(step)
+    return known
+
+
+def prune(folder: str | Path, keep: Keep, verify: bool = False) -> list[Path]:
+    """Deletes what may go; the paths that are gone. A step that cannot be deleted is warned about.
+
+    Args:
+        verify: read the newest ones before their elders go; a writer that has just written them need not.
+    """
+    gone, found = [], survey(folder)
+    for step in superfluous(verified(found, keep) if verify else found, keep):
         try:
             delete(step.path)
         except OSError as error:

@@ -14,6 +14,7 @@ import torch
 
 from megascratch.checkpoint.agreement import everyone, first
 from megascratch.checkpoint.folders import step_folder
+from megascratch.checkpoint.layout import FileLayout
 from megascratch.checkpoint.local import LocalDraft
 from megascratch.checkpoint.manifest import Chunk, DataFile, Manifest, Whole, require_full_cover, to_text
 from megascratch.checkpoint.shares import Share, agree_on_shares
@@ -63,8 +64,8 @@ def write_step(
     is made in `inside`."""
     draft = first(world, lambda: LocalDraft.begin(step_folder(folder, step), inside, share.total_bytes))
     try:
-        tables = everyone(world, lambda: _write(draft, world.rank, share, raw))
-        first(world, lambda: draft.commit(_manifest(step, state, tables)))
+        tables = everyone(world, lambda: write_file(draft, f"{world.rank:05d}.safetensors", share.layout, raw))
+        first(world, lambda: draft.commit(manifest_of(step, state, tables)))
     except BaseException:
         if world.is_first:
             draft.discard()
@@ -72,12 +73,10 @@ def write_step(
     return draft.final
 
 
-def _write(draft: LocalDraft, rank: int, share: Share, raw: RawBytes) -> Table:
-    """Writes this rank's file, if it has anything to write."""
-    layout = share.layout
+def write_file(draft: LocalDraft, name: str, layout: FileLayout, raw: RawBytes) -> Table:
+    """Writes a file of chunks, if there are any."""
     if not layout.slots:
         return Table({}, [])
-    name = f"{rank:05d}.safetensors"
     file, sums = draft.write(name, layout, raw)
     entries = [
         Entry(slot.name, slot.whole_shape, slot.tensor.dtype, Chunk(name, offset, slot.box, checksum))
@@ -86,7 +85,7 @@ def _write(draft: LocalDraft, rank: int, share: Share, raw: RawBytes) -> Table:
     return Table({name: file}, entries)
 
 
-def _manifest(step: int, state: dict[str, Any], tables: list[Table]) -> bytes:
+def manifest_of(step: int, state: dict[str, Any], tables: list[Table]) -> bytes:
     """Raises: ValueError where the chunks are not a cut of every tensor."""
     files = {name: file for table in tables for name, file in table.files.items()}
     manifest = Manifest(step, state, files, _wholes(entry for table in tables for entry in table.entries))

@@ -20,6 +20,7 @@ VERBS = {
     "data": "inspect, validate, merge, split .bin/.idx files; audit what training reads",
     "conversations": "turn JSONL conversations into token files with a loss mask",
     "tokenizer": "train, compare, convert and prove tokenizers; encode and decode text",
+    "checkpoint": "inspect, verify, compare, reshard, average, prune checkpoints",
     "evaluate": "measure a checkpoint's loss and bits per byte on held-out text",
     "generate": "continue prompts with a checkpoint",
     "schedule": "draw, prove, compare and play pipeline schedules",

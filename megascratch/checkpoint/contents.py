@@ -1,0 +1,94 @@
+"""A step folder in, whole tensors or boxes of them out, in one process, whatever layout wrote them; and every byte
+verified.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from functools import lru_cache
+from pathlib import Path
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+from megascratch.checkpoint.errors import DamagedError
+from megascratch.checkpoint.folders import check_files, read_manifest
+from megascratch.checkpoint.local import LocalFile, LocalStep
+from megascratch.checkpoint.manifest import FILE, Chunk, box_text, chunks_by_place
+from megascratch.checkpoint.transfer import checksum
+from megascratch.parallel.shard import Box
+
+KEPT_CHUNKS = 4
+"""Of those read last, since neighbours in another cut want the same chunk."""
+
+
+class Contents:
+    """A checkpoint that is open for reading; memory for a few chunks, however large it is.
+
+    Raises: DamagedError where manifest, sizes or headers are not sound.
+    """
+
+    def __init__(self, step: str | Path):
+        self.path = Path(step)
+        self.manifest = read_manifest(self.path)
+        check_files(self.path, self.manifest)
+        self._open = ExitStack()
+        self._files: dict[str, LocalFile] = {}
+        self._recent = lru_cache(KEPT_CHUNKS)(self._read)
+
+    def box(self, name: str, box: Box) -> Tensor:
+        """A box of a tensor, of which every byte was checked. Raises: DamagedError."""
+        whole = self.manifest.tensors[name]
+        found = torch.empty(box.shape, dtype=whole.dtype)
+        for chunk in whole.chunks:
+            if (common := chunk.box.overlap(box)) is not None:
+                found[inside(common, box)] = self.chunk(name, chunk)[inside(common, chunk.box)]
+        return found
+
+    def chunk(self, name: str, chunk: Chunk) -> Tensor:
+        """A chunk as it lies in its file. Raises: DamagedError, naming file and tensor."""
+        return self._recent(name, chunk)
+
+    def _read(self, name: str, chunk: Chunk) -> Tensor:
+        whole = self.manifest.tensors[name]
+        if chunk.file not in self._files:
+            self._files[chunk.file] = file = LocalStep(self.path).open(chunk.file)
+            self._open.callback(file.close)
+        file = self._files[chunk.file]
+        raw = bytearray(whole.chunk_bytes(chunk))
+        file.read_into(chunk.offset, memoryview(raw))
+        if checksum(raw) != chunk.xxh3_64:
+            raise DamagedError(f"{file.path} is damaged: the bytes of {name}{box_text(chunk.box)} do not fit their "
+                               "checksum")
+        return torch.frombuffer(raw, dtype=whole.dtype).view(chunk.box.shape)
+
+    def __enter__(self) -> "Contents":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
+        self._recent.cache_clear()
+        self._open.close()
+
+
+def inside(box: Box, outer: Box) -> tuple[slice, ...]:
+    """Where a box lies in a tensor that holds `outer`."""
+    return box.moved(tuple(-start for start in outer.start)).slices
+
+
+def problems(step: str | Path) -> Iterator[str]:
+    """Reads every byte; one sentence for each thing that is wrong."""
+    try:
+        contents = Contents(step)
+    except DamagedError as error:
+        yield str(error)
+        return
+    with contents:
+        for name, _, chunk in chunks_by_place(contents.manifest.tensors):
+            try:
+                contents.chunk(name, chunk)
+            except DamagedError as error:
+                yield str(error)
+    known = {FILE, *contents.manifest.files}
+    for path in sorted(contents.path.iterdir()):
+        if path.name not in known:
+            yield f"{path} does not belong to the checkpoint: the manifest does not name it"

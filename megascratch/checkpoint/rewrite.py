@@ -1,0 +1,152 @@
+"""Checkpoints in, one new checkpoint of other files, another precision, or averaged weights out; in one process, with
+memory for a few chunks.
+
+A checkpoint has no layout, so none is chosen here: what changes is into how many files its chunks go, and their type.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from megascratch.checkpoint.contents import Contents
+from megascratch.checkpoint.folders import step_folder
+from megascratch.checkpoint.layout import Slot, cut, lay_out
+from megascratch.checkpoint.local import LocalDraft
+from megascratch.checkpoint.manifest import Whole, whole_box
+from megascratch.checkpoint.transfer import raw_bytes
+from megascratch.checkpoint.writer import manifest_of, write_file
+from megascratch.config.errors import UserError
+from megascratch.parallel.held import Held
+from megascratch.parallel.shard import Box
+
+PRECISIONS = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+WEIGHTS, MASTERS = "param.", "optim.master."
+
+
+class New(NamedTuple):
+    """A tensor of the new checkpoint."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    read: Callable[[Box], Tensor]  # in any type; converted when it is written
+
+
+def reshard(
+    source: Contents, output: str | Path, *, files: int = 1, dtype: str | None = None, weights_only: bool = False
+) -> Path:
+    """Writes `{output}/step_...` with the same tensors in `files` files of about one size; its path.
+
+    Args:
+        dtype: of the weights, a key of PRECISIONS. Towards bf16 and fp16 the old weights become the masters; back, the
+            masters become the weights: nothing that is known is rounded away, and a run of that precision goes on.
+        weights_only: without the optimizer: a checkpoint to evaluate, generate and fine-tune from.
+
+    Raises: UserError where the step is already there, DamagedError, DiskError.
+    """
+    tensors = {name: _same(source, name, whole) for name, whole in source.manifest.tensors.items()}
+    state = source.manifest.state
+    if dtype is not None:
+        tensors, state = _converted(tensors, PRECISIONS[dtype]), _told(state, dtype)
+    if weights_only:
+        tensors = {name: new for name, new in tensors.items() if name.startswith(WEIGHTS)}
+    return write(output, source.manifest.step, tensors, state, files)
+
+
+def average(sources: Sequence[Contents], output: str | Path, *, files: int = 1) -> Path:
+    """Writes the mean of the weights of several steps, of the masters where there are some, rounded once; without an
+    optimizer, whose moments have no meaningful mean. Step and settings are those of the last source.
+
+    Raises: UserError where they are not of one model, or fewer than two; DamagedError, DiskError.
+    """
+    if len(sources) < 2:
+        raise UserError(f"the average of {len(sources)} checkpoint is itself: give two or more")
+    last = sources[-1].manifest
+    tensors = {}
+    for name, whole in last.tensors.items():
+        if name.startswith(WEIGHTS):
+            finest = MASTERS + name.removeprefix(WEIGHTS)
+            finest = finest if finest in last.tensors else name
+            for source in sources:
+                there = source.manifest.tensors.get(finest)
+                if there is None or there.shape != whole.shape:
+                    said = "no such tensor" if there is None else f"shape {list(there.shape)}, not {list(whole.shape)}"
+                    raise UserError(f"{source.path} is of another model: {finest} has {said}")
+            tensors[name] = New(whole.shape, whole.dtype, _mean(sources, finest))
+    state = last.state | {"averaged_steps": [source.manifest.step for source in sources]}
+    return write(output, last.step, tensors, state, files)
+
+
+def write(output: str | Path, step: int, tensors: dict[str, New], state: dict[str, Any], files: int = 1) -> Path:
+    """Writes a step in one process, its chunks one after the other into `files` files. Raises: UserError, DiskError."""
+    slots = [slot for name, new in tensors.items() for slot in _slots(name, new)]
+    total = sum(slot.tensor.nbytes for slot in slots)
+    groups: list[list[Slot]] = [[] for _ in range(files)]
+    done = 0
+    for slot in slots:
+        groups[min(files - 1, done * files // max(total, 1))].append(slot)
+        done += slot.tensor.nbytes
+    draft = LocalDraft.begin(step_folder(output, step), Path(output), total)
+    try:
+        tables = []
+        for number, group in enumerate(groups):
+            layout = lay_out(group)
+            tables.append(write_file(draft, f"{number:05d}.safetensors", layout, _raw(tensors, layout.slots)))
+        draft.commit(manifest_of(step, state, tables))
+    except BaseException:
+        draft.discard()
+        raise
+    return draft.final
+
+
+def _slots(name: str, new: New) -> list[Slot]:
+    """Its chunks, without their content."""
+    return cut(Held(name, new.shape, whole_box(new.shape), torch.empty(new.shape, dtype=new.dtype, device="meta"), 0))
+
+
+def _raw(tensors: dict[str, New], slots: Sequence[Slot]) -> Callable[[int], memoryview]:
+    def raw(index: int) -> memoryview:
+        slot = slots[index]
+        return raw_bytes(tensors[slot.name].read(slot.box).to(slot.tensor.dtype))
+
+    return raw
+
+
+def _same(source: Contents, name: str, whole: Whole) -> New:
+    return New(whole.shape, whole.dtype, lambda box: source.box(name, box))
+
+
+def _mean(sources: Sequence[Contents], name: str) -> Callable[[Box], Tensor]:
+    def mean(box: Box) -> Tensor:
+        total = torch.zeros(box.shape, dtype=torch.float64)
+        for source in sources:
+            total += source.box(name, box)
+        return total / len(sources)
+
+    return mean
+
+
+def _converted(tensors: dict[str, New], dtype: torch.dtype) -> dict[str, New]:
+    """The weights in another type, and masters where, and only where, that type needs them."""
+    main = torch.float64 if dtype == torch.float64 else torch.float32  # of masters and moments
+    found = {name: new._replace(dtype=main) for name, new in tensors.items() if not name.startswith((WEIGHTS, MASTERS))}
+    trained = bool(found)
+    for name, new in tensors.items():
+        if name.startswith(WEIGHTS):
+            master = MASTERS + name.removeprefix(WEIGHTS)
+            finest = tensors.get(master, new)
+            found[name] = finest._replace(dtype=dtype)
+            if trained and dtype.itemsize == 2:
+                found[master] = finest._replace(dtype=main)
+    return dict(sorted(found.items()))
+
+
+def _told(state: dict[str, Any], dtype: str) -> dict[str, Any]:
+    """The settings in the state, with the new precision."""
+    config = state.get("config")
+    if not isinstance(config, dict) or "optim" not in config:
+        return state
+    flags = {name: name == dtype for name in ("bf16", "fp16", "fp64")}
+    return state | {"config": config | {"optim": config["optim"] | flags}}

@@ -1,0 +1,316 @@
+"""`megascratch checkpoint`: what is in a checkpoint, whether it is whole, and checkpoints made of checkpoints.
+
+    megascratch checkpoint inspect runs/mine/checkpoints                       # all steps, or one step's tensors
+    megascratch checkpoint verify runs/mine/checkpoints                        # reads every byte
+    megascratch checkpoint diff runs/a/checkpoints/step_00000100 runs/b/checkpoints/step_00000100
+    megascratch checkpoint reshard runs/mine/checkpoints --output other --files 8 --dtype bf16
+    megascratch checkpoint average runs/mine/checkpoints/step_000001* --output averaged
+    megascratch checkpoint prune runs/mine/checkpoints --keep-last-n-checkpoints 3 --dry-run
+
+Where a folder of steps is given and one is meant, it is the newest sound one. A checkpoint has no layout: any number of
+ranks on any layout loads any checkpoint, so reshard changes files and types, never a layout.
+"""
+
+import argparse
+import json
+import math
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
+
+from megascratch.config.errors import UserError
+
+WIDTH = 120  # of a table where there is no terminal
+
+
+def main(argv: Sequence[str]) -> int:
+    """The verb. Raises: UserError for what the user can mend."""
+    options = _parser().parse_args(argv)
+    code: int = options.run(options)
+    return code
+
+
+# ---- what it does ----------------------------------------------------------------------------------------------
+
+
+def inspect(options: argparse.Namespace) -> int:
+    """Steps of a folder, or tensors, files and state of one step."""
+    from megascratch.checkpoint import folders
+
+    record = _step_record(options) if folders.is_step(options.path) else _folder_record(options.path)
+    if options.json:
+        print(json.dumps(record, indent=2))
+    else:
+        _print_step(record, options.most) if "tensors" in record else _print_folder(record)
+    return 0
+
+
+def verify(options: argparse.Namespace) -> int:
+    """Reads every byte of every step named, or of all steps of a folder; exit code 1 for problems."""
+    from megascratch.checkpoint import contents, folders
+
+    found = {}
+    for path in options.path:
+        for step in folders.candidates(path):
+            found[str(step)] = list(contents.problems(step))
+            if not options.json:
+                print("\n".join(found[str(step)]) or f"{step}: sound", flush=True)
+    if options.json:
+        print(json.dumps({step: {"sound": not problems, "problems": problems} for step, problems in found.items()}))
+    return 1 if any(found.values()) else 0
+
+
+def diff(options: argparse.Namespace) -> int:
+    """Compares two checkpoints of any layouts tensor by tensor; exit code 1 where they differ."""
+    from megascratch.checkpoint.compare import differences, settings_apart
+    from megascratch.checkpoint.contents import Contents
+
+    with Contents(_one(options.first)) as first, Contents(_one(options.second)) as second:
+        found = list(differences(first, second))
+        settings = list(settings_apart(first.manifest.state, second.manifest.state))
+        paths = [str(first.path), str(second.path)]
+    apart = [item for item in found if item.reason]
+    if options.json:
+        tensors = [vars(item) | {"relative": item.relative} for item in apart]
+        state = [dict(zip(("place", "first", "second"), row, strict=True)) for row in settings]
+        print(json.dumps({"paths": paths, "equal_tensors": len(found) - len(apart), "tensors": tensors,
+                          "state": state}, indent=2))  # fmt: skip
+        return 1 if apart else 0
+    _print_diff(apart, settings, options.most)
+    print(f"{len(found) - len(apart):,} of {len(found):,} tensors are equal to the bit")
+    return 1 if apart else 0
+
+
+def reshard(options: argparse.Namespace) -> int:
+    """Writes the same tensors into other files, in another precision, or without the optimizer."""
+    from megascratch.checkpoint import rewrite
+    from megascratch.checkpoint.contents import Contents
+
+    if options.dtype is not None and options.dtype not in rewrite.PRECISIONS:
+        raise UserError(f"--dtype ({options.dtype}) must be one of {', '.join(rewrite.PRECISIONS)}")
+    with Contents(_one(options.path)) as source:
+        files = options.files or max(1, math.ceil(source.manifest.nbytes / (options.file_mib * 2**20)))
+        written = rewrite.reshard(source, options.output, files=files, dtype=options.dtype,
+                                  weights_only=options.weights_only)  # fmt: skip
+    _print_written(written, options.json)
+    return 0
+
+
+def average(options: argparse.Namespace) -> int:
+    """The mean of the weights of several steps, to evaluate or generate with."""
+    from contextlib import ExitStack
+
+    from megascratch.checkpoint import rewrite
+    from megascratch.checkpoint.contents import Contents
+
+    with ExitStack() as stack:
+        sources = [stack.enter_context(Contents(_one(path))) for path in options.path]
+        files = options.files or max(1, math.ceil(sources[-1].manifest.nbytes / (options.file_mib * 2**20)))
+        written = rewrite.average(sources, options.output, files=files)
+    _print_written(written, options.json)
+    return 0
+
+
+def prune(options: argparse.Namespace) -> int:
+    """Deletes old steps; what is kept is first read to the last byte, and a sound step is always left."""
+    from megascratch.checkpoint import Keep, Lease, retention
+
+    keep = Keep(options.keep_last_n_checkpoints, options.save_retain_interval, options.keep_best_n_checkpoints)
+    if options.dry_run:
+        going = retention.superfluous(retention.verified(retention.survey(options.path), keep), keep)
+        gone = [step.path for step in going]
+    else:
+        _one(options.path)
+        lease = Lease.acquire(options.path)
+        try:
+            gone = retention.prune(options.path, keep, verify=True)
+        finally:
+            lease.release()
+    kept = [str(step.path) for step in retention.survey(options.path) if step.path not in gone]
+    if options.json:
+        print(json.dumps({"deleted": [str(path) for path in gone], "kept": kept, "dry_run": options.dry_run}))
+        return 0
+    verb = "would delete" if options.dry_run else "deleted"
+    print("\n".join([*(f"{verb} {path}" for path in gone), f"{len(gone)} {verb}, {len(kept)} kept"]))
+    return 0
+
+
+# ---- parts -----------------------------------------------------------------------------------------------------
+
+
+def _one(path: str) -> Any:
+    """A step. Raises: UserError where there is none."""
+    from megascratch.checkpoint import find
+
+    return find(path)
+
+
+def _folder_record(path: str) -> dict[str, Any]:
+    from megascratch.checkpoint import folders, retention
+
+    folders.candidates(path)  # refuses a folder without any
+    rows = []
+    for step in retention.survey(path):
+        row: dict[str, Any] = {"step": step.number, "path": str(step.path), "problem": step.problem}
+        if not step.problem:
+            manifest = folders.read_manifest(step.path)
+            loss = step.valid_loss if math.isfinite(step.valid_loss) else None
+            row |= {"bytes": manifest.nbytes, "files": len(manifest.files), "valid_loss": loss}
+        rows.append(row)
+    return {"path": str(path), "steps": rows}
+
+
+def _step_record(options: argparse.Namespace) -> dict[str, Any]:
+    from megascratch.checkpoint import folders
+
+    step = folders.find(options.path)
+    manifest = folders.read_manifest(step)
+    tensors = [
+        {"name": name, "shape": list(whole.shape), "dtype": str(whole.dtype).removeprefix("torch."),
+         "bytes": whole.nbytes, "chunks": len(whole.chunks)}
+        for name, whole in manifest.tensors.items()
+    ]  # fmt: skip
+    files = {name: file.bytes for name, file in manifest.files.items()}
+    return {"path": str(step), "step": manifest.step, "problem": folders.problem_of(step), "bytes": manifest.nbytes,
+            "files": files, "state": manifest.state, "tensors": tensors}  # fmt: skip
+
+
+def _print_folder(record: dict[str, Any]) -> None:
+    table = _table("step", "size", "files", "valid loss", "")
+    for row in record["steps"]:
+        if row["problem"]:
+            table.add_row(f"{row['step']:,}", "", "", "", row["problem"])
+        else:
+            loss = "" if row["valid_loss"] is None else f"{row['valid_loss']:.4f}"
+            table.add_row(f"{row['step']:,}", _size(row["bytes"]), str(row["files"]), loss, "")
+    _show(table)
+
+
+def _print_step(record: dict[str, Any], most: int) -> None:
+    position = record["state"].get("train_state", {})
+    consumed = f", {position['consumed_samples']:,} samples" if "consumed_samples" in position else ""
+    print(f"{record['path']}: step {record['step']:,}{consumed}, {len(record['tensors']):,} tensors, "
+          f"{_size(record['bytes'])} in {len(record['files']):,} files")
+    if record["problem"]:
+        print(record["problem"])
+    table = _table("kind", "tensors", "elements", "type", "size")
+    for kind, group in groupby(sorted(record["tensors"], key=_kind), key=_kind):
+        rows = list(group)
+        types = ", ".join(sorted({row["dtype"] for row in rows}))
+        elements = sum(math.prod(row["shape"]) for row in rows)
+        table.add_row(kind, f"{len(rows):,}", f"{elements:,}", types, _size(sum(row["bytes"] for row in rows)))
+    _show(table)
+    table = _table("tensor", "shape", "type", "size", "chunks")
+    for row in record["tensors"][:most]:
+        shape = " x ".join(map(str, row["shape"]))
+        table.add_row(row["name"], shape, row["dtype"], _size(row["bytes"]), str(row["chunks"]))
+    if most:
+        _show(table)
+    if 0 < most < len(record["tensors"]):
+        print(f"and {len(record['tensors']) - most:,} more (--most)")
+
+
+def _kind(row: dict[str, Any]) -> str:
+    """param, optim.exp_avg ..."""
+    parts = row["name"].split(".")
+    return ".".join(parts[:2]) if parts[0] == "optim" else str(parts[0])
+
+
+def _print_diff(apart: list[Any], settings: list[tuple[str, Any, Any]], most: int) -> None:
+    if apart:
+        table = _table("tensor", "differs in", "elements", "different", "largest", "relative")
+        for item in sorted(apart, key=lambda item: -item.relative)[:most]:
+            numbers = [f"{item.different:,}", f"{item.largest:.3g}", f"{item.relative:.3g}"] if item.different else []
+            table.add_row(item.name, item.reason, f"{item.elements:,}", *numbers)
+        _show(table)
+        if len(apart) > most:
+            print(f"and {len(apart) - most:,} more (--most)")
+    if settings:
+        table = _table("state", "first", "second")
+        for place, first, second in settings[:most]:
+            table.add_row(place, json.dumps(first)[:50], json.dumps(second)[:50])
+        _show(table)
+
+
+def _print_written(step: Any, as_json: bool) -> None:
+    from megascratch.checkpoint import read_manifest
+
+    manifest = read_manifest(step)
+    if as_json:
+        print(json.dumps({"path": str(step), "bytes": manifest.nbytes, "files": len(manifest.files),
+                          "tensors": len(manifest.tensors)}))  # fmt: skip
+    else:
+        size = f"{_size(manifest.nbytes)} in {len(manifest.files)} files"
+        print(f"wrote {step}: {len(manifest.tensors):,} tensors, {size}")
+
+
+def _size(nbytes: int) -> str:
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if nbytes >= size:
+            return f"{nbytes / size:,.1f} {unit}"
+    return f"{nbytes} B"
+
+
+def _table(*columns: str) -> Any:
+    from rich.table import Table
+
+    table = Table()
+    for column in columns:
+        words = column in ("tensor", "shape", "type", "kind", "differs in", "state", "first", "second", "")
+        table.add_column(column, justify="left" if words else "right", overflow="fold")
+    return table
+
+
+def _show(table: Any) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console.width = WIDTH
+    console.print(table)
+
+
+# ---- flags -----------------------------------------------------------------------------------------------------
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="megascratch checkpoint", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    runs = {"inspect": inspect, "verify": verify, "diff": diff, "reshard": reshard, "average": average, "prune": prune}
+    verbs = parser.add_subparsers(required=True, dest="name", metavar="|".join(runs))
+    parsers = {name: verbs.add_parser(name, help=run.__doc__, allow_abbrev=False) for name, run in runs.items()}
+    for name, run in runs.items():
+        parsers[name].set_defaults(run=run)
+        parsers[name].add_argument("--json", action="store_true", help="the answer as JSON")
+    for name in ("inspect", "reshard", "prune"):
+        parsers[name].add_argument("path", help="a folder of steps, or a step folder")
+    parsers["verify"].add_argument("path", nargs="+", help="folders of steps, or step folders")
+    parsers["average"].add_argument("path", nargs="+", help="step folders, or folders of steps (each one's newest)")
+    parsers["diff"].add_argument("first")
+    parsers["diff"].add_argument("second")
+    for name, most in (("inspect", 20), ("diff", 40)):
+        parsers[name].add_argument("--most", type=_from(0), default=most, metavar="N", help=f"rows (default: {most})")
+    for name in ("reshard", "average"):
+        add = parsers[name].add_argument
+        add("--output", required=True, metavar="DIR", help="folder of steps to write into")
+        add("--files", type=_from(1), metavar="N", help="number of files (default: by their size)")
+        add("--file-mib", type=_from(1), default=4096, metavar="N", help="size of a file in MiB (default: 4096)")
+    parsers["reshard"].add_argument("--dtype", metavar="fp32|bf16|fp16|fp64", help="precision of the weights")
+    parsers["reshard"].add_argument("--weights-only", action="store_true", help="leave the optimizer out")
+    add = parsers["prune"].add_argument
+    add("--keep-last-n-checkpoints", type=_from(1), default=1, metavar="N", help="the newest (default: 1)")
+    add("--save-retain-interval", type=_from(0), default=0, metavar="N", help="and the multiples of N")
+    add("--keep-best-n-checkpoints", type=_from(0), default=0, metavar="N", help="and those with the lowest valid loss")
+    add("--dry-run", action="store_true", help="only tell what would go")
+    return parser
+
+
+def _from(least: int) -> Any:
+    def number(word: str) -> int:
+        value = int(word)
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{value} must be at least {least}")
+        return value
+
+    return number
