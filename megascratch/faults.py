@@ -109,7 +109,8 @@ def fault_point(point: str, data: Any = None) -> None:
 
 
 def check() -> None:
-    """Judges the variable before any work starts. Raises: UserError."""
+    """Reads the variable as it is now and judges it, before any work starts. Raises: UserError."""
+    _holder.cache_clear()
     _holder()
 
 
@@ -248,7 +249,8 @@ class _Holder:
 
 @lru_cache(maxsize=1)
 def _holder() -> _Holder:
-    """Reads the environment once. RANK and TORCHELASTIC_RESTART_COUNT are what torchrun and this launcher set."""
+    """Reads the environment, once between two calls of `check`. RANK and TORCHELASTIC_RESTART_COUNT are set by torchrun
+    and by this package's launcher."""
     text = os.environ.get(VARIABLE)
     if text is None:
         return _Holder(None)

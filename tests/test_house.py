@@ -17,7 +17,7 @@ FLOORS = {
         [
             "config faults",
             "tokenizer parallel",
-            "data layers pipeline optim data_parallel checkpoint",
+            "data layers pipeline optim data_parallel checkpoint supervision",
             "model curation",
             "training planner verification",
             "commands",
@@ -34,6 +34,9 @@ NEED_NO_TORCH = [
     "megascratch.config.laws",
     "megascratch.config.load",
     "megascratch.faults",
+    "megascratch.parallel.whereabouts",
+    "megascratch.supervision.beside",
+    "megascratch.supervision.launch",
     "megascratch.parallel.grid",
     "megascratch.pipeline.passes",
     "megascratch.pipeline.play",

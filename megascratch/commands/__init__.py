@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from megascratch import faults
+from megascratch.config.endings import BAD_INPUT, INTERRUPTED
 from megascratch.config.errors import RanksDiffer, SettingError, UserError
 
 VERBS = {
@@ -37,7 +38,7 @@ USAGE = "\n".join(
     ]
 )
 
-BAD_INPUT, INTERRUPTED, NOBODY_READS = 2, 130, 141  # 128 + signal number for the last two, as shells have it
+NOBODY_READS = 141  # 128 + signal number, as shells have it
 
 
 def main(argv: Sequence[str] | None = None) -> int:

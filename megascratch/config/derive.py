@@ -68,4 +68,5 @@ def _paths(now: dict[str, Any], world_size: int) -> dict[str, Any]:
         "split": "969,30,1" if now["data_path"] else None,
         "tensorboard_dir": f"{now['output_dir']}/tensorboard",
         "save": f"{now['output_dir']}/checkpoints",
+        "stop_file": f"{now['output_dir']}/stop",
     }

@@ -39,14 +39,14 @@ NAMES_BY_INTERVAL = {
         microbatch_group_size_per_virtual_pipeline_stage ddp_bucket_size seq_length micro_batch_size
         global_batch_size train_iters train_samples lr_decay_iters lr_decay_samples lr_wsd_decay_iters
         lr_wsd_decay_samples recompute_num_layers eval_iters log_interval trace_schedule_step loss_scale_window
-        hysteresis keep_last_n_checkpoints save_retain_interval keep_best_n_checkpoints spiky_loss_window max_bad_steps
-        straggler_intervals spiky_loss_factor straggler_factor""",
+        hysteresis exit_interval keep_last_n_checkpoints save_retain_interval keep_best_n_checkpoints
+        spiky_loss_window max_bad_steps straggler_intervals spiky_loss_factor straggler_factor""",
     "[0, inf)": """
         check_replicas_every lr_warmup_iters lr_warmup_samples seed data_prefetch_steps eval_interval save_interval
         fim_prefix_id fim_middle_id fim_suffix_id
         lr min_lr lr_warmup_init weight_decay clip_grad""",
     "(0, inf)": """
-        rotary_base norm_epsilon init_method_std distributed_timeout_minutes adam_eps loss_scale
+        rotary_base norm_epsilon init_method_std distributed_timeout_minutes exit_duration_in_mins adam_eps loss_scale
         initial_loss_scale min_loss_scale""",
     "[0, 1)": "hidden_dropout attention_dropout lr_warmup_fraction adam_beta1 adam_beta2",
     "[0, 1]": "fim_rate fim_spm_rate",

@@ -150,8 +150,9 @@ ROWS = [
         data_prefetch_steps data_cache_path"""),
     Row("free", "what is written, when and where", """
         log_interval output_dir tensorboard_dir save save_interval async_save exit_on_save_error
-        keep_last_n_checkpoints save_retain_interval keep_best_n_checkpoints load trace_schedule
+        keep_last_n_checkpoints save_retain_interval keep_best_n_checkpoints load auto_resume trace_schedule
         trace_schedule_step"""),
+    Row("free", "when a run stops early", "exit_interval exit_duration_in_mins stop_file"),
     Row("free", "what is watched, and what a bad step does", """
         force_resume check_for_nan_in_loss_and_grad check_for_spiky_loss spiky_loss_factor spiky_loss_window
         on_bad_step max_bad_steps check_replicas_every log_straggler straggler_factor straggler_intervals"""),

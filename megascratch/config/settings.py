@@ -267,6 +267,14 @@ class TrainingConfig:
     """Keep so many with the lowest validation loss, and delete the others but the newest."""
     load: str | None = None
     """Checkpoint folder to go on from (the newest sound step in it), or one step folder; a missing one is an error."""
+    auto_resume: bool = False
+    """Go on from the newest checkpoint in save; where there is none yet, begin as load says, or anew."""
+    exit_interval: int | None = None
+    """Save and stop after each multiple of so many steps (exit code 80)."""
+    exit_duration_in_mins: float | None = None
+    """Save and stop at the first step that ends so many minutes after training began (exit code 81)."""
+    stop_file: str | None = None
+    """Save and stop when this file appears (exit code 82), and remove it; default: {output_dir}/stop."""
     device: Literal["cpu", "cuda"] | None = None
     """Where to compute; default: cuda if there is one."""
     trace_schedule: bool = False

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from megascratch.faults import fault_point
 from megascratch.parallel.mesh import Axis
+from megascratch.parallel.whereabouts import numbered, waiting
 
 # torch 2.13 renamed the single-tensor forms and warns about the old names; 2.11 has only those.
 _all_gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -60,11 +61,16 @@ class Pending:
         finish: Callable[[], object] | None = None,
     ):
         self.operation, self.axis, self.work, self.result, self.finish = operation, axis, work, result, finish
+        self.number = 0 if work is None else numbered(axis.name)
 
     def wait(self) -> Tensor:
         if self.work is not None:
             fault_point("collective.wait")
-            with named(self.operation, self.axis.name, self.axis.rank, self.axis.size):
+            axis = self.axis
+            with (
+                named(self.operation, axis.name, axis.rank, axis.size),
+                waiting(f"{self.operation} over {axis.name}", self.number, axis.ranks),
+            ):
                 self.work.wait()
             if self.finish is not None:
                 self.finish()
@@ -162,7 +168,10 @@ def all_gather_objects(item: object, axis: Axis) -> list:
     if axis.size == 1:
         return [item]
     items: list = [None] * axis.size
-    with named("all_gather_objects", axis.name, axis.rank, axis.size):
+    with (
+        named("all_gather_objects", axis.name, axis.rank, axis.size),
+        waiting(f"all_gather_objects over {axis.name}", numbered(axis.name), axis.ranks),
+    ):
         dist.all_gather_object(items, item, group=axis.group)
     return items
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from megascratch.faults import fault_point
 from megascratch.parallel.collectives import CommunicationError, reason
 from megascratch.parallel.mesh import Link, Links
+from megascratch.parallel.whereabouts import doing, waiting
 from megascratch.pipeline.recorder import Silent
 from megascratch.pipeline.schedule import Action, Placement
 from megascratch.pipeline.stage import Stage
@@ -156,6 +157,7 @@ class _Player:
         }
         for action in order:
             try:
+                doing(f"{action} (micro-batch {action.microbatch}, chunk {action.chunk})")
                 self.recorder.begins(action)
                 verbs[action.op](action)
                 self.recorder.ends(action)
@@ -163,6 +165,7 @@ class _Player:
                 raise
             except CommunicationError as error:  # of a layer: say what the stage was doing (law 11)
                 raise CommunicationError(f"{self._where(action)} {error}") from error
+        doing("the last sends")
         for transfer in self.sends.values():
             self._wait(transfer)
         return [self.losses[m] for m in sorted(self.losses)]
@@ -267,7 +270,8 @@ class _Player:
     def _wait(self, transfer: _Transfer) -> Tensor:
         fault_point("transfer.wait")
         try:
-            transfer.work.wait()
+            with waiting(f"{transfer.action} {self._ends(transfer.action)}"):
+                transfer.work.wait()
         except RuntimeError as error:
             raise self._failure(transfer.action, error) from error
         return transfer.tensor
@@ -281,9 +285,11 @@ class _Player:
         return self.links.forward_in if down else self.links.backward_in
 
     def _failure(self, action: Action, error: RuntimeError) -> TransferError:
+        return TransferError(f"{self._where(action)} {self._ends(action)} failed: {reason(error)}")
+
+    def _ends(self, action: Action) -> str:
         link = self._link(action)
-        ends = f"to rank {link.target}" if action.op in ("SF", "SB") else f"from rank {link.source}"
-        return TransferError(f"{self._where(action)} {ends} failed: {reason(error)}")
+        return f"to rank {link.target}" if action.op in ("SF", "SB") else f"from rank {link.source}"
 
     def _where(self, action: Action) -> str:
         stage = self.stages[action.chunk]

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from megascratch.config.batch_size import num_microbatches
+from megascratch.config.endings import DONE, STOP_FILE, STOPS
 from megascratch.data.batch import Batch
 from megascratch.data.dataset import Dataset
 from megascratch.data.prefetch import Prefetch
@@ -17,13 +18,14 @@ from megascratch.faults import fault_point
 from megascratch.model.flops import flops_per_token
 from megascratch.optim.schedule import learning_rate
 from megascratch.parallel.collectives import CommunicationError, all_reduce
+from megascratch.parallel.whereabouts import doing, judge
 from megascratch.pipeline.recorder import Recorder
 from megascratch.training import schedule_trace
 from megascratch.training.hardware import matmul_peak, parameter_dtype, peak_memory
 from megascratch.training.report import Report
 from megascratch.training.saving import Saving
 from megascratch.training.setup import Run, saved_state
-from megascratch.training.stop import StopRequest
+from megascratch.training.stop import StopRequest, remove_stop_file
 from megascratch.training.trainer import StepResult
 
 
@@ -44,7 +46,7 @@ class _Interval:
 
 
 def train(run: Run) -> dict[str, Any]:
-    """Trains to the end (or to a SIGTERM), saves, and returns the summary."""
+    """Trains to the end (or until asked to stop), saves, and returns the summary with the run's exit code."""
     return _Loop(run).run()
 
 
@@ -61,7 +63,7 @@ class _Loop:
                 training.output_dir, training.tensorboard_dir or training.output_dir, run.total_steps, self.state.step
             )
         self.interval = self._fresh()
-        self.saving = Saving(run.saver, training, self.report, self.state.step if training.load else -1)
+        self.saving = Saving(run.saver, training, self.report, self.state.step or -1)
         self.trained_seconds, self.last_loss, self.valid_loss = 0.0, math.nan, math.nan
         self.validated = -1  # the step of valid_loss
         self.first_sample = self.state.consumed_samples
@@ -70,28 +72,34 @@ class _Loop:
         self._say(self._headline())
         for notice in self.r.notices:
             self._say(f"notice: {notice}")
-        stop, stopped = StopRequest(), False
+        stop, code = StopRequest(self.training), 0
         try:
             with Prefetch(self._upcoming(), self.r.config.data.data_prefetch_steps) as upcoming:
-                while self.state.step < self.r.total_steps and not stopped:
+                while self.state.step < self.r.total_steps and not code:
                     self._step(upcoming)
-                    stopped = stop.agreed(self.mesh.world, self.mesh.device)
+                    code = stop.agreed(self.state.step, self.mesh.world, self.mesh.device)
+            stopped = self.state.step < self.r.total_steps
             if stopped:
-                self._say(f"asked to stop: saving after step {self.state.step}")
+                self._say(f"asked to stop, {STOPS[code]}: saving after step {self.state.step}")
             elif self.r.splits.valid is not None and not self._validation_due():
                 self._validate()
             if self.r.splits.test is not None and not stopped:
                 self._evaluate("test", self.r.splits.test)
+            doing("the last checkpoint")
             self.saving.finish(self.state.step, self.r.trainer.held(), self._saved_state())
+            judge(on=False)
         finally:
             stop.release()
             self.r.saver.close(wait=not isinstance(sys.exc_info()[1], CommunicationError | KeyboardInterrupt))
-        summary = self._summary(stopped)
+        if code == STOP_FILE and self.mesh.is_first:
+            remove_stop_file(self.training)
+        summary = self._summary(code if stopped else DONE)
         if self.report is not None:
             self.report.close(summary)
         return summary
 
     def _step(self, upcoming: Iterator[list[Batch]]) -> None:
+        doing("the batches of the next step")
         fault_point("step.begin")
         start, state = time.perf_counter(), self.state
         batches = next(upcoming)
@@ -113,6 +121,7 @@ class _Loop:
             self._validate()
         self.saving.at_step_end()
         if self.training.save_interval and state.step % self.training.save_interval == 0:
+            doing("a checkpoint")
             self.saving.save(state.step, self.r.trainer.held(), self._saved_state())
 
     def _upcoming(self) -> Iterator[list[Batch]]:
@@ -166,6 +175,7 @@ class _Loop:
     def _evaluate(self, split: str, dataset: Dataset) -> float:
         """The mean loss over the first eval_iters global batches of the split, or all of it if it is shorter; the same
         samples each time, and neither the data position nor any random stream moves."""
+        doing(f"the {split} loss")
         fault_point("evaluate.begin")
         microbatches = num_microbatches(self.r.config, self.state.consumed_samples)
         samples = self._samples(microbatches)
@@ -184,7 +194,7 @@ class _Loop:
         """With the validation loss of these very weights, if it is known."""
         return saved_state(self.r) | ({"valid_loss": self.valid_loss} if self.validated == self.state.step else {})
 
-    def _summary(self, stopped: bool) -> dict[str, Any]:
+    def _summary(self, code: int) -> dict[str, Any]:
         return {
             "layout": self.mesh.grid.sizes,
             "parameters": self._parameters(),
@@ -196,8 +206,9 @@ class _Loop:
             "tokens_per_second": (self.state.consumed_samples - self.first_sample)
             * self.r.config.data.seq_length
             / max(self.trained_seconds, 1e-9),
-            "stopped_early": stopped,
             "failed_saves": self.saving.failures,
+            "stopped_early": code != DONE,
+            "exit_code": code,
         }
 
     def _parameters(self) -> int:

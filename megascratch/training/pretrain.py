@@ -5,26 +5,37 @@ echoes.
 import os
 import sys
 
+from megascratch.config.endings import BAD_INPUT, DONE, FAILED, STOPS
+from megascratch.config.errors import UserError
 from megascratch.config.settings import Config
 from megascratch.faults import fault_point
 from megascratch.parallel import mesh
 from megascratch.parallel.collectives import CommunicationError
+from megascratch.parallel.whereabouts import ended
+from megascratch.supervision.beside import watch_torchrun
 from megascratch.training.loop import train
 from megascratch.training.setup import prepare
 
 
 def pretrain(config: Config) -> int:
-    """0 when the run is done or has saved after a request to stop; 1 when communication or numbers failed."""
+    """The code of `config.endings`: 0 done, 1 when communication or numbers failed, or why the run has saved and
+    stopped early. Under plain torchrun that is 0, too: it would take another code for a failure and start again."""
+    watch_torchrun(60 * config.parallel.distributed_timeout_minutes, config.training.output_dir)
     fault_point("run.begin")
+    code, told = FAILED, ""
     try:
-        train(prepare(config))
+        code = train(prepare(config))["exit_code"]
     except CommunicationError as error:
+        told = str(error)
         print(f"megascratch pretrain: rank {os.environ.get('RANK', '0')}: {error}", file=sys.stderr, flush=True)
-        return 1
     except FloatingPointError as error:
+        told = str(error)
         if os.environ.get("RANK", "0") == "0":  # all ranks found the same
             print(f"megascratch pretrain: {error}", file=sys.stderr, flush=True)
-        return 1
+    except BaseException as error:
+        code, told = (BAD_INPUT if isinstance(error, UserError) else FAILED), f"{type(error).__name__}: {error}"
+        raise
     finally:
+        ended(code, told)
         mesh.stop()
-    return 0
+    return DONE if code in STOPS and "TORCHELASTIC_RUN_ID" in os.environ else code

@@ -26,6 +26,7 @@ from megascratch.parallel import mesh as meshes
 from megascratch.parallel.grid import Grid
 from megascratch.parallel.meeting import Meeting, meet
 from megascratch.parallel.mesh import Mesh
+from megascratch.parallel.whereabouts import judge
 from megascratch.tokenizer import Tokenizer
 from megascratch.training.agree import Found, facts_of, require_agreement
 from megascratch.training.hardware import choose_device
@@ -81,6 +82,7 @@ def prepare(config: Config) -> Run:
     ready = _agreed(config, meeting)
     config, tokenizer, splits, total_steps = ready.inputs
     parallel, device = config.parallel, ready.device
+    judge()
     meshes.start(parallel.distributed_backend or ("nccl" if device.type == "cuda" else "gloo"), device, meeting)
     grid = Grid.dense(
         parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size, parallel.data_parallel_size or 1
@@ -167,14 +169,14 @@ def _reader(config: Config, mesh: Mesh, tokenizer: Tokenizer | None) -> ReadStep
 def _checkpoint_to_load(config: Config) -> Path | None:
     """The checkpoint to go on from; also refuses a run that could only overwrite checkpoints, before it has trained."""
     training = config.training
-    start = find(training.load) if training.load is not None else None
     assert training.save is not None
+    start = find(training.load) if training.load is not None else None
     later = [path for path in steps(training.save) if step_number(path) > _step_of(start) and not problem_of(path)]
     if later:
         begin = f"step {_step_of(start)}" if start else "scratch"
         raise UserError(
             f"--save {training.save} already holds {later[0].name} and this run starts from {begin}: a checkpoint is "
-            "never overwritten; use --load to go on from it, another --output-dir, or delete it"
+            "never overwritten; use --auto-resume to go on from it, another --output-dir, or delete it"
         )
     return start
 

@@ -1,31 +1,92 @@
-"""A request to stop (SIGTERM, SIGINT) becomes one decision of all ranks, at a step's end, never inside it."""
+"""Reasons to stop before the last step in, one decision of all ranks at a step's end out, as an exit code.
 
+A signal is heard by a thread, even while the rank waits inside C++. The first one asks for a checkpoint and an end; a
+second one (another, or the same more than a second later) ends this process at once: the last checkpoint is whole.
+"""
+
+import os
 import signal
-from types import FrameType
+import sys
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
+from megascratch.config.endings import EXIT_DURATION, EXIT_INTERVAL, INTERRUPTED, PREEMPTED, STOP_FILE
+from megascratch.config.settings import TrainingConfig
 from megascratch.parallel.collectives import all_reduce
 from megascratch.parallel.mesh import Axis
 
+ASKED = {signal.SIGTERM: PREEMPTED, signal.SIGUSR1: PREEMPTED, signal.SIGINT: INTERRUPTED}
+SAME_SIGNAL = 1.0  # seconds in which a signal that comes again, over another way, is the same request
+LOOK_EVERY = 1.0  # seconds between two looks for the stop file
+_NO_MORE = 0
+
 
 class StopRequest:
-    """Catches SIGTERM and the first SIGINT; a second SIGINT interrupts at once."""
+    """Listens from its making on to `release`; made in the main thread."""
 
-    def __init__(self) -> None:
-        self.asked = False
-        self.before = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    def __init__(self, training: TrainingConfig):
+        self.asked = 0
+        self._training, self._began, self._looked = training, time.monotonic(), -LOOK_EVERY
+        self._came: list[tuple[int, float]] = []
+        reads, self._writes = os.pipe()
+        os.set_blocking(self._writes, False)
+        self._before = {number: signal.signal(number, _heard_by_the_thread) for number in ASKED}
+        self._wakeup_before = signal.set_wakeup_fd(self._writes, warn_on_full_buffer=False)
+        self._thread = threading.Thread(target=self._listen, args=(reads,), name="signals", daemon=True)
+        self._thread.start()
 
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    def agreed(self, world: Axis, device: torch.device) -> bool:
-        """True on all ranks as soon as one was asked."""
-        flag = torch.tensor(float(self.asked), device=device)
-        return bool(all_reduce(flag, world, dist.ReduceOp.MAX).item())
+    def agreed(self, step: int, world: Axis, device: torch.device) -> int:
+        """After step `step`: 0, or on all ranks the highest exit code that one of them has a reason for."""
+        mine = max(self.asked, self._reason(step) if world.is_first else 0)
+        return int(all_reduce(torch.tensor(float(mine), device=device), world, dist.ReduceOp.MAX).item())
 
     def release(self) -> None:
-        for number, handler in self.before.items():
+        """The handlers before; the stop file has done its work."""
+        signal.set_wakeup_fd(self._wakeup_before)
+        for number, handler in self._before.items():
             signal.signal(number, handler)
+        os.write(self._writes, bytes([_NO_MORE]))
+        self._thread.join()
+        os.close(self._writes)
+
+    def _reason(self, step: int) -> int:
+        training, now = self._training, time.monotonic()
+        if now - self._looked >= LOOK_EVERY:
+            self._looked = now
+            if training.stop_file is not None and Path(training.stop_file).exists():
+                return STOP_FILE
+        limit = training.exit_duration_in_mins
+        if limit is not None and now - self._began > 60 * limit:
+            return EXIT_DURATION
+        if training.exit_interval is not None and step % training.exit_interval == 0:
+            return EXIT_INTERVAL
+        return 0
+
+    def _listen(self, reads: int) -> None:
+        while (number := os.read(reads, 1)[0]) != _NO_MORE:
+            now = time.monotonic()
+            again = any(number == other and now - when < SAME_SIGNAL for other, when in self._came)
+            if number not in ASKED or again:
+                continue
+            self._came.append((number, now))
+            self.asked = max(self.asked, ASKED[signal.Signals(number)])
+            if len(self._came) > 1:
+                print("\nmegascratch: asked a second time: ending at once", file=sys.stderr, flush=True)
+                os._exit(128 + number)
+        os.close(reads)
+
+
+def remove_stop_file(training: TrainingConfig) -> None:
+    """Once it was heeded; or the next run would stop, too."""
+    if training.stop_file is not None:
+        with suppress(OSError):
+            Path(training.stop_file).unlink()
+
+
+def _heard_by_the_thread(number: int, frame: object) -> None:
+    """Python's own handler has nothing left to do."""

@@ -18,6 +18,7 @@ from megascratch.optim.scale import LossScale
 from megascratch.parallel.collectives import CommunicationError, all_reduce
 from megascratch.parallel.held import Held
 from megascratch.parallel.mesh import Mesh
+from megascratch.parallel.whereabouts import at_step, doing
 from megascratch.pipeline import runtime
 from megascratch.pipeline.passes import Orders, compile_order, placement_of
 from megascratch.pipeline.recorder import Recorder
@@ -71,6 +72,8 @@ class Trainer:
         Raises:
             FloatingPointError: a gradient is not finite (fp16 with a dynamic scale skips the update instead).
         """
+        at_step(step)
+        doing("the number of valid tokens")
         tokens = self._valid_tokens(batches)
         batches = [batch.to(self.mesh.device) for batch in batches]
         losses = runtime.run(
@@ -95,8 +98,11 @@ class Trainer:
 
     def _update(self, lr: float, step: int) -> float:
         """The gradient norm; moves the weights if it is finite."""
+        doing("the sums of the gradients")
         self.data_parallel.finish()
+        doing("the norm of the gradients")
         norm = self.data_parallel.norm().item() / self.scale.scale
+        doing("the optimizer's step")
         if math.isfinite(norm):
             self.data_parallel.step(lr, clip_factor(norm, self.config.optim.clip_grad) / self.scale.scale)
         elif not self.config.optim.fp16:

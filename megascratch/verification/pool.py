@@ -25,19 +25,19 @@ import torch.distributed as dist
 
 from megascratch.parallel.grid import Grid
 from megascratch.parallel.mesh import Mesh
+from megascratch.supervision.report import ECHOES
 
 CONTEXT = mp.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["torch", "torch.distributed", "numpy"])
 
 Answer = tuple[bool, Any]  # good, and the result or (one line, trace)
-_ECHOES = ("closed by peer", "another rank has ended", "Connection reset", "timed out", "Timed out")
 
 
 class RankFailed(RuntimeError):
     """A rank raised, hung or died; the text holds every rank's first line and the full trace of the first cause."""
 
     def __init__(self, failures: list[tuple[int, tuple[str, str]]]):
-        first = next((f for f in failures if not any(word in f[1][0] for word in _ECHOES)), failures[0])
+        first = next((f for f in failures if not any(word in f[1][0] for word in ECHOES)), failures[0])
         lines = [f"rank {rank}: {message}" for rank, (message, _) in failures]
         super().__init__("\n".join([*lines, f"--- rank {first[0]}:", first[1][1]]))
         self.first_cause = f"rank {first[0]}: {first[1][0].splitlines()[0]}"

@@ -8,12 +8,14 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from megascratch.commands import main
+from megascratch.config.endings import PREEMPTED
 from megascratch.data.manifest import write_manifest
 from tests.data.corpora import write
 
@@ -155,14 +157,29 @@ def test_after_sigterm_a_run_saves_ends_well_and_can_go_on_as_if_nothing_had_bee
             process.send_signal(signal.SIGTERM)
             break
     said = process.stdout.read()
-    assert process.wait(60) == 0 and "asked to stop: saving after step" in said
+    assert process.wait(60) == PREEMPTED and "asked to stop, a signal asked for it: saving after step" in said
     summary = json.loads((tmp_path / "parts" / "summary.json").read_text())
-    assert summary["stopped_early"]
+    assert summary["stopped_early"] and summary["exit_code"] == PREEMPTED
     end = summary["steps"] + 4
     assert main(mock(tmp_path / "parts", train_iters=end, load=tmp_path / "parts" / "checkpoints")) == 0
     assert main(mock(tmp_path / "whole", train_iters=end)) == 0
     assert curve(tmp_path / "parts") == curve(tmp_path / "whole")
     assert saved(tmp_path / "parts", end) == saved(tmp_path / "whole", end)
+
+
+def test_a_second_signal_ends_a_run_that_hangs_at_once_and_the_last_checkpoint_is_kept(tmp_path):
+    words = mock(tmp_path, save_interval=2, train_iters=10**6)
+    environment = {**ENVIRONMENT, "MEGASCRATCH_FAULT": "step.end:0:3:hang"}
+    process = subprocess.Popen(command(words), cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    for line in process.stderr:
+        if line.startswith("fault point step.end"):
+            break
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.2)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    assert process.wait(5) == 128 + signal.SIGINT and "a second time: ending at once" in process.stderr.read()
+    assert saved(tmp_path, 2) and not saved(tmp_path, 3)
 
 
 def test_two_ranks_under_torchrun_train_the_model_of_one(tmp_path):

@@ -4,18 +4,21 @@ request to stop becomes one decision of all ranks."""
 import gc
 import os
 import signal
+import threading
+import time
 import weakref
 
 import pytest
 import torch
 
 from megascratch.checkpoint import load, save
-from megascratch.config.settings import Config, OptimConfig
+from megascratch.config import endings
+from megascratch.config.settings import Config, OptimConfig, TrainingConfig
 from megascratch.data.loader import sample_numbers
 from megascratch.parallel.mesh import Axis, Mesh
 from megascratch.training.hardware import choose_device, matmul_peak, parameter_dtype, peak_memory
 from megascratch.training.state import TrainState
-from megascratch.training.stop import StopRequest
+from megascratch.training.stop import StopRequest, remove_stop_file
 from megascratch.training.trainer import Trainer
 from tests.laws.runs import batch_of, config_of
 from tests.pool import mesh_of, on_ranks
@@ -134,31 +137,58 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights_move():
     assert torch.equal(weight, before)
 
 
-def stop_of_one(asked: int) -> bool:
+def stop_of_one(asked: int) -> int:
     mesh = mesh_of(dp=2)
-    stop = StopRequest.__new__(StopRequest)  # the workers' signal handlers stay as they are
-    stop.asked = mesh.rank == asked
-    return stop.agreed(mesh.world, mesh.device)
+    stop = StopRequest(TrainingConfig())
+    try:
+        stop.asked = endings.PREEMPTED if mesh.rank == asked else 0
+        return stop.agreed(1, mesh.world, mesh.device)
+    finally:
+        stop.release()
 
 
-@pytest.mark.parametrize(("asked", "agreed"), [(0, True), (1, True), (-1, False)])
+@pytest.mark.parametrize(("asked", "agreed"), [(0, endings.PREEMPTED), (1, endings.PREEMPTED), (-1, 0)])
 def test_one_rank_that_is_asked_to_stop_stops_all(asked, agreed):
     assert on_ranks(2, stop_of_one, asked) == [agreed, agreed]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_is_remembered_and_the_handlers_are_given_back(number):
-    before = signal.getsignal(number)
-    stop = StopRequest()
+ALONE = Axis.alone("world"), torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 83), (signal.SIGUSR1, 83), (signal.SIGINT, endings.INTERRUPTED)]
+)
+def test_a_signal_is_remembered_and_the_handlers_are_given_back(number, code):
+    before, threads = signal.getsignal(number), threading.active_count()
+    stop = StopRequest(TrainingConfig())
     try:
-        assert not stop.agreed(Axis.alone("world"), torch.device("cpu"))
-        os.kill(os.getpid(), number)
-        assert stop.agreed(Axis.alone("world"), torch.device("cpu"))
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
+        assert stop.agreed(1, *ALONE) == 0
+        for _ in range(2):  # the same request over two ways
+            os.kill(os.getpid(), number)
+        while not stop.asked:
+            time.sleep(0.001)
+        assert stop.agreed(2, *ALONE) == code
     finally:
         stop.release()
-    assert signal.getsignal(number) is before
+    assert signal.getsignal(number) is before and threading.active_count() == threads
+
+
+def test_a_run_stops_at_its_interval_after_its_time_and_when_the_stop_file_appears(tmp_path):
+    file = tmp_path / "stop"
+    settings = {"exit_interval": 3, "exit_duration_in_mins": 1e-9, "stop_file": str(file)}
+    codes = {"exit_interval": endings.EXIT_INTERVAL, "exit_duration_in_mins": 81, "stop_file": endings.STOP_FILE}
+    file.touch()
+    for name, value in settings.items():
+        stop = StopRequest(TrainingConfig(**{name: value}))
+        try:
+            found = [stop.agreed(step, *ALONE) for step in (2, 3, 4)]
+        finally:
+            stop.release()
+        expected = {"exit_interval": [0, 80, 0], "exit_duration_in_mins": [81] * 3, "stop_file": [82, 0, 0]}[name]
+        assert found == expected, name  # the file is looked for once a second
+        assert codes[name] in found
+    remove_stop_file(TrainingConfig(stop_file=str(file)))
+    assert not file.exists()
 
 
 def test_state_survives_a_round_trip_through_plain_values():

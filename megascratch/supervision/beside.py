@@ -1,0 +1,81 @@
+"""The ranks that torchrun started on this machine in, an end for those that hang out: one small process beside them.
+
+torchrun alone notices a rank that has ended, and then waits 30 s for each that does not obey SIGTERM. This process
+knows what every rank does, ends all of them as soon as one has died or stands still, and says why; torchrun then finds
+them gone and starts them again, or gives up, as its --max-restarts says.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from megascratch.config.endings import DONE, STOPS
+from megascratch.parallel.whereabouts import FOLDER, Whereabouts, read
+from megascratch.supervision.report import LOST, hangs
+from megascratch.supervision.watch import (
+    LOOK_EVERY,
+    OTHERS_END,
+    end,
+    look,
+    memory_folder,
+    receive_watch,
+    report,
+    say,
+    state_of,
+)
+
+
+def watch_torchrun(limit: float, output_dir: str) -> None:
+    """In a rank that torchrun started: notes from now on what it does; the first rank of a machine starts the process
+    that watches. Elsewhere, and where a launcher of this package watches, nothing happens."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ or FOLDER in os.environ:
+        return
+    agent, attempt = os.getppid(), os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    folder = Path(memory_folder(), f"megascratch-ranks-{os.getuid()}-{agent}-{os.environ.get('MASTER_PORT')}-{attempt}")
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    os.environ[FOLDER] = str(folder)
+    receive_watch()
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        to = Path(output_dir, "faults", f"{os.uname().nodename}_attempt_{attempt}.txt")
+        command = [sys.executable, "-m", "megascratch.supervision.beside", str(folder), str(agent), str(limit), str(to)]
+        subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+
+
+def main(folder: str, agent: int, limit: float, to: str) -> None:
+    """Watches until all ranks of the folder are gone, or ends them."""
+    place = Path(folder)
+    while True:
+        time.sleep(LOOK_EVERY)
+        codes = _codes(place)
+        if codes and None not in codes.values():
+            break
+        reason = _why_end(place, codes, limit)
+        if reason or not state_of(agent):
+            if reason:
+                time.sleep(OTHERS_END)
+                say(report(look(place, _codes(place)), place, Path(to), reason))
+            end([where.pid for where in read(place) if _alive(where)])
+            break
+    shutil.rmtree(place, ignore_errors=True)
+
+
+def _why_end(place: Path, codes: dict[int, int | None], limit: float) -> str:
+    if any(code not in (None, DONE, *STOPS) for code in codes.values()):
+        return "an attempt ends with its first rank"
+    return f"no progress for {limit:g} s" if hangs(look(place, codes), limit) else ""
+
+
+def _codes(place: Path) -> dict[int, int | None]:
+    """Whose child a rank is learns its exit code; here only what it said itself is known."""
+    return {where.rank: None if _alive(where) else where.code if where.ended else LOST for where in read(place)}
+
+
+def _alive(where: Whereabouts) -> bool:
+    return state_of(where.pid) not in ("", "Z", "X")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), sys.argv[4])

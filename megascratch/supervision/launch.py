@@ -1,0 +1,205 @@
+"""A function and a number of ranks in, the exit code of the whole run out: starts, watches, ends, starts again.
+
+    launcher --watches--> {folder}/{rank}.rank      every rank notes there what it does (parallel.whereabouts)
+        |                                           a rank that dies, or stands still longer than the limit, ends the
+    fork server (has the libraries loaded)          attempt: a report, SIGKILL for the others, and all start again
+        |--> rank 0  |--> rank 1  ...
+
+Ranks are forked from a process that has loaded everything and done nothing, so a new start costs tenths of a second,
+not the import of torch once per rank.
+"""
+
+import contextlib
+import ctypes
+import multiprocessing as mp
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from multiprocessing.connection import wait
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from megascratch.config.endings import BAD_INPUT, FAILED, STOPS
+from megascratch.parallel.whereabouts import FOLDER
+from megascratch.supervision.report import Seen, hangs
+from megascratch.supervision.watch import LOOK_EVERY, OTHERS_END, end, look, memory_folder, receive_watch, report, say
+
+SAME_SIGNAL = 1.0  # seconds in which a signal that comes again, over another way, is the same request
+GRACE = 3.0  # seconds from the second request to SIGKILL
+FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is started, and what is done when it fails."""
+
+    target: Callable[[], int]  # of a module, without closure
+    ranks: int
+    max_restarts: int
+    limit: float  # seconds without any progress that make a hang
+    reports: Path  # folder
+    preload: tuple[str, ...] = ()
+
+
+def launch(plan: Plan) -> int:
+    """0 when all ranks are done, the code of `config.endings` when they have saved and stopped, 2 for bad input, 1
+    when the restarts are used up, 128 + signal number after a second request to stop."""
+    return _Launcher(plan).run()
+
+
+@dataclass
+class _Requests:
+    """Signals that came, each with its time; a repetition within SAME_SIGNAL is left out."""
+
+    came: list[tuple[int, float]] = field(default_factory=list)
+    handled: int = 0
+
+    def add(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if not any(number == other and now - when < SAME_SIGNAL for other, when in self.came):
+            self.came.append((number, now))
+
+    @contextlib.contextmanager
+    def caught(self) -> Iterator[None]:
+        before = {number: signal.signal(number, self.add) for number in FORWARDED}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+class _Launcher:
+    def __init__(self, plan: Plan):
+        self.plan, self.requests = plan, _Requests()
+        if plan.ranks > 1:
+            os.environ.setdefault("OMP_NUM_THREADS", "1")  # as torchrun does: ranks share the cores
+        self.context = mp.get_context("forkserver")
+        self.context.set_forkserver_preload(list(plan.preload))
+
+    def run(self) -> int:
+        with self.requests.caught():
+            for attempt in range(self.plan.max_restarts + 1):
+                code, again = _Attempt(self, attempt).run()
+                if not again or self.requests.came or attempt == self.plan.max_restarts:
+                    break
+                left = self.plan.max_restarts - attempt - 1
+                say(f"starting again ({left} more restart{'s' if left != 1 else ''} allowed)")
+        return code
+
+
+class _Attempt:
+    """All ranks from one start to their ends."""
+
+    def __init__(self, launcher: _Launcher, number: int):
+        self.plan, self.requests, self.context = launcher.plan, launcher.requests, launcher.context
+        self.number = number
+        self.folder = Path(tempfile.mkdtemp(prefix="megascratch-ranks-", dir=memory_folder()))
+        self.processes: list[Any] = []
+        self.kill_at = float("inf")
+
+    def run(self) -> tuple[int, bool]:
+        """The exit code, and whether a new start may mend it."""
+        try:
+            self._start()
+            failure = self._watch()
+            return self._judge(failure)
+        finally:
+            end([process.pid for process in self.processes if process.exitcode is None])
+            for process in self.processes:
+                process.join()
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _start(self) -> None:
+        port = str(_free_port())
+        for rank in range(self.plan.ranks):
+            environment = {
+                **os.environ,
+                "RANK": str(rank), "LOCAL_RANK": str(rank), "GROUP_RANK": "0",
+                "WORLD_SIZE": str(self.plan.ranks), "LOCAL_WORLD_SIZE": str(self.plan.ranks),
+                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+                "TORCHELASTIC_RESTART_COUNT": str(self.number), FOLDER: str(self.folder),
+            }  # fmt: skip
+            process = self.context.Process(target=_be_rank, args=(self.plan.target, environment), daemon=True)
+            process.start()
+            self.processes.append(process)
+
+    def _watch(self) -> list[Seen] | None:
+        """Until all ranks have ended: None, or as they were seen when one failed."""
+        while True:
+            wait([process.sentinel for process in self.processes if process.exitcode is None], LOOK_EVERY)
+            self._pass_requests_on()
+            codes = self._codes()
+            if None not in codes.values() and len(set(codes.values())) == 1:
+                return None
+            bad = next((code for code in codes.values() if code is not None and code not in (0, *STOPS)), None)
+            if bad is not None:
+                return self._failed("an attempt ends with its first rank")
+            if hangs(look(self.folder, codes), self.plan.limit):
+                return self._failed(f"no progress for {self.plan.limit:g} s")
+            if None not in codes.values():
+                return look(self.folder, codes)
+
+    def _failed(self, reason: str) -> list[Seen]:
+        """Gives the others a moment to say why they end, reports, and leaves the rest to be ended."""
+        ends = time.monotonic() + OTHERS_END
+        while None in self._codes().values() and time.monotonic() < ends:
+            wait([process.sentinel for process in self.processes if process.exitcode is None], 0.05)
+        seen = look(self.folder, self._codes())
+        if not self._told_by_ranks(seen) and len(self.requests.came) < 2:
+            say(report(seen, self.folder, self.plan.reports / f"attempt_{self.number}.txt", reason))
+        return seen
+
+    def _judge(self, seen: list[Seen] | None) -> tuple[int, bool]:
+        if len(self.requests.came) > 1:
+            return 128 + self.requests.came[1][0], False
+        if seen is None:
+            code = self.processes[0].exitcode
+            return (FAILED if code < 0 else code), code not in (0, BAD_INPUT, *STOPS)
+        if self._told_by_ranks(seen):
+            return BAD_INPUT, False
+        return FAILED, True
+
+    def _told_by_ranks(self, seen: list[Seen]) -> bool:
+        """Whether a rank refused its input before any step: that needs no report, and no restart mends it."""
+        before = all(one.where is None or one.where.step == 0 for one in seen)
+        return before and any(one.code == BAD_INPUT for one in seen)
+
+    def _codes(self) -> dict[int, int | None]:
+        return {rank: process.exitcode for rank, process in enumerate(self.processes)}
+
+    def _pass_requests_on(self) -> None:
+        pids = [process.pid for process in self.processes if process.exitcode is None]
+        for number, _ in self.requests.came[self.requests.handled :]:
+            self.requests.handled += 1
+            if self.requests.handled == 2:
+                self.kill_at = time.monotonic() + GRACE
+            for pid in pids:
+                with contextlib.suppress(OSError):
+                    os.kill(pid, number)
+        if time.monotonic() > self.kill_at:
+            end(pids)
+
+
+def _be_rank(target: Callable[[], int], environment: dict[str, str]) -> None:
+    """In the new process."""
+    os.setsid()  # signals of the terminal go to the launcher, which passes them on once
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # no rank outlives launcher and fork server
+    os.environ.clear()  # the fork server's is older
+    os.environ.update(environment)
+    receive_watch()
+    sys.exit(target())
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])

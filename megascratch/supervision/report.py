@@ -1,0 +1,125 @@
+"""What was seen of each rank in, who is to blame and a report out; nothing is looked up here."""
+
+import signal
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from megascratch.parallel.whereabouts import Whereabouts
+
+ECHOES = (
+    "closed by peer", "another rank has ended", "Connection reset", "reset by peer", "timed out", "Timed out",
+    "no link from rank",
+)  # fmt: skip
+"""Words of an error that only says that some other rank is gone or silent."""
+
+
+LOST = -1000
+"""The exit code of a rank that ended without a word, where its parent alone knows more."""
+
+
+class Seen(NamedTuple):
+    """One rank from outside."""
+
+    rank: int
+    code: int | None  # its exit code, negative for a signal; None: it lives
+    state: str  # of the process, as in /proc: R, S, D, T (stopped) ...; "": unknown
+    still: float  # seconds since it last moved
+    where: Whereabouts | None  # None: it has said nothing yet
+
+    @property
+    def failed(self) -> bool:
+        """Ended by a signal, or with an error."""
+        return self.code is not None and self.code != 0
+
+    @property
+    def stopped(self) -> bool:
+        return self.code is None and self.state in ("T", "t")
+
+
+def hangs(seen: Sequence[Seen], limit: float) -> bool:
+    """Whether a rank that others wait for has not moved for `limit` seconds."""
+    return any(one.code is None and one.where is not None and one.where.judged and one.still > limit for one in seen)
+
+
+def culprits(seen: Sequence[Seen]) -> list[tuple[int, str]]:
+    """The ranks that began it, each with what it did; the first kind that fits anyone:
+    killed, ended with an error of its own, stopped, at work or asleep while others wait, longest in a communication.
+    """
+    kinds = (
+        [(one.rank, _signal(one.code)) for one in seen if one.code is not None and one.code < 0],
+        [(one.rank, _end(one)) for one in seen if one.failed and not _echo(one)],
+        [(one.rank, "is stopped (SIGSTOP)") for one in seen if one.stopped],
+        [(one.rank, "hangs in its own code, in no communication") for one in _alive(seen)
+         if one.where is None or not one.where.waits],
+    )  # fmt: skip
+    for found in kinds:
+        if found:
+            return found
+    alive = _alive(seen)
+    if not alive:
+        return [(one.rank, _end(one)) for one in seen if one.failed]
+    longest = max(alive, key=lambda one: one.still)
+    return [(longest.rank, "has waited longest; all wait, each for others")]
+
+
+def _alive(seen: Sequence[Seen]) -> list[Seen]:
+    return [one for one in seen if one.code is None]
+
+
+def _echo(one: Seen) -> bool:
+    """It ended because of another rank."""
+    return one.where is not None and any(word in one.where.error for word in ECHOES)
+
+
+def _signal(code: int) -> str:
+    if code == LOST:
+        return "died without a word (killed, or out of memory)"
+    try:
+        return f"was killed by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"was killed by signal {-code}"
+
+
+def _end(one: Seen) -> str:
+    told = f": {one.where.error}" if one.where is not None and one.where.error else ""
+    return f"ended with exit code {one.code}{told}"
+
+
+def headline(seen: Sequence[Seen]) -> str:
+    """One sentence: who, what, where."""
+    named = dict(culprits(seen))
+    whole = {one.rank: one for one in seen}
+    parts = [f"rank {rank} {what}, {place(whole[rank])}" for rank, what in named.items()]
+    return "; ".join(parts[:4]) + (f"; and {len(parts) - 4} more ranks" if len(parts) > 4 else "")
+
+
+def table(seen: Sequence[Seen]) -> list[str]:
+    """One line per rank: what it did, what it waited for, how it ended."""
+    to_blame = dict(culprits(seen))
+    return [f"{'->' if one.rank in to_blame else '  '} rank {one.rank}: {line(one)}" for one in seen]
+
+
+def place(one: Seen) -> str:
+    """Step and action."""
+    if one.where is None:
+        return "before it said anything"
+    if not one.where.step and not one.where.action:
+        return "before its first step"
+    return f"at step {one.where.step}" + (f", in {one.where.action}" if one.where.action else "")
+
+
+def line(one: Seen) -> str:
+    """A rank's row of the table."""
+    words = [place(one)]
+    where = one.where
+    if where is not None and where.waits:
+        words.append(f"waits for {where.awaited}")
+    if where is not None and where.background:
+        words.append(f"in the background waits for {where.background}")
+    if one.code is None:
+        words.append(f"since {one.still:.1f} s{'; stopped' if one.stopped else ''}")
+    elif one.code:
+        words.append(_signal(one.code) if one.code < 0 else _end(one))
+    else:
+        words.append("ended well")
+    return ", ".join(words)

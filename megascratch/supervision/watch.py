@@ -1,0 +1,96 @@
+"""Looks at the ranks of one machine from outside: what each does, where its code stands; and ends them.
+
+A rank helps with `receive_watch`: from then on SIGUSR2 makes it write the stacks of all its threads to
+{folder}/{rank}.stacks, even while it waits inside C++.
+"""
+
+import faulthandler
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from megascratch.parallel.whereabouts import FOLDER, read
+from megascratch.supervision.report import Seen, headline, table
+
+ASK_FOR_STACKS = signal.SIGUSR2
+SECONDS_FOR_STACKS = 0.4
+LOOK_EVERY = 0.1  # seconds
+OTHERS_END = 0.4  # seconds that the other ranks have to say why they end, after the first
+
+
+def receive_watch(folder: str | None = None) -> None:
+    """In a rank: opens the file of its stacks and answers the signal that asks for them."""
+    folder = folder or os.environ.get(FOLDER)
+    if folder is not None:
+        file = Path(folder, f"{os.environ.get('RANK', '0')}.stacks").open("w")  # noqa: SIM115 - for the rank's life
+        faulthandler.register(ASK_FOR_STACKS, file=file, all_threads=True, chain=False)
+
+
+def look(folder: Path, codes: Mapping[int, int | None]) -> list[Seen]:
+    """All ranks of `codes` (rank -> exit code, None: it lives) as they are now."""
+    known, now = {where.rank: where for where in read(folder)}, time.monotonic()
+    seen = []
+    for rank, code in sorted(codes.items()):
+        where = known.get(rank)
+        state = state_of(where.pid) if where is not None and code is None else ""
+        seen.append(Seen(rank, code, state, now - where.moved if where else 0.0, where))
+    return seen
+
+
+def state_of(pid: int) -> str:
+    """R, S, D, T, Z ... as Linux has it; "" where there is no such process or no /proc."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return ""
+
+
+def report(seen: Sequence[Seen], folder: Path, to: Path, reason: str) -> str:
+    """Takes the stacks of all that live, writes everything to the file `to`, and returns the part for the console."""
+    stacks = take_stacks(seen, folder)
+    said = [f"{headline(seen)} ({reason})", *table(seen)]
+    with suppress(OSError):  # the console has the essential
+        to.parent.mkdir(parents=True, exist_ok=True)
+        text = [f"---- rank {rank}, most recent call first\n{stack}" for rank, stack in stacks.items()]
+        to.write_text("\n".join([*said, "", *text]))
+        said.append(f"   the stacks of all threads: {to}")
+    return "\n".join(said)
+
+
+def take_stacks(seen: Sequence[Seen], folder: Path) -> dict[int, str]:
+    """Of every rank that lives, is not stopped and answers, by rank."""
+    asked = {one.rank: folder / f"{one.rank}.stacks" for one in seen
+             if one.code is None and not one.stopped and one.where is not None and not one.where.ended}  # fmt: skip
+    asked = {rank: file for rank, file in asked.items() if file.exists()}  # else the signal would end it
+    pids = {one.rank: one.where.pid for one in seen if one.where is not None}
+    for rank in asked:
+        with suppress(OSError):
+            os.kill(pids[rank], ASK_FOR_STACKS)
+    ends = time.monotonic() + SECONDS_FOR_STACKS
+    while time.monotonic() < ends and not all(file.stat().st_size for file in asked.values()):
+        time.sleep(0.02)
+    if asked:
+        time.sleep(0.05)  # the last ones may still be writing
+    return {rank: file.read_text(errors="replace") for rank, file in asked.items()}
+
+
+def end(pids: Sequence[int]) -> None:
+    """SIGKILL ends a stopped process, too; nothing is lost by it, since a checkpoint appears whole or not at all."""
+    for pid in pids:
+        with suppress(OSError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def say(text: str) -> None:
+    """To the error stream, in one piece."""
+    print(f"megascratch supervisor: {text}", file=sys.stderr, flush=True)
+
+
+def memory_folder() -> str:
+    """A folder in memory, where there is one: ranks write there many times a second."""
+    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else tempfile.gettempdir()

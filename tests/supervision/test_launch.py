@@ -1,0 +1,181 @@
+"""Ranks that die, hang or stand still are named, ended and started again, and the weights are those of a run that
+nothing disturbed; a run that ends says by its code what to do next.
+"""
+
+import json
+import os
+import signal
+import threading
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from megascratch.commands import main
+from megascratch.config import endings
+from megascratch.faults import VARIABLE
+from megascratch.parallel.whereabouts import at_step, doing, judge, waiting
+from megascratch.supervision.launch import GRACE, Plan, launch
+
+SMALL = [
+    *("--num-layers", "2", "--hidden-size", "32", "--num-attention-heads", "4", "--vocab-size", "61"),
+    *("--make-vocab-size-divisible-by", "8", "--seq-length", "16", "--global-batch-size", "4", "--lr", "0.01"),
+    *("--train-iters", "8", "--save-interval", "2", "--eval-interval", "0", "--log-interval", "1", "--device", "cpu"),
+    "--mock-data",
+]
+DP2 = ["--data-parallel-size", "2", "--use-distributed-optimizer", "--nproc-per-node", "2"]
+
+
+def train(folder: Path, *words: str) -> int:
+    return main(["pretrain", *SMALL, "--output-dir", str(folder), *words])
+
+
+def weights(folder: Path, step: int = 8) -> dict[str, bytes]:
+    files = (folder / "checkpoints" / f"step_{step:08}").glob("*.safetensors")
+    return {file.name: file.read_bytes() for file in files}
+
+
+FAULTS = {
+    "forward.begin:1:3:kill": "rank 1 was killed by SIGKILL, at step 2, in F",
+    "step.begin:0:2:raise": "rank 0 ended with exit code 1: FaultError: fault point step.begin",
+    "gradient.finish:0:3:hang": "rank 0 hangs in its own code, in no communication, at step ",
+    "optimizer.step:1:2:stop": "rank 1 is stopped (SIGSTOP), at step ",
+    "collective.wait:1:9:exit": "rank 1 ended with exit code 70",
+}  # each in the attempt of its place: (where, what the report says)
+
+
+def fail_and_go_on(folder: Path, monkeypatch, faults: list[str], seconds: float) -> None:
+    """The run fails in every attempt as `faults` says, is reported so, and ends with the weights of a calm one."""
+    assert train(folder / "calm", *DP2) == 0
+    assert not (folder / "calm" / "faults").exists()
+    monkeypatch.setenv(VARIABLE, ",".join(f"{fault}:{attempt}" for attempt, fault in enumerate(faults)))
+    restarts = ["--max-restarts", str(len(faults)), "--distributed-timeout-minutes", str(seconds / 60)]
+    assert train(folder / "wild", *DP2, *restarts) == 0
+    for attempt, fault in enumerate(faults):
+        report = (folder / "wild" / "faults" / f"attempt_{attempt}.txt").read_text()
+        assert report.startswith(FAULTS[fault]), f"attempt {attempt}: {report[:300]}"
+        if "hangs" in FAULTS[fault]:
+            assert "in fault_point" in report and "in finish" in report, "the stack of the rank that hangs"
+    assert weights(folder / "wild") == weights(folder / "calm") != {}
+
+
+def test_a_run_whose_ranks_die_ends_with_the_weights_of_the_undisturbed_one(tmp_path, monkeypatch):
+    fail_and_go_on(tmp_path, monkeypatch, list(FAULTS)[:2], 60)
+
+
+@pytest.mark.deep
+def test_a_run_that_fails_in_every_way_ends_with_the_weights_of_the_undisturbed_one(tmp_path, monkeypatch):
+    fail_and_go_on(tmp_path, monkeypatch, list(FAULTS), 8)
+
+
+def test_without_restarts_a_failure_is_code_1_and_bad_input_is_never_tried_again(tmp_path, monkeypatch):
+    monkeypatch.setenv(VARIABLE, "step.begin:0:1:kill:*")
+    assert train(tmp_path, *DP2) == endings.FAILED
+    (tmp_path / "blocked").write_text("a file where the checkpoints should be")
+    monkeypatch.delenv(VARIABLE)
+    assert train(tmp_path / "other", *DP2, "--max-restarts", "3", "--load", str(tmp_path / "blocked")) == 2
+    assert not (tmp_path / "other" / "faults").exists()
+
+
+def test_a_run_goes_on_with_fewer_ranks_and_the_same_batch(tmp_path, capfd):
+    batch = SMALL.index("--global-batch-size")
+    free = SMALL[:batch] + SMALL[batch + 2 :]
+    run = partial(main, ["pretrain", *free, "--output-dir", str(tmp_path), "--auto-resume"])
+    assert train(tmp_path, *DP2, "--exit-interval", "4") == endings.EXIT_INTERVAL
+    assert run() == 0
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["consumed_samples"] for row in rows if "loss" in row] == [4 * step for step in range(1, 9)]
+    capfd.readouterr()
+    assert main(["pretrain", *free, "--output-dir", str(tmp_path), "--auto-resume", "--micro-batch-size", "3"]) == 2
+    assert "global-batch-size (4) must divide by" in capfd.readouterr().err
+
+
+# ---- the launcher alone, with ranks that only pretend ----------------------------------------------------------
+
+
+def pretend(codes: list[int], folder: str) -> int:
+    rank, attempt = int(os.environ["RANK"]), int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+    Path(folder, f"{attempt}.{rank}").touch()
+    return codes[rank]
+
+
+def obey(number: int, code: int, folder: str) -> int:
+    """Ends with `code` at the first signal `number`."""
+    came = threading.Event()
+    signal.signal(number, lambda *_: came.set())
+    Path(folder, os.environ["RANK"]).touch()
+    came.wait(30)
+    return code
+
+
+def deaf(folder: str) -> int:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    Path(folder, os.environ["RANK"]).touch()
+    time.sleep(60)
+    return 0
+
+
+def wait_for_the_other(action: str) -> int:
+    """Rank 0 waits in a communication, rank 1 does not come."""
+    judge(), at_step(7)
+    if os.environ["RANK"] == "0":
+        with waiting("all_reduce over dp", 3, (0, 1)):
+            time.sleep(60)
+    doing("F3")
+    if action == "stop":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    time.sleep(60)
+    return 0
+
+
+def plan(target, tmp_path: Path, max_restarts: int = 0, limit: float = 60.0) -> Plan:
+    return Plan(target, ranks=2, max_restarts=max_restarts, limit=limit, reports=tmp_path / "faults")
+
+
+@pytest.mark.parametrize(
+    ("action", "told"), [("stop", "is stopped (SIGSTOP)"), ("hang", "hangs in its own code, in no communication")]
+)
+def test_a_rank_that_keeps_others_waiting_is_named_with_its_action_and_all_are_ended(tmp_path, action, told):
+    assert launch(plan(partial(wait_for_the_other, action), tmp_path, limit=1.0)) == endings.FAILED
+    report = (tmp_path / "faults" / "attempt_0.txt").read_text()
+    assert report.startswith(f"rank 1 {told}, at step 7, in F3 (no progress for 1 s)")
+    assert "   rank 0: at step 7, waits for all_reduce over dp number 3 (ranks 0 1), since " in report
+    assert report.count("in wait_for_the_other") == (1 if action == "stop" else 2), "stacks of all that answer"
+
+
+@pytest.mark.parametrize(
+    ("codes", "code", "starts"),
+    [([0, 0], 0, 1), ([83, 83], 83, 1), ([82, 82], 82, 1), ([0, 1], 1, 3), ([2, 2], 2, 1), ([0, 70], 1, 3)],
+)
+def test_the_ranks_codes_decide_the_run_s_code_and_whether_it_starts_again(tmp_path, codes, code, starts):
+    assert launch(plan(partial(pretend, codes, str(tmp_path)), tmp_path, max_restarts=2)) == code
+    assert len(list(tmp_path.glob("*.0"))) == starts
+
+
+def after_all_listen(folder: Path, *signals: int, pause: float = 0.0) -> threading.Thread:
+    def send() -> None:
+        while len([path for path in folder.iterdir() if path.name.isdigit()]) < 2:
+            time.sleep(0.02)
+        for number in signals:
+            os.kill(os.getpid(), number)
+            time.sleep(pause)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    return thread
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_request_reaches_every_rank_once_and_is_never_a_reason_to_start_again(tmp_path, number):
+    sender = after_all_listen(tmp_path, number, number)
+    assert launch(plan(partial(obey, number, 83, str(tmp_path)), tmp_path, max_restarts=5)) == 83
+    sender.join()
+
+
+def test_a_second_request_ends_ranks_that_do_not_listen(tmp_path):
+    sender = after_all_listen(tmp_path, signal.SIGTERM, signal.SIGINT, pause=0.1)
+    assert launch(plan(partial(deaf, str(tmp_path)), tmp_path, max_restarts=5)) == 128 + signal.SIGINT
+    sender.join()
+    assert GRACE < 5 and not (tmp_path / "faults").exists()
