@@ -49,7 +49,6 @@ def _parallel(now: dict[str, Any], world_size: int) -> dict[str, Any]:
         "microbatch_group_size_per_virtual_pipeline_stage": pp,
         "recompute_method": "uniform" if now["recompute_granularity"] == "full" else None,
         "recompute_num_layers": 1 if now["recompute_granularity"] == "full" else None,
-        "ddp_bucket_size": max(40_000_000, 1_000_000 * copies) if copies else None,
         "distributed_backend": {"cpu": "gloo", "cuda": "nccl", None: None}[now["device"]],
     }
 

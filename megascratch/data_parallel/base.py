@@ -19,7 +19,7 @@ from megascratch.config.settings import OptimConfig, ParallelConfig
 from megascratch.data_parallel.buckets import Bucket, Buckets
 from megascratch.data_parallel.owned import Owned, first_elements
 from megascratch.data_parallel.partial import PartialSums, partial_runs
-from megascratch.data_parallel.plan import Entry, Place, plan_buckets
+from megascratch.data_parallel.plan import Entry, Place, plan_buckets, usual_bucket_size
 from megascratch.data_parallel.update import Update
 from megascratch.faults import fault_point
 from megascratch.optim.norm import GlobalNorm
@@ -27,8 +27,6 @@ from megascratch.parallel.collectives import Pending, all_gather_objects, start_
 from megascratch.parallel.held import Held, box_view, pieces_in_range
 from megascratch.parallel.mesh import Axis, Mesh
 from megascratch.parallel.shard import Piece, Shard
-
-DEFAULT_BUCKET_SIZE = 40_000_000
 
 
 class DataParallel(ABC):
@@ -48,7 +46,8 @@ class DataParallel(ABC):
         """
         self.shards, self.mesh = shards, mesh
         tied = set().union(*all_gather_objects({shard.tied for shard in shards.values() if shard.tied}, mesh.embedding))
-        size = parallel.ddp_bucket_size or DEFAULT_BUCKET_SIZE
+        weights = sum(weight.numel() for chunk in chunks for weight in chunk.parameters())
+        size = parallel.ddp_bucket_size or usual_bucket_size(weights, mesh.data.size)
         overlap = parallel.overlap_grad_reduce and mesh.data.size > 1
         self.chunks = [Buckets(self._buckets(chunk, tied, size), self._reduce, overlap) for chunk in chunks]
         ranges = [(bucket, *self._range(bucket)) for chunk in self.chunks for bucket in chunk.buckets]

@@ -40,6 +40,12 @@ class Plan(NamedTuple):
     alone: bool
 
 
+def usual_bucket_size(weights: int, data_ranks: int) -> int:
+    """Elements: an eighth of a rank's weights, so that most reductions run beside the backward of the rest, but no
+    fewer than 1 M, where latency would count, and no more than Megatron-LM's max(40 M, 1 M x ranks)."""
+    return min(max(weights // 8, 1_000_000), max(40_000_000, 1_000_000 * data_ranks))
+
+
 def plan_buckets(entries: Sequence[Entry], bucket_size: int, data_ranks: int) -> list[Plan]:
     """Cuts `entries` (in order of registration) into buckets of about `bucket_size` elements, last parameters first,
     because backward reaches them first; those that stand alone come at the end."""

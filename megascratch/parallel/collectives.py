@@ -12,6 +12,7 @@ arXiv 2205.05198, section 4.2.) On an axis of size 1 everything returns its inpu
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
@@ -49,6 +50,13 @@ def reason(error: RuntimeError) -> str:
     return text
 
 
+class Work(Protocol):
+    """Something under way, as torch has it."""
+
+    def wait(self) -> object:
+        """Until it has ended."""
+
+
 class Pending:
     """A collective under way; `wait` returns its result, after `finish` where something is left to do by then."""
 
@@ -56,7 +64,7 @@ class Pending:
         self,
         operation: str,
         axis: Axis,
-        work: dist.Work | None,
+        work: Work | None,
         result: Tensor,
         finish: Callable[[], object] | None = None,
     ):
@@ -78,7 +86,7 @@ class Pending:
         return self.result
 
 
-def _start(operation: str, axis: Axis, result: Tensor, launch: Callable[..., dist.Work | None]) -> Pending:
+def _start(operation: str, axis: Axis, result: Tensor, launch: Callable[..., Work | None]) -> Pending:
     fault_point("collective.start")
     with named(operation, axis.name, axis.rank, axis.size):
         return Pending(operation, axis, launch(group=axis.group, async_op=True), result)
@@ -130,7 +138,30 @@ def start_all_gather(x: Tensor, axis: Axis, out: Tensor | None = None) -> Pendin
     out = x.new_empty((axis.size * x.shape[0], *x.shape[1:])) if out is None else out
     if _is_exchanged(out, _EXCHANGED_GATHER):
         return _start_exchange("all_gather", axis, out, _for_each_rank(x, axis))
+    if x.device.type == "cpu":
+        return _start("all_gather", axis, out, lambda **how: _Messages(x, axis, out))
     return _start("all_gather", axis, out, lambda **how: _all_gather_single(out, x, **how))
+
+
+class _Messages:
+    """A long all-gather: each rank's piece goes straight to its place on every other. gloo's own fills memory of its
+    own and copies from there."""
+
+    def __init__(self, x: Tensor, axis: Axis, out: Tensor):
+        pieces = out.chunk(axis.size)
+        mine = pieces[axis.rank]
+        if mine.data_ptr() != x.data_ptr():
+            mine.copy_(x)
+        self.works: list[dist.Work | None] = []
+        for distance in range(1, axis.size):
+            target, source = (axis.rank + distance) % axis.size, (axis.rank - distance) % axis.size
+            self.works.append(dist.irecv(pieces[source], axis.ranks[source], group=axis.group))
+            self.works.append(dist.isend(mine, axis.ranks[target], group=axis.group))
+
+    def wait(self) -> None:
+        for work in self.works:
+            if work is not None:
+                work.wait()
 
 
 def start_reduce_scatter(x: Tensor, axis: Axis, out: Tensor | None = None) -> Pending:

@@ -5,10 +5,19 @@ import torch
 import torch.distributed as dist
 
 from megascratch.config.errors import UserError
-from megascratch.parallel.collectives import all_gather, all_reduce, gather_from, reduce_scatter, reduce_scatter_to
+from megascratch.parallel.collectives import (
+    all_gather,
+    all_reduce,
+    gather_from,
+    reduce_scatter,
+    reduce_scatter_to,
+    start_all_gather,
+)
 from megascratch.parallel.grid import Grid
 from megascratch.parallel.mesh import Axis, Mesh
-from tests.pool import on_ranks
+from tests.pool import mesh_of, on_ranks
+
+LONG = 6 * 2**18  # elements of 8 bytes
 
 
 def _sum_over_each_axis(grid: Grid) -> dict[str, tuple[float, tuple[int, ...]]]:
@@ -99,3 +108,20 @@ def _wrong_world() -> str:
 
 def test_a_world_that_does_not_fit_is_refused_with_the_numbers():
     assert all("start 4 processes" in text for text in on_ranks(2, _wrong_world))
+
+
+def _long_gathers(world: int) -> list[bool]:
+    """On a rank: two at once, the second from its own place in the result."""
+    axis, n = mesh_of(dp=world).data, LONG // world
+    wanted = torch.arange(world).repeat_interleave(n)
+    first = start_all_gather(torch.full((n,), axis.rank), axis)
+    out = torch.full((world * n,), -1)
+    out[axis.rank * n : (axis.rank + 1) * n] = axis.rank + 7
+    second = start_all_gather(out[axis.rank * n : (axis.rank + 1) * n], axis, out)
+    return [torch.equal(first.wait(), wanted), torch.equal(second.wait(), wanted + 7)]
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_a_long_gather_brings_every_piece_to_its_place(world):
+    """Longer than those that are exchanged at once."""
+    assert on_ranks(world, _long_gathers, world) == [[True, True]] * world
