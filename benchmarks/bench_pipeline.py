@@ -5,7 +5,7 @@
 Both sides have the same layers on the same ranks, the same micro-batches, one thread per rank, gloo, fp32, and step in
 turn in the same processes: forward, backward, clipping by the global norm, AdamW. Memory is what a rank's resident set
 grew to above its start, measured in processes of their own. `of the played` is the pipeline part of our step beside the
-same schedule as the simulator plays it with the median times of its actions.
+same schedule as the simulator plays it with the mean times of its actions.
 """
 
 import argparse

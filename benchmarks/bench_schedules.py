@@ -1,4 +1,4 @@
-"""The simulator beside real runs: each schedule on real ranks, and played with the median times of its own actions.
+"""The simulator beside real runs: each schedule on real ranks, and played with the mean times of its own actions.
 
     python benchmarks/bench_schedules.py                     # stages that sleep: any number of ranks on any machine
     python benchmarks/bench_schedules.py --model --ranks 2   # the 25 M Llama: needs a core per rank
@@ -95,7 +95,7 @@ def asleep(work: Work, steps: int) -> list[Trace]:
     for _ in range(steps):
         recorder = Recorder(mesh.pp, mesh.device)
         run(orders[mesh.pp.rank], stages, mesh.links, batches, SPEC, placement=placement, recorder=recorder)
-        traces.append(Trace.of(orders, placement, all_gather_objects(recorder.spans(), mesh.pp)))
+        traces.append(Trace.of(orders, placement, all_gather_objects(recorder.notes(), mesh.pp)))
     return traces[1:]
 
 

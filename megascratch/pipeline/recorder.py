@@ -4,7 +4,9 @@ timed.
 On CUDA the marks are events on the rank's stream, so they tell when the GPU worked, not when the work was asked for.
 """
 
+from collections.abc import Mapping, Sequence
 from time import perf_counter
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -14,7 +16,15 @@ from megascratch.parallel.mesh import Axis
 from megascratch.pipeline.play import Span
 from megascratch.pipeline.schedule import Action
 
+Mark = float | torch.cuda.Event
 ROUNDS = 8  # questions to the first rank's clock, of which the fastest answer counts
+
+
+class Notes(NamedTuple):
+    """One step of one rank, in seconds of the first rank's clock."""
+
+    spans: Sequence[Span]
+    waits: Mapping[Action, float]  # receive -> seconds for which the rank stood still until its message was there
 
 
 class Silent:
@@ -40,8 +50,9 @@ class Recorder(Silent):
     def __init__(self, pp: Axis, device: torch.device):
         self.cuda = device.type == "cuda"
         self.current = Action("F", 0)
-        self.begun: dict[Action, float | torch.cuda.Event] = {}  # in the order in which it happened
-        self.ended: dict[Action, float | torch.cuda.Event] = {}
+        self.begun: dict[Action, Mark] = {}  # in the order in which it happened
+        self.ended: dict[Action, Mark] = {}
+        self.turned: dict[Action, Mark] = {}  # receive -> when its action began to wait for it
         self.lead = clock_lead(pp, device)
         barrier(pp)
         self.zero, self.zero_mark = perf_counter(), self._now()
@@ -51,10 +62,15 @@ class Recorder(Silent):
         self.begun[action] = self._now()
 
     def arrived(self, receive: Action) -> None:
+        self.turned[receive] = self.begun[self.current]
         self.ended[receive] = self.begun[self.current] = self._now()
 
     def ends(self, action: Action) -> None:
         self.ended[action] = self._now()
+
+    def notes(self) -> Notes:
+        """What this rank did, to be sent to the others."""
+        return Notes(self.spans(), self.waits())
 
     def spans(self) -> list[Span]:
         """What happened, in its order, in seconds of the first rank's clock. Compute starts when its input is there; a
@@ -62,14 +78,19 @@ class Recorder(Silent):
         return [Span(action, self._seconds(begun), self._seconds(self.ended[action]))
                 for action, begun in self.begun.items()]  # fmt: skip
 
-    def _now(self) -> float | torch.cuda.Event:
+    def waits(self) -> dict[Action, float]:
+        """As `Notes` has them."""
+        return {receive: self._seconds(self.ended[receive]) - self._seconds(turned)
+                for receive, turned in self.turned.items()}  # fmt: skip
+
+    def _now(self) -> Mark:
         if not self.cuda:
             return perf_counter()
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
 
-    def _seconds(self, mark: float | torch.cuda.Event) -> float:
+    def _seconds(self, mark: Mark) -> float:
         if isinstance(mark, float):
             return mark - self.lead
         assert isinstance(self.zero_mark, torch.cuda.Event)

@@ -1,15 +1,19 @@
 """What all ranks did in one step in, beside it the same orders as the simulator plays them with the measured times."""
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import zip_longest
-from statistics import median
+from statistics import fmean, median
 
 from megascratch.pipeline.passes import LinkKey, Orders, link_of
 from megascratch.pipeline.play import Span, Timeline, play
+from megascratch.pipeline.recorder import Notes
 from megascratch.pipeline.schedule import COMPUTE, Action, Placement
 from megascratch.pipeline.times import Times, cost_of
+
+STOOD_STILL = 1e-4  # seconds: a message that is there already is taken in less
 
 
 @dataclass(frozen=True)
@@ -19,10 +23,12 @@ class Trace:
     orders: Orders  # as compiled
     placement: Placement
     happened: Timeline  # from the first start of any rank on
+    waits: Sequence[Mapping[Action, float]]  # of each rank: receive -> seconds for which it stood still
 
     @classmethod
-    def of(cls, orders: Orders, placement: Placement, spans: Sequence[Sequence[Span]]) -> "Trace":
-        """`spans`: `Recorder.spans` of each rank. A send ends when its receiver has it."""
+    def of(cls, orders: Orders, placement: Placement, ranks: Sequence[Notes]) -> "Trace":
+        """`ranks`: `Recorder.notes` of each. A send ends when its receiver has it."""
+        spans = [notes.spans for notes in ranks]
         zero = min(span.start for of_rank in spans for span in of_rank)
         got = {(rank, span.action): span.end for rank, of_rank in enumerate(spans) for span in of_rank}
 
@@ -32,7 +38,7 @@ class Trace:
 
         shifted = [[Span(s.action, s.start - zero, end(rank, s) - zero) for s in of_rank]
                    for rank, of_rank in enumerate(spans)]  # fmt: skip
-        return cls(orders, placement, Timeline(shifted))
+        return cls(orders, placement, Timeline(shifted), [notes.waits for notes in ranks])
 
     @cached_property
     def played(self) -> Timeline:
@@ -49,20 +55,21 @@ class Trace:
 
     @cached_property
     def typical(self) -> Timeline:
-        """Each action takes what is usual on its virtual stage: as `schedule play --times` shows it."""
+        """Each action takes what its kind took on its virtual stage: as `schedule play --times` shows it."""
         return play(self.orders, cost_of(self.times, self.placement), self.placement)
 
     @cached_property
     def times(self) -> list[Times]:
-        """Medians in seconds, a row per virtual stage. A backward that ran in one piece stands under B with W = 0."""
+        """Means in seconds, a row per virtual stage: so a rank computes as long as it did. A backward that ran in one
+        piece stands under B with W = 0."""
         links, rows = self._transfers(), []
         for virtual in range(self.placement.stages):
             rank, chunk = self.placement.place(virtual)
             of_stage = [span for span in self.happened.spans[rank] if span.action.chunk == chunk]
             took = {op: [s.end - s.start for s in of_stage if s.action.op == op] for op in COMPUTE}
             sent = [links[link_of(rank, s.action, self.placement)] for s in of_stage if s.action.op in ("SF", "SB")]
-            rows.append(Times(median(took["F"]), median(took["I"] or took["B"]), median(took["W"] or [0.0]),
-                              median(sent or [0.0])))  # fmt: skip
+            rows.append(Times(fmean(took["F"]), fmean(took["I"] or took["B"]), fmean(took["W"] or [0.0]),
+                              fmean(sent or [0.0])))  # fmt: skip
         return rows
 
     @property
@@ -79,13 +86,17 @@ class Trace:
         return [(rank, *span) for rank, spans in enumerate(self.happened.spans) for span in spans]
 
     def _transfers(self) -> dict[LinkKey, float]:
-        """Of each link the time of its fastest message, from the moment both ends were ready: when a message came
-        that nobody waited for is not known, only when it was looked at."""
+        """Of each link the median time of a message from the moment both ends were ready, over those whose receiver
+        stood and waited. When another one came is not known, only when it was looked at: where there are no others,
+        the fastest of them."""
         ready = {(rank, action): start for rank, action, start, _ in self._spans()}
-        took: dict[LinkKey, float] = {}
+        awaited: dict[LinkKey, list[float]] = defaultdict(list)
+        looked_at: dict[LinkKey, list[float]] = defaultdict(list)
         for rank, action, start, end in self._spans():
             if action.op in ("RF", "RB"):
                 link = link_of(rank, action, self.placement)
                 sent = ready.get(self.placement.other_end(rank, action), start)
-                took[link] = min(took.get(link, float("inf")), max(0.0, end - max(start, sent)))
-        return took
+                kind = awaited if self.waits[rank].get(action, 0.0) > STOOD_STILL else looked_at
+                kind[link].append(max(0.0, end - max(start, sent)))
+        return {link: median(awaited[link]) if awaited[link] else min(looked_at[link])
+                for link in {*awaited, *looked_at}}  # fmt: skip

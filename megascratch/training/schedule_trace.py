@@ -1,7 +1,7 @@
 """One step of the run under the clock: a picture of what happened over what the simulator plays, the times, the spans.
 
     schedule_step_5.svg    both timelines
-    schedule_step_5.csv    median times of each virtual stage, for `megascratch schedule play --times`
+    schedule_step_5.csv    mean times of each virtual stage, for `megascratch schedule play --times`
     schedule_step_5.json   every span of every rank, and the figures
 """
 
@@ -21,8 +21,8 @@ from megascratch.training.trainer import Trainer
 
 def gather(trainer: Trainer, recorder: Recorder, microbatches: int) -> Trace:
     """The step of this rank's pipeline; called by all of its ranks."""
-    spans = all_gather_objects(recorder.spans(), trainer.mesh.pp)
-    return Trace.of(trainer.orders(microbatches), trainer.placement, spans)
+    notes = all_gather_objects(recorder.notes(), trainer.mesh.pp)
+    return Trace.of(trainer.orders(microbatches), trainer.placement, notes)
 
 
 def write(trace: Trace, parallel: ParallelConfig, step: int, seconds: float, folder: str) -> str:
@@ -40,7 +40,7 @@ def write(trace: Trace, parallel: ParallelConfig, step: int, seconds: float, fol
         f"schedule of step {step}: {again[0]}, {trace.disorder or 'all actions in the compiled order'}",
         f"  happened                           {_figures(trace.happened)}, of a step of {seconds:.4g} s",
         f"  played, each action with its time  {_figures(trace.played)}: {_beside(trace.happened, trace.played)}",
-        f"  played, median times               {_figures(trace.typical)}: {_beside(trace.happened, trace.typical)}",
+        f"  played, mean times                 {_figures(trace.typical)}: {_beside(trace.happened, trace.typical)}",
         f"  picture {picture} | spans {spans} | again: megascratch schedule play {' '.join(again)} --times {times}",
     ])  # fmt: skip
 
@@ -54,7 +54,7 @@ def _beside(happened: Timeline, played: Timeline) -> str:
 
 
 def _answer(trace: Trace, schedule: str, step: int, seconds: float) -> dict[str, Any]:
-    timelines = {"happened": trace.happened, "played": trace.played, "played_with_medians": trace.typical}
+    timelines = {"happened": trace.happened, "played": trace.played, "played_with_means": trace.typical}
     return {
         "schedule": schedule,
         "step": step,

@@ -11,7 +11,7 @@ from megascratch.parallel.collectives import all_gather_objects
 from megascratch.pipeline import recorder as recorders
 from megascratch.pipeline.passes import compile_order, done_as, need, placement_of
 from megascratch.pipeline.play import Span, play
-from megascratch.pipeline.recorder import Recorder, clock_lead
+from megascratch.pipeline.recorder import Notes, Recorder, clock_lead
 from megascratch.pipeline.runtime import TensorSpec, run
 from megascratch.pipeline.schedule import COMPUTE, Action
 from megascratch.pipeline.stage import Stage
@@ -46,7 +46,7 @@ def traced(schedule: str, ranks: int, microbatches: int, chunks: int) -> Trace:
     recorder.lead = 0.0  # these ranks really have one clock
     run(orders[mesh.pp.rank], stages, mesh.links, [torch.ones(2)] * microbatches, SPEC, placement=placement,
         recorder=recorder)  # fmt: skip
-    return Trace.of(orders, placement, all_gather_objects(recorder.spans(), mesh.pp))
+    return Trace.of(orders, placement, all_gather_objects(recorder.notes(), mesh.pp))
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
@@ -76,13 +76,26 @@ def test_a_step_that_went_as_simulated_is_played_back_as_it_went(schedule):
     split = any(action.op == "I" for order in orders for action in order)
     times = [Times(1 + 0.1 * v, 2 + 0.2 * v, 1.5 * split, 0.25) for v in range(placement.stages)]
     simulated = play(orders, cost_of(times, placement), placement)
-    late = [[Span(s.action, s.start + 9, s.end + 9) for s in spans] for spans in simulated.spans]
+    late = [Notes([Span(s.action, s.start + 9, s.end + 9) for s in spans], {}) for spans in simulated.spans]
     trace = Trace.of(orders, placement, late)
     assert trace.disorder is None
     for timeline in (trace.happened, trace.played, trace.typical):
         assert timeline.total == pytest.approx(simulated.total)
         assert timeline.bubble_rate == pytest.approx(simulated.bubble_rate)
     assert all(found[:3] == pytest.approx(wanted[:3]) for found, wanted in zip(trace.times, times, strict=True))
+
+
+def test_a_message_takes_what_those_took_that_a_rank_stood_still_for():
+    """Three forwards: the second message lay there for 5 units, until it was looked at."""
+    first = [Span(Action(op, m), 2.0 * m + (op == "SF"), 2.0 * m + 1) for m in range(3) for op in ("F", "SF")]
+    ends = {0: 1.5, 1: 8.0, 2: 9.0}
+    second = [Span(Action("RF", m), 0.0, ends[m]) for m in range(3)]
+    second += [Span(Action("F", m), ends[m], ends[m] + 1) for m in range(3)]
+    orders = [[span.action for span in spans] for spans in (first, second)]
+    waits = {Action("RF", 0): 1.5, Action("RF", 1): 0.0, Action("RF", 2): 0.0}
+    trace = Trace.of(orders, placement_of("1f1b", 2), [Notes(first, {}), Notes(second, waits)])
+    assert list(trace._transfers().values()) == [0.5]
+    assert [span.end for span in trace.played.spans[1] if span.action.op == "F"] == [2.5, 3.5, 4.5]
 
 
 def test_times_are_read_as_they_are_written(tmp_path):
@@ -100,7 +113,7 @@ def test_times_are_read_as_they_are_written(tmp_path):
 def test_the_first_action_out_of_order_is_named(change, told):
     orders = compile_order("1f1b", 2, 2)
     spans = play(orders, lambda rank, action: 1.0).spans
-    trace = Trace.of(orders, placement_of("1f1b", 2), [spans[0], change(spans[1])])
+    trace = Trace.of(orders, placement_of("1f1b", 2), [Notes(spans[0], {}), Notes(change(spans[1]), {})])
     assert trace.disorder == told
 
 

@@ -207,7 +207,7 @@ def test_a_traced_step_is_told_drawn_and_can_be_played_again(tmp_path, capsys):
     played = json.loads(capsys.readouterr().out)["nonblocking"]["total"]
     found = json.loads((tmp_path / "schedule_step_5.json").read_text())
     assert [span["action"] for span in found["spans"]] == [f"{op}{m}" for m in range(4) for op in "FB"]
-    assert played == pytest.approx(found["played_with_medians"]["seconds"]) and found["disorder"] is None
+    assert played == pytest.approx(found["played_with_means"]["seconds"]) and found["disorder"] is None
     assert found["played"]["seconds"] <= found["happened"]["seconds"] <= found["step_seconds"]
     assert "as it happened" in (tmp_path / "schedule_step_5.svg").read_text()
 
