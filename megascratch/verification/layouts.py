@@ -15,6 +15,8 @@ from megascratch.config.errors import SettingError, UserError
 from megascratch.config.fields import HINTS, flag, flat, with_fields
 from megascratch.config.laws import validate
 from megascratch.config.settings import Config, ParallelConfig
+from megascratch.pipeline.schedule import Placement
+from megascratch.verification.own_order import own_order_file
 from megascratch.verification.shrink import shrunk
 
 Values = dict[str, Any]
@@ -104,7 +106,7 @@ def random_layouts(
     for _ in range(TRIES * number):
         if len(cases) == number:
             break
-        layout, extra = _drawn(stream, max_world, given, full_size)
+        layout, extra = _drawn(stream, max_world, fixed, given, full_size)
         case = _case(config, layout, extra, fixed, max_world, full_size)
         if case is not None:
             cases.setdefault(case.name, case)
@@ -131,7 +133,9 @@ def _sized(tp: int, pp: int, dp: int) -> dict[str, list]:
     return dict(zip(SIZES, ([tp], [pp], [dp]), strict=True))
 
 
-def _drawn(stream: random.Random, max_world: int, given: Collection[str], full_size: bool) -> tuple[Values, Values]:
+def _drawn(
+    stream: random.Random, max_world: int, fixed: Collection[str], given: Collection[str], full_size: bool
+) -> tuple[Values, Values]:
     """(layout and batch, other settings) by chance; maybe illegal."""
     tp, pp, dp = stream.choice(list(_sizes(max_world)))
     schedule, chunks, micro = stream.choice(SCHEDULES), stream.choice((1, 2)), stream.choice((1, 2))
@@ -144,6 +148,10 @@ def _drawn(stream: random.Random, max_world: int, given: Collection[str], full_s
         "micro_batch_size": micro,
         "global_batch_size": micro * dp * stream.randint(1, 2 * pp + 2),
     }
+    if schedule == "csv" and not {*SIZES, *_OF_A_FILE} & set(fixed):
+        placement = Placement(pp, chunks, folded=chunks == 2 and stream.random() < 0.5)
+        many = layout["global_batch_size"] // (micro * dp)
+        layout["pipeline_schedule_csv"] = own_order_file(stream, placement, many)
     if not full_size:
         layout |= _drawn_cut(stream, pp, chunks)
     extra: Values = {}
@@ -194,6 +202,9 @@ def _case(
 _NO_LAYOUT = ("overlap_grad_reduce", "overlap_param_gather", "ddp_bucket_size", "optimizer_cpu_offload",
               "optimizer_offload_fraction", "recompute_granularity", "recompute_method", "recompute_num_layers",
               "distributed_backend", "distributed_timeout_minutes")  # fmt: skip
+
+
+_OF_A_FILE = ("pipeline_schedule", "pipeline_schedule_csv", "num_virtual_stages_per_pipeline_rank")
 
 
 def _world(values: Mapping[str, Any]) -> int:

@@ -1,5 +1,7 @@
 """Which layouts are proved: all that the user's own numbers allow, and nothing that the user has fixed is changed."""
 
+from pathlib import Path
+
 import pytest
 
 from megascratch.config.errors import SettingError, UserError
@@ -98,12 +100,15 @@ def test_what_a_flag_fixes_stays_and_the_rest_is_drawn():
 
 def test_random_layouts_follow_the_seed_and_cover_what_can_differ():
     draw = [random_layouts(config_of(), 8, 60, seed, (), (), False) for seed in (5, 5, 6)]
+    files = [[case.config.parallel.pipeline_schedule_csv for case in cases] for cases in draw]
     names = [[case.name for case in cases] for cases in draw]
     assert names[0] == names[1] != names[2]
     assert len(set(names[0])) == 60
+    orders = [[Path(file).read_text() for file in some if file] for some in files]
+    assert orders[0] == orders[1] != orders[2]
     words = " ".join(names[0])
     seen = ("SP", "ZeRO-1", "no overlap", "gather at once", "documents", "dropout", "GQA", "rope", "untied", "cut",
-            "selective recompute", "full recompute", "gpipe", "1f1b")  # fmt: skip
+            "selective recompute", "full recompute", "offload", *SCHEDULES)  # fmt: skip
     assert [word for word in seen if word not in words] == []
 
 
