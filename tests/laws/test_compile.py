@@ -1,0 +1,48 @@
+"""`--compile` decides how fast a block computes, never what: a compiled run is the run as it is written."""
+
+from typing import Any
+
+import pytest
+import torch._dynamo
+
+from megascratch.config.settings import Config
+from megascratch.verification.measure import RankTrace, trace
+from megascratch.verification.pool import Pool
+from tests.laws.cover import DOCUMENTS, LLAMA
+from tests.laws.runs import STEPS, assert_same, config_of, serial, train_on_rank
+
+DROPOUT = {"hidden_dropout": 0.1, "attention_dropout": 0.2}
+WAYS: dict[str, dict[str, Any]] = {
+    "gpt": DROPOUT,
+    "llama": LLAMA,
+    "recomputed, documents": {**LLAMA, **DOCUMENTS, "recompute_granularity": "full"},
+    "tp2 with sequence parallelism, dp2": {
+        **LLAMA, "tensor_model_parallel_size": 2, "sequence_parallel": True, "data_parallel_size": 2,
+        "use_distributed_optimizer": True},
+    "zb_h1 of two stages": {**DROPOUT, "pipeline_model_parallel_size": 2, "pipeline_schedule": "zb_h1"},
+}  # fmt: skip
+
+
+def counted(config: Config, steps: int) -> RankTrace:
+    """On a rank: the run, in which the compiler had work to do."""
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    run = train_on_rank(config, steps)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0, "nothing was compiled"
+    return run
+
+
+@pytest.fixture(scope="module")
+def pool():
+    """Whose ranks may take their time to compile."""
+    pool = Pool(timeout=300.0)
+    yield pool
+    pool.close()
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize("way", WAYS)
+def test_a_compiled_run_is_the_run_as_written(way, pool):
+    settings = {"num_layers": 2, "global_batch_size": 4, **WAYS[way]}
+    compiled = trace(pool, config_of(**settings, compile=True), STEPS, counted)
+    assert_same(serial(config_of(**settings)), compiled, 1e-9)
