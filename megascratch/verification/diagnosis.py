@@ -10,6 +10,7 @@ from torch import Tensor
 
 from megascratch.config.settings import Config
 from megascratch.verification.measure import Difference, RanksDisagree, Trace, difference
+from megascratch.verification.yardstick import Yardstick
 
 
 class Scene(NamedTuple):
@@ -46,13 +47,13 @@ class Scene(NamedTuple):
                 "the number of stages": parallel.pipeline_model_parallel_size, "the micro-batches": many}  # fmt: skip
 
 
-def diagnose(found: Difference, reference: Trace, measured: Trace, config: Config, tolerance: dict[str, float]) -> str:
+def diagnose(found: Difference, reference: Trace, measured: Trace, config: Config, yardstick: Yardstick) -> str:
     """Where the two runs part, and the patterns that fit."""
-    scene = Scene(found, reference, measured, config, tolerance[found.kind])
+    scene = Scene(found, reference, measured, config, yardstick.alike[found.kind])
     when = f"step {found.step}" if found.step else "the start"
     kind = {"gradients": "gradient of ", "weights": "weight "}.get(found.kind, "")
     where = _where(scene)
-    head = f"first at {when}: {kind}{found.tensor}{where} is off by {found.value:.1e}"
+    head = f"first at {when}: {kind}{found.tensor}{where} is off by {yardstick.told(found.value)}"
     guesses = [guess for pattern in PATTERNS if (guess := pattern(scene)) is not None]
     return head + (f"; looks like {', or '.join(guesses[:2])}" if guesses else "")
 

@@ -1,10 +1,12 @@
 """A case in, a verdict out: the layout's run beside the one-process run of the same model."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
+import torch
 from torch import Tensor
 
 from megascratch.config.fields import with_fields
@@ -12,19 +14,16 @@ from megascratch.config.settings import Config
 from megascratch.verification.diagnosis import diagnose, diagnose_disagreement
 from megascratch.verification.layouts import Case
 from megascratch.verification.measure import (
-    KINDS,
     Difference,
     RanksDisagree,
     Trace,
-    difference,
     gathered,
     one_process,
     trace,
     train_on_rank,
 )
 from megascratch.verification.pool import Pool, RankFailed
-
-TOLERANCE = {"fp64": 1e-9, "fp32": 1e-5}
+from megascratch.verification.yardstick import TOLERANCE, Relative, Rounding, Yardstick
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class Verdict:
 
     case: Case
     worst: dict[str, Difference]  # kind -> the largest; empty when there was no run to compare
-    tolerance: dict[str, float]
+    limit: float  # of these
     message: str | None  # why it failed
     seconds: float
 
@@ -45,75 +44,74 @@ class Verdict:
 def judge(case: Case, steps: int, precision: str, pool: Pool, run: Callable = train_on_rank) -> Verdict:
     """Runs a case by `run(config, steps)` on each rank. A layout that crashes or hangs has failed."""
     started = time.monotonic()
-    worst, tolerance, message = _compared(case, steps, precision, pool, run)
-    return Verdict(case, worst, tolerance, message, time.monotonic() - started)
+    worst: dict[str, Difference] = {}
+    yardstick: Yardstick = Relative(0.0)
+    try:
+        yardstick = yardstick_of(case.config, steps, precision)
+        reference = alone(one_process(case.config), steps)
+        measured = trace(pool, case.config, steps, run)
+        worst, first = _compared(reference, measured, yardstick)
+        message = diagnose(first, reference, measured, case.config, yardstick) if first is not None else None
+    except FloatingPointError as error:
+        message = f"the one-process run: {error}"
+    except RankFailed as error:
+        message = f"no result: {error.first_cause}"
+    except RanksDisagree as error:
+        message = diagnose_disagreement(error, case.config)
+    return Verdict(case, worst, yardstick.limit, message, time.monotonic() - started)
 
 
 def _compared(
-    case: Case, steps: int, precision: str, pool: Pool, run: Callable
-) -> tuple[dict[str, Difference], dict[str, float], str | None]:
-    """(largest differences, tolerances, what is wrong)."""
-    try:
-        reference = alone(one_process(case.config), steps)
-        tolerance = tolerances(case.config, steps, precision)
-    except FloatingPointError as error:
-        return {}, {}, f"the one-process run: {error}"
-    try:
-        measured = trace(pool, case.config, steps, run)
-    except RankFailed as error:
-        return {}, tolerance, f"no result: {error.first_cause}"
-    except RanksDisagree as error:
-        return {}, tolerance, diagnose_disagreement(error, case.config)
+    reference: Trace, measured: Trace, yardstick: Yardstick
+) -> tuple[dict[str, Difference], Difference | None]:
+    """The largest difference of each kind, and the first that is too large."""
     worst: dict[str, Difference] = {}
     first = None
-    for found in differences(reference, measured):
+    for found in differences(reference, measured, yardstick):
         if found.kind not in worst or found.value > worst[found.kind].value:
             worst[found.kind] = found
-        if first is None and not found.value <= tolerance[found.kind]:
+        if first is None and not found.value <= yardstick.limit:
             first = found
-    if first is None:
-        return worst, tolerance, None
-    return worst, tolerance, diagnose(first, reference, measured, case.config, tolerance)
+    return worst, first
 
 
-def differences(reference: Trace, measured: Trace) -> Iterator[Difference]:
+def differences(reference: Trace, measured: Trace, yardstick: Yardstick) -> Iterator[Difference]:
     """Everything that the law speaks of, in the order in which it came about."""
-    yield from _tensors("weights", 0, reference.initial, measured.initial)
-    for step, (a, b) in enumerate(zip(reference.losses, measured.losses, strict=True), 1):
-        yield Difference("loss", step, "loss", _relative(a, b))
-        yield from _tensors("gradients", step, reference.grads[step - 1], measured.grads[step - 1])
-        yield Difference("grad norm", step, "grad norm",
-                         _relative(reference.norms[step - 1], measured.norms[step - 1]))  # fmt: skip
-    yield from _tensors("weights", len(reference.losses), reference.params, measured.params)
+
+    def far(kind: str, step: int, a: dict[str, Tensor], b: dict[str, Tensor]) -> Iterator[Difference]:
+        for name in [*a, *(b.keys() - a.keys())]:
+            both, bare = name in a and name in b, name.removeprefix("param.").removeprefix("grad.")
+            value = yardstick.far(kind, step, name, a[name], b[name]) if both else float("inf")
+            yield Difference(kind, step, bare, value)
+
+    yield from far("weights", 0, reference.initial, measured.initial)
+    for step, grads in enumerate(reference.grads, 1):
+        yield from far("loss", step, _number("loss", reference.losses, step), _number("loss", measured.losses, step))
+        yield from far("gradients", step, grads, measured.grads[step - 1])
+        norms = (_number("grad norm", run.norms, step) for run in (reference, measured))
+        yield from far("grad norm", step, *norms)
+    yield from far("weights", len(reference.losses), yardstick.weights(reference), yardstick.weights(measured))
 
 
-def _tensors(kind: str, step: int, reference: dict[str, Tensor], measured: dict[str, Tensor]) -> Iterator[Difference]:
-    for name in [*reference, *(measured.keys() - reference.keys())]:
-        both = name in reference and name in measured
-        far = difference(reference[name], measured[name]) if both else float("inf")
-        yield Difference(kind, step, name.removeprefix("param.").removeprefix("grad."), far)
+def _number(name: str, numbers: list[float], step: int) -> dict[str, Tensor]:
+    return {name: torch.tensor(numbers[step - 1], dtype=torch.float64)}
 
 
-def _relative(a: float, b: float) -> float:
-    far = abs(a - b) / max(abs(a), 1e-300)
-    return far if far == far else float("inf")
-
-
-def tolerances(config: Config, steps: int, precision: str) -> dict[str, float]:
-    """Kind -> the largest difference that is rounding. For bf16: twice what bf16 differs from fp32 in one process, seen
-    both with the whole batch at once and sample by sample, since it is chance how far one run strays."""
+def yardstick_of(config: Config, steps: int, precision: str) -> Yardstick:
+    """What is far in this precision. Raises: FloatingPointError where a run in one process fails."""
     if precision in TOLERANCE:
-        return dict.fromkeys(KINDS, TOLERANCE[precision])
+        return Relative(TOLERANCE[precision])
     rounded = one_process(config)
-    exact = alone(with_fields(rounded, {"bf16": False}), steps)
-    found = dict.fromkeys(KINDS, 0.0)
-    for size in (rounded.training.micro_batch_size, 1):
-        for item in differences(exact, alone(with_fields(rounded, {"micro_batch_size": size}), steps)):
-            found[item.kind] = max(found[item.kind], 2 * item.value)
-    return found
+    exact = alone(with_fields(rounded, {"bf16": False, "fp16": False}), steps)
+    whole = rounded.training.micro_batch_size
+    sizes = dict.fromkeys(size for size in (whole, 2, 1) if whole % size == 0)
+    runs = [alone(with_fields(rounded, {"micro_batch_size": size}), steps) for size in sizes]
+    if not all(math.isfinite(norm) for run in runs for norm in run.norms):
+        raise FloatingPointError(f"its gradients overflow in {precision}: nothing can be compared")
+    return Rounding(exact, runs)
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=16)
 def alone(config: Config, steps: int) -> Trace:
     """The reference, in this process; layouts of one model share it."""
     return gathered([train_on_rank(config, steps)])

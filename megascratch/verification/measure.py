@@ -41,9 +41,14 @@ class Trace:
     params: dict[str, Tensor]  # after the last step
     initial: dict[str, Tensor]  # before the first step
 
+    @property
+    def moved(self) -> dict[str, Tensor]:
+        """By what each weight has changed, in fp64."""
+        return {name: weight.double() - self.initial[name].double() for name, weight in self.params.items()}
+
 
 class Difference(NamedTuple):
-    """How far one number or tensor is from the reference, relative to its largest element."""
+    """How far one number or tensor is from the reference, by some yardstick."""
 
     kind: str  # of KINDS
     step: int  # 0: before the first step
@@ -93,7 +98,8 @@ def batch_of(config: Config, numbers: range) -> Batch:
 
 
 def train_on_rank(config: Config, steps: int) -> RankTrace:
-    """On a rank: trains on synthetic samples and keeps copies of what it holds, on the CPU."""
+    """On a rank: trains on synthetic samples and keeps copies of what it holds, on the CPU: gradients without the loss
+    scale, of bf16 and fp16 weights the masters."""
     parallel, size = config.parallel, config.training.micro_batch_size
     assert parallel.data_parallel_size is not None and config.training.global_batch_size is not None
     mesh = mesh_of(
@@ -107,7 +113,8 @@ def train_on_rank(config: Config, steps: int) -> RankTrace:
     plain_norm = trainer.data_parallel.norm
 
     def norm_and_record() -> Tensor:
-        grads.append(_copies(trainer.data_parallel.gradients()))
+        held = _copies(trainer.data_parallel.gradients())
+        grads.append([replace(box, tensor=box.tensor / trainer.scale.scale) for box in held])
         return plain_norm()
 
     trainer.data_parallel.norm = norm_and_record  # type: ignore[method-assign]
@@ -125,7 +132,9 @@ def train_on_rank(config: Config, steps: int) -> RankTrace:
 
 def _parameters(trainer: Trainer) -> list[Held]:
     state = trainer.data_parallel.state()
-    return _copies({name: held for name, held in state.items() if name.startswith("param.")})
+    kind = "optim.master." if trainer.spec.dtype in (torch.bfloat16, torch.float16) else "param."
+    boxes = _copies({name: held for name, held in state.items() if name.startswith(kind)})
+    return [replace(box, name=f"param.{box.name.removeprefix(kind)}") for box in boxes]
 
 
 def _copies(held: dict[str, list[Held]]) -> list[Held]:

@@ -17,9 +17,11 @@ from megascratch.config.settings import Config, OptimConfig, TrainingConfig
 
 SMALL_HEAD, SMALL_SEQUENCE, SMALL_VOCABULARY, MOST_HEADS = 8, 16, 48, 16
 GPT2_VOCABULARY = 50257
-EPSILON = {"fp64": 1e-6, "fp32": 1e-3, "bf16": 1e-3}
+EPSILON = {"fp64": 1e-6, "fp32": 1e-3, "bf16": 1e-3, "fp16": 1e-3}
 """At least this much is added to the root of Adam's second moment: above the rounding of a gradient. Adam divides a
 gradient by its own size, so one that is zero but for rounding (of a key's bias) would move its weight by up to lr."""
+LOSS_SCALE = {"initial_loss_scale": 2.0**12, "loss_scale_window": 2}
+"""Dynamic: it grows within the few steps of a proof, and stays below what overflows in one run and not in another."""
 
 Values = dict[str, Any]
 
@@ -30,9 +32,11 @@ def for_proof(config: Config, steps: int, precision: str) -> Config:
     plain = {name: getattr(OptimConfig(), name) for name in vars(OptimConfig()) if name.startswith("lr_")}
     scale = ("loss_scale", "initial_loss_scale", "min_loss_scale", "loss_scale_window", "hysteresis")
     plain |= {name: getattr(OptimConfig(), name) for name in scale}
+    if precision == "fp16":
+        plain |= LOSS_SCALE
     run = ("rampup_batch_size", "train_samples", "load", "save", "compile", "eval_interval", "save_interval")
     plain |= {name: getattr(TrainingConfig(), name) for name in run}
-    kinds = {"fp64": precision == "fp64", "bf16": precision == "bf16", "fp16": False}
+    kinds = {name: precision == name for name in ("fp64", "bf16", "fp16")}
     return with_fields(config, told | plain | kinds | {
         "mock_data": True, "data_cache_path": None, "distributed_backend": None,
         "tokenizer_type": None, "tokenizer_model": None,
