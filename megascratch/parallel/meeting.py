@@ -87,8 +87,8 @@ def meet(timeout: timedelta) -> Meeting | None:
         for name in INTERFACES:
             os.environ.setdefault(name, loopback_interface())
     try:
-        store = _local_store(rank, world, timeout) if local and _hosts_its_own() else next(
-            rendezvous("env://", rank, world, timeout=timeout))[0]  # fmt: skip
+        store = _local_store(rank, world, timeout) if local and _hosts_its_own() else _torchruns_store(
+            rank, world, timeout)  # fmt: skip
     except (dist.DistNetworkError, dist.DistStoreError, OSError) as error:
         address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         first_line = str(error).strip().splitlines()[0]
@@ -114,6 +114,12 @@ def loopback_interface() -> str:
 def _hosts_its_own() -> bool:
     """Whether the store is the first rank's, not torchrun's."""
     return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != str(True)
+
+
+def _torchruns_store(rank: int, world: int, timeout: timedelta) -> dist.Store:
+    """A part of it for each attempt: torchrun may keep one store over all restarts, with the old ranks' addresses."""
+    store = next(rendezvous("env://", rank, world, timeout=timeout))[0]
+    return dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
 def _local_store(rank: int, world: int, timeout: timedelta) -> dist.Store:

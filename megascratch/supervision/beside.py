@@ -27,6 +27,17 @@ from megascratch.supervision.watch import (
     state_of,
 )
 
+ROOT = "MEGASCRATCH_NODE"
+"""Names the folder for the ranks' folders where the process that started torchrun wants to read them."""
+
+DEAD_MACHINE = 3
+"""Seconds of silence after which `rendezvous_settings` let torchrun give up a machine."""
+
+
+def rendezvous_settings() -> str:
+    """Of torchrun's --rdzv-conf: its own 15 s of silence and 30 s of waiting for more machines are long."""
+    return f"keep_alive_interval=1,keep_alive_max_attempt={DEAD_MACHINE},last_call_timeout=2"
+
 
 def watch_torchrun(limit: float, output_dir: str) -> None:
     """In a rank that torchrun started: notes from now on what it does; the first rank of a machine starts the process
@@ -34,7 +45,8 @@ def watch_torchrun(limit: float, output_dir: str) -> None:
     if "TORCHELASTIC_RUN_ID" not in os.environ or FOLDER in os.environ:
         return
     agent, attempt = os.getppid(), os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    folder = Path(memory_folder(), f"megascratch-ranks-{os.getuid()}-{agent}-{os.environ.get('MASTER_PORT')}-{attempt}")
+    name = f"megascratch-ranks-{os.getuid()}-{agent}-{os.environ.get('MASTER_PORT')}-{attempt}"
+    folder = Path(os.environ.get(ROOT) or memory_folder(), name)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     os.environ[FOLDER] = str(folder)
     receive_watch()
@@ -42,6 +54,14 @@ def watch_torchrun(limit: float, output_dir: str) -> None:
         to = Path(output_dir, "faults", f"{os.uname().nodename}_attempt_{attempt}.txt")
         command = [sys.executable, "-m", "megascratch.supervision.beside", str(folder), str(agent), str(limit), str(to)]
         subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+
+
+def outlive_dead_machines() -> None:
+    """In a rank whose communication has failed, before it ends: where torchrun joins several machines, waits until it
+    has given up one that may be dead. It would otherwise start the next attempt at once, with the dead one."""
+    several = os.environ.get("LOCAL_WORLD_SIZE") != os.environ.get("WORLD_SIZE")
+    if several and "TORCHELASTIC_RUN_ID" in os.environ:
+        time.sleep(DEAD_MACHINE + 0.5)
 
 
 def main(folder: str, agent: int, limit: float, to: str) -> None:
@@ -59,7 +79,8 @@ def main(folder: str, agent: int, limit: float, to: str) -> None:
                 say(report(look(place, _codes(place)), place, Path(to), reason))
             end([where.pid for where in read(place) if _alive(where)])
             break
-    shutil.rmtree(place, ignore_errors=True)
+    if ROOT not in os.environ:
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def _why_end(place: Path, codes: dict[int, int | None], limit: float) -> str:

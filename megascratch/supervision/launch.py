@@ -56,7 +56,7 @@ def launch(plan: Plan) -> int:
 
 
 @dataclass
-class _Requests:
+class Requests:
     """Signals that came, each with its time; a repetition within SAME_SIGNAL is left out."""
 
     came: list[tuple[int, float]] = field(default_factory=list)
@@ -79,7 +79,7 @@ class _Requests:
 
 class _Launcher:
     def __init__(self, plan: Plan):
-        self.plan, self.requests = plan, _Requests()
+        self.plan, self.requests = plan, Requests()
         if plan.ranks > 1:
             os.environ.setdefault("OMP_NUM_THREADS", "1")  # as torchrun does: ranks share the cores
         self.context = mp.get_context("forkserver")

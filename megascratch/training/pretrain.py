@@ -12,7 +12,7 @@ from megascratch.faults import fault_point
 from megascratch.parallel import mesh
 from megascratch.parallel.collectives import CommunicationError
 from megascratch.parallel.whereabouts import ended
-from megascratch.supervision.beside import watch_torchrun
+from megascratch.supervision.beside import outlive_dead_machines, watch_torchrun
 from megascratch.training.loop import train
 from megascratch.training.setup import prepare
 
@@ -28,6 +28,7 @@ def pretrain(config: Config) -> int:
     except CommunicationError as error:
         told = str(error)
         print(f"megascratch pretrain: rank {os.environ.get('RANK', '0')}: {error}", file=sys.stderr, flush=True)
+        outlive_dead_machines()
     except FloatingPointError as error:
         told = str(error)
         if os.environ.get("RANK", "0") == "0":  # all ranks found the same

@@ -1,0 +1,121 @@
+"""A run that something happens to about every 20 seconds beside one that is left alone: are the weights the same, and
+which part of the time was good for anything?
+
+    python benchmarks/chaos.py --minutes 20        exit code 0 if every bit of the final weights is equal
+
+A rank is killed or stopped (SIGSTOP) from outside, a write of a checkpoint meets a full disk or an I/O error. When the
+time is over a stop file ends the run, and the same number of steps is trained again without disturbance. Goodput is
+the time those steps take undisturbed, as a part of the time that they took.
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+
+from megascratch.faults import VARIABLE
+from megascratch.parallel.whereabouts import Whereabouts, read
+from megascratch.supervision.watch import memory_folder
+
+SETTINGS = {
+    "num-layers": 4, "hidden-size": 64, "num-attention-heads": 4, "vocab-size": 256, "seq-length": 64,
+    "global-batch-size": 8, "lr": 0.001, "lr-decay-iters": 100_000, "eval-interval": 0, "log-interval": 20,
+    "save-interval": 10, "keep-last-n-checkpoints": 3, "device": "cpu", "train-iters": 10**7,
+}  # fmt: skip
+LAYOUTS = {1: [], 2: ["--use-distributed-optimizer"],
+           4: ["--pipeline-model-parallel-size", "2", "--use-distributed-optimizer"]}  # fmt: skip
+TIMEOUT = 5.0  # seconds until a rank that does not move is a hang
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=20.0)
+    parser.add_argument("--every", type=float, default=20.0, help="mean seconds between two faults")
+    parser.add_argument("--ranks", type=int, choices=LAYOUTS, default=4)
+    parser.add_argument("--seed", type=int, default=1)
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        wild, calm = Path(folder, "wild"), Path(folder, "calm")
+        seconds, struck = disturbed(wild, asked)
+        steps = json.loads((wild / "summary.json").read_text())["steps"]
+        undisturbed = run(calm, asked.ranks, **{"train-iters": steps, "save-interval": 0})
+        if undisturbed.wait():
+            return 1
+        good = step_seconds(calm) * steps
+        same = weights(wild, steps) == weights(calm, steps) != {}
+        told = len(list((wild / "faults").iterdir())) if (wild / "faults").exists() else 0
+        disk = sum(1 for row in rows(wild) if row.get("event") == "save" and "error" in row)
+    print(f"{steps:,} steps in {seconds:.0f} s with {struck['kill']} kills, {struck['stop']} stops and {disk} failed "
+          f"saves; {told} new starts; goodput {good / seconds:.1%}")  # fmt: skip
+    print(f"final weights, masters and moments: {'equal to the undisturbed run, every bit' if same else 'DIFFERENT'}")
+    return 0 if same else 1
+
+
+def disturbed(folder: Path, asked: argparse.Namespace) -> tuple[float, dict[str, int]]:
+    """Runs until the time is over; the seconds, and how often what was done to ranks."""
+    dice, struck = random.Random(asked.seed), {"kill": 0, "stop": 0}
+    process = run(folder, asked.ranks, faults=disk_faults(dice, asked.ranks))
+    began = time.monotonic()
+    ends = began + 60 * asked.minutes
+    while (left := ends - time.monotonic()) > 0:
+        time.sleep(min(left, dice.expovariate(1 / asked.every)))
+        living = ranks_of(process.pid)
+        if living and time.monotonic() < ends:
+            action = dice.choice(("kill", "stop"))
+            os.kill(dice.choice(living).pid, signal.SIGKILL if action == "kill" else signal.SIGSTOP)
+            struck[action] += 1
+    (folder / "stop").touch()
+    if process.wait() != 82:
+        raise SystemExit(f"the disturbed run ended with exit code {process.returncode}")
+    return time.monotonic() - began, struck
+
+
+def disk_faults(dice: random.Random, ranks: int) -> str:
+    """In each attempt one write of a checkpoint fails, sooner or later."""
+    places = ((dice.randrange(ranks), dice.randint(1, 40), dice.choice(("enospc", "eio"))) for _ in range(1000))
+    return ",".join(f"save.write:{rank}:{nth}:{action}:{attempt}" for attempt, (rank, nth, action) in enumerate(places))
+
+
+def run(folder: Path, ranks: int, faults: str | None = None, **settings: int) -> subprocess.Popen:
+    words = [word for name, value in {**SETTINGS, **settings}.items() for word in (f"--{name}", str(value))]
+    command = [sys.executable, "-m", "megascratch", "pretrain", *words, "--mock-data", "--output-dir", str(folder),
+               "--nproc-per-node", str(ranks), *LAYOUTS[ranks]]  # fmt: skip
+    environment = dict(os.environ)
+    if faults is not None:
+        command += ["--max-restarts", "1000", "--distributed-timeout-minutes", str(TIMEOUT / 60)]
+        environment[VARIABLE] = faults
+    return subprocess.Popen(command, env=environment)
+
+
+def ranks_of(launcher: int) -> list[Whereabouts]:
+    """The living ranks that a launcher has started."""
+    family = {process.pid for process in psutil.Process(launcher).children(recursive=True)}
+    folders = Path(memory_folder()).glob("megascratch-ranks-*")
+    return [where for folder in folders for where in read(folder) if where.pid in family]
+
+
+def rows(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def step_seconds(folder: Path) -> float:
+    """Of the steps of a run, the mean."""
+    seconds = [row["step_seconds"] for row in rows(folder) if "step_seconds" in row]
+    return sum(seconds) / len(seconds)
+
+
+def weights(folder: Path, step: int) -> dict[str, bytes]:
+    files = (folder / "checkpoints" / f"step_{step:08}").glob("*.safetensors")
+    return {file.name: file.read_bytes() for file in files}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

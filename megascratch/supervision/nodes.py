@@ -1,0 +1,104 @@
+"""One machine's part of a run on several: torchrun in, the exit code of the run out.
+
+    this process --starts--> torchrun (meets the other machines, starts ranks, starts them again)
+         |                       |--> rank 4   |--> rank 5  ...  |--> supervision.beside watches them
+         |--signals-->           each rank itself: torchrun alone would give it 30 s and then kill it
+
+The ranks say in their files how they ended, since torchrun only knows well and badly.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from megascratch.config.endings import DONE, FAILED, STOPS
+from megascratch.parallel.whereabouts import Whereabouts, read
+from megascratch.supervision.beside import ROOT, rendezvous_settings
+from megascratch.supervision.launch import GRACE, Requests
+from megascratch.supervision.watch import LOOK_EVERY, end, memory_folder, state_of
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """What torchrun is told."""
+
+    nnodes: str  # N, or MIN:MAX
+    ranks: int  # on this machine
+    max_restarts: int
+    endpoint: str  # HOST:PORT, the same on all machines; it lies on one of them
+    run: str
+    settings: str | None  # KEY=VALUE,... of the rendezvous, beside `rendezvous_settings`
+    local_addr: str | None  # under which the others reach this machine
+    words: list[str]  # of the command
+
+
+def launch_node(nodes: Nodes) -> int:
+    """0 when all is done, the code of `config.endings` when this machine's ranks have saved and stopped, 1 when
+    torchrun gave up, 128 + signal number after a second request to stop."""
+    root, requests = Path(tempfile.mkdtemp(prefix="megascratch-node-", dir=memory_folder())), Requests()
+    try:
+        with requests.caught():
+            return _serve(subprocess.Popen(_command(nodes), env=_environment(root), start_new_session=True,
+                                           preexec_fn=_deaf_to_usr1), root, requests)  # fmt: skip
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+
+
+def _command(nodes: Nodes) -> list[str]:
+    return [
+        *(sys.executable, "-m", "torch.distributed.run"),
+        *("--nnodes", nodes.nnodes, "--nproc-per-node", str(nodes.ranks), "--max-restarts", str(nodes.max_restarts)),
+        *("--rdzv-backend", "c10d", "--rdzv-endpoint", nodes.endpoint, "--rdzv-id", nodes.run),
+        *("--rdzv-conf", ",".join(filter(None, (rendezvous_settings(), nodes.settings)))),
+        *(("--local-addr", nodes.local_addr) if nodes.local_addr else ()),
+        *("-m", "megascratch", *nodes.words),
+    ]
+
+
+def _environment(root: Path) -> dict[str, str]:
+    """torchrun's own store would be shared by all attempts, and the second read the addresses of the first (pytorch
+    issue 135712)."""
+    return {**os.environ, ROOT: str(root), "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+
+
+def _deaf_to_usr1() -> None:
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # would end torchrun; the ranks listen for it themselves
+
+
+def _serve(agent: subprocess.Popen, root: Path, requests: Requests) -> int:
+    kill_at, handled = float("inf"), 0
+    while agent.poll() is None:
+        time.sleep(LOOK_EVERY)
+        ranks = _newest(root)
+        pids = [where.pid for where in ranks if state_of(where.pid) not in ("", "Z", "X")]
+        for number, _ in requests.came[handled:]:
+            handled += 1
+            if handled == 2:
+                kill_at = time.monotonic() + GRACE
+            for pid in pids:
+                with suppress(OSError):
+                    os.kill(pid, number)
+            if not pids:
+                agent.terminate()  # nothing has begun
+        if time.monotonic() > kill_at:
+            end([*pids, agent.pid])
+    if handled > 1:
+        return 128 + requests.came[1][0]
+    codes = {where.code for where in _newest(root) if where.ended}
+    if agent.returncode != 0:
+        return FAILED
+    return max(codes & {DONE, *STOPS}, default=DONE)
+
+
+def _newest(root: Path) -> Sequence[Whereabouts]:
+    """The ranks of the last attempt."""
+    attempts = sorted(root.iterdir(), key=lambda folder: folder.stat().st_mtime)
+    return read(attempts[-1]) if attempts else []
