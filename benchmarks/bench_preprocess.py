@@ -1,15 +1,20 @@
-"""Text to .bin/.idx, from the start of the process to files on disk: `megascratch preprocess` beside two other ways.
+"""Text to .bin/.idx, from the start of the process to files on disk: `megascratch preprocess` beside other ways.
 
-    usual       json, Hugging Face's tokenizers and one writer, in one process
+    megatron    what Megatron-LM's preprocess_data_fast.py does (megatron_fast.py); needs megatron-core and awkward
     gigatoken   json, gigatoken on all texts at once and one writer, in one process: the fastest known engine
+    usual       json, Hugging Face's tokenizers and one writer, in one process
 
 All make the same bytes (checked), with one byte-level BPE of 32,000 tokens trained here. The text is made here, too:
-the standard library's sources and seeded words of many scripts. Sides run in turn; the result is the median ratio.
+the standard library's sources, and seeded words of many scripts that never come again. When the sources come again,
+other rare letters stand in them, so that one word in six is new. Sides run in turn; the result is the median ratio.
+With two sizes, the steady rate is what the larger one has more, by the time that it takes more.
 
-    python benchmarks/bench_preprocess.py [--megabytes 100] [--workers 1 2] [--sides gigatoken usual]
+    python benchmarks/bench_preprocess.py [--megabytes 100] [--workers 1 2] [--sides megatron gigatoken usual]
+    python benchmarks/bench_preprocess.py --megabytes 100 1000 --sides megatron --rounds 1
 """
 
 import argparse
+import importlib.util
 import itertools
 import json
 import random
@@ -20,24 +25,27 @@ import sysconfig
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import psutil
-from alternate import alternate
+from alternate import Pair, alternate
 
 from megascratch.data.indexed import Writer, token_dtype
 
 SCRIPTS = [range(0x61, 0x7B), range(0x430, 0x450), range(0x3B1, 0x3CA), range(0x4E00, 0x4E80)]  # Latin to Chinese
 DOCUMENT = 4000  # characters
+RARE = "jkqvxz"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--megabytes", type=int, default=100)
+    parser.add_argument("--megabytes", type=int, nargs="+", default=[100])
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--sides", nargs="*", choices=SIDES, default=list(SIDES))
+    here = [*(["megatron"] if importlib.util.find_spec("megatron") else []), *SIDES]
+    parser.add_argument("--sides", nargs="*", choices=here, default=here)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", nargs=3, metavar=("SIDE", "FOLDER", "OUT"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -47,11 +55,16 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        size = make_text(folder / "text.jsonl", options.megabytes * 10**6)
-        train(folder)
-        print(f"{size / 1e6:.0f} MB of JSONL; times from process start to files on disk; memory of all processes")
-        for workers, side in itertools.product(options.workers, options.sides):
-            compare(folder, size, workers, side, options.rounds)
+        print("times from process start to files on disk; the most memory of all processes together")
+        found: dict[tuple[int, str], list[tuple[int, Pair]]] = {}
+        for megabytes in options.megabytes:
+            size = make_text(folder / "text.jsonl", megabytes * 10**6)
+            if not (folder / "tokenizer.json").exists():
+                train(folder)
+            for kind in itertools.product(options.workers, options.sides):
+                found.setdefault(kind, []).append((size, compare(folder, size, *kind, options.rounds)))
+        for kind, pairs in found.items():
+            steady(*kind, pairs)
 
 
 def make_text(path: Path, size: int) -> int:
@@ -70,8 +83,9 @@ def texts() -> Iterator[str]:
     library = Path(sysconfig.get_paths()["stdlib"])
     sources = sorted(path for path in library.rglob("*.py") if "site-packages" not in path.parts)
     for dice in map(random.Random, itertools.count()):
+        others = str.maketrans(RARE, "".join(dice.sample(RARE, len(RARE))))
         for place, path in enumerate(sources):
-            text = path.read_text(encoding="utf-8", errors="replace")
+            text = path.read_text(encoding="utf-8", errors="replace").translate(others)
             yield from (text[start : start + DOCUMENT] for start in range(0, len(text), DOCUMENT))
             if place % 2 == 0:
                 yield words(dice)
@@ -100,47 +114,65 @@ def train(folder: Path) -> None:
     tokenizer.save(str(folder / "tokenizer.json"))
 
 
-def compare(folder: Path, size: int, workers: int, side: str, rounds: int) -> None:
+def compare(folder: Path, size: int, workers: int, side: str, rounds: int) -> Pair:
     """One line for one number of workers and one other way."""
     peaks: dict[str, list[float]] = {"ours": [], side: []}
     script = [sys.executable, __file__, "--only", side, str(folder), str(folder / "theirs")]
+    if side == "megatron":
+        words = ("text.jsonl", "tokenizer.json", "theirs")
+        tool = str(Path(__file__).with_name("megatron_fast.py"))
+        script = [sys.executable, "-W", "ignore", tool, *(str(folder / word) for word in words)]
     ours, theirs = (partial(measured, command, peaks[name]) for name, command in
-                    (("ours", command(folder, workers)), (side, script)))  # fmt: skip
-    pair = alternate(ours, theirs, rounds, warmup=1)
+                    (("ours", command(folder, workers, eod=side != "megatron")), (side, script)))  # fmt: skip
+    pair = alternate(ours, theirs, max(rounds, 2), warmup=1 if rounds > 1 else 0)
     for suffix in (".bin", ".idx"):
         pairs = [(folder / f"{name}{suffix}").read_bytes() for name in ("ours_text_document", "theirs")]
         assert pairs[0] == pairs[1], f"{side}: {suffix} differs"
     memory = {name: statistics.median(values) for name, values in peaks.items()}
     print(
-        f"{workers} worker{'s' if workers > 1 else ' '} beside {side:<10} {pair}   "
+        f"{size / 1e6:.0f} MB, {workers} worker{'s' if workers > 1 else ' '} beside {side:<10} {pair}   "
         f"{size / pair.ours / 1e6:.0f} and {size / pair.theirs / 1e6:.0f} MB/s   "
         f"memory {memory['ours']:.0f} and {memory[side]:.0f} MB   same bytes",
         flush=True,
     )
+    return pair
 
 
-def command(folder: Path, workers: int) -> list[str]:
+def steady(workers: int, side: str, pairs: list[tuple[int, Pair]]) -> None:
+    """The rate that does not count the start, from a smaller and a larger text."""
+    (small, quick), (large, slow) = pairs[0], pairs[-1]
+    if large > small:
+        rates = [(large - small) / (b - a) / 1e6 for a, b in ((quick.ours, slow.ours), (quick.theirs, slow.theirs))]
+        print(f"{workers} workers beside {side}, steady: {rates[0]:.0f} and {rates[1]:.0f} MB/s, "
+              f"{rates[0] / rates[1]:.2f}x")  # fmt: skip
+
+
+def command(folder: Path, workers: int, eod: bool) -> list[str]:
     flags = {
         "--input": folder / "text.jsonl", "--tokenizer-model": folder / "tokenizer.json",
         "--tokenizer-type": "HuggingFaceTokenizer", "--output-prefix": folder / "ours", "--workers": workers,
         "--log-interval": 10**9,
     }  # fmt: skip
     flat = [str(word) for pair in flags.items() for word in pair]
-    return [sys.executable, "-m", "megascratch", "preprocess", *flat, "--append-eod", "--overwrite"]
+    return [sys.executable, "-m", "megascratch", "preprocess", *flat, *(["--append-eod"] if eod else []), "--overwrite"]
 
 
 def measured(words: list[str], peaks: list[float]) -> None:
-    """Runs a command to its end; notes the largest sum of its processes' resident memory in MB."""
-    process = psutil.Popen(words, stdout=subprocess.DEVNULL)
+    """Runs a command to its end; notes the most memory that its processes had together, in MB."""
+    process = psutil.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     peak = 0
     while process.poll() is None:
-        try:
-            peak = max(peak, sum(one.memory_info().rss for one in [process, *process.children(recursive=True)]))
-        except psutil.NoSuchProcess:
-            continue
-        time.sleep(0.02)
+        with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            peak = max(peak, sum(map(memory, [process, *process.children(recursive=True)])))
+        time.sleep(0.05)
     assert process.returncode == 0, words
     peaks.append(peak / 1e6)
+
+
+def memory(process: psutil.Process) -> int:
+    """Bytes; pages that processes share are shared out among them, where the system knows (Linux)."""
+    told = process.memory_full_info()
+    return getattr(told, "pss", told.rss)
 
 
 def usual(folder: Path, out: str) -> None:

@@ -17,6 +17,7 @@ from megascratch.data.records import Batch, Reading, read_span
 from megascratch.data.sentences import splitter
 from megascratch.data.shards import BadRow, Encoded, ShardWriter, SpanCounts, Summary
 from megascratch.tokenizer import Tokenizer
+from megascratch.tokenizer.memory import give_back
 
 
 class Job(NamedTuple):
@@ -46,9 +47,30 @@ class Step(NamedTuple):
     raw_bytes: int
 
 
+class Vocabulary(NamedTuple):
+    """What must be known of a tokenizer where nothing is encoded."""
+
+    kind: str
+    fingerprint: str
+    size: int
+    eod: int | None
+
+
 def load_tokenizer(job: Job) -> Tokenizer:
     """The job's tokenizer, loaded once per process."""
     return _loaded(job.tokenizer_type, job.tokenizer_model, job.vocab_size)
+
+
+def vocabulary(job: Job) -> Vocabulary:
+    """What the job's tokenizer is."""
+    tokenizer = load_tokenizer(job)
+    return Vocabulary(tokenizer.kind, tokenizer.fingerprint, tokenizer.vocab_size, tokenizer.eod)
+
+
+def forget_tokenizer() -> None:
+    """Frees it: other processes encode, this one waits for them."""
+    _loaded.cache_clear()
+    give_back()
 
 
 @cache

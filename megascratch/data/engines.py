@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
 from megascratch.config.errors import UserError
-from megascratch.data.encode import Job, Step, encode_piece
+from megascratch.data.encode import Job, Step, encode_piece, forget_tokenizer
 from megascratch.data.pieces import Piece
 from megascratch.data.shards import Summary
 from megascratch.data.sources import needed
@@ -33,6 +33,7 @@ def in_process(job: Job, pieces: Iterator[Piece]) -> Generator[Event, None, None
 
 def on_processes(job: Job, pieces: Iterator[Piece], count: int) -> Generator[Event, None, None]:
     """On `count` processes. Raises: UserError of a worker, or where workers die again and again on the same piece."""
+    forget_tokenizer()
     pool = _Pool(job, pieces, count)
     try:
         while pool.fill():

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from megascratch.config.errors import UserError
-from megascratch.data.encode import Job, Step, load_tokenizer
+from megascratch.data.encode import Job, Step, Vocabulary, vocabulary
 from megascratch.data.engines import Engine
 from megascratch.data.feed import copied
 from megascratch.data.indexed import token_dtype
@@ -21,7 +21,6 @@ from megascratch.data.pieces import Piece, Span, file_digest, gather, spans_of
 from megascratch.data.shard_folder import Plan, Refused, holds_shards, locked, plan_digest, remove, settle
 from megascratch.data.shards import Summary, read_summary, writing
 from megascratch.data.sources import Source
-from megascratch.tokenizer import Tokenizer
 
 
 class Output(NamedTuple):
@@ -58,14 +57,14 @@ def preprocess(job: Job, sources: list[Source], output: Output, engine: Engine, 
 
     Raises: UserError, with nothing under a final name, for what is wrong in the input, in reading or in writing.
     """
-    tokenizer = load_tokenizer(job)
+    words = vocabulary(job)
     folder, prefixes = Path(job.folder), key_prefixes(job, output.prefix)
     with locked(folder, output.shard):
         try:
-            plan = Plan(_deciding(job, sources, output, tokenizer), output.cut_packed, _can_go_on(sources))
+            plan = Plan(_deciding(job, sources, output, words), output.cut_packed, _can_go_on(sources))
             settled = settle(folder, plan, prefixes, output.overwrite, alone=output.shard is None)
             if settled is not None:
-                run = _Run(job, sources, output._replace(cut_packed=settled.cut_packed), watcher, tokenizer, plan)
+                run = _Run(job, sources, output._replace(cut_packed=settled.cut_packed), watcher, words, plan)
                 if output.shard is None:
                     return run.encode_and_merge(engine)
                 run.encode_only(engine)
@@ -104,11 +103,11 @@ def shard_folder(prefix: str) -> str:
     return f"{prefix}.shards"
 
 
-def _deciding(job: Job, sources: list[Source], output: Output, tokenizer: Tokenizer) -> dict[str, Any]:
+def _deciding(job: Job, sources: list[Source], output: Output, words: Vocabulary) -> dict[str, Any]:
     """All that decides the output's bytes and the shards' cut, by the names of the flags."""
     return {
         "input": [[str(Path(one.path).absolute()), one.format, one.bytes, one.changed_ns] for one in sources],
-        "tokenizer": tokenizer.fingerprint,
+        "tokenizer": words.fingerprint,
         "json-keys": list(job.reading.keys),
         "append-eod": job.append_eod,
         "split-sentences": job.sentences,
@@ -127,10 +126,10 @@ class _Run:
     """One run in its folder, whose lock is held."""
 
     def __init__(
-        self, job: Job, sources: list[Source], output: Output, watcher: Watcher, tokenizer: Tokenizer, plan: Plan
+        self, job: Job, sources: list[Source], output: Output, watcher: Watcher, words: Vocabulary, plan: Plan
     ):
         self._job, self._sources, self._output, self._watcher = job, sources, output, watcher
-        self._tokenizer, self._plan, self._folder = tokenizer, plan, Path(job.folder)
+        self._words, self._plan, self._folder = words, plan, Path(job.folder)
         self._finished: dict[int, Summary] = {}
         self._copies: dict[int, list[Path]] = {}
         self._cut = 0
@@ -145,7 +144,7 @@ class _Run:
         prefixes = key_prefixes(self._job, self._output.prefix)
         names = [source.path for source in self._sources]
         with writing(self._folder):
-            merge = Merge(self._folder, names, len(prefixes), token_dtype(self._tokenizer.vocab_size))
+            merge = Merge(self._folder, names, len(prefixes), token_dtype(self._words.size))
             with closing(merge):
                 for summary in self._summaries(engine):
                     self._finished[summary.number] = summary
@@ -212,14 +211,14 @@ class _Run:
                 yield from spans_of(number, source, size, reading.sample_by, reading.keys)
 
     def _manifest(self, merge: Merge, key: int) -> dict[str, Any]:
-        counts, tokenizer = merge.counts[key], self._tokenizer
+        counts, words = merge.counts[key], self._words
         return {
             "tokenizer": {
-                "kind": tokenizer.kind,
+                "kind": words.kind,
                 "model": self._job.tokenizer_model,
-                "fingerprint": tokenizer.fingerprint,
-                "vocab_size": tokenizer.vocab_size,
-                "eod": tokenizer.eod,
+                "fingerprint": words.fingerprint,
+                "vocab_size": words.size,
+                "eod": words.eod,
             },
             "documents": counts.documents,
             "sequences": counts.sequences,
@@ -228,7 +227,7 @@ class _Run:
             "max_token": counts.max_token,
             "text_bytes": counts.text_bytes,
             "bad_lines": merge.bad,
-            "bin_bytes": counts.tokens * token_dtype(tokenizer.vocab_size).itemsize,
+            "bin_bytes": counts.tokens * token_dtype(words.size).itemsize,
             "json_key": self._job.reading.keys[key],
             "append_eod": self._job.append_eod,
             "split_sentences": self._job.sentences,

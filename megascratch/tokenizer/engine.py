@@ -14,6 +14,7 @@ import numpy as np
 
 from megascratch.tokenizer.hostile import probe
 from megascratch.tokenizer.interface import as_text
+from megascratch.tokenizer.memory import give_back, resident
 
 try:
     from gigatoken import gigatoken_rs
@@ -21,7 +22,9 @@ except ImportError:  # no wheel for this machine
     gigatoken_rs = None  # type: ignore[assignment]
 
 SAMPLE = 1 << 15  # characters of the text at hand in the self-check
-RENEWED = 1 << 28  # characters; words that never repeat leave about as many bytes behind
+LOOKED_AT = 1 << 22  # characters between two looks at the memory
+MOST_GROWN = 1 << 26  # bytes
+RENEWED = 1 << 28  # characters, where the system tells no memory; words that never repeat leave a byte for each
 
 UNICODE_17 = (
     (0x88F, 0x88F), (0xC5C, 0xC5C), (0xCDC, 0xCDC), (0x1ACF, 0x1ADD), (0x1AE0, 0x1AEB), (0xA7CE, 0xA7CF),
@@ -90,8 +93,8 @@ def _slow(reference: Encode, reason: str) -> Encode:
 
 
 class _Gigatoken:
-    """Encodes with gigatoken. It remembers every word it met, so it starts anew after RENEWED characters: memory stays
-    bounded whatever the length of the text."""
+    """Encodes with gigatoken. It remembers every word it met, so it starts anew when the process has grown by
+    MOST_GROWN: memory stays bounded whatever the length of the text."""
 
     def __init__(self, tokenizer_json: str, reference: Encode):
         if gigatoken_rs is None:
@@ -101,13 +104,23 @@ class _Gigatoken:
         self._before, self._after = _around(reference, self._backend.encode)
 
     def _renew(self) -> None:
-        self._backend: Any = gigatoken_rs.load_hf_json(self._json)
-        self._left = RENEWED
+        self._backend: Any = None  # the old one's memory first
+        give_back()
+        self._backend = gigatoken_rs.load_hf_json(self._json)
+        self._resident = resident()
+        self._left = RENEWED if self._resident is None else LOOKED_AT
+
+    def _look(self) -> None:
+        now = resident()
+        if now is None or self._resident is None or now > self._resident + MOST_GROWN:
+            self._renew()
+        else:
+            self._left = LOOKED_AT
 
     def __call__(self, text: str) -> np.ndarray:
         self._left -= len(text)
         if self._left < 0:
-            self._renew()
+            self._look()
         ids = self._backend.encode(text).view(np.int32)
         return np.concatenate([self._before, ids, self._after]) if self._before.size or self._after.size else ids
 

@@ -36,9 +36,10 @@ class HuggingFaceTokenizer(Tokenizer):
     kind = "HuggingFaceTokenizer"
 
     def __init__(self, record: dict[str, Any], name: str = "tokenizer.json", roles: dict[str, str] | None = None):
-        self.record = _sound(record, name)
-        decisive = json.dumps({part: self.record.get(part) for part in IDS_ARE_DECIDED_BY}, sort_keys=True)
-        rest = {"version": "1.0", "truncation": None, "padding": None, "decoder": self.record.get("decoder")}
+        record = _sound(record, name)
+        self._byte_level = is_byte_level(record)
+        decisive = json.dumps({part: record.get(part) for part in IDS_ARE_DECIDED_BY}, sort_keys=True)
+        rest = {"version": "1.0", "truncation": None, "padding": None, "decoder": record.get("decoder")}
         self._json = f"{json.dumps(rest)[:-1]}, {decisive[1:]}"
         try:
             self._library = tokenizers.Tokenizer.from_str(self._json)
@@ -49,9 +50,14 @@ class HuggingFaceTokenizer(Tokenizer):
         if not 0 < self.vocab_size < MOST_IDS:
             raise UserError(f"{name} has ids up to {self.vocab_size - 1}; there must be one, and the last below 2**31")
         self.eod, self.bos, self.pad = (_named(ids, role, (roles or {}).get(role), name) for role in NAMES)
-        self.specials = {token["content"]: token["id"] for token in self.record["added_tokens"]}
+        self.specials = {token["content"]: token["id"] for token in record["added_tokens"]}
         self.fingerprint = fingerprint(self.kind, decisive.encode(), str(self.eod).encode())
         self._encode: engine.Encode | None = None
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The content of a tokenizer.json that gives the same ids; not held, as it takes more room than the library."""
+        return json.loads(self._json)
 
     @classmethod
     def load(cls, path: Path) -> "HuggingFaceTokenizer":
@@ -90,14 +96,14 @@ class HuggingFaceTokenizer(Tokenizer):
             return text
         extra = change.normalize_str("x").startswith(SPACE) and text != ""
         changed = change.normalize_str(text)[extra:]
-        return changed if is_byte_level(self.record) else changed.replace(SPACE, " ")
+        return changed if self._byte_level else changed.replace(SPACE, " ")
 
     def token_bytes(self, number: int) -> bytes:
         """The text of one id as bytes (a byte-level token may be part of a character); empty: no token has it."""
         word = self._library.id_to_token(number)
         if word is None or word in self.specials:
             return (word or "").encode()
-        spelled = unspell(word) if is_byte_level(self.record) else None
+        spelled = unspell(word) if self._byte_level else None
         return word.encode() if spelled is None else spelled
 
 

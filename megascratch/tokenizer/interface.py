@@ -63,6 +63,8 @@ def as_text(text: str | bytes) -> str:
     standard says in 3.9 and Python, Rust and browsers do), and halves of surrogate pairs."""
     if isinstance(text, bytes):
         return text.decode(errors="replace")
+    if text.isascii():
+        return text
     try:
         text.encode()
     except UnicodeEncodeError:
