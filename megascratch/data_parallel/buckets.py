@@ -177,5 +177,8 @@ class Buckets:
             self._start(self.waiting.pop(0))
 
     def _start(self, bucket: Bucket) -> None:
+        for other in self.buckets:  # what a reduction that is over needs of memory is free for this one
+            if other.pending is not None and other.pending.is_done:
+                other.pending.wait()
         fault_point("gradient.reduce", bucket.grads)
         bucket.pending = self.reduce(bucket)

@@ -56,6 +56,9 @@ class Work(Protocol):
     def wait(self) -> object:
         """Until it has ended."""
 
+    def is_completed(self) -> bool:
+        """Whether `wait` would return at once; gloo does not tell of sends."""
+
 
 class Pending:
     """A collective under way; `wait` returns its result, after `finish` where something is left to do by then."""
@@ -70,6 +73,11 @@ class Pending:
     ):
         self.operation, self.axis, self.work, self.result, self.finish = operation, axis, work, result, finish
         self.number = 0 if work is None else numbered(axis.name)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether `wait` would return at once."""
+        return self.work is None or self.work.is_completed()
 
     def wait(self) -> Tensor:
         if self.work is not None:
@@ -163,6 +171,9 @@ class _Messages:
             if work is not None:
                 work.wait()
 
+    def is_completed(self) -> bool:
+        return all(work is None or work.is_completed() for work in self.works)
+
 
 def start_reduce_scatter(x: Tensor, axis: Axis, out: Tensor | None = None) -> Pending:
     """[axis.size * n, ...] -> [n, ...]: this rank's piece of the sum along dim 0."""
@@ -238,21 +249,32 @@ def _sum(x: Tensor, axis: Axis) -> Tensor:
     return all_reduce(x.clone(memory_format=torch.contiguous_format), axis)
 
 
+def _paired(*args) -> Tensor:
+    apply = _outside_graphs if torch.compiler.is_compiling() else _Pair.apply
+    return apply(*args)
+
+
+@torch.compiler.disable
+def _outside_graphs(*args) -> Tensor:
+    """Communication stays outside compiled graphs."""
+    return _Pair.apply(*args)
+
+
 def copy_to(x: Tensor, axis: Axis) -> Tensor:
     """Identity forward, all-reduce backward."""
-    return x if axis.size == 1 else _Pair.apply(x, axis, _copy, _sum)
+    return x if axis.size == 1 else _paired(x, axis, _copy, _sum)
 
 
 def reduce_from(x: Tensor, axis: Axis) -> Tensor:
     """All-reduce forward, identity backward."""
-    return x if axis.size == 1 else _Pair.apply(x, axis, _sum, _copy)
+    return x if axis.size == 1 else _paired(x, axis, _sum, _copy)
 
 
 def gather_from(x: Tensor, axis: Axis) -> Tensor:
     """All-gather along dim 0 forward, reduce-scatter backward."""
-    return x if axis.size == 1 else _Pair.apply(x, axis, all_gather, reduce_scatter)
+    return x if axis.size == 1 else _paired(x, axis, all_gather, reduce_scatter)
 
 
 def reduce_scatter_to(x: Tensor, axis: Axis) -> Tensor:
     """Reduce-scatter along dim 0 forward, all-gather backward."""
-    return x if axis.size == 1 else _Pair.apply(x, axis, reduce_scatter, all_gather)
+    return x if axis.size == 1 else _paired(x, axis, reduce_scatter, all_gather)
