@@ -41,7 +41,7 @@ def audit(config: Config, dataset: Dataset, first_step: int, last_step: int) -> 
     for step, samples in steps(config, last_step):
         if step >= first_step:
             for sample in samples:
-                yield from _uses(dataset, step, sample)
+                yield from uses_of(dataset, step, sample)
 
 
 def steps(config: Config, last_step: int) -> Iterator[tuple[int, range]]:
@@ -53,7 +53,8 @@ def steps(config: Config, last_step: int) -> Iterator[tuple[int, range]]:
         consumed += size
 
 
-def _uses(dataset: Dataset, step: int, sample: int) -> Iterator[Use]:
+def uses_of(dataset: Dataset, step: int, sample: int) -> Iterator[Use]:
+    """What one sample is made of, in the order of reading."""
     place = 0
     for span in dataset.spans(sample):
         tokens = span.stop - span.start

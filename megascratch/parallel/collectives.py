@@ -20,6 +20,7 @@ from torch import Tensor
 
 from megascratch.faults import fault_point
 from megascratch.parallel.mesh import Axis
+from megascratch.parallel.waits import blocked
 from megascratch.parallel.whereabouts import numbered, waiting
 
 # torch 2.13 renamed the single-tensor forms and warns about the old names; 2.11 has only those.
@@ -86,6 +87,7 @@ class Pending:
             with (
                 named(self.operation, axis.name, axis.rank, axis.size),
                 waiting(f"{self.operation} over {axis.name}", self.number, axis.ranks),
+                blocked(axis.waits),
             ):
                 self.work.wait()
             if self.finish is not None:

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from megascratch.config.errors import UserError
 from megascratch.parallel.grid import Grid
 from megascratch.parallel.meeting import Meeting
+from megascratch.parallel.waits import Waits
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Axis:
     rank: int = 0
     ranks: tuple[int, ...] = (0,)
     group: dist.ProcessGroup | None = None
+    waits: Waits | None = field(default=None, repr=False, compare=False)  # the clock of those who wait on it
 
     @classmethod
     def alone(cls, name: str, rank: int = 0) -> "Axis":
@@ -46,6 +48,7 @@ class Link:
     source: int  # global rank
     target: int
     group: dist.ProcessGroup
+    waits: Waits | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -74,13 +77,14 @@ class Mesh:
     embedding: Axis  # first and last stage: the two copies of a tied embedding; size 1 on the stages between
     world: Axis
     links: Links | None = field(default=None, repr=False)
+    waits: Waits | None = field(default=None, repr=False)  # one clock for all axes and links
 
     @classmethod
     def alone(cls, device: torch.device | str = "cpu") -> "Mesh":
         """One process, no communication."""
         names = ("tp", "pp", "dp", "cp", "data", "model", "embedding", "world")
         axes = {name: Axis.alone(name) for name in names}
-        return cls(Grid.dense(), 0, torch.device(device), links=None, **axes)
+        return cls(Grid.dense(), 0, torch.device(device), links=None, waits=None, **axes)
 
     @classmethod
     def build(cls, grid: Grid, device: torch.device | str = "cpu", timeout: timedelta | None = None) -> "Mesh":
@@ -96,7 +100,8 @@ class Mesh:
             )
         if world == 1:
             return cls.alone(device)
-        maker = _GroupMaker(rank, timeout)
+        waits = Waits(torch.device(device))
+        maker = _GroupMaker(rank, timeout, waits)
         lines = {
             "tp": ("tp",),
             "cp": ("cp",),
@@ -108,9 +113,9 @@ class Mesh:
         axes = {name: maker.axis(name, grid.groups(*members)) for name, members in lines.items()}
         pipelines = grid.groups("pp")
         axes["embedding"] = maker.axis("embedding", [sorted({stages[0], stages[-1]}) for stages in pipelines])
-        axes["world"] = Axis("world", world, rank, tuple(range(world)), dist.group.WORLD)
+        axes["world"] = Axis("world", world, rank, tuple(range(world)), dist.group.WORLD, waits)
         links = maker.links(pipelines) if grid.sizes["pp"] > 1 else None
-        return cls(grid, rank, torch.device(device), links=links, **axes)
+        return cls(grid, rank, torch.device(device), links=links, waits=waits, **axes)
 
     @property
     def coords(self) -> dict[str, int]:
@@ -131,8 +136,8 @@ class Mesh:
 class _GroupMaker:
     """Makes groups on all ranks in one order and keeps those of this rank; equal lists of ranks share one group."""
 
-    def __init__(self, rank: int, timeout: timedelta | None):
-        self.rank, self.timeout = rank, timeout
+    def __init__(self, rank: int, timeout: timedelta | None, waits: Waits):
+        self.rank, self.timeout, self.waits = rank, timeout, waits
         self.made: dict[tuple[int, ...], dist.ProcessGroup] = {}
 
     def axis(self, name: str, groups: list[list[int]]) -> Axis:
@@ -142,7 +147,7 @@ class _GroupMaker:
             if len(ranks) > 1 and ranks not in self.made:
                 self.made[ranks] = self._new(ranks, name)
             if len(ranks) > 1 and self.rank in ranks:
-                mine = Axis(name, len(ranks), ranks.index(self.rank), ranks, self.made[ranks])
+                mine = Axis(name, len(ranks), ranks.index(self.rank), ranks, self.made[ranks], self.waits)
         return mine
 
     def links(self, pipelines: list[list[int]]) -> Links:
@@ -152,8 +157,8 @@ class _GroupMaker:
             for i, source in enumerate(stages):
                 target = stages[(i + 1) % len(stages)]
                 pair = tuple(sorted((source, target)))
-                forward = Link(source, target, self._new(pair, "pp forward"))
-                backward = Link(target, source, self._new(pair, "pp backward"))
+                forward = Link(source, target, self._new(pair, "pp forward"), self.waits)
+                backward = Link(target, source, self._new(pair, "pp backward"), self.waits)
                 if self.rank == source:
                     made |= {"forward_out": forward, "backward_in": backward}
                 if self.rank == target:

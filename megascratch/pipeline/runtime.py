@@ -15,6 +15,7 @@ from torch import Tensor
 from megascratch.faults import fault_point
 from megascratch.parallel.collectives import CommunicationError, reason
 from megascratch.parallel.mesh import Link, Links
+from megascratch.parallel.waits import blocked
 from megascratch.parallel.whereabouts import doing, waiting
 from megascratch.pipeline.recorder import Silent
 from megascratch.pipeline.schedule import Action, Placement
@@ -270,7 +271,8 @@ class _Player:
     def _wait(self, transfer: _Transfer) -> Tensor:
         fault_point("transfer.wait")
         try:
-            with waiting(f"{transfer.action} {self._ends(transfer.action)}"):
+            waits = self._link(transfer.action).waits
+            with waiting(f"{transfer.action} {self._ends(transfer.action)}"), blocked(waits):
                 transfer.work.wait()
         except RuntimeError as error:
             raise self._failure(transfer.action, error) from error

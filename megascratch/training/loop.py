@@ -14,6 +14,7 @@ from megascratch.config.endings import DONE, STOP_FILE, STOPS
 from megascratch.data.batch import Batch
 from megascratch.data.dataset import Dataset
 from megascratch.data.prefetch import Prefetch
+from megascratch.data.without import Without
 from megascratch.faults import fault_point
 from megascratch.model.flops import flops_per_token
 from megascratch.optim.schedule import learning_rate
@@ -21,12 +22,15 @@ from megascratch.parallel.collectives import CommunicationError, all_reduce
 from megascratch.parallel.whereabouts import doing, judge
 from megascratch.pipeline.recorder import Recorder
 from megascratch.training import schedule_trace
+from megascratch.training.bad_steps import BadSteps
 from megascratch.training.hardware import matmul_peak, parameter_dtype, peak_memory
+from megascratch.training.health import Health
 from megascratch.training.report import Report
 from megascratch.training.saving import Saving
 from megascratch.training.setup import Run, saved_state
 from megascratch.training.stop import StopRequest, remove_stop_file
 from megascratch.training.trainer import StepResult
+from megascratch.training.watch import Watch
 
 
 @dataclass
@@ -35,12 +39,15 @@ class _Interval:
 
     loss: torch.Tensor
     steps: int = 0
+    good: int = 0
     skipped: int = 0
     samples: int = 0
     seconds: float = 0.0
 
     def add(self, result: StepResult, samples: int, seconds: float) -> None:
-        self.loss = self.loss + result.loss
+        """The loss of a step that was wrong does not count."""
+        if not result.wrong:
+            self.loss, self.good = self.loss + result.loss, self.good + 1
         self.steps, self.samples, self.seconds = self.steps + 1, self.samples + samples, self.seconds + seconds
         self.skipped += result.skipped
 
@@ -67,6 +74,11 @@ class _Loop:
         self.trained_seconds, self.last_loss, self.valid_loss = 0.0, math.nan, math.nan
         self.validated = -1  # the step of valid_loss
         self.first_sample = self.state.consumed_samples
+        self.watch = Watch(run.config.guard, self.state)
+        assert run.splits.train is not None
+        self.bad_steps = BadSteps(run.config, self.mesh, run.trainer, self.state, run.splits.train,
+                                  self.saving.settle, self._say)  # fmt: skip
+        self.health = Health(run.config.guard, run.trainer)
 
     def run(self) -> dict[str, Any]:
         self._say(self._headline())
@@ -74,10 +86,9 @@ class _Loop:
             self._say(f"notice: {notice}")
         stop, code = StopRequest(self.training), 0
         try:
-            with Prefetch(self._upcoming(), self.r.config.data.data_prefetch_steps) as upcoming:
-                while self.state.step < self.r.total_steps and not code:
-                    self._step(upcoming)
-                    code = stop.agreed(self.state.step, self.mesh.world, self.mesh.device)
+            while self.state.step < self.r.total_steps and not code:
+                with Prefetch(self._upcoming(), self.r.config.data.data_prefetch_steps) as upcoming:
+                    code = self._advance(upcoming, stop)
             stopped = self.state.step < self.r.total_steps
             if stopped:
                 self._say(f"asked to stop, {STOPS[code]}: saving after step {self.state.step}")
@@ -85,6 +96,7 @@ class _Loop:
                 self._validate()
             if self.r.splits.test is not None and not stopped:
                 self._evaluate("test", self.r.splits.test)
+            self.health.check_before_save(self.state.step)
             doing("the last checkpoint")
             self.saving.finish(self.state.step, self.r.trainer.held(), self._saved_state())
             judge(on=False)
@@ -98,16 +110,30 @@ class _Loop:
             self.report.close(summary)
         return summary
 
-    def _step(self, upcoming: Iterator[list[Batch]]) -> None:
+    def _advance(self, upcoming: Iterator[list[Batch]], stop: StopRequest) -> int:
+        """Steps until the run is done, is asked to stop (why), or has gone back and needs other batches."""
+        code, went_back = 0, False
+        while self.state.step < self.r.total_steps and not code and not went_back:
+            went_back = self._step(upcoming)
+            code = stop.agreed(self.state.step, self.mesh.world, self.mesh.device)
+        return code
+
+    def _step(self, upcoming: Iterator[list[Batch]]) -> bool:
+        """True if the step was bad and the run went back to a checkpoint."""
         doing("the batches of the next step")
-        fault_point("step.begin")
         start, state = time.perf_counter(), self.state
+        logged = self._is_logged(state.step + 1)
+        self.health.begin(logged)
+        fault_point("step.begin")
         batches = next(upcoming)
+        self.health.phases.lap("data")
         lr = learning_rate(self.r.config.optim, state.step, state.consumed_samples)
         recorder = None
         if state.step + 1 == self.r.traced_step:
             recorder = Recorder(self.mesh.pp, self.mesh.device)
-        result = self.r.trainer.train_step(batches, lr, state.step + 1, recorder)
+        result = self.r.trainer.train_step(
+            batches, lr, state.step + 1, recorder, self.watch.judge, self.health.phases
+        )
         samples = self._samples(len(batches))
         state.step, state.consumed_samples = state.step + 1, state.consumed_samples + samples
         seconds = time.perf_counter() - start
@@ -115,22 +141,40 @@ class _Loop:
         self.interval.add(result, samples, seconds)
         if recorder is not None:
             self._tell_schedule(recorder, len(batches), seconds)
-        if state.step % self.training.log_interval == 0 or state.step == 1 or state.step == self.r.total_steps:
+        if result.wrong and self.bad_steps.act(result, samples):
+            self._went_back()
+            return True
+        if not result.skipped:
+            self.watch.good(result.global_loss)
+        if logged:
             self._log(result, lr)
+        self.health.check_due(state.step)
         if self._validation_due():
             self._validate()
         self.saving.at_step_end()
         if self.training.save_interval and state.step % self.training.save_interval == 0:
+            self.health.check_before_save(state.step)
             doing("a checkpoint")
             self.saving.save(state.step, self.r.trainer.held(), self._saved_state())
+        return False
+
+    def _is_logged(self, step: int) -> bool:
+        return step % self.training.log_interval == 0 or step == 1 or step == self.r.total_steps
+
+    def _went_back(self) -> None:
+        self.saving.saved_step = self.state.step
+        self.interval = self._fresh()
+        if self.report is not None:
+            self.report.go_back(self.state.step)
 
     def _upcoming(self) -> Iterator[list[Batch]]:
         """This rank's batches of each step that is left; read ahead of the steps, so it keeps its own position."""
-        consumed = self.state.consumed_samples
+        consumed, skipped = self.state.consumed_samples, self.state.skipped_samples
         assert self.r.splits.train is not None
+        train = Without(self.r.splits.train, skipped) if skipped else self.r.splits.train
         for _ in range(self.state.step, self.r.total_steps):
             microbatches = num_microbatches(self.r.config, consumed)
-            yield self.r.read(self.r.splits.train, consumed, microbatches)
+            yield self.r.read(train, consumed, microbatches)
             consumed += self._samples(microbatches)
 
     def _samples(self, microbatches: int) -> int:
@@ -138,7 +182,10 @@ class _Loop:
 
     def _log(self, result: StepResult, lr: float) -> None:
         interval, self.interval = self.interval, self._fresh()
-        self.last_loss = self.r.trainer.global_loss(interval.loss) / interval.steps
+        part = interval.loss / interval.good if interval.good else torch.full_like(interval.loss, math.nan)
+        self.last_loss = self.r.trainer.global_loss(part)
+        for line in self.health.slow_ranks():
+            self._say(line)
         self.trained_seconds += interval.seconds
         tokens_per_second = interval.samples * self.r.config.data.seq_length / interval.seconds
         memory = torch.tensor(float(peak_memory(self.mesh.device)), dtype=torch.float64, device=self.mesh.device)

@@ -14,6 +14,7 @@ from megascratch.parallel.collectives import CommunicationError
 from megascratch.parallel.whereabouts import ended
 from megascratch.supervision.beside import outlive_dead_machines, watch_torchrun
 from megascratch.training.loop import train
+from megascratch.training.replicas import ReplicasDiffer
 from megascratch.training.setup import prepare
 
 
@@ -29,7 +30,7 @@ def pretrain(config: Config) -> int:
         told = str(error)
         print(f"megascratch pretrain: rank {os.environ.get('RANK', '0')}: {error}", file=sys.stderr, flush=True)
         outlive_dead_machines()
-    except FloatingPointError as error:
+    except (FloatingPointError, ReplicasDiffer) as error:
         told = str(error)
         if os.environ.get("RANK", "0") == "0":  # all ranks found the same
             print(f"megascratch pretrain: {error}", file=sys.stderr, flush=True)

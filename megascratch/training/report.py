@@ -71,6 +71,14 @@ class Report:
         self._write(row)
         self.say(text)
 
+    def go_back(self, step: int) -> None:
+        """The rows behind a step are no longer part of the run."""
+        self.rows = [row for row in self.rows if row["step"] <= step]
+        self.metrics.seek(0)
+        self.metrics.truncate()
+        self.metrics.writelines(_json(row) + "\n" for row in self.rows)
+        self.bar.update(self.task, completed=step)
+
     def close(self, summary: Row) -> None:
         """Draws the curves, writes the summary and says where everything lies."""
         self.bar.stop()

@@ -114,6 +114,10 @@ class Saving:
         """
         self._tell(self.saver.poll(), self.exits)
 
+    def settle(self) -> None:
+        """Until no save is under way. Raises: as `at_step_end`."""
+        self._tell(self.saver.wait(), self.exits)
+
     def finish(self, step: int, held: list[Held], state: dict[str, Any]) -> None:
         """The last checkpoint of a run. Raises: whatever it ends with, since no other follows."""
         self._tell(self.saver.wait(), self.exits)

@@ -21,6 +21,7 @@ from megascratch.data.dataset import Dataset
 from megascratch.data.fingerprint import fingerprints
 from megascratch.data.loader import microbatches
 from megascratch.data.splits import Splits
+from megascratch.data.without import merged
 from megascratch.faults import fault_point
 from megascratch.parallel import mesh as meshes
 from megascratch.parallel.grid import Grid
@@ -31,6 +32,7 @@ from megascratch.tokenizer import Tokenizer
 from megascratch.training.agree import Found, facts_of, require_agreement
 from megascratch.training.hardware import choose_device
 from megascratch.training.inputs import Inputs, open_inputs
+from megascratch.training.journal import skipped_samples
 from megascratch.training.resume import check_resume, hash_of, manifest_digest
 from megascratch.training.saving import make_ready, open_saver, resume
 from megascratch.training.state import TrainState
@@ -96,6 +98,7 @@ def prepare(config: Config) -> Run:
         if ready.start is not None:
             state = TrainState.from_dict(resume(saver, config.training, trainer.held())["train_state"])
             trainer.restore(state)
+            state.skipped_samples = merged(state.skipped_samples, skipped_samples(ready.start.parent))
             traced_step = _traced_step(config, state.step, total_steps)
         make_ready(saver, config.training, trainer.held())
         read = _reader(config, mesh, tokenizer)
@@ -118,6 +121,7 @@ def _agreed(config: Config, meeting: Meeting | None) -> _Ready:
     others = {
         "tokenizer": tokenizer.fingerprint[:16] if tokenizer else "none",
         "checkpoint": f"{start.name} {manifest_digest(start)}" if start else "none",
+        "skipped samples": str(skipped_samples(start.parent)) if start else "none",
         "schedule": hash_of(config.parallel.pipeline_schedule_csv),
         "device": ready.device.type,
     }

@@ -12,6 +12,12 @@ class TrainState:
     consumed_samples: int = 0
     loss_scale: dict[str, Any] = field(default_factory=dict)
     optimizer: dict[str, Any] = field(default_factory=dict)
+    recent_losses: list[float] = field(default_factory=list)
+    """Of the last good steps, as far as a spike is judged by them."""
+    bad_steps: int = 0
+    """In a row."""
+    skipped_samples: list[list[int]] = field(default_factory=list)
+    """[first, stop) of what is not read: samples are counted without them."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -1,7 +1,7 @@
 """One rank's share of one training step: micro-batches in, moved weights out. Knows no files, no clock, no data set."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import NamedTuple
 
@@ -27,15 +27,31 @@ from megascratch.pipeline.schedule import Action, Placement
 from megascratch.pipeline.stage import Stage
 from megascratch.training.hardware import parameter_dtype
 from megascratch.training.inputs import own_schedule
+from megascratch.training.phases import Phases
 from megascratch.training.state import TrainState
+from megascratch.training.watch import not_finite, nothing_updated
+
+Judge = Callable[[float, float], str]
+"""Global loss and gradient norm -> what is wrong with the step, '' for nothing; asked before the weights move."""
 
 
 class StepResult(NamedTuple):
     """`loss` is this rank's part of the global loss (a fraction whose parts add up: law 5); the rest is global."""
 
     loss: Tensor  # fp64 scalar on the device; 0 where the loss was not computed
+    global_loss: float
     grad_norm: float
-    skipped: bool  # fp16 overflow: nothing was updated
+    skipped: bool  # nothing was updated
+    wrong: str = ""  # what the judge said; fp16's overflow is nothing wrong
+
+
+class _Moved(NamedTuple):
+    """What all ranks agree on after the backward of a step."""
+
+    loss: float
+    grad_norm: float
+    overflowed: bool
+    wrong: str
 
 
 class Trainer:
@@ -65,13 +81,27 @@ class Trainer:
             runtime.connect(mesh.links, mesh.device)
 
     def train_step(
-        self, batches: Sequence[Batch], lr: float, step: int = 0, recorder: Recorder | None = None
+        self,
+        batches: Sequence[Batch],
+        lr: float,
+        step: int = 0,
+        recorder: Recorder | None = None,
+        judge: Judge | None = None,
+        phases: Phases | None = None,
     ) -> StepResult:
-        """Forward, backward, gradient sums, clipping and the update; `recorder` notes what the pipeline does.
+        """Forward, backward, gradient sums, clipping and the update, unless something is wrong with the step.
+
+        Args:
+            recorder: notes what the pipeline does.
+            judge: says what is wrong with a step, whose weights then stay; None: a number that is not finite is an
+                error.
+            phases: is told when each part of the step ends.
 
         Raises:
-            FloatingPointError: a gradient is not finite (fp16 with a dynamic scale skips the update instead).
+            FloatingPointError: without a judge, loss or gradients are not finite (fp16 with a dynamic scale skips the
+                update instead).
         """
+        phases = phases or Phases()
         at_step(step)
         doing("the number of valid tokens")
         tokens = self._valid_tokens(batches)
@@ -88,29 +118,43 @@ class Trainer:
             self.placement,
             recorder,
         )
+        phases.lap("forward and backward")
+        part = self._loss_part(losses) / tokens
         try:
-            norm = self._update(lr, step)
+            moved = self._update(part, lr, judge or not_finite)
         except CommunicationError as error:
             raise CommunicationError(f"gradients and weights of step {step}: {error}") from error
-        overflowed = not math.isfinite(norm)
-        self.scale = self.scale.after(overflowed, self.config.optim)
-        return StepResult(self._loss_part(losses) / tokens, norm, overflowed)
+        if moved.wrong and judge is None:
+            raise FloatingPointError(nothing_updated(moved.wrong, step))
+        self.scale = self.scale.after(moved.overflowed, self.config.optim)
+        phases.lap("update")
+        return StepResult(part, moved.loss, moved.grad_norm, moved.overflowed or bool(moved.wrong), moved.wrong)
 
-    def _update(self, lr: float, step: int) -> float:
-        """The gradient norm; moves the weights if it is finite."""
+    def _update(self, loss_part: Tensor, lr: float, judge: Judge) -> _Moved:
+        """Moves the weights if nothing is wrong."""
         doing("the sums of the gradients")
         self.data_parallel.finish()
         doing("the norm of the gradients")
         norm = self.data_parallel.norm().item() / self.scale.scale
+        loss, sick = self._agreed(loss_part, not math.isfinite(norm))
+        norm = norm if not sick or not math.isfinite(norm) else math.nan
+        overflowed = sick and self.config.optim.fp16 and not self._at_its_floor()
+        wrong = "" if overflowed else judge(loss, norm)
         doing("the optimizer's step")
-        if math.isfinite(norm):
+        if not overflowed and not wrong:
             self.data_parallel.step(lr, clip_factor(norm, self.config.optim.clip_grad) / self.scale.scale)
-        elif not self.config.optim.fp16:
-            raise FloatingPointError(
-                f"the gradient norm is {norm} at step {step}: nothing was updated; "
-                "look at the data of this step, or lower --lr"
-            )
-        return norm
+        return _Moved(loss, norm, overflowed, wrong)
+
+    def _agreed(self, loss_part: Tensor, sick: bool) -> tuple[float, bool]:
+        """The global loss, and whether the norm is not finite on any rank: one that alone sees it stops all."""
+        both = torch.stack((loss_part, torch.full_like(loss_part, float(sick))))
+        loss, seen = all_reduce(both, self.mesh.world).tolist()
+        return loss, seen > 0
+
+    def _at_its_floor(self) -> bool:
+        """A loss scale that cannot fall any further helps against no overflow."""
+        optim = self.config.optim
+        return optim.loss_scale is None and self.scale.scale <= optim.min_loss_scale
 
     def evaluate(self, batches: Sequence[Batch]) -> Tensor:
         """Sum of the loss and number of valid tokens of one global batch, fp64 [2], over all ranks. Moves nothing."""
