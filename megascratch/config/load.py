@@ -4,8 +4,6 @@ The YAML file is flat (`lr: 1e-3`) or sectioned (`optim: {lr: 1e-3}`); keys may 
 Every unknown, doubled or ill-typed setting is reported at once, each with its place and the nearest known name.
 """
 
-import contextlib
-import io
 import json
 import re
 from collections.abc import Sequence
@@ -16,7 +14,7 @@ import tyro
 
 from megascratch.config.errors import SettingError
 from megascratch.config.fields import SECTION_OF, SECTIONS, flat, with_fields
-from megascratch.config.flags import sort_words
+from megascratch.config.flags import read_words
 from megascratch.config.settings import Config
 from megascratch.config.yaml_file import read_settings
 
@@ -33,6 +31,8 @@ class Origins:
 
 @dataclass(frozen=True)
 class _CommandLine:
+    """What --help shows."""
+
     settings: Config
     config: str | None = None
     """YAML file of settings; flags override it."""
@@ -73,10 +73,10 @@ def read_config(argv: Sequence[str], base: Config | None = None, prog: str = "me
     start = base or Config()
     changed = {name for name, value in flat(start).items() if value != flat(Config())[name]}
     places = dict.fromkeys((name for name in SECTION_OF if name in changed), "base")
-    legal, given, problems, unread = sort_words(argv)
     if {"-h", "--help"} & set(argv):
-        _parse(["--help"], start, prog)
-    file = _file_named(legal)
+        _help(start, prog)
+    given, names, problems, unread = read_words(argv)
+    file = given.pop("config", None)
     if file is not None:
         try:
             values, lines, file_problems, unread_lines = read_settings(file)
@@ -84,10 +84,9 @@ def read_config(argv: Sequence[str], base: Config | None = None, prog: str = "me
             raise SettingError("\n".join([str(error), *problems])) from error
         start = with_fields(start, values)
         places |= lines
-        problems, unread = file_problems + problems, unread | (unread_lines - set(given))
-    command = _parse(legal, start, prog)
-    origins = Origins(places | dict.fromkeys(given, "flag"), command.print_config)
-    return Loaded(command.settings, origins, problems, unread)
+        problems, unread = file_problems + problems, unread | (unread_lines - set(names))
+    origins = Origins(places | dict.fromkeys(names, "flag"), given.pop("print_config", False))
+    return Loaded(with_fields(start, given), origins, problems, unread)
 
 
 def format_config(config: Config, origins: Origins) -> str:
@@ -108,37 +107,13 @@ def _yaml(value: Any) -> str:
     return re.sub(r"^(-?\d+)e", r"\1.0e", text) if isinstance(value, float) else text
 
 
-def _file_named(argv: Sequence[str]) -> str | None:
-    """The word after --config, or behind `--config=`."""
-    for here, word in enumerate(argv):
-        if word == "--config" and here + 1 < len(argv):
-            return argv[here + 1]
-        if word.startswith("--config="):
-            return word.removeprefix("--config=")
-    return None
-
-
-def _parse(argv: Sequence[str], start: Config, prog: str) -> _CommandLine:
-    """tyro's reading of the flags over `start`; its framed complaint becomes a SettingError."""
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            return tyro.cli(
-                _CommandLine,
-                prog=prog,
-                args=list(argv),
-                default=_CommandLine(start),
-                description="Settings by section; every flag is also a key of the YAML file.",
-                config=(tyro.conf.OmitArgPrefixes,),
-            )
-    except SystemExit as exit:
-        if exit.code in (0, None):
-            raise
-    raise SettingError(_unframed(said.getvalue()))
-
-
-def _unframed(box: str) -> str:
-    """The text of tyro's complaint without its frame and its title."""
-    rows = [row.strip("│ ") for row in box.splitlines() if row.startswith("│")]
-    text = " ".join(row for row in rows if not set(row) <= {"─"})
-    return re.sub(r"\s*For full helptext.*", "", text) or box.strip()
+def _help(start: Config, prog: str) -> None:
+    """Prints every flag by section, and leaves with SystemExit(0)."""
+    tyro.cli(
+        _CommandLine,
+        prog=prog,
+        args=["--help"],
+        default=_CommandLine(start),
+        description="Settings by section; every flag is also a key of the YAML file.",
+        config=(tyro.conf.OmitArgPrefixes,),
+    )

@@ -11,6 +11,9 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from megascratch.config.errors import SettingError
 from megascratch.config.fields import HINTS, SECTION_OF, SECTIONS, meant, nearest
 
+LARGEST_FILE = 1 << 20  # bytes: every setting with its comment has 2**14
+MOST_SHOWN = 6  # items of a list in a complaint
+
 Entry = tuple[str, str | None, Any, int]
 """(key as a field name, section it stands in, raw value, line counted from 1)"""
 
@@ -76,7 +79,13 @@ def _typed_list(raw: Any, item: type) -> list[Any]:
 
 def _tree(file: str) -> Any:
     try:
-        return YAML(typ="rt", pure=True).load(Path(file).read_text(encoding="utf-8"))
+        with Path(file).open("rb") as source:
+            content = source.read(LARGEST_FILE + 1)
+        if len(content) > LARGEST_FILE:
+            raise SettingError(f"config file {file} has more than {LARGEST_FILE:,} bytes: it holds no settings")
+        return YAML(typ="rt", pure=True).load(content.decode())
+    except RecursionError:
+        raise SettingError(f"config file {file} is nested too deep") from None
     except OSError as error:
         raise SettingError(f"config file {file}: {error.strerror}") from None
     except UnicodeDecodeError as error:
@@ -118,5 +127,11 @@ def _misplaced(key: str, section: str | None) -> str | None:
     return None
 
 
-def _shown(raw: Any) -> str:
-    return repr(str(raw)) if isinstance(raw, str) else str(raw)
+def _shown(raw: Any, deep: int = 1) -> str:
+    """A value in a complaint, but not all of one that unfolds to gigabytes."""
+    if isinstance(raw, str):
+        return repr(str(raw)) if len(raw) <= 80 else f"{str(raw)[:80]!r}..."
+    if isinstance(raw, list) and deep:
+        more = ", ..." if len(raw) > MOST_SHOWN else ""
+        return f"[{', '.join(_shown(item, deep - 1) for item in raw[:MOST_SHOWN])}{more}]"
+    return f"a {type(raw).__name__}" if isinstance(raw, list | dict) else str(raw)[:80]
