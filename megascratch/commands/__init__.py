@@ -15,6 +15,7 @@ from megascratch.config.endings import BAD_INPUT, INTERRUPTED
 from megascratch.config.errors import RanksDiffer, SettingError, UserError
 
 VERBS = {
+    "doctor": "check machines and settings before a run",
     "pretrain": "train a model from .bin/.idx files, on any layout",
     "curate": "drop bad, doubled and contaminated texts from JSONL",
     "preprocess": "turn text (JSONL, plain, Parquet) into .bin/.idx files",

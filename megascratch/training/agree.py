@@ -87,14 +87,20 @@ def _first_verdict(texts: Sequence[str]) -> str:
 
 
 def _table(texts: Sequence[str]) -> str:
-    said = [json.loads(text) for text in texts]
+    return differences([json.loads(text) for text in texts])
+
+
+def differences(said: Sequence[tuple[str, Mapping[str, str]]]) -> str:
+    """The table of (host, facts) of each rank; '' where all facts are equal."""
     columns: dict[tuple[str, str], list[int]] = {}
     for rank, (host, facts) in enumerate(said):
-        columns.setdefault((host, json.dumps(facts, sort_keys=True)), []).append(rank)
-    facts = [said[ranks[0]][1] for ranks in columns.values()]
-    names = list(dict.fromkeys(name for one in facts for name in one))
-    rows = [[name, *(_short(one.get(name, "not there")) for one in facts)] for name in names
-            if len({one.get(name) for one in facts}) > 1]  # fmt: skip
+        columns.setdefault((host, json.dumps(dict(facts), sort_keys=True)), []).append(rank)
+    told = [said[ranks[0]][1] for ranks in columns.values()]
+    names = list(dict.fromkeys(name for one in told for name in one))
+    rows = [[name, *(_short(one.get(name, "not there")) for one in told)] for name in names
+            if len({one.get(name) for one in told}) > 1]  # fmt: skip
+    if not rows:
+        return ""
     heads = ["what", *(where(host, ranks) for (host, _), ranks in columns.items())]
     wide = [max(len(row[column]) for row in [heads, *rows]) for column in range(len(heads))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, wide, strict=True)).rstrip()

@@ -1,0 +1,154 @@
+"""`megascratch doctor`: settings and machines in, what would stop or slow a run out, with its host and its remedy.
+
+    megascratch doctor --config my.yaml
+    torchrun ... -m megascratch doctor --config my.yaml          on all machines of a run, as the run is started
+
+Versions, code and settings equal on every rank, files, network, clocks, devices, room and speed of the disk, and a
+small collective over every axis. Exit code 0 if a run can start, 1 if not.
+"""
+
+import argparse
+import json
+import os
+import socket
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+
+from megascratch.config.derive import derive
+from megascratch.config.errors import SettingError, UserError
+from megascratch.config.laws import broken_laws
+from megascratch.config.load import read_config
+from megascratch.config.settings import Config
+from megascratch.parallel import mesh as meshes
+from megascratch.parallel.collectives import CommunicationError
+from megascratch.parallel.grid import Grid
+from megascratch.parallel.meeting import Meeting, meet
+from megascratch.parallel.mesh import Mesh
+from megascratch.training.agree import differences, facts_of, where
+from megascratch.training.hardware import choose_device
+from megascratch.training.links import slow_groups, speeds
+from megascratch.training.machines import Finding, look_at
+
+MOST_SKEW = 1.0  # seconds between clocks
+SUMMARY = "check machines and settings before a run: versions, files, network, clocks, disk, every axis"
+
+
+def main(argv: Sequence[str]) -> int:
+    """0: a run can start; 1: it cannot. Raises: UserError for illegal settings, or a launch that cannot meet."""
+    parser = argparse.ArgumentParser(prog="megascratch doctor", description=SUMMARY, allow_abbrev=False, add_help=False,
+                                     epilog="Every setting of `megascratch pretrain` is a flag here, too; without any "
+                                     "only the machines are looked at.")  # fmt: skip
+    parser.add_argument("--timeout", type=float, default=60.0, metavar="SECONDS",
+                        help="how long ranks wait for one another (default: 60)")  # fmt: skip
+    if {"-h", "--help"} & set(argv):
+        parser.print_help()
+        return 0
+    options, words = parser.parse_known_args(argv)
+    if not options.timeout > 0:
+        raise UserError(f"--timeout ({options.timeout:g}) must be above 0")
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    config = _settings(words, world)
+    timeout = timedelta(seconds=options.timeout)
+    meeting = meet(timeout)
+    found = _machines(config, meeting)
+    if not any(finding.state == "FAIL" for finding in found):
+        found += _axes(config, meeting, world, timeout)
+    if os.environ.get("RANK", "0") == "0":
+        print(report(found))
+    if meeting is not None:
+        meeting.leave()
+    return int(any(finding.state == "FAIL" for finding in found))
+
+
+def _settings(words: Sequence[str], world: int) -> Config | None:
+    if not words:
+        return None
+    config, _, problems, unread = read_config(words, prog="megascratch doctor")
+    config = derive(config, world)
+    problems += broken_laws(config, world, unread)
+    if problems:
+        raise SettingError("\n".join(problems))
+    return config
+
+
+def _machines(config: Config | None, meeting: Meeting | None) -> list[Finding]:
+    """What each process sees alone, put together by the first rank; the same on all."""
+    facts = facts_of(config or Config(), {}, {})
+    mine = look_at(config, os.environ.get("LOCAL_RANK", "0") == "0")
+    if meeting is None:
+        return mine
+    meeting.judged("begin", "", lambda texts: "")  # from here on all ranks do the same at the same time
+    told = json.dumps([socket.gethostname(), time.time(), facts, mine])
+    answer = meeting.judged("found", told, _together)
+    return [Finding(*finding) for finding in json.loads(answer)]
+
+
+def _together(texts: Sequence[str]) -> str:
+    said = [json.loads(text) for text in texts]
+    by_finding: dict[tuple, dict[str, list[int]]] = {}
+    for rank, (host, _, _, findings) in enumerate(said):
+        for finding in findings:
+            by_finding.setdefault(tuple(finding), {}).setdefault(host, []).append(rank)
+    found = [Finding(about, state, f"{', '.join(where(host, ranks) for host, ranks in hosts.items())}: {text}", fix)
+             for (about, state, text, fix), hosts in by_finding.items()]  # fmt: skip
+    table = differences([(host, facts) for host, _, facts, _ in said])
+    alike = Finding("versions", "ok", f"{len(said)} ranks have the same versions, code and settings")
+    differ = Finding("versions", "FAIL", table, "install the same packages and start with the same settings everywhere")
+    return json.dumps([differ if table else alike, *found, _clocks([(host, clock) for host, clock, *_ in said])])
+
+
+def _clocks(told: Sequence[tuple[str, float]]) -> Finding:
+    """Ranks look at their clocks at about the same time."""
+    skew = max(clock for _, clock in told) - min(clock for _, clock in told)
+    fast, slow = max(told, key=lambda one: one[1])[0], min(told, key=lambda one: one[1])[0]
+    if skew > MOST_SKEW:
+        return Finding("clocks", "warn", f"{fast} is {skew:.1f} s ahead of {slow}", "run an NTP client on both")
+    return Finding("clocks", "ok", f"within {skew:.2f} s")
+
+
+def _axes(config: Config | None, meeting: Meeting | None, world: int, timeout: timedelta) -> list[Finding]:
+    """A small collective over every axis."""
+    if meeting is None:
+        return []
+    parallel = (config or derive(Config(), world)).parallel
+    device = choose_device(config.training.device if config else None, int(os.environ.get("LOCAL_RANK", "0")))
+    grid = Grid.dense(parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size,
+                      parallel.data_parallel_size or 1)  # fmt: skip
+    try:
+        backend = parallel.distributed_backend or ("nccl" if device.type == "cuda" else "gloo")
+        meshes.start(backend, device, meeting)
+        found = speeds(Mesh.build(grid, device, timeout))
+    except (CommunicationError, RuntimeError) as error:
+        return [Finding("axes", "FAIL", str(error).splitlines()[0], "see which machine is named; check its network")]
+    finally:
+        meshes.stop()
+    lines = []
+    for axis in dict.fromkeys(one.axis for one in found):
+        group = [one.bytes_per_second for one in found if one.axis == axis]
+        text = f"{axis}: {len(group)} group(s) of {grid_size(found, axis)}, all-reduce at {min(group) / 1e6:,.0f} MB/s"
+        lines.append(Finding("axes", "ok", text))
+    return lines + [
+        Finding("axes", "warn", f"{one.axis} over ranks {', '.join(map(str, one.ranks))} runs at "
+                f"{one.bytes_per_second / 1e6:,.0f} MB/s, a third of the others or less", "look at its hosts' network")
+        for one in slow_groups(found)
+    ]  # fmt: skip
+
+
+def grid_size(found: Sequence, axis: str) -> int:
+    """Ranks in a group of an axis."""
+    return next(len(one.ranks) for one in found if one.axis == axis)
+
+
+def report(found: Sequence[Finding]) -> str:
+    """One line for each finding, its remedy below it, and the sum."""
+    lines = []
+    for about, state, text, fix in found:
+        first, *rest = text.splitlines()
+        lines += [f"{state:<5} {about:<9} {first}", *(" " * 16 + line for line in rest)]
+        lines += [" " * 16 + f"-> {fix}"] if state != "ok" else []
+    bad, odd = (sum(finding.state == state for finding in found) for state in ("FAIL", "warn"))
+    lines.append(f"{bad} failed, {odd} warnings: a run {'cannot start' if bad else 'can start'}")
+    return "\n".join(lines)
+
+

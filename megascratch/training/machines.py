@@ -1,0 +1,132 @@
+"""This machine in, what speaks against a run on it out, each with what mends it: files, network, device, disk."""
+
+import fcntl
+import os
+import socket
+import struct
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from megascratch.config.errors import UserError
+from megascratch.config.settings import Config
+from megascratch.parallel.meeting import INTERFACES, on_one_machine
+from megascratch.training.hardware import choose_device
+from megascratch.training.inputs import missing_files
+
+PROBE_BYTES = 32 << 20
+LEAST_FREE = 1 << 30
+LEAST_SPEED = 50e6  # bytes per second
+SIOCGIFADDR = 0x8915  # Linux: the address of an interface
+
+
+class Finding(NamedTuple):
+    """One thing that was looked at."""
+
+    about: str
+    state: str
+    """ok, warn or FAIL."""
+    text: str
+    fix: str = ""
+
+
+def look_at(config: Config | None, first_here: bool) -> list[Finding]:
+    """Everything that this process can see alone; the disk only by the first process of a machine."""
+    found = [*_files(config), *_network(), *_device(config)]
+    return found + (_disk(Path(config.training.save or config.training.output_dir)) if config and first_here else [])
+
+
+def _files(config: Config | None) -> list[Finding]:
+    if config is None:
+        return []
+    missing = missing_files(config)
+    lines = [Finding("files", "FAIL", line, "copy it here, mount its folder, or mend the path") for line in missing]
+    return lines or [Finding("files", "ok", "every file that the settings name is there")]
+
+
+def interfaces() -> dict[str, str]:
+    """Network interfaces of this machine that have an address -> the address (IPv4)."""
+    found = {}
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        for _, name in socket.if_nameindex():
+            try:
+                answer = fcntl.ioctl(asking.fileno(), SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
+            except OSError:
+                continue
+            found[name] = socket.inet_ntoa(answer[20:24])
+    return found
+
+
+def _network() -> list[Finding]:
+    here = interfaces()
+    known = ", ".join(f"{name} {address}" for name, address in here.items()) or "none"
+    named = {variable: os.environ[variable] for variable in INTERFACES if os.environ.get(variable)}
+    wrong = [
+        Finding("network", "FAIL", f"{variable} names {value}, this machine has {known}", f"export {variable}=NAME")
+        for variable, value in named.items()
+        if not any(name.startswith(value.lstrip("=^").split(",")[0]) for name in here) and not value.startswith("^")
+    ]
+    if wrong:
+        return wrong
+    if not on_one_machine() and int(os.environ.get("WORLD_SIZE", "1")) > 1 and "GLOO_SOCKET_IFNAME" not in named:
+        name, fix = socket.gethostname(), f"export GLOO_SOCKET_IFNAME=NAME (of {known})"
+        try:
+            address = socket.gethostbyname(name)
+        except OSError as error:
+            return [Finding("network", "FAIL", f"the host's name {name} has no address: {error}", fix)]
+        if address.startswith("127."):
+            return [Finding("network", "FAIL", f"the host's name {name} is {address}: nobody else reaches it", fix)]
+    using = ", ".join(sorted(set(named.values()))) or "the host's name"
+    return [Finding("network", "ok", f"{known}; by {using}")]
+
+
+def _device(config: Config | None) -> list[Finding]:
+    try:
+        device = choose_device(config.training.device if config else None, int(os.environ.get("LOCAL_RANK", "0")))
+    except UserError as error:
+        return [Finding("device", "FAIL", str(error), "start as many processes as there are devices")]
+    return [Finding("device", "ok", device.type)]
+
+
+def _disk(folder: Path) -> list[Finding]:
+    """Room and speed where checkpoints go; leaves nothing behind."""
+    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    probe = there / f".doctor.{socket.gethostname()}.{os.getpid()}"
+    try:
+        status = os.statvfs(there)
+        free = status.f_bavail * status.f_frsize
+        if free < 2 * PROBE_BYTES:
+            return [Finding("disk", "FAIL", f"{there} has {free / 2**20:,.0f} MiB left", "make room, or set --save")]
+        written = _timed_write(probe)
+        read = _timed_read(probe)
+    except OSError as error:
+        return [Finding("disk", "FAIL", f"{there} cannot be written: {error.strerror}",
+                        "choose another --output-dir or --save, or mend the permissions")]  # fmt: skip
+    finally:
+        probe.unlink(missing_ok=True)
+    text = f"{there}: {free / 2**30:,.1f} GiB free, writes {written / 1e6:,.0f} MB/s, reads {read / 1e6:,.0f} MB/s"
+    if free < LEAST_FREE:
+        return [Finding("disk", "warn", text, "make room: a checkpoint may not fit")]
+    if written < LEAST_SPEED:
+        return [Finding("disk", "warn", text, "checkpoints will take long: save to a faster disk")]
+    return [Finding("disk", "ok", text)]
+
+
+def _timed_write(probe: Path) -> float:
+    """Bytes per second, on the disk."""
+    block, begin = os.urandom(1 << 20), time.perf_counter()
+    with probe.open("wb") as file:
+        for _ in range(PROBE_BYTES >> 20):
+            file.write(block)
+        file.flush()
+        os.fsync(file.fileno())
+    return PROBE_BYTES / (time.perf_counter() - begin)
+
+
+def _timed_read(probe: Path) -> float:
+    with probe.open("rb", buffering=0) as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        begin = time.perf_counter()
+        while file.read(1 << 20):
+            pass
+    return PROBE_BYTES / (time.perf_counter() - begin)
