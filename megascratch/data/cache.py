@@ -68,8 +68,10 @@ def _load(home: Path) -> Arrays | None:
     """None where there is nothing, or nothing whole (a copy that was cut short): it is built again then."""
     try:
         names = json.loads((home / "key.json").read_text())["arrays"]
+        if any(Path(name).name != name for name in names):
+            raise ValueError("a name that leaves the folder")
         return {name: np.load(home / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in names}
-    except (OSError, ValueError, KeyError, EOFError):
+    except (OSError, ValueError, KeyError, TypeError, EOFError, RecursionError):
         return None
 
 

@@ -40,7 +40,7 @@ def stored_manifest(prefix: str | Path) -> dict[str, Any] | None:
     """The manifest under this name, whatever .bin lies beside it."""
     try:
         manifest = json.loads(manifest_path(prefix).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return manifest if isinstance(manifest, dict) else None
 

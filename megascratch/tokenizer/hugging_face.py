@@ -16,7 +16,7 @@ import tokenizers
 from megascratch.config.errors import UserError
 from megascratch.tokenizer import engine
 from megascratch.tokenizer.interface import Encoded, Tokenizer, as_text, fingerprint, joined, require_ids
-from megascratch.tokenizer.vocabulary import merge_pairs, read_json, require_bytes, unspell
+from megascratch.tokenizer.vocabulary import inside, merge_pairs, read_json, require_bytes, unspell
 
 NAMES = {
     "eos_token": ("<|endoftext|>", "<|end_of_text|>", "<eod>", "</s>", "<|eos|>", "<eos>"),
@@ -43,12 +43,17 @@ class HuggingFaceTokenizer(Tokenizer):
         self._json = f"{json.dumps(rest)[:-1]}, {decisive[1:]}"
         try:
             self._library = tokenizers.Tokenizer.from_str(self._json)
-        except Exception as error:  # the library raises bare Exceptions
+        except BaseException as error:  # the library raises bare Exceptions, and where it panics BaseExceptions
+            if isinstance(error, KeyboardInterrupt | SystemExit):
+                raise
             raise UserError(f"{name} is not a tokenizer.json that `tokenizers` reads: {error}") from error
         ids = self._library.get_vocab(with_added_tokens=True)
         self.vocab_size = max(ids.values(), default=-1) + 1
         if not 0 < self.vocab_size < MOST_IDS:
             raise UserError(f"{name} has ids up to {self.vocab_size - 1}; there must be one, and the last below 2**31")
+        if self.vocab_size > len(self._json):  # a model has a row for each id: a few bytes must not ask for gigabytes
+            raise UserError(f"{name} has {len(ids):,} tokens with ids up to {self.vocab_size - 1:,}: more ids than it "
+                            f"has characters ({len(self._json):,})")  # fmt: skip
         self.eod, self.bos, self.pad = (_named(ids, role, (roles or {}).get(role), name) for role in NAMES)
         self.specials = {token["content"]: token["id"] for token in record["added_tokens"]}
         self.fingerprint = fingerprint(self.kind, decisive.encode(), str(self.eod).encode())
@@ -63,7 +68,7 @@ class HuggingFaceTokenizer(Tokenizer):
     def load(cls, path: Path) -> "HuggingFaceTokenizer":
         """Reads a tokenizer.json, and tokenizer_config.json beside it."""
         record = read_json(path, cls.kind)
-        beside = path.with_name("tokenizer_config.json")
+        beside = inside(path.parent, "tokenizer_config.json")
         return cls(record, str(path), _roles(read_json(beside, "tokenizer_config.json")) if beside.exists() else None)
 
     def encode(self, text: str) -> list[int]:

@@ -13,7 +13,15 @@ from megascratch.tokenizer.interface import Tokenizer
 from megascratch.tokenizer.plain import ByteTokenizer, CharTokenizer, NullTokenizer
 from megascratch.tokenizer.sentence_piece import SentencePieceTokenizer
 from megascratch.tokenizer.splits import ENCODINGS, FILE_NAMES
-from megascratch.tokenizer.vocabulary import END_OF_TEXT, from_ranks, read_bytes, read_gpt2, read_json, read_ranks
+from megascratch.tokenizer.vocabulary import (
+    END_OF_TEXT,
+    from_ranks,
+    inside,
+    read_bytes,
+    read_gpt2,
+    read_json,
+    read_ranks,
+)
 
 SUFFIXES = {SentencePieceTokenizer.kind: ".model", HuggingFaceTokenizer.kind: ".json", CharTokenizer.kind: ".json"}
 """What can be trained here."""
@@ -32,7 +40,7 @@ def _load_ranks(path: Path) -> Tokenizer:
 
 def _load_gpt2(path: Path) -> Tokenizer:
     """vocab.json with merges.txt beside it (or gpt2-vocab.json with gpt2-merges.txt)."""
-    merges = path.with_name(path.name.replace("vocab", "merges")).with_suffix(".txt")
+    merges = inside(path.parent, Path(path.name.replace("vocab", "merges")).with_suffix(".txt").name)
     return HuggingFaceTokenizer(read_gpt2(path, merges).record(), str(path))
 
 
@@ -83,7 +91,7 @@ def _in_folder(path: Path, kind: str | None) -> Path:
     held = held or [name for name in IN_FOLDERS if (path / name).exists()]
     if not held:
         raise UserError(f"the folder --tokenizer-model {path} holds none of {', '.join(IN_FOLDERS)}")
-    return path / held[0]
+    return inside(path, held[0])
 
 
 def kind_of(path: Path | None) -> str:

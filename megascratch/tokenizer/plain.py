@@ -8,6 +8,7 @@ import numpy as np
 
 from megascratch.config.errors import UserError
 from megascratch.tokenizer.interface import Encoded, Tokenizer, as_text, fingerprint, joined, require_ids
+from megascratch.tokenizer.vocabulary import read_json
 
 
 class CharTokenizer(Tokenizer):
@@ -40,10 +41,7 @@ class CharTokenizer(Tokenizer):
     @classmethod
     def load(cls, path: Path) -> "CharTokenizer":
         """Reads what `dump` wrote."""
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(f"{path} is not a CharTokenizer: it holds no JSON ({error})") from error
+        record = read_json(path, cls.kind)
         if not isinstance(record, dict) or record.get("tokenizer") != cls.kind:
             raise UserError(f'{path} is not a CharTokenizer: its JSON does not say "tokenizer": "{cls.kind}"')
         characters, eod = record.get("characters"), record.get("eod")

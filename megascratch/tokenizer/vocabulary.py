@@ -125,9 +125,26 @@ def merge_pairs(merges: list[Any]) -> list[list[str]]:
     return [merge.split(" ", 1) if isinstance(merge, str) else merge for merge in merges]
 
 
+def inside(folder: Path, name: str) -> Path:
+    """A file that is looked for in a folder, not named by the user. A link may lead to another file of the folder, or
+    of the repository in a Hugging Face cache (`snapshots/REVISION/` holds links into `blobs/`), but not out of it.
+
+    Raises: UserError where it does.
+    """
+    path, home = folder / name, folder.resolve()
+    if home.parent.name == "snapshots" and (home.parent.parent / "blobs").is_dir():
+        home = home.parent.parent
+    if path.is_symlink() and not path.resolve().is_relative_to(home):
+        raise UserError(f"{path} is a link out of its folder, to {path.resolve()}: name that file if it is meant")
+    return path
+
+
 def read_bytes(path: Path) -> bytes:
     """A whole file. Raises: UserError where it is too large for a vocabulary or cannot be read."""
     try:
+        if not path.is_file():
+            raise UserError(f"--tokenizer-model {path} is no regular file" if path.exists() else
+                            f"--tokenizer-model {path} cannot be read: No such file or directory")  # fmt: skip
         if path.stat().st_size > LARGEST_FILE:
             raise UserError(f"{path} has {path.stat().st_size:,} bytes; a vocabulary has at most {LARGEST_FILE:,}")
         return path.read_bytes()
