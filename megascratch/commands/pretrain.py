@@ -76,6 +76,8 @@ def main(argv: Sequence[str]) -> int:
     if origins.print_config:
         print(format_config(config, origins))
         return 0
+    if world == 1 and (missing := missing_files(config)):
+        raise UserError("\n".join(missing))
     if start.ranks:
         open_inputs(config)
         sys.stdout.flush()
