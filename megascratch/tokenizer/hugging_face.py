@@ -15,6 +15,7 @@ import tokenizers
 
 from megascratch.config.errors import UserError
 from megascratch.tokenizer import engine
+from megascratch.tokenizer.charsmap import maps_in_json, require_sound
 from megascratch.tokenizer.interface import Encoded, Tokenizer, as_text, fingerprint, joined, require_ids
 from megascratch.tokenizer.vocabulary import inside, merge_pairs, read_json, require_bytes, unspell
 
@@ -41,6 +42,8 @@ class HuggingFaceTokenizer(Tokenizer):
         decisive = json.dumps({part: record.get(part) for part in IDS_ARE_DECIDED_BY}, sort_keys=True)
         rest = {"version": "1.0", "truncation": None, "padding": None, "decoder": record.get("decoder")}
         self._json = f"{json.dumps(rest)[:-1]}, {decisive[1:]}"
+        for charsmap in maps_in_json(self.record.get("normalizer"), name):
+            require_sound(charsmap, name)
         try:
             self._library = tokenizers.Tokenizer.from_str(self._json)
         except BaseException as error:  # the library raises bare Exceptions, and where it panics BaseExceptions

@@ -17,6 +17,7 @@ import sentencepiece
 
 from megascratch.config.errors import UserError
 from megascratch.tokenizer import engine
+from megascratch.tokenizer.charsmap import maps_in_model, require_sound
 from megascratch.tokenizer.interface import Encoded, Tokenizer, as_text, fingerprint, joined, require_ids
 from megascratch.tokenizer.vocabulary import read_bytes
 
@@ -34,6 +35,8 @@ class SentencePieceTokenizer(Tokenizer):
         refusal = f"{name} is not a SentencePiece model; train one with: megascratch tokenizer train"
         if not model:
             raise UserError(refusal)
+        for charsmap in maps_in_model(model):
+            require_sound(charsmap, name)
         try:
             self._pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
         except RuntimeError as error:

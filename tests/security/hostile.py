@@ -23,8 +23,6 @@ from megascratch.parallel.mesh import Axis
 from megascratch.parallel.shard import Box
 from megascratch.pipeline.table import read_table
 from megascratch.tokenizer import load as load_tokenizer
-from megascratch.tokenizer.splits import ENCODINGS
-from megascratch.tokenizer.vocabulary import from_ranks, read_ranks
 from megascratch.training.journal import records
 from tests.data.corpora import write
 
@@ -84,10 +82,6 @@ def read_cache(path: Path) -> Any:
 
 def read_schedule(path: Path) -> Any:
     return read_table(str(path))
-
-
-def read_rank_file(path: Path) -> Any:
-    return from_ranks(read_ranks(path), ENCODINGS["cl100k_base"], str(path))
 
 
 # ---- what is written -------------------------------------------------------------------------------------------
@@ -217,7 +211,7 @@ def laughs(deep: int) -> str:
 def giant_ids(folder: Path) -> Path:
     words = [bytes([byte]) for byte in range(256)]
     ranks = [f"{base64.b64encode(word).decode()} {rank}" for rank, word in enumerate(words)]
-    path = folder / "llama.tiktoken"
+    path = folder / "cl100k_base.tiktoken"
     path.write_text("\n".join([*ranks, f"{base64.b64encode(b'zz').decode()} {(1 << 31) - 1}"]))
     return path
 
@@ -246,9 +240,13 @@ HOSTILE = [
                                                          "unk_token": "a"}), read_tokenizer),
     Hostile("tokenizer: a giant added id", hugging_face(added_tokens=[{"id": 2_000_000_000, "content": "x"}]),
             read_tokenizer),
-    Hostile("tokenizer: a giant rank", giant_ids, read_rank_file),
+    Hostile("tokenizer: a giant rank", giant_ids, read_kind("TikTokenizer")),
     Hostile("tokenizer: a damaged character map",
             hugging_face(normalizer={"type": "Precompiled", "precompiled_charsmap": "/////w=="}), read_tokenizer),
+    Hostile("tokenizer: a character map that leads out of itself", hugging_face(normalizer={"type": "Sequence",
+            "normalizers": [{"type": "Precompiled", "precompiled_charsmap": "BAAAAP////8="}]}), read_tokenizer),
+    Hostile("tokenizer: a model whose map leads out of itself", file("t.model", bytes([26, 10, 18, 8]) +
+            base64.b64decode("BAAAAP////8=")), read_tokenizer),
     Hostile("tokenizer: a folder whose file is a link out", link("tokenizer.json"), read_tokenizer),
     Hostile("tokenizer: a folder whose model is a link out", link("tokenizer.model"), read_tokenizer),
     Hostile("tokenizer: its config is a link out", lambda folder: (hugging_face()(folder), link(

@@ -15,7 +15,10 @@ from hypothesis import strategies as st
 from megascratch.checkpoint import read_manifest
 from megascratch.commands import main
 from megascratch.config.errors import UserError
-from megascratch.config.settings import GuardConfig
+from megascratch.config.settings import DataConfig, GuardConfig
+from megascratch.data.audit import uses_of
+from megascratch.data.indexed import Reader
+from megascratch.data.splits import open_splits
 from megascratch.training.journal import FILE, records, skipped_samples, write_down
 from megascratch.training.state import TrainState
 from megascratch.training.trainer import Trainer
@@ -145,12 +148,14 @@ def poison(monkeypatch):
     return use
 
 
-def corpus(folder, bad: int = 1, every: int = 24):
-    """Documents of one sample each; some of the samples of a run of 6 steps have the token."""
+def corpus(folder) -> str:
+    """Documents, one of which has the token, in a place that step 3 reads and no other of a run of 7."""
     random = np.random.default_rng(3)
     documents = [random.integers(0, 59, 16) for _ in range(60)]
-    for place in range(0, bad * every, every):
-        documents[place][3] = POISON
+    data = DataConfig(data_path=[write(folder / "corpus", documents)], split="1,0,0", seq_length=16)
+    train = open_splits(data, seed=1234, vocab_size=61, train_samples=1).train
+    use = next(uses_of(train, 3, 9))
+    documents[use.document][use.first_token] = POISON
     return write(folder / "corpus", documents)
 
 
@@ -163,10 +168,12 @@ def test_a_run_stops_and_names_the_documents_it_has_read(tmp_path, poison, capsy
     assert main(flags(tmp_path / "out", **SETTINGS, data_path=corpus(tmp_path))) == 1
     said = capsys.readouterr()
     (row,) = bad_rows(tmp_path / "out")
-    assert f"the gradient norm is nan at step {row['step']}: nothing was updated" in said.err
-    assert f"bad step {row['step']}: the gradient norm is nan | samples" in said.out and "corpus:" in said.out
-    assert row["last_sample"] == row["first_sample"] + 3 and row["does"] == "stop"
-    assert 0 in {use["document"] for use in row["documents"]}  # the one with the token
+    assert "the gradient norm is nan at step 3: nothing was updated" in said.err
+    assert "bad step 3: the gradient norm is nan | samples 8 to 11 | documents" in said.out and "corpus:" in said.out
+    assert (row["first_sample"], row["last_sample"], row["does"]) == (8, 11, "stop")
+    ids = Reader(tmp_path / "corpus")
+    read = [ids.get(use["document"], use["first_token"], use["tokens"]) for use in row["documents"]]
+    assert sum(map(len, read)) == 4 * 17 and POISON in np.concatenate(read)
 
 
 @pytest.mark.parametrize("spike", [False, True], ids=["nan", "spike"])
@@ -175,12 +182,12 @@ def test_a_run_that_skips_and_is_resumed_is_the_undisturbed_one_that_skips(tmp_p
     settings = SETTINGS | {"data_path": corpus(tmp_path), "on_bad_step": "skip", "check_for_spiky_loss": True,
                            "spiky_loss_window": 1, "log_interval": 1}  # fmt: skip
     assert main(flags(tmp_path / "whole", **settings)) == 0
-    (bad,) = {row["step"] for row in bad_rows(tmp_path / "whole")}
-    assert main(flags(tmp_path / "parts", **settings | {"train_iters": bad})) == 0
+    assert [row["step"] for row in bad_rows(tmp_path / "whole")] == [3]
+    assert main(flags(tmp_path / "parts", **settings | {"train_iters": 3})) == 0
     load = {"load": tmp_path / "parts" / "checkpoints"}
     assert main(flags(tmp_path / "parts", **settings, **load)) == 0
     assert saved(tmp_path / "parts", 6) == saved(tmp_path / "whole", 6)
-    assert [row["step"] for row in rows(tmp_path / "whole")] == [1, 2, 3, 4, 5, 6]
+    assert [row["step"] for row in rows(tmp_path / "whole") if "grad_norm" in row] == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_run_that_goes_back_reads_past_the_samples_and_a_later_resume_agrees(tmp_path, poison):
@@ -189,13 +196,11 @@ def test_a_run_that_goes_back_reads_past_the_samples_and_a_later_resume_agrees(t
     assert main(flags(tmp_path / "whole", **settings)) == 0
     checkpoints = tmp_path / "whole" / "checkpoints"
     (jump,) = records(checkpoints)
-    bad = jump["step"]
-    assert (jump["back_to"], jump["first"], jump["stop"]) == (bad - 1, 4 * bad - 4, 4 * bad)
+    assert (jump["step"], jump["back_to"], jump["first"], jump["stop"]) == (3, 2, 8, 12)
     assert [row["step"] for row in rows(tmp_path / "whole") if "grad_norm" in row] == [1, 2, 3, 4, 5, 6]
     state = read_manifest(checkpoints / "step_00000006").state["train_state"]
-    assert state["skipped_samples"] == [[4 * bad - 4, 4 * bad]] and state["consumed_samples"] == 24
-    # from in front of the jump, from right behind it, and from the middle: the same end
-    for step in {1, bad - 1, bad + 1} & {1, 2, 3, 4, 5}:
+    assert state["skipped_samples"] == [[8, 12]] and state["consumed_samples"] == 24
+    for step in (1, 2, 4):  # in front of the jump, where it begins, and behind it: the same end
         other = tmp_path / f"from{step}"
         shutil.copytree(checkpoints / f"step_{step:08}", other / "checkpoints" / f"step_{step:08}")
         shutil.copy(checkpoints / FILE, other / "checkpoints" / FILE)

@@ -1,0 +1,93 @@
+"""A precompiled map of characters in, nothing or a refusal out: native code follows its numbers without looking.
+
+    u32 n | trie of n bytes (u32 units) | texts, each with a zero byte behind it
+
+The trie is a double array (Aoe 1989; darts-clone): from unit u at place p a byte c leads to place p ^ offset(u) ^ c. A
+place outside, or a value outside the texts, would read memory that is not the map's, or end the process.
+"""
+
+import base64
+import binascii
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from megascratch.config.errors import UserError
+
+NORMALIZERS = (3, 5)  # fields of SentencePiece's ModelProto: how a text is normalised before, and after
+CHARSMAP = 2  # field of a NormalizerSpec
+
+
+def require_sound(raw: bytes, name: str) -> None:
+    """Raises: UserError where a walk through the trie could leave it."""
+    if raw and not _is_sound(raw):
+        raise UserError(f"{name}: its precompiled map of characters is damaged")
+
+
+def _is_sound(raw: bytes) -> bool:
+    size = int.from_bytes(raw[:4], "little")
+    if len(raw) < 8 or size < 4 or size % 4 or size > len(raw) - 4:
+        return False
+    units, texts = np.frombuffer(raw, "<u4", size // 4, 4).astype(np.int64), raw[4 + size :]
+    places = np.arange(len(units))
+    targets = places ^ ((units >> 10) << ((units & (1 << 9)) >> 6))
+    inner = (places == 0) | ((units >> 31 == 0) & (units & 0xFF != 0))  # a leaf or a label of 0 is never matched
+    if (targets[inner] | 0xFF).max(initial=0) >= len(units):
+        return False
+    values = units[targets[inner & (units & (1 << 8) != 0)]] & ((1 << 31) - 1)
+    starts = np.frombuffer(texts + b"\0", np.uint8)
+    return bool((values <= len(texts)).all() and (starts[np.minimum(values, len(texts))] & 0xC0 != 0x80).all())
+
+
+def maps_in_json(record: Any, name: str) -> Iterator[bytes]:
+    """Every map in a tokenizer.json. Raises: UserError where it is no base64."""
+    waiting = [record]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, dict):
+            if "precompiled_charsmap" in one:
+                try:
+                    yield base64.b64decode(one["precompiled_charsmap"] or "", validate=True)
+                except (binascii.Error, TypeError, ValueError) as error:
+                    raise UserError(f"{name}: its precompiled map of characters is no base64") from error
+            waiting += one.values()
+        elif isinstance(one, list):
+            waiting += [item for item in one if isinstance(item, dict | list)]
+
+
+def maps_in_model(model: bytes) -> Iterator[bytes]:
+    """Every map in a SentencePiece model, as far as its bytes are a message."""
+    for field, content in _fields(model):
+        if field in NORMALIZERS:
+            yield from (inner for number, inner in _fields(content) if number == CHARSMAP)
+
+
+def _fields(message: bytes) -> Iterator[tuple[int, bytes]]:
+    """The length-delimited fields of a protobuf message, up to the first byte that cannot be one."""
+    at = 0
+    try:
+        while at < len(message):
+            key, at = _varint(message, at)
+            if key & 7 == 2:
+                size, at = _varint(message, at)
+                yield key >> 3, message[at : at + size]
+                at += size
+            elif key & 7 == 0:
+                _, at = _varint(message, at)
+            elif key & 7 in (1, 5):
+                at += 8 if key & 7 == 1 else 4
+            else:
+                return
+    except IndexError:
+        return
+
+
+def _varint(message: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = message[at]
+        value |= (byte & 0x7F) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 0x80 or shift > 63:
+            return value, at
