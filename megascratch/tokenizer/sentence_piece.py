@@ -39,7 +39,9 @@ class SentencePieceTokenizer(Tokenizer):
             require_sound(charsmap, name)
         try:
             self._pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
-        except RuntimeError as error:
+            for number in range(self._pieces.vocab_size()):
+                self._pieces.id_to_piece(number)  # a damaged one is no text
+        except (RuntimeError, UnicodeDecodeError) as error:
             raise UserError(refusal) from error
         self.vocab_size = self._pieces.vocab_size()
         self.eod = self._end_of_document()
