@@ -1,10 +1,13 @@
 """Random samples of 2,048 tokens from a warm corpus, one thread, beside megatron-core's GPTDataset; then the loader.
 
-Without megatron-core the other side is the usual way: one NumPy view per piece of a sample, joined.
+Without megatron-core the other side is the usual way: one NumPy view per piece of a sample, joined. At the end a
+consumer that takes 1 M tokens/s (it sleeps as long as its step would take) is fed by the prefetching thread, both on
+one core: how long it had to wait for its batches.
 """
 
 import argparse
 import importlib.util
+import os
 import tempfile
 import time
 from pathlib import Path
@@ -17,6 +20,7 @@ from megascratch.config.settings import DataConfig
 from megascratch.data.dataset import Dataset, OneSource
 from megascratch.data.indexed import Writer
 from megascratch.data.loader import microbatches
+from megascratch.data.prefetch import Prefetch
 from megascratch.data.splits import open_splits
 
 LENGTH, SEED, VOCAB = 2048, 1234, 50_000
@@ -57,6 +61,24 @@ class Usual:
         return np.concatenate([self.ours.source.get(*piece) for piece in pieces]).astype(np.int64)
 
 
+def fed(dataset: Dataset, rate: float, steps: int) -> None:
+    """One line: what a consumer of `rate` tokens a second waited for."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    source = (microbatches(dataset, 64 * step, 8, 8, 0, 1, seq_length=LENGTH) for step in range(steps + 1))
+    with Prefetch(source, 2) as batches:
+        next(batches)  # makes the index
+        start, waited = time.perf_counter(), 0.0
+        for _ in range(steps):
+            time.sleep(64 * LENGTH / rate)
+            asked = time.perf_counter()
+            next(batches)
+            waited += time.perf_counter() - asked
+    seconds = time.perf_counter() - start
+    print(f"a consumer of {rate / 1e6:.0f} M tokens/s on one core with its loader: waited {waited * 1e3:.1f} ms of "
+          f"{seconds:.1f} s for {steps} batches of {64 * LENGTH:,} tokens")  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--documents", type=int, default=100_000)
@@ -86,6 +108,8 @@ def main() -> None:
             microbatches(keyed, 64 * step, 8, 8, 0, 1, seq_length=LENGTH)
         tokens = steps * 64 * LENGTH / (time.perf_counter() - start)
         print(f"loader, one core: {tokens / 1e6:.1f} M tokens/s in micro-batches of 8, the first index included")
+        for rate in (1e6, 4e6):
+            fed(keyed, rate, steps=int(10 * rate) // (64 * LENGTH))
 
 
 if __name__ == "__main__":
