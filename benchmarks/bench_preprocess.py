@@ -18,6 +18,7 @@ import importlib.util
 import itertools
 import json
 import random
+import resource
 import statistics
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import psutil
@@ -116,7 +118,7 @@ def train(folder: Path) -> None:
 
 def compare(folder: Path, size: int, workers: int, side: str, rounds: int) -> Pair:
     """One line for one number of workers and one other way."""
-    peaks: dict[str, list[float]] = {"ours": [], side: []}
+    peaks: dict[str, list[Used]] = {"ours": [], side: []}
     script = [sys.executable, __file__, "--only", side, str(folder), str(folder / "theirs")]
     if side == "megatron":
         words = ("text.jsonl", "tokenizer.json", "theirs")
@@ -128,11 +130,12 @@ def compare(folder: Path, size: int, workers: int, side: str, rounds: int) -> Pa
     for suffix in (".bin", ".idx"):
         pairs = [(folder / f"{name}{suffix}").read_bytes() for name in ("ours_text_document", "theirs")]
         assert pairs[0] == pairs[1], f"{side}: {suffix} differs"
-    memory = {name: statistics.median(values) for name, values in peaks.items()}
+    used = [Used(*map(statistics.median, zip(*runs, strict=True))) for runs in peaks.values()]
     print(
         f"{size / 1e6:.0f} MB, {workers} worker{'s' if workers > 1 else ' '} beside {side:<10} {pair}   "
         f"{size / pair.ours / 1e6:.0f} and {size / pair.theirs / 1e6:.0f} MB/s   "
-        f"memory {memory['ours']:.0f} and {memory[side]:.0f} MB   same bytes",
+        f"memory {used[0].megabytes:.0f} and {used[1].megabytes:.0f} MB   "
+        f"{used[0].seconds:.2f} and {used[1].seconds:.2f} s of CPU   same bytes",
         flush=True,
     )
     return pair
@@ -157,8 +160,23 @@ def command(folder: Path, workers: int, eod: bool) -> list[str]:
     return [sys.executable, "-m", "megascratch", "preprocess", *flat, *(["--append-eod"] if eod else []), "--overwrite"]
 
 
-def measured(words: list[str], peaks: list[float]) -> None:
-    """Runs a command to its end; notes the most memory that its processes had together, in MB."""
+class Used(NamedTuple):
+    """By all processes of a command."""
+
+    megabytes: float
+    seconds: float
+    """Of processors: the figure that other work on the machine disturbs least."""
+
+
+def processor_seconds() -> float:
+    """Of all processes that were started here and have ended."""
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return ended.ru_utime + ended.ru_stime
+
+
+def measured(words: list[str], peaks: list[Used]) -> None:
+    """Runs a command to its end; notes the most memory that its processes had together, and their time."""
+    before = processor_seconds()
     process = psutil.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     peak = 0
     while process.poll() is None:
@@ -166,7 +184,7 @@ def measured(words: list[str], peaks: list[float]) -> None:
             peak = max(peak, sum(map(memory, [process, *process.children(recursive=True)])))
         time.sleep(0.05)
     assert process.returncode == 0, words
-    peaks.append(peak / 1e6)
+    peaks.append(Used(peak / 1e6, processor_seconds() - before))
 
 
 def memory(process: psutil.Process) -> int:
