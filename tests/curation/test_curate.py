@@ -89,8 +89,10 @@ def test_rules_speak_in_order_and_c4_writes_the_changed_text(curate, tmp_path):
 def test_bad_lines_are_counted_or_end_the_run(curate, tmp_path, capsys):
     (tmp_path / "bad.jsonl").write_text('{"text": "a"}\n{\n{"text": 5}\n')
     words = ["curate", "--input", str(tmp_path / "bad.jsonl"), "--output", str(tmp_path / "o"), "--exact-duplicates"]
-    assert main(words) == 0 and "1 of 3 lines" in capsys.readouterr().out
-    (tmp_path / "o").unlink()
+    assert main([*words, "--report", str(tmp_path / "r")]) == 0 and "1 of 3 lines" in capsys.readouterr().out
+    assert json.loads((tmp_path / "r").read_text())["bad_lines"] == 2
+    for name in "or":
+        (tmp_path / name).unlink()
     assert main([*words, "--strict"]) == 2 and "bad.jsonl:2: broken JSON" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.jsonl"]
 

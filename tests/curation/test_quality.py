@@ -92,3 +92,10 @@ def test_overlapping_n_grams_count_their_characters_once():
 )  # fmt: skip
 def test_c4_keeps_lines_that_end_a_sentence(text, expected):
     assert c4(text, LIMITS) == expected
+
+
+def test_the_first_of_equal_lines_and_what_occurs_once_count_nothing():
+    """Three of ten lines are too many only if the first one counts, too."""
+    lines = ["alphabet", "a", "bicycles", "a", "cathedral", "a", "dangerous", "a", "elephants", "furniture"]
+    assert gopher_repetition("\n".join(lines), LIMITS) is None
+    assert gopher_repetition("four wholly different words", LIMITS) is None
