@@ -83,7 +83,7 @@ RUN = "import sys; from megascratch.commands import main; "
 OTHER_VERSION = "from importlib import metadata as m; m.version = lambda name: '0.1'; "
 OTHER_HOST = "import socket; socket.gethostname = lambda: 'node-b'; "
 DIFFERENCES = {
-    "a setting": (["--lr", "0.5"], "", None, ("setting lr", "0.01", "0.5")),
+    "a setting": (["--adam-eps", "1e-7"], "", None, ("setting adam_eps", "1e-08", "1e-07")),
     "a package's version": ([], OTHER_VERSION, None, ("version torch", "0.1")),
     "a file": ([], "", "other", ("file corpus.bin", "file corpus.idx")),
     "a file that is missing": ([], "", "empty", ("node-b (rank 1): token file corpus.bin cannot be read",
