@@ -91,25 +91,26 @@ def _in_order_of_memory(slots: Iterable[Slot]) -> list[Slot]:
     return [slot for _, _, slot in sorted(keyed, key=lambda item: item[:2])]
 
 
-def cut(item: Held) -> list[Slot]:
-    """What is held, in chunks of at most CHUNK_BYTES; an empty box gives none."""
+def cut(item: Held, most: int | None = None) -> list[Slot]:
+    """What is held, in chunks of at most `most` (CHUNK_BYTES) bytes, or one element; an empty box gives none."""
+    most = max(item.tensor.itemsize, min(most or CHUNK_BYTES, CHUNK_BYTES))
     return [
         Slot(item.name, tuple(item.whole_shape), box, item.tensor[box.moved(tuple(-a for a in item.box.start)).slices])
-        for box in _cut_box(item.box, item.tensor.itemsize)
+        for box in _cut_box(item.box, item.tensor.itemsize, most)
     ] if item.tensor.numel() else []  # fmt: skip
 
 
-def _cut_box(box: Box, itemsize: int) -> list[Box]:
+def _cut_box(box: Box, itemsize: int, most: int) -> list[Box]:
     """Slabs along the first dim of more than one index; a slab of one index is cut along the next."""
     volume = torch.Size(box.shape).numel()
-    if volume * itemsize <= CHUNK_BYTES:
+    if volume * itemsize <= most:
         return [box]
     dim = next(dim for dim, size in enumerate(box.shape) if size > 1)
     size = box.shape[dim]
-    rows = max(1, CHUNK_BYTES * size // (volume * itemsize))
+    rows = max(1, most * size // (volume * itemsize))
     slabs = [_with_dim(box, dim, box.start[dim] + at, min(box.start[dim] + at + rows, box.stop[dim]))
              for at in range(0, size, rows)]  # fmt: skip
-    return [part for slab in slabs for part in _cut_box(slab, itemsize)]
+    return [part for slab in slabs for part in _cut_box(slab, itemsize, most)]
 
 
 def _with_dim(box: Box, dim: int, start: int, stop: int) -> Box:

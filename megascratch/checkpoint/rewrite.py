@@ -4,6 +4,7 @@ memory for a few chunks.
 A checkpoint has no layout, so none is chosen here: what changes is into how many files its chunks go, and their type.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -81,8 +82,8 @@ def average(sources: Sequence[Contents], output: str | Path, *, files: int = 1) 
 
 def write(output: str | Path, step: int, tensors: dict[str, New], state: dict[str, Any], files: int = 1) -> Path:
     """Writes a step in one process, its chunks one after the other into `files` files. Raises: UserError, DiskError."""
-    slots = [slot for name, new in tensors.items() for slot in _slots(name, new)]
-    total = sum(slot.tensor.nbytes for slot in slots)
+    total = sum(math.prod(new.shape) * new.dtype.itemsize for new in tensors.values())
+    slots = [slot for name, new in tensors.items() for slot in _slots(name, new, total // files)]
     groups: list[list[Slot]] = [[] for _ in range(files)]
     done = 0
     for slot in slots:
@@ -101,9 +102,10 @@ def write(output: str | Path, step: int, tensors: dict[str, New], state: dict[st
     return draft.final
 
 
-def _slots(name: str, new: New) -> list[Slot]:
-    """Its chunks, without their content."""
-    return cut(Held(name, new.shape, whole_box(new.shape), torch.empty(new.shape, dtype=new.dtype, device="meta"), 0))
+def _slots(name: str, new: New, most: int) -> list[Slot]:
+    """Its chunks of at most so many bytes, without their content."""
+    nothing = torch.empty(new.shape, dtype=new.dtype, device="meta")
+    return cut(Held(name, new.shape, whole_box(new.shape), nothing, 0), most)
 
 
 def _raw(tensors: dict[str, New], slots: Sequence[Slot]) -> Callable[[int], memoryview]:

@@ -113,7 +113,8 @@ def draw_losses(rows: Iterable[Row], file: Path) -> None:
         axes.plot(*zip(*points, strict=True), label=name, marker=None if name == "train" else "o", linewidth=1.2)
     axes.set(xlabel="step", ylabel="loss (nats per token)")
     axes.grid(alpha=0.3)
-    axes.legend()
+    if curves:
+        axes.legend()
     figure.savefig(file, dpi=120)
 
 
