@@ -40,7 +40,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", type=Path, help="a plain text file")
     parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--seed", type=int, default=1234)
+    parser.add_argument("--seed", type=int, default=1337, help="nanoGPT's own is 1337")
     args = parser.parse_args()
     text = args.text.read_text(encoding="utf-8") if args.text else _standard_library()
     with tempfile.TemporaryDirectory() as name:
