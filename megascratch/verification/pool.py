@@ -64,6 +64,8 @@ class Pool:
         Raises:
             RankFailed: a rank raised, hung or died.
         """
+        if not all(process.is_alive() for process, _ in self.workers):
+            self.close()  # somebody ended one since the last run
         self._grow(world)
         if world != self.world:
             self._regroup(world)

@@ -73,11 +73,18 @@ def test_a_line_of_a_gigabyte_is_one_bad_line_in_little_memory(tmp_path):
     assert len(Reader(tmp_path / "out_text_document")) == 2
 
 
+def born_since(others):
+    """Child processes of this one; the ranks of other tests are children, too."""
+    return [child for child in multiprocessing.active_children() if child not in others]
+
+
 def test_the_pieces_of_a_worker_that_dies_are_done_again(tmp_path, monkeypatch):
+    others = multiprocessing.active_children()
+
     def with_a_death(job, pieces, count):
         events = on_processes(job, pieces, count)
         yield next(events)
-        multiprocessing.active_children()[0].kill()
+        born_since(others)[0].kill()
         yield from events
 
     (tmp_path / "x.jsonl").write_bytes(JSONL)
@@ -89,11 +96,11 @@ def test_the_pieces_of_a_worker_that_dies_are_done_again(tmp_path, monkeypatch):
 
 def test_a_piece_on_which_every_worker_dies_ends_the_run(tmp_path):
     (tmp_path / "x.jsonl").write_bytes(OK)
-    done = threading.Event()
+    done, others = threading.Event(), multiprocessing.active_children()
 
     def kill_all():
         while not done.wait(0.01):
-            for child in multiprocessing.active_children():
+            for child in born_since(others):
                 child.kill()
 
     killer = threading.Thread(target=kill_all)

@@ -1,6 +1,7 @@
 """A sound layout passes, a broken one fails with words that point at the break, and a crash or a hang is a failure."""
 
 import os
+import signal
 import time
 from functools import partial
 
@@ -107,6 +108,17 @@ def test_a_rank_that_falls_dies_or_hangs_is_a_failure_and_the_next_layout_runs(r
         if run is not sleep:  # a fresh worker takes longer to start than this time-out
             pool.timeout = 30.0
             assert judge(case, 1, "fp64", pool).passed
+    finally:
+        pool.close()
+
+
+def test_a_rank_that_was_killed_between_two_runs_is_replaced():
+    pool = Pool(timeout=30)
+    try:
+        first = pool.run(2, os.getpid)
+        os.kill(first[1], signal.SIGKILL)
+        pool.workers[1][0].join(10)
+        assert len(set(pool.run(2, os.getpid))) == 2
     finally:
         pool.close()
 
