@@ -27,7 +27,7 @@ FOLDER = "MEGASCRATCH_WATCH"
 SIZE = 1024
 JUDGED, WAITS, ENDED = 1, 2, 4
 _HEAD = struct.Struct("<IIdqi")
-_FLAGS, _MOVED, _STEP, _CODE = map(struct.Struct, ("<I", "<d", "<q", "<i"))  # the same numbers, one at a time
+_CODE = struct.Struct("<i")
 _TEXTS = _ACTION, _AWAITED, _BACKGROUND, _ERROR = slice(64, 192), slice(192, 448), slice(448, 704), slice(704, 1024)
 
 
@@ -134,23 +134,26 @@ class _Mine:
         path.write_bytes(bytes(SIZE))
         with path.open("r+b") as file:
             self._memory = mmap.mmap(file.fileno(), SIZE)
+        # One store each. struct would write zeros first, and a clock that reads 0 is that of a rank that hangs.
+        whole = memoryview(self._memory)
+        self._flags_there, self._moved, self._step = whole.cast("I"), whole.cast("d"), whole.cast("q")
         self._main, self._flags = threading.main_thread().ident, 0
         self._numbers: Counter[str] = Counter()
         _HEAD.pack_into(self._memory, 0, os.getpid(), 0, time.monotonic(), 0, 0)
 
     def flag(self, flag: int, on: bool = True) -> None:
         self._flags = self._flags | flag if on else self._flags & ~flag
-        _FLAGS.pack_into(self._memory, 4, self._flags)
-        _MOVED.pack_into(self._memory, 8, time.monotonic())
+        self._flags_there[1] = self._flags
+        self._moved[1] = time.monotonic()
 
     def at_step(self, step: int) -> None:
-        _STEP.pack_into(self._memory, 16, step)
-        _MOVED.pack_into(self._memory, 8, time.monotonic())
+        self._step[2] = step
+        self._moved[1] = time.monotonic()
 
     def note(self, place: slice, text: str) -> None:
         if threading.get_ident() == self._main:
             self._write(place, text)
-            _MOVED.pack_into(self._memory, 8, time.monotonic())
+            self._moved[1] = time.monotonic()
 
     def numbered(self, axis: str) -> int:
         self._numbers[axis] += 1

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from megascratch.config.endings import DONE, STOPS
 from megascratch.parallel.whereabouts import FOLDER, Whereabouts, read
-from megascratch.supervision.report import LOST, hangs
+from megascratch.supervision.report import LOST
 from megascratch.supervision.watch import (
     LOOK_EVERY,
     OTHERS_END,
@@ -24,6 +24,7 @@ from megascratch.supervision.watch import (
     receive_watch,
     report,
     say,
+    stands_still,
     state_of,
 )
 
@@ -86,7 +87,7 @@ def main(folder: str, agent: int, limit: float, to: str) -> None:
 def _why_end(place: Path, codes: dict[int, int | None], limit: float) -> str:
     if any(code not in (None, DONE, *STOPS) for code in codes.values()):
         return "an attempt ends with its first rank"
-    return f"no progress for {limit:g} s" if hangs(look(place, codes), limit) else ""
+    return f"no progress for {limit:g} s" if stands_still(place, codes, limit) else ""
 
 
 def _codes(place: Path) -> dict[int, int | None]:

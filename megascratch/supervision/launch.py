@@ -28,8 +28,18 @@ from typing import Any
 
 from megascratch.config.endings import BAD_INPUT, FAILED, STOPS
 from megascratch.parallel.whereabouts import FOLDER
-from megascratch.supervision.report import Seen, hangs
-from megascratch.supervision.watch import LOOK_EVERY, OTHERS_END, end, look, memory_folder, receive_watch, report, say
+from megascratch.supervision.report import Seen
+from megascratch.supervision.watch import (
+    LOOK_EVERY,
+    OTHERS_END,
+    end,
+    look,
+    memory_folder,
+    receive_watch,
+    report,
+    say,
+    stands_still,
+)
 
 SAME_SIGNAL = 1.0  # seconds in which a signal that comes again, over another way, is the same request
 GRACE = 3.0  # seconds from the second request to SIGKILL
@@ -143,7 +153,7 @@ class _Attempt:
             bad = next((code for code in codes.values() if code is not None and code not in (0, *STOPS)), None)
             if bad is not None:
                 return self._failed("an attempt ends with its first rank")
-            if hangs(look(self.folder, codes), self.plan.limit):
+            if stands_still(self.folder, codes, self.plan.limit):
                 return self._failed(f"no progress for {self.plan.limit:g} s")
             if None not in codes.values():
                 return look(self.folder, codes)

@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from megascratch.parallel.whereabouts import FOLDER, read
-from megascratch.supervision.report import Seen, headline, table
+from megascratch.supervision.report import Seen, hangs, headline, table
 
 ASK_FOR_STACKS = signal.SIGUSR2
 SECONDS_FOR_STACKS = 0.4
@@ -40,6 +40,14 @@ def look(folder: Path, codes: Mapping[int, int | None]) -> list[Seen]:
         state = state_of(where.pid) if where is not None and code is None else ""
         seen.append(Seen(rank, code, state, now - where.moved if where else 0.0, where))
     return seen
+
+
+def stands_still(folder: Path, codes: Mapping[int, int | None], limit: float) -> bool:
+    """Whether a rank that others wait for hangs; seen twice, because a look may fall into the moment it writes."""
+    if not hangs(look(folder, codes), limit):
+        return False
+    time.sleep(0.02)
+    return hangs(look(folder, codes), limit)
 
 
 def state_of(pid: int) -> str:
