@@ -89,7 +89,8 @@ class Watch:
             work, plain = pending.work, pending.wait
             assert work is not None
             with suppress(RuntimeError):  # gloo tells the end of some collectives, not of all
-                work.get_future().add_done_callback(lambda _: ends.append(time.perf_counter()))
+                if isinstance(work, dist.Work):  # a long gather on a CPU is several messages
+                    work.get_future().add_done_callback(lambda _: ends.append(time.perf_counter()))
 
             def wait() -> Any:
                 return self.waited(kind, begin, ends, plain) if pending.work is not None else plain()
