@@ -177,8 +177,8 @@ def alone(self):
     return Axis.alone("world")
 
 
-def labels_one_later(logits, labels, valid, tp):
-    return vocab_parallel_cross_entropy(logits, labels + tp.rank, valid, tp)
+def labels_one_earlier(logits, labels, valid, tp):
+    return vocab_parallel_cross_entropy(logits, (labels - tp.rank).clamp(min=0), valid, tp)
 
 
 def rows_of_others_count(self, ids):
@@ -269,7 +269,8 @@ BREAKS: dict[str, Break] = {
     "vocabulary offset without its padding": Break(
         TP2, [(embedding.VocabParallelEmbedding, "__init__", offset_without_padding)]),
     "padding enters the softmax": Break(TP2, [(chunk, "vocab_parallel_cross_entropy", padding_counts)]),
-    "labels one word later on the second rank": Break(TP2, [(chunk, "vocab_parallel_cross_entropy", labels_one_later)]),
+    "labels one word earlier on the second rank": Break(
+        TP2, [(chunk, "vocab_parallel_cross_entropy", labels_one_earlier)]),
     "each rank's own peak in the softmax": Break(TP2, [(loss, "all_reduce", own_where(dist.ReduceOp.MAX))]),
     "sums of the softmax not added up": Break(TP2, [(loss, "all_reduce", own_where(dist.ReduceOp.SUM))]),
     "gathered logits fed to a loss that expects a shard": Break(

@@ -41,7 +41,7 @@ class Rows:
     def step(self, row: dict) -> None:
         self.rows.append(row)
 
-    say = evaluation = close = nothing
+    say = evaluation = event = close = nothing
 
 
 def resumed(config: Config, steps: int) -> RankTrace:
@@ -79,12 +79,12 @@ def _part(config: Config) -> tuple[list[dict], list[Held]]:
 # ---- replacements ----------------------------------------------------------------------------------------------
 
 
-def rate_from_the_first_step(self):
+def rate_from_the_first_step(self, upcoming):
     """As if the schedule began where the run went on."""
     samples = self.first_sample
     steps = samples // self.training.global_batch_size
     with patch.object(loop, "learning_rate", lambda optim, n, seen: learning_rate(optim, n - steps, seen - samples)):
-        plain_step(self)
+        return plain_step(self, upcoming)
 
 
 def from_the_first_sample(cls, saved):

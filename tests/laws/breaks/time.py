@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
+from unittest.mock import patch
 
 import torch
 
@@ -140,22 +141,20 @@ def scaled(cls, optim):
     return cls(1024.0)
 
 
-def scale_left_in_the_step(self, lr, step):
-    self.data_parallel.finish()
-    norm = self.data_parallel.norm().item() / self.scale.scale
-    self.data_parallel.step(lr, clip_factor(norm, self.config.optim.clip_grad))
-    return norm
+def scale_left_in_the_step(self, *args):
+    plain = self.data_parallel.step
+    with patch.object(self.data_parallel, "step", lambda lr, factor: plain(lr, factor * self.scale.scale)):
+        return plain_update(self, *args)
 
 
-def scale_left_in_the_norm(self, lr, step):
-    self.data_parallel.finish()
-    norm = self.data_parallel.norm().item()
-    self.data_parallel.step(lr, clip_factor(norm, self.config.optim.clip_grad) / self.scale.scale)
-    return norm / self.scale.scale
+def scale_left_in_the_norm(self, *args):
+    with patch.object(trainer, "clip_factor", lambda norm, most: clip_factor(norm * self.scale.scale, most)):
+        return plain_update(self, *args)
 
 
 plain_recomputed, plain_deferred = chunk.recomputed, Deferred.__init__
 plain_forward, plain_run, plain_loss_part = _Player.forward, runtime.run, Trainer._loss_part
+plain_update = Trainer._update
 
 BREAKS: dict[str, Break] = {
     "recomputation draws another dropout mask": Break(
