@@ -11,7 +11,7 @@ from megascratch.commands import main
 from megascratch.faults import POINTS, VARIABLE
 from tests.supervision.test_launch import SMALL, weights
 
-STEPS = 240
+STEPS = 320
 LONG = {"--train-iters": str(STEPS), "--log-interval": "60", "--save-interval": "2", "--global-batch-size": "8",
         "--keep-last-n-checkpoints": "2", "--lr-decay-iters": str(STEPS)}  # fmt: skip
 PIPELINE = ["--pipeline-model-parallel-size", "2", "--pipeline-schedule", "zb_h1"]
@@ -33,7 +33,7 @@ def places(pipeline: bool) -> list[str]:
             continue
         passages = (1,) if point in ONCE else (1, 2) if point.startswith(("save", "step")) else (1, 3)
         found += [f"{point}:{rank}:{nth}" for nth in passages]
-    return found + [f"save.write:{rank}:{nth}" for rank, nth in product((0, 1), range(3, 9))]
+    return found + [f"save.write:{rank}:{nth}" for rank, nth in product((0, 1), range(3, 12))]
 
 
 def train(folder: Path, *words: str) -> int:
