@@ -23,7 +23,10 @@ from megascratch.config.endings import DONE, FAILED, STOPS
 from megascratch.parallel.whereabouts import Whereabouts, read
 from megascratch.supervision.beside import ROOT, rendezvous_settings
 from megascratch.supervision.launch import GRACE, Requests
-from megascratch.supervision.watch import LOOK_EVERY, end, memory_folder, state_of
+from megascratch.supervision.watch import LOOK_EVERY, end, memory_folder, say, state_of
+
+LAST_WORDS = 20  # seconds in which torchrun ends after ranks that failed for the last time; it needs 2
+NEXT_MEETING = 660  # as many until it has started ranks again; it gives up the meeting itself after 600
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ def launch_node(nodes: Nodes) -> int:
     try:
         with requests.caught():
             return _serve(subprocess.Popen(_command(nodes), env=_environment(root), start_new_session=True,
-                                           preexec_fn=_deaf_to_usr1), root, requests)  # fmt: skip
+                                           preexec_fn=_deaf_to_usr1), root, requests, nodes.max_restarts)  # fmt: skip
     finally:
         shutil.rmtree(root, ignore_errors=True)
 
@@ -73,12 +76,18 @@ def _deaf_to_usr1() -> None:
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # would end torchrun; the ranks listen for it themselves
 
 
-def _serve(agent: subprocess.Popen, root: Path, requests: Requests) -> int:
-    kill_at, handled = float("inf"), 0
+def _serve(agent: subprocess.Popen, root: Path, requests: Requests, max_restarts: int) -> int:
+    kill_at, handled, ranks_seen = float("inf"), 0, time.monotonic()
     while agent.poll() is None:
         time.sleep(LOOK_EVERY)
         ranks = _newest(root)
         pids = [where.pid for where in ranks if state_of(where.pid) not in ("", "Z", "X")]
+        if pids or not ranks:
+            ranks_seen = time.monotonic()
+        elif time.monotonic() - ranks_seen > _patience(root, ranks, max_restarts):
+            say("torchrun does not end, its ranks have: the machine it meets the others at may be out of reach")
+            end([agent.pid])
+            agent.wait()
         for number, _ in requests.came[handled:]:
             handled += 1
             if handled == 2:
@@ -96,6 +105,12 @@ def _serve(agent: subprocess.Popen, root: Path, requests: Requests) -> int:
     if agent.returncode != 0:
         return FAILED
     return max(codes & {DONE, *STOPS}, default=DONE)
+
+
+def _patience(root: Path, ranks: Sequence[Whereabouts], max_restarts: int) -> float:
+    """Seconds that torchrun may live on without ranks. It waits without end for an answer over a link that is down."""
+    failed = any(not where.ended or where.code not in (DONE, *STOPS) for where in ranks)
+    return LAST_WORDS if failed and len(list(root.iterdir())) > max_restarts else NEXT_MEETING
 
 
 def _newest(root: Path) -> Sequence[Whereabouts]:
