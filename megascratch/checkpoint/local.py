@@ -13,7 +13,8 @@ from pathlib import Path
 from megascratch.checkpoint.errors import DamagedError, DiskError, LeaseLostError
 from megascratch.checkpoint.layout import FileLayout
 from megascratch.checkpoint.manifest import FILE, DataFile
-from megascratch.checkpoint.transfer import begin_writeback, checksum, read_all, write_all
+from megascratch.checkpoint.stream import Stream
+from megascratch.checkpoint.transfer import checksum, read_all
 from megascratch.config.errors import UserError
 from megascratch.faults import fault_point
 
@@ -36,13 +37,14 @@ class LocalFile:
             self.close()
             raise DamagedError(f"{path} is no regular file")
 
-    def read_into(self, offset: int, into: memoryview) -> None:
-        """Raises: DamagedError where there are fewer bytes, or they cannot be read."""
+    def read_into(self, offset: int, *parts: memoryview) -> None:
+        """Fills the parts, one behind the other. Raises: DamagedError where there are fewer bytes, or they cannot be
+        read."""
         try:
-            got = read_all(self.handle, into, offset)
+            got = read_all(self.handle, parts, offset)
         except OSError as error:
             raise DamagedError(f"{self.path} is damaged: bytes from {offset:,} on: {error.strerror}") from error
-        if got != len(into):
+        if got != sum(map(len, parts)):
             raise DamagedError(f"{self.path} is damaged: it ends at byte {offset + got:,}")
 
     def close(self) -> None:
@@ -113,10 +115,6 @@ class LocalDraft:
     def write(self, name: str, layout: FileLayout, raw: Callable[[int], memoryview]) -> tuple[DataFile, list[str]]:
         """Writes one file and forces it to the disk; its record, and the checksum of each chunk in order.
 
-        One thread writes from the first byte to the last: writers of one file only wait for each other in the kernel,
-        and a checksum takes a small part of a write's time. The system is told at once to bring each part to the disk,
-        so that little is left to wait for at the end.
-
         Args:
             raw: the bytes of a chunk by its number in the layout.
 
@@ -125,18 +123,15 @@ class LocalDraft:
         path, sums = self.private / name, list[str]()
         try:
             fault_point("save.before_write")
-            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-            try:
-                write_all(handle, [memoryview(layout.header)], 0)
+            with Stream(path) as stream:
+                stream.put(memoryview(layout.header))
                 for group in layout.groups():
-                    parts = [raw(index) for index in group]
-                    sums += [checksum(part) for part in parts]
                     fault_point("save.write")
-                    write_all(handle, parts, layout.offsets[group[0]])
-                    begin_writeback(handle, layout.offsets[group[0]], sum(map(len, parts)))
-                os.fsync(handle)
-            finally:
-                os.close(handle)
+                    for index in group:
+                        part = raw(index)
+                        sums.append(checksum(part))
+                        stream.put(part)
+                stream.finish()
             fault_point("save.after_write", path)
         except OSError as error:
             raise self._refused(path, error) from error

@@ -18,7 +18,7 @@ from megascratch.checkpoint.agreement import everyone, first
 from megascratch.checkpoint.contents import inside
 from megascratch.checkpoint.errors import DamagedError
 from megascratch.checkpoint.folders import Found, candidates, check_files, newest_sound, read_manifest
-from megascratch.checkpoint.layout import GROUP_BYTES, GROUP_CHUNKS
+from megascratch.checkpoint.layout import GROUP_CHUNKS
 from megascratch.checkpoint.local import LocalFile, LocalStep
 from megascratch.checkpoint.manifest import Chunk, Manifest, Whole, box_text, chunks_by_place, volume
 from megascratch.checkpoint.transfer import checksum, in_threads
@@ -26,6 +26,9 @@ from megascratch.config.errors import UserError
 from megascratch.parallel.held import Held
 from megascratch.parallel.mesh import Axis
 from megascratch.parallel.shard import Box
+
+READ_BYTES = 1 << 20
+"""Neighbouring small chunks are read together, up to this: their checksums then find them in the processor's cache."""
 
 
 def load(path: str | Path, held: list[Held], world: Axis, *, prefix: str = "", cast: bool = False) -> dict[str, Any]:
@@ -105,7 +108,7 @@ def _neighbours(reads: list[Read]) -> list[list[Read]]:
     end, filled = -1, 0
     for read in reads:
         filled += read.nbytes
-        if read.chunk.offset != end or filled > GROUP_BYTES or len(groups[-1]) == GROUP_CHUNKS:
+        if read.chunk.offset != end or filled > READ_BYTES or len(groups[-1]) == GROUP_CHUNKS:
             groups.append([])
             filled = read.nbytes
         groups[-1].append(read)
@@ -115,19 +118,17 @@ def _neighbours(reads: list[Read]) -> list[list[Read]]:
 
 def read_group(file: LocalFile, group: list[Read]) -> None:
     """Reads neighbouring chunks, checks each, and copies what is wanted. Raises: DamagedError."""
-    own = _own_memory(group[0]) if len(group) == 1 else None
-    start = group[0].chunk.offset
-    room = memoryview(bytearray(sum(read.nbytes for read in group))) if own is None else own
+    own = [_own_memory(read) for read in group]
+    rooms = [memoryview(bytearray(read.nbytes)) if o is None else o for read, o in zip(group, own, strict=True)]
     try:
-        file.read_into(start, room)
+        file.read_into(group[0].chunk.offset, *rooms)
     except DamagedError as error:
         raise DamagedError(f"{error}; it holds {group[0].said()}") from error
-    for read in group:
-        raw = room[read.chunk.offset - start :][: read.nbytes]
-        if checksum(raw) != read.chunk.xxh3_64:
+    for read, mine, room in zip(group, own, rooms, strict=True):
+        if checksum(room) != read.chunk.xxh3_64:
             raise DamagedError(f"{file.path} is damaged: the bytes of {read.said()} do not fit their checksum")
-        if own is None:
-            source = torch.frombuffer(raw, dtype=read.dtype).view(read.chunk.box.shape)
+        if mine is None:
+            source = torch.frombuffer(room, dtype=read.dtype).view(read.chunk.box.shape)
             for item, common in read.wanted:
                 item.tensor[inside(common, item.box)].copy_(source[inside(common, read.chunk.box)])
 

@@ -1,4 +1,4 @@
-"""Chunks in memory in, bytes and checksums in a file out, and the reverse; each byte is touched as seldom as can be.
+"""Chunks in memory in, bytes and checksums out, and bytes of a file back; each is touched as seldom as can be.
 
 Hashing and reading free the interpreter's lock, so several threads read: one hashes while another waits for the disk.
 An error in any thread is the caller's error.
@@ -39,31 +39,13 @@ def in_threads(work: Callable[[T], R], items: Iterable[T], threads: int = THREAD
         pool.shutdown(cancel_futures=True)
 
 
-def write_all(handle: int, parts: Sequence[memoryview], offset: int) -> None:
-    """Writes the parts one behind the other. Raises: OSError, also where the disk takes only a part."""
-    left = [part for part in parts if len(part)]
-    while left:
-        written = os.pwritev(handle, left, offset)
-        offset += written
-        while left and written >= len(left[0]):
-            written -= len(left.pop(0))
-        if left:
-            left[0] = left[0][written:]
-
-
-def begin_writeback(handle: int, offset: int, nbytes: int) -> None:
-    """Starts to bring written bytes to the disk, where the system can be told so: pages that are not yet there are
-    not dropped by this advice, but sent."""
-    if hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(handle, offset, nbytes, os.POSIX_FADV_DONTNEED)
-
-
-def read_all(handle: int, into: memoryview, offset: int) -> int:
-    """Fills `into`; the bytes that there were, fewer where the file ends."""
-    done = 0
-    while done < len(into):
-        got = os.preadv(handle, [into[done:]], offset + done)
-        if got == 0:
-            break
+def read_all(handle: int, parts: Sequence[memoryview], offset: int) -> int:
+    """Fills the parts, one behind the other; the bytes that there were, fewer where the file ends. Raises: OSError."""
+    left, done = list(parts), 0
+    while left and (got := os.preadv(handle, left, offset + done)):
         done += got
+        while left and got >= len(left[0]):
+            got -= len(left.pop(0))
+        if left:
+            left[0] = left[0][got:]
     return done
