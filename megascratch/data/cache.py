@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -23,6 +24,7 @@ from megascratch.config.errors import UserError
 from megascratch.faults import fault_point
 
 Arrays = dict[str, np.ndarray]
+ABANDONED_SECONDS = 86_400.0
 
 
 @dataclass(frozen=True)
@@ -79,14 +81,24 @@ def _store(home: Path, key: str, arrays: Mapping[str, np.ndarray | Blocks]) -> N
     """Writes the arrays side by side: one is still being made while another goes to the disk."""
     partial = home.with_name(f"{home.name}.{os.getpid()}.partial")
     with writable(home.parent):
-        shutil.rmtree(home, ignore_errors=True)
-        shutil.rmtree(partial, ignore_errors=True)
+        for remains in (home, partial, *_left_by_killed(home)):
+            shutil.rmtree(remains, ignore_errors=True)
         partial.mkdir()
-        with ThreadPoolExecutor(max(len(arrays), 1)) as pool:
-            list(pool.map(_write, [partial / f"{name}.npy" for name in arrays], arrays.values()))
-        (partial / "key.json").write_text(json.dumps({"arrays": list(arrays), "key": json.loads(key)}, indent=1))
-        fault_point("index.commit")
-        _move_in_place(partial, home)
+        try:
+            with ThreadPoolExecutor(max(len(arrays), 1)) as pool:
+                list(pool.map(_write, [partial / f"{name}.npy" for name in arrays], arrays.values()))
+            (partial / "key.json").write_text(json.dumps({"arrays": list(arrays), "key": json.loads(key)}, indent=1))
+            fault_point("index.commit")
+            _move_in_place(partial, home)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+
+def _left_by_killed(home: Path) -> list[Path]:
+    """Folders of the same arrays that nobody has touched for long; a younger one may be a process's without locks."""
+    return [path for path in home.parent.glob(f"{home.name}.*.partial")
+            if time.time() - path.stat().st_mtime > ABANDONED_SECONDS]  # fmt: skip
 
 
 def _write(path: Path, array: np.ndarray | Blocks) -> None:

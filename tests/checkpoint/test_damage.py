@@ -1,6 +1,7 @@
 """Whatever is wrong with a checkpoint on disk is refused, on all ranks, naming the file."""
 
 import json
+import random
 
 import pytest
 import torch
@@ -42,35 +43,25 @@ def rewrite(step, change):
     path.write_bytes(signed(json.dumps(body).encode()))
 
 
-def test_any_flipped_bit_of_the_data_is_found(step):
-    size = (step / DATA).stat().st_size
-    for at in [*range(0, size, 97), size - 1]:
-        flip(step / DATA, at)
-        with pytest.raises(UserError, match=DATA):
+@pytest.mark.parametrize("name", [DATA, "manifest.json"])
+def test_a_flipped_bit_anywhere_is_found(step, name):
+    size = (step / name).stat().st_size
+    for at in [*range(90), size - 1, *random.Random(name).sample(range(size), 200)]:
+        flip(step / name, at)
+        with pytest.raises(UserError, match=name):
             load(step)
-        flip(step / DATA, at)
-    load(step)
-
-
-def test_any_flipped_bit_of_the_manifest_is_found(step):
-    path = step / "manifest.json"
-    good = path.read_bytes()
-    for at in [*range(0, len(good), 61), *range(90), len(good) - 1]:
-        flip(path, at)
-        with pytest.raises(UserError, match=r"manifest\.json"):
-            load(step)
-        flip(path, at)
+        flip(step / name, at)
     assert load(step) == {"lr": 0.5}
 
 
-@pytest.mark.parametrize("left", [0, 5, 100, -1])
-def test_a_cut_file_is_refused_with_its_name(step, left):
-    for name in (DATA, "manifest.json"):
-        content = (step / name).read_bytes()
-        (step / name).write_bytes(content[:left] if left >= 0 else content[: -left - 3])
+@pytest.mark.parametrize("name", [DATA, "manifest.json"])
+def test_a_file_cut_anywhere_is_refused_with_its_name(step, name):
+    good = (step / name).read_bytes()
+    for left in [0, 5, 100, len(good) - 1, *random.Random(name).sample(range(len(good)), 100)]:
+        (step / name).write_bytes(good[:left])
         with pytest.raises(UserError, match=name):
             load(step)
-        (step / name).write_bytes(content)
+    (step / name).write_bytes(good)
     load(step)
 
 

@@ -1,14 +1,17 @@
 """The index cache builds once for all processes, survives damage, and says where it cannot write."""
 
+import errno
 import json
+import os
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
 
 from megascratch.config.errors import UserError
-from megascratch.data.cache import built_once
+from megascratch.data.cache import Blocks, built_once
 
 KEY = {"a": 1}
 
@@ -44,6 +47,27 @@ def test_a_build_that_fails_leaves_no_entry(tmp_path):
         built_once(tmp_path, KEY, lambda: {"x": np.array(1 // 0)})
     assert not list(tmp_path.glob("*/key.json"))
     assert built_once(tmp_path, KEY, arrays)["x"][0] == 1
+
+
+def test_a_write_that_fails_leaves_nothing_half_written(tmp_path):
+    def blocks():
+        yield np.zeros(3)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(UserError, match="No space left on device; choose another place"):
+        built_once(tmp_path, KEY, lambda: {"x": Blocks(np.dtype(float), (6,), blocks())})
+    assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+
+
+@pytest.mark.parametrize(("age", "stays"), [(10, True), (100_000, False)])
+def test_what_a_killed_build_left_goes_when_it_is_old(tmp_path, age, stays):
+    built_once(tmp_path, KEY, arrays)
+    (home,) = (path.parent for path in tmp_path.glob("*/key.json"))
+    left = home.with_name(f"{home.name}.123.partial")
+    home.rename(left)
+    os.utime(left, (time.time() - age,) * 2)
+    built_once(tmp_path, KEY, arrays)
+    assert left.exists() == stays
 
 
 def test_many_processes_build_once(tmp_path):
