@@ -47,6 +47,10 @@ FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 PR_SET_PDEATHSIG = 1
 
 
+Words = tuple[tuple[int, str], ...]
+"""Step and error of each rank."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """What is started, and what is done when it fails."""
@@ -97,11 +101,17 @@ class _Launcher:
 
     def run(self) -> int:
         with self.requests.caught():
-            for attempt in range(self.plan.max_restarts + 1):
-                code, again = _Attempt(self, attempt).run()
-                if not again or self.requests.came or attempt == self.plan.max_restarts:
+            before: Words | None = None
+            for number in range(self.plan.max_restarts + 1):
+                attempt = _Attempt(self, number)
+                code, again = attempt.run()
+                if not again or self.requests.came or number == self.plan.max_restarts:
                     break
-                left = self.plan.max_restarts - attempt - 1
+                if attempt.words is not None and attempt.words == before:
+                    say("every rank has ended twice with the same words at the same step: it would a third time")
+                    break
+                before = attempt.words
+                left = self.plan.max_restarts - number - 1
                 say(f"starting again ({left} more restart{'s' if left != 1 else ''} allowed)")
         return code
 
@@ -114,6 +124,7 @@ class _Attempt:
         self.number = number
         self.folder = Path(tempfile.mkdtemp(prefix="megascratch-ranks-", dir=memory_folder()))
         self.processes: list[Any] = []
+        self.words: Words | None = None
         self.kill_at = float("inf")
 
     def run(self) -> tuple[int, bool]:
@@ -121,6 +132,7 @@ class _Attempt:
         try:
             self._start()
             failure = self._watch()
+            self.words = self._last_words()
             return self._judge(failure)
         finally:
             end([process.pid for process in self.processes if process.exitcode is None])
@@ -167,6 +179,12 @@ class _Attempt:
         if not self._told_by_ranks(seen) and len(self.requests.came) < 2:
             say(report(seen, self.folder, self.plan.reports / f"attempt_{self.number}.txt", reason))
         return seen
+
+    def _last_words(self) -> Words | None:
+        """Where every rank ended by itself and said why; None where one was ended or is still there."""
+        seen = look(self.folder, self._codes())
+        told = tuple((one.where.step, one.where.error) for one in seen if one.where is not None and one.where.ended)
+        return told if len(told) == len(seen) and all(one.code == FAILED for one in seen) else None
 
     def _judge(self, seen: list[Seen] | None) -> tuple[int, bool]:
         if len(self.requests.came) > 1:

@@ -15,7 +15,7 @@ import pytest
 from megascratch.commands import main
 from megascratch.config import endings
 from megascratch.faults import VARIABLE
-from megascratch.parallel.whereabouts import at_step, doing, judge, waiting
+from megascratch.parallel.whereabouts import at_step, doing, ended, judge, waiting
 from megascratch.supervision.launch import GRACE, Plan, launch
 
 SMALL = [
@@ -130,8 +130,29 @@ def wait_for_the_other(action: str) -> int:
     return 0
 
 
+def diverge(steps: list[int], words: list[str], folder: str) -> int:
+    """All ranks end alike; step and words by attempt."""
+    attempt = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+    Path(folder, f"{attempt}.{os.environ['RANK']}").touch()
+    at_step(steps[attempt])
+    ended(endings.FAILED, words[attempt])
+    return endings.FAILED
+
+
 def plan(target, tmp_path: Path, max_restarts: int = 0, limit: float = 60.0) -> Plan:
     return Plan(target, ranks=2, max_restarts=max_restarts, limit=limit, reports=tmp_path / "faults")
+
+
+@pytest.mark.parametrize(
+    ("steps", "words", "attempts"),
+    [([7, 7, 7, 7], ["nan"] * 4, 2), ([7, 8, 8, 9], ["nan"] * 4, 3), ([7] * 4, ["nan", "lost", "nan", "lost"], 4)],
+    ids=["the same at once", "the same later", "never the same"],
+)
+def test_an_end_that_comes_back_is_not_tried_a_third_time(tmp_path, capfd, steps, words, attempts):
+    target = partial(diverge, steps, words, str(tmp_path))
+    assert launch(plan(target, tmp_path, max_restarts=3)) == endings.FAILED
+    assert len(list(tmp_path.glob("*.0"))) == attempts
+    assert ("ended twice with the same words" in capfd.readouterr().err) == (attempts < 4)
 
 
 @pytest.mark.parametrize(
