@@ -5,6 +5,7 @@
 
 from collections.abc import Generator, Iterator, Sequence
 from functools import cache
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +13,8 @@ import numpy as np
 from megascratch import tokenizer as tokenizers
 from megascratch.config.errors import UserError
 from megascratch.data.indexed import token_dtype
-from megascratch.data.pieces import Piece, Span, digests
+from megascratch.data.pieces import Piece, Span, digests, leaves
+from megascratch.data.prefetch import Prefetch
 from megascratch.data.records import Batch, Reading, read_span
 from megascratch.data.sentences import splitter
 from megascratch.data.shards import BadRow, Encoded, ShardWriter, SpanCounts, Summary
@@ -85,7 +87,8 @@ def encode_piece(job: Job, piece: Piece) -> Generator[Step | Summary, None, None
     """
     encoder = Encoder(job)
     counts: list[SpanCounts] = []
-    with ShardWriter(job.folder, piece.number, len(job.reading.keys), encoder.dtype) as shard:
+    shard = ShardWriter(job.folder, piece.number, len(job.reading.keys), encoder.dtype)
+    with shard, _hashes(job, piece) as hashes:
         for span in piece.spans:
             rows, raw_bytes = 0, 0
             for batch in read_span(span, job.reading):
@@ -96,9 +99,15 @@ def encode_piece(job: Job, piece: Piece) -> Generator[Step | Summary, None, None
                 if bad and job.strict:
                     yield shard.stopped([*counts, SpanCounts(span.source, rows, [])])
                     return
-            counts.append(SpanCounts(span.source, rows, digests(span, job.leaf_bytes)))
+            counts.append(SpanCounts(span.source, rows, list(islice(hashes, len(leaves(span, job.leaf_bytes))))))
             yield Step(0, 0, 0, span.raw_bytes - raw_bytes)
         yield shard.commit(counts)
+
+
+def _hashes(job: Job, piece: Piece) -> Prefetch[str]:
+    """Of all leaves of the piece, by a thread: reading and hashing need no interpreter."""
+    found = (digest for span in piece.spans for digest in digests(span, job.leaf_bytes))
+    return Prefetch(found, ahead=sum(len(leaves(span, job.leaf_bytes)) for span in piece.spans))
 
 
 def _encode_batch(

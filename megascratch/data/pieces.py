@@ -112,20 +112,23 @@ def gather(spans: Iterable[Span], size: int) -> Iterator[Piece]:
         yield Piece(number, held)
 
 
-def digests(span: Span, leaf: int) -> list[str]:
-    """sha256 of each `leaf` bytes of the part's share of its file. Raises: UserError where it cannot be read."""
-    start, stop = span.digest
-    found: list[str] = []
-    if start == stop:  # of a pipe, which cannot be read again
-        return found
+def leaves(span: Span, leaf: int) -> range:
+    """Where each `leaf` bytes of the part's share of its file begin; none of a pipe, which cannot be read again."""
+    return range(*span.digest, leaf)
+
+
+def digests(span: Span, leaf: int) -> Iterator[str]:
+    """sha256 of each leaf of the part. Raises: UserError where it cannot be read."""
+    starts = leaves(span, leaf)
+    if not starts:
+        return
     try:
         with open(span.name, "rb") as file:
-            file.seek(start)
-            for at in range(start, stop, leaf):
-                found.append(hashlib.sha256(file.read(min(leaf, stop - at))).hexdigest())
+            file.seek(starts.start)
+            for at in starts:
+                yield hashlib.sha256(file.read(min(leaf, starts.stop - at))).hexdigest()
     except OSError as error:
         raise unreadable(span.name, error) from error
-    return found
 
 
 def file_digest(leaves: Iterable[str]) -> str:

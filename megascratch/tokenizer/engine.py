@@ -23,7 +23,7 @@ except ImportError:  # no wheel for this machine
 
 SAMPLE = 1 << 15  # characters of the text at hand in the self-check
 LOOKED_AT = 1 << 22  # characters between two looks at the memory
-MOST_GROWN = 1 << 26  # bytes
+MOST_GROWN = 3 << 25  # bytes; a restart forgets every word, which costs as much as encoding some 10 MB
 RENEWED = 1 << 28  # characters, where the system tells no memory; words that never repeat leave a byte for each
 
 UNICODE_17 = (

@@ -42,7 +42,7 @@ class HuggingFaceTokenizer(Tokenizer):
         decisive = json.dumps({part: record.get(part) for part in IDS_ARE_DECIDED_BY}, sort_keys=True)
         rest = {"version": "1.0", "truncation": None, "padding": None, "decoder": record.get("decoder")}
         self._json = f"{json.dumps(rest)[:-1]}, {decisive[1:]}"
-        for charsmap in maps_in_json(self.record.get("normalizer"), name):
+        for charsmap in maps_in_json(record.get("normalizer"), name):
             require_sound(charsmap, name)
         try:
             self._library = tokenizers.Tokenizer.from_str(self._json)
@@ -145,7 +145,7 @@ def _sound(record: Any, name: str) -> dict[str, Any]:
 
 
 def _require_spelled_bytes(vocab: dict[str, Any], added: list[dict[str, Any]], name: str) -> None:
-    require_bytes({unspell(word) for word in vocab}, name)
+    require_bytes({unspell(word) for word in vocab if len(word) == 1}, name)
     holders = {number: word for word, number in vocab.items() if isinstance(number, int)}
     for token in added:
         word = holders.get(token["id"], token["content"])

@@ -1,6 +1,7 @@
 """Runs that meet others, go on from others, are spread over processes or meet a full disk: the same bytes, or no."""
 
 import gzip
+import hashlib
 import json
 import os
 import resource
@@ -13,6 +14,7 @@ import pytest
 from megascratch.commands.preprocess import main
 from megascratch.config.errors import UserError
 from megascratch.data.indexed import Reader
+from megascratch.data.pieces import LEAF_BYTES
 from megascratch.data.shard_folder import locked
 from tests.data.test_preprocess import JSONL, content, run, tool
 
@@ -82,6 +84,21 @@ def test_an_output_that_is_complete_is_left_and_another_one_is_not_replaced_unas
     assert len(Reader(run(tmp_path, path, flags=["--overwrite"]))) == 1
     names = {f"{prefix.name}{suffix}" for suffix in (".bin", ".idx", ".json")}
     assert {found.name for found in tmp_path.iterdir()} == {"x.jsonl", *names}
+
+
+@pytest.mark.parametrize(("workers", "shard_bytes"), [(1, 700), (2, 700), (1, 1 << 26)])
+def test_the_manifest_has_the_hash_of_every_input(tmp_path, workers, shard_bytes):
+    raws = {"a.jsonl": JSONL, "b.jsonl.gz": gzip.compress(JSONL), "c.jsonl": b'{"text": "c"}', "d.jsonl": b""}
+    for name, raw in raws.items():
+        (tmp_path / name).write_bytes(raw)
+    flags = ["--shard-bytes", str(shard_bytes)]
+    prefix = run(tmp_path, *(tmp_path / name for name in raws), workers=workers, flags=flags)
+    manifest = json.loads(Path(f"{prefix}.json").read_bytes())
+    leaf = manifest["hashed_bytes"]
+    assert leaf == min(shard_bytes, LEAF_BYTES)
+    for told, (name, raw) in zip(manifest["inputs"], raws.items(), strict=True):
+        leaves = [hashlib.sha256(raw[at : at + leaf]).digest() for at in range(0, len(raw), leaf)]
+        assert told["sha256"] == hashlib.sha256(b"".join(leaves)).hexdigest(), name
 
 
 def test_shards_of_another_run_are_not_used(tmp_path, path, expected):

@@ -1,7 +1,9 @@
 """Byte-level BPE: ids are those of Hugging Face's library and of tiktoken on every text, in every file it comes in."""
 
+import itertools
 import json
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -92,11 +94,24 @@ def test_a_character_that_one_engine_does_not_know_goes_to_the_reference():
     assert engine.knows("plain") and engine.knows("naïve 天 😀 𝕏")
 
 
-def test_an_engine_that_starts_anew_gives_the_same_ids(monkeypatch):
-    monkeypatch.setattr(engine, "RENEWED", 1000)
+@pytest.mark.parametrize(
+    ("grows", "restarts"),
+    [(0, 0), (engine.MOST_GROWN // 4, 4), (engine.MOST_GROWN + 1, 20), (None, 5)],
+    ids=["memory stays", "grows by a quarter at each look", "grows by all at each look", "the system does not say"],
+)
+def test_an_engine_starts_anew_when_the_process_has_grown_and_gives_the_same_ids(grows, restarts, monkeypatch):
+    """20 texts of 100 characters, a look at the memory before each; a restart looks once more."""
+    memory, loads, rust = itertools.count(1 << 30, grows or 0), [], engine.gigatoken_rs
+    monkeypatch.setattr(engine, "LOOKED_AT", 0)
+    monkeypatch.setattr(engine, "RENEWED", 350)
+    monkeypatch.setattr(engine, "resident", lambda: None if grows is None else next(memory))
+    loading = SimpleNamespace(load_hf_json=lambda words: loads.append(1) or rust.load_hf_json(words))
+    monkeypatch.setattr(engine, "gigatoken_rs", loading)
     ours = HuggingFaceTokenizer(trained("gpt2").record())
-    texts = CODE[0].splitlines()
-    assert ours.encode_batch(texts).ids.tolist() == [id for text in texts for id in ours.encode(text)]
+    texts = [CODE[0][at : at + 100] for at in range(0, 2000, 100)]
+    encode = engine._Gigatoken(ours._json, ours.reference)
+    assert [encode(text).tolist() for text in texts] == [ours.encode(text) for text in texts]
+    assert len(loads) == 1 + restarts
 
 
 @pytest.mark.parametrize("split", ["gpt2", "llama3"])
