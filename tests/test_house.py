@@ -16,7 +16,7 @@ FLOORS = {
     for floor, rooms in enumerate(
         [
             "config faults",
-            "tokenizer parallel",
+            "tokenizer parallel storage",
             "data layers pipeline optim data_parallel checkpoint supervision",
             "model curation",
             "training planner verification",
@@ -41,6 +41,7 @@ NEED_NO_TORCH = [
     "megascratch.pipeline.passes",
     "megascratch.pipeline.play",
     "megascratch.pipeline.schedule",
+    "megascratch.storage.store",
 ]
 
 

@@ -16,24 +16,19 @@ import hashlib
 import json
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
-import fsspec
 import numpy as np
 
 from megascratch.config.errors import UserError
 from megascratch.data.cache import locked, writable
 from megascratch.data.indexed import Reader
+from megascratch.storage.store import Object, Store
 
 BLOCK_BYTES = 8 << 20
-WAITS = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds before each repeated attempt
-EXTRAS = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
-VERSIONS = ("ETag", "etag", "mtime", "LastModified", "last_modified", "created")  # of an object
-Answer = TypeVar("Answer")
 
 
 def is_remote(prefix: str | Path) -> bool:
@@ -83,14 +78,6 @@ class RemoteReader(Reader):
             yield at, ids
 
 
-class Object(NamedTuple):
-    """One object of a store."""
-
-    url: str
-    size: int
-    version: str
-
-
 class LocalCopy:
     """The folder of one remote corpus; `prefix` names it as a local corpus, whose .bin is whole where `ensure` was.
 
@@ -98,7 +85,7 @@ class LocalCopy:
     """
 
     def __init__(self, url: str, cache: Path):
-        self._store = _Store(url)
+        self._store = Store(url)
         if self._store.exists(f"{url}_loss_mask.idx"):
             raise UserError(f"{url} has a loss mask, which is read on this machine alone: copy its files here")
         self._bin = self._store.describe(f"{url}.bin")
@@ -138,11 +125,20 @@ class LocalCopy:
 
     def _fetch(self, block: int) -> None:
         start = block * BLOCK_BYTES
-        content = self._store.read(self._bin, start, min(start + BLOCK_BYTES, self._bin.size))
+        content = self._read(self._bin, start)
         with writable(self._home):
             os.pwrite(self._ids, content, start)
             os.fdatasync(self._ids)
         self._present[block] = 1
+
+    def _read(self, item: Object, start: int) -> bytes:
+        """A block. Raises: UserError, also where the object is another one by now."""
+
+        def check() -> None:
+            if self._store.describe(item.url) != item:
+                raise UserError(f"{item.url} was replaced while it is read: start again to read the new one")
+
+        return self._store.read(item.url, start, min(start + BLOCK_BYTES, item.size), check)
 
     def _create(self, name: str, make: Callable[[Path], None]) -> None:
         path = self._home / name
@@ -154,7 +150,7 @@ class LocalCopy:
     def _download(self, item: Object, path: Path) -> None:
         with path.open("wb") as file:
             for start in range(0, item.size, BLOCK_BYTES):
-                file.write(self._store.read(item, start, min(start + BLOCK_BYTES, item.size)))
+                file.write(self._read(item, start))
             file.flush()
             os.fsync(file.fileno())
 
@@ -163,62 +159,3 @@ def _allot(path: Path, size: int) -> None:
     """A file of zeros that takes no room yet."""
     with path.open("wb") as file:
         file.truncate(size)
-
-
-class _Store:
-    """What is asked of a store, each question again with growing pauses until it is answered."""
-
-    def __init__(self, url: str):
-        scheme = url.split("://")[0]
-        try:
-            self._system: Any = fsspec.core.url_to_fs(url)[0]
-        except ImportError as error:
-            library = EXTRAS.get(scheme, "a library")
-            how = "pip install 'megascratch[s3]'" if library == "s3fs" else f"pip install {library}"
-            raise UserError(f"{url}: {scheme}:// is read through {library}, which is not installed: {how}") from error
-        except ValueError as error:
-            raise UserError(f"{url}: {error}; use s3://bucket/prefix or a path on this machine") from error
-
-    def describe(self, url: str) -> Object:
-        """Size and version. Raises: UserError."""
-        return _answered(lambda: self._object(url), f"{url} cannot be found")
-
-    def _object(self, url: str) -> Object:
-        self._system.invalidate_cache()
-        told = self._system.info(url)
-        version = next((str(told[name]) for name in VERSIONS if told.get(name)), "")
-        return Object(url, int(told["size"]), version.strip('"'))
-
-    def exists(self, url: str) -> bool:
-        return bool(_answered(lambda: self._system.exists(url), f"{url} cannot be looked for"))
-
-    def read(self, item: Object, start: int, stop: int) -> bytes:
-        """Bytes [start, stop). Raises: UserError."""
-        def ask() -> bytes:
-            content = self._system.cat_file(item.url, start=start, end=stop)
-            if self._object(item.url) != item:
-                raise UserError(f"{item.url} was replaced while it is read: start again to read the new one")
-            if len(content) != stop - start:
-                raise OSError(f"{len(content)} bytes came")
-            return content
-
-        return _answered(ask, f"{item.url}: bytes {start} to {stop} cannot be read")
-
-
-def _answered(ask: Callable[[], Answer], failure: str) -> Answer:
-    """The answer of a store, or UserError when it says no or is silent to the end."""
-    for wait in (*WAITS, None):
-        try:
-            return ask()
-        except UserError:
-            raise
-        except (FileNotFoundError, PermissionError) as error:
-            raise UserError(f"{failure}: {error or type(error).__name__}; check address and credentials") from error
-        except Exception as error:  # stores raise errors of their own libraries; most pass
-            if wait is None:
-                raise UserError(
-                    f"{failure} after {len(WAITS) + 1} attempts: {type(error).__name__}: {error}; "
-                    f"check network and store, then go on from the last checkpoint"
-                ) from error
-        time.sleep(wait)
-    raise AssertionError("the last attempt returns or raises")

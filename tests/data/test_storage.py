@@ -16,6 +16,7 @@ from megascratch.data.manifest import read_manifest
 from megascratch.data.rewrite import merge
 from megascratch.data.splits import open_splits
 from megascratch.data.storage import open_corpus
+from megascratch.storage import store as store_module
 from tests.data.corpora import counting
 
 URL = "memory://bucket/corpus"
@@ -25,7 +26,7 @@ URL = "memory://bucket/corpus"
 def store(tmp_path, monkeypatch):
     """A corpus of 40 documents with its manifest in fsspec's memory; blocks of 64 bytes, no pauses."""
     monkeypatch.setattr(storage, "BLOCK_BYTES", 64)
-    monkeypatch.setattr(storage, "WAITS", (0.0, 0.0))
+    monkeypatch.setattr(store_module, "WAITS", (0.0, 0.0))
     merge([Reader(counting(tmp_path / "plain", [7, 1, 30, 5] * 10))], tmp_path / "local")
     system = fsspec.filesystem("memory")
     upload(system, tmp_path / "local")
@@ -149,8 +150,8 @@ def test_what_cannot_be_read_is_told(store, tmp_path, url, cache, law):
 
 
 def test_a_missing_library_is_named(monkeypatch, tmp_path):
-    monkeypatch.setattr(storage.fsspec.core, "url_to_fs", lambda url: (_ for _ in ()).throw(ImportError("s3fs")))
-    with pytest.raises(UserError, match=r"s3:// is read through s3fs, .*: pip install 'megascratch\[s3\]'"):
+    monkeypatch.setattr(fsspec.core, "url_to_fs", lambda url, **how: (_ for _ in ()).throw(ImportError("s3fs")))
+    with pytest.raises(UserError, match=r"s3:// needs s3fs, .*: pip install 'megascratch\[s3\]'"):
         open_corpus("s3://bucket/corpus", tmp_path)
 
 
@@ -172,7 +173,7 @@ def test_s3_itself(tmp_path, monkeypatch):
         address = "http://{}:{}".format(*server.get_host_and_port())
         for name, value in {"ENDPOINT_URL": address, "ACCESS_KEY_ID": "a", "SECRET_ACCESS_KEY": "b"}.items():
             monkeypatch.setenv(f"AWS_{name}", value)
-        monkeypatch.setattr(storage, "WAITS", ())
+        monkeypatch.setattr(store_module, "WAITS", ())
         system = fsspec.filesystem("s3", skip_instance_cache=True)
         system.mkdir("bucket")
         merge([Reader(counting(tmp_path / "plain", [7, 1, 30, 5] * 10))], tmp_path / "local")
