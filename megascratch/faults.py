@@ -101,7 +101,7 @@ def fault_point(point: str, data: Any = None) -> None:
 
     Args:
         point: a name of POINTS, written out (a test compares the table with the code).
-        data: what `corrupt` may change: a writable buffer, a tensor, or the path of a file.
+        data: what `corrupt` may change: a writable buffer, a tensor, the path of a file, or what flips its own bit.
     """
     armed = _holder().armed
     if armed is not None:
@@ -234,6 +234,8 @@ def _flip_a_bit(data: Any) -> None:
             byte = file.read(1)[0]
             file.seek(middle)
             file.write(bytes([byte ^ 1]))
+    elif hasattr(data, "flip_a_bit"):  # an object in a store
+        data.flip_a_bit()
     elif hasattr(data, "detach"):  # a tensor, on any device; this module loads no torch
         flat = data.detach().view(-1).view(sys.modules["torch"].uint8)
         flat[len(flat) // 2] ^= 1

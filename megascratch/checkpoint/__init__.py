@@ -3,7 +3,7 @@
     path = save(folder, step, held, state, mesh.world)        # -> folder/step_00000123
     state = load(folder, held, mesh.world)                    # fills held in place
 
-    saver = Saver(folder, mesh.world, own, device, lease=Lease.acquire(folder))      # beside training: see saver.py
+    saver = Saver(folder, mesh.world, own, device, lease=acquire(folder))      # beside training: see saver.py
 
 The checkpoint knows no model and no optimizer; what a rank holds is told by `parallel.held.Held` records.
 """
@@ -12,6 +12,7 @@ from megascratch.checkpoint.errors import CheckpointError, DamagedError, DiskErr
 from megascratch.checkpoint.folders import find, latest, newest_sound, read_manifest, set_aside, steps
 from megascratch.checkpoint.lease import Lease
 from megascratch.checkpoint.manifest import Manifest
+from megascratch.checkpoint.places import acquire
 from megascratch.checkpoint.reader import load, load_newest
 from megascratch.checkpoint.retention import Keep, prune
 from megascratch.checkpoint.saver import Outcome, Saver
@@ -19,5 +20,6 @@ from megascratch.checkpoint.writer import save
 
 __all__ = [
     "CheckpointError", "DamagedError", "DiskError", "Keep", "Lease", "LeaseLostError", "Manifest", "Outcome", "Saver",
-    "find", "latest", "load", "load_newest", "newest_sound", "prune", "read_manifest", "save", "set_aside", "steps",
+    "acquire", "find", "latest", "load", "load_newest", "newest_sound", "prune", "read_manifest", "save",
+    "set_aside", "steps",
 ]  # fmt: skip

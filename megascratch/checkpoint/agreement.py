@@ -7,6 +7,7 @@ from megascratch.checkpoint.errors import CheckpointError, DamagedError, DiskErr
 from megascratch.config.errors import UserError
 from megascratch.parallel.collectives import all_gather_objects
 from megascratch.parallel.mesh import Axis
+from megascratch.storage.store import StoreError
 
 T = TypeVar("T")
 
@@ -19,7 +20,7 @@ def everyone(world: Axis, action: Callable[[], T]) -> list[T]:
     """Runs `action` here and on all other ranks of `world`; the results in rank order.
 
     Raises: on all ranks the error of the first rank that failed, told with its number: a UserError keeps its kind, an
-    OSError becomes a DiskError, and anything else a CheckpointError. Its own error is the cause there.
+    OSError and a StoreError become a DiskError, and anything else a CheckpointError. Its own error is the cause there.
     """
     result: T | None = None
     failure: tuple[str, str] | None = None
@@ -45,6 +46,8 @@ def first(world: Axis, action: Callable[[], T]) -> T:
 
 def _told(error: Exception) -> tuple[str, str]:
     """The kind and the text of an error, as they are sent."""
+    if isinstance(error, StoreError):
+        return DiskError.__name__, str(error)
     if isinstance(error, UserError):
         kind = next(base.__name__ for base in type(error).__mro__ if base.__name__ in KINDS)
         return kind, str(error)

@@ -5,7 +5,6 @@ verified.
 from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import lru_cache
-from pathlib import Path
 from types import TracebackType
 
 import torch
@@ -13,10 +12,11 @@ from torch import Tensor
 
 from megascratch.checkpoint.errors import DamagedError
 from megascratch.checkpoint.folders import check_files, read_manifest
-from megascratch.checkpoint.local import LocalFile, LocalStep
 from megascratch.checkpoint.manifest import FILE, Chunk, box_text, chunks_by_place
+from megascratch.checkpoint.places import File, step_at
 from megascratch.checkpoint.transfer import checksum
 from megascratch.parallel.shard import Box
+from megascratch.storage.place import Place, place
 
 KEPT_CHUNKS = 4
 """Of those read last, since neighbours in another cut want the same chunk."""
@@ -28,12 +28,12 @@ class Contents:
     Raises: DamagedError where manifest, sizes or headers are not sound.
     """
 
-    def __init__(self, step: str | Path):
-        self.path = Path(step)
+    def __init__(self, step: str | Place):
+        self.path = place(step)
         self.manifest = read_manifest(self.path)
         check_files(self.path, self.manifest)
         self._open = ExitStack()
-        self._files: dict[str, LocalFile] = {}
+        self._files: dict[str, File] = {}
         self._recent = lru_cache(KEPT_CHUNKS)(self._read)
 
     def box(self, name: str, box: Box) -> Tensor:
@@ -52,7 +52,7 @@ class Contents:
     def _read(self, name: str, chunk: Chunk) -> Tensor:
         whole = self.manifest.tensors[name]
         if chunk.file not in self._files:
-            self._files[chunk.file] = file = LocalStep(self.path).open(chunk.file)
+            self._files[chunk.file] = file = step_at(self.path).open(chunk.file)
             self._open.callback(file.close)
         file = self._files[chunk.file]
         raw = bytearray(whole.chunk_bytes(chunk))
@@ -75,7 +75,7 @@ def inside(box: Box, outer: Box) -> tuple[slice, ...]:
     return box.moved(tuple(-start for start in outer.start)).slices
 
 
-def problems(step: str | Path) -> Iterator[str]:
+def problems(step: str | Place) -> Iterator[str]:
     """Reads every byte; one sentence for each thing that is wrong."""
     try:
         contents = Contents(step)
@@ -89,6 +89,5 @@ def problems(step: str | Path) -> Iterator[str]:
             except DamagedError as error:
                 yield str(error)
     known = {FILE, *contents.manifest.files}
-    for path in sorted(contents.path.iterdir()):
-        if path.name not in known:
-            yield f"{path} does not belong to the checkpoint: the manifest does not name it"
+    for name in sorted(set(step_at(contents.path).names()) - known):
+        yield f"{contents.path / name} does not belong to the checkpoint: the manifest does not name it"

@@ -1,50 +1,72 @@
-"""Where checkpoints lie: `{folder}/step_00000123/`, each complete from the moment it has its name."""
+"""Where checkpoints lie: `{folder}/step_00000123/`, each complete from the moment it has its name.
 
-import os
-import re
-import uuid
+A folder is a path of this machine or an address in object storage, such as s3://bucket/run/checkpoints.
+"""
+
 from collections.abc import Callable
-from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
 
 from megascratch.checkpoint.errors import DamagedError
-from megascratch.checkpoint.local import LocalStep
-from megascratch.checkpoint.manifest import FILE, DataFile, Manifest, parse
-from megascratch.checkpoint.transfer import checksum
+from megascratch.checkpoint.manifest import FILE, STEP_NAME, DataFile, Manifest, parse
+from megascratch.checkpoint.places import is_folder, step_at, step_names
+from megascratch.checkpoint.transfer import checksum, in_threads
 from megascratch.config.errors import UserError
+from megascratch.storage.place import Place, place
 
 T = TypeVar("T")
-_STEP = re.compile(r"step_(\d{8,})")
+MOST_MANIFEST_BYTES = 1 << 29
 
 
-def step_folder(folder: str | Path, step: int) -> Path:
-    return Path(folder) / f"step_{step:08d}"
+def step_folder(folder: str | Place, step: int) -> Place:
+    return place(folder) / f"step_{step:08d}"
 
 
-def step_number(path: str | Path) -> int:
+def step_number(path: str | Place) -> int:
     """The step of a step folder. Raises: UserError for another name."""
-    match = _STEP.fullmatch(Path(path).name)
+    match = STEP_NAME.fullmatch(place(path).name)
     if match is None:
         raise UserError(f"{path} is not named step_00000000")
     return int(match[1])
 
 
-def steps(folder: str | Path) -> list[Path]:
-    """The step folders of a run, newest first, whether they can be read or not."""
+def steps(folder: str | Place) -> list[Place]:
+    """The step folders of a run, newest first, whether they can be read or not.
+
+    Raises: StoreError where a store does not answer: nobody knows then whether there are any.
+    """
+    folder = place(folder)
+    return sorted((folder / name for name in step_names(folder)), key=step_number, reverse=True)
+
+
+def manifest_text(step_folder: str | Place) -> bytes:
+    """The manifest's bytes. Raises: DamagedError where the folder is no checkpoint, StoreError."""
+    path = place(step_folder)
     try:
-        found = [(int(match[1]), path) for path in Path(folder).iterdir() if (match := _STEP.fullmatch(path.name))]
-    except OSError:
-        return []
-    return [path for _, path in sorted(found, reverse=True)]
+        file = step_at(path).open(FILE)
+    except DamagedError as error:
+        raise DamagedError(f"{path} is not a checkpoint: {FILE} cannot be read ({_reason(error)})") from error
+    try:
+        if file.size > MOST_MANIFEST_BYTES:
+            raise DamagedError(f"{file.path} is damaged: {file.size:,} bytes are too many for a manifest")
+        text = bytearray(file.size)
+        file.read_into(0, memoryview(text))
+        return bytes(text)
+    finally:
+        file.close()
 
 
-def read_manifest(step_folder: str | Path) -> Manifest:
+def _reason(error: Exception) -> str:
+    cause = error.__cause__
+    return str(cause.strerror) if isinstance(cause, OSError) else str(error)
+
+
+def read_manifest(step_folder: str | Place) -> Manifest:
     """Reads and checks the table of contents; no tensor is touched.
 
-    Raises: DamagedError where the folder is no checkpoint, or its manifest is damaged.
+    Raises: DamagedError where the folder is no checkpoint, or its manifest is damaged; StoreError.
     """
-    path = Path(step_folder)
-    text = LocalStep(path).manifest_text()
+    path = place(step_folder)
+    text = manifest_text(path)
     try:
         return parse(text)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -52,14 +74,14 @@ def read_manifest(step_folder: str | Path) -> Manifest:
         raise DamagedError(f"{path / FILE} is damaged: {reason}; load another step of the run") from error
 
 
-def check_files(step: Path, manifest: Manifest) -> None:
+def check_files(step: Place, manifest: Manifest) -> None:
     """Raises: DamagedError unless every file is there, of its size, with its header; no tensor is read."""
-    for name, record in manifest.files.items():
-        _check_file(step, name, record)
+    asked_at_once = step_at(step).asked_at_once
+    in_threads(lambda item: _check_file(step, *item), manifest.files.items(), asked_at_once)
 
 
-def _check_file(step: Path, name: str, record: DataFile) -> None:
-    file = LocalStep(step).open(name)
+def _check_file(step: Place, name: str, record: DataFile) -> None:
+    file = step_at(step).open(name)
     try:
         if file.size != record.bytes:
             raise DamagedError(f"{file.path} is damaged: it has {file.size:,} bytes, the manifest says "
@@ -72,7 +94,7 @@ def _check_file(step: Path, name: str, record: DataFile) -> None:
         file.close()
 
 
-def problem_of(step: Path) -> str:
+def problem_of(step: Place) -> str:
     """What is wrong with a step, by its manifest and its files' sizes and headers; '' for nothing. Reads no tensor."""
     try:
         check_files(step, read_manifest(step))
@@ -81,20 +103,21 @@ def problem_of(step: Path) -> str:
     return ""
 
 
-def latest(folder: str | Path) -> Path | None:
+def latest(folder: str | Place) -> Place | None:
     """The newest step folder whose manifest, sizes and headers are sound."""
     return next((path for path in steps(folder) if not problem_of(path)), None)
 
 
-def is_step(path: str | Path) -> bool:
+def is_step(path: str | Place) -> bool:
     """Whether the path is a step folder itself, not a folder of them."""
-    return os.path.lexists(Path(path) / FILE) or _STEP.fullmatch(Path(path).name) is not None
+    path = place(path)
+    return STEP_NAME.fullmatch(path.name) is not None or step_at(path).is_there()
 
 
-def find(path: str | Path) -> Path:
+def find(path: str | Place) -> Place:
     """A step folder as it is, or the newest sound one in a folder of them. Raises: UserError where there is none."""
-    path = Path(path)
-    if not path.is_dir():
+    path = place(path)
+    if not is_folder(path):
         raise UserError(f"no checkpoint: {path} is not a folder")
     if is_step(path):
         return path
@@ -107,12 +130,12 @@ def find(path: str | Path) -> Path:
 class Found(NamedTuple, Generic[T]):
     """What could be read, and what could not."""
 
-    step: Path
+    step: Place
     result: T
-    passed_over: dict[Path, str]  # newer steps, and what is wrong with each
+    passed_over: dict[Place, str]  # newer steps, and what is wrong with each
 
 
-def newest_sound(path: str | Path, candidates: list[Path], read: Callable[[Path], T]) -> Found[T]:
+def newest_sound(path: str | Place, candidates: list[Place], read: Callable[[Place], T]) -> Found[T]:
     """Reads the first of the candidates that is not damaged.
 
     Args:
@@ -121,7 +144,7 @@ def newest_sound(path: str | Path, candidates: list[Path], read: Callable[[Path]
 
     Raises: DamagedError, UserError where none is sound, and whatever else `read` raises.
     """
-    passed_over: dict[Path, str] = {}
+    passed_over: dict[Place, str] = {}
     for step in candidates:
         try:
             return Found(step, read(step), passed_over)
@@ -133,18 +156,16 @@ def newest_sound(path: str | Path, candidates: list[Path], read: Callable[[Path]
     raise UserError(f"no checkpoint: {path} has no sound step{reasons}")
 
 
-def candidates(path: str | Path) -> list[Path]:
+def candidates(path: str | Place) -> list[Place]:
     """A step folder itself, or all in a folder of them, newest first. Raises: UserError where there is none."""
-    path = Path(path)
+    path = place(path)
     found = [path] if is_step(path) else steps(path)
     if not found:
-        raise UserError(f"no checkpoint: {path} has neither {FILE} nor a folder step_00000000" if path.is_dir()
+        raise UserError(f"no checkpoint: {path} has neither {FILE} nor a folder step_00000000" if is_folder(path)
                         else f"no checkpoint: {path} is not a folder")
     return found
 
 
-def set_aside(step: Path) -> Path:
+def set_aside(step: Place) -> Place:
     """Gives a damaged step another name, so that the run can write the step again. Its new path."""
-    aside = step.with_name(f"damaged.{step.name}.{uuid.uuid4().hex[:6]}")
-    os.rename(step, aside)
-    return aside
+    return step_at(step).set_aside()

@@ -9,48 +9,24 @@ writer that was stopped and wakes up late has nothing left to rename: the check 
 The next number is claimed by renaming a prepared folder to its name, which succeeds for one claimant only, since a
 folder that is not empty is never replaced.
 
-A holder counts as gone when its process has ended (same machine), when it belongs to the same run of the launcher (a
-restart: torchrun ends the old processes first), or when its counter has stood still for STALE_SECONDS as the claimant's
-own clock measures them: no two machines' clocks are compared.
+When a holder counts as gone: see holder.py.
 """
 
-import json
 import os
 import shutil
-import socket
 import threading
 import time
 import uuid
-import warnings
 from contextlib import suppress
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from megascratch.checkpoint.errors import LeaseLostError
+from megascratch.checkpoint.holder import Holder, require_gone
 from megascratch.checkpoint.local import sync
-from megascratch.config.errors import UserError
 
 BEAT_SECONDS = 0.5
 STALE_SECONDS = 20.0
 PREFIX, AWAY = ".writer.", ".writer-away."
-
-
-@dataclass(frozen=True)
-class Holder:
-    """Who writes, for a message to people and for a restart to know itself."""
-
-    host: str
-    pid: int
-    started: str  # of the process, in the kernel's ticks: a number is used again, a number with its start is not
-    run: str  # of the launcher; '' where it has no name
-    since: str
-
-    @classmethod
-    def this_process(cls) -> "Holder":
-        return cls(socket.gethostname(), os.getpid(), _start_of(os.getpid()), _run(), time.strftime("%F %T %Z"))
-
-    def __str__(self) -> str:
-        return f"process {self.pid} on {self.host} since {self.since}" + (f" (run {self.run})" if self.run else "")
 
 
 class Lease:
@@ -114,7 +90,7 @@ def _claim(folder: Path, number: int, me: Holder) -> bool:
     prepared = folder / f".writer-new.{uuid.uuid4().hex[:12]}"
     prepared.mkdir()
     try:
-        (prepared / "holder.json").write_text(json.dumps(asdict(me)))
+        (prepared / "holder.json").write_text(me.to_text())
         (prepared / "beat").write_text("0")
         os.rename(prepared, folder / f"{PREFIX}{number:08d}")
         sync(folder)
@@ -151,35 +127,15 @@ def _clean(folder: Path) -> None:
 
 
 def _require_gone(folder: Path, number: int, me: Holder) -> None:
-    """Raises: UserError where the holder is alive; returns when it counts as gone."""
     inside = folder / f"{PREFIX}{number:08d}"
-    holder = _holder(inside)
-    if holder is None:
-        return
-    here = holder.host == me.host
-    if here and _start_of(holder.pid) != holder.started:
-        return
-    if holder.run and holder.run == me.run and (holder.host, holder.pid) != (me.host, me.pid):
-        return
-    before, ends, said = _beat_of(inside), time.monotonic() + STALE_SECONDS, False
-    while time.monotonic() < ends:
-        time.sleep(BEAT_SECONDS / 2)
-        now = _beat_of(inside)
-        if now is None:
-            return
-        if now != before:
-            raise UserError(f"{folder} is being written by {holder}: end that run first, or save elsewhere (--save)")
-        if not said and time.monotonic() > ends - STALE_SECONDS + 4 * BEAT_SECONDS:
-            warnings.warn(f"{holder} holds {folder} and gives no sign of life: taken over in {STALE_SECONDS:.0f} s "
-                          "unless it does", stacklevel=2)
-            said = True
+    require_gone(folder, _holder(inside), me, lambda: _beat_of(inside), BEAT_SECONDS, STALE_SECONDS)
 
 
 def _holder(inside: Path) -> Holder | None:
     """None where the folder has gone, or its record is none."""
     try:
-        return Holder(**json.loads((inside / "holder.json").read_text()))
-    except (OSError, ValueError, TypeError):
+        return Holder.from_text((inside / "holder.json").read_bytes())
+    except OSError:
         return None
 
 
@@ -194,22 +150,3 @@ def _beat_of(inside: Path) -> str | None:
         return (inside / "beat").read_text()
     except OSError:
         return None
-
-
-def _start_of(pid: int) -> str:
-    """When a process of this machine started, '' where there is none or the system does not tell; a zombie is gone."""
-    try:
-        state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        try:
-            os.kill(pid, 0)
-        except OSError:
-            return "ended"
-        return "" if not Path("/proc").exists() else "ended"
-    return "ended" if state == "Z" else rest[18]
-
-
-def _run() -> str:
-    """The launcher's name of this run, which its restarts share."""
-    run = os.environ.get("TORCHELASTIC_RUN_ID", "")
-    return "" if run == "none" else run

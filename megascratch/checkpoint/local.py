@@ -12,13 +12,11 @@ from pathlib import Path
 
 from megascratch.checkpoint.errors import DamagedError, DiskError, LeaseLostError
 from megascratch.checkpoint.layout import FileLayout
-from megascratch.checkpoint.manifest import FILE, DataFile
+from megascratch.checkpoint.manifest import FILE, STEP_NAME, DataFile
 from megascratch.checkpoint.stream import Stream
-from megascratch.checkpoint.transfer import checksum, read_all
+from megascratch.checkpoint.transfer import THREADS, checksum, read_all
 from megascratch.config.errors import UserError
 from megascratch.faults import fault_point
-
-MOST_MANIFEST_BYTES = 1 << 29
 
 
 class LocalFile:
@@ -53,32 +51,47 @@ class LocalFile:
 
 @dataclass(frozen=True)
 class LocalStep:
-    """A step folder to read."""
+    """A step folder to read, to move or to delete."""
 
     path: Path
+    threads = THREADS
+    asked_at_once = 1
+    group_bytes = 1 << 20
+    """Neighbouring small chunks are read together, up to this: their checksums find them in the processor's cache."""
 
     def open(self, name: str) -> LocalFile:
         return LocalFile(self.path / name)
 
-    def manifest_text(self) -> bytes:
-        """Raises: UserError where the folder is no checkpoint."""
-        try:
-            file = self.open(FILE)
-        except DamagedError as error:
-            raise DamagedError(f"{self.path} is not a checkpoint: {FILE} cannot be read ({_reason(error)})") from error
-        try:
-            if file.size > MOST_MANIFEST_BYTES:
-                raise DamagedError(f"{file.path} is damaged: {file.size:,} bytes are too many for a manifest")
-            text = bytearray(file.size)
-            file.read_into(0, memoryview(text))
-            return bytes(text)
-        finally:
-            file.close()
+    def is_there(self) -> bool:
+        """Whether it has a manifest, of whatever kind."""
+        return os.path.lexists(self.path / FILE)
+
+    def names(self) -> list[str]:
+        """Of everything in the folder."""
+        return [path.name for path in self.path.iterdir()]
+
+    def set_aside(self) -> Path:
+        """Gives a damaged step another name. Its new path."""
+        aside = self.path.with_name(f"damaged.{self.path.name}.{uuid.uuid4().hex[:6]}")
+        os.rename(self.path, aside)
+        return aside
+
+    def delete(self) -> None:
+        """First renamed to a hidden name, so that no half of it is ever found under its own. Raises: OSError."""
+        away = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex[:12]}.deleting")
+        fault_point("save.before_delete")
+        os.rename(self.path, away)
+        sync(self.path.parent)
+        fault_point("save.mid_delete")
+        shutil.rmtree(away)
 
 
-def _reason(error: Exception) -> str:
-    cause = error.__cause__
-    return str(cause.strerror) if isinstance(cause, OSError) else str(error)
+def step_names(folder: Path) -> list[str]:
+    """Of the step folders there, whether they can be read or not; none where the folder cannot be read."""
+    try:
+        return [path.name for path in folder.iterdir() if STEP_NAME.fullmatch(path.name)]
+    except OSError:
+        return []
 
 
 @dataclass(frozen=True)
@@ -111,6 +124,10 @@ class LocalDraft:
         except FileNotFoundError as error:
             raise LeaseLostError(f"{inside} was taken away: another writer has taken {final.parent} over") from error
         return draft
+
+    def file_name(self, number: int) -> str:
+        """Of the file that a rank writes; the folder is private, so the number tells them apart."""
+        return f"{number:05d}.safetensors"
 
     def write(self, name: str, layout: FileLayout, raw: Callable[[int], memoryview]) -> tuple[DataFile, list[str]]:
         """Writes one file and forces it to the disk; its record, and the checksum of each chunk in order.

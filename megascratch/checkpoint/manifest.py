@@ -27,6 +27,7 @@ import torch
 from megascratch.parallel.shard import Box
 
 FILE = "manifest.json"
+STEP_NAME = re.compile(r"step_(\d{8,})")  # of the folder that it lies in
 FORMAT = 2
 DTYPES = {
     str(dtype).removeprefix("torch."): dtype

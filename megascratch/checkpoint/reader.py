@@ -8,7 +8,6 @@ import warnings
 from collections import defaultdict
 from collections.abc import Iterable
 from itertools import groupby
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -19,19 +18,17 @@ from megascratch.checkpoint.contents import inside
 from megascratch.checkpoint.errors import DamagedError
 from megascratch.checkpoint.folders import Found, candidates, check_files, newest_sound, read_manifest
 from megascratch.checkpoint.layout import GROUP_CHUNKS
-from megascratch.checkpoint.local import LocalFile, LocalStep
 from megascratch.checkpoint.manifest import Chunk, Manifest, Whole, box_text, chunks_by_place, volume
+from megascratch.checkpoint.places import File, step_at
 from megascratch.checkpoint.transfer import checksum, in_threads
 from megascratch.config.errors import UserError
 from megascratch.parallel.held import Held
 from megascratch.parallel.mesh import Axis
 from megascratch.parallel.shard import Box
-
-READ_BYTES = 1 << 20
-"""Neighbouring small chunks are read together, up to this: their checksums then find them in the processor's cache."""
+from megascratch.storage.place import Place
 
 
-def load(path: str | Path, held: list[Held], world: Axis, *, prefix: str = "", cast: bool = False) -> dict[str, Any]:
+def load(path: str | Place, held: list[Held], world: Axis, *, prefix: str = "", cast: bool = False) -> dict[str, Any]:
     """Fills every `held.tensor`, copies included, and returns the saved state; called by all ranks of `world`.
 
     Args:
@@ -51,13 +48,13 @@ def load(path: str | Path, held: list[Held], world: Axis, *, prefix: str = "", c
 
 
 def load_newest(
-    path: str | Path, held: list[Held], world: Axis, *, prefix: str = "", cast: bool = False
+    path: str | Place, held: list[Held], world: Axis, *, prefix: str = "", cast: bool = False
 ) -> Found[dict[str, Any]]:
     """As `load`, and says which step it was and which were passed over, instead of warning."""
     held = [item for item in held if volume(item.box)]  # a rank may hold nothing but padding of a tensor
     wanted = set().union(*everyone(world, lambda: {item.name for item in held}))
 
-    def read(step: Path) -> dict[str, Any]:
+    def read(step: Place) -> dict[str, Any]:
         manifest = first(world, lambda: _checked_manifest(step))
         everyone(world, lambda: _fill(step, manifest, held, prefix, wanted, cast))
         return manifest.state
@@ -65,7 +62,7 @@ def load_newest(
     return newest_sound(path, first(world, lambda: candidates(path)), read)
 
 
-def _checked_manifest(step: Path) -> Manifest:
+def _checked_manifest(step: Place) -> Manifest:
     manifest = read_manifest(step)
     check_files(step, manifest)
     return manifest
@@ -84,7 +81,7 @@ class Read(NamedTuple):
         return f"{self.name}{box_text(self.chunk.box)}"
 
 
-def _fill(step: Path, manifest: Manifest, held: list[Held], prefix: str, wanted: set[str], cast: bool) -> None:
+def _fill(step: Place, manifest: Manifest, held: list[Held], prefix: str, wanted: set[str], cast: bool) -> None:
     _require_same_names(step, {name for name in manifest.tensors if name.startswith(prefix)}, wanted)
     wanting: dict[Chunk, list[tuple[Held, Box]]] = defaultdict(list)
     for item in held:
@@ -94,21 +91,23 @@ def _fill(step: Path, manifest: Manifest, held: list[Held], prefix: str, wanted:
             wanting[chunk].append((item, common))
     reads = [Read(name, whole.dtype, chunk, whole.chunk_bytes(chunk), wanting[chunk])
              for name, whole, chunk in chunks_by_place(manifest.tensors) if chunk in wanting]  # fmt: skip
+    source = step_at(step)
     for name, of_file in groupby(reads, key=lambda read: read.chunk.file):
-        file = LocalStep(step).open(name)
+        file = source.open(name)
         try:
-            in_threads(lambda group: read_group(file, group), _neighbours(list(of_file)))  # noqa: B023
+            groups = _neighbours(list(of_file), source.group_bytes)
+            in_threads(lambda group: read_group(file, group), groups, source.threads)  # noqa: B023
         finally:
             file.close()
 
 
-def _neighbours(reads: list[Read]) -> list[list[Read]]:
+def _neighbours(reads: list[Read], most: int) -> list[list[Read]]:
     """Chunks that lie one behind the other and together are small: one read."""
     groups: list[list[Read]] = []
     end, filled = -1, 0
     for read in reads:
         filled += read.nbytes
-        if read.chunk.offset != end or filled > READ_BYTES or len(groups[-1]) == GROUP_CHUNKS:
+        if read.chunk.offset != end or filled > most or len(groups[-1]) == GROUP_CHUNKS:
             groups.append([])
             filled = read.nbytes
         groups[-1].append(read)
@@ -116,7 +115,7 @@ def _neighbours(reads: list[Read]) -> list[list[Read]]:
     return groups
 
 
-def read_group(file: LocalFile, group: list[Read]) -> None:
+def read_group(file: File, group: list[Read]) -> None:
     """Reads neighbouring chunks, checks each, and copies what is wanted. Raises: DamagedError."""
     own = [_own_memory(read) for read in group]
     rooms = [memoryview(bytearray(read.nbytes)) if o is None else o for read, o in zip(group, own, strict=True)]
@@ -144,7 +143,7 @@ def _own_memory(read: Read) -> memoryview | None:
     return target.as_strided((target.numel(),), (1,)).view(torch.uint8).numpy().data
 
 
-def _require_same_names(step: Path, there: set[str], wanted: set[str]) -> None:
+def _require_same_names(step: Place, there: set[str], wanted: set[str]) -> None:
     missing, unwanted = sorted(wanted - there), sorted(there - wanted)
     if missing:
         raise UserError(f"{step} has no tensor {_few(missing)}: it was written by another model or other settings")
@@ -156,7 +155,7 @@ def _few(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" (and {len(names) - 3} more)" if len(names) > 3 else "")
 
 
-def _require_same_tensor(step: Path, whole: Whole, item: Held, cast: bool) -> None:
+def _require_same_tensor(step: Place, whole: Whole, item: Held, cast: bool) -> None:
     if whole.shape != tuple(item.whole_shape):
         raise UserError(f"{step}: {item.name} has shape {list(whole.shape)}, this model needs {list(item.whole_shape)}")
     floating = whole.dtype.is_floating_point and item.dtype.is_floating_point
@@ -164,7 +163,7 @@ def _require_same_tensor(step: Path, whole: Whole, item: Held, cast: bool) -> No
         raise UserError(f"{step}: {item.name} has {whole.dtype}, this run needs {item.dtype}: set the same precision")
 
 
-def _overlaps(step: Path, chunks: Iterable[Chunk], item: Held) -> list[tuple[Chunk, Box]]:
+def _overlaps(step: Place, chunks: Iterable[Chunk], item: Held) -> list[tuple[Chunk, Box]]:
     """The chunks that hold a part of a wanted box, with that part. The chunks are disjoint, so volumes prove cover."""
     found = [(chunk, common) for chunk in chunks if (common := chunk.box.overlap(item.box)) is not None]
     covered = sum(volume(common) for _, common in found)

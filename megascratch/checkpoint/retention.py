@@ -1,21 +1,18 @@
 """The steps of a run and what shall be kept in, the others deleted out; the newest sound one never.
 
-A step is first renamed to a hidden name and then deleted, so that no half of it is ever found under its own.
+A step goes in one call, a rename or the deletion of its manifest, so that no half of it is ever found under its name.
 """
 
 import math
-import os
-import shutil
-import uuid
 import warnings
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 from megascratch.checkpoint.contents import problems
 from megascratch.checkpoint.folders import problem_of, read_manifest, step_number, steps
-from megascratch.checkpoint.local import sync
-from megascratch.faults import fault_point
+from megascratch.checkpoint.places import step_at
+from megascratch.storage.place import Place
+from megascratch.storage.store import StoreError
 
 
 @dataclass(frozen=True)
@@ -36,18 +33,18 @@ class Keep:
 class Step(NamedTuple):
     """A step as retention sees it."""
 
-    path: Path
+    path: Place
     number: int
     valid_loss: float  # nan: not known
     problem: str  # '' where manifest, sizes and headers are sound
 
 
-def survey(folder: str | Path) -> list[Step]:
+def survey(folder: str | Place) -> list[Step]:
     """The steps of a folder, newest first; no tensor is read."""
     return [_look_at(path) for path in steps(folder)]
 
 
-def _look_at(path: Path) -> Step:
+def _look_at(path: Place) -> Step:
     problem = problem_of(path)
     loss = math.nan if problem else read_manifest(path).state.get("valid_loss")
     return Step(path, step_number(path), loss if isinstance(loss, float) else math.nan, problem)
@@ -80,7 +77,7 @@ def verified(found: list[Step], keep: Keep) -> list[Step]:
     return known
 
 
-def prune(folder: str | Path, keep: Keep, verify: bool = False) -> list[Path]:
+def prune(folder: str | Place, keep: Keep, verify: bool = False) -> list[Place]:
     """Deletes what may go; the paths that are gone. A step that cannot be deleted is warned about.
 
     Args:
@@ -89,19 +86,10 @@ def prune(folder: str | Path, keep: Keep, verify: bool = False) -> list[Path]:
     gone, found = [], survey(folder)
     for step in superfluous(verified(found, keep) if verify else found, keep):
         try:
-            delete(step.path)
-        except OSError as error:
-            warnings.warn(f"{step.path} could not be deleted: {error.strerror}", stacklevel=2)
+            step_at(step.path).delete()
+        except (OSError, StoreError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            warnings.warn(f"{step.path} could not be deleted: {reason}", stacklevel=2)
         else:
             gone.append(step.path)
     return gone
-
-
-def delete(step: Path) -> None:
-    """Raises: OSError."""
-    away = step.with_name(f".{step.name}.{uuid.uuid4().hex[:12]}.deleting")
-    fault_point("save.before_delete")
-    os.rename(step, away)
-    sync(step.parent)
-    fault_point("save.mid_delete")
-    shutil.rmtree(away)

@@ -6,7 +6,6 @@ A checkpoint has no layout, so none is chosen here: what changes is into how man
 
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -15,13 +14,14 @@ from torch import Tensor
 from megascratch.checkpoint.contents import Contents
 from megascratch.checkpoint.folders import step_folder
 from megascratch.checkpoint.layout import Slot, cut, lay_out
-from megascratch.checkpoint.local import LocalDraft
 from megascratch.checkpoint.manifest import Whole, whole_box
+from megascratch.checkpoint.places import alone, begin
 from megascratch.checkpoint.transfer import raw_bytes
 from megascratch.checkpoint.writer import manifest_of, write_file
 from megascratch.config.errors import UserError
 from megascratch.parallel.held import Held
 from megascratch.parallel.shard import Box
+from megascratch.storage.place import Place, place
 
 PRECISIONS = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 WEIGHTS, MASTERS = "param.", "optim.master."
@@ -36,8 +36,8 @@ class New(NamedTuple):
 
 
 def reshard(
-    source: Contents, output: str | Path, *, files: int = 1, dtype: str | None = None, weights_only: bool = False
-) -> Path:
+    source: Contents, output: str | Place, *, files: int = 1, dtype: str | None = None, weights_only: bool = False
+) -> Place:
     """Writes `{output}/step_...` with the same tensors in `files` files of about one size; its path.
 
     Args:
@@ -56,7 +56,7 @@ def reshard(
     return write(output, source.manifest.step, tensors, state, files)
 
 
-def average(sources: Sequence[Contents], output: str | Path, *, files: int = 1) -> Path:
+def average(sources: Sequence[Contents], output: str | Place, *, files: int = 1) -> Place:
     """Writes the mean of the weights of several steps, of the masters where there are some, rounded once; without an
     optimizer, whose moments have no meaningful mean. Step and settings are those of the last source.
 
@@ -80,7 +80,7 @@ def average(sources: Sequence[Contents], output: str | Path, *, files: int = 1) 
     return write(output, last.step, tensors, state, files)
 
 
-def write(output: str | Path, step: int, tensors: dict[str, New], state: dict[str, Any], files: int = 1) -> Path:
+def write(output: str | Place, step: int, tensors: dict[str, New], state: dict[str, Any], files: int = 1) -> Place:
     """Writes a step in one process, its chunks one after the other into `files` files. Raises: UserError, DiskError."""
     total = sum(math.prod(new.shape) * new.dtype.itemsize for new in tensors.values())
     slots = [slot for name, new in tensors.items() for slot in _slots(name, new, total // files)]
@@ -89,16 +89,17 @@ def write(output: str | Path, step: int, tensors: dict[str, New], state: dict[st
     for slot in slots:
         groups[min(files - 1, done * files // max(total, 1))].append(slot)
         done += slot.tensor.nbytes
-    draft = LocalDraft.begin(step_folder(output, step), Path(output), total)
-    try:
-        tables = []
-        for number, group in enumerate(groups):
-            layout = lay_out(group)
-            tables.append(write_file(draft, f"{number:05d}.safetensors", layout, _raw(tensors, layout.slots)))
-        draft.commit(manifest_of(step, state, tables))
-    except BaseException:
-        draft.discard()
-        raise
+    with alone(place(output)) as inside:
+        draft = begin(step_folder(output, step), inside, total)
+        try:
+            tables = []
+            for number, group in enumerate(groups):
+                layout = lay_out(group)
+                tables.append(write_file(draft, draft.file_name(number), layout, _raw(tensors, layout.slots)))
+            draft.commit(manifest_of(step, state, tables))
+        except BaseException:
+            draft.discard()
+            raise
     return draft.final
 
 

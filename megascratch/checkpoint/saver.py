@@ -12,14 +12,13 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from megascratch.checkpoint.agreement import everyone, first
-from megascratch.checkpoint.lease import Lease
+from megascratch.checkpoint.places import AnyLease
 from megascratch.checkpoint.shares import Share, agree_on_shares
 from megascratch.checkpoint.staging import Staging
 from megascratch.checkpoint.transfer import raw_bytes
@@ -28,6 +27,7 @@ from megascratch.faults import fault_point
 from megascratch.parallel.collectives import all_reduce
 from megascratch.parallel.held import Held
 from megascratch.parallel.mesh import Axis
+from megascratch.storage.place import Place, place
 
 
 @dataclass
@@ -38,9 +38,9 @@ class Outcome:
     nbytes: int  # of all data files
     stall_seconds: float  # that training stood still, on the rank that waited longest
     seconds: float = 0.0  # from its start to its end
-    path: Path | None = None  # None: it failed
+    path: Place | None = None  # None: it failed
     error: Exception | None = None
-    deleted: list[Path] = field(default_factory=list)  # older steps
+    deleted: list[Place] = field(default_factory=list)  # older steps
 
 
 class Saver:
@@ -57,16 +57,16 @@ class Saver:
 
     def __init__(
         self,
-        folder: str | Path,
+        folder: str | Place,
         world: Axis,
         own: Axis,
         device: torch.device,
         *,
-        lease: Lease | None = None,
+        lease: AnyLease | None = None,
         asynchronous: bool = True,
-        after: Callable[[], list[Path]] = list,
+        after: Callable[[], list[Place]] = list,
     ):
-        self.folder, self.world, self.own, self.device = Path(folder), world, own, device
+        self.folder, self.world, self.own, self.device = place(folder), world, own, device
         self.lease, self.asynchronous, self.after = lease, asynchronous, after
         self._held: list[Held] | None = None
         self._share: Share | None = None

@@ -10,7 +10,6 @@ ZeRO-1 or a fused weight has several. Values that are not tensors are refused: t
 """
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,23 +28,24 @@ from torch.futures import Future
 from megascratch.checkpoint.contents import Contents
 from megascratch.checkpoint.folders import find, step_folder
 from megascratch.checkpoint.layout import cut, lay_out
-from megascratch.checkpoint.local import LocalDraft
+from megascratch.checkpoint.places import begin
 from megascratch.checkpoint.transfer import raw_bytes
 from megascratch.checkpoint.writer import manifest_of, write_file
 from megascratch.config.errors import UserError
 from megascratch.parallel.held import Held
 from megascratch.parallel.shard import Box
+from megascratch.storage.place import Place, place
 
 
 class Writer(StorageWriter):
-    """Writes `{folder}/step_...`, committed by one rename when every rank has written.
+    """Writes `{folder}/step_...`, committed when every rank has written.
 
     Args:
         state: any JSON, kept beside the tensors.
     """
 
-    def __init__(self, folder: str | Path, step: int, state: dict[str, Any] | None = None):
-        self.folder, self.step, self.state = Path(folder), step, state or {}
+    def __init__(self, folder: str | Place, step: int, state: dict[str, Any] | None = None):
+        self.folder, self.step, self.state = place(folder), step, state or {}
 
     def reset(self, checkpoint_id: Any = None) -> None:
         """The place was told to the constructor."""
@@ -64,15 +64,15 @@ class Writer(StorageWriter):
         return plan
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
-        """On the coordinator: the private folder, and a number for each rank's file."""
-        self.draft = LocalDraft.begin(step_folder(self.folder, self.step), self.folder, sum(map(_bytes_of, plans)))
+        """On the coordinator: where to write, and a number for each rank's file."""
+        self.draft = begin(step_folder(self.folder, self.step), self.folder, sum(map(_bytes_of, plans)))
         return [dataclasses.replace(plan, storage_data=(self.draft, rank)) for rank, plan in enumerate(plans)]
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         draft, rank = plan.storage_data
         held = [_held(item, planner.resolve_data(item)) for item in plan.items]
         layout = lay_out(slot for item in held for slot in cut(item))
-        table = write_file(draft, f"{rank:05d}.safetensors", layout, lambda i: raw_bytes(layout.slots[i].tensor))
+        table = write_file(draft, draft.file_name(rank), layout, lambda i: raw_bytes(layout.slots[i].tensor))
         # The library wants a result for each item; the first one carries what this rank has written.
         results = [WriteResult(item.index, own.tensor.nbytes, table if number == 0 else None)
                    for number, (item, own) in enumerate(zip(plan.items, held, strict=True))]  # fmt: skip
@@ -81,7 +81,7 @@ class Writer(StorageWriter):
         return done
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
-        """On the coordinator: the manifest, and the rename."""
+        """On the coordinator: the manifest, and the commit."""
         tables = [own[0].storage_data for own in results if own]
         self.draft.commit(manifest_of(self.step, self.state, tables))
 
@@ -89,7 +89,7 @@ class Writer(StorageWriter):
 class Reader(StorageReader):
     """Reads a step folder, or the newest sound one in a folder of them; every chunk that is read is checked."""
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Place):
         self.path = path
 
     def reset(self, checkpoint_id: Any = None) -> None:

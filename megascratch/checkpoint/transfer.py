@@ -32,6 +32,8 @@ def raw_bytes(tensor: Tensor) -> memoryview:
 
 def in_threads(work: Callable[[T], R], items: Iterable[T], threads: int = THREADS) -> list[R]:
     """The results in order. Raises: the first error, after what had begun has ended and nothing else has."""
+    if threads == 1:
+        return list(map(work, items))
     pool = ThreadPoolExecutor(threads, thread_name_prefix="checkpoint")
     try:
         return list(pool.map(work, items))

@@ -1,13 +1,12 @@
-"""`save`: what every rank holds in, one folder that no layout shows through out, committed by a single rename.
+"""`save`: what every rank holds in, one folder that no layout shows through out, committed in a single call.
 
-Every rank writes its share of the chunks into a safetensors file of its own, in a private folder beside the final one;
-the first rank proves that the chunks fill every tensor and every file exactly once, writes the manifest, and renames.
-A crash before the rename leaves a hidden folder and nothing else.
+Every rank writes its share of the chunks into a safetensors file of its own; the first rank proves that the chunks
+fill every tensor and every file exactly once, and writes the manifest. On a disk all this happens in a private folder
+that is renamed in the end, in object storage the manifest comes last; a crash before leaves what no reader sees.
 """
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -15,12 +14,13 @@ import torch
 from megascratch.checkpoint.agreement import everyone, first
 from megascratch.checkpoint.folders import step_folder
 from megascratch.checkpoint.layout import FileLayout
-from megascratch.checkpoint.local import LocalDraft
 from megascratch.checkpoint.manifest import Chunk, DataFile, Manifest, Whole, require_full_cover, to_text
+from megascratch.checkpoint.places import Draft, begin
 from megascratch.checkpoint.shares import Share, agree_on_shares
 from megascratch.checkpoint.transfer import raw_bytes
 from megascratch.parallel.held import Held
 from megascratch.parallel.mesh import Axis
+from megascratch.storage.place import Place, place
 
 RawBytes = Callable[[int], memoryview]
 """The bytes of a chunk by its number in the layout of the rank's file."""
@@ -42,8 +42,9 @@ class Table(NamedTuple):
     entries: list[Entry]
 
 
-def save(folder: str | Path, step: int, held: list[Held], state: dict[str, Any], world: Axis) -> Path:
-    """Writes `{folder}/step_{step:08d}`; called by all ranks of `world`, which share the file system.
+def save(folder: str | Place, step: int, held: list[Held], state: dict[str, Any], world: Axis) -> Place:
+    """Writes `{folder}/step_{step:08d}`; called by all ranks of `world`, which share the file system
+    or the store, while nobody else writes there.
 
     Args:
         held: what this rank holds; all ranks' boxes with copy 0 must fill every tensor exactly once.
@@ -54,17 +55,17 @@ def save(folder: str | Path, step: int, held: list[Held], state: dict[str, Any],
     """
     share = agree_on_shares(held, world)
     slots = share.layout.slots
-    return write_step(Path(folder), Path(folder), step, share, lambda i: raw_bytes(slots[i].tensor), state, world)
+    return write_step(place(folder), place(folder), step, share, lambda i: raw_bytes(slots[i].tensor), state, world)
 
 
 def write_step(
-    folder: Path, inside: Path, step: int, share: Share, raw: RawBytes, state: dict[str, Any], world: Axis
-) -> Path:
-    """`save` for chunks that are already shared out, with bytes that may have been copied before; the private folder
-    is made in `inside`."""
-    draft = first(world, lambda: LocalDraft.begin(step_folder(folder, step), inside, share.total_bytes))
+    folder: Place, inside: Place, step: int, share: Share, raw: RawBytes, state: dict[str, Any], world: Axis
+) -> Place:
+    """`save` for chunks that are already shared out, with bytes that may have been copied before; `inside` is where the
+    writer's lease lies."""
+    draft = first(world, lambda: begin(step_folder(folder, step), inside, share.total_bytes))
     try:
-        tables = everyone(world, lambda: write_file(draft, f"{world.rank:05d}.safetensors", share.layout, raw))
+        tables = everyone(world, lambda: write_file(draft, draft.file_name(world.rank), share.layout, raw))
         first(world, lambda: draft.commit(manifest_of(step, state, tables)))
     except BaseException:
         if world.is_first:
@@ -73,7 +74,7 @@ def write_step(
     return draft.final
 
 
-def write_file(draft: LocalDraft, name: str, layout: FileLayout, raw: RawBytes) -> Table:
+def write_file(draft: Draft, name: str, layout: FileLayout, raw: RawBytes) -> Table:
     """Writes a file of chunks, if there are any."""
     if not layout.slots:
         return Table({}, [])

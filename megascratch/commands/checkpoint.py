@@ -113,7 +113,8 @@ def average(options: argparse.Namespace) -> int:
 
 def prune(options: argparse.Namespace) -> int:
     """Deletes old steps; what is kept is first read to the last byte, and a sound step is always left."""
-    from megascratch.checkpoint import Keep, Lease, retention
+    from megascratch.checkpoint import Keep, acquire, retention
+    from megascratch.storage.place import place
 
     keep = Keep(options.keep_last_n_checkpoints, options.save_retain_interval, options.keep_best_n_checkpoints)
     if options.dry_run:
@@ -121,7 +122,7 @@ def prune(options: argparse.Namespace) -> int:
         gone = [step.path for step in going]
     else:
         _one(options.path)
-        lease = Lease.acquire(options.path)
+        lease = acquire(place(options.path))
         try:
             gone = retention.prune(options.path, keep, verify=True)
         finally:

@@ -5,7 +5,8 @@ fsspec speaks to the store: s3fs for s3://, an optional extra; any scheme that f
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple, TypeVar
 
 import fsspec
@@ -79,6 +80,112 @@ class Store:
 
         return self._ask(ask, f"{url}: bytes {start} to {stop} cannot be read")
 
+    def content(self, url: str) -> bytes:
+        """The whole of a small object."""
+        return self._ask(lambda: bytes(self._system.cat_file(url)), f"{url} cannot be read")
+
+    def names(self, url: str) -> list[str]:
+        """Of the objects and folders right below; none where there is nothing."""
+        return [name for name, _ in self._listed(url)]
+
+    def sizes(self, url: str) -> dict[str, int]:
+        """Of the objects right below."""
+        return {name: int(told["size"] or 0) for name, told in self._listed(url) if told["type"] == "file"}
+
+    def put(self, url: str, content: bytes) -> None:
+        """Writes an object, in the place of another one if there is one."""
+        self._ask(lambda: self._system.pipe_file(url, content), f"{url} cannot be written")
+
+    def create(self, url: str, content: bytes) -> bool:
+        """Writes an object; False, and nothing is changed, where there already is another one.
+
+        Of several callers one succeeds where the store knows a write under a condition (S3's If-None-Match, Google,
+        Azure); elsewhere it is first looked whether there is one, and two callers at the same moment may both succeed.
+        """
+
+        def ask() -> bool:
+            try:
+                self._system.pipe_file(url, content, mode="create")
+            except FileExistsError:  # by this very call, too, when the answer to an earlier attempt was lost
+                return bool(self._system.cat_file(url) == content)
+            except Exception as error:
+                if not _knows_no_condition(error):
+                    raise
+                if self._system.exists(url):
+                    return bool(self._system.cat_file(url) == content)
+                self._system.pipe_file(url, content)
+            return True
+
+        return self._ask(ask, f"{url} cannot be written")
+
+    def upload(self, url: str, size: int, content: Callable[[], Iterable[memoryview]]) -> None:
+        """Writes an object in parts, with memory for two of them; nothing is there under its name before its end.
+
+        Args:
+            content: asked anew in each attempt.
+        """
+        part_bytes = max(PART_BYTES, -(-size // MOST_PARTS))
+        self._ask(lambda: self._upload(url, part_bytes, content()), f"{url} cannot be written")
+
+    def _upload(self, url: str, part_bytes: int, content: Iterable[memoryview]) -> None:
+        file = self._system.open(url, "wb", block_size=part_bytes)
+        try:
+            for piece in content:
+                for start in range(0, len(piece), COPY_BYTES):
+                    file.write(piece[start : start + COPY_BYTES])
+            file.close()
+        except BaseException:
+            with suppress(Exception):
+                file.discard()
+            file.closed = True  # else the collector would close it, and half an object would get its name
+            raise
+
+    def delete(self, *urls: str) -> None:
+        """Deletes objects; those that are not there are no error."""
+        for url in urls:
+            with suppress(AbsentError):
+                self._ask(lambda: self._system.rm_file(url), f"{url} cannot be deleted")  # noqa: B023
+
+    def delete_below(self, url: str) -> None:
+        """Deletes every object below a folder."""
+        with suppress(AbsentError):
+            self._ask(lambda: self._system.rm(url, recursive=True), f"{url} cannot be deleted")
+
+    def copy_below(self, url: str, target: str) -> None:
+        """Copies every object below a folder, inside of the store."""
+        self._ask(lambda: self._copy_below(url, target), f"{url} cannot be copied to {target}")
+
+    def _copy_below(self, url: str, target: str) -> None:
+        start = len(self._system._strip_protocol(url))
+        for path in self._system.find(url):
+            self._system.cp_file(path, self._system._strip_protocol(target) + path[start:])
+
+    def end_uploads(self, beginning: str) -> None:
+        """Gives up the uploads that nobody has ended, of objects whose addresses begin so: S3 keeps and bills their
+        parts. Other stores forget them by themselves."""
+        if hasattr(self._system, "call_s3"):
+            self._ask(lambda: self._end_uploads(beginning), f"open uploads of {beginning} cannot be ended")
+
+    def _end_uploads(self, beginning: str) -> None:
+        bucket, key, _ = self._system.split_path(beginning)
+        found = self._system.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=key)
+        for upload in found.get("Uploads", ()):
+            self._system.abort_mpu(bucket, upload["Key"], upload["UploadId"])
+
+    def _listed(self, url: str) -> list[tuple[str, dict[str, Any]]]:
+        def ask() -> list[dict[str, Any]]:
+            try:
+                return list(self._system.ls(url, detail=True))
+            except FileNotFoundError as error:
+                if _told(error).get("Error", {}).get("Code") == "NoSuchBucket":
+                    raise
+                return []
+
+        rows = self._ask(ask, f"{url} cannot be listed")
+        named = [(row["name"].rstrip("/").rpartition("/")[2], row) for row in rows]
+        own = self._system._strip_protocol(url).rstrip("/")
+        return [(name, row) for name, row in named if row["name"].rstrip("/") != own]
+
     def _object(self, url: str) -> Object:
         told = self._system.info(url)
         version = next((str(told[name]) for name in VERSIONS if told.get(name)), "")
@@ -86,6 +193,17 @@ class Store:
 
     def _ask(self, ask: Callable[[], Answer], failure: str) -> Answer:
         return answered(ask, failure, WAITS if self._waits is None else self._waits)
+
+
+def _told(error: Exception) -> dict[str, Any]:
+    """What S3 has answered; nothing for other errors."""
+    return getattr(error.__cause__, "response", None) or {}
+
+
+def _knows_no_condition(error: Exception) -> bool:
+    """Whether a store, or the library that speaks to it, refuses to write under a condition."""
+    unknown = _told(error).get("ResponseMetadata", {}).get("HTTPStatusCode") == 501
+    return unknown or isinstance(error, TypeError | ValueError | NotImplementedError)
 
 
 def answered(ask: Callable[[], Answer], failure: str, waits: Sequence[float]) -> Answer:

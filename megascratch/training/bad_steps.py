@@ -20,6 +20,7 @@ from megascratch.data.audit import uses_of
 from megascratch.data.dataset import Dataset
 from megascratch.data.without import Without, merged, place_in_whole
 from megascratch.parallel.mesh import Mesh
+from megascratch.storage.place import Place, place
 from megascratch.training.journal import records, write_down
 from megascratch.training.state import TrainState
 from megascratch.training.trainer import StepResult, Trainer
@@ -71,7 +72,7 @@ class BadSteps:
     def _roll_back(self, wrong: str) -> None:
         """To the last checkpoint; everything read since then is not read again."""
         self.settle()
-        state, folder = self.state, Path(self.training.save or "")
+        state, folder = self.state, place(self.training.save or "")
         path = first(self.mesh.world, lambda: latest(folder))
         if path is None:
             raise FloatingPointError(
@@ -117,7 +118,7 @@ class BadSteps:
         )
 
 
-def _written(folder: Path, jump: dict[str, Any]) -> int:
+def _written(folder: Place, jump: dict[str, Any]) -> int:
     """Writes a jump down; how often the same checkpoint was gone back to."""
     write_down(folder, jump)
     return sum(record["back_to"] == jump["back_to"] for record in records(folder))

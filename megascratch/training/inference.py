@@ -2,7 +2,6 @@
 
 import os
 import sys
-from pathlib import Path
 
 import torch
 
@@ -16,13 +15,14 @@ from megascratch.model.chunk import Chunk
 from megascratch.parallel.held import Held
 from megascratch.parallel.mesh import Axis
 from megascratch.parallel.shard import Box
+from megascratch.storage.place import Place
 from megascratch.tokenizer import Tokenizer
 from megascratch.tokenizer import load as load_tokenizer
 from megascratch.training.hardware import parameter_dtype
 
 
 def load_for_inference(
-    path: str | Path,
+    path: str | Place,
     device: torch.device,
     tokenizer_model: str | None = None,
     tokenizer_type: str | None = None,
@@ -35,7 +35,7 @@ def load_for_inference(
 
     Raises: UserError where there is no sound checkpoint, or the tokenizer is not the one that the model learned.
     """
-    def read(step: Path) -> tuple[Config, Chunk, Tokenizer]:
+    def read(step: Place) -> tuple[Config, Chunk, Tokenizer]:
         state = read_manifest(step).state
         if "config" not in state:
             raise UserError(f"{step} has no settings in it: megascratch pretrain did not write it")
@@ -49,7 +49,7 @@ def load_for_inference(
     return found.result
 
 
-def load_model(step: Path, config: Config, device: torch.device) -> Chunk:
+def load_model(step: Place, config: Config, device: torch.device) -> Chunk:
     """All layers as one chunk on `device`, filled from the ``param.*`` of a checkpoint."""
     dtype = parameter_dtype(config.optim)
     if device.type == "cpu" and dtype.itemsize == 2:

@@ -15,6 +15,8 @@ from megascratch.data.indexed import bin_path, idx_path, open_map
 from megascratch.data.split import DEFAULT_SPLIT, named_prefixes, shares
 from megascratch.data.splits import Splits, open_splits
 from megascratch.pipeline.table import Table, read_table
+from megascratch.storage.place import place
+from megascratch.storage.store import Store
 from megascratch.tokenizer import Tokenizer, load
 
 
@@ -56,12 +58,29 @@ def missing_files(config: Config) -> list[str]:
     for prefix in named_prefixes([*paths, *(stage.split()[1:] for stage in data.data_stages or ())]):
         problems.attempt(partial(open_map, idx_path(prefix), "index"))
         problems.attempt(partial(open_map, bin_path(prefix), "token file"))
-    for name, path in (("--tokenizer-model", data.tokenizer_model), ("--load", config.training.load),
+    problems.attempt(partial(_require_checkpoint, config.training.load))
+    problems.attempt(partial(_require_library, config.training.save))
+    for name, path in (("--tokenizer-model", data.tokenizer_model),
                        ("--pipeline-schedule-csv", config.parallel.pipeline_schedule_csv)):  # fmt: skip
         if path is not None and not os.access(path, os.R_OK):
-            what = "no checkpoint: there is no" if name == "--load" else "cannot be read: there is no"
-            problems.lines.append(f"{name} {path}: {what} such file or folder that may be read")
+            problems.lines.append(f"{name} {path}: cannot be read: there is no such file or folder that may be read")
     return problems.lines
+
+
+def _require_checkpoint(load: str | None) -> None:
+    """Raises: UserError where there is nothing at all; what there is, is read later."""
+    if load is None:
+        return
+    where = place(load)
+    there = os.access(where, os.R_OK) if isinstance(where, Path) else Store(where.url).names(where.url)
+    if not there:
+        raise UserError(f"--load {load}: no checkpoint: there is no such file or folder that may be read")
+
+
+def _require_library(save: str | None) -> None:
+    """Raises: UserError where what speaks to the store is missing."""
+    if save is not None and not isinstance(where := place(save), Path):
+        Store(where.url)
 
 
 def open_tokenizer(config: Config) -> Tokenizer | None:

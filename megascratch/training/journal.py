@@ -14,21 +14,23 @@ from typing import Any
 
 from megascratch.config.errors import UserError
 from megascratch.data.without import Ranges, merged
+from megascratch.storage.place import Address, Place
+from megascratch.storage.store import AbsentError, Store
 
 FILE = "skipped_samples.jsonl"
 
 
-def skipped_samples(folder: Path) -> Ranges:
+def skipped_samples(folder: Place) -> Ranges:
     """What the runs of a folder of checkpoints jumped over. Raises: as `records`."""
     return merged([[record["first"], record["stop"]] for record in records(folder)])
 
 
-def records(folder: Path) -> list[dict[str, Any]]:
+def records(folder: Place) -> list[dict[str, Any]]:
     """Every jump. Raises: UserError for a line that is no such record; a last line that a crash cut short is left
     out."""
     try:
-        text = (folder / FILE).read_text(encoding="utf-8")
-    except FileNotFoundError:
+        text = _content(folder / FILE).decode()
+    except (FileNotFoundError, AbsentError):
         return []
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{folder / FILE} cannot be read: {error}") from error
@@ -37,7 +39,7 @@ def records(folder: Path) -> list[dict[str, Any]]:
     return [_record(folder / FILE, number, line) for number, line in enumerate(whole, 1)]
 
 
-def _record(file: Path, number: int, line: str) -> dict[str, Any]:
+def _record(file: Place, number: int, line: str) -> dict[str, Any]:
     try:
         record: dict[str, Any] = json.loads(line)
         numbers = [record[name] for name in ("first", "stop", "back_to")]
@@ -50,15 +52,31 @@ def _record(file: Path, number: int, line: str) -> dict[str, Any]:
     return record
 
 
-def write_down(folder: Path, record: dict[str, Any]) -> None:
-    """Appends a line that is on the disk when this returns. Raises: UserError where the disk refuses."""
-    file = folder / FILE
+def write_down(folder: Place, record: dict[str, Any]) -> None:
+    """Appends a line that is on the disk when this returns. Raises: UserError where disk or store refuse."""
+    file, line = folder / FILE, json.dumps(record).encode() + b"\n"
+    if not isinstance(file, Path):
+        _append(file, line)
+        return
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
         with file.open("ab") as out:
             out.truncate(file.read_bytes().rfind(b"\n") + 1)  # of a line that a crash cut short
-            out.write(json.dumps(record).encode() + b"\n")
+            out.write(line)
             out.flush()
             os.fsync(out.fileno())
     except OSError as error:
         raise UserError(f"{file} cannot be written: {error.strerror}") from error
+
+
+def _content(file: Place) -> bytes:
+    return file.read_bytes() if isinstance(file, Path) else Store(file.url).content(file.url)
+
+
+def _append(file: Address, line: bytes) -> None:
+    """An object is written whole or not at all; the folder has one writer. Raises: StoreError."""
+    try:
+        before = _content(file)
+    except AbsentError:
+        before = b""
+    Store(file.url).put(file.url, before + line)

@@ -11,6 +11,8 @@ from typing import NamedTuple
 from megascratch.config.errors import UserError
 from megascratch.config.settings import Config
 from megascratch.parallel.meeting import INTERFACES, on_one_machine
+from megascratch.storage.place import Address, Place, place
+from megascratch.storage.store import Store
 from megascratch.training.hardware import choose_device
 from megascratch.training.inputs import missing_files
 
@@ -33,7 +35,9 @@ class Finding(NamedTuple):
 def look_at(config: Config | None, first_here: bool) -> list[Finding]:
     """Everything that this process can see alone; the disk only by the first process of a machine."""
     found = [*_files(config), *_network(), *_device(config)]
-    return found + (_disk(Path(config.training.save or config.training.output_dir)) if config and first_here else [])
+    if config is None or not first_here:
+        return found
+    return found + _storage(place(config.training.save or config.training.output_dir))
 
 
 def _files(config: Config | None) -> list[Finding]:
@@ -86,6 +90,27 @@ def _device(config: Config | None) -> list[Finding]:
     except UserError as error:
         return [Finding("device", "FAIL", str(error), "start as many processes as there are devices")]
     return [Finding("device", "ok", device.type)]
+
+
+def _storage(folder: Place) -> list[Finding]:
+    return _disk(folder) if isinstance(folder, Path) else _store(folder)
+
+
+def _store(folder: Address) -> list[Finding]:
+    """Whether checkpoints can be sent and asked for, and how fast; leaves nothing behind."""
+    probe, content = (folder / f".doctor.{socket.gethostname()}.{os.getpid()}").url, os.urandom(PROBE_BYTES)
+    try:
+        store = Store(folder.url)
+        begin = time.perf_counter()
+        store.put(probe, content)
+        sent = time.perf_counter()
+        store.read(probe, 0, len(content))
+        asked = time.perf_counter()
+        store.delete(probe)
+    except UserError as error:
+        return [Finding("store", "FAIL", str(error), "mend address, credentials or network, or choose another --save")]
+    speeds = [len(content) / 1e6 / seconds for seconds in (sent - begin, asked - sent)]
+    return [Finding("store", "ok", f"{folder}: takes {speeds[0]:,.0f} MB/s, gives {speeds[1]:,.0f} MB/s")]
 
 
 def _disk(folder: Path) -> list[Finding]:

@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from megascratch.checkpoint import read_manifest
-from megascratch.checkpoint.manifest import FILE
+from megascratch.checkpoint.folders import manifest_text
 from megascratch.config.errors import SettingError, UserError
 from megascratch.config.fields import flat
 from megascratch.config.resume import Side, judge
 from megascratch.config.settings import Config
+from megascratch.storage.place import Place
 
 
 def check_resume(
-    start: Path, config: Config, files: Mapping[str, Mapping[str, Any]], tokenizer: str | None
+    start: Place, config: Config, files: Mapping[str, Mapping[str, Any]], tokenizer: str | None
 ) -> list[str]:
     """What changes although it may, one sentence each.
 
@@ -38,9 +39,9 @@ def check_resume(
     return notices
 
 
-def manifest_digest(start: Path) -> str:
+def manifest_digest(start: Place) -> str:
     """sha256 of what a checkpoint says it holds: two ranks that load the same one see the same."""
-    return hash_of(start / FILE)
+    return hashlib.sha256(manifest_text(start)).hexdigest()
 
 
 def hash_of(path: str | Path | None) -> str:

@@ -2,12 +2,12 @@
 another.
 """
 
-from pathlib import Path
 from typing import Any
 
 from megascratch.checkpoint import find, read_manifest, steps
 from megascratch.config.fields import with_fields
 from megascratch.config.settings import Config, TrainingConfig
+from megascratch.storage.place import Place
 
 
 def resumed(given: Config, training: TrainingConfig) -> Config:
@@ -23,11 +23,11 @@ def resumed(given: Config, training: TrainingConfig) -> Config:
         return given
     values: dict[str, Any] = {"load": load}
     if given.training.global_batch_size is None:
-        values["global_batch_size"] = _saved_batch(find(Path(load)))
+        values["global_batch_size"] = _saved_batch(find(load))
     return with_fields(given, values)
 
 
-def _saved_batch(step: Path) -> int | None:
+def _saved_batch(step: Place) -> int | None:
     """None: a checkpoint that says nothing about it."""
     size: int | None = read_manifest(step).state.get("config", {}).get("training", {}).get("global_batch_size")
     return size

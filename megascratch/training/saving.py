@@ -4,15 +4,14 @@ import sys
 from collections.abc import Callable, Iterable
 from datetime import timedelta
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from megascratch.checkpoint import (
     Keep,
-    Lease,
     LeaseLostError,
     Outcome,
     Saver,
+    acquire,
     load_newest,
     prune,
     set_aside,
@@ -20,12 +19,14 @@ from megascratch.checkpoint import (
 )  # fmt: skip
 from megascratch.checkpoint.agreement import first
 from megascratch.checkpoint.folders import problem_of, step_number
-from megascratch.checkpoint.local import require_room
+from megascratch.checkpoint.places import AnyLease, require_room
 from megascratch.config.errors import UserError
 from megascratch.config.settings import TrainingConfig
 from megascratch.parallel.collectives import CommunicationError
 from megascratch.parallel.held import Held
 from megascratch.parallel.mesh import Mesh, host_axis
+from megascratch.storage.place import Place, place
+from megascratch.storage.store import StoreError
 from megascratch.training.report import Report
 
 
@@ -35,10 +36,10 @@ def open_saver(training: TrainingConfig, mesh: Mesh, timeout: timedelta | None =
     Raises: UserError on all ranks where another run writes into it.
     """
     assert training.save is not None
-    folder = Path(training.save)
+    folder = place(training.save)
     own = host_axis(mesh.world, timeout)
-    leases: list[Lease] = []
-    first(own, lambda: leases.append(Lease.acquire(folder)))
+    leases: list[AnyLease] = []
+    first(own, lambda: leases.append(acquire(folder)))
     return Saver(folder, mesh.world, own, mesh.device, lease=leases[0] if leases else None,
                  asynchronous=training.async_save, after=_pruning(training, folder))  # fmt: skip
 
@@ -63,7 +64,7 @@ def resume(saver: Saver, training: TrainingConfig, held: list[Held]) -> dict[str
     return found.result
 
 
-def _clear_the_way(folder: Path, start: Path, passed_over: dict[Path, str]) -> None:
+def _clear_the_way(folder: Place, start: Place, passed_over: dict[Place, str]) -> None:
     known = {path.resolve(): problem for path, problem in passed_over.items()}
     for step, problem in passed_over.items():
         _warn(f"passed over {step.name}: {problem}; going on from {start.name}")
@@ -79,12 +80,21 @@ def _warn(text: str) -> None:
     print(f"megascratch pretrain: warning: {text}", file=sys.stderr, flush=True)
 
 
-def _pruning(training: TrainingConfig, folder: Path) -> Callable[[], list[Path]]:
+def _pruning(training: TrainingConfig, folder: Place) -> Callable[[], list[Place]]:
     last, best = training.keep_last_n_checkpoints, training.keep_best_n_checkpoints
     every = training.save_retain_interval
     if last is every is best is None:
         return list  # everything is kept
-    return partial(prune, folder, Keep(last or 1, every or 0, best or 0))
+    return partial(_pruned, folder, Keep(last or 1, every or 0, best or 0))
+
+
+def _pruned(folder: Place, keep: Keep) -> list[Place]:
+    """The checkpoint just written stands, whatever becomes of its elders."""
+    try:
+        return prune(folder, keep)
+    except StoreError as error:
+        _warn(f"older checkpoints stay for now: {error}")
+        return []
 
 
 class Saving:

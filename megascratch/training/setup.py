@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -28,6 +27,7 @@ from megascratch.parallel.grid import Grid
 from megascratch.parallel.meeting import Meeting, meet
 from megascratch.parallel.mesh import Mesh
 from megascratch.parallel.whereabouts import judge
+from megascratch.storage.place import Place
 from megascratch.tokenizer import Tokenizer
 from megascratch.training.agree import Found, facts_of, require_agreement
 from megascratch.training.hardware import choose_device
@@ -65,7 +65,7 @@ class _Ready(NamedTuple):
     """What a rank found and opened, before it met the others."""
 
     inputs: Inputs
-    start: Path | None  # the checkpoint to go on from
+    start: Place | None  # the checkpoint to go on from
     files: DataFiles
     traced_step: int | None
     device: torch.device
@@ -170,7 +170,7 @@ def _reader(config: Config, mesh: Mesh, tokenizer: Tokenizer | None) -> ReadStep
     return step
 
 
-def _checkpoint_to_load(config: Config) -> Path | None:
+def _checkpoint_to_load(config: Config) -> Place | None:
     """The checkpoint to go on from; also refuses a run that could only overwrite checkpoints, before it has trained."""
     training = config.training
     assert training.save is not None
@@ -185,7 +185,7 @@ def _checkpoint_to_load(config: Config) -> Path | None:
     return start
 
 
-def _step_of(start: Path | None) -> int:
+def _step_of(start: Place | None) -> int:
     """How many steps a checkpoint has behind it."""
     return step_number(start) if start else 0
 

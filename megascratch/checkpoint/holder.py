@@ -1,0 +1,97 @@
+"""Who holds a folder in, whether that holder counts as gone out; the same for a folder on a disk and one in a store.
+
+A holder counts as gone when its process has ended (same machine), when it belongs to the same run of the launcher (a
+restart: torchrun ends the old processes first), or when its counter has stood still for a while as the claimant's own
+clock measures it: no two machines' clocks are compared.
+"""
+
+import json
+import os
+import socket
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from megascratch.config.errors import UserError
+from megascratch.storage.place import Place
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who writes, for a message to people and for a restart to know itself."""
+
+    host: str
+    pid: int
+    started: str  # of the process, in the kernel's ticks: a number is used again, a number with its start is not
+    run: str  # of the launcher; '' where it has no name
+    since: str
+
+    @classmethod
+    def this_process(cls) -> "Holder":
+        return cls(socket.gethostname(), os.getpid(), _start_of(os.getpid()), _run(), time.strftime("%F %T %Z"))
+
+    @classmethod
+    def from_text(cls, text: str | bytes) -> "Holder | None":
+        """None where it is no record."""
+        try:
+            return cls(**json.loads(text))
+        except (ValueError, TypeError):
+            return None
+
+    def to_text(self) -> str:
+        return json.dumps(asdict(self))
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host} since {self.since}" + (f" (run {self.run})" if self.run else "")
+
+
+def require_gone(
+    folder: Place, holder: Holder | None, me: Holder, beat: Callable[[], str | None], every: float, stale: float
+) -> None:
+    """Raises: UserError where the holder is alive; returns when it counts as gone.
+
+    Args:
+        beat: its counter; None: its record has gone.
+        every: seconds between two beats; stale: for so many a counter stands still when its holder is gone.
+    """
+    if holder is None or _has_ended(holder, me):
+        return
+    before, ends, said = beat(), time.monotonic() + stale, False
+    while time.monotonic() < ends:
+        time.sleep(every / 2)
+        now = beat()
+        if now is None:
+            return
+        if now != before:
+            raise UserError(f"{folder} is being written by {holder}: end that run first, or save elsewhere (--save)")
+        if not said and time.monotonic() > ends - stale + 4 * every:
+            warnings.warn(f"{holder} holds {folder} and gives no sign of life: taken over in {stale:.0f} s "
+                          "unless it does", stacklevel=2)
+            said = True
+
+
+def _has_ended(holder: Holder, me: Holder) -> bool:
+    if holder.host == me.host and _start_of(holder.pid) != holder.started:
+        return True
+    return bool(holder.run) and holder.run == me.run and (holder.host, holder.pid) != (me.host, me.pid)
+
+
+def _start_of(pid: int) -> str:
+    """When a process of this machine started, '' where there is none or the system does not tell; a zombie is gone."""
+    try:
+        state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        try:
+            os.kill(pid, 0)
+        except OSError:
+            return "ended"
+        return "" if not Path("/proc").exists() else "ended"
+    return "ended" if state == "Z" else rest[18]
+
+
+def _run() -> str:
+    """The launcher's name of this run, which its restarts share."""
+    run = os.environ.get("TORCHELASTIC_RUN_ID", "")
+    return "" if run == "none" else run
