@@ -66,7 +66,12 @@ class Store:
         return self._ask(lambda: self._object(url), f"{url} cannot be found")
 
     def exists(self, url: str) -> bool:
-        return bool(self._ask(lambda: self._system.exists(url), f"{url} cannot be looked for"))
+        """Not fsspec's own question, which for some stores takes any error for a no."""
+        try:
+            self._ask(lambda: self._system.info(url), f"{url} cannot be looked for")
+        except AbsentError:
+            return False
+        return True
 
     def read(self, url: str, start: int, stop: int, check: Callable[[], None] = lambda: None) -> bytes:
         """Bytes [start, stop), of which there is at least one; `check` is asked when they have come."""
@@ -111,7 +116,7 @@ class Store:
             except Exception as error:
                 if not _knows_no_condition(error):
                     raise
-                if self._system.exists(url):
+                if self.exists(url):
                     return bool(self._system.cat_file(url) == content)
                 self._system.pipe_file(url, content)
             return True
@@ -137,7 +142,8 @@ class Store:
         except BaseException:
             with suppress(Exception):
                 file.discard()
-            file.closed = True  # else the collector would close it, and half an object would get its name
+            with suppress(AttributeError):
+                file.closed = True  # else the collector would close it, and half an object would get its name
             raise
 
     def delete(self, *urls: str) -> None:
