@@ -37,7 +37,7 @@ class Context:
     """What every block of one forward shares."""
 
     samples: Tensor  # [b] numbers that key dropout
-    rotary: tuple[Tensor, Tensor] | None = None  # cos, sin, each [s, b, 1, d/2]
+    rotary: tuple[Tensor, Tensor] | None = None  # cos [s, b, 1, d], sin [s, b, 1, d/2]
     mask: Tensor | None = None  # [b, 1, q, k] bool, True where attention is allowed; None: causal
     cache: Cache | None = None
 

@@ -23,16 +23,17 @@ class _CrossEntropy(torch.autograd.Function):
         if valid < x.shape[-1]:
             x[:, valid:] = -torch.inf
         peak = all_reduce(x.amax(-1), tp, dist.ReduceOp.MAX)
-        local = labels - tp.rank * x.shape[-1]
-        mine = (local >= 0) & (local < x.shape[-1])
-        local = local.where(mine, 0)
-        target = torch.where(mine, x.gather(1, local.unsqueeze(1)).squeeze(1) - peak, 0)
+        local, mine = _in_part(labels, x.shape[-1], tp) if tp.size > 1 else (labels, None)
+        target = x.gather(1, local.unsqueeze(1)).squeeze(1) - peak
+        if mine is not None:
+            target = target.where(mine, 0)
         total = torch.empty_like(peak)
         step = max(1, _BLOCK // x.shape[-1]) if x.device.type == "cpu" else max(1, len(x))
         for i in range(0, len(x), step):
             block = x[i : i + step]
             torch.sum(block.sub_(peak[i : i + step, None]).exp_(), -1, out=total[i : i + step])
-        total, target = all_reduce(torch.stack((total, target)), tp)
+        if tp.size > 1:
+            total, target = all_reduce(torch.stack((total, target)), tp)
         ctx.save_for_backward(x, total, local, mine)
         ctx.dtype = logits.dtype
         return total.log() - target
@@ -41,8 +42,15 @@ class _CrossEntropy(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         x, total, local, mine = ctx.saved_tensors
         x.mul_((grad / total).unsqueeze(1))  # grad * softmax
-        x.scatter_add_(1, local.unsqueeze(1), (-grad * mine).unsqueeze(1))
+        x.scatter_add_(1, local.unsqueeze(1), (-grad if mine is None else -grad * mine).unsqueeze(1))
         return x.to(ctx.dtype), None, None, None
+
+
+def _in_part(labels: Tensor, width: int, tp: Axis) -> tuple[Tensor, Tensor]:
+    """Labels as numbers of this rank's `width` columns, and which of them lie there; the others are 0."""
+    local = labels - tp.rank * width
+    mine = (local >= 0) & (local < width)
+    return local.where(mine, 0), mine
 
 
 def vocab_parallel_cross_entropy(logits: Tensor, labels: Tensor, valid: int, tp: Axis) -> Tensor:

@@ -19,7 +19,7 @@ def squared_relu(x: Tensor) -> Tensor:
 
 
 class _SwiGLU(torch.autograd.Function):
-    """Keeps its input alone, and writes both halves of the gradient where they belong."""
+    """Keeps its input alone, and works out both halves of the gradient where they belong: no memory but that."""
 
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
@@ -33,8 +33,9 @@ class _SwiGLU(torch.autograd.Function):
         gate, up = x.chunk(2, -1)
         grad_x = torch.empty_like(x)
         grad_gate, grad_up = grad_x.chunk(2, -1)
-        torch.mul(grad, F.silu(gate), out=grad_up)
-        torch.ops.aten.silu_backward.grad_input(grad * up, gate, grad_input=grad_gate)
+        torch.ops.aten.silu.out(gate, out=grad_up).mul_(grad)
+        torch.mul(grad, up, out=grad_gate)
+        torch.ops.aten.silu_backward.grad_input(grad_gate, gate, grad_input=grad_gate)
         return grad_x
 
 

@@ -46,7 +46,7 @@ class _RMSNorm(torch.autograd.Function):
         x, weight, scale = ctx.saved_tensors
         both = (grad * x).flatten(0, -2)
         along = (both @ weight).view_as(scale)  # what the scale's own dependence on x takes away
-        grad_x = (grad * weight).mul_(scale).sub_(x * (along * scale**3 / x.shape[-1]))
+        grad_x = (grad * weight).mul_(scale).addcmul_(x, along * scale * scale * scale, value=-1 / x.shape[-1])
         return grad_x, scale.flatten() @ both, None
 
 

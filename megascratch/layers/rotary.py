@@ -7,11 +7,13 @@ from torch import Tensor
 
 
 def rotary_angles(positions: Tensor, dims: int, base: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of each position's angles; positions [b, s] -> two of [s, b, 1, dims/2]."""
+    """Cosine and sine of each position's angles; positions [b, s] -> [s, b, 1, dims], where dims i and i + dims/2 have
+    one angle, and [s, b, 1, dims/2]."""
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     frequency = base ** (-torch.arange(0, dims, 2, device=positions.device, dtype=torch.float64) / dims)
     angle = (positions.t().to(torch.float64)[..., None, None] * frequency).to(wide)
-    return angle.cos().to(dtype), angle.sin().to(dtype)
+    cos = angle.cos().to(dtype)
+    return torch.cat((cos, cos), -1), angle.sin().to(dtype)
 
 
 class _Rotate(torch.autograd.Function):
@@ -21,11 +23,11 @@ class _Rotate(torch.autograd.Function):
     def forward(ctx, qkv: Tensor, cos: Tensor, sin: Tensor, heads: tuple[int, int, int]) -> tuple[Tensor, ...]:
         ctx.save_for_backward(cos, sin)
         s, b, n, d = qkv.shape
-        q, k, v = qkv.new_empty(b, n, s, d).split(heads, 1)
-        from_q, from_k, from_v = qkv.permute(1, 2, 0, 3).split(heads, 1)
-        _turn(from_q, cos, sin, q)
-        _turn(from_k, cos, sin, k)
-        return q, k, v.copy_(from_v)
+        x, out = qkv.permute(1, 2, 0, 3), qkv.new_empty(b, n, s, d)
+        turned = heads[0] + heads[1]
+        _turn(x[:, :turned], cos, sin, out[:, :turned])
+        out[:, turned:] = x[:, turned:]
+        return out.split(heads, 1)
 
     @staticmethod
     def backward(ctx, *grads: Tensor):
@@ -44,7 +46,7 @@ def rotate(
     qkv: Tensor, cos: Tensor, sin: Tensor, heads: tuple[int, int, int]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Splits [s, b, n, d] into the given numbers of heads of q, k and v, each [b, n, s, d], and turns the first
-    2 * cos.shape[-1] dims of each head of q and k; angles [s, b, 1, d/2]."""
+    cos.shape[-1] dims of each head of q and k; cos and sin as `rotary_angles` gives them."""
     cos, sin = cos.permute(1, 2, 0, 3), sin.permute(1, 2, 0, 3)
     if not torch.compiler.is_compiling():
         return _Rotate.apply(qkv, cos, sin, heads)
@@ -53,14 +55,16 @@ def rotate(
 
 
 def _turn(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> None:
-    half = cos.shape[-1]
-    a, b = x[..., :half], x[..., half : 2 * half]
-    torch.mul(a, cos, out=out[..., :half]).sub_(b * sin)
-    torch.mul(b, cos, out=out[..., half : 2 * half]).add_(a * sin)
-    out[..., 2 * half :] = x[..., 2 * half :]
+    dims, half = cos.shape[-1], sin.shape[-1]
+    torch.mul(x[..., :dims], cos, out=out[..., :dims])
+    out[..., :half].addcmul_(x[..., half:dims], sin, value=-1)
+    out[..., half:dims].addcmul_(x[..., :half], sin)
+    if dims < x.shape[-1]:
+        out[..., dims:] = x[..., dims:]
 
 
 def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    half = cos.shape[-1]
-    a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    dims, half = cos.shape[-1], sin.shape[-1]
+    a, b, rest = x[..., :half], x[..., half:dims], x[..., dims:]
+    cos = cos[..., :half]
     return torch.cat((a * cos - b * sin, b * cos + a * sin, rest), -1)

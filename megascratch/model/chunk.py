@@ -89,12 +89,11 @@ class Head(nn.Module):
         rows = self.weight.shape[0]
         self.valid = max(0, min(rows, model.vocab_size - tp.rank * rows))
 
-    def logits(self, x: Tensor) -> Tensor:  # [s or s/tp, b, h] -> [s, b, v/tp], columns of padding included
-        return linear(x, self.weight, None, self.tp, self.gather)
+    def logits(self, x: Tensor) -> Tensor:  # [s or s/tp, b, h] -> [s * b, v/tp], columns of padding included
+        return linear(x.flatten(0, 1), self.weight, None, self.tp, self.gather)
 
     def forward(self, x: Tensor, labels: Tensor, loss_mask: Tensor) -> Tensor:
-        logits = self.logits(x).flatten(0, 1)
-        losses = vocab_parallel_cross_entropy(logits, labels.t().flatten(), self.valid, self.tp)
+        losses = vocab_parallel_cross_entropy(self.logits(x), labels.t().flatten(), self.valid, self.tp)
         return (losses * loss_mask.t().flatten()).sum()
 
 
@@ -164,7 +163,7 @@ class Chunk(nn.Module):
         assert self.head is not None
         context = Context(positions[:, 0], self.rotary(positions), mask, cache)
         x = self.hidden(None, ids, positions, context)
-        return self.head.logits(x[-1:])[0, :, : self.head.valid]
+        return self.head.logits(x[-1:])[:, : self.head.valid]
 
     def rotary(self, positions: Tensor) -> tuple[Tensor, Tensor] | None:
         if self.model.position_embedding_type != "rope" or not self.layers:

@@ -21,7 +21,7 @@ def full_logits(config, model, ids, eod=None):
     batch = collate([torch.tensor([*ids, 0]).numpy()], [0], len(ids), eod, **resets)
     context = Context(batch.samples, model.rotary(batch.positions), document_mask(batch.documents))
     hidden = model.hidden(None, batch.ids, batch.positions, context)
-    return model.head.logits(hidden)[:, 0, : model.head.valid]
+    return model.head.logits(hidden)[:, : model.head.valid]
 
 
 @pytest.mark.parametrize("kind", KINDS)
