@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait
 from pathlib import Path
 from types import FrameType
@@ -101,6 +102,7 @@ class _Launcher:
 
     def run(self) -> int:
         with self.requests.caught():
+            _start_fork_server()
             before: Words | None = None
             for number in range(self.plan.max_restarts + 1):
                 attempt = _Attempt(self, number)
@@ -217,6 +219,17 @@ class _Attempt:
             end(pids)
 
 
+def _start_fork_server() -> None:
+    """With requests blocked in it: a batch system sends them to every process of a job, and with the fork server all
+    ranks would end without a checkpoint."""
+    resource_tracker.ensure_running()  # the fork server starts it otherwise, and it unblocks signals
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _be_rank(target: Callable[[], int], environment: dict[str, str]) -> None:
     """In the new process."""
     os.setsid()  # signals of the terminal go to the launcher, which passes them on once
@@ -224,6 +237,7 @@ def _be_rank(target: Callable[[], int], environment: dict[str, str]) -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # no rank outlives launcher and fork server
     os.environ.clear()  # the fork server's is older
     os.environ.update(environment)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, FORWARDED)  # the fork server's are blocked
     receive_watch()
     sys.exit(target())
 

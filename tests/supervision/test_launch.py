@@ -5,6 +5,8 @@ nothing disturbed; a run that ends says by its code what to do next.
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from functools import partial
@@ -193,6 +195,23 @@ def test_a_request_reaches_every_rank_once_and_is_never_a_reason_to_start_again(
     sender = after_all_listen(tmp_path, number, number)
     assert launch(plan(partial(obey, number, 83, str(tmp_path)), tmp_path, max_restarts=5)) == 83
     sender.join()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT], ids=lambda number: number.name)
+def test_a_request_to_all_processes_of_a_job_at_once_reaches_the_ranks_like_one_to_the_launcher(tmp_path, number):
+    code = (
+        "import sys, functools, pathlib, tests.supervision.test_launch as t; p = pathlib.Path(sys.argv[1]);"
+        f"sys.exit(t.launch(t.plan(functools.partial(t.obey, {int(number)}, 83, str(p)), p)))"
+    )
+    job = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], start_new_session=True)
+    try:
+        ends = time.monotonic() + 60
+        while len(list(tmp_path.glob("[01]"))) < 2 and time.monotonic() < ends:
+            time.sleep(0.02)
+        os.killpg(job.pid, number)
+        assert job.wait(60) == 83
+    finally:
+        job.kill()
 
 
 def test_a_second_request_ends_ranks_that_do_not_listen(tmp_path):
