@@ -79,7 +79,7 @@ def _add_output(group: "argparse._ArgumentGroup") -> None:
 
 def _add_work(group: "argparse._ArgumentGroup") -> None:
     add = group.add_argument
-    add("--workers", type=int, default=os.cpu_count() or 1, help="worker processes (default: all cores)")
+    add("--workers", type=int, default=os.cpu_count() or 1, help="processes, each with a hashing thread (all cores)")
     add("--engine", choices=ENGINES, default="local", help="ray: on a Ray cluster (RAY_ADDRESS, else a local one)")
     add("--shard", metavar="I/N", help="encode every N-th shard from the I-th (0 to N - 1); a last run without merges")
     add("--shard-bytes", type=int, metavar="BYTES", help="input for each shard (default: up to 64 MiB)")

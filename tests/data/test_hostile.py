@@ -41,6 +41,7 @@ def test_empty_documents_are_counted_and_have_no_sequence(tmp_path):
     (tmp_path / "x.jsonl").write_bytes(b'{"text": ""}\n' + OK + b'{"text": ""}\n')
     reader = Reader(run(tmp_path, tmp_path / "x.jsonl", flags=["--append-eod"]))
     assert reader.documents.tolist() == [0, 0, 1, 1] and len(reader) == 1
+    assert reader.get(0).tolist() == [111, 107, END] and reader.bin_bytes == 6
 
 
 @pytest.mark.parametrize("raw", [b"", b"\n\n", b"\x00" * 5000])
@@ -98,10 +99,12 @@ def test_a_piece_on_which_every_worker_dies_ends_the_run(tmp_path):
     (tmp_path / "x.jsonl").write_bytes(OK)
     done, others = threading.Event(), multiprocessing.active_children()
 
-    def kill_all():
-        while not done.wait(0.01):
+    def kill_all():  # ten: a run that goes on behind the third ends, and the test with it
+        killed = set()
+        while len(killed) < 10 and not done.wait(0.01):
             for child in born_since(others):
                 child.kill()
+                killed.add(child.pid)
 
     killer = threading.Thread(target=kill_all)
     killer.start()
