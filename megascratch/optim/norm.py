@@ -35,7 +35,7 @@ class GlobalNorm:
         cuts = [(slot, flat, flat.numel() // ROW * ROW) for slot, flat in views]
         rows = [(slot, flat[:cut].view(-1, ROW)) for slot, flat, cut in cuts if cut]
         rests = [(slot, flat[cut:]) for slot, flat, cut in cuts if cut < flat.numel()]
-        self.rows, self.rests = [part for _, part in rows], [part for _, part in rests]
+        self.rows, self.rests = _joined([part for _, part in rows]), [part for _, part in rests]
         slots = [slot for slot, part in rows for _ in part] + [slot for slot, _ in rests]
         self.slots = torch.tensor(slots, dtype=torch.int64, device=device)
         self.size, self.over, self.device = len(names) * tp.size, over, device
@@ -52,6 +52,22 @@ class GlobalNorm:
             # not index_add_: on CUDA its atomics would add the pieces of one weight in any order
             sums.index_put_((self.slots,), squares, accumulate=True)
         return all_reduce(sums, self.over).sum().sqrt()
+
+
+def _joined(parts: Sequence[Tensor]) -> list[Tensor]:
+    """The same rows in as few tensors as possible: what lies one after the other in memory is one call."""
+    joined: list[Tensor] = []
+    for part in parts:
+        last = joined[-1] if joined else None
+        if last is not None and last.data_ptr() + last.nbytes == part.data_ptr() and _one_memory(last, part):
+            joined[-1] = last.as_strided((len(last) + len(part), ROW), (ROW, 1))
+        else:
+            joined.append(part)
+    return joined
+
+
+def _one_memory(a: Tensor, b: Tensor) -> bool:
+    return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr() and a.dtype == b.dtype
 
 
 def clip_factor(norm: float, max_norm: float) -> float:
