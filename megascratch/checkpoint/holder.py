@@ -9,6 +9,7 @@ import json
 import os
 import socket
 import time
+import uuid
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -27,10 +28,12 @@ class Holder:
     started: str  # of the process, in the kernel's ticks: a number is used again, a number with its start is not
     run: str  # of the launcher; '' where it has no name
     since: str
+    claim: str = ""  # makes the record of each claim another one
 
     @classmethod
     def this_process(cls) -> "Holder":
-        return cls(socket.gethostname(), os.getpid(), _start_of(os.getpid()), _run(), time.strftime("%F %T %Z"))
+        return cls(socket.gethostname(), os.getpid(), _start_of(os.getpid()), _run(), time.strftime("%F %T %Z"),
+                   uuid.uuid4().hex)  # fmt: skip
 
     @classmethod
     def from_text(cls, text: str | bytes) -> "Holder | None":

@@ -105,10 +105,12 @@ class RemoteDraft:
             store.delete(*((self.final / name).url for name in names if f".{self.token}." in name))
 
     def _require_files(self, manifest: bytes) -> None:
-        """Raises: UserError unless what the ranks have sent lies here, whole."""
+        """Raises: UserError unless what the ranks have sent lies here, whole; LeaseLostError where it is gone because
+        somebody has taken over."""
         there = Store(self.final.url).sizes(self.final.url)
         for name, file in parse(manifest).files.items():
             if there.get(name) != file.bytes:
+                remote_lease.require(self.inside)
                 raise UserError(f"{self.final / name} is not where the first rank looks for it: "
                                 f"{self.final.parent} must be the same store on all ranks")  # fmt: skip
 
