@@ -34,5 +34,9 @@ class SettingError(UserError):
     """A broken setting: every rank of a launch finds the same, so only the first one says it."""
 
 
+class RanksSilent(UserError):
+    """Ranks that did not come in time, although nothing is wrong with the settings: another start may mend it."""
+
+
 class RanksDiffer(SettingError):
     """Ranks that do not start alike; the text is a table, not a list of problems."""

@@ -15,7 +15,7 @@ from datetime import timedelta
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
-from megascratch.config.errors import UserError
+from megascratch.config.errors import RanksSilent, UserError
 
 LOOPBACK = "127.0.0.1"
 INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
@@ -36,13 +36,13 @@ class Meeting:
         """What the first rank's `judge` says of the texts of all ranks, in rank order; the same on all ranks.
         A question is asked once.
 
-        Raises: UserError on all ranks where one was silent too long, naming it.
+        Raises: RanksSilent on all ranks where one was silent too long, naming it.
         """
         self.store.set(f"{question}/{self.rank}", mine)
         if self.rank != 0:
             answer = self._of(f"{question}/verdict", self.timeout)
             if answer is None:
-                raise UserError(_missing([0], self.timeout))
+                raise RanksSilent(_missing([0], self.timeout))
         else:
             ends = time.monotonic() + self.timeout.total_seconds()
             texts = [self._of(f"{question}/{rank}", timedelta(seconds=max(ends - time.monotonic(), 0.01)))
@@ -52,7 +52,7 @@ class Meeting:
             self.store.set(f"{question}/verdict", answer)
         if answer.startswith(SILENT):
             self.leave()
-            raise UserError(answer.removeprefix(SILENT))
+            raise RanksSilent(answer.removeprefix(SILENT))
         return answer
 
     def leave(self) -> None:

@@ -199,9 +199,11 @@ class _Attempt:
         return FAILED, True
 
     def _told_by_ranks(self, seen: list[Seen]) -> bool:
-        """Whether a rank refused its input before any step: that needs no report, and no restart mends it."""
+        """Whether a rank refused its input before any step, or all did later: that needs no report, and no restart
+        mends it."""
         before = all(one.where is None or one.where.step == 0 for one in seen)
-        return before and any(one.code == BAD_INPUT for one in seen)
+        refused = [one.code == BAD_INPUT for one in seen]
+        return all(refused) or (before and any(refused))
 
     def _codes(self) -> dict[int, int | None]:
         return {rank: process.exitcode for rank, process in enumerate(self.processes)}

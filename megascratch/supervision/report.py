@@ -8,7 +8,7 @@ from megascratch.parallel.whereabouts import Whereabouts
 
 ECHOES = (
     "closed by peer", "another rank has ended", "Connection reset", "reset by peer", "timed out", "Timed out",
-    "no link from rank",
+    "no link from rank", "did not come within",
 )  # fmt: skip
 """Words of an error that only says that some other rank is gone or silent."""
 

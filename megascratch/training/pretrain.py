@@ -6,7 +6,7 @@ import os
 import sys
 
 from megascratch.config.endings import BAD_INPUT, DONE, FAILED, STOPS
-from megascratch.config.errors import UserError
+from megascratch.config.errors import RanksSilent, UserError
 from megascratch.config.settings import Config
 from megascratch.faults import fault_point
 from megascratch.parallel import mesh
@@ -26,7 +26,7 @@ def pretrain(config: Config) -> int:
     code, told = FAILED, ""
     try:
         code = train(prepare(config))["exit_code"]
-    except CommunicationError as error:
+    except (CommunicationError, RanksSilent) as error:
         told = str(error)
         print(f"megascratch pretrain: rank {os.environ.get('RANK', '0')}: {error}", file=sys.stderr, flush=True)
         outlive_dead_machines()

@@ -59,8 +59,9 @@ class Report:
         )
 
     def evaluation(self, row: Row) -> None:
-        """A validation or test row: step, split, loss, tokens."""
-        self._write(row)
+        """A validation or test row: step, split, loss, tokens; written once, though a run that is done starts again."""
+        if not any(old["step"] == row["step"] and old.get("split") == row["split"] for old in self.rows):
+            self._write(row)
         self.say(
             f"step {row['step']:>6} | {row['split']} loss {row['loss']:.4f} | perplexity "
             f"{math.exp(min(row['loss'], 700)):.2f} | {row['tokens']:,} tokens"

@@ -80,6 +80,12 @@ def test_without_restarts_a_failure_is_code_1_and_bad_input_is_never_tried_again
     assert not (tmp_path / "other" / "faults").exists()
 
 
+def test_a_rank_that_hangs_before_all_have_met_is_a_failure_and_named(tmp_path, monkeypatch):
+    monkeypatch.setenv(VARIABLE, "run.meet:1:1:hang")
+    assert train(tmp_path, *DP2, "--distributed-timeout-minutes", "0.08") == endings.FAILED
+    assert (tmp_path / "faults" / "attempt_0.txt").read_text().startswith("rank 1 hangs in its own code")
+
+
 def test_a_run_goes_on_with_fewer_ranks_and_the_same_batch(tmp_path, capfd):
     batch = SMALL.index("--global-batch-size")
     free = SMALL[:batch] + SMALL[batch + 2 :]
@@ -109,6 +115,15 @@ def obey(number: int, code: int, folder: str) -> int:
     Path(folder, os.environ["RANK"]).touch()
     came.wait(30)
     return code
+
+
+def refuse_later(slow: int) -> int:
+    """All ranks refuse a file after many steps, one of them a little later."""
+    at_step(9)
+    if os.environ["RANK"] == str(slow):
+        time.sleep(0.2)
+    ended(endings.BAD_INPUT, "DiskError: no room")
+    return endings.BAD_INPUT
 
 
 def deaf(folder: str) -> int:
@@ -175,6 +190,11 @@ def test_a_rank_that_keeps_others_waiting_is_named_with_its_action_and_all_are_e
 def test_the_ranks_codes_decide_the_run_s_code_and_whether_it_starts_again(tmp_path, codes, code, starts):
     assert launch(plan(partial(pretend, codes, str(tmp_path)), tmp_path, max_restarts=2)) == code
     assert len(list(tmp_path.glob("*.0"))) == starts
+
+
+def test_what_all_ranks_refuse_is_code_2_and_not_tried_again_even_if_they_do_not_end_together(tmp_path, capfd):
+    assert launch(plan(partial(refuse_later, 1), tmp_path, max_restarts=2)) == endings.BAD_INPUT
+    assert "starting again" not in capfd.readouterr().err
 
 
 def after_all_listen(folder: Path, *signals: int, pause: float = 0.0) -> threading.Thread:
