@@ -7,8 +7,9 @@
     megascratch checkpoint average runs/mine/checkpoints/step_000001* --output averaged
     megascratch checkpoint prune runs/mine/checkpoints --keep-last-n-checkpoints 3 --dry-run
 
-Where a folder of steps is given and one is meant, it is the newest sound one. A checkpoint has no layout: any number of
-ranks on any layout loads any checkpoint, so reshard changes files and types, never a layout.
+Where a folder of steps is given and one is meant, it is the newest sound one; it may lie in object storage, such as
+s3://bucket/run. A checkpoint has no layout: any number of ranks on any layout loads any checkpoint, so reshard changes
+files and types, never a layout.
 """
 
 import argparse

@@ -63,7 +63,7 @@ def main(argv: list[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="megascratch evaluate", description=SUMMARY, epilog=COUNTED)
     add = parser.add_argument
-    add("--load", required=True, metavar="DIR", help="a run's folder of checkpoints (the newest), or one step_ folder")
+    add("--load", required=True, metavar="DIR", help="a run's folder of checkpoints (the newest), or one step; also s3://...")
     add("--input", required=True, nargs="+", metavar="FILE", help="JSONL, also .gz: a document per line")
     add("--json-key", default="text", metavar="KEY", help="where a line keeps its text (default: text)")
     add("--stride", type=int, metavar="S", help="new tokens per window, the rest is context (default: seq_length)")

@@ -47,7 +47,7 @@ def main(argv: list[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="megascratch generate", description=SUMMARY)
     add = parser.add_argument
-    add("--load", required=True, metavar="DIR", help="a run's folder of checkpoints (the newest), or one step_ folder")
+    add("--load", required=True, metavar="DIR", help="a run's folder of checkpoints (the newest), or one step; also s3://...")
     add("--prompt", action="append", default=[], metavar="TEXT", help="also several times (default: an empty one)")
     add("--prompts-file", metavar="FILE", help="a prompt per line; .jsonl: the key text of each line")
     add("--max-new-tokens", type=int, default=100, metavar="N", help="most tokens per prompt (default: 100)")

@@ -252,7 +252,7 @@ class TrainingConfig:
     tensorboard_dir: str | None = None
     """Folder of TensorBoard events; default: {output_dir}/tensorboard."""
     save: str | None = None
-    """Folder of checkpoints; default: {output_dir}/checkpoints."""
+    """Folder of checkpoints, also in object storage (s3://bucket/run); default: {output_dir}/checkpoints."""
     save_interval: int = 0
     """Steps between checkpoints; 0: only at the end."""
     async_save: bool = True
@@ -266,7 +266,7 @@ class TrainingConfig:
     keep_best_n_checkpoints: int | None = None
     """Keep so many with the lowest validation loss, and delete the others but the newest."""
     load: str | None = None
-    """Checkpoint folder to go on from (the newest sound step in it), or one step folder; a missing one is an error."""
+    """Folder of checkpoints to go on from (the newest sound step in it), or one step; a missing one is an error."""
     auto_resume: bool = False
     """Go on from the newest checkpoint in save; where there is none yet, begin as load says, or anew."""
     exit_interval: int | None = None

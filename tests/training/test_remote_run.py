@@ -18,6 +18,7 @@ from megascratch.storage.store import Store, StoreError
 from megascratch.training.journal import records, write_down
 from tests.checkpoint import s3
 from tests.supervision.test_launch import DP2, SMALL
+from tests.training.small_models import save_model
 
 RUN = "memory://bucket/run"
 
@@ -131,6 +132,21 @@ def test_samples_that_a_run_jumped_over_are_remembered_in_the_store():
     for jump in jumps:
         write_down(place(RUN), jump)
     assert records(place(RUN)) == jumps
+
+
+def test_a_model_is_evaluated_and_writes_text_from_a_store_as_from_a_disk(tmp_path, capsys):
+    save_model(tmp_path / "run")
+    assert main(["checkpoint", "reshard", str(tmp_path / "run"), "--output", RUN]) == 0
+    (tmp_path / "heldout.jsonl").write_text('{"text": "abc"}\n')
+    told = []
+    for folder in (str(tmp_path / "run"), RUN, f"{RUN}/step_00000003"):
+        result = tmp_path / "result.json"
+        words = ["--load", folder, "--device", "cpu"]
+        assert main(["evaluate", *words, "--input", str(tmp_path / "heldout.jsonl"), "--output-json", str(result)]) == 0
+        capsys.readouterr()
+        assert main(["generate", *words, "--prompt", "ab", "--greedy", "--max-new-tokens", "5"]) == 0
+        told.append((capsys.readouterr().out, json.loads(result.read_text())["heldout_nats"]))
+    assert told[0] == told[1] == told[2]
 
 
 def verb(capsys, *words, code=0):
