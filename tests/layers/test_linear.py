@@ -53,6 +53,20 @@ def test_alone_a_linear_layer_is_torchs(kind, bias):
     assert not bias or torch.allclose(layer.bias.grad, shift.grad)
 
 
+@pytest.mark.parametrize("shape", [(3, 2), (60, 4), (240,)])
+def test_in_fp32_a_product_of_any_size_is_torchs_and_of_two_dims_may_be_overwritten(shape):
+    weight, plain = (nn.Parameter(drawn(256, 192).float()) for _ in range(2))
+    x, plain_x = (drawn(*shape, 192, seed=2).float().requires_grad_() for _ in range(2))
+    y, expected = linear(x, weight, None, ALONE), F.linear(plain_x, plain)
+    if len(shape) == 1:
+        y, expected = y.mul_(2.0), expected.mul_(2.0)
+    y.sin().sum().backward()
+    expected.sin().sum().backward()
+    assert torch.allclose(y, expected, atol=1e-4)
+    for ours, theirs in ((x.grad, plain_x.grad), (weight.grad, plain.grad)):
+        assert torch.allclose(ours, theirs, rtol=1e-3, atol=1e-2)
+
+
 def test_a_sink_gets_the_weights_gradient_and_autograd_sees_none():
     weight, bias = nn.Parameter(drawn(7, 5)), nn.Parameter(drawn(7))
     x, grad = drawn(3, 2, 5).requires_grad_(), drawn(3, 2, 7, seed=4)

@@ -29,6 +29,15 @@ def test_one_bad_element_makes_the_norm_not_finite(bad):
     assert not GlobalNorm({"a": [x]}, *ALONE, torch.device("cpu"))().isfinite()
 
 
+def test_weights_that_are_neighbours_in_memory_count_each_in_full():
+    """Also with a gap between them, and where memory of another tensor follows."""
+    flat = torch.randn(5 * 4096 + 10, generator=torch.Generator().manual_seed(3))
+    views = [flat[:4096], flat[4096 : 3 * 4096], flat[3 * 4096 + 10 :], torch.randn(4096)]
+    norm = GlobalNorm({str(i): [view] for i, view in enumerate(views)}, *ALONE, torch.device("cpu"))
+    assert [len(rows) for rows in norm.rows] == [3, 2, 1]
+    assert norm().item() == pytest.approx(torch.cat(views).double().norm().item(), rel=1e-7)
+
+
 def test_a_rank_without_weights_has_norm_zero():
     assert GlobalNorm({}, *ALONE, torch.device("cpu"))().item() == 0.0
 
