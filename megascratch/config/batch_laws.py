@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from megascratch.config.wording import choice, multiples_near
+from megascratch.config.wording import choice, divisors, multiples_near
 
 
 def global_batch_is_whole(global_batch_size: int, micro_batch_size: int, data_parallel_size: int) -> str | None:
@@ -10,10 +10,14 @@ def global_batch_is_whole(global_batch_size: int, micro_batch_size: int, data_pa
     step = micro_batch_size * data_parallel_size
     if global_batch_size % step == 0:
         return None
-    return (
+    said = (
         f"global-batch-size ({global_batch_size}) must divide by micro-batch-size x data parallel size "
         f"({micro_batch_size} x {data_parallel_size}): use {choice(multiples_near(global_batch_size, step))}"
     )
+    if global_batch_size % micro_batch_size:
+        return said
+    sizes = divisors(global_batch_size // micro_batch_size)
+    return f"{said}, or with this batch a data parallel size of {choice(sizes, near=data_parallel_size)}"
 
 
 def rampup_is_three_numbers(rampup_batch_size: list[int] | None) -> str | None:

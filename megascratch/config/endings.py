@@ -4,7 +4,7 @@ DONE = 0
 FAILED = 1
 """A rank died or hung, communication failed, or numbers went wrong, and the restarts are used up."""
 BAD_INPUT = 2
-"""Something that the user can mend: nothing was started."""
+"""Something that the user can mend: nothing was started, or a checkpoint could not be written."""
 EXIT_INTERVAL = 80
 """Saved and stopped after a multiple of --exit-interval steps."""
 EXIT_DURATION = 81
@@ -12,7 +12,7 @@ EXIT_DURATION = 81
 STOP_FILE = 82
 """Saved and stopped because the stop file appeared: a person asked."""
 PREEMPTED = 83
-"""Saved and stopped by SIGTERM or SIGUSR1: start the job again."""
+"""Saved and stopped by SIGTERM, SIGUSR1 or SIGHUP: start the job again."""
 INTERRUPTED = 130
 """Saved and stopped by one Ctrl-C (SIGINT), or ended at once by two."""
 

@@ -44,7 +44,9 @@ from megascratch.supervision.watch import (
 
 SAME_SIGNAL = 1.0  # seconds in which a signal that comes again, over another way, is the same request
 GRACE = 3.0  # seconds from the second request to SIGKILL
-FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+BEGAN = "MEGASCRATCH_BEGAN"
+"""time.time() when the first attempt of this run began; attempts that follow inherit it."""
 PR_SET_PDEATHSIG = 1
 
 
@@ -56,7 +58,7 @@ Words = tuple[tuple[int, str], ...]
 class Plan:
     """What is started, and what is done when it fails."""
 
-    target: Callable[[], int]  # of a module, without closure
+    target: Callable[[], int]  # of a module, without closure; it unblocks FORWARDED when it can heed them
     ranks: int
     max_restarts: int
     limit: float  # seconds without any progress that make a hang
@@ -84,7 +86,8 @@ class Requests:
 
     @contextlib.contextmanager
     def caught(self) -> Iterator[None]:
-        before = {number: signal.signal(number, self.add) for number in FORWARDED}
+        heard = [number for number in FORWARDED if signal.getsignal(number) is not signal.SIG_IGN]  # nohup ignores one
+        before = {number: signal.signal(number, self.add) for number in heard}
         try:
             yield
         finally:
@@ -94,7 +97,7 @@ class Requests:
 
 class _Launcher:
     def __init__(self, plan: Plan):
-        self.plan, self.requests = plan, Requests()
+        self.plan, self.requests, self.began = plan, Requests(), str(time.time())
         if plan.ranks > 1:
             os.environ.setdefault("OMP_NUM_THREADS", "1")  # as torchrun does: ranks share the cores
         self.context = mp.get_context("forkserver")
@@ -123,7 +126,7 @@ class _Attempt:
 
     def __init__(self, launcher: _Launcher, number: int):
         self.plan, self.requests, self.context = launcher.plan, launcher.requests, launcher.context
-        self.number = number
+        self.number, self.began = number, launcher.began
         self.folder = Path(tempfile.mkdtemp(prefix="megascratch-ranks-", dir=memory_folder()))
         self.processes: list[Any] = []
         self.words: Words | None = None
@@ -150,7 +153,7 @@ class _Attempt:
                 "RANK": str(rank), "LOCAL_RANK": str(rank), "GROUP_RANK": "0",
                 "WORLD_SIZE": str(self.plan.ranks), "LOCAL_WORLD_SIZE": str(self.plan.ranks),
                 "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
-                "TORCHELASTIC_RESTART_COUNT": str(self.number), FOLDER: str(self.folder),
+                "TORCHELASTIC_RESTART_COUNT": str(self.number), FOLDER: str(self.folder), BEGAN: self.began,
             }  # fmt: skip
             process = self.context.Process(target=_be_rank, args=(self.plan.target, environment), daemon=True)
             process.start()
@@ -233,15 +236,22 @@ def _start_fork_server() -> None:
 
 
 def _be_rank(target: Callable[[], int], environment: dict[str, str]) -> None:
-    """In the new process."""
+    """In the new process. Requests stay blocked, as in the fork server, until the target is ready to hear them."""
     os.setsid()  # signals of the terminal go to the launcher, which passes them on once
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # no rank outlives launcher and fork server
     os.environ.clear()  # the fork server's is older
     os.environ.update(environment)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, FORWARDED)  # the fork server's are blocked
     receive_watch()
     sys.exit(target())
+
+
+def began() -> float:
+    """time.time() when this run began; of a process that nobody started, or an unreadable word: now."""
+    try:
+        return float(os.environ[BEGAN])
+    except (KeyError, ValueError):
+        return time.time()
 
 
 def _free_port() -> int:

@@ -22,7 +22,7 @@ from pathlib import Path
 from megascratch.config.endings import DONE, FAILED, STOPS
 from megascratch.parallel.whereabouts import Whereabouts, read
 from megascratch.supervision.beside import ROOT, rendezvous_settings
-from megascratch.supervision.launch import GRACE, Requests
+from megascratch.supervision.launch import BEGAN, GRACE, Requests
 from megascratch.supervision.watch import LOOK_EVERY, end, memory_folder, say, state_of
 
 LAST_WORDS = 20  # seconds in which torchrun ends after ranks that failed for the last time; it needs 2
@@ -69,7 +69,7 @@ def _command(nodes: Nodes) -> list[str]:
 def _environment(root: Path) -> dict[str, str]:
     """torchrun's own store would be shared by all attempts, and the second read the addresses of the first (pytorch
     issue 135712)."""
-    return {**os.environ, ROOT: str(root), "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    return {BEGAN: str(time.time()), **os.environ, ROOT: str(root), "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 
 
 def _deaf_to_usr1() -> None:

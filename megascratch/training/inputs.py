@@ -3,6 +3,7 @@ can check before it starts any worker.
 """
 
 import os
+import tempfile
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -38,7 +39,9 @@ def open_inputs(config: Config) -> Inputs:
     """
     problems = Problems()
     problems.attempt(lambda: own_schedule(config))
-    problems.attempt(lambda: _require_folder(config.training.output_dir))
+    for flag, folder in (("--output-dir", config.training.output_dir), ("--save", config.training.save),
+                         ("--tensorboard-dir", config.training.tensorboard_dir)):  # fmt: skip
+        problems.attempt(partial(_require_folder, flag, folder))
     problems.lines += missing_files(config)
     tokenizer = problems.attempt(lambda: open_tokenizer(config))
     problems.require_none()  # the data cannot be judged without its tokenizer
@@ -127,13 +130,18 @@ def _vocab_size(config: Config, tokenizer: Tokenizer | None) -> int:
     return given or tokenizer.vocab_size
 
 
-def _require_folder(path: str) -> None:
-    """Refuses what could never be written; makes nothing yet."""
+def _require_folder(flag: str, path: str | None) -> None:
+    """Refuses what could never be written; makes nothing that stays."""
+    if path is None or not isinstance(place(path), Path):
+        return
     there = next(folder for folder in (Path(path).absolute(), *Path(path).absolute().parents) if folder.exists())
     if not there.is_dir():
-        raise UserError(f"--output-dir {path} cannot be made: {there} is no folder")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise UserError(f"--output-dir {path} cannot be written: no permission in {there}")
+        raise UserError(f"{flag} {path} cannot be made: {there} is no folder")
+    try:
+        with tempfile.TemporaryDirectory(prefix=".megascratch-", dir=there):
+            pass
+    except OSError as error:
+        raise UserError(f"{flag} {path} cannot be made: {there} takes no folder: {error.strerror}") from error
 
 
 def _require_document_ends(config: Config, tokenizer: Tokenizer | None) -> None:

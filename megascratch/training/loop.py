@@ -52,9 +52,9 @@ class _Interval:
         self.skipped += result.skipped
 
 
-def train(run: Run) -> dict[str, Any]:
+def train(run: Run, stop: StopRequest) -> dict[str, Any]:
     """Trains to the end (or until asked to stop), saves, and returns the summary with the run's exit code."""
-    return _Loop(run).run()
+    return _Loop(run).run(stop)
 
 
 class _Loop:
@@ -80,11 +80,11 @@ class _Loop:
                                   self.saving.settle, self._say)  # fmt: skip
         self.health = Health(run.config.guard, run.trainer)
 
-    def run(self) -> dict[str, Any]:
+    def run(self, stop: StopRequest) -> dict[str, Any]:
         self._say(self._headline())
         for notice in self.r.notices:
             self._say(f"notice: {notice}")
-        stop, code = StopRequest(self.training), 0
+        code = 0
         try:
             while self.state.step < self.r.total_steps and not code:
                 with Prefetch(self._upcoming(), self.r.config.data.data_prefetch_steps) as upcoming:
@@ -101,7 +101,6 @@ class _Loop:
             self.saving.finish(self.state.step, self.r.trainer.held(), self._saved_state())
             judge(on=False)
         finally:
-            stop.release()
             self.r.saver.close(wait=not isinstance(sys.exc_info()[1], CommunicationError | KeyboardInterrupt))
         if code == STOP_FILE and self.mesh.is_first:
             remove_stop_file(self.training)

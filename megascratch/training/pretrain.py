@@ -16,6 +16,7 @@ from megascratch.supervision.beside import outlive_dead_machines, watch_torchrun
 from megascratch.training.loop import train
 from megascratch.training.replicas import ReplicasDiffer
 from megascratch.training.setup import prepare
+from megascratch.training.stop import StopRequest
 
 
 def pretrain(config: Config) -> int:
@@ -25,7 +26,8 @@ def pretrain(config: Config) -> int:
     fault_point("run.begin")
     code, told = FAILED, ""
     try:
-        code = train(prepare(config))["exit_code"]
+        with StopRequest(config.training) as stop:
+            code = train(prepare(config), stop)["exit_code"]
     except (CommunicationError, RanksSilent) as error:
         told = str(error)
         print(f"megascratch pretrain: rank {os.environ.get('RANK', '0')}: {error}", file=sys.stderr, flush=True)

@@ -4,10 +4,13 @@ only.
 
 import json
 import math
+import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -27,8 +30,8 @@ class Report:
         self.folder, self.total = Path(folder), total_steps
         self.folder.mkdir(parents=True, exist_ok=True)
         self.rows = _rows_until(self.folder / "metrics.jsonl", first_step)
-        self.metrics = (self.folder / "metrics.jsonl").open("w", encoding="utf-8", buffering=1)
-        self.metrics.writelines(_json(row) + "\n" for row in self.rows)
+        self.metrics: IO[str] | None = None
+        self.complaint = ""
         self.events = SummaryWriter(tensorboard_dir, purge_step=first_step + 1 if first_step else None)
         self.console = Console(highlight=False, soft_wrap=True)
         self.bar = Progress(
@@ -42,6 +45,7 @@ class Report:
         self.task = self.bar.add_task("train", total=total_steps, completed=first_step, loss="")
         self.bar.start()
         self.first_step, self.started = first_step, time.monotonic()
+        self._attempt(self._rewrite)
 
     def say(self, text: str) -> None:
         self.bar.console.print(text, markup=False)
@@ -75,18 +79,17 @@ class Report:
     def go_back(self, step: int) -> None:
         """The rows behind a step are no longer part of the run."""
         self.rows = [row for row in self.rows if row["step"] <= step]
-        self.metrics.seek(0)
-        self.metrics.truncate()
-        self.metrics.writelines(_json(row) + "\n" for row in self.rows)
+        self._attempt(self._rewrite)
         self.bar.update(self.task, completed=step)
 
     def close(self, summary: Row) -> None:
         """Draws the curves, writes the summary and says where everything lies."""
         self.bar.stop()
-        self.events.close()
-        self.metrics.close()
-        draw_losses(self.rows, self.folder / "loss.png")
-        (self.folder / "summary.json").write_text(_json(summary, indent=2) + "\n", encoding="utf-8")
+        if self.metrics is None:
+            self._attempt(self._rewrite)
+        for work in (self.events.close, self._put_away, partial(draw_losses, self.rows, self.folder / "loss.png"),
+                     partial(self._summarize, summary)):  # fmt: skip
+            self._attempt(work)
         self.say(
             f"metrics {self.folder / 'metrics.jsonl'} | curve {self.folder / 'loss.png'} | "
             f"summary {self.folder / 'summary.json'} | events: tensorboard --logdir {self.events.log_dir}"
@@ -94,11 +97,58 @@ class Report:
 
     def _write(self, row: Row) -> None:
         self.rows.append(row)
-        self.metrics.write(_json(row) + "\n")
+        self._attempt(partial(self._append, row))
+        self._attempt(partial(self._draw, row))
+
+    def _append(self, row: Row) -> None:
+        if self.metrics is None:  # an earlier line is missing
+            self._rewrite()
+        else:
+            self.metrics.write(_json(row) + "\n")
+
+    def _draw(self, row: Row) -> None:
         kind = row.get("event") or row.get("split", "train")
         for name, value in row.items():
             if isinstance(value, int | float) and name != "step":
                 self.events.add_scalar(f"{kind}/{name}", value, row["step"])
+
+    def _rewrite(self) -> None:
+        """All rows anew; until they are whole, the file before them stays."""
+        self._put_away()
+        path, partial_path = self.folder / "metrics.jsonl", self.folder / "metrics.jsonl.partial"
+        try:
+            partial_path.write_text("".join(_json(row) + "\n" for row in self.rows), encoding="utf-8")
+            os.replace(partial_path, path)
+        except OSError:
+            partial_path.unlink(missing_ok=True)
+            raise
+        self.metrics = path.open("a", encoding="utf-8", buffering=1)
+
+    def _put_away(self) -> None:
+        metrics, self.metrics = self.metrics, None
+        if metrics is not None:
+            metrics.close()
+
+    def _summarize(self, summary: Row) -> None:
+        """A run that had nothing left to do leaves what the one before it measured."""
+        file = self.folder / "summary.json"
+        if summary.get("seconds") == 0 and file.exists():
+            with suppress(ValueError):  # not ours, or cut short
+                before = dict(json.loads(file.read_text(encoding="utf-8")))
+                summary = before | {name: summary[name] for name in ("layout", "stopped_early", "exit_code")}
+        file.write_text(_json(summary, indent=2) + "\n", encoding="utf-8")
+
+    def _attempt(self, work: Callable[[], object]) -> None:
+        """A disk that takes no report stops no training: told once, and each row is tried again with the next."""
+        try:
+            work()
+        except OSError as error:
+            with suppress(OSError):
+                self._put_away()
+            complaint = f"{error.filename or self.folder}: {error.strerror}"
+            if complaint != self.complaint:
+                self.complaint = complaint
+                self.say(f"warning: the report of the run cannot be written: {complaint}; training goes on")
 
 
 def draw_losses(rows: Iterable[Row], file: Path) -> None:

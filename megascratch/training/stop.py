@@ -19,26 +19,38 @@ from megascratch.config.endings import EXIT_DURATION, EXIT_INTERVAL, INTERRUPTED
 from megascratch.config.settings import TrainingConfig
 from megascratch.parallel.collectives import all_reduce
 from megascratch.parallel.mesh import Axis
+from megascratch.supervision.launch import began
 
-ASKED = {signal.SIGTERM: PREEMPTED, signal.SIGUSR1: PREEMPTED, signal.SIGINT: INTERRUPTED}
+ASKED = {signal.SIGTERM: PREEMPTED, signal.SIGUSR1: PREEMPTED, signal.SIGHUP: PREEMPTED, signal.SIGINT: INTERRUPTED}
 SAME_SIGNAL = 1.0  # seconds in which a signal that comes again, over another way, is the same request
 LOOK_EVERY = 1.0  # seconds between two looks for the stop file
 _NO_MORE = 0
 
 
 class StopRequest:
-    """Listens from its making on to `release`; made in the main thread."""
+    """A context that hears requests, and those that came before it while they were blocked; made in the main thread.
+
+    It belongs around loading, too: a batch system that asks then must not take the run for a failed one.
+    """
 
     def __init__(self, training: TrainingConfig):
         self.asked = 0
-        self._training, self._began, self._looked = training, time.monotonic(), -LOOK_EVERY
+        self._training, self._began, self._looked = training, began(), -LOOK_EVERY
         self._came: list[tuple[int, float]] = []
         reads, self._writes = os.pipe()
         os.set_blocking(self._writes, False)
-        self._before = {number: signal.signal(number, _heard_by_the_thread) for number in ASKED}
+        heard = [number for number in ASKED if signal.getsignal(number) is not signal.SIG_IGN]  # nohup ignores one
+        self._before = {number: signal.signal(number, _heard_by_the_thread) for number in heard}
         self._wakeup_before = signal.set_wakeup_fd(self._writes, warn_on_full_buffer=False)
         self._thread = threading.Thread(target=self._listen, args=(reads,), name="signals", daemon=True)
         self._thread.start()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, heard)
+
+    def __enter__(self) -> "StopRequest":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
 
     def agreed(self, step: int, world: Axis, device: torch.device) -> int:
         """After step `step`: 0, or on all ranks the highest exit code that one of them has a reason for."""
@@ -61,7 +73,7 @@ class StopRequest:
             if training.stop_file is not None and Path(training.stop_file).exists():
                 return STOP_FILE
         limit = training.exit_duration_in_mins
-        if limit is not None and now - self._began > 60 * limit:
+        if limit is not None and time.time() - self._began > 60 * limit:
             return EXIT_DURATION
         if training.exit_interval is not None and step % training.exit_interval == 0:
             return EXIT_INTERVAL

@@ -87,7 +87,8 @@ BROKEN = [
     ("backend_fits_the_device", 1, {"device": "cpu", "distributed_backend": "nccl"}, "nccl needs device cuda, not cpu"),
     # batches
     ("global_batch_is_whole", 4, {"global_batch_size": 10, "micro_batch_size": 2},
-     "global-batch-size (10) must divide by micro-batch-size x data parallel size (2 x 4): use 8 or 16"),
+     "global-batch-size (10) must divide by micro-batch-size x data parallel size (2 x 4): use 8 or 16, "
+     "or with this batch a data parallel size of 1 or 5"),
     ("rampup_is_three_numbers", 1, {"global_batch_size": 8, "rampup_batch_size": [4, 4]},
      "(4 4) must be three numbers"),
     ("rampup_is_three_numbers", 1, {"global_batch_size": 8, "rampup_batch_size": [4, 0, 9]}, "(4 0 9) must be"),

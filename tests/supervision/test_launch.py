@@ -112,6 +112,7 @@ def obey(number: int, code: int, folder: str) -> int:
     """Ends with `code` at the first signal `number`."""
     came = threading.Event()
     signal.signal(number, lambda *_: came.set())
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [number])
     Path(folder, os.environ["RANK"]).touch()
     came.wait(30)
     return code

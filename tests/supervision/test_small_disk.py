@@ -78,11 +78,12 @@ def sound(folder: Path) -> list[int]:
 
 
 class Run:
-    """Training that saves on a small disk."""
+    """Training that saves on a small disk, and may have its whole folder there."""
 
     def __init__(self, disk: Path, folder: Path, *words: str):
-        self.folder, self.out, self.saved = folder, folder / "out.txt", disk / "checkpoints"
-        folder.mkdir()
+        self.folder, self.out, self.saved = folder, folder.parent / "out.txt", disk / "checkpoints"
+        if disk in folder.parents:
+            self.out = disk.parent / "out.txt"
         command = [sys.executable, "-m", "megascratch", "pretrain", *SMALL, *words]
         command += ["--save", str(self.saved), "--output-dir", str(folder)]
         with self.out.open("w") as out:
@@ -111,6 +112,24 @@ def test_training_warns_goes_on_and_saves_again_when_there_is_room(disk, tmp_pat
     assert sound(run.saved)[0] == json.loads((run.folder / "summary.json").read_text())["steps"]
     assert len({bool(row.get("error")) for row in run.saves()}) == 2
     assert not list(run.saved.glob(".writer.*")), "what failed is gone"
+
+
+def test_its_report_lies_on_the_full_disk_and_has_every_row_in_the_end(disk, tmp_path):
+    run = Run(disk, disk / "run")
+    until(lambda: len(steps(run.saved)) >= 2)
+    filler = fill(disk)
+    until(lambda: "warning: the report of the run cannot be written: " in run.said())
+    until(lambda: run.said().count("; training goes on") >= 3)
+    filler.unlink()
+    later = run.said().count("\nstep ")
+    until(lambda: run.said().count("\nstep ") > later + 5)
+    (run.folder / "stop").touch()
+    assert run.process.wait(60) == 82, run.said()
+    assert run.said().count("the report of the run cannot") <= 4, "not told with each row"
+    rows = map(json.loads, (run.folder / "metrics.jsonl").read_text().splitlines())
+    logged = [row["step"] for row in rows if "grad_norm" in row]
+    last = json.loads((run.folder / "summary.json").read_text())["steps"]
+    assert logged == [1, *range(10, last + 1, 10)]
 
 
 def test_with_exit_on_save_error_it_stops_and_the_last_checkpoint_is_sound(disk, tmp_path):

@@ -167,6 +167,16 @@ def test_after_sigterm_a_run_saves_ends_well_and_can_go_on_as_if_nothing_had_bee
     assert saved(tmp_path / "parts", end) == saved(tmp_path / "whole", end)
 
 
+def test_after_a_signal_while_it_loads_a_run_saves_one_step_and_has_its_code(tmp_path):
+    environment = {**ENVIRONMENT, "MEGASCRATCH_FAULT": "run.built:0:1:slow=2"}
+    words = command(mock(tmp_path, train_iters=10**6))
+    process = subprocess.Popen(words, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    assert "fault point run.built" in process.stderr.readline()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == PREEMPTED
+    assert len(list((tmp_path / "checkpoints").glob("step_*"))) == 1
+
+
 def test_a_second_signal_ends_a_run_that_hangs_at_once_and_the_last_checkpoint_is_kept(tmp_path):
     words = mock(tmp_path, save_interval=2, train_iters=10**6)
     environment = {**ENVIRONMENT, "MEGASCRATCH_FAULT": "step.end:0:3:hang"}

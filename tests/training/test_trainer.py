@@ -16,6 +16,7 @@ from megascratch.config import endings
 from megascratch.config.settings import Config, OptimConfig, TrainingConfig
 from megascratch.data.loader import sample_numbers
 from megascratch.parallel.mesh import Axis, Mesh
+from megascratch.supervision.launch import BEGAN
 from megascratch.training.hardware import choose_device, matmul_peak, parameter_dtype, peak_memory
 from megascratch.training.state import TrainState
 from megascratch.training.stop import StopRequest, remove_stop_file
@@ -156,7 +157,8 @@ ALONE = Axis.alone("world"), torch.device("cpu")
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGTERM, 83), (signal.SIGUSR1, 83), (signal.SIGINT, endings.INTERRUPTED)]
+    ("number", "code"),
+    [(signal.SIGTERM, 83), (signal.SIGUSR1, 83), (signal.SIGHUP, 83), (signal.SIGINT, endings.INTERRUPTED)],
 )
 def test_a_signal_is_remembered_and_the_handlers_are_given_back(number, code):
     before, threads = signal.getsignal(number), threading.active_count()
@@ -171,6 +173,28 @@ def test_a_signal_is_remembered_and_the_handlers_are_given_back(number, code):
     finally:
         stop.release()
     assert signal.getsignal(number) is before and threading.active_count() == threads
+
+
+def test_a_request_that_came_while_requests_were_blocked_is_heard_and_an_ignored_one_is_not():
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    os.kill(os.getpid(), signal.SIGTERM)
+    try:
+        with StopRequest(TrainingConfig()) as stop:
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            while not stop.asked:
+                time.sleep(0.001)
+            assert stop.agreed(1, *ALONE) == endings.PREEMPTED
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_the_time_of_a_run_counts_from_its_first_attempt(monkeypatch):
+    settings = TrainingConfig(exit_duration_in_mins=10)
+    for began, code in ((time.time() - 500, 0), (time.time() - 700, endings.EXIT_DURATION)):
+        monkeypatch.setenv(BEGAN, str(began))
+        with StopRequest(settings) as stop:
+            assert stop.agreed(1, *ALONE) == code
 
 
 def test_a_run_stops_at_its_interval_after_its_time_and_when_the_stop_file_appears(tmp_path):
