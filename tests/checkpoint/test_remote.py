@@ -184,10 +184,27 @@ def test_a_save_that_fails_leaves_nothing(folder, fault, complaint):
 
 
 @S3_TOO
-def test_an_error_that_passes_is_tried_again_and_a_committed_step_outlives_a_later_error(folder):
-    with armed("save.write:0:1:eio,save.after_commit:0:1:raise"), pytest.raises(Exception, match="after_commit"):
+def test_an_error_that_passes_is_tried_again_and_a_committed_step_outlives_a_later_error(folder, monkeypatch):
+    monkeypatch.setattr(layout, "GROUP_CHUNKS", 2)
+    with armed("save.write:0:2:eio,save.after_commit:0:1:raise"), pytest.raises(Exception, match="after_commit"):
         save(folder)
     assert load(folder) == STATE and len(below(folder)) == 2
+
+
+@ON_S3
+@pytest.mark.parametrize("sent", [1, 6])
+def test_half_an_object_never_gets_its_name(folder, monkeypatch, sent):
+    """Neither what fits into one request nor what goes in parts."""
+    monkeypatch.setattr(store_module, "PART_BYTES", 5 << 20)
+
+    def content():
+        yield memoryview(bytes(sent << 20))
+        raise OSError("broken off")
+
+    with pytest.raises(StoreError, match="broken off"):
+        Store(folder.url).upload(f"{folder}/x", 9 << 20, content)
+    assert below(folder) == []
+    assert not client(folder).call_s3("list_multipart_uploads", Bucket="bucket").get("Uploads")
 
 
 @ON_S3

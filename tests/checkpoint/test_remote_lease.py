@@ -9,7 +9,7 @@ import fsspec
 import pytest
 
 from megascratch import checkpoint
-from megascratch.checkpoint import LeaseLostError, acquire, remote_lease
+from megascratch.checkpoint import LeaseLostError, acquire, remote_draft, remote_lease
 from megascratch.checkpoint.contents import problems
 from megascratch.checkpoint.holder import Holder
 from megascratch.checkpoint.manifest import FILE
@@ -95,21 +95,29 @@ def test_who_gives_no_sign_of_life_is_taken_over_after_a_while(folder):
     mine.release()
 
 
-@pytest.mark.parametrize("moment", ["before the last look", "behind the last look"])
-def test_who_was_taken_over_in_the_middle_of_a_save_commits_nothing(folder, monkeypatch, moment):
-    old, newer = acquire(folder), []
-    where, name = (RemoteDraft, "_require_files") if moment.startswith("before") else (Store, "create")
-    original = getattr(where, name)
+MOMENTS = {
+    "while it sends": (RemoteDraft, "_require_files", ""),
+    "before the last look": (remote_draft, "fault_point", "save.before_commit"),
+    "behind the last look": (Store, "create", FILE),
+}
 
-    def late(self, *given):
-        if not newer and (name == "_require_files" or given[0].endswith(FILE)):
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_who_was_taken_over_in_the_middle_of_a_save_commits_nothing(folder, monkeypatch, moment):
+    old, newer, created = acquire(folder), [], []
+    where, name, told = MOMENTS[moment]
+    original, create = getattr(where, name), Store.create
+    monkeypatch.setattr(Store, "create", lambda self, *given: created.append(given[0]) or create(self, *given))
+
+    def late(*given):
+        if not newer and any(str(word).endswith(told) for word in given):
             newer.append(take_over(folder, monkeypatch))
-        return original(self, *given)
+        return original(*given)
 
     monkeypatch.setattr(where, name, late)
     with pytest.raises(LeaseLostError, match=f"another writer has taken .* over: process {os.getpid()}"):
         write(old, 4)
-    assert checkpoint.steps(folder) == []
+    assert checkpoint.steps(folder) == [] and not any(url.endswith(FILE) for url in created)
     with pytest.raises(LeaseLostError, match="taken"):
         old.require()
     old.release()
