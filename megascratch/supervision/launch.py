@@ -86,7 +86,9 @@ class Requests:
 
     @contextlib.contextmanager
     def caught(self) -> Iterator[None]:
-        heard = [number for number in FORWARDED if signal.getsignal(number) is not signal.SIG_IGN]  # nohup ignores one
+        heard = set(FORWARDED)
+        if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+            heard.remove(signal.SIGHUP)  # nohup asked for it
         before = {number: signal.signal(number, self.add) for number in heard}
         try:
             yield

@@ -39,7 +39,9 @@ class StopRequest:
         self._came: list[tuple[int, float]] = []
         reads, self._writes = os.pipe()
         os.set_blocking(self._writes, False)
-        heard = [number for number in ASKED if signal.getsignal(number) is not signal.SIG_IGN]  # nohup ignores one
+        heard = set(ASKED)
+        if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+            heard.remove(signal.SIGHUP)  # nohup asked for it
         self._before = {number: signal.signal(number, _heard_by_the_thread) for number in heard}
         self._wakeup_before = signal.set_wakeup_fd(self._writes, warn_on_full_buffer=False)
         self._thread = threading.Thread(target=self._listen, args=(reads,), name="signals", daemon=True)
