@@ -20,7 +20,7 @@ from megascratch.parallel.shard import Box
 from megascratch.storage import store as store_module
 from megascratch.storage.place import Address, place
 from megascratch.storage.store import Store, StoreError
-from tests.checkpoint import s3
+from tests import s3
 from tests.checkpoint.cutting import held_by, world, wrong
 from tests.pool import on_ranks
 

@@ -22,7 +22,7 @@ from megascratch.faults import armed
 from megascratch.storage.place import place
 from megascratch.storage.store import Store, StoreError
 from megascratch.verification.pool import CONTEXT
-from tests.checkpoint import s3
+from tests import s3
 from tests.checkpoint.cutting import held_by, world
 
 

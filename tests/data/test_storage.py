@@ -17,6 +17,7 @@ from megascratch.data.rewrite import merge
 from megascratch.data.splits import open_splits
 from megascratch.data.storage import open_corpus
 from megascratch.storage import store as store_module
+from tests import s3
 from tests.data.corpora import counting
 
 URL = "memory://bucket/corpus"
@@ -164,23 +165,20 @@ def test_inspect_reads_object_storage_and_the_writing_verbs_refuse_it(store, tmp
         assert "copy it to this machine" in capsys.readouterr().err
 
 
-def test_s3_itself(tmp_path, monkeypatch):
-    """Against moto's server, where it and s3fs are installed."""
-    pytest.importorskip("s3fs")
-    server = pytest.importorskip("moto.server").ThreadedMotoServer(port=0)
-    server.start()
-    try:
-        address = "http://{}:{}".format(*server.get_host_and_port())
-        for name, value in {"ENDPOINT_URL": address, "ACCESS_KEY_ID": "a", "SECRET_ACCESS_KEY": "b"}.items():
-            monkeypatch.setenv(f"AWS_{name}", value)
-        monkeypatch.setattr(store_module, "WAITS", ())
-        system = fsspec.filesystem("s3", skip_instance_cache=True)
-        system.mkdir("bucket")
-        merge([Reader(counting(tmp_path / "plain", [7, 1, 30, 5] * 10))], tmp_path / "local")
-        upload(system, tmp_path / "local", "s3://bucket/deep/corpus")
-        remote = open_corpus("s3://bucket/deep/corpus", tmp_path / "cache")
-        assert remote.token_range() == (0, 429) and read_manifest(remote)["tokens"] == 430
-        with pytest.raises(UserError, match=r"s3://bucket/none\.bin cannot be found"):
-            open_corpus("s3://bucket/none", tmp_path / "cache")
-    finally:
-        server.stop()
+@pytest.fixture
+def bucket(monkeypatch):
+    """An empty one of a real server; s3fs speaks HTTP to it."""
+    monkeypatch.setattr(store_module, "WAITS", ())
+    with s3.server() as address:
+        s3.speak_to(address)
+        yield s3.emptied()
+        s3.be_silent()
+
+
+def test_s3_itself(tmp_path, bucket):
+    merge([Reader(counting(tmp_path / "plain", [7, 1, 30, 5] * 10))], tmp_path / "local")
+    upload(bucket, tmp_path / "local", "s3://bucket/deep/corpus")
+    remote = open_corpus("s3://bucket/deep/corpus", tmp_path / "cache")
+    assert remote.token_range() == (0, 429) and read_manifest(remote)["tokens"] == 430
+    with pytest.raises(UserError, match=r"s3://bucket/none\.bin cannot be found"):
+        open_corpus("s3://bucket/none", tmp_path / "cache")

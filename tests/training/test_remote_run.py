@@ -16,7 +16,7 @@ from megascratch.storage import store as store_module
 from megascratch.storage.place import place
 from megascratch.storage.store import Store, StoreError
 from megascratch.training.journal import records, write_down
-from tests.checkpoint import s3
+from tests import s3
 from tests.supervision.test_launch import DP2, SMALL
 from tests.training.small_models import save_model
 
