@@ -6,8 +6,8 @@ BUILD := pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
 
 quickstart: .venv/.run
 	$(IN) bash examples/quickstart/run.sh
-test: .venv/.dev
-	$(IN) python -m pytest -q tests
+test: .venv/.dev  # two at once: much of the time of tests over ranks is waiting for messages
+	$(IN) python -m pytest -q -n 2 --dist loadfile tests
 test-deep: .venv/.dev
 	$(IN) python -m pytest -q -m deep tests
 lint: .venv/.dev

@@ -59,9 +59,7 @@ def test_the_slurm_job_passes_the_warning_of_its_time_limit_on(tmp_path):
 
 def test_the_ssh_script_starts_every_machine_with_one_meeting_point(tmp_path):
     command(tmp_path / "ssh", f'echo "$1" >> {tmp_path}/hosts; bash -c "$2"')
-    command(
-        tmp_path / ".venv/bin/megascratch", f'printf "%s " "$@" >> {tmp_path}/words; echo >> {tmp_path}/words; exit 83'
-    )
+    command(tmp_path / ".venv/bin/megascratch", f'echo "$*" >> {tmp_path}/words; exit 83')
     site = {"HOSTS": "a b", "SSH": str(tmp_path / "ssh"), "RANKS": "2"}
     done = subprocess.run(
         ["bash", EXAMPLES / "ssh" / "pretrain.sh"], env={**os.environ, **site}, cwd=tmp_path, timeout=60
