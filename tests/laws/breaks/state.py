@@ -23,6 +23,7 @@ from megascratch.parallel.held import Held
 from megascratch.training import loop, setup
 from megascratch.training.loop import _Loop
 from megascratch.training.state import TrainState
+from megascratch.training.stop import StopRequest
 from megascratch.training.trainer import Trainer
 from megascratch.verification.measure import RankTrace, one_process, world_of
 from tests.laws.breaks.replacing import DP2, DROPOUT, PP2, TP2, ZERO1, Break, nothing
@@ -71,7 +72,7 @@ def _part(config: Config) -> tuple[list[dict], list[Held]]:
         run = setup.prepare(config)
         stack.callback(run.mesh.close)
         looping = _Loop(run)
-        looping.run()
+        looping.run(stack.enter_context(StopRequest(config.training)))
         rows = all_gather_objects(looping.report.rows if looping.report else None, run.mesh.world)[0]
         return rows, run.trainer.held()
 
