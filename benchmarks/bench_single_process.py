@@ -1,6 +1,7 @@
 """A toolkit must cost nothing: tokens/s of a whole training step in one process, beside plain_gpt.py of the same shape.
 
-Both train (forward, backward, clip, AdamW) on the same batches with the same threads, in turn in one run.
+Both train (forward, backward, clip, AdamW) on the same batches with the same threads, in turn in one process, whose
+memory is kept as `pretrain` keeps it: that helps both.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from megascratch.config.fields import with_fields
 from megascratch.config.settings import Config
 from megascratch.data.batch import Batch
 from megascratch.parallel.mesh import Mesh
+from megascratch.training.hardware import keep_freed_memory
 from megascratch.training.trainer import Trainer
 
 SHAPES = {  # layers, width, heads, positions, vocabulary, batch
@@ -38,6 +40,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    keep_freed_memory()
     for name, shape in SHAPES.items():
         positions, vocab, size = shape[3:]
         ours, theirs = trainer_of(*shape), PlainTrainer(*shape[:5])
@@ -46,7 +49,7 @@ def main() -> None:
         places = torch.arange(positions).expand(size, -1)
         batch = Batch(ids, labels, torch.ones(size, positions), places, None, torch.arange(size))
         pair = alternate(
-            lambda ours=ours, batch=batch: ours.global_loss(ours.train_step([batch], 1e-3).loss),
+            lambda ours=ours, batch=batch: ours.train_step([batch], 1e-3).global_loss,
             lambda theirs=theirs, ids=ids, labels=labels: theirs.step(ids, labels),
             args.rounds if vocab < 1000 else max(5, args.rounds // 3),
         )

@@ -1,4 +1,5 @@
-"""Self-attention with fused q, k, v, grouped queries and heads cut over tp; the core is scaled_dot_product_attention.
+"""Self-attention with fused q, k, v, grouped queries and heads cut over tp; the core is scaled_dot_product_attention,
+for short samples on a CPU the same in plain products.
 
 With more tp ranks than key/value heads, neighbouring ranks hold copies of the same k and v rows (`Shard.parts`).
 """
@@ -16,6 +17,38 @@ from megascratch.layers.recompute import recomputed
 from megascratch.layers.rotary import rotate
 from megascratch.parallel.mesh import Axis
 from megascratch.parallel.shard import Part
+
+SHORT = 128  # tokens: up to here plain products are faster on a CPU than the fused kernel, made for long rows
+
+
+class _Causal(torch.autograd.Function):
+    """softmax(q kᵀ / sqrt(d)) v over the tokens so far, in plain products; the weights [b n, s, s] are kept."""
+
+    @staticmethod
+    def forward(ctx, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        b, n, s, d = q.shape
+        q, k, v = (x.reshape(b * n, s, d) for x in (q, k, v))
+        later = torch.full((s, s), -torch.inf, dtype=q.dtype).triu_(1)
+        scores = torch.baddbmm(later.expand(b * n, s, s), q, k.transpose(1, 2), alpha=d**-0.5)
+        weights = torch.softmax(scores, -1, out=scores)
+        ctx.save_for_backward(q, k, v, weights)
+        return torch.bmm(weights, v).view(b, n, s, d)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        q, k, v, weights = ctx.saved_tensors
+        shape, scale = grad.shape, q.shape[-1] ** -0.5
+        grad = grad.reshape(q.shape)
+        grad_weights = torch.bmm(grad, v.transpose(1, 2))
+        grad_scores = torch.ops.aten._softmax_backward_data(grad_weights, weights, -1, weights.dtype).mul_(scale)
+        grad_q, grad_k = torch.bmm(grad_scores, k), torch.bmm(grad_scores.transpose(1, 2), q)
+        return grad_q.view(shape), grad_k.view(shape), torch.bmm(weights.transpose(1, 2), grad).view(shape)
+
+
+def _is_short(q: Tensor, k: Tensor, context: "Context") -> bool:
+    """Whether `_Causal` may take it, and is worth it."""
+    causal = context.mask is None and q.shape == k.shape and q.shape[2] <= SHORT
+    return causal and q.is_cpu and q.dtype.itemsize >= 4 and not torch.compiler.is_compiling()
 
 
 @dataclass
@@ -88,6 +121,8 @@ class Attention(nn.Module):
         k, v = self._spread(k), self._spread(v)
         if self.training and self.dropout.p:
             out = self._with_dropout(q, k, v, context)
+        elif _is_short(q, k, context):
+            out = _Causal.apply(q, k, v)
         else:
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=context.mask, is_causal=context.mask is None)
         return out.permute(2, 0, 1, 3)

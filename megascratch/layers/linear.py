@@ -68,7 +68,7 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
     Of three dims its output is a view to autograd: only where x has two may it be overwritten.
     """
-    if _onednn is not None and x.dtype == torch.float32 and x.numel() * len(weight) >= _WORTHWHILE and x.is_cpu:
+    if _onednn is not None and x.dtype == torch.float32 and x.numel() * weight.shape[0] >= _WORTHWHILE and x.is_cpu:
         return _onednn(x, weight, bias, "none", [], "")
     return F.linear(x, weight, bias)
 

@@ -1,5 +1,6 @@
 """What the machine can do and what the run uses of it: measured matmul peak, memory, device and precision."""
 
+import ctypes
 import resource
 import sys
 import time
@@ -10,6 +11,8 @@ from megascratch.config.errors import UserError
 from megascratch.config.settings import OptimConfig
 from megascratch.parallel.collectives import all_reduce, barrier
 from megascratch.parallel.mesh import Axis
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 def choose_device(asked: str | None, local_rank: int) -> torch.device:
@@ -29,6 +32,19 @@ def choose_device(asked: str | None, local_rank: int) -> torch.device:
         )
     torch.cuda.set_device(local_rank)
     return torch.device("cuda", local_rank)
+
+
+def keep_freed_memory() -> None:
+    """Tells glibc to keep what is freed at the top of its heap for the next step.
+
+    On its own it gives memory back to the system as soon as there is more of it than twice the largest tensor freed so
+    far, and every step asks for the same pages again: a small model spends 2 to 4 % of its time on that. Where the C
+    library is another one nothing is done.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_MMAP_THRESHOLD, 32 << 20)  # what it comes to by itself at the most; larger ones still go back at once
+        mallopt(_TRIM_THRESHOLD, 1 << 30)
 
 
 def parameter_dtype(optim: OptimConfig) -> torch.dtype:

@@ -30,7 +30,7 @@ from megascratch.parallel.whereabouts import judge
 from megascratch.storage.place import Place
 from megascratch.tokenizer import Tokenizer
 from megascratch.training.agree import Found, facts_of, require_agreement
-from megascratch.training.hardware import choose_device
+from megascratch.training.hardware import choose_device, keep_freed_memory
 from megascratch.training.inputs import Inputs, open_inputs
 from megascratch.training.journal import skipped_samples
 from megascratch.training.resume import check_resume, hash_of, manifest_digest
@@ -85,6 +85,8 @@ def prepare(config: Config) -> Run:
     config, tokenizer, splits, total_steps = ready.inputs
     parallel, device = config.parallel, ready.device
     judge()
+    if device.type == "cpu":
+        keep_freed_memory()
     meshes.start(parallel.distributed_backend or ("nccl" if device.type == "cuda" else "gloo"), device, meeting)
     grid = Grid.dense(
         parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size, parallel.data_parallel_size or 1

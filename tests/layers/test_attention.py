@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from megascratch.config.settings import ModelConfig
-from megascratch.layers.attention import Attention, Cache, Context
+from megascratch.layers import attention as module
+from megascratch.layers.attention import SHORT, Attention, Cache, Context
 from megascratch.layers.rotary import rotary_angles, rotate
 from megascratch.model.chunk import document_mask
 from megascratch.parallel.mesh import Axis
@@ -54,6 +55,22 @@ def test_attention_is_the_explicit_softmax(groups, documents):
     allowed = causal() if mask is None else mask[:, 0]
     found = layer(x, Context(SAMPLES, mask=mask))
     assert torch.allclose(found, by_hand(layer, x, allowed, groups))
+
+
+@pytest.mark.parametrize("groups", [4, 2])
+@pytest.mark.parametrize("s", [1, 2, SHORT, SHORT + 1])
+def test_on_a_cpu_short_samples_have_the_outputs_and_gradients_of_the_fused_kernel(s, groups, monkeypatch):
+    def run() -> list[torch.Tensor]:
+        layer, x = attention(groups), inputs(s).requires_grad_()
+        out = layer(x, Context(SAMPLES))
+        weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(5), dtype=out.dtype)
+        return [out, *torch.autograd.grad((out * weights).sum(), [x, *layer.parameters()])]
+
+    short, taken = run(), []
+    monkeypatch.setattr(module, "_is_short", lambda *_: bool(taken.append(1)))
+    for mine, fused in zip(short, run(), strict=True):
+        assert torch.allclose(mine, fused, rtol=1e-9, atol=1e-12)
+    assert taken, "the fused kernel was not asked"
 
 
 def test_the_plain_steps_of_dropout_are_the_same_attention():
