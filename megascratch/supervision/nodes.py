@@ -101,10 +101,15 @@ def _serve(agent: subprocess.Popen, root: Path, requests: Requests, max_restarts
             end([*pids, agent.pid])
     if handled > 1:
         return 128 + requests.came[1][0]
-    codes = {where.code for where in _newest(root) if where.ended}
-    if agent.returncode != 0:
-        return FAILED
-    return max(codes & {DONE, *STOPS}, default=DONE)
+    return _judge(agent.returncode, _newest(root))
+
+
+def _judge(agent: int, ranks: Sequence[Whereabouts]) -> int:
+    """The exit code, from torchrun's and the ranks of the last attempt. torchrun fails, too, where a batch system sent
+    its request to every process of the job: ranks that have all saved then know better."""
+    codes = {where.code if where.ended else FAILED for where in ranks}
+    saved = codes and codes <= {DONE, *STOPS} and codes != {DONE}
+    return FAILED if agent != 0 and not saved else max(codes & {DONE, *STOPS}, default=DONE)
 
 
 def _patience(root: Path, ranks: Sequence[Whereabouts], max_restarts: int) -> float:

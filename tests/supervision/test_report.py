@@ -8,6 +8,7 @@ import time
 import pytest
 
 from megascratch.parallel.whereabouts import ENDED, FOLDER, JUDGED, WAITS, Whereabouts, read
+from megascratch.supervision.nodes import _judge
 from megascratch.supervision.report import LOST, Seen, culprits, hangs, headline, table
 from megascratch.supervision.watch import end, look, state_of
 
@@ -49,6 +50,16 @@ def test_a_rank_hangs_only_where_others_wait_for_it_and_it_lives():
     assert hangs([rank(0, still=5.1)], 5.0) and not hangs([rank(0, still=4.9)], 5.0)
     assert not hangs([rank(0, still=9.0, flags=0)], 5.0), "before it meets the others it may take its time"
     assert not hangs([rank(0, still=9.0, flags=JUDGED | ENDED)], 5.0) and not hangs([rank(0, 0, still=9.0)], 5.0)
+
+
+@pytest.mark.parametrize(("agent", "ranks", "code"), [
+    (0, [0, 0], 0), (0, [83, 83], 83), (0, [82, 81], 82), (1, [1, None], 1), (1, [0, 0], 1), (1, [], 1),
+    (1, [83, 83], 83),  # a batch system's SIGTERM went to torchrun, too
+    (1, [83, None], 1), (1, [83, 1], 1), (-9, [130, 130], 130),
+])  # fmt: skip
+def test_ranks_that_have_saved_know_the_exit_code_better_than_torchrun(agent, ranks, code):
+    ended = [rank(number, one, flags=ENDED if one is not None else JUDGED).where for number, one in enumerate(ranks)]
+    assert _judge(agent, ended) == code
 
 
 NOTES = """
