@@ -9,12 +9,9 @@ import pytest
 
 from megascratch import checkpoint
 from megascratch.checkpoint import Lease, LeaseLostError, lease
-from megascratch.checkpoint.shares import agree_on_shares
-from megascratch.checkpoint.transfer import raw_bytes
-from megascratch.checkpoint.writer import write_step
 from megascratch.config.errors import UserError
 from megascratch.verification.pool import CONTEXT
-from tests.checkpoint.cutting import held_by, world
+from tests.checkpoint.cutting import write
 
 
 def hold(folder, connection, start=0.0):
@@ -39,13 +36,6 @@ def holder(tmp_path):
     yield process
     process.kill()
     process.join()
-
-
-def write(lease, step):
-    held = held_by(0, 1, 0, filled=True)
-    share = agree_on_shares(held, world())
-    raw = lambda index: raw_bytes(share.layout.slots[index].tensor)  # noqa: E731
-    return write_step(lease.folder, lease.inside, step, share, raw, {}, world())
 
 
 def test_a_second_writer_is_refused_at_once_with_the_holders_name(tmp_path, holder):

@@ -14,16 +14,13 @@ from megascratch.checkpoint.contents import problems
 from megascratch.checkpoint.holder import Holder
 from megascratch.checkpoint.manifest import FILE
 from megascratch.checkpoint.remote_draft import RemoteDraft
-from megascratch.checkpoint.shares import agree_on_shares
-from megascratch.checkpoint.transfer import raw_bytes
-from megascratch.checkpoint.writer import write_step
 from megascratch.config.errors import UserError
 from megascratch.faults import armed
 from megascratch.storage.place import place
 from megascratch.storage.store import Store, StoreError
 from megascratch.verification.pool import CONTEXT
 from tests import s3
-from tests.checkpoint.cutting import held_by, world
+from tests.checkpoint.cutting import write
 
 
 @pytest.fixture
@@ -40,13 +37,6 @@ def leave(folder, number, beat="3", **changes):
     for name, text in (("json", record), ("beat", beat)):
         url = (folder / ".writer" / f"{number:08d}.{name}").url
         Store(url).put(url, text.encode())
-
-
-def write(lease, step):
-    held = held_by(0, 1, 0, filled=True)
-    share = agree_on_shares(held, world())
-    raw = lambda index: raw_bytes(share.layout.slots[index].tensor)  # noqa: E731
-    return write_step(lease.folder, lease.inside, step, share, raw, {}, world())
 
 
 def take_over(folder, monkeypatch):

@@ -12,11 +12,12 @@ import torch
 from megascratch.checkpoint import load, save
 from megascratch.checkpoint.contents import Contents
 from megascratch.config.settings import Config
-from megascratch.data.loader import sample_numbers
 from megascratch.training.state import TrainState
 from megascratch.training.trainer import Trainer
-from tests.laws.runs import batch_of, config_of
-from tests.pool import mesh_of, on_ranks
+from megascratch.verification.measure import world_of
+from tests.laws.runs import config_of
+from tests.pool import on_ranks
+from tests.training.playing import build, play
 
 TP, PP, DP = "tensor_model_parallel_size", "pipeline_model_parallel_size", "data_parallel_size"
 LAYOUTS = {
@@ -36,31 +37,6 @@ TOLERANCE = 1e-9  # law 1, fp64
 
 def config_for(layout) -> Config:
     return config_of(**MODEL | layout)
-
-
-def ranks_of(config: Config) -> int:
-    sizes = config.parallel
-    return sizes.tensor_model_parallel_size * sizes.pipeline_model_parallel_size * (sizes.data_parallel_size or 1)
-
-
-def build(config: Config) -> Trainer:
-    sizes = config.parallel
-    tp, pp, dp = sizes.tensor_model_parallel_size, sizes.pipeline_model_parallel_size, sizes.data_parallel_size or 1
-    return Trainer(config, mesh_of(tp, pp, dp))
-
-
-def play(trainer: Trainer, state: TrainState, steps: int) -> tuple[list[float], list[int]]:
-    """Losses, and the numbers of the samples that this rank has read."""
-    config, dp, losses, seen = trainer.config, trainer.mesh.dp, [], []
-    size, total = config.training.micro_batch_size, config.training.global_batch_size
-    for _ in range(steps):
-        numbers = [sample_numbers(state.consumed_samples, m, size, dp.rank, dp.size)
-                   for m in range(total // (size * dp.size))]  # fmt: skip
-        result = trainer.train_step([batch_of(config, n) for n in numbers], 1e-2 / (1 + state.step), state.step + 1)
-        state.step, state.consumed_samples = state.step + 1, state.consumed_samples + total
-        losses.append(trainer.global_loss(result.loss))
-        seen += [n for some in numbers for n in some]
-    return losses, seen
 
 
 def differing(trainer: Trainer, folder) -> list[str]:
@@ -88,20 +64,21 @@ def load_on(config: Config, folder, steps: int) -> tuple[list[str], list[float],
     state = TrainState.from_dict(load(folder, trainer.held(), trainer.mesh.world)["train_state"])
     different = differing(trainer, folder)
     trainer.restore(state)
-    return different, *play(trainer, state, steps)
+    played = play(trainer, state, steps)
+    return different, [step.loss for step in played], [number for step in played for number in step.samples]
 
 
 def on(config: Config, function, *args) -> list:
-    ranks = ranks_of(config)
+    ranks = world_of(config)
     return [function(config, *args)] if ranks == 1 else on_ranks(ranks, function, config, *args)
 
 
 def prove(folder, layouts: dict[str, dict], pairs: list[tuple[str, str]], steps: int) -> None:
-    expected = play(build(config_for({})), TrainState(), BEFORE + steps)[0][BEFORE:]
+    expected = [step.loss for step in play(build(config_for({})), TrainState(), BEFORE + steps)[BEFORE:]]
     folders = {name: folder / str(number) / f"step_{BEFORE:08d}" for number, name in enumerate(layouts)}
     for name in dict.fromkeys(saved for saved, _ in pairs):
         config = config_for(layouts[name])
-        assert on(config, save_on, folders[name].parent) == [[]] * ranks_of(config), name
+        assert on(config, save_on, folders[name].parent) == [[]] * world_of(config), name
     for saved, loaded in pairs:
         config, pair = config_for(layouts[loaded]), f"{saved} -> {loaded}"
         answers = on(config, load_on, folders[saved], steps)
@@ -110,7 +87,7 @@ def prove(folder, layouts: dict[str, dict], pairs: list[tuple[str, str]], steps:
             assert losses == pytest.approx(expected, rel=TOLERANCE), pair
         total = config.training.global_batch_size
         next_ones = list(range(BEFORE * total, (BEFORE + steps) * total))
-        copies = ranks_of(config) // (config.parallel.data_parallel_size or 1)  # ranks that share a sample
+        copies = world_of(config) // (config.parallel.data_parallel_size or 1)  # ranks that share a sample
         assert sorted(number for *_, seen in answers for number in seen) == sorted(next_ones * copies), pair
 
 

@@ -13,15 +13,16 @@ import torch
 from megascratch.checkpoint import load, save
 from megascratch.config import endings
 from megascratch.config.settings import Config, OptimConfig, TrainingConfig
-from megascratch.data.loader import sample_numbers
 from megascratch.parallel.mesh import Axis, Mesh
 from megascratch.supervision.launch import BEGAN
 from megascratch.training.hardware import choose_device, matmul_peak, parameter_dtype, peak_memory
 from megascratch.training.state import TrainState
 from megascratch.training.stop import StopRequest, remove_stop_file
 from megascratch.training.trainer import Trainer
+from megascratch.verification import measure
 from tests.laws.runs import batch_of, config_of
 from tests.pool import mesh_of, on_ranks
+from tests.training.playing import build, play
 
 LAYOUTS = {
     "one": {},
@@ -32,50 +33,28 @@ LAYOUTS = {
                       "use_distributed_optimizer": True},
 }  # fmt: skip
 DROPOUT = {"hidden_dropout": 0.1, "attention_dropout": 0.1, "global_batch_size": 4}
-Told = list[tuple[float, float]]  # loss and norm of each step
 
 
 def world_of(layout: str) -> int:
-    config = config_of(**LAYOUTS[layout])
-    sizes = config.parallel
-    return sizes.tensor_model_parallel_size * sizes.pipeline_model_parallel_size * (sizes.data_parallel_size or 1)
+    return measure.world_of(config_of(**LAYOUTS[layout]))
 
 
-def build(config: Config) -> Trainer:
-    sizes = config.parallel
-    return Trainer(config, mesh_of(
-        sizes.tensor_model_parallel_size, sizes.pipeline_model_parallel_size, sizes.data_parallel_size))
-
-
-def play(trainer: Trainer, state: TrainState, steps: int) -> Told:
-    """Some steps, each at its own learning rate."""
-    config, dp, told = trainer.config, trainer.mesh.dp, []
-    size, total = config.training.micro_batch_size, config.training.global_batch_size
-    for _ in range(steps):
-        numbers = [sample_numbers(state.consumed_samples, m, size, dp.rank, dp.size)
-                   for m in range(total // (size * dp.size))]  # fmt: skip
-        result = trainer.train_step([batch_of(config, n) for n in numbers], 1e-2 / (1 + state.step), state.step + 1)
-        state.step, state.consumed_samples = state.step + 1, state.consumed_samples + total
-        told.append((trainer.global_loss(result.loss), result.grad_norm))
-    return told
-
-
-def train_and_save(config: Config, folder: str) -> tuple[Told, list]:
+def train_and_save(config: Config, folder: str) -> tuple[list[tuple[float, float]], list]:
     """On a rank: two steps, a checkpoint, two more steps without it; what these told and left."""
     trainer, state = build(config), TrainState()
     play(trainer, state, 2)
     trainer.save_scalars(state)
     save(folder, state.step, trainer.held(), {"train_state": state.to_dict()}, trainer.mesh.world)
-    told = play(trainer, state, 2)
+    told = [step[:2] for step in play(trainer, state, 2)]
     return told, [held.tensor.clone() for held in trainer.held()]
 
 
-def load_and_train(config: Config, folder: str) -> tuple[Told, list]:
+def load_and_train(config: Config, folder: str) -> tuple[list[tuple[float, float]], list]:
     """On a rank: a new trainer goes on from the checkpoint."""
     trainer = build(config)
     state = TrainState.from_dict(load(folder, trainer.held(), trainer.mesh.world)["train_state"])
     trainer.restore(state)
-    told = play(trainer, state, 2)
+    told = [step[:2] for step in play(trainer, state, 2)]
     return told, [held.tensor.clone() for held in trainer.held()]
 
 
@@ -103,9 +82,9 @@ def test_a_trainer_on_another_layout_goes_on_with_the_same_numbers(tmp_path, fir
 
 def loss_on_every_rank(config: Config) -> tuple[float, list[float]]:
     trainer = build(config)
-    (loss, _), = play(trainer, TrainState(), 1)
+    (played,) = play(trainer, TrainState(), 1)
     batches = [batch_of(config, range(50 + m, 51 + m)) for m in range(2)]
-    return loss, trainer.evaluate(batches).tolist()
+    return played.loss, trainer.evaluate(batches).tolist()
 
 
 @pytest.mark.parametrize("layout", ["tp2 sp", "pp2 interleaved", "tp2 pp2 zero1"])
