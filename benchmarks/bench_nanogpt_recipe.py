@@ -50,13 +50,13 @@ def main() -> None:
         for layout, found in rows.items():
             twenty = [row["loss"] for row in found if row.get("split") == "valid"][-1]
             print(f"{layout:<12} all {whole_loss(folder, layout):.4f}   20 batches {twenty:.4f}", flush=True)
+    one, four = (training_losses(found)[:200] for found in rows.values())
+    far = max(abs(a - b) / a for a, b in zip(one, four, strict=True))
+    print(f"first {len(one)} training losses of the two layouts: largest relative difference {far:.2e}", flush=True)
     whole, draws = train_plain(text, args.steps, args.seed)
     mean, deviation = statistics.mean(draws), statistics.stdev(draws)
     print(f"plain loop   all {whole:.4f}   20 random batches {mean:.4f} +- {deviation:.4f}, "
           f"{sum(draw <= NANOGPT for draw in draws)} of {len(draws)} draws at most {NANOGPT}")
-    one, four = ([row["loss"] for row in found if "split" not in row][:200] for found in rows.values())
-    far = max(abs(a - b) / a for a, b in zip(one, four, strict=True))
-    print(f"first {len(one)} training losses of the two layouts: largest relative difference {far:.2e}")
 
 
 def prepare(text: str, folder: Path) -> None:
@@ -82,6 +82,11 @@ def train(folder: Path, layout: str, steps: int, seed: int) -> list[dict]:
     launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m"] if ranks > 1 else []
     _run(*words, launcher=launcher)
     return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+def training_losses(rows: list[dict]) -> list[float]:
+    """Without the rows of validation and of checkpoints."""
+    return [row["loss"] for row in rows if "split" not in row and "event" not in row]
 
 
 def whole_loss(folder: Path, layout: str) -> float:
