@@ -10,6 +10,7 @@ import pytest
 
 from megascratch.commands import main
 from megascratch.commands.doctor import _clocks, _together, report
+from megascratch.parallel.meeting import INTERFACES
 from megascratch.training import machines
 from megascratch.training.links import Speed, slow_groups, speeds
 from megascratch.training.machines import Finding, look_at
@@ -69,6 +70,8 @@ def test_a_disk_without_room_or_permission_and_an_unknown_interface_fail(tmp_pat
 def test_a_host_that_others_cannot_reach_fails(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    for name in INTERFACES:  # a run in this process, on one machine, leaves them
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(machines.socket, "gethostbyname", lambda name: "127.0.1.1")
     (found,) = [finding for finding in look_at(None, True) if finding.about == "network"]
     assert found.state == "FAIL" and "127.0.1.1: nobody else reaches it" in found.text and "export GLOO" in found.fix
