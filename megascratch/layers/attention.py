@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from megascratch.config.settings import ModelConfig
+from megascratch.layers import fused
 from megascratch.layers.dropout import AttentionDropout
 from megascratch.layers.linear import ColumnParallelLinear, RowParallelLinear
 from megascratch.layers.recompute import recomputed
@@ -18,31 +19,61 @@ from megascratch.layers.rotary import rotate
 from megascratch.parallel.mesh import Axis
 from megascratch.parallel.shard import Part
 
-SHORT = 128  # tokens: up to here plain products are faster on a CPU than the fused kernel, made for long rows
+SHORT = 256  # tokens: up to here plain products are faster on a CPU than the fused kernel, made for long rows
+_ROWS = 128  # queries at once, with the keys up to the last of them: a product with keys that come later is for nothing
 
 
 class _Causal(torch.autograd.Function):
-    """softmax(q kᵀ / sqrt(d)) v over the tokens so far, in plain products; the weights [b n, s, s] are kept."""
+    """softmax(q kᵀ / sqrt(d)) v over the tokens so far, in plain products of stretches of queries with the keys that
+    they see; the weights, about half of [b n, s, s], are kept."""
 
     @staticmethod
     def forward(ctx, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         b, n, s, d = q.shape
         q, k, v = (x.reshape(b * n, s, d) for x in (q, k, v))
-        later = torch.full((s, s), -torch.inf, dtype=q.dtype).triu_(1)
-        scores = torch.baddbmm(later.expand(b * n, s, s), q, k.transpose(1, 2), alpha=d**-0.5)
-        weights = torch.softmax(scores, -1, out=scores)
-        ctx.save_for_backward(q, k, v, weights)
-        return torch.bmm(weights, v).view(b, n, s, d)
+        out, parts = q.new_empty(s, b, n, d), []  # as the next layer wants it
+        rows = out.view(s, b * n, d).transpose(0, 1)
+        for first in range(0, s, _ROWS):
+            end = min(first + _ROWS, s)
+            parts.append(_weights(q[:, first:end], k[:, :end], first))
+            rows[:, first:end] = torch.bmm(parts[-1], v[:, :end])
+        ctx.save_for_backward(q, k, v, *parts)
+        return out.permute(1, 2, 0, 3)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        q, k, v, weights = ctx.saved_tensors
-        shape, scale = grad.shape, q.shape[-1] ** -0.5
+        q, k, v, *parts = ctx.saved_tensors
+        shape, end, scale = grad.shape, grad.shape[2], q.shape[-1] ** -0.5
         grad = grad.reshape(q.shape)
-        grad_weights = torch.bmm(grad, v.transpose(1, 2))
-        grad_scores = torch.ops.aten._softmax_backward_data(grad_weights, weights, -1, weights.dtype).mul_(scale)
-        grad_q, grad_k = torch.bmm(grad_scores, k), torch.bmm(grad_scores.transpose(1, 2), q)
-        return grad_q.view(shape), grad_k.view(shape), torch.bmm(weights.transpose(1, 2), grad).view(shape)
+        grad_q, grad_k, grad_v = (x.new_empty(x.shape) for x in (q, k, v))
+        for weights in reversed(parts):
+            first = end - weights.shape[1]
+            mine, seen = slice(first, end), slice(0, end)
+            grad_weights = torch.bmm(grad[:, mine], v[:, seen].transpose(1, 2))
+            grad_scores = _weights_backward(weights, grad_weights, first, scale)
+            grad_q[:, mine] = torch.bmm(grad_scores, k[:, seen])
+            beta = 0 if end == shape[2] else 1  # the last stretch sees all keys and comes first: nothing to add to
+            grad_k[:, seen].baddbmm_(grad_scores.transpose(1, 2), q[:, mine], beta=beta)
+            grad_v[:, seen].baddbmm_(weights.transpose(1, 2), grad[:, mine], beta=beta)
+            end = first
+        return grad_q.view(shape), grad_k.view(shape), grad_v.view(shape)
+
+
+def _weights(q: Tensor, k: Tensor, first: int) -> Tensor:
+    """Those of queries first, first + 1 .. [n, rows, d] over the keys up to the last of them [n, columns, d]."""
+    scale, size = q.shape[-1] ** -0.5, (q.shape[0], q.shape[1], k.shape[1])
+    if fused.takes(q, k):
+        return fused.causal_softmax_(torch.bmm(q, k.transpose(1, 2)), first, scale)
+    later = torch.full(size[1:], -torch.inf, dtype=q.dtype).triu_(first + 1)
+    scores = torch.baddbmm(later.expand(size), q, k.transpose(1, 2), alpha=scale)
+    return torch.softmax(scores, -1, out=scores)
+
+
+def _weights_backward(weights: Tensor, grad: Tensor, first: int, scale: float) -> Tensor:
+    """The weights' gradient -> that of the scores before they are scaled."""
+    if fused.takes(weights, grad):
+        return fused.causal_softmax_backward_(weights, grad, first, scale)
+    return torch.ops.aten._softmax_backward_data(grad, weights, -1, weights.dtype).mul_(scale)
 
 
 def _is_short(q: Tensor, k: Tensor, context: "Context") -> bool:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from megascratch.config.settings import ModelConfig
+from megascratch.layers import fused
 from megascratch.layers.linear import ColumnParallelLinear, RowParallelLinear
 from megascratch.parallel.mesh import Axis
 from megascratch.parallel.shard import Part
@@ -24,12 +25,16 @@ class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
+        if fused.takes(x):
+            return fused.swiglu(x)
         gate, up = x.chunk(2, -1)
         return F.silu(gate).mul_(up)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
+        if fused.takes(x, grad):
+            return fused.swiglu_backward(x, grad)
         gate, up = x.chunk(2, -1)
         grad_x = torch.empty_like(x)
         grad_gate, grad_up = grad_x.chunk(2, -1)

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from megascratch.layers import fused
 from megascratch.parallel.shard import Shard
 
 try:  # the package of that name on the Python index is another one and has no such module
@@ -33,17 +34,23 @@ class LayerNorm(nn.Module):
 
 
 class _RMSNorm(torch.autograd.Function):
-    """x / rms(x) * weight in few passes over the memory, where torch has no kernel of its own: on a CPU."""
+    """x / rms(x) * weight where torch has no kernel of its own, on a CPU: in few passes over the memory, or in one."""
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-        scale = x.square().mean(-1, keepdim=True).add_(epsilon).rsqrt_()
+        if fused.takes(x, weight):
+            out, scale = fused.rms_norm(x, weight, epsilon)
+        else:
+            scale = x.square().mean(-1, keepdim=True).add_(epsilon).rsqrt_()
+            out = (x * scale).mul_(weight)
         ctx.save_for_backward(x, weight, scale)
-        return (x * scale).mul_(weight)
+        return out
 
     @staticmethod
     def backward(ctx, grad: Tensor):
         x, weight, scale = ctx.saved_tensors
+        if fused.takes(x, weight, grad):
+            return *fused.rms_norm_backward(x, weight, scale, grad), None
         both = (grad * x).flatten(0, -2)
         along = (both @ weight).view_as(scale)  # what the scale's own dependence on x takes away
         grad_x = (grad * weight).mul_(scale).addcmul_(x, along * scale * scale * scale, value=-1 / x.shape[-1])

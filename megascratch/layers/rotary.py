@@ -5,6 +5,8 @@ turn together.
 import torch
 from torch import Tensor
 
+from megascratch.layers import fused
+
 
 def rotary_angles(positions: Tensor, dims: int, base: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Cosine and sine of each position's angles; positions [b, s] -> [s, b, 1, dims], where dims i and i + dims/2 have
@@ -25,7 +27,7 @@ class _Rotate(torch.autograd.Function):
         s, b, n, d = qkv.shape
         x, out = qkv.permute(1, 2, 0, 3), qkv.new_empty(b, n, s, d)
         turned = heads[0] + heads[1]
-        _turn(x[:, :turned], cos, sin, out[:, :turned])
+        _turn(x[:, :turned], cos, sin, out[:, :turned], back=False)
         out[:, turned:] = x[:, turned:]
         return out.split(heads, 1)
 
@@ -36,8 +38,8 @@ class _Rotate(torch.autograd.Function):
         b, _, s, d = grads[0].shape
         grad_qkv = grads[0].new_empty(s, b, sum(heads), d)
         q, k, v = grad_qkv.permute(1, 2, 0, 3).split(heads, 1)
-        _turn(grads[0], cos, -sin, q)  # back
-        _turn(grads[1], cos, -sin, k)
+        _turn(grads[0], cos, sin, q, back=True)
+        _turn(grads[1], cos, sin, k, back=True)
         v.copy_(grads[2])
         return grad_qkv, None, None, None
 
@@ -54,11 +56,15 @@ def rotate(
     return _turned(q, cos, sin), _turned(k, cos, sin), v
 
 
-def _turn(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> None:
+def _turn(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor, back: bool) -> None:
     dims, half = cos.shape[-1], sin.shape[-1]
-    torch.mul(x[..., :dims], cos, out=out[..., :dims])
-    out[..., :half].addcmul_(x[..., half:dims], sin, value=-1)
-    out[..., half:dims].addcmul_(x[..., :half], sin)
+    if fused.takes(x, cos, sin) and x.stride(-1) == 1:
+        fused.turn(x, cos, sin, out, back)
+    else:
+        sign = -1 if back else 1
+        torch.mul(x[..., :dims], cos, out=out[..., :dims])
+        out[..., :half].addcmul_(x[..., half:dims], sin, value=-sign)
+        out[..., half:dims].addcmul_(x[..., :half], sin, value=sign)
     if dims < x.shape[-1]:
         out[..., dims:] = x[..., dims:]
 

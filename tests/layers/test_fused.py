@@ -1,0 +1,136 @@
+"""The kernels of csrc/fused.h against the formulas in torch's own pieces, and where they may not be taken."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from megascratch.config.settings import ModelConfig
+from megascratch.layers import fused
+from megascratch.layers.attention import Attention, Context
+from megascratch.layers.mlp import swiglu
+from megascratch.layers.norm import NORMS
+from megascratch.layers.rotary import rotary_angles, rotate
+from megascratch.parallel.mesh import Axis
+
+WIDTHS = [1, 7, 8, 15, 16, 17, 33, 100]  # around what one instruction takes: 8 numbers in fp64, 16 in fp32
+EDGES = [0.0, -0.0, 30.0, -30.0, 87.0, -87.0, 89.0, -89.0, 700.0, -710.0, 1e30, -1e30]
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def close(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    precision = torch.finfo(found.dtype).eps
+    return torch.allclose(found, expected.to(found.dtype), rtol=20 * precision, atol=20 * precision)
+
+
+def draw(*shape: int, dtype: torch.dtype) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(len(shape)), dtype=torch.float64).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_swiglu_and_its_gradient(width, dtype):
+    x, grad = draw(3, 2, 2 * width, dtype=dtype), draw(3, 2, width, dtype=dtype)
+    wide = x.double().requires_grad_()
+    expected = F.silu(wide[..., :width]) * wide[..., width:]
+    expected.backward(grad.double())
+    assert close(fused.swiglu(x), expected) and close(fused.swiglu_backward(x, grad), wide.grad)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_swiglu_far_out_and_with_what_is_no_number(dtype):
+    gate = torch.tensor(EDGES, dtype=dtype)
+    found = fused.swiglu(torch.stack((gate, torch.ones_like(gate))).view(1, -1))
+    assert torch.allclose(found[0], F.silu(gate), rtol=1e-6, atol=1e-7) and found.isfinite().all()
+    assert fused.swiglu(torch.tensor([[torch.nan, 1.0]], dtype=dtype)).isnan().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_rms_norm_and_its_gradients(width, dtype):
+    x, weight, grad = (draw(*shape, dtype=dtype) for shape in ((3, 2, width), (width,), (3, 2, width)))
+    wide, scaled = x.double().requires_grad_(), weight.double().requires_grad_()
+    expected = F.rms_norm(wide, (width,), scaled, 1e-5)
+    expected.backward(grad.double())
+    out, scale = fused.rms_norm(x, weight, 1e-5)
+    grad_x, grad_weight = fused.rms_norm_backward(x, weight, scale, grad)
+    assert close(out, expected) and close(grad_x, wide.grad) and close(grad_weight, scaled.grad)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("first", "rows"), [(0, 1), (0, 16), (0, 37), (5, 12), (32, 32), (128, 128)])
+def test_causal_softmax_and_its_gradient(first, rows, dtype):
+    columns = first + rows
+    scores, grad = (draw(2, rows, columns, dtype=dtype) * 4 for _ in range(2))
+    wide = scores.double().requires_grad_()
+    later = torch.ones(rows, columns, dtype=torch.bool).triu_(first + 1)
+    expected = (0.3 * wide).masked_fill(later, -torch.inf).softmax(-1)
+    expected.backward(grad.double())
+    weights = fused.causal_softmax_(scores, first, 0.3)
+    assert close(weights, expected) and (weights[:, later] == 0).all()
+    assert close(fused.causal_softmax_backward_(weights, grad, first, 0.3), wide.grad)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_causal_softmax_of_scores_far_apart(dtype):
+    scores = torch.tensor([[[1e30, 5.0, 5.0], [-1e30, -1e30, 0.0], [-1e30, 80.0, 1e30]]], dtype=dtype)
+    found = fused.causal_softmax_(scores, 0, 1.0)
+    expected = torch.tensor([[[1.0, 0.0, 0.0], [0.5, 0.5, 0.0], [0.0, 0.0, 1.0]]], dtype=dtype)
+    assert torch.allclose(found, expected, atol=1e-30)
+
+
+MODEL = ModelConfig(hidden_size=24, num_attention_heads=3, num_query_groups=3, kv_channels=8, attention_dropout=0.0)
+
+
+def through_all(s: int, dtype: torch.dtype, threads: int) -> list[torch.Tensor]:
+    """Outputs and gradients of every layer that has a kernel, from inputs that are not contiguous."""
+    torch.set_num_threads(threads)
+    torch.manual_seed(1)
+    x = torch.randn(2, s, 48, dtype=torch.float64).to(dtype)[..., ::2].transpose(0, 1).requires_grad_()
+    norm = NORMS["RMSNorm"](24, 1e-5, bias=False, grad_sum=()).to(dtype)
+    layer = Attention(MODEL, 0, 1, Axis.alone("tp"), False, 0.1).to(dtype)
+    weights = [*norm.parameters(), *layer.parameters()]
+    for weight in weights:
+        torch.nn.init.normal_(weight, std=0.3)
+    angles = rotary_angles(torch.arange(s).expand(2, s), 6, 100.0, dtype)
+    y = layer(norm(x), Context(torch.arange(2), rotary=angles))
+    out = swiglu(y.transpose(0, 1)).square().cumsum(1)
+    return [out, *torch.autograd.grad(out.sum(), [x, *weights])]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("s", [1, 13, 128, 150])
+def test_one_thread_and_two_compute_the_same_model(s, dtype, monkeypatch):
+    taken = []
+    monkeypatch.setattr(fused, "turn", lambda *args, turn=fused.turn: taken.append(1) or turn(*args))
+    mine = through_all(s, dtype, 1)
+    assert len(taken) == 3, "the kernels were not asked"
+    theirs = through_all(s, dtype, 2)
+    assert len(taken) == 3, "the kernels know one thread only"
+    precision = torch.finfo(dtype).eps
+    for found, expected in zip(mine, theirs, strict=True):
+        assert (found - expected).norm() <= 100 * precision * expected.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_short_numbers_are_left_to_torch(dtype):
+    assert not fused.takes(torch.ones(2, dtype=dtype))
+    assert not fused.takes(torch.ones(2), torch.ones(2, dtype=dtype))
+    x = torch.linspace(-3, 3, 8).to(dtype)
+    assert torch.equal(swiglu(x), F.silu(x[:4]) * x[4:])
+
+
+def test_rotary_angles_of_each_sample_are_its_own():
+    """The angles' steps over samples and positions are not those of the heads."""
+    qkv, positions = draw(3, 2, 5, 6, dtype=torch.float64), torch.tensor([[1, 2, 3], [4, 5, 9]])
+    both = rotate(qkv, *rotary_angles(positions, 4, 100.0, qkv.dtype), (3, 1, 1))
+    for b in range(2):
+        alone = rotate(qkv[:, b : b + 1], *rotary_angles(positions[b : b + 1], 4, 100.0, qkv.dtype), (3, 1, 1))
+        for found, expected in zip(both, alone, strict=True):
+            assert torch.equal(found[b : b + 1], expected)
