@@ -2,14 +2,14 @@
 PYTHON ?= python3
 IN := PATH="$(CURDIR)/.venv/bin:$$PATH"
 BUILD := pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
-.PHONY: quickstart test test-deep lint bench fuzz
+.PHONY: quickstart test test-deep test-gpu lint bench fuzz
 
 quickstart: .venv/.run
 	$(IN) bash examples/quickstart/run.sh
 test: .venv/.dev  # two at once: much of the time of tests over ranks is waiting for messages
 	$(IN) python -m pytest -q -n 2 --dist loadfile tests
-test-deep: .venv/.dev
-	$(IN) python -m pytest -q -m deep tests
+test-deep test-gpu: .venv/.dev
+	$(IN) python -m pytest -q -m $(@:test-%=%) tests
 lint: .venv/.dev
 	$(IN) ruff check .
 	$(IN) mypy megascratch

@@ -1,7 +1,7 @@
 """The peer of bench_single_process.py: a GPT in plain PyTorch, one file, one process, nothing parallel.
 
 What a good engineer writes by hand: fused q, k, v, scaled_dot_product_attention, cross_entropy, clip_grad_norm_ and
-torch.optim.AdamW(fused=True) with decay groups.
+torch.optim.AdamW(fused=True) with decay groups; on CUDA autocast to bf16, and torch.compile of the whole if asked.
 """
 
 import torch
@@ -49,18 +49,23 @@ class PlainGPT(nn.Module):
 class PlainTrainer:
     """model + optimizer; `step` trains on one batch."""
 
-    def __init__(self, layers: int, width: int, heads: int, positions: int, vocab: int):
-        self.model = PlainGPT(layers, width, heads, positions, vocab)
+    def __init__(self, layers: int, width: int, heads: int, positions: int, vocab: int, device: str = "cpu",
+                 compiled: bool = False):
+        self.model = PlainGPT(layers, width, heads, positions, vocab).to(device)
         matrices = [w for w in self.model.parameters() if w.dim() > 1]
         vectors = [w for w in self.model.parameters() if w.dim() < 2]
         groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.99), fused=True)
+        self.autocast = torch.autocast(device, torch.bfloat16, enabled=device == "cuda")
+        if compiled:
+            self.model.compile()
 
     def step(self, ids: Tensor, labels: Tensor, lr: float = 1e-3) -> float:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self.model(ids, labels)
+        with self.autocast:
+            loss = self.model(ids, labels)
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()

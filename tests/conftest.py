@@ -1,5 +1,21 @@
-"""One thread per process before torch is imported: the tests run several ranks on few cores."""
+"""One thread per process before torch is imported: the tests run several ranks on few cores. And no GPU except for
+`-m gpu`, so that whatever leaves the device open tests the same on every machine."""
 
 import os
 
+import pytest
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if "gpu" not in config.getoption("markexpr").replace("not gpu", ""):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") is not None:
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs a CUDA device and -m gpu")

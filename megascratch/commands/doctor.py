@@ -112,7 +112,8 @@ def _axes(config: Config | None, meeting: Meeting | None, world: int, timeout: t
     if meeting is None:
         return []
     parallel = (config or derive(Config(), world)).parallel
-    device = choose_device(config.training.device if config else None, int(os.environ.get("LOCAL_RANK", "0")))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    device = choose_device(config.training.device if config else None, local_rank, parallel.distributed_backend)
     grid = Grid.dense(parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size,
                       parallel.data_parallel_size or 1)  # fmt: skip
     try:

@@ -59,14 +59,15 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("--print-config belongs to megascratch pretrain")
     if config.model.vocab_size is None and (tokenizer := open_tokenizer(config)) is not None:
         config = with_fields(config, {"vocab_size": tokenizer.vocab_size})
+    backend = config.parallel.distributed_backend
     config = with_fields(for_proof(config, options.steps, options.precision), {"device": options.device})
     cases = _cases(config, options, origins.places)
     _check_vocabulary(cases)
     for case in cases:
         own_schedule(case.config)
     if options.device == "cuda":
-        _check_devices(max(world_of(case.config) for case in cases))
-    return _prove(cases, options)
+        _check_devices(max(world_of(case.config) for case in cases), backend)
+    return _prove(cases, options, backend)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -80,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--random", type=int, metavar="K", action=_Once, help="K random legal layouts of up to --max-world ranks")
     add("--full-size", action="store_true", help="do not shrink the config")
     add("--device", choices=("cpu", "cuda"), default="cpu", action=_Once,
-        help="cpu with gloo (default), or cuda with NCCL and a device per rank")  # fmt: skip
+        help="cpu (default), or cuda: a device per rank, or with --distributed-backend gloo any number")  # fmt: skip
     add("--timeout", type=float, default=120.0, metavar="SECONDS", action=_Once,
         help="a run that takes longer has failed (default: 120)")  # fmt: skip
     add("--json", metavar="FILE", action=_Once, help="the verdicts, as JSON")
@@ -115,20 +116,21 @@ def _check_vocabulary(cases: Sequence[Case]) -> None:
         raise UserError(f"vocab-size ({size}) must be above {EOD} for synthetic text: use {EOD + 1} or more")
 
 
-def _check_devices(ranks: int) -> None:
+def _check_devices(ranks: int, backend: str | None) -> None:
     there = torch.cuda.device_count()
-    if there < ranks:
+    if there < ranks and (backend != "gloo" or there == 0):
+        fewer = f"use --max-world {there} or less, --distributed-backend gloo, with which ranks share devices, or"
         raise UserError(
             f"--device cuda needs a device per rank, {ranks} for these layouts, and this machine has {there}: "
-            + (f"use --max-world {there} or less, or --device cpu" if there else "use --device cpu")
+            f"{fewer if there else 'use'} --device cpu"
         )
 
 
-def _prove(cases: Sequence[Case], options: argparse.Namespace) -> int:
+def _prove(cases: Sequence[Case], options: argparse.Namespace, backend: str | None) -> int:
     console, verdicts = Console(highlight=False), []
     if not console.is_terminal:
         console.width = WIDTH
-    pool = Pool(options.timeout, options.device, GRACE)
+    pool = Pool(options.timeout, options.device, GRACE, backend if options.device == "cuda" else None)
     try:
         with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
             for case in bar.track(cases, description="layouts"):

@@ -107,7 +107,7 @@ class ParallelConfig:
     recompute_num_layers: int | None = None
     """With full: layers per unit (uniform) or per chunk (block); default: 1."""
     distributed_backend: Literal["gloo", "nccl"] | None = None
-    """Communication library; default: nccl on cuda, gloo on cpu."""
+    """Communication library; default: nccl on cuda, gloo on cpu. With gloo ranks may share a CUDA device (slowly)."""
     distributed_timeout_minutes: float = 10.0
     """A communication that waits longer than this ends the run with the name of what hung."""
 

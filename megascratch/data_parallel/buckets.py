@@ -6,6 +6,7 @@ view of a bucket; the first contribution of a step overwrites, so no pass is spe
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from weakref import WeakMethod
 
 import torch
@@ -28,7 +29,7 @@ class GradSlot:
     def linear(self, weight: Tensor, x: Tensor, grad: Tensor) -> None:
         """Adds gradᵀ x. weight [out, in], x [n, in], grad [n, out]. Called where autograd records nothing."""
         if x.dtype != self.main.dtype or grad.dtype != self.main.dtype:
-            self._add(grad.t() @ x)
+            self._add_product(grad.t(), x)
         elif self.fresh:
             torch.mm(grad.t(), x, out=self.main)
         else:
@@ -59,6 +60,15 @@ class GradSlot:
             self.dense(weight, weight.grad)
             weight.grad = None
 
+    def _add_product(self, a: Tensor, b: Tensor) -> None:
+        """a b of 16-bit matrices; where the device can, it is never rounded to 16 bits nor written down by itself."""
+        if not (a.is_cuda and _adds_wide_products()):
+            self._add(a @ b)
+        elif self.fresh:
+            torch.mm(a, b, out_dtype=self.main.dtype, out=self.main)
+        else:
+            torch.addmm(self.main, a, b, out_dtype=self.main.dtype, out=self.main)
+
     def _add(self, grad: Tensor) -> None:
         self.main.copy_(grad) if self.fresh else self.main.add_(grad)
 
@@ -66,6 +76,17 @@ class GradSlot:
         self.fresh = False
         if self.tell is not None:
             self.tell(self)
+
+
+@lru_cache(maxsize=1)
+def _adds_wide_products() -> bool:
+    """Of CUDA; torch 2.8 does not yet."""
+    narrow, wide = (torch.zeros(16, 16, dtype=dtype, device="cuda") for dtype in (torch.bfloat16, torch.float32))
+    try:
+        torch.addmm(wide, narrow, narrow, out_dtype=torch.float32, out=wide)
+    except RuntimeError:
+        return False
+    return True
 
 
 def _handing_over(slot: GradSlot) -> Callable[[Tensor], None]:

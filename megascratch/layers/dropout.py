@@ -2,11 +2,46 @@
 (law 3).
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
 from megascratch.parallel.mesh import Axis
 from megascratch.parallel.random import keep_mask, sample_keys
+
+try:
+    from megascratch.layers.kernels import dropped
+except ImportError:  # no Triton here
+    dropped = None  # type: ignore[assignment]
+
+
+class _Mask(NamedTuple):
+    """See `kernels.dropped`."""
+
+    seed: int
+    site: int
+    p: float
+    run_length: int
+    first: int
+
+
+class _Dropped(torch.autograd.Function):
+    """Of a CUDA tensor; the mask is worked out again and not kept."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, samples: Tensor, mask: _Mask) -> Tensor:
+        ctx.save_for_backward(samples)
+        ctx.mask = mask
+        return dropped(x.contiguous(), samples, *mask)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        return dropped(grad.contiguous(), *ctx.saved_tensors, *ctx.mask), None, None
+
+
+def _in_one_kernel(x: Tensor) -> bool:
+    return dropped is not None and x.is_cuda and not torch.compiler.is_compiling()  # the compiler fuses plain steps
 
 
 class Dropout(nn.Module):
@@ -21,6 +56,8 @@ class Dropout(nn.Module):
         if not self.training or self.p == 0:
             return x
         s, _, h = x.shape
+        if _in_one_kernel(x):
+            return _Dropped.apply(x, samples, _Mask(self.seed, self.site, self.p, h, self.part * s * h))
         position = torch.arange(self.part * s, (self.part + 1) * s, device=x.device)
         index = position[:, None, None] * h + torch.arange(h, device=x.device)
         keep = keep_mask(sample_keys(self.seed, self.site, samples)[:, None], index, self.p)
@@ -36,6 +73,9 @@ class AttentionDropout(nn.Module):
 
     def forward(self, x: Tensor, samples: Tensor) -> Tensor:
         _, heads, queries, keys = x.shape
+        if _in_one_kernel(x):
+            size = heads * queries * keys
+            return _Dropped.apply(x, samples, _Mask(self.seed, self.site, self.p, size, self.rank * size))
         head = torch.arange(self.rank * heads, (self.rank + 1) * heads, device=x.device)
         row = head[:, None] * queries + torch.arange(queries, device=x.device)
         index = row[:, :, None] * keys + torch.arange(keys, device=x.device)

@@ -11,6 +11,11 @@ from torch import Tensor
 from megascratch.parallel.collectives import all_reduce
 from megascratch.parallel.mesh import Axis
 
+try:
+    from megascratch.layers.kernels import row_statistics, to_gradient
+except ImportError:  # no Triton here
+    row_statistics = to_gradient = None  # type: ignore[assignment]
+
 _BLOCK = 1 << 19  # elements worked on at once on a CPU, so that the several passes over them stay in cache
 
 
@@ -46,6 +51,28 @@ class _CrossEntropy(torch.autograd.Function):
         return x.to(ctx.dtype), None, None, None
 
 
+class _InKernels(torch.autograd.Function):
+    """The same of CUDA's logits in one pass forward and one backward; they are kept as they are, not in fp32."""
+
+    @staticmethod
+    def forward(ctx, logits: Tensor, labels: Tensor, valid: int, tp: Axis) -> Tensor:
+        first = tp.rank * logits.shape[1]
+        here, total, target = row_statistics(logits, labels, first, valid)
+        peak = all_reduce(here.clone(), tp, dist.ReduceOp.MAX)
+        both = all_reduce(torch.stack((total * (here - peak).exp(), target)), tp)
+        total, target = both
+        ctx.save_for_backward(logits, labels, peak, total)
+        ctx.columns = first, valid
+        return total.log() + (peak - target)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        logits, labels, peak, total = ctx.saved_tensors
+        first, valid = ctx.columns
+        to_gradient(logits, labels, first, valid, peak, total, grad.contiguous())
+        return logits, None, None, None
+
+
 def _in_part(labels: Tensor, width: int, tp: Axis) -> tuple[Tensor, Tensor]:
     """Labels as numbers of this rank's `width` columns, and which of them lie there; the others are 0."""
     local = labels - tp.rank * width
@@ -61,4 +88,5 @@ def vocab_parallel_cross_entropy(logits: Tensor, labels: Tensor, valid: int, tp:
         labels: [n] int64, numbers in the whole vocabulary.
         valid: how many of this rank's columns are vocabulary; the rest is padding.
     """
-    return _CrossEntropy.apply(logits, labels, valid, tp)
+    in_kernels = row_statistics is not None and logits.is_cuda and logits.dtype != torch.float64
+    return (_InKernels if in_kernels else _CrossEntropy).apply(logits, labels, valid, tp)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from megascratch.faults import fault_point
 from megascratch.parallel.mesh import Axis
+from megascratch.parallel.through_host import goes_through_host
 from megascratch.parallel.waits import blocked
 from megascratch.parallel.whereabouts import numbered, waiting
 
@@ -102,6 +103,19 @@ def _start(operation: str, axis: Axis, result: Tensor, launch: Callable[..., Wor
         return Pending(operation, axis, launch(group=axis.group, async_op=True), result)
 
 
+def _brought_up(pending: Pending, out: Tensor) -> Pending:
+    """A collective in host memory whose result belongs into `out`, on a device."""
+    host, finish = pending.result, pending.finish
+
+    def bring_up() -> None:
+        if finish is not None:
+            finish()
+        out.copy_(host)
+
+    pending.result, pending.finish = out, bring_up
+    return pending
+
+
 # gloo's own collectives are rings: a message waits at one rank after the other. Where that waiting is most of the time
 # (benchmarks/bench_collectives.py) each rank sends every other its part at once and adds up itself, in rank order.
 _EXCHANGED_SUM = 1 << 16  # bytes of an all-reduce, at the most: it sends more bytes than the ring
@@ -135,6 +149,8 @@ def start_all_reduce(x: Tensor, axis: Axis, op: dist.ReduceOp.RedOpType = dist.R
     """Sums (or `op`) x over the axis, in place."""
     if axis.size == 1:
         return Pending("all_reduce", axis, None, x)
+    if goes_through_host(x, axis.group):
+        return _brought_up(start_all_reduce(x.cpu(), axis, op), x)
     if _is_exchanged(x, _EXCHANGED_SUM):
         return _start_exchange("all_reduce", axis, x, _for_each_rank(x, axis), _REDUCTIONS[op])
     return _start("all_reduce", axis, x, lambda **how: dist.all_reduce(x, op, **how))
@@ -146,6 +162,8 @@ def start_all_gather(x: Tensor, axis: Axis, out: Tensor | None = None) -> Pendin
         return Pending("all_gather", axis, None, x if out is None else out.copy_(x))
     x = x.contiguous()
     out = x.new_empty((axis.size * x.shape[0], *x.shape[1:])) if out is None else out
+    if goes_through_host(x, axis.group):
+        return _brought_up(start_all_gather(x.cpu(), axis), out)
     if _is_exchanged(out, _EXCHANGED_GATHER):
         return _start_exchange("all_gather", axis, out, _for_each_rank(x, axis))
     if x.device.type == "cpu":
@@ -183,6 +201,8 @@ def start_reduce_scatter(x: Tensor, axis: Axis, out: Tensor | None = None) -> Pe
         return Pending("reduce_scatter", axis, None, x if out is None else out.copy_(x))
     x = x.contiguous()
     out = x.new_empty((x.shape[0] // axis.size, *x.shape[1:])) if out is None else out
+    if goes_through_host(x, axis.group):
+        return _brought_up(start_reduce_scatter(x.cpu(), axis), out)
     if x.device.type == "cpu":
         return _start_exchange("reduce_scatter", axis, out, x, torch.sum)
     return _start("reduce_scatter", axis, out, lambda **how: _reduce_scatter_single(out, x, **how))

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from megascratch.config.errors import UserError
 from megascratch.parallel.grid import Grid
 from megascratch.parallel.meeting import Meeting
+from megascratch.parallel.through_host import place_of_messages
 from megascratch.parallel.waits import Waits
 
 
@@ -100,7 +101,7 @@ class Mesh:
             )
         if world == 1:
             return cls.alone(device)
-        waits = Waits(torch.device(device))
+        waits = Waits(place_of_messages(torch.device(device), dist.group.WORLD))
         maker = _GroupMaker(rank, timeout, waits)
         lines = {
             "tp": ("tp",),
@@ -179,7 +180,7 @@ def start(backend: str, device: torch.device, meeting: Meeting | None) -> None:
         rank=meeting.rank,
         world_size=meeting.world,
         timeout=meeting.timeout,
-        device_id=device if device.type == "cuda" else None,
+        device_id=device if backend == "nccl" else None,
     )
 
 

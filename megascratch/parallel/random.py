@@ -7,14 +7,13 @@ Bits come from SplitMix64's finaliser (Steele, Lea, Flood 2014) over a counter; 
 import hashlib
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from megascratch.parallel.shard import Box
 
-_GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # as a signed 64-bit integer
-_MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
-_MIX_2 = 0x94D049BB133111EB - (1 << 64)
+GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # as a signed 64-bit integer
+MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
+MIX_2 = 0x94D049BB133111EB - (1 << 64)
 _BLOCK = 1 << 16  # elements drawn at once; part of the definition of every initial weight
 
 
@@ -25,15 +24,24 @@ def _shift_right(x: Tensor, bits: int) -> Tensor:
 
 def mix64(x: Tensor) -> Tensor:
     """int64 -> int64, every output bit depends on every input bit."""
-    x = x * _GOLDEN
-    x = (x ^ _shift_right(x, 30)) * _MIX_1
-    x = (x ^ _shift_right(x, 27)) * _MIX_2
+    x = x * GOLDEN
+    x = (x ^ _shift_right(x, 30)) * MIX_1
+    x = (x ^ _shift_right(x, 27)) * MIX_2
     return x ^ _shift_right(x, 31)
+
+
+def mixed(number: int) -> int:
+    """`mix64` of one number, for which a device need not be asked."""
+    x = number * GOLDEN % (1 << 64)
+    x = (x ^ x >> 30) * MIX_1 % (1 << 64)
+    x = (x ^ x >> 27) * MIX_2 % (1 << 64)
+    x ^= x >> 31
+    return x - (x >> 63 << 64)
 
 
 def sample_keys(seed: int, site: int, samples: Tensor) -> Tensor:
     """A 64-bit key per sample for one dropout site; a sample's number is unique in a run, so it stands for the step."""
-    return mix64(mix64(samples + mix64(torch.tensor(seed, device=samples.device))) + site)
+    return mix64(mix64(samples + mixed(seed)) + site)
 
 
 def keep_mask(keys: Tensor, index: Tensor, p: float) -> Tensor:

@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from megascratch.parallel.collectives import barrier, named
 from megascratch.parallel.mesh import Axis
+from megascratch.parallel.through_host import place_of_messages
 from megascratch.pipeline.play import Span
 from megascratch.pipeline.schedule import Action
 
@@ -101,7 +102,8 @@ class Recorder(Silent):
 def clock_lead(axis: Axis, device: torch.device) -> float:
     """Seconds by which this rank's clock is ahead of the first rank's, good to half of the fastest round trip: the
     answer was read in its middle (Cristian 1989, Distributed Computing 3)."""
-    lead, fastest, clock = 0.0, float("inf"), torch.zeros(1, dtype=torch.float64, device=device)
+    place = place_of_messages(device, axis.group)
+    lead, fastest, clock = 0.0, float("inf"), torch.zeros(1, dtype=torch.float64, device=place)
     with named("reading the clocks", axis.name, axis.rank, axis.size):
         for peer in axis.ranks[1:]:
             for _ in range(ROUNDS):

@@ -13,8 +13,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megascratch.faults import fault_point
-from megascratch.parallel.collectives import CommunicationError, reason
+from megascratch.parallel.collectives import CommunicationError, Work, reason
 from megascratch.parallel.mesh import Link, Links
+from megascratch.parallel.through_host import HostTransfer, goes_through_host
 from megascratch.parallel.waits import blocked
 from megascratch.parallel.whereabouts import doing, waiting
 from megascratch.pipeline.recorder import Silent
@@ -110,18 +111,18 @@ def connect(links: Links, device: torch.device) -> None:
                                          f"{reason(error)}") from error
 
 
-def _start(link: Link, tensor: Tensor, outwards: bool) -> dist.Work:
-    if outwards:
-        work = dist.isend(tensor, link.target, group=link.group)
-    else:
-        work = dist.irecv(tensor, link.source, group=link.group)
+def _start(link: Link, tensor: Tensor, outwards: bool) -> Work:
+    peer = link.target if outwards else link.source
+    if goes_through_host(tensor, link.group):
+        return HostTransfer(tensor, peer, link.group, outwards)
+    work = (dist.isend if outwards else dist.irecv)(tensor, peer, group=link.group)
     assert work is not None  # None only for a rank outside the group
     return work
 
 
 class _Transfer(NamedTuple):
     action: Action
-    work: dist.Work
+    work: Work
     tensor: Tensor  # lives as long as the transfer
 
 

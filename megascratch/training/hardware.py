@@ -15,8 +15,8 @@ from megascratch.parallel.mesh import Axis
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
-def choose_device(asked: str | None, local_rank: int) -> torch.device:
-    """`asked`, or cuda if there is one; on cuda each local rank gets its own.
+def choose_device(asked: str | None, local_rank: int, backend: str | None = None) -> torch.device:
+    """`asked`, or cuda if there is one; on cuda each local rank gets its own, or with `backend` gloo its share of one.
 
     Raises:
         UserError: cuda is asked for and there is none, or there are fewer devices than ranks on this machine.
@@ -25,13 +25,14 @@ def choose_device(asked: str | None, local_rank: int) -> torch.device:
     if kind == "cpu":
         return torch.device("cpu")
     count = torch.cuda.device_count()
-    if local_rank >= count:
+    if local_rank >= count and (backend != "gloo" or count == 0):
         raise UserError(
             f"local rank {local_rank} needs a CUDA device of its own and this machine has {count}: "
             f"start {max(count, 1)} processes here, or use --device cpu"
         )
-    torch.cuda.set_device(local_rank)
-    return torch.device("cuda", local_rank)
+    device = torch.device("cuda", local_rank % count)
+    torch.cuda.set_device(device)
+    return device
 
 
 def keep_freed_memory() -> None:

@@ -85,8 +85,9 @@ def _network() -> list[Finding]:
 
 
 def _device(config: Config | None) -> list[Finding]:
+    asked, backend = (config.training.device, config.parallel.distributed_backend) if config else (None, None)
     try:
-        device = choose_device(config.training.device if config else None, int(os.environ.get("LOCAL_RANK", "0")))
+        device = choose_device(asked, int(os.environ.get("LOCAL_RANK", "0")), backend)
     except UserError as error:
         return [Finding("device", "FAIL", str(error), "start as many processes as there are devices")]
     return [Finding("device", "ok", device.type)]

@@ -138,7 +138,8 @@ def _ready(config: Config) -> _Ready:
     start = _checkpoint_to_load(config)
     notices = check_resume(start, config, files, tokenizer.fingerprint if tokenizer else None) if start else []
     traced_step = _traced_step(config, _step_of(start), total_steps)
-    device = choose_device(config.training.device, int(os.environ.get("LOCAL_RANK", "0")))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    device = choose_device(config.training.device, local_rank, config.parallel.distributed_backend)
     return _Ready(inputs, start, files, traced_step, device, notices)
 
 

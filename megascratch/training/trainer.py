@@ -215,7 +215,9 @@ class Trainer:
         if not self.stages[-1].is_last:
             return 1.0
         mine = torch.stack([batch.loss_mask.sum(dtype=torch.float64) for batch in batches]).sum()
-        return max(1.0, all_reduce(mine.to(self.mesh.device), self.mesh.data).item())
+        if self.mesh.data.size > 1:
+            mine = all_reduce(mine.to(self.mesh.device), self.mesh.data)
+        return max(1.0, mine.item())
 
     def _loss_part(self, losses: Sequence[Tensor]) -> Tensor:
         """Each loss is known to all tensor ranks of the last stage: the first of them speaks."""

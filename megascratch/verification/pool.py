@@ -48,12 +48,16 @@ class Pool:
 
     Args:
         timeout: seconds until a collective gives up; a worker that is silent for half as long again is killed.
-        device: 'cpu' (gloo) or 'cuda' (NCCL, rank r on device r).
+        device: 'cpu' or 'cuda' (rank r on device r; of fewer devices with gloo several ranks on each).
         grace: seconds that the other ranks still have once one has failed; None: the time-out's.
+        backend: 'gloo' or 'nccl'; None: NCCL on cuda.
     """
 
-    def __init__(self, timeout: float, device: str = "cpu", grace: float | None = None) -> None:
+    def __init__(
+        self, timeout: float, device: str = "cpu", grace: float | None = None, backend: str | None = None
+    ) -> None:
         self.timeout, self.device, self.grace = timeout, device, grace
+        self.backend = backend or ("nccl" if device == "cuda" else "gloo")
         self.workers: list[tuple[Any, Connection]] = []
         self.world = 0
         self.meeting = ""
@@ -96,7 +100,8 @@ class Pool:
         while len(self.workers) < world:
             here, there = CONTEXT.Pipe()
             rank = len(self.workers)
-            process = CONTEXT.Process(target=_serve, args=(there, rank, self.timeout, self.device), daemon=True)
+            process = CONTEXT.Process(target=_serve, args=(there, rank, self.timeout, self.device, self.backend),
+                                      daemon=True)  # fmt: skip
             process.start()
             there.close()  # or a dead worker's end would stay open here
             self.workers.append((process, here))
@@ -139,7 +144,7 @@ def _received(connection: Connection) -> Answer:
         return False, ("died", "no trace")
 
 
-def _serve(connection: Connection, rank: int, timeout: float, device: str) -> None:
+def _serve(connection: Connection, rank: int, timeout: float, device: str, backend: str) -> None:
     """A worker's life: tasks in, answers out."""
     torch.set_num_threads(1)
     meeting = None
@@ -150,17 +155,15 @@ def _serve(connection: Connection, rank: int, timeout: float, device: str) -> No
                 _kept().drop()
                 dist.destroy_process_group()
             if meeting_file != meeting and active:
-                _meet(meeting_file, rank, world, timeout, device)
+                _meet(meeting_file, rank, world, timeout, place_of(device, rank), backend)
             meeting = meeting_file
             connection.send((True, function(*args) if active else None))
         except BaseException as error:
             connection.send((False, (f"{type(error).__name__}: {error}", traceback.format_exc())))
 
 
-def _meet(file: str, rank: int, world: int, timeout: float, device: str) -> None:
-    backend, place = "gloo", None
-    if device == "cuda":
-        backend, place = "nccl", torch.device("cuda", rank)
+def _meet(file: str, rank: int, world: int, timeout: float, place: torch.device, backend: str) -> None:
+    if place.type == "cuda":
         torch.cuda.set_device(place)
     dist.init_process_group(
         backend,
@@ -168,8 +171,13 @@ def _meet(file: str, rank: int, world: int, timeout: float, device: str) -> None
         rank=rank,
         world_size=world,
         timeout=timedelta(seconds=timeout),
-        device_id=place,
+        device_id=place if backend == "nccl" else None,
     )
+
+
+def place_of(device: str, rank: int) -> torch.device:
+    """Of a rank; more ranks than devices share them."""
+    return torch.device("cuda", rank % torch.cuda.device_count()) if device == "cuda" else torch.device(device)
 
 
 @dataclass
@@ -193,11 +201,10 @@ def _kept() -> _Kept:
 
 def mesh_of(tp: int = 1, pp: int = 1, dp: int = 1, device: str = "cpu") -> Mesh:
     """On a rank: the mesh of this layout; its groups are kept until another layout is asked for."""
-    if device == "cuda":
-        device = f"cuda:{dist.get_rank() if dist.is_initialized() else 0}"
+    place = place_of(device, dist.get_rank() if dist.is_initialized() else 0)
     grid, kept = Grid.dense(tp=tp, pp=pp, dp=dp), _kept()
-    key = (tuple(grid.sizes.items()), device)
+    key = (tuple(grid.sizes.items()), place)
     if kept.mesh is None or kept.key != key:
         kept.drop()
-        kept.key, kept.mesh = key, Mesh.build(grid, device)
+        kept.key, kept.mesh = key, Mesh.build(grid, place)
     return kept.mesh

@@ -21,7 +21,7 @@ class Played(NamedTuple):
 def build(config: Config) -> Trainer:
     sizes = config.parallel
     tp, pp, dp = sizes.tensor_model_parallel_size, sizes.pipeline_model_parallel_size, sizes.data_parallel_size or 1
-    return Trainer(config, mesh_of(tp, pp, dp))
+    return Trainer(config, mesh_of(tp, pp, dp, config.training.device or "cpu"))
 
 
 def play(trainer: Trainer, state: TrainState, steps: int) -> list[Played]:

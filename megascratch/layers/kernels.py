@@ -1,0 +1,110 @@
+"""Triton kernels for what torch does in many passes over the memory of a GPU: the loss over a long row of logits, and
+dropout whose mask is a function. They compute what `loss.py` and `dropout.py` say in plain steps, and keep less.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from megascratch.parallel.random import GOLDEN, MIX_1, MIX_2, mixed
+
+_COLUMNS = 8192  # of a row, worked on at once
+_ELEMENTS = 1024  # of a tensor, per program
+_GOLDEN, _MIX_1, _MIX_2 = (tl.constexpr(number % (1 << 64)) for number in (GOLDEN, MIX_1, MIX_2))
+
+
+@triton.jit
+def _statistics(logits, stride, labels, first, valid, peak, total, target, COLUMNS: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    logits += row * stride
+    most = tl.full((), -float("inf"), tl.float32)
+    added = tl.zeros((), tl.float32)
+    for start in range(0, valid, COLUMNS):
+        column = start + tl.arange(0, COLUMNS)
+        x = tl.load(logits + column, mask=column < valid, other=-float("inf")).to(tl.float32)
+        higher = tl.maximum(most, tl.max(x, 0))
+        added = added * tl.exp(most - higher) + tl.sum(tl.exp(x - higher), 0)
+        most = higher
+    label = tl.load(labels + row) - first
+    mine = (label >= 0) & (label < valid)
+    tl.store(peak + row, most)
+    tl.store(total + row, added)
+    tl.store(target + row, tl.load(logits + label, mask=mine, other=0.0).to(tl.float32))
+
+
+@triton.jit
+def _gradient(logits, stride, labels, first, valid, width, peak, total, grad, COLUMNS: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    place = logits + row * stride + column
+    scale = tl.load(grad + row)
+    x = tl.load(place, mask=column < valid, other=-float("inf")).to(tl.float32)
+    share = tl.exp(x - tl.load(peak + row)) * (scale / tl.load(total + row))
+    hit = (column == tl.load(labels + row) - first) & (column < valid)
+    tl.store(place, tl.where(hit, share - scale, share).to(logits.dtype.element_ty), mask=column < width)
+
+
+def row_statistics(logits: Tensor, labels: Tensor, first: int, valid: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each row [n] in fp32: the largest logit, the sum of exp(logit - largest), and its label's logit, 0 where that
+    is not among the columns.
+
+    Args:
+        logits: [n, v/tp], rows contiguous.
+        labels: [n] int64, numbers in the whole vocabulary, of which these columns begin at `first`.
+        valid: how many columns are vocabulary.
+    """
+    peak, total, target = torch.empty(3, len(logits), dtype=torch.float32, device=logits.device)
+    _statistics[len(logits),](logits, logits.stride(0), labels, first, valid, peak, total, target,
+                              COLUMNS=_COLUMNS, num_warps=16)  # fmt: skip
+    return peak, total, target
+
+
+def to_gradient(
+    logits: Tensor, labels: Tensor, first: int, valid: int, peak: Tensor, total: Tensor, grad: Tensor
+) -> None:
+    """Overwrites the logits with the gradient of -log softmax times each row's `grad`; padding gets none."""
+    blocks = triton.cdiv(logits.shape[1], _COLUMNS)
+    _gradient[len(logits), blocks](logits, logits.stride(0), labels, first, valid, logits.shape[1], peak, total, grad,
+                                   COLUMNS=_COLUMNS, num_warps=16)  # fmt: skip
+
+
+@triton.jit
+def _mixed(x):  # random.mix64; unsigned numbers shift zeros in
+    x *= _GOLDEN
+    x = (x ^ (x >> 30)) * _MIX_1
+    x = (x ^ (x >> 27)) * _MIX_2
+    return x ^ (x >> 31)
+
+
+@triton.jit(do_not_specialize=["seed", "site", "first"])
+def _dropped(x, out, samples, count, run_length, blocks, seed, site, first,
+             LEAST: tl.constexpr, KEPT: tl.constexpr, ELEMENTS: tl.constexpr):  # fmt: skip
+    program = tl.program_id(0).to(tl.int64)
+    run = program // blocks
+    offset = program % blocks * ELEMENTS + tl.arange(0, ELEMENTS)
+    there = offset < run_length
+    key = _mixed((tl.load(samples + run % count) + seed).to(tl.uint64))
+    key = _mixed(key + site.to(tl.uint64))
+    index = first + run // count * run_length + offset
+    bits = _mixed(index.to(tl.uint64) ^ key) >> 11
+    value = tl.load(x + run * run_length + offset, mask=there)
+    wide = value if value.dtype == tl.float64 else value.to(tl.float32)
+    kept = tl.where(bits >= LEAST, wide / KEPT, 0.0)
+    tl.store(out + run * run_length + offset, kept.to(value.dtype), mask=there)
+
+
+def dropped(x: Tensor, samples: Tensor, seed: int, site: int, p: float, run_length: int, first: int) -> Tensor:
+    """x / (1 - p) where `random.keep_mask` is True, else 0.
+
+    Args:
+        x: contiguous; runs of `run_length` elements, sample after sample, and again from the first sample on.
+        seed: `random.sample_keys` mixes it into the numbers of the samples, as it does `site`.
+        first: global number of the first element of each sample; a sample's next run has the numbers that follow.
+    """
+    out, blocks = torch.empty_like(x), triton.cdiv(run_length, _ELEMENTS)
+    _dropped[x.numel() // run_length * blocks,](
+        x, out, samples, len(samples), run_length, blocks, mixed(seed), site, first,
+        LEAST=int(p * (1 << 53)), KEPT=1 - p, ELEMENTS=_ELEMENTS,
+    )  # fmt: skip
+    return out
