@@ -81,12 +81,12 @@ class GradSlot:
 @lru_cache(maxsize=1)
 def _adds_wide_products() -> bool:
     """Of CUDA; torch 2.8 does not yet."""
-    narrow, wide = (torch.zeros(16, 16, dtype=dtype, device="cuda") for dtype in (torch.bfloat16, torch.float32))
+    narrow, wide = (torch.ones(16, 16, dtype=dtype, device="cuda") for dtype in (torch.bfloat16, torch.float32))
     try:
         torch.addmm(wide, narrow, narrow, out_dtype=torch.float32, out=wide)
     except RuntimeError:
         return False
-    return True
+    return bool((wide == 17).all())
 
 
 def _handing_over(slot: GradSlot) -> Callable[[Tensor], None]:

@@ -1,17 +1,19 @@
-"""What is one kernel on CUDA is what the plain steps compute."""
+"""What is one kernel on CUDA is what the plain steps compute, and a kernel that is not is not used."""
 
 import pytest
 import torch
 
+from megascratch.layers import dropout, loss
 from megascratch.layers.dropout import AttentionDropout, Dropout
 from megascratch.layers.loss import vocab_parallel_cross_entropy
 from megascratch.parallel.mesh import Axis
+from megascratch.parallel.random import keep_mask, sample_keys
 
-pytestmark = pytest.mark.gpu
 TP = Axis.alone("tp")
 CLOSE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2}
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("v", "valid"), [(64, 64), (64, 61), (8192, 8192), (20000, 19999), (50304, 50257)])
 def test_the_loss_and_its_gradient(v, valid, dtype):
@@ -29,6 +31,7 @@ def test_the_loss_and_its_gradient(v, valid, dtype):
     assert (fast_grad[:, valid:] == 0).all()
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("dtype", CLOSE)
 @pytest.mark.parametrize("part", [0, 1])
 def test_dropout_and_its_gradient(dtype, part):
@@ -46,3 +49,52 @@ def test_dropout_and_its_gradient(dtype, part):
             told.append((y.detach().cpu(), here.grad.cpu()))
         for a, b in zip(*told, strict=True):
             assert torch.equal(a == 0, b == 0) and torch.allclose(a, b, rtol=CLOSE[dtype], atol=0)
+
+
+def right_drop(x, samples, seed, site, p, run_length, first):
+    """`kernels.dropped` of one run per sample, in plain steps."""
+    keys = sample_keys(seed, site, samples)[:, None]
+    index = torch.arange(first, first + x.numel() // len(samples)).view(-1, 1, run_length)
+    return x * keep_mask(keys, index, p) / (1 - p)
+
+
+def right_rows(logits, labels, first, valid):
+    peak = logits[:, :valid].amax(-1)
+    target = logits.gather(1, (labels - first)[:, None])[:, 0]
+    return peak, (logits[:, :valid] - peak[:, None]).exp().sum(-1), target
+
+
+def right_gradient(logits, labels, first, valid, peak, total, grad):
+    logits.sub_(peak[:, None]).exp_().mul_((grad / total)[:, None])[:, valid:] = 0
+    logits[torch.arange(len(labels)), labels - first] -= grad
+
+
+def breaks(*args):
+    raise RuntimeError("no compiler here")
+
+
+@pytest.mark.parametrize(("drop", "used"), [
+    (right_drop, True), (breaks, False), (None, False), (lambda x, *how: x / 0.6, False),
+    (lambda x, samples, seed, *how: right_drop(x, samples, seed + 1, *how), False),
+])  # fmt: skip
+def test_dropout_uses_its_kernel_only_where_it_agrees(drop, used, monkeypatch):
+    monkeypatch.setattr(dropout, "dropped", drop)
+    dropout.agrees.cache_clear()
+    assert dropout.agrees(torch.device("cpu")) is used
+    dropout.agrees.cache_clear()
+
+
+@pytest.mark.parametrize(("rows", "gradient", "used"), [
+    (right_rows, right_gradient, True), (breaks, right_gradient, False), (right_rows, breaks, False),
+    (None, None, False), (right_rows, lambda *args: None, False),
+    (lambda logits, labels, *part: right_rows(logits, labels - 1, *part), right_gradient, False),
+    (lambda logits, labels, first, valid: right_rows(logits, labels, first, valid + 5), right_gradient, False),
+])  # fmt: skip
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+def test_the_loss_uses_its_kernels_only_where_they_agree(rows, gradient, used, mode, monkeypatch):
+    monkeypatch.setattr(loss, "row_statistics", rows)
+    monkeypatch.setattr(loss, "to_gradient", gradient)
+    loss.agrees.cache_clear()
+    with mode():
+        assert loss.agrees(torch.device("cpu")) is used
+    loss.agrees.cache_clear()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from megascratch.parallel.random import keep_mask, mix64, normal_rows, sample_keys
+from megascratch.parallel.random import keep_mask, mix64, mixed, normal_rows, sample_keys
 from megascratch.parallel.shard import Box
 
 MANY = torch.arange(1 << 20)
@@ -78,3 +78,8 @@ def test_initial_weights_are_standard_normal_and_a_function_of_seed_and_name():
 def test_blocks_of_rows_are_not_alike():
     drawn = normal_rows(1, "w", (4, 1 << 16), Box((0, 0), (4, 1 << 16)))
     assert len({row.tobytes() for row in drawn}) == 4
+
+
+@pytest.mark.parametrize("number", [0, 1, 42, 1234, -5, 2**62 + 1, 2**63 - 1, -(2**63)])
+def test_a_number_is_mixed_as_a_tensor_is(number):
+    assert mixed(number) == mix64(torch.tensor(number)).item()
