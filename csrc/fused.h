@@ -114,6 +114,52 @@ MEGASCRATCH_INLINE Values<T> sigmoid(const Values<T>& x) {
     return T(1) / (T(1) + exp_of<T>(-x));
 }
 
+// Of the normal distribution: how much lies below x, and how densely it lies there.
+template <typename T>
+struct Bell {
+    Values<T> below, density;
+};
+
+MEGASCRATCH_INLINE Bell<float> bell(const Values<float>& x) {
+    // Abramowitz and Stegun 7.1.26, good to 1.5e-7.
+    const Values<float> z = (x < 0 ? -x : x) * float(M_SQRT1_2), t = 1 / (1 + 0.3275911f * z), e = exp_of<float>(-z * z);
+    const Values<float> series = (((1.061405429f * t - 1.453152027f) * t + 1.421413741f) * t - 0.284496736f) * t;
+    const Values<float> tail = 0.5f * (series + 0.254829592f) * t * e;
+    return {x < 0 ? tail : 1 - tail, e * float(0.5 * M_2_SQRTPI * M_SQRT1_2)};
+}
+
+MEGASCRATCH_INLINE Bell<double> bell(const Values<double>& x) {
+    Bell<double> found = {{}, exp_of<double>(-0.5 * x * x) * (0.5 * M_2_SQRTPI * M_SQRT1_2)};
+    for (int lane = 0; lane < Lanes<double>::count; ++lane) found.below[lane] = 0.5 * std::erfc(-M_SQRT1_2 * x[lane]);
+    return found;
+}
+
+// Of the approximation (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2 of Phi, and its derivative.
+template <typename T>
+MEGASCRATCH_INLINE Bell<T> tanh_bell(const Values<T>& x) {
+    const T slope = T(M_2_SQRTPI * M_SQRT2), cubic = T(0.044715);  // (1 + tanh u) / 2 = sigmoid(2 u)
+    const Values<T> below = sigmoid<T>(slope * (x + cubic * x * x * x));
+    return {below, below * (1 - below) * slope * (1 + 3 * cubic * x * x)};
+}
+
+template <typename T, bool by_tanh>
+MEGASCRATCH_INLINE Bell<T> bell_of(const Values<T>& x) {
+    if constexpr (by_tanh)
+        return tanh_bell<T>(x);
+    else
+        return bell(x);
+}
+
+// The gradient of x * Phi(x) (Hendrycks, Gimpel 2016, arXiv 1606.08415), or of its approximation by tanh.
+template <typename T, bool by_tanh>
+MEGASCRATCH_KERNEL void gelu_backward(const T* x, const T* grad, T* grad_x, std::int64_t count) {
+    each<T>(count, [=](std::int64_t i, std::int64_t n) __attribute__((always_inline)) {
+        const Values<T> values = load(x + i, n);
+        const Bell<T> at = bell_of<T, by_tanh>(values);
+        store<T>(load(grad + i, n) * (at.below + values * at.density), grad_x + i, n);
+    });
+}
+
 // x [rows, gate | up], each `width` wide -> out [rows, width] = silu(gate) * up.
 template <typename T>
 MEGASCRATCH_KERNEL void swiglu(const T* x, T* out, std::int64_t rows, std::int64_t width) {
@@ -153,7 +199,7 @@ MEGASCRATCH_KERNEL void rms_norm(const T* x, const T* weight, T epsilon, T* out,
     }
 }
 
-// The gradients of rms_norm: grad [rows, width] -> grad_x [rows, width], and grad_weight [width], which starts at 0.
+// The gradients of rms_norm: grad [rows, width] -> grad_x [rows, width], and to grad_weight [width] is added.
 template <typename T>
 MEGASCRATCH_KERNEL void rms_norm_backward(const T* x, const T* weight, const T* scale, const T* grad, T* grad_x,
                                           T* grad_weight, std::int64_t rows, std::int64_t width) {

@@ -15,11 +15,13 @@ from megascratch.layers import fused
 from megascratch.layers.dropout import AttentionDropout
 from megascratch.layers.linear import ColumnParallelLinear, RowParallelLinear
 from megascratch.layers.recompute import recomputed
-from megascratch.layers.rotary import rotate
+from megascratch.layers.rotary import split_heads
 from megascratch.parallel.mesh import Axis
 from megascratch.parallel.shard import Part
 
-SHORT = 256  # tokens: up to here plain products are faster on a CPU than the fused kernel, made for long rows
+# Tokens: between these plain products are faster on a CPU than torch's fused kernel, which is made for long rows and
+# multiplies by MKL.
+SHORT = range(96 if fused.on_intel() else 1, 257)
 _ROWS = 128  # queries at once, with the keys up to the last of them: a product with keys that come later is for nothing
 
 
@@ -30,56 +32,39 @@ class _Causal(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         b, n, s, d = q.shape
-        q, k, v = (x.reshape(b * n, s, d) for x in (q, k, v))
+        q, k, v = (x.transpose(0, 1).reshape(n * b, s, d) for x in (q, k, v))
         out, parts = q.new_empty(s, b, n, d), []  # as the next layer wants it
-        rows = out.view(s, b * n, d).transpose(0, 1)
         for first in range(0, s, _ROWS):
             end = min(first + _ROWS, s)
-            parts.append(_weights(q[:, first:end], k[:, :end], first))
-            rows[:, first:end] = torch.bmm(parts[-1], v[:, :end])
+            scores = torch.bmm(q[:, first:end], k[:, :end].transpose(1, 2))
+            parts.append(fused.causal_softmax_(scores, first, d**-0.5))
+            out[first:end] = torch.bmm(parts[-1], v[:, :end]).view(n, b, end - first, d).permute(2, 1, 0, 3)
         ctx.save_for_backward(q, k, v, *parts)
         return out.permute(1, 2, 0, 3)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
         q, k, v, *parts = ctx.saved_tensors
-        shape, end, scale = grad.shape, grad.shape[2], q.shape[-1] ** -0.5
-        grad = grad.reshape(q.shape)
+        (b, n, s, d), end = grad.shape, grad.shape[2]
+        grad = grad.transpose(0, 1).reshape(n * b, s, d)
         grad_q, grad_k, grad_v = (x.new_empty(x.shape) for x in (q, k, v))
         for weights in reversed(parts):
             first = end - weights.shape[1]
             mine, seen = slice(first, end), slice(0, end)
             grad_weights = torch.bmm(grad[:, mine], v[:, seen].transpose(1, 2))
-            grad_scores = _weights_backward(weights, grad_weights, first, scale)
-            grad_q[:, mine] = torch.bmm(grad_scores, k[:, seen])
-            beta = 0 if end == shape[2] else 1  # the last stretch sees all keys and comes first: nothing to add to
+            grad_scores = fused.causal_softmax_backward_(weights, grad_weights, first, d**-0.5)
+            beta = 0 if end == s else 1  # the last stretch sees all keys and comes first: nothing to add to
+            grad_q[:, mine].baddbmm_(grad_scores, k[:, seen], beta=0)
             grad_k[:, seen].baddbmm_(grad_scores.transpose(1, 2), q[:, mine], beta=beta)
             grad_v[:, seen].baddbmm_(weights.transpose(1, 2), grad[:, mine], beta=beta)
             end = first
-        return grad_q.view(shape), grad_k.view(shape), grad_v.view(shape)
-
-
-def _weights(q: Tensor, k: Tensor, first: int) -> Tensor:
-    """Those of queries first, first + 1 .. [n, rows, d] over the keys up to the last of them [n, columns, d]."""
-    scale, size = q.shape[-1] ** -0.5, (q.shape[0], q.shape[1], k.shape[1])
-    if fused.takes(q, k):
-        return fused.causal_softmax_(torch.bmm(q, k.transpose(1, 2)), first, scale)
-    later = torch.full(size[1:], -torch.inf, dtype=q.dtype).triu_(first + 1)
-    scores = torch.baddbmm(later.expand(size), q, k.transpose(1, 2), alpha=scale)
-    return torch.softmax(scores, -1, out=scores)
-
-
-def _weights_backward(weights: Tensor, grad: Tensor, first: int, scale: float) -> Tensor:
-    """The weights' gradient -> that of the scores before they are scaled."""
-    if fused.takes(weights, grad):
-        return fused.causal_softmax_backward_(weights, grad, first, scale)
-    return torch.ops.aten._softmax_backward_data(grad, weights, -1, weights.dtype).mul_(scale)
+        return tuple(x.view(n, b, s, d).transpose(0, 1) for x in (grad_q, grad_k, grad_v))
 
 
 def _is_short(q: Tensor, k: Tensor, context: "Context") -> bool:
     """Whether `_Causal` may take it, and is worth it."""
-    causal = context.mask is None and q.shape == k.shape and q.shape[2] <= SHORT
-    return causal and q.is_cpu and q.dtype.itemsize >= 4 and not torch.compiler.is_compiling()
+    causal = context.mask is None and q.shape == k.shape and q.shape[2] in SHORT
+    return causal and not torch.compiler.is_compiling() and fused.takes(q, k)
 
 
 @dataclass
@@ -137,10 +122,7 @@ class Attention(nn.Module):
         qkv = self.qkv(x)
         qkv = qkv.view(*qkv.shape[:2], -1, self.width)  # [s, b, q + k + v heads, d]
         heads = self.heads, self.groups, self.groups
-        if context.rotary is not None:
-            q, k, v = rotate(qkv, *context.rotary, heads)
-        else:
-            q, k, v = qkv.permute(1, 2, 0, 3).split(heads, 1)  # [b, n, s, d]
+        q, k, v = split_heads(qkv, heads, context.rotary)
         if context.cache is not None:
             k, v = context.cache.extend(self.layer, k, v)
         if self.recompute_core and self.training:

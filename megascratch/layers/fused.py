@@ -1,4 +1,7 @@
-"""The kernels of csrc/fused.h for tensors: one pass over memory each, on one thread of a CPU, in fp32 and fp64."""
+"""The kernels of csrc/fused.h for tensors on a CPU, in fp32 and fp64: one pass over memory each, by torch's threads."""
+
+from functools import lru_cache
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -8,10 +11,31 @@ from megascratch.layers import _fused
 _KERNELS = {torch.float32: _fused.f32, torch.float64: _fused.f64}
 
 
+@lru_cache(maxsize=1)
+def on_intel() -> bool:
+    """Whether MKL, which torch multiplies with on x86, is on the processors that it is made for."""
+    cpus = Path("/proc/cpuinfo")
+    return cpus.exists() and "GenuineIntel" in cpus.read_text()
+
+
+def takes_threads() -> bool:
+    """Whether the kernels run on all of torch's threads: where its OpenMP runtime is one that they can call."""
+    return _fused.has_threads()
+
+
 def takes(x: Tensor, *others: Tensor) -> bool:
-    """Whether the kernels are for these; with more threads torch's own passes are, because it cuts them among all."""
+    """Whether the kernels are for these; where torch has threads that they do not know, its own passes are."""
     alike = all(other.dtype == x.dtype for other in others)
-    return alike and x.is_cpu and x.dtype in _KERNELS and torch.get_num_threads() == 1
+    return alike and x.is_cpu and x.dtype in _KERNELS and (takes_threads() or torch.get_num_threads() == 1)
+
+
+def gelu_backward(x: Tensor, grad: Tensor, by_tanh: bool) -> Tensor:
+    """The gradient of x times the normal distribution's share below it, or of its approximation by tanh."""
+    x, grad = x.contiguous(), grad.contiguous()
+    grad_x, kernels = torch.empty_like(x), _KERNELS[x.dtype]
+    backward = kernels.gelu_tanh_backward if by_tanh else kernels.gelu_backward
+    backward(x.data_ptr(), grad.data_ptr(), grad_x.data_ptr(), x.numel())
+    return grad_x
 
 
 def swiglu(x: Tensor) -> Tensor:
@@ -45,7 +69,7 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]
 def rms_norm_backward(x: Tensor, weight: Tensor, scale: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
     """The gradients of x and of weight."""
     x, grad = x.contiguous(), grad.contiguous()
-    grad_x, grad_weight = torch.empty_like(x), torch.zeros_like(weight)
+    grad_x, grad_weight = torch.empty_like(x), torch.empty_like(weight)
     _KERNELS[x.dtype].rms_norm_backward(
         x.data_ptr(), weight.data_ptr(), scale.data_ptr(), grad.data_ptr(), grad_x.data_ptr(), grad_weight.data_ptr(),
         scale.numel(), x.shape[-1],

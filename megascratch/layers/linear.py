@@ -8,13 +8,11 @@ the sequence (Korthikanti et al. 2022, arXiv 2205.05198). A weight that has a ``
 straight into the main-gradient buffer, and autograd sees none.
 """
 
-from collections.abc import Callable
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from megascratch.layers import fused
 from megascratch.parallel.collectives import (
     all_gather,
     reduce_from,
@@ -27,17 +25,10 @@ from megascratch.parallel.grad_sink import GradSink
 from megascratch.parallel.mesh import Axis
 from megascratch.parallel.shard import Part, Shard
 
-
-def _faster_than_mkl() -> Callable[..., Tensor] | None:
-    """oneDNN's product, what torch.compile itself calls; not every build of torch has it. On AMD's processors it is
-    faster than MKL by a tenth to a third, on Intel's slower by about a twelfth."""
-    cpus = Path("/proc/cpuinfo")
-    if not torch.backends.mkldnn.is_available() or (cpus.exists() and "GenuineIntel" in cpus.read_text()):
-        return None
-    return getattr(torch.ops.mkldnn, "_linear_pointwise", None)
-
-
-_onednn = _faster_than_mkl()
+# oneDNN's product, what torch.compile itself calls; not every build of torch has it. On AMD's processors it is faster
+# than MKL by a tenth to a third, on Intel's slower by about a twelfth.
+_BETTER = torch.backends.mkldnn.is_available() and not fused.on_intel()
+_onednn = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if _BETTER else None
 _WORTHWHILE = 1 << 23  # multiplications: below, the fixed cost of a call to oneDNN, some 15 us, is more than it saves
 
 

@@ -34,27 +34,18 @@ class LayerNorm(nn.Module):
 
 
 class _RMSNorm(torch.autograd.Function):
-    """x / rms(x) * weight where torch has no kernel of its own, on a CPU: in few passes over the memory, or in one."""
+    """x / rms(x) * weight in one pass each way by the kernels of `fused`; torch has none of its own for a CPU."""
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-        if fused.takes(x, weight):
-            out, scale = fused.rms_norm(x, weight, epsilon)
-        else:
-            scale = x.square().mean(-1, keepdim=True).add_(epsilon).rsqrt_()
-            out = (x * scale).mul_(weight)
+        out, scale = fused.rms_norm(x, weight, epsilon)
         ctx.save_for_backward(x, weight, scale)
         return out
 
     @staticmethod
     def backward(ctx, grad: Tensor):
         x, weight, scale = ctx.saved_tensors
-        if fused.takes(x, weight, grad):
-            return *fused.rms_norm_backward(x, weight, scale, grad), None
-        both = (grad * x).flatten(0, -2)
-        along = (both @ weight).view_as(scale)  # what the scale's own dependence on x takes away
-        grad_x = (grad * weight).mul_(scale).addcmul_(x, along * scale * scale * scale, value=-1 / x.shape[-1])
-        return grad_x, scale.flatten() @ both, None
+        return *fused.rms_norm_backward(x, weight, scale, grad), None
 
 
 class RMSNorm(nn.Module):
@@ -67,7 +58,7 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if fused_rms_norm_affine is not None and x.is_cuda:
             return fused_rms_norm_affine(x, self.weight, self.shape, self.epsilon)
-        if x.device.type == "cpu" and x.dtype.itemsize >= 4 and not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling() and fused.takes(x, self.weight):
             return _RMSNorm.apply(x, self.weight, self.epsilon)
         return F.rms_norm(x, self.shape, self.weight, self.epsilon)
 

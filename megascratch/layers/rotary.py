@@ -1,5 +1,5 @@
-"""Rotary position embedding (Su et al. 2021, arXiv 2104.09864), halves convention as in Llama: dims i and i + d/2
-turn together.
+"""The way from fused q, k, v to heads, and on it rotary position embedding (Su et al. 2021, arXiv 2104.09864), halves
+convention as in Llama: dims i and i + d/2 turn together.
 """
 
 import torch
@@ -18,14 +18,32 @@ def rotary_angles(positions: Tensor, dims: int, base: float, dtype: torch.dtype)
     return torch.cat((cos, cos), -1), angle.sin().to(dtype)
 
 
+Heads = tuple[int, int, int]  # of q, k and v
+
+
+class _Split(torch.autograd.Function):
+    """Views of q, k and v; their gradients are written once, where they belong."""
+
+    @staticmethod
+    def forward(ctx, qkv: Tensor, heads: Heads) -> tuple[Tensor, ...]:
+        return qkv.permute(1, 2, 0, 3).split(heads, 1)
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor):
+        grad_qkv, places = _grad_qkv(grads)
+        for place, grad in zip(places, grads, strict=True):
+            place.copy_(grad)
+        return grad_qkv, None
+
+
 class _Rotate(torch.autograd.Function):
     """The turn of q and k and the way to attention's layout, in one pass over each; nothing is kept but the angles."""
 
     @staticmethod
-    def forward(ctx, qkv: Tensor, cos: Tensor, sin: Tensor, heads: tuple[int, int, int]) -> tuple[Tensor, ...]:
+    def forward(ctx, qkv: Tensor, cos: Tensor, sin: Tensor, heads: Heads) -> tuple[Tensor, ...]:
         ctx.save_for_backward(cos, sin)
         s, b, n, d = qkv.shape
-        x, out = qkv.permute(1, 2, 0, 3), qkv.new_empty(b, n, s, d)
+        x, out = qkv.permute(1, 2, 0, 3), qkv.new_empty(n, b, s, d).transpose(0, 1)
         turned = heads[0] + heads[1]
         _turn(x[:, :turned], cos, sin, out[:, :turned], back=False)
         out[:, turned:] = x[:, turned:]
@@ -34,26 +52,29 @@ class _Rotate(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *grads: Tensor):
         cos, sin = ctx.saved_tensors
-        heads = [grad.shape[1] for grad in grads]
-        b, _, s, d = grads[0].shape
-        grad_qkv = grads[0].new_empty(s, b, sum(heads), d)
-        q, k, v = grad_qkv.permute(1, 2, 0, 3).split(heads, 1)
+        grad_qkv, (q, k, v) = _grad_qkv(grads)
         _turn(grads[0], cos, sin, q, back=True)
         _turn(grads[1], cos, sin, k, back=True)
         v.copy_(grads[2])
         return grad_qkv, None, None, None
 
 
-def rotate(
-    qkv: Tensor, cos: Tensor, sin: Tensor, heads: tuple[int, int, int]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Splits [s, b, n, d] into the given numbers of heads of q, k and v, each [b, n, s, d], and turns the first
-    cos.shape[-1] dims of each head of q and k; cos and sin as `rotary_angles` gives them."""
-    cos, sin = cos.permute(1, 2, 0, 3), sin.permute(1, 2, 0, 3)
-    if not torch.compiler.is_compiling():
-        return _Rotate.apply(qkv, cos, sin, heads)
-    q, k, v = qkv.permute(1, 2, 0, 3).split(heads, 1)  # the compiler fuses this
-    return _turned(q, cos, sin), _turned(k, cos, sin), v
+def _grad_qkv(grads: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Room for the gradients of q, k and v [b, n, s, d] in that of qkv [s, b, n, d], and each one's place there."""
+    heads, (b, _, s, d) = [grad.shape[1] for grad in grads], grads[0].shape
+    grad_qkv = grads[0].new_empty(s, b, sum(heads), d)
+    return grad_qkv, grad_qkv.permute(1, 2, 0, 3).split(heads, 1)
+
+
+def split_heads(qkv: Tensor, heads: Heads, angles: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Splits [s, b, n, d] into the given numbers of heads of q, k and v, each [b, n, s, d]; with `angles`, cosine and
+    sine as `rotary_angles` gives them, turns the first cos.shape[-1] dims of each head of q and k."""
+    if torch.compiler.is_compiling():  # the compiler fuses this
+        q, k, v = qkv.permute(1, 2, 0, 3).split(heads, 1)
+        return (q, k, v) if angles is None else (_turned(q, *angles), _turned(k, *angles), v)
+    if angles is None:
+        return _Split.apply(qkv, heads)
+    return _Rotate.apply(qkv, *(angle.permute(1, 2, 0, 3) for angle in angles), heads)
 
 
 def _turn(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor, back: bool) -> None:
@@ -70,6 +91,7 @@ def _turn(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor, back: bool) -> None:
 
 
 def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    cos, sin = cos.permute(1, 2, 0, 3), sin.permute(1, 2, 0, 3)
     dims, half = cos.shape[-1], sin.shape[-1]
     a, b, rest = x[..., :half], x[..., half:dims], x[..., dims:]
     cos = cos[..., :half]

@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from megascratch.config.settings import ModelConfig
 from megascratch.layers import fused
 from megascratch.layers.attention import Attention, Context
-from megascratch.layers.mlp import swiglu
+from megascratch.layers.mlp import gelu, swiglu
 from megascratch.layers.norm import NORMS
-from megascratch.layers.rotary import rotary_angles, rotate
+from megascratch.layers.rotary import rotary_angles, split_heads
 from megascratch.parallel.mesh import Axis
 
 WIDTHS = [1, 7, 8, 15, 16, 17, 33, 100]  # around what one instruction takes: 8 numbers in fp64, 16 in fp32
@@ -85,12 +85,66 @@ def test_causal_softmax_of_scores_far_apart(dtype):
     assert torch.allclose(found, expected, atol=1e-30)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("by_tanh", [False, True])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_gradient_of_gelu(width, by_tanh, dtype):
+    x, grad = 3 * draw(2, width, dtype=dtype), draw(2, width, dtype=dtype)
+    wide = x.double().requires_grad_()
+    inner = (8 / torch.pi) ** 0.5 * (wide + 0.044715 * wide**3)  # torch's own tanh loses digits far below 0
+    (wide * inner.sigmoid() if by_tanh else F.gelu(wide)).backward(grad.double())
+    assert close(fused.gelu_backward(x, grad, by_tanh), wide.grad)
+
+
+@pytest.mark.parametrize("by_tanh", [False, True])
+def test_the_gradient_of_gelu_far_out(by_tanh):
+    x = torch.tensor(EDGES, dtype=torch.float64)
+    for dtype in (torch.float32, torch.float64):
+        found = fused.gelu_backward(x.to(dtype), torch.ones(len(x), dtype=dtype), by_tanh)
+        assert torch.allclose(found[2:6].double(), torch.tensor([1.0, 0.0, 1.0, 0.0], dtype=torch.float64))
+        assert found.isfinite()[:10].all() and found[:2].tolist() == [0.5, 0.5]
+
+
+def all_kernels(threads: int) -> list[torch.Tensor]:
+    """Of inputs large enough for every thread to have a part."""
+    torch.set_num_threads(threads)
+    x, grad, weight = (draw(*shape, dtype=torch.float32) for shape in ((700, 201, 2), (700, 201), (402,)))
+    x, scores = x.view(700, 402), draw(5, 70, 130, dtype=torch.float32)
+    out, scale = fused.rms_norm(x, weight, 1e-5)
+    weights = fused.causal_softmax_(scores, 60, 0.3)
+    angles = [angle.permute(1, 2, 0, 3) for angle in rotary_angles(torch.arange(67).expand(7, -1), 6, 100.0, x.dtype)]
+    heads, turned = draw(7, 67, 72, 8, dtype=torch.float32).transpose(1, 2), torch.zeros(7, 72, 67, 8)
+    fused.turn(heads, *angles, turned, False)
+    return [
+        fused.swiglu(x), fused.swiglu_backward(x, grad), fused.gelu_backward(x, out, True), out,
+        *fused.rms_norm_backward(x, weight, scale, out), weights.clone(),
+        fused.causal_softmax_backward_(weights, scores.clone(), 60, 0.3), turned,
+    ]  # fmt: skip
+
+
+@pytest.mark.skipif(not fused.takes_threads(), reason="torch's threads cannot be shared here")
+@pytest.mark.parametrize("threads", [2, 3])
+def test_threads_share_the_rows(threads):
+    for mine, shared in zip(all_kernels(1), all_kernels(threads), strict=True):
+        assert torch.allclose(mine, shared, rtol=1e-4, atol=1e-4) and shared.isfinite().all()
+
+
+def test_where_threads_cannot_be_shared_torch_keeps_them(monkeypatch):
+    monkeypatch.setattr(fused, "takes_threads", lambda: False)
+    assert fused.takes(torch.ones(2))
+    torch.set_num_threads(2)
+    assert not fused.takes(torch.ones(2))
+    mine = through_all(13, torch.float64)
+    monkeypatch.undo()
+    for found, expected in zip(through_all(13, torch.float64), mine, strict=True):
+        assert (found - expected).norm() <= 1e-13 * expected.norm()
+
+
 MODEL = ModelConfig(hidden_size=24, num_attention_heads=3, num_query_groups=3, kv_channels=8, attention_dropout=0.0)
 
 
-def through_all(s: int, dtype: torch.dtype, threads: int) -> list[torch.Tensor]:
+def through_all(s: int, dtype: torch.dtype) -> list[torch.Tensor]:
     """Outputs and gradients of every layer that has a kernel, from inputs that are not contiguous."""
-    torch.set_num_threads(threads)
     torch.manual_seed(1)
     x = torch.randn(2, s, 48, dtype=torch.float64).to(dtype)[..., ::2].transpose(0, 1).requires_grad_()
     norm = NORMS["RMSNorm"](24, 1e-5, bias=False, grad_sum=()).to(dtype)
@@ -100,19 +154,20 @@ def through_all(s: int, dtype: torch.dtype, threads: int) -> list[torch.Tensor]:
         torch.nn.init.normal_(weight, std=0.3)
     angles = rotary_angles(torch.arange(s).expand(2, s), 6, 100.0, dtype)
     y = layer(norm(x), Context(torch.arange(2), rotary=angles))
-    out = swiglu(y.transpose(0, 1)).square().cumsum(1)
+    out = gelu(swiglu(y.transpose(0, 1))).square().cumsum(1)
     return [out, *torch.autograd.grad(out.sum(), [x, *weights])]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("s", [1, 13, 128, 150])
-def test_one_thread_and_two_compute_the_same_model(s, dtype, monkeypatch):
+def test_layers_with_and_without_kernels_are_the_same_model(s, dtype, monkeypatch):
     taken = []
     monkeypatch.setattr(fused, "turn", lambda *args, turn=fused.turn: taken.append(1) or turn(*args))
-    mine = through_all(s, dtype, 1)
+    mine = through_all(s, dtype)
     assert len(taken) == 3, "the kernels were not asked"
-    theirs = through_all(s, dtype, 2)
-    assert len(taken) == 3, "the kernels know one thread only"
+    monkeypatch.setattr(fused, "takes", lambda *_: False)
+    theirs = through_all(s, dtype)
+    assert len(taken) == 3, "the kernels were asked"
     precision = torch.finfo(dtype).eps
     for found, expected in zip(mine, theirs, strict=True):
         assert (found - expected).norm() <= 100 * precision * expected.norm()
@@ -129,8 +184,8 @@ def test_short_numbers_are_left_to_torch(dtype):
 def test_rotary_angles_of_each_sample_are_its_own():
     """The angles' steps over samples and positions are not those of the heads."""
     qkv, positions = draw(3, 2, 5, 6, dtype=torch.float64), torch.tensor([[1, 2, 3], [4, 5, 9]])
-    both = rotate(qkv, *rotary_angles(positions, 4, 100.0, qkv.dtype), (3, 1, 1))
+    both = split_heads(qkv, (3, 1, 1), rotary_angles(positions, 4, 100.0, qkv.dtype))
     for b in range(2):
-        alone = rotate(qkv[:, b : b + 1], *rotary_angles(positions[b : b + 1], 4, 100.0, qkv.dtype), (3, 1, 1))
+        alone = split_heads(qkv[:, b : b + 1], (3, 1, 1), rotary_angles(positions[b : b + 1], 4, 100.0, qkv.dtype))
         for found, expected in zip(both, alone, strict=True):
             assert torch.equal(found[b : b + 1], expected)
