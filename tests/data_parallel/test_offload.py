@@ -59,7 +59,9 @@ def test_a_fraction_takes_the_first_ranges_that_hold_it(fraction, chosen):
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("way", [OFFLOAD, HALF], ids=["all", "half"])
 def test_on_cuda_the_copies_leave_the_update_as_it_is(way, precision):
-    """But for rounding: a CPU and a GPU take other roots."""
+    """But for rounding: a CPU and a GPU take other roots, so with an epsilon above the rounding of the gradients."""
     settings = {**PRECISIONS[precision], "device": "cuda", "ddp_bucket_size": 700}
+    if precision != "fp64":
+        settings["adam_eps"] = 1e-3
     plain, offloaded = (gathered([train_on_rank(config_of(**settings, **more), 3)]) for more in ({}, way))
     assert_same(plain, offloaded, {"fp64": 1e-9, "fp32": 1e-5, "bf16": 0.02}[precision])

@@ -43,7 +43,7 @@ def test_dropout_and_its_gradient(dtype, part):
         x = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(dtype)
         told = []
         for device in ("cpu", "cuda"):
-            here = x.to(device).requires_grad_()
+            here = x.detach().to(device).requires_grad_()
             y = layer(here, samples.to(device))
             y.sum().backward()
             told.append((y.detach().cpu(), here.grad.cpu()))
