@@ -15,7 +15,7 @@ lint: .venv/.dev
 	$(IN) mypy megascratch
 fuzz:
 	mkdir -p build
-	$(CXX) -std=c++17 -g -O1 -fsanitize=address,undefined -fno-sanitize-recover=all csrc/fuzz.cpp -o build/fuzz
+	$(CXX) -std=c++17 -g -O1 -Wno-psabi -fsanitize=address,undefined -fno-sanitize-recover=all csrc/fuzz.cpp -o build/fuzz
 	build/fuzz 10000000
 bench: .venv/.run
 	for script in benchmarks/bench_*.py; do $(IN) python $$script || exit 1; done

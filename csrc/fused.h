@@ -246,7 +246,7 @@ MEGASCRATCH_KERNEL void causal_softmax(T* x, std::int64_t count, std::int64_t ro
         });
         const T share = 1 / sum<T>(total);
         each<T>(whole, [=](std::int64_t i, std::int64_t n) __attribute__((always_inline)) {
-            store<T>(load(x + i, n) * share, x + i, n);
+            store<T>(before<T>(seen, i, load(x + i, n) * share, T(0)), x + i, n);
         });
         std::fill(x + whole, x + columns, T(0));
     }

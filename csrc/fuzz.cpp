@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "blend.h"
+#include "fused.h"
 #include "index_file.h"
 #include "packing.h"
 #include "samples.h"
@@ -211,12 +212,54 @@ void fuzz_index(Bytes& bytes) {
     sound_index(raw.data(), static_cast<std::int64_t>(raw.size()), bin_bytes);
 }
 
+// Kernels of a layer on memory that is exactly as large as they are told, of any bits, NaN and infinities among them.
+template <typename T>
+std::vector<T> numbers(Bytes& bytes, std::int64_t count) {
+    std::vector<T> values(static_cast<std::size_t>(count));
+    const T few[4] = {bytes.number<T>(), bytes.number<T>(), static_cast<T>(bytes.integer()), T(0.5)};
+    for (std::size_t at = 0; at < values.size(); ++at) values[at] = few[at % 4];
+    return values;
+}
+
+template <typename T>
+void fuzz_rows(Bytes& bytes) {
+    const std::int64_t rows = small(bytes) % 9, width = 1 + small(bytes);
+    const auto wide = numbers<T>(bytes, 2 * rows * width), x = numbers<T>(bytes, rows * width),
+               weight = numbers<T>(bytes, width);
+    std::vector<T> out(x.size()), grad_x(x.size()), both(wide.size()), scale(rows), grad_weight(width);
+    swiglu(wide.data(), out.data(), rows, width);
+    swiglu_backward(wide.data(), x.data(), both.data(), rows, width);
+    gelu_backward<T, false>(x.data(), out.data(), grad_x.data(), rows * width);
+    gelu_backward<T, true>(x.data(), out.data(), grad_x.data(), rows * width);
+    rms_norm(x.data(), weight.data(), T(1e-5), out.data(), scale.data(), rows, width);
+    rms_norm_backward(x.data(), weight.data(), scale.data(), out.data(), grad_x.data(), grad_weight.data(), rows, width);
+}
+
+template <typename T>
+void fuzz_attention(Bytes& bytes) {
+    const std::int64_t count = small(bytes) % 4, rows = small(bytes) % 20, first = small(bytes), columns = first + rows;
+    auto scores = numbers<T>(bytes, count * rows * columns), grad = numbers<T>(bytes, count * rows * columns);
+    causal_softmax(scores.data(), count, rows, columns, first, T(0.3));
+    for (std::int64_t at = 0; at < count * rows * columns; ++at)
+        check(at % columns <= first + at / columns % rows || scores[at] == 0, "a later key has no weight");
+    causal_softmax_backward(scores.data(), grad.data(), count, rows, columns, first, T(0.3));
+
+    const Steps size{small(bytes) % 4, small(bytes) % 4, small(bytes) % 6};
+    const std::int64_t half = 1 + small(bytes) % 40, heads = size.b * size.n * size.s;
+    const auto x = numbers<T>(bytes, 2 * heads * half), angles = numbers<T>(bytes, size.b * size.s * half);
+    std::vector<T> turned(x.size());
+    const Steps sequence_first{2 * size.n * half, 2 * half, 2 * size.b * size.n * half};
+    const Steps sample_first{2 * size.n * size.s * half, 2 * size.s * half, 2 * half}, angle{size.s * half, 0, half};
+    turn(x.data(), sequence_first, turned.data(), sample_first, angles.data(), angle, angles.data(), angle, size, half,
+         bytes.number<std::uint8_t>() % 2);
+}
+
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
     Bytes bytes(data, size);
     try {
-        switch (bytes.number<std::uint8_t>() % 8) {
+        switch (bytes.number<std::uint8_t>() % 12) {
             case 0: fuzz_shuffles(bytes); break;
             case 1: fuzz_samples<std::int32_t>(bytes); break;
             case 2: fuzz_samples<std::int64_t>(bytes); break;
@@ -224,6 +267,10 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
             case 4: fuzz_tokens<std::int64_t>(bytes); break;
             case 5: fuzz_blend(bytes); break;
             case 6: fuzz_packing(bytes); break;
+            case 7: fuzz_rows<float>(bytes); break;
+            case 8: fuzz_rows<double>(bytes); break;
+            case 9: fuzz_attention<float>(bytes); break;
+            case 10: fuzz_attention<double>(bytes); break;
             default: fuzz_index(bytes);
         }
     } catch (const std::exception&) {
