@@ -13,8 +13,14 @@ namespace megascratch {
 // One body, compiled for several generations of processors; the loader takes the newest that this one has.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__GLIBC__)
 #define MEGASCRATCH_KERNEL __attribute__((target_clones("avx512f", "avx2", "default")))
+constexpr bool kTuned = true;
 #else
 #define MEGASCRATCH_KERNEL
+#if defined(__x86_64__)  // for the oldest alone, and torch has passes for the newest
+constexpr bool kTuned = false;
+#else
+constexpr bool kTuned = true;
+#endif
 #endif
 #define MEGASCRATCH_INLINE inline __attribute__((always_inline))
 

@@ -32,7 +32,7 @@ constexpr Size kGrain = 1 << 14;  // numbers: less is not worth a thread
 bool has_threads() { return GOMP_parallel && omp_get_max_threads && omp_get_num_threads && omp_get_thread_num; }
 
 Size parts_of(Size rows, Size numbers) {
-    return has_threads() ? std::clamp<Size>(numbers / kGrain, 1, std::min<Size>(rows, omp_get_max_threads())) : 1;
+    return has_threads() ? std::max<Size>(1, std::min<Size>({numbers / kGrain, rows, omp_get_max_threads()})) : 1;
 }
 
 // Calls f(part, first, last) for so many parts of `rows`, at the same time.
@@ -144,6 +144,7 @@ void bind(py::module_ module) {
 PYBIND11_MODULE(_fused, module) {
     module.doc() = "Parts of a layer in one pass over memory: addresses in.";
     module.def("has_threads", &has_threads);
+    module.def("is_tuned", [] { return kTuned; });
     bind<float>(module.def_submodule("f32"));
     bind<double>(module.def_submodule("f64"));
 }

@@ -13,21 +13,22 @@ from torch import Tensor, nn
 from megascratch.config.settings import ModelConfig
 from megascratch.layers import fused
 from megascratch.layers.dropout import AttentionDropout
-from megascratch.layers.linear import ColumnParallelLinear, RowParallelLinear
+from megascratch.layers.linear import ON_INTEL, ColumnParallelLinear, RowParallelLinear
 from megascratch.layers.recompute import recomputed
 from megascratch.layers.rotary import split_heads
 from megascratch.parallel.mesh import Axis
 from megascratch.parallel.shard import Part
 
-# Tokens: between these plain products are faster on a CPU than torch's fused kernel, which is made for long rows and
-# multiplies by MKL.
-SHORT = range(96 if fused.on_intel() else 1, 257)
+# Tokens: for so many plain products are faster on a CPU than torch's fused kernel. That is made for long rows; in it
+# MKL multiplies, which on Intel's processors is so good at very small products that it wins there again.
+SHORT = range(96 if ON_INTEL else 1, 257)
 _ROWS = 128  # queries at once, with the keys up to the last of them: a product with keys that come later is for nothing
 
 
 class _Causal(torch.autograd.Function):
     """softmax(q kᵀ / sqrt(d)) v over the tokens so far, in plain products of stretches of queries with the keys that
-    they see; the weights, about half of [b n, s, s], are kept."""
+    they see. The weights are kept, up to s = 128 all of [b n, s, s], at 256 three quarters; recomputing the core frees
+    them."""
 
     @staticmethod
     def forward(ctx, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -43,6 +44,7 @@ class _Causal(torch.autograd.Function):
         return out.permute(1, 2, 0, 3)
 
     @staticmethod
+    @fused.once
     def backward(ctx, grad: Tensor):
         q, k, v, *parts = ctx.saved_tensors
         (b, n, s, d), end = grad.shape, grad.shape[2]

@@ -1,7 +1,7 @@
 """The kernels of csrc/fused.h for tensors on a CPU, in fp32 and fp64: one pass over memory each, by torch's threads."""
 
-from functools import lru_cache
-from pathlib import Path
+from collections.abc import Callable
+from functools import wraps
 
 import torch
 from torch import Tensor
@@ -11,22 +11,18 @@ from megascratch.layers import _fused
 _KERNELS = {torch.float32: _fused.f32, torch.float64: _fused.f64}
 
 
-@lru_cache(maxsize=1)
-def on_intel() -> bool:
-    """Whether MKL, which torch multiplies with on x86, is on the processors that it is made for."""
-    cpus = Path("/proc/cpuinfo")
-    return cpus.exists() and "GenuineIntel" in cpus.read_text()
-
-
 def takes_threads() -> bool:
     """Whether the kernels run on all of torch's threads: where its OpenMP runtime is one that they can call."""
     return _fused.has_threads()
 
 
 def takes(x: Tensor, *others: Tensor) -> bool:
-    """Whether the kernels are for these; where torch has threads that they do not know, its own passes are."""
-    alike = all(other.dtype == x.dtype for other in others)
-    return alike and x.is_cpu and x.dtype in _KERNELS and (takes_threads() or torch.get_num_threads() == 1)
+    """Whether the kernels are for these; where torch has threads that they do not know, or they are not compiled for
+    what the processor can do, its own passes are."""
+    if not (x.is_cpu and x.dtype in _KERNELS and _fused.is_tuned()):
+        return False
+    # torch is asked first: that is when it tells OpenMP, thread by thread, how many threads it may take.
+    return all(other.dtype == x.dtype for other in others) and (torch.get_num_threads() == 1 or takes_threads())
 
 
 def gelu_backward(x: Tensor, grad: Tensor, by_tanh: bool) -> Tensor:
@@ -38,12 +34,25 @@ def gelu_backward(x: Tensor, grad: Tensor, by_tanh: bool) -> Tensor:
     return grad_x
 
 
+def once(backward: Callable) -> Callable:
+    """For a backward that writes by address, of which autograd sees nothing: a second derivative through it would
+    silently be wrong (torch's own `once_differentiable` lets those with respect to saved tensors pass)."""
+
+    @wraps(backward)
+    def first_order(ctx, *grads):
+        if torch.is_grad_enabled():  # that is create_graph=True
+            raise RuntimeError("this layer has no second derivative: leave out create_graph")
+        return backward(ctx, *grads)
+
+    return first_order
+
+
 def swiglu(x: Tensor) -> Tensor:
     """[..., gate | up] -> silu(gate) * up."""
     x = x.contiguous()
     width = x.shape[-1] // 2
     out = x.new_empty(*x.shape[:-1], width)
-    _KERNELS[x.dtype].swiglu(x.data_ptr(), out.data_ptr(), x.numel() // (2 * width), width)
+    _KERNELS[x.dtype].swiglu(x.data_ptr(), out.data_ptr(), x.shape[:-1].numel(), width)
     return out
 
 
@@ -52,7 +61,7 @@ def swiglu_backward(x: Tensor, grad: Tensor) -> Tensor:
     x, grad = x.contiguous(), grad.contiguous()
     width, grad_x = grad.shape[-1], torch.empty_like(x)
     kernel = _KERNELS[x.dtype].swiglu_backward
-    kernel(x.data_ptr(), grad.data_ptr(), grad_x.data_ptr(), x.numel() // (2 * width), width)
+    kernel(x.data_ptr(), grad.data_ptr(), grad_x.data_ptr(), x.shape[:-1].numel(), width)
     return grad_x
 
 
@@ -97,6 +106,7 @@ def turn(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor, back: bool) -> None:
     """Rotary positions: turns the first dims of x [b, n, s, d] into `out`; cos [b, 1, s, dims], sin [b, 1, s, dims/2].
     All four may be views whose last dim is whole."""
     b, n, s, _ = x.shape
+    cos, sin = (angle.expand(b, 1, s, -1) for angle in (cos, sin))
     _KERNELS[x.dtype].turn(
         x.data_ptr(), *x.stride()[:3], out.data_ptr(), *out.stride()[:3], cos.data_ptr(), *cos.stride()[:3],
         sin.data_ptr(), *sin.stride()[:3], b, n, s, sin.shape[-1], back,

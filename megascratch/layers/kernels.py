@@ -67,6 +67,7 @@ def to_gradient(
     blocks = triton.cdiv(logits.shape[1], _COLUMNS)
     _gradient[len(logits), blocks](logits, logits.stride(0), labels, first, valid, logits.shape[1], peak, total, grad,
                                    COLUMNS=_COLUMNS, num_warps=16)  # fmt: skip
+    torch.autograd.graph.increment_version(logits)  # or a second backward would take the gradient for logits
 
 
 @triton.jit

@@ -8,11 +8,12 @@ the sequence (Korthikanti et al. 2022, arXiv 2205.05198). A weight that has a ``
 straight into the main-gradient buffer, and autograd sees none.
 """
 
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from megascratch.layers import fused
 from megascratch.parallel.collectives import (
     all_gather,
     reduce_from,
@@ -27,7 +28,9 @@ from megascratch.parallel.shard import Part, Shard
 
 # oneDNN's product, what torch.compile itself calls; not every build of torch has it. On AMD's processors it is faster
 # than MKL by a tenth to a third, on Intel's slower by about a twelfth.
-_BETTER = torch.backends.mkldnn.is_available() and not fused.on_intel()
+_CPUS = Path("/proc/cpuinfo")
+ON_INTEL = _CPUS.exists() and "GenuineIntel" in _CPUS.read_text()
+_BETTER = torch.backends.mkldnn.is_available() and not ON_INTEL
 _onednn = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if _BETTER else None
 _WORTHWHILE = 1 << 23  # multiplications: below, the fixed cost of a call to oneDNN, some 15 us, is more than it saves
 

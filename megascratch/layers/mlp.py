@@ -32,6 +32,7 @@ class _SwiGLU(torch.autograd.Function):
         return F.silu(gate).mul_(up)
 
     @staticmethod
+    @fused.once
     def backward(ctx, grad: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
         if fused.takes(x, grad):
@@ -63,6 +64,7 @@ class _GELU(torch.autograd.Function):
         return _gelu(x, by_tanh)
 
     @staticmethod
+    @fused.once
     def backward(ctx, grad: Tensor):
         (x,) = ctx.saved_tensors
         return fused.gelu_backward(x, grad, ctx.by_tanh), None

@@ -43,6 +43,7 @@ class _RMSNorm(torch.autograd.Function):
         return out
 
     @staticmethod
+    @fused.once
     def backward(ctx, grad: Tensor):
         x, weight, scale = ctx.saved_tensors
         return *fused.rms_norm_backward(x, weight, scale, grad), None

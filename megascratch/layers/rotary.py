@@ -29,6 +29,7 @@ class _Split(torch.autograd.Function):
         return qkv.permute(1, 2, 0, 3).split(heads, 1)
 
     @staticmethod
+    @fused.once
     def backward(ctx, *grads: Tensor):
         grad_qkv, places = _grad_qkv(grads)
         for place, grad in zip(places, grads, strict=True):
@@ -50,6 +51,7 @@ class _Rotate(torch.autograd.Function):
         return out.split(heads, 1)
 
     @staticmethod
+    @fused.once
     def backward(ctx, *grads: Tensor):
         cos, sin = ctx.saved_tensors
         grad_qkv, (q, k, v) = _grad_qkv(grads)

@@ -181,6 +181,29 @@ def test_short_numbers_are_left_to_torch(dtype):
     assert torch.equal(swiglu(x), F.silu(x[:4]) * x[4:])
 
 
+def test_angles_of_one_sample_are_those_of_all_and_others_do_not_fit():
+    qkv, heads = draw(3, 2, 5, 6, dtype=torch.float64), (3, 1, 1)
+    found = split_heads(qkv, heads, rotary_angles(torch.arange(3)[None], 4, 100.0, qkv.dtype))
+    expected = split_heads(qkv, heads, rotary_angles(torch.arange(3).expand(2, -1), 4, 100.0, qkv.dtype))
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    for positions in (torch.arange(4).expand(2, -1), torch.arange(6).view(3, 2)):
+        with pytest.raises(RuntimeError):
+            split_heads(qkv, heads, rotary_angles(positions, 4, 100.0, qkv.dtype))
+
+
+@pytest.mark.parametrize("shape", [(0, 8), (3, 0)])
+def test_nothing_in_nothing_out(shape):
+    x = torch.zeros(shape)
+    assert fused.swiglu(x).shape == (shape[0], shape[1] // 2) and fused.swiglu_backward(x, x[:, ::2]).shape == shape
+    assert fused.gelu_backward(x, x, False).shape == shape
+
+
+def test_a_second_derivative_is_refused_rather_than_wrong():
+    x = torch.ones(3, dtype=torch.float64, requires_grad=True)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad((gelu(x) + x**2).sum(), x, create_graph=True)
+
+
 def test_rotary_angles_of_each_sample_are_its_own():
     """The angles' steps over samples and positions are not those of the heads."""
     qkv, positions = draw(3, 2, 5, 6, dtype=torch.float64), torch.tensor([[1, 2, 3], [4, 5, 9]])

@@ -26,10 +26,12 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 
 
 def through_host(config: Config, steps: int) -> RankTrace:
-    """On a rank. A collective asks once for the tensor, and once more for its copy in host memory."""
+    """On a rank. A collective asks once for the tensor, and once more for its copy in host memory; that copy is one
+    here, too, or what comes back need not be brought up."""
     turns = cycle([True, False])
     with ExitStack() as told:
         told.enter_context(mock.patch.object(collectives, "goes_through_host", lambda x, group: next(turns)))
+        told.enter_context(mock.patch.object(torch.Tensor, "cpu", torch.Tensor.clone))
         told.enter_context(mock.patch.object(runtime, "goes_through_host", lambda x, group: True))
         return train_on_rank(config, steps)
 

@@ -12,6 +12,7 @@ import torch
 
 from megascratch.checkpoint import load, save
 from megascratch.config import endings
+from megascratch.config.errors import UserError
 from megascratch.config.settings import Config, OptimConfig, TrainingConfig
 from megascratch.parallel.mesh import Axis, Mesh
 from megascratch.supervision.launch import BEGAN
@@ -210,3 +211,17 @@ def test_the_machine_is_measured():
     peak = matmul_peak(Axis.alone("world"), torch.device("cpu"), torch.float32, seconds=0.02)
     assert 1e8 < peak < 1e15 and 10**7 < peak_memory(torch.device("cpu")) < 10**12
     assert choose_device("cpu", 3) == torch.device("cpu")
+
+
+@pytest.mark.parametrize(("there", "local_rank", "backend", "found"), [
+    (2, 1, None, 1), (2, 2, None, "this machine has 2"), (2, 2, "nccl", "this machine has 2"), (2, 3, "gloo", 1),
+    (0, 0, "gloo", "this machine has 0"),
+])  # fmt: skip
+def test_each_rank_has_a_gpu_of_its_own_or_with_gloo_its_share_of_one(there, local_rank, backend, found, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    if isinstance(found, int):
+        assert choose_device("cuda", local_rank, backend) == torch.device("cuda", found)
+    else:
+        with pytest.raises(UserError, match=found):
+            choose_device("cuda", local_rank, backend)
