@@ -14,12 +14,12 @@ INDICES = Pybind11Extension(
     extra_compile_args=["-O3", "-ffp-contract=off", "-Wall", "-Wextra"],
 )
 # What psabi warns of, wide vectors as arguments, never happens: everything that has them is inlined.
-FUSED = Pybind11Extension(
-    "megascratch.layers._fused",
-    ["csrc/fused_module.cpp"],
-    depends=["csrc/fused.h"],
+CPU_KERNELS = Pybind11Extension(
+    "megascratch.layers._cpu_kernels",
+    ["csrc/cpu_kernels_module.cpp"],
+    depends=["csrc/cpu_kernels.h"],
     cxx_std=17,
     extra_compile_args=["-O3", "-Wall", "-Wextra", "-Wno-psabi"],
 )
 
-setup(ext_modules=[INDICES, FUSED], cmdclass={"build_ext": build_ext})
+setup(ext_modules=[INDICES, CPU_KERNELS], cmdclass={"build_ext": build_ext})

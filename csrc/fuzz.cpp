@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "blend.h"
-#include "fused.h"
+#include "cpu_kernels.h"
 #include "index_file.h"
 #include "packing.h"
 #include "samples.h"

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from megascratch.config.settings import ModelConfig
-from megascratch.layers import fused
+from megascratch.layers import cpu_kernels
 from megascratch.layers.dropout import AttentionDropout
 from megascratch.layers.linear import ON_INTEL, ColumnParallelLinear, RowParallelLinear
 from megascratch.layers.recompute import recomputed
@@ -38,13 +38,13 @@ class _Causal(torch.autograd.Function):
         for first in range(0, s, _ROWS):
             end = min(first + _ROWS, s)
             scores = torch.bmm(q[:, first:end], k[:, :end].transpose(1, 2))
-            parts.append(fused.causal_softmax_(scores, first, d**-0.5))
+            parts.append(cpu_kernels.causal_softmax_(scores, first, d**-0.5))
             out[first:end] = torch.bmm(parts[-1], v[:, :end]).view(n, b, end - first, d).permute(2, 1, 0, 3)
         ctx.save_for_backward(q, k, v, *parts)
         return out.permute(1, 2, 0, 3)
 
     @staticmethod
-    @fused.once
+    @cpu_kernels.once
     def backward(ctx, grad: Tensor):
         q, k, v, *parts = ctx.saved_tensors
         (b, n, s, d), end = grad.shape, grad.shape[2]
@@ -54,7 +54,7 @@ class _Causal(torch.autograd.Function):
             first = end - weights.shape[1]
             mine, seen = slice(first, end), slice(0, end)
             grad_weights = torch.bmm(grad[:, mine], v[:, seen].transpose(1, 2))
-            grad_scores = fused.causal_softmax_backward_(weights, grad_weights, first, d**-0.5)
+            grad_scores = cpu_kernels.causal_softmax_backward_(weights, grad_weights, first, d**-0.5)
             beta = 0 if end == s else 1  # the last stretch sees all keys and comes first: nothing to add to
             grad_q[:, mine].baddbmm_(grad_scores, k[:, seen], beta=0)
             grad_k[:, seen].baddbmm_(grad_scores.transpose(1, 2), q[:, mine], beta=beta)
@@ -66,7 +66,7 @@ class _Causal(torch.autograd.Function):
 def _is_short(q: Tensor, k: Tensor, context: "Context") -> bool:
     """Whether `_Causal` may take it, and is worth it."""
     causal = context.mask is None and q.shape == k.shape and q.shape[2] in SHORT
-    return causal and not torch.compiler.is_compiling() and fused.takes(q, k)
+    return causal and not torch.compiler.is_compiling() and cpu_kernels.takes(q, k)
 
 
 @dataclass

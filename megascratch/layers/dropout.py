@@ -12,13 +12,13 @@ from megascratch.parallel.mesh import Axis
 from megascratch.parallel.random import keep_mask, sample_keys
 
 try:
-    from megascratch.layers.kernels import dropped
+    from megascratch.layers.gpu_kernels import dropped
 except Exception:  # no Triton here, or one that it is not written for
     dropped = None  # type: ignore[assignment]
 
 
 class _Mask(NamedTuple):
-    """See `kernels.dropped`."""
+    """See `gpu_kernels.dropped`."""
 
     seed: int
     site: int

@@ -14,7 +14,7 @@ from megascratch.parallel.collectives import all_reduce
 from megascratch.parallel.mesh import Axis
 
 try:
-    from megascratch.layers.kernels import row_statistics, to_gradient
+    from megascratch.layers.gpu_kernels import row_statistics, to_gradient
 except Exception:  # no Triton here, or one that it is not written for
     row_statistics = to_gradient = None  # type: ignore[assignment]
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from megascratch.config.settings import ModelConfig
-from megascratch.layers import fused
+from megascratch.layers import cpu_kernels
 from megascratch.layers.linear import ColumnParallelLinear, RowParallelLinear
 from megascratch.parallel.mesh import Axis
 from megascratch.parallel.shard import Part
@@ -26,17 +26,17 @@ class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
-        if fused.takes(x):
-            return fused.swiglu(x)
+        if cpu_kernels.takes(x):
+            return cpu_kernels.swiglu(x)
         gate, up = x.chunk(2, -1)
         return F.silu(gate).mul_(up)
 
     @staticmethod
-    @fused.once
+    @cpu_kernels.once
     def backward(ctx, grad: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
-        if fused.takes(x, grad):
-            return fused.swiglu_backward(x, grad)
+        if cpu_kernels.takes(x, grad):
+            return cpu_kernels.swiglu_backward(x, grad)
         gate, up = x.chunk(2, -1)
         grad_x = torch.empty_like(x)
         grad_gate, grad_up = grad_x.chunk(2, -1)
@@ -55,7 +55,7 @@ def swiglu(x: Tensor) -> Tensor:
 
 
 class _GELU(torch.autograd.Function):
-    """torch's own forward, which is fast, and a backward by the kernels of `fused`."""
+    """torch's own forward, which is fast, and a backward by the kernels of `cpu_kernels`."""
 
     @staticmethod
     def forward(ctx, x: Tensor, by_tanh: bool) -> Tensor:
@@ -64,15 +64,15 @@ class _GELU(torch.autograd.Function):
         return _gelu(x, by_tanh)
 
     @staticmethod
-    @fused.once
+    @cpu_kernels.once
     def backward(ctx, grad: Tensor):
         (x,) = ctx.saved_tensors
-        return fused.gelu_backward(x, grad, ctx.by_tanh), None
+        return cpu_kernels.gelu_backward(x, grad, ctx.by_tanh), None
 
 
 def gelu(x: Tensor, by_tanh: bool = False) -> Tensor:
     """x times the normal distribution's share below x (Hendrycks, Gimpel 2016), or OpenAI's approximation by tanh."""
-    known = not torch.compiler.is_compiling() and fused.takes(x)
+    known = not torch.compiler.is_compiling() and cpu_kernels.takes(x)
     return _GELU.apply(x, by_tanh) if known else _gelu(x, by_tanh)
 
 

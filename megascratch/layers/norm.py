@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from megascratch.layers import fused
+from megascratch.layers import cpu_kernels
 from megascratch.parallel.shard import Shard
 
 try:  # the package of that name on the Python index is another one and has no such module
@@ -34,19 +34,19 @@ class LayerNorm(nn.Module):
 
 
 class _RMSNorm(torch.autograd.Function):
-    """x / rms(x) * weight in one pass each way by the kernels of `fused`; torch has none of its own for a CPU."""
+    """x / rms(x) * weight in one pass each way by the kernels of `cpu_kernels`; torch has none of its own for a CPU."""
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-        out, scale = fused.rms_norm(x, weight, epsilon)
+        out, scale = cpu_kernels.rms_norm(x, weight, epsilon)
         ctx.save_for_backward(x, weight, scale)
         return out
 
     @staticmethod
-    @fused.once
+    @cpu_kernels.once
     def backward(ctx, grad: Tensor):
         x, weight, scale = ctx.saved_tensors
-        return *fused.rms_norm_backward(x, weight, scale, grad), None
+        return *cpu_kernels.rms_norm_backward(x, weight, scale, grad), None
 
 
 class RMSNorm(nn.Module):
@@ -59,7 +59,7 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if fused_rms_norm_affine is not None and x.is_cuda:
             return fused_rms_norm_affine(x, self.weight, self.shape, self.epsilon)
-        if not torch.compiler.is_compiling() and fused.takes(x, self.weight):
+        if not torch.compiler.is_compiling() and cpu_kernels.takes(x, self.weight):
             return _RMSNorm.apply(x, self.weight, self.epsilon)
         return F.rms_norm(x, self.shape, self.weight, self.epsilon)
 

@@ -1,6 +1,6 @@
-// The module megascratch.layers._fused: csrc/fused.h over memory that is given by its address, cut into parts for the
-// threads that torch has. Who calls answers for types and sizes, as megascratch/layers/fused.py does; the GIL is free
-// while a kernel runs.
+// The module megascratch.layers._cpu_kernels: csrc/cpu_kernels.h over memory that is given by its address, cut into
+// parts for the threads that torch has. Who calls answers for types and sizes, as megascratch/layers/cpu_kernels.py
+// does; the GIL is free while a kernel runs.
 
 #include <pybind11/pybind11.h>
 
@@ -8,7 +8,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "fused.h"
+#include "cpu_kernels.h"
 
 // The OpenMP runtime that torch has brought along: its threads wait for work already, and others would be in their way.
 // Where there is none, one thread does all.
@@ -141,7 +141,7 @@ void bind(py::module_ module) {
 
 }  // namespace
 
-PYBIND11_MODULE(_fused, module) {
+PYBIND11_MODULE(_cpu_kernels, module) {
     module.doc() = "Parts of a layer in one pass over memory: addresses in.";
     module.def("has_threads", &has_threads);
     module.def("is_tuned", [] { return kTuned; });

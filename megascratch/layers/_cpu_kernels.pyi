@@ -1,4 +1,5 @@
-"""Types of the C++ extension csrc/fused_module.cpp: addresses and sizes; what the kernels do stands in fused.py."""
+"""Types of the C++ extension csrc/cpu_kernels_module.cpp, addresses and sizes; what they mean stands in
+cpu_kernels.py."""
 
 class _Kernels:
     def gelu_backward(self, x: int, grad: int, grad_x: int, count: int) -> None: ...

@@ -1,4 +1,4 @@
-"""The kernels of csrc/fused.h for tensors on a CPU, in fp32 and fp64: one pass over memory each, by torch's threads."""
+"""The kernels of csrc/cpu_kernels.h for tensors in fp32 and fp64: one pass over memory each, by torch's threads."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -6,20 +6,20 @@ from functools import wraps
 import torch
 from torch import Tensor
 
-from megascratch.layers import _fused
+from megascratch.layers import _cpu_kernels
 
-_KERNELS = {torch.float32: _fused.f32, torch.float64: _fused.f64}
+_KERNELS = {torch.float32: _cpu_kernels.f32, torch.float64: _cpu_kernels.f64}
 
 
 def takes_threads() -> bool:
     """Whether the kernels run on all of torch's threads: where its OpenMP runtime is one that they can call."""
-    return _fused.has_threads()
+    return _cpu_kernels.has_threads()
 
 
 def takes(x: Tensor, *others: Tensor) -> bool:
     """Whether the kernels are for these; where torch has threads that they do not know, or they are not compiled for
     what the processor can do, its own passes are."""
-    if not (x.is_cpu and x.dtype in _KERNELS and _fused.is_tuned()):
+    if not (x.is_cpu and x.dtype in _KERNELS and _cpu_kernels.is_tuned()):
         return False
     # torch is asked first: that is when it tells OpenMP, thread by thread, how many threads it may take.
     return all(other.dtype == x.dtype for other in others) and (torch.get_num_threads() == 1 or takes_threads())
