@@ -126,7 +126,8 @@ class Trainer:
             raise CommunicationError(f"gradients and weights of step {step}: {error}") from error
         if moved.wrong and judge is None:
             raise FloatingPointError(nothing_updated(moved.wrong, step))
-        self.scale = self.scale.after(moved.overflowed, self.config.optim)
+        if not moved.wrong:  # a step that is left out tells nothing about the scale
+            self.scale = self.scale.after(moved.overflowed, self.config.optim)
         phases.lap("update")
         return StepResult(part, moved.loss, moved.grad_norm, moved.overflowed or bool(moved.wrong), moved.wrong)
 
