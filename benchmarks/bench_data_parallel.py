@@ -4,7 +4,8 @@ the same 25 M Llama, without and with gradient accumulation.
     python benchmarks/bench_data_parallel.py
 
 Both sides run on the same two ranks, one thread each, gloo, fp32, and step in turn in the same processes: forward,
-backward, clipping by the global norm, AdamW. The peers are set up for speed and memory: gradients as views of DDP's
+backward, clipping by the global norm, AdamW. They begin with the same weights, and it ends with code 1 where the losses
+of the first steps are not the same. The peers are set up for speed and memory: gradients as views of DDP's
 buckets, no_sync for all micro-batches but the last, fused AdamW. Memory is what a rank's resident set grew to above its
 start, measured in processes of their own.
 """
@@ -20,6 +21,7 @@ import torch
 import torch.distributed as dist
 from alternate import Pair, alternate
 from ranks import RANKS, Side, fresh, memory, mib
+from same_work import Losses, first_losses, require_same_work
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.optim import ZeroRedundancyOptimizer
@@ -138,10 +140,11 @@ def contests(bucket: int | None) -> dict[str, Contest]:
     }
 
 
-def speed(contest: Contest, work: Work, rounds: int) -> tuple[Pair, list[float]]:
-    """On a rank: the contest, and the last loss of each side."""
+def speed(contest: Contest, work: Work, rounds: int) -> tuple[Losses, Pair]:
+    """On a rank: the first losses of both sides, and the contest."""
     ours, theirs = contest.ours(work), contest.theirs(work)
-    return alternate(ours.step, theirs.step, rounds, warmup=2), [ours.step(), theirs.step()]
+    losses = first_losses(ours.step, theirs.step)
+    return losses, alternate(ours.step, theirs.step, rounds, warmup=0)
 
 
 def main() -> None:
@@ -155,12 +158,12 @@ def main() -> None:
     for name, contest in contests(args.ddp_bucket_size).items():
         for microbatches in args.microbatches if name in args.only else []:
             work = Work(microbatches, args.samples // microbatches)
-            pair, losses = fresh(speed, contest, work, args.rounds)[0]
+            losses, pair = fresh(speed, contest, work, args.rounds)[0]
             tokens = RANKS * work.microbatches * work.size * llama.SEQUENCE
+            require_same_work(f"{name:<33}{microbatches} x {work.size} ", losses)
             print(f"{name:<33}{microbatches} x {work.size}{tokens / pair.ours:7.0f} tokens/s   {pair}", flush=True)
             ours, theirs = (fresh(memory, side, work) for side in contest)
-            print(f"{'':<33}MiB of each rank: ours {mib(ours)}, theirs {mib(theirs)}   "
-                  f"loss after {args.rounds + 3} steps: ours {losses[0]:.3f}, theirs {losses[1]:.3f}", flush=True)
+            print(f"{'':<33}MiB of each rank: ours {mib(ours)}, theirs {mib(theirs)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ of each rank, for chrome://tracing or ui.perfetto.dev: every wait is marked ther
 beside computation.
 
 A gradient reduction and a weight gather are switched off by their settings; the reduction of a layer's input gradient
-and the sends of a pipeline, which have none, are waited for at once.
+and the sends of a pipeline, which have none, are waited for at once. It ends with code 1 where the losses with and
+without the overlap are not the same.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from unittest.mock import patch
 import llama_25m as llama
 import torch.distributed as dist
 from ranks import RANKS, fresh
+from same_work import Losses, first_losses, require_same_work
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from megascratch.config.derive import derive
@@ -149,22 +151,26 @@ class Row(NamedTuple):
     exposed: float
 
 
-def trainer_of(settings: dict[str, Any], samples: int) -> Callable[[], object]:
-    """A whole training step."""
+def trainer_of(settings: dict[str, Any], samples: int) -> Callable[[], float]:
+    """A whole training step, which gives its loss."""
     sizes = [settings.get(f"{axis}_parallel_size", 1) for axis in ("tensor_model", "pipeline_model", "data")]
     tp, pp, dp = sizes
     micro = 1 if pp > 1 else samples
     values = llama.SETTINGS | settings | {"micro_batch_size": micro, "global_batch_size": samples * dp}
     trainer = Trainer(derive(with_fields(Config(), values), RANKS), mesh_of(tp, pp, dp))
     batches = llama.batches(*llama.samples(samples, seed=trainer.mesh.dp.rank), micro)
-    return lambda: trainer.train_step(batches, llama.LR)
+    return lambda: trainer.train_step(batches, llama.LR).global_loss
 
 
-def measure(name: str, samples: int, bucket: int, steps: int, trace: str | None) -> dict[str, tuple[float, list[Row]]]:
-    """On a rank: state of the overlap -> (seconds of a step, rows)."""
+Found = dict[str, tuple[float, list[Row]]]
+
+
+def measure(name: str, samples: int, bucket: int, steps: int, trace: str | None) -> tuple[Losses, Found]:
+    """On a rank: the first losses with and without the overlap; state of the overlap -> (seconds of a step, rows)."""
     scene, watch = SCENES[name], Watch()
     layout = scene.layout | {"ddp_bucket_size": bucket}
     states = {"on": trainer_of(layout, samples), "off": trainer_of(layout | scene.off, samples)}
+    losses = first_losses(states["on"], states["off"])
     seconds: dict[str, list[float]] = {state: [] for state in states}
     notes: dict[str, list[list[Note]]] = {state: [] for state in states}
     with watch.on(scene):
@@ -180,7 +186,7 @@ def measure(name: str, samples: int, bucket: int, steps: int, trace: str | None)
                     _second_step(watch, state == "off" and not scene.off, step)
                 file = f"{name.lower().replace(' ', '-').replace(',', '')}-{state}-rank{dist.get_rank()}.json"
                 profiler.export_chrome_trace(str(Path(trace) / file))
-    return {state: (statistics.median(seconds[state]), rows_of(notes[state])) for state in states}
+    return losses, {state: (statistics.median(seconds[state]), rows_of(notes[state])) for state in states}
 
 
 def _second_step(watch: Watch, at_once: bool, step: Callable[[], object]) -> float:
@@ -215,7 +221,8 @@ def main() -> None:
         Path(args.trace).mkdir(parents=True, exist_ok=True)
     print(f"{'':<12}{'overlap':<9}{'step':>9}   {'':<28}{'calls':>5}{'under way':>12}{'exposed':>12}")
     for name in args.only:
-        found = fresh(measure, name, args.samples, args.ddp_bucket_size, args.steps, args.trace)[0]
+        losses, found = fresh(measure, name, args.samples, args.ddp_bucket_size, args.steps, args.trace)[0]
+        require_same_work(f"{name:<12}", losses)
         for state, (seconds, rows) in found.items():
             for row in rows:
                 print(f"{name:<12}{state:<9}{seconds * 1e3:6.0f} ms   {row.kind:<28}{row.calls:5.0f}"

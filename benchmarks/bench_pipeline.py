@@ -3,7 +3,8 @@
     python benchmarks/bench_pipeline.py --schedules 1f1b interleaved zb_h1 zb_v
 
 Both sides have the same layers on the same ranks, the same micro-batches, one thread per rank, gloo, fp32, and step in
-turn in the same processes: forward, backward, clipping by the global norm, AdamW. Memory is what a rank's resident set
+turn in the same processes: forward, backward, clipping by the global norm, AdamW. They begin with the same weights, and
+it ends with code 1 where the losses of the first steps are not the same. Memory is what a rank's resident set
 grew to above its start, measured in processes of their own. `of the played` is the pipeline part of our step beside the
 same schedule as the simulator plays it with the mean times of its actions.
 """
@@ -20,6 +21,7 @@ import torch
 import torch.distributed as dist
 from alternate import Pair, alternate
 from ranks import RANKS, fresh, memory, mib
+from same_work import Losses, first_losses, require_same_work
 from torch import nn
 from torch.distributed import pipelining
 
@@ -74,8 +76,12 @@ class Ours:
         self.batches = llama.batches(*llama.samples(work.microbatches * work.size), work.size)
 
     def step(self) -> None:
-        self.trainer.train_step(self.batches, llama.LR)
+        self.result = self.trainer.train_step(self.batches, llama.LR)
         dist.barrier()
+
+    def step_and_loss(self) -> float:
+        self.step()
+        return self.result.global_loss
 
     def of_the_played(self) -> float:
         """Time that the schedule allows / time that the pipeline took, in one step."""
@@ -106,7 +112,9 @@ class Theirs:
 
     def step(self) -> None:
         self.optimizer.zero_grad()
-        self.schedule.step(*[self.ids] * self.first, **({"target": self.labels, "losses": []} if self.last else {}))
+        self.losses: list[torch.Tensor] = []
+        ends = {"target": self.labels, "losses": self.losses} if self.last else {}
+        self.schedule.step(*[self.ids] * self.first, **ends)
         grads = [weight.grad for weight in self.parameters]
         square = nn.utils.get_total_norm(grads, foreach=True).square()
         dist.all_reduce(square)
@@ -114,17 +122,25 @@ class Theirs:
         self.optimizer.step()
         dist.barrier()
 
+    def step_and_loss(self) -> float:
+        self.step()
+        total = torch.stack(self.losses).mean().detach() if self.last else torch.zeros(())
+        dist.all_reduce(total)
+        return total.item()
+
     @property
     def parameters(self) -> list[nn.Parameter]:
         return list(self.model.parameters())
 
 
-def speed(work: Work, rounds: int) -> tuple[Pair, float, list[int]]:
-    """On a rank: the contest, our part of what the played schedule allows, and the weights of both sides."""
+def speed(work: Work, rounds: int) -> tuple[Losses, Pair, float, list[int]]:
+    """On a rank: the first losses of both sides, the contest, our part of what the played schedule allows, and the
+    number of weights of both sides."""
     ours, theirs = Ours(work), Theirs(work)
-    pair = alternate(ours.step, theirs.step, rounds, warmup=1)
+    losses = first_losses(ours.step_and_loss, theirs.step_and_loss)
+    pair = alternate(ours.step, theirs.step, rounds, warmup=0)
     allowed = statistics.median(ours.of_the_played() for _ in range(3))
-    return pair, allowed, [sum(weight.numel() for weight in side.parameters) for side in (ours, theirs)]
+    return losses, pair, allowed, [sum(weight.numel() for weight in side.parameters) for side in (ours, theirs)]
 
 
 def main() -> None:
@@ -146,8 +162,9 @@ def main() -> None:
 
 def told_speed(work: Work, rounds: int) -> str:
     answers = fresh(speed, work, rounds)
-    pair, allowed, _ = answers[0]
-    weights = [sum(counts) for counts in zip(*(answer[2] for answer in answers), strict=True)]
+    losses, pair, allowed, _ = answers[0]
+    require_same_work(f"{work.schedule:<12}", losses)
+    weights = [sum(counts) for counts in zip(*(answer[3] for answer in answers), strict=True)]
     assert weights[0] == weights[1], weights
     tokens = work.microbatches * work.size * llama.SEQUENCE
     return f"{tokens / pair.ours:5.0f} tokens/s   {pair}   {allowed:.1%} of the played"

@@ -1,8 +1,9 @@
 """A toolkit must cost nothing: tokens/s of a whole training step in one process, beside plain_gpt.py of the same shape.
 
-Both train (forward, backward, clip, AdamW) on the same batches, in turn in one process: on a CPU with the same threads,
-its memory kept as `pretrain` keeps it (that helps both); with `--device cuda` in bf16, ours with `--bf16`, theirs under
-autocast. `--compile` compiles both: ours per block, theirs as a whole.
+Both train (forward, backward, clip, AdamW) on the same batches from the same weights, in turn in one process; it ends
+with code 1 where the first losses are not the same. On a CPU they have the same threads, and memory is kept as
+`pretrain` keeps it (that helps both); with `--device cuda` ours trains with `--bf16`, theirs under autocast.
+`--compile` compiles both: ours per block, theirs as a whole.
 """
 
 import argparse
@@ -12,7 +13,8 @@ from functools import partial
 
 import torch
 from alternate import alternate
-from plain_gpt import PlainTrainer
+from plain_gpt import NAMES, PlainTrainer
+from same_work import copy_weights, first_losses, initial_weights, require_same_work
 from torch import Tensor
 
 from megascratch.config.derive import derive
@@ -33,7 +35,8 @@ SHAPES: dict[str, dict[str, Shape]] = {
     "cuda": {"GPT-2 small, 1,024 tokens": (12, 768, 12, 1024, 50304, 32)},
 }
 PEAK = 989e12  # FLOP/s of an H100 or H200 in dense bf16, by its data sheet
-Step = Callable[[], object]
+LR = 1e-3
+Step = Callable[[], float]
 
 
 def config_of(shape: Shape, **more: object) -> Config:
@@ -58,11 +61,13 @@ def ours(shape: Shape, device: str, compiled: bool) -> Step:
     (ids, labels), size = tokens_of(shape), shape[-1]
     places = torch.arange(ids.shape[1]).expand(size, -1)
     batch = Batch(ids, labels, torch.ones(ids.shape), places, None, torch.arange(size))
-    return lambda: trainer.train_step([batch], 1e-3).global_loss
+    return lambda: trainer.train_step([batch], LR).global_loss
 
 
 def theirs(shape: Shape, device: str, compiled: bool) -> Step:
-    trainer, (ids, labels) = PlainTrainer(*shape[:5], device, compiled), tokens_of(shape)
+    trainer = PlainTrainer(*shape[:5], device, compiled)
+    copy_weights(initial_weights(config_of(shape)), trainer.model, NAMES)
+    ids, labels = tokens_of(shape)
     return lambda: trainer.step(ids.to(device), labels.to(device))
 
 
@@ -71,9 +76,10 @@ def finished(step: Step, device: str) -> Step:
     if device == "cpu":
         return step
 
-    def whole() -> None:
-        step()
+    def whole() -> float:
+        loss = step()
         torch.cuda.synchronize()
+        return loss
 
     return whole
 
@@ -93,8 +99,11 @@ def with_peak(make: Callable[[], Step], device: str) -> tuple[Step, float]:
 def measure(name: str, shape: Shape, args: argparse.Namespace) -> str:
     sides = [with_peak(partial(make, shape, args.device, args.compile), args.device) for make in (ours, theirs)]
     (mine, my_peak), (plain, plain_peak) = sides
+    mine, plain = finished(mine, args.device), finished(plain, args.device)
+    dtype = torch.bfloat16 if args.device == "cuda" else torch.float32
+    require_same_work(f"{name:<26} ", first_losses(mine, plain), dtype)
     rounds = args.rounds if shape[4] < 1000 else max(5, args.rounds // 3)
-    pair = alternate(finished(mine, args.device), finished(plain, args.device), rounds)
+    pair = alternate(mine, plain, rounds, warmup=0)
     if args.device == "cpu":
         return f"{name:<26} {args.threads} threads   {pair}"
     tokens, flops = shape[3] * shape[5], flops_per_token(config_of(shape).model, shape[3])

@@ -4,7 +4,8 @@
 
 Both sides run on the same two ranks, one thread each, gloo, fp32, and step in turn in the same processes: forward,
 backward, clipping by the global norm, AdamW. The peer is `parallelize_module` with the plan that torchtitan uses; its
-norm is summed by hand from the local shards, which costs it less than clip_grad_norm_ on DTensors does. Memory is what
+norm is summed by hand from the local shards, which costs it less than clip_grad_norm_ on DTensors does. They begin with
+the same weights, and it ends with code 1 where the losses of the first steps are not the same. Memory is what
 a rank's resident set grew to above its start, measured in processes of their own.
 """
 
@@ -16,6 +17,7 @@ import torch
 import torch.distributed as dist
 from alternate import Pair, alternate
 from ranks import RANKS, fresh, memory, mib
+from same_work import Losses, first_losses, require_same_work
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
@@ -108,10 +110,11 @@ def _block(sequence_parallel: bool) -> dict:
     return plan
 
 
-def speed(samples: int, sequence_parallel: bool, split_loss: bool, rounds: int) -> tuple[Pair, list[float]]:
-    """On a rank: the contest, and the last loss of each side."""
+def speed(samples: int, sequence_parallel: bool, split_loss: bool, rounds: int) -> tuple[Losses, Pair]:
+    """On a rank: the first losses of both sides, and the contest."""
     ours, theirs = Ours(samples, sequence_parallel), Theirs(samples, sequence_parallel, split_loss)
-    return alternate(ours.step, theirs.step, rounds, warmup=2), [ours.step(), theirs.step()]
+    losses = first_losses(ours.step, theirs.step)
+    return losses, alternate(ours.step, theirs.step, rounds, warmup=0)
 
 
 def main() -> None:
@@ -121,12 +124,12 @@ def main() -> None:
     parser.add_argument("--loss-parallel", action="store_true", help="the peer's loss over split logits, slower here")
     args = parser.parse_args()
     for name, sequence_parallel in (("TP 2", False), ("TP 2 + SP", True)):
-        pair, losses = fresh(speed, args.samples, sequence_parallel, args.loss_parallel, args.rounds)[0]
+        losses, pair = fresh(speed, args.samples, sequence_parallel, args.loss_parallel, args.rounds)[0]
+        require_same_work(f"{name:<10}", losses)
         print(f"{name:<10}{args.samples * llama.SEQUENCE / pair.ours:7.0f} tokens/s   {pair}", flush=True)
         ours, theirs = (fresh(memory, *side) for side in (
             (Ours, args.samples, sequence_parallel), (Theirs, args.samples, sequence_parallel, args.loss_parallel)))
-        print(f"{'':<10}MiB of each rank: ours {mib(ours)}, theirs {mib(theirs)}   "
-              f"loss after {args.rounds + 3} steps: ours {losses[0]:.3f}, theirs {losses[1]:.3f}", flush=True)
+        print(f"{'':<10}MiB of each rank: ours {mib(ours)}, theirs {mib(theirs)}", flush=True)
 
 
 if __name__ == "__main__":

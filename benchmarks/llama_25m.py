@@ -1,5 +1,5 @@
 """The Llama of 25 M parameters that the multi-rank benchmarks train on both sides: megascratch's settings for it, and
-the same model from torch's own pieces.
+the same model from torch's own pieces, with the same initial weights.
 
 Llama 3.2's proportions (an MLP 4 times as wide as the stream, RMSNorm, rotary positions, SwiGLU, no biases), an output
 matrix of its own. The layers of `Llama` carry the names that torchtitan gives them, so that its plans for DTensor, DDP
@@ -8,8 +8,12 @@ and torch.distributed.pipelining fit.
 
 import torch
 import torch.nn.functional as F
+from same_work import copy_weights, initial_weights
 from torch import Tensor, nn
 
+from megascratch.config.derive import derive
+from megascratch.config.fields import with_fields
+from megascratch.config.settings import Config
 from megascratch.data.batch import Batch
 
 LAYERS, WIDTH, HEADS, MLP_WIDTH, VOCAB, SEQUENCE = 8, 384, 6, 1536, 8192, 256
@@ -21,6 +25,18 @@ SETTINGS = {  # of the model and of AdamW; a layout's own settings come on top
     "attention_dropout": 0.0, "untie_embeddings_and_output_weights": True, "lr": LR, "adam_beta1": BETAS[0],
     "adam_beta2": BETAS[1], "weight_decay": WEIGHT_DECAY, "clip_grad": CLIP,
 }  # fmt: skip
+
+NAMES = {  # megascratch's -> these
+    "embedding.word.weight": ["tok_embeddings.weight"],
+    "layers.{}.norm1.weight": ["layers.{}.attention_norm.weight"],
+    "layers.{}.attention.qkv.weight": [f"layers.{{}}.attention.{name}.weight" for name in ("wq", "wk", "wv")],
+    "layers.{}.attention.proj.weight": ["layers.{}.attention.wo.weight"],
+    "layers.{}.norm2.weight": ["layers.{}.ffn_norm.weight"],
+    "layers.{}.mlp.fc1.weight": [f"layers.{{}}.feed_forward.{name}.weight" for name in ("w1", "w3")],
+    "layers.{}.mlp.fc2.weight": ["layers.{}.feed_forward.w2.weight"],
+    "final_norm.weight": ["norm.weight"],
+    "head.weight": ["output.weight"],
+}
 
 
 class Attention(nn.Module):
@@ -71,9 +87,7 @@ class Llama(nn.Module):
         angle = torch.arange(SEQUENCE)[:, None] * 10000.0 ** (-torch.arange(half) / half)
         self.register_buffer("cos", angle.cos(), persistent=False)
         self.register_buffer("sin", angle.sin(), persistent=False)
-        for weight in self.parameters():
-            if weight.dim() > 1:
-                nn.init.normal_(weight, std=0.02)
+        copy_weights(initial_weights(derive(with_fields(Config(), SETTINGS), 1)), self, NAMES)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.tok_embeddings is not None:

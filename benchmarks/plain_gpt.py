@@ -8,6 +8,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+NAMES = {  # megascratch's -> these
+    "embedding.word.weight": ["words.weight"],
+    "embedding.position.weight": ["positions.weight"],
+    "layers.{}.norm1.weight": ["blocks.{}.norm1.weight"],
+    "layers.{}.attention.qkv.weight": ["blocks.{}.qkv.weight"],
+    "layers.{}.attention.proj.weight": ["blocks.{}.proj.weight"],
+    "layers.{}.norm2.weight": ["blocks.{}.norm2.weight"],
+    "layers.{}.mlp.fc1.weight": ["blocks.{}.up.weight"],
+    "layers.{}.mlp.fc2.weight": ["blocks.{}.down.weight"],
+    "final_norm.weight": ["norm.weight"],
+}
+
 
 class Block(nn.Module):
     def __init__(self, width: int, heads: int):

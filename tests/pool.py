@@ -11,13 +11,14 @@ from megascratch.verification.pool import Pool, RankFailed, mesh_of
 
 __all__ = ["RankFailed", "mesh_of", "on_ranks", "session_pool"]
 
-TIMEOUT = 30.0
+TIMEOUT = 300.0  # of a machine with much else to do; a rank that dies or raises is noticed at once
+GRACE = 30.0
 
 
 @lru_cache(maxsize=1)
 def session_pool() -> Pool:
     """The pool that all tests share."""
-    pool = Pool(TIMEOUT)
+    pool = Pool(TIMEOUT, grace=GRACE)
     atexit.register(pool.close)
     return pool
 

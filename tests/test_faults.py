@@ -109,7 +109,7 @@ HERE = "from megascratch.faults import fault_point; fault_point('step.begin'); p
 @pytest.mark.parametrize("action", ENDS)
 def test_a_process_ends_as_the_action_says(action):
     environment = {**os.environ, VARIABLE: f"step.begin:3:1:{action}", "RANK": "3"}
-    done = subprocess.run([sys.executable, "-c", HERE], capture_output=True, text=True, env=environment, timeout=20)
+    done = subprocess.run([sys.executable, "-c", HERE], capture_output=True, text=True, env=environment, timeout=300)
     assert (done.returncode, done.stdout) == (ENDS[action], "")
     assert done.stderr == f"fault point step.begin, passage 1 of rank 3: {action}\n"
 
@@ -120,4 +120,4 @@ def test_a_stopped_process_waits_and_goes_on_when_it_is_told_to():
         _, status = os.waitpid(process.pid, os.WUNTRACED)
         assert os.WIFSTOPPED(status)
         os.kill(process.pid, signal.SIGCONT)
-        assert process.communicate(timeout=20)[0] == "went on\n"
+        assert process.communicate(timeout=300)[0] == "went on\n"

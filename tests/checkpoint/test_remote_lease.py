@@ -26,7 +26,7 @@ from tests.checkpoint.cutting import write
 @pytest.fixture
 def folder(monkeypatch):
     monkeypatch.setattr(remote_lease, "BEAT_SECONDS", 0.05)
-    monkeypatch.setattr(remote_lease, "STALE_SECONDS", 0.4)
+    monkeypatch.setattr(remote_lease, "STALE_SECONDS", 600.0)  # no time decides who is alive
     yield place("memory://bucket/run")
     fsspec.filesystem("memory").store.clear()
 
@@ -77,7 +77,8 @@ def test_who_has_ended_is_taken_over_without_waiting(folder, monkeypatch, left):
     mine.release()
 
 
-def test_who_gives_no_sign_of_life_is_taken_over_after_a_while(folder):
+def test_who_gives_no_sign_of_life_is_taken_over_after_a_while(folder, monkeypatch):
+    monkeypatch.setattr(remote_lease, "STALE_SECONDS", 0.4)
     leave(folder, 4, host="elsewhere")
     with pytest.warns(UserWarning, match="gives no sign of life: taken over in"):
         mine = acquire(folder)

@@ -27,7 +27,7 @@ def curve_of(folder) -> list[float]:
 
 
 def run(words: list[str]) -> subprocess.CompletedProcess:
-    return subprocess.run(command(words), cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=180)
+    return subprocess.run(command(words), cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=600)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS, ids=["fp64", "fp32", "bf16"])

@@ -226,7 +226,7 @@ def feed(process, pipe, disturb, times):
                 disturb()
         except (BrokenPipeError, psutil.NoSuchProcess):
             pass  # the run has ended already
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=600)
     return process.returncode, said
 
 
@@ -260,7 +260,7 @@ def test_workers_end_when_their_parent_is_killed(tmp_path):
         process.kill()
         process.wait()
     process.stderr.close()
-    assert psutil.wait_procs(workers, timeout=60)[1] == []
+    assert psutil.wait_procs(workers, timeout=600)[1] == []
 
 
 @pytest.mark.parametrize("flags", [[], ["--strict"]])

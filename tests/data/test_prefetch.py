@@ -39,7 +39,7 @@ def test_no_more_is_made_ahead_than_asked_for(ahead, made):
     seen = []
     with Prefetch((seen.append(number) or number for number in range(100)), ahead) as items:
         next(items)
-        for _ in range(200):
+        for _ in range(30_000):
             if len(seen) < made:
                 time.sleep(0.01)
         assert len(seen) == made
@@ -54,7 +54,7 @@ def test_closing_ends_a_thread_that_waits_for_room_and_one_that_is_making():
         yield go_on.wait()
 
     waiting, making = Prefetch(iter(range(100)), 1), Prefetch(slow(), 1)
-    assert begun.wait(5) and len(threads()) == 2
+    assert begun.wait(300) and len(threads()) == 2
     waiting.close()
     go_on.set()
     making.close()

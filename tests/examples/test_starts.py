@@ -52,7 +52,7 @@ def test_the_slurm_job_passes_the_warning_of_its_time_limit_on(tmp_path):
     wait = f"until [[ -e {tmp_path}/ready ]]; do sleep 0.05; done"
     ready = f"bash {EXAMPLES}/slurm/pretrain.sbatch & job=$!; {wait}; kill -USR1 $job; wait $job"
     done = subprocess.run(
-        ["bash", "-c", ready], env={**os.environ, **slurm, "PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}, timeout=60
+        ["bash", "-c", ready], env={**os.environ, **slurm, "PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}, timeout=600
     )
     assert done.returncode == 0 and (tmp_path / "asked").read_text() == "requeue 42\n"
 
@@ -62,7 +62,7 @@ def test_the_ssh_script_starts_every_machine_with_one_meeting_point(tmp_path):
     command(tmp_path / ".venv/bin/megascratch", f'echo "$*" >> {tmp_path}/words; exit 83')
     site = {"HOSTS": "a b", "SSH": str(tmp_path / "ssh"), "RANKS": "2"}
     done = subprocess.run(
-        ["bash", EXAMPLES / "ssh" / "pretrain.sh"], env={**os.environ, **site}, cwd=tmp_path, timeout=60
+        ["bash", EXAMPLES / "ssh" / "pretrain.sh"], env={**os.environ, **site}, cwd=tmp_path, timeout=600
     )
     assert done.returncode == 83 and sorted((tmp_path / "hosts").read_text().split()) == ["a", "b"]
     first, second = (tmp_path / "words").read_text().splitlines()

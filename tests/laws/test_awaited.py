@@ -1,8 +1,9 @@
 """Whatever is started is awaited before it is used. Here everything happens as late as it may: a collective when it is
 awaited and not before, so that a wait that is missing is a result that is missing, on any machine, every time."""
 
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
+from threading import Event
 from typing import Any
 from unittest.mock import patch
 
@@ -10,13 +11,20 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from megascratch.checkpoint import stream
+from megascratch.checkpoint import CheckpointError, saver, steps, stream
+from megascratch.checkpoint.saver import Saver
 from megascratch.checkpoint.stream import ROOM, Stream
+from megascratch.config.fields import with_fields
+from megascratch.data_parallel.base import DataParallel
 from megascratch.parallel import collectives
 from megascratch.parallel.collectives import Pending, start_all_gather
 from megascratch.pipeline import runtime
+from megascratch.training import loop, setup
+from megascratch.training.loop import _Loop
 from megascratch.training.replicas import ReplicasDiffer, check_replicas
 from megascratch.training.state import TrainState
+from megascratch.training.stop import StopRequest
+from tests.laws.breaks.state import Rows
 from tests.laws.runs import assert_identical, config_of, gathered, train_on_rank
 from tests.pool import mesh_of, on_ranks
 from tests.training.playing import build, play
@@ -257,3 +265,73 @@ def a_stream_awaits_each_room(folder) -> None:
 
 def test_a_stream_awaits_each_room(tmp_path):
     a_stream_awaits_each_room(tmp_path)
+
+
+SAVED = {"num_layers": 2, "global_batch_size": 4, "eval_iters": 1, "device": "cpu", "save_interval": 2,
+         "train_iters": 4}  # fmt: skip
+
+
+class Writing:
+    """Saves that get no further than their threads until somebody waits for them.
+
+    Args:
+        fails: the save of this step fails, the first time.
+    """
+
+    def __init__(self, fails: int = 0):
+        self.fails, self.go_on = fails, Event()
+        self.join, self.write = Saver._join, saver.write_step
+
+    def patches(self) -> list:
+        def joined(it: Saver) -> None:
+            if it._under_way is not None:
+                self.go_on.set()
+            self.join(it)
+
+        def written(folder, inside, step, *args):
+            self.go_on.wait()
+            if step == self.fails:
+                self.fails = 0
+                raise CheckpointError("the disk was full for a moment")
+            return self.write(folder, inside, step, *args)
+
+        return [patch.object(Saver, "_join", joined), patch.object(saver, "write_step", written)]
+
+
+def saves_of_a_run(folder, writing: Writing, sick: int = 0) -> list[str]:
+    """The checkpoints that stand when a run has ended, whose step `sick` has no numbers."""
+    norm, taken = DataParallel.norm, []
+
+    def sick_norm(data_parallel: DataParallel) -> torch.Tensor:
+        taken.append(norm(data_parallel))
+        return taken[-1] * torch.nan if len(taken) == sick else taken[-1]
+
+    told = {"output_dir": str(folder / "out"), "save": str(folder / "saved")}
+    with ExitStack() as stack:
+        stack.callback(writing.go_on.set)
+        changes = [patch.object(DataParallel, "norm", sick_norm), patch.object(loop, "Report", Rows),
+                   patch.object(loop, "matmul_peak", lambda *args: 1.0), *writing.patches()]  # fmt: skip
+        for change in changes:
+            stack.enter_context(change)
+        run = setup.prepare(with_fields(config_of(**SAVED), told))
+        with StopRequest(run.config.training) as stop, suppress(FloatingPointError):
+            _Loop(run).run(stop)
+        return [step.name for step in steps(folder / "saved")]
+
+
+def a_save_under_way_is_finished_when_a_run_fails(folder) -> None:
+    """The law: the run ends after its bad third step, with the checkpoint of the second."""
+    assert saves_of_a_run(folder, Writing(), sick=3) == ["step_00000002"]
+
+
+def the_last_save_is_made_again_where_it_failed(folder) -> None:
+    """The law: what the run waits for in the end is not there, so it is written once more."""
+    assert saves_of_a_run(folder, Writing(fails=4)) == ["step_00000004", "step_00000002"]
+
+
+def test_a_save_under_way_is_finished_when_a_run_fails(tmp_path):
+    a_save_under_way_is_finished_when_a_run_fails(tmp_path)
+
+
+def test_the_last_save_is_made_again_where_it_failed(tmp_path):
+    the_last_save_is_made_again_where_it_failed(tmp_path)

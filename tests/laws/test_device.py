@@ -100,7 +100,7 @@ def test_on_cuda_the_same_run_has_the_same_bits(kind, precision):
 @pytest.fixture(scope="module")
 def pool():
     """Ranks that share the GPUs there are."""
-    pool = Pool(timeout=120.0, device="cuda", backend="gloo")
+    pool = Pool(timeout=600.0, device="cuda", backend="gloo")
     yield pool
     pool.close()
 
@@ -119,7 +119,7 @@ ALONE: dict[str, Any] = {
 
 
 def test_nccl_of_one_rank_trains_the_same_bits():
-    pool = Pool(timeout=120.0, device="cuda")
+    pool = Pool(timeout=600.0, device="cuda")
     try:
         config = config_of(**LLAMA, **DROPOUT, device="cuda")
         assert_identical(alone(config), measure.trace(pool, config, STEPS))

@@ -1,5 +1,5 @@
-"""The layout law can fail: each of the deliberate breaks of `breaks/` makes it fail on the layout given there, where
-the sound code passes."""
+"""The laws can fail: each of the deliberate breaks of `breaks/` makes the layout law fail on the layout given there,
+and each of those in `breaks/alike.py`, which are alike on every layout, the law beside it. The sound code passes."""
 
 from collections.abc import Callable
 from functools import cache, partial
@@ -10,18 +10,28 @@ from megascratch.config.settings import Config
 from megascratch.verification.layouts import name_of
 from megascratch.verification.measure import Trace, one_process
 from tests.laws.breaks import BREAKS, run_broken
+from tests.laws.breaks.alike import ALIKE, in_force, on_broken_ranks
 from tests.laws.breaks.state import resumed
 from tests.laws.runs import STEPS, assert_same, config_of, gathered, serial, trace, train_on_rank
-from tests.pool import RankFailed
+from tests.pool import RankFailed, on_ranks
 
 IN_EVERY_RUN = (
     "output of a row-parallel layer not summed",
     "loss as a mean of means",
     "one weight gradient of W dropped",
     "learning rate starts anew after a resume",
+    "second dropout of a block at the first one's site",
+    "Adam's count rises on a step that is skipped",
+    "a rollback does not wait for the save under way",
+    "reading ahead takes the live position",
+    "a blend's block is stale from sample 65,536 on",
+    "the last partial round of a validation is dropped",
 )
 LAWS = {train_on_rank: "a layout never changes the model", resumed: "a resumed run is the undisturbed one"}
-CASES = [pytest.param(name, marks=[] if name in IN_EVERY_RUN else pytest.mark.deep) for name in BREAKS]
+
+
+def cases(names) -> list:
+    return [pytest.param(name, marks=[] if name in IN_EVERY_RUN else pytest.mark.deep) for name in names]
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +43,7 @@ def table(request):
     with request.config.pluginmanager.get_plugin("capturemanager").global_and_fixture_disabled():
         for row in rows:
             print("\n" + "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)), end="")
-        print(f"\n{len(rows)} of the deliberate breaks tried were caught; there are {len(BREAKS)}")
+        print(f"\n{len(rows)} of the deliberate breaks tried were caught; there are {len(BREAKS) + len(ALIKE)}")
 
 
 @cache
@@ -52,7 +62,7 @@ def law_of(name: str, config: Config) -> None:
     assert_same(alone(config, BREAKS[name].run), trace(config, STEPS, partial(run_broken, name)), 1e-9)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", cases(BREAKS))
 def test_the_layout_law_notices(name, table):
     config = config_of(**{"num_layers": 2, **BREAKS[name].settings})
     assert sound_code_passes(config, BREAKS[name].run)
@@ -60,6 +70,23 @@ def test_the_layout_law_notices(name, table):
         law_of(name, config)
     assert not isinstance(caught.value, RankFailed), "a crash proves nothing about the law"
     table.append((name, LAWS[BREAKS[name].run], name_of(config), str(caught.value).splitlines()[0]))
+
+
+@pytest.mark.parametrize("name", cases(ALIKE))
+def test_another_law_notices(name, table, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("sound", "broken"):
+        (tmp_path / folder).mkdir()
+    ALIKE[name].law(tmp_path / "sound", on_ranks)
+    with in_force(name), pytest.raises(AssertionError) as caught:
+        ALIKE[name].law(tmp_path / "broken", on_broken_ranks(name))
+    assert not isinstance(caught.value, RankFailed), "a crash proves nothing about the law"
+    table.append((name, "a law of its own", "every layout", str(caught.value).splitlines()[0][:120]))
+
+
+def test_no_name_is_given_twice_and_those_of_every_run_are_breaks():
+    assert not BREAKS.keys() & ALIKE.keys()
+    assert set(IN_EVERY_RUN) <= BREAKS.keys() | ALIKE.keys()
 
 
 def test_there_is_a_break_of_every_kind():

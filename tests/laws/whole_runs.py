@@ -7,9 +7,10 @@ each of which is one call of `Trainer.train_step`. Both tell the same things of 
 
 import shutil
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from threading import Event
+from types import MappingProxyType
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
@@ -51,15 +52,16 @@ class Case(NamedTuple):
         bad: what is put in: the how-manieth step that is taken -> 'nan' or 'spike'.
         unread: samples that a rollback leaves out.
         parts: steps after which the run ends and is started again from its checkpoint.
-        held_up: a save gets no further than its thread until somebody waits for it or looks for a checkpoint.
+        held_up: the save of this step gets no further than its thread until somebody waits for it or has looked for a
+            checkpoint.
     """
 
     settings: dict[str, Any]
     steps: list[Step]
-    bad: dict[int, str] = {}
+    bad: Mapping[int, str] = MappingProxyType({})
     unread: range = range(0)
     parts: tuple[int, ...] = ()
-    held_up: bool = False
+    held_up: int = 0
 
 
 class Told(NamedTuple):
@@ -128,7 +130,7 @@ class Eager:
 class Disturbance:
     """What goes wrong from outside. The gradients of a bad step are not numbers, or its loss is a spike."""
 
-    def __init__(self, bad: dict[int, str], held_up: bool):
+    def __init__(self, bad: Mapping[int, str], held_up: int):
         self.bad, self.held_up = bad, held_up
         self.taken = 0
         self.samples: dict[int, list[int]] = {}
@@ -157,10 +159,10 @@ class Disturbance:
             self.go_on.set()
             return found
 
-        def written(*args: Any) -> Any:
-            if self.held_up:
+        def written(folder: Any, inside: Any, step: int, *args: Any) -> Any:
+            if step == self.held_up:
                 self.go_on.wait()
-            return write(*args)
+            return write(folder, inside, step, *args)
 
         return [
             patch.object(DataParallel, "norm", sick_norm),

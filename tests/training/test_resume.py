@@ -112,7 +112,7 @@ def started_together(tmp_path: Path, difference: str) -> list[tuple[int, str, fl
     begin = time.monotonic()
     ranks = [launch(tmp_path / "same", port, 0, words, ""),
              launch(tmp_path / (place or "same"), port, 1, [*words, *extra], change + OTHER_HOST)]  # fmt: skip
-    said = [rank.communicate(timeout=120)[1] for rank in ranks]
+    said = [rank.communicate(timeout=600)[1] for rank in ranks]
     return [(rank.returncode, text, time.monotonic() - begin) for rank, text in zip(ranks, said, strict=True)]
 
 

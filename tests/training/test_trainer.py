@@ -16,6 +16,7 @@ from megascratch.config.errors import UserError
 from megascratch.config.settings import Config, OptimConfig, TrainingConfig
 from megascratch.parallel.mesh import Axis, Mesh
 from megascratch.supervision.launch import BEGAN
+from megascratch.training import stop as stopping
 from megascratch.training.hardware import choose_device, matmul_peak, parameter_dtype, peak_memory
 from megascratch.training.state import TrainState
 from megascratch.training.stop import StopRequest, remove_stop_file
@@ -178,7 +179,8 @@ def test_the_time_of_a_run_counts_from_its_first_attempt(monkeypatch):
             assert stop.agreed(1, *ALONE) == code
 
 
-def test_a_run_stops_at_its_interval_after_its_time_and_when_the_stop_file_appears(tmp_path):
+def test_a_run_stops_at_its_interval_after_its_time_and_when_the_stop_file_appears(tmp_path, monkeypatch):
+    monkeypatch.setattr(stopping, "LOOK_EVERY", 3600.0)  # the file is looked for at once, and then not for an hour
     file = tmp_path / "stop"
     settings = {"exit_interval": 3, "exit_duration_in_mins": 1e-9, "stop_file": str(file)}
     codes = {"exit_interval": endings.EXIT_INTERVAL, "exit_duration_in_mins": 81, "stop_file": endings.STOP_FILE}
@@ -190,7 +192,7 @@ def test_a_run_stops_at_its_interval_after_its_time_and_when_the_stop_file_appea
         finally:
             stop.release()
         expected = {"exit_interval": [0, 80, 0], "exit_duration_in_mins": [81] * 3, "stop_file": [82, 0, 0]}[name]
-        assert found == expected, name  # the file is looked for once a second
+        assert found == expected, name
         assert codes[name] in found
     remove_stop_file(TrainingConfig(stop_file=str(file)))
     assert not file.exists()
