@@ -2,17 +2,17 @@
 PYTHON ?= python3
 IN := PATH="$(CURDIR)/.venv/bin:$$PATH"
 BUILD := pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
+TESTS := folder=$$(mktemp -d) && $(IN) python -m pytest -q --basetemp="$$folder/run"# no run meets what another left
 .PHONY: quickstart test test-deep test-gpu lint bench fuzz
 
 quickstart: .venv/.run
 	$(IN) bash examples/quickstart/run.sh
 test: .venv/.dev  # two at once: much of the time of tests over ranks is waiting for messages
-	$(IN) python -m pytest -q -n 2 --dist loadfile tests
+	$(TESTS) -n 2 --dist loadfile tests && rm -r "$$folder"
 test-deep test-gpu: .venv/.dev
-	$(IN) python -m pytest -q -m $(@:test-%=%) tests
+	$(TESTS) -m $(@:test-%=%) tests && rm -r "$$folder"
 lint: .venv/.dev
-	$(IN) ruff check .
-	$(IN) mypy megascratch
+	$(IN) ruff check . && $(IN) mypy megascratch
 fuzz:
 	mkdir -p build
 	$(CXX) -std=c++17 -g -O1 -Wno-psabi -fsanitize=address,undefined -fno-sanitize-recover=all csrc/fuzz.cpp -o build/fuzz
