@@ -1,11 +1,15 @@
-"""One thread per process before torch is imported: the tests run several ranks on few cores. And no GPU except for
-`-m gpu`, so that whatever leaves the device open tests the same on every machine."""
+"""One thread per process before torch is imported: the tests run several ranks on few cores. No GPU except for
+`-m gpu`, so that whatever leaves the device open tests the same on every machine. And no deadline for an example of
+hypothesis: how long one takes says how busy the machine is."""
 
 import os
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -28,6 +28,7 @@ IN_EVERY_RUN = (
     "the last partial round of a validation is dropped",
 )
 LAWS = {train_on_rank: "a layout never changes the model", resumed: "a resumed run is the undisturbed one"}
+SOUND: set[Callable] = set()  # other laws that the sound code was seen to pass
 
 
 def cases(names) -> list:
@@ -73,13 +74,15 @@ def test_the_layout_law_notices(name, table):
 
 
 @pytest.mark.parametrize("name", cases(ALIKE))
-def test_another_law_notices(name, table, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_another_law_notices(name, table, tmp_path):
     for folder in ("sound", "broken"):
         (tmp_path / folder).mkdir()
-    ALIKE[name].law(tmp_path / "sound", on_ranks)
+    law = ALIKE[name].law
+    if law not in SOUND:
+        law(tmp_path / "sound", on_ranks)
+        SOUND.add(law)
     with in_force(name), pytest.raises(AssertionError) as caught:
-        ALIKE[name].law(tmp_path / "broken", on_broken_ranks(name))
+        law(tmp_path / "broken", on_broken_ranks(name))
     assert not isinstance(caught.value, RankFailed), "a crash proves nothing about the law"
     table.append((name, "a law of its own", "every layout", str(caught.value).splitlines()[0][:120]))
 

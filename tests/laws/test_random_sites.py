@@ -2,7 +2,6 @@
 one step, under one seed; and no order of samples is the order of another seed, epoch or purpose."""
 
 from itertools import product
-from pathlib import Path
 from unittest.mock import patch
 
 import torch
@@ -40,8 +39,7 @@ def no_mask_is_drawn_twice() -> None:
     assert len(set(drawn)) == len(drawn), f"{len(drawn) - len(set(drawn))} of {len(drawn)} masks are copies"
 
 
-def test_no_mask_is_drawn_twice(monkeypatch, tmp_path: Path):
-    monkeypatch.chdir(tmp_path)
+def test_no_mask_is_drawn_twice():
     no_mask_is_drawn_twice()
 
 

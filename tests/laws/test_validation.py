@@ -79,6 +79,5 @@ def a_validation_is_over_the_whole_set(folder: Path, layout: str = "one", run=No
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_validation_is_over_the_whole_set(layout, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_a_validation_is_over_the_whole_set(layout, tmp_path):
     a_validation_is_over_the_whole_set(tmp_path, layout)

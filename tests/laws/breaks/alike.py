@@ -4,6 +4,7 @@ with the law that must notice. What is random, what becomes of a bad step, what 
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
@@ -69,6 +70,54 @@ def run_in_force(name: str, function: Callable, *args: Any) -> Any:
 def on_broken_ranks(name: str) -> Callable:
     """As `on_ranks`, with the break of that name on each."""
     return lambda world, function, *args: on_ranks(world, run_in_force, name, function, *args)
+
+
+# ---- the laws, each of them one object -------------------------------------------------------------------------
+
+Law = Callable[[Path, Callable], None]
+
+
+def masks(folder: Path, run: Callable) -> None:
+    no_mask_is_drawn_twice()
+
+
+@cache
+def plan(case: str) -> Law:
+    return lambda folder, run: the_run_is_its_plan(case)
+
+
+@cache
+def reads(name: str) -> Law:
+    return lambda folder, run: whoever_reads_weights_awaits_them(name, run)
+
+
+@cache
+def sends(schedule: str, tells: bool = False) -> Law:
+    return lambda folder, run: every_transfer_is_awaited(schedule, tells, run)
+
+
+def gathers(folder: Path, run: Callable) -> None:
+    a_long_gather_awaits_its_messages(run)
+
+
+def streams(folder: Path, run: Callable) -> None:
+    a_stream_awaits_each_room(folder)
+
+
+def failing_runs(folder: Path, run: Callable) -> None:
+    a_save_under_way_is_finished_when_a_run_fails(folder)
+
+
+def last_saves(folder: Path, run: Callable) -> None:
+    the_last_save_is_made_again_where_it_failed(folder)
+
+
+def blends(folder: Path, run: Callable) -> None:
+    a_blend_is_the_greedy_one_beyond_its_first_block()
+
+
+def validations(folder: Path, run: Callable) -> None:
+    a_validation_is_over_the_whole_set(folder)
 
 
 # ---- what is random --------------------------------------------------------------------------------------------
@@ -295,14 +344,6 @@ plain_step, plain_blocks, plain_play = DataParallel.step, replicas._blocks, _Pla
 plain_connect, plain_close, plain_finish = runtime.connect, Saver.close, Saving.finish
 
 
-def reads(name: str) -> Callable:
-    return lambda folder, run: whoever_reads_weights_awaits_them(name, run)
-
-
-def sends(schedule: str, tells: bool = False) -> Callable:
-    return lambda folder, run: every_transfer_is_awaited(schedule, tells, run)
-
-
 AWAITED = {
     "a step does not await the weights of the one before": Alike(
         [(DataParallel, "step", step_at_once)], reads("the next step, without a forward between")),
@@ -316,17 +357,13 @@ AWAITED = {
     "a send that is over is dropped": Alike([(_Player, "_send", forgetting(_Player._send, "S"))], sends("1f1b", True)),
     "the first message of a link is not awaited": Alike([(runtime, "connect", open_at_once)], sends("1f1b")),
     "the messages of a long gather are not awaited": Alike(
-        [(collectives._Messages, "wait", nothing)], lambda folder, run: a_long_gather_awaits_its_messages(run)),
+        [(collectives._Messages, "wait", nothing)], gathers),
     "a room is filled again while it is being written": Alike(
-        [(Stream, "_send", without(Stream._send, "_wait"))], lambda folder, run: a_stream_awaits_each_room(folder)),
+        [(Stream, "_send", without(Stream._send, "_wait"))], streams),
     "a file is cut before its last room is written": Alike(
-        [(Stream, "finish", without(Stream.finish, "_wait"))], lambda folder, run: a_stream_awaits_each_room(folder)),
-    "a run that fails gives up the save under way": Alike(
-        [(Saver, "close", closed_at_once)],
-        lambda folder, run: a_save_under_way_is_finished_when_a_run_fails(folder)),
-    "how the last save has ended is not awaited": Alike(
-        [(Saving, "finish", finished_at_once)],
-        lambda folder, run: the_last_save_is_made_again_where_it_failed(folder)),
+        [(Stream, "finish", without(Stream.finish, "_wait"))], streams),
+    "a run that fails gives up the save under way": Alike([(Saver, "close", closed_at_once)], failing_runs),
+    "how the last save has ended is not awaited": Alike([(Saving, "finish", finished_at_once)], last_saves),
 }  # fmt: skip
 
 
@@ -373,22 +410,16 @@ plain_choose, plain_taken = Blend._choose, Blend.taken
 plain_evaluate = _Loop._evaluate
 
 
-def blends(folder: Path, run: Callable) -> None:
-    a_blend_is_the_greedy_one_beyond_its_first_block()
-
-
 READ = {
     "a blend's block is stale from sample 65,536 on": Alike([(Blend, "origin", first_block_for_ever)], blends),
     "a blend's counts begin anew with each block": Alike([(Blend, "_choose", counts_anew)], blends),
     "a blend tells what one block alone has taken": Alike([(Blend, "taken", taken_of_one_block)], blends),
-    "the last partial round of a validation is dropped": Alike(
-        [(_Loop, "_evaluate", whole_rounds)], lambda folder, run: a_validation_is_over_the_whole_set(folder)),
+    "the last partial round of a validation is dropped": Alike([(_Loop, "_evaluate", whole_rounds)], validations),
 }  # fmt: skip
 
 ALIKE: dict[str, Alike] = {
-    **{name: Alike(replaced, lambda folder, run: no_mask_is_drawn_twice()) for name, replaced in RANDOM.items()},
-    **{name: Alike(replaced, lambda folder, run, case=case: the_run_is_its_plan(case))
-       for name, (case, replaced) in STATE.items()},
+    **{name: Alike(replaced, masks) for name, replaced in RANDOM.items()},
+    **{name: Alike(replaced, plan(case)) for name, (case, replaced) in STATE.items()},
     **AWAITED,
     **READ,
-}  # fmt: skip
+}
