@@ -14,6 +14,7 @@ from torch import Tensor
 
 from megascratch.config.errors import UserError
 from megascratch.config.settings import Config
+from megascratch.data.indices import stream_key
 from megascratch.layers.attention import Cache
 from megascratch.model.chunk import Chunk
 
@@ -144,7 +145,7 @@ def generate(
 
 
 def _generator(seed: int, number: int) -> torch.Generator:
-    return torch.Generator().manual_seed((seed * 1_000_003 + number) % 2**63)
+    return torch.Generator().manual_seed(stream_key(seed, number) % 2**63)
 
 
 def _lay_out(rows: list[_Row], prompts: Sequence[Sequence[int]], first_number: int) -> tuple[Tensor, Tensor, Tensor]:

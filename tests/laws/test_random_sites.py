@@ -8,6 +8,7 @@ import torch
 
 from megascratch.data.indices import stream_key
 from megascratch.layers import dropout
+from megascratch.training.generation import _generator
 from tests.laws.runs import config_of
 from tests.laws.whole_runs import Case, Step, happened
 
@@ -54,3 +55,10 @@ def test_every_seed_epoch_and_purpose_have_an_order_of_their_own():
     keys = {stream_key(*numbers) for numbers in product(range(16), repeat=3)}
     keys |= {stream_key(*numbers) for numbers in product(range(16), repeat=2)}
     assert len(keys) == 16**3 + 16**2
+
+
+def test_every_seed_and_prompt_have_draws_of_their_own():
+    """Neighbours, and a prompt so far on that a multiple of the seed would have met it."""
+    pairs = [*product(range(20), range(20)), (0, 1_000_003), (3, 7 + 2 * 1_000_003)]
+    first = [torch.rand(4, generator=_generator(*pair)).tolist() for pair in pairs]
+    assert len(set(map(tuple, first))) == len(pairs)
