@@ -4,6 +4,7 @@ import argparse
 import sys
 
 from megascratch import tokenizer as tokenizers
+from megascratch.commands.flags import add_parse_special_tokens
 from megascratch.config.errors import UserError
 from megascratch.data.conversations import Template, write_conversations
 
@@ -18,7 +19,13 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--turn-end {options.turn_end!r} ends no turn: a model could not learn to stop")
     template = Template(options.turn_begin, options.turn_end, tuple(options.learn))
     written = write_conversations(
-        options.input, options.output_prefix, tokenizer, template, key=options.json_key, model=options.tokenizer_model
+        options.input,
+        options.output_prefix,
+        tokenizer,
+        template,
+        key=options.json_key,
+        model=options.tokenizer_model,
+        parse_specials=options.parse_special_tokens,
     )
     for line in written.bad:
         print(f"skipped {line}", file=sys.stderr)
@@ -41,4 +48,5 @@ def _parser() -> argparse.ArgumentParser:
     add("--learn", nargs="+", default=template.learned, metavar="ROLE", help="roles to learn (default: assistant)")
     add("--turn-begin", default=template.begin, help="in front of a message, with {role} (default: ChatML's)")
     add("--turn-end", default=template.end, help="behind a message, learned with it (default: ChatML's)")
+    add_parse_special_tokens(parser)
     return parser

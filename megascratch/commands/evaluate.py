@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from megascratch import tokenizer as tokenizers
+from megascratch.commands.flags import add_parse_special_tokens
 from megascratch.config.errors import UserError
 from megascratch.data.jsonl import BadLine, parse, read_lines
 from megascratch.tokenizer import Tokenizer
@@ -44,7 +45,7 @@ def main(argv: list[str]) -> int:
     use_all_threads()
     config, model, tokenizer = load_for_inference(options.load, device, options.tokenizer_model, options.tokenizer_type)
     texts = [document.text for document in documents]
-    ids = [_encode(tokenizer, document) for document in documents]
+    ids = [_encode(tokenizer, document, options.parse_special_tokens) for document in documents]
     started = time.monotonic()
     loss = evaluate_documents(
         model, config, texts, ids, tokenizer.eod, ends=not options.no_eod, stride=options.stride,
@@ -75,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--device", choices=("cpu", "cuda"), help="default: cuda if there is one")
     add("--tokenizer-model", metavar="FILE", help="default: the checkpoint's own")
     add("--tokenizer-type", choices=tokenizers.KINDS, help="default: the checkpoint's own")
+    add_parse_special_tokens(parser)
     return parser
 
 
@@ -99,9 +101,9 @@ def _documents(paths: Sequence[str], key: str, strict: bool) -> tuple[list[Docum
     return found, bad_lines
 
 
-def _encode(tokenizer: Tokenizer, document: Document) -> list[int]:
+def _encode(tokenizer: Tokenizer, document: Document, parse_specials: bool) -> list[int]:
     try:
-        return tokenizer.encode(document.text)
+        return tokenizer.encode(document.text, parse_specials)
     except UserError as error:
         raise UserError(f"{document.place}: {error}") from error
 

@@ -11,6 +11,7 @@ from functools import partial
 from itertools import repeat
 
 from megascratch import tokenizer as tokenizers
+from megascratch.commands.flags import add_parse_special_tokens
 from megascratch.commands.progress import Progress
 from megascratch.config.errors import UserError
 from megascratch.data.encode import Job, load_tokenizer
@@ -75,6 +76,7 @@ def _add_output(group: "argparse._ArgumentGroup") -> None:
     add("--tokenizer-model", metavar="FILE", help="the tokenizer's file")
     add("--vocab-size", type=int, help="for NullTokenizer alone: number of ids, the last one ends a document")
     add("--append-eod", action="store_true", help="put the end-of-document id behind every document")
+    add_parse_special_tokens(group)
 
 
 def _add_work(group: "argparse._ArgumentGroup") -> None:
@@ -141,6 +143,7 @@ def _job(options: argparse.Namespace, output: Output) -> Job:
         options.vocab_size,
         Reading(tuple(options.json_keys), options.sample_by, options.max_document_bytes, folder),
         options.append_eod,
+        options.parse_special_tokens,
         options.lang if options.split_sentences else None,
         options.keep_newlines,
         options.strict,

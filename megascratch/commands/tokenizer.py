@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from megascratch import tokenizer as tokenizers
+from megascratch.commands.flags import add_parse_special_tokens
 from megascratch.config.errors import UserError
 from megascratch.data.jsonl import BadLine, parse, read_lines
 from megascratch.tokenizer.check import check
@@ -47,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
         action.add_argument("--tokenizer-type", choices=tokenizers.KINDS, help="default: told by the file's content")
         action.add_argument("--tokenizer-model", metavar="FILE", help="the tokenizer's file, or its folder")
         action.add_argument("--vocab-size", type=int, help="for NullTokenizer alone")
+    add_parse_special_tokens(encode)
     return parser
 
 
@@ -77,6 +79,7 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
     add("--picture", metavar="FILE", help="bytes per token and use of the vocabulary, .png or .svg")
     add("--json", metavar="FILE", help="all figures")
     add("--max-megabytes", type=int, default=100, help="text to read (default: 100)")
+    add_parse_special_tokens(parser)
 
 
 def _add_convert(parser: argparse.ArgumentParser) -> None:
@@ -157,7 +160,8 @@ def _report(options: argparse.Namespace) -> int:
         raise UserError(f"--picture {options.picture} must end in .png or .svg")
     loaded = {model: tokenizers.load(None, model) for model in options.tokenizer_model}
     texts = _texts(options.input, options.json_key, options.group_key)
-    found = report.measure(loaded, _at_most(texts, options.max_megabytes, "measuring"))
+    limited = _at_most(texts, options.max_megabytes, "measuring")
+    found = report.measure(loaded, limited, options.parse_special_tokens)
     if not found[0].texts:
         raise UserError(f"{' '.join(options.input)}: no text in it")
     figures = [report.as_json(usage, loaded[usage.name]) for usage in found]
@@ -226,7 +230,7 @@ def _at_most(texts: Iterable[Text], megabytes: int, doing: str) -> Iterator[Text
 def _encode(options: argparse.Namespace) -> int:
     tokenizer = tokenizers.load(options.tokenizer_type, options.tokenizer_model, options.vocab_size)
     text = sys.stdin.read() if options.text is None else options.text
-    print(*tokenizer.encode_batch([text]).ids.tolist())
+    print(*tokenizer.encode_batch([text], options.parse_special_tokens).ids.tolist())
     return 0
 
 

@@ -72,14 +72,28 @@ def messages_of(record: dict, key: str) -> list[Message]:
     return messages
 
 
-def encode_conversation(messages: Sequence[Message], tokenizer: Tokenizer, template: Template) -> Tokens:
-    """Ids and mask of one conversation. Raises: BadLine where nothing in it is to be learned."""
-    parts: list[tuple[list[int], bool]] = []
+def encode_conversation(
+    messages: Sequence[Message], tokenizer: Tokenizer, template: Template, parse_specials: bool = False
+) -> Tokens:
+    """Ids and mask of one conversation. Raises: BadLine where nothing in it is to be learned.
+
+    The conversation is one text: what the vocabulary puts in front of a text stands at its start alone, and is not
+    learned.
+
+    Args:
+        parse_specials: special tokens are looked for in roles and contents, too, not in the template alone.
+    """
+    parts: list[tuple[Sequence[int], bool]] = [(tokenizer.before, False)]
+    around_role = template.begin.split("{role}")
     for role, content in messages:
         learned = role in template.learned
-        parts.append((tokenizer.encode(template.begin.replace("{role}", role)), False))
-        parts.append((tokenizer.encode(content + template.end), learned))
-    if tokenizer.eod is not None:
+        continues = any(len(part) for part, _ in parts[1:])
+        begin = _filled(tokenizer, around_role, role, parse_specials, continues)
+        parts.append((begin, False))
+        turn = _filled(tokenizer, ["", template.end], content, parse_specials, continues or bool(begin))
+        parts.append((turn, learned))
+    parts.append((tokenizer.after, parts[-1][1]))
+    if tokenizer.eod is not None and tokenizer.eod not in tokenizer.after:
         parts.append(([tokenizer.eod], parts[-1][1]))
     ids = np.concatenate([np.array(part, dtype=np.int64) for part, _ in parts])
     mask = np.repeat([learned for _, learned in parts], [len(part) for part, _ in parts]).astype(np.uint8)
@@ -89,8 +103,39 @@ def encode_conversation(messages: Sequence[Message], tokenizer: Tokenizer, templ
     return Tokens(ids, mask)
 
 
+def _filled(tokenizer: Tokenizer, own: Sequence[str], foreign: str, parse_specials: bool, continues: bool) -> list[int]:
+    """Ids of the template's own texts with a foreign one between them.
+
+    All are one text, unless the foreign one would become a special token: then it is plain text, on its own.
+    """
+    ids = tokenizer.encode_bare(foreign.join(own), True, continues)
+    if parse_specials:
+        return ids
+    apart: list[int] = []
+    specials_of_own = 0
+    for number, text in enumerate(own):
+        if number:
+            apart += tokenizer.encode_bare(foreign, False, continues or bool(apart))
+        its = tokenizer.encode_bare(text, True, continues or bool(apart))
+        specials_of_own += _count_specials(tokenizer, its)
+        apart += its
+    return ids if _count_specials(tokenizer, ids) == specials_of_own else apart
+
+
+def _count_specials(tokenizer: Tokenizer, ids: Sequence[int]) -> int:
+    special = set(tokenizer.special_words.values())
+    return sum(token in special for token in ids)
+
+
 def write_conversations(
-    paths: Iterable[str], prefix: str, tokenizer: Tokenizer, template: Template, *, key: str, model: str | None
+    paths: Iterable[str],
+    prefix: str,
+    tokenizer: Tokenizer,
+    template: Template,
+    *,
+    key: str,
+    model: str | None,
+    parse_specials: bool = False,
 ) -> Written:
     """Writes {prefix}.bin/.idx/.json and {prefix}_loss_mask.bin/.idx; bad lines are skipped and told.
 
@@ -101,7 +146,7 @@ def write_conversations(
     with ExitStack() as stack:
         corpus = stack.enter_context(Writer(prefix, token_dtype(tokenizer.vocab_size)))
         masks = stack.enter_context(Writer(mask_prefix(prefix), np.uint8))
-        for tokens in _encoded(paths, tokenizer, template, key, bad):
+        for tokens in _encoded(paths, tokenizer, template, key, bad, parse_specials):
             corpus.add_document(tokens.ids)
             masks.add_document(tokens.mask)
             learned += int(tokens.mask.sum())
@@ -114,6 +159,7 @@ def write_conversations(
         {
             "tokenizer": made_with,
             "template": {"begin": template.begin, "end": template.end, "learned": list(template.learned)},
+            "parse_special_tokens": parse_specials,
             "documents": corpus.documents,
             "tokens": corpus.tokens,
             "learned_tokens": learned,
@@ -127,12 +173,12 @@ def write_conversations(
 
 
 def _encoded(
-    paths: Iterable[str], tokenizer: Tokenizer, template: Template, key: str, bad: list[str]
+    paths: Iterable[str], tokenizer: Tokenizer, template: Template, key: str, bad: list[str], parse_specials: bool
 ) -> Iterator[Tokens]:
     for path in paths:
         for line in read_lines(path):
             try:
-                yield encode_conversation(messages_of(parse_record(line), key), tokenizer, template)
+                yield encode_conversation(messages_of(parse_record(line), key), tokenizer, template, parse_specials)
             except BadLine as reason:
                 bad.append(f"{path}, line {line.number}: {reason}")
 

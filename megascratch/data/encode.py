@@ -1,6 +1,6 @@
 """Documents in, ids out: what a worker of `megascratch preprocess` does with one piece of the input.
 
-    piece -> batches of documents -> ids and lengths as arrays -> the files of one shard
+piece -> batches of documents -> ids and lengths as arrays -> the files of one shard
 """
 
 from collections.abc import Generator, Iterator, Sequence
@@ -30,6 +30,8 @@ class Job(NamedTuple):
     vocab_size: int | None
     reading: Reading
     append_eod: bool
+    parse_specials: bool
+    """Whether the text of a special token in a document becomes the token."""
     sentences: str | None
     """Language whose rules cut texts into sentences; None: a text is one sequence."""
     keep_newlines: bool
@@ -140,6 +142,7 @@ class Encoder:
     def __init__(self, job: Job):
         self._tokenizer = load_tokenizer(job)
         self._eod = self._tokenizer.eod if job.append_eod else None
+        self._parse_specials = job.parse_specials
         self._keys = range(len(job.reading.keys))
         self._split = splitter(job.sentences, job.keep_newlines) if job.sentences else None
         self.dtype = token_dtype(self._tokenizer.vocab_size)
@@ -170,15 +173,35 @@ class Encoder:
             yield self._arrays(texts, text_bytes)
 
     def _arrays(self, texts: Sequence[list[str]], text_bytes: int) -> Encoded:
-        """Texts without ids are no sequence; a document with ids gets the end of document behind its last one."""
-        ids, lengths = self._tokenizer.encode_batch([text for sequences in texts for text in sequences])
+        """Texts without ids are no sequence; a document with ids gets the end of document behind its last one.
+
+        Sentences are parts of one text, so what the vocabulary puts around a text stands around all of them together.
+        """
+        flat = [text for sequences in texts for text in sequences]
+        ids, lengths = self._tokenizer.encode_batch(flat, self._parse_specials, around=self._split is None)
         if len(ids) and not 0 <= ids.min() <= ids.max() <= np.iinfo(self.dtype).max:
             raise ValueError(f"ids from {ids.min()} to {ids.max()} do not fit {self.dtype}")
         owner = np.repeat(np.arange(len(texts)), [len(sequences) for sequences in texts])
         sequences = np.bincount(owner[lengths > 0], minlength=len(texts))
         lengths = lengths[lengths > 0]
+        last = np.cumsum(sequences)[sequences > 0] - 1
+        if self._split:
+            first = last - sequences[sequences > 0] + 1
+            ids = _insert(ids, lengths, first, self._tokenizer.before, behind=False)
+            ids = _insert(ids, lengths, last, self._tokenizer.after, behind=True)
         if self._eod is not None:
-            last = np.cumsum(sequences)[sequences > 0] - 1
-            ids = np.insert(ids, np.cumsum(lengths)[last], self._eod)
-            lengths[last] += 1
+            ids = _insert(ids, lengths, last, [self._eod], behind=True)
         return Encoded(ids.astype(self.dtype), lengths.astype(np.int32), sequences.astype(np.int32), text_bytes)
+
+
+def _insert(
+    ids: np.ndarray, lengths: np.ndarray, sequences: np.ndarray, extra: Sequence[int], behind: bool
+) -> np.ndarray:
+    """The ids with `extra` in front of or behind each of the sequences, whose lengths grow in place."""
+    if not extra:
+        return ids
+    places = np.cumsum(lengths)[sequences]
+    if not behind:
+        places = places - lengths[sequences]
+    lengths[sequences] += len(extra)
+    return np.insert(ids, np.repeat(places, len(extra)), np.tile(extra, len(places)))

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from megascratch.config.errors import UserError
+from megascratch.tokenizer.protobuf import fields
 
 NORMALIZERS = (3, 5)  # fields of SentencePiece's ModelProto: how a text is normalised before, and after
 CHARSMAP = 2  # field of a NormalizerSpec
@@ -58,36 +59,9 @@ def maps_in_json(record: Any, name: str) -> Iterator[bytes]:
 
 def maps_in_model(model: bytes) -> Iterator[bytes]:
     """Every map in a SentencePiece model, as far as its bytes are a message."""
-    for field, content in _fields(model):
-        if field in NORMALIZERS:
-            yield from (inner for number, inner in _fields(content) if number == CHARSMAP)
-
-
-def _fields(message: bytes) -> Iterator[tuple[int, bytes]]:
-    """The length-delimited fields of a protobuf message, up to the first byte that cannot be one."""
-    at = 0
-    try:
-        while at < len(message):
-            key, at = _varint(message, at)
-            if key & 7 == 2:
-                size, at = _varint(message, at)
-                yield key >> 3, message[at : at + size]
-                at += size
-            elif key & 7 == 0:
-                _, at = _varint(message, at)
-            elif key & 7 in (1, 5):
-                at += 8 if key & 7 == 1 else 4
-            else:
-                return
-    except IndexError:
-        return
-
-
-def _varint(message: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = message[at]
-        value |= (byte & 0x7F) << shift
-        at, shift = at + 1, shift + 7
-        if byte < 0x80 or shift > 63:
-            return value, at
+    for spec in fields(model):
+        if spec.number not in NORMALIZERS or not isinstance(spec.value, bytes):
+            continue
+        for field in fields(spec.value):
+            if field.number == CHARSMAP and isinstance(field.value, bytes):
+                yield field.value

@@ -3,9 +3,11 @@ is written where an id differs."""
 
 from pathlib import Path
 
+import numpy as np
+
 from megascratch.config.errors import UserError
 from megascratch.tokenizer import kinds
-from megascratch.tokenizer.engine import first_difference
+from megascratch.tokenizer.engine import Encode, first_difference
 from megascratch.tokenizer.hostile import probe, random_texts
 from megascratch.tokenizer.hugging_face import HuggingFaceTokenizer
 from megascratch.tokenizer.interface import Tokenizer, as_text
@@ -37,7 +39,10 @@ def convert(
         raise UserError(f"{source} says itself how it splits; --encoding, --split and --special-tokens are for ranks")
     else:
         old = kinds.load(None, source)
-    record = old.record(control=True) if isinstance(old, SentencePieceTokenizer) else getattr(old, "record", None)
+    if isinstance(old, SentencePieceTokenizer):
+        record = old.record(parse_specials=True)
+    else:
+        record = getattr(old, "record", None)
     if record is None:
         raise UserError(f"{source} is a {old.kind} that no other form can say: only byte-level BPE, and SentencePiece "
                         "BPE with byte fallback and without normalisation, can be converted")  # fmt: skip
@@ -65,12 +70,17 @@ def _encoding(source: Path, name: str | None, split: str | None, specials: tuple
 
 
 def _require_same(old: Tokenizer, new: HuggingFaceTokenizer, source: Path, output: Path) -> None:
-    """A SentencePiece model never finds its control symbols in a text, and reads U+2581 as a space: not tried there."""
-    words = list(new.specials)
-    foreign = [*words, SPACE] if isinstance(old, SentencePieceTokenizer) else []
-    texts = map(as_text, [*probe(words), *random_texts(0, TRIED, words)])
-    tried = [text for text in texts if not any(word in text for word in foreign)]
-    batch = lambda tokenizer: lambda text: tokenizer.encode_batch([text]).ids  # noqa: E731
-    parted = first_difference(batch(old), batch(new), tried)
-    if parted is not None:
-        raise UserError(f"{source} cannot become {output}: the ids would differ on {parted[:80]!a}; nothing written")
+    """Also where a text has special tokens, read as such or as plain text, and U+2581, SentencePiece's space."""
+    special = {**old.specials, **old.special_words, **new.specials, **new.special_words}
+    words = [SPACE, f" {SPACE} ", *special]
+    texts = [*map(as_text, [*probe(words), *random_texts(0, TRIED, words)])]
+    for parse_specials in (False, True):
+        parted = first_difference(_ids(old, parse_specials), _ids(new, parse_specials), texts)
+        if parted is not None:
+            raise UserError(f"{source} cannot become {output}: the ids would differ on {parted[:80]!a}; "
+                            "nothing written")  # fmt: skip
+
+
+def _ids(tokenizer: Tokenizer, parse_specials: bool) -> Encode:
+    """By the reference library: the fast engine is proved against it."""
+    return lambda text: np.array(tokenizer.encode(text, parse_specials))

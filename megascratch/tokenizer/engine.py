@@ -60,16 +60,27 @@ Encode = Callable[[str], np.ndarray]
 """A text to its ids, int32."""
 
 
-def fastest(tokenizer_json: str, reference: Encode, texts: Sequence[str], specials: Sequence[str] = ()) -> Encode:
-    """A fast engine of the tokenizer.json, or `reference` with a warning that says why.
+def fastest(
+    tokenizer_json: str,
+    reference: Encode,
+    texts: Sequence[str],
+    specials: Sequence[str] = (),
+    longest: int | None = None,
+) -> Encode:
+    """A fast engine of the tokenizer.json, or `reference` with a warning that says why. Nothing is put around a text.
 
     Args:
         reference: what the ids must be.
         texts: text at hand; its beginning is part of the self-check.
         specials: special tokens, which the self-check mixes into hostile text.
+        longest: a text with more characters goes to the reference in any case.
     """
+
+    def takes(text: str) -> bool:
+        return knows(text) and (longest is None or len(text) <= longest)
+
     try:
-        fast = _Gigatoken(tokenizer_json, reference)
+        fast = _Gigatoken(tokenizer_json)
         tried = filter(knows, map(as_text, [*probe(specials), *_beginning(texts)]))
         parted = first_difference(fast, reference, tried)
     except BaseException as error:  # a panic of its Rust code is no Exception
@@ -79,7 +90,7 @@ def fastest(tokenizer_json: str, reference: Encode, texts: Sequence[str], specia
         return _slow(reference, reason)
     if parted is not None:
         return _slow(reference, f"its ids differ on {parted[:60]!a}")
-    return lambda text: (fast if knows(text) else reference)(text)
+    return lambda text: (fast if takes(text) else reference)(text)
 
 
 def first_difference(one: Encode, other: Encode, texts: Iterable[str | bytes]) -> str | None:
@@ -96,12 +107,11 @@ class _Gigatoken:
     """Encodes with gigatoken. It remembers every word it met, so it starts anew when the process has grown by
     MOST_GROWN: memory stays bounded whatever the length of the text."""
 
-    def __init__(self, tokenizer_json: str, reference: Encode):
+    def __init__(self, tokenizer_json: str):
         if gigatoken_rs is None:
             raise ImportError("it is not installed: pip install gigatoken")
         self._json = tokenizer_json
         self._renew()
-        self._before, self._after = _around(reference, self._backend.encode)
 
     def _renew(self) -> None:
         self._backend: Any = None  # the old one's memory first
@@ -121,17 +131,8 @@ class _Gigatoken:
         self._left -= len(text)
         if self._left < 0:
             self._look()
-        ids = self._backend.encode(text).view(np.int32)
-        return np.concatenate([self._before, ids, self._after]) if self._before.size or self._after.size else ids
-
-
-def _around(reference: Encode, bare: Encode) -> tuple[np.ndarray, np.ndarray]:
-    """The ids that the reference puts before and after every text."""
-    inside, whole = bare("a").tolist(), reference("a")
-    extra = len(whole) - len(inside)
-    places = [at for at in range(extra + 1) if whole[at : at + len(inside)].tolist() == inside]
-    at = places[0] if places else 0
-    return whole[:at], whole[at + len(inside) :]
+        ids: np.ndarray = self._backend.encode(text).view(np.int32)
+        return ids
 
 
 def _beginning(texts: Sequence[str]) -> list[str]:

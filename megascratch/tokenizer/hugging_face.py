@@ -1,8 +1,9 @@
 """Any tokenizer.json, and byte-level BPE from other files: ids are those of Hugging Face's `tokenizers`.
 
-Special tokens that stand in a text become their ids, and what the file puts around a text (Llama 3: the begin of text)
-is put there, as Megatron's HuggingFaceTokenizer does. The end of document, the begin of a text and padding are named by
-tokenizer_config.json beside the file, else known by their usual names.
+The text of a special token is plain text, as with the library's `encode_special_tokens`, unless the token is asked for.
+What the file puts around a text (Llama 3: the begin of text) is put there, as Megatron's HuggingFaceTokenizer does. The
+end of document, the begin of a text and padding are named by tokenizer_config.json beside the file, else known by their
+usual names.
 """
 
 import json
@@ -14,7 +15,7 @@ import numpy as np
 import tokenizers
 
 from megascratch.config.errors import UserError
-from megascratch.tokenizer import engine
+from megascratch.tokenizer import engine, special_tokens
 from megascratch.tokenizer.charsmap import maps_in_json, require_sound
 from megascratch.tokenizer.interface import Encoded, Tokenizer, as_text, fingerprint, joined, require_ids
 from megascratch.tokenizer.vocabulary import inside, merge_pairs, read_json, require_bytes, unspell
@@ -60,7 +61,24 @@ class HuggingFaceTokenizer(Tokenizer):
         self.eod, self.bos, self.pad = (_named(ids, role, (roles or {}).get(role), name) for role in NAMES)
         self.specials = {token["content"]: token["id"] for token in record["added_tokens"]}
         self.fingerprint = fingerprint(self.kind, decisive.encode(), str(self.eod).encode())
-        self._encode: engine.Encode | None = None
+        self._read_specials(record)
+        self.before, self.after = _around(self._library)
+        self._encode: dict[bool, engine.Encode] = {}
+
+    def _read_specials(self, record: dict[str, Any]) -> None:
+        """What plain reading needs to know: the words, and whether they or a space in front are the model's own."""
+        words = special_tokens.plain_words(record, (self.eod, self.bos, self.pad))
+        self.special_words, self._added = words, record["added_tokens"]
+        self._made: set[int] = set(words.values()) if special_tokens.can_be_made(record, words) else set()
+        self._puts_space = special_tokens.continuing(record) != record
+        self._others: dict[tuple[bool, bool], tokenizers.Tokenizer] = {}
+        switched_off = special_tokens.switched_off(record, words)
+        if switched_off != record["added_tokens"]:
+            self._library = tokenizers.Tokenizer.from_str(self._json_with(record["added_tokens"], switched_off))
+
+    def _json_with(self, added: list[dict[str, Any]], instead: list[dict[str, Any]]) -> str:
+        """The file with other added tokens; the rest, which is long, is not read again."""
+        return self._json.replace(special_tokens.dumped(added), special_tokens.dumped(instead), 1)
 
     @property
     def record(self) -> dict[str, Any]:
@@ -74,20 +92,64 @@ class HuggingFaceTokenizer(Tokenizer):
         beside = inside(path.parent, "tokenizer_config.json")
         return cls(record, str(path), _roles(read_json(beside, "tokenizer_config.json")) if beside.exists() else None)
 
-    def encode(self, text: str) -> list[int]:
+    def encode_bare(self, text: str, parse_specials: bool = False, continues: bool = False) -> list[int]:
         """By the reference library: quick to start."""
-        return self._library.encode(as_text(text)).ids
+        text, continues = as_text(text), continues and self._puts_space
+        library = self._library_for(forging=True, continues=continues)
+        library.encode_special_tokens = not parse_specials
+        ids: list[int] = library.encode(text, add_special_tokens=False).ids
+        if not parse_specials and not self._made.isdisjoint(ids):
+            library = self._library_for(forging=False, continues=continues)
+            ids = library.encode(text, add_special_tokens=False).ids
+        return ids
 
-    def encode_batch(self, texts: Sequence[str | bytes]) -> Encoded:
+    def encode_batch(self, texts: Sequence[str | bytes], parse_specials: bool = False, around: bool = True) -> Encoded:
         """By the fastest exact engine, chosen at the first call."""
         clean = [as_text(text) for text in texts]
-        if self._encode is None:
-            self._encode = engine.fastest(self._json, self.reference, clean, list(self.specials))
-        return joined([self._encode(text) for text in clean])
+        if parse_specials not in self._encode:
+            self._encode[parse_specials] = self._fastest(clean, parse_specials)
+        encode = self._encode[parse_specials]
+        bare = [encode(text) for text in clean]
+        for place in [] if parse_specials else self._with_made(bare):
+            bare[place] = self.reference(clean[place])
+        return joined(self._around(bare) if around else bare)
 
-    def reference(self, text: str) -> np.ndarray:
-        """[ids] int32 by the reference library."""
-        return np.array(self._library.encode(text).ids, dtype=np.int32)
+    def _with_made(self, texts: Sequence[np.ndarray]) -> list[int]:
+        """The places of the texts in which the model made a special token."""
+        ids, lengths = joined(texts)
+        if not self._made or not len(ids) or ids.max() < min(self._made):  # special tokens are mostly the last ids
+            return []
+        made = np.zeros(self.vocab_size, dtype=bool)
+        made[list(self._made)] = True
+        places = np.searchsorted(np.cumsum(lengths), np.flatnonzero(made[ids]), side="right")
+        return [int(place) for place in np.unique(places)]
+
+    def _fastest(self, texts: Sequence[str], parse_specials: bool) -> engine.Encode:
+        whole = self._json
+        if not parse_specials:
+            others = [token for token in self._added if token["content"] not in self.special_words]
+            whole = self._json_with(self._added, others)
+        words = [*{**self.specials, **self.special_words}]
+        return engine.fastest(whole, lambda text: self.reference(text, parse_specials), texts, words)
+
+    def _library_for(self, forging: bool, continues: bool) -> tokenizers.Tokenizer:
+        """The library whose model may make a special token out of plain text, or not; that puts no space in front of a
+        text that goes on behind another."""
+        if forging and not continues:
+            return self._library
+        if (forging, continues) not in self._others:
+            record = self.record
+            if not forging:
+                record = special_tokens.without(record, self.special_words)
+            if continues:
+                record = special_tokens.continuing(record)
+            record["added_tokens"] = special_tokens.switched_off(record, self.special_words)
+            self._others[forging, continues] = tokenizers.Tokenizer.from_str(json.dumps(record))
+        return self._others[forging, continues]
+
+    def reference(self, text: str, parse_specials: bool = False) -> np.ndarray:
+        """[ids] int32 by the reference library, with nothing around them."""
+        return np.array(self.encode_bare(text, parse_specials), dtype=np.int32)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Raises: UserError for an id outside the vocabulary."""
@@ -113,6 +175,16 @@ class HuggingFaceTokenizer(Tokenizer):
             return (word or "").encode()
         spelled = unspell(word) if self._byte_level else None
         return word.encode() if spelled is None else spelled
+
+
+def _around(library: tokenizers.Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The ids that the library puts before and after every text."""
+    bare = library.encode("a", add_special_tokens=False).ids
+    whole = library.encode("a", add_special_tokens=True).ids
+    for start in range(len(whole) - len(bare) + 1):
+        if whole[start : start + len(bare)] == bare:
+            return tuple(whole[:start]), tuple(whole[start + len(bare) :])
+    return (), ()
 
 
 def is_byte_level(record: dict[str, Any]) -> bool:

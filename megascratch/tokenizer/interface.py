@@ -35,15 +35,46 @@ class Tokenizer(ABC):
     fingerprint: str
     """sha256 of everything that decides the ids."""
     specials: Mapping[str, int] = {}
-    """Words that become one id wherever they stand in a text."""
+    """Words that become one id wherever they stand in a text, where special tokens are read as such."""
+    special_words: Mapping[str, int] = {}
+    """How special tokens are written; plain text never becomes one of these ids."""
+    before: Sequence[int] = ()
+    """Ids that stand in front of every whole text, such as the begin of text."""
+    after: Sequence[int] = ()
+    """Ids that stand behind every whole text."""
 
     @abstractmethod
-    def encode(self, text: str) -> list[int]:
-        """Ids of a text, without end of document. Raises: UserError where a part of it has no id."""
+    def encode_bare(self, text: str, parse_specials: bool = False, continues: bool = False) -> list[int]:
+        """Ids of a text without `before` and `after`, and without end of document.
 
-    def encode_batch(self, texts: Sequence[str | bytes]) -> Encoded:
-        """The same for many texts at once; bytes are read by `as_text`. Raises: UserError as `encode` does."""
-        return joined([np.array(self.encode(as_text(text)), dtype=np.int32) for text in texts])
+        Args:
+            parse_specials: the text of a special token becomes the token; else it is plain text like any other.
+            continues: the text goes on behind another one, so no space is put in front of it.
+
+        Raises: UserError where a part of it has no id.
+        """
+
+    def encode(self, text: str, parse_specials: bool = False) -> list[int]:
+        """Ids of a whole text, without end of document. Raises: UserError where a part of it has no id."""
+        return [*self.before, *self.encode_bare(text, parse_specials), *self.after]
+
+    def encode_batch(self, texts: Sequence[str | bytes], parse_specials: bool = False, around: bool = True) -> Encoded:
+        """The same for many texts at once; bytes are read by `as_text`.
+
+        Args:
+            around: with `before` and `after`.
+
+        Raises: UserError as `encode` does.
+        """
+        bare = [np.array(self.encode_bare(as_text(text), parse_specials), dtype=np.int32) for text in texts]
+        return joined(self._around(bare) if around else bare)
+
+    def _around(self, texts: list[np.ndarray]) -> list[np.ndarray]:
+        """The ids of each text with `before` and `after`."""
+        if not self.before and not self.after:
+            return texts
+        before, after = np.array(self.before, dtype=np.int32), np.array(self.after, dtype=np.int32)
+        return [np.concatenate([before, ids, after]) for ids in texts]
 
     def normalized(self, text: str) -> str:
         """What is left of a text after encoding and decoding: the text itself, but for vocabularies that change it."""

@@ -1,4 +1,7 @@
-"""Tokenizers without merges: one id per character, per byte, or per number that stands in the text already."""
+"""Tokenizers without merges: one id per character, per byte, or per number that stands in the text already.
+
+None of them has special tokens that a text could spell; the numbers of a NullTokenizer's text are ids, all of them.
+"""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -54,7 +57,7 @@ class CharTokenizer(Tokenizer):
         record = {"tokenizer": self.kind, "eod": self.eod is not None, "characters": self.characters}
         return (json.dumps(record, indent=1) + "\n").encode()
 
-    def encode(self, text: str) -> list[int]:
+    def encode_bare(self, text: str, parse_specials: bool = False, continues: bool = False) -> list[int]:
         """Raises: UserError naming the first unknown character."""
         try:
             return [self._ids[character] for character in text]
@@ -79,11 +82,11 @@ class ByteTokenizer(Tokenizer):
     eod = 256
     fingerprint = fingerprint(kind)
 
-    def encode(self, text: str) -> list[int]:
+    def encode_bare(self, text: str, parse_specials: bool = False, continues: bool = False) -> list[int]:
         """One id per byte."""
         return list(as_text(text).encode())
 
-    def encode_batch(self, texts: Sequence[str | bytes]) -> Encoded:
+    def encode_batch(self, texts: Sequence[str | bytes], parse_specials: bool = False, around: bool = True) -> Encoded:
         """The same for many texts."""
         return joined([np.frombuffer(as_text(text).encode(), dtype=np.uint8).astype(np.int32) for text in texts])
 
@@ -104,7 +107,7 @@ class NullTokenizer(Tokenizer):
         self.vocab_size, self.eod = vocab_size, vocab_size - 1
         self.fingerprint = fingerprint(self.kind, str(vocab_size).encode())
 
-    def encode(self, text: str) -> list[int]:
+    def encode_bare(self, text: str, parse_specials: bool = False, continues: bool = False) -> list[int]:
         """Raises: UserError for a word that is no number, or a number outside the vocabulary."""
         try:
             ids = [int(word) for word in text.split()]

@@ -37,7 +37,9 @@ class Usage:
         return sum(self.bytes.values()) / max(sum(self.tokens.values()), 1)
 
 
-def measure(tokenizers: Mapping[str, Tokenizer], texts: Iterable[tuple[str, str]]) -> list[Usage]:
+def measure(
+    tokenizers: Mapping[str, Tokenizer], texts: Iterable[tuple[str, str]], parse_specials: bool = False
+) -> list[Usage]:
     """Each tokenizer on (group, text) pairs, read once."""
     found = [
         Usage(name, each.kind, each.vocab_size, counts=np.zeros(each.vocab_size, np.int64))
@@ -47,15 +49,20 @@ def measure(tokenizers: Mapping[str, Tokenizer], texts: Iterable[tuple[str, str]
     for pair in texts:
         batch.append(pair)
         if len(batch) == TEXTS_AT_ONCE:
-            _add(tokenizers, found, batch)
+            _add(tokenizers, found, batch, parse_specials)
             batch = []
-    _add(tokenizers, found, batch)
+    _add(tokenizers, found, batch, parse_specials)
     return found
 
 
-def _add(tokenizers: Mapping[str, Tokenizer], found: Sequence[Usage], batch: Sequence[tuple[str, str]]) -> None:
+def _add(
+    tokenizers: Mapping[str, Tokenizer],
+    found: Sequence[Usage],
+    batch: Sequence[tuple[str, str]],
+    parse_specials: bool,
+) -> None:
     for usage, tokenizer in zip(found, tokenizers.values(), strict=True):
-        ids, lengths = tokenizer.encode_batch([text for _, text in batch])
+        ids, lengths = tokenizer.encode_batch([text for _, text in batch], parse_specials)
         usage.counts += np.bincount(ids, minlength=usage.vocab_size)
         usage.texts += len(batch)
         stops = np.cumsum(lengths)

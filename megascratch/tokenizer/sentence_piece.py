@@ -2,12 +2,16 @@
 
 Unknown characters fall back to bytes; nothing is normalised, no space is added or taken away. Two traps are handled
 for such a vocabulary: SentencePiece writes a space as U+2581 and so cannot tell the two apart, and its memory grows
-with the length of the text it is given at once. A vocabulary from elsewhere that changes its text (Llama 2 puts a
-space before it) encodes exactly as the library does.
+with the length of the text it is given at once. A vocabulary from elsewhere encodes exactly as the library does.
+
+The library never finds a control symbol (`</s>`) in a text, but always a user-defined one. User-defined symbols in
+angle or square brackets, and the end of a document, are plain text here unless special tokens are asked for; all others
+(runs of spaces, line ends) are ordinary vocabulary.
 """
 
 import io
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -16,12 +20,14 @@ import numpy as np
 import sentencepiece
 
 from megascratch.config.errors import UserError
-from megascratch.tokenizer import engine
+from megascratch.tokenizer import engine, sentence_piece_model
 from megascratch.tokenizer.charsmap import maps_in_model, require_sound
 from megascratch.tokenizer.interface import Encoded, Tokenizer, as_text, fingerprint, joined, require_ids
 from megascratch.tokenizer.vocabulary import read_bytes
 
 SPACE = "\u2581"  # how SentencePiece spells a space inside
+END_OF_DOCUMENT = "<eod>"
+BRACKETED = re.compile(r"<\S+>|\[\S+\]")
 LONGEST_ENCODED = 1 << 20  # characters given to SentencePiece at once
 LONGEST_TRAINED = 1 << 11  # the trainer leaves out sentences above its limit in bytes, so texts are cut at line ends
 
@@ -50,11 +56,30 @@ class SentencePieceTokenizer(Tokenizer):
             raise UserError(f"{name} has no begin of text, which a Llama2Tokenizer puts before every text; "
                             f"use --tokenizer-type {self.kind}")  # fmt: skip
         self.fingerprint = fingerprint(self.kind, model, *([b"bos"] if add_bos else []))
-        self._before = [self.bos] if add_bos and self.bos is not None else []
+        self.before = (self.bos,) if add_bos and self.bos is not None else ()
         self._changes_nothing = self._pieces.normalize(" \ufb01  x ") == f"{SPACE}\ufb01{SPACE * 2}x{SPACE}"
+        self._puts_space = self._pieces.normalize("x").startswith(SPACE)
+        self._model, self._plain_model = model, sentence_piece_model.as_control(model, self._is_special)
+        self._libraries = {(True, False): self._pieces}
+        if self._plain_model == model:
+            self._libraries[False, False] = self._pieces
+        plain = self._library_for(parse_specials=False, continues=False)
+        self.special_words = {plain.id_to_piece(id): id for id in range(self.vocab_size) if plain.is_control(id)}
         spelled = [self._pieces.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE.encode()]
-        self._space_ids = spelled if self._changes_nothing and self._pieces.unk_id() not in spelled else None
-        self._encode: engine.Encode | None = None
+        ours = self._changes_nothing and self._trained_here() and self._pieces.unk_id() not in spelled
+        self._space_ids = spelled if ours else None
+        self._encode: dict[bool, engine.Encode] = {}
+
+    def _is_special(self, piece: str, user_defined: bool) -> bool:
+        """Whether plain text never becomes the piece."""
+        if user_defined and BRACKETED.fullmatch(piece):
+            return True
+        return self._pieces.piece_to_id(piece) in (self.eod, self.bos, self.pad)
+
+    def _trained_here(self) -> bool:
+        """Whether it has the symbols of `train`."""
+        absent = self._pieces.bos_id() < 0 and self._pieces.pad_id() < 0
+        return absent and self._pieces.eos_id() == 1 and self._pieces.id_to_piece(1) == END_OF_DOCUMENT
 
     @classmethod
     def load(cls, path: Path) -> "SentencePieceTokenizer":
@@ -63,31 +88,53 @@ class SentencePieceTokenizer(Tokenizer):
 
     def _end_of_document(self) -> int | None:
         unknown = self._pieces.unk_id()
-        named = [self._pieces.piece_to_id(piece) for piece in ("<eod>", "</s>", "<|endoftext|>")]
+        named = [self._pieces.piece_to_id(piece) for piece in (END_OF_DOCUMENT, "</s>", "<|endoftext|>")]
         return next((number for number in named if number != unknown), None)
 
-    def encode(self, text: str) -> list[int]:
+    def encode_bare(self, text: str, parse_specials: bool = False, continues: bool = False) -> list[int]:
         """By the reference library."""
-        text, ids = as_text(text), list(self._before)
-        for part in _parts(text, LONGEST_ENCODED) if self._changes_nothing else [text]:
-            for place, plain in enumerate(part.split(SPACE) if self._space_ids else [part]):
-                ids += self._space_ids if place and self._space_ids else []
-                ids += self._pieces.encode(plain)
+        text, library = as_text(text), self._library_for(parse_specials, continues and self._puts_space)
+        if self._space_ids is None:
+            return list(library.encode(text))
+        ids: list[int] = []
+        for part in _parts(text, LONGEST_ENCODED):
+            for place, plain in enumerate(part.split(SPACE)):
+                ids += self._space_ids if place else []
+                ids += library.encode(plain)
         return ids
 
-    def encode_batch(self, texts: Sequence[str | bytes]) -> Encoded:
-        """By the fastest exact engine, chosen at the first call; a text with one of the two traps by the reference."""
-        clean = [as_text(text) for text in texts]
-        if self._encode is None:
-            record = self.record(control=False)
-            self._encode = engine.fastest(json.dumps(record), self.reference, clean) if record else self.reference
-        return joined([
-            (self.reference if SPACE in text or len(text) > LONGEST_ENCODED else self._encode)(text) for text in clean
-        ])  # fmt: skip
+    def _library_for(self, parse_specials: bool, continues: bool) -> sentencepiece.SentencePieceProcessor:
+        """The library that looks for special symbols in a text, or not; that puts no space in front of a text that
+        goes on behind another."""
+        key = parse_specials, continues
+        if key not in self._libraries:
+            model = self._model if parse_specials else self._plain_model
+            if continues:
+                model = sentence_piece_model.without_dummy_prefix(model)
+            self._libraries[key] = sentencepiece.SentencePieceProcessor(model_proto=model)
+        return self._libraries[key]
 
-    def reference(self, text: str) -> np.ndarray:
-        """[ids] int32 by the reference library."""
-        return np.array(self.encode(text), dtype=np.int32)
+    def encode_batch(self, texts: Sequence[str | bytes], parse_specials: bool = False, around: bool = True) -> Encoded:
+        """By the fastest exact engine, chosen at the first call."""
+        clean = [as_text(text) for text in texts]
+        if parse_specials not in self._encode:
+            self._encode[parse_specials] = self._fastest(clean, parse_specials)
+        bare = [self._encode[parse_specials](text) for text in clean]
+        return joined(self._around(bare) if around else bare)
+
+    def _fastest(self, texts: Sequence[str], parse_specials: bool) -> engine.Encode:
+        def reference(text: str) -> np.ndarray:
+            return self.reference(text, parse_specials)
+
+        record = self.record(parse_specials)
+        if record is None:
+            return reference
+        longest = None if self._space_ids is None else LONGEST_ENCODED
+        return engine.fastest(json.dumps(record), reference, texts, [SPACE, *self.special_words], longest)
+
+    def reference(self, text: str, parse_specials: bool = False) -> np.ndarray:
+        """[ids] int32 by the reference library, with nothing around them."""
+        return np.array(self.encode_bare(text, parse_specials), dtype=np.int32)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Raises: UserError for an id outside the vocabulary."""
@@ -104,63 +151,68 @@ class SentencePieceTokenizer(Tokenizer):
         piece = self._pieces.id_to_piece(number)
         return bytes([int(piece[3:5], 16)]) if self._pieces.is_byte(number) else piece.replace(SPACE, " ").encode()
 
-    def record(self, control: bool) -> dict[str, Any] | None:
+    def record(self, parse_specials: bool = False) -> dict[str, Any] | None:
         """The same vocabulary as a tokenizer.json, BPE with byte fallback; None: it is another kind.
 
         Pieces merge when their union is a piece, the best score first (SentencePiece, bpe_model.cc); so every pair of
-        pieces that makes a piece becomes a merge. Whether the ids are the same must be checked.
+        pieces that makes a piece becomes a merge. Whether the ids are the same must be checked. Control symbols have
+        their ids in it, and no text becomes one, as in SentencePiece.
 
-        Args:
-            control: with the control symbols as special tokens; SentencePiece never finds them in a text.
+        A space is written as U+2581, as SentencePiece has it; where the two are different, as itself.
         """
-        pieces, numbers, plain = self._pieces, range(self.vocab_size), self._plain()
+        pieces, numbers = self._library_for(parse_specials, continues=False), range(self.vocab_size)
+        plain = _mergeable(pieces)
         starts = pieces.normalize(" \ufb01  x ") == f"{SPACE * 2}\ufb01{SPACE * 2}x{SPACE}"
         by_rank = all(pieces.get_score(id) % 1 == 0 for id in plain)  # a unigram model's scores are logarithms
         user_defined = sum(pieces.get_score(id) == 0 for id in plain) > 1  # found before merging; the first merge has 0
         bytes_too = pieces.is_byte(pieces.piece_to_id("<0x00>"))
         if not (self._changes_nothing or starts) or not by_rank or user_defined or not bytes_too:
             return None
+        space = SPACE if self._space_ids is None else " "
+        named = [pieces.id_to_piece(id).replace(SPACE, space) for id in numbers]
+        merges = [[left.replace(SPACE, space), right.replace(SPACE, space)] for left, right in _merges(pieces, plain)]
+        decoders: list[dict[str, Any]] = [{"type": "ByteFallback"}, {"type": "Fuse"}]
+        normalizer = None
+        if space == SPACE:
+            prepended = [{"type": "Prepend", "prepend": SPACE}] if starts else []
+            replaced = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+            normalizer = {"type": "Sequence", "normalizers": [*prepended, replaced]}
+            stripped = [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if starts else []
+            back = {"type": "Replace", "pattern": {"String": SPACE}, "content": " "}
+            decoders = [back, *decoders, *stripped]
         return {
             "version": "1.0",
-            "added_tokens": [
-                {"id": id, "content": pieces.id_to_piece(id), "single_word": False, "lstrip": False, "rstrip": False,
-                 "normalized": False, "special": True}
-                for id in numbers if control and pieces.is_control(id)
-            ],
-            "normalizer": {"type": "Sequence", "normalizers": [
-                *([{"type": "Prepend", "prepend": SPACE}] if starts else []),
-                {"type": "Replace", "pattern": {"String": " "}, "content": SPACE},
-            ]},
+            "added_tokens": [],
+            "normalizer": normalizer,
             "pre_tokenizer": None,
             "post_processor": None,
-            "decoder": {"type": "Sequence", "decoders": [
-                {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
-                {"type": "ByteFallback"}, {"type": "Fuse"},
-                *([{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if starts else []),
-            ]},
+            "decoder": {"type": "Sequence", "decoders": decoders},
             "model": {
                 "type": "BPE", "dropout": None, "unk_token": pieces.id_to_piece(pieces.unk_id()), "fuse_unk": True,
                 "continuing_subword_prefix": None, "end_of_word_suffix": None, "byte_fallback": True,
                 "ignore_merges": False,
-                "vocab": {pieces.id_to_piece(id): id for id in numbers},
-                "merges": self._merges(),
+                "vocab": {word: id for id, word in enumerate(named)},
+                "merges": merges,
             },
         }  # fmt: skip
 
-    def _plain(self) -> list[int]:
-        """Ids of pieces that merges can make."""
-        special = (self._pieces.is_control, self._pieces.is_unknown, self._pieces.is_byte, self._pieces.is_unused)
-        return [id for id in range(self.vocab_size) if not any(ask(id) for ask in special)]
 
-    def _merges(self) -> list[list[str]]:
-        pieces, pairs = self._pieces, []
-        id_of = {pieces.id_to_piece(id): id for id in self._plain()}
-        for piece, id in id_of.items():
-            for cut in range(1, len(piece)):
-                left, right = id_of.get(piece[:cut]), id_of.get(piece[cut:])
-                if left is not None and right is not None:
-                    pairs.append((-pieces.get_score(id), left, right, piece[:cut], piece[cut:]))
-        return [[left, right] for *_, left, right in sorted(pairs)]
+def _mergeable(pieces: sentencepiece.SentencePieceProcessor) -> list[int]:
+    """Ids of pieces that merges can make."""
+    special = (pieces.is_control, pieces.is_unknown, pieces.is_byte, pieces.is_unused)
+    return [id for id in range(pieces.vocab_size()) if not any(ask(id) for ask in special)]
+
+
+def _merges(pieces: sentencepiece.SentencePieceProcessor, plain: Sequence[int]) -> list[list[str]]:
+    """Every pair of pieces that makes a piece, the best score first."""
+    pairs = []
+    id_of = {pieces.id_to_piece(id): id for id in plain}
+    for piece, id in id_of.items():
+        for cut in range(1, len(piece)):
+            left, right = id_of.get(piece[:cut]), id_of.get(piece[cut:])
+            if left is not None and right is not None:
+                pairs.append((-pieces.get_score(id), left, right, piece[:cut], piece[cut:]))
+    return [[left, right] for *_, left, right in sorted(pairs)]
 
 
 def load_with_bos(path: Path) -> SentencePieceTokenizer:
@@ -208,7 +260,7 @@ def train(
             max_sentence_length=8 * LONGEST_TRAINED,
             unk_id=0,
             eos_id=1,
-            eos_piece="<eod>",
+            eos_piece=END_OF_DOCUMENT,
             bos_id=-1,
             pad_id=-1,
             num_threads=threads,

@@ -148,6 +148,7 @@ def test_the_manifest_tells_what_the_corpus_was_made_with(tmp_path):
     assert manifest == {
         "documents": 2, "sequences": 2, "tokens": 8, "min_token": 0, "max_token": 256, "text_bytes": 6,
         "bad_lines": 1, "bin_bytes": 16, "json_key": "text", "append_eod": True, "split_sentences": None,
+        "parse_special_tokens": False,
         "keep_newlines": False, "sample_by": "document", "max_document_bytes": 1 << 26, "hashed_bytes": 1 << 22,
         "plan": manifest["plan"], "inputs": [{"path": path, "bytes": len(raw), "rows": 3, "sha256": tree}],
     }  # fmt: skip
@@ -275,7 +276,7 @@ def test_no_worker_outlives_its_run(tmp_path, flags):
 
 
 def test_a_tokenizer_that_fails_in_a_worker_names_the_lines(tmp_path, monkeypatch):
-    def fail(self, texts):
+    def fail(self, texts, parse_specials, around):
         raise ZeroDivisionError("oh")
 
     monkeypatch.setattr(ByteTokenizer, "encode_batch", fail)

@@ -41,19 +41,25 @@ def expression(split: str, monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.mark.parametrize("split", [split for split in SPLITS if split not in SLOW])
 def test_ids_are_those_of_hugging_face_and_of_tiktoken(split, monkeypatch, count=150, seed=1):
+    """With the libraries' own switches for special tokens: read as plain text, or as the token."""
     vocabulary = trained(split)
     ours = HuggingFaceTokenizer(vocabulary.record())
     texts = [as_text(text) for text in [*CODE, *probe([END]), *random_texts(seed, count, [END])]]
-    ids, lengths = ours.encode_batch(texts)
     theirs = library.Tokenizer.from_str(json.dumps(vocabulary.record()))
-    assert ids.tolist() == [number for text in texts for number in theirs.encode(text).ids]
     peer = tiktoken.Encoding("t", pat_str=expression(split, monkeypatch), mergeable_ranks=vocabulary.tokens,
                              special_tokens=vocabulary.specials)  # fmt: skip
     from_file = HuggingFaceTokenizer(from_ranks(vocabulary.tokens, Encoding(split, vocabulary.specials), "t").record())
-    wanted = [peer.encode(text, allowed_special="all") for text in texts]
-    assert from_file.encode_batch(texts).ids.tolist() == [number for text in wanted for number in text]
-    assert [ours.encode(text) for text in texts] == [part.tolist() for part in np.split(ids, np.cumsum(lengths)[:-1])]
-    assert all(ours.decode(ours.encode(text)) == text for text in texts if END not in text)
+    for parse in (False, True):
+        theirs.encode_special_tokens = not parse
+        ids, lengths = ours.encode_batch(texts, parse)
+        assert ids.tolist() == [number for text in texts for number in theirs.encode(text).ids]
+        one_by_one = [part.tolist() for part in np.split(ids, np.cumsum(lengths)[:-1])]
+        assert [ours.encode(text, parse) for text in texts] == one_by_one
+        allowed = "all" if parse else set()
+        wanted = [peer.encode(text, allowed_special=allowed, disallowed_special=()) for text in texts]
+        assert from_file.encode_batch(texts, parse).ids.tolist() == [number for text in wanted for number in text]
+        assert (vocabulary.specials[END] in ids) is parse
+    assert all(ours.decode(ours.encode(text)) == text for text in texts)
 
 
 @pytest.mark.deep
@@ -73,7 +79,7 @@ def sweep(split: str, codes: range) -> None:
     ours = HuggingFaceTokenizer(revealing(split).record())
     codes = [code for code in codes if not 0xD800 <= code < 0xE000]
     texts = ["".join(map(around, codes[at : at + 64])) for at in range(0, len(codes), 64)]
-    encode = ours.encode_batch(["a"]) and ours._encode
+    encode = ours.encode_batch(["a"]) and ours._encode[False]
     assert engine.first_difference(encode, ours.reference, texts) is None
 
 
@@ -109,7 +115,7 @@ def test_an_engine_starts_anew_when_the_process_has_grown_and_gives_the_same_ids
     monkeypatch.setattr(engine, "gigatoken_rs", loading)
     ours = HuggingFaceTokenizer(trained("gpt2").record())
     texts = [CODE[0][at : at + 100] for at in range(0, 2000, 100)]
-    encode = engine._Gigatoken(ours._json, ours.reference)
+    encode = engine._Gigatoken(ours._json)
     assert [encode(text).tolist() for text in texts] == [ours.encode(text) for text in texts]
     assert len(loads) == 1 + restarts
 
@@ -175,7 +181,10 @@ def test_what_a_file_puts_around_or_does_before_is_done(change):
     }[change]
     ours, theirs = HuggingFaceTokenizer(record), library.Tokenizer.from_str(json.dumps(record))
     texts = [as_text(text) for text in [*probe([*ours.specials]), *random_texts(2, 200, [*ours.specials])]]
-    assert ours.encode_batch(texts).ids.tolist() == [number for text in texts for number in theirs.encode(text).ids]
+    for parse in (False, True):
+        theirs.encode_special_tokens = not parse
+        wanted = [number for text in texts for number in theirs.encode(text).ids]
+        assert ours.encode_batch(texts, parse).ids.tolist() == wanted
     assert ours.vocab_size == max(theirs.get_vocab().values()) + 1
     assert (ours.bos, ours.pad) == ((1499, None) if change == "llama" else (None, 1600 if change == "gap" else None))
 

@@ -51,10 +51,10 @@ class Broken(ByteTokenizer):
     def __init__(self, how: str):
         self.how = how
 
-    def encode(self, text):
-        return [*super().encode(text), *{"eod": [256], "range": [257]}.get(self.how, [])]
+    def encode_bare(self, text, parse_specials=False, continues=False):
+        return [*super().encode_bare(text), *{"eod": [256], "range": [257]}.get(self.how, [])]
 
-    def encode_batch(self, texts):
+    def encode_batch(self, texts, parse_specials=False, around=True):
         return super().encode_batch([text.upper() if self.how == "engine" else text for text in texts])
 
     def decode(self, ids):

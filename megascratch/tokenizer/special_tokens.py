@@ -1,0 +1,104 @@
+"""How a tokenizer.json reads the text of a special token: as the token, or as plain text like any other.
+
+`tokenizers` has a switch, `encode_special_tokens`: with it a special token is not looked for in a text. The model
+behind it may still make the token (a unigram model whose vocabulary has `</s>` finds it like any word), so that a
+document could forge its own end. `without` takes the words away from the model as well; `can_be_made` says where that
+matters.
+"""
+
+import json
+import secrets
+from collections.abc import Iterable
+from typing import Any
+
+
+def plain_words(record: dict[str, Any], roles: Iterable[int | None]) -> dict[str, int]:
+    """Word -> id of the tokens that plain text never becomes: special ones, and those of the ids in `roles`, but for
+    the one that stands for what is unknown."""
+    unknown = unknown_word(record["model"])
+    ids = set(roles)
+    words = {}
+    for token in record["added_tokens"]:
+        if (token.get("special") or token["id"] in ids) and token["content"] != unknown:
+            words[token["content"]] = token["id"]
+    for word, number in _entries(record["model"]):
+        if number in ids and word != unknown:
+            words[word] = number
+    return words
+
+
+def can_be_made(record: dict[str, Any], words: Iterable[str]) -> bool:
+    """Whether the model itself may make one of the words out of plain text."""
+    model, wanted = record["model"], set(words)
+    known = wanted.intersection(word for word, _ in _entries(model))
+    if model.get("type") != "BPE" or model.get("ignore_merges"):
+        return bool(known)
+    return any(left + right in known for left, right in model.get("merges") or [])
+
+
+def switched_off(record: dict[str, Any], words: Iterable[str]) -> list[dict[str, Any]]:
+    """`added_tokens` in which all of the words count as special: the library's switch is for special ones alone."""
+    named = set(words)
+    return [token | {"special": True} if token["content"] in named else token for token in record["added_tokens"]]
+
+
+def without(record: dict[str, Any], words: Iterable[str]) -> dict[str, Any]:
+    """The record with a name that no text can guess in the place of each word; every id stays."""
+    other = {word: f"<{secrets.token_hex(16)}>" for word in words}
+    model = record["model"]
+    vocab = model["vocab"]
+    if isinstance(vocab, dict):
+        vocab = {other.get(word, word): number for word, number in vocab.items()}
+    else:
+        vocab = [[other.get(word, word), score] for word, score in vocab]
+    model = model | {"vocab": vocab}
+    if model.get("merges"):
+        model["merges"] = [
+            [left, right] for left, right in model["merges"] if not {left, right, left + right}.intersection(other)
+        ]
+    added = [token | {"content": other.get(token["content"], token["content"])} for token in record["added_tokens"]]
+    return record | {"model": model, "added_tokens": added}
+
+
+def continuing(record: dict[str, Any]) -> dict[str, Any]:
+    """The record for a text that goes on behind another one: no space is put before it. Equal: it never puts one."""
+    return record | {part: _without_prefix(record.get(part)) for part in ("normalizer", "pre_tokenizer")}
+
+
+def _without_prefix(step: Any) -> Any:
+    if not isinstance(step, dict):
+        return step
+    for steps in ("normalizers", "pretokenizers"):
+        if isinstance(step.get(steps), list):
+            inner = [_without_prefix(one) for one in step[steps]]
+            return step | {steps: [one for one in inner if one is not None]}
+    if step.get("type") == "Prepend":
+        return None
+    step = dict(step)
+    if step.get("add_prefix_space"):
+        step["add_prefix_space"] = False
+    if step.get("type") == "Metaspace":
+        step["prepend_scheme"] = "never"
+        step.pop("add_prefix_space", None)
+    return step
+
+
+def unknown_word(model: dict[str, Any]) -> str | None:
+    """The token that stands for what has no token."""
+    if model.get("type") == "Unigram":
+        place, vocab = model.get("unk_id"), model["vocab"]
+        return vocab[place][0] if isinstance(place, int) and place < len(vocab) else None
+    return model.get("unk_token")
+
+
+def _entries(model: dict[str, Any]) -> Iterable[tuple[str, int]]:
+    """(word, id) of the model's vocabulary."""
+    vocab = model["vocab"]
+    if isinstance(vocab, dict):
+        return vocab.items()
+    return ((word, number) for number, (word, _) in enumerate(vocab))
+
+
+def dumped(added: list[dict[str, Any]]) -> str:
+    """`added_tokens` as it stands in a tokenizer.json of ours."""
+    return '"added_tokens": ' + json.dumps(added, sort_keys=True)
