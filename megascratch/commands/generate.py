@@ -3,17 +3,18 @@
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from megascratch import tokenizer as tokenizers
+from megascratch.commands.flags import add_parse_special_tokens
 from megascratch.config.errors import UserError
 from megascratch.config.settings import Config
 from megascratch.data.jsonl import BadLine, parse, read_lines
 from megascratch.model.chunk import Chunk
 from megascratch.tokenizer import Tokenizer
-from megascratch.training.generation import Continuation, Sampling, generate
+from megascratch.training.generation import Continuation, Sampling, StoppedBy, generate
 from megascratch.training.hardware import choose_device
 from megascratch.training.inference import load_for_inference, use_all_threads
 
@@ -39,7 +40,9 @@ def main(argv: list[str]) -> int:
     device = choose_device(options.device, 0)
     use_all_threads()
     config, model, tokenizer = load_for_inference(options.load, device, options.tokenizer_model, options.tokenizer_type)
-    completions = complete(config, model, tokenizer, prompts, options.max_new_tokens, sampling, options.batch_size)
+    stops = Stops(tokenizer, options.stop, options.stop_ids)
+    ids = [_ids(tokenizer, prompt, number, options.parse_special_tokens) for number, prompt in enumerate(prompts, 1)]
+    completions = complete(config, model, stops, prompts, ids, options.max_new_tokens, sampling, options.batch_size)
     _write(completions, options.output, len(prompts) > 1)
     return 0
 
@@ -54,6 +57,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--temperature", type=float, metavar="T", help="divides the logits; 0 is greedy (default: 1)")
     add("--top-k", type=int, metavar="K", help="only the K likeliest tokens (default: all)")
     add("--top-p", type=float, metavar="P", help="only the likeliest tokens with probability P together (default: 1)")
+    add("--stop", action="append", default=[], metavar="TEXT", help="end where this text appears, and cut it off; also "
+        "several times")  # fmt: skip
+    add("--stop-ids", type=int, nargs="+", default=[], metavar="ID", help="end at one of these tokens, and cut it off")
     add("--greedy", action="store_true", help="always the likeliest token")
     add("--seed", type=int, default=1234, help="decides the draws, prompt by prompt (default: 1234)")
     add("--batch-size", type=int, default=8, metavar="N", help="prompts computed together (default: 8)")
@@ -61,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--device", choices=("cpu", "cuda"), help="default: cuda if there is one")
     add("--tokenizer-model", metavar="FILE", help="default: the checkpoint's own")
     add("--tokenizer-type", choices=tokenizers.KINDS, help="default: the checkpoint's own")
+    add_parse_special_tokens(parser)
     return parser
 
 
@@ -79,50 +86,108 @@ def _sampling(options: argparse.Namespace) -> Sampling:
     )
 
 
-def _prompts(path: str) -> Iterator[str]:
+def _prompts(path: str) -> list[str]:
+    """A prompt per line. Raises: UserError for a line that is none, or a file without any."""
+    found = []
     for line in read_lines(path):
         try:
             if path.endswith((".jsonl", ".jsonl.gz")):
-                yield parse(line, ["text"])[0]
+                found.append(parse(line, ["text"])[0])
             elif line.raw is None:
                 raise BadLine("too long")
             else:
-                yield line.raw.decode()
+                found.append(line.raw.decode())
         except (BadLine, UnicodeDecodeError) as reason:
             raise UserError(f"{path}:{line.number}: {reason}") from reason
+    if not any(found):
+        raise UserError(f"--prompts-file {path} holds no prompt; leave it away and the model starts a document")
+    return found
+
+
+class Stops:
+    """What ends a continuation besides the end of document, and the text in front of that.
+
+    A text that is written like a special token is also that token. Raises: UserError for an id outside the vocabulary,
+    or an empty text.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, texts: Sequence[str], ids: Sequence[int]):
+        for number in ids:
+            if not 0 <= number < tokenizer.vocab_size:
+                raise UserError(f"--stop-ids {number} is outside the vocabulary (0 to {tokenizer.vocab_size - 1})")
+        if "" in texts:
+            raise UserError("--stop is empty: every text holds it; give at least one character")
+        self.tokenizer, self._texts = tokenizer, texts
+        named = [tokenizer.special_words[text] for text in texts if text in tokenizer.special_words]
+        self._ids = {*ids, *named}
+
+    def reason(self, prompt: Sequence[int], tokens: Sequence[int]) -> StoppedBy | None:
+        """Why the continuation ends with its last token; None: it goes on."""
+        if tokens[-1] in self._ids:
+            return "stop id"
+        if self._texts and self._first(self.decoded(prompt, tokens)) is not None:
+            return "stop text"
+        return None
+
+    def text(self, prompt: Sequence[int], continuation: Continuation) -> str:
+        """What the model wrote, without what stopped it."""
+        tokens = continuation.tokens
+        if continuation.stopped_by == "stop id":
+            return self.decoded(prompt, tokens[:-1])
+        text = self.decoded(prompt, tokens)
+        return text[: self._first(text)] if continuation.stopped_by == "stop text" else text
+
+    def decoded(self, prompt: Sequence[int], tokens: Sequence[int]) -> str:
+        """The text of the tokens behind those of the prompt: some vocabularies drop a space at the start of a text."""
+        before = self.tokenizer.decode(prompt)
+        whole = self.tokenizer.decode([*prompt, *tokens])
+        return whole[len(before) :] if whole.startswith(before) else self.tokenizer.decode(tokens)
+
+    def _first(self, text: str) -> int | None:
+        """Where the first of the stop texts begins."""
+        places = [text.find(stop) for stop in self._texts]
+        return min((place for place in places if place >= 0), default=None)
 
 
 def complete(
     config: Config,
     model: Chunk,
-    tokenizer: Tokenizer,
-    prompts: list[str],
+    stops: Stops,
+    prompts: Sequence[str],
+    ids: Sequence[list[int]],
     max_new_tokens: int,
     sampling: Sampling,
     batch_size: int,
 ) -> Iterator[Completion]:
-    """The prompts continued, in order. Raises: UserError for a prompt that the model cannot read."""
-    ids = [_ids(tokenizer, prompt, number) for number, prompt in enumerate(prompts, 1)]
+    """The prompts, also given as ids, continued in order."""
+    eod = stops.tokenizer.eod
     for start in range(0, len(ids), batch_size):
         batch = ids[start : start + batch_size]
-        found = generate(model, config, batch, max_new_tokens, sampling, tokenizer.eod, start)
+
+        def stop(number: int, tokens: Sequence[int], batch: Sequence[list[int]] = batch) -> StoppedBy | None:
+            return stops.reason(batch[number], tokens)
+
+        found = generate(model, config, batch, max_new_tokens, sampling, eod, start, stop)
         for number, continuation in enumerate(found, start + 1):
             prompt = prompts[number - 1]
             if continuation.stopped_by == "max_position_embeddings":
                 print(f"prompt {number} stopped after {len(continuation.tokens)} new tokens: the model has only "
                       f"{config.model.max_position_embeddings} positions", file=sys.stderr)  # fmt: skip
-            yield Completion(prompt, tokenizer.decode(continuation.tokens), continuation)
+            yield Completion(prompt, stops.text(ids[number - 1], continuation), continuation)
 
 
-def _ids(tokenizer: Tokenizer, prompt: str, number: int) -> list[int]:
+def _ids(tokenizer: Tokenizer, prompt: str, number: int, parse_specials: bool) -> list[int]:
     """Token ids; an empty prompt is the start of a document, which is what follows the end of another."""
     try:
         prompt.encode()  # a command line may hold bytes that are no UTF-8
-        ids = tokenizer.encode(prompt)
+        ids = tokenizer.encode_bare(prompt, parse_specials)
     except (UserError, UnicodeEncodeError) as error:
         raise UserError(f"prompt {number}: {error}") from error
-    if ids:
-        return ids
+    if not parse_specials and ids != tokenizer.encode_bare(prompt, parse_specials=True):
+        print(f"prompt {number} holds the text of a special token, read as plain text "
+              "(--parse-special-tokens reads it as the token)", file=sys.stderr)  # fmt: skip
+    if tokenizer.before or ids:
+        return [*tokenizer.before, *ids]
     if tokenizer.eod is None:
         raise UserError(f"prompt {number} is empty, and this {tokenizer.kind} has no end of document to start from: "
                         "give --prompt with at least one character")  # fmt: skip

@@ -5,7 +5,7 @@ Prompts of different lengths share a batch: shorter ones are padded on the left,
 each prompt gives what it gives alone. Random draws are a function of (seed, number of the prompt, number of the token).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -50,13 +50,18 @@ class Sampling:
             raise UserError(f"--seed ({self.seed}) must be 0 or more and below 2^63")
 
 
+StoppedBy = Literal["end of document", "stop id", "stop text"]
+Stop = Callable[[int, Sequence[int]], StoppedBy | None]
+"""Number of a prompt in the batch and its new tokens so far -> why it ends with the last of them, or None."""
+
+
 @dataclass(frozen=True)
 class Continuation:
     """What a prompt gave."""
 
     tokens: list[int]
-    """New ones, the end of document included."""
-    stopped_by: Literal["end of document", "max_new_tokens", "max_position_embeddings"]
+    """New ones, the end of document or what else stopped them included."""
+    stopped_by: StoppedBy | Literal["max_new_tokens", "max_position_embeddings"]
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,7 @@ class _Row:
     tokens: list[int] = field(default_factory=list)
     document: int = 0
     position: int = 0
-    ended: bool = False
+    ended: StoppedBy | None = None
     fed: bool = True  # the newest logits are its own
 
     @property
@@ -87,7 +92,7 @@ class _Row:
 
     @property
     def open(self) -> bool:
-        return not (self.ended or self.full)
+        return self.ended is None and not self.full
 
     def feed(self, token: int) -> tuple[int, int]:
         """Document and position of a token that goes into the model now; both may start anew behind it."""
@@ -100,7 +105,7 @@ class _Row:
 
     def continuation(self, max_new_tokens: int) -> Continuation:
         if self.ended:
-            return Continuation(self.tokens, "end of document")
+            return Continuation(self.tokens, self.ended)
         all_there = len(self.tokens) == max_new_tokens
         return Continuation(self.tokens, "max_new_tokens" if all_there else "max_position_embeddings")
 
@@ -114,12 +119,15 @@ def generate(
     sampling: Sampling,
     eod: int | None,
     first_number: int = 0,
+    stop: Stop | None = None,
 ) -> list[Continuation]:
-    """Continues the prompts, all in one batch, each until `eod`, `max_new_tokens`, or the end of the position table.
+    """Continues the prompts, all in one batch, each until `eod`, `max_new_tokens`, `stop`, or the end of the position
+    table.
 
     Args:
         prompts: token ids; none may be empty (`prompt_ids` gives an end of document for an empty text).
         first_number: number of the first prompt in the whole list, for its random draws.
+        stop: is asked after each new token that does not end the document.
 
     Raises: UserError for a prompt that is longer than the position table, or weights that are not finite.
     """
@@ -135,10 +143,14 @@ def generate(
             ids, documents, places = (part.to(device) for part in _next_column(rows))
             seen = torch.cat((seen, documents), 1)
         logits = model.next_logits(ids, places, _mask(documents, seen), cache).double().cpu()
-        for row, scores in zip(rows, logits, strict=True):
-            if row.fed:
-                row.tokens.append(pick(scores, sampling, row.generator))
-                row.ended = row.tokens[-1] == eod
+        for number, (row, scores) in enumerate(zip(rows, logits, strict=True)):
+            if not row.fed:
+                continue
+            row.tokens.append(pick(scores, sampling, row.generator))
+            if row.tokens[-1] == eod:
+                row.ended = "end of document"
+            elif stop is not None:
+                row.ended = stop(number, row.tokens)
         if not any(row.open for row in rows):
             break
     return [row.continuation(max_new_tokens) for row in rows]

@@ -5,6 +5,8 @@ import json
 import pytest
 
 from megascratch.commands import main
+from megascratch.commands.generate import Stops
+from megascratch.training.generation import Continuation
 from tests.pool import on_ranks
 from tests.training.small_models import save_model
 
@@ -93,3 +95,95 @@ def test_a_broken_prompt_is_named_by_its_line(run, tmp_path, capsys, name, line)
     (tmp_path / name).write_bytes(line)
     assert generate(run, "--prompts-file", str(tmp_path / name)) == 2
     assert f"{name}:1: " in capsys.readouterr().err
+
+
+PROMPTS = ("--prompt=ab", "--prompt=second", "--prompt=3", "--greedy", "--max-new-tokens=14", "--batch-size=2")
+
+
+def records(run, path, *flags):
+    assert generate(run, *PROMPTS, "--output", str(path / "out.jsonl"), *flags) == 0
+    return [json.loads(line) for line in (path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def ends_of(record, tokens: int) -> str:
+    return bytes(token for token in record["tokens"][:tokens] if token < 256).decode(errors="replace")
+
+
+def test_a_stop_text_over_several_tokens_ends_each_prompt_of_a_batch_and_is_cut_off(run, tmp_path):
+    free = records(run, tmp_path)
+    stops = [free[0]["text"][3:6], free[1]["text"][2:4]]  # three and two tokens of this vocabulary, or more
+    found = records(run, tmp_path, *(f"--stop={text}" for text in stops))
+    for before, after in zip(free, found, strict=True):
+        places = [before["text"].find(stop) for stop in stops]
+        place = min((place for place in places if place >= 0), default=None)
+        assert after["text"] == before["text"][:place]
+        assert after["stopped_by"] == (before["stopped_by"] if place is None else "stop text")
+        assert after["tokens"] == before["tokens"][: len(after["tokens"])]
+    assert {record["stopped_by"] for record in found[:2]} == {"stop text"}
+    assert any(stop in ends_of(found[0], len(found[0]["tokens"])) for stop in stops)
+    assert not any(stop in ends_of(found[0], len(found[0]["tokens"]) - 1) for stop in stops)
+
+
+def test_a_stop_id_ends_a_prompt_and_is_cut_off(run, tmp_path):
+    free = records(run, tmp_path)
+    ids = [free[0]["tokens"][4], free[2]["tokens"][2]]
+    found = records(run, tmp_path, "--stop-ids", *map(str, ids))
+    for before, after in zip(free, found, strict=True):
+        place = min((before["tokens"].index(number) for number in ids if number in before["tokens"]), default=None)
+        if place is None:
+            assert after == before
+            continue
+        assert (after["tokens"], after["stopped_by"]) == (before["tokens"][: place + 1], "stop id")
+        assert after["text"] == ends_of(before, place)
+
+
+class Spells:
+    """A vocabulary of words, one of which is a special token; the first word of a text loses its space."""
+
+    words = ("</s>", "<turn>", " one", " two", " o", "ne")
+    vocab_size = len(words)
+
+    def __init__(self):
+        self.special_words = {"<turn>": 1}
+
+    def decode(self, ids):
+        return "".join(self.words[number] for number in ids if number).removeprefix(" ")
+
+
+@pytest.mark.parametrize(
+    ("texts", "ids", "tokens", "reason", "text"),
+    [
+        ([" one"], [], [3, 4, 5], "stop text", " two"),
+        (["o one"], [], [3, 4, 5], "stop text", " tw"),
+        (["ne", " o"], [], [3, 4], "stop text", " two"),
+        (["<turn>"], [], [3, 1], "stop id", " two"),
+        ([], [4], [2, 4], "stop id", " one"),
+        (["nothing"], [5], [2, 3], None, " one two"),
+    ],
+)
+def test_what_stops_a_text_and_what_is_left_of_it(texts, ids, tokens, reason, text):
+    stops, prompt = Stops(Spells(), texts, ids), [2]
+    assert stops.reason(prompt, tokens) == reason
+    assert all(stops.reason(prompt, tokens[:count]) is None for count in range(1, len(tokens)))
+    assert stops.text(prompt, Continuation(tokens, reason or "max_new_tokens")) == text
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (["--stop", ""], "--stop is empty"),
+        (["--stop-ids", "257"], "--stop-ids 257 is outside the vocabulary (0 to 256)"),
+        (["--stop-ids", "-1"], "--stop-ids -1 is outside"),
+    ],
+)
+def test_a_stop_that_can_never_be_is_refused(run, capsys, flags, complaint):
+    assert generate(run, *flags) == 2
+    assert complaint in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["", "\n", "\n\n"])
+def test_a_file_without_a_prompt_is_refused(run, tmp_path, capsys, content):
+    (tmp_path / "none.txt").write_text(content)
+    assert generate(run, "--prompts-file", str(tmp_path / "none.txt")) == 2
+    said = capsys.readouterr()
+    assert "none.txt holds no prompt" in said.err and said.out == ""
