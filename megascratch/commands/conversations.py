@@ -1,12 +1,13 @@
 """`megascratch conversations`: JSONL of messages in, token files and their loss mask for fine-tuning out."""
 
 import argparse
-import sys
 
 from megascratch import tokenizer as tokenizers
-from megascratch.commands.flags import add_parse_special_tokens
+from megascratch.commands.bad_lines import BadLines
+from megascratch.commands.flags import add_input, add_parse_special_tokens
 from megascratch.config.errors import UserError
 from megascratch.data.conversations import Template, write_conversations
+from megascratch.data.sources import find_sources
 
 SUMMARY = "turn JSONL conversations into token files with a loss mask"
 
@@ -18,20 +19,21 @@ def main(argv: list[str]) -> int:
     if not options.turn_end.strip():
         raise UserError(f"--turn-end {options.turn_end!r} ends no turn: a model could not learn to stop")
     template = Template(options.turn_begin, options.turn_end, tuple(options.learn))
+    bad_lines = BadLines()
     written = write_conversations(
-        options.input,
+        find_sources(options.input, options.input_format),
         options.output_prefix,
         tokenizer,
         template,
         key=options.json_key,
         model=options.tokenizer_model,
         parse_specials=options.parse_special_tokens,
+        bad=bad_lines.tell,
     )
-    for line in written.bad:
-        print(f"skipped {line}", file=sys.stderr)
+    bad_lines.tell_rest()
     print(
         f"{written.conversations:,} conversations, {written.tokens:,} tokens, {written.learned:,} of them to be "
-        f"learned, {len(written.bad)} bad lines; wrote {options.output_prefix}.bin, .idx, .json and its loss mask"
+        f"learned, {written.bad_lines} bad lines; wrote {options.output_prefix}.bin, .idx, .json and its loss mask"
     )
     return 0
 
@@ -39,7 +41,7 @@ def main(argv: list[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="megascratch conversations", description=SUMMARY)
     add, template = parser.add_argument, Template()
-    add("--input", nargs="+", required=True, metavar="FILE", help="JSONL files, one conversation per line")
+    add_input(parser, documents=False)
     add("--output-prefix", required=True, metavar="PREFIX", help="writes PREFIX.bin/.idx/.json, PREFIX_loss_mask.*")
     add("--tokenizer-type", choices=tokenizers.KINDS, help="default: told by the file of --tokenizer-model")
     add("--tokenizer-model", metavar="FILE", help="the tokenizer's file")

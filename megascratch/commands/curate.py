@@ -10,10 +10,13 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from megascratch.commands.bad_lines import BadLines
+from megascratch.commands.flags import add_input
 from megascratch.config.errors import UserError
 from megascratch.config.fields import nearest
 from megascratch.curation.curate import Curator, Report, Settings
 from megascratch.curation.quality import Limits
+from megascratch.data.sources import Source, find_sources
 
 
 def main(argv: Sequence[str]) -> int:
@@ -23,12 +26,16 @@ def main(argv: Sequence[str]) -> int:
     values["decontaminate"] = tuple(options.decontaminate)
     curator = Curator(Settings(**values, limits=_limits(options.limit)))
     output = Path(options.output)
-    doubled = {path for path in options.input if options.input.count(path) > 1}
+    sources = find_sources(options.input, options.input_format)
+    paths = [source.path for source in sources]
+    doubled = {path for path in paths if paths.count(path) > 1}
     if doubled:
         raise UserError(f"--input names {', '.join(sorted(doubled))} more than once: name each file once")
-    if any(output.exists() and os.path.samefile(output, path) for path in options.input if os.path.exists(path)):
+    if any(output.exists() and os.path.samefile(output, path) for path in paths if os.path.exists(path)):
         raise UserError(f"--output {output} is an input, too: choose another name")
-    _write(curator, options.input, output)
+    bad_lines = BadLines()
+    _write(curator, sources, output, bad_lines)
+    bad_lines.tell_rest()
     if options.report:
         _write_report(curator.report, Path(options.report))
     _say(curator.report, output)
@@ -51,13 +58,16 @@ def _limits(words: Sequence[str]) -> Limits:
     return Limits(**changed)
 
 
-def _write(curator: Curator, inputs: Sequence[str], output: Path) -> None:
+def _write(curator: Curator, sources: Sequence[Source], output: Path, bad_lines: BadLines) -> None:
     """The file appears when it is whole."""
     partial = output.with_name(f"{output.name}.{os.getpid()}.partial")
     try:
         with partial.open("wb") as file:
-            for line in curator.keep(inputs):
+            for line in curator.keep(sources, bad_lines.tell):
                 file.write(line + b"\n")
+            if curator.report.lines == curator.report.bad_lines:
+                names = ", ".join(source.path for source in sources[:5])
+                raise UserError(f"{names}: no text in it, {curator.report.bad_lines} bad lines; nothing written")
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, output)
@@ -94,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )  # fmt: skip
     add, default = parser.add_argument, Settings()
-    add("--input", nargs="+", required=True, metavar="FILE", help="JSONL, also compressed; read in this order")
+    add_input(parser)
     add("--output", required=True, metavar="FILE", help="JSONL: the lines that pass, as they were")
     add("--report", metavar="FILE", help="JSON: how many texts each rule dropped, with examples")
     add("--json-key", default=default.json_key, metavar="KEY", help="where a line keeps its text (default: text)")
@@ -103,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--gopher-repetition", action="store_true", help="repeated lines, paragraphs and n-grams (the same paper)")
     add("--c4", action="store_true", help="lines that end a sentence alone, no code, no lorem ipsum (arXiv 1910.10683)")
     add("--limit", action="append", default=[], metavar="NAME=VALUE", help="another limit of these rules")
-    add("--decontaminate", nargs="+", default=[], metavar="FILE", help="JSONL: drop what shares n-grams with it")
+    add("--decontaminate", nargs="+", default=[], metavar="FILE", help="drop what shares n-grams with it")
     add("--decontaminate-key", default=default.decontaminate_key, metavar="KEY", help="their key (default: text)")
     add("--decontaminate-words", type=int, default=default.decontaminate_words, metavar="N",
         help="words of a shared n-gram (default: 13, as GPT-3; shorter evaluation texts count whole)")  # fmt: skip

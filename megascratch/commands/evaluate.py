@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from megascratch import tokenizer as tokenizers
-from megascratch.commands.flags import add_parse_special_tokens
+from megascratch.commands.bad_lines import BadLines
+from megascratch.commands.flags import add_input, add_parse_special_tokens
 from megascratch.config.errors import UserError
-from megascratch.data.jsonl import BadLine, parse, read_lines
+from megascratch.data.documents import read_records
+from megascratch.data.jsonl import BadLine
+from megascratch.data.sources import find_sources
 from megascratch.tokenizer import Tokenizer
 from megascratch.training.hardware import choose_device
 from megascratch.training.heldout import Loss, evaluate_documents
@@ -40,7 +43,7 @@ def main(argv: list[str]) -> int:
     if options.batch_size is not None and options.batch_size < 1:
         raise UserError(f"--batch-size ({options.batch_size}) must be at least 1")
     previous = _read_summary(options.summary)  # what cannot be merged into is said before the work
-    documents, bad_lines = _documents(options.input, options.json_key, options.strict)
+    documents, bad_lines = _documents(options)
     device = choose_device(options.device, 0)
     use_all_threads()
     config, model, tokenizer = load_for_inference(options.load, device, options.tokenizer_model, options.tokenizer_type)
@@ -65,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="megascratch evaluate", description=SUMMARY, epilog=COUNTED)
     add = parser.add_argument
     add("--load", required=True, metavar="DIR", help="a run's folder of checkpoints (the newest), or one step; also s3://...")
-    add("--input", required=True, nargs="+", metavar="FILE", help="JSONL, also .gz: a document per line")
+    add_input(parser)
     add("--json-key", default="text", metavar="KEY", help="where a line keeps its text (default: text)")
     add("--stride", type=int, metavar="S", help="new tokens per window, the rest is context (default: seq_length)")
     add("--no-eod", action="store_true", help="the model learned without --append-eod: no ends of documents")
@@ -80,25 +83,24 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _documents(paths: Sequence[str], key: str, strict: bool) -> tuple[list[Document], int]:
+def _documents(options: argparse.Namespace) -> tuple[list[Document], int]:
     """Every text that is not empty, and the number of lines that gave none."""
-    found, bad_lines = [], 0
-    for path in paths:
-        for line in read_lines(path):
-            place = f"{path}:{line.number}"
-            try:
-                text = parse(line, [key])[0]
-                if not text:
-                    raise BadLine("empty text")
-                found.append(Document(text, place))
-            except BadLine as reason:
-                if strict:
-                    raise UserError(f"{place}: {reason} (--strict)") from reason
-                print(f"skipped {place}: {reason}", file=sys.stderr)
-                bad_lines += 1
+    found, bad_lines, key = [], BadLines(), options.json_key
+    sources = find_sources(options.input, options.input_format)
+    for record in read_records(sources, key, [key], options.sample_by):
+        try:
+            text = record.text(key)
+            if not text:
+                raise BadLine("empty text")
+            found.append(Document(text, record.place))
+        except BadLine as reason:
+            if options.strict:
+                raise UserError(f"{record.place}: {reason} (--strict)") from reason
+            bad_lines.tell(f"{record.place}: {reason}")
+    bad_lines.tell_rest()
     if not found:
-        raise UserError(f"{', '.join(paths)}: no document, {bad_lines} bad lines")
-    return found, bad_lines
+        raise UserError(f"{', '.join(options.input)}: no document, {bad_lines.count} bad lines")
+    return found, bad_lines.count
 
 
 def _encode(tokenizer: Tokenizer, document: Document, parse_specials: bool) -> list[int]:

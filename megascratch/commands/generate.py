@@ -11,7 +11,9 @@ from megascratch import tokenizer as tokenizers
 from megascratch.commands.flags import add_parse_special_tokens
 from megascratch.config.errors import UserError
 from megascratch.config.settings import Config
-from megascratch.data.jsonl import BadLine, parse, read_lines
+from megascratch.data.documents import read_records
+from megascratch.data.jsonl import BadLine
+from megascratch.data.sources import find_sources, format_of
 from megascratch.model.chunk import Chunk
 from megascratch.tokenizer import Tokenizer
 from megascratch.training.generation import Continuation, Sampling, StoppedBy, generate
@@ -52,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--load", required=True, metavar="DIR", help="a run's folder of checkpoints (the newest), or one step; also s3://...")
     add("--prompt", action="append", default=[], metavar="TEXT", help="also several times (default: an empty one)")
-    add("--prompts-file", metavar="FILE", help="a prompt per line; .jsonl: the key text of each line")
+    add("--prompts-file", metavar="FILE", help="a prompt per line; .jsonl .parquet: the key text of each")
     add("--max-new-tokens", type=int, default=100, metavar="N", help="most tokens per prompt (default: 100)")
     add("--temperature", type=float, metavar="T", help="divides the logits; 0 is greedy (default: 1)")
     add("--top-k", type=int, metavar="K", help="only the K likeliest tokens (default: all)")
@@ -88,17 +90,13 @@ def _sampling(options: argparse.Namespace) -> Sampling:
 
 def _prompts(path: str) -> list[str]:
     """A prompt per line. Raises: UserError for a line that is none, or a file without any."""
+    format = None if format_of(path) else "text"
     found = []
-    for line in read_lines(path):
+    for record in read_records(find_sources([path], format), "text", ["text"], sample_by="line"):
         try:
-            if path.endswith((".jsonl", ".jsonl.gz")):
-                found.append(parse(line, ["text"])[0])
-            elif line.raw is None:
-                raise BadLine("too long")
-            else:
-                found.append(line.raw.decode())
-        except (BadLine, UnicodeDecodeError) as reason:
-            raise UserError(f"{path}:{line.number}: {reason}") from reason
+            found.append(record.text("text"))
+        except BadLine as reason:
+            raise UserError(f"{record.place}: {reason}") from reason
     if not any(found):
         raise UserError(f"--prompts-file {path} holds no prompt; leave it away and the model starts a document")
     return found

@@ -11,7 +11,7 @@ from functools import partial
 from itertools import repeat
 
 from megascratch import tokenizer as tokenizers
-from megascratch.commands.flags import add_parse_special_tokens
+from megascratch.commands.flags import add_input, add_parse_special_tokens
 from megascratch.commands.progress import Progress
 from megascratch.config.errors import UserError
 from megascratch.data.encode import Job, load_tokenizer
@@ -21,7 +21,7 @@ from megascratch.data.pieces import LEAF_BYTES, shard_bytes
 from megascratch.data.preprocess import Output, bad_lines_path, key_prefixes, preprocess, shard_folder
 from megascratch.data.records import Reading
 from megascratch.data.sentences import language_code
-from megascratch.data.sources import FORMATS, Source, find_sources
+from megascratch.data.sources import Source, find_sources
 
 SUMMARY = "turn text (JSONL, plain, Parquet) into token files (.bin/.idx)"
 ENGINES = ("local", "ray")
@@ -55,11 +55,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_input(group: "argparse._ArgumentGroup") -> None:
     add = group.add_argument
-    what = "files, folders, patterns, - (standard input), in this order; .jsonl .txt .parquet, also .gz .zst .bz2 .xz"
-    add("--input", nargs="+", required=True, metavar="FILE", help=what)
-    add("--input-format", choices=FORMATS, help="of every input (default: told by the suffix, else jsonl)")
+    add_input(group)
     add("--json-keys", nargs="+", default=["text"], metavar="KEY", help="one output for each key (default: text)")
-    add("--sample-by", choices=("document", "line"), default="document", help="text files: what one document is")
     longest = f"a longer line, row or text file is a bad one (default: {LONGEST_LINE:,})"
     add("--max-document-bytes", type=int, default=LONGEST_LINE, metavar="BYTES", help=longest)
     add("--strict", action="store_true", help="stop at the first bad line, write nothing")
@@ -164,5 +161,5 @@ def _say_where(job: Job, output: Output, progress: Progress, wrote: bool) -> Non
         return
     for prefix, verb in zip(key_prefixes(job, output.prefix), repeat("wrote" if wrote else "complete:")):
         print(f"{verb} {prefix}.bin, .idx and .json")
-    if progress.unsaid:
-        print(f"{progress.unsaid} more bad lines are in {bad_lines_path(output.prefix)}")
+    if progress.bad_lines.untold:
+        print(f"{progress.bad_lines.untold} more bad lines are in {bad_lines_path(output.prefix)}")

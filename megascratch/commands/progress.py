@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
+from megascratch.commands.bad_lines import BadLines
 from megascratch.data.encode import Step
 from megascratch.data.shards import KeyCounts
-
-MOST_BAD_LINES = 20  # said one by one; all of them are in a file
 
 
 class Progress:
@@ -20,12 +19,7 @@ class Progress:
         self._bar = _Bar(total) if sys.stderr.isatty() else None
         self._documents, self._tokens, self._text_bytes = 0, 0, 0
         self._started = time.monotonic()
-        self._bad = 0
-
-    @property
-    def unsaid(self) -> int:
-        """Bad lines beyond those that were said."""
-        return max(0, self._bad - MOST_BAD_LINES)
+        self.bad_lines = BadLines()
 
     def step(self, step: Step) -> None:
         """So much more is encoded."""
@@ -46,9 +40,7 @@ class Progress:
 
     def bad(self, line: str) -> None:
         """A line gave no document."""
-        self._bad += 1
-        if self._bad <= MOST_BAD_LINES:
-            print(f"skipped {line}", file=sys.stderr)
+        self.bad_lines.tell(line)
 
     def summary(self, counts: Sequence[KeyCounts], bad_lines: int) -> str:
         """One line."""

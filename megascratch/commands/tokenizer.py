@@ -1,6 +1,7 @@
 """`megascratch tokenizer ...`: text to a vocabulary, to ids and back; tokenizers compared, converted, proved."""
 
 import argparse
+import itertools
 import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -8,9 +9,12 @@ from pathlib import Path
 from typing import TypeVar
 
 from megascratch import tokenizer as tokenizers
-from megascratch.commands.flags import add_parse_special_tokens
+from megascratch.commands.bad_lines import BadLines
+from megascratch.commands.flags import add_input, add_parse_special_tokens
 from megascratch.config.errors import UserError
-from megascratch.data.jsonl import BadLine, parse, read_lines
+from megascratch.data.documents import read_records
+from megascratch.data.jsonl import BadLine
+from megascratch.data.sources import find_sources
 from megascratch.tokenizer.check import check
 from megascratch.tokenizer.convert import convert
 from megascratch.tokenizer.kinds import SUFFIXES
@@ -18,7 +22,6 @@ from megascratch.tokenizer.splits import ENCODINGS, SPLITS
 from megascratch.tokenizer.vocabulary import END_OF_TEXT
 
 SUMMARY = "train a tokenizer, turn text into ids and back, compare, convert and prove tokenizers"
-JSONL_SUFFIXES = (".jsonl", ".jsonl.gz", ".json.gz")
 
 Text = TypeVar("Text", str, tuple[str, str])
 
@@ -92,16 +95,16 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_input(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--input", nargs="+", required=True, metavar="FILE", help="JSONL (.jsonl, .jsonl.gz) or plain text files")
-    add("--json-key", default="text", metavar="KEY", help="where JSONL keeps the text (default: text)")
+    add_input(parser, documents=False)
+    parser.add_argument("--json-key", default="text", metavar="KEY", help="where the text stands (default: text)")
 
 
 def _train(options: argparse.Namespace) -> int:
-    texts = (text for _, text in _texts(options.input, options.json_key))
+    bad_lines = BadLines()
+    texts = (text for _, text in _texts(options, bad_lines))
     tokenizer = tokenizers.train(
         options.tokenizer_type or _kind_of_output(options),
-        _at_most(texts, options.max_megabytes, "training on"),
+        _some(_at_most(texts, options.max_megabytes, "training on"), options.input, bad_lines),
         options.output,
         vocab_size=options.vocab_size,
         split=options.split,
@@ -111,6 +114,7 @@ def _train(options: argparse.Namespace) -> int:
         eod=not options.no_eod,
         threads=options.threads,
     )
+    bad_lines.tell_rest()
     _say_written(options.output, tokenizer)
     return 0
 
@@ -159,11 +163,12 @@ def _report(options: argparse.Namespace) -> int:
     if options.picture and Path(options.picture).suffix not in (".png", ".svg"):
         raise UserError(f"--picture {options.picture} must end in .png or .svg")
     loaded = {model: tokenizers.load(None, model) for model in options.tokenizer_model}
-    texts = _texts(options.input, options.json_key, options.group_key)
-    limited = _at_most(texts, options.max_megabytes, "measuring")
+    bad_lines = BadLines()
+    limited = _at_most(_texts(options, bad_lines, options.group_key), options.max_megabytes, "measuring")
     found = report.measure(loaded, limited, options.parse_special_tokens)
+    bad_lines.tell_rest()
     if not found[0].texts:
-        raise UserError(f"{' '.join(options.input)}: no text in it")
+        raise _no_text(options.input, bad_lines)
     figures = [report.as_json(usage, loaded[usage.name]) for usage in found]
     _print_report(figures)
     try:
@@ -189,32 +194,34 @@ def _print_report(figures: Sequence[dict]) -> None:
               f"{each['texts_changed']} of {each['texts']} texts changed, longest {longest}")  # fmt: skip
 
 
-def _texts(paths: Sequence[str], key: str, group_key: str | None = None) -> Iterator[tuple[str, str]]:
-    """(group, text) of all files."""
-    for path in paths:
-        if path.endswith(JSONL_SUFFIXES):
-            yield from _documents(path, key, group_key)
-        else:
-            yield from ((path, text) for text in _plain(path))
-
-
-def _documents(path: str, key: str, group_key: str | None) -> Iterator[tuple[str, str]]:
-    """The texts of a JSONL file; lines that give none are reported."""
-    for line in read_lines(path):
+def _texts(
+    options: argparse.Namespace, bad_lines: BadLines, group_key: str | None = None
+) -> Iterator[tuple[str, str]]:
+    """(group, text) of all inputs; what gives no text is told."""
+    sources = find_sources(options.input, options.input_format)
+    columns = [options.json_key, group_key] if group_key else [options.json_key]
+    for record in read_records(sources, options.json_key, columns, sample_by="part"):
         try:
-            text, *group = parse(line, [key, group_key] if group_key else [key])
-            yield (group[0] if group else path), text
+            text = record.text(options.json_key)
+            group = record.path if group_key is None or record.is_text else record.text(group_key)
+            yield group, text
         except BadLine as reason:
-            print(f"skipped {path}:{line.number}: {reason}", file=sys.stderr)
+            bad_lines.tell(f"{record.place}: {reason}")
 
 
-def _plain(path: str) -> Iterator[str]:
-    try:
-        with open(path, encoding="utf-8", newline="") as file:
-            while text := file.read(1 << 20):
-                yield text
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read as UTF-8 text: {error}") from error
+def _some(texts: Iterator[str], inputs: Sequence[str], bad_lines: BadLines) -> Iterator[str]:
+    """The texts from the first one that is not empty. Raises: UserError where there is none."""
+    for text in texts:
+        if text:
+            return itertools.chain([text], texts)
+    raise _no_text(inputs, bad_lines)
+
+
+def _no_text(inputs: Sequence[str], bad_lines: BadLines) -> UserError:
+    return UserError(
+        f"{', '.join(inputs[:5])}: no text in it, {bad_lines.count} bad lines; nothing written "
+        "(--input-format text reads plain text under any suffix)"
+    )
 
 
 def _at_most(texts: Iterable[Text], megabytes: int, doing: str) -> Iterator[Text]:

@@ -18,7 +18,9 @@ import orjson
 from megascratch.config.errors import UserError
 from megascratch.curation.overlap import Contamination, ExactDuplicates, NearDuplicates
 from megascratch.curation.quality import Limits, Reason, c4, gopher_quality, gopher_repetition
-from megascratch.data.jsonl import BadLine, Line, parse, parse_record, read_lines
+from megascratch.data.documents import Record, read_records
+from megascratch.data.jsonl import BadLine
+from megascratch.data.sources import Source, find_sources
 
 EXAMPLES = 3  # of each rule in the report
 SHOWN = 200  # characters of an example
@@ -32,7 +34,7 @@ class Settings(NamedTuple):
     gopher_repetition: bool = False
     c4: bool = False
     decontaminate: tuple[str, ...] = ()
-    """JSONL files of evaluation texts."""
+    """Files of evaluation texts."""
     decontaminate_key: str = "text"
     decontaminate_words: int = 13
     exact_duplicates: bool = False
@@ -42,6 +44,8 @@ class Settings(NamedTuple):
     permutations: int = 128
     limits: Limits = Limits()
     json_key: str = "text"
+    sample_by: str = "document"
+    """Text files: "document" (the file is one) or "line"."""
     strict: bool = False
 
 
@@ -106,41 +110,41 @@ class Curator:
         if asked.near_duplicates:
             yield NearDuplicates(asked.similarity, asked.shingle_words, asked.permutations).judge
 
-    def keep(self, paths: Sequence[str]) -> Iterator[bytes]:
-        """The lines that pass, in order, without line ends; a changed text is written again under its key.
+    def keep(self, sources: Sequence[Source], bad: Callable[[str], None] = lambda line: None) -> Iterator[bytes]:
+        """The lines that pass, in order, without line ends; a changed text is written again under its key, and a row or
+        a text file as an object. What gives no text is told to `bad`.
 
         Raises: UserError for files that cannot be read, and with `strict` for the first bad line.
         """
-        for path in paths:
-            for line in read_lines(path):
-                self.report.lines += 1
-                place = f"{path}:{line.number}"
-                try:
-                    kept = self._judge(line, place)
-                except BadLine as reason:
-                    if self.settings.strict:
-                        raise UserError(f"{place}: {reason} (--strict: nothing written)") from reason
-                    self.report.bad_lines += 1
-                    continue
-                if kept is not None:
-                    self.report.kept += 1
-                    yield kept
+        for record in read_records(sources, self.settings.json_key, sample_by=self.settings.sample_by):
+            self.report.lines += 1
+            try:
+                kept = self._judge(record)
+            except BadLine as reason:
+                if self.settings.strict:
+                    raise UserError(f"{record.place}: {reason} (--strict: nothing written)") from reason
+                bad(f"{record.place}: {reason}")
+                self.report.bad_lines += 1
+                continue
+            if kept is not None:
+                self.report.kept += 1
+                yield kept
 
-    def _judge(self, line: Line, place: str) -> bytes | None:
+    def _judge(self, record: Record) -> bytes | None:
         """The line to keep, or None. Raises: BadLine."""
-        text = original = parse(line, [self.settings.json_key])[0]
+        text = original = record.text(self.settings.json_key)
         self.report.bytes_read += len(text.encode())
         for rule in self._rules:
-            found = rule(text, place)
+            found = rule(text, record.place)
             if isinstance(found, Reason):
-                self.report.drop(found, place, original)
+                self.report.drop(found, record.place, original)
                 return None
             text = text if found is None else found
         self.report.bytes_kept += len(text.encode())
         if text == original:
-            return line.raw
+            return record.line()
         self.report.changed += 1
-        return orjson.dumps(parse_record(line) | {self.settings.json_key: text})
+        return orjson.dumps(record.fields() | {self.settings.json_key: text}, default=str)
 
 
 def _without_place(rule: Callable[[str, Limits], Reason | str | None], limits: Limits, text: str, _: str) -> Any:
@@ -149,9 +153,8 @@ def _without_place(rule: Callable[[str, Limits], Reason | str | None], limits: L
 
 def _texts(paths: Sequence[str], key: str) -> Iterator[str]:
     """Evaluation texts; a bad line would let contamination through, so it is refused."""
-    for path in paths:
-        for line in read_lines(path):
-            try:
-                yield parse(line, [key])[0]
-            except BadLine as reason:
-                raise UserError(f"--decontaminate {path}:{line.number}: {reason}") from reason
+    for record in read_records(find_sources(paths), key, [key]):
+        try:
+            yield record.text(key)
+        except BadLine as reason:
+            raise UserError(f"--decontaminate {record.place}: {reason}") from reason

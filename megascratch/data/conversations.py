@@ -6,7 +6,7 @@ Each message is written as  begin, content, end  (by default as ChatML has it); 
 learned where the role is one of `learned`, all others are read alone. An end of document closes the conversation.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -14,10 +14,12 @@ from typing import NamedTuple
 import numpy as np
 
 from megascratch.config.errors import UserError
+from megascratch.data.documents import read_records
 from megascratch.data.indexed import Writer, token_dtype
-from megascratch.data.jsonl import BadLine, parse_record, read_lines, value_of
+from megascratch.data.jsonl import BadLine, value_of
 from megascratch.data.loss_mask import mask_prefix
 from megascratch.data.manifest import manifest_path, write_manifest
+from megascratch.data.sources import Source
 from megascratch.tokenizer import Tokenizer
 
 
@@ -52,8 +54,7 @@ class Written(NamedTuple):
     conversations: int
     tokens: int
     learned: int
-    bad: list[str]
-    """Skipped lines, in words."""
+    bad_lines: int
 
 
 def messages_of(record: dict, key: str) -> list[Message]:
@@ -128,7 +129,7 @@ def _count_specials(tokenizer: Tokenizer, ids: Sequence[int]) -> int:
 
 
 def write_conversations(
-    paths: Iterable[str],
+    sources: Sequence[Source],
     prefix: str,
     tokenizer: Tokenizer,
     template: Template,
@@ -136,22 +137,33 @@ def write_conversations(
     key: str,
     model: str | None,
     parse_specials: bool = False,
+    bad: Callable[[str], None] = lambda line: None,
 ) -> Written:
-    """Writes {prefix}.bin/.idx/.json and {prefix}_loss_mask.bin/.idx; bad lines are skipped and told.
+    """Writes {prefix}.bin/.idx/.json and {prefix}_loss_mask.bin/.idx; bad lines are skipped, and told to `bad`.
 
     Raises: UserError where a file cannot be read or written, or holds no conversation.
     """
-    bad: list[str] = []
     learned = 0
+    bad_lines = 0
+    first = ""
     with ExitStack() as stack:
         corpus = stack.enter_context(Writer(prefix, token_dtype(tokenizer.vocab_size)))
         masks = stack.enter_context(Writer(mask_prefix(prefix), np.uint8))
-        for tokens in _encoded(paths, tokenizer, template, key, bad, parse_specials):
+        for record in read_records(sources, key, [key]):
+            try:
+                messages = messages_of(record.fields(), key)
+                tokens = encode_conversation(messages, tokenizer, template, parse_specials)
+            except BadLine as reason:
+                line = f"{record.place}: {reason}"
+                bad(line)
+                bad_lines += 1
+                first = first or f", the first: {line}"
+                continue
             corpus.add_document(tokens.ids)
             masks.add_document(tokens.mask)
             learned += int(tokens.mask.sum())
         if corpus.documents == 0:
-            raise UserError(f"no conversation to learn from, {len(bad)} bad lines{_first(bad)}; nothing written")
+            raise UserError(f"no conversation to learn from, {bad_lines} bad lines{first}; nothing written")
         manifest_path(prefix).unlink(missing_ok=True)  # it would describe the old files
     made_with = {"kind": tokenizer.kind, "fingerprint": tokenizer.fingerprint, "model": model}
     write_manifest(
@@ -163,25 +175,10 @@ def write_conversations(
             "documents": corpus.documents,
             "tokens": corpus.tokens,
             "learned_tokens": learned,
-            "bad_lines": len(bad),
+            "bad_lines": bad_lines,
             "bin_bytes": corpus.tokens * corpus.dtype.itemsize,
             "min_token": corpus.min_token,
             "max_token": corpus.max_token,
         },
     )
-    return Written(corpus.documents, corpus.tokens, learned, bad)
-
-
-def _encoded(
-    paths: Iterable[str], tokenizer: Tokenizer, template: Template, key: str, bad: list[str], parse_specials: bool
-) -> Iterator[Tokens]:
-    for path in paths:
-        for line in read_lines(path):
-            try:
-                yield encode_conversation(messages_of(parse_record(line), key), tokenizer, template, parse_specials)
-            except BadLine as reason:
-                bad.append(f"{path}, line {line.number}: {reason}")
-
-
-def _first(bad: list[str]) -> str:
-    return f", the first: {bad[0]}" if bad else ""
+    return Written(corpus.documents, corpus.tokens, learned, bad_lines)

@@ -55,7 +55,7 @@ def lines_of(block: bytes) -> list[bytes]:
 def parse(line: Line, keys: Sequence[str]) -> list[str]:
     """The texts under `keys`. Raises: BadLine."""
     record = parse_record(line)
-    return [_text(value_of(record, key), key) for key in keys]
+    return [text_of(record, key) for key in keys]
 
 
 def parse_sequences(line: Line, keys: Sequence[str]) -> list[list[str]]:
@@ -106,6 +106,11 @@ def value_of(record: dict[str, Any], key: str) -> Any:
     if key not in record:
         raise BadLine(f"no key {key!r} (it has {', '.join(map(repr, list(record)[:5])) or 'none'})")
     return record[key]
+
+
+def text_of(record: dict[str, Any], key: str) -> str:
+    """The text under a key. Raises: BadLine."""
+    return _text(value_of(record, key), key)
 
 
 def _text(text: object, key: str) -> str:

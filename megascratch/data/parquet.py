@@ -15,8 +15,9 @@ BATCH_BYTES, BATCH_ROWS = 1 << 20, 1 << 12
 class Rows(NamedTuple):
     """Neighbouring rows."""
 
+    names: list[str]
     columns: list[list[object]]
-    """For each key its values; texts as bytes, for they need not be UTF-8."""
+    """For each name its values; texts as bytes, for they need not be UTF-8."""
     share: float
     """Of all rows that were asked for."""
 
@@ -28,19 +29,23 @@ def row_group_bytes(path: str, keys: Sequence[str]) -> list[int]:
         return [sum(_sizes(file, group, keys)) for group in range(file.metadata.num_row_groups)]
 
 
-def read_rows(path: str, compression: str, start: int, stop: int, keys: Sequence[str], scratch: str) -> Iterator[Rows]:
-    """Rows of the row groups [start, stop) (stop -1: to the end); a compressed file is unpacked in folder `scratch`.
+def read_rows(
+    path: str, compression: str, start: int, stop: int, keys: Sequence[str] | None, scratch: str
+) -> Iterator[Rows]:
+    """Rows of the row groups [start, stop) (stop -1: to the end), the columns `keys` (None: all) of them; a compressed
+    file is unpacked in folder `scratch`.
 
     Memory holds a page of each column and the rows of a batch, however large a row group is.
     """
     with _file(path, compression, scratch) as file:
+        keys = file.schema_arrow.names if keys is None else keys
         _require(path, file, keys)
         groups = range(start, file.metadata.num_row_groups if stop < 0 else stop)
         rows = sum(file.metadata.row_group(group).num_rows for group in groups)
         size = sum(sum(_sizes(file, group, keys)) for group in groups)
         most = max(1, min(BATCH_ROWS, BATCH_BYTES * rows // max(size, 1)))
         for batch in file.iter_batches(batch_size=most, row_groups=list(groups), columns=list(dict.fromkeys(keys))):
-            yield Rows([_values(batch.column(key)) for key in keys], batch.num_rows / rows)
+            yield Rows(list(keys), [_values(batch.column(key)) for key in keys], batch.num_rows / rows)
 
 
 @contextmanager

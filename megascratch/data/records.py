@@ -67,7 +67,7 @@ def _jsonl(span: Span, reading: Reading) -> Iterator[Batch]:
 
 def _text(span: Span, reading: Reading) -> Iterator[Batch]:
     if reading.sample_by == "line":
-        return _line_batches(span, reading, lambda raw: [[_decoded(raw.removesuffix(b"\r"))]])
+        return _line_batches(span, reading, lambda raw: [[decoded(raw.removesuffix(b"\r"))]])
     return _file_batch(span, reading)
 
 
@@ -84,7 +84,7 @@ def _batch(lines: list[bytes], longest: int, texts: Callable[[bytes], list[list[
     for number, raw in enumerate(lines, 1):
         try:
             if len(raw) > longest:
-                raise _too_long(longest)
+                raise too_long(longest)
             batch.documents.append(texts(raw))
             batch.numbers.append(number)
         except BadLine as reason:
@@ -106,7 +106,7 @@ def _line_blocks(span: Span, longest: int) -> Iterator[tuple[bytes, int]]:
 def _file_batch(span: Span, reading: Reading) -> Iterator[Batch]:
     with opened(span.path, span.compression) as (file, _):
         raw = file.read(reading.longest + 1).removeprefix(BYTE_ORDER_MARK)
-    yield _batch([raw], reading.longest, lambda text: [[_decoded(text)]], span.raw_bytes)
+    yield _batch([raw], reading.longest, lambda text: [[decoded(text)]], span.raw_bytes)
 
 
 def _parquet(span: Span, reading: Reading) -> Iterator[Batch]:
@@ -125,19 +125,21 @@ def _parquet(span: Span, reading: Reading) -> Iterator[Batch]:
 def _row_texts(value: object, key: str, longest: int) -> list[str]:
     if isinstance(value, bytes):
         if len(value) > longest:
-            raise _too_long(longest)
-        return [_decoded(value)]
+            raise too_long(longest)
+        return [decoded(value)]
     return sequences_of(value, key)
 
 
-def _decoded(raw: bytes) -> str:
+def decoded(raw: bytes) -> str:
+    """Raises: BadLine where it is no UTF-8."""
     try:
         return raw.decode()
     except UnicodeDecodeError as error:
         raise BadLine(not_utf8(raw, error)) from error
 
 
-def _too_long(longest: int) -> BadLine:
+def too_long(longest: int) -> BadLine:
+    """The reason for a line that is left out."""
     return BadLine(f"longer than {longest:,} bytes (--max-document-bytes)")
 
 

@@ -86,6 +86,11 @@ def compression_of(path: str) -> str:
     return _suffixes(path)[1]
 
 
+def format_of(path: str) -> str | None:
+    """One of FORMATS, where the suffix tells it."""
+    return SUFFIXES.get(_suffixes(path)[0])
+
+
 def _suffixes(path: str) -> tuple[str, str]:
     """Suffix of the content and of the compression."""
     stem, last = os.path.splitext(path)
@@ -93,8 +98,8 @@ def _suffixes(path: str) -> tuple[str, str]:
 
 
 def _source(path: str, format: str | None) -> Source:
-    suffix, compression = _suffixes(path)
-    format = format or SUFFIXES.get(suffix, "jsonl")
+    compression = compression_of(path)
+    format = format or format_of(path) or "jsonl"
     if path == STANDARD_INPUT:
         return Source(path, format, "", 0, 0, False)
     try:

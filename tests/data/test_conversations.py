@@ -72,7 +72,7 @@ def test_the_verb_writes_corpus_and_mask_which_training_reads(tmp_path, capsys):
     words = ["--input", f"{prefix}.jsonl", "--output-prefix", prefix, "--tokenizer-type", "ByteTokenizer"]
     assert main(["conversations", *words]) == 0
     said = capsys.readouterr()
-    assert "2 conversations" in said.out and "1 bad lines" in said.out and "line 2: broken JSON" in said.err
+    assert "2 conversations" in said.out and "1 bad lines" in said.out and ":2: broken JSON" in said.err
     data = DataConfig(data_path=[prefix], split="1", seq_length=400, packing="best-fit")
     train = open_splits(data, seed=1, vocab_size=300, fingerprint=TOKENIZER.fingerprint, train_samples=1).train
     batch = collate([train[0]], [0], 400, TOKENIZER.eod, reset_attention_mask=True)

@@ -1,0 +1,139 @@
+"""The one reader of every verb with `--input`: one record for each line, row or text file of the sources that
+`find_sources` finds. (`preprocess` cuts the same sources into parts for many processes.)
+
+    .jsonl .json .ndjson    a JSON object for each line        .parquet    a row of columns
+    .txt .md                the file, or each line of it       each also .gz .zst .bz2 .xz
+"""
+
+import codecs
+import tempfile
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import orjson
+
+from megascratch.config.errors import UserError
+from megascratch.data.jsonl import LONGEST_LINE, BadLine, parse_record, read_lines, text_of
+from megascratch.data.parquet import read_rows
+from megascratch.data.records import decoded, too_long
+from megascratch.data.sources import BROKEN, Source, opened, unreadable
+
+PART_BYTES = 1 << 20
+
+
+class Record(NamedTuple):
+    """One line, row or text file."""
+
+    path: str
+    number: int
+    """Line or row, from 1."""
+    content: dict[str, Any] | BadLine
+    raw: bytes | None
+    """The line of a JSONL file as it stands."""
+    is_text: bool = False
+    """Whether it is of a text file, which has no keys."""
+
+    @property
+    def place(self) -> str:
+        """For messages."""
+        return f"{self.path}:{self.number}"
+
+    def fields(self) -> dict[str, Any]:
+        """What it holds. Raises: BadLine."""
+        if isinstance(self.content, BadLine):
+            raise self.content
+        return self.content
+
+    def text(self, key: str) -> str:
+        """The text under a key. Raises: BadLine."""
+        return text_of(self.fields(), key)
+
+    def line(self) -> bytes:
+        """As a line of JSONL. Raises: BadLine."""
+        return self.raw if self.raw is not None else orjson.dumps(self.fields(), default=str)
+
+
+def read_records(
+    sources: Sequence[Source], key: str, columns: Sequence[str] | None = None, sample_by: str = "document"
+) -> Iterator[Record]:
+    """Every record of the sources, in order.
+
+    Args:
+        key: under which the text of a text file stands.
+        columns: of a Parquet file (None: all).
+        sample_by: of a text file: "document" (the file is one record), "line", or "part" (1 MiB after the other, for
+            who needs text and no documents).
+
+    Raises: UserError where a source cannot be read to its end.
+    """
+    for source in sources:
+        if source.format == "parquet":
+            yield from _rows(source, columns)
+        elif source.format == "jsonl":
+            yield from _lines(source)
+        elif sample_by == "line":
+            yield from _text_lines(source, key)
+        else:
+            yield from _parts(source, key, whole=sample_by == "document")
+
+
+def _lines(source: Source) -> Iterator[Record]:
+    for line in read_lines(source.path):
+        try:
+            yield Record(source.path, line.number, parse_record(line), line.raw)
+        except BadLine as reason:
+            yield Record(source.path, line.number, reason, line.raw)
+
+
+def _text_lines(source: Source, key: str) -> Iterator[Record]:
+    for line in read_lines(source.path):
+        try:
+            if line.raw is None:
+                raise too_long(LONGEST_LINE)
+            yield Record(source.path, line.number, {key: decoded(line.raw)}, None, is_text=True)
+        except BadLine as reason:
+            yield Record(source.path, line.number, reason, None)
+
+
+def _parts(source: Source, key: str, whole: bool) -> Iterator[Record]:
+    """The file in parts of PART_BYTES, or in one. What follows bytes that are no UTF-8 is left out."""
+    decoder = codecs.getincrementaldecoder("utf-8-sig")()
+    number = 1
+    try:
+        with opened(source.path, source.compression) as (file, _):
+            while True:
+                raw = file.read(LONGEST_LINE + 1 if whole else PART_BYTES)
+                if whole and len(raw) > LONGEST_LINE:
+                    yield Record(source.path, number, too_long(LONGEST_LINE), None)
+                    return
+                text = decoder.decode(raw, final=whole or not raw)
+                if text or whole:
+                    yield Record(source.path, number, {key: text}, None, is_text=True)
+                    number += 1
+                if whole or not raw:
+                    return
+    except UnicodeDecodeError as error:
+        yield Record(source.path, number, BadLine(f"not UTF-8: byte 0x{error.object[error.start]:02x}"), None)
+    except BROKEN as error:
+        raise unreadable(source.path, error) from error
+
+
+def _rows(source: Source, columns: Sequence[str] | None) -> Iterator[Record]:
+    if not source.regular:
+        raise UserError(f"--input {source.path}: Parquet is read from its end and cannot come through a pipe")
+    number = 0
+    with tempfile.TemporaryDirectory(prefix="megascratch-") as scratch:
+        for rows in read_rows(source.path, source.compression, 0, -1, columns, scratch):
+            for values in zip(*rows.columns, strict=True):
+                number += 1
+                yield Record(source.path, number, _fields(rows.names, values), None)
+
+
+def _fields(names: Sequence[str], values: Sequence[object]) -> dict[str, Any] | BadLine:
+    fields: dict[str, Any] = {}
+    for name, value in zip(names, values, strict=True):
+        try:
+            fields[name] = decoded(value) if isinstance(value, bytes) else value
+        except BadLine as reason:
+            return BadLine(f"column {name!r} is {reason}")
+    return fields
