@@ -130,7 +130,12 @@ void fuzz_tokens(Bytes& bytes) {
     const Tokens file{raw.data(), static_cast<std::int64_t>(raw.size()), view(lengths), view(pointers)};
     require(count >= 0 && count <= file.size, "a piece is longer than its file");
     std::vector<std::int64_t> out(static_cast<std::size_t>(count));
-    copy_tokens<Token>(file, sequence, offset, count, out.data());
+    const std::int64_t last = 100;
+    const bool inside = copy_tokens<Token>(file, sequence, offset, count, last, out.data());
+    check(inside == std::all_of(out.begin(), out.end(), [&](auto id) { return id >= 0 && id <= last; }),
+          "an id outside the vocabulary is told");
+    const std::vector<std::uint8_t> marks(static_cast<std::size_t>(file.size / 4 + 1), 1);
+    check(all_marked(file, {sequence, offset, count}, sizeof(Token), view(marks), 4), "every block is marked");
 }
 
 // The rule of blend.h as it is written there, one sample after the other.

@@ -151,7 +151,19 @@ void with_token(int code, F f) {
     }
 }
 
-py::array_t<std::int64_t> gather(const std::vector<Piece>& pieces, const Tokens& file, int code) {
+// reference.py's TokenFile: bytes, code, lengths, pointers, checked, limit.
+struct TokenFile {
+    Tokens tokens;
+    int code;
+    View<std::uint8_t> checked;
+    std::int64_t limit;  // of ids; below 0: none
+};
+
+constexpr std::int64_t kBlockBytes = 1 << 15;  // digests.py's BLOCK_BYTES
+
+// None where a block of the pieces was not compared with its digest yet.
+py::object gather(const std::vector<Piece>& pieces, const TokenFile& source) {
+    const Tokens& file = source.tokens;
     std::int64_t total = 0;
     for (const Piece& piece : pieces) {
         require(piece.count >= 0 && piece.count <= file.size, "a piece is longer than its file");
@@ -159,22 +171,30 @@ py::array_t<std::int64_t> gather(const std::vector<Piece>& pieces, const Tokens&
     }
     py::array_t<std::int64_t> result(total);
     std::int64_t* out = result.mutable_data();
-    py::gil_scoped_release free;
-    with_token(code, [&](auto token) {
-        for (const Piece& piece : pieces) {
-            copy_tokens<decltype(token)>(file, piece.sequence, piece.offset, piece.count, out);
-            out += piece.count;
-        }
-    });
-    return result;
+    bool marked = true, inside = true;
+    {
+        py::gil_scoped_release free;
+        with_token(source.code, [&](auto token) {
+            for (const Piece& piece : pieces) {
+                inside &= copy_tokens<decltype(token)>(file, piece.sequence, piece.offset, piece.count,
+                                                       source.limit - 1, out);
+                out += piece.count;
+                marked = marked && all_marked(file, piece, sizeof(token), source.checked, kBlockBytes);
+            }
+        });
+    }
+    if (!marked) return py::none();
+    if (!inside && source.limit >= 0) throw std::overflow_error("an id lies outside the vocabulary");
+    return std::move(result);
 }
 
-// `file` is reference.py's TokenFile: bytes, code, lengths, pointers.
-Tokens tokens(const py::tuple& file) {
-    require(file.size() == 4, "a token file has bytes, code, lengths and pointers");
+TokenFile token_file(const py::tuple& file) {
+    require(file.size() == 6, "a token file has bytes, code, lengths, pointers, checked and limit");
     const auto bytes = file[0].cast<py::array>(), lengths = file[2].cast<py::array>();
-    return Tokens{static_cast<const char*>(bytes.data()), view<std::uint8_t>(bytes, "bytes").size(),
-                  view<std::int32_t>(lengths, "lengths"), view<std::int64_t>(file[3].cast<py::array>(), "pointers")};
+    const Tokens tokens{static_cast<const char*>(bytes.data()), view<std::uint8_t>(bytes, "bytes").size(),
+                        view<std::int32_t>(lengths, "lengths"), view<std::int64_t>(file[3].cast<py::array>(), "pointers")};
+    return {tokens, file[1].cast<int>(), view<std::uint8_t>(file[4].cast<py::array>(), "checked"),
+            file[5].cast<std::int64_t>()};
 }
 
 py::array_t<std::int64_t> pieces_of(const py::array& lengths, const py::array& order, std::int64_t place,
@@ -190,12 +210,12 @@ py::array_t<std::int64_t> pieces_of(const py::array& lengths, const py::array& o
     return array_of(rows).reshape({py::ssize_t{-1}, py::ssize_t{3}});
 }
 
-py::array_t<std::int64_t> read_pieces(const py::tuple& file, const py::array& pieces) {
+py::object read_pieces(const py::tuple& file, const py::array& pieces) {
     const auto rows = view<std::int64_t>(pieces, "pieces", 2);
     require(pieces.shape(1) == 3, "pieces must have 3 columns: sequence, offset, count");
     std::vector<Piece> wanted;
     for (std::int64_t at = 0; at < rows.size(); at += 3) wanted.push_back({rows[at], rows[at + 1], rows[at + 2]});
-    return gather(wanted, tokens(file), file[1].cast<int>());
+    return gather(wanted, token_file(file));
 }
 
 std::pair<py::array_t<std::int64_t>, py::array_t<std::int64_t>> best_fit_pieces(const py::array& lengths,

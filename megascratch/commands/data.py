@@ -2,6 +2,7 @@
 
     megascratch data inspect corpus_text_document --tokenizer-model t.model --samples 3 --output corpus.png
     megascratch data validate corpus_text_document
+    megascratch data record corpus_from_elsewhere
     megascratch data merge shards/ more_text_document --output-prefix all
     megascratch data split all --output-prefix all --fractions 0.99 0.01 --names train valid
     megascratch data blend-report --config my.yaml --samples 1000000
@@ -10,8 +11,8 @@
 
 import argparse
 import json
-from collections.abc import Sequence
-from itertools import islice
+from collections.abc import Iterator, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,11 @@ from megascratch import tokenizer as tokenizers
 from megascratch.commands import data_order
 from megascratch.config.errors import UserError
 from megascratch.data import rewrite
+from megascratch.data.cache import damaged_caches
 from megascratch.data.check import problems
 from megascratch.data.indexed import Reader, bin_path
 from megascratch.data.manifest import read_manifest
+from megascratch.data.record import record as record_digests
 from megascratch.data.statistics import Statistics, binned, statistics
 from megascratch.data.storage import is_remote, open_corpus
 from megascratch.tokenizer import Tokenizer
@@ -72,13 +75,13 @@ def inspect(options: argparse.Namespace) -> int:
 
 
 def validate(options: argparse.Namespace) -> int:
-    """A full check of each corpus: header, sizes, documents, sequences, ids, manifest; exit code 1 for problems."""
+    """A full check of each corpus, its loss mask and its index caches: laws, checksums, ids; exit code 1 for damage."""
     tokenizer = _tokenizer(options)
     vocab_size = tokenizer.vocab_size if tokenizer else options.vocab_size
     fingerprint = tokenizer.fingerprint if tokenizer else None
     broken = 0
     for prefix in map(_on_this_machine, options.prefix):
-        found = problems(prefix, vocab_size, fingerprint)
+        found = chain(problems(prefix, vocab_size, fingerprint), _damaged_caches(prefix, options.data_cache_path))
         shown = list(islice(found, options.most))
         for problem in shown:
             print(problem)
@@ -87,9 +90,18 @@ def validate(options: argparse.Namespace) -> int:
             print(f"{prefix}: {more:,} more problems (--most {options.most})")
         elif not shown:
             reader = Reader(prefix)
-            print(f"{prefix}: sound; {len(reader.documents) - 1:,} documents, {reader.tokens:,} tokens")
+            known = "" if reader.digests else f"; no digests, so damage can hide: megascratch data record {prefix}"
+            print(f"{prefix}: sound; {len(reader.documents) - 1:,} documents, {reader.tokens:,} tokens{known}")
         broken += bool(shown or more)
     return 1 if broken else 0
+
+
+def record(options: argparse.Namespace) -> int:
+    """Writes the checksums of a corpus that was made elsewhere, beside it: from then on no damage goes unseen."""
+    for prefix in map(_on_this_machine, options.prefix):
+        written = record_digests(prefix, options.overwrite)
+        print(f"wrote {', '.join(map(str, written))}" if written else f"{prefix}: already recorded, and unchanged")
+    return 0
 
 
 def merge(options: argparse.Namespace) -> int:
@@ -145,6 +157,12 @@ def _prefixes(word: str) -> list[str]:
             else f"{word} holds no .bin/.idx pair"
         )
     return sorted(halves[".bin"])
+
+
+def _damaged_caches(prefix: str, folder: str | None) -> Iterator[str]:
+    """Index caches that a run beside this corpus would find damaged."""
+    for home in damaged_caches(Path(folder) if folder else Path(prefix).parent / "cache"):
+        yield f"index cache {home} is damaged: remove it, a run makes it again"
 
 
 def _on_this_machine(prefix: str) -> str:
@@ -244,7 +262,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="megascratch data", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    runs = {"inspect": inspect, "validate": validate, "merge": merge, "split": split} | READ_A_CONFIG
+    runs = {"inspect": inspect, "validate": validate, "record": record, "merge": merge, "split": split} | READ_A_CONFIG
     verbs = parser.add_subparsers(required=True, dest="name", metavar="|".join(runs))
     parsers = {name: verbs.add_parser(name, help=run.__doc__, allow_abbrev=False) for name, run in runs.items()}
     for name, run in runs.items():
@@ -253,6 +271,9 @@ def _parser() -> argparse.ArgumentParser:
     _validate_flags(parsers["validate"])
     data_order.report_flags(parsers["blend-report"])
     data_order.record_flags(parsers["audit"])
+    add = parsers["record"].add_argument
+    add("prefix", nargs="+", help="corpora: the common part of .bin and .idx")
+    add("--overwrite", action="store_true", help="also where the corpus is not what was recorded before")
     add = parsers["merge"].add_argument
     add("--input", nargs="+", required=True, metavar="PREFIX", help="corpora, or folders of them")
     add("--output-prefix", required=True, metavar="PREFIX")
@@ -283,6 +304,7 @@ def _validate_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prefix", nargs="+", help="corpora: the common part of .bin and .idx")
     _tokenizer_flags(parser)
     parser.add_argument("--most", type=_at_least_0, default=100, metavar="N", help="problems to list (default: 100)")
+    parser.add_argument("--data-cache-path", metavar="DIR", help="index caches to check (default: cache/ beside it)")
 
 
 def _tokenizer_flags(parser: argparse.ArgumentParser) -> None:

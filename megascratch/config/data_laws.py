@@ -146,8 +146,11 @@ def fill_in_middle_has_its_ids(
     if len(missing) < len(ids) and not fim_rate:
         return "fim-prefix-id, fim-middle-id and fim-suffix-id need fim-rate above 0"
     known = [number for number in ids.values() if number is not None]
-    if len(set(known)) < len(known) or any(number >= (vocab_size or number + 1) for number in known):
-        return f"fim ids ({', '.join(map(str, known))}) must differ and be ids of the vocabulary ({vocab_size} ids)"
+    told = ", ".join(map(str, known))
+    if len(set(known)) < len(known):
+        return f"fim-prefix-id, fim-middle-id and fim-suffix-id ({told}) must differ: give each an id of its own"
+    if vocab_size is not None and any(number >= vocab_size for number in known):
+        return f"fim ids ({told}) must be ids of the vocabulary ({vocab_size} ids): use 0 to {vocab_size - 1}"
     return None
 
 

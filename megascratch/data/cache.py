@@ -3,6 +3,10 @@
 One folder per key, named by the sha256 of everything that shapes the arrays (`key.json` inside says it in words).
 It appears under its name by one rename, when complete. The first process builds under a file lock, the others wait
 for it; the kernel frees the lock of a process that dies, so nobody waits forever.
+
+    key.json     {"arrays": {name: xxh3_128 of {name}.npy}, "key": ..., "digest": xxh3_128 of the two in front of it}
+
+All digests are compared when arrays are opened; what is damaged is built again, and the process that does so says it.
 """
 
 import fcntl
@@ -10,6 +14,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -19,12 +24,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xxhash
 
 from megascratch.config.errors import UserError
+from megascratch.data.digests import whole_file
 from megascratch.faults import fault_point
 
 Arrays = dict[str, np.ndarray]
 ABANDONED_SECONDS = 86_400.0
+HOME_DIGITS = 32
 
 
 @dataclass(frozen=True)
@@ -51,7 +59,7 @@ def built_once(folder: Path, key: Mapping[str, Any], build: Callable[[], Mapping
     Raises: UserError where the cache cannot be written.
     """
     text = json.dumps(key, sort_keys=True)
-    home = folder / hashlib.sha256(text.encode()).hexdigest()[:32]
+    home = _home(folder, text)
     arrays = _load(home)
     if arrays is not None:
         return arrays
@@ -59,6 +67,8 @@ def built_once(folder: Path, key: Mapping[str, Any], build: Callable[[], Mapping
         arrays = _load(home)
         if arrays is None:
             fault_point("index.build")
+            if home.exists():
+                print(f"megascratch: notice: the index cache {home} is damaged: it is made again", file=sys.stderr)
             _store(home, text, build())
             arrays = _load(home)
     if arrays is None:
@@ -66,15 +76,50 @@ def built_once(folder: Path, key: Mapping[str, Any], build: Callable[[], Mapping
     return arrays
 
 
+def digest_of(folder: Path, key: Mapping[str, Any]) -> str:
+    """What tells the stored arrays of a key from others; "none" where there are none. They are not read again."""
+    record = _record(_home(folder, json.dumps(key, sort_keys=True)))
+    return record["digest"] if record else "none"
+
+
+def damaged_caches(folder: Path) -> Iterator[Path]:
+    """Every entry of a cache folder that is not what was stored."""
+    for home in sorted(folder.glob("[0-9a-f]" * HOME_DIGITS)):
+        if home.is_dir() and _load(home) is None:
+            yield home
+
+
+def _home(folder: Path, key: str) -> Path:
+    return folder / hashlib.sha256(key.encode()).hexdigest()[:HOME_DIGITS]
+
+
 def _load(home: Path) -> Arrays | None:
-    """None where there is nothing, or nothing whole (a copy that was cut short): it is built again then."""
-    try:
-        names = json.loads((home / "key.json").read_text())["arrays"]
-        if any(Path(name).name != name for name in names):
-            raise ValueError("a name that leaves the folder")
-        return {name: np.load(home / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in names}
-    except (OSError, ValueError, KeyError, TypeError, EOFError, RecursionError):
+    """None where there is nothing, or nothing whole: it is built again then."""
+    record = _record(home)
+    if record is None:
         return None
+    try:
+        for name, digest in record["arrays"].items():
+            if whole_file(home / f"{name}.npy").digest.hex() != digest:
+                return None
+        return {name: np.load(home / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in record["arrays"]}
+    except (OSError, ValueError):
+        return None
+
+
+def _record(home: Path) -> dict[str, Any] | None:
+    """What key.json says; None where it is missing, damaged or of an older version."""
+    try:
+        record = json.loads((home / "key.json").read_bytes())
+        same = record["digest"] == _own_digest(record["arrays"], record["key"])
+        plain = all(Path(name).name == name for name in record["arrays"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return record if same and plain and isinstance(record["arrays"], dict) else None
+
+
+def _own_digest(arrays: Mapping[str, str], key: Any) -> str:
+    return xxhash.xxh3_128_hexdigest(json.dumps([arrays, key], sort_keys=True).encode())
 
 
 def _store(home: Path, key: str, arrays: Mapping[str, np.ndarray | Blocks]) -> None:
@@ -86,8 +131,10 @@ def _store(home: Path, key: str, arrays: Mapping[str, np.ndarray | Blocks]) -> N
         partial.mkdir()
         try:
             with ThreadPoolExecutor(max(len(arrays), 1)) as pool:
-                list(pool.map(_write, [partial / f"{name}.npy" for name in arrays], arrays.values()))
-            (partial / "key.json").write_text(json.dumps({"arrays": list(arrays), "key": json.loads(key)}, indent=1))
+                digests = list(pool.map(_write, [partial / f"{name}.npy" for name in arrays], arrays.values()))
+            names, words = dict(zip(arrays, digests, strict=True)), json.loads(key)
+            record = {"arrays": names, "key": words, "digest": _own_digest(names, words)}
+            (partial / "key.json").write_text(json.dumps(record, indent=1))
             fault_point("index.commit")
             _move_in_place(partial, home)
         except BaseException:
@@ -101,7 +148,8 @@ def _left_by_killed(home: Path) -> list[Path]:
             if time.time() - path.stat().st_mtime > ABANDONED_SECONDS]  # fmt: skip
 
 
-def _write(path: Path, array: np.ndarray | Blocks) -> None:
+def _write(path: Path, array: np.ndarray | Blocks) -> str:
+    """Stores an array; gives the digest of its file."""
     fault_point("index.write")
     with path.open("wb") as file:
         if isinstance(array, Blocks):
@@ -114,6 +162,7 @@ def _write(path: Path, array: np.ndarray | Blocks) -> None:
             np.save(file, array, allow_pickle=False)
         file.flush()
         os.fsync(file.fileno())
+    return whole_file(path).digest.hex()
 
 
 def _move_in_place(partial: Path, home: Path) -> None:

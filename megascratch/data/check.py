@@ -12,13 +12,15 @@ from typing import Any
 import numpy as np
 
 from megascratch.config.errors import UserError
+from megascratch.data.digests import BLOCK_BYTES, Digests, damaged_blocks, read_digests, whole_file
 from megascratch.data.index_file import BLOCK, Index, broken_laws, read_index
 from megascratch.data.indexed import Reader, bin_path, idx_path, open_map
+from megascratch.data.loss_mask import has_mask, mask_prefix
 from megascratch.data.manifest import manifest_path, stored_manifest
 
 
 def problems(prefix: str | Path, vocab_size: int | None = None, fingerprint: str | None = None) -> Iterator[str]:
-    """One sentence per problem, in the order: header, documents, sequences, .bin's size, ids, manifest.
+    """One sentence per problem, in the order: header, documents, sequences, .bin's size, digests, ids, manifest, mask.
 
     `vocab_size`: what ids must be below; None: as the manifest says, or only not negative. `fingerprint`: of the
     tokenizer that the manifest must name, if it names one.
@@ -42,9 +44,57 @@ def problems(prefix: str | Path, vocab_size: int | None = None, fingerprint: str
     elif bin_bytes < needed:
         yield f"{bin_path(prefix)} has {bin_bytes} bytes, its index needs {needed}"
         return
-    reader = Reader(prefix)
+    reader = Reader(prefix, trusting=True)
+    yield from not_as_recorded(reader)
     yield from _wrong_ids(reader, vocab_size)
     yield from _wrong_manifest(reader, fingerprint)
+    if has_mask(prefix):
+        yield from _wrong_mask(reader)
+
+
+def not_as_recorded(reader: Reader) -> Iterator[str]:
+    """Every file, and every block of ids, that is not what .digests says; nothing where nobody recorded the corpus."""
+    try:
+        digests = read_digests(reader.files)
+    except UserError as error:
+        yield str(error)
+        return
+    if digests is None:
+        return
+    yield from _changed_files(reader, digests)
+    if digests.bin_bytes != reader.bin_bytes:
+        yield f"{bin_path(reader.prefix)} has {reader.bin_bytes} bytes, {digests.bin_bytes} were written"
+        return
+    for block in damaged_blocks(reader.view, digests):
+        first, stop = block * BLOCK_BYTES, min((block + 1) * BLOCK_BYTES, reader.bin_bytes)
+        one = int(np.searchsorted(reader.pointers, first, side="right")) - 1
+        other = int(np.searchsorted(reader.pointers, stop - 1, side="right")) - 1
+        yield (
+            f"{bin_path(reader.prefix)}: bytes {first:,} to {stop:,} (sequences {max(one, 0)} to {other}) are not what "
+            f"was written"
+        )
+
+
+def _changed_files(reader: Reader, digests: Digests) -> Iterator[str]:
+    idx, manifest = idx_path(reader.prefix), manifest_path(reader.prefix)
+    if whole_file(idx) != digests.idx:
+        yield f"{idx} is not what was written: its checksum is another"
+    if manifest.exists():
+        if digests.manifest is None:
+            yield f"{manifest} is not covered by the digests: megascratch data record {reader.prefix} --overwrite"
+        elif whole_file(manifest) != digests.manifest:
+            yield f"{manifest} is not what was written: its checksum is another"
+    elif digests.manifest is not None:
+        yield f"{manifest} is missing: it was written with the corpus"
+
+
+def _wrong_mask(reader: Reader) -> Iterator[str]:
+    """The loss mask is a corpus of 0 and 1 whose sequences have the same lengths."""
+    prefix = mask_prefix(reader.prefix)
+    found = list(problems(prefix, vocab_size=2))
+    yield from found
+    if not found and not np.array_equal(Reader(prefix, trusting=True).lengths, reader.lengths):
+        yield f"{prefix} is no loss mask of {reader.prefix}: its sequences have other lengths"
 
 
 def _end(index: Index) -> int:

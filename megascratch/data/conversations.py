@@ -18,7 +18,7 @@ from megascratch.data.documents import read_records
 from megascratch.data.indexed import Writer, token_dtype
 from megascratch.data.jsonl import BadLine, value_of
 from megascratch.data.loss_mask import mask_prefix
-from megascratch.data.manifest import manifest_path, write_manifest
+from megascratch.data.manifest import write_manifest
 from megascratch.data.sources import Source
 from megascratch.tokenizer import Tokenizer
 
@@ -164,7 +164,6 @@ def write_conversations(
             learned += int(tokens.mask.sum())
         if corpus.documents == 0:
             raise UserError(f"no conversation to learn from, {bad_lines} bad lines{first}; nothing written")
-        manifest_path(prefix).unlink(missing_ok=True)  # it would describe the old files
     made_with = {"kind": tokenizer.kind, "fingerprint": tokenizer.fingerprint, "model": model}
     write_manifest(
         prefix,

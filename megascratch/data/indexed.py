@@ -16,8 +16,20 @@ from types import TracebackType
 from typing import IO, Any, final
 
 import numpy as np
+import xxhash
 
 from megascratch.config.errors import UserError
+from megascratch.data.digests import (
+    BLOCK_BYTES,
+    BlockDigests,
+    WholeFile,
+    digests_path,
+    is_sound,
+    manifest_file,
+    read_digests,
+    whole_file,
+    write_digests,
+)
 from megascratch.data.index_file import (
     BLOCK,
     HEADER,
@@ -30,7 +42,7 @@ from megascratch.data.index_file import (
     read_index,
 )
 from megascratch.data.indices import read_pieces, sound_index
-from megascratch.data.reference import TokenFile
+from megascratch.data.reference import NO_LIMIT, TokenFile
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -50,7 +62,7 @@ def idx_path(prefix: str | Path) -> Path:
 
 @final
 class Writer:
-    """Writes one corpus under temporary names; `finish` puts both files in place, an error removes them.
+    """Writes one corpus under temporary names; `finish` puts its files in place, an error removes them.
 
     >>> with Writer("corpus", np.uint16) as writer:
     ...     writer.add_document([5, 6, 7])
@@ -65,6 +77,7 @@ class Writer:
             )
         self.tokens, self.min_token, self.max_token = 0, 0, -1
         self._lengths, self._documents = array("i"), array("q", [0])
+        self._digests = BlockDigests()
         self._bin_partial, self._idx_partial = (
             path.with_name(f"{path.name}.{os.getpid()}.partial") for path in (bin_path(prefix), idx_path(prefix))
         )
@@ -98,18 +111,20 @@ class Writer:
         low, high, info = int(ids.min()), int(ids.max()), np.iinfo(self.dtype)
         if low < info.min or high > info.max:
             raise ValueError(f"ids from {low} to {high} do not fit {self.dtype} ({info.min} to {info.max})")
-        self._bin.write(ids.astype(self.dtype.newbyteorder("<"), copy=False).tobytes())
+        raw = ids.astype(self.dtype.newbyteorder("<"), copy=False).tobytes()
+        self._bin.write(raw)
+        self._digests.update(raw)
         self.tokens += len(ids)
         self.min_token, self.max_token = min(self.min_token, low), max(self.max_token, high)
 
     def finish(self) -> None:
-        """Writes the index and moves both files to their final names; readers never see half a file."""
+        """Writes the index, moves both files to their final names and records them; no reader sees half a file."""
         close_durably(self._bin)
         with open_for_writing(self._idx_partial) as idx:
             self._write_index(idx)
             idx.flush()
             os.fsync(idx.fileno())
-        put_in_place(self._bin_partial, self._idx_partial, self.prefix)
+        put_in_place(self._bin_partial, self._idx_partial, self.prefix, self._digests)
 
     def _write_index(self, idx: IO[bytes]) -> None:
         lengths = np.asarray(self._lengths, dtype="<i4")
@@ -152,11 +167,16 @@ def close_durably(file: IO[bytes]) -> None:
     file.close()
 
 
-def put_in_place(bin_partial: Path, idx_partial: Path, prefix: str | Path) -> None:
-    """Moves two whole files to the names of a corpus; a crash in between leaves no pair, never a wrong one."""
-    idx_path(prefix).unlink(missing_ok=True)  # an old index must never describe the new ids
+def put_in_place(bin_partial: Path, idx_partial: Path, prefix: str | Path, digests: BlockDigests) -> None:
+    """Moves two whole files to the names of a corpus; a crash in between leaves no pair, never a wrong one.
+
+    `digests`: of the new .bin.
+    """
+    for path in (digests_path(prefix), manifest_file(prefix), idx_path(prefix)):
+        path.unlink(missing_ok=True)  # what describes the old ids must never describe the new ones
     os.replace(bin_partial, bin_path(prefix))
     os.replace(idx_partial, idx_path(prefix))
+    write_digests(prefix, digests)
     _sync_folder(bin_path(prefix).parent)
 
 
@@ -172,11 +192,13 @@ class Reader:
     """One corpus, memory-mapped; every law of the format is checked when it is opened.
 
     Attributes: `prefix` as it was named, `files` the prefix of its files on this machine, `file` for the C++ functions,
-    `lengths` int32 [S] tokens per sequence, `pointers` int64 [S] bytes, `documents` int64 [D], `dtype`.
+    `lengths` int32 [S] tokens per sequence, `pointers` int64 [S] bytes, `documents` int64 [D], `dtype`, `digests` what
+    its files must be (None: nobody recorded it). The index and the manifest are compared with their digests when the
+    corpus is opened, a block of .bin when it is first read from. `trusting`: nothing is compared.
     Raises: UserError naming the file, the law and the numbers.
     """
 
-    def __init__(self, prefix: str | Path):
+    def __init__(self, prefix: str | Path, *, trusting: bool = False):
         self.prefix = self.files = str(prefix)
         self._idx, self._bin = idx_path(prefix), bin_path(prefix)
         raw = open_map(self._idx, "index")
@@ -185,8 +207,27 @@ class Reader:
         self._raw_index, self._raw_tokens = raw, open_map(self._bin, "token file")
         if not sound_index(raw, self.bin_bytes):
             raise self._refusal(index)
+        self.digests = None if trusting else read_digests(self.files)
+        self._require_what_was_recorded()
         ids = np.frombuffer(self._raw_tokens, np.uint8)
-        self.file = TokenFile(ids, dtype_code(self.dtype) or 0, self.lengths, self.pointers)
+        blocks = 0 if self.digests is None else len(self.digests.blocks)
+        self.file = TokenFile(
+            ids, dtype_code(self.dtype) or 0, self.lengths, self.pointers, np.zeros(blocks, np.uint8), NO_LIMIT
+        )
+
+    def _require_what_was_recorded(self) -> None:
+        """Index and manifest. Raises: UserError where they are not what .digests says."""
+        if self.digests is None:
+            return
+        if self.bin_bytes != self.digests.bin_bytes:
+            raise not_recorded(
+                self._bin, self.files, f"it has {self.bin_bytes} bytes, {self.digests.bin_bytes} were written"
+            )
+        if xxhash.xxh3_128_digest(self._raw_index) != self.digests.idx.digest:
+            raise not_recorded(self._idx, self.files, "its checksum is another")
+        manifest = manifest_file(self.files)
+        if self.digests.manifest is not None and self.digests.manifest != _whole(manifest, self.files):
+            raise not_recorded(manifest, self.files, "its checksum is another")
 
     def _refusal(self, index: Index) -> UserError:
         """The first law that is broken, in words."""
@@ -235,15 +276,69 @@ class Reader:
             raise IndexError(
                 f"{self.prefix}: tokens {offset} to {offset + length} of sequence {sequence} ({whole} tokens)"
             )
+        if length == 0:
+            return np.empty(0, self.dtype)
         start = int(self.pointers[sequence]) + offset * self.dtype.itemsize
-        return np.frombuffer(self._raw_tokens, self.dtype, length, start) if length else np.empty(0, self.dtype)
+        self.require_sound(start, start + length * self.dtype.itemsize)
+        return np.frombuffer(self._raw_tokens, self.dtype, length, start)
 
     def read(self, pieces: np.ndarray) -> np.ndarray:
         """int64: the tokens of `pieces` [n, 3] (sequence, offset, count), one behind the other, read in one call.
 
-        Raises: IndexError outside a sequence.
+        Raises: IndexError outside a sequence; UserError for damage, and ids outside the vocabulary (`limit_ids`).
         """
-        return read_pieces(self.file, pieces)
+        try:
+            ids = read_pieces(self.file, pieces)
+            if ids is None:  # a block is read for the first time
+                for sequence, offset, count in pieces.tolist():
+                    self.get(sequence, offset, count)
+                ids = read_pieces(self.file, pieces)
+        except OverflowError as error:
+            raise self._outside_of(pieces) from error
+        return ids
+
+    def require_sound(self, start: int, stop: int) -> None:
+        """Compares the blocks of bytes [start, stop) of .bin with their digests, each once per process.
+
+        Raises: UserError naming the file and the bytes.
+        """
+        checked = self.file.checked
+        if self.digests is None:
+            return
+        for block in range(start // BLOCK_BYTES, -(-stop // BLOCK_BYTES)):
+            if checked[block]:
+                continue
+            if not is_sound(self.view, self.digests, block):
+                first, end = block * BLOCK_BYTES, min((block + 1) * BLOCK_BYTES, self.bin_bytes)
+                raise not_recorded(self._bin, self.files, f"bytes {first:,} to {end:,} are damaged")
+            checked[block] = 1
+
+    @cached_property
+    def view(self) -> memoryview:
+        """The bytes of .bin, compared with nothing."""
+        return memoryview(self._raw_tokens)
+
+    def limit_ids(self, vocab_size: int) -> None:
+        """From now on `read` refuses ids that are negative or not below `vocab_size`."""
+        self.file = self.file._replace(limit=vocab_size)
+
+    def _outside_of(self, pieces: np.ndarray) -> UserError:
+        """Which id of some pieces lies outside the vocabulary, in words."""
+        for sequence, offset, count in pieces.tolist():
+            ids = self.get(sequence, offset, count)
+            for at in np.flatnonzero((ids < 0) | (ids >= self.file.limit)).tolist():
+                return self.outside_vocabulary(sequence, offset + at, int(ids[at]), int(ids[at]) + 1)
+        raise AssertionError("an id was outside the vocabulary when it was read, and is not any more")
+
+    def outside_vocabulary(self, sequence: int, place: int, token: int, needed: int) -> UserError:
+        """The refusal of token number `place` of a sequence; `needed` ids would hold it."""
+        document = int(np.searchsorted(self.documents, sequence, side="right")) - 1
+        limit = self.file.limit
+        return UserError(
+            f"{self.prefix}.bin: document {document}, sequence {sequence}, token {place} has id {token}, the "
+            f"vocabulary has {limit} (ids 0 to {limit - 1}); use the tokenizer that made the corpus or --vocab-size "
+            f"{max(needed, limit)}"
+        )
 
     def blocks(self, first: int = 0, stop: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
         """All ids of sequences [first, stop) in order: (byte of the first id in .bin, ids as a view of the map).
@@ -263,6 +358,7 @@ class Reader:
         step = BLOCK * self.dtype.itemsize
         for at in range(start, stop, step):
             size = min(step, stop - at) // self.dtype.itemsize
+            self.require_sound(at, at + size * self.dtype.itemsize)
             yield at, np.frombuffer(self._raw_tokens, self.dtype, size, at)
 
     def token_range(self) -> tuple[int, int]:
@@ -274,10 +370,32 @@ class Reader:
 
     def outside(self, vocab_size: int) -> Iterator[tuple[int, int]]:
         """(sequence, id) of every id that is negative or not below `vocab_size`."""
+        return ((sequence, token) for sequence, _, token in self.places_outside(vocab_size))
+
+    def places_outside(self, vocab_size: int) -> Iterator[tuple[int, int, int]]:
+        """(sequence, place in it, id) of every id that is negative or not below `vocab_size`."""
         for start, ids in self.blocks():
             for at in np.flatnonzero((ids < 0) | (ids >= vocab_size)).tolist():
                 byte = start + at * self.dtype.itemsize
-                yield int(np.searchsorted(self.pointers, byte, side="right")) - 1, int(ids[at])
+                sequence = int(np.searchsorted(self.pointers, byte, side="right")) - 1
+                yield sequence, (byte - int(self.pointers[sequence])) // self.dtype.itemsize, int(ids[at])
+
+
+def _whole(path: Path, prefix: str) -> WholeFile:
+    """Size and digest. Raises: UserError where the file cannot be read."""
+    try:
+        return whole_file(path)
+    except OSError as error:
+        raise not_recorded(path, prefix, f"it cannot be read: {error.strerror}") from error
+
+
+def not_recorded(path: Path, prefix: str, what: str) -> UserError:
+    """A file is not what .digests says."""
+    return UserError(
+        f"{path} is not what was written with the corpus: {what}; copy it again or preprocess the corpus again "
+        f"(megascratch data validate {prefix} lists all damage; if you changed the file yourself, "
+        f"megascratch data record {prefix} --overwrite)"
+    )
 
 
 def open_map(path: Path, what: str) -> "mmap.mmap | bytes":

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from megascratch.config.errors import UserError
-from megascratch.data.indexed import Reader, idx_path
+from megascratch.data.indexed import Reader, bin_path, idx_path
 
 
 def mask_prefix(prefix: str | Path) -> str:
@@ -19,8 +19,9 @@ def mask_prefix(prefix: str | Path) -> str:
 
 
 def has_mask(prefix: str | Path) -> bool:
-    """Whether a corpus has a mask."""
-    return idx_path(mask_prefix(prefix)).exists()
+    """Whether a corpus has a mask, or what is left of one: half a mask is refused, not passed over."""
+    mask = mask_prefix(prefix)
+    return idx_path(mask).exists() or bin_path(mask).exists()
 
 
 class Masked:

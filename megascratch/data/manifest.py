@@ -14,20 +14,25 @@ import numpy as np
 
 from megascratch.config.errors import UserError
 from megascratch.data.cache import built_once
+from megascratch.data.digests import digests_path, manifest_file, read_digests, with_manifest
 from megascratch.data.indexed import Reader
 
 
 def manifest_path(prefix: str | Path) -> Path:
     """The manifest of a corpus."""
-    return Path(f"{prefix}.json")
+    return manifest_file(prefix)
 
 
 def write_manifest(prefix: str | Path, manifest: Mapping[str, Any]) -> None:
-    """Writes the manifest in one move."""
+    """Writes the manifest in one move; where the corpus has digests, they cover the new one from then on."""
     path = manifest_path(prefix)
+    digests = read_digests(prefix)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     partial.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    digests_path(prefix).unlink(missing_ok=True)  # a crash leaves no digests, never those of another manifest
     os.replace(partial, path)
+    if digests is not None:
+        with_manifest(prefix, digests)
 
 
 def read_manifest(reader: Reader) -> dict[str, Any] | None:
@@ -46,7 +51,8 @@ def stored_manifest(prefix: str | Path) -> dict[str, Any] | None:
 
 
 def check_corpus(reader: Reader, vocab_size: int, fingerprint: str | None, cache: Path | None) -> None:
-    """Refuses a corpus made with another tokenizer (`fingerprint`; None: unknown) or with ids outside the vocabulary.
+    """Refuses a corpus made with another tokenizer (`fingerprint`; None: unknown) or with ids outside the vocabulary;
+    an id that its manifest did not tell of is refused by `reader` when it is read.
 
     Raises: UserError naming both tokenizers, or file, sequence, id and vocabulary.
     """
@@ -58,12 +64,15 @@ def check_corpus(reader: Reader, vocab_size: int, fingerprint: str | None, cache
             f"({made_with.get('model')}), training uses {fingerprint[:16]}; give that tokenizer's file as "
             f"--tokenizer-model or preprocess the corpus again"
         )
+    reader.limit_ids(vocab_size)  # a manifest may lie: every id is judged again when it is read
     low, high = _token_range(reader, manifest, cache)
     if low < 0 or high >= vocab_size:
-        sequence, token = next(reader.outside(vocab_size), (-1, high))
+        for sequence, place, token in reader.places_outside(vocab_size):
+            raise reader.outside_vocabulary(sequence, place, token, high + 1)
         raise UserError(
-            f"{reader.prefix}.bin: sequence {sequence} has token id {token}, the vocabulary has {vocab_size} "
-            f"(ids 0 to {vocab_size - 1}); use the tokenizer that made the corpus or --vocab-size {high + 1}"
+            f"{manifest_path(reader.prefix)} says that the corpus has ids from {low} to {high}, the vocabulary has "
+            f"{vocab_size} (ids 0 to {vocab_size - 1}), and no id in the file lies outside; megascratch data validate "
+            f"{reader.prefix} shows what is wrong"
         )
 
 

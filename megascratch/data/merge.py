@@ -1,6 +1,6 @@
-"""The shards of a run in, in order; the corpora out: one .bin, .idx and manifest for each key, placed all at once.
+"""The shards of a run in, in order; the corpora out: .bin, .idx, manifest and digests of each key, placed all at once.
 
-    shard 0, 1, 2 ... --append--> {key}.bin grows --finish--> idx and manifests --> merged.json: complete --> moves
+    shard 0, 1, 2 ... --append--> {key}.bin grows --finish--> idx, manifest, digests --> merged.json: complete --> moves
 
 `merged.json` makes each step safe against a kill: ids of shards it names are on the disk, so their files can go, and
 once it says "complete" nothing but renames is left to do.
@@ -16,6 +16,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from megascratch.config.errors import UserError
+from megascratch.data.digests import blocks_of, digests_path, encoded, whole_file
 from megascratch.data.index_file import HEADER, MAGIC, TOKEN_DTYPES, VERSION
 from megascratch.data.indexed import bin_path, idx_path
 from megascratch.data.manifest import manifest_path
@@ -52,7 +53,9 @@ class Merge:
     def __init__(self, folder: Path, names: Sequence[str], keys: int, dtype: np.dtype):
         self._folder, self._names, self._dtype = folder, names, dtype
         self._state = read_state(folder, keys)
-        self._bins = [_grown(self.partial(f"{key}.bin"), size) for key, size in enumerate(self._state.bin_bytes)]
+        sizes = self._state.bin_bytes
+        self._bins = [_grown(self.partial(f"{key}.bin"), size) for key, size in enumerate(sizes)]
+        self._digests = [blocks_of(file, size) for file, size in zip(self._bins, sizes, strict=True)]
         self._bad_file = _grown(self.partial("bad"), self._state.bad_bytes)
         self._appended = 0
         self.shards, self.bad, self.bad_lines = 0, 0, list[str]()
@@ -107,6 +110,7 @@ class Merge:
                 checksum = zlib.crc32(block, checksum)
                 if kind == "bin":
                     self._bins[key].write(block)
+                    self._digests[key].update(block)
                     size += len(block)
             if checksum != wanted:
                 raise self._damaged(summary.number)
@@ -163,7 +167,17 @@ class Merge:
                 file.flush()
                 os.fsync(file.fileno())
             write_whole(self.partial(f"{key}.json"), json.dumps(manifest, indent=1) + "\n")
+            self._record(key)
         self._checkpoint(complete=True)
+
+    def _record(self, key: int) -> None:
+        """The digests of a key's files, as they lie under their private names."""
+        blocks = self._digests[key]
+        idx, manifest = whole_file(self.partial(f"{key}.idx")), whole_file(self.partial(f"{key}.json"))
+        with self.partial(f"{key}.digests").open("wb") as file:
+            file.write(encoded(blocks.bytes, blocks.blocks(), idx, manifest))
+            file.flush()
+            os.fsync(file.fileno())
 
     def _index(self, key: int) -> Iterator[bytes]:
         counts = self.counts[key]
@@ -216,10 +230,10 @@ def write_whole(path: Path, text: str) -> None:
 def place(folder: Path, prefixes: Sequence[str], bad_lines: str) -> None:
     """Moves a complete run's files to their names; can be done again after a kill at any point."""
     for key, prefix in enumerate(prefixes):
-        parts = {kind: folder / f"merged.{key}.{kind}" for kind in ("bin", "idx", "json")}
+        parts = {kind: folder / f"merged.{key}.{kind}" for kind in ("bin", "idx", "json", "digests")}
         if parts["bin"].exists():
-            manifest_path(prefix).unlink(missing_ok=True)  # an old manifest or index must never describe the new ids
-            idx_path(prefix).unlink(missing_ok=True)
+            for path in (digests_path(prefix), manifest_path(prefix), idx_path(prefix)):
+                path.unlink(missing_ok=True)  # what describes the old ids must never describe the new ones
             fault_point("preprocess.place")
             os.replace(parts["bin"], bin_path(prefix))
             fault_point("preprocess.place")
@@ -227,6 +241,8 @@ def place(folder: Path, prefixes: Sequence[str], bad_lines: str) -> None:
             os.replace(parts["idx"], idx_path(prefix))
         if parts["json"].exists():
             os.replace(parts["json"], manifest_path(prefix))
+        if parts["digests"].exists():
+            os.replace(parts["digests"], digests_path(prefix))
     bad = folder / "merged.bad"
     if bad.exists() and bad.stat().st_size:
         os.replace(bad, bad_lines)

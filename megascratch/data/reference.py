@@ -7,10 +7,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from megascratch.config.errors import UserError
+from megascratch.data.digests import BLOCK_BYTES
 from megascratch.data.index_file import TOKEN_DTYPES, broken_laws, read_index
 
 MASK = (1 << 64) - 1
 GAMMA = 0x9E3779B97F4A7C15
+NO_LIMIT = -1
 
 
 class TokenFile(NamedTuple):
@@ -24,6 +26,10 @@ class TokenFile(NamedTuple):
     """int32 [sequences] tokens."""
     pointers: np.ndarray
     """int64 [sequences] bytes."""
+    checked: np.ndarray = np.empty(0, np.uint8)
+    """uint8 [blocks of BLOCK_BYTES]: 1 where the bytes were compared with their digest; [0]: nothing to compare."""
+    limit: int = NO_LIMIT
+    """Ids are from 0 to below it."""
 
 
 def mix64(value: int) -> int:
@@ -143,12 +149,13 @@ def pieces_between(
     return np.array(rows, dtype=np.int64).reshape(-1, 3)
 
 
-def read_pieces(file: TokenFile, pieces: np.ndarray) -> np.ndarray:
-    """int64: `pieces` [n, 3] of (sequence, offset, count), one behind the other.
+def read_pieces(file: TokenFile, pieces: np.ndarray) -> np.ndarray | None:
+    """int64: `pieces` [n, 3] of (sequence, offset, count), one behind the other; None where a block of them is new.
 
-    Raises: IndexError outside a sequence or the file.
+    Raises: IndexError outside a sequence or the file, OverflowError for an id that is negative or not below the limit.
     """
     ids = [np.empty(0, dtype=np.int64)]
+    new = False
     for sequence, offset, count in pieces.tolist():
         if not (0 <= sequence < len(file.lengths) and 0 <= offset <= offset + count <= file.lengths[sequence]):
             raise IndexError(f"tokens {offset} to {offset} + {count} of sequence {sequence}")
@@ -157,7 +164,15 @@ def read_pieces(file: TokenFile, pieces: np.ndarray) -> np.ndarray:
         if start < 0 or start + count * dtype.itemsize > len(file.bytes):
             raise IndexError(f"sequence {sequence} lies outside the token file")
         ids.append(np.frombuffer(file.bytes, dtype.newbyteorder("<"), count, start))
-    return np.concatenate(ids)
+        stop = start + count * dtype.itemsize
+        if count and len(file.checked):
+            new = new or not file.checked[start // BLOCK_BYTES : -(-stop // BLOCK_BYTES)].all()
+    if new:
+        return None
+    whole = np.concatenate(ids)
+    if file.limit != NO_LIMIT and len(whole) and not 0 <= whole.min() <= whole.max() < file.limit:
+        raise OverflowError("an id lies outside the vocabulary")
+    return whole
 
 
 def blend(weights: np.ndarray, taken: np.ndarray, limits: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -14,10 +14,11 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from megascratch.config.errors import UserError
+from megascratch.data.digests import BlockDigests
 from megascratch.data.index_file import BLOCK, HEADER, MAGIC, VERSION, dtype_code
 from megascratch.data.indexed import Reader, bin_path, close_durably, idx_path, open_for_writing, put_in_place
 from megascratch.data.loss_mask import has_mask, mask_prefix
-from megascratch.data.manifest import manifest_path, read_manifest, write_manifest
+from megascratch.data.manifest import read_manifest, write_manifest
 
 
 class Piece(NamedTuple):
@@ -113,11 +114,11 @@ def write_pieces(prefix: str | Path, pieces: Sequence[Piece]) -> Written:
     """Copies the pieces into one new corpus with its manifest; all three files appear only when they are whole."""
     _check_output(prefix, pieces)
     tokenizer = _tokenizer_of([piece.reader for piece in pieces])
-    with _new_files(prefix) as (bin_file, idx_file):
-        low, high, digest = _copy_ids(pieces, bin_file)
+    digests = BlockDigests()
+    with _new_files(prefix, digests) as (bin_file, idx_file):
+        low, high, digest = _copy_ids(pieces, bin_file, digests)
         written = _write_index(str(prefix), pieces, idx_file)
         bin_bytes = bin_file.tell()
-        manifest_path(prefix).unlink(missing_ok=True)  # it would describe the old files
     manifest: dict[str, Any] = {"tokenizer": tokenizer} if tokenizer else {}
     write_manifest(
         prefix,
@@ -157,8 +158,8 @@ def _tokenizer_of(readers: Sequence[Reader]) -> dict[str, Any] | None:
 
 
 @contextmanager
-def _new_files(prefix: str | Path) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
-    """.bin and .idx under private names, moved to their own at the end or removed."""
+def _new_files(prefix: str | Path, digests: BlockDigests) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
+    """.bin and .idx under private names, moved to their own at the end or removed; `digests` are then the .bin's."""
     private = [path.with_name(f"{path.name}.{os.getpid()}.partial") for path in (bin_path(prefix), idx_path(prefix))]
     files: list[IO[bytes]] = []
     try:
@@ -166,7 +167,7 @@ def _new_files(prefix: str | Path) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
         yield files[0], files[1]
         for file in files:
             close_durably(file)
-        put_in_place(private[0], private[1], prefix)
+        put_in_place(private[0], private[1], prefix, digests)
     except OSError as error:
         raise UserError(f"{prefix} cannot be written: {error.strerror}; nothing is left behind") from error
     finally:
@@ -176,13 +177,14 @@ def _new_files(prefix: str | Path) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
             path.unlink(missing_ok=True)
 
 
-def _copy_ids(pieces: Sequence[Piece], file: IO[bytes]) -> tuple[int, int, str]:
+def _copy_ids(pieces: Sequence[Piece], file: IO[bytes], digests: BlockDigests) -> tuple[int, int, str]:
     """(smallest id, largest id, sha256 of everything written)."""
     low, high, digest = 0, -1, hashlib.sha256()
     for piece in pieces:
         for _, ids in piece.reader.blocks(*piece.sequences):
             low, high = min(low, int(ids.min())), max(high, int(ids.max()))
             digest.update(ids.data)
+            digests.update(ids.data)
             file.write(ids.data)
     return low, high, digest.hexdigest()
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from megascratch.config.batch_size import steps_and_samples
 from megascratch.config.errors import Problems, UserError
 from megascratch.config.fields import with_fields
+from megascratch.config.laws import validate
 from megascratch.config.settings import Config
 from megascratch.data.indexed import bin_path, idx_path, open_map
 from megascratch.data.split import DEFAULT_SPLIT, named_prefixes, shares
@@ -46,6 +47,7 @@ def open_inputs(config: Config) -> Inputs:
     tokenizer = problems.attempt(lambda: open_tokenizer(config))
     problems.require_none()  # the data cannot be judged without its tokenizer
     config = with_fields(config, {"vocab_size": _vocab_size(config, tokenizer)})
+    _require_laws_of_the_vocabulary(config)
     problems.attempt(lambda: _require_document_ends(config, tokenizer))
     total_steps, total_samples = steps_and_samples(config)
     splits = problems.attempt(lambda: _open_data(config, tokenizer, total_steps, total_samples))
@@ -128,6 +130,16 @@ def _vocab_size(config: Config, tokenizer: Tokenizer | None) -> int:
             f"use {tokenizer.vocab_size} or more, or leave it out"
         )
     return given or tokenizer.vocab_size
+
+
+def _require_laws_of_the_vocabulary(config: Config) -> None:
+    """The laws were judged before a tokenizer told the size of the vocabulary: all of them again, now that it is known.
+
+    Raises: SettingError.
+    """
+    parallel = config.parallel
+    world = parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size
+    validate(config, world * (parallel.data_parallel_size or 1))
 
 
 def _require_folder(flag: str, path: str | None) -> None:

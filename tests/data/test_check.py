@@ -6,6 +6,7 @@ import struct
 import pytest
 
 from megascratch.data.check import problems
+from megascratch.data.digests import digests_path
 from megascratch.data.index_file import HEADER
 from megascratch.data.indexed import Reader, bin_path, idx_path
 from megascratch.data.manifest import manifest_path, write_manifest
@@ -33,6 +34,9 @@ def damage(path, changes):
 def test_a_sound_corpus_has_no_problem_with_or_without_its_manifest(prefix):
     assert list(problems(prefix, 7)) == []
     manifest_path(prefix).unlink()
+    (problem,) = problems(prefix)
+    assert problem.endswith("m.json is missing: it was written with the corpus")
+    digests_path(prefix).unlink()
     assert list(problems(prefix)) == []
 
 
@@ -52,7 +56,8 @@ def test_a_sound_corpus_has_no_problem_with_or_without_its_manifest(prefix):
         (
             [(LENGTHS + 4, struct.pack("<i", 1)), (LENGTHS + 8, struct.pack("<i", 0))],
             ["sequence 2 begins at byte 10, the one in front of it ends at 8", "2 bytes behind the last sequence",
-             "tokens is 6, the files have 4", "max_token is 6, the files have 4", "bin_sha256", "idx_sha256"],
+             "m.idx is not what was written", "tokens is 6, the files have 4",
+             "max_token is 6, the files have 4", "bin_sha256", "idx_sha256"],
         ),
     ],
 )  # fmt: skip
@@ -77,14 +82,15 @@ def test_negative_ids_are_listed_though_no_vocabulary_is_known(tmp_path):
 
 def test_one_flipped_bit_is_found_by_the_checksum_alone(prefix):
     damage(bin_path(prefix), [(2, b"\x03")])  # id 2 becomes 3
-    (problem,) = problems(prefix, 7)
-    assert "bin_sha256" in problem
+    by_block, by_manifest = problems(prefix, 7)
+    assert "m.bin: bytes 0 to 12 (sequences 0 to 2) are not what was written" in by_block
+    assert "bin_sha256" in by_manifest
 
 
 def test_two_lengths_that_swap_a_token_are_found_by_the_checksum_alone(prefix):
     damage(idx_path(prefix), [(LENGTHS, struct.pack("<ii", 2, 3)), (POINTERS + 8, struct.pack("<q", 4))])
-    (problem,) = problems(prefix, 7)
-    assert "idx_sha256" in problem
+    by_digest, by_manifest = problems(prefix, 7)
+    assert "m.idx is not what was written" in by_digest and "idx_sha256" in by_manifest
 
 
 def test_the_manifest_is_checked_against_files_vocabulary_and_tokenizer(prefix):
@@ -94,7 +100,8 @@ def test_the_manifest_is_checked_against_files_vocabulary_and_tokenizer(prefix):
     assert len(found) == 3 and "id 6, the vocabulary has 0 to 5" in found[0]
     assert "made with the tokenizer aaaaaaaaaaaaaaaa" in found[1] and "documents is 4, the files have 3" in found[2]
     manifest_path(prefix).write_text("[]")
-    assert [problem.endswith("is no JSON object") for problem in problems(prefix, 7)] == [True]
+    by_digest, by_manifest = problems(prefix, 7)
+    assert "m.json is not what was written" in by_digest and by_manifest.endswith("is no JSON object")
 
 
 def test_missing_and_short_files_are_problems_too(prefix):

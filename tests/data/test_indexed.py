@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from megascratch.config.errors import UserError
 from megascratch.data import _indices, reference
+from megascratch.data.digests import digests_path
 from megascratch.data.indexed import HEADER, MAGIC, Reader, Writer, bin_path, idx_path, token_dtype
 from tests.data.corpora import golden, write
 
@@ -85,7 +86,7 @@ def test_an_error_leaves_nothing_behind_and_keeps_the_old_files(tmp_path):
     with pytest.raises(RuntimeError), Writer(prefix, "uint16") as writer:
         writer.add_document([4])
         raise RuntimeError
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["c.bin", "c.idx"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c.bin", "c.digests", "c.idx"]
     assert Reader(prefix).get(0).tolist() == [1, 2, 3]
 
 
@@ -159,6 +160,7 @@ def test_every_broken_law_is_named(tmp_path, offset, content, law):
 def test_random_damage_is_refused_or_read_but_never_crashes(tmp_path):
     """Both engines see the same damage."""
     prefix = golden(tmp_path / "c", 20, 3)
+    digests_path(prefix).unlink()  # they would find all of it
     whole, size = idx_path(prefix).read_bytes(), bin_path(prefix).stat().st_size
     random = np.random.default_rng(0)
     for _ in range(500):

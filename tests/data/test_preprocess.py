@@ -191,7 +191,7 @@ def sweep(folder, expected, points):
         code = killed_after(command, point * whole)
         while code:
             names = {path.name for path in folder.iterdir()} - {"x.jsonl", "out.shards"}
-            assert names <= {f"out_text_document{suffix}" for suffix in (".bin", ".idx", ".json")}
+            assert names <= {f"out_text_document{suffix}" for suffix in (".bin", ".idx", ".json", ".digests")}
             code = killed_after(command, 600)
         assert content(folder / "out_text_document") == expected
         assert not (folder / "out.shards").exists()

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from megascratch.config.errors import UserError
 from megascratch.data import index_file, indexed, rewrite
 from megascratch.data.check import problems
+from megascratch.data.digests import digests_path
 from megascratch.data.indexed import Reader, Writer, bin_path, idx_path
 from megascratch.data.manifest import read_manifest, write_manifest
 from tests.data.corpora import golden, write
@@ -76,6 +77,7 @@ def test_what_lies_between_sequences_is_left_behind(tmp_path):
     header[34 + 8 + 8 : 34 + 8 + 16] = np.int64(8).tobytes()
     index.write_bytes(header)
     bin_path(prefix).write_bytes(np.array([1, 2, 9, 9, 3], "uint16").tobytes())
+    digests_path(prefix).unlink()
     reader = Reader(prefix)
     rewrite.merge([reader], tmp_path / "m")
     assert (reader.token_range(), raw(tmp_path / "m")[0]) == ((0, 3), np.array([1, 2, 3], "uint16").tobytes())
@@ -139,14 +141,15 @@ def test_the_tokenizer_is_told_only_if_all_inputs_tell_it(tmp_path):
 def test_a_full_disk_leaves_nothing_and_keeps_the_old_files(tmp_path, monkeypatch):
     prefix, old = write(tmp_path / "a", [[1, 2, 3]]), write(tmp_path / "out", [[7]])
 
-    def full(pieces, file):
+    def full(pieces, file, digests):
         file.write(b"some")
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(rewrite, "_copy_ids", full)
     with pytest.raises(UserError, match="out cannot be written: No space left on device; nothing is left behind"):
         rewrite.merge([Reader(prefix)], old)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.bin", "a.idx", "out.bin", "out.idx"]
+    files = [f"{name}.{suffix}" for name in ("a", "out") for suffix in ("bin", "digests", "idx")]
+    assert sorted(path.name for path in tmp_path.iterdir()) == files
     assert documents(old) == [[[7]]]
 
 

@@ -120,7 +120,8 @@ def test_no_data_is_refused(change, law):
 
 def test_an_id_outside_the_vocabulary_is_refused_with_its_place(prefix):
     data = DataConfig(data_path=[prefix], seq_length=9)
-    law = r"c\.bin: sequence 57 has token id 570, the vocabulary has 570 \(ids 0 to 569\).*--vocab-size 1000"
+    place = r"c\.bin: document 57, sequence 57, token 0 has id 570"
+    law = place + r", the vocabulary has 570 \(ids 0 to 569\).*--vocab-size 1000"
     for _ in range(2):  # the second time from the remembered range
         with pytest.raises(UserError, match=law):
             open_(data, vocab_size=570)
@@ -146,5 +147,5 @@ def test_a_manifest_is_believed_only_for_its_own_bin(prefix):
     write_manifest(prefix, manifest("a" * 64, high=5))
     open_(data, vocab_size=6)
     write_manifest(prefix, manifest("a" * 64, bin_bytes=3999, high=5))
-    with pytest.raises(UserError, match="sequence 0 has token id 6"):
+    with pytest.raises(UserError, match=r"sequence 0, token . has id 6"):
         open_(data, vocab_size=6)

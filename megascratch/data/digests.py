@@ -1,0 +1,210 @@
+"""{prefix}.digests beside a corpus: checksums of its .bin, .idx and .json, so that no damage to them goes unseen.
+
+The file, little endian, for a .bin of n blocks of BLOCK_BYTES (the last one may be shorter):
+
+    offset     size   content
+    0          8      magic "MSDIGEST"
+    8          4      u32 version, 1
+    12         4      u32 bytes of a block
+    16         8      u64 bytes of .bin
+    24         8      u64 bytes of .idx
+    32         8      u64 bytes of .json; 2^64 - 1: there was none
+    40         16     xxh3_128 of .idx, canonical (big endian) form
+    56         16     xxh3_128 of .json; zeros: there was none
+    72         8 n    u64 xxh3_64 of each block of .bin
+    72 + 8 n   16     xxh3_128 of everything before, canonical form
+
+A reader compares the index and the manifest when it opens a corpus, and a block of ids when it first reads from it.
+32 KiB are what a disk reads ahead for one page anyway, and the checksums take 1/4096 of the room of the ids.
+
+The pair itself stays Megatron's. A pair without this file was made elsewhere: `megascratch data record` writes it.
+A loss mask is a pair of its own and has its own file.
+"""
+
+import os
+import struct
+from array import array
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+import xxhash
+
+from megascratch.config.errors import UserError
+
+MAGIC = b"MSDIGEST"
+VERSION = 1
+BLOCK_BYTES = 1 << 15
+HEADER = struct.Struct("<8sIIQQQ16s16s")
+OWN_BYTES = 16
+NONE = (1 << 64) - 1
+NO_DIGEST = bytes(16)
+READ_BYTES = 1 << 22
+
+
+class WholeFile(NamedTuple):
+    """Size and digest of a file."""
+
+    size: int
+    """Bytes."""
+    digest: bytes
+    """xxh3_128."""
+
+
+class Digests(NamedTuple):
+    """What the files of a corpus were when they were written."""
+
+    bin_bytes: int
+    blocks: np.ndarray
+    """uint64 [n]: xxh3_64 of each block of .bin."""
+    idx: WholeFile
+    manifest: WholeFile | None
+    own: bytes
+    """xxh3_128 of all the above: equal for equal corpora, whatever their names."""
+
+
+def digests_path(prefix: str | Path) -> Path:
+    """The checksums of a corpus."""
+    return Path(f"{prefix}.digests")
+
+
+def manifest_file(prefix: str | Path) -> Path:
+    """The manifest of a corpus (`manifest.py`), which is checked with its pair."""
+    return Path(f"{prefix}.json")
+
+
+class BlockDigests:
+    """The checksums of .bin's blocks, made while it is written."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        self._whole = array("Q")
+        self._open = xxhash.xxh3_64()
+
+    def update(self, raw: Any) -> None:
+        """The next bytes: anything contiguous that has a buffer."""
+        rest = memoryview(raw).cast("B")
+        while rest:
+            room = BLOCK_BYTES - self.bytes % BLOCK_BYTES
+            part, rest = rest[:room], rest[room:]
+            self.bytes += len(part)
+            if len(part) == BLOCK_BYTES:
+                self._whole.append(xxhash.xxh3_64_intdigest(part))
+                continue
+            self._open.update(part)
+            if len(part) == room:
+                self._close()
+
+    def _close(self) -> None:
+        self._whole.append(self._open.intdigest())
+        self._open.reset()
+
+    def blocks(self) -> np.ndarray:
+        """uint64 [n], once all bytes are in."""
+        whole = np.array(self._whole, dtype="<u8")
+        return np.append(whole, np.uint64(self._open.intdigest())) if self.bytes % BLOCK_BYTES else whole
+
+
+def blocks_of(file: IO[bytes], size: int) -> BlockDigests:
+    """The checksums of the first `size` bytes of a file, read from its start."""
+    digests = BlockDigests()
+    file.seek(0)
+    while digests.bytes < size and (raw := file.read(min(READ_BYTES, size - digests.bytes))):
+        digests.update(raw)
+    return digests
+
+
+def whole_file(path: Path) -> WholeFile:
+    """Size and digest of a file. Raises: OSError."""
+    digest, size = xxhash.xxh3_128(), 0
+    with path.open("rb") as file:
+        while raw := file.read(READ_BYTES):
+            digest.update(raw)
+            size += len(raw)
+    return WholeFile(size, digest.digest())
+
+
+def encoded(bin_bytes: int, blocks: np.ndarray, idx: WholeFile, manifest: WholeFile | None) -> bytes:
+    """The bytes of a .digests file."""
+    json_bytes, json_digest = manifest or (NONE, NO_DIGEST)
+    header = HEADER.pack(MAGIC, VERSION, BLOCK_BYTES, bin_bytes, idx.size, json_bytes, idx.digest, json_digest)
+    content = header + blocks.astype("<u8").tobytes()
+    return content + xxhash.xxh3_128_digest(content)
+
+
+def write_digests(prefix: str | Path, blocks: BlockDigests) -> None:
+    """Records the files of a corpus as they lie there now; `blocks` are those of its .bin. Written in one move.
+
+    Raises: UserError where a file cannot be read or the record cannot be written.
+    """
+    _write(prefix, blocks.bytes, blocks.blocks(), whole_file(Path(f"{prefix}.idx")))
+
+
+def with_manifest(prefix: str | Path, digests: Digests) -> None:
+    """Records the manifest as it lies there now beside the pair that `digests` knows."""
+    _write(prefix, digests.bin_bytes, digests.blocks, digests.idx)
+
+
+def _write(prefix: str | Path, bin_bytes: int, blocks: np.ndarray, idx: WholeFile) -> None:
+    path, manifest = digests_path(prefix), manifest_file(prefix)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        raw = encoded(bin_bytes, blocks, idx, whole_file(manifest) if manifest.exists() else None)
+        with partial.open("wb") as file:
+            file.write(raw)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def read_digests(prefix: str | Path) -> Digests | None:
+    """The record of a corpus; None where there is none.
+
+    Raises: UserError where it is damaged or cannot be read.
+    """
+    path = digests_path(prefix)
+    try:
+        if path.stat().st_size < HEADER.size + OWN_BYTES:
+            raise _damaged(path)
+        raw = np.memmap(path, np.uint8, "r")
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    own = raw[-OWN_BYTES:].tobytes()
+    if xxhash.xxh3_128_digest(raw[:-OWN_BYTES].data) != own:
+        raise _damaged(path)
+    magic, version, block, bin_bytes, idx_bytes, json_bytes, idx, manifest = HEADER.unpack(raw[: HEADER.size].tobytes())
+    if (magic, version, block) != (MAGIC, VERSION, BLOCK_BYTES):
+        raise UserError(
+            f"{path} has version {version} and blocks of {block} bytes; version {VERSION} and {BLOCK_BYTES} can be "
+            f"read: record the corpus again with megascratch data record {prefix} --overwrite"
+        )
+    blocks = raw[HEADER.size : -OWN_BYTES]
+    if len(blocks) != 8 * -(-bin_bytes // BLOCK_BYTES):
+        raise _damaged(path)
+    made_with = None if json_bytes == NONE else WholeFile(json_bytes, manifest)
+    return Digests(bin_bytes, blocks.view("<u8"), WholeFile(idx_bytes, idx), made_with, own)
+
+
+def _damaged(path: Path) -> UserError:
+    prefix = str(path).removesuffix(".digests")
+    return UserError(
+        f"{path} is damaged: its own checksum is another; copy it again, or, where the corpus is known to be whole, "
+        f"megascratch data record {prefix} --overwrite"
+    )
+
+
+def damaged_blocks(raw: Any, digests: Digests) -> list[int]:
+    """Every block of .bin's bytes that is not what was recorded."""
+    view = memoryview(raw)
+    return [block for block in range(len(digests.blocks)) if not is_sound(view, digests, block)]
+
+
+def is_sound(view: memoryview, digests: Digests, block: int) -> bool:
+    """Whether a block of .bin's bytes is what was recorded."""
+    start = block * BLOCK_BYTES
+    return xxhash.xxh3_64_intdigest(view[start : start + BLOCK_BYTES]) == digests.blocks[block]
