@@ -5,6 +5,7 @@ import argparse
 from megascratch import tokenizer as tokenizers
 from megascratch.commands.bad_lines import BadLines
 from megascratch.commands.flags import add_input, add_parse_special_tokens
+from megascratch.commands.outputs import input_files, of_corpora, require_free, require_no_input
 from megascratch.config.errors import UserError
 from megascratch.data.conversations import Template, write_conversations
 from megascratch.data.sources import find_sources
@@ -15,6 +16,10 @@ SUMMARY = "turn JSONL conversations into token files with a loss mask"
 def main(argv: list[str]) -> int:
     """The verb. Raises: UserError for what the user can mend."""
     options = _parser().parse_args(argv)
+    prefix = options.output_prefix
+    read = [("--tokenizer-model", options.tokenizer_model), *input_files(options)]
+    require_no_input(of_corpora("--output-prefix", [prefix]), read)
+    require_free([prefix], options.overwrite)
     tokenizer = tokenizers.load(options.tokenizer_type, options.tokenizer_model, options.vocab_size)
     if not options.turn_end.strip():
         raise UserError(f"--turn-end {options.turn_end!r} ends no turn: a model could not learn to stop")
@@ -43,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     add, template = parser.add_argument, Template()
     add_input(parser, documents=False)
     add("--output-prefix", required=True, metavar="PREFIX", help="writes PREFIX.bin/.idx/.json, PREFIX_loss_mask.*")
+    add("--overwrite", action="store_true", help="replace a corpus that is there already")
     add("--tokenizer-type", choices=tokenizers.KINDS, help="default: told by the file of --tokenizer-model")
     add("--tokenizer-model", metavar="FILE", help="the tokenizer's file")
     add("--vocab-size", type=int, help="for NullTokenizer alone")

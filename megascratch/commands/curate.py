@@ -12,6 +12,7 @@ from pathlib import Path
 
 from megascratch.commands.bad_lines import BadLines
 from megascratch.commands.flags import add_input
+from megascratch.commands.outputs import require_no_input
 from megascratch.config.errors import UserError
 from megascratch.config.fields import nearest
 from megascratch.curation.curate import Curator, Report, Settings
@@ -22,17 +23,18 @@ from megascratch.data.sources import Source, find_sources
 def main(argv: Sequence[str]) -> int:
     """The verb. Raises: UserError for what the user can mend."""
     options = _parser().parse_args(argv)
+    output = Path(options.output)
     values = {name: getattr(options, name) for name in Settings._fields if name != "limits"}
     values["decontaminate"] = tuple(options.decontaminate)
     curator = Curator(Settings(**values, limits=_limits(options.limit)))
-    output = Path(options.output)
     sources = find_sources(options.input, options.input_format)
     paths = [source.path for source in sources]
+    read = [("--input", path) for path in paths] + [("--decontaminate", path) for path in options.decontaminate]
+    require_no_input([("--output", output), ("--report", options.report)], read)
+    require_no_input([("--report", options.report)], [("--output", output)])
     doubled = {path for path in paths if paths.count(path) > 1}
     if doubled:
         raise UserError(f"--input names {', '.join(sorted(doubled))} more than once: name each file once")
-    if any(output.exists() and os.path.samefile(output, path) for path in paths if os.path.exists(path)):
-        raise UserError(f"--output {output} is an input, too: choose another name")
     bad_lines = BadLines()
     _write(curator, sources, output, bad_lines)
     bad_lines.tell_rest()

@@ -21,6 +21,7 @@ from rich.table import Table
 
 from megascratch import tokenizer as tokenizers
 from megascratch.commands import data_order
+from megascratch.commands.outputs import of_corpora, require_free, require_no_input
 from megascratch.config.errors import UserError
 from megascratch.data import rewrite
 from megascratch.data.cache import damaged_caches
@@ -114,6 +115,8 @@ def merge(options: argparse.Namespace) -> int:
     doubled = {prefix for prefix in prefixes if prefixes.count(prefix) > 1}
     if doubled:
         raise UserError(f"--input names {', '.join(sorted(doubled))} more than once: name each corpus once")
+    require_no_input(of_corpora("--output-prefix", [options.output_prefix]), of_corpora("--input", prefixes))
+    require_free([options.output_prefix], options.overwrite)
     _report([rewrite.merge([Reader(prefix) for prefix in prefixes], options.output_prefix)])
     return 0
 
@@ -130,7 +133,10 @@ def split(options: argparse.Namespace) -> int:
     names = options.names or [str(number) for number in range(len(counts))]
     if len(names) != len(counts) or len(set(names)) < len(names):
         raise UserError(f"--names {' '.join(names)}: {len(counts)} parts need {len(counts)} different names")
-    _report(rewrite.split(reader, [f"{options.output_prefix}_{name}" for name in names], counts))
+    prefixes = [f"{options.output_prefix}_{name}" for name in names]
+    require_no_input(of_corpora("--output-prefix", prefixes), of_corpora("the corpus that is split", [options.prefix]))
+    require_free(prefixes, options.overwrite)
+    _report(rewrite.split(reader, prefixes, counts))
     return 0
 
 
@@ -277,13 +283,16 @@ def _parser() -> argparse.ArgumentParser:
     add = parsers["merge"].add_argument
     add("--input", nargs="+", required=True, metavar="PREFIX", help="corpora, or folders of them")
     add("--output-prefix", required=True, metavar="PREFIX")
+    add("--overwrite", action="store_true", help="replace a corpus that is there already")
     add("--sort", action="store_true", help="in the order of their names instead of the order given")
     add("--multimodal", action="store_true", help=argparse.SUPPRESS)
     add = parsers["split"].add_argument
     add("prefix")
     add("--output-prefix", required=True, metavar="PREFIX", help="writes PREFIX_NAME.bin/.idx/.json for each part")
+    add("--overwrite", action="store_true", help="replace corpora that are there already")
     how = parsers["split"].add_mutually_exclusive_group(required=True)
-    how.add_argument("--fractions", nargs="+", type=float, metavar="F", help="share of the documents for each part")
+    how.add_argument("--fractions", nargs="+", type=float, metavar="F", help="shares of the documents: fractions that "
+        "add up to 1, or whole numbers")  # fmt: skip
     how.add_argument("--documents", nargs="+", type=int, metavar="N", help="documents of each part")
     add("--names", nargs="+", metavar="NAME", help="default: 0 1 2 ...")
     return parser

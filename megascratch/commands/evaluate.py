@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from megascratch import tokenizer as tokenizers
 from megascratch.commands.bad_lines import BadLines
 from megascratch.commands.flags import add_input, add_parse_special_tokens
+from megascratch.commands.outputs import input_files, require_no_input
 from megascratch.config.errors import UserError
 from megascratch.data.documents import read_records
 from megascratch.data.jsonl import BadLine
@@ -42,6 +43,8 @@ def main(argv: list[str]) -> int:
     options = _parser().parse_args(argv)
     if options.batch_size is not None and options.batch_size < 1:
         raise UserError(f"--batch-size ({options.batch_size}) must be at least 1")
+    read = [("--tokenizer-model", options.tokenizer_model), *input_files(options)]
+    require_no_input([("--output-json", options.output_json), ("--summary", options.summary)], read)
     previous = _read_summary(options.summary)  # what cannot be merged into is said before the work
     documents, bad_lines = _documents(options)
     device = choose_device(options.device, 0)

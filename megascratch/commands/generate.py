@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from megascratch import tokenizer as tokenizers
 from megascratch.commands.flags import add_parse_special_tokens
+from megascratch.commands.outputs import require_no_input
 from megascratch.config.errors import UserError
 from megascratch.config.settings import Config
 from megascratch.data.documents import read_records
@@ -35,6 +36,8 @@ def main(argv: list[str]) -> int:
     """The verb. Raises: UserError for what the user can mend."""
     options = _parser().parse_args(argv)
     sampling = _sampling(options)
+    read = [("--prompts-file", options.prompts_file), ("--tokenizer-model", options.tokenizer_model)]
+    require_no_input([("--output", options.output)], read)
     if options.max_new_tokens < 1 or options.batch_size < 1:
         raise UserError(f"--max-new-tokens ({options.max_new_tokens}) and --batch-size ({options.batch_size}) "
                         "must be at least 1")  # fmt: skip

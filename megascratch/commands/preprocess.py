@@ -12,6 +12,7 @@ from itertools import repeat
 
 from megascratch import tokenizer as tokenizers
 from megascratch.commands.flags import add_input, add_parse_special_tokens
+from megascratch.commands.outputs import of_corpora, require_no_input
 from megascratch.commands.progress import Progress
 from megascratch.config.errors import UserError
 from megascratch.data.encode import Job, load_tokenizer
@@ -35,6 +36,7 @@ def main(argv: list[str]) -> int:
     output = _output(options, sources)
     _require_sources(options, sources)
     job = _job(options, output)
+    _require_no_input(options, job, sources)
     _require_tokenizer(job)
     total = None if any(not source.regular for source in sources) else sum(source.bytes for source in sources)
     with Progress(options.log_interval, total) as progress:
@@ -107,6 +109,14 @@ def _require_sources(options: argparse.Namespace, sources: list[Source]) -> None
             raise UserError(f"{source.path} is plain text: it has no keys, name one in --json-keys for its output")
         if options.shard and not source.regular:
             raise UserError(f"--shard needs files that every process can read; {source.path} is a pipe")
+
+
+def _require_no_input(options: argparse.Namespace, job: Job, sources: list[Source]) -> None:
+    """Neither a corpus nor the list of bad lines may replace what is read."""
+    written = of_corpora("--output-prefix", key_prefixes(job, options.output_prefix))
+    written.append(("--output-prefix", bad_lines_path(options.output_prefix)))
+    read = [("--tokenizer-model", options.tokenizer_model), *(("--input", source.path) for source in sources)]
+    require_no_input(written, read)
 
 
 def _require_tokenizer(job: Job) -> None:

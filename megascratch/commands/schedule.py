@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
+from megascratch.commands.outputs import require_no_input
 from megascratch.config.errors import UserError
 from megascratch.config.fields import nearest
 from megascratch.pipeline import chart
@@ -106,6 +107,7 @@ def write(options: argparse.Namespace) -> int:
     plan = _plan(options.schedule, options)
     text = write_table(plan.orders, plan.placement, compute_only=not options.comms)
     if options.output:
+        require_no_input([("--output", options.output)], [("the schedule", options.schedule)])
         _write(options.output, text)
     else:
         print(text, end="")

@@ -11,6 +11,7 @@ from typing import TypeVar
 from megascratch import tokenizer as tokenizers
 from megascratch.commands.bad_lines import BadLines
 from megascratch.commands.flags import add_input, add_parse_special_tokens
+from megascratch.commands.outputs import input_files, require_no_input
 from megascratch.config.errors import UserError
 from megascratch.data.documents import read_records
 from megascratch.data.jsonl import BadLine
@@ -100,6 +101,7 @@ def _add_input(parser: argparse.ArgumentParser) -> None:
 
 
 def _train(options: argparse.Namespace) -> int:
+    require_no_input([("--output", options.output)], input_files(options))
     bad_lines = BadLines()
     texts = (text for _, text in _texts(options, bad_lines))
     tokenizer = tokenizers.train(
@@ -134,6 +136,7 @@ def _say_written(path: str, tokenizer: tokenizers.Tokenizer) -> None:
 
 
 def _convert(options: argparse.Namespace) -> int:
+    require_no_input([("--output", options.output)], [("the file that is converted", options.source)])
     words = tuple(options.special_tokens)
     tokenizer = convert(Path(options.source), Path(options.output), options.encoding, options.split, words)
     _say_written(options.output, tokenizer)
@@ -162,6 +165,9 @@ def _report(options: argparse.Namespace) -> int:
 
     if options.picture and Path(options.picture).suffix not in (".png", ".svg"):
         raise UserError(f"--picture {options.picture} must end in .png or .svg")
+    read = [("--tokenizer-model", model) for model in options.tokenizer_model]
+    read += input_files(options)
+    require_no_input([("--json", options.json), ("--picture", options.picture)], read)
     loaded = {model: tokenizers.load(None, model) for model in options.tokenizer_model}
     bad_lines = BadLines()
     limited = _at_most(_texts(options, bad_lines, options.group_key), options.max_megabytes, "measuring")

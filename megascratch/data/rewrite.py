@@ -20,6 +20,8 @@ from megascratch.data.indexed import Reader, bin_path, close_durably, idx_path, 
 from megascratch.data.loss_mask import has_mask, mask_prefix
 from megascratch.data.manifest import read_manifest, write_manifest
 
+ROUNDING = 1e-5  # by which fractions such as 0.333333 may miss 1
+
 
 class Piece(NamedTuple):
     """Documents [first, stop) of one corpus."""
@@ -81,10 +83,19 @@ def _write_with_mask(prefix: str | Path, pieces: Sequence[Piece]) -> Written:
 def counts_of_fractions(fractions: Sequence[float], documents: int) -> list[int]:
     """Documents of each part; the borders are the running shares times `documents`, rounded half to even.
 
-    Raises: UserError for fractions that are not above 0 or leave a part without a document.
+    `fractions` add up to 1, or are whole numbers (969 30 1), which stand for their share of the sum.
+    Raises: UserError for fractions that are neither, are not above 0, or leave a part without a document.
     """
     if not fractions or any(not 0 < fraction < float("inf") for fraction in fractions):
         raise UserError(f"--fractions {_words(fractions)} must be numbers above 0, such as 0.9 0.1")
+    whole = all(float(fraction).is_integer() for fraction in fractions)
+    if not whole and abs(sum(fractions) - 1) > ROUNDING:
+        rest = 1 - sum(fractions)
+        another = f" or, with another part for the rest, {_words([*fractions, rest])}" if rest > 0 else ""
+        raise UserError(
+            f"--fractions {_words(fractions)} add up to {sum(fractions):g}, they must add up to 1: use "
+            f"{_words(_normed(fractions))}{another}"
+        )
     shares = np.cumsum(fractions) / sum(fractions)
     borders = [0, *(round(float(share) * documents) for share in shares)]
     counts = np.diff(borders).tolist()
@@ -94,6 +105,12 @@ def counts_of_fractions(fractions: Sequence[float], documents: int) -> list[int]
             f"use fewer parts or a larger fraction"
         )
     return counts
+
+
+def _normed(fractions: Sequence[float]) -> list[float]:
+    """The same proportions with six decimals and the sum 1."""
+    parts = [round(fraction / sum(fractions), 6) for fraction in fractions[:-1]]
+    return [*parts, round(1 - sum(parts), 6)]
 
 
 def check_counts(counts: Sequence[int], documents: int) -> list[int]:

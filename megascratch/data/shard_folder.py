@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from megascratch.config.errors import UserError
+from megascratch.data.digests import digests_path
 from megascratch.data.indexed import bin_path, idx_path
-from megascratch.data.manifest import stored_manifest
+from megascratch.data.manifest import manifest_path, stored_manifest
 from megascratch.data.merge import read_state, write_whole
 
 STATE_FILES = ("merged.json", "lock")  # the last to go: without them a kill in between would look like a fresh start
@@ -127,10 +128,12 @@ def _sweep(folder: Path) -> None:
 
 def _is_there(prefixes: Sequence[str], plan: Plan) -> bool:
     """Whether the output is complete and of this plan. Raises: Refused where its names are taken by other files."""
-    taken = [path for prefix in prefixes for path in (bin_path(prefix), idx_path(prefix)) if path.exists()]
-    digests = {(stored_manifest(prefix) or {}).get("plan") for prefix in prefixes}
-    if plan.can_go_on and len(taken) == 2 * len(prefixes) and digests == {plan_digest(plan)}:
+    pairs = [path for prefix in prefixes for path in (bin_path(prefix), idx_path(prefix))]
+    beside = [path for prefix in prefixes for path in (manifest_path(prefix), digests_path(prefix))]
+    plans = {(stored_manifest(prefix) or {}).get("plan") for prefix in prefixes}
+    if plan.can_go_on and all(path.exists() for path in pairs) and plans == {plan_digest(plan)}:
         return True
+    taken = [path for path in (*pairs, *beside) if path.exists()]
     if taken:
         raise Refused(f"{taken[0]} exists and is not of this input with these options; --overwrite replaces it")
     return False

@@ -164,3 +164,18 @@ def test_a_loss_mask_goes_where_its_corpus_goes(tmp_path):
     plain = Reader(write(tmp_path / "plain", [[5]]))
     with pytest.raises(UserError, match="plain has no loss mask, others have one"):
         rewrite.merge([Reader(tmp_path / "a"), plain], tmp_path / "n")
+
+
+@pytest.mark.parametrize(
+    ("fractions", "law"),
+    [
+        ([0.5, 0.2], r"0\.5 0\.2 add up to 0\.7, .* add up to 1: use 0\.714286 0\.285714 or, .*, 0\.5 0\.2 0\.3"),
+        ([0.9, 0.2], r"0\.9 0\.2 add up to 1\.1, they must add up to 1: use 0\.818182 0\.181818$"),
+        ([0.5], r"0\.5 add up to 0\.5, they must add up to 1: use 1 or, .*, 0\.5 0\.5"),
+    ],
+)
+def test_fractions_that_do_not_add_up_are_refused_with_ones_that_do(fractions, law):
+    with pytest.raises(UserError, match=law) as caught:
+        rewrite.counts_of_fractions(fractions, 1000)
+    told = str(caught.value).split("use ")[1].split(" or, ")[0]
+    assert sum(rewrite.counts_of_fractions([float(word) for word in told.split()], 1000)) == 1000

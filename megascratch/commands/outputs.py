@@ -1,0 +1,59 @@
+"""Guards for what a verb is about to write: never over one of its inputs, and over an earlier corpus only when told."""
+
+import argparse
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from megascratch.config.errors import UserError
+from megascratch.data.digests import digests_path, manifest_file
+from megascratch.data.indexed import bin_path, idx_path
+from megascratch.data.loss_mask import mask_prefix
+from megascratch.data.sources import find_sources
+
+Named = tuple[str, str | Path | None]
+"""The flag and a file that it names; None: the flag is not given."""
+
+
+def corpus_files(prefix: str | Path) -> list[Path]:
+    """Every file that a corpus of this name may have, its loss mask's among them."""
+    prefixes = (str(prefix), mask_prefix(prefix))
+    return [path(one) for one in prefixes for path in (bin_path, idx_path, manifest_file, digests_path)]
+
+
+def of_corpora(flag: str, prefixes: Iterable[str | Path]) -> list[Named]:
+    """All files of the corpora that a flag names."""
+    return [(flag, path) for prefix in prefixes for path in corpus_files(prefix)]
+
+
+def input_files(options: argparse.Namespace) -> list[Named]:
+    """Every file that `--input` names, those inside folders and patterns too."""
+    sources = find_sources(options.input, options.input_format)
+    return [("--input", source.path) for source in sources]
+
+
+def require_no_input(outputs: Iterable[Named], inputs: Iterable[Named]) -> None:
+    """Raises: UserError where a file to be written is one to be read, whatever their names."""
+    read = [(flag, Path(path)) for flag, path in inputs if path is not None]
+    for flag, path in outputs:
+        if path is None:
+            continue
+        for other, source in read:
+            if _same(Path(path), source):
+                raise UserError(f"{flag} {path} is an input, too: choose another name (it is read as {other})")
+
+
+def require_free(prefixes: Iterable[str | Path], overwrite: bool) -> None:
+    """Raises: UserError where a corpus to be written is there already and nobody said --overwrite."""
+    if overwrite:
+        return
+    for prefix in prefixes:
+        for path in corpus_files(prefix):
+            if path.exists():
+                raise UserError(f"{path} exists: choose another output prefix, or replace the corpus with --overwrite")
+
+
+def _same(one: Path, other: Path) -> bool:
+    if one.exists() and other.exists():
+        return one.samefile(other)
+    return os.path.realpath(one) == os.path.realpath(other)
