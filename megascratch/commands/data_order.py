@@ -19,7 +19,7 @@ from typing import IO
 from rich.console import Console
 from rich.table import Table
 
-from megascratch.config.batch_size import steps_and_samples
+from megascratch.config.batch_size import samples_asked_for, steps_and_samples
 from megascratch.config.derive import derive
 from megascratch.config.errors import UserError
 from megascratch.config.laws import validate
@@ -37,12 +37,14 @@ ANY_ID = 1 << 31  # a vocabulary that holds every id: what is read is judged her
 def report(options: argparse.Namespace, settings: Sequence[str]) -> int:
     """What each corpus of a blend gives: samples, tokens, epochs, and how far it ever was from its share."""
     config = load_config(settings, prog="megascratch data blend-report")[0]
-    samples = options.samples
+    asked = samples = options.samples
     if samples is None:
-        samples = steps_and_samples(_legal(config, options.world_size))[1]
+        legal = _legal(config, options.world_size)
+        asked = samples_asked_for(legal)
+        samples = steps_and_samples(legal)[1]
     if samples < 1:
         raise UserError(f"--samples ({samples}) must be at least 1")
-    found = shares(_training_set(config, samples), samples, config.data.seq_length)
+    found = shares(_training_set(config, asked, samples), samples, config.data.seq_length)
     if options.json:
         print(json.dumps([share._asdict() for share in found], indent=2))
     else:
@@ -57,7 +59,7 @@ def record(options: argparse.Namespace, settings: Sequence[str]) -> int:
         raise UserError(f"--document ({options.document}) needs --corpus, the prefix that it belongs to")
     config = _legal(load_config(settings, prog="megascratch data audit")[0], options.world_size)
     total, samples = steps_and_samples(config)
-    dataset = _training_set(config, samples)
+    dataset = _training_set(config, samples_asked_for(config), samples)
     if last > total:
         raise UserError(f"--steps {options.steps} ends behind the last step of the run ({total}): use {first}:{total}")
     uses = (use for use in audit(config, dataset, first, last) if _is_asked_for(use, options))
@@ -80,10 +82,13 @@ def _legal(config: Config, world_size: int | None) -> Config:
     return config
 
 
-def _training_set(config: Config, samples: int) -> Dataset:
-    """What training opens for so many samples."""
+def _training_set(config: Config, asked: int, read: int) -> Dataset:
+    """What training opens when it asks for so many samples and reads so many of them."""
     vocab_size = config.model.vocab_size or ANY_ID
-    train = open_splits(config.data, seed=config.training.seed, vocab_size=vocab_size, train_samples=samples).train
+    splits = open_splits(
+        config.data, seed=config.training.seed, vocab_size=vocab_size, train_samples=asked, samples_read=read
+    )
+    train = splits.train
     if train is None:
         raise UserError("nothing trains: --split gives the training set no share")
     return train

@@ -50,6 +50,16 @@ def steps_and_samples(config: Config) -> tuple[int, int]:
     return steps, consumed
 
 
+def samples_asked_for(config: Config) -> int:
+    """Samples that the training set is made for. In Megatron's order they decide where every sample lies, so they are
+    counted as Megatron-LM does: a run measured in steps asks for whole batches, though a ramp-up reads less, and a run
+    measured in samples for all of them, though the rest of the last batch is not read."""
+    training = config.training
+    if training.train_samples is not None:
+        return training.train_samples
+    return _given(training.train_iters) * _given(training.global_batch_size)
+
+
 def _plateaus(config: Config) -> Iterator[tuple[int, int | None]]:
     """(global batch size, steps of this size) in order of the run; None: until the end."""
     ramp, consumed = config.training.rampup_batch_size, 0

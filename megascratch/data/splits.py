@@ -42,15 +42,20 @@ def open_splits(
     train_samples: int = 0,
     valid_samples: int = 0,
     test_samples: int = 0,
+    samples_read: int | None = None,
 ) -> Splits:
     """Opens what `data` names. `fingerprint` is the tokenizer's; the numbers of samples say which splits are needed.
+
+    Args:
+        samples_read: that training reads of the train_samples that it asks for; None: all of them.
 
     Raises: UserError for missing or damaged files, ids outside the vocabulary, another tokenizer, and splits without
     a sample that are asked for samples.
     """
     wanted = dict(zip(SPLITS, (train_samples, valid_samples, test_samples), strict=True))
     own = dict(zip(SPLITS, (data.train_data_path, data.valid_data_path, data.test_data_path), strict=True))
-    opener = _Opener(data, seed, vocab_size, fingerprint, wanted)
+    read = train_samples if samples_read is None else samples_read
+    opener = _Opener(data, seed, vocab_size, fingerprint, wanted, read)
     opener.open_all(named_prefixes(_words_of(data, own, wanted)))
 
     def dataset(name: str) -> Dataset | None:
@@ -90,10 +95,10 @@ class _Opener:
     """Opens each corpus once, however many splits read it."""
 
     def __init__(
-        self, data: DataConfig, seed: int, vocab_size: int, fingerprint: str | None, wanted: dict[str, int]
+        self, data: DataConfig, seed: int, vocab_size: int, fingerprint: str | None, wanted: dict[str, int], read: int
     ):
         self.data, self.seed, self.vocab_size, self.fingerprint = data, seed, vocab_size, fingerprint
-        self.wanted = wanted
+        self.wanted, self.read = wanted, read
         self.readers: dict[str, Reader] = {}
 
     def open_all(self, prefixes: Sequence[str]) -> None:
@@ -149,9 +154,9 @@ class _Opener:
     def _megatron_blend(self, parts: list[Dataset], weights: list[float] | None, name: str) -> MegatronBlend:
         wanted = self.wanted[name]
         mixed = MegatronBlend(parts, weights, wanted)
-        if name == "train" and len(mixed) < wanted:
+        if name == "train" and len(mixed) < self.read:
             raise UserError(
-                f"the blend has {len(mixed)} samples in one epoch, training asks for {wanted}; without weights "
+                f"the blend has {len(mixed)} samples in one epoch, training reads {self.read}; without weights "
                 f"--data-order megatron reads each sample at most once: give weights, or train less long"
             )
         return mixed

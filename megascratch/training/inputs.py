@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from megascratch.config.batch_size import steps_and_samples
+from megascratch.config.batch_size import samples_asked_for, steps_and_samples
 from megascratch.config.errors import Problems, UserError
 from megascratch.config.fields import with_fields
 from megascratch.config.laws import validate
@@ -182,7 +182,8 @@ def _open_data(config: Config, tokenizer: Tokenizer | None, total_steps: int, to
         vocab_size=config.model.vocab_size or 0,
         eod=tokenizer.eod if tokenizer else None,
         fingerprint=tokenizer.fingerprint if tokenizer else None,
-        train_samples=total_samples,
+        train_samples=samples_asked_for(config),
+        samples_read=total_samples,
         valid_samples=validations * evaluated if has_valid and training.eval_interval > 0 else 0,
         test_samples=evaluated if data.test_data_path else 0,
     )

@@ -145,7 +145,7 @@ def test_a_set_that_runs_dry_is_named():
 
 def test_fewer_samples_than_asked_for_are_refused_for_training_alone(corpora, tmp_path):
     path = [corpora[0], corpora[1]]
-    with pytest.raises(UserError, match=r"the blend has [0-9]+ samples in one epoch, training asks for 5000"):
+    with pytest.raises(UserError, match=r"the blend has [0-9]+ samples in one epoch, training reads 5000"):
         opened(path, "1", [5000], tmp_path)
     assert len(opened(path, "1,1", [0, 5000], tmp_path).valid) < 5000
 
