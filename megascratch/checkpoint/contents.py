@@ -10,6 +10,7 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
+from megascratch.checkpoint import validation
 from megascratch.checkpoint.errors import DamagedError
 from megascratch.checkpoint.folders import check_files, read_manifest
 from megascratch.checkpoint.manifest import FILE, Chunk, box_text, chunks_by_place
@@ -88,6 +89,6 @@ def problems(step: str | Place) -> Iterator[str]:
                 contents.chunk(name, chunk)
             except DamagedError as error:
                 yield str(error)
-    known = {FILE, *contents.manifest.files}
+    known = {FILE, validation.FILE, *contents.manifest.files}
     for name in sorted(set(step_at(contents.path).names()) - known):
         yield f"{contents.path / name} does not belong to the checkpoint: the manifest does not name it"

@@ -70,6 +70,16 @@ class LocalStep:
         """Of everything in the folder."""
         return [path.name for path in self.path.iterdir()]
 
+    def put(self, name: str, content: bytes) -> None:
+        """Adds a small file to the step, or replaces it, in one call. Raises: OSError."""
+        partial = self.path.with_name(f".{self.path.name}.{name}.{uuid.uuid4().hex[:12]}.partial")
+        try:
+            partial.write_bytes(content)
+            os.replace(partial, self.path / name)
+        except OSError:
+            partial.unlink(missing_ok=True)
+            raise
+
     def set_aside(self) -> Path:
         """Gives a damaged step another name. Its new path."""
         aside = self.path.with_name(f"damaged.{self.path.name}.{uuid.uuid4().hex[:6]}")

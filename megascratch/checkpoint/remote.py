@@ -65,6 +65,10 @@ class RemoteStep:
         """Of everything below the step's name."""
         return Store(self.path.url).names(self.path.url)
 
+    def put(self, name: str, content: bytes) -> None:
+        """Adds a small object to the step, or replaces it. Raises: StoreError."""
+        Store(self.path.url).put((self.path / name).url, content)
+
     def set_aside(self) -> Address:
         """Gives a damaged step another name, copying it inside of the store. Its new address."""
         aside = self.path.with_name(f"damaged.{self.path.name}.{uuid.uuid4().hex[:6]}")

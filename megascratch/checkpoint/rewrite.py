@@ -17,6 +17,7 @@ from megascratch.checkpoint.layout import Slot, cut, lay_out
 from megascratch.checkpoint.manifest import Whole, whole_box
 from megascratch.checkpoint.places import alone, begin
 from megascratch.checkpoint.transfer import raw_bytes
+from megascratch.checkpoint.validation import read_loss
 from megascratch.checkpoint.writer import manifest_of, write_file
 from megascratch.config.errors import UserError
 from megascratch.parallel.held import Held
@@ -49,6 +50,8 @@ def reshard(
     """
     tensors = {name: _same(source, name, whole) for name, whole in source.manifest.tensors.items()}
     state = source.manifest.state
+    if not math.isnan(loss := read_loss(source.path)):
+        state = state | {"valid_loss": loss}
     if dtype is not None:
         tensors, state = _converted(tensors, PRECISIONS[dtype]), _told(state, dtype)
     if weights_only:
@@ -77,6 +80,7 @@ def average(sources: Sequence[Contents], output: str | Place, *, files: int = 1)
                     raise UserError(f"{source.path} is of another model: {finest} has {said}")
             tensors[name] = New(whole.shape, whole.dtype, _mean(sources, finest))
     state = last.state | {"averaged_steps": [source.manifest.step for source in sources]}
+    state.pop("valid_loss", None)  # nobody has measured the mean
     return write(output, last.step, tensors, state, files)
 
 
