@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from megascratch import faults
-from megascratch.config.endings import BAD_INPUT, INTERRUPTED
+from megascratch.config.endings import BAD_INPUT, INTERRUPTED, own_process
 from megascratch.config.errors import RanksDiffer, SettingError, UserError
 
 VERBS = {
@@ -44,6 +44,8 @@ NOBODY_READS = 141  # 128 + signal number, as shells have it
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; the exit code is the verb's own, 2 for bad input, 130 for ctrl-c, 141 when the pipe is closed."""
+    if argv is None:
+        own_process()
     try:
         code = _answer(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()  # a closed pipe shows here, not after main

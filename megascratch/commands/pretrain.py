@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from megascratch.config.derive import derive
+from megascratch.config.endings import own_process
 from megascratch.config.errors import SettingError, UserError
 from megascratch.config.laws import broken_laws, validate
 from megascratch.config.load import format_config, read_config
@@ -125,6 +126,7 @@ def _rank(words: list[str]) -> int:
     """What every started rank does: the same as if torchrun had started it."""
     from megascratch.commands import main as command  # this module is one of its verbs
 
+    own_process()
     return command(words)
 
 

@@ -1,4 +1,6 @@
-"""The exit codes of a run, so that a batch script can tell what to do next."""
+"""The exit codes of a run, so that a batch script can tell what to do next; and whether the process ends with it."""
+
+import os
 
 DONE = 0
 FAILED = 1
@@ -24,3 +26,17 @@ STOPS = {
     INTERRUPTED: "an interrupt asked for it",
 }
 """Every end with a checkpoint before the last step; of several reasons the highest code counts."""
+
+OWN_PROCESS = "MEGASCRATCH_OWN_PROCESS"
+"""Number of a process that does nothing but run one verb and end with its exit code."""
+
+
+def own_process() -> None:
+    """Notes that this process ends with the verb that it runs."""
+    os.environ[OWN_PROCESS] = str(os.getpid())
+
+
+def is_own_process() -> bool:
+    """Whether this process ends with its verb: then a request to stop that comes behind the verb's end changes nothing
+    any more. Children inherit the note, but not the number."""
+    return os.environ.get(OWN_PROCESS) == str(os.getpid())

@@ -51,6 +51,15 @@ def epochs(tokens: int, wanted: int | None, seq_length: int) -> Epochs:
     return Epochs(count, (count * tokens - 1) // seq_length, before if separate else None)
 
 
+def validation_start(step: int, eval_interval: int, samples: int, size: int) -> int:
+    """First sample of the validation after `step` steps, of `samples` samples each: it goes on where the last one
+    ended, as in Megatron, so it follows from the step alone. A set of `size` samples that has no further whole
+    validation begins anew."""
+    before = max(step - 1, 0) // eval_interval
+    whole = max(size // samples, 1)
+    return before % whole * samples
+
+
 class MegatronCorpus(OneSource):
     """Sequences [first, stop) of one source in Megatron's order: a Dataset of at least `wanted` samples.
 

@@ -27,7 +27,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from megascratch.config.endings import BAD_INPUT, FAILED, STOPS
+from megascratch.config.endings import BAD_INPUT, FAILED, STOPS, is_own_process
 from megascratch.parallel.whereabouts import FOLDER
 from megascratch.supervision.report import Seen
 from megascratch.supervision.watch import (
@@ -94,7 +94,7 @@ class Requests:
             yield
         finally:
             for number, handler in before.items():
-                signal.signal(number, handler)
+                signal.signal(number, signal.SIG_IGN if is_own_process() else handler)
 
 
 class _Launcher:

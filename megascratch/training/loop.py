@@ -1,4 +1,8 @@
-"""The training loop: steps, log rows, validations, checkpoints, and a clean stop, until the run is done."""
+"""The training loop: steps, log rows, checkpoints, validations, and a clean stop, until the run is done.
+
+A checkpoint comes before optional work: a validation due at the same step, the last validation and the test follow it,
+and a request to stop ends them between two batches.
+"""
 
 import math
 import sys
@@ -10,9 +14,10 @@ from typing import Any
 import torch
 
 from megascratch.config.batch_size import num_microbatches
-from megascratch.config.endings import DONE, STOP_FILE, STOPS
+from megascratch.config.endings import DONE, EXIT_INTERVAL, STOP_FILE, STOPS
 from megascratch.data.batch import Batch
 from megascratch.data.dataset import Dataset
+from megascratch.data.megatron_order import validation_start
 from megascratch.data.prefetch import Prefetch
 from megascratch.data.without import Without
 from megascratch.faults import fault_point
@@ -30,26 +35,31 @@ from megascratch.training.saving import Saving
 from megascratch.training.setup import Run, saved_state
 from megascratch.training.stop import StopRequest, remove_stop_file
 from megascratch.training.trainer import StepResult
-from megascratch.training.watch import Watch
+from megascratch.training.watch import STEPS_TO_JUDGE, NothingLearnedError, Watch, nothing_learned
 
 
 @dataclass
 class _Interval:
     """What has happened since the last log line."""
 
-    loss: torch.Tensor
+    loss: torch.Tensor  # this rank's part of the sum over the learned tokens
+    tokens: int = 0  # learned ones
     steps: int = 0
-    good: int = 0
     skipped: int = 0
+    without_tokens: int = 0  # steps that had nothing to learn
     samples: int = 0
     seconds: float = 0.0
 
     def add(self, result: StepResult, samples: int, seconds: float) -> None:
-        """The loss of a step that was wrong does not count."""
-        if not result.wrong:
-            self.loss, self.good = self.loss + result.loss, self.good + 1
+        """The loss of a step that was wrong does not count; a step without a learned token has none."""
+        if not result.tokens:
+            self.without_tokens += 1
+        elif result.skipped:
+            self.skipped += 1
+        if result.tokens and not result.wrong:
+            self.loss = self.loss + result.loss * result.tokens
+            self.tokens += result.tokens
         self.steps, self.samples, self.seconds = self.steps + 1, self.samples + samples, self.seconds + seconds
-        self.skipped += result.skipped
 
 
 def train(run: Run, stop: StopRequest) -> dict[str, Any]:
@@ -71,8 +81,13 @@ class _Loop:
             )
         self.interval = self._fresh()
         self.saving = Saving(run.saver, training, self.report, self.state.step or -1)
-        self.trained_seconds, self.last_loss, self.valid_loss = 0.0, math.nan, math.nan
+        self.trained_seconds = 0.0
+        self.last_loss: float | None = None
+        self.valid_loss: float | None = None
         self.validated = -1  # the step of valid_loss
+        self.first_step = self.state.step
+        self.without_tokens = 0  # steps of this run that had nothing to learn
+        self.without_tokens_in_a_row = 0
         self.first_sample = self.state.consumed_samples
         self.watch = Watch(run.config.guard, self.state)
         assert run.splits.train is not None
@@ -84,27 +99,28 @@ class _Loop:
         self._say(self._headline())
         for notice in self.r.notices:
             self._say(f"notice: {notice}")
+        if self.state.step >= self.r.total_steps:
+            self._say(self._complete())
         code = 0
         try:
             while self.state.step < self.r.total_steps and not code:
                 with Prefetch(self._upcoming(), self.r.config.data.data_prefetch_steps) as upcoming:
                     code = self._advance(upcoming, stop)
-            stopped = self.state.step < self.r.total_steps
-            if stopped:
+            if self.state.step < self.r.total_steps:
                 self._say(f"asked to stop, {STOPS[code]}: saving after step {self.state.step}")
-            elif self.r.splits.valid is not None and not self._validation_due():
-                self._validate()
-            if self.r.splits.test is not None and not stopped:
-                self._evaluate("test", self.r.splits.test)
-            self.health.check_before_save(self.state.step)
-            doing("the last checkpoint")
-            self.saving.finish(self.state.step, self.r.trainer.held(), self._saved_state())
+            self._save_last()
+            asked = code
+            code = self._evaluate_last(stop, code)
+            self.saving.prune()
             judge(on=False)
         finally:
             self.r.saver.close(wait=not isinstance(sys.exc_info()[1], CommunicationError | KeyboardInterrupt))
-        if code == STOP_FILE and self.mesh.is_first:
+        if STOP_FILE in (asked, code) and self.mesh.is_first:
             remove_stop_file(self.training)
-        summary = self._summary(code if stopped else DONE)
+        if self.without_tokens:
+            self._say(f"warning: {self._steps_without_tokens()}")
+        stop.code = code
+        summary = self._summary(code)
         if self.report is not None:
             self.report.close(summary)
         return summary
@@ -115,6 +131,35 @@ class _Loop:
         while self.state.step < self.r.total_steps and not code and not went_back:
             went_back = self._step(upcoming)
             code = stop.agreed(self.state.step, self.mesh.world, self.mesh.device)
+            last = self.state.step >= self.r.total_steps
+            if self._validation_due() and not (went_back or last or code):
+                code = self._validate(stop)
+        return code
+
+    def _save_last(self) -> None:
+        """The checkpoint behind which this process trains no further."""
+        self.health.check_before_save(self.state.step)
+        doing("the last checkpoint")
+        self.saving.finish(self.state.step, self.r.trainer.held(), saved_state(self.r))
+
+    def _evaluate_last(self, stop: StopRequest, code: int) -> int:
+        """Behind the last checkpoint, unless somebody asks to stop: the validation that is due or final, and of a run
+        that is done the test. The exit code; a run whose last loss is left out has stopped early, too."""
+        done = self.state.step >= self.r.total_steps
+        validates = self.r.splits.valid is not None and self.validated != self.state.step
+        validates = validates and (done or self._validation_due())
+        tests = self.r.splits.test is not None and done
+        if done and (code == EXIT_INTERVAL or not (validates or tests)):
+            code = DONE
+        may_go_on = code in (DONE, EXIT_INTERVAL)
+        if done and not may_go_on:
+            self._say(f"asked to stop, {STOPS[code]}: no last loss of step {self.state.step}")
+        if validates and may_go_on:
+            asked = self._validate(stop)
+            code, may_go_on = max(code, asked), not asked
+        if tests and may_go_on:
+            assert self.r.splits.test is not None
+            code = max(code, self._evaluate("test", self.r.splits.test, 0, stop))
         return code
 
     def _step(self, upcoming: Iterator[list[Batch]]) -> bool:
@@ -145,17 +190,24 @@ class _Loop:
             return True
         if not result.skipped:
             self.watch.good(result.global_loss)
+        self._count_tokens(result)
         if logged:
             self._log(result, lr)
         self.health.check_due(state.step)
-        if self._validation_due():
-            self._validate()
         self.saving.at_step_end()
         if self.training.save_interval and state.step % self.training.save_interval == 0:
             self.health.check_before_save(state.step)
             doing("a checkpoint")
-            self.saving.save(state.step, self.r.trainer.held(), self._saved_state())
+            self.saving.save(state.step, self.r.trainer.held(), saved_state(self.r))
         return False
+
+    def _count_tokens(self, result: StepResult) -> None:
+        """All ranks know the tokens of all, so all count alike."""
+        if result.tokens:
+            self.without_tokens_in_a_row = 0
+            return
+        self.without_tokens += 1
+        self.without_tokens_in_a_row += 1
 
     def _is_logged(self, step: int) -> bool:
         return step % self.training.log_interval == 0 or step == 1 or step == self.r.total_steps
@@ -181,8 +233,8 @@ class _Loop:
 
     def _log(self, result: StepResult, lr: float) -> None:
         interval, self.interval = self.interval, self._fresh()
-        part = interval.loss / interval.good if interval.good else torch.full_like(interval.loss, math.nan)
-        self.last_loss = self.r.trainer.global_loss(part)
+        loss = self.r.trainer.global_loss(interval.loss)
+        self.last_loss = loss / interval.tokens if interval.tokens else None
         for line in self.health.slow_ranks():
             self._say(line)
         self.trained_seconds += interval.seconds
@@ -192,7 +244,7 @@ class _Loop:
             "step": self.state.step,
             "consumed_samples": self.state.consumed_samples,
             "loss": self.last_loss,
-            "grad_norm": result.grad_norm,
+            "grad_norm": result.grad_norm if result.tokens else None,
             "learning_rate": lr,
             "tokens_per_second": tokens_per_second,
             "step_seconds": interval.seconds / interval.steps,
@@ -201,8 +253,26 @@ class _Loop:
         }
         if self.r.config.optim.fp16:
             row |= {"loss_scale": self.r.trainer.scale.scale, "skipped_steps": interval.skipped}
+        if interval.without_tokens:
+            row["steps_without_tokens"] = interval.without_tokens
         if self.report is not None:
             self.report.step(row)
+        self._require_tokens(interval)
+
+    def _require_tokens(self, interval: _Interval) -> None:
+        """A log line of several steps that had nothing to learn ends the run, with a checkpoint; so does a row of
+        such steps where each has a line of its own. Raises: NothingLearnedError, on all ranks."""
+        several = interval.steps > 1 or self.without_tokens_in_a_row >= STEPS_TO_JUDGE
+        if not several or interval.without_tokens < interval.steps:
+            return
+        self._save_last()
+        last = self.state.step
+        first = last - max(interval.steps, self.without_tokens_in_a_row) + 1
+        raise NothingLearnedError(nothing_learned(f"steps {first} to {last}", self._steps_without_tokens()))
+
+    def _steps_without_tokens(self) -> str:
+        steps = self.state.step - self.first_step
+        return f"{self.without_tokens:,} of {steps:,} steps had no token to learn and updated nothing"
 
     def _tell_schedule(self, recorder: Recorder, microbatches: int, seconds: float) -> None:
         trace = schedule_trace.gather(self.r.trainer, recorder, microbatches)
@@ -214,33 +284,52 @@ class _Loop:
         interval = self.training.eval_interval
         return self.r.splits.valid is not None and interval > 0 and self.state.step % interval == 0
 
-    def _validate(self) -> None:
+    def _validate(self, stop: StopRequest) -> int:
+        """0, or why it was left out."""
         assert self.r.splits.valid is not None
-        self.valid_loss, self.validated = self._evaluate("valid", self.r.splits.valid), self.state.step
+        first = 0
+        if self.r.config.data.data_order == "megatron":
+            samples = self.training.eval_iters * (self.training.global_batch_size or 1)
+            first = validation_start(self.state.step, self.training.eval_interval, samples, len(self.r.splits.valid))
+        return self._evaluate("valid", self.r.splits.valid, first, stop)
 
-    def _evaluate(self, split: str, dataset: Dataset) -> float:
-        """The mean loss over the first eval_iters global batches of the split, or all of it if it is shorter; the same
-        samples each time, and neither the data position nor any random stream moves."""
+    def _evaluate(self, split: str, dataset: Dataset, first: int, stop: StopRequest) -> int:
+        """The mean loss over eval_iters whole global batches of the split from sample `first` on, or up to its end if
+        that comes earlier. What is read depends neither on the layout nor on how far a batch-size ramp-up is, and
+        neither the data position nor any random stream moves.
+
+        Returns: 0, or the exit code of whoever asked to stop, between two batches: then there is no loss.
+
+        Raises: NothingLearnedError where none of the tokens is learned, on all ranks.
+        """
         doing(f"the {split} loss")
         fault_point("evaluate.begin")
-        microbatches = num_microbatches(self.r.config, self.state.consumed_samples)
-        samples = self._samples(microbatches)
-        rounds = min(self.training.eval_iters, -(-len(dataset) // samples))
+        batch = self.training.global_batch_size or 1
+        microbatches = batch // (self.training.micro_batch_size * self.mesh.dp.size)
+        rounds = min(self.training.eval_iters, -(-(len(dataset) - first) // batch))
         total = torch.zeros(2, dtype=torch.float64, device=self.mesh.device)
         for i in range(rounds):
-            total += self.r.trainer.evaluate(self.r.read(dataset, i * samples, microbatches))
-        loss, tokens = total.tolist()
+            code = stop.agreed(None, self.mesh.world, self.mesh.device)
+            if code:
+                self._say(f"asked to stop, {STOPS[code]}: no {split} loss of step {self.state.step}")
+                return code
+            fault_point("evaluate.batch")
+            total += self.r.trainer.evaluate(self.r.read(dataset, first + i * batch, microbatches))
+        loss_sum, tokens = total.tolist()
+        loss = loss_sum / tokens if tokens else None
         if self.report is not None:
-            self.report.evaluation(
-                {"step": self.state.step, "split": split, "loss": loss / max(tokens, 1), "tokens": int(tokens)}
-            )
-        return loss / max(tokens, 1)
-
-    def _saved_state(self) -> dict[str, Any]:
-        """With the validation loss of these very weights, if it is known."""
-        return saved_state(self.r) | ({"valid_loss": self.valid_loss} if self.validated == self.state.step else {})
+            self.report.evaluation({"step": self.state.step, "split": split, "loss": loss, "tokens": int(tokens)})
+        if loss is None:
+            samples = f"samples {first:,} to {min(first + rounds * batch, len(dataset)) - 1:,}"
+            self._save_last()
+            raise NothingLearnedError(nothing_learned(f"the {split} set after step {self.state.step}", samples))
+        if split == "valid":
+            self.valid_loss, self.validated = loss, self.state.step
+            self.saving.validated(self.state.step, loss)
+        return 0
 
     def _summary(self, code: int) -> dict[str, Any]:
+        tokens = (self.state.consumed_samples - self.first_sample) * self.r.config.data.seq_length
         return {
             "layout": self.mesh.grid.sizes,
             "parameters": self._parameters(),
@@ -248,10 +337,9 @@ class _Loop:
             "tokens": self.state.consumed_samples * self.r.config.data.seq_length,
             "seconds": round(self.trained_seconds, 3),
             "loss": self.last_loss,
-            "valid_loss": self.valid_loss if math.isfinite(self.valid_loss) else None,
-            "tokens_per_second": (self.state.consumed_samples - self.first_sample)
-            * self.r.config.data.seq_length
-            / max(self.trained_seconds, 1e-9),
+            "valid_loss": self.valid_loss,
+            "tokens_per_second": tokens / self.trained_seconds if self.trained_seconds else None,
+            "steps_without_tokens": self.without_tokens,
             "failed_saves": self.saving.failures,
             "stopped_early": code != DONE,
             "exit_code": code,
@@ -276,6 +364,13 @@ class _Loop:
             f"{self._parameters():,} parameters on {layout} ({self.mesh.world.size} ranks, "
             f"{config.parallel.pipeline_schedule}, {self.mesh.device.type}), {tokens:,} tokens a step, "
             f"{self.r.total_steps} steps from step {self.state.step}, matmul peak {self.peak / 1e9:,.0f} GFLOP/s"
+        )
+
+    def _complete(self) -> str:
+        flag = "--train-iters" if self.training.train_iters is not None else "--train-samples"
+        return (
+            f"this run is complete: step {self.state.step} of {self.r.total_steps}, nothing is left to train; "
+            f"raise {flag} to go on"
         )
 
     def _fresh(self) -> _Interval:

@@ -17,6 +17,7 @@ from megascratch.training.loop import train
 from megascratch.training.replicas import ReplicasDiffer
 from megascratch.training.setup import prepare
 from megascratch.training.stop import StopRequest
+from megascratch.training.watch import NothingLearnedError
 
 
 def pretrain(config: Config) -> int:
@@ -24,15 +25,25 @@ def pretrain(config: Config) -> int:
     stopped early. Under plain torchrun that is 0, too: it would take another code for a failure and start again."""
     watch_torchrun(60 * config.parallel.distributed_timeout_minutes, config.training.output_dir)
     fault_point("run.begin")
+    with StopRequest(config.training) as stop:
+        code = _code(config, stop)
+    return DONE if code in STOPS and "TORCHELASTIC_RUN_ID" in os.environ else code
+
+
+def _code(config: Config, stop: StopRequest) -> int:
+    """Runs, says why the run has failed if it has, and leaves the other ranks; requests to stop are heard to the end.
+
+    Raises: whatever needs a traceback, and UserError.
+    """
     code, told = FAILED, ""
     try:
-        with StopRequest(config.training) as stop:
-            code = train(prepare(config), stop)["exit_code"]
+        code = train(prepare(config), stop)["exit_code"]
+        fault_point("run.end")
     except (CommunicationError, RanksSilent) as error:
         told = str(error)
         print(f"megascratch pretrain: rank {os.environ.get('RANK', '0')}: {error}", file=sys.stderr, flush=True)
         outlive_dead_machines()
-    except (FloatingPointError, ReplicasDiffer) as error:
+    except (FloatingPointError, ReplicasDiffer, NothingLearnedError) as error:
         told = str(error)
         if os.environ.get("RANK", "0") == "0":  # all ranks found the same
             print(f"megascratch pretrain: {error}", file=sys.stderr, flush=True)
@@ -42,4 +53,4 @@ def pretrain(config: Config) -> int:
     finally:
         ended(code, told)
         mesh.stop()
-    return DONE if code in STOPS and "TORCHELASTIC_RUN_ID" in os.environ else code
+    return code

@@ -54,21 +54,25 @@ class Report:
         """A training row."""
         self._write(row)
         left = (time.monotonic() - self.started) / (row["step"] - self.first_step) * (self.total - row["step"])
-        self.bar.update(self.task, completed=row["step"], loss=f"loss {row['loss']:.4f}")
+        self.bar.update(self.task, completed=row["step"], loss=f"loss {_told(row['loss'], '.4f')}")
+        without = row.get("steps_without_tokens")
         self.say(
-            f"step {row['step']:>6}/{self.total} | loss {row['loss']:.4f} | grad norm {row['grad_norm']:.3f} | "
+            f"step {row['step']:>6}/{self.total} | loss {_told(row['loss'], '.4f')} | "
+            f"grad norm {_told(row['grad_norm'], '.3f')} | "
             f"lr {row['learning_rate']:.3e} | {row['tokens_per_second']:,.0f} tokens/s | MFU {row['mfu']:.1%} | "
             f"memory {row['memory_bytes'] / 2**30:.2f} GiB | left {_clock(left)}"
             + (f" | overflowed {row['skipped_steps']}, loss scale {row['loss_scale']:g}" if "loss_scale" in row else "")
+            + (f" | {without} without a token to learn" if without else "")
         )
 
     def evaluation(self, row: Row) -> None:
         """A validation or test row: step, split, loss, tokens; written once, though a run that is done starts again."""
         if not any(old["step"] == row["step"] and old.get("split") == row["split"] for old in self.rows):
             self._write(row)
+        perplexity = None if row["loss"] is None else math.exp(min(row["loss"], 700))
         self.say(
-            f"step {row['step']:>6} | {row['split']} loss {row['loss']:.4f} | perplexity "
-            f"{math.exp(min(row['loss'], 700)):.2f} | {row['tokens']:,} tokens"
+            f"step {row['step']:>6} | {row['split']} loss {_told(row['loss'], '.4f')} | perplexity "
+            f"{_told(perplexity, '.2f')} | {row['tokens']:,} tokens"
         )
 
     def event(self, row: Row, text: str) -> None:
@@ -158,7 +162,7 @@ def draw_losses(rows: Iterable[Row], file: Path) -> None:
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     curves: dict[str, list[tuple[int, float]]] = {}
-    for row in (row for row in rows if "loss" in row):
+    for row in (row for row in rows if row.get("loss") is not None):
         curves.setdefault(row.get("split", "train"), []).append((row["step"], row["loss"]))
     for name, points in curves.items():
         axes.plot(*zip(*points, strict=True), label=name, marker=None if name == "train" else "o", linewidth=1.2)
@@ -181,6 +185,11 @@ def _json(row: Row, indent: int | None = None) -> str:
     return json.dumps(
         {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}, indent=indent
     )
+
+
+def _told(value: float | None, form: str) -> str:
+    """A number in its format; where there is none, a dash."""
+    return "-" if value is None else format(value, form)
 
 
 def _clock(seconds: float) -> str:

@@ -16,9 +16,10 @@ from megascratch.checkpoint import (
     prune,
     set_aside,
     steps,
+    validation,
 )  # fmt: skip
 from megascratch.checkpoint.agreement import first
-from megascratch.checkpoint.folders import problem_of, step_number
+from megascratch.checkpoint.folders import problem_of, step_folder, step_number
 from megascratch.checkpoint.places import AnyLease, require_room
 from megascratch.config.errors import UserError
 from megascratch.config.settings import TrainingConfig
@@ -108,10 +109,14 @@ class Saving:
     def __init__(self, saver: Saver, training: TrainingConfig, report: Report | None, saved_step: int):
         self.saver, self.exits, self.report, self.saved_step = saver, training.exit_on_save_error, report, saved_step
         self.failures = 0
+        self.committed = saved_step  # the newest step whose checkpoint is whole
+        self.measured: tuple[int, float] | None = None  # step and validation loss that are still to be kept
 
     def save(self, step: int, held: list[Held], state: dict[str, Any]) -> None:
         """Begins a checkpoint of this step, unless there is one. Raises: as `at_step_end`."""
         if step != self.saved_step:
+            if self.measured is not None and self.measured[0] == self.saved_step:
+                self.settle()  # its loss is kept before the next commit looks for the best
             self.saver.start(step, held, state)
             self.saved_step = step
             self.at_step_end()
@@ -136,11 +141,40 @@ class Saving:
             self.saved_step = step
             self._tell(self.saver.wait(), exits=True)
 
+    def validated(self, step: int, loss: float) -> None:
+        """Keeps the validation loss of a step beside its checkpoint, if there is one, as soon as it is whole."""
+        self.measured = (step, loss)
+        self._keep_loss()
+
+    def prune(self) -> None:
+        """Behind the last validation: what it has shown not to be one of the best may go. No save is under way."""
+        deleted = self.saver.after() if self.report is not None else []
+        if deleted and self.report is not None:
+            self.report.say(f"deleted {', '.join(path.name for path in deleted)}")
+
+    def _keep_loss(self) -> None:
+        """On the first rank. A checkpoint is worth having without it."""
+        if self.measured is None or self.measured[0] != self.committed:
+            return
+        step, loss = self.measured
+        self.measured = None
+        if self.report is None:
+            return
+        path = step_folder(self.saver.folder, step)
+        try:
+            validation.write_loss(path, loss)
+        except FileNotFoundError:
+            pass  # the run goes on from a checkpoint that lies elsewhere
+        except (OSError, StoreError) as error:
+            _warn(f"the validation loss of {path} is not kept: {error}")
+
     def _tell(self, outcomes: Iterable[Outcome], exits: bool) -> None:
         for outcome in outcomes:
             row = {"step": outcome.step, "event": "save", "bytes": outcome.nbytes,
                    "stall_seconds": outcome.stall_seconds, "save_seconds": outcome.seconds}  # fmt: skip
             if outcome.error is None:
+                self.committed = outcome.step
+                self._keep_loss()
                 self._report(row, _success(outcome))
                 continue
             self.failures += 1

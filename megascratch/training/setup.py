@@ -33,6 +33,7 @@ from megascratch.training.agree import Found, facts_of, require_agreement
 from megascratch.training.hardware import choose_device, keep_freed_memory
 from megascratch.training.inputs import Inputs, open_inputs
 from megascratch.training.journal import skipped_samples
+from megascratch.training.learned import require_something_to_learn
 from megascratch.training.resume import check_resume, hash_of, manifest_digest
 from megascratch.training.saving import make_ready, open_saver, resume
 from megascratch.training.state import TrainState
@@ -136,6 +137,7 @@ def _ready(config: Config) -> _Ready:
     config, tokenizer, splits, total_steps = inputs
     files = fingerprints(splits.corpora)
     start = _checkpoint_to_load(config)
+    require_something_to_learn(config, splits, tokenizer.eod if tokenizer else None, _step_of(start))
     notices = check_resume(start, config, files, tokenizer.fingerprint if tokenizer else None) if start else []
     traced_step = _traced_step(config, _step_of(start), total_steps)
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))

@@ -15,7 +15,14 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from megascratch.config.endings import EXIT_DURATION, EXIT_INTERVAL, INTERRUPTED, PREEMPTED, STOP_FILE
+from megascratch.config.endings import (
+    EXIT_DURATION,
+    EXIT_INTERVAL,
+    INTERRUPTED,
+    PREEMPTED,
+    STOP_FILE,
+    is_own_process,
+)
 from megascratch.config.settings import TrainingConfig
 from megascratch.parallel.collectives import all_reduce
 from megascratch.parallel.mesh import Axis
@@ -35,6 +42,8 @@ class StopRequest:
 
     def __init__(self, training: TrainingConfig):
         self.asked = 0
+        self.code: int | None = None
+        """With which the run ends, as soon as that is decided: requests change it no more."""
         self._training, self._began, self._looked = training, began(), -LOOK_EVERY
         self._came: list[tuple[int, float]] = []
         reads, self._writes = os.pipe()
@@ -54,21 +63,23 @@ class StopRequest:
     def __exit__(self, *_: object) -> None:
         self.release()
 
-    def agreed(self, step: int, world: Axis, device: torch.device) -> int:
-        """After step `step`: 0, or on all ranks the highest exit code that one of them has a reason for."""
+    def agreed(self, step: int | None, world: Axis, device: torch.device) -> int:
+        """After step `step`: 0, or on all ranks the highest exit code that one of them has a reason for. None: in the
+        midst of a validation, which no exit interval cuts short."""
         mine = max(self.asked, self._reason(step) if world.is_first else 0)
         return int(all_reduce(torch.tensor(float(mine), device=device), world, dist.ReduceOp.MAX).item())
 
     def release(self) -> None:
-        """The handlers before; the stop file has done its work."""
+        """The handlers before. A process that ends with its run, whose exit code is told by now, hears no further
+        request: it would end with another code, a moment before it ends by itself."""
         signal.set_wakeup_fd(self._wakeup_before)
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if is_own_process() else handler)
         os.write(self._writes, bytes([_NO_MORE]))
         self._thread.join()
         os.close(self._writes)
 
-    def _reason(self, step: int) -> int:
+    def _reason(self, step: int | None) -> int:
         training, now = self._training, time.monotonic()
         if now - self._looked >= LOOK_EVERY:
             self._looked = now
@@ -77,7 +88,7 @@ class StopRequest:
         limit = training.exit_duration_in_mins
         if limit is not None and time.time() - self._began > 60 * limit:
             return EXIT_DURATION
-        if training.exit_interval is not None and step % training.exit_interval == 0:
+        if step is not None and training.exit_interval is not None and step % training.exit_interval == 0:
             return EXIT_INTERVAL
         return 0
 
@@ -91,7 +102,7 @@ class StopRequest:
             self.asked = max(self.asked, ASKED[signal.Signals(number)])
             if len(self._came) > 1:
                 print("\nmegascratch: asked a second time: ending at once", file=sys.stderr, flush=True)
-                os._exit(128 + number)
+                os._exit(128 + number if self.code is None else self.code)
         os.close(reads)
 
 

@@ -39,10 +39,11 @@ class StepResult(NamedTuple):
     """`loss` is this rank's part of the global loss (a fraction whose parts add up: law 5); the rest is global."""
 
     loss: Tensor  # fp64 scalar on the device; 0 where the loss was not computed
-    global_loss: float
+    global_loss: float  # nan where no token was learned, as is grad_norm
     grad_norm: float
     skipped: bool  # nothing was updated
     wrong: str = ""  # what the judge said; fp16's overflow is nothing wrong
+    tokens: int = 1  # learned ones of the global batch
 
 
 class _Moved(NamedTuple):
@@ -50,6 +51,7 @@ class _Moved(NamedTuple):
 
     loss: float
     grad_norm: float
+    tokens: int
     overflowed: bool
     wrong: str
 
@@ -91,6 +93,9 @@ class Trainer:
     ) -> StepResult:
         """Forward, backward, gradient sums, clipping and the update, unless something is wrong with the step.
 
+        Where the global batch has no token to learn, nothing is updated either: no weight, no moment, no count of
+        updates, no loss scale; and the judge is not asked, because there is no loss.
+
         Args:
             recorder: notes what the pipeline does.
             judge: says what is wrong with a step, whose weights then stay; None: a number that is not finite is an
@@ -112,45 +117,51 @@ class Trainer:
             self.mesh.links,
             batches,
             self.spec,
-            self.scale.scale / tokens,
+            self.scale.scale / max(tokens, 1.0),  # without any token all gradients are 0 anyway
             self._before_backward,
             step,
             self.placement,
             recorder,
         )
         phases.lap("forward and backward")
-        part = self._loss_part(losses) / tokens
+        part = self._loss_part(losses) / max(tokens, 1.0)
         try:
-            moved = self._update(part, lr, judge or not_finite)
+            moved = self._update(part, tokens, lr, judge or not_finite)
         except CommunicationError as error:
             raise CommunicationError(f"gradients and weights of step {step}: {error}") from error
         if moved.wrong and judge is None:
             raise FloatingPointError(nothing_updated(moved.wrong, step))
-        if not moved.wrong:  # a step that is left out tells nothing about the scale
+        if moved.tokens and not moved.wrong:  # a step that is left out tells nothing about the scale
             self.scale = self.scale.after(moved.overflowed, self.config.optim)
         phases.lap("update")
-        return StepResult(part, moved.loss, moved.grad_norm, moved.overflowed or bool(moved.wrong), moved.wrong)
+        skipped = moved.overflowed or bool(moved.wrong) or not moved.tokens
+        return StepResult(part, moved.loss, moved.grad_norm, skipped, moved.wrong, moved.tokens)
 
-    def _update(self, loss_part: Tensor, lr: float, judge: Judge) -> _Moved:
-        """Moves the weights if nothing is wrong."""
+    def _update(self, loss_part: Tensor, tokens: float, lr: float, judge: Judge) -> _Moved:
+        """Moves the weights if nothing is wrong and there was something to learn."""
         doing("the sums of the gradients")
         self.data_parallel.finish()
         doing("the norm of the gradients")
         norm = self.data_parallel.norm().item() / self.scale.scale
-        loss, sick = self._agreed(loss_part, not math.isfinite(norm))
+        loss, sick, learned = self._agreed(loss_part, not math.isfinite(norm), tokens)
+        if not learned:
+            return _Moved(math.nan, math.nan, 0, overflowed=False, wrong="")
         norm = norm if not sick or not math.isfinite(norm) else math.nan
         overflowed = sick and self.config.optim.fp16 and not self._at_its_floor()
         wrong = "" if overflowed else judge(loss, norm)
         doing("the optimizer's step")
         if not overflowed and not wrong:
             self.data_parallel.step(lr, clip_factor(norm, self.config.optim.clip_grad) / self.scale.scale)
-        return _Moved(loss, norm, overflowed, wrong)
+        return _Moved(loss, norm, learned, overflowed, wrong)
 
-    def _agreed(self, loss_part: Tensor, sick: bool) -> tuple[float, bool]:
-        """The global loss, and whether the norm is not finite on any rank: one that alone sees it stops all."""
-        both = torch.stack((loss_part, torch.full_like(loss_part, float(sick))))
-        loss, seen = all_reduce(both, self.mesh.world).tolist()
-        return loss, seen > 0
+    def _agreed(self, loss_part: Tensor, sick: bool, tokens: float) -> tuple[float, bool, int]:
+        """The global loss, whether the norm is not finite on any rank (one that alone sees it stops all), and the
+        number of learned tokens, which the ranks before the last stage do not know."""
+        speaks = self.stages[-1].is_last and self.mesh.tp.is_first and self.mesh.data.is_first
+        numbers = torch.tensor([float(sick), tokens if speaks else 0.0], dtype=loss_part.dtype)
+        everything = torch.cat((loss_part.view(1), numbers.to(loss_part.device)))
+        loss, seen, learned = all_reduce(everything, self.mesh.world).tolist()
+        return loss, seen > 0, round(learned)
 
     def _at_its_floor(self) -> bool:
         """A loss scale that cannot fall any further helps against no overflow."""
@@ -212,13 +223,13 @@ class Trainer:
         self.data_parallel.begin(action.chunk, last)
 
     def _valid_tokens(self, batches: Sequence[Batch]) -> float:
-        """Of the global batch; only the rank of the last virtual stage, which computes the loss, needs to know."""
+        """Of the global batch; only the ranks of the last virtual stage, which compute the loss, count them."""
         if not self.stages[-1].is_last:
             return 1.0
         mine = torch.stack([batch.loss_mask.sum(dtype=torch.float64) for batch in batches]).sum()
         if self.mesh.data.size > 1:
             mine = all_reduce(mine.to(self.mesh.device), self.mesh.data)
-        return max(1.0, mine.item())
+        return float(mine.item())
 
     def _loss_part(self, losses: Sequence[Tensor]) -> Tensor:
         """Each loss is known to all tensor ranks of the last stage: the first of them speaks."""

@@ -8,6 +8,9 @@ import statistics
 from megascratch.config.settings import GuardConfig
 from megascratch.training.state import TrainState
 
+STEPS_TO_JUDGE = 10
+"""Steps in a row without a learned token that end a run even where each has a log line of its own."""
+
 
 class Watch:
     """Judges steps by what the good ones before were like, and remembers them in the state, so that a resumed run
@@ -25,7 +28,7 @@ class Watch:
         if not guard.check_for_spiky_loss or len(past) < guard.spiky_loss_window:
             return ""
         median = statistics.median(past)
-        if loss <= guard.spiky_loss_factor * median:
+        if median <= 0 or loss <= guard.spiky_loss_factor * median:  # nothing is a multiple of 0
             return ""
         return (
             f"the loss {loss:.6g} is {loss / median:.2f} times the median {median:.6g} of the last {len(past)} "
@@ -44,6 +47,18 @@ def not_finite(loss: float, grad_norm: float) -> str:
     if not math.isfinite(grad_norm):
         return f"the gradient norm is {grad_norm}"
     return "" if math.isfinite(loss) else f"the loss is {loss}"
+
+
+class NothingLearnedError(Exception):
+    """No token was learned where at least one is needed: in the steps of a log line, or in a validation."""
+
+
+def nothing_learned(what: str, numbers: str) -> str:
+    """The words with which a run stops, or is refused."""
+    return (
+        f"no token of {what} is learned ({numbers}): a loss mask, the end of a document or padding covers all of "
+        "them; look at the loss mask of the data, or use a longer --seq-length or a larger --global-batch-size"
+    )
 
 
 def nothing_updated(wrong: str, step: int) -> str:

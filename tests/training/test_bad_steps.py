@@ -138,9 +138,9 @@ def poison(monkeypatch):
             self.poisoned = any((batch.ids == POISON).any() for batch in batches)
             return step(self, batches, *args, **options)
 
-        def changed(self, loss, sick):
-            loss, sick = agreed(self, loss, sick)
-            return (loss * 100, sick) if spike and self.poisoned else (loss, sick or self.poisoned)
+        def changed(self, loss, sick, tokens):
+            loss, sick, tokens = agreed(self, loss, sick, tokens)
+            return (loss * 100, sick, tokens) if spike and self.poisoned else (loss, sick or self.poisoned, tokens)
 
         monkeypatch.setattr(Trainer, "train_step", train_step)
         monkeypatch.setattr(Trainer, "_agreed", changed)
