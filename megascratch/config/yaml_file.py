@@ -1,21 +1,33 @@
-"""A YAML file of settings in, typed values with their lines and a list of problems out."""
+"""A YAML file of settings: typed values with their lines, and a list of problems.
 
-from pathlib import Path
+base: &base {lr: 1e-3, clip_grad: 0.5}      a mapping that is only there to be merged may have any name
+optim:
+  <<: *base
+  lr: 1e-4                                  stands over the merged one
+"""
+
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 
-from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.nodes import MappingNode, ScalarNode
 
 from megascratch.config.errors import SettingError
 from megascratch.config.fields import HINTS, SECTION_OF, SECTIONS, meant, nearest
+from megascratch.config.printable import shown
+from megascratch.config.yaml_nodes import Foreign, entries, is_template, kind_of, read_tree, value_of
 
-LARGEST_FILE = 1 << 20  # bytes: every setting with its comment has 2**14
 MOST_SHOWN = 6  # items of a list in a complaint
+MOST_PROBLEMS = 20  # of a file, told one by one
+LARGEST_NUMBER = (1 << 63) - 1
 
-Entry = tuple[str, str | None, Any, int]
-"""(key as a field name, section it stands in, raw value, line counted from 1)"""
+
+class _Setting(NamedTuple):
+    """A setting as the file has it."""
+
+    key: str  # as a field name
+    section: str | None  # that it stands in
+    raw: Any
+    line: int  # counted from 1
 
 
 def read_settings(file: str) -> tuple[dict[str, Any], dict[str, str], list[str], set[str]]:
@@ -27,7 +39,7 @@ def read_settings(file: str) -> tuple[dict[str, Any], dict[str, str], list[str],
     places: dict[str, str] = {}
     problems: list[str] = []
     unread: set[str] = set()
-    for key, section, raw, line in _entries(_tree(file)):
+    for key, section, raw, line in _entries(file):
         place = f"{file}:{line}"
         complaint = _misplaced(key, section)
         if complaint is None and key in places:
@@ -41,11 +53,14 @@ def read_settings(file: str) -> tuple[dict[str, Any], dict[str, str], list[str],
         if complaint is not None:
             problems.append(f"{place}: {complaint}")
             unread.add(key if key in SECTION_OF else meant(key))
+    if len(problems) > MOST_PROBLEMS:
+        more = len(problems) - MOST_PROBLEMS + 1
+        problems = [*problems[: MOST_PROBLEMS - 1], f"{file}: and {more:,} more problems"]
     return values, places, problems, unread & SECTION_OF.keys()
 
 
 def typed(raw: Any, hint: Any) -> Any:
-    """The YAML value as plain Python of this type; whole numbers pass for floats and numbers for text in a list.
+    """A value of YAML or JSON as plain Python of this type; whole numbers pass for floats, numbers for text in a list.
 
     Raises TypeError whose text says what the value must be.
     """
@@ -58,11 +73,19 @@ def typed(raw: Any, hint: Any) -> Any:
         raise TypeError("one of " + ", ".join(get_args(hint)))
     if get_origin(hint) is list:
         return _typed_list(raw, get_args(hint)[0])
+    if isinstance(raw, int) and abs(raw) > LARGEST_NUMBER:
+        raise TypeError("a number of at most 64 bits")
     if hint is float and isinstance(raw, int | float) and not isinstance(raw, bool):
         return float(raw)
+    if hint is str and isinstance(raw, str) and not _is_sound_text(raw):
+        raise TypeError("text that a file name can hold: no NUL, no half of a surrogate pair")
     if isinstance(raw, hint) and isinstance(raw, bool) == (hint is bool):
-        return hint(raw)  # ruamel's ScalarInt and quoted strings become int and str
+        return raw
     raise TypeError({int: "a whole number", float: "a number", bool: "true or false", str: "text (in quotes)"}[hint])
+
+
+def _is_sound_text(text: str) -> bool:
+    return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _typed_list(raw: Any, item: type) -> list[Any]:
@@ -77,40 +100,24 @@ def _typed_list(raw: Any, item: type) -> list[Any]:
         raise TypeError(f"a list of {kind}") from None
 
 
-def _tree(file: str) -> Any:
-    try:
-        with Path(file).open("rb") as source:
-            content = source.read(LARGEST_FILE + 1)
-        if len(content) > LARGEST_FILE:
-            raise SettingError(f"config file {file} has more than {LARGEST_FILE:,} bytes: it holds no settings")
-        return YAML(typ="rt", pure=True).load(content.decode())
-    except RecursionError:
-        raise SettingError(f"config file {file} is nested too deep") from None
-    except OSError as error:
-        raise SettingError(f"config file {file}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise SettingError(f"config file {file} is not UTF-8 text: {error}") from None
-    except MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise SettingError(f"{file}:{line}: {error.problem}") from None
-    except YAMLError as error:
-        raise SettingError(f"{file}: not YAML: {error}") from None
-
-
-def _entries(tree: Any) -> list[Entry]:
+def _entries(file: str) -> list[_Setting]:
     """The settings of the file in order; a section without entries (None) is empty."""
-    if tree is None:
+    root = read_tree(file)
+    if root is None or (isinstance(root, ScalarNode) and value_of(root) is None):
         return []
-    if not isinstance(tree, CommentedMap):
-        raise SettingError(f"a config file holds `setting: value` lines, not a {type(tree).__name__}")
-    entries: list[Entry] = []
-    for key, raw in tree.items():
-        name, line = _field(key), tree.lc.key(key)[0] + 1
-        if name in SECTIONS and isinstance(raw, CommentedMap):
-            entries += [(_field(inner), name, value, raw.lc.key(inner)[0] + 1) for inner, value in raw.items()]
-        elif name not in SECTIONS or raw is not None:
-            entries.append((name, None, raw, line))
-    return entries
+    if not isinstance(root, MappingNode):
+        raise SettingError(f"{file}: a config file holds `setting: value` lines, not {kind_of(root)}")
+    found: list[_Setting] = []
+    for entry in entries(root, file):
+        name = _field(entry.key)
+        if name in SECTIONS and isinstance(entry.value, MappingNode):
+            for inner in entries(entry.value, file):
+                found.append(_Setting(_field(inner.key), name, value_of(inner.value), inner.line))
+        elif name in SECTIONS and value_of(entry.value) is None:
+            continue
+        elif name in SECTION_OF or not is_template(entry.value, root):
+            found.append(_Setting(name, None, value_of(entry.value), entry.line))
+    return found
 
 
 def _field(key: Any) -> str:
@@ -121,17 +128,19 @@ def _misplaced(key: str, section: str | None) -> str | None:
     if key in SECTIONS:
         return f"section {key} must hold `setting: value` lines"
     if key not in SECTION_OF:
-        return f"unknown setting {key}{nearest(key, [*SECTION_OF, *SECTIONS])}"
+        return f"unknown setting {shown(key)}{nearest(key, [*SECTION_OF, *SECTIONS])}"
     if section not in (None, SECTION_OF[key]):
         return f"{key} stands in section {section} but belongs to section {SECTION_OF[key]}"
     return None
 
 
-def _shown(raw: Any, deep: int = 1) -> str:
-    """A value in a complaint, but not all of one that unfolds to gigabytes."""
+def _shown(raw: Any) -> str:
+    """A value in a complaint, however long it is."""
+    if isinstance(raw, Foreign):
+        return raw.words
     if isinstance(raw, str):
-        return repr(str(raw)) if len(raw) <= 80 else f"{str(raw)[:80]!r}..."
-    if isinstance(raw, list) and deep:
+        return f"'{shown(raw, 80)}'"
+    if isinstance(raw, list):
         more = ", ..." if len(raw) > MOST_SHOWN else ""
-        return f"[{', '.join(_shown(item, deep - 1) for item in raw[:MOST_SHOWN])}{more}]"
-    return f"a {type(raw).__name__}" if isinstance(raw, list | dict) else str(raw)[:80]
+        return f"[{', '.join(_shown(item) for item in raw[:MOST_SHOWN])}{more}]"
+    return shown(raw, 80)

@@ -1,0 +1,206 @@
+"""The YAML reader for files that people write: nodes with their lines instead of objects, so that nothing is
+constructed that a settings file has no use for (dates, tags, Python objects) and no alias is ever unfolded.
+
+    mapping      `Entry` by `Entry`: keys as text, merge keys (`<<: *base`) resolved, doubled keys refused
+    scalar       None, bool, int, float or str as YAML 1.2 has them; everything else is a `Foreign`
+    sequence     a list; a list or a mapping inside it is a `Foreign`
+"""
+
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+from ruamel.yaml.reader import ReaderError
+
+from megascratch.config.errors import SettingError
+from megascratch.config.printable import shown
+
+LARGEST_FILE = 1 << 20  # bytes: every setting with its comment has 2**14
+MOST_MERGED = 10_000  # mappings and entries that merge keys bring in: a few lines can ask for billions
+MOST_DIGITS = 100  # of a whole number: the conversion of a long one takes its time
+
+_TAG = "tag:yaml.org,2002:"
+_WHOLE_NUMBER = re.compile(r"([-+]?)(0b[01]+|0o[0-7]+|0x[0-9a-fA-F]+|\d+)")
+_BASES = {"0b": 2, "0o": 8, "0x": 16}
+_TRUTH = {"true": True, "false": False}
+
+
+class Foreign(NamedTuple):
+    """A value that no setting can have: a date, a mapping, a foreign tag, a number that is none."""
+
+    words: str
+    """For a message."""
+
+
+class Entry(NamedTuple):
+    """`key: value` of a mapping."""
+
+    key: str
+    value: Node
+    line: int
+    """Of the key, counted from 1."""
+
+
+def read_tree(file: str) -> Node | None:
+    """The root of a file; None where there is nothing in it.
+
+    Raises: SettingError, with the line where there is one, for a file that cannot be read or is not YAML.
+    """
+    content = _content(file)
+    try:
+        yaml = YAML(typ="safe", pure=True)
+        yaml.composer.warn_double_anchors = False  # YAML allows them: an alias means the last one
+        return yaml.compose(content)
+    except RecursionError:
+        raise SettingError(f"config file {file} is nested too deep") from None
+    except MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        more = f"{error.context} " if str(error.problem).startswith("but ") else ""
+        raise SettingError(f"{file}:{line}: {shown(f'{more}{error.problem}')}") from None
+    except ReaderError as error:
+        line = content.count("\n", 0, error.position) + 1
+        raise SettingError(
+            f"{file}:{line}: character U+{ord(content[error.position]):04X} has no place in YAML"
+        ) from None
+    except Exception as error:  # the library stumbles over some broken escapes and directives
+        raise SettingError(f"{file}: not YAML: {type(error).__name__}: {shown(error)}") from error
+
+
+def entries(node: MappingNode, file: str) -> list[Entry]:
+    """What a mapping holds, in order; its own entries come before those that merge keys bring in, as YAML has it.
+
+    Raises: SettingError for a key given twice, a key that is no text, or a merge of what is no mapping.
+    """
+    budget = iter(range(MOST_MERGED))
+    try:
+        return list(_entries(node, file, budget, ()))
+    except RecursionError:
+        raise SettingError(f"config file {file} is nested too deep") from None
+
+
+def is_template(node: Node, root: Node) -> bool:
+    """Whether a mapping is merged somewhere (`<<: *base`): such a one need not be a section itself."""
+    return node.anchor is not None and any(merged is node for merged in _merged_anywhere(root))
+
+
+def value_of(node: Node) -> Any:
+    """A scalar or a list of scalars as plain Python."""
+    if isinstance(node, ScalarNode):
+        return _scalar(node)
+    if isinstance(node, SequenceNode) and node.tag == f"{_TAG}seq":
+        return [_scalar(item) if isinstance(item, ScalarNode) else Foreign(kind_of(item)) for item in node.value]
+    return Foreign(kind_of(node))
+
+
+def kind_of(node: Node) -> str:
+    """In words, for a message."""
+    return {ScalarNode: "a value", SequenceNode: "a list", MappingNode: "a mapping"}[type(node)]
+
+
+def _content(file: str) -> str:
+    try:
+        with Path(file).open("rb") as source:
+            content = source.read(LARGEST_FILE + 1)
+    except OSError as error:
+        raise SettingError(f"config file {file}: {error.strerror}") from None
+    except ValueError as error:  # a NUL in the name
+        raise SettingError(f"config file {shown(file)}: {error}") from None
+    if len(content) > LARGEST_FILE:
+        raise SettingError(f"config file {file} has more than {LARGEST_FILE:,} bytes: it holds no settings")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise SettingError(f"{file}:{line}: byte 0x{content[error.start]:02x} is not UTF-8 text") from None
+
+
+def _entries(node: MappingNode, file: str, budget: Iterator[int], above: tuple[Node, ...]) -> Iterator[Entry]:
+    """Entries of a mapping, `above` being the mappings that merge it."""
+    if next(budget, None) is None:
+        raise SettingError(f"{file}:{node.start_mark.line + 1}: merge keys bring in more than {MOST_MERGED:,} settings")
+    own: dict[str, int] = {}
+    merges = list[tuple[Node, int]]()
+    for key, value in node.value:
+        line = key.start_mark.line + 1
+        if key.tag == f"{_TAG}merge":
+            merges.append((value, line))
+            continue
+        if not isinstance(key, ScalarNode):
+            raise SettingError(f"{file}:{line}: {kind_of(key)} is no name of a setting")
+        if key.value in own:
+            raise SettingError(f'{file}:{line}: found duplicate key "{shown(key.value)}" (first in line '
+                               f"{own[key.value]})")  # fmt: skip
+        own[key.value] = line
+        yield Entry(key.value, value, line)
+    seen = set(own)
+    for merged, line in merges:
+        for mapping in merged.value if isinstance(merged, SequenceNode) else [merged]:
+            if not isinstance(mapping, MappingNode):
+                raise SettingError(f"{file}:{line}: << merges mappings, like <<: *base, not {kind_of(mapping)}")
+            if mapping is node or mapping in above:
+                raise SettingError(f"{file}:{line}: << merges a mapping into itself")
+            for entry in _entries(mapping, file, budget, (*above, node)):
+                next(budget, None)
+                if entry.key not in seen:
+                    seen.add(entry.key)
+                    yield entry
+
+
+def _merged_anywhere(root: Node) -> Iterator[Node]:
+    """Every node that a merge key of the file names; each node is visited once."""
+    waiting, visited = [root], set[int]()
+    while waiting:
+        node = waiting.pop()
+        if id(node) in visited or isinstance(node, ScalarNode):
+            continue
+        visited.add(id(node))
+        if isinstance(node, SequenceNode):
+            waiting += node.value
+            continue
+        for key, value in node.value:
+            waiting += [key, value]
+            if key.tag == f"{_TAG}merge":
+                yield from value.value if isinstance(value, SequenceNode) else [value]
+
+
+def _scalar(node: ScalarNode) -> Any:
+    text, kind = node.value, str(node.tag).removeprefix(_TAG)
+    if kind == "str":
+        return str(text)
+    if kind == "null":
+        return None
+    if kind == "bool" and text.lower() in _TRUTH:
+        return _TRUTH[text.lower()]
+    if kind == "int":
+        return _whole_number(text)
+    if kind == "float":
+        return _number(text)
+    return Foreign(shown(text, 80))
+
+
+def _whole_number(text: str) -> Any:
+    """YAML 1.2 and 1.1 read 017 as two numbers, so it is none here; 1_000 and 0x1f are fine."""
+    match = _WHOLE_NUMBER.fullmatch(text.replace("_", ""))
+    if match is None or (len(match[2]) > 1 and match[2][0] == "0" and match[2].isdigit()):
+        return Foreign(shown(text, 80))
+    sign, digits = match.groups()
+    base = _BASES.get(digits[:2], 10)
+    if len(digits) > MOST_DIGITS:
+        return Foreign(f"a number of {len(digits):,} digits")
+    return int(sign + (digits if base == 10 else digits[2:]), base)
+
+
+def _number(text: str) -> Any:
+    plain = text.replace("_", "").lower()
+    special = {".inf": math.inf, "+.inf": math.inf, "-.inf": -math.inf, ".nan": math.nan}
+    if plain in special:
+        return special[plain]
+    try:
+        return float(plain)
+    except ValueError:
+        return Foreign(shown(text, 80))
