@@ -16,7 +16,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from megascratch.config.errors import UserError
+from megascratch.config.json_record import COUNT, TEXT, misfit, parse_json
+from megascratch.config.printable import printable
 from megascratch.storage.place import Place
+
+_FIELDS = {"host": TEXT, "pid": COUNT, "started": TEXT, "run": TEXT, "since": TEXT, "claim": TEXT}
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,8 @@ class Holder:
     def from_text(cls, text: str | bytes) -> "Holder | None":
         """None where it is no record."""
         try:
-            return cls(**json.loads(text))
+            record = parse_json(text)
+            return cls(**record) if misfit(record, _FIELDS) is None else None
         except (ValueError, TypeError):
             return None
 
@@ -47,7 +52,8 @@ class Holder:
         return json.dumps(asdict(self))
 
     def __str__(self) -> str:
-        return f"process {self.pid} on {self.host} since {self.since}" + (f" (run {self.run})" if self.run else "")
+        run = f" (run {self.run})" if self.run else ""
+        return printable(f"process {self.pid} on {self.host} since {self.since}{run}")
 
 
 def require_gone(

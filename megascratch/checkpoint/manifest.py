@@ -24,6 +24,9 @@ from typing import Any, NamedTuple
 
 import torch
 
+from megascratch.config.json_record import parse_json
+from megascratch.config.printable import shown
+from megascratch.config.saved import require_sound_state
 from megascratch.parallel.shard import Box
 
 FILE = "manifest.json"
@@ -121,12 +124,13 @@ def parse(text: bytes) -> Manifest:
         raise ValueError("it does not begin and end as a manifest does")
     if text[len(_HEAD) : start - len(_MIDDLE)] != _digest(body_text):
         raise ValueError("its sha256 does not fit its content")
-    body = json.loads(body_text)
+    body = parse_json(body_text)
     if body["format"] != FORMAT:
-        raise ValueError(f"it has format {body['format']}, this version reads format {FORMAT}")
+        raise ValueError(f"it has format {shown(body['format'], 40)}, this version reads format {FORMAT}")
     files = {_file_name(name): _file(entry) for name, entry in body["files"].items()}
     tensors = {name: _whole(name, entry) for name, entry in body["tensors"].items()}
     manifest = Manifest(_number(body["step"]), dict(body["state"]), files, tensors)
+    require_sound_state(manifest.state)
     require_full_cover(manifest)
     return manifest
 

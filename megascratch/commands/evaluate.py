@@ -16,6 +16,7 @@ from megascratch.commands.bad_lines import BadLines
 from megascratch.commands.flags import add_input, add_parse_special_tokens
 from megascratch.commands.outputs import input_files, require_no_input
 from megascratch.config.errors import UserError
+from megascratch.config.json_record import parse_object
 from megascratch.data.documents import read_records
 from megascratch.data.jsonl import BadLine
 from megascratch.data.sources import find_sources
@@ -172,12 +173,9 @@ def _read_summary(path: str | None) -> dict[str, Any]:
     if path is None or not Path(path).exists():
         return {}
     try:
-        summary = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return parse_object(Path(path).read_bytes(), path)
+    except (OSError, UserError) as error:
         raise UserError(f"--summary {path} cannot be merged into: {error}") from error
-    if not isinstance(summary, dict):
-        raise UserError(f"--summary {path} cannot be merged into: it holds no JSON object")
-    return summary
 
 
 def _write_json(path: str, record: dict[str, Any]) -> None:

@@ -108,11 +108,17 @@ def differing_files(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[s
 def _only_later_stages(change: Change) -> Judged | None:
     """Stages that begin behind the checkpoint may change; those in front of it decided what was read."""
     passed = [
-        [stage.split() for stage in stages or [] if int(stage.split()[0]) < change.consumed_samples]
+        [stage.split() for stage in stages or [] if _first_sample(stage) < change.consumed_samples]
         for stages in change.values
     ]
     later = "notice", f"the stages behind sample {change.consumed_samples:,} are others"
     return later if passed[0] == passed[1] else _same_text(change)  # type: ignore[return-value]
+
+
+def _first_sample(stage: str) -> int:
+    """Of a stage, also of one in a checkpoint that says nothing sensible."""
+    first = stage.split()[:1]
+    return int(first[0]) if first and first[0].isdecimal() and len(first[0]) < 20 else 0
 
 
 def _in_megatrons_order(kind: Kind, effect: str) -> Callable[[Change], Judged | None]:

@@ -1,22 +1,83 @@
-"""The settings that a checkpoint carries (nested dicts, as `dataclasses.asdict` gives them) in, a `Config` out."""
+"""The state that a checkpoint carries beside its tensors: what may stand in it, and its settings as a `Config`."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from megascratch.config.errors import UserError
-from megascratch.config.fields import SECTION_OF, with_fields
+from megascratch.config.fields import HINTS, SECTION_OF, with_fields
+from megascratch.config.json_record import (
+    COUNT,
+    NUMBER,
+    OBJECT,
+    TEXT,
+    Kind,
+    list_of,
+    object_of,
+    optional,
+    require_fields,
+    value_in_words,
+)
+from megascratch.config.printable import shown
+from megascratch.config.ranges import out_of_range
 from megascratch.config.settings import Config
+from megascratch.config.yaml_file import typed
+
+FILE_DIGEST = Kind(
+    "an object with bytes and a digest", lambda value: isinstance(value, dict) and COUNT.holds(value.get("bytes", 0))
+)
+STATE_FIELDS = {
+    "config": object_of(OBJECT),
+    "train_state": OBJECT,
+    "data_files": object_of(object_of(FILE_DIGEST)),
+    "tokenizer_fingerprint": optional(TEXT),
+    "valid_loss": optional(NUMBER),
+}
+"""What runs write into a checkpoint's state; other programs may write other fields."""
+
+TRAIN_STATE_FIELDS = {
+    "step": COUNT,
+    "consumed_samples": COUNT,
+    "loss_scale": object_of(NUMBER),
+    "optimizer": object_of(COUNT),
+    "recent_losses": list_of(NUMBER),
+    "bad_steps": COUNT,
+    "skipped_samples": list_of(list_of(COUNT, length=2)),
+}
+"""The fields of `training.state.TrainState`."""
+
+
+def require_sound_state(state: Mapping[str, Any]) -> None:
+    """Raises: UserError, naming the field, where a state holds what no run has written."""
+    require_fields(state, STATE_FIELDS, "the state")
+    require_fields(state.get("train_state", {}), TRAIN_STATE_FIELDS, "train_state")
+    values = _by_name(state.get("config", {}))
+    for name, value in values.items():
+        if name not in SECTION_OF:
+            continue
+        try:
+            values[name] = typed(value, HINTS[name])
+        except TypeError as error:
+            raise UserError(f"setting {name} must be {error}, not {value_in_words(value)}") from error
+    wrong = out_of_range(dict.fromkeys(SECTION_OF) | values)
+    if wrong:
+        raise UserError("; ".join(wrong.values()))
 
 
 def config_from_dict(saved: dict[str, Any]) -> Config:
-    """Settings that are not in `saved` (it is older than they are) have their defaults.
+    """Settings (nested dicts, as `dataclasses.asdict` gives them) that are not in `saved`, as it is older than they
+    are, have their defaults.
 
     Raises: UserError for a setting that this version does not know: ignoring it could change the model.
     """
-    values = {name: value for section in saved.values() for name, value in section.items()}
+    values = _by_name(saved)
     unknown = sorted(values.keys() - SECTION_OF.keys())
     if unknown:
         raise UserError(
-            f"the checkpoint has settings that this version does not know: {', '.join(unknown)}; "
+            f"the checkpoint has settings that this version does not know: {shown(', '.join(unknown))}; "
             f"read it with the version that wrote it"
         )
     return with_fields(Config(), values)
+
+
+def _by_name(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    return {name: value for section in sections.values() for name, value in section.items()}

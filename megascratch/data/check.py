@@ -46,8 +46,15 @@ def problems(prefix: str | Path, vocab_size: int | None = None, fingerprint: str
         return
     reader = Reader(prefix, trusting=True)
     yield from not_as_recorded(reader)
-    yield from _wrong_ids(reader, vocab_size)
-    yield from _wrong_manifest(reader, fingerprint)
+    try:
+        manifest, damage = stored_manifest(reader.files), ""
+    except UserError as error:
+        manifest, damage = None, str(error)
+    yield from _wrong_ids(reader, vocab_size, manifest)
+    if damage:
+        yield damage
+    if manifest is not None:
+        yield from _wrong_manifest(reader, fingerprint, manifest)
     if has_mask(prefix):
         yield from _wrong_mask(reader)
 
@@ -116,24 +123,18 @@ def _gaps(prefix: str | Path, index: Index) -> Iterator[str]:
         end = int(ends[-1])
 
 
-def _wrong_ids(reader: Reader, vocab_size: int | None) -> Iterator[str]:
+def _wrong_ids(reader: Reader, vocab_size: int | None, manifest: Mapping[str, Any] | None) -> Iterator[str]:
     """Ids that are negative or not below the vocabulary, one line for each."""
     if vocab_size is None:
-        told = ((stored_manifest(reader.files) or {}).get("tokenizer") or {}).get("vocab_size")
-        vocab_size = told if isinstance(told, int) else int(np.iinfo(reader.dtype).max) + 1
+        told = ((manifest or {}).get("tokenizer") or {}).get("vocab_size")
+        vocab_size = int(np.iinfo(reader.dtype).max) + 1 if told is None else told
     for sequence, token in reader.outside(vocab_size):
         yield f"{reader.prefix}.bin: sequence {sequence} has id {token}, the vocabulary has 0 to {vocab_size - 1}"
 
 
-def _wrong_manifest(reader: Reader, fingerprint: str | None) -> Iterator[str]:
-    """What the manifest says otherwise than the files; a corpus without one is sound, too."""
+def _wrong_manifest(reader: Reader, fingerprint: str | None, manifest: Mapping[str, Any]) -> Iterator[str]:
+    """What the manifest says otherwise than the files."""
     path = manifest_path(reader.prefix)
-    if not path.exists():
-        return
-    manifest = stored_manifest(reader.files)
-    if manifest is None:
-        yield f"{path} is no JSON object"
-        return
     made_with = (manifest.get("tokenizer") or {}).get("fingerprint")
     if fingerprint and made_with and made_with != fingerprint:
         yield f"{path}: made with the tokenizer {made_with[:16]}, the one given is {fingerprint[:16]}"

@@ -13,9 +13,22 @@ from typing import Any
 import numpy as np
 
 from megascratch.config.errors import UserError
+from megascratch.config.json_record import COUNT, INTEGER, OBJECT, TEXT, optional, parse_object, require_fields
+from megascratch.config.printable import shown
 from megascratch.data.cache import built_once
 from megascratch.data.digests import digests_path, manifest_file, read_digests, with_manifest
 from megascratch.data.indexed import Reader
+
+FIELDS = {
+    **dict.fromkeys(("documents", "sequences", "tokens", "learned_tokens", "bad_lines", "bin_bytes"), COUNT),
+    **dict.fromkeys(("min_token", "max_token"), INTEGER),
+    **dict.fromkeys(("bin_sha256", "idx_sha256", "plan"), TEXT),
+    "tokenizer": optional(OBJECT),
+}
+"""What is read of a manifest; whatever else it holds is for people."""
+
+TOKENIZER_FIELDS = {"kind": TEXT, "fingerprint": TEXT, "model": optional(TEXT), "vocab_size": COUNT,
+                    "eod": optional(COUNT)}  # fmt: skip
 
 
 def manifest_path(prefix: str | Path) -> Path:
@@ -36,18 +49,25 @@ def write_manifest(prefix: str | Path, manifest: Mapping[str, Any]) -> None:
 
 
 def read_manifest(reader: Reader) -> dict[str, Any] | None:
-    """The manifest, or None where there is none or it describes another .bin (told by its size)."""
+    """The manifest, or None where there is none or it describes another .bin (told by its size).
+
+    Raises: UserError where it is damaged.
+    """
     manifest = stored_manifest(reader.files)
     return manifest if manifest and manifest.get("bin_bytes") == reader.bin_bytes else None
 
 
 def stored_manifest(prefix: str | Path) -> dict[str, Any] | None:
-    """The manifest under this name, whatever .bin lies beside it."""
+    """The manifest under this name, whatever .bin lies beside it. Raises: UserError where it is damaged."""
+    path = manifest_path(prefix)
     try:
-        manifest = json.loads(manifest_path(prefix).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        content = path.read_bytes()
+    except OSError:
         return None
-    return manifest if isinstance(manifest, dict) else None
+    manifest = parse_object(content, path)
+    require_fields(manifest, FIELDS, path)
+    require_fields(manifest.get("tokenizer") or {}, TOKENIZER_FIELDS, f"{path}: tokenizer")
+    return manifest
 
 
 def check_corpus(reader: Reader, vocab_size: int, fingerprint: str | None, cache: Path | None) -> None:
@@ -57,12 +77,12 @@ def check_corpus(reader: Reader, vocab_size: int, fingerprint: str | None, cache
     Raises: UserError naming both tokenizers, or file, sequence, id and vocabulary.
     """
     manifest = read_manifest(reader)
-    made_with = (manifest or {}).get("tokenizer", {})
+    made_with = (manifest or {}).get("tokenizer") or {}
     if fingerprint is not None and made_with.get("fingerprint", fingerprint) != fingerprint:
         raise UserError(
-            f"{reader.prefix} was made with another tokenizer: {made_with.get('kind')} {made_with['fingerprint'][:16]} "
-            f"({made_with.get('model')}), training uses {fingerprint[:16]}; give that tokenizer's file as "
-            f"--tokenizer-model or preprocess the corpus again"
+            f"{reader.prefix} was made with another tokenizer: {shown(made_with.get('kind'))} "
+            f"{shown(made_with['fingerprint'], 16)} ({shown(made_with.get('model'))}), "
+            f"training uses {fingerprint[:16]}; give that tokenizer's file as --tokenizer-model or preprocess the corpus again"
         )
     reader.limit_ids(vocab_size)  # a manifest may lie: every id is judged again when it is read
     low, high = _token_range(reader, manifest, cache)

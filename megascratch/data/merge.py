@@ -16,6 +16,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from megascratch.config.errors import UserError
+from megascratch.config.json_record import COUNT, FLAG, list_of, parse_object, require_fields
 from megascratch.data.digests import blocks_of, digests_path, encoded, whole_file
 from megascratch.data.index_file import HEADER, MAGIC, TOKEN_DTYPES, VERSION
 from megascratch.data.indexed import bin_path, idx_path
@@ -40,11 +41,17 @@ class State(NamedTuple):
 
 
 def read_state(folder: Path, keys: int) -> State:
-    """How far an earlier run came; the beginning if there was none."""
+    """How far an earlier run came; the beginning if there was none. Raises: UserError where the record is damaged."""
+    file = folder / "merged.json"
     try:
-        return State(**json.loads((folder / "merged.json").read_bytes()))
+        record = parse_object(file.read_bytes(), file)
     except FileNotFoundError:
         return State(0, [0] * keys, 0)
+    fields = {"shards": COUNT, "bin_bytes": list_of(COUNT, keys), "bad_bytes": COUNT, "complete": FLAG}
+    require_fields(record, fields, file)
+    if not record.keys() <= fields.keys() or not fields.keys() - {"complete"} <= record.keys():
+        raise UserError(f"{file} is damaged: it must have {', '.join(fields)}; delete {folder} to begin anew")
+    return State(**record)
 
 
 class Merge:

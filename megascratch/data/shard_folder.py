@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from megascratch.config.errors import UserError
+from megascratch.config.json_record import parse_json
 from megascratch.data.digests import digests_path
 from megascratch.data.indexed import bin_path, idx_path
 from megascratch.data.manifest import manifest_path, stored_manifest
@@ -114,7 +115,7 @@ def settle(folder: Path, plan: Plan, prefixes: Sequence[str], overwrite: bool, a
 
 def _stored(folder: Path) -> Plan | None:
     try:
-        return Plan(**json.loads((folder / "plan.json").read_bytes()))
+        return Plan(**parse_json((folder / "plan.json").read_bytes()))
     except (OSError, ValueError, TypeError):
         return None
 

@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from megascratch.config.errors import UserError
+from megascratch.config.printable import shown
 from megascratch.pipeline.passes import Orders, ScheduleError, add_transfers, check
 from megascratch.pipeline.schedule import COMPUTE, Action, Placement
 
 _TRANSFERS = {"SEND_F": "SF", "RECV_F": "RF", "SEND_B": "SB", "RECV_B": "RB"}
 _WORDS = {ours: theirs for theirs, ours in _TRANSFERS.items()}
 _LEFT_OUT = ("UNSHARD", "RESHARD", "REDUCE_GRAD")
-_CELL = re.compile(rf"(\d+)(?:({'|'.join((*COMPUTE, *_TRANSFERS))})(\d+)|({'|'.join(_LEFT_OUT)})\d*)")
+_CELL = re.compile(rf"(\d{{1,18}})(?:({'|'.join((*COMPUTE, *_TRANSFERS))})(\d{{1,18}})|({'|'.join(_LEFT_OUT)})\d*)")
 _PAIR = re.compile(r"\((.*)\)OVERLAP_F_B")
 
 
@@ -68,7 +69,11 @@ def read_table(path: str) -> Table:
 
 def parse_table(text: str) -> tuple[list[list[Action]], Placement]:
     """Orders with transfers, not yet proved. Raises: ScheduleError."""
-    rows = [list(_cells(rank, row)) for rank, row in enumerate(row for row in csv.reader(io.StringIO(text)) if row)]
+    try:
+        lines = [row for row in csv.reader(io.StringIO(text)) if row]
+    except csv.Error as error:
+        raise ScheduleError(f"it is no CSV: {error}") from error
+    rows = [list(_cells(rank, row)) for rank, row in enumerate(lines)]
     if not any(rows):
         raise ScheduleError("there is no action in it: write one row per rank, e.g. 0F0,0B0")
     placement = _placement(rows)
@@ -95,8 +100,8 @@ def _cells(rank: int, row: list[str]) -> Iterator[tuple[int, str, int]]:
         for word in (pair[1].split(";") if pair else [cell]):
             found = _CELL.fullmatch(word.strip())
             if found is None and word.strip():
-                raise ScheduleError(f"rank {rank}, column {column}: {word.strip()!r} is no action: write the stage, an "
-                                    f"operation ({', '.join((*COMPUTE, *_TRANSFERS))}) and the micro-batch, e.g. 2F0")
+                raise ScheduleError(f"rank {rank}, column {column}: '{shown(word.strip(), 40)}' is no action: write the "
+                                    f"stage, an operation ({', '.join((*COMPUTE, *_TRANSFERS))}) and the micro-batch, e.g. 2F0")
             if found is not None and found[2] is not None:
                 yield int(found[1]), _TRANSFERS.get(found[2], found[2]), int(found[3])
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from megascratch.config.errors import UserError
+from megascratch.config.printable import shown
 from megascratch.pipeline.play import Cost
 from megascratch.pipeline.schedule import Action, Placement
 
@@ -58,7 +59,10 @@ def read_times(path: str) -> list[Times]:
         text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the times {path}: {error}") from error
-    lines = [line for line in csv.reader(io.StringIO(text)) if line]
+    try:
+        lines = [line for line in csv.reader(io.StringIO(text)) if line]
+    except csv.Error as error:
+        raise UserError(f"{path} is no CSV: {error}") from error
     header = [_name(cell) for cell in lines[0]] if lines else []
     missing = [name for name in COLUMNS[:3] if name not in header]
     if missing:
@@ -90,5 +94,5 @@ def _number(path: str, number: int, header: list[str], line: list[str], name: st
     except ValueError:
         value = math.nan
     if not (math.isfinite(value) and value >= 0):
-        raise UserError(f"{path}:{number}: {name} ({text!r}) must be a time, 0 or more")
+        raise UserError(f"{path}:{number}: {name} ('{shown(text, 40)}') must be a time, 0 or more")
     return value

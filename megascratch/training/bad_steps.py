@@ -107,14 +107,18 @@ class BadSteps:
                            "document": use.document, "first_token": use.first_token, "tokens": use.tokens}
                           for use in uses],
         }  # fmt: skip
-        folder = Path(self.training.output_dir)
-        with (folder / FILE).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        file = Path(self.training.output_dir) / FILE
+        try:
+            with file.open("a", encoding="utf-8") as out:
+                out.write(json.dumps(record) + "\n")
+            where = f"all in {file}"
+        except OSError as error:  # a report stops no training
+            where = f"{file} cannot be written: {error.strerror}"
         told = ", ".join(f"{corpus}:{document}" for corpus, document in documents[:MOST_TOLD])
         more = f" and {len(documents) - MOST_TOLD} more" if len(documents) > MOST_TOLD else ""
         self.say(
             f"bad step {self.state.step}: {result.wrong} | samples {whole[0]:,} to {whole[1]:,} | "
-            f"documents {told}{more} (all in {folder / FILE}) | {self.guard.on_bad_step}"
+            f"documents {told}{more} ({where}) | {self.guard.on_bad_step}"
         )
 
 

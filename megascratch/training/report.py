@@ -4,7 +4,6 @@ only.
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -14,7 +13,10 @@ from typing import IO, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from torch.utils.tensorboard.writer import SummaryWriter
+
+from megascratch.config.printable import printable, printable_lines
+from megascratch.training.events import Events
+from megascratch.training.report_files import Rows, read_rows, read_summary, set_aside, write_whole
 
 Row = dict[str, Any]
 
@@ -28,11 +30,11 @@ class Report:
 
     def __init__(self, folder: str, tensorboard_dir: str, total_steps: int, first_step: int):
         self.folder, self.total = Path(folder), total_steps
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.rows = _rows_until(self.folder / "metrics.jsonl", first_step)
         self.metrics: IO[str] | None = None
         self.complaint = ""
-        self.events = SummaryWriter(tensorboard_dir, purge_step=first_step + 1 if first_step else None)
+        before = read_rows(self.folder / "metrics.jsonl") if first_step else Rows([], "")
+        self.rows = [row for row in before.rows if row["step"] <= first_step]
+        self.events = Events(tensorboard_dir, first_step + 1 if first_step else None)
         self.console = Console(highlight=False, soft_wrap=True)
         self.bar = Progress(
             TextColumn("step {task.completed}/{task.total}"),
@@ -45,10 +47,13 @@ class Report:
         self.task = self.bar.add_task("train", total=total_steps, completed=first_step, loss="")
         self.bar.start()
         self.first_step, self.started = first_step, time.monotonic()
+        self._attempt(partial(self.folder.mkdir, parents=True, exist_ok=True))
+        if before.damage:
+            self._set_aside(before.damage)
         self._attempt(self._rewrite)
 
     def say(self, text: str) -> None:
-        self.bar.console.print(text, markup=False)
+        self.bar.console.print(printable_lines(text), markup=False)
 
     def step(self, row: Row) -> None:
         """A training row."""
@@ -91,18 +96,22 @@ class Report:
         self.bar.stop()
         if self.metrics is None:
             self._attempt(self._rewrite)
-        for work in (self.events.close, self._put_away, partial(draw_losses, self.rows, self.folder / "loss.png"),
-                     partial(self._summarize, summary)):  # fmt: skip
-            self._attempt(work)
-        self.say(
-            f"metrics {self.folder / 'metrics.jsonl'} | curve {self.folder / 'loss.png'} | "
-            f"summary {self.folder / 'summary.json'} | events: tensorboard --logdir {self.events.log_dir}"
-        )
+        has_all_rows = self.metrics is not None
+        written = []
+        if self._attempt(self._put_away) and has_all_rows:
+            written.append(f"metrics {self.folder / 'metrics.jsonl'}")
+        if self._attempt(partial(draw_losses, self.rows, self.folder / "loss.png")):
+            written.append(f"curve {self.folder / 'loss.png'}")
+        if self._attempt(partial(self._summarize, summary)):
+            written.append(f"summary {self.folder / 'summary.json'}")
+        if self._attempt(self.events.close) and not self.events.failed:
+            written.append(f"events: tensorboard --logdir {self.events.folder}")
+        self.say(" | ".join(written) or f"nothing of the report could be written into {self.folder}")
 
     def _write(self, row: Row) -> None:
         self.rows.append(row)
         self._attempt(partial(self._append, row))
-        self._attempt(partial(self._draw, row))
+        self._attempt(partial(self.events.add, row))
 
     def _append(self, row: Row) -> None:
         if self.metrics is None:  # an earlier line is missing
@@ -110,22 +119,12 @@ class Report:
         else:
             self.metrics.write(_json(row) + "\n")
 
-    def _draw(self, row: Row) -> None:
-        kind = row.get("event") or row.get("split", "train")
-        for name, value in row.items():
-            if isinstance(value, int | float) and name != "step":
-                self.events.add_scalar(f"{kind}/{name}", value, row["step"])
-
     def _rewrite(self) -> None:
         """All rows anew; until they are whole, the file before them stays."""
         self._put_away()
-        path, partial_path = self.folder / "metrics.jsonl", self.folder / "metrics.jsonl.partial"
-        try:
-            partial_path.write_text("".join(_json(row) + "\n" for row in self.rows), encoding="utf-8")
-            os.replace(partial_path, path)
-        except OSError:
-            partial_path.unlink(missing_ok=True)
-            raise
+        path = self.folder / "metrics.jsonl"
+        text = "".join([_json(row) + "\n" for row in self.rows])
+        write_whole(path, lambda file: file.write_text(text, encoding="utf-8"))
         self.metrics = path.open("a", encoding="utf-8", buffering=1)
 
     def _put_away(self) -> None:
@@ -136,23 +135,33 @@ class Report:
     def _summarize(self, summary: Row) -> None:
         """A run that had nothing left to do leaves what the one before it measured."""
         file = self.folder / "summary.json"
-        if summary.get("seconds") == 0 and file.exists():
-            with suppress(ValueError):  # not ours, or cut short
-                before = dict(json.loads(file.read_text(encoding="utf-8")))
-                summary = before | {name: summary[name] for name in ("layout", "stopped_early", "exit_code")}
-        file.write_text(_json(summary, indent=2) + "\n", encoding="utf-8")
+        before = read_summary(file) if summary.get("seconds") == 0 else {}
+        if before:
+            summary = before | {name: summary[name] for name in ("layout", "stopped_early", "exit_code")}
+        text = _json(summary, indent=2) + "\n"
+        write_whole(file, lambda path: path.write_text(text, encoding="utf-8"))
 
-    def _attempt(self, work: Callable[[], object]) -> None:
-        """A disk that takes no report stops no training: told once, and each row is tried again with the next."""
+    def _set_aside(self, damage: str) -> None:
+        aside = set_aside(self.folder / "metrics.jsonl")
+        kept = f"the file as it was is {aside}" if aside else "the file as it was could not be kept"
+        self.say(f"warning: {damage}; {kept}")
+
+    def _attempt(self, work: Callable[[], object]) -> bool:
+        """Whether it could be done. A disk that takes no report stops no training: told once, and each row is tried
+        again with the next."""
         try:
             work()
-        except OSError as error:
+        except Exception as error:
             with suppress(OSError):
                 self._put_away()
-            complaint = f"{error.filename or self.folder}: {error.strerror}"
+            complaint = f"{type(error).__name__}: {error}"
+            if isinstance(error, OSError):
+                complaint = f"{error.filename or self.folder}: {error.strerror or error}"
             if complaint != self.complaint:
                 self.complaint = complaint
                 self.say(f"warning: the report of the run cannot be written: {complaint}; training goes on")
+            return False
+        return True
 
 
 def draw_losses(rows: Iterable[Row], file: Path) -> None:
@@ -165,19 +174,13 @@ def draw_losses(rows: Iterable[Row], file: Path) -> None:
     for row in (row for row in rows if row.get("loss") is not None):
         curves.setdefault(row.get("split", "train"), []).append((row["step"], row["loss"]))
     for name, points in curves.items():
-        axes.plot(*zip(*points, strict=True), label=name, marker=None if name == "train" else "o", linewidth=1.2)
+        label = printable(name).replace("$", r"\$")  # matplotlib reads formulas
+        axes.plot(*zip(*points, strict=True), label=label, marker=None if name == "train" else "o", linewidth=1.2)
     axes.set(xlabel="step", ylabel="loss (nats per token)")
     axes.grid(alpha=0.3)
     if curves:
         axes.legend()
-    figure.savefig(file, dpi=120)
-
-
-def _rows_until(file: Path, step: int) -> list[Row]:
-    if step == 0 or not file.exists():
-        return []
-    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
-    return [row for row in rows if row["step"] <= step]
+    write_whole(file, lambda path: figure.savefig(path, dpi=120, format="png"))
 
 
 def _json(row: Row, indent: int | None = None) -> str:

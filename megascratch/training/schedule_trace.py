@@ -16,6 +16,7 @@ from megascratch.pipeline.play import Timeline
 from megascratch.pipeline.recorder import Recorder
 from megascratch.pipeline.times import format_times
 from megascratch.pipeline.trace import Trace
+from megascratch.training.report_files import write_whole
 from megascratch.training.trainer import Trainer
 
 
@@ -33,15 +34,22 @@ def write(trace: Trace, parallel: ParallelConfig, step: int, seconds: float, fol
         f"{again[0]}, step {step}, as it happened": trace.happened,
         "as the simulator plays it, each action with its measured time": trace.played,
     }
-    chart.stacked({f"{title}: {_figures(line)}": line for title, line in titles.items()}).savefig(picture)
-    times.write_text(format_times(trace.times), encoding="utf-8")
-    spans.write_text(json.dumps(_answer(trace, again[0], step, seconds), indent=1) + "\n", encoding="utf-8")
+    figure = chart.stacked({f"{title}: {_figures(line)}": line for title, line in titles.items()})
+    answer = json.dumps(_answer(trace, again[0], step, seconds), indent=1) + "\n"
+    command = f"megascratch schedule play {' '.join(again)} --times {times}"
+    written = f"  picture {picture} | spans {spans} | again: {command}"
+    try:
+        write_whole(picture, lambda path: figure.savefig(path, format="svg"))
+        write_whole(times, lambda path: path.write_text(format_times(trace.times), encoding="utf-8"))
+        write_whole(spans, lambda path: path.write_text(answer, encoding="utf-8"))
+    except OSError as error:  # a report stops no training
+        written = f"  the files of it cannot be written: {error.filename or base.parent}: {error.strerror}"
     return "\n".join([
         f"schedule of step {step}: {again[0]}, {trace.disorder or 'all actions in the compiled order'}",
         f"  happened                           {_figures(trace.happened)}, of a step of {seconds:.4g} s",
         f"  played, each action with its time  {_figures(trace.played)}: {_beside(trace.happened, trace.played)}",
         f"  played, mean times                 {_figures(trace.typical)}: {_beside(trace.happened, trace.typical)}",
-        f"  picture {picture} | spans {spans} | again: megascratch schedule play {' '.join(again)} --times {times}",
+        written,
     ])  # fmt: skip
 
 

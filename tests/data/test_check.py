@@ -101,7 +101,7 @@ def test_the_manifest_is_checked_against_files_vocabulary_and_tokenizer(prefix):
     assert "made with the tokenizer aaaaaaaaaaaaaaaa" in found[1] and "documents is 4, the files have 3" in found[2]
     manifest_path(prefix).write_text("[]")
     by_digest, by_manifest = problems(prefix, 7)
-    assert "m.json is not what was written" in by_digest and by_manifest.endswith("is no JSON object")
+    assert "m.json is not what was written" in by_digest and by_manifest.endswith("not an object {...}")
 
 
 def test_missing_and_short_files_are_problems_too(prefix):

@@ -53,8 +53,9 @@ def _value(dice: random.Random) -> str:
     return f"[{', '.join(dice.choices(SCALARS, k=dice.randint(1, 3)))}]"
 
 
+DIGITS = "a number of 5,000 digits"
 VALUES: list[Any] = [
-    None, True, False, 0, 1, -1, 2.5, float("nan"), float("inf"), 10**30, 10**5000, 1 << 63, "", "x", "\x1b[31m", "\0",
+    None, True, False, 0, 1, -1, 2.5, float("nan"), float("inf"), 10**30, DIGITS, 1 << 63, "", "x", "\x1b[31m", "\0",
     "\ud800", "a\nb", "9" * 100, [], [1], ["x"], [[]], [[1, "x"]], [None], {}, {"x": 1}, {"": None}, {"a": {"b": []}},
     [{}], [1] * 50, -(1 << 63), 1e308, "../x", "/etc/passwd", {"bytes": "x"},
 ]  # fmt: skip
@@ -90,8 +91,8 @@ def _places(record: Any, above: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...
 
 
 def to_json(record: Any) -> bytes:
-    """Also of numbers with thousands of digits, and of halves of surrogate pairs."""
-    return json.dumps(record, default=str).encode()
+    """Also of numbers with thousands of digits, which Python's own writer refuses."""
+    return json.dumps(record).replace(f'"{DIGITS}"', "9" * 5000).encode()
 
 
 def damaged(content: bytes, dice: random.Random) -> bytes:

@@ -1,0 +1,125 @@
+"""Small JSON records that people may have edited (manifests, summaries, tokenizer files): read whole, checked field by
+field, refused in words.
+
+    require_fields(record, {"tokens": COUNT, "model": optional(TEXT)}, "corpus.json")
+    -> UserError: corpus.json is damaged: tokens must be a whole number, 0 or more, not 'x'
+
+A field that is not in the record is not judged: older versions wrote fewer.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from megascratch.config.errors import UserError
+from megascratch.config.printable import shown
+
+LARGEST_NUMBER = (1 << 63) - 1
+
+
+class Kind(NamedTuple):
+    """What a field may hold."""
+
+    words: str
+    """Behind 'must be'."""
+    holds: Callable[[Any], bool]
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= LARGEST_NUMBER
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) is float or (type(value) is int and abs(value) <= LARGEST_NUMBER)
+
+
+COUNT = Kind("a whole number, 0 or more", _is_count)
+INTEGER = Kind("a whole number", lambda value: type(value) is int and abs(value) <= LARGEST_NUMBER)
+NUMBER = Kind("a number", _is_number)
+TEXT = Kind("a text", lambda value: isinstance(value, str))
+FLAG = Kind("true or false", lambda value: isinstance(value, bool))
+OBJECT = Kind("an object {...}", lambda value: isinstance(value, dict))
+ANYTHING = Kind("anything", lambda value: True)
+
+
+def optional(kind: Kind) -> Kind:
+    """The same, or null."""
+    return Kind(f"{kind.words}, or null", lambda value: value is None or kind.holds(value))
+
+
+def list_of(kind: Kind, length: int | None = None) -> Kind:
+    """A list whose items are of a kind."""
+
+    def holds(value: Any) -> bool:
+        if not isinstance(value, list) or (length is not None and len(value) != length):
+            return False
+        return all(kind.holds(item) for item in value)
+
+    of = "" if kind is ANYTHING else f", each {kind.words}"
+    number = "" if length is None else f" of {length}"
+    return Kind(f"a list{number}{of}", holds)
+
+
+def object_of(kind: Kind) -> Kind:
+    """An object whose values are of a kind."""
+
+    def holds(value: Any) -> bool:
+        return isinstance(value, dict) and all(kind.holds(item) for item in value.values())
+
+    return Kind(f"an object, each value {kind.words}", holds)
+
+
+def parse_json(content: bytes | str) -> Any:
+    """The value in a text. Raises: ValueError whose text says in one line what is wrong."""
+    try:
+        text = content.decode("utf-8-sig") if isinstance(content, bytes) else content
+        return json.loads(text)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"byte {error.start} is not UTF-8") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"no JSON from line {error.lineno}, column {error.colno} on: {error.msg}") from error
+    except ValueError as error:
+        raise ValueError("a number in it has too many digits") from error
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
+
+
+def parse_object(content: bytes | str, name: object) -> dict[str, Any]:
+    """The JSON object in a file's content. Raises: UserError naming the file."""
+    try:
+        record = parse_json(content)
+    except ValueError as error:
+        raise UserError(f"{name} is damaged: {error}") from error
+    if not isinstance(record, dict):
+        raise UserError(f"{name} is damaged: it holds {value_in_words(record)}, not an object {{...}}")
+    return record
+
+
+def misfit(record: Mapping[str, Any], fields: Mapping[str, Kind]) -> str | None:
+    """The first field that holds something else than it may, in words; None: all is well."""
+    for name, kind in fields.items():
+        if name in record and not kind.holds(record[name]):
+            return f"{name} must be {kind.words}, not {value_in_words(record[name])}"
+    return None
+
+
+def require_fields(record: Mapping[str, Any], fields: Mapping[str, Kind], name: object) -> None:
+    """Raises: UserError naming the file, the field, what it must be and what it is."""
+    wrong = misfit(record, fields)
+    if wrong is not None:
+        raise UserError(f"{name} is damaged: {wrong}")
+
+
+def value_in_words(value: Any) -> str:
+    """A foreign value, of whatever size, in a message."""
+    if isinstance(value, dict):
+        return f"an object of {len(value):,} fields"
+    if isinstance(value, list):
+        return f"a list of {len(value):,}"
+    if isinstance(value, str):
+        return f"'{shown(value, 60)}'"
+    if type(value) is int and abs(value) > LARGEST_NUMBER:
+        return f"a number of {value.bit_length():,} bits"
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    return str(value)
