@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from megascratch import faults
 from megascratch.config.endings import BAD_INPUT, INTERRUPTED, own_process
 from megascratch.config.errors import RanksDiffer, SettingError, UserError
+from megascratch.config.warned import plain_warnings
 
 VERBS = {
     "doctor": "check machines and settings before a run",
@@ -75,6 +76,7 @@ def _unknown(words: list[str]) -> str:
 
 
 def _run(verb: str, argv: list[str]) -> int:
+    plain_warnings()
     try:
         faults.check()
         code: int = importlib.import_module(f"{__name__}.{verb}").main(argv)

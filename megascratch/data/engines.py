@@ -7,6 +7,7 @@ the next piece at hand while it works, and finds out at its next word that its p
 import multiprocessing
 import os
 import signal
+import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
@@ -14,6 +15,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
 from megascratch.config.errors import UserError
+from megascratch.config.warned import plain_warnings
 from megascratch.data.encode import Job, Step, encode_piece, forget_tokenizer
 from megascratch.data.pieces import Piece
 from megascratch.data.shards import Summary
@@ -45,11 +47,11 @@ def on_processes(job: Job, pieces: Iterator[Piece], count: int) -> Generator[Eve
 class _Worker:
     """A process that answers each piece it is sent."""
 
-    def __init__(self, job: Job):
+    def __init__(self, job: Job, warns: bool):
         spawn = multiprocessing.get_context("spawn")  # the same on every system, and safe whatever threads are running
         self.pipe, theirs = spawn.Pipe()
         self.pieces: deque[Piece] = deque()
-        self.process: BaseProcess = spawn.Process(target=_serve, args=(theirs, job), daemon=True)
+        self.process: BaseProcess = spawn.Process(target=_serve, args=(theirs, job, warns), daemon=True)
         self.process.start()
         theirs.close()  # else this process would hold the pipe of a dead worker open
 
@@ -84,7 +86,7 @@ class _Pool:
             if piece is None:
                 return any(worker.pieces for worker in self._workers)
             if starts or worker is None:
-                worker = _Worker(self._job)  # only as many as there are pieces
+                worker = _Worker(self._job, warns=not self._workers)  # only as many as there are pieces
                 self._workers.append(worker)
             worker.send(piece)
 
@@ -124,8 +126,11 @@ class _Pool:
             worker.end()
 
 
-def _serve(pipe: Connection, job: Job) -> None:
-    """What a worker does until its parent closes the pipe."""
+def _serve(pipe: Connection, job: Job, warns: bool) -> None:
+    """What a worker does until its parent closes the pipe. One of all workers warns: the others find the same."""
+    plain_warnings()
+    if not warns:
+        warnings.simplefilter("ignore")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
     try:
         while True:

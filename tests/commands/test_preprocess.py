@@ -18,7 +18,10 @@ from megascratch.config.errors import UserError
 from megascratch.data.indexed import Reader
 from megascratch.data.manifest import check_corpus
 from megascratch.tokenizer import train
+from megascratch.tokenizer.hugging_face import HuggingFaceTokenizer
+from megascratch.tokenizer.kinds import dump
 from megascratch.tokenizer.plain import ByteTokenizer
+from tests.tokenizer.byte_level import END, trained
 
 ROOT = Path(__file__).parents[2]
 
@@ -284,6 +287,31 @@ def test_a_tokenizer_that_fails_in_a_worker_names_the_lines(tmp_path, monkeypatc
     with pytest.raises(UserError, match=r"lines 1 to 3 cannot be encoded: ZeroDivisionError: oh; nothing written"):
         run(path)
     assert [file.name for file in tmp_path.iterdir()] == ["x.jsonl"]
+
+
+def test_a_slower_engine_is_told_in_one_line_by_one_of_all_workers(tmp_path):
+    (tmp_path / "t.json").write_bytes(dump(trained("megatron-v1").record()))  # a split that the fast engine has not
+    path = jsonl(tmp_path / "x.jsonl", [{"text": "a b c"}] * 200)
+    words = ["--input", path, "--output-prefix", str(tmp_path / "out"), "--tokenizer-model", str(tmp_path / "t.json"),
+             "--workers", "2", "--shard-bytes", "1000"]  # fmt: skip
+    said = subprocess.run([sys.executable, "-m", "megascratch", "preprocess", *words], capture_output=True, text=True,
+                          cwd=ROOT, check=True).stderr  # fmt: skip
+    assert said.startswith("megascratch: warning: gigatoken cannot encode with this tokenizer (Unknown pre_tokenizer")
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("parse", [False, True])
+def test_a_document_cannot_forge_its_end_unless_it_may_and_the_manifest_tells(tmp_path, parse):
+    tokenizer = HuggingFaceTokenizer(trained("gpt2").record())
+    (tmp_path / "t.json").write_bytes(dump(tokenizer.record))
+    path = jsonl(tmp_path / "x.jsonl", [{"text": f"a{END}b"}])
+    flags = ["--tokenizer-model", str(tmp_path / "t.json"), "--append-eod", *(["--parse-special-tokens"] * parse)]
+    assert run(path, *flags, tokenizer=None) == 0
+    ids = documents(tmp_path)[0][0]
+    assert (ids[-1], ids.count(tokenizer.eod)) == (tokenizer.eod, 1 + parse)
+    assert json.loads((tmp_path / "out_text_document.json").read_text())["parse_special_tokens"] is parse
+    with pytest.raises(UserError, match="overwrite"):
+        run(path, *flags[:3], *(["--parse-special-tokens"] * (not parse)), tokenizer=None)
 
 
 def test_preprocessing_does_not_import_torch():

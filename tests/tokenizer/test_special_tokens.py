@@ -3,6 +3,7 @@ library behind it does with its own switch. A conversation has what stands in fr
 
 import io
 import json
+import warnings
 
 import pytest
 import sentencepiece
@@ -14,7 +15,7 @@ from megascratch.data.conversations import Message, Template, encode_conversatio
 from megascratch.data.encode import Encoder, Job
 from megascratch.data.records import Batch, Reading
 from megascratch.tokenizer import sentence_piece
-from megascratch.tokenizer.hostile import probe
+from megascratch.tokenizer.hostile import probe, random_texts
 from megascratch.tokenizer.hugging_face import HuggingFaceTokenizer
 from megascratch.tokenizer.interface import as_text
 from megascratch.tokenizer.kinds import dump
@@ -136,14 +137,44 @@ def model():
 
     def trained_with(**settings) -> bytes:
         made = io.BytesIO()
+        kept = {"model_type": "bpe", "normalization_rule_name": "identity", "remove_extra_whitespaces": False}
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(CODE[0].splitlines()), model_writer=made, vocab_size=500, model_type="bpe",
-            normalization_rule_name="identity", remove_extra_whitespaces=False, byte_fallback=True, minloglevel=2,
-            **settings,
+            sentence_iterator=iter(CODE[0].splitlines()), model_writer=made, vocab_size=500, byte_fallback=True,
+            minloglevel=2, **(kept | settings),
         )  # fmt: skip
         return made.getvalue()
 
     return trained_with
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"add_dummy_prefix": False}, {"add_dummy_prefix": True},
+        {"normalization_rule_name": "nmt_nfkc", "remove_extra_whitespaces": True},
+        {"add_dummy_prefix": False, "model_type": "unigram"},
+    ],
+    ids=["identity", "dummy prefix", "nmt_nfkc", "unigram"],
+)  # fmt: skip
+def test_a_model_from_elsewhere_reads_u_2581_and_control_symbols_as_sentencepiece(model, settings):
+    content = model(**settings)
+    theirs = sentencepiece.SentencePieceProcessor(model_proto=content)
+    ours = sentence_piece.SentencePieceTokenizer(content)
+    texts = [as_text(text) for text in random_texts(7, 400, ["\u2581", " \u2581 ", "<s>", "</s>", "<0x41>", "<unk>"])]
+    wanted = [theirs.encode(text) for text in texts]
+    assert [ours.encode(text) for text in texts] == wanted
+    assert ours.encode_batch(texts).ids.tolist() == [id for ids in wanted for id in ids]
+
+
+@pytest.mark.parametrize("text", ["a\u2581b", "a<eod>b", f"</s>{END}"])
+def test_a_special_character_in_the_first_text_does_not_cost_the_fast_engine(text):
+    for tokenizer in (sentence_piece.SentencePieceTokenizer(sentence_piece.train(CODE, 500)),
+                      HuggingFaceTokenizer(trained("gpt2").record())):  # fmt: skip
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            ids = tokenizer.encode_batch([text, "plain"]).ids.tolist()
+        assert ids == tokenizer.encode(text) + tokenizer.encode("plain")
+        assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
 @pytest.mark.parametrize("prefix", [False, True])

@@ -1,8 +1,11 @@
 """A tokenizer is proved, converted and measured: what holds is said, what does not is refused or fails."""
 
+import io
 import json
 
 import pytest
+import sentencepiece
+import tokenizers as library
 
 from megascratch import tokenizer as tokenizers
 from megascratch.commands.tokenizer import main
@@ -10,7 +13,9 @@ from megascratch.config.errors import UserError
 from megascratch.tokenizer import hugging_face, sentence_piece
 from megascratch.tokenizer.check import check
 from megascratch.tokenizer.convert import convert
+from megascratch.tokenizer.hostile import probe, random_texts
 from megascratch.tokenizer.hugging_face import HuggingFaceTokenizer
+from megascratch.tokenizer.interface import as_text
 from megascratch.tokenizer.kinds import dump
 from megascratch.tokenizer.plain import ByteTokenizer, CharTokenizer
 from megascratch.tokenizer.vocabulary import write_ranks
@@ -92,6 +97,38 @@ def test_a_conversion_keeps_every_id(folder, tmp_path, source, output, options):
         assert tokenizers.load(None, tmp_path / output).fingerprint == new.fingerprint
     else:
         assert convert(tmp_path / output, tmp_path / "back.json", split="o200k").fingerprint == new.fingerprint
+
+
+@pytest.mark.parametrize("source", ["bpe.model", "foreign.model"])
+def test_a_converted_model_has_the_ids_for_special_words_and_u_2581_too(folder, tmp_path, source):
+    """In every reading of ours, and as Hugging Face's library reads the file."""
+    foreign = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(CODE[0].splitlines()), model_writer=foreign, vocab_size=500, model_type="bpe",
+        normalization_rule_name="identity", remove_extra_whitespaces=False, byte_fallback=True, minloglevel=2,
+    )  # fmt: skip
+    path = folder / source
+    if source == "foreign.model":
+        path.write_bytes(foreign.getvalue())
+    new, old = convert(path, tmp_path / "new.json"), tokenizers.load(None, path)
+    theirs = library.Tokenizer.from_file(str(tmp_path / "new.json"))
+    words = ["<eod>", "</s>", "<s>", "<unk>", "\u2581", " \u2581", "\u2581\u2581 "]
+    texts = [as_text(text) for text in [*probe(words), *random_texts(9, 300, words)]]
+    for text in texts:
+        wanted = old.encode(text)
+        assert theirs.encode(text).ids == wanted
+        assert new.encode(text) == new.encode(text, True) == old.encode(text, True) == wanted
+    assert (new.eod, new.vocab_size) == (old.eod, old.vocab_size)
+
+
+def test_a_conversion_that_would_read_an_added_word_otherwise_is_refused(tmp_path):
+    """Ranks have special tokens alone; this word is found in every text."""
+    record = trained("gpt2").record()
+    record["added_tokens"].append(record["added_tokens"][0] | {"id": 1500, "content": "<think>", "special": False})
+    (tmp_path / "t.json").write_bytes(dump(record))
+    with pytest.raises(UserError, match=r"the ids would differ on 'a<think>.*nothing written"):
+        convert(tmp_path / "t.json", tmp_path / "t.tiktoken")
+    assert not (tmp_path / "t.tiktoken").exists()
 
 
 @pytest.mark.parametrize(
