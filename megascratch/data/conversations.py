@@ -112,15 +112,15 @@ def _filled(tokenizer: Tokenizer, own: Sequence[str], foreign: str, parse_specia
     ids = tokenizer.encode_bare(foreign.join(own), True, continues)
     if parse_specials:
         return ids
+    specials_of_own = sum(_count_specials(tokenizer, tokenizer.encode_bare(text, True, True)) for text in own)
+    if _count_specials(tokenizer, ids) == specials_of_own:
+        return ids
     apart: list[int] = []
-    specials_of_own = 0
     for number, text in enumerate(own):
         if number:
             apart += tokenizer.encode_bare(foreign, False, continues or bool(apart))
-        its = tokenizer.encode_bare(text, True, continues or bool(apart))
-        specials_of_own += _count_specials(tokenizer, its)
-        apart += its
-    return ids if _count_specials(tokenizer, ids) == specials_of_own else apart
+        apart += tokenizer.encode_bare(text, True, continues or bool(apart))
+    return apart
 
 
 def _count_specials(tokenizer: Tokenizer, ids: Sequence[int]) -> int:

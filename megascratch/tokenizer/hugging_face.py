@@ -110,23 +110,13 @@ class HuggingFaceTokenizer(Tokenizer):
             self._encode[parse_specials] = self._fastest(clean, parse_specials)
         encode = self._encode[parse_specials]
         bare = [encode(text) for text in clean]
-        for place in [] if parse_specials else self._with_made(bare):
-            bare[place] = self.reference(clean[place])
         return joined(self._around(bare) if around else bare)
-
-    def _with_made(self, texts: Sequence[np.ndarray]) -> list[int]:
-        """The places of the texts in which the model made a special token."""
-        ids, lengths = joined(texts)
-        if not self._made or not len(ids) or ids.max() < min(self._made):  # special tokens are mostly the last ids
-            return []
-        made = np.zeros(self.vocab_size, dtype=bool)
-        made[list(self._made)] = True
-        places = np.searchsorted(np.cumsum(lengths), np.flatnonzero(made[ids]), side="right")
-        return [int(place) for place in np.unique(places)]
 
     def _fastest(self, texts: Sequence[str], parse_specials: bool) -> engine.Encode:
         whole = self._json
-        if not parse_specials:
+        if not parse_specials and self._made:
+            whole = json.dumps(special_tokens.without(self.record, self.special_words))
+        elif not parse_specials:
             others = [token for token in self._added if token["content"] not in self.special_words]
             whole = self._json_with(self._added, others)
         words = [*{**self.specials, **self.special_words}]

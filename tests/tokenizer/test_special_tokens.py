@@ -131,6 +131,21 @@ def test_a_model_that_knows_a_special_token_as_a_word_cannot_be_made_to_say_it(r
     assert end in ours.encode(text, parse_specials=True)
 
 
+def test_words_taken_whole_do_not_make_a_special_token_either():
+    """The fast engine takes the whole word from the vocabulary, as the library does."""
+    record = trained("llama3")._replace(specials={"EOT": 1500}, whole_words=True).record()
+    theirs = library.Tokenizer.from_str(json.dumps(record))
+    theirs.encode_special_tokens = True
+    ours = HuggingFaceTokenizer(record)
+    assert theirs.encode("EOT").ids == [1500]
+    assert 1500 not in ours.encode("EOT") and ours.decode(ours.encode("EOT")) == "EOT"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # that the fast engine is not used
+        ids = ours.encode_batch(["plain", "EOT", "x EOT", "1EOT"]).ids
+    alone = [ours.encode(text) for text in ("plain", "EOT", "x EOT", "1EOT")]
+    assert 1500 not in ids and ids.tolist() == [number for ids in alone for number in ids]
+
+
 @pytest.fixture(scope="module")
 def model():
     """`user_defined` and other settings of SentencePiece's trainer -> a model that changes nothing."""
@@ -263,9 +278,12 @@ def test_a_message_cannot_forge_a_turn_or_an_end_of_document():
 def test_a_conversation_without_special_text_keeps_its_ids():
     """Content and end of turn are one text where no special token separates them."""
     tokenizer = HuggingFaceTokenizer(trained("gpt2").record())
-    ids, _ = encode_conversation(TALK, tokenizer, Template())
-    parts = [text for role, content in TALK for text in (f"{START}{role}\n", f"{content}{STOP}\n")]
-    assert ids.tolist() == [id for part in parts for id in tokenizer.encode(part)] + [tokenizer.eod]
+    talk = [Message("assistant", "def f():\n    ")]
+    ids, _ = encode_conversation(talk, tokenizer, Template("<{role}>", "    return"))
+    together = tokenizer.encode("<assistant>") + tokenizer.encode("def f():\n        return") + [tokenizer.eod]
+    assert ids.tolist() == together
+    apart = tokenizer.encode("<assistant>def f():\n    ") + tokenizer.encode("    return") + [tokenizer.eod]
+    assert apart != together
 
 
 def test_sentences_of_a_document_have_one_begin_of_text(tmp_path):
