@@ -115,6 +115,8 @@ def _filled(tokenizer: Tokenizer, own: Sequence[str], foreign: str, parse_specia
     specials_of_own = sum(_count_specials(tokenizer, tokenizer.encode_bare(text, True, True)) for text in own)
     if _count_specials(tokenizer, ids) == specials_of_own:
         return ids
+    if tokenizer.encode_bare(foreign, True) == tokenizer.encode_bare(foreign, False):
+        return ids  # a character that the vocabulary does not know
     apart: list[int] = []
     for number, text in enumerate(own):
         if number:

@@ -37,7 +37,8 @@ class Tokenizer(ABC):
     specials: Mapping[str, int] = {}
     """Words that become one id wherever they stand in a text, where special tokens are read as such."""
     special_words: Mapping[str, int] = {}
-    """How special tokens are written; plain text never becomes one of these ids."""
+    """How special tokens are written; plain text never becomes one of these ids, but for the one that stands for what
+    is unknown."""
     before: Sequence[int] = ()
     """Ids that stand in front of every whole text, such as the begin of text."""
     after: Sequence[int] = ()

@@ -13,16 +13,14 @@ from typing import Any
 
 
 def plain_words(record: dict[str, Any], roles: Iterable[int | None]) -> dict[str, int]:
-    """Word -> id of the tokens that plain text never becomes: special ones, and those of the ids in `roles`, but for
-    the one that stands for what is unknown."""
-    unknown = unknown_word(record["model"])
+    """Word -> id of special tokens and of the ids in `roles`: what is written so is no such token in plain text."""
     ids = set(roles)
     words = {}
     for token in record["added_tokens"]:
-        if (token.get("special") or token["id"] in ids) and token["content"] != unknown:
+        if token.get("special") or token["id"] in ids:
             words[token["content"]] = token["id"]
     for word, number in _entries(record["model"]):
-        if number in ids and word != unknown:
+        if number in ids:
             words[word] = number
     return words
 
@@ -43,7 +41,8 @@ def switched_off(record: dict[str, Any], words: Iterable[str]) -> list[dict[str,
 
 
 def without(record: dict[str, Any], words: Iterable[str]) -> dict[str, Any]:
-    """The record with a name that no text can guess in the place of each word; every id stays."""
+    """The record with a name that no text can guess in the place of each word; every id stays, and what has no token
+    is still unknown."""
     other = {word: f"<{secrets.token_hex(16)}>" for word in words}
     model = record["model"]
     vocab = model["vocab"]
@@ -52,6 +51,8 @@ def without(record: dict[str, Any], words: Iterable[str]) -> dict[str, Any]:
     else:
         vocab = [[other.get(word, word), score] for word, score in vocab]
     model = model | {"vocab": vocab}
+    if model.get("unk_token") in other:
+        model["unk_token"] = other[model["unk_token"]]
     if model.get("merges"):
         model["merges"] = [
             [left, right] for left, right in model["merges"] if not {left, right, left + right}.intersection(other)
