@@ -79,7 +79,7 @@ def built_once(folder: Path, key: Mapping[str, Any], build: Callable[[], Mapping
 def digest_of(folder: Path, key: Mapping[str, Any]) -> str:
     """What tells the stored arrays of a key from others; "none" where there are none. They are not read again."""
     record = _record(_home(folder, json.dumps(key, sort_keys=True)))
-    return record["digest"] if record else "none"
+    return _own_digest(record["arrays"], None) if record else "none"
 
 
 def damaged_caches(folder: Path) -> Iterator[Path]:

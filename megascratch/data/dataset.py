@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from megascratch.config.errors import UserError
-from megascratch.data.cache import Arrays, built_once
+from megascratch.data.cache import Arrays, built_once, digest_of
 from megascratch.data.indices import blend, permutation, pieces_between, sample_index, stream_key
 
 FORMAT = 2  # of the cached indices; part of their key
@@ -69,6 +69,18 @@ class OneSource(ABC):
     """A data set whose every sample is made of pieces of one source."""
 
     source: Source
+    cache: Path | None
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def index_keys(self) -> list[dict[str, Any]]:
+        """Keys in the index cache of what was opened so far."""
+
+    def index_digests(self) -> list[str]:
+        """Of what was opened of the index cache so far: equal on machines that read the same order."""
+        return [] if self.cache is None else [digest_of(self.cache, key) for key in self.index_keys()]
 
     @abstractmethod
     def pieces(self, number: int) -> np.ndarray:
@@ -143,6 +155,9 @@ class Corpus(OneSource):
             if len(self._epochs) > EPOCHS_KEPT:
                 self._epochs.popitem(last=False)
         return self._epochs[epoch]
+
+    def index_keys(self) -> list[dict[str, Any]]:
+        return [self._key(epoch) for epoch in self._epochs]
 
     def _key(self, epoch: int) -> dict[str, Any]:
         """Everything that shapes the index of an epoch."""

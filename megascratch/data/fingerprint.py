@@ -13,16 +13,60 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import xxhash
+
 from megascratch.config.errors import UserError
+from megascratch.data.digests import Digests, read_digests
 from megascratch.data.indexed import Reader, bin_path, idx_path
 from megascratch.data.loss_mask import has_mask, mask_prefix
+from megascratch.data.splits import Splits
 
 PIECES, PIECE_BYTES = 64, 1 << 16
+UNRECORDED = "none"
 
 
 def fingerprints(corpora: Mapping[str, Reader]) -> dict[str, dict[str, Any]]:
     """The digests of every file of the corpora. Raises: UserError where a file cannot be read (any more)."""
     return {prefix: _corpus(reader) for prefix, reader in corpora.items()}
+
+
+def recorded(corpora: Mapping[str, Reader]) -> dict[str, str]:
+    """For each corpus the digest of what its pair was when it was written, a loss mask included."""
+    found = {}
+    for prefix, reader in corpora.items():
+        found[f"digests {prefix}"] = _pair(reader.digests)
+        if has_mask(reader.files):
+            found[f"digests {mask_prefix(prefix)}"] = _pair(read_digests(mask_prefix(reader.files)))
+    return found
+
+
+def _pair(digests: Digests | None) -> str:
+    if digests is None:
+        return UNRECORDED
+    both = xxhash.xxh3_128(digests.idx.digest)
+    both.update(digests.blocks.data)
+    return both.hexdigest()
+
+
+def unrecorded(corpora: Mapping[str, Reader]) -> list[str]:
+    """One sentence where the digests of corpora are missing; nothing where all are there."""
+    missing = [name.removeprefix("digests ") for name, digest in recorded(corpora).items() if digest == UNRECORDED]
+    if not missing:
+        return []
+    names = ", ".join(missing)
+    return [f"no digests beside {names}, so damage would not be seen: megascratch data record {missing[0]}"]
+
+
+def opened_orders(splits: Splits, first_sample: int) -> dict[str, str]:
+    """What tells the order in which this machine will read from another's: the first sample, and its index caches."""
+    assert splits.train is not None
+    sample = np.ascontiguousarray(splits.train[first_sample], dtype=np.int64)
+    caches = sorted(digest for part in splits.ordered for digest in part.index_digests())
+    return {
+        f"sample {first_sample}": xxhash.xxh3_128_hexdigest(sample.tobytes()),
+        "index caches": xxhash.xxh3_128_hexdigest(" ".join(caches).encode()) if caches else "none",
+    }
 
 
 def _corpus(reader: Reader) -> dict[str, Any]:

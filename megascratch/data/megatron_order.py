@@ -81,6 +81,7 @@ class MegatronCorpus(OneSource):
         cache: Path | None,
     ):
         self.source, self.first, self.stop, self.seq_length, self.seed = source, first, stop, seq_length, seed
+        self.cache = cache
         tokens = int(source.lengths[first:stop].sum(dtype=np.int64))
         self.epochs = epochs(max(tokens, 1), wanted, seq_length)
         if self.epochs.samples < 1 or tokens == 0:
@@ -102,6 +103,9 @@ class MegatronCorpus(OneSource):
             return NO_PIECES
         cut = int(self.order[number])
         return pieces_between(self.source.lengths, self.documents, *self.cuts[cut : cut + 2].ravel().tolist())
+
+    def index_keys(self) -> list[dict[str, Any]]:
+        return [self._key()]
 
     def _key(self) -> dict[str, Any]:
         """Everything that shapes the index."""

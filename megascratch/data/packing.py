@@ -35,7 +35,7 @@ class Packed(OneSource):
         self, source: Source, first: int, stop: int, *, seq_length: int, seed: int, finite: bool, cache: Path | None
     ):
         self.source, self.first, self.stop = source, first, stop
-        self.seq_length, self.seed, self.finite = seq_length, seed, finite
+        self.seq_length, self.seed, self.finite, self.cache = seq_length, seed, finite, cache
         arrays = built_once(cache, self._key(), self._build) if cache else self._build()
         self.rows, self.ends = arrays["pieces"], arrays["ends"]
         self._shuffled: tuple[int, np.ndarray] | None = None
@@ -62,6 +62,9 @@ class Packed(OneSource):
         if self._shuffled is None or self._shuffled[0] != epoch:
             self._shuffled = epoch, permutation(len(self), stream_key(self.seed, epoch, SAMPLES))
         return self._shuffled[1]
+
+    def index_keys(self) -> list[dict[str, Any]]:
+        return [self._key()]
 
     def _key(self) -> dict[str, Any]:
         """Everything that shapes the index."""

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from megascratch.config.errors import Problems, UserError
 from megascratch.config.settings import DataConfig
-from megascratch.data.dataset import Blend, Corpus, Dataset, Source
+from megascratch.data.dataset import Blend, Corpus, Dataset, OneSource, Source
 from megascratch.data.fill_in_middle import Choices, FillInMiddle
 from megascratch.data.indexed import Reader
 from megascratch.data.loss_mask import Masked, has_mask
@@ -30,6 +30,8 @@ class Splits(NamedTuple):
     test: Dataset | None
     corpora: Mapping[str, Reader]
     """Every corpus that was opened, by the name that was given."""
+    ordered: Sequence[OneSource] = ()
+    """Every part of a corpus in the order in which a split reads it; each knows what it opened of the index cache."""
 
 
 def open_splits(
@@ -75,7 +77,7 @@ def open_splits(
         prefix, middle, suffix = (data.fim_prefix_id or 0, data.fim_middle_id or 0, data.fim_suffix_id or 0)
         choices = Choices(data.fim_rate, data.fim_spm_rate, prefix, middle, suffix)
         train = FillInMiddle(train, choices, seed=seed, eod=eod)
-    return Splits(train, valid, test, opener.readers)
+    return Splits(train, valid, test, opener.readers, opener.ordered)
 
 
 def _words_of(
@@ -100,6 +102,7 @@ class _Opener:
         self.data, self.seed, self.vocab_size, self.fingerprint = data, seed, vocab_size, fingerprint
         self.wanted, self.read = wanted, read
         self.readers: dict[str, Reader] = {}
+        self.ordered: list[OneSource] = []
 
     def open_all(self, prefixes: Sequence[str]) -> None:
         """Raises: UserError with everything that is wrong with any of the corpora."""
@@ -166,6 +169,10 @@ class _Opener:
         return self._ordered(Masked(reader) if has_mask(prefix) else reader, limits, name, wanted, self._cache(prefix))
 
     def _ordered(self, source: Source, limits: Range, name: str, wanted: int | None, cache: Path | None) -> Dataset:
+        self.ordered.append(self._in_order(source, limits, name, wanted, cache))
+        return self.ordered[-1]
+
+    def _in_order(self, source: Source, limits: Range, name: str, wanted: int | None, cache: Path | None) -> OneSource:
         """Sequences [first, stop) in the order that is asked for; `wanted` samples are enough (None: one epoch)."""
         length, seed = self.data.seq_length, self.seed
         if self.data.data_order == "megatron":

@@ -39,6 +39,12 @@ def check_resume(
     return notices
 
 
+def consumed_samples(start: Place) -> int:
+    """How many samples a checkpoint has behind it; `check_resume` has judged it before."""
+    consumed = read_manifest(start).state.get("train_state", {}).get("consumed_samples", 0)
+    return consumed if isinstance(consumed, int) else 0
+
+
 def manifest_digest(start: Place) -> str:
     """sha256 of what a checkpoint says it holds: two ranks that load the same one see the same."""
     return hashlib.sha256(manifest_text(start)).hexdigest()

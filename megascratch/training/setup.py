@@ -17,7 +17,7 @@ from megascratch.config.errors import SettingError, UserError
 from megascratch.config.settings import Config
 from megascratch.data.batch import Batch
 from megascratch.data.dataset import Dataset
-from megascratch.data.fingerprint import fingerprints
+from megascratch.data.fingerprint import fingerprints, opened_orders, recorded, unrecorded
 from megascratch.data.loader import microbatches
 from megascratch.data.splits import Splits
 from megascratch.data.without import merged
@@ -34,7 +34,7 @@ from megascratch.training.hardware import choose_device, keep_freed_memory
 from megascratch.training.inputs import Inputs, open_inputs
 from megascratch.training.journal import skipped_samples
 from megascratch.training.learned import require_something_to_learn
-from megascratch.training.resume import check_resume, hash_of, manifest_digest
+from megascratch.training.resume import check_resume, consumed_samples, hash_of, manifest_digest
 from megascratch.training.saving import make_ready, open_saver, resume
 from megascratch.training.state import TrainState
 from megascratch.training.trainer import Trainer
@@ -68,6 +68,7 @@ class _Ready(NamedTuple):
     inputs: Inputs
     start: Place | None  # the checkpoint to go on from
     files: DataFiles
+    orders: dict[str, str]  # digests of what it will read, and in which order
     traced_step: int | None
     device: torch.device
     notices: list[str]
@@ -127,7 +128,7 @@ def _agreed(config: Config, meeting: Meeting | None) -> _Ready:
         "skipped samples": str(skipped_samples(start.parent)) if start else "none",
         "schedule": hash_of(config.parallel.pipeline_schedule_csv),
         "device": ready.device.type,
-    }
+    } | ready.orders
     require_agreement(meeting, Found(facts_of(ready.inputs.config, ready.files, others)))
     return ready
 
@@ -142,7 +143,8 @@ def _ready(config: Config) -> _Ready:
     traced_step = _traced_step(config, _step_of(start), total_steps)
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     device = choose_device(config.training.device, local_rank, config.parallel.distributed_backend)
-    return _Ready(inputs, start, files, traced_step, device, notices)
+    orders = recorded(splits.corpora) | opened_orders(splits, consumed_samples(start) if start else 0)
+    return _Ready(inputs, start, files, orders, traced_step, device, [*unrecorded(splits.corpora), *notices])
 
 
 def saved_state(run: Run) -> dict:

@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 
 from megascratch.config.errors import UserError
-from megascratch.data import fingerprint
-from megascratch.data.fingerprint import fingerprints, sampled
+from megascratch.config.settings import DataConfig
+from megascratch.data import fingerprint, indices
+from megascratch.data.digests import digests_path
+from megascratch.data.fingerprint import fingerprints, opened_orders, recorded, sampled, unrecorded
 from megascratch.data.indexed import Reader
+from megascratch.data.splits import open_splits
 from tests.data.corpora import write
 
 TEXT = [np.arange(50) + i for i in range(20)]
@@ -66,3 +69,49 @@ def test_a_loss_mask_belongs_to_its_corpus(tmp_path):
 def test_a_file_that_went_away_is_named(tmp_path):
     with pytest.raises(UserError, match=r"gone\.bin cannot be read: No such file"):
         sampled(tmp_path / "gone.bin")
+
+
+def order_of(prefix, cache, **settings):
+    data = DataConfig(data_path=[prefix], split="1", seq_length=8, data_cache_path=str(cache), **settings)
+    return opened_orders(open_splits(data, seed=1, vocab_size=99, train_samples=9), 5)
+
+
+@pytest.mark.parametrize("settings", [{}, {"packing": "best-fit"}, {"data_order": "megatron"}], ids=str)
+def test_nodes_that_read_another_order_differ_before_they_start(tmp_path, monkeypatch, settings):
+    prefix = write(tmp_path / "a", TEXT)
+    sound = order_of(prefix, tmp_path / "one", **settings)
+    assert order_of(prefix, tmp_path / "two", **settings) == sound
+    with monkeypatch.context() as patch:
+        for module, name in (("dataset", "permutation"), ("packing", "permutation"), ("packing", "best_fit"),
+                             ("megatron_order", "legacy_shuffle")):  # fmt: skip
+            patch.setattr(f"megascratch.data.{module}.{name}", wrong(name))
+        other = order_of(prefix, tmp_path / "three", **settings)
+    assert other["index caches"] != sound["index caches"]
+    assert order_of(prefix, tmp_path / "three", **settings)["index caches"] == other["index caches"], "it stays there"
+
+
+def wrong(name):
+    """Two neighbours changed in what the sound function makes."""
+    sound = getattr(indices, name)
+
+    def changed(*arguments):
+        made = sound(*arguments)
+        array = arguments[0] if made is None else made[0] if isinstance(made, tuple) else made
+        if len(array) > 1:
+            array[[0, 1]] = array[[1, 0]]
+        return made
+
+    return changed
+
+
+def test_what_was_recorded_tells_corpora_apart_and_a_missing_record_is_told_once(tmp_path):
+    a, b = write(tmp_path / "a", TEXT), write(tmp_path / "b", TEXT)
+    c = write(tmp_path / "c", [TEXT[0] + 1, *TEXT[1:]])
+    digests = recorded({name: Reader(name) for name in (a, b, c)})
+    assert digests[f"digests {a}"] == digests[f"digests {b}"] != digests[f"digests {c}"]
+    assert unrecorded({a: Reader(a)}) == []
+    digests_path(a).unlink()
+    digests_path(c).unlink()
+    (notice,) = unrecorded({name: Reader(name) for name in (a, b, c)})
+    assert notice.startswith(f"no digests beside {a}, {c}, so")
+    assert recorded({a: Reader(a)}) == {f"digests {a}": "none"}

@@ -62,6 +62,8 @@ def test_changed_data_is_refused_with_both_digests_and_moved_data_is_not(run, ca
     assert "the same tokens under another name" in capsys.readouterr().out
     good = (folder / "corpus.bin").read_bytes()
     (folder / "corpus.bin").write_bytes(good[:-2] + b"\x01\x00")
+    again = ["data", "record", str(folder / "corpus"), "--overwrite"]
+    assert main(again) == 0
     words = flags(folder / "on", **settings)
     try:
         refused(capsys, words, f"{settings['data_path']}.bin is not the file", "bytes, sha256", "and is now",
@@ -69,6 +71,7 @@ def test_changed_data_is_refused_with_both_digests_and_moved_data_is_not(run, ca
         assert main([*words, "--force-resume", "data_files"]) == 0
     finally:
         (folder / "corpus.bin").write_bytes(good)
+        assert main(again) == 0
 
 
 def test_what_is_forced_must_be_something_that_can_be(tmp_path, capsys):
