@@ -64,6 +64,7 @@ def test_changed_data_is_refused_with_both_digests_and_moved_data_is_not(run, ca
     (folder / "corpus.bin").write_bytes(good[:-2] + b"\x01\x00")
     again = ["data", "record", str(folder / "corpus"), "--overwrite"]
     assert main(again) == 0
+    capsys.readouterr()
     words = flags(folder / "on", **settings)
     try:
         refused(capsys, words, f"{settings['data_path']}.bin is not the file", "bytes, sha256", "and is now",
