@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
     _require_tokenizer(job)
     total = None if any(not source.regular for source in sources) else sum(source.bytes for source in sources)
     with Progress(options.log_interval, total) as progress:
-        merge = preprocess(job, sources, output, _engine(options), progress)
+        merge = preprocess(job, sources, output, _engine(options, sources), progress)
     _say_where(job, output, progress, wrote=merge is not None)
     if merge is not None:
         print(progress.summary(merge.counts, merge.bad))
@@ -159,10 +159,12 @@ def _job(options: argparse.Namespace, output: Output) -> Job:
     )
 
 
-def _engine(options: argparse.Namespace) -> Engine:
+def _engine(options: argparse.Namespace, sources: list[Source]) -> Engine:
+    """A broken Parquet file can abort its reader, so another process than this one reads them."""
     if options.engine == "ray":
         return on_ray
-    return in_process if options.workers == 1 else partial(on_processes, count=options.workers)
+    alone = options.workers == 1 and all(source.format != "parquet" for source in sources)
+    return in_process if alone else partial(on_processes, count=options.workers)
 
 
 def _say_where(job: Job, output: Output, progress: Progress, wrote: bool) -> None:

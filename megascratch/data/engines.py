@@ -17,7 +17,8 @@ from multiprocessing.process import BaseProcess
 from megascratch.config.errors import UserError
 from megascratch.config.warned import plain_warnings
 from megascratch.data.encode import Job, Step, encode_piece, forget_tokenizer
-from megascratch.data.pieces import Piece
+from megascratch.data.parquet_sizes import death_in_words
+from megascratch.data.pieces import Piece, Span
 from megascratch.data.shards import Summary
 from megascratch.data.sources import needed
 
@@ -51,6 +52,7 @@ class _Worker:
         spawn = multiprocessing.get_context("spawn")  # the same on every system, and safe whatever threads are running
         self.pipe, theirs = spawn.Pipe()
         self.pieces: deque[Piece] = deque()
+        self.raw_bytes = 0  # of the first of them, as far as it is encoded
         self.process: BaseProcess = spawn.Process(target=_serve, args=(theirs, job, warns), daemon=True)
         self.process.start()
         theirs.close()  # else this process would hold the pipe of a dead worker open
@@ -104,6 +106,9 @@ class _Pool:
                 raise event
             if isinstance(event, Summary):
                 worker.pieces.popleft()
+                worker.raw_bytes = 0
+            else:
+                worker.raw_bytes += event.raw_bytes
             yield event
 
     def _bury(self, worker: _Worker) -> None:
@@ -115,8 +120,11 @@ class _Pool:
         if first:
             self._deaths[first.number] = self._deaths.get(first.number, 0) + 1
             if self._deaths[first.number] == DEATHS:
+                span = _span_at(first, worker.raw_bytes)
+                if span.format == "parquet":
+                    raise UserError(f"{span.name} cannot be read as Parquet: {death_in_words(worker.process.exitcode)}")
                 raise UserError(
-                    f"{DEATHS} worker processes died on {first.spans[0].name} from byte {first.spans[0].start:,} on "
+                    f"{DEATHS} worker processes died on {span.name} from byte {span.start:,} on "
                     f"(exit code {worker.process.exitcode}; -9 is often too little memory); free memory, or use fewer "
                     f"--workers or a smaller --max-document-bytes"
                 )
@@ -124,6 +132,15 @@ class _Pool:
     def end(self) -> None:
         for worker in self._workers:
             worker.end()
+
+
+def _span_at(piece: Piece, raw_bytes: int) -> Span:
+    """The part of a piece that is read when so many of its bytes are encoded."""
+    for span in piece.spans:
+        if raw_bytes < span.raw_bytes:
+            return span
+        raw_bytes -= span.raw_bytes
+    return piece.spans[-1]
 
 
 def _serve(pipe: Connection, job: Job, warns: bool) -> None:

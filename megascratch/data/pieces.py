@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from megascratch.data.parquet import row_group_bytes
+from megascratch.data.parquet_sizes import RowGroupSizes
 from megascratch.data.sources import Source, unreadable
 
 LEAF_BYTES = 1 << 22
@@ -60,14 +60,17 @@ def shard_bytes(sources: Sequence[Source], partitions: int, asked: int | None) -
 
 def cut(sources: Sequence[Source], size: int, sample_by: str, keys: Sequence[str]) -> Iterator[Span]:
     """The parts of all regular files, in order. Raises: UserError where a Parquet file lacks a key."""
-    for place, source in enumerate(sources):
-        yield from spans_of(place, source, size, sample_by, keys)
+    with RowGroupSizes() as sizes:
+        for place, source in enumerate(sources):
+            yield from spans_of(place, source, size, sample_by, keys, sizes)
 
 
-def spans_of(place: int, source: Source, size: int, sample_by: str, keys: Sequence[str]) -> Iterator[Span]:
+def spans_of(
+    place: int, source: Source, size: int, sample_by: str, keys: Sequence[str], sizes: RowGroupSizes
+) -> Iterator[Span]:
     """The parts of one file."""
     if source.format == "parquet" and not source.compression:
-        yield from _row_groups(place, source, size, row_group_bytes(source.path, keys))
+        yield from _row_groups(place, source, size, sizes.of(source.path, keys))
     elif source.compression or (source.format == "text" and sample_by == "document"):
         yield whole(place, source)
     else:

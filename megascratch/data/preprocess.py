@@ -17,6 +17,7 @@ from megascratch.data.engines import Engine
 from megascratch.data.feed import copied
 from megascratch.data.indexed import token_dtype
 from megascratch.data.merge import Merge, place
+from megascratch.data.parquet_sizes import RowGroupSizes
 from megascratch.data.pieces import Piece, Span, file_digest, gather, spans_of
 from megascratch.data.shard_folder import Plan, Refused, holds_shards, locked, plan_digest, remove, settle
 from megascratch.data.shards import Summary, read_summary, writing
@@ -203,13 +204,14 @@ class _Run:
 
     def _spans(self) -> Iterator[Span]:
         size, reading = self._output.shard_bytes, self._job.reading
-        for number, source in enumerate(self._sources):
-            lines = source.format == "jsonl" or (source.format == "text" and reading.sample_by == "line")
-            large = self._output.cut_packed and source.compression and source.bytes > size and lines
-            if large or not source.regular:
-                yield from copied(number, source, self._folder, size, reading.longest, lines)
-            else:
-                yield from spans_of(number, source, size, reading.sample_by, reading.keys)
+        with RowGroupSizes() as sizes:
+            for number, source in enumerate(self._sources):
+                lines = source.format == "jsonl" or (source.format == "text" and reading.sample_by == "line")
+                large = self._output.cut_packed and source.compression and source.bytes > size and lines
+                if large or not source.regular:
+                    yield from copied(number, source, self._folder, size, reading.longest, lines)
+                else:
+                    yield from spans_of(number, source, size, reading.sample_by, reading.keys, sizes)
 
     def _manifest(self, merge: Merge, key: int) -> dict[str, Any]:
         counts, words = merge.counts[key], self._words
