@@ -11,6 +11,7 @@ from megascratch.verification.layouts import name_of
 from megascratch.verification.measure import Trace, one_process
 from tests.laws.breaks import BREAKS, run_broken
 from tests.laws.breaks.alike import ALIKE, in_force, on_broken_ranks
+from tests.laws.breaks.gaps import with_gaps
 from tests.laws.breaks.state import resumed
 from tests.laws.runs import STEPS, assert_same, config_of, gathered, serial, trace, train_on_rank
 from tests.pool import RankFailed, on_ranks
@@ -26,8 +27,10 @@ IN_EVERY_RUN = (
     "reading ahead takes the live position",
     "a blend's block is stale from sample 65,536 on",
     "the last partial round of a validation is dropped",
+    "each stage asks itself whether a step has tokens",
 )
-LAWS = {train_on_rank: "a layout never changes the model", resumed: "a resumed run is the undisturbed one"}
+LAWS = {train_on_rank: "a layout never changes the model", resumed: "a resumed run is the undisturbed one",
+        with_gaps: "what one rank lacks, or all of them, changes no layout"}  # fmt: skip
 SOUND: set[Callable] = set()  # other laws that the sound code was seen to pass
 
 

@@ -2,17 +2,17 @@
 
 A break replaces a function or a method for one run; the model's definition stays as it is, only how it is laid out is
 wrong, as it would be after a plausible mistake. `space.py`: where things lie; `time.py`: when they happen; `gather.py`:
-when ZeRO-1's weights are awaited; `state.py`: what survives.
+when ZeRO-1's weights are awaited; `state.py`: what survives; `gaps.py`: steps with nothing to learn.
 """
 
 from contextlib import ExitStack
 from unittest.mock import patch
 
 from megascratch.config.settings import Config
-from tests.laws.breaks import gather, space, state, time
+from tests.laws.breaks import gaps, gather, space, state, time
 from tests.laws.breaks.replacing import Break
 
-BREAKS: dict[str, Break] = {**space.BREAKS, **time.BREAKS, **gather.BREAKS, **state.BREAKS}
+BREAKS: dict[str, Break] = {**space.BREAKS, **time.BREAKS, **gather.BREAKS, **state.BREAKS, **gaps.BREAKS}
 
 
 def run_broken(name: str, config: Config, steps: int) -> tuple:
