@@ -9,6 +9,7 @@ run of the folder.
 """
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -101,7 +102,8 @@ class BadSteps:
         whole = [place_in_whole(sample, data.ranges) for sample in (read.start, read.stop - 1)]
         documents = list(dict.fromkeys((use.corpus, use.document) for use in uses))
         record: dict[str, Any] = {
-            "step": self.state.step, "wrong": result.wrong, "loss": result.global_loss, "grad_norm": result.grad_norm,
+            "step": self.state.step, "wrong": result.wrong,
+            "loss": _finite(result.global_loss), "grad_norm": _finite(result.grad_norm),
             "does": self.guard.on_bad_step, "first_sample": whole[0], "last_sample": whole[1],
             "documents": [{"sample": place_in_whole(use.sample, data.ranges), "corpus": use.corpus,
                            "document": use.document, "first_token": use.first_token, "tokens": use.tokens}
@@ -120,6 +122,11 @@ class BadSteps:
             f"bad step {self.state.step}: {result.wrong} | samples {whole[0]:,} to {whole[1]:,} | "
             f"documents {told}{more} ({where}) | {self.guard.on_bad_step}"
         )
+
+
+def _finite(number: float) -> float | None:
+    """JSON knows no nan and no infinity."""
+    return number if math.isfinite(number) else None
 
 
 def _written(folder: Place, jump: dict[str, Any]) -> int:
