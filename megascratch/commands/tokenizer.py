@@ -192,12 +192,16 @@ def _print_report(figures: Sequence[dict]) -> None:
     width = max(len(name) for name in ("bytes per token", *(each["tokenizer"] for each in figures)))
     print(f"{'bytes per token':<{width}}  {'all':>7}  " + "  ".join(f"{Path(group).name[:12]:>12}" for group in groups))
     for each in figures:
-        row = "  ".join(f"{each['groups'][group]:>12.3f}" for group in groups)
-        print(f"{each['tokenizer']:<{width}}  {each['bytes_per_token']:>7.3f}  {row}")
+        row = "  ".join(f"{_per_token(each['groups'][group]):>12}" for group in groups)
+        print(f"{each['tokenizer']:<{width}}  {_per_token(each['bytes_per_token']):>7}  {row}")
     for each in figures:
         longest = " ".join(repr(token["text"]) for token in each["longest_tokens"][:4])
         print(f"{each['tokenizer']}: {each['ids_used']:,} of {each['vocab_size']:,} ids used, "
               f"{each['texts_changed']} of {each['texts']} texts changed, longest {longest}")  # fmt: skip
+
+
+def _per_token(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
 
 
 def _texts(

@@ -57,7 +57,7 @@ class Limits:
 def gopher_quality(text: str, limits: Limits) -> Reason | None:
     """Length, length of words, symbols, bullets, ellipses, letters and stop words."""
     words = text.split()
-    if not limits.min_words <= len(words) <= limits.max_words:
+    if not max(limits.min_words, 1) <= len(words) <= limits.max_words:  # without words there are no shares of them
         return Reason("words", f"{len(words)} words, {limits.min_words} to {limits.max_words} are kept")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     alphabetic = sum(any(map(str.isalpha, word)) for word in words) / len(words)

@@ -30,11 +30,11 @@ class Usage:
     """Texts that do not come back as they were."""
     texts: int = 0
 
-    def bytes_per_token(self, group: str | None = None) -> float:
-        """Of a group, or of all."""
-        if group is not None:
-            return self.bytes[group] / max(self.tokens[group], 1)
-        return sum(self.bytes.values()) / max(sum(self.tokens.values()), 1)
+    def bytes_per_token(self, group: str | None = None) -> float | None:
+        """Of a group, or of all; None where there is no token."""
+        groups = self.bytes if group is None else [group]
+        tokens = sum(self.tokens[name] for name in groups)
+        return sum(self.bytes[name] for name in groups) / tokens if tokens else None
 
 
 def measure(
@@ -102,7 +102,8 @@ def picture(found: Sequence[Usage]) -> Figure:
     width = 0.8 / max(len(found), 1)
     for place, usage in enumerate(found):
         at = [number + place * width for number in range(len(groups))]
-        bars.bar(at, [usage.bytes_per_token(group) for group in groups], width, label=usage.name)
+        heights = [usage.bytes_per_token(group) or 0.0 for group in groups]  # no bar where there is no token
+        bars.bar(at, heights, width, label=usage.name)
         counts = np.sort(usage.counts[usage.counts > 0])[::-1]
         curves.loglog(range(1, len(counts) + 1), counts, label=f"{usage.name}: {len(counts):,} of {usage.vocab_size:,}")
     bars.set_xticks([number + 0.4 - width / 2 for number in range(len(groups))], groups, rotation=30, ha="right")

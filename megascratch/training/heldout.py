@@ -141,11 +141,16 @@ def evaluate_documents(
     Args:
         ends: the model learned ends of documents; without, the stream has none, as with a vocabulary without any.
 
-    Raises: UserError, also without text.
+    Raises: UserError, also without text, or where the tokenizer makes no token of it.
     """
     text_bytes = sum(len(text.encode()) for text in texts)
     if text_bytes == 0:
         raise UserError("there is no text to evaluate on: every document is empty")
+    if not any(documents):
+        raise UserError(
+            f"the tokenizer makes no token of {len(texts)} documents with {text_bytes:,} bytes: there is no loss to "
+            "measure; look at the input, or at --tokenizer-model"
+        )
     assert config.model.vocab_size is not None
     ends = ends and eod is not None
     stream = document_stream(documents, eod if ends else None)

@@ -1,5 +1,7 @@
 """Each published rule drops what the paper says it drops, and plain prose passes them all."""
 
+from dataclasses import replace
+
 import pytest
 
 from megascratch.curation.quality import STOP_WORDS, Limits, Reason, c4, gopher_quality, gopher_repetition
@@ -99,3 +101,8 @@ def test_the_first_of_equal_lines_and_what_occurs_once_count_nothing():
     lines = ["alphabet", "a", "bicycles", "a", "cathedral", "a", "dangerous", "a", "elephants", "furniture"]
     assert gopher_repetition("\n".join(lines), LIMITS) is None
     assert gopher_repetition("four wholly different words", LIMITS) is None
+
+
+def test_a_text_without_words_is_dropped_whatever_the_limit():
+    """There are no shares of nothing."""
+    assert gopher_quality(" \n ", replace(LIMITS, min_words=0)).rule == "words"

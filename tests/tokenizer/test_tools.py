@@ -18,6 +18,7 @@ from megascratch.tokenizer.hugging_face import HuggingFaceTokenizer
 from megascratch.tokenizer.interface import as_text
 from megascratch.tokenizer.kinds import dump
 from megascratch.tokenizer.plain import ByteTokenizer, CharTokenizer
+from megascratch.tokenizer.report import Usage
 from megascratch.tokenizer.vocabulary import write_ranks
 from tests.tokenizer.byte_level import CODE, END, trained
 
@@ -192,3 +193,8 @@ def test_a_report_that_cannot_be_written_is_refused(folder, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=law):
         main(["report", "--tokenizer-model", str(folder / "bpe.json"), "--input", str(folder / "code.txt"), *flags])
+
+
+def test_no_token_has_no_bytes_per_token():
+    usage = Usage("name", "kind", 5, bytes={"de": 4, "en": 6}, tokens={"de": 0, "en": 3})
+    assert [usage.bytes_per_token(group) for group in ("de", "en", None)] == [None, 2.0, 10 / 3]
