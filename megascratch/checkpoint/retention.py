@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from megascratch.checkpoint.contents import problems
-from megascratch.checkpoint.folders import problem_of, read_manifest, step_number, steps
+from megascratch.checkpoint.folders import problem_of, step_number, steps
 from megascratch.checkpoint.places import step_at
-from megascratch.checkpoint.validation import read_loss
+from megascratch.checkpoint.validation import known_loss
 from megascratch.storage.place import Place
 from megascratch.storage.store import StoreError
 
@@ -47,16 +47,7 @@ def survey(folder: str | Place) -> list[Step]:
 
 def _look_at(path: Place) -> Step:
     problem = problem_of(path)
-    return Step(path, step_number(path), math.nan if problem else _valid_loss(path), problem)
-
-
-def _valid_loss(path: Place) -> float:
-    """Of a sound step; older versions kept it in the manifest."""
-    loss = read_loss(path)
-    if not math.isnan(loss):
-        return loss
-    in_manifest = read_manifest(path).state.get("valid_loss")
-    return in_manifest if isinstance(in_manifest, float) else math.nan
+    return Step(path, step_number(path), math.nan if problem else known_loss(path), problem)
 
 
 def superfluous(found: list[Step], keep: Keep) -> list[Step]:

@@ -10,6 +10,7 @@ import json
 import math
 
 from megascratch.checkpoint.errors import DamagedError
+from megascratch.checkpoint.folders import read_manifest
 from megascratch.checkpoint.places import step_at
 from megascratch.storage.place import Place
 
@@ -23,8 +24,17 @@ def write_loss(step: Place, loss: float) -> None:
     step_at(step).put(FILE, json.dumps({"valid_loss": loss}).encode() + b"\n")
 
 
+def known_loss(step: Place) -> float:
+    """Of a sound step; older versions kept it in the manifest. nan where none is known. Raises: StoreError."""
+    loss = read_loss(step)
+    if not math.isnan(loss):
+        return loss
+    in_manifest = read_manifest(step).state.get("valid_loss")
+    return in_manifest if isinstance(in_manifest, float) else math.nan
+
+
 def read_loss(step: Place) -> float:
-    """nan where none is known. Raises: StoreError."""
+    """What the file says; nan where there is none, or a damaged one. Raises: StoreError."""
     try:
         file = step_at(step).open(FILE)
     except DamagedError:

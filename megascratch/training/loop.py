@@ -83,8 +83,8 @@ class _Loop:
         self.saving = Saving(run.saver, training, self.report, self.state.step or -1)
         self.trained_seconds = 0.0
         self.last_loss: float | None = None
-        self.valid_loss: float | None = None
-        self.validated = -1  # the step of valid_loss
+        self.valid_loss = run.valid_loss
+        self.validated = -1 if run.valid_loss is None else self.state.step  # the step of valid_loss
         self.first_step = self.state.step
         self.without_tokens = 0  # steps of this run that had nothing to learn
         self.without_tokens_in_a_row = 0
@@ -103,6 +103,8 @@ class _Loop:
             self._say(self._complete())
         code = 0
         try:
+            if self._validation_missing():
+                code = self._validate(stop)
             while self.state.step < self.r.total_steps and not code:
                 with Prefetch(self._upcoming(), self.r.config.data.data_prefetch_steps) as upcoming:
                     code = self._advance(upcoming, stop)
@@ -214,6 +216,8 @@ class _Loop:
 
     def _went_back(self) -> None:
         self.saving.saved_step = self.state.step
+        self.saving.measured = None
+        self.validated = -1  # a loss of steps that are no longer part of the run
         self.interval = self._fresh()
         if self.report is not None:
             self.report.go_back(self.state.step)
@@ -283,6 +287,11 @@ class _Loop:
     def _validation_due(self) -> bool:
         interval = self.training.eval_interval
         return self.r.splits.valid is not None and interval > 0 and self.state.step % interval == 0
+
+    def _validation_missing(self) -> bool:
+        """Whether the run before this one has ended between a checkpoint and the validation due at its step."""
+        begun = 0 < self.state.step < self.r.total_steps
+        return begun and self._validation_due() and self.validated != self.state.step
 
     def _validate(self, stop: StopRequest) -> int:
         """0, or why it was left out."""

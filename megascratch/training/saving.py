@@ -20,7 +20,7 @@ from megascratch.checkpoint import (
 )  # fmt: skip
 from megascratch.checkpoint.agreement import first
 from megascratch.checkpoint.folders import problem_of, step_folder, step_number
-from megascratch.checkpoint.places import AnyLease, require_room
+from megascratch.checkpoint.places import AnyLease, require_room, step_at
 from megascratch.config.errors import UserError
 from megascratch.config.settings import TrainingConfig
 from megascratch.parallel.collectives import CommunicationError
@@ -162,9 +162,8 @@ class Saving:
             return
         path = step_folder(self.saver.folder, step)
         try:
-            validation.write_loss(path, loss)
-        except FileNotFoundError:
-            pass  # the run goes on from a checkpoint that lies elsewhere
+            if step_at(path).is_there():  # else the run goes on from a checkpoint that lies elsewhere
+                validation.write_loss(path, loss)
         except (OSError, StoreError) as error:
             _warn(f"the validation loss of {path} is not kept: {error}")
 

@@ -2,6 +2,7 @@
 starts.
 """
 
+import math
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -12,7 +13,9 @@ from typing import Any, NamedTuple
 import torch
 
 from megascratch.checkpoint import Saver, find, steps
-from megascratch.checkpoint.folders import problem_of, step_number
+from megascratch.checkpoint.agreement import first
+from megascratch.checkpoint.folders import is_step, problem_of, step_folder, step_number
+from megascratch.checkpoint.validation import known_loss
 from megascratch.config.errors import SettingError, UserError
 from megascratch.config.settings import Config
 from megascratch.data.batch import Batch
@@ -27,7 +30,7 @@ from megascratch.parallel.grid import Grid
 from megascratch.parallel.meeting import Meeting, meet
 from megascratch.parallel.mesh import Mesh
 from megascratch.parallel.whereabouts import judge
-from megascratch.storage.place import Place
+from megascratch.storage.place import Place, place
 from megascratch.tokenizer import Tokenizer
 from megascratch.training.agree import Found, facts_of, require_agreement
 from megascratch.training.hardware import choose_device, keep_freed_memory
@@ -60,6 +63,7 @@ class Run:
     traced_step: int | None  # whose schedule is timed and drawn
     data_files: DataFiles
     notices: list[str]  # what this run changes beside the checkpoint that it goes on from
+    valid_loss: float | None = None  # of that checkpoint, if it is known
 
 
 class _Ready(NamedTuple):
@@ -99,11 +103,13 @@ def prepare(config: Config) -> Run:
         trainer = Trainer(config, mesh)
         state = TrainState()
         traced_step = ready.traced_step
+        valid_loss = None
         if ready.start is not None:
             state = TrainState.from_dict(resume(saver, config.training, trainer.held())["train_state"])
             trainer.restore(state)
             state.skipped_samples = merged(state.skipped_samples, skipped_samples(ready.start.parent))
             traced_step = _traced_step(config, state.step, total_steps)
+            valid_loss = first(saver.own, partial(_valid_loss, config.training.load, state.step))
         make_ready(saver, config.training, trainer.held())
         read = _reader(config, mesh, tokenizer)
         fault_point("run.built")
@@ -111,7 +117,15 @@ def prepare(config: Config) -> Run:
         saver.close()
         raise
     return Run(config, mesh, trainer, saver, state, splits, read, tokenizer, total_steps, traced_step,
-               ready.files, ready.notices)  # fmt: skip
+               ready.files, ready.notices, valid_loss)  # fmt: skip
+
+
+def _valid_loss(load: str | None, step: int) -> float | None:
+    """Of the checkpoint that was loaded; None where it is not known."""
+    assert load is not None
+    path = place(load)
+    loss = known_loss(path if is_step(path) else step_folder(path, step))
+    return loss if math.isfinite(loss) else None
 
 
 def _agreed(config: Config, meeting: Meeting | None) -> _Ready:

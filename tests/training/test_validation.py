@@ -181,6 +181,12 @@ def test_a_request_ends_a_validation_between_two_batches_and_leaves_a_checkpoint
     assert "asked to stop, a signal asked for it: no valid loss of step 2" in said
     (step,) = survey(tmp_path / "checkpoints")
     assert (step.number, str(step.valid_loss)) == (2, "nan")
+    before.clear()
+    again = {"eval_interval": 2, "eval_iters": 1, "train_iters": 4}
+    assert main(mock(tmp_path, **again, auto_resume=True)) == 0
+    assert main(mock(tmp_path / "whole", **again)) == 0
+    assert [row["step"] for row in valid_rows(tmp_path)] == [2, 4], "what was left out is made up for"
+    assert valid_rows(tmp_path) == valid_rows(tmp_path / "whole")
 
 
 def test_a_request_during_the_last_loss_ends_the_run_with_its_code_and_another_start_makes_up_for_it(
