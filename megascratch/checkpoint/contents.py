@@ -16,6 +16,7 @@ from megascratch.checkpoint.folders import check_files, read_manifest
 from megascratch.checkpoint.manifest import FILE, Chunk, box_text, chunks_by_place
 from megascratch.checkpoint.places import File, step_at
 from megascratch.checkpoint.transfer import checksum
+from megascratch.config.printable import shown
 from megascratch.parallel.shard import Box
 from megascratch.storage.place import Place, place
 
@@ -59,8 +60,8 @@ class Contents:
         raw = bytearray(whole.chunk_bytes(chunk))
         file.read_into(chunk.offset, memoryview(raw))
         if checksum(raw) != chunk.xxh3_64:
-            raise DamagedError(f"{file.path} is damaged: the bytes of {name}{box_text(chunk.box)} do not fit their "
-                               "checksum")
+            tensor = f"{shown(name)}{box_text(chunk.box)}"
+            raise DamagedError(f"{file.path} is damaged: the bytes of {tensor} do not fit their checksum")
         return torch.frombuffer(raw, dtype=whole.dtype).view(chunk.box.shape)
 
     def __enter__(self) -> "Contents":

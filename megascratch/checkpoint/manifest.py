@@ -173,7 +173,8 @@ def _whole(name: str, entry: dict[str, Any]) -> Whole:
     whole = Whole(_numbers(entry["shape"]), DTYPES[entry["dtype"]], tuple(map(_chunk, entry["chunks"])))
     for chunk in whole.chunks:
         if whole.chunk_bytes(chunk) > MOST_CHUNK_BYTES:
-            raise ValueError(f"tensor {name} has a chunk {box_text(chunk.box)} of more than {MOST_CHUNK_BYTES:,} bytes")
+            box = box_text(chunk.box)
+            raise ValueError(f"tensor {shown(name)} has a chunk {box} of more than {MOST_CHUNK_BYTES:,} bytes")
     return whole
 
 
@@ -191,13 +192,15 @@ def require_full_cover(manifest: Manifest) -> None:
         boxes = [chunk.box for chunk in whole.chunks]
         for box in boxes:
             if not _inside(box, whole.shape):
-                raise ValueError(f"tensor {name} of shape {list(whole.shape)} has no place for a chunk {box_text(box)}")
+                shape = list(whole.shape)
+                raise ValueError(f"tensor {shown(name)} of shape {shape} has no place for a chunk {box_text(box)}")
         twice = _first_overlap(boxes)
         if twice is not None:
-            raise ValueError(f"tensor {name} has chunks that overlap: {box_text(twice[0])} and {box_text(twice[1])}")
+            both = f"{box_text(twice[0])} and {box_text(twice[1])}"
+            raise ValueError(f"tensor {shown(name)} has chunks that overlap: {both}")
         filled, wanted = sum(volume(box) for box in boxes), math.prod(whole.shape)
         if filled != wanted:
-            raise ValueError(f"the chunks of tensor {name} hold {filled:,} of its {wanted:,} elements")
+            raise ValueError(f"the chunks of tensor {shown(name)} hold {filled:,} of its {wanted:,} elements")
     _require_full_files(manifest)
 
 

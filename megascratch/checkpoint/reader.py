@@ -22,6 +22,7 @@ from megascratch.checkpoint.manifest import Chunk, Manifest, Whole, box_text, ch
 from megascratch.checkpoint.places import File, step_at
 from megascratch.checkpoint.transfer import checksum, in_threads
 from megascratch.config.errors import UserError
+from megascratch.config.printable import printable, shown
 from megascratch.parallel.held import Held
 from megascratch.parallel.mesh import Axis
 from megascratch.parallel.shard import Box
@@ -43,7 +44,7 @@ def load(path: str | Place, held: list[Held], world: Axis, *, prefix: str = "", 
     found = load_newest(path, held, world, prefix=prefix, cast=cast)
     if world.is_first:
         for problem in found.passed_over.values():
-            warnings.warn(f"passed over: {problem}", stacklevel=2)
+            warnings.warn(f"passed over: {printable(problem)}", stacklevel=2)
     return found.result
 
 
@@ -152,7 +153,8 @@ def _require_same_names(step: Place, there: set[str], wanted: set[str]) -> None:
 
 
 def _few(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" (and {len(names) - 3} more)" if len(names) > 3 else "")
+    few = ", ".join([shown(name) for name in names[:3]])
+    return few + (f" (and {len(names) - 3} more)" if len(names) > 3 else "")
 
 
 def _require_same_tensor(step: Place, whole: Whole, item: Held, cast: bool) -> None:

@@ -12,6 +12,7 @@ from megascratch.checkpoint.contents import problems
 from megascratch.checkpoint.folders import problem_of, step_number, steps
 from megascratch.checkpoint.places import step_at
 from megascratch.checkpoint.validation import known_loss
+from megascratch.config.printable import printable
 from megascratch.storage.place import Place
 from megascratch.storage.store import StoreError
 
@@ -89,7 +90,7 @@ def prune(folder: str | Place, keep: Keep, verify: bool = False) -> list[Place]:
             step_at(step.path).delete()
         except (OSError, StoreError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
-            warnings.warn(f"{step.path} could not be deleted: {reason}", stacklevel=2)
+            warnings.warn(printable(f"{step.path} could not be deleted: {reason}"), stacklevel=2)
         else:
             gone.append(step.path)
     return gone

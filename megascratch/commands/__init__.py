@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from megascratch import faults
 from megascratch.config.endings import BAD_INPUT, INTERRUPTED, own_process
 from megascratch.config.errors import RanksDiffer, SettingError, UserError
+from megascratch.config.printable import printable
 from megascratch.config.warned import plain_warnings
 
 VERBS = {
@@ -63,7 +64,7 @@ def _answer(words: list[str]) -> int:
         print(USAGE)
         return 0
     if not words or words[0] not in VERBS:
-        print(f"megascratch: error: {_unknown(words)}\n{USAGE}", file=sys.stderr)
+        print(f"megascratch: error: {printable(_unknown(words))}\n{USAGE}", file=sys.stderr)
         return BAD_INPUT
     return _run(words[0], words[1:])
 
@@ -92,7 +93,7 @@ def _complain(verb: str, error: UserError) -> None:
     if isinstance(error, SettingError) and rank != "0":
         return
     head = f"megascratch {verb}: error: " if rank == "0" else f"megascratch {verb}: rank {rank}: error: "
-    problems = str(error).splitlines() or ["(no reason given)"]
+    problems = [printable(line) for line in str(error).split("\n")] if str(error) else ["(no reason given)"]
     if isinstance(error, RanksDiffer):
         problems = ["\n  ".join(problems)]
     body = problems[0] if len(problems) == 1 else "\n  ".join([f"{len(problems)} problems", *problems])

@@ -2,6 +2,8 @@
 
 import sys
 
+from megascratch.config.printable import printable
+
 MOST_TOLD = 20
 
 
@@ -20,7 +22,7 @@ class BadLines:
         """file:line: reason."""
         self.count += 1
         if self.count <= MOST_TOLD:
-            print(f"skipped {line}", file=sys.stderr)
+            print(f"skipped {printable(line)}", file=sys.stderr)
 
     def tell_rest(self) -> None:
         """At the end: how many were not told."""

@@ -20,6 +20,7 @@ from itertools import groupby
 from typing import Any
 
 from megascratch.config.errors import UserError
+from megascratch.config.printable import printable
 
 WIDTH = 120  # of a table where there is no terminal
 
@@ -55,7 +56,8 @@ def verify(options: argparse.Namespace) -> int:
         for step in folders.candidates(path):
             found[str(step)] = list(contents.problems(step))
             if not options.json:
-                print("\n".join(found[str(step)]) or f"{step}: sound", flush=True)
+                for line in found[str(step)] or [f"{step}: sound"]:
+                    print(printable(line), flush=True)
     if options.json:
         print(json.dumps({step: {"sound": not problems, "problems": problems} for step, problems in found.items()}))
     return 1 if any(found.values()) else 0
@@ -133,7 +135,7 @@ def prune(options: argparse.Namespace) -> int:
         print(json.dumps({"deleted": [str(path) for path in gone], "kept": kept, "dry_run": options.dry_run}))
         return 0
     verb = "would delete" if options.dry_run else "deleted"
-    print("\n".join([*(f"{verb} {path}" for path in gone), f"{len(gone)} {verb}, {len(kept)} kept"]))
+    print("\n".join([*(printable(f"{verb} {path}") for path in gone), f"{len(gone)} {verb}, {len(kept)} kept"]))
     return 0
 
 
@@ -181,7 +183,7 @@ def _print_folder(record: dict[str, Any]) -> None:
     table = _table("step", "size", "files", "valid loss", "")
     for row in record["steps"]:
         if row["problem"]:
-            table.add_row(f"{row['step']:,}", "", "", "", row["problem"])
+            table.add_row(f"{row['step']:,}", "", "", "", printable(row["problem"]))
         else:
             loss = "" if row["valid_loss"] is None else f"{row['valid_loss']:.4f}"
             table.add_row(f"{row['step']:,}", _size(row["bytes"]), str(row["files"]), loss, "")
@@ -191,21 +193,22 @@ def _print_folder(record: dict[str, Any]) -> None:
 def _print_step(record: dict[str, Any], most: int) -> None:
     position = record["state"].get("train_state", {})
     consumed = f", {position['consumed_samples']:,} samples" if "consumed_samples" in position else ""
-    print(f"{record['path']}: step {record['step']:,}{consumed}, {len(record['tensors']):,} tensors, "
+    print(f"{printable(record['path'])}: step {record['step']:,}{consumed}, {len(record['tensors']):,} tensors, "
           f"{_size(record['bytes'])} in {len(record['files']):,} files")
     if record["problem"]:
-        print(record["problem"])
+        print(printable(record["problem"]))
     table = _table("kind", "tensors", "elements", "type", "size")
     for kind, group in groupby(sorted(record["tensors"], key=_kind), key=_kind):
         rows = list(group)
         types = ", ".join(sorted({row["dtype"] for row in rows}))
         elements = sum(math.prod(row["shape"]) for row in rows)
-        table.add_row(kind, f"{len(rows):,}", f"{elements:,}", types, _size(sum(row["bytes"] for row in rows)))
+        size = _size(sum(row["bytes"] for row in rows))
+        table.add_row(printable(kind), f"{len(rows):,}", f"{elements:,}", types, size)
     _show(table)
     table = _table("tensor", "shape", "type", "size", "chunks")
     for row in record["tensors"][:most]:
         shape = " x ".join(map(str, row["shape"]))
-        table.add_row(row["name"], shape, row["dtype"], _size(row["bytes"]), str(row["chunks"]))
+        table.add_row(printable(row["name"]), shape, row["dtype"], _size(row["bytes"]), str(row["chunks"]))
     if most:
         _show(table)
     if 0 < most < len(record["tensors"]):
@@ -223,14 +226,14 @@ def _print_diff(apart: list[Any], settings: list[tuple[str, Any, Any]], most: in
         table = _table("tensor", "differs in", "elements", "different", "largest", "relative")
         for item in sorted(apart, key=lambda item: -item.relative)[:most]:
             numbers = [f"{item.different:,}", f"{item.largest:.3g}", f"{item.relative:.3g}"] if item.different else []
-            table.add_row(item.name, item.reason, f"{item.elements:,}", *numbers)
+            table.add_row(printable(item.name), printable(item.reason), f"{item.elements:,}", *numbers)
         _show(table)
         if len(apart) > most:
             print(f"and {len(apart) - most:,} more (--most)")
     if settings:
         table = _table("state", "first", "second")
         for place, first, second in settings[:most]:
-            table.add_row(place, json.dumps(first)[:50], json.dumps(second)[:50])
+            table.add_row(printable(place), printable(json.dumps(first))[:50], printable(json.dumps(second))[:50])
         _show(table)
 
 
@@ -243,7 +246,7 @@ def _print_written(step: Any, as_json: bool) -> None:
                           "tensors": len(manifest.tensors)}))  # fmt: skip
     else:
         size = f"{_size(manifest.nbytes)} in {len(manifest.files)} files"
-        print(f"wrote {step}: {len(manifest.tensors):,} tensors, {size}")
+        print(f"wrote {printable(step)}: {len(manifest.tensors):,} tensors, {size}")
 
 
 def _size(nbytes: int) -> str:

@@ -15,6 +15,7 @@ from megascratch.commands.flags import add_input
 from megascratch.commands.outputs import require_no_input
 from megascratch.config.errors import UserError
 from megascratch.config.fields import nearest
+from megascratch.config.printable import printable
 from megascratch.curation.curate import Curator, Report, Settings
 from megascratch.curation.quality import Limits
 from megascratch.data.sources import Source, find_sources
@@ -89,12 +90,13 @@ def _write_report(report: Report, path: Path) -> None:
 def _say(report: Report, output: Path) -> None:
     texts = max(report.lines - report.bad_lines, 1)
     print(
-        f"wrote {output}: {report.kept:,} of {report.lines:,} lines ({report.bytes_kept:,} of {report.bytes_read:,} "
-        f"bytes of text), {report.changed:,} of them changed, {report.bad_lines:,} bad lines"
+        f"wrote {printable(output)}: {report.kept:,} of {report.lines:,} lines ({report.bytes_kept:,} of "
+        f"{report.bytes_read:,} bytes of text), {report.changed:,} of them changed, {report.bad_lines:,} bad lines"
     )
     for rule, times in report.dropped.most_common():
         example = report.examples[rule][0]
-        print(f"  {rule:<28}{times:>10,} {times / texts:>7.2%}  e.g. {example['place']}: {example['reason']}")
+        print(f"  {rule:<28}{times:>10,} {times / texts:>7.2%}  e.g. "
+              f"{printable(example['place'])}: {printable(example['reason'])}")
     if report.evaluation_texts_too_short:
         short, texts = report.evaluation_texts_too_short, report.evaluation_texts
         print(f"  {short:,} of {texts:,} evaluation texts are too short to look for")

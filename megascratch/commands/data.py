@@ -23,6 +23,7 @@ from megascratch import tokenizer as tokenizers
 from megascratch.commands import data_order
 from megascratch.commands.outputs import of_corpora, require_free, require_no_input
 from megascratch.config.errors import UserError
+from megascratch.config.printable import printable
 from megascratch.data import rewrite
 from megascratch.data.cache import damaged_caches
 from megascratch.data.check import problems
@@ -71,7 +72,7 @@ def inspect(options: argparse.Namespace) -> int:
     _say(reader, found, vocab_size, tokenizer, options.most)
     for sample in samples:
         text = sample.get("text", " ".join(map(str, sample["ids"])))
-        print(f"\ndocument {sample['document']} ({sample['tokens']:,} tokens): {text!r}")
+        print(f"\ndocument {sample['document']} ({sample['tokens']:,} tokens): {printable(repr(text))}")
     return 0
 
 
@@ -85,14 +86,15 @@ def validate(options: argparse.Namespace) -> int:
         found = chain(problems(prefix, vocab_size, fingerprint), _damaged_caches(prefix, options.data_cache_path))
         shown = list(islice(found, options.most))
         for problem in shown:
-            print(problem)
+            print(printable(problem))
         more = sum(1 for _ in found)
         if more:
-            print(f"{prefix}: {more:,} more problems (--most {options.most})")
+            print(f"{printable(prefix)}: {more:,} more problems (--most {options.most})")
         elif not shown:
             reader = Reader(prefix)
-            known = "" if reader.digests else f"; no digests, so damage can hide: megascratch data record {prefix}"
-            print(f"{prefix}: sound; {len(reader.documents) - 1:,} documents, {reader.tokens:,} tokens{known}")
+            known = "" if reader.digests else f"; no digests, so damage can hide: megascratch data record {printable(prefix)}"
+            name = printable(prefix)
+            print(f"{name}: sound; {len(reader.documents) - 1:,} documents, {reader.tokens:,} tokens{known}")
         broken += bool(shown or more)
     return 1 if broken else 0
 
@@ -220,8 +222,8 @@ def _say(
     reader: Reader, found: Statistics, vocab_size: int | None, tokenizer: Tokenizer | None, most: int
 ) -> None:
     print(
-        f"{reader.prefix}: {found.documents:,} documents, {found.sequences:,} sequences, {found.tokens:,} tokens, "
-        f"{reader.dtype.name}, {reader.bin_bytes:,} bytes"
+        f"{printable(reader.prefix)}: {found.documents:,} documents, {found.sequences:,} sequences, "
+        f"{found.tokens:,} tokens, {reader.dtype.name}, {reader.bin_bytes:,} bytes"
     )
     quantiles = ", ".join(f"{share:.0%} {length:,}" for share, length in found.quantiles.items())
     print(f"tokens per document: {quantiles}")
@@ -230,7 +232,8 @@ def _say(
     of = f" of {vocab_size:,} ({found.ids_used / vocab_size:.1%})" if vocab_size else ""
     print(f"ids used: {found.ids_used:,}{of}")
     if found.ids_outside:
-        print(f"ids that no vocabulary has: {found.ids_outside:,}; see megascratch data validate {reader.prefix}")
+        print(f"ids that no vocabulary has: {found.ids_outside:,}; see megascratch data validate "
+              f"{printable(reader.prefix)}")
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = WIDTH
@@ -250,7 +253,7 @@ def _lengths_table(found: Statistics) -> Table:
 def _ids_table(found: Statistics, tokenizer: Tokenizer | None, most: int) -> Table:
     table = Table("id", "times", "share", *(["text"] if tokenizer else []), title="most frequent", title_justify="left")
     for token, times in found.most_frequent(most):
-        text = [repr(tokenizer.decode([token])).replace("[", r"\[")] if tokenizer else []
+        text = [printable(repr(tokenizer.decode([token]))).replace("[", r"\[")] if tokenizer else []
         table.add_row(str(token), f"{times:,}", f"{times / found.tokens:.2%}", *text)
     return table
 

@@ -18,12 +18,14 @@ from typing import IO
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from megascratch.config.batch_size import samples_asked_for, steps_and_samples
 from megascratch.config.derive import derive
 from megascratch.config.errors import UserError
 from megascratch.config.laws import validate
 from megascratch.config.load import load_config
+from megascratch.config.printable import printable
 from megascratch.config.settings import Config
 from megascratch.data.audit import Use, audit
 from megascratch.data.dataset import Dataset
@@ -144,8 +146,8 @@ def _print(found: Sequence[Share], samples: int) -> None:
     for share in found:
         begin, end = share.epochs
         table.add_row(
-            f"{share.first:,}", share.corpus, f"{share.weight:.4f}", f"{share.samples:,}", f"{share.tokens:,}",
-            f"{begin:.2f} to {end:.2f}", f"{share.largest_error:.2f}",
+            f"{share.first:,}", Text(printable(share.corpus)), f"{share.weight:.4f}", f"{share.samples:,}",
+            f"{share.tokens:,}", f"{begin:.2f} to {end:.2f}", f"{share.largest_error:.2f}",
         )  # fmt: skip
     console = Console(highlight=False)
     if not console.is_terminal:

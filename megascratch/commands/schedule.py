@@ -16,10 +16,12 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from megascratch.commands.outputs import require_no_input
 from megascratch.config.errors import UserError
 from megascratch.config.fields import nearest
+from megascratch.config.printable import printable
 from megascratch.pipeline import chart
 from megascratch.pipeline.passes import Orders, ScheduleError, check, compile_order, placement_of
 from megascratch.pipeline.play import Timeline, overlapped, play
@@ -65,7 +67,7 @@ def show(options: argparse.Namespace) -> int:
         _save(timeline, head, options.output)
         return 0
     console = Console(highlight=False, soft_wrap=True)
-    console.print(head)
+    console.print(printable(head), markup=False)
     for line in chart.terminal(timeline, options.unit or _unit(timeline)):
         console.print(line)
     return 0
@@ -80,8 +82,9 @@ def prove(options: argparse.Namespace) -> int:
             check(plan.orders, plan.placement, blocking_sends=True)
     except ScheduleError as error:
         raise UserError(f"{plan.name}: {error}") from error
-    print(f"{plan.name}: {plan.placement.ranks} stages of {plan.placement.chunks}, {plan.microbatches} micro-batches, "
-          f"{sum(map(len, plan.orders))} actions: complete, paired and free of deadlock")
+    print(f"{printable(plan.name)}: {plan.placement.ranks} stages of {plan.placement.chunks}, "
+          f"{plan.microbatches} micro-batches, {sum(map(len, plan.orders))} actions: "
+          "complete, paired and free of deadlock")
     return 0
 
 
@@ -96,7 +99,7 @@ def compare(options: argparse.Namespace) -> int:
     for answer in found:
         plain, blocking = answer["nonblocking"], answer["blocking"]
         peaks = " ".join(f"{peak:g}" for peak in plain["peak_in_flight"])
-        table.add_row(answer["schedule"], f"{plain['bubble']:.2%}", f"{blocking['bubble']:.2%}",
+        table.add_row(Text(printable(answer["schedule"])), f"{plain['bubble']:.2%}", f"{blocking['bubble']:.2%}",
                       f"{plain['total']:g}", peaks)
     Console().print(table)
     return 0

@@ -13,6 +13,7 @@ from megascratch.commands.bad_lines import BadLines
 from megascratch.commands.flags import add_input, add_parse_special_tokens
 from megascratch.commands.outputs import input_files, require_no_input
 from megascratch.config.errors import UserError
+from megascratch.config.printable import printable
 from megascratch.data.documents import read_records
 from megascratch.data.jsonl import BadLine
 from megascratch.data.sources import find_sources
@@ -132,7 +133,8 @@ def _kind_of_output(options: argparse.Namespace) -> str:
 
 def _say_written(path: str, tokenizer: tokenizers.Tokenizer) -> None:
     eod = "no end of document" if tokenizer.eod is None else f"end of document {tokenizer.eod}"
-    print(f"wrote {path}: {tokenizer.kind}, {tokenizer.vocab_size:,} ids, {eod}, {tokenizer.fingerprint[:16]}")
+    made = f"{tokenizer.kind}, {tokenizer.vocab_size:,} ids, {eod}, {tokenizer.fingerprint[:16]}"
+    print(f"wrote {printable(path)}: {made}")
 
 
 def _convert(options: argparse.Namespace) -> int:
@@ -141,7 +143,7 @@ def _convert(options: argparse.Namespace) -> int:
     tokenizer = convert(Path(options.source), Path(options.output), options.encoding, options.split, words)
     _say_written(options.output, tokenizer)
     if options.output.endswith(".tiktoken"):
-        named = " ".join(f"{word}={number}" for word, number in tokenizer.specials.items())
+        named = " ".join(f"{printable(word)}={number}" for word, number in tokenizer.specials.items())
         print(f"ranks say neither split nor special tokens; these are: {named or 'no special tokens'}")
     return 0
 
@@ -156,7 +158,7 @@ def _check(options: argparse.Namespace) -> int:
         verdict = "FAIL" if finding.broken else "pass"
         print(f"{verdict}  {finding.promise} ({finding.texts:,} tried)")
         if finding.broken:
-            print(f"      {finding.broken}")
+            print(f"      {printable(finding.broken)}")
     return int(any(finding.broken for finding in findings))
 
 
@@ -190,13 +192,14 @@ def _report(options: argparse.Namespace) -> int:
 def _print_report(figures: Sequence[dict]) -> None:
     groups = list(figures[0]["groups"])
     width = max(len(name) for name in ("bytes per token", *(each["tokenizer"] for each in figures)))
-    print(f"{'bytes per token':<{width}}  {'all':>7}  " + "  ".join(f"{Path(group).name[:12]:>12}" for group in groups))
+    heads = "  ".join(f"{printable(Path(group).name)[:12]:>12}" for group in groups)
+    print(f"{'bytes per token':<{width}}  {'all':>7}  {heads}")
     for each in figures:
         row = "  ".join(f"{_per_token(each['groups'][group]):>12}" for group in groups)
-        print(f"{each['tokenizer']:<{width}}  {_per_token(each['bytes_per_token']):>7}  {row}")
+        print(f"{printable(each['tokenizer']):<{width}}  {_per_token(each['bytes_per_token']):>7}  {row}")
     for each in figures:
         longest = " ".join(repr(token["text"]) for token in each["longest_tokens"][:4])
-        print(f"{each['tokenizer']}: {each['ids_used']:,} of {each['vocab_size']:,} ids used, "
+        print(f"{printable(each['tokenizer'])}: {each['ids_used']:,} of {each['vocab_size']:,} ids used, "
               f"{each['texts_changed']} of {each['texts']} texts changed, longest {longest}")  # fmt: skip
 
 

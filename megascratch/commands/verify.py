@@ -19,6 +19,7 @@ from rich.text import Text
 from megascratch.config.errors import UserError
 from megascratch.config.fields import with_fields
 from megascratch.config.load import load_config
+from megascratch.config.printable import printable_lines
 from megascratch.config.settings import Config
 from megascratch.training.inputs import open_tokenizer, own_schedule
 from megascratch.verification.judge import Verdict, judge
@@ -137,7 +138,8 @@ def _prove(cases: Sequence[Case], options: argparse.Namespace, backend: str | No
                 verdict = judge(case, options.steps, options.precision, pool)
                 verdicts.append(verdict)
                 if not verdict.passed:
-                    bar.console.print(f"FAIL {case.name}: {verdict.message}", markup=False, soft_wrap=True)
+                    bar.console.print(printable_lines(f"FAIL {case.name}: {verdict.message}"), markup=False,
+                                      soft_wrap=True)
     finally:
         pool.close()
     console.print(_table(verdicts, options))

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from megascratch.config.errors import UserError
+from megascratch.config.printable import shown
 from megascratch.data.documents import read_records
 from megascratch.data.indexed import Writer, token_dtype
 from megascratch.data.jsonl import BadLine, value_of
@@ -100,7 +101,7 @@ def encode_conversation(
     mask = np.repeat([learned for _, learned in parts], [len(part) for part, _ in parts]).astype(np.uint8)
     if not mask.any():
         roles = ", ".join(sorted({role for role, _ in messages}))
-        raise BadLine(f"nothing to learn: its roles are {roles}, learned are {', '.join(template.learned)}")
+        raise BadLine(f"nothing to learn: its roles are {shown(roles)}, learned are {', '.join(template.learned)}")
     return Tokens(ids, mask)
 
 

@@ -82,7 +82,8 @@ def check_corpus(reader: Reader, vocab_size: int, fingerprint: str | None, cache
         raise UserError(
             f"{reader.prefix} was made with another tokenizer: {shown(made_with.get('kind'))} "
             f"{shown(made_with['fingerprint'], 16)} ({shown(made_with.get('model'))}), "
-            f"training uses {fingerprint[:16]}; give that tokenizer's file as --tokenizer-model or preprocess the corpus again"
+            f"training uses {fingerprint[:16]}; give that tokenizer's file as --tokenizer-model, or preprocess the "
+            f"corpus again"
         )
     reader.limit_ids(vocab_size)  # a manifest may lie: every id is judged again when it is read
     low, high = _token_range(reader, manifest, cache)

@@ -100,8 +100,10 @@ def _cells(rank: int, row: list[str]) -> Iterator[tuple[int, str, int]]:
         for word in (pair[1].split(";") if pair else [cell]):
             found = _CELL.fullmatch(word.strip())
             if found is None and word.strip():
-                raise ScheduleError(f"rank {rank}, column {column}: '{shown(word.strip(), 40)}' is no action: write the "
-                                    f"stage, an operation ({', '.join((*COMPUTE, *_TRANSFERS))}) and the micro-batch, e.g. 2F0")
+                raise ScheduleError(
+                    f"rank {rank}, column {column}: '{shown(word.strip(), 40)}' is no action: write the stage, an "
+                    f"operation ({', '.join((*COMPUTE, *_TRANSFERS))}) and the micro-batch, e.g. 2F0"
+                )
             if found is not None and found[2] is not None:
                 yield int(found[1]), _TRANSFERS.get(found[2], found[2]), int(found[3])
 

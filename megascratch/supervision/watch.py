@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from megascratch.config.printable import printable_lines
 from megascratch.parallel.whereabouts import FOLDER, read
 from megascratch.supervision.report import Seen, hangs, headline, table
 
@@ -96,7 +97,7 @@ def end(pids: Sequence[int]) -> None:
 
 def say(text: str) -> None:
     """To the error stream, in one piece."""
-    print(f"megascratch supervisor: {text}", file=sys.stderr, flush=True)
+    print(f"megascratch supervisor: {printable_lines(text)}", file=sys.stderr, flush=True)
 
 
 def memory_folder() -> str:

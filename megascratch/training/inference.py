@@ -8,6 +8,7 @@ import torch
 from megascratch.checkpoint import load, newest_sound, read_manifest
 from megascratch.checkpoint.folders import candidates
 from megascratch.config.errors import UserError
+from megascratch.config.printable import printable
 from megascratch.config.saved import config_from_dict
 from megascratch.config.settings import Config
 from megascratch.model.build import shard_table
@@ -45,7 +46,7 @@ def load_for_inference(
 
     found = newest_sound(path, candidates(path), read)
     for problem in found.passed_over.values():
-        print(f"megascratch: warning: passed over: {problem}", file=sys.stderr)
+        print(f"megascratch: warning: passed over: {printable(problem)}", file=sys.stderr)
     return found.result
 
 

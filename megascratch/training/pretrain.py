@@ -7,6 +7,7 @@ import sys
 
 from megascratch.config.endings import BAD_INPUT, DONE, FAILED, STOPS
 from megascratch.config.errors import RanksSilent, UserError
+from megascratch.config.printable import printable_lines
 from megascratch.config.settings import Config
 from megascratch.faults import fault_point
 from megascratch.parallel import mesh
@@ -41,12 +42,13 @@ def _code(config: Config, stop: StopRequest) -> int:
         fault_point("run.end")
     except (CommunicationError, RanksSilent) as error:
         told = str(error)
-        print(f"megascratch pretrain: rank {os.environ.get('RANK', '0')}: {error}", file=sys.stderr, flush=True)
+        rank = os.environ.get("RANK", "0")
+        print(f"megascratch pretrain: rank {rank}: {printable_lines(told)}", file=sys.stderr, flush=True)
         outlive_dead_machines()
     except (FloatingPointError, ReplicasDiffer, NothingLearnedError) as error:
         told = str(error)
         if os.environ.get("RANK", "0") == "0":  # all ranks found the same
-            print(f"megascratch pretrain: {error}", file=sys.stderr, flush=True)
+            print(f"megascratch pretrain: {printable_lines(told)}", file=sys.stderr, flush=True)
     except BaseException as error:
         code, told = (BAD_INPUT if isinstance(error, UserError) else FAILED), f"{type(error).__name__}: {error}"
         raise

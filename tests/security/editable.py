@@ -214,6 +214,8 @@ SUMMARY = {"layout": {"tp": 1}, "loss": 1.5, "seconds": 3.0, "stopped_early": Tr
 HOLDER = {"host": "a", "pid": 1, "started": "1", "run": "", "since": "now", "claim": "x"}
 CONVERSATION = {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]}
 
+CHARACTERS = "".join(sorted(set("some text\n<|endoftext|>")))
+
 EDITABLE = [
     Editable("corpus manifest", _corpus, _read_corpus),
     Editable("conversations", _file("c.jsonl", CONVERSATION), _conversation, lambda content: content + b"\n"),
@@ -222,7 +224,7 @@ EDITABLE = [
     Editable("tokenizer_config.json", _roles, lambda path: _use(None)(path.parent)),
     Editable("vocab.json", _gpt2, _use("GPT2BPETokenizer")),
     Editable("merges.txt", _merges, lambda path: _use("GPT2BPETokenizer")(path.parent / "vocab.json"), record=None),
-    Editable("characters", _file("t.json", {"tokenizer": "CharTokenizer", "eod": True, "characters": "".join(sorted(set("some text\n<|endoftext|>")))}),
+    Editable("characters", _file("t.json", {"tokenizer": "CharTokenizer", "eod": True, "characters": CHARACTERS}),
              _use("CharTokenizer")),
     Editable("ranks", _file("t.tiktoken", write_ranks(trained("gpt2"))), lambda path: read_ranks(path), record=None),
     Editable("metrics.jsonl", _file("metrics.jsonl", _lines(json.dumps(ROW).encode())), _resume_report, _lines,
@@ -237,7 +239,8 @@ EDITABLE = [
              record=None),
     Editable("prompts.jsonl", _file("p.jsonl", b'{"text": "once"}\n'), lambda path: list(_prompts(str(path))),
              lambda content: content + b"\n"),
-    Editable("prompts.txt", _file("p.txt", b"once upon\na time\n"), lambda path: list(_prompts(str(path))), record=None),
+    Editable("prompts.txt", _file("p.txt", b"once upon\na time\n"), lambda path: list(_prompts(str(path))),
+             record=None),
     Editable("summary to merge into", _file("s.json", SUMMARY), lambda path: _read_summary(str(path))),
     Editable("holder of a folder", _file("holder.json", HOLDER), _holder),
     Editable("plan of a preprocessing", _file("plan.json", {"x": 1}), lambda path: _stored(path.parent)),
