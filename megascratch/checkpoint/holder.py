@@ -20,6 +20,7 @@ from megascratch.config.json_record import COUNT, TEXT, misfit, parse_json
 from megascratch.config.printable import printable
 from megascratch.storage.place import Place
 
+SAVE_ELSEWHERE = "save elsewhere (--save)"
 _FIELDS = {"host": TEXT, "pid": COUNT, "started": TEXT, "run": TEXT, "since": TEXT, "claim": TEXT}
 
 
@@ -57,13 +58,15 @@ class Holder:
 
 
 def require_gone(
-    folder: Place, holder: Holder | None, me: Holder, beat: Callable[[], str | None], every: float, stale: float
-) -> None:
+    folder: Place, holder: Holder | None, me: Holder, beat: Callable[[], str | None], every: float, stale: float,
+    elsewhere: str = SAVE_ELSEWHERE,
+) -> None:  # fmt: skip
     """Raises: UserError where the holder is alive; returns when it counts as gone.
 
     Args:
         beat: its counter; None: its record has gone.
         every: seconds between two beats; stale: for so many a counter stands still when its holder is gone.
+        elsewhere: what a user can do instead of waiting.
     """
     if holder is None or _has_ended(holder, me):
         return
@@ -74,9 +77,9 @@ def require_gone(
         if now is None:
             return
         if now != before:
-            raise UserError(f"{folder} is being written by {holder}: end that run first, or save elsewhere (--save)")
+            raise UserError(f"{folder} is being written by {holder}: end that run first, or {elsewhere}")
         if not said and time.monotonic() > ends - stale + 4 * every:
-            warnings.warn(f"{holder} holds {folder} and gives no sign of life: taken over in {stale:.0f} s "
+            warnings.warn(f"{holder} holds {printable(folder)} and gives no sign of life: taken over in {stale:.0f} s "
                           "unless it does", stacklevel=2)
             said = True
 

@@ -21,7 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from megascratch.checkpoint.errors import LeaseLostError
-from megascratch.checkpoint.holder import Holder, require_gone
+from megascratch.checkpoint.holder import SAVE_ELSEWHERE, Holder, require_gone
 from megascratch.checkpoint.local import sync
 
 BEAT_SECONDS = 0.5
@@ -40,8 +40,11 @@ class Lease:
         self._thread.start()
 
     @classmethod
-    def acquire(cls, folder: str | Path) -> "Lease":
+    def acquire(cls, folder: str | Path, elsewhere: str = SAVE_ELSEWHERE) -> "Lease":
         """Claims the folder, which is made if it is not there. The remains of a writer that is gone are deleted.
+
+        Args:
+            elsewhere: what a user can do where another writer is alive, for the message.
 
         Raises: UserError, naming the holder, where another writer is alive; OSError where the folder cannot be made.
         """
@@ -51,7 +54,7 @@ class Lease:
         while True:
             numbers = _numbers(folder)
             for number in numbers:
-                _require_gone(folder, number, me)
+                _require_gone(folder, number, me, elsewhere)
                 _take_away(folder, number)
             number = max([0, *numbers, *_numbers(folder, AWAY)]) + 1
             if not _claim(folder, number, me):
@@ -126,9 +129,9 @@ def _clean(folder: Path) -> None:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def _require_gone(folder: Path, number: int, me: Holder) -> None:
+def _require_gone(folder: Path, number: int, me: Holder, elsewhere: str) -> None:
     inside = folder / f"{PREFIX}{number:08d}"
-    require_gone(folder, _holder(inside), me, lambda: _beat_of(inside), BEAT_SECONDS, STALE_SECONDS)
+    require_gone(folder, _holder(inside), me, lambda: _beat_of(inside), BEAT_SECONDS, STALE_SECONDS, elsewhere)
 
 
 def _holder(inside: Path) -> Holder | None:

@@ -64,7 +64,11 @@ class _Interval:
 
 def train(run: Run, stop: StopRequest) -> dict[str, Any]:
     """Trains to the end (or until asked to stop), saves, and returns the summary with the run's exit code."""
-    return _Loop(run).run(stop)
+    try:
+        return _Loop(run).run(stop)
+    finally:
+        if run.report_lease is not None:
+            run.report_lease.release()
 
 
 class _Loop:

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable, Iterable
 from datetime import timedelta
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from megascratch.checkpoint import (
@@ -20,8 +21,10 @@ from megascratch.checkpoint import (
 )  # fmt: skip
 from megascratch.checkpoint.agreement import first
 from megascratch.checkpoint.folders import problem_of, step_folder, step_number
+from megascratch.checkpoint.lease import Lease
 from megascratch.checkpoint.places import AnyLease, require_room, step_at
 from megascratch.config.errors import UserError
+from megascratch.config.printable import printable
 from megascratch.config.settings import TrainingConfig
 from megascratch.parallel.collectives import CommunicationError
 from megascratch.parallel.held import Held
@@ -43,6 +46,29 @@ def open_saver(training: TrainingConfig, mesh: Mesh, timeout: timedelta | None =
     first(own, lambda: leases.append(acquire(folder)))
     return Saver(folder, mesh.world, own, mesh.device, lease=leases[0] if leases else None,
                  asynchronous=training.async_save, after=_pruning(training, folder))  # fmt: skip
+
+
+def claim_reports(saver: Saver, training: TrainingConfig) -> Lease | None:
+    """The right of the first rank to write the report of the run into output_dir, to be released at the end; called by
+    all ranks. Two runs that save into two folders would else lose each other's metrics.jsonl.
+
+    Returns: None on other ranks, where the folder is that of the checkpoints, which is claimed already, and where a
+    disk takes no claim: a report must never stop training.
+
+    Raises: UserError on all ranks where another run writes there.
+    """
+    leases: list[Lease] = []
+    folder = Path(training.output_dir)
+    if folder.resolve() != saver.folder.resolve():
+        first(saver.own, lambda: leases.extend(_claimed(folder)))
+    return leases[0] if leases else None
+
+
+def _claimed(folder: Path) -> list[Lease]:
+    try:
+        return [Lease.acquire(folder, "choose another folder (--output-dir)")]
+    except OSError:
+        return []
 
 
 def make_ready(saver: Saver, training: TrainingConfig, held: list[Held]) -> None:
@@ -78,7 +104,7 @@ def _clear_the_way(folder: Place, start: Place, passed_over: dict[Place, str]) -
 
 
 def _warn(text: str) -> None:
-    print(f"megascratch pretrain: warning: {text}", file=sys.stderr, flush=True)
+    print(f"megascratch pretrain: warning: {printable(text)}", file=sys.stderr, flush=True)
 
 
 def _pruning(training: TrainingConfig, folder: Place) -> Callable[[], list[Place]]:

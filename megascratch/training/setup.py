@@ -15,6 +15,7 @@ import torch
 from megascratch.checkpoint import Saver, find, steps
 from megascratch.checkpoint.agreement import first
 from megascratch.checkpoint.folders import is_step, problem_of, step_folder, step_number
+from megascratch.checkpoint.lease import Lease
 from megascratch.checkpoint.validation import known_loss
 from megascratch.config.errors import SettingError, UserError
 from megascratch.config.settings import Config
@@ -38,7 +39,7 @@ from megascratch.training.inputs import Inputs, open_inputs
 from megascratch.training.journal import skipped_samples
 from megascratch.training.learned import require_something_to_learn
 from megascratch.training.resume import check_resume, consumed_samples, hash_of, manifest_digest
-from megascratch.training.saving import make_ready, open_saver, resume
+from megascratch.training.saving import claim_reports, make_ready, open_saver, resume
 from megascratch.training.state import TrainState
 from megascratch.training.trainer import Trainer
 
@@ -63,6 +64,7 @@ class Run:
     traced_step: int | None  # whose schedule is timed and drawn
     data_files: DataFiles
     notices: list[str]  # what this run changes beside the checkpoint that it goes on from
+    report_lease: Lease | None  # on the first rank: nobody else writes into output_dir
     valid_loss: float | None = None  # of that checkpoint, if it is known
 
 
@@ -99,7 +101,9 @@ def prepare(config: Config) -> Run:
     )
     mesh = Mesh.build(grid, device, timeout)
     saver = open_saver(config.training, mesh, timeout)
+    report_lease: Lease | None = None
     try:
+        report_lease = claim_reports(saver, config.training)
         trainer = Trainer(config, mesh)
         state = TrainState()
         traced_step = ready.traced_step
@@ -115,9 +119,11 @@ def prepare(config: Config) -> Run:
         fault_point("run.built")
     except BaseException:
         saver.close()
+        if report_lease is not None:
+            report_lease.release()
         raise
     return Run(config, mesh, trainer, saver, state, splits, read, tokenizer, total_steps, traced_step,
-               ready.files, ready.notices, valid_loss)  # fmt: skip
+               ready.files, ready.notices, report_lease, valid_loss)  # fmt: skip
 
 
 def _valid_loss(load: str | None, step: int) -> float | None:
