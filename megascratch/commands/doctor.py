@@ -64,9 +64,9 @@ def main(argv: Sequence[str]) -> int:
 def _settings(words: Sequence[str], world: int) -> Config | None:
     if not words:
         return None
-    config, _, problems, unread = read_config(words, prog="megascratch doctor")
-    config = derive(config, world)
-    problems += broken_laws(config, world, unread)
+    given, _, problems, unread = read_config(words, prog="megascratch doctor")
+    config = derive(given, world)
+    problems += broken_laws(given, world, unread)
     if problems:
         raise SettingError("\n".join(problems))
     return config

@@ -71,7 +71,7 @@ def main(argv: Sequence[str]) -> int:
     world = start.world
     given, origins, problems, unread = read_config(start.words)
     config = derive(given, world)
-    problems += broken_laws(config, world, unread)
+    problems += broken_laws(given, world, unread)
     if problems:
         raise SettingError("\n".join([*problems, *missing_files(config)]))
     if origins.print_config:

@@ -2,22 +2,30 @@
 
 from collections.abc import Callable
 
-from megascratch.config.wording import choice, divisors, multiples_near
+from megascratch.config.remedies import WORLD, Broken, Remedy, each, near_multiples
+from megascratch.config.wording import divisors_near
 
 
-def global_batch_is_whole(global_batch_size: int, micro_batch_size: int, data_parallel_size: int) -> str | None:
+def global_batch_is_whole(
+    global_batch_size: int, micro_batch_size: int, data_parallel_size: int, world_size: int
+) -> Broken | None:
     """Each data-parallel rank gets the same whole number of micro-batches."""
     step = micro_batch_size * data_parallel_size
     if global_batch_size % step == 0:
         return None
-    said = (
+    remedies = [Remedy("global_batch_size", near_multiples(global_batch_size, step))]
+    if global_batch_size % micro_batch_size == 0 and world_size % data_parallel_size == 0:
+        sizes = divisors_near(global_batch_size // micro_batch_size, data_parallel_size)
+        model_ranks = world_size // data_parallel_size
+        remedies.append(Remedy(WORLD, each(size * model_ranks for size in sizes)))
+    return Broken(
         f"global-batch-size ({global_batch_size}) must divide by micro-batch-size x data parallel size "
-        f"({micro_batch_size} x {data_parallel_size}): use {choice(multiples_near(global_batch_size, step))}"
+        f"({micro_batch_size} x {data_parallel_size})",
+        remedies,
     )
-    if global_batch_size % micro_batch_size:
-        return said
-    sizes = divisors(global_batch_size // micro_batch_size)
-    return f"{said}, or with this batch a data parallel size of {choice(sizes, near=data_parallel_size)}"
+
+
+MOST_RAMPS = 16  # starts and increments that are tried, in each direction
 
 
 def rampup_is_three_numbers(rampup_batch_size: list[int] | None) -> str | None:
@@ -32,29 +40,45 @@ def rampup_is_three_numbers(rampup_batch_size: list[int] | None) -> str | None:
 
 def rampup_steps_are_whole(
     rampup_batch_size: list[int] | None, global_batch_size: int, micro_batch_size: int, data_parallel_size: int
-) -> str | None:
+) -> Broken | None:
     """Each batch size of the ramp is a whole number of micro-batches, and the last step ends at the global batch."""
     if rampup_batch_size is None or not _legal_ramp(rampup_batch_size):
         return None
-    (start, increment, _), step = rampup_batch_size, micro_batch_size * data_parallel_size
+    start, increment, _ = rampup_batch_size
+    step = micro_batch_size * data_parallel_size
+    ramps = _legal_ramps(rampup_batch_size, global_batch_size, step)
     for name, size in (("start", start), ("increment", increment)):
         if size % step:
-            return (
+            return Broken(
                 f"rampup-batch-size {name} ({size}) must divide by micro-batch-size x data parallel size "
-                f"({micro_batch_size} x {data_parallel_size}): use {choice(multiples_near(size, step))}"
+                f"({micro_batch_size} x {data_parallel_size})",
+                [ramps],
             )
     if start > global_batch_size:
-        return (
-            f"rampup-batch-size start ({start}) must not pass global-batch-size ({global_batch_size}): "
-            f"start at {global_batch_size} or less"
+        return Broken(
+            f"rampup-batch-size start ({start}) must not pass global-batch-size ({global_batch_size})",
+            [ramps, Remedy("global_batch_size", near_multiples(start, step)[1:])],
         )
     if (global_batch_size - start) % increment:
-        ends = [start + grown for grown in multiples_near(global_batch_size - start, increment)]
-        return (
+        grown = near_multiples(global_batch_size - start, increment, least=0)
+        return Broken(
             f"rampup-batch-size must reach global-batch-size ({global_batch_size}) from {start} in whole increments "
-            f"of {increment}: use global-batch-size {choice(ends)}"
+            f"of {increment}",
+            [Remedy("global_batch_size", [[start + more for more in row] for row in grown]), ramps],
         )
     return None
+
+
+def _legal_ramps(ramp: list[int], whole: int, step: int) -> Remedy:
+    """Ramps with the same samples whose start and increment are whole steps near to the given ones."""
+    start, increment, samples = ramp
+    starts = sorted({value for row in near_multiples(start, step) for value in row[:MOST_RAMPS]},
+                    key=lambda value: abs(value - start))  # fmt: skip
+    increments = sorted({value for row in near_multiples(increment, step) for value in row[:MOST_RAMPS]},
+                        key=lambda value: abs(value - increment))  # fmt: skip
+    found = [[first, more, samples] for first in starts for more in increments if first <= whole]
+    found.sort(key=lambda one: abs(one[0] - start) + abs(one[1] - increment))
+    return Remedy("rampup_batch_size", [found])
 
 
 def rampup_needs_a_schedule_of_any_size(
@@ -80,26 +104,23 @@ def one_length(train_iters: int | None, train_samples: int | None) -> str | None
 
 def samples_fill_a_step(
     train_samples: int | None, global_batch_size: int, rampup_batch_size: list[int] | None
-) -> str | None:
+) -> Broken | None:
     """A run in samples has at least one step."""
-    first = _sizes(global_batch_size, rampup_batch_size)[0]
+    ramp = rampup_batch_size
+    first = global_batch_size if ramp is None or not _legal_ramp(ramp) or ramp[2] == 0 else ramp[0]
     if train_samples is None or train_samples >= first:
         return None
-    return f"train-samples ({train_samples}) must fill the first batch ({first}): use {first} or more"
+    return Broken(
+        f"train-samples ({train_samples}) must fill the first batch ({first})",
+        [Remedy("train_samples", [[first]], " or more")],
+    )
 
 
 def _legal_ramp(ramp: list[int]) -> bool:
     return len(ramp) == 3 and ramp[0] >= 1 and ramp[1] >= 1 and ramp[2] >= 0
 
 
-def _sizes(global_batch_size: int, ramp: list[int] | None) -> list[int]:
-    """Every global batch size on the way, in rising order."""
-    if ramp is None or not _legal_ramp(ramp) or ramp[2] == 0:
-        return [global_batch_size]
-    return [*range(ramp[0], global_batch_size, ramp[1]), global_batch_size]
-
-
-LAWS: list[Callable[..., str | None]] = [
+LAWS: list[Callable[..., str | Broken | None]] = [
     global_batch_is_whole,
     rampup_is_three_numbers,
     rampup_steps_are_whole,

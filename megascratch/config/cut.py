@@ -7,7 +7,18 @@ chunk-major. Three ways to cut: evenly, evenly around a given first and/or last 
 from collections.abc import Sequence
 
 from megascratch.config.errors import SettingError
-from megascratch.config.wording import choice, divisors, multiples_near
+from megascratch.config.remedies import Broken, Remedy, complaint, each, near_multiples
+from megascratch.config.wording import divisors_near
+
+MOST_STAGES = 100_000  # the cut is a list of them
+
+
+class CutError(SettingError):
+    """A cut that does not come out even, with what could be changed; the laws try which of it helps."""
+
+    def __init__(self, law: str, *remedies: Remedy, otherwise: str = ""):
+        self.broken = Broken(law, remedies, otherwise)
+        super().__init__(complaint(self.broken, lambda setting, value: True))
 
 
 def layer_cut(
@@ -22,8 +33,13 @@ def layer_cut(
 
     `first` and `last` are the layers of the whole first and last stage (all their chunks together).
     A stage without layers is legal only in an explicit layout.
-    Raises SettingError for a cut that does not come out even.
+    Raises CutError for a cut that does not come out even.
     """
+    if pp * chunks > MOST_STAGES:
+        raise CutError(
+            f"pipeline-model-parallel-size x virtual stages ({pp} x {chunks}) must be at most {MOST_STAGES:,}",
+            otherwise="use a smaller pipeline",
+        )
     if layout is not None:
         return _explicit(num_layers, pp, chunks, first, last, layout)
     if first is None and last is None:
@@ -36,23 +52,25 @@ def _explicit(
     num_layers: int, pp: int, chunks: int, first: int | None, last: int | None, layout: Sequence[int]
 ) -> list[int]:
     if first is not None or last is not None:
-        raise SettingError(
-            "pipeline-model-parallel-layout already says the first and last stage: leave out "
-            "decoder-first-pipeline-num-layers and decoder-last-pipeline-num-layers"
+        raise CutError(
+            "pipeline-model-parallel-layout already says the first and last stage",
+            otherwise="leave out decoder-first-pipeline-num-layers and decoder-last-pipeline-num-layers",
         )
     if len(layout) != pp * chunks:
-        raise SettingError(
+        raise CutError(
             f"pipeline-model-parallel-layout has {len(layout)} entries but there are pipeline-model-parallel-size x "
-            f"virtual stages ({pp} x {chunks}): give {pp * chunks} numbers"
+            f"virtual stages ({pp} x {chunks})",
+            otherwise=f"give {pp * chunks} numbers",
         )
     if any(layers < 0 for layers in layout):
-        raise SettingError(
-            f"pipeline-model-parallel-layout ({_words(layout)}) has a negative entry: use 0 or more layers"
+        raise CutError(
+            f"pipeline-model-parallel-layout ({_words(layout)}) has a negative entry", otherwise="use 0 or more layers"
         )
     if sum(layout) != num_layers:
-        raise SettingError(
-            f"pipeline-model-parallel-layout ({_words(layout)}) sums to {sum(layout)} but num-layers is {num_layers}: "
-            f"change the layout by {num_layers - sum(layout):+d} or use num-layers {sum(layout)}"
+        raise CutError(
+            f"pipeline-model-parallel-layout ({_words(layout)}) sums to {sum(layout)} but num-layers is {num_layers}",
+            Remedy("num_layers", [[sum(layout)]]),
+            otherwise=f"change the layout by {num_layers - sum(layout):+d}",
         )
     return list(layout)
 
@@ -60,12 +78,12 @@ def _explicit(
 def _even(num_layers: int, pp: int, chunks: int) -> list[int]:
     pieces = pp * chunks
     if num_layers < 1 or num_layers % pieces:
-        stages = [n for n in divisors(num_layers) if n % chunks == 0]
-        by_stages = f"pipeline-model-parallel-size {choice([n // chunks for n in stages], pp)}, " if stages else ""
-        raise SettingError(
-            f"num-layers ({num_layers}) must divide by pipeline-model-parallel-size x virtual stages "
-            f"({pp} x {chunks}): use num-layers {choice(multiples_near(num_layers, pieces))}, {by_stages}"
-            "or cut by hand with pipeline-model-parallel-layout"
+        stages = [n // chunks for n in divisors_near(num_layers, pp * chunks) if n % chunks == 0]
+        raise CutError(
+            f"num-layers ({num_layers}) must divide by pipeline-model-parallel-size x virtual stages ({pp} x {chunks})",
+            Remedy("num_layers", near_multiples(num_layers, pieces)),
+            Remedy("pipeline_model_parallel_size", each(stages)),
+            otherwise="cut by hand with pipeline-model-parallel-layout",
         )
     return [num_layers // pieces] * pieces
 
@@ -73,27 +91,33 @@ def _even(num_layers: int, pp: int, chunks: int) -> list[int]:
 def _around_the_ends(num_layers: int, pp: int, chunks: int, first: int | None, last: int | None) -> list[int]:
     """Layers per stage when the first and/or last are given and the others share the rest evenly."""
     if pp < 2:
-        raise SettingError(
-            f"decoder-first/last-pipeline-num-layers need pipeline-model-parallel-size (now {pp}) of 2 or more"
+        raise CutError(
+            f"decoder-first/last-pipeline-num-layers need pipeline-model-parallel-size (now {pp}) of 2 or more",
+            otherwise="leave them out",
         )
     for name, given in (("first", first), ("last", last)):
         if given is not None and (given < chunks or given % chunks):
-            raise SettingError(
+            raise CutError(
                 f"decoder-{name}-pipeline-num-layers ({given}) must be at least 1 and divide by the virtual stages "
-                f"per rank ({chunks}): use {choice(multiples_near(given, chunks))}"
+                f"per rank ({chunks})",
+                Remedy(f"decoder_{name}_pipeline_num_layers", near_multiples(given, chunks)),
             )
     between = pp - (first is not None) - (last is not None)
     rest = num_layers - (first or 0) - (last or 0)
     if between == 0 and rest != 0:
-        raise SettingError(
+        raise CutError(
             f"decoder-first-pipeline-num-layers ({first}) + decoder-last-pipeline-num-layers ({last}) must be "
-            f"num-layers ({num_layers}) when there are 2 stages: use a last stage of {num_layers - (first or 0)}"
+            f"num-layers ({num_layers}) when there are 2 stages",
+            Remedy("decoder_last_pipeline_num_layers", [[num_layers - (first or 0)]]),
+            Remedy("num_layers", [[(first or 0) + (last or 0)]]),
         )
     if between and (rest < between * chunks or rest % (between * chunks)):
-        raise SettingError(
+        ends = num_layers - rest
+        rows = [[ends + value for value in row] for row in near_multiples(rest, between * chunks)]
+        raise CutError(
             f"the {rest} layers left by decoder-first/last-pipeline-num-layers (of {num_layers}) must divide by the "
-            f"other stages x virtual stages ({between} x {chunks}): "
-            f"leave {choice(multiples_near(rest, between * chunks))} layers"
+            f"other stages x virtual stages ({between} x {chunks})",
+            Remedy("num_layers", rows),
         )
     middle = [rest // between] * between if between else []
     return [*([first] if first is not None else []), *middle, *([last] if last is not None else [])]

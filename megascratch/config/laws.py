@@ -1,6 +1,7 @@
 """A config and the world size in; nothing, or one SettingError that lists every broken law, out.
 
-A law is a plain function that returns a complaint or None. Its parameters name the settings it reads (and
+A law is a plain function that returns a complaint or None; a `Broken` proposes values, of which only those are told
+that pass all laws when a user follows them to the letter. Its parameters name the settings it reads (and
 `world_size`), so the signature is the law's scope, and a law is left out when one of its settings already lies
 outside its own range (`ranges.py`) or is unknown although the law needs it.
 """
@@ -21,14 +22,15 @@ from megascratch.config import (
 )
 from megascratch.config.derive import derive
 from megascratch.config.errors import SettingError
-from megascratch.config.fields import flat
+from megascratch.config.fields import flat, with_fields
 from megascratch.config.notices import notices
 from megascratch.config.ranges import out_of_range
+from megascratch.config.remedies import WORLD, Broken, complaint
 from megascratch.config.settings import Config
 
 __all__ = ["derive", "notices", "validate"]
 
-LAWS: list[Callable[..., str | None]] = [
+LAWS: list[Callable[..., str | Broken | None]] = [
     *model_laws.LAWS,
     *parallel_laws.LAWS,
     *batch_laws.LAWS,
@@ -38,6 +40,15 @@ LAWS: list[Callable[..., str | None]] = [
     *save_laws.LAWS,
     *guard_laws.LAWS,
 ]
+
+
+def _scope(law: Callable[..., str | Broken | None]) -> dict[str, bool]:
+    """Setting that a law reads -> whether it may be None."""
+    parameters = inspect.signature(law).parameters.items()
+    return {name: type(None) in get_args(parameter.annotation) for name, parameter in parameters}
+
+
+SCOPES = {law: _scope(law) for law in LAWS}
 
 
 def validate(config: Config, world_size: int) -> None:
@@ -51,16 +62,41 @@ def validate(config: Config, world_size: int) -> None:
 
 
 def broken_laws(config: Config, world_size: int, unread: Collection[str] = ()) -> list[str]:
-    """What `validate` raises, one text per broken law. Laws that read an `unread` setting are left out."""
-    values = flat(derive(config, world_size)) | {"world_size": world_size}
+    """What `validate` raises, one text per broken law. Laws that read an `unread` setting are left out.
+
+    `config` is best the one that was given, not derived: a user who follows a remedy derives anew.
+    """
+    wrong, broken = _judged(config, world_size, unread)
+    before = wrong.keys() | broken.keys()
+    texts = [*wrong.values()]
+    for name, found in broken.items():
+
+        def passes(setting: str, value: Any, name: str = name) -> bool:
+            changed = config if setting == WORLD else with_fields(config, {setting: value})
+            new_wrong, new_broken = _judged(changed, value if setting == WORLD else world_size, unread)
+            return new_wrong.keys() | new_broken.keys() <= before - {name}
+
+        texts.append(complaint(found, passes) if isinstance(found, Broken) else found)
+    return texts
+
+
+def _judged(config: Config, world_size: int, unread: Collection[str]) -> tuple[dict[str, str], dict[str, str | Broken]]:
+    """Setting -> what is wrong with its value alone; law -> its complaint."""
+    values = flat(derive(config, world_size)) | {WORLD: world_size}
     wrong = out_of_range(values)
-    return [*wrong.values(), *(found for law in LAWS if (found := _judge(law, values, {*wrong, *unread})) is not None)]
+    broken = dict[str, str | Broken]()
+    for law in LAWS:
+        found = _judge(law, values, {*wrong, *unread})
+        if found is not None:
+            broken[law.__name__] = found
+    return wrong, broken
 
 
-def _judge(law: Callable[..., str | None], values: dict[str, Any], wrong: Collection[str]) -> str | None:
-    scope = inspect.signature(law).parameters
-    for name, parameter in scope.items():
-        unknown = values[name] is None and type(None) not in get_args(parameter.annotation)
-        if name in wrong or unknown:
+def _judge(
+    law: Callable[..., str | Broken | None], values: dict[str, Any], wrong: Collection[str]
+) -> str | Broken | None:
+    scope = SCOPES[law]
+    for name, may_be_none in scope.items():
+        if name in wrong or (values[name] is None and not may_be_none):
             return None
     return law(**{name: values[name] for name in scope})

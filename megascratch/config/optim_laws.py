@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from megascratch.config.remedies import Broken, Remedy
 from megascratch.config.settings import OptimConfig
 
 
@@ -37,10 +38,16 @@ def loss_scale_is_for_fp16(
     return None
 
 
-def rates_are_in_order(lr: float, min_lr: float, lr_warmup_init: float) -> str | None:
+def rates_are_in_order(lr: float, min_lr: float, lr_warmup_init: float) -> Broken | None:
     """The highest learning rate is the highest."""
-    above = [(n, value) for n, value in (("min-lr", min_lr), ("lr-warmup-init", lr_warmup_init)) if value > lr]
-    return "; ".join(f"{name} ({value}) must not pass lr ({lr}): use {lr} or less" for name, value in above) or None
+    highest = max(min_lr, lr_warmup_init)
+    if highest <= lr:
+        return None
+    rates = {"min_lr": min_lr, "lr_warmup_init": lr_warmup_init}
+    above = [name for name, value in rates.items() if value > lr]
+    told = " and ".join(f"{name.replace('_', '-')} ({rates[name]})" for name in above)
+    smaller = [Remedy(name, [[lr]], " or less") for name in above] if len(above) == 1 else []
+    return Broken(f"{told} must not pass lr ({lr})", [*smaller, Remedy("lr", [[highest]], " or more")])
 
 
 def decay_has_the_unit_of_the_run(
@@ -85,7 +92,7 @@ def phases_fit_the_decay(
     lr_warmup_samples: int,
     lr_wsd_decay_iters: int | None,
     lr_wsd_decay_samples: int | None,
-) -> str | None:
+) -> Broken | None:
     """Warm-up and WSD's last phase lie inside the decay's length."""
     if lr_decay_style == "constant":
         return None
@@ -95,27 +102,42 @@ def phases_fit_the_decay(
     ):
         if length is not None and warmup + (last or 0) > length:
             phases = f"lr-warmup-{unit} ({warmup})" + (f" + lr-wsd-decay-{unit} ({last})" if last else "")
-            return (
-                f"{phases} must not pass lr-decay-{unit} ({length}): "
-                f"use a warm-up of {max(length - (last or 0), 0)} or less"
+            return Broken(
+                f"{phases} must not pass lr-decay-{unit} ({length})",
+                [
+                    Remedy(f"lr_warmup_{unit}", [[length - (last or 0)]], " or less"),
+                    Remedy(f"lr_wsd_decay_{unit}", [[length - warmup]] if last else [], " or less"),
+                    Remedy(f"lr_decay_{unit}", [[warmup + (last or 0)]], " or more"),
+                ],
             )
     return None
 
 
 def wsd_has_a_last_phase(
-    lr_decay_style: str, train_samples: int | None, lr_wsd_decay_iters: int | None, lr_wsd_decay_samples: int | None
-) -> str | None:
+    lr_decay_style: str,
+    train_samples: int | None,
+    lr_wsd_decay_iters: int | None,
+    lr_wsd_decay_samples: int | None,
+    lr_decay_iters: int | None,
+    lr_decay_samples: int | None,
+) -> str | Broken | None:
     """WSD needs the length of its last phase; other shapes have none."""
     given = lr_wsd_decay_iters is not None or lr_wsd_decay_samples is not None
     unit = "samples" if train_samples is not None else "iters"
     if lr_decay_style == "WSD" and not given:
-        return f"lr-decay-style WSD needs lr-wsd-decay-{unit}, the length of its last phase"
+        length = lr_decay_samples if train_samples is not None else lr_decay_iters
+        tenth = max(1, (length or 1) // 10)  # the papers' last phase
+        return Broken(
+            f"lr-decay-style WSD needs lr-wsd-decay-{unit}, the length of its last phase",
+            [Remedy(f"lr_wsd_decay_{unit}", [[tenth]])],
+            "use another lr-decay-style",
+        )
     if lr_decay_style != "WSD" and given:
         return f"lr-wsd-decay-{unit} needs lr-decay-style WSD, not {lr_decay_style}: use WSD, or leave it out"
     return None
 
 
-LAWS: list[Callable[..., str | None]] = [
+LAWS: list[Callable[..., str | Broken | None]] = [
     one_precision,
     loss_scale_is_for_fp16,
     rates_are_in_order,

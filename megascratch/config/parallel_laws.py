@@ -2,9 +2,9 @@
 
 from collections.abc import Callable
 
-from megascratch.config.cut import layer_cut
-from megascratch.config.errors import SettingError
-from megascratch.config.wording import choice, divisors, multiples_near
+from megascratch.config.cut import CutError, layer_cut
+from megascratch.config.remedies import WORLD, Broken, Remedy, each, near_multiples
+from megascratch.config.wording import choice, divisors
 
 FOLDED = ("zb_v", "dualpipe_v")  # schedules whose two chunks per rank lie in a V
 
@@ -14,30 +14,38 @@ def layout_fits_the_world(
     tensor_model_parallel_size: int,
     pipeline_model_parallel_size: int,
     data_parallel_size: int | None,
-) -> str | None:
+) -> Broken | None:
     """Every process has exactly one place: world = tensor x pipeline x data."""
     tp, pp, dp = tensor_model_parallel_size, pipeline_model_parallel_size, data_parallel_size
     if world_size % (tp * pp):
-        return (
+        return Broken(
             f"world size ({world_size}) must divide by tensor-model-parallel-size x pipeline-model-parallel-size "
-            f"({tp} x {pp} = {tp * pp}): start {choice(multiples_near(world_size, tp * pp))} processes, "
-            f"or use a layout of {choice(divisors(world_size), tp * pp)} ranks"
+            f"({tp} x {pp} = {tp * pp})",
+            [
+                Remedy(WORLD, near_multiples(world_size, tp * pp)),
+                Remedy("tensor_model_parallel_size", each(divisors(world_size))),
+                Remedy("pipeline_model_parallel_size", each(divisors(world_size))),
+            ],
+            f"use a layout of {choice(divisors(world_size), tp * pp)} ranks",
         )
     if dp is not None and world_size != tp * pp * dp:
-        return (
+        return Broken(
             f"world size ({world_size}) must be tensor x pipeline x data parallel size ({tp} x {pp} x {dp} = "
-            f"{tp * pp * dp}): start {tp * pp * dp} processes, or use data-parallel-size {world_size // (tp * pp)}"
+            f"{tp * pp * dp})",
+            [Remedy(WORLD, [[tp * pp * dp]]), Remedy("data_parallel_size", [[world_size // (tp * pp)]])],
         )
     return None
 
 
-def sequence_over_tp(seq_length: int, tensor_model_parallel_size: int, sequence_parallel: bool) -> str | None:
+def sequence_over_tp(seq_length: int, tensor_model_parallel_size: int, sequence_parallel: bool) -> Broken | None:
     """Sequence parallel cuts the sequence into equal pieces."""
     if not sequence_parallel or seq_length % tensor_model_parallel_size == 0:
         return None
-    return (
+    return Broken(
         f"seq-length ({seq_length}) must divide by tensor-model-parallel-size ({tensor_model_parallel_size}) with "
-        f"sequence-parallel: use {choice(multiples_near(seq_length, tensor_model_parallel_size))}"
+        "sequence-parallel",
+        [Remedy("seq_length", near_multiples(seq_length, tensor_model_parallel_size))],
+        "leave out sequence-parallel",
     )
 
 
@@ -48,7 +56,7 @@ def layers_are_cut_whole(
     decoder_first_pipeline_num_layers: int | None,
     decoder_last_pipeline_num_layers: int | None,
     pipeline_model_parallel_layout: list[int] | None,
-) -> str | None:
+) -> Broken | None:
     """Every layer lies on exactly one virtual stage; see `cut.layer_cut`."""
     try:
         layer_cut(
@@ -59,8 +67,8 @@ def layers_are_cut_whole(
             decoder_last_pipeline_num_layers,
             pipeline_model_parallel_layout,
         )
-    except SettingError as broken:
-        return str(broken)
+    except CutError as error:
+        return error.broken
     return None
 
 
@@ -119,13 +127,14 @@ def a_v_is_cut_evenly_or_by_hand(
 
 def groups_are_for_interleaving(
     microbatch_group_size_per_virtual_pipeline_stage: int, pipeline_schedule: str, pipeline_model_parallel_size: int
-) -> str | None:
+) -> str | Broken | None:
     """The group size orders interleaved micro-batches: at least one per stage, and meaningless elsewhere."""
     group, pp = microbatch_group_size_per_virtual_pipeline_stage, pipeline_model_parallel_size
     if pipeline_schedule == "interleaved" and group < pp:
-        return (
+        return Broken(
             f"microbatch-group-size-per-virtual-pipeline-stage ({group}) must be at least "
-            f"pipeline-model-parallel-size ({pp}): use {pp} or more"
+            f"pipeline-model-parallel-size ({pp})",
+            [Remedy("microbatch_group_size_per_virtual_pipeline_stage", [[pp]], " or more")],
         )
     if pipeline_schedule != "interleaved" and group != pp:
         return (
@@ -142,7 +151,7 @@ def backend_fits_the_device(device: str | None, distributed_backend: str | None)
     return None
 
 
-LAWS: list[Callable[..., str | None]] = [
+LAWS: list[Callable[..., str | Broken | None]] = [
     layout_fits_the_world,
     sequence_over_tp,
     layers_are_cut_whole,

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 
+from megascratch.config.remedies import Broken, Remedy
+
 
 def details_are_for_full(
     recompute_granularity: str, recompute_method: str | None, recompute_num_layers: int | None
@@ -17,14 +19,14 @@ def details_are_for_full(
     )
 
 
-def layers_are_there_to_recompute(recompute_num_layers: int, num_layers: int) -> str | None:
+def layers_are_there_to_recompute(recompute_num_layers: int, num_layers: int) -> Broken | None:
     """No unit has more layers than the model."""
     if recompute_num_layers <= num_layers:
         return None
-    return (
-        f"recompute-num-layers ({recompute_num_layers}) must not pass num-layers ({num_layers}): "
-        f"use {num_layers} or less"
+    return Broken(
+        f"recompute-num-layers ({recompute_num_layers}) must not pass num-layers ({num_layers})",
+        [Remedy("recompute_num_layers", [[num_layers]], " or less")],
     )
 
 
-LAWS: list[Callable[..., str | None]] = [details_are_for_full, layers_are_there_to_recompute]
+LAWS: list[Callable[..., str | Broken | None]] = [details_are_for_full, layers_are_there_to_recompute]

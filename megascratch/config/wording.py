@@ -1,11 +1,21 @@
 """Numbers in, the words of an error message out: the legal values nearest to an illegal one."""
 
+import math
 from collections.abc import Sequence
+
+MOST_ROOT = 1_000_000  # a number of 60 bits must not be factored for minutes
 
 
 def divisors(number: int) -> list[int]:
-    """All divisors in rising order; [] below 1."""
-    return [d for d in range(1, number + 1) if number % d == 0]
+    """All divisors in rising order; [] below 1. Of a number above MOST_ROOT squared those up to MOST_ROOT and their
+    partners."""
+    small = [d for d in range(1, min(math.isqrt(max(number, 0)), MOST_ROOT) + 1) if number % d == 0]
+    return sorted({*small, *(number // d for d in small)})
+
+
+def divisors_near(number: int, near: int) -> list[int]:
+    """All divisors, the nearest to `near` first."""
+    return sorted(divisors(number), key=lambda divisor: abs(divisor - near))
 
 
 def multiples_near(number: int, step: int) -> list[int]:

@@ -39,31 +39,34 @@ def layout(tp=1, pp=1, chunks=None, **more):
 BROKEN = [
     # the model
     ("heads_share_the_width", 1, {"hidden_size": 100},
-     "hidden-size (100) must divide by num-attention-heads (12): use hidden-size 96 or 108, 1, 2, 4, 5, 10, 20, 25 or "
-     "50 heads, or give kv-channels"),
+     "hidden-size (100) must divide by num-attention-heads (12): use hidden-size 96 or 108, "
+     "num-attention-heads 1, 2, 4, 5, 10, 20, 25 or 50, or give kv-channels"),
     ("heads_share_the_query_groups", 1, {"num_query_groups": 5},
-     "num-attention-heads (12) must divide by num-query-groups (5): use 1, 2, 3, 4, 6 or 12"),
+     "num-attention-heads (12) must divide by num-query-groups (5): use num-query-groups 1, 2, 3, 4, 6 or 12"),
     ("heads_over_tp", 8, layout(tp=8),
-     "num-attention-heads (12) must divide by tensor-model-parallel-size (8): use 1, 2, 3, 4, 6 or 12"),
+     "num-attention-heads (12) must divide by tensor-model-parallel-size (8): use tensor-model-parallel-size "
+     "1, 2 or 4, or num-attention-heads 8 or 16"),
     ("query_groups_over_tp", 6, layout(tp=6, num_query_groups=4),
      "num-query-groups (4) and tensor-model-parallel-size (6) must divide one another: "
-     "use tensor-model-parallel-size 1, 2, 4 or 12"),
+     "use tensor-model-parallel-size 1 or 2, or num-query-groups 1, 2, 3, 6 or 12"),
     ("ffn_over_tp", 4, layout(tp=4, ffn_hidden_size=1001),
-     "ffn-hidden-size (1001) must divide by tensor-model-parallel-size (4): use 1000 or 1004"),
+     "ffn-hidden-size (1001) must divide by tensor-model-parallel-size (4): use ffn-hidden-size 1000 or 1004"),
     ("one_activation", 1, {"swiglu": True, "squared_relu": True},
      "at most one of swiglu, squared-relu can be the MLP's activation"),
     ("positions_reach_the_end", 1, {"max_position_embeddings": 512},
-     "max-position-embeddings (512) must be at least seq-length (1024) with learned positions: use 1024 or more"),
+     "max-position-embeddings (512) must be at least seq-length (1024) with learned positions: use "
+     "max-position-embeddings 1024 or more"),
     ("rotated_part_is_even", 1, {"position_embedding_type": "rope", "kv_channels": 7},
-     "(kv-channels 7 x rotary-percent 1.0 = 7) must be even: use 6 or 8 channels"),
+     "(kv-channels 7 x rotary-percent 1.0 = 7) must be even, and at least 2: use kv-channels 6 or 8"),
     # the layout
     ("layout_fits_the_world", 6, layout(tp=2, pp=2),
      "world size (6) must divide by tensor-model-parallel-size x pipeline-model-parallel-size (2 x 2 = 4): "
-     "start 4 or 8 processes, or use a layout of 1, 2, 3 or 6 ranks"),
+     "start 4 or 8 processes, use tensor-model-parallel-size 1 or 3, pipeline-model-parallel-size 1 or 3"),
     ("layout_fits_the_world", 8, layout(tp=2, data_parallel_size=2),
      "(2 x 1 x 2 = 4): start 4 processes, or use data-parallel-size 4"),
     ("sequence_over_tp", 2, layout(tp=2, seq_length=1023, sequence_parallel=True),
-     "seq-length (1023) must divide by tensor-model-parallel-size (2) with sequence-parallel: use 1022 or 1024"),
+     "seq-length (1023) must divide by tensor-model-parallel-size (2) with sequence-parallel: use seq-length 1022 "
+     "or 1024"),
     ("layers_are_cut_whole", 4, layout(pp=4, num_layers=10), "num-layers (10) must divide by"),
     ("schedule_fits_the_chunks", 2, layout(pp=2, chunks=2, pipeline_schedule="1f1b", num_layers=8),
      "num-virtual-stages-per-pipeline-rank (2) needs pipeline-schedule interleaved, not 1f1b"),
@@ -87,8 +90,8 @@ BROKEN = [
     ("backend_fits_the_device", 1, {"device": "cpu", "distributed_backend": "nccl"}, "nccl needs device cuda, not cpu"),
     # batches
     ("global_batch_is_whole", 4, {"global_batch_size": 10, "micro_batch_size": 2},
-     "global-batch-size (10) must divide by micro-batch-size x data parallel size (2 x 4): use 8 or 16, "
-     "or with this batch a data parallel size of 1 or 5"),
+     "global-batch-size (10) must divide by micro-batch-size x data parallel size (2 x 4): use "
+     "global-batch-size 8 or 16, or start 1 or 5 processes"),
     ("rampup_is_three_numbers", 1, {"global_batch_size": 8, "rampup_batch_size": [4, 4]},
      "(4 4) must be three numbers"),
     ("rampup_is_three_numbers", 1, {"global_batch_size": 8, "rampup_batch_size": [4, 0, 9]}, "(4 0 9) must be"),
@@ -96,7 +99,8 @@ BROKEN = [
      layout(pp=2, global_batch_size=8, rampup_batch_size=[4, 4, 9], pipeline_schedule_csv="x.csv"),
      "rampup-batch-size (4 4 9) does not go with pipeline-schedule-csv (x.csv)"),
     ("rampup_steps_are_whole", 2, {"global_batch_size": 8, "rampup_batch_size": [3, 1, 9]},
-     "rampup-batch-size start (3) must divide by micro-batch-size x data parallel size (1 x 2): use 2 or 4"),
+     "rampup-batch-size start (3) must divide by micro-batch-size x data parallel size (1 x 2): use "
+     "rampup-batch-size 2 2 9"),
     ("rampup_steps_are_whole", 2, {"global_batch_size": 8, "rampup_batch_size": [4, 1, 9]},
      "increment (1) must divide"),
     ("rampup_steps_are_whole", 1, {"global_batch_size": 8, "rampup_batch_size": [9, 1, 9]}, "start (9) must not pass"),
@@ -148,9 +152,10 @@ BROKEN = [
     ("one_warmup", 1, {"lr_warmup_iters": 2, "lr_warmup_fraction": 0.1},
      "warm-up is given twice, by lr-warmup-iters (2) and lr-warmup-fraction (0.1)"),
     ("phases_fit_the_decay", 1, {"lr_warmup_iters": 11},
-     "lr-warmup-iters (11) must not pass lr-decay-iters (10): use a warm-up of 10 or less"),
+     "lr-warmup-iters (11) must not pass lr-decay-iters (10): use lr-warmup-iters 10 or less"),
     ("phases_fit_the_decay", 1, {"lr_decay_style": "WSD", "lr_warmup_iters": 6, "lr_wsd_decay_iters": 5},
-     "lr-warmup-iters (6) + lr-wsd-decay-iters (5) must not pass lr-decay-iters (10): use a warm-up of 5 or less"),
+     "lr-warmup-iters (6) + lr-wsd-decay-iters (5) must not pass lr-decay-iters (10): use lr-warmup-iters 5 "
+     "or less, lr-wsd-decay-iters 4 or less, or lr-decay-iters 11 or more"),
     ("wsd_has_a_last_phase", 1, {"lr_decay_style": "WSD"}, "WSD needs lr-wsd-decay-iters"),
     ("wsd_has_a_last_phase", 1, {"lr_wsd_decay_iters": 5}, "lr-wsd-decay-iters needs lr-decay-style WSD, not linear"),
     ("details_are_for_full", 1, {"recompute_method": "block"},
@@ -164,9 +169,9 @@ BROKEN = [
         {"keep_best_n_checkpoints": 2, "save_interval": 30, "eval_interval": 20},
         "save-interval (30) must divide by eval-interval (20): use save-interval 20 or 40"),
     ("best_needs_a_validation_at_each_save", 1, {"keep_best_n_checkpoints": 2, "save_interval": 30, "eval_interval": 0},
-        "keep-best-n-checkpoints (2) needs validations, eval-interval is 0: use 30"),
+        "keep-best-n-checkpoints (2) needs validations, eval-interval is 0: use eval-interval 30"),
     ("retained_steps_are_saved", 1, {"save_retain_interval": 70, "save_interval": 20},
-        "save-retain-interval (70) must divide by save-interval (20): use 60 or 80"),
+        "save-retain-interval (70) must divide by save-interval (20): use save-retain-interval 60 or 80"),
     ("forced_by_a_known_name", 1, {"force_resume": ["seed", "slit"]}, "slit is no setting - did you mean split?"),
     ("forced_by_a_known_name", 1, {"force_resume": ["num_layers"]}, "it may change without force, or never"),
     ("rollback_has_a_checkpoint", 1, {"on_bad_step": "rollback"}, "give save-interval"),

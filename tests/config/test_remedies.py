@@ -1,0 +1,130 @@
+"""A remedy that a refusal names helps: whoever follows it to the letter has one complaint less, and no new one.
+
+The texts are read here as a user reads them, word for word; what wrote them is not asked.
+"""
+
+import random
+import re
+
+import pytest
+
+from megascratch.config.fields import HINTS, SECTION_OF, with_fields
+from megascratch.config.laws import broken_laws
+from megascratch.config.load import read_config
+from megascratch.config.settings import Config
+from megascratch.config.wording import divisors
+from tests.config.bad_flags import DATA, GOOD, POOL
+from tests.config.test_laws import BROKEN, SAMPLES, config, layout
+
+NUMBER = r"\d+(?:\.\d+)?(?:e[+-]?\d+)?(?: \d+ \d+)?"
+VALUES = rf"{NUMBER}(?:(?:, | or ){NUMBER}(?![\w-]))*"
+
+
+def proposals(text: str) -> list[tuple[str, str]]:
+    """(setting or 'world_size', value) of each value that a refusal names behind its law."""
+    tail = text.rpartition(": ")[2]
+    found = []
+    for name in SECTION_OF:
+        for match in re.finditer(rf"(?<![\w-]){name.replace('_', '-')} ({VALUES})", tail):
+            found += [(name, value) for value in re.findall(NUMBER, match[1])]
+    for match in re.finditer(rf"start ({VALUES}) processes", tail):
+        found += [("world_size", value) for value in re.findall(NUMBER, match[1])]
+    return found
+
+
+def followed(given: Config, world: int, setting: str, value: str) -> list[str]:
+    """The complaints once the user has done what was proposed."""
+    if setting == "world_size":
+        return broken_laws(given, int(value))
+    new: object = float(value) if "float" in str(HINTS[setting]) else None
+    if new is None:
+        numbers = [int(part) for part in value.split()]
+        new = numbers if "list" in str(HINTS[setting]) else numbers[0]
+    return broken_laws(with_fields(given, {setting: new}), world)
+
+
+# what is nearest for one law alone breaks another one
+ENTANGLED = [
+    (1, {"lr_decay_style": "WSD", "lr_warmup_iters": 9, "lr_wsd_decay_iters": 50}),
+    (1, {"lr_decay_style": "WSD", "lr_warmup_iters": 12}),
+    (1, {"lr_decay_style": "WSD", "lr_warmup_iters": 12, "lr_wsd_decay_iters": 12}),
+    (1, SAMPLES | {"lr_decay_style": "WSD", "lr_warmup_samples": 90, "lr_wsd_decay_samples": 20}),
+    (8, layout(tp=8)),
+    (8, {"global_batch_size": 60, "micro_batch_size": 4, "rampup_batch_size": [32, 32, 9]}),
+    (8, {"global_batch_size": 64, "micro_batch_size": 4, "rampup_batch_size": [48, 32, 9]}),
+    (2, {"global_batch_size": 8, "rampup_batch_size": [3, 3, 9]}),
+    (4, {"global_batch_size": 10, "micro_batch_size": 2, "rampup_batch_size": [8, 8, 9]}),
+    (1, {"keep_best_n_checkpoints": 1, "save_interval": 30, "eval_interval": 20, "save_retain_interval": 60}),
+    (4, layout(pp=4, num_layers=10)),
+    (4, layout(pp=4, num_layers=10, tensor_model_parallel_size=1, recompute_granularity="full",
+               recompute_num_layers=9)),
+    (6, layout(tp=3, num_attention_heads=8, hidden_size=64, num_query_groups=4)),
+    (1, {"hidden_size": 101, "position_embedding_type": "rope"}),
+    (1, {"position_embedding_type": "rope", "kv_channels": 7, "rotary_percent": 0.5}),
+]  # fmt: skip
+CASES = [(world, values) for _, world, values, _ in BROKEN] + ENTANGLED
+
+
+@pytest.mark.parametrize(("world", "values"), CASES, ids=str)
+def test_every_remedy_of_a_refusal_helps_when_it_is_followed_to_the_letter(world, values):
+    given = config(**values)
+    before = broken_laws(given, world)
+    for text in before:
+        for setting, value in proposals(text):
+            left = followed(given, world, setting, value)
+            assert len(left) < len(before), (text, setting, value, left)
+
+
+def test_the_remedies_above_are_many():
+    told = [text for world, values in CASES for text in broken_laws(config(**values), world)]
+    assert sum(len(proposals(text)) for text in told) > 100
+    assert proposals(broken_laws(config(lr_decay_style="WSD"), 1)[0]) == [("lr_wsd_decay_iters", "1")]
+
+
+@pytest.mark.parametrize("bad", POOL, ids=lambda bad: " ".join(bad.words))
+def test_every_remedy_of_the_bad_flags_helps(bad):
+    words = [*GOOD, *DATA, *bad.words]
+    for text in broken_laws(read_config(words).config, 1):
+        for setting, value in proposals(text):
+            flag = f"--{setting.replace('_', '-')}"
+            without = list(words)
+            if flag in without:
+                start = without.index(flag)
+                stop = next((at for at in range(start + 1, len(without)) if without[at].startswith("--")), len(without))
+                del without[start:stop]
+            loaded = read_config([*without, flag, *value.split()])
+            assert loaded.problems == [] and broken_laws(loaded.config, 1) == [], (text, setting, value)
+
+
+def test_the_remedies_of_random_settings_help():
+    dice = random.Random(11)
+    for _ in range(25):
+        values = {
+            "num_layers": dice.randint(1, 12), "hidden_size": dice.choice([48, 60, 64, 100]),
+            "num_attention_heads": dice.randint(1, 12), "global_batch_size": dice.randint(1, 24),
+            "micro_batch_size": dice.randint(1, 3), "tensor_model_parallel_size": dice.randint(1, 4),
+            "pipeline_model_parallel_size": dice.randint(1, 4), "save_interval": dice.randint(0, 6),
+            "eval_interval": dice.randint(0, 4), "keep_best_n_checkpoints": dice.choice([None, 1]),
+            "lr_warmup_iters": dice.randint(0, 12), "rampup_batch_size": dice.choice([None, [dice.randint(1, 5)] * 3]),
+            "sequence_parallel": dice.random() < 0.5, "seq_length": dice.randint(7, 16),
+        }  # fmt: skip
+        world, given = dice.randint(1, 8), config(**values)
+        before = broken_laws(given, world)
+        for text in before:
+            for setting, value in proposals(text):
+                left = followed(given, world, setting, value)
+                assert len(left) < len(before), (values, world, text, setting, value, left)
+
+
+def test_numbers_of_any_size_are_refused_at_once():
+    given = config(num_layers=(1 << 61) - 1, pipeline_model_parallel_size=2, hidden_size=(1 << 61) - 1)
+    told = broken_laws(given, 2)
+    assert any("num-layers (" in text for text in told) and all(len(text) < 1000 for text in told)
+    assert divisors(12) == [1, 2, 3, 4, 6, 12] and divisors(1) == [1] and divisors(0) == [] == divisors(-3)
+
+
+def test_what_no_single_setting_mends_says_so():
+    given = config(num_attention_heads=7, hidden_size=49, data_parallel_size=1, tensor_model_parallel_size=4,
+                   ffn_hidden_size=48)  # fmt: skip
+    told = broken_laws(given, 4)
+    assert told and all(proposals(text) or "change several" in text or ": use " in text for text in told)
