@@ -150,6 +150,6 @@ def _newest_holder(folder: Path) -> str:
 
 def _beat_of(inside: Path) -> str | None:
     try:
-        return (inside / "beat").read_text()
+        return (inside / "beat").read_bytes().decode(errors="replace")
     except OSError:
         return None

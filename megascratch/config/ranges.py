@@ -61,7 +61,11 @@ RANGES: dict[str, Interval] = {
 def out_of_range(values: dict[str, Any]) -> dict[str, str]:
     """Setting -> what is wrong with its value, for each number outside its interval; None is never outside."""
     return {
-        name: f"{name.replace('_', '-')} ({values[name]}) must be {interval.words()}"
+        name: f"{name.replace('_', '-')} ({values[name]}) must be {_finite(values[name])}{interval.words()}"
         for name, interval in RANGES.items()
         if values[name] is not None and values[name] not in interval
     }
+
+
+def _finite(value: object) -> str:
+    return "" if not isinstance(value, float) or math.isfinite(value) else "a finite number, "

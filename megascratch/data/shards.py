@@ -21,6 +21,7 @@ from typing import IO, NamedTuple
 import numpy as np
 
 from megascratch.config.errors import UserError
+from megascratch.config.json_record import COUNT, INTEGER, TEXT, Kind, list_of, parse_object, require_fields
 from megascratch.faults import fault_point
 
 KINDS = ("bin", "lengths", "sequences")
@@ -81,6 +82,17 @@ class Summary(NamedTuple):
     """--strict: the first bad line; the shard was not written."""
 
 
+def _is_row(value: object, kinds: Sequence[Kind]) -> bool:
+    if not isinstance(value, list) or len(value) != len(kinds):
+        return False
+    return all(kind.holds(item) for kind, item in zip(kinds, value, strict=True))
+
+
+_KEY_ROW = Kind("counts of a key", lambda row: _is_row(row, [COUNT, COUNT, COUNT, INTEGER, INTEGER, COUNT,
+                                                             list_of(COUNT, len(KINDS))]))  # fmt: skip
+_SPAN_ROW = Kind("counts of a source", lambda row: _is_row(row, [COUNT, COUNT, list_of(TEXT)]))
+
+
 def shard_path(folder: str | Path, number: int, kind: str) -> Path:
     """One of a shard's files."""
     return Path(folder, f"{number:08d}.{kind}")
@@ -88,10 +100,14 @@ def shard_path(folder: str | Path, number: int, kind: str) -> Path:
 
 def read_summary(folder: str | Path, number: int) -> Summary | None:
     """The counts of a whole shard; None: it is not there."""
+    file = shard_path(folder, number, "json")
     try:
-        record = json.loads(shard_path(folder, number, "json").read_bytes())
+        record = parse_object(file.read_bytes(), file)
     except FileNotFoundError:
         return None
+    require_fields(record, {"keys": list_of(_KEY_ROW), "spans": list_of(_SPAN_ROW), "bad": COUNT}, file)
+    if not {"keys", "spans", "bad"} <= record.keys():
+        raise UserError(f"{file} is damaged: it must have keys, spans and bad; delete {folder} to begin anew")
     keys, spans = [KeyCounts(*row) for row in record["keys"]], [SpanCounts(*row) for row in record["spans"]]
     return Summary(number, keys, spans, record["bad"])
 

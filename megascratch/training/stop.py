@@ -83,7 +83,7 @@ class StopRequest:
         training, now = self._training, time.monotonic()
         if now - self._looked >= LOOK_EVERY:
             self._looked = now
-            if training.stop_file is not None and Path(training.stop_file).exists():
+            if training.stop_file is not None and os.path.exists(training.stop_file):  # raises for no folder's rights
                 return STOP_FILE
         limit = training.exit_duration_in_mins
         if limit is not None and time.time() - self._began > 60 * limit:

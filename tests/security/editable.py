@@ -31,6 +31,7 @@ from megascratch.data.manifest import check_corpus
 from megascratch.data.merge import read_state
 from megascratch.data.rewrite import _tokenizer_of
 from megascratch.data.shard_folder import _stored
+from megascratch.data.shards import read_summary
 from megascratch.parallel.held import Held
 from megascratch.parallel.mesh import Axis
 from megascratch.parallel.shard import Box
@@ -214,6 +215,7 @@ SUMMARY = {"layout": {"tp": 1}, "loss": 1.5, "seconds": 3.0, "stopped_early": Tr
 HOLDER = {"host": "a", "pid": 1, "started": "1", "run": "", "since": "now", "claim": "x"}
 CONVERSATION = {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]}
 
+SHARD = {"keys": [[2, 2, 9, 1, 5, 20, [1, 2, 3]]], "spans": [[0, 2, ["x"]]], "bad": 0}
 CHARACTERS = "".join(sorted(set("some text\n<|endoftext|>")))
 
 EDITABLE = [
@@ -246,6 +248,7 @@ EDITABLE = [
     Editable("plan of a preprocessing", _file("plan.json", {"x": 1}), lambda path: _stored(path.parent)),
     Editable("state of a merge", _file("merged.json", {"shards": 1, "bin_bytes": [3], "bad_bytes": 0}),
              lambda path: read_state(path.parent, 1)),
+    Editable("counts of a shard", _file("00000003.json", SHARD), lambda path: read_summary(path.parent, 3)),
     Editable("key of a cache", lambda folder: _cached(folder), lambda path: _cached(path.parent.parent)),
 ]  # fmt: skip
 
