@@ -13,11 +13,11 @@ import uuid
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from megascratch.config.errors import UserError
 from megascratch.config.json_record import COUNT, TEXT, misfit, parse_json
 from megascratch.config.printable import printable
+from megascratch.parallel.processes import start_of
 from megascratch.storage.place import Place
 
 SAVE_ELSEWHERE = "save elsewhere (--save)"
@@ -37,7 +37,7 @@ class Holder:
 
     @classmethod
     def this_process(cls) -> "Holder":
-        return cls(socket.gethostname(), os.getpid(), _start_of(os.getpid()), _run(), time.strftime("%F %T %Z"),
+        return cls(socket.gethostname(), os.getpid(), start_of(os.getpid()), _run(), time.strftime("%F %T %Z"),
                    uuid.uuid4().hex)  # fmt: skip
 
     @classmethod
@@ -74,7 +74,7 @@ def require_gone(
     while time.monotonic() < ends:
         time.sleep(every / 2)
         now = beat()
-        if now is None:
+        if now is None or _has_ended(holder, me):  # it may be ending just now
             return
         if now != before:
             raise UserError(f"{folder} is being written by {holder}: end that run first, or {elsewhere}")
@@ -85,22 +85,9 @@ def require_gone(
 
 
 def _has_ended(holder: Holder, me: Holder) -> bool:
-    if holder.host == me.host and _start_of(holder.pid) != holder.started:
+    if holder.host == me.host and start_of(holder.pid) != holder.started:
         return True
     return bool(holder.run) and holder.run == me.run and (holder.host, holder.pid) != (me.host, me.pid)
-
-
-def _start_of(pid: int) -> str:
-    """When a process of this machine started, '' where there is none or the system does not tell; a zombie is gone."""
-    try:
-        state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        try:
-            os.kill(pid, 0)
-        except OSError:
-            return "ended"
-        return "" if not Path("/proc").exists() else "ended"
-    return "ended" if state == "Z" else rest[18]
 
 
 def _run() -> str:

@@ -20,9 +20,8 @@ import uuid
 from contextlib import suppress
 from pathlib import Path
 
-from megascratch.checkpoint.errors import LeaseLostError
 from megascratch.checkpoint.holder import SAVE_ELSEWHERE, Holder, require_gone
-from megascratch.checkpoint.local import sync
+from megascratch.checkpoint.local import lost, sync
 
 BEAT_SECONDS = 0.5
 STALE_SECONDS = 20.0
@@ -66,9 +65,9 @@ class Lease:
             return cls(folder, number)
 
     def require(self) -> None:
-        """Raises: LeaseLostError where somebody has taken over."""
+        """Raises: LeaseLostError where somebody has taken over, or has deleted the folder."""
         if not self.inside.exists():
-            raise LeaseLostError(f"another writer has taken {self.folder} over: {_newest_holder(self.folder)}")
+            raise lost(self.folder, _newest_holder(self.folder))
 
     def release(self) -> None:
         """Others may claim the folder at once."""

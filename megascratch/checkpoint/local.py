@@ -123,16 +123,19 @@ class LocalDraft:
             inside: where; on the same file system as `final`.
             nbytes: that will be written.
 
-        Raises: UserError where `final` is already there, DiskError where there is no room.
+        Raises: UserError where `final` is already there, LeaseLostError where `inside` was taken away, DiskError where
+            there is no room.
         """
         _require_new(final)
+        if inside != final.parent and not inside.exists():
+            raise lost(final.parent)  # before a folder that was deleted is made again
         final.parent.mkdir(parents=True, exist_ok=True)
         require_room(final.parent, nbytes)
         draft = cls(inside / f".{final.name}.{uuid.uuid4().hex[:12]}.partial", final)
         try:
             draft.private.mkdir()
         except FileNotFoundError as error:
-            raise LeaseLostError(f"{inside} was taken away: another writer has taken {final.parent} over") from error
+            raise lost(final.parent) from error
         return draft
 
     def file_name(self, number: int) -> str:
@@ -186,9 +189,20 @@ class LocalDraft:
     def _refused(self, path: Path, error: OSError) -> UserError:
         if isinstance(error, FileNotFoundError) and not self.private.exists():
             if not self.private.parent.exists():
-                return LeaseLostError(f"{self.final} is not written: another writer has taken {path.parent} over")
+                return LeaseLostError(f"{self.final} is not written: {lost(self.final.parent)}")
             return UserError(f"{self.final.parent} is not the same folder on all ranks: save to a shared file system")
         return DiskError(f"{path} cannot be written: {error.strerror}")
+
+
+def lost(folder: Path, newest_holder: str = "") -> LeaseLostError:
+    """Why a writer of this folder is its writer no longer.
+
+    Args:
+        newest_holder: of the writer after it, where that is known.
+    """
+    if not folder.exists():
+        return LeaseLostError(f"{folder} is gone: it was deleted or moved while this run saved into it")
+    return LeaseLostError(f"another writer has taken {folder} over" + (f": {newest_holder}" if newest_holder else ""))
 
 
 def require_room(folder: Path, nbytes: int) -> None:

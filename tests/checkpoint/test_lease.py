@@ -1,6 +1,7 @@
 """Two runs never both write into one folder: the second is refused, and one that was taken over cannot commit."""
 
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -24,7 +25,7 @@ def hold(folder, connection, start=0.0):
         return
     (mine.inside / ".step_00000009.x.partial").mkdir()
     connection.send(mine.number)
-    time.sleep(60)
+    time.sleep(600)
 
 
 @pytest.fixture
@@ -92,6 +93,35 @@ def test_who_was_taken_over_in_the_middle_of_a_save_cannot_commit(tmp_path, monk
     old.release()
     newer[0].require()
     newer[0].release()
+
+
+def test_a_deleted_folder_is_called_deleted_not_taken_over(tmp_path):
+    folder = tmp_path / "checkpoints"
+    mine = Lease.acquire(folder)
+    shutil.rmtree(folder)
+    for loses in (mine.require, lambda: write(mine, 4)):
+        with pytest.raises(LeaseLostError) as loss:
+            loses()
+        assert f"{folder} is gone: it was deleted or moved" in str(loss.value)
+        assert "another writer" not in str(loss.value)
+    mine.release()
+
+
+def test_a_holder_that_ends_while_it_is_looked_at_is_taken_over_at_once(tmp_path, holder, monkeypatch):
+    """It was alive at the first look: stopped, so that no beat is seen, and killed at the second."""
+    monkeypatch.setattr(lease, "STALE_SECONDS", 600.0)
+    os.kill(holder.pid, signal.SIGSTOP)
+    beat_of = lease._beat_of
+
+    def dies_meanwhile(inside):
+        holder.kill()
+        holder.join()
+        return beat_of(inside)
+
+    monkeypatch.setattr(lease, "_beat_of", dies_meanwhile)
+    mine = Lease.acquire(tmp_path)
+    assert mine.number == 2
+    mine.release()
 
 
 def test_a_restart_by_the_same_launcher_does_not_wait(tmp_path, holder, monkeypatch):
