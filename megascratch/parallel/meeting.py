@@ -1,8 +1,9 @@
 """Where the ranks of a launch first meet, before any process group: a store of small texts that every rank can write
 to and read from.
 
-torchrun describes the place in the environment. On one machine everything listens on the loopback interface alone;
-between machines the store listens where MASTER_ADDR says.
+The launcher of one machine names a file for it (MEGASCRATCH_STORE), in a folder that only this user can open. torchrun
+describes a place in the environment: on one machine everything listens on the loopback interface alone, between
+machines the store listens where MASTER_ADDR says.
 """
 
 import os
@@ -16,6 +17,8 @@ import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from megascratch.config.errors import RanksSilent, UserError
+from megascratch.parallel.endpoint import Endpoint
+from megascratch.parallel.whereabouts import STORE
 
 LOOPBACK = "127.0.0.1"
 INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
@@ -68,7 +71,7 @@ class Meeting:
         try:
             self.store.wait([key], timeout)
             return self.store.get(key).decode()
-        except (dist.DistStoreError, dist.DistNetworkError):
+        except RuntimeError:  # as a file, the store has no kinds of its own
             return None
 
 
@@ -76,27 +79,53 @@ def meet(timeout: timedelta) -> Meeting | None:
     """Joins the launch that the environment describes; None: this process is the only one.
 
     Raises:
-        UserError: the address cannot be used (port taken, host unknown).
+        UserError: the address cannot be used (port taken or impossible, host unknown, another program there).
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
         return None
     rank = int(os.environ.get("RANK", "0"))
+    if STORE not in os.environ:
+        _require_usable(_address(), rank)
     local = on_one_machine()
     if local:
         for name in INTERFACES:
             os.environ.setdefault(name, loopback_interface())
     try:
-        store = _local_store(rank, world, timeout) if local and _hosts_its_own() else _torchruns_store(
-            rank, world, timeout)  # fmt: skip
+        if STORE in os.environ:
+            store: dist.Store = dist.FileStore(os.environ[STORE], world)
+            store.set_timeout(timeout)
+        elif local and _hosts_its_own():
+            store = _local_store(rank, world, timeout)
+        else:
+            store = _torchruns_store(rank, world, timeout)
     except (dist.DistNetworkError, dist.DistStoreError, OSError) as error:
-        address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        address = os.environ.get(STORE) or f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         first_line = str(error).strip().splitlines()[0]
         raise UserError(
             f"no meeting point at {address}: {first_line}; choose another port, e.g. "
             "torchrun --rdzv-backend c10d --rdzv-endpoint localhost:0"
         ) from error
     return Meeting(store, rank, world, timeout)
+
+
+def _address() -> Endpoint:
+    """Where torchrun, or whoever started the ranks, says that they meet. Raises: UserError where it says none."""
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+    if missing:
+        raise UserError(f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but {' and '.join(missing)} is not set: start with "
+                        "--nproc-per-node or torchrun, or unset WORLD_SIZE")
+    host = os.environ["MASTER_ADDR"]
+    host = f"[{host}]" if ":" in host else host
+    return Endpoint.parse("MASTER_ADDR:MASTER_PORT", f"{host}:{os.environ['MASTER_PORT']}")
+
+
+def _require_usable(address: Endpoint, rank: int) -> None:
+    """Raises: UserError where the ranks can never meet there. A port that is taken shows when the store opens it."""
+    if rank == 0 and _hosts_its_own():
+        address.addresses()
+    else:
+        address.require_usable(hosted_here=False)
 
 
 def on_one_machine() -> bool:
@@ -117,8 +146,11 @@ def _hosts_its_own() -> bool:
 
 
 def _torchruns_store(rank: int, world: int, timeout: timedelta) -> dist.Store:
-    """A part of it for each attempt: torchrun may keep one store over all restarts, with the old ranks' addresses."""
+    """Where torchrun keeps one store over all restarts, with the old ranks' addresses, a part of it for each attempt.
+    Otherwise each attempt has a store of its own, and a machine that came later has counted fewer attempts."""
     store = next(rendezvous("env://", rank, world, timeout=timeout))[0]
+    if _hosts_its_own():
+        return store
     return dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 

@@ -24,6 +24,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 FOLDER = "MEGASCRATCH_WATCH"
+STORE = "MEGASCRATCH_STORE"
+"""Names the file through which the ranks of a launcher meet (meeting.py, which needs torch)."""
 SIZE = 1024
 JUDGED, WAITS, ENDED = 1, 2, 4
 _HEAD = struct.Struct("<IIdqi")
@@ -65,7 +67,10 @@ def read(folder: str | Path) -> list[Whereabouts]:
     """All ranks of a folder that have written anything, by rank."""
     found = []
     for path in Path(folder).glob("*.rank"):
-        raw = path.read_bytes()
+        try:
+            raw = path.read_bytes()
+        except FileNotFoundError:
+            continue  # the folder is just being deleted
         if len(raw) == SIZE and path.stem.isdigit():
             pid, flags, moved, step, code = _HEAD.unpack_from(raw)
             texts = (raw[place].rstrip(b"\0").decode(errors="replace") for place in _TEXTS)
