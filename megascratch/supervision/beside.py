@@ -2,7 +2,8 @@
 
 torchrun alone notices a rank that has ended, and then waits 30 s for each that does not obey SIGTERM. This process
 knows what every rank does, ends all of them as soon as one has died or stands still, and says why; torchrun then finds
-them gone and starts them again, or gives up, as its --max-restarts says.
+them gone and starts them again, or gives up, as its --max-restarts says. Whoever kills torchrun's agent ends the ranks,
+too, with this process or without: they have asked the kernel for it.
 """
 
 import os
@@ -13,12 +14,14 @@ import time
 from pathlib import Path
 
 from megascratch.config.endings import DONE, STOPS
+from megascratch.parallel.processes import end_with_parent
 from megascratch.parallel.whereabouts import FOLDER, Whereabouts, read
-from megascratch.supervision.report import LOST
+from megascratch.supervision.folders import delete_stale_folders, shared_folder
+from megascratch.supervision.report import LOST, refused
 from megascratch.supervision.watch import (
     LOOK_EVERY,
-    OTHERS_END,
     end,
+    hear_the_others,
     look,
     memory_folder,
     receive_watch,
@@ -40,28 +43,63 @@ def rendezvous_settings() -> str:
     return f"keep_alive_interval=1,keep_alive_max_attempt={DEAD_MACHINE},last_call_timeout=2"
 
 
+def started_by_torchrun() -> bool:
+    """Whether this process is a rank of torchrun's."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def join_torchrun() -> None:
+    """The first thing in a rank that torchrun started: it ends with torchrun's agent, and shares a folder, which FOLDER
+    names, with the ranks of its machine. Elsewhere nothing happens.
+
+    Raises: UserError where another user has made such a folder.
+    """
+    if not started_by_torchrun() or FOLDER in os.environ:
+        return
+    agent = os.getppid()
+    end_with_parent(agent)
+    if ROOT not in os.environ:
+        delete_stale_folders()
+    name = f"{os.environ.get('MASTER_PORT')}-{_attempt()}"
+    os.environ[FOLDER] = str(shared_folder(os.environ.get(ROOT) or memory_folder(), agent, name))
+
+
 def watch_torchrun(limit: float, output_dir: str) -> None:
     """In a rank that torchrun started: notes from now on what it does; the first rank of a machine starts the process
     that watches. Elsewhere, and where a launcher of this package watches, nothing happens."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ or FOLDER in os.environ:
+    if not started_by_torchrun():
         return
-    agent, attempt = os.getppid(), os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    name = f"megascratch-ranks-{os.getuid()}-{agent}-{os.environ.get('MASTER_PORT')}-{attempt}"
-    folder = Path(os.environ.get(ROOT) or memory_folder(), name)
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    os.environ[FOLDER] = str(folder)
+    join_torchrun()
     receive_watch()
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        to = Path(output_dir, "faults", f"{os.uname().nodename}_attempt_{attempt}.txt")
-        command = [sys.executable, "-m", "megascratch.supervision.beside", str(folder), str(agent), str(limit), str(to)]
-        subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+        to = Path(output_dir, "faults", f"{os.uname().nodename}_attempt_{_attempt()}.txt")
+        start_watching(limit, str(to))
+
+
+def start_watching(limit: float = 60.0, to: str = os.devnull) -> None:
+    """Starts the process beside this machine's ranks, unless one has. It deletes their folder in the end.
+
+    Args:
+        limit: seconds without progress that make a hang.
+        to: the file for its report.
+    """
+    try:
+        Path(os.environ[FOLDER], "watched").touch(exist_ok=False)
+    except FileExistsError:
+        return
+    command = [sys.executable, "-m", "megascratch.supervision.beside", os.environ[FOLDER], str(os.getppid())]
+    subprocess.Popen([*command, str(limit), to], stdin=subprocess.DEVNULL, start_new_session=True)
+
+
+def _attempt() -> str:
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
 
 
 def outlive_dead_machines() -> None:
     """In a rank whose communication has failed, before it ends: where torchrun joins several machines, waits until it
     has given up one that may be dead. It would otherwise start the next attempt at once, with the dead one."""
     several = os.environ.get("LOCAL_WORLD_SIZE") != os.environ.get("WORLD_SIZE")
-    if several and "TORCHELASTIC_RUN_ID" in os.environ:
+    if several and started_by_torchrun():
         time.sleep(DEAD_MACHINE + 0.5)
 
 
@@ -76,8 +114,10 @@ def main(folder: str, agent: int, limit: float, to: str) -> None:
         reason = _why_end(place, codes, limit)
         if reason or not state_of(agent):
             if reason:
-                time.sleep(OTHERS_END)
-                say(report(look(place, _codes(place)), place, Path(to), reason))
+                hear_the_others(place, lambda: _codes(place))
+                seen = look(place, _codes(place))
+                if not refused(seen):
+                    say(report(seen, place, Path(to), reason))
             end([where.pid for where in read(place) if _alive(where)])
             break
     if ROOT not in os.environ:

@@ -6,36 +6,33 @@
         |--> rank 0  |--> rank 1  ...
 
 Ranks are forked from a process that has loaded everything and done nothing, so a new start costs tenths of a second,
-not the import of torch once per rank.
+not the import of torch once per rank. They end with the fork server, and it ends with the launcher (fork_server.py).
 """
 
 import contextlib
-import ctypes
 import multiprocessing as mp
 import os
 import shutil
 import signal
-import socket
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from megascratch.config.endings import BAD_INPUT, FAILED, STOPS, is_own_process
-from megascratch.parallel.whereabouts import FOLDER
-from megascratch.supervision.report import Seen
+from megascratch.parallel.whereabouts import FOLDER, STORE
+from megascratch.supervision import fork_server
+from megascratch.supervision.folders import new_folder
+from megascratch.supervision.report import Seen, refused
 from megascratch.supervision.watch import (
     LOOK_EVERY,
-    OTHERS_END,
     end,
+    hear_the_others,
     look,
-    memory_folder,
     receive_watch,
     report,
     say,
@@ -47,8 +44,9 @@ GRACE = 3.0  # seconds from the second request to SIGKILL
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 BEGAN = "MEGASCRATCH_BEGAN"
 """time.time() when the first attempt of this run began; attempts that follow inherit it."""
-PR_SET_PDEATHSIG = 1
 
+UNKNOWN = 255
+"""What multiprocessing calls the exit code of a process whose fork server is gone."""
 
 Words = tuple[tuple[int, str], ...]
 """Step and error of each rank."""
@@ -103,13 +101,12 @@ class _Launcher:
         if plan.ranks > 1:
             os.environ.setdefault("OMP_NUM_THREADS", "1")  # as torchrun does: ranks share the cores
         self.context = mp.get_context("forkserver")
-        self.context.set_forkserver_preload(list(plan.preload))
 
     def run(self) -> int:
         with self.requests.caught():
-            _start_fork_server()
             before: Words | None = None
             for number in range(self.plan.max_restarts + 1):
+                fork_server.start(self.plan.preload, FORWARDED)
                 attempt = _Attempt(self, number)
                 code, again = attempt.run()
                 if not again or self.requests.came or number == self.plan.max_restarts:
@@ -123,13 +120,17 @@ class _Launcher:
         return code
 
 
+class _ForkServerDied(Exception):
+    pass
+
+
 class _Attempt:
     """All ranks from one start to their ends."""
 
     def __init__(self, launcher: _Launcher, number: int):
         self.plan, self.requests, self.context = launcher.plan, launcher.requests, launcher.context
         self.number, self.began = number, launcher.began
-        self.folder = Path(tempfile.mkdtemp(prefix="megascratch-ranks-", dir=memory_folder()))
+        self.folder = new_folder("ranks")
         self.processes: list[Any] = []
         self.words: Words | None = None
         self.kill_at = float("inf")
@@ -137,36 +138,46 @@ class _Attempt:
     def run(self) -> tuple[int, bool]:
         """The exit code, and whether a new start may mend it."""
         try:
-            self._start()
-            failure = self._watch()
+            try:
+                self._start()
+                failure = self._watch()
+            except _ForkServerDied:
+                say("the fork server was killed, and all ranks ended with it")
+                return FAILED, True
             self.words = self._last_words()
             return self._judge(failure)
         finally:
-            end([process.pid for process in self.processes if process.exitcode is None])
+            end([process.pid for process in self.processes if process.exitcode in (None, UNKNOWN)])
             for process in self.processes:
                 process.join()
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def _start(self) -> None:
-        port = str(_free_port())
         for rank in range(self.plan.ranks):
             environment = {
                 **os.environ,
                 "RANK": str(rank), "LOCAL_RANK": str(rank), "GROUP_RANK": "0",
                 "WORLD_SIZE": str(self.plan.ranks), "LOCAL_WORLD_SIZE": str(self.plan.ranks),
-                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
-                "TORCHELASTIC_RESTART_COUNT": str(self.number), FOLDER: str(self.folder), BEGAN: self.began,
+                STORE: str(self.folder / "store"), FOLDER: str(self.folder), BEGAN: self.began,
+                "TORCHELASTIC_RESTART_COUNT": str(self.number),
             }  # fmt: skip
             process = self.context.Process(target=_be_rank, args=(self.plan.target, environment), daemon=True)
-            process.start()
+            try:
+                process.start()
+            except (OSError, EOFError) as error:
+                if not fork_server.has_died():
+                    raise
+                raise _ForkServerDied from error
             self.processes.append(process)
 
     def _watch(self) -> list[Seen] | None:
         """Until all ranks have ended: None, or as they were seen when one failed."""
         while True:
-            wait([process.sentinel for process in self.processes if process.exitcode is None], LOOK_EVERY)
+            self._pause(LOOK_EVERY)
             self._pass_requests_on()
             codes = self._codes()
+            if UNKNOWN in codes.values() and fork_server.has_died():
+                raise _ForkServerDied
             if None not in codes.values() and len(set(codes.values())) == 1:
                 return None
             bad = next((code for code in codes.values() if code is not None and code not in (0, *STOPS)), None)
@@ -177,13 +188,15 @@ class _Attempt:
             if None not in codes.values():
                 return look(self.folder, codes)
 
+    def _pause(self, seconds: float) -> None:
+        """Shorter if a rank ends."""
+        wait([process.sentinel for process in self.processes if process.exitcode is None], seconds)
+
     def _failed(self, reason: str) -> list[Seen]:
         """Gives the others a moment to say why they end, reports, and leaves the rest to be ended."""
-        ends = time.monotonic() + OTHERS_END
-        while None in self._codes().values() and time.monotonic() < ends:
-            wait([process.sentinel for process in self.processes if process.exitcode is None], 0.05)
+        hear_the_others(self.folder, self._codes, self._pause)
         seen = look(self.folder, self._codes())
-        if not self._told_by_ranks(seen) and len(self.requests.came) < 2:
+        if not refused(seen) and len(self.requests.came) < 2:
             say(report(seen, self.folder, self.plan.reports / f"attempt_{self.number}.txt", reason))
         return seen
 
@@ -191,7 +204,7 @@ class _Attempt:
         """Where every rank ended by itself and said why; None where one was ended or is still there."""
         seen = look(self.folder, self._codes())
         told = tuple((one.where.step, one.where.error) for one in seen if one.where is not None and one.where.ended)
-        return told if len(told) == len(seen) and all(one.code == FAILED for one in seen) else None
+        return told if len(told) == len(seen) and all(one.end == FAILED for one in seen) else None
 
     def _judge(self, seen: list[Seen] | None) -> tuple[int, bool]:
         if len(self.requests.came) > 1:
@@ -199,16 +212,9 @@ class _Attempt:
         if seen is None:
             code = self.processes[0].exitcode
             return (FAILED if code < 0 else code), code not in (0, BAD_INPUT, *STOPS)
-        if self._told_by_ranks(seen):
+        if refused(seen):
             return BAD_INPUT, False
         return FAILED, True
-
-    def _told_by_ranks(self, seen: list[Seen]) -> bool:
-        """Whether a rank refused its input before any step, or all did later: that needs no report, and no restart
-        mends it."""
-        before = all(one.where is None or one.where.step == 0 for one in seen)
-        refused = [one.code == BAD_INPUT for one in seen]
-        return all(refused) or (before and any(refused))
 
     def _codes(self) -> dict[int, int | None]:
         return {rank: process.exitcode for rank, process in enumerate(self.processes)}
@@ -226,22 +232,10 @@ class _Attempt:
             end(pids)
 
 
-def _start_fork_server() -> None:
-    """With requests blocked in it: a batch system sends them to every process of a job, and with the fork server all
-    ranks would end without a checkpoint."""
-    resource_tracker.ensure_running()  # the fork server starts it otherwise, and it unblocks signals
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)
-    try:
-        forkserver.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 def _be_rank(target: Callable[[], int], environment: dict[str, str]) -> None:
     """In the new process. Requests stay blocked, as in the fork server, until the target is ready to hear them."""
     os.setsid()  # signals of the terminal go to the launcher, which passes them on once
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # no rank outlives launcher and fork server
+    fork_server.end_with_fork_server()
     os.environ.clear()  # the fork server's is older
     os.environ.update(environment)
     receive_watch()
@@ -254,8 +248,3 @@ def began() -> float:
         return float(os.environ[BEGAN])
     except (KeyError, ValueError):
         return time.time()
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])

@@ -4,6 +4,7 @@ import signal
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from megascratch.config.endings import BAD_INPUT
 from megascratch.parallel.whereabouts import Whereabouts
 
 ECHOES = (
@@ -12,6 +13,9 @@ ECHOES = (
 )  # fmt: skip
 """Words of an error that only says that some other rank is gone or silent."""
 
+
+STANDS = 2.0
+"""Seconds after which a rank that waits for nobody counts as standing still, once others have ended because of it."""
 
 LOST = -1000
 """The exit code of a rank that ended without a word, where its parent alone knows more."""
@@ -27,13 +31,21 @@ class Seen(NamedTuple):
     where: Whereabouts | None  # None: it has said nothing yet
 
     @property
+    def end(self) -> int | None:
+        """Its exit code, also where it has only said it so far and its process is still on the way out; None: it goes
+        on."""
+        if self.code is None and self.where is not None and self.where.ended:
+            return self.where.code
+        return self.code
+
+    @property
     def failed(self) -> bool:
         """Ended by a signal, or with an error."""
-        return self.code is not None and self.code != 0
+        return self.end is not None and self.end != 0
 
     @property
     def stopped(self) -> bool:
-        return self.code is None and self.state in ("T", "t")
+        return self.end is None and self.state in ("T", "t")
 
 
 def hangs(seen: Sequence[Seen], limit: float) -> bool:
@@ -41,12 +53,42 @@ def hangs(seen: Sequence[Seen], limit: float) -> bool:
     return any(one.code is None and one.where is not None and one.where.judged and one.still > limit for one in seen)
 
 
+def cause_is_known(seen: Sequence[Seen]) -> bool:
+    """Whether a rank is seen that can have begun it: it has ended for a reason of its own, is stopped, or stands still
+    while it waits for nobody. It is not known where ranks have ended because of another one that seems to live."""
+    began = [one for one in seen if (one.failed and not _echo(one)) or one.stopped or _stands(one)]
+    return bool(began) or not any(one.failed for one in seen)
+
+
+def may_still_speak(seen: Sequence[Seen]) -> bool:
+    """Whether after a failure a rank is at work, so that it may soon end with words of its own, or is on the way out
+    and may still be printing them."""
+    if not any(one.failed for one in seen):
+        return False
+    moving = [one for one in seen if one.code is None and one.where is not None and one.still <= STANDS]
+    return any(one.end is not None or not (one.stopped or one.where.waits) for one in moving if one.where is not None)
+
+
+def _stands(one: Seen) -> bool:
+    return one.end is None and one.where is not None and not one.where.waits and one.still > STANDS
+
+
+def refused(seen: Sequence[Seen]) -> bool:
+    """Whether ranks have refused their input, so that no new start mends it: one before any step; later, one while no
+    other failed for another reason. Ranks that still live are slower, that is all."""
+    if not any(one.end == BAD_INPUT for one in seen):
+        return False
+    if all(one.where is None or one.where.step == 0 for one in seen):
+        return True
+    return not any(one.failed and one.end != BAD_INPUT and not _echo(one) for one in seen)
+
+
 def culprits(seen: Sequence[Seen]) -> list[tuple[int, str]]:
     """The ranks that began it, each with what it did; the first kind that fits anyone:
     killed, ended with an error of its own, stopped, at work or asleep while others wait, longest in a communication.
     """
     kinds = (
-        [(one.rank, _signal(one.code)) for one in seen if one.code is not None and one.code < 0],
+        [(one.rank, _signal(one.end)) for one in seen if one.end is not None and one.end < 0],
         [(one.rank, _end(one)) for one in seen if one.failed and not _echo(one)],
         [(one.rank, "is stopped (SIGSTOP)") for one in seen if one.stopped],
         [(one.rank, "hangs in its own code, in no communication") for one in _alive(seen)
@@ -63,7 +105,7 @@ def culprits(seen: Sequence[Seen]) -> list[tuple[int, str]]:
 
 
 def _alive(seen: Sequence[Seen]) -> list[Seen]:
-    return [one for one in seen if one.code is None]
+    return [one for one in seen if one.end is None]
 
 
 def _echo(one: Seen) -> bool:
@@ -82,7 +124,7 @@ def _signal(code: int) -> str:
 
 def _end(one: Seen) -> str:
     told = f": {one.where.error}" if one.where is not None and one.where.error else ""
-    return f"ended with exit code {one.code}{told}"
+    return f"ended with exit code {one.end}{told}"
 
 
 def headline(seen: Sequence[Seen]) -> str:
@@ -116,10 +158,10 @@ def line(one: Seen) -> str:
         words.append(f"waits for {where.awaited}")
     if where is not None and where.background:
         words.append(f"in the background waits for {where.background}")
-    if one.code is None:
+    if one.end is None:
         words.append(f"since {one.still:.1f} s{'; stopped' if one.stopped else ''}")
-    elif one.code:
-        words.append(_signal(one.code) if one.code < 0 else _end(one))
+    elif one.end:
+        words.append(_signal(one.end) if one.end < 0 else _end(one))
     else:
         words.append("ended well")
     return ", ".join(words)

@@ -10,18 +10,19 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from megascratch.config.printable import printable_lines
 from megascratch.parallel.whereabouts import FOLDER, read
-from megascratch.supervision.report import Seen, hangs, headline, table
+from megascratch.supervision.report import Seen, cause_is_known, hangs, headline, may_still_speak, table
 
 ASK_FOR_STACKS = signal.SIGUSR2
-SECONDS_FOR_STACKS = 0.4
+SECONDS_FOR_STACKS = 5.0  # a rank answers at once, if the machine is not too busy
 LOOK_EVERY = 0.1  # seconds
-OTHERS_END = 0.4  # seconds that the other ranks have to say why they end, after the first
+OTHERS_END = 0.4  # seconds that the other ranks have to end by themselves, once it is known which rank began it
+CAUSE_SHOWS = 20.0  # seconds until it must be known: a machine may be slow to tell which process it has lost
 
 
 def receive_watch(folder: str | None = None) -> None:
@@ -49,6 +50,30 @@ def stands_still(folder: Path, codes: Mapping[int, int | None], limit: float) ->
         return False
     time.sleep(0.02)
     return hangs(look(folder, codes), limit)
+
+
+def hear_the_others(
+    folder: Path, codes: Callable[[], Mapping[int, int | None]], pause: Callable[[float], object] = time.sleep
+) -> None:
+    """After the first rank's end: returns when all have ended; or it is known which rank began it, no other is at work,
+    and they have had OTHERS_END seconds to end by themselves.
+
+    Args:
+        codes: the ranks' exit codes now.
+        pause: waits so many seconds, or less if a rank ends.
+    """
+    began = quiet = time.monotonic()
+    while True:
+        ends = codes()
+        seen = look(folder, ends)
+        now = time.monotonic()
+        if None not in ends.values() or now - began > CAUSE_SHOWS:
+            return
+        if not cause_is_known(seen) or may_still_speak(seen):
+            quiet = now
+        elif now - quiet > OTHERS_END:
+            return
+        pause(0.05)
 
 
 def state_of(pid: int) -> str:
@@ -81,10 +106,13 @@ def take_stacks(seen: Sequence[Seen], folder: Path) -> dict[int, str]:
         with suppress(OSError):
             os.kill(pids[rank], ASK_FOR_STACKS)
     ends = time.monotonic() + SECONDS_FOR_STACKS
-    while time.monotonic() < ends and not all(file.stat().st_size for file in asked.values()):
-        time.sleep(0.02)
-    if asked:
-        time.sleep(0.05)  # the last ones may still be writing
+    before: list[int] = []
+    while asked and time.monotonic() < ends:
+        sizes = [file.stat().st_size for file in asked.values()]
+        if all(sizes) and sizes == before:
+            break  # all have written, and none is still at it
+        before = sizes
+        time.sleep(0.05)
     return {rank: file.read_text(errors="replace") for rank, file in asked.items()}
 
 

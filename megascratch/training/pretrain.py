@@ -13,7 +13,7 @@ from megascratch.faults import fault_point
 from megascratch.parallel import mesh
 from megascratch.parallel.collectives import CommunicationError
 from megascratch.parallel.whereabouts import ended
-from megascratch.supervision.beside import outlive_dead_machines, watch_torchrun
+from megascratch.supervision.beside import outlive_dead_machines, started_by_torchrun, watch_torchrun
 from megascratch.training.loop import train
 from megascratch.training.replicas import ReplicasDiffer
 from megascratch.training.setup import prepare
@@ -28,7 +28,7 @@ def pretrain(config: Config) -> int:
     fault_point("run.begin")
     with StopRequest(config.training) as stop:
         code = _code(config, stop)
-    return DONE if code in STOPS and "TORCHELASTIC_RUN_ID" in os.environ else code
+    return DONE if code in STOPS and started_by_torchrun() else code
 
 
 def _code(config: Config, stop: StopRequest) -> int:

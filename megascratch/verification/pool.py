@@ -25,6 +25,7 @@ import torch.distributed as dist
 
 from megascratch.parallel.grid import Grid
 from megascratch.parallel.mesh import Mesh
+from megascratch.supervision import fork_server
 from megascratch.supervision.report import ECHOES
 
 CONTEXT = mp.get_context("forkserver")
@@ -145,7 +146,8 @@ def _received(connection: Connection) -> Answer:
 
 
 def _serve(connection: Connection, rank: int, timeout: float, device: str, backend: str) -> None:
-    """A worker's life: tasks in, answers out."""
+    """A worker's life: tasks in, answers out; it ends with the process that made the pool."""
+    fork_server.end_with_fork_server()
     torch.set_num_threads(1)
     meeting = None
     while (task := connection.recv()) is not None:

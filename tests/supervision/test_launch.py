@@ -17,8 +17,10 @@ import pytest
 from megascratch.commands import main
 from megascratch.config import endings
 from megascratch.faults import VARIABLE
-from megascratch.parallel.whereabouts import at_step, doing, ended, judge, waiting
+from megascratch.parallel.whereabouts import STORE, at_step, doing, ended, judge, waiting
+from megascratch.supervision import launch as launch_module
 from megascratch.supervision.launch import GRACE, Plan, launch
+from megascratch.supervision.watch import state_of
 
 SMALL = [
     *("--num-layers", "2", "--hidden-size", "32", "--num-attention-heads", "4", "--vocab-size", "61"),
@@ -68,7 +70,7 @@ def test_a_run_whose_ranks_die_ends_with_the_weights_of_the_undisturbed_one(tmp_
 
 @pytest.mark.deep
 def test_a_run_that_fails_in_every_way_ends_with_the_weights_of_the_undisturbed_one(tmp_path, monkeypatch):
-    fail_and_go_on(tmp_path, monkeypatch, list(FAULTS), 8)
+    fail_and_go_on(tmp_path, monkeypatch, list(FAULTS), 15)
 
 
 def test_without_restarts_a_failure_is_code_1_and_bad_input_is_never_tried_again(tmp_path, monkeypatch):
@@ -104,7 +106,7 @@ def test_a_run_goes_on_with_fewer_ranks_and_the_same_batch(tmp_path, capfd):
 
 def pretend(codes: list[int], folder: str) -> int:
     rank, attempt = int(os.environ["RANK"]), int(os.environ["TORCHELASTIC_RESTART_COUNT"])
-    Path(folder, f"{attempt}.{rank}").touch()
+    Path(folder, f"{rank}.attempt {attempt}").touch()
     return codes[rank]
 
 
@@ -114,15 +116,16 @@ def obey(number: int, code: int, folder: str) -> int:
     signal.signal(number, lambda *_: came.set())
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [number])
     Path(folder, os.environ["RANK"]).touch()
-    came.wait(30)
+    came.wait(600)
     return code
 
 
-def refuse_later(slow: int) -> int:
-    """All ranks refuse a file after many steps, one of them a little later."""
-    at_step(9)
+def refuse(slow: int, step: int, folder: str) -> int:
+    """One rank refuses its input at a step. The other is slower: it never comes to that."""
+    Path(folder, f"attempt {os.environ['TORCHELASTIC_RESTART_COUNT']}").touch()
+    at_step(step)
     if os.environ["RANK"] == str(slow):
-        time.sleep(0.2)
+        time.sleep(600)
     ended(endings.BAD_INPUT, "DiskError: no room")
     return endings.BAD_INPUT
 
@@ -131,29 +134,43 @@ def deaf(folder: str) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
     Path(folder, os.environ["RANK"]).touch()
-    time.sleep(60)
+    time.sleep(600)
     return 0
 
 
-def wait_for_the_other(action: str) -> int:
-    """Rank 0 waits in a communication, rank 1 does not come."""
-    judge(), at_step(7)
+def wait_for_the_other(action: str, folder: str) -> int:
+    """Rank 0 waits in a communication, as soon as rank 1 stands still and will not come."""
+    still = Path(folder, "rank 1")
     if os.environ["RANK"] == "0":
+        while not still.exists() or (action == "stop" and state_of(int(still.read_text())) != "T"):
+            time.sleep(0.02)
+        judge(), at_step(7)
         with waiting("all_reduce over dp", 3, (0, 1)):
-            time.sleep(60)
-    doing("F3")
+            time.sleep(600)
+    judge(), at_step(7), doing("F3")
+    (Path(folder) / "making").write_text(str(os.getpid()))
+    (Path(folder) / "making").rename(still)
     if action == "stop":
         os.kill(os.getpid(), signal.SIGSTOP)
-    time.sleep(60)
+    time.sleep(600)
+    return 0
+
+
+def note_where_to_meet(folder: str) -> int:
+    store = Path(os.environ[STORE])
+    mode = store.parent.stat().st_mode & 0o777
+    Path(folder, f"meets.{os.environ['RANK']}").write_text(f"{store} {mode:o} {os.environ.get('MASTER_PORT')}")
     return 0
 
 
 def diverge(steps: list[int], words: list[str], folder: str) -> int:
     """All ranks end alike; step and words by attempt."""
     attempt = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
-    Path(folder, f"{attempt}.{os.environ['RANK']}").touch()
     at_step(steps[attempt])
     ended(endings.FAILED, words[attempt])
+    Path(folder, f"{attempt}.{os.environ['RANK']}").touch()
+    while len(list(Path(folder).glob(f"{attempt}.*"))) < 2:
+        time.sleep(0.02)  # until both have spoken: the end of the first one is the end of both
     return endings.FAILED
 
 
@@ -177,7 +194,7 @@ def test_an_end_that_comes_back_is_not_tried_a_third_time(tmp_path, capfd, steps
     ("action", "told"), [("stop", "is stopped (SIGSTOP)"), ("hang", "hangs in its own code, in no communication")]
 )
 def test_a_rank_that_keeps_others_waiting_is_named_with_its_action_and_all_are_ended(tmp_path, action, told):
-    assert launch(plan(partial(wait_for_the_other, action), tmp_path, limit=1.0)) == endings.FAILED
+    assert launch(plan(partial(wait_for_the_other, action, str(tmp_path)), tmp_path, limit=1.0)) == endings.FAILED
     report = (tmp_path / "faults" / "attempt_0.txt").read_text()
     assert report.startswith(f"rank 1 {told}, at step 7, in F3 (no progress for 1 s)")
     assert "   rank 0: at step 7, waits for all_reduce over dp number 3 (ranks 0 1), since " in report
@@ -190,17 +207,29 @@ def test_a_rank_that_keeps_others_waiting_is_named_with_its_action_and_all_are_e
 )
 def test_the_ranks_codes_decide_the_run_s_code_and_whether_it_starts_again(tmp_path, codes, code, starts):
     assert launch(plan(partial(pretend, codes, str(tmp_path)), tmp_path, max_restarts=2)) == code
-    assert len(list(tmp_path.glob("*.0"))) == starts
+    assert len({path.suffix for path in tmp_path.glob("*.attempt *")}) == starts
 
 
-def test_what_all_ranks_refuse_is_code_2_and_not_tried_again_even_if_they_do_not_end_together(tmp_path, capfd):
-    assert launch(plan(partial(refuse_later, 1), tmp_path, max_restarts=2)) == endings.BAD_INPUT
-    assert "starting again" not in capfd.readouterr().err
+@pytest.mark.parametrize("step", [0, 9])
+@pytest.mark.parametrize("slow", [0, 1])
+def test_what_a_rank_refuses_is_code_2_and_not_tried_again_however_slow_the_others_are(tmp_path, step, slow):
+    assert launch(plan(partial(refuse, slow, step, str(tmp_path)), tmp_path, max_restarts=2)) == endings.BAD_INPUT
+    assert [path.name for path in tmp_path.glob("attempt *")] == ["attempt 0"]
+    assert not (tmp_path / "faults").exists()
+
+
+def test_ranks_of_one_machine_meet_in_a_folder_of_their_users_alone_and_at_no_port(tmp_path, monkeypatch):
+    monkeypatch.delenv("MASTER_PORT", raising=False)
+    assert launch(plan(partial(note_where_to_meet, str(tmp_path)), tmp_path)) == 0
+    told = [(tmp_path / f"meets.{rank}").read_text().split() for rank in (0, 1)]
+    assert told[0] == told[1] and told[0][1:] == ["700", "None"]
+    assert not Path(told[0][0]).parent.exists(), "it is deleted after the run"
 
 
 def after_all_listen(folder: Path, *signals: int, pause: float = 0.0) -> threading.Thread:
     def send() -> None:
-        while len([path for path in folder.iterdir() if path.name.isdigit()]) < 2:
+        ends = time.monotonic() + 120
+        while time.monotonic() < ends and len([path for path in folder.iterdir() if path.name.isdigit()]) < 2:
             time.sleep(0.02)
         for number in signals:
             os.kill(os.getpid(), number)
@@ -212,7 +241,8 @@ def after_all_listen(folder: Path, *signals: int, pause: float = 0.0) -> threadi
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
-def test_a_request_reaches_every_rank_once_and_is_never_a_reason_to_start_again(tmp_path, number):
+def test_a_request_reaches_every_rank_once_and_is_never_a_reason_to_start_again(tmp_path, monkeypatch, number):
+    monkeypatch.setattr(launch_module, "SAME_SIGNAL", 600.0)  # however long the second signal takes
     sender = after_all_listen(tmp_path, number, number)
     assert launch(plan(partial(obey, number, 83, str(tmp_path)), tmp_path, max_restarts=5)) == 83
     sender.join()
@@ -226,11 +256,11 @@ def test_a_request_to_all_processes_of_a_job_at_once_reaches_the_ranks_like_one_
     )
     job = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], start_new_session=True)
     try:
-        ends = time.monotonic() + 60
+        ends = time.monotonic() + 120
         while len(list(tmp_path.glob("[01]"))) < 2 and time.monotonic() < ends:
             time.sleep(0.02)
         os.killpg(job.pid, number)
-        assert job.wait(60) == 83
+        assert job.wait(300) == 83
     finally:
         job.kill()
 

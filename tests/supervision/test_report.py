@@ -8,8 +8,19 @@ import time
 import pytest
 
 from megascratch.parallel.whereabouts import ENDED, FOLDER, JUDGED, WAITS, Whereabouts, read
+from megascratch.supervision import nodes
 from megascratch.supervision.nodes import _judge
-from megascratch.supervision.report import LOST, Seen, culprits, hangs, headline, table
+from megascratch.supervision.report import (
+    LOST,
+    Seen,
+    cause_is_known,
+    culprits,
+    hangs,
+    headline,
+    may_still_speak,
+    refused,
+    table,
+)
 from megascratch.supervision.watch import end, look, state_of
 
 ECHO = "all_reduce over tp failed on rank 0 of 2: another rank has ended; its own message tells why"
@@ -46,6 +57,46 @@ def test_the_report_blames_what_began_it(case):
     assert [line.startswith("->") for line in table(seen)] == [one.rank in blamed for one in seen]
 
 
+SLOW = rank(1, flags=0, action="")
+REFUSED = rank(0, 2, error="UserError: no room")
+REFUSALS = {
+    "before any step, the other is slow": ([rank(0, 2, step=0), rank(1, step=0)], True),
+    "before any step, the other was killed": ([rank(0, 2, step=0), rank(1, -9, step=0)], True),
+    "it has said so, and its process is still there": ([rank(0, None, step=0)._replace(
+        where=rank(0, 2, flags=ENDED, step=0).where), rank(1, step=0)], True),
+    "at step 7, the other is slow": ([REFUSED, SLOW], True),
+    "at step 7, all": ([REFUSED, rank(1, 2)], True),
+    "at step 7, the other found it gone": ([REFUSED, rank(1, 1, error=ECHO)], True),
+    "at step 7, the other was killed": ([REFUSED, rank(1, -9)], False),
+    "at step 7, the other failed by itself": ([REFUSED, rank(1, 1, error="OSError: no space")], False),
+    "nobody refused": ([rank(0, 1, step=0), rank(1, step=0)], False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_what_ranks_said_decides_whether_a_new_start_could_mend_it(case):
+    seen, no_use = REFUSALS[case]
+    assert refused(seen) == no_use
+
+
+SEEN_SO_FAR = {
+    "only one that lost another": ([rank(0, 1, error=ECHO), rank(1)], False),
+    "the one that was killed, too": ([rank(0, 1, error=ECHO), rank(1, -9)], True),
+    "one that is about to end with an error of its own": ([rank(0, 1, error=ECHO), rank(1)._replace(
+        where=rank(1, 1, flags=ENDED, error="OSError: no space").where)], True),
+    "one that is stopped": ([rank(0, 1, error=LATE), rank(1, state="T")], True),
+    "one that stands still and waits for nobody": ([rank(0, 1, error=LATE), rank(1, still=5.0)], True),
+    "one that moved just now": ([rank(0, 1, error=LATE), rank(1, still=0.1)], False),
+    "a hang": ([WAITING, rank(1, still=0.1)], True),
+}
+
+
+@pytest.mark.parametrize("case", SEEN_SO_FAR)
+def test_the_report_waits_for_the_rank_that_began_it(case):
+    seen, known = SEEN_SO_FAR[case]
+    assert cause_is_known(seen) == known
+
+
 def test_a_rank_hangs_only_where_others_wait_for_it_and_it_lives():
     assert hangs([rank(0, still=5.1)], 5.0) and not hangs([rank(0, still=4.9)], 5.0)
     assert not hangs([rank(0, still=9.0, flags=0)], 5.0), "before it meets the others it may take its time"
@@ -55,6 +106,7 @@ def test_a_rank_hangs_only_where_others_wait_for_it_and_it_lives():
 @pytest.mark.parametrize(("agent", "ranks", "code"), [
     (0, [0, 0], 0), (0, [83, 83], 83), (0, [82, 81], 82), (1, [1, None], 1), (1, [0, 0], 1), (1, [], 1),
     (1, [83, 83], 83),  # a batch system's SIGTERM went to torchrun, too
+    (1, [2, 2], 2), (-9, [2, 2], 2),  # refused: torchrun would only start them again
     (1, [83, None], 1), (1, [83, 1], 1), (-9, [130, 130], 130),
 ])  # fmt: skip
 def test_ranks_that_have_saved_know_the_exit_code_better_than_torchrun(agent, ranks, code):
@@ -85,7 +137,7 @@ def test_a_rank_that_does_nothing_more_can_be_read_from_outside(tmp_path):
         assert process.stdout.readline() == "ready\n"
         (where,) = read(tmp_path)
         assert (where.rank, where.pid, where.step) == (3, process.pid, 7)
-        assert where.judged and where.waits and not where.ended and 0 <= time.monotonic() - where.moved < 20
+        assert where.judged and where.waits and not where.ended and 0 <= time.monotonic() - where.moved < 600
         assert where.action == "F3 (micro-batch 3, chunk 0)" and where.background == "all_gather over save"
         assert where.awaited == f"all_reduce over dp number 2 (ranks {' '.join(map(str, range(16)))} ...)"
         process.send_signal(19)
@@ -99,3 +151,42 @@ def test_a_rank_that_does_nothing_more_can_be_read_from_outside(tmp_path):
         process.stdout.close()
     (seen,) = look(tmp_path, {3: -9})
     assert seen.code == -9 and seen.state == ""
+
+
+@pytest.mark.parametrize(("nnodes", "told"), [
+    ("2", "waiting for 1 of 2 nodes at a:29500, since 10 s"),
+    ("3:8", "waiting for up to 2 of 3 nodes at a:29500, since 10 s"),
+    ("1:2", "waiting for another node at a:29500, since 10 s"),
+])  # fmt: skip
+def test_a_node_that_is_alone_says_so_every_ten_seconds(monkeypatch, capsys, nnodes, told):
+    clock = [1000.0]
+    monkeypatch.setattr(nodes.time, "monotonic", lambda: clock[0])
+    waiting = nodes._Waiting(nodes.Nodes(nnodes, 1, 0, "a:29500", "run", None, None, []))
+    for seconds in (9, 1, 5, 5):
+        clock[0] += seconds
+        waiting.look(meets=True)
+    waiting.look(meets=False)
+    clock[0] += 9
+    waiting.look(meets=True)
+    said = capsys.readouterr().err.splitlines()
+    assert said == [f"megascratch supervisor: {text}" for text in (told, told.replace("10 s", "20 s"))]
+
+
+@pytest.mark.parametrize(("settings", "hosts"), [
+    (None, None), ("a=1", None), ("is_host=0", False), ("a=1,is_host=1", True), (" is_host = True ", True),
+])  # fmt: skip
+def test_who_opens_the_store_is_what_the_settings_say(settings, hosts):
+    assert nodes._hosts(settings) is hosts
+
+
+@pytest.mark.parametrize(("seen", "waits"), [
+    ([rank(0, -9), rank(1, still=0.1)], True),
+    ([rank(0, -9), rank(1, still=5.0)], False),  # it stands still
+    ([rank(0, -9), rank(1)._replace(where=rank(1, 1, flags=ENDED).where)], True),  # it may be printing why
+    ([rank(0, -9), rank(1, state="T")], False),
+    ([rank(0, -9), WAITING._replace(rank=1)], False),  # for the dead one, perhaps without end
+    ([rank(0, -9), rank(1, 1)], False),
+    ([rank(0), rank(1)], False),  # none has failed: this is a hang
+])  # fmt: skip
+def test_ranks_at_work_are_heard_after_another_has_failed(seen, waits):
+    assert may_still_speak(seen) == waits
