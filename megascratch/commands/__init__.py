@@ -79,6 +79,8 @@ def _unknown(words: list[str]) -> str:
 def _run(verb: str, argv: list[str]) -> int:
     plain_warnings()
     try:
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            _join_torchrun(verb)
         faults.check()
         code: int = importlib.import_module(f"{__name__}.{verb}").main(argv)
         return code
@@ -87,14 +89,29 @@ def _run(verb: str, argv: list[str]) -> int:
         return BAD_INPUT
 
 
+def _join_torchrun(verb: str) -> None:
+    """Before any library is loaded: torchrun's agent may be killed at any time."""
+    from megascratch.parallel.processes import end_with_parent
+    from megascratch.supervision.beside import join_torchrun
+
+    if verb == "pretrain":
+        join_torchrun()
+    else:
+        end_with_parent(os.getppid())
+
+
 def _complain(verb: str, error: UserError) -> None:
-    """One line per problem; torchrun's ranks all find the same broken setting, so the first one speaks for them."""
+    """One line per problem; ranks that all find the same broken setting say it once."""
     rank = os.environ.get("RANK", "0")
-    if isinstance(error, SettingError) and rank != "0":
-        return
-    head = f"megascratch {verb}: error: " if rank == "0" else f"megascratch {verb}: rank {rank}: error: "
+    shared = isinstance(error, SettingError)
+    head = f"megascratch {verb}: error: " if rank == "0" or shared else f"megascratch {verb}: rank {rank}: error: "
     problems = [printable(line) for line in str(error).split("\n")] if str(error) else ["(no reason given)"]
     if isinstance(error, RanksDiffer):
         problems = ["\n  ".join(problems)]
     body = problems[0] if len(problems) == 1 else "\n  ".join([f"{len(problems)} problems", *problems])
-    print(head + body, file=sys.stderr)
+    if not shared or "RANK" not in os.environ:
+        print(head + body, file=sys.stderr)
+        return
+    from megascratch.supervision.telling import tell_once  # only ranks need it
+
+    tell_once(head + body)

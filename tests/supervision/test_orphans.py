@@ -2,6 +2,7 @@
 same command meets nothing of the old one."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ from benchmarks.bench_orphans import PATIENCE, measure
 from megascratch.config import endings
 from megascratch.config.errors import UserError
 from megascratch.parallel.processes import identity, is_gone
+from megascratch.parallel.whereabouts import FOLDER
 from megascratch.supervision import folders
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -142,3 +144,18 @@ def test_a_folder_that_another_user_made_is_refused(memory, monkeypatch):
     monkeypatch.setattr(os, "getuid", lambda: 4711)
     with pytest.raises(UserError, match="belongs to another user"):
         folders.shared_folder(str(memory), os.getpid(), "29500-0")
+
+
+@pytest.mark.parametrize("slow", [0, 1])
+def test_a_refused_start_is_told_once_whichever_rank_comes_first(tmp_path, begun, slow):
+    """As torchrun does it: the end of the first rank is SIGTERM for the others."""
+    ranks = []
+    for rank in range(3):
+        waits_for = "never" if rank == slow else ""
+        where = {"RANK": str(rank), "WORLD_SIZE": "3", FOLDER: str(tmp_path)}
+        ranks.append(pretend("refuse", str(tmp_path), waits_for, **where))
+    begun.extend(ranks)
+    until(lambda: len(list(tmp_path.glob("*.told"))) == 2)
+    ranks[slow].send_signal(signal.SIGTERM)
+    said = [rank.communicate(timeout=60)[1] for rank in ranks]
+    assert "".join(said) == "megascratch pretrain: error: lr (-1) must be above 0\n"
