@@ -3,9 +3,12 @@ which part of the time was good for anything?
 
     python benchmarks/chaos.py --minutes 20        exit code 0 if every bit of the final weights is equal
 
-A rank is killed or stopped (SIGSTOP) from outside, a write of a checkpoint meets a full disk or an I/O error. When the
-time is over a stop file ends the run, and the same number of steps is trained again without disturbance. Goodput is
-the time those steps take undisturbed, as a part of the time that they took.
+    python benchmarks/chaos.py --kills 60 --victims rank launcher fork-server        that many kills, however long
+
+A rank is killed or stopped (SIGSTOP) from outside, a launcher or a fork server is killed, a write of a checkpoint meets
+a full disk or an I/O error. After a launcher's death the same command is given again, at once. When the time is over a
+stop file ends the run, and the same number of steps is trained again without disturbance. Goodput is the time those
+steps take undisturbed, as a part of the time that they took. No process and no folder in memory may be left.
 """
 
 import argparse
@@ -32,19 +35,22 @@ SETTINGS = {
 }  # fmt: skip
 LAYOUTS = {1: [], 2: ["--use-distributed-optimizer"],
            4: ["--pipeline-model-parallel-size", "2", "--use-distributed-optimizer"]}  # fmt: skip
+VICTIMS = ("rank", "stop", "launcher", "fork-server")
 TIMEOUT = 5.0  # seconds until a rank that does not move is a hang
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=20.0)
+    parser.add_argument("--kills", type=int, help="end after so many instead")
     parser.add_argument("--every", type=float, default=20.0, help="mean seconds between two faults")
+    parser.add_argument("--victims", nargs="+", choices=VICTIMS, default=("rank", "stop"))
     parser.add_argument("--ranks", type=int, choices=LAYOUTS, default=4)
     parser.add_argument("--seed", type=int, default=1)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         wild, calm = Path(folder, "wild"), Path(folder, "calm")
-        seconds, struck = disturbed(wild, asked)
+        seconds, struck, left = disturbed(wild, asked)
         steps = json.loads((wild / "summary.json").read_text())["steps"]
         undisturbed = run(calm, asked.ranks, **{"train-iters": steps, "save-interval": 0})
         if undisturbed.wait():
@@ -53,29 +59,66 @@ def main() -> int:
         same = weights(wild, steps) == weights(calm, steps) != {}
         told = len(list((wild / "faults").iterdir())) if (wild / "faults").exists() else 0
         disk = sum(1 for row in rows(wild) if row.get("event") == "save" and "error" in row)
-    print(f"{steps:,} steps in {seconds:.0f} s with {struck['kill']} kills, {struck['stop']} stops and {disk} failed "
-          f"saves; {told} new starts; goodput {good / seconds:.1%}")  # fmt: skip
+    strikes = ", ".join(f"{count} x {victim}" for victim, count in struck.items() if count)
+    print(f"{steps:,} steps in {seconds:.0f} s with {strikes}, {disk} failed saves; {told} reports; "
+          f"goodput {good / seconds:.1%}")  # fmt: skip
     print(f"final weights, masters and moments: {'equal to the undisturbed run, every bit' if same else 'DIFFERENT'}")
-    return 0 if same else 1
+    print(f"left behind: {', '.join(left) or 'nothing'}")
+    return 0 if same and not left else 1
 
 
-def disturbed(folder: Path, asked: argparse.Namespace) -> tuple[float, dict[str, int]]:
-    """Runs until the time is over; the seconds, and how often what was done to ranks."""
-    dice, struck = random.Random(asked.seed), {"kill": 0, "stop": 0}
+def disturbed(folder: Path, asked: argparse.Namespace) -> tuple[float, dict[str, int], list[str]]:
+    """Runs until the time is over or the kills are done; the seconds, how often what was done, what is left of it."""
+    dice = random.Random(asked.seed)
+    struck = dict.fromkeys(VICTIMS, 0)
+    family: dict[int, psutil.Process] = {}
+    folders = set(in_memory())
     process = run(folder, asked.ranks, faults=disk_faults(dice, asked.ranks))
     began = time.monotonic()
-    ends = began + 60 * asked.minutes
-    while (left := ends - time.monotonic()) > 0:
+    while asked.kills is None or sum(struck.values()) < asked.kills:
+        left = 60 * asked.minutes - (time.monotonic() - began) if asked.kills is None else asked.every * 10
+        if left <= 0:
+            break
         time.sleep(min(left, dice.expovariate(1 / asked.every)))
+        victim = dice.choice(asked.victims)
         living = ranks_of(process.pid)
-        if living and time.monotonic() < ends:
-            action = dice.choice(("kill", "stop"))
-            os.kill(dice.choice(living).pid, signal.SIGKILL if action == "kill" else signal.SIGSTOP)
-            struck[action] += 1
+        if not living:
+            continue  # it is just starting
+        members = psutil.Process(process.pid).children(recursive=True)
+        family.update({member.pid: member for member in members})
+        if strike(victim, process, members, dice.choice(living).pid):
+            struck[victim] += 1
+        if victim == "launcher":
+            process.wait()
+            process = run(folder, asked.ranks, faults=disk_faults(dice, asked.ranks))
     (folder / "stop").touch()
     if process.wait() != 82:
         raise SystemExit(f"the disturbed run ended with exit code {process.returncode}")
-    return time.monotonic() - began, struck
+    seconds = time.monotonic() - began
+    _, alive = psutil.wait_procs(family.values(), timeout=60)
+    return seconds, struck, [*(f"process {one.pid}" for one in alive), *sorted(set(in_memory()) - folders)]
+
+
+def strike(victim: str, launcher: subprocess.Popen, members: list[psutil.Process], rank: int) -> bool:
+    """Whether it was there to be struck."""
+    if victim == "launcher":
+        launcher.kill()
+    elif victim == "fork-server":
+        servers = [member for member in members if member.ppid() == launcher.pid and is_fork_server(member)]
+        if not servers:
+            return False
+        servers[0].kill()
+    else:
+        os.kill(rank, signal.SIGSTOP if victim == "stop" else signal.SIGKILL)
+    return True
+
+
+def is_fork_server(process: psutil.Process) -> bool:
+    return "multiprocessing.forkserver" in " ".join(process.cmdline())
+
+
+def in_memory() -> list[str]:
+    return [path.name for path in Path(memory_folder()).glob("megascratch-*")]
 
 
 def disk_faults(dice: random.Random, ranks: int) -> str:
@@ -90,7 +133,7 @@ def run(folder: Path, ranks: int, faults: str | None = None, **settings: int) ->
                "--nproc-per-node", str(ranks), *LAYOUTS[ranks]]  # fmt: skip
     environment = dict(os.environ)
     if faults is not None:
-        command += ["--max-restarts", "1000", "--distributed-timeout-minutes", str(TIMEOUT / 60)]
+        command += ["--auto-resume", "--max-restarts", "1000", "--distributed-timeout-minutes", str(TIMEOUT / 60)]
         environment[VARIABLE] = faults
     return subprocess.Popen(command, env=environment)
 
