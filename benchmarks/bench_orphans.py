@@ -23,7 +23,7 @@ from pathlib import Path
 
 import psutil
 
-from megascratch.supervision.watch import memory_folder
+from megascratch.supervision.folders import stale_folders
 
 SETTINGS = [
     *("--num-layers", "2", "--hidden-size", "32", "--num-attention-heads", "4", "--vocab-size", "64", "--mock-data"),
@@ -42,11 +42,11 @@ def main() -> int:
     print("killed         all gone after    trains again after")
     good = True
     for way in asked.ways:
-        before = folders_in_memory()
         with tempfile.TemporaryDirectory() as folder:
             gone, again = measure(way, Path(folder))
-        left = folders_in_memory() - before
-        print(f"{way:<14} {gone:12.2f} s {again:18.2f} s{''.join(f' {name} is left' for name in left)}", flush=True)
+        left = stale_folders()
+        names = "".join(f" {path.name} is left" for path in left)
+        print(f"{way:<14} {gone:12.2f} s {again:18.2f} s{names}", flush=True)
         good = good and gone < PATIENCE and again < PATIENCE and not left
     return 0 if good else 1
 
@@ -141,10 +141,6 @@ def await_that(condition: Callable[[], bool]) -> float:
             return PATIENCE
         time.sleep(0.02)
     return time.monotonic() - began
-
-
-def folders_in_memory() -> set[str]:
-    return {path.name for path in Path(memory_folder()).glob("megascratch-*")}
 
 
 def free_port() -> int:

@@ -26,6 +26,7 @@ import psutil
 
 from megascratch.faults import VARIABLE
 from megascratch.parallel.whereabouts import Whereabouts, read
+from megascratch.supervision.folders import stale_folders
 from megascratch.supervision.watch import memory_folder
 
 SETTINGS = {
@@ -72,7 +73,6 @@ def disturbed(folder: Path, asked: argparse.Namespace) -> tuple[float, dict[str,
     dice = random.Random(asked.seed)
     struck = dict.fromkeys(VICTIMS, 0)
     family: dict[int, psutil.Process] = {}
-    folders = set(in_memory())
     process = run(folder, asked.ranks, faults=disk_faults(dice, asked.ranks))
     began = time.monotonic()
     while asked.kills is None or sum(struck.values()) < asked.kills:
@@ -96,7 +96,9 @@ def disturbed(folder: Path, asked: argparse.Namespace) -> tuple[float, dict[str,
         raise SystemExit(f"the disturbed run ended with exit code {process.returncode}")
     seconds = time.monotonic() - began
     _, alive = psutil.wait_procs(family.values(), timeout=60)
-    return seconds, struck, [*(f"process {one.pid}" for one in alive), *sorted(set(in_memory()) - folders)]
+    left = [f"process {one.pid}" for one in alive]
+    left += [path.name for path in stale_folders()]
+    return seconds, struck, left
 
 
 def strike(victim: str, launcher: subprocess.Popen, members: list[psutil.Process], rank: int) -> bool:
@@ -115,10 +117,6 @@ def strike(victim: str, launcher: subprocess.Popen, members: list[psutil.Process
 
 def is_fork_server(process: psutil.Process) -> bool:
     return "multiprocessing.forkserver" in " ".join(process.cmdline())
-
-
-def in_memory() -> list[str]:
-    return [path.name for path in Path(memory_folder()).glob("megascratch-*")]
 
 
 def disk_faults(dice: random.Random, ranks: int) -> str:

@@ -41,10 +41,18 @@ def shared_folder(parent: str, owner: int, name: str) -> Path:
 
 def delete_stale_folders() -> None:
     """Deletes the folders of this user whose processes are gone."""
+    for folder in stale_folders():
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def stale_folders() -> list[Path]:
+    """The folders of this user whose processes are gone."""
+    found = []
     for folder in Path(memory_folder()).glob("megascratch-*"):
         match = NAME.fullmatch(folder.name)
         if match is not None and is_gone(match[1]) and _is_mine(folder):
-            shutil.rmtree(folder, ignore_errors=True)
+            found.append(folder)
+    return found
 
 
 def _is_mine(folder: Path) -> bool:

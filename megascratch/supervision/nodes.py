@@ -134,8 +134,8 @@ def _serve(agent: subprocess.Popen, root: Path, requests: Requests, nodes: Nodes
     if handled > 1:
         return 128 + requests.came[1][0]
     if agent.returncode < 0 and not ended and not handled:
-        number = signal.Signals(-agent.returncode).name
-        say(f"torchrun was killed by {number}, and the ranks of this node ended with it: start the same command again")
+        killer = signal.Signals(-agent.returncode).name
+        say(f"torchrun was killed by {killer}, and the ranks of this node ended with it: start the same command again")
     return _judge(agent.returncode, _newest(root))
 
 
