@@ -25,8 +25,13 @@ def tell_once(text: str) -> None:
         if os.environ.get("RANK", "0") == "0":
             print(text, file=sys.stderr, flush=True)
         return
+    try:
+        file = Path(os.environ[FOLDER], FILE).open("a+")  # noqa: SIM115 - closed below
+    except OSError:  # better told twice than not at all
+        print(text, file=sys.stderr, flush=True)
+        return
     digest = hashlib.sha256(text.encode()).hexdigest()
-    with Path(os.environ[FOLDER], FILE).open("a+") as file:
+    with file:
         fcntl.flock(file, fcntl.LOCK_EX)  # of a rank that is killed meanwhile the system opens it
         file.seek(0)
         told = file.read().split()
