@@ -287,6 +287,7 @@ class Writing:
             if it._under_way is not None:
                 self.go_on.set()
             self.join(it)
+            self.go_on.clear()
 
         def written(folder, inside, step, *args):
             self.go_on.wait()
@@ -306,6 +307,7 @@ def saves_of_a_run(folder, writing: Writing, sick: int = 0) -> list[str]:
         taken.append(norm(data_parallel))
         return taken[-1] * torch.nan if len(taken) == sick else taken[-1]
 
+    (folder / "out").mkdir()
     told = {"output_dir": str(folder / "out"), "save": str(folder / "saved")}
     with ExitStack() as stack:
         stack.callback(writing.go_on.set)
