@@ -9,6 +9,7 @@ learned where the role is one of `learned`, all others are read alone. An end of
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -113,8 +114,7 @@ def _filled(tokenizer: Tokenizer, own: Sequence[str], foreign: str, parse_specia
     ids = tokenizer.encode_bare(foreign.join(own), True, continues)
     if parse_specials:
         return ids
-    specials_of_own = sum(_count_specials(tokenizer, tokenizer.encode_bare(text, True, True)) for text in own)
-    if _count_specials(tokenizer, ids) == specials_of_own:
+    if _count_specials(tokenizer, ids) == _specials_of(tokenizer, tuple(own)):
         return ids
     if tokenizer.encode_bare(foreign, True) == tokenizer.encode_bare(foreign, False):
         return ids  # a character that the vocabulary does not know
@@ -124,6 +124,12 @@ def _filled(tokenizer: Tokenizer, own: Sequence[str], foreign: str, parse_specia
             apart += tokenizer.encode_bare(foreign, False, continues or bool(apart))
         apart += tokenizer.encode_bare(text, True, continues or bool(apart))
     return apart
+
+
+@lru_cache(maxsize=8)
+def _specials_of(tokenizer: Tokenizer, own: tuple[str, ...]) -> int:
+    """How many special tokens the template's own texts have."""
+    return sum(_count_specials(tokenizer, tokenizer.encode_bare(text, True, True)) for text in own)
 
 
 def _count_specials(tokenizer: Tokenizer, ids: Sequence[int]) -> int:

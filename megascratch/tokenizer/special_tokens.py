@@ -84,14 +84,6 @@ def _without_prefix(step: Any) -> Any:
     return step
 
 
-def unknown_word(model: dict[str, Any]) -> str | None:
-    """The token that stands for what has no token."""
-    if model.get("type") == "Unigram":
-        place, vocab = model.get("unk_id"), model["vocab"]
-        return vocab[place][0] if isinstance(place, int) and place < len(vocab) else None
-    return model.get("unk_token")
-
-
 def _entries(model: dict[str, Any]) -> Iterable[tuple[str, int]]:
     """(word, id) of the model's vocabulary."""
     vocab = model["vocab"]
