@@ -7,7 +7,7 @@ from megascratch.config.errors import UserError
 from megascratch.data.batch import collate
 from megascratch.layers.attention import Cache, Context
 from megascratch.model.chunk import document_mask
-from megascratch.training.generation import Sampling, generate, pick
+from megascratch.training.generation import Continuation, Sampling, generate, pick
 from tests.training.small_models import KINDS, config_of, model_of
 
 GREEDY = Sampling(temperature=0)
@@ -75,6 +75,18 @@ def test_it_stops_at_the_end_of_document_and_the_others_go_on():
             assert after.stopped_by == "end of document"
         else:
             assert after.tokens == before.tokens and after.stopped_by == "max_new_tokens"
+
+
+def test_what_stops_one_prompt_of_a_batch_lets_the_others_go_on():
+    config = config_of()
+    model = model_of(config)
+    free = generate(model, config, PROMPTS, 8, GREEDY, None)
+
+    def stop(number, tokens):
+        return "stop text" if (number, len(tokens)) == (1, 3) else None
+
+    found = generate(model, config, PROMPTS, 8, GREEDY, None, stop=stop)
+    assert found == [free[0], Continuation(free[1].tokens[:3], "stop text"), *free[2:]]
 
 
 def test_learned_positions_end_and_rotary_ones_do_not():
