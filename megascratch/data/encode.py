@@ -185,13 +185,14 @@ class Encoder:
         sequences = np.bincount(owner[lengths > 0], minlength=len(texts))
         lengths = lengths[lengths > 0]
         last = np.cumsum(sequences)[sequences > 0] - 1
+        ids = ids.astype(self.dtype)
         if self._split:
             first = last - sequences[sequences > 0] + 1
             ids = _insert(ids, lengths, first, self._tokenizer.before, behind=False)
             ids = _insert(ids, lengths, last, self._tokenizer.after, behind=True)
         if self._eod is not None:
             ids = _insert(ids, lengths, last, [self._eod], behind=True)
-        return Encoded(ids.astype(self.dtype), lengths.astype(np.int32), sequences.astype(np.int32), text_bytes)
+        return Encoded(ids, lengths.astype(np.int32), sequences.astype(np.int32), text_bytes)
 
 
 def _insert(
@@ -204,4 +205,10 @@ def _insert(
     if not behind:
         places = places - lengths[sequences]
     lengths[sequences] += len(extra)
-    return np.insert(ids, np.repeat(places, len(extra)), np.tile(extra, len(places)))
+    added = np.repeat(places, len(extra)) + np.arange(len(places) * len(extra))
+    whole = np.empty(len(ids) + len(added), ids.dtype)
+    own = np.ones(len(whole), dtype=bool)
+    own[added] = False
+    whole[own] = ids
+    whole[added] = np.tile(extra, len(places))
+    return whole

@@ -63,11 +63,19 @@ def whole_lines(blocks: Iterator[bytes], longest: int) -> Iterator[bytes]:
         end = block.rfind(b"\n") + 1
         if end:
             first = block.index(b"\n")
-            yield b"".join([*held, block[: min(first, room)], block[first:end]])
-            held, room = [], longest + 1
+            held += [block[: min(first, room)], block[first:end]]
+            room = longest + 1
+            yield _taken(held)
         rest = block[end : end + room]
         if rest:
             held.append(rest)
             room -= len(rest)
     if held:
-        yield b"".join(held)
+        yield _taken(held)
+
+
+def _taken(held: list[bytes]) -> bytes:
+    """All of them as one, and the list is empty: a long line must not lie in memory twice while it is worked on."""
+    whole = b"".join(held)
+    held.clear()
+    return whole

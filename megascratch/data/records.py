@@ -75,7 +75,9 @@ def _line_batches(span: Span, reading: Reading, texts: Callable[[bytes], list[li
     begins = span.begins
     for block, raw_bytes in _line_blocks(span, reading.longest):
         bare = block.removeprefix(BYTE_ORDER_MARK) if begins else block
-        yield _batch(lines_of(bare), reading.longest, texts, raw_bytes)
+        batch = _batch(lines_of(bare), reading.longest, texts, raw_bytes)
+        del block, bare  # a long line must not wait here while its text is encoded
+        yield batch
         begins = False
 
 
@@ -99,7 +101,9 @@ def _line_blocks(span: Span, longest: int) -> Iterator[tuple[bytes, int]]:
         cut = stream(file) if span.stop < 0 else part(file, span.start, span.stop)
         for block in whole_lines(cut, longest):
             at = min(raw.tell() if span.stop < 0 else len(block) + before, span.raw_bytes)
-            yield block, at - before
+            handed_on = [(block, at - before)]
+            del block
+            yield handed_on.pop()
             before = at
 
 

@@ -154,7 +154,7 @@ class ShardWriter:
         checksums = []
         arrays = (one.ids.astype(self._dtype, copy=False), one.lengths.astype("<i4"), one.sequences.astype("<i4"))
         for at, array in enumerate(arrays):
-            raw = array.tobytes()
+            raw = np.ascontiguousarray(array).data
             self._files[key * len(KINDS) + at].write(raw)
             checksums.append(zlib.crc32(raw, before.checksums[at]))
         low, high = (int(one.ids.min()), int(one.ids.max())) if len(one.ids) else (0, -1)

@@ -69,10 +69,7 @@ class HuggingFaceTokenizer(Tokenizer):
         """What plain reading needs to know: the words, and whether they or a space in front are the model's own."""
         words = special_tokens.plain_words(record, (self.eod, self.bos, self.pad))
         self.special_words, self._added = words, record["added_tokens"]
-        unknown = special_tokens.unknown_word(record["model"])
-        self._made: set[int] = set()
-        if special_tokens.can_be_made(record, words):
-            self._made = {number for word, number in words.items() if word != unknown}
+        self._made: set[int] = set(words.values()) if special_tokens.can_be_made(record, words) else set()
         self._puts_space = special_tokens.continuing(record) != record
         self._others: dict[tuple[bool, bool], tokenizers.Tokenizer] = {}
         switched_off = special_tokens.switched_off(record, words)

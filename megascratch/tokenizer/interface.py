@@ -107,6 +107,8 @@ def as_text(text: str | bytes) -> str:
 def joined(texts: Sequence[np.ndarray]) -> Encoded:
     """The ids of each text (int32) back to back."""
     lengths = np.fromiter(map(len, texts), dtype=np.int64, count=len(texts))
+    if len(texts) == 1:
+        return Encoded(texts[0], lengths)  # may be long: not twice
     return Encoded(np.concatenate([*texts, np.empty(0, np.int32)]), lengths)
 
 

@@ -93,15 +93,7 @@ class SentencePieceTokenizer(Tokenizer):
 
     def encode_bare(self, text: str, parse_specials: bool = False, continues: bool = False) -> list[int]:
         """By the reference library."""
-        text, library = as_text(text), self._library_for(parse_specials, continues and self._puts_space)
-        if self._space_ids is None:
-            return list(library.encode(text))
-        ids: list[int] = []
-        for part in _parts(text, LONGEST_ENCODED):
-            for place, plain in enumerate(part.split(SPACE)):
-                ids += self._space_ids if place else []
-                ids += library.encode(plain)
-        return ids
+        return self._ids_of(text, parse_specials, continues).tolist()
 
     def _library_for(self, parse_specials: bool, continues: bool) -> sentencepiece.SentencePieceProcessor:
         """The library that looks for special symbols in a text, or not; that puts no space in front of a text that
@@ -134,7 +126,22 @@ class SentencePieceTokenizer(Tokenizer):
 
     def reference(self, text: str, parse_specials: bool = False) -> np.ndarray:
         """[ids] int32 by the reference library, with nothing around them."""
-        return np.array(self.encode_bare(text, parse_specials), dtype=np.int32)
+        return self._ids_of(text, parse_specials, continues=False)
+
+    def _ids_of(self, text: str, parse_specials: bool, continues: bool) -> np.ndarray:
+        """[ids] int32, a part at a time: a Python list of all ids of a long text would be large."""
+        text = as_text(text)
+        library = self._library_for(parse_specials, continues and self._puts_space)
+        if self._space_ids is None:
+            return np.array(library.encode(text), dtype=np.int32)
+        found = [np.zeros(0, dtype=np.int32)]
+        for part in _parts(text, LONGEST_ENCODED):
+            ids: list[int] = []
+            for place, plain in enumerate(part.split(SPACE)):
+                ids += self._space_ids if place else []
+                ids += library.encode(plain)
+            found.append(np.array(ids, dtype=np.int32))
+        return np.concatenate(found)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Raises: UserError for an id outside the vocabulary."""

@@ -7,12 +7,15 @@ import os
 import pickle
 import resource
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from megascratch.data.indexed import Reader
 from tests.data.test_preprocess import tool
 
+LONG_LINE = Path(__file__).resolve().parents[2] / "benchmarks" / "bench_long_line.py"
 BAD = {
     "empty": b"",
     "blanks": b" \t ",
@@ -84,3 +87,17 @@ def test_strict_stops_at_the_first_of_them_and_writes_nothing(tmp_path):
     done = subprocess.run(tool(tmp_path, "--input", str(path), "--strict"), capture_output=True, text=True)
     assert done.returncode == 2 and f"{path}:2: " in done.stderr and "Traceback" not in done.stderr
     assert not list(tmp_path.glob("out_text*"))
+
+
+MOST_TIMES = 9  # a line's bytes; without care a ByteTokenizer took 11
+
+
+def test_a_long_line_takes_no_more_memory_than_is_promised(tmp_path):
+    """The peak of a process, less the peak of one with a short line; RLIMIT and clocks play no part."""
+    done = subprocess.run(
+        [sys.executable, str(LONG_LINE), "--megabytes", "40", "--tokenizer-type", "ByteTokenizer"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    times = [float(line.split(": ")[-1].split()[0]) for line in done.stdout.splitlines()]
+    assert len(times) == 2, done.stderr
+    assert max(times) < MOST_TIMES, done.stdout

@@ -82,7 +82,7 @@ def test_an_output_that_is_complete_is_left_and_another_one_is_not_replaced_unas
     assert [os.stat(f"{prefix}.bin").st_mtime_ns, content(prefix)] == before
     path.write_bytes(b'{"text": "new"}')
     assert len(Reader(run(tmp_path, path, flags=["--overwrite"]))) == 1
-    names = {f"{prefix.name}{suffix}" for suffix in (".bin", ".idx", ".json")}
+    names = {f"{prefix.name}{suffix}" for suffix in (".bin", ".idx", ".json", ".digests")}
     assert {found.name for found in tmp_path.iterdir()} == {"x.jsonl", *names}
 
 
