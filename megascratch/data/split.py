@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -41,11 +42,20 @@ def ranges(split: str, sequences: int) -> list[tuple[int, int] | None]:
 def prefixes_and_weights(words: Sequence[str], flag: str) -> tuple[list[str], list[float] | None]:
     """An odd number of words is prefixes; an even number is weight prefix weight prefix ... if every first is a number.
 
-    Raises: UserError for no words, or weights that are negative or all 0.
+    Raises: UserError for no words, numbers that are neither in front of a corpus nor the name of one, and weights that
+    are negative or all 0.
     """
     if not words:
         raise UserError(f"{flag} names no corpus; give at least one prefix of a .bin/.idx pair")
-    if len(words) % 2 or not all(_is_number(word) for word in words[::2]):
+    weighted = len(words) % 2 == 0 and all(_is_number(word) for word in words[::2])
+    strays = [word for word in (words[1::2] if weighted else words) if _is_number(word) and not _is_corpus(word)]
+    if strays:
+        weights = sum(map(_is_number, words))
+        raise UserError(
+            f"{flag} {' '.join(words)}: weights: {weights}, corpora: {len(words) - weights}; give each corpus a weight "
+            f"in front of it (0.3 web 0.7 books), or none of them (web books)"
+        )
+    if not weighted:
         return list(words), None
     weights = [float(word) for word in words[::2]]
     if any(not 0 <= weight < float("inf") for weight in weights) or sum(weights) <= 0:
@@ -63,6 +73,11 @@ def named_prefixes(paths: Iterable[Sequence[str] | None]) -> list[str]:
             continue
         found |= dict.fromkeys(prefix for prefix in prefixes if "://" not in prefix)
     return list(found)
+
+
+def _is_corpus(word: str) -> bool:
+    """Whether a number is the name of a corpus on this machine, such as 2024."""
+    return Path(f"{word}.idx").exists()
 
 
 def _is_number(word: str) -> bool:

@@ -43,7 +43,10 @@ def test_a_split_that_is_no_share_is_refused(split):
         (["1", "a", "x", "b"], (["1", "a", "x", "b"], None)),
     ],
 )
-def test_weights_are_told_from_prefixes_as_megatron_tells_them(words, expected):
+def test_weights_are_told_from_prefixes_as_megatron_tells_them(tmp_path, monkeypatch, words, expected):
+    monkeypatch.chdir(tmp_path)
+    for name in "13":
+        (tmp_path / f"{name}.idx").touch()  # else these numbers could be nothing but weights
     assert prefixes_and_weights(words, "--data-path") == expected
 
 
@@ -149,3 +152,27 @@ def test_a_manifest_is_believed_only_for_its_own_bin(prefix):
     write_manifest(prefix, manifest("a" * 64, bin_bytes=3999, high=5))
     with pytest.raises(UserError, match=r"sequence 0, token . has id 6"):
         open_(data, vocab_size=6)
+
+
+@pytest.mark.parametrize(
+    ("words", "law"),
+    [
+        (["0.5", "a", "b"], "weights: 1, corpora: 2"),
+        (["0.3", "a", "0.7"], "weights: 2, corpora: 1"),
+        (["a", "0.5", "b", "0.5"], "weights: 2, corpora: 2"),
+        (["0.5", "0.5"], "weights: 2, corpora: 0"),
+        (["0.2", "a", "0.8", "b", "c"], "weights: 2, corpora: 3"),
+        (["1"], "weights: 1, corpora: 0"),
+    ],
+)
+def test_a_blend_whose_weights_do_not_fit_is_blamed_and_not_a_file(tmp_path, monkeypatch, words, law):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=rf"--data-path .*: {law}; give each corpus a weight in front of it"):
+        open_(DataConfig(data_path=words, seq_length=9))
+
+
+def test_a_corpus_may_have_a_number_for_a_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    counting(tmp_path / "2024", [10] * 100)
+    for words in (["2024"], ["0.5", "2024"]):
+        assert open_(DataConfig(data_path=words, seq_length=9, split="8,1,1")).train is not None
