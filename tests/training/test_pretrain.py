@@ -243,9 +243,9 @@ def refused(capsys, words: list[str], *told: str) -> None:
 
 BAD_LAYOUTS = {
     "heads not divisible": (
-        {"tensor-model-parallel-size": 3}, 3, ("num-attention-heads (4)", "parallel-size (3)", "use 1, 2")),
+        {"tensor-model-parallel-size": 3}, 3, ("num-attention-heads (4)", "parallel-size (3)", "change several")),
     "layers not cut": ({"pipeline-model-parallel-size": 4}, 4, ("num-layers (2) must divide", "use num-layers 4")),
-    "batch not divisible": ({"global-batch-size": 5}, 2, ("global-batch-size (5) must divide", "use 4 or 6")),
+    "batch not divisible": ({"global-batch-size": 5}, 2, ("global-batch-size (5) must divide", "use global-batch-size 4 or 6")),
     "world does not fit": ({"tensor-model-parallel-size": 2}, 3, ("world size (3)", "start 2 or 4 processes")),
     "unknown flag": ({"hiden-size": 32}, 1, ("--hiden-size", "did you mean --hidden-size?")),
     "output folder is a file": ({"output-dir": __file__}, 1, ("--output-dir", "test_pretrain.py", "is no folder")),
