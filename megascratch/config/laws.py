@@ -49,6 +49,7 @@ def _scope(law: Callable[..., str | Broken | None]) -> dict[str, bool]:
 
 
 SCOPES = {law: _scope(law) for law in LAWS}
+SCOPE_OF = {law.__name__: scope for law, scope in SCOPES.items()}
 
 
 def validate(config: Config, world_size: int) -> None:
@@ -74,7 +75,8 @@ def broken_laws(config: Config, world_size: int, unread: Collection[str] = ()) -
         def passes(setting: str, value: Any, name: str = name) -> bool:
             changed = config if setting == WORLD else with_fields(config, {setting: value})
             new_wrong, new_broken = _judged(changed, value if setting == WORLD else world_size, unread)
-            return new_wrong.keys() | new_broken.keys() <= before - {name}
+            read_by_broken = any(setting in SCOPE_OF[law] for law in new_broken)
+            return not read_by_broken and new_wrong.keys() | new_broken.keys() <= before - {name}
 
         texts.append(complaint(found, passes) if isinstance(found, Broken) else found)
     return texts

@@ -116,6 +116,13 @@ def test_the_remedies_of_random_settings_help():
                 assert len(left) < len(before), (values, world, text, setting, value, left)
 
 
+def test_a_value_must_pass_the_other_broken_laws_that_read_it():
+    told = broken_laws(config(num_attention_heads=4, hidden_size=64, tensor_model_parallel_size=8), 1)
+    heads = next(text for text in told if text.startswith("num-attention-heads"))
+    assert ("tensor_model_parallel_size", "1") in proposals(heads)
+    assert ("tensor_model_parallel_size", "2") not in proposals(heads)
+
+
 def test_numbers_of_any_size_are_refused_at_once():
     given = config(num_layers=(1 << 61) - 1, pipeline_model_parallel_size=2, hidden_size=(1 << 61) - 1)
     told = broken_laws(given, 2)
