@@ -39,7 +39,7 @@ HEADER = struct.Struct("<8sIIQQQ16s16s")
 OWN_BYTES = 16
 NONE = (1 << 64) - 1
 NO_DIGEST = bytes(16)
-READ_BYTES = 1 << 22
+READ_BYTES = 1 << 18  # small enough to stay in a cache of the processor
 
 
 class WholeFile(NamedTuple):
