@@ -24,6 +24,7 @@ from megascratch.commands.data import main as data_verb
 from megascratch.config.errors import UserError
 from megascratch.config.settings import DataConfig
 from megascratch.data.conversations import Template, write_conversations
+from megascratch.data.sources import find_sources
 from megascratch.data.splits import open_splits
 from megascratch.tokenizer.plain import ByteTokenizer
 
@@ -86,7 +87,7 @@ def write(folder: Path, dialogues: int, dice: random.Random) -> None:
     (folder / "x.jsonl").write_text("".join(lines))
     template = Template("<{role}>", "<end>")
     write_conversations(
-        [str(folder / "x.jsonl")], str(folder / "corpus"), ByteTokenizer(), template, key="messages", model=None
+        find_sources([str(folder / "x.jsonl")]), str(folder / "corpus"), ByteTokenizer(), template, key="messages", model=None
     )
 
 

@@ -27,7 +27,6 @@ def main(argv: Sequence[str]) -> int:
     output = Path(options.output)
     values = {name: getattr(options, name) for name in Settings._fields if name != "limits"}
     values["decontaminate"] = tuple(options.decontaminate)
-    curator = Curator(Settings(**values, limits=_limits(options.limit)))
     sources = find_sources(options.input, options.input_format)
     paths = [source.path for source in sources]
     read = [("--input", path) for path in paths] + [("--decontaminate", path) for path in options.decontaminate]
@@ -36,6 +35,7 @@ def main(argv: Sequence[str]) -> int:
     doubled = {path for path in paths if paths.count(path) > 1}
     if doubled:
         raise UserError(f"--input names {', '.join(sorted(doubled))} more than once: name each file once")
+    curator = Curator(Settings(**values, limits=_limits(options.limit)))
     bad_lines = BadLines()
     _write(curator, sources, output, bad_lines)
     bad_lines.tell_rest()

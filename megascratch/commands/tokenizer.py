@@ -102,11 +102,12 @@ def _add_input(parser: argparse.ArgumentParser) -> None:
 
 
 def _train(options: argparse.Namespace) -> int:
+    kind = options.tokenizer_type or _kind_of_output(options)
     require_no_input([("--output", options.output)], input_files(options))
     bad_lines = BadLines()
     texts = (text for _, text in _texts(options, bad_lines))
     tokenizer = tokenizers.train(
-        options.tokenizer_type or _kind_of_output(options),
+        kind,
         _some(_at_most(texts, options.max_megabytes, "training on"), options.input, bad_lines),
         options.output,
         vocab_size=options.vocab_size,

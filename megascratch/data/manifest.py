@@ -14,7 +14,7 @@ import numpy as np
 
 from megascratch.config.errors import UserError
 from megascratch.config.json_record import COUNT, INTEGER, OBJECT, TEXT, optional, parse_object, require_fields
-from megascratch.config.printable import shown
+from megascratch.config.printable import printable, shown
 from megascratch.data.cache import built_once
 from megascratch.data.digests import digests_path, manifest_file, read_digests, with_manifest
 from megascratch.data.indexed import Reader
@@ -81,7 +81,7 @@ def check_corpus(reader: Reader, vocab_size: int, fingerprint: str | None, cache
     if fingerprint is not None and made_with.get("fingerprint", fingerprint) != fingerprint:
         raise UserError(
             f"{reader.prefix} was made with another tokenizer: {shown(made_with.get('kind'))} "
-            f"{shown(made_with['fingerprint'], 16)} ({shown(made_with.get('model'))}), "
+            f"{printable(made_with['fingerprint'])[:16]} ({shown(made_with.get('model'))}), "
             f"training uses {fingerprint[:16]}; give that tokenizer's file as --tokenizer-model, or preprocess the "
             f"corpus again"
         )

@@ -131,13 +131,22 @@ def _is_there(prefixes: Sequence[str], plan: Plan) -> bool:
     """Whether the output is complete and of this plan. Raises: Refused where its names are taken by other files."""
     pairs = [path for prefix in prefixes for path in (bin_path(prefix), idx_path(prefix))]
     beside = [path for prefix in prefixes for path in (manifest_path(prefix), digests_path(prefix))]
-    plans = {(stored_manifest(prefix) or {}).get("plan") for prefix in prefixes}
+    plans = {_plan_of(prefix) for prefix in prefixes}
     if plan.can_go_on and all(path.exists() for path in pairs) and plans == {plan_digest(plan)}:
         return True
     taken = [path for path in (*pairs, *beside) if path.exists()]
     if taken:
         raise Refused(f"{taken[0]} exists and is not of this input with these options; --overwrite replaces it")
     return False
+
+
+def _plan_of(prefix: str) -> str | None:
+    """The digest of the plan that a corpus was made by; None where no manifest tells it."""
+    try:
+        manifest = stored_manifest(prefix)
+    except UserError:
+        return None
+    return None if manifest is None else manifest.get("plan")
 
 
 def empty(folder: Path) -> None:

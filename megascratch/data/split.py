@@ -50,9 +50,9 @@ def prefixes_and_weights(words: Sequence[str], flag: str) -> tuple[list[str], li
     weighted = len(words) % 2 == 0 and all(_is_number(word) for word in words[::2])
     strays = [word for word in (words[1::2] if weighted else words) if _is_number(word) and not _is_corpus(word)]
     if strays:
-        weights = sum(map(_is_number, words))
+        numbers = sum(map(_is_number, words))
         raise UserError(
-            f"{flag} {' '.join(words)}: weights: {weights}, corpora: {len(words) - weights}; give each corpus a weight "
+            f"{flag} {' '.join(words)}: weights: {numbers}, corpora: {len(words) - numbers}; give each corpus a weight "
             f"in front of it (0.3 web 0.7 books), or none of them (web books)"
         )
     if not weighted:

@@ -36,7 +36,7 @@ def test_settings_add_their_files_and_their_disk_and_nothing_is_left_behind(tmp_
     assert main(settings(tmp_path, data_path=prefix, split="1,0,0")) == 0
     said = capsys.readouterr().out
     assert "ok    files" in said and "GiB free, writes" in said
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus.bin", "corpus.idx"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus.bin", "corpus.digests", "corpus.idx"]
 
 
 def test_what_is_missing_is_named_with_its_remedy(tmp_path, capsys):

@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from threading import Event
-from types import MappingProxyType
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
@@ -59,7 +58,7 @@ class Case(NamedTuple):
 
     settings: dict[str, Any]
     steps: list[Step]
-    bad: Mapping[int, str] = MappingProxyType({})
+    bad: Mapping[int, str] | None = None
     unread: range = range(0)
     parts: tuple[int, ...] = ()
     held_up: int = 0
@@ -178,7 +177,7 @@ class Disturbance:
 def happened(config: Config, case: Case) -> Told:
     """What the loop does."""
     folder = _shared_folder()
-    disturbance = Disturbance(case.bad, case.held_up)
+    disturbance = Disturbance(case.bad or {}, case.held_up)
     reports: list[KeptRows] = []
 
     def report(*args: Any) -> KeptRows:

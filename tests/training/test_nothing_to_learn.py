@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch.utils.tensorboard import SummaryWriter
 
 from megascratch.commands import main
 from megascratch.config.settings import Config, GuardConfig
@@ -162,7 +163,7 @@ def test_a_run_that_comes_to_nothing_to_learn_ends_with_a_checkpoint(tmp_path, c
 
 def test_what_is_told_of_nothing_is_json_and_no_point_of_a_curve(tmp_path, monkeypatch, capsys):
     report, points = Report(str(tmp_path), str(tmp_path), 8, 0), []
-    monkeypatch.setattr(report.events, "add_scalar", lambda name, value, step: points.append(name))
+    monkeypatch.setattr(SummaryWriter, "add_scalar", lambda writer, name, value, step: points.append(name))
     row = {"step": 2, "loss": None, "grad_norm": None, "learning_rate": 0.1, "tokens_per_second": 1.0, "mfu": 0.1,
            "memory_bytes": 1, "steps_without_tokens": 2}  # fmt: skip
     report.step(row)

@@ -38,7 +38,7 @@ def step_on_meta(monkeypatch: pytest.MonkeyPatch, **settings: Any) -> Trainer:
 
     monkeypatch.setattr(build, "Chunk", born_there)
     monkeypatch.setattr(Tensor, "item", lambda tensor: 1.0)
-    monkeypatch.setattr(Tensor, "tolist", lambda tensor: [1.0, 0.0])
+    monkeypatch.setattr(Tensor, "tolist", lambda tensor: [1.0, 0.0, 1.0])  # loss, overflow, tokens
     trainer, size = Trainer(config, Mesh.alone("meta")), config.training.micro_batch_size
     batches = [batch_of(config, range(start, start + size)) for start in range(0, 8, size)]
     for step in (1, 2):

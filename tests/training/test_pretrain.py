@@ -282,7 +282,7 @@ BAD_DATA = {
     "missing .idx": (lambda p: p.with_suffix(".idx").unlink(), ("corpus.idx",)),
     "truncated .idx": (lambda p: cut_short(p.with_suffix(".idx"), 60), ("corpus.idx",)),
     "short .bin": (lambda p: cut_short(p.with_suffix(".bin"), 100), ("corpus.bin",)),
-    "id beyond the vocabulary": (lambda p: write(p, [np.arange(100)]), ("token id 61", "the vocabulary has 61")),
+    "id beyond the vocabulary": (lambda p: write(p, [np.arange(100)]), ("has id 61", "the vocabulary has 61")),
 }  # fmt: skip
 
 
