@@ -7,7 +7,7 @@ from setuptools import setup
 
 # No contraction to fused multiply-add: blending must choose the same dataset on every processor.
 INDICES = Pybind11Extension(
-    "megascratch.data._indices",
+    "megascratch.data.tokens._indices",
     ["csrc/module.cpp"],
     depends=glob("csrc/*.h"),
     cxx_std=17,

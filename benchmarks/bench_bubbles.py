@@ -13,7 +13,7 @@ import csv
 import sys
 
 from megascratch.pipeline.passes import compile_order
-from megascratch.pipeline.play import overlapped, play, uniform
+from megascratch.pipeline.simulate import overlapped, simulate, uniform
 
 SCHEDULES = {"1F1B": "1f1b", "1F1B-I": "interleaved", "ZB-H1": "zb_h1", "ZB-H2": "zb_h2"}
 
@@ -25,7 +25,7 @@ def played(row: dict[str, str]) -> float:
     f, b, w, transfer = (float(row[f"T_{name}_ms"]) for name in ("F", "B", "W", "comm"))
     cost = uniform(F=f / chunks, B=(b + w) / chunks, I=b / chunks, W=w / chunks, transfer=transfer)
     orders = compile_order(schedule, stages, microbatches, chunks)
-    return play(orders, overlapped(cost, chunks) if schedule == "interleaved" else cost).bubble_rate
+    return simulate(orders, overlapped(cost, chunks) if schedule == "interleaved" else cost).bubble_rate
 
 
 def main() -> int:

@@ -4,7 +4,7 @@
 
 The state of the 25 M Llama (weights and both moments, fp32), in one process and held twice by two data-parallel ranks.
 
-stall    `Saver.start` of an asynchronous save, which returns when training may go on, against one `copy_` of as many
+stall    `AsyncSaver.start` of an asynchronous save, which returns when training may go on, against one `copy_` of as many
          bytes from one flat tensor to another; the save itself ends outside of the clock.
 save     `checkpoint.save` against `torch.distributed.checkpoint.save` with its FileSystemWriter, each into new folders;
          both force their files to the disk, ours takes a checksum of every byte, too.
@@ -29,7 +29,7 @@ from alternate import Pair, alternate
 from ranks import RANKS, fresh
 
 from megascratch import checkpoint
-from megascratch.checkpoint import Saver
+from megascratch.checkpoint import AsyncSaver
 from megascratch.config.derive import derive
 from megascratch.config.fields import with_fields
 from megascratch.config.settings import Config
@@ -52,7 +52,7 @@ class Contest:
         self.numbers = count(1)
 
     def stall(self, rounds: int) -> Pair:
-        saver = Saver(self.folder / "async", self.world, self.own, torch.device("cpu"))
+        saver = AsyncSaver(self.folder / "async", self.world, self.own, torch.device("cpu"))
         saver.prepare(self.held)
         assert saver._staging is not None
         flat = torch.ones(saver._staging.nbytes, dtype=torch.uint8)
@@ -89,7 +89,7 @@ def contest(folder: Path, rounds: int, threads: int) -> tuple[int, dict[str, Pai
     both = Contest(folder, threads)
     nbytes = sum(tensor.nbytes for tensor in both.plain.values())
     found = {"stall": both.stall(rounds), "save": alternate(both.save, both.peer_save, rounds, warmup=1)}
-    ours, theirs = checkpoint.steps(folder / "ours")[0], max((folder / "theirs").iterdir(), key=lambda path: path.name)
+    ours, theirs = checkpoint.list_steps(folder / "ours")[0], max((folder / "theirs").iterdir(), key=lambda path: path.name)
     found["load"] = alternate(partial(both.load, ours), partial(both.peer_load, theirs), rounds, warmup=1)
     return nbytes, found
 

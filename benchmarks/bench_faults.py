@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 
-from megascratch.faults import VARIABLE
+from megascratch.runtime.faults import VARIABLE
 
 RUN = [
     *("--num-layers", "4", "--hidden-size", "64", "--num-attention-heads", "4", "--vocab-size", "256", "--mock-data"),

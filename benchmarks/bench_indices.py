@@ -40,7 +40,7 @@ def samples_of(corpus: Lengths, epochs: int) -> int:
 
 
 def build_ours(corpus: Lengths, epochs: int, folder: Path) -> float:
-    from megascratch.data.megatron_order import MegatronCorpus
+    from megascratch.data.samples.megatron_order import MegatronCorpus
 
     start, wanted = time.perf_counter(), samples_of(corpus, epochs)
     source: dict = {"seq_length": LENGTH, "seed": SEED, "wanted": wanted, "cache": folder}
@@ -125,7 +125,7 @@ def indices(args: argparse.Namespace) -> None:
 
 
 def blends(rounds: int) -> None:
-    from megascratch.data.indices import blend
+    from megascratch.data.tokens.indices import blend
 
     if other_side() != "megatron-core":
         return

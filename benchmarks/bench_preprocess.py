@@ -36,7 +36,7 @@ import numpy as np
 import psutil
 from alternate import Pair, alternate
 
-from megascratch.data.indexed import Writer, token_dtype
+from megascratch.data.tokens.token_files import TokenWriter, token_dtype
 
 SCRIPTS = [range(0x61, 0x7B), range(0x430, 0x450), range(0x3B1, 0x3CA), range(0x4E00, 0x4E80)]  # Latin to Chinese
 DOCUMENT = 4000  # characters
@@ -204,7 +204,7 @@ def usual(folder: Path, out: str) -> None:
 
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     eod = tokenizer.token_to_id("<|endoftext|>")
-    with (folder / "text.jsonl").open() as file, Writer(out, token_dtype(tokenizer.get_vocab_size())) as writer:
+    with (folder / "text.jsonl").open() as file, TokenWriter(out, token_dtype(tokenizer.get_vocab_size())) as writer:
         for line in file:
             writer.add_document([*tokenizer.encode(json.loads(line)["text"]).ids, eod])
 
@@ -216,7 +216,7 @@ def with_gigatoken(folder: Path, out: str) -> None:
     with (folder / "text.jsonl").open() as file:
         documents = tokenizer.encode_batch([json.loads(line)["text"] for line in file], parallel=False)
     eod = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]["<|endoftext|>"]
-    with Writer(out, token_dtype(tokenizer.vocab_size)) as writer:
+    with TokenWriter(out, token_dtype(tokenizer.vocab_size)) as writer:
         for ids in documents:
             writer.add_document(np.append(np.asarray(ids), eod))
 

@@ -17,18 +17,18 @@ import torch
 from alternate import alternate
 
 from megascratch.config.settings import DataConfig
-from megascratch.data.dataset import Dataset, OneSource
-from megascratch.data.indexed import Writer
-from megascratch.data.loader import microbatches
 from megascratch.data.prefetch import Prefetch
-from megascratch.data.splits import open_splits
+from megascratch.data.samples.build import open_splits
+from megascratch.data.samples.dataset import Dataset, SingleSourceDataset
+from megascratch.data.samples.microbatches import microbatches
+from megascratch.data.tokens.token_files import TokenWriter
 
 LENGTH, SEED, VOCAB = 2048, 1234, 50_000
 
 
 def write(prefix: Path, documents: int, longest: int) -> str:
     random = np.random.default_rng(0)
-    with Writer(prefix, np.uint16) as writer:
+    with TokenWriter(prefix, np.uint16) as writer:
         for length in random.integers(1, longest, size=documents).tolist():
             writer.add_document(random.integers(0, VOCAB, size=length, dtype=np.uint16))
     return str(prefix)
@@ -53,7 +53,7 @@ def megatrons(prefix: str) -> Dataset:
 class Usual:
     """Samples joined from one view per piece."""
 
-    def __init__(self, ours: OneSource):
+    def __init__(self, ours: SingleSourceDataset):
         self.ours = ours
 
     def __getitem__(self, number: int) -> np.ndarray:

@@ -13,7 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tests.training.test_resume import DIFFERENCES, started_together  # noqa: E402
+from tests.support.resumed_runs import DIFFERENCES, started_together  # noqa: E402
 
 
 def main() -> None:
@@ -21,7 +21,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=5)
     seed = parser.parse_args().seed
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, str(ROOT / "tests" / "config" / "bad_flags.py"), "60", str(seed)]
+        command = [sys.executable, str(ROOT / "tests" / "support" / "bad_flags.py"), "60", str(seed)]
         done = subprocess.run(command, cwd=folder, env={"PYTHONPATH": str(ROOT)}, capture_output=True, check=True)
         answers = json.loads(done.stdout)["answers"]
         seconds = sorted(answer[2] for answer in answers)

@@ -20,7 +20,7 @@ from torch import Tensor
 from megascratch.config.derive import derive
 from megascratch.config.fields import with_fields
 from megascratch.config.settings import Config
-from megascratch.data.batch import Batch
+from megascratch.data.samples.batch import Batch
 from megascratch.model.flops import flops_per_token
 from megascratch.parallel.mesh import Mesh
 from megascratch.training.hardware import keep_freed_memory

@@ -24,10 +24,10 @@ from pathlib import Path
 
 import psutil
 
-from megascratch.faults import VARIABLE
-from megascratch.parallel.whereabouts import Whereabouts, read
+from megascratch.runtime.faults import VARIABLE
+from megascratch.runtime.heartbeat import Heartbeat, read
 from megascratch.supervision.folders import stale_folders
-from megascratch.supervision.watch import memory_folder
+from megascratch.supervision.observe import memory_folder
 
 SETTINGS = {
     "num-layers": 4, "hidden-size": 64, "num-attention-heads": 4, "vocab-size": 256, "seq-length": 64,
@@ -136,7 +136,7 @@ def run(folder: Path, ranks: int, faults: str | None = None, **settings: int) ->
     return subprocess.Popen(command, env=environment)
 
 
-def ranks_of(launcher: int) -> list[Whereabouts]:
+def ranks_of(launcher: int) -> list[Heartbeat]:
     """The living ranks that a launcher has started."""
     family = {process.pid for process in psutil.Process(launcher).children(recursive=True)}
     folders = Path(memory_folder()).glob("megascratch-ranks-*")

@@ -23,10 +23,10 @@ import numpy as np
 from megascratch.commands.data import main as data_verb
 from megascratch.config.errors import UserError
 from megascratch.config.settings import DataConfig
-from megascratch.data.conversations import Template, write_conversations
-from megascratch.data.sources import find_sources
-from megascratch.data.splits import open_splits
-from megascratch.tokenizer.plain import ByteTokenizer
+from megascratch.data.preprocess.conversations import Template, write_conversations
+from megascratch.data.samples.build import open_splits
+from megascratch.data.text.sources import find_sources
+from megascratch.tokenizer.simple import ByteTokenizer
 
 KINDS = {
     ".bin": "corpus.bin",

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from megascratch.config.derive import derive
 from megascratch.config.fields import with_fields
 from megascratch.config.settings import Config
-from megascratch.data.batch import Batch
+from megascratch.data.samples.batch import Batch
 
 LAYERS, WIDTH, HEADS, MLP_WIDTH, VOCAB, SEQUENCE = 8, 384, 6, 1536, 8192, 256
 LR, BETAS, WEIGHT_DECAY, CLIP = 1e-3, (0.9, 0.95), 0.1, 1.0

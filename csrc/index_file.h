@@ -1,4 +1,4 @@
-// Whether an .idx file keeps every law of its format; data/index_file.py describes it and puts broken laws into words.
+// Whether an .idx file keeps every law of its format; data/tokens/idx_format.py describes it and puts broken laws into words.
 #pragma once
 
 #include <cstdint>

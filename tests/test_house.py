@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import house as law
+from tests.support import house as law
 
 ROOT = Path(__file__).resolve().parent.parent
 HOUSE = law.House(ROOT / "megascratch")
@@ -15,31 +15,32 @@ FLOORS = {
     room: floor
     for floor, rooms in enumerate(
         [
-            "config faults",
+            "config runtime",
             "tokenizer parallel storage",
             "data layers pipeline optim data_parallel checkpoint supervision",
             "model curation",
-            "training planner verification",
+            "training planner",
+            "verification inference doctor",
             "commands",
             "__main__ tools examples benchmarks tests",
         ]
     )
     for room in rooms.split()
 } | {"": 0}
-SIDEWAYS = {("faults", "config"), ("data_parallel", "optim"), ("verification", "training")}
+SIDEWAYS = {("runtime", "config"), ("data_parallel", "optim")}
 
 NEED_NO_TORCH = [
     "megascratch.commands",
     "megascratch.commands.data",
     "megascratch.config.laws",
     "megascratch.config.load",
-    "megascratch.faults",
-    "megascratch.parallel.whereabouts",
-    "megascratch.supervision.beside",
+    "megascratch.runtime.faults",
+    "megascratch.runtime.heartbeat",
+    "megascratch.supervision.torchrun_watcher",
     "megascratch.supervision.launch",
     "megascratch.parallel.grid",
     "megascratch.pipeline.passes",
-    "megascratch.pipeline.play",
+    "megascratch.pipeline.simulate",
     "megascratch.pipeline.schedule",
     "megascratch.storage.store",
 ]
@@ -114,7 +115,7 @@ def build(folder: Path, files: dict[str, str]) -> law.House:
         ),
         ("data/a.py", "from ..layers import linear", "data (floor 2) imports layers (floor 2)"),
         ("data/a.py", "from megascratch import model", "data (floor 2) imports model (floor 3)"),
-        ("model/a.py", "def f():\n    import benchmarks.x", "model (floor 3) imports benchmarks (floor 6)"),
+        ("model/a.py", "def f():\n    import benchmarks.x", "model (floor 3) imports benchmarks (floor 7)"),
     ],
 )
 def test_a_climbing_import_is_found_with_its_line(tmp_path, file, line, complaint):
@@ -154,10 +155,10 @@ def test_a_cycle_a_hidden_import_and_a_global_are_found(tmp_path):
 def test_torch_is_found_behind_another_module_and_behind_the_package(tmp_path):
     small = build(
         tmp_path,
-        {"pipeline/__init__.py": "import torch", "pipeline/play.py": "", "parallel/a.py": "from . import b",
+        {"pipeline/__init__.py": "import torch", "pipeline/simulate.py": "", "parallel/a.py": "from . import b",
          "parallel/b.py": "from torch import nn"},
     )  # fmt: skip
-    assert law.brings_in(small, "megascratch.pipeline.play", "torch")
+    assert law.brings_in(small, "megascratch.pipeline.simulate", "torch")
     assert law.brings_in(small, "megascratch.parallel.a", "torch")
     assert not law.brings_in(small, "megascratch.parallel", "torch")
 

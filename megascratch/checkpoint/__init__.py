@@ -5,21 +5,38 @@
 
     saver = Saver(folder, mesh.world, own, device, lease=acquire(folder))      # beside training: see saver.py
 
-The checkpoint knows no model and no optimizer; what a rank holds is told by `parallel.held.Held` records.
+The checkpoint knows no model and no optimizer; what a rank holds is told by `parallel.sharded_tensor.ShardedTensor` records.
 """
 
-from megascratch.checkpoint.errors import CheckpointError, DamagedError, DiskError, LeaseLostError
-from megascratch.checkpoint.folders import find, latest, newest_sound, read_manifest, set_aside, steps
-from megascratch.checkpoint.lease import Lease
-from megascratch.checkpoint.manifest import Manifest
-from megascratch.checkpoint.places import acquire
-from megascratch.checkpoint.reader import load, load_newest
-from megascratch.checkpoint.retention import Keep, prune
-from megascratch.checkpoint.saver import Outcome, Saver
-from megascratch.checkpoint.writer import save
+from megascratch.checkpoint.async_saver import AsyncSaver, Outcome
+from megascratch.checkpoint.backend.backend import acquire
+from megascratch.checkpoint.backend.local_lease import Lease
+from megascratch.checkpoint.format.errors import CheckpointError, DamagedError, DiskError, LeaseLostError
+from megascratch.checkpoint.format.manifest import Manifest
+from megascratch.checkpoint.load import load, load_newest
+from megascratch.checkpoint.retention import RetentionPolicy, prune
+from megascratch.checkpoint.save import save
+from megascratch.checkpoint.steps import latest, latest_valid, list_steps, quarantine, read_manifest, resolve
 
 __all__ = [
-    "CheckpointError", "DamagedError", "DiskError", "Keep", "Lease", "LeaseLostError", "Manifest", "Outcome", "Saver",
-    "acquire", "find", "latest", "load", "load_newest", "newest_sound", "prune", "read_manifest", "save",
-    "set_aside", "steps",
+    "AsyncSaver",
+    "CheckpointError",
+    "DamagedError",
+    "DiskError",
+    "Lease",
+    "LeaseLostError",
+    "Manifest",
+    "Outcome",
+    "RetentionPolicy",
+    "acquire",
+    "latest",
+    "latest_valid",
+    "list_steps",
+    "load",
+    "load_newest",
+    "prune",
+    "quarantine",
+    "read_manifest",
+    "resolve",
+    "save",
 ]  # fmt: skip

@@ -8,17 +8,17 @@ import warnings
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from megascratch.checkpoint.contents import problems
-from megascratch.checkpoint.folders import problem_of, step_number, steps
-from megascratch.checkpoint.places import step_at
+from megascratch.checkpoint.backend.backend import step_at
+from megascratch.checkpoint.open_checkpoint import problems
+from megascratch.checkpoint.steps import list_steps, problem_of, step_number
 from megascratch.checkpoint.validation import known_loss
 from megascratch.config.printable import printable
-from megascratch.storage.place import Place
+from megascratch.storage.path import Place
 from megascratch.storage.store import StoreError
 
 
 @dataclass(frozen=True)
-class Keep:
+class RetentionPolicy:
     """What is kept: a step that any of the three asks for.
 
     Args:
@@ -32,7 +32,7 @@ class Keep:
     best: int = 0
 
 
-class Step(NamedTuple):
+class RetainedStep(NamedTuple):
     """A step as retention sees it."""
 
     path: Place
@@ -41,17 +41,17 @@ class Step(NamedTuple):
     problem: str  # '' where manifest, sizes and headers are sound
 
 
-def survey(folder: str | Place) -> list[Step]:
+def scan(folder: str | Place) -> list[RetainedStep]:
     """The steps of a folder, newest first; no tensor is read."""
-    return [_look_at(path) for path in steps(folder)]
+    return [_look_at(path) for path in list_steps(folder)]
 
 
-def _look_at(path: Place) -> Step:
+def _look_at(path: Place) -> RetainedStep:
     problem = problem_of(path)
-    return Step(path, step_number(path), math.nan if problem else known_loss(path), problem)
+    return RetainedStep(path, step_number(path), math.nan if problem else known_loss(path), problem)
 
 
-def superfluous(found: list[Step], keep: Keep) -> list[Step]:
+def expired(found: list[RetainedStep], keep: RetentionPolicy) -> list[RetainedStep]:
     """Those that may go, oldest first. The newest `last` are counted among the sound ones, so a damaged step takes no
     other's place; a damaged one newer than the oldest that is kept stays, for people to look at."""
     sound = [step for step in found if not step.problem]
@@ -66,7 +66,7 @@ def superfluous(found: list[Step], keep: Keep) -> list[Step]:
     return [step for step in reversed(found) if step.number not in kept]
 
 
-def verified(found: list[Step], keep: Keep) -> list[Step]:
+def verify_newest(found: list[RetainedStep], keep: RetentionPolicy) -> list[RetainedStep]:
     """The same, with the newest `keep.last` sound steps read to the last byte: what turns out damaged is marked, and
     the next one takes its place."""
     left, known = max(keep.last, 1), []
@@ -78,14 +78,14 @@ def verified(found: list[Step], keep: Keep) -> list[Step]:
     return known
 
 
-def prune(folder: str | Place, keep: Keep, verify: bool = False) -> list[Place]:
+def prune(folder: str | Place, keep: RetentionPolicy, verify: bool = False) -> list[Place]:
     """Deletes what may go; the paths that are gone. A step that cannot be deleted is warned about.
 
     Args:
         verify: read the newest ones before their elders go; a writer that has just written them need not.
     """
-    gone, found = [], survey(folder)
-    for step in superfluous(verified(found, keep) if verify else found, keep):
+    gone, found = [], scan(folder)
+    for step in expired(verify_newest(found, keep) if verify else found, keep):
         try:
             step_at(step.path).delete()
         except (OSError, StoreError) as error:

@@ -9,11 +9,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from megascratch.checkpoint.layout import FileLayout
+from megascratch.checkpoint.format.file_format import FileLayout
 from megascratch.config.errors import UserError
 
 
-class _Run(NamedTuple):
+class _CopyRange(NamedTuple):
     """Neighbours in the file that are neighbours in memory, too: one copy."""
 
     source: Tensor
@@ -50,7 +50,7 @@ class Staging:
         start, stop = self._places[index]
         return self._bytes[start:stop]
 
-    def _merged(self, sources: list[Tensor]) -> Iterator[_Run]:
+    def _merged(self, sources: list[Tensor]) -> Iterator[_CopyRange]:
         index = 0
         while index < len(sources):
             first, end = sources[index], index + 1
@@ -59,9 +59,9 @@ class Staging:
                     end += 1
             target = self.buffer[self._places[index][0] : self._places[end - 1][1]].view(first.dtype)
             if end == index + 1:
-                yield _Run(first, target.view(first.shape))
+                yield _CopyRange(first, target.view(first.shape))
             else:
-                yield _Run(first.as_strided((target.numel(),), (1,)), target)
+                yield _CopyRange(first.as_strided((target.numel(),), (1,)), target)
             index = end
 
 

@@ -9,10 +9,10 @@ The file appears whole or not at all. It is optional: a checkpoint without it ha
 import json
 import math
 
-from megascratch.checkpoint.errors import DamagedError
-from megascratch.checkpoint.folders import read_manifest
-from megascratch.checkpoint.places import step_at
-from megascratch.storage.place import Place
+from megascratch.checkpoint.backend.backend import step_at
+from megascratch.checkpoint.format.errors import DamagedError
+from megascratch.checkpoint.steps import read_manifest
+from megascratch.storage.path import Place
 
 FILE = "validation.json"
 MOST_BYTES = 4096

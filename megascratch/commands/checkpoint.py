@@ -37,9 +37,9 @@ def main(argv: Sequence[str]) -> int:
 
 def inspect(options: argparse.Namespace) -> int:
     """Steps of a folder, or tensors, files and state of one step."""
-    from megascratch.checkpoint import folders
+    from megascratch.checkpoint import steps
 
-    record = _step_record(options) if folders.is_step(options.path) else _folder_record(options.path)
+    record = _step_record(options) if steps.is_step(options.path) else _folder_record(options.path)
     if options.json:
         print(json.dumps(record, indent=2))
     else:
@@ -49,12 +49,12 @@ def inspect(options: argparse.Namespace) -> int:
 
 def verify(options: argparse.Namespace) -> int:
     """Reads every byte of every step named, or of all steps of a folder; exit code 1 for problems."""
-    from megascratch.checkpoint import contents, folders
+    from megascratch.checkpoint import open_checkpoint, steps
 
     found = {}
     for path in options.path:
-        for step in folders.candidates(path):
-            found[str(step)] = list(contents.problems(step))
+        for step in steps.candidates(path):
+            found[str(step)] = list(open_checkpoint.problems(step))
             if not options.json:
                 for line in found[str(step)] or [f"{step}: sound"]:
                     print(printable(line), flush=True)
@@ -65,12 +65,12 @@ def verify(options: argparse.Namespace) -> int:
 
 def diff(options: argparse.Namespace) -> int:
     """Compares two checkpoints of any layouts tensor by tensor; exit code 1 where they differ."""
-    from megascratch.checkpoint.compare import differences, settings_apart
-    from megascratch.checkpoint.contents import Contents
+    from megascratch.checkpoint.open_checkpoint import OpenCheckpoint
+    from megascratch.checkpoint.tools.diff import config_diff, differences
 
-    with Contents(_one(options.first)) as first, Contents(_one(options.second)) as second:
+    with OpenCheckpoint(_one(options.first)) as first, OpenCheckpoint(_one(options.second)) as second:
         found = list(differences(first, second))
-        settings = list(settings_apart(first.manifest.state, second.manifest.state))
+        settings = list(config_diff(first.manifest.state, second.manifest.state))
         paths = [str(first.path), str(second.path)]
     apart = [item for item in found if item.reason]
     if options.json:
@@ -86,14 +86,14 @@ def diff(options: argparse.Namespace) -> int:
 
 def reshard(options: argparse.Namespace) -> int:
     """Writes the same tensors into other files, in another precision, or without the optimizer."""
-    from megascratch.checkpoint import rewrite
-    from megascratch.checkpoint.contents import Contents
+    from megascratch.checkpoint.open_checkpoint import OpenCheckpoint
+    from megascratch.checkpoint.tools import reshard
 
-    if options.dtype is not None and options.dtype not in rewrite.PRECISIONS:
-        raise UserError(f"--dtype ({options.dtype}) must be one of {', '.join(rewrite.PRECISIONS)}")
-    with Contents(_one(options.path)) as source:
+    if options.dtype is not None and options.dtype not in reshard.PRECISIONS:
+        raise UserError(f"--dtype ({options.dtype}) must be one of {', '.join(reshard.PRECISIONS)}")
+    with OpenCheckpoint(_one(options.path)) as source:
         files = options.files or max(1, math.ceil(source.manifest.nbytes / (options.file_mib * 2**20)))
-        written = rewrite.reshard(source, options.output, files=files, dtype=options.dtype,
+        written = reshard.reshard(source, options.output, files=files, dtype=options.dtype,
                                   weights_only=options.weights_only)  # fmt: skip
     _print_written(written, options.json)
     return 0
@@ -103,34 +103,34 @@ def average(options: argparse.Namespace) -> int:
     """The mean of the weights of several steps, to evaluate or generate with."""
     from contextlib import ExitStack
 
-    from megascratch.checkpoint import rewrite
-    from megascratch.checkpoint.contents import Contents
+    from megascratch.checkpoint.open_checkpoint import OpenCheckpoint
+    from megascratch.checkpoint.tools import reshard
 
     with ExitStack() as stack:
-        sources = [stack.enter_context(Contents(_one(path))) for path in options.path]
+        sources = [stack.enter_context(OpenCheckpoint(_one(path))) for path in options.path]
         files = options.files or max(1, math.ceil(sources[-1].manifest.nbytes / (options.file_mib * 2**20)))
-        written = rewrite.average(sources, options.output, files=files)
+        written = reshard.average(sources, options.output, files=files)
     _print_written(written, options.json)
     return 0
 
 
 def prune(options: argparse.Namespace) -> int:
     """Deletes old steps; what is kept is first read to the last byte, and a sound step is always left."""
-    from megascratch.checkpoint import Keep, acquire, retention
-    from megascratch.storage.place import place
+    from megascratch.checkpoint import RetentionPolicy, acquire, retention
+    from megascratch.storage.path import storage_path
 
-    keep = Keep(options.keep_last_n_checkpoints, options.save_retain_interval, options.keep_best_n_checkpoints)
+    keep = RetentionPolicy(options.keep_last_n_checkpoints, options.save_retain_interval, options.keep_best_n_checkpoints)
     if options.dry_run:
-        going = retention.superfluous(retention.verified(retention.survey(options.path), keep), keep)
+        going = retention.expired(retention.verify_newest(retention.scan(options.path), keep), keep)
         gone = [step.path for step in going]
     else:
         _one(options.path)
-        lease = acquire(place(options.path))
+        lease = acquire(storage_path(options.path))
         try:
             gone = retention.prune(options.path, keep, verify=True)
         finally:
             lease.release()
-    kept = [str(step.path) for step in retention.survey(options.path) if step.path not in gone]
+    kept = [str(step.path) for step in retention.scan(options.path) if step.path not in gone]
     if options.json:
         print(json.dumps({"deleted": [str(path) for path in gone], "kept": kept, "dry_run": options.dry_run}))
         return 0
@@ -144,20 +144,20 @@ def prune(options: argparse.Namespace) -> int:
 
 def _one(path: str) -> Any:
     """A step. Raises: UserError where there is none."""
-    from megascratch.checkpoint import find
+    from megascratch.checkpoint import resolve
 
-    return find(path)
+    return resolve(path)
 
 
 def _folder_record(path: str) -> dict[str, Any]:
-    from megascratch.checkpoint import folders, retention
+    from megascratch.checkpoint import retention, steps
 
-    folders.candidates(path)  # refuses a folder without any
+    steps.candidates(path)  # refuses a folder without any
     rows = []
-    for step in retention.survey(path):
+    for step in retention.scan(path):
         row: dict[str, Any] = {"step": step.number, "path": str(step.path), "problem": step.problem}
         if not step.problem:
-            manifest = folders.read_manifest(step.path)
+            manifest = steps.read_manifest(step.path)
             loss = step.valid_loss if math.isfinite(step.valid_loss) else None
             row |= {"bytes": manifest.nbytes, "files": len(manifest.files), "valid_loss": loss}
         rows.append(row)
@@ -165,17 +165,17 @@ def _folder_record(path: str) -> dict[str, Any]:
 
 
 def _step_record(options: argparse.Namespace) -> dict[str, Any]:
-    from megascratch.checkpoint import folders
+    from megascratch.checkpoint import steps
 
-    step = folders.find(options.path)
-    manifest = folders.read_manifest(step)
+    step = steps.resolve(options.path)
+    manifest = steps.read_manifest(step)
     tensors = [
         {"name": name, "shape": list(whole.shape), "dtype": str(whole.dtype).removeprefix("torch."),
          "bytes": whole.nbytes, "chunks": len(whole.chunks)}
         for name, whole in manifest.tensors.items()
     ]  # fmt: skip
     files = {name: file.bytes for name, file in manifest.files.items()}
-    return {"path": str(step), "step": manifest.step, "problem": folders.problem_of(step), "bytes": manifest.nbytes,
+    return {"path": str(step), "step": manifest.step, "problem": steps.problem_of(step), "bytes": manifest.nbytes,
             "files": files, "state": manifest.state, "tensors": tensors}  # fmt: skip
 
 
@@ -232,8 +232,8 @@ def _print_diff(apart: list[Any], settings: list[tuple[str, Any, Any]], most: in
             print(f"and {len(apart) - most:,} more (--most)")
     if settings:
         table = _table("state", "first", "second")
-        for place, first, second in settings[:most]:
-            table.add_row(printable(place), printable(json.dumps(first))[:50], printable(json.dumps(second))[:50])
+        for storage_path, first, second in settings[:most]:
+            table.add_row(printable(storage_path), printable(json.dumps(first))[:50], printable(json.dumps(second))[:50])
         _show(table)
 
 

@@ -7,8 +7,8 @@ from megascratch.commands.bad_lines import BadLines
 from megascratch.commands.flags import add_input, add_parse_special_tokens
 from megascratch.commands.outputs import input_files, of_corpora, require_free, require_no_input
 from megascratch.config.errors import UserError
-from megascratch.data.conversations import Template, write_conversations
-from megascratch.data.sources import find_sources
+from megascratch.data.preprocess.conversations import Template, write_conversations
+from megascratch.data.text.sources import find_sources
 
 SUMMARY = "turn JSONL conversations into token files with a loss mask"
 

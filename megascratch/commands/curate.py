@@ -16,9 +16,9 @@ from megascratch.commands.outputs import require_no_input
 from megascratch.config.errors import UserError
 from megascratch.config.fields import nearest
 from megascratch.config.printable import printable
-from megascratch.curation.curate import Curator, Report, Settings
+from megascratch.curation.curate import CurationReport, Curator, Settings
 from megascratch.curation.quality import Limits
-from megascratch.data.sources import Source, find_sources
+from megascratch.data.text.sources import Source, find_sources
 
 
 def main(argv: Sequence[str]) -> int:
@@ -80,14 +80,14 @@ def _write(curator: Curator, sources: Sequence[Source], output: Path, bad_lines:
         partial.unlink(missing_ok=True)
 
 
-def _write_report(report: Report, path: Path) -> None:
+def _write_report(report: CurationReport, path: Path) -> None:
     try:
         path.write_text(json.dumps(report.as_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     except OSError as error:
         raise UserError(f"--report {path} cannot be written: {error.strerror}; the output is written") from error
 
 
-def _say(report: Report, output: Path) -> None:
+def _say(report: CurationReport, output: Path) -> None:
     texts = max(report.lines - report.bad_lines, 1)
     print(
         f"wrote {printable(output)}: {report.kept:,} of {report.lines:,} lines ({report.bytes_kept:,} of "

@@ -24,14 +24,14 @@ from megascratch.commands import data_order
 from megascratch.commands.outputs import of_corpora, require_free, require_no_input
 from megascratch.config.errors import UserError
 from megascratch.config.printable import printable
-from megascratch.data import rewrite
-from megascratch.data.cache import damaged_caches
-from megascratch.data.check import problems
-from megascratch.data.indexed import Reader, bin_path
-from megascratch.data.manifest import read_manifest
+from megascratch.data.inspect import merge_split
+from megascratch.data.inspect.statistics import Statistics, binned, statistics
+from megascratch.data.inspect.validate import problems
 from megascratch.data.record import record as record_digests
-from megascratch.data.statistics import Statistics, binned, statistics
-from megascratch.data.storage import is_remote, open_corpus
+from megascratch.data.tokens.index_cache import damaged_caches
+from megascratch.data.tokens.manifest import read_manifest
+from megascratch.data.tokens.remote import is_remote, open_corpus
+from megascratch.data.tokens.token_files import TokenReader, bin_path
 from megascratch.tokenizer import Tokenizer
 
 PICTURES = (".png", ".svg", ".pdf")
@@ -91,7 +91,7 @@ def validate(options: argparse.Namespace) -> int:
         if more:
             print(f"{printable(prefix)}: {more:,} more problems (--most {options.most})")
         elif not shown:
-            reader = Reader(prefix)
+            reader = TokenReader(prefix)
             known = "" if reader.digests else f"; no digests, so damage can hide: megascratch data record {printable(prefix)}"
             name = printable(prefix)
             print(f"{name}: sound; {len(reader.documents) - 1:,} documents, {reader.tokens:,} tokens{known}")
@@ -119,18 +119,18 @@ def merge(options: argparse.Namespace) -> int:
         raise UserError(f"--input names {', '.join(sorted(doubled))} more than once: name each corpus once")
     require_no_input(of_corpora("--output-prefix", [options.output_prefix]), of_corpora("--input", prefixes))
     require_free([options.output_prefix], options.overwrite)
-    _report([rewrite.merge([Reader(prefix) for prefix in prefixes], options.output_prefix)])
+    _report([merge_split.merge([TokenReader(prefix) for prefix in prefixes], options.output_prefix)])
     return 0
 
 
 def split(options: argparse.Namespace) -> int:
     """A corpus becomes several, cut between documents; the order stays."""
-    reader = Reader(_on_this_machine(options.prefix))
+    reader = TokenReader(_on_this_machine(options.prefix))
     documents = len(reader.documents) - 1
     counts = (
-        rewrite.counts_of_fractions(options.fractions, documents)
+        merge_split.counts_of_fractions(options.fractions, documents)
         if options.fractions
-        else rewrite.check_counts(options.documents, documents)
+        else merge_split.check_counts(options.documents, documents)
     )
     names = options.names or [str(number) for number in range(len(counts))]
     if len(names) != len(counts) or len(set(names)) < len(names):
@@ -138,7 +138,7 @@ def split(options: argparse.Namespace) -> int:
     prefixes = [f"{options.output_prefix}_{name}" for name in names]
     require_no_input(of_corpora("--output-prefix", prefixes), of_corpora("the corpus that is split", [options.prefix]))
     require_free(prefixes, options.overwrite)
-    _report(rewrite.split(reader, prefixes, counts))
+    _report(merge_split.split(reader, prefixes, counts))
     return 0
 
 
@@ -179,7 +179,7 @@ def _on_this_machine(prefix: str) -> str:
     return prefix
 
 
-def _report(written: Sequence[rewrite.Written]) -> None:
+def _report(written: Sequence[merge_split.MergeSummary]) -> None:
     for corpus in written:
         print(
             f"wrote {corpus.prefix}.bin, .idx and .json: {corpus.documents:,} documents, "
@@ -187,7 +187,7 @@ def _report(written: Sequence[rewrite.Written]) -> None:
         )
 
 
-def _samples(reader: Reader, wanted: int, tokenizer: Tokenizer | None) -> list[dict[str, Any]]:
+def _samples(reader: TokenReader, wanted: int, tokenizer: Tokenizer | None) -> list[dict[str, Any]]:
     """Documents at even distances, the first one among them; what is too long is cut."""
     documents = len(reader.documents) - 1
     found = []
@@ -199,7 +199,7 @@ def _samples(reader: Reader, wanted: int, tokenizer: Tokenizer | None) -> list[d
     return found
 
 
-def _record(reader: Reader, found: Statistics, vocab_size: int | None, most: int) -> dict[str, Any]:
+def _record(reader: TokenReader, found: Statistics, vocab_size: int | None, most: int) -> dict[str, Any]:
     return {
         "prefix": reader.prefix,
         "dtype": reader.dtype.name,
@@ -219,7 +219,7 @@ def _record(reader: Reader, found: Statistics, vocab_size: int | None, most: int
 
 
 def _say(
-    reader: Reader, found: Statistics, vocab_size: int | None, tokenizer: Tokenizer | None, most: int
+    reader: TokenReader, found: Statistics, vocab_size: int | None, tokenizer: Tokenizer | None, most: int
 ) -> None:
     print(
         f"{printable(reader.prefix)}: {found.documents:,} documents, {found.sequences:,} sequences, "
@@ -259,7 +259,7 @@ def _ids_table(found: Statistics, tokenizer: Tokenizer | None, most: int) -> Tab
 
 
 def _draw(found: Statistics, title: str, path: str) -> None:
-    from megascratch.data.picture import histograms  # matplotlib is slow to import
+    from megascratch.data.inspect.plot import histograms  # matplotlib is slow to import
 
     try:
         histograms(found, title).savefig(path, dpi=120)

@@ -27,10 +27,10 @@ from megascratch.config.laws import validate
 from megascratch.config.load import load_config
 from megascratch.config.printable import printable
 from megascratch.config.settings import Config
-from megascratch.data.audit import Use, audit
-from megascratch.data.dataset import Dataset
-from megascratch.data.shares import Share, shares
-from megascratch.data.splits import open_splits
+from megascratch.data.inspect.audit import Use, audit
+from megascratch.data.inspect.blend_report import BlendShare, blend_report
+from megascratch.data.samples.build import open_splits
+from megascratch.data.samples.dataset import Dataset
 
 WIDTH = 100  # of a table without the names, where there is no terminal
 ANY_ID = 1 << 31  # a vocabulary that holds every id: what is read is judged here, not what it means
@@ -46,7 +46,7 @@ def report(options: argparse.Namespace, settings: Sequence[str]) -> int:
         samples = steps_and_samples(legal)[1]
     if samples < 1:
         raise UserError(f"--samples ({samples}) must be at least 1")
-    found = shares(_training_set(config, asked, samples), samples, config.data.seq_length)
+    found = blend_report(_training_set(config, asked, samples), samples, config.data.seq_length)
     if options.json:
         print(json.dumps([share._asdict() for share in found], indent=2))
     else:
@@ -138,7 +138,7 @@ def _write_jsonl(uses: Iterator[Use], file: IO[str]) -> None:
     file.writelines(json.dumps(use._asdict()) + "\n" for use in uses)
 
 
-def _print(found: Sequence[Share], samples: int) -> None:
+def _print(found: Sequence[BlendShare], samples: int) -> None:
     table = Table(
         "from sample", "corpus", "weight", "samples", "tokens", "epochs", "largest error",
         title=f"the first {samples:,} samples", title_justify="left",

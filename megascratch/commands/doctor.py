@@ -20,15 +20,15 @@ from megascratch.config.errors import SettingError, UserError
 from megascratch.config.laws import broken_laws
 from megascratch.config.load import read_config
 from megascratch.config.settings import Config
+from megascratch.doctor.host import HostFinding, look_at
+from megascratch.doctor.network import bandwidths, slow_groups
 from megascratch.parallel import mesh as meshes
 from megascratch.parallel.collectives import CommunicationError
 from megascratch.parallel.grid import Grid
-from megascratch.parallel.meeting import Meeting, meet
 from megascratch.parallel.mesh import Mesh
-from megascratch.training.agree import differences, facts_of, where
+from megascratch.parallel.rendezvous import Rendezvous, join
 from megascratch.training.hardware import choose_device
-from megascratch.training.links import slow_groups, speeds
-from megascratch.training.machines import Finding, look_at
+from megascratch.training.start.preflight import differences, rank_facts, where
 
 MOST_SKEW = 1.0  # seconds between clocks
 SUMMARY = "check machines and settings before a run: versions, files, network, clocks, disk, every axis"
@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     config = _settings(words, world)
     timeout = timedelta(seconds=options.timeout)
-    meeting = meet(timeout)
+    meeting = join(timeout)
     found = _machines(config, meeting)
     if not any(finding.state == "FAIL" for finding in found):
         found += _axes(config, meeting, world, timeout)
@@ -72,16 +72,16 @@ def _settings(words: Sequence[str], world: int) -> Config | None:
     return config
 
 
-def _machines(config: Config | None, meeting: Meeting | None) -> list[Finding]:
+def _machines(config: Config | None, meeting: Rendezvous | None) -> list[HostFinding]:
     """What each process sees alone, put together by the first rank; the same on all."""
-    facts = facts_of(config or Config(), {}, {})
+    facts = rank_facts(config or Config(), {}, {})
     mine = look_at(config, os.environ.get("LOCAL_RANK", "0") == "0")
     if meeting is None:
         return mine
     meeting.judged("begin", "", lambda texts: "")  # from here on all ranks do the same at the same time
     told = json.dumps([socket.gethostname(), time.time(), facts, mine])
     answer = meeting.judged("found", told, _together)
-    return [Finding(*finding) for finding in json.loads(answer)]
+    return [HostFinding(*finding) for finding in json.loads(answer)]
 
 
 def _together(texts: Sequence[str]) -> str:
@@ -90,24 +90,24 @@ def _together(texts: Sequence[str]) -> str:
     for rank, (host, _, _, findings) in enumerate(said):
         for finding in findings:
             by_finding.setdefault(tuple(finding), {}).setdefault(host, []).append(rank)
-    found = [Finding(about, state, f"{', '.join(where(host, ranks) for host, ranks in hosts.items())}: {text}", fix)
+    found = [HostFinding(about, state, f"{', '.join(where(host, ranks) for host, ranks in hosts.items())}: {text}", fix)
              for (about, state, text, fix), hosts in by_finding.items()]  # fmt: skip
     table = differences([(host, facts) for host, _, facts, _ in said])
-    alike = Finding("versions", "ok", f"{len(said)} ranks have the same versions, code and settings")
-    differ = Finding("versions", "FAIL", table, "install the same packages and start with the same settings everywhere")
+    alike = HostFinding("versions", "ok", f"{len(said)} ranks have the same versions, code and settings")
+    differ = HostFinding("versions", "FAIL", table, "install the same packages and start with the same settings everywhere")
     return json.dumps([differ if table else alike, *found, _clocks([(host, clock) for host, clock, *_ in said])])
 
 
-def _clocks(told: Sequence[tuple[str, float]]) -> Finding:
+def _clocks(told: Sequence[tuple[str, float]]) -> HostFinding:
     """Ranks look at their clocks at about the same time."""
     skew = max(clock for _, clock in told) - min(clock for _, clock in told)
     fast, slow = max(told, key=lambda one: one[1])[0], min(told, key=lambda one: one[1])[0]
     if skew > MOST_SKEW:
-        return Finding("clocks", "warn", f"{fast} is {skew:.1f} s ahead of {slow}", "run an NTP client on both")
-    return Finding("clocks", "ok", f"within {skew:.2f} s")
+        return HostFinding("clocks", "warn", f"{fast} is {skew:.1f} s ahead of {slow}", "run an NTP client on both")
+    return HostFinding("clocks", "ok", f"within {skew:.2f} s")
 
 
-def _axes(config: Config | None, meeting: Meeting | None, world: int, timeout: timedelta) -> list[Finding]:
+def _axes(config: Config | None, meeting: Rendezvous | None, world: int, timeout: timedelta) -> list[HostFinding]:
     """A small collective over every axis."""
     if meeting is None:
         return []
@@ -119,18 +119,18 @@ def _axes(config: Config | None, meeting: Meeting | None, world: int, timeout: t
     try:
         backend = parallel.distributed_backend or ("nccl" if device.type == "cuda" else "gloo")
         meshes.start(backend, device, meeting)
-        found = speeds(Mesh.build(grid, device, timeout))
+        found = bandwidths(Mesh.build(grid, device, timeout))
     except (CommunicationError, RuntimeError) as error:
-        return [Finding("axes", "FAIL", str(error).splitlines()[0], "see which machine is named; check its network")]
+        return [HostFinding("axes", "FAIL", str(error).splitlines()[0], "see which machine is named; check its network")]
     finally:
         meshes.stop()
     lines = []
     for axis in dict.fromkeys(one.axis for one in found):
         group = [one.bytes_per_second for one in found if one.axis == axis]
         text = f"{axis}: {len(group)} group(s) of {grid_size(found, axis)}, all-reduce at {min(group) / 1e6:,.0f} MB/s"
-        lines.append(Finding("axes", "ok", text))
+        lines.append(HostFinding("axes", "ok", text))
     return lines + [
-        Finding("axes", "warn", f"{one.axis} over ranks {', '.join(map(str, one.ranks))} runs at "
+        HostFinding("axes", "warn", f"{one.axis} over ranks {', '.join(map(str, one.ranks))} runs at "
                 f"{one.bytes_per_second / 1e6:,.0f} MB/s, a third of the others or less", "look at its hosts' network")
         for one in slow_groups(found)
     ]  # fmt: skip
@@ -141,7 +141,7 @@ def grid_size(found: Sequence, axis: str) -> int:
     return next(len(one.ranks) for one in found if one.axis == axis)
 
 
-def report(found: Sequence[Finding]) -> str:
+def report(found: Sequence[HostFinding]) -> str:
     """One line for each finding, its remedy below it, and the sum."""
     lines = []
     for about, state, text, fix in found:

@@ -18,12 +18,12 @@ from megascratch.commands.outputs import input_files, require_no_input
 from megascratch.config.errors import UserError
 from megascratch.config.json_record import parse_object
 from megascratch.data.documents import read_records
-from megascratch.data.jsonl import BadLine
-from megascratch.data.sources import find_sources
+from megascratch.data.text.jsonl import BadLine
+from megascratch.data.text.sources import find_sources
+from megascratch.inference.evaluate import DocumentLoss, evaluate_documents
+from megascratch.inference.load import load_for_inference, use_all_threads
 from megascratch.tokenizer import Tokenizer
 from megascratch.training.hardware import choose_device
-from megascratch.training.heldout import Loss, evaluate_documents
-from megascratch.training.inference import load_for_inference, use_all_threads
 
 SUMMARY = "measure a checkpoint's loss and bits per byte on held-out text"
 COUNTED = (
@@ -118,7 +118,7 @@ def _progress(done: int, batches: int) -> None:
     print(f"\r{done} of {batches} batches", end="\n" if done == batches else "", file=sys.stderr, flush=True)
 
 
-def _result(loss: Loss, contents: Sequence[bytes]) -> dict[str, Any]:
+def _result(loss: DocumentLoss, contents: Sequence[bytes]) -> dict[str, Any]:
     """Everything that is written; names that do not meet those of a training summary."""
     one = [b"".join(contents)]
     return {
@@ -150,7 +150,7 @@ def _packed(pack: Callable[[bytes], bytes], contents: Sequence[bytes]) -> float:
     return 8 * sum(len(pack(content)) for content in contents) / sum(map(len, contents))
 
 
-def _table(loss: Loss, result: dict[str, Any], seconds: float, bad_lines: int) -> str:
+def _table(loss: DocumentLoss, result: dict[str, Any], seconds: float, bad_lines: int) -> str:
     rows = [
         ("model", f"{result['bits_per_byte']:.4f}", ""),
         ("gzip -9", f"{result['gzip_bits_per_byte']:.4f}", f"{result['gzip_one_stream_bits_per_byte']:.4f}"),

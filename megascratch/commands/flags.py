@@ -2,7 +2,7 @@
 
 import argparse
 
-from megascratch.data.sources import FORMATS
+from megascratch.data.text.sources import FORMATS
 
 
 def add_parse_special_tokens(parser: "argparse._ActionsContainer") -> None:

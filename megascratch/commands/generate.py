@@ -13,13 +13,13 @@ from megascratch.commands.outputs import require_no_input
 from megascratch.config.errors import UserError
 from megascratch.config.settings import Config
 from megascratch.data.documents import read_records
-from megascratch.data.jsonl import BadLine
-from megascratch.data.sources import find_sources, format_of
-from megascratch.model.chunk import Chunk
+from megascratch.data.text.jsonl import BadLine
+from megascratch.data.text.sources import find_sources, format_of
+from megascratch.inference.generate import Continuation, Sampling, StoppedBy, generate
+from megascratch.inference.load import load_for_inference, use_all_threads
+from megascratch.model.chunk import ModelChunk
 from megascratch.tokenizer import Tokenizer
-from megascratch.training.generation import Continuation, Sampling, StoppedBy, generate
 from megascratch.training.hardware import choose_device
-from megascratch.training.inference import load_for_inference, use_all_threads
 
 SUMMARY = "continue prompts with a checkpoint"
 
@@ -152,7 +152,7 @@ class Stops:
 
 def complete(
     config: Config,
-    model: Chunk,
+    model: ModelChunk,
     stops: Stops,
     prompts: Sequence[str],
     ids: Sequence[list[int]],

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from megascratch.config.errors import UserError
 from megascratch.data.digests import digests_path, manifest_file
-from megascratch.data.indexed import bin_path, idx_path
-from megascratch.data.loss_mask import mask_prefix
-from megascratch.data.sources import find_sources
+from megascratch.data.text.sources import find_sources
+from megascratch.data.tokens.loss_mask import mask_prefix
+from megascratch.data.tokens.token_files import bin_path, idx_path
 
 Named = tuple[str, str | Path | None]
 """The flag and a file that it names; None: the flag is not given."""

@@ -15,14 +15,14 @@ from megascratch.commands.flags import add_input, add_parse_special_tokens
 from megascratch.commands.outputs import of_corpora, require_no_input
 from megascratch.commands.progress import Progress
 from megascratch.config.errors import UserError
-from megascratch.data.encode import Job, load_tokenizer
-from megascratch.data.engines import Engine, in_process, on_processes, on_ray
-from megascratch.data.jsonl import LONGEST_LINE
-from megascratch.data.pieces import LEAF_BYTES, shard_bytes
-from megascratch.data.preprocess import Output, bad_lines_path, key_prefixes, preprocess, shard_folder
-from megascratch.data.records import Reading
-from megascratch.data.sentences import language_code
-from megascratch.data.sources import Source, find_sources
+from megascratch.data.preprocess.documents import ReadOptions
+from megascratch.data.preprocess.encode import Job, load_tokenizer
+from megascratch.data.preprocess.executors import Engine, in_process, on_processes, on_ray
+from megascratch.data.preprocess.run import Output, bad_lines_path, key_prefixes, preprocess, shard_folder
+from megascratch.data.preprocess.work_units import LEAF_BYTES, shard_bytes
+from megascratch.data.text.jsonl import LONGEST_LINE
+from megascratch.data.text.sentences import language_code
+from megascratch.data.text.sources import Source, find_sources
 
 SUMMARY = "turn text (JSONL, plain, Parquet) into token files (.bin/.idx)"
 ENGINES = ("local", "ray")
@@ -148,7 +148,7 @@ def _job(options: argparse.Namespace, output: Output) -> Job:
         options.tokenizer_type,
         options.tokenizer_model,
         options.vocab_size,
-        Reading(tuple(options.json_keys), options.sample_by, options.max_document_bytes, folder),
+        ReadOptions(tuple(options.json_keys), options.sample_by, options.max_document_bytes, folder),
         options.append_eod,
         options.parse_special_tokens,
         options.lang if options.split_sentences else None,

@@ -15,16 +15,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 from megascratch.config.derive import derive
-from megascratch.config.endings import own_process
 from megascratch.config.errors import SettingError, UserError
+from megascratch.config.exit_codes import own_process
 from megascratch.config.laws import broken_laws, validate
 from megascratch.config.load import format_config, read_config
 from megascratch.config.notices import notices
-from megascratch.config.resume import rules
+from megascratch.config.resume_rules import rules
 from megascratch.config.settings import Config
-from megascratch.supervision.launch import Plan, launch
-from megascratch.supervision.nodes import Nodes, launch_node
-from megascratch.training.inputs import missing_files, open_inputs
+from megascratch.supervision.launch import LaunchConfig, launch
+from megascratch.supervision.multi_node import Nodes, launch_node
+from megascratch.training.start.inputs import missing_files, open_inputs
 
 HELP = """\
 --nproc-per-node N   check settings and files, then start N ranks on this machine and watch them
@@ -61,7 +61,7 @@ class _Start(NamedTuple):
 
 
 def main(argv: Sequence[str]) -> int:
-    """Trains as the flags and the YAML file say; the exit codes are those of `config.endings`."""
+    """Trains as the flags and the YAML file say; the exit codes are those of `config.exit_codes`."""
     if {"-h", "--help"} & set(argv):
         print(HELP)
     if "--print-resume-rules" in argv:
@@ -89,15 +89,15 @@ def main(argv: Sequence[str]) -> int:
         for notice in notices(config):
             print(f"notice: {notice}", file=sys.stderr)
     from megascratch.training.pretrain import pretrain  # imports torch: settings are judged before that
-    from megascratch.training.resuming import resumed
+    from megascratch.training.start.auto_resume import resumed
 
     config = derive(resumed(given, config.training), world)
     validate(config, world)
     return pretrain(config)
 
 
-def _plan(start: _Start, config: Config) -> Plan:
-    return Plan(
+def _plan(start: _Start, config: Config) -> LaunchConfig:
+    return LaunchConfig(
         target=partial(_rank, _words(start, config)),
         ranks=start.ranks,
         max_restarts=start.max_restarts,

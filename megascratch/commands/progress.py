@@ -7,8 +7,8 @@ from types import TracebackType
 from typing import Any
 
 from megascratch.commands.bad_lines import BadLines
-from megascratch.data.encode import Step
-from megascratch.data.shards import KeyCounts
+from megascratch.data.preprocess.encode import EncodeStep
+from megascratch.data.preprocess.output_shards import KeyCounts
 
 
 class Progress:
@@ -21,7 +21,7 @@ class Progress:
         self._started = time.monotonic()
         self.bad_lines = BadLines()
 
-    def step(self, step: Step) -> None:
+    def step(self, step: EncodeStep) -> None:
         """So much more is encoded."""
         before = self._documents
         self._documents += step.documents

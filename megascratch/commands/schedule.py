@@ -23,18 +23,18 @@ from megascratch.config.errors import UserError
 from megascratch.config.fields import nearest
 from megascratch.config.printable import printable
 from megascratch.pipeline import chart
+from megascratch.pipeline.csv_schedule import read_table, write_table
 from megascratch.pipeline.passes import Orders, ScheduleError, check, compile_order, placement_of
-from megascratch.pipeline.play import Timeline, overlapped, play
 from megascratch.pipeline.schedule import SCHEDULES, Placement
-from megascratch.pipeline.table import read_table, write_table
-from megascratch.pipeline.times import Times, cost_of, read_times
+from megascratch.pipeline.simulate import Timeline, overlapped, simulate
+from megascratch.pipeline.stage_times import StageTimes, cost_of, read_times
 
 NAMES = [name for name in SCHEDULES if name != "forward_only"]
 CHUNKS = {"interleaved": 2, "zb_v": 2, "dualpipe_v": 2}
 NOTE = "Times are those of one micro-batch on one rank; a backward in one piece takes b + w."
 
 
-class Plan(NamedTuple):
+class ScheduleSpec(NamedTuple):
     """A schedule with its numbers."""
 
     name: str
@@ -117,7 +117,7 @@ def write(options: argparse.Namespace) -> int:
     return 0
 
 
-def simulate(options: argparse.Namespace) -> int:
+def simulate_times(options: argparse.Namespace) -> int:
     """When everything ends with the times of each stage."""
     answer = _answer(_plan(options.schedule, options), _times(options))
     if options.json:
@@ -147,7 +147,7 @@ def _refuse_numbers(options: argparse.Namespace) -> None:
         raise UserError(f"--unit ({options.unit:g}) must be above 0")
 
 
-def _plan(name: str, options: argparse.Namespace) -> Plan:
+def _plan(name: str, options: argparse.Namespace) -> ScheduleSpec:
     """The schedule called `name`; what only interleaving reads is refused elsewhere, but not when all are compared."""
     if name.endswith(".csv"):
         return _from_file(name, options)
@@ -160,12 +160,12 @@ def _plan(name: str, options: argparse.Namespace) -> Plan:
     group = options.group if name == "interleaved" else None
     stages, microbatches = options.stages or 4, options.microbatches or 8
     orders = compile_order(name, stages, microbatches, chunks, group)
-    return Plan(name, orders, placement_of(name, stages, chunks))
+    return ScheduleSpec(name, orders, placement_of(name, stages, chunks))
 
 
-def _from_file(path: str, options: argparse.Namespace) -> Plan:
+def _from_file(path: str, options: argparse.Namespace) -> ScheduleSpec:
     """The file's schedule; numbers given beside it must be its own."""
-    plan = Plan(*read_table(path))
+    plan = ScheduleSpec(*read_table(path))
     told = {"stages": plan.placement.ranks, "virtual_stages": plan.placement.chunks, "microbatches": plan.microbatches}
     for name, value in told.items():
         if getattr(options, name) not in (None, value) and options.run is not compare:
@@ -173,27 +173,27 @@ def _from_file(path: str, options: argparse.Namespace) -> Plan:
     return plan
 
 
-def _times(options: argparse.Namespace) -> list[Times]:
-    return read_times(options.times) if options.times else [Times(options.f, options.b, options.w, options.comm)]
+def _times(options: argparse.Namespace) -> list[StageTimes]:
+    return read_times(options.times) if options.times else [StageTimes(options.f, options.b, options.w, options.comm)]
 
 
-def _play(plan: Plan, times: Sequence[Times]) -> Timeline:
-    return play(plan.orders, cost_of(times, plan.placement), plan.placement)
+def _play(plan: ScheduleSpec, times: Sequence[StageTimes]) -> Timeline:
+    return simulate(plan.orders, cost_of(times, plan.placement), plan.placement)
 
 
-def _answer(plan: Plan, times: Sequence[Times]) -> dict[str, Any]:
+def _answer(plan: ScheduleSpec, times: Sequence[StageTimes]) -> dict[str, Any]:
     """What `--json` prints. `overlapped`: interleaved 1F1B as it is published, see `play.overlapped`."""
     cost, chunks = cost_of(times, plan.placement), plan.placement.chunks
     hidden = None
     if plan.name == "interleaved":
-        hidden = _figures(play(plan.orders, overlapped(cost, chunks), plan.placement), chunks)
+        hidden = _figures(simulate(plan.orders, overlapped(cost, chunks), plan.placement), chunks)
     return {
         "schedule": plan.name,
         "stages": plan.placement.ranks,
         "virtual_stages": chunks,
         "microbatches": plan.microbatches,
-        "nonblocking": _figures(play(plan.orders, cost, plan.placement), chunks),
-        "blocking": _figures(play(plan.orders, cost, plan.placement, blocking_sends=True), chunks),
+        "nonblocking": _figures(simulate(plan.orders, cost, plan.placement), chunks),
+        "blocking": _figures(simulate(plan.orders, cost, plan.placement, blocking_sends=True), chunks),
         "overlapped": hidden,
     }
 
@@ -239,7 +239,7 @@ def _parser() -> argparse.ArgumentParser:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     verbs = parser.add_subparsers(required=True, metavar="show|check|compare|csv|play")
     about = f"{', '.join(NAMES)}, or a .csv file"
-    for name, run in {"show": show, "check": prove, "compare": compare, "csv": write, "play": simulate}.items():
+    for name, run in {"show": show, "check": prove, "compare": compare, "csv": write, "play": simulate_times}.items():
         verb = verbs.add_parser(name, help=run.__doc__, epilog=NOTE)
         verb.set_defaults(run=run)
         add = verb.add_argument

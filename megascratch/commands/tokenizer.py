@@ -15,11 +15,11 @@ from megascratch.commands.outputs import input_files, require_no_input
 from megascratch.config.errors import UserError
 from megascratch.config.printable import printable
 from megascratch.data.documents import read_records
-from megascratch.data.jsonl import BadLine
-from megascratch.data.sources import find_sources
+from megascratch.data.text.jsonl import BadLine
+from megascratch.data.text.sources import find_sources
 from megascratch.tokenizer.check import check
 from megascratch.tokenizer.convert import convert
-from megascratch.tokenizer.kinds import SUFFIXES
+from megascratch.tokenizer.registry import SUFFIXES
 from megascratch.tokenizer.splits import ENCODINGS, SPLITS
 from megascratch.tokenizer.vocabulary import END_OF_TEXT
 

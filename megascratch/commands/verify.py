@@ -21,13 +21,13 @@ from megascratch.config.fields import with_fields
 from megascratch.config.load import load_config
 from megascratch.config.printable import printable_lines
 from megascratch.config.settings import Config
-from megascratch.training.inputs import open_tokenizer, own_schedule
-from megascratch.verification.judge import Verdict, judge
+from megascratch.training.start.inputs import open_tokenizer, own_schedule
 from megascratch.verification.layouts import Case, every_layout, own_layout, random_layouts
-from megascratch.verification.measure import EOD, KINDS, world_of
 from megascratch.verification.pool import Pool
+from megascratch.verification.run_layout import EOD, KINDS, world_of
 from megascratch.verification.shrink import for_proof
-from megascratch.verification.yardstick import TOLERANCE
+from megascratch.verification.tolerance import TOLERANCE
+from megascratch.verification.verify import Verdict, verify_case
 
 SUMMARY = "prove on your own config that a layout computes the same model"
 EPILOG = (
@@ -135,7 +135,7 @@ def _prove(cases: Sequence[Case], options: argparse.Namespace, backend: str | No
     try:
         with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
             for case in bar.track(cases, description="layouts"):
-                verdict = judge(case, options.steps, options.precision, pool)
+                verdict = verify_case(case, options.steps, options.precision, pool)
                 verdicts.append(verdict)
                 if not verdict.passed:
                     bar.console.print(printable_lines(f"FAIL {case.name}: {verdict.message}"), markup=False,

@@ -10,7 +10,7 @@ A law knows the values that are legal for itself alone; whether they are legal a
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from megascratch.config.wording import choice
+from megascratch.config.suggestions import choice
 
 MOST_TRIED = 32  # values in one direction
 MOST_SHOWN = 8

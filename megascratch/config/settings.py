@@ -99,7 +99,7 @@ class ParallelConfig:
     overlap_param_gather: bool = True
     """With use_distributed_optimizer: gather updated weights while the next forward already runs."""
     ddp_bucket_size: int | None = None
-    """Elements per gradient bucket; default: an eighth of a rank's, see data_parallel/plan.py."""
+    """Elements per gradient bucket; default: an eighth of a rank's, see data_parallel/bucket_layout.py."""
     recompute_granularity: Literal["none", "selective", "full"] = "none"
     """What backward computes again instead of keeping it: nothing, the core of attention, or whole layers."""
     recompute_method: Literal["uniform", "block"] | None = None

@@ -19,8 +19,8 @@ from megascratch.config.errors import UserError
 from megascratch.curation.overlap import Contamination, ExactDuplicates, NearDuplicates
 from megascratch.curation.quality import Limits, Reason, c4, gopher_quality, gopher_repetition
 from megascratch.data.documents import Record, read_records
-from megascratch.data.jsonl import BadLine
-from megascratch.data.sources import Source, find_sources
+from megascratch.data.text.jsonl import BadLine
+from megascratch.data.text.sources import Source, find_sources
 
 EXAMPLES = 3  # of each rule in the report
 SHOWN = 200  # characters of an example
@@ -50,7 +50,7 @@ class Settings(NamedTuple):
 
 
 @dataclass
-class Report:
+class CurationReport:
     """What became of the lines."""
 
     settings: dict[str, Any]
@@ -87,7 +87,7 @@ class Curator:
 
     def __init__(self, settings: Settings):
         self.settings = settings
-        self.report = Report({**settings._asdict(), "limits": asdict(settings.limits)})
+        self.report = CurationReport({**settings._asdict(), "limits": asdict(settings.limits)})
         self._rules = list(self._rules_asked_for())
         if not self._rules:
             raise UserError(

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import orjson
 
 from megascratch.config.errors import UserError
-from megascratch.data.jsonl import LONGEST_LINE, BadLine, parse_record, read_lines, text_of
-from megascratch.data.parquet import read_rows
-from megascratch.data.records import decoded, too_long
-from megascratch.data.sources import BROKEN, Source, opened, unreadable
+from megascratch.data.preprocess.documents import decoded, too_long
+from megascratch.data.text.jsonl import LONGEST_LINE, BadLine, parse_record, read_lines, text_of
+from megascratch.data.text.parquet import read_rows
+from megascratch.data.text.sources import BROKEN, Source, opened, unreadable
 
 PART_BYTES = 1 << 20
 

@@ -12,7 +12,7 @@ from multiprocessing.connection import Connection
 from types import TracebackType
 
 from megascratch.config.errors import UserError
-from megascratch.data.parquet import row_group_bytes
+from megascratch.data.text.parquet import row_group_bytes
 
 
 class RowGroupSizes:

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from megascratch.config.errors import UserError
-from megascratch.data.check import not_as_recorded
 from megascratch.data.digests import blocks_of, digests_path, read_digests, write_digests
-from megascratch.data.indexed import Reader, bin_path
-from megascratch.data.loss_mask import has_mask, mask_prefix
+from megascratch.data.inspect.validate import not_as_recorded
+from megascratch.data.tokens.loss_mask import has_mask, mask_prefix
+from megascratch.data.tokens.token_files import TokenReader, bin_path
 
 
 def record(prefix: str | Path, overwrite: bool = False) -> list[Path]:
@@ -20,7 +20,7 @@ def record(prefix: str | Path, overwrite: bool = False) -> list[Path]:
 
 
 def _record(prefix: str, overwrite: bool) -> list[Path]:
-    reader = Reader(prefix, trusting=True)
+    reader = TokenReader(prefix, trusting=True)
     if not overwrite and digests_path(prefix).exists():
         read_digests(prefix)
         for problem in not_as_recorded(reader):

@@ -1,7 +1,7 @@
 """The flavours of data parallelism by name; all have the same verbs."""
 
 from megascratch.data_parallel.base import DataParallel
-from megascratch.data_parallel.ddp import Replicated
-from megascratch.data_parallel.zero1 import ZeroOne
+from megascratch.data_parallel.ddp import DDP
+from megascratch.data_parallel.zero1 import Zero1
 
-DATA_PARALLEL: dict[str, type[DataParallel]] = {"ddp": Replicated, "zero1": ZeroOne}
+DATA_PARALLEL: dict[str, type[DataParallel]] = {"ddp": DDP, "zero1": Zero1}

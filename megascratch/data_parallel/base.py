@@ -16,17 +16,17 @@ import torch
 from torch import Tensor, nn
 
 from megascratch.config.settings import OptimConfig, ParallelConfig
+from megascratch.data_parallel.bucket_layout import BucketEntry, ParamRange, default_bucket_size, plan_buckets
 from megascratch.data_parallel.buckets import Bucket, Buckets
-from megascratch.data_parallel.owned import Owned, first_elements
-from megascratch.data_parallel.partial import PartialSums, partial_runs
-from megascratch.data_parallel.plan import Entry, Place, plan_buckets, usual_bucket_size
-from megascratch.data_parallel.update import Update
-from megascratch.faults import fault_point
-from megascratch.optim.norm import GlobalNorm
+from megascratch.data_parallel.optimizer_shard import OptimizerShard, first_elements
+from megascratch.data_parallel.partial_grads import PartialGradReducer, partial_runs
+from megascratch.data_parallel.sharded_optimizer import ShardedOptimizer
+from megascratch.optim.grad_norm import GlobalNorm
 from megascratch.parallel.collectives import Pending, all_gather_objects, start_all_reduce
-from megascratch.parallel.held import Held, box_view, pieces_in_range
 from megascratch.parallel.mesh import Axis, Mesh
-from megascratch.parallel.shard import Piece, Shard
+from megascratch.parallel.shard import Shard, ShardSlice
+from megascratch.parallel.sharded_tensor import ShardedTensor, box_view, pieces_in_range
+from megascratch.runtime.faults import fault_point
 
 
 class DataParallel(ABC):
@@ -47,17 +47,17 @@ class DataParallel(ABC):
         self.shards, self.mesh = shards, mesh
         tied = set().union(*all_gather_objects({shard.tied for shard in shards.values() if shard.tied}, mesh.embedding))
         weights = sum(weight.numel() for chunk in chunks for weight in chunk.parameters())
-        size = parallel.ddp_bucket_size or usual_bucket_size(weights, mesh.data.size)
+        size = parallel.ddp_bucket_size or default_bucket_size(weights, mesh.data.size)
         overlap = parallel.overlap_grad_reduce and mesh.data.size > 1
         self.chunks = [Buckets(self._buckets(chunk, tied, size), self._reduce, overlap) for chunk in chunks]
         ranges = [(bucket, *self._range(bucket)) for chunk in self.chunks for bucket in chunk.buckets]
         offloaded = parallel.optimizer_offload_fraction if parallel.optimizer_cpu_offload else 0.0
         in_host_memory = first_elements([stop - start for _, start, stop in ranges], offloaded)
-        self.owned = [Owned.of(*place, host) for place, host in zip(ranges, in_host_memory, strict=True)]
-        self.partial = PartialSums(list(self._partial_runs()), mesh.tp)
+        self.owned = [OptimizerShard.of(*place, host) for place, host in zip(ranges, in_host_memory, strict=True)]
+        self.partial = PartialGradReducer(list(self._partial_runs()), mesh.tp)
         self.tied = [self._copies(name) for name in sorted(tied)]
         self.global_norm = GlobalNorm(self._counted(), mesh.tp, mesh.model, self._norm_axis(), mesh.device)
-        self.update = Update(self.owned, optim)
+        self.update = ShardedOptimizer(self.owned, optim)
         self.layers_await = False
 
     # ---- the flavour -------------------------------------------------------------------------------------------
@@ -139,13 +139,13 @@ class DataParallel(ABC):
 
     # ---- what survives -----------------------------------------------------------------------------------------
 
-    def state(self) -> dict[str, list[Held]]:
+    def state(self) -> dict[str, list[ShardedTensor]]:
         """The boxes of ``param.*``, ``optim.exp_avg.*``, ``optim.exp_avg_sq.*`` and, for bf16 and fp16 weights,
         ``optim.master.*`` that this rank holds; copying into them and then calling `loaded` restores them."""
         self.await_weights()
         return self._boxes(lambda owned: owned.kinds)
 
-    def gradients(self) -> dict[str, list[Held]]:
+    def gradients(self) -> dict[str, list[ShardedTensor]]:
         """After `finish` and before `step`: the boxes of ``grad.*``, the whole gradients, in this rank's ranges."""
         return self._boxes(lambda owned: {"grad": owned.grads})
 
@@ -172,7 +172,7 @@ class DataParallel(ABC):
         uses = Counter(id(parameter) for _, parameter in chunk.named_parameters(remove_duplicate=False))
         for name, parameter in parameters.items():
             self._check(name, parameter)
-        entries = [Entry(name, tuple(parameter.shape), parameter.dtype, self.shards[name].decays,
+        entries = [BucketEntry(name, tuple(parameter.shape), parameter.dtype, self.shards[name].decays,
                          alone=self._name(name) in tied or uses[id(parameter)] > 1)
                    for name, parameter in parameters.items()]  # fmt: skip
         return [Bucket(plan, parameters) for plan in plan_buckets(entries, size, self.mesh.data.size)]
@@ -194,30 +194,30 @@ class DataParallel(ABC):
         """The gradients of this rank's copies of a tied weight, each alone in its bucket, all cut at the same place."""
         return [owned.grads for owned, place in self._places() if self._name(place.name) == name]
 
-    def _places(self) -> Iterator[tuple[Owned, Place]]:
+    def _places(self) -> Iterator[tuple[OptimizerShard, ParamRange]]:
         for owned in self.owned:
             for place in owned.bucket.plan.places:
                 yield owned, place
 
-    def _pieces(self, owned: Owned, place: Place) -> list[Piece]:
+    def _pieces(self, owned: OptimizerShard, place: ParamRange) -> list[ShardSlice]:
         """The pieces of a parameter in this rank's range, their copies counted over all ranks."""
         more = self._replica + (self._name(place.name) != place.name)
         shard, (start, stop) = self.shards[place.name], owned.range_of(place)
         pieces = pieces_in_range(shard, self.mesh.grid.sizes, self.mesh.coords, start, stop)
         return [piece._replace(copy=piece.copy + more) for piece in pieces]
 
-    def _boxes(self, kinds: Callable[[Owned], dict[str, Tensor]]) -> dict[str, list[Held]]:
-        held: dict[str, list[Held]] = defaultdict(list)
+    def _boxes(self, kinds: Callable[[OptimizerShard], dict[str, Tensor]]) -> dict[str, list[ShardedTensor]]:
+        held: dict[str, list[ShardedTensor]] = defaultdict(list)
         for owned, place in self._places():
             for kind, flat in kinds(owned).items():
                 name = f"{kind}.{self._name(place.name)}"
                 held[name] += [self._held(name, place, flat, owned, piece) for piece in self._pieces(owned, place)]
         return {name: boxes for name, boxes in held.items() if boxes}
 
-    def _held(self, name: str, place: Place, flat: Tensor, owned: Owned, piece: Piece) -> Held:
+    def _held(self, name: str, place: ParamRange, flat: Tensor, owned: OptimizerShard, piece: ShardSlice) -> ShardedTensor:
         shard = self.shards[place.name]
         view = box_view(flat, place.start - owned.start, shard.local_shape(self.mesh.grid.sizes), piece.local)
-        return Held(name, shard.shape, piece.whole, view, piece.copy)
+        return ShardedTensor(name, shard.shape, piece.whole, view, piece.copy)
 
     def _counted(self) -> dict[str, list[Tensor]]:
         """The views of gradients that count in the norm, by name: the same names on all data-parallel ranks, though a

@@ -12,9 +12,9 @@ from weakref import WeakMethod
 import torch
 from torch import Tensor, nn
 
-from megascratch.data_parallel.plan import Plan
-from megascratch.faults import fault_point
+from megascratch.data_parallel.bucket_layout import BucketLayout
 from megascratch.parallel.collectives import Pending
+from megascratch.runtime.faults import fault_point
 
 
 class GradSlot:
@@ -105,7 +105,7 @@ def _handing_over(slot: GradSlot) -> Callable[[Tensor], None]:
 class Bucket:
     """Parameters that live in one flat tensor, and their main gradients in another."""
 
-    def __init__(self, plan: Plan, parameters: Mapping[str, nn.Parameter]):
+    def __init__(self, plan: BucketLayout, parameters: Mapping[str, nn.Parameter]):
         device = parameters[plan.places[0].name].device
         main_dtype = torch.float64 if plan.dtype == torch.float64 else torch.float32
         self.plan = plan

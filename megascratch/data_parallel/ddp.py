@@ -9,7 +9,7 @@ from megascratch.parallel.collectives import Pending, start_all_reduce
 from megascratch.parallel.mesh import Axis
 
 
-class Replicated(DataParallel):
+class DDP(DataParallel):
     """Plain data parallelism."""
 
     def _range(self, bucket: Bucket) -> tuple[int, int]:

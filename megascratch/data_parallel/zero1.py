@@ -11,7 +11,7 @@ from megascratch.parallel.collectives import Pending, start_all_gather, start_re
 from megascratch.parallel.mesh import Axis
 
 
-class ZeroOne(DataParallel):
+class Zero1(DataParallel):
     """The distributed optimizer. Ranges may cut through weights: `state` tells their boxes."""
 
     def _range(self, bucket: Bucket) -> tuple[int, int]:

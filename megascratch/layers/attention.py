@@ -14,7 +14,7 @@ from megascratch.config.settings import ModelConfig
 from megascratch.layers import cpu_kernels
 from megascratch.layers.dropout import AttentionDropout
 from megascratch.layers.linear import ON_INTEL, ColumnParallelLinear, RowParallelLinear
-from megascratch.layers.recompute import recomputed
+from megascratch.layers.recompute import with_recompute
 from megascratch.layers.rotary import split_heads
 from megascratch.parallel.mesh import Axis
 from megascratch.parallel.shard import Part
@@ -25,7 +25,7 @@ SHORT = range(96 if ON_INTEL else 1, 257)
 _ROWS = 128  # queries at once, with the keys up to the last of them: a product with keys that come later is for nothing
 
 
-class _Causal(torch.autograd.Function):
+class _ShortCausalAttention(torch.autograd.Function):
     """softmax(q kᵀ / sqrt(d)) v over the tokens so far, in plain products of stretches of queries with the keys that
     they see. The weights are kept, up to s = 128 all of [b n, s, s], at 256 three quarters; recomputing the core frees
     them."""
@@ -44,7 +44,7 @@ class _Causal(torch.autograd.Function):
         return out.permute(1, 2, 0, 3)
 
     @staticmethod
-    @cpu_kernels.once
+    @cpu_kernels.once_differentiable
     def backward(ctx, grad: Tensor):
         q, k, v, *parts = ctx.saved_tensors
         (b, n, s, d), end = grad.shape, grad.shape[2]
@@ -63,14 +63,14 @@ class _Causal(torch.autograd.Function):
         return tuple(x.view(n, b, s, d).transpose(0, 1) for x in (grad_q, grad_k, grad_v))
 
 
-def _is_short(q: Tensor, k: Tensor, context: "Context") -> bool:
-    """Whether `_Causal` may take it, and is worth it."""
+def _is_short(q: Tensor, k: Tensor, context: "ForwardContext") -> bool:
+    """Whether `_ShortCausalAttention` may take it, and is worth it."""
     causal = context.mask is None and q.shape == k.shape and q.shape[2] in SHORT
-    return causal and not torch.compiler.is_compiling() and cpu_kernels.takes(q, k)
+    return causal and not torch.compiler.is_compiling() and cpu_kernels.supports(q, k)
 
 
 @dataclass
-class Cache:
+class KVCache:
     """Keys and values of the tokens so far, per layer; each [b, kv heads, s, d]."""
 
     keys: dict[int, Tensor] = field(default_factory=dict)
@@ -84,13 +84,13 @@ class Cache:
 
 
 @dataclass(frozen=True)
-class Context:
+class ForwardContext:
     """What every block of one forward shares."""
 
     samples: Tensor  # [b] numbers that key dropout
     rotary: tuple[Tensor, Tensor] | None = None  # cos [s, b, 1, d], sin [s, b, 1, d/2]
     mask: Tensor | None = None  # [b, 1, q, k] bool, True where attention is allowed; None: causal
-    cache: Cache | None = None
+    cache: KVCache | None = None
 
 
 class Attention(nn.Module):
@@ -120,7 +120,7 @@ class Attention(nn.Module):
             sequence_parallel=sequence_parallel,
         )
 
-    def forward(self, x: Tensor, context: Context) -> Tensor:  # [s or s/tp, b, h] -> the same
+    def forward(self, x: Tensor, context: ForwardContext) -> Tensor:  # [s or s/tp, b, h] -> the same
         qkv = self.qkv(x)
         qkv = qkv.view(*qkv.shape[:2], -1, self.width)  # [s, b, q + k + v heads, d]
         heads = self.heads, self.groups, self.groups
@@ -128,16 +128,16 @@ class Attention(nn.Module):
         if context.cache is not None:
             k, v = context.cache.extend(self.layer, k, v)
         if self.recompute_core and self.training:
-            return self.proj(recomputed(self._core, q, k, v, context).flatten(2))
+            return self.proj(with_recompute(self._core, q, k, v, context).flatten(2))
         return self.proj(self._core(q, k, v, context).flatten(2))
 
-    def _core(self, q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:
+    def _core(self, q: Tensor, k: Tensor, v: Tensor, context: ForwardContext) -> Tensor:
         """Three of [b, heads, s, d] -> [s, b, n/tp, d]."""
         k, v = self._spread(k), self._spread(v)
         if self.training and self.dropout.p:
             out = self._with_dropout(q, k, v, context)
         elif _is_short(q, k, context):
-            out = _Causal.apply(q, k, v)
+            out = _ShortCausalAttention.apply(q, k, v)
         else:
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=context.mask, is_causal=context.mask is None)
         return out.permute(2, 0, 1, 3)
@@ -147,7 +147,7 @@ class Attention(nn.Module):
         times = self.heads // self.groups
         return x if times == 1 else x.repeat_interleave(times, 1)
 
-    def _with_dropout(self, q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:
+    def _with_dropout(self, q: Tensor, k: Tensor, v: Tensor, context: ForwardContext) -> Tensor:
         """The same in plain steps: fused kernels draw masks that depend on the layout."""
         mask = context.mask
         if mask is None:

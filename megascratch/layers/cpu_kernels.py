@@ -11,18 +11,18 @@ from megascratch.layers import _cpu_kernels
 _KERNELS = {torch.float32: _cpu_kernels.f32, torch.float64: _cpu_kernels.f64}
 
 
-def takes_threads() -> bool:
+def supports_threads() -> bool:
     """Whether the kernels run on all of torch's threads: where its OpenMP runtime is one that they can call."""
     return _cpu_kernels.has_threads()
 
 
-def takes(x: Tensor, *others: Tensor) -> bool:
+def supports(x: Tensor, *others: Tensor) -> bool:
     """Whether the kernels are for these; where torch has threads that they do not know, or they are not compiled for
     what the processor can do, its own passes are."""
     if not (x.is_cpu and x.dtype in _KERNELS and _cpu_kernels.is_tuned()):
         return False
     # torch is asked first: that is when it tells OpenMP, thread by thread, how many threads it may take.
-    return all(other.dtype == x.dtype for other in others) and (torch.get_num_threads() == 1 or takes_threads())
+    return all(other.dtype == x.dtype for other in others) and (torch.get_num_threads() == 1 or supports_threads())
 
 
 def gelu_backward(x: Tensor, grad: Tensor, by_tanh: bool) -> Tensor:
@@ -34,7 +34,7 @@ def gelu_backward(x: Tensor, grad: Tensor, by_tanh: bool) -> Tensor:
     return grad_x
 
 
-def once(backward: Callable) -> Callable:
+def once_differentiable(backward: Callable) -> Callable:
     """For a backward that writes by address, of which autograd sees nothing: a second derivative through it would
     silently be wrong (torch's own `once_differentiable` lets those with respect to saved tensors pass)."""
 
@@ -102,7 +102,7 @@ def causal_softmax_backward_(weights: Tensor, grad: Tensor, first: int, scale: f
     return grad
 
 
-def turn(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor, back: bool) -> None:
+def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor, back: bool) -> None:
     """Rotary positions: turns the first dims of x [b, n, s, d] into `out`; cos [b, 1, s, dims], sin [b, 1, s, dims/2].
     All four may be views whose last dim is whole."""
     b, n, s, _ = x.shape

@@ -42,11 +42,11 @@ class _Dropped(torch.autograd.Function):
 
 
 def _in_one_kernel(x: Tensor) -> bool:
-    return x.is_cuda and not torch.compiler.is_compiling() and agrees(x.device)  # the compiler fuses plain steps
+    return x.is_cuda and not torch.compiler.is_compiling() and kernel_matches_reference(x.device)  # the compiler fuses plain steps
 
 
 @lru_cache(maxsize=8)
-def agrees(device: torch.device) -> bool:
+def kernel_matches_reference(device: torch.device) -> bool:
     """Whether the kernel runs there and drops what it should: a Triton that cannot costs speed, and nothing else."""
     x, samples = torch.ones(3, 2, 5, device=device), torch.tensor([7, 2**40], device=device)
     keep = keep_mask(sample_keys(1, 2, samples)[:, None], torch.arange(10, 25, device=device).view(3, 1, 5), 0.4)

@@ -53,7 +53,7 @@ class _CrossEntropy(torch.autograd.Function):
         return x.to(ctx.dtype), None, None, None
 
 
-class _InKernels(torch.autograd.Function):
+class _TritonCrossEntropy(torch.autograd.Function):
     """The same of CUDA's logits in one pass forward and one backward; they are kept as they are, not in fp32."""
 
     @staticmethod
@@ -78,13 +78,13 @@ class _InKernels(torch.autograd.Function):
 @lru_cache(maxsize=8)
 @torch.inference_mode(False)
 @torch.enable_grad()
-def agrees(device: torch.device) -> bool:
+def kernel_matches_reference(device: torch.device) -> bool:
     """Whether the kernels run there and say what plain steps say: a Triton that cannot costs speed, nothing else."""
     tp, labels = Axis.alone("tp"), torch.arange(6, device=device) * 50
     logits = torch.linspace(-4, 4, 6 * 300, device=device).view(6, 300).sin().mul(9)
     told = []
     try:
-        for function in (_CrossEntropy, _InKernels):
+        for function in (_CrossEntropy, _TritonCrossEntropy):
             x = logits.clone().requires_grad_()
             losses = function.apply(x * 1, labels, 290, tp)
             (grad,) = torch.autograd.grad(losses, x, labels.float())
@@ -109,5 +109,5 @@ def vocab_parallel_cross_entropy(logits: Tensor, labels: Tensor, valid: int, tp:
         labels: [n] int64, numbers in the whole vocabulary.
         valid: how many of this rank's columns are vocabulary; the rest is padding.
     """
-    in_kernels = logits.is_cuda and logits.dtype != torch.float64 and agrees(logits.device)
-    return (_InKernels if in_kernels else _CrossEntropy).apply(logits, labels, valid, tp)
+    in_kernels = logits.is_cuda and logits.dtype != torch.float64 and kernel_matches_reference(logits.device)
+    return (_TritonCrossEntropy if in_kernels else _CrossEntropy).apply(logits, labels, valid, tp)

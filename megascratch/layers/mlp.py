@@ -26,16 +26,16 @@ class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
-        if cpu_kernels.takes(x):
+        if cpu_kernels.supports(x):
             return cpu_kernels.swiglu(x)
         gate, up = x.chunk(2, -1)
         return F.silu(gate).mul_(up)
 
     @staticmethod
-    @cpu_kernels.once
+    @cpu_kernels.once_differentiable
     def backward(ctx, grad: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
-        if cpu_kernels.takes(x, grad):
+        if cpu_kernels.supports(x, grad):
             return cpu_kernels.swiglu_backward(x, grad)
         gate, up = x.chunk(2, -1)
         grad_x = torch.empty_like(x)
@@ -64,7 +64,7 @@ class _GELU(torch.autograd.Function):
         return _gelu(x, by_tanh)
 
     @staticmethod
-    @cpu_kernels.once
+    @cpu_kernels.once_differentiable
     def backward(ctx, grad: Tensor):
         (x,) = ctx.saved_tensors
         return cpu_kernels.gelu_backward(x, grad, ctx.by_tanh), None
@@ -72,7 +72,7 @@ class _GELU(torch.autograd.Function):
 
 def gelu(x: Tensor, by_tanh: bool = False) -> Tensor:
     """x times the normal distribution's share below x (Hendrycks, Gimpel 2016), or OpenAI's approximation by tanh."""
-    known = not torch.compiler.is_compiling() and cpu_kernels.takes(x)
+    known = not torch.compiler.is_compiling() and cpu_kernels.supports(x)
     return _GELU.apply(x, by_tanh) if known else _gelu(x, by_tanh)
 
 

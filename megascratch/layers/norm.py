@@ -43,7 +43,7 @@ class _RMSNorm(torch.autograd.Function):
         return out
 
     @staticmethod
-    @cpu_kernels.once
+    @cpu_kernels.once_differentiable
     def backward(ctx, grad: Tensor):
         x, weight, scale = ctx.saved_tensors
         return *cpu_kernels.rms_norm_backward(x, weight, scale, grad), None
@@ -59,7 +59,7 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if fused_rms_norm_affine is not None and x.is_cuda:
             return fused_rms_norm_affine(x, self.weight, self.shape, self.epsilon)
-        if not torch.compiler.is_compiling() and cpu_kernels.takes(x, self.weight):
+        if not torch.compiler.is_compiling() and cpu_kernels.supports(x, self.weight):
             return _RMSNorm.apply(x, self.weight, self.epsilon)
         return F.rms_norm(x, self.shape, self.weight, self.epsilon)
 

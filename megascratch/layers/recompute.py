@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 
-def recomputed(function: Callable[..., Tensor], *args: Any) -> Tensor:
+def with_recompute(function: Callable[..., Tensor], *args: Any) -> Tensor:
     """function(*args); its collectives run again in backward, on all ranks in one order."""
     if not torch.is_grad_enabled():
         return function(*args)

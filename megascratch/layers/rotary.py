@@ -29,7 +29,7 @@ class _Split(torch.autograd.Function):
         return qkv.permute(1, 2, 0, 3).split(heads, 1)
 
     @staticmethod
-    @cpu_kernels.once
+    @cpu_kernels.once_differentiable
     def backward(ctx, *grads: Tensor):
         grad_qkv, places = _grad_qkv(grads)
         for place, grad in zip(places, grads, strict=True):
@@ -51,7 +51,7 @@ class _Rotate(torch.autograd.Function):
         return out.split(heads, 1)
 
     @staticmethod
-    @cpu_kernels.once
+    @cpu_kernels.once_differentiable
     def backward(ctx, *grads: Tensor):
         cos, sin = ctx.saved_tensors
         grad_qkv, (q, k, v) = _grad_qkv(grads)
@@ -81,8 +81,8 @@ def split_heads(qkv: Tensor, heads: Heads, angles: tuple[Tensor, Tensor] | None)
 
 def _turn(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor, back: bool) -> None:
     dims, half = cos.shape[-1], sin.shape[-1]
-    if cpu_kernels.takes(x, cos, sin) and x.stride(-1) == 1:
-        cpu_kernels.turn(x, cos, sin, out, back)
+    if cpu_kernels.supports(x, cos, sin) and x.stride(-1) == 1:
+        cpu_kernels.apply_rotary(x, cos, sin, out, back)
     else:
         sign = -1 if back else 1
         torch.mul(x[..., :dims], cos, out=out[..., :dims])

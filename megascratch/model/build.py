@@ -5,16 +5,16 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from megascratch.config.cut import layer_cut
+from megascratch.config.pipeline_split import layer_cut
 from megascratch.config.settings import ModelConfig, ParallelConfig
-from megascratch.model.chunk import Chunk
+from megascratch.model.chunk import ModelChunk
 from megascratch.parallel.mesh import Mesh
 from megascratch.parallel.random import normal_rows
 from megascratch.parallel.shard import Shard
 from megascratch.pipeline.schedule import Placement
 
-WORD = "embedding.word.weight"
-HEAD = "head.weight"
+EMBEDDING_WEIGHT = "embedding.word.weight"
+HEAD_WEIGHT = "head.weight"
 
 
 def build_chunks(
@@ -24,7 +24,7 @@ def build_chunks(
     dtype: torch.dtype,
     seed: int,
     placement: Placement | None = None,
-) -> list[Chunk]:
+) -> list[ModelChunk]:
     """This rank's model chunks with their initial weights, in virtual-stage order.
 
     Virtual stage v holds the v-th slice of the layers; `placement` (a loop if left out) says where it lies.
@@ -42,14 +42,14 @@ def build_chunks(
     built = []
     for stage in (placement.virtual_stage(mesh.pp.rank, chunk) for chunk in range(chunks)):
         layers = range(sum(cut[:stage]), sum(cut[: stage + 1]))
-        chunk = Chunk(model, layers, stage == 0, stage == len(cut) - 1, mesh.tp, parallel.sequence_parallel, seed)
+        chunk = ModelChunk(model, layers, stage == 0, stage == len(cut) - 1, mesh.tp, parallel.sequence_parallel, seed)
         chunk.to(device=mesh.device, dtype=dtype)
         initialise(chunk, mesh, seed)
         built.append(chunk)
     return built
 
 
-def shard_table(chunk: Chunk) -> dict[str, Shard]:
+def shard_table(chunk: ModelChunk) -> dict[str, Shard]:
     """Full parameter name -> its place in the whole; tied copies on other stages name what they are tied to."""
     table = {
         f"{prefix}.{name}": shard
@@ -57,12 +57,12 @@ def shard_table(chunk: Chunk) -> dict[str, Shard]:
         for name, shard in getattr(module, "shards", {}).items()
     }
     if not chunk.model.untie_embeddings_and_output_weights and chunk.first != chunk.last:
-        table |= {name: replace(table[name], tied=WORD) for name in (WORD, HEAD) if name in table}
+        table |= {name: replace(table[name], tied=EMBEDDING_WEIGHT) for name in (EMBEDDING_WEIGHT, HEAD_WEIGHT) if name in table}
     return table
 
 
 @torch.no_grad()
-def initialise(chunk: Chunk, mesh: Mesh, seed: int) -> None:
+def initialise(chunk: ModelChunk, mesh: Mesh, seed: int) -> None:
     """Writes every weight as a function of (seed, name, global index): law 2. Padding rows are zero."""
     sizes, coords = mesh.grid.sizes, mesh.coords
     shards = shard_table(chunk)
@@ -76,7 +76,7 @@ def initialise(chunk: Chunk, mesh: Mesh, seed: int) -> None:
             parameter[piece.local.slices] = (drawn.to(torch.float64) * shard.std + shard.fill).to(parameter)
 
 
-def compile_blocks(chunks: list[Chunk]) -> None:
+def compile_blocks(chunks: list[ModelChunk]) -> None:
     """torch.compile each block in place: one graph for all, since they are alike."""
     for chunk in chunks:
         for block in chunk.layers.values():

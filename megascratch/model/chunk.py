@@ -1,4 +1,4 @@
-"""The Transformer as a list of layers, of which a pipeline stage holds a slice: `Chunk`.
+"""The Transformer as a list of layers, of which a pipeline stage holds a slice: `ModelChunk`.
 
     embedding  layers.0 .. layers.L-1  final_norm  head
 
@@ -13,15 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from megascratch.config.settings import ModelConfig
-from megascratch.data.batch import Batch
-from megascratch.layers.attention import Attention, Cache, Context
+from megascratch.data.samples.batch import Batch
+from megascratch.layers.attention import Attention, ForwardContext, KVCache
 from megascratch.layers.dropout import Dropout
 from megascratch.layers.embedding import PositionEmbedding, VocabParallelEmbedding, vocab_shard
 from megascratch.layers.linear import linear
 from megascratch.layers.loss import vocab_parallel_cross_entropy
 from megascratch.layers.mlp import MLP
 from megascratch.layers.norm import NORMS
-from megascratch.layers.recompute import recomputed
+from megascratch.layers.recompute import with_recompute
 from megascratch.layers.rotary import rotary_angles
 from megascratch.parallel.mesh import Axis
 from megascratch.parallel.shard import Shard
@@ -63,7 +63,7 @@ class Block(nn.Module):
         self.dropout1 = Dropout(model.hidden_dropout, seed, 4 * layer + 5, tp, sequence_parallel)
         self.dropout2 = Dropout(model.hidden_dropout, seed, 4 * layer + 6, tp, sequence_parallel)
 
-    def forward(self, x: Tensor, context: Context) -> Tensor:  # [s or s/tp, b, h] -> the same
+    def forward(self, x: Tensor, context: ForwardContext) -> Tensor:  # [s or s/tp, b, h] -> the same
         x = x + self.dropout1(self.attention(self.norm1(x), context), context.samples)
         return x + self.dropout2(self.mlp(self.norm2(x)), context.samples)
 
@@ -97,7 +97,7 @@ class Head(nn.Module):
         return (losses * loss_mask.t().flatten()).sum()
 
 
-class Unit(NamedTuple):
+class RecomputeUnit(NamedTuple):
     """Layers [start, stop) of a chunk; `again`: only their input is kept, backward computes the rest again."""
 
     start: int
@@ -105,7 +105,7 @@ class Unit(NamedTuple):
     again: bool
 
 
-class Chunk(nn.Module):
+class ModelChunk(nn.Module):
     """Consecutive layers of the model.
 
     Args:
@@ -129,7 +129,7 @@ class Chunk(nn.Module):
         self.model, self.first, self.last = model, first, last
         self.embedding = Embedding(model, seed, tp, sequence_parallel) if first else None
         self.layers = nn.ModuleDict({str(i): Block(model, i, seed, tp, sequence_parallel) for i in layers})
-        self.units = [Unit(0, len(layers), False)]
+        self.units = [RecomputeUnit(0, len(layers), False)]
         self.final_norm = _norm(model, tp, sequence_parallel) if last else None
         tied = not model.untie_embeddings_and_output_weights
         shared = self.embedding.word.weight if self.embedding is not None and tied else None
@@ -143,11 +143,11 @@ class Chunk(nn.Module):
     def forward(self, x: Tensor | None, batch: Batch) -> Tensor:
         """Hidden states [s or s/tp, b, h] of the chunk before (None for the first) -> hidden states, or from the
         last chunk the sum of the loss over the batch's valid tokens (a scalar; law 5 divides it later)."""
-        context = Context(batch.samples, self.rotary(batch.positions), document_mask(batch.documents))
+        context = ForwardContext(batch.samples, self.rotary(batch.positions), document_mask(batch.documents))
         x = self.hidden(x, batch.ids, batch.positions, context)
         return x if self.head is None else self.head(x, batch.labels, batch.loss_mask)
 
-    def hidden(self, x: Tensor | None, ids: Tensor, positions: Tensor, context: Context) -> Tensor:
+    def hidden(self, x: Tensor | None, ids: Tensor, positions: Tensor, context: ForwardContext) -> Tensor:
         """All but the head."""
         if self.embedding is not None:
             x = self.embedding(ids, positions, context.samples)
@@ -155,13 +155,13 @@ class Chunk(nn.Module):
         blocks = list(self.layers.values())
         for unit in self.units:
             through = partial(_through, blocks[unit.start : unit.stop])
-            x = recomputed(through, x, context) if unit.again and self.training else through(x, context)
+            x = with_recompute(through, x, context) if unit.again and self.training else through(x, context)
         return x if self.final_norm is None else self.final_norm(x)
 
-    def next_logits(self, ids: Tensor, positions: Tensor, mask: Tensor | None, cache: Cache) -> Tensor:
+    def next_logits(self, ids: Tensor, positions: Tensor, mask: Tensor | None, cache: KVCache) -> Tensor:
         """Logits [b, v] after the last of `ids` [b, n], in a model that is one chunk on one rank."""
         assert self.head is not None
-        context = Context(positions[:, 0], self.rotary(positions), mask, cache)
+        context = ForwardContext(positions[:, 0], self.rotary(positions), mask, cache)
         x = self.hidden(None, ids, positions, context)
         return self.head.logits(x[-1:])[:, : self.head.valid]
 
@@ -173,7 +173,7 @@ class Chunk(nn.Module):
         return rotary_angles(positions, dims, self.model.rotary_base, next(self.parameters()).dtype)
 
 
-def _through(blocks: list[nn.Module], x: Tensor, context: Context) -> Tensor:
+def _through(blocks: list[nn.Module], x: Tensor, context: ForwardContext) -> Tensor:
     for block in blocks:
         x = block(x, context)
     return x

@@ -10,10 +10,10 @@
 from collections.abc import Iterable
 
 from megascratch.config.settings import ParallelConfig
-from megascratch.model.chunk import Block, Chunk, Unit
+from megascratch.model.chunk import Block, ModelChunk, RecomputeUnit
 
 
-def set_recompute(chunks: Iterable[Chunk], parallel: ParallelConfig) -> None:
+def set_recompute(chunks: Iterable[ModelChunk], parallel: ParallelConfig) -> None:
     """In place; `recompute_method` and `recompute_num_layers` are derived."""
     for chunk in chunks:
         if parallel.recompute_granularity == "full":
@@ -24,9 +24,9 @@ def set_recompute(chunks: Iterable[Chunk], parallel: ParallelConfig) -> None:
             block.attention.recompute_core = parallel.recompute_granularity == "selective"
 
 
-def units(layers: int, block: bool, number: int) -> list[Unit]:
+def units(layers: int, block: bool, number: int) -> list[RecomputeUnit]:
     """Consecutive layers of a chunk that are computed as one, in order."""
     if block:
-        alone = [Unit(i, i + 1, True) for i in range(min(number, layers))]
-        return alone + ([Unit(number, layers, False)] if number < layers else [])
-    return [Unit(start, min(start + number, layers), True) for start in range(0, layers, number)]
+        alone = [RecomputeUnit(i, i + 1, True) for i in range(min(number, layers))]
+        return alone + ([RecomputeUnit(number, layers, False)] if number < layers else [])
+    return [RecomputeUnit(start, min(start + number, layers), True) for start in range(0, layers, number)]

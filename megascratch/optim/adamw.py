@@ -18,7 +18,7 @@ except ImportError:
     FusedAdam = None
 
 
-class Stretch(NamedTuple):
+class FlatParamGroup(NamedTuple):
     """Flat tensors of one length and type (fp32 or fp64) that are updated alike."""
 
     weight: Tensor
@@ -31,7 +31,7 @@ class Stretch(NamedTuple):
 class AdamW:
     """Updates stretches in place; the learning rate comes with each step."""
 
-    def __init__(self, stretches: Sequence[Stretch], optim: OptimConfig):
+    def __init__(self, stretches: Sequence[FlatParamGroup], optim: OptimConfig):
         stretches = [stretch for stretch in stretches if stretch.weight.numel() > 0]
         groups = [{"params": [s.weight for s in stretches if s.decays is decays],
                    "weight_decay": optim.weight_decay if decays else 0.0} for decays in (True, False)]  # fmt: skip
@@ -64,7 +64,7 @@ class AdamW:
         self.engine.step()
 
 
-def _engine(groups: list[dict], stretches: Sequence[Stretch], optim: OptimConfig) -> torch.optim.Optimizer:
+def _engine(groups: list[dict], stretches: Sequence[FlatParamGroup], optim: OptimConfig) -> torch.optim.Optimizer:
     """apex's kernel where it is really there and fits, else torch's."""
     settings: dict[str, Any] = {"lr": optim.lr, "betas": (optim.adam_beta1, optim.adam_beta2), "eps": optim.adam_eps}
     if FusedAdam is not None and all(s.weight.is_cuda and s.weight.dtype == torch.float32 for s in stretches):

@@ -18,11 +18,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megascratch.faults import fault_point
+from megascratch.parallel.host_staging import needs_host_staging
 from megascratch.parallel.mesh import Axis
-from megascratch.parallel.through_host import goes_through_host
-from megascratch.parallel.waits import blocked
-from megascratch.parallel.whereabouts import numbered, waiting
+from megascratch.runtime.comm_timer import blocked
+from megascratch.runtime.faults import fault_point
+from megascratch.runtime.heartbeat import numbered, waiting
 
 # torch 2.13 renamed the single-tensor forms and warns about the old names; 2.11 has only those.
 _all_gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -149,7 +149,7 @@ def start_all_reduce(x: Tensor, axis: Axis, op: dist.ReduceOp.RedOpType = dist.R
     """Sums (or `op`) x over the axis, in place."""
     if axis.size == 1:
         return Pending("all_reduce", axis, None, x)
-    if goes_through_host(x, axis.group):
+    if needs_host_staging(x, axis.group):
         return _brought_up(start_all_reduce(x.cpu(), axis, op), x)
     if _is_exchanged(x, _EXCHANGED_SUM):
         return _start_exchange("all_reduce", axis, x, _for_each_rank(x, axis), _REDUCTIONS[op])
@@ -162,7 +162,7 @@ def start_all_gather(x: Tensor, axis: Axis, out: Tensor | None = None) -> Pendin
         return Pending("all_gather", axis, None, x if out is None else out.copy_(x))
     x = x.contiguous()
     out = x.new_empty((axis.size * x.shape[0], *x.shape[1:])) if out is None else out
-    if goes_through_host(x, axis.group):
+    if needs_host_staging(x, axis.group):
         return _brought_up(start_all_gather(x.cpu(), axis), out)
     if _is_exchanged(out, _EXCHANGED_GATHER):
         return _start_exchange("all_gather", axis, out, _for_each_rank(x, axis))
@@ -201,7 +201,7 @@ def start_reduce_scatter(x: Tensor, axis: Axis, out: Tensor | None = None) -> Pe
         return Pending("reduce_scatter", axis, None, x if out is None else out.copy_(x))
     x = x.contiguous()
     out = x.new_empty((x.shape[0] // axis.size, *x.shape[1:])) if out is None else out
-    if goes_through_host(x, axis.group):
+    if needs_host_staging(x, axis.group):
         return _brought_up(start_reduce_scatter(x.cpu(), axis), out)
     if x.device.type == "cpu":
         return _start_exchange("reduce_scatter", axis, out, x, torch.sum)

@@ -12,9 +12,9 @@ import torch.distributed as dist
 
 from megascratch.config.errors import UserError
 from megascratch.parallel.grid import Grid
-from megascratch.parallel.meeting import Meeting
-from megascratch.parallel.through_host import place_of_messages
-from megascratch.parallel.waits import Waits
+from megascratch.parallel.host_staging import transport_device
+from megascratch.parallel.rendezvous import Rendezvous
+from megascratch.runtime.comm_timer import CommTimer
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Axis:
     rank: int = 0
     ranks: tuple[int, ...] = (0,)
     group: dist.ProcessGroup | None = None
-    waits: Waits | None = field(default=None, repr=False, compare=False)  # the clock of those who wait on it
+    waits: CommTimer | None = field(default=None, repr=False, compare=False)  # the clock of those who wait on it
 
     @classmethod
     def alone(cls, name: str, rank: int = 0) -> "Axis":
@@ -49,7 +49,7 @@ class Link:
     source: int  # global rank
     target: int
     group: dist.ProcessGroup
-    waits: Waits | None = field(default=None, repr=False, compare=False)
+    waits: CommTimer | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Mesh:
     embedding: Axis  # first and last stage: the two copies of a tied embedding; size 1 on the stages between
     world: Axis
     links: Links | None = field(default=None, repr=False)
-    waits: Waits | None = field(default=None, repr=False)  # one clock for all axes and links
+    waits: CommTimer | None = field(default=None, repr=False)  # one clock for all axes and links
 
     @classmethod
     def alone(cls, device: torch.device | str = "cpu") -> "Mesh":
@@ -101,7 +101,7 @@ class Mesh:
             )
         if world == 1:
             return cls.alone(device)
-        waits = Waits(place_of_messages(torch.device(device), dist.group.WORLD))
+        waits = CommTimer(transport_device(torch.device(device), dist.group.WORLD))
         maker = _GroupMaker(rank, timeout, waits)
         lines = {
             "tp": ("tp",),
@@ -137,7 +137,7 @@ class Mesh:
 class _GroupMaker:
     """Makes groups on all ranks in one order and keeps those of this rank; equal lists of ranks share one group."""
 
-    def __init__(self, rank: int, timeout: timedelta | None, waits: Waits):
+    def __init__(self, rank: int, timeout: timedelta | None, waits: CommTimer):
         self.rank, self.timeout, self.waits = rank, timeout, waits
         self.made: dict[tuple[int, ...], dist.ProcessGroup] = {}
 
@@ -170,7 +170,7 @@ class _GroupMaker:
         return dist.new_group(list(ranks), timeout=self.timeout, group_desc=description)
 
 
-def start(backend: str, device: torch.device, meeting: Meeting | None) -> None:
+def start(backend: str, device: torch.device, meeting: Rendezvous | None) -> None:
     """Makes the default process group of those who have met; None: alone, without any."""
     if meeting is None:
         return

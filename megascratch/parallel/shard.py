@@ -41,7 +41,7 @@ class Part(NamedTuple):
     units: int  # indivisible units (heads) in it; with more ranks than units, ranks share a unit as replicas
 
 
-class Piece(NamedTuple):
+class ShardSlice(NamedTuple):
     """A block of a rank's tensor and its place in the whole; `copy` 0 is the one that counts (law 7)."""
 
     local: Box
@@ -85,7 +85,7 @@ class Shard:
                 shape[dim] = sum(length for _, _, length, _ in self._runs(dim, sizes[axis], 0))
         return tuple(shape)
 
-    def pieces(self, sizes: dict[str, int], coords: dict[str, int]) -> list[Piece]:
+    def pieces(self, sizes: dict[str, int], coords: dict[str, int]) -> list[ShardSlice]:
         """The blocks that the rank at `coords` holds, in local order. A weight that the tensor axis does not cut is
         held by all its ranks: copies 0, 1, ..."""
         runs: list[list[tuple[int, int, int, int]]] = [[(0, 0, size, 0)] for size in self.shape]
@@ -116,10 +116,10 @@ class Shard:
         return runs
 
 
-def _piece(blocks: tuple[tuple[int, int, int, int], ...], replica: int) -> Piece:
+def _piece(blocks: tuple[tuple[int, int, int, int], ...], replica: int) -> ShardSlice:
     local, whole, length, copies = zip(*blocks, strict=True)
     stop = lambda start: tuple(a + n for a, n in zip(start, length, strict=True))  # noqa: E731
-    return Piece(Box(local, stop(local)), Box(whole, stop(whole)), sum(copies) + replica)
+    return ShardSlice(Box(local, stop(local)), Box(whole, stop(whole)), sum(copies) + replica)
 
 
 def flat_boxes(shape: tuple[int, ...], start: int, stop: int) -> list[Box]:

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from megascratch.pipeline.play import Timeline
 from megascratch.pipeline.schedule import COMPUTE
+from megascratch.pipeline.simulate import Timeline
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

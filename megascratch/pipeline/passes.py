@@ -16,7 +16,7 @@ from itertools import pairwise
 from megascratch.pipeline.schedule import SCHEDULES, Action, Placement
 
 Orders = Sequence[Sequence[Action]]
-Place = tuple[int, Action]  # a rank and its action
+RankAction = tuple[int, Action]  # a rank and its action
 LinkKey = tuple[int, int, bool]  # source, target, whether it leads down the ranks: two ranks have one link of each kind
 
 
@@ -48,7 +48,7 @@ def placement_of(schedule: str, ranks: int, chunks: int = 1) -> Placement:
     return Placement(ranks, chunks, SCHEDULES[schedule].folded)
 
 
-def loop_of(orders: Orders) -> Placement:
+def looped_placement(orders: Orders) -> Placement:
     """The placement of orders that do not say: a loop."""
     return Placement(len(orders), chunks_of(orders))
 
@@ -62,7 +62,7 @@ def add_transfers(orders: Orders, placement: Placement | None = None) -> list[li
     Receives of one link stand in the order of its sends, each one action earlier than it is needed, so that the
     transfer runs beside that action. Neighbouring virtual stages on one rank hand over without a transfer.
     """
-    placement = placement or loop_of(orders)
+    placement = placement or looped_placement(orders)
     sending = [[(action, _send(rank, action, placement)) for action in order] for rank, order in enumerate(orders)]
     arriving: dict[LinkKey, deque[Action]] = defaultdict(deque)
     for rank, pairs in enumerate(sending):
@@ -134,13 +134,13 @@ def check(orders: Orders, placement: Placement | None = None, blocking_sends: bo
     """
     microbatches = 1 + max(action.microbatch for order in orders for action in order)
     backward = any(action.op != "F" for order in orders for action in order if action.op in "FBIW")
-    placement = placement or loop_of(orders)
+    placement = placement or looped_placement(orders)
     for rank, order in enumerate(orders):
         for chunk in range(placement.chunks):
-            _each_once(rank, [a for a in order if a.chunk == chunk], chunk, microbatches, backward)
-        _fed(rank, order, placement)
-    _paired(orders, placement)
-    deque(walk(orders, placement, blocking_sends), maxlen=0)
+            _check_each_once(rank, [a for a in order if a.chunk == chunk], chunk, microbatches, backward)
+        _check_inputs_posted(rank, order, placement)
+    _check_paired(orders, placement)
+    deque(topological_order(orders, placement, blocking_sends), maxlen=0)
 
 
 def chunks_of(orders: Orders) -> int:
@@ -148,7 +148,7 @@ def chunks_of(orders: Orders) -> int:
     return 1 + max(action.chunk for order in orders for action in order)
 
 
-def _each_once(rank: int, order: list[Action], chunk: int, microbatches: int, backward: bool) -> None:
+def _check_each_once(rank: int, order: list[Action], chunk: int, microbatches: int, backward: bool) -> None:
     """Every micro-batch forward once and, when training, backward once (B, or I and W), in order."""
     at = {action: position for position, action in enumerate(order)}
     twice = [action for action, times in Counter(order).items() if times > 1]
@@ -174,7 +174,7 @@ def _each_once(rank: int, order: list[Action], chunk: int, microbatches: int, ba
                                     "the micro-batches, so that every schedule gives the same bits")
 
 
-def _fed(rank: int, order: Sequence[Action], placement: Placement) -> None:
+def _check_inputs_posted(rank: int, order: Sequence[Action], placement: Placement) -> None:
     """What is used was posted before, what is sent was computed before."""
     seen: set[Action] = set()
     for action in order:
@@ -187,7 +187,7 @@ def _fed(rank: int, order: Sequence[Action], placement: Placement) -> None:
         seen.add(action)
 
 
-def _paired(orders: Orders, placement: Placement) -> None:
+def _check_paired(orders: Orders, placement: Placement) -> None:
     """On every directed link the receives are the sends, in the same order."""
     sent: dict[LinkKey, list[Action]] = defaultdict(list)  # as the receiver names them
     received: dict[LinkKey, list[Action]] = defaultdict(list)
@@ -198,10 +198,10 @@ def _paired(orders: Orders, placement: Placement) -> None:
             elif action.op in ("RF", "RB"):
                 received[link_of(rank, action, placement)].append(action)
     for link in sorted({*sent, *received}, key=lambda link: (link[:2], not link[2])):
-        _same(link, sent[link], received[link], placement)
+        _check_same_order(link, sent[link], received[link], placement)
 
 
-def _same(link: LinkKey, sent: list[Action], received: list[Action], placement: Placement) -> None:
+def _check_same_order(link: LinkKey, sent: list[Action], received: list[Action], placement: Placement) -> None:
     source, target, _ = link
     gone, here = set(sent), set(received)
     never_sent, never_received = [a for a in received if a not in gone], [a for a in sent if a not in here]
@@ -217,39 +217,39 @@ def _same(link: LinkKey, sent: list[Action], received: list[Action], placement: 
                                 "in the order of its sends")
 
 
-def walk(
+def topological_order(
     orders: Orders, placement: Placement | None = None, blocking_sends: bool = False
-) -> Iterator[Place]:
+) -> Iterator[RankAction]:
     """Every (rank, action) in an order in which it can happen.
 
     Raises:
         ScheduleError: ranks wait for each other in a circle.
     """
-    placement, position, done = placement or loop_of(orders), [0] * len(orders), set[Place]()
+    placement, position, done = placement or looped_placement(orders), [0] * len(orders), set[RankAction]()
     moved = True
     while moved:
         moved = False
         for rank, order in enumerate(orders):
             while position[rank] < len(order):
                 action = order[position[rank]]
-                needed = need(rank, action, placement, blocking_sends)
+                needed = dependency_of(rank, action, placement, blocking_sends)
                 if needed is not None and needed not in done:
                     break
                 yield rank, action
-                done.add(done_as(rank, action))
+                done.add(completion_key(rank, action))
                 position[rank], moved = position[rank] + 1, True
     heads = {rank: order[position[rank]] for rank, order in enumerate(orders) if position[rank] < len(order)}
     if heads:
         raise ScheduleError(_circle(heads, placement, blocking_sends))
 
 
-def done_as(rank: int, action: Action) -> Place:
+def completion_key(rank: int, action: Action) -> RankAction:
     """Under which name others wait for `action`: I hands on what B does."""
     return rank, action._replace(op="B") if action.op == "I" else action
 
 
-def need(rank: int, action: Action, placement: Placement, blocking_sends: bool = False) -> Place | None:
-    """What on another rank or chunk must be done, by its name of `done_as`, before `action` can start."""
+def dependency_of(rank: int, action: Action, placement: Placement, blocking_sends: bool = False) -> RankAction | None:
+    """What on another rank or chunk must be done, by its name of `completion_key`, before `action` can start."""
     if action.op in ("SF", "SB"):
         return placement.other_end(rank, action) if blocking_sends else None
     receive = _receive(rank, action, placement)
@@ -266,7 +266,7 @@ def _circle(heads: dict[int, Action], placement: Placement, blocking_sends: bool
     """The ranks that wait for each other, from the first one that is stuck."""
     rank, path = min(heads), dict[int, str]()
     while rank in heads and rank not in path:
-        needed = need(rank, heads[rank], placement, blocking_sends)
+        needed = dependency_of(rank, heads[rank], placement, blocking_sends)
         assert needed is not None  # a rank that needs nothing is not stuck
         path[rank] = f"rank {rank} waits at {heads[rank]} for {needed[1]} of rank {needed[0]}"
         rank = needed[0]

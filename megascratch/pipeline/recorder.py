@@ -12,23 +12,23 @@ import torch
 import torch.distributed as dist
 
 from megascratch.parallel.collectives import barrier, named
+from megascratch.parallel.host_staging import transport_device
 from megascratch.parallel.mesh import Axis
-from megascratch.parallel.through_host import place_of_messages
-from megascratch.pipeline.play import Span
 from megascratch.pipeline.schedule import Action
+from megascratch.pipeline.simulate import TimedAction
 
 Mark = float | torch.cuda.Event
 ROUNDS = 8  # questions to the first rank's clock, of which the fastest answer counts
 
 
-class Notes(NamedTuple):
+class RankTiming(NamedTuple):
     """One step of one rank, in seconds of the first rank's clock."""
 
-    spans: Sequence[Span]
+    spans: Sequence[TimedAction]
     waits: Mapping[Action, float]  # receive -> seconds for which the rank stood still until its message was there
 
 
-class Silent:
+class NullRecorder:
     """Notes nothing: the runtime's default."""
 
     def begins(self, action: Action) -> None:
@@ -41,7 +41,7 @@ class Silent:
         """The runtime is done with `action`; of a transfer: it is posted."""
 
 
-class Recorder(Silent):
+class Recorder(NullRecorder):
     """Notes one step of one rank; made just before the step, by all ranks of a pipeline at once.
 
     Args:
@@ -54,7 +54,7 @@ class Recorder(Silent):
         self.begun: dict[Action, Mark] = {}  # in the order in which it happened
         self.ended: dict[Action, Mark] = {}
         self.turned: dict[Action, Mark] = {}  # receive -> when its action began to wait for it
-        self.lead = clock_lead(pp, device)
+        self.lead = clock_offset(pp, device)
         barrier(pp)
         self.zero, self.zero_mark = perf_counter(), self._now()
 
@@ -69,18 +69,18 @@ class Recorder(Silent):
     def ends(self, action: Action) -> None:
         self.ended[action] = self._now()
 
-    def notes(self) -> Notes:
+    def notes(self) -> RankTiming:
         """What this rank did, to be sent to the others."""
-        return Notes(self.spans(), self.waits())
+        return RankTiming(self.spans(), self.waits())
 
-    def spans(self) -> list[Span]:
+    def spans(self) -> list[TimedAction]:
         """What happened, in its order, in seconds of the first rank's clock. Compute starts when its input is there; a
         send is a moment (`trace.Trace` knows its end from the other side)."""
-        return [Span(action, self._seconds(begun), self._seconds(self.ended[action]))
+        return [TimedAction(action, self._seconds(begun), self._seconds(self.ended[action]))
                 for action, begun in self.begun.items()]  # fmt: skip
 
     def waits(self) -> dict[Action, float]:
-        """As `Notes` has them."""
+        """As `RankTiming` has them."""
         return {receive: self._seconds(self.ended[receive]) - self._seconds(turned)
                 for receive, turned in self.turned.items()}  # fmt: skip
 
@@ -99,10 +99,10 @@ class Recorder(Silent):
         return self.zero - self.lead + self.zero_mark.elapsed_time(mark) / 1e3
 
 
-def clock_lead(axis: Axis, device: torch.device) -> float:
+def clock_offset(axis: Axis, device: torch.device) -> float:
     """Seconds by which this rank's clock is ahead of the first rank's, good to half of the fastest round trip: the
     answer was read in its middle (Cristian 1989, Distributed Computing 3)."""
-    place = place_of_messages(device, axis.group)
+    place = transport_device(device, axis.group)
     lead, fastest, clock = 0.0, float("inf"), torch.zeros(1, dtype=torch.float64, device=place)
     with named("reading the clocks", axis.name, axis.rank, axis.size):
         for peer in axis.ranks[1:]:

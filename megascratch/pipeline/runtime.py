@@ -12,15 +12,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megascratch.faults import fault_point
 from megascratch.parallel.collectives import CommunicationError, Work, reason
+from megascratch.parallel.host_staging import HostTransfer, needs_host_staging
 from megascratch.parallel.mesh import Link, Links
-from megascratch.parallel.through_host import HostTransfer, goes_through_host
-from megascratch.parallel.waits import blocked
-from megascratch.parallel.whereabouts import doing, waiting
-from megascratch.pipeline.recorder import Silent
+from megascratch.pipeline.recorder import NullRecorder
 from megascratch.pipeline.schedule import Action, Placement
 from megascratch.pipeline.stage import Stage
+from megascratch.runtime.comm_timer import blocked
+from megascratch.runtime.faults import fault_point
+from megascratch.runtime.heartbeat import doing, waiting
 
 OnBackward = Callable[[Action, bool], None]
 Key = tuple[int, int]  # micro-batch, chunk
@@ -48,7 +48,7 @@ def run(
     on_backward: OnBackward | None = None,
     step: int = 0,
     placement: Placement | None = None,
-    recorder: Silent | None = None,
+    recorder: NullRecorder | None = None,
 ) -> list[Tensor]:
     """One step of this rank.
 
@@ -113,7 +113,7 @@ def connect(links: Links, device: torch.device) -> None:
 
 def _start(link: Link, tensor: Tensor, outwards: bool) -> Work:
     peer = link.target if outwards else link.source
-    if goes_through_host(tensor, link.group):
+    if needs_host_staging(tensor, link.group):
         return HostTransfer(tensor, peer, link.group, outwards)
     work = (dist.isend if outwards else dist.irecv)(tensor, peer, group=link.group)
     assert work is not None  # None only for a rank outside the group
@@ -139,11 +139,11 @@ class _Player:
         on_backward: OnBackward | None,
         step: int,
         placement: Placement | None,
-        recorder: Silent | None,
+        recorder: NullRecorder | None,
     ):
         self.stages, self.batches, self.spec, self.step = stages, batches, spec, step
         self.loss_grad, self.on_backward = loss_grad, on_backward
-        self.recorder = recorder or Silent()
+        self.recorder = recorder or NullRecorder()
         self.links, self.placement = links, placement or Placement(stages[0].count // len(stages), len(stages))
         self.outputs: dict[Key, Tensor] = {}  # computed, for the next virtual stage
         self.input_grads: dict[Key, Tensor] = {}  # computed, for the virtual stage before

@@ -8,10 +8,10 @@ from itertools import zip_longest
 from statistics import fmean, median
 
 from megascratch.pipeline.passes import LinkKey, Orders, link_of
-from megascratch.pipeline.play import Span, Timeline, play
-from megascratch.pipeline.recorder import Notes
+from megascratch.pipeline.recorder import RankTiming
 from megascratch.pipeline.schedule import COMPUTE, Action, Placement
-from megascratch.pipeline.times import Times, cost_of
+from megascratch.pipeline.simulate import TimedAction, Timeline, simulate
+from megascratch.pipeline.stage_times import StageTimes, cost_of
 
 STOOD_STILL = 1e-4  # seconds: a message that is there already is taken in less
 
@@ -26,17 +26,17 @@ class Trace:
     waits: Sequence[Mapping[Action, float]]  # of each rank: receive -> seconds for which it stood still
 
     @classmethod
-    def of(cls, orders: Orders, placement: Placement, ranks: Sequence[Notes]) -> "Trace":
+    def of(cls, orders: Orders, placement: Placement, ranks: Sequence[RankTiming]) -> "Trace":
         """`ranks`: `Recorder.notes` of each. A send ends when its receiver has it."""
         spans = [notes.spans for notes in ranks]
         zero = min(span.start for of_rank in spans for span in of_rank)
         got = {(rank, span.action): span.end for rank, of_rank in enumerate(spans) for span in of_rank}
 
-        def end(rank: int, span: Span) -> float:
+        def end(rank: int, span: TimedAction) -> float:
             sends = span.action.op in ("SF", "SB")
             return got.get(placement.other_end(rank, span.action), span.end) if sends else span.end
 
-        shifted = [[Span(s.action, s.start - zero, end(rank, s) - zero) for s in of_rank]
+        shifted = [[TimedAction(s.action, s.start - zero, end(rank, s) - zero) for s in of_rank]
                    for rank, of_rank in enumerate(spans)]  # fmt: skip
         return cls(orders, placement, Timeline(shifted), [notes.waits for notes in ranks])
 
@@ -51,15 +51,15 @@ class Trace:
                 return seconds[rank, action]
             return links[link_of(rank, action, self.placement)]
 
-        return play(self.orders, cost, self.placement)
+        return simulate(self.orders, cost, self.placement)
 
     @cached_property
     def typical(self) -> Timeline:
         """Each action takes what its kind took on its virtual stage: as `schedule play --times` shows it."""
-        return play(self.orders, cost_of(self.times, self.placement), self.placement)
+        return simulate(self.orders, cost_of(self.times, self.placement), self.placement)
 
     @cached_property
-    def times(self) -> list[Times]:
+    def times(self) -> list[StageTimes]:
         """Means in seconds, a row per virtual stage: so a rank computes as long as it did. A backward that ran in one
         piece stands under B with W = 0."""
         links, rows = self._transfers(), []
@@ -68,7 +68,7 @@ class Trace:
             of_stage = [span for span in self.happened.spans[rank] if span.action.chunk == chunk]
             took = {op: [s.end - s.start for s in of_stage if s.action.op == op] for op in COMPUTE}
             sent = [links[link_of(rank, s.action, self.placement)] for s in of_stage if s.action.op in ("SF", "SB")]
-            rows.append(Times(fmean(took["F"]), fmean(took["I"] or took["B"]), fmean(took["W"] or [0.0]),
+            rows.append(StageTimes(fmean(took["F"]), fmean(took["I"] or took["B"]), fmean(took["W"] or [0.0]),
                               fmean(sent or [0.0])))  # fmt: skip
         return rows
 

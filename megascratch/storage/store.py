@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 import fsspec
 
 from megascratch.config.errors import UserError
-from megascratch.faults import FaultError
+from megascratch.runtime.faults import FaultError
 
 WAITS = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds before each repeated attempt
 EXTRAS = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
@@ -183,7 +183,7 @@ class Store:
             try:
                 return list(self._system.ls(url, detail=True))
             except FileNotFoundError as error:
-                if _told(error).get("Error", {}).get("Code") == "NoSuchBucket":
+                if _message(error).get("Error", {}).get("Code") == "NoSuchBucket":
                     raise
                 return []
 
@@ -198,21 +198,21 @@ class Store:
         return Object(url, int(told["size"] or 0), version.strip('"'))
 
     def _ask(self, ask: Callable[[], Answer], failure: str) -> Answer:
-        return answered(ask, failure, WAITS if self._waits is None else self._waits)
+        return retry(ask, failure, WAITS if self._waits is None else self._waits)
 
 
-def _told(error: Exception) -> dict[str, Any]:
+def _message(error: Exception) -> dict[str, Any]:
     """What S3 has answered; nothing for other errors."""
     return getattr(error.__cause__, "response", None) or {}
 
 
 def _knows_no_condition(error: Exception) -> bool:
     """Whether a store, or the library that speaks to it, refuses to write under a condition."""
-    unknown = _told(error).get("ResponseMetadata", {}).get("HTTPStatusCode") == 501
+    unknown = _message(error).get("ResponseMetadata", {}).get("HTTPStatusCode") == 501
     return unknown or isinstance(error, TypeError | ValueError | NotImplementedError)
 
 
-def answered(ask: Callable[[], Answer], failure: str, waits: Sequence[float]) -> Answer:
+def retry(ask: Callable[[], Answer], failure: str, waits: Sequence[float]) -> Answer:
     """The answer of a store. Raises: StoreError when it says no or is silent to the end."""
     for wait in (*waits, None):
         try:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from megascratch.config.errors import UserError
 from megascratch.parallel.processes import identity, is_gone
-from megascratch.supervision.watch import memory_folder
+from megascratch.supervision.observe import memory_folder
 
 NAME = re.compile(r"megascratch-[a-z]+-(\d+\.\d+\.\d*)-.*")
 

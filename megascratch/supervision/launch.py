@@ -1,6 +1,6 @@
 """A function and a number of ranks in, the exit code of the whole run out: starts, watches, ends, starts again.
 
-    launcher --watches--> {folder}/{rank}.rank      every rank notes there what it does (parallel.whereabouts)
+    launcher --watches--> {folder}/{rank}.rank      every rank notes there what it does (runtime.heartbeat)
         |                                           a rank that dies, or stands still longer than the limit, ends the
     fork server (has the libraries loaded)          attempt: a report, SIGKILL for the others, and all start again
         |--> rank 0  |--> rank 1  ...
@@ -23,21 +23,21 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from megascratch.config.endings import BAD_INPUT, FAILED, STOPS, is_own_process
-from megascratch.parallel.whereabouts import FOLDER, STORE
+from megascratch.config.exit_codes import BAD_INPUT, FAILED, STOPS, is_own_process
+from megascratch.runtime.heartbeat import FOLDER, STORE
 from megascratch.supervision import fork_server
 from megascratch.supervision.folders import new_folder
-from megascratch.supervision.report import Seen, refused
-from megascratch.supervision.watch import (
+from megascratch.supervision.observe import (
     LOOK_EVERY,
-    end,
     hear_the_others,
-    look,
+    is_hung,
+    kill,
+    log,
+    observe,
     receive_watch,
     report,
-    say,
-    stands_still,
 )
+from megascratch.supervision.report import RankStatus, refused
 
 SAME_SIGNAL = 1.0  # seconds in which a signal that comes again, over another way, is the same request
 GRACE = 3.0  # seconds from the second request to SIGKILL
@@ -48,12 +48,12 @@ BEGAN = "MEGASCRATCH_BEGAN"
 UNKNOWN = 255
 """What multiprocessing calls the exit code of a process whose fork server is gone."""
 
-Words = tuple[tuple[int, str], ...]
+LastWords = tuple[tuple[int, str], ...]
 """Step and error of each rank."""
 
 
 @dataclass(frozen=True)
-class Plan:
+class LaunchConfig:
     """What is started, and what is done when it fails."""
 
     target: Callable[[], int]  # of a module, without closure; it unblocks FORWARDED when it can heed them
@@ -64,8 +64,8 @@ class Plan:
     preload: tuple[str, ...] = ()
 
 
-def launch(plan: Plan) -> int:
-    """0 when all ranks are done, the code of `config.endings` when they have saved and stopped, 2 for bad input, 1
+def launch(plan: LaunchConfig) -> int:
+    """0 when all ranks are done, the code of `config.exit_codes` when they have saved and stopped, 2 for bad input, 1
     when the restarts are used up, 128 + signal number after a second request to stop."""
     return _Launcher(plan).run()
 
@@ -96,7 +96,7 @@ class Requests:
 
 
 class _Launcher:
-    def __init__(self, plan: Plan):
+    def __init__(self, plan: LaunchConfig):
         self.plan, self.requests, self.began = plan, Requests(), str(time.time())
         if plan.ranks > 1:
             os.environ.setdefault("OMP_NUM_THREADS", "1")  # as torchrun does: ranks share the cores
@@ -104,7 +104,7 @@ class _Launcher:
 
     def run(self) -> int:
         with self.requests.caught():
-            before: Words | None = None
+            before: LastWords | None = None
             for number in range(self.plan.max_restarts + 1):
                 fork_server.start(self.plan.preload, FORWARDED)
                 attempt = _Attempt(self, number)
@@ -112,11 +112,11 @@ class _Launcher:
                 if not again or self.requests.came or number == self.plan.max_restarts:
                     break
                 if attempt.words is not None and attempt.words == before:
-                    say("every rank has ended twice with the same words at the same step: it would a third time")
+                    log("every rank has ended twice with the same words at the same step: it would a third time")
                     break
                 before = attempt.words
                 left = self.plan.max_restarts - number - 1
-                say(f"starting again ({left} more restart{'s' if left != 1 else ''} allowed)")
+                log(f"starting again ({left} more restart{'s' if left != 1 else ''} allowed)")
         return code
 
 
@@ -132,7 +132,7 @@ class _Attempt:
         self.number, self.began = number, launcher.began
         self.folder = new_folder("ranks")
         self.processes: list[Any] = []
-        self.words: Words | None = None
+        self.words: LastWords | None = None
         self.kill_at = float("inf")
 
     def run(self) -> tuple[int, bool]:
@@ -142,12 +142,12 @@ class _Attempt:
                 self._start()
                 failure = self._watch()
             except _ForkServerDied:
-                say("the fork server was killed, and all ranks ended with it")
+                log("the fork server was killed, and all ranks ended with it")
                 return FAILED, True
             self.words = self._last_words()
             return self._judge(failure)
         finally:
-            end([process.pid for process in self.processes if process.exitcode in (None, UNKNOWN)])
+            kill([process.pid for process in self.processes if process.exitcode in (None, UNKNOWN)])
             for process in self.processes:
                 process.join()
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -170,7 +170,7 @@ class _Attempt:
                 raise _ForkServerDied from error
             self.processes.append(process)
 
-    def _watch(self) -> list[Seen] | None:
+    def _watch(self) -> list[RankStatus] | None:
         """Until all ranks have ended: None, or as they were seen when one failed."""
         while True:
             self._pause(LOOK_EVERY)
@@ -183,30 +183,30 @@ class _Attempt:
             bad = next((code for code in codes.values() if code is not None and code not in (0, *STOPS)), None)
             if bad is not None:
                 return self._failed("an attempt ends with its first rank")
-            if stands_still(self.folder, codes, self.plan.limit):
+            if is_hung(self.folder, codes, self.plan.limit):
                 return self._failed(f"no progress for {self.plan.limit:g} s")
             if None not in codes.values():
-                return look(self.folder, codes)
+                return observe(self.folder, codes)
 
     def _pause(self, seconds: float) -> None:
         """Shorter if a rank ends."""
         wait([process.sentinel for process in self.processes if process.exitcode is None], seconds)
 
-    def _failed(self, reason: str) -> list[Seen]:
+    def _failed(self, reason: str) -> list[RankStatus]:
         """Gives the others a moment to say why they end, reports, and leaves the rest to be ended."""
         hear_the_others(self.folder, self._codes, self._pause)
-        seen = look(self.folder, self._codes())
+        seen = observe(self.folder, self._codes())
         if not refused(seen) and len(self.requests.came) < 2:
-            say(report(seen, self.folder, self.plan.reports / f"attempt_{self.number}.txt", reason))
+            log(report(seen, self.folder, self.plan.reports / f"attempt_{self.number}.txt", reason))
         return seen
 
-    def _last_words(self) -> Words | None:
+    def _last_words(self) -> LastWords | None:
         """Where every rank ended by itself and said why; None where one was ended or is still there."""
-        seen = look(self.folder, self._codes())
+        seen = observe(self.folder, self._codes())
         told = tuple((one.where.step, one.where.error) for one in seen if one.where is not None and one.where.ended)
         return told if len(told) == len(seen) and all(one.end == FAILED for one in seen) else None
 
-    def _judge(self, seen: list[Seen] | None) -> tuple[int, bool]:
+    def _judge(self, seen: list[RankStatus] | None) -> tuple[int, bool]:
         if len(self.requests.came) > 1:
             return 128 + self.requests.came[1][0], False
         if seen is None:
@@ -229,7 +229,7 @@ class _Attempt:
                 with contextlib.suppress(OSError):
                     os.kill(pid, number)
         if time.monotonic() > self.kill_at:
-            end(pids)
+            kill(pids)
 
 
 def _be_rank(target: Callable[[], int], environment: dict[str, str]) -> None:

@@ -4,8 +4,8 @@ import signal
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from megascratch.config.endings import BAD_INPUT
-from megascratch.parallel.whereabouts import Whereabouts
+from megascratch.config.exit_codes import BAD_INPUT
+from megascratch.runtime.heartbeat import Heartbeat
 
 ECHOES = (
     "closed by peer", "another rank has ended", "Connection reset", "reset by peer", "timed out", "Timed out",
@@ -21,14 +21,14 @@ LOST = -1000
 """The exit code of a rank that ended without a word, where its parent alone knows more."""
 
 
-class Seen(NamedTuple):
+class RankStatus(NamedTuple):
     """One rank from outside."""
 
     rank: int
     code: int | None  # its exit code, negative for a signal; None: it lives
     state: str  # of the process, as in /proc: R, S, D, T (stopped) ...; "": unknown
     still: float  # seconds since it last moved
-    where: Whereabouts | None  # None: it has said nothing yet
+    where: Heartbeat | None  # None: it has said nothing yet
 
     @property
     def end(self) -> int | None:
@@ -48,19 +48,19 @@ class Seen(NamedTuple):
         return self.end is None and self.state in ("T", "t")
 
 
-def hangs(seen: Sequence[Seen], limit: float) -> bool:
+def any_hung(seen: Sequence[RankStatus], limit: float) -> bool:
     """Whether a rank that others wait for has not moved for `limit` seconds."""
     return any(one.code is None and one.where is not None and one.where.judged and one.still > limit for one in seen)
 
 
-def cause_is_known(seen: Sequence[Seen]) -> bool:
+def cause_is_known(seen: Sequence[RankStatus]) -> bool:
     """Whether a rank is seen that can have begun it: it has ended for a reason of its own, is stopped, or stands still
     while it waits for nobody. It is not known where ranks have ended because of another one that seems to live."""
     began = [one for one in seen if (one.failed and not _echo(one)) or one.stopped or _stands(one)]
     return bool(began) or not any(one.failed for one in seen)
 
 
-def may_still_speak(seen: Sequence[Seen]) -> bool:
+def may_still_speak(seen: Sequence[RankStatus]) -> bool:
     """Whether after a failure a rank is at work, so that it may soon end with words of its own, or is on the way out
     and may still be printing them."""
     if not any(one.failed for one in seen):
@@ -69,11 +69,11 @@ def may_still_speak(seen: Sequence[Seen]) -> bool:
     return any(one.end is not None or not (one.stopped or one.where.waits) for one in moving if one.where is not None)
 
 
-def _stands(one: Seen) -> bool:
+def _stands(one: RankStatus) -> bool:
     return one.end is None and one.where is not None and not one.where.waits and one.still > STANDS
 
 
-def refused(seen: Sequence[Seen]) -> bool:
+def refused(seen: Sequence[RankStatus]) -> bool:
     """Whether ranks have refused their input, so that no new start mends it: one before any step; later, one while no
     other failed for another reason. Ranks that still live are slower, that is all."""
     if not any(one.end == BAD_INPUT for one in seen):
@@ -83,7 +83,7 @@ def refused(seen: Sequence[Seen]) -> bool:
     return not any(one.failed and one.end != BAD_INPUT and not _echo(one) for one in seen)
 
 
-def culprits(seen: Sequence[Seen]) -> list[tuple[int, str]]:
+def root_causes(seen: Sequence[RankStatus]) -> list[tuple[int, str]]:
     """The ranks that began it, each with what it did; the first kind that fits anyone:
     killed, ended with an error of its own, stopped, at work or asleep while others wait, longest in a communication.
     """
@@ -104,11 +104,11 @@ def culprits(seen: Sequence[Seen]) -> list[tuple[int, str]]:
     return [(longest.rank, "has waited longest; all wait, each for others")]
 
 
-def _alive(seen: Sequence[Seen]) -> list[Seen]:
+def _alive(seen: Sequence[RankStatus]) -> list[RankStatus]:
     return [one for one in seen if one.end is None]
 
 
-def _echo(one: Seen) -> bool:
+def _echo(one: RankStatus) -> bool:
     """It ended because of another rank."""
     return one.where is not None and any(word in one.where.error for word in ECHOES)
 
@@ -122,26 +122,26 @@ def _signal(code: int) -> str:
         return f"was killed by signal {-code}"
 
 
-def _end(one: Seen) -> str:
+def _end(one: RankStatus) -> str:
     told = f": {one.where.error}" if one.where is not None and one.where.error else ""
     return f"ended with exit code {one.end}{told}"
 
 
-def headline(seen: Sequence[Seen]) -> str:
+def headline(seen: Sequence[RankStatus]) -> str:
     """One sentence: who, what, where."""
-    named = dict(culprits(seen))
+    named = dict(root_causes(seen))
     whole = {one.rank: one for one in seen}
-    parts = [f"rank {rank} {what}, {place(whole[rank])}" for rank, what in named.items()]
+    parts = [f"rank {rank} {what}, {describe_position(whole[rank])}" for rank, what in named.items()]
     return "; ".join(parts[:4]) + (f"; and {len(parts) - 4} more ranks" if len(parts) > 4 else "")
 
 
-def table(seen: Sequence[Seen]) -> list[str]:
+def table(seen: Sequence[RankStatus]) -> list[str]:
     """One line per rank: what it did, what it waited for, how it ended."""
-    to_blame = dict(culprits(seen))
+    to_blame = dict(root_causes(seen))
     return [f"{'->' if one.rank in to_blame else '  '} rank {one.rank}: {line(one)}" for one in seen]
 
 
-def place(one: Seen) -> str:
+def describe_position(one: RankStatus) -> str:
     """Step and action."""
     if one.where is None:
         return "before it said anything"
@@ -150,9 +150,9 @@ def place(one: Seen) -> str:
     return f"at step {one.where.step}" + (f", in {one.where.action}" if one.where.action else "")
 
 
-def line(one: Seen) -> str:
+def line(one: RankStatus) -> str:
     """A rank's row of the table."""
-    words = [place(one)]
+    words = [describe_position(one)]
     where = one.where
     if where is not None and where.waits:
         words.append(f"waits for {where.awaited}")

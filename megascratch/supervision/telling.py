@@ -10,8 +10,8 @@ import os
 import sys
 from pathlib import Path
 
-from megascratch.parallel.whereabouts import FOLDER
-from megascratch.supervision.beside import join_torchrun, start_watching, started_by_torchrun
+from megascratch.runtime.heartbeat import FOLDER
+from megascratch.supervision.torchrun_watcher import join_torchrun, start_watching, started_by_torchrun
 
 FILE = "told"
 

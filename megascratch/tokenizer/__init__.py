@@ -1,6 +1,6 @@
 """Text to ids and back: `load` a tokenizer by kind or file, `train` one on texts."""
 
-from megascratch.tokenizer.interface import Encoded, Tokenizer
-from megascratch.tokenizer.kinds import KINDS, load, train
+from megascratch.tokenizer.interface import EncodedText, Tokenizer
+from megascratch.tokenizer.registry import KINDS, load, train
 
-__all__ = ["KINDS", "Encoded", "Tokenizer", "load", "train"]
+__all__ = ["KINDS", "EncodedText", "Tokenizer", "load", "train"]

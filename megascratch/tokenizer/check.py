@@ -6,11 +6,11 @@ from typing import NamedTuple
 import numpy as np
 
 from megascratch.config.errors import UserError
-from megascratch.tokenizer.hostile import probe, random_texts
+from megascratch.tokenizer.adversarial_texts import probe, random_texts
 from megascratch.tokenizer.interface import Tokenizer, as_text
 
 
-class Finding(NamedTuple):
+class TokenizerFinding(NamedTuple):
     """One promise."""
 
     promise: str
@@ -20,7 +20,7 @@ class Finding(NamedTuple):
     """On how many texts it was tried."""
 
 
-def check(tokenizer: Tokenizer, count: int, seed: int) -> list[Finding]:
+def check(tokenizer: Tokenizer, count: int, seed: int) -> list[TokenizerFinding]:
     """Each promise on the hostile texts and `count` random ones; texts that the vocabulary refuses are left out."""
     words = [*{**tokenizer.specials, **tokenizer.special_words}]
     texts, plain, parsed = [], [], []
@@ -33,11 +33,11 @@ def check(tokenizer: Tokenizer, count: int, seed: int) -> list[Finding]:
             continue
     engines = _engines(tokenizer, texts, plain, False) or _engines(tokenizer, texts, parsed, True)
     return [
-        Finding("the fast engine's ids are the reference's", engines, len(texts)),
-        Finding("decoding gives the text back", _round_trip(tokenizer, texts, plain), len(texts)),
-        Finding("every id is in the vocabulary", _range(tokenizer, texts, [*plain, *parsed]), len(texts)),
-        Finding("no text makes an end of document or padding", _no_ends(tokenizer, texts), len(texts)),
-        Finding("a special token in a text is one id, where it is asked for", _specials(tokenizer), len(words)),
+        TokenizerFinding("the fast engine's ids are the reference's", engines, len(texts)),
+        TokenizerFinding("decoding gives the text back", _round_trip(tokenizer, texts, plain), len(texts)),
+        TokenizerFinding("every id is in the vocabulary", _range(tokenizer, texts, [*plain, *parsed]), len(texts)),
+        TokenizerFinding("no text makes an end of document or padding", _no_ends(tokenizer, texts), len(texts)),
+        TokenizerFinding("a special token in a text is one id, where it is asked for", _specials(tokenizer), len(words)),
     ]
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from megascratch.config.errors import UserError
-from megascratch.tokenizer import kinds
-from megascratch.tokenizer.engine import Encode, first_difference
-from megascratch.tokenizer.hostile import probe, random_texts
+from megascratch.tokenizer import registry
+from megascratch.tokenizer.adversarial_texts import probe, random_texts
+from megascratch.tokenizer.fast_engine import Encode, first_difference
 from megascratch.tokenizer.hugging_face import HuggingFaceTokenizer
 from megascratch.tokenizer.interface import Tokenizer, as_text
 from megascratch.tokenizer.sentence_piece import SPACE, SentencePieceTokenizer
@@ -31,14 +31,14 @@ def convert(
     """
     if output.suffix not in (".json", ".tiktoken"):
         raise UserError(f"--output {output} must end in .json (a tokenizer.json) or .tiktoken (ranks)")
-    if kinds.kind_of(source) == "TikTokenizer":
+    if registry.kind_of(source) == "TikTokenizer":
         ranks = read_ranks(source)
         said = _encoding(source, encoding, split, specials, max(ranks.values()) + 1)
         old: Tokenizer = HuggingFaceTokenizer(from_ranks(ranks, said, str(source)).record(), str(source))
     elif encoding or split or specials:
         raise UserError(f"{source} says itself how it splits; --encoding, --split and --special-tokens are for ranks")
     else:
-        old = kinds.load(None, source)
+        old = registry.load(None, source)
     if isinstance(old, SentencePieceTokenizer):
         record = old.record(parse_specials=True)
     else:
@@ -46,14 +46,14 @@ def convert(
     if record is None:
         raise UserError(f"{source} is a {old.kind} that no other form can say: only byte-level BPE, and SentencePiece "
                         "BPE with byte fallback and without normalisation, can be converted")  # fmt: skip
-    new, content = HuggingFaceTokenizer(record, str(output)), kinds.dump(record)
+    new, content = HuggingFaceTokenizer(record, str(output)), registry.dump(record)
     if output.suffix == ".tiktoken":
         vocabulary = from_record(record, str(source))
         said = Encoding(vocabulary.split, vocabulary.specials, vocabulary.normal_form)
         new = HuggingFaceTokenizer(from_ranks(vocabulary.tokens, said, str(source)).record(), str(output))
         content = write_ranks(vocabulary)
     _require_same(old, new, source, output)
-    kinds.write(output, content)
+    registry.write(output, content)
     return new
 
 

@@ -15,9 +15,9 @@ import numpy as np
 import tokenizers
 
 from megascratch.config.errors import UserError
-from megascratch.tokenizer import engine, special_tokens
-from megascratch.tokenizer.charsmap import maps_in_json, require_sound
-from megascratch.tokenizer.interface import Encoded, Tokenizer, as_text, fingerprint, joined, require_ids
+from megascratch.tokenizer import fast_engine, special_tokens
+from megascratch.tokenizer.interface import EncodedText, Tokenizer, as_text, fingerprint, joined, require_ids
+from megascratch.tokenizer.sentencepiece_guard import maps_in_json, require_sound
 from megascratch.tokenizer.vocabulary import inside, merge_pairs, read_json, require_bytes, unspell
 
 NAMES = {
@@ -63,7 +63,7 @@ class HuggingFaceTokenizer(Tokenizer):
         self.fingerprint = fingerprint(self.kind, decisive.encode(), str(self.eod).encode())
         self._read_specials(record)
         self.before, self.after = _around(self._library)
-        self._encode: dict[bool, engine.Encode] = {}
+        self._encode: dict[bool, fast_engine.Encode] = {}
 
     def _read_specials(self, record: dict[str, Any]) -> None:
         """What plain reading needs to know: the words, and whether they or a space in front are the model's own."""
@@ -103,7 +103,7 @@ class HuggingFaceTokenizer(Tokenizer):
             ids = library.encode(text, add_special_tokens=False).ids
         return ids
 
-    def encode_batch(self, texts: Sequence[str | bytes], parse_specials: bool = False, around: bool = True) -> Encoded:
+    def encode_batch(self, texts: Sequence[str | bytes], parse_specials: bool = False, around: bool = True) -> EncodedText:
         """By the fastest exact engine, chosen at the first call."""
         clean = [as_text(text) for text in texts]
         if parse_specials not in self._encode:
@@ -112,7 +112,7 @@ class HuggingFaceTokenizer(Tokenizer):
         bare = [encode(text) for text in clean]
         return joined(self._around(bare) if around else bare)
 
-    def _fastest(self, texts: Sequence[str], parse_specials: bool) -> engine.Encode:
+    def _fastest(self, texts: Sequence[str], parse_specials: bool) -> fast_engine.Encode:
         whole = self._json
         if not parse_specials and self._made:
             whole = json.dumps(special_tokens.without(self.record, self.special_words))
@@ -120,7 +120,7 @@ class HuggingFaceTokenizer(Tokenizer):
             others = [token for token in self._added if token["content"] not in self.special_words]
             whole = self._json_with(self._added, others)
         words = [*{**self.specials, **self.special_words}]
-        return engine.fastest(whole, lambda text: self.reference(text, parse_specials), texts, words)
+        return fast_engine.choose(whole, lambda text: self.reference(text, parse_specials), texts, words)
 
     def _library_for(self, forging: bool, continues: bool) -> tokenizers.Tokenizer:
         """The library whose model may make a special token out of plain text, or not; that puts no space in front of a

@@ -10,7 +10,7 @@ import numpy as np
 from megascratch.config.errors import UserError
 
 
-class Encoded(NamedTuple):
+class EncodedText(NamedTuple):
     """Many texts as ids."""
 
     ids: np.ndarray
@@ -59,7 +59,7 @@ class Tokenizer(ABC):
         """Ids of a whole text, without end of document. Raises: UserError where a part of it has no id."""
         return [*self.before, *self.encode_bare(text, parse_specials), *self.after]
 
-    def encode_batch(self, texts: Sequence[str | bytes], parse_specials: bool = False, around: bool = True) -> Encoded:
+    def encode_batch(self, texts: Sequence[str | bytes], parse_specials: bool = False, around: bool = True) -> EncodedText:
         """The same for many texts at once; bytes are read by `as_text`.
 
         Args:
@@ -104,12 +104,12 @@ def as_text(text: str | bytes) -> str:
     return text
 
 
-def joined(texts: Sequence[np.ndarray]) -> Encoded:
+def joined(texts: Sequence[np.ndarray]) -> EncodedText:
     """The ids of each text (int32) back to back."""
     lengths = np.fromiter(map(len, texts), dtype=np.int64, count=len(texts))
     if len(texts) == 1:
-        return Encoded(texts[0], lengths)  # may be long: not twice
-    return Encoded(np.concatenate([*texts, np.empty(0, np.int32)]), lengths)
+        return EncodedText(texts[0], lengths)  # may be long: not twice
+    return EncodedText(np.concatenate([*texts, np.empty(0, np.int32)]), lengths)
 
 
 def fingerprint(kind: str, *parts: bytes) -> str:

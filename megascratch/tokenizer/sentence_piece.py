@@ -20,9 +20,9 @@ import numpy as np
 import sentencepiece
 
 from megascratch.config.errors import UserError
-from megascratch.tokenizer import engine, sentence_piece_model
-from megascratch.tokenizer.charsmap import maps_in_model, require_sound
-from megascratch.tokenizer.interface import Encoded, Tokenizer, as_text, fingerprint, joined, require_ids
+from megascratch.tokenizer import fast_engine, sentence_piece_model
+from megascratch.tokenizer.interface import EncodedText, Tokenizer, as_text, fingerprint, joined, require_ids
+from megascratch.tokenizer.sentencepiece_guard import maps_in_model, require_sound
 from megascratch.tokenizer.vocabulary import read_bytes
 
 SPACE = "\u2581"  # how SentencePiece spells a space inside
@@ -68,7 +68,7 @@ class SentencePieceTokenizer(Tokenizer):
         spelled = [self._pieces.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE.encode()]
         ours = self._changes_nothing and self._trained_here() and self._pieces.unk_id() not in spelled
         self._space_ids = spelled if ours else None
-        self._encode: dict[bool, engine.Encode] = {}
+        self._encode: dict[bool, fast_engine.Encode] = {}
 
     def _is_special(self, piece: str, user_defined: bool) -> bool:
         """Whether plain text never becomes the piece."""
@@ -106,7 +106,7 @@ class SentencePieceTokenizer(Tokenizer):
             self._libraries[key] = sentencepiece.SentencePieceProcessor(model_proto=model)
         return self._libraries[key]
 
-    def encode_batch(self, texts: Sequence[str | bytes], parse_specials: bool = False, around: bool = True) -> Encoded:
+    def encode_batch(self, texts: Sequence[str | bytes], parse_specials: bool = False, around: bool = True) -> EncodedText:
         """By the fastest exact engine, chosen at the first call."""
         clean = [as_text(text) for text in texts]
         if parse_specials not in self._encode:
@@ -114,7 +114,7 @@ class SentencePieceTokenizer(Tokenizer):
         bare = [self._encode[parse_specials](text) for text in clean]
         return joined(self._around(bare) if around else bare)
 
-    def _fastest(self, texts: Sequence[str], parse_specials: bool) -> engine.Encode:
+    def _fastest(self, texts: Sequence[str], parse_specials: bool) -> fast_engine.Encode:
         def reference(text: str) -> np.ndarray:
             return self.reference(text, parse_specials)
 
@@ -122,7 +122,7 @@ class SentencePieceTokenizer(Tokenizer):
         if record is None:
             return reference
         longest = None if self._space_ids is None else LONGEST_ENCODED
-        return engine.fastest(json.dumps(record), reference, texts, [SPACE, *self.special_words], longest)
+        return fast_engine.choose(json.dumps(record), reference, texts, [SPACE, *self.special_words], longest)
 
     def reference(self, text: str, parse_specials: bool = False) -> np.ndarray:
         """[ids] int32 by the reference library, with nothing around them."""

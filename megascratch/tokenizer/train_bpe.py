@@ -16,7 +16,7 @@ from pathlib import Path
 import tokenizers
 
 from megascratch.config.errors import UserError
-from megascratch.tokenizer.engine import gigatoken_rs, knows
+from megascratch.tokenizer.fast_engine import gigatoken_rs, same_unicode_classes
 from megascratch.tokenizer.interface import as_text
 from megascratch.tokenizer.splits import SPLITS
 from megascratch.tokenizer.vocabulary import END_OF_TEXT, Vocabulary, from_record
@@ -83,7 +83,7 @@ def _write(texts: Iterable[str], corpus: Path) -> bool:
     try:
         with corpus.open("wb") as file:
             for text in texts:
-                known = known and knows(text)
+                known = known and same_unicode_classes(text)
                 file.write(text.encode() + BETWEEN)
     except OSError as error:
         raise UserError(f"{corpus} cannot be written ({error.strerror}): the trainer needs room for the whole text in "

@@ -7,10 +7,10 @@ from functools import partial
 from megascratch.config.batch_size import steps_and_samples
 from megascratch.config.errors import Problems, UserError
 from megascratch.config.settings import Config
-from megascratch.data.batch import collate
-from megascratch.data.dataset import Dataset
-from megascratch.data.splits import Splits
-from megascratch.training.watch import STEPS_TO_JUDGE, nothing_learned
+from megascratch.data.samples.batch import collate
+from megascratch.data.samples.build import Splits
+from megascratch.data.samples.dataset import Dataset
+from megascratch.training.health.loss_guard import STEPS_TO_JUDGE, nothing_learned
 
 
 def require_something_to_learn(config: Config, splits: Splits, eod: int | None, first_step: int) -> None:

@@ -14,28 +14,28 @@ from typing import Any
 import torch
 
 from megascratch.config.batch_size import num_microbatches
-from megascratch.config.endings import DONE, EXIT_INTERVAL, STOP_FILE, STOPS
-from megascratch.data.batch import Batch
-from megascratch.data.dataset import Dataset
-from megascratch.data.megatron_order import validation_start
+from megascratch.config.exit_codes import DONE, EXIT_INTERVAL, STOP_FILE, STOPS
 from megascratch.data.prefetch import Prefetch
-from megascratch.data.without import Without
-from megascratch.faults import fault_point
+from megascratch.data.samples.batch import Batch
+from megascratch.data.samples.dataset import Dataset
+from megascratch.data.samples.megatron_order import validation_start
+from megascratch.data.samples.skip_samples import SkipSamples
 from megascratch.model.flops import flops_per_token
-from megascratch.optim.schedule import learning_rate
+from megascratch.optim.lr_schedule import learning_rate
 from megascratch.parallel.collectives import CommunicationError, all_reduce
-from megascratch.parallel.whereabouts import doing, judge
 from megascratch.pipeline.recorder import Recorder
+from megascratch.runtime.faults import fault_point
+from megascratch.runtime.heartbeat import doing, set_watched
 from megascratch.training import schedule_trace
-from megascratch.training.bad_steps import BadSteps
+from megascratch.training.checkpointing import Checkpointing
 from megascratch.training.hardware import matmul_peak, parameter_dtype, peak_memory
-from megascratch.training.health import Health
+from megascratch.training.health.bad_steps import BadSteps
+from megascratch.training.health.loss_guard import STEPS_TO_JUDGE, LossGuard, NothingLearnedError, nothing_learned
+from megascratch.training.health.monitor import RunMonitor
 from megascratch.training.report import Report
-from megascratch.training.saving import Saving
-from megascratch.training.setup import Run, saved_state
+from megascratch.training.setup import TrainingRun, saved_state
 from megascratch.training.stop import StopRequest, remove_stop_file
 from megascratch.training.trainer import StepResult
-from megascratch.training.watch import STEPS_TO_JUDGE, NothingLearnedError, Watch, nothing_learned
 
 
 @dataclass
@@ -62,7 +62,7 @@ class _Interval:
         self.steps, self.samples, self.seconds = self.steps + 1, self.samples + samples, self.seconds + seconds
 
 
-def train(run: Run, stop: StopRequest) -> dict[str, Any]:
+def train(run: TrainingRun, stop: StopRequest) -> dict[str, Any]:
     """Trains to the end (or until asked to stop), saves, and returns the summary with the run's exit code."""
     try:
         return _Loop(run).run(stop)
@@ -72,7 +72,7 @@ def train(run: Run, stop: StopRequest) -> dict[str, Any]:
 
 
 class _Loop:
-    def __init__(self, run: Run):
+    def __init__(self, run: TrainingRun):
         self.r, self.state, self.mesh = run, run.state, run.mesh
         training = run.config.training
         self.training = training
@@ -84,7 +84,7 @@ class _Loop:
                 training.output_dir, training.tensorboard_dir or training.output_dir, run.total_steps, self.state.step
             )
         self.interval = self._fresh()
-        self.saving = Saving(run.saver, training, self.report, self.state.step or -1)
+        self.saving = Checkpointing(run.saver, training, self.report, self.state.step or -1)
         self.trained_seconds = 0.0
         self.last_loss: float | None = None
         self.valid_loss = run.valid_loss
@@ -93,11 +93,11 @@ class _Loop:
         self.without_tokens = 0  # steps of this run that had nothing to learn
         self.without_tokens_in_a_row = 0
         self.first_sample = self.state.consumed_samples
-        self.watch = Watch(run.config.guard, self.state)
+        self.watch = LossGuard(run.config.guard, self.state)
         assert run.splits.train is not None
         self.bad_steps = BadSteps(run.config, self.mesh, run.trainer, self.state, run.splits.train,
                                   self.saving.settle, self._say)  # fmt: skip
-        self.health = Health(run.config.guard, run.trainer)
+        self.health = RunMonitor(run.config.guard, run.trainer)
 
     def run(self, stop: StopRequest) -> dict[str, Any]:
         self._say(self._headline())
@@ -118,7 +118,7 @@ class _Loop:
             asked = code
             code = self._evaluate_last(stop, code)
             self.saving.prune()
-            judge(on=False)
+            set_watched(on=False)
         finally:
             self.r.saver.close(wait=not isinstance(sys.exc_info()[1], CommunicationError | KeyboardInterrupt))
         if STOP_FILE in (asked, code) and self.mesh.is_first:
@@ -230,7 +230,7 @@ class _Loop:
         """This rank's batches of each step that is left; read ahead of the steps, so it keeps its own position."""
         consumed, skipped = self.state.consumed_samples, self.state.skipped_samples
         assert self.r.splits.train is not None
-        train = Without(self.r.splits.train, skipped) if skipped else self.r.splits.train
+        train = SkipSamples(self.r.splits.train, skipped) if skipped else self.r.splits.train
         for _ in range(self.state.step, self.r.total_steps):
             microbatches = num_microbatches(self.r.config, consumed)
             yield self.r.read(train, consumed, microbatches)

@@ -5,24 +5,24 @@ echoes.
 import os
 import sys
 
-from megascratch.config.endings import BAD_INPUT, DONE, FAILED, STOPS
 from megascratch.config.errors import RanksSilent, UserError
+from megascratch.config.exit_codes import BAD_INPUT, DONE, FAILED, STOPS
 from megascratch.config.printable import printable_lines
 from megascratch.config.settings import Config
-from megascratch.faults import fault_point
 from megascratch.parallel import mesh
 from megascratch.parallel.collectives import CommunicationError
-from megascratch.parallel.whereabouts import ended
-from megascratch.supervision.beside import outlive_dead_machines, started_by_torchrun, watch_torchrun
+from megascratch.runtime.faults import fault_point
+from megascratch.runtime.heartbeat import ended
+from megascratch.supervision.torchrun_watcher import outlive_dead_machines, started_by_torchrun, watch_torchrun
+from megascratch.training.health.loss_guard import NothingLearnedError
+from megascratch.training.health.replicas import ReplicasDiffer
 from megascratch.training.loop import train
-from megascratch.training.replicas import ReplicasDiffer
-from megascratch.training.setup import prepare
+from megascratch.training.setup import build_run
 from megascratch.training.stop import StopRequest
-from megascratch.training.watch import NothingLearnedError
 
 
 def pretrain(config: Config) -> int:
-    """The code of `config.endings`: 0 done, 1 when communication or numbers failed, or why the run has saved and
+    """The code of `config.exit_codes`: 0 done, 1 when communication or numbers failed, or why the run has saved and
     stopped early. Under plain torchrun that is 0, too: it would take another code for a failure and start again."""
     watch_torchrun(60 * config.parallel.distributed_timeout_minutes, config.training.output_dir)
     fault_point("run.begin")
@@ -38,7 +38,7 @@ def _code(config: Config, stop: StopRequest) -> int:
     """
     code, told = FAILED, ""
     try:
-        code = train(prepare(config), stop)["exit_code"]
+        code = train(build_run(config), stop)["exit_code"]
         fault_point("run.end")
     except (CommunicationError, RanksSilent) as error:
         told = str(error)

@@ -12,9 +12,9 @@ from typing import Any
 from megascratch.config.settings import ParallelConfig
 from megascratch.parallel.collectives import all_gather_objects
 from megascratch.pipeline import chart
-from megascratch.pipeline.play import Timeline
 from megascratch.pipeline.recorder import Recorder
-from megascratch.pipeline.times import format_times
+from megascratch.pipeline.simulate import Timeline
+from megascratch.pipeline.stage_times import format_times
 from megascratch.pipeline.trace import Trace
 from megascratch.training.report_files import write_whole
 from megascratch.training.trainer import Trainer

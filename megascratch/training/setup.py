@@ -12,50 +12,50 @@ from typing import Any, NamedTuple
 
 import torch
 
-from megascratch.checkpoint import Saver, find, steps
-from megascratch.checkpoint.agreement import first
-from megascratch.checkpoint.folders import is_step, problem_of, step_folder, step_number
-from megascratch.checkpoint.lease import Lease
+from megascratch.checkpoint import AsyncSaver, list_steps, resolve
+from megascratch.checkpoint.backend.local_lease import Lease
+from megascratch.checkpoint.consensus import on_first_rank
+from megascratch.checkpoint.steps import is_step, problem_of, step_folder, step_number
 from megascratch.checkpoint.validation import known_loss
 from megascratch.config.errors import SettingError, UserError
 from megascratch.config.settings import Config
-from megascratch.data.batch import Batch
-from megascratch.data.dataset import Dataset
-from megascratch.data.fingerprint import fingerprints, opened_orders, recorded, unrecorded
-from megascratch.data.loader import microbatches
-from megascratch.data.splits import Splits
-from megascratch.data.without import merged
-from megascratch.faults import fault_point
+from megascratch.data.samples.batch import Batch
+from megascratch.data.samples.build import Splits
+from megascratch.data.samples.dataset import Dataset
+from megascratch.data.samples.microbatches import microbatches
+from megascratch.data.samples.skip_samples import merge_ranges
+from megascratch.data.tokens.fingerprint import fingerprints, opened_orders, recorded, unrecorded
 from megascratch.parallel import mesh as meshes
 from megascratch.parallel.grid import Grid
-from megascratch.parallel.meeting import Meeting, meet
 from megascratch.parallel.mesh import Mesh
-from megascratch.parallel.whereabouts import judge
-from megascratch.storage.place import Place, place
+from megascratch.parallel.rendezvous import Rendezvous, join
+from megascratch.runtime.faults import fault_point
+from megascratch.runtime.heartbeat import set_watched
+from megascratch.storage.path import Place, storage_path
 from megascratch.tokenizer import Tokenizer
-from megascratch.training.agree import Found, facts_of, require_agreement
+from megascratch.training.checkpointing import claim_reports, make_ready, open_saver, resume
 from megascratch.training.hardware import choose_device, keep_freed_memory
-from megascratch.training.inputs import Inputs, open_inputs
-from megascratch.training.journal import skipped_samples
+from megascratch.training.health.skipped_samples import skipped_samples
 from megascratch.training.learned import require_something_to_learn
-from megascratch.training.resume import check_resume, consumed_samples, hash_of, manifest_digest
-from megascratch.training.saving import claim_reports, make_ready, open_saver, resume
+from megascratch.training.start.check_resume import check_resume, consumed_samples, hash_of, manifest_digest
+from megascratch.training.start.inputs import Inputs, open_inputs
+from megascratch.training.start.preflight import RankReport, check_ranks_agree, rank_facts
 from megascratch.training.state import TrainState
 from megascratch.training.trainer import Trainer
 
 # data set, consumed samples, number of micro-batches -> this rank's batches
 ReadStep = Callable[[Dataset, int, int], list[Batch]]
-DataFiles = dict[str, dict[str, Any]]  # digests of the corpora, see data.fingerprint
+DataFiles = dict[str, dict[str, Any]]  # digests of the corpora, see data.tokens.fingerprint
 
 
 @dataclass
-class Run:
+class TrainingRun:
     """Everything alive in a run of one rank."""
 
     config: Config
     mesh: Mesh
     trainer: Trainer
-    saver: Saver
+    saver: AsyncSaver
     state: TrainState
     splits: Splits
     read: ReadStep
@@ -80,7 +80,7 @@ class _Ready(NamedTuple):
     notices: list[str]
 
 
-def prepare(config: Config) -> Run:
+def build_run(config: Config) -> TrainingRun:
     """Checks, meets, builds and loads. `config` is derived and legal.
 
     Raises:
@@ -88,11 +88,11 @@ def prepare(config: Config) -> Run:
     """
     timeout = timedelta(minutes=config.parallel.distributed_timeout_minutes)
     fault_point("run.meet")
-    meeting = meet(timeout)
+    meeting = join(timeout)
     ready = _agreed(config, meeting)
     config, tokenizer, splits, total_steps = ready.inputs
     parallel, device = config.parallel, ready.device
-    judge()
+    set_watched()
     if device.type == "cpu":
         keep_freed_memory()
     meshes.start(parallel.distributed_backend or ("nccl" if device.type == "cuda" else "gloo"), device, meeting)
@@ -111,9 +111,9 @@ def prepare(config: Config) -> Run:
         if ready.start is not None:
             state = TrainState.from_dict(resume(saver, config.training, trainer.held())["train_state"])
             trainer.restore(state)
-            state.skipped_samples = merged(state.skipped_samples, skipped_samples(ready.start.parent))
+            state.skipped_samples = merge_ranges(state.skipped_samples, skipped_samples(ready.start.parent))
             traced_step = _traced_step(config, state.step, total_steps)
-            valid_loss = first(saver.own, partial(_valid_loss, config.training.load, state.step))
+            valid_loss = on_first_rank(saver.own, partial(_valid_loss, config.training.load, state.step))
         make_ready(saver, config.training, trainer.held())
         read = _reader(config, mesh, tokenizer)
         fault_point("run.built")
@@ -122,24 +122,24 @@ def prepare(config: Config) -> Run:
         if report_lease is not None:
             report_lease.release()
         raise
-    return Run(config, mesh, trainer, saver, state, splits, read, tokenizer, total_steps, traced_step,
+    return TrainingRun(config, mesh, trainer, saver, state, splits, read, tokenizer, total_steps, traced_step,
                ready.files, ready.notices, report_lease, valid_loss)  # fmt: skip
 
 
 def _valid_loss(load: str | None, step: int) -> float | None:
     """Of the checkpoint that was loaded; None where it is not known."""
     assert load is not None
-    path = place(load)
+    path = storage_path(load)
     loss = known_loss(path if is_step(path) else step_folder(path, step))
     return loss if math.isfinite(loss) else None
 
 
-def _agreed(config: Config, meeting: Meeting | None) -> _Ready:
+def _agreed(config: Config, meeting: Rendezvous | None) -> _Ready:
     """What this rank found, once all have found the same. Raises: UserError on all ranks where one cannot start."""
     try:
         ready = _ready(config)
     except UserError as error:
-        require_agreement(meeting, Found({}, str(error)))
+        check_ranks_agree(meeting, RankReport({}, str(error)))
         raise
     tokenizer, start = ready.inputs.tokenizer, ready.start
     others = {
@@ -149,7 +149,7 @@ def _agreed(config: Config, meeting: Meeting | None) -> _Ready:
         "schedule": hash_of(config.parallel.pipeline_schedule_csv),
         "device": ready.device.type,
     } | ready.orders
-    require_agreement(meeting, Found(facts_of(ready.inputs.config, ready.files, others)))
+    check_ranks_agree(meeting, RankReport(rank_facts(ready.inputs.config, ready.files, others)))
     return ready
 
 
@@ -167,7 +167,7 @@ def _ready(config: Config) -> _Ready:
     return _Ready(inputs, start, files, orders, traced_step, device, [*unrecorded(splits.corpora), *notices])
 
 
-def saved_state(run: Run) -> dict:
+def saved_state(run: TrainingRun) -> dict:
     """What a checkpoint says beside its tensors: enough to go on, to evaluate and to generate."""
     run.trainer.save_scalars(run.state)
     return {
@@ -201,8 +201,8 @@ def _checkpoint_to_load(config: Config) -> Place | None:
     """The checkpoint to go on from; also refuses a run that could only overwrite checkpoints, before it has trained."""
     training = config.training
     assert training.save is not None
-    start = find(training.load) if training.load is not None else None
-    later = [path for path in steps(training.save) if step_number(path) > _step_of(start) and not problem_of(path)]
+    start = resolve(training.load) if training.load is not None else None
+    later = [path for path in list_steps(training.save) if step_number(path) > _step_of(start) and not problem_of(path)]
     if later:
         begin = f"step {_step_of(start)}" if start else "scratch"
         raise UserError(

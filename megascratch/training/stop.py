@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from megascratch.config.endings import (
+from megascratch.config.exit_codes import (
     EXIT_DURATION,
     EXIT_INTERVAL,
     INTERRUPTED,

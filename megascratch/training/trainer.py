@@ -9,27 +9,27 @@ import torch
 from torch import Tensor
 
 from megascratch.config.settings import Config
-from megascratch.data.batch import Batch
+from megascratch.data.samples.batch import Batch
 from megascratch.data_parallel import DATA_PARALLEL
 from megascratch.model.build import build_chunks, compile_blocks, shard_table
 from megascratch.model.recompute import set_recompute
-from megascratch.optim.norm import clip_factor
-from megascratch.optim.scale import LossScale
+from megascratch.optim.grad_norm import clip_factor
+from megascratch.optim.loss_scale import LossScale
 from megascratch.parallel.collectives import CommunicationError, all_reduce
-from megascratch.parallel.held import Held
 from megascratch.parallel.mesh import Mesh
-from megascratch.parallel.whereabouts import at_step, doing
+from megascratch.parallel.sharded_tensor import ShardedTensor
 from megascratch.pipeline import runtime
 from megascratch.pipeline.passes import Orders, compile_order, placement_of
 from megascratch.pipeline.recorder import Recorder
 from megascratch.pipeline.runtime import TensorSpec
 from megascratch.pipeline.schedule import Action, Placement
 from megascratch.pipeline.stage import Stage
+from megascratch.runtime.heartbeat import at_step, doing
 from megascratch.training.hardware import parameter_dtype
-from megascratch.training.inputs import own_schedule
-from megascratch.training.phases import Phases
+from megascratch.training.health.loss_guard import not_finite, nothing_updated
+from megascratch.training.health.step_timer import StepTimer
+from megascratch.training.start.inputs import own_schedule
 from megascratch.training.state import TrainState
-from megascratch.training.watch import not_finite, nothing_updated
 
 Judge = Callable[[float, float], str]
 """Global loss and gradient norm -> what is wrong with the step, '' for nothing; asked before the weights move."""
@@ -89,7 +89,7 @@ class Trainer:
         step: int = 0,
         recorder: Recorder | None = None,
         judge: Judge | None = None,
-        phases: Phases | None = None,
+        phases: StepTimer | None = None,
     ) -> StepResult:
         """Forward, backward, gradient sums, clipping and the update, unless something is wrong with the step.
 
@@ -106,7 +106,7 @@ class Trainer:
             FloatingPointError: without a judge, loss or gradients are not finite (fp16 with a dynamic scale skips the
                 update instead).
         """
-        phases = phases or Phases()
+        phases = phases or StepTimer()
         at_step(step)
         doing("the number of valid tokens")
         tokens = self._valid_tokens(batches)
@@ -186,14 +186,14 @@ class Trainer:
         """Adds the parts of all ranks; the same number on every rank (law 9)."""
         return all_reduce(part.clone(), self.mesh.world).item()
 
-    def held(self) -> list[Held]:
+    def held(self) -> list[ShardedTensor]:
         """Every tensor of the state that this rank holds, in global names and boxes: the same list each time, of views
         of memory that stays where it is; after this call they have the newest content."""
         self.data_parallel.await_weights()
         return self._held
 
     @cached_property
-    def _held(self) -> list[Held]:
+    def _held(self) -> list[ShardedTensor]:
         return [held for boxes in self.data_parallel.state().values() for held in boxes]
 
     def save_scalars(self, state: TrainState) -> None:

@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 
 from megascratch.config.settings import Config
-from megascratch.verification.measure import Difference, RanksDisagree, Trace, difference
-from megascratch.verification.yardstick import Yardstick
+from megascratch.verification.run_layout import Difference, RanksDisagree, RunRecord, difference
+from megascratch.verification.tolerance import Tolerance
 
 
 class Scene(NamedTuple):
     """What a pattern may look at."""
 
     found: Difference
-    reference: Trace
-    measured: Trace
+    reference: RunRecord
+    measured: RunRecord
     config: Config
     tolerance: float
 
@@ -47,7 +47,7 @@ class Scene(NamedTuple):
                 "the number of stages": parallel.pipeline_model_parallel_size, "the micro-batches": many}  # fmt: skip
 
 
-def diagnose(found: Difference, reference: Trace, measured: Trace, config: Config, yardstick: Yardstick) -> str:
+def diagnose(found: Difference, reference: RunRecord, measured: RunRecord, config: Config, yardstick: Tolerance) -> str:
     """Where the two runs part, and the patterns that fit."""
     scene = Scene(found, reference, measured, config, yardstick.alike[found.kind])
     when = f"step {found.step}" if found.step else "the start"
@@ -224,7 +224,7 @@ PATTERNS: list[Callable[[Scene], str | None]] = [
 # ---- what was measured -----------------------------------------------------------------------------------------
 
 
-def _value(found: Difference, trace: Trace) -> Tensor:
+def _value(found: Difference, trace: RunRecord) -> Tensor:
     if found.kind in ("loss", "grad norm"):
         numbers = trace.losses if found.kind == "loss" else trace.norms
         return torch.tensor(numbers[found.step - 1])
@@ -232,7 +232,7 @@ def _value(found: Difference, trace: Trace) -> Tensor:
     return named.get(found.tensor, torch.zeros(()))
 
 
-def _tensors(found: Difference, trace: Trace) -> dict[str, Tensor]:
+def _tensors(found: Difference, trace: RunRecord) -> dict[str, Tensor]:
     if found.kind == "gradients":
         return trace.grads[found.step - 1]
     return trace.params if found.step else trace.initial

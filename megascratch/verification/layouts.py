@@ -9,14 +9,14 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from itertools import product
 from typing import Any, NamedTuple, get_args
 
-from megascratch.config.cut import layer_cut
 from megascratch.config.derive import derive
 from megascratch.config.errors import SettingError, UserError
 from megascratch.config.fields import HINTS, flag, flat, with_fields
 from megascratch.config.laws import validate
+from megascratch.config.pipeline_split import layer_cut
 from megascratch.config.settings import Config, ParallelConfig
 from megascratch.pipeline.schedule import Placement
-from megascratch.verification.own_order import own_order_file
+from megascratch.verification.random_schedule import random_schedule_file
 from megascratch.verification.shrink import shrunk
 
 Values = dict[str, Any]
@@ -151,7 +151,7 @@ def _drawn(
     if schedule == "csv" and not {*SIZES, *_OF_A_FILE} & set(fixed):
         placement = Placement(pp, chunks, folded=chunks == 2 and stream.random() < 0.5)
         many = layout["global_batch_size"] // (micro * dp)
-        layout["pipeline_schedule_csv"] = own_order_file(stream, placement, many)
+        layout["pipeline_schedule_csv"] = random_schedule_file(stream, placement, many)
     if not full_size:
         layout |= _drawn_cut(stream, pp, chunks)
     extra: Values = {}

@@ -9,23 +9,23 @@ import torch.distributed as dist
 
 from megascratch import checkpoint
 from megascratch.checkpoint import DamagedError, load_newest
-from megascratch.checkpoint.manifest import signed
+from megascratch.checkpoint.format.manifest import signed
 from megascratch.config.errors import UserError
-from megascratch.parallel.held import Held
 from megascratch.parallel.shard import Box
-from tests.checkpoint.cutting import held_by, world
-from tests.pool import on_ranks
+from megascratch.parallel.sharded_tensor import ShardedTensor
+from tests.support.random_shards import shards_of_rank, world
+from tests.support.rank_pool import on_ranks
 
 DATA = "00000.safetensors"
 
 
 @pytest.fixture
 def step(tmp_path):
-    return checkpoint.save(tmp_path, 7, held_by(0, 1, 0, filled=True), {"lr": 0.5}, world())
+    return checkpoint.save(tmp_path, 7, shards_of_rank(0, 1, 0, filled=True), {"lr": 0.5}, world())
 
 
 def load(path):
-    held = held_by(0, 1, 9, filled=False)
+    held = shards_of_rank(0, 1, 9, filled=False)
     return checkpoint.load(path, held, world())
 
 
@@ -112,7 +112,7 @@ def set_item(record, key, value):
     ],
 )
 def test_a_manifest_that_does_not_add_up_is_refused(step, change, complaint):
-    one = Held("param.norm", (7,), Box((0,), (7,)), torch.zeros(7, dtype=torch.float64), 0)
+    one = ShardedTensor("param.norm", (7,), Box((0,), (7,)), torch.zeros(7, dtype=torch.float64), 0)
     checkpoint.save(step.parent, 8, [one], {}, world())
     newer = step.parent / "step_00000008"
     rewrite(newer, change)
@@ -139,15 +139,15 @@ def test_another_model_is_refused_with_the_tensor(tmp_path, name, shape, complai
     def box(of):
         return Box((0,) * len(of), of)
 
-    checkpoint.save(tmp_path, 1, [Held("w", (4,), box((4,)), torch.ones(4), 0)], {}, world())
+    checkpoint.save(tmp_path, 1, [ShardedTensor("w", (4,), box((4,)), torch.ones(4), 0)], {}, world())
     with pytest.raises(UserError) as raised:
-        checkpoint.load(tmp_path, [Held(name, shape, box(shape), torch.ones(shape), 0)], world())
+        checkpoint.load(tmp_path, [ShardedTensor(name, shape, box(shape), torch.ones(shape), 0)], world())
     assert complaint in str(raised.value)
 
 
 def load_where_one_rank_fails(folder):
     rank = dist.get_rank()
-    rows = Held("w", (4,), Box((2 * rank,), (2 * rank + 2,)), torch.zeros(2), 0)
+    rows = ShardedTensor("w", (4,), Box((2 * rank,), (2 * rank + 2,)), torch.zeros(2), 0)
     axis = world(2, rank, dist.group.WORLD)
     checkpoint.save(folder, 1, [rows], {}, axis)
     if rank == 0:
@@ -168,7 +168,7 @@ def test_a_damage_that_one_rank_meets_stops_all(tmp_path):
 def test_the_newest_sound_step_is_found(step):
     run = step.parent
     for number in (9, 10, 100_000_000):
-        checkpoint.save(run, number, held_by(0, 1, 0, filled=True), {"step": number}, world())
+        checkpoint.save(run, number, shards_of_rank(0, 1, 0, filled=True), {"step": number}, world())
     (run / "step_00000011").mkdir()
     (run / "step_00000012.partial").mkdir()
     (run / "notes.txt").write_text("")
@@ -182,7 +182,7 @@ def test_the_newest_sound_step_is_found(step):
 
 
 def test_a_damaged_tensor_sends_the_load_to_the_step_before_and_only_a_named_step_is_refused(step):
-    newer = checkpoint.save(step.parent, 8, held_by(0, 1, 0, filled=True), {"newer": True}, world())
+    newer = checkpoint.save(step.parent, 8, shards_of_rank(0, 1, 0, filled=True), {"newer": True}, world())
     flip(newer / DATA, -3)
     with pytest.warns(UserWarning, match=r"passed over: .*step_00000008.00000.*the bytes of .* do not fit"):
         assert load(step.parent) == {"lr": 0.5}
@@ -196,7 +196,7 @@ def test_a_damaged_tensor_sends_the_load_to_the_step_before_and_only_a_named_ste
 def fall_back_together(folder):
     """Only the second rank meets the damage; both go back."""
     rank = dist.get_rank()
-    rows = Held("w", (4,), Box((2 * rank,), (2 * rank + 2,)), torch.zeros(2), 0)
+    rows = ShardedTensor("w", (4,), Box((2 * rank,), (2 * rank + 2,)), torch.zeros(2), 0)
     axis = world(2, rank, dist.group.WORLD)
     for number in (1, 2):
         rows.tensor.fill_(number)

@@ -8,13 +8,13 @@ import torch.distributed as dist
 from safetensors import safe_open
 
 from megascratch import checkpoint
-from megascratch.checkpoint import layout
-from megascratch.checkpoint.layout import Slot
+from megascratch.checkpoint.format import file_format
+from megascratch.checkpoint.format.file_format import FileExtent
 from megascratch.config.errors import UserError
-from megascratch.parallel.held import Held
 from megascratch.parallel.shard import Box
-from tests.checkpoint.cutting import SHAPES, held_by, random_boxes, whole, world, wrong
-from tests.pool import RankFailed, on_ranks
+from megascratch.parallel.sharded_tensor import ShardedTensor
+from tests.support.random_shards import SHAPES, names_that_differ, random_boxes, shards_of_rank, whole, world
+from tests.support.rank_pool import RankFailed, on_ranks
 
 STATE = {"step": 7, "loss_scale": {"scale": 65536.0, "tiny": 5e-324}, "names": ["ä", None, True], "big": 2**63}
 
@@ -25,13 +25,13 @@ def here(size):
 
 def save_cut(folder, size, seed):
     axis = here(size)
-    return checkpoint.save(folder, 7, held_by(axis.rank, size, seed, filled=True), STATE, axis)
+    return checkpoint.save(folder, 7, shards_of_rank(axis.rank, size, seed, filled=True), STATE, axis)
 
 
 def load_cut(path, size, seed):
     axis = here(size)
-    held = held_by(axis.rank, size, seed, filled=False)
-    return checkpoint.load(path, held, axis), wrong(held)
+    held = shards_of_rank(axis.rank, size, seed, filled=False)
+    return checkpoint.load(path, held, axis), names_that_differ(held)
 
 
 def on(size, function, *args):
@@ -49,7 +49,7 @@ def test_any_cut_loads_any_other_bit_for_bit(tmp_path, saved_by, loaded_by):
 
 
 def test_a_tensor_larger_than_a_chunk_is_cut_and_comes_back(tmp_path, monkeypatch):
-    monkeypatch.setattr(layout, "CHUNK_BYTES", 20)
+    monkeypatch.setattr(file_format, "CHUNK_BYTES", 20)
     save_cut(tmp_path, 1, 0)
     assert load_cut(tmp_path, 1, 5) == (STATE, [])
     manifest = checkpoint.read_manifest(tmp_path / "step_00000007")
@@ -64,7 +64,7 @@ def test_the_files_are_plain_safetensors(tmp_path):
     for name, tensor in manifest.tensors.items():
         for chunk in tensor.chunks:
             with safe_open(path / chunk.file, framework="pt") as file:
-                got = file.get_tensor(Slot(name, tensor.shape, chunk.box, torch.empty(0)).key)
+                got = file.get_tensor(FileExtent(name, tensor.shape, chunk.box, torch.empty(0)).key)
             assert torch.equal(got.nan_to_num(7), whole(name)[chunk.box.slices].nan_to_num(7))
     assert {name: (t.shape, t.dtype) for name, t in manifest.tensors.items()} == {
         name: spec for name, spec in SHAPES.items() if name != "optim.nothing"
@@ -76,7 +76,7 @@ def test_a_chunk_that_nobody_wants_is_not_read(tmp_path):
     on_ranks(2, save_rows, tmp_path)
     other = tmp_path / "step_00000001" / "00001.safetensors"
     other.write_bytes(other.read_bytes()[:-1] + b"?")
-    lower = Held("w", (4, 2), Box((0, 0), (2, 2)), torch.zeros(2, 2), 0)
+    lower = ShardedTensor("w", (4, 2), Box((0, 0), (2, 2)), torch.zeros(2, 2), 0)
     checkpoint.load(tmp_path, [lower], world())
     assert lower.tensor.tolist() == [[0, 1], [2, 3]]
 
@@ -84,7 +84,7 @@ def test_a_chunk_that_nobody_wants_is_not_read(tmp_path):
 def save_rows(folder):
     rank = dist.get_rank()
     rows = torch.arange(8.0).view(4, 2)[2 * rank : 2 * rank + 2]
-    held = [Held("w", (4, 2), Box((2 * rank, 0), (2 * rank + 2, 2)), rows, 0)]
+    held = [ShardedTensor("w", (4, 2), Box((2 * rank, 0), (2 * rank + 2, 2)), rows, 0)]
     return checkpoint.save(folder, 1, held, {}, here(2))
 
 
@@ -96,15 +96,15 @@ def test_copies_share_the_writing_and_a_rank_without_anything_writes_no_file(tmp
 
 def save_replicas(folder, tensors):
     axis = here(2)
-    held = [Held(f"w{i}", (2,), Box((0,), (2,)), torch.ones(2), axis.rank) for i in range(tensors)]
+    held = [ShardedTensor(f"w{i}", (2,), Box((0,), (2,)), torch.ones(2), axis.rank) for i in range(tensors)]
     checkpoint.save(folder, 1, held, {}, axis)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_another_precision_is_converted_only_when_told(tmp_path, dtype):
     value = torch.tensor([1.0, 2.5, -3.0])
-    checkpoint.save(tmp_path, 1, [Held("w", (3,), Box((0,), (3,)), value, 0)], {}, world())
-    target = Held("w", (3,), Box((0,), (3,)), torch.zeros(3, dtype=dtype), 0)
+    checkpoint.save(tmp_path, 1, [ShardedTensor("w", (3,), Box((0,), (3,)), value, 0)], {}, world())
+    target = ShardedTensor("w", (3,), Box((0,), (3,)), torch.zeros(3, dtype=dtype), 0)
     with pytest.raises(UserError, match=r"w has torch.float32, this run needs"):
         checkpoint.load(tmp_path, [target], world())
     checkpoint.load(tmp_path, [target], world(), cast=True)
@@ -113,11 +113,11 @@ def test_another_precision_is_converted_only_when_told(tmp_path, dtype):
 
 def test_a_prefix_asks_for_a_part_of_the_names(tmp_path):
     save_cut(tmp_path, 1, 0)
-    held = [h for h in held_by(0, 1, 3, filled=False) if h.name.startswith("param.")]
+    held = [h for h in shards_of_rank(0, 1, 3, filled=False) if h.name.startswith("param.")]
     with pytest.raises(UserError, match=r"this model does not have: optim\.counts, optim\.scalar"):
         checkpoint.load(tmp_path, held, world())
     checkpoint.load(tmp_path, held, world(), prefix="param.")
-    assert wrong(held) == []
+    assert names_that_differ(held) == []
 
 
 def test_random_boxes_are_a_cut():
@@ -133,7 +133,7 @@ def test_random_boxes_are_a_cut():
 def save_badly(folder, how):
     """Rank 1 breaks the save in one of several ways; what is on disk afterwards."""
     axis = here(2)
-    held = held_by(axis.rank, 2, 0, filled=True)
+    held = shards_of_rank(axis.rank, 2, 0, filled=True)
     state = {}
     if axis.rank == 1:
         mine = next(h for h in held if h.copy == 0 and h.tensor.numel())
@@ -142,11 +142,11 @@ def save_badly(folder, how):
         elif how == "twice":
             held.append(mine)
         elif how == "shape":
-            held.append(Held(mine.name, (*mine.whole_shape, 1), mine.box, mine.tensor, 0))
+            held.append(ShardedTensor(mine.name, (*mine.whole_shape, 1), mine.box, mine.tensor, 0))
         elif how == "tensor":
-            held.append(Held("x", (4,), Box((0,), (4,)), torch.zeros(3), 0))
+            held.append(ShardedTensor("x", (4,), Box((0,), (4,)), torch.zeros(3), 0))
         elif how == "dtype":
-            held.append(Held("x", (1,), Box((0,), (1,)), torch.zeros(1, dtype=torch.complex64), 0))
+            held.append(ShardedTensor("x", (1,), Box((0,), (1,)), torch.zeros(1, dtype=torch.complex64), 0))
     elif how == "state":
         state = {"x": object()}
     try:

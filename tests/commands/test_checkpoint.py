@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from megascratch import checkpoint
-from megascratch.checkpoint.contents import Contents
+from megascratch.checkpoint.open_checkpoint import OpenCheckpoint
 from megascratch.commands import main
-from megascratch.parallel.held import Held
 from megascratch.parallel.shard import Box
-from tests.checkpoint.cutting import held_by, world
+from megascratch.parallel.sharded_tensor import ShardedTensor
+from tests.support.random_shards import shards_of_rank, world
 
 SHAPE = (6, 4)
 
@@ -24,8 +24,8 @@ def model(value, optimizer=True, dtype=torch.float32):
         whole = (torch.arange(24.0).view(SHAPE) / 4 + value).to(type_)
         for rows in ((0, 1), (1, 6)):
             box = Box((rows[0], 0), (rows[1], 4))
-            held.append(Held(f"{kind}.w", SHAPE, box, whole[box.slices], 0))
-        held.append(Held(f"{kind}.b", (3,), Box((0,), (3,)), torch.full((3,), value, dtype=type_), 0))
+            held.append(ShardedTensor(f"{kind}.w", SHAPE, box, whole[box.slices], 0))
+        held.append(ShardedTensor(f"{kind}.b", (3,), Box((0,), (3,)), torch.full((3,), value, dtype=type_), 0))
     return held
 
 
@@ -86,7 +86,7 @@ def test_diff_tells_tensors_and_settings_apart(tmp_path, steps, capsys):
 
 
 def values(path):
-    with Contents(path) as contents:
+    with OpenCheckpoint(path) as contents:
         tensors = contents.manifest.tensors
         return {name: contents.box(name, Box((0,) * len(w.shape), w.shape)) for name, w in tensors.items()}
 
@@ -119,7 +119,7 @@ def test_average_is_the_mean_of_the_weights(tmp_path, steps, capsys):
     found = values(done["path"])
     assert set(found) == {"param.w", "param.b"} and torch.equal(found["param.w"], values(steps[1])["param.w"])
     assert checkpoint.read_manifest(done["path"]).state["averaged_steps"] == [10, 20, 30]
-    other = checkpoint.save(tmp_path / "other", 1, held_by(0, 1, 0, filled=True), {}, world())
+    other = checkpoint.save(tmp_path / "other", 1, shards_of_rank(0, 1, 0, filled=True), {}, world())
     assert "is of another model" in run(capsys, "average", other, steps[0], "--output", tmp_path / "x", code=2)
     assert "give two or more" in run(capsys, "average", steps[0], "--output", tmp_path / "x", code=2)
     assert not (tmp_path / "x").exists()
@@ -141,7 +141,7 @@ def test_prune_keeps_what_is_asked_for_and_the_newest_sound_step(steps, capsys, 
     assert sorted(path.name for path in folder.iterdir()) == before
     done = run(capsys, "prune", folder, *flags, "--json")
     assert done["deleted"] == dry["deleted"] and done["kept"] == dry["kept"]
-    numbers = [path for path in sorted(checkpoint.steps(folder)) if path.name != "step_00000050"]
+    numbers = [path for path in sorted(checkpoint.list_steps(folder)) if path.name != "step_00000050"]
     assert numbers == [folder / f"step_{number:08d}" for number in left]
     assert (folder / "step_00000050").exists()  # damaged, and newer than what is kept: for people to look at
 
@@ -152,14 +152,14 @@ def test_prune_reads_what_it_keeps(steps, capsys):
     content[-2] ^= 16
     (steps[3] / "00000.safetensors").write_bytes(content)
     run(capsys, "prune", steps[0].parent)
-    assert sorted(path.name[-2:] for path in checkpoint.steps(steps[0].parent)) == ["30", "40", "50"]
+    assert sorted(path.name[-2:] for path in checkpoint.list_steps(steps[0].parent)) == ["30", "40", "50"]
 
 
 def test_nothing_is_pruned_where_nothing_is_sound_or_somebody_writes(steps, capsys):
     for step in steps:
         (step / "manifest.json").write_text("{}")
     assert "no checkpoint" in run(capsys, "prune", steps[0].parent, code=2)
-    assert len(checkpoint.steps(steps[0].parent)) == 5
+    assert len(checkpoint.list_steps(steps[0].parent)) == 5
     folder = steps[0].parent.parent / "other"
     save(folder, 1, 1.0)
     lease = checkpoint.Lease.acquire(folder)

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from megascratch.commands import main
-from megascratch.data.indexed import Reader, bin_path, idx_path
-from tests.data.corpora import golden, write
+from megascratch.data.tokens.token_files import TokenReader, bin_path, idx_path
+from tests.support.corpora import golden, write
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_validate_is_1_for_a_broken_corpus_and_lists_what_it_finds(corpus, tmp_p
 def test_merge_takes_folders_in_the_order_of_names_and_prefixes_as_given(tmp_path, capsys):
     for name, token in (("f/b", 1), ("f/a", 2), ("z", 3)):
         write(tmp_path / name, [[token]])
-    first = lambda name: [Reader(tmp_path / name).get(at)[0] for at in range(3)]  # noqa: E731
+    first = lambda name: [TokenReader(tmp_path / name).get(at)[0] for at in range(3)]  # noqa: E731
     assert run("merge", "--input", tmp_path / "z", tmp_path / "f", "--output-prefix", tmp_path / "m") == 0
     assert first("m") == [3, 2, 1] and "3 documents, 3 sequences, 3 tokens" in capsys.readouterr().out
     assert run("merge", "--sort", "--input", tmp_path / "z", tmp_path / "f", "--output-prefix", tmp_path / "s") == 0
@@ -62,9 +62,9 @@ def test_merge_takes_folders_in_the_order_of_names_and_prefixes_as_given(tmp_pat
 def test_split_cuts_by_fractions_or_counts(corpus, tmp_path):
     out = tmp_path / "part"
     assert run("split", corpus, "--output-prefix", out, "--fractions", 3, 1, "--names", "train", "valid") == 0
-    assert [len(Reader(f"{out}_{name}").documents) - 1 for name in ("train", "valid")] == [3, 1]
+    assert [len(TokenReader(f"{out}_{name}").documents) - 1 for name in ("train", "valid")] == [3, 1]
     assert run("split", corpus, "--output-prefix", out, "--documents", 1, 3) == 0
-    assert [Reader(f"{out}_{name}").tokens for name in (0, 1)] == [3, 8]
+    assert [TokenReader(f"{out}_{name}").tokens for name in (0, 1)] == [3, 8]
 
 
 @pytest.mark.parametrize(

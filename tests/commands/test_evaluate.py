@@ -8,8 +8,8 @@ import math
 import pytest
 
 from megascratch.commands import main
-from tests.pool import on_ranks
-from tests.training.small_models import save_model
+from tests.support.rank_pool import on_ranks
+from tests.support.small_models import save_model
 
 TEXTS = ["import os\n\n\ndef f(x):\n    return os.path.join(x)\n", "ä", "print(1)\n" * 30]
 

@@ -6,9 +6,9 @@ import pytest
 
 from megascratch.commands import main
 from megascratch.commands.generate import Stops
-from megascratch.training.generation import Continuation
-from tests.pool import on_ranks
-from tests.training.small_models import save_model
+from megascratch.inference.generate import Continuation
+from tests.support.rank_pool import on_ranks
+from tests.support.small_models import save_model
 
 
 @pytest.fixture(scope="module")

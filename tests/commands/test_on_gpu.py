@@ -9,11 +9,10 @@ import torch
 from megascratch.checkpoint import load, save
 from megascratch.commands import main
 from megascratch.training.state import TrainState
-from tests.laws.runs import config_of
-from tests.training.playing import build, play
-from tests.training.small_models import save_model
-from tests.training.test_pretrain import ENVIRONMENT, ROOT, command, curve, losses, mock, saved
-from tests.training.test_trainer import load_and_train, train_and_save
+from tests.support.layout_runs import config_of
+from tests.support.pretrain_runs import ENVIRONMENT, ROOT, command, curve, losses, mock, saved
+from tests.support.small_models import save_model
+from tests.support.trainers import build_trainer, load_and_train, train_and_save, train_steps
 
 pytestmark = pytest.mark.gpu
 DROPOUT = {"hidden_dropout": 0.1, "attention_dropout": 0.1}
@@ -33,9 +32,9 @@ def run(words: list[str]) -> subprocess.CompletedProcess:
 @pytest.mark.parametrize("precision", PRECISIONS, ids=["fp64", "fp32", "bf16"])
 @pytest.mark.parametrize(("here", "there"), [("cpu", "cuda"), ("cuda", "cpu")])
 def test_a_checkpoint_moves_between_the_devices_bit_for_bit(here, there, precision, tmp_path):
-    writer, reader = (build(config_of(**DROPOUT, **precision, device=device)) for device in (here, there))
+    writer, reader = (build_trainer(config_of(**DROPOUT, **precision, device=device)) for device in (here, there))
     state = TrainState()
-    play(writer, state, 2)
+    train_steps(writer, state, 2)
     writer.save_scalars(state)
     save(str(tmp_path), state.step, writer.held(), {"train_state": state.to_dict()}, writer.mesh.world)
     reader.restore(TrainState.from_dict(load(str(tmp_path), reader.held(), reader.mesh.world)["train_state"]))

@@ -8,9 +8,9 @@ import pytest
 from megascratch import tokenizer as tokenizers
 from megascratch.commands import main
 from megascratch.commands.bad_lines import MOST_TOLD
-from megascratch.data.indexed import Reader
-from tests.data.test_preprocess import PACK
-from tests.training.small_models import save_model
+from megascratch.data.tokens.token_files import TokenReader
+from tests.support.preprocess_runs import PACK
+from tests.support.small_models import save_model
 
 TEXTS = ["def f(x):\n    return 1", 'say "ä"', "1 2 3\n\n4"]
 TALKS = [[{"role": "user", "content": text}, {"role": "assistant", "content": "ok"}] for text in TEXTS]
@@ -39,14 +39,14 @@ def report(run, words, out) -> list:
 
 def conversations(run, words, out) -> list:
     assert main(["conversations", "--output-prefix", str(out / "t"), "--tokenizer-type", "ByteTokenizer", *words]) == 0
-    reader = Reader(out / "t")
+    reader = TokenReader(out / "t")
     return [reader.get(number).tolist() for number in range(len(reader))]
 
 
 def preprocess(run, words, out) -> list:
     flags = ["--tokenizer-type", "ByteTokenizer", "--workers", "1"]
     assert main(["preprocess", "--output-prefix", str(out / "p"), *flags, *words]) == 0
-    reader = Reader(out / "p_text_document")
+    reader = TokenReader(out / "p_text_document")
     return [bytes(reader.get(number).tolist()).decode() for number in range(len(reader))]
 
 

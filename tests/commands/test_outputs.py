@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from megascratch.commands import main
-from tests.data.corpora import write
+from tests.support.corpora import write
 
 CHAT = '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n'
 BYTES = ["--tokenizer-type", "ByteTokenizer"]

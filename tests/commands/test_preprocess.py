@@ -15,13 +15,13 @@ import pytest
 
 from megascratch.commands.preprocess import main
 from megascratch.config.errors import UserError
-from megascratch.data.indexed import Reader
-from megascratch.data.manifest import check_corpus
+from megascratch.data.tokens.manifest import check_corpus
+from megascratch.data.tokens.token_files import TokenReader
 from megascratch.tokenizer import train
 from megascratch.tokenizer.hugging_face import HuggingFaceTokenizer
-from megascratch.tokenizer.kinds import dump
-from megascratch.tokenizer.plain import ByteTokenizer
-from tests.tokenizer.byte_level import END, trained
+from megascratch.tokenizer.registry import dump
+from megascratch.tokenizer.simple import ByteTokenizer
+from tests.support.byte_vocabularies import END, trained
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,7 +40,7 @@ def run(path, *flags, tokenizer="ByteTokenizer", workers=1, out="out"):
 
 
 def documents(folder, name="out_text_document"):
-    reader = Reader(folder / name)
+    reader = TokenReader(folder / name)
     ends = [reader.documents[number : number + 2].tolist() for number in range(len(reader.documents) - 1)]
     return [[reader.get(sequence).tolist() for sequence in range(*pair)] for pair in ends]
 
@@ -155,7 +155,7 @@ def test_the_manifest_tells_what_the_corpus_was_made_with(tmp_path):
         "keep_newlines": False, "sample_by": "document", "max_document_bytes": 1 << 26, "hashed_bytes": 1 << 22,
         "plan": manifest["plan"], "inputs": [{"path": path, "bytes": len(raw), "rows": 3, "sha256": tree}],
     }  # fmt: skip
-    reader = Reader(tmp_path / "out_text_document")
+    reader = TokenReader(tmp_path / "out_text_document")
     check_corpus(reader, 257, tokenizer.fingerprint, None)
     with pytest.raises(UserError, match=r"sequence 0, token . has id 256"):
         check_corpus(reader, 256, tokenizer.fingerprint, None)

@@ -1,22 +1,11 @@
 """What a user can mend is told before any worker starts: exit code 2, one message, and torch was not even imported."""
-
 import subprocess
 import sys
 
 import pytest
 
-MODEL = [
-    "--num-layers",
-    "2",
-    "--hidden-size",
-    "64",
-    "--num-attention-heads",
-    "4",
-    "--seq-length",
-    "32",
-    "--train-iters",
-    "2",
-]
+from tests.support.refused_starts import MODEL, SHOW_TORCH
+
 REFUSED = {
     "layout": (
         ["--mock-data", "--vocab-size", "50", "--tensor-model-parallel-size", "8"],
@@ -31,12 +20,6 @@ REFUSED = {
     ),
     "ranks": (["--mock-data", "--vocab-size", "50", "--nproc-per-node", "many"], "must be a number of ranks"),
 }
-SHOW_TORCH = """
-import sys
-from megascratch.commands import main
-code = main(sys.argv[1:])
-sys.exit(code + 90 * ("torch" in sys.modules))
-"""
 
 
 @pytest.mark.parametrize("name", REFUSED)

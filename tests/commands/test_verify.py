@@ -37,7 +37,7 @@ def test_full_size_keeps_the_sizes(capsys, tmp_path):
 
 
 def test_a_layout_that_differs_is_code_1_with_its_first_difference(capsys, monkeypatch):
-    monkeypatch.setattr("megascratch.verification.judge.TOLERANCE", {"fp64": -1.0})
+    monkeypatch.setattr("megascratch.verification.verify.TOLERANCE", {"fp64": -1.0})
     assert main(["verify", *SMALL, "--steps", "1"]) == 1
     out = capsys.readouterr().out
     assert "FAIL tp1.pp1.dp1, dropout, 1 x 1: first at the start: weight" in out

@@ -5,13 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.config.bad_flags import POOL, bad_sets
+from tests.support.bad_flags import POOL, bad_sets
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_sixty_sets_of_wrong_settings_are_refused_each_with_all_that_is_wrong(tmp_path):
-    command = [sys.executable, str(ROOT / "tests" / "config" / "bad_flags.py"), "60", "5"]
+    command = [sys.executable, str(ROOT / "tests" / "support" / "bad_flags.py"), "60", "5"]
     done = subprocess.run(command, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)

@@ -12,9 +12,9 @@ from megascratch.config.fields import HINTS, SECTION_OF, with_fields
 from megascratch.config.laws import broken_laws
 from megascratch.config.load import read_config
 from megascratch.config.settings import Config
-from megascratch.config.wording import divisors
-from tests.config.bad_flags import DATA, GOOD, POOL
-from tests.config.test_laws import BROKEN, SAMPLES, config, layout
+from megascratch.config.suggestions import divisors
+from tests.support.bad_flags import DATA, GOOD, POOL
+from tests.support.broken_laws import BROKEN, SAMPLES, config, layout
 
 NUMBER = r"\d+(?:\.\d+)?(?:e[+-]?\d+)?(?: \d+ \d+)?"
 VALUES = rf"{NUMBER}(?:(?:, | or ){NUMBER}(?![\w-]))*"

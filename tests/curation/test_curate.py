@@ -8,7 +8,7 @@ import pytest
 from megascratch.commands import main
 from megascratch.curation import overlap
 from megascratch.curation.overlap import Contamination, n_grams, words_of
-from tests.curation.test_quality import PROSE
+from tests.support.prose import PROSE
 
 
 def sentence(seed, words=60):

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from megascratch.config.errors import UserError
-from megascratch.data.cache import built_once
-from megascratch.data.check import problems
-from megascratch.data.indexed import Reader, bin_path, idx_path
-from megascratch.data.indices import read_pieces
-from megascratch.data.loss_mask import mask_prefix
-from megascratch.data.manifest import manifest_path, write_manifest
-from tests.data.corpora import write
-from tests.data.test_digests import flip
+from megascratch.data.inspect.validate import problems
+from megascratch.data.tokens.index_cache import load_or_build
+from megascratch.data.tokens.indices import read_pieces
+from megascratch.data.tokens.loss_mask import mask_prefix
+from megascratch.data.tokens.manifest import manifest_path, write_manifest
+from megascratch.data.tokens.token_files import TokenReader, bin_path, idx_path
+from tests.support.corpora import write
+from tests.support.digests import flip
 
 IDS = [[1, 2, 3], [4, 5], [6]]
 
@@ -22,14 +22,14 @@ def a_flipped_id_is_refused(folder):
     prefix = write(folder / "c", IDS)
     flip(bin_path(prefix), 8)
     with pytest.raises(UserError):
-        Reader(prefix).read(np.array([[2, 0, 1], [1, 0, 2]]))
+        TokenReader(prefix).read(np.array([[2, 0, 1], [1, 0, 2]]))
 
 
 def a_swapped_length_is_refused(folder):
     prefix, other = write(folder / "c", IDS), write(folder / "d", [[1, 2], [3, 4, 5], [6]])
     idx_path(prefix).write_bytes(idx_path(other).read_bytes())
     with pytest.raises(UserError):
-        Reader(prefix)
+        TokenReader(prefix)
 
 
 def a_changed_manifest_is_refused(folder):
@@ -37,14 +37,14 @@ def a_changed_manifest_is_refused(folder):
     write_manifest(prefix, {"tokenizer": {"fingerprint": "aa"}})
     flip(manifest_path(prefix), manifest_path(prefix).read_bytes().index(b"aa"))
     with pytest.raises(UserError):
-        Reader(prefix)
+        TokenReader(prefix)
 
 
 def a_flipped_cache_is_built_again(folder):
-    built_once(folder, {"a": 1}, lambda: {"x": np.arange(9)})
+    load_or_build(folder, {"a": 1}, lambda: {"x": np.arange(9)})
     (file,) = folder.glob("*/x.npy")
     flip(file, -8)
-    assert built_once(folder, {"a": 1}, lambda: {"x": np.arange(9)})["x"].tolist() == list(range(9))
+    assert load_or_build(folder, {"a": 1}, lambda: {"x": np.arange(9)})["x"].tolist() == list(range(9))
 
 
 def validate_finds_a_flipped_mask(folder):
@@ -55,7 +55,7 @@ def validate_finds_a_flipped_mask(folder):
 
 
 def an_id_of_the_padding_is_refused(folder):
-    reader = Reader(write(folder / "c", IDS))
+    reader = TokenReader(write(folder / "c", IDS))
     reader.limit_ids(6)
     assert reader.read(np.array([[1, 0, 2]])).tolist() == [4, 5]
     with pytest.raises(UserError, match=r"document 2, sequence 2, token 0 has id 6, the vocabulary has 6"):
@@ -71,7 +71,7 @@ def believing(file, pieces):
     return read_pieces(file._replace(checked=np.empty(0, np.uint8), limit=-1), pieces)
 
 
-INDEXED, CACHE, CHECK = "megascratch.data.indexed", "megascratch.data.cache", "megascratch.data.check"
+INDEXED, CACHE, CHECK = "megascratch.data.tokens.token_files", "megascratch.data.tokens.index_cache", "megascratch.data.inspect.validate"
 BREAKS = {
     "blocks are never compared": (a_flipped_id_is_refused, f"{INDEXED}.is_sound", always(True)),
     "blocks that were never read count as compared": (a_flipped_id_is_refused, f"{INDEXED}.read_pieces", believing),

@@ -1,5 +1,4 @@
 """Damage is never silent: a corpus has digests, and each reader compares what it reads with them."""
-
 import json
 import struct
 import subprocess
@@ -12,24 +11,19 @@ import xxhash
 
 from megascratch.commands.data import main
 from megascratch.config.errors import UserError
-from megascratch.data.cache import built_once
-from megascratch.data.check import problems
 from megascratch.data.digests import BLOCK_BYTES, BlockDigests, digests_path, read_digests
-from megascratch.data.indexed import Reader, bin_path, idx_path
-from megascratch.data.loss_mask import mask_prefix
-from megascratch.data.manifest import manifest_path, write_manifest
+from megascratch.data.inspect.merge_split import merge, split
+from megascratch.data.inspect.validate import problems
 from megascratch.data.record import record
-from megascratch.data.rewrite import merge, split
-from tests.data.corpora import golden, write
+from megascratch.data.tokens.index_cache import load_or_build
+from megascratch.data.tokens.loss_mask import mask_prefix
+from megascratch.data.tokens.manifest import manifest_path, write_manifest
+from megascratch.data.tokens.token_files import TokenReader, bin_path, idx_path
+from tests.support.corpora import golden, write
+from tests.support.digests import flip
 
 FLIPS = Path(__file__).resolve().parents[2] / "benchmarks" / "flips.py"
 PER_BLOCK = BLOCK_BYTES // 2  # ids of two bytes
-
-
-def flip(path, byte, bit=0):
-    raw = bytearray(path.read_bytes())
-    raw[byte] ^= 1 << bit
-    path.write_bytes(raw)
 
 
 @pytest.fixture
@@ -64,7 +58,7 @@ def test_digests_do_not_depend_on_how_the_bytes_come(cut, size):
 
 def test_damage_is_found_when_its_block_is_first_read_and_not_before(prefix):
     flip(bin_path(prefix), 2 * BLOCK_BYTES + 10)
-    reader = Reader(prefix)
+    reader = TokenReader(prefix)
     first, last = np.array([[0, 0, 1000]]), np.array([[len(reader) - 1, 0, 1]])
     assert reader.read(first)[0] == 0
     assert reader.read(last)[0] == len(reader) - 1
@@ -89,7 +83,7 @@ def test_damage_that_breaks_no_law_is_found_when_a_corpus_is_opened(tmp_path, pa
     else:
         flip(path(prefix), at)
     with pytest.raises(UserError, match=f"{path(prefix).name} is"):
-        Reader(prefix)
+        TokenReader(prefix)
 
 
 def test_a_recorded_manifest_that_is_gone_is_missed(tmp_path):
@@ -97,13 +91,13 @@ def test_a_recorded_manifest_that_is_gone_is_missed(tmp_path):
     write_manifest(prefix, {})
     manifest_path(prefix).unlink()
     with pytest.raises(UserError, match=r"c\.json is not what was written .* cannot be read: No such file"):
-        Reader(prefix)
+        TokenReader(prefix)
 
 
 def test_every_verb_that_makes_a_corpus_records_it(tmp_path):
     one, other = golden(tmp_path / "a", 30, 1), golden(tmp_path / "b", 30, 2)
-    merge([Reader(one), Reader(other)], tmp_path / "m")
-    split(Reader(tmp_path / "m"), [tmp_path / "x", tmp_path / "y"], [20, 40])
+    merge([TokenReader(one), TokenReader(other)], tmp_path / "m")
+    split(TokenReader(tmp_path / "m"), [tmp_path / "x", tmp_path / "y"], [20, 40])
     for name in "abmxy":
         assert read_digests(tmp_path / name) is not None
         assert list(problems(tmp_path / name)) == []
@@ -125,7 +119,7 @@ def test_a_pair_from_elsewhere_is_recorded_once_and_then_guarded(tmp_path, capsy
     with pytest.raises(UserError, match=r"c_loss_mask\.bin: bytes 0 to 6 .* --overwrite records the files"):
         record(prefix)
     record(prefix, overwrite=True)
-    assert Reader(mask).get(0).tolist() == [3, 1]
+    assert TokenReader(mask).get(0).tolist() == [3, 1]
 
 
 def test_half_a_loss_mask_is_refused_and_not_passed_over(tmp_path):
@@ -149,18 +143,18 @@ def test_a_damaged_index_cache_is_made_again_and_said_once(tmp_path, capsys, dam
     def arrays():
         return {"x": np.arange(5)}
 
-    built_once(tmp_path, {"a": 1}, arrays)
+    load_or_build(tmp_path, {"a": 1}, arrays)
     (file,) = tmp_path.glob("*/x.npy")
     damage(file)
     for _ in range(2):
-        back = built_once(tmp_path, {"a": 1}, arrays)["x"]
+        back = load_or_build(tmp_path, {"a": 1}, arrays)["x"]
         assert (back.dtype, back.tolist()) == (np.int64, [0, 1, 2, 3, 4])
     assert capsys.readouterr().err.count(f"the index cache {file.parent} is damaged: it is made again") == 1
 
 
 def test_validate_names_a_damaged_index_cache(tmp_path, capsys):
     prefix = write(tmp_path / "c", [[1, 2]])
-    built_once(tmp_path / "cache", {"a": 1}, lambda: {"x": np.arange(5)})
+    load_or_build(tmp_path / "cache", {"a": 1}, lambda: {"x": np.arange(5)})
     assert main(["validate", prefix]) == 0
     (record_,) = (tmp_path / "cache").glob("*/key.json")
     told = json.loads(record_.read_text())

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.data.test_preprocess import tool
+from tests.support.preprocess_runs import tool
 
 READER = '''
 import os

@@ -5,8 +5,8 @@ from itertools import product
 import pytest
 import torch
 
-from tests.data_parallel import tiny
-from tests.pool import on_ranks
+from tests.support import synthetic_grads
+from tests.support.rank_pool import on_ranks
 
 LAYOUTS = {
     "one": {},
@@ -29,21 +29,21 @@ def ranks(layout):
 
 
 def first_gradients(flavour, layout, bucket):
-    model, stage, shards = tiny.build(flavour, layout, bucket)
-    whole, _ = tiny.serial(range(1))
-    tiny.accumulate(model, stage, shards, 0)
-    model.step(lr=0.0, factor=tiny.clip_factor(model.norm().item(), tiny.OPTIM.clip_grad))
-    return tiny.worst(model, {name: value for name, value in whole.items() if "exp_avg" in name})
+    model, stage, shards = synthetic_grads.build(flavour, layout, bucket)
+    whole, _ = synthetic_grads.serial(range(1))
+    synthetic_grads.accumulate(model, stage, shards, 0)
+    model.step(lr=0.0, factor=synthetic_grads.clip_factor(model.norm().item(), synthetic_grads.OPTIM.clip_grad))
+    return synthetic_grads.worst(model, {name: value for name, value in whole.items() if "exp_avg" in name})
 
 
 def trained(flavour, layout, bucket, dtype, overlap=True, tied=True):
-    model, stage, shards = tiny.build(flavour, layout, bucket, dtype, tied, overlap)
-    whole, norms = tiny.serial(STEPS, tied)
-    ours = tiny.play(model, stage, shards, STEPS)
+    model, stage, shards = synthetic_grads.build(flavour, layout, bucket, dtype, tied, overlap)
+    whole, norms = synthetic_grads.serial(STEPS, tied)
+    ours = synthetic_grads.play(model, stage, shards, STEPS)
     replicas_differ = max((p.detach().double() - other).abs().max().item() for p, other in
                           zip(stage.parameters(), of_first_replica(model, stage), strict=True))  # fmt: skip
     error_of_norm = max(abs(a / b - 1) for a, b in zip(ours, norms, strict=True))
-    return tiny.worst(model, whole), error_of_norm, replicas_differ, ours
+    return synthetic_grads.worst(model, whole), error_of_norm, replicas_differ, ours
 
 
 def of_first_replica(model, stage):

@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 import torch
 
-from megascratch.data_parallel.owned import first_elements
-from tests.laws.runs import assert_identical, assert_same, config_of, gathered, serial, trace, train_on_rank
-from tests.pool import on_ranks
-from tests.training.test_trainer import build, load_and_train, train_and_save
+from megascratch.data_parallel.optimizer_shard import first_elements
+from tests.support.layout_runs import assert_identical, assert_same, config_of, gather, serial, trace, train_on_rank
+from tests.support.rank_pool import on_ranks
+from tests.support.trainers import build_trainer, load_and_train, train_and_save
 
 OFFLOAD = {"optimizer_cpu_offload": True}
 HALF = {**OFFLOAD, "optimizer_offload_fraction": 0.5}
@@ -35,7 +35,7 @@ def test_a_checkpoint_does_not_show_where_the_state_lived(before, after, precisi
 
 
 def test_host_memory_holds_what_the_step_works_on_and_the_model_keeps_its_weights():
-    trainer = build(config_of(**OFFLOAD))
+    trainer = build_trainer(config_of(**OFFLOAD))
     for owned in trainer.data_parallel.owned:
         on_device = {tensor.untyped_storage().data_ptr() for tensor in (owned.bucket.weights, owned.bucket.grads)}
         worked_on = (owned.master, owned.step_grads, owned.exp_avg, owned.exp_avg_sq)
@@ -63,5 +63,5 @@ def test_on_cuda_the_copies_leave_the_update_as_it_is(way, precision):
     settings = {**PRECISIONS[precision], "device": "cuda", "ddp_bucket_size": 700}
     if precision != "fp64":
         settings["adam_eps"] = 1e-3
-    plain, offloaded = (gathered([train_on_rank(config_of(**settings, **more), 3)]) for more in ({}, way))
+    plain, offloaded = (gather([train_on_rank(config_of(**settings, **more), 3)]) for more in ({}, way))
     assert_same(plain, offloaded, {"fp64": 1e-9, "fp32": 1e-5, "bf16": 0.02}[precision])

@@ -8,13 +8,13 @@ from megascratch.config.settings import OptimConfig, ParallelConfig
 from megascratch.data_parallel import DATA_PARALLEL
 from megascratch.parallel.mesh import Mesh
 from megascratch.parallel.shard import Shard
-from tests.data_parallel import tiny
-from tests.pool import mesh_of, on_ranks
+from tests.support import synthetic_grads
+from tests.support.rank_pool import mesh_of, on_ranks
 
 
 def events(flavour, layout, overlap):
     """Gradients (g) and starts of reductions (R) of the second of two micro-batches; | is where `finish` begins."""
-    model, stage, shards = tiny.build(flavour, layout, 10, overlap=overlap)
+    model, stage, shards = synthetic_grads.build(flavour, layout, 10, overlap=overlap)
     seen, chunk = [], model.chunks[0]
     reduce = chunk.reduce
     chunk.reduce = lambda bucket: (seen.append("R"), reduce(bucket))[1]
@@ -45,7 +45,7 @@ def test_without_overlap_everything_starts_in_finish():
 
 
 def used_twice():
-    model, stage, _ = tiny.build("ddp", {"dp": 2})
+    model, stage, _ = synthetic_grads.build("ddp", {"dp": 2})
     model.begin(0, last=True)
     grad = torch.ones_like(stage.positions)
     stage.positions.grad_sink.dense(stage.positions, grad)
@@ -118,7 +118,7 @@ def test_gathered_weights_arrive_layer_by_layer_and_all_of_them_when_the_state_i
 
 
 def overflow(flavour, bad):
-    model, stage, shards = tiny.build(flavour, {"tp": 2, "pp": 2, "dp": 2})
+    model, stage, shards = synthetic_grads.build(flavour, {"tp": 2, "pp": 2, "dp": 2})
     before = [parameter.detach().clone() for parameter in stage.parameters()]
     coords, finite = model.mesh.coords, []
     for step in range(2):

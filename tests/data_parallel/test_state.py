@@ -5,8 +5,8 @@ from itertools import product
 import pytest
 import torch
 
-from tests.data_parallel import tiny
-from tests.pool import on_ranks
+from tests.support import synthetic_grads
+from tests.support.rank_pool import on_ranks
 
 CASES = [(flavour, layout) for flavour, layout in product(
     ["ddp", "zero1"], [{"dp": 4}, {"tp": 4, "dp": 2}, {"pp": 2, "dp": 2}, {"tp": 2, "pp": 2, "dp": 2}])]  # fmt: skip
@@ -18,8 +18,8 @@ def ranks(layout):
 
 def saved(flavour, layout, steps=0, dtype=torch.float64):
     """All held boxes of this rank, after some steps, and the numbers beside them."""
-    model, stage, shards = tiny.build(flavour, layout, 100, dtype)
-    tiny.play(model, stage, shards, range(steps))
+    model, stage, shards = synthetic_grads.build(flavour, layout, 100, dtype)
+    synthetic_grads.play(model, stage, shards, range(steps))
     boxes = [(name, held.whole_shape, held.box, held.copy, held.tensor.clone())
              for name, several in model.state().items() for held in several]  # fmt: skip
     return boxes, model.scalars()
@@ -38,7 +38,7 @@ def whole_of(found):
 
 def resumed(flavour, layout, whole, scalars, steps):
     """Loads into a fresh model, goes on, and compares with an unbroken serial run."""
-    model, stage, shards = tiny.build(flavour, layout, 64)
+    model, stage, shards = synthetic_grads.build(flavour, layout, 64)
     with torch.no_grad():
         for parameter in stage.parameters():
             parameter.fill_(torch.nan)  # nothing may be left of the initial weights
@@ -51,8 +51,8 @@ def resumed(flavour, layout, whole, scalars, steps):
     with torch.no_grad():
         for parameter in stage.parameters():
             parameter.nan_to_num_()  # padding
-    tiny.play(model, stage, shards, steps)
-    return tiny.worst(model, tiny.serial(range(steps.stop))[0])
+    synthetic_grads.play(model, stage, shards, steps)
+    return synthetic_grads.worst(model, synthetic_grads.serial(range(steps.stop))[0])
 
 
 def boxes_of(model):
@@ -62,7 +62,7 @@ def boxes_of(model):
 @pytest.mark.parametrize("flavour, layout", CASES)
 def test_the_boxes_of_all_ranks_cover_every_tensor_exactly_once(flavour, layout):
     whole, covered = whole_of(on_ranks(ranks(layout), saved, flavour, layout))
-    serial, _ = tiny.serial(range(1))
+    serial, _ = synthetic_grads.serial(range(1))
     assert whole.keys() == serial.keys()
     assert all(whole[name].shape == serial[name].shape for name in whole)
     assert all((count == 1).all() for count in covered.values())
@@ -82,10 +82,10 @@ def test_any_layout_goes_on_from_any_other(source, target):
 
 def half_precision(flavour, layout):
     """bf16 weights: the masters against an fp32 run, the weights against the masters, and both ways of loading."""
-    model, stage, shards = tiny.build(flavour, layout, 100, torch.bfloat16)
-    tiny.play(model, stage, shards, range(5))
-    whole = {name.replace("param", "optim.master"): value for name, value in tiny.serial(range(5))[0].items()}
-    error = tiny.worst(model, whole)
+    model, stage, shards = synthetic_grads.build(flavour, layout, 100, torch.bfloat16)
+    synthetic_grads.play(model, stage, shards, range(5))
+    whole = {name.replace("param", "optim.master"): value for name, value in synthetic_grads.serial(range(5))[0].items()}
+    error = synthetic_grads.worst(model, whole)
     state = model.state()
     rounded = all(torch.equal(low.tensor, high.tensor.bfloat16()) and low.dtype == torch.bfloat16
                   and high.dtype == torch.float32 and low.box == high.box

@@ -5,8 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from megascratch.tokenizer.plain import CharTokenizer
-from tests.data.test_preprocess import JSONL, TEXTS, content, run
+from megascratch.tokenizer.simple import CharTokenizer
+from tests.support.preprocess_runs import JSONL, TEXTS, content, run
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "slurm" / "preprocess.sbatch"
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from tests.laws.breaks.gather import run_gathering_late
-from tests.laws.cover import LLAMA
-from tests.laws.runs import Trace, assert_identical, assert_same, config_of, trace
+from tests.support.breaks.gather import run_gathering_late
+from tests.support.layout_runs import RunRecord, assert_identical, assert_same, config_of, trace
+from tests.support.pairwise_cover import LLAMA
 
 INTERLEAVED = {"pipeline_model_parallel_size": 2, "num_virtual_stages_per_pipeline_rank": 2}
 PIPELINES: dict[str, dict[str, Any]] = {
@@ -31,11 +31,11 @@ DROPOUT = {"hidden_dropout": 0.1, "attention_dropout": 0.1}
 
 
 @lru_cache(maxsize=8)
-def run(settings: tuple) -> Trace:
+def run(settings: tuple) -> RunRecord:
     return trace(config_of(fp64=False, **dict(settings)), steps=3)
 
 
-def traced(**settings: Any) -> Trace:
+def traced(**settings: Any) -> RunRecord:
     return run(tuple(settings.items()))
 
 

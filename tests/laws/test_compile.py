@@ -6,10 +6,10 @@ import pytest
 import torch._dynamo
 
 from megascratch.config.settings import Config
-from megascratch.verification.measure import RankTrace, trace
 from megascratch.verification.pool import Pool
-from tests.laws.cover import DOCUMENTS, LLAMA
-from tests.laws.runs import STEPS, assert_same, config_of, serial, train_on_rank
+from megascratch.verification.run_layout import RankTrace, run_on_layout
+from tests.support.layout_runs import STEPS, assert_same, config_of, serial, train_on_rank
+from tests.support.pairwise_cover import DOCUMENTS, LLAMA
 
 DROPOUT = {"hidden_dropout": 0.1, "attention_dropout": 0.2}
 WAYS: dict[str, dict[str, Any]] = {
@@ -44,5 +44,5 @@ def pool():
 @pytest.mark.parametrize("way", WAYS)
 def test_a_compiled_run_is_the_run_as_written(way, pool):
     settings = {"num_layers": 2, "global_batch_size": 4, **WAYS[way]}
-    compiled = trace(pool, config_of(**settings, compile=True), STEPS, counted)
+    compiled = run_on_layout(pool, config_of(**settings, compile=True), STEPS, counted)
     assert_same(serial(config_of(**settings)), compiled, 1e-9)

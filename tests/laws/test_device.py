@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from megascratch.config.settings import Config
-from megascratch.verification import measure
-from megascratch.verification.judge import differences, yardstick_of
+from megascratch.verification import run_layout
 from megascratch.verification.pool import Pool
 from megascratch.verification.shrink import EPSILON
-from tests.laws.cover import DOCUMENTS, GPT, LLAMA, PARTLY_ROTARY
-from tests.laws.runs import STEPS, Trace, assert_identical, assert_same, config_of, gathered, train_on_rank
+from megascratch.verification.verify import differences, yardstick_of
+from tests.support.layout_runs import STEPS, RunRecord, assert_identical, assert_same, config_of, gather, train_on_rank
+from tests.support.pairwise_cover import DOCUMENTS, GPT, LLAMA, PARTLY_ROTARY
 
 pytestmark = pytest.mark.gpu
 
@@ -51,12 +51,12 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def alone(config: Config) -> Trace:
+def alone(config: Config) -> RunRecord:
     """In this process, micro-batch by micro-batch."""
-    return gathered([train_on_rank(config)])
+    return gather([train_on_rank(config)])
 
 
-def on_both(**settings: Any) -> list[Trace]:
+def on_both(**settings: Any) -> list[RunRecord]:
     return [alone(config_of(**settings, device=device)) for device in ("cpu", "cuda")]
 
 
@@ -74,7 +74,7 @@ def test_in_fp32_cuda_trains_the_cpus_model(kind):
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_in_low_precision_cuda_differs_from_the_cpu_by_no_more_than_rounding(kind, precision):
-    """Beside what rounding costs the CPU, see verification/yardstick.py."""
+    """Beside what rounding costs the CPU, see verification/tolerance.py."""
     settings = {**KINDS[kind], "fp64": False, precision: True, "adam_eps": EPSILON[precision]}
     if precision == "fp16":
         settings["initial_loss_scale"] = 2.0**12
@@ -109,7 +109,7 @@ def pool():
 def test_a_layout_on_a_shared_gpu_never_changes_the_model(layout, pool):
     one = alone(config_of(**{**LAYOUTS[layout], **ALONE}, device="cuda"))
     config = config_of(**LAYOUTS[layout], device="cuda", distributed_backend="gloo")
-    assert_same(one, measure.trace(pool, config, STEPS), 1e-9)
+    assert_same(one, run_layout.run_on_layout(pool, config, STEPS), 1e-9)
 
 
 ALONE: dict[str, Any] = {
@@ -122,6 +122,6 @@ def test_nccl_of_one_rank_trains_the_same_bits():
     pool = Pool(timeout=600.0, device="cuda")
     try:
         config = config_of(**LLAMA, **DROPOUT, device="cuda")
-        assert_identical(alone(config), measure.trace(pool, config, STEPS))
+        assert_identical(alone(config), run_layout.run_on_layout(pool, config, STEPS))
     finally:
         pool.close()

@@ -6,9 +6,18 @@ import pytest
 import torch
 
 from megascratch.training.trainer import Trainer
-from tests.laws.cover import LLAMA, PARTLY_ROTARY
-from tests.laws.runs import assert_identical, assert_same, batch_of, config_of, gathered, serial, trace, train_on_rank
-from tests.pool import mesh_of, on_ranks
+from tests.support.layout_runs import (
+    assert_identical,
+    assert_same,
+    config_of,
+    gather,
+    serial,
+    synthetic_batch,
+    trace,
+    train_on_rank,
+)
+from tests.support.pairwise_cover import LLAMA, PARTLY_ROTARY
+from tests.support.rank_pool import mesh_of, on_ranks
 
 TP2, TP4 = {"tensor_model_parallel_size": 2}, {"tensor_model_parallel_size": 4}
 PP2, DP2 = {"pipeline_model_parallel_size": 2}, {"data_parallel_size": 2}
@@ -49,7 +58,7 @@ def test_a_known_way_to_break_the_law_is_closed(way):
 
 def test_valid_tokens_are_unequal_in_these_tests():
     """Else a mean of means would pass."""
-    tokens = [batch_of(config_of(), range(i, i + 1)).loss_mask.sum().item() for i in range(8)]
+    tokens = [synthetic_batch(config_of(), range(i, i + 1)).loss_mask.sum().item() for i in range(8)]
     assert len(set(tokens)) > 3 and sum(tokens[:4]) != sum(tokens[4:]) and sum(tokens[::2]) != sum(tokens[1::2])
 
 
@@ -71,7 +80,7 @@ def _train_with_evaluations(config, steps, evaluations):
     plain, losses = Trainer.train_step, []
 
     def train_step(self, batches, lr, step):
-        losses.append(self.evaluate([batch_of(config, range(100 + i, 101 + i)) for i in range(2)]).tolist())
+        losses.append(self.evaluate([synthetic_batch(config, range(100 + i, 101 + i)) for i in range(2)]).tolist())
         return plain(self, batches, lr, step)
 
     try:
@@ -88,7 +97,7 @@ def test_evaluation_moves_neither_weights_nor_random_streams(layout):
     config = config_of(hidden_dropout=0.1, attention_dropout=0.1, **layout)
     world = torch.Size([layout.get(name, 1) for name in (*TP2, *PP2, *DP2)]).numel()
     without, with_evaluations = (on_ranks(world, _train_with_evaluations, config, 3, on) for on in (False, True))
-    assert_identical(gathered([run for run, _ in without]), gathered([run for run, _ in with_evaluations]))
+    assert_identical(gather([run for run, _ in without]), gather([run for run, _ in with_evaluations]))
     first = with_evaluations[0][1]
     assert len(first) == 3 and all(told == first for _, told in with_evaluations), "every rank knows the loss (law 9)"
 
@@ -109,7 +118,7 @@ def _steps_in_fp16(config, poisoned_step, poisoned_rank):
         trainer.data_parallel.finish = poisoned
         trainer.data_parallel.await_weights()
         before = [p.detach().clone() for chunk in trainer.chunks for p in chunk.parameters()]
-        batches = [batch_of(config, range(mesh.dp.rank * size, (mesh.dp.rank + 1) * size))]
+        batches = [synthetic_batch(config, range(mesh.dp.rank * size, (mesh.dp.rank + 1) * size))]
         result = trainer.train_step(batches, 1e-2, step + 1)
         after = [p.detach() for chunk in trainer.chunks for p in chunk.parameters()]
         moved = any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))

@@ -5,10 +5,10 @@ from itertools import combinations, islice, product
 
 import pytest
 
-from tests.laws import cover
-from tests.laws.runs import assert_same, config_of, difference, serial, trace
+from tests.support import pairwise_cover
+from tests.support.layout_runs import assert_same, config_of, difference, serial, trace
 
-COVER, IMPOSSIBLE = cover.pairwise_cover()
+COVER, IMPOSSIBLE = pairwise_cover.pairwise_cover()
 FP32 = {
     "tp2.sp": {"tensor_model_parallel_size": 2, "sequence_parallel": True},
     "pp2.dp2": {"pipeline_model_parallel_size": 2, "data_parallel_size": 2, "use_distributed_optimizer": True},
@@ -17,8 +17,8 @@ FP32 = {
 }  # fmt: skip
 
 
-def assert_layout_law(choice: cover.Choice) -> None:
-    config = config_of(**cover.settings_of(choice))
+def assert_layout_law(choice: pairwise_cover.Choice) -> None:
+    config = config_of(**pairwise_cover.settings_of(choice))
     assert_same(serial(config), trace(config), 1e-9)
 
 
@@ -28,30 +28,30 @@ def test_the_cover_leaves_out_only_pairs_that_no_config_can_hold():
     of_one_stage = [("schedule", name) for name in ("interleaved", "zb_v", "dualpipe_v")] + [("cut", "uneven")]
     senseless = {(("pp", "1"), other) for other in of_one_stage}
     senseless |= {(("schedule", name), ("cut", "uneven")) for name in ("zb_v", "dualpipe_v")}
-    senseless |= {((a, "4"), (b, "4")) for a, b in combinations(cover.SIZES, 2)}  # more than 8 ranks
+    senseless |= {((a, "4"), (b, "4")) for a, b in combinations(pairwise_cover.SIZES, 2)}  # more than 8 ranks
     assert set(IMPOSSIBLE) == senseless
-    met = set().union(*map(cover.meetings_of, COVER))
-    assert set(cover.all_meetings()) - senseless <= met
+    met = set().union(*map(pairwise_cover.meetings_of, COVER))
+    assert set(pairwise_cover.all_meetings()) - senseless <= met
     pairs = {(a, b) for choice in COVER for a, b in product(choice.items(), repeat=2) if a != b}
-    values = [(factor, value) for factor, values in cover.FACTORS.items() for value in values]
+    values = [(factor, value) for factor, values in pairwise_cover.FACTORS.items() for value in values]
     for a, b in combinations(values, 2):
         assert a[0] == b[0] or (a, b) in pairs or {(a, b), (b, a)} & senseless, f"{a} never meets {b}"
 
 
 def test_every_choice_of_the_cover_is_needed():
     for left_out in COVER:
-        others = set().union(*(cover.meetings_of(choice) for choice in COVER if choice is not left_out))
-        assert not cover.meetings_of(left_out) <= others
+        others = set().union(*(pairwise_cover.meetings_of(choice) for choice in COVER if choice is not left_out))
+        assert not pairwise_cover.meetings_of(left_out) <= others
 
 
-@pytest.mark.parametrize("choice", COVER, ids=cover.name_of)
+@pytest.mark.parametrize("choice", COVER, ids=pairwise_cover.name_of)
 def test_a_layout_never_changes_the_model(choice):
     assert_layout_law(choice)
 
 
 @pytest.mark.deep
 @pytest.mark.parametrize(
-    "choice", sorted(islice(cover.random_choices(seed=2024), 200), key=cover.world_of), ids=cover.name_of
+    "choice", sorted(islice(pairwise_cover.random_choices(seed=2024), 200), key=pairwise_cover.world_of), ids=pairwise_cover.name_of
 )
 def test_two_hundred_random_layouts_never_change_the_model(choice):
     assert_layout_law(choice)

@@ -6,9 +6,9 @@ import torch
 from megascratch.config.settings import Config
 from megascratch.model.build import shard_table
 from megascratch.training.trainer import Trainer
-from tests.laws.cover import GPT, LLAMA, PARTLY_ROTARY
-from tests.laws.runs import batch_of, config_of, difference, serial, trace, whole
-from tests.pool import mesh_of, on_ranks
+from tests.support.layout_runs import assemble, config_of, difference, serial, synthetic_batch, trace
+from tests.support.pairwise_cover import GPT, LLAMA, PARTLY_ROTARY
+from tests.support.rank_pool import mesh_of, on_ranks
 
 LAYOUTS = {
     "tp4": {"tensor_model_parallel_size": 4},
@@ -35,15 +35,15 @@ def initial_weights(config: Config) -> list:
 @pytest.mark.parametrize("model", [GPT, LLAMA, PARTLY_ROTARY], ids=["gpt", "llama", "sqrelu"])
 def test_initial_weights_are_bit_equal_on_every_layout(layout, model):
     settings = {"fp64": False, "vocab_size": 61, **model}
-    one = whole([initial_weights(config_of(**settings))])
-    many = whole(on_ranks(4, initial_weights, config_of(**settings, **LAYOUTS[layout])))
+    one = assemble([initial_weights(config_of(**settings))])
+    many = assemble(on_ranks(4, initial_weights, config_of(**settings, **LAYOUTS[layout])))
     assert one.keys() == many.keys()
     assert all(torch.equal(tensor, many[name]) for name, tensor in one.items())
 
 
 def test_initial_weights_have_the_spread_that_was_asked_for():
     """std on what reads the residual stream, std / sqrt(2 layers) on what writes to it, 1 on norms, 0 on biases."""
-    weights = whole([initial_weights(config_of(num_layers=4, init_method_std=0.1, hidden_size=128))])
+    weights = assemble([initial_weights(config_of(num_layers=4, init_method_std=0.1, hidden_size=128))])
     for name, tensor in weights.items():
         if name.endswith("bias"):
             assert (tensor == 0).all()
@@ -56,7 +56,7 @@ def test_initial_weights_have_the_spread_that_was_asked_for():
 
 
 def test_another_seed_or_name_gives_other_weights():
-    a, b = (whole([initial_weights(config_of(seed=seed))]) for seed in (1, 2))
+    a, b = (assemble([initial_weights(config_of(seed=seed))]) for seed in (1, 2))
     word, proj = "param.embedding.word.weight", "param.layers.{}.attention.proj.weight"
     assert not torch.equal(a[word], b[word])
     assert not torch.equal(a[proj.format(0)], a[proj.format(1)])
@@ -64,11 +64,11 @@ def test_another_seed_or_name_gives_other_weights():
 
 def test_recomputing_a_micro_batch_draws_the_same_dropout_whatever_came_between():
     config = config_of(**DROPOUT)
-    chunk, batch = build(config).chunks[0], batch_of(config, range(2))
+    chunk, batch = build(config).chunks[0], synthetic_batch(config, range(2))
     first = chunk(None, batch)
     torch.manual_seed(99)
     torch.rand(7)
-    chunk(None, batch_of(config, range(2, 4)))
+    chunk(None, synthetic_batch(config, range(2, 4)))
     assert torch.equal(chunk(None, batch), first)
     chunk.eval()
     assert not torch.equal(chunk(None, batch), first)
@@ -77,10 +77,10 @@ def test_recomputing_a_micro_batch_draws_the_same_dropout_whatever_came_between(
 def test_each_sample_draws_its_own_dropout_and_keeps_it_in_any_company():
     config = config_of(**DROPOUT)
     chunk = build(config).chunks[0]
-    together = chunk(None, batch_of(config, range(3, 6)))
-    alone = sum(chunk(None, batch_of(config, range(i, i + 1))) for i in range(3, 6))
+    together = chunk(None, synthetic_batch(config, range(3, 6)))
+    alone = sum(chunk(None, synthetic_batch(config, range(i, i + 1))) for i in range(3, 6))
     assert together.item() == pytest.approx(alone.item(), rel=1e-12)
-    same_text = batch_of(config, range(3, 4))
+    same_text = synthetic_batch(config, range(3, 4))
     renamed = type(same_text)(**{**vars(same_text), "samples": same_text.samples + 1})
     assert chunk(None, renamed).item() != chunk(None, same_text).item()
 
@@ -91,7 +91,7 @@ def padding_rows(config: Config) -> list[tuple[str, int, float]]:
     mesh, size, found = trainer.mesh, config.training.micro_batch_size, []
     for step in range(3):
         first = 4 * step + mesh.dp.rank * size
-        trainer.train_step([batch_of(config, range(first, first + size))], 1e-2, step + 1)
+        trainer.train_step([synthetic_batch(config, range(first, first + size))], 1e-2, step + 1)
     for chunk in trainer.chunks:
         for name, shard in shard_table(chunk).items():
             parameter = dict(chunk.named_parameters()).get(name)

@@ -8,13 +8,13 @@ import pytest
 
 from megascratch.config.settings import Config
 from megascratch.verification.layouts import name_of
-from megascratch.verification.measure import Trace, one_process
-from tests.laws.breaks import BREAKS, run_broken
-from tests.laws.breaks.alike import ALIKE, in_force, on_broken_ranks
-from tests.laws.breaks.gaps import with_gaps
-from tests.laws.breaks.state import resumed
-from tests.laws.runs import STEPS, assert_same, config_of, gathered, serial, trace, train_on_rank
-from tests.pool import RankFailed, on_ranks
+from megascratch.verification.run_layout import RunRecord, one_process
+from tests.support.breaks import BREAKS, run_broken
+from tests.support.breaks.alike import ALIKE, in_force, on_broken_ranks
+from tests.support.breaks.gaps import with_gaps
+from tests.support.breaks.state import resumed
+from tests.support.layout_runs import STEPS, assert_same, config_of, gather, serial, trace, train_on_rank
+from tests.support.rank_pool import RankFailed, on_ranks
 
 IN_EVERY_RUN = (
     "output of a row-parallel layer not summed",
@@ -51,9 +51,9 @@ def table(request):
 
 
 @cache
-def alone(config: Config, run: Callable) -> Trace:
+def alone(config: Config, run: Callable) -> RunRecord:
     """The one-process run."""
-    return serial(config) if run is train_on_rank else gathered([run(one_process(config), STEPS)])
+    return serial(config) if run is train_on_rank else gather([run(one_process(config), STEPS)])
 
 
 @cache

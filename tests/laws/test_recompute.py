@@ -5,12 +5,12 @@ from typing import Any
 import pytest
 import torch
 
-from megascratch.model.chunk import Unit
+from megascratch.model.chunk import RecomputeUnit
 from megascratch.model.recompute import units
 from megascratch.training.trainer import Trainer
-from tests.laws.cover import LLAMA
-from tests.laws.runs import assert_identical, batch_of, config_of, trace
-from tests.pool import mesh_of
+from tests.support.layout_runs import assert_identical, config_of, synthetic_batch, trace
+from tests.support.pairwise_cover import LLAMA
+from tests.support.rank_pool import mesh_of
 
 SELECTIVE = {"recompute_granularity": "selective"}
 FULL = {"recompute_granularity": "full"}
@@ -55,7 +55,7 @@ def kept_bytes(**settings) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss = chunk(None, batch_of(config, range(2)))
+        loss = chunk(None, synthetic_batch(config, range(2)))
     assert loss.requires_grad
     return sum(kept.values())
 
@@ -71,7 +71,7 @@ def test_the_more_is_recomputed_the_less_is_kept():
 
 def test_evaluation_recomputes_nothing():
     chunk = Trainer(config_of(**FULL), mesh_of()).chunks[0].eval()
-    batch, calls = batch_of(config_of(), range(1)), []
+    batch, calls = synthetic_batch(config_of(), range(1)), []
     chunk.layers["0"].register_forward_pre_hook(lambda *args: calls.append(1))
     chunk(None, batch).backward()
     assert calls == [1]
@@ -92,4 +92,4 @@ def test_evaluation_recomputes_nothing():
     ],
 )
 def test_units_cover_every_layer_once(layers, block, number, expected):
-    assert units(layers, block, number) == [Unit(*unit) for unit in expected]
+    assert units(layers, block, number) == [RecomputeUnit(*unit) for unit in expected]

@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
+from megascratch.pipeline.csv_schedule import write_table
 from megascratch.pipeline.passes import compile_order
 from megascratch.pipeline.schedule import Placement
-from megascratch.pipeline.table import write_table
-from tests.laws.runs import assert_identical, assert_same, config_of, serial, trace
+from tests.support.layout_runs import assert_identical, assert_same, config_of, serial, trace
 
 HALVES, FOLDED = ("zb_h1", "zb_h2"), ("zb_v", "dualpipe_v")
 UNTIED = {"untie_embeddings_and_output_weights": True}

@@ -5,7 +5,7 @@ import torch
 
 from megascratch.config.settings import ModelConfig
 from megascratch.layers import attention as module
-from megascratch.layers.attention import Attention, Cache, Context
+from megascratch.layers.attention import Attention, ForwardContext, KVCache
 from megascratch.layers.rotary import rotary_angles, split_heads
 from megascratch.model.chunk import document_mask
 from megascratch.parallel.mesh import Axis
@@ -53,7 +53,7 @@ def test_attention_is_the_explicit_softmax(groups, documents):
     layer, x = attention(groups), inputs()
     mask = document_mask(documents)
     allowed = causal() if mask is None else mask[:, 0]
-    found = layer(x, Context(SAMPLES, mask=mask))
+    found = layer(x, ForwardContext(SAMPLES, mask=mask))
     assert torch.allclose(found, by_hand(layer, x, allowed, groups))
 
 
@@ -64,7 +64,7 @@ def test_on_a_cpu_short_samples_have_the_outputs_and_gradients_of_the_fused_kern
 
     def run() -> list[torch.Tensor]:
         layer, x = attention(groups), inputs(s).requires_grad_()
-        out = layer(x, Context(SAMPLES))
+        out = layer(x, ForwardContext(SAMPLES))
         weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(5), dtype=out.dtype)
         return [out, *torch.autograd.grad((out * weights).sum(), [x, *layer.parameters()])]
 
@@ -80,32 +80,32 @@ def test_the_plain_steps_of_dropout_are_the_same_attention():
     layer, x = attention(2, dropout=1e-18), inputs()
     for mask in (None, document_mask(DOCUMENTS)):
         allowed = causal() if mask is None else mask[:, 0]
-        assert torch.allclose(layer(x, Context(SAMPLES, mask=mask)), by_hand(layer, x, allowed, 2))
+        assert torch.allclose(layer(x, ForwardContext(SAMPLES, mask=mask)), by_hand(layer, x, allowed, 2))
 
 
 def test_attention_dropout_keeps_the_mean_and_stops_in_evaluation():
     layer, x = attention(dropout=0.3), inputs()
     plain = by_hand(layer, x, causal(), HEADS)
-    many = torch.stack([layer(x, Context(SAMPLES + B * i)) for i in range(1000)])
+    many = torch.stack([layer(x, ForwardContext(SAMPLES + B * i)) for i in range(1000)])
     assert (many[0] - plain).abs().max() > 0.1
     assert (many.mean(0) - plain).abs().max() < 6 * (many.std(0) / 1000**0.5).max()
-    assert torch.allclose(layer.eval()(x, Context(SAMPLES)), plain)
+    assert torch.allclose(layer.eval()(x, ForwardContext(SAMPLES)), plain)
 
 
 def test_a_token_sees_no_later_token():
     layer, x = attention(), inputs()
     later = x.clone()
     later[5:] += 1
-    before, after = layer(x, Context(SAMPLES)), layer(later, Context(SAMPLES))
+    before, after = layer(x, ForwardContext(SAMPLES)), layer(later, ForwardContext(SAMPLES))
     assert torch.equal(before[:5], after[:5]) and not torch.allclose(before[5:], after[5:])
 
 
 def test_with_a_cache_tokens_may_come_one_by_one():
-    layer, x, cache = attention(2), inputs(), Cache()
-    whole = layer(x, Context(SAMPLES))
-    first = layer(x[:4], Context(SAMPLES, cache=cache))
+    layer, x, cache = attention(2), inputs(), KVCache()
+    whole = layer(x, ForwardContext(SAMPLES))
+    first = layer(x[:4], ForwardContext(SAMPLES, cache=cache))
     everything = torch.ones(B, 1, 1, 1, dtype=torch.bool)
-    rest = [layer(x[i : i + 1], Context(SAMPLES, mask=everything.expand(B, 1, 1, i + 1), cache=cache))
+    rest = [layer(x[i : i + 1], ForwardContext(SAMPLES, mask=everything.expand(B, 1, 1, i + 1), cache=cache))
             for i in range(4, S)]  # fmt: skip
     assert torch.allclose(torch.cat([first, *rest]), whole)
 

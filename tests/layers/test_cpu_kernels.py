@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from megascratch.config.settings import ModelConfig
 from megascratch.layers import cpu_kernels
-from megascratch.layers.attention import Attention, Context
+from megascratch.layers.attention import Attention, ForwardContext
 from megascratch.layers.mlp import gelu, swiglu
 from megascratch.layers.norm import NORMS
 from megascratch.layers.rotary import rotary_angles, split_heads
@@ -114,7 +114,7 @@ def all_kernels(threads: int) -> list[torch.Tensor]:
     weights = cpu_kernels.causal_softmax_(scores, 60, 0.3)
     angles = [angle.permute(1, 2, 0, 3) for angle in rotary_angles(torch.arange(67).expand(7, -1), 6, 100.0, x.dtype)]
     heads, turned = draw(7, 67, 72, 8, dtype=torch.float32).transpose(1, 2), torch.zeros(7, 72, 67, 8)
-    cpu_kernels.turn(heads, *angles, turned, False)
+    cpu_kernels.apply_rotary(heads, *angles, turned, False)
     return [
         cpu_kernels.swiglu(x), cpu_kernels.swiglu_backward(x, grad), cpu_kernels.gelu_backward(x, out, True), out,
         *cpu_kernels.rms_norm_backward(x, weight, scale, out), weights.clone(),
@@ -122,7 +122,7 @@ def all_kernels(threads: int) -> list[torch.Tensor]:
     ]  # fmt: skip
 
 
-@pytest.mark.skipif(not cpu_kernels.takes_threads(), reason="torch's threads cannot be shared here")
+@pytest.mark.skipif(not cpu_kernels.supports_threads(), reason="torch's threads cannot be shared here")
 @pytest.mark.parametrize("threads", [2, 3])
 def test_threads_share_the_rows(threads):
     for mine, shared in zip(all_kernels(1), all_kernels(threads), strict=True):
@@ -130,10 +130,10 @@ def test_threads_share_the_rows(threads):
 
 
 def test_where_threads_cannot_be_shared_torch_keeps_them(monkeypatch):
-    monkeypatch.setattr(cpu_kernels, "takes_threads", lambda: False)
-    assert cpu_kernels.takes(torch.ones(2))
+    monkeypatch.setattr(cpu_kernels, "supports_threads", lambda: False)
+    assert cpu_kernels.supports(torch.ones(2))
     torch.set_num_threads(2)
-    assert not cpu_kernels.takes(torch.ones(2))
+    assert not cpu_kernels.supports(torch.ones(2))
     mine = through_all(13, torch.float64)
     monkeypatch.undo()
     for found, expected in zip(through_all(13, torch.float64), mine, strict=True):
@@ -153,7 +153,7 @@ def through_all(s: int, dtype: torch.dtype) -> list[torch.Tensor]:
     for weight in weights:
         torch.nn.init.normal_(weight, std=0.3)
     angles = rotary_angles(torch.arange(s).expand(2, s), 6, 100.0, dtype)
-    y = layer(norm(x), Context(torch.arange(2), rotary=angles))
+    y = layer(norm(x), ForwardContext(torch.arange(2), rotary=angles))
     out = gelu(swiglu(y.transpose(0, 1))).square().cumsum(1)
     return [out, *torch.autograd.grad(out.sum(), [x, *weights])]
 
@@ -162,10 +162,10 @@ def through_all(s: int, dtype: torch.dtype) -> list[torch.Tensor]:
 @pytest.mark.parametrize("s", [1, 13, 128, 150])
 def test_layers_with_and_without_kernels_are_the_same_model(s, dtype, monkeypatch):
     taken = []
-    monkeypatch.setattr(cpu_kernels, "turn", lambda *args, turn=cpu_kernels.turn: taken.append(1) or turn(*args))
+    monkeypatch.setattr(cpu_kernels, "apply_rotary", lambda *args, turn=cpu_kernels.apply_rotary: taken.append(1) or turn(*args))
     mine = through_all(s, dtype)
     assert len(taken) == 3, "the kernels were not asked"
-    monkeypatch.setattr(cpu_kernels, "takes", lambda *_: False)
+    monkeypatch.setattr(cpu_kernels, "supports", lambda *_: False)
     theirs = through_all(s, dtype)
     assert len(taken) == 3, "the kernels were asked"
     precision = torch.finfo(dtype).eps
@@ -175,8 +175,8 @@ def test_layers_with_and_without_kernels_are_the_same_model(s, dtype, monkeypatc
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_short_numbers_are_left_to_torch(dtype):
-    assert not cpu_kernels.takes(torch.ones(2, dtype=dtype))
-    assert not cpu_kernels.takes(torch.ones(2), torch.ones(2, dtype=dtype))
+    assert not cpu_kernels.supports(torch.ones(2, dtype=dtype))
+    assert not cpu_kernels.supports(torch.ones(2), torch.ones(2, dtype=dtype))
     x = torch.linspace(-3, 3, 8).to(dtype)
     assert torch.equal(swiglu(x), F.silu(x[:4]) * x[4:])
 

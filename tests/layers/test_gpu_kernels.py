@@ -79,9 +79,9 @@ def breaks(*args):
 ])  # fmt: skip
 def test_dropout_uses_its_kernel_only_where_it_agrees(drop, used, monkeypatch):
     monkeypatch.setattr(dropout, "dropped", drop)
-    dropout.agrees.cache_clear()
-    assert dropout.agrees(torch.device("cpu")) is used
-    dropout.agrees.cache_clear()
+    dropout.kernel_matches_reference.cache_clear()
+    assert dropout.kernel_matches_reference(torch.device("cpu")) is used
+    dropout.kernel_matches_reference.cache_clear()
 
 
 @pytest.mark.parametrize(("rows", "gradient", "used"), [
@@ -94,7 +94,7 @@ def test_dropout_uses_its_kernel_only_where_it_agrees(drop, used, monkeypatch):
 def test_the_loss_uses_its_kernels_only_where_they_agree(rows, gradient, used, mode, monkeypatch):
     monkeypatch.setattr(loss, "row_statistics", rows)
     monkeypatch.setattr(loss, "to_gradient", gradient)
-    loss.agrees.cache_clear()
+    loss.kernel_matches_reference.cache_clear()
     with mode():
-        assert loss.agrees(torch.device("cpu")) is used
-    loss.agrees.cache_clear()
+        assert loss.kernel_matches_reference(torch.device("cpu")) is used
+    loss.kernel_matches_reference.cache_clear()

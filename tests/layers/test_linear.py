@@ -8,7 +8,7 @@ from torch import nn
 from megascratch.layers.linear import ColumnParallelLinear, RowParallelLinear, linear
 from megascratch.parallel.mesh import Axis
 from megascratch.parallel.shard import Part
-from tests.pool import mesh_of, on_ranks
+from tests.support.rank_pool import mesh_of, on_ranks
 
 ALONE = Axis.alone("tp")
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from megascratch.layers.loss import vocab_parallel_cross_entropy
 from megascratch.parallel.mesh import Axis
-from tests.pool import mesh_of, on_ranks
+from tests.support.rank_pool import mesh_of, on_ranks
 
 
 def logits_and_labels(n: int, v: int) -> tuple[torch.Tensor, torch.Tensor]:

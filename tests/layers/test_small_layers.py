@@ -12,7 +12,7 @@ from megascratch.layers.embedding import PositionEmbedding, VocabParallelEmbeddi
 from megascratch.layers.mlp import MLP, activation
 from megascratch.layers.norm import NORMS
 from megascratch.parallel.mesh import Axis
-from tests.pool import mesh_of, on_ranks
+from tests.support.rank_pool import mesh_of, on_ranks
 
 ALONE = Axis.alone("tp")
 IDS = torch.tensor([[0, 36, 5, 36], [7, 18, 19, 1]])

@@ -4,13 +4,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from megascratch.data.batch import Batch
-from megascratch.layers.attention import Context
+from megascratch.data.samples.batch import Batch
+from megascratch.layers.attention import ForwardContext
 from megascratch.model.build import build_chunks, shard_table
 from megascratch.model.flops import flops_per_token, layer_parameters
 from megascratch.parallel.mesh import Mesh
-from tests.laws.cover import DOCUMENTS, GPT, LLAMA, PARTLY_ROTARY
-from tests.laws.runs import batch_of, config_of
+from tests.support.layout_runs import config_of, synthetic_batch
+from tests.support.pairwise_cover import DOCUMENTS, GPT, LLAMA, PARTLY_ROTARY
 
 MODELS = {"gpt": GPT, "llama": LLAMA, "sqrelu": PARTLY_ROTARY, "untied": {"untie_embeddings_and_output_weights": True}}
 
@@ -43,7 +43,7 @@ def gpt2(w: dict[str, torch.Tensor], batch: Batch, heads: int) -> torch.Tensor:
 
 def test_a_gpt_is_gpt2_as_written_on_a_page():
     config, chunk = model_of(vocab_size=61)
-    batch = batch_of(config, range(3))
+    batch = synthetic_batch(config, range(3))
     weights = {name: p.detach().clone().requires_grad_() for name, p in chunk.named_parameters()}
     ours, theirs = chunk(None, batch), gpt2(weights, batch, config.model.num_attention_heads)
     ours.backward()
@@ -57,7 +57,7 @@ def test_a_gpt_is_gpt2_as_written_on_a_page():
 def test_documents_in_one_sample_are_as_if_each_came_alone(model):
     """With positions, attention and loss that stop at boundaries."""
     config, chunk = model_of(**MODELS[model], **DOCUMENTS)
-    packed = batch_of(config, range(6))
+    packed = synthetic_batch(config, range(6))
     total = 0.0
     for row in range(6):
         for document in packed.documents[row].unique():
@@ -93,8 +93,8 @@ def test_one_layer_without_positions_does_not_know_the_order_of_what_came_before
     """The first layer's causal mask orders what the second one sees, so one layer it is."""
     config = config_of(num_layers=1, position_embedding_type="none")
     (chunk,) = build_chunks(config.model, config.parallel, Mesh.alone(), torch.float64, 7)
-    ids = batch_of(config, range(1)).ids
+    ids = synthetic_batch(config, range(1)).ids
     swapped = torch.cat((ids[:, 1:2], ids[:, :1], ids[:, 2:]), 1)
-    context, places = Context(torch.zeros(1, dtype=torch.int64)), torch.arange(16)[None]
+    context, places = ForwardContext(torch.zeros(1, dtype=torch.int64)), torch.arange(16)[None]
     last = [chunk.hidden(None, tokens, places, context)[-1] for tokens in (ids, swapped)]
     assert ids[0, 0] != ids[0, 1] and torch.allclose(*last)

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from megascratch.config.errors import UserError
 from megascratch.parallel import endpoint
 from megascratch.parallel.endpoint import Endpoint
-from megascratch.parallel.meeting import meet
+from megascratch.parallel.rendezvous import join
 
 RIGHT = {
     "node-0:29500": ("node-0", 29500),
@@ -80,7 +80,7 @@ def test_another_program_on_the_port_is_refused(monkeypatch, answer):
         monkeypatch.setenv("MASTER_ADDR", "localhost")
         monkeypatch.setenv("MASTER_PORT", str(port))
         with pytest.raises(UserError, match=f"localhost:{port}: another program listens"):
-            meet(timedelta(seconds=60))
+            join(timedelta(seconds=60))
 
 
 @pytest.mark.parametrize("libuv", [True, False])
@@ -125,7 +125,7 @@ def test_a_name_without_an_address_is_refused(monkeypatch, resolver, reason, ran
     for name, value in {"WORLD_SIZE": "2", "RANK": rank, "MASTER_ADDR": "node-7", "MASTER_PORT": "29500"}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match="the name node-7 has no address"):
-        meet(timedelta(seconds=60))
+        join(timedelta(seconds=60))
 
 
 def test_ranks_without_a_place_to_meet_are_told_so(monkeypatch):
@@ -133,4 +133,4 @@ def test_ranks_without_a_place_to_meet_are_told_so(monkeypatch):
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     monkeypatch.setenv("MASTER_PORT", "29500")
     with pytest.raises(UserError, match="WORLD_SIZE is 2, but MASTER_ADDR is not set: start with --nproc-per-node"):
-        meet(timedelta(seconds=60))
+        join(timedelta(seconds=60))

@@ -15,7 +15,7 @@ from megascratch.parallel.collectives import (
 )
 from megascratch.parallel.grid import Grid
 from megascratch.parallel.mesh import Axis, Mesh
-from tests.pool import mesh_of, on_ranks
+from tests.support.rank_pool import mesh_of, on_ranks
 
 LONG = 6 * 2**18  # elements of 8 bytes
 

@@ -4,9 +4,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megascratch.pipeline.passes import ScheduleError, add_transfers, check, compile_order, draw, placement_of, walk
+from megascratch.pipeline.passes import (
+    ScheduleError,
+    add_transfers,
+    check,
+    compile_order,
+    draw,
+    placement_of,
+    topological_order,
+)
 from megascratch.pipeline.schedule import SCHEDULES, Action, Placement, Schedule, one_f_one_b, zb_h1
-from tests.pipeline.orders import parse
+from tests.support.schedules import parse
 
 
 def test_transfers_of_one_f_one_b_are_this_picture():
@@ -66,7 +74,7 @@ def test_every_schedule_is_complete_and_ends_for_all_numbers(schedule, numbers):
     orders = compile_order(schedule, ranks, microbatches, chunks, ranks + extra if extra else None)
     placement = placement_of(schedule, ranks, chunks)
     check(orders, placement)
-    assert sum(1 for _ in walk(orders, placement)) == sum(map(len, orders))
+    assert sum(1 for _ in topological_order(orders, placement)) == sum(map(len, orders))
     computed = [a for order in orders for a in order if a.op in ("F", "B", "I")]
     assert len(computed) == ranks * chunks * microbatches * (1 if schedule == "forward_only" else 2)
 

@@ -18,8 +18,8 @@ from megascratch.pipeline.passes import Orders, add_transfers, check, compile_or
 from megascratch.pipeline.runtime import TensorSpec, connect, evaluate, run
 from megascratch.pipeline.schedule import Placement, zb_h1
 from megascratch.pipeline.stage import Stage
-from tests.pipeline.orders import parse
-from tests.pool import RankFailed, mesh_of, on_ranks
+from tests.support.rank_pool import RankFailed, mesh_of, on_ranks
+from tests.support.schedules import parse
 
 ROWS, WIDTH, LAYERS = 3, 4, 7
 SPEC = TensorSpec((ROWS, WIDTH), torch.float64, torch.device("cpu"))

@@ -9,15 +9,15 @@ from torch import Tensor, nn
 
 from megascratch.parallel.collectives import all_gather_objects
 from megascratch.pipeline import recorder as recorders
-from megascratch.pipeline.passes import compile_order, done_as, need, placement_of
-from megascratch.pipeline.play import Span, play
-from megascratch.pipeline.recorder import Notes, Recorder, clock_lead
+from megascratch.pipeline.passes import compile_order, completion_key, dependency_of, placement_of
+from megascratch.pipeline.recorder import RankTiming, Recorder, clock_offset
 from megascratch.pipeline.runtime import TensorSpec, run
 from megascratch.pipeline.schedule import COMPUTE, Action
+from megascratch.pipeline.simulate import TimedAction, simulate
 from megascratch.pipeline.stage import Stage
-from megascratch.pipeline.times import Times, cost_of, format_times, read_times
+from megascratch.pipeline.stage_times import StageTimes, cost_of, format_times, read_times
 from megascratch.pipeline.trace import Trace
-from tests.pool import mesh_of, on_ranks
+from tests.support.rank_pool import mesh_of, on_ranks
 
 SCHEDULES = {"gpipe": 1, "1f1b": 1, "interleaved": 2, "zb_h1": 1, "zb_h2": 1, "zb_v": 2, "dualpipe_v": 2}
 SPEC = TensorSpec((2,), torch.float32, torch.device("cpu"))
@@ -54,17 +54,17 @@ def traced(schedule: str, ranks: int, microbatches: int, chunks: int) -> Trace:
 def test_all_actions_run_in_the_compiled_order_and_after_what_they_need(schedule, ranks):
     trace = on_ranks(ranks, traced, schedule, ranks, 5, SCHEDULES[schedule])[0]
     assert trace.disorder is None
-    at = {done_as(rank, span.action): span for rank, spans in enumerate(trace.happened.spans) for span in spans}
+    at = {completion_key(rank, span.action): span for rank, spans in enumerate(trace.happened.spans) for span in spans}
     for rank, spans in enumerate(trace.happened.spans):
         compute = [span for span in spans if span.action.op in COMPUTE]
         assert all(before.end <= after.start for before, after in pairwise(compute))
         for span in compute:
-            needed = need(rank, span.action, trace.placement)
+            needed = dependency_of(rank, span.action, trace.placement)
             assert span.start <= span.end
             assert needed is None or at[needed].start <= at[needed].end <= span.start
         for span in spans:
             if span.action.op in ("RF", "RB"):
-                use = done_as(rank, span.action._replace(op="F" if span.action.op == "RF" else "B"))
+                use = completion_key(rank, span.action._replace(op="F" if span.action.op == "RF" else "B"))
                 assert span.start <= span.end <= at[use].start
 
 
@@ -74,9 +74,9 @@ def test_a_step_that_went_as_simulated_is_played_back_as_it_went(schedule):
     placement = placement_of(schedule, 3, SCHEDULES[schedule])
     orders = compile_order(schedule, 3, 7, SCHEDULES[schedule])
     split = any(action.op == "I" for order in orders for action in order)
-    times = [Times(1 + 0.1 * v, 2 + 0.2 * v, 1.5 * split, 0.25) for v in range(placement.stages)]
-    simulated = play(orders, cost_of(times, placement), placement)
-    late = [Notes([Span(s.action, s.start + 9, s.end + 9) for s in spans], {}) for spans in simulated.spans]
+    times = [StageTimes(1 + 0.1 * v, 2 + 0.2 * v, 1.5 * split, 0.25) for v in range(placement.stages)]
+    simulated = simulate(orders, cost_of(times, placement), placement)
+    late = [RankTiming([TimedAction(s.action, s.start + 9, s.end + 9) for s in spans], {}) for spans in simulated.spans]
     trace = Trace.of(orders, placement, late)
     assert trace.disorder is None
     for timeline in (trace.happened, trace.played, trace.typical):
@@ -87,19 +87,19 @@ def test_a_step_that_went_as_simulated_is_played_back_as_it_went(schedule):
 
 def test_a_message_takes_what_those_took_that_a_rank_stood_still_for():
     """Three forwards: the second message lay there for 5 units, until it was looked at."""
-    first = [Span(Action(op, m), 2.0 * m + (op == "SF"), 2.0 * m + 1) for m in range(3) for op in ("F", "SF")]
+    first = [TimedAction(Action(op, m), 2.0 * m + (op == "SF"), 2.0 * m + 1) for m in range(3) for op in ("F", "SF")]
     ends = {0: 1.5, 1: 8.0, 2: 9.0}
-    second = [Span(Action("RF", m), 0.0, ends[m]) for m in range(3)]
-    second += [Span(Action("F", m), ends[m], ends[m] + 1) for m in range(3)]
+    second = [TimedAction(Action("RF", m), 0.0, ends[m]) for m in range(3)]
+    second += [TimedAction(Action("F", m), ends[m], ends[m] + 1) for m in range(3)]
     orders = [[span.action for span in spans] for spans in (first, second)]
     waits = {Action("RF", 0): 1.5, Action("RF", 1): 0.0, Action("RF", 2): 0.0}
-    trace = Trace.of(orders, placement_of("1f1b", 2), [Notes(first, {}), Notes(second, waits)])
+    trace = Trace.of(orders, placement_of("1f1b", 2), [RankTiming(first, {}), RankTiming(second, waits)])
     assert list(trace._transfers().values()) == [0.5]
     assert [span.end for span in trace.played.spans[1] if span.action.op == "F"] == [2.5, 3.5, 4.5]
 
 
 def test_times_are_read_as_they_are_written(tmp_path):
-    times = [Times(0.1, 1 / 3, 0.0, 2e-6), Times(4.0, 5.0, 6.0, 7.0)]
+    times = [StageTimes(0.1, 1 / 3, 0.0, 2e-6), StageTimes(4.0, 5.0, 6.0, 7.0)]
     (tmp_path / "times.csv").write_text(format_times(times))
     found = read_times(str(tmp_path / "times.csv"))
     assert all(a == pytest.approx(b) for a, b in zip(found, times, strict=True))
@@ -112,8 +112,8 @@ def test_times_are_read_as_they_are_written(tmp_path):
 ])
 def test_the_first_action_out_of_order_is_named(change, told):
     orders = compile_order("1f1b", 2, 2)
-    spans = play(orders, lambda rank, action: 1.0).spans
-    trace = Trace.of(orders, placement_of("1f1b", 2), [Notes(spans[0], {}), Notes(change(spans[1]), {})])
+    spans = simulate(orders, lambda rank, action: 1.0).spans
+    trace = Trace.of(orders, placement_of("1f1b", 2), [RankTiming(spans[0], {}), RankTiming(change(spans[1]), {})])
     assert trace.disorder == told
 
 
@@ -121,7 +121,7 @@ def _lead_of_a_clock_that_is_ahead() -> float:
     mesh = mesh_of(pp=3)
     recorders.perf_counter = lambda: time.perf_counter() + 1000.0 * mesh.pp.rank
     try:
-        return clock_lead(mesh.pp, mesh.device)
+        return clock_offset(mesh.pp, mesh.device)
     finally:
         recorders.perf_counter = time.perf_counter
 

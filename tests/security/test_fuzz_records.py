@@ -6,8 +6,8 @@ import shutil
 import pytest
 
 from megascratch.config.errors import UserError
-from tests.security.editable import EDITABLE, Editable
-from tests.security.mutations import changed_records, damaged, to_json
+from tests.support.editable_files import EDITABLE, Editable
+from tests.support.file_mutations import changed_records, damaged, to_json
 
 MOST_LENGTH = 2000
 

@@ -9,7 +9,7 @@ from megascratch.config.errors import UserError
 from megascratch.config.laws import broken_laws
 from megascratch.config.load import format_config, load_config, read_config
 from megascratch.config.settings import Config
-from tests.security.mutations import damaged, random_yaml
+from tests.support.file_mutations import damaged, random_yaml
 
 GOOD = ["--mock-data", "--vocab-size", "61", "--train-iters", "3"]
 MOST_LENGTH = 2000

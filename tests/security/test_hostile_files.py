@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.security.hostile import HARMLESS, HOSTILE, SECRET
+from tests.support.hostile_files import HARMLESS, HOSTILE, SECRET
 
 ROOT = Path(__file__).resolve().parents[2]
 MOST_GROWN = 64 << 20  # bytes of memory for a file of at most 3 MiB
@@ -20,7 +20,7 @@ MOST_GROWN = 64 << 20  # bytes of memory for a file of at most 3 MiB
 def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hostile")
     (folder / "secret.txt").write_text(SECRET)
-    command = [sys.executable, "-m", "tests.security.reading", str(folder)]
+    command = [sys.executable, "-m", "tests.support.read_hostile_files", str(folder)]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -4,7 +4,7 @@ import subprocess
 
 import psutil
 
-from tests.training.test_pretrain import ENVIRONMENT, ROOT, command, mock
+from tests.support.pretrain_runs import ENVIRONMENT, ROOT, command, mock
 
 
 def listening(process: psutil.Process) -> set[str]:

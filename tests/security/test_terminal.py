@@ -8,11 +8,11 @@ import torch
 from megascratch import checkpoint
 from megascratch.commands import main
 from megascratch.config.printable import printable, printable_lines, shown
-from megascratch.parallel.held import Held
 from megascratch.parallel.mesh import Axis
 from megascratch.parallel.shard import Box
+from megascratch.parallel.sharded_tensor import ShardedTensor
 from megascratch.training.report import Report
-from tests.data.corpora import write
+from tests.support.corpora import write
 
 EVIL = "\x1b[31mx\x9b2J\r\u202ey\x7f"
 ESCAPED = "\\x1b[31mx\\x9b2J\\r\\u202ey\\x7f"
@@ -38,7 +38,7 @@ def test_lines_of_our_own_stay_lines_and_long_names_are_cut():
 
 
 def save(folder, names: list[str], step: int = 1) -> str:
-    held = [Held(name, (4,), Box((0,), (4,)), torch.full((4,), float(step)), 0) for name in names]
+    held = [ShardedTensor(name, (4,), Box((0,), (4,)), torch.full((4,), float(step)), 0) for name in names]
     state = {"train_state": {"step": step}, EVIL: [step, EVIL]}
     return str(checkpoint.save(folder, step, held, state, Axis.alone("world")))
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from megascratch.commands import main
-from megascratch.faults import POINTS, VARIABLE
-from tests.supervision.test_launch import SMALL, weights
+from megascratch.runtime.faults import POINTS, VARIABLE
+from tests.support.supervised_runs import SMALL, weights
 
 STEPS = 320
 LONG = {"--train-iters": str(STEPS), "--log-interval": "60", "--save-interval": "2", "--global-batch-size": "8",

@@ -1,7 +1,6 @@
 """Ranks that die, hang or stand still are named, ended and started again, and the weights are those of a run that
 nothing disturbed; a run that ends says by its code what to do next.
 """
-
 import json
 import os
 import signal
@@ -15,29 +14,17 @@ from pathlib import Path
 import pytest
 
 from megascratch.commands import main
-from megascratch.config import endings
-from megascratch.faults import VARIABLE
-from megascratch.parallel.whereabouts import STORE, at_step, doing, ended, judge, waiting
+from megascratch.config import exit_codes
+from megascratch.runtime.faults import VARIABLE
+from megascratch.runtime.heartbeat import STORE, at_step, doing, ended, set_watched, waiting
 from megascratch.supervision import launch as launch_module
-from megascratch.supervision.launch import GRACE, Plan, launch
-from megascratch.supervision.watch import state_of
-
-SMALL = [
-    *("--num-layers", "2", "--hidden-size", "32", "--num-attention-heads", "4", "--vocab-size", "61"),
-    *("--make-vocab-size-divisible-by", "8", "--seq-length", "16", "--global-batch-size", "4", "--lr", "0.01"),
-    *("--train-iters", "8", "--save-interval", "2", "--eval-interval", "0", "--log-interval", "1", "--device", "cpu"),
-    "--mock-data",
-]
-DP2 = ["--data-parallel-size", "2", "--use-distributed-optimizer", "--nproc-per-node", "2"]
+from megascratch.supervision.launch import GRACE, LaunchConfig, launch
+from megascratch.supervision.observe import state_of
+from tests.support.supervised_runs import DP2, SMALL, weights
 
 
 def train(folder: Path, *words: str) -> int:
     return main(["pretrain", *SMALL, "--output-dir", str(folder), *words])
-
-
-def weights(folder: Path, step: int = 8) -> dict[str, bytes]:
-    files = (folder / "checkpoints" / f"step_{step:08}").glob("*.safetensors")
-    return {file.name: file.read_bytes() for file in files}
 
 
 FAULTS = {
@@ -75,7 +62,7 @@ def test_a_run_that_fails_in_every_way_ends_with_the_weights_of_the_undisturbed_
 
 def test_without_restarts_a_failure_is_code_1_and_bad_input_is_never_tried_again(tmp_path, monkeypatch):
     monkeypatch.setenv(VARIABLE, "step.begin:0:1:kill:*")
-    assert train(tmp_path, *DP2) == endings.FAILED
+    assert train(tmp_path, *DP2) == exit_codes.FAILED
     (tmp_path / "blocked").write_text("a file where the checkpoints should be")
     monkeypatch.delenv(VARIABLE)
     assert train(tmp_path / "other", *DP2, "--max-restarts", "3", "--load", str(tmp_path / "blocked")) == 2
@@ -84,7 +71,7 @@ def test_without_restarts_a_failure_is_code_1_and_bad_input_is_never_tried_again
 
 def test_a_rank_that_hangs_before_all_have_met_is_a_failure_and_named(tmp_path, monkeypatch):
     monkeypatch.setenv(VARIABLE, "run.meet:1:1:hang")
-    assert train(tmp_path, *DP2, "--distributed-timeout-minutes", "0.08") == endings.FAILED
+    assert train(tmp_path, *DP2, "--distributed-timeout-minutes", "0.08") == exit_codes.FAILED
     assert (tmp_path / "faults" / "attempt_0.txt").read_text().startswith("rank 1 hangs in its own code")
 
 
@@ -92,7 +79,7 @@ def test_a_run_goes_on_with_fewer_ranks_and_the_same_batch(tmp_path, capfd):
     batch = SMALL.index("--global-batch-size")
     free = SMALL[:batch] + SMALL[batch + 2 :]
     run = partial(main, ["pretrain", *free, "--output-dir", str(tmp_path), "--auto-resume"])
-    assert train(tmp_path, *DP2, "--exit-interval", "4") == endings.EXIT_INTERVAL
+    assert train(tmp_path, *DP2, "--exit-interval", "4") == exit_codes.EXIT_INTERVAL
     assert run() == 0
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row["consumed_samples"] for row in rows if "loss" in row] == [4 * step for step in range(1, 9)]
@@ -126,8 +113,8 @@ def refuse(slow: int, step: int, folder: str) -> int:
     at_step(step)
     if os.environ["RANK"] == str(slow):
         time.sleep(600)
-    ended(endings.BAD_INPUT, "DiskError: no room")
-    return endings.BAD_INPUT
+    ended(exit_codes.BAD_INPUT, "DiskError: no room")
+    return exit_codes.BAD_INPUT
 
 
 def deaf(folder: str) -> int:
@@ -144,10 +131,10 @@ def wait_for_the_other(action: str, folder: str) -> int:
     if os.environ["RANK"] == "0":
         while not still.exists() or (action == "stop" and state_of(int(still.read_text())) != "T"):
             time.sleep(0.02)
-        judge(), at_step(7)
+        set_watched(), at_step(7)
         with waiting("all_reduce over dp", 3, (0, 1)):
             time.sleep(600)
-    judge(), at_step(7), doing("F3")
+    set_watched(), at_step(7), doing("F3")
     (Path(folder) / "making").write_text(str(os.getpid()))
     (Path(folder) / "making").rename(still)
     if action == "stop":
@@ -167,15 +154,15 @@ def diverge(steps: list[int], words: list[str], folder: str) -> int:
     """All ranks end alike; step and words by attempt."""
     attempt = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
     at_step(steps[attempt])
-    ended(endings.FAILED, words[attempt])
+    ended(exit_codes.FAILED, words[attempt])
     Path(folder, f"{attempt}.{os.environ['RANK']}").touch()
     while len(list(Path(folder).glob(f"{attempt}.*"))) < 2:
         time.sleep(0.02)  # until both have spoken: the end of the first one is the end of both
-    return endings.FAILED
+    return exit_codes.FAILED
 
 
-def plan(target, tmp_path: Path, max_restarts: int = 0, limit: float = 60.0) -> Plan:
-    return Plan(target, ranks=2, max_restarts=max_restarts, limit=limit, reports=tmp_path / "faults")
+def plan(target, tmp_path: Path, max_restarts: int = 0, limit: float = 60.0) -> LaunchConfig:
+    return LaunchConfig(target, ranks=2, max_restarts=max_restarts, limit=limit, reports=tmp_path / "faults")
 
 
 @pytest.mark.parametrize(
@@ -185,7 +172,7 @@ def plan(target, tmp_path: Path, max_restarts: int = 0, limit: float = 60.0) -> 
 )
 def test_an_end_that_comes_back_is_not_tried_a_third_time(tmp_path, capfd, steps, words, attempts):
     target = partial(diverge, steps, words, str(tmp_path))
-    assert launch(plan(target, tmp_path, max_restarts=3)) == endings.FAILED
+    assert launch(plan(target, tmp_path, max_restarts=3)) == exit_codes.FAILED
     assert len(list(tmp_path.glob("*.0"))) == attempts
     assert ("ended twice with the same words" in capfd.readouterr().err) == (attempts < 4)
 
@@ -194,7 +181,7 @@ def test_an_end_that_comes_back_is_not_tried_a_third_time(tmp_path, capfd, steps
     ("action", "told"), [("stop", "is stopped (SIGSTOP)"), ("hang", "hangs in its own code, in no communication")]
 )
 def test_a_rank_that_keeps_others_waiting_is_named_with_its_action_and_all_are_ended(tmp_path, action, told):
-    assert launch(plan(partial(wait_for_the_other, action, str(tmp_path)), tmp_path, limit=1.0)) == endings.FAILED
+    assert launch(plan(partial(wait_for_the_other, action, str(tmp_path)), tmp_path, limit=1.0)) == exit_codes.FAILED
     report = (tmp_path / "faults" / "attempt_0.txt").read_text()
     assert report.startswith(f"rank 1 {told}, at step 7, in F3 (no progress for 1 s)")
     assert "   rank 0: at step 7, waits for all_reduce over dp number 3 (ranks 0 1), since " in report
@@ -213,7 +200,7 @@ def test_the_ranks_codes_decide_the_run_s_code_and_whether_it_starts_again(tmp_p
 @pytest.mark.parametrize("step", [0, 9])
 @pytest.mark.parametrize("slow", [0, 1])
 def test_what_a_rank_refuses_is_code_2_and_not_tried_again_however_slow_the_others_are(tmp_path, step, slow):
-    assert launch(plan(partial(refuse, slow, step, str(tmp_path)), tmp_path, max_restarts=2)) == endings.BAD_INPUT
+    assert launch(plan(partial(refuse, slow, step, str(tmp_path)), tmp_path, max_restarts=2)) == exit_codes.BAD_INPUT
     assert [path.name for path in tmp_path.glob("attempt *")] == ["attempt 0"]
     assert not (tmp_path / "faults").exists()
 

@@ -13,10 +13,10 @@ import psutil
 import pytest
 
 from benchmarks.bench_orphans import PATIENCE, measure
-from megascratch.config import endings
+from megascratch.config import exit_codes
 from megascratch.config.errors import UserError
 from megascratch.parallel.processes import identity, is_gone
-from megascratch.parallel.whereabouts import FOLDER
+from megascratch.runtime.heartbeat import FOLDER
 from megascratch.supervision import folders
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -56,7 +56,7 @@ def begun() -> Iterator[list[subprocess.Popen]]:
 
 
 def pretend(*words: str, **environment: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "tests.supervision.pretenders", *words]
+    command = [sys.executable, "-m", "tests.support.pretenders", *words]
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, cwd=ROOT, env={**os.environ, **environment}, **streams)
 
@@ -94,7 +94,7 @@ def test_a_killed_fork_server_is_said_and_its_ranks_start_again(tmp_path, begun,
             (tmp_path / str(rank)).unlink()
         ranks[0].parent().kill()
         until(lambda: not any(map(lives, ranks)))  # noqa: B023 - called at once
-    assert launcher.wait(60) == endings.FAILED
+    assert launcher.wait(60) == exit_codes.FAILED
     said = launcher.stderr.read()
     assert said.count("the fork server was killed, and all ranks ended with it") == restarts + 1
     assert said.count("starting again") == restarts

@@ -7,29 +7,29 @@ import time
 
 import pytest
 
-from megascratch.parallel.whereabouts import ENDED, FOLDER, JUDGED, WAITS, Whereabouts, read
-from megascratch.supervision import nodes
-from megascratch.supervision.nodes import _judge
+from megascratch.runtime.heartbeat import ENDED, FOLDER, JUDGED, WAITS, Heartbeat, read
+from megascratch.supervision import multi_node
+from megascratch.supervision.multi_node import _judge
+from megascratch.supervision.observe import kill, observe, state_of
 from megascratch.supervision.report import (
     LOST,
-    Seen,
+    RankStatus,
+    any_hung,
     cause_is_known,
-    culprits,
-    hangs,
     headline,
     may_still_speak,
     refused,
+    root_causes,
     table,
 )
-from megascratch.supervision.watch import end, look, state_of
 
 ECHO = "all_reduce over tp failed on rank 0 of 2: another rank has ended; its own message tells why"
 LATE = "all_reduce over dp failed on rank 1 of 2: Timed out waiting 4998ms for recv operation to complete"
 
 
 def rank(number, code=None, state="S", still=0.0, flags=JUDGED, action="F3", awaited="", error="", step=7):
-    where = Whereabouts(number, 1000 + number, flags, 0.0, step, code or 0, action, awaited, "", error)
-    return Seen(number, code, state, still, where)
+    where = Heartbeat(number, 1000 + number, flags, 0.0, step, code or 0, action, awaited, "", error)
+    return RankStatus(number, code, state, still, where)
 
 
 WAITING = rank(0, flags=JUDGED | WAITS, still=5.1, awaited="all_reduce over tp number 17 (ranks 0 1)")
@@ -52,7 +52,7 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_the_report_blames_what_began_it(case):
     seen, blamed, words = CASES[case]
-    assert [number for number, _ in culprits(seen)] == blamed
+    assert [number for number, _ in root_causes(seen)] == blamed
     assert words in headline(seen) and "at step 7, in F3" in headline(seen)
     assert [line.startswith("->") for line in table(seen)] == [one.rank in blamed for one in seen]
 
@@ -98,9 +98,9 @@ def test_the_report_waits_for_the_rank_that_began_it(case):
 
 
 def test_a_rank_hangs_only_where_others_wait_for_it_and_it_lives():
-    assert hangs([rank(0, still=5.1)], 5.0) and not hangs([rank(0, still=4.9)], 5.0)
-    assert not hangs([rank(0, still=9.0, flags=0)], 5.0), "before it meets the others it may take its time"
-    assert not hangs([rank(0, still=9.0, flags=JUDGED | ENDED)], 5.0) and not hangs([rank(0, 0, still=9.0)], 5.0)
+    assert any_hung([rank(0, still=5.1)], 5.0) and not any_hung([rank(0, still=4.9)], 5.0)
+    assert not any_hung([rank(0, still=9.0, flags=0)], 5.0), "before it meets the others it may take its time"
+    assert not any_hung([rank(0, still=9.0, flags=JUDGED | ENDED)], 5.0) and not any_hung([rank(0, 0, still=9.0)], 5.0)
 
 
 @pytest.mark.parametrize(("agent", "ranks", "code"), [
@@ -116,8 +116,8 @@ def test_ranks_that_have_saved_know_the_exit_code_better_than_torchrun(agent, ra
 
 NOTES = """
 import sys, threading, time
-from megascratch.parallel import whereabouts as here
-here.judge(), here.at_step(7), here.doing("F3 (micro-batch 3, chunk 0)")
+from megascratch.runtime import heartbeat as here
+here.set_watched(), here.at_step(7), here.doing("F3 (micro-batch 3, chunk 0)")
 with here.waiting("all_reduce over tp", here.numbered("tp"), (0, 2)):
     with here.waiting("transfer", ranks=()): pass
 assert here.numbered("tp") == 2 and here.numbered("dp") == 1
@@ -143,13 +143,13 @@ def test_a_rank_that_does_nothing_more_can_be_read_from_outside(tmp_path):
         process.send_signal(19)
         while state_of(process.pid) != "T":
             time.sleep(0.01)
-        (seen,) = look(tmp_path, {3: None})
+        (seen,) = observe(tmp_path, {3: None})
         assert seen.stopped
     finally:
-        end([process.pid])
+        kill([process.pid])
         process.wait()
         process.stdout.close()
-    (seen,) = look(tmp_path, {3: -9})
+    (seen,) = observe(tmp_path, {3: -9})
     assert seen.code == -9 and seen.state == ""
 
 
@@ -160,8 +160,8 @@ def test_a_rank_that_does_nothing_more_can_be_read_from_outside(tmp_path):
 ])  # fmt: skip
 def test_a_node_that_is_alone_says_so_every_ten_seconds(monkeypatch, capsys, nnodes, told):
     clock = [1000.0]
-    monkeypatch.setattr(nodes.time, "monotonic", lambda: clock[0])
-    waiting = nodes._Waiting(nodes.Nodes(nnodes, 1, 0, "a:29500", "run", None, None, []))
+    monkeypatch.setattr(multi_node.time, "monotonic", lambda: clock[0])
+    waiting = multi_node._Waiting(multi_node.Nodes(nnodes, 1, 0, "a:29500", "run", None, None, []))
     for seconds in (9, 1, 5, 5):
         clock[0] += seconds
         waiting.look(meets=True)
@@ -176,7 +176,7 @@ def test_a_node_that_is_alone_says_so_every_ten_seconds(monkeypatch, capsys, nno
     (None, None), ("a=1", None), ("is_host=0", False), ("a=1,is_host=1", True), (" is_host = True ", True),
 ])  # fmt: skip
 def test_who_opens_the_store_is_what_the_settings_say(settings, hosts):
-    assert nodes._hosts(settings) is hosts
+    assert multi_node._hosts(settings) is hosts
 
 
 @pytest.mark.parametrize(("seen", "waits"), [

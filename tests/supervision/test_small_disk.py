@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from megascratch.checkpoint.folders import problem_of, step_number, steps
-from megascratch.checkpoint.stream import Stream
-from tests.data import corpora
+from megascratch.checkpoint.backend.direct_writer import DirectWriter
+from megascratch.checkpoint.steps import list_steps, problem_of, step_number
+from tests.support import corpora
 
 pytestmark = pytest.mark.deep
 SIZE = 24 << 20
@@ -72,7 +72,7 @@ def until(condition, seconds: float = 60.0) -> None:
 
 def sound(folder: Path) -> list[int]:
     """The steps, newest first, while none is written or deleted; there is no other than can be loaded."""
-    found = steps(folder)
+    found = list_steps(folder)
     assert not any(map(problem_of, found))
     return [step_number(step) for step in found]
 
@@ -99,13 +99,13 @@ class Run:
 
 def test_training_warns_goes_on_and_saves_again_when_there_is_room(disk, tmp_path):
     run = Run(disk, tmp_path / "run")
-    until(lambda: len(steps(run.saved)) >= 2)
+    until(lambda: len(list_steps(run.saved)) >= 2)
     filler = fill(disk)
     until(lambda: run.said().count("; training goes on") >= 2)
     kept = sound(run.saved)
     assert kept
     filler.unlink()
-    until(lambda: step_number(steps(run.saved)[0]) > kept[0] + 20)
+    until(lambda: step_number(list_steps(run.saved)[0]) > kept[0] + 20)
     (run.folder / "stop").touch()
     assert run.process.wait(60) == 82
     assert "free space: make room" in run.said() or "No space left on device" in run.said()
@@ -116,7 +116,7 @@ def test_training_warns_goes_on_and_saves_again_when_there_is_room(disk, tmp_pat
 
 def test_its_report_lies_on_the_full_disk_and_has_every_row_in_the_end(disk, tmp_path):
     run = Run(disk, disk / "run")
-    until(lambda: len(steps(run.saved)) >= 2)
+    until(lambda: len(list_steps(run.saved)) >= 2)
     filler = fill(disk)
     until(lambda: "warning: the report of the run cannot be written: " in run.said())
     until(lambda: run.said().count("; training goes on") >= 3)
@@ -134,7 +134,7 @@ def test_its_report_lies_on_the_full_disk_and_has_every_row_in_the_end(disk, tmp
 
 def test_with_exit_on_save_error_it_stops_and_the_last_checkpoint_is_sound(disk, tmp_path):
     run = Run(disk, tmp_path / "run", "--exit-on-save-error")
-    until(lambda: len(steps(run.saved)) >= 2)
+    until(lambda: len(list_steps(run.saved)) >= 2)
     fill(disk)
     assert run.process.wait(60) == 2
     assert "space" in run.said() and "Traceback" not in run.said()
@@ -150,7 +150,7 @@ def test_a_disk_without_room_for_one_checkpoint_is_refused_before_training(disk,
 
 
 def test_a_stream_that_meets_the_end_of_the_disk_says_so(disk):
-    with pytest.raises(OSError, match="No space left"), Stream(disk / "file") as stream:
+    with pytest.raises(OSError, match="No space left"), DirectWriter(disk / "file") as stream:
         for _ in range(32):
             stream.put(memoryview(bytes(1 << 20)))
         stream.finish()

@@ -11,18 +11,18 @@ import tiktoken
 import tokenizers as library
 
 from megascratch import tokenizer as tokenizers
-from megascratch.data.conversations import Message, Template, encode_conversation
-from megascratch.data.encode import Encoder, Job
-from megascratch.data.records import Batch, Reading
+from megascratch.data.preprocess.conversations import Message, Template, encode_conversation
+from megascratch.data.preprocess.documents import DocumentBatch, ReadOptions
+from megascratch.data.preprocess.encode import Encoder, Job
 from megascratch.tokenizer import sentence_piece
-from megascratch.tokenizer.hostile import probe, random_texts
+from megascratch.tokenizer.adversarial_texts import probe, random_texts
 from megascratch.tokenizer.hugging_face import HuggingFaceTokenizer
 from megascratch.tokenizer.interface import as_text
-from megascratch.tokenizer.kinds import dump
-from megascratch.tokenizer.plain import ByteTokenizer, CharTokenizer, NullTokenizer
+from megascratch.tokenizer.registry import dump
+from megascratch.tokenizer.simple import ByteTokenizer, CharTokenizer, NullTokenizer
 from megascratch.tokenizer.splits import SPLITS, Encoding
 from megascratch.tokenizer.vocabulary import from_ranks, spell
-from tests.tokenizer.byte_level import CODE, END, trained
+from tests.support.byte_vocabularies import CODE, END, trained
 
 START, STOP = "<|im_start|>", "<|im_end|>"
 CHAT = {START: 1500, STOP: 1501, END: 1499}
@@ -296,9 +296,9 @@ def test_a_conversation_without_special_text_keeps_its_ids():
 def test_sentences_of_a_document_have_one_begin_of_text(tmp_path):
     record = byte_level(post_processor=begins_with(START, 1500))
     (tmp_path / "t.json").write_bytes(dump(record))
-    job = Job(None, str(tmp_path / "t.json"), None, Reading(("text",), "document", 1000, ""), True, False, "english",
+    job = Job(None, str(tmp_path / "t.json"), None, ReadOptions(("text",), "document", 1000, ""), True, False, "english",
               False, False, "", 1)  # fmt: skip
-    batch = Batch(2, [1, 2], [[["One is here. Two is there."]], [["Three."]]], [], 0)
+    batch = DocumentBatch(2, [1, 2], [[["One is here. Two is there."]], [["Three."]]], [], 0)
     (encoded,), _ = Encoder(job)(batch)
     bare = HuggingFaceTokenizer(record)
     one, two, three = (bare.encode_bare(text) for text in ("One is here.", "Two is there.", "Three."))

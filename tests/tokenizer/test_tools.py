@@ -11,16 +11,16 @@ from megascratch import tokenizer as tokenizers
 from megascratch.commands.tokenizer import main
 from megascratch.config.errors import UserError
 from megascratch.tokenizer import hugging_face, sentence_piece
+from megascratch.tokenizer.adversarial_texts import probe, random_texts
 from megascratch.tokenizer.check import check
 from megascratch.tokenizer.convert import convert
-from megascratch.tokenizer.hostile import probe, random_texts
 from megascratch.tokenizer.hugging_face import HuggingFaceTokenizer
 from megascratch.tokenizer.interface import as_text
-from megascratch.tokenizer.kinds import dump
-from megascratch.tokenizer.plain import ByteTokenizer, CharTokenizer
+from megascratch.tokenizer.registry import dump
 from megascratch.tokenizer.report import Usage
+from megascratch.tokenizer.simple import ByteTokenizer, CharTokenizer
 from megascratch.tokenizer.vocabulary import write_ranks
-from tests.tokenizer.byte_level import CODE, END, trained
+from tests.support.byte_vocabularies import CODE, END, trained
 
 
 @pytest.fixture(scope="module")

@@ -7,11 +7,11 @@ import pytest
 
 from megascratch.config.errors import UserError
 from megascratch.config.settings import DataConfig
-from megascratch.data.loss_mask import mask_prefix
-from megascratch.data.manifest import write_manifest
-from megascratch.data.splits import open_splits
-from tests.data.corpora import write
-from tests.training.test_pretrain import ENVIRONMENT, command, flags
+from megascratch.data.samples.build import open_splits
+from megascratch.data.tokens.loss_mask import mask_prefix
+from megascratch.data.tokens.manifest import write_manifest
+from tests.support.corpora import write
+from tests.support.pretrain_runs import ENVIRONMENT, command, flags
 
 VOCAB, BAD = 58, 60  # the padded vocabulary has 64
 PLACE = "document 20, sequence 20, token 17 has id 60, the vocabulary has 58 (ids 0 to 57)"

@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from megascratch.checkpoint import load, save
-from megascratch.checkpoint.contents import Contents
+from megascratch.checkpoint.open_checkpoint import OpenCheckpoint
 from megascratch.config.settings import Config
 from megascratch.training.state import TrainState
 from megascratch.training.trainer import Trainer
-from megascratch.verification.measure import world_of
-from tests.laws.runs import config_of
-from tests.pool import on_ranks
-from tests.training.playing import build, play
+from megascratch.verification.run_layout import world_of
+from tests.support.layout_runs import config_of
+from tests.support.rank_pool import on_ranks
+from tests.support.trainers import build_trainer, train_steps
 
 TP, PP, DP = "tensor_model_parallel_size", "pipeline_model_parallel_size", "data_parallel_size"
 LAYOUTS = {
@@ -41,7 +41,7 @@ def config_for(layout) -> Config:
 
 def differing(trainer: Trainer, folder) -> list[str]:
     """The names of which a box here has other bits than the checkpoint."""
-    with Contents(folder) as contents:
+    with OpenCheckpoint(folder) as contents:
         held = [item for item in trainer.held() if item.tensor.numel()]
         return [item.name for item in held if not torch.equal(
             item.tensor.contiguous().view(torch.uint8), contents.box(item.name, item.box).view(torch.uint8))]
@@ -49,8 +49,8 @@ def differing(trainer: Trainer, folder) -> list[str]:
 
 def save_on(config: Config, folder) -> list[str]:
     """On a rank: some steps and a checkpoint; what of the memory it did not keep."""
-    trainer, state = build(config), TrainState()
-    play(trainer, state, BEFORE)
+    trainer, state = build_trainer(config), TrainState()
+    train_steps(trainer, state, BEFORE)
     trainer.save_scalars(state)
     path = save(folder, state.step, trainer.held(), {"train_state": state.to_dict()}, trainer.mesh.world)
     return differing(trainer, path)
@@ -58,13 +58,13 @@ def save_on(config: Config, folder) -> list[str]:
 
 def load_on(config: Config, folder, steps: int) -> tuple[list[str], list[float], list[int]]:
     """On a rank: goes on from a checkpoint; differing tensors, losses and samples."""
-    trainer = build(config)
+    trainer = build_trainer(config)
     for item in trainer.held():
         item.tensor.fill_(torch.nan)
     state = TrainState.from_dict(load(folder, trainer.held(), trainer.mesh.world)["train_state"])
     different = differing(trainer, folder)
     trainer.restore(state)
-    played = play(trainer, state, steps)
+    played = train_steps(trainer, state, steps)
     return different, [step.loss for step in played], [number for step in played for number in step.samples]
 
 
@@ -74,7 +74,7 @@ def on(config: Config, function, *args) -> list:
 
 
 def prove(folder, layouts: dict[str, dict], pairs: list[tuple[str, str]], steps: int) -> None:
-    expected = [step.loss for step in play(build(config_for({})), TrainState(), BEFORE + steps)[BEFORE:]]
+    expected = [step.loss for step in train_steps(build_trainer(config_for({})), TrainState(), BEFORE + steps)[BEFORE:]]
     folders = {name: folder / str(number) / f"step_{BEFORE:08d}" for number, name in enumerate(layouts)}
     for name in dict.fromkeys(saved for saved, _ in pairs):
         config = config_for(layouts[name])

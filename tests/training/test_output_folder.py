@@ -5,12 +5,12 @@ import sys
 
 import pytest
 
-from megascratch.checkpoint.lease import Lease
+from megascratch.checkpoint.backend.local_lease import Lease
 from megascratch.commands import main
-from tests.training.test_pretrain import ENVIRONMENT, ROOT, command, mock, rows
+from tests.support.pretrain_runs import ENVIRONMENT, ROOT, command, mock, rows
 
 HELD_AND_KILLED = (
-    "import os, sys; from megascratch.checkpoint.lease import Lease; Lease.acquire(sys.argv[1]); os._exit(9)"
+    "import os, sys; from megascratch.checkpoint.backend.local_lease import Lease; Lease.acquire(sys.argv[1]); os._exit(9)"
 )
 
 

@@ -9,16 +9,16 @@ import fsspec
 import pytest
 
 from megascratch import checkpoint
-from megascratch.checkpoint.contents import problems
+from megascratch.checkpoint.open_checkpoint import problems
 from megascratch.commands import main
-from megascratch.faults import VARIABLE
+from megascratch.runtime.faults import VARIABLE
 from megascratch.storage import store as store_module
-from megascratch.storage.place import place
+from megascratch.storage.path import storage_path
 from megascratch.storage.store import Store, StoreError
-from megascratch.training.journal import records, write_down
-from tests import s3
-from tests.supervision.test_launch import DP2, SMALL
-from tests.training.small_models import save_model
+from megascratch.training.health.skipped_samples import records, write_down
+from tests.support import s3_server
+from tests.support.small_models import save_model
+from tests.support.supervised_runs import DP2, SMALL
 
 RUN = "memory://bucket/run"
 
@@ -38,14 +38,14 @@ def train(folder, *words, steps=8):
 
 def files(step):
     """The data files of a step by their writers' ranks; the rest of a name differs in every writing."""
-    if isinstance(step := place(step), os.PathLike):
+    if isinstance(step := storage_path(step), os.PathLike):
         return {path.name[:5]: path.read_bytes() for path in step.glob("*.safetensors")}
     store = Store(step.url)
     return {name[:5]: store.content(f"{step}/{name}") for name in store.names(step.url) if name != "manifest.json"}
 
 
 def numbers(folder):
-    return [int(path.name[-2:]) for path in checkpoint.steps(folder)]
+    return [int(path.name[-2:]) for path in checkpoint.list_steps(folder)]
 
 
 def test_a_run_goes_on_from_a_store_prunes_there_and_ends_with_the_weights_of_one_on_a_disk(tmp_path, capsys):
@@ -128,10 +128,10 @@ def test_a_load_that_is_not_there_is_refused(tmp_path, capsys):
 
 def test_samples_that_a_run_jumped_over_are_remembered_in_the_store():
     jumps = [{"first": 8, "stop": 16, "back_to": 1}, {"first": 32, "stop": 48, "back_to": 2}]
-    assert records(place(RUN)) == []
+    assert records(storage_path(RUN)) == []
     for jump in jumps:
-        write_down(place(RUN), jump)
-    assert records(place(RUN)) == jumps
+        write_down(storage_path(RUN), jump)
+    assert records(storage_path(RUN)) == jumps
 
 
 def test_a_model_is_evaluated_and_writes_text_from_a_store_as_from_a_disk(tmp_path, capsys):
@@ -175,7 +175,7 @@ def test_every_verb_works_on_addresses(tmp_path, capsys):
     verb(capsys, "prune", RUN, "--keep-last-n-checkpoints", "2")
     assert numbers(RUN) == [8, 6]
     assert "no checkpoint" in verb(capsys, "verify", "memory://bucket/nowhere", code=2)
-    lease = checkpoint.acquire(place(RUN))
+    lease = checkpoint.acquire(storage_path(RUN))
     Store(RUN).put(f"{RUN}/.writer/00000009.json", b"null")
     with pytest.raises(checkpoint.LeaseLostError):
         lease.require()
@@ -184,11 +184,11 @@ def test_every_verb_works_on_addresses(tmp_path, capsys):
 
 @pytest.fixture
 def bucket():
-    with s3.server() as running:
-        s3.speak_to(running)
-        s3.emptied()
-        yield f"{s3.BUCKET}/run"
-        s3.be_silent()
+    with s3_server.server() as running:
+        s3_server.speak_to(running)
+        s3_server.emptied()
+        yield f"{s3_server.BUCKET}/run"
+        s3_server.be_silent()
 
 
 FIRST_RANK = [f"save.{point}:0:{nth}" for nth in (1, 2)
@@ -209,7 +209,7 @@ def test_a_run_that_is_killed_while_it_sends_ends_with_the_weights_of_the_undist
     words = ["--save", bucket, "--keep-last-n-checkpoints", "2", "--max-restarts", str(len(kills))]
     assert train(tmp_path / "wild", *DP2, *words, steps=steps) == 0
     assert len(list((tmp_path / "wild" / "faults").iterdir())) == len(kills)
-    kept = checkpoint.steps(bucket)
+    kept = checkpoint.list_steps(bucket)
     assert len(kept) == 2 and [list(problems(step)) for step in kept] == [[], []]
     assert files(kept[0]) == files(tmp_path / "calm" / "checkpoints" / kept[0].name) != {}
     assert {name for name in Store(bucket).names(bucket) if name.startswith("step")} == {step.name for step in kept}

@@ -1,6 +1,5 @@
 """A trainer's state moves from one trainer to another, on the same layout to the last bit and between layouts; and a
 request to stop becomes one decision of all ranks."""
-
 import gc
 import signal
 import threading
@@ -10,8 +9,7 @@ import weakref
 import pytest
 import torch
 
-from megascratch.checkpoint import load, save
-from megascratch.config import endings
+from megascratch.config import exit_codes
 from megascratch.config.errors import UserError
 from megascratch.config.settings import Config, OptimConfig, TrainingConfig
 from megascratch.parallel.mesh import Axis, Mesh
@@ -21,10 +19,10 @@ from megascratch.training.hardware import choose_device, matmul_peak, parameter_
 from megascratch.training.state import TrainState
 from megascratch.training.stop import StopRequest, remove_stop_file
 from megascratch.training.trainer import Trainer
-from megascratch.verification import measure
-from tests.laws.runs import batch_of, config_of
-from tests.pool import mesh_of, on_ranks
-from tests.training.playing import build, play
+from megascratch.verification import run_layout
+from tests.support.layout_runs import config_of, synthetic_batch
+from tests.support.rank_pool import mesh_of, on_ranks
+from tests.support.trainers import build_trainer, load_and_train, train_and_save, train_steps
 
 LAYOUTS = {
     "one": {},
@@ -38,26 +36,7 @@ DROPOUT = {"hidden_dropout": 0.1, "attention_dropout": 0.1, "global_batch_size":
 
 
 def world_of(layout: str) -> int:
-    return measure.world_of(config_of(**LAYOUTS[layout]))
-
-
-def train_and_save(config: Config, folder: str) -> tuple[list[tuple[float, float]], list]:
-    """On a rank: two steps, a checkpoint, two more steps without it; what these told and left."""
-    trainer, state = build(config), TrainState()
-    play(trainer, state, 2)
-    trainer.save_scalars(state)
-    save(folder, state.step, trainer.held(), {"train_state": state.to_dict()}, trainer.mesh.world)
-    told = [step[:2] for step in play(trainer, state, 2)]
-    return told, [held.tensor.clone() for held in trainer.held()]
-
-
-def load_and_train(config: Config, folder: str) -> tuple[list[tuple[float, float]], list]:
-    """On a rank: a new trainer goes on from the checkpoint."""
-    trainer = build(config)
-    state = TrainState.from_dict(load(folder, trainer.held(), trainer.mesh.world)["train_state"])
-    trainer.restore(state)
-    told = [step[:2] for step in play(trainer, state, 2)]
-    return told, [held.tensor.clone() for held in trainer.held()]
+    return run_layout.world_of(config_of(**LAYOUTS[layout]))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -83,9 +62,9 @@ def test_a_trainer_on_another_layout_goes_on_with_the_same_numbers(tmp_path, fir
 
 
 def loss_on_every_rank(config: Config) -> tuple[float, list[float]]:
-    trainer = build(config)
-    (played,) = play(trainer, TrainState(), 1)
-    batches = [batch_of(config, range(50 + m, 51 + m)) for m in range(2)]
+    trainer = build_trainer(config)
+    (played,) = train_steps(trainer, TrainState(), 1)
+    batches = [synthetic_batch(config, range(50 + m, 51 + m)) for m in range(2)]
     return played.loss, trainer.evaluate(batches).tolist()
 
 
@@ -101,7 +80,7 @@ def test_every_rank_can_tell_the_global_loss(layout):
 def test_a_trainer_that_is_given_up_frees_its_weights_and_so_the_groups_that_its_layers_hold(kind):
     """A process that trains one layout after another would otherwise gather a thread per gloo group."""
     trainer = Trainer(config_of(**kind), Mesh.alone())
-    play(trainer, TrainState(), 1)
+    train_steps(trainer, TrainState(), 1)
     held = [weakref.ref(trainer.chunks[0]), weakref.ref(trainer.data_parallel)]
     del trainer
     gc.collect()
@@ -109,12 +88,12 @@ def test_a_trainer_that_is_given_up_frees_its_weights_and_so_the_groups_that_its
 
 
 def test_a_gradient_that_is_not_finite_stops_before_the_weights_move():
-    trainer = build(config_of())
+    trainer = build_trainer(config_of())
     weight = trainer.chunks[0].head.weight
     weight.data[0, 0] = torch.inf
     before = weight.detach().clone()
     with pytest.raises(FloatingPointError, match="at step 1: nothing was updated"):
-        play(trainer, TrainState(), 1)
+        train_steps(trainer, TrainState(), 1)
     assert torch.equal(weight, before)
 
 
@@ -122,13 +101,13 @@ def stop_of_one(asked: int) -> int:
     mesh = mesh_of(dp=2)
     stop = StopRequest(TrainingConfig())
     try:
-        stop.asked = endings.PREEMPTED if mesh.rank == asked else 0
+        stop.asked = exit_codes.PREEMPTED if mesh.rank == asked else 0
         return stop.agreed(1, mesh.world, mesh.device)
     finally:
         stop.release()
 
 
-@pytest.mark.parametrize(("asked", "agreed"), [(0, endings.PREEMPTED), (1, endings.PREEMPTED), (-1, 0)])
+@pytest.mark.parametrize(("asked", "agreed"), [(0, exit_codes.PREEMPTED), (1, exit_codes.PREEMPTED), (-1, 0)])
 def test_one_rank_that_is_asked_to_stop_stops_all(asked, agreed):
     assert on_ranks(2, stop_of_one, asked) == [agreed, agreed]
 
@@ -138,7 +117,7 @@ ALONE = Axis.alone("world"), torch.device("cpu")
 
 @pytest.mark.parametrize(
     ("number", "code"),
-    [(signal.SIGTERM, 83), (signal.SIGUSR1, 83), (signal.SIGHUP, 83), (signal.SIGINT, endings.INTERRUPTED)],
+    [(signal.SIGTERM, 83), (signal.SIGUSR1, 83), (signal.SIGHUP, 83), (signal.SIGINT, exit_codes.INTERRUPTED)],
 )
 def test_a_signal_is_remembered_and_the_handlers_are_given_back(number, code):
     if number is signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
@@ -166,14 +145,14 @@ def test_a_request_that_came_while_requests_were_blocked_is_heard_and_an_ignored
             assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
             while not stop.asked:
                 time.sleep(0.001)
-            assert stop.agreed(1, *ALONE) == endings.PREEMPTED
+            assert stop.agreed(1, *ALONE) == exit_codes.PREEMPTED
     finally:
         signal.signal(signal.SIGHUP, before)
 
 
 def test_the_time_of_a_run_counts_from_its_first_attempt(monkeypatch):
     settings = TrainingConfig(exit_duration_in_mins=10)
-    for began, code in ((time.time() - 500, 0), (time.time() - 700, endings.EXIT_DURATION)):
+    for began, code in ((time.time() - 500, 0), (time.time() - 700, exit_codes.EXIT_DURATION)):
         monkeypatch.setenv(BEGAN, str(began))
         with StopRequest(settings) as stop:
             assert stop.agreed(1, *ALONE) == code
@@ -183,7 +162,7 @@ def test_a_run_stops_at_its_interval_after_its_time_and_when_the_stop_file_appea
     monkeypatch.setattr(stopping, "LOOK_EVERY", 3600.0)  # the file is looked for at once, and then not for an hour
     file = tmp_path / "stop"
     settings = {"exit_interval": 3, "exit_duration_in_mins": 1e-9, "stop_file": str(file)}
-    codes = {"exit_interval": endings.EXIT_INTERVAL, "exit_duration_in_mins": 81, "stop_file": endings.STOP_FILE}
+    codes = {"exit_interval": exit_codes.EXIT_INTERVAL, "exit_duration_in_mins": 81, "stop_file": exit_codes.STOP_FILE}
     file.touch()
     for name, value in settings.items():
         stop = StopRequest(TrainingConfig(**{name: value}))

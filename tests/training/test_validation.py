@@ -12,17 +12,17 @@ from pathlib import Path
 import pytest
 
 from megascratch.checkpoint import validation
-from megascratch.checkpoint.retention import survey
+from megascratch.checkpoint.retention import scan
 from megascratch.commands import main
-from megascratch.config import endings
+from megascratch.config import exit_codes
 from megascratch.config.batch_size import samples_asked_for, steps_and_samples
 from megascratch.config.derive import derive
 from megascratch.config.fields import with_fields
 from megascratch.config.settings import Config
-from megascratch.data.megatron_order import validation_start
+from megascratch.data.samples.megatron_order import validation_start
 from megascratch.training.stop import StopRequest
 from megascratch.training.trainer import Trainer
-from tests.training.test_pretrain import ENVIRONMENT, ROOT, command, losses, mock
+from tests.support.pretrain_runs import ENVIRONMENT, ROOT, command, losses, mock
 
 # ---- which samples ---------------------------------------------------------------------------------------------
 
@@ -80,7 +80,7 @@ def read_by_validations(folder: Path, monkeypatch, **settings) -> list[int]:
     words = {"data_order": "megatron", "eval_interval": 2, "eval_iters": 2, **settings}
     with monkeypatch.context() as patched:
         patched.setattr(Trainer, "evaluate", noted)
-        assert main(mock(folder, **words)) in (0, endings.EXIT_INTERVAL)
+        assert main(mock(folder, **words)) in (0, exit_codes.EXIT_INTERVAL)
     return found
 
 
@@ -135,7 +135,7 @@ def test_the_best_checkpoints_are_found_although_their_losses_come_later(tmp_pat
     monkeypatch.setattr(Trainer, "evaluate", prescribed)
     words = {"save_interval": 1, "eval_interval": 1, "eval_iters": 1, "keep_best_n_checkpoints": 2}
     assert main(mock(tmp_path, **words)) == 0
-    kept = [(step.number, step.valid_loss) for step in survey(tmp_path / "checkpoints")]
+    kept = [(step.number, step.valid_loss) for step in scan(tmp_path / "checkpoints")]
     assert kept == [(6, 3.0), (4, 2.0), (2, 1.0)]
     assert main(["checkpoint", "verify", str(tmp_path / "checkpoints")]) == 0
 
@@ -175,11 +175,11 @@ def ask(monkeypatch):
 def test_a_request_ends_a_validation_between_two_batches_and_leaves_a_checkpoint(tmp_path, evaluations, ask, capsys):
     seen, before = evaluations
     before[3] = ask
-    assert main(mock(tmp_path, eval_interval=2, eval_iters=1000)) == endings.PREEMPTED
+    assert main(mock(tmp_path, eval_interval=2, eval_iters=1000)) == exit_codes.PREEMPTED
     said = capsys.readouterr().out
     assert len(seen) == 3 and valid_rows(tmp_path) == []
     assert "asked to stop, a signal asked for it: no valid loss of step 2" in said
-    (step,) = survey(tmp_path / "checkpoints")
+    (step,) = scan(tmp_path / "checkpoints")
     assert (step.number, str(step.valid_loss)) == (2, "nan")
     before.clear()
     again = {"eval_interval": 2, "eval_iters": 1, "train_iters": 4}
@@ -195,9 +195,9 @@ def test_a_request_during_the_last_loss_ends_the_run_with_its_code_and_another_s
     seen, before = evaluations
     before[2] = ask
     settings = {"eval_interval": 10, "eval_iters": 5}
-    assert main(mock(tmp_path, **settings)) == endings.PREEMPTED
+    assert main(mock(tmp_path, **settings)) == exit_codes.PREEMPTED
     summary = json.loads((tmp_path / "summary.json").read_text())
-    assert (summary["steps"], summary["stopped_early"], summary["exit_code"]) == (6, True, endings.PREEMPTED)
+    assert (summary["steps"], summary["stopped_early"], summary["exit_code"]) == (6, True, exit_codes.PREEMPTED)
     assert seen == [[6], [6]]
     before.clear()
     capsys.readouterr()
@@ -205,7 +205,7 @@ def test_a_request_during_the_last_loss_ends_the_run_with_its_code_and_another_s
     said = capsys.readouterr().out
     assert "this run is complete: step 6 of 6, nothing is left to train; raise --train-iters to go on" in said
     assert [row["step"] for row in valid_rows(tmp_path)] == [6]
-    assert survey(tmp_path / "checkpoints")[0].valid_loss == valid_rows(tmp_path)[0]["loss"]
+    assert scan(tmp_path / "checkpoints")[0].valid_loss == valid_rows(tmp_path)[0]["loss"]
     assert json.loads((tmp_path / "summary.json").read_text())["exit_code"] == 0
 
 
@@ -221,10 +221,10 @@ def test_a_request_behind_the_end_changes_no_exit_code(tmp_path):
 def test_a_process_that_ends_with_its_run_hears_no_request_behind_it(monkeypatch):
     before = signal.getsignal(signal.SIGTERM)
     try:
-        monkeypatch.setenv(endings.OWN_PROCESS, str(os.getpid()))
+        monkeypatch.setenv(exit_codes.OWN_PROCESS, str(os.getpid()))
         StopRequest(Config().training).release()
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
-        monkeypatch.setenv(endings.OWN_PROCESS, str(os.getppid()))  # inherited
+        monkeypatch.setenv(exit_codes.OWN_PROCESS, str(os.getppid()))  # inherited
         signal.signal(signal.SIGTERM, before)
         StopRequest(Config().training).release()
         assert signal.getsignal(signal.SIGTERM) is before

@@ -8,7 +8,7 @@ from megascratch.config.errors import SettingError, UserError
 from megascratch.config.fields import flat, with_fields
 from megascratch.config.settings import Config
 from megascratch.verification.layouts import SCHEDULES, every_layout, own_layout, random_layouts
-from megascratch.verification.measure import world_of
+from megascratch.verification.run_layout import world_of
 from megascratch.verification.shrink import for_proof
 
 PP4 = {"pipeline_model_parallel_size": 4}

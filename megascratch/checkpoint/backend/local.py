@@ -1,0 +1,227 @@
+"""A step folder on a file system that renames: read whole or not at all, written under a private name, committed by
+one rename.
+"""
+
+import os
+import shutil
+import stat
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from megascratch.checkpoint.backend.direct_writer import DirectWriter
+from megascratch.checkpoint.format.errors import DamagedError, DiskError, LeaseLostError
+from megascratch.checkpoint.format.file_format import FileLayout
+from megascratch.checkpoint.format.io import THREADS, checksum, read_all
+from megascratch.checkpoint.format.manifest import FILE, STEP_NAME, DataFile
+from megascratch.config.errors import UserError
+from megascratch.runtime.faults import fault_point
+
+
+class LocalFile:
+    """A regular file of a step folder, open for reading. A link, a pipe or a device is refused: the names come from a
+    manifest that anybody may have written."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        try:
+            self.handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            raise DamagedError(f"{path} is damaged or missing: {error.strerror}") from error
+        told = os.fstat(self.handle)
+        self.size = told.st_size
+        if not stat.S_ISREG(told.st_mode):
+            self.close()
+            raise DamagedError(f"{path} is no regular file")
+
+    def read_into(self, offset: int, *parts: memoryview) -> None:
+        """Fills the parts, one behind the other. Raises: DamagedError where there are fewer bytes, or they cannot be
+        read."""
+        try:
+            got = read_all(self.handle, parts, offset)
+        except OSError as error:
+            raise DamagedError(f"{self.path} is damaged: bytes from {offset:,} on: {error.strerror}") from error
+        if got != sum(map(len, parts)):
+            raise DamagedError(f"{self.path} is damaged: it ends at byte {offset + got:,}")
+
+    def close(self) -> None:
+        os.close(self.handle)
+
+
+@dataclass(frozen=True)
+class LocalStep:
+    """A step folder to read, to move or to delete."""
+
+    path: Path
+    threads = THREADS
+    asked_at_once = 1
+    group_bytes = 1 << 20
+    """Neighbouring small chunks are read together, up to this: their checksums find them in the processor's cache."""
+
+    def open(self, name: str) -> LocalFile:
+        return LocalFile(self.path / name)
+
+    def is_there(self) -> bool:
+        """Whether it has a manifest, of whatever kind."""
+        return os.path.lexists(self.path / FILE)
+
+    def names(self) -> list[str]:
+        """Of everything in the folder."""
+        return [path.name for path in self.path.iterdir()]
+
+    def put(self, name: str, content: bytes) -> None:
+        """Adds a small file to the step, or replaces it, in one call. Raises: OSError."""
+        partial = self.path.with_name(f".{self.path.name}.{name}.{uuid.uuid4().hex[:12]}.partial")
+        try:
+            partial.write_bytes(content)
+            os.replace(partial, self.path / name)
+        except OSError:
+            partial.unlink(missing_ok=True)
+            raise
+
+    def set_aside(self) -> Path:
+        """Gives a damaged step another name. Its new path."""
+        aside = self.path.with_name(f"damaged.{self.path.name}.{uuid.uuid4().hex[:6]}")
+        os.rename(self.path, aside)
+        return aside
+
+    def delete(self) -> None:
+        """First renamed to a hidden name, so that no half of it is ever found under its own. Raises: OSError."""
+        away = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex[:12]}.deleting")
+        fault_point("save.before_delete")
+        os.rename(self.path, away)
+        sync(self.path.parent)
+        fault_point("save.mid_delete")
+        shutil.rmtree(away)
+
+
+def step_names(folder: Path) -> list[str]:
+    """Of the step folders there, whether they can be read or not; none where the folder cannot be read."""
+    try:
+        return [path.name for path in folder.iterdir() if STEP_NAME.fullmatch(path.name)]
+    except OSError:
+        return []
+
+
+@dataclass(frozen=True)
+class LocalStepWriter:
+    """A step folder that is being written; every rank has the same record.
+
+    `private` lies in a folder that belongs to one writer alone (see lease.py); who takes that folder over moves it
+    away, so that the rename of a writer that wakes up late finds nothing to rename.
+    """
+
+    private: Path
+    final: Path
+
+    @classmethod
+    def begin(cls, final: Path, inside: Path, nbytes: int) -> "LocalStepWriter":
+        """Makes the private folder.
+
+        Args:
+            inside: where; on the same file system as `final`.
+            nbytes: that will be written.
+
+        Raises: UserError where `final` is already there, LeaseLostError where `inside` was taken away, DiskError where
+            there is no room.
+        """
+        _require_new(final)
+        if inside != final.parent and not inside.exists():
+            raise lost(final.parent)  # before a folder that was deleted is made again
+        final.parent.mkdir(parents=True, exist_ok=True)
+        require_room(final.parent, nbytes)
+        draft = cls(inside / f".{final.name}.{uuid.uuid4().hex[:12]}.partial", final)
+        try:
+            draft.private.mkdir()
+        except FileNotFoundError as error:
+            raise lost(final.parent) from error
+        return draft
+
+    def file_name(self, number: int) -> str:
+        """Of the file that a rank writes; the folder is private, so the number tells them apart."""
+        return f"{number:05d}.safetensors"
+
+    def write(self, name: str, layout: FileLayout, raw: Callable[[int], memoryview]) -> tuple[DataFile, list[str]]:
+        """Writes one file and forces it to the disk; its record, and the checksum of each chunk in order.
+
+        Args:
+            raw: the bytes of a chunk by its number in the layout.
+
+        Raises: DiskError.
+        """
+        path, sums = self.private / name, list[str]()
+        try:
+            fault_point("save.before_write")
+            with DirectWriter(path) as stream:
+                stream.put(memoryview(layout.header))
+                for group in layout.groups():
+                    fault_point("save.write")
+                    for index in group:
+                        part = raw(index)
+                        sums.append(checksum(part))
+                        stream.put(part)
+                stream.finish()
+            fault_point("save.after_write", path)
+        except OSError as error:
+            raise self._refused(path, error) from error
+        return DataFile(layout.size, len(layout.header), checksum(layout.header)), sums
+
+    def commit(self, manifest: bytes) -> None:
+        """The step is there, whole, when this returns. Raises: LeaseLostError, DiskError."""
+        try:
+            with (self.private / FILE).open("xb") as file:
+                file.write(manifest)
+                file.flush()
+                os.fsync(file.fileno())
+            sync(self.private)
+            _require_new(self.final)
+            fault_point("save.before_commit", self.private / FILE)
+            os.rename(self.private, self.final)
+            fault_point("save.after_commit")
+            sync(self.final.parent)
+        except OSError as error:
+            raise self._refused(self.final, error) from error
+
+    def discard(self) -> None:
+        shutil.rmtree(self.private, ignore_errors=True)
+
+    def _refused(self, path: Path, error: OSError) -> UserError:
+        if isinstance(error, FileNotFoundError) and not self.private.exists():
+            if not self.private.parent.exists():
+                return LeaseLostError(f"{self.final} is not written: {lost(self.final.parent)}")
+            return UserError(f"{self.final.parent} is not the same folder on all ranks: save to a shared file system")
+        return DiskError(f"{path} cannot be written: {error.strerror}")
+
+
+def lost(folder: Path, newest_holder: str = "") -> LeaseLostError:
+    """Why a writer of this folder is its writer no longer.
+
+    Args:
+        newest_holder: of the writer after it, where that is known.
+    """
+    if not folder.exists():
+        return LeaseLostError(f"{folder} is gone: it was deleted or moved while this run saved into it")
+    return LeaseLostError(f"another writer has taken {folder} over" + (f": {newest_holder}" if newest_holder else ""))
+
+
+def require_room(folder: Path, nbytes: int) -> None:
+    """Raises: DiskError where the file system cannot take so many bytes."""
+    free = shutil.disk_usage(folder).free
+    if free < nbytes:
+        raise DiskError(f"a checkpoint needs {nbytes:,} bytes, {folder} has {free:,} bytes of free space: make room, "
+                        "save elsewhere, or keep fewer checkpoints (--keep-last-n-checkpoints)")
+
+
+def _require_new(final: Path) -> None:
+    if os.path.lexists(final):
+        raise UserError(f"{final} is already there and checkpoints are never overwritten: move it or save elsewhere")
+
+
+def sync(path: Path) -> None:
+    """Forces a folder's list of names to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,154 @@
+"""Two runs that want to save into one folder in, one writer out: a lease with a fencing number, checked by the rename.
+
+    {folder}/.writer.00000007/holder.json    who: host, process, when, the launcher's run
+    {folder}/.writer.00000007/beat           a counter that the holder's thread raises every BEAT_SECONDS
+    {folder}/.writer.00000007/.step_*.partial    the steps that it is writing
+
+A step is committed by renaming it out of its writer's folder. Whoever takes over renames that folder away first, so a
+writer that was stopped and wakes up late has nothing left to rename: the check and the commit are one system call.
+The next number is claimed by renaming a prepared folder to its name, which succeeds for one claimant only, since a
+folder that is not empty is never replaced.
+
+When a holder counts as gone: see holder.py.
+"""
+
+import os
+import shutil
+import threading
+import time
+import uuid
+from contextlib import suppress
+from pathlib import Path
+
+from megascratch.checkpoint.backend.lease_owner import SAVE_ELSEWHERE, LeaseOwner, require_gone
+from megascratch.checkpoint.backend.local import lost, sync
+
+BEAT_SECONDS = 0.5
+STALE_SECONDS = 20.0
+PREFIX, AWAY = ".writer.", ".writer-away."
+
+
+class Lease:
+    """The right to write into a folder, until `release` or until somebody takes it over."""
+
+    def __init__(self, folder: Path, number: int):
+        self.folder, self.number = folder, number
+        self.inside = folder / f"{PREFIX}{number:08d}"
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
+        self._thread.start()
+
+    @classmethod
+    def acquire(cls, folder: str | Path, elsewhere: str = SAVE_ELSEWHERE) -> "Lease":
+        """Claims the folder, which is made if it is not there. The remains of a writer that is gone are deleted.
+
+        Args:
+            elsewhere: what a user can do where another writer is alive, for the message.
+
+        Raises: UserError, naming the holder, where another writer is alive; OSError where the folder cannot be made.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        me = LeaseOwner.this_process()
+        while True:
+            numbers = _numbers(folder)
+            for number in numbers:
+                _require_gone(folder, number, me, elsewhere)
+                _take_away(folder, number)
+            number = max([0, *numbers, *_numbers(folder, AWAY)]) + 1
+            if not _claim(folder, number, me):
+                continue
+            if max(_numbers(folder)) > number:  # another claimant saw the folder while it changed hands
+                _take_away(folder, number)
+                continue
+            _clean(folder)
+            return cls(folder, number)
+
+    def require(self) -> None:
+        """Raises: LeaseLostError where somebody has taken over, or has deleted the folder."""
+        if not self.inside.exists():
+            raise lost(self.folder, _newest_holder(self.folder))
+
+    def release(self) -> None:
+        """Others may claim the folder at once."""
+        self._over.set()
+        self._thread.join()
+        _take_away(self.folder, self.number)
+
+    def _beat(self) -> None:
+        count = 0
+        while not self._over.wait(BEAT_SECONDS):
+            count += 1
+            with suppress(OSError):  # a full disk must not end the thread; a folder taken away does not come back
+                (self.inside / "beat").write_text(str(count))
+
+
+def _numbers(folder: Path, prefix: str = PREFIX) -> list[int]:
+    names = [path.name.removeprefix(prefix) for path in folder.glob(f"{prefix}*")]
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+def _claim(folder: Path, number: int, me: LeaseOwner) -> bool:
+    prepared = folder / f".writer-new.{uuid.uuid4().hex[:12]}"
+    prepared.mkdir()
+    try:
+        (prepared / "holder.json").write_text(me.to_text())
+        (prepared / "beat").write_text("0")
+        os.rename(prepared, folder / f"{PREFIX}{number:08d}")
+        sync(folder)
+    except OSError:
+        shutil.rmtree(prepared, ignore_errors=True)
+        if (folder / f"{PREFIX}{number:08d}").exists():
+            return False
+        raise
+    return True
+
+
+def _take_away(folder: Path, number: int) -> None:
+    """Moves a writer's folder away, which fences it, and deletes what was in it; its number stays used."""
+    away = folder / f"{AWAY}{number:08d}"
+    with suppress(OSError):
+        os.rename(folder / f"{PREFIX}{number:08d}", away)
+    _empty(away)
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.glob("*") if folder.exists() else ():
+        with suppress(OSError):
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def _clean(folder: Path) -> None:
+    """Deletes what earlier writers left; the number just claimed is above all of theirs."""
+    for path in (*folder.glob(f"{AWAY}*"), *folder.glob(".*.deleting")):
+        shutil.rmtree(path, ignore_errors=True)
+    for path in folder.glob(".writer-new.*"):
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime > STALE_SECONDS:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _require_gone(folder: Path, number: int, me: LeaseOwner, elsewhere: str) -> None:
+    inside = folder / f"{PREFIX}{number:08d}"
+    require_gone(folder, _holder(inside), me, lambda: _beat_of(inside), BEAT_SECONDS, STALE_SECONDS, elsewhere)
+
+
+def _holder(inside: Path) -> LeaseOwner | None:
+    """None where the folder has gone, or its record is none."""
+    try:
+        return LeaseOwner.from_text((inside / "holder.json").read_bytes())
+    except OSError:
+        return None
+
+
+def _newest_holder(folder: Path) -> str:
+    numbers = _numbers(folder)
+    holder = _holder(folder / f"{PREFIX}{numbers[-1]:08d}") if numbers else None
+    return str(holder) if holder else "it has ended since"
+
+
+def _beat_of(inside: Path) -> str | None:
+    try:
+        return (inside / "beat").read_bytes().decode(errors="replace")
+    except OSError:
+        return None

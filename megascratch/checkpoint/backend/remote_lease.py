@@ -1,0 +1,133 @@
+"""The right to write into a folder of a store: a lease with a fencing number, looked at around each commit.
+
+    {folder}/.writer/00000007.json    who: host, process, when, the launcher's run; 'null': released
+    {folder}/.writer/00000007.beat    a counter that the holder's thread raises every BEAT_SECONDS
+
+The next number is claimed by creating its object, which succeeds for one claimant only where the store knows writes
+under a condition (`Store.create`); the highest number is the holder's. When a holder counts as gone: see holder.py.
+What a store can and cannot promise to a writer that was taken over: see remote_draft.py.
+"""
+
+import threading
+from contextlib import suppress
+
+from megascratch.checkpoint.backend import remote
+from megascratch.checkpoint.backend.lease_owner import LeaseOwner, require_gone
+from megascratch.checkpoint.format.errors import LeaseLostError
+from megascratch.config.errors import UserError
+from megascratch.storage.path import StoragePath
+from megascratch.storage.store import AbsentError, Store
+
+BEAT_SECONDS = 5.0
+"""Each beat is a request that is paid for: about ten US cents a day."""
+STALE_SECONDS = 60.0
+HOME, RECORD, BEAT = ".writer", ".json", ".beat"
+RELEASED = b"null"
+
+
+class RemoteLease:
+    """The right to write into a folder, until `release` or until somebody takes it over."""
+
+    def __init__(self, folder: StoragePath, number: int):
+        self.folder, self.number = folder, number
+        self.inside = folder / HOME / f"{number:08d}{RECORD}"
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
+        self._thread.start()
+
+    @classmethod
+    def acquire(cls, folder: StoragePath) -> "RemoteLease":
+        """Claims the folder. What earlier writers left is deleted: objects below steps without a manifest, open
+        uploads.
+
+        Raises: UserError, naming the holder, where another writer is alive; StoreError.
+        """
+        home, store, me = folder / HOME, Store(folder.url), LeaseOwner.this_process()
+        while True:
+            numbers = _numbers(home)
+            for number in numbers:
+                _require_gone(folder, number, me)
+            number = max([0, *numbers]) + 1
+            url = (home / f"{number:08d}{RECORD}").url
+            if not store.create(url, me.to_text().encode()):
+                continue
+            now = _numbers(home)
+            if max(now) > number:  # another claimant saw the folder while it changed hands
+                store.delete(url)
+                continue
+            lease = cls(folder, number)
+            try:
+                store.delete(*((home / f"{old:08d}{end}").url for old in now if old < number for end in (RECORD, BEAT)))
+                remote.clean(folder)
+            except BaseException:
+                lease.release()
+                raise
+            return lease
+
+    def require(self) -> None:
+        """Raises: LeaseLostError where somebody has taken over, StoreError."""
+        require(self.inside)
+
+    def release(self) -> None:
+        """Others may claim the folder at once; its number stays used."""
+        self._over.set()
+        self._thread.join()
+        with suppress(UserError):
+            self.require()
+            Store(self.folder.url).put(self.inside.url, RELEASED)
+
+    def _beat(self) -> None:
+        count, url = 0, self.inside.url.removesuffix(RECORD) + BEAT
+        while not self._over.wait(BEAT_SECONDS):
+            count += 1
+            with suppress(UserError):  # the next beat is the next attempt
+                Store(url, waits=()).put(url, str(count).encode())
+
+
+def require(inside: StoragePath) -> None:
+    """For the record of a lease; a folder without one is its caller's alone.
+
+    Raises: LeaseLostError where there is a higher number, or the record has gone; StoreError.
+    """
+    if inside.parent.name != HOME:
+        return
+    folder, mine = inside.parent.parent, int(inside.name.removesuffix(RECORD))
+    numbers = _numbers(inside.parent)
+    if mine != max(numbers, default=0):
+        holder = _holder(folder, max(numbers)) if numbers else None
+        raise LeaseLostError(f"another writer has taken {folder} over: {holder or 'it has ended since'}")
+
+
+def _numbers(home: StoragePath) -> list[int]:
+    names = [name.removesuffix(RECORD) for name in Store(home.url).names(home.url) if name.endswith(RECORD)]
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+def _require_gone(folder: StoragePath, number: int, me: LeaseOwner) -> None:
+    require_gone(folder, _holder(folder, number), me, lambda: _beat_of(folder, number), BEAT_SECONDS, STALE_SECONDS)
+
+
+def _holder(folder: StoragePath, number: int) -> LeaseOwner | None:
+    """None where it has released the folder, or its record is none."""
+    try:
+        return LeaseOwner.from_text(_content(folder, f"{number:08d}{RECORD}"))
+    except AbsentError:
+        return None
+
+
+def _beat_of(folder: StoragePath, number: int) -> str | None:
+    """Before the first beat ''; None where the holder has released the folder or its record has gone."""
+    try:
+        if _content(folder, f"{number:08d}{RECORD}") == RELEASED:
+            return None
+    except AbsentError:
+        return None
+    try:
+        return _content(folder, f"{number:08d}{BEAT}").decode(errors="replace")
+    except AbsentError:
+        return ""
+
+
+def _content(folder: StoragePath, name: str) -> bytes:
+    return Store(folder.url).content((folder / HOME / name).url)
+

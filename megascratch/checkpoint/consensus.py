@@ -1,0 +1,56 @@
+"""An action on every rank in, every rank's result or one error on all ranks out: nobody goes on alone."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from megascratch.checkpoint.format.errors import CheckpointError, DamagedError, DiskError, LeaseLostError
+from megascratch.config.errors import UserError
+from megascratch.parallel.collectives import all_gather_objects
+from megascratch.parallel.mesh import Axis
+from megascratch.storage.store import StoreError
+
+T = TypeVar("T")
+
+KINDS: dict[str, type[Exception]] = {
+    kind.__name__: kind for kind in (CheckpointError, UserError, DamagedError, DiskError, LeaseLostError)
+}
+
+
+def on_all_ranks(world: Axis, action: Callable[[], T]) -> list[T]:
+    """Runs `action` here and on all other ranks of `world`; the results in rank order.
+
+    Raises: on all ranks the error of the first rank that failed, told with its number: a UserError keeps its kind, an
+    OSError and a StoreError become a DiskError, and anything else a CheckpointError. Its own error is the cause there.
+    """
+    result: T | None = None
+    failure: tuple[str, str] | None = None
+    cause: Exception | None = None
+    try:
+        result = action()
+    except Exception as error:
+        failure, cause = _told(error), error
+    answers = all_gather_objects((result, failure), world)
+    for rank, (_, failed) in enumerate(answers):
+        if failed is not None:
+            kind, text = failed
+            if world.size > 1:
+                text = f"rank {rank}: {text}"
+            raise KINDS[kind](text) from cause
+    return [answer for answer, _ in answers]
+
+
+def on_first_rank(world: Axis, action: Callable[[], T]) -> T:
+    """Runs `action` on the first rank alone and gives its result to all. Raises as `on_all_ranks`."""
+    return on_all_ranks(world, action if world.is_first else lambda: None)[0]  # type: ignore[return-value]
+
+
+def _told(error: Exception) -> tuple[str, str]:
+    """The kind and the text of an error, as they are sent."""
+    if isinstance(error, StoreError):
+        return DiskError.__name__, str(error)
+    if isinstance(error, UserError):
+        kind = next(base.__name__ for base in type(error).__mro__ if base.__name__ in KINDS)
+        return kind, str(error)
+    if isinstance(error, OSError):
+        return DiskError.__name__, str(error)
+    return CheckpointError.__name__, f"{type(error).__name__}: {error}"

@@ -1,0 +1,117 @@
+"""Chunks in, their places in one safetensors file out, and the file's header.
+
+Format: 8 bytes little-endian length of the rest of the header, the rest (JSON, `{key: {dtype, shape, data_offsets}}`,
+padded with spaces), then the bytes of the tensors without gaps. A key is the tensor's name, and where the chunk is not
+the whole of it, its box: ``param.embedding.word.weight[0:512, 0:64]``. Any program that knows safetensors reads it.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from megascratch.checkpoint.format.manifest import box_text, whole_box
+from megascratch.parallel.shard import Box
+from megascratch.parallel.sharded_tensor import ShardedTensor
+
+CHUNK_BYTES = 1 << 26
+"""Larger boxes are cut, so that a rank which needs little reads little and a reader needs little memory."""
+GROUP_BYTES, GROUP_CHUNKS = 1 << 24, 512
+"""Neighbouring small chunks are written and read together, up to this."""
+ALIGNMENT = 64  # of the first chunk, so that a mapped file has aligned tensors
+
+CODES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
+    torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8",
+}  # fmt: skip
+
+
+class FileExtent(NamedTuple):
+    """A chunk to be written; `tensor` has the box's shape and is a view of what a rank holds."""
+
+    name: str
+    whole_shape: tuple[int, ...]
+    box: Box
+    tensor: Tensor
+
+    @property
+    def key(self) -> str:
+        return self.name if self.box == whole_box(self.whole_shape) else self.name + box_text(self.box)
+
+
+@dataclass(frozen=True)
+class FileLayout:
+    """The chunks of a file in the order of their bytes."""
+
+    slots: tuple[FileExtent, ...]
+    offsets: tuple[int, ...]  # in the file
+    header: bytes
+    size: int
+
+    def groups(self) -> Iterator[range]:
+        """Neighbouring chunks that go through memory together."""
+        start, filled = 0, 0
+        for index, slot in enumerate(self.slots):
+            if index > start and (filled + slot.tensor.nbytes > GROUP_BYTES or index - start == GROUP_CHUNKS):
+                yield range(start, index)
+                start, filled = index, 0
+            filled += slot.tensor.nbytes
+        if start < len(self.slots):
+            yield range(start, len(self.slots))
+
+
+def arrange(slots: Iterable[FileExtent]) -> FileLayout:
+    """Wide types come first, so that each chunk lies at a multiple of its itemsize; within a type the order of memory,
+    so that neighbours there stay neighbours."""
+    order = _in_order_of_memory(slots)
+    entries, at, starts = {}, 0, []
+    for slot in order:
+        starts.append(at)
+        end = at + slot.tensor.nbytes
+        code, shape = CODES[slot.tensor.dtype], list(slot.box.shape)
+        entries[slot.key] = {"dtype": code, "shape": shape, "data_offsets": [at, end]}
+        at = end
+    text = json.dumps(entries).encode()
+    text += b" " * (-(8 + len(text)) % ALIGNMENT)
+    header = len(text).to_bytes(8, "little") + text
+    return FileLayout(tuple(order), tuple(len(header) + start for start in starts), header, len(header) + at)
+
+
+def _in_order_of_memory(slots: Iterable[FileExtent]) -> list[FileExtent]:
+    """Memories in the order in which they first appear: addresses would differ from run to run."""
+    memories: dict[int, int] = {}
+    keyed: list[tuple[tuple[int, str, int, int], int, FileExtent]] = []
+    for slot in slots:
+        memory = memories.setdefault(slot.tensor.untyped_storage().data_ptr(), len(memories))
+        place = -slot.tensor.itemsize, CODES[slot.tensor.dtype], memory, int(slot.tensor.storage_offset())
+        keyed.append((place, len(keyed), slot))
+    return [slot for _, _, slot in sorted(keyed, key=lambda item: item[:2])]
+
+
+def split_box(item: ShardedTensor, most: int | None = None) -> list[FileExtent]:
+    """What is held, in chunks of at most `most` (CHUNK_BYTES) bytes, or one element; an empty box gives none."""
+    most = max(item.tensor.itemsize, min(most or CHUNK_BYTES, CHUNK_BYTES))
+    return [
+        FileExtent(item.name, tuple(item.whole_shape), box, item.tensor[box.moved(tuple(-a for a in item.box.start)).slices])
+        for box in _cut_box(item.box, item.tensor.itemsize, most)
+    ] if item.tensor.numel() else []  # fmt: skip
+
+
+def _cut_box(box: Box, itemsize: int, most: int) -> list[Box]:
+    """Slabs along the first dim of more than one index; a slab of one index is cut along the next."""
+    volume = torch.Size(box.shape).numel()
+    if volume * itemsize <= most:
+        return [box]
+    dim = next(dim for dim, size in enumerate(box.shape) if size > 1)
+    size = box.shape[dim]
+    rows = max(1, most * size // (volume * itemsize))
+    slabs = [_with_dim(box, dim, box.start[dim] + at, min(box.start[dim] + at + rows, box.stop[dim]))
+             for at in range(0, size, rows)]  # fmt: skip
+    return [part for slab in slabs for part in _cut_box(slab, itemsize, most)]
+
+
+def _with_dim(box: Box, dim: int, start: int, stop: int) -> Box:
+    return Box((*box.start[:dim], start, *box.start[dim + 1 :]), (*box.stop[:dim], stop, *box.stop[dim + 1 :]))

@@ -1,0 +1,255 @@
+"""`manifest.json`: the table of contents that makes a folder of safetensors files a checkpoint; pure arithmetic.
+
+    {"sha256": "hex digest of the bytes of body",
+    "body": {"format": 2,
+             "step": 123,
+             "state": {...},                              scalars and settings, any JSON
+             "files": {"00003.safetensors": {"bytes": 1048, "header_bytes": 1024, "header_xxh3_64": "16 hex digits"}},
+             "tensors": {name: {"shape": [4, 6],          of the whole, without padding
+                                "dtype": "float32",
+                                "chunks": [{"file": "00003.safetensors", "offset": 1024,      of its first byte
+                                            "start": [0, 0], "stop": [1, 6], "xxh3_64": "..."}, ...]}}}}
+
+The chunks of a tensor are boxes that fill its whole exactly once; the header and the chunks of a file fill it exactly
+once, too, so every byte of a checkpoint has a checksum. No rank and no layout appears, so reading is box overlap.
+"""
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+
+from megascratch.config.json_record import parse_json
+from megascratch.config.printable import shown
+from megascratch.config.saved import require_sound_state
+from megascratch.parallel.shard import Box
+
+FILE = "manifest.json"
+STEP_NAME = re.compile(r"step_(\d{8,})")  # of the folder that it lies in
+FORMAT = 2
+DTYPES = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.uint8)
+}
+MOST_CHUNK_BYTES = 1 << 28
+"""A reader holds a chunk in memory: a larger one is refused."""
+
+_HEAD, _MIDDLE, _TAIL = b'{"sha256": "', b'",\n"body": ', b"}\n"
+_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_DIGEST = re.compile(r"[0-9a-f]{16}")
+
+
+class StoredBox(NamedTuple):
+    """One box of a tensor, and where its bytes lie."""
+
+    file: str  # inside the step folder
+    offset: int  # of the first byte in the file
+    box: Box  # place in the whole
+    xxh3_64: str
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """One whole tensor as chunks."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    chunks: tuple[StoredBox, ...]
+
+    def chunk_bytes(self, chunk: StoredBox) -> int:
+        return volume(chunk.box) * self.dtype.itemsize
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+class DataFile(NamedTuple):
+    """A file of chunks; its header (safetensors') is what stands before the first of them."""
+
+    bytes: int
+    header_bytes: int
+    header_xxh3_64: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a checkpoint holds."""
+
+    step: int
+    state: dict[str, Any]
+    files: dict[str, DataFile]
+    tensors: dict[str, TensorEntry]
+
+    @property
+    def nbytes(self) -> int:
+        """Of all data files."""
+        return sum(file.bytes for file in self.files.values())
+
+
+def to_text(manifest: Manifest) -> bytes:
+    """The content of manifest.json. Raises: TypeError for a state that is not JSON."""
+    body = {
+        "format": FORMAT,
+        "step": manifest.step,
+        "state": manifest.state,
+        "files": {name: file._asdict() for name, file in manifest.files.items()},
+        "tensors": {
+            name: {
+                "shape": list(whole.shape),
+                "dtype": str(whole.dtype).removeprefix("torch."),
+                "chunks": [_chunk_entry(chunk) for chunk in whole.chunks],
+            }
+            for name, whole in manifest.tensors.items()
+        },
+    }
+    return signed(json.dumps(body, sort_keys=True, separators=(",", ":")).encode())
+
+
+def signed(body: bytes) -> bytes:
+    """A body with its digest before it."""
+    return _HEAD + _digest(body) + _MIDDLE + body + _TAIL
+
+
+def parse(text: bytes) -> Manifest:
+    """The reverse of `to_text`. Raises: ValueError, KeyError or TypeError for what is none, says why where it can."""
+    start = len(_HEAD) + 64 + len(_MIDDLE)
+    body_text = text[start : -len(_TAIL)]
+    if text != _HEAD + text[len(_HEAD) : start - len(_MIDDLE)] + _MIDDLE + body_text + _TAIL:
+        raise ValueError("it does not begin and end as a manifest does")
+    if text[len(_HEAD) : start - len(_MIDDLE)] != _digest(body_text):
+        raise ValueError("its sha256 does not fit its content")
+    body = parse_json(body_text)
+    if body["format"] != FORMAT:
+        raise ValueError(f"it has format {shown(body['format'], 40)}, this version reads format {FORMAT}")
+    files = {_file_name(name): _file(entry) for name, entry in body["files"].items()}
+    tensors = {name: _whole(name, entry) for name, entry in body["tensors"].items()}
+    manifest = Manifest(_number(body["step"]), dict(body["state"]), files, tensors)
+    require_sound_state(manifest.state)
+    check_coverage(manifest)
+    return manifest
+
+
+def _digest(body: bytes) -> bytes:
+    return hashlib.sha256(body).hexdigest().encode()
+
+
+def _chunk_entry(chunk: StoredBox) -> dict[str, Any]:
+    return {"file": chunk.file, "offset": chunk.offset, **chunk.box._asdict(), "xxh3_64": chunk.xxh3_64}
+
+
+def _number(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{value!r} is no whole number from 0 on")
+    return value
+
+
+def _numbers(values: Any) -> tuple[int, ...]:
+    return tuple(map(_number, values))
+
+
+def _checksum(value: Any) -> str:
+    if not isinstance(value, str) or not _DIGEST.fullmatch(value):
+        raise ValueError(f"{value!r} is no checksum")
+    return value
+
+
+def _file_name(name: Any) -> str:
+    if not isinstance(name, str) or not _FILE_NAME.fullmatch(name) or name == FILE:
+        raise ValueError(f"{name!r} is no name of a file of chunks in this folder")
+    return name
+
+
+def _file(entry: dict[str, Any]) -> DataFile:
+    return DataFile(_number(entry["bytes"]), _number(entry["header_bytes"]), _checksum(entry["header_xxh3_64"]))
+
+
+def _whole(name: str, entry: dict[str, Any]) -> TensorEntry:
+    whole = TensorEntry(_numbers(entry["shape"]), DTYPES[entry["dtype"]], tuple(map(_chunk, entry["chunks"])))
+    for chunk in whole.chunks:
+        if whole.chunk_bytes(chunk) > MOST_CHUNK_BYTES:
+            box = box_text(chunk.box)
+            raise ValueError(f"tensor {shown(name)} has a chunk {box} of more than {MOST_CHUNK_BYTES:,} bytes")
+    return whole
+
+
+def _chunk(entry: dict[str, Any]) -> StoredBox:
+    box = Box(_numbers(entry["start"]), _numbers(entry["stop"]))
+    if len(box.start) != len(box.stop):
+        raise ValueError(f"a chunk from {list(box.start)} to {list(box.stop)} is no box")
+    return StoredBox(_file_name(entry["file"]), _number(entry["offset"]), box, _checksum(entry["xxh3_64"]))
+
+
+def check_coverage(manifest: Manifest) -> None:
+    """Raises: ValueError unless the chunks of every tensor lie inside it, are disjoint, and fill it, and header and
+    chunks of every file do the same with its bytes."""
+    for name, whole in manifest.tensors.items():
+        boxes = [chunk.box for chunk in whole.chunks]
+        for box in boxes:
+            if not _inside(box, whole.shape):
+                shape = list(whole.shape)
+                raise ValueError(f"tensor {shown(name)} of shape {shape} has no place for a chunk {box_text(box)}")
+        twice = _first_overlap(boxes)
+        if twice is not None:
+            both = f"{box_text(twice[0])} and {box_text(twice[1])}"
+            raise ValueError(f"tensor {shown(name)} has chunks that overlap: {both}")
+        filled, wanted = sum(volume(box) for box in boxes), math.prod(whole.shape)
+        if filled != wanted:
+            raise ValueError(f"the chunks of tensor {shown(name)} hold {filled:,} of its {wanted:,} elements")
+    _require_full_files(manifest)
+
+
+def _require_full_files(manifest: Manifest) -> None:
+    ends = {name: file.header_bytes for name, file in manifest.files.items()}
+    for _, whole, chunk in boxes_by_file(manifest.tensors):
+        if chunk.file not in ends:
+            raise ValueError(f"a chunk lies in {chunk.file}, which is not among the files")
+        if chunk.offset != ends[chunk.file]:
+            raise ValueError(f"{chunk.file} has a chunk at byte {chunk.offset:,}, the one before it ends at byte "
+                             f"{ends[chunk.file]:,}")
+        ends[chunk.file] += whole.chunk_bytes(chunk)
+    for name, file in manifest.files.items():
+        if ends[name] != file.bytes:
+            raise ValueError(f"{name} has {file.bytes:,} bytes, its chunks end at byte {ends[name]:,}")
+
+
+def boxes_by_file(tensors: dict[str, TensorEntry]) -> list[tuple[str, TensorEntry, StoredBox]]:
+    """Every chunk with its tensor, file by file from the first byte to the last."""
+    found = [(name, whole, chunk) for name, whole in tensors.items() for chunk in whole.chunks]
+    return sorted(found, key=lambda item: item[2][:2])
+
+
+def volume(box: Box) -> int:
+    return math.prod(box.shape)
+
+
+def box_text(box: Box) -> str:
+    """Like [0:2, 4:6]."""
+    return f"[{', '.join(f'{a}:{b}' for a, b in zip(box.start, box.stop, strict=True))}]"
+
+
+def whole_box(shape: Iterable[int]) -> Box:
+    """The box of everything."""
+    shape = tuple(shape)
+    return Box((0,) * len(shape), shape)
+
+
+def _inside(box: Box, shape: tuple[int, ...]) -> bool:
+    return len(box.start) == len(shape) and all(0 <= a < b <= size for a, b, size in zip(*box, shape, strict=True))
+
+
+def _first_overlap(boxes: list[Box]) -> tuple[Box, Box] | None:
+    """Sweeps along dim 0: a box is compared only with those that have not ended where it starts."""
+    open_boxes: list[Box] = []
+    for box in sorted(boxes):
+        open_boxes = [other for other in open_boxes if not box.start or other.stop[0] > box.start[0]]
+        for other in open_boxes:
+            if other.overlap(box) is not None:
+                return other, box
+        open_boxes.append(box)
+    return None

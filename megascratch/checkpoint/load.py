@@ -1,0 +1,174 @@
+"""`load`: a checkpoint and what this rank wants in, the wanted tensors filled in place out, whatever layout wrote it.
+
+For each wanted box the overlapping chunks are read, each once per rank and checked against its checksum; a chunk that
+overlaps nothing wanted is not read, but every file's presence, size and header are checked by the first rank.
+"""
+
+import warnings
+from collections import defaultdict
+from collections.abc import Iterable
+from itertools import groupby
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from megascratch.checkpoint.backend.backend import File, step_at
+from megascratch.checkpoint.consensus import on_all_ranks, on_first_rank
+from megascratch.checkpoint.format.errors import DamagedError
+from megascratch.checkpoint.format.file_format import GROUP_CHUNKS
+from megascratch.checkpoint.format.io import checksum, in_threads
+from megascratch.checkpoint.format.manifest import Manifest, StoredBox, TensorEntry, box_text, boxes_by_file, volume
+from megascratch.checkpoint.open_checkpoint import relative_slices
+from megascratch.checkpoint.steps import ResolvedStep, candidates, check_files, latest_valid, read_manifest
+from megascratch.config.errors import UserError
+from megascratch.config.printable import printable, shown
+from megascratch.parallel.mesh import Axis
+from megascratch.parallel.shard import Box
+from megascratch.parallel.sharded_tensor import ShardedTensor
+from megascratch.storage.path import Place
+
+
+def load(path: str | Place, held: list[ShardedTensor], world: Axis, *, prefix: str = "", cast: bool = False) -> dict[str, Any]:
+    """Fills every `held.tensor`, copies included, and returns the saved state; called by all ranks of `world`.
+
+    Args:
+        path: a step folder, or a folder of them: its newest sound one, with a warning for each that is not.
+        prefix: of the names that matter, e.g. "param."; the ranks together must want exactly the checkpoint's names
+            that begin so, that no layer is left behind unseen.
+        cast: a tensor of another floating type is converted; without it another type is an error.
+
+    Raises: on all ranks, naming file and tensor: DamagedError where bytes of a step that was named are missing or
+    wrong, UserError where there is no sound one or the checkpoint is another model's.
+    """
+    found = load_newest(path, held, world, prefix=prefix, cast=cast)
+    if world.is_first:
+        for problem in found.passed_over.values():
+            warnings.warn(f"passed over: {printable(problem)}", stacklevel=2)
+    return found.result
+
+
+def load_newest(
+    path: str | Place, held: list[ShardedTensor], world: Axis, *, prefix: str = "", cast: bool = False
+) -> ResolvedStep[dict[str, Any]]:
+    """As `load`, and says which step it was and which were passed over, instead of warning."""
+    held = [item for item in held if volume(item.box)]  # a rank may hold nothing but padding of a tensor
+    wanted = set().union(*on_all_ranks(world, lambda: {item.name for item in held}))
+
+    def read(step: Place) -> dict[str, Any]:
+        manifest = on_first_rank(world, lambda: _checked_manifest(step))
+        on_all_ranks(world, lambda: _fill(step, manifest, held, prefix, wanted, cast))
+        return manifest.state
+
+    return latest_valid(path, on_first_rank(world, lambda: candidates(path)), read)
+
+
+def _checked_manifest(step: Place) -> Manifest:
+    manifest = read_manifest(step)
+    check_files(step, manifest)
+    return manifest
+
+
+class Read(NamedTuple):
+    """A chunk and what wants parts of it."""
+
+    name: str
+    dtype: torch.dtype
+    chunk: StoredBox
+    nbytes: int
+    wanted: list[tuple[ShardedTensor, Box]]
+
+    def said(self) -> str:
+        return f"{self.name}{box_text(self.chunk.box)}"
+
+
+def _fill(step: Place, manifest: Manifest, held: list[ShardedTensor], prefix: str, wanted: set[str], cast: bool) -> None:
+    _require_same_names(step, {name for name in manifest.tensors if name.startswith(prefix)}, wanted)
+    wanting: dict[StoredBox, list[tuple[ShardedTensor, Box]]] = defaultdict(list)
+    for item in held:
+        whole = manifest.tensors[item.name]
+        _require_same_tensor(step, whole, item, cast)
+        for chunk, common in _overlaps(step, whole.chunks, item):
+            wanting[chunk].append((item, common))
+    reads = [Read(name, whole.dtype, chunk, whole.chunk_bytes(chunk), wanting[chunk])
+             for name, whole, chunk in boxes_by_file(manifest.tensors) if chunk in wanting]  # fmt: skip
+    source = step_at(step)
+    for name, of_file in groupby(reads, key=lambda read: read.chunk.file):
+        file = source.open(name)
+        try:
+            groups = _neighbours(list(of_file), source.group_bytes)
+            in_threads(lambda group: read_group(file, group), groups, source.threads)  # noqa: B023
+        finally:
+            file.close()
+
+
+def _neighbours(reads: list[Read], most: int) -> list[list[Read]]:
+    """Chunks that lie one behind the other and together are small: one read."""
+    groups: list[list[Read]] = []
+    end, filled = -1, 0
+    for read in reads:
+        filled += read.nbytes
+        if read.chunk.offset != end or filled > most or len(groups[-1]) == GROUP_CHUNKS:
+            groups.append([])
+            filled = read.nbytes
+        groups[-1].append(read)
+        end = read.chunk.offset + read.nbytes
+    return groups
+
+
+def read_group(file: File, group: list[Read]) -> None:
+    """Reads neighbouring chunks, checks each, and copies what is wanted. Raises: DamagedError."""
+    own = [_own_memory(read) for read in group]
+    rooms = [memoryview(bytearray(read.nbytes)) if o is None else o for read, o in zip(group, own, strict=True)]
+    try:
+        file.read_into(group[0].chunk.offset, *rooms)
+    except DamagedError as error:
+        raise DamagedError(f"{error}; it holds {group[0].said()}") from error
+    for read, mine, room in zip(group, own, rooms, strict=True):
+        if checksum(room) != read.chunk.xxh3_64:
+            raise DamagedError(f"{file.path} is damaged: the bytes of {read.said()} do not fit their checksum")
+        if mine is None:
+            source = torch.frombuffer(room, dtype=read.dtype).view(read.chunk.box.shape)
+            for item, common in read.wanted:
+                item.tensor[relative_slices(common, item.box)].copy_(source[relative_slices(common, read.chunk.box)])
+
+
+def _own_memory(read: Read) -> memoryview | None:
+    """The memory that the chunk is wanted in, where that is one piece and takes its bytes as they are."""
+    if len(read.wanted) > 1:
+        return None
+    item, common = read.wanted[0]
+    target: Tensor = item.tensor[relative_slices(common, item.box)].detach()
+    if common != read.chunk.box or target.dtype != read.dtype or target.is_cuda or not target.is_contiguous():
+        return None
+    return target.as_strided((target.numel(),), (1,)).view(torch.uint8).numpy().data
+
+
+def _require_same_names(step: Place, there: set[str], wanted: set[str]) -> None:
+    missing, unwanted = sorted(wanted - there), sorted(there - wanted)
+    if missing:
+        raise UserError(f"{step} has no tensor {_few(missing)}: it was written by another model or other settings")
+    if unwanted:
+        raise UserError(f"{step} has tensors that this model does not have: {_few(unwanted)}")
+
+
+def _few(names: list[str]) -> str:
+    few = ", ".join([shown(name) for name in names[:3]])
+    return few + (f" (and {len(names) - 3} more)" if len(names) > 3 else "")
+
+
+def _require_same_tensor(step: Place, whole: TensorEntry, item: ShardedTensor, cast: bool) -> None:
+    if whole.shape != tuple(item.whole_shape):
+        raise UserError(f"{step}: {item.name} has shape {list(whole.shape)}, this model needs {list(item.whole_shape)}")
+    floating = whole.dtype.is_floating_point and item.dtype.is_floating_point
+    if whole.dtype != item.dtype and not (cast and floating):
+        raise UserError(f"{step}: {item.name} has {whole.dtype}, this run needs {item.dtype}: set the same precision")
+
+
+def _overlaps(step: Place, chunks: Iterable[StoredBox], item: ShardedTensor) -> list[tuple[StoredBox, Box]]:
+    """The chunks that hold a part of a wanted box, with that part. The chunks are disjoint, so volumes prove cover."""
+    found = [(chunk, common) for chunk in chunks if (common := chunk.box.overlap(item.box)) is not None]
+    covered = sum(volume(common) for _, common in found)
+    if covered != volume(item.box):
+        raise UserError(f"{step}: {item.name}{box_text(item.box)} lies outside the tensor's {covered:,} saved elements")
+    return found

@@ -1,0 +1,95 @@
+"""A step folder in, whole tensors or boxes of them out, in one process, whatever layout wrote them; and every byte
+verified.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from functools import lru_cache
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+from megascratch.checkpoint import validation
+from megascratch.checkpoint.backend.backend import File, step_at
+from megascratch.checkpoint.format.errors import DamagedError
+from megascratch.checkpoint.format.io import checksum
+from megascratch.checkpoint.format.manifest import FILE, StoredBox, box_text, boxes_by_file
+from megascratch.checkpoint.steps import check_files, read_manifest
+from megascratch.config.printable import shown
+from megascratch.parallel.shard import Box
+from megascratch.storage.path import Place, storage_path
+
+KEPT_CHUNKS = 4
+"""Of those read last, since neighbours in another cut want the same chunk."""
+
+
+class OpenCheckpoint:
+    """A checkpoint that is open for reading; memory for a few chunks, however large it is.
+
+    Raises: DamagedError where manifest, sizes or headers are not sound.
+    """
+
+    def __init__(self, step: str | Place):
+        self.path = storage_path(step)
+        self.manifest = read_manifest(self.path)
+        check_files(self.path, self.manifest)
+        self._open = ExitStack()
+        self._files: dict[str, File] = {}
+        self._recent = lru_cache(KEPT_CHUNKS)(self._read)
+
+    def box(self, name: str, box: Box) -> Tensor:
+        """A box of a tensor, of which every byte was checked. Raises: DamagedError."""
+        whole = self.manifest.tensors[name]
+        found = torch.empty(box.shape, dtype=whole.dtype)
+        for chunk in whole.chunks:
+            if (common := chunk.box.overlap(box)) is not None:
+                found[relative_slices(common, box)] = self.chunk(name, chunk)[relative_slices(common, chunk.box)]
+        return found
+
+    def chunk(self, name: str, chunk: StoredBox) -> Tensor:
+        """A chunk as it lies in its file. Raises: DamagedError, naming file and tensor."""
+        return self._recent(name, chunk)
+
+    def _read(self, name: str, chunk: StoredBox) -> Tensor:
+        whole = self.manifest.tensors[name]
+        if chunk.file not in self._files:
+            self._files[chunk.file] = file = step_at(self.path).open(chunk.file)
+            self._open.callback(file.close)
+        file = self._files[chunk.file]
+        raw = bytearray(whole.chunk_bytes(chunk))
+        file.read_into(chunk.offset, memoryview(raw))
+        if checksum(raw) != chunk.xxh3_64:
+            tensor = f"{shown(name)}{box_text(chunk.box)}"
+            raise DamagedError(f"{file.path} is damaged: the bytes of {tensor} do not fit their checksum")
+        return torch.frombuffer(raw, dtype=whole.dtype).view(chunk.box.shape)
+
+    def __enter__(self) -> "OpenCheckpoint":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
+        self._recent.cache_clear()
+        self._open.close()
+
+
+def relative_slices(box: Box, outer: Box) -> tuple[slice, ...]:
+    """Where a box lies in a tensor that holds `outer`."""
+    return box.moved(tuple(-start for start in outer.start)).slices
+
+
+def problems(step: str | Place) -> Iterator[str]:
+    """Reads every byte; one sentence for each thing that is wrong."""
+    try:
+        contents = OpenCheckpoint(step)
+    except DamagedError as error:
+        yield str(error)
+        return
+    with contents:
+        for name, _, chunk in boxes_by_file(contents.manifest.tensors):
+            try:
+                contents.chunk(name, chunk)
+            except DamagedError as error:
+                yield str(error)
+    known = {FILE, validation.FILE, *contents.manifest.files}
+    for name in sorted(set(step_at(contents.path).names()) - known):
+        yield f"{contents.path / name} does not belong to the checkpoint: the manifest does not name it"

@@ -1,0 +1,117 @@
+"""`save`: what every rank holds in, one folder that no layout shows through out, committed in a single call.
+
+Every rank writes its share of the chunks into a safetensors file of its own; the first rank proves that the chunks
+fill every tensor and every file exactly once, and writes the manifest. On a disk all this happens in a private folder
+that is renamed in the end, in object storage the manifest comes last; a crash before leaves what no reader sees.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+
+from megascratch.checkpoint.backend.backend import Draft, begin
+from megascratch.checkpoint.consensus import on_all_ranks, on_first_rank
+from megascratch.checkpoint.format.file_format import FileLayout
+from megascratch.checkpoint.format.io import raw_bytes
+from megascratch.checkpoint.format.manifest import DataFile, Manifest, StoredBox, TensorEntry, check_coverage, to_text
+from megascratch.checkpoint.steps import step_folder
+from megascratch.checkpoint.write_plan import WritePlan, agree_on_write_plan
+from megascratch.parallel.mesh import Axis
+from megascratch.parallel.sharded_tensor import ShardedTensor
+from megascratch.storage.path import Place, storage_path
+
+RawBytes = Callable[[int], memoryview]
+"""The bytes of a chunk by its number in the layout of the rank's file."""
+
+
+class WriteEntry(NamedTuple):
+    """A chunk as its rank reports it."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    chunk: StoredBox
+
+
+class WriteTable(NamedTuple):
+    """What a rank has written."""
+
+    files: dict[str, DataFile]
+    entries: list[WriteEntry]
+
+
+def save(folder: str | Place, step: int, held: list[ShardedTensor], state: dict[str, Any], world: Axis) -> Place:
+    """Writes `{folder}/step_{step:08d}`; called by all ranks of `world`, which share the file system
+    or the store, while nobody else writes there.
+
+    Args:
+        held: what this rank holds; all ranks' boxes with copy 0 must fill every tensor exactly once.
+        state: any JSON; the first rank's is written.
+
+    Raises: on all ranks, with only what was there before left on disk: UserError where the step is already there,
+    DiskError where the disk refuses, CheckpointError where the boxes do not fill a tensor.
+    """
+    share = agree_on_write_plan(held, world)
+    slots = share.layout.slots
+    return write_step(storage_path(folder), storage_path(folder), step, share, lambda i: raw_bytes(slots[i].tensor), state, world)
+
+
+def write_step(
+    folder: Place, inside: Place, step: int, share: WritePlan, raw: RawBytes, state: dict[str, Any], world: Axis
+) -> Place:
+    """`save` for chunks that are already shared out, with bytes that may have been copied before; `inside` is where the
+    writer's lease lies."""
+    draft = on_first_rank(world, lambda: begin(step_folder(folder, step), inside, share.total_bytes))
+    try:
+        tables = on_all_ranks(world, lambda: write_file(draft, draft.file_name(world.rank), share.layout, raw))
+        on_first_rank(world, lambda: draft.commit(manifest_of(step, state, tables)))
+    except BaseException:
+        if world.is_first:
+            draft.discard()
+        raise
+    return draft.final
+
+
+def write_file(draft: Draft, name: str, layout: FileLayout, raw: RawBytes) -> WriteTable:
+    """Writes a file of chunks, if there are any."""
+    if not layout.slots:
+        return WriteTable({}, [])
+    file, sums = draft.write(name, layout, raw)
+    entries = [
+        WriteEntry(slot.name, slot.whole_shape, slot.tensor.dtype, StoredBox(name, offset, slot.box, checksum))
+        for slot, offset, checksum in zip(layout.slots, layout.offsets, sums, strict=True)
+    ]
+    return WriteTable({name: file}, entries)
+
+
+def manifest_of(step: int, state: dict[str, Any], tables: list[WriteTable]) -> bytes:
+    """Raises: ValueError where the chunks are not a cut of every tensor."""
+    files = {name: file for table in tables for name, file in table.files.items()}
+    manifest = Manifest(step, state, files, _wholes(entry for table in tables for entry in table.entries))
+    check_coverage(manifest)
+    return to_text(manifest)
+
+
+@dataclass
+class _Open:
+    """A tensor whose chunks are still coming in."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    chunks: list[StoredBox]
+
+
+def _wholes(entries: Iterable[WriteEntry]) -> dict[str, TensorEntry]:
+    found: dict[str, _Open] = {}
+    for name, shape, dtype, chunk in entries:
+        tensor = found.setdefault(name, _Open(shape, dtype, []))
+        if (tensor.shape, tensor.dtype) != (shape, dtype):
+            raise ValueError(f"ranks disagree on {name}: {list(tensor.shape)} {tensor.dtype} and {list(shape)} {dtype}")
+        tensor.chunks.append(chunk)
+    return {name: TensorEntry(t.shape, t.dtype, tuple(sorted(t.chunks, key=_place))) for name, t in sorted(found.items())}
+
+
+def _place(chunk: StoredBox) -> tuple:
+    return chunk.box

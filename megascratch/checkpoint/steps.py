@@ -1,0 +1,171 @@
+"""Where checkpoints lie: `{folder}/step_00000123/`, each complete from the moment it has its name.
+
+A folder is a path of this machine or an address in object storage, such as s3://bucket/run/checkpoints.
+"""
+
+from collections.abc import Callable
+from typing import Generic, NamedTuple, TypeVar
+
+from megascratch.checkpoint.backend.backend import is_folder, step_at, step_names
+from megascratch.checkpoint.format.errors import DamagedError
+from megascratch.checkpoint.format.io import checksum, in_threads
+from megascratch.checkpoint.format.manifest import FILE, STEP_NAME, DataFile, Manifest, parse
+from megascratch.config.errors import UserError
+from megascratch.storage.path import Place, storage_path
+
+T = TypeVar("T")
+MOST_MANIFEST_BYTES = 1 << 29
+
+
+def step_folder(folder: str | Place, step: int) -> Place:
+    return storage_path(folder) / f"step_{step:08d}"
+
+
+def step_number(path: str | Place) -> int:
+    """The step of a step folder. Raises: UserError for another name."""
+    match = STEP_NAME.fullmatch(storage_path(path).name)
+    if match is None:
+        raise UserError(f"{path} is not named step_00000000")
+    return int(match[1])
+
+
+def list_steps(folder: str | Place) -> list[Place]:
+    """The step folders of a run, newest first, whether they can be read or not.
+
+    Raises: StoreError where a store does not answer: nobody knows then whether there are any.
+    """
+    folder = storage_path(folder)
+    return sorted((folder / name for name in step_names(folder)), key=step_number, reverse=True)
+
+
+def manifest_text(step_folder: str | Place) -> bytes:
+    """The manifest's bytes. Raises: DamagedError where the folder is no checkpoint, StoreError."""
+    path = storage_path(step_folder)
+    try:
+        file = step_at(path).open(FILE)
+    except DamagedError as error:
+        raise DamagedError(f"{path} is not a checkpoint: {FILE} cannot be read ({_reason(error)})") from error
+    try:
+        if file.size > MOST_MANIFEST_BYTES:
+            raise DamagedError(f"{file.path} is damaged: {file.size:,} bytes are too many for a manifest")
+        text = bytearray(file.size)
+        file.read_into(0, memoryview(text))
+        return bytes(text)
+    finally:
+        file.close()
+
+
+def _reason(error: Exception) -> str:
+    cause = error.__cause__
+    return str(cause.strerror) if isinstance(cause, OSError) else str(error)
+
+
+def read_manifest(step_folder: str | Place) -> Manifest:
+    """Reads and checks the table of contents; no tensor is touched.
+
+    Raises: DamagedError where the folder is no checkpoint, or its manifest is damaged; StoreError.
+    """
+    path = storage_path(step_folder)
+    text = manifest_text(path)
+    try:
+        return parse(text)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else error
+        raise DamagedError(f"{path / FILE} is damaged: {reason}; load another step of the run") from error
+
+
+def check_files(step: Place, manifest: Manifest) -> None:
+    """Raises: DamagedError unless every file is there, of its size, with its header; no tensor is read."""
+    asked_at_once = step_at(step).asked_at_once
+    in_threads(lambda item: _check_file(step, *item), manifest.files.items(), asked_at_once)
+
+
+def _check_file(step: Place, name: str, record: DataFile) -> None:
+    file = step_at(step).open(name)
+    try:
+        if file.size != record.bytes:
+            raise DamagedError(f"{file.path} is damaged: it has {file.size:,} bytes, the manifest says "
+                               f"{record.bytes:,}")
+        header = bytearray(record.header_bytes)  # not more than the file has
+        file.read_into(0, memoryview(header))
+        if checksum(header) != record.header_xxh3_64:
+            raise DamagedError(f"{file.path} is damaged: the header does not fit its checksum")
+    finally:
+        file.close()
+
+
+def problem_of(step: Place) -> str:
+    """What is wrong with a step, by its manifest and its files' sizes and headers; '' for nothing. Reads no tensor."""
+    try:
+        check_files(step, read_manifest(step))
+    except DamagedError as error:
+        return str(error)
+    return ""
+
+
+def latest(folder: str | Place) -> Place | None:
+    """The newest step folder whose manifest, sizes and headers are sound."""
+    return next((path for path in list_steps(folder) if not problem_of(path)), None)
+
+
+def is_step(path: str | Place) -> bool:
+    """Whether the path is a step folder itself, not a folder of them."""
+    path = storage_path(path)
+    return STEP_NAME.fullmatch(path.name) is not None or step_at(path).is_there()
+
+
+def resolve(path: str | Place) -> Place:
+    """A step folder as it is, or the newest sound one in a folder of them. Raises: UserError where there is none."""
+    path = storage_path(path)
+    if not is_folder(path):
+        raise UserError(f"no checkpoint: {path} is not a folder")
+    if is_step(path):
+        return path
+    newest = latest(path)
+    if newest is None:
+        raise UserError(f"no checkpoint: {path} has neither {FILE} nor a sound folder step_00000000")
+    return newest
+
+
+class ResolvedStep(NamedTuple, Generic[T]):
+    """What could be read, and what could not."""
+
+    step: Place
+    result: T
+    passed_over: dict[Place, str]  # newer steps, and what is wrong with each
+
+
+def latest_valid(path: str | Place, candidates: list[Place], read: Callable[[Place], T]) -> ResolvedStep[T]:
+    """Reads the first of the candidates that is not damaged.
+
+    Args:
+        path: as the user named it: a step folder that is named itself is refused when it is damaged.
+        candidates: its steps, newest first; the same on all ranks, as is what `read` raises.
+
+    Raises: DamagedError, UserError where none is sound, and whatever else `read` raises.
+    """
+    passed_over: dict[Place, str] = {}
+    for step in candidates:
+        try:
+            return ResolvedStep(step, read(step), passed_over)
+        except DamagedError as error:
+            if is_step(path):
+                raise
+            passed_over[step] = str(error)
+    reasons = "".join(f"\n  {reason}" for reason in passed_over.values())
+    raise UserError(f"no checkpoint: {path} has no sound step{reasons}")
+
+
+def candidates(path: str | Place) -> list[Place]:
+    """A step folder itself, or all in a folder of them, newest first. Raises: UserError where there is none."""
+    path = storage_path(path)
+    found = [path] if is_step(path) else list_steps(path)
+    if not found:
+        raise UserError(f"no checkpoint: {path} has neither {FILE} nor a folder step_00000000" if is_folder(path)
+                        else f"no checkpoint: {path} is not a folder")
+    return found
+
+
+def quarantine(step: Place) -> Place:
+    """Gives a damaged step another name, so that the run can write the step again. Its new path."""
+    return step_at(step).set_aside()

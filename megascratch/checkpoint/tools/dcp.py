@@ -1,0 +1,157 @@
+"""torch.distributed.checkpoint's interfaces over this format: its `save` and `load` of plain state dicts write and read
+our step folders, without a pickle on the disk.
+
+    dcp.save({"w": tensor}, storage_writer=Writer("folder", step=5))
+    dcp.load({"w": tensor}, storage_reader=Reader("folder/step_00000005"))
+
+For programs that already speak that library (DTensor, FSDP2). Training itself does not go this way: the library's plans
+cannot tell that each element is read exactly once, and a plan takes one box per rank and tensor, where a flat piece of
+ZeRO-1 or a fused weight has several. Values that are not tensors are refused: the library would pickle them.
+"""
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    StorageMeta,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, SavePlan, SavePlanner, WriteItem, WriteItemType
+from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
+from torch.futures import Future
+
+from megascratch.checkpoint.backend.backend import begin
+from megascratch.checkpoint.format.file_format import arrange, split_box
+from megascratch.checkpoint.format.io import raw_bytes
+from megascratch.checkpoint.open_checkpoint import OpenCheckpoint
+from megascratch.checkpoint.save import manifest_of, write_file
+from megascratch.checkpoint.steps import resolve, step_folder
+from megascratch.config.errors import UserError
+from megascratch.parallel.shard import Box
+from megascratch.parallel.sharded_tensor import ShardedTensor
+from megascratch.storage.path import Place, storage_path
+
+
+class DcpWriter(StorageWriter):
+    """Writes `{folder}/step_...`, committed when every rank has written.
+
+    Args:
+        state: any JSON, kept beside the tensors.
+    """
+
+    def __init__(self, folder: str | Place, step: int, state: dict[str, Any] | None = None):
+        self.folder, self.step, self.state = storage_path(folder), step, state or {}
+
+    def reset(self, checkpoint_id: Any = None) -> None:
+        """The place was told to the constructor."""
+
+    def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
+        self.is_coordinator = is_coordinator
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: Any) -> bool:
+        return True
+
+    def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
+        for item in plan.items:
+            if item.type == WriteItemType.BYTE_IO:
+                raise UserError(f"{item.index.fqn} is no tensor: give it to Writer(state=...) as JSON")
+        return plan
+
+    def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
+        """On the coordinator: where to write, and a number for each rank's file."""
+        self.draft = begin(step_folder(self.folder, self.step), self.folder, sum(map(_bytes_of, plans)))
+        return [dataclasses.replace(plan, storage_data=(self.draft, rank)) for rank, plan in enumerate(plans)]
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        draft, rank = plan.storage_data
+        held = [_held(item, planner.resolve_data(item)) for item in plan.items]
+        layout = arrange(slot for item in held for slot in split_box(item))
+        table = write_file(draft, draft.file_name(rank), layout, lambda i: raw_bytes(layout.slots[i].tensor))
+        # The library wants a result for each item; the first one carries what this rank has written.
+        results = [WriteResult(item.index, own.tensor.nbytes, table if number == 0 else None)
+                   for number, (item, own) in enumerate(zip(plan.items, held, strict=True))]  # fmt: skip
+        done: Future[list[WriteResult]] = Future()
+        done.set_result(results)
+        return done
+
+    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+        """On the coordinator: the manifest, and the commit."""
+        tables = [own[0].storage_data for own in results if own]
+        self.draft.commit(manifest_of(self.step, self.state, tables))
+
+
+class DcpReader(StorageReader):
+    """Reads a step folder, or the newest sound one in a folder of them; every chunk that is read is checked."""
+
+    def __init__(self, path: str | Place):
+        self.path = path
+
+    def reset(self, checkpoint_id: Any = None) -> None:
+        """The place was told to the constructor."""
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: Any) -> bool:
+        return True
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        """Raises: DamagedError."""
+        with OpenCheckpoint(resolve(self.path)) as contents:
+            tensors = contents.manifest.tensors
+        return Metadata(
+            {
+                name: TensorStorageMetadata(
+                    TensorProperties(dtype=whole.dtype),
+                    torch.Size(whole.shape),
+                    [ChunkStorageMetadata(torch.Size(c.box.start), torch.Size(c.box.shape)) for c in whole.chunks],
+                )
+                for name, whole in tensors.items()
+            },
+            storage_data={
+                MetadataIndex(name, torch.Size(chunk.box.start)): chunk
+                for name, whole in tensors.items()
+                for chunk in whole.chunks
+            },
+            storage_meta=StorageMeta(),
+        )
+
+    def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
+        self.chunks = metadata.storage_data
+
+    def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
+        return plan
+
+    def prepare_global_plan(self, plans: list[LoadPlan]) -> list[LoadPlan]:
+        return plans
+
+    def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
+        """Raises: DamagedError."""
+        with OpenCheckpoint(resolve(self.path)) as contents:
+            for request in plan.items:
+                name, chunk = request.storage_index.fqn, self.chunks[request.storage_index]
+                part = contents.chunk(name, chunk)
+                for dim, (start, length) in enumerate(zip(request.storage_offsets, request.lengths, strict=True)):
+                    part = part.narrow(dim, start, length)
+                target = planner.resolve_tensor(request)
+                target.copy_(part)
+                planner.commit_tensor(request, target)
+        done: Future[None] = Future()
+        done.set_result(None)
+        return done
+
+
+def _bytes_of(plan: SavePlan) -> int:
+    chunks = [item.tensor_data for item in plan.items if item.tensor_data is not None]
+    return sum(data.chunk.sizes.numel() * data.properties.dtype.itemsize for data in chunks)
+
+
+def _held(item: WriteItem, tensor: Any) -> ShardedTensor:
+    assert item.tensor_data is not None
+    start, sizes = tuple(item.tensor_data.chunk.offsets), item.tensor_data.chunk.sizes
+    box = Box(start, tuple(a + n for a, n in zip(start, sizes, strict=True)))
+    return ShardedTensor(item.index.fqn, tuple(item.tensor_data.size), box, tensor.detach(), 0)

@@ -1,0 +1,159 @@
+"""Checkpoints in, one new checkpoint of other files, another precision, or averaged weights out; in one process, with
+memory for a few chunks.
+
+A checkpoint has no layout, so none is chosen here: what changes is into how many files its chunks go, and their type.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from megascratch.checkpoint.backend.backend import alone, begin
+from megascratch.checkpoint.format.file_format import FileExtent, arrange, split_box
+from megascratch.checkpoint.format.io import raw_bytes
+from megascratch.checkpoint.format.manifest import TensorEntry, whole_box
+from megascratch.checkpoint.open_checkpoint import OpenCheckpoint
+from megascratch.checkpoint.save import manifest_of, write_file
+from megascratch.checkpoint.steps import step_folder
+from megascratch.checkpoint.validation import read_loss
+from megascratch.config.errors import UserError
+from megascratch.parallel.shard import Box
+from megascratch.parallel.sharded_tensor import ShardedTensor
+from megascratch.storage.path import Place, storage_path
+
+PRECISIONS = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+WEIGHTS, MASTERS = "param.", "optim.master."
+
+
+class TensorSource(NamedTuple):
+    """A tensor of the new checkpoint."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    read: Callable[[Box], Tensor]  # in any type; converted when it is written
+
+
+def reshard(
+    source: OpenCheckpoint, output: str | Place, *, files: int = 1, dtype: str | None = None, weights_only: bool = False
+) -> Place:
+    """Writes `{output}/step_...` with the same tensors in `files` files of about one size; its path.
+
+    Args:
+        dtype: of the weights, a key of PRECISIONS. Towards bf16 and fp16 the old weights become the masters; back, the
+            masters become the weights: nothing that is known is rounded away, and a run of that precision goes on.
+        weights_only: without the optimizer: a checkpoint to evaluate, generate and fine-tune from.
+
+    Raises: UserError where the step is already there, DamagedError, DiskError.
+    """
+    tensors = {name: _same(source, name, whole) for name, whole in source.manifest.tensors.items()}
+    state = source.manifest.state
+    if not math.isnan(loss := read_loss(source.path)):
+        state = state | {"valid_loss": loss}
+    if dtype is not None:
+        tensors, state = _converted(tensors, PRECISIONS[dtype]), _told(state, dtype)
+    if weights_only:
+        tensors = {name: new for name, new in tensors.items() if name.startswith(WEIGHTS)}
+    return write(output, source.manifest.step, tensors, state, files)
+
+
+def average(sources: Sequence[OpenCheckpoint], output: str | Place, *, files: int = 1) -> Place:
+    """Writes the mean of the weights of several steps, of the masters where there are some, rounded once; without an
+    optimizer, whose moments have no meaningful mean. Step and settings are those of the last source.
+
+    Raises: UserError where they are not of one model, or fewer than two; DamagedError, DiskError.
+    """
+    if len(sources) < 2:
+        raise UserError(f"the average of {len(sources)} checkpoint is itself: give two or more")
+    last = sources[-1].manifest
+    tensors = {}
+    for name, whole in last.tensors.items():
+        if name.startswith(WEIGHTS):
+            finest = MASTERS + name.removeprefix(WEIGHTS)
+            finest = finest if finest in last.tensors else name
+            for source in sources:
+                there = source.manifest.tensors.get(finest)
+                if there is None or there.shape != whole.shape:
+                    said = "no such tensor" if there is None else f"shape {list(there.shape)}, not {list(whole.shape)}"
+                    raise UserError(f"{source.path} is of another model: {finest} has {said}")
+            tensors[name] = TensorSource(whole.shape, whole.dtype, _mean(sources, finest))
+    state = last.state | {"averaged_steps": [source.manifest.step for source in sources]}
+    state.pop("valid_loss", None)  # nobody has measured the mean
+    return write(output, last.step, tensors, state, files)
+
+
+def write(output: str | Place, step: int, tensors: dict[str, TensorSource], state: dict[str, Any], files: int = 1) -> Place:
+    """Writes a step in one process, its chunks one after the other into `files` files. Raises: UserError, DiskError."""
+    total = sum(math.prod(new.shape) * new.dtype.itemsize for new in tensors.values())
+    slots = [slot for name, new in tensors.items() for slot in _slots(name, new, total // files)]
+    groups: list[list[FileExtent]] = [[] for _ in range(files)]
+    done = 0
+    for slot in slots:
+        groups[min(files - 1, done * files // max(total, 1))].append(slot)
+        done += slot.tensor.nbytes
+    with alone(storage_path(output)) as inside:
+        draft = begin(step_folder(output, step), inside, total)
+        try:
+            tables = []
+            for number, group in enumerate(groups):
+                layout = arrange(group)
+                tables.append(write_file(draft, draft.file_name(number), layout, _raw(tensors, layout.slots)))
+            draft.commit(manifest_of(step, state, tables))
+        except BaseException:
+            draft.discard()
+            raise
+    return draft.final
+
+
+def _slots(name: str, new: TensorSource, most: int) -> list[FileExtent]:
+    """Its chunks of at most so many bytes, without their content."""
+    nothing = torch.empty(new.shape, dtype=new.dtype, device="meta")
+    return split_box(ShardedTensor(name, new.shape, whole_box(new.shape), nothing, 0), most)
+
+
+def _raw(tensors: dict[str, TensorSource], slots: Sequence[FileExtent]) -> Callable[[int], memoryview]:
+    def raw(index: int) -> memoryview:
+        slot = slots[index]
+        return raw_bytes(tensors[slot.name].read(slot.box).to(slot.tensor.dtype))
+
+    return raw
+
+
+def _same(source: OpenCheckpoint, name: str, whole: TensorEntry) -> TensorSource:
+    return TensorSource(whole.shape, whole.dtype, lambda box: source.box(name, box))
+
+
+def _mean(sources: Sequence[OpenCheckpoint], name: str) -> Callable[[Box], Tensor]:
+    def mean(box: Box) -> Tensor:
+        total = torch.zeros(box.shape, dtype=torch.float64)
+        for source in sources:
+            total += source.box(name, box)
+        return total / len(sources)
+
+    return mean
+
+
+def _converted(tensors: dict[str, TensorSource], dtype: torch.dtype) -> dict[str, TensorSource]:
+    """The weights in another type, and masters where, and only where, that type needs them."""
+    main = torch.float64 if dtype == torch.float64 else torch.float32  # of masters and moments
+    found = {name: new._replace(dtype=main) for name, new in tensors.items() if not name.startswith((WEIGHTS, MASTERS))}
+    trained = bool(found)
+    for name, new in tensors.items():
+        if name.startswith(WEIGHTS):
+            master = MASTERS + name.removeprefix(WEIGHTS)
+            finest = tensors.get(master, new)
+            found[name] = finest._replace(dtype=dtype)
+            if trained and dtype.itemsize == 2:
+                found[master] = finest._replace(dtype=main)
+    return dict(sorted(found.items()))
+
+
+def _told(state: dict[str, Any], dtype: str) -> dict[str, Any]:
+    """The settings in the state, with the new precision."""
+    config = state.get("config")
+    if not isinstance(config, dict) or "optim" not in config:
+        return state
+    flags = {name: name == dtype for name in ("bf16", "fp16", "fp64")}
+    return state | {"config": config | {"optim": config["optim"] | flags}}

@@ -1,0 +1,163 @@
+"""The laws of the layout: processes, stages, chunks and backends; see `laws.py` for how a law is read."""
+
+from collections.abc import Callable
+
+from megascratch.config.pipeline_split import CutError, layer_cut
+from megascratch.config.remedies import WORLD, Broken, Remedy, each, near_multiples
+from megascratch.config.suggestions import choice, divisors
+
+FOLDED = ("zb_v", "dualpipe_v")  # schedules whose two chunks per rank lie in a V
+
+
+def layout_fits_the_world(
+    world_size: int,
+    tensor_model_parallel_size: int,
+    pipeline_model_parallel_size: int,
+    data_parallel_size: int | None,
+) -> Broken | None:
+    """Every process has exactly one place: world = tensor x pipeline x data."""
+    tp, pp, dp = tensor_model_parallel_size, pipeline_model_parallel_size, data_parallel_size
+    if world_size % (tp * pp):
+        return Broken(
+            f"world size ({world_size}) must divide by tensor-model-parallel-size x pipeline-model-parallel-size "
+            f"({tp} x {pp} = {tp * pp})",
+            [
+                Remedy(WORLD, near_multiples(world_size, tp * pp)),
+                Remedy("tensor_model_parallel_size", each(divisors(world_size))),
+                Remedy("pipeline_model_parallel_size", each(divisors(world_size))),
+            ],
+            f"use a layout of {choice(divisors(world_size), tp * pp)} ranks",
+        )
+    if dp is not None and world_size != tp * pp * dp:
+        return Broken(
+            f"world size ({world_size}) must be tensor x pipeline x data parallel size ({tp} x {pp} x {dp} = "
+            f"{tp * pp * dp})",
+            [Remedy(WORLD, [[tp * pp * dp]]), Remedy("data_parallel_size", [[world_size // (tp * pp)]])],
+        )
+    return None
+
+
+def sequence_over_tp(seq_length: int, tensor_model_parallel_size: int, sequence_parallel: bool) -> Broken | None:
+    """Sequence parallel cuts the sequence into equal pieces."""
+    if not sequence_parallel or seq_length % tensor_model_parallel_size == 0:
+        return None
+    return Broken(
+        f"seq-length ({seq_length}) must divide by tensor-model-parallel-size ({tensor_model_parallel_size}) with "
+        "sequence-parallel",
+        [Remedy("seq_length", near_multiples(seq_length, tensor_model_parallel_size))],
+        "leave out sequence-parallel",
+    )
+
+
+def layers_are_cut_whole(
+    num_layers: int,
+    pipeline_model_parallel_size: int,
+    num_virtual_stages_per_pipeline_rank: int,
+    decoder_first_pipeline_num_layers: int | None,
+    decoder_last_pipeline_num_layers: int | None,
+    pipeline_model_parallel_layout: list[int] | None,
+) -> Broken | None:
+    """Every layer lies on exactly one virtual stage; see `cut.layer_cut`."""
+    try:
+        layer_cut(
+            num_layers,
+            pipeline_model_parallel_size,
+            num_virtual_stages_per_pipeline_rank,
+            decoder_first_pipeline_num_layers,
+            decoder_last_pipeline_num_layers,
+            pipeline_model_parallel_layout,
+        )
+    except CutError as error:
+        return error.broken
+    return None
+
+
+def schedule_fits_the_chunks(
+    pipeline_schedule: str, pipeline_model_parallel_size: int, num_virtual_stages_per_pipeline_rank: int
+) -> str | None:
+    """Interleaving plays several chunks per rank and needs several; a V has two; the others have one."""
+    pp, chunks = pipeline_model_parallel_size, num_virtual_stages_per_pipeline_rank
+    if pipeline_schedule in FOLDED:
+        if chunks == 2 and pp > 1:
+            return None
+        return (
+            f"pipeline-schedule {pipeline_schedule} needs pipeline-model-parallel-size of 2 or more and "
+            f"num-virtual-stages-per-pipeline-rank 2 (now {pp} and {chunks}): use these, or 1f1b"
+        )
+    if pipeline_schedule not in ("interleaved", "csv"):
+        if chunks == 1:
+            return None
+        return (
+            f"num-virtual-stages-per-pipeline-rank ({chunks}) needs pipeline-schedule interleaved, "
+            f"not {pipeline_schedule}: use interleaved, or 1 virtual stage"
+        )
+    if pipeline_schedule == "csv" or (chunks > 1 and pp > 1):
+        return None
+    return (
+        "pipeline-schedule interleaved needs pipeline-model-parallel-size and num-virtual-stages-per-pipeline-rank "
+        f"of 2 or more (now {pp} and {chunks}): raise them, or use 1f1b"
+    )
+
+
+def own_schedule_has_a_file(pipeline_schedule: str, pipeline_schedule_csv: str | None) -> str | None:
+    """The file is read by pipeline-schedule csv and by no other."""
+    if (pipeline_schedule == "csv") == (pipeline_schedule_csv is not None):
+        return None
+    if pipeline_schedule_csv is None:
+        return "pipeline-schedule csv needs pipeline-schedule-csv: give the file"
+    return f"pipeline-schedule-csv needs pipeline-schedule csv, not {pipeline_schedule}: leave one of them out"
+
+
+def a_v_is_cut_evenly_or_by_hand(
+    pipeline_schedule: str,
+    decoder_first_pipeline_num_layers: int | None,
+    decoder_last_pipeline_num_layers: int | None,
+) -> str | None:
+    """In a V the first rank holds both ends of the model, so a first and last stage say nothing."""
+    if pipeline_schedule not in FOLDED:
+        return None
+    for name, given in (("first", decoder_first_pipeline_num_layers), ("last", decoder_last_pipeline_num_layers)):
+        if given is not None:
+            return (
+                f"decoder-{name}-pipeline-num-layers ({given}) does not go with pipeline-schedule {pipeline_schedule}, "
+                "whose first rank holds both ends: cut by hand with pipeline-model-parallel-layout"
+            )
+    return None
+
+
+def groups_are_for_interleaving(
+    microbatch_group_size_per_virtual_pipeline_stage: int, pipeline_schedule: str, pipeline_model_parallel_size: int
+) -> str | Broken | None:
+    """The group size orders interleaved micro-batches: at least one per stage, and meaningless elsewhere."""
+    group, pp = microbatch_group_size_per_virtual_pipeline_stage, pipeline_model_parallel_size
+    if pipeline_schedule == "interleaved" and group < pp:
+        return Broken(
+            f"microbatch-group-size-per-virtual-pipeline-stage ({group}) must be at least "
+            f"pipeline-model-parallel-size ({pp})",
+            [Remedy("microbatch_group_size_per_virtual_pipeline_stage", [[pp]], " or more")],
+        )
+    if pipeline_schedule != "interleaved" and group != pp:
+        return (
+            f"microbatch-group-size-per-virtual-pipeline-stage ({group}) needs pipeline-schedule interleaved, "
+            f"not {pipeline_schedule}: leave it out"
+        )
+    return None
+
+
+def backend_fits_the_device(device: str | None, distributed_backend: str | None) -> str | None:
+    """NCCL moves GPU memory only."""
+    if device == "cpu" and distributed_backend == "nccl":
+        return "distributed-backend nccl needs device cuda, not cpu: use gloo"
+    return None
+
+
+LAWS: list[Callable[..., str | Broken | None]] = [
+    layout_fits_the_world,
+    sequence_over_tp,
+    layers_are_cut_whole,
+    schedule_fits_the_chunks,
+    own_schedule_has_a_file,
+    a_v_is_cut_evenly_or_by_hand,
+    groups_are_for_interleaving,
+    backend_fits_the_device,
+]

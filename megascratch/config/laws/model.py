@@ -1,0 +1,119 @@
+"""The laws of the Transformer's shape; see `laws.py` for how a law is read."""
+
+from collections.abc import Callable
+
+from megascratch.config.remedies import Broken, Remedy, each, near_multiples
+from megascratch.config.suggestions import divisors_near
+
+
+def heads_share_the_width(hidden_size: int, num_attention_heads: int, kv_channels: int | None) -> Broken | None:
+    """A head's width must be whole when it is not given."""
+    if kv_channels is not None or hidden_size % num_attention_heads == 0:
+        return None
+    return Broken(
+        f"hidden-size ({hidden_size}) must divide by num-attention-heads ({num_attention_heads})",
+        [
+            Remedy("hidden_size", near_multiples(hidden_size, num_attention_heads)),
+            Remedy("num_attention_heads", each(divisors_near(hidden_size, num_attention_heads))),
+        ],
+        "give kv-channels",
+    )
+
+
+def heads_share_the_query_groups(num_attention_heads: int, num_query_groups: int) -> Broken | None:
+    """Each key/value head serves the same number of query heads."""
+    if num_attention_heads % num_query_groups == 0:
+        return None
+    return Broken(
+        f"num-attention-heads ({num_attention_heads}) must divide by num-query-groups ({num_query_groups})",
+        [
+            Remedy("num_query_groups", each(divisors_near(num_attention_heads, num_query_groups))),
+            Remedy("num_attention_heads", near_multiples(num_attention_heads, num_query_groups)),
+        ],
+    )
+
+
+def heads_over_tp(num_attention_heads: int, tensor_model_parallel_size: int) -> Broken | None:
+    """Whole query heads on each tensor rank."""
+    if num_attention_heads % tensor_model_parallel_size == 0:
+        return None
+    tp = tensor_model_parallel_size
+    return Broken(
+        f"num-attention-heads ({num_attention_heads}) must divide by tensor-model-parallel-size ({tp})",
+        [
+            Remedy("tensor_model_parallel_size", each(divisors_near(num_attention_heads, tp))),
+            Remedy("num_attention_heads", near_multiples(num_attention_heads, tp)),
+        ],
+    )
+
+
+def query_groups_over_tp(
+    num_query_groups: int, num_attention_heads: int, tensor_model_parallel_size: int
+) -> Broken | None:
+    """Whole key/value heads on each tensor rank, or each head on the same number of ranks."""
+    groups, tp = num_query_groups, tensor_model_parallel_size
+    if groups % tp == 0 or tp % groups == 0 or groups == num_attention_heads:  # the last is `heads_over_tp`
+        return None
+    sizes = [size for size in divisors_near(num_attention_heads, tp) if groups % size == 0 or size % groups == 0]
+    counts = [count for count in divisors_near(num_attention_heads, groups) if count % tp == 0 or tp % count == 0]
+    return Broken(
+        f"num-query-groups ({groups}) and tensor-model-parallel-size ({tp}) must divide one another",
+        [Remedy("tensor_model_parallel_size", each(sizes)), Remedy("num_query_groups", each(counts))],
+    )
+
+
+def ffn_over_tp(ffn_hidden_size: int, tensor_model_parallel_size: int) -> Broken | None:
+    """Whole columns of the MLP on each tensor rank."""
+    if ffn_hidden_size % tensor_model_parallel_size == 0:
+        return None
+    tp = tensor_model_parallel_size
+    return Broken(
+        f"ffn-hidden-size ({ffn_hidden_size}) must divide by tensor-model-parallel-size ({tp})",
+        [Remedy("ffn_hidden_size", near_multiples(ffn_hidden_size, tp))],
+    )
+
+
+def one_activation(swiglu: bool, squared_relu: bool, openai_gelu: bool) -> str | None:
+    """The MLP has one non-linearity."""
+    given = [
+        name for name, on in (("swiglu", swiglu), ("squared-relu", squared_relu), ("openai-gelu", openai_gelu)) if on
+    ]
+    return f"at most one of {', '.join(given)} can be the MLP's activation: choose one" if len(given) > 1 else None
+
+
+def positions_reach_the_end(
+    max_position_embeddings: int, seq_length: int, position_embedding_type: str
+) -> Broken | None:
+    """A learned table needs a row for each position."""
+    if position_embedding_type != "learned_absolute" or max_position_embeddings >= seq_length:
+        return None
+    return Broken(
+        f"max-position-embeddings ({max_position_embeddings}) must be at least seq-length ({seq_length}) "
+        "with learned positions",
+        [Remedy("max_position_embeddings", [[seq_length]], " or more")],
+    )
+
+
+def rotated_part_is_even(kv_channels: int, rotary_percent: float, position_embedding_type: str) -> Broken | None:
+    """Rotary positions turn pairs of channels."""
+    rotated = int(kv_channels * rotary_percent)
+    if position_embedding_type != "rope" or (rotated >= 2 and rotated % 2 == 0):
+        return None
+    return Broken(
+        f"the rotated part of a head (kv-channels {kv_channels} x rotary-percent {rotary_percent} = {rotated}) "
+        "must be even, and at least 2",
+        [Remedy("kv_channels", near_multiples(kv_channels, 1))],
+        "use another rotary-percent",
+    )
+
+
+LAWS: list[Callable[..., str | Broken | None]] = [
+    heads_share_the_width,
+    heads_share_the_query_groups,
+    heads_over_tp,
+    query_groups_over_tp,
+    ffn_over_tp,
+    one_activation,
+    positions_reach_the_end,
+    rotated_part_is_even,
+]

@@ -1,0 +1,292 @@
+"""What may change when a run goes on from a checkpoint: the settings then and now in, notices and refusals out.
+
+Every setting stands in exactly one row of `ROWS`. *free* changes nothing that is computed, *notice* is allowed and
+told, *refused* needs its name in `force_resume`, *fixed* cannot even be forced: the checkpoint's tensors would not fit.
+Where a change is harmless or harmful depends on the other settings, a row names a function that says so.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+from megascratch.config.fields import flag
+
+Kind = Literal["free", "notice", "refused", "fixed"]
+Settings = Mapping[str, Any]
+
+DATA_FILES, TOKENIZER = "data_files", "tokenizer"
+"""Names that can be forced beside those of settings."""
+
+KINDS: dict[Kind, str] = {
+    "free": "may change: nothing that is computed depends on it",
+    "notice": "may change, and the run says so",
+    "refused": "is refused, unless --force-resume names it",
+    "fixed": "is refused and cannot be forced: the checkpoint's tensors would not fit",
+}
+
+
+@dataclass(frozen=True)
+class Side:
+    """A run's settings and what it reads, as the checkpoint has it or as it is now."""
+
+    settings: Settings
+    files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Prefix of each corpus -> its digests by file (`data.tokens.fingerprint`)."""
+    tokenizer: str | None = None
+    """Fingerprint of the tokenizer; None: not known."""
+
+
+class Change(NamedTuple):
+    """One setting on both sides, and what it may depend on."""
+
+    name: str
+    before: Side
+    now: Side
+    consumed_samples: int
+
+    @property
+    def values(self) -> tuple[Any, Any]:
+        return self.before.settings[self.name], self.now.settings[self.name]
+
+
+class ResumeVerdict(NamedTuple):
+    """What a resume says, and what it is refused for; one sentence each."""
+
+    notices: list[str]
+    refusals: list[str]
+
+
+Judged = tuple[Kind, str]
+"""The kind of a change and what it does."""
+
+
+class ResumeRule(NamedTuple):
+    """Settings that are treated alike."""
+
+    kind: Kind
+    effect: str
+    """What a change does."""
+    names: str
+    unless: Callable[[Change], Judged | None] | None = None
+    """Another kind where the rest of the settings makes it another."""
+    exception: str = ""
+    """What `unless` does, in words."""
+
+
+def _same_text(change: Change) -> Judged | None:
+    """The same tokens in the same order under other names."""
+    before, now = (side.settings[change.name] or [] for side in (change.before, change.now))
+    words = [text.split() for text in before], [text.split() for text in now]
+    alike = len(words[0]) == len(words[1]) and all(
+        len(one) == len(other) and all(same_corpus(a, b, change) for a, b in zip(one, other, strict=True))
+        for one, other in zip(*words, strict=True)
+    )
+    return ("notice", "the same tokens under another name") if alike else None
+
+
+def same_corpus(a: str, b: str, change: Change) -> bool:
+    """Whether two words of a path (a prefix or a weight) mean the same tokens."""
+    if a == b:
+        return True
+    files = change.before.files.get(a), change.now.files.get(b)
+    return None not in files and not differing_files(*files)  # type: ignore[arg-type]
+
+
+def differing_files(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Files of a corpus (by suffix) whose digests, as far as both sides know them, differ; a file that only one side
+    has differs, too."""
+
+    def differ(suffix: str) -> bool:
+        if suffix not in before or suffix not in now:
+            return True
+        known = before[suffix].keys() & now[suffix].keys()
+        return any(before[suffix][key] != now[suffix][key] for key in known)
+
+    return [suffix for suffix in sorted(before.keys() | now.keys()) if differ(suffix)]
+
+
+def _only_later_stages(change: Change) -> Judged | None:
+    """Stages that begin behind the checkpoint may change; those in front of it decided what was read."""
+    passed = [
+        [stage.split() for stage in stages or [] if _first_sample(stage) < change.consumed_samples]
+        for stages in change.values
+    ]
+    later = "notice", f"the stages behind sample {change.consumed_samples:,} are others"
+    return later if passed[0] == passed[1] else _same_text(change)  # type: ignore[return-value]
+
+
+def _first_sample(stage: str) -> int:
+    """Of a stage, also of one in a checkpoint that says nothing sensible."""
+    first = stage.split()[:1]
+    return int(first[0]) if first and first[0].isdecimal() and len(first[0]) < 20 else 0
+
+
+def _in_megatrons_order(kind: Kind, effect: str) -> Callable[[Change], Judged | None]:
+    """Megatron's order depends on the number of samples that a run asks for."""
+    return lambda change: (kind, effect) if change.now.settings["data_order"] == "megatron" else None
+
+
+def _same_ids(change: Change) -> Judged | None:
+    known = change.before.tokenizer, change.now.tokenizer
+    return ("free", "the ids are the same") if None not in known and known[0] == known[1] else None
+
+
+def _without_position_table(change: Change) -> Judged | None:
+    sides = change.before.settings, change.now.settings
+    learned = all(side["position_embedding_type"] == "learned_absolute" for side in sides)
+    return None if learned else ("free", "there is no table of positions")
+
+
+OTHER_ORDER = "the samples come in another order: some would be read twice, some never"
+OTHER_TEXT = "the model reads other text"
+OTHER_TENSORS = "the model has other tensors"
+OTHER_FUNCTION = "the same weights compute another function"
+OTHER_STEPS = "the weights move otherwise from here on"
+OTHER_LENGTH = "the run has another length, and a decay that follows it another shape"
+
+ROWS = [
+    ResumeRule("free", "where and when arithmetic happens; the model is the same (law 1)", """
+        tensor_model_parallel_size pipeline_model_parallel_size data_parallel_size sequence_parallel
+        pipeline_schedule pipeline_schedule_csv num_virtual_stages_per_pipeline_rank
+        microbatch_group_size_per_virtual_pipeline_stage decoder_first_pipeline_num_layers
+        decoder_last_pipeline_num_layers pipeline_model_parallel_layout use_distributed_optimizer
+        optimizer_cpu_offload optimizer_offload_fraction overlap_grad_reduce overlap_param_gather ddp_bucket_size
+        recompute_granularity recompute_method recompute_num_layers distributed_backend
+        distributed_timeout_minutes micro_batch_size make_vocab_size_divisible_by device compile
+        data_prefetch_steps data_cache_path"""),
+    ResumeRule("free", "what is written, when and where", """
+        log_interval output_dir tensorboard_dir save save_interval async_save exit_on_save_error
+        keep_last_n_checkpoints save_retain_interval keep_best_n_checkpoints load auto_resume trace_schedule
+        trace_schedule_step"""),
+    ResumeRule("free", "when a run stops early", "exit_interval exit_duration_in_mins stop_file"),
+    ResumeRule("free", "what is watched, and what a bad step does", """
+        force_resume check_for_nan_in_loss_and_grad check_for_spiky_loss spiky_loss_factor spiky_loss_window
+        on_bad_step max_bad_steps check_replicas_every log_straggler straggler_factor straggler_intervals"""),
+    ResumeRule("free", "only the start depends on it", "init_method_std initial_loss_scale"),
+    ResumeRule("free", "when and how much is validated", "eval_interval eval_iters",
+        _in_megatrons_order("notice", "validation reads other samples"),
+        "a notice with data_order megatron, whose validation sets depend on it"),
+    ResumeRule("notice", OTHER_STEPS, """
+        lr min_lr lr_decay_style lr_decay_iters lr_decay_samples lr_warmup_iters lr_warmup_samples
+        lr_warmup_fraction lr_warmup_init lr_wsd_decay_style lr_wsd_decay_iters lr_wsd_decay_samples weight_decay
+        adam_beta1 adam_beta2 adam_eps clip_grad loss_scale min_loss_scale loss_scale_window hysteresis
+        hidden_dropout attention_dropout"""),
+    ResumeRule("notice", OTHER_LENGTH, "train_iters train_samples",
+        _in_megatrons_order("refused", OTHER_ORDER), "refused with data_order megatron: " + OTHER_ORDER),
+    ResumeRule("notice", "a step has another number of samples; the learning rate does not follow by itself",
+        "global_batch_size rampup_batch_size",
+        _in_megatrons_order("refused", OTHER_ORDER), "refused with data_order megatron: " + OTHER_ORDER),
+    ResumeRule("notice", "validation losses are of other text", "valid_data_path test_data_path"),
+    ResumeRule("refused", OTHER_ORDER, "data_path train_data_path",
+        _same_text, "a notice where the files hold the same tokens under another name"),
+    ResumeRule("refused", OTHER_ORDER, "data_stages",
+        _only_later_stages, "a notice where only stages behind the checkpoint's last sample change"),
+    ResumeRule("refused", OTHER_ORDER + "; dropout masks change, too", "seed"),
+    ResumeRule("refused", OTHER_ORDER, "split mock_data data_order packing seq_length"),
+    ResumeRule("refused", OTHER_TEXT, """
+        fim_rate fim_spm_rate fim_prefix_id fim_middle_id fim_suffix_id reset_position_ids reset_attention_mask
+        eod_mask_loss"""),
+    ResumeRule("refused", "ids mean other words", "tokenizer_type tokenizer_model",
+        _same_ids, "free where the ids are the same"),
+    ResumeRule("refused", OTHER_FUNCTION, "rotary_base rotary_percent norm_epsilon squared_relu openai_gelu"),
+    ResumeRule("fixed", OTHER_TENSORS, "max_position_embeddings",
+        _without_position_table, "free without learned positions"),
+    ResumeRule("fixed", OTHER_TENSORS, """
+        num_layers hidden_size num_attention_heads num_query_groups kv_channels ffn_hidden_size
+        position_embedding_type normalization swiglu add_bias_linear add_qkv_bias
+        untie_embeddings_and_output_weights vocab_size bf16 fp16 fp64"""),
+]  # fmt: skip
+
+ROW_OF: dict[str, ResumeRule] = {name: row for row in ROWS for name in row.names.split()}
+CAN_BE_FORCED = [
+    *(name for name, row in ROW_OF.items() if row.kind == "refused" or "refused" in row.exception),
+    DATA_FILES,
+    TOKENIZER,
+]
+
+
+def compare_configs(before: Side, now: Side, consumed_samples: int, forced: Sequence[str] = ()) -> ResumeVerdict:
+    """Every change between two sides, judged. Settings that one side does not know are left out."""
+    notices, refusals = [], []
+    for found, kind, sentence in [*_settings(before, now, consumed_samples), *_files(before, now),
+                                  *_tokenizer(before, now)]:  # fmt: skip
+        if kind == "notice":
+            notices.append(sentence)
+        elif kind == "refused" and found in forced:
+            notices.append(f"forced: {sentence}")
+        elif kind == "refused":
+            refusals.append(f"{sentence}; go back to the former, or go on all the same with --force-resume {found}")
+        elif kind == "fixed":
+            refusals.append(f"{sentence}, and cannot be forced: go back to the former, or start a new run")
+    return ResumeVerdict(notices, refusals)
+
+
+def _settings(before: Side, now: Side, consumed_samples: int) -> list[tuple[str, Kind, str]]:
+    found = []
+    for name in now.settings:
+        row = ROW_OF[name]
+        if name not in before.settings:
+            continue
+        change = Change(name, before, now, consumed_samples)
+        old, new = change.values
+        if old == new:
+            continue
+        kind, effect = (row.unless(change) if row.unless else None) or (row.kind, row.effect)
+        found.append((name, kind, f"{flag(name)[2:]} was {_words(old)} and is now {_words(new)}: {effect}"))
+    return found
+
+
+def _files(before: Side, now: Side) -> list[tuple[str, Kind, str]]:
+    """Corpora of one name and other content."""
+    return [
+        (DATA_FILES, "refused", f"{prefix}{suffix} is not the file that the checkpoint was trained on: it was "
+         f"{_digest(before.files[prefix].get(suffix))} and is now {_digest(now.files[prefix].get(suffix))}: "
+         f"{OTHER_TEXT}, maybe in another order")
+        for prefix in before.files if prefix in now.files
+        for suffix in differing_files(before.files[prefix], now.files[prefix])
+    ]  # fmt: skip
+
+
+def _tokenizer(before: Side, now: Side) -> list[tuple[str, Kind, str]]:
+    """A vocabulary of the same name and size may still have changed."""
+    known = before.tokenizer, now.tokenizer
+    renamed = any(before.settings.get(name) != now.settings.get(name) for name in ("tokenizer_type", "tokenizer_model"))
+    if None in known or known[0] == known[1] or renamed:
+        return []
+    return [(TOKENIZER, "refused", f"the tokenizer's digest was {str(known[0])[:16]} and is now {str(known[1])[:16]}: "
+             "ids mean other words")]  # fmt: skip
+
+
+def _digest(file: Mapping[str, Any] | None) -> str:
+    if file is None:
+        return "not there"
+    words = [f"{value:,} bytes" if key == "bytes" else f"{key} {str(value)[:16]}" for key, value in file.items()]
+    return ", ".join(words)
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return " ".join(map(str, value)) or "nothing"
+    return "not given" if value is None else str(value)
+
+
+def rules() -> str:
+    """The table as text: kind by kind, the settings with what a change of them does."""
+    lines = []
+    for kind, meaning in KINDS.items():
+        lines.append(f"{kind}: {meaning}")
+        for row in ROWS:
+            if row.kind == kind:
+                exception = f" ({row.exception})" if row.exception else ""
+                lines += [f"  {row.effect}{exception}", *_wrapped(row.names.split())]
+    forced = f"--force-resume also takes {DATA_FILES} (other bytes in a file of the same name) and {TOKENIZER}"
+    return "\n".join([*lines, forced])
+
+
+def _wrapped(names: list[str], width: int = 108) -> list[str]:
+    lines = [""]
+    for name in names:
+        if lines[-1] and len(lines[-1]) + len(name) >= width:
+            lines.append("")
+        lines[-1] += f"{' ' if lines[-1] else ''}{name}"
+    return [f"      {line}" for line in lines]

@@ -1,0 +1,71 @@
+"""A data set and a number of samples in, what each corpus gives of them out: `megascratch data blend-report`."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from megascratch.data.samples.curriculum import Curriculum
+from megascratch.data.samples.dataset import Blend, Dataset, SingleSourceDataset
+from megascratch.data.samples.fill_in_middle import FillInMiddle
+from megascratch.data.samples.megatron_order import MegatronBlend
+
+
+class BlendShare(NamedTuple):
+    """What one corpus gives to one stage."""
+
+    first: int
+    """Sample at which the stage begins."""
+    corpus: str
+    weight: float
+    samples: int
+    tokens: int
+    epochs: tuple[float, float]
+    """How often the corpus was read by the begin and by the end of the stage."""
+    largest_error: float
+    """In samples, between what the corpus gave and its share, over all prefixes of the stage."""
+
+
+def blend_report(dataset: Dataset, samples: int, seq_length: int) -> list[BlendShare]:
+    """What every corpus gives of the first `samples` samples of a training set, stage by stage."""
+    found = []
+    for first, stop, blend in _stages(dataset, samples):
+        errors, counts = _largest_errors(blend, stop - first), blend.taken(stop - first)
+        for at in np.flatnonzero(blend.weights > 0).tolist():
+            part, size = blend.parts[at], len(blend.parts[at])
+            assert isinstance(part, SingleSourceDataset)
+            begin, taken = int(blend.starts[at]), int(counts[at])
+            epochs = (begin / size, (begin + taken) / size)
+            weight = float(blend.weights[at])
+            found.append(BlendShare(first, part.source.prefix, weight, taken, taken * seq_length, epochs, errors[at]))
+    return found
+
+
+def _stages(dataset: Dataset, samples: int) -> list[tuple[int, int, Blend]]:
+    """(first sample, last + 1, blend) of each stage that begins before `samples`."""
+    if isinstance(dataset, FillInMiddle):
+        return _stages(dataset.dataset, samples)
+    if isinstance(dataset, Curriculum):
+        stops = [*dataset.firsts[1:], samples]
+        return [
+            (first, min(stop, samples), dataset.blend(stage))
+            for stage, (first, stop) in enumerate(zip(dataset.firsts, stops, strict=True))
+            if first < samples
+        ]
+    if isinstance(dataset, MegatronBlend):
+        return [(0, samples, dataset.blend)]
+    return [(0, samples, dataset if isinstance(dataset, Blend) else Blend([dataset], [1.0], finite=False))]
+
+
+def _largest_errors(blend: Blend, samples: int) -> list[float]:
+    """For each set the largest |given - weight x n| over the first n = 1 ... `samples` samples."""
+    given = np.zeros(len(blend.parts), dtype=np.int64)
+    worst = [0.0] * len(blend.parts)
+    done = 0
+    for block in blend.choices(samples):
+        numbers = np.arange(done + 1, done + len(block) + 1)
+        for part, weight in enumerate(blend.weights):
+            so_far = given[part] + np.cumsum(block == part)
+            worst[part] = max(worst[part], float(np.abs(so_far - weight * numbers).max()))
+            given[part] = so_far[-1]
+        done += len(block)
+    return worst

@@ -1,0 +1,246 @@
+"""Corpora in, corpora out, document by document and without decoding: what `data merge` and `data split` do.
+
+A new corpus is a list of pieces, each a run of documents of one old corpus. Its index is known before a single id is
+copied, so both files are written front to back in blocks: memory does not grow with the corpora.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+
+from megascratch.config.errors import UserError
+from megascratch.data.digests import BlockDigests
+from megascratch.data.tokens.idx_format import BLOCK, HEADER, MAGIC, VERSION, dtype_code
+from megascratch.data.tokens.loss_mask import has_mask, mask_prefix
+from megascratch.data.tokens.manifest import read_manifest, write_manifest
+from megascratch.data.tokens.token_files import (
+    TokenReader,
+    bin_path,
+    close_durably,
+    idx_path,
+    open_for_writing,
+    put_in_place,
+)
+
+ROUNDING = 1e-5  # by which fractions such as 0.333333 may miss 1
+
+
+class DocumentRange(NamedTuple):
+    """Documents [first, stop) of one corpus."""
+
+    reader: TokenReader
+    first: int
+    stop: int
+
+    @property
+    def sequences(self) -> tuple[int, int]:
+        """The same as sequences [first, stop)."""
+        return int(self.reader.documents[self.first]), int(self.reader.documents[self.stop])
+
+
+class MergeSummary(NamedTuple):
+    """What a new corpus holds."""
+
+    prefix: str
+    documents: int
+    sequences: int
+    tokens: int
+
+
+def merge(readers: Sequence[TokenReader], prefix: str | Path) -> MergeSummary:
+    """All documents of the corpora, one corpus after the other.
+
+    Raises: UserError for corpora of different dtypes or tokenizers, an output that is an input, a full disk.
+    """
+    kinds = {reader.dtype.name: reader.prefix for reader in readers}
+    if len(kinds) > 1:
+        (one, its), (other, theirs) = list(kinds.items())[:2]
+        raise UserError(
+            f"corpora of one dtype can be merged: {its} has {one}, {theirs} has {other}; "
+            f"preprocess one of them again with the other's tokenizer"
+        )
+    return _write_with_mask(prefix, [DocumentRange(reader, 0, len(reader.documents) - 1) for reader in readers])
+
+
+def split(reader: TokenReader, prefixes: Sequence[str | Path], counts: Sequence[int]) -> list[MergeSummary]:
+    """The first `counts[0]` documents to the first prefix, the next to the second ..."""
+    borders = np.cumsum([0, *counts]).tolist()
+    return [
+        _write_with_mask(prefix, [DocumentRange(reader, first, stop)])
+        for prefix, first, stop in zip(prefixes, borders[:-1], borders[1:], strict=True)
+    ]
+
+
+def _write_with_mask(prefix: str | Path, pieces: Sequence[DocumentRange]) -> MergeSummary:
+    """The loss masks first, where the corpora have them: a corpus never appears without its mask."""
+    plain = [piece.reader.prefix for piece in pieces if not has_mask(piece.reader.prefix)]
+    if 0 < len(plain) < len(pieces):
+        raise UserError(f"{plain[0]} has no loss mask, others have one: merge corpora with masks, or without")
+    if not plain:
+        masks = [DocumentRange(TokenReader(mask_prefix(reader.prefix)), first, stop) for reader, first, stop in pieces]
+        write_pieces(mask_prefix(prefix), masks)
+    return write_pieces(prefix, pieces)
+
+
+def counts_of_fractions(fractions: Sequence[float], documents: int) -> list[int]:
+    """Documents of each part; the borders are the running shares times `documents`, rounded half to even.
+
+    `fractions` add up to 1, or are whole numbers (969 30 1), which stand for their share of the sum.
+    Raises: UserError for fractions that are neither, are not above 0, or leave a part without a document.
+    """
+    if not fractions or any(not 0 < fraction < float("inf") for fraction in fractions):
+        raise UserError(f"--fractions {_words(fractions)} must be numbers above 0, such as 0.9 0.1")
+    whole = all(float(fraction).is_integer() for fraction in fractions)
+    if not whole and abs(sum(fractions) - 1) > ROUNDING:
+        rest = 1 - sum(fractions)
+        another = f" or, with another part for the rest, {_words([*fractions, rest])}" if rest > 0 else ""
+        raise UserError(
+            f"--fractions {_words(fractions)} add up to {sum(fractions):g}, they must add up to 1: use "
+            f"{_words(_normed(fractions))}{another}"
+        )
+    shares = np.cumsum(fractions) / sum(fractions)
+    borders = [0, *(round(float(share) * documents) for share in shares)]
+    counts = np.diff(borders).tolist()
+    if 0 in counts:
+        raise UserError(
+            f"--fractions {_words(fractions)}: part {counts.index(0)} gets none of {documents} documents; "
+            f"use fewer parts or a larger fraction"
+        )
+    return counts
+
+
+def _normed(fractions: Sequence[float]) -> list[float]:
+    """The same proportions with six decimals and the sum 1."""
+    parts = [round(fraction / sum(fractions), 6) for fraction in fractions[:-1]]
+    return [*parts, round(1 - sum(parts), 6)]
+
+
+def check_counts(counts: Sequence[int], documents: int) -> list[int]:
+    """The same counts. Raises: UserError where they are not above 0 or do not add up to all documents."""
+    if any(count < 1 for count in counts) or sum(counts) != documents:
+        raise UserError(
+            f"--documents {_words(counts)} must be numbers above 0 that add up to all {documents} documents, "
+            f"they add up to {sum(counts)}"
+        )
+    return list(counts)
+
+
+def _words(numbers: Sequence[float]) -> str:
+    return " ".join(f"{number:g}" for number in numbers)
+
+
+def write_pieces(prefix: str | Path, pieces: Sequence[DocumentRange]) -> MergeSummary:
+    """Copies the pieces into one new corpus with its manifest; all three files appear only when they are whole."""
+    _check_output(prefix, pieces)
+    tokenizer = _tokenizer_of([piece.reader for piece in pieces])
+    digests = BlockDigests()
+    with _new_files(prefix, digests) as (bin_file, idx_file):
+        low, high, digest = _copy_ids(pieces, bin_file, digests)
+        written = _write_index(str(prefix), pieces, idx_file)
+        bin_bytes = bin_file.tell()
+    manifest: dict[str, Any] = {"tokenizer": tokenizer} if tokenizer else {}
+    write_manifest(
+        prefix,
+        manifest
+        | {
+            "documents": written.documents,
+            "sequences": written.sequences,
+            "tokens": written.tokens,
+            "min_token": low,
+            "max_token": high,
+            "bin_bytes": bin_bytes,
+            "bin_sha256": digest,
+            "idx_sha256": TokenReader(prefix).identity["idx_sha256"],
+            "pieces": [{"prefix": piece.reader.prefix, "documents": [piece.first, piece.stop]} for piece in pieces],
+        },
+    )
+    return written
+
+
+def _check_output(prefix: str | Path, pieces: Sequence[DocumentRange]) -> None:
+    for piece in pieces:
+        if os.path.realpath(bin_path(prefix)) == os.path.realpath(bin_path(piece.reader.prefix)):
+            raise UserError(f"{prefix} is an input, too; choose another output prefix")
+
+
+def _tokenizer_of(readers: Sequence[TokenReader]) -> dict[str, Any] | None:
+    """What the manifests say, None where one of them says nothing. Raises: UserError where two say different things."""
+    known = {reader.prefix: (read_manifest(reader) or {}).get("tokenizer") for reader in readers}
+    known = {prefix: tokenizer if tokenizer and "fingerprint" in tokenizer else None
+             for prefix, tokenizer in known.items()}  # fmt: skip
+    by_print = {tokenizer["fingerprint"]: prefix for prefix, tokenizer in known.items() if tokenizer}
+    if len(by_print) > 1:
+        (one, its), (other, theirs) = list(by_print.items())[:2]
+        raise UserError(
+            f"corpora of one tokenizer can be merged: {its} was made with {one[:16]}, {theirs} with {other[:16]}; "
+            f"preprocess one of them again"
+        )
+    return None if None in known.values() else next(iter(known.values()))
+
+
+@contextmanager
+def _new_files(prefix: str | Path, digests: BlockDigests) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
+    """.bin and .idx under private names, moved to their own at the end or removed; `digests` are then the .bin's."""
+    private = [path.with_name(f"{path.name}.{os.getpid()}.partial") for path in (bin_path(prefix), idx_path(prefix))]
+    files: list[IO[bytes]] = []
+    try:
+        files += [open_for_writing(path) for path in private]
+        yield files[0], files[1]
+        for file in files:
+            close_durably(file)
+        put_in_place(private[0], private[1], prefix, digests)
+    except OSError as error:
+        raise UserError(f"{prefix} cannot be written: {error.strerror}; nothing is left behind") from error
+    finally:
+        for file, path in zip(files, private, strict=False):
+            with suppress(OSError):  # a full disk complains once more when what is buffered cannot be written
+                file.close()
+            path.unlink(missing_ok=True)
+
+
+def _copy_ids(pieces: Sequence[DocumentRange], file: IO[bytes], digests: BlockDigests) -> tuple[int, int, str]:
+    """(smallest id, largest id, sha256 of everything written)."""
+    low, high, digest = 0, -1, hashlib.sha256()
+    for piece in pieces:
+        for _, ids in piece.reader.blocks(*piece.sequences):
+            low, high = min(low, int(ids.min())), max(high, int(ids.max()))
+            digest.update(ids.data)
+            digests.update(ids.data)
+            file.write(ids.data)
+    return low, high, digest.hexdigest()
+
+
+def _write_index(prefix: str, pieces: Sequence[DocumentRange], file: IO[bytes]) -> MergeSummary:
+    """Lengths, then where they begin, then the documents, each in blocks over all pieces."""
+    dtype = pieces[0].reader.dtype
+    sequences = sum(stop - first for first, stop in (piece.sequences for piece in pieces))
+    documents = sum(piece.stop - piece.first for piece in pieces)
+    file.write(HEADER.pack(MAGIC, VERSION, dtype_code(dtype), sequences, documents + 1))
+    for lengths in _lengths(pieces):
+        file.write(lengths.tobytes())
+    tokens = 0
+    for lengths in _lengths(pieces):
+        ends = tokens + np.cumsum(lengths, dtype=np.int64)
+        file.write(((ends - lengths) * dtype.itemsize).astype("<i8").tobytes())
+        tokens = int(ends[-1])
+    file.write(np.zeros(1, "<i8").tobytes())
+    before = 0
+    for piece in pieces:
+        first, stop = piece.sequences
+        for start in range(piece.first + 1, piece.stop + 1, BLOCK):
+            ends = piece.reader.documents[start : min(start + BLOCK, piece.stop + 1)]
+            file.write((ends - first + before).astype("<i8").tobytes())
+        before += stop - first
+    return MergeSummary(prefix, documents, sequences, tokens)
+
+
+def _lengths(pieces: Sequence[DocumentRange]) -> Iterator[np.ndarray]:
+    for piece in pieces:
+        first, stop = piece.sequences
+        for start in range(first, stop, BLOCK):
+            yield piece.reader.lengths[start : min(start + BLOCK, stop)]

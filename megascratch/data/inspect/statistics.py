@@ -1,0 +1,119 @@
+"""A corpus in, its numbers out: what `megascratch data inspect` prints and draws.
+
+Everything is counted by value (how many documents have n tokens, how often id t occurs), so one pass in blocks gives
+exact quantiles in memory that does not grow with the corpus.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from megascratch.data.tokens.idx_format import BLOCK
+from megascratch.data.tokens.token_files import TokenReader
+
+QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
+LARGEST_ID = 1 << 24  # ids from here on are counted together: no vocabulary is so large, but a damaged file may say so
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """The numbers of one corpus."""
+
+    documents: int
+    sequences: int
+    tokens: int
+    lengths: dict[int, int]
+    """Tokens of a document -> documents, by rising length."""
+    ids: np.ndarray
+    """int64 [largest id + 1]: how often each occurs."""
+    ids_outside: int
+    """Ids that are negative or above 2^24."""
+    eod: int | None
+    documents_with_eod: int
+    """Documents whose last sequence ends with `eod`."""
+
+    @property
+    def quantiles(self) -> dict[float, int]:
+        """Tokens of a document that the given share of all documents does not exceed (nearest rank)."""
+        if not self.documents:
+            return dict.fromkeys(QUANTILES, 0)
+        values, counts = np.array(list(self.lengths)), np.cumsum(list(self.lengths.values()))
+        ranks = [max(1, int(np.ceil(share * self.documents))) for share in QUANTILES]
+        return dict(zip(QUANTILES, values[np.searchsorted(counts, ranks)].tolist(), strict=True))
+
+    @property
+    def ids_used(self) -> int:
+        """Different ids that occur."""
+        return int(np.count_nonzero(self.ids))
+
+    def most_frequent(self, most: int) -> list[tuple[int, int]]:
+        """(id, times), the most frequent first, ties by id."""
+        order = np.argsort(-self.ids, kind="stable")[:most]
+        return [(int(token), int(self.ids[token])) for token in order if self.ids[token]]
+
+
+def statistics(reader: TokenReader, eod: int | None = None) -> Statistics:
+    """Counts the whole corpus, documents and ids."""
+    lengths: Counter[int] = Counter()
+    for block in document_lengths(reader):
+        values, counts = np.unique(block, return_counts=True)
+        lengths.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
+    ids, outside = _count_ids(reader)
+    return Statistics(
+        documents=len(reader.documents) - 1,
+        sequences=len(reader),
+        tokens=reader.tokens,
+        lengths=dict(sorted(lengths.items())),
+        ids=ids,
+        ids_outside=outside,
+        eod=eod,
+        documents_with_eod=0 if eod is None else _documents_with_eod(reader, eod),
+    )
+
+
+def document_lengths(reader: TokenReader) -> Iterator[np.ndarray]:
+    """Tokens of each document, int64, in blocks."""
+    for start in range(0, len(reader.documents) - 1, BLOCK):
+        borders = reader.documents[start : start + BLOCK + 1]
+        sequences = reader.lengths[int(borders[0]) : int(borders[-1])]
+        ends = np.concatenate([[0], np.cumsum(sequences, dtype=np.int64)])
+        yield np.diff(ends[borders - borders[0]])
+
+
+def _count_ids(reader: TokenReader) -> tuple[np.ndarray, int]:
+    total, outside = np.zeros(0, dtype=np.int64), 0
+    for _, ids in reader.blocks():
+        inside = ids[(ids >= 0) & (ids < LARGEST_ID)] if ids.dtype.itemsize > 2 or ids.dtype.kind == "i" else ids
+        outside += len(ids) - len(inside)
+        counts = np.bincount(inside)
+        if len(counts) > len(total):
+            total = np.concatenate([total, np.zeros(len(counts) - len(total), dtype=np.int64)])
+        total[: len(counts)] += counts
+    return total, outside
+
+
+def _documents_with_eod(reader: TokenReader, eod: int) -> int:
+    """Documents whose last sequence ends with `eod`."""
+    found, size = 0, reader.dtype.itemsize
+    for at in range(0, len(reader.documents) - 1, BLOCK):
+        borders = reader.documents[at : at + BLOCK + 1]
+        last_sequences = borders[1:][np.diff(borders) > 0] - 1
+        last_sequences = last_sequences[reader.lengths[last_sequences] > 0]
+        lasts = reader.pointers[last_sequences] + (reader.lengths[last_sequences].astype(np.int64) - 1) * size
+        for start, ids in reader.blocks(int(borders[0]), int(borders[-1])):
+            low, high = np.searchsorted(lasts, [start, start + ids.nbytes])
+            found += int(np.count_nonzero(ids[(lasts[low:high] - start) // size] == eod))
+    return found
+
+
+def binned(lengths: Mapping[int, int], bins: int = 24) -> list[tuple[int, int, int]]:
+    """(shortest, longest, documents) for lengths in bins that grow by a constant factor; empty documents apart."""
+    values = np.array([length for length in lengths if length > 0])
+    if not len(values):
+        return [(0, 0, lengths.get(0, 0))]
+    edges = np.unique(np.ceil(np.geomspace(values.min(), values.max() + 1, bins + 1)).astype(np.int64))
+    counts, _ = np.histogram(values, edges, weights=[lengths[int(value)] for value in values])
+    borders = zip(edges[:-1].tolist(), (edges[1:] - 1).tolist(), counts.tolist(), strict=True)
+    return ([(0, 0, lengths[0])] if lengths.get(0) else []) + [(low, high, int(count)) for low, high, count in borders]

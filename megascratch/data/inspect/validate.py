@@ -1,0 +1,170 @@
+"""A corpus in, every law it breaks out: the full check behind `megascratch data validate`.
+
+`TokenReader` refuses a corpus at its first broken law; here the reading goes on as far as what is left can be trusted:
+without a header there are no arrays, without sound arrays no sequences, without sequences no ids.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from megascratch.config.errors import UserError
+from megascratch.data.digests import BLOCK_BYTES, Digests, damaged_blocks, read_digests, whole_file
+from megascratch.data.tokens.idx_format import BLOCK, Index, broken_laws, read_index
+from megascratch.data.tokens.loss_mask import has_mask, mask_prefix
+from megascratch.data.tokens.manifest import manifest_path, stored_manifest
+from megascratch.data.tokens.token_files import TokenReader, bin_path, idx_path, open_map
+
+
+def problems(prefix: str | Path, vocab_size: int | None = None, fingerprint: str | None = None) -> Iterator[str]:
+    """One sentence per problem, in the order: header, documents, sequences, .bin's size, digests, ids, manifest, mask.
+
+    `vocab_size`: what ids must be below; None: as the manifest says, or only not negative. `fingerprint`: of the
+    tokenizer that the manifest must name, if it names one.
+    """
+    try:
+        index = read_index(idx_path(prefix), open_map(idx_path(prefix), "index"))
+        bin_bytes = len(open_map(bin_path(prefix), "token file"))
+    except UserError as error:
+        yield str(error)
+        return
+    sound = True
+    for law in broken_laws(index):
+        sound = False
+        yield f"{idx_path(prefix)}: {law}"
+    if not sound:
+        return
+    yield from _gaps(prefix, index)
+    needed = _end(index)
+    if bin_bytes > needed:
+        yield f"{bin_path(prefix)}: {bin_bytes - needed} bytes behind the last sequence belong to none"
+    elif bin_bytes < needed:
+        yield f"{bin_path(prefix)} has {bin_bytes} bytes, its index needs {needed}"
+        return
+    reader = TokenReader(prefix, trusting=True)
+    yield from not_as_recorded(reader)
+    try:
+        manifest, damage = stored_manifest(reader.files), ""
+    except UserError as error:
+        manifest, damage = None, str(error)
+    yield from _wrong_ids(reader, vocab_size, manifest)
+    if damage:
+        yield damage
+    if manifest is not None:
+        yield from _wrong_manifest(reader, fingerprint, manifest)
+    if has_mask(prefix):
+        yield from _wrong_mask(reader)
+
+
+def not_as_recorded(reader: TokenReader) -> Iterator[str]:
+    """Every file, and every block of ids, that is not what .digests says; nothing where nobody recorded the corpus."""
+    try:
+        digests = read_digests(reader.files)
+    except UserError as error:
+        yield str(error)
+        return
+    if digests is None:
+        return
+    yield from _changed_files(reader, digests)
+    if digests.bin_bytes != reader.bin_bytes:
+        yield f"{bin_path(reader.prefix)} has {reader.bin_bytes} bytes, {digests.bin_bytes} were written"
+        return
+    for block in damaged_blocks(reader.view, digests):
+        first, stop = block * BLOCK_BYTES, min((block + 1) * BLOCK_BYTES, reader.bin_bytes)
+        one = int(np.searchsorted(reader.pointers, first, side="right")) - 1
+        other = int(np.searchsorted(reader.pointers, stop - 1, side="right")) - 1
+        yield (
+            f"{bin_path(reader.prefix)}: bytes {first:,} to {stop:,} (sequences {max(one, 0)} to {other}) are not what "
+            f"was written"
+        )
+
+
+def _changed_files(reader: TokenReader, digests: Digests) -> Iterator[str]:
+    idx, manifest = idx_path(reader.prefix), manifest_path(reader.prefix)
+    if whole_file(idx) != digests.idx:
+        yield f"{idx} is not what was written: its checksum is another"
+    if manifest.exists():
+        if digests.manifest is None:
+            yield f"{manifest} is not covered by the digests: megascratch data record {reader.prefix} --overwrite"
+        elif whole_file(manifest) != digests.manifest:
+            yield f"{manifest} is not what was written: its checksum is another"
+    elif digests.manifest is not None:
+        yield f"{manifest} is missing: it was written with the corpus"
+
+
+def _wrong_mask(reader: TokenReader) -> Iterator[str]:
+    """The loss mask is a corpus of 0 and 1 whose sequences have the same lengths."""
+    prefix = mask_prefix(reader.prefix)
+    found = list(problems(prefix, vocab_size=2))
+    yield from found
+    if not found and not np.array_equal(TokenReader(prefix, trusting=True).lengths, reader.lengths):
+        yield f"{prefix} is no loss mask of {reader.prefix}: its sequences have other lengths"
+
+
+def _end(index: Index) -> int:
+    return int(index.pointers[-1]) + int(index.lengths[-1]) * index.dtype.itemsize if len(index.lengths) else 0
+
+
+def _gaps(prefix: str | Path, index: Index) -> Iterator[str]:
+    """Megatron's pointers are the running sum of the lengths: no gap. It can be read, but is no plain corpus."""
+    end = 0
+    for start in range(0, len(index.lengths), BLOCK):
+        pointers = index.pointers[start : start + BLOCK]
+        ends = pointers + index.lengths[start : start + BLOCK].astype(np.int64) * index.dtype.itemsize
+        before = np.concatenate([[end], ends[:-1]])
+        for at in np.flatnonzero(pointers != before).tolist():
+            yield (
+                f"{idx_path(prefix)}: sequence {start + at} begins at byte {pointers[at]}, "
+                f"the one in front of it ends at {before[at]}"
+            )
+        end = int(ends[-1])
+
+
+def _wrong_ids(reader: TokenReader, vocab_size: int | None, manifest: Mapping[str, Any] | None) -> Iterator[str]:
+    """Ids that are negative or not below the vocabulary, one line for each."""
+    if vocab_size is None:
+        told = ((manifest or {}).get("tokenizer") or {}).get("vocab_size")
+        vocab_size = int(np.iinfo(reader.dtype).max) + 1 if told is None else told
+    for sequence, token in reader.outside(vocab_size):
+        yield f"{reader.prefix}.bin: sequence {sequence} has id {token}, the vocabulary has 0 to {vocab_size - 1}"
+
+
+def _wrong_manifest(reader: TokenReader, fingerprint: str | None, manifest: Mapping[str, Any]) -> Iterator[str]:
+    """What the manifest says otherwise than the files."""
+    path = manifest_path(reader.prefix)
+    made_with = (manifest.get("tokenizer") or {}).get("fingerprint")
+    if fingerprint and made_with and made_with != fingerprint:
+        yield f"{path}: made with the tokenizer {made_with[:16]}, the one given is {fingerprint[:16]}"
+    yield from (
+        f"{path}: {name} is {manifest[name]}, the files have {value}"
+        for name, value in _facts(reader, manifest).items()
+        if name in manifest and manifest[name] != value
+    )
+
+
+def _facts(reader: TokenReader, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """What a manifest can say about its files; checksums are made only if the manifest has them."""
+    low, high = reader.token_range()
+    facts: dict[str, Any] = {
+        "documents": len(reader.documents) - 1,
+        "sequences": len(reader),
+        "tokens": reader.tokens,
+        "bin_bytes": reader.bin_bytes,
+        "min_token": low,
+        "max_token": high,
+    }
+    if "bin_sha256" in manifest:
+        facts["bin_sha256"] = _bin_sha256(reader)
+    if "idx_sha256" in manifest:
+        facts["idx_sha256"] = reader.identity["idx_sha256"]
+    return facts
+
+
+def _bin_sha256(reader: TokenReader) -> str:
+    digest = hashlib.sha256()
+    for _, ids in reader.blocks():
+        digest.update(ids.data)
+    return digest.hexdigest()

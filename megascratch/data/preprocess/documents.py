@@ -1,0 +1,150 @@
+"""A part of the input in, its documents out, a batch at a time; what gives no document is counted with its place."""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from megascratch.data.preprocess.work_units import InputSpan
+from megascratch.data.text.jsonl import (
+    BYTE_ORDER_MARK,
+    BadLine,
+    Line,
+    lines_of,
+    not_utf8,
+    parse_sequences,
+    sequences_of,
+)
+from megascratch.data.text.lines import part, stream, whole_lines
+from megascratch.data.text.parquet import read_rows
+from megascratch.data.text.sources import BROKEN, opened, unreadable
+from megascratch.runtime.faults import fault_point
+
+
+class ReadOptions(NamedTuple):
+    """How documents are read."""
+
+    keys: tuple[str, ...]
+    sample_by: str
+    """Text files: "document" (the file is one) or "line"."""
+    longest: int
+    """Bytes of a line, row or text file; more is no document."""
+    scratch: str
+    """A folder for what must be unpacked."""
+
+
+class DocumentBatch(NamedTuple):
+    """Neighbouring documents."""
+
+    rows: int
+    """Lines (or rows, or files) read, good or not."""
+    numbers: list[int]
+    """Line of each document, from 1 in this batch."""
+    documents: list[list[list[str]]]
+    """For each document and key its texts, one sequence each."""
+    bad: list[tuple[int, str]]
+    """Lines that give no document, and why."""
+    raw_bytes: int
+    """Input bytes since the last batch."""
+
+
+def read_span(span: InputSpan, reading: ReadOptions) -> Iterator[DocumentBatch]:
+    """All documents of a part. Raises: UserError where it cannot be read to its end."""
+    rows = 0
+    try:
+        for batch in _FORMATS[span.format](span, reading):
+            fault_point("preprocess.read")
+            rows += batch.rows
+            yield batch
+    except BROKEN as error:
+        raise unreadable(span.name, error, f" after line {rows}" if rows and span.begins else "") from error
+
+
+def _jsonl(span: InputSpan, reading: ReadOptions) -> Iterator[DocumentBatch]:
+    def texts(raw: bytes) -> list[list[str]]:
+        return parse_sequences(Line(0, raw), reading.keys)
+
+    return _line_batches(span, reading, texts)
+
+
+def _text(span: InputSpan, reading: ReadOptions) -> Iterator[DocumentBatch]:
+    if reading.sample_by == "line":
+        return _line_batches(span, reading, lambda raw: [[decoded(raw.removesuffix(b"\r"))]])
+    return _file_batch(span, reading)
+
+
+def _line_batches(span: InputSpan, reading: ReadOptions, texts: Callable[[bytes], list[list[str]]]) -> Iterator[DocumentBatch]:
+    begins = span.begins
+    for block, raw_bytes in _line_blocks(span, reading.longest):
+        bare = block.removeprefix(BYTE_ORDER_MARK) if begins else block
+        batch = _batch(lines_of(bare), reading.longest, texts, raw_bytes)
+        del block, bare  # a long line must not wait here while its text is encoded
+        yield batch
+        begins = False
+
+
+def _batch(lines: list[bytes], longest: int, texts: Callable[[bytes], list[list[str]]], raw_bytes: int) -> DocumentBatch:
+    batch = DocumentBatch(len(lines), [], [], [], raw_bytes)
+    for number, raw in enumerate(lines, 1):
+        try:
+            if len(raw) > longest:
+                raise too_long(longest)
+            batch.documents.append(texts(raw))
+            batch.numbers.append(number)
+        except BadLine as reason:
+            batch.bad.append((number, str(reason)))
+    return batch
+
+
+def _line_blocks(span: InputSpan, longest: int) -> Iterator[tuple[bytes, int]]:
+    """Blocks of whole lines, and how far the file was read for each."""
+    with opened(span.path, span.compression) as (file, raw):
+        before = 0
+        cut = stream(file) if span.stop < 0 else part(file, span.start, span.stop)
+        for block in whole_lines(cut, longest):
+            at = min(raw.tell() if span.stop < 0 else len(block) + before, span.raw_bytes)
+            handed_on = [(block, at - before)]
+            del block
+            yield handed_on.pop()
+            before = at
+
+
+def _file_batch(span: InputSpan, reading: ReadOptions) -> Iterator[DocumentBatch]:
+    with opened(span.path, span.compression) as (file, _):
+        raw = file.read(reading.longest + 1).removeprefix(BYTE_ORDER_MARK)
+    yield _batch([raw], reading.longest, lambda text: [[decoded(text)]], span.raw_bytes)
+
+
+def _parquet(span: InputSpan, reading: ReadOptions) -> Iterator[DocumentBatch]:
+    for rows in read_rows(span.path, span.compression, span.start, span.stop, reading.keys, reading.scratch):
+        batch = DocumentBatch(len(rows.columns[0]), [], [], [], int(rows.share * span.raw_bytes))
+        for number, values in enumerate(zip(*rows.columns, strict=True), 1):
+            try:
+                pairs = zip(values, reading.keys, strict=True)
+                batch.documents.append([_row_texts(value, key, reading.longest) for value, key in pairs])
+                batch.numbers.append(number)
+            except BadLine as reason:
+                batch.bad.append((number, str(reason)))
+        yield batch
+
+
+def _row_texts(value: object, key: str, longest: int) -> list[str]:
+    if isinstance(value, bytes):
+        if len(value) > longest:
+            raise too_long(longest)
+        return [decoded(value)]
+    return sequences_of(value, key)
+
+
+def decoded(raw: bytes) -> str:
+    """Raises: BadLine where it is no UTF-8."""
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        raise BadLine(not_utf8(raw, error)) from error
+
+
+def too_long(longest: int) -> BadLine:
+    """The reason for a line that is left out."""
+    return BadLine(f"longer than {longest:,} bytes (--max-document-bytes)")
+
+
+_FORMATS: dict[str, Callable[[InputSpan, ReadOptions], Iterator[DocumentBatch]]] = {"jsonl": _jsonl, "text": _text, "parquet": _parquet}

@@ -1,0 +1,214 @@
+"""Documents in, ids out: what a worker of `megascratch preprocess` does with one piece of the input.
+
+piece -> batches of documents -> ids and lengths as arrays -> the files of one shard
+"""
+
+from collections.abc import Generator, Iterator, Sequence
+from functools import cache
+from itertools import islice
+from typing import NamedTuple
+
+import numpy as np
+
+from megascratch import tokenizer as tokenizers
+from megascratch.config.errors import UserError
+from megascratch.data.prefetch import Prefetch
+from megascratch.data.preprocess.documents import DocumentBatch, ReadOptions, read_span
+from megascratch.data.preprocess.output_shards import BadRow, EncodedDocuments, ShardWriter, SpanCounts, Summary
+from megascratch.data.preprocess.work_units import InputSpan, WorkUnit, digests, leaves
+from megascratch.data.text.sentences import splitter
+from megascratch.data.tokens.token_files import token_dtype
+from megascratch.tokenizer import Tokenizer
+from megascratch.tokenizer.memory import give_back
+
+
+class Job(NamedTuple):
+    """What a process needs to know to encode a piece, on any machine that sees the files."""
+
+    tokenizer_type: str | None
+    tokenizer_model: str | None
+    vocab_size: int | None
+    reading: ReadOptions
+    append_eod: bool
+    parse_specials: bool
+    """Whether the text of a special token in a document becomes the token."""
+    sentences: str | None
+    """Language whose rules cut texts into sentences; None: a text is one sequence."""
+    keep_newlines: bool
+    strict: bool
+    folder: str
+    """Where the shards are written."""
+    leaf_bytes: int
+    """Bytes of the input under one hash."""
+
+
+class EncodeStep(NamedTuple):
+    """How far a worker came since its last word."""
+
+    documents: int
+    tokens: int
+    text_bytes: int
+    raw_bytes: int
+
+
+class TokenizerInfo(NamedTuple):
+    """What must be known of a tokenizer where nothing is encoded."""
+
+    kind: str
+    fingerprint: str
+    size: int
+    eod: int | None
+
+
+def load_tokenizer(job: Job) -> Tokenizer:
+    """The job's tokenizer, loaded once per process."""
+    return _loaded(job.tokenizer_type, job.tokenizer_model, job.vocab_size)
+
+
+def vocabulary(job: Job) -> TokenizerInfo:
+    """What the job's tokenizer is."""
+    tokenizer = load_tokenizer(job)
+    return TokenizerInfo(tokenizer.kind, tokenizer.fingerprint, tokenizer.vocab_size, tokenizer.eod)
+
+
+def forget_tokenizer() -> None:
+    """Frees it: other processes encode, this one waits for them."""
+    _loaded.cache_clear()
+    give_back()
+
+
+@cache
+def _loaded(kind: str | None, model: str | None, vocab_size: int | None) -> Tokenizer:
+    return tokenizers.load(kind, model, vocab_size)
+
+
+def encode_piece(job: Job, piece: WorkUnit) -> Generator[EncodeStep | Summary, None, None]:
+    """Makes one shard, telling its steps, its summary last; with --strict the summary of the first bad line.
+
+    Raises: UserError where the input cannot be read, the tokenizer fails or the shard cannot be written.
+    """
+    encoder = Encoder(job)
+    counts: list[SpanCounts] = []
+    shard = ShardWriter(job.folder, piece.number, len(job.reading.keys), encoder.dtype)
+    with shard, _hashes(job, piece) as hashes:
+        for span in piece.spans:
+            rows, raw_bytes = 0, 0
+            for batch in read_span(span, job.reading):
+                encoded, bad = _encode_batch(encoder, batch, span, rows)
+                shard.add(encoded, [BadRow(len(counts), rows + row, reason) for row, reason in bad])
+                rows, raw_bytes = rows + batch.rows, raw_bytes + batch.raw_bytes
+                yield _step(encoded, batch.raw_bytes)
+                if bad and job.strict:
+                    yield shard.stopped([*counts, SpanCounts(span.source, rows, [])])
+                    return
+            counts.append(SpanCounts(span.source, rows, list(islice(hashes, len(leaves(span, job.leaf_bytes))))))
+            yield EncodeStep(0, 0, 0, span.raw_bytes - raw_bytes)
+        yield shard.commit(counts)
+
+
+def _hashes(job: Job, piece: WorkUnit) -> Prefetch[str]:
+    """Of all leaves of the piece, by a thread: reading and hashing need no interpreter."""
+    found = (digest for span in piece.spans for digest in digests(span, job.leaf_bytes))
+    return Prefetch(found, ahead=sum(len(leaves(span, job.leaf_bytes)) for span in piece.spans))
+
+
+def _encode_batch(
+    encoder: "Encoder", batch: DocumentBatch, span: InputSpan, rows: int
+) -> tuple[list[EncodedDocuments], list[tuple[int, str]]]:
+    try:
+        return encoder(batch)
+    except Exception as error:  # what a tokenizer's library may raise is not known here; the place in the input is
+        place = f"lines {rows + 1} to {rows + batch.rows}" + ("" if span.begins else f" after byte {span.start:,}")
+        raise UserError(f"{span.name}, {place} cannot be encoded: {type(error).__name__}: {error}") from error
+
+
+def _step(encoded: Sequence[EncodedDocuments], raw_bytes: int) -> EncodeStep:
+    return EncodeStep(
+        len(encoded[0].sequences),
+        sum(len(one.ids) for one in encoded),
+        sum(one.text_bytes for one in encoded),
+        raw_bytes,
+    )
+
+
+def utf8_bytes(text: str) -> int:
+    """Its length as it stands in a file."""
+    return len(text) if text.isascii() else len(text.encode())
+
+
+class Encoder:
+    """Batch in; for each key the ids, and the rows that give none, out."""
+
+    def __init__(self, job: Job):
+        self._tokenizer = load_tokenizer(job)
+        self._eod = self._tokenizer.eod if job.append_eod else None
+        self._parse_specials = job.parse_specials
+        self._keys = range(len(job.reading.keys))
+        self._split = splitter(job.sentences, job.keep_newlines) if job.sentences else None
+        self.dtype = token_dtype(self._tokenizer.vocab_size)
+
+    def __call__(self, batch: DocumentBatch) -> tuple[list[EncodedDocuments], list[tuple[int, str]]]:
+        try:
+            return list(self._encode(batch.documents)), batch.bad
+        except UserError:  # some text has no ids: find which
+            return self._one_by_one(batch)
+
+    def _one_by_one(self, batch: DocumentBatch) -> tuple[list[EncodedDocuments], list[tuple[int, str]]]:
+        good, bad = [], batch.bad
+        for number, document in zip(batch.numbers, batch.documents, strict=True):
+            try:
+                list(self._encode([document]))
+                good.append(document)
+            except UserError as reason:
+                bad.append((number, str(reason)))
+        return list(self._encode(good)), sorted(bad)
+
+    def _encode(self, documents: Sequence[list[list[str]]]) -> Iterator[EncodedDocuments]:
+        """For each key. Raises: UserError where a text has no ids."""
+        for key in self._keys:
+            texts = [document[key] for document in documents]
+            text_bytes = sum(utf8_bytes(text) for sequences in texts for text in sequences)
+            if self._split:
+                texts = [[part for text in sequences for part in self._split(text)] for sequences in texts]
+            yield self._arrays(texts, text_bytes)
+
+    def _arrays(self, texts: Sequence[list[str]], text_bytes: int) -> EncodedDocuments:
+        """Texts without ids are no sequence; a document with ids gets the end of document behind its last one.
+
+        Sentences are parts of one text, so what the vocabulary puts around a text stands around all of them together.
+        """
+        flat = [text for sequences in texts for text in sequences]
+        ids, lengths = self._tokenizer.encode_batch(flat, self._parse_specials, around=self._split is None)
+        if len(ids) and not 0 <= ids.min() <= ids.max() <= np.iinfo(self.dtype).max:
+            raise ValueError(f"ids from {ids.min()} to {ids.max()} do not fit {self.dtype}")
+        owner = np.repeat(np.arange(len(texts)), [len(sequences) for sequences in texts])
+        sequences = np.bincount(owner[lengths > 0], minlength=len(texts))
+        lengths = lengths[lengths > 0]
+        last = np.cumsum(sequences)[sequences > 0] - 1
+        ids = ids.astype(self.dtype)
+        if self._split:
+            first = last - sequences[sequences > 0] + 1
+            ids = _insert(ids, lengths, first, self._tokenizer.before, behind=False)
+            ids = _insert(ids, lengths, last, self._tokenizer.after, behind=True)
+        if self._eod is not None:
+            ids = _insert(ids, lengths, last, [self._eod], behind=True)
+        return EncodedDocuments(ids, lengths.astype(np.int32), sequences.astype(np.int32), text_bytes)
+
+
+def _insert(
+    ids: np.ndarray, lengths: np.ndarray, sequences: np.ndarray, extra: Sequence[int], behind: bool
+) -> np.ndarray:
+    """The ids with `extra` in front of or behind each of the sequences, whose lengths grow in place."""
+    if not extra:
+        return ids
+    places = np.cumsum(lengths)[sequences]
+    if not behind:
+        places = places - lengths[sequences]
+    lengths[sequences] += len(extra)
+    added = np.repeat(places, len(extra)) + np.arange(len(places) * len(extra))
+    whole = np.empty(len(ids) + len(added), ids.dtype)
+    own = np.ones(len(whole), dtype=bool)
+    own[added] = False
+    whole[own] = ids
+    whole[added] = np.tile(extra, len(places))
+    return whole

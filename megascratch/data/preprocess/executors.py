@@ -1,0 +1,207 @@
+"""Pieces of work in, what they became out, in any order: in this process, on processes of this machine, or on Ray.
+
+A worker process answers over its own pipe, so its death is seen at once and only its own pieces are done again. It has
+the next piece at hand while it works, and finds out at its next word that its parent is gone.
+"""
+
+import multiprocessing
+import os
+import signal
+import warnings
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from contextlib import suppress
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+
+from megascratch.config.errors import UserError
+from megascratch.config.warned import plain_warnings
+from megascratch.data.parquet_sizes import death_in_words
+from megascratch.data.preprocess.encode import EncodeStep, Job, encode_piece, forget_tokenizer
+from megascratch.data.preprocess.output_shards import Summary
+from megascratch.data.preprocess.work_units import InputSpan, WorkUnit
+from megascratch.data.text.sources import needed
+
+Event = EncodeStep | Summary
+Engine = Callable[[Job, Iterator[WorkUnit]], Generator[Event, None, None]]
+AHEAD = 2  # pieces a worker has at a time
+DEATHS = 3  # of workers on the same piece, before it is given up
+
+
+def in_process(job: Job, pieces: Iterator[WorkUnit]) -> Generator[Event, None, None]:
+    """One after the other, here."""
+    for piece in pieces:
+        yield from encode_piece(job, piece)
+
+
+def on_processes(job: Job, pieces: Iterator[WorkUnit], count: int) -> Generator[Event, None, None]:
+    """On `count` processes. Raises: UserError of a worker, or where workers die again and again on the same piece."""
+    forget_tokenizer()
+    pool = _WorkerPool(job, pieces, count)
+    try:
+        while pool.fill():
+            yield from pool.events()
+    finally:
+        pool.end()
+
+
+class _Worker:
+    """A process that answers each piece it is sent."""
+
+    def __init__(self, job: Job, warns: bool):
+        spawn = multiprocessing.get_context("spawn")  # the same on every system, and safe whatever threads are running
+        self.pipe, theirs = spawn.Pipe()
+        self.pieces: deque[WorkUnit] = deque()
+        self.raw_bytes = 0  # of the first of them, as far as it is encoded
+        self.process: BaseProcess = spawn.Process(target=_serve, args=(theirs, job, warns), daemon=True)
+        self.process.start()
+        theirs.close()  # else this process would hold the pipe of a dead worker open
+
+    def send(self, piece: WorkUnit) -> None:
+        self.pieces.append(piece)
+        with suppress(OSError):  # it died: its pipe says so to the next reader
+            self.pipe.send(piece)
+
+    def end(self) -> None:
+        self.pipe.close()
+        self.process.terminate()
+        self.process.join()
+
+
+class _WorkerPool:
+    """Workers, and the pieces that wait for them."""
+
+    def __init__(self, job: Job, pieces: Iterator[WorkUnit], count: int):
+        self._job, self._pieces, self._count = job, pieces, count
+        self._again: deque[WorkUnit] = deque()
+        self._deaths: dict[int, int] = {}
+        self._workers: list[_Worker] = []
+
+    def fill(self) -> bool:
+        """Hands out pieces, first to who has fewest; False: none is left anywhere."""
+        while True:
+            worker = min(self._workers, key=lambda worker: len(worker.pieces), default=None)
+            starts = (worker is None or worker.pieces) and len(self._workers) < self._count
+            if worker and not starts and len(worker.pieces) == AHEAD:
+                return True
+            piece = self._again.popleft() if self._again else next(self._pieces, None)
+            if piece is None:
+                return any(worker.pieces for worker in self._workers)
+            if starts or worker is None:
+                worker = _Worker(self._job, warns=not self._workers)  # only as many as there are pieces
+                self._workers.append(worker)
+            worker.send(piece)
+
+    def events(self) -> Generator[Event, None, None]:
+        """What the workers have to say, as soon as one has."""
+        speakers = {worker.pipe: worker for worker in self._workers}
+        for pipe in wait(list(speakers)):
+            worker = speakers[pipe]  # type: ignore[index]
+            try:
+                event = worker.pipe.recv()
+            except (OSError, EOFError):
+                self._bury(worker)
+                continue
+            if isinstance(event, UserError):
+                raise event
+            if isinstance(event, Summary):
+                worker.pieces.popleft()
+                worker.raw_bytes = 0
+            else:
+                worker.raw_bytes += event.raw_bytes
+            yield event
+
+    def _bury(self, worker: _Worker) -> None:
+        """Its pieces are done again; the first of them is the one it died on."""
+        worker.process.join(timeout=5)
+        self._workers.remove(worker)
+        self._again.extendleft(reversed(worker.pieces))
+        first = worker.pieces[0] if worker.pieces else None
+        if first:
+            self._deaths[first.number] = self._deaths.get(first.number, 0) + 1
+            if self._deaths[first.number] == DEATHS:
+                span = _span_at(first, worker.raw_bytes)
+                if span.format == "parquet":
+                    raise UserError(f"{span.name} cannot be read as Parquet: {death_in_words(worker.process.exitcode)}")
+                raise UserError(
+                    f"{DEATHS} worker processes died on {span.name} from byte {span.start:,} on "
+                    f"(exit code {worker.process.exitcode}; -9 is often too little memory); free memory, or use fewer "
+                    f"--workers or a smaller --max-document-bytes"
+                )
+
+    def end(self) -> None:
+        for worker in self._workers:
+            worker.end()
+
+
+def _span_at(piece: WorkUnit, raw_bytes: int) -> InputSpan:
+    """The part of a piece that is read when so many of its bytes are encoded."""
+    for span in piece.spans:
+        if raw_bytes < span.raw_bytes:
+            return span
+        raw_bytes -= span.raw_bytes
+    return piece.spans[-1]
+
+
+def _serve(pipe: Connection, job: Job, warns: bool) -> None:
+    """What a worker does until its parent closes the pipe. One of all workers warns: the others find the same."""
+    plain_warnings()
+    if not warns:
+        warnings.simplefilter("ignore")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
+    try:
+        while True:
+            piece = pipe.recv()
+            try:
+                for event in encode_piece(job, piece):
+                    pipe.send(event)
+            except UserError as error:
+                pipe.send(error)
+    except (OSError, EOFError):
+        os._exit(0)  # the parent is done, or gone
+
+
+def on_ray(job: Job, pieces: Iterator[WorkUnit]) -> Generator[Event, None, None]:
+    """On a Ray cluster: the one that RAY_ADDRESS names or this machine is part of, else one of this machine alone.
+
+    All its machines must see the input, the tokenizer and the output's folder under the same names. A task that is lost
+    with its worker is given to another. Raises: UserError of a task, or where it is lost again and again.
+    """
+    ray = needed("ray", "ray", "--engine ray")
+    ray.init(ignore_reinit_error=True, include_dashboard=False, logging_level="ERROR")
+    task = ray.remote(_summary).options(max_retries=DEATHS - 1)
+    most = AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1)))
+    running: dict[object, WorkUnit] = {}
+    try:
+        for piece in pieces:
+            running[task.remote(job, piece)] = piece
+            if len(running) >= most:
+                yield from _finished(ray, running)
+        while running:
+            yield from _finished(ray, running)
+    finally:
+        for reference in running:
+            ray.cancel(reference, force=True)
+
+
+def _finished(ray: object, running: dict[object, WorkUnit]) -> Generator[Event, None, None]:
+    (reference,), _ = ray.wait(list(running), num_returns=1)  # type: ignore[attr-defined]
+    piece = running.pop(reference)
+    try:
+        summary = ray.get(reference)  # type: ignore[attr-defined]
+    except UserError as error:
+        raise UserError(str(error.args[0])) from None  # ray's own class holds its traceback
+    except ray.exceptions.RayError as error:  # type: ignore[attr-defined]
+        raise UserError(f"ray gave up {piece.spans[0].name} from byte {piece.spans[0].start:,} on: {error}") from error
+    yield summary
+    yield EncodeStep(
+        summary.keys[0].documents,
+        sum(key.tokens for key in summary.keys),
+        sum(key.text_bytes for key in summary.keys),
+        sum(span.raw_bytes for span in piece.spans),
+    )
+
+
+def _summary(job: Job, piece: WorkUnit) -> Event:
+    *_, summary = encode_piece(job, piece)
+    return summary

@@ -1,0 +1,262 @@
+"""The shards of a run in, in order; the corpora out: .bin, .idx, manifest and digests of each key, placed all at once.
+
+    shard 0, 1, 2 ... --append--> {key}.bin grows --finish--> idx, manifest, digests --> merged.json: complete --> moves
+
+`merged.json` makes each step safe against a kill: ids of shards it names are on the disk, so their files can go, and
+once it says "complete" nothing but renames is left to do.
+"""
+
+import json
+import os
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+
+from megascratch.config.errors import UserError
+from megascratch.config.json_record import COUNT, FLAG, list_of, parse_object, require_fields
+from megascratch.data.digests import blocks_of, digests_path, encoded, whole_file
+from megascratch.data.preprocess.output_shards import KINDS, KeyCounts, Summary, remove_shard, shard_path
+from megascratch.data.tokens.idx_format import HEADER, MAGIC, TOKEN_DTYPES, VERSION
+from megascratch.data.tokens.manifest import manifest_path
+from megascratch.data.tokens.token_files import bin_path, idx_path
+from megascratch.runtime.faults import fault_point
+
+CHECKPOINT_BYTES = 1 << 30
+BLOCK_BYTES = 1 << 22
+
+
+class State(NamedTuple):
+    """What merged.json says."""
+
+    shards: int
+    """So many shards, from the first, are in the files below and on the disk."""
+    bin_bytes: list[int]
+    """Of each key."""
+    bad_bytes: int
+    complete: bool = False
+    """All files are whole: only moves are left."""
+
+
+def read_state(folder: Path, keys: int) -> State:
+    """How far an earlier run came; the beginning if there was none. Raises: UserError where the record is damaged."""
+    file = folder / "merged.json"
+    try:
+        record = parse_object(file.read_bytes(), file)
+    except FileNotFoundError:
+        return State(0, [0] * keys, 0)
+    fields = {"shards": COUNT, "bin_bytes": list_of(COUNT, keys), "bad_bytes": COUNT, "complete": FLAG}
+    require_fields(record, fields, file)
+    if not record.keys() <= fields.keys() or not fields.keys() - {"complete"} <= record.keys():
+        raise UserError(f"{file} is damaged: it must have {', '.join(fields)}; delete {folder} to begin anew")
+    return State(**record)
+
+
+class Merge:
+    """Grows the corpora of all keys; holds counts and open files, no ids."""
+
+    def __init__(self, folder: Path, names: Sequence[str], keys: int, dtype: np.dtype):
+        self._folder, self._names, self._dtype = folder, names, dtype
+        self._state = read_state(folder, keys)
+        sizes = self._state.bin_bytes
+        self._bins = [_grown(self.partial(f"{key}.bin"), size) for key, size in enumerate(sizes)]
+        self._digests = [blocks_of(file, size) for file, size in zip(self._bins, sizes, strict=True)]
+        self._bad_file = _grown(self.partial("bad"), self._state.bad_bytes)
+        self._appended = 0
+        self.shards, self.bad, self.bad_lines = 0, 0, list[str]()
+        self.counts = [KeyCounts(0, 0, 0, 0, -1, 0, []) for _ in range(keys)]
+        self.rows, self.digests = [0] * len(names), [list[str]() for _ in names]
+
+    def partial(self, name: str) -> Path:
+        """A file that will become part of the output."""
+        return self._folder / f"merged.{name}"
+
+    def append(self, summary: Summary) -> list[str]:
+        """The next shard; one from before `merged.json` only adds its counts. Gives its bad lines.
+
+        Raises: UserError where its files are not what was written.
+        """
+        assert summary.number == self.shards
+        fresh = summary.number >= self._state.shards
+        bad = []
+        fault_point("preprocess.merge")
+        if fresh:
+            for key, counts in enumerate(summary.keys):
+                self._appended += self._copy(summary, key, counts)
+            bad = list(self._bad_rows(summary))
+            self._bad_file.writelines(f"{line}\n".encode() for line in bad)
+        self._count(summary)
+        if self._appended >= CHECKPOINT_BYTES:
+            self._checkpoint()
+        return bad
+
+    def first_bad(self, summary: Summary) -> str:
+        """file:line: reason: the first bad line of the next shard, be it stopped by --strict or of an earlier run."""
+        if summary.stopped_at:
+            return self._in_words(summary, *summary.stopped_at)
+        return next(self._bad_rows(summary))
+
+    def _in_words(self, summary: Summary, part: int, row: int, reason: str) -> str:
+        source = summary.spans[part].source
+        earlier = sum(span.rows for span in summary.spans[:part] if span.source == source)
+        return f"{self._names[source]}:{self.rows[source] + earlier + row}: {reason}"
+
+    def _bad_rows(self, summary: Summary) -> Iterator[str]:
+        with shard_path(self._folder, summary.number, "bad").open("rb") as file:
+            for part, row, reason in map(json.loads, file):
+                yield self._in_words(summary, part, row, reason)
+
+    def _copy(self, summary: Summary, key: int, counts: KeyCounts) -> int:
+        """Appends the ids of a key; gives their bytes. What the index will need later is checked, too."""
+        size = 0
+        for kind, wanted in zip(KINDS, counts.checksums, strict=True):
+            checksum = 0
+            for block in self._blocks(summary.number, f"{key}.{kind}"):
+                checksum = zlib.crc32(block, checksum)
+                if kind == "bin":
+                    self._bins[key].write(block)
+                    self._digests[key].update(block)
+                    size += len(block)
+            if checksum != wanted:
+                raise self._damaged(summary.number)
+        return size
+
+    def _blocks(self, number: int, kind: str) -> Iterator[bytes]:
+        with shard_path(self._folder, number, kind).open("rb") as file:
+            while block := file.read(BLOCK_BYTES):
+                yield block
+
+    def _damaged(self, number: int) -> UserError:
+        remove_shard(self._folder, number)
+        return UserError(
+            f"{shard_path(self._folder, number, '*')} is not what was written (a crash of the machine?); "
+            f"the shard is given up: start the same command again"
+        )
+
+    def _count(self, summary: Summary) -> None:
+        self.shards, self.bad = self.shards + 1, self.bad + summary.bad
+        for span in summary.spans:
+            self.rows[span.source] += span.rows
+            self.digests[span.source] += span.digests
+        for key, (all_, one) in enumerate(zip(self.counts, summary.keys, strict=True)):
+            self.counts[key] = KeyCounts(
+                all_.documents + one.documents,
+                all_.sequences + one.sequences,
+                all_.tokens + one.tokens,
+                min(all_.min_token, one.min_token),
+                max(all_.max_token, one.max_token),
+                all_.text_bytes + one.text_bytes,
+                [],
+            )
+
+    def _checkpoint(self, complete: bool = False) -> None:
+        """What was appended is on the disk, then so it is said, then its shards' ids can go."""
+        for file in (*self._bins, self._bad_file):
+            file.flush()
+            os.fsync(file.fileno())
+        before = self._state.shards
+        sizes = [counts.tokens * self._dtype.itemsize for counts in self.counts]
+        self._state = State(self.shards, sizes, self._bad_file.tell(), complete)
+        write_whole(self._folder / "merged.json", json.dumps(self._state._asdict()))
+        self._appended = 0
+        for number in range(before, self.shards):
+            for key in range(len(self._bins)):
+                shard_path(self._folder, number, f"{key}.bin").unlink(missing_ok=True)
+
+    def finish(self, manifests: Sequence[dict[str, Any]]) -> None:
+        """All shards are appended: the indices and manifests are written, and the files are ready to be placed."""
+        for key, manifest in enumerate(manifests):
+            with self.partial(f"{key}.idx").open("wb") as file:
+                for block in self._index(key):
+                    file.write(block)
+                file.flush()
+                os.fsync(file.fileno())
+            write_whole(self.partial(f"{key}.json"), json.dumps(manifest, indent=1) + "\n")
+            self._record(key)
+        self._checkpoint(complete=True)
+
+    def _record(self, key: int) -> None:
+        """The digests of a key's files, as they lie under their private names."""
+        blocks = self._digests[key]
+        idx, manifest = whole_file(self.partial(f"{key}.idx")), whole_file(self.partial(f"{key}.json"))
+        with self.partial(f"{key}.digests").open("wb") as file:
+            file.write(encoded(blocks.bytes, blocks.blocks(), idx, manifest))
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _index(self, key: int) -> Iterator[bytes]:
+        counts = self.counts[key]
+        code = next(code for code, name in TOKEN_DTYPES.items() if name == self._dtype.name)
+        yield HEADER.pack(MAGIC, VERSION, code, counts.sequences, counts.documents + 1)
+        yield from (lengths.tobytes() for lengths in self._arrays(key, "lengths"))
+        yield from _sums(self._arrays(key, "lengths"), self._dtype.itemsize, ends=False)
+        yield np.zeros(1, "<i8").tobytes()
+        yield from _sums(self._arrays(key, "sequences"), 1, ends=True)
+
+    def _arrays(self, key: int, kind: str) -> Iterator[np.ndarray]:
+        """The i32 of all shards, a block at a time."""
+        for number in range(self.shards):
+            for block in self._blocks(number, f"{key}.{kind}"):
+                yield np.frombuffer(block, "<i4")
+
+    def close(self) -> None:
+        """Closes the files; what is not in merged.json will be written again."""
+        for file in (*self._bins, self._bad_file):
+            file.close()
+
+
+def _sums(arrays: Iterator[np.ndarray], scale: int, ends: bool) -> Iterator[bytes]:
+    """Sum of everything before each entry (`ends`: and the entry), times `scale`, as i64."""
+    before = 0
+    for array in arrays:
+        sums = np.cumsum(array, dtype=np.int64) + before
+        yield ((sums if ends else sums - array) * scale).astype("<i8").tobytes()
+        before = int(sums[-1])
+
+
+def _grown(path: Path, size: int) -> IO[bytes]:
+    """A file cut to the bytes that are known to be good, to go on with. Raises: UserError where they are not there."""
+    path.touch()
+    file = path.open("r+b")
+    if file.seek(0, os.SEEK_END) < size:
+        raise UserError(f"{path} has fewer bytes than merged.json says ({size}); --overwrite begins anew")
+    file.truncate(size)
+    file.seek(size)
+    return file
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file in one move."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def publish(folder: Path, prefixes: Sequence[str], bad_lines: str) -> None:
+    """Moves a complete run's files to their names; can be done again after a kill at any point."""
+    for key, prefix in enumerate(prefixes):
+        parts = {kind: folder / f"merged.{key}.{kind}" for kind in ("bin", "idx", "json", "digests")}
+        if parts["bin"].exists():
+            for path in (digests_path(prefix), manifest_path(prefix), idx_path(prefix)):
+                path.unlink(missing_ok=True)  # what describes the old ids must never describe the new ones
+            fault_point("preprocess.place")
+            os.replace(parts["bin"], bin_path(prefix))
+            fault_point("preprocess.place")
+        if parts["idx"].exists():
+            os.replace(parts["idx"], idx_path(prefix))
+        if parts["json"].exists():
+            os.replace(parts["json"], manifest_path(prefix))
+        if parts["digests"].exists():
+            os.replace(parts["digests"], digests_path(prefix))
+    bad = folder / "merged.bad"
+    if bad.exists() and bad.stat().st_size:
+        os.replace(bad, bad_lines)
+    elif bad.exists():
+        Path(bad_lines).unlink(missing_ok=True)
+    descriptor = os.open(folder.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

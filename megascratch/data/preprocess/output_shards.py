@@ -1,0 +1,201 @@
+"""Encoded documents in, the files of one shard out; what is whole is told by its last file.
+
+A shard has the number of its piece of the input. Its files, in the run's private folder:
+
+    {number}.{key}.bin          ids, back to back
+    {number}.{key}.lengths      i32 tokens of each sequence
+    {number}.{key}.sequences    i32 sequences of each document
+    {number}.bad                a JSON list [part of the piece, row, reason] for each line that gives no document
+    {number}.json               counts and checksums; written last: a shard without it is none
+"""
+
+import json
+import os
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import IO, NamedTuple
+
+import numpy as np
+
+from megascratch.config.errors import UserError
+from megascratch.config.json_record import COUNT, INTEGER, TEXT, Kind, list_of, parse_object, require_fields
+from megascratch.runtime.faults import fault_point
+
+KINDS = ("bin", "lengths", "sequences")
+
+
+class EncodedDocuments(NamedTuple):
+    """The ids of neighbouring documents."""
+
+    ids: np.ndarray
+    """[tokens], back to back."""
+    lengths: np.ndarray
+    """[sequences] tokens; no sequence is empty."""
+    sequences: np.ndarray
+    """[documents] sequences."""
+    text_bytes: int
+    """UTF-8 bytes of all texts."""
+
+
+class BadRow(NamedTuple):
+    """A line that gives no document."""
+
+    part: int
+    """Place of its part in the piece."""
+    row: int
+    """From 1 in the part."""
+    reason: str
+
+
+class SpanCounts(NamedTuple):
+    """What was read of a source."""
+
+    source: int
+    rows: int
+    digests: list[str]
+
+
+class KeyCounts(NamedTuple):
+    """What became of a key's texts."""
+
+    documents: int
+    sequences: int
+    tokens: int
+    min_token: int
+    max_token: int
+    text_bytes: int
+    checksums: list[int]
+    """crc32 of each of KINDS."""
+
+
+class Summary(NamedTuple):
+    """All that is known of a shard."""
+
+    number: int
+    keys: list[KeyCounts]
+    spans: list[SpanCounts]
+    bad: int
+    stopped_at: BadRow | None = None
+    """--strict: the first bad line; the shard was not written."""
+
+
+def _is_row(value: object, kinds: Sequence[Kind]) -> bool:
+    if not isinstance(value, list) or len(value) != len(kinds):
+        return False
+    return all(kind.holds(item) for kind, item in zip(kinds, value, strict=True))
+
+
+_KEY_ROW = Kind("counts of a key", lambda row: _is_row(row, [COUNT, COUNT, COUNT, INTEGER, INTEGER, COUNT,
+                                                             list_of(COUNT, len(KINDS))]))  # fmt: skip
+_SPAN_ROW = Kind("counts of a source", lambda row: _is_row(row, [COUNT, COUNT, list_of(TEXT)]))
+
+
+def shard_path(folder: str | Path, number: int, kind: str) -> Path:
+    """One of a shard's files."""
+    return Path(folder, f"{number:08d}.{kind}")
+
+
+def read_summary(folder: str | Path, number: int) -> Summary | None:
+    """The counts of a whole shard; None: it is not there."""
+    file = shard_path(folder, number, "json")
+    try:
+        record = parse_object(file.read_bytes(), file)
+    except FileNotFoundError:
+        return None
+    require_fields(record, {"keys": list_of(_KEY_ROW), "spans": list_of(_SPAN_ROW), "bad": COUNT}, file)
+    if not {"keys", "spans", "bad"} <= record.keys():
+        raise UserError(f"{file} is damaged: it must have keys, spans and bad; delete {folder} to begin anew")
+    keys, spans = [KeyCounts(*row) for row in record["keys"]], [SpanCounts(*row) for row in record["spans"]]
+    return Summary(number, keys, spans, record["bad"])
+
+
+def remove_shard(folder: str | Path, number: int) -> None:
+    """The mark of its wholeness; its files will be written again."""
+    shard_path(folder, number, "json").unlink(missing_ok=True)
+
+
+class ShardWriter:
+    """Writes one shard under temporary names; `commit` gives the names, leaving without it removes the files."""
+
+    def __init__(self, folder: str, number: int, keys: int, dtype: np.dtype):
+        self._folder, self._number, self._dtype = folder, number, dtype.newbyteorder("<")
+        self._counts = [KeyCounts(0, 0, 0, 0, -1, 0, [0] * len(KINDS)) for _ in range(keys)]
+        self._bad, self._first_bad = 0, BadRow(0, 0, "")
+        self._names = [f"{key}.{kind}" for key in range(keys) for kind in KINDS] + ["bad"]
+        self._files: list[IO[bytes]] = []
+        self._open = ExitStack()
+
+    def __enter__(self) -> "ShardWriter":
+        with writing(self._folder), self._open:
+            self._files = [self._open.enter_context(self._partial(name).open("wb")) for name in self._names]
+            self._open = self._open.pop_all()
+        return self
+
+    def _partial(self, name: str) -> Path:
+        path = shard_path(self._folder, self._number, name)
+        return path.with_name(f"{path.name}.{os.getpid()}.partial")
+
+    def add(self, encoded: Sequence[EncodedDocuments], bad: Sequence[BadRow]) -> None:
+        """Neighbouring documents, for each key."""
+        with writing(self._folder):
+            fault_point("preprocess.write")
+            for key, one in enumerate(encoded):
+                self._counts[key] = self._append(key, self._counts[key], one)
+            for row in bad:
+                self._files[-1].write(json.dumps(row).encode() + b"\n")
+        if bad and not self._bad:
+            self._first_bad = bad[0]
+        self._bad += len(bad)
+
+    def _append(self, key: int, before: KeyCounts, one: EncodedDocuments) -> KeyCounts:
+        checksums = []
+        arrays = (one.ids.astype(self._dtype, copy=False), one.lengths.astype("<i4"), one.sequences.astype("<i4"))
+        for at, array in enumerate(arrays):
+            raw = np.ascontiguousarray(array).data
+            self._files[key * len(KINDS) + at].write(raw)
+            checksums.append(zlib.crc32(raw, before.checksums[at]))
+        low, high = (int(one.ids.min()), int(one.ids.max())) if len(one.ids) else (0, -1)
+        return KeyCounts(
+            before.documents + len(one.sequences),
+            before.sequences + len(one.lengths),
+            before.tokens + len(one.ids),
+            min(before.min_token, low),
+            max(before.max_token, high),
+            before.text_bytes + one.text_bytes,
+            checksums,
+        )
+
+    def commit(self, spans: list[SpanCounts]) -> Summary:
+        """The shard is whole: a run that goes on will not make it again."""
+        summary = Summary(self._number, self._counts, spans, self._bad)
+        with writing(self._folder):
+            self._open.close()
+            fault_point("preprocess.commit")
+            for name in self._names:
+                os.replace(self._partial(name), shard_path(self._folder, self._number, name))
+            record = {"keys": summary.keys, "spans": summary.spans, "bad": summary.bad}
+            self._partial("json").write_text(json.dumps(record))
+            os.replace(self._partial("json"), shard_path(self._folder, self._number, "json"))
+        return summary
+
+    def stopped(self, spans: list[SpanCounts]) -> Summary:
+        """What --strict gives at a bad line."""
+        return Summary(self._number, self._counts, spans, self._bad, self._first_bad)
+
+    def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
+        with suppress(OSError):  # a full disk, already told
+            self._open.close()
+        for name in (*self._names, "json"):
+            self._partial(name).unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(folder: str | Path) -> Iterator[None]:
+    """A file that cannot be written ends the run with a sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{error.filename or folder} cannot be written: {error.strerror}") from error

@@ -1,0 +1,262 @@
+"""Text in, token files out, on any number of processes and machines, with the same bytes; a killed run goes on.
+
+    inputs -> sources -> pieces --engine--> shards --in order--> merge --at the end--> {prefix}_{key}_document.*
+
+Nothing appears under a final name before everything is written. What an interrupted run has finished lies in
+{prefix}.shards/, and the same command goes on from there.
+"""
+
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from megascratch.config.errors import UserError
+from megascratch.data.parquet_sizes import RowGroupSizes
+from megascratch.data.preprocess.encode import EncodeStep, Job, TokenizerInfo, vocabulary
+from megascratch.data.preprocess.executors import Engine
+from megascratch.data.preprocess.merge import Merge, publish
+from megascratch.data.preprocess.output_shards import Summary, read_summary, writing
+from megascratch.data.preprocess.run_folder import (
+    Refused,
+    RunSpec,
+    has_progress,
+    locked,
+    plan_digest,
+    remove,
+    resume_or_start,
+)
+from megascratch.data.preprocess.spool import spool_stream
+from megascratch.data.preprocess.work_units import InputSpan, WorkUnit, file_digest, gather, spans_of
+from megascratch.data.text.sources import Source
+from megascratch.data.tokens.token_files import token_dtype
+
+
+class Output(NamedTuple):
+    """Where and how the corpora appear."""
+
+    prefix: str
+    overwrite: bool
+    shard: tuple[int, int] | None
+    """(i, n): encode every n-th piece from the i-th on and leave the rest and the merging to others."""
+    shard_bytes: int
+    cut_packed: bool
+    """Whether large packed files are unpacked by this process, so that many workers share one."""
+
+
+class Watcher(Protocol):
+    """Is told how the run goes."""
+
+    def step(self, step: EncodeStep) -> None:
+        """So much more is encoded."""
+
+    def found(self, raw_bytes: int) -> None:
+        """An earlier run had encoded so much of the input."""
+
+    def bad(self, line: str) -> None:
+        """A line gave no document: file:line: reason."""
+
+
+class NothingToKeep(UserError):
+    """The input must change first, so no shard of this run will ever be used."""
+
+
+def preprocess(job: Job, sources: list[Source], output: Output, engine: Engine, watcher: Watcher) -> Merge | None:
+    """Encodes and merges; None: the output was complete already, or the rest is left to others (`output.shard`).
+
+    Raises: UserError, with nothing under a final name, for what is wrong in the input, in reading or in writing.
+    """
+    words = vocabulary(job)
+    folder, prefixes = Path(job.folder), key_prefixes(job, output.prefix)
+    with locked(folder, output.shard):
+        try:
+            plan = RunSpec(_deciding(job, sources, output, words), output.cut_packed, _can_go_on(sources))
+            settled = resume_or_start(folder, plan, prefixes, output.overwrite, alone=output.shard is None)
+            if settled is not None:
+                run = _PreprocessRun(job, sources, output._replace(cut_packed=settled.cut_packed), watcher, words, plan)
+                if output.shard is None:
+                    return run.encode_and_merge(engine)
+                run.encode_only(engine)
+                return None
+            if output.shard is None:
+                publish(folder, prefixes, bad_lines_path(output.prefix))
+                remove(folder)
+            return None
+        except BaseException as error:
+            raise _ended(error, folder, alone=output.shard is None) from error
+
+
+def _ended(error: BaseException, folder: Path, alone: bool) -> BaseException:
+    """The error with what became of the run; the folder goes unless it holds work worth keeping."""
+    if alone and (isinstance(error, NothingToKeep) or not has_progress(folder)):
+        remove(folder)
+    if isinstance(error, Refused) or not isinstance(error, UserError):
+        return error
+    kept = has_progress(folder) if folder.exists() else False
+    left = "finished shards are kept: the same command goes on" if kept else "nothing written"
+    return UserError(f"{error}; {left}")
+
+
+def key_prefixes(job: Job, prefix: str) -> list[str]:
+    """The name of each key's corpus."""
+    return [f"{prefix}_{key}_{'sentence' if job.sentences else 'document'}" for key in job.reading.keys]
+
+
+def bad_lines_path(prefix: str) -> str:
+    """Where all bad lines are listed, if there are any."""
+    return f"{prefix}_bad_lines.txt"
+
+
+def shard_folder(prefix: str) -> str:
+    """The private folder of a run."""
+    return f"{prefix}.shards"
+
+
+def _deciding(job: Job, sources: list[Source], output: Output, words: TokenizerInfo) -> dict[str, Any]:
+    """All that decides the output's bytes and the shards' cut, by the names of the flags."""
+    return {
+        "input": [[str(Path(one.path).absolute()), one.format, one.bytes, one.changed_ns] for one in sources],
+        "tokenizer": words.fingerprint,
+        "json-keys": list(job.reading.keys),
+        "append-eod": job.append_eod,
+        "parse-special-tokens": job.parse_specials,
+        "split-sentences": job.sentences,
+        "keep-newlines": job.keep_newlines,
+        "sample-by": job.reading.sample_by,
+        "max-document-bytes": job.reading.longest,
+        "shard-bytes": output.shard_bytes,
+    }
+
+
+def _can_go_on(sources: list[Source]) -> bool:
+    return all(source.regular for source in sources)
+
+
+class _PreprocessRun:
+    """One run in its folder, whose lock is held."""
+
+    def __init__(
+        self, job: Job, sources: list[Source], output: Output, watcher: Watcher, words: TokenizerInfo, plan: RunSpec
+    ):
+        self._job, self._sources, self._output, self._watcher = job, sources, output, watcher
+        self._words, self._plan, self._folder = words, plan, Path(job.folder)
+        self._finished: dict[int, Summary] = {}
+        self._copies: dict[int, list[Path]] = {}
+        self._cut = 0
+
+    def encode_only(self, engine: Engine) -> None:
+        """This process's share of the shards."""
+        for _ in self._summaries(engine):
+            pass
+
+    def encode_and_merge(self, engine: Engine) -> Merge:
+        """All shards that are missing, and the output."""
+        prefixes = key_prefixes(self._job, self._output.prefix)
+        names = [source.path for source in self._sources]
+        with writing(self._folder):
+            merge = Merge(self._folder, names, len(prefixes), token_dtype(self._words.size))
+            with closing(merge):
+                for summary in self._summaries(engine):
+                    self._finished[summary.number] = summary
+                    while merge.shards in self._finished:
+                        self._append(merge, self._finished.pop(merge.shards))
+                assert merge.shards == self._cut, "an engine lost a piece"
+                self._require_documents(merge)
+                merge.finish([self._manifest(merge, key) for key in range(len(prefixes))])
+            publish(self._folder, prefixes, bad_lines_path(self._output.prefix))
+            remove(self._folder)
+        return merge
+
+    def _append(self, merge: Merge, summary: Summary) -> None:
+        if self._job.strict and summary.bad:
+            raise NothingToKeep(f"{merge.first_bad(summary)} (--strict)")
+        for line in merge.append(summary):
+            self._watcher.bad(line)
+
+    def _require_documents(self, merge: Merge) -> None:
+        if not any(counts.documents for counts in merge.counts):
+            names = ", ".join(source.path for source in self._sources[:5])
+            raise NothingToKeep(f"{names}: no document, {merge.bad} bad lines")
+
+    def _summaries(self, engine: Engine) -> Iterator[Summary]:
+        """Those that an earlier run left and those of the engine, in any order."""
+        left: list[Summary] = []
+        with closing(engine(self._job, self._missing(left))) as events:
+            for event in events:
+                yield from left
+                left.clear()
+                if isinstance(event, Summary):
+                    for path in self._copies.pop(event.number, []):
+                        path.unlink()
+                    yield event
+                else:
+                    self._watcher.step(event)
+        yield from left
+
+    def _missing(self, left: list[Summary]) -> Iterator[WorkUnit]:
+        """The pieces of this process that no earlier run has encoded; the summaries of the others go to `left`."""
+        for piece in gather(self._spans(), self._output.shard_bytes):
+            self._cut += 1
+            copies = [Path(span.path) for span in piece.spans if span.path != span.name]
+            summary = read_summary(self._folder, piece.number)
+            mine = self._output.shard is None or piece.number % self._output.shard[1] == self._output.shard[0]
+            if summary is None and mine:
+                self._copies[piece.number] = copies
+                yield piece
+                continue
+            for path in copies:
+                path.unlink()
+            if summary is not None:
+                left.append(summary)
+                self._watcher.found(sum(span.raw_bytes for span in piece.spans))
+
+    def _spans(self) -> Iterator[InputSpan]:
+        size, reading = self._output.shard_bytes, self._job.reading
+        with RowGroupSizes() as sizes:
+            for number, source in enumerate(self._sources):
+                lines = source.format == "jsonl" or (source.format == "text" and reading.sample_by == "line")
+                large = self._output.cut_packed and source.compression and source.bytes > size and lines
+                if large or not source.regular:
+                    yield from spool_stream(number, source, self._folder, size, reading.longest, lines)
+                else:
+                    yield from spans_of(number, source, size, reading.sample_by, reading.keys, sizes)
+
+    def _manifest(self, merge: Merge, key: int) -> dict[str, Any]:
+        counts, words = merge.counts[key], self._words
+        return {
+            "tokenizer": {
+                "kind": words.kind,
+                "model": self._job.tokenizer_model,
+                "fingerprint": words.fingerprint,
+                "vocab_size": words.size,
+                "eod": words.eod,
+            },
+            "documents": counts.documents,
+            "sequences": counts.sequences,
+            "tokens": counts.tokens,
+            "min_token": counts.min_token,
+            "max_token": counts.max_token,
+            "text_bytes": counts.text_bytes,
+            "bad_lines": merge.bad,
+            "bin_bytes": counts.tokens * token_dtype(words.size).itemsize,
+            "json_key": self._job.reading.keys[key],
+            "append_eod": self._job.append_eod,
+            "parse_special_tokens": self._job.parse_specials,
+            "split_sentences": self._job.sentences,
+            "keep_newlines": self._job.keep_newlines,
+            "sample_by": self._job.reading.sample_by,
+            "max_document_bytes": self._job.reading.longest,
+            "inputs": [self._input(merge, number) for number in range(len(self._sources))],
+            "hashed_bytes": self._job.leaf_bytes,
+            "plan": plan_digest(self._plan),
+        }
+
+    def _input(self, merge: Merge, number: int) -> dict[str, Any]:
+        """`sha256`: over the sha256 of each `hashed_bytes` of the file; None for a pipe."""
+        source = self._sources[number]
+        return {
+            "path": source.path,
+            "bytes": source.bytes,
+            "rows": merge.rows[number],
+            "sha256": file_digest(merge.digests[number]) if source.regular else None,
+        }

@@ -1,0 +1,168 @@
+"""The private folder of a preprocessing run: who may write in it, and whether an interrupted run can go on.
+
+    {prefix}.shards/
+      lock           held by the one process that merges, shared by those that only encode (--shard)
+      plan.json      everything that decides the output
+      ...            shards (shards.py) and what is merged of them (merge.py)
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from megascratch.config.errors import UserError
+from megascratch.config.json_record import parse_json
+from megascratch.data.digests import digests_path
+from megascratch.data.preprocess.merge import read_state, write_whole
+from megascratch.data.tokens.manifest import manifest_path, stored_manifest
+from megascratch.data.tokens.token_files import bin_path, idx_path
+
+STATE_FILES = ("merged.json", "lock")  # the last to go: without them a kill in between would look like a fresh start
+
+
+@contextmanager
+def locked(folder: Path, shard: tuple[int, int] | None = None) -> Iterator[None]:
+    """The folder, made if need be, for this process alone; with `shard` (i of n) beside those of other shards.
+
+    The system frees the lock of a process that dies, however it dies. Raises: UserError naming who holds it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written: {error.strerror}; choose another output prefix") from error
+    held = [_lock(folder, "lock", fcntl.LOCK_SH if shard else fcntl.LOCK_EX)]
+    try:
+        if shard:
+            held.append(_lock(folder, f"lock.{shard[0]}-of-{shard[1]}", fcntl.LOCK_EX))
+        yield
+    finally:
+        for descriptor in held:
+            os.close(descriptor)
+
+
+def _lock(folder: Path, name: str, kind: int) -> int:
+    path = folder / name
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except FileNotFoundError:  # its last holder removed the folder just now
+            continue
+        try:
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = os.pread(descriptor, 200, 0).decode(errors="replace")
+            os.close(descriptor)
+            raise UserError(f"{folder.with_suffix('')} is being written by another process ({holder})") from error
+        if path.exists() and os.path.samestat(os.fstat(descriptor), os.stat(path)):
+            if kind == fcntl.LOCK_EX:
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+            return descriptor
+        os.close(descriptor)
+
+
+class Refused(UserError):
+    """The folder or the output belongs to another run."""
+
+
+class RunSpec(NamedTuple):
+    """What a run is."""
+
+    deciding: dict[str, Any]
+    """All that decides the output and the shards' cut, by name."""
+    cut_packed: bool
+    """Whether large packed files make many shards: up to who begins, whoever goes on must follow."""
+    can_go_on: bool
+    """Whether its input can be read again."""
+
+
+def plan_digest(plan: RunSpec) -> str:
+    """Tells this run from any with another result."""
+    return hashlib.sha256(json.dumps(plan.deciding, sort_keys=True).encode()).hexdigest()
+
+
+def resume_or_start(folder: Path, plan: RunSpec, prefixes: Sequence[str], overwrite: bool, alone: bool) -> RunSpec | None:
+    """Goes on with the shards of the same plan, or begins; None: all is encoded and merged already.
+
+    `alone`: no other process is at work in the folder.
+    Raises: Refused where the folder or the output belong to another run, and there is no --overwrite.
+    """
+    old = _stored(folder)
+    if old and old.deciding == plan.deciding and plan.can_go_on:
+        if alone:
+            _sweep(folder)
+        return None if read_state(folder, len(prefixes)).complete else old
+    if old and old.deciding != plan.deciding and not (overwrite and alone):
+        different = ", ".join(name for name in plan.deciding if plan.deciding[name] != old.deciding.get(name))
+        raise Refused(
+            f"{folder} holds the shards of an interrupted run with another {different}; run it to its end with its own "
+            f"options, or begin anew with --overwrite"
+        )
+    if alone:
+        clear(folder)
+    if not overwrite and _is_there(prefixes, plan):
+        return None
+    write_whole(folder / "plan.json", json.dumps(plan._asdict(), sort_keys=True, indent=1))
+    return plan
+
+
+def _stored(folder: Path) -> RunSpec | None:
+    try:
+        return RunSpec(**parse_json((folder / "plan.json").read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _sweep(folder: Path) -> None:
+    """Removes what a killed process had begun to write."""
+    for pattern in ("*.partial", "input.*"):
+        for path in folder.glob(pattern):
+            path.unlink()
+
+
+def _is_there(prefixes: Sequence[str], plan: RunSpec) -> bool:
+    """Whether the output is complete and of this plan. Raises: Refused where its names are taken by other files."""
+    pairs = [path for prefix in prefixes for path in (bin_path(prefix), idx_path(prefix))]
+    beside = [path for prefix in prefixes for path in (manifest_path(prefix), digests_path(prefix))]
+    plans = {_plan_of(prefix) for prefix in prefixes}
+    if plan.can_go_on and all(path.exists() for path in pairs) and plans == {plan_digest(plan)}:
+        return True
+    taken = [path for path in (*pairs, *beside) if path.exists()]
+    if taken:
+        raise Refused(f"{taken[0]} exists and is not of this input with these options; --overwrite replaces it")
+    return False
+
+
+def _plan_of(prefix: str) -> str | None:
+    """The digest of the plan that a corpus was made by; None where no manifest tells it."""
+    try:
+        manifest = stored_manifest(prefix)
+    except UserError:
+        return None
+    return None if manifest is None else manifest.get("plan")
+
+
+def clear(folder: Path) -> None:
+    """Removes all files but the lock."""
+    for path in sorted(folder.iterdir(), key=lambda path: path.name in STATE_FILES):
+        if path.name != "lock":
+            path.unlink()
+
+
+def remove(folder: Path) -> None:
+    """Removes the folder; the caller holds its lock."""
+    clear(folder)
+    (folder / "lock").unlink(missing_ok=True)
+    folder.rmdir()
+
+
+def has_progress(folder: Path) -> bool:
+    """Whether there is work worth keeping."""
+    return any(path.name[0].isdigit() for path in folder.glob("*.json")) or (folder / "merged.json").exists()

@@ -1,0 +1,214 @@
+"""Settings in, data sets out: opens and checks every corpus and gives train, valid and test."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from megascratch.config.errors import Problems, UserError
+from megascratch.config.settings import DataConfig
+from megascratch.data.samples.curriculum import Curriculum
+from megascratch.data.samples.dataset import Blend, Corpus, Dataset, SingleSourceDataset, WeightedSource
+from megascratch.data.samples.fill_in_middle import Choices, FillInMiddle
+from megascratch.data.samples.megatron_order import MegatronBlend, MegatronCorpus, sizes_to_build
+from megascratch.data.samples.mock import MockReader
+from megascratch.data.samples.packing import Packed
+from megascratch.data.samples.split_spec import (
+    DEFAULT_SPLIT,
+    SPLITS,
+    named_prefixes,
+    prefixes_and_weights,
+    ranges,
+    shares,
+)
+from megascratch.data.tokens.loss_mask import Masked, has_mask
+from megascratch.data.tokens.manifest import check_corpus
+from megascratch.data.tokens.remote import open_corpus
+from megascratch.data.tokens.token_files import TokenReader
+
+Range = tuple[int, int]
+
+
+class Splits(NamedTuple):
+    """What a run reads; None where no samples are asked for, or the split's share is 0. `train` has no end."""
+
+    train: Dataset | None
+    valid: Dataset | None
+    test: Dataset | None
+    corpora: Mapping[str, TokenReader]
+    """Every corpus that was opened, by the name that was given."""
+    ordered: Sequence[SingleSourceDataset] = ()
+    """Every part of a corpus in the order in which a split reads it; each knows what it opened of the index cache."""
+
+
+def open_splits(
+    data: DataConfig,
+    *,
+    seed: int,
+    vocab_size: int,
+    eod: int | None = None,
+    fingerprint: str | None = None,
+    train_samples: int = 0,
+    valid_samples: int = 0,
+    test_samples: int = 0,
+    samples_read: int | None = None,
+) -> Splits:
+    """Opens what `data` names. `fingerprint` is the tokenizer's; the numbers of samples say which splits are needed.
+
+    Args:
+        samples_read: that training reads of the train_samples that it asks for; None: all of them.
+
+    Raises: UserError for missing or damaged files, ids outside the vocabulary, another tokenizer, and splits without
+    a sample that are asked for samples.
+    """
+    wanted = dict(zip(SPLITS, (train_samples, valid_samples, test_samples), strict=True))
+    own = dict(zip(SPLITS, (data.train_data_path, data.valid_data_path, data.test_data_path), strict=True))
+    read = train_samples if samples_read is None else samples_read
+    opener = _Opener(data, seed, vocab_size, fingerprint, wanted, read)
+    opener.open_all(named_prefixes(_words_of(data, own, wanted)))
+
+    def dataset(name: str) -> Dataset | None:
+        if wanted[name] <= 0:
+            return None
+        if data.mock_data:
+            return opener.mock(name, eod)
+        if any(own.values()):
+            words = own[name]
+            return None if words is None else opener.whole(words, name)
+        if data.data_path is None:
+            raise UserError("no data: give --data-path, --train-data-path or --mock-data")
+        return opener.share(data.data_path, name)
+
+    train, valid, test = (dataset(name) for name in SPLITS)
+    if train is not None and data.fim_rate > 0:
+        prefix, middle, suffix = (data.fim_prefix_id or 0, data.fim_middle_id or 0, data.fim_suffix_id or 0)
+        choices = Choices(data.fim_rate, data.fim_spm_rate, prefix, middle, suffix)
+        train = FillInMiddle(train, choices, seed=seed, eod=eod)
+    return Splits(train, valid, test, opener.readers, opener.ordered)
+
+
+def _words_of(
+    data: DataConfig, own: Mapping[str, list[str] | None], wanted: Mapping[str, int]
+) -> Iterator[list[str] | None]:
+    """The words that name the corpora of the splits that are asked for."""
+    if data.mock_data:
+        return
+    if any(own.values()):
+        yield from (own[name] for name in SPLITS if wanted[name] > 0)
+    else:
+        yield data.data_path
+    yield from (stage.split()[1:] for stage in data.data_stages or ())
+
+
+class _Opener:
+    """Opens each corpus once, however many splits read it."""
+
+    def __init__(
+        self, data: DataConfig, seed: int, vocab_size: int, fingerprint: str | None, wanted: dict[str, int], read: int
+    ):
+        self.data, self.seed, self.vocab_size, self.fingerprint = data, seed, vocab_size, fingerprint
+        self.wanted, self.read = wanted, read
+        self.readers: dict[str, TokenReader] = {}
+        self.ordered: list[SingleSourceDataset] = []
+
+    def open_all(self, prefixes: Sequence[str]) -> None:
+        """Raises: UserError with everything that is wrong with any of the corpora."""
+        problems = Problems()
+        for prefix in prefixes:
+            problems.attempt(partial(self._reader, prefix))
+        problems.require_none()
+
+    def mock(self, name: str, eod: int | None) -> Dataset:
+        source = MockReader(self.vocab_size, eod)
+        limits = ranges("1,1,1", len(source))[SPLITS.index(name)]
+        assert limits is not None
+        return self._ordered(source, limits, name, self.wanted[name], None)
+
+    def whole(self, words: Sequence[str], name: str) -> Dataset:
+        """Every sequence of the corpora belongs to this split."""
+        return self._mix(words, f"--{name}-data-path", name, lambda prefix: (0, len(self._reader(prefix))))
+
+    def share(self, words: Sequence[str], name: str) -> Dataset | None:
+        """The part of the corpora that `--split` gives to this split."""
+        split = self.data.split or DEFAULT_SPLIT
+        if shares(split)[SPLITS.index(name)] == 0:
+            return None
+        return self._mix(words, "--data-path", name, lambda prefix: self._part(prefix, split, name))
+
+    def _part(self, prefix: str, split: str, name: str) -> Range:
+        sequences = len(self._reader(prefix))
+        first, stop = ranges(split, sequences)[SPLITS.index(name)] or (0, 0)
+        if first == stop:
+            raise UserError(
+                f"--split {split} leaves no sequence of {prefix} ({sequences} sequences) to {name}, which is asked for "
+                f"samples; give it a larger share, at least about {1 / max(sequences, 1):.3g} of the whole, or 0"
+            )
+        return first, stop
+
+    def _mix(self, words: Sequence[str], flag: str, name: str, range_of: Callable[[str], Range]) -> Dataset:
+        if name == "train" and self.data.data_stages:
+            return self._staged(words, flag, range_of)
+        prefixes, weights = prefixes_and_weights(words, flag)
+        wanted: Sequence[int | None] = [self.wanted[name]]
+        if len(prefixes) > 1:
+            wanted = sizes_to_build(weights, self.wanted[name]) if weights else [None] * len(prefixes)
+        parts = [
+            self._corpus(prefix, range_of(prefix), name, size) for prefix, size in zip(prefixes, wanted, strict=True)
+        ]
+        if len(parts) == 1:
+            return parts[0]
+        if self.data.data_order == "megatron":
+            return self._megatron_blend(parts, weights, name)
+        return Blend(parts, weights or [float(len(part)) for part in parts], finite=name != "train")
+
+    def _megatron_blend(self, parts: list[Dataset], weights: list[float] | None, name: str) -> MegatronBlend:
+        wanted = self.wanted[name]
+        mixed = MegatronBlend(parts, weights, wanted)
+        if name == "train" and len(mixed) < self.read:
+            raise UserError(
+                f"the blend has {len(mixed)} samples in one epoch, training reads {self.read}; without weights "
+                f"--data-order megatron reads each sample at most once: give weights, or train less long"
+            )
+        return mixed
+
+    def _corpus(self, prefix: str, limits: Range, name: str, wanted: int | None) -> Dataset:
+        reader = self._reader(prefix)
+        return self._ordered(Masked(reader) if has_mask(prefix) else reader, limits, name, wanted, self._cache(prefix))
+
+    def _ordered(self, source: WeightedSource, limits: Range, name: str, wanted: int | None, cache: Path | None) -> Dataset:
+        self.ordered.append(self._in_order(source, limits, name, wanted, cache))
+        return self.ordered[-1]
+
+    def _in_order(self, source: WeightedSource, limits: Range, name: str, wanted: int | None, cache: Path | None) -> SingleSourceDataset:
+        """Sequences [first, stop) in the order that is asked for; `wanted` samples are enough (None: one epoch)."""
+        length, seed = self.data.seq_length, self.seed
+        if self.data.data_order == "megatron":
+            return MegatronCorpus(source, *limits, seq_length=length, seed=seed, wanted=wanted, cache=cache)
+        kind = Packed if self.data.packing == "best-fit" else Corpus
+        return kind(source, *limits, seq_length=length, seed=seed, finite=name != "train", cache=cache)
+
+    def _staged(self, words: Sequence[str], flag: str, range_of: Callable[[str], Range]) -> Curriculum:
+        """The blend of `flag` from sample 0 on, then those of --data-stages."""
+        stages = [(0, *prefixes_and_weights(words, flag))]
+        for stage in self.data.data_stages or ():
+            first, *words = stage.split()
+            stages.append((int(first), *prefixes_and_weights(words, "--data-stages")))
+        names = dict.fromkeys(prefix for _, prefixes, _ in stages for prefix in prefixes)
+        corpora = {prefix: self._corpus(prefix, range_of(prefix), "train", None) for prefix in names}
+        shares = []
+        for _, prefixes, weights in stages:
+            share = dict.fromkeys(corpora, 0.0)
+            for prefix, weight in zip(prefixes, weights or [len(corpora[prefix]) for prefix in prefixes], strict=True):
+                share[prefix] += weight
+            shares.append(list(share.values()))
+        return Curriculum(list(corpora.values()), [first for first, *_ in stages], shares)
+
+    def _cache(self, prefix: str) -> Path:
+        return Path(self.data.data_cache_path or Path(prefix).parent / "cache")
+
+    def _reader(self, prefix: str) -> TokenReader:
+        if prefix not in self.readers:
+            reader = open_corpus(prefix, self.data.data_cache_path)
+            check_corpus(reader, self.vocab_size, self.fingerprint, self._cache(prefix))
+            self.readers[prefix] = reader
+        return self.readers[prefix]

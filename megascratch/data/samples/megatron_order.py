@@ -1,0 +1,197 @@
+"""Megatron-LM's own order of samples, number for number, so that a run can be moved over in the middle.
+
+Its GPTDataset lays E epochs of all sequences end to end, E just large enough for the samples a run asks for:
+
+    document_index   the sequences E times, shuffled as a whole
+    sample_index     (place in document_index, offset) of token 0, L, 2 L ...
+    shuffle_index    the order in which the samples are read
+
+With one exception: where the last epoch gives less than 80 % of its samples, its sequences and samples are shuffled on
+their own, behind the others. All shuffles draw from one MT19937 generator, NumPy's RandomState(seed).
+
+So sample i depends on how many samples are asked for: another `train_iters` is another order. `Corpus`, the default,
+knows no such dependence.
+"""
+
+from collections.abc import Iterator, Sequence
+from math import ceil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from megascratch.config.errors import UserError
+from megascratch.data.samples.dataset import NO_PIECES, Blend, Dataset, SingleSourceDataset, TokenSpan, WeightedSource
+from megascratch.data.tokens.index_cache import BlockwiseArray, in_memory, load_or_build
+from megascratch.data.tokens.indices import legacy_shuffle, pieces_between, sample_rows
+
+FORMAT = 1  # of the cached indices; part of their key
+SEPARATE_BELOW = 0.80  # of an epoch's samples
+SURPLUS = 0.005  # samples made beyond those a blend is expected to take
+ROWS = 1 << 20  # of the sample index, made together
+NARROW = np.iinfo(np.int32).max
+
+
+class Epochs(NamedTuple):
+    """How often the sequences are repeated, and what comes of it."""
+
+    repeats: int
+    """Epochs laid end to end."""
+    samples: int
+    """Samples in all of them."""
+    alone: int | None
+    """First sample of a last epoch that is shuffled on its own; None: there is none."""
+
+
+def epochs(tokens: int, wanted: int | None, seq_length: int) -> Epochs:
+    """The fewest epochs of `tokens` > 0 tokens that hold `wanted` samples; None: one epoch."""
+    count = max(-(-((wanted or 0) * seq_length + 1) // tokens), 1)
+    before, per_epoch = ((count - 1) * tokens - 1) // seq_length, (tokens - 1) // seq_length
+    separate = count > 1 and (wanted or 0) - before < int(SEPARATE_BELOW * per_epoch)
+    return Epochs(count, (count * tokens - 1) // seq_length, before if separate else None)
+
+
+def validation_start(step: int, eval_interval: int, samples: int, size: int) -> int:
+    """First sample of the validation after `step` steps, of `samples` samples each: it goes on where the last one
+    ended, as in Megatron, so it follows from the step alone. A set of `size` samples that has no further whole
+    validation begins anew."""
+    before = max(step - 1, 0) // eval_interval
+    whole = max(size // samples, 1)
+    return before % whole * samples
+
+
+class MegatronCorpus(SingleSourceDataset):
+    """Sequences [first, stop) of one source in Megatron's order: a Dataset of at least `wanted` samples.
+
+    `wanted` None: one epoch. `seed` is one of NumPy's, below 2^32. `cache` is the folder of the index cache; None:
+    build in memory.
+
+    Raises: UserError where the range has too few tokens for one sample.
+    """
+
+    def __init__(
+        self,
+        source: WeightedSource,
+        first: int,
+        stop: int,
+        *,
+        seq_length: int,
+        seed: int,
+        wanted: int | None,
+        cache: Path | None,
+    ):
+        self.source, self.first, self.stop, self.seq_length, self.seed = source, first, stop, seq_length, seed
+        self.cache = cache
+        tokens = int(source.lengths[first:stop].sum(dtype=np.int64))
+        self.epochs = epochs(max(tokens, 1), wanted, seq_length)
+        if self.epochs.samples < 1 or tokens == 0:
+            raise UserError(
+                f"{source.prefix}: sequences {first} to {stop} hold {tokens} tokens, one sample of --seq-length "
+                f"{seq_length} needs {seq_length + 1}; use more text or a shorter --seq-length"
+            )
+        arrays = in_memory(self._build()) if cache is None else load_or_build(cache, self._key(), self._build)
+        self.documents, self.cuts = arrays["document_index"], arrays["sample_index"]
+        self.order = arrays["shuffle_index"]
+
+    def __len__(self) -> int:
+        return self.epochs.samples
+
+    def pieces(self, number: int) -> np.ndarray:
+        if number < 0:
+            raise IndexError(f"sample {number} is negative")
+        if number >= len(self):
+            return NO_PIECES
+        cut = int(self.order[number])
+        return pieces_between(self.source.lengths, self.documents, *self.cuts[cut : cut + 2].ravel().tolist())
+
+    def index_keys(self) -> list[dict[str, Any]]:
+        return [self._key()]
+
+    def _key(self) -> dict[str, Any]:
+        """Everything that shapes the index."""
+        order = {"megatron": FORMAT, "seed": self.seed, "epochs": list(self.epochs)}
+        return {**self.source.identity, "split": [self.first, self.stop], "seq_length": self.seq_length, **order}
+
+    def _build(self) -> dict[str, np.ndarray | BlockwiseArray]:
+        random = np.random.RandomState(self.seed).get_state(legacy=False)["state"]
+        state = np.append(random["key"], random["pos"]).astype(np.uint32)
+        documents = self._document_index(state)
+        samples = self.epochs.samples
+        narrow = max(len(documents), int(self.source.lengths.max())) <= NARROW
+        rows = np.dtype(np.int32 if narrow else np.int64)
+        numbers = np.dtype(np.uint32 if samples < np.iinfo(np.uint32).max - 1 else np.int64)
+        return {
+            "document_index": documents,
+            "sample_index": BlockwiseArray(rows, (samples + 1, 2), self._sample_index(documents, rows)),
+            "shuffle_index": BlockwiseArray(numbers, (samples,), self._shuffle_index(numbers, state)),
+        }
+
+    def _document_index(self, state: np.ndarray) -> np.ndarray:
+        count, _, alone = self.epochs
+        documents = np.empty((count, self.stop - self.first), np.int32 if self.stop <= NARROW else np.int64)
+        documents[:] = np.arange(self.first, self.stop, dtype=documents.dtype)
+        together = documents[: count - (alone is not None)]
+        legacy_shuffle(together.reshape(-1), state)
+        legacy_shuffle(documents[len(together) :].reshape(-1), state)
+        return documents.reshape(-1)
+
+    def _sample_index(self, documents: np.ndarray, dtype: np.dtype) -> Iterator[np.ndarray]:
+        last = np.zeros((1, 2), dtype)
+        yield last
+        for start in range(0, self.epochs.samples, ROWS):
+            rows = min(ROWS, self.epochs.samples - start)
+            place, offset = last[-1].tolist()
+            last = sample_rows(
+                self.source.lengths, documents, self.seq_length, place, offset, rows, dtype == np.int64
+            )
+            yield last
+
+    def _shuffle_index(self, dtype: np.dtype, state: np.ndarray) -> Iterator[np.ndarray]:
+        order = np.arange(self.epochs.samples, dtype=dtype)
+        alone = self.epochs.samples if self.epochs.alone is None else self.epochs.alone
+        legacy_shuffle(order[:alone], state)
+        legacy_shuffle(order[alone:], state)
+        yield order
+
+
+def sizes_to_build(weights: Sequence[float], wanted: int) -> list[int]:
+    """Samples to ask each data set for, so that a blend of `wanted` samples does not run dry."""
+    return [ceil(ceil(wanted * weight) * (1 + SURPLUS)) for weight in weights]
+
+
+class MegatronBlend:
+    """Several data sets mixed as Megatron's BlendedDataset mixes them: by the rule of `Blend`, over a fixed number.
+
+    `weights` None: in proportion to the sizes. `wanted` None: every sample once (without weights).
+
+    Raises: UserError where the blend takes more samples of a set than it has.
+    """
+
+    def __init__(self, parts: Sequence[Dataset], weights: Sequence[float] | None, wanted: int | None):
+        sizes = np.array([len(part) for part in parts], dtype=np.int64)
+        if weights is None or wanted is None:
+            self._count = int(sizes.sum()) if wanted is None else min(wanted, int(sizes.sum()))
+        else:
+            self._count = sum(ceil(wanted * weight) for weight in weights)
+        self.blend = Blend(parts, sizes.tolist() if weights is None else weights, finite=wanted is None)
+        taken = self.blend.taken(self._count)
+        if (taken > sizes).any():
+            part = int((taken > sizes).argmax())
+            raise UserError(
+                f"data set {part + 1} of the blend has {sizes[part]} samples, Megatron's order takes {taken[part]}: "
+                f"give it more text or a smaller weight, or use --data-order keyed"
+            )
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, number: int) -> np.ndarray:
+        return self.blend[number] if number < self._count else np.empty(0, dtype=np.int64)
+
+    def spans(self, number: int) -> list[TokenSpan]:
+        """Where the tokens of sample `number` come from, in order."""
+        return self.blend.spans(number) if number < self._count else []
+
+    def origin(self, number: int) -> tuple[int, int]:
+        """(data set, its sample) of sample `number`."""
+        return self.blend.origin(number)

@@ -1,0 +1,81 @@
+"""Documents packed whole into samples: best-fit packing (arXiv 2404.10830), in place of one tape cut every L tokens.
+
+A sequence that fits into a sample of L + 1 tokens is never cut. A longer one gives whole samples, whose borders share
+a token as everywhere, and its rest is packed with the others: longest first, each into the fullest sample that has
+room. What is left of a sample is padding, which no loss sees.
+
+Which sequences meet in a sample depends on the files alone, so every epoch has the same number of samples; their order
+is shuffled anew in each. Packing works on 2^20 sequences at a time, so that its memory is bounded.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from megascratch.config.errors import UserError
+from megascratch.data.samples.dataset import NO_PIECES, SAMPLES, SingleSourceDataset, WeightedSource
+from megascratch.data.tokens.index_cache import Arrays, load_or_build
+from megascratch.data.tokens.indices import best_fit, permutation, stream_key
+
+FORMAT = 1  # of the cached index; part of its key
+WINDOW = 1 << 20  # sequences packed together
+
+
+class Packed(SingleSourceDataset):
+    """Sequences [first, stop) of one source, packed into samples of at most `seq_length` + 1 tokens.
+
+    `finite`: in the order of packing and once (validation); else shuffled anew in each epoch, without end. `cache` is
+    the folder of the index cache; None: build in memory.
+
+    Raises: UserError where the range has no token to predict.
+    """
+
+    def __init__(
+        self, source: WeightedSource, first: int, stop: int, *, seq_length: int, seed: int, finite: bool, cache: Path | None
+    ):
+        self.source, self.first, self.stop = source, first, stop
+        self.seq_length, self.seed, self.finite, self.cache = seq_length, seed, finite, cache
+        arrays = load_or_build(cache, self._key(), self._build) if cache else self._build()
+        self.rows, self.ends = arrays["pieces"], arrays["ends"]
+        self._shuffled: tuple[int, np.ndarray] | None = None
+        tokens = int(source.lengths[first:stop].sum(dtype=np.int64))
+        if tokens < 2:
+            raise UserError(f"{source.prefix}: sequences {first} to {stop} hold {tokens} tokens, no next token")
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def pieces(self, number: int) -> np.ndarray:
+        if number < 0:
+            raise IndexError(f"sample {number} is negative")
+        epoch, sample = divmod(number, len(self))
+        if self.finite and epoch:
+            return NO_PIECES
+        if not self.finite:
+            sample = int(self._order(epoch)[sample])
+        rows = self.rows[int(self.ends[sample - 1]) if sample else 0 : int(self.ends[sample])]
+        counts = np.minimum(self.source.lengths[rows[:, 0]] - rows[:, 1], self.seq_length + 1)
+        return np.column_stack([rows, counts])
+
+    def _order(self, epoch: int) -> np.ndarray:
+        if self._shuffled is None or self._shuffled[0] != epoch:
+            self._shuffled = epoch, permutation(len(self), stream_key(self.seed, epoch, SAMPLES))
+        return self._shuffled[1]
+
+    def index_keys(self) -> list[dict[str, Any]]:
+        return [self._key()]
+
+    def _key(self) -> dict[str, Any]:
+        """Everything that shapes the index."""
+        split = [self.first, self.stop]
+        return {**self.source.identity, "best fit": FORMAT, "split": split, "seq_length": self.seq_length}
+
+    def _build(self) -> Arrays:
+        pieces, ends, before = [NO_PIECES[:, :2]], [np.empty(0, np.int64)], 0
+        for start in range(self.first, self.stop, WINDOW):
+            rows, stops = best_fit(self.source.lengths, start, min(start + WINDOW, self.stop), self.seq_length)
+            pieces.append(rows)
+            ends.append(stops + before)
+            before += len(rows)
+        return {"pieces": np.concatenate(pieces), "ends": np.concatenate(ends)}

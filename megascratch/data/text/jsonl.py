@@ -1,0 +1,123 @@
+"""Raw text in: the lines of JSONL files (plain or packed) with their numbers, and what is wrong with a line in words.
+
+Memory is bounded by the longest line allowed; a longer one (a file that is no JSONL, a compressed bomb) is a bad line.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import orjson
+
+from megascratch.data.text.lines import stream, whole_lines
+from megascratch.data.text.sources import BROKEN, compression_of, opened, unreadable
+
+LONGEST_LINE = 1 << 26  # bytes
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+class BadLine(Exception):
+    """A line that gives no text; the message is the reason."""
+
+
+class Line(NamedTuple):
+    """One line of a file."""
+
+    number: int
+    """From 1."""
+    raw: bytes | None
+    """Without the line end; None: longer than the limit."""
+
+
+def read_lines(path: str | Path, longest: int = LONGEST_LINE) -> Iterator[Line]:
+    """Every line of a file. Raises: UserError where it cannot be read to its end."""
+    number = 0
+    try:
+        with opened(str(path), compression_of(str(path))) as (file, _):
+            for block in whole_lines(stream(file), longest):
+                for raw in lines_of(block):
+                    number += 1
+                    raw = raw.removeprefix(BYTE_ORDER_MARK) if number == 1 else raw
+                    yield Line(number, None if len(raw) > longest else raw.rstrip(b"\r"))
+    except BROKEN as error:
+        raise unreadable(str(path), error, f" after line {number}" if number else "") from error
+
+
+def lines_of(block: bytes) -> list[bytes]:
+    """The lines of a block, without line ends."""
+    lines = block.split(b"\n")
+    if not lines[-1]:
+        lines.pop()
+    return lines
+
+
+def parse(line: Line, keys: Sequence[str]) -> list[str]:
+    """The texts under `keys`. Raises: BadLine."""
+    record = parse_record(line)
+    return [text_of(record, key) for key in keys]
+
+
+def parse_sequences(line: Line, keys: Sequence[str]) -> list[list[str]]:
+    """For each key its texts: a value may be one text or a list of texts, one sequence each. Raises: BadLine."""
+    record = parse_record(line)
+    return [sequences_of(value_of(record, key), key) for key in keys]
+
+
+def sequences_of(value: object, key: str) -> list[str]:
+    """The texts of a value. Raises: BadLine."""
+    return [_text(text, key) for text in value] if isinstance(value, list) else [_text(value, key)]
+
+
+def parse_record(line: Line) -> dict[str, Any]:
+    """The JSON object of a line. Raises: BadLine."""
+    if line.raw is None:
+        raise BadLine(f"longer than {LONGEST_LINE:,} bytes")
+    try:
+        record = orjson.loads(line.raw)
+    except orjson.JSONDecodeError:
+        record = _parse_slowly(line.raw)
+    if not isinstance(record, dict):
+        raise BadLine(f"not a JSON object but {type(record).__name__}")
+    return record
+
+
+def _parse_slowly(raw: bytes) -> Any:
+    """Python's own parser is more patient (NaN, long numbers) and tells the place of a fault."""
+    if not raw.strip():
+        raise BadLine("empty line")
+    try:
+        return json.loads(raw.decode())
+    except UnicodeDecodeError as error:
+        raise BadLine(not_utf8(raw, error)) from error
+    except json.JSONDecodeError as error:
+        raise BadLine(f"broken JSON: {error.msg} at column {error.colno}") from error
+    except (ValueError, RecursionError) as error:  # a number with too many digits, a thousand brackets
+        raise BadLine(f"broken JSON: {error}") from error
+
+
+def not_utf8(raw: bytes, error: UnicodeDecodeError) -> str:
+    """The fault in words."""
+    return f"not UTF-8: byte 0x{raw[error.start]:02x} at column {error.start + 1}"
+
+
+def value_of(record: dict[str, Any], key: str) -> Any:
+    """What stands under a key. Raises: BadLine."""
+    if key not in record:
+        raise BadLine(f"no key {key!r} (it has {', '.join(map(repr, list(record)[:5])) or 'none'})")
+    return record[key]
+
+
+def text_of(record: dict[str, Any], key: str) -> str:
+    """The text under a key. Raises: BadLine."""
+    return _text(value_of(record, key), key)
+
+
+def _text(text: object, key: str) -> str:
+    if not isinstance(text, str):
+        raise BadLine(f"key {key!r} holds {type(text).__name__}, not a text")
+    try:
+        text.isascii() or text.encode()
+    except UnicodeEncodeError as error:
+        raise BadLine(f"key {key!r} holds half a surrogate pair at place {error.start + 1}: not a text") from error
+    return text

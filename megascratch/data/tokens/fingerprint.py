@@ -1,0 +1,105 @@
+"""Corpora in, digests that a checkpoint can keep out: cheap for terabytes, and the same wherever the files lie.
+
+    {prefix: {".bin": {"bytes": 1234, "sha256": ...}, ".idx": {"bytes": ..., "sha256": ...}}}
+
+The sha256 of an index is of all its bytes; that of ids is of PIECES pieces of PIECE_BYTES, spread evenly from the first
+byte to the last (of all of them, if there are no more). So another corpus, another tokenizer, a cut, an added document
+and a damaged region of megabytes are seen; a few ids changed in place between two pieces are not.
+Objects of a store tell their size and version instead.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from megascratch.config.errors import UserError
+from megascratch.data.digests import Digests, read_digests
+from megascratch.data.samples.build import Splits
+from megascratch.data.tokens.loss_mask import has_mask, mask_prefix
+from megascratch.data.tokens.token_files import TokenReader, bin_path, idx_path
+
+PIECES, PIECE_BYTES = 64, 1 << 16
+UNRECORDED = "none"
+
+
+def fingerprints(corpora: Mapping[str, TokenReader]) -> dict[str, dict[str, Any]]:
+    """The digests of every file of the corpora. Raises: UserError where a file cannot be read (any more)."""
+    return {prefix: _corpus(reader) for prefix, reader in corpora.items()}
+
+
+def recorded(corpora: Mapping[str, TokenReader]) -> dict[str, str]:
+    """For each corpus the digest of what its pair was when it was written, a loss mask included."""
+    found = {}
+    for prefix, reader in corpora.items():
+        found[f"digests {prefix}"] = _pair(reader.digests)
+        if has_mask(reader.files):
+            found[f"digests {mask_prefix(prefix)}"] = _pair(read_digests(mask_prefix(reader.files)))
+    return found
+
+
+def _pair(digests: Digests | None) -> str:
+    if digests is None:
+        return UNRECORDED
+    both = xxhash.xxh3_128(digests.idx.digest)
+    both.update(digests.blocks.data)
+    return both.hexdigest()
+
+
+def unrecorded(corpora: Mapping[str, TokenReader]) -> list[str]:
+    """One sentence where the digests of corpora are missing; nothing where all are there."""
+    missing = [name.removeprefix("digests ") for name, digest in recorded(corpora).items() if digest == UNRECORDED]
+    if not missing:
+        return []
+    names = ", ".join(missing)
+    return [f"no digests beside {names}, so damage would not be seen: megascratch data record {missing[0]}"]
+
+
+def opened_orders(splits: Splits, first_sample: int) -> dict[str, str]:
+    """What tells the order in which this machine will read from another's: the first sample, and its index caches."""
+    assert splits.train is not None
+    sample = np.ascontiguousarray(splits.train[first_sample], dtype=np.int64)
+    caches = sorted(digest for part in splits.ordered for digest in part.index_digests())
+    return {
+        f"sample {first_sample}": xxhash.xxh3_128_hexdigest(sample.tobytes()),
+        "index caches": xxhash.xxh3_128_hexdigest(" ".join(caches).encode()) if caches else "none",
+    }
+
+
+def _corpus(reader: TokenReader) -> dict[str, Any]:
+    objects = reader.identity.get("objects")
+    if objects is not None:
+        return {
+            suffix: {"bytes": size, "version": version}
+            for suffix, (_, size, version) in zip((".bin", ".idx"), objects, strict=True)
+        }
+    found = {
+        ".bin": sampled(bin_path(reader.files)),
+        ".idx": {"bytes": idx_path(reader.files).stat().st_size, "sha256": reader.identity["idx_sha256"]},
+    }
+    if has_mask(reader.files):
+        for path in (bin_path, idx_path):
+            file = path(mask_prefix(reader.files))
+            found[f"_loss_mask{file.suffix}"] = sampled(file)
+    return found
+
+
+def sampled(path: Path) -> dict[str, Any]:
+    """Size and digest of a file, of at most PIECES x PIECE_BYTES of its bytes."""
+    digest = hashlib.sha256()
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            last = max(size - PIECE_BYTES, 0)
+            starts = range(0, size, PIECE_BYTES) if size <= PIECES * PIECE_BYTES else [
+                last * piece // (PIECES - 1) for piece in range(PIECES)
+            ]  # fmt: skip
+            for start in starts:
+                file.seek(start)
+                digest.update(file.read(PIECE_BYTES))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    return {"bytes": size, "sha256": digest.hexdigest()}

@@ -1,0 +1,197 @@
+"""Arrays that are built once per machine: a key and a function in, memory-mapped arrays out.
+
+One folder per key, named by the sha256 of everything that shapes the arrays (`key.json` inside says it in words).
+It appears under its name by one rename, when complete. The first process builds under a file lock, the others wait
+for it; the kernel frees the lock of a process that dies, so nobody waits forever.
+
+    key.json     {"arrays": {name: xxh3_128 of {name}.npy}, "key": ..., "digest": xxh3_128 of the two in front of it}
+
+All digests are compared when arrays are opened; what is damaged is built again, and the process that does so says it.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from megascratch.config.errors import UserError
+from megascratch.data.digests import whole_file
+from megascratch.runtime.faults import fault_point
+
+Arrays = dict[str, np.ndarray]
+ABANDONED_SECONDS = 86_400.0
+HOME_DIGITS = 32
+
+
+@dataclass(frozen=True)
+class BlockwiseArray:
+    """An array that is made piece by piece while it is stored, so that it never lies in memory as a whole."""
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    blocks: Iterator[np.ndarray]
+
+    def whole(self) -> np.ndarray:
+        """The array in memory."""
+        return np.concatenate([np.empty((0, *self.shape[1:]), self.dtype), *self.blocks])
+
+
+def in_memory(arrays: Mapping[str, np.ndarray | BlockwiseArray]) -> Arrays:
+    """The same arrays without a cache."""
+    return {name: array.whole() if isinstance(array, BlockwiseArray) else array for name, array in arrays.items()}
+
+
+def load_or_build(folder: Path, key: Mapping[str, Any], build: Callable[[], Mapping[str, np.ndarray | BlockwiseArray]]) -> Arrays:
+    """The arrays of `key`, read from the cache or built into it.
+
+    Raises: UserError where the cache cannot be written.
+    """
+    text = json.dumps(key, sort_keys=True)
+    home = _home(folder, text)
+    arrays = _load(home)
+    if arrays is not None:
+        return arrays
+    with locked(folder):
+        arrays = _load(home)
+        if arrays is None:
+            fault_point("index.build")
+            if home.exists():
+                print(f"megascratch: notice: the index cache {home} is damaged: it is made again", file=sys.stderr)
+            _store(home, text, build())
+            arrays = _load(home)
+    if arrays is None:
+        raise UserError(f"the index cache {home} cannot be read back; choose another place with --data-cache-path")
+    return arrays
+
+
+def digest_of(folder: Path, key: Mapping[str, Any]) -> str:
+    """What tells the stored arrays of a key from others; "none" where there are none. They are not read again."""
+    record = _record(_home(folder, json.dumps(key, sort_keys=True)))
+    return _own_digest(record["arrays"], None) if record else "none"
+
+
+def damaged_caches(folder: Path) -> Iterator[Path]:
+    """Every entry of a cache folder that is not what was stored."""
+    for home in sorted(folder.glob("[0-9a-f]" * HOME_DIGITS)):
+        if home.is_dir() and _load(home) is None:
+            yield home
+
+
+def _home(folder: Path, key: str) -> Path:
+    return folder / hashlib.sha256(key.encode()).hexdigest()[:HOME_DIGITS]
+
+
+def _load(home: Path) -> Arrays | None:
+    """None where there is nothing, or nothing whole: it is built again then."""
+    record = _record(home)
+    if record is None:
+        return None
+    try:
+        for name, digest in record["arrays"].items():
+            if whole_file(home / f"{name}.npy").digest.hex() != digest:
+                return None
+        return {name: np.load(home / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in record["arrays"]}
+    except (OSError, ValueError):
+        return None
+
+
+def _record(home: Path) -> dict[str, Any] | None:
+    """What key.json says; None where it is missing, damaged or of an older version."""
+    try:
+        record = json.loads((home / "key.json").read_bytes())
+        same = record["digest"] == _own_digest(record["arrays"], record["key"])
+        plain = all(Path(name).name == name for name in record["arrays"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return record if same and plain and isinstance(record["arrays"], dict) else None
+
+
+def _own_digest(arrays: Mapping[str, str], key: Any) -> str:
+    return xxhash.xxh3_128_hexdigest(json.dumps([arrays, key], sort_keys=True).encode())
+
+
+def _store(home: Path, key: str, arrays: Mapping[str, np.ndarray | BlockwiseArray]) -> None:
+    """Writes the arrays side by side: one is still being made while another goes to the disk."""
+    partial = home.with_name(f"{home.name}.{os.getpid()}.partial")
+    with writable(home.parent):
+        for remains in (home, partial, *_left_by_killed(home)):
+            shutil.rmtree(remains, ignore_errors=True)
+        partial.mkdir()
+        try:
+            with ThreadPoolExecutor(max(len(arrays), 1)) as pool:
+                digests = list(pool.map(_write, [partial / f"{name}.npy" for name in arrays], arrays.values()))
+            names, words = dict(zip(arrays, digests, strict=True)), json.loads(key)
+            record = {"arrays": names, "key": words, "digest": _own_digest(names, words)}
+            (partial / "key.json").write_text(json.dumps(record, indent=1))
+            fault_point("index.commit")
+            _move_in_place(partial, home)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+
+def _left_by_killed(home: Path) -> list[Path]:
+    """Folders of the same arrays that nobody has touched for long; a younger one may be a process's without locks."""
+    return [path for path in home.parent.glob(f"{home.name}.*.partial")
+            if time.time() - path.stat().st_mtime > ABANDONED_SECONDS]  # fmt: skip
+
+
+def _write(path: Path, array: np.ndarray | BlockwiseArray) -> str:
+    """Stores an array; gives the digest of its file."""
+    fault_point("index.write")
+    with path.open("wb") as file:
+        if isinstance(array, BlockwiseArray):
+            descr = np.lib.format.dtype_to_descr(array.dtype)
+            header = {"descr": descr, "fortran_order": False, "shape": array.shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            for block in array.blocks:
+                block.tofile(file)
+        else:
+            np.save(file, array, allow_pickle=False)
+        file.flush()
+        os.fsync(file.fileno())
+    return whole_file(path).digest.hex()
+
+
+def _move_in_place(partial: Path, home: Path) -> None:
+    try:
+        os.rename(partial, home)
+    except OSError:
+        if _load(home) is None:
+            raise
+        shutil.rmtree(partial)  # no lock, and another process was faster with the same arrays
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Makes the folder; one process at a time goes on."""
+    with writable(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / "lock").open("a")
+    with lock:
+        with suppress(OSError):  # a file system without locks: every process builds, the rename lets one of them win
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def writable(folder: Path) -> Iterator[None]:
+    """An error of the file system becomes a UserError that names the cache."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"the cache {folder} cannot be written: {error.strerror}; choose another place with --data-cache-path"
+        ) from error

@@ -1,0 +1,34 @@
+"""The hot loops over documents and samples: the C++ extension where it is built, else its Python twin and a warning."""
+
+import warnings
+from typing import Any
+
+from megascratch.data.tokens import indices_python
+
+try:
+    from megascratch.data.tokens import _indices as engine
+except ImportError:
+    warnings.warn(
+        "the C++ extension is not built (pip install -e . needs a C++17 compiler): "
+        "the indices are made in Python, with the same numbers but about 100 times slower",
+        stacklevel=2,
+    )
+    engine: Any = indices_python  # type: ignore[no-redef]
+
+sound_index = engine.sound_index
+permutation = engine.permutation
+legacy_shuffle = engine.legacy_shuffle
+sample_index = engine.sample_index
+sample_rows = engine.sample_rows
+pieces_between = engine.pieces_between
+read_pieces = engine.read_pieces
+best_fit = engine.best_fit
+blend = engine.blend
+
+
+def stream_key(*numbers: int) -> int:
+    """64 bits that depend on every one of the numbers and on their order, e.g. (seed, epoch, purpose)."""
+    key = 0
+    for number in numbers:
+        key = indices_python.mix64((key ^ indices_python.mix64(number + indices_python.GAMMA)) + indices_python.GAMMA)
+    return key

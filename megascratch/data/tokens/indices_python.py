@@ -1,0 +1,224 @@
+"""The C++ indices once more in Python, with the same numbers: oracle of the tests, and used where no compiler is."""
+
+import mmap
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from megascratch.config.errors import UserError
+from megascratch.data.digests import BLOCK_BYTES
+from megascratch.data.tokens.idx_format import TOKEN_DTYPES, broken_laws, read_index
+
+MASK = (1 << 64) - 1
+GAMMA = 0x9E3779B97F4A7C15
+NO_LIMIT = -1
+
+
+class TokenFile(NamedTuple):
+    """A mapped .bin and where each sequence lies in it."""
+
+    bytes: np.ndarray
+    """uint8 [size]."""
+    code: int
+    """Of the ids' dtype (`index_file.DTYPES`)."""
+    lengths: np.ndarray
+    """int32 [sequences] tokens."""
+    pointers: np.ndarray
+    """int64 [sequences] bytes."""
+    checked: np.ndarray = np.empty(0, np.uint8)
+    """uint8 [blocks of BLOCK_BYTES]: 1 where the bytes were compared with their digest; [0]: nothing to compare."""
+    limit: int = NO_LIMIT
+    """Ids are from 0 to below it."""
+
+
+def mix64(value: int) -> int:
+    """SplitMix64's output function (Steele, Lea, Flood 2014): 64 bits in, 64 well mixed bits out."""
+    value &= MASK
+    value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9 & MASK
+    value = (value ^ (value >> 27)) * 0x94D049BB133111EB & MASK
+    return value ^ (value >> 31)
+
+
+def sound_index(raw: "mmap.mmap | bytes", bin_bytes: int) -> bool:
+    """Whether the bytes of an .idx keep every law of the format, beside a .bin of so many bytes."""
+    try:
+        index = read_index(Path(), raw)
+    except UserError:
+        return False
+    if any(True for _ in broken_laws(index)):
+        return False
+    last = int(index.pointers[-1]) + int(index.lengths[-1]) * index.dtype.itemsize if len(index.lengths) else 0
+    return last <= bin_bytes
+
+
+def permutation(count: int, key: int) -> np.ndarray:
+    """int64 [count]: 0 ... count - 1 in an order that is a function of `key` (Fisher-Yates, one draw per place)."""
+    order = list(range(count))
+    for place in range(count - 1, 0, -1):
+        other = mix64(key + place * GAMMA) * (place + 1) >> 64
+        order[place], order[other] = order[other], order[place]
+    return np.array(order, dtype=np.int64)
+
+
+def legacy_shuffle(items: np.ndarray, state: np.ndarray) -> None:
+    """Shuffles `items` [n] in place as numpy.random.RandomState does, from `state` on, which goes on to the next.
+
+    `state` is uint32 [625]: MT19937's 624 words and the number of the next one to be used.
+    """
+    bits = _generator(state)
+    np.random.RandomState(bits).shuffle(items)
+    _save(bits, state)
+
+
+def legacy_draws(place: int, count: int, state: np.ndarray) -> np.ndarray:
+    """int64 [count]: what that shuffle draws for place, place - 1 ..., each from 0 to its place (masked rejection)."""
+    bits = _generator(state)
+    result = np.empty(count, dtype=np.int64)
+    for at in range(count):
+        top = place - at
+        mask = (1 << top.bit_length()) - 1
+        while True:
+            word = bits.random_raw()
+            if top > 0xFFFFFFFF:
+                word = word << 32 | bits.random_raw()
+            if word & mask <= top:
+                break
+        result[at] = word & mask
+    _save(bits, state)
+    return result
+
+
+def _generator(state: np.ndarray) -> Any:
+    bits = np.random.MT19937()
+    bits.state = {"bit_generator": "MT19937", "state": {"key": state[:-1], "pos": int(state[-1])}}
+    return bits
+
+
+def _save(bits: Any, state: np.ndarray) -> None:
+    state[:-1], state[-1] = bits.state["state"]["key"], bits.state["state"]["pos"]
+
+
+def sample_index(
+    lengths: np.ndarray, order: np.ndarray, seq_length: int, keep_partial: bool, start: int = 0
+) -> np.ndarray:
+    """int64 [n + 1, 2]: (place in `order`, offset) of token start, start + L ... of the sequences laid end to end.
+
+    Sample j runs from row j to row j + 1, both included. `keep_partial` adds the rest as a shorter last sample.
+    """
+    if seq_length < 1:
+        raise ValueError(f"seq_length {seq_length} must be at least 1")
+    if start < 0:
+        raise ValueError(f"start {start} is negative")
+    sizes = lengths[order]
+    ends = np.cumsum(sizes)
+    steps = max(int(ends[-1]) - 1 - start, 0) if len(ends) else 0
+    count = -(-steps // seq_length) if keep_partial else steps // seq_length
+    if count == 0:
+        return np.zeros((1, 2), dtype=np.int64)
+    tokens = start + np.minimum(np.arange(count + 1, dtype=np.int64) * seq_length, steps)
+    places = np.searchsorted(ends, tokens, side="right")
+    return np.stack([places, tokens - (ends - sizes)[places]], axis=1)
+
+
+def sample_rows(
+    lengths: np.ndarray, order: np.ndarray, seq_length: int, place: int, offset: int, rows: int, wide: bool
+) -> np.ndarray:
+    """int64 (`wide`) or int32 [rows, 2]: (place in `order`, offset) of the tokens L, 2 L ... behind (place, offset).
+
+    Raises: IndexError where the sequences end before.
+    """
+    ends = np.cumsum(lengths[order[place:]], dtype=np.int64)
+    tokens = offset + seq_length * np.arange(1, rows + 1, dtype=np.int64)
+    places = np.searchsorted(ends, tokens, side="right")
+    if rows and (not len(ends) or places[-1] == len(ends)):
+        raise IndexError("the sequences end too early")
+    offsets = tokens - np.concatenate([[0], ends])[places]
+    return np.stack([place + places, offsets], axis=1).astype(np.int64 if wide else np.int32)
+
+
+def pieces_between(
+    lengths: np.ndarray, order: np.ndarray, place: int, offset: int, last_place: int, last_offset: int
+) -> np.ndarray:
+    """int64 [n, 3]: (sequence, offset, count) of the tokens from (place in `order`, offset) to the last, included."""
+    rows = []
+    for at in range(place, last_place + 1):
+        start = offset if at == place else 0
+        stop = last_offset + 1 if at == last_place else int(lengths[order[at]])
+        rows.append((int(order[at]), start, stop - start))
+    return np.array(rows, dtype=np.int64).reshape(-1, 3)
+
+
+def read_pieces(file: TokenFile, pieces: np.ndarray) -> np.ndarray | None:
+    """int64: `pieces` [n, 3] of (sequence, offset, count), one behind the other; None where a block of them is new.
+
+    Raises: IndexError outside a sequence or the file, OverflowError for an id that is negative or not below the limit.
+    """
+    ids = [np.empty(0, dtype=np.int64)]
+    new = False
+    for sequence, offset, count in pieces.tolist():
+        if not (0 <= sequence < len(file.lengths) and 0 <= offset <= offset + count <= file.lengths[sequence]):
+            raise IndexError(f"tokens {offset} to {offset} + {count} of sequence {sequence}")
+        dtype = np.dtype(TOKEN_DTYPES[file.code])
+        start = int(file.pointers[sequence]) + offset * dtype.itemsize
+        if start < 0 or start + count * dtype.itemsize > len(file.bytes):
+            raise IndexError(f"sequence {sequence} lies outside the token file")
+        ids.append(np.frombuffer(file.bytes, dtype.newbyteorder("<"), count, start))
+        stop = start + count * dtype.itemsize
+        if count and len(file.checked):
+            new = new or not file.checked[start // BLOCK_BYTES : -(-stop // BLOCK_BYTES)].all()
+    if new:
+        return None
+    whole = np.concatenate(ids)
+    if file.limit != NO_LIMIT and len(whole) and not 0 <= whole.min() <= whole.max() < file.limit:
+        raise OverflowError("an id lies outside the vocabulary")
+    return whole
+
+
+def blend(weights: np.ndarray, taken: np.ndarray, limits: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """int32 and int64 [count]: which dataset gives the next sample, and which of its samples.
+
+    The dataset furthest behind its share goes first, ties to the lowest; `taken` [d] samples were given before,
+    no dataset gives more than its limit.
+    """
+    taken, given = taken.copy(), int(taken.sum())
+    datasets, samples = np.empty(count, dtype=np.int32), np.empty(count, dtype=np.int64)
+    for at in range(count):
+        behind = np.where(taken < limits, weights * float(max(given + at, 1)) - taken, -np.inf)
+        datasets[at] = behind.argmax()
+        if behind[datasets[at]] == -np.inf:
+            raise ValueError(f"all datasets are used up after {given + at} samples")
+        samples[at] = taken[datasets[at]]
+        taken[datasets[at]] += 1
+    return datasets, samples
+
+
+def best_fit(lengths: np.ndarray, first: int, stop: int, seq_length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Sequences [first, stop) as samples of at most L + 1 tokens, none cut where it would fit (arXiv 2404.10830).
+
+    int64 [pieces, 2]: (sequence, offset of its first token); int64 [samples]: pieces up to the end of each sample.
+    First come the whole samples of long sequences, in order, their borders shared; then the rests, the longest first,
+    each in the fullest sample that has room (of equals the one used last), else in a new one.
+    """
+    samples: list[list[tuple[int, int]]] = []
+    rests = []
+    for sequence in range(first, stop):
+        length = int(lengths[sequence])
+        whole = max(length - 1, 0) // seq_length
+        samples += [[(sequence, part * seq_length)] for part in range(whole)]
+        count = length - whole * seq_length
+        if count > (1 if whole else 0):
+            rests.append((count, sequence, whole * seq_length))
+    rooms: dict[int, list[int]] = {}
+    for count, sequence, offset in sorted(rests, key=lambda rest: -rest[0]):
+        room = min((room for room, stack in rooms.items() if stack and room >= count), default=None)
+        if room is None:
+            room, sample = seq_length + 1, len(samples)
+            samples.append([])
+        else:
+            sample = rooms[room].pop()
+        samples[sample].append((sequence, offset))
+        rooms.setdefault(room - count, []).append(sample)
+    pieces = [piece for sample in samples for piece in sample]
+    ends = np.cumsum([len(sample) for sample in samples], dtype=np.int64)
+    return np.array(pieces, dtype=np.int64).reshape(-1, 2), ends

@@ -1,0 +1,55 @@
+"""A corpus with a loss mask beside it: {prefix}_loss_mask.bin/.idx hold, for each token, 1 where it is to be learned.
+
+In a sample a token that is not to be learned stands as its complement, ~id, so that whatever moves tokens (packing,
+blends, fill-in-the-middle) moves the mask with them; `batch.collate` takes both apart again.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from megascratch.config.errors import UserError
+from megascratch.data.tokens.token_files import TokenReader, bin_path, idx_path
+
+
+def mask_prefix(prefix: str | Path) -> str:
+    """The name of the mask's two files."""
+    return f"{prefix}_loss_mask"
+
+
+def has_mask(prefix: str | Path) -> bool:
+    """Whether a corpus has a mask, or what is left of one: half a mask is refused, not passed over."""
+    mask = mask_prefix(prefix)
+    return idx_path(mask).exists() or bin_path(mask).exists()
+
+
+class Masked:
+    """The tokens of a reader as a Source whose samples know what is to be learned.
+
+    Raises: UserError where the mask is damaged or of another corpus.
+    """
+
+    def __init__(self, reader: TokenReader):
+        self.reader, self.mask = reader, TokenReader(mask_prefix(reader.prefix))
+        self.prefix, self.lengths = reader.prefix, reader.lengths
+        if not np.array_equal(self.mask.lengths, reader.lengths) or self.mask.token_range()[1] > 1:
+            raise UserError(
+                f"{self.mask.prefix} is no loss mask of {reader.prefix}: {len(self.mask)} sequences with values from "
+                f"{self.mask.token_range()[0]} to {self.mask.token_range()[1]}, expected {len(reader)} of the same "
+                f"lengths with 0 and 1; make both again, or remove the mask's two files"
+            )
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What shapes an index: the mask does not."""
+        return self.reader.identity
+
+    def get(self, sequence: int, offset: int = 0, length: int | None = None) -> np.ndarray:
+        """Plain ids [length] of a sequence from token `offset` on (default: to its end)."""
+        return self.reader.get(sequence, offset, length)
+
+    def read(self, pieces: np.ndarray) -> np.ndarray:
+        """int64: the tokens of `pieces` [n, 3], those that are not to be learned as their complements."""
+        ids = self.reader.read(pieces)
+        return np.where(self.mask.read(pieces) > 0, ids, ~ids)

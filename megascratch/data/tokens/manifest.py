@@ -1,0 +1,108 @@
+"""{prefix}.json beside a corpus: what it was made with and from; and the check that a model may read it.
+
+Megatron's two files name neither tokenizer nor vocabulary; this third one does. A corpus without it (made elsewhere)
+is read once in full to learn its largest id, and that is remembered in the index cache.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from megascratch.config.errors import UserError
+from megascratch.config.json_record import COUNT, INTEGER, OBJECT, TEXT, optional, parse_object, require_fields
+from megascratch.config.printable import printable, shown
+from megascratch.data.digests import digests_path, manifest_file, read_digests, with_manifest
+from megascratch.data.tokens.index_cache import load_or_build
+from megascratch.data.tokens.token_files import TokenReader
+
+FIELDS = {
+    **dict.fromkeys(("documents", "sequences", "tokens", "learned_tokens", "bad_lines", "bin_bytes"), COUNT),
+    **dict.fromkeys(("min_token", "max_token"), INTEGER),
+    **dict.fromkeys(("bin_sha256", "idx_sha256", "plan"), TEXT),
+    "tokenizer": optional(OBJECT),
+}
+"""What is read of a manifest; whatever else it holds is for people."""
+
+TOKENIZER_FIELDS = {"kind": TEXT, "fingerprint": TEXT, "model": optional(TEXT), "vocab_size": COUNT,
+                    "eod": optional(COUNT)}  # fmt: skip
+
+
+def manifest_path(prefix: str | Path) -> Path:
+    """The manifest of a corpus."""
+    return manifest_file(prefix)
+
+
+def write_manifest(prefix: str | Path, manifest: Mapping[str, Any]) -> None:
+    """Writes the manifest in one move; where the corpus has digests, they cover the new one from then on."""
+    path = manifest_path(prefix)
+    digests = read_digests(prefix)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    digests_path(prefix).unlink(missing_ok=True)  # a crash leaves no digests, never those of another manifest
+    os.replace(partial, path)
+    if digests is not None:
+        with_manifest(prefix, digests)
+
+
+def read_manifest(reader: TokenReader) -> dict[str, Any] | None:
+    """The manifest, or None where there is none or it describes another .bin (told by its size).
+
+    Raises: UserError where it is damaged.
+    """
+    manifest = stored_manifest(reader.files)
+    return manifest if manifest and manifest.get("bin_bytes") == reader.bin_bytes else None
+
+
+def stored_manifest(prefix: str | Path) -> dict[str, Any] | None:
+    """The manifest under this name, whatever .bin lies beside it. Raises: UserError where it is damaged."""
+    path = manifest_path(prefix)
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    manifest = parse_object(content, path)
+    require_fields(manifest, FIELDS, path)
+    require_fields(manifest.get("tokenizer") or {}, TOKENIZER_FIELDS, f"{path}: tokenizer")
+    return manifest
+
+
+def check_corpus(reader: TokenReader, vocab_size: int, fingerprint: str | None, cache: Path | None) -> None:
+    """Refuses a corpus made with another tokenizer (`fingerprint`; None: unknown) or with ids outside the vocabulary;
+    an id that its manifest did not tell of is refused by `reader` when it is read.
+
+    Raises: UserError naming both tokenizers, or file, sequence, id and vocabulary.
+    """
+    manifest = read_manifest(reader)
+    made_with = (manifest or {}).get("tokenizer") or {}
+    if fingerprint is not None and made_with.get("fingerprint", fingerprint) != fingerprint:
+        raise UserError(
+            f"{reader.prefix} was made with another tokenizer: {shown(made_with.get('kind'))} "
+            f"{printable(made_with['fingerprint'])[:16]} ({shown(made_with.get('model'))}), "
+            f"training uses {fingerprint[:16]}; give that tokenizer's file as --tokenizer-model, or preprocess the "
+            f"corpus again"
+        )
+    reader.limit_ids(vocab_size)  # a manifest may lie: every id is judged again when it is read
+    low, high = _token_range(reader, manifest, cache)
+    if low < 0 or high >= vocab_size:
+        for sequence, place, token in reader.places_outside(vocab_size):
+            raise reader.outside_vocabulary(sequence, place, token, high + 1)
+        raise UserError(
+            f"{manifest_path(reader.prefix)} says that the corpus has ids from {low} to {high}, the vocabulary has "
+            f"{vocab_size} (ids 0 to {vocab_size - 1}), and no id in the file lies outside; megascratch data validate "
+            f"{reader.prefix} shows what is wrong"
+        )
+
+
+def _token_range(reader: TokenReader, manifest: Mapping[str, Any] | None, cache: Path | None) -> tuple[int, int]:
+    known = (manifest or {}).get("min_token"), (manifest or {}).get("max_token")
+    if isinstance(known[0], int) and isinstance(known[1], int):
+        return known[0], known[1]
+    if cache is None:
+        return reader.token_range()
+    key = {"what": "token range", **reader.identity}
+    low, high = load_or_build(cache, key, lambda: {"range": np.array(reader.token_range())})["range"].tolist()
+    return low, high

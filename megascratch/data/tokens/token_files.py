@@ -1,0 +1,410 @@
+"""Token ids on disk: documents in, a pair of files {prefix}.bin / {prefix}.idx out, and back through a memory map.
+
+`.bin` holds the ids back to back in the dtype that `.idx` names, without header or padding; `index_file.py` describes
+`.idx`.
+"""
+
+import hashlib
+import mmap
+import os
+from array import array
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, final
+
+import numpy as np
+import xxhash
+
+from megascratch.config.errors import UserError
+from megascratch.data.digests import (
+    BLOCK_BYTES,
+    BlockDigests,
+    WholeFile,
+    digests_path,
+    is_sound,
+    manifest_file,
+    read_digests,
+    whole_file,
+    write_digests,
+)
+from megascratch.data.tokens.idx_format import (
+    BLOCK,
+    HEADER,
+    MAGIC,
+    TOKEN_DTYPES,
+    VERSION,
+    Index,
+    broken_laws,
+    dtype_code,
+    read_index,
+)
+from megascratch.data.tokens.indices import read_pieces, sound_index
+from megascratch.data.tokens.indices_python import NO_LIMIT, TokenFile
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    """The dtype a corpus of this vocabulary is stored in: uint16 below 65,500, else int32 (Megatron's rule)."""
+    return np.dtype("uint16" if vocab_size < 65500 else "int32")
+
+
+def bin_path(prefix: str | Path) -> Path:
+    """The ids."""
+    return Path(f"{prefix}.bin")
+
+
+def idx_path(prefix: str | Path) -> Path:
+    """Where each sequence lies in the ids."""
+    return Path(f"{prefix}.idx")
+
+
+@final
+class TokenWriter:
+    """Writes one corpus under temporary names; `finish` puts its files in place, an error removes them.
+
+    >>> with Writer("corpus", np.uint16) as writer:
+    ...     writer.add_document([5, 6, 7])
+    """
+
+    def __init__(self, prefix: str | Path, dtype: Any):
+        self.prefix, self.dtype = str(prefix), np.dtype(dtype)
+        self._code = dtype_code(self.dtype)
+        if self._code is None:
+            raise UserError(
+                f"{prefix}: tokens cannot be stored as {self.dtype}; use {', '.join(TOKEN_DTYPES.values())}"
+            )
+        self.tokens, self.min_token, self.max_token = 0, 0, -1
+        self._lengths, self._documents = array("i"), array("q", [0])
+        self._digests = BlockDigests()
+        self._bin_partial, self._idx_partial = (
+            path.with_name(f"{path.name}.{os.getpid()}.partial") for path in (bin_path(prefix), idx_path(prefix))
+        )
+        self._bin = open_for_writing(self._bin_partial)
+
+    @property
+    def documents(self) -> int:
+        """Documents added so far."""
+        return len(self._documents) - 1
+
+    @property
+    def sequences(self) -> int:
+        """Sequences added so far."""
+        return len(self._lengths)
+
+    def add_document(self, tokens: Sequence[int] | np.ndarray, lengths: Sequence[int] | None = None) -> None:
+        """Appends one document: `tokens` cut into sequences of `lengths` (default: one; none if there are no tokens).
+
+        Raises: ValueError where an id does not fit the dtype or the lengths do not add up.
+        """
+        ids = np.asarray(tokens)
+        lengths = ([len(ids)] if len(ids) else []) if lengths is None else lengths
+        if sum(lengths) != len(ids) or any(length < 0 for length in lengths):
+            raise ValueError(f"lengths {list(lengths)} do not cut a document of {len(ids)} tokens")
+        if len(ids):
+            self._append(ids)
+        self._lengths.extend(lengths)
+        self._documents.append(len(self._lengths))
+
+    def _append(self, ids: np.ndarray) -> None:
+        low, high, info = int(ids.min()), int(ids.max()), np.iinfo(self.dtype)
+        if low < info.min or high > info.max:
+            raise ValueError(f"ids from {low} to {high} do not fit {self.dtype} ({info.min} to {info.max})")
+        raw = ids.astype(self.dtype.newbyteorder("<"), copy=False).tobytes()
+        self._bin.write(raw)
+        self._digests.update(raw)
+        self.tokens += len(ids)
+        self.min_token, self.max_token = min(self.min_token, low), max(self.max_token, high)
+
+    def finish(self) -> None:
+        """Writes the index, moves both files to their final names and records them; no reader sees half a file."""
+        close_durably(self._bin)
+        with open_for_writing(self._idx_partial) as idx:
+            self._write_index(idx)
+            idx.flush()
+            os.fsync(idx.fileno())
+        put_in_place(self._bin_partial, self._idx_partial, self.prefix, self._digests)
+
+    def _write_index(self, idx: IO[bytes]) -> None:
+        lengths = np.asarray(self._lengths, dtype="<i4")
+        pointers = np.zeros(len(lengths), dtype="<i8")
+        np.cumsum(lengths[:-1], out=pointers[1:], dtype=np.int64)
+        pointers *= self.dtype.itemsize
+        idx.write(HEADER.pack(MAGIC, VERSION, self._code, len(lengths), len(self._documents)))
+        for part in (lengths, pointers, np.asarray(self._documents, dtype="<i8")):
+            idx.write(part.tobytes())
+
+    def abort(self) -> None:
+        """Removes what was written so far; files already in place stay."""
+        self._bin.close()
+        self._bin_partial.unlink(missing_ok=True)
+        self._idx_partial.unlink(missing_ok=True)
+
+    def __enter__(self) -> "TokenWriter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
+        if kind is not None:
+            self.abort()
+        elif not self._bin.closed:
+            self.finish()
+
+
+def open_for_writing(path: Path) -> IO[bytes]:
+    """A new file, its folder made if need be. Raises: UserError where that cannot be."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("wb")
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}; choose another output prefix") from error
+
+
+def close_durably(file: IO[bytes]) -> None:
+    """Closes a file that is on the disk by then."""
+    file.flush()
+    os.fsync(file.fileno())
+    file.close()
+
+
+def put_in_place(bin_partial: Path, idx_partial: Path, prefix: str | Path, digests: BlockDigests) -> None:
+    """Moves two whole files to the names of a corpus; a crash in between leaves no pair, never a wrong one.
+
+    `digests`: of the new .bin.
+    """
+    for path in (digests_path(prefix), manifest_file(prefix), idx_path(prefix)):
+        path.unlink(missing_ok=True)  # what describes the old ids must never describe the new ones
+    os.replace(bin_partial, bin_path(prefix))
+    os.replace(idx_partial, idx_path(prefix))
+    write_digests(prefix, digests)
+    _sync_folder(bin_path(prefix).parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class TokenReader:
+    """One corpus, memory-mapped; every law of the format is checked when it is opened.
+
+    Attributes: `prefix` as it was named, `files` the prefix of its files on this machine, `file` for the C++ functions,
+    `lengths` int32 [S] tokens per sequence, `pointers` int64 [S] bytes, `documents` int64 [D], `dtype`, `digests` what
+    its files must be (None: nobody recorded it). The index and the manifest are compared with their digests when the
+    corpus is opened, a block of .bin when it is first read from. `trusting`: nothing is compared.
+    Raises: UserError naming the file, the law and the numbers.
+    """
+
+    def __init__(self, prefix: str | Path, *, trusting: bool = False):
+        self.prefix = self.files = str(prefix)
+        self._idx, self._bin = idx_path(prefix), bin_path(prefix)
+        raw = open_map(self._idx, "index")
+        index = read_index(self._idx, raw)
+        self.dtype, self.lengths, self.pointers, self.documents = index
+        self._raw_index, self._raw_tokens = raw, open_map(self._bin, "token file")
+        if not sound_index(raw, self.bin_bytes):
+            raise self._refusal(index)
+        self.digests = None if trusting else read_digests(self.files)
+        self._require_what_was_recorded()
+        ids = np.frombuffer(self._raw_tokens, np.uint8)
+        blocks = 0 if self.digests is None else len(self.digests.blocks)
+        self.file = TokenFile(
+            ids, dtype_code(self.dtype) or 0, self.lengths, self.pointers, np.zeros(blocks, np.uint8), NO_LIMIT
+        )
+
+    def _require_what_was_recorded(self) -> None:
+        """Index and manifest. Raises: UserError where they are not what .digests says."""
+        if self.digests is None:
+            return
+        if self.bin_bytes != self.digests.bin_bytes:
+            raise not_recorded(
+                self._bin, self.files, f"it has {self.bin_bytes} bytes, {self.digests.bin_bytes} were written"
+            )
+        if xxhash.xxh3_128_digest(self._raw_index) != self.digests.idx.digest:
+            raise not_recorded(self._idx, self.files, "its checksum is another")
+        manifest = manifest_file(self.files)
+        if self.digests.manifest is not None and self.digests.manifest != _whole(manifest, self.files):
+            raise not_recorded(manifest, self.files, "its checksum is another")
+
+    def _refusal(self, index: Index) -> UserError:
+        """The first law that is broken, in words."""
+        for law in broken_laws(index):
+            return UserError(
+                f"{self._idx}: {law}; the file is damaged or not a token index, preprocess the corpus again"
+            )
+        needed = int(self.pointers[-1]) + int(self.lengths[-1]) * self.dtype.itemsize
+        return UserError(
+            f"{self._bin} is shorter than its index says: {self.bin_bytes} bytes, "
+            f"{self._idx.name} needs {needed}; copy the file again or preprocess the corpus again"
+        )
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all sequences."""
+        return int(self.lengths.sum(dtype=np.int64))
+
+    @property
+    def bin_bytes(self) -> int:
+        """Size of .bin."""
+        return len(self._raw_tokens)
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What tells this corpus from another or from a later one under the same name."""
+        return {
+            "bin_bytes": self.bin_bytes,
+            "bin_mtime_ns": self._bin.stat().st_mtime_ns,
+            "idx_sha256": hashlib.sha256(self._raw_index).hexdigest(),
+        }
+
+    def get(self, sequence: int, offset: int = 0, length: int | None = None) -> np.ndarray:
+        """Ids [length] of a sequence from token `offset` on (default: to its end), as a view of the map.
+
+        Raises: IndexError outside the sequence.
+        """
+        if not 0 <= sequence < len(self):
+            raise IndexError(f"{self.prefix}: sequence {sequence} of {len(self)}")
+        whole = int(self.lengths[sequence])
+        length = whole - offset if length is None else length
+        if offset < 0 or length < 0 or offset + length > whole:
+            raise IndexError(
+                f"{self.prefix}: tokens {offset} to {offset + length} of sequence {sequence} ({whole} tokens)"
+            )
+        if length == 0:
+            return np.empty(0, self.dtype)
+        start = int(self.pointers[sequence]) + offset * self.dtype.itemsize
+        self.require_sound(start, start + length * self.dtype.itemsize)
+        return np.frombuffer(self._raw_tokens, self.dtype, length, start)
+
+    def read(self, pieces: np.ndarray) -> np.ndarray:
+        """int64: the tokens of `pieces` [n, 3] (sequence, offset, count), one behind the other, read in one call.
+
+        Raises: IndexError outside a sequence; UserError for damage, and ids outside the vocabulary (`limit_ids`).
+        """
+        try:
+            ids = read_pieces(self.file, pieces)
+            if ids is None:  # a block is read for the first time
+                for sequence, offset, count in pieces.tolist():
+                    self.get(sequence, offset, count)
+                ids = read_pieces(self.file, pieces)
+        except OverflowError as error:
+            raise self._outside_of(pieces) from error
+        return ids
+
+    def require_sound(self, start: int, stop: int) -> None:
+        """Compares the blocks of bytes [start, stop) of .bin with their digests, each once per process.
+
+        Raises: UserError naming the file and the bytes.
+        """
+        checked = self.file.checked
+        if self.digests is None:
+            return
+        for block in range(start // BLOCK_BYTES, -(-stop // BLOCK_BYTES)):
+            if checked[block]:
+                continue
+            if not is_sound(self.view, self.digests, block):
+                first, end = block * BLOCK_BYTES, min((block + 1) * BLOCK_BYTES, self.bin_bytes)
+                raise not_recorded(self._bin, self.files, f"bytes {first:,} to {end:,} are damaged")
+            checked[block] = 1
+
+    @cached_property
+    def view(self) -> memoryview:
+        """The bytes of .bin, compared with nothing."""
+        return memoryview(self._raw_tokens)
+
+    def limit_ids(self, vocab_size: int) -> None:
+        """From now on `read` refuses ids that are negative or not below `vocab_size`."""
+        self.file = self.file._replace(limit=vocab_size)
+
+    def _outside_of(self, pieces: np.ndarray) -> UserError:
+        """Which id of some pieces lies outside the vocabulary, in words."""
+        for sequence, offset, count in pieces.tolist():
+            ids = self.get(sequence, offset, count)
+            for at in np.flatnonzero((ids < 0) | (ids >= self.file.limit)).tolist():
+                return self.outside_vocabulary(sequence, offset + at, int(ids[at]), int(ids[at]) + 1)
+        raise AssertionError("an id was outside the vocabulary when it was read, and is not any more")
+
+    def outside_vocabulary(self, sequence: int, place: int, token: int, needed: int) -> UserError:
+        """The refusal of token number `place` of a sequence; `needed` ids would hold it."""
+        document = int(np.searchsorted(self.documents, sequence, side="right")) - 1
+        limit = self.file.limit
+        return UserError(
+            f"{self.prefix}.bin: document {document}, sequence {sequence}, token {place} has id {token}, the "
+            f"vocabulary has {limit} (ids 0 to {limit - 1}); use the tokenizer that made the corpus or --vocab-size "
+            f"{max(needed, limit)}"
+        )
+
+    def blocks(self, first: int = 0, stop: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
+        """All ids of sequences [first, stop) in order: (byte of the first id in .bin, ids as a view of the map).
+
+        A block is as long as possible, but has no more than 2^20 ids and runs over no gap between sequences.
+        """
+        stop = len(self) if stop is None else stop
+        for start in range(first, stop, BLOCK):
+            pointers = self.pointers[start : min(start + BLOCK, stop)]
+            ends = pointers + self.lengths[start : start + len(pointers)].astype(np.int64) * self.dtype.itemsize
+            gaps = np.flatnonzero(pointers[1:] != ends[:-1]) + 1
+            for one, other in pairwise([0, *gaps.tolist(), len(pointers)]):
+                yield from self._stretch(int(pointers[one]), int(ends[other - 1]))
+
+    def _stretch(self, start: int, stop: int) -> Iterator[tuple[int, np.ndarray]]:
+        """Bytes [start, stop) of .bin."""
+        step = BLOCK * self.dtype.itemsize
+        for at in range(start, stop, step):
+            size = min(step, stop - at) // self.dtype.itemsize
+            self.require_sound(at, at + size * self.dtype.itemsize)
+            yield at, np.frombuffer(self._raw_tokens, self.dtype, size, at)
+
+    def token_range(self) -> tuple[int, int]:
+        """Smallest and largest id, by reading all of them ((0, -1) for an empty corpus)."""
+        low, high = 0, -1
+        for _, ids in self.blocks():
+            low, high = min(low, int(ids.min())), max(high, int(ids.max()))
+        return low, high
+
+    def outside(self, vocab_size: int) -> Iterator[tuple[int, int]]:
+        """(sequence, id) of every id that is negative or not below `vocab_size`."""
+        return ((sequence, token) for sequence, _, token in self.places_outside(vocab_size))
+
+    def places_outside(self, vocab_size: int) -> Iterator[tuple[int, int, int]]:
+        """(sequence, place in it, id) of every id that is negative or not below `vocab_size`."""
+        for start, ids in self.blocks():
+            for at in np.flatnonzero((ids < 0) | (ids >= vocab_size)).tolist():
+                byte = start + at * self.dtype.itemsize
+                sequence = int(np.searchsorted(self.pointers, byte, side="right")) - 1
+                yield sequence, (byte - int(self.pointers[sequence])) // self.dtype.itemsize, int(ids[at])
+
+
+def _whole(path: Path, prefix: str) -> WholeFile:
+    """Size and digest. Raises: UserError where the file cannot be read."""
+    try:
+        return whole_file(path)
+    except OSError as error:
+        raise not_recorded(path, prefix, f"it cannot be read: {error.strerror}") from error
+
+
+def not_recorded(path: Path, prefix: str, what: str) -> UserError:
+    """A file is not what .digests says."""
+    return UserError(
+        f"{path} is not what was written with the corpus: {what}; copy it again or preprocess the corpus again "
+        f"(megascratch data validate {prefix} lists all damage; if you changed the file yourself, "
+        f"megascratch data record {prefix} --overwrite)"
+    )
+
+
+def open_map(path: Path, what: str) -> "mmap.mmap | bytes":
+    """A file's bytes. Raises: UserError where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
+    except OSError as error:
+        raise UserError(
+            f"{what} {path} cannot be read: {error.strerror}; a corpus is named by its prefix and has .bin and .idx"
+        ) from error

@@ -1,0 +1,90 @@
+"""What a rank updates of a bucket: weights, masters, gradients and moments of one range, on the device or with their
+home in host memory.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from megascratch.data_parallel.bucket_layout import ParamRange
+from megascratch.data_parallel.buckets import Bucket
+from megascratch.optim.adamw import FlatParamGroup
+
+HOST = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class OptimizerShard:
+    """The range [start, stop) of a bucket that this rank updates; all tensors have its length.
+
+    `master`, `step_grads` and the moments are what the optimizer works on. On the device `master` is `weights` where
+    these are fp32 or fp64 already, and `step_grads` is `grads`; in host memory all four are tensors of their own.
+    """
+
+    bucket: Bucket
+    start: int
+    stop: int
+    weights: Tensor  # as the model computes with them
+    grads: Tensor
+    master: Tensor  # fp32 or fp64
+    step_grads: Tensor
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+    in_host_memory: bool
+
+    @classmethod
+    def of(cls, bucket: Bucket, start: int, stop: int, in_host_memory: bool = False) -> "OptimizerShard":
+        weights, grads = bucket.weights[start:stop], bucket.grads[start:stop]
+        if in_host_memory:
+            master, step_grads = host_like(grads), host_like(grads)
+            master.copy_(weights)
+            moments = host_like(grads), host_like(grads)
+        else:
+            master, step_grads = weights.to(grads.dtype), grads
+            moments = torch.zeros_like(grads), torch.zeros_like(grads)
+        return cls(bucket, start, stop, weights, grads, master, step_grads, *moments, in_host_memory)
+
+    @property
+    def has_masters(self) -> bool:
+        """The weights are too coarse to tell the masters."""
+        return self.master.dtype != self.weights.dtype
+
+    @property
+    def kinds(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps of a weight."""
+        kinds = {"param": self.weights, "optim.exp_avg": self.exp_avg, "optim.exp_avg_sq": self.exp_avg_sq}
+        return kinds | ({"optim.master": self.master} if self.has_masters else {})
+
+    def stretches(self) -> Iterator[FlatParamGroup]:
+        """The part that decays and the part that doesn't."""
+        cut = min(max(self.bucket.plan.decay_end - self.start, 0), self.stop - self.start)
+        for part, decays in ((slice(0, cut), True), (slice(cut, None), False)):
+            yield FlatParamGroup(self.master[part], self.step_grads[part], self.exp_avg[part], self.exp_avg_sq[part], decays)
+
+    def range_of(self, place: ParamRange) -> tuple[int, int]:
+        """The elements of a parameter that lie in this range, counted from the parameter's first; maybe none."""
+        start = max(self.start - place.start, 0)
+        return start, max(min(self.stop, place.stop) - place.start, start)
+
+    def loaded(self, masters: bool) -> None:
+        """After the tensors of `kinds` were filled, with `masters` or without: makes the others follow."""
+        if masters and self.has_masters:
+            self.weights.copy_(self.master)
+        else:
+            self.master.copy_(self.weights)
+
+
+def host_like(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Zeros of its shape in host memory; pinned for a CUDA tensor, so that copies run beside computation."""
+    return torch.zeros(tensor.shape, dtype=dtype or tensor.dtype, device=HOST, pin_memory=tensor.is_cuda)
+
+
+def first_elements(lengths: Sequence[int], fraction: float) -> list[bool]:
+    """For each range whether it is among the first that together hold at least this fraction of all elements."""
+    wanted, before, chosen = fraction * sum(lengths), 0, []
+    for length in lengths:
+        chosen.append(before < wanted)
+        before += length
+    return chosen

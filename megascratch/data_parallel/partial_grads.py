@@ -1,0 +1,75 @@
+"""Gradients of which each tensor-parallel rank holds only a part in, their sums out: one all-reduce for all of them.
+
+Two kinds of weights need it. Norms and row-linear biases under sequence parallelism see one slice of the sequence per
+rank: all ranks are summed. With more ranks than key/value heads, several ranks hold the same head and each sees its
+own queries only: the ranks of one head are summed. Both are "add up who has the same slot": a buffer with one row per
+slot, zero in all rows but the rank's own, is summed over the axis, and the rank takes its row back.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from megascratch.parallel.collectives import all_reduce
+from megascratch.parallel.mesh import Axis
+from megascratch.parallel.shard import Shard
+
+
+class ElementRange(NamedTuple):
+    """Elements [start, stop) of a rank's flat parameter whose gradients are summed over the ranks with equal `slot`."""
+
+    start: int
+    stop: int
+    slot: int
+    slots: int
+
+
+def partial_runs(shard: Shard, sizes: dict[str, int], coords: dict[str, int]) -> list[ElementRange]:
+    """The runs of one parameter; [] if every rank's gradient is whole already.
+
+    Raises:
+        ValueError: a partial gradient of another kind than the two above.
+    """
+    tp, numel = sizes["tp"], torch.Size(shard.local_shape(sizes)).numel()
+    if set(shard.grad_sum) - {"tp"}:
+        raise ValueError(f"gradients can be partial over tp, not over {shard.grad_sum}")
+    if tp == 1 or not (shard.grad_sum or shard.shared_parts(sizes)):
+        return []
+    if shard.grad_sum:
+        return [ElementRange(0, numel, 0, 1)]
+    if shard.split != {"tp": 0}:
+        raise ValueError(f"shared parts must be cut along dim 0 over tp, not {shard.split}")
+    row = numel // shard.local_shape(sizes)[0]
+    runs = []
+    for part, piece in zip(shard.parts, shard.pieces(sizes, coords), strict=True):
+        if part.units < tp:
+            copies = tp // part.units
+            runs.append(ElementRange(piece.local.start[0] * row, piece.local.stop[0] * row, coords["tp"] // copies, part.units))
+    return runs
+
+
+class PartialGradReducer:
+    """The sums of all such gradients of a rank."""
+
+    def __init__(self, runs: list[tuple[Tensor, ElementRange]], tp: Axis):
+        """`runs`: flat views of gradients, the same on all ranks of `tp` but for their slots."""
+        self.runs, self.tp = runs, tp
+        self.size = sum(view.numel() * run.slots for view, run in runs)
+
+    @torch.no_grad()
+    def add_up(self) -> None:
+        """Puts the sums in the place of the parts."""
+        if not self.runs or self.tp.size == 1:
+            return
+        first = self.runs[0][0]
+        rows = torch.zeros(self.size, dtype=first.dtype, device=first.device)
+        mine, start = [], 0
+        for view, run in self.runs:
+            stop = start + view.numel() * run.slots
+            mine.append(rows[start:stop].view(run.slots, -1)[run.slot])
+            mine[-1].copy_(view)
+            start = stop
+        all_reduce(rows, self.tp)
+        for (view, _), row in zip(self.runs, mine, strict=True):
+            view.copy_(row)

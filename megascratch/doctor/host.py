@@ -1,0 +1,158 @@
+"""This machine in, what speaks against a run on it out, each with what mends it: files, network, device, disk."""
+
+import fcntl
+import os
+import socket
+import struct
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from megascratch.config.errors import UserError
+from megascratch.config.settings import Config
+from megascratch.parallel.rendezvous import INTERFACES, on_one_machine
+from megascratch.storage.path import Place, StoragePath, storage_path
+from megascratch.storage.store import Store
+from megascratch.training.hardware import choose_device
+from megascratch.training.start.inputs import missing_files
+
+PROBE_BYTES = 32 << 20
+LEAST_FREE = 1 << 30
+LEAST_SPEED = 50e6  # bytes per second
+SIOCGIFADDR = 0x8915  # Linux: the address of an interface
+
+
+class HostFinding(NamedTuple):
+    """One thing that was looked at."""
+
+    about: str
+    state: str
+    """ok, warn or FAIL."""
+    text: str
+    fix: str = ""
+
+
+def look_at(config: Config | None, first_here: bool) -> list[HostFinding]:
+    """Everything that this process can see alone; the disk only by the first process of a machine."""
+    found = [*_files(config), *_network(), *_device(config)]
+    if config is None or not first_here:
+        return found
+    return found + _storage(storage_path(config.training.save or config.training.output_dir))
+
+
+def _files(config: Config | None) -> list[HostFinding]:
+    if config is None:
+        return []
+    missing = missing_files(config)
+    lines = [HostFinding("files", "FAIL", line, "copy it here, mount its folder, or mend the path") for line in missing]
+    return lines or [HostFinding("files", "ok", "every file that the settings name is there")]
+
+
+def interfaces() -> dict[str, str]:
+    """Network interfaces of this machine that have an address -> the address (IPv4)."""
+    found = {}
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        for _, name in socket.if_nameindex():
+            try:
+                answer = fcntl.ioctl(asking.fileno(), SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
+            except OSError:
+                continue
+            found[name] = socket.inet_ntoa(answer[20:24])
+    return found
+
+
+def _network() -> list[HostFinding]:
+    here = interfaces()
+    known = ", ".join(f"{name} {address}" for name, address in here.items()) or "none"
+    named = {variable: os.environ[variable] for variable in INTERFACES if os.environ.get(variable)}
+    wrong = [
+        HostFinding("network", "FAIL", f"{variable} names {value}, this machine has {known}", f"export {variable}=NAME")
+        for variable, value in named.items()
+        if not any(name.startswith(value.lstrip("=^").split(",")[0]) for name in here) and not value.startswith("^")
+    ]
+    if wrong:
+        return wrong
+    if not on_one_machine() and int(os.environ.get("WORLD_SIZE", "1")) > 1 and "GLOO_SOCKET_IFNAME" not in named:
+        name, fix = socket.gethostname(), f"export GLOO_SOCKET_IFNAME=NAME (of {known})"
+        try:
+            address = socket.gethostbyname(name)
+        except OSError as error:
+            return [HostFinding("network", "FAIL", f"the host's name {name} has no address: {error}", fix)]
+        if address.startswith("127."):
+            return [HostFinding("network", "FAIL", f"the host's name {name} is {address}: nobody else reaches it", fix)]
+    using = ", ".join(sorted(set(named.values()))) or "the host's name"
+    return [HostFinding("network", "ok", f"{known}; by {using}")]
+
+
+def _device(config: Config | None) -> list[HostFinding]:
+    asked, backend = (config.training.device, config.parallel.distributed_backend) if config else (None, None)
+    try:
+        device = choose_device(asked, int(os.environ.get("LOCAL_RANK", "0")), backend)
+    except UserError as error:
+        return [HostFinding("device", "FAIL", str(error), "start as many processes as there are devices")]
+    return [HostFinding("device", "ok", device.type)]
+
+
+def _storage(folder: Place) -> list[HostFinding]:
+    return _disk(folder) if isinstance(folder, Path) else _store(folder)
+
+
+def _store(folder: StoragePath) -> list[HostFinding]:
+    """Whether checkpoints can be sent and asked for, and how fast; leaves nothing behind."""
+    probe, content = (folder / f".doctor.{socket.gethostname()}.{os.getpid()}").url, os.urandom(PROBE_BYTES)
+    try:
+        store = Store(folder.url)
+        begin = time.perf_counter()
+        store.put(probe, content)
+        sent = time.perf_counter()
+        store.read(probe, 0, len(content))
+        asked = time.perf_counter()
+        store.delete(probe)
+    except UserError as error:
+        return [HostFinding("store", "FAIL", str(error), "mend address, credentials or network, or choose another --save")]
+    speeds = [len(content) / 1e6 / seconds for seconds in (sent - begin, asked - sent)]
+    return [HostFinding("store", "ok", f"{folder}: takes {speeds[0]:,.0f} MB/s, gives {speeds[1]:,.0f} MB/s")]
+
+
+def _disk(folder: Path) -> list[HostFinding]:
+    """Room and speed where checkpoints go; leaves nothing behind."""
+    there = next(storage_path for storage_path in (folder.absolute(), *folder.absolute().parents) if storage_path.exists())
+    probe = there / f".doctor.{socket.gethostname()}.{os.getpid()}"
+    try:
+        status = os.statvfs(there)
+        free = status.f_bavail * status.f_frsize
+        if free < 2 * PROBE_BYTES:
+            return [HostFinding("disk", "FAIL", f"{there} has {free / 2**20:,.0f} MiB left", "make room, or set --save")]
+        written = _timed_write(probe)
+        read = _timed_read(probe)
+    except OSError as error:
+        return [HostFinding("disk", "FAIL", f"{there} cannot be written: {error.strerror}",
+                        "choose another --output-dir or --save, or mend the permissions")]  # fmt: skip
+    finally:
+        probe.unlink(missing_ok=True)
+    text = f"{there}: {free / 2**30:,.1f} GiB free, writes {written / 1e6:,.0f} MB/s, reads {read / 1e6:,.0f} MB/s"
+    if free < LEAST_FREE:
+        return [HostFinding("disk", "warn", text, "make room: a checkpoint may not fit")]
+    if written < LEAST_SPEED:
+        return [HostFinding("disk", "warn", text, "checkpoints will take long: save to a faster disk")]
+    return [HostFinding("disk", "ok", text)]
+
+
+def _timed_write(probe: Path) -> float:
+    """Bytes per second, on the disk."""
+    block, begin = os.urandom(1 << 20), time.perf_counter()
+    with probe.open("wb") as file:
+        for _ in range(PROBE_BYTES >> 20):
+            file.write(block)
+        file.flush()
+        os.fsync(file.fileno())
+    return PROBE_BYTES / (time.perf_counter() - begin)
+
+
+def _timed_read(probe: Path) -> float:
+    with probe.open("rb", buffering=0) as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        begin = time.perf_counter()
+        while file.read(1 << 20):
+            pass
+    return PROBE_BYTES / (time.perf_counter() - begin)

@@ -1,0 +1,213 @@
+"""Token ids of prompts in, the model's continuations out: one forward over the prompts, then one token at a time over
+the keys and values kept from before.
+
+Prompts of different lengths share a batch: shorter ones are padded on the left, and no token ever looks at padding, so
+each prompt gives what it gives alone. Random draws are a function of (seed, number of the prompt, number of the token).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from megascratch.config.errors import UserError
+from megascratch.config.settings import Config
+from megascratch.data.tokens.indices import stream_key
+from megascratch.layers.attention import KVCache
+from megascratch.model.chunk import ModelChunk
+
+PADDING = -1
+"""Document number of the slots left of a prompt."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen from its probabilities.
+
+    Args:
+        temperature: divides the logits; 0 takes the likeliest token.
+        top_k: only the k likeliest tokens; 0: all.
+        top_p: only the likeliest tokens that together reach this probability (Holtzman et al. 2019, arXiv 1904.09751).
+
+    Raises: UserError for a number outside its range.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 1234
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < float("inf"):
+            raise UserError(f"--temperature ({self.temperature}) must be 0 (greedy) or more")
+        if self.top_k < 0:
+            raise UserError(f"--top-k ({self.top_k}) must be 0 (all tokens) or more")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"--top-p ({self.top_p}) must be above 0 and at most 1 (all tokens)")
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"--seed ({self.seed}) must be 0 or more and below 2^63")
+
+
+StoppedBy = Literal["end of document", "stop id", "stop text"]
+Stop = Callable[[int, Sequence[int]], StoppedBy | None]
+"""Number of a prompt in the batch and its new tokens so far -> why it ends with the last of them, or None."""
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """What a prompt gave."""
+
+    tokens: list[int]
+    """New ones, the end of document or what else stopped them included."""
+    stopped_by: StoppedBy | Literal["max_new_tokens", "max_position_embeddings"]
+
+
+@dataclass(frozen=True)
+class _Rules:
+    """What of the settings decides how tokens see one another."""
+
+    eod: int | None
+    reset_positions: bool
+    reset_attention: bool
+    positions: int | None  # rows of the position table; None: no limit
+
+
+@dataclass
+class _PromptState:
+    """A prompt and its continuation; `document` and `position` are those of the token that is fed next."""
+
+    rules: _Rules
+    generator: torch.Generator
+    tokens: list[int] = field(default_factory=list)
+    document: int = 0
+    position: int = 0
+    ended: StoppedBy | None = None
+    fed: bool = True  # the newest logits are its own
+
+    @property
+    def full(self) -> bool:
+        return self.rules.positions is not None and self.position >= self.rules.positions
+
+    @property
+    def open(self) -> bool:
+        return self.ended is None and not self.full
+
+    def feed(self, token: int) -> tuple[int, int]:
+        """Document and position of a token that goes into the model now; both may start anew behind it."""
+        here = self.document, self.position
+        self.position += 1
+        if token == self.rules.eod:
+            self.document += self.rules.reset_attention
+            self.position = 0 if self.rules.reset_positions else self.position
+        return here
+
+    def continuation(self, max_new_tokens: int) -> Continuation:
+        if self.ended:
+            return Continuation(self.tokens, self.ended)
+        all_there = len(self.tokens) == max_new_tokens
+        return Continuation(self.tokens, "max_new_tokens" if all_there else "max_position_embeddings")
+
+
+@torch.inference_mode()
+def generate(
+    model: ModelChunk,
+    config: Config,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    sampling: Sampling,
+    eod: int | None,
+    first_number: int = 0,
+    stop: Stop | None = None,
+) -> list[Continuation]:
+    """Continues the prompts, all in one batch, each until `eod`, `max_new_tokens`, `stop`, or the end of the position
+    table.
+
+    Args:
+        prompts: token ids; none may be empty (`prompt_ids` gives an end of document for an empty text).
+        first_number: number of the first prompt in the whole list, for its random draws.
+        stop: is asked after each new token that does not end the document.
+
+    Raises: UserError for a prompt that is longer than the position table, or weights that are not finite.
+    """
+    learned = config.model.position_embedding_type == "learned_absolute"
+    positions = config.model.max_position_embeddings if learned else None
+    rules = _Rules(eod, config.data.reset_position_ids, config.data.reset_attention_mask, positions)
+    rows = [_PromptState(rules, _generator(sampling.seed, first_number + i)) for i in range(len(prompts))]
+    device = next(model.parameters()).device
+    ids, documents, places = (part.to(device) for part in _lay_out(rows, prompts, first_number))
+    cache, seen = KVCache(), documents
+    for count in range(max_new_tokens):
+        if count:
+            ids, documents, places = (part.to(device) for part in _next_column(rows))
+            seen = torch.cat((seen, documents), 1)
+        logits = model.next_logits(ids, places, _mask(documents, seen), cache).double().cpu()
+        for number, (row, scores) in enumerate(zip(rows, logits, strict=True)):
+            if not row.fed:
+                continue
+            row.tokens.append(pick(scores, sampling, row.generator))
+            if row.tokens[-1] == eod:
+                row.ended = "end of document"
+            elif stop is not None:
+                row.ended = stop(number, row.tokens)
+        if not any(row.open for row in rows):
+            break
+    return [row.continuation(max_new_tokens) for row in rows]
+
+
+def _generator(seed: int, number: int) -> torch.Generator:
+    return torch.Generator().manual_seed(stream_key(seed, number) % 2**63)
+
+
+def _lay_out(rows: list[_PromptState], prompts: Sequence[Sequence[int]], first_number: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Ids, document numbers and positions, each [b, longest prompt], padded on the left."""
+    width = max(map(len, prompts))
+    table = torch.zeros(3, len(prompts), width, dtype=torch.int64)
+    table[1] = PADDING
+    for number, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
+        for slot, token in enumerate(prompt, width - len(prompt)):
+            if row.full:
+                raise UserError(
+                    f"prompt {first_number + number + 1} has {len(prompt)} tokens, the model has "
+                    f"{row.rules.positions} positions (--max-position-embeddings): shorten the prompt"
+                )
+            table[:, number, slot] = torch.tensor([token, *row.feed(token)])
+    ids, documents, positions = table
+    return ids, documents, positions
+
+
+def _next_column(rows: list[_PromptState]) -> tuple[Tensor, Tensor, Tensor]:
+    """The newest token of each row, [b, 1]; a finished row is fed anything, nobody looks at it."""
+    entries = []
+    for row in rows:
+        row.fed = row.open
+        entries.append((row.tokens[-1], *row.feed(row.tokens[-1])) if row.fed else (0, row.document, 0))
+    ids, documents, positions = torch.tensor(entries).t().unsqueeze(2)
+    return ids, documents, positions
+
+
+def _mask(documents: Tensor, seen: Tensor) -> Tensor:
+    """[b, n] documents of the newest tokens, [b, k] of all -> [b, 1, n, k], True where a token may look: back, and
+    within its document. Padding sees padding, since a row without any True would be NaN."""
+    n, k = documents.shape[1], seen.shape[1]
+    back = torch.ones(n, k, dtype=torch.bool, device=seen.device).tril(k - n)
+    return (documents[:, None, :, None] == seen[:, None, None, :]) & back
+
+
+def pick(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> int:
+    """The next token from its logits [v] (fp64, on the CPU). Raises: UserError where a logit is not finite."""
+    if not logits.isfinite().all():
+        raise UserError("the model's logits are not finite: the run diverged before it wrote this checkpoint")
+    if sampling.temperature == 0:
+        return int(logits.argmax())
+    order = torch.arange(len(logits))
+    if sampling.top_k or sampling.top_p < 1:
+        logits, order = logits.sort(descending=True, stable=True)
+        logits = logits[: sampling.top_k or None]
+    weights = ((logits - logits.max()) / sampling.temperature).softmax(0)
+    if sampling.top_p < 1:
+        weights = weights.where(weights.cumsum(0) - weights < sampling.top_p, 0)
+    below = weights.cumsum(0)
+    drawn = torch.rand((), dtype=torch.float64, generator=generator) * below[-1]
+    return int(order[torch.searchsorted(below, drawn, right=True)])

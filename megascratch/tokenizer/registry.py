@@ -1,0 +1,177 @@
+"""The kinds of tokenizers: a name or a file in, a tokenizer out."""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from megascratch.config.errors import UserError
+from megascratch.tokenizer import sentence_piece, train_bpe
+from megascratch.tokenizer.hugging_face import HuggingFaceTokenizer
+from megascratch.tokenizer.interface import Tokenizer
+from megascratch.tokenizer.sentence_piece import SentencePieceTokenizer
+from megascratch.tokenizer.simple import ByteTokenizer, CharTokenizer, NullTokenizer
+from megascratch.tokenizer.splits import ENCODINGS, FILE_NAMES
+from megascratch.tokenizer.vocabulary import (
+    END_OF_TEXT,
+    from_ranks,
+    inside,
+    read_bytes,
+    read_gpt2,
+    read_json,
+    read_ranks,
+)
+
+SUFFIXES = {SentencePieceTokenizer.kind: ".model", HuggingFaceTokenizer.kind: ".json", CharTokenizer.kind: ".json"}
+"""What can be trained here."""
+
+
+def _load_ranks(path: Path) -> Tokenizer:
+    """A rank file whose name says how text is split and which tokens are special."""
+    if path.name not in FILE_NAMES:
+        raise UserError(
+            f"{path} holds tiktoken's ranks, which say neither how text is split nor which tokens are special; say it "
+            f"once: megascratch tokenizer convert {path} --output tokenizer.json --encoding {'|'.join(ENCODINGS)}"
+        )
+    encoding = ENCODINGS[FILE_NAMES[path.name]]
+    return HuggingFaceTokenizer(from_ranks(read_ranks(path), encoding, str(path)).record(), str(path))
+
+
+def _load_gpt2(path: Path) -> Tokenizer:
+    """vocab.json with merges.txt beside it (or gpt2-vocab.json with gpt2-merges.txt)."""
+    merges = inside(path.parent, Path(path.name.replace("vocab", "merges")).with_suffix(".txt").name)
+    return HuggingFaceTokenizer(read_gpt2(path, merges).record(), str(path))
+
+
+FROM_FILE: dict[str, Callable[[Path], Tokenizer]] = {
+    SentencePieceTokenizer.kind: SentencePieceTokenizer.load,
+    HuggingFaceTokenizer.kind: HuggingFaceTokenizer.load,
+    "GPT2BPETokenizer": _load_gpt2,
+    "TikTokenizer": _load_ranks,
+    CharTokenizer.kind: CharTokenizer.load,
+    "GPTSentencePieceTokenizer": SentencePieceTokenizer.load,
+    "Llama2Tokenizer": sentence_piece.load_with_bos,
+}
+"""Name in `--tokenizer-type` -> what reads its file. Megatron's names; CharTokenizer is our own."""
+
+IN_FOLDERS = {"tokenizer.json": "HuggingFaceTokenizer", "vocab.json": "GPT2BPETokenizer",
+              "tokenizer.model": None}  # fmt: skip
+KINDS = (*FROM_FILE, ByteTokenizer.kind, NullTokenizer.kind)
+
+
+def load(tokenizer_type: str | None, tokenizer_model: str | Path | None, vocab_size: int | None = None) -> Tokenizer:
+    """The tokenizer of a kind (default: told by the file's content). `vocab_size` is the NullTokenizer's alone.
+
+    `tokenizer_model` may be a folder: its tokenizer.json, else vocab.json with merges.txt, else tokenizer.model.
+
+    Raises: UserError for an unknown kind, a missing file, or a file of another kind.
+    """
+    path = _in_folder(Path(tokenizer_model), tokenizer_type) if tokenizer_model is not None else None
+    kind = tokenizer_type or kind_of(path)
+    if kind in FROM_FILE:
+        if path is None:
+            raise UserError(f"--tokenizer-type {kind} needs --tokenizer-model, the tokenizer's file")
+        return FROM_FILE[kind](path)
+    if kind not in KINDS:
+        raise UserError(f"--tokenizer-type {kind} is unknown; use one of {', '.join(KINDS)}")
+    if path is not None:
+        raise UserError(f"--tokenizer-type {kind} reads no file; leave --tokenizer-model {path} away")
+    if kind == ByteTokenizer.kind:
+        return ByteTokenizer()
+    if vocab_size is None:
+        raise UserError("--tokenizer-type NullTokenizer needs --vocab-size, the number of ids with the end of document")
+    return NullTokenizer(vocab_size)
+
+
+def _in_folder(path: Path, kind: str | None) -> Path:
+    if not path.is_dir():
+        return path
+    held = [name for name, of in IN_FOLDERS.items() if (path / name).exists() and kind in (None, of)]
+    held = held or [name for name in IN_FOLDERS if (path / name).exists()]
+    if not held:
+        raise UserError(f"the folder --tokenizer-model {path} holds none of {', '.join(IN_FOLDERS)}")
+    return inside(path, held[0])
+
+
+def kind_of(path: Path | None) -> str:
+    """What a file's content is. Raises: UserError where it is no tokenizer."""
+    if path is None:
+        raise UserError(f"no tokenizer: give --tokenizer-model or --tokenizer-type ({', '.join(KINDS)})")
+    if path.suffix == ".json":
+        record = read_json(path, "tokenizer")
+        if isinstance(record, dict) and "tokenizer" in record:
+            return CharTokenizer.kind
+        whole = isinstance(record, dict) and "model" in record
+        return HuggingFaceTokenizer.kind if whole or "vocab" not in path.name else "GPT2BPETokenizer"
+    if path.suffix == ".tiktoken" or (path.suffix == ".model" and _holds_ranks(path)):
+        return "TikTokenizer"
+    if path.suffix == ".model":
+        return SentencePieceTokenizer.kind
+    raise UserError(
+        f"the suffix of --tokenizer-model {path} is none of .json, .model and .tiktoken; give --tokenizer-type"
+    )
+
+
+def _holds_ranks(path: Path) -> bool:
+    """Llama 3's tokenizer.model is a rank file; SentencePiece's are binary."""
+    return read_bytes(path)[:64].split(b"\n")[0].split(b" ")[-1].isdigit()
+
+
+def train(
+    kind: str,
+    texts: Iterable[str],
+    output: str | Path,
+    *,
+    vocab_size: int | None = None,
+    split: str = "gpt2",
+    specials: Sequence[str] = (END_OF_TEXT,),
+    model_type: Literal["bpe", "unigram"] = "bpe",
+    character_coverage: float = 0.9995,
+    eod: bool = True,
+    threads: int = 1,
+) -> Tokenizer:
+    """Trains a SentencePieceTokenizer or a HuggingFaceTokenizer (byte-level BPE), both of `vocab_size` ids, or a
+    CharTokenizer (its text decides), and writes `output`.
+
+    Args:
+        split, specials: of the HuggingFaceTokenizer.
+        model_type, character_coverage, threads: of the SentencePieceTokenizer.
+
+    Raises: UserError for a kind that is not trained, options that do not belong to it, or text that does not suffice.
+    """
+    if kind not in SUFFIXES:
+        raise UserError(f"a {kind} is not trained; use {' or '.join(SUFFIXES)}")
+    if Path(output).suffix != SUFFIXES[kind]:
+        raise UserError(f"--output {output} must end in {SUFFIXES[kind]}: the suffix tells the kind when it is loaded")
+    if kind == CharTokenizer.kind:
+        if vocab_size is not None:
+            raise UserError(f"--vocab-size {vocab_size}: a CharTokenizer has the characters of its text, leave it away")
+        content = CharTokenizer.train(texts, eod).dump()
+    elif vocab_size is None or not eod:
+        raise UserError(f"a {kind} needs --vocab-size and always has an end of document (no --no-eod)")
+    elif kind == HuggingFaceTokenizer.kind:
+        content = dump(train_bpe.train(texts, vocab_size, split, specials).record())
+    else:
+        content = sentence_piece.train(
+            texts, vocab_size, model_type=model_type, character_coverage=character_coverage, threads=threads
+        )
+    write(Path(output), content)
+    return load(kind, output)
+
+
+def dump(record: dict[str, Any]) -> bytes:
+    """The content of a tokenizer.json."""
+    return (json.dumps(record, ensure_ascii=False, indent=1) + "\n").encode()
+
+
+def write(path: Path, content: bytes) -> None:
+    """In one move: a half-written vocabulary is never seen. Raises: UserError where the disk refuses."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(content)
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(f"{path} cannot be written: {error.strerror}") from error

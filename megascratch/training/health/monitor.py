@@ -1,0 +1,48 @@
+"""Is every rank's copy of the state still the same, and does every rank keep pace? Asked when the settings say so."""
+
+import torch
+
+from megascratch.config.settings import GuardConfig
+from megascratch.parallel.collectives import all_gather, all_gather_objects
+from megascratch.training.health.replicas import check_replicas
+from megascratch.training.health.step_timer import StepTimer
+from megascratch.training.health.straggler import Stragglers, host
+from megascratch.training.trainer import Trainer
+
+
+class RunMonitor:
+    """Of all ranks together; made and called by all of them."""
+
+    def __init__(self, guard: GuardConfig, trainer: Trainer):
+        self.every, self.trainer, self.mesh = guard.check_replicas_every, trainer, trainer.mesh
+        self.checked = -1
+        self.watches = guard.log_straggler and self.mesh.world.size > 1
+        self.phases = StepTimer(self.mesh.waits)
+        hosts = all_gather_objects(host(), self.mesh.world) if self.watches else []
+        stages = [self.mesh.grid.coords(rank)["pp"] for rank in range(self.mesh.world.size)]
+        self.stragglers = Stragglers(stages, hosts, guard.straggler_factor, guard.straggler_intervals)
+
+    def begin(self, logged: bool) -> None:
+        """Before a step; those that are logged are looked at."""
+        if self.watches and logged:
+            self.phases.start()
+        else:
+            self.phases.stop()
+
+    def slow_ranks(self) -> list[str]:
+        """After a step that was logged: one line for each straggler."""
+        if not self.watches:
+            return []
+        own = torch.tensor([self.phases.stop()], dtype=torch.float64, device=self.mesh.device)
+        return self.stragglers.lines(all_gather(own, self.mesh.world).tolist())
+
+    def check_due(self, step: int) -> None:
+        """After a step. Raises: ReplicasDiffer."""
+        if self.every and step % self.every == 0:
+            self.check_before_save(step)
+
+    def check_before_save(self, step: int) -> None:
+        """A state that is broken is not saved. Raises: ReplicasDiffer."""
+        if self.every and self.checked != step:
+            check_replicas(self.trainer, step)
+            self.checked = step

@@ -1,0 +1,189 @@
+"""Settings in, the tokenizer, the data sets and the user's own schedule out, each checked; no torch, so that a launcher
+can check before it starts any worker.
+"""
+
+import os
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from megascratch.config.batch_size import samples_asked_for, steps_and_samples
+from megascratch.config.errors import Problems, UserError
+from megascratch.config.fields import with_fields
+from megascratch.config.laws import validate
+from megascratch.config.settings import Config
+from megascratch.data.samples.build import Splits, open_splits
+from megascratch.data.samples.split_spec import DEFAULT_SPLIT, named_prefixes, shares
+from megascratch.data.tokens.token_files import bin_path, idx_path, open_map
+from megascratch.pipeline.csv_schedule import CsvSchedule, read_table
+from megascratch.storage.path import storage_path
+from megascratch.storage.store import Store
+from megascratch.tokenizer import Tokenizer, load
+
+
+class Inputs(NamedTuple):
+    """What a run reads, and the settings with the vocabulary that follows from it."""
+
+    config: Config
+    tokenizer: Tokenizer | None
+    splits: Splits
+    total_steps: int
+
+
+def open_inputs(config: Config) -> Inputs:
+    """Opens what a derived and legal config names.
+
+    Raises:
+        UserError: missing or damaged files, another tokenizer's data, ids beyond the vocabulary, too little data, a
+            schedule that is wrong or of another size.
+    """
+    problems = Problems()
+    problems.attempt(lambda: own_schedule(config))
+    for flag, folder in (("--output-dir", config.training.output_dir), ("--save", config.training.save),
+                         ("--tensorboard-dir", config.training.tensorboard_dir)):  # fmt: skip
+        problems.attempt(partial(_require_folder, flag, folder))
+    problems.lines += missing_files(config)
+    tokenizer = problems.attempt(lambda: open_tokenizer(config))
+    problems.require_none()  # the data cannot be judged without its tokenizer
+    config = with_fields(config, {"vocab_size": _vocab_size(config, tokenizer)})
+    _require_laws_of_the_vocabulary(config)
+    problems.attempt(lambda: _require_document_ends(config, tokenizer))
+    total_steps, total_samples = steps_and_samples(config)
+    splits = problems.attempt(lambda: _open_data(config, tokenizer, total_steps, total_samples))
+    problems.require_none()
+    assert splits is not None
+    return Inputs(config, tokenizer, splits, total_steps)
+
+
+def missing_files(config: Config) -> list[str]:
+    """One line for each file that the settings name and that cannot be read; whatever else is wrong with them."""
+    data, problems = config.data, Problems()
+    paths = (data.data_path, data.train_data_path, data.valid_data_path, data.test_data_path)
+    for prefix in named_prefixes([*paths, *(stage.split()[1:] for stage in data.data_stages or ())]):
+        problems.attempt(partial(open_map, idx_path(prefix), "index"))
+        problems.attempt(partial(open_map, bin_path(prefix), "token file"))
+    problems.attempt(partial(_require_checkpoint, config.training.load))
+    problems.attempt(partial(_require_library, config.training.save))
+    for name, path in (("--tokenizer-model", data.tokenizer_model),
+                       ("--pipeline-schedule-csv", config.parallel.pipeline_schedule_csv)):  # fmt: skip
+        if path is not None and not os.access(path, os.R_OK):
+            problems.lines.append(f"{name} {path}: cannot be read: there is no such file or folder that may be read")
+    return problems.lines
+
+
+def _require_checkpoint(load: str | None) -> None:
+    """Raises: UserError where there is nothing at all; what there is, is read later."""
+    if load is None:
+        return
+    where = storage_path(load)
+    there = os.access(where, os.R_OK) if isinstance(where, Path) else Store(where.url).names(where.url)
+    if not there:
+        raise UserError(f"--load {load}: no checkpoint: there is no such file or folder that may be read")
+
+
+def _require_library(save: str | None) -> None:
+    """Raises: UserError where what speaks to the store is missing."""
+    if save is not None and not isinstance(where := storage_path(save), Path):
+        Store(where.url)
+
+
+def open_tokenizer(config: Config) -> Tokenizer | None:
+    """The tokenizer that the settings name; None if they name none and only vocab_size is known."""
+    data = config.data
+    if data.tokenizer_type is None and data.tokenizer_model is None:
+        return None
+    return load(data.tokenizer_type, data.tokenizer_model, config.model.vocab_size)
+
+
+def own_schedule(config: Config) -> CsvSchedule | None:
+    """The schedule in the file that the settings name, proved complete, free of deadlock and of the size of this run;
+    None if they name none.
+
+    Raises:
+        UserError: names the file, and the rank and the action or the two sizes.
+    """
+    parallel, training = config.parallel, config.training
+    if parallel.pipeline_schedule_csv is None:
+        return None
+    table = read_table(parallel.pipeline_schedule_csv)
+    ours = parallel.pipeline_model_parallel_size, parallel.num_virtual_stages_per_pipeline_rank
+    if table.placement[:2] != ours:
+        raise UserError(
+            f"{table.path} has {table.placement.ranks} ranks of {table.placement.chunks} stages, but "
+            f"pipeline-model-parallel-size is {ours[0]} and num-virtual-stages-per-pipeline-rank {ours[1]}: make them "
+            f"{table.placement.ranks} and {table.placement.chunks}"
+        )
+    assert training.global_batch_size is not None
+    table.of(training.global_batch_size // (training.micro_batch_size * (parallel.data_parallel_size or 1)))
+    return table
+
+
+def _vocab_size(config: Config, tokenizer: Tokenizer | None) -> int:
+    given = config.model.vocab_size
+    if tokenizer is None:
+        assert given is not None  # a law of validate()
+        return given
+    if given is not None and given < tokenizer.vocab_size:
+        raise UserError(
+            f"vocab-size ({given}) must hold the tokenizer's {tokenizer.vocab_size} ids: "
+            f"use {tokenizer.vocab_size} or more, or leave it out"
+        )
+    return given or tokenizer.vocab_size
+
+
+def _require_laws_of_the_vocabulary(config: Config) -> None:
+    """The laws were judged before a tokenizer told the size of the vocabulary: all of them again, now that it is known.
+
+    Raises: SettingError.
+    """
+    parallel = config.parallel
+    world = parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size
+    validate(config, world * (parallel.data_parallel_size or 1))
+
+
+def _require_folder(flag: str, path: str | None) -> None:
+    """Refuses what could never be written; makes nothing that stays."""
+    if path is None or not isinstance(storage_path(path), Path):
+        return
+    there = next(folder for folder in (Path(path).absolute(), *Path(path).absolute().parents) if folder.exists())
+    if not there.is_dir():
+        raise UserError(f"{flag} {path} cannot be made: {there} is no folder")
+    try:
+        with tempfile.TemporaryDirectory(prefix=".megascratch-", dir=there):
+            pass
+    except OSError as error:
+        raise UserError(f"{flag} {path} cannot be made: {there} takes no folder: {error.strerror}") from error
+
+
+def _require_document_ends(config: Config, tokenizer: Tokenizer | None) -> None:
+    data = config.data
+    asked = data.reset_position_ids or data.reset_attention_mask or data.eod_mask_loss
+    if asked and (tokenizer is None or tokenizer.eod is None):
+        raise UserError(
+            "--reset-position-ids, --reset-attention-mask and --eod-mask-loss need a tokenizer with an end-of-document "
+            "id: name one with --tokenizer-model, or leave the flags away"
+        )
+
+
+def _open_data(config: Config, tokenizer: Tokenizer | None, total_steps: int, total_samples: int) -> Splits:
+    training, data = config.training, config.data
+    evaluated = training.eval_iters * (training.global_batch_size or 1)
+    # Megatron reads other samples in each validation, and their number decides their order.
+    validations = total_steps // max(training.eval_interval, 1) + 1 if data.data_order == "megatron" else 1
+    has_valid = (
+        data.valid_data_path is not None
+        or data.mock_data
+        or (data.data_path is not None and shares(data.split or DEFAULT_SPLIT)[1] > 0)
+    )
+    return open_splits(
+        data,
+        seed=training.seed,
+        vocab_size=config.model.vocab_size or 0,
+        eod=tokenizer.eod if tokenizer else None,
+        fingerprint=tokenizer.fingerprint if tokenizer else None,
+        train_samples=samples_asked_for(config),
+        samples_read=total_samples,
+        valid_samples=validations * evaluated if has_valid and training.eval_interval > 0 else 0,
+        test_samples=evaluated if data.test_data_path else 0,
+    )

@@ -1,0 +1,117 @@
+"""A case in, a verdict out: the layout's run beside the one-process run of the same model."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from megascratch.config.fields import with_fields
+from megascratch.config.settings import Config
+from megascratch.verification.diagnosis import diagnose, diagnose_disagreement
+from megascratch.verification.layouts import Case
+from megascratch.verification.pool import Pool, RankFailed
+from megascratch.verification.run_layout import (
+    Difference,
+    RanksDisagree,
+    RunRecord,
+    gather,
+    one_process,
+    run_on_layout,
+    train_on_rank,
+)
+from megascratch.verification.tolerance import TOLERANCE, Relative, Rounding, Tolerance
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What one layout showed."""
+
+    case: Case
+    worst: dict[str, Difference]  # kind -> the largest; empty when there was no run to compare
+    limit: float  # of these
+    message: str | None  # why it failed
+    seconds: float
+
+    @property
+    def passed(self) -> bool:
+        return self.message is None
+
+
+def verify_case(case: Case, steps: int, precision: str, pool: Pool, run: Callable = train_on_rank) -> Verdict:
+    """Runs a case by `run(config, steps)` on each rank. A layout that crashes or hangs has failed."""
+    started = time.monotonic()
+    worst: dict[str, Difference] = {}
+    yardstick: Tolerance = Relative(0.0)
+    try:
+        yardstick = yardstick_of(case.config, steps, precision)
+        reference = reference_run(one_process(case.config), steps)
+        measured = run_on_layout(pool, case.config, steps, run)
+        worst, first = _compared(reference, measured, yardstick)
+        message = diagnose(first, reference, measured, case.config, yardstick) if first is not None else None
+    except FloatingPointError as error:
+        message = f"the one-process run: {error}"
+    except RankFailed as error:
+        message = f"no result: {error.first_cause}"
+    except RanksDisagree as error:
+        message = diagnose_disagreement(error, case.config)
+    return Verdict(case, worst, yardstick.limit, message, time.monotonic() - started)
+
+
+def _compared(
+    reference: RunRecord, measured: RunRecord, yardstick: Tolerance
+) -> tuple[dict[str, Difference], Difference | None]:
+    """The largest difference of each kind, and the first that is too large."""
+    worst: dict[str, Difference] = {}
+    first = None
+    for found in differences(reference, measured, yardstick):
+        if found.kind not in worst or found.value > worst[found.kind].value:
+            worst[found.kind] = found
+        if first is None and not found.value <= yardstick.limit:
+            first = found
+    return worst, first
+
+
+def differences(reference: RunRecord, measured: RunRecord, yardstick: Tolerance) -> Iterator[Difference]:
+    """Everything that the law speaks of, in the order in which it came about."""
+
+    def far(kind: str, step: int, a: dict[str, Tensor], b: dict[str, Tensor]) -> Iterator[Difference]:
+        for name in [*a, *(b.keys() - a.keys())]:
+            both, bare = name in a and name in b, name.removeprefix("param.").removeprefix("grad.")
+            value = yardstick.far(kind, step, name, a[name], b[name]) if both else float("inf")
+            yield Difference(kind, step, bare, value)
+
+    yield from far("weights", 0, reference.initial, measured.initial)
+    for step, grads in enumerate(reference.grads, 1):
+        yield from far("loss", step, _number("loss", reference.losses, step), _number("loss", measured.losses, step))
+        yield from far("gradients", step, grads, measured.grads[step - 1])
+        norms = (_number("grad norm", run.norms, step) for run in (reference, measured))
+        yield from far("grad norm", step, *norms)
+    yield from far("weights", len(reference.losses), yardstick.weights(reference), yardstick.weights(measured))
+
+
+def _number(name: str, numbers: list[float], step: int) -> dict[str, Tensor]:
+    return {name: torch.tensor(numbers[step - 1], dtype=torch.float64)}
+
+
+def yardstick_of(config: Config, steps: int, precision: str) -> Tolerance:
+    """What is far in this precision. Raises: FloatingPointError where a run in one process fails."""
+    if precision in TOLERANCE:
+        return Relative(TOLERANCE[precision])
+    rounded = one_process(config)
+    exact = reference_run(with_fields(rounded, {"bf16": False, "fp16": False}), steps)
+    whole = rounded.training.micro_batch_size
+    sizes = dict.fromkeys(size for size in (whole, 2, 1) if whole % size == 0)
+    runs = [reference_run(with_fields(rounded, {"micro_batch_size": size}), steps) for size in sizes]
+    if not all(math.isfinite(norm) for run in runs for norm in run.norms):
+        raise FloatingPointError(f"its gradients overflow in {precision}: nothing can be compared")
+    return Rounding(exact, runs)
+
+
+@lru_cache(maxsize=16)
+def reference_run(config: Config, steps: int) -> RunRecord:
+    """The reference, in this process; layouts of one model share it."""
+    return gather([train_on_rank(config, steps)])

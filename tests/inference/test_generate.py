@@ -1,0 +1,159 @@
+"""Laws of generation: the cache changes nothing, the batch changes nothing, the seed decides everything."""
+import pytest
+import torch
+
+from megascratch.config.errors import UserError
+from megascratch.inference.generate import Continuation, Sampling, generate, pick
+from megascratch.layers.attention import KVCache
+from tests.support.small_models import KINDS, config_of, full_logits, model_of
+
+GREEDY = Sampling(temperature=0)
+PROMPTS = [[5], [7, 8, 9, 10, 11, 12, 13], [200, 3], [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]]
+EOD = 256
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_logits_from_the_cache_equal_those_of_the_full_forward(kind):
+    config = config_of(**KINDS[kind])
+    model = model_of(config)
+    ids = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5]
+    expected = full_logits(config, model, ids)
+    cache, at = KVCache(), 0
+    for length in (4, 1, 1, 3, 2):  # the prompt, single tokens, and several at once
+        slots = torch.arange(at, at + length)
+        mask = (torch.arange(at + length) <= slots[:, None])[None, None]
+        got = model.next_logits(torch.tensor([ids[at : at + length]]), slots[None], mask, cache)
+        at += length
+        assert (got[0] - expected[at - 1]).abs().max() < 1e-10
+
+
+@pytest.mark.parametrize("resets", [{}, {"reset_position_ids": True, "reset_attention_mask": True}])
+@pytest.mark.parametrize("kind", KINDS)
+def test_greedy_tokens_are_the_likeliest_of_the_full_forward(kind, resets):
+    """Also behind ends of documents, where attention and positions may start anew."""
+    config = config_of(**KINDS[kind], **resets)
+    model = model_of(config)
+    for prompt in ([5, 6, 7], [EOD], [5, EOD, 8], [1, EOD, EOD]):
+        (found,) = generate(model, config, [prompt], 8, GREEDY, EOD)
+        ids = list(prompt)
+        for token in found.tokens:
+            assert token == full_logits(config, model, ids, EOD)[-1].argmax()
+            ids.append(token)
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, Sampling(0.8, top_k=50, top_p=0.9)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_prompt_gives_in_a_batch_what_it_gives_alone(kind, sampling):
+    config = config_of(**KINDS[kind], reset_attention_mask=True)
+    model = model_of(config)
+    together = generate(model, config, [*PROMPTS, [EOD]], 9, sampling, EOD)
+    for number, prompt in enumerate([*PROMPTS, [EOD]]):
+        assert generate(model, config, [prompt], 9, sampling, EOD, first_number=number) == [together[number]]
+
+
+def test_it_stops_at_the_end_of_document_and_the_others_go_on():
+    config = config_of()
+    model = model_of(config)
+    free = generate(model, config, PROMPTS, 8, GREEDY, None)
+    end = free[1].tokens[2]
+    stopped = generate(model, config, PROMPTS, 8, GREEDY, end)
+    for before, after in zip(free, stopped, strict=True):
+        if end in before.tokens:
+            assert after.tokens == before.tokens[: before.tokens.index(end) + 1]
+            assert after.stopped_by == "end of document"
+        else:
+            assert after.tokens == before.tokens and after.stopped_by == "max_new_tokens"
+
+
+def test_what_stops_one_prompt_of_a_batch_lets_the_others_go_on():
+    config = config_of()
+    model = model_of(config)
+    free = generate(model, config, PROMPTS, 8, GREEDY, None)
+
+    def stop(number, tokens):
+        return "stop text" if (number, len(tokens)) == (1, 3) else None
+
+    found = generate(model, config, PROMPTS, 8, GREEDY, None, stop=stop)
+    assert found == [free[0], Continuation(free[1].tokens[:3], "stop text"), *free[2:]]
+
+
+def test_learned_positions_end_and_rotary_ones_do_not():
+    """With p positions a prompt of n tokens is continued by p - n + 1: the last token need not be fed."""
+    config = config_of()
+    model = model_of(config)
+    found = generate(model, config, PROMPTS, 100, GREEDY, None)
+    assert [len(f.tokens) for f in found] == [24 - len(prompt) + 1 for prompt in PROMPTS]
+    assert {f.stopped_by for f in found} == {"max_position_embeddings"}
+    whole = [*PROMPTS[0], *found[0].tokens]
+    assert full_logits(config, model, whole[:-1])[-1].argmax() == whole[-1]
+    assert generate(model, config, [[1] * 24], 1, GREEDY, None)[0].stopped_by == "max_new_tokens"
+    with pytest.raises(UserError, match=r"prompt 8 has 25 tokens, the model has 24 positions"):
+        generate(model, config, [[1], [1] * 25], 1, GREEDY, None, first_number=6)
+    rotary = config_of(**KINDS["rotary"])
+    (long,) = generate(model_of(rotary), rotary, [[1] * 25], 30, GREEDY, None)
+    assert (len(long.tokens), long.stopped_by) == (30, "max_new_tokens")
+
+
+def test_the_seed_decides_the_draws():
+    config = config_of()
+    model = model_of(config)
+    first, again, other = (generate(model, config, PROMPTS, 12, Sampling(2.0, seed=s), EOD) for s in (1, 1, 2))
+    assert first == again != other
+    same_prompt = generate(model, config, [[5]] * 3, 12, Sampling(2.0), EOD)
+    assert len({tuple(f.tokens) for f in same_prompt}) == 3
+
+
+def frequencies(logits, sampling, draws=4000):
+    generator = torch.Generator().manual_seed(0)
+    count = torch.zeros(len(logits))
+    for _ in range(draws):
+        count[pick(logits, sampling, generator)] += 1
+    return count / draws
+
+
+@pytest.mark.parametrize(
+    ("sampling", "expected"),
+    [
+        (Sampling(), [0.1, 0.4, 0.2, 0.3]),
+        (Sampling(top_k=2), [0, 4 / 7, 0, 3 / 7]),
+        (Sampling(top_k=9), [0.1, 0.4, 0.2, 0.3]),
+        (Sampling(top_p=0.69), [0, 4 / 7, 0, 3 / 7]),
+        (Sampling(top_p=0.71), [0, 4 / 9, 2 / 9, 3 / 9]),
+        (Sampling(top_p=1e-9), [0, 1, 0, 0]),
+        (Sampling(top_k=3, top_p=0.5), [0, 4 / 7, 0, 3 / 7]),
+        (Sampling(temperature=0.5), [1 / 30, 16 / 30, 4 / 30, 9 / 30]),
+        (Sampling(temperature=1e-300), [0, 1, 0, 0]),
+        (Sampling(temperature=0), [0, 1, 0, 0]),
+    ],
+)
+def test_tokens_come_as_often_as_their_probability_says(sampling, expected):
+    logits = torch.tensor([0.1, 0.4, 0.2, 0.3], dtype=torch.float64).log() + 3
+    found = frequencies(logits, sampling)
+    assert (found - torch.tensor(expected)).abs().max() < 0.03
+    assert not found[torch.tensor(expected) == 0].any()
+
+
+@pytest.mark.parametrize(
+    ("numbers", "complaint"),
+    [
+        ({"temperature": -0.1}, "--temperature (-0.1)"),
+        ({"temperature": float("nan")}, "--temperature (nan)"),
+        ({"temperature": float("inf")}, "--temperature (inf)"),
+        ({"top_k": -1}, "--top-k (-1)"),
+        ({"top_p": 0.0}, "--top-p (0.0)"),
+        ({"top_p": 1.01}, "--top-p (1.01)"),
+        ({"seed": -1}, "--seed (-1)"),
+    ],
+)
+def test_a_number_outside_its_range_is_refused(numbers, complaint):
+    with pytest.raises(UserError) as raised:
+        Sampling(**numbers)
+    assert complaint in str(raised.value)
+
+
+def test_a_model_that_diverged_is_told():
+    config = config_of()
+    model = model_of(config)
+    model.final_norm.weight[0] = torch.nan
+    with pytest.raises(UserError, match="not finite"):
+        generate(model, config, PROMPTS, 3, GREEDY, None)

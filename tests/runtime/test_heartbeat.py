@@ -1,0 +1,25 @@
+"""What a rank notes can be read at any moment, also in the middle of a note."""
+
+import os
+import subprocess
+import sys
+import time
+
+from megascratch.runtime.heartbeat import FOLDER, read
+
+NOTES = "from megascratch.runtime import heartbeat as w\nw.set_watched()\nwhile True: w.at_step(3); w.doing('F0')"
+
+
+def test_a_clock_that_is_being_written_never_reads_as_that_of_a_rank_that_hangs(tmp_path):
+    began = time.monotonic()
+    rank = subprocess.Popen([sys.executable, "-c", NOTES], env={**os.environ, FOLDER: str(tmp_path), "RANK": "0"})
+    try:
+        while not (tmp_path / "0.rank").exists() or not any(one.judged for one in read(tmp_path)):
+            time.sleep(0.01)
+        looks = [one for _ in range(20_000) for one in read(tmp_path)]
+    finally:
+        rank.kill()
+        rank.wait()
+    assert len(looks) == 20_000
+    assert [one.moved for one in looks if one.moved < began] == []
+    assert all(one.judged and one.step in (0, 3) for one in looks)

@@ -1,0 +1,164 @@
+"""Settings that break one law each, with a part of the complaint."""
+
+from megascratch.config.fields import with_fields
+from megascratch.config.settings import Config
+
+GOOD = {"mock_data": True, "vocab_size": 100, "train_iters": 10}
+FILES = {"mock_data": False, "data_path": ["a"]}
+FIM = {"fim_rate": 0.5, "fim_prefix_id": 1, "fim_middle_id": 2, "fim_suffix_id": 3}
+SAMPLES = {"train_iters": None, "train_samples": 100}
+
+
+def config(**values) -> Config:
+    return with_fields(Config(), GOOD | values)
+
+
+def layout(tp=1, pp=1, chunks=None, **more):
+    sizes = {"tensor_model_parallel_size": tp, "pipeline_model_parallel_size": pp}
+    return sizes | ({"num_virtual_stages_per_pipeline_rank": chunks} if chunks else {}) | more
+
+
+BROKEN = [
+    # the model
+    ("heads_share_the_width", 1, {"hidden_size": 100},
+     "hidden-size (100) must divide by num-attention-heads (12): use hidden-size 96 or 108, "
+     "num-attention-heads 1, 2, 4, 5, 10, 20, 25 or 50, or give kv-channels"),
+    ("heads_share_the_query_groups", 1, {"num_query_groups": 5},
+     "num-attention-heads (12) must divide by num-query-groups (5): use num-query-groups 1, 2, 3, 4, 6 or 12"),
+    ("heads_over_tp", 8, layout(tp=8),
+     "num-attention-heads (12) must divide by tensor-model-parallel-size (8): use tensor-model-parallel-size "
+     "1, 2 or 4, or num-attention-heads 8 or 16"),
+    ("query_groups_over_tp", 6, layout(tp=6, num_query_groups=4),
+     "num-query-groups (4) and tensor-model-parallel-size (6) must divide one another: "
+     "use tensor-model-parallel-size 1 or 2, or num-query-groups 1, 2, 3, 6 or 12"),
+    ("ffn_over_tp", 4, layout(tp=4, ffn_hidden_size=1001),
+     "ffn-hidden-size (1001) must divide by tensor-model-parallel-size (4): use ffn-hidden-size 1000 or 1004"),
+    ("one_activation", 1, {"swiglu": True, "squared_relu": True},
+     "at most one of swiglu, squared-relu can be the MLP's activation"),
+    ("positions_reach_the_end", 1, {"max_position_embeddings": 512},
+     "max-position-embeddings (512) must be at least seq-length (1024) with learned positions: use "
+     "max-position-embeddings 1024 or more"),
+    ("rotated_part_is_even", 1, {"position_embedding_type": "rope", "kv_channels": 7},
+     "(kv-channels 7 x rotary-percent 1.0 = 7) must be even, and at least 2: use kv-channels 6 or 8"),
+    # the layout
+    ("layout_fits_the_world", 6, layout(tp=2, pp=2),
+     "world size (6) must divide by tensor-model-parallel-size x pipeline-model-parallel-size (2 x 2 = 4): "
+     "start 4 or 8 processes, use tensor-model-parallel-size 1 or 3, pipeline-model-parallel-size 1 or 3"),
+    ("layout_fits_the_world", 8, layout(tp=2, data_parallel_size=2),
+     "(2 x 1 x 2 = 4): start 4 processes, or use data-parallel-size 4"),
+    ("sequence_over_tp", 2, layout(tp=2, seq_length=1023, sequence_parallel=True),
+     "seq-length (1023) must divide by tensor-model-parallel-size (2) with sequence-parallel: use seq-length 1022 "
+     "or 1024"),
+    ("layers_are_cut_whole", 4, layout(pp=4, num_layers=10), "num-layers (10) must divide by"),
+    ("schedule_fits_the_chunks", 2, layout(pp=2, chunks=2, pipeline_schedule="1f1b", num_layers=8),
+     "num-virtual-stages-per-pipeline-rank (2) needs pipeline-schedule interleaved, not 1f1b"),
+    ("schedule_fits_the_chunks", 2, layout(pp=2, chunks=2, pipeline_schedule="gpipe", num_layers=8), "not gpipe"),
+    ("schedule_fits_the_chunks", 2, layout(pp=2, pipeline_schedule="interleaved", global_batch_size=2),
+     "of 2 or more (now 2 and 1): raise them, or use 1f1b"),
+    ("schedule_fits_the_chunks", 1, layout(chunks=2), "of 2 or more (now 1 and 2)"),
+    ("schedule_fits_the_chunks", 2, layout(pp=2, pipeline_schedule="zb_v", chunks=3, num_layers=12),
+     "num-virtual-stages-per-pipeline-rank 2 (now 2 and 3): use these, or 1f1b"),
+    ("schedule_fits_the_chunks", 2, layout(pp=2, pipeline_schedule="zb_h1", chunks=2, num_layers=8), "not zb_h1"),
+    ("own_schedule_has_a_file", 2, layout(pp=2, pipeline_schedule="csv"), "needs pipeline-schedule-csv: give the file"),
+    ("own_schedule_has_a_file", 2, layout(pp=2, pipeline_schedule="1f1b", pipeline_schedule_csv="x.csv"),
+     "needs pipeline-schedule csv, not 1f1b"),
+    ("a_v_is_cut_evenly_or_by_hand", 2,
+     layout(pp=2, pipeline_schedule="dualpipe_v", num_layers=8, decoder_last_pipeline_num_layers=4),
+     "decoder-last-pipeline-num-layers (4) does not go with pipeline-schedule dualpipe_v"),
+    ("groups_are_for_interleaving", 4, layout(pp=4, chunks=3, microbatch_group_size_per_virtual_pipeline_stage=3),
+     "microbatch-group-size-per-virtual-pipeline-stage (3) must be at least pipeline-model-parallel-size (4)"),
+    ("groups_are_for_interleaving", 4, layout(pp=4, microbatch_group_size_per_virtual_pipeline_stage=8),
+     "(8) needs pipeline-schedule interleaved, not 1f1b"),
+    ("backend_fits_the_device", 1, {"device": "cpu", "distributed_backend": "nccl"}, "nccl needs device cuda, not cpu"),
+    # batches
+    ("global_batch_is_whole", 4, {"global_batch_size": 10, "micro_batch_size": 2},
+     "global-batch-size (10) must divide by micro-batch-size x data parallel size (2 x 4): use "
+     "global-batch-size 8 or 16, or start 1 or 5 processes"),
+    ("rampup_is_three_numbers", 1, {"global_batch_size": 8, "rampup_batch_size": [4, 4]},
+     "(4 4) must be three numbers"),
+    ("rampup_is_three_numbers", 1, {"global_batch_size": 8, "rampup_batch_size": [4, 0, 9]}, "(4 0 9) must be"),
+    ("rampup_needs_a_schedule_of_any_size", 2,
+     layout(pp=2, global_batch_size=8, rampup_batch_size=[4, 4, 9], pipeline_schedule_csv="x.csv"),
+     "rampup-batch-size (4 4 9) does not go with pipeline-schedule-csv (x.csv)"),
+    ("rampup_steps_are_whole", 2, {"global_batch_size": 8, "rampup_batch_size": [3, 1, 9]},
+     "rampup-batch-size start (3) must divide by micro-batch-size x data parallel size (1 x 2): use "
+     "rampup-batch-size 2 2 9"),
+    ("rampup_steps_are_whole", 2, {"global_batch_size": 8, "rampup_batch_size": [4, 1, 9]},
+     "increment (1) must divide"),
+    ("rampup_steps_are_whole", 1, {"global_batch_size": 8, "rampup_batch_size": [9, 1, 9]}, "start (9) must not pass"),
+    ("rampup_steps_are_whole", 1, {"global_batch_size": 8, "rampup_batch_size": [2, 4, 9]},
+     "must reach global-batch-size (8) from 2 in whole increments of 4: use global-batch-size 6 or 10"),
+    ("one_length", 1, {"train_iters": None}, "the run has no length"),
+    ("one_length", 1, {"train_samples": 9}, "train-iters (10) and train-samples (9) are both given"),
+    ("samples_fill_a_step", 1, SAMPLES | {"global_batch_size": 101},
+     "train-samples (100) must fill the first batch (101)"),
+    # data
+    ("one_source", 1, {"mock_data": False}, "there is no data"),
+    ("one_source", 1, {"data_path": ["a"]}, "the data comes from data-path and mock-data"),
+    ("one_source", 1, FILES | {"train_data_path": ["b"]}, "from data-path and train-data-path"),
+    ("one_source", 1, {"mock_data": False, "valid_data_path": ["b"]}, "valid-data-path needs train-data-path"),
+    ("lists_are_not_empty", 1, {"data_path": []}, "data-path names no file"),
+    ("stages_follow_one_another", 1, {"data_stages": ["5 a"]}, "give the first blend there"),
+    ("stages_follow_one_another", 1, FILES | {"data_stages": ["5 a", "a 5"]}, "stage 2 ('a 5') must be SAMPLE weight"),
+    ("stages_follow_one_another", 1, FILES | {"data_stages": ["5"]}, "stage 1 ('5') must be SAMPLE weight"),
+    ("stages_follow_one_another", 1, FILES | {"data_stages": ["0 a"]}, "the first blend begins at 0"),
+    ("stages_follow_one_another", 1, FILES | {"data_stages": ["7 a", "7 b"]}, "stage 1 begins at 7: stages follow"),
+    ("remote_data_has_a_cache", 1, {"mock_data": False, "data_path": ["1", "s3://b/c"]}, "give data-cache-path"),
+    ("remote_data_has_a_cache", 1, FILES | {"data_stages": ["5 1 s3://b/c"]}, "s3://b/c is read through a cache"),
+    ("split_is_shares", 1, {"split": "9,1,0"}, "split (9,1,0) divides data-path, which is not given"),
+    ("split_is_shares", 1, FILES | {"split": "9,x"}, "split (9,x) must be up to three shares"),
+    ("split_is_shares", 1, FILES | {"split": "0,1,1"}, "the first above 0"),
+    ("split_is_shares", 1, FILES | {"split": "1,1,1,1"}, "up to three"),
+    ("megatrons_order_has_numpys_seeds", 1, {"data_order": "megatron", "seed": 1 << 32}, "use 0"),
+    ("packing_needs_the_keyed_order", 1, {"data_order": "megatron", "packing": "best-fit"}, "leave out one"),
+    ("fill_in_middle_has_its_ids", 1, {"fim_rate": 0.5, "fim_prefix_id": 1}, "needs fim-middle-id, fim-suffix-id"),
+    ("fill_in_middle_has_its_ids", 1, {"fim_middle_id": 1}, "need fim-rate above 0"),
+    ("fill_in_middle_has_its_ids", 1, FIM | {"fim_middle_id": 1}, "must differ"),
+    ("fill_in_middle_has_its_ids", 1, FIM | {"vocab_size": 3}, "(3 ids)"),
+    ("stages_need_the_keyed_order", 1, FILES | {"data_order": "megatron", "data_stages": ["9 1 a"]}, "leave out"),
+    ("vocabulary_is_known", 1, {"vocab_size": None}, "the vocabulary is unknown"),
+    ("vocabulary_is_known", 1, {"tokenizer_type": "CharTokenizer"}, "CharTokenizer needs tokenizer-model"),
+    ("vocabulary_is_known", 1, {"tokenizer_type": "ByteTokenizer", "tokenizer_model": "x"},
+     "leave out tokenizer-model (x)"),
+    ("vocabulary_is_known", 1, {"tokenizer_type": "NullTokenizer", "vocab_size": None}, "needs vocab-size"),
+    # precision and rates
+    ("one_precision", 1, {"bf16": True, "fp64": True}, "at most one of bf16, fp64"),
+    ("loss_scale_is_for_fp16", 1, {"loss_scale": 8.0, "hysteresis": 3}, "loss-scale, hysteresis needs fp16"),
+    ("loss_scale_is_for_fp16", 1, {"fp16": True, "loss_scale": 8.0, "hysteresis": 3}, "loss-scale (8.0) is constant"),
+    ("loss_scale_is_for_fp16", 1, {"fp16": True, "initial_loss_scale": 0.5}, "min-loss-scale (1.0) must not pass"),
+    ("rates_are_in_order", 1, {"min_lr": 1.0}, "min-lr (1.0) must not pass lr (0.0003)"),
+    ("rates_are_in_order", 1, {"lr_warmup_init": 1.0}, "lr-warmup-init (1.0) must not pass lr"),
+    ("decay_has_the_unit_of_the_run", 1, {"lr_decay_samples": 9},
+     "lr-decay-samples (9) does not go with train-iters: use lr-decay-iters"),
+    ("decay_has_the_unit_of_the_run", 1, SAMPLES | {"lr_warmup_iters": 9}, "lr-warmup-iters (9) does not go"),
+    ("one_warmup", 1, {"lr_warmup_iters": 2, "lr_warmup_fraction": 0.1},
+     "warm-up is given twice, by lr-warmup-iters (2) and lr-warmup-fraction (0.1)"),
+    ("phases_fit_the_decay", 1, {"lr_warmup_iters": 11},
+     "lr-warmup-iters (11) must not pass lr-decay-iters (10): use lr-warmup-iters 10 or less"),
+    ("phases_fit_the_decay", 1, {"lr_decay_style": "WSD", "lr_warmup_iters": 6, "lr_wsd_decay_iters": 5},
+     "lr-warmup-iters (6) + lr-wsd-decay-iters (5) must not pass lr-decay-iters (10): use lr-warmup-iters 5 "
+     "or less, lr-wsd-decay-iters 4 or less, or lr-decay-iters 11 or more"),
+    ("wsd_has_a_last_phase", 1, {"lr_decay_style": "WSD"}, "WSD needs lr-wsd-decay-iters"),
+    ("wsd_has_a_last_phase", 1, {"lr_wsd_decay_iters": 5}, "lr-wsd-decay-iters needs lr-decay-style WSD, not linear"),
+    ("details_are_for_full", 1, {"recompute_method": "block"},
+        "recompute-method (block) needs recompute-granularity full, not none"),
+    ("details_are_for_full", 1, {"recompute_granularity": "selective", "recompute_num_layers": 2},
+        "recompute-num-layers (2) needs recompute-granularity full, not selective"),
+    ("layers_are_there_to_recompute", 1, {"recompute_granularity": "full", "recompute_num_layers": 99},
+        "recompute-num-layers (99) must not pass num-layers"),
+    # checkpoints
+    ("best_needs_a_validation_at_each_save", 1,
+        {"keep_best_n_checkpoints": 2, "save_interval": 30, "eval_interval": 20},
+        "save-interval (30) must divide by eval-interval (20): use save-interval 20 or 40"),
+    ("best_needs_a_validation_at_each_save", 1, {"keep_best_n_checkpoints": 2, "save_interval": 30, "eval_interval": 0},
+        "keep-best-n-checkpoints (2) needs validations, eval-interval is 0: use eval-interval 30"),
+    ("retained_steps_are_saved", 1, {"save_retain_interval": 70, "save_interval": 20},
+        "save-retain-interval (70) must divide by save-interval (20): use save-retain-interval 60 or 80"),
+    ("forced_by_a_known_name", 1, {"force_resume": ["seed", "slit"]}, "slit is no setting - did you mean split?"),
+    ("forced_by_a_known_name", 1, {"force_resume": ["num_layers"]}, "it may change without force, or never"),
+    ("rollback_has_a_checkpoint", 1, {"on_bad_step": "rollback"}, "give save-interval"),
+    ("rollback_needs_an_endless_order", 1,
+        {"on_bad_step": "rollback", "save_interval": 2, "data_order": "megatron"}, "use on-bad-step skip, or"),
+    ("something_makes_a_bad_step", 1, {"on_bad_step": "skip", "check_for_nan_in_loss_and_grad": False},
+        "on-bad-step skip needs check-for-nan-in-loss-and-grad or check-for-spiky-loss"),
+]  # fmt: skip

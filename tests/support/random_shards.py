@@ -1,0 +1,93 @@
+"""Random whole tensors in, the boxes of N ranks out: a cut that no parallelism explains, so that none is assumed."""
+
+import random
+import zlib
+
+import torch
+from torch import Tensor
+
+from megascratch.checkpoint.backend.backend import AnyLease
+from megascratch.checkpoint.format.io import raw_bytes
+from megascratch.checkpoint.save import write_step
+from megascratch.checkpoint.write_plan import agree_on_write_plan
+from megascratch.parallel.mesh import Axis
+from megascratch.parallel.shard import Box
+from megascratch.parallel.sharded_tensor import ShardedTensor
+from megascratch.storage.path import Place
+
+SHAPES = {
+    "param.embedding": ((37, 6), torch.bfloat16),
+    "param.layers.0.qkv": ((18, 6), torch.float32),
+    "param.layers.1.deep": ((3, 4, 5), torch.float16),
+    "param.norm": ((7,), torch.float64),
+    "optim.scalar": ((), torch.float32),
+    "optim.counts": ((5,), torch.int64),
+    "optim.nothing": ((0, 4), torch.float32),
+}
+
+
+def world(size: int = 1, rank: int = 0, group=None) -> Axis:
+    return Axis("world", size, rank, tuple(range(size)), group)
+
+
+def whole(name: str, shapes=SHAPES) -> Tensor:
+    """The true tensor, from its name alone; some elements are NaN, infinite or -0."""
+    shape, dtype = shapes[name]
+    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+    if not dtype.is_floating_point:
+        return torch.randint(-(2**60), 2**60, shape, generator=generator, dtype=dtype)
+    tensor = torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+    if tensor.numel() > 4:
+        tensor.view(-1)[:4] = torch.tensor([torch.nan, torch.inf, -torch.inf, -0.0])
+    return tensor
+
+
+def bits(tensor: Tensor) -> list[int]:
+    return tensor.clone(memory_format=torch.contiguous_format).reshape(-1).view(torch.uint8).tolist()
+
+
+def random_boxes(shape: tuple[int, ...], cuts: int, draw: random.Random) -> list[Box]:
+    """Disjoint boxes that fill a tensor: each cut halves a box somewhere along some dim."""
+    boxes = [Box((0,) * len(shape), shape)]
+    for _ in range(cuts):
+        box = boxes.pop(draw.randrange(len(boxes)))
+        dims = [dim for dim, size in enumerate(box.shape) if size > 1]
+        if not dims:
+            boxes.append(box)
+            continue
+        dim = draw.choice(dims)
+        at = draw.randrange(box.start[dim] + 1, box.stop[dim])
+        boxes.append(Box(box.start, (*box.stop[:dim], at, *box.stop[dim + 1 :])))
+        boxes.append(Box((*box.start[:dim], at, *box.start[dim + 1 :]), box.stop))
+    return boxes
+
+
+def shards_of_rank(rank: int, ranks: int, seed: int, filled: bool, shapes=SHAPES) -> list[ShardedTensor]:
+    """What a rank holds of every tensor in the cut number `seed`: some boxes as copy 0, some of others' as copies.
+
+    The tensors are views with strides, as ZeRO-1's are.
+    """
+    draw, held = random.Random(seed), []
+    for name, (shape, dtype) in shapes.items():
+        for box in random_boxes(shape, draw.randrange(2 * ranks), draw):
+            owner = draw.randrange(ranks)
+            reader = draw.randrange(ranks)
+            for copy, holder in enumerate((owner, reader)[: 1 + (reader != owner)]):
+                if holder == rank:
+                    room = torch.full((*box.shape, 2), 77).to(dtype)[..., 0]
+                    if filled:
+                        room.copy_(whole(name, shapes)[box.slices])
+                    held.append(ShardedTensor(name, shape, box, room, copy))
+    return held
+
+
+def names_that_differ(held: list[ShardedTensor], shapes=SHAPES) -> list[str]:
+    """The names whose tensor differs from the whole in any bit."""
+    return [h.name for h in held if bits(h.tensor) != bits(whole(h.name, shapes)[h.box.slices])]
+
+
+def write(lease: AnyLease, step: int) -> Place:
+    """One whole step by one process."""
+    share = agree_on_write_plan(shards_of_rank(0, 1, 0, filled=True), world())
+    raw = lambda index: raw_bytes(share.layout.slots[index].tensor)  # noqa: E731
+    return write_step(lease.folder, lease.inside, step, share, raw, {}, world())

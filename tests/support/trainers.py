@@ -1,0 +1,59 @@
+"""On a rank: a trainer of the config's layout, and some steps on the samples that its state says are next."""
+from typing import NamedTuple
+
+from megascratch.checkpoint import load, save
+from megascratch.config.settings import Config
+from megascratch.data.samples.microbatches import sample_numbers
+from megascratch.training.state import TrainState
+from megascratch.training.trainer import Trainer
+from tests.support.layout_runs import synthetic_batch
+from tests.support.rank_pool import mesh_of
+
+
+class StepRecord(NamedTuple):
+    """One step: the global loss and norm, and the samples that this rank has read."""
+
+    loss: float
+    norm: float
+    samples: list[int]
+
+
+def build_trainer(config: Config) -> Trainer:
+    sizes = config.parallel
+    tp, pp, dp = sizes.tensor_model_parallel_size, sizes.pipeline_model_parallel_size, sizes.data_parallel_size or 1
+    return Trainer(config, mesh_of(tp, pp, dp, config.training.device or "cpu"))
+
+
+def train_steps(trainer: Trainer, state: TrainState, steps: int) -> list[StepRecord]:
+    """Each step at its own learning rate."""
+    training, dp, played = trainer.config.training, trainer.mesh.dp, []
+    size, total = training.micro_batch_size, training.global_batch_size
+    for _ in range(steps):
+        numbers = [sample_numbers(state.consumed_samples, m, size, dp.rank, dp.size)
+                   for m in range(total // (size * dp.size))]  # fmt: skip
+        result = trainer.train_step(
+            [synthetic_batch(trainer.config, n) for n in numbers], 1e-2 / (1 + state.step), state.step + 1
+        )
+        state.step, state.consumed_samples = state.step + 1, state.consumed_samples + total
+        played.append(StepRecord(trainer.global_loss(result.loss), result.grad_norm, [n for some in numbers for n in some]))
+    return played
+
+
+
+def train_and_save(config: Config, folder: str) -> tuple[list[tuple[float, float]], list]:
+    """On a rank: two steps, a checkpoint, two more steps without it; what these told and left."""
+    trainer, state = build_trainer(config), TrainState()
+    train_steps(trainer, state, 2)
+    trainer.save_scalars(state)
+    save(folder, state.step, trainer.held(), {"train_state": state.to_dict()}, trainer.mesh.world)
+    told = [step[:2] for step in train_steps(trainer, state, 2)]
+    return told, [held.tensor.clone() for held in trainer.held()]
+
+
+def load_and_train(config: Config, folder: str) -> tuple[list[tuple[float, float]], list]:
+    """On a rank: a new trainer goes on from the checkpoint."""
+    trainer = build_trainer(config)
+    state = TrainState.from_dict(load(folder, trainer.held(), trainer.mesh.world)["train_state"])
+    trainer.restore(state)
+    told = [step[:2] for step in train_steps(trainer, state, 2)]
+    return told, [held.tensor.clone() for held in trainer.held()]
