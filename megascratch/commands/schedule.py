@@ -4,7 +4,7 @@
     megascratch schedule check mine.csv
     megascratch schedule compare 1f1b zb_h1 zb_v --stages 4 --microbatches 8
     megascratch schedule csv zb_h1 --stages 4 --microbatches 8 --output zb_h1.csv
-    megascratch schedule play interleaved --virtual-stages 3 --stages 8 --microbatches 24 --times times.csv --json
+    megascratch schedule simulate interleaved --virtual-stages 3 --stages 8 --microbatches 24 --times times.csv --json
 """
 
 import argparse
@@ -237,7 +237,7 @@ def _write(path: str, text: str) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="megascratch schedule", description=__doc__, epilog=NOTE,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    verbs = parser.add_subparsers(required=True, metavar="show|check|compare|csv|play")
+    verbs = parser.add_subparsers(required=True, metavar="show|check|compare|csv|simulate")
     about = f"{', '.join(NAMES)}, or a .csv file"
     for name, run in {"show": show, "check": prove, "compare": compare, "csv": write, "play": simulate_times}.items():
         verb = verbs.add_parser(name, help=run.__doc__, epilog=NOTE)

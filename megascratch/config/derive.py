@@ -8,7 +8,7 @@ What stays None is told later: `vocab_size` and `tokenizer_type` by the tokenize
 from typing import Any
 
 from megascratch.config.fields import flat, with_fields
-from megascratch.config.laws.layout import FOLDED
+from megascratch.config.pipeline_split import FOLDED
 from megascratch.config.settings import Config
 
 

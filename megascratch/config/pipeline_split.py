@@ -20,6 +20,8 @@ class CutError(SettingError):
         self.broken = Broken(law, remedies, otherwise)
         super().__init__(complaint(self.broken, lambda setting, value: True))
 
+FOLDED = ("zb_v", "dualpipe_v")  # schedules whose two chunks per rank lie in a V
+
 
 def layer_cut(
     num_layers: int,

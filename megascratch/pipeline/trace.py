@@ -55,7 +55,7 @@ class Trace:
 
     @cached_property
     def typical(self) -> Timeline:
-        """Each action takes what its kind took on its virtual stage: as `schedule play --times` shows it."""
+        """Each action takes what its kind took on its virtual stage: as `schedule simulate --times` shows it."""
         return simulate(self.orders, cost_of(self.times, self.placement), self.placement)
 
     @cached_property

@@ -1,7 +1,7 @@
 """One step of the run under the clock: a picture of what happened over what the simulator plays, the times, the spans.
 
     schedule_step_5.svg    both timelines
-    schedule_step_5.csv    mean times of each virtual stage, for `megascratch schedule play --times`
+    schedule_step_5.csv    mean times of each virtual stage, for `megascratch schedule simulate --times`
     schedule_step_5.json   every span of every rank, and the figures
 """
 
@@ -36,7 +36,7 @@ def write(trace: Trace, parallel: ParallelConfig, step: int, seconds: float, fol
     }
     figure = chart.stacked({f"{title}: {_figures(line)}": line for title, line in titles.items()})
     answer = json.dumps(_answer(trace, again[0], step, seconds), indent=1) + "\n"
-    command = f"megascratch schedule play {' '.join(again)} --times {times}"
+    command = f"megascratch schedule simulate {' '.join(again)} --times {times}"
     written = f"  picture {picture} | spans {spans} | again: {command}"
     try:
         write_whole(picture, lambda path: figure.savefig(path, format="svg"))

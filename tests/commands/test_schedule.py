@@ -55,7 +55,7 @@ def test_csv_is_read_again(capsys, tmp_path):
 def play(capsys, tmp_path, times: str, *argv: str) -> dict:
     path = tmp_path / "times.csv"
     path.write_text(times)
-    return json.loads(said(capsys, "play", *argv, "--times", str(path), "--json"))
+    return json.loads(said(capsys, "simulate", *argv, "--times", str(path), "--json"))
 
 
 def test_play_takes_measured_times(capsys, tmp_path):
@@ -92,11 +92,11 @@ TIMES = {"lacks": "F,B\n1,1\n", "negative": "F,B,W\n1,-1,1\n", "empty": "F,B,W\n
     (["csv", "1f1b", "--output", "/none/x.csv"], "cannot write /none/x.csv"),
     (["check", "none.csv"], "cannot read the schedule none.csv"),
     (["check", "zb_h2", "--blocking"], "zb_h2: circular wait: rank 0 waits at"),
-    (["play", "1f1b", "--times", "none"], "cannot read the times"),
-    (["play", "1f1b", "--times", "lacks"], "has no column W: its first line must name F, B, W, comm"),
-    (["play", "1f1b", "--times", "negative"], ":2: B ('-1') must be a time, 0 or more"),
-    (["play", "1f1b", "--times", "empty"], "has no row of times under its header"),
-    (["play", "1f1b", "--times", "three"], "times of 3 stages, but 4 ranks of 1 virtual stages: give 1 or 4 rows"),
+    (["simulate", "1f1b", "--times", "none"], "cannot read the times"),
+    (["simulate", "1f1b", "--times", "lacks"], "has no column W: its first line must name F, B, W, comm"),
+    (["simulate", "1f1b", "--times", "negative"], ":2: B ('-1') must be a time, 0 or more"),
+    (["simulate", "1f1b", "--times", "empty"], "has no row of times under its header"),
+    (["simulate", "1f1b", "--times", "three"], "times of 3 stages, but 4 ranks of 1 virtual stages: give 1 or 4 rows"),
 ])
 def test_what_a_user_can_mend_is_one_line(capsys, tmp_path, monkeypatch, argv, complaint):
     monkeypatch.chdir(tmp_path)

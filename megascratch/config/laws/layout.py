@@ -2,11 +2,9 @@
 
 from collections.abc import Callable
 
-from megascratch.config.pipeline_split import CutError, layer_cut
+from megascratch.config.pipeline_split import FOLDED, CutError, layer_cut
 from megascratch.config.remedies import WORLD, Broken, Remedy, each, near_multiples
 from megascratch.config.suggestions import choice, divisors
-
-FOLDED = ("zb_v", "dualpipe_v")  # schedules whose two chunks per rank lie in a V
 
 
 def layout_fits_the_world(
