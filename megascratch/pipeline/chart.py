@@ -1,6 +1,6 @@
 """A timeline in, a picture out: lines of coloured text for the terminal, a chart for a file."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from rich.text import Text
@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLORS = {"F": "#4c9be8", "B": "#57b894", "I": "#57b894", "W": "#f2b84b"}  # F forward, B and I backward, W weights
+COLORS = {"F": "#4c9be8", "B": "#57b894", "I": "#57b894", "W": "#f2b84b"}
+MEANINGS = {"F": "forward", "B": "backward", "I": "input gradient", "W": "weight gradient"}
+"""Operation -> its words in the legend."""
 
 
 def terminal(timeline: Timeline, unit: float) -> list[Text]:
@@ -32,11 +34,12 @@ def figure(timeline: Timeline, title: str) -> "Figure":
 
 
 def stacked(timelines: Mapping[str, Timeline]) -> "Figure":
-    """Timelines of as many ranks one under the other, by title, on one axis of time."""
+    """Timelines one under the other on one axis of time, by title, with a legend of the operations that occur."""
     from matplotlib.figure import Figure  # slow to import, and most runs draw nothing
+    from matplotlib.patches import Patch
 
     ranks = max(len(timeline.spans) for timeline in timelines.values())
-    chart = Figure(figsize=(14, len(timelines) * (0.6 * ranks + 1.0) + 0.4), layout="constrained")
+    chart = Figure(figsize=(14, len(timelines) * (0.6 * ranks + 1.0) + 0.8), layout="constrained")
     rows = chart.subplots(len(timelines), sharex=True, squeeze=False)[:, 0]
     for axes, (title, timeline) in zip(rows, timelines.items(), strict=True):
         _bars(axes, timeline)
@@ -44,7 +47,28 @@ def stacked(timelines: Mapping[str, Timeline]) -> "Figure":
         axes.invert_yaxis()
         axes.spines[["top", "right", "left"]].set_visible(False)
     rows[-1].set(xlabel="time", xlim=(0, max(timeline.total for timeline in timelines.values())))
+    handles = [Patch(color=color, alpha=alpha, label=label) for label, color, alpha in _legend(timelines.values())]
+    chart.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
     return chart
+
+
+def _legend(timelines: Iterable[Timeline]) -> list[tuple[str, str, float]]:
+    """(words, color, opacity) of each kind of bar that occurs, and of the empty space."""
+    actions = {span.action for timeline in timelines for spans in timeline.spans for span in spans}
+    entries = [
+        (f"{op}: {meaning}", COLORS[op], 1.0)
+        for op, meaning in MEANINGS.items()
+        if any(action.op == op for action in actions)
+    ]
+    if any(action.chunk > 0 for action in actions):
+        entries.append(("paler: later model chunks of the rank", COLORS["F"], _opacity(1)))
+    entries.append(("number: micro-batch", "white", 0.0))
+    entries.append(("empty: idle (the bubble)", "white", 0.0))
+    return entries
+
+
+def _opacity(chunk: int) -> float:
+    return max(0.45, 1 - 0.3 * chunk)
 
 
 def _bars(axes: "Axes", timeline: Timeline) -> None:
@@ -52,5 +76,5 @@ def _bars(axes: "Axes", timeline: Timeline) -> None:
         for action, start, end in spans:
             if action.op in COMPUTE and end > start:
                 axes.barh(rank, end - start, left=start, height=0.9, color=COLORS[action.op],
-                          alpha=max(0.45, 1 - 0.3 * action.chunk), edgecolor="white", linewidth=0.5)  # fmt: skip
+                          alpha=_opacity(action.chunk), edgecolor="white", linewidth=0.5)  # fmt: skip
                 axes.text((start + end) / 2, rank, str(action.microbatch), ha="center", va="center", fontsize=7)
