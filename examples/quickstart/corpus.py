@@ -9,6 +9,7 @@ import hashlib
 import json
 import sysconfig
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 LEFT_OUT = {"test", "tests", "idle_test", "lib2to3", "site-packages", "dist-packages", "__pycache__", "ensurepip"}
@@ -40,13 +41,14 @@ def main() -> None:
     parser.add_argument(
         "--root", type=Path, default=Path(sysconfig.get_paths()["stdlib"]), help="default: the standard library"
     )
+    parser.add_argument("--files", type=int, help="stop after so many files (default: all)")
     options = parser.parse_args()
     options.output_dir.mkdir(parents=True, exist_ok=True)
     counts = {"train": [0, 0], "heldout": [0, 0]}
     paths = {kind: options.output_dir / f"{kind}.jsonl" for kind in counts}
     with paths["train"].open("w", encoding="utf-8") as train, paths["heldout"].open("w", encoding="utf-8") as heldout:
         files = {"train": train, "heldout": heldout}
-        for name, text in documents(options.root):
+        for name, text in islice(documents(options.root), options.files):
             kind = "heldout" if is_held_out(name) else "train"
             files[kind].write(json.dumps({"text": text, "name": name}, ensure_ascii=False) + "\n")
             counts[kind][0] += 1

@@ -8,8 +8,8 @@ from pathlib import Path
 SCRIPT = Path(__file__).parents[2] / "examples" / "quickstart" / "corpus.py"
 
 
-def make(root, output):
-    command = [sys.executable, str(SCRIPT), "--output-dir", str(output), "--root", str(root)]
+def make(root, output, *more):
+    command = [sys.executable, str(SCRIPT), "--output-dir", str(output), "--root", str(root), *more]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     files = [output / "train.jsonl", output / "heldout.jsonl"]
     return done.stdout, [[json.loads(line) for line in file.read_text().splitlines()] for file in files]
@@ -34,3 +34,14 @@ def test_files_are_held_out_by_their_name_alone(tmp_path):
     (root / "another.py").write_text("new")
     again = make(root, tmp_path / "two")[1][1]
     assert {record["name"] for record in heldout} <= {record["name"] for record in again} <= {*names, "another.py"}
+
+
+def test_a_number_of_files_takes_the_first_ones_of_the_whole(tmp_path):
+    root = tmp_path / "lib"
+    root.mkdir()
+    for number in range(30):
+        (root / f"module{number:02}.py").write_text(f"# {number}\n")
+    _, whole = make(root, tmp_path / "whole")
+    _, part = make(root, tmp_path / "part", "--files", "12")
+    first = sorted(record["name"] for records in whole for record in records)[:12]
+    assert sorted(record["name"] for records in part for record in records) == first

@@ -1,0 +1,278 @@
+"""Writes the generated half of the reference as Markdown: settings, command line, Python, formats.
+
+The pages in docs/reference/ have a few words each and include what this file writes into docs/reference/generated/.
+It runs before every build, so the reference is that of the code. By hand: `python docs/generate_reference.py`.
+"""
+
+import argparse
+import ast
+import contextlib
+import importlib
+import inspect
+import io
+import os
+import re
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from megascratch.commands import VERBS
+from megascratch.config import settings
+from megascratch.config.fields import SECTION_OF, SECTIONS, flag
+from megascratch.config.ranges import RANGES
+from megascratch.config.resume_rules import KINDS, ROWS
+
+TAKES_SETTINGS = ("pretrain", "verify", "doctor")
+"""Verbs whose flags are the settings, too."""
+
+PYTHON = {
+    "Settings": ["megascratch.config.load", "megascratch.config.derive", "megascratch.config.laws"],
+    "Tokenizers": ["megascratch.tokenizer"],
+    "Token files and samples": [
+        "megascratch.data.tokens.token_files",
+        "megascratch.data.samples.dataset",
+        "megascratch.data.samples.batch",
+        "megascratch.data.samples.microbatches",
+    ],
+    "Ranks": ["megascratch.parallel.grid", "megascratch.parallel.mesh", "megascratch.parallel.shard"],
+    "Pipeline": [
+        "megascratch.pipeline.schedule",
+        "megascratch.pipeline.passes",
+        "megascratch.pipeline.simulate",
+        "megascratch.pipeline.stage",
+        "megascratch.pipeline.runtime",
+    ],
+    "Training": [
+        "megascratch.training.setup",
+        "megascratch.training.trainer",
+        "megascratch.training.state",
+        "megascratch.training.loop",
+    ],
+    "Checkpoints": [
+        "megascratch.checkpoint",
+        "megascratch.checkpoint.open_checkpoint",
+        "megascratch.checkpoint.tools.dcp",
+    ],
+    "Evaluation and generation": [
+        "megascratch.inference.load",
+        "megascratch.inference.evaluate",
+        "megascratch.inference.generate",
+    ],
+    "Proof": ["megascratch.verification.verify", "megascratch.verification.layouts"],
+}
+"""Headline -> modules worth calling from Python; their public names are listed."""
+
+FORMATS = {
+    "Token ids, `.bin`": "megascratch.data.tokens.token_files",
+    "Index of the token ids, `.idx`": "megascratch.data.tokens.idx_format",
+    "Manifest of a corpus, `.json`": "megascratch.data.tokens.manifest",
+    "Loss mask of a corpus": "megascratch.data.tokens.loss_mask",
+    "Checkpoint: a step's folder": "megascratch.checkpoint.steps",
+    "Checkpoint: `manifest.json`": "megascratch.checkpoint.format.manifest",
+    "Checkpoint: `.safetensors` files": "megascratch.checkpoint.format.file_format",
+    "Pipeline schedule, `.csv`": "megascratch.pipeline.csv_schedule",
+    "Times of the stages, `.csv`": "megascratch.pipeline.stage_times",
+    "Skipped samples, `.jsonl`": "megascratch.training.health.skipped_samples",
+    "Heartbeat of a rank": "megascratch.runtime.heartbeat",
+}
+"""Headline -> the module whose docstring is the specification."""
+
+
+def write_all(folder: Path) -> None:
+    """Writes the four pages into `folder`; a page that has not changed is not touched."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pages = {"settings": settings_page(), "command-line": command_line_page(), "python": python_page(),
+             "formats": formats_page()}  # fmt: skip
+    for name, text in pages.items():
+        file = folder / f"{name}.md"
+        if not file.exists() or file.read_text(encoding="utf-8") != text:
+            file.write_text(text, encoding="utf-8")
+
+
+# ---- settings ------------------------------------------------------------------------------------------------------
+
+
+def settings_page() -> str:
+    """A table per section: name, type, default, allowed values, what a resume says, meaning."""
+    meanings = _attribute_docstrings(settings)
+    on_resume = {name: row.kind for row in ROWS for name in row.names.split()}
+    lines = []
+    for section, record in SECTIONS.items():
+        lines += [f"## {section}", "", inspect.getdoc(record) or "", ""]
+        lines += ["| setting | type | default | on resume | meaning |", "|---|---|---|---|---|"]
+        for name, field in record.__dataclass_fields__.items():
+            allowed = f" Must be {RANGES[name].words()}." if name in RANGES else ""
+            cells = [
+                f"`{name}`",
+                _type_words(field.type),
+                f"`{field.default}`",
+                on_resume.get(name, ""),
+                meanings[record.__name__, name] + allowed,
+            ]
+            lines.append("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |")
+        lines.append("")
+    lines += ["## What a resume says of a change", ""]
+    lines += [f"* **{kind}**: {words}." for kind, words in KINDS.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _attribute_docstrings(module: Any) -> dict[tuple[str, str], str]:
+    """(class, attribute) -> the string literal that follows the attribute in the source."""
+    found = {}
+    for node in ast.parse(inspect.getsource(module)).body:
+        if not isinstance(node, ast.ClassDef):
+            continue
+        for statement, following in zip(node.body, node.body[1:], strict=False):
+            is_text = isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
+            if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name) and is_text:
+                found[node.name, statement.target.id] = inspect.cleandoc(following.value.value)
+    return found
+
+
+def _type_words(hint: Any) -> str:
+    """`Literal["a", "b"] | None` -> a, b; `list[str] | None` -> list of str."""
+    text = hint if isinstance(hint, str) else getattr(hint, "__name__", None) or str(hint)
+    if not isinstance(hint, str) and not isinstance(hint, type):
+        text = str(hint)
+    text = text.replace("typing.", "").replace(" | None", "")
+    text = re.sub(r"Optional\[(.*)\]$", r"\1", text)
+    text = re.sub(r"list\[(\w+)\]", r"list of \1", text)
+    text = re.sub(r"Literal\[(.*)\]", lambda match: match[1].replace("'", "`"), text, flags=re.DOTALL)
+    return text
+
+
+# ---- command line --------------------------------------------------------------------------------------------------
+
+
+def command_line_page() -> str:
+    """Every verb and sub-verb with its help."""
+    lines = []
+    for verb, summary in VERBS.items():
+        lines += [f"## {verb}", "", f"{summary[0].upper()}{summary[1:]}.", ""]
+        if verb == "pretrain":
+            launcher = importlib.import_module("megascratch.commands.pretrain").HELP
+            lines += ["```text", launcher.rstrip(), "```", ""]
+        else:
+            for parser in _parsers(verb):
+                lines += ["```text", parser.format_help().rstrip(), "```", ""]
+        if verb in TAKES_SETTINGS:
+            lines += [
+                "Every setting is a flag: see [settings](settings.md), for example `num_layers` is "
+                f"`{flag('num_layers')}`. `--config FILE` reads settings from YAML; flags override the file. "
+                "A setting that is true or false is switched on by `--NAME` and off by `--no-NAME`.",
+                "",
+            ]
+    return "\n".join(lines) + "\n"
+
+
+def _parsers(verb: str) -> Iterator[argparse.ArgumentParser]:
+    """The verb's parser, caught where it would print its help, and those of its sub-verbs."""
+    caught: list[argparse.ArgumentParser] = []
+
+    def catch(parser: argparse.ArgumentParser, file: Any = None) -> None:
+        caught.append(parser)
+
+    command = importlib.import_module(f"megascratch.commands.{verb}")
+    with (
+        mock.patch.object(argparse.ArgumentParser, "print_help", catch),
+        mock.patch.dict(os.environ, {"COLUMNS": "100"}),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.suppress(SystemExit),
+    ):
+        command.main(["--help"])
+    (top,) = caught
+    yield top
+    for action in top._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            yield from action.choices.values()
+
+
+# ---- Python --------------------------------------------------------------------------------------------------------
+
+
+def python_page() -> str:
+    """Signatures and docstrings of what is worth calling."""
+    lines = []
+    for headline, modules in PYTHON.items():
+        lines += [f"## {headline}", ""]
+        for module_name in modules:
+            module = importlib.import_module(module_name)
+            lines += [f"````{{py:module}} {module_name}", "````", ""]
+            for name in _public_names(module):
+                lines += _entry(module_name, name, getattr(module, name))
+    return "\n".join(lines) + "\n"
+
+
+def _public_names(module: Any) -> list[str]:
+    """Those of `__all__`, else functions and classes that are defined here and have a docstring of their own."""
+    names = getattr(module, "__all__", None) or [
+        name for name, thing in vars(module).items() if getattr(thing, "__module__", "") == module.__name__
+    ]
+    found = []
+    for name in names:
+        thing = getattr(module, name)
+        is_callable = inspect.isclass(thing) or inspect.isfunction(thing)
+        if is_callable and not name.startswith("_") and thing.__doc__:
+            found.append(name)
+    return found
+
+
+def _entry(module_name: str, name: str, thing: Any) -> list[str]:
+    kind = "class" if inspect.isclass(thing) else "function"
+    lines = [f"`````{{py:{kind}}} {module_name}.{name}{_signature(thing)}", _markdown(inspect.getdoc(thing) or "")]
+    if kind == "class":
+        for method_name, method in vars(thing).items():
+            raw = method.__func__ if isinstance(method, classmethod | staticmethod) else method
+            if method_name.startswith("_") or not inspect.isfunction(raw) or not raw.__doc__:
+                continue
+            lines += ["", f"````{{py:method}} {method_name}{_signature(raw, skip_self=True)}"]
+            lines += [_markdown(inspect.getdoc(raw) or ""), "````"]
+    return [*lines, "`````", ""]
+
+
+def _signature(thing: Any, skip_self: bool = False) -> str:
+    """(a, b=1), without annotations."""
+    try:
+        parameters = list(inspect.signature(thing).parameters.values())
+    except ValueError:
+        return ""
+    if skip_self and parameters and parameters[0].name in ("self", "cls"):
+        parameters = parameters[1:]
+    plain = [parameter.replace(annotation=inspect.Parameter.empty) for parameter in parameters]
+    text = str(inspect.Signature(plain))
+    return re.sub(r"<[^>]*>", "...", text)
+
+
+def _markdown(docstring: str) -> str:
+    """`Args:` and `Raises:` become lists; all else is read as Markdown already, drawings included."""
+    blocks = re.split(r"^(Args|Raises|Returns|Yields):\n", docstring, flags=re.MULTILINE)
+    text = blocks[0]
+    for title, body in zip(blocks[1::2], blocks[2::2], strict=True):
+        indented, rest = _leading_indented(body)
+        items = re.sub(r"^(\w[\w.*]*): ", r"* `\1`: ", textwrap.dedent(indented), flags=re.MULTILINE)
+        text += f"\n**{title}**\n\n{items}\n{rest}"
+    return text
+
+
+def _leading_indented(text: str) -> tuple[str, str]:
+    lines = text.splitlines()
+    end = next((i for i, line in enumerate(lines) if line and not line.startswith(" ")), len(lines))
+    return "\n".join(lines[:end]), "\n".join(lines[end:])
+
+
+# ---- formats -------------------------------------------------------------------------------------------------------
+
+
+def formats_page() -> str:
+    """The specifications, which are the docstrings of the modules that read and write."""
+    lines = []
+    for headline, module_name in FORMATS.items():
+        docstring = inspect.getdoc(importlib.import_module(module_name)) or ""
+        lines += [f"## {headline}", "", f"Read and written by `{module_name}`.", "", docstring, ""]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    write_all(Path(__file__).resolve().parent / "reference" / "generated")
