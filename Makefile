@@ -3,7 +3,7 @@ PYTHON ?= python3
 IN := PATH="$(CURDIR)/.venv/bin:$$PATH"
 BUILD := pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
 TESTS := folder=$$(mktemp -d) && $(IN) python -m pytest -q --basetemp="$$folder/run"# no run meets what another left
-.PHONY: quickstart test test-deep test-gpu lint bench fuzz
+.PHONY: quickstart test test-deep test-gpu lint bench fuzz docs
 
 quickstart: .venv/.run
 	$(IN) bash examples/quickstart/run.sh
@@ -18,13 +18,15 @@ fuzz:
 	$(CXX) -std=c++17 -g -O1 -Wno-psabi -fsanitize=address,undefined -fno-sanitize-recover=all csrc/fuzz.cpp -o build/fuzz
 	build/fuzz 10000000
 bench: .venv/.run
-	for script in benchmarks/bench_*.py; do $(IN) python $$script || exit 1; done
+	$(IN) python benchmarks/run_all.py
+docs: .venv/.docs
+	$(IN) sphinx-build -q -W --keep-going -b html docs build/docs
 
 .venv/.run: $(BUILD) | .venv
 	.venv/bin/pip install -q -c constraints.txt -e .
 	touch $@
-.venv/.dev: $(BUILD) | .venv
-	.venv/bin/pip install -q -c constraints.txt -e '.[dev]'
+.venv/.dev .venv/.docs: $(BUILD) | .venv
+	.venv/bin/pip install -q -c constraints.txt -e '.[$(@:.venv/.%=%)]'
 	touch $@ .venv/.run
 .venv:
 	$(PYTHON) -m venv .venv

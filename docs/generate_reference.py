@@ -20,7 +20,7 @@ from unittest import mock
 
 from megascratch.commands import VERBS
 from megascratch.config import settings
-from megascratch.config.fields import SECTION_OF, SECTIONS, flag
+from megascratch.config.fields import SECTIONS, flag
 from megascratch.config.ranges import RANGES
 from megascratch.config.resume_rules import KINDS, ROWS
 

@@ -73,8 +73,8 @@ def test_no_file_is_longer_than_500_lines():
     assert law.long_files(ROOT, [*patterns, "csrc/*", "examples/**/*.sh"], most=500) == []
 
 
-def test_the_makefile_has_at_most_30_lines():
-    assert law.long_files(ROOT, ["Makefile"], most=30) == []
+def test_the_makefile_has_at_most_40_lines():
+    assert law.long_files(ROOT, ["Makefile"], most=40) == []
 
 
 def test_no_function_is_longer_than_70_lines():
