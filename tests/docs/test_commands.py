@@ -9,43 +9,57 @@ import pytest
 
 from tests.support import doc_blocks as law
 
-QUICK = ("guides/schedules", "extending", "coming-from", "reference/settings")
+QUICK = ("guides/schedules", "extending", "coming-from")
 """Pages below docs/ whose blocks take seconds together."""
 NOT_RUN_AT_MOST = 10
 README_LINES_AT_MOST = 150
 
 PAGES = law.pages()
-RUNNABLE = [page for page in PAGES if any(block.language in law.RUN for block in law.blocks(page))]
 
 
 def name_of(page: Path) -> str:
     return str(page.relative_to(law.ROOT).with_suffix("")).removeprefix("docs/")
 
 
-def is_quick(page: Path) -> bool:
-    return name_of(page) in QUICK
+def is_run(block: law.Block) -> bool:
+    return block.language in law.RUN and block.reason_not_run is None
 
 
-def problems_of(page: Path, folder: Path) -> list[str]:
-    """Runs a page's blocks up to the first one that fails: what follows it needs what it makes."""
+def walks() -> dict[str, list[Path]]:
+    """Pages that are run one after the other in one folder: each for itself, but the tutorial's chapters together."""
+    found: dict[str, list[Path]] = {}
+    for page in PAGES:
+        if any(is_run(block) for block in law.blocks(page)):
+            name = "tutorial" if page.parent.name == "tutorial" else name_of(page)
+            found.setdefault(name, []).append(page)
+    return found
+
+
+WALKS = walks()
+LONG = [name for name in WALKS if name not in QUICK]
+
+
+def problems_of(walk: str, folder: Path) -> list[str]:
+    """Runs the blocks up to the first one that fails: what follows it needs what it makes."""
     law.prepare(folder)
-    for block in law.blocks(page):
-        if block.language in law.RUN and block.reason_not_run is None:
-            problem = law.run(block, folder, timeout=900.0)
-            if problem:
-                return [problem]
+    for page in WALKS[walk]:
+        for block in law.blocks(page):
+            if is_run(block):
+                problem = law.run(block, folder, timeout=900.0)
+                if problem:
+                    return [problem]
     return []
 
 
-@pytest.mark.parametrize("page", [page for page in RUNNABLE if is_quick(page)], ids=name_of)
-def test_every_block_runs_as_it_stands(page, tmp_path):
-    assert problems_of(page, tmp_path) == []
+@pytest.mark.parametrize("walk", QUICK)
+def test_every_block_runs_as_it_stands(walk, tmp_path):
+    assert problems_of(walk, tmp_path) == []
 
 
 @pytest.mark.deep
-@pytest.mark.parametrize("page", [page for page in RUNNABLE if not is_quick(page)], ids=name_of)
-def test_every_block_that_trains_runs_as_it_stands(page, tmp_path):
-    assert problems_of(page, tmp_path) == []
+@pytest.mark.parametrize("walk", LONG)
+def test_every_block_that_trains_runs_as_it_stands(walk, tmp_path):
+    assert problems_of(walk, tmp_path) == []
 
 
 def test_a_block_that_is_not_run_says_why_and_there_are_few_of_them():
