@@ -4,7 +4,7 @@ stopped, in a run of 4 ranks with a time-out of 5 s.
     python benchmarks/bench_faults.py
 
 Peer: torchrun's own restart of a script that does nothing but import torch takes 7.4 to 9.6 s after a death and 41.8 s
-after a SIGSTOP with the same time-out on two cores, when its store is made to work (see README).
+after a SIGSTOP with the same time-out on two cores, when its store is made to work (see docs/guides/multi-node.md).
 """
 
 import argparse

@@ -7,6 +7,7 @@ It runs before every build, so the reference is that of the code. By hand: `pyth
 import argparse
 import ast
 import contextlib
+import dataclasses
 import importlib
 import inspect
 import io
@@ -102,7 +103,8 @@ def settings_page() -> str:
     for section, record in SECTIONS.items():
         lines += [f"## {section}", "", inspect.getdoc(record) or "", ""]
         lines += ["| setting | type | default | on resume | meaning |", "|---|---|---|---|---|"]
-        for name, field in record.__dataclass_fields__.items():
+        for field in dataclasses.fields(record):
+            name = field.name
             allowed = f" Must be {RANGES[name].words()}." if name in RANGES else ""
             cells = [
                 f"`{name}`",
@@ -125,9 +127,10 @@ def _attribute_docstrings(module: Any) -> dict[tuple[str, str], str]:
         if not isinstance(node, ast.ClassDef):
             continue
         for statement, following in zip(node.body, node.body[1:], strict=False):
-            is_text = isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
-            if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name) and is_text:
-                found[node.name, statement.target.id] = inspect.cleandoc(following.value.value)
+            if not isinstance(statement, ast.AnnAssign) or not isinstance(statement.target, ast.Name):
+                continue
+            if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
+                found[node.name, statement.target.id] = inspect.cleandoc(str(following.value.value))
     return found
 
 
@@ -156,7 +159,10 @@ def command_line_page() -> str:
             lines += ["```text", launcher.rstrip(), "```", ""]
         else:
             for parser in _parsers(verb):
-                lines += ["```text", parser.format_help().rstrip(), "```", ""]
+                title = parser.prog.removeprefix("megascratch ")
+                lines += [] if title == verb else [f"### {title}", ""]
+                with mock.patch.dict(os.environ, {"COLUMNS": "100"}):
+                    lines += ["```text", parser.format_help().rstrip(), "```", ""]
         if verb in TAKES_SETTINGS:
             lines += [
                 "Every setting is a flag: see [settings](settings.md), for example `num_layers` is "
@@ -177,7 +183,6 @@ def _parsers(verb: str) -> Iterator[argparse.ArgumentParser]:
     command = importlib.import_module(f"megascratch.commands.{verb}")
     with (
         mock.patch.object(argparse.ArgumentParser, "print_help", catch),
-        mock.patch.dict(os.environ, {"COLUMNS": "100"}),
         contextlib.redirect_stdout(io.StringIO()),
         contextlib.suppress(SystemExit),
     ):
@@ -242,7 +247,7 @@ def _signature(thing: Any, skip_self: bool = False) -> str:
         parameters = parameters[1:]
     plain = [parameter.replace(annotation=inspect.Parameter.empty) for parameter in parameters]
     text = str(inspect.Signature(plain))
-    return re.sub(r"<[^>]*>", "...", text)
+    return re.sub(r"<\w[^>|]*>", "...", text)
 
 
 def _markdown(docstring: str) -> str:
@@ -251,7 +256,7 @@ def _markdown(docstring: str) -> str:
     text = blocks[0]
     for title, body in zip(blocks[1::2], blocks[2::2], strict=True):
         indented, rest = _leading_indented(body)
-        items = re.sub(r"^(\w[\w.*]*): ", r"* `\1`: ", textwrap.dedent(indented), flags=re.MULTILINE)
+        items = re.sub(r"^(\w[\w.*]*(?:, \w+)*): ", r"* `\1`: ", textwrap.dedent(indented), flags=re.MULTILINE)
         text += f"\n**{title}**\n\n{items}\n{rest}"
     return text
 

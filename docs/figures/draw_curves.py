@@ -1,4 +1,4 @@
-"""Draws loss-curve.svg from the metrics of the tutorial's own run: `python docs/figures/draw_curves.py METRICS.jsonl`."""
+"""Draws loss-curve.svg from the metrics of the tutorial's run: `python docs/figures/draw_curves.py METRICS.jsonl`."""
 
 import json
 import sys
