@@ -55,9 +55,9 @@ class Block(NamedTuple):
 
 
 def pages() -> list[Path]:
-    """The README and every page of the documentation that a person wrote."""
+    """README, SECURITY and every page of the documentation that a person wrote."""
     written = [page for page in (ROOT / "docs").rglob("*.md") if "generated" not in page.parts]
-    return [ROOT / "README.md", *sorted(written)]
+    return [ROOT / "README.md", ROOT / "SECURITY.md", *sorted(written)]
 
 
 def blocks(page: Path) -> list[Block]:
