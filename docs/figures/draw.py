@@ -288,7 +288,7 @@ FIGURES = {
 
 def main() -> None:
     for name, draw in FIGURES.items():
-        draw().save(FOLDER / f"{name}.svg")
+        (FOLDER / f"{name}.svg").write_text(draw().svg(), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """A few SVG shapes on a light panel, which can be read on light and dark pages: boxes, arrows, words, a legend."""
 
 from html import escape
-from pathlib import Path
 
 INK = "#1e293b"
 BLUE, GREEN, YELLOW, RED, GREY, WHITE = "#dbeafe", "#dcfce7", "#fef3c7", "#fee2e2", "#e2e8f0", "#ffffff"
@@ -12,9 +11,10 @@ TIP = (
 
 
 class Drawing:
-    """Collects shapes; `save` writes them. Lengths are in pixels, y grows downwards."""
+    """Collects shapes; `svg` gives the file's text. Lengths are in pixels, y grows downwards."""
 
     def __init__(self, width: int, height: int, description: str):
+        self.has_legend = False
         self.parts = [
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" '
             'font-family="Helvetica, Arial, sans-serif">',
@@ -55,7 +55,8 @@ class Drawing:
             self.text((x0 + x1) / 2, (y0 + y1) / 2 - above, words, 11)
 
     def legend(self, x: float, y: float, entries: list[tuple[str, str]]) -> None:
-        """Swatches with words in one row; a fill of "->" or "-->" is an arrow, drawn or dashed."""
+        """Squares with words in one row; a fill of "->" or "-->" is an arrow, drawn or dashed."""
+        self.has_legend = True
         for fill, words in entries:
             if fill in ("->", "-->"):
                 self.arrow(x, y + 6, x + 22, y + 6, dashed=fill == "-->")
@@ -64,5 +65,5 @@ class Drawing:
             self.text(x + 28, y + 10, words, 11, anchor="start")
             x += 46 + 5.8 * len(words)
 
-    def save(self, file: Path) -> None:
-        file.write_text("\n".join([*self.parts, "</svg>"]) + "\n", encoding="utf-8")
+    def svg(self) -> str:
+        return "\n".join([*self.parts, "</svg>"]) + "\n"

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from docs import generate_reference
+from docs.figures import draw
 from megascratch.commands import VERBS
 from megascratch.config.fields import SECTION_OF
 from tests.support.doc_blocks import ROOT, pages
@@ -80,6 +81,14 @@ def anchors_of(page: Path) -> set[str]:
         text += make[included[1]]() if included[1] in make else ""
     headlines = re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", headline.lower()).replace(" ", "-") for headline in headlines}
+
+
+@pytest.mark.parametrize("name", draw.FIGURES)
+def test_a_figure_is_what_its_script_draws_and_has_a_legend(name):
+    file = ROOT / "docs" / "figures" / f"{name}.svg"
+    drawing = draw.FIGURES[name]()
+    assert file.read_text(encoding="utf-8") == drawing.svg()
+    assert drawing.has_legend
 
 
 @pytest.mark.deep
