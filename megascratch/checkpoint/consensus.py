@@ -1,7 +1,7 @@
 """An action on every rank in, every rank's result or one error on all ranks out: nobody goes on alone."""
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from megascratch.checkpoint.format.errors import CheckpointError, DamagedError, DiskError, LeaseLostError
 from megascratch.config.errors import UserError
@@ -36,7 +36,7 @@ def on_all_ranks(world: Axis, action: Callable[[], T]) -> list[T]:
             if world.size > 1:
                 text = f"rank {rank}: {text}"
             raise KINDS[kind](text) from cause
-    return [answer for answer, _ in answers]
+    return [cast(T, answer) for answer, _ in answers]  # without a failure every rank has its result
 
 
 def on_first_rank(world: Axis, action: Callable[[], T]) -> T:

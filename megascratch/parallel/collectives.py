@@ -12,7 +12,7 @@ arXiv 2205.05198, section 4.2.) On an axis of size 1 everything returns its inpu
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -23,6 +23,8 @@ from megascratch.parallel.mesh import Axis
 from megascratch.runtime.comm_timer import blocked
 from megascratch.runtime.faults import fault_point
 from megascratch.runtime.heartbeat import numbered, waiting
+
+T = TypeVar("T")
 
 # torch 2.13 renamed the single-tensor forms and warns about the old names; 2.11 has only those.
 _all_gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -227,11 +229,11 @@ def reduce_scatter(x: Tensor, axis: Axis, dim: int = 0) -> Tensor:
     return start_reduce_scatter(x.movedim(dim, 0), axis).wait().movedim(0, dim)
 
 
-def all_gather_objects(item: object, axis: Axis) -> list:
+def all_gather_objects(item: T, axis: Axis) -> list[T]:
     """One Python object of every rank, in rank order; for set-up, not for the training step."""
     if axis.size == 1:
         return [item]
-    items: list = [None] * axis.size
+    items: list[Any] = [None] * axis.size
     with (
         named("all_gather_objects", axis.name, axis.rank, axis.size),
         waiting(f"all_gather_objects over {axis.name}", numbered(axis.name), axis.ranks),
@@ -254,12 +256,12 @@ class _Pair(torch.autograd.Function):
     """One operation forward, its conjugate backward."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, axis: Axis, forward_op: Op, backward_op: Op) -> Tensor:
+    def forward(ctx: Any, x: Tensor, axis: Axis, forward_op: Op, backward_op: Op) -> Tensor:
         ctx.axis, ctx.backward_op = axis, backward_op
         return forward_op(x, axis)
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         return ctx.backward_op(grad, ctx.axis), None, None, None
 
 
@@ -271,15 +273,15 @@ def _sum(x: Tensor, axis: Axis) -> Tensor:
     return all_reduce(x.clone(memory_format=torch.contiguous_format), axis)
 
 
-def _paired(*args) -> Tensor:
+def _paired(x: Tensor, axis: Axis, forward_op: Op, backward_op: Op) -> Tensor:
     apply = _outside_graphs if torch.compiler.is_compiling() else _Pair.apply
-    return apply(*args)
+    return cast(Tensor, apply(x, axis, forward_op, backward_op))
 
 
-@torch.compiler.disable
-def _outside_graphs(*args) -> Tensor:
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _outside_graphs(x: Tensor, axis: Axis, forward_op: Op, backward_op: Op) -> Tensor:
     """Communication stays outside compiled graphs."""
-    return _Pair.apply(*args)
+    return cast(Tensor, _Pair.apply(x, axis, forward_op, backward_op))  # type: ignore[no-untyped-call]
 
 
 def copy_to(x: Tensor, axis: Axis) -> Tensor:

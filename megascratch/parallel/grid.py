@@ -56,4 +56,4 @@ class Grid:
         inner = [i for i, name in enumerate(names) if name in axes]
         length = int(np.prod([self.sizes[names[i]] for i in inner]))
         ranks = np.arange(self.world).reshape(tuple(self.sizes.values())).transpose(outer + inner)
-        return ranks.reshape(-1, length).tolist()
+        return [[int(rank) for rank in group] for group in ranks.reshape(-1, length)]

@@ -167,7 +167,8 @@ class _GroupMaker:
         return Links(**made)
 
     def _new(self, ranks: tuple[int, ...], description: str) -> dist.ProcessGroup:
-        return dist.new_group(list(ranks), timeout=self.timeout, group_desc=description)
+        group: dist.ProcessGroup = dist.new_group(list(ranks), timeout=self.timeout, group_desc=description)
+        return group
 
 
 def start(backend: str, device: torch.device, meeting: Rendezvous | None) -> None:

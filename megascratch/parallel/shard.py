@@ -118,8 +118,9 @@ class Shard:
 
 def _piece(blocks: tuple[tuple[int, int, int, int], ...], replica: int) -> ShardSlice:
     local, whole, length, copies = zip(*blocks, strict=True)
-    stop = lambda start: tuple(a + n for a, n in zip(start, length, strict=True))  # noqa: E731
-    return ShardSlice(Box(local, stop(local)), Box(whole, stop(whole)), sum(copies) + replica)
+    local_stop = tuple(start + size for start, size in zip(local, length, strict=True))
+    whole_stop = tuple(start + size for start, size in zip(whole, length, strict=True))
+    return ShardSlice(Box(local, local_stop), Box(whole, whole_stop), sum(copies) + replica)
 
 
 def flat_boxes(shape: tuple[int, ...], start: int, stop: int) -> list[Box]:

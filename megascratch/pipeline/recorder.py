@@ -87,7 +87,7 @@ class Recorder(NullRecorder):
     def _now(self) -> Mark:
         if not self.cuda:
             return perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record()
         return event
 
@@ -96,7 +96,8 @@ class Recorder(NullRecorder):
             return mark - self.lead
         assert isinstance(self.zero_mark, torch.cuda.Event)
         mark.synchronize()
-        return self.zero - self.lead + self.zero_mark.elapsed_time(mark) / 1e3
+        since_zero: float = self.zero_mark.elapsed_time(mark)
+        return self.zero - self.lead + since_zero / 1e3
 
 
 def clock_offset(axis: Axis, device: torch.device) -> float:

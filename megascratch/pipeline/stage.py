@@ -49,7 +49,7 @@ class Stage:
         training = torch.is_grad_enabled()
         if training and x is not None:
             x.requires_grad_()
-        y = self.module(x, batch)
+        y: Tensor = self.module(x, batch)
         if training:
             self._alive[microbatch] = x, get_gradient_edge(y)
         return y.detach()
