@@ -1,12 +1,18 @@
-"""The laws of the house: imports go down the floors, nothing grows too long, and what needs no torch loads none."""
+"""The rules of the house: imports go down the floors, nothing grows too long, what needs no torch loads none, and every
+text is in plain words."""
 
+import ast
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 from tests.support import house as law
+from tools.code_metrics import class_names_used_twice, opens_with_formula
+from tools.source_tree import Package
 
 ROOT = Path(__file__).resolve().parent.parent
 HOUSE = law.House(ROOT / "megascratch")
@@ -28,6 +34,53 @@ FLOORS = {
     for room in rooms.split()
 } | {"": 0}
 SIDEWAYS = {("runtime", "config"), ("data_parallel", "optim")}
+
+# Idioms that a reader stumbles over, as regular expressions -> the plain words.
+PLAIN_WORDS = {
+    r"\bmust (not )?divide by\b": "'must be divisible by'",
+    r"(?<!\b[Tt]here )\b(is|are|was) no (?!longer\b|more\b|less\b|other\b|one\b)[a-z]+": "'is not a'",
+    r"\btakes no (folder|file|value)": "'cannot be written' or 'does not accept a value'",
+    r"\b[Mm]end(s|ed|ing)?\b": "'fix'",
+    r"\ball the same\b": "'anyway'",
+    r"\bpassed over\b": "'skipped'",
+    r"\b[Ll]eav(e|es|ing)\b[^.;:]{0,40}\baway\b": "'remove'",
+    r"\b([Gg]o(es|ing)?|[Ww]ent|gone) on\b": "'continue' or 'resume'",
+    r"\b([Ww]hoever|[Ss]omebody|[Nn]obody)\b": "who it is: a rank, a process, the user",
+    r"\b[Bb]eside\b": "'next to' or 'in addition to'",
+    r"\banew\b": "'again'",
+    r"\bonce more\b": "'again'",
+    r"\b[Ss]ound(est)?\b": "'valid'",
+    r"\b[Uu]nsound\b": "'damaged'",
+    r"\b(stands?|standing|stood) still\b": "'hangs' or 'is stopped'",
+    r"\b(lie|lies|lay|lying) (in|on|at|there|beside|behind|under|before|next)\b": "'is in' or 'is stored in'",
+    r"\bspeaks? against\b": "'is a problem for'",
+    r"\b(is|are) told\b": "'is reported'",
+    r"\bdoes not come back\b": "'does not return'",
+    r"\bthe one before\b": "'the previous one'",
+}
+# Rooms whose texts still have such idioms, or docstrings of the form 'X in, Y out' or 'Of ...'. A room that is
+# rewritten leaves this list, and no room enters it.
+STILL_TO_REWRITE: set[str] = {
+    "checkpoint",
+    "commands",
+    "config",
+    "curation",
+    "data",
+    "data_parallel",
+    "doctor",
+    "inference",
+    "layers",
+    "model",
+    "optim",
+    "parallel",
+    "pipeline",
+    "runtime",
+    "storage",
+    "supervision",
+    "tokenizer",
+    "training",
+    "verification",
+}
 
 NEED_NO_TORCH = [
     "megascratch.commands",
@@ -73,16 +126,59 @@ def test_no_file_is_longer_than_500_lines():
     assert law.long_files(ROOT, [*patterns, "csrc/*", "examples/**/*.sh"], most=500) == []
 
 
-def test_the_makefile_has_at_most_40_lines():
-    assert law.long_files(ROOT, ["Makefile"], most=40) == []
+def test_the_makefile_has_at_most_60_lines():
+    assert law.long_files(ROOT, ["Makefile"], most=60) == []
 
 
-def test_no_function_is_longer_than_70_lines():
-    assert law.long_functions(HOUSE, most=70) == []
+def test_no_function_is_longer_than_80_lines():
+    assert law.long_functions(HOUSE, most=80) == []
 
 
 def test_nothing_is_declared_global():
     assert law.global_statements(HOUSE) == []
+
+
+def test_no_class_name_is_used_twice():
+    found = class_names_used_twice(Package(ROOT / "megascratch"))
+    assert {name: modules for name, modules in found.items() if not name.startswith("_")} == {}
+
+
+def test_no_test_imports_from_a_test_file():
+    assert law.imports_from_test_files(ROOT / "tests") == []
+
+
+def test_helpers_of_tests_are_in_tests_support():
+    assert law.helpers_outside_support(ROOT / "tests") == []
+
+
+@cache
+def texts_to_rewrite(module: str) -> list[str]:
+    """What a reader would stumble over in the docstrings, comments and messages of a module."""
+    source = HOUSE.modules[module]
+    found = law.refused_words(source, PLAIN_WORDS) + law.hanging_docstrings(source)
+    if opens_with_formula(ast.get_docstring(source.tree) or ""):
+        found.append(f"{source.file}:1: 'X in, Y out': say what the file is for")
+    return found
+
+
+def rooms(is_clean: Callable[[list[str]], bool]) -> set[str]:
+    by_room: dict[str, list[str]] = {}
+    for module in HOUSE.modules:
+        by_room.setdefault(law.room_of(module, HOUSE.root.name), []).extend(texts_to_rewrite(module))
+    return {room for room, found in by_room.items() if is_clean(found)}
+
+
+def test_every_text_of_a_rewritten_room_is_in_plain_words():
+    assert [
+        line
+        for module in HOUSE.modules
+        if law.room_of(module, HOUSE.root.name) not in STILL_TO_REWRITE
+        for line in texts_to_rewrite(module)
+    ] == []
+
+
+def test_a_rewritten_room_has_left_the_list():
+    assert STILL_TO_REWRITE & rooms(lambda found: not found) == set()
 
 
 def test_help_loads_no_heavy_library():
@@ -168,3 +264,58 @@ def test_a_long_function_and_a_long_file_are_found(tmp_path):
     assert [line.split(": ")[1] for line in law.long_functions(small, most=5)] == ["f has 6 lines, at most 5"]
     assert len(law.long_files(tmp_path, ["**/*.py"], most=5)) == 1
     assert law.long_files(tmp_path, ["**/*.py"], most=6) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ('"""A file.\n\n    It must\n    divide by 3."""', "'must divide by': write 'must be divisible by'"),
+        ("x = 1  # nobody reads it", "'nobody': write who it is: a rank, a process, the user"),
+        ('raise ValueError(f"{name} is no folder")', "'is no folder': write 'is not a'"),
+        ('say("leave " "--load away")', "'leave --load away': write 'remove'"),
+    ],
+)
+def test_an_idiom_is_found_in_docstrings_comments_and_messages(tmp_path, text, complaint):
+    module = build(tmp_path, {"layers/a.py": text}).modules["megascratch.layers.a"]
+    assert [line.split(": ", 1)[1] for line in law.refused_words(module, PLAIN_WORDS)] == [complaint]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '"""There is no checkpoint, and the lock is no longer held. What is left is removed."""',
+        "lies = nobody = beside = 1",
+    ],
+)
+def test_plain_words_and_names_are_fine(tmp_path, text):
+    module = build(tmp_path, {"layers/a.py": text}).modules["megascratch.layers.a"]
+    assert law.refused_words(module, PLAIN_WORDS) == []
+
+
+def test_a_docstring_without_a_subject_is_found(tmp_path):
+    text = '"""Of CUDA; torch does not yet."""\n\n\ndef f():\n    """Of course."""\n\n\nx = "Of no interest"'
+    module = build(tmp_path, {"layers/a.py": text}).modules["megascratch.layers.a"]
+    assert [line.split(": ", 1)[1] for line in law.hanging_docstrings(module)] == ["begins with 'Of': say what it is"]
+
+
+@pytest.mark.parametrize(
+    ("line", "broken"),
+    [
+        ("from tests.data.test_loader import rows", True),
+        ("from tests.data import test_loader", True),
+        ("import tests.data.test_loader", True),
+        ("from tests.support.corpora import rows", False),
+    ],
+)
+def test_an_import_from_a_test_file_is_found(tmp_path, line, broken):
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "test_a.py").write_text(line)
+    assert bool(law.imports_from_test_files(tmp_path / "tests")) is broken
+
+
+def test_a_helper_outside_support_is_found(tmp_path):
+    for name in ("support/pool.py", "data/test_a.py", "data/__init__.py", "conftest.py", "data/helpers.py"):
+        file = tmp_path / name
+        file.parent.mkdir(exist_ok=True)
+        file.touch()
+    assert law.helpers_outside_support(tmp_path) == [str(tmp_path / "data" / "helpers.py")]

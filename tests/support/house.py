@@ -1,7 +1,10 @@
-"""Python sources of a package in, the places that break a law of the house out; read with `ast`, never imported."""
+"""Finds the places of a Python package that break a rule of the house. Sources are parsed, never imported."""
 
 import ast
-from collections.abc import Iterator
+import io
+import re
+import tokenize
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -99,9 +102,9 @@ def imports_that_climb(house: House, floors: dict[str, int], sideways: set[tuple
     """Imports of a room that is not on a lower floor (the module's own room excepted)."""
     broken = []
     for module in house.modules.values():
-        here = _room(module.name, house.root.name)
+        here = room_of(module.name, house.root.name)
         for found in house.imports(module):
-            there = _room(found.name, house.root.name)
+            there = room_of(found.name, house.root.name)
             if there == here or there not in floors or (here, there) in sideways:
                 continue
             if floors[there] >= floors[here]:
@@ -109,14 +112,14 @@ def imports_that_climb(house: House, floors: dict[str, int], sideways: set[tuple
     return broken
 
 
-def _room(name: str, package: str) -> str:
+def room_of(name: str, package: str) -> str:
     """megascratch.layers.linear -> layers; tools.x -> tools; the package's own files are the room ''."""
     parts = name.split(".")
     return parts[0] if parts[0] != package else (parts[1] if len(parts) > 1 else "")
 
 
 def rooms_without_floor(house: House, floors: dict[str, int]) -> list[str]:
-    return [name for name in house.modules if _room(name, house.root.name) not in floors]
+    return [name for name in house.modules if room_of(name, house.root.name) not in floors]
 
 
 def import_cycles(house: House) -> list[str]:
@@ -144,7 +147,7 @@ def hidden_imports(house: House, below: dict[str, int], floor: int) -> list[str]
     return [
         f"{found.place}: imports {found.name} inside a function"
         for module in house.modules.values()
-        if below.get(_room(module.name, house.root.name), floor) < floor
+        if below.get(room_of(module.name, house.root.name), floor) < floor
         for found in house.imports(module)
         if found.inside_function and found.name.split(".")[0] == house.root.name
     ]
@@ -184,4 +187,77 @@ def global_statements(house: House) -> list[str]:
         for module in house.modules.values()
         for node in ast.walk(module.tree)
         if isinstance(node, ast.Global)
+    ]
+
+
+def texts(module: Module) -> Iterator[tuple[int, str, bool]]:
+    """(line, text, whether it is a docstring) of every string and comment of a module, on one line each."""
+    docstrings = {
+        id(node.body[0].value)
+        for node in ast.walk(module.tree)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        and node.body
+        and isinstance(node.body[0], ast.Expr)
+    }
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.JoinedStr):
+            parts = [part.value if isinstance(part, ast.Constant) else "{}" for part in node.values]
+            yield node.lineno, _on_one_line("".join(map(str, parts))), False
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.lineno, _on_one_line(node.value), id(node) in docstrings
+    source = io.StringIO(module.file.read_text(encoding="utf-8"))
+    for token in tokenize.generate_tokens(source.readline):
+        if token.type == tokenize.COMMENT:
+            yield token.start[0], _on_one_line(token.string), False
+
+
+def _on_one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def refused_words(module: Module, plain_words: Mapping[str, str]) -> list[str]:
+    """One line for each idiom, a regular expression, that a text of the module matches, with the plain words for it."""
+    broken = set()
+    for line, text, _ in texts(module):
+        for idiom, plain in plain_words.items():
+            found = re.search(idiom, text)
+            if found:
+                broken.add((line, f"{module.file}:{line}: {found.group(0)!r}: write {plain}"))
+    return [message for _, message in sorted(broken)]
+
+
+def hanging_docstrings(module: Module) -> list[str]:
+    """Docstrings without a subject, such as 'Of CUDA; torch 2.8 does not yet.'"""
+    return [
+        f"{module.file}:{line}: begins with 'Of': say what it is"
+        for line, text, is_docstring in texts(module)
+        if is_docstring and re.match(r"Of (?!course\b)", text)
+    ]
+
+
+def imports_from_test_files(folder: Path) -> list[str]:
+    """Imports of a test file by any other file of the tests: what they share belongs into tests/support."""
+    broken = []
+    for file in sorted(folder.rglob("*.py")):
+        own = ".".join(file.relative_to(folder.parent).with_suffix("").parts)
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.ImportFrom | ast.Import):
+                continue
+            base = getattr(node, "module", None) or ""
+            names = {base, *(f"{base}.{alias.name}".lstrip(".") for alias in node.names)} - {""}
+            for name in sorted(names):
+                is_test_file = name.startswith("tests.") and name.rpartition(".")[2].startswith("test_")
+                if is_test_file and name != own:
+                    broken.append(f"{file}:{node.lineno}: imports {name}")
+    return broken
+
+
+def helpers_outside_support(folder: Path) -> list[str]:
+    """Modules of the tests that are neither a test file nor in tests/support."""
+    return [
+        str(file)
+        for file in sorted(folder.rglob("*.py"))
+        if file.name not in ("__init__.py", "conftest.py")
+        and not file.name.startswith("test_")
+        and file.relative_to(folder).parts[0] != "support"
     ]
