@@ -2,7 +2,11 @@
 `-m gpu`, so that whatever leaves the device open tests the same on every machine. And no deadline for an example of
 hypothesis: how long one takes says how busy the machine is."""
 
+import multiprocessing.process
 import os
+import subprocess
+from collections.abc import Iterator
+from typing import NoReturn
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -23,3 +27,26 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
         if not torch.cuda.is_available():
             pytest.skip("needs a CUDA device and -m gpu")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--no-processes", action="store_true", help="skip each test at the point where it starts a process")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_processes(request: pytest.FixtureRequest) -> Iterator[None]:
+    """With --no-processes, whatever starts a process skips its test: ranks, commands, workers, compilers."""
+    if not request.config.getoption("--no-processes"):
+        yield
+        return
+
+    def refuse(*args: object, **kwargs: object) -> NoReturn:
+        pytest.skip("starts a process")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subprocess.Popen, "__init__", refuse)
+        patch.setattr(subprocess.Popen, "__del__", lambda process: None)
+        patch.setattr(multiprocessing.process.BaseProcess, "start", refuse)
+        patch.setattr(os, "fork", refuse)
+        patch.setattr(os, "posix_spawn", refuse)
+        yield
