@@ -4,8 +4,8 @@
 
 The state of the 25 M Llama (weights and both moments, fp32), in one process and held twice by two data-parallel ranks.
 
-stall    `AsyncSaver.start` of an asynchronous save, which returns when training may go on, against one `copy_` of as many
-         bytes from one flat tensor to another; the save itself ends outside of the clock.
+stall    `AsyncSaver.start` of an asynchronous save, which returns when training may go on, against one `copy_` of
+         as many bytes from one flat tensor to another; the save itself ends outside of the clock.
 save     `checkpoint.save` against `torch.distributed.checkpoint.save` with its FileSystemWriter, each into new folders;
          both force their files to the disk, ours takes a checksum of every byte, too.
 load     `checkpoint.load` against `torch.distributed.checkpoint.load` with its FileSystemReader, in place, from files

@@ -3,9 +3,10 @@
     path = save(folder, step, held, state, mesh.world)        # -> folder/step_00000123
     state = load(folder, held, mesh.world)                    # fills held in place
 
-    saver = Saver(folder, mesh.world, own, device, lease=acquire(folder))      # beside training: see saver.py
+    saver = Saver(folder, mesh.world, own, device, lease=acquire(folder))      # during training: see async_saver.py
 
-The checkpoint knows no model and no optimizer; what a rank holds is told by `parallel.sharded_tensor.ShardedTensor` records.
+The checkpoint knows no model and no optimizer; what a rank holds is given as `parallel.sharded_tensor.ShardedTensor`
+records.
 """
 
 from megascratch.checkpoint.async_saver import AsyncSaver, Outcome

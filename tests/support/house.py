@@ -52,6 +52,13 @@ class House:
 
     def imports(self, module: Module) -> list[Import]:
         """Everything the module imports; `from a import b` is a.b where that is a module, else a."""
+        return self._imports[module.name]
+
+    @cached_property
+    def _imports(self) -> dict[str, list[Import]]:
+        return {name: self._imports_of(module) for name, module in self.modules.items()}
+
+    def _imports_of(self, module: Module) -> list[Import]:
         inside = {
             node
             for function in ast.walk(module.tree)
