@@ -23,7 +23,7 @@ format: .venv/.dev
 test: .venv/.dev  # two at once: much of the time of tests over ranks is waiting for messages
 	$(TESTS) -n 2 --dist loadfile tests/$(ROOM) && rm -r "$$folder"
 test-fast: .venv/.dev  # a test is skipped at the point where it starts a process
-	$(TESTS) --no-processes tests/$(ROOM) && rm -r "$$folder"
+	$(TESTS) -n 2 --dist loadfile --no-processes tests/$(ROOM) && rm -r "$$folder"
 test-deep test-gpu: .venv/.dev
 	$(TESTS) -m $(@:test-%=%) tests/$(ROOM) && rm -r "$$folder"
 fuzz:

@@ -5,6 +5,7 @@ hypothesis: how long one takes says how busy the machine is."""
 import multiprocessing.process
 import os
 import subprocess
+import threading
 from collections.abc import Iterator
 from typing import NoReturn
 
@@ -30,7 +31,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--no-processes", action="store_true", help="skip each test at the point where it starts a process")
+    parser.addoption(
+        "--no-processes", action="store_true", help="skip each test at the point where it starts a process"
+    )
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -43,10 +46,18 @@ def _no_processes(request: pytest.FixtureRequest) -> Iterator[None]:
     def refuse(*args: object, **kwargs: object) -> NoReturn:
         pytest.skip("starts a process")
 
+    def start_as_daemon(thread: threading.Thread) -> None:
+        """A thread of a skipped test may wait forever for a process that was never started."""
+        thread.daemon = True
+        start_thread(thread)
+
+    start_thread = threading.Thread.start
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(subprocess.Popen, "__init__", refuse)
         patch.setattr(subprocess.Popen, "__del__", lambda process: None)
         patch.setattr(multiprocessing.process.BaseProcess, "start", refuse)
+        patch.setattr(threading.Thread, "start", start_as_daemon)
         patch.setattr(os, "fork", refuse)
         patch.setattr(os, "posix_spawn", refuse)
         yield
