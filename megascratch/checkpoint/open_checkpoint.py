@@ -10,7 +10,7 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
-from megascratch.checkpoint import validation
+from megascratch.checkpoint import validation_loss
 from megascratch.checkpoint.backend.backend import File, step_at
 from megascratch.checkpoint.format.errors import DamagedError
 from megascratch.checkpoint.format.io import checksum
@@ -90,6 +90,6 @@ def problems(step: str | Place) -> Iterator[str]:
                 contents.chunk(name, chunk)
             except DamagedError as error:
                 yield str(error)
-    known = {FILE, validation.FILE, *contents.manifest.files}
+    known = {FILE, validation_loss.FILE, *contents.manifest.files}
     for name in sorted(set(step_at(contents.path).names()) - known):
         yield f"{contents.path / name} does not belong to the checkpoint: the manifest does not name it"

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from megascratch.checkpoint.backend.backend import step_at
 from megascratch.checkpoint.open_checkpoint import problems
 from megascratch.checkpoint.steps import list_steps, problem_of, step_number
-from megascratch.checkpoint.validation import known_loss
+from megascratch.checkpoint.validation_loss import known_loss
 from megascratch.config.printable import printable
 from megascratch.storage.path import Place
 from megascratch.storage.store import StoreError

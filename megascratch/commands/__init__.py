@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 from megascratch.config.errors import RanksDiffer, SettingError, UserError
 from megascratch.config.exit_codes import BAD_INPUT, INTERRUPTED, own_process
+from megascratch.config.plain_warnings import plain_warnings
 from megascratch.config.printable import printable
-from megascratch.config.warned import plain_warnings
 from megascratch.runtime import faults
 
 VERBS = {
@@ -91,7 +91,7 @@ def _run(verb: str, argv: list[str]) -> int:
 
 def _join_torchrun(verb: str) -> None:
     """Before any library is loaded: torchrun's agent may be killed at any time."""
-    from megascratch.parallel.processes import end_with_parent
+    from megascratch.runtime.processes import end_with_parent
     from megascratch.supervision.torchrun_watcher import join_torchrun
 
     if verb == "pretrain":

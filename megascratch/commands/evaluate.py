@@ -17,7 +17,7 @@ from megascratch.commands.flags import add_input, add_parse_special_tokens
 from megascratch.commands.outputs import input_files, require_no_input
 from megascratch.config.errors import UserError
 from megascratch.config.json_record import parse_object
-from megascratch.data.documents import read_records
+from megascratch.data.text.documents import read_records
 from megascratch.data.text.jsonl import BadLine
 from megascratch.data.text.sources import find_sources
 from megascratch.inference.evaluate import DocumentLoss, evaluate_documents

@@ -12,7 +12,7 @@ from megascratch.commands.flags import add_parse_special_tokens
 from megascratch.commands.outputs import require_no_input
 from megascratch.config.errors import UserError
 from megascratch.config.settings import Config
-from megascratch.data.documents import read_records
+from megascratch.data.text.documents import read_records
 from megascratch.data.text.jsonl import BadLine
 from megascratch.data.text.sources import find_sources, format_of
 from megascratch.inference.generate import Continuation, Sampling, StoppedBy, generate

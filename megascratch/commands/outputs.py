@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from megascratch.config.errors import UserError
-from megascratch.data.digests import digests_path, manifest_file
 from megascratch.data.text.sources import find_sources
+from megascratch.data.tokens.digests import digests_path, manifest_file
 from megascratch.data.tokens.loss_mask import mask_prefix
 from megascratch.data.tokens.token_files import bin_path, idx_path
 

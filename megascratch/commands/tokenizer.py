@@ -14,7 +14,7 @@ from megascratch.commands.flags import add_input, add_parse_special_tokens
 from megascratch.commands.outputs import input_files, require_no_input
 from megascratch.config.errors import UserError
 from megascratch.config.printable import printable
-from megascratch.data.documents import read_records
+from megascratch.data.text.documents import read_records
 from megascratch.data.text.jsonl import BadLine
 from megascratch.data.text.sources import find_sources
 from megascratch.tokenizer.check import check

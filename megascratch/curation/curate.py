@@ -18,7 +18,7 @@ import orjson
 from megascratch.config.errors import UserError
 from megascratch.curation.overlap import Contamination, ExactDuplicates, NearDuplicates
 from megascratch.curation.quality import Limits, Reason, c4, gopher_quality, gopher_repetition
-from megascratch.data.documents import Record, read_records
+from megascratch.data.text.documents import Record, read_records
 from megascratch.data.text.jsonl import BadLine
 from megascratch.data.text.sources import Source, find_sources
 

@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from megascratch.config.errors import UserError
-from megascratch.parallel.processes import identity, is_gone
+from megascratch.runtime.processes import identity, is_gone
 from megascratch.supervision.observe import memory_folder
 
 NAME = re.compile(r"megascratch-[a-z]+-(\d+\.\d+\.\d*)-.*")

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterable, Sequence
 from multiprocessing import forkserver, resource_tracker
 
-from megascratch.parallel.processes import ENDED, end_with_parent, start_of
+from megascratch.runtime.processes import ENDED, end_with_parent, start_of
 
 DIES = 5.0  # seconds from the end of its pipes to its own
 LAUNCHER = "MEGASCRATCH_LAUNCHER"

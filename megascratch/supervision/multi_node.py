@@ -22,8 +22,8 @@ from pathlib import Path
 
 from megascratch.config.exit_codes import BAD_INPUT, DONE, FAILED, STOPS
 from megascratch.parallel.endpoint import Endpoint
-from megascratch.parallel.processes import end_with_parent
 from megascratch.runtime.heartbeat import Heartbeat, read
+from megascratch.runtime.processes import end_with_parent
 from megascratch.supervision.folders import new_folder
 from megascratch.supervision.launch import BEGAN, GRACE, Requests
 from megascratch.supervision.observe import LOOK_EVERY, kill, log, state_of

@@ -14,8 +14,8 @@ import time
 from pathlib import Path
 
 from megascratch.config.exit_codes import DONE, STOPS
-from megascratch.parallel.processes import end_with_parent
 from megascratch.runtime.heartbeat import FOLDER, Heartbeat, read
+from megascratch.runtime.processes import end_with_parent
 from megascratch.supervision.folders import delete_stale_folders, shared_folder
 from megascratch.supervision.observe import (
     LOOK_EVERY,

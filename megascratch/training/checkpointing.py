@@ -17,8 +17,8 @@ from megascratch.checkpoint import (
     load_newest,
     prune,
     quarantine,
-    validation,
-)  # fmt: skip
+    validation_loss,
+)
 from megascratch.checkpoint.backend.backend import AnyLease, require_room, step_at
 from megascratch.checkpoint.backend.local_lease import Lease
 from megascratch.checkpoint.consensus import on_first_rank
@@ -189,7 +189,7 @@ class Checkpointing:
         path = step_folder(self.saver.folder, step)
         try:
             if step_at(path).is_there():  # else the run goes on from a checkpoint that lies elsewhere
-                validation.write_loss(path, loss)
+                validation_loss.write_loss(path, loss)
         except (OSError, StoreError) as error:
             _warn(f"the validation loss of {path} is not kept: {error}")
 

@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from megascratch.config.printable import printable, printable_lines
-from megascratch.training.events import Events
 from megascratch.training.report_files import Rows, read_rows, read_summary, set_aside, write_whole
+from megascratch.training.tensorboard_events import Events
 
 Row = dict[str, Any]
 

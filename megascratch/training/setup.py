@@ -16,7 +16,7 @@ from megascratch.checkpoint import AsyncSaver, list_steps, resolve
 from megascratch.checkpoint.backend.local_lease import Lease
 from megascratch.checkpoint.consensus import on_first_rank
 from megascratch.checkpoint.steps import is_step, problem_of, step_folder, step_number
-from megascratch.checkpoint.validation import known_loss
+from megascratch.checkpoint.validation_loss import known_loss
 from megascratch.config.errors import SettingError, UserError
 from megascratch.config.settings import Config
 from megascratch.data.samples.batch import Batch
@@ -36,9 +36,9 @@ from megascratch.tokenizer import Tokenizer
 from megascratch.training.checkpointing import claim_reports, make_ready, open_saver, resume
 from megascratch.training.hardware import choose_device, keep_freed_memory
 from megascratch.training.health.skipped_samples import skipped_samples
-from megascratch.training.learned import require_something_to_learn
 from megascratch.training.start.check_resume import check_resume, consumed_samples, hash_of, manifest_digest
 from megascratch.training.start.inputs import Inputs, open_inputs
+from megascratch.training.start.learned_tokens import require_something_to_learn
 from megascratch.training.start.preflight import RankReport, check_ranks_agree, rank_facts
 from megascratch.training.state import TrainState
 from megascratch.training.trainer import Trainer

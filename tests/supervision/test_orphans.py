@@ -15,8 +15,8 @@ import pytest
 from benchmarks.bench_orphans import PATIENCE, measure
 from megascratch.config import exit_codes
 from megascratch.config.errors import UserError
-from megascratch.parallel.processes import identity, is_gone
 from megascratch.runtime.heartbeat import FOLDER
+from megascratch.runtime.processes import identity, is_gone
 from megascratch.supervision import folders
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from megascratch.checkpoint import validation
+from megascratch.checkpoint import validation_loss
 from megascratch.checkpoint.retention import scan
 from megascratch.commands import main
 from megascratch.config import exit_codes
@@ -142,11 +142,11 @@ def test_the_best_checkpoints_are_found_although_their_losses_come_later(tmp_pat
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b'{"valid_loss": "x"}', b'{"valid_loss": NaN}', b"\xff" * 9000])
 def test_a_file_of_a_loss_that_is_none_ranks_nothing(tmp_path, content):
-    (tmp_path / validation.FILE).write_bytes(content)
-    assert str(validation.read_loss(tmp_path)) == "nan"
-    validation.write_loss(tmp_path, 2.5)
-    assert validation.read_loss(tmp_path) == 2.5
-    assert [path.name for path in tmp_path.iterdir()] == [validation.FILE]
+    (tmp_path / validation_loss.FILE).write_bytes(content)
+    assert str(validation_loss.read_loss(tmp_path)) == "nan"
+    validation_loss.write_loss(tmp_path, 2.5)
+    assert validation_loss.read_loss(tmp_path) == 2.5
+    assert [path.name for path in tmp_path.iterdir()] == [validation_loss.FILE]
 
 
 # ---- requests to stop -------------------------------------------------------------------------------------------

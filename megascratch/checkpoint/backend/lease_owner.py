@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from megascratch.config.errors import UserError
 from megascratch.config.json_record import COUNT, TEXT, misfit, parse_json
 from megascratch.config.printable import printable
-from megascratch.parallel.processes import start_of
+from megascratch.runtime.processes import start_of
 from megascratch.storage.path import Place
 
 SAVE_ELSEWHERE = "save elsewhere (--save)"

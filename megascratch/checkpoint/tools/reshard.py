@@ -18,7 +18,7 @@ from megascratch.checkpoint.format.manifest import TensorEntry, whole_box
 from megascratch.checkpoint.open_checkpoint import OpenCheckpoint
 from megascratch.checkpoint.save import manifest_of, write_file
 from megascratch.checkpoint.steps import step_folder
-from megascratch.checkpoint.validation import read_loss
+from megascratch.checkpoint.validation_loss import read_loss
 from megascratch.config.errors import UserError
 from megascratch.parallel.shard import Box
 from megascratch.parallel.sharded_tensor import ShardedTensor

@@ -14,7 +14,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from megascratch.config.errors import UserError
-from megascratch.data.digests import BlockDigests
+from megascratch.data.tokens.digests import BlockDigests
 from megascratch.data.tokens.idx_format import BLOCK, HEADER, MAGIC, VERSION, dtype_code
 from megascratch.data.tokens.loss_mask import has_mask, mask_prefix
 from megascratch.data.tokens.manifest import read_manifest, write_manifest

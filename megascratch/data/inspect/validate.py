@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from megascratch.config.errors import UserError
-from megascratch.data.digests import BLOCK_BYTES, Digests, damaged_blocks, read_digests, whole_file
+from megascratch.data.tokens.digests import BLOCK_BYTES, Digests, damaged_blocks, read_digests, whole_file
 from megascratch.data.tokens.idx_format import BLOCK, Index, broken_laws, read_index
 from megascratch.data.tokens.loss_mask import has_mask, mask_prefix
 from megascratch.data.tokens.manifest import manifest_path, stored_manifest

@@ -16,7 +16,7 @@ import numpy as np
 
 from megascratch.config.errors import UserError
 from megascratch.config.printable import shown
-from megascratch.data.documents import read_records
+from megascratch.data.text.documents import read_records
 from megascratch.data.text.jsonl import BadLine, value_of
 from megascratch.data.text.sources import Source
 from megascratch.data.tokens.loss_mask import mask_prefix

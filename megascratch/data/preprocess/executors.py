@@ -15,11 +15,11 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
 from megascratch.config.errors import UserError
-from megascratch.config.warned import plain_warnings
-from megascratch.data.parquet_sizes import death_in_words
+from megascratch.config.plain_warnings import plain_warnings
 from megascratch.data.preprocess.encode import EncodeStep, Job, encode_piece, forget_tokenizer
 from megascratch.data.preprocess.output_shards import Summary
 from megascratch.data.preprocess.work_units import InputSpan, WorkUnit
+from megascratch.data.text.parquet_sizes import death_in_words
 from megascratch.data.text.sources import needed
 
 Event = EncodeStep | Summary

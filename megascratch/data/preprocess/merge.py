@@ -17,8 +17,8 @@ import numpy as np
 
 from megascratch.config.errors import UserError
 from megascratch.config.json_record import COUNT, FLAG, list_of, parse_object, require_fields
-from megascratch.data.digests import blocks_of, digests_path, encoded, whole_file
 from megascratch.data.preprocess.output_shards import KINDS, KeyCounts, Summary, remove_shard, shard_path
+from megascratch.data.tokens.digests import blocks_of, digests_path, encoded, whole_file
 from megascratch.data.tokens.idx_format import HEADER, MAGIC, TOKEN_DTYPES, VERSION
 from megascratch.data.tokens.manifest import manifest_path
 from megascratch.data.tokens.token_files import bin_path, idx_path

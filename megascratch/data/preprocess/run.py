@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from megascratch.config.errors import UserError
-from megascratch.data.parquet_sizes import RowGroupSizes
 from megascratch.data.preprocess.encode import EncodeStep, Job, TokenizerInfo, vocabulary
 from megascratch.data.preprocess.executors import Engine
 from megascratch.data.preprocess.merge import Merge, publish
@@ -28,6 +27,7 @@ from megascratch.data.preprocess.run_folder import (
 )
 from megascratch.data.preprocess.spool import spool_stream
 from megascratch.data.preprocess.work_units import InputSpan, WorkUnit, file_digest, gather, spans_of
+from megascratch.data.text.parquet_sizes import RowGroupSizes
 from megascratch.data.text.sources import Source
 from megascratch.data.tokens.token_files import token_dtype
 

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 
 from megascratch.config.errors import UserError
 from megascratch.config.json_record import parse_json
-from megascratch.data.digests import digests_path
 from megascratch.data.preprocess.merge import read_state, write_whole
+from megascratch.data.tokens.digests import digests_path
 from megascratch.data.tokens.manifest import manifest_path, stored_manifest
 from megascratch.data.tokens.token_files import bin_path, idx_path
 

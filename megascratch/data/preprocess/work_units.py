@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from megascratch.data.parquet_sizes import RowGroupSizes
+from megascratch.data.text.parquet_sizes import RowGroupSizes
 from megascratch.data.text.sources import Source, unreadable
 
 LEAF_BYTES = 1 << 22

@@ -17,8 +17,8 @@ import numpy as np
 import xxhash
 
 from megascratch.config.errors import UserError
-from megascratch.data.digests import Digests, read_digests
 from megascratch.data.samples.build import Splits
+from megascratch.data.tokens.digests import Digests, read_digests
 from megascratch.data.tokens.loss_mask import has_mask, mask_prefix
 from megascratch.data.tokens.token_files import TokenReader, bin_path, idx_path
 

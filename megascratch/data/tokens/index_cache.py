@@ -27,7 +27,7 @@ import numpy as np
 import xxhash
 
 from megascratch.config.errors import UserError
-from megascratch.data.digests import whole_file
+from megascratch.data.tokens.digests import whole_file
 from megascratch.runtime.faults import fault_point
 
 Arrays = dict[str, np.ndarray]

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from megascratch.config.errors import UserError
-from megascratch.data.digests import BLOCK_BYTES
+from megascratch.data.tokens.digests import BLOCK_BYTES
 from megascratch.data.tokens.idx_format import TOKEN_DTYPES, broken_laws, read_index
 
 MASK = (1 << 64) - 1

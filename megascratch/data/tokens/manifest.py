@@ -15,7 +15,7 @@ import numpy as np
 from megascratch.config.errors import UserError
 from megascratch.config.json_record import COUNT, INTEGER, OBJECT, TEXT, optional, parse_object, require_fields
 from megascratch.config.printable import printable, shown
-from megascratch.data.digests import digests_path, manifest_file, read_digests, with_manifest
+from megascratch.data.tokens.digests import digests_path, manifest_file, read_digests, with_manifest
 from megascratch.data.tokens.index_cache import load_or_build
 from megascratch.data.tokens.token_files import TokenReader
 

@@ -19,7 +19,7 @@ import numpy as np
 import xxhash
 
 from megascratch.config.errors import UserError
-from megascratch.data.digests import (
+from megascratch.data.tokens.digests import (
     BLOCK_BYTES,
     BlockDigests,
     WholeFile,

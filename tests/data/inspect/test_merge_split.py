@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megascratch.config.errors import UserError
-from megascratch.data.digests import digests_path
 from megascratch.data.inspect import merge_split
 from megascratch.data.inspect.validate import problems
 from megascratch.data.tokens import idx_format, token_files
+from megascratch.data.tokens.digests import digests_path
 from megascratch.data.tokens.manifest import read_manifest, write_manifest
 from megascratch.data.tokens.token_files import TokenReader, TokenWriter, bin_path, idx_path
 from tests.support.corpora import golden, write

@@ -5,9 +5,9 @@ import struct
 
 import pytest
 
-from megascratch.data.digests import digests_path
 from megascratch.data.inspect.merge_split import merge
 from megascratch.data.inspect.validate import problems
+from megascratch.data.tokens.digests import digests_path
 from megascratch.data.tokens.idx_format import HEADER
 from megascratch.data.tokens.manifest import manifest_path, write_manifest
 from megascratch.data.tokens.token_files import TokenReader, bin_path, idx_path

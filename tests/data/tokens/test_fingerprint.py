@@ -8,9 +8,9 @@ import pytest
 
 from megascratch.config.errors import UserError
 from megascratch.config.settings import DataConfig
-from megascratch.data.digests import digests_path
 from megascratch.data.samples.build import open_splits
 from megascratch.data.tokens import fingerprint, indices
+from megascratch.data.tokens.digests import digests_path
 from megascratch.data.tokens.fingerprint import fingerprints, opened_orders, recorded, sampled, unrecorded
 from megascratch.data.tokens.token_files import TokenReader
 from tests.support.corpora import write

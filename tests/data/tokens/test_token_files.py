@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megascratch.config.errors import UserError
-from megascratch.data.digests import digests_path
 from megascratch.data.tokens import _indices, indices_python
+from megascratch.data.tokens.digests import digests_path
 from megascratch.data.tokens.token_files import HEADER, MAGIC, TokenReader, TokenWriter, bin_path, idx_path, token_dtype
 from tests.support.corpora import golden, write
 

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from megascratch.config.errors import UserError
-from megascratch.data.digests import blocks_of, digests_path, read_digests, write_digests
 from megascratch.data.inspect.validate import not_as_recorded
+from megascratch.data.tokens.digests import blocks_of, digests_path, read_digests, write_digests
 from megascratch.data.tokens.loss_mask import has_mask, mask_prefix
 from megascratch.data.tokens.token_files import TokenReader, bin_path
 
