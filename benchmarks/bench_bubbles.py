@@ -40,8 +40,10 @@ def main() -> int:
         published, found = float(row["bubble_rate"]), played(row)
         wrong = abs(found - published) > args.within
         off += wrong
-        print(f"{row['model']:>6} p {row['p']:>2} m {row['num_microbatches']:>3} {row['schedule']:<7} "
-              f"published {published:.4f} played {found:.6f} off by {found - published:+.6f}{' WRONG' * wrong}")
+        print(
+            f"{row['model']:>6} p {row['p']:>2} m {row['num_microbatches']:>3} {row['schedule']:<7} "
+            f"published {published:.4f} played {found:.6f} off by {found - published:+.6f}{' WRONG' * wrong}"
+        )
     print(f"{len(rows) - off} of {len(rows)} cells within {args.within:g}")
     return 1 if off or not rows else 0
 

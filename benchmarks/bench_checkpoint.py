@@ -89,7 +89,10 @@ def contest(folder: Path, rounds: int, threads: int) -> tuple[int, dict[str, Pai
     both = Contest(folder, threads)
     nbytes = sum(tensor.nbytes for tensor in both.plain.values())
     found = {"stall": both.stall(rounds), "save": alternate(both.save, both.peer_save, rounds, warmup=1)}
-    ours, theirs = checkpoint.list_steps(folder / "ours")[0], max((folder / "theirs").iterdir(), key=lambda path: path.name)
+    ours, theirs = (
+        checkpoint.list_steps(folder / "ours")[0],
+        max((folder / "theirs").iterdir(), key=lambda path: path.name),
+    )
     found["load"] = alternate(partial(both.load, ours), partial(both.peer_load, theirs), rounds, warmup=1)
     return nbytes, found
 

@@ -48,9 +48,11 @@ class Work(NamedTuple):
 class Ours:
     def __init__(self, work: Work, zero1: bool = False, bucket: int | None = None):
         settings = llama.SETTINGS | {
-            "use_distributed_optimizer": zero1, "micro_batch_size": work.size,
-            "global_batch_size": RANKS * work.microbatches * work.size, "ddp_bucket_size": bucket,
-        }  # fmt: skip
+            "use_distributed_optimizer": zero1,
+            "micro_batch_size": work.size,
+            "global_batch_size": RANKS * work.microbatches * work.size,
+            "ddp_bucket_size": bucket,
+        }
         self.trainer = Trainer(derive(with_fields(Config(), settings), RANKS), mesh_of(dp=RANKS))
         self.batches = llama.batches(*work.samples(), work.size)
 

@@ -21,8 +21,10 @@ RUN = [
     *("--seq-length", "64", "--global-batch-size", "8", "--train-iters", "40", "--save-interval", "5"),
     *("--log-interval", "1", "--eval-interval", "0", "--device", "cpu", "--max-restarts", "1"),
 ]
-LAYOUTS = {2: ["--tensor-model-parallel-size", "2"],
-           4: ["--tensor-model-parallel-size", "2", "--pipeline-model-parallel-size", "2"]}  # fmt: skip
+LAYOUTS = {
+    2: ["--tensor-model-parallel-size", "2"],
+    4: ["--tensor-model-parallel-size", "2", "--pipeline-model-parallel-size", "2"],
+}
 
 
 def main() -> None:
@@ -39,8 +41,20 @@ def main() -> None:
 def measure(action: str, ranks: int, timeout: float) -> tuple[float, float, str]:
     """Seconds from the fault to the supervisor's report and to the next step's end, and the report's first line."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "megascratch", "pretrain", *RUN, *LAYOUTS[ranks], "--output-dir", folder,
-                   "--nproc-per-node", str(ranks), "--distributed-timeout-minutes", str(timeout / 60)]  # fmt: skip
+        command = [
+            sys.executable,
+            "-m",
+            "megascratch",
+            "pretrain",
+            *RUN,
+            *LAYOUTS[ranks],
+            "--output-dir",
+            folder,
+            "--nproc-per-node",
+            str(ranks),
+            "--distributed-timeout-minutes",
+            str(timeout / 60),
+        ]
         environment = {**os.environ, VARIABLE: f"step.begin:1:18:{action}", "PYTHONUNBUFFERED": "1"}
         streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
         process = subprocess.Popen(command, env=environment, text=True, **streams)

@@ -56,9 +56,16 @@ def build_megatron(corpus: Lengths, epochs: int, folder: Path) -> float:
         vocab_size, eod, pad, unique_identifiers = 50000, 0, -1, {}
 
     config = GPTDatasetConfig(
-        random_seed=SEED, sequence_length=LENGTH, blend=(["drawn"], None), split="1", tokenizer=Tokenizer(),
-        reset_position_ids=False, reset_attention_mask=False, eod_mask_loss=False, path_to_cache=str(folder),
-    )  # fmt: skip
+        random_seed=SEED,
+        sequence_length=LENGTH,
+        blend=(["drawn"], None),
+        split="1",
+        tokenizer=Tokenizer(),
+        reset_position_ids=False,
+        reset_attention_mask=False,
+        eod_mask_loss=False,
+        path_to_cache=str(folder),
+    )
     start, indices = time.perf_counter(), np.arange(len(corpus.lengths), dtype=np.int32)
     GPTDataset(corpus, "drawn", indices, samples_of(corpus, epochs), Split.train, config)
     return time.perf_counter() - start

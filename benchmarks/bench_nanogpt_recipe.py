@@ -26,11 +26,25 @@ from plain_gpt import PlainTrainer
 STEPS, SEQUENCE, NANOGPT = 2000, 64, 1.8857
 WITHIN = 1e-3  # of 200 losses in fp32: sums in another order, a few 1e-7, grow with every step
 RECIPE = {
-    "num-layers": 4, "hidden-size": 128, "num-attention-heads": 4, "seq-length": SEQUENCE, "micro-batch-size": 12,
-    "global-batch-size": 12, "lr": 1e-3, "min-lr": 1e-4, "lr-decay-style": "cosine", "lr-warmup-iters": 100,
-    "adam-beta2": 0.99, "weight-decay": 0.1, "hidden-dropout": 0, "attention-dropout": 0,
-    "make-vocab-size-divisible-by": 1, "log-interval": 1, "eval-interval": STEPS, "eval-iters": 20,
-}  # fmt: skip
+    "num-layers": 4,
+    "hidden-size": 128,
+    "num-attention-heads": 4,
+    "seq-length": SEQUENCE,
+    "micro-batch-size": 12,
+    "global-batch-size": 12,
+    "lr": 1e-3,
+    "min-lr": 1e-4,
+    "lr-decay-style": "cosine",
+    "lr-warmup-iters": 100,
+    "adam-beta2": 0.99,
+    "weight-decay": 0.1,
+    "hidden-dropout": 0,
+    "attention-dropout": 0,
+    "make-vocab-size-divisible-by": 1,
+    "log-interval": 1,
+    "eval-interval": STEPS,
+    "eval-iters": 20,
+}
 LAYOUTS = {
     "one process": (1, []),
     "TP 2 x PP 2": (4, ["--tensor-model-parallel-size", "2", "--pipeline-model-parallel-size", "2"]),
@@ -58,8 +72,10 @@ def main() -> None:
         sys.exit(f"more than the {WITHIN:g} that rounding explains: the two layouts do not train the same model")
     whole, draws = train_plain(text, args.steps, args.seed)
     mean, deviation = statistics.mean(draws), statistics.stdev(draws)
-    print(f"plain loop   all {whole:.4f}   20 random batches {mean:.4f} +- {deviation:.4f}, "
-          f"{sum(draw <= NANOGPT for draw in draws)} of {len(draws)} draws at most {NANOGPT}")
+    print(
+        f"plain loop   all {whole:.4f}   20 random batches {mean:.4f} +- {deviation:.4f}, "
+        f"{sum(draw <= NANOGPT for draw in draws)} of {len(draws)} draws at most {NANOGPT}"
+    )
 
 
 def prepare(text: str, folder: Path) -> None:
@@ -69,8 +85,15 @@ def prepare(text: str, folder: Path) -> None:
     _run("tokenizer", "train", "--input", folder / "all.txt", "--output", folder / "characters.json", "--no-eod")
     for name, part in (("train", text[:cut]), ("valid", text[cut:])):
         (folder / f"{name}.jsonl").write_text(json.dumps({"text": part}) + "\n", encoding="utf-8")
-        _run("preprocess", "--input", folder / f"{name}.jsonl", "--output-prefix", folder / name,
-             "--tokenizer-model", folder / "characters.json")  # fmt: skip
+        _run(
+            "preprocess",
+            "--input",
+            folder / f"{name}.jsonl",
+            "--output-prefix",
+            folder / name,
+            "--tokenizer-model",
+            folder / "characters.json",
+        )
 
 
 def train(folder: Path, layout: str, steps: int, seed: int) -> list[dict]:
@@ -78,10 +101,24 @@ def train(folder: Path, layout: str, steps: int, seed: int) -> list[dict]:
     ranks, flags = LAYOUTS[layout]
     output = folder / f"{ranks}-ranks"
     recipe = [word for name, value in RECIPE.items() for word in (f"--{name}", str(value))]
-    words = ["pretrain", *recipe, "--train-iters", str(steps), "--seed", seed, "--no-add-bias-linear",
-             "--output-dir", output,
-             "--tokenizer-model", folder / "characters.json", "--train-data-path", folder / "train_text_document",
-             "--valid-data-path", folder / "valid_text_document", *flags]  # fmt: skip
+    words = [
+        "pretrain",
+        *recipe,
+        "--train-iters",
+        str(steps),
+        "--seed",
+        seed,
+        "--no-add-bias-linear",
+        "--output-dir",
+        output,
+        "--tokenizer-model",
+        folder / "characters.json",
+        "--train-data-path",
+        folder / "train_text_document",
+        "--valid-data-path",
+        folder / "valid_text_document",
+        *flags,
+    ]
     launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m"] if ranks > 1 else []
     _run(*words, launcher=launcher)
     return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]

@@ -56,15 +56,20 @@ class Scene(NamedTuple):
 SCENES = {
     "TP 2": Scene({"tensor_model_parallel_size": RANKS}, {}, {(linear, "start_all_reduce"): INPUTS}),
     "TP 2 + SP": Scene(
-        {"tensor_model_parallel_size": RANKS, "sequence_parallel": True}, {},
-        {(linear, "start_reduce_scatter"): INPUTS, (linear, "start_all_gather"): REGATHER}),
+        {"tensor_model_parallel_size": RANKS, "sequence_parallel": True},
+        {},
+        {(linear, "start_reduce_scatter"): INPUTS, (linear, "start_all_gather"): REGATHER},
+    ),
     "DP 2": Scene(
-        {"data_parallel_size": RANKS}, {"overlap_grad_reduce": False}, {(ddp, "start_all_reduce"): GRADIENTS}),
+        {"data_parallel_size": RANKS}, {"overlap_grad_reduce": False}, {(ddp, "start_all_reduce"): GRADIENTS}
+    ),
     "ZeRO-1": Scene(
-        ZERO1, {"overlap_grad_reduce": False, "overlap_param_gather": False},
-        {(zero1, "start_reduce_scatter"): GRADIENTS, (zero1, "start_all_gather"): WEIGHTS}),
+        ZERO1,
+        {"overlap_grad_reduce": False, "overlap_param_gather": False},
+        {(zero1, "start_reduce_scatter"): GRADIENTS, (zero1, "start_all_gather"): WEIGHTS},
+    ),
     "PP 2, 1F1B": Scene({"pipeline_model_parallel_size": RANKS}, {}, {}),
-}  # fmt: skip
+}
 
 
 class Note(NamedTuple):
@@ -225,8 +230,11 @@ def main() -> None:
         require_same_work(f"{name:<12}", losses)
         for state, (seconds, rows) in found.items():
             for row in rows:
-                print(f"{name:<12}{state:<9}{seconds * 1e3:6.0f} ms   {row.kind:<28}{row.calls:5.0f}"
-                      f"{row.under_way * 1e3:9.1f} ms{row.exposed * 1e3:9.1f} ms", flush=True)
+                print(
+                    f"{name:<12}{state:<9}{seconds * 1e3:6.0f} ms   {row.kind:<28}{row.calls:5.0f}"
+                    f"{row.under_way * 1e3:9.1f} ms{row.exposed * 1e3:9.1f} ms",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

@@ -67,10 +67,13 @@ class Ours:
     def __init__(self, work: Work):
         layers = CONTESTS[work.schedule].layers
         settings = llama.SETTINGS | {
-            "pipeline_model_parallel_size": RANKS, "pipeline_schedule": work.schedule,
-            "pipeline_model_parallel_layout": layers, "num_virtual_stages_per_pipeline_rank": len(layers) // RANKS,
-            "micro_batch_size": work.size, "global_batch_size": work.microbatches * work.size,
-        }  # fmt: skip
+            "pipeline_model_parallel_size": RANKS,
+            "pipeline_schedule": work.schedule,
+            "pipeline_model_parallel_layout": layers,
+            "num_virtual_stages_per_pipeline_rank": len(layers) // RANKS,
+            "micro_batch_size": work.size,
+            "global_batch_size": work.microbatches * work.size,
+        }
         self.mesh = mesh_of(pp=RANKS)
         self.trainer = Trainer(derive(with_fields(Config(), settings), RANKS), self.mesh)
         self.batches = llama.batches(*llama.samples(work.microbatches * work.size), work.size)
@@ -102,8 +105,9 @@ class Theirs:
         placement = Placement(RANKS, count // RANKS, folded)
         mine = [placement.virtual_stage(rank, chunk) for chunk in range(placement.chunks)]
         parts = [llama.Llama(range(*ends[v : v + 2]), v == 0, v == count - 1) for v in mine]
-        stages = [pipelining.PipelineStage(part, v, count, torch.device("cpu"))
-                  for v, part in zip(mine, parts, strict=True)]  # fmt: skip
+        stages = [
+            pipelining.PipelineStage(part, v, count, torch.device("cpu")) for v, part in zip(mine, parts, strict=True)
+        ]
         single = issubclass(make, pipelining.schedules.PipelineScheduleSingle)
         self.schedule = make(stages[0] if single else stages, work.microbatches, loss_fn=llama.loss_of)
         self.model, self.first, self.last = nn.ModuleList(parts), 0 in mine, count - 1 in mine

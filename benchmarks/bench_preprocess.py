@@ -125,8 +125,10 @@ def compare(folder: Path, size: int, workers: int, side: str, rounds: int) -> Pa
         words = ("text.jsonl", "tokenizer.json", "theirs")
         tool = str(Path(__file__).with_name("megatron_fast.py"))
         script = [sys.executable, "-W", "ignore", tool, *(str(folder / word) for word in words)]
-    ours, theirs = (partial(measured, command, peaks[name]) for name, command in
-                    (("ours", command(folder, workers, eod=side != "megatron")), (side, script)))  # fmt: skip
+    ours, theirs = (
+        partial(measured, command, peaks[name])
+        for name, command in (("ours", command(folder, workers, eod=side != "megatron")), (side, script))
+    )
     pair = alternate(ours, theirs, max(rounds, 2), warmup=1 if rounds > 1 else 0)
     for suffix in (".bin", ".idx"):
         pairs = [(folder / f"{name}{suffix}").read_bytes() for name in ("ours_text_document", "theirs")]
@@ -147,16 +149,21 @@ def steady(workers: int, side: str, pairs: list[tuple[int, Pair]]) -> None:
     (small, quick), (large, slow) = pairs[0], pairs[-1]
     if large > small:
         rates = [(large - small) / (b - a) / 1e6 for a, b in ((quick.ours, slow.ours), (quick.theirs, slow.theirs))]
-        print(f"{workers} workers beside {side}, steady: {rates[0]:.0f} and {rates[1]:.0f} MB/s, "
-              f"{rates[0] / rates[1]:.2f}x")  # fmt: skip
+        print(
+            f"{workers} workers beside {side}, steady: {rates[0]:.0f} and {rates[1]:.0f} MB/s, "
+            f"{rates[0] / rates[1]:.2f}x"
+        )
 
 
 def command(folder: Path, workers: int, eod: bool) -> list[str]:
     flags = {
-        "--input": folder / "text.jsonl", "--tokenizer-model": folder / "tokenizer.json",
-        "--tokenizer-type": "HuggingFaceTokenizer", "--output-prefix": folder / "ours", "--workers": workers,
+        "--input": folder / "text.jsonl",
+        "--tokenizer-model": folder / "tokenizer.json",
+        "--tokenizer-type": "HuggingFaceTokenizer",
+        "--output-prefix": folder / "ours",
+        "--workers": workers,
         "--log-interval": 10**9,
-    }  # fmt: skip
+    }
     flat = [str(word) for pair in flags.items() for word in pair]
     return [sys.executable, "-m", "megascratch", "preprocess", *flat, *(["--append-eod"] if eod else []), "--overwrite"]
 

@@ -43,9 +43,16 @@ def megatrons(prefix: str) -> Dataset:
         vocab_size, eod, pad, unique_identifiers = VOCAB, 0, -1, {}
 
     config = GPTDatasetConfig(
-        random_seed=SEED, sequence_length=LENGTH, blend=([prefix], None), split="1", tokenizer=Tokenizer(),
-        reset_position_ids=False, reset_attention_mask=False, eod_mask_loss=False, create_attention_mask=False,
-    )  # fmt: skip
+        random_seed=SEED,
+        sequence_length=LENGTH,
+        blend=([prefix], None),
+        split="1",
+        tokenizer=Tokenizer(),
+        reset_position_ids=False,
+        reset_attention_mask=False,
+        eod_mask_loss=False,
+        create_attention_mask=False,
+    )
     corpus = IndexedDataset(prefix, multimodal=False, mmap=True)
     return GPTDataset(corpus, prefix, np.arange(len(corpus), dtype=np.int32), None, Split.train, config)
 
@@ -75,8 +82,10 @@ def fed(dataset: Dataset, rate: float, steps: int) -> None:
             next(batches)
             waited += time.perf_counter() - asked
     seconds = time.perf_counter() - start
-    print(f"a consumer of {rate / 1e6:.0f} M tokens/s on one core with its loader: waited {waited * 1e3:.1f} ms of "
-          f"{seconds:.1f} s for {steps} batches of {64 * LENGTH:,} tokens")  # fmt: skip
+    print(
+        f"a consumer of {rate / 1e6:.0f} M tokens/s on one core with its loader: waited {waited * 1e3:.1f} ms of "
+        f"{seconds:.1f} s for {steps} batches of {64 * LENGTH:,} tokens"
+    )
 
 
 def main() -> None:
@@ -100,8 +109,9 @@ def main() -> None:
         pair = alternate(lambda: [ours[n] for n in numbers], lambda: [theirs[n] for n in numbers], args.rounds)
         name = "megatron-core" if peer else "NumPy's usual way"
         print(f"{args.reads / pair.ours:,.0f} samples/s, {name} {args.reads / pair.theirs:,.0f}; {pair}", flush=True)
-        keyed = open_splits(DataConfig(data_path=[prefix], split="1", seq_length=LENGTH), seed=SEED, vocab_size=VOCAB,
-                            train_samples=1).train  # fmt: skip
+        keyed = open_splits(
+            DataConfig(data_path=[prefix], split="1", seq_length=LENGTH), seed=SEED, vocab_size=VOCAB, train_samples=1
+        ).train
         assert keyed is not None
         start, steps = time.perf_counter(), 30
         for step in range(steps):

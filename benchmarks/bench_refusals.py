@@ -25,13 +25,17 @@ def main() -> None:
         done = subprocess.run(command, cwd=folder, env={"PYTHONPATH": str(ROOT)}, capture_output=True, check=True)
         answers = json.loads(done.stdout)["answers"]
         seconds = sorted(answer[2] for answer in answers)
-        print(f"60 sets of wrong settings: exit codes {sorted({answer[0] for answer in answers})}, "
-              f"median {seconds[30]:.3f} s, slowest {seconds[-1]:.3f} s after imports")  # fmt: skip
+        print(
+            f"60 sets of wrong settings: exit codes {sorted({answer[0] for answer in answers})}, "
+            f"median {seconds[30]:.3f} s, slowest {seconds[-1]:.3f} s after imports"
+        )
     for difference in DIFFERENCES:
         with tempfile.TemporaryDirectory() as folder:
             ranks = started_together(Path(folder), difference)
-            print(f"two ranks, {difference} differs: exit codes {[code for code, *_ in ranks]}, all stopped after "
-                  f"{max(seconds for *_, seconds in ranks):.1f} s, imports included")  # fmt: skip
+            print(
+                f"two ranks, {difference} differs: exit codes {[code for code, *_ in ranks]}, all stopped after "
+                f"{max(seconds for *_, seconds in ranks):.1f} s, imports included"
+            )
 
 
 if __name__ == "__main__":

@@ -102,10 +102,12 @@ def asleep(work: Work, steps: int) -> list[Trace]:
 def at_work(work: Work, steps: int) -> list[Trace]:
     """On a rank: training steps of the Llama."""
     settings = llama.SETTINGS | {
-        "pipeline_model_parallel_size": work.ranks, "pipeline_schedule": work.schedule,
-        "num_virtual_stages_per_pipeline_rank": CHUNKS[work.schedule], "micro_batch_size": 1,
+        "pipeline_model_parallel_size": work.ranks,
+        "pipeline_schedule": work.schedule,
+        "num_virtual_stages_per_pipeline_rank": CHUNKS[work.schedule],
+        "micro_batch_size": 1,
         "global_batch_size": work.microbatches,
-    }  # fmt: skip
+    }
     mesh = mesh_of(pp=work.ranks)
     trainer = Trainer(derive(with_fields(Config(), settings), work.ranks), mesh)
     batches, traces = llama.batches(*llama.samples(work.microbatches), 1), []
@@ -124,9 +126,11 @@ def told(work: Work, traces: list[Trace]) -> str:
     ratio = statistics.median(a.total / b.total for a, b in zip(ran, played, strict=True))
     times = zip(*(row for trace in traces for row in trace.times), strict=True)
     medians = [statistics.median(column) * 1e3 for column in times]
-    return (f"{work.schedule:<12}{work.ranks:>3} ranks {disorder:<12} run {numbers[0]:8.1f}  played {numbers[1]:8.1f}  "
-            f"run / played {ratio:.3f}  bubble {bubbles[0]:5.1%} played {bubbles[1]:5.1%}  "
-            "F {:.1f} I or B {:.1f} W {:.1f} transfer {:.2f}".format(*medians))
+    return (
+        f"{work.schedule:<12}{work.ranks:>3} ranks {disorder:<12} run {numbers[0]:8.1f}  played {numbers[1]:8.1f}  "
+        f"run / played {ratio:.3f}  bubble {bubbles[0]:5.1%} played {bubbles[1]:5.1%}  "
+        "F {:.1f} I or B {:.1f} W {:.1f} transfer {:.2f}".format(*medians)
+    )
 
 
 def main() -> None:

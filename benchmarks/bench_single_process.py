@@ -42,10 +42,21 @@ Step = Callable[[], float]
 def config_of(shape: Shape, **more: object) -> Config:
     layers, width, heads, positions, vocab, batch = shape
     settings = {
-        "num_layers": layers, "hidden_size": width, "num_attention_heads": heads, "seq_length": positions,
-        "vocab_size": vocab, "make_vocab_size_divisible_by": 1, "micro_batch_size": batch, "add_bias_linear": False,
-        "hidden_dropout": 0.0, "attention_dropout": 0.0, "lr": 1e-3, "adam_beta2": 0.99, "weight_decay": 0.1, **more,
-    }  # fmt: skip
+        "num_layers": layers,
+        "hidden_size": width,
+        "num_attention_heads": heads,
+        "seq_length": positions,
+        "vocab_size": vocab,
+        "make_vocab_size_divisible_by": 1,
+        "micro_batch_size": batch,
+        "add_bias_linear": False,
+        "hidden_dropout": 0.0,
+        "attention_dropout": 0.0,
+        "lr": 1e-3,
+        "adam_beta2": 0.99,
+        "weight_decay": 0.1,
+        **more,
+    }
     return derive(with_fields(Config(), settings), 1)
 
 
@@ -107,8 +118,10 @@ def measure(name: str, shape: Shape, args: argparse.Namespace) -> str:
     if args.device == "cpu":
         return f"{name:<26} {args.threads} threads   {pair}"
     tokens, flops = shape[3] * shape[5], flops_per_token(config_of(shape).model, shape[3])
-    told = [f"{side} {tokens / seconds:,.0f} tokens/s, MFU {flops * tokens / seconds / PEAK:.1%}, {peak:.1f} GiB"
-            for side, seconds, peak in (("ours", pair.ours, my_peak), ("theirs", pair.theirs, plain_peak))]  # fmt: skip
+    told = [
+        f"{side} {tokens / seconds:,.0f} tokens/s, MFU {flops * tokens / seconds / PEAK:.1%}, {peak:.1f} GiB"
+        for side, seconds, peak in (("ours", pair.ours, my_peak), ("theirs", pair.theirs, plain_peak))
+    ]
     how = "compiled" if args.compile else "eager"
     return "\n  ".join([f"{name}, batch {shape[5]}, bf16, {how}, {torch.cuda.get_device_name()}", str(pair), *told])
 

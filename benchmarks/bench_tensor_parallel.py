@@ -40,9 +40,11 @@ from megascratch.verification.pool import mesh_of
 class Ours:
     def __init__(self, samples: int, sequence_parallel: bool):
         settings = llama.SETTINGS | {
-            "tensor_model_parallel_size": RANKS, "sequence_parallel": sequence_parallel,
-            "micro_batch_size": samples, "global_batch_size": samples,
-        }  # fmt: skip
+            "tensor_model_parallel_size": RANKS,
+            "sequence_parallel": sequence_parallel,
+            "micro_batch_size": samples,
+            "global_batch_size": samples,
+        }
         self.trainer = Trainer(derive(with_fields(Config(), settings), RANKS), mesh_of(tp=RANKS))
         self.batches = llama.batches(*llama.samples(samples), samples)
 
@@ -127,8 +129,13 @@ def main() -> None:
         losses, pair = fresh(speed, args.samples, sequence_parallel, args.loss_parallel, args.rounds)[0]
         require_same_work(f"{name:<10}", losses)
         print(f"{name:<10}{args.samples * llama.SEQUENCE / pair.ours:7.0f} tokens/s   {pair}", flush=True)
-        ours, theirs = (fresh(memory, *side) for side in (
-            (Ours, args.samples, sequence_parallel), (Theirs, args.samples, sequence_parallel, args.loss_parallel)))
+        ours, theirs = (
+            fresh(memory, *side)
+            for side in (
+                (Ours, args.samples, sequence_parallel),
+                (Theirs, args.samples, sequence_parallel, args.loss_parallel),
+            )
+        )
         print(f"{'':<10}MiB of each rank: ours {mib(ours)}, theirs {mib(theirs)}", flush=True)
 
 

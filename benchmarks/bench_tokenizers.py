@@ -50,16 +50,33 @@ def main() -> None:
     assert ids == [number for text in texts for number in theirs.encode(text).ids], "ids are not those of tokenizers"
     assert ids == [number for text in texts for number in peer.encode_ordinary(text)], "ids are not those of tiktoken"
     cold = _fresh(record, options.rounds + 1)
-    _say("encoding, warm, against tokenizers", alternate(
-        lambda: warm.encode_batch(texts), lambda: [theirs.encode(text).ids for text in texts], options.rounds, 1), size)
-    _say("encoding, cold, against tiktoken", alternate(
-        lambda: next(cold).encode_batch(texts), lambda: [peer.encode_ordinary(text) for text in texts],
-        options.rounds, 1), size)  # fmt: skip
+    _say(
+        "encoding, warm, against tokenizers",
+        alternate(
+            lambda: warm.encode_batch(texts), lambda: [theirs.encode(text).ids for text in texts], options.rounds, 1
+        ),
+        size,
+    )
+    _say(
+        "encoding, cold, against tiktoken",
+        alternate(
+            lambda: next(cold).encode_batch(texts),
+            lambda: [peer.encode_ordinary(text) for text in texts],
+            options.rounds,
+            1,
+        ),
+        size,
+    )
 
     pieces = SentencePieceTokenizer(train_pieces(texts, options.vocab_size))
     assert pieces.encode_batch(texts).ids.tolist() == [id for text in texts for id in pieces.encode(text)]
-    _say("SentencePiece BPE, warm, against sentencepiece", alternate(
-        lambda: pieces.encode_batch(texts), lambda: [pieces.encode(text) for text in texts], options.rounds, 1), size)
+    _say(
+        "SentencePiece BPE, warm, against sentencepiece",
+        alternate(
+            lambda: pieces.encode_batch(texts), lambda: [pieces.encode(text) for text in texts], options.rounds, 1
+        ),
+        size,
+    )
 
 
 def _fresh(record: dict, count: int) -> Iterator[HuggingFaceTokenizer]:
@@ -71,8 +88,10 @@ def _fresh(record: dict, count: int) -> Iterator[HuggingFaceTokenizer]:
 
 
 def _say(what: str, pair: Pair, megabytes: float) -> None:
-    print(f"{what:<55} {megabytes / pair.ours:7.1f} MB/s beside {megabytes / pair.theirs:6.2f} MB/s   "
-          f"{pair.ratio:.1f}x (quartiles {pair.low:.1f} to {pair.high:.1f})")  # fmt: skip
+    print(
+        f"{what:<55} {megabytes / pair.ours:7.1f} MB/s beside {megabytes / pair.theirs:6.2f} MB/s   "
+        f"{pair.ratio:.1f}x (quartiles {pair.low:.1f} to {pair.high:.1f})"
+    )
 
 
 def _texts(paths: list[str]) -> Iterator[str]:

@@ -30,12 +30,26 @@ from megascratch.supervision.folders import stale_folders
 from megascratch.supervision.observe import memory_folder
 
 SETTINGS = {
-    "num-layers": 4, "hidden-size": 64, "num-attention-heads": 4, "vocab-size": 256, "seq-length": 64,
-    "global-batch-size": 8, "lr": 0.001, "lr-decay-iters": 100_000, "eval-interval": 0, "log-interval": 20,
-    "save-interval": 10, "keep-last-n-checkpoints": 3, "device": "cpu", "train-iters": 10**7,
-}  # fmt: skip
-LAYOUTS = {1: [], 2: ["--use-distributed-optimizer"],
-           4: ["--pipeline-model-parallel-size", "2", "--use-distributed-optimizer"]}  # fmt: skip
+    "num-layers": 4,
+    "hidden-size": 64,
+    "num-attention-heads": 4,
+    "vocab-size": 256,
+    "seq-length": 64,
+    "global-batch-size": 8,
+    "lr": 0.001,
+    "lr-decay-iters": 100_000,
+    "eval-interval": 0,
+    "log-interval": 20,
+    "save-interval": 10,
+    "keep-last-n-checkpoints": 3,
+    "device": "cpu",
+    "train-iters": 10**7,
+}
+LAYOUTS = {
+    1: [],
+    2: ["--use-distributed-optimizer"],
+    4: ["--pipeline-model-parallel-size", "2", "--use-distributed-optimizer"],
+}
 VICTIMS = ("rank", "stop", "launcher", "fork-server")
 TIMEOUT = 5.0  # seconds until a rank that does not move is a hang
 
@@ -61,8 +75,10 @@ def main() -> int:
         told = len(list((wild / "faults").iterdir())) if (wild / "faults").exists() else 0
         disk = sum(1 for row in rows(wild) if row.get("event") == "save" and "error" in row)
     strikes = ", ".join(f"{count} x {victim}" for victim, count in struck.items() if count)
-    print(f"{steps:,} steps in {seconds:.0f} s with {strikes}, {disk} failed saves; {told} reports; "
-          f"goodput {good / seconds:.1%}")  # fmt: skip
+    print(
+        f"{steps:,} steps in {seconds:.0f} s with {strikes}, {disk} failed saves; {told} reports; "
+        f"goodput {good / seconds:.1%}"
+    )
     print(f"final weights, masters and moments: {'equal to the undisturbed run, every bit' if same else 'DIFFERENT'}")
     print(f"left behind: {', '.join(left) or 'nothing'}")
     return 0 if same and not left else 1
@@ -127,8 +143,19 @@ def disk_faults(dice: random.Random, ranks: int) -> str:
 
 def run(folder: Path, ranks: int, faults: str | None = None, **settings: int) -> subprocess.Popen:
     words = [word for name, value in {**SETTINGS, **settings}.items() for word in (f"--{name}", str(value))]
-    command = [sys.executable, "-m", "megascratch", "pretrain", *words, "--mock-data", "--output-dir", str(folder),
-               "--nproc-per-node", str(ranks), *LAYOUTS[ranks]]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "megascratch",
+        "pretrain",
+        *words,
+        "--mock-data",
+        "--output-dir",
+        str(folder),
+        "--nproc-per-node",
+        str(ranks),
+        *LAYOUTS[ranks],
+    ]
     environment = dict(os.environ)
     if faults is not None:
         command += ["--auto-resume", "--max-restarts", "1000", "--distributed-timeout-minutes", str(TIMEOUT / 60)]

@@ -68,8 +68,11 @@ def main() -> int:
             refused = sum(outcome.refused for outcome in outcomes)
             harmless = sum(outcome.same and not outcome.refused for outcome in outcomes)
             wrong = sum(not outcome.same for outcome in outcomes)
-            print(f"{kind:16} validate found {found} of {len(outcomes)}; a run found {refused}, "
-                  f"{harmless} changed nothing, {wrong} changed samples silently", flush=True)  # fmt: skip
+            print(
+                f"{kind:16} validate found {found} of {len(outcomes)}; a run found {refused}, "
+                f"{harmless} changed nothing, {wrong} changed samples silently",
+                flush=True,
+            )
             silent += wrong + len(outcomes) - found
     return 1 if silent else 0
 
@@ -87,17 +90,30 @@ def write(folder: Path, dialogues: int, dice: random.Random) -> None:
     (folder / "x.jsonl").write_text("".join(lines))
     template = Template("<{role}>", "<end>")
     write_conversations(
-        find_sources([str(folder / "x.jsonl")]), str(folder / "corpus"), ByteTokenizer(), template, key="messages", model=None
+        find_sources([str(folder / "x.jsonl")]),
+        str(folder / "corpus"),
+        ByteTokenizer(),
+        template,
+        key="messages",
+        model=None,
     )
 
 
 def samples(folder: Path) -> list[np.ndarray]:
     """Everything that a run reads."""
     tokenizer = ByteTokenizer()
-    data = DataConfig(data_path=[str(folder / "corpus")], split="9,1", seq_length=LENGTH,
-                      data_cache_path=str(folder / "cache"))  # fmt: skip
-    splits = open_splits(data, seed=1, vocab_size=tokenizer.vocab_size, eod=tokenizer.eod,
-                         fingerprint=tokenizer.fingerprint, train_samples=1, valid_samples=1)  # fmt: skip
+    data = DataConfig(
+        data_path=[str(folder / "corpus")], split="9,1", seq_length=LENGTH, data_cache_path=str(folder / "cache")
+    )
+    splits = open_splits(
+        data,
+        seed=1,
+        vocab_size=tokenizer.vocab_size,
+        eod=tokenizer.eod,
+        fingerprint=tokenizer.fingerprint,
+        train_samples=1,
+        valid_samples=1,
+    )
     assert splits.train is not None
     assert splits.valid is not None
     read = [splits.train[number] for number in range(EPOCHS * len(splits.train))]

@@ -19,12 +19,26 @@ from megascratch.data.samples.batch import Batch
 LAYERS, WIDTH, HEADS, MLP_WIDTH, VOCAB, SEQUENCE = 8, 384, 6, 1536, 8192, 256
 LR, BETAS, WEIGHT_DECAY, CLIP = 1e-3, (0.9, 0.95), 0.1, 1.0
 SETTINGS = {  # of the model and of AdamW; a layout's own settings come on top
-    "num_layers": LAYERS, "hidden_size": WIDTH, "num_attention_heads": HEADS, "ffn_hidden_size": MLP_WIDTH,
-    "vocab_size": VOCAB, "make_vocab_size_divisible_by": 1, "seq_length": SEQUENCE, "position_embedding_type": "rope",
-    "normalization": "RMSNorm", "swiglu": True, "add_bias_linear": False, "hidden_dropout": 0.0,
-    "attention_dropout": 0.0, "untie_embeddings_and_output_weights": True, "lr": LR, "adam_beta1": BETAS[0],
-    "adam_beta2": BETAS[1], "weight_decay": WEIGHT_DECAY, "clip_grad": CLIP,
-}  # fmt: skip
+    "num_layers": LAYERS,
+    "hidden_size": WIDTH,
+    "num_attention_heads": HEADS,
+    "ffn_hidden_size": MLP_WIDTH,
+    "vocab_size": VOCAB,
+    "make_vocab_size_divisible_by": 1,
+    "seq_length": SEQUENCE,
+    "position_embedding_type": "rope",
+    "normalization": "RMSNorm",
+    "swiglu": True,
+    "add_bias_linear": False,
+    "hidden_dropout": 0.0,
+    "attention_dropout": 0.0,
+    "untie_embeddings_and_output_weights": True,
+    "lr": LR,
+    "adam_beta1": BETAS[0],
+    "adam_beta2": BETAS[1],
+    "weight_decay": WEIGHT_DECAY,
+    "clip_grad": CLIP,
+}
 
 NAMES = {  # megascratch's -> these
     "embedding.word.weight": ["tok_embeddings.weight"],
@@ -125,5 +139,7 @@ def samples(count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 def batches(ids: Tensor, labels: Tensor, micro_batch_size: int) -> list[Batch]:
     """The same samples as megascratch's micro-batches."""
     numbers, places = torch.arange(len(ids)), torch.arange(SEQUENCE)
-    return [Batch(i, y, torch.ones(y.shape), places.expand(len(i), -1), None, n)
-            for i, y, n in zip(*(x.split(micro_batch_size) for x in (ids, labels, numbers)), strict=True)]  # fmt: skip
+    return [
+        Batch(i, y, torch.ones(y.shape), places.expand(len(i), -1), None, n)
+        for i, y, n in zip(*(x.split(micro_batch_size) for x in (ids, labels, numbers)), strict=True)
+    ]

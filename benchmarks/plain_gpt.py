@@ -61,8 +61,16 @@ class PlainGPT(nn.Module):
 class PlainTrainer:
     """model + optimizer; `step` trains on one batch."""
 
-    def __init__(self, layers: int, width: int, heads: int, positions: int, vocab: int, device: str = "cpu",
-                 compiled: bool = False):
+    def __init__(
+        self,
+        layers: int,
+        width: int,
+        heads: int,
+        positions: int,
+        vocab: int,
+        device: str = "cpu",
+        compiled: bool = False,
+    ):
         self.model = PlainGPT(layers, width, heads, positions, vocab).to(device)
         matrices = [w for w in self.model.parameters() if w.dim() > 1]
         vectors = [w for w in self.model.parameters() if w.dim() < 2]

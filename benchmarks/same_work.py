@@ -33,8 +33,10 @@ class Losses(NamedTuple):
         return max(abs(a - b) / abs(b) for a, b in zip(self.ours, self.theirs, strict=True))
 
     def __str__(self) -> str:
-        return (f"loss after {len(self.ours)} steps: ours {self.ours[-1]:.5f}, theirs {self.theirs[-1]:.5f}, "
-                f"at most {self.apart:.1e} apart")
+        return (
+            f"loss after {len(self.ours)} steps: ours {self.ours[-1]:.5f}, theirs {self.theirs[-1]:.5f}, "
+            f"at most {self.apart:.1e} apart"
+        )
 
 
 def first_losses(ours: Callable[[], float], theirs: Callable[[], float], steps: int = STEPS) -> Losses:
@@ -47,8 +49,10 @@ def require_same_work(name: str, losses: Losses, dtype: torch.dtype = torch.floa
     """Prints both losses. Exits with 1 where they part by more than rounding."""
     print(f"{name}{losses}", flush=True)
     if not losses.apart <= WITHIN[dtype]:
-        sys.exit(f"{name.strip() or 'the two sides'}: the losses part by {losses.apart:.1e}, more than the "
-                 f"{WITHIN[dtype]:.0e} that rounding explains: they do not do the same work")
+        sys.exit(
+            f"{name.strip() or 'the two sides'}: the losses part by {losses.apart:.1e}, more than the "
+            f"{WITHIN[dtype]:.0e} that rounding explains: they do not do the same work"
+        )
 
 
 def initial_weights(config: Config) -> dict[str, Tensor]:

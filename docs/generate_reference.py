@@ -84,8 +84,12 @@ FORMATS = {
 def write_all(folder: Path) -> None:
     """Writes the four pages into `folder`; a page that has not changed is not touched."""
     folder.mkdir(parents=True, exist_ok=True)
-    pages = {"settings": settings_page(), "command-line": command_line_page(), "python": python_page(),
-             "formats": formats_page()}  # fmt: skip
+    pages = {
+        "settings": settings_page(),
+        "command-line": command_line_page(),
+        "python": python_page(),
+        "formats": formats_page(),
+    }
     for name, text in pages.items():
         file = folder / f"{name}.md"
         if not file.exists() or file.read_text(encoding="utf-8") != text:

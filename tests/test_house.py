@@ -251,9 +251,13 @@ def test_a_cycle_a_hidden_import_and_a_global_are_found(tmp_path):
 def test_torch_is_found_behind_another_module_and_behind_the_package(tmp_path):
     small = build(
         tmp_path,
-        {"pipeline/__init__.py": "import torch", "pipeline/simulate.py": "", "parallel/a.py": "from . import b",
-         "parallel/b.py": "from torch import nn"},
-    )  # fmt: skip
+        {
+            "pipeline/__init__.py": "import torch",
+            "pipeline/simulate.py": "",
+            "parallel/a.py": "from . import b",
+            "parallel/b.py": "from torch import nn",
+        },
+    )
     assert law.brings_in(small, "megascratch.pipeline.simulate", "torch")
     assert law.brings_in(small, "megascratch.parallel.a", "torch")
     assert not law.brings_in(small, "megascratch.parallel", "torch")

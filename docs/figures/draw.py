@@ -13,9 +13,14 @@ FOLDER = Path(__file__).resolve().parent
 def one_model_eight_ranks() -> Drawing:
     """README: the way of the data, and TP 2 x PP 2 x DP 2."""
     d = Drawing(974, 378, "From raw text to a checkpoint, and one model on eight ranks")
-    steps = ["raw text\nJSONL, a document a line", "tokenizer\ntext to ids", "token files\n.bin/.idx, sample i",
-             "model on ranks\nforward, backward, step", "checkpoint\nglobal names and boxes",
-             "any layout\nresume, evaluate, generate"]  # fmt: skip
+    steps = [
+        "raw text\nJSONL, a document a line",
+        "tokenizer\ntext to ids",
+        "token files\n.bin/.idx, sample i",
+        "model on ranks\nforward, backward, step",
+        "checkpoint\nglobal names and boxes",
+        "any layout\nresume, evaluate, generate",
+    ]
     for number, words in enumerate(steps):
         x = 12 + number * 162
         d.box(x, 14, 140, 50, words, BLUE, 11)
@@ -36,10 +41,24 @@ def one_model_eight_ranks() -> Drawing:
                 words = f"{place}\n{half} half of every matrix\nhalf of the optimizer state"
                 d.box(x + tp * 184, top + 28, 174, 66, words, (GREEN, YELLOW)[tp])
         d.arrow(500, top + 61, 556, top + 61, "F3, B2 ...")
-    d.text(487, 332, "TP sums inside a stage. PP sends between stages. DP sums between copies. "
-                     "Loss, gradients and weights equal the one-process run.", 12)  # fmt: skip
-    d.legend(120, 350, [(BLUE, "a form of the data"), (GREEN, "tensor rank 0"), (YELLOW, "tensor rank 1"),
-                        (WHITE, "one copy of the model"), ("->", "activations, and gradients back")])  # fmt: skip
+    d.text(
+        487,
+        332,
+        "TP sums inside a stage. PP sends between stages. DP sums between copies. "
+        "Loss, gradients and weights equal the one-process run.",
+        12,
+    )
+    d.legend(
+        120,
+        350,
+        [
+            (BLUE, "a form of the data"),
+            (GREEN, "tensor rank 0"),
+            (YELLOW, "tensor rank 1"),
+            (WHITE, "one copy of the model"),
+            ("->", "activations, and gradients back"),
+        ],
+    )
     return d
 
 
@@ -94,8 +113,15 @@ def token_files() -> Drawing:
 def transformer() -> Drawing:
     """Tutorial 3: the model as a list of layers."""
     d = Drawing(720, 400, "The Transformer as a list of layers, with shapes")
-    left = [("ids  [b, s]", GREY), ("embedding  [s, b, h]", BLUE), ("layers.0", GREEN), ("layers.1 ...", GREEN),
-            ("final_norm", YELLOW), ("head  [s·b, v]", BLUE), ("loss: -log p(next id)", GREY)]  # fmt: skip
+    left = [
+        ("ids  [b, s]", GREY),
+        ("embedding  [s, b, h]", BLUE),
+        ("layers.0", GREEN),
+        ("layers.1 ...", GREEN),
+        ("final_norm", YELLOW),
+        ("head  [s·b, v]", BLUE),
+        ("loss: -log p(next id)", GREY),
+    ]
     for number, (words, fill) in enumerate(left):
         y = 16 + number * 50
         d.box(20, y, 200, 34, words, fill, 12, bold=False)
@@ -104,8 +130,12 @@ def transformer() -> Drawing:
     d.box(290, 20, 400, 320, fill=WHITE)
     d.text(490, 42, "one layer", 13, bold=True)
     d.arrow(222, 133, 288, 133, dashed=True)
-    inside = [(60, "norm1", YELLOW), (106, "attention: q, k, v; softmax; proj", GREEN), (198, "norm2", YELLOW),
-              (244, "mlp: h → ffn → h", GREEN)]  # fmt: skip
+    inside = [
+        (60, "norm1", YELLOW),
+        (106, "attention: q, k, v; softmax; proj", GREEN),
+        (198, "norm2", YELLOW),
+        (244, "mlp: h → ffn → h", GREEN),
+    ]
     for y, words, fill in inside:
         d.box(330, y, 240, 34, words, fill, 12, bold=False)
     for top in (60, 198):
@@ -115,8 +145,17 @@ def transformer() -> Drawing:
         d.arrow(610, top - 4, 610, top + 104, dashed=True)
         d.arrow(608, top + 105, 462, top + 105, dashed=True)
     d.text(630, 140, "residual", 11, anchor="start")
-    d.legend(20, 372, [(BLUE, "vocabulary"), (GREEN, "matrix products"), (YELLOW, "norm"), (GREY, "input, output"),
-                       ("-->", "residual, or close-up")])  # fmt: skip
+    d.legend(
+        20,
+        372,
+        [
+            (BLUE, "vocabulary"),
+            (GREEN, "matrix products"),
+            (YELLOW, "norm"),
+            (GREY, "input, output"),
+            ("-->", "residual, or close-up"),
+        ],
+    )
     d.text(490, 362, "s sequence, b micro-batch, h hidden, v vocabulary", 11)
     return d
 
@@ -136,8 +175,16 @@ def tensor_parallel() -> Drawing:
         d.arrow(654, y + 35, 698, 120)
     d.box(702, 84, 100, 72, "sum\nall-reduce\nover tp", RED)
     d.text(420, 244, "forward: one sum. backward: one sum, at x.", 12)
-    d.legend(100, 250, [(GREEN, "held by tensor rank 0"), (YELLOW, "held by tensor rank 1"), (GREY, "on both"),
-                        (RED, "communication")])  # fmt: skip
+    d.legend(
+        100,
+        250,
+        [
+            (GREEN, "held by tensor rank 0"),
+            (YELLOW, "held by tensor rank 1"),
+            (GREY, "on both"),
+            (RED, "communication"),
+        ],
+    )
     return d
 
 
@@ -159,8 +206,16 @@ def floors() -> Drawing:
         d.box(90, y, 640, 44, f"{rooms}\n{what}", (BLUE, GREEN)[number % 2], 13)
         d.text(60, y + 28, str(len(FLOORS) - 1 - number), 16, bold=True)
     d.arrow(28, 30, 28, 340)
-    d.legend(90, 374, [(BLUE, "a floor"), (GREEN, "the next floor"), ("->", "allowed direction of imports"),
-                       (WHITE, "number: floor")])  # fmt: skip
+    d.legend(
+        90,
+        374,
+        [
+            (BLUE, "a floor"),
+            (GREEN, "the next floor"),
+            ("->", "allowed direction of imports"),
+            (WHITE, "number: floor"),
+        ],
+    )
     return d
 
 
@@ -189,8 +244,17 @@ def training_step() -> Drawing:
             d.arrow(x - 18, y + 25, x - 2, y + 25)
         elif row:
             d.arrow(x + 760, y - 26, x + 110, y - 2, dashed=True)
-    d.legend(20, 246, [(BLUE, "around the step"), (GREEN, "forward and backward"), (YELLOW, "update"),
-                       ("->", "then"), ("-->", "continues in the next row")])  # fmt: skip
+    d.legend(
+        20,
+        246,
+        [
+            (BLUE, "around the step"),
+            (GREEN, "forward and backward"),
+            (YELLOW, "update"),
+            ("->", "then"),
+            ("-->", "continues in the next row"),
+        ],
+    )
     return d
 
 
@@ -218,8 +282,16 @@ def gradient() -> Drawing:
             d.arrow(x - 22, y + 25, x - 2, y + 25)
         elif row:
             d.arrow(x + 720, y - 26, x + 140, y - 2, dashed=True)
-    d.legend(20, 254, [(GREEN, "inside backward, per micro-batch"), (YELLOW, "on this rank"),
-                       (RED, "where gradients or weights of several ranks meet"), ("-->", "next row")])  # fmt: skip
+    d.legend(
+        20,
+        254,
+        [
+            (GREEN, "inside backward, per micro-batch"),
+            (YELLOW, "on this rank"),
+            (RED, "where gradients or weights of several ranks meet"),
+            ("-->", "next row"),
+        ],
+    )
     return d
 
 
@@ -227,17 +299,21 @@ def sample() -> Drawing:
     """Architecture: from the position of a run to a batch."""
     d = Drawing(900, 250, "The way of a sample")
     steps = [
-        ("consumed samples", "one integer, in TrainState", GREY), ("numbers of this rank", "microbatches.py", BLUE),
-        ("sample i: spans", "dataset.py, csrc/samples.h", BLUE), ("ids", "token_files.py: memory map of .bin", GREEN),
-    ]  # fmt: skip
+        ("consumed samples", "one integer, in TrainState", GREY),
+        ("numbers of this rank", "microbatches.py", BLUE),
+        ("sample i: spans", "dataset.py, csrc/samples.h", BLUE),
+        ("ids", "token_files.py: memory map of .bin", GREEN),
+    ]
     for number, (what, where, fill) in enumerate(steps):
         x = 20 + number * 220
         d.box(x, 24, 200, 52, f"{number + 1}. {what}\n{where}", fill, 12)
         if number:
             d.arrow(x - 20, 50, x - 2, 50)
-    later = [("collate: Batch", "batch.py: ids, labels, mask, positions", GREEN),
-             ("read ahead", "prefetch.py: a thread, next steps", YELLOW),
-             ("first stage: ids, last: labels", "trainer.py, stage.py", YELLOW)]  # fmt: skip
+    later = [
+        ("collate: Batch", "batch.py: ids, labels, mask, positions", GREEN),
+        ("read ahead", "prefetch.py: a thread, next steps", YELLOW),
+        ("first stage: ids, last: labels", "trainer.py, stage.py", YELLOW),
+    ]
     for number, (what, where, fill) in enumerate(later):
         x = 20 + number * 292
         d.box(x, 128, 270, 52, f"{number + 5}. {what}\n{where}", fill, 12)
@@ -245,8 +321,17 @@ def sample() -> Drawing:
             d.arrow(x - 22, 154, x - 2, 154)
     d.arrow(780, 78, 160, 126, dashed=True)
     d.text(450, 204, "Steps 1 to 3 are arithmetic: a resume on any layout needs the integer and nothing else.", 12)
-    d.legend(20, 224, [(GREY, "saved"), (BLUE, "computed from files, seed, i"), (GREEN, "read"),
-                       (YELLOW, "handed to the model"), ("-->", "next row")])  # fmt: skip
+    d.legend(
+        20,
+        224,
+        [
+            (GREY, "saved"),
+            (BLUE, "computed from files, seed, i"),
+            (GREEN, "read"),
+            (YELLOW, "handed to the model"),
+            ("-->", "next row"),
+        ],
+    )
     return d
 
 
@@ -267,8 +352,16 @@ def checkpoint() -> Drawing:
     for rank in range(3):
         d.box(592, 50 + rank * 40, 200, 34, f"rank {rank}: overlaps with its rows", BLUE, 11, bold=False)
     d.text(410, 204, "Loading is the overlap of boxes: there is no code for resharding.", 12)
-    d.legend(60, 226, [(GREEN, "written by rank 0"), (YELLOW, "written by rank 1"), (WHITE, "checkpoint"),
-                       (BLUE, "wanted by a rank of another layout")])  # fmt: skip
+    d.legend(
+        60,
+        226,
+        [
+            (GREEN, "written by rank 0"),
+            (YELLOW, "written by rank 1"),
+            (WHITE, "checkpoint"),
+            (BLUE, "wanted by a rank of another layout"),
+        ],
+    )
     return d
 
 

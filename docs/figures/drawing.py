@@ -30,8 +30,17 @@ class Drawing:
             f"{escape(words)}</text>"
         )
 
-    def box(self, x: float, y: float, width: float, height: float, lines: str = "", fill: str = WHITE, size: int = 12,
-            bold: bool = True) -> None:  # fmt: skip
+    def box(
+        self,
+        x: float,
+        y: float,
+        width: float,
+        height: float,
+        lines: str = "",
+        fill: str = WHITE,
+        size: int = 12,
+        bold: bool = True,
+    ) -> None:
         """`lines` are separated by newlines; with `bold` the first one is a title."""
         self.parts.append(
             f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" rx="6" fill="{fill}" stroke="{INK}"/>'
@@ -43,8 +52,9 @@ class Drawing:
             is_title = bold and number == 0
             self.text(x + width / 2, first + number * step, row, size if is_title else size - 1, bold=is_title)
 
-    def arrow(self, x0: float, y0: float, x1: float, y1: float, words: str = "", dashed: bool = False,
-              above: float = 6) -> None:  # fmt: skip
+    def arrow(
+        self, x0: float, y0: float, x1: float, y1: float, words: str = "", dashed: bool = False, above: float = 6
+    ) -> None:
         """From (x0, y0) to (x1, y1); `words` stand `above` its middle."""
         dash = ' stroke-dasharray="5 4"' if dashed else ""
         self.parts.append(

@@ -40,4 +40,4 @@ __all__ = [
     "read_manifest",
     "resolve",
     "save",
-]  # fmt: skip
+]

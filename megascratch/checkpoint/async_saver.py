@@ -161,9 +161,14 @@ class AsyncSaver:
         return lambda index: raw_bytes(slots[index].tensor)
 
     def _run(
-        self, share: WritePlan, raw: RawBytes, state: dict[str, Any], outcome: Outcome, begun: float,
+        self,
+        share: WritePlan,
+        raw: RawBytes,
+        state: dict[str, Any],
+        outcome: Outcome,
+        begun: float,
         failure: Exception | None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """The thread of a save."""
         inside = self.folder if self.lease is None else self.lease.inside
         try:

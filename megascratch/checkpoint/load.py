@@ -29,7 +29,9 @@ from megascratch.parallel.sharded_tensor import ShardedTensor
 from megascratch.storage.path import Place
 
 
-def load(path: str | Place, held: list[ShardedTensor], world: Axis, *, prefix: str = "", cast: bool = False) -> dict[str, Any]:
+def load(
+    path: str | Place, held: list[ShardedTensor], world: Axis, *, prefix: str = "", cast: bool = False
+) -> dict[str, Any]:
     """Fills every `held.tensor`, copies included, and returns the saved state; called by all ranks of `world`.
 
     Args:
@@ -82,7 +84,9 @@ class Read(NamedTuple):
         return f"{self.name}{box_text(self.chunk.box)}"
 
 
-def _fill(step: Place, manifest: Manifest, held: list[ShardedTensor], prefix: str, wanted: set[str], cast: bool) -> None:
+def _fill(
+    step: Place, manifest: Manifest, held: list[ShardedTensor], prefix: str, wanted: set[str], cast: bool
+) -> None:
     _require_same_names(step, {name for name in manifest.tensors if name.startswith(prefix)}, wanted)
     wanting: dict[StoredBox, list[tuple[ShardedTensor, Box]]] = defaultdict(list)
     for item in held:
@@ -90,8 +94,11 @@ def _fill(step: Place, manifest: Manifest, held: list[ShardedTensor], prefix: st
         _require_same_tensor(step, whole, item, cast)
         for chunk, common in _overlaps(step, whole.chunks, item):
             wanting[chunk].append((item, common))
-    reads = [Read(name, whole.dtype, chunk, whole.chunk_bytes(chunk), wanting[chunk])
-             for name, whole, chunk in boxes_by_file(manifest.tensors) if chunk in wanting]  # fmt: skip
+    reads = [
+        Read(name, whole.dtype, chunk, whole.chunk_bytes(chunk), wanting[chunk])
+        for name, whole, chunk in boxes_by_file(manifest.tensors)
+        if chunk in wanting
+    ]
     source = step_at(step)
     for name, of_file in groupby(reads, key=lambda read: read.chunk.file):
         file = source.open(name)

@@ -55,7 +55,9 @@ def save(folder: str | Place, step: int, held: list[ShardedTensor], state: dict[
     """
     share = agree_on_write_plan(held, world)
     slots = share.layout.slots
-    return write_step(storage_path(folder), storage_path(folder), step, share, lambda i: raw_bytes(slots[i].tensor), state, world)
+    return write_step(
+        storage_path(folder), storage_path(folder), step, share, lambda i: raw_bytes(slots[i].tensor), state, world
+    )
 
 
 def write_step(
@@ -110,7 +112,9 @@ def _wholes(entries: Iterable[WriteEntry]) -> dict[str, TensorEntry]:
         if (tensor.shape, tensor.dtype) != (shape, dtype):
             raise ValueError(f"ranks disagree on {name}: {list(tensor.shape)} {tensor.dtype} and {list(shape)} {dtype}")
         tensor.chunks.append(chunk)
-    return {name: TensorEntry(t.shape, t.dtype, tuple(sorted(t.chunks, key=_place))) for name, t in sorted(found.items())}
+    return {
+        name: TensorEntry(t.shape, t.dtype, tuple(sorted(t.chunks, key=_place))) for name, t in sorted(found.items())
+    }
 
 
 def _place(chunk: StoredBox) -> tuple:

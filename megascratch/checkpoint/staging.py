@@ -30,8 +30,10 @@ class Staging:
         try:
             self.buffer = torch.empty(self.nbytes, dtype=torch.uint8, pin_memory=self.device is not None)
         except RuntimeError as error:
-            raise UserError(f"async-save needs {self.nbytes:,} bytes of host memory on each rank, which there are not: "
-                            "use --no-async-save") from error
+            raise UserError(
+                f"async-save needs {self.nbytes:,} bytes of host memory on each rank, which there are not: "
+                "use --no-async-save"
+            ) from error
         self.buffer.zero_()  # so that the first copy does not wait for the kernel to find the pages
         self._bytes = self.buffer.numpy().data
         starts = [offset - len(layout.header) for offset in layout.offsets]

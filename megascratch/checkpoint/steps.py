@@ -84,8 +84,9 @@ def _check_file(step: Place, name: str, record: DataFile) -> None:
     file = step_at(step).open(name)
     try:
         if file.size != record.bytes:
-            raise DamagedError(f"{file.path} is damaged: it has {file.size:,} bytes, the manifest says "
-                               f"{record.bytes:,}")
+            raise DamagedError(
+                f"{file.path} is damaged: it has {file.size:,} bytes, the manifest says {record.bytes:,}"
+            )
         header = bytearray(record.header_bytes)  # not more than the file has
         file.read_into(0, memoryview(header))
         if checksum(header) != record.header_xxh3_64:
@@ -161,8 +162,11 @@ def candidates(path: str | Place) -> list[Place]:
     path = storage_path(path)
     found = [path] if is_step(path) else list_steps(path)
     if not found:
-        raise UserError(f"no checkpoint: {path} has neither {FILE} nor a folder step_00000000" if is_folder(path)
-                        else f"no checkpoint: {path} is not a folder")
+        raise UserError(
+            f"no checkpoint: {path} has neither {FILE} nor a folder step_00000000"
+            if is_folder(path)
+            else f"no checkpoint: {path} is not a folder"
+        )
     return found
 
 

@@ -87,5 +87,3 @@ def _require_sound(item: ShardedTensor) -> None:
         raise ValueError(f"{item.name}: {list(item.tensor.shape)} is told to be {list(item.box.shape)}")
     if item.dtype not in DTYPES.values():
         raise ValueError(f"{item.name}: {item.dtype} cannot be saved, only {', '.join(DTYPES)}")
-
-

@@ -76,8 +76,11 @@ def diff(options: argparse.Namespace) -> int:
     if options.json:
         tensors = [vars(item) | {"relative": item.relative} for item in apart]
         state = [dict(zip(("place", "first", "second"), row, strict=True)) for row in settings]
-        print(json.dumps({"paths": paths, "equal_tensors": len(found) - len(apart), "tensors": tensors,
-                          "state": state}, indent=2))  # fmt: skip
+        print(
+            json.dumps(
+                {"paths": paths, "equal_tensors": len(found) - len(apart), "tensors": tensors, "state": state}, indent=2
+            )
+        )
         return 1 if apart else 0
     _print_diff(apart, settings, options.most)
     print(f"{len(found) - len(apart):,} of {len(found):,} tensors are equal to the bit")
@@ -93,8 +96,9 @@ def reshard(options: argparse.Namespace) -> int:
         raise UserError(f"--dtype ({options.dtype}) must be one of {', '.join(reshard.PRECISIONS)}")
     with OpenCheckpoint(_one(options.path)) as source:
         files = options.files or max(1, math.ceil(source.manifest.nbytes / (options.file_mib * 2**20)))
-        written = reshard.reshard(source, options.output, files=files, dtype=options.dtype,
-                                  weights_only=options.weights_only)  # fmt: skip
+        written = reshard.reshard(
+            source, options.output, files=files, dtype=options.dtype, weights_only=options.weights_only
+        )
     _print_written(written, options.json)
     return 0
 
@@ -119,7 +123,9 @@ def prune(options: argparse.Namespace) -> int:
     from megascratch.checkpoint import RetentionPolicy, acquire, retention
     from megascratch.storage.path import storage_path
 
-    keep = RetentionPolicy(options.keep_last_n_checkpoints, options.save_retain_interval, options.keep_best_n_checkpoints)
+    keep = RetentionPolicy(
+        options.keep_last_n_checkpoints, options.save_retain_interval, options.keep_best_n_checkpoints
+    )
     if options.dry_run:
         going = retention.expired(retention.verify_newest(retention.scan(options.path), keep), keep)
         gone = [step.path for step in going]
@@ -170,13 +176,25 @@ def _step_record(options: argparse.Namespace) -> dict[str, Any]:
     step = steps.resolve(options.path)
     manifest = steps.read_manifest(step)
     tensors = [
-        {"name": name, "shape": list(whole.shape), "dtype": str(whole.dtype).removeprefix("torch."),
-         "bytes": whole.nbytes, "chunks": len(whole.chunks)}
+        {
+            "name": name,
+            "shape": list(whole.shape),
+            "dtype": str(whole.dtype).removeprefix("torch."),
+            "bytes": whole.nbytes,
+            "chunks": len(whole.chunks),
+        }
         for name, whole in manifest.tensors.items()
-    ]  # fmt: skip
+    ]
     files = {name: file.bytes for name, file in manifest.files.items()}
-    return {"path": str(step), "step": manifest.step, "problem": steps.problem_of(step), "bytes": manifest.nbytes,
-            "files": files, "state": manifest.state, "tensors": tensors}  # fmt: skip
+    return {
+        "path": str(step),
+        "step": manifest.step,
+        "problem": steps.problem_of(step),
+        "bytes": manifest.nbytes,
+        "files": files,
+        "state": manifest.state,
+        "tensors": tensors,
+    }
 
 
 def _print_folder(record: dict[str, Any]) -> None:
@@ -193,8 +211,10 @@ def _print_folder(record: dict[str, Any]) -> None:
 def _print_step(record: dict[str, Any], most: int) -> None:
     position = record["state"].get("train_state", {})
     consumed = f", {position['consumed_samples']:,} samples" if "consumed_samples" in position else ""
-    print(f"{printable(record['path'])}: step {record['step']:,}{consumed}, {len(record['tensors']):,} tensors, "
-          f"{_size(record['bytes'])} in {len(record['files']):,} files")
+    print(
+        f"{printable(record['path'])}: step {record['step']:,}{consumed}, {len(record['tensors']):,} tensors, "
+        f"{_size(record['bytes'])} in {len(record['files']):,} files"
+    )
     if record["problem"]:
         print(printable(record["problem"]))
     table = _table("kind", "tensors", "elements", "type", "size")
@@ -233,7 +253,9 @@ def _print_diff(apart: list[Any], settings: list[tuple[str, Any, Any]], most: in
     if settings:
         table = _table("state", "first", "second")
         for storage_path, first, second in settings[:most]:
-            table.add_row(printable(storage_path), printable(json.dumps(first))[:50], printable(json.dumps(second))[:50])
+            table.add_row(
+                printable(storage_path), printable(json.dumps(first))[:50], printable(json.dumps(second))[:50]
+            )
         _show(table)
 
 
@@ -242,8 +264,16 @@ def _print_written(step: Any, as_json: bool) -> None:
 
     manifest = read_manifest(step)
     if as_json:
-        print(json.dumps({"path": str(step), "bytes": manifest.nbytes, "files": len(manifest.files),
-                          "tensors": len(manifest.tensors)}))  # fmt: skip
+        print(
+            json.dumps(
+                {
+                    "path": str(step),
+                    "bytes": manifest.nbytes,
+                    "files": len(manifest.files),
+                    "tensors": len(manifest.tensors),
+                }
+            )
+        )
     else:
         size = f"{_size(manifest.nbytes)} in {len(manifest.files)} files"
         print(f"wrote {printable(step)}: {len(manifest.tensors):,} tensors, {size}")

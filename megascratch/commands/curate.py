@@ -95,8 +95,10 @@ def _say(report: CurationReport, output: Path) -> None:
     )
     for rule, times in report.dropped.most_common():
         example = report.examples[rule][0]
-        print(f"  {rule:<28}{times:>10,} {times / texts:>7.2%}  e.g. "
-              f"{printable(example['place'])}: {printable(example['reason'])}")
+        print(
+            f"  {rule:<28}{times:>10,} {times / texts:>7.2%}  e.g. "
+            f"{printable(example['place'])}: {printable(example['reason'])}"
+        )
     if report.evaluation_texts_too_short:
         short, texts = report.evaluation_texts_too_short, report.evaluation_texts
         print(f"  {short:,} of {texts:,} evaluation texts are too short to look for")
@@ -104,9 +106,11 @@ def _say(report: CurationReport, output: Path) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="megascratch curate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog="megascratch curate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
-    )  # fmt: skip
+    )
     add, default = parser.add_argument, Settings()
     add_input(parser)
     add("--output", required=True, metavar="FILE", help="JSONL: the lines that pass, as they were")
@@ -119,8 +123,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--limit", action="append", default=[], metavar="NAME=VALUE", help="another limit of these rules")
     add("--decontaminate", nargs="+", default=[], metavar="FILE", help="drop what shares n-grams with it")
     add("--decontaminate-key", default=default.decontaminate_key, metavar="KEY", help="their key (default: text)")
-    add("--decontaminate-words", type=int, default=default.decontaminate_words, metavar="N",
-        help="words of a shared n-gram (default: 13, as GPT-3; shorter evaluation texts count whole)")  # fmt: skip
+    add(
+        "--decontaminate-words",
+        type=int,
+        default=default.decontaminate_words,
+        metavar="N",
+        help="words of a shared n-gram (default: 13, as GPT-3; shorter evaluation texts count whole)",
+    )
     add("--exact-duplicates", action="store_true", help="keep the first of equal texts")
     add("--near-duplicates", action="store_true", help="keep the first of similar texts (MinHash, needs datasketch)")
     add("--similarity", type=float, default=default.similarity, metavar="J", help="Jaccard similarity (default: 0.8)")

@@ -1,12 +1,12 @@
 """`megascratch data`: what is in a corpus, whether it is whole, and corpora made of corpora; no torch.
 
-    megascratch data inspect corpus_text_document --tokenizer-model t.model --samples 3 --output corpus.png
-    megascratch data validate corpus_text_document
-    megascratch data record corpus_from_elsewhere
-    megascratch data merge shards/ more_text_document --output-prefix all
-    megascratch data split all --output-prefix all --fractions 0.99 0.01 --names train valid
-    megascratch data blend-report --config my.yaml --samples 1000000
-    megascratch data audit --config my.yaml --steps 100:200 --output audit.csv
+megascratch data inspect corpus_text_document --tokenizer-model t.model --samples 3 --output corpus.png
+megascratch data validate corpus_text_document
+megascratch data record corpus_from_elsewhere
+megascratch data merge shards/ more_text_document --output-prefix all
+megascratch data split all --output-prefix all --fractions 0.99 0.01 --names train valid
+megascratch data blend-report --config my.yaml --samples 1000000
+megascratch data audit --config my.yaml --steps 100:200 --output audit.csv
 """
 
 import argparse
@@ -92,7 +92,11 @@ def validate(options: argparse.Namespace) -> int:
             print(f"{printable(prefix)}: {more:,} more problems (--most {options.most})")
         elif not shown:
             reader = TokenReader(prefix)
-            known = "" if reader.digests else f"; no digests, so damage can hide: megascratch data record {printable(prefix)}"
+            known = (
+                ""
+                if reader.digests
+                else f"; no digests, so damage can hide: megascratch data record {printable(prefix)}"
+            )
             name = printable(prefix)
             print(f"{name}: sound; {len(reader.documents) - 1:,} documents, {reader.tokens:,} tokens{known}")
         broken += bool(shown or more)
@@ -232,8 +236,10 @@ def _say(
     of = f" of {vocab_size:,} ({found.ids_used / vocab_size:.1%})" if vocab_size else ""
     print(f"ids used: {found.ids_used:,}{of}")
     if found.ids_outside:
-        print(f"ids that no vocabulary has: {found.ids_outside:,}; see megascratch data validate "
-              f"{printable(reader.prefix)}")
+        print(
+            f"ids that no vocabulary has: {found.ids_outside:,}; see megascratch data validate "
+            f"{printable(reader.prefix)}"
+        )
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = WIDTH
@@ -294,8 +300,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--output-prefix", required=True, metavar="PREFIX", help="writes PREFIX_NAME.bin/.idx/.json for each part")
     add("--overwrite", action="store_true", help="replace corpora that are there already")
     how = parsers["split"].add_mutually_exclusive_group(required=True)
-    how.add_argument("--fractions", nargs="+", type=float, metavar="F", help="shares of the documents: fractions that "
-        "add up to 1, or whole numbers")  # fmt: skip
+    how.add_argument(
+        "--fractions",
+        nargs="+",
+        type=float,
+        metavar="F",
+        help="shares of the documents: fractions that add up to 1, or whole numbers",
+    )
     how.add_argument("--documents", nargs="+", type=int, metavar="N", help="documents of each part")
     add("--names", nargs="+", metavar="NAME", help="default: 0 1 2 ...")
     return parser

@@ -1,8 +1,8 @@
 """The two verbs of `megascratch data` that read a training config: `blend-report` and `audit`.
 
-    megascratch data blend-report --config my.yaml --samples 1000000
-    megascratch data audit --config my.yaml --steps 100:200 --output audit.csv
-    megascratch data audit --config my.yaml --steps 1:5000 --corpus web_text_document --document 17
+megascratch data blend-report --config my.yaml --samples 1000000
+megascratch data audit --config my.yaml --steps 100:200 --output audit.csv
+megascratch data audit --config my.yaml --steps 1:5000 --corpus web_text_document --document 17
 """
 
 import argparse
@@ -140,15 +140,27 @@ def _write_jsonl(uses: Iterator[Use], file: IO[str]) -> None:
 
 def _print(found: Sequence[BlendShare], samples: int) -> None:
     table = Table(
-        "from sample", "corpus", "weight", "samples", "tokens", "epochs", "largest error",
-        title=f"the first {samples:,} samples", title_justify="left",
-    )  # fmt: skip
+        "from sample",
+        "corpus",
+        "weight",
+        "samples",
+        "tokens",
+        "epochs",
+        "largest error",
+        title=f"the first {samples:,} samples",
+        title_justify="left",
+    )
     for share in found:
         begin, end = share.epochs
         table.add_row(
-            f"{share.first:,}", Text(printable(share.corpus)), f"{share.weight:.4f}", f"{share.samples:,}",
-            f"{share.tokens:,}", f"{begin:.2f} to {end:.2f}", f"{share.largest_error:.2f}",
-        )  # fmt: skip
+            f"{share.first:,}",
+            Text(printable(share.corpus)),
+            f"{share.weight:.4f}",
+            f"{share.samples:,}",
+            f"{share.tokens:,}",
+            f"{begin:.2f} to {end:.2f}",
+            f"{share.largest_error:.2f}",
+        )
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = WIDTH + max(len(share.corpus) for share in found)

@@ -36,11 +36,21 @@ SUMMARY = "check machines and settings before a run: versions, files, network, c
 
 def main(argv: Sequence[str]) -> int:
     """0: a run can start; 1: it cannot. Raises: UserError for illegal settings, or a launch that cannot meet."""
-    parser = argparse.ArgumentParser(prog="megascratch doctor", description=SUMMARY, allow_abbrev=False, add_help=False,
-                                     epilog="Every setting of `megascratch pretrain` is a flag here, too; without any "
-                                     "only the machines are looked at.")  # fmt: skip
-    parser.add_argument("--timeout", type=float, default=60.0, metavar="SECONDS",
-                        help="how long ranks wait for one another (default: 60)")  # fmt: skip
+    parser = argparse.ArgumentParser(
+        prog="megascratch doctor",
+        description=SUMMARY,
+        allow_abbrev=False,
+        add_help=False,
+        epilog="Every setting of `megascratch pretrain` is a flag here, too; without any "
+        "only the machines are looked at.",
+    )
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=60.0,
+        metavar="SECONDS",
+        help="how long ranks wait for one another (default: 60)",
+    )
     if {"-h", "--help"} & set(argv):
         parser.print_help()
         return 0
@@ -90,11 +100,15 @@ def _together(texts: Sequence[str]) -> str:
     for rank, (host, _, _, findings) in enumerate(said):
         for finding in findings:
             by_finding.setdefault(tuple(finding), {}).setdefault(host, []).append(rank)
-    found = [HostFinding(about, state, f"{', '.join(where(host, ranks) for host, ranks in hosts.items())}: {text}", fix)
-             for (about, state, text, fix), hosts in by_finding.items()]  # fmt: skip
+    found = [
+        HostFinding(about, state, f"{', '.join(where(host, ranks) for host, ranks in hosts.items())}: {text}", fix)
+        for (about, state, text, fix), hosts in by_finding.items()
+    ]
     table = differences([(host, facts) for host, _, facts, _ in said])
     alike = HostFinding("versions", "ok", f"{len(said)} ranks have the same versions, code and settings")
-    differ = HostFinding("versions", "FAIL", table, "install the same packages and start with the same settings everywhere")
+    differ = HostFinding(
+        "versions", "FAIL", table, "install the same packages and start with the same settings everywhere"
+    )
     return json.dumps([differ if table else alike, *found, _clocks([(host, clock) for host, clock, *_ in said])])
 
 
@@ -114,14 +128,17 @@ def _axes(config: Config | None, meeting: Rendezvous | None, world: int, timeout
     parallel = (config or derive(Config(), world)).parallel
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     device = choose_device(config.training.device if config else None, local_rank, parallel.distributed_backend)
-    grid = Grid.dense(parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size,
-                      parallel.data_parallel_size or 1)  # fmt: skip
+    grid = Grid.dense(
+        parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size, parallel.data_parallel_size or 1
+    )
     try:
         backend = parallel.distributed_backend or ("nccl" if device.type == "cuda" else "gloo")
         meshes.start(backend, device, meeting)
         found = bandwidths(Mesh.build(grid, device, timeout))
     except (CommunicationError, RuntimeError) as error:
-        return [HostFinding("axes", "FAIL", str(error).splitlines()[0], "see which machine is named; check its network")]
+        return [
+            HostFinding("axes", "FAIL", str(error).splitlines()[0], "see which machine is named; check its network")
+        ]
     finally:
         meshes.stop()
     lines = []
@@ -130,10 +147,15 @@ def _axes(config: Config | None, meeting: Rendezvous | None, world: int, timeout
         text = f"{axis}: {len(group)} group(s) of {grid_size(found, axis)}, all-reduce at {min(group) / 1e6:,.0f} MB/s"
         lines.append(HostFinding("axes", "ok", text))
     return lines + [
-        HostFinding("axes", "warn", f"{one.axis} over ranks {', '.join(map(str, one.ranks))} runs at "
-                f"{one.bytes_per_second / 1e6:,.0f} MB/s, a third of the others or less", "look at its hosts' network")
+        HostFinding(
+            "axes",
+            "warn",
+            f"{one.axis} over ranks {', '.join(map(str, one.ranks))} runs at "
+            f"{one.bytes_per_second / 1e6:,.0f} MB/s, a third of the others or less",
+            "look at its hosts' network",
+        )
         for one in slow_groups(found)
-    ]  # fmt: skip
+    ]
 
 
 def grid_size(found: Sequence, axis: str) -> int:
@@ -151,5 +173,3 @@ def report(found: Sequence[HostFinding]) -> str:
     bad, odd = (sum(finding.state == state for finding in found) for state in ("FAIL", "warn"))
     lines.append(f"{bad} failed, {odd} warnings: a run {'cannot start' if bad else 'can start'}")
     return "\n".join(lines)
-
-

@@ -55,9 +55,16 @@ def main(argv: list[str]) -> int:
     ids = [_encode(tokenizer, document, options.parse_special_tokens) for document in documents]
     started = time.monotonic()
     loss = evaluate_documents(
-        model, config, texts, ids, tokenizer.eod, ends=not options.no_eod, stride=options.stride,
-        batch_size=options.batch_size, progress=_progress if sys.stderr.isatty() else None,
-    )  # fmt: skip
+        model,
+        config,
+        texts,
+        ids,
+        tokenizer.eod,
+        ends=not options.no_eod,
+        stride=options.stride,
+        batch_size=options.batch_size,
+        progress=_progress if sys.stderr.isatty() else None,
+    )
     seconds = time.monotonic() - started
     result = _result(loss, [text.encode() for text in texts])
     print(_table(loss, result, seconds, bad_lines))
@@ -71,7 +78,12 @@ def main(argv: list[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="megascratch evaluate", description=SUMMARY, epilog=COUNTED)
     add = parser.add_argument
-    add("--load", required=True, metavar="DIR", help="a run's folder of checkpoints (the newest), or one step; also s3://...")
+    add(
+        "--load",
+        required=True,
+        metavar="DIR",
+        help="a run's folder of checkpoints (the newest), or one step; also s3://...",
+    )
     add_input(parser)
     add("--json-key", default="text", metavar="KEY", help="where a line keeps its text (default: text)")
     add("--stride", type=int, metavar="S", help="new tokens per window, the rest is context (default: seq_length)")

@@ -39,8 +39,9 @@ def main(argv: list[str]) -> int:
     read = [("--prompts-file", options.prompts_file), ("--tokenizer-model", options.tokenizer_model)]
     require_no_input([("--output", options.output)], read)
     if options.max_new_tokens < 1 or options.batch_size < 1:
-        raise UserError(f"--max-new-tokens ({options.max_new_tokens}) and --batch-size ({options.batch_size}) "
-                        "must be at least 1")  # fmt: skip
+        raise UserError(
+            f"--max-new-tokens ({options.max_new_tokens}) and --batch-size ({options.batch_size}) must be at least 1"
+        )
     prompts = [*options.prompt, *(_prompts(options.prompts_file) if options.prompts_file else [])] or [""]
     device = choose_device(options.device, 0)
     use_all_threads()
@@ -55,15 +56,25 @@ def main(argv: list[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="megascratch generate", description=SUMMARY)
     add = parser.add_argument
-    add("--load", required=True, metavar="DIR", help="a run's folder of checkpoints (the newest), or one step; also s3://...")
+    add(
+        "--load",
+        required=True,
+        metavar="DIR",
+        help="a run's folder of checkpoints (the newest), or one step; also s3://...",
+    )
     add("--prompt", action="append", default=[], metavar="TEXT", help="also several times (default: an empty one)")
     add("--prompts-file", metavar="FILE", help="a prompt per line; .jsonl .parquet: the key text of each")
     add("--max-new-tokens", type=int, default=100, metavar="N", help="most tokens per prompt (default: 100)")
     add("--temperature", type=float, metavar="T", help="divides the logits; 0 is greedy (default: 1)")
     add("--top-k", type=int, metavar="K", help="only the K likeliest tokens (default: all)")
     add("--top-p", type=float, metavar="P", help="only the likeliest tokens with probability P together (default: 1)")
-    add("--stop", action="append", default=[], metavar="TEXT", help="end where this text appears, and cut it off; also "
-        "several times")  # fmt: skip
+    add(
+        "--stop",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="end where this text appears, and cut it off; also several times",
+    )
     add("--stop-ids", type=int, nargs="+", default=[], metavar="ID", help="end at one of these tokens, and cut it off")
     add("--greedy", action="store_true", help="always the likeliest token")
     add("--seed", type=int, default=1234, help="decides the draws, prompt by prompt (default: 1234)")
@@ -172,8 +183,11 @@ def complete(
         for number, continuation in enumerate(found, start + 1):
             prompt = prompts[number - 1]
             if continuation.stopped_by == "max_position_embeddings":
-                print(f"prompt {number} stopped after {len(continuation.tokens)} new tokens: the model has only "
-                      f"{config.model.max_position_embeddings} positions", file=sys.stderr)  # fmt: skip
+                print(
+                    f"prompt {number} stopped after {len(continuation.tokens)} new tokens: the model has only "
+                    f"{config.model.max_position_embeddings} positions",
+                    file=sys.stderr,
+                )
             yield Completion(prompt, stops.text(ids[number - 1], continuation), continuation)
 
 
@@ -185,13 +199,18 @@ def _ids(tokenizer: Tokenizer, prompt: str, number: int, parse_specials: bool) -
     except (UserError, UnicodeEncodeError) as error:
         raise UserError(f"prompt {number}: {error}") from error
     if not parse_specials and ids != tokenizer.encode_bare(prompt, parse_specials=True):
-        print(f"prompt {number} holds the text of a special token, read as plain text "
-              "(--parse-special-tokens reads it as the token)", file=sys.stderr)  # fmt: skip
+        print(
+            f"prompt {number} holds the text of a special token, read as plain text "
+            "(--parse-special-tokens reads it as the token)",
+            file=sys.stderr,
+        )
     if tokenizer.before or ids:
         return [*tokenizer.before, *ids]
     if tokenizer.eod is None:
-        raise UserError(f"prompt {number} is empty, and this {tokenizer.kind} has no end of document to start from: "
-                        "give --prompt with at least one character")  # fmt: skip
+        raise UserError(
+            f"prompt {number} is empty, and this {tokenizer.kind} has no end of document to start from: "
+            "give --prompt with at least one character"
+        )
     return [tokenizer.eod]
 
 

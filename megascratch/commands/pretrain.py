@@ -112,8 +112,16 @@ def _nodes(start: _Start, config: Config, keeps_batch: bool) -> Nodes:
     assert start.nnodes and start.endpoint and start.run
     batch = ["--global-batch-size", str(config.training.global_batch_size)] if keeps_batch else []
     words = [*_words(start, config), *batch]
-    return Nodes(start.nnodes, start.ranks, start.max_restarts, start.endpoint, start.run, start.settings,
-                 start.local_addr, words)  # fmt: skip
+    return Nodes(
+        start.nnodes,
+        start.ranks,
+        start.max_restarts,
+        start.endpoint,
+        start.run,
+        start.settings,
+        start.local_addr,
+        words,
+    )
 
 
 def _words(start: _Start, config: Config) -> list[str]:
@@ -152,8 +160,9 @@ def _start(argv: Sequence[str]) -> _Start:
             raise UserError(f"--{name.replace('_', '-')} ({value}) must be at least {least}")
     _require_meeting_point(own)
     ranks = own.nproc_per_node or (1 if own.max_restarts or own.nnodes else 0)
-    return _Start(ranks, own.max_restarts or 0, own.nnodes, own.rdzv_endpoint, own.rdzv_id, own.rdzv_conf,
-                  own.local_addr, words)  # fmt: skip
+    return _Start(
+        ranks, own.max_restarts or 0, own.nnodes, own.rdzv_endpoint, own.rdzv_id, own.rdzv_conf, own.local_addr, words
+    )
 
 
 def _require_meeting_point(own: argparse.Namespace) -> None:

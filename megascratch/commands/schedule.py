@@ -1,10 +1,10 @@
 """`megascratch schedule`: schedules drawn, proved, compared, written as CSV and played with measured times.
 
-    megascratch schedule show zb_v --stages 4 --microbatches 8 --output zb_v.svg
-    megascratch schedule check mine.csv
-    megascratch schedule compare 1f1b zb_h1 zb_v --stages 4 --microbatches 8
-    megascratch schedule csv zb_h1 --stages 4 --microbatches 8 --output zb_h1.csv
-    megascratch schedule simulate interleaved --virtual-stages 3 --stages 8 --microbatches 24 --times times.csv --json
+megascratch schedule show zb_v --stages 4 --microbatches 8 --output zb_v.svg
+megascratch schedule check mine.csv
+megascratch schedule compare 1f1b zb_h1 zb_v --stages 4 --microbatches 8
+megascratch schedule csv zb_h1 --stages 4 --microbatches 8 --output zb_h1.csv
+megascratch schedule simulate interleaved --virtual-stages 3 --stages 8 --microbatches 24 --times times.csv --json
 """
 
 import argparse
@@ -61,8 +61,10 @@ def show(options: argparse.Namespace) -> int:
     """Draws one schedule."""
     plan = _plan(options.schedule, options)
     timeline = _play(plan, _times(options))
-    head = (f"{plan.name}: {plan.placement.ranks} stages, {plan.microbatches} micro-batches, bubble "
-            f"{timeline.bubble_rate:.1%}, {timeline.total:g} units of time")
+    head = (
+        f"{plan.name}: {plan.placement.ranks} stages, {plan.microbatches} micro-batches, bubble "
+        f"{timeline.bubble_rate:.1%}, {timeline.total:g} units of time"
+    )
     if options.output:
         _save(timeline, head, options.output)
         return 0
@@ -82,9 +84,11 @@ def prove(options: argparse.Namespace) -> int:
             check(plan.orders, plan.placement, blocking_sends=True)
     except ScheduleError as error:
         raise UserError(f"{plan.name}: {error}") from error
-    print(f"{printable(plan.name)}: {plan.placement.ranks} stages of {plan.placement.chunks}, "
-          f"{plan.microbatches} micro-batches, {sum(map(len, plan.orders))} actions: "
-          "complete, paired and free of deadlock")
+    print(
+        f"{printable(plan.name)}: {plan.placement.ranks} stages of {plan.placement.chunks}, "
+        f"{plan.microbatches} micro-batches, {sum(map(len, plan.orders))} actions: "
+        "complete, paired and free of deadlock"
+    )
     return 0
 
 
@@ -99,8 +103,13 @@ def compare(options: argparse.Namespace) -> int:
     for answer in found:
         plain, blocking = answer["nonblocking"], answer["blocking"]
         peaks = " ".join(f"{peak:g}" for peak in plain["peak_in_flight"])
-        table.add_row(Text(printable(answer["schedule"])), f"{plain['bubble']:.2%}", f"{blocking['bubble']:.2%}",
-                      f"{plain['total']:g}", peaks)
+        table.add_row(
+            Text(printable(answer["schedule"])),
+            f"{plain['bubble']:.2%}",
+            f"{blocking['bubble']:.2%}",
+            f"{plain['total']:g}",
+            peaks,
+        )
     Console().print(table)
     return 0
 
@@ -125,8 +134,10 @@ def simulate_times(options: argparse.Namespace) -> int:
         return 0
     for sends in ("nonblocking", "blocking", "overlapped"):
         if answer[sends] is not None:
-            print(f"{sends} sends: bubble {answer[sends]['bubble']:.2%}, total {answer[sends]['total']:g}, "
-                  f"longest stage {answer[sends]['cost']:g}")
+            print(
+                f"{sends} sends: bubble {answer[sends]['bubble']:.2%}, total {answer[sends]['total']:g}, "
+                f"longest stage {answer[sends]['cost']:g}"
+            )
     return 0
 
 
@@ -213,8 +224,10 @@ def _figures(timeline: Timeline, chunks: int) -> dict[str, Any]:
 
 def _unit(timeline: Timeline) -> float:
     """The shortest compute, at most 400 columns for the whole."""
-    shortest = min((s.end - s.start for spans in timeline.spans for s in spans if s.end > s.start
-                    and s.action.op in "FBIW"), default=1.0)  # fmt: skip
+    shortest = min(
+        (s.end - s.start for spans in timeline.spans for s in spans if s.end > s.start and s.action.op in "FBIW"),
+        default=1.0,
+    )
     return max(shortest, timeline.total / 400) or 1.0
 
 
@@ -235,8 +248,12 @@ def _write(path: str, text: str) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="megascratch schedule", description=__doc__, epilog=NOTE,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = argparse.ArgumentParser(
+        prog="megascratch schedule",
+        description=__doc__,
+        epilog=NOTE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     verbs = parser.add_subparsers(required=True, metavar="show|check|compare|csv|simulate")
     about = f"{', '.join(NAMES)}, or a .csv file"
     for name, run in {"show": show, "check": prove, "compare": compare, "csv": write, "play": simulate_times}.items():

@@ -31,8 +31,14 @@ Text = TypeVar("Text", str, tuple[str, str])
 def main(argv: list[str]) -> int:
     """The verb. Raises: UserError for what the user can mend."""
     options = _parser().parse_args(argv)
-    actions = {"train": _train, "encode": _encode, "decode": _decode, "report": _report, "convert": _convert,
-               "check": _check}  # fmt: skip
+    actions = {
+        "train": _train,
+        "encode": _encode,
+        "decode": _decode,
+        "report": _report,
+        "convert": _convert,
+        "check": _check,
+    }
     return actions[options.action](options)
 
 
@@ -60,14 +66,28 @@ def _parser() -> argparse.ArgumentParser:
 def _add_train(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     _add_input(parser)
-    add("--output", required=True, metavar="FILE", help=".model for SentencePiece, .json for byte-level BPE (with "
-        "--vocab-size) or characters (without)")  # fmt: skip
+    add(
+        "--output",
+        required=True,
+        metavar="FILE",
+        help=".model for SentencePiece, .json for byte-level BPE (with --vocab-size) or characters (without)",
+    )
     add("--tokenizer-type", choices=tuple(SUFFIXES), help="default: told by --output and --vocab-size")
     add("--vocab-size", type=int, help="number of ids (SentencePiece, byte-level BPE)")
-    add("--split", choices=tuple(SPLITS), default="gpt2", help="byte-level BPE: where text is cut before it is merged "
-        "(default: gpt2, which trains fastest)")  # fmt: skip
-    add("--special-tokens", nargs="+", default=[END_OF_TEXT], metavar="WORD", help="byte-level BPE: the last ids; "
-        f"<|endoftext|>, <|begin_of_text|> and <|pad|> are known by name (default: {END_OF_TEXT})")  # fmt: skip
+    add(
+        "--split",
+        choices=tuple(SPLITS),
+        default="gpt2",
+        help="byte-level BPE: where text is cut before it is merged (default: gpt2, which trains fastest)",
+    )
+    add(
+        "--special-tokens",
+        nargs="+",
+        default=[END_OF_TEXT],
+        metavar="WORD",
+        help="byte-level BPE: the last ids; "
+        f"<|endoftext|>, <|begin_of_text|> and <|pad|> are known by name (default: {END_OF_TEXT})",
+    )
     add("--model-type", choices=("bpe", "unigram"), default="bpe", help="how SentencePiece cuts (default: bpe)")
     add("--character-coverage", type=float, default=0.9995, help="rarer characters become bytes (default: 0.9995)")
     add("--no-eod", action="store_true", help="characters alone: no end-of-document id")
@@ -79,8 +99,11 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     _add_input(parser)
     add("--tokenizer-model", nargs="+", required=True, metavar="FILE", help="tokenizers to compare")
-    add("--group-key", metavar="KEY", help="JSONL key that names a text's group, such as its language (default: its "
-        "file)")  # fmt: skip
+    add(
+        "--group-key",
+        metavar="KEY",
+        help="JSONL key that names a text's group, such as its language (default: its file)",
+    )
     add("--picture", metavar="FILE", help="bytes per token and use of the vocabulary, .png or .svg")
     add("--json", metavar="FILE", help="all figures")
     add("--max-megabytes", type=int, default=100, help="text to read (default: 100)")
@@ -127,8 +150,9 @@ def _kind_of_output(options: argparse.Namespace) -> str:
     suffix = Path(options.output).suffix
     kinds = [kind for kind, ending in SUFFIXES.items() if ending == suffix]
     if not kinds:
-        raise UserError(f"--output {options.output} must end in .model (SentencePiece) or .json (byte-level BPE, or "
-                        "characters)")  # fmt: skip
+        raise UserError(
+            f"--output {options.output} must end in .model (SentencePiece) or .json (byte-level BPE, or characters)"
+        )
     return kinds[-1] if options.vocab_size is None else kinds[0]
 
 
@@ -200,17 +224,17 @@ def _print_report(figures: Sequence[dict]) -> None:
         print(f"{printable(each['tokenizer']):<{width}}  {_per_token(each['bytes_per_token']):>7}  {row}")
     for each in figures:
         longest = " ".join(repr(token["text"]) for token in each["longest_tokens"][:4])
-        print(f"{printable(each['tokenizer'])}: {each['ids_used']:,} of {each['vocab_size']:,} ids used, "
-              f"{each['texts_changed']} of {each['texts']} texts changed, longest {longest}")  # fmt: skip
+        print(
+            f"{printable(each['tokenizer'])}: {each['ids_used']:,} of {each['vocab_size']:,} ids used, "
+            f"{each['texts_changed']} of {each['texts']} texts changed, longest {longest}"
+        )
 
 
 def _per_token(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def _texts(
-    options: argparse.Namespace, bad_lines: BadLines, group_key: str | None = None
-) -> Iterator[tuple[str, str]]:
+def _texts(options: argparse.Namespace, bad_lines: BadLines, group_key: str | None = None) -> Iterator[tuple[str, str]]:
     """(group, text) of all inputs; what gives no text is told."""
     sources = find_sources(options.input, options.input_format)
     columns = [options.json_key, group_key] if group_key else [options.json_key]

@@ -72,19 +72,36 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="megascratch verify", description=SUMMARY, epilog=EPILOG, add_help=False,
-                                     allow_abbrev=False)  # fmt: skip
+    parser = argparse.ArgumentParser(
+        prog="megascratch verify", description=SUMMARY, epilog=EPILOG, add_help=False, allow_abbrev=False
+    )
     add = parser.add_argument
     add("--steps", type=int, default=5, metavar="N", action=_Once, help="training steps (default: 5)")
-    add("--precision", choices=("fp64", "fp32", "bf16", "fp16"), default="fp64", action=_Once,
-        help="tolerance 1e-9 in fp64 (default), 1e-5 in fp32; bf16, fp16: twice the distance from fp32")  # fmt: skip
+    add(
+        "--precision",
+        choices=("fp64", "fp32", "bf16", "fp16"),
+        default="fp64",
+        action=_Once,
+        help="tolerance 1e-9 in fp64 (default), 1e-5 in fp32; bf16, fp16: twice the distance from fp32",
+    )
     add("--max-world", type=int, metavar="W", action=_Once, help="every legal layout of up to W ranks")
     add("--random", type=int, metavar="K", action=_Once, help="K random legal layouts of up to --max-world ranks")
     add("--full-size", action="store_true", help="do not shrink the config")
-    add("--device", choices=("cpu", "cuda"), default="cpu", action=_Once,
-        help="cpu (default), or cuda: a device per rank, or with --distributed-backend gloo any number")  # fmt: skip
-    add("--timeout", type=float, default=120.0, metavar="SECONDS", action=_Once,
-        help="a run that takes longer has failed (default: 120)")  # fmt: skip
+    add(
+        "--device",
+        choices=("cpu", "cuda"),
+        default="cpu",
+        action=_Once,
+        help="cpu (default), or cuda: a device per rank, or with --distributed-backend gloo any number",
+    )
+    add(
+        "--timeout",
+        type=float,
+        default=120.0,
+        metavar="SECONDS",
+        action=_Once,
+        help="a run that takes longer has failed (default: 120)",
+    )
     add("--json", metavar="FILE", action=_Once, help="the verdicts, as JSON")
     return parser
 
@@ -138,14 +155,18 @@ def _prove(cases: Sequence[Case], options: argparse.Namespace, backend: str | No
                 verdict = verify_case(case, options.steps, options.precision, pool)
                 verdicts.append(verdict)
                 if not verdict.passed:
-                    bar.console.print(printable_lines(f"FAIL {case.name}: {verdict.message}"), markup=False,
-                                      soft_wrap=True)
+                    bar.console.print(
+                        printable_lines(f"FAIL {case.name}: {verdict.message}"), markup=False, soft_wrap=True
+                    )
     finally:
         pool.close()
     console.print(_table(verdicts, options))
     good = sum(verdict.passed for verdict in verdicts)
-    console.print(f"{good} of {len(verdicts)} layouts compute the same model as one process "
-                  f"({sum(v.seconds for v in verdicts):.0f} s)", soft_wrap=True)  # fmt: skip
+    console.print(
+        f"{good} of {len(verdicts)} layouts compute the same model as one process "
+        f"({sum(v.seconds for v in verdicts):.0f} s)",
+        soft_wrap=True,
+    )
     if options.json:
         _write(options.json, verdicts, options)
     return 0 if good == len(verdicts) else 1
@@ -188,8 +209,13 @@ def _write(file: str, verdicts: Sequence[Verdict], options: argparse.Namespace) 
         }
         for verdict in verdicts
     ]
-    whole = {"precision": options.precision, "steps": options.steps, "device": options.device,
-             "passed": all(verdict.passed for verdict in verdicts), "layouts": rows}  # fmt: skip
+    whole = {
+        "precision": options.precision,
+        "steps": options.steps,
+        "device": options.device,
+        "passed": all(verdict.passed for verdict in verdicts),
+        "layouts": rows,
+    }
     try:
         with open(file, "w", encoding="utf-8") as out:
             out.write(json.dumps(whole, indent=2, allow_nan=False) + "\n")

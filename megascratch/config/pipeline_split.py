@@ -20,6 +20,7 @@ class CutError(SettingError):
         self.broken = Broken(law, remedies, otherwise)
         super().__init__(complaint(self.broken, lambda setting, value: True))
 
+
 FOLDED = ("zb_v", "dualpipe_v")  # schedules whose two chunks per rank lie in a V
 
 
@@ -82,7 +83,8 @@ def _even(num_layers: int, pp: int, chunks: int) -> list[int]:
     if num_layers < 1 or num_layers % pieces:
         stages = [n // chunks for n in divisors_near(num_layers, pp * chunks) if n % chunks == 0]
         raise CutError(
-            f"num-layers ({num_layers}) must divide by pipeline-model-parallel-size x virtual stages ({pp} x {chunks})",
+            f"num-layers ({num_layers}) must be divisible by pipeline-model-parallel-size x virtual stages "
+            f"({pp} x {chunks})",
             Remedy("num_layers", near_multiples(num_layers, pieces)),
             Remedy("pipeline_model_parallel_size", each(stages)),
             otherwise="cut by hand with pipeline-model-parallel-layout",
@@ -117,8 +119,8 @@ def _around_the_ends(num_layers: int, pp: int, chunks: int, first: int | None, l
         ends = num_layers - rest
         rows = [[ends + value for value in row] for row in near_multiples(rest, between * chunks)]
         raise CutError(
-            f"the {rest} layers left by decoder-first/last-pipeline-num-layers (of {num_layers}) must divide by the "
-            f"other stages x virtual stages ({between} x {chunks})",
+            f"the {rest} layers left by decoder-first/last-pipeline-num-layers (of {num_layers}) must be divisible by "
+            f"the other stages x virtual stages ({between} x {chunks})",
             Remedy("num_layers", rows),
         )
     middle = [rest // between] * between if between else []

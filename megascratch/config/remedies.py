@@ -2,9 +2,9 @@
 
 A law knows the values that are legal for itself alone; whether they are legal altogether only a trial tells:
 
-    Broken("global-batch-size (10) must divide by ... (2 x 4)",
+    Broken("global-batch-size (10) must be divisible by ... (2 x 4)",
            [Remedy("global_batch_size", near_multiples(10, 8))])
-    -> global-batch-size (10) must divide by ... (2 x 4): use global-batch-size 8 or 16
+    -> global-batch-size (10) must be divisible by ... (2 x 4): use global-batch-size 8 or 16
 """
 
 from collections.abc import Callable, Iterable, Sequence

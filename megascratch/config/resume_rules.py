@@ -145,7 +145,10 @@ OTHER_STEPS = "the weights move otherwise from here on"
 OTHER_LENGTH = "the run has another length, and a decay that follows it another shape"
 
 ROWS = [
-    ResumeRule("free", "where and when arithmetic happens; the model is the same (law 1)", """
+    ResumeRule(
+        "free",
+        "where and when arithmetic happens; the model is the same (law 1)",
+        """
         tensor_model_parallel_size pipeline_model_parallel_size data_parallel_size sequence_parallel
         pipeline_schedule pipeline_schedule_csv num_virtual_stages_per_pipeline_rank
         microbatch_group_size_per_virtual_pipeline_stage decoder_first_pipeline_num_layers
@@ -153,49 +156,99 @@ ROWS = [
         optimizer_cpu_offload optimizer_offload_fraction overlap_grad_reduce overlap_param_gather ddp_bucket_size
         recompute_granularity recompute_method recompute_num_layers distributed_backend
         distributed_timeout_minutes micro_batch_size make_vocab_size_divisible_by device compile
-        data_prefetch_steps data_cache_path"""),
-    ResumeRule("free", "what is written, when and where", """
+        data_prefetch_steps data_cache_path""",
+    ),
+    ResumeRule(
+        "free",
+        "what is written, when and where",
+        """
         log_interval output_dir tensorboard_dir save save_interval async_save exit_on_save_error
         keep_last_n_checkpoints save_retain_interval keep_best_n_checkpoints load auto_resume trace_schedule
-        trace_schedule_step"""),
+        trace_schedule_step""",
+    ),
     ResumeRule("free", "when a run stops early", "exit_interval exit_duration_in_mins stop_file"),
-    ResumeRule("free", "what is watched, and what a bad step does", """
+    ResumeRule(
+        "free",
+        "what is watched, and what a bad step does",
+        """
         force_resume check_for_nan_in_loss_and_grad check_for_spiky_loss spiky_loss_factor spiky_loss_window
-        on_bad_step max_bad_steps check_replicas_every log_straggler straggler_factor straggler_intervals"""),
+        on_bad_step max_bad_steps check_replicas_every log_straggler straggler_factor straggler_intervals""",
+    ),
     ResumeRule("free", "only the start depends on it", "init_method_std initial_loss_scale"),
-    ResumeRule("free", "when and how much is validated", "eval_interval eval_iters",
+    ResumeRule(
+        "free",
+        "when and how much is validated",
+        "eval_interval eval_iters",
         _in_megatrons_order("notice", "validation reads other samples"),
-        "a notice with data_order megatron, whose validation sets depend on it"),
-    ResumeRule("notice", OTHER_STEPS, """
+        "a notice with data_order megatron, whose validation sets depend on it",
+    ),
+    ResumeRule(
+        "notice",
+        OTHER_STEPS,
+        """
         lr min_lr lr_decay_style lr_decay_iters lr_decay_samples lr_warmup_iters lr_warmup_samples
         lr_warmup_fraction lr_warmup_init lr_wsd_decay_style lr_wsd_decay_iters lr_wsd_decay_samples weight_decay
         adam_beta1 adam_beta2 adam_eps clip_grad loss_scale min_loss_scale loss_scale_window hysteresis
-        hidden_dropout attention_dropout"""),
-    ResumeRule("notice", OTHER_LENGTH, "train_iters train_samples",
-        _in_megatrons_order("refused", OTHER_ORDER), "refused with data_order megatron: " + OTHER_ORDER),
-    ResumeRule("notice", "a step has another number of samples; the learning rate does not follow by itself",
+        hidden_dropout attention_dropout""",
+    ),
+    ResumeRule(
+        "notice",
+        OTHER_LENGTH,
+        "train_iters train_samples",
+        _in_megatrons_order("refused", OTHER_ORDER),
+        "refused with data_order megatron: " + OTHER_ORDER,
+    ),
+    ResumeRule(
+        "notice",
+        "a step has another number of samples; the learning rate does not follow by itself",
         "global_batch_size rampup_batch_size",
-        _in_megatrons_order("refused", OTHER_ORDER), "refused with data_order megatron: " + OTHER_ORDER),
+        _in_megatrons_order("refused", OTHER_ORDER),
+        "refused with data_order megatron: " + OTHER_ORDER,
+    ),
     ResumeRule("notice", "validation losses are of other text", "valid_data_path test_data_path"),
-    ResumeRule("refused", OTHER_ORDER, "data_path train_data_path",
-        _same_text, "a notice where the files hold the same tokens under another name"),
-    ResumeRule("refused", OTHER_ORDER, "data_stages",
-        _only_later_stages, "a notice where only stages behind the checkpoint's last sample change"),
+    ResumeRule(
+        "refused",
+        OTHER_ORDER,
+        "data_path train_data_path",
+        _same_text,
+        "a notice where the files hold the same tokens under another name",
+    ),
+    ResumeRule(
+        "refused",
+        OTHER_ORDER,
+        "data_stages",
+        _only_later_stages,
+        "a notice where only stages behind the checkpoint's last sample change",
+    ),
     ResumeRule("refused", OTHER_ORDER + "; dropout masks change, too", "seed"),
     ResumeRule("refused", OTHER_ORDER, "split mock_data data_order packing seq_length"),
-    ResumeRule("refused", OTHER_TEXT, """
+    ResumeRule(
+        "refused",
+        OTHER_TEXT,
+        """
         fim_rate fim_spm_rate fim_prefix_id fim_middle_id fim_suffix_id reset_position_ids reset_attention_mask
-        eod_mask_loss"""),
-    ResumeRule("refused", "ids mean other words", "tokenizer_type tokenizer_model",
-        _same_ids, "free where the ids are the same"),
+        eod_mask_loss""",
+    ),
+    ResumeRule(
+        "refused",
+        "ids mean other words",
+        "tokenizer_type tokenizer_model",
+        _same_ids,
+        "free where the ids are the same",
+    ),
     ResumeRule("refused", OTHER_FUNCTION, "rotary_base rotary_percent norm_epsilon squared_relu openai_gelu"),
-    ResumeRule("fixed", OTHER_TENSORS, "max_position_embeddings",
-        _without_position_table, "free without learned positions"),
-    ResumeRule("fixed", OTHER_TENSORS, """
+    ResumeRule(
+        "fixed", OTHER_TENSORS, "max_position_embeddings", _without_position_table, "free without learned positions"
+    ),
+    ResumeRule(
+        "fixed",
+        OTHER_TENSORS,
+        """
         num_layers hidden_size num_attention_heads num_query_groups kv_channels ffn_hidden_size
         position_embedding_type normalization swiglu add_bias_linear add_qkv_bias
-        untie_embeddings_and_output_weights vocab_size bf16 fp16 fp64"""),
-]  # fmt: skip
+        untie_embeddings_and_output_weights vocab_size bf16 fp16 fp64""",
+    ),
+]
 
 ROW_OF: dict[str, ResumeRule] = {name: row for row in ROWS for name in row.names.split()}
 CAN_BE_FORCED = [
@@ -208,8 +261,11 @@ CAN_BE_FORCED = [
 def compare_configs(before: Side, now: Side, consumed_samples: int, forced: Sequence[str] = ()) -> ResumeVerdict:
     """Every change between two sides, judged. Settings that one side does not know are left out."""
     notices, refusals = [], []
-    for found, kind, sentence in [*_settings(before, now, consumed_samples), *_files(before, now),
-                                  *_tokenizer(before, now)]:  # fmt: skip
+    for found, kind, sentence in [
+        *_settings(before, now, consumed_samples),
+        *_files(before, now),
+        *_tokenizer(before, now),
+    ]:
         if kind == "notice":
             notices.append(sentence)
         elif kind == "refused" and found in forced:
@@ -239,12 +295,17 @@ def _settings(before: Side, now: Side, consumed_samples: int) -> list[tuple[str,
 def _files(before: Side, now: Side) -> list[tuple[str, Kind, str]]:
     """Corpora of one name and other content."""
     return [
-        (DATA_FILES, "refused", f"{prefix}{suffix} is not the file that the checkpoint was trained on: it was "
-         f"{_digest(before.files[prefix].get(suffix))} and is now {_digest(now.files[prefix].get(suffix))}: "
-         f"{OTHER_TEXT}, maybe in another order")
-        for prefix in before.files if prefix in now.files
+        (
+            DATA_FILES,
+            "refused",
+            f"{prefix}{suffix} is not the file that the checkpoint was trained on: it was "
+            f"{_digest(before.files[prefix].get(suffix))} and is now {_digest(now.files[prefix].get(suffix))}: "
+            f"{OTHER_TEXT}, maybe in another order",
+        )
+        for prefix in before.files
+        if prefix in now.files
         for suffix in differing_files(before.files[prefix], now.files[prefix])
-    ]  # fmt: skip
+    ]
 
 
 def _tokenizer(before: Side, now: Side) -> list[tuple[str, Kind, str]]:
@@ -253,8 +314,13 @@ def _tokenizer(before: Side, now: Side) -> list[tuple[str, Kind, str]]:
     renamed = any(before.settings.get(name) != now.settings.get(name) for name in ("tokenizer_type", "tokenizer_model"))
     if None in known or known[0] == known[1] or renamed:
         return []
-    return [(TOKENIZER, "refused", f"the tokenizer's digest was {str(known[0])[:16]} and is now {str(known[1])[:16]}: "
-             "ids mean other words")]  # fmt: skip
+    return [
+        (
+            TOKENIZER,
+            "refused",
+            f"the tokenizer's digest was {str(known[0])[:16]} and is now {str(known[1])[:16]}: ids mean other words",
+        )
+    ]
 
 
 def _digest(file: Mapping[str, Any] | None) -> str:

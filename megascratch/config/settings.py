@@ -72,9 +72,9 @@ class ParallelConfig:
     """Copies of the model; default: world size / (tensor x pipeline)."""
     sequence_parallel: bool = False
     """Norms, dropout and residuals are cut along the sequence over the tensor axis."""
-    pipeline_schedule: (
-        Literal["gpipe", "1f1b", "interleaved", "zb_h1", "zb_h2", "zb_v", "dualpipe_v", "csv"] | None
-    ) = None
+    pipeline_schedule: Literal["gpipe", "1f1b", "interleaved", "zb_h1", "zb_h2", "zb_v", "dualpipe_v", "csv"] | None = (
+        None
+    )
     """Order of forwards and backwards; default: 1f1b, or interleaved with virtual stages, or csv with a file for it."""
     pipeline_schedule_csv: str | None = None
     """A schedule of your own: one row per stage, in the notation of torch.distributed.pipelining."""
@@ -159,11 +159,18 @@ class DataConfig:
     """No loss where the input token is the end of a document."""
     tokenizer_type: (
         Literal[
-            "SentencePieceTokenizer", "HuggingFaceTokenizer", "GPT2BPETokenizer", "TikTokenizer", "CharTokenizer",
-            "GPTSentencePieceTokenizer", "Llama2Tokenizer", "ByteTokenizer", "NullTokenizer",
+            "SentencePieceTokenizer",
+            "HuggingFaceTokenizer",
+            "GPT2BPETokenizer",
+            "TikTokenizer",
+            "CharTokenizer",
+            "GPTSentencePieceTokenizer",
+            "Llama2Tokenizer",
+            "ByteTokenizer",
+            "NullTokenizer",
         ]
         | None
-    ) = None  # fmt: skip
+    ) = None
     """Which tokenizer; default: told by tokenizer_model's content."""
     tokenizer_model: str | None = None
     """The tokenizer's file, or a folder that holds it."""

@@ -55,7 +55,8 @@ def read_tree(file: str) -> Node | None:
     try:
         yaml = YAML(typ="safe", pure=True)
         yaml.composer.warn_double_anchors = False  # YAML allows them: an alias means the last one
-        return yaml.compose(content)
+        root: Node | None = yaml.compose(content)
+        return root
     except RecursionError:
         raise SettingError(f"config file {file} is nested too deep") from None
     except MarkedYAMLError as error:
@@ -133,8 +134,9 @@ def _entries(node: MappingNode, file: str, budget: Iterator[int], above: tuple[N
         if not isinstance(key, ScalarNode):
             raise SettingError(f"{file}:{line}: {kind_of(key)} is no name of a setting")
         if key.value in own:
-            raise SettingError(f'{file}:{line}: found duplicate key "{shown(key.value)}" (first in line '
-                               f"{own[key.value]})")  # fmt: skip
+            raise SettingError(
+                f'{file}:{line}: found duplicate key "{shown(key.value)}" (first in line {own[key.value]})'
+            )
         own[key.value] = line
         yield Entry(key.value, value, line)
     seen = set(own)

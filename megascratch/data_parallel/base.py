@@ -32,8 +32,14 @@ from megascratch.runtime.faults import fault_point
 class DataParallel(ABC):
     """Owns the memory of the weights, their gradients and the optimizer; the modules keep views of it."""
 
-    def __init__(self, chunks: Sequence[nn.Module], shards: dict[str, Shard], mesh: Mesh, optim: OptimConfig,
-                 parallel: ParallelConfig):
+    def __init__(
+        self,
+        chunks: Sequence[nn.Module],
+        shards: dict[str, Shard],
+        mesh: Mesh,
+        optim: OptimConfig,
+        parallel: ParallelConfig,
+    ):
         """
         Args:
             chunks: this rank's model chunks; their parameters have global names.
@@ -172,9 +178,16 @@ class DataParallel(ABC):
         uses = Counter(id(parameter) for _, parameter in chunk.named_parameters(remove_duplicate=False))
         for name, parameter in parameters.items():
             self._check(name, parameter)
-        entries = [BucketEntry(name, tuple(parameter.shape), parameter.dtype, self.shards[name].decays,
-                         alone=self._name(name) in tied or uses[id(parameter)] > 1)
-                   for name, parameter in parameters.items()]  # fmt: skip
+        entries = [
+            BucketEntry(
+                name,
+                tuple(parameter.shape),
+                parameter.dtype,
+                self.shards[name].decays,
+                alone=self._name(name) in tied or uses[id(parameter)] > 1,
+            )
+            for name, parameter in parameters.items()
+        ]
         return [Bucket(plan, parameters) for plan in plan_buckets(entries, size, self.mesh.data.size)]
 
     def _check(self, name: str, parameter: nn.Parameter) -> None:
@@ -214,7 +227,9 @@ class DataParallel(ABC):
                 held[name] += [self._held(name, place, flat, owned, piece) for piece in self._pieces(owned, place)]
         return {name: boxes for name, boxes in held.items() if boxes}
 
-    def _held(self, name: str, place: ParamRange, flat: Tensor, owned: OptimizerShard, piece: ShardSlice) -> ShardedTensor:
+    def _held(
+        self, name: str, place: ParamRange, flat: Tensor, owned: OptimizerShard, piece: ShardSlice
+    ) -> ShardedTensor:
         shard = self.shards[place.name]
         view = box_view(flat, place.start - owned.start, shard.local_shape(self.mesh.grid.sizes), piece.local)
         return ShardedTensor(name, shard.shape, piece.whole, view, piece.copy)
@@ -223,7 +238,8 @@ class DataParallel(ABC):
         """The views of gradients that count in the norm, by name: the same names on all data-parallel ranks, though a
         name may have no view in this rank's range."""
         counted: dict[str, list[Tensor]] = {
-            place.name: [] for _, place in self._places() if self._name(place.name) == place.name}
+            place.name: [] for _, place in self._places() if self._name(place.name) == place.name
+        }
         for owned, place in self._places():
             for piece in self._pieces(owned, place):
                 if piece.copy == self._replica:

@@ -1,7 +1,7 @@
 """A list of parameters in, their places in flat buckets out: pure arithmetic, equal on all ranks with equal lists.
 
-    parameters, last first:   |  w9  |  b9  | w8 | ... |  w5  |  b5  | ... |    embedding    |
-    bucket 0:                 [ w9 | w8 | ... | b9 | b8 | ... | padding ]   matrices first: they decay
+parameters, last first:   |  w9  |  b9  | w8 | ... |  w5  |  b5  | ... |    embedding    |
+bucket 0:                 [ w9 | w8 | ... | b9 | b8 | ... | padding ]   matrices first: they decay
 """
 
 from collections.abc import Iterable, Sequence

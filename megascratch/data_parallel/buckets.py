@@ -191,8 +191,10 @@ class Buckets:
         if not self.last or slot.bucket.plan.alone:
             return
         if slot.arrived:
-            raise RuntimeError(f"{slot.name} got a second gradient in one micro-batch, maybe after its reduction "
-                               "began: where a weight is used twice, register it under both names")
+            raise RuntimeError(
+                f"{slot.name} got a second gradient in one micro-batch, maybe after its reduction "
+                "began: where a weight is used twice, register it under both names"
+            )
         slot.arrived = True
         while self.waiting and self.waiting[0].is_full:
             self._start(self.waiting.pop(0))

@@ -61,7 +61,9 @@ class OptimizerShard:
         """The part that decays and the part that doesn't."""
         cut = min(max(self.bucket.plan.decay_end - self.start, 0), self.stop - self.start)
         for part, decays in ((slice(0, cut), True), (slice(cut, None), False)):
-            yield FlatParamGroup(self.master[part], self.step_grads[part], self.exp_avg[part], self.exp_avg_sq[part], decays)
+            yield FlatParamGroup(
+                self.master[part], self.step_grads[part], self.exp_avg[part], self.exp_avg_sq[part], decays
+            )
 
     def range_of(self, place: ParamRange) -> tuple[int, int]:
         """The elements of a parameter that lie in this range, counted from the parameter's first; maybe none."""

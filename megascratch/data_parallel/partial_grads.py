@@ -45,7 +45,9 @@ def partial_runs(shard: Shard, sizes: dict[str, int], coords: dict[str, int]) ->
     for part, piece in zip(shard.parts, shard.pieces(sizes, coords), strict=True):
         if part.units < tp:
             copies = tp // part.units
-            runs.append(ElementRange(piece.local.start[0] * row, piece.local.stop[0] * row, coords["tp"] // copies, part.units))
+            runs.append(
+                ElementRange(piece.local.start[0] * row, piece.local.stop[0] * row, coords["tp"] // copies, part.units)
+            )
     return runs
 
 

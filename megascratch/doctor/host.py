@@ -109,25 +109,37 @@ def _store(folder: StoragePath) -> list[HostFinding]:
         asked = time.perf_counter()
         store.delete(probe)
     except UserError as error:
-        return [HostFinding("store", "FAIL", str(error), "mend address, credentials or network, or choose another --save")]
+        return [
+            HostFinding("store", "FAIL", str(error), "mend address, credentials or network, or choose another --save")
+        ]
     speeds = [len(content) / 1e6 / seconds for seconds in (sent - begin, asked - sent)]
     return [HostFinding("store", "ok", f"{folder}: takes {speeds[0]:,.0f} MB/s, gives {speeds[1]:,.0f} MB/s")]
 
 
 def _disk(folder: Path) -> list[HostFinding]:
     """Room and speed where checkpoints go; leaves nothing behind."""
-    there = next(storage_path for storage_path in (folder.absolute(), *folder.absolute().parents) if storage_path.exists())
+    there = next(
+        storage_path for storage_path in (folder.absolute(), *folder.absolute().parents) if storage_path.exists()
+    )
     probe = there / f".doctor.{socket.gethostname()}.{os.getpid()}"
     try:
         status = os.statvfs(there)
         free = status.f_bavail * status.f_frsize
         if free < 2 * PROBE_BYTES:
-            return [HostFinding("disk", "FAIL", f"{there} has {free / 2**20:,.0f} MiB left", "make room, or set --save")]
+            return [
+                HostFinding("disk", "FAIL", f"{there} has {free / 2**20:,.0f} MiB left", "make room, or set --save")
+            ]
         written = _timed_write(probe)
         read = _timed_read(probe)
     except OSError as error:
-        return [HostFinding("disk", "FAIL", f"{there} cannot be written: {error.strerror}",
-                        "choose another --output-dir or --save, or mend the permissions")]  # fmt: skip
+        return [
+            HostFinding(
+                "disk",
+                "FAIL",
+                f"{there} cannot be written: {error.strerror}",
+                "choose another --output-dir or --save, or mend the permissions",
+            )
+        ]
     finally:
         probe.unlink(missing_ok=True)
     text = f"{there}: {free / 2**30:,.1f} GiB free, writes {written / 1e6:,.0f} MB/s, reads {read / 1e6:,.0f} MB/s"

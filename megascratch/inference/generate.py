@@ -160,7 +160,9 @@ def _generator(seed: int, number: int) -> torch.Generator:
     return torch.Generator().manual_seed(stream_key(seed, number) % 2**63)
 
 
-def _lay_out(rows: list[_PromptState], prompts: Sequence[Sequence[int]], first_number: int) -> tuple[Tensor, Tensor, Tensor]:
+def _lay_out(
+    rows: list[_PromptState], prompts: Sequence[Sequence[int]], first_number: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """Ids, document numbers and positions, each [b, longest prompt], padded on the left."""
     width = max(map(len, prompts))
     table = torch.zeros(3, len(prompts), width, dtype=torch.int64)

@@ -36,6 +36,7 @@ def load_for_inference(
 
     Raises: UserError where there is no sound checkpoint, or the tokenizer is not the one that the model learned.
     """
+
     def read(step: Place) -> tuple[Config, ModelChunk, Tokenizer]:
         state = read_manifest(step).state
         if "config" not in state:

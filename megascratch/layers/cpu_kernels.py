@@ -80,9 +80,15 @@ def rms_norm_backward(x: Tensor, weight: Tensor, scale: Tensor, grad: Tensor) ->
     x, grad = x.contiguous(), grad.contiguous()
     grad_x, grad_weight = torch.empty_like(x), torch.empty_like(weight)
     _KERNELS[x.dtype].rms_norm_backward(
-        x.data_ptr(), weight.data_ptr(), scale.data_ptr(), grad.data_ptr(), grad_x.data_ptr(), grad_weight.data_ptr(),
-        scale.numel(), x.shape[-1],
-    )  # fmt: skip
+        x.data_ptr(),
+        weight.data_ptr(),
+        scale.data_ptr(),
+        grad.data_ptr(),
+        grad_x.data_ptr(),
+        grad_weight.data_ptr(),
+        scale.numel(),
+        x.shape[-1],
+    )
     return grad_x, grad_weight
 
 
@@ -108,6 +114,17 @@ def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor, back: bool) -
     b, n, s, _ = x.shape
     cos, sin = (angle.expand(b, 1, s, -1) for angle in (cos, sin))
     _KERNELS[x.dtype].turn(
-        x.data_ptr(), *x.stride()[:3], out.data_ptr(), *out.stride()[:3], cos.data_ptr(), *cos.stride()[:3],
-        sin.data_ptr(), *sin.stride()[:3], b, n, s, sin.shape[-1], back,
-    )  # fmt: skip
+        x.data_ptr(),
+        *x.stride()[:3],
+        out.data_ptr(),
+        *out.stride()[:3],
+        cos.data_ptr(),
+        *cos.stride()[:3],
+        sin.data_ptr(),
+        *sin.stride()[:3],
+        b,
+        n,
+        s,
+        sin.shape[-1],
+        back,
+    )

@@ -42,7 +42,9 @@ class _Dropped(torch.autograd.Function):
 
 
 def _in_one_kernel(x: Tensor) -> bool:
-    return x.is_cuda and not torch.compiler.is_compiling() and kernel_matches_reference(x.device)  # the compiler fuses plain steps
+    return (
+        x.is_cuda and not torch.compiler.is_compiling() and kernel_matches_reference(x.device)
+    )  # the compiler fuses plain steps
 
 
 @lru_cache(maxsize=8)

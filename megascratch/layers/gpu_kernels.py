@@ -55,8 +55,9 @@ def row_statistics(logits: Tensor, labels: Tensor, first: int, valid: int) -> tu
         valid: how many columns are vocabulary.
     """
     peak, total, target = torch.empty(3, len(logits), dtype=torch.float32, device=logits.device)
-    _statistics[len(logits),](logits, logits.stride(0), labels, first, valid, peak, total, target,
-                              COLUMNS=_COLUMNS, num_warps=16)  # fmt: skip
+    _statistics[len(logits),](
+        logits, logits.stride(0), labels, first, valid, peak, total, target, COLUMNS=_COLUMNS, num_warps=16
+    )
     return peak, total, target
 
 
@@ -65,8 +66,19 @@ def to_gradient(
 ) -> None:
     """Overwrites the logits with the gradient of -log softmax times each row's `grad`; padding gets none."""
     blocks = triton.cdiv(logits.shape[1], _COLUMNS)
-    _gradient[len(logits), blocks](logits, logits.stride(0), labels, first, valid, logits.shape[1], peak, total, grad,
-                                   COLUMNS=_COLUMNS, num_warps=16)  # fmt: skip
+    _gradient[len(logits), blocks](
+        logits,
+        logits.stride(0),
+        labels,
+        first,
+        valid,
+        logits.shape[1],
+        peak,
+        total,
+        grad,
+        COLUMNS=_COLUMNS,
+        num_warps=16,
+    )
     torch.autograd.graph.increment_version(logits)  # or a second backward would take the gradient for logits
 
 
@@ -79,8 +91,20 @@ def _mixed(x):  # random.mix64; unsigned numbers shift zeros in
 
 
 @triton.jit(do_not_specialize=["seed", "site", "first"])
-def _dropped(x, out, samples, count, run_length, blocks, seed, site, first,
-             LEAST: tl.constexpr, KEPT: tl.constexpr, ELEMENTS: tl.constexpr):  # fmt: skip
+def _dropped(
+    x,
+    out,
+    samples,
+    count,
+    run_length,
+    blocks,
+    seed,
+    site,
+    first,
+    LEAST: tl.constexpr,
+    KEPT: tl.constexpr,
+    ELEMENTS: tl.constexpr,
+):
     program = tl.program_id(0).to(tl.int64)
     run = program // blocks
     offset = program % blocks * ELEMENTS + tl.arange(0, ELEMENTS)
@@ -105,7 +129,17 @@ def dropped(x: Tensor, samples: Tensor, seed: int, site: int, p: float, run_leng
     """
     out, blocks = torch.empty_like(x), triton.cdiv(run_length, _ELEMENTS)
     _dropped[x.numel() // run_length * blocks,](
-        x, out, samples, len(samples), run_length, blocks, mixed(seed), site, first,
-        LEAST=int(p * (1 << 53)), KEPT=1 - p, ELEMENTS=_ELEMENTS,
-    )  # fmt: skip
+        x,
+        out,
+        samples,
+        len(samples),
+        run_length,
+        blocks,
+        mixed(seed),
+        site,
+        first,
+        LEAST=int(p * (1 << 53)),
+        KEPT=1 - p,
+        ELEMENTS=_ELEMENTS,
+    )
     return out

@@ -57,7 +57,11 @@ def shard_table(chunk: ModelChunk) -> dict[str, Shard]:
         for name, shard in getattr(module, "shards", {}).items()
     }
     if not chunk.model.untie_embeddings_and_output_weights and chunk.first != chunk.last:
-        table |= {name: replace(table[name], tied=EMBEDDING_WEIGHT) for name in (EMBEDDING_WEIGHT, HEAD_WEIGHT) if name in table}
+        table |= {
+            name: replace(table[name], tied=EMBEDDING_WEIGHT)
+            for name in (EMBEDDING_WEIGHT, HEAD_WEIGHT)
+            if name in table
+        }
     return table
 
 

@@ -20,8 +20,9 @@ ROW = 4096
 class GlobalNorm:
     """The norm over all weights of the model; made once, called every step."""
 
-    def __init__(self, counted: Mapping[str, Sequence[Tensor]], tp: Axis, model: Axis, over: Axis,
-                 device: torch.device):
+    def __init__(
+        self, counted: Mapping[str, Sequence[Tensor]], tp: Axis, model: Axis, over: Axis, device: torch.device
+    ):
         """
         Args:
             counted: for each name, the views of this rank's gradients that count: no copies, no padding.

@@ -123,8 +123,10 @@ def _brought_up(pending: Pending, out: Tensor) -> Pending:
 _EXCHANGED_SUM = 1 << 16  # bytes of an all-reduce, at the most: it sends more bytes than the ring
 _EXCHANGED_GATHER = 1 << 22  # bytes of an all-gather's result, at the most: its input is copied for each rank
 _REDUCTIONS: dict[dist.ReduceOp.RedOpType, Callable[..., Tensor]] = {
-    dist.ReduceOp.SUM: torch.sum, dist.ReduceOp.MAX: torch.amax, dist.ReduceOp.MIN: torch.amin
-}  # fmt: skip
+    dist.ReduceOp.SUM: torch.sum,
+    dist.ReduceOp.MAX: torch.amax,
+    dist.ReduceOp.MIN: torch.amin,
+}
 
 
 def _is_exchanged(x: Tensor, most: int) -> bool:
@@ -136,8 +138,9 @@ def _start_exchange(
 ) -> Pending:
     """Part i of `parts` goes to rank i; the parts that come are the result, or what `reduce` makes of them."""
     arrived = result if reduce is None else torch.empty_like(parts)
-    pending = _start(operation, axis, result,
-                     lambda **how: dist.all_to_all_single(arrived.view(-1), parts.view(-1), **how))  # fmt: skip
+    pending = _start(
+        operation, axis, result, lambda **how: dist.all_to_all_single(arrived.view(-1), parts.view(-1), **how)
+    )
     if reduce is not None:
         pending.finish = lambda: result.copy_(reduce(arrived.view(axis.size, *result.shape), 0))
     return pending

@@ -48,8 +48,10 @@ class Rendezvous:
                 raise RanksSilent(_missing([0], self.timeout))
         else:
             ends = time.monotonic() + self.timeout.total_seconds()
-            texts = [self._of(f"{question}/{rank}", timedelta(seconds=max(ends - time.monotonic(), 0.01)))
-                     for rank in range(self.world)]  # fmt: skip
+            texts = [
+                self._of(f"{question}/{rank}", timedelta(seconds=max(ends - time.monotonic(), 0.01)))
+                for rank in range(self.world)
+            ]
             silent = [rank for rank, text in enumerate(texts) if text is None]
             answer = SILENT + _missing(silent, self.timeout) if silent else judge([text or "" for text in texts])
             self.store.set(f"{question}/verdict", answer)
@@ -113,8 +115,10 @@ def _address() -> Endpoint:
     """Where torchrun, or whoever started the ranks, says that they meet. Raises: UserError where it says none."""
     missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
     if missing:
-        raise UserError(f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but {' and '.join(missing)} is not set: start with "
-                        "--nproc-per-node or torchrun, or unset WORLD_SIZE")
+        raise UserError(
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but {' and '.join(missing)} is not set: start with "
+            "--nproc-per-node or torchrun, or unset WORLD_SIZE"
+        )
     host = os.environ["MASTER_ADDR"]
     host = f"[{host}]" if ":" in host else host
     return Endpoint.parse("MASTER_ADDR:MASTER_PORT", f"{host}:{os.environ['MASTER_PORT']}")
@@ -148,7 +152,7 @@ def _hosts_its_own() -> bool:
 def _torchruns_store(rank: int, world: int, timeout: timedelta) -> dist.Store:
     """Where torchrun keeps one store over all restarts, with the old ranks' addresses, a part of it for each attempt.
     Otherwise each attempt has a store of its own, and a machine that came later has counted fewer attempts."""
-    store = next(rendezvous("env://", rank, world, timeout=timeout))[0]
+    store: dist.Store = next(rendezvous("env://", rank, world, timeout=timeout))[0]
     if _hosts_its_own():
         return store
     return dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)

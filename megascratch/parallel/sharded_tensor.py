@@ -28,7 +28,9 @@ class ShardedTensor:
         return self.tensor.dtype
 
 
-def pieces_in_range(shard: Shard, sizes: dict[str, int], coords: dict[str, int], start: int, stop: int) -> list[ShardSlice]:
+def pieces_in_range(
+    shard: Shard, sizes: dict[str, int], coords: dict[str, int], start: int, stop: int
+) -> list[ShardSlice]:
     """The blocks of the whole that lie in elements [start, stop) of the rank's row-major local tensor; none of them
     in padding."""
     found = []

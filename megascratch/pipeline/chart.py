@@ -75,6 +75,14 @@ def _bars(axes: "Axes", timeline: Timeline) -> None:
     for rank, spans in enumerate(timeline.spans):
         for action, start, end in spans:
             if action.op in COMPUTE and end > start:
-                axes.barh(rank, end - start, left=start, height=0.9, color=COLORS[action.op],
-                          alpha=_opacity(action.chunk), edgecolor="white", linewidth=0.5)  # fmt: skip
+                axes.barh(
+                    rank,
+                    end - start,
+                    left=start,
+                    height=0.9,
+                    color=COLORS[action.op],
+                    alpha=_opacity(action.chunk),
+                    edgecolor="white",
+                    linewidth=0.5,
+                )
                 axes.text((start + end) / 2, rank, str(action.microbatch), ha="center", va="center", fontsize=7)

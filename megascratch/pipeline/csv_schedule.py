@@ -44,8 +44,10 @@ class CsvSchedule(NamedTuple):
     def of(self, microbatches: int) -> Orders:
         """The orders of all ranks. Raises: UserError when the step has another number of micro-batches."""
         if microbatches != self.microbatches:
-            raise UserError(f"{self.path} plays {self.microbatches} micro-batches, but a step has {microbatches}: set "
-                            f"global-batch-size to {self.microbatches} x micro-batch-size x data-parallel-size")
+            raise UserError(
+                f"{self.path} plays {self.microbatches} micro-batches, but a step has {microbatches}: set "
+                f"global-batch-size to {self.microbatches} x micro-batch-size x data-parallel-size"
+            )
         return self.orders
 
 
@@ -88,8 +90,9 @@ def write_table(orders: Orders, placement: Placement, compute_only: bool = False
     lines = []
     for rank, order in enumerate(orders):
         kept = [action for action in order if not compute_only or action.op in COMPUTE]
-        lines.append(",".join(f"{placement.virtual_stage(rank, a.chunk)}{_WORDS.get(a.op, a.op)}{a.microbatch}"
-                              for a in kept))
+        lines.append(
+            ",".join(f"{placement.virtual_stage(rank, a.chunk)}{_WORDS.get(a.op, a.op)}{a.microbatch}" for a in kept)
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -97,7 +100,7 @@ def _cells(rank: int, row: list[str]) -> Iterator[tuple[int, str, int]]:
     """(virtual stage, operation, micro-batch) of each action."""
     for column, cell in enumerate(row, 1):
         pair = _PAIR.fullmatch(cell.strip())
-        for word in (pair[1].split(";") if pair else [cell]):
+        for word in pair[1].split(";") if pair else [cell]:
             found = _CELL.fullmatch(word.strip())
             if found is None and word.strip():
                 raise ScheduleError(

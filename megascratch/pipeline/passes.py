@@ -26,7 +26,11 @@ class ScheduleError(ValueError):
 
 @lru_cache(maxsize=64)
 def compile_order(
-    schedule: str, ranks: int, microbatches: int, chunks: int = 1, group: int | None = None,
+    schedule: str,
+    ranks: int,
+    microbatches: int,
+    chunks: int = 1,
+    group: int | None = None,
     placement: Placement | None = None,
 ) -> tuple[tuple[Action, ...], ...]:
     """The playable order of every rank, proved once; `schedule` is a row of SCHEDULES. `placement` stands for the
@@ -170,8 +174,10 @@ def _check_each_once(rank: int, order: list[Action], chunk: int, microbatches: i
         backwards = [action for action in order if action.op in ops]
         for before, after in pairwise(backwards):
             if before.microbatch > after.microbatch:
-                raise ScheduleError(f"rank {rank} runs {after} after {before}: gradients add up in the order of "
-                                    "the micro-batches, so that every schedule gives the same bits")
+                raise ScheduleError(
+                    f"rank {rank} runs {after} after {before}: gradients add up in the order of "
+                    "the micro-batches, so that every schedule gives the same bits"
+                )
 
 
 def _check_inputs_posted(rank: int, order: Sequence[Action], placement: Placement) -> None:
@@ -213,8 +219,10 @@ def _check_same_order(link: LinkKey, sent: list[Action], received: list[Action],
     for theirs, ours in zip(sent, received, strict=True):
         if theirs != ours:
             send = placement.other_end(target, theirs)[1]
-            raise ScheduleError(f"rank {target} receives {ours} where rank {source} sends {send}: a link delivers "
-                                "in the order of its sends")
+            raise ScheduleError(
+                f"rank {target} receives {ours} where rank {source} sends {send}: a link delivers "
+                "in the order of its sends"
+            )
 
 
 def topological_order(

@@ -76,13 +76,17 @@ class Recorder(NullRecorder):
     def spans(self) -> list[TimedAction]:
         """What happened, in its order, in seconds of the first rank's clock. Compute starts when its input is there; a
         send is a moment (`trace.Trace` knows its end from the other side)."""
-        return [TimedAction(action, self._seconds(begun), self._seconds(self.ended[action]))
-                for action, begun in self.begun.items()]  # fmt: skip
+        return [
+            TimedAction(action, self._seconds(begun), self._seconds(self.ended[action]))
+            for action, begun in self.begun.items()
+        ]
 
     def waits(self) -> dict[Action, float]:
         """As `RankTiming` has them."""
-        return {receive: self._seconds(self.ended[receive]) - self._seconds(turned)
-                for receive, turned in self.turned.items()}  # fmt: skip
+        return {
+            receive: self._seconds(self.ended[receive]) - self._seconds(turned)
+            for receive, turned in self.turned.items()
+        }
 
     def _now(self) -> Mark:
         if not self.cuda:

@@ -107,8 +107,9 @@ def connect(links: Links, device: torch.device) -> None:
             try:
                 _start(link, token, link.source == me).wait()
             except RuntimeError as error:
-                raise CommunicationError(f"no link from rank {link.source} to rank {link.target}, seen from rank {me}: "
-                                         f"{reason(error)}") from error
+                raise CommunicationError(
+                    f"no link from rank {link.source} to rank {link.target}, seen from rank {me}: {reason(error)}"
+                ) from error
 
 
 def _start(link: Link, tensor: Tensor, outwards: bool) -> Work:
@@ -154,8 +155,14 @@ class _Player:
 
     def play(self, order: Sequence[Action]) -> list[Tensor]:
         verbs = {
-            "F": self.forward, "B": self.backward, "I": self.backward_input, "W": self.backward_weight,
-            "SF": self.send_output, "RF": self.receive_input, "SB": self.send_grad, "RB": self.receive_grad,
+            "F": self.forward,
+            "B": self.backward,
+            "I": self.backward_input,
+            "W": self.backward_weight,
+            "SF": self.send_output,
+            "RF": self.receive_input,
+            "SB": self.send_grad,
+            "RB": self.receive_grad,
         }
         for action in order:
             try:
@@ -246,8 +253,10 @@ class _Player:
 
     def _send(self, action: Action, tensor: Tensor) -> None:
         if tensor.shape != self.spec.shape or tensor.dtype != self.spec.dtype:
-            raise ValueError(f"{self._where(action)} would send {list(tensor.shape)} {tensor.dtype}, but "
-                             f"{list(self.spec.shape)} {self.spec.dtype} is expected")
+            raise ValueError(
+                f"{self._where(action)} would send {list(tensor.shape)} {tensor.dtype}, but "
+                f"{list(self.spec.shape)} {self.spec.dtype} is expected"
+            )
         fault_point("transfer.send")
         while self.sends and (oldest := next(iter(self.sends.values()))).work.is_completed():  # gloo never tells
             self._wait(self.sends.pop(oldest.action))
@@ -297,5 +306,7 @@ class _Player:
     def _where(self, action: Action) -> str:
         stage = self.stages[action.chunk]
         rank = f" on rank {self.links.forward_out.source}" if self.links else ""
-        return (f"{action} (micro-batch {action.microbatch}, chunk {action.chunk}) of step {self.step}{rank}, "
-                f"stage {stage.index} of {stage.count},")
+        return (
+            f"{action} (micro-batch {action.microbatch}, chunk {action.chunk}) of step {self.step}{rank}, "
+            f"stage {stage.index} of {stage.count},"
+        )

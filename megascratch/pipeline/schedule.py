@@ -42,16 +42,18 @@ class Action(NamedTuple):
         """The action that prints as `text`; ValueError if there is none."""
         found = _PATTERN.fullmatch(text)
         if found is None:
-            raise ValueError(f"{text!r} is no action: write an operation ({', '.join((*COMPUTE, *OTHER_END))}), "
-                             "a micro-batch and maybe a chunk, e.g. F3 or B3.1")
+            raise ValueError(
+                f"{text!r} is no action: write an operation ({', '.join((*COMPUTE, *OTHER_END))}), "
+                "a micro-batch and maybe a chunk, e.g. F3 or B3.1"
+            )
         return cls(found[1], int(found[2]), int(found[3] or 0))
 
 
 class Placement(NamedTuple):
     """Which slice of the model, counted from its input, each chunk of each rank is: its virtual stage.
 
-        loop, 3 ranks x 2 chunks:  0 1 2      V:  0 1 2
-                                   3 4 5          5 4 3      (each column a rank)
+    loop, 3 ranks x 2 chunks:  0 1 2      V:  0 1 2
+                               3 4 5          5 4 3      (each column a rank)
     """
 
     ranks: int
@@ -108,8 +110,9 @@ def interleaved(rank: int, ranks: int, microbatches: int, chunks: int = 1, group
         UserError: the group is smaller than `ranks`: its first micro-batch would be awaited from the last stage.
     """
     if group is not None and group < ranks:
-        raise UserError(f"micro-batch group ({group}) must be at least the number of stages ({ranks}): "
-                        f"use {ranks} or more")
+        raise UserError(
+            f"micro-batch group ({group}) must be at least the number of stages ({ranks}): use {ranks} or more"
+        )
     groups = _groups(microbatches, ranks, group)
     turns = _turns(groups, chunks)
     forwards = [Action("F", m, c) for m, c in turns]
@@ -209,7 +212,7 @@ def _alternate(forwards: list[Action], backwards: list[Action], warmup: int) -> 
     order = forwards[:warmup]
     for forward, backward in zip(forwards[warmup:], backwards, strict=False):
         order += [forward, backward]
-    return order + backwards[max(len(forwards) - warmup, 0):]
+    return order + backwards[max(len(forwards) - warmup, 0) :]
 
 
 def _halves(microbatches: int, warmup: int, delay: int) -> list[Action]:

@@ -142,5 +142,9 @@ def simulate(orders: Orders, cost: Cost, placement: Placement | None = None, blo
         elif there in starts:  # both ends of a link keep one order, so messages meet here in that order
             begin = max(starts[here], starts[there], link_free.get(link, 0.0))
             link_free[link] = ends[here] = ends[there] = begin + cost(*(here if sends else there))
-    return Timeline([[TimedAction(action, starts[rank, action], ends[rank, action]) for action in order]
-                     for rank, order in enumerate(orders)])
+    return Timeline(
+        [
+            [TimedAction(action, starts[rank, action], ends[rank, action]) for action in order]
+            for rank, order in enumerate(orders)
+        ]
+    )

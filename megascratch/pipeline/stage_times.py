@@ -41,8 +41,10 @@ def cost_of(times: Sequence[StageTimes], placement: Placement) -> Cost:
     """The cost of every action. Raises: UserError when there are neither 1 nor as many rows as ranks or stages."""
     ranks, chunks, stages = placement.ranks, placement.chunks, placement.stages
     if len(times) not in (1, ranks, stages):
-        raise UserError(f"there are times of {len(times)} stages, but {ranks} ranks of {chunks} virtual stages: give "
-                        f"{' or '.join(map(str, sorted({1, ranks, stages})))} rows")
+        raise UserError(
+            f"there are times of {len(times)} stages, but {ranks} ranks of {chunks} virtual stages: give "
+            f"{' or '.join(map(str, sorted({1, ranks, stages})))} rows"
+        )
 
     def cost(rank: int, action: Action) -> float:
         whole = len(times) == stages
@@ -67,8 +69,10 @@ def read_times(path: str) -> list[StageTimes]:
     missing = [name for name in COLUMNS[:3] if name not in header]
     if missing:
         raise UserError(f"{path} has no column {missing[0]}: its first line must name {', '.join(COLUMNS)}")
-    rows = [StageTimes(*(_number(path, number, header, line, name) for name in COLUMNS if name in header))
-            for number, line in enumerate(lines[1:], 2)]
+    rows = [
+        StageTimes(*(_number(path, number, header, line, name) for name in COLUMNS if name in header))
+        for number, line in enumerate(lines[1:], 2)
+    ]
     if not rows:
         raise UserError(f"{path} has no row of times under its header")
     return rows

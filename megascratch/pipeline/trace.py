@@ -36,8 +36,10 @@ class Trace:
             sends = span.action.op in ("SF", "SB")
             return got.get(placement.other_end(rank, span.action), span.end) if sends else span.end
 
-        shifted = [[TimedAction(s.action, s.start - zero, end(rank, s) - zero) for s in of_rank]
-                   for rank, of_rank in enumerate(spans)]  # fmt: skip
+        shifted = [
+            [TimedAction(s.action, s.start - zero, end(rank, s) - zero) for s in of_rank]
+            for rank, of_rank in enumerate(spans)
+        ]
         return cls(orders, placement, Timeline(shifted), [notes.waits for notes in ranks])
 
     @cached_property
@@ -68,8 +70,11 @@ class Trace:
             of_stage = [span for span in self.happened.spans[rank] if span.action.chunk == chunk]
             took = {op: [s.end - s.start for s in of_stage if s.action.op == op] for op in COMPUTE}
             sent = [links[link_of(rank, s.action, self.placement)] for s in of_stage if s.action.op in ("SF", "SB")]
-            rows.append(StageTimes(fmean(took["F"]), fmean(took["I"] or took["B"]), fmean(took["W"] or [0.0]),
-                              fmean(sent or [0.0])))  # fmt: skip
+            rows.append(
+                StageTimes(
+                    fmean(took["F"]), fmean(took["I"] or took["B"]), fmean(took["W"] or [0.0]), fmean(sent or [0.0])
+                )
+            )
         return rows
 
     @property
@@ -98,5 +103,6 @@ class Trace:
                 sent = ready.get(self.placement.other_end(rank, action), start)
                 kind = awaited if self.waits[rank].get(action, 0.0) > STOOD_STILL else looked_at
                 kind[link].append(max(0.0, end - max(start, sent)))
-        return {link: median(awaited[link]) if awaited[link] else min(looked_at[link])
-                for link in {*awaited, *looked_at}}  # fmt: skip
+        return {
+            link: median(awaited[link]) if awaited[link] else min(looked_at[link]) for link in {*awaited, *looked_at}
+        }

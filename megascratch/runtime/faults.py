@@ -145,8 +145,7 @@ def parse(text: str) -> list[Fault]:
 def _fault(part: str) -> Fault:
     words = part.split(":")
     if len(words) not in (4, 5):
-        raise ValueError("must be POINT:RANK:NTH:ACTION or POINT:RANK:NTH:ACTION:ATTEMPT, "
-                         "e.g. step.begin:0:3:kill")
+        raise ValueError("must be POINT:RANK:NTH:ACTION or POINT:RANK:NTH:ACTION:ATTEMPT, e.g. step.begin:0:3:kill")
     point, rank, nth, action, attempt = (*words, "0")[:5]
     if point not in POINTS:
         near = difflib.get_close_matches(point, POINTS, n=1, cutoff=0.5)
@@ -156,8 +155,7 @@ def _fault(part: str) -> Fault:
     if name == "corrupt" and "data:" not in POINTS[point]:
         legal = ", ".join(point for point, text in POINTS.items() if "data:" in text)
         raise ValueError(f"{point} has no data to corrupt; {legal} have")
-    return Fault(point, _number("RANK", rank, 0), _number("NTH", nth, 1), name, seconds,
-                 _number("ATTEMPT", attempt, 0))
+    return Fault(point, _number("RANK", rank, 0), _number("NTH", nth, 1), name, seconds, _number("ATTEMPT", attempt, 0))
 
 
 def _action(word: str) -> tuple[str, float]:
@@ -200,8 +198,11 @@ class _Armed:
             self._strike(due, data)
 
     def _strike(self, fault: Fault, data: Any) -> None:
-        print(f"fault point {fault.point}, passage {fault.passed} of rank {self.rank}: {fault.action}",
-              file=sys.stderr, flush=True)  # fmt: skip
+        print(
+            f"fault point {fault.point}, passage {fault.passed} of rank {self.rank}: {fault.action}",
+            file=sys.stderr,
+            flush=True,
+        )
         if fault.action == "slow":
             time.sleep(fault.seconds)
         elif fault.action == "corrupt":

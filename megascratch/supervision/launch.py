@@ -156,11 +156,16 @@ class _Attempt:
         for rank in range(self.plan.ranks):
             environment = {
                 **os.environ,
-                "RANK": str(rank), "LOCAL_RANK": str(rank), "GROUP_RANK": "0",
-                "WORLD_SIZE": str(self.plan.ranks), "LOCAL_WORLD_SIZE": str(self.plan.ranks),
-                STORE: str(self.folder / "store"), FOLDER: str(self.folder), BEGAN: self.began,
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "GROUP_RANK": "0",
+                "WORLD_SIZE": str(self.plan.ranks),
+                "LOCAL_WORLD_SIZE": str(self.plan.ranks),
+                STORE: str(self.folder / "store"),
+                FOLDER: str(self.folder),
+                BEGAN: self.began,
                 "TORCHELASTIC_RESTART_COUNT": str(self.number),
-            }  # fmt: skip
+            }
             process = self.context.Process(target=_be_rank, args=(self.plan.target, environment), daemon=True)
             try:
                 process.start()

@@ -60,8 +60,12 @@ def launch_node(nodes: Nodes) -> int:
     root = new_folder("node")
     try:
         with requests.caught():
-            agent = subprocess.Popen(_command(nodes), env=_environment(root), start_new_session=True,
-                                     preexec_fn=partial(_begin_agent, os.getpid()))  # fmt: skip
+            agent = subprocess.Popen(
+                _command(nodes),
+                env=_environment(root),
+                start_new_session=True,
+                preexec_fn=partial(_begin_agent, os.getpid()),
+            )
             return _serve(agent, root, requests, nodes)
     finally:
         shutil.rmtree(root, ignore_errors=True)

@@ -98,8 +98,11 @@ def report(seen: Sequence[RankStatus], folder: Path, to: Path, reason: str) -> s
 
 def take_stacks(seen: Sequence[RankStatus], folder: Path) -> dict[int, str]:
     """Of every rank that lives, is not stopped and answers, by rank."""
-    asked = {one.rank: folder / f"{one.rank}.stacks" for one in seen
-             if one.code is None and not one.stopped and one.where is not None and not one.where.ended}  # fmt: skip
+    asked = {
+        one.rank: folder / f"{one.rank}.stacks"
+        for one in seen
+        if one.code is None and not one.stopped and one.where is not None and not one.where.ended
+    }
     asked = {rank: file for rank, file in asked.items() if file.exists()}  # else the signal would end it
     pids = {one.rank: one.where.pid for one in seen if one.where is not None}
     for rank in asked:

@@ -8,9 +8,15 @@ from megascratch.config.exit_codes import BAD_INPUT
 from megascratch.runtime.heartbeat import Heartbeat
 
 ECHOES = (
-    "closed by peer", "another rank has ended", "Connection reset", "reset by peer", "timed out", "Timed out",
-    "no link from rank", "did not come within",
-)  # fmt: skip
+    "closed by peer",
+    "another rank has ended",
+    "Connection reset",
+    "reset by peer",
+    "timed out",
+    "Timed out",
+    "no link from rank",
+    "did not come within",
+)
 """Words of an error that only says that some other rank is gone or silent."""
 
 
@@ -91,9 +97,12 @@ def root_causes(seen: Sequence[RankStatus]) -> list[tuple[int, str]]:
         [(one.rank, _signal(one.end)) for one in seen if one.end is not None and one.end < 0],
         [(one.rank, _end(one)) for one in seen if one.failed and not _echo(one)],
         [(one.rank, "is stopped (SIGSTOP)") for one in seen if one.stopped],
-        [(one.rank, "hangs in its own code, in no communication") for one in _alive(seen)
-         if one.where is None or not one.where.waits],
-    )  # fmt: skip
+        [
+            (one.rank, "hangs in its own code, in no communication")
+            for one in _alive(seen)
+            if one.where is None or not one.where.waits
+        ],
+    )
     for found in kinds:
         if found:
             return found

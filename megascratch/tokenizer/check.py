@@ -37,7 +37,9 @@ def check(tokenizer: Tokenizer, count: int, seed: int) -> list[TokenizerFinding]
         TokenizerFinding("decoding gives the text back", _round_trip(tokenizer, texts, plain), len(texts)),
         TokenizerFinding("every id is in the vocabulary", _range(tokenizer, texts, [*plain, *parsed]), len(texts)),
         TokenizerFinding("no text makes an end of document or padding", _no_ends(tokenizer, texts), len(texts)),
-        TokenizerFinding("a special token in a text is one id, where it is asked for", _specials(tokenizer), len(words)),
+        TokenizerFinding(
+            "a special token in a text is one id, where it is asked for", _specials(tokenizer), len(words)
+        ),
     ]
 
 

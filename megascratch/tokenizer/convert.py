@@ -44,8 +44,10 @@ def convert(
     else:
         record = getattr(old, "record", None)
     if record is None:
-        raise UserError(f"{source} is a {old.kind} that no other form can say: only byte-level BPE, and SentencePiece "
-                        "BPE with byte fallback and without normalisation, can be converted")  # fmt: skip
+        raise UserError(
+            f"{source} is a {old.kind} that no other form can say: only byte-level BPE, and SentencePiece "
+            "BPE with byte fallback and without normalisation, can be converted"
+        )
     new, content = HuggingFaceTokenizer(record, str(output)), registry.dump(record)
     if output.suffix == ".tiktoken":
         vocabulary = from_record(record, str(source))
@@ -64,8 +66,10 @@ def _encoding(source: Path, name: str | None, split: str | None, specials: tuple
         return Encoding(split, {word: free + place for place, word in enumerate(specials or (END_OF_TEXT,))})
     name = name or FILE_NAMES.get(source.name)
     if name not in ENCODINGS:
-        raise UserError(f"{source} does not say how text is split: give --encoding ({', '.join(ENCODINGS)}), or "
-                        f"--split ({', '.join(SPLITS)}) with --special-tokens")  # fmt: skip
+        raise UserError(
+            f"{source} does not say how text is split: give --encoding ({', '.join(ENCODINGS)}), or "
+            f"--split ({', '.join(SPLITS)}) with --special-tokens"
+        )
     return ENCODINGS[name]
 
 
@@ -77,8 +81,9 @@ def _require_same(old: Tokenizer, new: HuggingFaceTokenizer, source: Path, outpu
     for parse_specials in (False, True):
         parted = first_difference(_ids(old, parse_specials), _ids(new, parse_specials), texts)
         if parted is not None:
-            raise UserError(f"{source} cannot become {output}: the ids would differ on {parted[:80]!a}; "
-                            "nothing written")  # fmt: skip
+            raise UserError(
+                f"{source} cannot become {output}: the ids would differ on {parted[:80]!a}; nothing written"
+            )
 
 
 def _ids(tokenizer: Tokenizer, parse_specials: bool) -> Encode:

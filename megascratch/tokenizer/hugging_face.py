@@ -56,8 +56,10 @@ class HuggingFaceTokenizer(Tokenizer):
         if not 0 < self.vocab_size < MOST_IDS:
             raise UserError(f"{name} has ids up to {self.vocab_size - 1}; there must be one, and the last below 2**31")
         if self.vocab_size > len(self._json):  # a model has a row for each id: a few bytes must not ask for gigabytes
-            raise UserError(f"{name} has {len(ids):,} tokens with ids up to {self.vocab_size - 1:,}: more ids than it "
-                            f"has characters ({len(self._json):,})")  # fmt: skip
+            raise UserError(
+                f"{name} has {len(ids):,} tokens with ids up to {self.vocab_size - 1:,}: more ids than it "
+                f"has characters ({len(self._json):,})"
+            )
         self.eod, self.bos, self.pad = (_named(ids, role, (roles or {}).get(role), name) for role in NAMES)
         self.specials = {token["content"]: token["id"] for token in record["added_tokens"]}
         self.fingerprint = fingerprint(self.kind, decisive.encode(), str(self.eod).encode())
@@ -103,7 +105,9 @@ class HuggingFaceTokenizer(Tokenizer):
             ids = library.encode(text, add_special_tokens=False).ids
         return ids
 
-    def encode_batch(self, texts: Sequence[str | bytes], parse_specials: bool = False, around: bool = True) -> EncodedText:
+    def encode_batch(
+        self, texts: Sequence[str | bytes], parse_specials: bool = False, around: bool = True
+    ) -> EncodedText:
         """By the fastest exact engine, chosen at the first call."""
         clean = [as_text(text) for text in texts]
         if parse_specials not in self._encode:
@@ -212,8 +216,10 @@ def _require_spelled_bytes(vocab: dict[str, Any], added: list[dict[str, Any]], n
     for token in added:
         word = holders.get(token["id"], token["content"])
         if word != token["content"]:
-            raise UserError(f"{name}: special token {token['content']} has id {token['id']}, which is {word!r} in the "
-                            "vocabulary; give it an id of its own")  # fmt: skip
+            raise UserError(
+                f"{name}: special token {token['content']} has id {token['id']}, which is {word!r} in the "
+                "vocabulary; give it an id of its own"
+            )
 
 
 def _named(ids: dict[str, int], role: str, told: str | None, name: str) -> int | None:

@@ -59,7 +59,9 @@ class Tokenizer(ABC):
         """Ids of a whole text, without end of document. Raises: UserError where a part of it has no id."""
         return [*self.before, *self.encode_bare(text, parse_specials), *self.after]
 
-    def encode_batch(self, texts: Sequence[str | bytes], parse_specials: bool = False, around: bool = True) -> EncodedText:
+    def encode_batch(
+        self, texts: Sequence[str | bytes], parse_specials: bool = False, around: bool = True
+    ) -> EncodedText:
         """The same for many texts at once; bytes are read by `as_text`.
 
         Args:

@@ -55,8 +55,7 @@ FROM_FILE: dict[str, Callable[[Path], Tokenizer]] = {
 }
 """Name in `--tokenizer-type` -> what reads its file. Megatron's names; CharTokenizer is our own."""
 
-IN_FOLDERS = {"tokenizer.json": "HuggingFaceTokenizer", "vocab.json": "GPT2BPETokenizer",
-              "tokenizer.model": None}  # fmt: skip
+IN_FOLDERS = {"tokenizer.json": "HuggingFaceTokenizer", "vocab.json": "GPT2BPETokenizer", "tokenizer.model": None}
 KINDS = (*FROM_FILE, ByteTokenizer.kind, NullTokenizer.kind)
 
 

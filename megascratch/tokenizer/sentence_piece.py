@@ -53,8 +53,10 @@ class SentencePieceTokenizer(Tokenizer):
         self.eod = self._end_of_document()
         self.bos, self.pad = (id if id >= 0 else None for id in (self._pieces.bos_id(), self._pieces.pad_id()))
         if add_bos and self.bos is None:
-            raise UserError(f"{name} has no begin of text, which a Llama2Tokenizer puts before every text; "
-                            f"use --tokenizer-type {self.kind}")  # fmt: skip
+            raise UserError(
+                f"{name} has no begin of text, which a Llama2Tokenizer puts before every text; "
+                f"use --tokenizer-type {self.kind}"
+            )
         self.fingerprint = fingerprint(self.kind, model, *([b"bos"] if add_bos else []))
         self.before = (self.bos,) if add_bos and self.bos is not None else ()
         self._changes_nothing = self._pieces.normalize(" \ufb01  x ") == f"{SPACE}\ufb01{SPACE * 2}x{SPACE}"
@@ -106,7 +108,9 @@ class SentencePieceTokenizer(Tokenizer):
             self._libraries[key] = sentencepiece.SentencePieceProcessor(model_proto=model)
         return self._libraries[key]
 
-    def encode_batch(self, texts: Sequence[str | bytes], parse_specials: bool = False, around: bool = True) -> EncodedText:
+    def encode_batch(
+        self, texts: Sequence[str | bytes], parse_specials: bool = False, around: bool = True
+    ) -> EncodedText:
         """By the fastest exact engine, chosen at the first call."""
         clean = [as_text(text) for text in texts]
         if parse_specials not in self._encode:
@@ -195,13 +199,18 @@ class SentencePieceTokenizer(Tokenizer):
             "post_processor": None,
             "decoder": {"type": "Sequence", "decoders": decoders},
             "model": {
-                "type": "BPE", "dropout": None, "unk_token": pieces.id_to_piece(pieces.unk_id()), "fuse_unk": True,
-                "continuing_subword_prefix": None, "end_of_word_suffix": None, "byte_fallback": True,
+                "type": "BPE",
+                "dropout": None,
+                "unk_token": pieces.id_to_piece(pieces.unk_id()),
+                "fuse_unk": True,
+                "continuing_subword_prefix": None,
+                "end_of_word_suffix": None,
+                "byte_fallback": True,
                 "ignore_merges": False,
                 "vocab": {word: id for id, word in enumerate(named)},
                 "merges": merges,
             },
-        }  # fmt: skip
+        }
 
 
 def _mergeable(pieces: sentencepiece.SentencePieceProcessor) -> list[int]:

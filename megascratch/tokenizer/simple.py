@@ -86,7 +86,9 @@ class ByteTokenizer(Tokenizer):
         """One id per byte."""
         return list(as_text(text).encode())
 
-    def encode_batch(self, texts: Sequence[str | bytes], parse_specials: bool = False, around: bool = True) -> EncodedText:
+    def encode_batch(
+        self, texts: Sequence[str | bytes], parse_specials: bool = False, around: bool = True
+    ) -> EncodedText:
         """The same for many texts."""
         return joined([np.frombuffer(as_text(text).encode(), dtype=np.uint8).astype(np.int32) for text in texts])
 

@@ -62,10 +62,15 @@ class Encoding(NamedTuple):
 
 _END, _FIM = "<|endoftext|>", ("<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>")
 _LLAMA3 = [
-    "<|begin_of_text|>", "<|end_of_text|>", *(f"<|reserved_special_token_{number}|>" for number in range(4)),
-    "<|start_header_id|>", "<|end_header_id|>", "<|reserved_special_token_4|>", "<|eot_id|>",
+    "<|begin_of_text|>",
+    "<|end_of_text|>",
+    *(f"<|reserved_special_token_{number}|>" for number in range(4)),
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|reserved_special_token_4|>",
+    "<|eot_id|>",
     *(f"<|reserved_special_token_{number}|>" for number in range(5, 251)),
-]  # fmt: skip
+]
 
 ENCODINGS = {
     "r50k_base": Encoding("gpt2", {_END: 50256}),

@@ -39,16 +39,20 @@ def train(
     """
     wanted = vocab_size - len(BYTES) - len(specials)
     if wanted < 0:
-        raise UserError(f"--vocab-size ({vocab_size}) must hold 256 bytes and {len(specials)} special tokens: "
-                        f"use {vocab_size - wanted} or more")  # fmt: skip
+        raise UserError(
+            f"--vocab-size ({vocab_size}) must hold 256 bytes and {len(specials)} special tokens: "
+            f"use {vocab_size - wanted} or more"
+        )
     if split not in SPLITS:
         raise UserError(f"--split {split} is unknown; use one of {', '.join(SPLITS)}")
     if len({*specials}) < len(specials) or any(len(word.encode()) < 2 for word in specials):
         raise UserError(f"special tokens {' '.join(map(repr, specials))} must all differ and have two bytes or more")
     merges = _merges(map(as_text, texts), wanted, split)
     if len(merges) < wanted:
-        raise UserError(f"the text gives {len(merges)} merges, --vocab-size {vocab_size} needs {wanted}: "
-                        f"use --vocab-size {vocab_size - wanted + len(merges)} or less, or more text")  # fmt: skip
+        raise UserError(
+            f"the text gives {len(merges)} merges, --vocab-size {vocab_size} needs {wanted}: "
+            f"use --vocab-size {vocab_size - wanted + len(merges)} or less, or more text"
+        )
     tokens = BYTES | {left + right: 256 + place for place, (left, right) in enumerate(merges)}
     clash = next((word for word in specials if word.encode() in tokens), None)
     if clash is not None:
@@ -86,8 +90,10 @@ def _write(texts: Iterable[str], corpus: Path) -> bool:
                 known = known and same_unicode_classes(text)
                 file.write(text.encode() + BETWEEN)
     except OSError as error:
-        raise UserError(f"{corpus} cannot be written ({error.strerror}): the trainer needs room for the whole text in "
-                        f"{tempfile.gettempdir()}; set TMPDIR or lower --max-megabytes") from error  # fmt: skip
+        raise UserError(
+            f"{corpus} cannot be written ({error.strerror}): the trainer needs room for the whole text in "
+            f"{tempfile.gettempdir()}; set TMPDIR or lower --max-megabytes"
+        ) from error
     return known
 
 

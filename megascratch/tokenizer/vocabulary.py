@@ -53,8 +53,15 @@ class Vocabulary(NamedTuple):
             "truncation": None,
             "padding": None,
             "added_tokens": [
-                {"id": number, "content": name, "single_word": False, "lstrip": False, "rstrip": False,
-                 "normalized": False, "special": True}
+                {
+                    "id": number,
+                    "content": name,
+                    "single_word": False,
+                    "lstrip": False,
+                    "rstrip": False,
+                    "normalized": False,
+                    "special": True,
+                }
                 for name, number in sorted(self.specials.items(), key=lambda item: item[1])
             ],
             "normalizer": {"type": self.normal_form} if self.normal_form else None,
@@ -62,13 +69,18 @@ class Vocabulary(NamedTuple):
             "post_processor": None,
             "decoder": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
             "model": {
-                "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
-                "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False,
+                "type": "BPE",
+                "dropout": None,
+                "unk_token": None,
+                "continuing_subword_prefix": None,
+                "end_of_word_suffix": None,
+                "fuse_unk": False,
+                "byte_fallback": False,
                 "ignore_merges": self.whole_words,
                 "vocab": dict(sorted(vocab.items(), key=lambda item: item[1])),
                 "merges": [[spell(left), spell(right)] for left, right in self.merges],
             },
-        }  # fmt: skip
+        }
 
 
 def spell(token: bytes) -> str:
@@ -89,8 +101,10 @@ def from_ranks(ranks: dict[bytes, int], encoding: Encoding, name: str) -> Vocabu
     taken = set(ranks.values())
     for special, number in encoding.specials.items():
         if number in taken or special.encode() in ranks:
-            raise UserError(f"{name}: special token {special} (id {number}) collides with a token of the vocabulary; "
-                            "name the encoding or the split that the file really has")  # fmt: skip
+            raise UserError(
+                f"{name}: special token {special} (id {number}) collides with a token of the vocabulary; "
+                "name the encoding or the split that the file really has"
+            )
     pairs = []
     for token, rank in ranks.items():
         for cut in range(1, len(token)):
@@ -143,8 +157,11 @@ def read_bytes(path: Path) -> bytes:
     """A whole file. Raises: UserError where it is too large for a vocabulary or cannot be read."""
     try:
         if not path.is_file():
-            raise UserError(f"--tokenizer-model {path} is no regular file" if path.exists() else
-                            f"--tokenizer-model {path} cannot be read: No such file or directory")  # fmt: skip
+            raise UserError(
+                f"--tokenizer-model {path} is no regular file"
+                if path.exists()
+                else f"--tokenizer-model {path} cannot be read: No such file or directory"
+            )
         if path.stat().st_size > LARGEST_FILE:
             raise UserError(f"{path} has {path.stat().st_size:,} bytes; a vocabulary has at most {LARGEST_FILE:,}")
         return path.read_bytes()
@@ -174,8 +191,9 @@ def read_ranks(path: Path) -> dict[bytes, int]:
             ranks[token] = int(rank)
         except (ValueError, binascii.Error) as error:
             shown = line[:40].decode(errors="replace")
-            raise UserError(f"{path}:{number} is not `base64(token) rank`, each once: {shown!r}; "
-                            "a rank file is what tiktoken reads") from error  # fmt: skip
+            raise UserError(
+                f"{path}:{number} is not `base64(token) rank`, each once: {shown!r}; a rank file is what tiktoken reads"
+            ) from error
     if len(set(ranks.values())) < len(ranks):
         raise UserError(f"{path}: two tokens have the same rank; each needs its own")
     require_bytes(ranks, str(path))
@@ -208,8 +226,10 @@ def require_bytes(tokens: object, name: str) -> None:
     """Raises: UserError where a byte has no token: texts would lose it without a word."""
     missing = [byte for byte in range(256) if bytes([byte]) not in tokens]  # type: ignore[operator]
     if missing:
-        raise UserError(f"{name} has no token for {len(missing)} of the 256 bytes (the first is 0x{missing[0]:02X}): "
-                        "text with them would be lost; train with all 256 bytes")  # fmt: skip
+        raise UserError(
+            f"{name} has no token for {len(missing)} of the 256 bytes (the first is 0x{missing[0]:02X}): "
+            "text with them would be lost; train with all 256 bytes"
+        )
 
 
 def write_ranks(vocabulary: Vocabulary) -> bytes:

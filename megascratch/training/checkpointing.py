@@ -44,8 +44,15 @@ def open_saver(training: TrainingConfig, mesh: Mesh, timeout: timedelta | None =
     own = host_axis(mesh.world, timeout)
     leases: list[AnyLease] = []
     on_first_rank(own, lambda: leases.append(acquire(folder)))
-    return AsyncSaver(folder, mesh.world, own, mesh.device, lease=leases[0] if leases else None,
-                 asynchronous=training.async_save, after=_pruning(training, folder))  # fmt: skip
+    return AsyncSaver(
+        folder,
+        mesh.world,
+        own,
+        mesh.device,
+        lease=leases[0] if leases else None,
+        asynchronous=training.async_save,
+        after=_pruning(training, folder),
+    )
 
 
 def claim_reports(saver: AsyncSaver, training: TrainingConfig) -> Lease | None:
@@ -98,8 +105,10 @@ def _clear_the_way(folder: Place, start: Place, passed_over: dict[Place, str]) -
     for step in (step for step in list_steps(folder) if step_number(step) > step_number(start)):
         problem = known.get(step.resolve()) or problem_of(step)
         if not problem:
-            raise UserError(f"{step} is newer than {start}, from which this run goes on: a checkpoint is never "
-                            "overwritten; move it, or save elsewhere")
+            raise UserError(
+                f"{step} is newer than {start}, from which this run goes on: a checkpoint is never "
+                "overwritten; move it, or save elsewhere"
+            )
         _warn(f"{step} is damaged and now called {quarantine(step).name}")
 
 
@@ -195,8 +204,13 @@ class Checkpointing:
 
     def _tell(self, outcomes: Iterable[Outcome], exits: bool) -> None:
         for outcome in outcomes:
-            row = {"step": outcome.step, "event": "save", "bytes": outcome.nbytes,
-                   "stall_seconds": outcome.stall_seconds, "save_seconds": outcome.seconds}  # fmt: skip
+            row = {
+                "step": outcome.step,
+                "event": "save",
+                "bytes": outcome.nbytes,
+                "stall_seconds": outcome.stall_seconds,
+                "save_seconds": outcome.seconds,
+            }
             if outcome.error is None:
                 self.committed = outcome.step
                 self._keep_loss()

@@ -95,8 +95,9 @@ class _Loop:
         self.first_sample = self.state.consumed_samples
         self.watch = LossGuard(run.config.guard, self.state)
         assert run.splits.train is not None
-        self.bad_steps = BadSteps(run.config, self.mesh, run.trainer, self.state, run.splits.train,
-                                  self.saving.settle, self._say)  # fmt: skip
+        self.bad_steps = BadSteps(
+            run.config, self.mesh, run.trainer, self.state, run.splits.train, self.saving.settle, self._say
+        )
         self.health = RunMonitor(run.config.guard, run.trainer)
 
     def run(self, stop: StopRequest) -> dict[str, Any]:
@@ -181,9 +182,7 @@ class _Loop:
         recorder = None
         if state.step + 1 == self.r.traced_step:
             recorder = Recorder(self.mesh.pp, self.mesh.device)
-        result = self.r.trainer.train_step(
-            batches, lr, state.step + 1, recorder, self.watch.judge, self.health.phases
-        )
+        result = self.r.trainer.train_step(batches, lr, state.step + 1, recorder, self.watch.judge, self.health.phases)
         samples = self._samples(len(batches))
         state.step, state.consumed_samples = state.step + 1, state.consumed_samples + samples
         seconds = time.perf_counter() - start

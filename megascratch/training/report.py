@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from megascratch.config.printable import printable, printable_lines
-from megascratch.training.report_files import Rows, read_rows, read_summary, set_aside, write_whole
+from megascratch.training.report_files import ReportRows, read_rows, read_summary, set_aside, write_whole
 from megascratch.training.tensorboard_events import Events
 
 Row = dict[str, Any]
@@ -32,7 +32,7 @@ class Report:
         self.folder, self.total = Path(folder), total_steps
         self.metrics: IO[str] | None = None
         self.complaint = ""
-        before = read_rows(self.folder / "metrics.jsonl") if first_step else Rows([], "")
+        before = read_rows(self.folder / "metrics.jsonl") if first_step else ReportRows([], "")
         self.rows = [row for row in before.rows if row["step"] <= first_step]
         self.events = Events(tensorboard_dir, first_step + 1 if first_step else None)
         self.console = Console(highlight=False, soft_wrap=True)

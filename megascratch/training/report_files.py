@@ -16,7 +16,7 @@ ROW_FIELDS = {"step": COUNT, "loss": optional(NUMBER), "split": TEXT, "event": T
 """What is read of a row; the other fields are only copied."""
 
 
-class Rows(NamedTuple):
+class ReportRows(NamedTuple):
     """What could be read of a file of rows."""
 
     rows: list[dict[str, Any]]
@@ -24,15 +24,15 @@ class Rows(NamedTuple):
     """What could not, in words; '' for nothing."""
 
 
-def read_rows(file: Path) -> Rows:
+def read_rows(file: Path) -> ReportRows:
     """The rows of a metrics.jsonl in their order. A last line without its line end was cut short by a crash: it is
     left out without a word, as its step is done again. Never raises for what the file holds."""
     try:
         content = file.read_bytes()
     except FileNotFoundError:
-        return Rows([], "")
+        return ReportRows([], "")
     except OSError as error:
-        return Rows([], f"{file} cannot be read: {error.strerror}")
+        return ReportRows([], f"{file} cannot be read: {error.strerror}")
     rows, unreadable = [], list[int]()
     for number, line in enumerate(content.split(b"\n")[:-1], 1):
         row = _row(line)
@@ -41,11 +41,13 @@ def read_rows(file: Path) -> Rows:
         else:
             rows.append(row)
     if not unreadable:
-        return Rows(rows, "")
-    lines = f"line {unreadable[0]} is" if len(unreadable) == 1 else (
-        f"{len(unreadable):,} lines are, the first in line {unreadable[0]},"
-    )  # fmt: skip
-    return Rows(rows, f"{file}: {lines} damaged and left out")
+        return ReportRows(rows, "")
+    lines = (
+        f"line {unreadable[0]} is"
+        if len(unreadable) == 1
+        else (f"{len(unreadable):,} lines are, the first in line {unreadable[0]},")
+    )
+    return ReportRows(rows, f"{file}: {lines} damaged and left out")
 
 
 def read_summary(file: Path) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """One step of the run under the clock: a picture of what happened over what the simulator plays, the times, the spans.
 
-    schedule_step_5.svg    both timelines
-    schedule_step_5.csv    mean times of each virtual stage, for `megascratch schedule simulate --times`
-    schedule_step_5.json   every span of every rank, and the figures
+schedule_step_5.svg    both timelines
+schedule_step_5.csv    mean times of each virtual stage, for `megascratch schedule simulate --times`
+schedule_step_5.json   every span of every rank, and the figures
 """
 
 import json
@@ -44,13 +44,15 @@ def write(trace: Trace, parallel: ParallelConfig, step: int, seconds: float, fol
         write_whole(spans, lambda path: path.write_text(answer, encoding="utf-8"))
     except OSError as error:  # a report stops no training
         written = f"  the files of it cannot be written: {error.filename or base.parent}: {error.strerror}"
-    return "\n".join([
-        f"schedule of step {step}: {again[0]}, {trace.disorder or 'all actions in the compiled order'}",
-        f"  happened                           {_figures(trace.happened)}, of a step of {seconds:.4g} s",
-        f"  played, each action with its time  {_figures(trace.played)}: {_beside(trace.happened, trace.played)}",
-        f"  played, mean times                 {_figures(trace.typical)}: {_beside(trace.happened, trace.typical)}",
-        written,
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            f"schedule of step {step}: {again[0]}, {trace.disorder or 'all actions in the compiled order'}",
+            f"  happened                           {_figures(trace.happened)}, of a step of {seconds:.4g} s",
+            f"  played, each action with its time  {_figures(trace.played)}: {_beside(trace.happened, trace.played)}",
+            f"  played, mean times                 {_figures(trace.typical)}: {_beside(trace.happened, trace.typical)}",
+            written,
+        ]
+    )
 
 
 def _figures(timeline: Timeline) -> str:
@@ -71,9 +73,12 @@ def _answer(trace: Trace, schedule: str, step: int, seconds: float) -> dict[str,
         "disorder": trace.disorder,
         "step_seconds": seconds,
         **{name: {"seconds": line.total, "bubble": line.bubble_rate} for name, line in timelines.items()},
-        "spans": [{"rank": rank, "action": str(action), "start": start, "end": end}
-                  for rank, spans in enumerate(trace.happened.spans) for action, start, end in spans],
-    }  # fmt: skip
+        "spans": [
+            {"rank": rank, "action": str(action), "start": start, "end": end}
+            for rank, spans in enumerate(trace.happened.spans)
+            for action, start, end in spans
+        ],
+    }
 
 
 def _arguments(trace: Trace, parallel: ParallelConfig) -> list[str]:

@@ -122,8 +122,22 @@ def build_run(config: Config) -> TrainingRun:
         if report_lease is not None:
             report_lease.release()
         raise
-    return TrainingRun(config, mesh, trainer, saver, state, splits, read, tokenizer, total_steps, traced_step,
-               ready.files, ready.notices, report_lease, valid_loss)  # fmt: skip
+    return TrainingRun(
+        config,
+        mesh,
+        trainer,
+        saver,
+        state,
+        splits,
+        read,
+        tokenizer,
+        total_steps,
+        traced_step,
+        ready.files,
+        ready.notices,
+        report_lease,
+        valid_loss,
+    )
 
 
 def _valid_loss(load: str | None, step: int) -> float | None:

@@ -74,8 +74,10 @@ class Trainer:
         self.data_parallel = DATA_PARALLEL[kind](self.chunks, self.shards, mesh, config.optim, parallel)
         if parallel.use_distributed_optimizer and parallel.overlap_param_gather and mesh.data.size > 1:
             self.data_parallel.overlap_param_gather(part for chunk in self.chunks for part in chunk.parts())
-        self.stages = [Stage(chunk, self.placement.virtual_stage(mesh.pp.rank, c), self.placement.stages)
-                       for c, chunk in enumerate(self.chunks)]  # fmt: skip
+        self.stages = [
+            Stage(chunk, self.placement.virtual_stage(mesh.pp.rank, c), self.placement.stages)
+            for c, chunk in enumerate(self.chunks)
+        ]
         sequence = config.data.seq_length // (mesh.tp.size if parallel.sequence_parallel else 1)
         self.spec = TensorSpec((sequence, training.micro_batch_size, model.hidden_size), dtype, mesh.device)
         self.scale = LossScale.start(config.optim)

@@ -34,8 +34,11 @@ class Scene(NamedTuple):
         if self.found.kind not in ("gradients", "weights"):
             return []
         reference, measured = (_tensors(self.found, trace) for trace in (self.reference, self.measured))
-        return [_bare(name) for name, tensor in reference.items()
-                if name not in measured or not difference(tensor, measured[name]) <= self.tolerance]  # fmt: skip
+        return [
+            _bare(name)
+            for name, tensor in reference.items()
+            if name not in measured or not difference(tensor, measured[name]) <= self.tolerance
+        ]
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -43,8 +46,12 @@ class Scene(NamedTuple):
         parallel, training = self.config.parallel, self.config.training
         dp = parallel.data_parallel_size or 1
         many = (training.global_batch_size or 1) // (training.micro_batch_size * dp)
-        return {"the tensor parallel size": parallel.tensor_model_parallel_size, "the data parallel size": dp,
-                "the number of stages": parallel.pipeline_model_parallel_size, "the micro-batches": many}  # fmt: skip
+        return {
+            "the tensor parallel size": parallel.tensor_model_parallel_size,
+            "the data parallel size": dp,
+            "the number of stages": parallel.pipeline_model_parallel_size,
+            "the micro-batches": many,
+        }
 
 
 def diagnose(found: Difference, reference: RunRecord, measured: RunRecord, config: Config, yardstick: Tolerance) -> str:
@@ -82,8 +89,9 @@ def _where(scene: Scene) -> str:
     if a.dim() == 0 or a.shape != b.shape:
         return ""
     ranges = _ranges(scene)
-    parts = [f"dim {dim} {start}:{stop}" for dim, (start, stop) in enumerate(ranges)
-             if (start, stop) != (0, a.shape[dim])]  # fmt: skip
+    parts = [
+        f"dim {dim} {start}:{stop}" for dim, (start, stop) in enumerate(ranges) if (start, stop) != (0, a.shape[dim])
+    ]
     return f" [{', '.join(parts)}]" if parts else ""
 
 
@@ -115,8 +123,12 @@ def a_factor(scene: Scene) -> str | None:
     if not difference(a * ratio, b) <= 100 * scene.tolerance:
         return None
     powers = {"": 1.0, "1 / ": -1.0, "the root of ": 0.5, "1 / the root of ": -0.5}
-    names = [f"{words}{name} ({size})" for name, size in scene.sizes.items() for words, power in powers.items()
-             if size > 1 and abs(ratio / size**power - 1) < 1e-3]  # fmt: skip
+    names = [
+        f"{words}{name} ({size})"
+        for name, size in scene.sizes.items()
+        for words, power in powers.items()
+        if size > 1 and abs(ratio / size**power - 1) < 1e-3
+    ]
     if names:
         return f"a factor of {' or '.join(names)}"
     return f"one factor ({ratio:.6g}) on every element" if a.dim() else None

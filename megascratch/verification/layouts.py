@@ -26,11 +26,23 @@ TRIES = 300  # per random layout asked for
 
 KINDS: dict[str, Values] = {
     "gpt": {},
-    "llama": {"position_embedding_type": "rope", "normalization": "RMSNorm", "swiglu": True, "add_bias_linear": False,
-              "num_query_groups": 4, "untie_embeddings_and_output_weights": True},
-    "rotary": {"position_embedding_type": "rope", "rotary_percent": 0.5, "squared_relu": True, "add_qkv_bias": True,
-               "add_bias_linear": False, "num_query_groups": 1},
-}  # fmt: skip
+    "llama": {
+        "position_embedding_type": "rope",
+        "normalization": "RMSNorm",
+        "swiglu": True,
+        "add_bias_linear": False,
+        "num_query_groups": 4,
+        "untie_embeddings_and_output_weights": True,
+    },
+    "rotary": {
+        "position_embedding_type": "rope",
+        "rotary_percent": 0.5,
+        "squared_relu": True,
+        "add_qkv_bias": True,
+        "add_bias_linear": False,
+        "num_query_groups": 1,
+    },
+}
 RECOMPUTE: list[Values] = [
     {},
     {"recompute_granularity": "selective"},
@@ -40,8 +52,12 @@ RECOMPUTE: list[Values] = [
 ]
 OVERLAP: list[Values] = [{}, {}, {"overlap_grad_reduce": False}, {"overlap_param_gather": False}]
 BUCKETS: list[Values] = [{}, {"ddp_bucket_size": 700}, {"ddp_bucket_size": 5000}]
-OFFLOAD: list[Values] = [{}, {}, {"optimizer_cpu_offload": True},
-                         {"optimizer_cpu_offload": True, "optimizer_offload_fraction": 0.5}]  # fmt: skip
+OFFLOAD: list[Values] = [
+    {},
+    {},
+    {"optimizer_cpu_offload": True},
+    {"optimizer_cpu_offload": True, "optimizer_offload_fraction": 0.5},
+]
 DOCUMENTS = {"reset_position_ids": True, "reset_attention_mask": True, "eod_mask_loss": True}
 
 
@@ -93,9 +109,14 @@ def every_layout(config: Config, max_world: int, fixed: Collection[str], full_si
 
 
 def random_layouts(
-    config: Config, max_world: int, number: int, seed: int, fixed: Collection[str], given: Collection[str],
+    config: Config,
+    max_world: int,
+    number: int,
+    seed: int,
+    fixed: Collection[str],
+    given: Collection[str],
     full_size: bool,
-) -> list[Case]:  # fmt: skip
+) -> list[Case]:
     """`number` random legal cases. What the user gave (`given`: by flag or file) of model, data and batch stays; where
     nothing of the model was given, kinds of models are drawn as well.
 
@@ -199,9 +220,18 @@ def _case(
     return Case(name_of(whole), whole)
 
 
-_NO_LAYOUT = ("overlap_grad_reduce", "overlap_param_gather", "ddp_bucket_size", "optimizer_cpu_offload",
-              "optimizer_offload_fraction", "recompute_granularity", "recompute_method", "recompute_num_layers",
-              "distributed_backend", "distributed_timeout_minutes")  # fmt: skip
+_NO_LAYOUT = (
+    "overlap_grad_reduce",
+    "overlap_param_gather",
+    "ddp_bucket_size",
+    "optimizer_cpu_offload",
+    "optimizer_offload_fraction",
+    "recompute_granularity",
+    "recompute_method",
+    "recompute_num_layers",
+    "distributed_backend",
+    "distributed_timeout_minutes",
+)
 
 
 _OF_A_FILE = ("pipeline_schedule", "pipeline_schedule_csv", "num_virtual_stages_per_pipeline_rank")

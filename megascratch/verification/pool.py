@@ -101,8 +101,9 @@ class Pool:
         while len(self.workers) < world:
             here, there = CONTEXT.Pipe()
             rank = len(self.workers)
-            process = CONTEXT.Process(target=_serve, args=(there, rank, self.timeout, self.device, self.backend),
-                                      daemon=True)  # fmt: skip
+            process = CONTEXT.Process(
+                target=_serve, args=(there, rank, self.timeout, self.device, self.backend), daemon=True
+            )
             process.start()
             there.close()  # or a dead worker's end would stay open here
             self.workers.append((process, here))

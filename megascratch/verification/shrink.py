@@ -37,13 +37,24 @@ def for_proof(config: Config, steps: int, precision: str) -> Config:
     run = ("rampup_batch_size", "train_samples", "load", "save", "compile", "eval_interval", "save_interval")
     plain |= {name: getattr(TrainingConfig(), name) for name in run}
     kinds = {name: precision == name for name in ("fp64", "bf16", "fp16")}
-    return with_fields(config, told | plain | kinds | {
-        "mock_data": True, "data_cache_path": None, "distributed_backend": None,
-        "tokenizer_type": None, "tokenizer_model": None,
-        "lr_decay_style": "constant", "min_lr": 0.0, "train_iters": steps,
-        "adam_eps": max(config.optim.adam_eps, EPSILON[precision]),
-        "vocab_size": config.model.vocab_size or GPT2_VOCABULARY,
-    })  # fmt: skip
+    return with_fields(
+        config,
+        told
+        | plain
+        | kinds
+        | {
+            "mock_data": True,
+            "data_cache_path": None,
+            "distributed_backend": None,
+            "tokenizer_type": None,
+            "tokenizer_model": None,
+            "lr_decay_style": "constant",
+            "min_lr": 0.0,
+            "train_iters": steps,
+            "adam_eps": max(config.optim.adam_eps, EPSILON[precision]),
+            "vocab_size": config.model.vocab_size or GPT2_VOCABULARY,
+        },
+    )
 
 
 def shrunk(config: Config, most_tensor_ranks: int) -> Config:
@@ -55,8 +66,11 @@ def shrunk(config: Config, most_tensor_ranks: int) -> Config:
     if any(now[name] is None or now[name] not in RANGES[name] for name in _READ):
         return config
     heads, groups = _small_heads(now["num_attention_heads"], now["num_query_groups"], most_tensor_ranks)
-    legal = [tp for tp in range(1, most_tensor_ranks + 1)
-             if _heads_cut(now["num_attention_heads"], now["num_query_groups"], tp)]  # fmt: skip
+    legal = [
+        tp
+        for tp in range(1, most_tensor_ranks + 1)
+        if _heads_cut(now["num_attention_heads"], now["num_query_groups"], tp)
+    ]
     width = _small_width(now["kv_channels"], now["rotary_percent"])
     hidden = _scaled(heads * width, now["hidden_size"], now["num_attention_heads"] * now["kv_channels"], 2)
     small: Values = {
@@ -64,20 +78,31 @@ def shrunk(config: Config, most_tensor_ranks: int) -> Config:
         "num_query_groups": groups,
         "kv_channels": width,
         "hidden_size": hidden,
-        "ffn_hidden_size": _scaled(hidden, now["ffn_hidden_size"], now["hidden_size"],
-                                   gcd(now["ffn_hidden_size"], lcm(*legal))),
+        "ffn_hidden_size": _scaled(
+            hidden, now["ffn_hidden_size"], now["hidden_size"], gcd(now["ffn_hidden_size"], lcm(*legal))
+        ),
         "init_method_std": now["init_method_std"] * max(1.0, now["hidden_size"] / hidden) ** 0.5,
         "seq_length": _small_sequence(now["seq_length"], legal),
         "make_vocab_size_divisible_by": min(now["make_vocab_size_divisible_by"], 4),
-    }  # fmt: skip
+    }
     small["max_position_embeddings"] = small["seq_length"] + min(now["max_position_embeddings"] - now["seq_length"], 8)
     units = small["make_vocab_size_divisible_by"], now["make_vocab_size_divisible_by"]
     small["vocab_size"] = _small_vocabulary(now["vocab_size"], legal, *units)
     return with_fields(config, small)
 
 
-_READ = ("num_attention_heads", "num_query_groups", "kv_channels", "hidden_size", "ffn_hidden_size", "seq_length",
-         "max_position_embeddings", "make_vocab_size_divisible_by", "vocab_size", "rotary_percent")  # fmt: skip
+_READ = (
+    "num_attention_heads",
+    "num_query_groups",
+    "kv_channels",
+    "hidden_size",
+    "ffn_hidden_size",
+    "seq_length",
+    "max_position_embeddings",
+    "make_vocab_size_divisible_by",
+    "vocab_size",
+    "rotary_percent",
+)
 
 
 def _small_heads(heads: int, groups: int, most: int) -> tuple[int, int]:
@@ -101,8 +126,11 @@ def _heads_cut(heads: int, groups: int, tp: int) -> bool:
 
 def _small_width(width: int, rotary_percent: float) -> int:
     """Of one head: some of it rotates and some does not, as in the whole."""
-    rotated = [w for w in (SMALL_HEAD, 2 * SMALL_HEAD, 4 * SMALL_HEAD) if w < width
-               and int(w * rotary_percent) >= 2 and int(w * rotary_percent) % 2 == 0]  # fmt: skip
+    rotated = [
+        w
+        for w in (SMALL_HEAD, 2 * SMALL_HEAD, 4 * SMALL_HEAD)
+        if w < width and int(w * rotary_percent) >= 2 and int(w * rotary_percent) % 2 == 0
+    ]
     return next(iter(rotated), width)
 
 

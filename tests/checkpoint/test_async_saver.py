@@ -103,7 +103,7 @@ FAULTS = {
     "save.write:*:1:raise": "CheckpointError: rank 0: FaultError: fault point save.write",
     "save.after_write:1:1:raise": "CheckpointError: rank 1: FaultError",
     "save.before_commit:0:1:enospc": "DiskError: rank 0: {}step_00000001 cannot be written: No space left",
-}  # fmt: skip
+}
 
 
 def save_with_faults(folder, faults):
@@ -149,7 +149,9 @@ def test_staged_bytes_are_the_tensors_in_the_order_of_the_file():
     """Also where neighbours are copied in one piece, and where a box is a part of a row."""
     flat = torch.arange(60.0)
     pieces = [flat[0:10], flat[10:30].view(4, 5), flat[30:54].view(4, 6)[:, 1:3], flat[54:59]]
-    held = [ShardedTensor(f"w{i}", tuple(p.shape), Box((0,) * p.dim(), tuple(p.shape)), p, 0) for i, p in enumerate(pieces)]
+    held = [
+        ShardedTensor(f"w{i}", tuple(p.shape), Box((0,) * p.dim(), tuple(p.shape)), p, 0) for i, p in enumerate(pieces)
+    ]
     layout = arrange(slot for item in [*held, *shards_of_rank(0, 1, 0, filled=True)] for slot in split_box(item))
     staging = Staging(layout)
     staging.copy()
@@ -174,4 +176,3 @@ def offer(name, copy, nbytes=10, start=0):
 )
 def test_writing_is_spread_over_those_who_hold_the_same(offers, chosen):
     assert assign_writers(offers) == chosen
-

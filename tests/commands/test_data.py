@@ -11,7 +11,7 @@ from tests.support.corpora import golden, write
 
 @pytest.fixture
 def corpus(tmp_path):
-    """"ab", "", "hello" and "b", each but the empty one closed by the byte tokenizer's end of document."""
+    """ "ab", "", "hello" and "b", each but the empty one closed by the byte tokenizer's end of document."""
     texts = ["ab", "", "hello", "b"]
     return write(tmp_path / "c", [[*text.encode(), *([256] if text else [])] for text in texts])
 
@@ -24,8 +24,13 @@ def test_inspect_tells_the_numbers_the_samples_and_draws(corpus, tmp_path, capsy
     flags = ["--tokenizer-type", "ByteTokenizer", "--samples", 4, "--output", tmp_path / "c.svg"]
     assert run("inspect", corpus, *flags) == 0
     told = capsys.readouterr().out
-    for words in ("4 documents, 3 sequences, 11 tokens, uint16, 22 bytes", "50% 2,", "at the end of 3 documents",
-                  "ids used: 7 of 257", "document 2 (6 tokens): 'hello'"):  # fmt: skip
+    for words in (
+        "4 documents, 3 sequences, 11 tokens, uint16, 22 bytes",
+        "50% 2,",
+        "at the end of 3 documents",
+        "ids used: 7 of 257",
+        "document 2 (6 tokens): 'hello'",
+    ):
         assert words in told, told
     assert (tmp_path / "c.svg").read_text().startswith("<?xml")
     assert run("inspect", corpus, "--json", "--samples", 2) == 0

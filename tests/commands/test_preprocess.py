@@ -146,15 +146,32 @@ def test_the_manifest_tells_what_the_corpus_was_made_with(tmp_path):
     tokenizer, raw = ByteTokenizer(), Path(path).read_bytes()
     tree = hashlib.sha256(hashlib.sha256(raw).digest()).hexdigest()
     assert manifest.pop("tokenizer") == {
-        "kind": "ByteTokenizer", "model": None, "fingerprint": tokenizer.fingerprint, "vocab_size": 257, "eod": 256,
-    }  # fmt: skip
+        "kind": "ByteTokenizer",
+        "model": None,
+        "fingerprint": tokenizer.fingerprint,
+        "vocab_size": 257,
+        "eod": 256,
+    }
     assert manifest == {
-        "documents": 2, "sequences": 2, "tokens": 8, "min_token": 0, "max_token": 256, "text_bytes": 6,
-        "bad_lines": 1, "bin_bytes": 16, "json_key": "text", "append_eod": True, "split_sentences": None,
+        "documents": 2,
+        "sequences": 2,
+        "tokens": 8,
+        "min_token": 0,
+        "max_token": 256,
+        "text_bytes": 6,
+        "bad_lines": 1,
+        "bin_bytes": 16,
+        "json_key": "text",
+        "append_eod": True,
+        "split_sentences": None,
         "parse_special_tokens": False,
-        "keep_newlines": False, "sample_by": "document", "max_document_bytes": 1 << 26, "hashed_bytes": 1 << 22,
-        "plan": manifest["plan"], "inputs": [{"path": path, "bytes": len(raw), "rows": 3, "sha256": tree}],
-    }  # fmt: skip
+        "keep_newlines": False,
+        "sample_by": "document",
+        "max_document_bytes": 1 << 26,
+        "hashed_bytes": 1 << 22,
+        "plan": manifest["plan"],
+        "inputs": [{"path": path, "bytes": len(raw), "rows": 3, "sha256": tree}],
+    }
     reader = TokenReader(tmp_path / "out_text_document")
     check_corpus(reader, 257, tokenizer.fingerprint, None)
     with pytest.raises(UserError, match=r"sequence 0, token . has id 256"):
@@ -292,10 +309,25 @@ def test_a_tokenizer_that_fails_in_a_worker_names_the_lines(tmp_path, monkeypatc
 def test_a_slower_engine_is_told_in_one_line_by_one_of_all_workers(tmp_path):
     (tmp_path / "t.json").write_bytes(dump(trained("megatron-v1").record()))  # a split that the fast engine has not
     path = jsonl(tmp_path / "x.jsonl", [{"text": "a b c"}] * 200)
-    words = ["--input", path, "--output-prefix", str(tmp_path / "out"), "--tokenizer-model", str(tmp_path / "t.json"),
-             "--workers", "2", "--shard-bytes", "1000"]  # fmt: skip
-    said = subprocess.run([sys.executable, "-m", "megascratch", "preprocess", *words], capture_output=True, text=True,
-                          cwd=ROOT, check=True).stderr  # fmt: skip
+    words = [
+        "--input",
+        path,
+        "--output-prefix",
+        str(tmp_path / "out"),
+        "--tokenizer-model",
+        str(tmp_path / "t.json"),
+        "--workers",
+        "2",
+        "--shard-bytes",
+        "1000",
+    ]
+    said = subprocess.run(
+        [sys.executable, "-m", "megascratch", "preprocess", *words],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=True,
+    ).stderr
     assert said.startswith("megascratch: warning: gigatoken cannot encode with this tokenizer (Unknown pre_tokenizer")
     assert said.count("\n") == 1
 

@@ -1,4 +1,5 @@
 """What a user can mend is told before any worker starts: exit code 2, one message, and torch was not even imported."""
+
 import subprocess
 import sys
 
@@ -9,7 +10,7 @@ from tests.support.refused_starts import MODEL, SHOW_TORCH
 REFUSED = {
     "layout": (
         ["--mock-data", "--vocab-size", "50", "--tensor-model-parallel-size", "8"],
-        "must divide by tensor-model",
+        "must be divisible by tensor-model",
     ),
     "world": (["--mock-data", "--vocab-size", "50", "--pipeline-model-parallel-size", "3"], "start 3 processes"),
     "no data": (["--data-path", "nowhere", "--vocab-size", "50"], "nowhere.idx cannot be read"),

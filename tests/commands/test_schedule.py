@@ -19,7 +19,8 @@ def test_show_draws_the_staircase(capsys):
     assert lines == [
         "1f1b: 2 stages, 2 micro-batches, bubble 33.3%, 9 units of time",
         "rank 0   F0 F1 .  .  B0 -  .  B1 -",
-        "rank 1   .  F0 B0 -  F1 B1 -  .  ."]
+        "rank 1   .  F0 B0 -  F1 B1 -  .  .",
+    ]
 
 
 @pytest.mark.parametrize("suffix", ["svg", "png"])
@@ -33,14 +34,22 @@ def test_check_proves_a_file(capsys, tmp_path):
     path = tmp_path / "own.csv"
     path.write_text(GOOD)
     assert "2 stages of 1, 1 micro-batches, 8 actions: complete, paired and free of deadlock" in said(
-        capsys, "check", str(path))
+        capsys, "check", str(path)
+    )
 
 
 def test_compare_gives_bubbles_and_peaks(capsys):
     found = {row["schedule"]: row for row in json.loads(said(capsys, "compare", "--json"))}
     bubbles = {name: round(row["nonblocking"]["bubble"], 3) for name, row in found.items()}
-    assert bubbles == {"gpipe": 0.273, "1f1b": 0.273, "interleaved": 0.158, "zb_h1": 0.111, "zb_h2": 0.0, "zb_v": 0.0,
-                       "dualpipe_v": 0.059}
+    assert bubbles == {
+        "gpipe": 0.273,
+        "1f1b": 0.273,
+        "interleaved": 0.158,
+        "zb_h1": 0.111,
+        "zb_h2": 0.0,
+        "zb_v": 0.0,
+        "dualpipe_v": 0.059,
+    }
     assert found["zb_v"]["nonblocking"]["peak_in_flight"] == found["zb_h1"]["nonblocking"]["peak_in_flight"] == [4] * 4
     assert "27.27%" in said(capsys, "compare", "1f1b", "zb_h1")
 
@@ -80,24 +89,30 @@ def test_play_knows_stages_apart(capsys, tmp_path):
 TIMES = {"lacks": "F,B\n1,1\n", "negative": "F,B,W\n1,-1,1\n", "empty": "F,B,W\n", "three": "F,B,W\n" + "1,1,1\n" * 3}
 
 
-@pytest.mark.parametrize(("argv", "complaint"), [
-    (["show", "1f2b"], "unknown schedule 1f2b - did you mean 1f1b?: use gpipe, 1f1b,"),
-    (["show", "1f1b", "--stages", "0"], "--stages (0) must be at least 1"),
-    (["show", "1f1b", "--virtual-stages", "2"], "1 model chunk per rank, not 2: use interleaved"),
-    (["show", "zb_h1", "--group", "4"], "--group (4) needs the schedule interleaved, not zb_h1"),
-    (["show", "zb_v", "--virtual-stages", "3"], "zb_v has 2 model chunks per rank, not 3"),
-    (["show", "1f1b", "--w", "-1"], "--w (-1) must be a time, 0 or more"),
-    (["show", "1f1b", "--unit", "0"], "--unit (0) must be above 0"),
-    (["show", "1f1b", "--output", "x.gif"], "--output (x.gif) must end with .svg, .png or .pdf"),
-    (["csv", "1f1b", "--output", "/none/x.csv"], "cannot write /none/x.csv"),
-    (["check", "none.csv"], "cannot read the schedule none.csv"),
-    (["check", "zb_h2", "--blocking"], "zb_h2: circular wait: rank 0 waits at"),
-    (["simulate", "1f1b", "--times", "none"], "cannot read the times"),
-    (["simulate", "1f1b", "--times", "lacks"], "has no column W: its first line must name F, B, W, comm"),
-    (["simulate", "1f1b", "--times", "negative"], ":2: B ('-1') must be a time, 0 or more"),
-    (["simulate", "1f1b", "--times", "empty"], "has no row of times under its header"),
-    (["simulate", "1f1b", "--times", "three"], "times of 3 stages, but 4 ranks of 1 virtual stages: give 1 or 4 rows"),
-])
+@pytest.mark.parametrize(
+    ("argv", "complaint"),
+    [
+        (["show", "1f2b"], "unknown schedule 1f2b - did you mean 1f1b?: use gpipe, 1f1b,"),
+        (["show", "1f1b", "--stages", "0"], "--stages (0) must be at least 1"),
+        (["show", "1f1b", "--virtual-stages", "2"], "1 model chunk per rank, not 2: use interleaved"),
+        (["show", "zb_h1", "--group", "4"], "--group (4) needs the schedule interleaved, not zb_h1"),
+        (["show", "zb_v", "--virtual-stages", "3"], "zb_v has 2 model chunks per rank, not 3"),
+        (["show", "1f1b", "--w", "-1"], "--w (-1) must be a time, 0 or more"),
+        (["show", "1f1b", "--unit", "0"], "--unit (0) must be above 0"),
+        (["show", "1f1b", "--output", "x.gif"], "--output (x.gif) must end with .svg, .png or .pdf"),
+        (["csv", "1f1b", "--output", "/none/x.csv"], "cannot write /none/x.csv"),
+        (["check", "none.csv"], "cannot read the schedule none.csv"),
+        (["check", "zb_h2", "--blocking"], "zb_h2: circular wait: rank 0 waits at"),
+        (["simulate", "1f1b", "--times", "none"], "cannot read the times"),
+        (["simulate", "1f1b", "--times", "lacks"], "has no column W: its first line must name F, B, W, comm"),
+        (["simulate", "1f1b", "--times", "negative"], ":2: B ('-1') must be a time, 0 or more"),
+        (["simulate", "1f1b", "--times", "empty"], "has no row of times under its header"),
+        (
+            ["simulate", "1f1b", "--times", "three"],
+            "times of 3 stages, but 4 ranks of 1 virtual stages: give 1 or 4 rows",
+        ),
+    ],
+)
 def test_what_a_user_can_mend_is_one_line(capsys, tmp_path, monkeypatch, argv, complaint):
     monkeypatch.chdir(tmp_path)
     for name, text in TIMES.items():

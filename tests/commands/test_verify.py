@@ -6,14 +6,26 @@ import pytest
 
 from megascratch.commands import main
 
-SMALL = ["--num-layers", "2", "--hidden-size", "32", "--num-attention-heads", "4", "--vocab-size", "61",
-         "--seq-length", "16"]  # fmt: skip
+SMALL = [
+    "--num-layers",
+    "2",
+    "--hidden-size",
+    "32",
+    "--num-attention-heads",
+    "4",
+    "--vocab-size",
+    "61",
+    "--seq-length",
+    "16",
+]
 
 
 def test_a_layout_that_passes_is_a_row_and_code_0(capsys, tmp_path):
     config = tmp_path / "my.yaml"
-    config.write_text("num_layers: 24\nhidden_size: 1024\nnum_attention_heads: 16\nvocab_size: 50257\n"
-                      "global_batch_size: 8\ndata_path: [nowhere]\nsequence_parallel: true\n")  # fmt: skip
+    config.write_text(
+        "num_layers: 24\nhidden_size: 1024\nnum_attention_heads: 16\nvocab_size: 50257\n"
+        "global_batch_size: 8\ndata_path: [nowhere]\nsequence_parallel: true\n"
+    )
     told = tmp_path / "verdicts.json"
     flags = ["--tensor-model-parallel-size", "2", "--steps", "2", "--json", str(told)]
     assert main(["verify", "--config", str(config), *flags]) == 0
@@ -52,7 +64,7 @@ def test_a_layout_that_differs_is_code_1_with_its_first_difference(capsys, monke
         (["--max-world", "-1"], "--max-world (-1) must be above 0"),
         (["--steps", "0"], "--steps (0) must be above 0"),
         (["--timeout", "0"], "--timeout (0.0) must be above 0"),
-        (["--tensor-model-parallel-size", "8"], "num-attention-heads (12) must divide by"),
+        (["--tensor-model-parallel-size", "8"], "num-attention-heads (12) must be divisible by"),
         (["--max-wrld", "2"], "unknown flag --max-wrld"),
         (["--config", "nowhere.yaml"], "config file nowhere.yaml"),
         (["--vocab-size", "3"], "vocab-size (3) must be above 3"),

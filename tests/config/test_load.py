@@ -97,8 +97,11 @@ BAD_FILES = [
     ("split: 949", ":1: split must be text (in quotes), not 949"),
     ("data_path: a", ":1: data_path must be a list of texts like [a, b], not 'a'"),
     ("rampup_batch_size: [1, x]", ":1: rampup_batch_size must be a list of whole numbers, not [1, 'x']"),
-    ("pipeline_schedule: 2f2b", ":1: pipeline_schedule must be one of gpipe, 1f1b, interleaved, zb_h1, zb_h2, zb_v, "
-     "dualpipe_v, csv, not '2f2b'"),
+    (
+        "pipeline_schedule: 2f2b",
+        ":1: pipeline_schedule must be one of gpipe, 1f1b, interleaved, zb_h1, zb_h2, zb_v, "
+        "dualpipe_v, csv, not '2f2b'",
+    ),
     ("model:\n  num_layer: 2", ":2: unknown setting num_layer - did you mean num_layers?"),
     ("modell: {}", ":1: unknown setting modell - did you mean model?"),
     ("xyzzy: 2", ":1: unknown setting xyzzy"),
@@ -200,8 +203,12 @@ def test_print_config_is_yaml_with_origins_that_reads_back_as_the_same_config(ya
     comment = {line.split(":")[0].strip(): line.split(" # ")[-1] for line in text.splitlines() if " # " in line}
     assert list(comment) == list(SECTION_OF)
     assert [comment[name].split("/")[-1] for name in ("lr", "data_path", "data_parallel_size", "min_lr", "device")] == [
-        "c.yaml:1", "flag", "derived", "default", "default",
-    ]  # fmt: skip
+        "c.yaml:1",
+        "flag",
+        "derived",
+        "default",
+        "default",
+    ]
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False))

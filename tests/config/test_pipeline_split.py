@@ -31,7 +31,7 @@ def test_the_cut_is_this_list(cut, layers):
     [
         (
             (10, 4, 1),
-            r"num-layers \(10\) must divide by .* \(4 x 1\): use num-layers 8 or 12, .*-size 1, 2, 5 or 10, or cut",
+            r"num-layers \(10\) must be divisible by .* \(4 x 1\): use num-layers 8 or 12, .*-size 1, 2, 5 or 10, or",
         ),
         ((10, 4, 2), r"\(4 x 2\): use num-layers 8 or 16, pipeline-model-parallel-size 1 or 5, or"),
         ((3, 2, 2), r"use num-layers 4, or cut by hand"),

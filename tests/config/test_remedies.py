@@ -56,12 +56,14 @@ ENTANGLED = [
     (4, {"global_batch_size": 10, "micro_batch_size": 2, "rampup_batch_size": [8, 8, 9]}),
     (1, {"keep_best_n_checkpoints": 1, "save_interval": 30, "eval_interval": 20, "save_retain_interval": 60}),
     (4, layout(pp=4, num_layers=10)),
-    (4, layout(pp=4, num_layers=10, tensor_model_parallel_size=1, recompute_granularity="full",
-               recompute_num_layers=9)),
+    (
+        4,
+        layout(pp=4, num_layers=10, tensor_model_parallel_size=1, recompute_granularity="full", recompute_num_layers=9),
+    ),
     (6, layout(tp=3, num_attention_heads=8, hidden_size=64, num_query_groups=4)),
     (1, {"hidden_size": 101, "position_embedding_type": "rope"}),
     (1, {"position_embedding_type": "rope", "kv_channels": 7, "rotary_percent": 0.5}),
-]  # fmt: skip
+]
 CASES = [(world, values) for _, world, values, _ in BROKEN] + ENTANGLED
 
 
@@ -100,14 +102,21 @@ def test_the_remedies_of_random_settings_help():
     dice = random.Random(11)
     for _ in range(25):
         values = {
-            "num_layers": dice.randint(1, 12), "hidden_size": dice.choice([48, 60, 64, 100]),
-            "num_attention_heads": dice.randint(1, 12), "global_batch_size": dice.randint(1, 24),
-            "micro_batch_size": dice.randint(1, 3), "tensor_model_parallel_size": dice.randint(1, 4),
-            "pipeline_model_parallel_size": dice.randint(1, 4), "save_interval": dice.randint(0, 6),
-            "eval_interval": dice.randint(0, 4), "keep_best_n_checkpoints": dice.choice([None, 1]),
-            "lr_warmup_iters": dice.randint(0, 12), "rampup_batch_size": dice.choice([None, [dice.randint(1, 5)] * 3]),
-            "sequence_parallel": dice.random() < 0.5, "seq_length": dice.randint(7, 16),
-        }  # fmt: skip
+            "num_layers": dice.randint(1, 12),
+            "hidden_size": dice.choice([48, 60, 64, 100]),
+            "num_attention_heads": dice.randint(1, 12),
+            "global_batch_size": dice.randint(1, 24),
+            "micro_batch_size": dice.randint(1, 3),
+            "tensor_model_parallel_size": dice.randint(1, 4),
+            "pipeline_model_parallel_size": dice.randint(1, 4),
+            "save_interval": dice.randint(0, 6),
+            "eval_interval": dice.randint(0, 4),
+            "keep_best_n_checkpoints": dice.choice([None, 1]),
+            "lr_warmup_iters": dice.randint(0, 12),
+            "rampup_batch_size": dice.choice([None, [dice.randint(1, 5)] * 3]),
+            "sequence_parallel": dice.random() < 0.5,
+            "seq_length": dice.randint(7, 16),
+        }
         world, given = dice.randint(1, 8), config(**values)
         before = broken_laws(given, world)
         for text in before:
@@ -131,7 +140,8 @@ def test_numbers_of_any_size_are_refused_at_once():
 
 
 def test_what_no_single_setting_mends_says_so():
-    given = config(num_attention_heads=7, hidden_size=49, data_parallel_size=1, tensor_model_parallel_size=4,
-                   ffn_hidden_size=48)  # fmt: skip
+    given = config(
+        num_attention_heads=7, hidden_size=49, data_parallel_size=1, tensor_model_parallel_size=4, ffn_hidden_size=48
+    )
     told = broken_laws(given, 4)
     assert told and all(proposals(text) or "change several" in text or ": use " in text for text in told)

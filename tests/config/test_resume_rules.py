@@ -31,8 +31,7 @@ def test_every_setting_stands_in_exactly_one_row():
 def test_the_printed_table_has_every_setting_and_every_kind():
     lines = rules().splitlines()
     assert sorted(" ".join(line for line in lines if line.startswith(" " * 6)).split()) == sorted(ROW_OF)
-    assert [line.split(":")[0] for line in lines if line[0] != " "][:4] == [
-        "free", "notice", "refused", "fixed"]  # fmt: skip
+    assert [line.split(":")[0] for line in lines if line[0] != " "][:4] == ["free", "notice", "refused", "fixed"]
 
 
 @pytest.mark.parametrize(
@@ -55,10 +54,14 @@ def test_the_printed_table_has_every_setting_and_every_kind():
         ({}, {"num_layers": 13}, "fixed", "num-layers was 12 and is now 13"),
         ({}, {"vocab_size": 200}, "fixed", "vocab-size was 100 and is now 200"),
         ({}, {"max_position_embeddings": 4096}, "fixed", "max-position-embeddings was 1024 and is now 4096"),
-        ({"position_embedding_type": "rope"}, {"position_embedding_type": "rope", "max_position_embeddings": 4096},
-         "free", ""),
+        (
+            {"position_embedding_type": "rope"},
+            {"position_embedding_type": "rope", "max_position_embeddings": 4096},
+            "free",
+            "",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_change_is_free_noticed_refused_or_never_possible(before, now, kind, told):
     notices, refusals = verdict(before, now)
     (found,) = {"free": [told], "notice": notices}.get(kind, refusals)
@@ -87,13 +90,19 @@ def test_what_can_be_forced_is_what_can_be_refused():
         ({"x": B, "y": A}, ["0.3", "x", "0.7", "y"], "data-path was"),
         ({"x": A, "y": B}, ["0.5", "x", "0.5", "y"], "data-path was"),
         ({"x": A}, ["x"], "data-path was"),
-        ({"a": A, "b": A}, FILES["data_path"],
-         "b.bin is not the file that the checkpoint was trained on: it was 12 bytes, sha256 ba and is now 10 bytes"),
-        ({"a": A, "b": B | {"_loss_mask.bin": {"bytes": 1, "sha256": "c"}}}, FILES["data_path"],
-         "b_loss_mask.bin is not the file that the checkpoint was trained on: it was not there and is now 1 bytes"),
+        (
+            {"a": A, "b": A},
+            FILES["data_path"],
+            "b.bin is not the file that the checkpoint was trained on: it was 12 bytes, sha256 ba and is now 10 bytes",
+        ),
+        (
+            {"a": A, "b": B | {"_loss_mask.bin": {"bytes": 1, "sha256": "c"}}},
+            FILES["data_path"],
+            "b_loss_mask.bin is not the file that the checkpoint was trained on: it was not there and is now 1 bytes",
+        ),
         ({"a": A | {".idx": {"bytes": 7, "sha256": "zz"}}, "b": B}, FILES["data_path"], "it was 7 bytes, sha256 ab"),
     ],
-)  # fmt: skip
+)
 def test_data_is_known_by_its_content_not_by_its_name(files, path, told):
     before = {"files": {"a": A, "b": B}} | FILES
     notices, refusals = verdict(before, {"files": files} | FILES | {"data_path": path})

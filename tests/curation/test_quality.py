@@ -1,4 +1,5 @@
 """Each published rule drops what the paper says it drops, and plain prose passes them all."""
+
 from dataclasses import replace
 
 import pytest
@@ -29,12 +30,17 @@ def test_prose_passes_every_rule():
         ("symbols_per_word", PROSE + " #" * 20),
         ("symbols_per_word", PROSE + " ..." * 20),
         ("bullet_lines", "\n".join(f"- the {word} together with something of interest" for word in PROSE.split())),
-        ("ellipsis_lines", "\n".join(f"the {word} and so on and on of it with that something else again and words ..."
-                                     for word in PROSE.split()[:20])),
+        (
+            "ellipsis_lines",
+            "\n".join(
+                f"the {word} and so on and on of it with that something else again and words ..."
+                for word in PROSE.split()[:20]
+            ),
+        ),
         ("alphabetic_words", PROSE + " 1234" * 60),
         ("stop_words", without_stop_words(PROSE)),
     ],
-)  # fmt: skip
+)
 def test_each_quality_rule_of_gopher(rule, text):
     assert gopher_quality(text, LIMITS)[0] == rule
 
@@ -79,13 +85,15 @@ def test_overlapping_n_grams_count_their_characters_once():
     ("text", "expected"),
     [
         ("One is here. Two is here! Is three here?", "One is here. Two is here! Is three here?"),
-        ("Menu\nOne is here. Two is.\nToo short.\nThree of them.\nPlease enable Javascript now.\nEnds so ...",
-         "One is here. Two is.\nThree of them."),
+        (
+            "Menu\nOne is here. Two is.\nToo short.\nThree of them.\nPlease enable Javascript now.\nEnds so ...",
+            "One is here. Two is.\nThree of them.",
+        ),
         ("One is here. Two is here.", Reason("sentences", "2 in lines that end one, at least 3 are needed")),
         ("A. B. C. if (x) { y }", Reason("curly_bracket", "the text has a curly bracket: code")),
         ("Lorem Ipsum dolor. A. B. C.", Reason("lorem_ipsum", "the text says lorem ipsum")),
     ],
-)  # fmt: skip
+)
 def test_c4_keeps_lines_that_end_a_sentence(text, expected):
     assert c4(text, LIMITS) == expected
 

@@ -71,7 +71,11 @@ def believing(file, pieces):
     return read_pieces(file._replace(checked=np.empty(0, np.uint8), limit=-1), pieces)
 
 
-INDEXED, CACHE, CHECK = "megascratch.data.tokens.token_files", "megascratch.data.tokens.index_cache", "megascratch.data.inspect.validate"
+INDEXED, CACHE, CHECK = (
+    "megascratch.data.tokens.token_files",
+    "megascratch.data.tokens.index_cache",
+    "megascratch.data.inspect.validate",
+)
 BREAKS = {
     "blocks are never compared": (a_flipped_id_is_refused, f"{INDEXED}.is_sound", always(True)),
     "blocks that were never read count as compared": (a_flipped_id_is_refused, f"{INDEXED}.read_pieces", believing),

@@ -1,4 +1,5 @@
 """Damage is never silent: a corpus has digests, and each reader compares what it reads with them."""
+
 import json
 import struct
 import subprocess
@@ -65,8 +66,12 @@ def test_damage_is_found_when_its_block_is_first_read_and_not_before(prefix):
     (sequence,) = np.flatnonzero(reader.pointers <= 2 * BLOCK_BYTES)[-1:].tolist()
     offset = (2 * BLOCK_BYTES - int(reader.pointers[sequence])) // 2
     assert len(reader.read(np.array([[sequence, 0, offset]]))) == offset, "ids in front of the block are sound"
-    for read in (lambda: reader.read(np.array([[sequence, 0, offset + 1]])), lambda: reader.get(sequence),
-                 lambda: list(reader.blocks()), reader.token_range):  # fmt: skip
+    for read in (
+        lambda: reader.read(np.array([[sequence, 0, offset + 1]])),
+        lambda: reader.get(sequence),
+        lambda: list(reader.blocks()),
+        reader.token_range,
+    ):
         with pytest.raises(UserError, match=r"c\.bin is not what was written .* bytes 65,536 to 98,304 are damaged"):
             read()
 

@@ -40,8 +40,10 @@ def trained(flavour, layout, bucket, dtype, overlap=True, tied=True):
     model, stage, shards = synthetic_grads.build(flavour, layout, bucket, dtype, tied, overlap)
     whole, norms = synthetic_grads.serial(STEPS, tied)
     ours = synthetic_grads.play(model, stage, shards, STEPS)
-    replicas_differ = max((p.detach().double() - other).abs().max().item() for p, other in
-                          zip(stage.parameters(), of_first_replica(model, stage), strict=True))  # fmt: skip
+    replicas_differ = max(
+        (p.detach().double() - other).abs().max().item()
+        for p, other in zip(stage.parameters(), of_first_replica(model, stage), strict=True)
+    )
     error_of_norm = max(abs(a / b - 1) for a, b in zip(ours, norms, strict=True))
     return synthetic_grads.worst(model, whole), error_of_norm, replicas_differ, ours
 

@@ -60,8 +60,9 @@ def test_an_undeclared_second_use_of_a_weight_is_an_error():
 def chunks(flavour):
     """Two chunks per rank with interleaved backwards; the second never sees its `b` in the second step."""
     mesh, dtype = mesh_of(dp=2), torch.float64
-    models = [nn.ParameterDict({f"{c}a": torch.zeros(3, 2, dtype=dtype), f"{c}b": torch.zeros(5, dtype=dtype)})
-              for c in "xy"]  # fmt: skip
+    models = [
+        nn.ParameterDict({f"{c}a": torch.zeros(3, 2, dtype=dtype), f"{c}b": torch.zeros(5, dtype=dtype)}) for c in "xy"
+    ]
     shards = {name: Shard(tuple(p.shape)) for model in models for name, p in model.named_parameters()}
     model = DATA_PARALLEL[flavour](models, shards, mesh, OptimConfig(), ParallelConfig(ddp_bucket_size=1))
     norms = []

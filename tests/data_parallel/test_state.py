@@ -8,8 +8,12 @@ import torch
 from tests.support import synthetic_grads
 from tests.support.rank_pool import on_ranks
 
-CASES = [(flavour, layout) for flavour, layout in product(
-    ["ddp", "zero1"], [{"dp": 4}, {"tp": 4, "dp": 2}, {"pp": 2, "dp": 2}, {"tp": 2, "pp": 2, "dp": 2}])]  # fmt: skip
+CASES = [
+    (flavour, layout)
+    for flavour, layout in product(
+        ["ddp", "zero1"], [{"dp": 4}, {"tp": 4, "dp": 2}, {"pp": 2, "dp": 2}, {"tp": 2, "pp": 2, "dp": 2}]
+    )
+]
 
 
 def ranks(layout):
@@ -20,8 +24,11 @@ def saved(flavour, layout, steps=0, dtype=torch.float64):
     """All held boxes of this rank, after some steps, and the numbers beside them."""
     model, stage, shards = synthetic_grads.build(flavour, layout, 100, dtype)
     synthetic_grads.play(model, stage, shards, range(steps))
-    boxes = [(name, held.whole_shape, held.box, held.copy, held.tensor.clone())
-             for name, several in model.state().items() for held in several]  # fmt: skip
+    boxes = [
+        (name, held.whole_shape, held.box, held.copy, held.tensor.clone())
+        for name, several in model.state().items()
+        for held in several
+    ]
     return boxes, model.scalars()
 
 
@@ -68,11 +75,14 @@ def test_the_boxes_of_all_ranks_cover_every_tensor_exactly_once(flavour, layout)
     assert all((count == 1).all() for count in covered.values())
 
 
-@pytest.mark.parametrize("source, target", [
-    (("ddp", {"dp": 2}), ("zero1", {"tp": 2, "dp": 2})),
-    (("zero1", {"tp": 2, "pp": 2, "dp": 2}), ("ddp", {"tp": 4})),
-    (("zero1", {"dp": 4}), ("zero1", {"pp": 2, "dp": 2})),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "source, target",
+    [
+        (("ddp", {"dp": 2}), ("zero1", {"tp": 2, "dp": 2})),
+        (("zero1", {"tp": 2, "pp": 2, "dp": 2}), ("ddp", {"tp": 4})),
+        (("zero1", {"dp": 4}), ("zero1", {"pp": 2, "dp": 2})),
+    ],
+)
 def test_any_layout_goes_on_from_any_other(source, target):
     found = on_ranks(ranks(source[1]), saved, *source, 3)
     whole, _ = whole_of(found)
@@ -84,13 +94,20 @@ def half_precision(flavour, layout):
     """bf16 weights: the masters against an fp32 run, the weights against the masters, and both ways of loading."""
     model, stage, shards = synthetic_grads.build(flavour, layout, 100, torch.bfloat16)
     synthetic_grads.play(model, stage, shards, range(5))
-    whole = {name.replace("param", "optim.master"): value for name, value in synthetic_grads.serial(range(5))[0].items()}
+    whole = {
+        name.replace("param", "optim.master"): value for name, value in synthetic_grads.serial(range(5))[0].items()
+    }
     error = synthetic_grads.worst(model, whole)
     state = model.state()
-    rounded = all(torch.equal(low.tensor, high.tensor.bfloat16()) and low.dtype == torch.bfloat16
-                  and high.dtype == torch.float32 and low.box == high.box
-                  for name, boxes in state.items() if name.startswith("param.")
-                  for low, high in zip(boxes, state[name.replace("param", "optim.master")], strict=True))  # fmt: skip
+    rounded = all(
+        torch.equal(low.tensor, high.tensor.bfloat16())
+        and low.dtype == torch.bfloat16
+        and high.dtype == torch.float32
+        and low.box == high.box
+        for name, boxes in state.items()
+        if name.startswith("param.")
+        for low, high in zip(boxes, state[name.replace("param", "optim.master")], strict=True)
+    )
     trained = [parameter.detach().clone() for parameter in stage.parameters()]
     for parameter in stage.parameters():
         parameter.data.zero_()
@@ -100,8 +117,12 @@ def half_precision(flavour, layout):
         for held in boxes:
             held.tensor.fill_({"param": 2.0}.get(name.split(".")[0], 0.5))
     model.loaded(masters=False)
-    filled = {held.tensor.unique().item() for name, boxes in model.state().items() for held in boxes
-              if name.startswith(("param", "optim.master"))}  # fmt: skip
+    filled = {
+        held.tensor.unique().item()
+        for name, boxes in model.state().items()
+        for held in boxes
+        if name.startswith(("param", "optim.master"))
+    }
     return error, rounded, from_masters, filled == {2.0}
 
 

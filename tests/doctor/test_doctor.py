@@ -97,7 +97,12 @@ def test_every_group_of_every_axis_is_timed_and_all_ranks_know_it():
     first, *others = on_ranks(4, every_axis)
     assert all(other == first for other in others)
     assert sorted((speed.axis, speed.ranks) for speed in first) == [
-        ("pp", (0, 2)), ("pp", (1, 3)), ("tp", (0, 1)), ("tp", (2, 3)), ("world", (0, 1, 2, 3))]  # fmt: skip
+        ("pp", (0, 2)),
+        ("pp", (1, 3)),
+        ("tp", (0, 1)),
+        ("tp", (2, 3)),
+        ("world", (0, 1, 2, 3)),
+    ]
     assert all(speed.bytes_per_second > 0 for speed in first)
 
 

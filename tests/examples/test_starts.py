@@ -31,9 +31,11 @@ def test_the_slurm_job_goes_back_into_the_queue_when_it_has_saved_and_is_not_don
     command(tmp_path / "bin/megascratch", f'printf "%s\\n" "$@" > {tmp_path}/words; exit {code}')
     slurm = {"SLURM_JOB_NODELIST": "node[7-8]", "SLURM_NNODES": "2", "SLURM_JOB_ID": "42", "SLURM_GPUS_ON_NODE": "8"}
     done = subprocess.run(
-        ["bash", EXAMPLES / "slurm" / "pretrain.sbatch"], capture_output=True, text=True,
+        ["bash", EXAMPLES / "slurm" / "pretrain.sbatch"],
+        capture_output=True,
+        text=True,
         env={**os.environ, **slurm, "PATH": f"{tmp_path}/bin:{os.environ['PATH']}"},
-    )  # fmt: skip
+    )
     assert done.returncode == (0 if requeued else code), done.stderr
     assert (tmp_path / "asked").exists() == requeued
     words = (tmp_path / "words").read_text().split()

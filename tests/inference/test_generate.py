@@ -1,4 +1,5 @@
 """Laws of generation: the cache changes nothing, the batch changes nothing, the seed decides everything."""
+
 import pytest
 import torch
 

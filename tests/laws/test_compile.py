@@ -17,10 +17,14 @@ WAYS: dict[str, dict[str, Any]] = {
     "llama": LLAMA,
     "recomputed, documents": {**LLAMA, **DOCUMENTS, "recompute_granularity": "full"},
     "tp2 with sequence parallelism, dp2": {
-        **LLAMA, "tensor_model_parallel_size": 2, "sequence_parallel": True, "data_parallel_size": 2,
-        "use_distributed_optimizer": True},
+        **LLAMA,
+        "tensor_model_parallel_size": 2,
+        "sequence_parallel": True,
+        "data_parallel_size": 2,
+        "use_distributed_optimizer": True,
+    },
     "zb_h1 of two stages": {**DROPOUT, "pipeline_model_parallel_size": 2, "pipeline_schedule": "zb_h1"},
-}  # fmt: skip
+}
 
 
 def counted(config: Config, steps: int) -> RankTrace:

@@ -34,7 +34,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "recomputation of a block": {**DOCUMENTS, **FULL, "recompute_method": "block", "recompute_num_layers": 1},
     "micro-batches of 2": {**LLAMA, "micro_batch_size": 2},
     "one micro-batch": {**DROPOUT, "micro_batch_size": 8},
-}  # fmt: skip
+}
 LAYOUTS: dict[str, dict[str, Any]] = {
     "tp2": {"tensor_model_parallel_size": 2},
     "tp2.sp": {"tensor_model_parallel_size": 2, "sequence_parallel": True, **DROPOUT},
@@ -46,9 +46,16 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "pp2 zb_v": {"pipeline_model_parallel_size": 2, "pipeline_schedule": "zb_v"},
     "pp2 interleaved": {"pipeline_model_parallel_size": 2, "num_virtual_stages_per_pipeline_rank": 2, **LLAMA},
     "tp2.pp2": {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2, **DOCUMENTS},
-    "tp2.pp2.dp2": {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2, "data_parallel_size": 2,
-                    "sequence_parallel": True, "use_distributed_optimizer": True, **LLAMA, **DROPOUT},
-}  # fmt: skip
+    "tp2.pp2.dp2": {
+        "tensor_model_parallel_size": 2,
+        "pipeline_model_parallel_size": 2,
+        "data_parallel_size": 2,
+        "sequence_parallel": True,
+        "use_distributed_optimizer": True,
+        **LLAMA,
+        **DROPOUT,
+    },
+}
 
 
 def alone(config: Config) -> RunRecord:
@@ -113,9 +120,13 @@ def test_a_layout_on_a_shared_gpu_never_changes_the_model(layout, pool):
 
 
 ALONE: dict[str, Any] = {
-    "tensor_model_parallel_size": 1, "pipeline_model_parallel_size": 1, "data_parallel_size": 1,
-    "pipeline_schedule": "1f1b", "num_virtual_stages_per_pipeline_rank": 1, "sequence_parallel": False,
-}  # fmt: skip
+    "tensor_model_parallel_size": 1,
+    "pipeline_model_parallel_size": 1,
+    "data_parallel_size": 1,
+    "pipeline_schedule": "1f1b",
+    "num_virtual_stages_per_pipeline_rank": 1,
+    "sequence_parallel": False,
+}
 
 
 def test_nccl_of_one_rank_trains_the_same_bits():

@@ -41,13 +41,23 @@ WAYS: dict[str, dict[str, Any]] = {
     "more tensor ranks than key/value heads": {**TP4, **LLAMA, "num_query_groups": 2, "num_layers": 2},
     "four tensor ranks share one key/value head, with its bias": {**TP4, **PARTLY_ROTARY, "num_layers": 2},
     "shared key/value heads cut through by ZeRO-1": {
-        **TP4, **DP2, **PARTLY_ROTARY, **ZERO1, "num_layers": 1, "micro_batch_size": 4, "ddp_bucket_size": 100},
+        **TP4,
+        **DP2,
+        **PARTLY_ROTARY,
+        **ZERO1,
+        "num_layers": 1,
+        "micro_batch_size": 4,
+        "ddp_bucket_size": 100,
+    },
     "layer offsets when stages change": {"pipeline_model_parallel_size": 4, "hidden_dropout": 0.1},
     "layer offsets when chunks change": {**CHUNKS, "attention_dropout": 0.1},
     "interleaving with micro-batches not a multiple of the stages": {
-        **CHUNKS, "global_batch_size": 5, "microbatch_group_size_per_virtual_pipeline_stage": 3},
+        **CHUNKS,
+        "global_batch_size": 5,
+        "microbatch_group_size_per_virtual_pipeline_stage": 3,
+    },
     "sync on the last micro-batch with several chunks": {**CHUNKS, **DP2, "ddp_bucket_size": 300},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -91,8 +101,9 @@ def _train_with_evaluations(config, steps, evaluations):
         Trainer.train_step = plain
 
 
-@pytest.mark.parametrize("layout", [{}, {**TP2, **PP2}, {**CHUNKS, **DP2, **ZERO1}],
-                         ids=["one", "tp2.pp2", "interleaved.dp2.zero1"])
+@pytest.mark.parametrize(
+    "layout", [{}, {**TP2, **PP2}, {**CHUNKS, **DP2, **ZERO1}], ids=["one", "tp2.pp2", "interleaved.dp2.zero1"]
+)
 def test_evaluation_moves_neither_weights_nor_random_streams(layout):
     config = config_of(hidden_dropout=0.1, attention_dropout=0.1, **layout)
     world = torch.Size([layout.get(name, 1) for name in (*TP2, *PP2, *DP2)]).numel()
@@ -105,11 +116,16 @@ def test_evaluation_moves_neither_weights_nor_random_streams(layout):
 def _steps_in_fp16(config, poisoned_step, poisoned_rank):
     """Per step (skipped, loss scale, parameters moved); one rank's gradient overflows in one step."""
     parallel = config.parallel
-    trainer = Trainer(config, mesh_of(
-        parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size, parallel.data_parallel_size))
+    trainer = Trainer(
+        config,
+        mesh_of(
+            parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size, parallel.data_parallel_size
+        ),
+    )
     finish, told = trainer.data_parallel.finish, []
     mesh, size = trainer.mesh, config.training.micro_batch_size
     for step in range(4):
+
         def poisoned(step=step):
             if step == poisoned_step and mesh.rank == poisoned_rank:
                 trainer.data_parallel.owned[0].bucket.grads[0] = torch.inf
@@ -130,8 +146,17 @@ def _steps_in_fp16(config, poisoned_step, poisoned_rank):
 @pytest.mark.parametrize("rank", [0, 1])
 def test_an_fp16_overflow_on_one_rank_is_seen_by_all(layout, rank):
     dp = layout.get("data_parallel_size", 1)
-    config = config_of(**layout, fp64=False, fp16=True, initial_loss_scale=1024.0, hysteresis=1, num_layers=2,
-                       micro_batch_size=4, global_batch_size=4 * dp, overlap_grad_reduce=False)  # fmt: skip
+    config = config_of(
+        **layout,
+        fp64=False,
+        fp16=True,
+        initial_loss_scale=1024.0,
+        hysteresis=1,
+        num_layers=2,
+        micro_batch_size=4,
+        global_batch_size=4 * dp,
+        overlap_grad_reduce=False,
+    )
     for told in on_ranks(2, _steps_in_fp16, config, 1, rank):
         assert told == [(False, 1024.0, True), (True, 512.0, False), (False, 512.0, True), (False, 512.0, True)]
 

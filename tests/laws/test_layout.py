@@ -12,9 +12,14 @@ COVER, IMPOSSIBLE = pairwise_cover.pairwise_cover()
 FP32 = {
     "tp2.sp": {"tensor_model_parallel_size": 2, "sequence_parallel": True},
     "pp2.dp2": {"pipeline_model_parallel_size": 2, "data_parallel_size": 2, "use_distributed_optimizer": True},
-    "tp2.pp2.dp2": {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2, "data_parallel_size": 2,
-                    "sequence_parallel": True, "use_distributed_optimizer": True},
-}  # fmt: skip
+    "tp2.pp2.dp2": {
+        "tensor_model_parallel_size": 2,
+        "pipeline_model_parallel_size": 2,
+        "data_parallel_size": 2,
+        "sequence_parallel": True,
+        "use_distributed_optimizer": True,
+    },
+}
 
 
 def assert_layout_law(choice: pairwise_cover.Choice) -> None:
@@ -51,7 +56,9 @@ def test_a_layout_never_changes_the_model(choice):
 
 @pytest.mark.deep
 @pytest.mark.parametrize(
-    "choice", sorted(islice(pairwise_cover.random_choices(seed=2024), 200), key=pairwise_cover.world_of), ids=pairwise_cover.name_of
+    "choice",
+    sorted(islice(pairwise_cover.random_choices(seed=2024), 200), key=pairwise_cover.world_of),
+    ids=pairwise_cover.name_of,
 )
 def test_two_hundred_random_layouts_never_change_the_model(choice):
     assert_layout_law(choice)

@@ -13,18 +13,22 @@ from tests.support.rank_pool import mesh_of, on_ranks
 LAYOUTS = {
     "tp4": {"tensor_model_parallel_size": 4},
     "tp2.pp2": {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2},
-    "tp2.pp2 interleaved": {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2,
-                            "num_virtual_stages_per_pipeline_rank": 2},
+    "tp2.pp2 interleaved": {
+        "tensor_model_parallel_size": 2,
+        "pipeline_model_parallel_size": 2,
+        "num_virtual_stages_per_pipeline_rank": 2,
+    },
     "pp2.dp2.zero1": {"pipeline_model_parallel_size": 2, "data_parallel_size": 2, "use_distributed_optimizer": True},
-}  # fmt: skip
+}
 DROPOUT = {"hidden_dropout": 0.2, "attention_dropout": 0.2}
 
 
 def build(config: Config) -> Trainer:
     """On a rank."""
     sizes = config.parallel
-    return Trainer(config, mesh_of(
-        sizes.tensor_model_parallel_size, sizes.pipeline_model_parallel_size, sizes.data_parallel_size))
+    return Trainer(
+        config, mesh_of(sizes.tensor_model_parallel_size, sizes.pipeline_model_parallel_size, sizes.data_parallel_size)
+    )
 
 
 def initial_weights(config: Config) -> list:
@@ -98,9 +102,13 @@ def padding_rows(config: Config) -> list[tuple[str, int, float]]:
             if shard.padded is None or parameter is None:
                 continue
             valid = max(0, min(len(parameter), shard.shape[0] - mesh.tp.rank * len(parameter)))
-            flats = [getattr(owned, kind) for owned in trainer.data_parallel.owned for place in
-                     owned.bucket.plan.places if place.name == name
-                     for kind in ("weights", "grads", "exp_avg", "exp_avg_sq")]  # fmt: skip
+            flats = [
+                getattr(owned, kind)
+                for owned in trainer.data_parallel.owned
+                for place in owned.bucket.plan.places
+                if place.name == name
+                for kind in ("weights", "grads", "exp_avg", "exp_avg_sq")
+            ]
             padding = [flat[: parameter.numel()].view(parameter.shape)[valid:] for flat in flats]
             largest = max((part.abs().max().item() for part in padding if part.numel()), default=0.0)
             found.append((name, len(parameter) - valid, largest))
@@ -110,8 +118,15 @@ def padding_rows(config: Config) -> list[tuple[str, int, float]]:
 @pytest.mark.parametrize("tied", [True, False])
 def test_padding_rows_stay_zero_in_weights_gradients_and_moments(tied):
     """In buckets of one weight each, so that a bucket's start is the weight's."""
-    settings = {"vocab_size": 33, "num_layers": 2, "ddp_bucket_size": 1, "micro_batch_size": 4, "global_batch_size": 4,
-                "tensor_model_parallel_size": 4, "untie_embeddings_and_output_weights": not tied}  # fmt: skip
+    settings = {
+        "vocab_size": 33,
+        "num_layers": 2,
+        "ddp_bucket_size": 1,
+        "micro_batch_size": 4,
+        "global_batch_size": 4,
+        "tensor_model_parallel_size": 4,
+        "untie_embeddings_and_output_weights": not tied,
+    }
     ranks = on_ranks(4, padding_rows, config_of(**settings))
     names = ["embedding.word.weight"] if tied else ["embedding.word.weight", "head.weight"]
     for rank, padding in zip(ranks, (0, 0, 15, 16), strict=True):

@@ -29,8 +29,11 @@ IN_EVERY_RUN = (
     "the last partial round of a validation is dropped",
     "each stage asks itself whether a step has tokens",
 )
-LAWS = {train_on_rank: "a layout never changes the model", resumed: "a resumed run is the undisturbed one",
-        with_gaps: "what one rank lacks, or all of them, changes no layout"}  # fmt: skip
+LAWS = {
+    train_on_rank: "a layout never changes the model",
+    resumed: "a resumed run is the undisturbed one",
+    with_gaps: "what one rank lacks, or all of them, changes no layout",
+}
 SOUND: set[Callable] = set()  # other laws that the sound code was seen to pass
 
 
@@ -99,5 +102,15 @@ def test_there_is_a_break_of_every_kind():
     """At least forty, and of every collective that layers, gradients and weights use."""
     assert len(BREAKS) >= 40
     replaced = {attribute for broken in BREAKS.values() for _, attribute, _ in broken.replacements}
-    assert replaced >= {"start_all_reduce", "start_reduce_scatter", "start_all_gather", "all_gather", "all_reduce",
-                        "reduce_from", "reduce_scatter_to", "_reduce", "_share_weights", "add_up"}  # fmt: skip
+    assert replaced >= {
+        "start_all_reduce",
+        "start_reduce_scatter",
+        "start_all_gather",
+        "all_gather",
+        "all_reduce",
+        "reduce_from",
+        "reduce_scatter_to",
+        "_reduce",
+        "_share_weights",
+        "add_up",
+    }

@@ -1,5 +1,6 @@
 """A run that left a step out, went back, met an overflow, grew its batch or was resumed ends as the run does that
 never saw any of it: weights, moments, counts, loss scale, losses remembered, learning rates and samples, to the bit."""
+
 import pytest
 
 from tests.support.never_seen import CASES, the_run_is_its_plan

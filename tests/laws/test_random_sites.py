@@ -1,5 +1,6 @@
 """Every place that draws at random has a stream of its own: each mask of a run is drawn by one site, for one sample, in
 one step, under one seed; and no order of samples is the order of another seed, epoch or purpose."""
+
 from itertools import product
 
 import torch

@@ -25,9 +25,12 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "tp2.sp": {"tensor_model_parallel_size": 2, "sequence_parallel": True},
     "pp2.dp2.zero1": {"pipeline_model_parallel_size": 2, "data_parallel_size": 2, "use_distributed_optimizer": True},
     "pp2 zb_h1": {"pipeline_model_parallel_size": 2, "pipeline_schedule": "zb_h1"},
-    "tp2.pp2 interleaved": {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2,
-                            "num_virtual_stages_per_pipeline_rank": 2},
-}  # fmt: skip
+    "tp2.pp2 interleaved": {
+        "tensor_model_parallel_size": 2,
+        "pipeline_model_parallel_size": 2,
+        "num_virtual_stages_per_pipeline_rank": 2,
+    },
+}
 DROPOUT = {"hidden_dropout": 0.1, "attention_dropout": 0.2}
 
 

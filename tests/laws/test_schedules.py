@@ -26,13 +26,17 @@ def test_a_schedule_never_changes_the_model(schedule, pp, tied):
     assert_same(serial(config), trace(config), 1e-9)
 
 
-@pytest.mark.parametrize(("schedule", "layout"), [
-    ("zb_h1", {"tensor_model_parallel_size": 2, "sequence_parallel": True}),
-    ("zb_v", {"tensor_model_parallel_size": 2, "sequence_parallel": True}),
-    ("zb_h2", {"data_parallel_size": 2, "use_distributed_optimizer": True}),
-    ("zb_v", {"data_parallel_size": 2, "use_distributed_optimizer": True}),
-    ("dualpipe_v", {"data_parallel_size": 2, "ddp_bucket_size": 700}),
-], ids=["zb_h1 tp2.sp", "zb_v tp2.sp", "zb_h2 dp2.zero1", "zb_v dp2.zero1", "dualpipe_v dp2"])  # fmt: skip
+@pytest.mark.parametrize(
+    ("schedule", "layout"),
+    [
+        ("zb_h1", {"tensor_model_parallel_size": 2, "sequence_parallel": True}),
+        ("zb_v", {"tensor_model_parallel_size": 2, "sequence_parallel": True}),
+        ("zb_h2", {"data_parallel_size": 2, "use_distributed_optimizer": True}),
+        ("zb_v", {"data_parallel_size": 2, "use_distributed_optimizer": True}),
+        ("dualpipe_v", {"data_parallel_size": 2, "ddp_bucket_size": 700}),
+    ],
+    ids=["zb_h1 tp2.sp", "zb_v tp2.sp", "zb_h2 dp2.zero1", "zb_v dp2.zero1", "dualpipe_v dp2"],
+)
 def test_a_schedule_beside_other_axes_never_changes_the_model(schedule, layout):
     config = config_of(**settings_of(schedule, 2, **layout))
     assert_same(serial(config), trace(config), 1e-9)
@@ -69,7 +73,8 @@ def table_file(folder, schedule: str = "zb_v", microbatches: int = 8) -> str:
 @pytest.mark.parametrize("schedule", ["zb_v", "interleaved"])
 def test_a_schedule_from_a_file_never_changes_the_model(schedule, tmp_path):
     path = table_file(tmp_path, schedule)
-    config = config_of(pipeline_schedule_csv=path, pipeline_model_parallel_size=2,
-                       num_virtual_stages_per_pipeline_rank=2)
+    config = config_of(
+        pipeline_schedule_csv=path, pipeline_model_parallel_size=2, num_virtual_stages_per_pipeline_rank=2
+    )
     assert config.parallel.pipeline_schedule == "csv"
     assert_same(serial(config), trace(config), 1e-9)

@@ -14,8 +14,13 @@ S, B, HEADS, WIDTH = 9, 2, 4, 8
 
 
 def attention(groups: int = HEADS, dropout: float = 0.0) -> Attention:
-    model = ModelConfig(hidden_size=HEADS * WIDTH, num_attention_heads=HEADS, num_query_groups=groups,
-                        kv_channels=WIDTH, attention_dropout=dropout)  # fmt: skip
+    model = ModelConfig(
+        hidden_size=HEADS * WIDTH,
+        num_attention_heads=HEADS,
+        num_query_groups=groups,
+        kv_channels=WIDTH,
+        attention_dropout=dropout,
+    )
     layer = Attention(model, 0, 1, Axis.alone("tp"), False, 0.1).double()
     for parameter in layer.parameters():
         torch.nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(parameter.numel()))
@@ -105,8 +110,10 @@ def test_with_a_cache_tokens_may_come_one_by_one():
     whole = layer(x, ForwardContext(SAMPLES))
     first = layer(x[:4], ForwardContext(SAMPLES, cache=cache))
     everything = torch.ones(B, 1, 1, 1, dtype=torch.bool)
-    rest = [layer(x[i : i + 1], ForwardContext(SAMPLES, mask=everything.expand(B, 1, 1, i + 1), cache=cache))
-            for i in range(4, S)]  # fmt: skip
+    rest = [
+        layer(x[i : i + 1], ForwardContext(SAMPLES, mask=everything.expand(B, 1, 1, i + 1), cache=cache))
+        for i in range(4, S)
+    ]
     assert torch.allclose(torch.cat([first, *rest]), whole)
 
 

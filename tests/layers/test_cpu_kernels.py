@@ -116,10 +116,15 @@ def all_kernels(threads: int) -> list[torch.Tensor]:
     heads, turned = draw(7, 67, 72, 8, dtype=torch.float32).transpose(1, 2), torch.zeros(7, 72, 67, 8)
     cpu_kernels.apply_rotary(heads, *angles, turned, False)
     return [
-        cpu_kernels.swiglu(x), cpu_kernels.swiglu_backward(x, grad), cpu_kernels.gelu_backward(x, out, True), out,
-        *cpu_kernels.rms_norm_backward(x, weight, scale, out), weights.clone(),
-        cpu_kernels.causal_softmax_backward_(weights, scores.clone(), 60, 0.3), turned,
-    ]  # fmt: skip
+        cpu_kernels.swiglu(x),
+        cpu_kernels.swiglu_backward(x, grad),
+        cpu_kernels.gelu_backward(x, out, True),
+        out,
+        *cpu_kernels.rms_norm_backward(x, weight, scale, out),
+        weights.clone(),
+        cpu_kernels.causal_softmax_backward_(weights, scores.clone(), 60, 0.3),
+        turned,
+    ]
 
 
 @pytest.mark.skipif(not cpu_kernels.supports_threads(), reason="torch's threads cannot be shared here")
@@ -162,7 +167,9 @@ def through_all(s: int, dtype: torch.dtype) -> list[torch.Tensor]:
 @pytest.mark.parametrize("s", [1, 13, 128, 150])
 def test_layers_with_and_without_kernels_are_the_same_model(s, dtype, monkeypatch):
     taken = []
-    monkeypatch.setattr(cpu_kernels, "apply_rotary", lambda *args, turn=cpu_kernels.apply_rotary: taken.append(1) or turn(*args))
+    monkeypatch.setattr(
+        cpu_kernels, "apply_rotary", lambda *args, turn=cpu_kernels.apply_rotary: taken.append(1) or turn(*args)
+    )
     mine = through_all(s, dtype)
     assert len(taken) == 3, "the kernels were not asked"
     monkeypatch.setattr(cpu_kernels, "supports", lambda *_: False)

@@ -73,10 +73,16 @@ def breaks(*args):
     raise RuntimeError("no compiler here")
 
 
-@pytest.mark.parametrize(("drop", "used"), [
-    (right_drop, True), (breaks, False), (None, False), (lambda x, *how: x / 0.6, False),
-    (lambda x, samples, seed, *how: right_drop(x, samples, seed + 1, *how), False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("drop", "used"),
+    [
+        (right_drop, True),
+        (breaks, False),
+        (None, False),
+        (lambda x, *how: x / 0.6, False),
+        (lambda x, samples, seed, *how: right_drop(x, samples, seed + 1, *how), False),
+    ],
+)
 def test_dropout_uses_its_kernel_only_where_it_agrees(drop, used, monkeypatch):
     monkeypatch.setattr(dropout, "dropped", drop)
     dropout.kernel_matches_reference.cache_clear()
@@ -84,12 +90,18 @@ def test_dropout_uses_its_kernel_only_where_it_agrees(drop, used, monkeypatch):
     dropout.kernel_matches_reference.cache_clear()
 
 
-@pytest.mark.parametrize(("rows", "gradient", "used"), [
-    (right_rows, right_gradient, True), (breaks, right_gradient, False), (right_rows, breaks, False),
-    (None, None, False), (right_rows, lambda *args: None, False),
-    (lambda logits, labels, *part: right_rows(logits, labels - 1, *part), right_gradient, False),
-    (lambda logits, labels, first, valid: right_rows(logits, labels, first, valid + 5), right_gradient, False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("rows", "gradient", "used"),
+    [
+        (right_rows, right_gradient, True),
+        (breaks, right_gradient, False),
+        (right_rows, breaks, False),
+        (None, None, False),
+        (right_rows, lambda *args: None, False),
+        (lambda logits, labels, *part: right_rows(logits, labels - 1, *part), right_gradient, False),
+        (lambda logits, labels, first, valid: right_rows(logits, labels, first, valid + 5), right_gradient, False),
+    ],
+)
 @pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
 def test_the_loss_uses_its_kernels_only_where_they_agree(rows, gradient, used, mode, monkeypatch):
     monkeypatch.setattr(loss, "row_statistics", rows)

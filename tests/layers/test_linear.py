@@ -92,8 +92,14 @@ def column_then_row(sequence_parallel: bool) -> dict[str, torch.Tensor]:
     x = mine(drawn(8, 2, 6)).clone().requires_grad_()
     y = row(column(x).sin())
     y.backward(mine(drawn(8, 2, 6, seed=9)))
-    return {"y": y.detach(), "x": x.grad, "column": column.weight.grad, "column bias": column.bias.grad,
-            "row": row.weight.grad, "row bias": row.bias.grad}  # fmt: skip
+    return {
+        "y": y.detach(),
+        "x": x.grad,
+        "column": column.weight.grad,
+        "column bias": column.bias.grad,
+        "row": row.weight.grad,
+        "row bias": row.bias.grad,
+    }
 
 
 @pytest.mark.parametrize("sequence_parallel", [False, True])
@@ -118,6 +124,9 @@ def test_column_and_row_over_four_ranks_are_the_two_plain_layers(sequence_parall
 def test_fused_parts_are_cut_each_on_its_own():
     parts = (Part(4, 2), Part(2, 1), Part(2, 1))  # four rows of q in two heads, one head of k and of v
     layer = ColumnParallelLinear(3, 8, Axis("tp", 2, 1, (0, 1)), bias=False, std=1.0, parts=parts)
-    rows = [piece.whole.start[0] + i for piece in layer.shards["weight"].pieces({"tp": 2}, {"tp": 1})
-            for i in range(piece.whole.shape[0])]  # fmt: skip
+    rows = [
+        piece.whole.start[0] + i
+        for piece in layer.shards["weight"].pieces({"tp": 2}, {"tp": 1})
+        for i in range(piece.whole.shape[0])
+    ]
     assert rows == [2, 3, 4, 5, 6, 7] and layer.weight.shape == (6, 3)

@@ -90,11 +90,13 @@ def test_the_backward_of_a_norm_is_its_derivative(kind):
 
 ACTIVATIONS = {
     "gelu": ({}, lambda x: x * (1 + torch.erf(x / 2**0.5)) / 2),
-    "openai_gelu": ({"openai_gelu": True},
-                    lambda x: x * (1 + torch.tanh((2 / math.pi) ** 0.5 * (x + 0.044715 * x**3))) / 2),
+    "openai_gelu": (
+        {"openai_gelu": True},
+        lambda x: x * (1 + torch.tanh((2 / math.pi) ** 0.5 * (x + 0.044715 * x**3))) / 2,
+    ),
     "squared_relu": ({"squared_relu": True}, lambda x: x.clamp_min(0) ** 2),
     "swiglu": ({"swiglu": True}, lambda x: x[..., :4] * torch.sigmoid(x[..., :4]) * x[..., 4:]),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", ACTIVATIONS)

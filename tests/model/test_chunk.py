@@ -19,8 +19,9 @@ def model_of(**settings):
     config = config_of(num_layers=2, **settings)
     (chunk,) = build_chunks(config.model, config.parallel, Mesh.alone(), torch.float64, 7)
     for parameter in chunk.parameters():
-        parameter.data += 0.1 * torch.randn(parameter.shape, dtype=torch.float64,
-                                            generator=torch.Generator().manual_seed(parameter.numel()))  # fmt: skip
+        parameter.data += 0.1 * torch.randn(
+            parameter.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(parameter.numel())
+        )
     return config, chunk
 
 
@@ -62,8 +63,12 @@ def test_documents_in_one_sample_are_as_if_each_came_alone(model):
     for row in range(6):
         for document in packed.documents[row].unique():
             at = packed.documents[row] == document
-            alone = Batch(*(t[row : row + 1, at] for t in (packed.ids, packed.labels, packed.loss_mask)),
-                          torch.arange(int(at.sum()))[None], None, packed.samples[row : row + 1])  # fmt: skip
+            alone = Batch(
+                *(t[row : row + 1, at] for t in (packed.ids, packed.labels, packed.loss_mask)),
+                torch.arange(int(at.sum()))[None],
+                None,
+                packed.samples[row : row + 1],
+            )
             total += chunk(None, alone).item()
     assert len(packed.documents.unique()) > 1, "some sample holds several documents"
     assert chunk(None, packed).item() == pytest.approx(total, rel=1e-12)

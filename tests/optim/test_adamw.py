@@ -47,7 +47,9 @@ def test_steps_and_moments_are_all_that_must_be_restored():
         whole.step(0.01)
     before.step(0.01)
     before.step(0.01)
-    after = AdamW([FlatParamGroup(*(tensor.clone() for tensor in stretch[:4]), stretch.decays) for stretch in broken], OPTIM)
+    after = AdamW(
+        [FlatParamGroup(*(tensor.clone() for tensor in stretch[:4]), stretch.decays) for stretch in broken], OPTIM
+    )
     after.steps = before.steps
     after.step(0.01)
     after.step(0.01)
@@ -63,8 +65,9 @@ def test_nothing_to_update_is_no_error():
     assert optimizer.steps == 1
 
 
-@pytest.mark.parametrize("is_cuda, dtype, taken", [(True, torch.float32, True), (True, torch.float64, False),
-                                                   (False, torch.float32, False)])  # fmt: skip
+@pytest.mark.parametrize(
+    "is_cuda, dtype, taken", [(True, torch.float32, True), (True, torch.float64, False), (False, torch.float32, False)]
+)
 def test_apex_is_taken_where_it_is_and_fits(monkeypatch, is_cuda, dtype, taken):
     class Apex:
         def __init__(self, groups, adam_w_mode, set_grad_none, lr, betas, eps):

@@ -28,8 +28,10 @@ def test_the_dynamic_scale_moves_like_this(steps, scales):
     assert seen == scales
 
 
-@pytest.mark.parametrize("optim, scale", [(OptimConfig(), 1.0), (OptimConfig(bf16=True), 1.0),
-                                          (OptimConfig(fp16=True, loss_scale=128.0), 128.0)])  # fmt: skip
+@pytest.mark.parametrize(
+    "optim, scale",
+    [(OptimConfig(), 1.0), (OptimConfig(bf16=True), 1.0), (OptimConfig(fp16=True, loss_scale=128.0), 128.0)],
+)
 def test_other_scales_stay(optim, scale):
     start = LossScale.start(optim)
     assert start.scale == scale and start.after(True, optim) == start == start.after(False, optim)

@@ -22,7 +22,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "pp2 interleaved": {"pipeline_model_parallel_size": 2, "num_virtual_stages_per_pipeline_rank": 2},
     "dp2": {"data_parallel_size": 2},
     "dp2.zero1": {"data_parallel_size": 2, "use_distributed_optimizer": True},
-}  # fmt: skip
+}
 
 
 def through_host(config: Config, steps: int) -> RankTrace:
@@ -45,8 +45,14 @@ def test_a_run_whose_messages_go_through_host_memory_has_the_same_bits(layout):
 def places() -> list[tuple[str, str, bool]]:
     """On a rank: where messages of both devices lie, without a group and with gloo's."""
     group, cpu = mesh_of(dp=2).dp.group, torch.zeros(1)
-    return [(transport_device(torch.device(device), None).type, transport_device(torch.device(device), group).type,
-             needs_host_staging(cpu, group)) for device in ("cpu", "cuda")]  # fmt: skip
+    return [
+        (
+            transport_device(torch.device(device), None).type,
+            transport_device(torch.device(device), group).type,
+            needs_host_staging(cpu, group),
+        )
+        for device in ("cpu", "cuda")
+    ]
 
 
 def test_gloo_takes_messages_from_host_memory():

@@ -21,7 +21,8 @@ def test_a_file_read_back_is_the_schedule_that_was_written(schedule, ranks, micr
     read, found = parse_table(write_table(orders, placement, compute_only))
     assert draw(read) == draw(orders)
     assert [found.virtual_stage(r, c) for r in range(ranks) for c in range(CHUNKS[schedule])] == [
-        placement.virtual_stage(r, c) for r in range(ranks) for c in range(CHUNKS[schedule])]
+        placement.virtual_stage(r, c) for r in range(ranks) for c in range(CHUNKS[schedule])
+    ]
 
 
 def test_a_v_with_transfers_is_written_in_cells_that_torch_reads():
@@ -29,7 +30,8 @@ def test_a_v_with_transfers_is_written_in_cells_that_torch_reads():
     text = write_table(orders, placement_of("zb_v", 2, 2))
     assert text.splitlines() == [
         "3RECV_F0,0F0,0SEND_F0,3F0,3I0,3SEND_B0,0RECV_B0,3W0,0I0,0W0",
-        "1RECV_F0,1F0,2RECV_B0,2F0,2SEND_F0,2I0,2W0,1I0,1SEND_B0,1W0"]
+        "1RECV_F0,1F0,2RECV_B0,2F0,2SEND_F0,2I0,2W0,1I0,1SEND_B0,1W0",
+    ]
     cells = text.replace("\n", ",").strip(",").split(",")
     assert [str(_Action.from_str(cell)) for cell in cells] == cells
 
@@ -40,21 +42,24 @@ def test_empty_cells_overlaps_and_what_the_data_side_decides_are_understood():
     check(orders, placement)
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    ("0F0,0SEND_F0,0RECV_B0,0B0\n1F0,1B0,1SEND_B0", "rank 1 runs F0 without its input: no RF0 before it"),
-    ("0F0,0SEND_F0,0B0\n1RECV_F0,1F0,1B0,1SEND_B0", "rank 0 runs B0 without its input: no RB0 before it"),
-    ("0F0,0RECV_B0,0B0\n1RECV_F0,1F0,1B0,1SEND_B0", "rank 1 waits forever at RF0: rank 0 never sends it"),
-    ("0F0,0B0\n1F0", "rank 1 lacks B0"),
-    ("0F0,0B0\n1F0,1F0,1B0", "rank 1 runs F0 more than once"),
-    ("0F0,0I0\n1F0,1B0", "rank 0 lacks W0"),
-    ("0F0,0F1,0B1,0B0", "rank 0 runs B0 after B1: gradients add up in the order of the micro-batches"),
-    ("0F0,0X0\n1F0,1B0", "rank 0, column 2: '0X0' is no action: write the stage, an operation"),
-    ("0F0,F0", "rank 0, column 2: 'F0' is no action"),
-    ("0F0,0B0\n0F0,0B0", "in a loop or in a V, each on one rank, but they are rank 0: 0; rank 1: 0"),
-    ("0F0,0B0\n2F0,2B0", "rank 1: 2"),
-    ("", "there is no action in it"),
-    (",,\n", "there is no action in it"),
-])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("0F0,0SEND_F0,0RECV_B0,0B0\n1F0,1B0,1SEND_B0", "rank 1 runs F0 without its input: no RF0 before it"),
+        ("0F0,0SEND_F0,0B0\n1RECV_F0,1F0,1B0,1SEND_B0", "rank 0 runs B0 without its input: no RB0 before it"),
+        ("0F0,0RECV_B0,0B0\n1RECV_F0,1F0,1B0,1SEND_B0", "rank 1 waits forever at RF0: rank 0 never sends it"),
+        ("0F0,0B0\n1F0", "rank 1 lacks B0"),
+        ("0F0,0B0\n1F0,1F0,1B0", "rank 1 runs F0 more than once"),
+        ("0F0,0I0\n1F0,1B0", "rank 0 lacks W0"),
+        ("0F0,0F1,0B1,0B0", "rank 0 runs B0 after B1: gradients add up in the order of the micro-batches"),
+        ("0F0,0X0\n1F0,1B0", "rank 0, column 2: '0X0' is no action: write the stage, an operation"),
+        ("0F0,F0", "rank 0, column 2: 'F0' is no action"),
+        ("0F0,0B0\n0F0,0B0", "in a loop or in a V, each on one rank, but they are rank 0: 0; rank 1: 0"),
+        ("0F0,0B0\n2F0,2B0", "rank 1: 2"),
+        ("", "there is no action in it"),
+        (",,\n", "there is no action in it"),
+    ],
+)
 def test_a_wrong_file_is_refused_by_rank_and_action(text, message, tmp_path):
     path = tmp_path / "own.csv"
     path.write_text(text)

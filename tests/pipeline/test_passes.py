@@ -21,20 +21,23 @@ def test_transfers_of_one_f_one_b_are_this_picture():
     """A receive is posted one action before it is used; a send stands behind what it sends."""
     assert draw(compile_order("1f1b", ranks=2, microbatches=3)) == [
         "F0 SF0 RB0 F1 SF1 B0 RB1 F2 SF2 RB2 B1 B2",
-        "RF0 F0 RF1 B0 SB0 F1 RF2 B1 SB1 F2 B2 SB2"]
+        "RF0 F0 RF1 B0 SB0 F1 RF2 B1 SB1 F2 B2 SB2",
+    ]
 
 
 def test_transfers_of_chunks_go_around_the_ring():
     assert draw(compile_order("gpipe", ranks=2, microbatches=1, chunks=2)) == [
         "RF0.1 F0 SF0 RB0.1 F0.1 SF0.1 RB0 B0.1 SB0.1 B0",
-        "RF0 RF0.1 F0 SF0 F0.1 RB0 B0.1 SB0.1 B0 SB0"]
+        "RF0 RF0.1 F0 SF0 F0.1 RB0 B0.1 SB0.1 B0 SB0",
+    ]
 
 
 def test_a_v_turns_on_the_last_rank_and_outputs_come_back_on_the_links_of_the_gradients():
     """Forwards of chunk 1 and gradients of chunk 0 share the links up the ranks, in the order of their sends."""
     assert draw(compile_order("zb_v", ranks=2, microbatches=2, chunks=2)) == [
         "F0 SF0 RF0.1 F1 SF1 F0.1 I0.1 SB0.1 RF1.1 W0.1 F1.1 I1.1 SB1.1 RB0 W1.1 I0 RB1 W0 I1 W1",
-        "RF0 F0 RF1 F0.1 SF0.1 F1 RB0.1 F1.1 SF1.1 I0.1 W0.1 I0 SB0 RB1.1 W0 I1.1 W1.1 I1 SB1 W1"]
+        "RF0 F0 RF1 F0.1 SF0.1 F1 RB0.1 F1.1 SF1.1 I0.1 W0.1 I0 SB0 RB1.1 W0 I1.1 W1.1 I1 SB1 W1",
+    ]
 
 
 def test_evaluation_streams_through_a_v_as_well():
@@ -57,9 +60,7 @@ def test_receives_follow_the_order_of_the_sends_where_they_are_used_in_another()
 
 def test_input_gradients_are_sent_before_weight_gradients():
     orders = [zb_h1(rank, 2, 2) for rank in range(2)]
-    assert draw(add_transfers(orders)) == [
-        "F0 SF0 RB0 F1 SF1 I0 RB1 W0 I1 W1",
-        "RF0 F0 RF1 I0 SB0 F1 I1 SB1 W0 W1"]
+    assert draw(add_transfers(orders)) == ["F0 SF0 RB0 F1 SF1 I0 RB1 W0 I1 W1", "RF0 F0 RF1 I0 SB0 F1 I1 SB1 W0 W1"]
 
 
 CHUNKS = {"1f1b": 1, "zb_h1": 1, "zb_h2": 1, "zb_v": 2, "dualpipe_v": 2}
@@ -101,28 +102,31 @@ def swapped(line: int, one: str, other: str):
     return parse(*lines)
 
 
-@pytest.mark.parametrize(("orders", "message"), [
-    (without(0, "SF3"), "rank 1 waits forever at RF3: rank 0 never sends it"),
-    (without(1, "SB2"), "rank 0 waits forever at RB2: rank 1 never sends it"),
-    (without(1, "RF3"), "rank 1 runs F3 without its input: no RF3 before it"),
-    (without(1, "RF3", "F3", "B3", "SB3"), "rank 1 lacks F3"),
-    (without(0, "B3", "RB3"), "rank 0 lacks B3"),
-    (without(0, "F0"), "rank 0 lacks F0"),
-    (swapped(0, "SF1", "SF2"), "rank 0 runs SF2 before F2"),
-    (swapped(1, "F0", "B0"), "rank 1 runs B0 before F0"),
-    (swapped(1, "F1", "B0"), "rank 1 runs SB0 before B0"),
-    (swapped(1, "RF2", "RF3"), "rank 1 runs F2 without its input: no RF2 before it"),
-    (swapped(0, "B2", "B3"), "rank 0 runs B2 after B3: gradients add up in the order of the micro-batches"),
-    (parse("F0 SF0 F1 SF1", "RF1 RF0 F0 F1"), "rank 1 receives RF1 where rank 0 sends SF0: a link delivers in"),
-    (parse("F0 SF0 F0", "RF0 F0"), "rank 0 runs F0 more than once"),
-    (parse("F0 SF0 SF0", "RF0 F0"), "rank 0 runs SF0 more than once"),
-    (parse("F0 SF0", "RF0 F0 SF0"), "rank 1 sends SF0, but rank 0 never receives it"),
-    (parse("F0 B0 I0 W0"), "rank 0 runs B0 and again its parts I and W"),
-    (parse("F0 I0"), "rank 0 lacks W0"),
-    (parse("F0 W0"), "rank 0 lacks B0"),
-    (parse("F0 W0 I0"), "rank 0 runs W0 before I0"),
-    (parse("F0 F1 I0 I1 W1 W0"), "rank 0 runs W0 after W1: gradients add up"),
-])
+@pytest.mark.parametrize(
+    ("orders", "message"),
+    [
+        (without(0, "SF3"), "rank 1 waits forever at RF3: rank 0 never sends it"),
+        (without(1, "SB2"), "rank 0 waits forever at RB2: rank 1 never sends it"),
+        (without(1, "RF3"), "rank 1 runs F3 without its input: no RF3 before it"),
+        (without(1, "RF3", "F3", "B3", "SB3"), "rank 1 lacks F3"),
+        (without(0, "B3", "RB3"), "rank 0 lacks B3"),
+        (without(0, "F0"), "rank 0 lacks F0"),
+        (swapped(0, "SF1", "SF2"), "rank 0 runs SF2 before F2"),
+        (swapped(1, "F0", "B0"), "rank 1 runs B0 before F0"),
+        (swapped(1, "F1", "B0"), "rank 1 runs SB0 before B0"),
+        (swapped(1, "RF2", "RF3"), "rank 1 runs F2 without its input: no RF2 before it"),
+        (swapped(0, "B2", "B3"), "rank 0 runs B2 after B3: gradients add up in the order of the micro-batches"),
+        (parse("F0 SF0 F1 SF1", "RF1 RF0 F0 F1"), "rank 1 receives RF1 where rank 0 sends SF0: a link delivers in"),
+        (parse("F0 SF0 F0", "RF0 F0"), "rank 0 runs F0 more than once"),
+        (parse("F0 SF0 SF0", "RF0 F0"), "rank 0 runs SF0 more than once"),
+        (parse("F0 SF0", "RF0 F0 SF0"), "rank 1 sends SF0, but rank 0 never receives it"),
+        (parse("F0 B0 I0 W0"), "rank 0 runs B0 and again its parts I and W"),
+        (parse("F0 I0"), "rank 0 lacks W0"),
+        (parse("F0 W0"), "rank 0 lacks B0"),
+        (parse("F0 W0 I0"), "rank 0 runs W0 before I0"),
+        (parse("F0 F1 I0 I1 W1 W0"), "rank 0 runs W0 after W1: gradients add up"),
+    ],
+)
 def test_a_wrong_order_is_refused_by_rank_and_action(orders, message):
     with pytest.raises(ScheduleError, match=message.replace(".", r"\.")):
         check(orders)
@@ -133,8 +137,9 @@ def test_a_circular_wait_is_told_as_a_circle():
     orders = parse("F0 SF0 F1 RB0 RB1 B0 B1 SF1", "RF0 RF1 F0 F1 B0 SB0 B1 SB1")
     with pytest.raises(ScheduleError) as error:
         check(orders)
-    assert str(error.value) == ("circular wait: rank 0 waits at B0 for SB0 of rank 1; "
-                                "rank 1 waits at F1 for SF1 of rank 0")
+    assert str(error.value) == (
+        "circular wait: rank 0 waits at B0 for SB0 of rank 1; rank 1 waits at F1 for SF1 of rank 0"
+    )
 
 
 def test_a_circular_wait_of_sends_without_buffers_is_found_when_asked_for():
@@ -154,7 +159,7 @@ def test_a_rest_of_microbatches_as_a_group_of_its_own_would_hang():
         order = forwards[: (warmup := 2 * (3 - rank) + 8)]
         for pair in zip(forwards[warmup:], backwards, strict=False):
             order += pair
-        orders.append(order + backwards[max(len(forwards) - warmup, 0):])
+        orders.append(order + backwards[max(len(forwards) - warmup, 0) :])
     with pytest.raises(ScheduleError, match="circular wait"):
         check(add_transfers(orders, Placement(4, 3)))
     check(compile_order("interleaved", 4, 5, 3))

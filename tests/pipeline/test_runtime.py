@@ -1,6 +1,5 @@
 """What is moved in time or over ranks gives the same bits: every schedule equals the serial run of one process."""
 
-
 import gc
 import os
 import time
@@ -146,19 +145,22 @@ def assert_equals_serial(orders: Orders, chunks: int = 1, uneven: bool = False, 
 
 
 @pytest.mark.parametrize("uneven", [False, True], ids=["even", "uneven"])
-@pytest.mark.parametrize(("schedule", "ranks", "microbatches", "chunks", "group"), [
-    ("1f1b", 1, 3, 1, None),
-    ("interleaved", 1, 3, 2, None),
-    ("gpipe", 2, 5, 1, None),
-    ("1f1b", 2, 5, 1, None),
-    ("1f1b", 2, 1, 1, None),
-    ("interleaved", 2, 4, 2, None),
-    ("interleaved", 2, 5, 3, 3),
-    ("gpipe", 2, 3, 2, None),
-    ("gpipe", 4, 6, 1, None),
-    ("1f1b", 4, 6, 1, None),
-    ("1f1b", 4, 2, 1, None),
-])
+@pytest.mark.parametrize(
+    ("schedule", "ranks", "microbatches", "chunks", "group"),
+    [
+        ("1f1b", 1, 3, 1, None),
+        ("interleaved", 1, 3, 2, None),
+        ("gpipe", 2, 5, 1, None),
+        ("1f1b", 2, 5, 1, None),
+        ("1f1b", 2, 1, 1, None),
+        ("interleaved", 2, 4, 2, None),
+        ("interleaved", 2, 5, 3, 3),
+        ("gpipe", 2, 3, 2, None),
+        ("gpipe", 4, 6, 1, None),
+        ("1f1b", 4, 6, 1, None),
+        ("1f1b", 4, 2, 1, None),
+    ],
+)
 def test_every_schedule_gives_the_bits_of_the_serial_run(schedule, ranks, microbatches, chunks, group, uneven):
     assert_equals_serial(compile_order(schedule, ranks, microbatches, chunks, group), chunks, uneven)
 
@@ -186,8 +188,14 @@ def test_input_gradients_come_first_and_products_wait_for_their_turn():
     for parameter in module.parameters():
         parameter.grad_sink = sink
     seen: list[str] = []
-    run(parse("F0 I0 F1 I1 W0 W1")[0], stages, None, batches_of(2), SPEC,
-        on_backward=lambda action, last: seen.append(f"{action} {last} {len(sink.arrived)}"))
+    run(
+        parse("F0 I0 F1 I1 W0 W1")[0],
+        stages,
+        None,
+        batches_of(2),
+        SPEC,
+        on_backward=lambda action, last: seen.append(f"{action} {last} {len(sink.arrived)}"),
+    )
     assert seen == ["I0 False 0", "I1 True 7", "W0 False 14", "W1 True 21"]
     assert sink.arrived == ["dense"] * 14 + ["linear"] * 14
     assert all(parameter.grad_sink is sink for parameter in module.parameters())
@@ -217,8 +225,14 @@ def test_a_product_that_was_put_off_frees_what_it_was_made_of():
 
 def test_the_last_backward_of_each_chunk_is_announced():
     seen: list[str] = []
-    run(compile_order("interleaved", 1, 2, 2)[0], stages_of(0, 1, 2), None, batches_of(2), SPEC,
-        on_backward=lambda action, last: seen.append(f"{action}{'!' if last else ''}"))
+    run(
+        compile_order("interleaved", 1, 2, 2)[0],
+        stages_of(0, 1, 2),
+        None,
+        batches_of(2),
+        SPEC,
+        on_backward=lambda action, last: seen.append(f"{action}{'!' if last else ''}"),
+    )
     assert seen == ["B0.1", "B0", "B1.1!", "B1!"]
 
 
@@ -296,8 +310,10 @@ def test_sent_outputs_live_no_longer_than_their_microbatch():
 
 def test_a_batch_shape_that_does_not_flow_is_told_with_both_shapes():
     stages = [Stage(Chain(0, 1, last=False), 0, 2)]
-    message = (r"ValueError: SF0 \(micro-batch 0, chunk 0\) of step 3 on rank 0, stage 0 of 2, "
-               r"would send \[3, 4\] torch.float64, but \[9, 4\] torch.float64 is expected")
+    message = (
+        r"ValueError: SF0 \(micro-batch 0, chunk 0\) of step 3 on rank 0, stage 0 of 2, "
+        r"would send \[3, 4\] torch.float64, but \[9, 4\] torch.float64 is expected"
+    )
     with pytest.raises(RankFailed, match=message):
         on_ranks(2, _send_wrong_shape, stages)
 
@@ -345,8 +361,10 @@ def _beside_a_broken_rank(orders: Orders, dies: bool) -> str:
 
 @pytest.mark.parametrize("dies", [False, True], ids=["silent", "dead"])
 def test_a_rank_that_never_sends_is_named_with_the_action_that_waits_for_it(dies):
-    message = (r"rank 0: TransferError: RB0 \(micro-batch 0, chunk 0\) of step 17 on rank 0, "
-               r"stage 0 of 2, from rank 1 failed: \S+")
+    message = (
+        r"rank 0: TransferError: RB0 \(micro-batch 0, chunk 0\) of step 17 on rank 0, "
+        r"stage 0 of 2, from rank 1 failed: \S+"
+    )
     with pytest.raises(RankFailed, match=message):
         on_ranks(2, _beside_a_broken_rank, compile_order("1f1b", 2, 4), dies)
 

@@ -50,16 +50,15 @@ def test_virtual_stages_lie_in_a_loop_or_in_a_v():
 
 
 def test_gpipe_is_this_picture():
-    assert compute_lines("gpipe", ranks=2, microbatches=3) == [
-        "F0 F1 F2 B0 B1 B2",
-        "F0 F1 F2 B0 B1 B2"]
+    assert compute_lines("gpipe", ranks=2, microbatches=3) == ["F0 F1 F2 B0 B1 B2", "F0 F1 F2 B0 B1 B2"]
 
 
 def test_one_f_one_b_is_this_picture():
     assert compute_lines("1f1b", ranks=3, microbatches=3) == [
         "F0 F1 F2 B0 B1 B2",
         "F0 F1 B0 F2 B1 B2",
-        "F0 B0 F1 B1 F2 B2"]
+        "F0 B0 F1 B1 F2 B2",
+    ]
 
 
 def test_one_f_one_b_with_fewer_microbatches_than_ranks_is_this_picture():
@@ -67,13 +66,15 @@ def test_one_f_one_b_with_fewer_microbatches_than_ranks_is_this_picture():
         "F0 F1 B0 B1",
         "F0 F1 B0 B1",
         "F0 F1 B0 B1",
-        "F0 B0 F1 B1"]
+        "F0 B0 F1 B1",
+    ]
 
 
 def test_interleaved_is_this_picture():
     assert compute_lines("interleaved", ranks=2, microbatches=4, chunks=2) == [
         "F0 F1 F0.1 F1.1 F2 B0.1 F3 B1.1 F2.1 B0 F3.1 B1 B2.1 B3.1 B2 B3",
-        "F0 F1 F0.1 B0.1 F1.1 B1.1 F2 B0 F3 B1 F2.1 B2.1 F3.1 B3.1 B2 B3"]
+        "F0 F1 F0.1 B0.1 F1.1 B1.1 F2 B0 F3 B1 F2.1 B2.1 F3.1 B3.1 B2 B3",
+    ]
 
 
 def test_interleaved_runs_the_microbatches_of_a_group_through_all_chunks():
@@ -96,33 +97,40 @@ def test_zb_h1_is_this_picture():
     assert compute_lines("zb_h1", ranks=3, microbatches=4) == [
         "F0 F1 F2 I0 W0 F3 I1 W1 I2 W2 I3 W3",
         "F0 F1 I0 F2 I1 W0 F3 I2 W1 I3 W2 W3",
-        "F0 I0 F1 I1 F2 I2 W0 F3 I3 W1 W2 W3"]
+        "F0 I0 F1 I1 F2 I2 W0 F3 I3 W1 W2 W3",
+    ]
 
 
 def test_zb_h2_is_this_picture():
     assert compute_lines("zb_h2", ranks=2, microbatches=4) == [
         "F0 F1 F2 I0 W0 F3 I1 W1 I2 W2 I3 W3",
-        "F0 I0 F1 I1 F2 I2 W0 F3 I3 W1 W2 W3"]
+        "F0 I0 F1 I1 F2 I2 W0 F3 I3 W1 W2 W3",
+    ]
 
 
 def test_zb_v_is_this_picture():
     assert compute_lines("zb_v", ranks=2, microbatches=3, chunks=2) == [
         "F0 F1 F2 F0.1 I0.1 W0.1 F1.1 I1.1 W1.1 I0 W0 F2.1 I2.1 W2.1 I1 W1 I2 W2",
-        "F0 F0.1 F1 F1.1 I0.1 W0.1 F2 I0 W0 F2.1 I1.1 W1.1 I1 I2.1 I2 W1 W2.1 W2"]
+        "F0 F0.1 F1 F1.1 I0.1 W0.1 F2 I0 W0 F2.1 I1.1 W1.1 I1 I2.1 I2 W1 W2.1 W2",
+    ]
 
 
 def test_dualpipe_v_is_this_picture():
     assert compute_lines("dualpipe_v", ranks=2, microbatches=4, chunks=2) == [
         "F0 F1 F2 F0.1 I0.1 W0.1 F1.1 F3 B1.1 F2.1 B0 B2.1 F3.1 B1 B3.1 I2 W2 I3 W3",
-        "F0 F0.1 F1 F1.1 F2 B0.1 F2.1 B0 F3 B1.1 F3.1 B1 B2.1 B2 I3.1 I3 W3.1 W3"]
+        "F0 F0.1 F1 F1.1 F2 B0.1 F2.1 B0 F3 B1.1 F3.1 B1 B2.1 B2 I3.1 I3 W3.1 W3",
+    ]
 
 
-@pytest.mark.parametrize(("schedule", "chunks", "other"), [
-    ("zb_h1", 2, "zb_h1 has 1 model chunk per rank, not 2: use zb_v"),
-    ("zb_h2", 2, "zb_h2 has 1 model chunk per rank, not 2: use zb_v"),
-    ("zb_v", 1, "zb_v has 2 model chunks per rank, not 1: use 2"),
-    ("dualpipe_v", 3, "dualpipe_v has 2 model chunks per rank, not 3: use 2"),
-])
+@pytest.mark.parametrize(
+    ("schedule", "chunks", "other"),
+    [
+        ("zb_h1", 2, "zb_h1 has 1 model chunk per rank, not 2: use zb_v"),
+        ("zb_h2", 2, "zb_h2 has 1 model chunk per rank, not 2: use zb_v"),
+        ("zb_v", 1, "zb_v has 2 model chunks per rank, not 1: use 2"),
+        ("dualpipe_v", 3, "dualpipe_v has 2 model chunks per rank, not 3: use 2"),
+    ],
+)
 def test_a_schedule_made_for_some_chunks_refuses_others(schedule, chunks, other):
     with pytest.raises(UserError, match=other):
         compute_lines(schedule, 2, 4, chunks)

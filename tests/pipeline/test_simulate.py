@@ -22,7 +22,8 @@ def test_the_timeline_is_this_staircase():
     assert simulate(compile_order("1f1b", 3, 3), ONE_TWO).draw() == [
         "F0 F1 F2 .  .  .  .  B0 -  .  B1 -  .  B2 -",
         ".  F0 F1 .  .  B0 -  F2 B1 -  .  B2 -  .  .",
-        ".  .  F0 B0 -  F1 B1 -  F2 B2 -  .  .  .  ."]
+        ".  .  F0 B0 -  F1 B1 -  F2 B2 -  .  .  .  .",
+    ]
 
 
 @settings(max_examples=40, deadline=None)
@@ -44,8 +45,13 @@ def test_peaks_are_all_microbatches_under_gpipe_and_the_ranks_that_follow_under_
     assert [one_f_one_b.peak(rank) for rank in range(4)] == [4, 3, 2, 1]
 
 
-THIRDS = {"1f1b": (33, 33, [4, 3, 2, 1]), "zb_h1": (27, 27, [4, 4, 4, 4]), "zb_h2": (27, 24, [7, 7, 7, 7]),
-          "zb_v": (25.5, 24, [8, 8, 8, 8]), "dualpipe_v": (25.5, 25.5, [9, 9, 9, 9])}
+THIRDS = {
+    "1f1b": (33, 33, [4, 3, 2, 1]),
+    "zb_h1": (27, 27, [4, 4, 4, 4]),
+    "zb_h2": (27, 24, [7, 7, 7, 7]),
+    "zb_v": (25.5, 24, [8, 8, 8, 8]),
+    "dualpipe_v": (25.5, 25.5, [9, 9, 9, 9]),
+}
 
 
 @pytest.mark.parametrize("schedule", THIRDS)
@@ -54,8 +60,11 @@ def test_zero_bubble_schedules_are_the_papers(schedule):
     ranks only start and end apart. The peaks of a V count halves of a rank's layers."""
     chunks = 2 if schedule.endswith("v") else 1
     total, cost, peaks = THIRDS[schedule]
-    timeline = simulate(compile_order(schedule, 4, 8, chunks),
-                    uniform(F=1 / chunks, B=2 / chunks, I=1 / chunks, W=1 / chunks), placement_of(schedule, 4, chunks))
+    timeline = simulate(
+        compile_order(schedule, 4, 8, chunks),
+        uniform(F=1 / chunks, B=2 / chunks, I=1 / chunks, W=1 / chunks),
+        placement_of(schedule, 4, chunks),
+    )
     assert (timeline.total, timeline.cost) == (total, cost)
     assert timeline.bubble_rate == pytest.approx((cost - 24) / cost)
     assert [timeline.peak(rank) for rank in range(4)] == peaks
@@ -78,7 +87,9 @@ def test_published_bubbles_follow_from_published_times(microbatches, layers, tim
     f, b, w, transfer = times
     cost = uniform(F=f, B=b + w, I=b, W=w, transfer=transfer)
     for name, published in {"1f1b": one_f_one_b, "zb_h1": h1, "zb_h2": h2}.items():
-        assert simulate(compile_order(name, 8, microbatches), cost).bubble_rate == pytest.approx(published, abs=1e-4), name
+        assert simulate(compile_order(name, 8, microbatches), cost).bubble_rate == pytest.approx(published, abs=1e-4), (
+            name
+        )
     piece = overlapped(uniform(F=f / layers, B=(b + w) / layers, transfer=transfer), layers)
     found = simulate(compile_order("interleaved", 8, microbatches, layers), piece).bubble_rate
     assert found == pytest.approx(interleaved, abs=1e-4)
@@ -93,23 +104,46 @@ def test_transfers_run_beside_compute_and_one_after_the_other_on_a_link():
     timeline = simulate(add_transfers(parse("F0 F1 F2", "F0 F1 F2")), uniform(F=1, transfer=4))
     first, second = timeline.spans
     assert [(str(s.action), s.start, s.end) for s in first] == [
-        ("F0", 0, 1), ("SF0", 1, 5), ("F1", 1, 2), ("SF1", 2, 9), ("F2", 2, 3), ("SF2", 3, 13)]
+        ("F0", 0, 1),
+        ("SF0", 1, 5),
+        ("F1", 1, 2),
+        ("SF1", 2, 9),
+        ("F2", 2, 3),
+        ("SF2", 3, 13),
+    ]
     assert [(str(s.action), s.start, s.end) for s in second] == [
-        ("RF0", 0, 5), ("RF1", 0, 9), ("F0", 5, 6), ("RF2", 6, 13), ("F1", 9, 10), ("F2", 13, 14)]
+        ("RF0", 0, 5),
+        ("RF1", 0, 9),
+        ("F0", 5, 6),
+        ("RF2", 6, 13),
+        ("F1", 9, 10),
+        ("F2", 13, 14),
+    ]
 
 
 def test_a_blocking_send_holds_its_rank_up():
     """The same messages of 4 units, each of which now costs its sender the time."""
     timeline = simulate(add_transfers(parse("F0 F1 F2", "F0 F1 F2")), uniform(F=1, transfer=4), blocking_sends=True)
     assert [(str(s.action), s.start, s.end) for s in timeline.spans[0]] == [
-        ("F0", 0, 1), ("SF0", 1, 5), ("F1", 5, 6), ("SF1", 6, 10), ("F2", 10, 11), ("SF2", 11, 15)]
+        ("F0", 0, 1),
+        ("SF0", 1, 5),
+        ("F1", 5, 6),
+        ("SF1", 6, 10),
+        ("F2", 10, 11),
+        ("SF2", 11, 15),
+    ]
     assert [(str(s.action), s.start, s.end) for s in timeline.spans[1] if s.action.op == "F"] == [
-        ("F0", 5, 6), ("F1", 10, 11), ("F2", 15, 16)]
+        ("F0", 5, 6),
+        ("F1", 10, 11),
+        ("F2", 15, 16),
+    ]
 
 
 def test_a_slow_stage_sets_the_pace():
     """Cost may depend on the rank: 8 micro-batches through a stage of 2 + 4, behind one of 1 + 2."""
-    timeline = simulate(compile_order("1f1b", 2, 8), lambda rank, action: {"F": 1, "B": 2}.get(action.op, 0) * (1 + rank))
+    timeline = simulate(
+        compile_order("1f1b", 2, 8), lambda rank, action: {"F": 1, "B": 2}.get(action.op, 0) * (1 + rank)
+    )
     assert timeline.total == 1 + 8 * 6 + 2
     assert timeline.bubble(1) == pytest.approx(3 / 51)
 

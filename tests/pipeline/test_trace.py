@@ -44,8 +44,15 @@ def traced(schedule: str, ranks: int, microbatches: int, chunks: int) -> Trace:
     stages = [Stage(Slow(v == placement.stages - 1), v, placement.stages) for v in mine]
     recorder = Recorder(mesh.pp, mesh.device)
     recorder.lead = 0.0  # these ranks really have one clock
-    run(orders[mesh.pp.rank], stages, mesh.links, [torch.ones(2)] * microbatches, SPEC, placement=placement,
-        recorder=recorder)  # fmt: skip
+    run(
+        orders[mesh.pp.rank],
+        stages,
+        mesh.links,
+        [torch.ones(2)] * microbatches,
+        SPEC,
+        placement=placement,
+        recorder=recorder,
+    )
     return Trace.of(orders, placement, all_gather_objects(recorder.notes(), mesh.pp))
 
 
@@ -105,11 +112,14 @@ def test_times_are_read_as_they_are_written(tmp_path):
     assert all(a == pytest.approx(b) for a, b in zip(found, times, strict=True))
 
 
-@pytest.mark.parametrize(("change", "told"), [
-    (lambda spans: spans[::-1], r"rank 1 ran SB1 where its order has RF0"),
-    (lambda spans: spans[:-1], r"rank 1 ran nothing where its order has SB1"),
-    (lambda spans: [*spans, spans[1]], r"rank 1 ran F0 where its order has nothing"),
-])
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda spans: spans[::-1], r"rank 1 ran SB1 where its order has RF0"),
+        (lambda spans: spans[:-1], r"rank 1 ran nothing where its order has SB1"),
+        (lambda spans: [*spans, spans[1]], r"rank 1 ran F0 where its order has nothing"),
+    ],
+)
 def test_the_first_action_out_of_order_is_named(change, told):
     orders = compile_order("1f1b", 2, 2)
     spans = simulate(orders, lambda rank, action: 1.0).spans

@@ -61,18 +61,18 @@ REFUSED = [
     ("lr: 1:30", ":1: lr must be a number, not '1:30'"),
     ("? [a, b]\n: 1", ":1: a list is no name of a setting"),
     ("2: 1", ":1: unknown setting 2"),
-    ("\"l\\x1b[31mr\": 1", ":1: unknown setting l\\x1b[31mr"),
-    ("\"lr: 1\\nseed\": 1", ":1: unknown setting lr: 1\\nseed"),
-    ("output_dir: \"a\\0b\"", ":1: output_dir must be text that a file name can hold"),
-    ("output_dir: \"\\uD800\"", ":1: output_dir must be text that a file name can hold"),
-    ("lr: \"\\UFFFFFFFF\"", "not YAML"),
+    ('"l\\x1b[31mr": 1', ":1: unknown setting l\\x1b[31mr"),
+    ('"lr: 1\\nseed": 1', ":1: unknown setting lr: 1\\nseed"),
+    ('output_dir: "a\\0b"', ":1: output_dir must be text that a file name can hold"),
+    ('output_dir: "\\uD800"', ":1: output_dir must be text that a file name can hold"),
+    ('lr: "\\UFFFFFFFF"', "not YAML"),
     ("lr: 1\nseed: \x01", ":2: character U+0001 has no place in YAML"),
     ("lr: 1\n---\nlr: 2", "expected a single document"),
     ("<<: 3", ":1: << merges mappings, like <<: *base, not a value"),
     ("optim: &o\n  lr: 1\n  <<: *o", "into itself"),
     ("base: &b {lr: 1}", ":1: unknown setting base"),
     ("base: &b {lrr: 1}\n<<: *b", ":1: unknown setting lrr - did you mean lr?"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("text", "complaint"), REFUSED)

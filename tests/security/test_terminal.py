@@ -54,8 +54,15 @@ def conversations(folder) -> list[str]:
     message = {"role": EVIL + "\nskipped forged", "content": "x"}
     good = {"messages": [{"role": "assistant", "content": "y"}]}
     file.write_text("\n".join([json.dumps({"messages": [message]}), json.dumps(good)]))
-    return ["conversations", "--input", str(file), "--output-prefix", str(folder / "out"), "--tokenizer-type",
-            "ByteTokenizer"]  # fmt: skip
+    return [
+        "conversations",
+        "--input",
+        str(file),
+        "--output-prefix",
+        str(folder / "out"),
+        "--tokenizer-type",
+        "ByteTokenizer",
+    ]
 
 
 def corpus(folder) -> list[str]:
@@ -67,8 +74,17 @@ def corpus(folder) -> list[str]:
 def lines(folder) -> list[str]:
     file = folder / f"{EVIL}\nskipped forged.jsonl"
     file.write_text('{"text": "x"}\n{"' + "\\u001b[2J" + '": 1}\n')
-    return ["preprocess", "--input", str(file), "--output-prefix", str(folder / "o"), "--tokenizer-type",
-            "ByteTokenizer", "--workers", "1"]  # fmt: skip
+    return [
+        "preprocess",
+        "--input",
+        str(file),
+        "--output-prefix",
+        str(folder / "o"),
+        "--tokenizer-type",
+        "ByteTokenizer",
+        "--workers",
+        "1",
+    ]
 
 
 def schedule(folder) -> list[str]:
@@ -80,8 +96,12 @@ def schedule(folder) -> list[str]:
 WAYS = {
     "settings": settings,
     "tensor names": lambda folder: ["checkpoint", "inspect", save(folder, [f"{EVIL}.[red]w", "a\nb"])],
-    "tensor names that differ": lambda folder: ["checkpoint", "diff", save(folder, [EVIL, "a"]),
-                                                save(folder, [EVIL, "b\nc"], 2)],
+    "tensor names that differ": lambda folder: [
+        "checkpoint",
+        "diff",
+        save(folder, [EVIL, "a"]),
+        save(folder, [EVIL, "b\nc"], 2),
+    ],
     "steps": lambda folder: ["checkpoint", "verify", save(folder / EVIL, ["a"])],
     "a folder that is none": lambda folder: ["checkpoint", "inspect", str(folder / EVIL)],
     "roles": conversations,
@@ -89,7 +109,7 @@ WAYS = {
     "file names": lines,
     "a schedule": schedule,
     "a verb": lambda folder: [EVIL],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("way", WAYS)

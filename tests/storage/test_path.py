@@ -32,6 +32,9 @@ def test_an_address_without_a_bucket_is_refused(said):
 
 def test_names_are_those_of_a_path():
     step = storage_path("s3://bucket/run") / "step_00000001"
-    assert (str(step), step.name, str(step.parent)) == ("s3://bucket/run/step_00000001", "step_00000001",
-                                                        "s3://bucket/run")  # fmt: skip
+    assert (str(step), step.name, str(step.parent)) == (
+        "s3://bucket/run/step_00000001",
+        "step_00000001",
+        "s3://bucket/run",
+    )
     assert str(step.with_name("other")) == "s3://bucket/run/other" and sorted([step, step.parent])[1] == step

@@ -12,8 +12,14 @@ from megascratch.runtime.faults import POINTS, VARIABLE
 from tests.support.supervised_runs import SMALL, weights
 
 STEPS = 320
-LONG = {"--train-iters": str(STEPS), "--log-interval": "60", "--save-interval": "2", "--global-batch-size": "8",
-        "--keep-last-n-checkpoints": "2", "--lr-decay-iters": str(STEPS)}  # fmt: skip
+LONG = {
+    "--train-iters": str(STEPS),
+    "--log-interval": "60",
+    "--save-interval": "2",
+    "--global-batch-size": "8",
+    "--keep-last-n-checkpoints": "2",
+    "--lr-decay-iters": str(STEPS),
+}
 PIPELINE = ["--pipeline-model-parallel-size", "2", "--pipeline-schedule", "zb_h1"]
 ZERO1 = ["--data-parallel-size", "2", "--use-distributed-optimizer", "--ddp-bucket-size", "4000"]
 

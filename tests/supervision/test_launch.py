@@ -1,6 +1,7 @@
 """Ranks that die, hang or stand still are named, ended and started again, and the weights are those of a run that
 nothing disturbed; a run that ends says by its code what to do next.
 """
+
 import json
 import os
 import signal
@@ -85,7 +86,7 @@ def test_a_run_goes_on_with_fewer_ranks_and_the_same_batch(tmp_path, capfd):
     assert [row["consumed_samples"] for row in rows if "loss" in row] == [4 * step for step in range(1, 9)]
     capfd.readouterr()
     assert main(["pretrain", *free, "--output-dir", str(tmp_path), "--auto-resume", "--micro-batch-size", "3"]) == 2
-    assert "global-batch-size (4) must divide by" in capfd.readouterr().err
+    assert "global-batch-size (4) must be divisible by" in capfd.readouterr().err
 
 
 # ---- the launcher alone, with ranks that only pretend ----------------------------------------------------------

@@ -132,8 +132,15 @@ def test_a_link_that_is_down_shorter_than_the_timeout_costs_nothing(tmp_path, tw
 
 def test_a_link_that_stays_down_stops_both_sides_and_leaves_a_sound_checkpoint(tmp_path, two_nodes):
     timeout = 8.0
-    started = start(tmp_path, "--train-iters", "100000", "--distributed-timeout-minutes", str(timeout / 60),
-                    nnodes="2", max_restarts=0)  # fmt: skip
+    started = start(
+        tmp_path,
+        "--train-iters",
+        "100000",
+        "--distributed-timeout-minutes",
+        str(timeout / 60),
+        nnodes="2",
+        max_restarts=0,
+    )
     until(lambda: "step     20/" in said(tmp_path))
     ip("-n", "ms-b", "link", "set", "ms-vb", "down")
     assert [process.wait(timeout + 60) for process in started.values()] == [1, 1]

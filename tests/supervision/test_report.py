@@ -37,16 +37,24 @@ CASES = {
     "a signal before its echoes": ([rank(0, 1, error=ECHO), rank(1, -9)], [1], "was killed by SIGKILL"),
     "death without a word": ([rank(0, 1, error=ECHO), rank(1, LOST)], [1], "died without a word"),
     "an error of its own before its echo": (
-        [rank(0, 1, error=ECHO), rank(1, 1, error="OSError: no space")], [1], "exit code 1: OSError: no space"),
+        [rank(0, 1, error=ECHO), rank(1, 1, error="OSError: no space")],
+        [1],
+        "exit code 1: OSError: no space",
+    ),
     "a stopped rank before those that it kept waiting": (
-        [rank(0, 1, error=LATE), rank(1, state="T", still=5.3)], [1], "is stopped (SIGSTOP)"),
-    "a rank at work before those that wait for it": (
-        [WAITING, rank(1, still=5.2)], [1], "hangs in its own code"),
+        [rank(0, 1, error=LATE), rank(1, state="T", still=5.3)],
+        [1],
+        "is stopped (SIGSTOP)",
+    ),
+    "a rank at work before those that wait for it": ([WAITING, rank(1, still=5.2)], [1], "hangs in its own code"),
     "two at once": ([rank(0, -9), rank(1, -15), rank(2, 1, error=ECHO)], [0, 1], "was killed by SIGTERM"),
     "nobody but the longest waiting": (
-        [WAITING, rank(1, flags=JUDGED | WAITS, still=5.3, awaited="x")], [1], "has waited longest"),
+        [WAITING, rank(1, flags=JUDGED | WAITS, still=5.3, awaited="x")],
+        [1],
+        "has waited longest",
+    ),
     "only echoes": ([rank(0, 1, error=ECHO)], [0], "ended with exit code 1"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -62,15 +70,17 @@ REFUSED = rank(0, 2, error="UserError: no room")
 REFUSALS = {
     "before any step, the other is slow": ([rank(0, 2, step=0), rank(1, step=0)], True),
     "before any step, the other was killed": ([rank(0, 2, step=0), rank(1, -9, step=0)], True),
-    "it has said so, and its process is still there": ([rank(0, None, step=0)._replace(
-        where=rank(0, 2, flags=ENDED, step=0).where), rank(1, step=0)], True),
+    "it has said so, and its process is still there": (
+        [rank(0, None, step=0)._replace(where=rank(0, 2, flags=ENDED, step=0).where), rank(1, step=0)],
+        True,
+    ),
     "at step 7, the other is slow": ([REFUSED, SLOW], True),
     "at step 7, all": ([REFUSED, rank(1, 2)], True),
     "at step 7, the other found it gone": ([REFUSED, rank(1, 1, error=ECHO)], True),
     "at step 7, the other was killed": ([REFUSED, rank(1, -9)], False),
     "at step 7, the other failed by itself": ([REFUSED, rank(1, 1, error="OSError: no space")], False),
     "nobody refused": ([rank(0, 1, step=0), rank(1, step=0)], False),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", REFUSALS)
@@ -82,8 +92,10 @@ def test_what_ranks_said_decides_whether_a_new_start_could_mend_it(case):
 SEEN_SO_FAR = {
     "only one that lost another": ([rank(0, 1, error=ECHO), rank(1)], False),
     "the one that was killed, too": ([rank(0, 1, error=ECHO), rank(1, -9)], True),
-    "one that is about to end with an error of its own": ([rank(0, 1, error=ECHO), rank(1)._replace(
-        where=rank(1, 1, flags=ENDED, error="OSError: no space").where)], True),
+    "one that is about to end with an error of its own": (
+        [rank(0, 1, error=ECHO), rank(1)._replace(where=rank(1, 1, flags=ENDED, error="OSError: no space").where)],
+        True,
+    ),
     "one that is stopped": ([rank(0, 1, error=LATE), rank(1, state="T")], True),
     "one that stands still and waits for nobody": ([rank(0, 1, error=LATE), rank(1, still=5.0)], True),
     "one that moved just now": ([rank(0, 1, error=LATE), rank(1, still=0.1)], False),
@@ -103,12 +115,23 @@ def test_a_rank_hangs_only_where_others_wait_for_it_and_it_lives():
     assert not any_hung([rank(0, still=9.0, flags=JUDGED | ENDED)], 5.0) and not any_hung([rank(0, 0, still=9.0)], 5.0)
 
 
-@pytest.mark.parametrize(("agent", "ranks", "code"), [
-    (0, [0, 0], 0), (0, [83, 83], 83), (0, [82, 81], 82), (1, [1, None], 1), (1, [0, 0], 1), (1, [], 1),
-    (1, [83, 83], 83),  # a batch system's SIGTERM went to torchrun, too
-    (1, [2, 2], 2), (-9, [2, 2], 2),  # refused: torchrun would only start them again
-    (1, [83, None], 1), (1, [83, 1], 1), (-9, [130, 130], 130),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("agent", "ranks", "code"),
+    [
+        (0, [0, 0], 0),
+        (0, [83, 83], 83),
+        (0, [82, 81], 82),
+        (1, [1, None], 1),
+        (1, [0, 0], 1),
+        (1, [], 1),
+        (1, [83, 83], 83),  # a batch system's SIGTERM went to torchrun, too
+        (1, [2, 2], 2),
+        (-9, [2, 2], 2),  # refused: torchrun would only start them again
+        (1, [83, None], 1),
+        (1, [83, 1], 1),
+        (-9, [130, 130], 130),
+    ],
+)
 def test_ranks_that_have_saved_know_the_exit_code_better_than_torchrun(agent, ranks, code):
     ended = [rank(number, one, flags=ENDED if one is not None else JUDGED).where for number, one in enumerate(ranks)]
     assert _judge(agent, ended) == code
@@ -153,11 +176,14 @@ def test_a_rank_that_does_nothing_more_can_be_read_from_outside(tmp_path):
     assert seen.code == -9 and seen.state == ""
 
 
-@pytest.mark.parametrize(("nnodes", "told"), [
-    ("2", "waiting for 1 of 2 nodes at a:29500, since 10 s"),
-    ("3:8", "waiting for up to 2 of 3 nodes at a:29500, since 10 s"),
-    ("1:2", "waiting for another node at a:29500, since 10 s"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("nnodes", "told"),
+    [
+        ("2", "waiting for 1 of 2 nodes at a:29500, since 10 s"),
+        ("3:8", "waiting for up to 2 of 3 nodes at a:29500, since 10 s"),
+        ("1:2", "waiting for another node at a:29500, since 10 s"),
+    ],
+)
 def test_a_node_that_is_alone_says_so_every_ten_seconds(monkeypatch, capsys, nnodes, told):
     clock = [1000.0]
     monkeypatch.setattr(multi_node.time, "monotonic", lambda: clock[0])
@@ -172,21 +198,31 @@ def test_a_node_that_is_alone_says_so_every_ten_seconds(monkeypatch, capsys, nno
     assert said == [f"megascratch supervisor: {text}" for text in (told, told.replace("10 s", "20 s"))]
 
 
-@pytest.mark.parametrize(("settings", "hosts"), [
-    (None, None), ("a=1", None), ("is_host=0", False), ("a=1,is_host=1", True), (" is_host = True ", True),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("settings", "hosts"),
+    [
+        (None, None),
+        ("a=1", None),
+        ("is_host=0", False),
+        ("a=1,is_host=1", True),
+        (" is_host = True ", True),
+    ],
+)
 def test_who_opens_the_store_is_what_the_settings_say(settings, hosts):
     assert multi_node._hosts(settings) is hosts
 
 
-@pytest.mark.parametrize(("seen", "waits"), [
-    ([rank(0, -9), rank(1, still=0.1)], True),
-    ([rank(0, -9), rank(1, still=5.0)], False),  # it stands still
-    ([rank(0, -9), rank(1)._replace(where=rank(1, 1, flags=ENDED).where)], True),  # it may be printing why
-    ([rank(0, -9), rank(1, state="T")], False),
-    ([rank(0, -9), WAITING._replace(rank=1)], False),  # for the dead one, perhaps without end
-    ([rank(0, -9), rank(1, 1)], False),
-    ([rank(0), rank(1)], False),  # none has failed: this is a hang
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("seen", "waits"),
+    [
+        ([rank(0, -9), rank(1, still=0.1)], True),
+        ([rank(0, -9), rank(1, still=5.0)], False),  # it stands still
+        ([rank(0, -9), rank(1)._replace(where=rank(1, 1, flags=ENDED).where)], True),  # it may be printing why
+        ([rank(0, -9), rank(1, state="T")], False),
+        ([rank(0, -9), WAITING._replace(rank=1)], False),  # for the dead one, perhaps without end
+        ([rank(0, -9), rank(1, 1)], False),
+        ([rank(0), rank(1)], False),  # none has failed: this is a hang
+    ],
+)
 def test_ranks_at_work_are_heard_after_another_has_failed(seen, waits):
     assert may_still_speak(seen) == waits

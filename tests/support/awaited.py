@@ -214,8 +214,14 @@ def a_stream_awaits_each_room(folder) -> None:
     assert (folder / "file").read_bytes() == content
 
 
-SAVED = {"num_layers": 2, "global_batch_size": 4, "eval_iters": 1, "device": "cpu", "save_interval": 2,
-         "train_iters": 4}  # fmt: skip
+SAVED = {
+    "num_layers": 2,
+    "global_batch_size": 4,
+    "eval_iters": 1,
+    "device": "cpu",
+    "save_interval": 2,
+    "train_iters": 4,
+}
 
 
 class Writing:
@@ -258,8 +264,12 @@ def saves_of_a_run(folder, writing: Writing, sick: int = 0) -> list[str]:
     told = {"output_dir": str(folder / "out"), "save": str(folder / "saved")}
     with ExitStack() as stack:
         stack.callback(writing.go_on.set)
-        changes = [patch.object(DataParallel, "norm", sick_norm), patch.object(loop, "Report", Rows),
-                   patch.object(loop, "matmul_peak", lambda *args: 1.0), *writing.patches()]  # fmt: skip
+        changes = [
+            patch.object(DataParallel, "norm", sick_norm),
+            patch.object(loop, "Report", Rows),
+            patch.object(loop, "matmul_peak", lambda *args: 1.0),
+            *writing.patches(),
+        ]
         for change in changes:
             stack.enter_context(change)
         run = setup.build_run(with_fields(config_of(**SAVED), told))

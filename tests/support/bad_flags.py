@@ -28,7 +28,7 @@ DATA = ["--mock-data", "--vocab-size", "61"]
 POOL = [
     Bad("flag", ["--hiden-dropout", "3"], "unknown flag --hiden-dropout - did you mean --hidden-dropout?"),
     Bad("flag", ["--learning-rat", "3"], "unknown flag --learning-rat"),
-    Bad("heads", ["--num-attention-heads", "7"], "hidden-size (60) must divide by num-attention-heads (7)"),
+    Bad("heads", ["--num-attention-heads", "7"], "hidden-size (60) must be divisible by num-attention-heads (7)"),
     Bad("heads", ["--num-attention-heads", "many"], "--num-attention-heads: invalid literal"),
     Bad("tp", ["--tensor-model-parallel-size", "0"], "tensor-model-parallel-size (0) must be at least 1"),
     Bad("lr", ["--lr", "-1"], "lr (-1.0) must be at least 0"),
@@ -59,12 +59,12 @@ POOL = [
     Bad("value", ["--adam-eps", "1", "2"], "--adam-eps takes one value: unrecognized arguments: 2"),
     Bad("value", ["--no-adam-beta2"], "--no-adam-beta2 is no flag"),
     Bad("eval", ["--eval-iters", "0"], "eval-iters (0) must be at least 1"),
-    Bad("batch", ["--global-batch-size", "3", "--micro-batch-size", "2"], "global-batch-size (3) must divide by"),
+    Bad("batch", ["--global-batch-size", "3", "--micro-batch-size", "2"], "global-batch-size (3) must be divisible by"),
     Bad("data", ["--data-path", "no/corpus"], "the data comes from data-path and mock-data"),
     Bad("data", ["--data-path", "no/corpus"], "index no/corpus.idx cannot be read"),
     Bad("data", ["--valid-data-path", "no/held"], "token file no/held.bin cannot be read"),
     Bad("replicas", ["--check-replicas-every", "-2"], "check-replicas-every (-2) must be at least 0"),
-]  # fmt: skip
+]
 
 
 def bad_sets(count: int, seed: int) -> list[list[Bad]]:

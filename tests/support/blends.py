@@ -15,8 +15,10 @@ def furthest_behind(weights: list[float], limits: list[int], count: int) -> list
     of two, so that no rounding decides."""
     given, found = [0] * len(weights), []
     for number in range(count):
-        behind = [weight * max(number, 1) - taken if taken < limit else -math.inf
-                  for weight, taken, limit in zip(weights, given, limits, strict=True)]  # fmt: skip
+        behind = [
+            weight * max(number, 1) - taken if taken < limit else -math.inf
+            for weight, taken, limit in zip(weights, given, limits, strict=True)
+        ]
         part = behind.index(max(behind))
         found.append((part, given[part]))
         given[part] += 1

@@ -134,8 +134,9 @@ def _failure(block: Block, command: list[str], script: str, folder: Path, timeou
     }
     environment.pop("MEGASCRATCH_FAULT", None)
     # input is a pipe, so that no command can wait for a person
-    done = subprocess.run(command, input=script, capture_output=True, text=True, cwd=folder, env=environment,
-                          timeout=timeout)  # fmt: skip
+    done = subprocess.run(
+        command, input=script, capture_output=True, text=True, cwd=folder, env=environment, timeout=timeout
+    )
     printed = done.stdout + done.stderr
     if done.returncode != block.exit_code:
         return f"{block.place}: exit code {done.returncode}, not {block.exit_code}\n{script}\n{printed[-3000:]}"

@@ -85,10 +85,24 @@ def _first_line(content: bytes) -> Any:
 
 def _corpus(folder: Path) -> Path:
     prefix = write(folder / "c", [[1, 2, 3], [4, 5]])
-    made_with = {"kind": "ByteTokenizer", "fingerprint": ByteTokenizer().fingerprint, "model": None, "vocab_size": 257,
-                 "eod": 256}  # fmt: skip
-    manifest = {"tokenizer": made_with, "documents": 2, "sequences": 2, "tokens": 5, "bin_bytes": 10, "min_token": 1,
-                "max_token": 5, "plan": "x", "keys": ["text"]}  # fmt: skip
+    made_with = {
+        "kind": "ByteTokenizer",
+        "fingerprint": ByteTokenizer().fingerprint,
+        "model": None,
+        "vocab_size": 257,
+        "eod": 256,
+    }
+    manifest = {
+        "tokenizer": made_with,
+        "documents": 2,
+        "sequences": 2,
+        "tokens": 5,
+        "bin_bytes": 10,
+        "min_token": 1,
+        "max_token": 5,
+        "plan": "x",
+        "keys": ["text"],
+    }
     path = Path(f"{prefix}.json")
     path.write_text(json.dumps(manifest))
     return path
@@ -121,10 +135,21 @@ def _now() -> Config:
 def _checkpoint(folder: Path) -> Path:
     held = [ShardedTensor("param.w", (4,), Box((0,), (4,)), torch.zeros(4), 0)]
     files = {"c": {".bin": {"bytes": 10, "sha256": "00"}}}
-    train = TrainState(step=3, consumed_samples=24, loss_scale={"scale": 1.0}, optimizer={"adam_steps": 3},
-                       recent_losses=[1.5], skipped_samples=[[1, 2]])  # fmt: skip
-    state = {"config": asdict(_now()), "train_state": train.to_dict(), "data_files": files,
-             "tokenizer_fingerprint": "00", "valid_loss": 1.5}  # fmt: skip
+    train = TrainState(
+        step=3,
+        consumed_samples=24,
+        loss_scale={"scale": 1.0},
+        optimizer={"adam_steps": 3},
+        recent_losses=[1.5],
+        skipped_samples=[[1, 2]],
+    )
+    state = {
+        "config": asdict(_now()),
+        "train_state": train.to_dict(),
+        "data_files": files,
+        "tokenizer_fingerprint": "00",
+        "valid_loss": 1.5,
+    }
     step = checkpoint.save(folder, 3, held, state, Axis.alone("world"))
     return Path(step) / checkpoint.folders.FILE
 
@@ -135,8 +160,11 @@ def _read_checkpoint(path: Path) -> None:
     state = checkpoint.read_manifest(path.parent).state
     train = TrainState.from_dict(state.get("train_state", {}))
     assert isinstance(train.consumed_samples, int) and isinstance(train.step, int)
-    before = Side({name: value for section in state.get("config", {}).values() for name, value in section.items()},
-                  state.get("data_files", {}), state.get("tokenizer_fingerprint"))  # fmt: skip
+    before = Side(
+        {name: value for section in state.get("config", {}).values() for name, value in section.items()},
+        state.get("data_files", {}),
+        state.get("tokenizer_fingerprint"),
+    )
     for sentences in compare_configs(before, Side(flat(_now()), {"c": {".bin": {"bytes": 9, "sha256": "1"}}}, "1"), 24):
         assert all(len(sentence) < 5000 for sentence in sentences)
     config_from_dict(state.get("config", {}))
@@ -226,31 +254,52 @@ EDITABLE = [
     Editable("tokenizer_config.json", _roles, lambda path: _use(None)(path.parent)),
     Editable("vocab.json", _gpt2, _use("GPT2BPETokenizer")),
     Editable("merges.txt", _merges, lambda path: _use("GPT2BPETokenizer")(path.parent / "vocab.json"), record=None),
-    Editable("characters", _file("t.json", {"tokenizer": "CharTokenizer", "eod": True, "characters": CHARACTERS}),
-             _use("CharTokenizer")),
+    Editable(
+        "characters",
+        _file("t.json", {"tokenizer": "CharTokenizer", "eod": True, "characters": CHARACTERS}),
+        _use("CharTokenizer"),
+    ),
     Editable("ranks", _file("t.tiktoken", write_ranks(trained("gpt2"))), lambda path: read_ranks(path), record=None),
-    Editable("metrics.jsonl", _file("metrics.jsonl", _lines(json.dumps(ROW).encode())), _resume_report, _lines,
-             _first_line),
+    Editable(
+        "metrics.jsonl", _file("metrics.jsonl", _lines(json.dumps(ROW).encode())), _resume_report, _lines, _first_line
+    ),
     Editable("summary.json", _file("summary.json", SUMMARY), _resume_report),
-    Editable("skipped_samples.jsonl", _file("skipped_samples.jsonl", _lines(
-        b'{"first": 3, "stop": 5, "back_to": 1, "step": 4, "reason": "x"}')), lambda path: records(path.parent), _lines,
-        _first_line),
-    Editable("schedule", _file("s.csv", b"0F0,0F1,,0B0,,0B1\n,1F0,1B0,1F1,1B1\n"), lambda path: read_table(str(path)),
-             record=None),
-    Editable("times", _file("t.csv", b"stage,F,B,W\n0,1,2,1\n1,1,2,1\n"), lambda path: read_times(str(path)),
-             record=None),
-    Editable("prompts.jsonl", _file("p.jsonl", b'{"text": "once"}\n'), lambda path: list(_prompts(str(path))),
-             lambda content: content + b"\n"),
-    Editable("prompts.txt", _file("p.txt", b"once upon\na time\n"), lambda path: list(_prompts(str(path))),
-             record=None),
+    Editable(
+        "skipped_samples.jsonl",
+        _file("skipped_samples.jsonl", _lines(b'{"first": 3, "stop": 5, "back_to": 1, "step": 4, "reason": "x"}')),
+        lambda path: records(path.parent),
+        _lines,
+        _first_line,
+    ),
+    Editable(
+        "schedule",
+        _file("s.csv", b"0F0,0F1,,0B0,,0B1\n,1F0,1B0,1F1,1B1\n"),
+        lambda path: read_table(str(path)),
+        record=None,
+    ),
+    Editable(
+        "times", _file("t.csv", b"stage,F,B,W\n0,1,2,1\n1,1,2,1\n"), lambda path: read_times(str(path)), record=None
+    ),
+    Editable(
+        "prompts.jsonl",
+        _file("p.jsonl", b'{"text": "once"}\n'),
+        lambda path: list(_prompts(str(path))),
+        lambda content: content + b"\n",
+    ),
+    Editable(
+        "prompts.txt", _file("p.txt", b"once upon\na time\n"), lambda path: list(_prompts(str(path))), record=None
+    ),
     Editable("summary to merge into", _file("s.json", SUMMARY), lambda path: _read_summary(str(path))),
     Editable("holder of a folder", _file("holder.json", HOLDER), _holder),
     Editable("plan of a preprocessing", _file("plan.json", {"x": 1}), lambda path: _stored(path.parent)),
-    Editable("state of a merge", _file("merged.json", {"shards": 1, "bin_bytes": [3], "bad_bytes": 0}),
-             lambda path: read_state(path.parent, 1)),
+    Editable(
+        "state of a merge",
+        _file("merged.json", {"shards": 1, "bin_bytes": [3], "bad_bytes": 0}),
+        lambda path: read_state(path.parent, 1),
+    ),
     Editable("counts of a shard", _file("00000003.json", SHARD), lambda path: read_summary(path.parent, 3)),
     Editable("key of a cache", lambda folder: _cached(folder), lambda path: _cached(path.parent.parent)),
-]  # fmt: skip
+]
 
 
 def _cached(folder: Path) -> Path:

@@ -180,8 +180,15 @@ def index(sequences: int, entries: int, content: bytes = b"") -> Callable[[Path]
 
 def hugging_face(**changes: Any) -> Callable[[Path], Path]:
     """A small tokenizer.json with something else in it."""
-    record = {"version": "1.0", "added_tokens": [], "normalizer": None, "pre_tokenizer": None, "post_processor": None,
-              "decoder": None, "model": {"type": "WordLevel", "vocab": {"a": 0, "b": 1}, "unk_token": "a"}}  # fmt: skip
+    record = {
+        "version": "1.0",
+        "added_tokens": [],
+        "normalizer": None,
+        "pre_tokenizer": None,
+        "post_processor": None,
+        "decoder": None,
+        "model": {"type": "WordLevel", "vocab": {"a": 0, "b": 1}, "unk_token": "a"},
+    }
     return file("tokenizer.json", json.dumps(record | changes))
 
 
@@ -236,27 +243,57 @@ HOSTILE = [
     Hostile("tokenizer: a pickle for JSON", file("t.json", BOMB), read_tokenizer),
     Hostile("tokenizer: deep JSON", file("t.json", "[" * 1_000_000), read_tokenizer),
     Hostile("tokenizer: deep JSON of characters", file("t.json", "[" * 1_000_000), read_kind("CharTokenizer")),
-    Hostile("tokenizer: a giant id", hugging_face(model={"type": "WordLevel", "vocab": {"a": 2_000_000_000},
-                                                         "unk_token": "a"}), read_tokenizer),
-    Hostile("tokenizer: a giant added id", hugging_face(added_tokens=[{"id": 2_000_000_000, "content": "x"}]),
-            read_tokenizer),
+    Hostile(
+        "tokenizer: a giant id",
+        hugging_face(model={"type": "WordLevel", "vocab": {"a": 2_000_000_000}, "unk_token": "a"}),
+        read_tokenizer,
+    ),
+    Hostile(
+        "tokenizer: a giant added id",
+        hugging_face(added_tokens=[{"id": 2_000_000_000, "content": "x"}]),
+        read_tokenizer,
+    ),
     Hostile("tokenizer: a giant rank", giant_ids, read_kind("TikTokenizer")),
-    Hostile("tokenizer: a damaged character map",
-            hugging_face(normalizer={"type": "Precompiled", "precompiled_charsmap": "/////w=="}), read_tokenizer),
-    Hostile("tokenizer: a character map that leads out of itself", hugging_face(normalizer={"type": "Sequence",
-            "normalizers": [{"type": "Precompiled", "precompiled_charsmap": "BAAAAP////8="}]}), read_tokenizer),
-    Hostile("tokenizer: a model whose map leads out of itself", file("t.model", bytes([26, 10, 18, 8]) +
-            base64.b64decode("BAAAAP////8=")), read_tokenizer),
+    Hostile(
+        "tokenizer: a damaged character map",
+        hugging_face(normalizer={"type": "Precompiled", "precompiled_charsmap": "/////w=="}),
+        read_tokenizer,
+    ),
+    Hostile(
+        "tokenizer: a character map that leads out of itself",
+        hugging_face(
+            normalizer={
+                "type": "Sequence",
+                "normalizers": [{"type": "Precompiled", "precompiled_charsmap": "BAAAAP////8="}],
+            }
+        ),
+        read_tokenizer,
+    ),
+    Hostile(
+        "tokenizer: a model whose map leads out of itself",
+        file("t.model", bytes([26, 10, 18, 8]) + base64.b64decode("BAAAAP////8=")),
+        read_tokenizer,
+    ),
     Hostile("tokenizer: a folder whose file is a link out", link("tokenizer.json"), read_tokenizer),
     Hostile("tokenizer: a folder whose model is a link out", link("tokenizer.model"), read_tokenizer),
-    Hostile("tokenizer: its config is a link out", lambda folder: (hugging_face()(folder), link(
-        "tokenizer_config.json")(folder))[0], read_tokenizer),
-    Hostile("tokenizer: its merges are a link out", lambda folder: (file("vocab.json", json.dumps(
-        {chr(n): n for n in range(3)}))(folder), link("merges.txt")(folder))[0], read_kind("GPT2BPETokenizer")),
+    Hostile(
+        "tokenizer: its config is a link out",
+        lambda folder: (hugging_face()(folder), link("tokenizer_config.json")(folder))[0],
+        read_tokenizer,
+    ),
+    Hostile(
+        "tokenizer: its merges are a link out",
+        lambda folder: (
+            file("vocab.json", json.dumps({chr(n): n for n in range(3)}))(folder),
+            link("merges.txt")(folder),
+        )[0],
+        read_kind("GPT2BPETokenizer"),
+    ),
     Hostile("tokenizer: a device", lambda folder: Path("/dev/zero"), read_kind("CharTokenizer")),
     Hostile("config: a call", file("c.yaml", 'lr: !!python/object/apply:os.system ["touch pwned"]'), read_config),
-    Hostile("config: a call as a key", file("c.yaml", '? !!python/object/apply:os.system ["touch pwned"]\n: 1'),
-            read_config),
+    Hostile(
+        "config: a call as a key", file("c.yaml", '? !!python/object/apply:os.system ["touch pwned"]\n: 1'), read_config
+    ),
     Hostile("config: an object", file("c.yaml", "!!python/object/new:os.system [touch pwned]"), read_config),
     Hostile("config: a billion laughs", file("c.yaml", laughs(12)), read_config),
     Hostile("config: deep", file("c.yaml", "lr: " + "[" * 100_000), read_config),
@@ -266,11 +303,14 @@ HOSTILE = [
     Hostile("schedule: a pickle", file("s.csv", BOMB), read_schedule),
     Hostile("schedule: a giant micro-batch", file("s.csv", "0F9999999999,0B9999999999"), read_schedule),
     Hostile("schedule: a giant stage", file("s.csv", "9999999999F0,9999999999B0"), read_schedule),
-    Hostile("skipped samples: deep JSON", lambda folder: file("skipped_samples.jsonl", "[" * 10**6 + "\n")(
-        folder).parent, records),
+    Hostile(
+        "skipped samples: deep JSON",
+        lambda folder: file("skipped_samples.jsonl", "[" * 10**6 + "\n")(folder).parent,
+        records,
+    ),
     Hostile("cache: names that leave it", cached('{"arrays": ["../../secret", "x"]}'), read_cache),
     Hostile("cache: a pickle in an array", cached('{"arrays": ["x"]}', object_array()), read_cache),
-]  # fmt: skip
+]
 
 HARMLESS = {"cache: names that leave it", "cache: a pickle in an array"}
 """Read all the same: what is hostile is thrown away and built again."""

@@ -23,15 +23,44 @@ from megascratch.verification.run_layout import (
 )
 from tests.support.rank_pool import on_ranks
 
-__all__ = ["RunRecord", "assemble", "config_of", "difference", "gather", "serial", "synthetic_batch", "trace", "train_on_rank"]
+__all__ = [
+    "RunRecord",
+    "assemble",
+    "config_of",
+    "difference",
+    "gather",
+    "serial",
+    "synthetic_batch",
+    "trace",
+    "train_on_rank",
+]
 
 STEPS = 5
-BASE = with_fields(Config(), {
-    "num_layers": 4, "hidden_size": 32, "num_attention_heads": 4, "vocab_size": 61, "make_vocab_size_divisible_by": 8,
-    "hidden_dropout": 0.0, "attention_dropout": 0.0, "seq_length": 16, "micro_batch_size": 1, "global_batch_size": 8,
-    "lr": 1e-2, "lr_decay_style": "constant", "clip_grad": 0.5, "weight_decay": 0.1, "fp64": True, "mock_data": True,
-    "train_iters": STEPS, "init_method_std": 0.1, "ddp_bucket_size": 3000, "seed": 7,
-})  # fmt: skip
+BASE = with_fields(
+    Config(),
+    {
+        "num_layers": 4,
+        "hidden_size": 32,
+        "num_attention_heads": 4,
+        "vocab_size": 61,
+        "make_vocab_size_divisible_by": 8,
+        "hidden_dropout": 0.0,
+        "attention_dropout": 0.0,
+        "seq_length": 16,
+        "micro_batch_size": 1,
+        "global_batch_size": 8,
+        "lr": 1e-2,
+        "lr_decay_style": "constant",
+        "clip_grad": 0.5,
+        "weight_decay": 0.1,
+        "fp64": True,
+        "mock_data": True,
+        "train_iters": STEPS,
+        "init_method_std": 0.1,
+        "ddp_bucket_size": 3000,
+        "seed": 7,
+    },
+)
 
 
 def config_of(**settings: Any) -> Config:

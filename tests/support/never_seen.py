@@ -5,9 +5,18 @@ from tests.support.layout_runs import config_of
 from tests.support.rank_pool import on_ranks
 from tests.support.whole_runs import Case, Step, run_and_plan
 
-EVERY = {"global_batch_size": 4, "num_layers": 2, "hidden_dropout": 0.1, "attention_dropout": 0.1, "device": "cpu",
-         "eval_iters": 1, "lr_decay_style": "cosine", "lr_decay_iters": 9, "lr_warmup_iters": 2,
-         "min_lr": 1e-3}  # fmt: skip
+EVERY = {
+    "global_batch_size": 4,
+    "num_layers": 2,
+    "hidden_dropout": 0.1,
+    "attention_dropout": 0.1,
+    "device": "cpu",
+    "eval_iters": 1,
+    "lr_decay_style": "cosine",
+    "lr_decay_iters": 9,
+    "lr_warmup_iters": 2,
+    "min_lr": 1e-3,
+}
 SPIKY = {"check_for_spiky_loss": True, "spiky_loss_window": 2}
 FP16 = {"fp64": False, "fp16": True, "initial_loss_scale": 1024.0, "hysteresis": 1, "loss_scale_window": 3}
 SKIP = {"on_bad_step": "skip"}
@@ -27,22 +36,26 @@ CASES: dict[str, Case] = {
     "a step without numbers is skipped": Case(SKIP | SPIKY, equal_steps(1, 2, 4, 5, 6), {3: "nan"}),
     "two spikes in a row are skipped": Case(SKIP | SPIKY, equal_steps(1, 2, 3, 6, 7), {4: "spike", 5: "spike"}),
     "a spike is skipped in fp16": Case(SKIP | SPIKY | FP16, equal_steps(1, 2, 4, 5), {3: "spike"}),
-    "a step overflows": Case(
-        FP16, scaled(equal_steps(1, 2, 4, 5, 6), 4, LossScale(512.0, 0, 0)), {3: "nan"}),
+    "a step overflows": Case(FP16, scaled(equal_steps(1, 2, 4, 5, 6), 4, LossScale(512.0, 0, 0)), {3: "nan"}),
     "back over good steps": Case(
-        BACK | SPIKY | {"spiky_loss_window": 9}, equal_steps(1, 2, 3, 4, 5), {4: "nan"}, unread=range(8, 16)),
+        BACK | SPIKY | {"spiky_loss_window": 9}, equal_steps(1, 2, 3, 4, 5), {4: "nan"}, unread=range(8, 16)
+    ),
     "back over a spike, with the loss scale of then": Case(
-        BACK | SPIKY | FP16, equal_steps(1, 2, 3, 4, 5), {4: "spike"}, unread=range(8, 16)),
+        BACK | SPIKY | FP16, equal_steps(1, 2, 3, 4, 5), {4: "spike"}, unread=range(8, 16)
+    ),
     "back while the checkpoint is still being written": Case(
-        BACK | {"save_interval": 1}, equal_steps(1, 2, 3, 4), {3: "nan"}, unread=range(8, 12), held_up=2),
+        BACK | {"save_interval": 1}, equal_steps(1, 2, 3, 4), {3: "nan"}, unread=range(8, 12), held_up=2
+    ),
     "a batch that grows": Case(
         {"global_batch_size": 6, "rampup_batch_size": [2, 2, 12]},
-        [Step(1, 0, 2), Step(2, 2, 2), Step(3, 4, 2), Step(4, 6, 4), Step(5, 10, 4), Step(6, 14, 6), Step(7, 20, 6)]),
+        [Step(1, 0, 2), Step(2, 2, 2), Step(3, 4, 2), Step(4, 6, 4), Step(5, 10, 4), Step(6, 14, 6), Step(7, 20, 6)],
+    ),
     "a batch that grows in a run that is resumed": Case(
         {"global_batch_size": 6, "rampup_batch_size": [2, 2, 12]},
         [Step(1, 0, 2), Step(2, 2, 2), Step(3, 4, 2), Step(4, 6, 4), Step(5, 10, 4), Step(6, 14, 6), Step(7, 20, 6)],
-        parts=(2, 4)),
-}  # fmt: skip
+        parts=(2, 4),
+    ),
+}
 LAYOUTS = {
     "one": {},
     "zero1": {"data_parallel_size": 2, "use_distributed_optimizer": True},

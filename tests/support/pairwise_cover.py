@@ -28,10 +28,22 @@ Choice = dict[str, str]  # factor -> the name of its value
 Meeting = tuple[tuple[str, str], ...]  # values of several factors in one config
 
 GPT: dict[str, Any] = {}
-LLAMA = {"position_embedding_type": "rope", "normalization": "RMSNorm", "swiglu": True, "ffn_hidden_size": 48,
-         "num_query_groups": 2, "add_bias_linear": False}  # fmt: skip
-PARTLY_ROTARY = {"position_embedding_type": "rope", "rotary_percent": 0.5, "squared_relu": True, "add_qkv_bias": True,
-                 "add_bias_linear": False, "num_query_groups": 1}  # fmt: skip
+LLAMA = {
+    "position_embedding_type": "rope",
+    "normalization": "RMSNorm",
+    "swiglu": True,
+    "ffn_hidden_size": 48,
+    "num_query_groups": 2,
+    "add_bias_linear": False,
+}
+PARTLY_ROTARY = {
+    "position_embedding_type": "rope",
+    "rotary_percent": 0.5,
+    "squared_relu": True,
+    "add_qkv_bias": True,
+    "add_bias_linear": False,
+    "num_query_groups": 1,
+}
 DOCUMENTS = {"reset_position_ids": True, "reset_attention_mask": True, "eod_mask_loss": True}
 
 MOST_RANKS = 8
@@ -40,25 +52,34 @@ SCHEDULES = ("gpipe", "1f1b", "zb_h1", "zb_h2", "zb_v", "dualpipe_v")
 
 FACTORS: dict[str, dict[str, Any]] = {
     **{axis: {str(size): {name: size} for size in (1, 2, 4)} for axis, name in SIZES.items()},
-    "schedule": {**{name: {"pipeline_schedule": name} for name in SCHEDULES},
-                 "interleaved": {"pipeline_schedule": "interleaved", "num_virtual_stages_per_pipeline_rank": 2},
-                 "csv": {"pipeline_schedule": "csv"}},
+    "schedule": {
+        **{name: {"pipeline_schedule": name} for name in SCHEDULES},
+        "interleaved": {"pipeline_schedule": "interleaved", "num_virtual_stages_per_pipeline_rank": 2},
+        "csv": {"pipeline_schedule": "csv"},
+    },
     "cut": {"even": {}, "uneven": {}, "explicit": {}},  # numbers follow from stages and schedule
     "sp": {"off": {}, "on": {"sequence_parallel": True}},
     "tied": {"yes": {}, "no": {"untie_embeddings_and_output_weights": True}},
     "data": {"ddp": {}, "zero1": {"use_distributed_optimizer": True}},
     "buckets": {"one": {"ddp_bucket_size": 10**6}, "many": {"ddp_bucket_size": 700}},
-    "overlap": {"on": {}, "off": {"overlap_grad_reduce": False, "overlap_param_gather": False},
-                "of gradients": {"overlap_param_gather": False}, "of weights": {"overlap_grad_reduce": False}},
+    "overlap": {
+        "on": {},
+        "off": {"overlap_grad_reduce": False, "overlap_param_gather": False},
+        "of gradients": {"overlap_param_gather": False},
+        "of weights": {"overlap_grad_reduce": False},
+    },
     "offload": {"off": {}, "on": {"optimizer_cpu_offload": True}},
     "vocab": {"64": {"vocab_size": 64}, "61": {"vocab_size": 61}, "33": {"vocab_size": 33}},
     "micro": {"1": {}, "2": {"micro_batch_size": 2}},
     "model": {"gpt": GPT, "llama": LLAMA, "sqrelu": PARTLY_ROTARY},
     "dropout": {"off": {}, "on": {"hidden_dropout": 0.1, "attention_dropout": 0.2}},
     "documents": {"off": {}, "on": DOCUMENTS},
-    "recompute": {"none": {}, "selective": {"recompute_granularity": "selective"},
-                  "full": {"recompute_granularity": "full", "recompute_num_layers": 2}},
-}  # fmt: skip
+    "recompute": {
+        "none": {},
+        "selective": {"recompute_granularity": "selective"},
+        "full": {"recompute_granularity": "full", "recompute_num_layers": 2},
+    },
+}
 DECIDE_LEGALITY = (*SIZES, "schedule", "cut", "micro")
 
 UNEVEN = {(2, 1): (3, 2), (4, 1): (5, 2), (2, 2): (6, 4), (4, 2): (8, 2)}  # stages, chunks -> layers, on the first

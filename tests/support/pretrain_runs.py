@@ -9,11 +9,26 @@ from megascratch.commands import main
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {
-    "num-layers": 2, "hidden-size": 32, "num-attention-heads": 4, "vocab-size": 61, "make-vocab-size-divisible-by": 8,
-    "seq-length": 16, "global-batch-size": 4, "hidden-dropout": 0.1, "attention-dropout": 0.1, "lr": 0.01,
-    "lr-warmup-iters": 3, "lr-decay-iters": 8, "lr-decay-style": "cosine", "weight-decay": 0.1, "clip-grad": 0.5,
-    "train-iters": 6, "eval-interval": 0, "log-interval": 1, "device": "cpu",
-}  # fmt: skip
+    "num-layers": 2,
+    "hidden-size": 32,
+    "num-attention-heads": 4,
+    "vocab-size": 61,
+    "make-vocab-size-divisible-by": 8,
+    "seq-length": 16,
+    "global-batch-size": 4,
+    "hidden-dropout": 0.1,
+    "attention-dropout": 0.1,
+    "lr": 0.01,
+    "lr-warmup-iters": 3,
+    "lr-decay-iters": 8,
+    "lr-decay-style": "cosine",
+    "weight-decay": 0.1,
+    "clip-grad": 0.5,
+    "train-iters": 6,
+    "eval-interval": 0,
+    "log-interval": 1,
+    "device": "cpu",
+}
 
 
 def flags(folder: Path, **settings) -> list[str]:

@@ -1,7 +1,5 @@
 """English prose that passes every quality rule."""
 
-
-
 PROSE = """The river that runs behind the old mill was never still. In spring it carried branches and ice down to
 the lake, and the children of the village stood on the bridge to count them.
 

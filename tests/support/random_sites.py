@@ -7,8 +7,14 @@ from tests.support.layout_runs import config_of
 from tests.support.whole_runs import Case, Step, happened
 
 LAYERS, BATCH, STEPS, SEEDS = 5, 4, 3, (1, 2, 3)
-SETTINGS = {"num_layers": LAYERS, "global_batch_size": BATCH, "hidden_dropout": 0.1, "attention_dropout": 0.1,
-            "device": "cpu", "eval_iters": 1}  # fmt: skip
+SETTINGS = {
+    "num_layers": LAYERS,
+    "global_batch_size": BATCH,
+    "hidden_dropout": 0.1,
+    "attention_dropout": 0.1,
+    "device": "cpu",
+    "eval_iters": 1,
+}
 SITES = 1 + 3 * LAYERS  # the embedding; in each layer attention and two places on the residual stream
 
 

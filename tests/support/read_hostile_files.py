@@ -15,8 +15,17 @@ from megascratch.config.errors import UserError
 from tests.support.hostile_files import HOSTILE, Hostile, cached, file, hugging_face, index, step
 
 ROOM = 600 << 20  # bytes of address space beside what is there
-FORBIDDEN = ("pickle.find_class", "os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen",
-             "ctypes.dlopen", "socket.connect", "exec")  # fmt: skip
+FORBIDDEN = (
+    "pickle.find_class",
+    "os.system",
+    "os.exec",
+    "os.posix_spawn",
+    "os.fork",
+    "subprocess.Popen",
+    "ctypes.dlopen",
+    "socket.connect",
+    "exec",
+)
 
 
 class Hook:
@@ -42,10 +51,14 @@ def warm_up(folder: Path) -> None:
     """Sound files first, so that every library is loaded."""
     folder.mkdir()
     sound = {
-        "checkpoint": step(lambda path: None), "corpus": index(1, 2, b"\3\0\0\0" + b"\0" * 16 + b"\1" + b"\0" * 7),
-        "tokenizer": hugging_face(), "config": file("c.yaml", "lr: 1"), "cache": cached('{"arrays": ["x"]}'),
-        "schedule": file("s.csv", "0F0,0B0"), "skipped samples": lambda here: here,
-    }  # fmt: skip
+        "checkpoint": step(lambda path: None),
+        "corpus": index(1, 2, b"\3\0\0\0" + b"\0" * 16 + b"\1" + b"\0" * 7),
+        "tokenizer": hugging_face(),
+        "config": file("c.yaml", "lr: 1"),
+        "cache": cached('{"arrays": ["x"]}'),
+        "schedule": file("s.csv", "0F0,0B0"),
+        "skipped samples": lambda here: here,
+    }
     for hostile in HOSTILE:
         place = folder / str(len(list(folder.iterdir())))
         place.mkdir()
@@ -73,8 +86,13 @@ def outcome(hostile: Hostile, folder: Path, hook: Hook) -> dict:
         told = f"{type(error).__name__}: {error}"
     finally:
         hook.folder = None
-    return {"name": hostile.name, "told": told[:300], "events": hook.events, "grown": peak() - before,
-            "seconds": time.monotonic() - begin}  # fmt: skip
+    return {
+        "name": hostile.name,
+        "told": told[:300],
+        "events": hook.events,
+        "grown": peak() - before,
+        "seconds": time.monotonic() - begin,
+    }
 
 
 def main(folder: Path) -> None:

@@ -1,7 +1,5 @@
 """Flags of a small model, and a program that tells whether torch was imported."""
 
-
-
 MODEL = [
     "--num-layers",
     "2",

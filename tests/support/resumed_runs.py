@@ -19,17 +19,33 @@ DIFFERENCES = {
     "a setting": (["--adam-eps", "1e-7"], "", None, ("setting adam_eps", "1e-08", "1e-07")),
     "a package's version": ([], OTHER_VERSION, None, ("version torch", "0.1")),
     "a file": ([], "", "other", ("file corpus.bin", "file corpus.idx")),
-    "a file that is missing": ([], "", "empty", ("node-b (rank 1): token file corpus.bin cannot be read",
-                                                 "node-b (rank 1): index corpus.idx cannot be read")),
-}  # fmt: skip
+    "a file that is missing": (
+        [],
+        "",
+        "empty",
+        ("node-b (rank 1): token file corpus.bin cannot be read", "node-b (rank 1): index corpus.idx cannot be read"),
+    ),
+}
 
 
 def launch(folder: Path, port: int, rank: int, words: list[str], change: str) -> subprocess.Popen:
-    where = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
-             "MASTER_PORT": str(port), "PYTHONPATH": str(ROOT)}  # fmt: skip
+    where = {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "PYTHONPATH": str(ROOT),
+    }
     code = f"{change}{RUN}sys.exit(main(sys.argv[1:]))"
-    return subprocess.Popen([sys.executable, "-c", code, *words], cwd=folder, env=ENVIRONMENT | where, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *words],
+        cwd=folder,
+        env=ENVIRONMENT | where,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
 
 
 def started_together(tmp_path: Path, difference: str) -> list[tuple[int, str, float]]:
@@ -43,7 +59,9 @@ def started_together(tmp_path: Path, difference: str) -> list[tuple[int, str, fl
         port = free.getsockname()[1]
     words = flags(tmp_path / "out", data_path="corpus", split="1,0,0")
     begin = time.monotonic()
-    ranks = [launch(tmp_path / "same", port, 0, words, ""),
-             launch(tmp_path / (place or "same"), port, 1, [*words, *extra], change + OTHER_HOST)]  # fmt: skip
+    ranks = [
+        launch(tmp_path / "same", port, 0, words, ""),
+        launch(tmp_path / (place or "same"), port, 1, [*words, *extra], change + OTHER_HOST),
+    ]
     said = [rank.communicate(timeout=600)[1] for rank in ranks]
     return [(rank.returncode, text, time.monotonic() - begin) for rank, text in zip(ranks, said, strict=True)]

@@ -1,4 +1,5 @@
 """Small models, alone or trained for a step on a layout and saved: what generation and evaluation are tested on."""
+
 from dataclasses import asdict, replace
 
 import torch
@@ -55,7 +56,6 @@ def save_model(folder, tp: int = 1, pp: int = 1, dp: int = 1, settings=(), state
     trainer = Trainer(config, mesh)
     saved = {"config": asdict(config), "tokenizer_fingerprint": ByteTokenizer().fingerprint, **dict(state)}
     return checkpoint.save(folder, 3, trainer.held(), saved, mesh.world)
-
 
 
 def full_logits(config, model, ids, eod=None):

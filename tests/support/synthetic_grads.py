@@ -45,8 +45,11 @@ def shards_of(stage: int, stages: int, tied: bool = True) -> dict[str, Shard]:
     per_stage = len(LAYERS) // stages
     layers = LAYERS[stage * per_stage : (stage + 1) * per_stage]
     own = None if not tied else "embedding"
-    return {name: replace(shard, tied=own) if shard is VOCABULARY else shard
-            for layer in layers for name, shard in layer.items()}  # fmt: skip
+    return {
+        name: replace(shard, tied=own) if shard is VOCABULARY else shard
+        for layer in layers
+        for name, shard in layer.items()
+    }
 
 
 def draw(shape: tuple[int, ...], *key: object) -> Tensor:
@@ -106,8 +109,14 @@ class Stage(nn.Module):
                 weight.grad_sink.dense(weight, grad.to(weight.dtype))
 
 
-def build(flavour: str, layout: dict[str, int], bucket: int = 100, dtype: torch.dtype = torch.float64,
-          tied: bool = True, overlap: bool = True) -> tuple[DataParallel, Stage, dict[str, Shard]]:  # fmt: skip
+def build(
+    flavour: str,
+    layout: dict[str, int],
+    bucket: int = 100,
+    dtype: torch.dtype = torch.float64,
+    tied: bool = True,
+    overlap: bool = True,
+) -> tuple[DataParallel, Stage, dict[str, Shard]]:
     mesh = mesh_of(**layout)
     shards = shards_of(mesh.pp.rank, mesh.pp.size, tied)
     stage = Stage(shards, mesh, dtype)
@@ -138,8 +147,13 @@ def serial(steps: range, tied: bool = True) -> tuple[dict[str, Tensor], list[flo
     """The whole state by checkpoint name, and the norms, of one process with torch's own optimizer."""
     shards = shards_of(0, 1, tied)
     weights = {name: draw(shard.shape, name) for name, shard in shards.items() if not (tied and name == "head")}
-    groups = [{"params": [w for name, w in weights.items() if shards[name].decays is decays],
-               "weight_decay": OPTIM.weight_decay if decays else 0.0} for decays in (True, False)]  # fmt: skip
+    groups = [
+        {
+            "params": [w for name, w in weights.items() if shards[name].decays is decays],
+            "weight_decay": OPTIM.weight_decay if decays else 0.0,
+        }
+        for decays in (True, False)
+    ]
     adamw = torch.optim.AdamW(groups, betas=(OPTIM.adam_beta1, OPTIM.adam_beta2), foreach=False)
     norms = []
     for step in steps:
@@ -160,6 +174,10 @@ def serial(steps: range, tied: bool = True) -> tuple[dict[str, Tensor], list[flo
 
 def worst(model: DataParallel, whole: dict[str, Tensor]) -> float:
     """The largest difference between what this rank holds and the whole, relative to each tensor's largest element."""
-    errors = [((held.tensor.double() - whole[name][held.box.slices]).abs().max() / whole[name].abs().max()).item()
-              for name, boxes in model.state().items() for held in boxes if name in whole]  # fmt: skip
+    errors = [
+        ((held.tensor.double() - whole[name][held.box.slices]).abs().max() / whole[name].abs().max()).item()
+        for name, boxes in model.state().items()
+        for held in boxes
+        if name in whole
+    ]
     return max(errors)

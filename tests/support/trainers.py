@@ -1,4 +1,5 @@
 """On a rank: a trainer of the config's layout, and some steps on the samples that its state says are next."""
+
 from typing import NamedTuple
 
 from megascratch.checkpoint import load, save
@@ -29,15 +30,17 @@ def train_steps(trainer: Trainer, state: TrainState, steps: int) -> list[StepRec
     training, dp, played = trainer.config.training, trainer.mesh.dp, []
     size, total = training.micro_batch_size, training.global_batch_size
     for _ in range(steps):
-        numbers = [sample_numbers(state.consumed_samples, m, size, dp.rank, dp.size)
-                   for m in range(total // (size * dp.size))]  # fmt: skip
+        numbers = [
+            sample_numbers(state.consumed_samples, m, size, dp.rank, dp.size) for m in range(total // (size * dp.size))
+        ]
         result = trainer.train_step(
             [synthetic_batch(trainer.config, n) for n in numbers], 1e-2 / (1 + state.step), state.step + 1
         )
         state.step, state.consumed_samples = state.step + 1, state.consumed_samples + total
-        played.append(StepRecord(trainer.global_loss(result.loss), result.grad_norm, [n for some in numbers for n in some]))
+        played.append(
+            StepRecord(trainer.global_loss(result.loss), result.grad_norm, [n for some in numbers for n in some])
+        )
     return played
-
 
 
 def train_and_save(config: Config, folder: str) -> tuple[list[tuple[float, float]], list]:

@@ -18,8 +18,17 @@ from tests.support.layout_runs import config_of
 from tests.support.rank_pool import on_ranks
 
 DOCUMENTS, SEQUENCE = 30, 16
-SETTINGS = {"num_layers": 2, "mock_data": False, "split": "5,5,0", "seq_length": SEQUENCE, "global_batch_size": 8,
-            "train_iters": 1, "eval_interval": 1, "eval_iters": 100, "device": "cpu"}  # fmt: skip
+SETTINGS = {
+    "num_layers": 2,
+    "mock_data": False,
+    "split": "5,5,0",
+    "seq_length": SEQUENCE,
+    "global_batch_size": 8,
+    "train_iters": 1,
+    "eval_interval": 1,
+    "eval_iters": 100,
+    "device": "cpu",
+}
 LAYOUTS = {
     "one": {},
     "dp2": {"data_parallel_size": 2, "micro_batch_size": 2},

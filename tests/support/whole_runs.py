@@ -77,10 +77,16 @@ class Told(NamedTuple):
 def differences(found: Told, expected: Told) -> list[str]:
     """The names of what is not the same: tensors, counts and samples to the last bit, what a log line tells to the
     rounding of a mean."""
-    wrong = [f"step {n}: {found.steps.get(n)} and not {told}" for n, told in expected.steps.items()
-             if n not in found.steps or not np.allclose(found.steps[n], told, rtol=1e-12, atol=0)]  # fmt: skip
-    wrong += [f"{name} is {found.numbers[name]} and not {value}" for name, value in expected.numbers.items()
-              if found.numbers[name] != value]  # fmt: skip
+    wrong = [
+        f"step {n}: {found.steps.get(n)} and not {told}"
+        for n, told in expected.steps.items()
+        if n not in found.steps or not np.allclose(found.steps[n], told, rtol=1e-12, atol=0)
+    ]
+    wrong += [
+        f"{name} is {found.numbers[name]} and not {value}"
+        for name, value in expected.numbers.items()
+        if found.numbers[name] != value
+    ]
     wrong += [name for name, tensor in expected.tensors.items() if not torch.equal(found.tensors[name], tensor)]
     if found.samples != expected.samples:
         wrong.append(f"samples {found.samples} and not {expected.samples}")
@@ -140,7 +146,12 @@ class Disturbance:
 
     def patches(self) -> list:
         norm, judge, wait, latest, write = (
-            DataParallel.norm, LossGuard.judge, AsyncSaver.wait, bad_steps.latest, async_saver.write_step)  # fmt: skip
+            DataParallel.norm,
+            LossGuard.judge,
+            AsyncSaver.wait,
+            bad_steps.latest,
+            async_saver.write_step,
+        )
 
         def sick_norm(data_parallel: DataParallel) -> torch.Tensor:
             self.taken += 1

@@ -130,9 +130,14 @@ def test_fingerprints_tell_what_decides_the_ids(pieces, tmp_path):
     again = tokenizers.load("CharTokenizer", tmp_path / "c.json")
     assert again.fingerprint == CharTokenizer("ab", eod=True).fingerprint
     different = [
-        pieces, ByteTokenizer(), NullTokenizer(10), NullTokenizer(11),
-        CharTokenizer("ab", eod=True), CharTokenizer("ab", eod=False), CharTokenizer("abc", eod=True),
-    ]  # fmt: skip
+        pieces,
+        ByteTokenizer(),
+        NullTokenizer(10),
+        NullTokenizer(11),
+        CharTokenizer("ab", eod=True),
+        CharTokenizer("ab", eod=False),
+        CharTokenizer("abc", eod=True),
+    ]
     assert len({tokenizer.fingerprint for tokenizer in different}) == len(different)
     assert all(len(tokenizer.fingerprint) == 64 for tokenizer in different)
 

@@ -32,8 +32,9 @@ def folder(tmp_path_factory):
     for kind in ("bpe", "unigram"):
         (path / f"{kind}.model").write_bytes(sentence_piece.train(CODE, 600, model_type=kind))
     (path / "code.txt").write_text(CODE[0])
-    (path / "two.jsonl").write_text("".join(json.dumps({"text": text, "lang": text[:2]}) + "\n"
-                                            for text in ("de Straße", "en street", "de Weg 1")))  # fmt: skip
+    (path / "two.jsonl").write_text(
+        "".join(json.dumps({"text": text, "lang": text[:2]}) + "\n" for text in ("de Straße", "en street", "de Weg 1"))
+    )
     return path
 
 
@@ -105,9 +106,15 @@ def test_a_converted_model_has_the_ids_for_special_words_and_u_2581_too(folder, 
     """In every reading of ours, and as Hugging Face's library reads the file."""
     foreign = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(CODE[0].splitlines()), model_writer=foreign, vocab_size=500, model_type="bpe",
-        normalization_rule_name="identity", remove_extra_whitespaces=False, byte_fallback=True, minloglevel=2,
-    )  # fmt: skip
+        sentence_iterator=iter(CODE[0].splitlines()),
+        model_writer=foreign,
+        vocab_size=500,
+        model_type="bpe",
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        byte_fallback=True,
+        minloglevel=2,
+    )
     path = folder / source
     if source == "foreign.model":
         path.write_bytes(foreign.getvalue())
@@ -159,8 +166,20 @@ def test_nothing_is_written_where_an_id_would_differ(folder, tmp_path):
 
 
 def test_byte_level_bpe_is_trained_where_a_vocabulary_size_is_given(folder, tmp_path, capsys):
-    words = ["train", "--input", str(folder / "code.txt"), "--output", str(tmp_path / "t.json"), "--vocab-size", "400",
-             "--split", "llama3", "--special-tokens", END, "<|pad|>"]  # fmt: skip
+    words = [
+        "train",
+        "--input",
+        str(folder / "code.txt"),
+        "--output",
+        str(tmp_path / "t.json"),
+        "--vocab-size",
+        "400",
+        "--split",
+        "llama3",
+        "--special-tokens",
+        END,
+        "<|pad|>",
+    ]
     assert main(words) == 0
     assert capsys.readouterr().out.startswith(f"wrote {tmp_path / 't.json'}: HuggingFaceTokenizer, 400 ids, end of doc")
     read = tokenizers.load(None, tmp_path / "t.json")
@@ -170,8 +189,19 @@ def test_byte_level_bpe_is_trained_where_a_vocabulary_size_is_given(folder, tmp_
 
 def test_the_report_counts_bytes_tokens_and_ids(folder, tmp_path, capsys):
     files = [str(folder / "bpe.json"), str(folder / "bpe.model")]
-    words = ["report", "--tokenizer-model", *files, "--input", str(folder / "two.jsonl"), "--group-key", "lang",
-             "--json", str(tmp_path / "r.json"), "--picture", str(tmp_path / "r.png")]  # fmt: skip
+    words = [
+        "report",
+        "--tokenizer-model",
+        *files,
+        "--input",
+        str(folder / "two.jsonl"),
+        "--group-key",
+        "lang",
+        "--json",
+        str(tmp_path / "r.json"),
+        "--picture",
+        str(tmp_path / "r.png"),
+    ]
     assert main(words) == 0
     assert "bytes per token" in capsys.readouterr().out
     bpe, pieces = json.loads((tmp_path / "r.json").read_text())

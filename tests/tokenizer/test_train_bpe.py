@@ -46,8 +46,12 @@ def test_ids_are_those_of_hugging_face_and_of_tiktoken(split, monkeypatch, count
     ours = HuggingFaceTokenizer(vocabulary.record())
     texts = [as_text(text) for text in [*CODE, *probe([END]), *random_texts(seed, count, [END])]]
     theirs = library.Tokenizer.from_str(json.dumps(vocabulary.record()))
-    peer = tiktoken.Encoding("t", pat_str=expression(split, monkeypatch), mergeable_ranks=vocabulary.tokens,
-                             special_tokens=vocabulary.specials)  # fmt: skip
+    peer = tiktoken.Encoding(
+        "t",
+        pat_str=expression(split, monkeypatch),
+        mergeable_ranks=vocabulary.tokens,
+        special_tokens=vocabulary.specials,
+    )
     from_file = HuggingFaceTokenizer(from_ranks(vocabulary.tokens, Encoding(split, vocabulary.specials), "t").record())
     for parse in (False, True):
         theirs.encode_special_tokens = not parse
@@ -165,11 +169,14 @@ def llama_like() -> dict:
     start = {"SpecialToken": {"id": "<|begin_of_text|>", "type_id": 0}}
     return record | {
         "post_processor": {
-            "type": "TemplateProcessing", "single": [start, {"Sequence": {"id": "A", "type_id": 0}}], "pair": [],
-            "special_tokens": {"<|begin_of_text|>": {"id": "<|begin_of_text|>", "ids": [1499],
-                                                     "tokens": ["<|begin_of_text|>"]}},
+            "type": "TemplateProcessing",
+            "single": [start, {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [],
+            "special_tokens": {
+                "<|begin_of_text|>": {"id": "<|begin_of_text|>", "ids": [1499], "tokens": ["<|begin_of_text|>"]}
+            },
         }
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize("change", ["llama", "nfc", "gap"])
@@ -235,8 +242,9 @@ def test_a_rank_file_is_read_by_its_published_name(tmp_path, monkeypatch):
     for name in ("r50k_base.tiktoken", "other.tiktoken", "tokenizer.model"):
         (tmp_path / name).write_bytes(write_ranks(vocabulary))
     read = tokenizers.load(None, tmp_path / "r50k_base.tiktoken")
-    assert read.encode_batch(CODE).ids.tolist() == [id for t in CODE for id in tokenizers.load(
-        "TikTokenizer", tmp_path / "r50k_base.tiktoken").encode(t)]  # fmt: skip
+    assert read.encode_batch(CODE).ids.tolist() == [
+        id for t in CODE for id in tokenizers.load("TikTokenizer", tmp_path / "r50k_base.tiktoken").encode(t)
+    ]
     assert (read.vocab_size, read.eod) == (1500, 1499)
     for name in ("other.tiktoken", "tokenizer.model"):
         with pytest.raises(UserError, match=r"say neither how text is split.*megascratch tokenizer convert"):

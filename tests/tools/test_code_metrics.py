@@ -120,13 +120,16 @@ def test_a_step_crosses_the_files_whose_functions_it_calls_and_no_others(tiny):
         ("from q import b\ndef start():\n    b.work()", True),
         ("from .b import work as other\ndef start():\n    hook(other)", True),
         ("from q.b import Box\ndef start(box: 'list[Box]'):\n    for one in box:\n        one.open()", True),
-        ("from q.b import Box\nclass C:\n    def __init__(self):\n        self.box = Box()\n"
-         "    def start(self):\n        self.box.open()", True),
+        (
+            "from q.b import Box\nclass C:\n    def __init__(self):\n        self.box = Box()\n"
+            "    def start(self):\n        self.box.open()",
+            True,
+        ),
         ("from q.b import Box\ndef start(x):\n    Box()(x)", True),
         ("from q.b import Box\ndef start(x: Box) -> Box:\n    return x", False),
         ("def start(x):\n    x.open()", False),
     ],
-)  # fmt: skip
+)
 def test_calls_are_followed_by_name_and_by_the_class_of_an_object(tmp_path, body, crosses):
     """Through imports, annotations, fields and constructors; an annotation alone is no call."""
     (tmp_path / "q").mkdir()

@@ -77,8 +77,9 @@ def test_laws_of_the_vocabulary_hold_when_the_tokenizer_tells_its_size(tmp_path,
     ids=str,
 )
 def test_every_layout_says_the_same(tmp_path, layout):
-    words = flags(tmp_path / "run", data_path=lying(tmp_path / "c"), split="1", vocab_size=VOCAB, train_iters=200,
-                  **layout)  # fmt: skip
+    words = flags(
+        tmp_path / "run", data_path=lying(tmp_path / "c"), split="1", vocab_size=VOCAB, train_iters=200, **layout
+    )
     ranks = ["--nproc-per-node", "2"] if layout else []
     done = subprocess.run(command([*words, *ranks]), capture_output=True, text=True, env=ENVIRONMENT)
     assert done.returncode != 0

@@ -29,8 +29,15 @@ LAYOUTS = {
     "pp2 zb_v zero1": {PP: 2, DP: 2, "pipeline_schedule": "zb_v", "use_distributed_optimizer": True},
     "tp2 pp2 interleaved": {TP: 2, PP: 2, "num_virtual_stages_per_pipeline_rank": 2},
 }
-MODEL = {"hidden_dropout": 0.1, "attention_dropout": 0.1, "global_batch_size": 12, "lr": 1e-2,
-         "vocab_size": 61, "num_query_groups": 2, "ddp_bucket_size": 1000}  # fmt: skip
+MODEL = {
+    "hidden_dropout": 0.1,
+    "attention_dropout": 0.1,
+    "global_batch_size": 12,
+    "lr": 1e-2,
+    "vocab_size": 61,
+    "num_query_groups": 2,
+    "ddp_bucket_size": 1000,
+}
 BEFORE = 1  # steps until the checkpoint
 TOLERANCE = 1e-9  # law 1, fp64
 
@@ -43,8 +50,13 @@ def differing(trainer: Trainer, folder) -> list[str]:
     """The names of which a box here has other bits than the checkpoint."""
     with OpenCheckpoint(folder) as contents:
         held = [item for item in trainer.held() if item.tensor.numel()]
-        return [item.name for item in held if not torch.equal(
-            item.tensor.contiguous().view(torch.uint8), contents.box(item.name, item.box).view(torch.uint8))]
+        return [
+            item.name
+            for item in held
+            if not torch.equal(
+                item.tensor.contiguous().view(torch.uint8), contents.box(item.name, item.box).view(torch.uint8)
+            )
+        ]
 
 
 def save_on(config: Config, folder) -> list[str]:
@@ -114,7 +126,13 @@ def random_layout(draw: random.Random) -> dict:
     """Of at most 4 ranks."""
     tp, pp, dp = draw.choice([(t, p, d) for t in (1, 2, 4) for p in (1, 2, 4) for d in (1, 2, 3, 4) if t * p * d <= 4])
     schedules = ["1f1b", "gpipe"] + ["zb_h1", "zb_v"] * (pp == 2) + ["zb_h1"] * (pp == 4)
-    return {TP: tp, PP: pp, DP: dp, "use_distributed_optimizer": draw.random() < 0.5,
-            "sequence_parallel": tp > 1 and draw.random() < 0.5, "pipeline_schedule": draw.choice(schedules),
-            "micro_batch_size": draw.choice([1, 2] if 12 % (2 * dp) == 0 else [1]),
-            "ddp_bucket_size": draw.choice([500, 3000, 100000])}  # fmt: skip
+    return {
+        TP: tp,
+        PP: pp,
+        DP: dp,
+        "use_distributed_optimizer": draw.random() < 0.5,
+        "sequence_parallel": tp > 1 and draw.random() < 0.5,
+        "pipeline_schedule": draw.choice(schedules),
+        "micro_batch_size": draw.choice([1, 2] if 12 % (2 * dp) == 0 else [1]),
+        "ddp_bucket_size": draw.choice([500, 3000, 100000]),
+    }

@@ -22,7 +22,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "partly rotary": {**PARTLY_ROTARY, **DROPOUT, "micro_batch_size": 4},
     "documents, selective recomputation": {**LLAMA, **DOCUMENTS, **DROPOUT, "recompute_granularity": "selective"},
     "full recomputation": {**DROPOUT, "recompute_granularity": "full", "use_distributed_optimizer": True},
-}  # fmt: skip
+}
 PRECISIONS = {"fp64": {}, "fp32": {"fp64": False}, "bf16": {"fp64": False, "bf16": True}}
 
 

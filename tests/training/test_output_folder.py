@@ -9,9 +9,12 @@ from megascratch.checkpoint.backend.local_lease import Lease
 from megascratch.commands import main
 from tests.support.pretrain_runs import ENVIRONMENT, ROOT, command, mock, rows
 
-HELD_AND_KILLED = (
-    "import os, sys; from megascratch.checkpoint.backend.local_lease import Lease; Lease.acquire(sys.argv[1]); os._exit(9)"
-)
+HELD_AND_KILLED = """
+import os, sys
+from megascratch.checkpoint.backend.local_lease import Lease
+Lease.acquire(sys.argv[1])
+os._exit(9)
+"""
 
 
 def writing(folder) -> set[str]:

@@ -1,4 +1,5 @@
 """The verb `pretrain` from flags to files: rows, resume to the bit, a clean stop, and one line for each bad input."""
+
 import json
 import math
 import signal
@@ -18,8 +19,17 @@ from megascratch.data.tokens.manifest import write_manifest
 from tests.support.corpora import write
 from tests.support.pretrain_runs import ENVIRONMENT, ROOT, command, curve, flags, losses, mock, refused, saved
 
-TRAIN_ROW = ["step", "consumed_samples", "loss", "grad_norm", "learning_rate", "tokens_per_second", "step_seconds",
-             "mfu", "memory_bytes"]  # fmt: skip
+TRAIN_ROW = [
+    "step",
+    "consumed_samples",
+    "loss",
+    "grad_norm",
+    "learning_rate",
+    "tokens_per_second",
+    "step_seconds",
+    "mfu",
+    "memory_bytes",
+]
 
 
 # ---- what a run leaves behind ----------------------------------------------------------------------------------
@@ -151,8 +161,19 @@ def test_two_ranks_under_torchrun_train_the_model_of_one(tmp_path):
     settings = {"data_path": prefix, "split": "8,2,0", "eval_interval": 3, "eval_iters": 1, "hidden_dropout": 0.1}
     assert main(flags(tmp_path / "one", **settings)) == 0
     words = flags(tmp_path / "two", **settings, tensor_model_parallel_size=2, sequence_parallel=True)
-    start = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d",
-             "--rdzv-endpoint", "localhost:0", "-m", "megascratch"]  # fmt: skip
+    start = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "--rdzv-backend",
+        "c10d",
+        "--rdzv-endpoint",
+        "localhost:0",
+        "-m",
+        "megascratch",
+    ]
     done = subprocess.run([*start, *words], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
     one, two = ([row["loss"] for row in losses(tmp_path / name)] for name in ("one", "two"))
@@ -189,14 +210,21 @@ def test_a_step_to_trace_must_be_one_of_the_run(tmp_path, capsys):
 
 BAD_LAYOUTS = {
     "heads not divisible": (
-        {"tensor-model-parallel-size": 3}, 3, ("num-attention-heads (4)", "parallel-size (3)", "change several")),
+        {"tensor-model-parallel-size": 3},
+        3,
+        ("num-attention-heads (4)", "parallel-size (3)", "change several"),
+    ),
     "layers not cut": ({"pipeline-model-parallel-size": 4}, 4, ("num-layers (2) must divide", "use num-layers 4")),
-    "batch not divisible": ({"global-batch-size": 5}, 2, ("global-batch-size (5) must divide", "use global-batch-size 4 or 6")),
+    "batch not divisible": (
+        {"global-batch-size": 5},
+        2,
+        ("global-batch-size (5) must divide", "use global-batch-size 4 or 6"),
+    ),
     "world does not fit": ({"tensor-model-parallel-size": 2}, 3, ("world size (3)", "start 2 or 4 processes")),
     "unknown flag": ({"hiden-size": 32}, 1, ("--hiden-size", "did you mean --hidden-size?")),
     "output folder is a file": ({"output-dir": __file__}, 1, ("--output-dir", "test_pretrain.py", "is no folder")),
     "no such checkpoint": ({"load": "nowhere"}, 1, ("no checkpoint", "nowhere")),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("bad", BAD_LAYOUTS)
@@ -229,7 +257,7 @@ BAD_DATA = {
     "truncated .idx": (lambda p: cut_short(p.with_suffix(".idx"), 60), ("corpus.idx",)),
     "short .bin": (lambda p: cut_short(p.with_suffix(".bin"), 100), ("corpus.bin",)),
     "id beyond the vocabulary": (lambda p: write(p, [np.arange(100)]), ("has id 61", "the vocabulary has 61")),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("bad", BAD_DATA)
@@ -254,8 +282,13 @@ def test_a_port_in_use_is_refused(tmp_path, capsys, monkeypatch):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        where = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
-                 "MASTER_PORT": str(taken.getsockname()[1])}  # fmt: skip
+        where = {
+            "RANK": "0",
+            "LOCAL_RANK": "0",
+            "WORLD_SIZE": "2",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(taken.getsockname()[1]),
+        }
         for name, value in where.items():
             monkeypatch.setenv(name, value)
         refused(capsys, mock(tmp_path), f"no meeting point at 127.0.0.1:{where['MASTER_PORT']}", "another port")

@@ -191,10 +191,17 @@ def bucket():
         s3_server.be_silent()
 
 
-FIRST_RANK = [f"save.{point}:0:{nth}" for nth in (1, 2)
-              for point in ("before_commit", "after_commit", "before_delete", "mid_delete")]  # fmt: skip
-EVERY_RANK = [f"save.{point}:{rank}:{nth}" for nth in (1, 2) for rank in (0, 1)
-              for point in ("begin", "thread", "before_write", "write", "after_write")]  # fmt: skip
+FIRST_RANK = [
+    f"save.{point}:0:{nth}"
+    for nth in (1, 2)
+    for point in ("before_commit", "after_commit", "before_delete", "mid_delete")
+]
+EVERY_RANK = [
+    f"save.{point}:{rank}:{nth}"
+    for nth in (1, 2)
+    for rank in (0, 1)
+    for point in ("begin", "thread", "before_write", "write", "after_write")
+]
 
 
 @pytest.mark.deep

@@ -1,5 +1,6 @@
 """A trainer's state moves from one trainer to another, on the same layout to the last bit and between layouts; and a
 request to stop becomes one decision of all ranks."""
+
 import gc
 import signal
 import threading
@@ -29,9 +30,12 @@ LAYOUTS = {
     "tp2 sp": {"tensor_model_parallel_size": 2, "sequence_parallel": True},
     "dp2 zero1": {"data_parallel_size": 2, "use_distributed_optimizer": True},
     "pp2 interleaved": {"pipeline_model_parallel_size": 2, "num_virtual_stages_per_pipeline_rank": 2},
-    "tp2 pp2 zero1": {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2,
-                      "use_distributed_optimizer": True},
-}  # fmt: skip
+    "tp2 pp2 zero1": {
+        "tensor_model_parallel_size": 2,
+        "pipeline_model_parallel_size": 2,
+        "use_distributed_optimizer": True,
+    },
+}
 DROPOUT = {"hidden_dropout": 0.1, "attention_dropout": 0.1, "global_batch_size": 4}
 
 
@@ -182,8 +186,15 @@ def test_state_survives_a_round_trip_through_plain_values():
     assert TrainState.from_dict(state.to_dict()) == state
 
 
-@pytest.mark.parametrize(("settings", "dtype"), [({}, torch.float32), ({"bf16": True}, torch.bfloat16),
-                                                 ({"fp16": True}, torch.float16), ({"fp64": True}, torch.float64)])
+@pytest.mark.parametrize(
+    ("settings", "dtype"),
+    [
+        ({}, torch.float32),
+        ({"bf16": True}, torch.bfloat16),
+        ({"fp16": True}, torch.float16),
+        ({"fp64": True}, torch.float64),
+    ],
+)
 def test_the_precision_decides_the_type_of_the_weights(settings, dtype):
     assert parameter_dtype(OptimConfig(**settings)) == dtype
 
@@ -194,10 +205,16 @@ def test_the_machine_is_measured():
     assert choose_device("cpu", 3) == torch.device("cpu")
 
 
-@pytest.mark.parametrize(("there", "local_rank", "backend", "found"), [
-    (2, 1, None, 1), (2, 2, None, "this machine has 2"), (2, 2, "nccl", "this machine has 2"), (2, 3, "gloo", 1),
-    (0, 0, "gloo", "this machine has 0"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("there", "local_rank", "backend", "found"),
+    [
+        (2, 1, None, 1),
+        (2, 2, None, "this machine has 2"),
+        (2, 2, "nccl", "this machine has 2"),
+        (2, 3, "gloo", 1),
+        (0, 0, "gloo", "this machine has 0"),
+    ],
+)
 def test_each_rank_has_a_gpu_of_its_own_or_with_gloo_its_share_of_one(there, local_rank, backend, found, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)

@@ -45,14 +45,19 @@ def own(**settings) -> dict:
             {"num_layers": 12, "num_virtual_stages_per_pipeline_rank": 3, "global_batch_size": 8},
         ),
         (
-            {**PP4, "num_layers": 8, "num_virtual_stages_per_pipeline_rank": 2, "global_batch_size": 39,
-             "microbatch_group_size_per_virtual_pipeline_stage": 7},
+            {
+                **PP4,
+                "num_layers": 8,
+                "num_virtual_stages_per_pipeline_rank": 2,
+                "global_batch_size": 39,
+                "microbatch_group_size_per_virtual_pipeline_stage": 7,
+            },
             {"num_layers": 8, "microbatch_group_size_per_virtual_pipeline_stage": 5, "global_batch_size": 14},
         ),
         ({"micro_batch_size": 4, "global_batch_size": 64}, {"micro_batch_size": 2, "global_batch_size": 4}),
     ],
     ids=["even", "one stage", "one layer", "uneven", "explicit", "empty stages", "chunks", "groups", "batch"],
-)  # fmt: skip
+)
 def test_the_cut_and_the_batch_shrink_in_kind(settings, small):
     values = own(**settings)
     assert {name: values[name] for name in small} == small
@@ -65,7 +70,7 @@ def test_two_ends_of_their_own_keep_their_order_of_size():
 
 
 def test_an_illegal_layout_is_refused_for_the_users_own_numbers():
-    law = r"num-attention-heads \(12\) must divide by tensor-model-parallel-size \(8\)"
+    law = r"num-attention-heads \(12\) must be divisible by tensor-model-parallel-size \(8\)"
     with pytest.raises(SettingError, match=law):
         own(tensor_model_parallel_size=8)
 
@@ -74,7 +79,8 @@ def test_full_size_keeps_every_number():
     config = config_of(num_layers=6, pipeline_model_parallel_size=2, global_batch_size=6)
     values, whole = flat(own_layout(config, True).config), flat(config)
     assert {name: values[name] for name, value in whole.items() if value is not None} == {
-        name: value for name, value in whole.items() if value is not None}  # fmt: skip
+        name: value for name, value in whole.items() if value is not None
+    }
 
 
 def test_every_layout_is_every_legal_one_and_each_once():
@@ -107,8 +113,22 @@ def test_random_layouts_follow_the_seed_and_cover_what_can_differ():
     orders = [[Path(file).read_text() for file in some if file] for some in files]
     assert orders[0] == orders[1] != orders[2]
     words = " ".join(names[0])
-    seen = ("SP", "ZeRO-1", "no overlap", "gather at once", "documents", "dropout", "GQA", "rope", "untied", "cut",
-            "selective recompute", "full recompute", "offload", *SCHEDULES)  # fmt: skip
+    seen = (
+        "SP",
+        "ZeRO-1",
+        "no overlap",
+        "gather at once",
+        "documents",
+        "dropout",
+        "GQA",
+        "rope",
+        "untied",
+        "cut",
+        "selective recompute",
+        "full recompute",
+        "offload",
+        *SCHEDULES,
+    )
     assert [word for word in seen if word not in words] == []
 
 

@@ -12,19 +12,40 @@ from megascratch.verification.shrink import for_proof, shrunk
 RANKS = 8
 MODELS = {
     "gpt2": {"vocab_size": 50257},
-    "llama 8b": {"num_layers": 32, "hidden_size": 4096, "num_attention_heads": 32, "num_query_groups": 8,
-                 "ffn_hidden_size": 14336, "vocab_size": 128256, "swiglu": True, "position_embedding_type": "rope",
-                 "seq_length": 8192},
-    "llama 70b": {"num_layers": 80, "hidden_size": 8192, "num_attention_heads": 64, "num_query_groups": 8,
-                  "ffn_hidden_size": 28672, "vocab_size": 32000, "seq_length": 4096},
+    "llama 8b": {
+        "num_layers": 32,
+        "hidden_size": 4096,
+        "num_attention_heads": 32,
+        "num_query_groups": 8,
+        "ffn_hidden_size": 14336,
+        "vocab_size": 128256,
+        "swiglu": True,
+        "position_embedding_type": "rope",
+        "seq_length": 8192,
+    },
+    "llama 70b": {
+        "num_layers": 80,
+        "hidden_size": 8192,
+        "num_attention_heads": 64,
+        "num_query_groups": 8,
+        "ffn_hidden_size": 28672,
+        "vocab_size": 32000,
+        "seq_length": 4096,
+    },
     "falcon 7b": {"hidden_size": 4544, "num_attention_heads": 71, "num_query_groups": 1, "vocab_size": 65024},
     "wide heads": {"hidden_size": 3072, "num_attention_heads": 16, "kv_channels": 256, "vocab_size": 256000},
-    "qwen": {"hidden_size": 896, "num_attention_heads": 14, "num_query_groups": 2, "ffn_hidden_size": 4864,
-             "vocab_size": 151936, "add_qkv_bias": True},
+    "qwen": {
+        "hidden_size": 896,
+        "num_attention_heads": 14,
+        "num_query_groups": 2,
+        "ffn_hidden_size": 4864,
+        "vocab_size": 151936,
+        "add_qkv_bias": True,
+    },
     "partly rotary": {"position_embedding_type": "rope", "rotary_percent": 0.25, "vocab_size": 50304},
     "tiny": {"num_layers": 1, "hidden_size": 6, "num_attention_heads": 1, "vocab_size": 7, "seq_length": 5},
     "positions beyond the sequence": {"max_position_embeddings": 4096, "seq_length": 512, "vocab_size": 100},
-}  # fmt: skip
+}
 
 
 def legal(config: Config, tp: int, **more) -> bool:
@@ -68,15 +89,26 @@ def test_a_vocabulary_that_does_not_divide_still_does_not(pair):
     for tp in range(1, RANKS + 1):
         if legal(pair[0], tp):
             assert (whole.vocab_size % tp == 0) == (small.vocab_size % tp == 0)
-            padded = [model.vocab_size != padded_vocab_size(model.vocab_size, model.make_vocab_size_divisible_by, tp)
-                      for model in (whole, small)]  # fmt: skip
+            padded = [
+                model.vocab_size != padded_vocab_size(model.vocab_size, model.make_vocab_size_divisible_by, tp)
+                for model in (whole, small)
+            ]
             assert padded[0] == padded[1] or small.vocab_size == whole.vocab_size
 
 
 def test_kinds_of_layers_and_rates_stay_and_sizes_fall(pair):
     whole, small = (flat(config) for config in pair)
-    sizes = {"num_attention_heads", "num_query_groups", "kv_channels", "hidden_size", "ffn_hidden_size", "seq_length",
-             "max_position_embeddings", "make_vocab_size_divisible_by", "vocab_size"}  # fmt: skip
+    sizes = {
+        "num_attention_heads",
+        "num_query_groups",
+        "kv_channels",
+        "hidden_size",
+        "ffn_hidden_size",
+        "seq_length",
+        "max_position_embeddings",
+        "make_vocab_size_divisible_by",
+        "vocab_size",
+    }
     changed = {name for name, value in whole.items() if small[name] != value}
     assert changed <= sizes | {"init_method_std"}
     assert all(small[name] <= whole[name] for name in sizes)
@@ -84,17 +116,32 @@ def test_kinds_of_layers_and_rates_stay_and_sizes_fall(pair):
     ratio = (small["ffn_hidden_size"] / small["hidden_size"]) / (whole["ffn_hidden_size"] / whole["hidden_size"])
     assert 0.7 < ratio < 1.4
     assert (whole["max_position_embeddings"] > whole["seq_length"]) == (
-        small["max_position_embeddings"] > small["seq_length"])  # fmt: skip
+        small["max_position_embeddings"] > small["seq_length"]
+    )
 
 
 @pytest.mark.parametrize("precision", ["fp64", "fp32", "bf16"])
 def test_a_proof_needs_no_file_no_curve_and_no_ramp(precision):
-    real = with_fields(Config(), {
-        "data_path": ["nowhere"], "split": "1", "tokenizer_model": "nowhere", "rampup_batch_size": [1, 1, 10],
-        "train_samples": 100, "lr_decay_style": "WSD", "lr_wsd_decay_samples": 10, "lr_warmup_samples": 5,
-        "fp16": True, "loss_scale": 8.0, "device": "cpu", "distributed_backend": "nccl",
-        "compile": True, "load": "nowhere", "save": "nowhere",
-    })  # fmt: skip
+    real = with_fields(
+        Config(),
+        {
+            "data_path": ["nowhere"],
+            "split": "1",
+            "tokenizer_model": "nowhere",
+            "rampup_batch_size": [1, 1, 10],
+            "train_samples": 100,
+            "lr_decay_style": "WSD",
+            "lr_wsd_decay_samples": 10,
+            "lr_warmup_samples": 5,
+            "fp16": True,
+            "loss_scale": 8.0,
+            "device": "cpu",
+            "distributed_backend": "nccl",
+            "compile": True,
+            "load": "nowhere",
+            "save": "nowhere",
+        },
+    )
     config = for_proof(real, 3, precision)
     validate(config, 1)
     kinds = {"fp64": config.optim.fp64, "bf16": config.optim.bf16, "fp16": config.optim.fp16}

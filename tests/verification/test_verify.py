@@ -172,8 +172,11 @@ def test_the_law_of_bf16_is_twice_what_rounding_costs_one_process():
     share = (125 * 100 / 102) ** 0.5
     assert yardstick.far("gradients", 1, "grad.b", torch.zeros(100), torch.ones(100)) == pytest.approx(10 / share)
     assert yardstick.far("loss", 1, "loss", torch.tensor(1.0), torch.tensor(4.0)) == pytest.approx(3 / 3)
-    assert yardstick.far("gradients", 1, "grad.a", a, torch.zeros(3)) == yardstick.far(
-        "gradients", 1, "grad.a", a, torch.full((2,), torch.nan)) == float("inf")
+    assert (
+        yardstick.far("gradients", 1, "grad.a", a, torch.zeros(3))
+        == yardstick.far("gradients", 1, "grad.a", a, torch.full((2,), torch.nan))
+        == float("inf")
+    )
 
 
 def test_a_tensor_is_as_noisy_as_the_rest_where_its_own_rounding_cancelled():

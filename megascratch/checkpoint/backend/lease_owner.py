@@ -37,8 +37,14 @@ class LeaseOwner:
 
     @classmethod
     def this_process(cls) -> "LeaseOwner":
-        return cls(socket.gethostname(), os.getpid(), start_of(os.getpid()), _run(), time.strftime("%F %T %Z"),
-                   uuid.uuid4().hex)  # fmt: skip
+        return cls(
+            socket.gethostname(),
+            os.getpid(),
+            start_of(os.getpid()),
+            _run(),
+            time.strftime("%F %T %Z"),
+            uuid.uuid4().hex,
+        )
 
     @classmethod
     def from_text(cls, text: str | bytes) -> "LeaseOwner | None":
@@ -58,9 +64,14 @@ class LeaseOwner:
 
 
 def require_gone(
-    folder: Place, holder: LeaseOwner | None, me: LeaseOwner, beat: Callable[[], str | None], every: float, stale: float,
+    folder: Place,
+    holder: LeaseOwner | None,
+    me: LeaseOwner,
+    beat: Callable[[], str | None],
+    every: float,
+    stale: float,
     elsewhere: str = SAVE_ELSEWHERE,
-) -> None:  # fmt: skip
+) -> None:
     """Raises: UserError where the holder is alive; returns when it counts as gone.
 
     Args:
@@ -79,8 +90,11 @@ def require_gone(
         if now != before:
             raise UserError(f"{folder} is being written by {holder}: end that run first, or {elsewhere}")
         if not said and time.monotonic() > ends - stale + 4 * every:
-            warnings.warn(f"{holder} holds {printable(folder)} and gives no sign of life: taken over in {stale:.0f} s "
-                          "unless it does", stacklevel=2)
+            warnings.warn(
+                f"{holder} holds {printable(folder)} and gives no sign of life: taken over in {stale:.0f} s "
+                "unless it does",
+                stacklevel=2,
+            )
             said = True
 
 

@@ -209,8 +209,10 @@ def require_room(folder: Path, nbytes: int) -> None:
     """Raises: DiskError where the file system cannot take so many bytes."""
     free = shutil.disk_usage(folder).free
     if free < nbytes:
-        raise DiskError(f"a checkpoint needs {nbytes:,} bytes, {folder} has {free:,} bytes of free space: make room, "
-                        "save elsewhere, or keep fewer checkpoints (--keep-last-n-checkpoints)")
+        raise DiskError(
+            f"a checkpoint needs {nbytes:,} bytes, {folder} has {free:,} bytes of free space: make room, "
+            "save elsewhere, or keep fewer checkpoints (--keep-last-n-checkpoints)"
+        )
 
 
 def _require_new(final: Path) -> None:

@@ -130,4 +130,3 @@ def _beat_of(folder: StoragePath, number: int) -> str | None:
 
 def _content(folder: StoragePath, name: str) -> bytes:
     return Store(folder.url).content((folder / HOME / name).url)
-

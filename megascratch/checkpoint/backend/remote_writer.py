@@ -111,8 +111,10 @@ class RemoteStepWriter:
         for name, file in parse(manifest).files.items():
             if there.get(name) != file.bytes:
                 remote_lease.require(self.inside)
-                raise UserError(f"{self.final / name} is not where the first rank looks for it: "
-                                f"{self.final.parent} must be the same store on all ranks")  # fmt: skip
+                raise UserError(
+                    f"{self.final / name} is not where the first rank looks for it: "
+                    f"{self.final.parent} must be the same store on all ranks"
+                )
 
     def _require_still(self) -> None:
         try:

@@ -24,9 +24,14 @@ GROUP_BYTES, GROUP_CHUNKS = 1 << 24, 512
 ALIGNMENT = 64  # of the first chunk, so that a mapped file has aligned tensors
 
 CODES = {
-    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
-    torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8",
-}  # fmt: skip
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.uint8: "U8",
+}
 
 
 class FileExtent(NamedTuple):
@@ -94,10 +99,19 @@ def _in_order_of_memory(slots: Iterable[FileExtent]) -> list[FileExtent]:
 def split_box(item: ShardedTensor, most: int | None = None) -> list[FileExtent]:
     """What is held, in chunks of at most `most` (CHUNK_BYTES) bytes, or one element; an empty box gives none."""
     most = max(item.tensor.itemsize, min(most or CHUNK_BYTES, CHUNK_BYTES))
-    return [
-        FileExtent(item.name, tuple(item.whole_shape), box, item.tensor[box.moved(tuple(-a for a in item.box.start)).slices])
-        for box in _cut_box(item.box, item.tensor.itemsize, most)
-    ] if item.tensor.numel() else []  # fmt: skip
+    return (
+        [
+            FileExtent(
+                item.name,
+                tuple(item.whole_shape),
+                box,
+                item.tensor[box.moved(tuple(-a for a in item.box.start)).slices],
+            )
+            for box in _cut_box(item.box, item.tensor.itemsize, most)
+        ]
+        if item.tensor.numel()
+        else []
+    )
 
 
 def _cut_box(box: Box, itemsize: int, most: int) -> list[Box]:
@@ -108,8 +122,10 @@ def _cut_box(box: Box, itemsize: int, most: int) -> list[Box]:
     dim = next(dim for dim, size in enumerate(box.shape) if size > 1)
     size = box.shape[dim]
     rows = max(1, most * size // (volume * itemsize))
-    slabs = [_with_dim(box, dim, box.start[dim] + at, min(box.start[dim] + at + rows, box.stop[dim]))
-             for at in range(0, size, rows)]  # fmt: skip
+    slabs = [
+        _with_dim(box, dim, box.start[dim] + at, min(box.start[dim] + at + rows, box.stop[dim]))
+        for at in range(0, size, rows)
+    ]
     return [part for slab in slabs for part in _cut_box(slab, itemsize, most)]
 
 

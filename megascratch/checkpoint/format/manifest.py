@@ -210,8 +210,10 @@ def _require_full_files(manifest: Manifest) -> None:
         if chunk.file not in ends:
             raise ValueError(f"a chunk lies in {chunk.file}, which is not among the files")
         if chunk.offset != ends[chunk.file]:
-            raise ValueError(f"{chunk.file} has a chunk at byte {chunk.offset:,}, the one before it ends at byte "
-                             f"{ends[chunk.file]:,}")
+            raise ValueError(
+                f"{chunk.file} has a chunk at byte {chunk.offset:,}, the one before it ends at byte "
+                f"{ends[chunk.file]:,}"
+            )
         ends[chunk.file] += whole.chunk_bytes(chunk)
     for name, file in manifest.files.items():
         if ends[name] != file.bytes:

@@ -74,8 +74,10 @@ class DcpWriter(StorageWriter):
         layout = arrange(slot for item in held for slot in split_box(item))
         table = write_file(draft, draft.file_name(rank), layout, lambda i: raw_bytes(layout.slots[i].tensor))
         # The library wants a result for each item; the first one carries what this rank has written.
-        results = [WriteResult(item.index, own.tensor.nbytes, table if number == 0 else None)
-                   for number, (item, own) in enumerate(zip(plan.items, held, strict=True))]  # fmt: skip
+        results = [
+            WriteResult(item.index, own.tensor.nbytes, table if number == 0 else None)
+            for number, (item, own) in enumerate(zip(plan.items, held, strict=True))
+        ]
         done: Future[list[WriteResult]] = Future()
         done.set_result(results)
         return done

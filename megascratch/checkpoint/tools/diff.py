@@ -50,8 +50,11 @@ def _of_tensor(name: str, one: OpenCheckpoint, other: OpenCheckpoint) -> TensorD
         scale = max(scale, _largest(mine))
         if a.dtype == b.dtype and torch.equal(_bits(mine), _bits(yours)):
             continue
-        different += int((mine.to(torch.float64) != yours.to(torch.float64)).sum()) if a.dtype != b.dtype else int(
-            (_bits(mine).view(mine.numel(), -1) != _bits(yours).view(mine.numel(), -1)).any(1).sum())  # fmt: skip
+        different += (
+            int((mine.to(torch.float64) != yours.to(torch.float64)).sum())
+            if a.dtype != b.dtype
+            else int((_bits(mine).view(mine.numel(), -1) != _bits(yours).view(mine.numel(), -1)).any(1).sum())
+        )
         apart = (mine.to(torch.float64) - yours.to(torch.float64)).abs()
         apart = apart.masked_fill((mine == yours) | (mine.isnan() & yours.isnan()), 0.0)
         largest = math.nan if apart.isnan().any() or math.isnan(largest) else max(largest, apart.max().item())

@@ -84,7 +84,9 @@ def average(sources: Sequence[OpenCheckpoint], output: str | Place, *, files: in
     return write(output, last.step, tensors, state, files)
 
 
-def write(output: str | Place, step: int, tensors: dict[str, TensorSource], state: dict[str, Any], files: int = 1) -> Place:
+def write(
+    output: str | Place, step: int, tensors: dict[str, TensorSource], state: dict[str, Any], files: int = 1
+) -> Place:
     """Writes a step in one process, its chunks one after the other into `files` files. Raises: UserError, DiskError."""
     total = sum(math.prod(new.shape) * new.dtype.itemsize for new in tensors.values())
     slots = [slot for name, new in tensors.items() for slot in _slots(name, new, total // files)]

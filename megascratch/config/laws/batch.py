@@ -19,7 +19,7 @@ def global_batch_is_whole(
         model_ranks = world_size // data_parallel_size
         remedies.append(Remedy(WORLD, each(size * model_ranks for size in sizes)))
     return Broken(
-        f"global-batch-size ({global_batch_size}) must divide by micro-batch-size x data parallel size "
+        f"global-batch-size ({global_batch_size}) must be divisible by micro-batch-size x data parallel size "
         f"({micro_batch_size} x {data_parallel_size})",
         remedies,
     )
@@ -50,7 +50,7 @@ def rampup_steps_are_whole(
     for name, size in (("start", start), ("increment", increment)):
         if size % step:
             return Broken(
-                f"rampup-batch-size {name} ({size}) must divide by micro-batch-size x data parallel size "
+                f"rampup-batch-size {name} ({size}) must be divisible by micro-batch-size x data parallel size "
                 f"({micro_batch_size} x {data_parallel_size})",
                 [ramps],
             )
@@ -72,10 +72,14 @@ def rampup_steps_are_whole(
 def _legal_ramps(ramp: list[int], whole: int, step: int) -> Remedy:
     """Ramps with the same samples whose start and increment are whole steps near to the given ones."""
     start, increment, samples = ramp
-    starts = sorted({value for row in near_multiples(start, step) for value in row[:MOST_RAMPS]},
-                    key=lambda value: abs(value - start))  # fmt: skip
-    increments = sorted({value for row in near_multiples(increment, step) for value in row[:MOST_RAMPS]},
-                        key=lambda value: abs(value - increment))  # fmt: skip
+    starts = sorted(
+        {value for row in near_multiples(start, step) for value in row[:MOST_RAMPS]},
+        key=lambda value: abs(value - start),
+    )
+    increments = sorted(
+        {value for row in near_multiples(increment, step) for value in row[:MOST_RAMPS]},
+        key=lambda value: abs(value - increment),
+    )
     found = [[first, more, samples] for first in starts for more in increments if first <= whole]
     found.sort(key=lambda one: abs(one[0] - start) + abs(one[1] - increment))
     return Remedy("rampup_batch_size", [found])

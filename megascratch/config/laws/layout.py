@@ -17,7 +17,7 @@ def layout_fits_the_world(
     tp, pp, dp = tensor_model_parallel_size, pipeline_model_parallel_size, data_parallel_size
     if world_size % (tp * pp):
         return Broken(
-            f"world size ({world_size}) must divide by tensor-model-parallel-size x pipeline-model-parallel-size "
+            f"world size ({world_size}) must be divisible by tensor-model-parallel-size x pipeline-model-parallel-size "
             f"({tp} x {pp} = {tp * pp})",
             [
                 Remedy(WORLD, near_multiples(world_size, tp * pp)),
@@ -40,8 +40,8 @@ def sequence_over_tp(seq_length: int, tensor_model_parallel_size: int, sequence_
     if not sequence_parallel or seq_length % tensor_model_parallel_size == 0:
         return None
     return Broken(
-        f"seq-length ({seq_length}) must divide by tensor-model-parallel-size ({tensor_model_parallel_size}) with "
-        "sequence-parallel",
+        f"seq-length ({seq_length}) must be divisible by tensor-model-parallel-size ({tensor_model_parallel_size}) "
+        "with sequence-parallel",
         [Remedy("seq_length", near_multiples(seq_length, tensor_model_parallel_size))],
         "leave out sequence-parallel",
     )

@@ -11,7 +11,7 @@ def heads_share_the_width(hidden_size: int, num_attention_heads: int, kv_channel
     if kv_channels is not None or hidden_size % num_attention_heads == 0:
         return None
     return Broken(
-        f"hidden-size ({hidden_size}) must divide by num-attention-heads ({num_attention_heads})",
+        f"hidden-size ({hidden_size}) must be divisible by num-attention-heads ({num_attention_heads})",
         [
             Remedy("hidden_size", near_multiples(hidden_size, num_attention_heads)),
             Remedy("num_attention_heads", each(divisors_near(hidden_size, num_attention_heads))),
@@ -25,7 +25,7 @@ def heads_share_the_query_groups(num_attention_heads: int, num_query_groups: int
     if num_attention_heads % num_query_groups == 0:
         return None
     return Broken(
-        f"num-attention-heads ({num_attention_heads}) must divide by num-query-groups ({num_query_groups})",
+        f"num-attention-heads ({num_attention_heads}) must be divisible by num-query-groups ({num_query_groups})",
         [
             Remedy("num_query_groups", each(divisors_near(num_attention_heads, num_query_groups))),
             Remedy("num_attention_heads", near_multiples(num_attention_heads, num_query_groups)),
@@ -39,7 +39,7 @@ def heads_over_tp(num_attention_heads: int, tensor_model_parallel_size: int) -> 
         return None
     tp = tensor_model_parallel_size
     return Broken(
-        f"num-attention-heads ({num_attention_heads}) must divide by tensor-model-parallel-size ({tp})",
+        f"num-attention-heads ({num_attention_heads}) must be divisible by tensor-model-parallel-size ({tp})",
         [
             Remedy("tensor_model_parallel_size", each(divisors_near(num_attention_heads, tp))),
             Remedy("num_attention_heads", near_multiples(num_attention_heads, tp)),
@@ -68,7 +68,7 @@ def ffn_over_tp(ffn_hidden_size: int, tensor_model_parallel_size: int) -> Broken
         return None
     tp = tensor_model_parallel_size
     return Broken(
-        f"ffn-hidden-size ({ffn_hidden_size}) must divide by tensor-model-parallel-size ({tp})",
+        f"ffn-hidden-size ({ffn_hidden_size}) must be divisible by tensor-model-parallel-size ({tp})",
         [Remedy("ffn_hidden_size", near_multiples(ffn_hidden_size, tp))],
     )
 

@@ -65,8 +65,10 @@ def decay_has_the_unit_of_the_run(
         return None
     by_iters = {"lr-decay": lr_decay_iters, "lr-warmup": lr_warmup_iters or None, "lr-wsd-decay": lr_wsd_decay_iters}
     by_samples = {
-        "lr-decay": lr_decay_samples, "lr-warmup": lr_warmup_samples or None, "lr-wsd-decay": lr_wsd_decay_samples,
-    }  # fmt: skip
+        "lr-decay": lr_decay_samples,
+        "lr-warmup": lr_warmup_samples or None,
+        "lr-wsd-decay": lr_wsd_decay_samples,
+    }
     unit, other, wrong = ("iters", "samples", by_samples) if train_iters else ("samples", "iters", by_iters)
     found = [name for name, value in wrong.items() if value is not None]
     if not found:

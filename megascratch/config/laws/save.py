@@ -19,7 +19,7 @@ def best_needs_a_validation_at_each_save(
         )
     return Broken(
         f"keep-best-n-checkpoints ({keep_best_n_checkpoints}) needs a validation at every save: save-interval "
-        f"({save_interval}) must divide by eval-interval ({eval_interval})",
+        f"({save_interval}) must be divisible by eval-interval ({eval_interval})",
         [
             Remedy("save_interval", near_multiples(save_interval, eval_interval)),
             Remedy("eval_interval", each(divisors_near(save_interval, eval_interval))),
@@ -32,7 +32,7 @@ def retained_steps_are_saved(save_retain_interval: int, save_interval: int) -> B
     if save_interval == 0 or save_retain_interval % save_interval == 0:
         return None
     return Broken(
-        f"save-retain-interval ({save_retain_interval}) must divide by save-interval ({save_interval})",
+        f"save-retain-interval ({save_retain_interval}) must be divisible by save-interval ({save_interval})",
         [Remedy("save_retain_interval", near_multiples(save_retain_interval, save_interval))],
     )
 

@@ -171,8 +171,9 @@ def _check_output(prefix: str | Path, pieces: Sequence[DocumentRange]) -> None:
 def _tokenizer_of(readers: Sequence[TokenReader]) -> dict[str, Any] | None:
     """What the manifests say, None where one of them says nothing. Raises: UserError where two say different things."""
     known = {reader.prefix: (read_manifest(reader) or {}).get("tokenizer") for reader in readers}
-    known = {prefix: tokenizer if tokenizer and "fingerprint" in tokenizer else None
-             for prefix, tokenizer in known.items()}  # fmt: skip
+    known = {
+        prefix: tokenizer if tokenizer and "fingerprint" in tokenizer else None for prefix, tokenizer in known.items()
+    }
     by_print = {tokenizer["fingerprint"]: prefix for prefix, tokenizer in known.items() if tokenizer}
     if len(by_print) > 1:
         (one, its), (other, theirs) = list(by_print.items())[:2]

@@ -71,7 +71,9 @@ def _text(span: InputSpan, reading: ReadOptions) -> Iterator[DocumentBatch]:
     return _file_batch(span, reading)
 
 
-def _line_batches(span: InputSpan, reading: ReadOptions, texts: Callable[[bytes], list[list[str]]]) -> Iterator[DocumentBatch]:
+def _line_batches(
+    span: InputSpan, reading: ReadOptions, texts: Callable[[bytes], list[list[str]]]
+) -> Iterator[DocumentBatch]:
     begins = span.begins
     for block, raw_bytes in _line_blocks(span, reading.longest):
         bare = block.removeprefix(BYTE_ORDER_MARK) if begins else block
@@ -81,7 +83,9 @@ def _line_batches(span: InputSpan, reading: ReadOptions, texts: Callable[[bytes]
         begins = False
 
 
-def _batch(lines: list[bytes], longest: int, texts: Callable[[bytes], list[list[str]]], raw_bytes: int) -> DocumentBatch:
+def _batch(
+    lines: list[bytes], longest: int, texts: Callable[[bytes], list[list[str]]], raw_bytes: int
+) -> DocumentBatch:
     batch = DocumentBatch(len(lines), [], [], [], raw_bytes)
     for number, raw in enumerate(lines, 1):
         try:
@@ -147,4 +151,8 @@ def too_long(longest: int) -> BadLine:
     return BadLine(f"longer than {longest:,} bytes (--max-document-bytes)")
 
 
-_FORMATS: dict[str, Callable[[InputSpan, ReadOptions], Iterator[DocumentBatch]]] = {"jsonl": _jsonl, "text": _text, "parquet": _parquet}
+_FORMATS: dict[str, Callable[[InputSpan, ReadOptions], Iterator[DocumentBatch]]] = {
+    "jsonl": _jsonl,
+    "text": _text,
+    "parquet": _parquet,
+}

@@ -88,8 +88,10 @@ def _is_row(value: object, kinds: Sequence[Kind]) -> bool:
     return all(kind.holds(item) for kind, item in zip(kinds, value, strict=True))
 
 
-_KEY_ROW = Kind("counts of a key", lambda row: _is_row(row, [COUNT, COUNT, COUNT, INTEGER, INTEGER, COUNT,
-                                                             list_of(COUNT, len(KINDS))]))  # fmt: skip
+_KEY_ROW = Kind(
+    "counts of a key",
+    lambda row: _is_row(row, [COUNT, COUNT, COUNT, INTEGER, INTEGER, COUNT, list_of(COUNT, len(KINDS))]),
+)
 _SPAN_ROW = Kind("counts of a source", lambda row: _is_row(row, [COUNT, COUNT, list_of(TEXT)]))
 
 

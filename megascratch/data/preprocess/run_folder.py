@@ -1,9 +1,9 @@
 """The private folder of a preprocessing run: who may write in it, and whether an interrupted run can go on.
 
-    {prefix}.shards/
-      lock           held by the one process that merges, shared by those that only encode (--shard)
-      plan.json      everything that decides the output
-      ...            shards (shards.py) and what is merged of them (merge.py)
+{prefix}.shards/
+  lock           held by the one process that merges, shared by those that only encode (--shard)
+  plan.json      everything that decides the output
+  ...            shards (shards.py) and what is merged of them (merge.py)
 """
 
 import fcntl
@@ -88,7 +88,9 @@ def plan_digest(plan: RunSpec) -> str:
     return hashlib.sha256(json.dumps(plan.deciding, sort_keys=True).encode()).hexdigest()
 
 
-def resume_or_start(folder: Path, plan: RunSpec, prefixes: Sequence[str], overwrite: bool, alone: bool) -> RunSpec | None:
+def resume_or_start(
+    folder: Path, plan: RunSpec, prefixes: Sequence[str], overwrite: bool, alone: bool
+) -> RunSpec | None:
     """Goes on with the shards of the same plan, or begins; None: all is encoded and merged already.
 
     `alone`: no other process is at work in the folder.

@@ -175,11 +175,15 @@ class _Opener:
         reader = self._reader(prefix)
         return self._ordered(Masked(reader) if has_mask(prefix) else reader, limits, name, wanted, self._cache(prefix))
 
-    def _ordered(self, source: WeightedSource, limits: Range, name: str, wanted: int | None, cache: Path | None) -> Dataset:
+    def _ordered(
+        self, source: WeightedSource, limits: Range, name: str, wanted: int | None, cache: Path | None
+    ) -> Dataset:
         self.ordered.append(self._in_order(source, limits, name, wanted, cache))
         return self.ordered[-1]
 
-    def _in_order(self, source: WeightedSource, limits: Range, name: str, wanted: int | None, cache: Path | None) -> SingleSourceDataset:
+    def _in_order(
+        self, source: WeightedSource, limits: Range, name: str, wanted: int | None, cache: Path | None
+    ) -> SingleSourceDataset:
         """Sequences [first, stop) in the order that is asked for; `wanted` samples are enough (None: one epoch)."""
         length, seed = self.data.seq_length, self.seed
         if self.data.data_order == "megatron":

@@ -141,9 +141,7 @@ class MegatronCorpus(SingleSourceDataset):
         for start in range(0, self.epochs.samples, ROWS):
             rows = min(ROWS, self.epochs.samples - start)
             place, offset = last[-1].tolist()
-            last = sample_rows(
-                self.source.lengths, documents, self.seq_length, place, offset, rows, dtype == np.int64
-            )
+            last = sample_rows(self.source.lengths, documents, self.seq_length, place, offset, rows, dtype == np.int64)
             yield last
 
     def _shuffle_index(self, dtype: np.dtype, state: np.ndarray) -> Iterator[np.ndarray]:

@@ -32,7 +32,15 @@ class Packed(SingleSourceDataset):
     """
 
     def __init__(
-        self, source: WeightedSource, first: int, stop: int, *, seq_length: int, seed: int, finite: bool, cache: Path | None
+        self,
+        source: WeightedSource,
+        first: int,
+        stop: int,
+        *,
+        seq_length: int,
+        seed: int,
+        finite: bool,
+        cache: Path | None,
     ):
         self.source, self.first, self.stop = source, first, stop
         self.seq_length, self.seed, self.finite, self.cache = seq_length, seed, finite, cache

@@ -12,7 +12,7 @@ from megascratch.data.text.sources import BROKEN, needed, opened
 BATCH_BYTES, BATCH_ROWS = 1 << 20, 1 << 12
 
 
-class Rows(NamedTuple):
+class ParquetRows(NamedTuple):
     """Neighbouring rows."""
 
     names: list[str]
@@ -31,7 +31,7 @@ def row_group_bytes(path: str, keys: Sequence[str]) -> list[int]:
 
 def read_rows(
     path: str, compression: str, start: int, stop: int, keys: Sequence[str] | None, scratch: str
-) -> Iterator[Rows]:
+) -> Iterator[ParquetRows]:
     """Rows of the row groups [start, stop) (stop -1: to the end), the columns `keys` (None: all) of them; a compressed
     file is unpacked in folder `scratch`.
 
@@ -45,7 +45,7 @@ def read_rows(
         size = sum(sum(_sizes(file, group, keys)) for group in groups)
         most = max(1, min(BATCH_ROWS, BATCH_BYTES * rows // max(size, 1)))
         for batch in file.iter_batches(batch_size=most, row_groups=list(groups), columns=list(dict.fromkeys(keys))):
-            yield Rows(list(keys), [_values(batch.column(key)) for key in keys], batch.num_rows / rows)
+            yield ParquetRows(list(keys), [_values(batch.column(key)) for key in keys], batch.num_rows / rows)
 
 
 @contextmanager

@@ -27,8 +27,13 @@ from megascratch.config.errors import UserError
 STANDARD_INPUT = "-"
 FORMATS = ("jsonl", "text", "parquet")
 SUFFIXES = {
-    ".jsonl": "jsonl", ".json": "jsonl", ".ndjson": "jsonl", ".txt": "text", ".md": "text", ".parquet": "parquet",
-}  # fmt: skip
+    ".jsonl": "jsonl",
+    ".json": "jsonl",
+    ".ndjson": "jsonl",
+    ".txt": "text",
+    ".md": "text",
+    ".parquet": "parquet",
+}
 COMPRESSIONS = (".gz", ".zst", ".bz2", ".xz")
 ZSTD = "compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd"
 BROKEN: tuple[type[Exception], ...] = (OSError, EOFError, zlib.error, lzma.LZMAError)

@@ -94,9 +94,11 @@ def sampled(path: Path) -> dict[str, Any]:
         size = path.stat().st_size
         with path.open("rb") as file:
             last = max(size - PIECE_BYTES, 0)
-            starts = range(0, size, PIECE_BYTES) if size <= PIECES * PIECE_BYTES else [
-                last * piece // (PIECES - 1) for piece in range(PIECES)
-            ]  # fmt: skip
+            starts = (
+                range(0, size, PIECE_BYTES)
+                if size <= PIECES * PIECE_BYTES
+                else [last * piece // (PIECES - 1) for piece in range(PIECES)]
+            )
             for start in starts:
                 file.seek(start)
                 digest.update(file.read(PIECE_BYTES))

@@ -53,7 +53,9 @@ def in_memory(arrays: Mapping[str, np.ndarray | BlockwiseArray]) -> Arrays:
     return {name: array.whole() if isinstance(array, BlockwiseArray) else array for name, array in arrays.items()}
 
 
-def load_or_build(folder: Path, key: Mapping[str, Any], build: Callable[[], Mapping[str, np.ndarray | BlockwiseArray]]) -> Arrays:
+def load_or_build(
+    folder: Path, key: Mapping[str, Any], build: Callable[[], Mapping[str, np.ndarray | BlockwiseArray]]
+) -> Arrays:
     """The arrays of `key`, read from the cache or built into it.
 
     Raises: UserError where the cache cannot be written.
@@ -144,8 +146,11 @@ def _store(home: Path, key: str, arrays: Mapping[str, np.ndarray | BlockwiseArra
 
 def _left_by_killed(home: Path) -> list[Path]:
     """Folders of the same arrays that nobody has touched for long; a younger one may be a process's without locks."""
-    return [path for path in home.parent.glob(f"{home.name}.*.partial")
-            if time.time() - path.stat().st_mtime > ABANDONED_SECONDS]  # fmt: skip
+    return [
+        path
+        for path in home.parent.glob(f"{home.name}.*.partial")
+        if time.time() - path.stat().st_mtime > ABANDONED_SECONDS
+    ]
 
 
 def _write(path: Path, array: np.ndarray | BlockwiseArray) -> str:

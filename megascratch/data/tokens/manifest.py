@@ -27,8 +27,13 @@ FIELDS = {
 }
 """What is read of a manifest; whatever else it holds is for people."""
 
-TOKENIZER_FIELDS = {"kind": TEXT, "fingerprint": TEXT, "model": optional(TEXT), "vocab_size": COUNT,
-                    "eod": optional(COUNT)}  # fmt: skip
+TOKENIZER_FIELDS = {
+    "kind": TEXT,
+    "fingerprint": TEXT,
+    "model": optional(TEXT),
+    "vocab_size": COUNT,
+    "eod": optional(COUNT),
+}
 
 
 def manifest_path(prefix: str | Path) -> Path:

@@ -40,8 +40,16 @@ class BadSteps:
         say: tells the user; does something on the first rank alone.
     """
 
-    def __init__(self, config: Config, mesh: Mesh, trainer: Trainer, state: TrainState, train: Dataset,
-                 settle: Callable[[], None], say: Callable[[str], None]):
+    def __init__(
+        self,
+        config: Config,
+        mesh: Mesh,
+        trainer: Trainer,
+        state: TrainState,
+        train: Dataset,
+        settle: Callable[[], None],
+        say: Callable[[str], None],
+    ):
         self.guard, self.training = config.guard, config.training
         self.mesh, self.trainer, self.state, self.train, self.say = mesh, trainer, state, train, say
         self.settle = settle
@@ -102,13 +110,24 @@ class BadSteps:
         whole = [original_index(sample, data.ranges) for sample in (read.start, read.stop - 1)]
         documents = list(dict.fromkeys((use.corpus, use.document) for use in uses))
         record: dict[str, Any] = {
-            "step": self.state.step, "wrong": result.wrong,
-            "loss": _finite(result.global_loss), "grad_norm": _finite(result.grad_norm),
-            "does": self.guard.on_bad_step, "first_sample": whole[0], "last_sample": whole[1],
-            "documents": [{"sample": original_index(use.sample, data.ranges), "corpus": use.corpus,
-                           "document": use.document, "first_token": use.first_token, "tokens": use.tokens}
-                          for use in uses],
-        }  # fmt: skip
+            "step": self.state.step,
+            "wrong": result.wrong,
+            "loss": _finite(result.global_loss),
+            "grad_norm": _finite(result.grad_norm),
+            "does": self.guard.on_bad_step,
+            "first_sample": whole[0],
+            "last_sample": whole[1],
+            "documents": [
+                {
+                    "sample": original_index(use.sample, data.ranges),
+                    "corpus": use.corpus,
+                    "document": use.document,
+                    "first_token": use.first_token,
+                    "tokens": use.tokens,
+                }
+                for use in uses
+            ],
+        }
         file = Path(self.training.output_dir) / FILE
         try:
             with file.open("a", encoding="utf-8") as out:

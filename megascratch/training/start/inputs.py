@@ -40,8 +40,11 @@ def open_inputs(config: Config) -> Inputs:
     """
     problems = Problems()
     problems.attempt(lambda: own_schedule(config))
-    for flag, folder in (("--output-dir", config.training.output_dir), ("--save", config.training.save),
-                         ("--tensorboard-dir", config.training.tensorboard_dir)):  # fmt: skip
+    for flag, folder in (
+        ("--output-dir", config.training.output_dir),
+        ("--save", config.training.save),
+        ("--tensorboard-dir", config.training.tensorboard_dir),
+    ):
         problems.attempt(partial(_require_folder, flag, folder))
     problems.lines += missing_files(config)
     tokenizer = problems.attempt(lambda: open_tokenizer(config))
@@ -65,8 +68,10 @@ def missing_files(config: Config) -> list[str]:
         problems.attempt(partial(open_map, bin_path(prefix), "token file"))
     problems.attempt(partial(_require_checkpoint, config.training.load))
     problems.attempt(partial(_require_library, config.training.save))
-    for name, path in (("--tokenizer-model", data.tokenizer_model),
-                       ("--pipeline-schedule-csv", config.parallel.pipeline_schedule_csv)):  # fmt: skip
+    for name, path in (
+        ("--tokenizer-model", data.tokenizer_model),
+        ("--pipeline-schedule-csv", config.parallel.pipeline_schedule_csv),
+    ):
         if path is not None and not os.access(path, os.R_OK):
             problems.lines.append(f"{name} {path}: cannot be read: there is no such file or folder that may be read")
     return problems.lines

@@ -80,8 +80,9 @@ def _first_verdict(texts: Sequence[str]) -> str:
             problems.setdefault((line, host), []).append(rank)
     if problems:
         shared = set.intersection(*(set(problem.splitlines()) for _, problem, _ in said))
-        lines = [line if line in shared else f"{where(host, ranks)}: {line}"
-                 for (line, host), ranks in problems.items()]  # fmt: skip
+        lines = [
+            line if line in shared else f"{where(host, ranks)}: {line}" for (line, host), ranks in problems.items()
+        ]
         return "\n".join(dict.fromkeys(lines))
     return TELL_ALL if len({digest for *_, digest in said}) > 1 else ""
 
@@ -97,14 +98,18 @@ def differences(said: Sequence[tuple[str, Mapping[str, str]]]) -> str:
         columns.setdefault((host, json.dumps(dict(facts), sort_keys=True)), []).append(rank)
     told = [said[ranks[0]][1] for ranks in columns.values()]
     names = list(dict.fromkeys(name for one in told for name in one))
-    rows = [[name, *(_short(one.get(name, "not there")) for one in told)] for name in names
-            if len({one.get(name) for one in told}) > 1]  # fmt: skip
+    rows = [
+        [name, *(_short(one.get(name, "not there")) for one in told)]
+        for name in names
+        if len({one.get(name) for one in told}) > 1
+    ]
     if not rows:
         return ""
     heads = ["what", *(where(host, ranks) for (host, _), ranks in columns.items())]
     wide = [max(len(row[column]) for row in [heads, *rows]) for column in range(len(heads))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, wide, strict=True)).rstrip()
-             for row in [heads, *rows]]  # fmt: skip
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, wide, strict=True)).rstrip() for row in [heads, *rows]
+    ]
     return "\n".join(["the ranks do not start alike; nothing was started:", *lines])
 
 

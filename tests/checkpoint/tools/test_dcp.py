@@ -68,8 +68,11 @@ def test_damage_and_what_is_no_tensor_are_refused(tmp_path):
     content[-1] ^= 1
     file.write_bytes(content)
     with pytest.raises(CheckpointException, match=r"00000.safetensors is damaged: the bytes of"):
-        dcp.load({"a": torch.zeros(7, 5), "c": torch.zeros(6, dtype=torch.int64), "nested.b": torch.zeros(())},
-                 storage_reader=DcpReader(file.parent), no_dist=True)
+        dcp.load(
+            {"a": torch.zeros(7, 5), "c": torch.zeros(6, dtype=torch.int64), "nested.b": torch.zeros(())},
+            storage_reader=DcpReader(file.parent),
+            no_dist=True,
+        )
     with pytest.raises((CheckpointException, UserError), match="step is no tensor"):
         dcp.save({"step": 7}, storage_writer=DcpWriter(tmp_path, 6), no_dist=True)
     assert [path.name for path in tmp_path.iterdir()] == ["step_00000005"]

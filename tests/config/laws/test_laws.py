@@ -1,4 +1,5 @@
 """Each law of the settings refuses its own broken config, alone, with the numbers and the nearest legal values."""
+
 import math
 
 import pytest

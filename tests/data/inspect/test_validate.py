@@ -55,12 +55,18 @@ def test_a_sound_corpus_has_no_problem_with_or_without_its_manifest(prefix):
         ),
         (
             [(LENGTHS + 4, struct.pack("<i", 1)), (LENGTHS + 8, struct.pack("<i", 0))],
-            ["sequence 2 begins at byte 10, the one in front of it ends at 8", "2 bytes behind the last sequence",
-             "m.idx is not what was written", "tokens is 6, the files have 4",
-             "max_token is 6, the files have 4", "bin_sha256", "idx_sha256"],
+            [
+                "sequence 2 begins at byte 10, the one in front of it ends at 8",
+                "2 bytes behind the last sequence",
+                "m.idx is not what was written",
+                "tokens is 6, the files have 4",
+                "max_token is 6, the files have 4",
+                "bin_sha256",
+                "idx_sha256",
+            ],
         ),
     ],
-)  # fmt: skip
+)
 def test_every_broken_law_of_the_index_is_listed(prefix, changes, expected):
     damage(idx_path(prefix), changes)
     found = list(problems(prefix))

@@ -96,8 +96,9 @@ def test_a_long_line_takes_no_more_memory_than_is_promised(tmp_path):
     """The peak of a process, less the peak of one with a short line; RLIMIT and clocks play no part."""
     done = subprocess.run(
         [sys.executable, str(LONG_LINE), "--megabytes", "40", "--tokenizer-type", "ByteTokenizer"],
-        capture_output=True, text=True,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+    )
     times = [float(line.split(": ")[-1].split()[0]) for line in done.stdout.splitlines()]
     assert len(times) == 2, done.stderr
     assert max(times) < MOST_TIMES, done.stdout

@@ -1,4 +1,5 @@
 """Whatever the format, the cut, the engine, and wherever a run is killed: the same bytes, or a clear sentence."""
+
 import hashlib
 import io
 import itertools

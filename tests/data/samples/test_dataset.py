@@ -1,4 +1,5 @@
 """Sample i is a pure function of files, seed and i; an epoch reads every token once; a blend keeps its shares."""
+
 from itertools import chain, pairwise
 
 import numpy as np

@@ -177,9 +177,16 @@ def test_megatron_core_reads_the_same(corpora, tmp_path):
 
     prefixes, weights, sizes = list(corpora), [0.37, 0.63], [2500, 90, 0]
     config = gpt.GPTDatasetConfig(
-        random_seed=1234, sequence_length=64, blend=(prefixes, weights), split="90,10,0", tokenizer=Tokenizer(),
-        reset_position_ids=False, reset_attention_mask=False, eod_mask_loss=False, create_attention_mask=False,
-    )  # fmt: skip
+        random_seed=1234,
+        sequence_length=64,
+        blend=(prefixes, weights),
+        split="90,10,0",
+        tokenizer=Tokenizer(),
+        reset_position_ids=False,
+        reset_attention_mask=False,
+        eod_mask_loss=False,
+        create_attention_mask=False,
+    )
     theirs = builder.BlendedMegatronDatasetBuilder(gpt.GPTDataset, sizes, lambda: True, config).build()
     ours = opened(["0.37", corpora[0], "0.63", corpora[1]], "90,10,0", sizes, tmp_path)
     for mine, other in zip((ours.train, ours.valid), theirs, strict=False):

@@ -124,9 +124,15 @@ def test_the_same_document_is_cut_anew_in_each_sample_and_at_each_place():
 
 def test_settings_choose_packing_and_rearrange_training_alone(tmp_path):
     data = DataConfig(
-        data_path=[counting(tmp_path / "c", [10] * 100)], split="80,20", seq_length=19, packing="best-fit",
-        fim_rate=1.0, fim_prefix_id=2001, fim_middle_id=2002, fim_suffix_id=2003,
-    )  # fmt: skip
+        data_path=[counting(tmp_path / "c", [10] * 100)],
+        split="80,20",
+        seq_length=19,
+        packing="best-fit",
+        fim_rate=1.0,
+        fim_prefix_id=2001,
+        fim_middle_id=2002,
+        fim_suffix_id=2003,
+    )
     splits = open_splits(data, seed=1, vocab_size=5000, train_samples=9, valid_samples=9)
     assert {2001, 2002, 2003} <= set(splits.train[0].tolist())
     assert len(splits.valid) == 10 and sorted(splits.valid[0].tolist())[0] >= 800

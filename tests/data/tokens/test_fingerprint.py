@@ -82,8 +82,12 @@ def test_nodes_that_read_another_order_differ_before_they_start(tmp_path, monkey
     sound = order_of(prefix, tmp_path / "one", **settings)
     assert order_of(prefix, tmp_path / "two", **settings) == sound
     with monkeypatch.context() as patch:
-        for module, name in (("dataset", "permutation"), ("packing", "permutation"), ("packing", "best_fit"),
-                             ("megatron_order", "legacy_shuffle")):  # fmt: skip
+        for module, name in (
+            ("dataset", "permutation"),
+            ("packing", "permutation"),
+            ("packing", "best_fit"),
+            ("megatron_order", "legacy_shuffle"),
+        ):
             patch.setattr(f"megascratch.data.{module}.{name}", wrong(name))
         other = order_of(prefix, tmp_path / "three", **settings)
     assert other["index caches"] != sound["index caches"]

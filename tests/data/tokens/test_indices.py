@@ -175,8 +175,10 @@ def test_blends_of_both_engines_are_equal_use_every_sample_once_and_go_on_from_a
 @given(
     weights=st.lists(st.floats(0, 4) | st.integers(0, 3).map(float), min_size=1, max_size=20).filter(any)
     | st.integers(90, 130).map(lambda sets: [1 / (1 + at % 7) for at in range(sets)]),
-    normed=st.booleans(), limits=st.lists(st.integers(0, 2000), max_size=4), count=st.integers(600, 1500),
-)  # fmt: skip
+    normed=st.booleans(),
+    limits=st.lists(st.integers(0, 2000), max_size=4),
+    count=st.integers(600, 1500),
+)
 def test_stretches_side_by_side_are_the_blend_of_one_sample_after_the_other(weights, normed, limits, count):
     shares = np.array(weights) / (sum(weights) if normed else 1.0)
     most = np.array([*limits, *[UNLIMITED] * len(weights)], dtype=np.int64)[: len(weights)]

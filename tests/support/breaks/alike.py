@@ -170,11 +170,12 @@ RANDOM = {
     "neighbouring layers share masks": sites(of_the_layer_before),
     "attention's dropout at the residual stream's site": sites(attention_is_residual),
     "embedding's dropout at the first layer's site": [
-        (chunk.Embedding, "__init__", after(chunk.Embedding.__init__, embedding_is_first_layer))],
+        (chunk.Embedding, "__init__", after(chunk.Embedding.__init__, embedding_is_first_layer))
+    ],
     "seed and sample added up": [(dropout, "sample_keys", seeds_added)],
     "site and sample added up": [(dropout, "sample_keys", sites_added)],
     "samples numbered anew in each step": [(microbatches, "collate", numbered_in_the_step)],
-}  # fmt: skip
+}
 
 
 # ---- what becomes of a bad step --------------------------------------------------------------------------------
@@ -244,29 +245,40 @@ STATE = {
     "Adam's count rises on a step that is skipped": ("a step without numbers is skipped", count_on),
     "Adam's count rises on a step that overflows": ("a step overflows", count_on),
     "a spike is remembered among the good losses": (
-        "two spikes in a row are skipped", [(LossGuard, "judge", spikes_are_remembered)]),
+        "two spikes in a row are skipped",
+        [(LossGuard, "judge", spikes_are_remembered)],
+    ),
     "the loss scale falls on a spike": ("a spike is skipped in fp16", [(Trainer, "_update", wrong_is_overflow)]),
     "a step that is left out counts as a clean one": (
-        "a spike is skipped in fp16", [(Trainer, "train_step", wrong_is_clean)]),
-    "a rollback leaves weights and moments as they are": (
-        "back over good steps", [(bad_steps, "load", into_copies)]),
+        "a spike is skipped in fp16",
+        [(Trainer, "train_step", wrong_is_clean)],
+    ),
+    "a rollback leaves weights and moments as they are": ("back over good steps", [(bad_steps, "load", into_copies)]),
     "a rollback keeps the loss scale": (
         "back over a spike, with the loss scale of then",
-        keeping(lambda it: it.trainer.scale, lambda it, scale: setattr(it.trainer, "scale", scale))),
+        keeping(lambda it: it.trainer.scale, lambda it, scale: setattr(it.trainer, "scale", scale)),
+    ),
     "a rollback keeps Adam's count": (
         "back over good steps",
-        keeping(lambda it: it.trainer.data_parallel.scalars(),
-                lambda it, count: it.trainer.data_parallel.load_scalars(count))),
+        keeping(
+            lambda it: it.trainer.data_parallel.scalars(),
+            lambda it, count: it.trainer.data_parallel.load_scalars(count),
+        ),
+    ),
     "a rollback keeps the losses remembered": (
         "back over good steps",
-        keeping(lambda it: it.state.recent_losses, lambda it, losses: setattr(it.state, "recent_losses", losses))),
+        keeping(lambda it: it.state.recent_losses, lambda it, losses: setattr(it.state, "recent_losses", losses)),
+    ),
     "a rollback does not wait for the save under way": (
         "back while the checkpoint is still being written",
-        [(BadSteps, "__init__", after(BadSteps.__init__, lambda it: setattr(it, "settle", nothing)))]),
+        [(BadSteps, "__init__", after(BadSteps.__init__, lambda it: setattr(it, "settle", nothing)))],
+    ),
     "reading ahead takes the live position": ("a batch that grows", [(_Loop, "_upcoming", live_position)]),
     "a batch that grows begins anew after a resume": (
-        "a batch that grows in a run that is resumed", [(_Loop, "_upcoming", ramp_from_here)]),
-}  # fmt: skip
+        "a batch that grows in a run that is resumed",
+        [(_Loop, "_upcoming", ramp_from_here)],
+    ),
+}
 
 
 # ---- what is awaited -------------------------------------------------------------------------------------------
@@ -346,25 +358,30 @@ plain_connect, plain_close, plain_finish = runtime.connect, AsyncSaver.close, Ch
 
 AWAITED = {
     "a step does not await the weights of the one before": Alike(
-        [(DataParallel, "step", step_at_once)], reads("the next step, without a forward between")),
+        [(DataParallel, "step", step_at_once)], reads("the next step, without a forward between")
+    ),
     "the state is handed out before its weights are here": Alike(
-        [(Trainer, "held", lambda self: self._held)], reads("the state for a checkpoint")),
+        [(Trainer, "held", lambda self: self._held)], reads("the state for a checkpoint")
+    ),
     "replicas are compared before their weights are here": Alike(
-        [(replicas, "_blocks", compared_at_once)], reads("the comparison of replicas")),
+        [(replicas, "_blocks", compared_at_once)], reads("the comparison of replicas")
+    ),
     "the last sends of a step are not awaited": Alike([(_Player, "play", last_sends_forgotten)], sends("1f1b")),
     "a send whose gradient is here is not awaited": Alike(
-        [(_Player, "_output_grad", forgetting(_Player._output_grad, "SF"))], sends("interleaved")),
+        [(_Player, "_output_grad", forgetting(_Player._output_grad, "SF"))], sends("interleaved")
+    ),
     "a send that is over is dropped": Alike([(_Player, "_send", forgetting(_Player._send, "S"))], sends("1f1b", True)),
     "the first message of a link is not awaited": Alike([(runtime, "connect", open_at_once)], sends("1f1b")),
-    "the messages of a long gather are not awaited": Alike(
-        [(collectives._Messages, "wait", nothing)], gathers),
+    "the messages of a long gather are not awaited": Alike([(collectives._Messages, "wait", nothing)], gathers),
     "a room is filled again while it is being written": Alike(
-        [(DirectWriter, "_send", without(DirectWriter._send, "_wait"))], streams),
+        [(DirectWriter, "_send", without(DirectWriter._send, "_wait"))], streams
+    ),
     "a file is cut before its last room is written": Alike(
-        [(DirectWriter, "finish", without(DirectWriter.finish, "_wait"))], streams),
+        [(DirectWriter, "finish", without(DirectWriter.finish, "_wait"))], streams
+    ),
     "a run that fails gives up the save under way": Alike([(AsyncSaver, "close", closed_at_once)], failing_runs),
     "how the last save has ended is not awaited": Alike([(Checkpointing, "finish", finished_at_once)], last_saves),
-}  # fmt: skip
+}
 
 
 # ---- what is read ----------------------------------------------------------------------------------------------
@@ -415,7 +432,7 @@ READ = {
     "a blend's counts begin anew with each block": Alike([(Blend, "_choose", counts_anew)], blends),
     "a blend tells what one block alone has taken": Alike([(Blend, "taken", taken_of_one_block)], blends),
     "the last partial round of a validation is dropped": Alike([(_Loop, "_evaluate", whole_rounds)], validations),
-}  # fmt: skip
+}
 
 ALIKE: dict[str, Alike] = {
     **{name: Alike(replaced, masks) for name, replaced in RANDOM.items()},

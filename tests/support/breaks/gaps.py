@@ -71,12 +71,17 @@ plain_agreed, plain_valid_tokens = Trainer._agreed, Trainer._valid_tokens
 BREAKS: dict[str, Break] = {
     name: Break({"global_batch_size": BATCH, **settings}, replacements, with_gaps)
     for name, (settings, replacements) in {
-        "each stage asks itself whether a step has tokens": (
-            PP2, [(Trainer, "_agreed", tokens_that_this_rank_knows)]),
+        "each stage asks itself whether a step has tokens": (PP2, [(Trainer, "_agreed", tokens_that_this_rank_knows)]),
         "the first data rank decides whether a step has tokens": (
-            DP2, [(Trainer, "_valid_tokens", only_the_first_data_rank_is_asked),
-                  (Trainer, "_agreed", tokens_of_the_first_data_rank)]),
+            DP2,
+            [
+                (Trainer, "_valid_tokens", only_the_first_data_rank_is_asked),
+                (Trainer, "_agreed", tokens_of_the_first_data_rank),
+            ],
+        ),
         "a second rank updates its copy in a step without tokens": (
-            DP2, [(Trainer, "_agreed", second_rank_always_learns)]),
+            DP2,
+            [(Trainer, "_agreed", second_rank_always_learns)],
+        ),
     }.items()
-}  # fmt: skip
+}

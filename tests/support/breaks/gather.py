@@ -51,6 +51,7 @@ plain_awaiting, plain_overlap = base._awaiting, DataParallel.overlap_param_gathe
 BREAKS: dict[str, Break] = {
     "gathered weights not awaited": Break(ZERO1, [LATE, (base, "_awaiting", awaits_nothing)]),
     "gathered weights of another layer awaited": Break(
-        ZERO1, [LATE, (DataParallel, "overlap_param_gather", awaits_what_the_layer_before_needs)]),
+        ZERO1, [LATE, (DataParallel, "overlap_param_gather", awaits_what_the_layer_before_needs)]
+    ),
     "gathered tied weight not awaited": Break(ZERO1, [LATE, (base, "_awaiting", awaits_no_tied_weight)]),
-}  # fmt: skip
+}

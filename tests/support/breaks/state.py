@@ -29,8 +29,15 @@ from megascratch.verification.run_layout import RankTrace, one_process, world_of
 from tests.support.breaks.replacing import DP2, DROPOUT, PP2, TP2, ZERO1, Break, nothing
 
 BEFORE = 2  # steps on the other layout
-RUN = {"lr_decay_style": "cosine", "lr_warmup_iters": 3, "min_lr": 1e-3, "eval_interval": 1, "eval_iters": 2,
-       "global_batch_size": 4, "device": "cpu"}  # fmt: skip
+RUN = {
+    "lr_decay_style": "cosine",
+    "lr_warmup_iters": 3,
+    "min_lr": 1e-3,
+    "eval_interval": 1,
+    "eval_iters": 2,
+    "global_batch_size": 4,
+    "device": "cpu",
+}
 
 
 class Rows:
@@ -109,7 +116,8 @@ def one_element_later(self, name, place, flat, owned, piece):
 
 def moments_alone(self):
     return {name: flat for name, flat in plain_kinds.fget(self).items() if name != "optim.exp_avg"} | {
-        "optim.exp_avg": torch.zeros_like(self.exp_avg)}  # fmt: skip
+        "optim.exp_avg": torch.zeros_like(self.exp_avg)
+    }
 
 
 plain_step, plain_evaluate, plain_set_training = _Loop._step, _Loop._evaluate, Trainer._set_training
@@ -124,8 +132,10 @@ BREAKS: dict[str, Break] = {
         "first moments lost in a resume": (TP2, [(OptimizerShard, "kinds", property(moments_alone))]),
         "loaded weights not gathered under ZeRO-1": (ZERO1, [(DataParallel, "loaded", nothing)]),
         "moments loaded one element beside their place under ZeRO-1": (
-            ZERO1, [(DataParallel, "_held", one_element_later)]),
+            ZERO1,
+            [(DataParallel, "_held", one_element_later)],
+        ),
         "evaluation moves the data position": (DP2, [(_Loop, "_evaluate", evaluated_samples_count)]),
         "evaluation leaves dropout off": ({**PP2, **DROPOUT}, [(Trainer, "_set_training", never_back_to_training)]),
     }.items()
-}  # fmt: skip
+}

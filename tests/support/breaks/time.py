@@ -158,34 +158,43 @@ plain_update = Trainer._update
 
 BREAKS: dict[str, Break] = {
     "recomputation draws another dropout mask": Break(
-        {**FULL, **DROPOUT}, [(chunk, "with_recompute", again_with(next_samples))]),
+        {**FULL, **DROPOUT}, [(chunk, "with_recompute", again_with(next_samples))]
+    ),
     "attention recomputed with another dropout mask": Break(
-        {**SELECTIVE, **DROPOUT}, [(attention, "with_recompute", again_with(next_samples))]),
+        {**SELECTIVE, **DROPOUT}, [(attention, "with_recompute", again_with(next_samples))]
+    ),
     "layers of a unit recomputed in another order": Break(
-        {**FULL, "recompute_num_layers": 2}, [(chunk, "with_recompute", again_with(layers_backwards))]),
+        {**FULL, "recompute_num_layers": 2}, [(chunk, "with_recompute", again_with(layers_backwards))]
+    ),
     "attention recomputed without document boundaries": Break(
-        {**SELECTIVE, **DROPOUT, **DOCUMENTS}, [(attention, "with_recompute", again_with(no_documents))]),
+        {**SELECTIVE, **DROPOUT, **DOCUMENTS}, [(attention, "with_recompute", again_with(no_documents))]
+    ),
     "weight gradients of W delivered twice": Break(HALVES, [(Stage, "backward_weight", twice)]),
     "one weight gradient of W dropped": Break(HALVES, [(Stage, "backward_weight", all_but_the_last)]),
     "W pairs inputs with another micro-batch's gradients": Break(
-        HALVES, [(Stage, "backward_weight", gradient_of_the_micro_batch_before)]),
+        HALVES, [(Stage, "backward_weight", gradient_of_the_micro_batch_before)]
+    ),
     "embedding rows of a split backward dropped": Break(HALVES, [(Deferred, "__init__", rows_put_off_for_ever)]),
-    "reduction begins at I, before W": Break(
-        {**HALVES, **DP2}, [(Deferred, "linear", reduced_before_the_product)]),
+    "reduction begins at I, before W": Break({**HALVES, **DP2}, [(Deferred, "linear", reduced_before_the_product)]),
     "biases' gradients left to autograd, too": Break(HALVES, [(GradSlot, "from_autograd", kept_by_autograd)]),
     "bucket reduced when its first gradient arrives": Break(DP2, [(Bucket, "is_full", property(any_gradient_will_do))]),
     "each micro-batch overwrites the gradient": Break({}, [(Buckets, "begin", renew_always)]),
     "reduction after the first micro-batch of the second chunk": Break(
-        {**INTERLEAVED, **DP2}, [(Trainer, "_before_backward", last_is_first)]),
+        {**INTERLEAVED, **DP2}, [(Trainer, "_before_backward", last_is_first)]
+    ),
     "labels of the next micro-batch on the last stage": Break(PP2, [(_Player, "forward", next_micro_batch)]),
     "loss averaged over micro-batches": Break({}, [(trainer.runtime, "run", averaged_over_micro_batches)]),
     "loss of the last micro-batch alone": Break(PP2, [(Trainer, "_loss_part", loss_of_the_last)]),
     "chunks of a rank are neighbours": Break(
-        INTERLEAVED, [(build, "ModelChunk", in_another_order({0: 0, 1: 2, 2: 1, 3: 3}))]),
+        INTERLEAVED, [(build, "ModelChunk", in_another_order({0: 0, 1: 2, 2: 1, 3: 3}))]
+    ),
     "chunks of a V lie as in a loop": Break(
-        {**FOLDED, **UNTIED}, [(build, "ModelChunk", in_another_order({0: 0, 1: 1, 2: 3, 3: 2}))]),
+        {**FOLDED, **UNTIED}, [(build, "ModelChunk", in_another_order({0: 0, 1: 1, 2: 3, 3: 2}))]
+    ),
     "loss scale left in the step": Break(
-        DP2, [(LossScale, "start", classmethod(scaled)), (Trainer, "_update", scale_left_in_the_step)]),
+        DP2, [(LossScale, "start", classmethod(scaled)), (Trainer, "_update", scale_left_in_the_step)]
+    ),
     "loss scale left in the norm": Break(
-        PP2, [(LossScale, "start", classmethod(scaled)), (Trainer, "_update", scale_left_in_the_norm)]),
-}  # fmt: skip
+        PP2, [(LossScale, "start", classmethod(scaled)), (Trainer, "_update", scale_left_in_the_norm)]
+    ),
+}

@@ -71,7 +71,9 @@ def poisoned_on_one(config, sick: int, when: str) -> tuple:
     sizes = config.parallel
     mesh = mesh_of(sizes.tensor_model_parallel_size, sizes.pipeline_model_parallel_size, sizes.data_parallel_size)
     trainer, told, finish = Trainer(config, mesh), [], None
-    batches = [synthetic_batch(config, range(m, m + 1)) for m in range(config.training.global_batch_size // mesh.dp.size)]
+    batches = [
+        synthetic_batch(config, range(m, m + 1)) for m in range(config.training.global_batch_size // mesh.dp.size)
+    ]
     finish = trainer.data_parallel.finish
 
     def poison() -> None:
@@ -179,8 +181,13 @@ def test_a_run_stops_and_names_the_documents_it_has_read(tmp_path, poison, capsy
 @pytest.mark.parametrize("spike", [False, True], ids=["nan", "spike"])
 def test_a_run_that_skips_and_is_resumed_is_the_undisturbed_one_that_skips(tmp_path, poison, spike):
     poison(spike)
-    settings = SETTINGS | {"data_path": corpus(tmp_path), "on_bad_step": "skip", "check_for_spiky_loss": True,
-                           "spiky_loss_window": 1, "log_interval": 1}  # fmt: skip
+    settings = SETTINGS | {
+        "data_path": corpus(tmp_path),
+        "on_bad_step": "skip",
+        "check_for_spiky_loss": True,
+        "spiky_loss_window": 1,
+        "log_interval": 1,
+    }
     assert main(flags(tmp_path / "whole", **settings)) == 0
     assert [row["step"] for row in bad_rows(tmp_path / "whole")] == [3]
     assert main(flags(tmp_path / "parts", **settings | {"train_iters": 3})) == 0
@@ -248,8 +255,17 @@ def test_a_line_that_a_crash_cut_short_is_no_jump_and_the_next_one_is_whole(tmp_
     assert skipped_samples(tmp_path) == [[8, 20]] and len(records(tmp_path)) == 2
 
 
-@pytest.mark.parametrize("line", ["{", "[]", '{"first": 1}', '{"first": 3, "stop": 1, "back_to": 0}',
-                                  '{"first": true, "stop": 2, "back_to": 0}', "[" * 100_000])  # fmt: skip
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{",
+        "[]",
+        '{"first": 1}',
+        '{"first": 3, "stop": 1, "back_to": 0}',
+        '{"first": true, "stop": 2, "back_to": 0}',
+        "[" * 100_000,
+    ],
+)
 def test_a_line_that_is_no_jump_is_named(tmp_path, line):
     (tmp_path / FILE).write_text(line + "\n")
     with pytest.raises(UserError, match=r"skipped_samples\.jsonl:1 is no record of skipped samples"):

@@ -150,22 +150,33 @@ def test_a_split_of_which_nothing_would_be_learned_is_refused_before_the_start(t
 def test_a_run_that_comes_to_nothing_to_learn_ends_with_a_checkpoint(tmp_path, capsys):
     """From sample 6 on it reads another corpus."""
     full, empty = corpus(tmp_path, "full", 1), corpus(tmp_path, "empty", 0)
-    words = [*flags(tmp_path / "out", **SETTINGS, log_interval=3, train_data_path=full),
-             "--data-stages", f"6 {empty}"]  # fmt: skip
+    words = [*flags(tmp_path / "out", **SETTINGS, log_interval=3, train_data_path=full), "--data-stages", f"6 {empty}"]
     assert main(words) == 1
     said = capsys.readouterr().err
     assert "no token of steps 7 to 9 is learned (3 of 9 steps had no token to learn and updated nothing)" in said
     assert "Traceback" not in said
     assert [(row["step"], row["loss"] is None) for row in losses(tmp_path / "out")] == [
-        (1, False), (3, False), (6, False), (9, True)]  # fmt: skip
+        (1, False),
+        (3, False),
+        (6, False),
+        (9, True),
+    ]
     assert saved(tmp_path / "out", 9)
 
 
 def test_what_is_told_of_nothing_is_json_and_no_point_of_a_curve(tmp_path, monkeypatch, capsys):
     report, points = Report(str(tmp_path), str(tmp_path), 8, 0), []
     monkeypatch.setattr(SummaryWriter, "add_scalar", lambda writer, name, value, step: points.append(name))
-    row = {"step": 2, "loss": None, "grad_norm": None, "learning_rate": 0.1, "tokens_per_second": 1.0, "mfu": 0.1,
-           "memory_bytes": 1, "steps_without_tokens": 2}  # fmt: skip
+    row = {
+        "step": 2,
+        "loss": None,
+        "grad_norm": None,
+        "learning_rate": 0.1,
+        "tokens_per_second": 1.0,
+        "mfu": 0.1,
+        "memory_bytes": 1,
+        "steps_without_tokens": 2,
+    }
     report.step(row)
     report.evaluation({"step": 2, "split": "valid", "loss": None, "tokens": 0})
     report.close({"loss": None, "seconds": 1.0})

@@ -60,18 +60,30 @@ NORM = "param.layers.0.norm1.weight"
 TIED = "param.embedding.word.weight"
 QKV = "param.layers.0.attention.qkv.weight"
 CASES = {  # layout, (rank, tensor that it changes), what is told of h, this host
-    "dp3": ({"data_parallel_size": 3, "global_batch_size": 6}, (1, FC1),
-            f"{FC1}[0:128, 0:32]: h (rank 1) against h (ranks 0, 2)"),
-    "zero1 dp3": ({"data_parallel_size": 3, "global_batch_size": 6} | ZERO1, (2, FC1),
-                  f"{FC1}[0:128, 0:32]: h (rank 2) against h (ranks 0-1)"),
-    "moment": ({"data_parallel_size": 2}, (1, MOMENT),
-               f"{MOMENT}[0:128, 0:32]: h (rank 0) and h (rank 1) differ, and no majority tells who is right"),
+    "dp3": (
+        {"data_parallel_size": 3, "global_batch_size": 6},
+        (1, FC1),
+        f"{FC1}[0:128, 0:32]: h (rank 1) against h (ranks 0, 2)",
+    ),
+    "zero1 dp3": (
+        {"data_parallel_size": 3, "global_batch_size": 6} | ZERO1,
+        (2, FC1),
+        f"{FC1}[0:128, 0:32]: h (rank 2) against h (ranks 0-1)",
+    ),
+    "moment": (
+        {"data_parallel_size": 2},
+        (1, MOMENT),
+        f"{MOMENT}[0:128, 0:32]: h (rank 0) and h (rank 1) differ, and no majority tells who is right",
+    ),
     "tp2 dp2": (TP2 | {"data_parallel_size": 2}, (3, NORM), f"{NORM}[0:32]: h (rank 3) against h (ranks 0-2)"),
-    "pp2 dp2, tied": (PP2 | {"data_parallel_size": 2}, (2, TIED),
-                      f"{TIED}[0:61, 0:32]: h (rank 2) against h (ranks 0-1, 3)"),
+    "pp2 dp2, tied": (
+        PP2 | {"data_parallel_size": 2},
+        (2, TIED),
+        f"{TIED}[0:61, 0:32]: h (rank 2) against h (ranks 0-1, 3)",
+    ),
     "shared heads": (TP2 | {"num_query_groups": 1}, (0, QKV), "no majority tells who is right"),
     "tp2 pp2 zero1": (TP2 | PP2 | {"data_parallel_size": 1} | ZERO1, (1, NORM), "no majority tells who is right"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", CASES)

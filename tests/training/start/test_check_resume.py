@@ -1,4 +1,5 @@
 """A resume that would change the data or the model is refused with both values; the ranks of a launch start alike."""
+
 import shutil
 import socket
 
@@ -32,8 +33,14 @@ def test_a_checkpoint_says_what_it_was_trained_on(run):
 def test_what_may_not_change_is_refused_all_at_once_with_both_values(run, capsys):
     folder, settings = run
     words = flags(folder / "on", **settings, seed=5, num_layers=3, lr=0.5)
-    refused(capsys, words, "2 problems", "step_00000002: seed was 1234 and is now 5", "--force-resume seed",
-            "num-layers was 2 and is now 3: the model has other tensors, and cannot be forced")  # fmt: skip
+    refused(
+        capsys,
+        words,
+        "2 problems",
+        "step_00000002: seed was 1234 and is now 5",
+        "--force-resume seed",
+        "num-layers was 2 and is now 3: the model has other tensors, and cannot be forced",
+    )
     assert not (folder / "on").exists()
 
 
@@ -61,8 +68,14 @@ def test_changed_data_is_refused_with_both_digests_and_moved_data_is_not(run, ca
     capsys.readouterr()
     words = flags(folder / "on", **settings)
     try:
-        refused(capsys, words, f"{settings['data_path']}.bin is not the file", "bytes, sha256", "and is now",
-                "--force-resume data_files")  # fmt: skip
+        refused(
+            capsys,
+            words,
+            f"{settings['data_path']}.bin is not the file",
+            "bytes, sha256",
+            "and is now",
+            "--force-resume data_files",
+        )
         assert main([*words, "--force-resume", "data_files"]) == 0
     finally:
         (folder / "corpus.bin").write_bytes(good)
@@ -78,9 +91,10 @@ def test_what_is_forced_must_be_something_that_can_be(tmp_path, capsys):
 # ---- ranks of one launch ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("difference", [
-    "a file that is missing", *(pytest.param(name, marks=pytest.mark.deep) for name in list(DIFFERENCES)[:-1])
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "difference",
+    ["a file that is missing", *(pytest.param(name, marks=pytest.mark.deep) for name in list(DIFFERENCES)[:-1])],
+)
 def test_ranks_that_do_not_start_alike_all_stop_and_the_first_says_why(tmp_path, difference):
     (code, said, _), (other_code, other_said, _) = started_together(tmp_path, difference)
     assert (code, other_code) == (2, 2), said + other_said

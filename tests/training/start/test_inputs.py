@@ -19,12 +19,16 @@ WRONG = {  # what is taken from 1F1B of 2 stages and 4 micro-batches (and what i
     "a send is missing": ("0SEND_F1", "", {}, "rank 1 waits forever at RF1: rank 0 never sends it"),
     "a backward is missing": ("1B3", "", {}, "rank 1 lacks B3"),
     "a forward runs twice": ("1F3", "1F3,1F3", {}, "rank 1 runs F3 more than once"),
-    "other chunks": ("", "", {"num_virtual_stages_per_pipeline_rank": 2},
-                     "has 2 ranks of 1 stages, but pipeline-model-parallel-size is 2 and num-virtual-stages"),
+    "other chunks": (
+        "",
+        "",
+        {"num_virtual_stages_per_pipeline_rank": 2},
+        "has 2 ranks of 1 stages, but pipeline-model-parallel-size is 2 and num-virtual-stages",
+    ),
     "other stages": ("", "", {"pipeline_model_parallel_size": 4}, "make them 2 and 1"),
     "other micro-batches": ("", "", {"global_batch_size": 6}, "plays 4 micro-batches, but a step has 6: set global-"),
     "other micro-batches after all": ("", "", {"micro_batch_size": 2}, "plays 4 micro-batches, but a step has 2"),
-}  # fmt: skip
+}
 
 
 def file_of(folder, cell: str = "", instead: str = "") -> str:
@@ -53,8 +57,19 @@ def test_an_own_schedule_that_fits_is_read_and_no_file_is_none(tmp_path):
 def test_a_launch_with_a_missing_receive_ends_before_torch_is_imported(tmp_path):
     work = tmp_path / "work"
     work.mkdir()
-    flags = ["--mock-data", "--vocab-size", "50", "--global-batch-size", "4", "--pipeline-model-parallel-size", "2",
-             "--pipeline-schedule-csv", file_of(tmp_path, "1RECV_F2"), "--nproc-per-node", "2"]  # fmt: skip
+    flags = [
+        "--mock-data",
+        "--vocab-size",
+        "50",
+        "--global-batch-size",
+        "4",
+        "--pipeline-model-parallel-size",
+        "2",
+        "--pipeline-schedule-csv",
+        file_of(tmp_path, "1RECV_F2"),
+        "--nproc-per-node",
+        "2",
+    ]
     command = [sys.executable, "-c", SHOW_TORCH, "pretrain", *MODEL, *flags]
     done = subprocess.run(command, capture_output=True, text=True, cwd=work)
     assert (done.returncode, "without its input: no RF2" in done.stderr) == (2, True), done.stderr

@@ -63,11 +63,13 @@ def test_what_differs_is_told_to_all_by_host_and_what_agrees_is_not(monkeypatch)
     ("problems", "told"),
     [
         (["", "", "no c.bin", "no c.bin"], ["b (ranks 2-3): no c.bin"]),
-        (["no c.bin\nno d.bin", "", "", "no c.bin"],
-         ["a (rank 0): no c.bin", "a (rank 0): no d.bin", "b (rank 3): no c.bin"]),
+        (
+            ["no c.bin\nno d.bin", "", "", "no c.bin"],
+            ["a (rank 0): no c.bin", "a (rank 0): no d.bin", "b (rank 3): no c.bin"],
+        ),
         (["no c.bin\nno e"] + ["no c.bin"] * 3, ["no c.bin", "a (rank 0): no e"]),
     ],
-)  # fmt: skip
+)
 def test_a_problem_of_one_host_stops_all_and_one_of_everybody_is_said_once(monkeypatch, problems, told):
     raised = outcome([RankReport({}, problem) for problem in problems], monkeypatch)
     assert all(isinstance(error, SettingError) for error in raised)
