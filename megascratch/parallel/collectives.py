@@ -22,7 +22,7 @@ from megascratch.parallel.host_staging import needs_host_staging
 from megascratch.parallel.mesh import Axis
 from megascratch.runtime.comm_timer import blocked
 from megascratch.runtime.faults import fault_point
-from megascratch.runtime.heartbeat import numbered, waiting
+from megascratch.runtime.heartbeat import next_number, waiting
 
 T = TypeVar("T")
 
@@ -76,7 +76,7 @@ class Pending:
         finish: Callable[[], object] | None = None,
     ):
         self.operation, self.axis, self.work, self.result, self.finish = operation, axis, work, result, finish
-        self.number = 0 if work is None else numbered(axis.name)
+        self.number = 0 if work is None else next_number(axis.name)
 
     @property
     def is_done(self) -> bool:
@@ -239,7 +239,7 @@ def all_gather_objects(item: T, axis: Axis) -> list[T]:
     items: list[Any] = [None] * axis.size
     with (
         named("all_gather_objects", axis.name, axis.rank, axis.size),
-        waiting(f"all_gather_objects over {axis.name}", numbered(axis.name), axis.ranks),
+        waiting(f"all_gather_objects over {axis.name}", next_number(axis.name), axis.ranks),
     ):
         dist.all_gather_object(items, item, group=axis.group)
     return items

@@ -1,6 +1,6 @@
-"""How long a rank has been held up by others: the time blocked in communication, measured only while somebody looks.
+"""Measures how long this rank is blocked in communication, waiting for other ranks; off unless `looking` is set.
 
-On a CPU a wait blocks the process and a clock tells how long; on CUDA it blocks the stream, and two events tell.
+On a CPU a wait blocks the process and is timed with a clock; on CUDA it blocks the stream and is timed with two events.
 """
 
 import time
@@ -11,15 +11,16 @@ import torch
 
 
 class CommTimer:
-    """The waits of one rank, shared by all of its axes and links."""
+    """The time that one rank waits for others; all of its axes and links share one timer."""
 
     def __init__(self, device: torch.device):
-        self.device, self.looking = device, False
+        self.device = device
+        self.looking = False  # whether waits are measured
         self.seconds = 0.0
         self.events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
     def blocked(self) -> AbstractContextManager:
-        """Around each wait for other ranks."""
+        """A context manager to put around each wait for other ranks."""
         return self._timed() if self.looking else nullcontext()
 
     @contextmanager
@@ -29,14 +30,15 @@ class CommTimer:
             yield
             self.seconds += time.perf_counter() - start
             return
-        before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        before = torch.cuda.Event(enable_timing=True)
+        after = torch.cuda.Event(enable_timing=True)
         before.record()
         yield
         after.record()
         self.events.append((before, after))
 
     def take(self) -> float:
-        """Seconds since the last call. On CUDA it waits until the device has done all of its work."""
+        """Seconds spent waiting since the last call. On CUDA this waits until the device has finished all its work."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
             self.seconds += sum(before.elapsed_time(after) for before, after in self.events) / 1000
@@ -46,5 +48,5 @@ class CommTimer:
 
 
 def blocked(waits: CommTimer | None) -> AbstractContextManager:
-    """As `CommTimer.blocked`; nothing is measured without waits."""
+    """Like `CommTimer.blocked`; without a timer nothing is measured."""
     return nullcontext() if waits is None else waits.blocked()

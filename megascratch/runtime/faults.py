@@ -1,18 +1,19 @@
-"""Named points of the code that a test or a user can make fail: one environment variable in, a fault at that point out.
+"""Fault injection: makes a named point of the code fail on a given rank, as an environment variable says.
 
     MEGASCRATCH_FAULT=POINT:RANK:NTH:ACTION[:ATTEMPT][,...]
     MEGASCRATCH_FAULT=step.begin:2:7:kill megascratch pretrain ...    # rank 2 dies when it begins its 7th step
 
-RANK is a number or `*`; NTH counts the rank's passages of the point from 1, or is `*` for each; ATTEMPT is the number
-of restarts before (0 if left out, so that a restart does not fail again), or `*`. The first fault that fits strikes.
+RANK is a number or `*`. NTH says which time the rank reaches the point, counted from 1; `*` is every time. ATTEMPT is
+the number of restarts so far (0 if not given, so that a restart does not fail again), or `*`. The first fault that
+matches is carried out.
 
-    kill     SIGKILL                        exit          leaves at once, with code 70
-    raise    a FaultError                   hang          sleeps for ever
-    stop     SIGSTOP                        slow=SECONDS  sleeps, then goes on
+    kill     SIGKILL                        exit          exits at once with code 70
+    raise    raises a FaultError            hang          sleeps forever
+    stop     SIGSTOP                        slow=SECONDS  sleeps, then continues
     enospc   no space left on the device    eio           input/output error
     corrupt  one bit of the point's data is flipped
 
-Without the variable a point costs one function call. `python -m megascratch.runtime.faults` prints all points.
+If the variable is not set, a point costs one function call. `python -m megascratch.runtime.faults` lists all points.
 """
 
 import difflib
@@ -36,11 +37,11 @@ ANY = -1
 
 POINTS = {
     "run.begin": "a rank has its settings, nothing is open yet",
-    "run.meet": "before the ranks meet in their process groups",
+    "run.meet": "before the ranks join their process groups",
     "run.built": "model, data and checkpoint are ready for the first step",
-    "run.end": "the summary is written and the exit code decided",
+    "run.end": "the summary is written and the exit code is decided",
     "step.begin": "before a step reads its batches",
-    "step.end": "weights have moved, nothing is logged or saved yet",
+    "step.end": "weights are updated, nothing is logged or saved yet",
     "forward.begin": "before the forward of a micro-batch on a chunk",
     "forward.end": "after it",
     "backward.begin": "before the backward (or input gradient) of a micro-batch on a chunk",
@@ -51,21 +52,21 @@ POINTS = {
     "transfer.wait": "before a transfer is waited for",
     "collective.start": "before any collective starts",
     "collective.wait": "before a started collective is waited for",
-    "gradient.finish": "before the gradients of a step become whole",
+    "gradient.finish": "before the gradients of a step are complete",
     "gradient.reduce": "before a gradient bucket's reduction starts; data: the bucket's gradients",
     "gradient.norm": "before the global gradient norm",
-    "optimizer.step": "before the weights move",
-    "weights.share": "after a rank's weights moved, before the other ranks get them",
+    "optimizer.step": "before the weights are updated",
+    "weights.share": "after a rank has updated its weights, before the other ranks get them",
     "evaluate.begin": "before a validation",
     "evaluate.batch": "before each batch of a validation",
     "save.begin": "before a checkpoint's tensors are copied to host memory",
-    "save.thread": "the copy is made, training goes on, the writing thread begins",
-    "save.before_write": "before a rank makes its file",
+    "save.thread": "the copy is made, training continues, the writing thread begins",
+    "save.before_write": "before a rank creates its file",
     "save.write": "before each write of some chunks",
     "save.after_write": "a rank's file is on the disk; data: the file",
-    "save.before_commit": "before the folder of a step gets its name; data: the manifest",
+    "save.before_commit": "before the folder of a step gets its final name; data: the manifest",
     "save.after_commit": "after it",
-    "save.before_delete": "before an older step loses its name",
+    "save.before_delete": "before the folder of an older step is renamed for deletion",
     "save.mid_delete": "after it, before its files are deleted",
     "index.build": "before the index arrays of a data set are built",
     "index.write": "before an index array is written",
@@ -76,18 +77,18 @@ POINTS = {
     "preprocess.merge": "before a shard is appended to the corpus",
     "preprocess.place": "before the corpus gets its final name",
 }
-"""Every point, and where it stands; those whose text says `data:` can be corrupted."""
+"""Every point and when the code reaches it; those whose text says `data:` can be corrupted."""
 
 ACTIONS = ("kill", "exit", "raise", "hang", "stop", "slow", "enospc", "eio", "corrupt")
 
 
 class FaultError(RuntimeError):
-    """What `raise` raises."""
+    """The error that the action `raise` raises."""
 
 
 @dataclass
 class Fault:
-    """One fault that is asked for."""
+    """One requested fault."""
 
     point: str
     rank: int  # or ANY
@@ -99,11 +100,12 @@ class Fault:
 
 
 def fault_point(point: str, data: Any = None) -> None:
-    """Here something may go wrong, if the variable says so.
+    """Fails here if the variable asks for it.
 
     Args:
-        point: a name of POINTS, written out (a test compares the table with the code).
-        data: what `corrupt` may change: a writable buffer, a tensor, the path of a file, or what flips its own bit.
+        point: a name of POINTS, as a literal (a test compares the table with the code).
+        data: what `corrupt` may change: a writable buffer, a tensor, the path of a file, or an object with a method
+            `flip_a_bit`.
     """
     armed = _holder().armed
     if armed is not None:
@@ -111,16 +113,17 @@ def fault_point(point: str, data: Any = None) -> None:
 
 
 def check() -> None:
-    """Reads the variable as it is now and judges it, before any work starts. Raises: UserError."""
+    """Reads the variable as it is now and validates it, before any work starts. Raises: UserError."""
     _holder.cache_clear()
     _holder()
 
 
 @contextmanager
 def armed(text: str, rank: int = 0, attempt: int = 0) -> Iterator[None]:
-    """As the variable, for the code inside the block, in this process."""
+    """Injects the faults of `text` (in the format of the variable) in this process while the block runs."""
     holder = _holder()
-    before, holder.armed = holder.armed, _Armed(parse(text), rank, attempt)
+    before = holder.armed
+    holder.armed = _Armed(parse(text), rank, attempt)
     try:
         yield
     finally:
@@ -128,9 +131,12 @@ def armed(text: str, rank: int = 0, attempt: int = 0) -> Iterator[None]:
 
 
 def parse(text: str) -> list[Fault]:
-    """The faults of the variable's text. Raises: UserError with all that is wrong in it."""
-    faults, problems = [], []
-    for part in filter(None, (part.strip() for part in text.split(","))):
+    """Parses the variable's text. Raises: UserError that lists every problem."""
+    faults: list[Fault] = []
+    problems: list[str] = []
+    for part in map(str.strip, text.split(",")):
+        if not part:
+            continue
         try:
             faults.append(_fault(part))
         except ValueError as error:
@@ -150,18 +156,18 @@ def _fault(part: str) -> Fault:
     if point not in POINTS:
         near = difflib.get_close_matches(point, POINTS, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}? " if near else ""
-        raise ValueError(f"no such point; {hint}`python -m megascratch.runtime.faults` prints all")
+        raise ValueError(f"unknown fault point; {hint}`python -m megascratch.runtime.faults` lists all points")
     name, seconds = _action(action)
     if name == "corrupt" and "data:" not in POINTS[point]:
         legal = ", ".join(point for point, text in POINTS.items() if "data:" in text)
-        raise ValueError(f"{point} has no data to corrupt; {legal} have")
+        raise ValueError(f"{point} has no data to corrupt; points with data: {legal}")
     return Fault(point, _number("RANK", rank, 0), _number("NTH", nth, 1), name, seconds, _number("ATTEMPT", attempt, 0))
 
 
 def _action(word: str) -> tuple[str, float]:
     name, equals, amount = word.partition("=")
     if name not in ACTIONS or bool(equals) != (name == "slow"):
-        raise ValueError(f"no such action: {word}; use {', '.join(ACTIONS)} (slow=SECONDS)")
+        raise ValueError(f"unknown action: {word}; use {', '.join(ACTIONS)} (slow=SECONDS)")
     try:
         seconds = float(amount) if equals else 0.0
     except ValueError:
@@ -175,7 +181,7 @@ def _number(what: str, word: str, least: int) -> int:
     if word == "*":
         return ANY
     if not word.isascii() or not word.isdigit() or int(word) < least:
-        raise ValueError(f"{what} ({word}) must be a number from {least} on, or *")
+        raise ValueError(f"{what} ({word}) must be a number of at least {least}, or *")
     return int(word)
 
 
@@ -229,7 +235,7 @@ def _fail(fault: Fault) -> NoReturn:
 
 
 def _flip_a_bit(data: Any) -> None:
-    """The lowest bit of the byte in the middle."""
+    """Flips the lowest bit of the middle byte."""
     if isinstance(data, str | Path):
         middle = Path(data).stat().st_size // 2
         with open(data, "r+b") as file:
@@ -237,7 +243,7 @@ def _flip_a_bit(data: Any) -> None:
             byte = file.read(1)[0]
             file.seek(middle)
             file.write(bytes([byte ^ 1]))
-    elif hasattr(data, "flip_a_bit"):  # an object in a store
+    elif hasattr(data, "flip_a_bit"):  # an object in an object store
         data.flip_a_bit()
     elif hasattr(data, "detach"):  # a tensor, on any device; this module loads no torch
         flat = data.detach().view(-1).view(sys.modules["torch"].uint8)
@@ -254,12 +260,13 @@ class _Holder:
 
 @lru_cache(maxsize=1)
 def _holder() -> _Holder:
-    """Reads the environment, once between two calls of `check`. RANK and TORCHELASTIC_RESTART_COUNT are set by torchrun
-    and by this package's launcher."""
+    """Reads the environment once, and again after each `check`. torchrun and this package's launcher set RANK and
+    TORCHELASTIC_RESTART_COUNT."""
     text = os.environ.get(VARIABLE)
     if text is None:
         return _Holder(None)
-    rank, attempt = (int(os.environ.get(name, "0")) for name in ("RANK", "TORCHELASTIC_RESTART_COUNT"))
+    rank = int(os.environ.get("RANK", "0"))
+    attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
     return _Holder(_Armed(parse(text), rank, attempt))
 
 

@@ -1,4 +1,6 @@
-"""Processes of this machine: which one a number means, whether it is alive, and how a process ends with its parent."""
+"""Identifies processes of this machine even if their PID is reused, checks whether they are alive, and ends a process
+together with its parent.
+"""
 
 import ctypes
 import os
@@ -9,15 +11,15 @@ import time
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
-LOOK_EVERY = 0.5  # seconds, where the kernel does not tell that a parent has ended
+LOOK_EVERY = 0.5  # seconds between two looks at the parent, where the kernel cannot signal its end
 ENDED = "ended"
-_LIBC = ctypes.CDLL(None)  # loaded now: between a fork and an exec nothing should be
+_LIBC = ctypes.CDLL(None)  # loaded now: nothing should be loaded between a fork and an exec
 
 
 def start_of(pid: int) -> str:
-    """When a process started, in the kernel's ticks; "ended" where there is none; "" where the system does not tell.
+    """When a process started, in the kernel's ticks; "ended" if it does not exist; "" where the system cannot say.
 
-    A process number is used again, a number with its start is not. A zombie has ended.
+    A PID is reused; a PID together with its start time is not. A zombie counts as ended.
     """
     try:
         state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -31,22 +33,22 @@ def start_of(pid: int) -> str:
 
 
 def identity(pid: int) -> str:
-    """NAMESPACE.PID.START: no other process of this machine has it, not in another container and not later."""
+    """NAMESPACE.PID.START: unique on this machine, over all containers and over time."""
     return f"{_namespace()}.{pid}.{start_of(pid)}"
 
 
 def is_gone(who: str) -> bool:
-    """Whether the process of an `identity` has ended; False where this process cannot know it."""
+    """Whether the process with this `identity` has ended; False if this process cannot know."""
     namespace, pid, start = who.split(".")
     return namespace == _namespace() and start_of(int(pid)) != start
 
 
 def end_with_parent(parent: int) -> None:
-    """From now on this process is killed (SIGKILL) when its parent ends, also if that has happened already.
+    """From now on this process is killed (SIGKILL) when its parent ends, and at once if the parent has already ended.
 
     Args:
-        parent: the process that started this one. On Linux its thread counts that did so: it must be one that lives as
-            long as the process.
+        parent: the process that started this one. On Linux the signal is sent when the parent's *thread* that started
+            this process ends, so that thread must live as long as the parent.
     """
     if sys.platform == "linux":
         _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -63,7 +65,7 @@ def _watch(parent: int) -> None:
 
 
 def _namespace() -> str:
-    """Containers may share a file system in memory, but not their process numbers."""
+    """The PID namespace: containers may share a file system in memory, but each has its own PIDs."""
     try:
         return str(os.stat("/proc/self/ns/pid").st_ino)
     except OSError:

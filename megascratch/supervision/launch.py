@@ -29,13 +29,13 @@ from megascratch.supervision import fork_server
 from megascratch.supervision.folders import new_folder
 from megascratch.supervision.observe import (
     LOOK_EVERY,
-    hear_the_others,
+    answer_stack_requests,
     is_hung,
     kill,
     log,
     observe,
-    receive_watch,
     report,
+    wait_for_other_ranks,
 )
 from megascratch.supervision.report import RankStatus, refused
 
@@ -48,7 +48,7 @@ BEGAN = "MEGASCRATCH_BEGAN"
 UNKNOWN = 255
 """What multiprocessing calls the exit code of a process whose fork server is gone."""
 
-LastWords = tuple[tuple[int, str], ...]
+RankErrors = tuple[tuple[int, str], ...]
 """Step and error of each rank."""
 
 
@@ -104,17 +104,17 @@ class _Launcher:
 
     def run(self) -> int:
         with self.requests.caught():
-            before: LastWords | None = None
+            before: RankErrors | None = None
             for number in range(self.plan.max_restarts + 1):
                 fork_server.start(self.plan.preload, FORWARDED)
                 attempt = _Attempt(self, number)
                 code, again = attempt.run()
                 if not again or self.requests.came or number == self.plan.max_restarts:
                     break
-                if attempt.words is not None and attempt.words == before:
+                if attempt.errors is not None and attempt.errors == before:
                     log("every rank has ended twice with the same words at the same step: it would a third time")
                     break
-                before = attempt.words
+                before = attempt.errors
                 left = self.plan.max_restarts - number - 1
                 log(f"starting again ({left} more restart{'s' if left != 1 else ''} allowed)")
         return code
@@ -132,7 +132,7 @@ class _Attempt:
         self.number, self.began = number, launcher.began
         self.folder = new_folder("ranks")
         self.processes: list[Any] = []
-        self.words: LastWords | None = None
+        self.errors: RankErrors | None = None
         self.kill_at = float("inf")
 
     def run(self) -> tuple[int, bool]:
@@ -144,8 +144,8 @@ class _Attempt:
             except _ForkServerDied:
                 log("the fork server was killed, and all ranks ended with it")
                 return FAILED, True
-            self.words = self._last_words()
-            return self._judge(failure)
+            self.errors = self._errors_of_all()
+            return self._outcome(failure)
         finally:
             kill([process.pid for process in self.processes if process.exitcode in (None, UNKNOWN)])
             for process in self.processes:
@@ -166,7 +166,7 @@ class _Attempt:
                 BEGAN: self.began,
                 "TORCHELASTIC_RESTART_COUNT": str(self.number),
             }
-            process = self.context.Process(target=_be_rank, args=(self.plan.target, environment), daemon=True)
+            process = self.context.Process(target=_run_rank, args=(self.plan.target, environment), daemon=True)
             try:
                 process.start()
             except (OSError, EOFError) as error:
@@ -179,7 +179,7 @@ class _Attempt:
         """Until all ranks have ended: None, or as they were seen when one failed."""
         while True:
             self._pause(LOOK_EVERY)
-            self._pass_requests_on()
+            self._forward_signals()
             codes = self._codes()
             if UNKNOWN in codes.values() and fork_server.has_died():
                 raise _ForkServerDied
@@ -199,19 +199,19 @@ class _Attempt:
 
     def _failed(self, reason: str) -> list[RankStatus]:
         """Gives the others a moment to say why they end, reports, and leaves the rest to be ended."""
-        hear_the_others(self.folder, self._codes, self._pause)
+        wait_for_other_ranks(self.folder, self._codes, self._pause)
         seen = observe(self.folder, self._codes())
         if not refused(seen) and len(self.requests.came) < 2:
             log(report(seen, self.folder, self.plan.reports / f"attempt_{self.number}.txt", reason))
         return seen
 
-    def _last_words(self) -> LastWords | None:
+    def _errors_of_all(self) -> RankErrors | None:
         """Where every rank ended by itself and said why; None where one was ended or is still there."""
         seen = observe(self.folder, self._codes())
         told = tuple((one.where.step, one.where.error) for one in seen if one.where is not None and one.where.ended)
         return told if len(told) == len(seen) and all(one.end == FAILED for one in seen) else None
 
-    def _judge(self, seen: list[RankStatus] | None) -> tuple[int, bool]:
+    def _outcome(self, seen: list[RankStatus] | None) -> tuple[int, bool]:
         if len(self.requests.came) > 1:
             return 128 + self.requests.came[1][0], False
         if seen is None:
@@ -224,7 +224,7 @@ class _Attempt:
     def _codes(self) -> dict[int, int | None]:
         return {rank: process.exitcode for rank, process in enumerate(self.processes)}
 
-    def _pass_requests_on(self) -> None:
+    def _forward_signals(self) -> None:
         pids = [process.pid for process in self.processes if process.exitcode is None]
         for number, _ in self.requests.came[self.requests.handled :]:
             self.requests.handled += 1
@@ -237,13 +237,13 @@ class _Attempt:
             kill(pids)
 
 
-def _be_rank(target: Callable[[], int], environment: dict[str, str]) -> None:
+def _run_rank(target: Callable[[], int], environment: dict[str, str]) -> None:
     """In the new process. Requests stay blocked, as in the fork server, until the target is ready to hear them."""
     os.setsid()  # signals of the terminal go to the launcher, which passes them on once
     fork_server.end_with_fork_server()
     os.environ.clear()  # the fork server's is older
     os.environ.update(environment)
-    receive_watch()
+    answer_stack_requests()
     sys.exit(target())
 
 

@@ -140,7 +140,7 @@ def _serve(agent: subprocess.Popen, root: Path, requests: Requests, nodes: Nodes
     if agent.returncode < 0 and not ended and not handled:
         killer = signal.Signals(-agent.returncode).name
         log(f"torchrun was killed by {killer}, and the ranks of this node ended with it: start the same command again")
-    return _judge(agent.returncode, _newest(root))
+    return _exit_code(agent.returncode, _newest(root))
 
 
 class _Waiting:
@@ -162,7 +162,7 @@ class _Waiting:
             log(f"{self._what}, since {now - self._since:.0f} s")
 
 
-def _judge(agent: int, ranks: Sequence[Heartbeat]) -> int:
+def _exit_code(agent: int, ranks: Sequence[Heartbeat]) -> int:
     """The exit code, from torchrun's and the ranks of the last attempt. torchrun fails, too, where a batch system sent
     its request to every process of the job: ranks that have all saved then know better."""
     codes = {where.code if where.ended else FAILED for where in ranks}

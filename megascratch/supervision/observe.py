@@ -1,6 +1,6 @@
 """Looks at the ranks of one machine from outside: what each does, where its code stands; and ends them.
 
-A rank helps with `receive_watch`: from then on SIGUSR2 makes it write the stacks of all its threads to
+A rank helps with `answer_stack_requests`: from then on SIGUSR2 makes it write the stacks of all its threads to
 {folder}/{rank}.stacks, even while it waits inside C++.
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from megascratch.config.printable import printable_lines
 from megascratch.runtime.heartbeat import FOLDER, read
-from megascratch.supervision.report import RankStatus, any_hung, cause_is_known, headline, may_still_speak, table
+from megascratch.supervision.report import RankStatus, any_hung, cause_is_known, headline, may_still_report, table
 
 ASK_FOR_STACKS = signal.SIGUSR2
 SECONDS_FOR_STACKS = 5.0  # a rank answers at once, if the machine is not too busy
@@ -25,7 +25,7 @@ OTHERS_END = 0.4  # seconds that the other ranks have to end by themselves, once
 CAUSE_SHOWS = 20.0  # seconds until it must be known: a machine may be slow to tell which process it has lost
 
 
-def receive_watch(folder: str | None = None) -> None:
+def answer_stack_requests(folder: str | None = None) -> None:
     """In a rank: opens the file of its stacks and answers the signal that asks for them."""
     folder = folder or os.environ.get(FOLDER)
     if folder is not None:
@@ -52,7 +52,7 @@ def is_hung(folder: Path, codes: Mapping[int, int | None], limit: float) -> bool
     return any_hung(observe(folder, codes), limit)
 
 
-def hear_the_others(
+def wait_for_other_ranks(
     folder: Path, codes: Callable[[], Mapping[int, int | None]], pause: Callable[[float], object] = time.sleep
 ) -> None:
     """After the first rank's end: returns when all have ended; or it is known which rank began it, no other is at work,
@@ -69,7 +69,7 @@ def hear_the_others(
         now = time.monotonic()
         if None not in ends.values() or now - began > CAUSE_SHOWS:
             return
-        if not cause_is_known(seen) or may_still_speak(seen):
+        if not cause_is_known(seen) or may_still_report(seen):
             quiet = now
         elif now - quiet > OTHERS_END:
             return

@@ -20,7 +20,7 @@ ECHOES = (
 """Words of an error that only says that some other rank is gone or silent."""
 
 
-STANDS = 2.0
+HANGS_AFTER = 2.0
 """Seconds after which a rank that waits for nobody counts as standing still, once others have ended because of it."""
 
 LOST = -1000
@@ -33,7 +33,7 @@ class RankStatus(NamedTuple):
     rank: int
     code: int | None  # its exit code, negative for a signal; None: it lives
     state: str  # of the process, as in /proc: R, S, D, T (stopped) ...; "": unknown
-    still: float  # seconds since it last moved
+    idle_seconds: float  # since its last progress
     where: Heartbeat | None  # None: it has said nothing yet
 
     @property
@@ -56,27 +56,29 @@ class RankStatus(NamedTuple):
 
 def any_hung(seen: Sequence[RankStatus], limit: float) -> bool:
     """Whether a rank that others wait for has not moved for `limit` seconds."""
-    return any(one.code is None and one.where is not None and one.where.judged and one.still > limit for one in seen)
+    return any(
+        one.code is None and one.where is not None and one.where.watched and one.idle_seconds > limit for one in seen
+    )
 
 
 def cause_is_known(seen: Sequence[RankStatus]) -> bool:
     """Whether a rank is seen that can have begun it: it has ended for a reason of its own, is stopped, or stands still
     while it waits for nobody. It is not known where ranks have ended because of another one that seems to live."""
-    began = [one for one in seen if (one.failed and not _echo(one)) or one.stopped or _stands(one)]
+    began = [one for one in seen if (one.failed and not _is_echo(one)) or one.stopped or _hangs_by_itself(one)]
     return bool(began) or not any(one.failed for one in seen)
 
 
-def may_still_speak(seen: Sequence[RankStatus]) -> bool:
+def may_still_report(seen: Sequence[RankStatus]) -> bool:
     """Whether after a failure a rank is at work, so that it may soon end with words of its own, or is on the way out
     and may still be printing them."""
     if not any(one.failed for one in seen):
         return False
-    moving = [one for one in seen if one.code is None and one.where is not None and one.still <= STANDS]
+    moving = [one for one in seen if one.code is None and one.where is not None and one.idle_seconds <= HANGS_AFTER]
     return any(one.end is not None or not (one.stopped or one.where.waits) for one in moving if one.where is not None)
 
 
-def _stands(one: RankStatus) -> bool:
-    return one.end is None and one.where is not None and not one.where.waits and one.still > STANDS
+def _hangs_by_itself(one: RankStatus) -> bool:
+    return one.end is None and one.where is not None and not one.where.waits and one.idle_seconds > HANGS_AFTER
 
 
 def refused(seen: Sequence[RankStatus]) -> bool:
@@ -86,7 +88,7 @@ def refused(seen: Sequence[RankStatus]) -> bool:
         return False
     if all(one.where is None or one.where.step == 0 for one in seen):
         return True
-    return not any(one.failed and one.end != BAD_INPUT and not _echo(one) for one in seen)
+    return not any(one.failed and one.end != BAD_INPUT and not _is_echo(one) for one in seen)
 
 
 def root_causes(seen: Sequence[RankStatus]) -> list[tuple[int, str]]:
@@ -95,7 +97,7 @@ def root_causes(seen: Sequence[RankStatus]) -> list[tuple[int, str]]:
     """
     kinds = (
         [(one.rank, _signal(one.end)) for one in seen if one.end is not None and one.end < 0],
-        [(one.rank, _end(one)) for one in seen if one.failed and not _echo(one)],
+        [(one.rank, _end(one)) for one in seen if one.failed and not _is_echo(one)],
         [(one.rank, "is stopped (SIGSTOP)") for one in seen if one.stopped],
         [
             (one.rank, "hangs in its own code, in no communication")
@@ -109,7 +111,7 @@ def root_causes(seen: Sequence[RankStatus]) -> list[tuple[int, str]]:
     alive = _alive(seen)
     if not alive:
         return [(one.rank, _end(one)) for one in seen if one.failed]
-    longest = max(alive, key=lambda one: one.still)
+    longest = max(alive, key=lambda one: one.idle_seconds)
     return [(longest.rank, "has waited longest; all wait, each for others")]
 
 
@@ -117,7 +119,7 @@ def _alive(seen: Sequence[RankStatus]) -> list[RankStatus]:
     return [one for one in seen if one.end is None]
 
 
-def _echo(one: RankStatus) -> bool:
+def _is_echo(one: RankStatus) -> bool:
     """It ended because of another rank."""
     return one.where is not None and any(word in one.where.error for word in ECHOES)
 
@@ -168,7 +170,7 @@ def line(one: RankStatus) -> str:
     if where is not None and where.background:
         words.append(f"in the background waits for {where.background}")
     if one.end is None:
-        words.append(f"since {one.still:.1f} s{'; stopped' if one.stopped else ''}")
+        words.append(f"since {one.idle_seconds:.1f} s{'; stopped' if one.stopped else ''}")
     elif one.end:
         words.append(_signal(one.end) if one.end < 0 else _end(one))
     else:

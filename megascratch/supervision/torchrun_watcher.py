@@ -19,15 +19,15 @@ from megascratch.runtime.processes import end_with_parent
 from megascratch.supervision.folders import delete_stale_folders, shared_folder
 from megascratch.supervision.observe import (
     LOOK_EVERY,
-    hear_the_others,
+    answer_stack_requests,
     is_hung,
     kill,
     log,
     memory_folder,
     observe,
-    receive_watch,
     report,
     state_of,
+    wait_for_other_ranks,
 )
 from megascratch.supervision.report import LOST, refused
 
@@ -70,7 +70,7 @@ def watch_torchrun(limit: float, output_dir: str) -> None:
     if not started_by_torchrun():
         return
     join_torchrun()
-    receive_watch()
+    answer_stack_requests()
     if os.environ.get("LOCAL_RANK", "0") == "0":
         to = Path(output_dir, "faults", f"{os.uname().nodename}_attempt_{_attempt()}.txt")
         start_watching(limit, str(to))
@@ -111,10 +111,10 @@ def main(folder: str, agent: int, limit: float, to: str) -> None:
         codes = _codes(place)
         if codes and None not in codes.values():
             break
-        reason = _why_end(place, codes, limit)
+        reason = _reason_to_end(place, codes, limit)
         if reason or not state_of(agent):
             if reason:
-                hear_the_others(place, lambda: _codes(place))
+                wait_for_other_ranks(place, lambda: _codes(place))
                 seen = observe(place, _codes(place))
                 if not refused(seen):
                     log(report(seen, place, Path(to), reason))
@@ -124,7 +124,7 @@ def main(folder: str, agent: int, limit: float, to: str) -> None:
         shutil.rmtree(place, ignore_errors=True)
 
 
-def _why_end(place: Path, codes: dict[int, int | None], limit: float) -> str:
+def _reason_to_end(place: Path, codes: dict[int, int | None], limit: float) -> str:
     if any(code not in (None, DONE, *STOPS) for code in codes.values()):
         return "an attempt ends with its first rank"
     return f"no progress for {limit:g} s" if is_hung(place, codes, limit) else ""

@@ -44,13 +44,13 @@ WRONG = {
     "": "is empty",
     "step.begin": "must be POINT:RANK:NTH:ACTION",
     "step.begn:0:1:kill": "did you mean step.begin?",
-    "step.begin:x:1:kill": "RANK (x) must be a number from 0 on, or *",
-    "step.begin:0:0:kill": "NTH (0) must be a number from 1 on",
-    "step.begin:0:1:explode": "no such action: explode; use kill, exit",
+    "step.begin:x:1:kill": "RANK (x) must be a number of at least 0, or *",
+    "step.begin:0:0:kill": "NTH (0) must be a number of at least 1",
+    "step.begin:0:1:explode": "unknown action: explode; use kill, exit",
     "step.begin:0:1:slow": "use kill, exit",
     "step.begin:0:1:slow=nan": "must be a number of seconds",
     "step.begin:0:1:kill:-1": "ATTEMPT (-1)",
-    "step.begin:0:1:corrupt": "has no data to corrupt; gradient.reduce",
+    "step.begin:0:1:corrupt": "has no data to corrupt; points with data: gradient.reduce",
 }
 
 
@@ -65,7 +65,7 @@ def test_all_that_is_wrong_is_told_before_any_work_starts():
     command = [sys.executable, "-m", "megascratch", "pretrain", "--mock-data"]
     environment = {**os.environ, VARIABLE: "nowhere:0:1:kill,step.begin:0:1:nothing"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    said = "megascratch pretrain: error: 2 problems\n  MEGASCRATCH_FAULT: nowhere:0:1:kill: no such point"
+    said = "megascratch pretrain: error: 2 problems\n  MEGASCRATCH_FAULT: nowhere:0:1:kill: unknown fault point"
     assert done.returncode == 2 and done.stderr.startswith(said)
     assert "Traceback" not in done.stderr
 

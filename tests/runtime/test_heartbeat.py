@@ -14,7 +14,7 @@ def test_a_clock_that_is_being_written_never_reads_as_that_of_a_rank_that_hangs(
     began = time.monotonic()
     rank = subprocess.Popen([sys.executable, "-c", NOTES], env={**os.environ, FOLDER: str(tmp_path), "RANK": "0"})
     try:
-        while not (tmp_path / "0.rank").exists() or not any(one.judged for one in read(tmp_path)):
+        while not (tmp_path / "0.rank").exists() or not any(one.watched for one in read(tmp_path)):
             time.sleep(0.01)
         looks = [one for _ in range(20_000) for one in read(tmp_path)]
     finally:
@@ -22,4 +22,4 @@ def test_a_clock_that_is_being_written_never_reads_as_that_of_a_rank_that_hangs(
         rank.wait()
     assert len(looks) == 20_000
     assert [one.moved for one in looks if one.moved < began] == []
-    assert all(one.judged and one.step in (0, 3) for one in looks)
+    assert all(one.watched and one.step in (0, 3) for one in looks)

@@ -7,9 +7,9 @@ import time
 
 import pytest
 
-from megascratch.runtime.heartbeat import ENDED, FOLDER, JUDGED, WAITS, Heartbeat, read
+from megascratch.runtime.heartbeat import ENDED, FOLDER, WAITS, WATCHED, Heartbeat, read
 from megascratch.supervision import multi_node
-from megascratch.supervision.multi_node import _judge
+from megascratch.supervision.multi_node import _exit_code
 from megascratch.supervision.observe import kill, observe, state_of
 from megascratch.supervision.report import (
     LOST,
@@ -17,7 +17,7 @@ from megascratch.supervision.report import (
     any_hung,
     cause_is_known,
     headline,
-    may_still_speak,
+    may_still_report,
     refused,
     root_causes,
     table,
@@ -27,12 +27,12 @@ ECHO = "all_reduce over tp failed on rank 0 of 2: another rank has ended; its ow
 LATE = "all_reduce over dp failed on rank 1 of 2: Timed out waiting 4998ms for recv operation to complete"
 
 
-def rank(number, code=None, state="S", still=0.0, flags=JUDGED, action="F3", awaited="", error="", step=7):
+def rank(number, code=None, state="S", still=0.0, flags=WATCHED, action="F3", awaited="", error="", step=7):
     where = Heartbeat(number, 1000 + number, flags, 0.0, step, code or 0, action, awaited, "", error)
     return RankStatus(number, code, state, still, where)
 
 
-WAITING = rank(0, flags=JUDGED | WAITS, still=5.1, awaited="all_reduce over tp number 17 (ranks 0 1)")
+WAITING = rank(0, flags=WATCHED | WAITS, still=5.1, awaited="all_reduce over tp number 17 (ranks 0 1)")
 CASES = {
     "a signal before its echoes": ([rank(0, 1, error=ECHO), rank(1, -9)], [1], "was killed by SIGKILL"),
     "death without a word": ([rank(0, 1, error=ECHO), rank(1, LOST)], [1], "died without a word"),
@@ -49,7 +49,7 @@ CASES = {
     "a rank at work before those that wait for it": ([WAITING, rank(1, still=5.2)], [1], "hangs in its own code"),
     "two at once": ([rank(0, -9), rank(1, -15), rank(2, 1, error=ECHO)], [0, 1], "was killed by SIGTERM"),
     "nobody but the longest waiting": (
-        [WAITING, rank(1, flags=JUDGED | WAITS, still=5.3, awaited="x")],
+        [WAITING, rank(1, flags=WATCHED | WAITS, still=5.3, awaited="x")],
         [1],
         "has waited longest",
     ),
@@ -112,7 +112,7 @@ def test_the_report_waits_for_the_rank_that_began_it(case):
 def test_a_rank_hangs_only_where_others_wait_for_it_and_it_lives():
     assert any_hung([rank(0, still=5.1)], 5.0) and not any_hung([rank(0, still=4.9)], 5.0)
     assert not any_hung([rank(0, still=9.0, flags=0)], 5.0), "before it meets the others it may take its time"
-    assert not any_hung([rank(0, still=9.0, flags=JUDGED | ENDED)], 5.0) and not any_hung([rank(0, 0, still=9.0)], 5.0)
+    assert not any_hung([rank(0, still=9.0, flags=WATCHED | ENDED)], 5.0) and not any_hung([rank(0, 0, still=9.0)], 5.0)
 
 
 @pytest.mark.parametrize(
@@ -133,18 +133,19 @@ def test_a_rank_hangs_only_where_others_wait_for_it_and_it_lives():
     ],
 )
 def test_ranks_that_have_saved_know_the_exit_code_better_than_torchrun(agent, ranks, code):
-    ended = [rank(number, one, flags=ENDED if one is not None else JUDGED).where for number, one in enumerate(ranks)]
-    assert _judge(agent, ended) == code
+    ended = [rank(number, one, flags=ENDED if one is not None else WATCHED).where for number, one in enumerate(ranks)]
+    assert _exit_code(agent, ended) == code
 
 
 NOTES = """
 import sys, threading, time
 from megascratch.runtime import heartbeat as here
 here.set_watched(), here.at_step(7), here.doing("F3 (micro-batch 3, chunk 0)")
-with here.waiting("all_reduce over tp", here.numbered("tp"), (0, 2)):
+with here.waiting("all_reduce over tp", here.next_number("tp"), (0, 2)):
     with here.waiting("transfer", ranks=()): pass
-assert here.numbered("tp") == 2 and here.numbered("dp") == 1
-save, reduce = here.waiting("all_gather over save"), here.waiting("all_reduce over dp", here.numbered("dp"), range(20))
+assert here.next_number("tp") == 2 and here.next_number("dp") == 1
+save = here.waiting("all_gather over save")
+reduce = here.waiting("all_reduce over dp", here.next_number("dp"), range(20))
 background = threading.Thread(target=save.__enter__)
 background.start(), background.join()
 reduce.__enter__()
@@ -160,7 +161,7 @@ def test_a_rank_that_does_nothing_more_can_be_read_from_outside(tmp_path):
         assert process.stdout.readline() == "ready\n"
         (where,) = read(tmp_path)
         assert (where.rank, where.pid, where.step) == (3, process.pid, 7)
-        assert where.judged and where.waits and not where.ended and 0 <= time.monotonic() - where.moved < 600
+        assert where.watched and where.waits and not where.ended and 0 <= time.monotonic() - where.moved < 600
         assert where.action == "F3 (micro-batch 3, chunk 0)" and where.background == "all_gather over save"
         assert where.awaited == f"all_reduce over dp number 2 (ranks {' '.join(map(str, range(16)))} ...)"
         process.send_signal(19)
@@ -225,4 +226,4 @@ def test_who_opens_the_store_is_what_the_settings_say(settings, hosts):
     ],
 )
 def test_ranks_at_work_are_heard_after_another_has_failed(seen, waits):
-    assert may_still_speak(seen) == waits
+    assert may_still_report(seen) == waits
