@@ -88,9 +88,9 @@ def _machines(config: Config | None, meeting: Rendezvous | None) -> list[HostFin
     mine = look_at(config, os.environ.get("LOCAL_RANK", "0") == "0")
     if meeting is None:
         return mine
-    meeting.judged("begin", "", lambda texts: "")  # from here on all ranks do the same at the same time
+    meeting.decide("begin", "", lambda texts: "")  # from here on all ranks do the same at the same time
     told = json.dumps([socket.gethostname(), time.time(), facts, mine])
-    answer = meeting.judged("found", told, _together)
+    answer = meeting.decide("found", told, _together)
     return [HostFinding(*finding) for finding in json.loads(answer)]
 
 

@@ -1,9 +1,8 @@
-"""Where the ranks of a launch first meet, before any process group: a store of small texts that every rank can write
-to and read from.
+"""The rendezvous of the ranks, before any process group: a store of short texts that every rank can write and read.
 
-The launcher of one machine names a file for it (MEGASCRATCH_STORE), in a folder that only this user can open. torchrun
-describes a place in the environment: on one machine everything listens on the loopback interface alone, between
-machines the store listens where MASTER_ADDR says.
+The launcher of one machine provides a file for it (MEGASCRATCH_STORE), in a folder that only this user can open. Under
+torchrun it is a TCP store described by environment variables: on one machine it listens only on the loopback interface,
+between machines it listens at MASTER_ADDR.
 """
 
 import os
@@ -23,37 +22,40 @@ from megascratch.runtime.heartbeat import STORE
 LOOPBACK = "127.0.0.1"
 INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 SILENT = "silent: "
-GOODBYE = 5.0  # seconds that the first rank waits for the others to have read the verdict
+GOODBYE = 5.0  # seconds that the first rank waits until the others have read the answer
 
 
 @dataclass(frozen=True)
 class Rendezvous:
-    """A store that all ranks of a launch reach."""
+    """A store that all ranks of a launch can reach."""
 
     store: dist.Store
     rank: int
     world: int
     timeout: timedelta
 
-    def judged(self, question: str, mine: str, judge: Callable[[Sequence[str]], str]) -> str:
-        """What the first rank's `judge` says of the texts of all ranks, in rank order; the same on all ranks.
-        A question is asked once.
+    def decide(self, question: str, mine: str, judge: Callable[[Sequence[str]], str]) -> str:
+        """The first rank calls `judge` with the texts of all ranks, in rank order; all ranks get its answer.
+        Each `question` may be used only once.
 
-        Raises: RanksSilent on all ranks where one was silent too long, naming it.
+        Raises: RanksSilent on all ranks if a rank did not write its text in time; the message names it.
         """
         self.store.set(f"{question}/{self.rank}", mine)
         if self.rank != 0:
-            answer = self._of(f"{question}/verdict", self.timeout)
+            answer = self._get(f"{question}/verdict", self.timeout)
             if answer is None:
                 raise RanksSilent(_missing([0], self.timeout))
         else:
             ends = time.monotonic() + self.timeout.total_seconds()
-            texts = [
-                self._of(f"{question}/{rank}", timedelta(seconds=max(ends - time.monotonic(), 0.01)))
-                for rank in range(self.world)
-            ]
-            silent = [rank for rank, text in enumerate(texts) if text is None]
-            answer = SILENT + _missing(silent, self.timeout) if silent else judge([text or "" for text in texts])
+            texts: list[str] = []
+            silent: list[int] = []
+            for rank in range(self.world):
+                text = self._get(f"{question}/{rank}", timedelta(seconds=max(ends - time.monotonic(), 0.01)))
+                if text is None:
+                    silent.append(rank)
+                else:
+                    texts.append(text)
+            answer = SILENT + _missing(silent, self.timeout) if silent else judge(texts)
             self.store.set(f"{question}/verdict", answer)
         if answer.startswith(SILENT):
             self.leave()
@@ -61,24 +63,24 @@ class Rendezvous:
         return answer
 
     def leave(self) -> None:
-        """Before an end: the first rank, whose process may hold the store, waits until the others have left."""
+        """Called before a process ends: rank 0, whose process may host the store, waits until all others have left."""
         self.store.set(f"left/{self.rank}", "")
         ends = time.monotonic() + GOODBYE
-        everyone = [f"left/{rank}" for rank in range(self.world)]
-        while self.rank == 0 and not self.store.check(everyone) and time.monotonic() < ends:
+        all_ranks = [f"left/{rank}" for rank in range(self.world)]
+        while self.rank == 0 and not self.store.check(all_ranks) and time.monotonic() < ends:
             time.sleep(0.02)
 
-    def _of(self, key: str, timeout: timedelta) -> str | None:
-        """None: it did not come in time."""
+    def _get(self, key: str, timeout: timedelta) -> str | None:
+        """The text of a key; None if it was not written in time."""
         try:
             self.store.wait([key], timeout)
             return self.store.get(key).decode()
-        except RuntimeError:  # as a file, the store has no kinds of its own
+        except RuntimeError:  # a file store raises no more specific error on a timeout
             return None
 
 
 def join(timeout: timedelta) -> Rendezvous | None:
-    """Joins the launch that the environment describes; None: this process is the only one.
+    """Joins the other ranks of the launch that the environment describes; None if this process is the only rank.
 
     Raises:
         UserError: the address cannot be used (port taken or impossible, host unknown, another program there).
@@ -105,14 +107,15 @@ def join(timeout: timedelta) -> Rendezvous | None:
         address = os.environ.get(STORE) or f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         first_line = str(error).strip().splitlines()[0]
         raise UserError(
-            f"no meeting point at {address}: {first_line}; choose another port, e.g. "
+            f"cannot open the rendezvous store at {address}: {first_line}; choose another port, e.g. "
             "torchrun --rdzv-backend c10d --rdzv-endpoint localhost:0"
         ) from error
     return Rendezvous(store, rank, world, timeout)
 
 
 def _address() -> Endpoint:
-    """Where torchrun, or whoever started the ranks, says that they meet. Raises: UserError where it says none."""
+    """The rendezvous address that torchrun, or another launcher, has put into the environment. Raises: UserError if it
+    is incomplete."""
     missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
     if missing:
         raise UserError(
@@ -125,7 +128,7 @@ def _address() -> Endpoint:
 
 
 def _require_usable(address: Endpoint, rank: int) -> None:
-    """Raises: UserError where the ranks can never meet there. A port that is taken shows when the store opens it."""
+    """Raises: UserError if the ranks cannot meet there. A port that is in use is only found when rank 0 opens it."""
     if rank == 0 and _hosts_its_own():
         address.addresses()
     else:
@@ -133,25 +136,26 @@ def _require_usable(address: Endpoint, rank: int) -> None:
 
 
 def on_one_machine() -> bool:
-    """Whether all ranks run here, as torchrun says it or the address shows."""
+    """Whether all ranks run on this machine, according to torchrun's variables or to the address."""
     world, here = os.environ.get("WORLD_SIZE", "1"), os.environ.get("LOCAL_WORLD_SIZE")
     return here == world if here else os.environ.get("MASTER_ADDR") in (LOOPBACK, "localhost")
 
 
 def loopback_interface() -> str:
-    """`lo`, or what this system calls it."""
+    """The name of the loopback interface: `lo`, or `lo0` on macOS."""
     names = [name for _, name in socket.if_nameindex()]
     return next((name for name in ("lo", "lo0") if name in names), "lo")
 
 
 def _hosts_its_own() -> bool:
-    """Whether the store is the first rank's, not torchrun's."""
+    """Whether rank 0 hosts the store, not torchrun's agent."""
     return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != str(True)
 
 
 def _torchruns_store(rank: int, world: int, timeout: timedelta) -> dist.Store:
-    """Where torchrun keeps one store over all restarts, with the old ranks' addresses, a part of it for each attempt.
-    Otherwise each attempt has a store of its own, and a machine that came later has counted fewer attempts."""
+    """The store that torchrun's variables describe. If torchrun's agent hosts it, one store lasts over all restarts and
+    still holds the addresses of old ranks, so each attempt gets a prefix of its own. Otherwise each attempt has its own
+    store and needs no prefix: a machine that joined later has counted fewer attempts."""
     store: dist.Store = next(rendezvous("env://", rank, world, timeout=timeout))[0]
     if _hosts_its_own():
         return store
@@ -159,7 +163,7 @@ def _torchruns_store(rank: int, world: int, timeout: timedelta) -> dist.Store:
 
 
 def _local_store(rank: int, world: int, timeout: timedelta) -> dist.Store:
-    """A store that only this machine reaches; torch alone would listen on every interface."""
+    """A store that only this machine can reach; by default torch would listen on every interface."""
     port, listener = int(os.environ["MASTER_PORT"]), None
     if rank == 0:
         with socket.create_server((LOOPBACK, port)) as server:
@@ -172,6 +176,6 @@ def _local_store(rank: int, world: int, timeout: timedelta) -> dist.Store:
 def _missing(ranks: list[int], timeout: timedelta) -> str:
     named = ", ".join(map(str, ranks[:20])) + (f" and {len(ranks) - 20} more" if len(ranks) > 20 else "")
     return (
-        f"rank{'s' if len(ranks) > 1 else ''} {named} did not come within {timeout.total_seconds():g} s: see what they "
-        "say themselves, or give --distributed-timeout-minutes more time"
+        f"rank{'s' if len(ranks) > 1 else ''} {named} did not respond within {timeout.total_seconds():g} s: see the "
+        "output of these ranks, or increase --distributed-timeout-minutes"
     )

@@ -1,11 +1,13 @@
-"""Ranks that die, hang or stand still become an end with a report, and a new start.
+"""Detects dead, hung or stopped ranks, reports the cause, and restarts the job.
 
-    launch   starts the ranks of one machine, watches them, starts them again        (megascratch pretrain)
-    nodes    starts torchrun on one of several machines, and watches it                (megascratch pretrain --nnodes)
-    beside   one process per machine that watches the ranks that torchrun started
-    fork_server, folders, telling    ranks end with the launcher; folders in memory; what is said once for all ranks
-    watch    looks at ranks from outside, takes their stacks, ends them
-    report   what was seen in, who is to blame out: pure text
+    launch             starts, watches and restarts the ranks of one machine       (megascratch pretrain)
+    multi_node         starts and watches torchrun on one of several machines      (megascratch pretrain --nnodes)
+    torchrun_watcher   one process per machine that watches the ranks that torchrun started
+    observe            looks at ranks from outside, collects their stacks, kills them
+    report             finds the rank that caused a failure and writes the report; pure text
+    fork_server        the process that ranks are forked from; ranks end with the launcher
+    folders            folders in memory for heartbeat files
+    telling            prints a message once for all ranks of a machine
 
 Nothing here loads torch, so a supervisor is small and starts at once.
 """

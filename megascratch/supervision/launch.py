@@ -1,12 +1,14 @@
-"""A function and a number of ranks in, the exit code of the whole run out: starts, watches, ends, starts again.
+"""The launcher for one machine: starts the ranks, watches them, restarts all of them when one dies or hangs, and
+returns the exit code of the run.
 
-    launcher --watches--> {folder}/{rank}.rank      every rank notes there what it does (runtime.heartbeat)
-        |                                           a rank that dies, or stands still longer than the limit, ends the
-    fork server (has the libraries loaded)          attempt: a report, SIGKILL for the others, and all start again
+    launcher --watches--> {folder}/{rank}.rank      the heartbeat file of each rank (runtime.heartbeat)
+        |                                           a rank that dies, or hangs longer than the limit, ends the attempt:
+    fork server (has the libraries loaded)          a report, SIGKILL for the other ranks, and all are restarted
         |--> rank 0  |--> rank 1  ...
 
-Ranks are forked from a process that has loaded everything and done nothing, so a new start costs tenths of a second,
-not the import of torch once per rank. They end with the fork server, and it ends with the launcher (fork_server.py).
+Ranks are forked from a process that has loaded every library and done nothing else, so a restart costs tenths of a
+second instead of an import of torch per rank. They end with the fork server, which ends with the launcher
+(fork_server.py).
 """
 
 import contextlib
@@ -39,14 +41,14 @@ from megascratch.supervision.observe import (
 )
 from megascratch.supervision.report import RankStatus, refused
 
-SAME_SIGNAL = 1.0  # seconds in which a signal that comes again, over another way, is the same request
-GRACE = 3.0  # seconds from the second request to SIGKILL
+SAME_SIGNAL = 1.0  # seconds within which a repeated signal (delivered another way) counts as the same request
+GRACE = 3.0  # seconds from the second request to stop until SIGKILL
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 BEGAN = "MEGASCRATCH_BEGAN"
-"""time.time() when the first attempt of this run began; attempts that follow inherit it."""
+"""The variable with time.time() when the first attempt of this run began; later attempts inherit it."""
 
 UNKNOWN = 255
-"""What multiprocessing calls the exit code of a process whose fork server is gone."""
+"""The exit code that multiprocessing reports for a process whose fork server is gone."""
 
 RankErrors = tuple[tuple[int, str], ...]
 """Step and error of each rank."""
@@ -54,25 +56,26 @@ RankErrors = tuple[tuple[int, str], ...]
 
 @dataclass(frozen=True)
 class LaunchConfig:
-    """What is started, and what is done when it fails."""
+    """What to start, and what to do when it fails."""
 
-    target: Callable[[], int]  # of a module, without closure; it unblocks FORWARDED when it can heed them
+    target: Callable[[], int]  # a module-level function; it unblocks FORWARDED once it can handle them
     ranks: int
     max_restarts: int
-    limit: float  # seconds without any progress that make a hang
-    reports: Path  # folder
+    limit: float  # seconds without progress that count as a hang
+    reports: Path  # folder for the reports of failures
     preload: tuple[str, ...] = ()
 
 
 def launch(plan: LaunchConfig) -> int:
-    """0 when all ranks are done, the code of `config.exit_codes` when they have saved and stopped, 2 for bad input, 1
-    when the restarts are used up, 128 + signal number after a second request to stop."""
+    """Runs the ranks and returns the exit code: 0 when all ranks are done, a code of `config.exit_codes` when they have
+    saved and stopped, 2 for bad input, 1 when the restarts are used up, 128 + signal number after a second request to
+    stop."""
     return _Launcher(plan).run()
 
 
 @dataclass
 class Requests:
-    """Signals that came, each with its time; a repetition within SAME_SIGNAL is left out."""
+    """Requests to stop: the signals received, each with its time; a repetition within SAME_SIGNAL is not counted."""
 
     came: list[tuple[int, float]] = field(default_factory=list)
     handled: int = 0
@@ -84,10 +87,10 @@ class Requests:
 
     @contextlib.contextmanager
     def caught(self) -> Iterator[None]:
-        heard = set(FORWARDED)
+        caught = set(FORWARDED)
         if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
-            heard.remove(signal.SIGHUP)  # nohup asked for it
-        before = {number: signal.signal(number, self.add) for number in heard}
+            caught.remove(signal.SIGHUP)  # nohup asked for it
+        before = {number: signal.signal(number, self.add) for number in caught}
         try:
             yield
         finally:
@@ -97,7 +100,9 @@ class Requests:
 
 class _Launcher:
     def __init__(self, plan: LaunchConfig):
-        self.plan, self.requests, self.began = plan, Requests(), str(time.time())
+        self.plan = plan
+        self.requests = Requests()
+        self.began = str(time.time())
         if plan.ranks > 1:
             os.environ.setdefault("OMP_NUM_THREADS", "1")  # as torchrun does: ranks share the cores
         self.context = mp.get_context("forkserver")
@@ -112,7 +117,7 @@ class _Launcher:
                 if not again or self.requests.came or number == self.plan.max_restarts:
                     break
                 if attempt.errors is not None and attempt.errors == before:
-                    log("every rank has ended twice with the same words at the same step: it would a third time")
+                    log("all ranks failed twice with the same error at the same step: not restarting")
                     break
                 before = attempt.errors
                 left = self.plan.max_restarts - number - 1
@@ -125,18 +130,21 @@ class _ForkServerDied(Exception):
 
 
 class _Attempt:
-    """All ranks from one start to their ends."""
+    """One attempt of the run: all ranks from their start to their end."""
 
     def __init__(self, launcher: _Launcher, number: int):
-        self.plan, self.requests, self.context = launcher.plan, launcher.requests, launcher.context
-        self.number, self.began = number, launcher.began
+        self.plan = launcher.plan
+        self.requests = launcher.requests
+        self.context = launcher.context
+        self.began = launcher.began
+        self.number = number
         self.folder = new_folder("ranks")
         self.processes: list[Any] = []
         self.errors: RankErrors | None = None
         self.kill_at = float("inf")
 
     def run(self) -> tuple[int, bool]:
-        """The exit code, and whether a new start may mend it."""
+        """Runs the attempt. Returns the exit code, and whether a restart may succeed."""
         try:
             try:
                 self._start()
@@ -176,7 +184,8 @@ class _Attempt:
             self.processes.append(process)
 
     def _watch(self) -> list[RankStatus] | None:
-        """Until all ranks have ended: None, or as they were seen when one failed."""
+        """Watches until the attempt is over. Returns None if all ranks ended with the same exit code, otherwise the
+        status of the ranks when one failed."""
         while True:
             self._pause(LOOK_EVERY)
             self._forward_signals()
@@ -187,18 +196,19 @@ class _Attempt:
                 return None
             bad = next((code for code in codes.values() if code is not None and code not in (0, *STOPS)), None)
             if bad is not None:
-                return self._failed("an attempt ends with its first rank")
+                return self._failed("one failed rank ends the attempt")
             if is_hung(self.folder, codes, self.plan.limit):
                 return self._failed(f"no progress for {self.plan.limit:g} s")
             if None not in codes.values():
                 return observe(self.folder, codes)
 
     def _pause(self, seconds: float) -> None:
-        """Shorter if a rank ends."""
+        """Waits so many seconds, or less if a rank ends."""
         wait([process.sentinel for process in self.processes if process.exitcode is None], seconds)
 
     def _failed(self, reason: str) -> list[RankStatus]:
-        """Gives the others a moment to say why they end, reports, and leaves the rest to be ended."""
+        """Gives the other ranks a moment to end by themselves and report why, then logs the report; `run` kills the
+        rest."""
         wait_for_other_ranks(self.folder, self._codes, self._pause)
         seen = observe(self.folder, self._codes())
         if not refused(seen) and len(self.requests.came) < 2:
@@ -206,10 +216,13 @@ class _Attempt:
         return seen
 
     def _errors_of_all(self) -> RankErrors | None:
-        """Where every rank ended by itself and said why; None where one was ended or is still there."""
+        """Step and error of each rank if all of them failed by themselves and reported why, otherwise None."""
         seen = observe(self.folder, self._codes())
-        told = tuple((one.where.step, one.where.error) for one in seen if one.where is not None and one.where.ended)
-        return told if len(told) == len(seen) and all(one.end == FAILED for one in seen) else None
+        errors = []
+        for one in seen:
+            if one.where is not None and one.where.ended and one.end == FAILED:
+                errors.append((one.where.step, one.where.error))
+        return tuple(errors) if len(errors) == len(seen) else None
 
     def _outcome(self, seen: list[RankStatus] | None) -> tuple[int, bool]:
         if len(self.requests.came) > 1:
@@ -238,8 +251,8 @@ class _Attempt:
 
 
 def _run_rank(target: Callable[[], int], environment: dict[str, str]) -> None:
-    """In the new process. Requests stay blocked, as in the fork server, until the target is ready to hear them."""
-    os.setsid()  # signals of the terminal go to the launcher, which passes them on once
+    """What the new process runs. Signals stay blocked, as in the fork server, until the target can handle them."""
+    os.setsid()  # signals from the terminal go to the launcher, which forwards them once
     fork_server.end_with_fork_server()
     os.environ.clear()  # the fork server's is older
     os.environ.update(environment)
@@ -248,7 +261,7 @@ def _run_rank(target: Callable[[], int], environment: dict[str, str]) -> None:
 
 
 def began() -> float:
-    """time.time() when this run began; of a process that nobody started, or an unreadable word: now."""
+    """time.time() when this run began; now, if no launcher has set the variable or its value is not a number."""
     try:
         return float(os.environ[BEGAN])
     except (KeyError, ValueError):

@@ -1,11 +1,11 @@
-"""One machine's part of a run on several: torchrun in, the exit code of the run out.
+"""Starts and watches torchrun on one machine of a multi-node run, and returns the exit code of the run.
 
-    this process --starts--> torchrun (meets the other machines, starts ranks, starts them again)
+    this process --starts--> torchrun (joins the other machines, starts and restarts the ranks)
          |                       |--> rank 4   |--> rank 5  ...  |--> supervision.torchrun_watcher watches them
          |--signals-->           each rank itself: torchrun alone would give it 30 s and then kill it
 
-The ranks say in their files how they ended, since torchrun only knows well and badly. Each process here ends with the
-one above it, whoever kills that.
+The ranks write their exit codes into their heartbeat files, since torchrun only distinguishes success from failure.
+Each process here ends when its parent ends, no matter what ended the parent.
 """
 
 import os
@@ -30,30 +30,31 @@ from megascratch.supervision.observe import LOOK_EVERY, kill, log, state_of
 from megascratch.supervision.report import LOST, RankStatus, refused
 from megascratch.supervision.torchrun_watcher import ROOT, rendezvous_settings
 
-LAST_WORDS = 20  # seconds in which torchrun ends after ranks that failed for the last time; it needs 2
-SAY_EVERY = 10.0  # seconds between two words of a node that waits for others
-NEXT_MEETING = 660  # as many until it has started ranks again; it gives up the meeting itself after 600
+LAST_WORDS = 20  # seconds that torchrun has to end after ranks that failed for the last time; it needs 2
+SAY_EVERY = 10.0  # seconds between two messages of a node that waits for others
+NEXT_MEETING = 660  # seconds that torchrun has to restart ranks; its rendezvous times out after 600
 
 
 @dataclass(frozen=True)
 class Nodes:
-    """What torchrun is told."""
+    """The arguments of torchrun on this machine."""
 
     nnodes: str  # N, or MIN:MAX
     ranks: int  # on this machine
     max_restarts: int
-    endpoint: str  # HOST:PORT, the same on all machines; it lies on one of them
-    run: str
-    settings: str | None  # KEY=VALUE,... of the rendezvous, beside `rendezvous_settings`
-    local_addr: str | None  # under which the others reach this machine
-    words: list[str]  # of the command
+    endpoint: str  # HOST:PORT of the rendezvous, the same on all machines; the host is one of them
+    run: str  # the id of the run
+    settings: str | None  # KEY=VALUE,... for the rendezvous, in addition to `rendezvous_settings`
+    local_addr: str | None  # the address at which the other machines reach this one
+    words: list[str]  # arguments of the megascratch command
 
 
 def launch_node(nodes: Nodes) -> int:
-    """0 when all is done, the code of `config.exit_codes` when this machine's ranks have saved and stopped, 2 when they
-    refused their input, 1 when torchrun gave up, 128 + signal number after a second request to stop.
+    """Runs this machine's ranks and returns the exit code: 0 when all are done, a code of `config.exit_codes` when they
+    have saved and stopped, 2 when they refused their input, 1 when torchrun gave up, 128 + signal number after a second
+    request to stop.
 
-    Raises: UserError where the machines can never meet at the endpoint.
+    Raises: UserError if the machines cannot meet at the endpoint.
     """
     Endpoint.parse("--rdzv-endpoint", nodes.endpoint).require_usable(_hosts(nodes.settings))
     requests = Requests()
@@ -83,19 +84,19 @@ def _command(nodes: Nodes) -> list[str]:
 
 
 def _environment(root: Path) -> dict[str, str]:
-    """torchrun's own store would be shared by all attempts, and the second read the addresses of the first (pytorch
-    issue 135712)."""
+    """The environment of torchrun. Its agents must not share their store with the ranks: all attempts would share it,
+    and the second attempt would read the addresses of the first (pytorch issue 135712)."""
     return {BEGAN: str(time.time()), **os.environ, ROOT: str(root), "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 
 
 def _begin_agent(launcher: int) -> None:
-    """In the process that becomes torchrun."""
+    """Runs in the child process before it becomes torchrun."""
     end_with_parent(launcher)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # would end torchrun; the ranks listen for it themselves
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # would end torchrun; the ranks handle it themselves
 
 
 def _hosts(settings: str | None) -> bool | None:
-    """Whether the settings of the rendezvous say that this machine opens the store; None: they leave it to torchrun."""
+    """Whether the rendezvous settings say that this machine hosts the store; None: torchrun decides."""
     for setting in (settings or "").split(","):
         name, _, value = setting.partition("=")
         if name.strip() == "is_host":
@@ -106,7 +107,7 @@ def _hosts(settings: str | None) -> bool | None:
 def _serve(agent: subprocess.Popen, root: Path, requests: Requests, nodes: Nodes) -> int:
     kill_at = float("inf")
     handled = 0
-    ended = False  # whether this process has killed torchrun
+    ended = False  # this process has decided to kill torchrun
     ranks_seen = time.monotonic()
     waiting = _Waiting(nodes)
     while agent.poll() is None:
@@ -116,9 +117,12 @@ def _serve(agent: subprocess.Popen, root: Path, requests: Requests, nodes: Nodes
         if pids or not ranks:
             ranks_seen = time.monotonic()
         elif _refused(ranks):
-            ended = True  # torchrun would start them again
+            ended = True  # torchrun would restart them
         elif time.monotonic() - ranks_seen > _patience(root, ranks, nodes.max_restarts):
-            log("torchrun does not end, its ranks have: the machine it meets the others at may be out of reach")
+            log(
+                "torchrun does not exit although its ranks have ended: ending it; the machine of the rendezvous "
+                f"endpoint {nodes.endpoint} may be unreachable"
+            )
             ended = True
         if ended:
             kill([agent.pid])
@@ -132,19 +136,19 @@ def _serve(agent: subprocess.Popen, root: Path, requests: Requests, nodes: Nodes
                 with suppress(OSError):
                     os.kill(pid, number)
             if not pids:
-                agent.terminate()  # nothing has begun
+                agent.terminate()  # no rank is running
         if time.monotonic() > kill_at:
             kill([*pids, agent.pid])
     if handled > 1:
         return 128 + requests.came[1][0]
     if agent.returncode < 0 and not ended and not handled:
         killer = signal.Signals(-agent.returncode).name
-        log(f"torchrun was killed by {killer}, and the ranks of this node ended with it: start the same command again")
+        log(f"torchrun was killed by {killer}, and the ranks of this node ended with it: run the same command again")
     return _exit_code(agent.returncode, _newest(root))
 
 
 class _Waiting:
-    """Says every SAY_EVERY seconds that this node waits for others, and for how many at most."""
+    """Logs every SAY_EVERY seconds that this node waits for others, and for how many of them."""
 
     def __init__(self, nodes: Nodes):
         least = int(nodes.nnodes.split(":")[0])
@@ -153,18 +157,18 @@ class _Waiting:
         self._since = self._said = time.monotonic()
 
     def look(self, meets: bool) -> None:
-        """`meets`: whether torchrun is meeting the other nodes now, as far as one can see."""
+        """Logs if it is time to. `meets`: whether torchrun seems to be waiting for the other nodes now."""
         now = time.monotonic()
         if not meets:
             self._since = self._said = now
         elif now - self._said >= SAY_EVERY:
             self._said = now
-            log(f"{self._what}, since {now - self._since:.0f} s")
+            log(f"{self._what}, for {now - self._since:.0f} s")
 
 
 def _exit_code(agent: int, ranks: Sequence[Heartbeat]) -> int:
-    """The exit code, from torchrun's and the ranks of the last attempt. torchrun fails, too, where a batch system sent
-    its request to every process of the job: ranks that have all saved then know better."""
+    """The exit code of the run, from torchrun's exit code and the ranks of the last attempt. torchrun also fails if a
+    batch system sent its request to stop to every process of the job; if all ranks have saved, their codes count."""
     codes = {where.code if where.ended else FAILED for where in ranks}
     if _refused(ranks):
         return BAD_INPUT
@@ -173,7 +177,7 @@ def _exit_code(agent: int, ranks: Sequence[Heartbeat]) -> int:
 
 
 def _patience(root: Path, ranks: Sequence[Heartbeat], max_restarts: int) -> float:
-    """Seconds that torchrun may live on without ranks. It waits without end for an answer over a link that is down."""
+    """Seconds that torchrun may stay alive without ranks: if a network link is down, it waits for an answer forever."""
     return LAST_WORDS if _failed(ranks) and len(list(root.iterdir())) > max_restarts else NEXT_MEETING
 
 
@@ -182,7 +186,7 @@ def _failed(ranks: Sequence[Heartbeat]) -> bool:
 
 
 def _refused(ranks: Sequence[Heartbeat]) -> bool:
-    """Of ranks that have ended."""
+    """Whether ranks that have ended refused their input."""
     return refused([RankStatus(where.rank, where.code if where.ended else LOST, "", 0.0, where) for where in ranks])
 
 

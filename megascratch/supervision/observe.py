@@ -1,6 +1,7 @@
-"""Looks at the ranks of one machine from outside: what each does, where its code stands; and ends them.
+"""Observes the ranks of one machine from outside: reads their heartbeats, detects a hang, collects the stacks of their
+threads, and kills them.
 
-A rank helps with `answer_stack_requests`: from then on SIGUSR2 makes it write the stacks of all its threads to
+A rank calls `answer_stack_requests` first: from then on SIGUSR2 makes it write the stacks of all its threads to
 {folder}/{rank}.stacks, even while it waits inside C++.
 """
 
@@ -19,14 +20,14 @@ from megascratch.runtime.heartbeat import FOLDER, read
 from megascratch.supervision.report import RankStatus, any_hung, cause_is_known, headline, may_still_report, table
 
 ASK_FOR_STACKS = signal.SIGUSR2
-SECONDS_FOR_STACKS = 5.0  # a rank answers at once, if the machine is not too busy
+SECONDS_FOR_STACKS = 5.0  # a rank answers at once unless the machine is very busy
 LOOK_EVERY = 0.1  # seconds
-OTHERS_END = 0.4  # seconds that the other ranks have to end by themselves, once it is known which rank began it
-CAUSE_SHOWS = 20.0  # seconds until it must be known: a machine may be slow to tell which process it has lost
+OTHERS_END = 0.4  # seconds that the other ranks have to end by themselves, once the rank that caused it is known
+CAUSE_SHOWS = 20.0  # seconds to wait for the cause: a machine may be slow to report which process it has lost
 
 
 def answer_stack_requests(folder: str | None = None) -> None:
-    """In a rank: opens the file of its stacks and answers the signal that asks for them."""
+    """Called in a rank: from now on the signal ASK_FOR_STACKS makes it write its stacks to its file in the folder."""
     folder = folder or os.environ.get(FOLDER)
     if folder is not None:
         file = Path(folder, f"{os.environ.get('RANK', '0')}.stacks").open("w")  # noqa: SIM115 - for the rank's life
@@ -34,8 +35,9 @@ def answer_stack_requests(folder: str | None = None) -> None:
 
 
 def observe(folder: Path, codes: Mapping[int, int | None]) -> list[RankStatus]:
-    """All ranks of `codes` (rank -> exit code, None: it lives) as they are now."""
-    known, now = {where.rank: where for where in read(folder)}, time.monotonic()
+    """The status of all ranks in `codes` (rank -> exit code, None: it is alive) as they are now."""
+    known = {where.rank: where for where in read(folder)}
+    now = time.monotonic()
     seen = []
     for rank, code in sorted(codes.items()):
         where = known.get(rank)
@@ -45,7 +47,7 @@ def observe(folder: Path, codes: Mapping[int, int | None]) -> list[RankStatus]:
 
 
 def is_hung(folder: Path, codes: Mapping[int, int | None], limit: float) -> bool:
-    """Whether a rank that others wait for hangs; seen twice, because a look may fall into the moment it writes."""
+    """Whether a rank that others wait for hangs. Checked twice, because one look may catch a rank while it writes."""
     if not any_hung(observe(folder, codes), limit):
         return False
     time.sleep(0.02)
@@ -55,11 +57,12 @@ def is_hung(folder: Path, codes: Mapping[int, int | None], limit: float) -> bool
 def wait_for_other_ranks(
     folder: Path, codes: Callable[[], Mapping[int, int | None]], pause: Callable[[float], object] = time.sleep
 ) -> None:
-    """After the first rank's end: returns when all have ended; or it is known which rank began it, no other is at work,
-    and they have had OTHERS_END seconds to end by themselves.
+    """Called when the first rank has ended: gives the other ranks time to end by themselves and to report why. Returns
+    when all have ended, or when the cause is known, no other rank is at work and OTHERS_END seconds have passed; after
+    CAUSE_SHOWS seconds in any case.
 
     Args:
-        codes: the ranks' exit codes now.
+        codes: returns the current exit codes of the ranks.
         pause: waits so many seconds, or less if a rank ends.
     """
     began = quiet = time.monotonic()
@@ -77,7 +80,7 @@ def wait_for_other_ranks(
 
 
 def state_of(pid: int) -> str:
-    """R, S, D, T, Z ... as Linux has it; "" where there is no such process or no /proc."""
+    """The state of a process as Linux names it (R, S, D, T, Z ...); "" without such a process or without /proc."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except (OSError, IndexError):
@@ -85,25 +88,26 @@ def state_of(pid: int) -> str:
 
 
 def report(seen: Sequence[RankStatus], folder: Path, to: Path, reason: str) -> str:
-    """Takes the stacks of all that live, writes everything to the file `to`, and returns the part for the console."""
+    """Collects the stacks of all ranks that are alive, writes the full report to the file `to`, and returns the part
+    for the console."""
     stacks = take_stacks(seen, folder)
-    said = [f"{headline(seen)} ({reason})", *table(seen)]
-    with suppress(OSError):  # the console has the essential
+    lines = [f"{headline(seen)} ({reason})", *table(seen)]
+    with suppress(OSError):  # the console has the essential part
         to.parent.mkdir(parents=True, exist_ok=True)
         text = [f"---- rank {rank}, most recent call first\n{stack}" for rank, stack in stacks.items()]
-        to.write_text("\n".join([*said, "", *text]))
-        said.append(f"   the stacks of all threads: {to}")
-    return "\n".join(said)
+        to.write_text("\n".join([*lines, "", *text]))
+        lines.append(f"   the stacks of all threads: {to}")
+    return "\n".join(lines)
 
 
 def take_stacks(seen: Sequence[RankStatus], folder: Path) -> dict[int, str]:
-    """Of every rank that lives, is not stopped and answers, by rank."""
+    """Stacks of all threads of every rank that is alive, not stopped, and answers; by rank."""
     asked = {
         one.rank: folder / f"{one.rank}.stacks"
         for one in seen
         if one.code is None and not one.stopped and one.where is not None and not one.where.ended
     }
-    asked = {rank: file for rank, file in asked.items() if file.exists()}  # else the signal would end it
+    asked = {rank: file for rank, file in asked.items() if file.exists()}  # a rank without the file would be killed
     pids = {one.rank: one.where.pid for one in seen if one.where is not None}
     for rank in asked:
         with suppress(OSError):
@@ -113,24 +117,25 @@ def take_stacks(seen: Sequence[RankStatus], folder: Path) -> dict[int, str]:
     while asked and time.monotonic() < ends:
         sizes = [file.stat().st_size for file in asked.values()]
         if all(sizes) and sizes == before:
-            break  # all have written, and none is still at it
+            break  # all have written, and none is still writing
         before = sizes
         time.sleep(0.05)
     return {rank: file.read_text(errors="replace") for rank, file in asked.items()}
 
 
 def kill(pids: Sequence[int]) -> None:
-    """SIGKILL ends a stopped process, too; nothing is lost by it, since a checkpoint appears whole or not at all."""
+    """Kills processes with SIGKILL, which also ends a stopped process. No checkpoint is damaged by it, because a
+    checkpoint becomes visible only when it is complete."""
     for pid in pids:
         with suppress(OSError):
             os.kill(pid, signal.SIGKILL)
 
 
 def log(text: str) -> None:
-    """To the error stream, in one piece."""
+    """Prints a message of the supervisor to stderr in one write."""
     print(f"megascratch supervisor: {printable_lines(text)}", file=sys.stderr, flush=True)
 
 
 def memory_folder() -> str:
-    """A folder in memory, where there is one: ranks write there many times a second."""
+    """A folder in memory if there is one, because ranks write there many times a second; otherwise the temp folder."""
     return "/dev/shm" if os.access("/dev/shm", os.W_OK) else tempfile.gettempdir()

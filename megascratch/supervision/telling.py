@@ -1,7 +1,8 @@
-"""What all ranks of a machine would say is said once, by whichever of them comes first, and before any of them ends.
+"""Prints a message only once when all ranks of a machine would print it: the rank that arrives first prints it, before
+any rank ends.
 
-torchrun ends all ranks with SIGTERM as soon as one has ended. If the first rank spoke for the others, the fastest of
-them could end before the first rank has said a word.
+torchrun ends all ranks with SIGTERM as soon as one has ended. If always rank 0 printed for the others, a faster rank
+could end the attempt before rank 0 has printed anything.
 """
 
 import fcntl
@@ -17,8 +18,8 @@ FILE = "told"
 
 
 def tell_once(text: str) -> None:
-    """To the error stream, once for all ranks of this machine and this start that call it with the same text; when it
-    returns the text is there. Ranks that nobody watches have no way to agree: then the first rank of all speaks."""
+    """Prints to stderr, once for all ranks of this machine and this attempt that call it with the same text. When it
+    returns, the text has been printed. Without a watch folder ranks cannot agree, so only rank 0 prints."""
     if started_by_torchrun() and FOLDER not in os.environ:
         join_torchrun()
     if FOLDER not in os.environ:
@@ -27,16 +28,16 @@ def tell_once(text: str) -> None:
         return
     try:
         file = Path(os.environ[FOLDER], FILE).open("a+")  # noqa: SIM115 - closed below
-    except OSError:  # better told twice than not at all
+    except OSError:  # better printed twice than not at all
         print(text, file=sys.stderr, flush=True)
         return
     digest = hashlib.sha256(text.encode()).hexdigest()
     with file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # of a rank that is killed meanwhile the system opens it
+        fcntl.flock(file, fcntl.LOCK_EX)  # the system unlocks it if this rank is killed
         file.seek(0)
-        told = file.read().split()
-        if digest not in told:
+        printed = file.read().split()  # digests of the texts printed so far
+        if digest not in printed:
             print(text, file=sys.stderr, flush=True)
             file.write(f"{digest}\n")
-        if not told and started_by_torchrun():
-            start_watching()  # it deletes the folder
+        if not printed and started_by_torchrun():
+            start_watching()  # the watcher deletes the folder

@@ -1,9 +1,10 @@
-"""The ranks that torchrun started on this machine in, an end for those that hang out: one small process beside them.
+"""A watchdog process for the ranks that torchrun started on this machine: kills all of them as soon as one dies or
+hangs, and reports the cause.
 
-torchrun alone notices a rank that has ended, and then waits 30 s for each that does not obey SIGTERM. This process
-knows what every rank does, ends all of them as soon as one has died or stands still, and says why; torchrun then finds
-them gone and starts them again, or gives up, as its --max-restarts says. Whoever kills torchrun's agent ends the ranks,
-too, with this process or without: they have asked the kernel for it.
+torchrun alone only notices that a rank has ended, and then waits 30 s for each one that does not obey SIGTERM. This
+process reads every rank's heartbeat, so it also detects a hang. Once it has killed the ranks, torchrun restarts them or
+gives up, according to its --max-restarts. If torchrun's agent is killed, the kernel ends the ranks, with or without
+this process.
 """
 
 import os
@@ -32,27 +33,28 @@ from megascratch.supervision.observe import (
 from megascratch.supervision.report import LOST, refused
 
 ROOT = "MEGASCRATCH_NODE"
-"""Names the folder for the ranks' folders where the process that started torchrun wants to read them."""
+"""The variable that names the parent of the ranks' folders, set if the process that started torchrun reads them."""
 
 DEAD_MACHINE = 3
-"""Seconds of silence after which `rendezvous_settings` let torchrun give up a machine."""
+"""Seconds of silence after which torchrun, with `rendezvous_settings`, gives up a machine."""
 
 
 def rendezvous_settings() -> str:
-    """Of torchrun's --rdzv-conf: its own 15 s of silence and 30 s of waiting for more machines are long."""
+    """Settings for torchrun's --rdzv-conf: shorter than its defaults, 15 s of silence and 30 s of waiting for more
+    machines."""
     return f"keep_alive_interval=1,keep_alive_max_attempt={DEAD_MACHINE},last_call_timeout=2"
 
 
 def started_by_torchrun() -> bool:
-    """Whether this process is a rank of torchrun's."""
+    """Whether this process is a rank that torchrun started."""
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def join_torchrun() -> None:
-    """The first thing in a rank that torchrun started: it ends with torchrun's agent, and shares a folder, which FOLDER
-    names, with the ranks of its machine. Elsewhere nothing happens.
+    """Called first in a rank that torchrun started: from now on the rank ends with torchrun's agent, and shares a
+    folder, named by the variable FOLDER, with the ranks of its machine. In other processes this does nothing.
 
-    Raises: UserError where another user has made such a folder.
+    Raises: UserError if another user has created such a folder.
     """
     if not started_by_torchrun() or FOLDER in os.environ:
         return
@@ -65,30 +67,31 @@ def join_torchrun() -> None:
 
 
 def watch_torchrun(limit: float, output_dir: str) -> None:
-    """In a rank that torchrun started: notes from now on what it does; the first rank of a machine starts the process
-    that watches. Elsewhere, and where a launcher of this package watches, nothing happens."""
+    """Called in a rank that torchrun started: from now on it writes heartbeats, and the first rank of a machine starts
+    the watchdog. In other processes, also under this package's own launcher, this does nothing."""
     if not started_by_torchrun():
         return
     join_torchrun()
     answer_stack_requests()
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        to = Path(output_dir, "faults", f"{os.uname().nodename}_attempt_{_attempt()}.txt")
-        start_watching(limit, str(to))
+        report_file = Path(output_dir, "faults", f"{os.uname().nodename}_attempt_{_attempt()}.txt")
+        start_watching(limit, str(report_file))
 
 
-def start_watching(limit: float = 60.0, to: str = os.devnull) -> None:
-    """Starts the process beside this machine's ranks, unless one has. It deletes their folder in the end.
+def start_watching(limit: float = 60.0, report_file: str = os.devnull) -> None:
+    """Starts the watchdog process for this machine's ranks, unless it has been started. At its end it deletes their
+    folder.
 
     Args:
-        limit: seconds without progress that make a hang.
-        to: the file for its report.
+        limit: seconds without progress that count as a hang.
+        report_file: the file that the report is written to.
     """
     try:
         Path(os.environ[FOLDER], "watched").touch(exist_ok=False)
     except FileExistsError:
         return
     command = [sys.executable, "-m", "megascratch.supervision.torchrun_watcher", os.environ[FOLDER], str(os.getppid())]
-    subprocess.Popen([*command, str(limit), to], stdin=subprocess.DEVNULL, start_new_session=True)
+    subprocess.Popen([*command, str(limit), report_file], stdin=subprocess.DEVNULL, start_new_session=True)
 
 
 def _attempt() -> str:
@@ -96,43 +99,49 @@ def _attempt() -> str:
 
 
 def outlive_dead_machines() -> None:
-    """In a rank whose communication has failed, before it ends: where torchrun joins several machines, waits until it
-    has given up one that may be dead. It would otherwise start the next attempt at once, with the dead one."""
+    """Called in a rank whose communication has failed, before it ends. If torchrun joins several machines, waits until
+    it has given up a machine that may be dead; otherwise it would at once start the next attempt with the dead one."""
     several = os.environ.get("LOCAL_WORLD_SIZE") != os.environ.get("WORLD_SIZE")
     if several and started_by_torchrun():
         time.sleep(DEAD_MACHINE + 0.5)
 
 
-def main(folder: str, agent: int, limit: float, to: str) -> None:
-    """Watches until all ranks of the folder are gone, or ends them."""
-    place = Path(folder)
+def main(folder: Path, agent: int, limit: float, report_file: Path) -> None:
+    """Watches the ranks of `folder` until all of them have ended; kills them if one fails or hangs, or if torchrun's
+    agent is gone."""
     while True:
         time.sleep(LOOK_EVERY)
-        codes = _codes(place)
+        codes = _codes(folder)
         if codes and None not in codes.values():
             break
-        reason = _reason_to_end(place, codes, limit)
+        reason = _reason_to_end(folder, codes, limit)
         if reason or not state_of(agent):
             if reason:
-                wait_for_other_ranks(place, lambda: _codes(place))
-                seen = observe(place, _codes(place))
+                wait_for_other_ranks(folder, lambda: _codes(folder))
+                seen = observe(folder, _codes(folder))
                 if not refused(seen):
-                    log(report(seen, place, Path(to), reason))
-            kill([where.pid for where in read(place) if _alive(where)])
+                    log(report(seen, folder, report_file, reason))
+            kill([where.pid for where in read(folder) if _alive(where)])
             break
     if ROOT not in os.environ:
-        shutil.rmtree(place, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def _reason_to_end(place: Path, codes: dict[int, int | None], limit: float) -> str:
+def _reason_to_end(folder: Path, codes: dict[int, int | None], limit: float) -> str:
     if any(code not in (None, DONE, *STOPS) for code in codes.values()):
-        return "an attempt ends with its first rank"
-    return f"no progress for {limit:g} s" if is_hung(place, codes, limit) else ""
+        return "one failed rank ends the attempt"
+    return f"no progress for {limit:g} s" if is_hung(folder, codes, limit) else ""
 
 
-def _codes(place: Path) -> dict[int, int | None]:
-    """Whose child a rank is learns its exit code; here only what it said itself is known."""
-    return {where.rank: None if _alive(where) else where.code if where.ended else LOST for where in read(place)}
+def _codes(folder: Path) -> dict[int, int | None]:
+    """Exit codes as the ranks themselves reported them, since only a parent process learns the real ones."""
+    codes: dict[int, int | None] = {}
+    for where in read(folder):
+        if _alive(where):
+            codes[where.rank] = None
+        else:
+            codes[where.rank] = where.code if where.ended else LOST
+    return codes
 
 
 def _alive(where: Heartbeat) -> bool:
@@ -140,4 +149,4 @@ def _alive(where: Heartbeat) -> bool:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), sys.argv[4])
+    main(Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), Path(sys.argv[4]))

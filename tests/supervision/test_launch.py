@@ -31,7 +31,7 @@ def train(folder: Path, *words: str) -> int:
 FAULTS = {
     "forward.begin:1:3:kill": "rank 1 was killed by SIGKILL, at step 2, in F",
     "step.begin:0:2:raise": "rank 0 ended with exit code 1: FaultError: fault point step.begin",
-    "gradient.finish:0:3:hang": "rank 0 hangs in its own code, in no communication, at step ",
+    "gradient.finish:0:3:hang": "rank 0 hangs in its own code, not in a communication, at step ",
     "optimizer.step:1:2:stop": "rank 1 is stopped (SIGSTOP), at step ",
     "collective.wait:1:9:exit": "rank 1 ended with exit code 70",
 }  # each in the attempt of its place: (where, what the report says)
@@ -175,17 +175,17 @@ def test_an_end_that_comes_back_is_not_tried_a_third_time(tmp_path, capfd, steps
     target = partial(diverge, steps, words, str(tmp_path))
     assert launch(plan(target, tmp_path, max_restarts=3)) == exit_codes.FAILED
     assert len(list(tmp_path.glob("*.0"))) == attempts
-    assert ("ended twice with the same words" in capfd.readouterr().err) == (attempts < 4)
+    assert ("failed twice with the same error" in capfd.readouterr().err) == (attempts < 4)
 
 
 @pytest.mark.parametrize(
-    ("action", "told"), [("stop", "is stopped (SIGSTOP)"), ("hang", "hangs in its own code, in no communication")]
+    ("action", "told"), [("stop", "is stopped (SIGSTOP)"), ("hang", "hangs in its own code, not in a communication")]
 )
 def test_a_rank_that_keeps_others_waiting_is_named_with_its_action_and_all_are_ended(tmp_path, action, told):
     assert launch(plan(partial(wait_for_the_other, action, str(tmp_path)), tmp_path, limit=1.0)) == exit_codes.FAILED
     report = (tmp_path / "faults" / "attempt_0.txt").read_text()
     assert report.startswith(f"rank 1 {told}, at step 7, in F3 (no progress for 1 s)")
-    assert "   rank 0: at step 7, waits for all_reduce over dp number 3 (ranks 0 1), since " in report
+    assert "   rank 0: at step 7, waits for all_reduce over dp number 3 (ranks 0 1), for " in report
     assert report.count("in wait_for_the_other") == (1 if action == "stop" else 2), "stacks of all that answer"
 
 

@@ -35,7 +35,7 @@ def rank(number, code=None, state="S", still=0.0, flags=WATCHED, action="F3", aw
 WAITING = rank(0, flags=WATCHED | WAITS, still=5.1, awaited="all_reduce over tp number 17 (ranks 0 1)")
 CASES = {
     "a signal before its echoes": ([rank(0, 1, error=ECHO), rank(1, -9)], [1], "was killed by SIGKILL"),
-    "death without a word": ([rank(0, 1, error=ECHO), rank(1, LOST)], [1], "died without a word"),
+    "death without a word": ([rank(0, 1, error=ECHO), rank(1, LOST)], [1], "died without reporting an exit code"),
     "an error of its own before its echo": (
         [rank(0, 1, error=ECHO), rank(1, 1, error="OSError: no space")],
         [1],
@@ -180,9 +180,9 @@ def test_a_rank_that_does_nothing_more_can_be_read_from_outside(tmp_path):
 @pytest.mark.parametrize(
     ("nnodes", "told"),
     [
-        ("2", "waiting for 1 of 2 nodes at a:29500, since 10 s"),
-        ("3:8", "waiting for up to 2 of 3 nodes at a:29500, since 10 s"),
-        ("1:2", "waiting for another node at a:29500, since 10 s"),
+        ("2", "waiting for 1 of 2 nodes at a:29500, for 10 s"),
+        ("3:8", "waiting for up to 2 of 3 nodes at a:29500, for 10 s"),
+        ("1:2", "waiting for another node at a:29500, for 10 s"),
     ],
 )
 def test_a_node_that_is_alone_says_so_every_ten_seconds(monkeypatch, capsys, nnodes, told):

@@ -291,7 +291,12 @@ def test_a_port_in_use_is_refused(tmp_path, capsys, monkeypatch):
         }
         for name, value in where.items():
             monkeypatch.setenv(name, value)
-        refused(capsys, mock(tmp_path), f"no meeting point at 127.0.0.1:{where['MASTER_PORT']}", "another port")
+        refused(
+            capsys,
+            mock(tmp_path),
+            f"cannot open the rendezvous store at 127.0.0.1:{where['MASTER_PORT']}",
+            "another port",
+        )
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_code_1(tmp_path, capsys):

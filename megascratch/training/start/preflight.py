@@ -62,9 +62,9 @@ def check_ranks_agree(meeting: Rendezvous | None, found: RankReport) -> None:
         return
     host = socket.gethostname()
     digest = hashlib.sha256(json.dumps(dict(found.facts), sort_keys=True).encode()).hexdigest()
-    verdict = meeting.judged("short", json.dumps([host, found.problem, digest]), _first_verdict)
+    verdict = meeting.decide("short", json.dumps([host, found.problem, digest]), _first_verdict)
     if verdict == TELL_ALL:
-        verdict = meeting.judged("long", json.dumps([host, dict(found.facts)]), _table)
+        verdict = meeting.decide("long", json.dumps([host, dict(found.facts)]), _table)
         meeting.leave()
         raise RanksDiffer(verdict)
     if verdict:

@@ -79,7 +79,7 @@ def test_a_problem_of_one_host_stops_all_and_one_of_everybody_is_said_once(monke
 def test_a_rank_that_does_not_come_is_named(monkeypatch):
     monkeypatch.setattr(rendezvous, "GOODBYE", 0.1)
     raised = outcome([RankReport(FACTS), RankReport(FACTS), None, RankReport(FACTS)], monkeypatch, seconds=0.5)
-    assert "rank 2 did not come within 0.5 s" in str(raised[0])
+    assert "rank 2 did not respond within 0.5 s" in str(raised[0])
     assert all(isinstance(raised[rank], RanksSilent) for rank in (0, 1, 3))
 
 
