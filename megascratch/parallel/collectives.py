@@ -1,4 +1,4 @@
-"""Collectives over an `Axis`: plain ones, and conjugate pairs for autograd.
+"""Collectives over an `Axis`: plain ones (all-reduce, all-gather, reduce-scatter), and conjugate pairs for autograd.
 
     forward              backward             used by
     copy                 all_reduce           input of a column-parallel layer
@@ -37,7 +37,7 @@ class CommunicationError(RuntimeError):
 
 @contextmanager
 def named(operation: str, axis: str, rank: int, size: int) -> Iterator[None]:
-    """Gives whatever communication fails inside a name (law 11)."""
+    """Turns an error of a communication inside the block into a CommunicationError that names it (law 11)."""
     try:
         yield
     except CommunicationError:
@@ -47,25 +47,25 @@ def named(operation: str, axis: str, rank: int, size: int) -> Iterator[None]:
 
 
 def reason(error: RuntimeError) -> str:
-    """The first line of what the library says, or that it is only the echo of another rank's end."""
+    """The first line of the library's error, or, if it only follows from another rank's end, a hint to that rank."""
     text = (str(error).strip() or type(error).__name__).splitlines()[0]
     if "closed by peer" in text or "reset by peer" in text:
-        return "another rank has ended; its own message tells why"
+        return "another rank has ended; see the message of that rank"
     return text
 
 
 class Work(Protocol):
-    """Something under way, as torch has it."""
+    """A communication under way: the part of torch's `Work` that is used here."""
 
     def wait(self) -> object:
-        """Until it has ended."""
+        """Waits until it has ended."""
 
     def is_completed(self) -> bool:
-        """Whether `wait` would return at once; gloo does not tell of sends."""
+        """Whether `wait` would return at once; gloo does not report this for sends."""
 
 
 class Pending:
-    """A collective under way; `wait` returns its result, after `finish` where something is left to do by then."""
+    """A collective under way. `wait` returns its result; `finish`, if given, is called once the communication ends."""
 
     def __init__(
         self,
@@ -75,7 +75,11 @@ class Pending:
         result: Tensor,
         finish: Callable[[], object] | None = None,
     ):
-        self.operation, self.axis, self.work, self.result, self.finish = operation, axis, work, result, finish
+        self.operation = operation
+        self.axis = axis
+        self.work = work
+        self.result = result
+        self.finish = finish
         self.number = 0 if work is None else next_number(axis.name)
 
     @property
@@ -105,23 +109,26 @@ def _start(operation: str, axis: Axis, result: Tensor, launch: Callable[..., Wor
         return Pending(operation, axis, launch(group=axis.group, async_op=True), result)
 
 
-def _brought_up(pending: Pending, out: Tensor) -> Pending:
-    """A collective in host memory whose result belongs into `out`, on a device."""
-    host, finish = pending.result, pending.finish
+def _copied_to_device(pending: Pending, out: Tensor) -> Pending:
+    """A collective in host memory whose result is then copied into `out`, on a device."""
+    host = pending.result
+    finish = pending.finish
 
-    def bring_up() -> None:
+    def copy_to_device() -> None:
         if finish is not None:
             finish()
         out.copy_(host)
 
-    pending.result, pending.finish = out, bring_up
+    pending.result = out
+    pending.finish = copy_to_device
     return pending
 
 
-# gloo's own collectives are rings: a message waits at one rank after the other. Where that waiting is most of the time
-# (benchmarks/bench_collectives.py) each rank sends every other its part at once and adds up itself, in rank order.
-_EXCHANGED_SUM = 1 << 16  # bytes of an all-reduce, at the most: it sends more bytes than the ring
-_EXCHANGED_GATHER = 1 << 22  # bytes of an all-gather's result, at the most: its input is copied for each rank
+# gloo's own collectives are rings: a message waits at one rank after the other. Where that waiting takes most of the
+# time (benchmarks/bench_collectives.py), each rank instead sends its part to every other rank at once, and adds up what
+# it received in rank order.
+_EXCHANGED_SUM = 1 << 16  # largest all-reduce in bytes: the exchange sends more bytes than the ring
+_EXCHANGED_GATHER = 1 << 22  # largest result of an all-gather in bytes: its input is copied for each rank
 _REDUCTIONS: dict[dist.ReduceOp.RedOpType, Callable[..., Tensor]] = {
     dist.ReduceOp.SUM: torch.sum,
     dist.ReduceOp.MAX: torch.amax,
@@ -130,13 +137,15 @@ _REDUCTIONS: dict[dist.ReduceOp.RedOpType, Callable[..., Tensor]] = {
 
 
 def _is_exchanged(x: Tensor, most: int) -> bool:
+    """Whether a tensor is in host memory and small enough (`most` bytes) to be sent to all ranks at once."""
     return x.device.type == "cpu" and x.numel() * x.element_size() <= most
 
 
 def _start_exchange(
     operation: str, axis: Axis, result: Tensor, parts: Tensor, reduce: Callable[..., Tensor] | None = None
 ) -> Pending:
-    """Part i of `parts` goes to rank i; the parts that come are the result, or what `reduce` makes of them."""
+    """Sends part i of `parts` to rank i. The result is the received parts, reduced over the ranks by `reduce` if it is
+    given."""
     arrived = result if reduce is None else torch.empty_like(parts)
     pending = _start(
         operation, axis, result, lambda **how: dist.all_to_all_single(arrived.view(-1), parts.view(-1), **how)
@@ -151,45 +160,46 @@ def _for_each_rank(x: Tensor, axis: Axis) -> Tensor:
 
 
 def start_all_reduce(x: Tensor, axis: Axis, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Pending:
-    """Sums (or `op`) x over the axis, in place."""
+    """Starts a sum (or `op`) of x over the axis, in place."""
     if axis.size == 1:
         return Pending("all_reduce", axis, None, x)
     if needs_host_staging(x, axis.group):
-        return _brought_up(start_all_reduce(x.cpu(), axis, op), x)
+        return _copied_to_device(start_all_reduce(x.cpu(), axis, op), x)
     if _is_exchanged(x, _EXCHANGED_SUM):
         return _start_exchange("all_reduce", axis, x, _for_each_rank(x, axis), _REDUCTIONS[op])
     return _start("all_reduce", axis, x, lambda **how: dist.all_reduce(x, op, **how))
 
 
 def start_all_gather(x: Tensor, axis: Axis, out: Tensor | None = None) -> Pending:
-    """[n, ...] -> [axis.size * n, ...]: the pieces of all ranks one after the other along dim 0."""
+    """Starts an all-gather: [n, ...] -> [axis.size * n, ...], the shards of all ranks in rank order along dim 0."""
     if axis.size == 1:
         return Pending("all_gather", axis, None, x if out is None else out.copy_(x))
     x = x.contiguous()
     out = x.new_empty((axis.size * x.shape[0], *x.shape[1:])) if out is None else out
     if needs_host_staging(x, axis.group):
-        return _brought_up(start_all_gather(x.cpu(), axis), out)
+        return _copied_to_device(start_all_gather(x.cpu(), axis), out)
     if _is_exchanged(out, _EXCHANGED_GATHER):
         return _start_exchange("all_gather", axis, out, _for_each_rank(x, axis))
     if x.device.type == "cpu":
-        return _start("all_gather", axis, out, lambda **how: _Messages(x, axis, out))
+        return _start("all_gather", axis, out, lambda **how: _DirectGather(x, axis, out))
     return _start("all_gather", axis, out, lambda **how: _all_gather_single(out, x, **how))
 
 
-class _Messages:
-    """A long all-gather: each rank's piece goes straight to its place on every other. gloo's own fills memory of its
-    own and copies from there."""
+class _DirectGather:
+    """A large all-gather by point-to-point messages: every rank receives each shard directly into its place in `out`.
+    gloo's own all-gather receives into a buffer of its own and copies from there."""
 
     def __init__(self, x: Tensor, axis: Axis, out: Tensor):
-        pieces = out.chunk(axis.size)
-        mine = pieces[axis.rank]
-        if mine.data_ptr() != x.data_ptr():
-            mine.copy_(x)
+        shards = out.chunk(axis.size)
+        own = shards[axis.rank]
+        if own.data_ptr() != x.data_ptr():
+            own.copy_(x)
         self.works: list[dist.Work | None] = []
         for distance in range(1, axis.size):
-            target, source = (axis.rank + distance) % axis.size, (axis.rank - distance) % axis.size
-            self.works.append(dist.irecv(pieces[source], axis.ranks[source], group=axis.group))
-            self.works.append(dist.isend(mine, axis.ranks[target], group=axis.group))
+            target = (axis.rank + distance) % axis.size
+            source = (axis.rank - distance) % axis.size
+            self.works.append(dist.irecv(shards[source], axis.ranks[source], group=axis.group))
+            self.works.append(dist.isend(own, axis.ranks[target], group=axis.group))
 
     def wait(self) -> None:
         for work in self.works:
@@ -201,13 +211,13 @@ class _Messages:
 
 
 def start_reduce_scatter(x: Tensor, axis: Axis, out: Tensor | None = None) -> Pending:
-    """[axis.size * n, ...] -> [n, ...]: this rank's piece of the sum along dim 0."""
+    """Starts a reduce-scatter: [axis.size * n, ...] -> [n, ...], this rank's shard of the sum along dim 0."""
     if axis.size == 1:
         return Pending("reduce_scatter", axis, None, x if out is None else out.copy_(x))
     x = x.contiguous()
     out = x.new_empty((x.shape[0] // axis.size, *x.shape[1:])) if out is None else out
     if needs_host_staging(x, axis.group):
-        return _brought_up(start_reduce_scatter(x.cpu(), axis), out)
+        return _copied_to_device(start_reduce_scatter(x.cpu(), axis), out)
     if x.device.type == "cpu":
         return _start_exchange("reduce_scatter", axis, out, x, torch.sum)
     return _start("reduce_scatter", axis, out, lambda **how: _reduce_scatter_single(out, x, **how))
@@ -218,22 +228,22 @@ def all_reduce(x: Tensor, axis: Axis, op: dist.ReduceOp.RedOpType = dist.ReduceO
 
 
 def all_gather(x: Tensor, axis: Axis, dim: int = 0) -> Tensor:
-    """The pieces of all ranks one after the other along `dim`."""
+    """The shards of all ranks in rank order along `dim`."""
     if axis.size == 1:
         return x
-    whole = start_all_gather(x.movedim(dim, 0), axis).wait()
-    return whole.movedim(0, dim)
+    full = start_all_gather(x.movedim(dim, 0), axis).wait()
+    return full.movedim(0, dim)
 
 
 def reduce_scatter(x: Tensor, axis: Axis, dim: int = 0) -> Tensor:
-    """This rank's piece, along `dim`, of the sum over the axis."""
+    """This rank's shard, along `dim`, of the sum over the axis."""
     if axis.size == 1:
         return x
     return start_reduce_scatter(x.movedim(dim, 0), axis).wait().movedim(0, dim)
 
 
 def all_gather_objects(item: T, axis: Axis) -> list[T]:
-    """One Python object of every rank, in rank order; for set-up, not for the training step."""
+    """One Python object from every rank, in rank order; for set-up, not for the training step."""
     if axis.size == 1:
         return [item]
     items: list[Any] = [None] * axis.size
@@ -256,7 +266,7 @@ Op = Callable[[Tensor, Axis], Tensor]
 
 
 class _Pair(torch.autograd.Function):
-    """One operation forward, its conjugate backward."""
+    """An autograd function with one collective in the forward and its conjugate in the backward."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, axis: Axis, forward_op: Op, backward_op: Op) -> Tensor:
@@ -283,7 +293,7 @@ def _paired(x: Tensor, axis: Axis, forward_op: Op, backward_op: Op) -> Tensor:
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _outside_graphs(x: Tensor, axis: Axis, forward_op: Op, backward_op: Op) -> Tensor:
-    """Communication stays outside compiled graphs."""
+    """Keeps communication outside compiled graphs."""
     return cast(Tensor, _Pair.apply(x, axis, forward_op, backward_op))  # type: ignore[no-untyped-call]
 
 

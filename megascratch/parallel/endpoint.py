@@ -1,5 +1,5 @@
-"""HOST:PORT where the ranks or machines of a run meet. What can never work there is refused in seconds, with a remedy:
-an impossible port, a name without an address, another program that listens.
+"""Parses and checks the HOST:PORT of a rendezvous. An address that cannot work is refused within seconds and with a
+remedy: an impossible port, a host name that cannot be resolved, another program on the port.
 """
 
 import errno
@@ -13,15 +13,15 @@ from typing import NamedTuple
 from megascratch.config.errors import UserError
 
 RESOLVE_SECONDS = 10.0
-ANSWER_SECONDS = 5.0  # in which a store answers, and twice as long until a silent program counts as another one
-DEFAULT_PORT = 29400  # torchrun's, where none is given
+ANSWER_SECONDS = 5.0  # timeout for an answer of the store; after two timeouts it counts as another program
+DEFAULT_PORT = 29400  # torchrun's default
 
-_HELLO = struct.pack("<BI", 0, 0x3C85F7CE)  # of a client of torch's TCPStore
-_NUMBER_OF_KEYS = struct.pack("<B", 7)  # a question whose answer is eight bytes
+_HELLO = struct.pack("<BI", 0, 0x3C85F7CE)  # greeting of a client of torch's TCPStore
+_NUMBER_OF_KEYS = struct.pack("<B", 7)  # a query whose answer is eight bytes
 
 
 class Endpoint(NamedTuple):
-    """A place, and the words of the user that name it."""
+    """A host and a port, and the flag with which the user gave them."""
 
     flag: str
     host: str
@@ -29,7 +29,7 @@ class Endpoint(NamedTuple):
 
     @classmethod
     def parse(cls, flag: str, text: str) -> "Endpoint":
-        """Of HOST, HOST:PORT or [ADDRESS]:PORT. Raises: UserError where it is none of them."""
+        """Parses HOST, HOST:PORT or [ADDRESS]:PORT. Raises: UserError if the text is none of them."""
         host, colon, port = text.strip().rpartition(":")
         if not colon or port.endswith("]"):
             host, port = text.strip(), str(DEFAULT_PORT)
@@ -47,18 +47,18 @@ class Endpoint(NamedTuple):
         return f"{host}:{self.port}"
 
     def require_usable(self, hosted_here: bool | None = None) -> None:
-        """Returns where the name has an address, and at the port is a store of torch's or nobody yet.
+        """Checks that the host name can be resolved, and that the port is free or has a TCPStore of torch on it.
 
         Args:
-            hosted_here: whether this machine opens the store; None: where the address is its own.
+            hosted_here: whether this machine opens the store; None: if the address is one of its own.
 
         Raises: UserError.
         """
         addresses = self.addresses()
         if self._is_another_program():
             raise UserError(
-                f"{self.flag} {self}: another program listens on this port, not the store of a run: give another port, "
-                f"the same on all machines"
+                f"{self.flag} {self}: another program listens on this port, which is not the store of a run: give "
+                "another port, the same on all machines"
             )
         if hosted_here is None:
             hosted_here = any(_is_own(address) for address in addresses)
@@ -66,7 +66,8 @@ class Endpoint(NamedTuple):
             self._require_free()
 
     def addresses(self) -> list[str]:
-        """What the name resolves to; the system's own patience may be minutes. Raises: UserError where it has none."""
+        """The addresses that the host name resolves to. It is looked up in a thread, because the system's own timeout
+        may be minutes. Raises: UserError if there are none."""
         found: list[str] = []
         reasons = ["no answer from the name server"]
 
@@ -83,13 +84,14 @@ class Endpoint(NamedTuple):
         thread.join(RESOLVE_SECONDS)
         if not found:
             raise UserError(
-                f"{self.flag} {self}: the name {self.host} has no address ({reasons[-1]}): give an address, or a name "
-                "that this machine can resolve"
+                f"{self.flag} {self}: the host name {self.host} cannot be resolved ({reasons[-1]}): give an address, "
+                "or a name that this machine can resolve"
             )
         return found
 
     def _is_another_program(self) -> bool:
-        """Asked twice: a store that is just closing does not answer either."""
+        """Whether something other than torch's store listens. Tried twice, because a store that is closing does not
+        answer either."""
         answers = []
         for pause in (0.0, 1.0):
             time.sleep(pause)
@@ -99,27 +101,30 @@ class Endpoint(NamedTuple):
         return True
 
     def _is_store(self) -> bool | None:
-        """Whether a store of torch's answers; None: nobody listens, or nobody can be reached."""
+        """Whether a TCPStore of torch answers; None: nothing listens there, or it cannot be reached."""
         try:
-            visit = socket.create_connection((self.host, self.port), ANSWER_SECONDS)
+            connection = socket.create_connection((self.host, self.port), ANSWER_SECONDS)
         except OSError:
             return None
-        with visit:
+        with connection:
             try:
-                visit.sendall(_HELLO + _NUMBER_OF_KEYS)
-                answer = visit.recv(8, socket.MSG_WAITALL)
+                connection.sendall(_HELLO + _NUMBER_OF_KEYS)
+                answer = connection.recv(8, socket.MSG_WAITALL)
             except OSError:
                 return False
         return len(answer) == 8 and 0 <= int.from_bytes(answer, "little", signed=True) < 1 << 40
 
     def _require_free(self) -> None:
-        """Another store may listen already: that of this run, opened by another process of this machine."""
+        """Raises: UserError if the port cannot be opened. The store of this run may already be listening there, opened
+        by another process of this machine."""
         try:
             socket.create_server(("", self.port)).close()
         except OSError as error:
             if error.errno == errno.EADDRINUSE and self._is_store():
                 return
-            remedy = "a port from 1024 on" if error.errno == errno.EACCES else "another port, the same on all machines"
+            remedy = (
+                "a port of at least 1024" if error.errno == errno.EACCES else "another port, the same on all machines"
+            )
             raise UserError(
                 f"{self.flag} {self}: this machine cannot listen on port {self.port} "
                 f"({os.strerror(error.errno or 0)}): give {remedy}"
@@ -127,7 +132,7 @@ class Endpoint(NamedTuple):
 
 
 def _is_own(address: str) -> bool:
-    """Whether it is one of this machine's addresses."""
+    """Whether the address is one of this machine's."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     try:
         with socket.socket(family, socket.SOCK_STREAM) as trial:

@@ -1,6 +1,7 @@
-"""Rank arithmetic: from sizes of axes to who sits with whom. No torch, no cluster, no state.
+"""Maps rank numbers to positions on the parallel axes and to process groups. Pure arithmetic, without torch or a
+cluster.
 
-A rank number counts through the axes like an odometer, the last axis fastest. The dense view is
+A rank number counts through the axes like an odometer: the last axis changes fastest. The dense view is
 ``pp, dp, cp, tp`` (tp fastest); experts see the *same* ranks through a second grid ``pp, edp, ep, etp``.
 """
 
@@ -35,13 +36,13 @@ class Grid:
 
     def coords(self, rank: int) -> dict[str, int]:
         """Rank number -> position on every axis."""
-        place = np.unravel_index(rank, tuple(self.sizes.values()))
-        return {axis: int(at) for axis, at in zip(self.sizes, place, strict=True)}
+        position = np.unravel_index(rank, tuple(self.sizes.values()))
+        return {axis: int(at) for axis, at in zip(self.sizes, position, strict=True)}
 
     def rank(self, **coords: int) -> int:
-        """Position on every axis -> rank number; axes not named are at 0."""
-        place = tuple(coords.get(axis, 0) for axis in self.sizes)
-        return int(np.ravel_multi_index(place, tuple(self.sizes.values())))
+        """Position on every axis -> rank number; an axis that is not given is at 0."""
+        position = tuple(coords.get(axis, 0) for axis in self.sizes)
+        return int(np.ravel_multi_index(position, tuple(self.sizes.values())))
 
     def group(self, rank: int, *axes: str) -> list[int]:
         """The ranks that differ from `rank` only along `axes`, in rank order."""

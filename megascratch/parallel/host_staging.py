@@ -1,7 +1,8 @@
-"""A GPU's tensors over gloo, which moves host memory only: a copy down before, a copy up after.
+"""Sends GPU tensors through host memory, because gloo only moves host memory: a copy to the host before, a copy to the
+device after.
 
-So ranks may share a device, which NCCL does not let them, and a single GPU can prove every layout. Each rank waits for
-its device at each message: for proofs, not for speed.
+With it several ranks can share a device, which NCCL refuses, so every layout can be tested on a single GPU. Each rank
+waits for its device at each message: use it for tests, not for speed.
 """
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 
 def transport_device(device: torch.device, group: dist.ProcessGroup | None) -> torch.device:
-    """Where a group takes the tensors of `device` from."""
+    """The device from which a group sends tensors of `device`: the CPU for a GPU over gloo, otherwise the device."""
     through_host = device.type != "cpu" and group is not None and dist.get_backend(group) == "gloo"
     return torch.device("cpu") if through_host else device
 
@@ -20,21 +21,22 @@ def needs_host_staging(x: Tensor, group: dist.ProcessGroup | None) -> bool:
 
 
 class HostTransfer:
-    """A message whose tensor lies on a device."""
+    """A send or receive of a tensor on a device, through a copy in host memory."""
 
     def __init__(self, tensor: Tensor, peer: int, group: dist.ProcessGroup, outwards: bool):
-        self.tensor, self.outwards = tensor, outwards
+        self.tensor = tensor
+        self.outwards = outwards
         self.host = tensor.cpu() if outwards else torch.empty_like(tensor, device="cpu")
         work = dist.isend(self.host, peer, group=group) if outwards else dist.irecv(self.host, peer, group=group)
         assert work is not None  # None only for a rank outside the group
         self.work = work
 
     def wait(self) -> None:
-        """Until it has gone out, or is on the device."""
+        """Waits until the tensor has been sent, or has been received and copied to the device."""
         self.work.wait()
         if not self.outwards:
             self.tensor.copy_(self.host)
 
     def is_completed(self) -> bool:
-        """Whether `wait` would return at once; gloo does not tell of sends."""
+        """Whether `wait` would return at once; gloo does not report this for sends."""
         return self.work.is_completed()

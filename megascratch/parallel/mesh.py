@@ -1,7 +1,8 @@
-"""`Grid` + my rank + live process groups: the only place that knows about torch.distributed's start and end.
+"""The device mesh of this rank: its position on every parallel axis and the process groups. Only this file starts and
+ends torch.distributed.
 
-A leaf layer is handed one `Axis`; an assembler is handed the `Mesh`. An axis of size 1 has no group and every
-collective on it returns its input, so no layer ever asks whether it is distributed.
+A layer gets the one `Axis` that it uses; code that assembles layers gets the `Mesh`. An axis of size 1 has no group and
+every collective on it returns its input, so no layer needs to check whether it is distributed.
 """
 
 from dataclasses import dataclass, field, fields, replace
@@ -19,14 +20,14 @@ from megascratch.runtime.comm_timer import CommTimer
 
 @dataclass(frozen=True)
 class Axis:
-    """One line of ranks through the grid, seen from one of them."""
+    """The ranks of one group along a parallel axis, as seen from one of them."""
 
     name: str
     size: int = 1
     rank: int = 0
     ranks: tuple[int, ...] = (0,)
     group: dist.ProcessGroup | None = None
-    waits: CommTimer | None = field(default=None, repr=False, compare=False)  # the clock of those who wait on it
+    waits: CommTimer | None = field(default=None, repr=False, compare=False)  # times the waits on this axis
 
     @classmethod
     def alone(cls, name: str, rank: int = 0) -> "Axis":
@@ -43,8 +44,8 @@ class Axis:
 
 @dataclass(frozen=True)
 class Link:
-    """One direction between two neighbouring stages, with a group of its own: messages on a link arrive in the
-    order they were sent, and no link can block another (NCCL runs the operations of one group one by one)."""
+    """One direction between two neighbouring stages, with its own process group: messages on a link arrive in the
+    order they were sent, and no link can block another (NCCL runs the operations of a group one by one)."""
 
     source: int  # global rank
     target: int
@@ -54,7 +55,7 @@ class Link:
 
 @dataclass(frozen=True)
 class Links:
-    """The four directed links of a stage; stages form a ring, so that chunks of interleaving wrap around."""
+    """The four directed links of a stage. Stages form a ring, so that interleaved schedules can wrap around."""
 
     forward_in: Link
     forward_out: Link
@@ -64,7 +65,7 @@ class Links:
 
 @dataclass(frozen=True)
 class Mesh:
-    """Who am I and whom do I talk to."""
+    """This rank, its device, and its axis for each kind of parallelism."""
 
     grid: Grid
     rank: int
@@ -78,11 +79,11 @@ class Mesh:
     embedding: Axis  # first and last stage: the two copies of a tied embedding; size 1 on the stages between
     world: Axis
     links: Links | None = field(default=None, repr=False)
-    waits: CommTimer | None = field(default=None, repr=False)  # one clock for all axes and links
+    waits: CommTimer | None = field(default=None, repr=False)  # one timer for all axes and links
 
     @classmethod
     def alone(cls, device: torch.device | str = "cpu") -> "Mesh":
-        """One process, no communication."""
+        """A mesh of one process, without communication."""
         names = ("tp", "pp", "dp", "cp", "data", "model", "embedding", "world")
         axes = {name: Axis.alone(name) for name in names}
         return cls(Grid.dense(), 0, torch.device(device), links=None, waits=None, **axes)
@@ -91,7 +92,9 @@ class Mesh:
     def build(cls, grid: Grid, device: torch.device | str = "cpu", timeout: timedelta | None = None) -> "Mesh":
         """Makes every process group of `grid`; called by all ranks of an initialised default group.
 
-        Every rank walks through all groups in one order: torch numbers groups by the calls made so far.
+        Every rank makes all groups, in the same order, because torch numbers groups by the calls made so far.
+
+        Raises: UserError if the number of ranks is not the product of the layout.
         """
         rank = dist.get_rank() if dist.is_initialized() else 0
         world = dist.get_world_size() if dist.is_initialized() else 1
@@ -127,7 +130,7 @@ class Mesh:
         return self.rank == 0
 
     def close(self) -> None:
-        """Ends every group but the default one; the mesh is of no use afterwards."""
+        """Destroys every group but the default one; the mesh cannot be used afterwards."""
         axes = (self.tp, self.pp, self.dp, self.cp, self.data, self.model, self.embedding)
         links = () if self.links is None else (getattr(self.links, f.name) for f in fields(self.links))
         for group in {holder.group for holder in (*axes, *links)} - {None}:
@@ -135,14 +138,14 @@ class Mesh:
 
 
 class _GroupMaker:
-    """Makes groups on all ranks in one order and keeps those of this rank; equal lists of ranks share one group."""
+    """Makes groups in the same order on all ranks and keeps this rank's; equal lists of ranks share one group."""
 
     def __init__(self, rank: int, timeout: timedelta | None, waits: CommTimer):
         self.rank, self.timeout, self.waits = rank, timeout, waits
         self.made: dict[tuple[int, ...], dist.ProcessGroup] = {}
 
     def axis(self, name: str, groups: list[list[int]]) -> Axis:
-        """This rank's axis among `groups`; alone if none of them holds it."""
+        """This rank's axis among `groups`; an axis of size 1 if none of them contains the rank."""
         mine = Axis.alone(name, self.rank)
         for ranks in map(tuple, groups):
             if len(ranks) > 1 and ranks not in self.made:
@@ -172,7 +175,7 @@ class _GroupMaker:
 
 
 def start(backend: str, device: torch.device, meeting: Rendezvous | None) -> None:
-    """Makes the default process group of those who have met; None: alone, without any."""
+    """Makes the default process group of the ranks of a rendezvous; does nothing without one (a single process)."""
     if meeting is None:
         return
     dist.init_process_group(
@@ -186,7 +189,7 @@ def start(backend: str, device: torch.device, meeting: Rendezvous | None) -> Non
 
 
 def host_axis(world: Axis, timeout: timedelta | None = None) -> Axis:
-    """The ranks of `world` over a CPU group of their own, for another thread's collectives; called by all of them."""
+    """`world` with a separate gloo group, for the collectives of another thread; called by all ranks."""
     if world.size == 1:
         return world
     group = dist.new_group(list(world.ranks), timeout=timeout, backend="gloo", group_desc="host")
@@ -194,6 +197,6 @@ def host_axis(world: Axis, timeout: timedelta | None = None) -> Axis:
 
 
 def stop() -> None:
-    """Leaves the default process group, if there is one."""
+    """Destroys the default process group, if there is one."""
     if dist.is_initialized():
         dist.destroy_process_group()

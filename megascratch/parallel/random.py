@@ -1,7 +1,8 @@
-"""Randomness as a function: the same key and index give the same number on every layout, device and run (law 3).
+"""Counter-based random numbers for dropout and initial weights: the same key and index give the same number on every
+layout, device and run (law 3).
 
-Bits come from SplitMix64's finaliser (Steele, Lea, Flood 2014) over a counter; initial weights from Philox
-(Salmon et al. 2011), keyed by the weight's name and drawn in blocks of whole rows.
+Dropout bits come from SplitMix64's finaliser (Steele, Lea, Flood 2014) over a counter. Initial weights come from Philox
+(Salmon et al. 2011), keyed by the weight's name and drawn in blocks of entire rows.
 """
 
 import hashlib
@@ -23,7 +24,7 @@ def _shift_right(x: Tensor, bits: int) -> Tensor:
 
 
 def mix64(x: Tensor) -> Tensor:
-    """int64 -> int64, every output bit depends on every input bit."""
+    """SplitMix64's hash of int64 values: every output bit depends on every input bit."""
     x = x * GOLDEN
     x = (x ^ _shift_right(x, 30)) * MIX_1
     x = (x ^ _shift_right(x, 27)) * MIX_2
@@ -31,7 +32,7 @@ def mix64(x: Tensor) -> Tensor:
 
 
 def mixed(number: int) -> int:
-    """`mix64` of one number, for which a device need not be asked."""
+    """`mix64` of one Python integer, without a tensor."""
     x = number * GOLDEN % (1 << 64)
     x = (x ^ x >> 30) * MIX_1 % (1 << 64)
     x = (x ^ x >> 27) * MIX_2 % (1 << 64)
@@ -40,7 +41,7 @@ def mixed(number: int) -> int:
 
 
 def sample_keys(seed: int, site: int, samples: Tensor) -> Tensor:
-    """A 64-bit key per sample for one dropout site; a sample's number is unique in a run, so it stands for the step."""
+    """A 64-bit key per sample for one dropout site. The step is not needed: a sample's number is unique in a run."""
     return mix64(mix64(samples + mixed(seed)) + site)
 
 
@@ -51,9 +52,9 @@ def keep_mask(keys: Tensor, index: Tensor, p: float) -> Tensor:
 
 
 def normal_rows(seed: int, name: str, shape: tuple[int, ...], box: Box) -> np.ndarray:
-    """The block `box` of the N(0, 1) tensor that (seed, name, shape) define; float32.
+    """The block `box` of the float32 N(0, 1) tensor that is defined by (seed, name, shape).
 
-    Only blocks of rows that meet the box are drawn, so a rank draws about what it holds.
+    Only blocks of rows that overlap the box are drawn, so a rank draws about as much as it holds.
     """
     width = shape[-1]
     rows_per_block = max(1, _BLOCK // width)

@@ -1,5 +1,5 @@
-"""`Shard` says where a weight sits in the whole: written once by the layer that owns it, read by the initialiser,
-the gradient sync, the gradient norm, the optimizer, the checkpoint and the planner. Pure arithmetic.
+"""`Shard` describes how a weight is split over the ranks. The layer that owns the weight declares it once; initialiser,
+gradient sync, gradient norm, optimizer, checkpoint and planner read it. Pure arithmetic.
 """
 
 import math
@@ -35,14 +35,15 @@ class Box(NamedTuple):
 
 
 class Part(NamedTuple):
-    """One of several fused weights along the split dim, e.g. q, k or v."""
+    """One of several weights that are fused along the split dim, e.g. q, k or v."""
 
-    size: int  # rows in the whole
-    units: int  # indivisible units (heads) in it; with more ranks than units, ranks share a unit as replicas
+    size: int  # its rows in the global tensor
+    units: int  # indivisible units (heads) in it; with more ranks than units, several ranks hold replicas of a unit
 
 
 class ShardSlice(NamedTuple):
-    """A block of a rank's tensor and its place in the whole; `copy` 0 is the one that counts (law 7)."""
+    """A block of a rank's tensor and its position in the global tensor (`whole`). Of several replicas, `copy` 0 is the
+    one that counts (law 7)."""
 
     local: Box
     whole: Box
@@ -51,15 +52,15 @@ class ShardSlice(NamedTuple):
 
 @dataclass(frozen=True)
 class Shard:
-    """A weight's place in the whole and its initial value ``fill + std * N(0, 1)``.
+    """How a weight is split over the ranks, and its initial value ``fill + std * N(0, 1)``.
 
-    Padding is not part of the whole: with `padded` the split dim is cut as if it had that size, and a rank's rows
-    beyond the true size belong to nobody (law 6).
+    Padding is not part of the global tensor: with `padded` the split dim is cut as if it had that size, and a rank's
+    rows beyond the true size belong to no shard (law 6).
     """
 
-    shape: tuple[int, ...]  # the whole tensor, without padding
+    shape: tuple[int, ...]  # the global tensor, without padding
     split: dict[str, int] = field(default_factory=dict)  # axis -> dim; {} = replicated
-    parts: tuple[Part, ...] = ()  # fused parts along the split dim, each cut on its own
+    parts: tuple[Part, ...] = ()  # fused parts along the split dim, each split separately
     padded: int | None = None  # size of the split dim with padding
     grad_sum: tuple[str, ...] = ()  # axes whose ranks hold only part of the gradient (norms under SP)
     tied: str | None = None  # name of the weight that this is, when two stages each hold a copy
@@ -86,8 +87,8 @@ class Shard:
         return tuple(shape)
 
     def pieces(self, sizes: dict[str, int], coords: dict[str, int]) -> list[ShardSlice]:
-        """The blocks that the rank at `coords` holds, in local order. A weight that the tensor axis does not cut is
-        held by all its ranks: copies 0, 1, ..."""
+        """The blocks that the rank at `coords` holds, in local order. A weight that is not split over the tensor axis
+        is replicated on all ranks of that axis: copies 0, 1, ..."""
         runs: list[list[tuple[int, int, int, int]]] = [[(0, 0, size, 0)] for size in self.shape]
         for axis, dim in self.split.items():
             runs[dim] = self._runs(dim, sizes[axis], coords[axis])
@@ -99,7 +100,7 @@ class Shard:
         return any(part.units < sizes[axis] for axis in self.split for part in self.parts)
 
     def _runs(self, dim: int, ranks: int, rank: int) -> list[tuple[int, int, int, int]]:
-        """(start in local, start in whole, length, copy) of each run along the split dim."""
+        """(start in the local tensor, start in the global tensor, length, copy) of each run along the split dim."""
         size = self.shape[dim]
         if self.padded is not None:
             length = self.padded // ranks
@@ -109,7 +110,7 @@ class Shard:
             copies = max(1, ranks // part.units)
             cuts = ranks // copies
             if part.units % cuts or ranks % cuts:
-                raise ValueError(f"{part.units} units cannot be cut over {ranks} ranks")
+                raise ValueError(f"{part.units} units cannot be divided evenly among {ranks} ranks")
             length = part.size // cuts
             runs.append((local, whole + rank // copies * length, length, rank % copies))
             local, whole = local + length, whole + part.size
@@ -124,7 +125,7 @@ def _piece(blocks: tuple[tuple[int, int, int, int], ...], replica: int) -> Shard
 
 
 def flat_boxes(shape: tuple[int, ...], start: int, stop: int) -> list[Box]:
-    """The axis-aligned boxes (at most 2 x dims - 1) that a flat range of a row-major tensor consists of."""
+    """Splits a flat range of a row-major tensor into axis-aligned boxes (at most 2 x dims - 1)."""
     if start >= stop:
         return []
     if len(shape) == 0:

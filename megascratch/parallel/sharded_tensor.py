@@ -1,7 +1,6 @@
-"""A rank's flat memory in, the boxes of the whole tensors that lie in it out: what a checkpoint reads and writes.
+"""Maps ranges of a rank's flat memory to boxes of the global tensors, which is what a checkpoint reads and writes.
 
-Buckets and ZeRO-1 cut flat memory anywhere; a checkpoint knows only whole tensors and axis-aligned boxes of them
-(law 8). Both meet here.
+Buckets and ZeRO-1 split flat memory at any element; a checkpoint stores global tensors as axis-aligned boxes (law 8).
 """
 
 import math
@@ -15,13 +14,13 @@ from megascratch.parallel.shard import Box, Shard, ShardSlice, flat_boxes
 
 @dataclass(frozen=True)
 class ShardedTensor:
-    """A box of a whole tensor that this rank holds; `tensor` is a view, so loading is copying into it."""
+    """A box of a global tensor that this rank holds; `tensor` is a view of its memory, so loading copies into it."""
 
     name: str
-    whole_shape: tuple[int, ...]  # without padding
-    box: Box  # place in the whole
-    tensor: Tensor  # of the box's shape
-    copy: int  # 0 is written to a checkpoint; all are read from it
+    whole_shape: tuple[int, ...]  # of the global tensor, without padding
+    box: Box  # position in the global tensor
+    tensor: Tensor  # has the box's shape
+    copy: int  # number of the replica: only 0 is written to a checkpoint, all are read from it
 
     @property
     def dtype(self) -> torch.dtype:
@@ -31,8 +30,8 @@ class ShardedTensor:
 def pieces_in_range(
     shard: Shard, sizes: dict[str, int], coords: dict[str, int], start: int, stop: int
 ) -> list[ShardSlice]:
-    """The blocks of the whole that lie in elements [start, stop) of the rank's row-major local tensor; none of them
-    in padding."""
+    """The blocks of the global tensor that elements [start, stop) of the rank's row-major local tensor cover; padding
+    is left out."""
     found = []
     for flat in flat_boxes(shard.local_shape(sizes), start, stop):
         for piece in shard.pieces(sizes, coords):
@@ -43,8 +42,8 @@ def pieces_in_range(
 
 
 def box_view(flat: Tensor, origin: int, shape: tuple[int, ...], box: Box) -> Tensor:
-    """The view of `box` of a row-major tensor of `shape` whose element 0 lies (or would lie: ZeRO-1 may hold only
-    the rest of it, then it is negative) at `origin` in `flat`."""
+    """The view of `box` of a row-major tensor of `shape` whose element 0 is at `origin` in `flat`. `origin` is negative
+    if `flat` holds only the end of the tensor, as ZeRO-1 may."""
     strides = tuple(math.prod(shape[dim + 1 :]) for dim in range(len(shape)))
     first = sum(index * stride for index, stride in zip(box.start, strides, strict=True))
     return flat.as_strided(box.shape, strides, flat.storage_offset() + origin + first)

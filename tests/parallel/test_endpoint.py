@@ -121,10 +121,12 @@ def test_a_name_without_an_address_is_refused(monkeypatch, resolver, reason, ran
     monkeypatch.setattr(endpoint, "RESOLVE_SECONDS", 0.1 if resolver is silent else 60.0)
     with pytest.raises(UserError) as refusal:
         Endpoint("--flag", "node-7", 29500).require_usable()
-    assert str(refusal.value).startswith(f"--flag node-7:29500: the name node-7 has no address ({reason}): give ")
+    assert str(refusal.value).startswith(
+        f"--flag node-7:29500: the host name node-7 cannot be resolved ({reason}): give "
+    )
     for name, value in {"WORLD_SIZE": "2", "RANK": rank, "MASTER_ADDR": "node-7", "MASTER_PORT": "29500"}.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match="the name node-7 has no address"):
+    with pytest.raises(UserError, match="the host name node-7 cannot be resolved"):
         join(timedelta(seconds=60))
 
 

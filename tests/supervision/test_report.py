@@ -23,7 +23,7 @@ from megascratch.supervision.report import (
     table,
 )
 
-ECHO = "all_reduce over tp failed on rank 0 of 2: another rank has ended; its own message tells why"
+ECHO = "all_reduce over tp failed on rank 0 of 2: another rank has ended; see the message of that rank"
 LATE = "all_reduce over dp failed on rank 1 of 2: Timed out waiting 4998ms for recv operation to complete"
 
 

@@ -372,7 +372,7 @@ AWAITED = {
     ),
     "a send that is over is dropped": Alike([(_Player, "_send", forgetting(_Player._send, "S"))], sends("1f1b", True)),
     "the first message of a link is not awaited": Alike([(runtime, "connect", open_at_once)], sends("1f1b")),
-    "the messages of a long gather are not awaited": Alike([(collectives._Messages, "wait", nothing)], gathers),
+    "the messages of a long gather are not awaited": Alike([(collectives._DirectGather, "wait", nothing)], gathers),
     "a room is filled again while it is being written": Alike(
         [(DirectWriter, "_send", without(DirectWriter._send, "_wait"))], streams
     ),
