@@ -20,7 +20,7 @@ from megascratch.config.errors import SettingError, UserError
 from megascratch.config.laws import broken_laws
 from megascratch.config.load import read_config
 from megascratch.config.settings import Config
-from megascratch.doctor.host import HostFinding, look_at
+from megascratch.doctor.host import HostFinding, check_host
 from megascratch.doctor.network import bandwidths, slow_groups
 from megascratch.parallel import mesh as meshes
 from megascratch.parallel.collectives import CommunicationError
@@ -85,7 +85,7 @@ def _settings(words: Sequence[str], world: int) -> Config | None:
 def _machines(config: Config | None, meeting: Rendezvous | None) -> list[HostFinding]:
     """What each process sees alone, put together by the first rank; the same on all."""
     facts = rank_facts(config or Config(), {}, {})
-    mine = look_at(config, os.environ.get("LOCAL_RANK", "0") == "0")
+    mine = check_host(config, os.environ.get("LOCAL_RANK", "0") == "0")
     if meeting is None:
         return mine
     meeting.decide("begin", "", lambda texts: "")  # from here on all ranks do the same at the same time

@@ -1,4 +1,4 @@
-"""This machine in, what speaks against a run on it out, each with what mends it: files, network, device, disk."""
+"""Checks one machine before a run (files, network, device, disk) and suggests a fix for each problem."""
 
 import fcntl
 import os
@@ -23,7 +23,7 @@ SIOCGIFADDR = 0x8915  # Linux: the address of an interface
 
 
 class HostFinding(NamedTuple):
-    """One thing that was looked at."""
+    """The result of one check."""
 
     about: str
     state: str
@@ -32,8 +32,8 @@ class HostFinding(NamedTuple):
     fix: str = ""
 
 
-def look_at(config: Config | None, first_here: bool) -> list[HostFinding]:
-    """Everything that this process can see alone; the disk only by the first process of a machine."""
+def check_host(config: Config | None, first_here: bool) -> list[HostFinding]:
+    """All checks that need no other rank. The disk is only checked by the first process of a machine."""
     found = [*_files(config), *_network(), *_device(config)]
     if config is None or not first_here:
         return found
@@ -43,22 +43,24 @@ def look_at(config: Config | None, first_here: bool) -> list[HostFinding]:
 def _files(config: Config | None) -> list[HostFinding]:
     if config is None:
         return []
-    missing = missing_files(config)
-    lines = [HostFinding("files", "FAIL", line, "copy it here, mount its folder, or mend the path") for line in missing]
-    return lines or [HostFinding("files", "ok", "every file that the settings name is there")]
+    problems = missing_files(config)
+    fix = "copy it here, mount its folder, or fix the path"
+    if problems:
+        return [HostFinding("files", "FAIL", problem, fix) for problem in problems]
+    return [HostFinding("files", "ok", "every file that the settings name exists")]
 
 
 def interfaces() -> dict[str, str]:
-    """Network interfaces of this machine that have an address -> the address (IPv4)."""
-    found = {}
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+    """The network interfaces of this machine that have an IPv4 address: name -> address."""
+    addresses = {}
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as query:
         for _, name in socket.if_nameindex():
             try:
-                answer = fcntl.ioctl(asking.fileno(), SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
+                answer = fcntl.ioctl(query.fileno(), SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
             except OSError:
-                continue
-            found[name] = socket.inet_ntoa(answer[20:24])
-    return found
+                continue  # an interface without an IPv4 address
+            addresses[name] = socket.inet_ntoa(answer[20:24])
+    return addresses
 
 
 def _network() -> list[HostFinding]:
@@ -73,15 +75,17 @@ def _network() -> list[HostFinding]:
     if wrong:
         return wrong
     if not on_one_machine() and int(os.environ.get("WORLD_SIZE", "1")) > 1 and "GLOO_SOCKET_IFNAME" not in named:
-        name, fix = socket.gethostname(), f"export GLOO_SOCKET_IFNAME=NAME (of {known})"
+        name = socket.gethostname()
+        fix = f"export GLOO_SOCKET_IFNAME=NAME, one of: {known}"
         try:
             address = socket.gethostbyname(name)
         except OSError as error:
-            return [HostFinding("network", "FAIL", f"the host's name {name} has no address: {error}", fix)]
+            return [HostFinding("network", "FAIL", f"the host name {name} cannot be resolved: {error}", fix)]
         if address.startswith("127."):
-            return [HostFinding("network", "FAIL", f"the host's name {name} is {address}: nobody else reaches it", fix)]
-    using = ", ".join(sorted(set(named.values()))) or "the host's name"
-    return [HostFinding("network", "ok", f"{known}; by {using}")]
+            text = f"the host name {name} resolves to {address}: other machines cannot reach it"
+            return [HostFinding("network", "FAIL", text, fix)]
+    used = ", ".join(sorted(set(named.values()))) or "the interface of the host name"
+    return [HostFinding("network", "ok", f"{known}; uses {used}")]
 
 
 def _device(config: Config | None) -> list[HostFinding]:
@@ -98,36 +102,37 @@ def _storage(folder: Place) -> list[HostFinding]:
 
 
 def _store(folder: StoragePath) -> list[HostFinding]:
-    """Whether checkpoints can be sent and asked for, and how fast; leaves nothing behind."""
-    probe, content = (folder / f".doctor.{socket.gethostname()}.{os.getpid()}").url, os.urandom(PROBE_BYTES)
+    """Whether checkpoints can be written to the store and read back, and how fast; leaves no object behind."""
+    probe = (folder / f".doctor.{socket.gethostname()}.{os.getpid()}").url
+    content = os.urandom(PROBE_BYTES)
     try:
         store = Store(folder.url)
         begin = time.perf_counter()
         store.put(probe, content)
-        sent = time.perf_counter()
+        written = time.perf_counter()
         store.read(probe, 0, len(content))
-        asked = time.perf_counter()
+        read = time.perf_counter()
         store.delete(probe)
     except UserError as error:
-        return [
-            HostFinding("store", "FAIL", str(error), "mend address, credentials or network, or choose another --save")
-        ]
-    speeds = [len(content) / 1e6 / seconds for seconds in (sent - begin, asked - sent)]
-    return [HostFinding("store", "ok", f"{folder}: takes {speeds[0]:,.0f} MB/s, gives {speeds[1]:,.0f} MB/s")]
+        fix = "check address, credentials and network, or choose another --save"
+        return [HostFinding("store", "FAIL", str(error), fix)]
+    megabytes = len(content) / 1e6
+    text = f"{folder}: writes {megabytes / (written - begin):,.0f} MB/s, reads {megabytes / (read - written):,.0f} MB/s"
+    return [HostFinding("store", "ok", text)]
 
 
 def _disk(folder: Path) -> list[HostFinding]:
-    """Room and speed where checkpoints go; leaves nothing behind."""
-    there = next(
-        storage_path for storage_path in (folder.absolute(), *folder.absolute().parents) if storage_path.exists()
-    )
+    """Free space and speed of the disk that checkpoints are written to; leaves no file behind."""
+    there = folder.absolute()
+    while not there.exists():
+        there = there.parent
     probe = there / f".doctor.{socket.gethostname()}.{os.getpid()}"
     try:
         status = os.statvfs(there)
         free = status.f_bavail * status.f_frsize
         if free < 2 * PROBE_BYTES:
             return [
-                HostFinding("disk", "FAIL", f"{there} has {free / 2**20:,.0f} MiB left", "make room, or set --save")
+                HostFinding("disk", "FAIL", f"{there} has {free / 2**20:,.0f} MiB free", "make room, or set --save")
             ]
         written = _timed_write(probe)
         read = _timed_read(probe)
@@ -137,7 +142,7 @@ def _disk(folder: Path) -> list[HostFinding]:
                 "disk",
                 "FAIL",
                 f"{there} cannot be written: {error.strerror}",
-                "choose another --output-dir or --save, or mend the permissions",
+                "choose another --output-dir or --save, or fix the permissions",
             )
         ]
     finally:
@@ -151,8 +156,9 @@ def _disk(folder: Path) -> list[HostFinding]:
 
 
 def _timed_write(probe: Path) -> float:
-    """Bytes per second, on the disk."""
-    block, begin = os.urandom(1 << 20), time.perf_counter()
+    """Bytes per second, including the time until they are on the disk."""
+    block = os.urandom(1 << 20)
+    begin = time.perf_counter()
     with probe.open("wb") as file:
         for _ in range(PROBE_BYTES >> 20):
             file.write(block)
@@ -162,6 +168,7 @@ def _timed_write(probe: Path) -> float:
 
 
 def _timed_read(probe: Path) -> float:
+    """Bytes per second, from the disk rather than from the page cache."""
     with probe.open("rb", buffering=0) as file:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         begin = time.perf_counter()

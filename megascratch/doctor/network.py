@@ -1,6 +1,4 @@
-"""A mesh in, how fast each of its axes carries bytes out: a small all-reduce over every axis and a message over every
-link between stages, timed on all ranks at once.
-"""
+"""Measures the network bandwidth of a mesh: a small all-reduce over every axis, timed on all ranks at once."""
 
 import statistics
 import time
@@ -17,39 +15,41 @@ MUCH_SLOWER = 3.0  # than the median group of an axis
 
 
 class Bandwidth(NamedTuple):
-    """Of one group of ranks."""
+    """The bandwidth of one group of ranks."""
 
     axis: str
     ranks: tuple[int, ...]
     bytes_per_second: float
-    """Of the tensor that is reduced; the slowest rank's."""
+    """Bytes of the reduced tensor per second, on the slowest rank."""
 
 
 def bandwidths(mesh: Mesh) -> list[Bandwidth]:
-    """Of every group of every axis that has more than one rank; called by all ranks, the same on all.
+    """The bandwidth of every group of every axis with more than one rank. Called by all ranks; all get the same result.
 
-    Raises: CommunicationError naming the axis and the rank.
+    Raises: CommunicationError that names the axis and the rank.
     """
     mine = []
     for axis in dict.fromkeys((mesh.tp, mesh.dp, mesh.cp, mesh.pp, mesh.world)):
         if axis.size > 1:
             mine.append((axis.name, axis.ranks, _timed(axis, mesh.device)))
         barrier(mesh.world)
-    found: dict[tuple[str, tuple[int, ...]], float] = {}
-    for told in all_gather_objects(mine, mesh.world):
-        for name, ranks, speed in told:
-            found[name, ranks] = min(speed, found.get((name, ranks), speed))
-    return [Bandwidth(name, ranks, speed) for (name, ranks), speed in found.items()]
+    slowest: dict[tuple[str, tuple[int, ...]], float] = {}
+    for measured in all_gather_objects(mine, mesh.world):
+        for name, ranks, speed in measured:
+            slowest[name, ranks] = min(speed, slowest.get((name, ranks), speed))
+    return [Bandwidth(name, ranks, speed) for (name, ranks), speed in slowest.items()]
 
 
 def _timed(axis: Axis, device: torch.device) -> float:
-    tensor, seconds = torch.ones(ELEMENTS, device=device), []
+    """Bytes per second of an all-reduce over the axis, as this rank sees it: the median of ROUNDS."""
+    tensor = torch.ones(ELEMENTS, device=device)
+    seconds = []
     for _ in range(ROUNDS + 1):
         begin = time.perf_counter()
         all_reduce(tensor, axis)
         tensor[0].item()  # waits for the device
         seconds.append(time.perf_counter() - begin)
-    return tensor.nbytes / statistics.median(seconds[1:])  # the first one connects
+    return tensor.nbytes / statistics.median(seconds[1:])  # the first round opens the connections
 
 
 def slow_groups(found: list[Bandwidth]) -> list[Bandwidth]:

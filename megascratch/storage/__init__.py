@@ -1,1 +1,1 @@
-"""Object storage behind fsspec: names of places (`place.py`) and what is asked of a store (`store.py`); no torch."""
+"""Object storage through fsspec: paths and addresses (`path.py`), operations with retries (`store.py`). No torch."""

@@ -1,7 +1,9 @@
-"""What a user calls a folder in, a place out: a path of this machine, or an address such as s3://bucket/run.
+"""Paths of folders and files, local or in object storage: turns the user's text into a `Path`, or into a `StoragePath`
+for an address such as s3://bucket/run.
 
-`pathlib` makes one slash of the two behind the scheme, so an address is a record of its own, which speaks of names as a
-Path does. Whoever only names places needs no case; whoever opens them asks `isinstance(place, Path)`.
+`pathlib` would reduce the two slashes after the scheme to one, so an address is a class of its own, with the same
+methods for names as a Path. Code that only builds names need not distinguish the two; code that opens files checks
+`isinstance(place, Path)`.
 """
 
 from dataclasses import dataclass
@@ -14,7 +16,7 @@ LOCAL_SCHEMES = ("file", "local")
 
 @dataclass(frozen=True, order=True)
 class StoragePath:
-    """A place in object storage; `url` has no slash at its end."""
+    """A folder or an object in object storage; `url` has no slash at its end."""
 
     url: str
 
@@ -36,7 +38,7 @@ class StoragePath:
         return self.parent / name
 
     def resolve(self) -> "StoragePath":
-        """Itself: a store knows no links."""
+        """Returns itself, because object stores have no links."""
         return self
 
 
@@ -44,7 +46,7 @@ Place = Path | StoragePath
 
 
 def storage_path(where: str | Place) -> Place:
-    """A path of this machine, or an address. Raises: UserError for an address without a bucket."""
+    """The local path or the address that `where` names. Raises: UserError for an address without a bucket."""
     if isinstance(where, Path | StoragePath):
         return where
     scheme, mark, rest = where.partition("://")
@@ -54,5 +56,5 @@ def storage_path(where: str | Place) -> Place:
         return Path(rest)
     url = f"{scheme}://{rest.rstrip('/')}"
     if not scheme or not rest.strip("/"):
-        raise UserError(f"{where} names no place: use s3://bucket/folder or a path on this machine")
+        raise UserError(f"{where} is not a complete address: use s3://bucket/folder or a path on this machine")
     return StoragePath(url)

@@ -1,7 +1,8 @@
-"""What is asked of a store (S3, Google, Azure ...) through fsspec, each question again with growing pauses until it is
-answered; every failure is one sentence.
+"""Reads and writes objects in a store (S3, Google, Azure ...) through fsspec. Every operation is retried with growing
+pauses, and every failure is one clear message.
 
-fsspec speaks to the store: s3fs for s3://, an optional extra; any scheme that fsspec knows works the same.
+fsspec needs a library for each kind of store, e.g. s3fs for s3:// (an optional extra). Any scheme that fsspec supports
+works the same way.
 """
 
 import time
@@ -14,25 +15,25 @@ import fsspec
 from megascratch.config.errors import UserError
 from megascratch.runtime.faults import FaultError
 
-WAITS = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds before each repeated attempt
+WAITS = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds before each retry
 EXTRAS = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
-VERSIONS = ("ETag", "etag", "mtime", "LastModified", "last_modified", "created")  # of an object
-PART_BYTES, MOST_PARTS = 32 << 20, 9_000
-"""Of an upload: S3 takes 10,000 parts."""
+VERSIONS = ("ETag", "etag", "mtime", "LastModified", "last_modified", "created")  # fields that change with the content
+PART_BYTES = 32 << 20  # smallest part of an upload
+MOST_PARTS = 9_000  # of an upload; S3 accepts 10,000
 COPY_BYTES = 8 << 20
 Answer = TypeVar("Answer")
 
 
 class StoreError(UserError):
-    """A store says no, or is silent to the end; later it may be different."""
+    """The store refused, or did not answer after all retries. A later attempt may succeed."""
 
 
 class AbsentError(StoreError):
-    """There is no such object, or no such bucket."""
+    """The object or its bucket does not exist."""
 
 
 class Object(NamedTuple):
-    """One object of a store."""
+    """One object in a store."""
 
     url: str
     size: int
@@ -40,19 +41,19 @@ class Object(NamedTuple):
 
 
 class Store:
-    """The store of an address; every method names objects by whole addresses.
+    """The store of an address. Every method takes full addresses of objects.
 
     Args:
-        waits: seconds before each repeated attempt; None: WAITS.
+        waits: seconds before each retry; None: WAITS.
 
-    Raises: UserError where the library for its scheme is missing, or there is no such scheme. Every method: StoreError,
+    Raises: UserError if the library for its scheme is missing, or the scheme is unknown. Every method: StoreError,
     AbsentError.
     """
 
     def __init__(self, url: str, waits: Sequence[float] | None = None):
         self._waits = waits
         scheme = url.split("://")[0]
-        try:  # what others write must be seen at once, so no listing is kept
+        try:  # no listings cache: objects that other processes write must be seen at once
             self._system: Any = fsspec.core.url_to_fs(url, use_listings_cache=False)[0]
         except ImportError as error:
             library = EXTRAS.get(scheme, "a library")
@@ -62,59 +63,59 @@ class Store:
             raise UserError(f"{url}: {error}; use s3://bucket/prefix or a path on this machine") from error
 
     def describe(self, url: str) -> Object:
-        """Size and version."""
+        """The size and the version of an object."""
         return self._ask(lambda: self._object(url), f"{url} cannot be found")
 
     def exists(self, url: str) -> bool:
-        """Not fsspec's own question, which for some stores takes any error for a no."""
+        """Whether an object exists. fsspec's own `exists` is not used: some stores return False on any error."""
         try:
-            self._ask(lambda: self._system.info(url), f"{url} cannot be looked for")
+            self._ask(lambda: self._system.info(url), f"{url} cannot be looked up")
         except AbsentError:
             return False
         return True
 
     def read(self, url: str, start: int, stop: int, check: Callable[[], None] = lambda: None) -> bytes:
-        """Bytes [start, stop), of which there is at least one; `check` is asked when they have come."""
+        """Reads bytes [start, stop), at least one; `check` is called when they have arrived."""
 
         def ask() -> bytes:
             content: bytes = self._system.cat_file(url, start=start, end=stop)
             check()
             if len(content) != stop - start:
-                raise OSError(f"{len(content)} bytes came")
+                raise OSError(f"received {len(content)} bytes instead of {stop - start}")
             return content
 
         return self._ask(ask, f"{url}: bytes {start} to {stop} cannot be read")
 
     def content(self, url: str) -> bytes:
-        """The whole of a small object."""
+        """The entire content of a small object."""
         return self._ask(lambda: bytes(self._system.cat_file(url)), f"{url} cannot be read")
 
     def names(self, url: str) -> list[str]:
-        """Of the objects and folders right below; none where there is nothing."""
+        """Names of the objects and folders directly below; empty if there are none."""
         return [name for name, _ in self._listed(url)]
 
     def sizes(self, url: str) -> dict[str, int]:
-        """Of the objects right below."""
-        return {name: int(told["size"] or 0) for name, told in self._listed(url) if told["type"] == "file"}
+        """Sizes in bytes of the objects directly below, by name."""
+        return {name: int(info["size"] or 0) for name, info in self._listed(url) if info["type"] == "file"}
 
     def put(self, url: str, content: bytes) -> None:
-        """Writes an object, in the place of another one if there is one."""
+        """Writes an object, replacing an existing one."""
         self._ask(lambda: self._system.pipe_file(url, content), f"{url} cannot be written")
 
     def create(self, url: str, content: bytes) -> bool:
-        """Writes an object; False, and nothing is changed, where there already is another one.
+        """Writes an object unless it exists; returns False, and changes nothing, if one with other content exists.
 
-        Of several callers one succeeds where the store knows a write under a condition (S3's If-None-Match, Google,
-        Azure); elsewhere it is first looked whether there is one, and two callers at the same moment may both succeed.
+        If the store supports conditional writes (S3's If-None-Match, Google, Azure), exactly one of several callers
+        succeeds. In other stores the object is looked up first, and two simultaneous callers may both succeed.
         """
 
         def ask() -> bool:
             try:
                 self._system.pipe_file(url, content, mode="create")
-            except FileExistsError:  # by this very call, too, when the answer to an earlier attempt was lost
+            except FileExistsError:  # perhaps written by this call, if the answer to an earlier attempt was lost
                 return bool(self._system.cat_file(url) == content)
             except Exception as error:
-                if not _knows_no_condition(error):
+                if not _lacks_conditional_writes(error):
                     raise
                 if self.exists(url):
                     return bool(self._system.cat_file(url) == content)
@@ -124,10 +125,10 @@ class Store:
         return self._ask(ask, f"{url} cannot be written")
 
     def upload(self, url: str, size: int, content: Callable[[], Iterable[memoryview]]) -> None:
-        """Writes an object in parts, with memory for two of them; nothing is there under its name before its end.
+        """Writes an object in parts, with memory for two of them; the object appears only when all parts are written.
 
         Args:
-            content: asked anew in each attempt.
+            content: returns the blocks of the object; called again in each attempt.
         """
         part_bytes = max(PART_BYTES, -(-size // MOST_PARTS))
         self._ask(lambda: self._upload(url, part_bytes, content()), f"{url} cannot be written")
@@ -135,19 +136,19 @@ class Store:
     def _upload(self, url: str, part_bytes: int, content: Iterable[memoryview]) -> None:
         file = self._system.open(url, "wb", block_size=part_bytes)
         try:
-            for piece in content:
-                for start in range(0, len(piece), COPY_BYTES):
-                    file.write(piece[start : start + COPY_BYTES])
+            for block in content:
+                for start in range(0, len(block), COPY_BYTES):
+                    file.write(block[start : start + COPY_BYTES])
             file.close()
         except BaseException:
             with suppress(Exception):
                 file.discard()
             with suppress(AttributeError):
-                file.closed = True  # else the collector would close it, and half an object would get its name
+                file.closed = True  # otherwise the garbage collector would close it and publish half an object
             raise
 
     def delete(self, *urls: str) -> None:
-        """Deletes objects; those that are not there are no error."""
+        """Deletes objects; one that does not exist is not an error."""
         for url in urls:
             with suppress(AbsentError):
                 self._ask(lambda: self._system.rm_file(url), f"{url} cannot be deleted")  # noqa: B023
@@ -158,7 +159,7 @@ class Store:
             self._ask(lambda: self._system.rm(url, recursive=True), f"{url} cannot be deleted")
 
     def copy_below(self, url: str, target: str) -> None:
-        """Copies every object below a folder, inside of the store."""
+        """Copies every object below a folder, within the store."""
         self._ask(lambda: self._copy_below(url, target), f"{url} cannot be copied to {target}")
 
     def _copy_below(self, url: str, target: str) -> None:
@@ -166,16 +167,16 @@ class Store:
         for path in self._system.find(url):
             self._system.cp_file(path, self._system._strip_protocol(target) + path[start:])
 
-    def end_uploads(self, beginning: str) -> None:
-        """Gives up the uploads that nobody has ended, of objects whose addresses begin so: S3 keeps and bills their
-        parts. Other stores forget them by themselves."""
+    def abort_uploads(self, beginning: str) -> None:
+        """Aborts unfinished uploads of objects whose addresses begin with `beginning`: S3 keeps and bills their parts.
+        Other stores discard them by themselves."""
         if hasattr(self._system, "call_s3"):
-            self._ask(lambda: self._end_uploads(beginning), f"open uploads of {beginning} cannot be ended")
+            self._ask(lambda: self._abort_uploads(beginning), f"unfinished uploads of {beginning} cannot be aborted")
 
-    def _end_uploads(self, beginning: str) -> None:
+    def _abort_uploads(self, beginning: str) -> None:
         bucket, key, _ = self._system.split_path(beginning)
-        found = self._system.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=key)
-        for upload in found.get("Uploads", ()):
+        answer = self._system.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=key)
+        for upload in answer.get("Uploads", ()):
             self._system.abort_mpu(bucket, upload["Key"], upload["UploadId"])
 
     def _listed(self, url: str) -> list[tuple[str, dict[str, Any]]]:
@@ -193,27 +194,27 @@ class Store:
         return [(name, row) for name, row in named if row["name"].rstrip("/") != own]
 
     def _object(self, url: str) -> Object:
-        told = self._system.info(url)
-        version = next((str(told[name]) for name in VERSIONS if told.get(name)), "")
-        return Object(url, int(told["size"] or 0), version.strip('"'))
+        info = self._system.info(url)
+        version = next((str(info[name]) for name in VERSIONS if info.get(name)), "")
+        return Object(url, int(info["size"] or 0), version.strip('"'))
 
     def _ask(self, ask: Callable[[], Answer], failure: str) -> Answer:
         return retry(ask, failure, WAITS if self._waits is None else self._waits)
 
 
 def _message(error: Exception) -> dict[str, Any]:
-    """What S3 has answered; nothing for other errors."""
+    """The response of S3 that caused the error; empty for other errors."""
     return getattr(error.__cause__, "response", None) or {}
 
 
-def _knows_no_condition(error: Exception) -> bool:
-    """Whether a store, or the library that speaks to it, refuses to write under a condition."""
-    unknown = _message(error).get("ResponseMetadata", {}).get("HTTPStatusCode") == 501
-    return unknown or isinstance(error, TypeError | ValueError | NotImplementedError)
+def _lacks_conditional_writes(error: Exception) -> bool:
+    """Whether the error says that the store, or the library for it, does not support conditional writes."""
+    not_implemented = _message(error).get("ResponseMetadata", {}).get("HTTPStatusCode") == 501
+    return not_implemented or isinstance(error, TypeError | ValueError | NotImplementedError)
 
 
 def retry(ask: Callable[[], Answer], failure: str, waits: Sequence[float]) -> Answer:
-    """The answer of a store. Raises: StoreError when it says no or is silent to the end."""
+    """Calls `ask` until it succeeds. Raises: StoreError if the store refuses, or does not answer after all retries."""
     for wait in (*waits, None):
         try:
             return ask()
@@ -222,7 +223,7 @@ def retry(ask: Callable[[], Answer], failure: str, waits: Sequence[float]) -> An
         except (FileNotFoundError, PermissionError) as error:
             kind = AbsentError if isinstance(error, FileNotFoundError) else StoreError
             raise kind(f"{failure}: {error or type(error).__name__}; check address and credentials") from error
-        except Exception as error:  # stores raise errors of their own libraries; most pass
+        except Exception as error:  # each library raises errors of its own; most are temporary
             if wait is None:
                 times = f" after {len(waits) + 1} attempts" if waits else ""
                 raise StoreError(

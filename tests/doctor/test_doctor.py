@@ -11,7 +11,7 @@ import pytest
 from megascratch.commands import main
 from megascratch.commands.doctor import _clocks, _together, report
 from megascratch.doctor import host
-from megascratch.doctor.host import HostFinding, look_at
+from megascratch.doctor.host import HostFinding, check_host
 from megascratch.doctor.network import Bandwidth, bandwidths, slow_groups
 from megascratch.parallel.rendezvous import INTERFACES
 from tests.support.corpora import write
@@ -63,7 +63,7 @@ def test_a_disk_without_room_or_permission_and_an_unknown_interface_fail(tmp_pat
         (full,) = host._disk(tmp_path)
     assert full.state == "FAIL" and "make room" in full.fix
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth99")
-    (wrong,) = [finding for finding in look_at(None, True) if finding.about == "network"]
+    (wrong,) = [finding for finding in check_host(None, True) if finding.about == "network"]
     assert wrong.state == "FAIL" and "GLOO_SOCKET_IFNAME names eth99, this machine has" in wrong.text
 
 
@@ -73,8 +73,12 @@ def test_a_host_that_others_cannot_reach_fails(monkeypatch):
     for name in INTERFACES:  # a run in this process, on one machine, leaves them
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(host.socket, "gethostbyname", lambda name: "127.0.1.1")
-    (found,) = [finding for finding in look_at(None, True) if finding.about == "network"]
-    assert found.state == "FAIL" and "127.0.1.1: nobody else reaches it" in found.text and "export GLOO" in found.fix
+    (found,) = [finding for finding in check_host(None, True) if finding.about == "network"]
+    assert (
+        found.state == "FAIL"
+        and "127.0.1.1: other machines cannot reach it" in found.text
+        and "export GLOO" in found.fix
+    )
 
 
 def test_findings_of_all_ranks_are_put_together_by_host():

@@ -26,7 +26,7 @@ def test_what_the_user_calls_it(said, meant):
 
 @pytest.mark.parametrize("said", ["s3://", "s3:///", "://bucket"])
 def test_an_address_without_a_bucket_is_refused(said):
-    with pytest.raises(UserError, match="names no place: use s3://bucket/folder"):
+    with pytest.raises(UserError, match="is not a complete address: use s3://bucket/folder"):
         storage_path(said)
 
 

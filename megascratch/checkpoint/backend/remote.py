@@ -97,7 +97,7 @@ def clean(folder: StoragePath) -> None:
     for name, there in _known(folder):
         if not there:
             store.delete_below((folder / name).url)
-    store.end_uploads(f"{folder}/step_")
+    store.abort_uploads(f"{folder}/step_")
 
 
 def _known(folder: StoragePath) -> list[tuple[str, bool]]:

@@ -112,7 +112,9 @@ def test_half_a_block_is_never_believed(store, tmp_path, monkeypatch):
     remote, read = open_corpus(URL, tmp_path / "cache"), type(store).cat_file
     with monkeypatch.context() as patch:
         patch.setattr(type(store), "cat_file", lambda self, path, start, end: read(self, path, start, end - 1))
-        with pytest.raises(UserError, match=r"bytes 0 to 64 cannot be read after 3 attempts: OSError: 63 bytes came"):
+        with pytest.raises(
+            UserError, match=r"bytes 0 to 64 cannot be read after 3 attempts: OSError: received 63 bytes"
+        ):
             remote.get(0)
     assert remote.get(0).tolist() == list(range(7))
 
