@@ -112,6 +112,6 @@ def _complain(verb: str, error: UserError) -> None:
     if not shared or "RANK" not in os.environ:
         print(head + body, file=sys.stderr)
         return
-    from megascratch.supervision.telling import tell_once  # only ranks need it
+    from megascratch.supervision.print_once import print_once  # only ranks need it
 
-    tell_once(head + body)
+    print_once(head + body)

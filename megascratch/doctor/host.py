@@ -67,11 +67,14 @@ def _network() -> list[HostFinding]:
     here = interfaces()
     known = ", ".join(f"{name} {address}" for name, address in here.items()) or "none"
     named = {variable: os.environ[variable] for variable in INTERFACES if os.environ.get(variable)}
-    wrong = [
-        HostFinding("network", "FAIL", f"{variable} names {value}, this machine has {known}", f"export {variable}=NAME")
-        for variable, value in named.items()
-        if not any(name.startswith(value.lstrip("=^").split(",")[0]) for name in here) and not value.startswith("^")
-    ]
+    wrong = []
+    for variable, value in named.items():
+        if value.startswith("^"):
+            continue  # interfaces to exclude
+        prefix = value.lstrip("=^").split(",")[0]
+        if not any(name.startswith(prefix) for name in here):
+            text = f"{variable} names {value}, this machine has {known}"
+            wrong.append(HostFinding("network", "FAIL", text, f"export {variable}=NAME"))
     if wrong:
         return wrong
     if not on_one_machine() and int(os.environ.get("WORLD_SIZE", "1")) > 1 and "GLOO_SOCKET_IFNAME" not in named:

@@ -174,16 +174,16 @@ class _GroupMaker:
         return group
 
 
-def start(backend: str, device: torch.device, meeting: Rendezvous | None) -> None:
+def start(backend: str, device: torch.device, rendezvous: Rendezvous | None) -> None:
     """Makes the default process group of the ranks of a rendezvous; does nothing without one (a single process)."""
-    if meeting is None:
+    if rendezvous is None:
         return
     dist.init_process_group(
         backend,
-        store=dist.PrefixStore("group", meeting.store),
-        rank=meeting.rank,
-        world_size=meeting.world,
-        timeout=meeting.timeout,
+        store=dist.PrefixStore("group", rendezvous.store),
+        rank=rendezvous.rank,
+        world_size=rendezvous.world,
+        timeout=rendezvous.timeout,
         device_id=device if backend == "nccl" else None,
     )
 

@@ -137,14 +137,14 @@ def flat_boxes(shape: tuple[int, ...], start: int, stop: int) -> list[Box]:
     if first > last:  # inside one row
         inner = flat_boxes(shape[1:], start - last * row, stop - last * row)
         return [_in_row(box, last) for box in inner]
-    boxes = (
-        [_in_row(box, first - 1) for box in flat_boxes(shape[1:], start - (first - 1) * row, row)]
-        if start < first * row
-        else []
-    )
-    if first < last:
+    boxes: list[Box] = []
+    if start < first * row:  # the end of the row before the first full one
+        rest = flat_boxes(shape[1:], start - (first - 1) * row, row)
+        boxes += [_in_row(box, first - 1) for box in rest]
+    if first < last:  # all full rows
         boxes.append(Box((first, *(0,) * (len(shape) - 1)), (last, *shape[1:])))
-    return boxes + [_in_row(box, last) for box in flat_boxes(shape[1:], 0, stop - last * row)]
+    rest = flat_boxes(shape[1:], 0, stop - last * row)  # the beginning of the row after them
+    return boxes + [_in_row(box, last) for box in rest]
 
 
 def _in_row(box: Box, row: int) -> Box:

@@ -7,7 +7,7 @@
     report             finds the rank that caused a failure and writes the report; pure text
     fork_server        the process that ranks are forked from; ranks end with the launcher
     folders            folders in memory for heartbeat files
-    telling            prints a message once for all ranks of a machine
+    print_once         prints a message once for all ranks of a machine
 
 Nothing here loads torch, so a supervisor is small and starts at once.
 """

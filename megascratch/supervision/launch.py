@@ -77,13 +77,13 @@ def launch(plan: LaunchConfig) -> int:
 class Requests:
     """Requests to stop: the signals received, each with its time; a repetition within SAME_SIGNAL is not counted."""
 
-    came: list[tuple[int, float]] = field(default_factory=list)
+    received: list[tuple[int, float]] = field(default_factory=list)
     handled: int = 0
 
     def add(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
-        if not any(number == other and now - when < SAME_SIGNAL for other, when in self.came):
-            self.came.append((number, now))
+        if not any(number == other and now - when < SAME_SIGNAL for other, when in self.received):
+            self.received.append((number, now))
 
     @contextlib.contextmanager
     def caught(self) -> Iterator[None]:
@@ -114,7 +114,7 @@ class _Launcher:
                 fork_server.start(self.plan.preload, FORWARDED)
                 attempt = _Attempt(self, number)
                 code, again = attempt.run()
-                if not again or self.requests.came or number == self.plan.max_restarts:
+                if not again or self.requests.received or number == self.plan.max_restarts:
                     break
                 if attempt.errors is not None and attempt.errors == before:
                     log("all ranks failed twice with the same error at the same step: not restarting")
@@ -211,7 +211,7 @@ class _Attempt:
         rest."""
         wait_for_other_ranks(self.folder, self._codes, self._pause)
         seen = observe(self.folder, self._codes())
-        if not refused(seen) and len(self.requests.came) < 2:
+        if not refused(seen) and len(self.requests.received) < 2:
             log(report(seen, self.folder, self.plan.reports / f"attempt_{self.number}.txt", reason))
         return seen
 
@@ -225,8 +225,8 @@ class _Attempt:
         return tuple(errors) if len(errors) == len(seen) else None
 
     def _outcome(self, seen: list[RankStatus] | None) -> tuple[int, bool]:
-        if len(self.requests.came) > 1:
-            return 128 + self.requests.came[1][0], False
+        if len(self.requests.received) > 1:
+            return 128 + self.requests.received[1][0], False
         if seen is None:
             code = self.processes[0].exitcode
             return (FAILED if code < 0 else code), code not in (0, BAD_INPUT, *STOPS)
@@ -239,7 +239,7 @@ class _Attempt:
 
     def _forward_signals(self) -> None:
         pids = [process.pid for process in self.processes if process.exitcode is None]
-        for number, _ in self.requests.came[self.requests.handled :]:
+        for number, _ in self.requests.received[self.requests.handled :]:
             self.requests.handled += 1
             if self.requests.handled == 2:
                 self.kill_at = time.monotonic() + GRACE

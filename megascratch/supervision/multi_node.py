@@ -128,7 +128,7 @@ def _serve(agent: subprocess.Popen, root: Path, requests: Requests, nodes: Nodes
             kill([agent.pid])
             agent.wait()
         waiting.look(meets=not any(root.iterdir()) or (not pids and _failed(ranks)))
-        for number, _ in requests.came[handled:]:
+        for number, _ in requests.received[handled:]:
             handled += 1
             if handled == 2:
                 kill_at = time.monotonic() + GRACE
@@ -140,7 +140,7 @@ def _serve(agent: subprocess.Popen, root: Path, requests: Requests, nodes: Nodes
         if time.monotonic() > kill_at:
             kill([*pids, agent.pid])
     if handled > 1:
-        return 128 + requests.came[1][0]
+        return 128 + requests.received[1][0]
     if agent.returncode < 0 and not ended and not handled:
         killer = signal.Signals(-agent.returncode).name
         log(f"torchrun was killed by {killer}, and the ranks of this node ended with it: run the same command again")

@@ -17,7 +17,7 @@ from megascratch.supervision.torchrun_watcher import join_torchrun, start_watchi
 FILE = "told"
 
 
-def tell_once(text: str) -> None:
+def print_once(text: str) -> None:
     """Prints to stderr, once for all ranks of this machine and this attempt that call it with the same text. When it
     returns, the text has been printed. Without a watch folder ranks cannot agree, so only rank 0 prints."""
     if started_by_torchrun() and FOLDER not in os.environ:
