@@ -256,7 +256,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     verbs = parser.add_subparsers(required=True, metavar="show|check|compare|csv|simulate")
     about = f"{', '.join(NAMES)}, or a .csv file"
-    for name, run in {"show": show, "check": prove, "compare": compare, "csv": write, "play": simulate_times}.items():
+    for name, run in {
+        "show": show,
+        "check": prove,
+        "compare": compare,
+        "csv": write,
+        "simulate": simulate_times,
+    }.items():
         verb = verbs.add_parser(name, help=run.__doc__, epilog=NOTE)
         verb.set_defaults(run=run)
         add = verb.add_argument
@@ -268,7 +274,7 @@ def _parser() -> argparse.ArgumentParser:
         add("--microbatches", type=int, metavar="M", help="micro-batches of a step (default: 8)")
         add("--virtual-stages", type=int, metavar="V", help="model chunks per rank (interleaved; default: 2)")
         add("--group", type=int, metavar="G", help="micro-batches per chunk before the next (interleaved; default: P)")
-        if name in ("show", "compare", "play"):
+        if name in ("show", "compare", "simulate"):
             add("--f", type=float, default=1.0, metavar="TIME", help="forward (default: 1)")
             add("--b", type=float, default=1.0, metavar="TIME", help="input gradient (default: 1)")
             add("--w", type=float, default=1.0, metavar="TIME", help="weight gradient (default: 1)")
@@ -276,7 +282,7 @@ def _parser() -> argparse.ArgumentParser:
             add("--times", metavar="FILE", help="CSV with columns F, B, W, comm and a row per stage")
         if name in ("show", "csv"):
             add("--output", metavar="FILE", help="write here: .svg, .png or .pdf" if name == "show" else "write here")
-        if name in ("compare", "play"):
+        if name in ("compare", "simulate"):
             add("--json", action="store_true", help="print JSON")
         if name == "show":
             add("--unit", type=float, metavar="TIME", help="time per column (default: the shortest action)")
