@@ -1,4 +1,4 @@
-"""Text to ids and back: `load` a tokenizer by kind or file, `train` one on texts."""
+"""Tokenizers: `load` one by kind or file, `train` a new one on texts."""
 
 from megascratch.tokenizer.interface import EncodedText, Tokenizer
 from megascratch.tokenizer.registry import KINDS, load, train

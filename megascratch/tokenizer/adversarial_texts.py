@@ -1,7 +1,7 @@
-"""Texts on which tokenizers part: a fixed list and any number of random ones, the same for the same seed.
+"""Texts on which tokenizers disagree: a fixed list and any number of random ones, reproducible from a seed.
 
 Every Unicode plane, emoji, combining marks, letters that change length with their case, all kinds of white space,
-contractions, digits of many scripts, control characters, bytes that are no UTF-8, halves of surrogate pairs.
+contractions, digits of many scripts, control characters, bytes that are not UTF-8, halves of surrogate pairs.
 """
 
 import random
@@ -95,7 +95,7 @@ _WORDS = [
 
 
 def random_texts(seed: int, count: int, words: Sequence[str] = ()) -> Iterator[str | bytes]:
-    """`count` texts; `words` (special tokens, say) are mixed into some of them."""
+    """`count` texts; `words` (for example special tokens) are mixed into some of them."""
     choose = random.Random(seed)
     for _ in range(count):
         length = choose.randrange(1, 40)
@@ -117,6 +117,6 @@ def random_texts(seed: int, count: int, words: Sequence[str] = ()) -> Iterator[s
 
 
 def probe(words: Sequence[str] = ()) -> list[str | bytes]:
-    """The fixed texts, each of `words` among others, and some random texts."""
+    """The texts of a self-check: the fixed ones, one around each of `words` (at most 50), and some random ones."""
     named = [f"a{word} {word}b\n{word}" for word in words[:50]]
     return [*FIXED, *named, *random_texts(0, 150, words)]

@@ -1,4 +1,4 @@
-"""A tokenizer proved on hostile and random texts: what it promises, one finding each."""
+"""Checks a tokenizer on adversarial and random texts: round trip, id range, special tokens, fast engine."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,17 +11,18 @@ from megascratch.tokenizer.interface import Tokenizer, as_text
 
 
 class TokenizerFinding(NamedTuple):
-    """One promise."""
+    """Whether one property of the tokenizer holds."""
 
     promise: str
     broken: str | None
-    """How, on which text; None: it holds."""
+    """How the property fails, and on which text; None: it holds."""
     texts: int
-    """On how many texts it was tried."""
+    """Number of texts it was checked on."""
 
 
 def check(tokenizer: Tokenizer, count: int, seed: int) -> list[TokenizerFinding]:
-    """Each promise on the hostile texts and `count` random ones; texts that the vocabulary refuses are left out."""
+    """Checks each property on the adversarial texts and `count` random ones; texts that the vocabulary refuses are left
+    out."""
     words = [*{**tokenizer.specials, **tokenizer.special_words}]
     texts, plain, parsed = [], [], []
     for text in map(as_text, [*probe(words), *random_texts(seed, count, words)]):

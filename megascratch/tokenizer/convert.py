@@ -1,5 +1,7 @@
-"""One vocabulary from file to file, where that is exact: the result is tried on hostile and random texts, and nothing
-is written where an id differs."""
+"""Converts a vocabulary between tokenizer.json, tiktoken ranks and SentencePiece, only where that is exact.
+
+The result is compared on adversarial and random texts, and nothing is written if an id differs.
+"""
 
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from megascratch.tokenizer.sentence_piece import SPACE, SentencePieceTokenizer
 from megascratch.tokenizer.splits import ENCODINGS, FILE_NAMES, SPLITS, Encoding
 from megascratch.tokenizer.vocabulary import END_OF_TEXT, from_ranks, from_record, read_ranks, write_ranks
 
-TRIED = 2000  # random texts
+TRIED = 2000  # random texts in the comparison
 
 
 def convert(
@@ -24,19 +26,21 @@ def convert(
     """Writes `output` (.json: a tokenizer.json; .tiktoken: ranks) and returns the tokenizer it holds.
 
     Args:
-        encoding: what a rank file does not say, by the name of a published encoding.
-        split, specials: or by the name of the split and special tokens, whose ids follow the last rank.
+        encoding: name of a published encoding, which gives what a rank file lacks (the split, the special tokens).
+        split, specials: the same, given separately; the ids of the special tokens follow the last rank.
 
-    Raises: UserError where the other form cannot say the same, or an id would differ.
+    Raises: UserError where the other format cannot express the vocabulary, or an id would differ.
     """
     if output.suffix not in (".json", ".tiktoken"):
         raise UserError(f"--output {output} must end in .json (a tokenizer.json) or .tiktoken (ranks)")
     if registry.kind_of(source) == "TikTokenizer":
         ranks = read_ranks(source)
-        said = _encoding(source, encoding, split, specials, max(ranks.values()) + 1)
-        old: Tokenizer = HuggingFaceTokenizer(from_ranks(ranks, said, str(source)).record(), str(source))
+        found = _encoding(source, encoding, split, specials, max(ranks.values()) + 1)
+        old: Tokenizer = HuggingFaceTokenizer(from_ranks(ranks, found, str(source)).record(), str(source))
     elif encoding or split or specials:
-        raise UserError(f"{source} says itself how it splits; --encoding, --split and --special-tokens are for ranks")
+        raise UserError(
+            f"{source} already defines its split; --encoding, --split and --special-tokens are for rank files"
+        )
     else:
         old = registry.load(None, source)
     if isinstance(old, SentencePieceTokenizer):
@@ -45,14 +49,15 @@ def convert(
         record = getattr(old, "record", None)
     if record is None:
         raise UserError(
-            f"{source} is a {old.kind} that no other form can say: only byte-level BPE, and SentencePiece "
+            f"{source} is a {old.kind} that no other format can express: only byte-level BPE, and SentencePiece "
             "BPE with byte fallback and without normalisation, can be converted"
         )
-    new, content = HuggingFaceTokenizer(record, str(output)), registry.dump(record)
+    new = HuggingFaceTokenizer(record, str(output))
+    content = registry.dump(record)
     if output.suffix == ".tiktoken":
         vocabulary = from_record(record, str(source))
-        said = Encoding(vocabulary.split, vocabulary.specials, vocabulary.normal_form)
-        new = HuggingFaceTokenizer(from_ranks(vocabulary.tokens, said, str(source)).record(), str(output))
+        found = Encoding(vocabulary.split, vocabulary.specials, vocabulary.normal_form)
+        new = HuggingFaceTokenizer(from_ranks(vocabulary.tokens, found, str(source)).record(), str(output))
         content = write_ranks(vocabulary)
     _require_same(old, new, source, output)
     registry.write(output, content)
@@ -74,18 +79,19 @@ def _encoding(source: Path, name: str | None, split: str | None, specials: tuple
 
 
 def _require_same(old: Tokenizer, new: HuggingFaceTokenizer, source: Path, output: Path) -> None:
-    """Also where a text has special tokens, read as such or as plain text, and U+2581, SentencePiece's space."""
+    """Compares the ids of both, also on texts with special tokens (parsed, or as plain text) and with U+2581, which is
+    SentencePiece's space. Raises: UserError with the first text on which they differ."""
     special = {**old.specials, **old.special_words, **new.specials, **new.special_words}
     words = [SPACE, f" {SPACE} ", *special]
     texts = [*map(as_text, [*probe(words), *random_texts(0, TRIED, words)])]
     for parse_specials in (False, True):
-        parted = first_difference(_ids(old, parse_specials), _ids(new, parse_specials), texts)
-        if parted is not None:
+        different = first_difference(_ids(old, parse_specials), _ids(new, parse_specials), texts)
+        if different is not None:
             raise UserError(
-                f"{source} cannot become {output}: the ids would differ on {parted[:80]!a}; nothing written"
+                f"{source} cannot become {output}: the ids would differ on {different[:80]!a}; nothing written"
             )
 
 
 def _ids(tokenizer: Tokenizer, parse_specials: bool) -> Encode:
-    """By the reference library: the fast engine is proved against it."""
+    """Encodes with the reference library: the fast engine is checked against it."""
     return lambda text: np.array(tokenizer.encode(text, parse_specials))

@@ -1,9 +1,8 @@
-"""The fastest exact way to turn text into ids: a fast engine that has proved itself on this vocabulary, else the
-reference.
+"""Chooses the fastest engine that encodes exactly like the reference library: gigatoken if its self-check passes.
 
-gigatoken encodes 10 to 100 times faster than the reference libraries. It is used where its ids are the reference's on
-hostile texts and on the beginning of the text at hand; one difference, and the reference does the work, with a warning.
-A text with a character that only one of them knows goes to the reference in any case.
+gigatoken encodes 10 to 100 times faster than the reference libraries. It is used where its ids equal the reference's on
+adversarial texts and on the beginning of the given text; after a single difference the reference is used, with a
+warning. A text with a character that only one of them knows always goes to the reference.
 """
 
 import warnings
@@ -21,10 +20,10 @@ try:
 except ImportError:  # no wheel for this machine
     gigatoken_rs = None  # type: ignore[assignment]
 
-SAMPLE = 1 << 15  # characters of the text at hand in the self-check
-LOOKED_AT = 1 << 22  # characters between two looks at the memory
+SAMPLE = 1 << 15  # characters of the given text in the self-check
+LOOKED_AT = 1 << 22  # characters between two measurements of the memory
 MOST_GROWN = 3 << 25  # bytes; a restart forgets every word, which costs as much as encoding some 10 MB
-RENEWED = 1 << 28  # characters, where the system tells no memory; words that never repeat leave a byte for each
+RENEWED = 1 << 28  # characters, where the system does not report memory; unique words cost about a byte per character
 
 UNICODE_17 = (
     (0x88F, 0x88F),
@@ -60,7 +59,7 @@ reference libraries by 16."""
 
 
 def _unlike_units() -> np.ndarray:
-    """[65536] bool: UTF-16 units that are or begin such a character; a surrogate stands for its whole block."""
+    """[65536] bool: UTF-16 units that are or begin a character of UNICODE_17; a surrogate marks its whole block."""
     found = np.zeros(1 << 16, dtype=bool)
     for first, last in UNICODE_17:
         if first < 1 << 16:
@@ -89,45 +88,45 @@ def choose(
     specials: Sequence[str] = (),
     longest: int | None = None,
 ) -> Encode:
-    """A fast engine of the tokenizer.json, or `reference` with a warning that says why. Nothing is put around a text.
+    """A fast engine for the tokenizer.json, or `reference` with a warning that says why. It adds no ids around a text.
 
     Args:
-        reference: what the ids must be.
-        texts: text at hand; its beginning is part of the self-check.
-        specials: special tokens, which the self-check mixes into hostile text.
-        longest: a text with more characters goes to the reference in any case.
+        reference: encodes with the reference library; the fast engine must give the same ids.
+        texts: the texts to encode first; their beginning is part of the self-check.
+        specials: special tokens, which the self-check mixes into adversarial text.
+        longest: a text with more characters always goes to the reference.
     """
 
-    def takes(text: str) -> bool:
+    def is_supported(text: str) -> bool:
         return same_unicode_classes(text) and (longest is None or len(text) <= longest)
 
     try:
         fast = _Gigatoken(tokenizer_json)
         tried = filter(same_unicode_classes, map(as_text, [*probe(specials), *_beginning(texts)]))
-        parted = first_difference(fast, reference, tried)
-    except BaseException as error:  # a panic of its Rust code is no Exception
+        different = first_difference(fast, reference, tried)
+    except BaseException as error:  # a panic of its Rust code is not an Exception
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         return _slow(reference, reason)
-    if parted is not None:
-        return _slow(reference, f"its ids differ on {parted[:60]!a}")
-    return lambda text: (fast if takes(text) else reference)(text)
+    if different is not None:
+        return _slow(reference, f"its ids differ on {different[:60]!a}")
+    return lambda text: (fast if is_supported(text) else reference)(text)
 
 
 def first_difference(one: Encode, other: Encode, texts: Iterable[str | bytes]) -> str | None:
-    """The first text whose ids are not the same; None: they always are."""
+    """The first text for which the two give different ids; None: there is none."""
     return next((text for text in map(as_text, texts) if not np.array_equal(one(text), other(text))), None)
 
 
 def _slow(reference: Encode, reason: str) -> Encode:
-    warnings.warn(f"gigatoken cannot encode with this tokenizer ({reason}); a slower library does", stacklevel=4)
+    warnings.warn(f"gigatoken cannot encode with this tokenizer ({reason}); a slower library is used", stacklevel=4)
     return reference
 
 
 class _Gigatoken:
-    """Encodes with gigatoken. It remembers every word it met, so it starts anew when the process has grown by
-    MOST_GROWN: memory stays bounded whatever the length of the text."""
+    """Encodes with gigatoken. Its cache keeps every word, so it is restarted when the process has grown by MOST_GROWN:
+    memory stays bounded whatever the length of the text."""
 
     def __init__(self, tokenizer_json: str):
         if gigatoken_rs is None:
@@ -136,7 +135,7 @@ class _Gigatoken:
         self._renew()
 
     def _renew(self) -> None:
-        self._backend: Any = None  # the old one's memory first
+        self._backend: Any = None  # frees the old one's memory first
         give_back()
         self._backend = gigatoken_rs.load_hf_json(self._json)
         self._resident = resident()

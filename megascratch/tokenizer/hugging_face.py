@@ -1,9 +1,9 @@
-"""Any tokenizer.json, and byte-level BPE from other files: ids are those of Hugging Face's `tokenizers`.
+"""Encodes with a Hugging Face tokenizer.json, or byte-level BPE from other files; ids equal those of `tokenizers`.
 
-The text of a special token is plain text, as with the library's `encode_special_tokens`, unless the token is asked for.
-What the file puts around a text (Llama 3: the begin of text) is put there, as Megatron's HuggingFaceTokenizer does. The
-end of document, the begin of a text and padding are named by tokenizer_config.json beside the file, else known by their
-usual names.
+The text of a special token is plain text, as with the library's `encode_special_tokens`, unless special tokens are
+parsed. Tokens that the file puts around a text (Llama 3: the beginning of text) are added, as Megatron's
+HuggingFaceTokenizer does. The end of document, the beginning of text and padding are those that tokenizer_config.json
+next to the file names, else they are found by their usual names.
 """
 
 import json
@@ -17,7 +17,7 @@ import tokenizers
 from megascratch.config.errors import UserError
 from megascratch.tokenizer import fast_engine, special_tokens
 from megascratch.tokenizer.interface import EncodedText, Tokenizer, as_text, fingerprint, joined, require_ids
-from megascratch.tokenizer.sentencepiece_guard import maps_in_json, require_sound
+from megascratch.tokenizer.sentencepiece_guard import maps_in_json, require_valid_map
 from megascratch.tokenizer.vocabulary import inside, merge_pairs, read_json, require_bytes, unspell
 
 NAMES = {
@@ -25,7 +25,7 @@ NAMES = {
     "bos_token": ("<|begin_of_text|>", "<|startoftext|>", "<s>", "<|bos|>", "<bos>"),
     "pad_token": ("<|pad|>", "<pad>", "<|finetune_right_pad_id|>", "[PAD]"),
 }
-"""Role in tokenizer_config.json -> names to look for, the first one found counts."""
+"""Role in tokenizer_config.json -> usual names; the first one in the vocabulary is used."""
 
 IDS_ARE_DECIDED_BY = ("normalizer", "pre_tokenizer", "model", "added_tokens", "post_processor")
 MOST_IDS = 1 << 31
@@ -33,18 +33,18 @@ SPACE = "\u2581"
 
 
 class HuggingFaceTokenizer(Tokenizer):
-    """The content of a tokenizer.json as a dict. Raises: UserError naming what is wrong with it."""
+    """A tokenizer made from the content of a tokenizer.json. Raises: UserError naming what is wrong with it."""
 
     kind = "HuggingFaceTokenizer"
 
     def __init__(self, record: dict[str, Any], name: str = "tokenizer.json", roles: dict[str, str] | None = None):
-        record = _sound(record, name)
+        record = _checked(record, name)
         self._byte_level = is_byte_level(record)
         decisive = json.dumps({part: record.get(part) for part in IDS_ARE_DECIDED_BY}, sort_keys=True)
         rest = {"version": "1.0", "truncation": None, "padding": None, "decoder": record.get("decoder")}
         self._json = f"{json.dumps(rest)[:-1]}, {decisive[1:]}"
         for charsmap in maps_in_json(record.get("normalizer"), name):
-            require_sound(charsmap, name)
+            require_valid_map(charsmap, name)
         try:
             self._library = tokenizers.Tokenizer.from_str(self._json)
         except BaseException as error:  # the library raises bare Exceptions, and where it panics BaseExceptions
@@ -54,7 +54,9 @@ class HuggingFaceTokenizer(Tokenizer):
         ids = self._library.get_vocab(with_added_tokens=True)
         self.vocab_size = max(ids.values(), default=-1) + 1
         if not 0 < self.vocab_size < MOST_IDS:
-            raise UserError(f"{name} has ids up to {self.vocab_size - 1}; there must be one, and the last below 2**31")
+            raise UserError(
+                f"{name} has ids up to {self.vocab_size - 1}; it must have at least one, and all below 2**31"
+            )
         if self.vocab_size > len(self._json):  # a model has a row for each id: a few bytes must not ask for gigabytes
             raise UserError(
                 f"{name} has {len(ids):,} tokens with ids up to {self.vocab_size - 1:,}: more ids than it "
@@ -68,9 +70,11 @@ class HuggingFaceTokenizer(Tokenizer):
         self._encode: dict[bool, fast_engine.Encode] = {}
 
     def _read_specials(self, record: dict[str, Any]) -> None:
-        """What plain reading needs to know: the words, and whether they or a space in front are the model's own."""
+        """Sets what encoding as plain text needs: the special words, whether the model itself can produce them, and
+        whether it puts a space in front of a text."""
         words = special_tokens.plain_words(record, (self.eod, self.bos, self.pad))
-        self.special_words, self._added = words, record["added_tokens"]
+        self.special_words = words
+        self._added = record["added_tokens"]
         self._made: set[int] = set(words.values()) if special_tokens.can_be_made(record, words) else set()
         self._puts_space = special_tokens.continuing(record) != record
         self._others: dict[tuple[bool, bool], tokenizers.Tokenizer] = {}
@@ -79,24 +83,26 @@ class HuggingFaceTokenizer(Tokenizer):
             self._library = tokenizers.Tokenizer.from_str(self._json_with(record["added_tokens"], switched_off))
 
     def _json_with(self, added: list[dict[str, Any]], instead: list[dict[str, Any]]) -> str:
-        """The file with other added tokens; the rest, which is long, is not read again."""
+        """The file with other added tokens; the rest, which is long, is not parsed again."""
         return self._json.replace(special_tokens.dumped(added), special_tokens.dumped(instead), 1)
 
     @property
     def record(self) -> dict[str, Any]:
-        """The content of a tokenizer.json that gives the same ids; not held, as it takes more room than the library."""
+        """The content of a tokenizer.json that gives the same ids; not kept, because it is larger than the library."""
         return json.loads(self._json)
 
     @classmethod
     def load(cls, path: Path) -> "HuggingFaceTokenizer":
-        """Reads a tokenizer.json, and tokenizer_config.json beside it."""
+        """Reads a tokenizer.json, and the tokenizer_config.json next to it if there is one."""
         record = read_json(path, cls.kind)
-        beside = inside(path.parent, "tokenizer_config.json")
-        return cls(record, str(path), _roles(read_json(beside, "tokenizer_config.json")) if beside.exists() else None)
+        config = inside(path.parent, "tokenizer_config.json")
+        roles = _roles(read_json(config, "tokenizer_config.json")) if config.exists() else None
+        return cls(record, str(path), roles)
 
     def encode_bare(self, text: str, parse_specials: bool = False, continues: bool = False) -> list[int]:
-        """By the reference library: quick to start."""
-        text, continues = as_text(text), continues and self._puts_space
+        """Encodes with the reference library, which needs no time to start."""
+        text = as_text(text)
+        continues = continues and self._puts_space
         library = self._library_for(forging=True, continues=continues)
         library.encode_special_tokens = not parse_specials
         ids: list[int] = library.encode(text, add_special_tokens=False).ids
@@ -108,7 +114,7 @@ class HuggingFaceTokenizer(Tokenizer):
     def encode_batch(
         self, texts: Sequence[str | bytes], parse_specials: bool = False, around: bool = True
     ) -> EncodedText:
-        """By the fastest exact engine, chosen at the first call."""
+        """Encodes with the fastest exact engine, which is chosen at the first call."""
         clean = [as_text(text) for text in texts]
         if parse_specials not in self._encode:
             self._encode[parse_specials] = self._fastest(clean, parse_specials)
@@ -117,18 +123,22 @@ class HuggingFaceTokenizer(Tokenizer):
         return joined(self._around(bare) if around else bare)
 
     def _fastest(self, texts: Sequence[str], parse_specials: bool) -> fast_engine.Encode:
-        whole = self._json
+        content = self._json
         if not parse_specials and self._made:
-            whole = json.dumps(special_tokens.without(self.record, self.special_words))
+            content = json.dumps(special_tokens.without(self.record, self.special_words))
         elif not parse_specials:
             others = [token for token in self._added if token["content"] not in self.special_words]
-            whole = self._json_with(self._added, others)
+            content = self._json_with(self._added, others)
         words = [*{**self.specials, **self.special_words}]
-        return fast_engine.choose(whole, lambda text: self.reference(text, parse_specials), texts, words)
+        return fast_engine.choose(content, lambda text: self.reference(text, parse_specials), texts, words)
 
     def _library_for(self, forging: bool, continues: bool) -> tokenizers.Tokenizer:
-        """The library whose model may make a special token out of plain text, or not; that puts no space in front of a
-        text that goes on behind another."""
+        """A variant of the library, cached.
+
+        Args:
+            forging: whether its model may produce a special token out of plain text.
+            continues: it puts no space in front of a text, as the text continues a previous one.
+        """
         if forging and not continues:
             return self._library
         if (forging, continues) not in self._others:
@@ -142,19 +152,19 @@ class HuggingFaceTokenizer(Tokenizer):
         return self._others[forging, continues]
 
     def reference(self, text: str, parse_specials: bool = False) -> np.ndarray:
-        """[ids] int32 by the reference library, with nothing around them."""
+        """[ids] int32 from the reference library, without `before` and `after`."""
         return np.array(self.encode_bare(text, parse_specials), dtype=np.int32)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Raises: UserError for an id outside the vocabulary."""
+        """The text of the ids. Raises: UserError for an id outside the vocabulary."""
         numbers = [int(number) for number in ids]
         require_ids(numbers, self.vocab_size, self.kind)
         silent = (self.eod, self.bos, self.pad)
         return self._library.decode([number for number in numbers if number not in silent], skip_special_tokens=False)
 
     def normalized(self, text: str) -> str:
-        """After the file's normalisation, where it has one; one from SentencePiece writes a space as U+2581, and may
-        put one before the text that decoding takes away."""
+        """The text after the file's normalisation, if it has one. A normaliser from SentencePiece writes a space as
+        U+2581, and may put one before the text, which decoding removes."""
         change = self._library.normalizer
         if change is None:
             return text
@@ -163,7 +173,7 @@ class HuggingFaceTokenizer(Tokenizer):
         return changed if self._byte_level else changed.replace(SPACE, " ")
 
     def token_bytes(self, number: int) -> bytes:
-        """The text of one id as bytes (a byte-level token may be part of a character); empty: no token has it."""
+        """The text of one id as bytes (a byte-level token may be part of a character); empty: no token has this id."""
         word = self._library.id_to_token(number)
         if word is None or word in self.specials:
             return (word or "").encode()
@@ -188,17 +198,20 @@ def is_byte_level(record: dict[str, Any]) -> bool:
     return any(isinstance(step, dict) and step.get("type") == "ByteLevel" for step in steps)
 
 
-def _sound(record: Any, name: str) -> dict[str, Any]:
-    """The record in one spelling. Raises: UserError for types that the format does not have, or bytes without token."""
+def _checked(record: Any, name: str) -> dict[str, Any]:
+    """The record with its optional parts filled in and merges as pairs.
+
+    Raises: UserError for values of a wrong type, or bytes that have no token.
+    """
     model = record.get("model") if isinstance(record, dict) else None
     if not isinstance(model, dict) or not isinstance(model.get("vocab"), dict | list):
         raise UserError(f'{name} is not a tokenizer.json: it has no "model" with a "vocab"')
     added = record.get("added_tokens") or []
-    sound = isinstance(added, list) and all(
+    valid = isinstance(added, list) and all(
         isinstance(token, dict) and isinstance(token.get("content"), str) and type(token.get("id")) is int
         for token in added
     )
-    if not sound:
+    if not valid:
         raise UserError(f'{name} is damaged: "added_tokens" must be a list of {{"id": number, "content": text, ...}}')
     if len({token["id"] for token in added}) < len(added) or len({token["content"] for token in added}) < len(added):
         raise UserError(f"{name}: two special tokens have the same name or id; each needs its own")
@@ -222,14 +235,20 @@ def _require_spelled_bytes(vocab: dict[str, Any], added: list[dict[str, Any]], n
             )
 
 
-def _named(ids: dict[str, int], role: str, told: str | None, name: str) -> int | None:
-    if told is not None and told not in ids:
-        raise UserError(f"{Path(name).with_name('tokenizer_config.json')} names {role} {told!r}, which {name} has not")
-    return next((ids[word] for word in ([told] if told else NAMES[role]) if word in ids), None)
+def _named(ids: dict[str, int], role: str, configured: str | None, name: str) -> int | None:
+    if configured is not None and configured not in ids:
+        config = Path(name).with_name("tokenizer_config.json")
+        raise UserError(f"{config} names {role} {configured!r}, which {name} does not contain")
+    return next((ids[word] for word in ([configured] if configured else NAMES[role]) if word in ids), None)
 
 
 def _roles(config: Any) -> dict[str, str]:
     """Roles that tokenizer_config.json names: `"eos_token": "</s>"` or `{"content": "</s>"}`."""
-    said = {role: config.get(role) for role in NAMES} if isinstance(config, dict) else {}
-    plain = {role: word.get("content") if isinstance(word, dict) else word for role, word in said.items()}
-    return {role: word for role, word in plain.items() if isinstance(word, str)}
+    roles = {}
+    for role in NAMES if isinstance(config, dict) else ():
+        word = config.get(role)
+        if isinstance(word, dict):
+            word = word.get("content")
+        if isinstance(word, str):
+            roles[role] = word
+    return roles

@@ -1,4 +1,4 @@
-"""What every tokenizer gives: text in, ids out, and back. The kinds differ in where their vocabulary comes from."""
+"""The interface of all tokenizers: encode texts to ids, decode ids to text, special tokens, fingerprint."""
 
 import hashlib
 from abc import ABC, abstractmethod
@@ -11,7 +11,7 @@ from megascratch.config.errors import UserError
 
 
 class EncodedText(NamedTuple):
-    """Many texts as ids."""
+    """The ids of many texts."""
 
     ids: np.ndarray
     """[sum of lengths] int32: the ids of all texts back to back."""
@@ -20,7 +20,7 @@ class EncodedText(NamedTuple):
 
 
 class Tokenizer(ABC):
-    """Text to ids and back; equal fingerprints give equal ids for every text."""
+    """Encodes text to ids and back; tokenizers with equal fingerprints give equal ids for every text."""
 
     kind: str
     """Its name in `--tokenizer-type`."""
@@ -29,20 +29,19 @@ class Tokenizer(ABC):
     eod: int | None = None
     """Id of the end of a document; None: the vocabulary has none."""
     bos: int | None = None
-    """Id of the begin of a text; None: the vocabulary has none."""
+    """Id of the beginning of a text; None: the vocabulary has none."""
     pad: int | None = None
-    """Id that fills up a batch; None: the vocabulary has none."""
+    """Id for padding; None: the vocabulary has none."""
     fingerprint: str
-    """sha256 of everything that decides the ids."""
+    """sha256 of everything that determines the ids."""
     specials: Mapping[str, int] = {}
-    """Words that become one id wherever they stand in a text, where special tokens are read as such."""
+    """Words that become one id wherever they occur in a text, if special tokens are parsed."""
     special_words: Mapping[str, int] = {}
-    """How special tokens are written; plain text never becomes one of these ids, but for the one that stands for what
-    is unknown."""
+    """Spelling of the special tokens -> id; plain text never becomes one of these ids, except the unknown token."""
     before: Sequence[int] = ()
-    """Ids that stand in front of every whole text, such as the begin of text."""
+    """Ids put in front of every complete text, such as the beginning of text."""
     after: Sequence[int] = ()
-    """Ids that stand behind every whole text."""
+    """Ids put at the end of every complete text."""
 
     @abstractmethod
     def encode_bare(self, text: str, parse_specials: bool = False, continues: bool = False) -> list[int]:
@@ -50,22 +49,22 @@ class Tokenizer(ABC):
 
         Args:
             parse_specials: the text of a special token becomes the token; else it is plain text like any other.
-            continues: the text goes on behind another one, so no space is put in front of it.
+            continues: the text continues a previous one, so no space is put in front of it.
 
-        Raises: UserError where a part of it has no id.
+        Raises: UserError where a part of the text has no id.
         """
 
     def encode(self, text: str, parse_specials: bool = False) -> list[int]:
-        """Ids of a whole text, without end of document. Raises: UserError where a part of it has no id."""
+        """Ids of a complete text, without end of document. Raises: UserError where a part of it has no id."""
         return [*self.before, *self.encode_bare(text, parse_specials), *self.after]
 
     def encode_batch(
         self, texts: Sequence[str | bytes], parse_specials: bool = False, around: bool = True
     ) -> EncodedText:
-        """The same for many texts at once; bytes are read by `as_text`.
+        """Encodes many texts at once; bytes are decoded by `as_text`.
 
         Args:
-            around: with `before` and `after`.
+            around: whether to add `before` and `after`.
 
         Raises: UserError as `encode` does.
         """
@@ -80,11 +79,11 @@ class Tokenizer(ABC):
         return [np.concatenate([before, ids, after]) for ids in texts]
 
     def normalized(self, text: str) -> str:
-        """What is left of a text after encoding and decoding: the text itself, but for vocabularies that change it."""
+        """The text after encoding and decoding: unchanged, unless the vocabulary normalises it."""
         return text
 
     def token_bytes(self, number: int) -> bytes:
-        """The text of one id as UTF-8 (a byte-level token may be part of a character)."""
+        """The text of one id as UTF-8 bytes (a byte-level token may be part of a character)."""
         return self.decode([number]).encode()
 
     @abstractmethod
@@ -93,8 +92,8 @@ class Tokenizer(ABC):
 
 
 def as_text(text: str | bytes) -> str:
-    """The text with U+FFFD for what is no Unicode: bytes that are no UTF-8 (one per maximal part, as the Unicode
-    standard says in 3.9 and Python, Rust and browsers do), and halves of surrogate pairs."""
+    """The text with U+FFFD for invalid Unicode: bytes that are not UTF-8 (one per maximal part, as the Unicode standard
+    specifies in 3.9 and Python, Rust and browsers do), and halves of surrogate pairs."""
     if isinstance(text, bytes):
         return text.decode(errors="replace")
     if text.isascii():
@@ -110,12 +109,12 @@ def joined(texts: Sequence[np.ndarray]) -> EncodedText:
     """The ids of each text (int32) back to back."""
     lengths = np.fromiter(map(len, texts), dtype=np.int64, count=len(texts))
     if len(texts) == 1:
-        return EncodedText(texts[0], lengths)  # may be long: not twice
+        return EncodedText(texts[0], lengths)  # may be long: not copied
     return EncodedText(np.concatenate([*texts, np.empty(0, np.int32)]), lengths)
 
 
 def fingerprint(kind: str, *parts: bytes) -> str:
-    """sha256 over the kind and what decides its ids."""
+    """sha256 over the kind and everything that determines its ids."""
     digest = hashlib.sha256(kind.encode())
     for part in parts:
         digest.update(len(part).to_bytes(8, "little") + part)

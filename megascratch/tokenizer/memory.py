@@ -1,4 +1,4 @@
-"""How much memory this process has, and freed memory back to the system, where the system lets a process do so."""
+"""Measures the resident memory of this process and returns freed memory to the operating system (Linux, glibc)."""
 
 import ctypes
 import os
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def resident() -> int | None:
-    """Bytes of this process in memory; None: this system does not say."""
+    """Resident bytes of this process; None: this system does not report them."""
     try:
         return int(Path("/proc/self/statm").read_bytes().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
@@ -15,6 +15,6 @@ def resident() -> int | None:
 
 
 def give_back() -> None:
-    """glibc keeps what is freed for the next one who asks; what a vocabulary leaves behind nobody will ask for."""
+    """Returns freed memory to the system. glibc would keep it, but that of a freed vocabulary is not needed again."""
     with suppress(OSError, AttributeError, TypeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)

@@ -1,4 +1,4 @@
-"""The fields of a protobuf message, read without its schema."""
+"""Reads and writes the fields of a protobuf message without its schema."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -11,14 +11,14 @@ class Field(NamedTuple):
 
     number: int
     value: int | bytes
-    """Of a varint its number, else the bytes."""
+    """The number of a varint, else the bytes."""
     start: int
     stop: int
-    """Where it stands in the message, key and length included."""
+    """Position in the message, key and length included."""
 
 
 def fields(message: bytes) -> Iterator[Field]:
-    """All fields, up to the first byte that cannot be one."""
+    """All fields, up to the first byte that cannot be part of one."""
     start = 0
     try:
         while start < len(message):
@@ -43,18 +43,18 @@ def fields(message: bytes) -> Iterator[Field]:
 
 
 def delimited(number: int, content: bytes) -> bytes:
-    """A field that holds bytes."""
+    """The encoding of a field that holds bytes."""
     return written((number << 3) | DELIMITED) + written(len(content)) + content
 
 
 def written(value: int) -> bytes:
-    """A varint."""
-    found = bytearray()
+    """The encoding of a varint."""
+    raw = bytearray()
     while value > 0x7F:
-        found.append((value & 0x7F) | 0x80)
+        raw.append((value & 0x7F) | 0x80)
         value >>= 7
-    found.append(value)
-    return bytes(found)
+    raw.append(value)
+    return bytes(raw)
 
 
 def _varint(message: bytes, at: int) -> tuple[int, int]:

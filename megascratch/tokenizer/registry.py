@@ -1,4 +1,4 @@
-"""The kinds of tokenizers: a name or a file in, a tokenizer out."""
+"""Loads and trains tokenizers by kind (`--tokenizer-type`) or by the content of a file or folder."""
 
 import json
 import os
@@ -24,22 +24,23 @@ from megascratch.tokenizer.vocabulary import (
 )
 
 SUFFIXES = {SentencePieceTokenizer.kind: ".model", HuggingFaceTokenizer.kind: ".json", CharTokenizer.kind: ".json"}
-"""What can be trained here."""
+"""Kind that can be trained here -> suffix of its file."""
 
 
 def _load_ranks(path: Path) -> Tokenizer:
-    """A rank file whose name says how text is split and which tokens are special."""
+    """Loads a rank file whose name implies how text is split and which tokens are special."""
     if path.name not in FILE_NAMES:
         raise UserError(
-            f"{path} holds tiktoken's ranks, which say neither how text is split nor which tokens are special; say it "
-            f"once: megascratch tokenizer convert {path} --output tokenizer.json --encoding {'|'.join(ENCODINGS)}"
+            f"{path} holds tiktoken's ranks, which define neither how text is split nor which tokens are special; "
+            "convert it once: megascratch tokenizer convert "
+            f"{path} --output tokenizer.json --encoding {'|'.join(ENCODINGS)}"
         )
     encoding = ENCODINGS[FILE_NAMES[path.name]]
     return HuggingFaceTokenizer(from_ranks(read_ranks(path), encoding, str(path)).record(), str(path))
 
 
 def _load_gpt2(path: Path) -> Tokenizer:
-    """vocab.json with merges.txt beside it (or gpt2-vocab.json with gpt2-merges.txt)."""
+    """Loads vocab.json with the merges.txt next to it (or gpt2-vocab.json with gpt2-merges.txt)."""
     merges = inside(path.parent, Path(path.name.replace("vocab", "merges")).with_suffix(".txt").name)
     return HuggingFaceTokenizer(read_gpt2(path, merges).record(), str(path))
 
@@ -53,14 +54,14 @@ FROM_FILE: dict[str, Callable[[Path], Tokenizer]] = {
     "GPTSentencePieceTokenizer": SentencePieceTokenizer.load,
     "Llama2Tokenizer": sentence_piece.load_with_bos,
 }
-"""Name in `--tokenizer-type` -> what reads its file. Megatron's names; CharTokenizer is our own."""
+"""Name in `--tokenizer-type` -> function that reads its file. Megatron's names, except CharTokenizer."""
 
 IN_FOLDERS = {"tokenizer.json": "HuggingFaceTokenizer", "vocab.json": "GPT2BPETokenizer", "tokenizer.model": None}
 KINDS = (*FROM_FILE, ByteTokenizer.kind, NullTokenizer.kind)
 
 
 def load(tokenizer_type: str | None, tokenizer_model: str | Path | None, vocab_size: int | None = None) -> Tokenizer:
-    """The tokenizer of a kind (default: told by the file's content). `vocab_size` is the NullTokenizer's alone.
+    """Loads a tokenizer of a kind (default: detected from the file). `vocab_size` is only for the NullTokenizer.
 
     `tokenizer_model` may be a folder: its tokenizer.json, else vocab.json with merges.txt, else tokenizer.model.
 
@@ -75,7 +76,7 @@ def load(tokenizer_type: str | None, tokenizer_model: str | Path | None, vocab_s
     if kind not in KINDS:
         raise UserError(f"--tokenizer-type {kind} is unknown; use one of {', '.join(KINDS)}")
     if path is not None:
-        raise UserError(f"--tokenizer-type {kind} reads no file; leave --tokenizer-model {path} away")
+        raise UserError(f"--tokenizer-type {kind} reads no file; remove --tokenizer-model {path}")
     if kind == ByteTokenizer.kind:
         return ByteTokenizer()
     if vocab_size is None:
@@ -86,23 +87,23 @@ def load(tokenizer_type: str | None, tokenizer_model: str | Path | None, vocab_s
 def _in_folder(path: Path, kind: str | None) -> Path:
     if not path.is_dir():
         return path
-    held = [name for name, of in IN_FOLDERS.items() if (path / name).exists() and kind in (None, of)]
-    held = held or [name for name in IN_FOLDERS if (path / name).exists()]
-    if not held:
+    present = [name for name in IN_FOLDERS if (path / name).exists()]
+    matching = [name for name in present if kind in (None, IN_FOLDERS[name])]
+    if not present:
         raise UserError(f"the folder --tokenizer-model {path} holds none of {', '.join(IN_FOLDERS)}")
-    return inside(path, held[0])
+    return inside(path, (matching or present)[0])
 
 
 def kind_of(path: Path | None) -> str:
-    """What a file's content is. Raises: UserError where it is no tokenizer."""
+    """The kind of tokenizer in a file. Raises: UserError where it is not a tokenizer."""
     if path is None:
         raise UserError(f"no tokenizer: give --tokenizer-model or --tokenizer-type ({', '.join(KINDS)})")
     if path.suffix == ".json":
         record = read_json(path, "tokenizer")
         if isinstance(record, dict) and "tokenizer" in record:
             return CharTokenizer.kind
-        whole = isinstance(record, dict) and "model" in record
-        return HuggingFaceTokenizer.kind if whole or "vocab" not in path.name else "GPT2BPETokenizer"
+        has_model = isinstance(record, dict) and "model" in record
+        return HuggingFaceTokenizer.kind if has_model or "vocab" not in path.name else "GPT2BPETokenizer"
     if path.suffix == ".tiktoken" or (path.suffix == ".model" and _holds_ranks(path)):
         return "TikTokenizer"
     if path.suffix == ".model":
@@ -130,22 +131,26 @@ def train(
     eod: bool = True,
     threads: int = 1,
 ) -> Tokenizer:
-    """Trains a SentencePieceTokenizer or a HuggingFaceTokenizer (byte-level BPE), both of `vocab_size` ids, or a
-    CharTokenizer (its text decides), and writes `output`.
+    """Trains a SentencePieceTokenizer or a HuggingFaceTokenizer (byte-level BPE), both with `vocab_size` ids, or a
+    CharTokenizer (as many ids as its text has characters), and writes `output`.
 
     Args:
-        split, specials: of the HuggingFaceTokenizer.
-        model_type, character_coverage, threads: of the SentencePieceTokenizer.
+        split, specials: for the HuggingFaceTokenizer.
+        model_type, character_coverage, threads: for the SentencePieceTokenizer.
 
-    Raises: UserError for a kind that is not trained, options that do not belong to it, or text that does not suffice.
+    Raises: UserError for a kind that cannot be trained, options that do not belong to it, or too little text.
     """
     if kind not in SUFFIXES:
-        raise UserError(f"a {kind} is not trained; use {' or '.join(SUFFIXES)}")
+        raise UserError(f"a {kind} cannot be trained; use {' or '.join(SUFFIXES)}")
     if Path(output).suffix != SUFFIXES[kind]:
-        raise UserError(f"--output {output} must end in {SUFFIXES[kind]}: the suffix tells the kind when it is loaded")
+        raise UserError(
+            f"--output {output} must end in {SUFFIXES[kind]}: the kind is recognised by the suffix when it is loaded"
+        )
     if kind == CharTokenizer.kind:
         if vocab_size is not None:
-            raise UserError(f"--vocab-size {vocab_size}: a CharTokenizer has the characters of its text, leave it away")
+            raise UserError(
+                f"--vocab-size {vocab_size} is not for a CharTokenizer, which has the characters of its text: remove it"
+            )
         content = CharTokenizer.train(texts, eod).dump()
     elif vocab_size is None or not eod:
         raise UserError(f"a {kind} needs --vocab-size and always has an end of document (no --no-eod)")
@@ -165,7 +170,7 @@ def dump(record: dict[str, Any]) -> bytes:
 
 
 def write(path: Path, content: bytes) -> None:
-    """In one move: a half-written vocabulary is never seen. Raises: UserError where the disk refuses."""
+    """Writes a file atomically, so that a half-written one is never seen. Raises: UserError where that fails."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

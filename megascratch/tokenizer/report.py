@@ -1,4 +1,4 @@
-"""Tokenizers compared on texts: bytes per token by group, use of the vocabulary, longest tokens, what comes back."""
+"""Compares tokenizers on texts: bytes per token by group, vocabulary use, longest tokens, lossless round trips."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ TEXTS_AT_ONCE = 256
 
 @dataclass
 class Usage:
-    """What one tokenizer made of the texts."""
+    """The counts of one tokenizer on the texts."""
 
     name: str
     kind: str
@@ -27,11 +27,11 @@ class Usage:
     counts: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
     """[vocab_size] how often each id occurs."""
     changed: int = 0
-    """Texts that do not come back as they were."""
+    """Texts that decoding does not restore exactly."""
     texts: int = 0
 
     def bytes_per_token(self, group: str | None = None) -> float | None:
-        """Of a group, or of all; None where there is no token."""
+        """UTF-8 bytes per token of a group, or of all groups; None where there is no token."""
         groups = self.bytes if group is None else [group]
         tokens = sum(self.tokens[name] for name in groups)
         return sum(self.bytes[name] for name in groups) / tokens if tokens else None
@@ -40,8 +40,8 @@ class Usage:
 def measure(
     tokenizers: Mapping[str, Tokenizer], texts: Iterable[tuple[str, str]], parse_specials: bool = False
 ) -> list[Usage]:
-    """Each tokenizer on (group, text) pairs, read once."""
-    found = [
+    """Encodes (group, text) pairs with each tokenizer; the texts are read once."""
+    usages = [
         Usage(name, each.kind, each.vocab_size, counts=np.zeros(each.vocab_size, np.int64))
         for name, each in tokenizers.items()
     ]
@@ -49,19 +49,19 @@ def measure(
     for pair in texts:
         batch.append(pair)
         if len(batch) == TEXTS_AT_ONCE:
-            _add(tokenizers, found, batch, parse_specials)
+            _add(tokenizers, usages, batch, parse_specials)
             batch = []
-    _add(tokenizers, found, batch, parse_specials)
-    return found
+    _add(tokenizers, usages, batch, parse_specials)
+    return usages
 
 
 def _add(
     tokenizers: Mapping[str, Tokenizer],
-    found: Sequence[Usage],
+    usages: Sequence[Usage],
     batch: Sequence[tuple[str, str]],
     parse_specials: bool,
 ) -> None:
-    for usage, tokenizer in zip(found, tokenizers.values(), strict=True):
+    for usage, tokenizer in zip(usages, tokenizers.values(), strict=True):
         ids, lengths = tokenizer.encode_batch([text for _, text in batch], parse_specials)
         usage.counts += np.bincount(ids, minlength=usage.vocab_size)
         usage.texts += len(batch)
@@ -73,7 +73,7 @@ def _add(
 
 
 def as_json(usage: Usage, tokenizer: Tokenizer) -> dict[str, Any]:
-    """The figures of one tokenizer."""
+    """The figures of one tokenizer, for JSON."""
     used = np.flatnonzero(usage.counts)
     spelled = sorted(((tokenizer.token_bytes(int(id)), int(id)) for id in used), key=lambda pair: -len(pair[0]))
     return {
@@ -94,13 +94,13 @@ def as_json(usage: Usage, tokenizer: Tokenizer) -> dict[str, Any]:
     }
 
 
-def picture(found: Sequence[Usage]) -> Figure:
-    """Bars: bytes per token of each group. Curves: how often the n-th most frequent id occurs."""
+def picture(usages: Sequence[Usage]) -> Figure:
+    """Plots bars (bytes per token of each group) and curves (how often the n-th most frequent id occurs)."""
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     bars, curves = figure.subplots(1, 2)
-    groups = list(found[0].bytes) if found else []
-    width = 0.8 / max(len(found), 1)
-    for place, usage in enumerate(found):
+    groups = list(usages[0].bytes) if usages else []
+    width = 0.8 / max(len(usages), 1)
+    for place, usage in enumerate(usages):
         at = [number + place * width for number in range(len(groups))]
         heights = [usage.bytes_per_token(group) or 0.0 for group in groups]  # no bar where there is no token
         bars.bar(at, heights, width, label=usage.name)

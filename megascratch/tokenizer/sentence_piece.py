@@ -1,11 +1,12 @@
-"""SentencePiece vocabularies (BPE or unigram). Those trained here lose nothing: decode(encode(text)) == text.
+"""Loads and trains SentencePiece vocabularies (BPE or unigram). Those trained here are lossless.
 
-Unknown characters fall back to bytes; nothing is normalised, no space is added or taken away. Two traps are handled
-for such a vocabulary: SentencePiece writes a space as U+2581 and so cannot tell the two apart, and its memory grows
-with the length of the text it is given at once. A vocabulary from elsewhere encodes exactly as the library does.
+In a vocabulary trained here unknown characters fall back to bytes, nothing is normalised, and no space is added or
+removed, so decode(encode(text)) == text. Two problems of the library are handled for such a vocabulary: it writes a
+space as U+2581 and so cannot tell the two apart, and its memory grows with the length of the text it is given at once.
+A vocabulary from elsewhere encodes exactly as the library does.
 
 The library never finds a control symbol (`</s>`) in a text, but always a user-defined one. User-defined symbols in
-angle or square brackets, and the end of a document, are plain text here unless special tokens are asked for; all others
+angle or square brackets, and the end of a document, are plain text here unless special tokens are parsed; all others
 (runs of spaces, line ends) are ordinary vocabulary.
 """
 
@@ -22,14 +23,14 @@ import sentencepiece
 from megascratch.config.errors import UserError
 from megascratch.tokenizer import fast_engine, sentence_piece_model
 from megascratch.tokenizer.interface import EncodedText, Tokenizer, as_text, fingerprint, joined, require_ids
-from megascratch.tokenizer.sentencepiece_guard import maps_in_model, require_sound
+from megascratch.tokenizer.sentencepiece_guard import maps_in_model, require_valid_map
 from megascratch.tokenizer.vocabulary import read_bytes
 
-SPACE = "\u2581"  # how SentencePiece spells a space inside
+SPACE = "\u2581"  # how SentencePiece writes a space internally
 END_OF_DOCUMENT = "<eod>"
 BRACKETED = re.compile(r"<\S+>|\[\S+\]")
 LONGEST_ENCODED = 1 << 20  # characters given to SentencePiece at once
-LONGEST_TRAINED = 1 << 11  # the trainer leaves out sentences above its limit in bytes, so texts are cut at line ends
+LONGEST_TRAINED = 1 << 11  # the trainer skips sentences above its limit in bytes, so texts are cut at line ends
 
 
 class SentencePieceTokenizer(Tokenizer):
@@ -42,26 +43,29 @@ class SentencePieceTokenizer(Tokenizer):
         if not model:
             raise UserError(refusal)
         for charsmap in maps_in_model(model):
-            require_sound(charsmap, name)
+            require_valid_map(charsmap, name)
         try:
             self._pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
             for number in range(self._pieces.vocab_size()):
-                self._pieces.id_to_piece(number)  # a damaged one is no text
+                self._pieces.id_to_piece(number)  # raises for a damaged piece, which is not text
         except (RuntimeError, UnicodeDecodeError) as error:
             raise UserError(refusal) from error
         self.vocab_size = self._pieces.vocab_size()
         self.eod = self._end_of_document()
-        self.bos, self.pad = (id if id >= 0 else None for id in (self._pieces.bos_id(), self._pieces.pad_id()))
+        bos, pad = self._pieces.bos_id(), self._pieces.pad_id()
+        self.bos = bos if bos >= 0 else None
+        self.pad = pad if pad >= 0 else None
         if add_bos and self.bos is None:
             raise UserError(
-                f"{name} has no begin of text, which a Llama2Tokenizer puts before every text; "
+                f"{name} has no beginning-of-text token, which a Llama2Tokenizer puts before every text; "
                 f"use --tokenizer-type {self.kind}"
             )
         self.fingerprint = fingerprint(self.kind, model, *([b"bos"] if add_bos else []))
         self.before = (self.bos,) if add_bos and self.bos is not None else ()
         self._changes_nothing = self._pieces.normalize(" \ufb01  x ") == f"{SPACE}\ufb01{SPACE * 2}x{SPACE}"
         self._puts_space = self._pieces.normalize("x").startswith(SPACE)
-        self._model, self._plain_model = model, sentence_piece_model.as_control(model, self._is_special)
+        self._model = model
+        self._plain_model = sentence_piece_model.as_control(model, self._is_special)
         self._libraries = {(True, False): self._pieces}
         if self._plain_model == model:
             self._libraries[False, False] = self._pieces
@@ -73,13 +77,13 @@ class SentencePieceTokenizer(Tokenizer):
         self._encode: dict[bool, fast_engine.Encode] = {}
 
     def _is_special(self, piece: str, user_defined: bool) -> bool:
-        """Whether plain text never becomes the piece."""
+        """Whether plain text must never become the piece."""
         if user_defined and BRACKETED.fullmatch(piece):
             return True
         return self._pieces.piece_to_id(piece) in (self.eod, self.bos, self.pad)
 
     def _trained_here(self) -> bool:
-        """Whether it has the symbols of `train`."""
+        """Whether the model has the same special symbols as those of `train`."""
         absent = self._pieces.bos_id() < 0 and self._pieces.pad_id() < 0
         return absent and self._pieces.eos_id() == 1 and self._pieces.id_to_piece(1) == END_OF_DOCUMENT
 
@@ -94,12 +98,16 @@ class SentencePieceTokenizer(Tokenizer):
         return next((number for number in named if number != unknown), None)
 
     def encode_bare(self, text: str, parse_specials: bool = False, continues: bool = False) -> list[int]:
-        """By the reference library."""
+        """Encodes with the reference library."""
         return self._ids_of(text, parse_specials, continues).tolist()
 
     def _library_for(self, parse_specials: bool, continues: bool) -> sentencepiece.SentencePieceProcessor:
-        """The library that looks for special symbols in a text, or not; that puts no space in front of a text that
-        goes on behind another."""
+        """A variant of the library, cached.
+
+        Args:
+            parse_specials: whether it finds special symbols in a text.
+            continues: it puts no space in front of a text, as the text continues a previous one.
+        """
         key = parse_specials, continues
         if key not in self._libraries:
             model = self._model if parse_specials else self._plain_model
@@ -111,7 +119,7 @@ class SentencePieceTokenizer(Tokenizer):
     def encode_batch(
         self, texts: Sequence[str | bytes], parse_specials: bool = False, around: bool = True
     ) -> EncodedText:
-        """By the fastest exact engine, chosen at the first call."""
+        """Encodes with the fastest exact engine, which is chosen at the first call."""
         clean = [as_text(text) for text in texts]
         if parse_specials not in self._encode:
             self._encode[parse_specials] = self._fastest(clean, parse_specials)
@@ -129,32 +137,32 @@ class SentencePieceTokenizer(Tokenizer):
         return fast_engine.choose(json.dumps(record), reference, texts, [SPACE, *self.special_words], longest)
 
     def reference(self, text: str, parse_specials: bool = False) -> np.ndarray:
-        """[ids] int32 by the reference library, with nothing around them."""
+        """[ids] int32 from the reference library, without `before` and `after`."""
         return self._ids_of(text, parse_specials, continues=False)
 
     def _ids_of(self, text: str, parse_specials: bool, continues: bool) -> np.ndarray:
-        """[ids] int32, a part at a time: a Python list of all ids of a long text would be large."""
+        """[ids] int32, encoded part by part: a Python list of all ids of a long text would be large."""
         text = as_text(text)
         library = self._library_for(parse_specials, continues and self._puts_space)
         if self._space_ids is None:
             return np.array(library.encode(text), dtype=np.int32)
-        found = [np.zeros(0, dtype=np.int32)]
+        arrays = [np.zeros(0, dtype=np.int32)]
         for part in _parts(text, LONGEST_ENCODED):
             ids: list[int] = []
             for place, plain in enumerate(part.split(SPACE)):
                 ids += self._space_ids if place else []
                 ids += library.encode(plain)
-            found.append(np.array(ids, dtype=np.int32))
-        return np.concatenate(found)
+            arrays.append(np.array(ids, dtype=np.int32))
+        return np.concatenate(arrays)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Raises: UserError for an id outside the vocabulary."""
+        """The text of the ids. Raises: UserError for an id outside the vocabulary."""
         numbers = [int(number) for number in ids]
         require_ids(numbers, self.vocab_size, self.kind)
         return self._pieces.decode(numbers)
 
     def normalized(self, text: str) -> str:
-        """Vocabularies from elsewhere may change spaces and characters."""
+        """The text after normalisation: vocabularies from elsewhere may change spaces and characters."""
         return text if self._changes_nothing else self.decode(self._pieces.encode(self._pieces.normalize(text)))
 
     def token_bytes(self, number: int) -> bytes:
@@ -163,15 +171,15 @@ class SentencePieceTokenizer(Tokenizer):
         return bytes([int(piece[3:5], 16)]) if self._pieces.is_byte(number) else piece.replace(SPACE, " ").encode()
 
     def record(self, parse_specials: bool = False) -> dict[str, Any] | None:
-        """The same vocabulary as a tokenizer.json, BPE with byte fallback; None: it is another kind.
+        """The same vocabulary as a tokenizer.json (BPE with byte fallback); None: it is not such a BPE.
 
-        Pieces merge when their union is a piece, the best score first (SentencePiece, bpe_model.cc); so every pair of
-        pieces that makes a piece becomes a merge. Whether the ids are the same must be checked. Control symbols have
-        their ids in it, and no text becomes one, as in SentencePiece.
+        SentencePiece merges two pieces when their union is a piece, the best score first (bpe_model.cc); so every pair
+        of pieces that makes a piece becomes a merge. The caller must check that the ids are the same. Control symbols
+        keep their ids, and no text becomes one, as in SentencePiece.
 
-        A space is written as U+2581, as SentencePiece has it; where the two are different, as itself.
+        A space is written as U+2581, as in SentencePiece; for a vocabulary that keeps the two apart, as a space.
         """
-        pieces, numbers = self._library_for(parse_specials, continues=False), range(self.vocab_size)
+        pieces = self._library_for(parse_specials, continues=False)
         plain = _mergeable(pieces)
         starts = pieces.normalize(" \ufb01  x ") == f"{SPACE * 2}\ufb01{SPACE * 2}x{SPACE}"
         by_rank = all(pieces.get_score(id) % 1 == 0 for id in plain)  # a unigram model's scores are logarithms
@@ -180,7 +188,7 @@ class SentencePieceTokenizer(Tokenizer):
         if not (self._changes_nothing or starts) or not by_rank or user_defined or not bytes_too:
             return None
         space = SPACE if self._space_ids is None else " "
-        named = [pieces.id_to_piece(id).replace(SPACE, space) for id in numbers]
+        named = [pieces.id_to_piece(id).replace(SPACE, space) for id in range(self.vocab_size)]
         merges = [[left.replace(SPACE, space), right.replace(SPACE, space)] for left, right in _merges(pieces, plain)]
         decoders: list[dict[str, Any]] = [{"type": "ByteFallback"}, {"type": "Fuse"}]
         normalizer = None
@@ -214,13 +222,13 @@ class SentencePieceTokenizer(Tokenizer):
 
 
 def _mergeable(pieces: sentencepiece.SentencePieceProcessor) -> list[int]:
-    """Ids of pieces that merges can make."""
+    """Ids of pieces that merges can produce."""
     special = (pieces.is_control, pieces.is_unknown, pieces.is_byte, pieces.is_unused)
     return [id for id in range(pieces.vocab_size()) if not any(ask(id) for ask in special)]
 
 
 def _merges(pieces: sentencepiece.SentencePieceProcessor, plain: Sequence[int]) -> list[list[str]]:
-    """Every pair of pieces that makes a piece, the best score first."""
+    """Every pair of pieces whose union is a piece, the best score first."""
     pairs = []
     id_of = {pieces.id_to_piece(id): id for id in plain}
     for piece, id in id_of.items():
@@ -232,12 +240,12 @@ def _merges(pieces: sentencepiece.SentencePieceProcessor, plain: Sequence[int]) 
 
 
 def load_with_bos(path: Path) -> SentencePieceTokenizer:
-    """A .model file whose begin of text stands before every text, as Megatron's Llama2Tokenizer has it."""
+    """Loads a .model file and puts the beginning of text before every text, as Megatron's Llama2Tokenizer does."""
     return SentencePieceTokenizer(read_bytes(path), str(path), add_bos=True)
 
 
 def _parts(text: str, longest: int) -> Iterator[str]:
-    """The text in pieces of at most `longest` characters, cut after a line end where there is one."""
+    """The text in parts of at most `longest` characters, cut after a line end where there is one."""
     start = 0
     while len(text) - start > longest:
         stop = text.rfind("\n", start, start + longest) + 1 or start + longest
@@ -254,7 +262,7 @@ def train(
     character_coverage: float = 0.9995,
     threads: int = 1,
 ) -> bytes:
-    """A .model with `<eod>`, 256 bytes, and pieces that may be white space alone (indentation) but never cross words.
+    """Trains a .model with `<eod>`, 256 bytes, and pieces that may be only white space but never cross words.
 
     Raises: UserError where the text is too small or too varied for `vocab_size`.
     """

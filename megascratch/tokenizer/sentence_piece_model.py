@@ -1,5 +1,7 @@
-"""A SentencePiece model with another setting, by its bytes: of a field that stands twice in a protobuf message the last
-one counts, and a message that stands twice is merged.
+"""Changes settings of a serialised SentencePiece model without its schema.
+
+This works by appending: if a field occurs twice in a protobuf message, the last one counts, and messages that occur
+twice are merged.
 
     ModelProto        1 pieces (each a message)    3 normalizer
     SentencePiece     1 piece    2 score    3 type
@@ -21,7 +23,7 @@ def as_control(model: bytes, is_special: Callable[[str, bool], bool]) -> bytes:
     """The model in which special pieces are control symbols: the library never finds them in a text. Ids stay.
 
     Args:
-        is_special: is asked for each normal or user-defined piece: its text, and whether it is user-defined.
+        is_special: called for each normal or user-defined piece with its text and whether it is user-defined.
     """
     changed: list[bytes] = []
     at = 0
@@ -38,7 +40,7 @@ def without_dummy_prefix(model: bytes) -> bytes:
 
 
 def _is_found(piece: bytes, is_special: Callable[[str, bool], bool]) -> bool:
-    """Whether it is a special piece, and one that the library finds in a text."""
+    """Whether a piece is special and the library would find it in a text."""
     kind, text = NORMAL, ""
     for field in fields(piece):
         if field.number == PIECE and isinstance(field.value, bytes):

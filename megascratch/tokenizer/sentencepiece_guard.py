@@ -1,9 +1,9 @@
-"""A precompiled map of characters in, nothing or a refusal out: native code follows its numbers without looking.
+"""Validates SentencePiece's precompiled character map, because the native library follows its offsets unchecked.
 
-    u32 n | trie of n bytes (u32 units) | texts, each with a zero byte behind it
+    u32 n | trie of n bytes (u32 units) | texts, each followed by a zero byte
 
 The trie is a double array (Aoe 1989; darts-clone): from unit u at place p a byte c leads to place p ^ offset(u) ^ c. A
-place outside, or a value outside the texts, would read memory that is not the map's, or end the process.
+place outside the trie, or a value outside the texts, would read foreign memory or crash the process.
 """
 
 import base64
@@ -20,13 +20,13 @@ NORMALIZERS = (3, 5)  # fields of SentencePiece's ModelProto: how a text is norm
 CHARSMAP = 2  # field of a NormalizerSpec
 
 
-def require_sound(raw: bytes, name: str) -> None:
+def require_valid_map(raw: bytes, name: str) -> None:
     """Raises: UserError where a walk through the trie could leave it."""
-    if raw and not _is_sound(raw):
-        raise UserError(f"{name}: its precompiled map of characters is damaged")
+    if raw and not _is_valid(raw):
+        raise UserError(f"{name}: its precompiled character map is damaged")
 
 
-def _is_sound(raw: bytes) -> bool:
+def _is_valid(raw: bytes) -> bool:
     size = int.from_bytes(raw[:4], "little")
     if len(raw) < 8 or size < 4 or size % 4 or size > len(raw) - 4:
         return False
@@ -42,7 +42,7 @@ def _is_sound(raw: bytes) -> bool:
 
 
 def maps_in_json(record: Any, name: str) -> Iterator[bytes]:
-    """Every map in a tokenizer.json. Raises: UserError where it is no base64."""
+    """Every character map in a tokenizer.json. Raises: UserError where one is not base64."""
     waiting = [record]
     while waiting:
         one = waiting.pop()
@@ -51,14 +51,14 @@ def maps_in_json(record: Any, name: str) -> Iterator[bytes]:
                 try:
                     yield base64.b64decode(one["precompiled_charsmap"] or "", validate=True)
                 except (binascii.Error, TypeError, ValueError) as error:
-                    raise UserError(f"{name}: its precompiled map of characters is no base64") from error
+                    raise UserError(f"{name}: its precompiled character map is not base64") from error
             waiting += one.values()
         elif isinstance(one, list):
             waiting += [item for item in one if isinstance(item, dict | list)]
 
 
 def maps_in_model(model: bytes) -> Iterator[bytes]:
-    """Every map in a SentencePiece model, as far as its bytes are a message."""
+    """Every character map in a SentencePiece model, as far as its bytes can be parsed."""
     for spec in fields(model):
         if spec.number not in NORMALIZERS or not isinstance(spec.value, bytes):
             continue

@@ -1,6 +1,6 @@
-"""Tokenizers without merges: one id per character, per byte, or per number that stands in the text already.
+"""Tokenizers without merges: one id per character, per byte, or per number in a text that holds ids already.
 
-None of them has special tokens that a text could spell; the numbers of a NullTokenizer's text are ids, all of them.
+None of them has special tokens that a text could spell; every number in a NullTokenizer's text is an id.
 """
 
 import json
@@ -15,7 +15,7 @@ from megascratch.tokenizer.vocabulary import read_json
 
 
 class CharTokenizer(Tokenizer):
-    """Ids are places in the sorted characters of the training text; with `eod` one more id at the end.
+    """One id per character: its place among the sorted characters of the training text; `eod` adds one more id.
 
     Its file is JSON: {"tokenizer": "CharTokenizer", "eod": true, "characters": "\\n !..."}.
     """
@@ -33,7 +33,7 @@ class CharTokenizer(Tokenizer):
 
     @classmethod
     def train(cls, texts: Iterable[str], eod: bool) -> "CharTokenizer":
-        """Takes every character of the texts."""
+        """A tokenizer with every character of the texts."""
         characters: set[str] = set()
         for text in texts:
             characters.update(text)
@@ -43,7 +43,7 @@ class CharTokenizer(Tokenizer):
 
     @classmethod
     def load(cls, path: Path) -> "CharTokenizer":
-        """Reads what `dump` wrote."""
+        """Reads a file that `dump` wrote."""
         record = read_json(path, cls.kind)
         if not isinstance(record, dict) or record.get("tokenizer") != cls.kind:
             raise UserError(f'{path} is not a CharTokenizer: its JSON does not say "tokenizer": "{cls.kind}"')
@@ -53,12 +53,12 @@ class CharTokenizer(Tokenizer):
         return cls(characters, eod)
 
     def dump(self) -> bytes:
-        """The file's content."""
+        """The content of the file."""
         record = {"tokenizer": self.kind, "eod": self.eod is not None, "characters": self.characters}
         return (json.dumps(record, indent=1) + "\n").encode()
 
     def encode_bare(self, text: str, parse_specials: bool = False, continues: bool = False) -> list[int]:
-        """Raises: UserError naming the first unknown character."""
+        """One id per character. Raises: UserError naming the first unknown character."""
         try:
             return [self._ids[character] for character in text]
         except KeyError as error:
@@ -89,17 +89,17 @@ class ByteTokenizer(Tokenizer):
     def encode_batch(
         self, texts: Sequence[str | bytes], parse_specials: bool = False, around: bool = True
     ) -> EncodedText:
-        """The same for many texts."""
+        """One id per byte, for many texts."""
         return joined([np.frombuffer(as_text(text).encode(), dtype=np.uint8).astype(np.int32) for text in texts])
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Bytes that are no UTF-8 (a text cut inside a character) become U+FFFD."""
+        """The text of the bytes; those that are not UTF-8 (a text cut inside a character) become U+FFFD."""
         require_ids(ids, self.vocab_size, self.kind)
         return bytes(number for number in ids if number != self.eod).decode(errors="replace")
 
 
 class NullTokenizer(Tokenizer):
-    """The text is ids already, separated by white space; the last id of the vocabulary ends a document. No file."""
+    """Reads a text that holds ids, separated by white space; the last id of the vocabulary ends a document. No file."""
 
     kind = "NullTokenizer"
 
@@ -110,7 +110,7 @@ class NullTokenizer(Tokenizer):
         self.fingerprint = fingerprint(self.kind, str(vocab_size).encode())
 
     def encode_bare(self, text: str, parse_specials: bool = False, continues: bool = False) -> list[int]:
-        """Raises: UserError for a word that is no number, or a number outside the vocabulary."""
+        """The numbers in the text. Raises: UserError for a word that is not a number, or outside the vocabulary."""
         try:
             ids = [int(word) for word in text.split()]
         except ValueError as error:

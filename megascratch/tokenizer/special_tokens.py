@@ -1,9 +1,8 @@
-"""How a tokenizer.json reads the text of a special token: as the token, or as plain text like any other.
+"""Edits a tokenizer.json so that the text of a special token in a document is plain text, and cannot forge the token.
 
-`tokenizers` has a switch, `encode_special_tokens`: with it a special token is not looked for in a text. The model
-behind it may still make the token (a unigram model whose vocabulary has `</s>` finds it like any word), so that a
-document could forge its own end. `without` takes the words away from the model as well; `can_be_made` says where that
-matters.
+`tokenizers` has a switch, `encode_special_tokens`, with which it does not search a text for special tokens. The model
+may still produce the token (a unigram model whose vocabulary has `</s>` finds it like any word), so that a document
+could forge its own end. `without` removes the words from the model as well; `can_be_made` says where that is needed.
 """
 
 import json
@@ -13,7 +12,7 @@ from typing import Any
 
 
 def plain_words(record: dict[str, Any], roles: Iterable[int | None]) -> dict[str, int]:
-    """Word -> id of special tokens and of the ids in `roles`: what is written so is no such token in plain text."""
+    """Word -> id of the special tokens and of the ids in `roles`: plain text must not become these tokens."""
     ids = set(roles)
     words = {}
     for token in record["added_tokens"]:
@@ -26,8 +25,9 @@ def plain_words(record: dict[str, Any], roles: Iterable[int | None]) -> dict[str
 
 
 def can_be_made(record: dict[str, Any], words: Iterable[str]) -> bool:
-    """Whether the model itself may make one of the words out of plain text."""
-    model, wanted = record["model"], set(words)
+    """Whether the model itself may produce one of the words from plain text."""
+    model = record["model"]
+    wanted = set(words)
     known = wanted.intersection(word for word, _ in _entries(model))
     if model.get("type") != "BPE" or model.get("ignore_merges"):
         return bool(known)
@@ -35,14 +35,14 @@ def can_be_made(record: dict[str, Any], words: Iterable[str]) -> bool:
 
 
 def switched_off(record: dict[str, Any], words: Iterable[str]) -> list[dict[str, Any]]:
-    """`added_tokens` in which all of the words count as special: the library's switch is for special ones alone."""
+    """`added_tokens` with all of the words marked special: the library's switch applies only to special ones."""
     named = set(words)
     return [token | {"special": True} if token["content"] in named else token for token in record["added_tokens"]]
 
 
 def without(record: dict[str, Any], words: Iterable[str]) -> dict[str, Any]:
-    """The record with a name that no text can guess in the place of each word; every id stays, and what has no token
-    is still unknown."""
+    """The record with each word replaced by a random name that no text can contain. All ids stay the same, and so does
+    the handling of unknown characters."""
     other = {word: f"<{secrets.token_hex(16)}>" for word in words}
     model = record["model"]
     vocab = model["vocab"]
@@ -62,7 +62,8 @@ def without(record: dict[str, Any], words: Iterable[str]) -> dict[str, Any]:
 
 
 def continuing(record: dict[str, Any]) -> dict[str, Any]:
-    """The record for a text that goes on behind another one: no space is put before it. Equal: it never puts one."""
+    """The record for a text that continues a previous one: no space is put in front of it. Equal to `record` if that
+    never puts one."""
     return record | {part: _without_prefix(record.get(part)) for part in ("normalizer", "pre_tokenizer")}
 
 
@@ -93,5 +94,5 @@ def _entries(model: dict[str, Any]) -> Iterable[tuple[str, int]]:
 
 
 def dumped(added: list[dict[str, Any]]) -> str:
-    """`added_tokens` as it stands in a tokenizer.json of ours."""
+    """`added_tokens` as it is written in the JSON that HuggingFaceTokenizer keeps."""
     return '"added_tokens": ' + json.dumps(added, sort_keys=True)

@@ -1,9 +1,9 @@
-"""Where byte-level tokenizers cut a text before they merge, and the special ids of published vocabularies.
+"""Pre-tokenizer splits of byte-level BPE, and the special tokens of published vocabularies.
 
-A split is a regular expression whose matches, side by side, are the whole text; merges never cross it. The expressions
-are those that the models' authors published (GPT-2's encoder.py, tiktoken's openai_public.py, the tokenizer.json files
-of Llama 3 and Qwen 2), written without possessive quantifiers: the regular expressions of Hugging Face's library read
-`{1,3}+` differently, and the matches are the same.
+A split is a regular expression whose consecutive matches are the entire text; merges never cross a match. The
+expressions are those that the models' authors published (GPT-2's encoder.py, tiktoken's openai_public.py, the
+tokenizer.json files of Llama 3 and Qwen 2), written without possessive quantifiers: Hugging Face's regular expressions
+interpret `{1,3}+` differently, and the matches are the same.
 """
 
 from typing import Any, NamedTuple
@@ -30,7 +30,7 @@ SPLITS = {
 
 
 def pre_tokenizer(split: str) -> dict[str, Any]:
-    """The split as a tokenizer.json says it."""
+    """The `pre_tokenizer` of a tokenizer.json for a split."""
     to_bytes = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": split == "gpt2"}
     if split == "gpt2":
         return to_bytes
@@ -39,20 +39,20 @@ def pre_tokenizer(split: str) -> dict[str, Any]:
 
 
 def split_of(pre_tokenizer_record: object) -> str | None:
-    """The name of the split that a tokenizer.json has; None: another one."""
-    said = _essence(pre_tokenizer_record)
-    return next((name for name in SPLITS if _essence(pre_tokenizer(name)) == said), None)
+    """The name of the split in a tokenizer.json; None: it is not one of SPLITS."""
+    essence = _essence(pre_tokenizer_record)
+    return next((name for name in SPLITS if _essence(pre_tokenizer(name)) == essence), None)
 
 
 def _essence(record: object) -> object:
-    """Without what does not move the ids."""
+    """The record without the options that do not change the ids."""
     if isinstance(record, dict):
         return {key: _essence(value) for key, value in record.items() if key != "trim_offsets"}
     return [_essence(value) for value in record] if isinstance(record, list) else record
 
 
 class Encoding(NamedTuple):
-    """What a published rank file does not say itself."""
+    """What a published rank file does not contain: its split and its special tokens."""
 
     split: str
     specials: dict[str, int]

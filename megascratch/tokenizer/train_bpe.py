@@ -1,9 +1,11 @@
-"""Byte-level BPE from text: the merges are those of Hugging Face's trainer (the most frequent pair first; of equally
-frequent ones the pair of lower ids), whichever engine finds them. Byte b has id b, merges follow, special tokens end.
+"""Trains byte-level BPE vocabularies, with exactly the merges of Hugging Face's trainer.
 
-gigatoken's trainer knows GPT-2's split alone; it is used where its merges are the reference's on the beginning of the
-text, every character is one that both know, and there is enough text for every merge. Texts reach it through a file
-of their own, so memory does not grow with them.
+The most frequent pair is merged first; of equally frequent ones the pair of lower ids. Byte b has id b, the merges
+follow, then the special tokens.
+
+gigatoken's trainer supports only GPT-2's split. It is used where its merges equal the reference's on the beginning of
+the text, both engines know every character, and there is enough text for every merge. Texts reach it through a
+temporary file, so memory does not grow with them.
 """
 
 import json
@@ -23,7 +25,7 @@ from megascratch.tokenizer.vocabulary import END_OF_TEXT, Vocabulary, from_recor
 
 BYTES = {bytes([byte]): byte for byte in range(256)}
 BETWEEN = b"\xff"  # no UTF-8 text has this byte
-BYTES_PER_MERGE = 500  # with less text gigatoken's trainer is the slower one: rare pairs all have the same few counts
+BYTES_PER_MERGE = 500  # with less text gigatoken's trainer is slower: rare pairs all have the same few counts
 SAMPLE, SAMPLE_MERGES = 200_000, 300  # characters of text and number of merges in the self-check
 
 Merges = list[tuple[bytes, bytes]]
@@ -32,10 +34,10 @@ Merges = list[tuple[bytes, bytes]]
 def train(
     texts: Iterable[str | bytes], vocab_size: int, split: str = "gpt2", specials: Sequence[str] = (END_OF_TEXT,)
 ) -> Vocabulary:
-    """A vocabulary of exactly `vocab_size` ids.
+    """Trains a vocabulary of exactly `vocab_size` ids.
 
     Raises: UserError where `vocab_size` cannot hold the 256 bytes and the special tokens, special tokens are given
-    twice or stand for one byte, the split is unknown, or the text is too small.
+    twice or have a single byte, the split is unknown, or the text is too small.
     """
     wanted = vocab_size - len(BYTES) - len(specials)
     if wanted < 0:
@@ -56,7 +58,7 @@ def train(
     tokens = BYTES | {left + right: 256 + place for place, (left, right) in enumerate(merges)}
     clash = next((word for word in specials if word.encode() in tokens), None)
     if clash is not None:
-        raise UserError(f"special token {clash!r} is a token of the text, too; give it a name that no text has")
+        raise UserError(f"special token {clash!r} is also a token of the text; give it a name that no text has")
     return Vocabulary(tokens, merges, split, {word: len(tokens) + place for place, word in enumerate(specials)})
 
 
@@ -74,7 +76,7 @@ def _merges(texts: Iterator[str], wanted: int, split: str) -> Merges:
 
 
 def _agree(corpus: Path, wanted: int) -> bool:
-    """Whether both trainers find the same on the beginning of the text."""
+    """Whether both trainers find the same merges on the beginning of the text."""
     start = [text[:SAMPLE] for text in _first(_read(corpus), SAMPLE)]
     sample = corpus.with_name("sample")
     _write(start, sample)
@@ -82,7 +84,7 @@ def _agree(corpus: Path, wanted: int) -> bool:
 
 
 def _write(texts: Iterable[str], corpus: Path) -> bool:
-    """The texts into a file; whether both engines know all their characters."""
+    """Writes the texts to a file. Returns whether both engines know all their characters."""
     known = True
     try:
         with corpus.open("wb") as file:
@@ -91,14 +93,14 @@ def _write(texts: Iterable[str], corpus: Path) -> bool:
                 file.write(text.encode() + BETWEEN)
     except OSError as error:
         raise UserError(
-            f"{corpus} cannot be written ({error.strerror}): the trainer needs room for the whole text in "
+            f"{corpus} cannot be written ({error.strerror}): the trainer needs room for the entire text in "
             f"{tempfile.gettempdir()}; set TMPDIR or lower --max-megabytes"
         ) from error
     return known
 
 
 def _read(corpus: Path) -> Iterator[str]:
-    """The texts again."""
+    """The texts that `_write` stored."""
     with corpus.open("rb") as file:
         rest = b""
         while block := file.read(1 << 22):
@@ -115,8 +117,8 @@ def _first(texts: Iterable[str], size: int) -> Iterator[str]:
 
 
 def _is_alive(merges: Merges, corpus: Path) -> bool:
-    """Whether the last merge is found in the text. gigatoken goes on when no pair is left, with pairs that occur
-    nowhere; a token that was merged last is never hidden in a longer one."""
+    """Whether the last merge occurs in the text. When no pair is left, gigatoken continues with pairs that occur
+    nowhere; the token that was merged last is never hidden in a longer one."""
     if not merges:
         return False
     tokens = BYTES | {left + right: 256 + place for place, (left, right) in enumerate(merges)}
@@ -126,7 +128,7 @@ def _is_alive(merges: Merges, corpus: Path) -> bool:
 
 
 def by_reference(texts: Iterable[str], wanted: int, split: str) -> Merges:
-    """At most `wanted` merges by Hugging Face's trainer."""
+    """At most `wanted` merges, from Hugging Face's trainer."""
     learner = tokenizers.Tokenizer.from_str(json.dumps(Vocabulary(BYTES, [], split, {}).record()))
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=len(BYTES) + wanted,
@@ -138,14 +140,14 @@ def by_reference(texts: Iterable[str], wanted: int, split: str) -> Merges:
 
 
 def by_gigatoken(corpus: Path, wanted: int) -> Merges:
-    """The same for GPT-2's split by gigatoken's trainer, from a file of texts with BETWEEN after each."""
+    """The same for GPT-2's split, from gigatoken's trainer. `corpus` holds the texts, each followed by BETWEEN."""
     with _silence():
         return gigatoken_rs.train_bpe(str(corpus), len(BYTES) + wanted, [], "huggingface", BETWEEN)[1]
 
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """The trainer talks to the process's standard streams, past Python; nobody asked."""
+    """Redirects file descriptors 1 and 2 to /dev/null: the trainer writes to them directly, past Python."""
     kept = [os.dup(stream) for stream in (1, 2)]
     nowhere = os.open(os.devnull, os.O_WRONLY)
     try:

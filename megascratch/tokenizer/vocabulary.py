@@ -1,11 +1,11 @@
-"""A byte-level BPE vocabulary and the three files it comes in, each read with suspicion and written whole.
+"""Reads and writes byte-level BPE vocabularies in three file formats; every file is validated when it is read.
 
     tokenizer.json          Hugging Face: everything (split, merges, special tokens)
-    *.tiktoken              tiktoken's ranks: one line `base64(token) rank` each; split and special tokens are told
+    *.tiktoken              tiktoken's ranks: one line `base64(token) rank` each; no split, no special tokens
     vocab.json merges.txt   GPT-2: tokens with ids, and merges in order; the split is GPT-2's
 
 Ranks merge the neighbours whose union has the lowest rank, whatever its two halves; merges name the halves. So ranks
-become all pairs of known halves, in the order of rank, and a word that is a token itself is taken whole.
+are converted to all pairs of known halves, in the order of rank, and a word that is a token itself is not split.
 """
 
 import base64
@@ -22,8 +22,8 @@ END_OF_TEXT = "<|endoftext|>"
 
 
 def _byte_characters() -> list[str]:
-    """The printable character that stands for each byte in GPT-2's files: itself where Latin-1 prints one, else the
-    next from U+0100 on."""
+    """The printable character for each byte in GPT-2's files: the byte's own where Latin-1 has a printable one, else
+    the next one from U+0100."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = iter(range(0x100, 0x200))
     return [chr(byte if byte in printable else next(others)) for byte in range(256)]
@@ -34,7 +34,7 @@ BYTE_OF = {character: byte for byte, character in enumerate(CHARACTER_OF)}
 
 
 class Vocabulary(NamedTuple):
-    """Byte-level BPE."""
+    """A byte-level BPE vocabulary."""
 
     tokens: dict[bytes, int]
     merges: list[tuple[bytes, bytes]]
@@ -43,7 +43,7 @@ class Vocabulary(NamedTuple):
     specials: dict[str, int]
     normal_form: str | None = None
     whole_words: bool = False
-    """A word that is a token is taken whole, even where merges do not lead to it."""
+    """A word that is a token becomes that token, even where merges do not lead to it."""
 
     def record(self) -> dict[str, Any]:
         """The content of a tokenizer.json."""
@@ -89,7 +89,7 @@ def spell(token: bytes) -> str:
 
 
 def unspell(word: str) -> bytes | None:
-    """The bytes again; None: not spelled so."""
+    """The bytes of a word that `spell` wrote; None: it has other characters."""
     try:
         return bytes([BYTE_OF[character] for character in word])
     except KeyError:
@@ -97,7 +97,7 @@ def unspell(word: str) -> bytes | None:
 
 
 def from_ranks(ranks: dict[bytes, int], encoding: Encoding, name: str) -> Vocabulary:
-    """tiktoken's ranks as merges. Raises: UserError where special tokens collide with tokens or their ids."""
+    """Converts tiktoken's ranks to merges. Raises: UserError where special tokens collide with tokens or their ids."""
     taken = set(ranks.values())
     for special, number in encoding.specials.items():
         if number in taken or special.encode() in ranks:
@@ -116,7 +116,7 @@ def from_ranks(ranks: dict[bytes, int], encoding: Encoding, name: str) -> Vocabu
 
 
 def from_record(record: dict[str, Any], name: str) -> Vocabulary:
-    """The vocabulary of a tokenizer.json. Raises: UserError where it is no byte-level BPE with a known split."""
+    """The vocabulary of a tokenizer.json. Raises: UserError where it is not a byte-level BPE with a known split."""
     model, normalizer = record["model"], record.get("normalizer")
     split = split_of(record.get("pre_tokenizer"))
     plain = model.get("type") == "BPE" and not any(
@@ -124,7 +124,7 @@ def from_record(record: dict[str, Any], name: str) -> Vocabulary:
         for option in ("byte_fallback", "unk_token", "dropout", "continuing_subword_prefix", "end_of_word_suffix")
     )
     if split is None or not plain or (normalizer is not None and normalizer.get("type") != "NFC"):
-        raise UserError(f"{name} is no byte-level BPE with a split that other forms know; it stays a tokenizer.json")
+        raise UserError(f"{name} is not a byte-level BPE with a split that other formats know; keep the tokenizer.json")
     added = {token["content"]: token["id"] for token in record.get("added_tokens", [])}
     tokens = {unspell(word): number for word, number in model["vocab"].items() if word not in added}
     if None in tokens:
@@ -135,30 +135,32 @@ def from_record(record: dict[str, Any], name: str) -> Vocabulary:
 
 
 def merge_pairs(merges: list[Any]) -> list[list[str]]:
-    """Merges written as `left right` (older files) or as pairs."""
+    """Merges as pairs; older files write them as `left right`."""
     return [merge.split(" ", 1) if isinstance(merge, str) else merge for merge in merges]
 
 
 def inside(folder: Path, name: str) -> Path:
-    """A file that is looked for in a folder, not named by the user. A link may lead to another file of the folder, or
-    of the repository in a Hugging Face cache (`snapshots/REVISION/` holds links into `blobs/`), but not out of it.
+    """Path of a file in a folder, for files that the user did not name. A symbolic link may lead to another file of the
+    folder, or of the repository in a Hugging Face cache (`snapshots/REVISION/` holds links into `blobs/`).
 
-    Raises: UserError where it does.
+    Raises: UserError where a link leads out of the folder.
     """
     path, home = folder / name, folder.resolve()
     if home.parent.name == "snapshots" and (home.parent.parent / "blobs").is_dir():
         home = home.parent.parent
     if path.is_symlink() and not path.resolve().is_relative_to(home):
-        raise UserError(f"{path} is a link out of its folder, to {path.resolve()}: name that file if it is meant")
+        raise UserError(
+            f"{path} is a link out of its folder, to {path.resolve()}: give that file by name if you want it"
+        )
     return path
 
 
 def read_bytes(path: Path) -> bytes:
-    """A whole file. Raises: UserError where it is too large for a vocabulary or cannot be read."""
+    """The bytes of a file. Raises: UserError where it is too large for a vocabulary or cannot be read."""
     try:
         if not path.is_file():
             raise UserError(
-                f"--tokenizer-model {path} is no regular file"
+                f"--tokenizer-model {path} is not a regular file"
                 if path.exists()
                 else f"--tokenizer-model {path} cannot be read: No such file or directory"
             )
@@ -170,7 +172,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def read_json(path: Path, kind: str) -> Any:
-    """Raises: UserError where the file holds no JSON."""
+    """The content of a JSON file. Raises: UserError where it is not JSON."""
     try:
         return json.loads(read_bytes(path).decode())
     except (ValueError, RecursionError) as error:
@@ -178,7 +180,7 @@ def read_json(path: Path, kind: str) -> Any:
 
 
 def read_ranks(path: Path) -> dict[bytes, int]:
-    """A *.tiktoken file. Raises: UserError naming the first broken line, or the bytes that have no token."""
+    """Reads a *.tiktoken file. Raises: UserError naming the first invalid line, or the bytes that have no token."""
     ranks: dict[bytes, int] = {}
     for number, line in enumerate(read_bytes(path).splitlines(), 1):
         if not line.strip():
@@ -192,7 +194,7 @@ def read_ranks(path: Path) -> dict[bytes, int]:
         except (ValueError, binascii.Error) as error:
             shown = line[:40].decode(errors="replace")
             raise UserError(
-                f"{path}:{number} is not `base64(token) rank`, each once: {shown!r}; a rank file is what tiktoken reads"
+                f"{path}:{number} is not `base64(token) rank`, each once: {shown!r}; give a file in tiktoken's format"
             ) from error
     if len(set(ranks.values())) < len(ranks):
         raise UserError(f"{path}: two tokens have the same rank; each needs its own")
@@ -201,7 +203,7 @@ def read_ranks(path: Path) -> dict[bytes, int]:
 
 
 def read_gpt2(vocab_file: Path, merge_file: Path) -> Vocabulary:
-    """GPT-2's two files; `<|endoftext|>` is special where the vocabulary has it. Raises: UserError."""
+    """Reads GPT-2's two files; `<|endoftext|>` is special where the vocabulary has it. Raises: UserError."""
     vocab = read_json(vocab_file, "GPT-2 vocabulary")
     if not isinstance(vocab, dict) or not all(type(number) is int for number in vocab.values()):
         raise UserError(f"{vocab_file} is not a GPT-2 vocabulary: it must hold {{token: id, ...}}")
@@ -223,7 +225,7 @@ def read_gpt2(vocab_file: Path, merge_file: Path) -> Vocabulary:
 
 
 def require_bytes(tokens: object, name: str) -> None:
-    """Raises: UserError where a byte has no token: texts would lose it without a word."""
+    """Raises: UserError where a byte has no token: texts would silently lose it."""
     missing = [byte for byte in range(256) if bytes([byte]) not in tokens]  # type: ignore[operator]
     if missing:
         raise UserError(
@@ -233,6 +235,6 @@ def require_bytes(tokens: object, name: str) -> None:
 
 
 def write_ranks(vocabulary: Vocabulary) -> bytes:
-    """The content of a *.tiktoken file; split and special tokens have no place in it."""
+    """The content of a *.tiktoken file, which cannot store the split and the special tokens."""
     ordered = sorted(vocabulary.tokens.items(), key=lambda item: item[1])
     return b"".join(base64.b64encode(token) + f" {rank}\n".encode() for token, rank in ordered)

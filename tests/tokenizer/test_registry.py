@@ -168,7 +168,7 @@ FILES = {
         (None, "strange.txt", None, "none of .json, .model and .tiktoken; give --tokenizer-type"),
         ("BertWordPieceCase", None, None, "is unknown; use one of SentencePieceTokenizer, HuggingFaceTokenizer"),
         ("CharTokenizer", None, None, "needs --tokenizer-model, the tokenizer's file"),
-        ("ByteTokenizer", "other.json", None, "reads no file; leave --tokenizer-model"),
+        ("ByteTokenizer", "other.json", None, "reads no file; remove --tokenizer-model"),
         ("NullTokenizer", None, None, "needs --vocab-size"),
         ("NullTokenizer", None, 0, r"--vocab-size \(0\) must be at least 1"),
         (None, "nowhere.model", None, "nowhere.model cannot be read: No such file"),
@@ -194,9 +194,14 @@ def test_what_cannot_be_loaded_is_refused(tmp_path, kind, model, vocab_size, law
 @pytest.mark.parametrize(
     ("kind", "output", "options", "law"),
     [
-        ("ByteTokenizer", "t.model", {}, "a ByteTokenizer is not trained"),
+        ("ByteTokenizer", "t.model", {}, "a ByteTokenizer cannot be trained"),
         ("CharTokenizer", "t.model", {}, "must end in .json"),
-        ("CharTokenizer", "t.json", {"vocab_size": 5}, "--vocab-size 5: a CharTokenizer has the characters"),
+        (
+            "CharTokenizer",
+            "t.json",
+            {"vocab_size": 5},
+            "--vocab-size 5 is not for a CharTokenizer, which has the characters",
+        ),
         ("SentencePieceTokenizer", "t.model", {}, "needs --vocab-size"),
         ("SentencePieceTokenizer", "t.model", {"vocab_size": 600, "eod": False}, "always has an end of document"),
     ],

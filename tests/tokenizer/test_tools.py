@@ -142,12 +142,12 @@ def test_a_conversion_that_would_read_an_added_word_otherwise_is_refused(tmp_pat
 @pytest.mark.parametrize(
     ("source", "output", "options", "law"),
     [
-        ("unigram.model", "x.json", {}, "is a SentencePieceTokenizer that no other form can say"),
+        ("unigram.model", "x.json", {}, "is a SentencePieceTokenizer that no other format can express"),
         ("bpe.json", "x.model", {}, r"must end in .json .a tokenizer.json. or .tiktoken"),
-        ("bpe.json", "x.json", {"split": "gpt2"}, "says itself how it splits"),
+        ("bpe.json", "x.json", {"split": "gpt2"}, "already defines its split"),
         ("bpe.tiktoken", "x.json", {}, r"does not say how text is split: give --encoding .r50k_base"),
         ("bpe.tiktoken", "x.json", {"split": "gpt2", "encoding": "llama3"}, "give either --encoding or --split"),
-        ("bpe.model", "x.tiktoken", {}, "is no byte-level BPE with a split that other forms know"),
+        ("bpe.model", "x.tiktoken", {}, "is not a byte-level BPE with a split that other formats know"),
     ],
 )
 def test_a_conversion_that_loses_is_refused(folder, tmp_path, source, output, options, law):

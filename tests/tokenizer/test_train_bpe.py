@@ -153,7 +153,7 @@ def test_the_trainer_falls_back_where_a_character_is_new_or_the_text_is_used_up(
         (CODE, 300, "gpt3", [END], "--split gpt3 is unknown; use one of gpt2, cl100k"),
         (CODE, 300, "gpt2", [END, END], "must all differ"),
         (CODE, 300, "gpt2", ["x"], "have two bytes or more"),
-        (CODE, 2000, "gpt2", ["return"], "special token 'return' is a token of the text, too"),
+        (CODE, 2000, "gpt2", ["return"], "special token 'return' is also a token of the text"),
         (["abab abab"], 400, "gpt2", [END], "gives 3 merges, --vocab-size 400 needs 143: use --vocab-size 260 or less"),
         ([], 400, "gpt2", [END], "gives 0 merges, --vocab-size 400 needs 143: use --vocab-size 257 or less"),
     ],
@@ -247,7 +247,7 @@ def test_a_rank_file_is_read_by_its_published_name(tmp_path, monkeypatch):
     ]
     assert (read.vocab_size, read.eod) == (1500, 1499)
     for name in ("other.tiktoken", "tokenizer.model"):
-        with pytest.raises(UserError, match=r"say neither how text is split.*megascratch tokenizer convert"):
+        with pytest.raises(UserError, match=r"define neither how text is split.*megascratch tokenizer convert"):
             tokenizers.load(None, tmp_path / name)
 
 
@@ -297,7 +297,7 @@ DAMAGE = {
         r"special token <\|endoftext\|> has id 65, which is 'A' in the vocabulary",
     ),
     "large.json": (small(model=model(vocab=small()["model"]["vocab"] | {"zz": 1 << 40})), "is not a tokenizer.json"),
-    "far.json": (small(model=model(vocab=small()["model"]["vocab"] | {"zz": (1 << 32) - 1})), "the last below 2"),
+    "far.json": (small(model=model(vocab=small()["model"]["vocab"] | {"zz": (1 << 32) - 1})), "all below 2"),
 }
 
 
