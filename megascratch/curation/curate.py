@@ -1,10 +1,10 @@
-"""JSONL in, the lines that pass out, and a report of what was dropped and why.
+"""Filters and deduplicates text corpora (Gopher, C4, decontamination) and reports what was dropped and why.
 
-A line goes through the rules that were asked for, cheapest first, and is dropped by the first that speaks:
+A line goes through the enabled rules, cheapest first, and the first rule that matches drops it:
 
     quality (Gopher) -> repetition (Gopher) -> C4 -> contamination -> exact duplicate -> near duplicate
 
-Of duplicates the first stays. The result depends on the lines and the settings alone.
+Of duplicates the first one is kept. The result depends only on the lines and the settings.
 """
 
 from collections import Counter
@@ -22,13 +22,13 @@ from megascratch.data.text.documents import Record, read_records
 from megascratch.data.text.jsonl import BadLine
 from megascratch.data.text.sources import Source, find_sources
 
-EXAMPLES = 3  # of each rule in the report
+EXAMPLES = 3  # dropped texts of each rule in the report
 SHOWN = 200  # characters of an example
-Rule = Callable[[str, str], Reason | str | None]  # text and place in; why to drop it, the text to keep instead, or None
+Rule = Callable[[str, str], Reason | str | None]  # (text, place) -> why to drop it, the text to keep instead, or None
 
 
 class Settings(NamedTuple):
-    """What is asked for."""
+    """Which rules are enabled, and their settings."""
 
     gopher_quality: bool = False
     gopher_repetition: bool = False
@@ -51,13 +51,13 @@ class Settings(NamedTuple):
 
 @dataclass
 class CurationReport:
-    """What became of the lines."""
+    """How many lines were read, kept and dropped, and examples."""
 
     settings: dict[str, Any]
     lines: int = 0
     kept: int = 0
     changed: int = 0
-    """Kept with other words (C4 drops lines of a text)."""
+    """Kept, but shortened (C4 drops lines of a text)."""
     bytes_read: int = 0
     """UTF-8 bytes of all texts."""
     bytes_kept: int = 0
@@ -68,58 +68,60 @@ class CurationReport:
     examples: dict[str, list[dict[str, str]]] = field(default_factory=dict)
 
     def drop(self, reason: Reason, place: str, text: str) -> None:
-        """Counts a text, and shows it if it is among the first of its rule."""
+        """Counts a dropped text; the first EXAMPLES of each rule are kept as examples."""
         self.dropped[reason.rule] += 1
         shown = self.examples.setdefault(reason.rule, [])
         if len(shown) < EXAMPLES:
             shown.append({"place": place, "reason": reason.detail, "text": text[:SHOWN]})
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The report for JSON."""
         return asdict(self) | {"dropped": dict(self.dropped.most_common())}
 
 
 class Curator:
-    """Reads files and gives the lines to keep; `report` tells the rest.
+    """Reads files and yields the lines to keep; `report` counts the others.
 
-    Raises: UserError where no rule is asked for, or one cannot work.
+    Raises: UserError where no rule is enabled, or the settings of one are invalid.
     """
 
     def __init__(self, settings: Settings):
         self.settings = settings
         self.report = CurationReport({**settings._asdict(), "limits": asdict(settings.limits)})
-        self._rules = list(self._rules_asked_for())
+        self._rules = list(self._enabled_rules())
         if not self._rules:
             raise UserError(
                 "nothing to do: ask for --gopher-quality, --gopher-repetition, --c4, --decontaminate FILE, "
                 "--exact-duplicates or --near-duplicates"
             )
 
-    def _rules_asked_for(self) -> Iterator[Rule]:
-        asked, limits = self.settings, self.settings.limits
+    def _enabled_rules(self) -> Iterator[Rule]:
+        settings, limits = self.settings, self.settings.limits
         plain = {"gopher_quality": gopher_quality, "gopher_repetition": gopher_repetition, "c4": c4}
         for name, rule in plain.items():
-            if getattr(asked, name):
+            if getattr(settings, name):
                 yield partial(_without_place, rule, limits)
-        if asked.decontaminate:
-            found = Contamination(_texts(asked.decontaminate, asked.decontaminate_key), asked.decontaminate_words)
-            self.report.evaluation_texts, self.report.evaluation_texts_too_short = found.texts, found.too_short
-            yield lambda text, place: found.judge(text)
-        if asked.exact_duplicates:
-            yield ExactDuplicates().judge
-        if asked.near_duplicates:
-            yield NearDuplicates(asked.similarity, asked.shingle_words, asked.permutations).judge
+        if settings.decontaminate:
+            texts = _texts(settings.decontaminate, settings.decontaminate_key)
+            contamination = Contamination(texts, settings.decontaminate_words)
+            self.report.evaluation_texts = contamination.texts
+            self.report.evaluation_texts_too_short = contamination.too_short
+            yield lambda text, place: contamination.check(text)
+        if settings.exact_duplicates:
+            yield ExactDuplicates().check
+        if settings.near_duplicates:
+            yield NearDuplicates(settings.similarity, settings.shingle_words, settings.permutations).check
 
     def keep(self, sources: Sequence[Source], bad: Callable[[str], None] = lambda line: None) -> Iterator[bytes]:
-        """The lines that pass, in order, without line ends; a changed text is written again under its key, and a row or
-        a text file as an object. What gives no text is told to `bad`.
+        """The lines that pass, in order, without line ends; a changed text is stored under its key, and a row or a text
+        file becomes a JSON object. `bad` is called with each record that has no text.
 
         Raises: UserError for files that cannot be read, and with `strict` for the first bad line.
         """
         for record in read_records(sources, self.settings.json_key, sample_by=self.settings.sample_by):
             self.report.lines += 1
             try:
-                kept = self._judge(record)
+                kept = self._apply_rules(record)
             except BadLine as reason:
                 if self.settings.strict:
                     raise UserError(f"{record.place}: {reason} (--strict: nothing written)") from reason
@@ -130,16 +132,17 @@ class Curator:
                 self.report.kept += 1
                 yield kept
 
-    def _judge(self, record: Record) -> bytes | None:
+    def _apply_rules(self, record: Record) -> bytes | None:
         """The line to keep, or None. Raises: BadLine."""
         text = original = record.text(self.settings.json_key)
         self.report.bytes_read += len(text.encode())
         for rule in self._rules:
-            found = rule(text, record.place)
-            if isinstance(found, Reason):
-                self.report.drop(found, record.place, original)
+            result = rule(text, record.place)
+            if isinstance(result, Reason):
+                self.report.drop(result, record.place, original)
                 return None
-            text = text if found is None else found
+            if result is not None:
+                text = result
         self.report.bytes_kept += len(text.encode())
         if text == original:
             return record.line()
@@ -152,7 +155,7 @@ def _without_place(rule: Callable[[str, Limits], Reason | str | None], limits: L
 
 
 def _texts(paths: Sequence[str], key: str) -> Iterator[str]:
-    """Evaluation texts; a bad line would let contamination through, so it is refused."""
+    """Evaluation texts; a bad line is refused, because it would let contamination through."""
     for record in read_records(find_sources(paths), key, [key]):
         try:
             yield record.text(key)

@@ -1,8 +1,8 @@
-"""Texts in, one after the other; whether each was there before, nearly there before, or is in an evaluation set.
+"""Detects exact duplicates, near duplicates (MinHash LSH) and contamination with evaluation texts.
 
 Near duplicates: MinHash over word n-grams and locality-sensitive hashing (datasketch, an optional extra), with 13-grams
-and a Jaccard similarity of 0.8 as Gopher has them (arXiv 2112.11446, A.1.1). Decontamination: a shared 13-gram, as
-GPT-3 has it (arXiv 2005.14165, appendix C), where a shorter evaluation text of at least 8 words counts as one n-gram.
+and a Jaccard similarity of 0.8 as in Gopher (arXiv 2112.11446, A.1.1). Decontamination: a shared 13-gram, as in
+GPT-3 (arXiv 2005.14165, appendix C), where a shorter evaluation text of at least 8 words counts as one n-gram.
 """
 
 import hashlib
@@ -18,8 +18,8 @@ try:
 except ImportError:
     datasketch: Any = None  # type: ignore[no-redef]
 
-SHORTEST = 8  # words of an evaluation text; what is shorter is in too many texts
-HIGHEST = 0.9  # threshold of the tables: nearer to 1 they would have one band; the estimate decides above it
+SHORTEST = 8  # words of an evaluation text; a shorter one occurs in too many texts
+HIGHEST = 0.9  # threshold of the LSH tables: closer to 1 they would have one band; above it the estimate decides
 WORDS = re.compile(r"\w+")
 
 
@@ -35,13 +35,13 @@ def n_grams(words: Sequence[str], n: int) -> Iterator[bytes]:
 
 
 class ExactDuplicates:
-    """Texts by their sha256: 32 bytes of memory and some for each different text."""
+    """Finds exact duplicates by sha256: 32 bytes of memory, plus overhead, for each different text."""
 
     def __init__(self) -> None:
         self._seen: dict[bytes, str] = {}
 
-    def judge(self, text: str, place: str) -> Reason | None:
-        """Whether the same text came before; else it is remembered with its place."""
+    def check(self, text: str, place: str) -> Reason | None:
+        """A reason if the same text occurred before; else the text is remembered with its place."""
         digest = hashlib.sha256(text.encode()).digest()
         if digest in self._seen:
             return Reason("exact_duplicate", f"the text of {self._seen[digest]}")
@@ -50,9 +50,9 @@ class ExactDuplicates:
 
 
 class NearDuplicates:
-    """Texts by their MinHash signatures (4 bytes x `permutations` and the tables for each text that is kept).
+    """Finds near duplicates by MinHash signatures (4 bytes x `permutations` and the tables for each kept text).
 
-    Raises: UserError where datasketch is not installed, or a setting is out of its range.
+    Raises: UserError where datasketch is not installed, or a setting is out of range.
     """
 
     def __init__(self, threshold: float, n: int, permutations: int):
@@ -72,8 +72,9 @@ class NearDuplicates:
             raise UserError(f"--permutations ({permutations}) are too few for --similarity {threshold:g}") from error
         self._signatures: dict[str, Any] = {}
 
-    def judge(self, text: str, place: str) -> Reason | None:
-        """Whether a text like this one was kept before; else it is remembered. Estimates, not the tables, decide."""
+    def check(self, text: str, place: str) -> Reason | None:
+        """A reason if a similar text was kept before; else the text is remembered. The tables propose candidates, the
+        estimated similarity decides."""
         signature = datasketch.MinHash(num_perm=self.permutations, seed=1)
         signature.update_batch(sorted(set(n_grams(words_of(text), self.n))))
         likes = [(-signature.jaccard(self._signatures[key]), key) for key in self._tables.query(signature)]
@@ -86,11 +87,13 @@ class NearDuplicates:
 
 
 class Contamination:
-    """The n-grams of evaluation texts."""
+    """Finds texts that share an n-gram with an evaluation text."""
 
     def __init__(self, texts: Iterable[str], n: int):
         if n < SHORTEST:
-            raise UserError(f"--decontaminate-words ({n}) must be at least {SHORTEST}: less is in too many texts")
+            raise UserError(
+                f"--decontaminate-words ({n}) must be at least {SHORTEST}: shorter n-grams are in too many texts"
+            )
         self.texts = self.too_short = 0
         self._grams: dict[int, set[bytes]] = {}
         for text in texts:
@@ -102,8 +105,8 @@ class Contamination:
                 length = min(n, len(words))
                 self._grams.setdefault(length, set()).update(n_grams(words, length))
 
-    def judge(self, text: str) -> Reason | None:
-        """Whether the text shares an n-gram with an evaluation text."""
+    def check(self, text: str) -> Reason | None:
+        """A reason if the text shares an n-gram with an evaluation text."""
         words = words_of(text)
         for length, grams in sorted(self._grams.items()):
             if len(words) >= length:

@@ -1,4 +1,4 @@
-"""A text in, the reason to drop it out, or None: the published rules of Gopher and C4 as plain functions.
+"""Quality filters for text: the published rules of Gopher and C4, as functions that give a reason to drop it or None.
 
 Gopher: Rae et al. 2021, arXiv 2112.11446, appendix A.1.1 (quality) and table A1 (repetition).
 C4: Raffel et al. 2019, arXiv 1910.10683, section 2.2.
@@ -26,7 +26,7 @@ class Reason(NamedTuple):
 
 @dataclass(frozen=True)
 class Limits:
-    """What the rules compare with; the defaults are the papers'."""
+    """Thresholds of the rules; the defaults are those of the papers."""
 
     min_words: int = 50  # Gopher
     max_words: int = 100_000
@@ -55,9 +55,9 @@ class Limits:
 
 
 def gopher_quality(text: str, limits: Limits) -> Reason | None:
-    """Length, length of words, symbols, bullets, ellipses, letters and stop words."""
+    """Checks length, length of words, symbols, bullets, ellipses, letters and stop words."""
     words = text.split()
-    if not max(limits.min_words, 1) <= len(words) <= limits.max_words:  # without words there are no shares of them
+    if not max(limits.min_words, 1) <= len(words) <= limits.max_words:  # without words the shares below are undefined
         return Reason("words", f"{len(words)} words, {limits.min_words} to {limits.max_words} are kept")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     alphabetic = sum(any(map(str.isalpha, word)) for word in words) / len(words)
@@ -78,29 +78,31 @@ def gopher_quality(text: str, limits: Limits) -> Reason | None:
 
 
 def gopher_repetition(text: str, limits: Limits) -> Reason | None:
-    """Lines, paragraphs and n-grams that occur again; shares of the lines, of the characters, of the words' characters.
+    """Checks for repeated lines, paragraphs and n-grams: their shares of the lines, of the characters, of the words'
+    characters.
 
-    Of a duplicate every occurrence but the first counts; characters of overlapping n-grams count once.
+    All occurrences of a duplicate but the first count; characters of overlapping n-grams count once.
     """
-    found = []
+    reasons = []
     for name, parts in (("line", text.splitlines()), ("paragraph", re.split(r"\n\s*\n", text))):
         parts = [part.strip() for part in parts if part.strip()]
         share, characters = _duplicates(parts)
-        found.append(_above(f"duplicate_{name}s", share, getattr(limits, f"max_duplicate_{name}s")))
-        found.append(
+        reasons.append(_above(f"duplicate_{name}s", share, getattr(limits, f"max_duplicate_{name}s")))
+        reasons.append(
             _above(f"duplicate_{name}_characters", characters, getattr(limits, f"max_duplicate_{name}_characters"))
         )
     words = text.split()
-    found += [_above(f"top_{n}_gram", _top(words, n), getattr(limits, f"max_top_{n}_gram")) for n in (2, 3, 4)]
-    found += [
-        _above(f"duplicate_{n}_grams", _repeated(words, n), getattr(limits, f"max_duplicate_{n}_grams"))
-        for n in range(5, 11)
-    ]
-    return _first(*found)
+    for n in (2, 3, 4):
+        reasons.append(_above(f"top_{n}_gram", _top(words, n), getattr(limits, f"max_top_{n}_gram")))
+    for n in range(5, 11):
+        limit = getattr(limits, f"max_duplicate_{n}_grams")
+        reasons.append(_above(f"duplicate_{n}_grams", _repeated(words, n), limit))
+    return _first(*reasons)
 
 
 def c4(text: str, limits: Limits) -> str | Reason:
-    """The text with C4's lines alone (they end a sentence, have words enough, name no Javascript), or why it goes."""
+    """Keeps the lines that C4 keeps (they end a sentence, have enough words, do not mention Javascript), or drops the
+    text with a reason."""
     if "lorem ipsum" in text.lower():
         return Reason("lorem_ipsum", "the text says lorem ipsum")
     if "{" in text:
@@ -132,14 +134,18 @@ def _below(rule: str, value: float, limit: float) -> Reason | None:
 
 
 def _duplicates(parts: Sequence[str]) -> tuple[float, float]:
-    """Share of the parts, and of their characters, that occurred before."""
+    """Share of the parts, and of the characters, that are repetitions of an earlier part."""
     seen: set[str] = set()
-    again = [part for part in parts if part in seen or seen.add(part)]  # type: ignore[func-returns-value]
-    return len(again) / max(len(parts), 1), sum(map(len, again)) / max(sum(map(len, parts)), 1)
+    repeated = []
+    for part in parts:
+        if part in seen:
+            repeated.append(part)
+        seen.add(part)
+    return len(repeated) / max(len(parts), 1), sum(map(len, repeated)) / max(sum(map(len, parts)), 1)
 
 
 def _top(words: Sequence[str], n: int) -> float:
-    """Share of the characters in the most frequent n-gram, 0 where none occurs twice."""
+    """Share of the characters in the most frequent n-gram; 0 if none occurs twice."""
     grams = Counter(zip(*(words[at:] for at in range(n)), strict=False))
     if not grams:
         return 0.0

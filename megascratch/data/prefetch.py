@@ -1,9 +1,9 @@
-"""An iterator in, the same items in the same order out, made ahead by a background thread.
+"""Prefetches the items of an iterator in a background thread, in the same order.
 
     thread     make 0 | make 1 | make 2 | (full: waits)     | make 3
     consumer            step with 0     | step with 1       | step with 2
 
-What making an item raises is raised where that item is asked for.
+An exception while an item is made is raised where the consumer asks for that item.
 """
 
 from collections.abc import Iterator
@@ -17,19 +17,20 @@ Item = TypeVar("Item")
 
 
 class _End(NamedTuple):
-    """Behind the last item: nothing more, or what ended the making."""
+    """Follows the last item: the end of the source (None), or the exception that ended it."""
 
     error: BaseException | None
 
 
 class Prefetch(Generic[Item]):
-    """Items of `source`, up to `ahead` of them made early; 0: no thread, each is made when asked for.
+    """Items of `source`, up to `ahead` of them made early; 0: no thread, each item is made when it is asked for.
 
-    `close` (or the end of `with`) waits for the item in the making and leaves no thread behind.
+    `close` (or the end of `with`) waits for the item that is being made and ends the thread.
     """
 
     def __init__(self, source: Iterator[Item], ahead: int):
-        self._source, self._stop = source, Event()
+        self._source = source
+        self._stop = Event()
         self._ready: Queue[Item | _End] = Queue(maxsize=ahead)
         self._thread = Thread(target=self._make, name="prefetch", daemon=True) if ahead else None
         self._ended = False
@@ -57,12 +58,12 @@ class Prefetch(Generic[Item]):
                 self._ready.put(item)
                 if self._stop.is_set():
                     return
-        except BaseException as raised:  # the consumer's to judge, whatever it is
+        except BaseException as raised:  # raised again in the consumer, whatever it is
             error = raised
         self._ready.put(_End(error))
 
     def close(self) -> None:
-        """Ends the thread; items that nobody asked for are dropped."""
+        """Ends the thread; items that were not asked for are dropped."""
         if self._thread is None:
             return
         self._stop.set()

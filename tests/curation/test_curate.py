@@ -70,7 +70,7 @@ def test_what_shares_13_words_with_an_evaluation_text_goes(curate, tmp_path):
 def test_a_sample_of_every_length_is_found_in_itself():
     for words in range(8, 30):
         text = sentence(words, words)
-        assert Contamination([text], 13).judge(f"before {text} after") and not Contamination([text], 13).judge("other")
+        assert Contamination([text], 13).check(f"before {text} after") and not Contamination([text], 13).check("other")
     assert list(n_grams(words_of("A b, c!"), 2)) == [b"a b", b"b c"]
 
 

@@ -1,5 +1,7 @@
-"""The one reader of every verb with `--input`: one record for each line, row or text file of the sources that
-`find_sources` finds. (`preprocess` cuts the same sources into parts for many processes.)
+"""Reads text records from JSONL, Parquet and text files: the reader of every command with `--input`.
+
+There is one record for each line, row or text file of the sources that `find_sources` finds. (`preprocess` cuts the
+same sources into parts for many processes.)
 
     .jsonl .json .ndjson    a JSON object for each line        .parquet    a row of columns
     .txt .md                the file, or each line of it       each also .gz .zst .bz2 .xz
@@ -29,17 +31,17 @@ class Record(NamedTuple):
     """Line or row, from 1."""
     content: dict[str, Any] | BadLine
     raw: bytes | None
-    """The line of a JSONL file as it stands."""
+    """The unchanged line of a JSONL file; None for other formats."""
     is_text: bool = False
-    """Whether it is of a text file, which has no keys."""
+    """Whether it is from a text file, which has no keys."""
 
     @property
     def place(self) -> str:
-        """For messages."""
+        """`file:line`, for messages."""
         return f"{self.path}:{self.number}"
 
     def fields(self) -> dict[str, Any]:
-        """What it holds. Raises: BadLine."""
+        """Keys and values. Raises: BadLine."""
         if isinstance(self.content, BadLine):
             raise self.content
         return self.content
@@ -49,7 +51,7 @@ class Record(NamedTuple):
         return text_of(self.fields(), key)
 
     def line(self) -> bytes:
-        """As a line of JSONL. Raises: BadLine."""
+        """The record as a line of JSONL. Raises: BadLine."""
         return self.raw if self.raw is not None else orjson.dumps(self.fields(), default=str)
 
 
@@ -59,10 +61,10 @@ def read_records(
     """Every record of the sources, in order.
 
     Args:
-        key: under which the text of a text file stands.
-        columns: of a Parquet file (None: all).
-        sample_by: of a text file: "document" (the file is one record), "line", or "part" (1 MiB after the other, for
-            who needs text and no documents).
+        key: key under which the text of a text file is put.
+        columns: columns to read of a Parquet file (None: all).
+        sample_by: how a text file is cut: "document" (the file is one record), "line", or "part" (1 MiB each, for
+            callers that need text but not documents).
 
     Raises: UserError where a source cannot be read to its end.
     """
@@ -96,7 +98,7 @@ def _text_lines(source: Source, key: str) -> Iterator[Record]:
 
 
 def _parts(source: Source, key: str, whole: bool) -> Iterator[Record]:
-    """The file in parts of PART_BYTES, or in one. What follows bytes that are no UTF-8 is left out."""
+    """The file in parts of PART_BYTES, or as one. Reading ends at the first bytes that are not UTF-8."""
     decoder = codecs.getincrementaldecoder("utf-8-sig")()
     number = 1
     try:
@@ -120,7 +122,7 @@ def _parts(source: Source, key: str, whole: bool) -> Iterator[Record]:
 
 def _rows(source: Source, columns: Sequence[str] | None) -> Iterator[Record]:
     if not source.regular:
-        raise UserError(f"--input {source.path}: Parquet is read from its end and cannot come through a pipe")
+        raise UserError(f"--input {source.path}: Parquet is read from its end and cannot be read from a pipe")
     number = 0
     with tempfile.TemporaryDirectory(prefix="megascratch-") as scratch:
         for rows in read_rows(source.path, source.compression, 0, -1, columns, scratch):

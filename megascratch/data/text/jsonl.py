@@ -1,6 +1,7 @@
-"""Raw text in: the lines of JSONL files (plain or packed) with their numbers, and what is wrong with a line in words.
+"""Reads JSONL files (plain or compressed): numbered lines, the texts under their keys, and why a line is bad.
 
-Memory is bounded by the longest line allowed; a longer one (a file that is no JSONL, a compressed bomb) is a bad line.
+Memory is bounded by the longest allowed line; a longer one (a file that is not JSONL, a decompression bomb) is a bad
+line.
 """
 
 import json
@@ -18,7 +19,7 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class BadLine(Exception):
-    """A line that gives no text; the message is the reason."""
+    """Raised for a line without a usable text; the message is the reason."""
 
 
 class Line(NamedTuple):
@@ -27,7 +28,7 @@ class Line(NamedTuple):
     number: int
     """From 1."""
     raw: bytes | None
-    """Without the line end; None: longer than the limit."""
+    """The line without its end; None: longer than the limit."""
 
 
 def read_lines(path: str | Path, longest: int = LONGEST_LINE) -> Iterator[Line]:
@@ -59,13 +60,13 @@ def parse(line: Line, keys: Sequence[str]) -> list[str]:
 
 
 def parse_sequences(line: Line, keys: Sequence[str]) -> list[list[str]]:
-    """For each key its texts: a value may be one text or a list of texts, one sequence each. Raises: BadLine."""
+    """The texts under each key: a value may be one text or a list of texts, one sequence each. Raises: BadLine."""
     record = parse_record(line)
     return [sequences_of(value_of(record, key), key) for key in keys]
 
 
 def sequences_of(value: object, key: str) -> list[str]:
-    """The texts of a value. Raises: BadLine."""
+    """The texts in a value. Raises: BadLine."""
     return [_text(text, key) for text in value] if isinstance(value, list) else [_text(value, key)]
 
 
@@ -83,7 +84,7 @@ def parse_record(line: Line) -> dict[str, Any]:
 
 
 def _parse_slowly(raw: bytes) -> Any:
-    """Python's own parser is more patient (NaN, long numbers) and tells the place of a fault."""
+    """Parses with Python's json, which accepts more (NaN, long numbers) and reports the position of an error."""
     if not raw.strip():
         raise BadLine("empty line")
     try:
@@ -97,12 +98,12 @@ def _parse_slowly(raw: bytes) -> Any:
 
 
 def not_utf8(raw: bytes, error: UnicodeDecodeError) -> str:
-    """The fault in words."""
+    """The message for bytes that are not UTF-8."""
     return f"not UTF-8: byte 0x{raw[error.start]:02x} at column {error.start + 1}"
 
 
 def value_of(record: dict[str, Any], key: str) -> Any:
-    """What stands under a key. Raises: BadLine."""
+    """The value under a key. Raises: BadLine."""
     if key not in record:
         raise BadLine(f"no key {key!r} (it has {', '.join(map(repr, list(record)[:5])) or 'none'})")
     return record[key]

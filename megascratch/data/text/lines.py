@@ -1,6 +1,6 @@
-"""Blocks of bytes in, whole lines out, in memory that neither a long line nor a compressed bomb can fill.
+"""Cuts a byte stream into complete lines with bounded memory, whatever the length of a line.
 
-A part [start, stop) of a file has the lines that begin in it, so parts that meet have each line once.
+A part [start, stop) of a file has the lines that begin in it, so adjacent parts have each line exactly once.
 """
 
 from collections.abc import Iterator
@@ -10,13 +10,13 @@ BLOCK_BYTES = 1 << 20
 
 
 def stream(file: IO[bytes], size: int = BLOCK_BYTES) -> Iterator[bytes]:
-    """A file to its end. What comes before a fault is given before it is raised (`read` would lose it)."""
+    """A file to its end, in blocks. On a read error, the bytes before it are yielded first (`read` would lose them)."""
     while block := file.read1(size):  # type: ignore[attr-defined]
         yield block
 
 
 def at_most(blocks: Iterator[bytes], size: int) -> Iterator[bytes]:
-    """The first `size` bytes."""
+    """The first `size` bytes of the blocks."""
     for block in blocks:
         yield block[:size]
         size -= len(block)
@@ -25,7 +25,7 @@ def at_most(blocks: Iterator[bytes], size: int) -> Iterator[bytes]:
 
 
 def part(file: IO[bytes], start: int, stop: int, size: int = BLOCK_BYTES) -> Iterator[bytes]:
-    """The lines that begin in [start, stop) of a file, cut anywhere."""
+    """The lines that begin in [start, stop) of a file, in blocks that may end anywhere in a line."""
     at = _first_line(file, start, stop, size)
     file.seek(at)
     block = b""
@@ -39,7 +39,7 @@ def part(file: IO[bytes], start: int, stop: int, size: int = BLOCK_BYTES) -> Ite
 
 
 def _first_line(file: IO[bytes], start: int, stop: int, size: int) -> int:
-    """Where the first line at or after `start` begins; not before `stop`: there is none."""
+    """Where the first line at or after `start` begins; `stop` or more: there is none."""
     if start == 0:
         return 0
     at = start - 1  # a line end here makes `start` a beginning
@@ -53,9 +53,9 @@ def _first_line(file: IO[bytes], start: int, stop: int, size: int) -> int:
 
 
 def whole_lines(blocks: Iterator[bytes], longest: int) -> Iterator[bytes]:
-    """The same bytes in blocks that end with a line; a line over `longest` bytes keeps `longest` + 1 of them or more.
+    """The same bytes in blocks that end at a line end; a line over `longest` bytes is cut to `longest` + 1 or more.
 
-    A longer line is so still told by its length, and never held.
+    So a line that is too long is still recognised by its length, but never held in memory.
     """
     held: list[bytes] = []
     room = longest + 1
@@ -75,7 +75,7 @@ def whole_lines(blocks: Iterator[bytes], longest: int) -> Iterator[bytes]:
 
 
 def _taken(held: list[bytes]) -> bytes:
-    """All of them as one, and the list is empty: a long line must not lie in memory twice while it is worked on."""
-    whole = b"".join(held)
+    """Joins the blocks and empties the list, so that a long line is not in memory twice while it is processed."""
+    joined = b"".join(held)
     held.clear()
-    return whole
+    return joined

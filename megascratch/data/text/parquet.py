@@ -1,4 +1,4 @@
-"""Parquet files through pyarrow: rows in, the values of some columns out, a few rows at a time."""
+"""Reads columns of Parquet files with pyarrow, a few rows at a time, so that memory stays bounded."""
 
 import shutil
 import tempfile
@@ -13,17 +13,17 @@ BATCH_BYTES, BATCH_ROWS = 1 << 20, 1 << 12
 
 
 class ParquetRows(NamedTuple):
-    """Neighbouring rows."""
+    """Consecutive rows."""
 
     names: list[str]
     columns: list[list[object]]
-    """For each name its values; texts as bytes, for they need not be UTF-8."""
+    """The values of each column; texts as bytes, because they may not be UTF-8."""
     share: float
-    """Of all rows that were asked for."""
+    """Fraction of all requested rows."""
 
 
 def row_group_bytes(path: str, keys: Sequence[str]) -> list[int]:
-    """Bytes of the wanted columns in each row group. Raises: UserError for no Parquet file, or one without a key."""
+    """Bytes of the wanted columns in each row group. Raises: UserError where it is not Parquet, or lacks a key."""
     with _file(path, "", ".") as file:
         _require(path, file, keys)
         return [sum(_sizes(file, group, keys)) for group in range(file.metadata.num_row_groups)]
@@ -32,10 +32,10 @@ def row_group_bytes(path: str, keys: Sequence[str]) -> list[int]:
 def read_rows(
     path: str, compression: str, start: int, stop: int, keys: Sequence[str] | None, scratch: str
 ) -> Iterator[ParquetRows]:
-    """Rows of the row groups [start, stop) (stop -1: to the end), the columns `keys` (None: all) of them; a compressed
-    file is unpacked in folder `scratch`.
+    """Reads the columns `keys` (None: all) of the row groups [start, stop) (stop -1: to the end); a compressed file is
+    unpacked in folder `scratch`.
 
-    Memory holds a page of each column and the rows of a batch, however large a row group is.
+    Memory holds one page of each column and the rows of a batch, however large a row group is.
     """
     with _file(path, compression, scratch) as file:
         keys = file.schema_arrow.names if keys is None else keys
@@ -55,7 +55,7 @@ def _file(path: str, compression: str, scratch: str) -> Iterator[Any]:
         try:
             if compression:
                 shutil.copyfileobj(packed, unpacked, 1 << 20)
-            # buffered and not read ahead: else a whole row group is in memory
+            # buffered without read-ahead: else an entire row group is in memory
             yield parquet.ParquetFile(unpacked if compression else packed, buffer_size=1 << 20, pre_buffer=False)
         except (arrow.ArrowException, *BROKEN) as error:
             raise UserError(f"{path} cannot be read as Parquet: {error}") from error
@@ -69,7 +69,7 @@ def _require(path: str, file: Any, keys: Sequence[str]) -> None:
 
 
 def _sizes(file: Any, group: int, keys: Sequence[str]) -> Iterator[int]:
-    """Bytes of each wanted column, unpacked."""
+    """Uncompressed bytes of each wanted column."""
     row_group = file.metadata.row_group(group)
     for column in map(row_group.column, range(row_group.num_columns)):
         if column.path_in_schema.split(".")[0] in keys:

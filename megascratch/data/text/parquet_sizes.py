@@ -1,6 +1,6 @@
-"""The sizes of a Parquet file's row groups, read by a child process: a broken file can abort its reader.
+"""Reads the row group sizes of Parquet files in a child process, because a damaged file can abort its reader.
 
-Rows are read by the workers of `engines.py`, which are child processes themselves.
+The rows themselves are read by the workers of `executors.py`, which are child processes already.
 """
 
 import multiprocessing
@@ -16,7 +16,7 @@ from megascratch.data.text.parquet import row_group_bytes
 
 
 class RowGroupSizes:
-    """Answers for file after file; the child starts with the first question and ends with `close`, or its parent."""
+    """Answers for one file after the other; the child starts with the first one and ends with `close` or its parent."""
 
     def __init__(self) -> None:
         self._pipe: Connection | None = None
@@ -25,7 +25,7 @@ class RowGroupSizes:
     def of(self, path: str, keys: Sequence[str]) -> list[int]:
         """Bytes of the wanted columns in each row group.
 
-        Raises: UserError for no Parquet file, one without a key, and one that its reader does not survive.
+        Raises: UserError where it is not a Parquet file, lacks a key, or crashes its reader.
         """
         if self._pipe is None:
             self._start()
@@ -49,7 +49,7 @@ class RowGroupSizes:
         theirs.close()  # else this process would hold the pipe of a dead child open
 
     def _end(self) -> int | None:
-        """Waits for the child; gives its exit code."""
+        """Waits for the child and returns its exit code."""
         if self._pipe is None or self._process is None:
             return None
         self._pipe.close()
@@ -60,7 +60,7 @@ class RowGroupSizes:
         return code
 
     def close(self) -> None:
-        """Ends the child."""
+        """Ends the child process."""
         self._end()
 
     def __enter__(self) -> "RowGroupSizes":
@@ -71,7 +71,7 @@ class RowGroupSizes:
 
 
 def death_in_words(code: int | None) -> str:
-    """Why a reader of a file ended without an answer."""
+    """Why the process that read a file ended without an answer."""
     if code is not None and code < 0 and code != -signal.SIGKILL:
         return f"its reader was ended by {signal.Signals(-code).name}, so the file is damaged: copy it again"
     return f"its reader ended with exit code {code} (-9 is often too little memory)"
@@ -79,13 +79,13 @@ def death_in_words(code: int | None) -> str:
 
 def _serve(pipe: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
-    with suppress(OSError, EOFError):  # the parent is done, or gone
+    with suppress(OSError, EOFError):  # the parent has finished or died
         while True:
             path, keys = pipe.recv()
             try:
                 pipe.send(row_group_bytes(path, keys))
             except UserError as error:
                 pipe.send(error)
-            except Exception as error:  # what the library raises for a damaged file is not known here
+            except Exception as error:  # a damaged file may raise anything
                 pipe.send(UserError(f"{path} cannot be read as Parquet: {type(error).__name__}: {error}"))
     os._exit(0)

@@ -1,4 +1,4 @@
-"""A text in, its sentences out, by the rules of a language (the library sentencex; it downloads nothing)."""
+"""Splits a text into sentences by the rules of a language (the library sentencex, which needs no download)."""
 
 from collections.abc import Callable
 
@@ -29,7 +29,7 @@ LANGUAGES = {  # the names that Megatron's --lang takes, those of NLTK
 
 
 def splitter(language: str, keep_newlines: bool) -> Callable[[str], list[str]]:
-    """Cuts a text. `keep_newlines`: the sentences joined are the text; else without the white space around them.
+    """A function that splits a text. `keep_newlines`: the sentences joined are the text; else they are stripped.
 
     Raises: UserError where the library is missing.
     """
@@ -41,9 +41,9 @@ def splitter(language: str, keep_newlines: bool) -> Callable[[str], list[str]]:
 
 
 def language_code(language: str) -> str:
-    """The ISO 639 code. Raises: UserError for a word that is neither a code nor a known name."""
+    """The ISO 639 code of a language. Raises: UserError for a word that is neither a code nor a known name."""
     if language.lower() in LANGUAGES:
         return LANGUAGES[language.lower()]
     if language.isascii() and language.islower() and len(language) in (2, 3):
         return language
-    raise UserError(f"--lang {language} is no language code (en, de, ...) and none of {', '.join(LANGUAGES)}")
+    raise UserError(f"--lang {language} is neither a language code (en, de, ...) nor one of {', '.join(LANGUAGES)}")

@@ -1,9 +1,9 @@
-"""What --input names in, files out: their order, format and compression, and their bytes unpacked.
+"""Finds the input files that --input names, detects their format and compression, and opens them.
 
     corpus.jsonl  a/*.txt  folder/  dump.parquet  -      each also .gz .zst .bz2 .xz
 
-A word that is a file is that file, a folder is every file of a known suffix below it, a pattern is what it matches;
-both sorted by name. `-` is the standard input.
+An argument may be a file, a folder (every file below it with a known suffix), or a pattern (every match); the last two
+are sorted by name. `-` is the standard input.
 """
 
 import bz2
@@ -50,16 +50,16 @@ class Source(NamedTuple):
     compression: str
     """One of COMPRESSIONS, or nothing."""
     bytes: int
-    """As it lies on disk."""
+    """Size on disk."""
     changed_ns: int
     regular: bool
-    """A file that can be read again and from any place; no pipe."""
+    """Whether it can be read again and from any position; False for a pipe."""
 
 
 def find_sources(inputs: Sequence[str], format: str | None = None) -> list[Source]:
-    """Every input in order. `format`: of all of them (default: told by the suffix, else JSONL).
+    """Every input in order. `format`: for all of them (default: by suffix, else JSONL).
 
-    Raises: UserError for a word that names nothing.
+    Raises: UserError for an argument that matches nothing.
     """
     return [_source(path, format) for word in inputs for path in _paths(word, format)]
 
@@ -72,7 +72,7 @@ def _paths(word: str, format: str | None) -> list[str]:
         if found:
             return found
         raise UserError(f"--input {word}: the pattern matches no file")
-    return [word]  # to be refused by its own name
+    return [word]  # refused later, by its own name
 
 
 def _below(folder: str, format: str | None) -> list[str]:
@@ -81,7 +81,7 @@ def _below(folder: str, format: str | None) -> list[str]:
     if not known:
         raise UserError(
             f"--input {folder}: none of the {len(found)} files in this folder ends in {', '.join(SUFFIXES)} "
-            f"(or these with {', '.join(COMPRESSIONS)}); name the files, or say --input-format"
+            f"(or these with {', '.join(COMPRESSIONS)}); name the files, or give --input-format"
         )
     return known
 
@@ -92,7 +92,7 @@ def compression_of(path: str) -> str:
 
 
 def format_of(path: str) -> str | None:
-    """One of FORMATS, where the suffix tells it."""
+    """One of FORMATS by the suffix; None: an unknown suffix."""
     return SUFFIXES.get(_suffixes(path)[0])
 
 
@@ -116,7 +116,7 @@ def _source(path: str, format: str | None) -> Source:
 
 @contextmanager
 def opened(path: str, compression: str) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
-    """The file unpacked, and the file as it lies on disk (its `tell` shows how far the reading is)."""
+    """The decompressed file, and the file on disk (its `tell` shows how far it has been read)."""
     piped = path == STANDARD_INPUT
     where = sys.stdin.fileno() if piped else path
     with open(where, "rb", closefd=not piped) as raw, _unpacked(raw, compression) as file:
@@ -134,7 +134,7 @@ def _unpacked(raw: IO[bytes], compression: str) -> IO[bytes]:
 
 
 def needed(module: str, extra: str, what: str) -> ModuleType:
-    """An optional library. Raises: UserError with the words that install it."""
+    """Imports an optional library. Raises: UserError with the command that installs it."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -142,5 +142,5 @@ def needed(module: str, extra: str, what: str) -> ModuleType:
 
 
 def unreadable(path: str, error: Exception, after: str = "") -> UserError:
-    """What to raise for one of BROKEN."""
+    """The UserError to raise for one of BROKEN."""
     return UserError(f"{path} cannot be read{after}: {getattr(error, 'strerror', None) or error}")
