@@ -148,7 +148,7 @@ def outcome_of(folder: Path, sound: Path, expected: list[np.ndarray]) -> Outcome
     except UserError:
         return Outcome(code != 0, True, True)
     same = len(read) == len(expected) and all(map(np.array_equal, read, expected))
-    return Outcome(code != 0, "is damaged: it is made again" in told.getvalue(), same)
+    return Outcome(code != 0, "is damaged: it is built again" in told.getvalue(), same)
 
 
 if __name__ == "__main__":

@@ -77,7 +77,7 @@ INDEXED, CACHE, CHECK = (
     "megascratch.data.inspect.validate",
 )
 BREAKS = {
-    "blocks are never compared": (a_flipped_id_is_refused, f"{INDEXED}.is_sound", always(True)),
+    "blocks are never compared": (a_flipped_id_is_refused, f"{INDEXED}.block_is_intact", always(True)),
     "blocks that were never read count as compared": (a_flipped_id_is_refused, f"{INDEXED}.read_pieces", believing),
     "the index is not compared": (a_swapped_length_is_refused, f"{INDEXED}.read_digests", always(None)),
     "the manifest is not compared": (a_changed_manifest_is_refused, f"{INDEXED}.read_digests", always(None)),

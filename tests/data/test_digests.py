@@ -72,7 +72,7 @@ def test_damage_is_found_when_its_block_is_first_read_and_not_before(prefix):
         lambda: list(reader.blocks()),
         reader.token_range,
     ):
-        with pytest.raises(UserError, match=r"c\.bin is not what was written .* bytes 65,536 to 98,304 are damaged"):
+        with pytest.raises(UserError, match=r"c\.bin differs from what was .* bytes 65,536 to 98,304 are damaged"):
             read()
 
 
@@ -95,7 +95,7 @@ def test_a_recorded_manifest_that_is_gone_is_missed(tmp_path):
     prefix = write(tmp_path / "c", [[1]])
     write_manifest(prefix, {})
     manifest_path(prefix).unlink()
-    with pytest.raises(UserError, match=r"c\.json is not what was written .* cannot be read: No such file"):
+    with pytest.raises(UserError, match=r"c\.json differs from what was written .* cannot be read: No such file"):
         TokenReader(prefix)
 
 
@@ -154,7 +154,7 @@ def test_a_damaged_index_cache_is_made_again_and_said_once(tmp_path, capsys, dam
     for _ in range(2):
         back = load_or_build(tmp_path, {"a": 1}, arrays)["x"]
         assert (back.dtype, back.tolist()) == (np.int64, [0, 1, 2, 3, 4])
-    assert capsys.readouterr().err.count(f"the index cache {file.parent} is damaged: it is made again") == 1
+    assert capsys.readouterr().err.count(f"the index cache {file.parent} is damaged: it is built again") == 1
 
 
 def test_validate_names_a_damaged_index_cache(tmp_path, capsys):

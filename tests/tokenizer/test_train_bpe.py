@@ -260,7 +260,7 @@ def test_roles_are_named_beside_the_file(tmp_path):
     assert (named.eod, named.bos, named.pad) == (1499, None, 1500)
     assert named.decode([1499, *named.encode("a"), 1500]) == "a"
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<nowhere>"}))
-    with pytest.raises(UserError, match=r"names eos_token '<nowhere>', which .* has not"):
+    with pytest.raises(UserError, match=r"names eos_token '<nowhere>', which .* does not contain"):
         tokenizers.load(None, tmp_path)
 
 

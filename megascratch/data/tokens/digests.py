@@ -1,4 +1,4 @@
-"""{prefix}.digests beside a corpus: checksums of its .bin, .idx and .json, so that no damage to them goes unseen.
+"""Checksums of a corpus ({prefix}.digests): they detect any damage to its .bin, .idx and .json.
 
 The file, little endian, for a .bin of n blocks of BLOCK_BYTES (the last one may be shorter):
 
@@ -14,11 +14,11 @@ The file, little endian, for a .bin of n blocks of BLOCK_BYTES (the last one may
     72         8 n    u64 xxh3_64 of each block of .bin
     72 + 8 n   16     xxh3_128 of everything before, canonical form
 
-A reader compares the index and the manifest when it opens a corpus, and a block of ids when it first reads from it.
-32 KiB are what a disk reads ahead for one page anyway, and the checksums take 1/4096 of the room of the ids.
+A reader verifies the index and the manifest when it opens a corpus, and a block of ids when it first reads from it.
+A disk reads 32 KiB ahead for one page anyway, and the checksums take 1/4096 of the size of the ids.
 
-The pair itself stays Megatron's. A pair without this file was made elsewhere: `megascratch data record` writes it.
-A loss mask is a pair of its own and has its own file.
+The format of .bin and .idx stays Megatron's. A corpus without this file was made elsewhere: `megascratch data record`
+writes it. A loss mask is a pair of .bin and .idx as well, and has its own file.
 """
 
 import os
@@ -39,7 +39,7 @@ HEADER = struct.Struct("<8sIIQQQ16s16s")
 OWN_BYTES = 16
 NONE = (1 << 64) - 1
 NO_DIGEST = bytes(16)
-READ_BYTES = 1 << 18  # small enough to stay in a cache of the processor
+READ_BYTES = 1 << 18  # small enough to stay in the processor's cache
 
 
 class WholeFile(NamedTuple):
@@ -52,7 +52,7 @@ class WholeFile(NamedTuple):
 
 
 class Digests(NamedTuple):
-    """What the files of a corpus were when they were written."""
+    """Sizes and checksums of the files of a corpus when they were written."""
 
     bin_bytes: int
     blocks: np.ndarray
@@ -60,49 +60,51 @@ class Digests(NamedTuple):
     idx: WholeFile
     manifest: WholeFile | None
     own: bytes
-    """xxh3_128 of all the above: equal for equal corpora, whatever their names."""
+    """xxh3_128 of everything before it in the file: equal for equal corpora, whatever their names."""
 
 
 def digests_path(prefix: str | Path) -> Path:
-    """The checksums of a corpus."""
+    """Path of the checksums of a corpus."""
     return Path(f"{prefix}.digests")
 
 
 def manifest_file(prefix: str | Path) -> Path:
-    """The manifest of a corpus (`manifest.py`), which is checked with its pair."""
+    """Path of the manifest of a corpus (`manifest.py`), which the digests cover too."""
     return Path(f"{prefix}.json")
 
 
 class BlockDigests:
-    """The checksums of .bin's blocks, made while it is written."""
+    """Computes the checksums of the blocks of .bin while it is written."""
 
     def __init__(self) -> None:
         self.bytes = 0
-        self._whole = array("Q")
+        self._full = array("Q")
         self._open = xxhash.xxh3_64()
 
     def update(self, raw: Any) -> None:
-        """The next bytes: anything contiguous that has a buffer."""
+        """Adds the next bytes: any contiguous buffer."""
         rest = memoryview(raw).cast("B")
         while rest:
             room = BLOCK_BYTES - self.bytes % BLOCK_BYTES
             part, rest = rest[:room], rest[room:]
             self.bytes += len(part)
             if len(part) == BLOCK_BYTES:
-                self._whole.append(xxhash.xxh3_64_intdigest(part))
+                self._full.append(xxhash.xxh3_64_intdigest(part))
                 continue
             self._open.update(part)
             if len(part) == room:
                 self._close()
 
     def _close(self) -> None:
-        self._whole.append(self._open.intdigest())
+        self._full.append(self._open.intdigest())
         self._open.reset()
 
     def blocks(self) -> np.ndarray:
-        """uint64 [n], once all bytes are in."""
-        whole = np.array(self._whole, dtype="<u8")
-        return np.append(whole, np.uint64(self._open.intdigest())) if self.bytes % BLOCK_BYTES else whole
+        """uint64 [n]: the checksums, after all bytes were added."""
+        blocks = np.array(self._full, dtype="<u8")
+        if self.bytes % BLOCK_BYTES == 0:
+            return blocks
+        return np.append(blocks, np.uint64(self._open.intdigest()))
 
 
 def blocks_of(file: IO[bytes], size: int) -> BlockDigests:
@@ -133,7 +135,7 @@ def encoded(bin_bytes: int, blocks: np.ndarray, idx: WholeFile, manifest: WholeF
 
 
 def write_digests(prefix: str | Path, blocks: BlockDigests) -> None:
-    """Records the files of a corpus as they lie there now; `blocks` are those of its .bin. Written in one move.
+    """Records the current files of a corpus, atomically; `blocks` are the checksums of its .bin.
 
     Raises: UserError where a file cannot be read or the record cannot be written.
     """
@@ -141,7 +143,7 @@ def write_digests(prefix: str | Path, blocks: BlockDigests) -> None:
 
 
 def with_manifest(prefix: str | Path, digests: Digests) -> None:
-    """Records the manifest as it lies there now beside the pair that `digests` knows."""
+    """Records the current manifest of a corpus; the checksums of .bin and .idx are kept."""
     _write(prefix, digests.bin_bytes, digests.blocks, digests.idx)
 
 
@@ -193,18 +195,18 @@ def read_digests(prefix: str | Path) -> Digests | None:
 def _damaged(path: Path) -> UserError:
     prefix = str(path).removesuffix(".digests")
     return UserError(
-        f"{path} is damaged: its own checksum is another; copy it again, or, where the corpus is known to be whole, "
+        f"{path} is damaged: its own checksum differs; copy it again, or, if the corpus is known to be undamaged, "
         f"megascratch data record {prefix} --overwrite"
     )
 
 
 def damaged_blocks(raw: Any, digests: Digests) -> list[int]:
-    """Every block of .bin's bytes that is not what was recorded."""
+    """Numbers of the blocks of .bin that differ from what was recorded."""
     view = memoryview(raw)
-    return [block for block in range(len(digests.blocks)) if not is_sound(view, digests, block)]
+    return [block for block in range(len(digests.blocks)) if not block_is_intact(view, digests, block)]
 
 
-def is_sound(view: memoryview, digests: Digests, block: int) -> bool:
-    """Whether a block of .bin's bytes is what was recorded."""
+def block_is_intact(view: memoryview, digests: Digests, block: int) -> bool:
+    """Whether a block of .bin equals what was recorded."""
     start = block * BLOCK_BYTES
     return xxhash.xxh3_64_intdigest(view[start : start + BLOCK_BYTES]) == digests.blocks[block]

@@ -1,11 +1,11 @@
-"""Corpora in, digests that a checkpoint can keep out: cheap for terabytes, and the same wherever the files lie.
+"""Fingerprints of corpora that a checkpoint stores: cheap for terabytes, and independent of where the files are.
 
     {prefix: {".bin": {"bytes": 1234, "sha256": ...}, ".idx": {"bytes": ..., "sha256": ...}}}
 
-The sha256 of an index is of all its bytes; that of ids is of PIECES pieces of PIECE_BYTES, spread evenly from the first
-byte to the last (of all of them, if there are no more). So another corpus, another tokenizer, a cut, an added document
-and a damaged region of megabytes are seen; a few ids changed in place between two pieces are not.
-Objects of a store tell their size and version instead.
+The sha256 of an index covers all its bytes; that of ids covers PIECES pieces of PIECE_BYTES, spread evenly from the
+first byte to the last (all bytes of a smaller file). So another corpus, another tokenizer, a truncation, an added
+document and a damaged region of megabytes are detected; a few ids changed in place between two pieces are not.
+Objects in a store have their size and version instead.
 """
 
 import hashlib
@@ -27,12 +27,12 @@ UNRECORDED = "none"
 
 
 def fingerprints(corpora: Mapping[str, TokenReader]) -> dict[str, dict[str, Any]]:
-    """The digests of every file of the corpora. Raises: UserError where a file cannot be read (any more)."""
+    """Size and digest of every file of the corpora. Raises: UserError where a file can no longer be read."""
     return {prefix: _corpus(reader) for prefix, reader in corpora.items()}
 
 
 def recorded(corpora: Mapping[str, TokenReader]) -> dict[str, str]:
-    """For each corpus the digest of what its pair was when it was written, a loss mask included."""
+    """For each corpus (and its loss mask) one digest of its .bin and .idx when they were written."""
     found = {}
     for prefix, reader in corpora.items():
         found[f"digests {prefix}"] = _pair(reader.digests)
@@ -50,16 +50,16 @@ def _pair(digests: Digests | None) -> str:
 
 
 def unrecorded(corpora: Mapping[str, TokenReader]) -> list[str]:
-    """One sentence where the digests of corpora are missing; nothing where all are there."""
+    """A warning that names the corpora without digests; empty if there are none."""
     missing = [name.removeprefix("digests ") for name, digest in recorded(corpora).items() if digest == UNRECORDED]
     if not missing:
         return []
     names = ", ".join(missing)
-    return [f"no digests beside {names}, so damage would not be seen: megascratch data record {missing[0]}"]
+    return [f"no digests for {names}, so damage would not be detected: megascratch data record {missing[0]}"]
 
 
 def opened_orders(splits: Splits, first_sample: int) -> dict[str, str]:
-    """What tells the order in which this machine will read from another's: the first sample, and its index caches."""
+    """Digests to compare the reading order of machines: of the first sample, and of the index caches."""
     assert splits.train is not None
     sample = np.ascontiguousarray(splits.train[first_sample], dtype=np.int64)
     caches = sorted(digest for part in splits.ordered for digest in part.index_digests())
@@ -88,7 +88,7 @@ def _corpus(reader: TokenReader) -> dict[str, Any]:
 
 
 def sampled(path: Path) -> dict[str, Any]:
-    """Size and digest of a file, of at most PIECES x PIECE_BYTES of its bytes."""
+    """Size of a file, and the sha256 of at most PIECES x PIECE_BYTES of its bytes."""
     digest = hashlib.sha256()
     try:
         size = path.stat().st_size

@@ -1,6 +1,6 @@
-"""The .idx half of a corpus: raw bytes in, its arrays out, and every law they can break in words.
+"""Reads and validates the .idx file of a corpus: Megatron's MMIDIDX format.
 
-The format is Megatron's MMIDIDX, little endian. With S sequences and D - 1 documents (a document is a run of
+The format is little endian. With S sequences and D - 1 documents (a document is a run of
 sequences, usually one):
 
     offset        size   content
@@ -10,7 +10,7 @@ sequences, usually one):
     18            8      u64 S
     26            8      u64 D
     34            4 S    i32 length of each sequence, in tokens
-    34 +  4 S     8 S    i64 where each sequence begins in .bin, in bytes
+    34 +  4 S     8 S    i64 offset of each sequence in .bin, in bytes
     34 + 12 S     8 D    i64 first sequence of each document, then S; begins with 0
 """
 
@@ -29,31 +29,31 @@ VERSION = 1
 HEADER = struct.Struct("<9sQBQQ")
 DTYPES = {1: "uint8", 2: "int8", 3: "int16", 4: "int32", 5: "int64", 6: "float64", 7: "float32", 8: "uint16"}
 TOKEN_DTYPES = {code: name for code, name in DTYPES.items() if "float" not in name}
-BLOCK = 1 << 20  # entries looked at together, so that a check of 10^8 sequences needs little memory
+BLOCK = 1 << 20  # entries checked together, so that a check of 10^8 sequences needs little memory
 
 
 def dtype_code(dtype: np.dtype) -> int | None:
-    """The code that a header gives to the dtype of token ids; None: ids cannot be stored so."""
+    """The header's code for a dtype of token ids; None: ids cannot be stored in this dtype."""
     return next((code for code, name in TOKEN_DTYPES.items() if name == dtype.name), None)
 
 
 class Index(NamedTuple):
-    """The arrays of an .idx, as views of its bytes."""
+    """The arrays of an .idx file, as views of its bytes."""
 
     dtype: np.dtype
-    """Of the ids in .bin."""
+    """Dtype of the ids in .bin."""
     lengths: np.ndarray
-    """int32 [S] tokens."""
+    """int32 [S]: tokens of each sequence."""
     pointers: np.ndarray
-    """int64 [S] bytes."""
+    """int64 [S]: byte offset of each sequence in .bin."""
     documents: np.ndarray
-    """int64 [D] sequences."""
+    """int64 [D]: first sequence of each document, then S."""
 
 
 def read_index(path: Path, raw: "mmap.mmap | bytes") -> Index:
-    """The arrays; the header is legal and the size of the file is what it says.
+    """The arrays of an .idx file, after its header and its size were checked.
 
-    Raises: UserError naming the file, the law and the numbers.
+    Raises: UserError naming the file, the rule and the numbers.
     """
     dtype, sequences, entries = _read_header(path, raw)
     return Index(
@@ -65,7 +65,7 @@ def read_index(path: Path, raw: "mmap.mmap | bytes") -> Index:
 
 
 def _read_header(path: Path, raw: "mmap.mmap | bytes") -> tuple[np.dtype, int, int]:
-    """dtype of the ids, S and D."""
+    """The dtype of the ids, S and D."""
     if raw[: len(MAGIC)] != MAGIC[: len(raw)]:
         raise UserError(f"{path} is not a token index: it begins with {raw[: len(MAGIC)]!r}, expected {MAGIC!r}")
     if len(raw) < HEADER.size:
@@ -86,7 +86,7 @@ def _read_header(path: Path, raw: "mmap.mmap | bytes") -> tuple[np.dtype, int, i
 
 
 def broken_laws(index: Index) -> Iterator[str]:
-    """One sentence for each document and sequence that breaks a law, documents first; nothing for a sound index."""
+    """A message for each document and sequence that breaks a rule, documents first; nothing for a valid index."""
     yield from _broken_documents(index.documents, len(index.lengths))
     yield from _broken_sequences(index)
 
@@ -102,7 +102,7 @@ def _broken_documents(documents: np.ndarray, sequences: int) -> Iterator[str]:
 
 
 def _broken_sequences(index: Index) -> Iterator[str]:
-    """Sequences have no negative length, do not overlap and start on whole tokens."""
+    """Checks that sequences have no negative length, do not overlap and start at a multiple of the token size."""
     end = 0
     for start in range(0, len(index.lengths), BLOCK):
         lengths = index.lengths[start : start + BLOCK].astype(np.int64)
@@ -111,7 +111,7 @@ def _broken_sequences(index: Index) -> Iterator[str]:
         before = np.concatenate([[end], ends[:-1]])
         for bad, law in (
             (lengths < 0, "has a negative length"),
-            (pointers < before, "begins before the one in front of it ends"),
+            (pointers < before, "begins before the previous one ends"),
             (pointers % index.dtype.itemsize != 0, f"does not begin on a whole {index.dtype} token"),
         ):
             for at in np.flatnonzero(bad).tolist():

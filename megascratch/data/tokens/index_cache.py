@@ -1,12 +1,12 @@
-"""Arrays that are built once per machine: a key and a function in, memory-mapped arrays out.
+"""Caches index arrays on disk: built once per machine, then memory-mapped by every process.
 
-One folder per key, named by the sha256 of everything that shapes the arrays (`key.json` inside says it in words).
-It appears under its name by one rename, when complete. The first process builds under a file lock, the others wait
-for it; the kernel frees the lock of a process that dies, so nobody waits forever.
+There is one folder per key, named by the sha256 of everything that determines the arrays (`key.json` in it has the key
+in readable form). The folder gets its name by one rename, when complete. The first process builds under a file lock,
+the others wait for it; the kernel frees the lock of a process that dies, so no process waits forever.
 
-    key.json     {"arrays": {name: xxh3_128 of {name}.npy}, "key": ..., "digest": xxh3_128 of the two in front of it}
+    key.json     {"arrays": {name: xxh3_128 of {name}.npy}, "key": ..., "digest": xxh3_128 of the other two}
 
-All digests are compared when arrays are opened; what is damaged is built again, and the process that does so says it.
+All digests are compared when arrays are opened; damaged arrays are built again, with a notice.
 """
 
 import fcntl
@@ -37,26 +37,26 @@ HOME_DIGITS = 32
 
 @dataclass(frozen=True)
 class BlockwiseArray:
-    """An array that is made piece by piece while it is stored, so that it never lies in memory as a whole."""
+    """An array that is generated block by block while it is stored, so that it is never in memory at once."""
 
     dtype: np.dtype
     shape: tuple[int, ...]
     blocks: Iterator[np.ndarray]
 
     def whole(self) -> np.ndarray:
-        """The array in memory."""
+        """The complete array, in memory."""
         return np.concatenate([np.empty((0, *self.shape[1:]), self.dtype), *self.blocks])
 
 
 def in_memory(arrays: Mapping[str, np.ndarray | BlockwiseArray]) -> Arrays:
-    """The same arrays without a cache."""
+    """The arrays in memory, without a cache."""
     return {name: array.whole() if isinstance(array, BlockwiseArray) else array for name, array in arrays.items()}
 
 
 def load_or_build(
     folder: Path, key: Mapping[str, Any], build: Callable[[], Mapping[str, np.ndarray | BlockwiseArray]]
 ) -> Arrays:
-    """The arrays of `key`, read from the cache or built into it.
+    """The arrays of `key`, from the cache; they are built and stored if they are missing or damaged.
 
     Raises: UserError where the cache cannot be written.
     """
@@ -70,7 +70,7 @@ def load_or_build(
         if arrays is None:
             fault_point("index.build")
             if home.exists():
-                print(f"megascratch: notice: the index cache {home} is damaged: it is made again", file=sys.stderr)
+                print(f"megascratch: notice: the index cache {home} is damaged: it is built again", file=sys.stderr)
             _store(home, text, build())
             arrays = _load(home)
     if arrays is None:
@@ -79,13 +79,13 @@ def load_or_build(
 
 
 def digest_of(folder: Path, key: Mapping[str, Any]) -> str:
-    """What tells the stored arrays of a key from others; "none" where there are none. They are not read again."""
+    """Digest of the stored arrays of a key, without reading them again; "none" where there are none."""
     record = _record(_home(folder, json.dumps(key, sort_keys=True)))
     return _own_digest(record["arrays"], None) if record else "none"
 
 
 def damaged_caches(folder: Path) -> Iterator[Path]:
-    """Every entry of a cache folder that is not what was stored."""
+    """Every damaged entry of a cache folder."""
     for home in sorted(folder.glob("[0-9a-f]" * HOME_DIGITS)):
         if home.is_dir() and _load(home) is None:
             yield home
@@ -96,7 +96,7 @@ def _home(folder: Path, key: str) -> Path:
 
 
 def _load(home: Path) -> Arrays | None:
-    """None where there is nothing, or nothing whole: it is built again then."""
+    """The stored arrays; None where they are missing or damaged."""
     record = _record(home)
     if record is None:
         return None
@@ -110,7 +110,7 @@ def _load(home: Path) -> Arrays | None:
 
 
 def _record(home: Path) -> dict[str, Any] | None:
-    """What key.json says; None where it is missing, damaged or of an older version."""
+    """The content of key.json; None where it is missing, damaged or of an older version."""
     try:
         record = json.loads((home / "key.json").read_bytes())
         same = record["digest"] == _own_digest(record["arrays"], record["key"])
@@ -125,7 +125,7 @@ def _own_digest(arrays: Mapping[str, str], key: Any) -> str:
 
 
 def _store(home: Path, key: str, arrays: Mapping[str, np.ndarray | BlockwiseArray]) -> None:
-    """Writes the arrays side by side: one is still being made while another goes to the disk."""
+    """Writes the arrays in parallel: one is generated while another is written to the disk."""
     partial = home.with_name(f"{home.name}.{os.getpid()}.partial")
     with writable(home.parent):
         for remains in (home, partial, *_left_by_killed(home)):
@@ -145,7 +145,8 @@ def _store(home: Path, key: str, arrays: Mapping[str, np.ndarray | BlockwiseArra
 
 
 def _left_by_killed(home: Path) -> list[Path]:
-    """Folders of the same arrays that nobody has touched for long; a younger one may be a process's without locks."""
+    """Unfinished folders of the same arrays, older than ABANDONED_SECONDS; a younger one may belong to a running
+    process, on a file system without locks."""
     return [
         path
         for path in home.parent.glob(f"{home.name}.*.partial")
@@ -154,7 +155,7 @@ def _left_by_killed(home: Path) -> list[Path]:
 
 
 def _write(path: Path, array: np.ndarray | BlockwiseArray) -> str:
-    """Stores an array; gives the digest of its file."""
+    """Stores an array and returns the digest of its file."""
     fault_point("index.write")
     with path.open("wb") as file:
         if isinstance(array, BlockwiseArray):
@@ -176,12 +177,12 @@ def _move_in_place(partial: Path, home: Path) -> None:
     except OSError:
         if _load(home) is None:
             raise
-        shutil.rmtree(partial)  # no lock, and another process was faster with the same arrays
+        shutil.rmtree(partial)  # without locks another process may have stored the same arrays first
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Makes the folder; one process at a time goes on."""
+    """Creates the folder and lets one process at a time continue."""
     with writable(folder):
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / "lock").open("a")
@@ -193,7 +194,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def writable(folder: Path) -> Iterator[None]:
-    """An error of the file system becomes a UserError that names the cache."""
+    """Turns an error of the file system into a UserError that names the cache."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""The hot loops over documents and samples: the C++ extension where it is built, else its Python twin and a warning."""
+"""The hot loops over documents and samples: the C++ extension, or the slower Python version with a warning."""
 
 import warnings
 from typing import Any
@@ -27,7 +27,7 @@ blend = engine.blend
 
 
 def stream_key(*numbers: int) -> int:
-    """64 bits that depend on every one of the numbers and on their order, e.g. (seed, epoch, purpose)."""
+    """A 64-bit key from numbers such as (seed, epoch, purpose); it depends on each of them and on their order."""
     key = 0
     for number in numbers:
         key = indices_python.mix64((key ^ indices_python.mix64(number + indices_python.GAMMA)) + indices_python.GAMMA)

@@ -1,4 +1,4 @@
-"""The C++ indices once more in Python, with the same numbers: oracle of the tests, and used where no compiler is."""
+"""Python version of the C++ index functions, with identical results: for tests, and where no compiler is available."""
 
 import mmap
 from pathlib import Path
@@ -16,24 +16,24 @@ NO_LIMIT = -1
 
 
 class TokenFile(NamedTuple):
-    """A mapped .bin and where each sequence lies in it."""
+    """A memory-mapped .bin and the position of each sequence in it."""
 
     bytes: np.ndarray
     """uint8 [size]."""
     code: int
-    """Of the ids' dtype (`index_file.DTYPES`)."""
+    """Code of the ids' dtype (`idx_format.DTYPES`)."""
     lengths: np.ndarray
-    """int32 [sequences] tokens."""
+    """int32 [sequences]: tokens of each."""
     pointers: np.ndarray
-    """int64 [sequences] bytes."""
+    """int64 [sequences]: byte offset of each."""
     checked: np.ndarray = np.empty(0, np.uint8)
-    """uint8 [blocks of BLOCK_BYTES]: 1 where the bytes were compared with their digest; [0]: nothing to compare."""
+    """uint8 [blocks of BLOCK_BYTES]: 1 where the bytes were compared with their digest; size 0: nothing to compare."""
     limit: int = NO_LIMIT
-    """Ids are from 0 to below it."""
+    """Ids must be in [0, limit); NO_LIMIT: any id is accepted."""
 
 
 def mix64(value: int) -> int:
-    """SplitMix64's output function (Steele, Lea, Flood 2014): 64 bits in, 64 well mixed bits out."""
+    """SplitMix64's output function (Steele, Lea, Flood 2014): mixes the 64 bits of `value`."""
     value &= MASK
     value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9 & MASK
     value = (value ^ (value >> 27)) * 0x94D049BB133111EB & MASK
@@ -41,7 +41,7 @@ def mix64(value: int) -> int:
 
 
 def sound_index(raw: "mmap.mmap | bytes", bin_bytes: int) -> bool:
-    """Whether the bytes of an .idx keep every law of the format, beside a .bin of so many bytes."""
+    """Whether the bytes of an .idx follow every rule of the format, given the size of its .bin."""
     try:
         index = read_index(Path(), raw)
     except UserError:
@@ -53,7 +53,7 @@ def sound_index(raw: "mmap.mmap | bytes", bin_bytes: int) -> bool:
 
 
 def permutation(count: int, key: int) -> np.ndarray:
-    """int64 [count]: 0 ... count - 1 in an order that is a function of `key` (Fisher-Yates, one draw per place)."""
+    """int64 [count]: 0 ... count - 1 in an order that depends only on `key` (Fisher-Yates, one draw per place)."""
     order = list(range(count))
     for place in range(count - 1, 0, -1):
         other = mix64(key + place * GAMMA) * (place + 1) >> 64
@@ -62,7 +62,7 @@ def permutation(count: int, key: int) -> np.ndarray:
 
 
 def legacy_shuffle(items: np.ndarray, state: np.ndarray) -> None:
-    """Shuffles `items` [n] in place as numpy.random.RandomState does, from `state` on, which goes on to the next.
+    """Shuffles `items` [n] in place as numpy.random.RandomState does, starting from `state`, which is advanced.
 
     `state` is uint32 [625]: MT19937's 624 words and the number of the next one to be used.
     """
@@ -72,7 +72,8 @@ def legacy_shuffle(items: np.ndarray, state: np.ndarray) -> None:
 
 
 def legacy_draws(place: int, count: int, state: np.ndarray) -> np.ndarray:
-    """int64 [count]: what that shuffle draws for place, place - 1 ..., each from 0 to its place (masked rejection)."""
+    """int64 [count]: the numbers that `legacy_shuffle` draws for place, place - 1 ..., each from 0 to its place (masked
+    rejection)."""
     bits = _generator(state)
     result = np.empty(count, dtype=np.int64)
     for at in range(count):
@@ -102,9 +103,9 @@ def _save(bits: Any, state: np.ndarray) -> None:
 def sample_index(
     lengths: np.ndarray, order: np.ndarray, seq_length: int, keep_partial: bool, start: int = 0
 ) -> np.ndarray:
-    """int64 [n + 1, 2]: (place in `order`, offset) of token start, start + L ... of the sequences laid end to end.
+    """int64 [n + 1, 2]: (place in `order`, offset) of token start, start + L ... of the concatenated sequences.
 
-    Sample j runs from row j to row j + 1, both included. `keep_partial` adds the rest as a shorter last sample.
+    Sample j runs from row j to row j + 1, both included. `keep_partial` adds the remaining tokens as a last sample.
     """
     if seq_length < 1:
         raise ValueError(f"seq_length {seq_length} must be at least 1")
@@ -124,7 +125,7 @@ def sample_index(
 def sample_rows(
     lengths: np.ndarray, order: np.ndarray, seq_length: int, place: int, offset: int, rows: int, wide: bool
 ) -> np.ndarray:
-    """int64 (`wide`) or int32 [rows, 2]: (place in `order`, offset) of the tokens L, 2 L ... behind (place, offset).
+    """int64 (`wide`) or int32 [rows, 2]: (place in `order`, offset) of the tokens L, 2 L ... after (place, offset).
 
     Raises: IndexError where the sequences end before.
     """
@@ -150,7 +151,7 @@ def pieces_between(
 
 
 def read_pieces(file: TokenFile, pieces: np.ndarray) -> np.ndarray | None:
-    """int64: `pieces` [n, 3] of (sequence, offset, count), one behind the other; None where a block of them is new.
+    """int64: the tokens of `pieces` [n, 3] (sequence, offset, count), concatenated; None if a block is unverified.
 
     Raises: IndexError outside a sequence or the file, OverflowError for an id that is negative or not below the limit.
     """
@@ -178,7 +179,7 @@ def read_pieces(file: TokenFile, pieces: np.ndarray) -> np.ndarray | None:
 def blend(weights: np.ndarray, taken: np.ndarray, limits: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     """int32 and int64 [count]: which dataset gives the next sample, and which of its samples.
 
-    The dataset furthest behind its share goes first, ties to the lowest; `taken` [d] samples were given before,
+    The dataset furthest below its share is chosen, of equal ones the first; `taken` [d] samples were given before;
     no dataset gives more than its limit.
     """
     taken, given = taken.copy(), int(taken.sum())
@@ -194,11 +195,11 @@ def blend(weights: np.ndarray, taken: np.ndarray, limits: np.ndarray, count: int
 
 
 def best_fit(lengths: np.ndarray, first: int, stop: int, seq_length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sequences [first, stop) as samples of at most L + 1 tokens, none cut where it would fit (arXiv 2404.10830).
+    """Packs sequences [first, stop) into samples of at most L + 1 tokens; one that fits is not cut (arXiv 2404.10830).
 
     int64 [pieces, 2]: (sequence, offset of its first token); int64 [samples]: pieces up to the end of each sample.
-    First come the whole samples of long sequences, in order, their borders shared; then the rests, the longest first,
-    each in the fullest sample that has room (of equals the one used last), else in a new one.
+    First come the full samples of long sequences, in order, which share their border tokens; then the remainders, the
+    longest first, each in the fullest sample that has room (of equal ones the last used), else in a new one.
     """
     samples: list[list[tuple[int, int]]] = []
     rests = []

@@ -1,7 +1,7 @@
-"""A corpus with a loss mask beside it: {prefix}_loss_mask.bin/.idx hold, for each token, 1 where it is to be learned.
+"""Reads a corpus with a loss mask: {prefix}_loss_mask.bin/.idx hold, for each token, 1 where it is to be learned.
 
-In a sample a token that is not to be learned stands as its complement, ~id, so that whatever moves tokens (packing,
-blends, fill-in-the-middle) moves the mask with them; `batch.collate` takes both apart again.
+In a sample a token that is not to be learned is stored as its complement, ~id, so that whatever moves tokens (packing,
+blends, fill-in-the-middle) moves the mask with them; `batch.collate` separates the two again.
 """
 
 from pathlib import Path
@@ -14,42 +14,44 @@ from megascratch.data.tokens.token_files import TokenReader, bin_path, idx_path
 
 
 def mask_prefix(prefix: str | Path) -> str:
-    """The name of the mask's two files."""
+    """Prefix of the mask's two files."""
     return f"{prefix}_loss_mask"
 
 
 def has_mask(prefix: str | Path) -> bool:
-    """Whether a corpus has a mask, or what is left of one: half a mask is refused, not passed over."""
+    """Whether a corpus has a mask or only one of its two files: half a mask is refused later, not ignored."""
     mask = mask_prefix(prefix)
     return idx_path(mask).exists() or bin_path(mask).exists()
 
 
 class Masked:
-    """The tokens of a reader as a Source whose samples know what is to be learned.
+    """A reader whose samples mark the tokens that are not to be learned.
 
-    Raises: UserError where the mask is damaged or of another corpus.
+    Raises: UserError where the mask is damaged or belongs to another corpus.
     """
 
     def __init__(self, reader: TokenReader):
-        self.reader, self.mask = reader, TokenReader(mask_prefix(reader.prefix))
-        self.prefix, self.lengths = reader.prefix, reader.lengths
+        self.reader = reader
+        self.mask = TokenReader(mask_prefix(reader.prefix))
+        self.prefix = reader.prefix
+        self.lengths = reader.lengths
         if not np.array_equal(self.mask.lengths, reader.lengths) or self.mask.token_range()[1] > 1:
             raise UserError(
-                f"{self.mask.prefix} is no loss mask of {reader.prefix}: {len(self.mask)} sequences with values from "
-                f"{self.mask.token_range()[0]} to {self.mask.token_range()[1]}, expected {len(reader)} of the same "
-                f"lengths with 0 and 1; make both again, or remove the mask's two files"
+                f"{self.mask.prefix} is not a loss mask of {reader.prefix}: {len(self.mask)} sequences with values "
+                f"from {self.mask.token_range()[0]} to {self.mask.token_range()[1]}, expected {len(reader)} of the "
+                f"same lengths with 0 and 1; make both again, or remove the mask's two files"
             )
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What shapes an index: the mask does not."""
+        """What determines an index; the mask does not."""
         return self.reader.identity
 
     def get(self, sequence: int, offset: int = 0, length: int | None = None) -> np.ndarray:
-        """Plain ids [length] of a sequence from token `offset` on (default: to its end)."""
+        """Plain ids [length] of a sequence from token `offset` (default: to its end)."""
         return self.reader.get(sequence, offset, length)
 
     def read(self, pieces: np.ndarray) -> np.ndarray:
-        """int64: the tokens of `pieces` [n, 3], those that are not to be learned as their complements."""
+        """int64: the tokens of `pieces` [n, 3]; those that are not to be learned are replaced by their complements."""
         ids = self.reader.read(pieces)
         return np.where(self.mask.read(pieces) > 0, ids, ~ids)

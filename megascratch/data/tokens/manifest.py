@@ -1,7 +1,7 @@
-"""{prefix}.json beside a corpus: what it was made with and from; and the check that a model may read it.
+"""The manifest of a corpus ({prefix}.json): its tokenizer, inputs and counts. Checks that a model may read the corpus.
 
 Megatron's two files name neither tokenizer nor vocabulary; this third one does. A corpus without it (made elsewhere)
-is read once in full to learn its largest id, and that is remembered in the index cache.
+is read once in full to find its largest id, which is then stored in the index cache.
 """
 
 import json
@@ -25,7 +25,7 @@ FIELDS = {
     **dict.fromkeys(("bin_sha256", "idx_sha256", "plan"), TEXT),
     "tokenizer": optional(OBJECT),
 }
-"""What is read of a manifest; whatever else it holds is for people."""
+"""The fields of a manifest that are read; all others are only information."""
 
 TOKENIZER_FIELDS = {
     "kind": TEXT,
@@ -37,24 +37,24 @@ TOKENIZER_FIELDS = {
 
 
 def manifest_path(prefix: str | Path) -> Path:
-    """The manifest of a corpus."""
+    """Path of the manifest of a corpus."""
     return manifest_file(prefix)
 
 
 def write_manifest(prefix: str | Path, manifest: Mapping[str, Any]) -> None:
-    """Writes the manifest in one move; where the corpus has digests, they cover the new one from then on."""
+    """Writes the manifest atomically; if the corpus has digests, they are updated to cover the new manifest."""
     path = manifest_path(prefix)
     digests = read_digests(prefix)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     partial.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-    digests_path(prefix).unlink(missing_ok=True)  # a crash leaves no digests, never those of another manifest
+    digests_path(prefix).unlink(missing_ok=True)  # a crash may leave no digests, but never those of another manifest
     os.replace(partial, path)
     if digests is not None:
         with_manifest(prefix, digests)
 
 
 def read_manifest(reader: TokenReader) -> dict[str, Any] | None:
-    """The manifest, or None where there is none or it describes another .bin (told by its size).
+    """The manifest, or None where there is none or it describes another .bin (of a different size).
 
     Raises: UserError where it is damaged.
     """
@@ -63,7 +63,7 @@ def read_manifest(reader: TokenReader) -> dict[str, Any] | None:
 
 
 def stored_manifest(prefix: str | Path) -> dict[str, Any] | None:
-    """The manifest under this name, whatever .bin lies beside it. Raises: UserError where it is damaged."""
+    """The manifest under this name, whether or not it describes the .bin. Raises: UserError where it is damaged."""
     path = manifest_path(prefix)
     try:
         content = path.read_bytes()
@@ -76,8 +76,8 @@ def stored_manifest(prefix: str | Path) -> dict[str, Any] | None:
 
 
 def check_corpus(reader: TokenReader, vocab_size: int, fingerprint: str | None, cache: Path | None) -> None:
-    """Refuses a corpus made with another tokenizer (`fingerprint`; None: unknown) or with ids outside the vocabulary;
-    an id that its manifest did not tell of is refused by `reader` when it is read.
+    """Refuses a corpus made with another tokenizer (`fingerprint`; None: unknown) or with ids outside the vocabulary.
+    Ids that its manifest does not mention are refused by `reader` when they are read.
 
     Raises: UserError naming both tokenizers, or file, sequence, id and vocabulary.
     """
@@ -90,14 +90,14 @@ def check_corpus(reader: TokenReader, vocab_size: int, fingerprint: str | None, 
             f"training uses {fingerprint[:16]}; give that tokenizer's file as --tokenizer-model, or preprocess the "
             f"corpus again"
         )
-    reader.limit_ids(vocab_size)  # a manifest may lie: every id is judged again when it is read
+    reader.limit_ids(vocab_size)  # a manifest may be wrong: every id is checked again when it is read
     low, high = _token_range(reader, manifest, cache)
     if low < 0 or high >= vocab_size:
         for sequence, place, token in reader.places_outside(vocab_size):
             raise reader.outside_vocabulary(sequence, place, token, high + 1)
         raise UserError(
             f"{manifest_path(reader.prefix)} says that the corpus has ids from {low} to {high}, the vocabulary has "
-            f"{vocab_size} (ids 0 to {vocab_size - 1}), and no id in the file lies outside; megascratch data validate "
+            f"{vocab_size} (ids 0 to {vocab_size - 1}), and no id in the file is outside; megascratch data validate "
             f"{reader.prefix} shows what is wrong"
         )
 

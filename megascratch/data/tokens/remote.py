@@ -1,14 +1,14 @@
-"""A corpus in object storage in, a folder on this machine that reads like it out: `data_path: s3://bucket/prefix`.
+"""Reads a corpus in object storage (`data_path: s3://bucket/prefix`) through a block cache on this machine.
 
-fsspec speaks to the store (s3fs for s3://, an optional extra; any scheme that fsspec knows works the same). Under
---data-cache-path, in a folder named by the objects' addresses, sizes and versions (etags):
+fsspec connects to the store (s3fs for s3://, an optional extra; any scheme that fsspec knows works the same). The cache
+is under --data-cache-path, in a folder named by the objects' addresses, sizes and versions (etags):
 
-    corpus.idx, corpus.json   whole, each moved to its name when complete
-    corpus.bin                of full size, but sparse: it fills block by block, as blocks are first read
+    corpus.idx, corpus.json   complete copies, each moved to its name when downloaded
+    corpus.bin                full size, but sparse: a block is stored when it is first read
     corpus.blocks             a byte for each block of 8 MiB: 1 when its bytes are on the disk
 
-So the cache never holds half a block under the mark of a whole one, several processes share it, and a corpus that was
-uploaded again is another folder. Room is needed for every block that is read.
+So the cache never marks half a block as present, several processes share it, and a corpus that was uploaded again has
+another folder. Disk space is needed for every block that is read.
 """
 
 import fcntl
@@ -37,19 +37,21 @@ def is_remote(prefix: str | Path) -> bool:
 
 
 def open_corpus(prefix: str, cache: str | Path | None) -> TokenReader:
-    """A corpus on this machine or in object storage, then through the cache folder `cache`.
+    """Opens a corpus on this machine, or one in object storage through the cache folder `cache`.
 
     Raises: UserError where it cannot be read, or is remote and there is no cache folder.
     """
     if not is_remote(prefix):
         return TokenReader(prefix)
     if cache is None:
-        raise UserError(f"{prefix} is read through a cache on this machine: give --data-cache-path, a folder with room")
+        raise UserError(
+            f"{prefix} is read through a cache on this machine: give --data-cache-path, a folder with enough space"
+        )
     return RemoteReader(prefix, Path(cache))
 
 
 class RemoteReader(TokenReader):
-    """A `TokenReader` whose .bin lies in object storage; a block is fetched when one of its ids is first asked for."""
+    """A `TokenReader` whose .bin is in object storage; a block is fetched when one of its ids is first read."""
 
     def __init__(self, prefix: str, cache: Path):
         self._copy = BlockCache(prefix, cache)
@@ -58,7 +60,7 @@ class RemoteReader(TokenReader):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """By the objects' versions: the same on every machine, whatever of it is cached."""
+        """Identifies the corpus by its objects' versions: the same on every machine, whatever is cached."""
         return {"objects": self._copy.versions}
 
     def get(self, sequence: int, offset: int = 0, length: int | None = None) -> np.ndarray:
@@ -79,15 +81,15 @@ class RemoteReader(TokenReader):
 
 
 class BlockCache:
-    """The folder of one remote corpus; `prefix` names it as a local corpus, whose .bin is whole where `ensure` was.
+    """The cache folder of one remote corpus; `prefix` is its local prefix. Its .bin is valid where `ensure` was called.
 
-    Raises: UserError for objects that are missing or unreadable, a library that is missing, a cache without room.
+    Raises: UserError for objects that are missing or unreadable, a missing library, a cache that is full.
     """
 
     def __init__(self, url: str, cache: Path):
         self._store = Store(url)
         if self._store.exists(f"{url}_loss_mask.idx"):
-            raise UserError(f"{url} has a loss mask, which is read on this machine alone: copy its files here")
+            raise UserError(f"{url} has a loss mask, which can only be read from this machine: copy its files here")
         self._bin = self._store.describe(f"{url}.bin")
         idx = self._store.describe(f"{url}.idx")
         self.versions = [list(self._bin), list(idx)]
@@ -98,15 +100,15 @@ class BlockCache:
             self._create("corpus.idx", lambda path: self._download(idx, path))
             if self._store.exists(f"{url}.json"):
                 self._create("corpus.json", lambda path: self._download(self._store.describe(f"{url}.json"), path))
-            self._create("corpus.bin", lambda path: _allot(path, self._bin.size))
-            self._create("corpus.blocks", lambda path: _allot(path, max(blocks, 1)))
+            self._create("corpus.bin", lambda path: _create_sparse(path, self._bin.size))
+            self._create("corpus.blocks", lambda path: _create_sparse(path, max(blocks, 1)))
         self._marks = (self._home / "corpus.blocks").open("r+b")
         self._present = np.memmap(self._marks, np.uint8, "r+")
         self._ids = os.open(self._home / "corpus.bin", os.O_RDWR)
         self._threads = threading.Lock()
 
     def ensure(self, start: int, stop: int) -> None:
-        """Bytes [start, stop) of .bin are on the disk afterwards. Raises: UserError where they cannot be."""
+        """Fetches bytes [start, stop) of .bin, unless they are cached. Raises: UserError where that fails."""
         for block in range(start // BLOCK_BYTES, -(-stop // BLOCK_BYTES)):
             if not self._present[block]:
                 with self._alone(block):
@@ -115,7 +117,7 @@ class BlockCache:
 
     @contextmanager
     def _alone(self, block: int) -> Iterator[None]:
-        """One thread of one process fetches a block; the kernel frees the lock of a process that dies."""
+        """Lets one thread of one process fetch a block; the kernel frees the lock of a process that dies."""
         with self._threads:
             fcntl.lockf(self._marks, fcntl.LOCK_EX, 1, block)
             try:
@@ -132,11 +134,11 @@ class BlockCache:
         self._present[block] = 1
 
     def _read(self, item: Object, start: int) -> bytes:
-        """A block. Raises: UserError, also where the object is another one by now."""
+        """Downloads a block. Raises: UserError, also where the object was replaced."""
 
         def check() -> None:
             if self._store.describe(item.url) != item:
-                raise UserError(f"{item.url} was replaced while it is read: start again to read the new one")
+                raise UserError(f"{item.url} was replaced while it was read: start again to read the new one")
 
         return self._store.read(item.url, start, min(start + BLOCK_BYTES, item.size), check)
 
@@ -155,7 +157,7 @@ class BlockCache:
             os.fsync(file.fileno())
 
 
-def _allot(path: Path, size: int) -> None:
-    """A file of zeros that takes no room yet."""
+def _create_sparse(path: Path, size: int) -> None:
+    """Creates a sparse file of zeros, which takes no space yet."""
     with path.open("wb") as file:
         file.truncate(size)

@@ -1,6 +1,6 @@
-"""Token ids on disk: documents in, a pair of files {prefix}.bin / {prefix}.idx out, and back through a memory map.
+"""Writes and reads tokenized corpora: the pair {prefix}.bin / {prefix}.idx, memory-mapped (Megatron's format).
 
-`.bin` holds the ids back to back in the dtype that `.idx` names, without header or padding; `index_file.py` describes
+`.bin` holds the ids back to back in the dtype that `.idx` names, without header or padding; `idx_format.py` describes
 `.idx`.
 """
 
@@ -23,8 +23,8 @@ from megascratch.data.tokens.digests import (
     BLOCK_BYTES,
     BlockDigests,
     WholeFile,
+    block_is_intact,
     digests_path,
-    is_sound,
     manifest_file,
     read_digests,
     whole_file,
@@ -46,25 +46,25 @@ from megascratch.data.tokens.indices_python import NO_LIMIT, TokenFile
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
-    """The dtype a corpus of this vocabulary is stored in: uint16 below 65,500, else int32 (Megatron's rule)."""
+    """The dtype in which ids of this vocabulary are stored: uint16 below 65,500, else int32 (Megatron's rule)."""
     return np.dtype("uint16" if vocab_size < 65500 else "int32")
 
 
 def bin_path(prefix: str | Path) -> Path:
-    """The ids."""
+    """Path of the ids."""
     return Path(f"{prefix}.bin")
 
 
 def idx_path(prefix: str | Path) -> Path:
-    """Where each sequence lies in the ids."""
+    """Path of the index: the offset and length of each sequence."""
     return Path(f"{prefix}.idx")
 
 
 @final
 class TokenWriter:
-    """Writes one corpus under temporary names; `finish` puts its files in place, an error removes them.
+    """Writes one corpus under temporary names; `finish` moves its files in place, an error removes them.
 
-    >>> with Writer("corpus", np.uint16) as writer:
+    >>> with TokenWriter("corpus", np.uint16) as writer:
     ...     writer.add_document([5, 6, 7])
     """
 
@@ -118,7 +118,7 @@ class TokenWriter:
         self.min_token, self.max_token = min(self.min_token, low), max(self.max_token, high)
 
     def finish(self) -> None:
-        """Writes the index, moves both files to their final names and records them; no reader sees half a file."""
+        """Writes the index, moves both files to their final names, writes the digests; no reader sees half a file."""
         close_durably(self._bin)
         with open_for_writing(self._idx_partial) as idx:
             self._write_index(idx)
@@ -136,7 +136,7 @@ class TokenWriter:
             idx.write(part.tobytes())
 
     def abort(self) -> None:
-        """Removes what was written so far; files already in place stay."""
+        """Removes the temporary files; files that are already in place stay."""
         self._bin.close()
         self._bin_partial.unlink(missing_ok=True)
         self._idx_partial.unlink(missing_ok=True)
@@ -152,7 +152,7 @@ class TokenWriter:
 
 
 def open_for_writing(path: Path) -> IO[bytes]:
-    """A new file, its folder made if need be. Raises: UserError where that cannot be."""
+    """Opens a new file and creates its folder. Raises: UserError where that fails."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         return path.open("wb")
@@ -161,16 +161,16 @@ def open_for_writing(path: Path) -> IO[bytes]:
 
 
 def close_durably(file: IO[bytes]) -> None:
-    """Closes a file that is on the disk by then."""
+    """Closes a file after its content was written to the disk (fsync)."""
     file.flush()
     os.fsync(file.fileno())
     file.close()
 
 
 def put_in_place(bin_partial: Path, idx_partial: Path, prefix: str | Path, digests: BlockDigests) -> None:
-    """Moves two whole files to the names of a corpus; a crash in between leaves no pair, never a wrong one.
+    """Moves two complete files to the names of a corpus; a crash in between leaves no corpus, never a wrong one.
 
-    `digests`: of the new .bin.
+    `digests`: the checksums of the new .bin.
     """
     for path in (digests_path(prefix), manifest_file(prefix), idx_path(prefix)):
         path.unlink(missing_ok=True)  # what describes the old ids must never describe the new ones
@@ -189,13 +189,14 @@ def _sync_folder(folder: Path) -> None:
 
 
 class TokenReader:
-    """One corpus, memory-mapped; every law of the format is checked when it is opened.
+    """Reads one corpus, memory-mapped; every rule of the format is checked when it is opened.
 
-    Attributes: `prefix` as it was named, `files` the prefix of its files on this machine, `file` for the C++ functions,
-    `lengths` int32 [S] tokens per sequence, `pointers` int64 [S] bytes, `documents` int64 [D], `dtype`, `digests` what
-    its files must be (None: nobody recorded it). The index and the manifest are compared with their digests when the
-    corpus is opened, a block of .bin when it is first read from. `trusting`: nothing is compared.
-    Raises: UserError naming the file, the law and the numbers.
+    Attributes: `prefix` as the user gave it, `files` the prefix of its files on this machine, `file` for the C++
+    functions, `lengths` int32 [S] tokens per sequence, `pointers` int64 [S] bytes, `documents` int64 [D], `dtype`,
+    `digests` the recorded checksums of its files (None: none were recorded). The index and the manifest are compared
+    with their digests when the corpus is opened, a block of .bin when it is first read from. `trusting`: nothing is
+    compared.
+    Raises: UserError naming the file, the rule and the numbers.
     """
 
     def __init__(self, prefix: str | Path, *, trusting: bool = False):
@@ -208,15 +209,15 @@ class TokenReader:
         if not sound_index(raw, self.bin_bytes):
             raise self._refusal(index)
         self.digests = None if trusting else read_digests(self.files)
-        self._require_what_was_recorded()
+        self._verify_recorded()
         ids = np.frombuffer(self._raw_tokens, np.uint8)
         blocks = 0 if self.digests is None else len(self.digests.blocks)
         self.file = TokenFile(
             ids, dtype_code(self.dtype) or 0, self.lengths, self.pointers, np.zeros(blocks, np.uint8), NO_LIMIT
         )
 
-    def _require_what_was_recorded(self) -> None:
-        """Index and manifest. Raises: UserError where they are not what .digests says."""
+    def _verify_recorded(self) -> None:
+        """Compares index and manifest with .digests. Raises: UserError where they differ."""
         if self.digests is None:
             return
         if self.bin_bytes != self.digests.bin_bytes:
@@ -224,13 +225,13 @@ class TokenReader:
                 self._bin, self.files, f"it has {self.bin_bytes} bytes, {self.digests.bin_bytes} were written"
             )
         if xxhash.xxh3_128_digest(self._raw_index) != self.digests.idx.digest:
-            raise not_recorded(self._idx, self.files, "its checksum is another")
+            raise not_recorded(self._idx, self.files, "its checksum differs")
         manifest = manifest_file(self.files)
         if self.digests.manifest is not None and self.digests.manifest != _whole(manifest, self.files):
-            raise not_recorded(manifest, self.files, "its checksum is another")
+            raise not_recorded(manifest, self.files, "its checksum differs")
 
     def _refusal(self, index: Index) -> UserError:
-        """The first law that is broken, in words."""
+        """The error for the first broken rule."""
         for law in broken_laws(index):
             return UserError(
                 f"{self._idx}: {law}; the file is damaged or not a token index, preprocess the corpus again"
@@ -246,17 +247,17 @@ class TokenReader:
 
     @property
     def tokens(self) -> int:
-        """Tokens of all sequences."""
+        """Number of tokens in all sequences."""
         return int(self.lengths.sum(dtype=np.int64))
 
     @property
     def bin_bytes(self) -> int:
-        """Size of .bin."""
+        """Size of .bin in bytes."""
         return len(self._raw_tokens)
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """What tells this corpus from another or from a later one under the same name."""
+        """Identifies this corpus, also against a later one under the same name (part of the index cache's keys)."""
         return {
             "bin_bytes": self.bin_bytes,
             "bin_mtime_ns": self._bin.stat().st_mtime_ns,
@@ -264,26 +265,26 @@ class TokenReader:
         }
 
     def get(self, sequence: int, offset: int = 0, length: int | None = None) -> np.ndarray:
-        """Ids [length] of a sequence from token `offset` on (default: to its end), as a view of the map.
+        """Ids [length] of a sequence from token `offset` (default: to its end), as a view of the memory map.
 
         Raises: IndexError outside the sequence.
         """
         if not 0 <= sequence < len(self):
             raise IndexError(f"{self.prefix}: sequence {sequence} of {len(self)}")
-        whole = int(self.lengths[sequence])
-        length = whole - offset if length is None else length
-        if offset < 0 or length < 0 or offset + length > whole:
+        tokens = int(self.lengths[sequence])
+        length = tokens - offset if length is None else length
+        if offset < 0 or length < 0 or offset + length > tokens:
             raise IndexError(
-                f"{self.prefix}: tokens {offset} to {offset + length} of sequence {sequence} ({whole} tokens)"
+                f"{self.prefix}: tokens {offset} to {offset + length} of sequence {sequence} ({tokens} tokens)"
             )
         if length == 0:
             return np.empty(0, self.dtype)
         start = int(self.pointers[sequence]) + offset * self.dtype.itemsize
-        self.require_sound(start, start + length * self.dtype.itemsize)
+        self.verify_blocks(start, start + length * self.dtype.itemsize)
         return np.frombuffer(self._raw_tokens, self.dtype, length, start)
 
     def read(self, pieces: np.ndarray) -> np.ndarray:
-        """int64: the tokens of `pieces` [n, 3] (sequence, offset, count), one behind the other, read in one call.
+        """int64: the tokens of `pieces` [n, 3] (sequence, offset, count), concatenated, read in one call.
 
         Raises: IndexError outside a sequence; UserError for damage, and ids outside the vocabulary (`limit_ids`).
         """
@@ -297,8 +298,8 @@ class TokenReader:
             raise self._outside_of(pieces) from error
         return ids
 
-    def require_sound(self, start: int, stop: int) -> None:
-        """Compares the blocks of bytes [start, stop) of .bin with their digests, each once per process.
+    def verify_blocks(self, start: int, stop: int) -> None:
+        """Compares the blocks that hold bytes [start, stop) of .bin with their digests, each once per process.
 
         Raises: UserError naming the file and the bytes.
         """
@@ -308,22 +309,22 @@ class TokenReader:
         for block in range(start // BLOCK_BYTES, -(-stop // BLOCK_BYTES)):
             if checked[block]:
                 continue
-            if not is_sound(self.view, self.digests, block):
+            if not block_is_intact(self.view, self.digests, block):
                 first, end = block * BLOCK_BYTES, min((block + 1) * BLOCK_BYTES, self.bin_bytes)
                 raise not_recorded(self._bin, self.files, f"bytes {first:,} to {end:,} are damaged")
             checked[block] = 1
 
     @cached_property
     def view(self) -> memoryview:
-        """The bytes of .bin, compared with nothing."""
+        """The bytes of .bin, without verification."""
         return memoryview(self._raw_tokens)
 
     def limit_ids(self, vocab_size: int) -> None:
-        """From now on `read` refuses ids that are negative or not below `vocab_size`."""
+        """Makes `read` refuse ids that are negative or not below `vocab_size`."""
         self.file = self.file._replace(limit=vocab_size)
 
     def _outside_of(self, pieces: np.ndarray) -> UserError:
-        """Which id of some pieces lies outside the vocabulary, in words."""
+        """The error for the first id of some pieces that is outside the vocabulary."""
         for sequence, offset, count in pieces.tolist():
             ids = self.get(sequence, offset, count)
             for at in np.flatnonzero((ids < 0) | (ids >= self.file.limit)).tolist():
@@ -331,7 +332,7 @@ class TokenReader:
         raise AssertionError("an id was outside the vocabulary when it was read, and is not any more")
 
     def outside_vocabulary(self, sequence: int, place: int, token: int, needed: int) -> UserError:
-        """The refusal of token number `place` of a sequence; `needed` ids would hold it."""
+        """The error for token number `place` of a sequence; a vocabulary of `needed` ids would contain it."""
         document = int(np.searchsorted(self.documents, sequence, side="right")) - 1
         limit = self.file.limit
         return UserError(
@@ -341,9 +342,9 @@ class TokenReader:
         )
 
     def blocks(self, first: int = 0, stop: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
-        """All ids of sequences [first, stop) in order: (byte of the first id in .bin, ids as a view of the map).
+        """All ids of sequences [first, stop) in order: (offset of the first id in .bin, ids as a view of the map).
 
-        A block is as long as possible, but has no more than 2^20 ids and runs over no gap between sequences.
+        A block is as long as possible, but has at most 2^20 ids and never spans a gap between sequences.
         """
         stop = len(self) if stop is None else stop
         for start in range(first, stop, BLOCK):
@@ -354,11 +355,11 @@ class TokenReader:
                 yield from self._stretch(int(pointers[one]), int(ends[other - 1]))
 
     def _stretch(self, start: int, stop: int) -> Iterator[tuple[int, np.ndarray]]:
-        """Bytes [start, stop) of .bin."""
+        """The ids in bytes [start, stop) of .bin, in blocks: (offset, ids)."""
         step = BLOCK * self.dtype.itemsize
         for at in range(start, stop, step):
             size = min(step, stop - at) // self.dtype.itemsize
-            self.require_sound(at, at + size * self.dtype.itemsize)
+            self.verify_blocks(at, at + size * self.dtype.itemsize)
             yield at, np.frombuffer(self._raw_tokens, self.dtype, size, at)
 
     def token_range(self) -> tuple[int, int]:
@@ -390,16 +391,16 @@ def _whole(path: Path, prefix: str) -> WholeFile:
 
 
 def not_recorded(path: Path, prefix: str, what: str) -> UserError:
-    """A file is not what .digests says."""
+    """The error for a file that differs from .digests."""
     return UserError(
-        f"{path} is not what was written with the corpus: {what}; copy it again or preprocess the corpus again "
+        f"{path} differs from what was written with the corpus: {what}; copy it again or preprocess the corpus again "
         f"(megascratch data validate {prefix} lists all damage; if you changed the file yourself, "
         f"megascratch data record {prefix} --overwrite)"
     )
 
 
 def open_map(path: Path, what: str) -> "mmap.mmap | bytes":
-    """A file's bytes. Raises: UserError where it cannot be read."""
+    """Maps a file into memory. Raises: UserError where it cannot be read."""
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size

@@ -47,7 +47,7 @@ def test_the_end_of_document_is_learned_only_behind_a_learned_role():
         ({}, "no key 'messages'"),
         ({"messages": []}, "no list of messages"),
         ({"messages": "hello"}, "no list of messages"),
-        ({"messages": ["hello"]}, "message 1 is no object"),
+        ({"messages": ["hello"]}, "message 1 is not an object"),
         ({"messages": [{"role": "user", "content": None}]}, "message 1 needs a role and a content"),
     ],
 )
@@ -95,7 +95,7 @@ def test_a_mask_of_another_corpus_is_refused(tmp_path):
     prefix = counting(tmp_path / "c", [3, 4])
     for lengths, value in (([3, 5], 1), ([3, 4], 2)):
         write(tmp_path / "c_loss_mask", [[value] * length for length in lengths], "uint8")
-        with pytest.raises(UserError, match="c_loss_mask is no loss mask of"):
+        with pytest.raises(UserError, match="c_loss_mask is not a loss mask of"):
             Masked(TokenReader(prefix))
     assert mask_prefix(prefix) == f"{prefix}_loss_mask"
 

@@ -117,5 +117,5 @@ def test_what_was_recorded_tells_corpora_apart_and_a_missing_record_is_told_once
     digests_path(a).unlink()
     digests_path(c).unlink()
     (notice,) = unrecorded({name: TokenReader(name) for name in (a, b, c)})
-    assert notice.startswith(f"no digests beside {a}, {c}, so")
+    assert notice.startswith(f"no digests for {a}, {c}, so")
     assert recorded({a: TokenReader(a)}) == {f"digests {a}": "none"}

@@ -90,7 +90,7 @@ def test_a_corpus_that_was_uploaded_again_is_read_anew(store, tmp_path):
     upload(store, tmp_path / "new")
     after = open_corpus(URL, tmp_path / "cache")
     assert after.get(1).tolist() == list(range(9, 18)) and after.identity != before.identity
-    with pytest.raises(UserError, match=r"corpus\.bin was replaced while it is read: start again"):
+    with pytest.raises(UserError, match=r"corpus\.bin was replaced while it was read: start again"):
         before.get(39)
 
 
@@ -141,7 +141,7 @@ def test_threads_and_processes_share_a_cache(store, tmp_path, monkeypatch):
     ("url", "cache", "law"),
     [
         ("memory://bucket/none", "cache", r"none\.bin cannot be found: .*check address and credentials"),
-        ("memory://bucket/corpus", None, "give --data-cache-path, a folder with room"),
+        ("memory://bucket/corpus", None, "give --data-cache-path, a folder with enough space"),
         ("nosuch://x/y", "cache", "nosuch://x/y: .*use s3://bucket/prefix or a path on this machine"),
         ("memory://bucket/corpus", "file", "the cache .*file.* cannot be written: Not a directory"),
     ],
