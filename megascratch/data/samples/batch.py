@@ -1,8 +1,8 @@
-"""What flows through the model: samples of token ids in, one `Batch` of tensors out.
+"""Collates samples of token ids into a `Batch` of tensors: inputs, labels, loss mask, positions, document numbers.
 
-Shapes: b micro-batch, s seq_length. A sample has s + 1 tokens (the last one is only a label) or fewer, then it is
-padded with id 0 and loss mask 0; ~id is an id that is read, but not to be learned. After an end-of-document token a new
-document begins; the token itself belongs to the old one.
+Shapes: b micro-batch, s seq_length. A sample has s + 1 tokens (the last one is only a label); a shorter one is
+padded with id 0 and loss mask 0. A negative token ~id is an input that is not to be learned as a label. A new document
+begins after each end-of-document token, which itself belongs to the old document.
 """
 
 from collections.abc import Sequence
@@ -28,9 +28,9 @@ class Batch:
     positions: Tensor
     """[b, s] int64."""
     documents: Tensor | None
-    """[b, s] int64 number of the document inside the sample when attention stops at boundaries, else None."""
+    """[b, s] int64 number of the document inside the sample if attention stops at boundaries, else None."""
     samples: Tensor
-    """[b] int64 global number of each sample (keys dropout)."""
+    """[b] int64 global number of each sample (seeds dropout)."""
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on another device."""
@@ -54,14 +54,14 @@ def collate(
     reset_attention_mask: bool = False,
     eod_mask_loss: bool = False,
 ) -> Batch:
-    """Stacks samples (each int64 [<= s + 1]) with their global numbers.
+    """Stacks samples (each int64 [<= s + 1]) with their global numbers into a batch.
 
-    Raises: UserError where a document boundary is asked for and `eod` is None; ValueError for too long a sample.
+    Raises: UserError where document boundaries are needed and `eod` is None; ValueError for a sample that is too long.
     """
     if eod is None and (reset_position_ids or reset_attention_mask or eod_mask_loss):
         raise UserError(
             "--reset-position-ids, --reset-attention-mask and --eod-mask-loss need an end-of-document token, "
-            "this tokenizer has none: train it with one, or leave the flags away"
+            "this tokenizer has none: train it with one, or remove the flags"
         )
     tokens, real, learned = _pad(samples, seq_length)
     ids, labels = tokens[:, :-1], tokens[:, 1:]
@@ -82,7 +82,7 @@ def _tensor(array: np.ndarray) -> Tensor:
 
 
 def _pad(samples: Sequence[np.ndarray], seq_length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Tokens [b, s + 1] and, for each of the s places, whether its label is a real token, and one to be learned."""
+    """Tokens [b, s + 1] and, for each of the s places, whether its label is a real token, and whether it is learned."""
     tokens = np.zeros((len(samples), seq_length + 1), dtype=np.int64)
     real = np.zeros((len(samples), seq_length), dtype=bool)
     for row, sample in enumerate(samples):
@@ -95,12 +95,12 @@ def _pad(samples: Sequence[np.ndarray], seq_length: int) -> tuple[np.ndarray, np
 
 
 def _documents(boundary: np.ndarray) -> np.ndarray:
-    """[b, s]: number of boundaries in front of each place."""
+    """[b, s]: number of boundaries before each place."""
     return np.cumsum(boundary, axis=1) - boundary
 
 
 def _positions(boundary: np.ndarray) -> np.ndarray:
-    """[b, s]: places since the last boundary."""
+    """[b, s]: distance from the last boundary."""
     place = np.broadcast_to(np.arange(boundary.shape[1]), boundary.shape)
     starts = np.zeros(boundary.shape, dtype=np.int64)
     starts[:, 1:] = np.where(boundary, place + 1, 0)[:, :-1]

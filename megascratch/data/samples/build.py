@@ -1,4 +1,4 @@
-"""Settings in, data sets out: opens and checks every corpus and gives train, valid and test."""
+"""Builds the train, valid and test datasets from the settings: opens and checks every corpus first."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -30,15 +30,15 @@ Range = tuple[int, int]
 
 
 class Splits(NamedTuple):
-    """What a run reads; None where no samples are asked for, or the split's share is 0. `train` has no end."""
+    """The datasets of a run; None where no samples are needed, or the split's share is 0. `train` is endless."""
 
     train: Dataset | None
     valid: Dataset | None
     test: Dataset | None
     corpora: Mapping[str, TokenReader]
-    """Every corpus that was opened, by the name that was given."""
+    """Every corpus that was opened, by the prefix that the user gave."""
     ordered: Sequence[SingleSourceDataset] = ()
-    """Every part of a corpus in the order in which a split reads it; each knows what it opened of the index cache."""
+    """Every part of a corpus in the order in which a split reads it; each knows the index caches it opened."""
 
 
 def open_splits(
@@ -53,13 +53,13 @@ def open_splits(
     test_samples: int = 0,
     samples_read: int | None = None,
 ) -> Splits:
-    """Opens what `data` names. `fingerprint` is the tokenizer's; the numbers of samples say which splits are needed.
+    """Opens the corpora in `data`. `fingerprint` is the tokenizer's; a split with 0 samples is not needed.
 
     Args:
-        samples_read: that training reads of the train_samples that it asks for; None: all of them.
+        samples_read: how many of `train_samples` training reads; None: all of them.
 
-    Raises: UserError for missing or damaged files, ids outside the vocabulary, another tokenizer, and splits without
-    a sample that are asked for samples.
+    Raises: UserError for missing or damaged files, ids outside the vocabulary, another tokenizer, and needed splits
+    without a sample.
     """
     wanted = dict(zip(SPLITS, (train_samples, valid_samples, test_samples), strict=True))
     own = dict(zip(SPLITS, (data.train_data_path, data.valid_data_path, data.test_data_path), strict=True))
@@ -74,7 +74,7 @@ def open_splits(
             return opener.mock(name, eod)
         if any(own.values()):
             words = own[name]
-            return None if words is None else opener.whole(words, name)
+            return None if words is None else opener.all_sequences(words, name)
         if data.data_path is None:
             raise UserError("no data: give --data-path, --train-data-path or --mock-data")
         return opener.share(data.data_path, name)
@@ -90,7 +90,7 @@ def open_splits(
 def _words_of(
     data: DataConfig, own: Mapping[str, list[str] | None], wanted: Mapping[str, int]
 ) -> Iterator[list[str] | None]:
-    """The words that name the corpora of the splits that are asked for."""
+    """The arguments that name the corpora of the needed splits."""
     if data.mock_data:
         return
     if any(own.values()):
@@ -112,7 +112,7 @@ class _Opener:
         self.ordered: list[SingleSourceDataset] = []
 
     def open_all(self, prefixes: Sequence[str]) -> None:
-        """Raises: UserError with everything that is wrong with any of the corpora."""
+        """Opens all corpora. Raises: UserError with every problem of every corpus."""
         problems = Problems()
         for prefix in prefixes:
             problems.attempt(partial(self._reader, prefix))
@@ -124,12 +124,12 @@ class _Opener:
         assert limits is not None
         return self._ordered(source, limits, name, self.wanted[name], None)
 
-    def whole(self, words: Sequence[str], name: str) -> Dataset:
-        """Every sequence of the corpora belongs to this split."""
+    def all_sequences(self, words: Sequence[str], name: str) -> Dataset:
+        """A dataset of all sequences of the corpora, for one split."""
         return self._mix(words, f"--{name}-data-path", name, lambda prefix: (0, len(self._reader(prefix))))
 
     def share(self, words: Sequence[str], name: str) -> Dataset | None:
-        """The part of the corpora that `--split` gives to this split."""
+        """A dataset of the part of the corpora that `--split` gives to this split."""
         split = self.data.split or DEFAULT_SPLIT
         if shares(split)[SPLITS.index(name)] == 0:
             return None
@@ -140,8 +140,8 @@ class _Opener:
         first, stop = ranges(split, sequences)[SPLITS.index(name)] or (0, 0)
         if first == stop:
             raise UserError(
-                f"--split {split} leaves no sequence of {prefix} ({sequences} sequences) to {name}, which is asked for "
-                f"samples; give it a larger share, at least about {1 / max(sequences, 1):.3g} of the whole, or 0"
+                f"--split {split} leaves no sequence of {prefix} ({sequences} sequences) to {name}, which needs "
+                f"samples; give it a larger share, at least about {1 / max(sequences, 1):.3g} of the total, or 0"
             )
         return first, stop
 
@@ -167,7 +167,7 @@ class _Opener:
         if name == "train" and len(mixed) < self.read:
             raise UserError(
                 f"the blend has {len(mixed)} samples in one epoch, training reads {self.read}; without weights "
-                f"--data-order megatron reads each sample at most once: give weights, or train less long"
+                f"--data-order megatron reads each sample at most once: give weights, or train for fewer samples"
             )
         return mixed
 
@@ -184,7 +184,7 @@ class _Opener:
     def _in_order(
         self, source: WeightedSource, limits: Range, name: str, wanted: int | None, cache: Path | None
     ) -> SingleSourceDataset:
-        """Sequences [first, stop) in the order that is asked for; `wanted` samples are enough (None: one epoch)."""
+        """Sequences [first, stop) in the configured order; `wanted` samples are enough (None: one epoch)."""
         length, seed = self.data.seq_length, self.seed
         if self.data.data_order == "megatron":
             return MegatronCorpus(source, *limits, seq_length=length, seed=seed, wanted=wanted, cache=cache)
@@ -192,7 +192,7 @@ class _Opener:
         return kind(source, *limits, seq_length=length, seed=seed, finite=name != "train", cache=cache)
 
     def _staged(self, words: Sequence[str], flag: str, range_of: Callable[[str], Range]) -> Curriculum:
-        """The blend of `flag` from sample 0 on, then those of --data-stages."""
+        """The blend of `flag` from sample 0, then those of --data-stages."""
         stages = [(0, *prefixes_and_weights(words, flag))]
         for stage in self.data.data_stages or ():
             first, *words = stage.split()

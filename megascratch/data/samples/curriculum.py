@@ -1,10 +1,10 @@
-"""Blends that follow one another in, one endless data set out: what `--data-stages` asks for.
+"""Data curriculum (`--data-stages`): blends that follow one another, as one endless dataset.
 
     sample    0 ............ a ............ b ......
     blend     the first one  the second     the third
 
-A corpus that two stages share goes on in the second where the first left it: nothing is read twice before everything
-is read once, whatever the stages. Sample i is still a function of (files, seed, stages, i) alone.
+A corpus that two stages share continues in the second stage where the first stopped: no sample is read twice before
+all are read once, whatever the stages. Sample i is still a function of (files, seed, stages, i) alone.
 """
 
 from bisect import bisect_right
@@ -16,16 +16,16 @@ from megascratch.data.samples.dataset import Blend, Dataset, TokenSpan
 
 
 class Curriculum:
-    """`parts` mixed by `weights[k]` (one per part, 0: not in this stage) from sample `firsts[k]` on.
+    """The datasets `parts`, blended by `weights[k]` (one per part, 0: not in this stage) from sample `firsts[k]`.
 
-    `firsts` begins with 0 and rises.
+    `firsts` begins with 0 and increases.
     """
 
     def __init__(self, parts: Sequence[Dataset], firsts: Sequence[int], weights: Sequence[Sequence[float]]):
         if len(firsts) != len(weights) or list(firsts) != sorted(set(firsts)) or firsts[0] != 0:
             raise ValueError(f"stages that begin at {list(firsts)} with {len(weights)} blends")
         self.parts, self.firsts, self.weights = list(parts), list(firsts), list(weights)
-        self._blends: list[Blend] = []  # as far as known: a stage depends on what those in front of it have read
+        self._blends: list[Blend] = []  # of the first stages; a stage depends on what the previous ones have read
 
     def __len__(self) -> int:
         return sum(len(part) for part in self.parts)
@@ -39,7 +39,7 @@ class Curriculum:
         return self.parts[part].spans(sample)
 
     def origin(self, number: int) -> tuple[int, int]:
-        """(data set, its sample) of sample `number`."""
+        """(dataset, its sample) of sample `number`."""
         if number < 0:
             raise IndexError(f"sample {number} is negative")
         stage = bisect_right(self.firsts, number) - 1
@@ -52,7 +52,8 @@ class Curriculum:
         return self._blends[stage]
 
     def _next_blend(self) -> Blend:
-        stage, starts = len(self._blends), np.zeros(len(self.parts), dtype=np.int64)
-        for before, blend in enumerate(self._blends):
-            starts += blend.taken(self.firsts[before + 1] - self.firsts[before])
+        stage = len(self._blends)
+        starts = np.zeros(len(self.parts), dtype=np.int64)
+        for previous, blend in enumerate(self._blends):
+            starts += blend.taken(self.firsts[previous + 1] - self.firsts[previous])
         return Blend(self.parts, self.weights[stage], finite=False, starts=starts)

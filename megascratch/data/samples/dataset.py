@@ -1,13 +1,14 @@
-"""Sample number in, token ids out: `Corpus` cuts one corpus into samples, `Blend` mixes several by weight.
+"""Training datasets: `Corpus` cuts one corpus into shuffled samples, `Blend` mixes several datasets by weight.
 
-Sample i is a pure function of (files, seed, i), never of how many samples are asked for (law 4):
+Sample i is a pure function of (files, seed, i), whatever the number of samples a run asks for (law 4):
 
     epoch e = i // n, place i % n           n samples per epoch
-    sequences shuffled by (seed, e)  ->  laid in a ring, cut every L tokens  ->  samples shuffled by (seed, e)
+    sequences shuffled by (seed, e)  ->  joined in a ring, cut every L tokens  ->  samples shuffled by (seed, e)
 
-The first cut of an epoch falls anywhere in L tokens, so that a long document is not cut at the same places each time.
-A sample has L + 1 tokens; its last token is the first one of the next sample. A finite set (validation, test) keeps
-the order of the text, has one epoch, and ends with a shorter sample; past its end every sample is empty.
+The first cut of an epoch is at a random one of the first L tokens, so that a long document is not cut at the same
+places each time.
+A sample has L + 1 tokens; its last token is the first one of the next sample. A finite dataset (validation, test)
+keeps the order of the text, has one epoch, and ends with a shorter sample; past its end every sample is empty.
 """
 
 from abc import ABC, abstractmethod
@@ -22,8 +23,8 @@ from megascratch.config.errors import UserError
 from megascratch.data.tokens.index_cache import Arrays, digest_of, load_or_build
 from megascratch.data.tokens.indices import blend, permutation, pieces_between, sample_index, stream_key
 
-FORMAT = 2  # of the cached indices; part of their key
-SEQUENCES, SAMPLES, FIRST_CUT = 1, 2, 3  # what a key is for
+FORMAT = 2  # version of the cached indices; part of their key
+SEQUENCES, SAMPLES, FIRST_CUT = 1, 2, 3  # purpose of a random key
 EPOCHS_KEPT = 2
 BLEND_BLOCK = 1 << 16
 NO_PIECES = np.empty((0, 3), dtype=np.int64)
@@ -31,7 +32,7 @@ UNLIMITED = np.iinfo(np.int64).max
 
 
 class Dataset(Protocol):
-    """Anything that gives sample i as int64 [<= L + 1]; `len` is the size of a finite set, or of one epoch."""
+    """Anything that returns sample i as int64 [<= L + 1]; `len` is the size of a finite dataset, or of one epoch."""
 
     def __getitem__(self, number: int) -> np.ndarray: ...
 
@@ -42,7 +43,7 @@ class Dataset(Protocol):
 
 
 class WeightedSource(Protocol):
-    """Sequences of token ids: `indexed.Reader`, or `mock.MockReader`."""
+    """Sequences of token ids: `TokenReader`, `Masked` or `MockReader`."""
 
     prefix: str
     lengths: np.ndarray
@@ -53,7 +54,7 @@ class WeightedSource(Protocol):
     def get(self, sequence: int, offset: int = 0, length: int | None = None) -> np.ndarray: ...
 
     def read(self, pieces: np.ndarray) -> np.ndarray:
-        """int64: the tokens of `pieces` [n, 3] (sequence, offset, count), one behind the other."""
+        """int64: the tokens of `pieces` [n, 3] (sequence, offset, count), concatenated."""
 
 
 class TokenSpan(NamedTuple):
@@ -66,7 +67,7 @@ class TokenSpan(NamedTuple):
 
 
 class SingleSourceDataset(ABC):
-    """A data set whose every sample is made of pieces of one source."""
+    """A dataset whose samples are all made of pieces of one source."""
 
     source: WeightedSource
     cache: Path | None
@@ -76,10 +77,10 @@ class SingleSourceDataset(ABC):
 
     @abstractmethod
     def index_keys(self) -> list[dict[str, Any]]:
-        """Keys in the index cache of what was opened so far."""
+        """Index cache keys of the indices that were opened so far."""
 
     def index_digests(self) -> list[str]:
-        """Of what was opened of the index cache so far: equal on machines that read the same order."""
+        """Digests of the cached indices that were opened so far: equal on machines that read in the same order."""
         return [] if self.cache is None else [digest_of(self.cache, key) for key in self.index_keys()]
 
     @abstractmethod
@@ -101,7 +102,7 @@ class EpochIndex(NamedTuple):
     """How one epoch is read."""
 
     sequences: np.ndarray
-    """int64 [sequences and some again]: the order in which they are laid end to end."""
+    """int64 [sequences, plus the first ones again]: the order in which they are concatenated."""
     cuts: np.ndarray
     """int64 [samples + 1, 2]: place in `sequences` and offset of each sample's first token."""
     samples: np.ndarray
@@ -109,9 +110,9 @@ class EpochIndex(NamedTuple):
 
 
 class Corpus(SingleSourceDataset):
-    """Sequences [first, stop) of one source as samples of `seq_length` + 1 tokens.
+    """Sequences [first, stop) of one source, cut into samples of `seq_length` + 1 tokens.
 
-    `finite`: in order and once (validation); else shuffled anew in each epoch, without end. `cache` is the folder of
+    `finite`: in order and once (validation); else endless, with a new shuffle in each epoch. `cache` is the folder of
     the index cache; None: build in memory.
 
     Raises: UserError where the range has too few tokens for one sample.
@@ -168,7 +169,7 @@ class Corpus(SingleSourceDataset):
         return [self._key(epoch) for epoch in self._epochs]
 
     def _key(self, epoch: int) -> dict[str, Any]:
-        """Everything that shapes the index of an epoch."""
+        """Everything that determines the index of an epoch."""
         order = "in order" if self.finite else {"seed": self.seed, "epoch": epoch}
         split = [self.first, self.stop]
         return {"format": FORMAT, **self.source.identity, "split": split, "seq_length": self.seq_length, "order": order}
@@ -187,7 +188,7 @@ class Corpus(SingleSourceDataset):
         return {"sequences": sequences, "cuts": cuts[: self._count + 1], "samples": samples}
 
     def _closed(self, sequences: np.ndarray, start: int) -> np.ndarray:
-        """The ring: behind the last sequence come the first ones again, until the first `start` tokens are read."""
+        """Closes the ring: appends the first sequences again, up to the `start` tokens before the first cut."""
         head = tokens = 0
         while tokens < start:
             tokens += int(self.source.lengths[sequences[head]])
@@ -196,18 +197,18 @@ class Corpus(SingleSourceDataset):
 
 
 class Blend:
-    """Several data sets mixed by weight: sample i comes from the set that is furthest behind its share by then.
+    """Several datasets blended by weight: sample i comes from the dataset that is furthest below its share so far.
 
-    `finite`: each sample of every set once; a set that is used up drops out. Which set gives sample i depends on
-    nothing after i. Indices are made in blocks, so that a blend has no end and needs little memory. `starts` [sets]:
-    the first sample that each set gives (default: 0). A set of weight 0 gives none.
+    `finite`: every sample of each dataset once; a dataset that is used up drops out. Which dataset gives sample i does
+    not depend on later samples. Indices are made in blocks, so that a blend has no end and needs little memory.
+    `starts` [datasets]: the first sample that each dataset gives (default: 0). A dataset of weight 0 gives none.
     """
 
     def __init__(
         self, parts: Sequence[Dataset], weights: Sequence[float], *, finite: bool, starts: np.ndarray | None = None
     ):
         if len(parts) != len(weights) or not parts:
-            raise ValueError(f"{len(parts)} data sets, {len(weights)} weights")
+            raise ValueError(f"{len(parts)} datasets, {len(weights)} weights")
         self.parts, self.finite = list(parts), finite
         self.weights = np.asarray(weights, dtype=np.float64)
         self.weights = self.weights / self.weights.sum()
@@ -215,7 +216,7 @@ class Blend:
         self._count = int(sizes.sum())
         self._limits = sizes if finite else np.where(self.weights > 0, UNLIMITED, 0)
         self.starts = np.zeros(len(parts), dtype=np.int64) if starts is None else starts
-        self._taken = [np.zeros(len(parts), dtype=np.int64)]  # by each set in front of each block, as far as known
+        self._taken = [np.zeros(len(parts), dtype=np.int64)]  # from each dataset before each block, as far as known
         self._block: tuple[int, np.ndarray, np.ndarray] | None = None
 
     def __len__(self) -> int:
@@ -239,7 +240,7 @@ class Blend:
         return self.finite and number >= self._count
 
     def origin(self, number: int) -> tuple[int, int]:
-        """(data set, its sample) of sample `number`."""
+        """(dataset, its sample) of sample `number`."""
         wanted, at = divmod(number, BLEND_BLOCK)
         while len(self._taken) <= wanted:
             self._choose(len(self._taken) - 1)
@@ -250,14 +251,14 @@ class Blend:
         return part, int(self.starts[part] + self._block[2][at])
 
     def choices(self, count: int) -> Iterator[np.ndarray]:
-        """Which set gives each of the first `count` samples, int32, in blocks."""
+        """Which dataset gives each of the first `count` samples, int32, in blocks."""
         for start in range(0, count, BLEND_BLOCK):
             self.origin(start)
             assert self._block is not None
             yield self._block[1][: count - start]
 
     def taken(self, count: int) -> np.ndarray:
-        """int64 [sets]: how many of the first `count` samples each set gives."""
+        """int64 [datasets]: how many of the first `count` samples each dataset gives."""
         if count == 0:
             return np.zeros(len(self.parts), dtype=np.int64)
         block, at = divmod(count - 1, BLEND_BLOCK)
@@ -266,7 +267,7 @@ class Blend:
         return self._taken[block] + np.bincount(self._block[1][: at + 1], minlength=len(self.parts))
 
     def _choose(self, block: int) -> None:
-        """Chooses the samples of one block, given what was taken in front of it."""
+        """Chooses the samples of one block, given the samples taken before it."""
         taken = self._taken[block]
         count = min(BLEND_BLOCK, self._count - block * BLEND_BLOCK) if self.finite else BLEND_BLOCK
         parts, samples = blend(self.weights, taken, self._limits, count)

@@ -1,12 +1,12 @@
-"""Fill-in-the-middle (arXiv 2207.14255): some documents of a sample are read as prefix, suffix, middle.
+"""Fill-in-the-middle (arXiv 2207.14255): rearranges some documents of a sample as prefix, suffix, middle.
 
-Each document of a sample (what stands between its end-of-document ids) is rearranged with probability `rate`: two cuts
-at random places make three parts, and three special ids say which is which:
+Each document of a sample (the tokens between its end-of-document ids) is rearranged with probability `rate`: two cuts
+at random places make three parts, and three special ids mark them:
 
     PSM   <prefix> prefix <suffix> suffix <middle> middle
     SPM   <prefix> <suffix> suffix <middle> prefix middle         with probability `spm_rate`
 
-A sample keeps its length: a document gives up its last three tokens for the special ids. All choices are a function of
+A sample keeps its length: a document loses its last three tokens to the special ids. All choices are a function of
 (seed, sample, place of the document in it), so they are the same on every layout and after every resume (law 4).
 """
 
@@ -18,12 +18,12 @@ from megascratch.data.samples.dataset import Dataset, TokenSpan
 from megascratch.data.tokens.indices import stream_key
 from megascratch.data.tokens.indices_python import GAMMA, mix64
 
-FILL_IN_MIDDLE = 4  # what a key is for, beside those of dataset.py
+FILL_IN_MIDDLE = 4  # purpose of a random key, distinct from those in dataset.py
 SPECIAL = 3  # ids added to a document
 
 
 class Choices(NamedTuple):
-    """How often, and with which ids."""
+    """How often documents are rearranged, and the special ids."""
 
     rate: float
     spm_rate: float
@@ -55,7 +55,7 @@ class FillInMiddle:
 
 
 def rearranged(document: np.ndarray, choices: Choices, key: int) -> np.ndarray:
-    """A document [n] of the same length: as it is, or in one of the two orders; a function of `key`."""
+    """The document [n], unchanged or in one of the two orders, with the same length; it depends only on `key`."""
     chosen, spm, one, other = (mix64(key + draw * GAMMA) for draw in range(1, 5))
     room = len(document) - SPECIAL
     if room < 1 or chosen >= choices.rate * 2**64:

@@ -1,16 +1,16 @@
-"""Megatron-LM's own order of samples, number for number, so that a run can be moved over in the middle.
+"""Reads samples in exactly Megatron-LM's order (`--data-order megatron`), so that a run can be moved here midway.
 
-Its GPTDataset lays E epochs of all sequences end to end, E just large enough for the samples a run asks for:
+Megatron's GPTDataset concatenates E epochs of all sequences, E just large enough for the samples a run asks for:
 
-    document_index   the sequences E times, shuffled as a whole
+    document_index   the sequences E times, shuffled together
     sample_index     (place in document_index, offset) of token 0, L, 2 L ...
     shuffle_index    the order in which the samples are read
 
-With one exception: where the last epoch gives less than 80 % of its samples, its sequences and samples are shuffled on
-their own, behind the others. All shuffles draw from one MT19937 generator, NumPy's RandomState(seed).
+With one exception: if less than 80 % of the last epoch's samples are needed, its sequences and samples are shuffled
+separately, after the others. All shuffles draw from one MT19937 generator, NumPy's RandomState(seed).
 
-So sample i depends on how many samples are asked for: another `train_iters` is another order. `Corpus`, the default,
-knows no such dependence.
+So sample i depends on how many samples are asked for: another `train_iters` gives another order. `Corpus`, the default,
+does not depend on it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,22 +25,22 @@ from megascratch.data.samples.dataset import NO_PIECES, Blend, Dataset, SingleSo
 from megascratch.data.tokens.index_cache import BlockwiseArray, in_memory, load_or_build
 from megascratch.data.tokens.indices import legacy_shuffle, pieces_between, sample_rows
 
-FORMAT = 1  # of the cached indices; part of their key
-SEPARATE_BELOW = 0.80  # of an epoch's samples
-SURPLUS = 0.005  # samples made beyond those a blend is expected to take
-ROWS = 1 << 20  # of the sample index, made together
+FORMAT = 1  # version of the cached indices; part of their key
+SEPARATE_BELOW = 0.80  # fraction of an epoch's samples
+SURPLUS = 0.005  # fraction of samples built beyond those a blend is expected to take
+ROWS = 1 << 20  # rows of the sample index built together
 NARROW = np.iinfo(np.int32).max
 
 
 class Epochs(NamedTuple):
-    """How often the sequences are repeated, and what comes of it."""
+    """How often the sequences are repeated, and how many samples that gives."""
 
     repeats: int
-    """Epochs laid end to end."""
+    """Number of concatenated epochs."""
     samples: int
     """Samples in all of them."""
     alone: int | None
-    """First sample of a last epoch that is shuffled on its own; None: there is none."""
+    """First sample of a last epoch that is shuffled separately; None: there is none."""
 
 
 def epochs(tokens: int, wanted: int | None, seq_length: int) -> Epochs:
@@ -52,18 +52,18 @@ def epochs(tokens: int, wanted: int | None, seq_length: int) -> Epochs:
 
 
 def validation_start(step: int, eval_interval: int, samples: int, size: int) -> int:
-    """First sample of the validation after `step` steps, of `samples` samples each: it goes on where the last one
-    ended, as in Megatron, so it follows from the step alone. A set of `size` samples that has no further whole
-    validation begins anew."""
-    before = max(step - 1, 0) // eval_interval
-    whole = max(size // samples, 1)
-    return before % whole * samples
+    """First sample of the validation after `step` steps, with `samples` samples per validation. As in Megatron, each
+    validation continues where the previous one ended, so this depends only on the step. After the last complete
+    validation that fits into the dataset of `size` samples, the next one starts at sample 0 again."""
+    previous = max(step - 1, 0) // eval_interval
+    per_pass = max(size // samples, 1)
+    return previous % per_pass * samples
 
 
 class MegatronCorpus(SingleSourceDataset):
-    """Sequences [first, stop) of one source in Megatron's order: a Dataset of at least `wanted` samples.
+    """Sequences [first, stop) of one source in Megatron's order: a dataset of at least `wanted` samples.
 
-    `wanted` None: one epoch. `seed` is one of NumPy's, below 2^32. `cache` is the folder of the index cache; None:
+    `wanted` None: one epoch. `seed` is a NumPy seed, below 2^32. `cache` is the folder of the index cache; None:
     build in memory.
 
     Raises: UserError where the range has too few tokens for one sample.
@@ -108,7 +108,7 @@ class MegatronCorpus(SingleSourceDataset):
         return [self._key()]
 
     def _key(self) -> dict[str, Any]:
-        """Everything that shapes the index."""
+        """Everything that determines the index."""
         order = {"megatron": FORMAT, "seed": self.seed, "epochs": list(self.epochs)}
         return {**self.source.identity, "split": [self.first, self.stop], "seq_length": self.seq_length, **order}
 
@@ -153,16 +153,16 @@ class MegatronCorpus(SingleSourceDataset):
 
 
 def sizes_to_build(weights: Sequence[float], wanted: int) -> list[int]:
-    """Samples to ask each data set for, so that a blend of `wanted` samples does not run dry."""
+    """Samples to build for each dataset, so that a blend of `wanted` samples does not run out of them."""
     return [ceil(ceil(wanted * weight) * (1 + SURPLUS)) for weight in weights]
 
 
 class MegatronBlend:
-    """Several data sets mixed as Megatron's BlendedDataset mixes them: by the rule of `Blend`, over a fixed number.
+    """Several datasets blended as in Megatron's BlendedDataset: by the rule of `Blend`, for a fixed number of samples.
 
     `weights` None: in proportion to the sizes. `wanted` None: every sample once (without weights).
 
-    Raises: UserError where the blend takes more samples of a set than it has.
+    Raises: UserError where the blend takes more samples of a dataset than it has.
     """
 
     def __init__(self, parts: Sequence[Dataset], weights: Sequence[float] | None, wanted: int | None):
@@ -176,7 +176,7 @@ class MegatronBlend:
         if (taken > sizes).any():
             part = int((taken > sizes).argmax())
             raise UserError(
-                f"data set {part + 1} of the blend has {sizes[part]} samples, Megatron's order takes {taken[part]}: "
+                f"dataset {part + 1} of the blend has {sizes[part]} samples, Megatron's order takes {taken[part]}: "
                 f"give it more text or a smaller weight, or use --data-order keyed"
             )
 
@@ -191,5 +191,5 @@ class MegatronBlend:
         return self.blend.spans(number) if number < self._count else []
 
     def origin(self, number: int) -> tuple[int, int]:
-        """(data set, its sample) of sample `number`."""
+        """(dataset, its sample) of sample `number`."""
         return self.blend.origin(number)

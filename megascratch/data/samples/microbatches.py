@@ -1,7 +1,7 @@
-"""The samples of one step: a data set and the number of samples consumed so far in, this rank's micro-batches out.
+"""Deals the samples of one step to data-parallel ranks and micro-batches, given the samples consumed so far.
 
-A step takes samples `consumed` ... `consumed + global batch - 1`, whatever the layout (law 4). They are dealt as
-Megatron's sampler does, here for 2 ranks, micro-batch size 2 and 2 micro-batches from sample 0 on:
+A step takes samples `consumed` ... `consumed + global batch - 1`, whatever the layout (law 4). They are dealt as by
+Megatron's sampler, here for 2 ranks, micro-batch size 2 and 2 micro-batches, from sample 0:
 
              micro-batch 0   micro-batch 1
     rank 0       0 1             4 5
@@ -34,7 +34,7 @@ def microbatches(
     reset_attention_mask: bool = False,
     eod_mask_loss: bool = False,
 ) -> list[Batch]:
-    """This rank's micro-batches of one step. Past the end of a finite data set come samples that are all padding."""
+    """This rank's micro-batches of one step. Past the end of a finite dataset, samples are all padding."""
 
     def batch(micro_batch: int) -> Batch:
         numbers = sample_numbers(consumed, micro_batch, micro_batch_size, dp_rank, dp_size)

@@ -1,4 +1,4 @@
-"""Synthetic sequences without files, the same on every machine: what `--mock-data` reads, as in Megatron."""
+"""Synthetic data (`--mock-data`, as in Megatron): sequences without files, the same on every machine."""
 
 from typing import Any
 
@@ -21,18 +21,18 @@ class MockReader:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What shapes the sequences."""
+        """Everything that determines the sequences."""
         return {"mock": SEQUENCES, "vocab_size": self.vocab_size, "eod": self.eod}
 
     def get(self, sequence: int, offset: int = 0, length: int | None = None) -> np.ndarray:
-        """Ids [length] of a sequence from token `offset` on (default: to its end)."""
-        whole = int(self.lengths[sequence])
-        stop = whole if length is None else offset + length
+        """Ids [length] of a sequence from token `offset` (default: to its end)."""
+        end = int(self.lengths[sequence])
+        stop = end if length is None else offset + length
         ids = np.arange(offset + 1, stop + 1, dtype=np.int64) % self.vocab_size
-        if self.eod is not None and stop == whole and len(ids):
+        if self.eod is not None and stop == end and len(ids):
             ids[-1] = self.eod
         return ids
 
     def read(self, pieces: np.ndarray) -> np.ndarray:
-        """int64: the tokens of `pieces` [n, 3] (sequence, offset, count), one behind the other."""
+        """int64: the tokens of `pieces` [n, 3] (sequence, offset, count), concatenated."""
         return np.concatenate([np.empty(0, np.int64), *(self.get(*piece) for piece in pieces.tolist())])

@@ -1,11 +1,11 @@
-"""Documents packed whole into samples: best-fit packing (arXiv 2404.10830), in place of one tape cut every L tokens.
+"""Best-fit packing (`--packing best-fit`, arXiv 2404.10830): samples of whole documents, without needless cuts.
 
-A sequence that fits into a sample of L + 1 tokens is never cut. A longer one gives whole samples, whose borders share
-a token as everywhere, and its rest is packed with the others: longest first, each into the fullest sample that has
-room. What is left of a sample is padding, which no loss sees.
+A sequence that fits into a sample of L + 1 tokens is never cut. A longer one gives full samples (adjacent ones share a
+token, as always), and its remainder is packed with the others: longest first, each into the fullest sample that has
+room. The rest of a sample is padding, which does not count in the loss.
 
-Which sequences meet in a sample depends on the files alone, so every epoch has the same number of samples; their order
-is shuffled anew in each. Packing works on 2^20 sequences at a time, so that its memory is bounded.
+Which sequences are packed together depends only on the files, so every epoch has the same number of samples; each epoch
+shuffles their order again. Packing works on 2^20 sequences at a time, so that its memory is bounded.
 """
 
 from pathlib import Path
@@ -18,14 +18,14 @@ from megascratch.data.samples.dataset import NO_PIECES, SAMPLES, SingleSourceDat
 from megascratch.data.tokens.index_cache import Arrays, load_or_build
 from megascratch.data.tokens.indices import best_fit, permutation, stream_key
 
-FORMAT = 1  # of the cached index; part of its key
+FORMAT = 1  # version of the cached index; part of its key
 WINDOW = 1 << 20  # sequences packed together
 
 
 class Packed(SingleSourceDataset):
     """Sequences [first, stop) of one source, packed into samples of at most `seq_length` + 1 tokens.
 
-    `finite`: in the order of packing and once (validation); else shuffled anew in each epoch, without end. `cache` is
+    `finite`: in the order of packing and once (validation); else endless, with a new shuffle in each epoch. `cache` is
     the folder of the index cache; None: build in memory.
 
     Raises: UserError where the range has no token to predict.
@@ -49,7 +49,9 @@ class Packed(SingleSourceDataset):
         self._shuffled: tuple[int, np.ndarray] | None = None
         tokens = int(source.lengths[first:stop].sum(dtype=np.int64))
         if tokens < 2:
-            raise UserError(f"{source.prefix}: sequences {first} to {stop} hold {tokens} tokens, no next token")
+            raise UserError(
+                f"{source.prefix}: sequences {first} to {stop} hold {tokens} tokens, 2 are needed; use more text"
+            )
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -75,7 +77,7 @@ class Packed(SingleSourceDataset):
         return [self._key()]
 
     def _key(self) -> dict[str, Any]:
-        """Everything that shapes the index."""
+        """Everything that determines the index."""
         split = [self.first, self.stop]
         return {**self.source.identity, "best fit": FORMAT, "split": split, "seq_length": self.seq_length}
 

@@ -1,9 +1,9 @@
-"""A data set and samples that nobody shall read in, the same data set without them out.
+"""A view of a dataset that skips given ranges of samples.
 
-    data set   0 1 2 3 4 5 6 7 8 9      not to be read: [2, 5)
-    here       0 1       2 3 4 5 6
+    dataset    0 1 2 3 4 5 6 7 8 9      skipped: [2, 5)
+    view       0 1       2 3 4 5 6
 
-Sample i is a function of (files, seed, ranges, i) alone (law 4), so a run that jumped over samples can go on anywhere.
+Sample i is a function of (files, seed, ranges, i) alone (law 4), so a run that skipped samples can resume anywhere.
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,18 +17,18 @@ Ranges = list[list[int]]
 
 
 def merge_ranges(*ranges: Iterable[Sequence[int]]) -> Ranges:
-    """All of them in order; those that touch or overlap are one."""
-    found: Ranges = []
+    """All ranges in order; those that touch or overlap are merged."""
+    merged: Ranges = []
     for first, stop in sorted(tuple(pair) for some in ranges for pair in some):
-        if found and first <= found[-1][1]:
-            found[-1][1] = max(found[-1][1], stop)
+        if merged and first <= merged[-1][1]:
+            merged[-1][1] = max(merged[-1][1], stop)
         elif first < stop:
-            found.append([first, stop])
-    return found
+            merged.append([first, stop])
+    return merged
 
 
 def original_index(number: int, ranges: Ranges) -> int:
-    """Which sample of the whole data set is number `number` of those that are read."""
+    """The number in the full dataset of sample `number` of the view."""
     for first, stop in ranges:
         if number < first:
             break
@@ -37,7 +37,7 @@ def original_index(number: int, ranges: Ranges) -> int:
 
 
 class SkipSamples:
-    """`dataset` without the samples in `ranges`."""
+    """The samples of `dataset` without those in `ranges`."""
 
     def __init__(self, dataset: Dataset, ranges: Ranges):
         self.dataset, self.ranges = dataset, ranges

@@ -1,4 +1,4 @@
-"""Which sequences train, which validate: shares like 949,50,1 and words of --data-path in, ranges and weights out."""
+"""Parses --split (949,50,1) and --data-path (weights and prefixes) into ranges of sequences and blend weights."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -13,9 +13,9 @@ DEFAULT_SPLIT = "969,30,1"
 
 
 def shares(split: str) -> list[float]:
-    """Three shares that add up to 1; shares left away are 0.
+    """The shares of train, valid and test, which add up to 1; missing ones are 0.
 
-    Raises: UserError for anything but up to three numbers with a sum above 0.
+    Raises: UserError for anything but one to three numbers with a sum above 0.
     """
     words = re.split(r"\s*[,/]\s*|\s+", split.strip())
     numbers = [float(word) for word in words if re.fullmatch(r"\d+\.?\d*|\.\d+", word)]
@@ -40,10 +40,10 @@ def ranges(split: str, sequences: int) -> list[tuple[int, int] | None]:
 
 
 def prefixes_and_weights(words: Sequence[str], flag: str) -> tuple[list[str], list[float] | None]:
-    """An odd number of words is prefixes; an even number is weight prefix weight prefix ... if every first is a number.
+    """Prefixes, and weights if `words` is weight prefix weight prefix ... (even length, every other one is a number).
 
-    Raises: UserError for no words, numbers that are neither in front of a corpus nor the name of one, and weights that
-    are negative or all 0.
+    Raises: UserError for no words, numbers that are neither the weight nor the name of a corpus, and weights that are
+    negative or all 0.
     """
     if not words:
         raise UserError(f"{flag} names no corpus; give at least one prefix of a .bin/.idx pair")
@@ -64,7 +64,7 @@ def prefixes_and_weights(words: Sequence[str], flag: str) -> tuple[list[str], li
 
 
 def named_prefixes(paths: Iterable[Sequence[str] | None]) -> list[str]:
-    """Every corpus on this machine that some lists of words name, each once; lists that are illegal name none."""
+    """Every corpus on this machine that is named in one of the lists of words, each once; invalid lists are skipped."""
     found: dict[str, None] = {}
     for words in paths:
         try:

@@ -63,7 +63,7 @@ def test_every_epoch_reads_every_sample_once_in_an_order_of_its_own(reader, tmp_
 
 
 def test_a_corpus_without_a_next_token_is_refused(tmp_path):
-    with pytest.raises(UserError, match="hold 1 tokens, no next token"):
+    with pytest.raises(UserError, match="hold 1 tokens, 2 are needed"):
         packed(TokenReader(write(tmp_path / "c", [[1]])))
 
 
