@@ -1,7 +1,6 @@
-"""Settings and a data set in, an exact record of what training reads out: which document went to which sample at
-which step.
+"""Lists exactly what training reads: which document is in which sample, at which step (`megascratch data audit`).
 
-The record is made of the data set's own spans, the very ones that its samples are read from.
+The list is made from the dataset's own spans, the ones that its samples are read from.
 """
 
 from collections.abc import Iterator
@@ -20,23 +19,23 @@ class Use(NamedTuple):
     """Tokens of one document in one sample."""
 
     step: int
-    """From 1, as the log counts."""
+    """From 1, as in the log."""
     sample: int
-    """Number of the sample in the whole run, from 0."""
+    """Number of the sample in the run, from 0."""
     place: int
-    """Of the first token in the sample."""
+    """Position of the first token in the sample."""
     corpus: str
     document: int
     sequence: int
     first_token: int
-    """In the sequence."""
+    """Position of the first token in the sequence."""
     tokens: int
 
 
 def audit(config: Config, dataset: Dataset, first_step: int, last_step: int) -> Iterator[Use]:
-    """Every use in steps `first_step` to `last_step`, both included, in the order of reading.
+    """Every use in steps `first_step` to `last_step`, both included, in reading order.
 
-    The last token of a sample is only a label. `config` is derived: the size of a step follows from it (ramp-up too).
+    The last token of a sample is only a label. `config` must be derived: it gives the size of each step (ramp-up too).
     """
     for step, samples in steps(config, last_step):
         if step >= first_step:
@@ -45,7 +44,7 @@ def audit(config: Config, dataset: Dataset, first_step: int, last_step: int) -> 
 
 
 def steps(config: Config, last_step: int) -> Iterator[tuple[int, range]]:
-    """(step, its samples) from the first step on."""
+    """(step, its samples) for each step from the first."""
     consumed = 0
     for step in range(1, last_step + 1):
         size = global_batch_size_at(config, consumed)
@@ -54,7 +53,7 @@ def steps(config: Config, last_step: int) -> Iterator[tuple[int, range]]:
 
 
 def uses_of(dataset: Dataset, step: int, sample: int) -> Iterator[Use]:
-    """What one sample is made of, in the order of reading."""
+    """The documents in one sample, in reading order."""
     place = 0
     for span in dataset.spans(sample):
         tokens = span.stop - span.start
@@ -65,7 +64,7 @@ def uses_of(dataset: Dataset, step: int, sample: int) -> Iterator[Use]:
 
 
 def _document_of(source: object, sequence: int) -> int:
-    """Synthetic sequences are documents themselves."""
+    """The document of a sequence; for synthetic data each sequence is a document."""
     reader = source.reader if isinstance(source, Masked) else source
     if not isinstance(reader, TokenReader):
         return sequence

@@ -1,4 +1,4 @@
-"""A data set and a number of samples in, what each corpus gives of them out: `megascratch data blend-report`."""
+"""Reports how many samples and epochs each corpus contributes to a blend (`megascratch data blend-report`)."""
 
 from typing import NamedTuple
 
@@ -11,33 +11,35 @@ from megascratch.data.samples.megatron_order import MegatronBlend
 
 
 class BlendShare(NamedTuple):
-    """What one corpus gives to one stage."""
+    """What one corpus contributes to one stage."""
 
     first: int
-    """Sample at which the stage begins."""
+    """First sample of the stage."""
     corpus: str
     weight: float
     samples: int
     tokens: int
     epochs: tuple[float, float]
-    """How often the corpus was read by the begin and by the end of the stage."""
+    """How often the corpus was read by the beginning and by the end of the stage."""
     largest_error: float
-    """In samples, between what the corpus gave and its share, over all prefixes of the stage."""
+    """Largest difference, in samples, between what the corpus gave and its share, over all prefixes of the stage."""
 
 
 def blend_report(dataset: Dataset, samples: int, seq_length: int) -> list[BlendShare]:
-    """What every corpus gives of the first `samples` samples of a training set, stage by stage."""
-    found = []
+    """What each corpus contributes to the first `samples` samples of a training set, stage by stage."""
+    report = []
     for first, stop, blend in _stages(dataset, samples):
-        errors, counts = _largest_errors(blend, stop - first), blend.taken(stop - first)
+        errors = _largest_errors(blend, stop - first)
+        counts = blend.taken(stop - first)
         for at in np.flatnonzero(blend.weights > 0).tolist():
-            part, size = blend.parts[at], len(blend.parts[at])
+            part = blend.parts[at]
             assert isinstance(part, SingleSourceDataset)
-            begin, taken = int(blend.starts[at]), int(counts[at])
-            epochs = (begin / size, (begin + taken) / size)
+            begin = int(blend.starts[at])
+            taken = int(counts[at])
+            epochs = (begin / len(part), (begin + taken) / len(part))
             weight = float(blend.weights[at])
-            found.append(BlendShare(first, part.source.prefix, weight, taken, taken * seq_length, epochs, errors[at]))
-    return found
+            report.append(BlendShare(first, part.source.prefix, weight, taken, taken * seq_length, epochs, errors[at]))
+    return report
 
 
 def _stages(dataset: Dataset, samples: int) -> list[tuple[int, int, Blend]]:
@@ -57,7 +59,7 @@ def _stages(dataset: Dataset, samples: int) -> list[tuple[int, int, Blend]]:
 
 
 def _largest_errors(blend: Blend, samples: int) -> list[float]:
-    """For each set the largest |given - weight x n| over the first n = 1 ... `samples` samples."""
+    """For each dataset the largest |given - weight x n| over the first n = 1 ... `samples` samples."""
     given = np.zeros(len(blend.parts), dtype=np.int64)
     worst = [0.0] * len(blend.parts)
     done = 0

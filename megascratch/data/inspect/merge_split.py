@@ -1,7 +1,7 @@
-"""Corpora in, corpora out, document by document and without decoding: what `data merge` and `data split` do.
+"""Merges and splits tokenized corpora by document, without decoding (`data merge`, `data split`).
 
-A new corpus is a list of pieces, each a run of documents of one old corpus. Its index is known before a single id is
-copied, so both files are written front to back in blocks: memory does not grow with the corpora.
+A new corpus is a list of pieces, each a range of documents of an existing corpus. Its index is known before an id is
+copied, so both files are written from front to back in blocks: memory does not grow with the corpora.
 """
 
 import hashlib
@@ -39,12 +39,12 @@ class DocumentRange(NamedTuple):
 
     @property
     def sequences(self) -> tuple[int, int]:
-        """The same as sequences [first, stop)."""
+        """The same range in sequences, [first, stop)."""
         return int(self.reader.documents[self.first]), int(self.reader.documents[self.stop])
 
 
 class MergeSummary(NamedTuple):
-    """What a new corpus holds."""
+    """Prefix and counts of a new corpus."""
 
     prefix: str
     documents: int
@@ -53,7 +53,7 @@ class MergeSummary(NamedTuple):
 
 
 def merge(readers: Sequence[TokenReader], prefix: str | Path) -> MergeSummary:
-    """All documents of the corpora, one corpus after the other.
+    """Concatenates all documents of the corpora into one.
 
     Raises: UserError for corpora of different dtypes or tokenizers, an output that is an input, a full disk.
     """
@@ -61,14 +61,14 @@ def merge(readers: Sequence[TokenReader], prefix: str | Path) -> MergeSummary:
     if len(kinds) > 1:
         (one, its), (other, theirs) = list(kinds.items())[:2]
         raise UserError(
-            f"corpora of one dtype can be merged: {its} has {one}, {theirs} has {other}; "
+            f"only corpora of the same dtype can be merged: {its} has {one}, {theirs} has {other}; "
             f"preprocess one of them again with the other's tokenizer"
         )
     return _write_with_mask(prefix, [DocumentRange(reader, 0, len(reader.documents) - 1) for reader in readers])
 
 
 def split(reader: TokenReader, prefixes: Sequence[str | Path], counts: Sequence[int]) -> list[MergeSummary]:
-    """The first `counts[0]` documents to the first prefix, the next to the second ..."""
+    """Writes the first `counts[0]` documents to the first prefix, the next `counts[1]` to the second, and so on."""
     borders = np.cumsum([0, *counts]).tolist()
     return [
         _write_with_mask(prefix, [DocumentRange(reader, first, stop)])
@@ -77,10 +77,10 @@ def split(reader: TokenReader, prefixes: Sequence[str | Path], counts: Sequence[
 
 
 def _write_with_mask(prefix: str | Path, pieces: Sequence[DocumentRange]) -> MergeSummary:
-    """The loss masks first, where the corpora have them: a corpus never appears without its mask."""
+    """Writes the loss masks first, if the corpora have them, so that no corpus appears without its mask."""
     plain = [piece.reader.prefix for piece in pieces if not has_mask(piece.reader.prefix)]
     if 0 < len(plain) < len(pieces):
-        raise UserError(f"{plain[0]} has no loss mask, others have one: merge corpora with masks, or without")
+        raise UserError(f"{plain[0]} has no loss mask, others have one: merge only corpora with masks, or only without")
     if not plain:
         masks = [DocumentRange(TokenReader(mask_prefix(reader.prefix)), first, stop) for reader, first, stop in pieces]
         write_pieces(mask_prefix(prefix), masks)
@@ -88,15 +88,15 @@ def _write_with_mask(prefix: str | Path, pieces: Sequence[DocumentRange]) -> Mer
 
 
 def counts_of_fractions(fractions: Sequence[float], documents: int) -> list[int]:
-    """Documents of each part; the borders are the running shares times `documents`, rounded half to even.
+    """Documents of each part; the borders are the cumulative fractions times `documents`, rounded half to even.
 
-    `fractions` add up to 1, or are whole numbers (969 30 1), which stand for their share of the sum.
+    `fractions` add up to 1, or are integers (969 30 1), which are divided by their sum.
     Raises: UserError for fractions that are neither, are not above 0, or leave a part without a document.
     """
     if not fractions or any(not 0 < fraction < float("inf") for fraction in fractions):
         raise UserError(f"--fractions {_words(fractions)} must be numbers above 0, such as 0.9 0.1")
-    whole = all(float(fraction).is_integer() for fraction in fractions)
-    if not whole and abs(sum(fractions) - 1) > ROUNDING:
+    integers = all(float(fraction).is_integer() for fraction in fractions)
+    if not integers and abs(sum(fractions) - 1) > ROUNDING:
         rest = 1 - sum(fractions)
         another = f" or, with another part for the rest, {_words([*fractions, rest])}" if rest > 0 else ""
         raise UserError(
@@ -115,13 +115,13 @@ def counts_of_fractions(fractions: Sequence[float], documents: int) -> list[int]
 
 
 def _normed(fractions: Sequence[float]) -> list[float]:
-    """The same proportions with six decimals and the sum 1."""
+    """The fractions scaled to the sum 1 and rounded to six decimals."""
     parts = [round(fraction / sum(fractions), 6) for fraction in fractions[:-1]]
     return [*parts, round(1 - sum(parts), 6)]
 
 
 def check_counts(counts: Sequence[int], documents: int) -> list[int]:
-    """The same counts. Raises: UserError where they are not above 0 or do not add up to all documents."""
+    """Returns the counts. Raises: UserError where they are not above 0 or do not add up to all documents."""
     if any(count < 1 for count in counts) or sum(counts) != documents:
         raise UserError(
             f"--documents {_words(counts)} must be numbers above 0 that add up to all {documents} documents, "
@@ -135,7 +135,7 @@ def _words(numbers: Sequence[float]) -> str:
 
 
 def write_pieces(prefix: str | Path, pieces: Sequence[DocumentRange]) -> MergeSummary:
-    """Copies the pieces into one new corpus with its manifest; all three files appear only when they are whole."""
+    """Copies the pieces into one new corpus with its manifest; all three files appear only when they are complete."""
     _check_output(prefix, pieces)
     tokenizer = _tokenizer_of([piece.reader for piece in pieces])
     digests = BlockDigests()
@@ -165,11 +165,11 @@ def write_pieces(prefix: str | Path, pieces: Sequence[DocumentRange]) -> MergeSu
 def _check_output(prefix: str | Path, pieces: Sequence[DocumentRange]) -> None:
     for piece in pieces:
         if os.path.realpath(bin_path(prefix)) == os.path.realpath(bin_path(piece.reader.prefix)):
-            raise UserError(f"{prefix} is an input, too; choose another output prefix")
+            raise UserError(f"{prefix} is also an input; choose another output prefix")
 
 
 def _tokenizer_of(readers: Sequence[TokenReader]) -> dict[str, Any] | None:
-    """What the manifests say, None where one of them says nothing. Raises: UserError where two say different things."""
+    """The tokenizer in the manifests, None if one of them names none. Raises: UserError where two of them differ."""
     known = {reader.prefix: (read_manifest(reader) or {}).get("tokenizer") for reader in readers}
     known = {
         prefix: tokenizer if tokenizer and "fingerprint" in tokenizer else None for prefix, tokenizer in known.items()
@@ -178,15 +178,16 @@ def _tokenizer_of(readers: Sequence[TokenReader]) -> dict[str, Any] | None:
     if len(by_print) > 1:
         (one, its), (other, theirs) = list(by_print.items())[:2]
         raise UserError(
-            f"corpora of one tokenizer can be merged: {its} was made with {one[:16]}, {theirs} with {other[:16]}; "
-            f"preprocess one of them again"
+            f"only corpora of the same tokenizer can be merged: {its} was made with {one[:16]}, "
+            f"{theirs} with {other[:16]}; preprocess one of them again"
         )
     return None if None in known.values() else next(iter(known.values()))
 
 
 @contextmanager
 def _new_files(prefix: str | Path, digests: BlockDigests) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
-    """.bin and .idx under private names, moved to their own at the end or removed; `digests` are then the .bin's."""
+    """Opens .bin and .idx under temporary names; at the end they are moved to their final names, or removed after an
+    error. The caller must have added all of .bin to `digests` by then."""
     private = [path.with_name(f"{path.name}.{os.getpid()}.partial") for path in (bin_path(prefix), idx_path(prefix))]
     files: list[IO[bytes]] = []
     try:
@@ -196,16 +197,16 @@ def _new_files(prefix: str | Path, digests: BlockDigests) -> Iterator[tuple[IO[b
             close_durably(file)
         put_in_place(private[0], private[1], prefix, digests)
     except OSError as error:
-        raise UserError(f"{prefix} cannot be written: {error.strerror}; nothing is left behind") from error
+        raise UserError(f"{prefix} cannot be written: {error.strerror}; temporary files were removed") from error
     finally:
         for file, path in zip(files, private, strict=False):
-            with suppress(OSError):  # a full disk complains once more when what is buffered cannot be written
+            with suppress(OSError):  # a full disk raises again when the buffer cannot be written
                 file.close()
             path.unlink(missing_ok=True)
 
 
 def _copy_ids(pieces: Sequence[DocumentRange], file: IO[bytes], digests: BlockDigests) -> tuple[int, int, str]:
-    """(smallest id, largest id, sha256 of everything written)."""
+    """Copies the ids; returns (smallest id, largest id, sha256 of everything written)."""
     low, high, digest = 0, -1, hashlib.sha256()
     for piece in pieces:
         for _, ids in piece.reader.blocks(*piece.sequences):
@@ -217,7 +218,7 @@ def _copy_ids(pieces: Sequence[DocumentRange], file: IO[bytes], digests: BlockDi
 
 
 def _write_index(prefix: str, pieces: Sequence[DocumentRange], file: IO[bytes]) -> MergeSummary:
-    """Lengths, then where they begin, then the documents, each in blocks over all pieces."""
+    """Writes the index: lengths, then pointers, then documents, each in blocks over all pieces."""
     dtype = pieces[0].reader.dtype
     sequences = sum(stop - first for first, stop in (piece.sequences for piece in pieces))
     documents = sum(piece.stop - piece.first for piece in pieces)

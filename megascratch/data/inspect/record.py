@@ -1,4 +1,4 @@
-"""What `megascratch data record` does: the digests of a pair that was made elsewhere, or that its owner has changed."""
+"""Writes the digests of a corpus that was made elsewhere or changed on purpose (`megascratch data record`)."""
 
 from pathlib import Path
 
@@ -10,9 +10,9 @@ from megascratch.data.tokens.token_files import TokenReader, bin_path
 
 
 def record(prefix: str | Path, overwrite: bool = False) -> list[Path]:
-    """Writes the digests of a corpus and of its loss mask; gives the files that were written.
+    """Writes the digests of a corpus and of its loss mask; returns the files that were written.
 
-    Raises: UserError for a broken law of the format, and for a corpus that is not what was recorded before, unless
+    Raises: UserError for an invalid corpus, and for one that differs from what was recorded before, unless
     `overwrite`.
     """
     prefixes = [str(prefix), *([mask_prefix(prefix)] if has_mask(prefix) else [])]

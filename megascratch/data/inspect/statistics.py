@@ -1,4 +1,4 @@
-"""A corpus in, its numbers out: what `megascratch data inspect` prints and draws.
+"""Computes corpus statistics for `megascratch data inspect`: document lengths, id frequencies, documents with EOD.
 
 Everything is counted by value (how many documents have n tokens, how often id t occurs), so one pass in blocks gives
 exact quantiles in memory that does not grow with the corpus.
@@ -14,20 +14,20 @@ from megascratch.data.tokens.idx_format import BLOCK
 from megascratch.data.tokens.token_files import TokenReader
 
 QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
-LARGEST_ID = 1 << 24  # ids from here on are counted together: no vocabulary is so large, but a damaged file may say so
+LARGEST_ID = 1 << 24  # larger ids are counted together: no vocabulary has them, but a damaged file may
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """The numbers of one corpus."""
+    """The counts of one corpus."""
 
     documents: int
     sequences: int
     tokens: int
     lengths: dict[int, int]
-    """Tokens of a document -> documents, by rising length."""
+    """Tokens of a document -> number of documents, by increasing length."""
     ids: np.ndarray
-    """int64 [largest id + 1]: how often each occurs."""
+    """int64 [largest id + 1]: how often each id occurs."""
     ids_outside: int
     """Ids that are negative or above 2^24."""
     eod: int | None
@@ -36,7 +36,7 @@ class Statistics:
 
     @property
     def quantiles(self) -> dict[float, int]:
-        """Tokens of a document that the given share of all documents does not exceed (nearest rank)."""
+        """Quantile -> tokens of a document (nearest rank)."""
         if not self.documents:
             return dict.fromkeys(QUANTILES, 0)
         values, counts = np.array(list(self.lengths)), np.cumsum(list(self.lengths.values()))
@@ -45,7 +45,7 @@ class Statistics:
 
     @property
     def ids_used(self) -> int:
-        """Different ids that occur."""
+        """Number of different ids that occur."""
         return int(np.count_nonzero(self.ids))
 
     def most_frequent(self, most: int) -> list[tuple[int, int]]:
@@ -55,7 +55,7 @@ class Statistics:
 
 
 def statistics(reader: TokenReader, eod: int | None = None) -> Statistics:
-    """Counts the whole corpus, documents and ids."""
+    """Counts all documents and ids of a corpus."""
     lengths: Counter[int] = Counter()
     for block in document_lengths(reader):
         values, counts = np.unique(block, return_counts=True)
@@ -109,7 +109,7 @@ def _documents_with_eod(reader: TokenReader, eod: int) -> int:
 
 
 def binned(lengths: Mapping[int, int], bins: int = 24) -> list[tuple[int, int, int]]:
-    """(shortest, longest, documents) for lengths in bins that grow by a constant factor; empty documents apart."""
+    """(shortest, longest, documents) for bins of lengths that grow by a constant factor; empty documents separately."""
     values = np.array([length for length in lengths if length > 0])
     if not len(values):
         return [(0, 0, lengths.get(0, 0))]

@@ -1,7 +1,7 @@
-"""A corpus in, every law it breaks out: the full check behind `megascratch data validate`.
+"""Validates a corpus completely and reports every problem (`megascratch data validate`).
 
-`TokenReader` refuses a corpus at its first broken law; here the reading goes on as far as what is left can be trusted:
-without a header there are no arrays, without sound arrays no sequences, without sequences no ids.
+`TokenReader` refuses a corpus at its first problem; this check continues as far as the rest can be trusted: without a
+header there are no arrays, without valid arrays no sequences, without sequences no ids.
 """
 
 import hashlib
@@ -20,10 +20,10 @@ from megascratch.data.tokens.token_files import TokenReader, bin_path, idx_path,
 
 
 def problems(prefix: str | Path, vocab_size: int | None = None, fingerprint: str | None = None) -> Iterator[str]:
-    """One sentence per problem, in the order: header, documents, sequences, .bin's size, digests, ids, manifest, mask.
+    """One message per problem, in the order: header, documents, sequences, .bin's size, digests, ids, manifest, mask.
 
-    `vocab_size`: what ids must be below; None: as the manifest says, or only not negative. `fingerprint`: of the
-    tokenizer that the manifest must name, if it names one.
+    `vocab_size`: ids must be below it; None: the manifest's, or ids must only be not negative. `fingerprint`: that of
+    the tokenizer that the manifest must name, if it names one.
     """
     try:
         index = read_index(idx_path(prefix), open_map(idx_path(prefix), "index"))
@@ -31,16 +31,16 @@ def problems(prefix: str | Path, vocab_size: int | None = None, fingerprint: str
     except UserError as error:
         yield str(error)
         return
-    sound = True
+    valid = True
     for law in broken_laws(index):
-        sound = False
+        valid = False
         yield f"{idx_path(prefix)}: {law}"
-    if not sound:
+    if not valid:
         return
     yield from _gaps(prefix, index)
     needed = _end(index)
     if bin_bytes > needed:
-        yield f"{bin_path(prefix)}: {bin_bytes - needed} bytes behind the last sequence belong to none"
+        yield f"{bin_path(prefix)}: {bin_bytes - needed} bytes after the last sequence belong to none"
     elif bin_bytes < needed:
         yield f"{bin_path(prefix)} has {bin_bytes} bytes, its index needs {needed}"
         return
@@ -60,7 +60,7 @@ def problems(prefix: str | Path, vocab_size: int | None = None, fingerprint: str
 
 
 def not_as_recorded(reader: TokenReader) -> Iterator[str]:
-    """Every file, and every block of ids, that is not what .digests says; nothing where nobody recorded the corpus."""
+    """Every file, and every block of ids, that differs from .digests; nothing if the corpus has no digests."""
     try:
         digests = read_digests(reader.files)
     except UserError as error:
@@ -77,31 +77,31 @@ def not_as_recorded(reader: TokenReader) -> Iterator[str]:
         one = int(np.searchsorted(reader.pointers, first, side="right")) - 1
         other = int(np.searchsorted(reader.pointers, stop - 1, side="right")) - 1
         yield (
-            f"{bin_path(reader.prefix)}: bytes {first:,} to {stop:,} (sequences {max(one, 0)} to {other}) are not what "
-            f"was written"
+            f"{bin_path(reader.prefix)}: bytes {first:,} to {stop:,} (sequences {max(one, 0)} to {other}) differ from "
+            f"what was written"
         )
 
 
 def _changed_files(reader: TokenReader, digests: Digests) -> Iterator[str]:
     idx, manifest = idx_path(reader.prefix), manifest_path(reader.prefix)
     if whole_file(idx) != digests.idx:
-        yield f"{idx} is not what was written: its checksum is another"
+        yield f"{idx} differs from what was written: its checksum is different"
     if manifest.exists():
         if digests.manifest is None:
             yield f"{manifest} is not covered by the digests: megascratch data record {reader.prefix} --overwrite"
         elif whole_file(manifest) != digests.manifest:
-            yield f"{manifest} is not what was written: its checksum is another"
+            yield f"{manifest} differs from what was written: its checksum is different"
     elif digests.manifest is not None:
         yield f"{manifest} is missing: it was written with the corpus"
 
 
 def _wrong_mask(reader: TokenReader) -> Iterator[str]:
-    """The loss mask is a corpus of 0 and 1 whose sequences have the same lengths."""
+    """Checks that the loss mask is a corpus of 0 and 1 whose sequences have the same lengths."""
     prefix = mask_prefix(reader.prefix)
-    found = list(problems(prefix, vocab_size=2))
-    yield from found
-    if not found and not np.array_equal(TokenReader(prefix, trusting=True).lengths, reader.lengths):
-        yield f"{prefix} is no loss mask of {reader.prefix}: its sequences have other lengths"
+    messages = list(problems(prefix, vocab_size=2))
+    yield from messages
+    if not messages and not np.array_equal(TokenReader(prefix, trusting=True).lengths, reader.lengths):
+        yield f"{prefix} is not a loss mask of {reader.prefix}: its sequences have other lengths"
 
 
 def _end(index: Index) -> int:
@@ -109,7 +109,7 @@ def _end(index: Index) -> int:
 
 
 def _gaps(prefix: str | Path, index: Index) -> Iterator[str]:
-    """Megatron's pointers are the running sum of the lengths: no gap. It can be read, but is no plain corpus."""
+    """Gaps between sequences. A corpus with gaps can be read, but Megatron writes pointers without any."""
     end = 0
     for start in range(0, len(index.lengths), BLOCK):
         pointers = index.pointers[start : start + BLOCK]
@@ -118,26 +118,26 @@ def _gaps(prefix: str | Path, index: Index) -> Iterator[str]:
         for at in np.flatnonzero(pointers != before).tolist():
             yield (
                 f"{idx_path(prefix)}: sequence {start + at} begins at byte {pointers[at]}, "
-                f"the one in front of it ends at {before[at]}"
+                f"the previous one ends at {before[at]}"
             )
         end = int(ends[-1])
 
 
 def _wrong_ids(reader: TokenReader, vocab_size: int | None, manifest: Mapping[str, Any] | None) -> Iterator[str]:
-    """Ids that are negative or not below the vocabulary, one line for each."""
+    """One message for each id that is negative or outside the vocabulary."""
     if vocab_size is None:
-        told = ((manifest or {}).get("tokenizer") or {}).get("vocab_size")
-        vocab_size = int(np.iinfo(reader.dtype).max) + 1 if told is None else told
+        recorded = ((manifest or {}).get("tokenizer") or {}).get("vocab_size")
+        vocab_size = int(np.iinfo(reader.dtype).max) + 1 if recorded is None else recorded
     for sequence, token in reader.outside(vocab_size):
         yield f"{reader.prefix}.bin: sequence {sequence} has id {token}, the vocabulary has 0 to {vocab_size - 1}"
 
 
 def _wrong_manifest(reader: TokenReader, fingerprint: str | None, manifest: Mapping[str, Any]) -> Iterator[str]:
-    """What the manifest says otherwise than the files."""
+    """Where the manifest differs from the files."""
     path = manifest_path(reader.prefix)
     made_with = (manifest.get("tokenizer") or {}).get("fingerprint")
     if fingerprint and made_with and made_with != fingerprint:
-        yield f"{path}: made with the tokenizer {made_with[:16]}, the one given is {fingerprint[:16]}"
+        yield f"{path}: made with the tokenizer {made_with[:16]}, the given one is {fingerprint[:16]}"
     yield from (
         f"{path}: {name} is {manifest[name]}, the files have {value}"
         for name, value in _facts(reader, manifest).items()
@@ -146,7 +146,7 @@ def _wrong_manifest(reader: TokenReader, fingerprint: str | None, manifest: Mapp
 
 
 def _facts(reader: TokenReader, manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """What a manifest can say about its files; checksums are made only if the manifest has them."""
+    """The values that a manifest should have; checksums are computed only if the manifest has them."""
     low, high = reader.token_range()
     facts: dict[str, Any] = {
         "documents": len(reader.documents) - 1,

@@ -121,7 +121,7 @@ def test_corpora_that_do_not_belong_together_are_refused_before_anything_is_writ
     for readers, output, law in (
         ([small, large], "out", "uint16 has uint16, .*int32 has int32"),
         ([small, twin], "out", f"made with {'a' * 16}, .* with {'b' * 16}"),
-        ([small], "uint16", "is an input, too"),
+        ([small], "uint16", "is also an input"),
     ):
         with pytest.raises(UserError, match=law):
             merge_split.merge([TokenReader(prefix) for prefix in readers], tmp_path / output)
@@ -147,7 +147,7 @@ def test_a_full_disk_leaves_nothing_and_keeps_the_old_files(tmp_path, monkeypatc
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(merge_split, "_copy_ids", full)
-    with pytest.raises(UserError, match="out cannot be written: No space left on device; nothing is left behind"):
+    with pytest.raises(UserError, match="out cannot be written: No space left on device; temporary files were removed"):
         merge_split.merge([TokenReader(prefix)], old)
     files = [f"{name}.{suffix}" for name in ("a", "out") for suffix in ("bin", "digests", "idx")]
     assert sorted(path.name for path in tmp_path.iterdir()) == files

@@ -56,9 +56,9 @@ def test_a_sound_corpus_has_no_problem_with_or_without_its_manifest(prefix):
         (
             [(LENGTHS + 4, struct.pack("<i", 1)), (LENGTHS + 8, struct.pack("<i", 0))],
             [
-                "sequence 2 begins at byte 10, the one in front of it ends at 8",
-                "2 bytes behind the last sequence",
-                "m.idx is not what was written",
+                "sequence 2 begins at byte 10, the previous one ends at 8",
+                "2 bytes after the last sequence",
+                "m.idx differs from what was written",
                 "tokens is 6, the files have 4",
                 "max_token is 6, the files have 4",
                 "bin_sha256",
@@ -89,14 +89,14 @@ def test_negative_ids_are_listed_though_no_vocabulary_is_known(tmp_path):
 def test_one_flipped_bit_is_found_by_the_checksum_alone(prefix):
     damage(bin_path(prefix), [(2, b"\x03")])  # id 2 becomes 3
     by_block, by_manifest = problems(prefix, 7)
-    assert "m.bin: bytes 0 to 12 (sequences 0 to 2) are not what was written" in by_block
+    assert "m.bin: bytes 0 to 12 (sequences 0 to 2) differ from what was written" in by_block
     assert "bin_sha256" in by_manifest
 
 
 def test_two_lengths_that_swap_a_token_are_found_by_the_checksum_alone(prefix):
     damage(idx_path(prefix), [(LENGTHS, struct.pack("<ii", 2, 3)), (POINTERS + 8, struct.pack("<q", 4))])
     by_digest, by_manifest = problems(prefix, 7)
-    assert "m.idx is not what was written" in by_digest and "idx_sha256" in by_manifest
+    assert "m.idx differs from what was written" in by_digest and "idx_sha256" in by_manifest
 
 
 def test_the_manifest_is_checked_against_files_vocabulary_and_tokenizer(prefix):
@@ -107,7 +107,7 @@ def test_the_manifest_is_checked_against_files_vocabulary_and_tokenizer(prefix):
     assert "made with the tokenizer aaaaaaaaaaaaaaaa" in found[1] and "documents is 4, the files have 3" in found[2]
     manifest_path(prefix).write_text("[]")
     by_digest, by_manifest = problems(prefix, 7)
-    assert "m.json is not what was written" in by_digest and by_manifest.endswith("not an object {...}")
+    assert "m.json differs from what was written" in by_digest and by_manifest.endswith("not an object {...}")
 
 
 def test_missing_and_short_files_are_problems_too(prefix):
