@@ -1,9 +1,9 @@
-"""Conversations for fine-tuning: JSONL of messages in, a corpus and its loss mask out.
+"""Tokenizes chat conversations (JSONL) for fine-tuning into a corpus with a loss mask.
 
     {"messages": [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]}
 
-Each message is written as  begin, content, end  (by default as ChatML has it); the tokens of content and end are
-learned where the role is one of `learned`, all others are read alone. An end of document closes the conversation.
+Each message is written as  begin, content, end  (by default in ChatML); the tokens of content and end are learned if
+the role is one of `learned`, all others are only read. An end of document closes the conversation.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,7 +27,7 @@ from megascratch.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Template:
-    """How a message becomes text; {role} stands for its role."""
+    """How a message becomes text; {role} is replaced by its role."""
 
     begin: str = "<|im_start|>{role}\n"
     end: str = "<|im_end|>\n"
@@ -35,14 +35,14 @@ class Template:
 
 
 class Message(NamedTuple):
-    """One turn."""
+    """One message of a conversation."""
 
     role: str
     content: str
 
 
 class Tokens(NamedTuple):
-    """One conversation."""
+    """One encoded conversation."""
 
     ids: np.ndarray
     """int64 [n]."""
@@ -51,7 +51,7 @@ class Tokens(NamedTuple):
 
 
 class ConversationSummary(NamedTuple):
-    """What `write_conversations` did."""
+    """Counts of `write_conversations`."""
 
     conversations: int
     tokens: int
@@ -61,13 +61,13 @@ class ConversationSummary(NamedTuple):
 
 def messages_of(record: dict, key: str) -> list[Message]:
     """The messages under a key. Raises: BadLine."""
-    found = value_of(record, key)
-    if not isinstance(found, list) or not found:
+    value = value_of(record, key)
+    if not isinstance(value, list) or not value:
         raise BadLine(f"key {key!r} holds no list of messages")
     messages = []
-    for at, message in enumerate(found, 1):
+    for at, message in enumerate(value, 1):
         if not isinstance(message, dict):
-            raise BadLine(f"message {at} is no object with role and content")
+            raise BadLine(f"message {at} is not an object with role and content")
         role, content = message.get("role"), message.get("content")
         if not isinstance(role, str) or not isinstance(content, str):
             raise BadLine(f"message {at} needs a role and a content, both texts")
@@ -80,11 +80,11 @@ def encode_conversation(
 ) -> Tokens:
     """Ids and mask of one conversation. Raises: BadLine where nothing in it is to be learned.
 
-    The conversation is one text: what the vocabulary puts in front of a text stands at its start alone, and is not
+    The conversation is one text: ids that the vocabulary puts in front of a text occur only at its start, and are not
     learned.
 
     Args:
-        parse_specials: special tokens are looked for in roles and contents, too, not in the template alone.
+        parse_specials: special tokens are also parsed in roles and contents, not only in the template.
     """
     parts: list[tuple[Sequence[int], bool]] = [(tokenizer.before, False)]
     around_role = template.begin.split("{role}")
@@ -107,9 +107,10 @@ def encode_conversation(
 
 
 def _filled(tokenizer: Tokenizer, own: Sequence[str], foreign: str, parse_specials: bool, continues: bool) -> list[int]:
-    """Ids of the template's own texts with a foreign one between them.
+    """Ids of the template's own texts with a foreign text between them.
 
-    All are one text, unless the foreign one would become a special token: then it is plain text, on its own.
+    All are encoded as one text, unless the foreign one would become a special token: then it is encoded separately, as
+    plain text.
     """
     ids = tokenizer.encode_bare(foreign.join(own), True, continues)
     if parse_specials:
@@ -128,7 +129,7 @@ def _filled(tokenizer: Tokenizer, own: Sequence[str], foreign: str, parse_specia
 
 @lru_cache(maxsize=8)
 def _specials_of(tokenizer: Tokenizer, own: tuple[str, ...]) -> int:
-    """How many special tokens the template's own texts have."""
+    """Number of special tokens in the template's own texts."""
     return sum(_count_specials(tokenizer, tokenizer.encode_bare(text, True, True)) for text in own)
 
 
@@ -148,7 +149,7 @@ def write_conversations(
     parse_specials: bool = False,
     bad: Callable[[str], None] = lambda line: None,
 ) -> ConversationSummary:
-    """Writes {prefix}.bin/.idx/.json and {prefix}_loss_mask.bin/.idx; bad lines are skipped, and told to `bad`.
+    """Writes {prefix}.bin/.idx/.json and {prefix}_loss_mask.bin/.idx; `bad` is called with each skipped line.
 
     Raises: UserError where a file cannot be read or written, or holds no conversation.
     """

@@ -1,4 +1,4 @@
-"""A part of the input in, its documents out, a batch at a time; what gives no document is counted with its place."""
+"""Reads the documents of one part of the input in batches; bad lines are collected with their numbers and reasons."""
 
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -26,22 +26,22 @@ class ReadOptions(NamedTuple):
     sample_by: str
     """Text files: "document" (the file is one) or "line"."""
     longest: int
-    """Bytes of a line, row or text file; more is no document."""
+    """Most bytes of a line, row or text file; a longer one is bad."""
     scratch: str
-    """A folder for what must be unpacked."""
+    """A folder for decompressed files."""
 
 
 class DocumentBatch(NamedTuple):
-    """Neighbouring documents."""
+    """Consecutive documents."""
 
     rows: int
     """Lines (or rows, or files) read, good or not."""
     numbers: list[int]
-    """Line of each document, from 1 in this batch."""
+    """Line number of each document, from 1 in this batch."""
     documents: list[list[list[str]]]
-    """For each document and key its texts, one sequence each."""
+    """The texts of each document and key, one sequence each."""
     bad: list[tuple[int, str]]
-    """Lines that give no document, and why."""
+    """Numbers of bad lines, and the reasons."""
     raw_bytes: int
     """Input bytes since the last batch."""
 
@@ -78,7 +78,7 @@ def _line_batches(
     for block, raw_bytes in _line_blocks(span, reading.longest):
         bare = block.removeprefix(BYTE_ORDER_MARK) if begins else block
         batch = _batch(lines_of(bare), reading.longest, texts, raw_bytes)
-        del block, bare  # a long line must not wait here while its text is encoded
+        del block, bare  # a long line must not stay in memory while its text is encoded
         yield batch
         begins = False
 
@@ -99,13 +99,13 @@ def _batch(
 
 
 def _line_blocks(span: InputSpan, longest: int) -> Iterator[tuple[bytes, int]]:
-    """Blocks of whole lines, and how far the file was read for each."""
+    """Blocks of complete lines, with the input bytes that were read for each."""
     with opened(span.path, span.compression) as (file, raw):
         before = 0
         cut = stream(file) if span.stop < 0 else part(file, span.start, span.stop)
         for block in whole_lines(cut, longest):
             at = min(raw.tell() if span.stop < 0 else len(block) + before, span.raw_bytes)
-            handed_on = [(block, at - before)]
+            handed_on = [(block, at - before)]  # so that only the receiver holds a long line
             del block
             yield handed_on.pop()
             before = at
@@ -139,7 +139,7 @@ def _row_texts(value: object, key: str, longest: int) -> list[str]:
 
 
 def decoded(raw: bytes) -> str:
-    """Raises: BadLine where it is no UTF-8."""
+    """The text of UTF-8 bytes. Raises: BadLine where they are not UTF-8."""
     try:
         return raw.decode()
     except UnicodeDecodeError as error:
@@ -147,7 +147,7 @@ def decoded(raw: bytes) -> str:
 
 
 def too_long(longest: int) -> BadLine:
-    """The reason for a line that is left out."""
+    """The error for a line that is too long."""
     return BadLine(f"longer than {longest:,} bytes (--max-document-bytes)")
 
 

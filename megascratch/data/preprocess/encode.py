@@ -1,6 +1,6 @@
-"""Documents in, ids out: what a worker of `megascratch preprocess` does with one piece of the input.
+"""Encodes one work unit of `megascratch preprocess` into a shard: tokenizes batches of documents.
 
-piece -> batches of documents -> ids and lengths as arrays -> the files of one shard
+unit -> batches of documents -> ids and lengths as arrays -> the files of one shard
 """
 
 from collections.abc import Generator, Iterator, Sequence
@@ -23,7 +23,7 @@ from megascratch.tokenizer.memory import give_back
 
 
 class Job(NamedTuple):
-    """What a process needs to know to encode a piece, on any machine that sees the files."""
+    """What a process needs to encode a work unit, on any machine that sees the files."""
 
     tokenizer_type: str | None
     tokenizer_model: str | None
@@ -33,17 +33,17 @@ class Job(NamedTuple):
     parse_specials: bool
     """Whether the text of a special token in a document becomes the token."""
     sentences: str | None
-    """Language whose rules cut texts into sentences; None: a text is one sequence."""
+    """Language whose rules split texts into sentences; None: a text is one sequence."""
     keep_newlines: bool
     strict: bool
     folder: str
     """Where the shards are written."""
     leaf_bytes: int
-    """Bytes of the input under one hash."""
+    """Bytes of the input that are hashed together."""
 
 
 class EncodeStep(NamedTuple):
-    """How far a worker came since its last word."""
+    """Progress of a worker since its previous event."""
 
     documents: int
     tokens: int
@@ -52,7 +52,7 @@ class EncodeStep(NamedTuple):
 
 
 class TokenizerInfo(NamedTuple):
-    """What must be known of a tokenizer where nothing is encoded."""
+    """What the merging process needs to know about the tokenizer."""
 
     kind: str
     fingerprint: str
@@ -66,13 +66,13 @@ def load_tokenizer(job: Job) -> Tokenizer:
 
 
 def vocabulary(job: Job) -> TokenizerInfo:
-    """What the job's tokenizer is."""
+    """Kind, fingerprint, size and end of document of the job's tokenizer."""
     tokenizer = load_tokenizer(job)
     return TokenizerInfo(tokenizer.kind, tokenizer.fingerprint, tokenizer.vocab_size, tokenizer.eod)
 
 
 def forget_tokenizer() -> None:
-    """Frees it: other processes encode, this one waits for them."""
+    """Frees the tokenizer of this process, which only waits while other processes encode."""
     _loaded.cache_clear()
     give_back()
 
@@ -83,7 +83,7 @@ def _loaded(kind: str | None, model: str | None, vocab_size: int | None) -> Toke
 
 
 def encode_piece(job: Job, piece: WorkUnit) -> Generator[EncodeStep | Summary, None, None]:
-    """Makes one shard, telling its steps, its summary last; with --strict the summary of the first bad line.
+    """Encodes one shard: yields its steps, then its summary; with --strict it stops at the first bad line.
 
     Raises: UserError where the input cannot be read, the tokenizer fails or the shard cannot be written.
     """
@@ -107,9 +107,9 @@ def encode_piece(job: Job, piece: WorkUnit) -> Generator[EncodeStep | Summary, N
 
 
 def _hashes(job: Job, piece: WorkUnit) -> Prefetch[str]:
-    """Of all leaves of the piece, by a thread: reading and hashing need no interpreter."""
-    found = (digest for span in piece.spans for digest in digests(span, job.leaf_bytes))
-    return Prefetch(found, ahead=sum(len(leaves(span, job.leaf_bytes)) for span in piece.spans))
+    """Hashes the blocks of the unit's input in a thread: reading and hashing release the interpreter lock."""
+    hashes = (digest for span in piece.spans for digest in digests(span, job.leaf_bytes))
+    return Prefetch(hashes, ahead=sum(len(leaves(span, job.leaf_bytes)) for span in piece.spans))
 
 
 def _encode_batch(
@@ -117,7 +117,7 @@ def _encode_batch(
 ) -> tuple[list[EncodedDocuments], list[tuple[int, str]]]:
     try:
         return encoder(batch)
-    except Exception as error:  # what a tokenizer's library may raise is not known here; the place in the input is
+    except Exception as error:  # a tokenizer's library may raise anything
         place = f"lines {rows + 1} to {rows + batch.rows}" + ("" if span.begins else f" after byte {span.start:,}")
         raise UserError(f"{span.name}, {place} cannot be encoded: {type(error).__name__}: {error}") from error
 
@@ -132,12 +132,12 @@ def _step(encoded: Sequence[EncodedDocuments], raw_bytes: int) -> EncodeStep:
 
 
 def utf8_bytes(text: str) -> int:
-    """Its length as it stands in a file."""
+    """Length of the text in UTF-8."""
     return len(text) if text.isascii() else len(text.encode())
 
 
 class Encoder:
-    """Batch in; for each key the ids, and the rows that give none, out."""
+    """Encodes batches: returns the ids for each key, and the rows that cannot be encoded."""
 
     def __init__(self, job: Job):
         self._tokenizer = load_tokenizer(job)
@@ -150,7 +150,7 @@ class Encoder:
     def __call__(self, batch: DocumentBatch) -> tuple[list[EncodedDocuments], list[tuple[int, str]]]:
         try:
             return list(self._encode(batch.documents)), batch.bad
-        except UserError:  # some text has no ids: find which
+        except UserError:  # some text cannot be encoded: find which
             return self._one_by_one(batch)
 
     def _one_by_one(self, batch: DocumentBatch) -> tuple[list[EncodedDocuments], list[tuple[int, str]]]:
@@ -164,7 +164,7 @@ class Encoder:
         return list(self._encode(good)), sorted(bad)
 
     def _encode(self, documents: Sequence[list[list[str]]]) -> Iterator[EncodedDocuments]:
-        """For each key. Raises: UserError where a text has no ids."""
+        """The encoded documents for each key. Raises: UserError where a text cannot be encoded."""
         for key in self._keys:
             texts = [document[key] for document in documents]
             text_bytes = sum(utf8_bytes(text) for sequences in texts for text in sequences)
@@ -173,9 +173,10 @@ class Encoder:
             yield self._arrays(texts, text_bytes)
 
     def _arrays(self, texts: Sequence[list[str]], text_bytes: int) -> EncodedDocuments:
-        """Texts without ids are no sequence; a document with ids gets the end of document behind its last one.
+        """Encodes the texts of each document. A text without ids makes no sequence; a document with ids gets the end of
+        document after its last id.
 
-        Sentences are parts of one text, so what the vocabulary puts around a text stands around all of them together.
+        Sentences are parts of one text, so the ids that the vocabulary puts around a text enclose all of them together.
         """
         flat = [text for sequences in texts for text in sequences]
         ids, lengths = self._tokenizer.encode_batch(flat, self._parse_specials, around=self._split is None)
@@ -188,27 +189,27 @@ class Encoder:
         ids = ids.astype(self.dtype)
         if self._split:
             first = last - sequences[sequences > 0] + 1
-            ids = _insert(ids, lengths, first, self._tokenizer.before, behind=False)
-            ids = _insert(ids, lengths, last, self._tokenizer.after, behind=True)
+            ids = _insert(ids, lengths, first, self._tokenizer.before, after=False)
+            ids = _insert(ids, lengths, last, self._tokenizer.after, after=True)
         if self._eod is not None:
-            ids = _insert(ids, lengths, last, [self._eod], behind=True)
+            ids = _insert(ids, lengths, last, [self._eod], after=True)
         return EncodedDocuments(ids, lengths.astype(np.int32), sequences.astype(np.int32), text_bytes)
 
 
 def _insert(
-    ids: np.ndarray, lengths: np.ndarray, sequences: np.ndarray, extra: Sequence[int], behind: bool
+    ids: np.ndarray, lengths: np.ndarray, sequences: np.ndarray, extra: Sequence[int], after: bool
 ) -> np.ndarray:
-    """The ids with `extra` in front of or behind each of the sequences, whose lengths grow in place."""
+    """Inserts `extra` before or after each of the given sequences; `lengths` is updated in place."""
     if not extra:
         return ids
     places = np.cumsum(lengths)[sequences]
-    if not behind:
+    if not after:
         places = places - lengths[sequences]
     lengths[sequences] += len(extra)
     added = np.repeat(places, len(extra)) + np.arange(len(places) * len(extra))
-    whole = np.empty(len(ids) + len(added), ids.dtype)
-    own = np.ones(len(whole), dtype=bool)
-    own[added] = False
-    whole[own] = ids
-    whole[added] = np.tile(extra, len(places))
-    return whole
+    result = np.empty(len(ids) + len(added), ids.dtype)
+    is_old = np.ones(len(result), dtype=bool)
+    is_old[added] = False
+    result[is_old] = ids
+    result[added] = np.tile(extra, len(places))
+    return result

@@ -1,7 +1,7 @@
-"""Pieces of work in, what they became out, in any order: in this process, on processes of this machine, or on Ray.
+"""Runs the work units of `megascratch preprocess`: in this process, on worker processes of this machine, or on Ray.
 
-A worker process answers over its own pipe, so its death is seen at once and only its own pieces are done again. It has
-the next piece at hand while it works, and finds out at its next word that its parent is gone.
+A worker process answers over its own pipe, so its death is noticed at once and only its own units are repeated. It
+already has the next unit while it works, and when it next sends an event it notices if its parent has died.
 """
 
 import multiprocessing
@@ -24,18 +24,18 @@ from megascratch.data.text.sources import needed
 
 Event = EncodeStep | Summary
 Engine = Callable[[Job, Iterator[WorkUnit]], Generator[Event, None, None]]
-AHEAD = 2  # pieces a worker has at a time
-DEATHS = 3  # of workers on the same piece, before it is given up
+AHEAD = 2  # units that a worker has at a time
+DEATHS = 3  # worker deaths on the same unit before the run fails
 
 
 def in_process(job: Job, pieces: Iterator[WorkUnit]) -> Generator[Event, None, None]:
-    """One after the other, here."""
+    """Runs one unit after the other in this process."""
     for piece in pieces:
         yield from encode_piece(job, piece)
 
 
 def on_processes(job: Job, pieces: Iterator[WorkUnit], count: int) -> Generator[Event, None, None]:
-    """On `count` processes. Raises: UserError of a worker, or where workers die again and again on the same piece."""
+    """Runs the units on `count` processes. Raises: a worker's UserError, or one where workers keep dying on a unit."""
     forget_tokenizer()
     pool = _WorkerPool(job, pieces, count)
     try:
@@ -46,20 +46,20 @@ def on_processes(job: Job, pieces: Iterator[WorkUnit], count: int) -> Generator[
 
 
 class _Worker:
-    """A process that answers each piece it is sent."""
+    """A worker process and the units that were sent to it."""
 
     def __init__(self, job: Job, warns: bool):
         spawn = multiprocessing.get_context("spawn")  # the same on every system, and safe whatever threads are running
         self.pipe, theirs = spawn.Pipe()
         self.pieces: deque[WorkUnit] = deque()
-        self.raw_bytes = 0  # of the first of them, as far as it is encoded
+        self.raw_bytes = 0  # how much of the first unit is encoded
         self.process: BaseProcess = spawn.Process(target=_serve, args=(theirs, job, warns), daemon=True)
         self.process.start()
         theirs.close()  # else this process would hold the pipe of a dead worker open
 
     def send(self, piece: WorkUnit) -> None:
         self.pieces.append(piece)
-        with suppress(OSError):  # it died: its pipe says so to the next reader
+        with suppress(OSError):  # it died: the next read from its pipe reports that
             self.pipe.send(piece)
 
     def end(self) -> None:
@@ -69,7 +69,7 @@ class _Worker:
 
 
 class _WorkerPool:
-    """Workers, and the pieces that wait for them."""
+    """The workers, and the units that they still have to do."""
 
     def __init__(self, job: Job, pieces: Iterator[WorkUnit], count: int):
         self._job, self._pieces, self._count = job, pieces, count
@@ -78,7 +78,7 @@ class _WorkerPool:
         self._workers: list[_Worker] = []
 
     def fill(self) -> bool:
-        """Hands out pieces, first to who has fewest; False: none is left anywhere."""
+        """Hands out units, to the worker with the fewest first; False: all units are done."""
         while True:
             worker = min(self._workers, key=lambda worker: len(worker.pieces), default=None)
             starts = (worker is None or worker.pieces) and len(self._workers) < self._count
@@ -88,19 +88,19 @@ class _WorkerPool:
             if piece is None:
                 return any(worker.pieces for worker in self._workers)
             if starts or worker is None:
-                worker = _Worker(self._job, warns=not self._workers)  # only as many as there are pieces
+                worker = _Worker(self._job, warns=not self._workers)  # only as many workers as there are units
                 self._workers.append(worker)
             worker.send(piece)
 
     def events(self) -> Generator[Event, None, None]:
-        """What the workers have to say, as soon as one has."""
-        speakers = {worker.pipe: worker for worker in self._workers}
-        for pipe in wait(list(speakers)):
-            worker = speakers[pipe]  # type: ignore[index]
+        """The events of the workers that have sent one; waits for the first."""
+        by_pipe = {worker.pipe: worker for worker in self._workers}
+        for pipe in wait(list(by_pipe)):
+            worker = by_pipe[pipe]  # type: ignore[index]
             try:
                 event = worker.pipe.recv()
             except (OSError, EOFError):
-                self._bury(worker)
+                self._handle_death(worker)
                 continue
             if isinstance(event, UserError):
                 raise event
@@ -111,8 +111,8 @@ class _WorkerPool:
                 worker.raw_bytes += event.raw_bytes
             yield event
 
-    def _bury(self, worker: _Worker) -> None:
-        """Its pieces are done again; the first of them is the one it died on."""
+    def _handle_death(self, worker: _Worker) -> None:
+        """Queues the units of a dead worker again; it died on the first of them."""
         worker.process.join(timeout=5)
         self._workers.remove(worker)
         self._again.extendleft(reversed(worker.pieces))
@@ -135,7 +135,7 @@ class _WorkerPool:
 
 
 def _span_at(piece: WorkUnit, raw_bytes: int) -> InputSpan:
-    """The part of a piece that is read when so many of its bytes are encoded."""
+    """The part of a unit that is being read after `raw_bytes` of it are encoded."""
     for span in piece.spans:
         if raw_bytes < span.raw_bytes:
             return span
@@ -144,7 +144,7 @@ def _span_at(piece: WorkUnit, raw_bytes: int) -> InputSpan:
 
 
 def _serve(pipe: Connection, job: Job, warns: bool) -> None:
-    """What a worker does until its parent closes the pipe. One of all workers warns: the others find the same."""
+    """Main loop of a worker, until its parent closes the pipe. Only one worker warns: the others would repeat it."""
     plain_warnings()
     if not warns:
         warnings.simplefilter("ignore")
@@ -158,14 +158,14 @@ def _serve(pipe: Connection, job: Job, warns: bool) -> None:
             except UserError as error:
                 pipe.send(error)
     except (OSError, EOFError):
-        os._exit(0)  # the parent is done, or gone
+        os._exit(0)  # the parent has finished or died
 
 
 def on_ray(job: Job, pieces: Iterator[WorkUnit]) -> Generator[Event, None, None]:
-    """On a Ray cluster: the one that RAY_ADDRESS names or this machine is part of, else one of this machine alone.
+    """Runs the units on a Ray cluster: the one in RAY_ADDRESS or of this machine, else a new one of this machine alone.
 
-    All its machines must see the input, the tokenizer and the output's folder under the same names. A task that is lost
-    with its worker is given to another. Raises: UserError of a task, or where it is lost again and again.
+    All its machines must see the input, the tokenizer and the output folder under the same paths. A task that is lost
+    with its worker is given to another one. Raises: a task's UserError, or one where a task is lost repeatedly.
     """
     ray = needed("ray", "ray", "--engine ray")
     ray.init(ignore_reinit_error=True, include_dashboard=False, logging_level="ERROR")
@@ -190,9 +190,9 @@ def _finished(ray: object, running: dict[object, WorkUnit]) -> Generator[Event, 
     try:
         summary = ray.get(reference)  # type: ignore[attr-defined]
     except UserError as error:
-        raise UserError(str(error.args[0])) from None  # ray's own class holds its traceback
+        raise UserError(str(error.args[0])) from None  # Ray's own class contains its traceback
     except ray.exceptions.RayError as error:  # type: ignore[attr-defined]
-        raise UserError(f"ray gave up {piece.spans[0].name} from byte {piece.spans[0].start:,} on: {error}") from error
+        raise UserError(f"Ray failed on {piece.spans[0].name} from byte {piece.spans[0].start:,}: {error}") from error
     yield summary
     yield EncodeStep(
         summary.keys[0].documents,

@@ -1,9 +1,9 @@
-"""The shards of a run in, in order; the corpora out: .bin, .idx, manifest and digests of each key, placed all at once.
+"""Merges the shards of a run, in order, into one corpus per key: .bin, .idx, manifest and digests.
 
     shard 0, 1, 2 ... --append--> {key}.bin grows --finish--> idx, manifest, digests --> merged.json: complete --> moves
 
-`merged.json` makes each step safe against a kill: ids of shards it names are on the disk, so their files can go, and
-once it says "complete" nothing but renames is left to do.
+`merged.json` makes each step safe against a kill: the ids of the shards it counts are on the disk, so the shards' files
+can be deleted, and once it says "complete" only renames are left to do.
 """
 
 import json
@@ -29,19 +29,19 @@ BLOCK_BYTES = 1 << 22
 
 
 class State(NamedTuple):
-    """What merged.json says."""
+    """The content of merged.json."""
 
     shards: int
-    """So many shards, from the first, are in the files below and on the disk."""
+    """Number of shards, from the first, whose content is in the merged files and on the disk."""
     bin_bytes: list[int]
-    """Of each key."""
+    """Size of the merged .bin of each key."""
     bad_bytes: int
     complete: bool = False
-    """All files are whole: only moves are left."""
+    """All files are complete: only renames are left."""
 
 
 def read_state(folder: Path, keys: int) -> State:
-    """How far an earlier run came; the beginning if there was none. Raises: UserError where the record is damaged."""
+    """How far an earlier run got; zeros if there was none. Raises: UserError where the file is damaged."""
     file = folder / "merged.json"
     try:
         record = parse_object(file.read_bytes(), file)
@@ -50,12 +50,12 @@ def read_state(folder: Path, keys: int) -> State:
     fields = {"shards": COUNT, "bin_bytes": list_of(COUNT, keys), "bad_bytes": COUNT, "complete": FLAG}
     require_fields(record, fields, file)
     if not record.keys() <= fields.keys() or not fields.keys() - {"complete"} <= record.keys():
-        raise UserError(f"{file} is damaged: it must have {', '.join(fields)}; delete {folder} to begin anew")
+        raise UserError(f"{file} is damaged: it must have {', '.join(fields)}; delete {folder} to start again")
     return State(**record)
 
 
 class Merge:
-    """Grows the corpora of all keys; holds counts and open files, no ids."""
+    """Appends shards to the corpora of all keys; holds counts and open files, but no ids."""
 
     def __init__(self, folder: Path, names: Sequence[str], keys: int, dtype: np.dtype):
         self._folder, self._names, self._dtype = folder, names, dtype
@@ -70,13 +70,13 @@ class Merge:
         self.rows, self.digests = [0] * len(names), [list[str]() for _ in names]
 
     def partial(self, name: str) -> Path:
-        """A file that will become part of the output."""
+        """Path of a file that will become part of the output."""
         return self._folder / f"merged.{name}"
 
     def append(self, summary: Summary) -> list[str]:
-        """The next shard; one from before `merged.json` only adds its counts. Gives its bad lines.
+        """Appends the next shard and returns its bad lines; one that `merged.json` counts already only adds its counts.
 
-        Raises: UserError where its files are not what was written.
+        Raises: UserError where its files are damaged.
         """
         assert summary.number == self.shards
         fresh = summary.number >= self._state.shards
@@ -93,12 +93,12 @@ class Merge:
         return bad
 
     def first_bad(self, summary: Summary) -> str:
-        """file:line: reason: the first bad line of the next shard, be it stopped by --strict or of an earlier run."""
+        """The first bad line of the next shard, as `file:line: reason`; the shard may have been stopped by --strict."""
         if summary.stopped_at:
-            return self._in_words(summary, *summary.stopped_at)
+            return self._describe(summary, *summary.stopped_at)
         return next(self._bad_rows(summary))
 
-    def _in_words(self, summary: Summary, part: int, row: int, reason: str) -> str:
+    def _describe(self, summary: Summary, part: int, row: int, reason: str) -> str:
         source = summary.spans[part].source
         earlier = sum(span.rows for span in summary.spans[:part] if span.source == source)
         return f"{self._names[source]}:{self.rows[source] + earlier + row}: {reason}"
@@ -106,10 +106,10 @@ class Merge:
     def _bad_rows(self, summary: Summary) -> Iterator[str]:
         with shard_path(self._folder, summary.number, "bad").open("rb") as file:
             for part, row, reason in map(json.loads, file):
-                yield self._in_words(summary, part, row, reason)
+                yield self._describe(summary, part, row, reason)
 
     def _copy(self, summary: Summary, key: int, counts: KeyCounts) -> int:
-        """Appends the ids of a key; gives their bytes. What the index will need later is checked, too."""
+        """Appends the ids of a key and returns their bytes. Also checks the arrays that the index will need later."""
         size = 0
         for kind, wanted in zip(KINDS, counts.checksums, strict=True):
             checksum = 0
@@ -131,28 +131,29 @@ class Merge:
     def _damaged(self, number: int) -> UserError:
         remove_shard(self._folder, number)
         return UserError(
-            f"{shard_path(self._folder, number, '*')} is not what was written (a crash of the machine?); "
-            f"the shard is given up: start the same command again"
+            f"{shard_path(self._folder, number, '*')} differs from what was written (a crash of the machine?); "
+            f"the shard was discarded: start the same command again"
         )
 
     def _count(self, summary: Summary) -> None:
-        self.shards, self.bad = self.shards + 1, self.bad + summary.bad
+        self.shards += 1
+        self.bad += summary.bad
         for span in summary.spans:
             self.rows[span.source] += span.rows
             self.digests[span.source] += span.digests
-        for key, (all_, one) in enumerate(zip(self.counts, summary.keys, strict=True)):
+        for key, (total, one) in enumerate(zip(self.counts, summary.keys, strict=True)):
             self.counts[key] = KeyCounts(
-                all_.documents + one.documents,
-                all_.sequences + one.sequences,
-                all_.tokens + one.tokens,
-                min(all_.min_token, one.min_token),
-                max(all_.max_token, one.max_token),
-                all_.text_bytes + one.text_bytes,
+                total.documents + one.documents,
+                total.sequences + one.sequences,
+                total.tokens + one.tokens,
+                min(total.min_token, one.min_token),
+                max(total.max_token, one.max_token),
+                total.text_bytes + one.text_bytes,
                 [],
             )
 
     def _checkpoint(self, complete: bool = False) -> None:
-        """What was appended is on the disk, then so it is said, then its shards' ids can go."""
+        """Flushes what was appended, then updates merged.json, then deletes the ids of the merged shards."""
         for file in (*self._bins, self._bad_file):
             file.flush()
             os.fsync(file.fileno())
@@ -166,7 +167,7 @@ class Merge:
                 shard_path(self._folder, number, f"{key}.bin").unlink(missing_ok=True)
 
     def finish(self, manifests: Sequence[dict[str, Any]]) -> None:
-        """All shards are appended: the indices and manifests are written, and the files are ready to be placed."""
+        """Writes indices, manifests and digests after all shards were appended; then the files can be published."""
         for key, manifest in enumerate(manifests):
             with self.partial(f"{key}.idx").open("wb") as file:
                 for block in self._index(key):
@@ -178,7 +179,7 @@ class Merge:
         self._checkpoint(complete=True)
 
     def _record(self, key: int) -> None:
-        """The digests of a key's files, as they lie under their private names."""
+        """Writes the digests of a key's merged files."""
         blocks = self._digests[key]
         idx, manifest = whole_file(self.partial(f"{key}.idx")), whole_file(self.partial(f"{key}.json"))
         with self.partial(f"{key}.digests").open("wb") as file:
@@ -196,19 +197,19 @@ class Merge:
         yield from _sums(self._arrays(key, "sequences"), 1, ends=True)
 
     def _arrays(self, key: int, kind: str) -> Iterator[np.ndarray]:
-        """The i32 of all shards, a block at a time."""
+        """The int32 values of all shards, block by block."""
         for number in range(self.shards):
             for block in self._blocks(number, f"{key}.{kind}"):
                 yield np.frombuffer(block, "<i4")
 
     def close(self) -> None:
-        """Closes the files; what is not in merged.json will be written again."""
+        """Closes the files; whatever merged.json does not count will be written again."""
         for file in (*self._bins, self._bad_file):
             file.close()
 
 
 def _sums(arrays: Iterator[np.ndarray], scale: int, ends: bool) -> Iterator[bytes]:
-    """Sum of everything before each entry (`ends`: and the entry), times `scale`, as i64."""
+    """Sum of all previous entries (`ends`: including the entry itself), times `scale`, as int64 bytes."""
     before = 0
     for array in arrays:
         sums = np.cumsum(array, dtype=np.int64) + before
@@ -217,25 +218,25 @@ def _sums(arrays: Iterator[np.ndarray], scale: int, ends: bool) -> Iterator[byte
 
 
 def _grown(path: Path, size: int) -> IO[bytes]:
-    """A file cut to the bytes that are known to be good, to go on with. Raises: UserError where they are not there."""
+    """Opens a file and truncates it to the bytes that merged.json counts. Raises: UserError where it is shorter."""
     path.touch()
     file = path.open("r+b")
     if file.seek(0, os.SEEK_END) < size:
-        raise UserError(f"{path} has fewer bytes than merged.json says ({size}); --overwrite begins anew")
+        raise UserError(f"{path} has fewer bytes than merged.json says ({size}); use --overwrite to start again")
     file.truncate(size)
     file.seek(size)
     return file
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Writes a file in one move."""
+    """Writes a file atomically."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)
 
 
 def publish(folder: Path, prefixes: Sequence[str], bad_lines: str) -> None:
-    """Moves a complete run's files to their names; can be done again after a kill at any point."""
+    """Moves the files of a complete run to their final names; can be repeated after a kill at any point."""
     for key, prefix in enumerate(prefixes):
         parts = {kind: folder / f"merged.{key}.{kind}" for kind in ("bin", "idx", "json", "digests")}
         if parts["bin"].exists():

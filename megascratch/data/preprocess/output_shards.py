@@ -1,12 +1,12 @@
-"""Encoded documents in, the files of one shard out; what is whole is told by its last file.
+"""Writes and reads the shards of a preprocessing run; a shard is complete when its last file exists.
 
-A shard has the number of its piece of the input. Its files, in the run's private folder:
+A shard has the number of its work unit. Its files, in the run's folder:
 
     {number}.{key}.bin          ids, back to back
     {number}.{key}.lengths      i32 tokens of each sequence
     {number}.{key}.sequences    i32 sequences of each document
-    {number}.bad                a JSON list [part of the piece, row, reason] for each line that gives no document
-    {number}.json               counts and checksums; written last: a shard without it is none
+    {number}.bad                a JSON list [part of the unit, row, reason] for each bad line
+    {number}.json               counts and checksums; written last: without it the shard is incomplete
 """
 
 import json
@@ -28,30 +28,30 @@ KINDS = ("bin", "lengths", "sequences")
 
 
 class EncodedDocuments(NamedTuple):
-    """The ids of neighbouring documents."""
+    """The ids of consecutive documents."""
 
     ids: np.ndarray
-    """[tokens], back to back."""
+    """[tokens], concatenated."""
     lengths: np.ndarray
-    """[sequences] tokens; no sequence is empty."""
+    """[sequences]: tokens of each; no sequence is empty."""
     sequences: np.ndarray
-    """[documents] sequences."""
+    """[documents]: sequences of each."""
     text_bytes: int
     """UTF-8 bytes of all texts."""
 
 
 class BadRow(NamedTuple):
-    """A line that gives no document."""
+    """A bad line: it has no document."""
 
     part: int
-    """Place of its part in the piece."""
+    """Index of its part in the work unit."""
     row: int
-    """From 1 in the part."""
+    """Line or row number, from 1 in the part."""
     reason: str
 
 
 class SpanCounts(NamedTuple):
-    """What was read of a source."""
+    """What was read from a source."""
 
     source: int
     rows: int
@@ -59,7 +59,7 @@ class SpanCounts(NamedTuple):
 
 
 class KeyCounts(NamedTuple):
-    """What became of a key's texts."""
+    """Counts of the encoded texts of a key."""
 
     documents: int
     sequences: int
@@ -72,7 +72,7 @@ class KeyCounts(NamedTuple):
 
 
 class Summary(NamedTuple):
-    """All that is known of a shard."""
+    """Counts and checksums of a shard."""
 
     number: int
     keys: list[KeyCounts]
@@ -96,12 +96,12 @@ _SPAN_ROW = Kind("counts of a source", lambda row: _is_row(row, [COUNT, COUNT, l
 
 
 def shard_path(folder: str | Path, number: int, kind: str) -> Path:
-    """One of a shard's files."""
+    """Path of one of a shard's files."""
     return Path(folder, f"{number:08d}.{kind}")
 
 
 def read_summary(folder: str | Path, number: int) -> Summary | None:
-    """The counts of a whole shard; None: it is not there."""
+    """The counts of a complete shard; None: it is missing or incomplete."""
     file = shard_path(folder, number, "json")
     try:
         record = parse_object(file.read_bytes(), file)
@@ -109,23 +109,24 @@ def read_summary(folder: str | Path, number: int) -> Summary | None:
         return None
     require_fields(record, {"keys": list_of(_KEY_ROW), "spans": list_of(_SPAN_ROW), "bad": COUNT}, file)
     if not {"keys", "spans", "bad"} <= record.keys():
-        raise UserError(f"{file} is damaged: it must have keys, spans and bad; delete {folder} to begin anew")
+        raise UserError(f"{file} is damaged: it must have keys, spans and bad; delete {folder} to start again")
     keys, spans = [KeyCounts(*row) for row in record["keys"]], [SpanCounts(*row) for row in record["spans"]]
     return Summary(number, keys, spans, record["bad"])
 
 
 def remove_shard(folder: str | Path, number: int) -> None:
-    """The mark of its wholeness; its files will be written again."""
+    """Marks a shard as incomplete; its files will be written again."""
     shard_path(folder, number, "json").unlink(missing_ok=True)
 
 
 class ShardWriter:
-    """Writes one shard under temporary names; `commit` gives the names, leaving without it removes the files."""
+    """Writes one shard under temporary names; `commit` renames the files, an exit without it removes them."""
 
     def __init__(self, folder: str, number: int, keys: int, dtype: np.dtype):
         self._folder, self._number, self._dtype = folder, number, dtype.newbyteorder("<")
         self._counts = [KeyCounts(0, 0, 0, 0, -1, 0, [0] * len(KINDS)) for _ in range(keys)]
-        self._bad, self._first_bad = 0, BadRow(0, 0, "")
+        self._bad = 0
+        self._first_bad = BadRow(0, 0, "")
         self._names = [f"{key}.{kind}" for key in range(keys) for kind in KINDS] + ["bad"]
         self._files: list[IO[bytes]] = []
         self._open = ExitStack()
@@ -141,7 +142,7 @@ class ShardWriter:
         return path.with_name(f"{path.name}.{os.getpid()}.partial")
 
     def add(self, encoded: Sequence[EncodedDocuments], bad: Sequence[BadRow]) -> None:
-        """Neighbouring documents, for each key."""
+        """Appends consecutive documents, for each key, and bad lines."""
         with writing(self._folder):
             fault_point("preprocess.write")
             for key, one in enumerate(encoded):
@@ -171,7 +172,7 @@ class ShardWriter:
         )
 
     def commit(self, spans: list[SpanCounts]) -> Summary:
-        """The shard is whole: a run that goes on will not make it again."""
+        """Completes the shard: a resumed run will not encode it again."""
         summary = Summary(self._number, self._counts, spans, self._bad)
         with writing(self._folder):
             self._open.close()
@@ -184,11 +185,11 @@ class ShardWriter:
         return summary
 
     def stopped(self, spans: list[SpanCounts]) -> Summary:
-        """What --strict gives at a bad line."""
+        """The summary when --strict stops at a bad line."""
         return Summary(self._number, self._counts, spans, self._bad, self._first_bad)
 
     def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
-        with suppress(OSError):  # a full disk, already told
+        with suppress(OSError):  # a full disk, already reported
             self._open.close()
         for name in (*self._names, "json"):
             self._partial(name).unlink(missing_ok=True)
@@ -196,7 +197,7 @@ class ShardWriter:
 
 @contextmanager
 def writing(folder: str | Path) -> Iterator[None]:
-    """A file that cannot be written ends the run with a sentence."""
+    """Turns an error of the file system into a UserError."""
     try:
         yield
     except OSError as error:

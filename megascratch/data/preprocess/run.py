@@ -1,9 +1,9 @@
-"""Text in, token files out, on any number of processes and machines, with the same bytes; a killed run goes on.
+"""Tokenizes text into token files (`megascratch preprocess`) on any number of processes and machines; resumable.
 
-    inputs -> sources -> pieces --engine--> shards --in order--> merge --at the end--> {prefix}_{key}_document.*
+    inputs -> sources -> units --engine--> shards --in order--> merge --at the end--> {prefix}_{key}_document.*
 
-Nothing appears under a final name before everything is written. What an interrupted run has finished lies in
-{prefix}.shards/, and the same command goes on from there.
+The output does not depend on the number of processes. No file gets its final name before everything is written. The
+finished shards of an interrupted run are kept in {prefix}.shards/, and the same command resumes from there.
 """
 
 from collections.abc import Iterator
@@ -33,47 +33,48 @@ from megascratch.data.tokens.token_files import token_dtype
 
 
 class Output(NamedTuple):
-    """Where and how the corpora appear."""
+    """Where the corpora are written, and how the work is divided."""
 
     prefix: str
     overwrite: bool
     shard: tuple[int, int] | None
-    """(i, n): encode every n-th piece from the i-th on and leave the rest and the merging to others."""
+    """(i, n): encode only every n-th unit from the i-th on; others do the rest and the merging."""
     shard_bytes: int
     cut_packed: bool
-    """Whether large packed files are unpacked by this process, so that many workers share one."""
+    """Whether this process unpacks large compressed files, so that many workers share one."""
 
 
 class Watcher(Protocol):
-    """Is told how the run goes."""
+    """Receives the progress of a run."""
 
     def step(self, step: EncodeStep) -> None:
-        """So much more is encoded."""
+        """More input was encoded."""
 
     def found(self, raw_bytes: int) -> None:
-        """An earlier run had encoded so much of the input."""
+        """An earlier run had already encoded this much of the input."""
 
     def bad(self, line: str) -> None:
-        """A line gave no document: file:line: reason."""
+        """A bad line, as `file:line: reason`."""
 
 
 class NothingToKeep(UserError):
-    """The input must change first, so no shard of this run will ever be used."""
+    """Raised where the input must be changed first, so the shards of this run are useless."""
 
 
 def preprocess(job: Job, sources: list[Source], output: Output, engine: Engine, watcher: Watcher) -> Merge | None:
-    """Encodes and merges; None: the output was complete already, or the rest is left to others (`output.shard`).
+    """Encodes and merges; None: the output was already complete, or others do the rest (`output.shard`).
 
-    Raises: UserError, with nothing under a final name, for what is wrong in the input, in reading or in writing.
+    Raises: UserError for bad input or a failed read or write; no file has a final name then.
     """
-    words = vocabulary(job)
+    tokenizer = vocabulary(job)
     folder, prefixes = Path(job.folder), key_prefixes(job, output.prefix)
     with locked(folder, output.shard):
         try:
-            plan = RunSpec(_deciding(job, sources, output, words), output.cut_packed, _can_go_on(sources))
+            plan = RunSpec(_deciding(job, sources, output, tokenizer), output.cut_packed, _is_resumable(sources))
             settled = resume_or_start(folder, plan, prefixes, output.overwrite, alone=output.shard is None)
             if settled is not None:
-                run = _PreprocessRun(job, sources, output._replace(cut_packed=settled.cut_packed), watcher, words, plan)
+                output = output._replace(cut_packed=settled.cut_packed)
+                run = _PreprocessRun(job, sources, output, watcher, tokenizer, plan)
                 if output.shard is None:
                     return run.encode_and_merge(engine)
                 run.encode_only(engine)
@@ -87,36 +88,36 @@ def preprocess(job: Job, sources: list[Source], output: Output, engine: Engine, 
 
 
 def _ended(error: BaseException, folder: Path, alone: bool) -> BaseException:
-    """The error with what became of the run; the folder goes unless it holds work worth keeping."""
+    """The error, with what is kept of the run; the folder is removed unless it has finished shards."""
     if alone and (isinstance(error, NothingToKeep) or not has_progress(folder)):
         remove(folder)
     if isinstance(error, Refused) or not isinstance(error, UserError):
         return error
     kept = has_progress(folder) if folder.exists() else False
-    left = "finished shards are kept: the same command goes on" if kept else "nothing written"
+    left = "finished shards are kept: the same command resumes" if kept else "nothing written"
     return UserError(f"{error}; {left}")
 
 
 def key_prefixes(job: Job, prefix: str) -> list[str]:
-    """The name of each key's corpus."""
+    """The prefix of each key's corpus."""
     return [f"{prefix}_{key}_{'sentence' if job.sentences else 'document'}" for key in job.reading.keys]
 
 
 def bad_lines_path(prefix: str) -> str:
-    """Where all bad lines are listed, if there are any."""
+    """Path of the list of all bad lines, if there are any."""
     return f"{prefix}_bad_lines.txt"
 
 
 def shard_folder(prefix: str) -> str:
-    """The private folder of a run."""
+    """The working folder of a run."""
     return f"{prefix}.shards"
 
 
-def _deciding(job: Job, sources: list[Source], output: Output, words: TokenizerInfo) -> dict[str, Any]:
-    """All that decides the output's bytes and the shards' cut, by the names of the flags."""
+def _deciding(job: Job, sources: list[Source], output: Output, tokenizer: TokenizerInfo) -> dict[str, Any]:
+    """Everything that determines the output's bytes and the cut into shards, by the names of the flags."""
     return {
         "input": [[str(Path(one.path).absolute()), one.format, one.bytes, one.changed_ns] for one in sources],
-        "tokenizer": words.fingerprint,
+        "tokenizer": tokenizer.fingerprint,
         "json-keys": list(job.reading.keys),
         "append-eod": job.append_eod,
         "parse-special-tokens": job.parse_specials,
@@ -128,33 +129,34 @@ def _deciding(job: Job, sources: list[Source], output: Output, words: TokenizerI
     }
 
 
-def _can_go_on(sources: list[Source]) -> bool:
+def _is_resumable(sources: list[Source]) -> bool:
     return all(source.regular for source in sources)
 
 
 class _PreprocessRun:
-    """One run in its folder, whose lock is held."""
+    """One run; the lock of its folder is held."""
 
     def __init__(
-        self, job: Job, sources: list[Source], output: Output, watcher: Watcher, words: TokenizerInfo, plan: RunSpec
+        self, job: Job, sources: list[Source], output: Output, watcher: Watcher, tokenizer: TokenizerInfo, plan: RunSpec
     ):
         self._job, self._sources, self._output, self._watcher = job, sources, output, watcher
-        self._words, self._plan, self._folder = words, plan, Path(job.folder)
+        self._tokenizer, self._plan = tokenizer, plan
+        self._folder = Path(job.folder)
         self._finished: dict[int, Summary] = {}
         self._copies: dict[int, list[Path]] = {}
         self._cut = 0
 
     def encode_only(self, engine: Engine) -> None:
-        """This process's share of the shards."""
+        """Encodes this process's share of the shards."""
         for _ in self._summaries(engine):
             pass
 
     def encode_and_merge(self, engine: Engine) -> Merge:
-        """All shards that are missing, and the output."""
+        """Encodes all missing shards and writes the output."""
         prefixes = key_prefixes(self._job, self._output.prefix)
         names = [source.path for source in self._sources]
         with writing(self._folder):
-            merge = Merge(self._folder, names, len(prefixes), token_dtype(self._words.size))
+            merge = Merge(self._folder, names, len(prefixes), token_dtype(self._tokenizer.size))
             with closing(merge):
                 for summary in self._summaries(engine):
                     self._finished[summary.number] = summary
@@ -179,7 +181,7 @@ class _PreprocessRun:
             raise NothingToKeep(f"{names}: no document, {merge.bad} bad lines")
 
     def _summaries(self, engine: Engine) -> Iterator[Summary]:
-        """Those that an earlier run left and those of the engine, in any order."""
+        """The summaries of an earlier run's shards and of the engine's, in any order."""
         left: list[Summary] = []
         with closing(engine(self._job, self._missing(left))) as events:
             for event in events:
@@ -194,7 +196,7 @@ class _PreprocessRun:
         yield from left
 
     def _missing(self, left: list[Summary]) -> Iterator[WorkUnit]:
-        """The pieces of this process that no earlier run has encoded; the summaries of the others go to `left`."""
+        """The units of this process that no earlier run has encoded; summaries of encoded units are added to `left`."""
         for piece in gather(self._spans(), self._output.shard_bytes):
             self._cut += 1
             copies = [Path(span.path) for span in piece.spans if span.path != span.name]
@@ -222,14 +224,14 @@ class _PreprocessRun:
                     yield from spans_of(number, source, size, reading.sample_by, reading.keys, sizes)
 
     def _manifest(self, merge: Merge, key: int) -> dict[str, Any]:
-        counts, words = merge.counts[key], self._words
+        counts, tokenizer = merge.counts[key], self._tokenizer
         return {
             "tokenizer": {
-                "kind": words.kind,
+                "kind": tokenizer.kind,
                 "model": self._job.tokenizer_model,
-                "fingerprint": words.fingerprint,
-                "vocab_size": words.size,
-                "eod": words.eod,
+                "fingerprint": tokenizer.fingerprint,
+                "vocab_size": tokenizer.size,
+                "eod": tokenizer.eod,
             },
             "documents": counts.documents,
             "sequences": counts.sequences,
@@ -238,7 +240,7 @@ class _PreprocessRun:
             "max_token": counts.max_token,
             "text_bytes": counts.text_bytes,
             "bad_lines": merge.bad,
-            "bin_bytes": counts.tokens * token_dtype(words.size).itemsize,
+            "bin_bytes": counts.tokens * token_dtype(tokenizer.size).itemsize,
             "json_key": self._job.reading.keys[key],
             "append_eod": self._job.append_eod,
             "parse_special_tokens": self._job.parse_specials,
@@ -252,7 +254,7 @@ class _PreprocessRun:
         }
 
     def _input(self, merge: Merge, number: int) -> dict[str, Any]:
-        """`sha256`: over the sha256 of each `hashed_bytes` of the file; None for a pipe."""
+        """Manifest entry of a source. `sha256`: over the sha256 of each `hashed_bytes` of it; None for a pipe."""
         source = self._sources[number]
         return {
             "path": source.path,

@@ -1,9 +1,9 @@
-"""The private folder of a preprocessing run: who may write in it, and whether an interrupted run can go on.
+"""The working folder of a preprocessing run: its lock, its plan, and whether an interrupted run can be resumed.
 
 {prefix}.shards/
   lock           held by the one process that merges, shared by those that only encode (--shard)
-  plan.json      everything that decides the output
-  ...            shards (shards.py) and what is merged of them (merge.py)
+  plan.json      everything that determines the output
+  ...            shards (output_shards.py) and the merged files (merge.py)
 """
 
 import fcntl
@@ -23,14 +23,14 @@ from megascratch.data.tokens.digests import digests_path
 from megascratch.data.tokens.manifest import manifest_path, stored_manifest
 from megascratch.data.tokens.token_files import bin_path, idx_path
 
-STATE_FILES = ("merged.json", "lock")  # the last to go: without them a kill in between would look like a fresh start
+STATE_FILES = ("merged.json", "lock")  # removed last: else a kill in between would look like a new run
 
 
 @contextmanager
 def locked(folder: Path, shard: tuple[int, int] | None = None) -> Iterator[None]:
-    """The folder, made if need be, for this process alone; with `shard` (i of n) beside those of other shards.
+    """Creates the folder and locks it for this process; with `shard` (i of n), processes of other shards may share it.
 
-    The system frees the lock of a process that dies, however it dies. Raises: UserError naming who holds it.
+    The system frees the lock of a process that dies. Raises: UserError naming the process that holds the lock.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -52,7 +52,7 @@ def _lock(folder: Path, name: str, kind: int) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        except FileNotFoundError:  # its last holder removed the folder just now
+        except FileNotFoundError:  # its last holder has just removed the folder
             continue
         try:
             fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
@@ -69,32 +69,32 @@ def _lock(folder: Path, name: str, kind: int) -> int:
 
 
 class Refused(UserError):
-    """The folder or the output belongs to another run."""
+    """Raised where the folder or the output belongs to another run."""
 
 
 class RunSpec(NamedTuple):
-    """What a run is."""
+    """What identifies a run; stored in plan.json."""
 
     deciding: dict[str, Any]
-    """All that decides the output and the shards' cut, by name."""
+    """All settings that determine the output and the cut into shards, by name."""
     cut_packed: bool
-    """Whether large packed files make many shards: up to who begins, whoever goes on must follow."""
+    """Whether large compressed files are cut into many shards: the first process decides, later ones follow it."""
     can_go_on: bool
-    """Whether its input can be read again."""
+    """Whether the run can be resumed: its input can be read again."""
 
 
 def plan_digest(plan: RunSpec) -> str:
-    """Tells this run from any with another result."""
+    """A digest that differs for runs with different results."""
     return hashlib.sha256(json.dumps(plan.deciding, sort_keys=True).encode()).hexdigest()
 
 
 def resume_or_start(
     folder: Path, plan: RunSpec, prefixes: Sequence[str], overwrite: bool, alone: bool
 ) -> RunSpec | None:
-    """Goes on with the shards of the same plan, or begins; None: all is encoded and merged already.
+    """Resumes the run with the same plan, or starts a new one; None: everything is encoded and merged already.
 
-    `alone`: no other process is at work in the folder.
-    Raises: Refused where the folder or the output belong to another run, and there is no --overwrite.
+    `alone`: no other process works in the folder.
+    Raises: Refused where the folder or the output belongs to another run, unless `overwrite`.
     """
     old = _stored(folder)
     if old and old.deciding == plan.deciding and plan.can_go_on:
@@ -104,8 +104,8 @@ def resume_or_start(
     if old and old.deciding != plan.deciding and not (overwrite and alone):
         different = ", ".join(name for name in plan.deciding if plan.deciding[name] != old.deciding.get(name))
         raise Refused(
-            f"{folder} holds the shards of an interrupted run with another {different}; run it to its end with its own "
-            f"options, or begin anew with --overwrite"
+            f"{folder} holds the shards of an interrupted run with another {different}; finish that run with its own "
+            f"options, or start again with --overwrite"
         )
     if alone:
         clear(folder)
@@ -123,27 +123,27 @@ def _stored(folder: Path) -> RunSpec | None:
 
 
 def _sweep(folder: Path) -> None:
-    """Removes what a killed process had begun to write."""
+    """Removes unfinished files of a killed process."""
     for pattern in ("*.partial", "input.*"):
         for path in folder.glob(pattern):
             path.unlink()
 
 
 def _is_there(prefixes: Sequence[str], plan: RunSpec) -> bool:
-    """Whether the output is complete and of this plan. Raises: Refused where its names are taken by other files."""
+    """Whether the output is complete and from this plan. Raises: Refused where other files have its names."""
     pairs = [path for prefix in prefixes for path in (bin_path(prefix), idx_path(prefix))]
-    beside = [path for prefix in prefixes for path in (manifest_path(prefix), digests_path(prefix))]
+    records = [path for prefix in prefixes for path in (manifest_path(prefix), digests_path(prefix))]
     plans = {_plan_of(prefix) for prefix in prefixes}
     if plan.can_go_on and all(path.exists() for path in pairs) and plans == {plan_digest(plan)}:
         return True
-    taken = [path for path in (*pairs, *beside) if path.exists()]
+    taken = [path for path in (*pairs, *records) if path.exists()]
     if taken:
-        raise Refused(f"{taken[0]} exists and is not of this input with these options; --overwrite replaces it")
+        raise Refused(f"{taken[0]} exists and was not made from this input with these options; --overwrite replaces it")
     return False
 
 
 def _plan_of(prefix: str) -> str | None:
-    """The digest of the plan that a corpus was made by; None where no manifest tells it."""
+    """The digest of the plan in a corpus's manifest; None if there is none."""
     try:
         manifest = stored_manifest(prefix)
     except UserError:
@@ -166,5 +166,5 @@ def remove(folder: Path) -> None:
 
 
 def has_progress(folder: Path) -> bool:
-    """Whether there is work worth keeping."""
+    """Whether the folder has finished shards or a merged part."""
     return any(path.name[0].isdigit() for path in folder.glob("*.json")) or (folder / "merged.json").exists()

@@ -1,6 +1,6 @@
-"""What cannot be read in parts in, spans that can out: a pipe is copied to files in the run's folder, a few at a time.
+"""Spools a pipe (or a compressed file) into plain files, so that workers can read it in parallel.
 
-Each file is read by a worker and removed when its shard is whole; so the disk holds no more than is being worked on.
+The files are in the run's folder, a few at a time: each is read by a worker and removed when its shard is complete.
 """
 
 from collections.abc import Iterator
@@ -15,12 +15,12 @@ from megascratch.data.text.sources import BROKEN, Source, opened, unreadable
 
 
 def spool_stream(place: int, source: Source, folder: Path, size: int, longest: int, lines: bool) -> Iterator[InputSpan]:
-    """A pipe's or packed file's content in plain files of at least `size` bytes; without `lines` it is one document.
+    """Copies a pipe or compressed file into plain files of at least `size` bytes; without `lines` it is one document.
 
     Raises: UserError where it cannot be read to its end, or is Parquet, which cannot be read from a pipe.
     """
     if source.format == "parquet":
-        raise UserError(f"--input {source.path}: Parquet is read from its end and cannot come through a pipe")
+        raise UserError(f"--input {source.path}: Parquet is read from its end and cannot be read from a pipe")
     part = whole(place, source)._replace(compression="", digest=(0, 0))
     blocks = _blocks(source, longest, lines)
     for number, (path, held) in enumerate(_files(blocks, folder, place, size if lines else longest + 1)):

@@ -1,11 +1,11 @@
-"""Sources in, pieces of work out: neighbouring parts of the input, of about equal size, each encoded into one shard.
+"""Cuts the input into work units of about equal size; each is encoded into one shard.
 
     a.jsonl |--------|--------|----|      plain lines: byte ranges; Parquet: row groups
-    b.jsonl                        |--|   small files share a piece
-    c.jsonl.gz                        |------------------|   a packed file is one part
+    b.jsonl                        |--|   small files share a unit
+    c.jsonl.gz                        |------------------|   a compressed file is one part
 
-The cut follows from the input alone, so that a run that goes on after a kill, or on other machines, has the same
-shards. (The order of documents is that of the input, so the cut never decides what is written, only who encodes what.)
+The cut depends only on the input, so that a run that resumes after a kill, or on other machines, has the same shards.
+(The order of documents is that of the input, so the cut never changes the output, only which process encodes what.)
 """
 
 import hashlib
@@ -24,33 +24,33 @@ class InputSpan(NamedTuple):
     """A part of one source."""
 
     source: int
-    """Its place in the list of sources."""
+    """Index in the list of sources."""
     name: str
     """The source's path, for messages."""
     path: str
-    """Where its bytes are read: the source itself, or a file that a pipe was copied to."""
+    """The file to read: the source itself, or a file that a pipe was copied to."""
     format: str
     compression: str
     start: int
     stop: int
-    """Plain lines: the lines that begin in these bytes; Parquet: row groups; -1: to the end."""
+    """Lines: those that begin in bytes [start, stop); Parquet: row groups [start, stop); stop -1: to the end."""
     begins: bool
     """Whether this is the beginning of the source."""
     digest: tuple[int, int]
-    """Bytes of the source whose hash belongs to this part."""
+    """[first, stop) of the source's bytes that are hashed with this part."""
     raw_bytes: int
-    """How much of the input this is, for the progress."""
+    """Size of this part of the input, for the progress display."""
 
 
 class WorkUnit(NamedTuple):
-    """What one worker does at a time."""
+    """Consecutive parts of the input that one worker encodes into one shard."""
 
     number: int
     spans: list[InputSpan]
 
 
 def shard_bytes(sources: Sequence[Source], partitions: int, asked: int | None) -> int:
-    """Input bytes for each shard: 64 MiB, less where the input is small, or as `asked`."""
+    """Input bytes per shard: 64 MiB, less if the input is small, or `asked`."""
     if asked is None:
         total = sum(source.bytes for source in sources)
         asked = min(MOST_BYTES, max(LEAF_BYTES, total // max(FEWEST_PIECES, partitions)))
@@ -68,7 +68,7 @@ def cut(sources: Sequence[Source], size: int, sample_by: str, keys: Sequence[str
 def spans_of(
     place: int, source: Source, size: int, sample_by: str, keys: Sequence[str], sizes: RowGroupSizes
 ) -> Iterator[InputSpan]:
-    """The parts of one file."""
+    """The parts of one source."""
     if source.format == "parquet" and not source.compression:
         yield from _row_groups(place, source, size, sizes.of(source.path, keys))
     elif source.compression or (source.format == "text" and sample_by == "document"):
@@ -82,14 +82,14 @@ def spans_of(
 
 
 def whole(place: int, source: Source) -> InputSpan:
-    """A source in one part."""
+    """A source as one part."""
     return InputSpan(
         place, source.path, source.path, source.format, source.compression, 0, -1, True, (0, source.bytes), source.bytes
     )
 
 
 def _row_groups(place: int, source: Source, size: int, groups: Sequence[int]) -> Iterator[InputSpan]:
-    """Neighbouring row groups of together at least `size` bytes; the file's bytes are shared out by their number."""
+    """Parts of consecutive row groups with at least `size` bytes; the file's bytes are divided among them by number."""
     leaf = min(size, LEAF_BYTES)
     leaves = -(-source.bytes // leaf)
     start, held = 0, 0
@@ -104,7 +104,7 @@ def _row_groups(place: int, source: Source, size: int, groups: Sequence[int]) ->
 
 
 def gather(spans: Iterable[InputSpan], size: int) -> Iterator[WorkUnit]:
-    """Neighbouring parts until they have `size` bytes together."""
+    """Groups consecutive parts into units of at least `size` bytes."""
     number, held = 0, list[InputSpan]()
     for span in spans:
         held.append(span)
@@ -116,12 +116,12 @@ def gather(spans: Iterable[InputSpan], size: int) -> Iterator[WorkUnit]:
 
 
 def leaves(span: InputSpan, leaf: int) -> range:
-    """Where each `leaf` bytes of the part's share of its file begin; none of a pipe, which cannot be read again."""
+    """Start of each block of `leaf` bytes to hash in this part; none for a pipe, which cannot be read again."""
     return range(*span.digest, leaf)
 
 
 def digests(span: InputSpan, leaf: int) -> Iterator[str]:
-    """sha256 of each leaf of the part. Raises: UserError where it cannot be read."""
+    """sha256 of each block of `leaves`. Raises: UserError where the file cannot be read."""
     starts = leaves(span, leaf)
     if not starts:
         return
@@ -135,7 +135,7 @@ def digests(span: InputSpan, leaf: int) -> Iterator[str]:
 
 
 def file_digest(leaves: Iterable[str]) -> str:
-    """sha256 over the hashes of all parts of a file, in order: many processes find it together."""
+    """sha256 over the hashes of all blocks of a file, in order, so that many processes can compute it together."""
     whole_file = hashlib.sha256()
     for leaf in leaves:
         whole_file.update(bytes.fromhex(leaf))

@@ -73,7 +73,9 @@ def test_an_output_that_is_complete_is_left_and_another_one_is_not_replaced_unas
     run(tmp_path, path, flags=FLAGS)
     assert "complete: " in capsys.readouterr().out
     for flags in (["--append-eod"], FLAGS[1:], [*FLAGS, "--max-document-bytes", "5"]):
-        with pytest.raises(UserError, match=r"out_text_document\.bin exists and is not of this input with these opt"):
+        with pytest.raises(
+            UserError, match=r"out_text_document\.bin exists and was not made from this input with these opt"
+        ):
             run(tmp_path, path, flags=flags)
     path.write_bytes(JSONL)
     os.utime(path, ns=(1, 1))
@@ -115,7 +117,7 @@ def test_a_shard_that_is_not_what_was_written_is_given_up(tmp_path, path, expect
     raw = bytearray(shard.read_bytes())
     raw[0] ^= 1
     shard.write_bytes(raw)
-    with pytest.raises(UserError, match=r"00000003\.\* is not what was written .* the same command"):
+    with pytest.raises(UserError, match=r"00000003\.\* differs from what was written .* the same command"):
         run(tmp_path, path, flags=FLAGS)
     assert content(run(tmp_path, path, flags=FLAGS)) == expected
 
