@@ -72,9 +72,9 @@ def _range(tokenizer: Tokenizer, texts: Sequence[str], one_by_one: Sequence[list
 def _no_ends(tokenizer: Tokenizer, texts: Sequence[str]) -> str | None:
     ends = {tokenizer.eod, tokenizer.pad} - {None}
     for text in texts:
-        found = ends.intersection(tokenizer.encode_bare(text))
-        if found:
-            return f"{text!a} holds id {found.pop()}"
+        forged = ends.intersection(tokenizer.encode_bare(text))
+        if forged:
+            return f"{text!a} holds id {forged.pop()}"
     return None
 
 

@@ -35,8 +35,8 @@ def convert(
         raise UserError(f"--output {output} must end in .json (a tokenizer.json) or .tiktoken (ranks)")
     if registry.kind_of(source) == "TikTokenizer":
         ranks = read_ranks(source)
-        found = _encoding(source, encoding, split, specials, max(ranks.values()) + 1)
-        old: Tokenizer = HuggingFaceTokenizer(from_ranks(ranks, found, str(source)).record(), str(source))
+        split_and_specials = _encoding(source, encoding, split, specials, max(ranks.values()) + 1)
+        old: Tokenizer = HuggingFaceTokenizer(from_ranks(ranks, split_and_specials, str(source)).record(), str(source))
     elif encoding or split or specials:
         raise UserError(
             f"{source} already defines its split; --encoding, --split and --special-tokens are for rank files"
@@ -56,8 +56,8 @@ def convert(
     content = registry.dump(record)
     if output.suffix == ".tiktoken":
         vocabulary = from_record(record, str(source))
-        found = Encoding(vocabulary.split, vocabulary.specials, vocabulary.normal_form)
-        new = HuggingFaceTokenizer(from_ranks(vocabulary.tokens, found, str(source)).record(), str(output))
+        split_and_specials = Encoding(vocabulary.split, vocabulary.specials, vocabulary.normal_form)
+        new = HuggingFaceTokenizer(from_ranks(vocabulary.tokens, split_and_specials, str(source)).record(), str(output))
         content = write_ranks(vocabulary)
     _require_same(old, new, source, output)
     registry.write(output, content)

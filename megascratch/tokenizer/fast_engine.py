@@ -60,13 +60,13 @@ reference libraries by 16."""
 
 def _unlike_units() -> np.ndarray:
     """[65536] bool: UTF-16 units that are or begin a character of UNICODE_17; a surrogate marks its whole block."""
-    found = np.zeros(1 << 16, dtype=bool)
+    is_unlike = np.zeros(1 << 16, dtype=bool)
     for first, last in UNICODE_17:
         if first < 1 << 16:
-            found[first : last + 1] = True
+            is_unlike[first : last + 1] = True
         else:
-            found[0xD800 + (first - (1 << 16) >> 10) : 0xD800 + (last - (1 << 16) >> 10) + 1] = True
-    return found
+            is_unlike[0xD800 + (first - (1 << 16) >> 10) : 0xD800 + (last - (1 << 16) >> 10) + 1] = True
+    return is_unlike
 
 
 UNLIKE = _unlike_units()

@@ -184,10 +184,11 @@ class HuggingFaceTokenizer(Tokenizer):
 def _around(library: tokenizers.Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The ids that the library puts before and after every text."""
     bare = library.encode("a", add_special_tokens=False).ids
-    whole = library.encode("a", add_special_tokens=True).ids
-    for start in range(len(whole) - len(bare) + 1):
-        if whole[start : start + len(bare)] == bare:
-            return tuple(whole[:start]), tuple(whole[start + len(bare) :])
+    complete = library.encode("a", add_special_tokens=True).ids
+    for start in range(len(complete) - len(bare) + 1):
+        stop = start + len(bare)
+        if complete[start:stop] == bare:
+            return tuple(complete[:start]), tuple(complete[stop:])
     return (), ()
 
 

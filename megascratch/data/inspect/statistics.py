@@ -96,7 +96,8 @@ def _count_ids(reader: TokenReader) -> tuple[np.ndarray, int]:
 
 def _documents_with_eod(reader: TokenReader, eod: int) -> int:
     """Documents whose last sequence ends with `eod`."""
-    found, size = 0, reader.dtype.itemsize
+    count = 0
+    size = reader.dtype.itemsize
     for at in range(0, len(reader.documents) - 1, BLOCK):
         borders = reader.documents[at : at + BLOCK + 1]
         last_sequences = borders[1:][np.diff(borders) > 0] - 1
@@ -104,8 +105,8 @@ def _documents_with_eod(reader: TokenReader, eod: int) -> int:
         lasts = reader.pointers[last_sequences] + (reader.lengths[last_sequences].astype(np.int64) - 1) * size
         for start, ids in reader.blocks(int(borders[0]), int(borders[-1])):
             low, high = np.searchsorted(lasts, [start, start + ids.nbytes])
-            found += int(np.count_nonzero(ids[(lasts[low:high] - start) // size] == eod))
-    return found
+            count += int(np.count_nonzero(ids[(lasts[low:high] - start) // size] == eod))
+    return count
 
 
 def binned(lengths: Mapping[int, int], bins: int = 24) -> list[tuple[int, int, int]]:

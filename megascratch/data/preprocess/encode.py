@@ -82,16 +82,16 @@ def _loaded(kind: str | None, model: str | None, vocab_size: int | None) -> Toke
     return tokenizers.load(kind, model, vocab_size)
 
 
-def encode_piece(job: Job, piece: WorkUnit) -> Generator[EncodeStep | Summary, None, None]:
+def encode_unit(job: Job, unit: WorkUnit) -> Generator[EncodeStep | Summary, None, None]:
     """Encodes one shard: yields its steps, then its summary; with --strict it stops at the first bad line.
 
     Raises: UserError where the input cannot be read, the tokenizer fails or the shard cannot be written.
     """
     encoder = Encoder(job)
     counts: list[SpanCounts] = []
-    shard = ShardWriter(job.folder, piece.number, len(job.reading.keys), encoder.dtype)
-    with shard, _hashes(job, piece) as hashes:
-        for span in piece.spans:
+    shard = ShardWriter(job.folder, unit.number, len(job.reading.keys), encoder.dtype)
+    with shard, _hashes(job, unit) as hashes:
+        for span in unit.spans:
             rows, raw_bytes = 0, 0
             for batch in read_span(span, job.reading):
                 encoded, bad = _encode_batch(encoder, batch, span, rows)
@@ -106,10 +106,10 @@ def encode_piece(job: Job, piece: WorkUnit) -> Generator[EncodeStep | Summary, N
         yield shard.commit(counts)
 
 
-def _hashes(job: Job, piece: WorkUnit) -> Prefetch[str]:
+def _hashes(job: Job, unit: WorkUnit) -> Prefetch[str]:
     """Hashes the blocks of the unit's input in a thread: reading and hashing release the interpreter lock."""
-    hashes = (digest for span in piece.spans for digest in digests(span, job.leaf_bytes))
-    return Prefetch(hashes, ahead=sum(len(leaves(span, job.leaf_bytes)) for span in piece.spans))
+    hashes = (digest for span in unit.spans for digest in digests(span, job.leaf_bytes))
+    return Prefetch(hashes, ahead=sum(len(leaves(span, job.leaf_bytes)) for span in unit.spans))
 
 
 def _encode_batch(

@@ -16,7 +16,7 @@ from multiprocessing.process import BaseProcess
 
 from megascratch.config.errors import UserError
 from megascratch.config.plain_warnings import plain_warnings
-from megascratch.data.preprocess.encode import EncodeStep, Job, encode_piece, forget_tokenizer
+from megascratch.data.preprocess.encode import EncodeStep, Job, encode_unit, forget_tokenizer
 from megascratch.data.preprocess.output_shards import Summary
 from megascratch.data.preprocess.work_units import InputSpan, WorkUnit
 from megascratch.data.text.parquet_sizes import death_in_words
@@ -28,16 +28,16 @@ AHEAD = 2  # units that a worker has at a time
 DEATHS = 3  # worker deaths on the same unit before the run fails
 
 
-def in_process(job: Job, pieces: Iterator[WorkUnit]) -> Generator[Event, None, None]:
+def in_process(job: Job, units: Iterator[WorkUnit]) -> Generator[Event, None, None]:
     """Runs one unit after the other in this process."""
-    for piece in pieces:
-        yield from encode_piece(job, piece)
+    for unit in units:
+        yield from encode_unit(job, unit)
 
 
-def on_processes(job: Job, pieces: Iterator[WorkUnit], count: int) -> Generator[Event, None, None]:
+def on_processes(job: Job, units: Iterator[WorkUnit], count: int) -> Generator[Event, None, None]:
     """Runs the units on `count` processes. Raises: a worker's UserError, or one where workers keep dying on a unit."""
     forget_tokenizer()
-    pool = _WorkerPool(job, pieces, count)
+    pool = _WorkerPool(job, units, count)
     try:
         while pool.fill():
             yield from pool.events()
@@ -51,16 +51,16 @@ class _Worker:
     def __init__(self, job: Job, warns: bool):
         spawn = multiprocessing.get_context("spawn")  # the same on every system, and safe whatever threads are running
         self.pipe, theirs = spawn.Pipe()
-        self.pieces: deque[WorkUnit] = deque()
+        self.units: deque[WorkUnit] = deque()
         self.raw_bytes = 0  # how much of the first unit is encoded
         self.process: BaseProcess = spawn.Process(target=_serve, args=(theirs, job, warns), daemon=True)
         self.process.start()
         theirs.close()  # else this process would hold the pipe of a dead worker open
 
-    def send(self, piece: WorkUnit) -> None:
-        self.pieces.append(piece)
+    def send(self, unit: WorkUnit) -> None:
+        self.units.append(unit)
         with suppress(OSError):  # it died: the next read from its pipe reports that
-            self.pipe.send(piece)
+            self.pipe.send(unit)
 
     def end(self) -> None:
         self.pipe.close()
@@ -71,8 +71,8 @@ class _Worker:
 class _WorkerPool:
     """The workers, and the units that they still have to do."""
 
-    def __init__(self, job: Job, pieces: Iterator[WorkUnit], count: int):
-        self._job, self._pieces, self._count = job, pieces, count
+    def __init__(self, job: Job, units: Iterator[WorkUnit], count: int):
+        self._job, self._units, self._count = job, units, count
         self._again: deque[WorkUnit] = deque()
         self._deaths: dict[int, int] = {}
         self._workers: list[_Worker] = []
@@ -80,17 +80,17 @@ class _WorkerPool:
     def fill(self) -> bool:
         """Hands out units, to the worker with the fewest first; False: all units are done."""
         while True:
-            worker = min(self._workers, key=lambda worker: len(worker.pieces), default=None)
-            starts = (worker is None or worker.pieces) and len(self._workers) < self._count
-            if worker and not starts and len(worker.pieces) == AHEAD:
+            worker = min(self._workers, key=lambda worker: len(worker.units), default=None)
+            starts = (worker is None or worker.units) and len(self._workers) < self._count
+            if worker and not starts and len(worker.units) == AHEAD:
                 return True
-            piece = self._again.popleft() if self._again else next(self._pieces, None)
-            if piece is None:
-                return any(worker.pieces for worker in self._workers)
+            unit = self._again.popleft() if self._again else next(self._units, None)
+            if unit is None:
+                return any(worker.units for worker in self._workers)
             if starts or worker is None:
                 worker = _Worker(self._job, warns=not self._workers)  # only as many workers as there are units
                 self._workers.append(worker)
-            worker.send(piece)
+            worker.send(unit)
 
     def events(self) -> Generator[Event, None, None]:
         """The events of the workers that have sent one; waits for the first."""
@@ -105,7 +105,7 @@ class _WorkerPool:
             if isinstance(event, UserError):
                 raise event
             if isinstance(event, Summary):
-                worker.pieces.popleft()
+                worker.units.popleft()
                 worker.raw_bytes = 0
             else:
                 worker.raw_bytes += event.raw_bytes
@@ -115,8 +115,8 @@ class _WorkerPool:
         """Queues the units of a dead worker again; it died on the first of them."""
         worker.process.join(timeout=5)
         self._workers.remove(worker)
-        self._again.extendleft(reversed(worker.pieces))
-        first = worker.pieces[0] if worker.pieces else None
+        self._again.extendleft(reversed(worker.units))
+        first = worker.units[0] if worker.units else None
         if first:
             self._deaths[first.number] = self._deaths.get(first.number, 0) + 1
             if self._deaths[first.number] == DEATHS:
@@ -134,13 +134,13 @@ class _WorkerPool:
             worker.end()
 
 
-def _span_at(piece: WorkUnit, raw_bytes: int) -> InputSpan:
+def _span_at(unit: WorkUnit, raw_bytes: int) -> InputSpan:
     """The part of a unit that is being read after `raw_bytes` of it are encoded."""
-    for span in piece.spans:
+    for span in unit.spans:
         if raw_bytes < span.raw_bytes:
             return span
         raw_bytes -= span.raw_bytes
-    return piece.spans[-1]
+    return unit.spans[-1]
 
 
 def _serve(pipe: Connection, job: Job, warns: bool) -> None:
@@ -151,9 +151,9 @@ def _serve(pipe: Connection, job: Job, warns: bool) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
     try:
         while True:
-            piece = pipe.recv()
+            unit = pipe.recv()
             try:
-                for event in encode_piece(job, piece):
+                for event in encode_unit(job, unit):
                     pipe.send(event)
             except UserError as error:
                 pipe.send(error)
@@ -161,7 +161,7 @@ def _serve(pipe: Connection, job: Job, warns: bool) -> None:
         os._exit(0)  # the parent has finished or died
 
 
-def on_ray(job: Job, pieces: Iterator[WorkUnit]) -> Generator[Event, None, None]:
+def on_ray(job: Job, units: Iterator[WorkUnit]) -> Generator[Event, None, None]:
     """Runs the units on a Ray cluster: the one in RAY_ADDRESS or of this machine, else a new one of this machine alone.
 
     All its machines must see the input, the tokenizer and the output folder under the same paths. A task that is lost
@@ -173,8 +173,8 @@ def on_ray(job: Job, pieces: Iterator[WorkUnit]) -> Generator[Event, None, None]
     most = AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1)))
     running: dict[object, WorkUnit] = {}
     try:
-        for piece in pieces:
-            running[task.remote(job, piece)] = piece
+        for unit in units:
+            running[task.remote(job, unit)] = unit
             if len(running) >= most:
                 yield from _finished(ray, running)
         while running:
@@ -186,22 +186,22 @@ def on_ray(job: Job, pieces: Iterator[WorkUnit]) -> Generator[Event, None, None]
 
 def _finished(ray: object, running: dict[object, WorkUnit]) -> Generator[Event, None, None]:
     (reference,), _ = ray.wait(list(running), num_returns=1)  # type: ignore[attr-defined]
-    piece = running.pop(reference)
+    unit = running.pop(reference)
     try:
         summary = ray.get(reference)  # type: ignore[attr-defined]
     except UserError as error:
         raise UserError(str(error.args[0])) from None  # Ray's own class contains its traceback
     except ray.exceptions.RayError as error:  # type: ignore[attr-defined]
-        raise UserError(f"Ray failed on {piece.spans[0].name} from byte {piece.spans[0].start:,}: {error}") from error
+        raise UserError(f"Ray failed on {unit.spans[0].name} from byte {unit.spans[0].start:,}: {error}") from error
     yield summary
     yield EncodeStep(
         summary.keys[0].documents,
         sum(key.tokens for key in summary.keys),
         sum(key.text_bytes for key in summary.keys),
-        sum(span.raw_bytes for span in piece.spans),
+        sum(span.raw_bytes for span in unit.spans),
     )
 
 
-def _summary(job: Job, piece: WorkUnit) -> Event:
-    *_, summary = encode_piece(job, piece)
+def _summary(job: Job, unit: WorkUnit) -> Event:
+    *_, summary = encode_unit(job, unit)
     return summary

@@ -71,9 +71,9 @@ def preprocess(job: Job, sources: list[Source], output: Output, engine: Engine, 
     with locked(folder, output.shard):
         try:
             plan = RunSpec(_deciding(job, sources, output, tokenizer), output.cut_packed, _is_resumable(sources))
-            settled = resume_or_start(folder, plan, prefixes, output.overwrite, alone=output.shard is None)
-            if settled is not None:
-                output = output._replace(cut_packed=settled.cut_packed)
+            active = resume_or_start(folder, plan, prefixes, output.overwrite, alone=output.shard is None)
+            if active is not None:
+                output = output._replace(cut_packed=active.cut_packed)
                 run = _PreprocessRun(job, sources, output, watcher, tokenizer, plan)
                 if output.shard is None:
                     return run.encode_and_merge(engine)
@@ -162,7 +162,7 @@ class _PreprocessRun:
                     self._finished[summary.number] = summary
                     while merge.shards in self._finished:
                         self._append(merge, self._finished.pop(merge.shards))
-                assert merge.shards == self._cut, "an engine lost a piece"
+                assert merge.shards == self._cut, "an engine lost a unit"
                 self._require_documents(merge)
                 merge.finish([self._manifest(merge, key) for key in range(len(prefixes))])
             publish(self._folder, prefixes, bad_lines_path(self._output.prefix))
@@ -197,20 +197,20 @@ class _PreprocessRun:
 
     def _missing(self, left: list[Summary]) -> Iterator[WorkUnit]:
         """The units of this process that no earlier run has encoded; summaries of encoded units are added to `left`."""
-        for piece in gather(self._spans(), self._output.shard_bytes):
+        for unit in gather(self._spans(), self._output.shard_bytes):
             self._cut += 1
-            copies = [Path(span.path) for span in piece.spans if span.path != span.name]
-            summary = read_summary(self._folder, piece.number)
-            mine = self._output.shard is None or piece.number % self._output.shard[1] == self._output.shard[0]
+            copies = [Path(span.path) for span in unit.spans if span.path != span.name]
+            summary = read_summary(self._folder, unit.number)
+            mine = self._output.shard is None or unit.number % self._output.shard[1] == self._output.shard[0]
             if summary is None and mine:
-                self._copies[piece.number] = copies
-                yield piece
+                self._copies[unit.number] = copies
+                yield unit
                 continue
             for path in copies:
                 path.unlink()
             if summary is not None:
                 left.append(summary)
-                self._watcher.found(sum(span.raw_bytes for span in piece.spans))
+                self._watcher.found(sum(span.raw_bytes for span in unit.spans))
 
     def _spans(self) -> Iterator[InputSpan]:
         size, reading = self._output.shard_bytes, self._job.reading

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from megascratch.config.errors import UserError
 from megascratch.data.preprocess.output_shards import writing
-from megascratch.data.preprocess.work_units import InputSpan, whole
+from megascratch.data.preprocess.work_units import InputSpan, whole_source
 from megascratch.data.text.lines import at_most, stream, whole_lines
 from megascratch.data.text.sources import BROKEN, Source, opened, unreadable
 
@@ -21,11 +21,11 @@ def spool_stream(place: int, source: Source, folder: Path, size: int, longest: i
     """
     if source.format == "parquet":
         raise UserError(f"--input {source.path}: Parquet is read from its end and cannot be read from a pipe")
-    part = whole(place, source)._replace(compression="", digest=(0, 0))
+    part = whole_source(place, source)._replace(compression="", digest=(0, 0))
     blocks = _blocks(source, longest, lines)
-    for number, (path, held) in enumerate(_files(blocks, folder, place, size if lines else longest + 1)):
+    for number, (path, written) in enumerate(_files(blocks, folder, place, size if lines else longest + 1)):
         digest = (0, source.bytes) if number == 0 else (0, 0)
-        yield part._replace(path=str(path), begins=number == 0, digest=digest, raw_bytes=held)
+        yield part._replace(path=str(path), begins=number == 0, digest=digest, raw_bytes=written)
 
 
 def _blocks(source: Source, longest: int, lines: bool) -> Iterator[bytes]:
@@ -40,15 +40,15 @@ def _files(blocks: Iterator[bytes], folder: Path, place: int, size: int) -> Iter
     for number, first in enumerate(blocks):
         path = folder / f"input.{place}.{number}"
         with writing(folder):
-            held = _copy(first, blocks, path, size)
-        yield path, held
+            written = _copy(first, blocks, path, size)
+        yield path, written
 
 
 def _copy(first: bytes, blocks: Iterator[bytes], path: Path, size: int) -> int:
-    held = 0
+    written = 0
     with path.open("wb") as file:
         for block in chain([first], blocks):
-            held += file.write(block)
-            if held >= size:
+            written += file.write(block)
+            if written >= size:
                 break
-    return held
+    return written

@@ -72,16 +72,16 @@ def spans_of(
     if source.format == "parquet" and not source.compression:
         yield from _row_groups(place, source, size, sizes.of(source.path, keys))
     elif source.compression or (source.format == "text" and sample_by == "document"):
-        yield whole(place, source)
+        yield whole_source(place, source)
     else:
         for start in range(0, source.bytes, size):
             stop = min(start + size, source.bytes)
-            yield whole(place, source)._replace(
+            yield whole_source(place, source)._replace(
                 start=start, stop=stop, begins=start == 0, digest=(start, stop), raw_bytes=stop - start
             )
 
 
-def whole(place: int, source: Source) -> InputSpan:
+def whole_source(place: int, source: Source) -> InputSpan:
     """A source as one part."""
     return InputSpan(
         place, source.path, source.path, source.format, source.compression, 0, -1, True, (0, source.bytes), source.bytes
@@ -92,27 +92,31 @@ def _row_groups(place: int, source: Source, size: int, groups: Sequence[int]) ->
     """Parts of consecutive row groups with at least `size` bytes; the file's bytes are divided among them by number."""
     leaf = min(size, LEAF_BYTES)
     leaves = -(-source.bytes // leaf)
-    start, held = 0, 0
+    start = 0
+    group_bytes = 0
     for stop, group in enumerate(groups, 1):
-        held += group
-        if held >= size or stop == len(groups):
+        group_bytes += group
+        if group_bytes >= size or stop == len(groups):
             first, last = (min(leaves * at // len(groups) * leaf, source.bytes) for at in (start, stop))
-            yield whole(place, source)._replace(
+            yield whole_source(place, source)._replace(
                 start=start, stop=stop, begins=start == 0, digest=(first, last), raw_bytes=last - first
             )
-            start, held = stop, 0
+            start = stop
+            group_bytes = 0
 
 
 def gather(spans: Iterable[InputSpan], size: int) -> Iterator[WorkUnit]:
     """Groups consecutive parts into units of at least `size` bytes."""
-    number, held = 0, list[InputSpan]()
+    number = 0
+    gathered: list[InputSpan] = []
     for span in spans:
-        held.append(span)
-        if sum(one.raw_bytes for one in held) >= size or len(held) == MOST_SPANS:
-            yield WorkUnit(number, held)
-            number, held = number + 1, []
-    if held:
-        yield WorkUnit(number, held)
+        gathered.append(span)
+        if sum(one.raw_bytes for one in gathered) >= size or len(gathered) == MOST_SPANS:
+            yield WorkUnit(number, gathered)
+            number += 1
+            gathered = []
+    if gathered:
+        yield WorkUnit(number, gathered)
 
 
 def leaves(span: InputSpan, leaf: int) -> range:

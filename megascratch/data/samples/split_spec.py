@@ -65,14 +65,14 @@ def prefixes_and_weights(words: Sequence[str], flag: str) -> tuple[list[str], li
 
 def named_prefixes(paths: Iterable[Sequence[str] | None]) -> list[str]:
     """Every corpus on this machine that is named in one of the lists of words, each once; invalid lists are skipped."""
-    found: dict[str, None] = {}
+    named: dict[str, None] = {}
     for words in paths:
         try:
             prefixes = prefixes_and_weights(words, "")[0] if words else []
         except UserError:
             continue
-        found |= dict.fromkeys(prefix for prefix in prefixes if "://" not in prefix)
-    return list(found)
+        named |= dict.fromkeys(prefix for prefix in prefixes if "://" not in prefix)
+    return list(named)
 
 
 def _is_corpus(word: str) -> bool:

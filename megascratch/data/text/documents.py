@@ -76,7 +76,7 @@ def read_records(
         elif sample_by == "line":
             yield from _text_lines(source, key)
         else:
-            yield from _parts(source, key, whole=sample_by == "document")
+            yield from _parts(source, key, as_one=sample_by == "document")
 
 
 def _lines(source: Source) -> Iterator[Record]:
@@ -97,22 +97,22 @@ def _text_lines(source: Source, key: str) -> Iterator[Record]:
             yield Record(source.path, line.number, reason, None)
 
 
-def _parts(source: Source, key: str, whole: bool) -> Iterator[Record]:
+def _parts(source: Source, key: str, as_one: bool) -> Iterator[Record]:
     """The file in parts of PART_BYTES, or as one. Reading ends at the first bytes that are not UTF-8."""
     decoder = codecs.getincrementaldecoder("utf-8-sig")()
     number = 1
     try:
         with opened(source.path, source.compression) as (file, _):
             while True:
-                raw = file.read(LONGEST_LINE + 1 if whole else PART_BYTES)
-                if whole and len(raw) > LONGEST_LINE:
+                raw = file.read(LONGEST_LINE + 1 if as_one else PART_BYTES)
+                if as_one and len(raw) > LONGEST_LINE:
                     yield Record(source.path, number, too_long(LONGEST_LINE), None)
                     return
-                text = decoder.decode(raw, final=whole or not raw)
-                if text or whole:
+                text = decoder.decode(raw, final=as_one or not raw)
+                if text or as_one:
                     yield Record(source.path, number, {key: text}, None, is_text=True)
                     number += 1
-                if whole or not raw:
+                if as_one or not raw:
                     return
     except UnicodeDecodeError as error:
         yield Record(source.path, number, BadLine(f"not UTF-8: byte 0x{error.object[error.start]:02x}"), None)

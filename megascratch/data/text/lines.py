@@ -65,16 +65,16 @@ def whole_lines(blocks: Iterator[bytes], longest: int) -> Iterator[bytes]:
             first = block.index(b"\n")
             held += [block[: min(first, room)], block[first:end]]
             room = longest + 1
-            yield _taken(held)
+            yield _join_and_clear(held)
         rest = block[end : end + room]
         if rest:
             held.append(rest)
             room -= len(rest)
     if held:
-        yield _taken(held)
+        yield _join_and_clear(held)
 
 
-def _taken(held: list[bytes]) -> bytes:
+def _join_and_clear(held: list[bytes]) -> bytes:
     """Joins the blocks and empties the list, so that a long line is not in memory twice while it is processed."""
     joined = b"".join(held)
     held.clear()

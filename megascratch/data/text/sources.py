@@ -61,26 +61,30 @@ def find_sources(inputs: Sequence[str], format: str | None = None) -> list[Sourc
 
     Raises: UserError for an argument that matches nothing.
     """
-    return [_source(path, format) for word in inputs for path in _paths(word, format)]
+    sources = []
+    for word in inputs:
+        for path in _paths(word, format):
+            sources.append(_source(path, format))
+    return sources
 
 
 def _paths(word: str, format: str | None) -> list[str]:
     if word == STANDARD_INPUT or os.path.lexists(word):
         return _below(word, format) if os.path.isdir(word) else [word]
     if glob.has_magic(word):
-        found = sorted(path for path in glob.glob(word, recursive=True) if not os.path.isdir(path))
-        if found:
-            return found
+        matches = sorted(path for path in glob.glob(word, recursive=True) if not os.path.isdir(path))
+        if matches:
+            return matches
         raise UserError(f"--input {word}: the pattern matches no file")
     return [word]  # refused later, by its own name
 
 
 def _below(folder: str, format: str | None) -> list[str]:
-    found = [path for path in sorted(Path(folder).rglob("*")) if path.is_file() and not path.name.startswith(".")]
-    known = [str(path) for path in found if format or _suffixes(str(path))[0] in SUFFIXES]
+    files = [path for path in sorted(Path(folder).rglob("*")) if path.is_file() and not path.name.startswith(".")]
+    known = [str(path) for path in files if format or _suffixes(str(path))[0] in SUFFIXES]
     if not known:
         raise UserError(
-            f"--input {folder}: none of the {len(found)} files in this folder ends in {', '.join(SUFFIXES)} "
+            f"--input {folder}: none of the {len(files)} files in this folder ends in {', '.join(SUFFIXES)} "
             f"(or these with {', '.join(COMPRESSIONS)}); name the files, or give --input-format"
         )
     return known

@@ -33,12 +33,12 @@ def fingerprints(corpora: Mapping[str, TokenReader]) -> dict[str, dict[str, Any]
 
 def recorded(corpora: Mapping[str, TokenReader]) -> dict[str, str]:
     """For each corpus (and its loss mask) one digest of its .bin and .idx when they were written."""
-    found = {}
+    by_name = {}
     for prefix, reader in corpora.items():
-        found[f"digests {prefix}"] = _pair(reader.digests)
+        by_name[f"digests {prefix}"] = _pair(reader.digests)
         if has_mask(reader.files):
-            found[f"digests {mask_prefix(prefix)}"] = _pair(read_digests(mask_prefix(reader.files)))
-    return found
+            by_name[f"digests {mask_prefix(prefix)}"] = _pair(read_digests(mask_prefix(reader.files)))
+    return by_name
 
 
 def _pair(digests: Digests | None) -> str:
@@ -76,15 +76,15 @@ def _corpus(reader: TokenReader) -> dict[str, Any]:
             suffix: {"bytes": size, "version": version}
             for suffix, (_, size, version) in zip((".bin", ".idx"), objects, strict=True)
         }
-    found = {
+    files = {
         ".bin": sampled(bin_path(reader.files)),
         ".idx": {"bytes": idx_path(reader.files).stat().st_size, "sha256": reader.identity["idx_sha256"]},
     }
     if has_mask(reader.files):
         for path in (bin_path, idx_path):
             file = path(mask_prefix(reader.files))
-            found[f"_loss_mask{file.suffix}"] = sampled(file)
-    return found
+            files[f"_loss_mask{file.suffix}"] = sampled(file)
+    return files
 
 
 def sampled(path: Path) -> dict[str, Any]:
@@ -94,11 +94,10 @@ def sampled(path: Path) -> dict[str, Any]:
         size = path.stat().st_size
         with path.open("rb") as file:
             last = max(size - PIECE_BYTES, 0)
-            starts = (
-                range(0, size, PIECE_BYTES)
-                if size <= PIECES * PIECE_BYTES
-                else [last * piece // (PIECES - 1) for piece in range(PIECES)]
-            )
+            if size <= PIECES * PIECE_BYTES:
+                starts = list(range(0, size, PIECE_BYTES))
+            else:
+                starts = [last * piece // (PIECES - 1) for piece in range(PIECES)]
             for start in starts:
                 file.seek(start)
                 digest.update(file.read(PIECE_BYTES))

@@ -170,10 +170,10 @@ def read_pieces(file: TokenFile, pieces: np.ndarray) -> np.ndarray | None:
             new = new or not file.checked[start // BLOCK_BYTES : -(-stop // BLOCK_BYTES)].all()
     if new:
         return None
-    whole = np.concatenate(ids)
-    if file.limit != NO_LIMIT and len(whole) and not 0 <= whole.min() <= whole.max() < file.limit:
+    tokens = np.concatenate(ids)
+    if file.limit != NO_LIMIT and len(tokens) and not 0 <= tokens.min() <= tokens.max() < file.limit:
         raise OverflowError("an id lies outside the vocabulary")
-    return whole
+    return tokens
 
 
 def blend(weights: np.ndarray, taken: np.ndarray, limits: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -185,9 +185,9 @@ def blend(weights: np.ndarray, taken: np.ndarray, limits: np.ndarray, count: int
     taken, given = taken.copy(), int(taken.sum())
     datasets, samples = np.empty(count, dtype=np.int32), np.empty(count, dtype=np.int64)
     for at in range(count):
-        behind = np.where(taken < limits, weights * float(max(given + at, 1)) - taken, -np.inf)
-        datasets[at] = behind.argmax()
-        if behind[datasets[at]] == -np.inf:
+        deficit = np.where(taken < limits, weights * float(max(given + at, 1)) - taken, -np.inf)
+        datasets[at] = deficit.argmax()
+        if deficit[datasets[at]] == -np.inf:
             raise ValueError(f"all datasets are used up after {given + at} samples")
         samples[at] = taken[datasets[at]]
         taken[datasets[at]] += 1
@@ -205,11 +205,11 @@ def best_fit(lengths: np.ndarray, first: int, stop: int, seq_length: int) -> tup
     rests = []
     for sequence in range(first, stop):
         length = int(lengths[sequence])
-        whole = max(length - 1, 0) // seq_length
-        samples += [[(sequence, part * seq_length)] for part in range(whole)]
-        count = length - whole * seq_length
-        if count > (1 if whole else 0):
-            rests.append((count, sequence, whole * seq_length))
+        full = max(length - 1, 0) // seq_length
+        samples += [[(sequence, part * seq_length)] for part in range(full)]
+        count = length - full * seq_length
+        if count > (1 if full else 0):
+            rests.append((count, sequence, full * seq_length))
     rooms: dict[int, list[int]] = {}
     for count, sequence, offset in sorted(rests, key=lambda rest: -rest[0]):
         room = min((room for room, stack in rooms.items() if stack and room >= count), default=None)
