@@ -87,7 +87,7 @@ def test_damage_that_breaks_no_law_is_found_when_a_corpus_is_opened(tmp_path, pa
         path(prefix).write_bytes(raw)
     else:
         flip(path(prefix), at)
-    with pytest.raises(UserError, match=f"{path(prefix).name} is"):
+    with pytest.raises(UserError, match=f"{path(prefix).name} (is damaged|differs)"):
         TokenReader(prefix)
 
 

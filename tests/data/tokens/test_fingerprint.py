@@ -88,7 +88,7 @@ def test_nodes_that_read_another_order_differ_before_they_start(tmp_path, monkey
             ("packing", "best_fit"),
             ("megatron_order", "legacy_shuffle"),
         ):
-            patch.setattr(f"megascratch.data.{module}.{name}", wrong(name))
+            patch.setattr(f"megascratch.data.samples.{module}.{name}", wrong(name))
         other = order_of(prefix, tmp_path / "three", **settings)
     assert other["index caches"] != sound["index caches"]
     assert order_of(prefix, tmp_path / "three", **settings)["index caches"] == other["index caches"], "it stays there"
