@@ -222,7 +222,7 @@ BAD_LAYOUTS = {
     ),
     "world does not fit": ({"tensor-model-parallel-size": 2}, 3, ("world size (3)", "start 2 or 4 processes")),
     "unknown flag": ({"hiden-size": 32}, 1, ("--hiden-size", "did you mean --hidden-size?")),
-    "output folder is a file": ({"output-dir": __file__}, 1, ("--output-dir", "test_pretrain.py", "is no folder")),
+    "output folder is a file": ({"output-dir": __file__}, 1, ("--output-dir", "test_pretrain.py", "is not a folder")),
     "no such checkpoint": ({"load": "nowhere"}, 1, ("no checkpoint", "nowhere")),
 }
 

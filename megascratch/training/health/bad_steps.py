@@ -1,11 +1,11 @@
-"""What becomes of a bad step: the run stops, goes on without it, or goes back to its last checkpoint and past the
-samples since then. All ranks judge the same numbers, so all do the same.
+"""Handles a bad step (see `loss_guard.py`): the run stops, skips the step, or rolls back to its last checkpoint and
+skips the samples that it has read since. All ranks judge the same numbers, so all do the same.
 
     step        50        51   52   53 (bad)         back at 50    51         52
     samples     ... 800)  800  816  832 ... 848)                   848        864
 
-Samples [800, 848) are written down beside the checkpoints (`journal.py`), and are not read again by this or any later
-run of the folder.
+Samples [800, 848) are recorded next to the checkpoints (`skipped_samples.py`), and neither this nor any later run of
+the folder reads them again.
 """
 
 import json
@@ -28,16 +28,16 @@ from megascratch.training.state import TrainState
 from megascratch.training.trainer import StepResult, Trainer
 
 FILE = "bad_steps.jsonl"
-MOST_TOLD = 8  # documents in a line of the console; the file has all
+MOST_LISTED = 8  # documents in a line of the console; the file has all
 
 
 class BadSteps:
-    """Acts on bad steps.
+    """Stops, skips or rolls back, as --on-bad-step says.
 
     Args:
-        state: of the run; a rollback changes it in place.
-        settle: waits until no save is under way; a checkpoint in the making is the one to go back to.
-        say: tells the user; does something on the first rank alone.
+        state: the state of the run; a rollback changes it in place.
+        settle: waits until no save is in progress, so that a rollback finds the newest checkpoint.
+        say: prints a line for the user, on the first rank only.
     """
 
     def __init__(
@@ -55,13 +55,15 @@ class BadSteps:
         self.settle = settle
 
     def act(self, result: StepResult, samples: int) -> bool:
-        """After a step that was not applied, though counted: True if the run went back to a checkpoint.
+        """Called after a bad step, which is counted but was not applied.
 
-        Raises: FloatingPointError where the run has to stop.
+        Returns: True if the run was rolled back to a checkpoint.
+
+        Raises: FloatingPointError if the run has to stop.
         """
         state = self.state
         read = range(state.consumed_samples - samples, state.consumed_samples)
-        self._tell(result, read)
+        self._report(result, read)
         if self.guard.on_bad_step == "stop":
             raise FloatingPointError(nothing_updated(result.wrong, state.step))
         if self.guard.on_bad_step == "rollback":
@@ -75,39 +77,41 @@ class BadSteps:
     def _too_many(self, what: str, wrong: str) -> str:
         return (
             f"{what} (--max-bad-steps {self.guard.max_bad_steps}), the last one step {self.state.step}: {wrong}; "
-            "skipping does not help: look at the data, lower --lr, or go on from an older checkpoint"
+            "skipping does not help: look at the data, lower --lr, or resume from an older checkpoint"
         )
 
     def _roll_back(self, wrong: str) -> None:
-        """To the last checkpoint; everything read since then is not read again."""
+        """Loads the last checkpoint; the samples read since then will be skipped."""
         self.settle()
         state, folder = self.state, storage_path(self.training.save or "")
         path = on_first_rank(self.mesh.world, lambda: latest(folder))
         if path is None:
             raise FloatingPointError(
-                f"{nothing_updated(wrong, state.step)}; there is no checkpoint in {folder} to go back to"
+                f"{nothing_updated(wrong, state.step)}; there is no checkpoint in {folder} to roll back to"
             )
-        before, step = list(state.skipped_samples), state.step
-        behind = original_index(state.consumed_samples - 1, before) + 1
+        before = list(state.skipped_samples)
+        stop = original_index(state.consumed_samples - 1, before) + 1  # the first sample that was not read yet
         saved = load(path, self.trainer.held(), self.mesh.world)
         restored = TrainState.from_dict(saved["train_state"])
-        back_to, start = restored.step, original_index(restored.consumed_samples, before)
-        jump = {"first": start, "stop": behind, "back_to": back_to, "step": step, "reason": wrong}
-        jumps = on_first_rank(self.mesh.world, lambda: _written(folder, jump))
-        if jumps > self.guard.max_bad_steps:
-            raise FloatingPointError(self._too_many(f"{jumps} times back to {path}", wrong))
-        restored.skipped_samples = merge_ranges(before, [[start, behind]])
+        back_to = restored.step
+        start = original_index(restored.consumed_samples, before)
+        record = {"first": start, "stop": stop, "back_to": back_to, "step": state.step, "reason": wrong}
+        rollbacks = on_first_rank(self.mesh.world, lambda: _written(folder, record))
+        if rollbacks > self.guard.max_bad_steps:
+            raise FloatingPointError(self._too_many(f"{rollbacks} rollbacks to {path}", wrong))
+        restored.skipped_samples = merge_ranges(before, [[start, stop]])
         vars(state).update(vars(restored))
         self.trainer.restore(state)
-        self.say(f"back to step {back_to} ({path}), without samples {start:,} to {behind - 1:,}")
+        self.say(f"rolled back to step {back_to} ({path}); samples {start:,} to {stop - 1:,} are skipped")
 
-    def _tell(self, result: StepResult, read: range) -> None:
-        """On the first rank: a line, and a record with every document that the step has read."""
+    def _report(self, result: StepResult, read: range) -> None:
+        """On the first rank: prints a line, and appends a record with every document that the step has read."""
         if not self.mesh.is_first:
             return
         data = SkipSamples(self.train, self.state.skipped_samples)
         uses = [use for sample in read for use in uses_of(data, self.state.step, sample)]
-        whole = [original_index(sample, data.ranges) for sample in (read.start, read.stop - 1)]
+        first_sample = original_index(read.start, data.ranges)
+        last_sample = original_index(read.stop - 1, data.ranges)
         documents = list(dict.fromkeys((use.corpus, use.document) for use in uses))
         record: dict[str, Any] = {
             "step": self.state.step,
@@ -115,8 +119,8 @@ class BadSteps:
             "loss": _finite(result.global_loss),
             "grad_norm": _finite(result.grad_norm),
             "does": self.guard.on_bad_step,
-            "first_sample": whole[0],
-            "last_sample": whole[1],
+            "first_sample": first_sample,
+            "last_sample": last_sample,
             "documents": [
                 {
                     "sample": original_index(use.sample, data.ranges),
@@ -133,22 +137,22 @@ class BadSteps:
             with file.open("a", encoding="utf-8") as out:
                 out.write(json.dumps(record) + "\n")
             where = f"all in {file}"
-        except OSError as error:  # a report stops no training
+        except OSError as error:  # a report must never stop training
             where = f"{file} cannot be written: {error.strerror}"
-        told = ", ".join(f"{corpus}:{document}" for corpus, document in documents[:MOST_TOLD])
-        more = f" and {len(documents) - MOST_TOLD} more" if len(documents) > MOST_TOLD else ""
+        listed = ", ".join(f"{corpus}:{document}" for corpus, document in documents[:MOST_LISTED])
+        more = f" and {len(documents) - MOST_LISTED} more" if len(documents) > MOST_LISTED else ""
         self.say(
-            f"bad step {self.state.step}: {result.wrong} | samples {whole[0]:,} to {whole[1]:,} | "
-            f"documents {told}{more} ({where}) | {self.guard.on_bad_step}"
+            f"bad step {self.state.step}: {result.wrong} | samples {first_sample:,} to {last_sample:,} | "
+            f"documents {listed}{more} ({where}) | {self.guard.on_bad_step}"
         )
 
 
 def _finite(number: float) -> float | None:
-    """JSON knows no nan and no infinity."""
+    """None for nan and infinity, which JSON cannot store."""
     return number if math.isfinite(number) else None
 
 
-def _written(folder: Place, jump: dict[str, Any]) -> int:
-    """Writes a jump down; how often the same checkpoint was gone back to."""
-    write_down(folder, jump)
-    return sum(record["back_to"] == jump["back_to"] for record in records(folder))
+def _written(folder: Place, rollback: dict[str, Any]) -> int:
+    """Records a rollback. Returns: the number of rollbacks to the same checkpoint so far."""
+    write_down(folder, rollback)
+    return sum(record["back_to"] == rollback["back_to"] for record in records(folder))

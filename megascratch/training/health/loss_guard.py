@@ -1,5 +1,5 @@
-"""Loss and gradient norm of a step in, '' or what is wrong with them out: the same on all ranks, because they judge
-numbers that all ranks agree on. Pure arithmetic over `TrainState`.
+"""Detects bad steps: a loss or gradient norm that is not finite, or a loss spike. All ranks come to the same verdict,
+because they judge numbers that all ranks agree on. Pure arithmetic over `TrainState`.
 """
 
 import math
@@ -9,18 +9,18 @@ from megascratch.config.settings import GuardConfig
 from megascratch.training.state import TrainState
 
 STEPS_TO_JUDGE = 10
-"""Steps in a row without a learned token that end a run even where each has a log line of its own."""
+"""After this many steps in a row without a learned token a run ends, even if each step has its own log line."""
 
 
 class LossGuard:
-    """Judges steps by what the good ones before were like, and remembers them in the state, so that a resumed run
-    judges alike."""
+    """Compares each step with the losses of the previous good steps. These are kept in the state, so that a resumed
+    run judges its steps in the same way."""
 
     def __init__(self, guard: GuardConfig, state: TrainState):
         self.guard, self.state = guard, state
 
     def judge(self, loss: float, grad_norm: float) -> str:
-        """What is wrong with a step; '': nothing."""
+        """What is wrong with a step; '' if nothing is."""
         guard = self.guard
         if guard.check_for_nan_in_loss_and_grad and (wrong := not_finite(loss, grad_norm)):
             return wrong
@@ -36,14 +36,14 @@ class LossGuard:
         )
 
     def good(self, loss: float) -> None:
-        """After a step that was applied."""
+        """Records a step that was applied: resets the count of bad steps and keeps the loss for later comparisons."""
         self.state.bad_steps = 0
         if self.guard.check_for_spiky_loss and math.isfinite(loss):
             self.state.recent_losses = [*self.state.recent_losses, loss][-self.guard.spiky_loss_window :]
 
 
 def not_finite(loss: float, grad_norm: float) -> str:
-    """The judge without settings: a number that is not finite is wrong."""
+    """The judge that needs no settings: says which number is not finite; '' if both are."""
     if not math.isfinite(grad_norm):
         return f"the gradient norm is {grad_norm}"
     return "" if math.isfinite(loss) else f"the loss is {loss}"
@@ -54,7 +54,7 @@ class NothingLearnedError(Exception):
 
 
 def nothing_learned(what: str, numbers: str) -> str:
-    """The words with which a run stops, or is refused."""
+    """The message with which a run stops, or is refused, because no token is learned."""
     return (
         f"no token of {what} is learned ({numbers}): a loss mask, the end of a document or padding covers all of "
         "them; look at the loss mask of the data, or use a longer --seq-length or a larger --global-batch-size"
@@ -62,5 +62,5 @@ def nothing_learned(what: str, numbers: str) -> str:
 
 
 def nothing_updated(wrong: str, step: int) -> str:
-    """The words with which a run stops."""
+    """The message with which a run stops after a bad step."""
     return f"{wrong} at step {step}: nothing was updated; look at the data of this step, or lower --lr"

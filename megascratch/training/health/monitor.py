@@ -1,4 +1,4 @@
-"""Is every rank's copy of the state still the same, and does every rank keep pace? Asked when the settings say so."""
+"""Watches the ranks of a run: finds stragglers (slow ranks), and checks that replicas of the state are still equal."""
 
 import torch
 
@@ -11,7 +11,7 @@ from megascratch.training.trainer import Trainer
 
 
 class RunMonitor:
-    """Of all ranks together; made and called by all of them."""
+    """Checks replicas and finds stragglers at the intervals that the settings ask for. Called by all ranks."""
 
     def __init__(self, guard: GuardConfig, trainer: Trainer):
         self.every, self.trainer, self.mesh = guard.check_replicas_every, trainer, trainer.mesh
@@ -23,26 +23,26 @@ class RunMonitor:
         self.stragglers = Stragglers(stages, hosts, guard.straggler_factor, guard.straggler_intervals)
 
     def begin(self, logged: bool) -> None:
-        """Before a step; those that are logged are looked at."""
+        """Called before each step: measures the phases of the steps that are logged."""
         if self.watches and logged:
             self.phases.start()
         else:
             self.phases.stop()
 
     def slow_ranks(self) -> list[str]:
-        """After a step that was logged: one line for each straggler."""
+        """Called after a step that was logged: one line for each straggler."""
         if not self.watches:
             return []
         own = torch.tensor([self.phases.stop()], dtype=torch.float64, device=self.mesh.device)
         return self.stragglers.lines(all_gather(own, self.mesh.world).tolist())
 
     def check_due(self, step: int) -> None:
-        """After a step. Raises: ReplicasDiffer."""
+        """Called after each step: checks the replicas if `check_replicas_every` says so. Raises: ReplicasDiffer."""
         if self.every and step % self.every == 0:
             self.check_before_save(step)
 
     def check_before_save(self, step: int) -> None:
-        """A state that is broken is not saved. Raises: ReplicasDiffer."""
+        """Checks the replicas before a checkpoint, so that a broken state is not saved. Raises: ReplicasDiffer."""
         if self.every and self.checked != step:
             check_replicas(self.trainer, step)
             self.checked = step

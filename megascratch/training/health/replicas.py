@@ -1,9 +1,10 @@
-"""Everything that several ranks hold copies of, compared to the bit: the odd one out is named.
+"""Detects silent data corruption: compares the replicas of every tensor bit for bit and names the rank that differs.
 
-Copies lie on the data-parallel ranks (weights; without the distributed optimizer moments and masters, too), on the
-tensor ranks (norms, biases, shared key/value heads) and on the first and last stage (a tied embedding). By arithmetic
-they are equal for ever; where they are not, memory, a core or a link has failed. A digest is a sum of the elements'
-bits, weighted by their places, modulo 2^64: exact, in any order of adding, and computed where the tensor lies.
+Replicas are stored on the data-parallel ranks (weights; without the distributed optimizer also moments and masters),
+on the tensor ranks (norms, biases, shared key/value heads) and on the first and last stage (a tied embedding). By
+arithmetic they stay equal forever; if they differ, memory, a core or a link has failed. A digest is the sum of the
+elements' bits, weighted by their positions, modulo 2^64: exact, independent of the order of the sum, and computed on
+the tensor's own device.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,25 +22,25 @@ from megascratch.training.start.preflight import where
 from megascratch.training.trainer import Trainer
 
 BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-BLOCK = 1 << 22  # elements at once
+BLOCK = 1 << 22  # elements that are summed at once
 ODD = 0x1E3779B97F4A7C15
-MOST_TOLD = 10  # tensors in the message; a broken machine breaks them all
+MOST_LISTED = 10  # tensors in the message; a broken machine breaks them all
 
 
 class ReplicasDiffer(RuntimeError):
-    """Copies that must be equal to the bit are not; the text names tensors and ranks."""
+    """Replicas that must be equal bit for bit differ. The text names the tensors and the ranks."""
 
 
 class Copy(NamedTuple):
-    """A block of a whole tensor on one rank."""
+    """One rank's copy of a block of a tensor."""
 
-    name: str
+    name: str  # of the tensor, with the block's ranges
     rank: int
     digest: int
 
 
 def check_replicas(trainer: Trainer, step: int) -> None:
-    """Returns where all copies are equal; called by all ranks.
+    """Returns if all copies are equal. Called by all ranks.
 
     Raises: ReplicasDiffer on all ranks.
     """
@@ -49,17 +50,17 @@ def check_replicas(trainer: Trainer, step: int) -> None:
     mine = copies_of(trainer)
     suspicious = _differing_over_data(trainer, mine)
     suspicious |= _differing(mine, mesh.tp) | _differing(mine, mesh.embedding)
-    found = torch.tensor(float(len(suspicious)), device=mesh.device)
-    if all_reduce(found, mesh.world, dist.ReduceOp.MAX).item() == 0:
+    count = torch.tensor(float(len(suspicious)), device=mesh.device)
+    if all_reduce(count, mesh.world, dist.ReduceOp.MAX).item() == 0:
         return
     names = set().union(*all_gather_objects(suspicious, mesh.world))
-    told = all_gather_objects((host(), [copy for copy in mine if copy.name in names]), mesh.world)
-    hosts = [name for name, _ in told]
-    raise ReplicasDiffer(_verdict([copy for _, copies in told for copy in copies], hosts, step))
+    reports = all_gather_objects((host(), [copy for copy in mine if copy.name in names]), mesh.world)
+    hosts = [name for name, _ in reports]
+    raise ReplicasDiffer(_verdict([copy for _, copies in reports for copy in copies], hosts, step))
 
 
 def copies_of(trainer: Trainer) -> list[Copy]:
-    """What this rank holds, block by block: all of its weights, and what its optimizer updates."""
+    """All blocks that this rank holds: its weights, and the state of its optimizer."""
     return [Copy(name, trainer.mesh.rank, digest(tensor)) for name, tensor in _blocks(trainer)]
 
 
@@ -81,7 +82,7 @@ def _name(tensor: str, box: Box) -> str:
 
 
 def digest(tensor: Tensor) -> int:
-    """A number that another bit anywhere makes another number."""
+    """A checksum that changes if any one bit of the tensor changes."""
     bits = tensor.contiguous().view(-1).view(BITS[tensor.element_size()])
     total = torch.zeros((), dtype=torch.int64, device=tensor.device)
     for start in range(0, bits.numel(), BLOCK):
@@ -92,7 +93,7 @@ def digest(tensor: Tensor) -> int:
 
 
 def _differing_over_data(trainer: Trainer, mine: Sequence[Copy]) -> set[str]:
-    """There may be thousands of data-parallel ranks, so at first they compare one number."""
+    """`_differing` over the data-parallel ranks. There may be thousands of them, so they compare one number first."""
     axis = trainer.mesh.data
     if axis.size == 1:
         return set()
@@ -105,7 +106,7 @@ def _differing_over_data(trainer: Trainer, mine: Sequence[Copy]) -> set[str]:
 
 
 def _differing(mine: Sequence[Copy], axis: Axis) -> set[str]:
-    """Names under which ranks of the axis (or this rank twice) hold different blocks."""
+    """Names of this rank's blocks of which copies on the axis (or two copies on this rank) differ."""
     seen: dict[str, set[int]] = {}
     for copies in all_gather_objects(list(mine), axis):
         for copy in copies:
@@ -119,19 +120,19 @@ def _verdict(copies: Sequence[Copy], hosts: Sequence[str], step: int) -> str:
     for copy in copies:
         by_name.setdefault(copy.name, {}).setdefault(copy.digest, []).append(copy.rank)
     lines = [f"{name}: {_odd(list(groups.values()), hosts)}" for name, groups in by_name.items()]
-    rest = f"\n  and {len(lines) - MOST_TOLD} more" if len(lines) > MOST_TOLD else ""
+    rest = f"\n  and {len(lines) - MOST_LISTED} more" if len(lines) > MOST_LISTED else ""
     return (
-        f"copies that must be equal differ after step {step}; nothing is saved of it, go on from the last checkpoint "
-        "without the machine that is odd:\n  " + "\n  ".join(lines[:MOST_TOLD]) + rest
+        f"copies that must be equal differ after step {step}, which is not saved; resume from the last checkpoint "
+        "without the faulty machine:\n  " + "\n  ".join(lines[:MOST_LISTED]) + rest
     )
 
 
 def _odd(groups: list[list[int]], hosts: Sequence[str]) -> str:
-    """Who is alone against most of the others; nobody can say of two."""
+    """The ranks that differ from the majority; if there is none, all groups of ranks."""
     groups = sorted(groups, key=len)
     total = sum(map(len, groups))
     if 2 * len(groups[-1]) <= total:
-        return " and ".join(_where(ranks, hosts) for ranks in groups) + " differ, and no majority tells who is right"
+        return " and ".join(_where(ranks, hosts) for ranks in groups) + " differ, and there is no majority"
     return f"{' and '.join(_where(ranks, hosts) for ranks in groups[:-1])} against {_where(groups[-1], hosts)}"
 
 

@@ -1,10 +1,10 @@
-"""Samples that a run jumped over, beside its checkpoints: `skipped_samples.jsonl`, a line for each jump.
+"""Records the samples that rollbacks skip: `skipped_samples.jsonl` next to the checkpoints, one line for each rollback.
 
     {"first": 800, "stop": 864, "back_to": 50, "step": 54, "reason": "the loss ..."}
 
-A checkpoint is never changed, so the jump that leads away from it is written here, before the run goes on. Whoever
-goes on from any checkpoint of the folder jumps, too: the numbers are those of the whole data set, and say the same from
-everywhere (law 4).
+A checkpoint is never changed, so the skipped samples are recorded here, before the run continues. A run that resumes
+from any checkpoint of the folder skips them, too: sample numbers are those of the entire data set and mean the same for
+every checkpoint (law 4).
 """
 
 import json
@@ -21,13 +21,15 @@ FILE = "skipped_samples.jsonl"
 
 
 def skipped_samples(folder: Place) -> Ranges:
-    """What the runs of a folder of checkpoints jumped over. Raises: as `records`."""
+    """The samples that the runs of a folder of checkpoints skip, as [first, stop) ranges. Raises: as `records`."""
     return merge_ranges([[record["first"], record["stop"]] for record in records(folder)])
 
 
 def records(folder: Place) -> list[dict[str, Any]]:
-    """Every jump. Raises: UserError for a line that is no such record; a last line that a crash cut short is left
-    out."""
+    """The record of every rollback. A last line that a crash cut short is ignored.
+
+    Raises: UserError for a line that is not a record.
+    """
     try:
         text = _content(folder / FILE).decode()
     except (FileNotFoundError, AbsentError):
@@ -47,13 +49,13 @@ def _record(file: Place, number: int, line: str) -> dict[str, Any]:
             raise ValueError
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
-            f"{file}:{number} is no record of skipped samples (first, stop, back_to): {line[:60]!r}"
+            f"{file}:{number} is not a record of skipped samples (first, stop, back_to): {line[:60]!r}"
         ) from error
     return record
 
 
 def write_down(folder: Place, record: dict[str, Any]) -> None:
-    """Appends a line that is on the disk when this returns. Raises: UserError where disk or store refuse."""
+    """Appends a line, which is on the disk when this returns. Raises: UserError if it cannot be written."""
     file, line = folder / FILE, json.dumps(record).encode() + b"\n"
     if not isinstance(file, Path):
         _append(file, line)
@@ -61,7 +63,7 @@ def write_down(folder: Place, record: dict[str, Any]) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with file.open("ab") as out:
-            out.truncate(file.read_bytes().rfind(b"\n") + 1)  # of a line that a crash cut short
+            out.truncate(file.read_bytes().rfind(b"\n") + 1)  # drops a line that a crash cut short
             out.write(line)
             out.flush()
             os.fsync(out.fileno())
@@ -74,7 +76,10 @@ def _content(file: Place) -> bytes:
 
 
 def _append(file: StoragePath, line: bytes) -> None:
-    """An object is written whole or not at all; the folder has one writer. Raises: StoreError."""
+    """Appends to an object in a store, which is written entirely or not at all. The folder has only one writer.
+
+    Raises: StoreError.
+    """
     try:
         before = _content(file)
     except AbsentError:

@@ -1,6 +1,6 @@
-"""The parts of a step on this rank, each with the time that was this rank's own: waiting for others is taken off.
+"""Times the phases of a step on this rank, without the time in which it waits for other ranks.
 
-In a synchronous run every rank takes the same time for a step; who makes the others wait shows only so.
+In a synchronous run every rank takes the same time for a step, so a slow rank shows only in its own time.
 """
 
 import time
@@ -11,20 +11,20 @@ PHASES = ("data", "forward and backward", "update")
 
 
 class StepTimer:
-    """Laps of one step; without `start` a lap costs nothing."""
+    """Own seconds of each phase of one step. Without `start`, a lap costs nothing."""
 
     def __init__(self, waits: CommTimer | None = None):
         self.waits, self.own, self.last = waits, dict.fromkeys(PHASES, 0.0), 0.0
 
     def start(self) -> None:
-        """The step begins, and is looked at."""
+        """Begins to measure a step."""
         if self.waits is not None:
             self.waits.looking = True
             self.waits.take()
         self.own, self.last = dict.fromkeys(PHASES, 0.0), time.perf_counter()
 
     def lap(self, phase: str) -> None:
-        """A phase ends here."""
+        """Ends a phase."""
         if self.waits is None or not self.waits.looking:
             return
         waited = self.waits.take()
@@ -33,7 +33,7 @@ class StepTimer:
         self.last = now
 
     def stop(self) -> list[float]:
-        """Own seconds by phase, in the order of PHASES."""
+        """Ends the measurement. Returns: own seconds of each phase, in the order of PHASES."""
         if self.waits is not None:
             self.waits.looking = False
         return list(self.own.values())

@@ -1,7 +1,7 @@
-"""Every rank's own time by phase in, the ranks that are slower than their peers for several log intervals out.
+"""Finds stragglers: ranks that are slower than their peers for several log intervals in a row.
 
-Peers are the ranks of one pipeline stage, which do the same work; a stage of one rank is compared with all ranks. The
-median is the lower one, so that of two ranks the slower is seen. Pure arithmetic.
+Peers are the ranks of one pipeline stage, which do the same work. A stage of one rank is compared with all ranks. The
+median is the lower one, so that the slower of two ranks is found. Pure arithmetic.
 """
 
 import socket
@@ -13,21 +13,26 @@ from typing import NamedTuple
 from megascratch.training.health.step_timer import PHASES
 
 LEAST = 0.1
-"""Part of a step's own time that a phase must be slower by to be worth a line."""
+"""A phase is only reported if it is slower by at least this part of a step's own time."""
 
 
 class Slow(NamedTuple):
     """A rank that is slower in a phase than its peers."""
 
     rank: int
-    phase: int
+    phase: int  # index into PHASES
     seconds: float
-    median: float
+    median: float  # of the peers
 
 
 def slow_ranks(own: Sequence[Sequence[float]], stages: Sequence[int], factor: float) -> list[Slow]:
-    """Args: `own` [ranks][phases] seconds; `stages` [ranks] the pipeline stage of each rank."""
-    found = []
+    """The ranks that take more than `factor` times the median of their peers in a phase.
+
+    Args:
+        own: [ranks][phases] seconds.
+        stages: [ranks] the pipeline stage of each rank.
+    """
+    slow = []
     step = statistics.median(map(sum, own))
     for rank, times in enumerate(own):
         peers = [other for other, stage in enumerate(stages) if stage == stages[rank]]
@@ -35,20 +40,20 @@ def slow_ranks(own: Sequence[Sequence[float]], stages: Sequence[int], factor: fl
             among = peers if len(peers) > 1 else range(len(own))
             median = statistics.median_low([own[other][phase] for other in among])
             if len(own) > 1 and seconds > factor * median and seconds - median > LEAST * step:
-                found.append(Slow(rank, phase, seconds, median))
-    return found
+                slow.append(Slow(rank, phase, seconds, median))
+    return slow
 
 
 class Stragglers:
-    """Remembers for how many intervals in a row a rank was slow in a phase."""
+    """Counts for how many log intervals in a row a rank was slow in a phase."""
 
     def __init__(self, stages: Sequence[int], hosts: Sequence[str], factor: float, intervals: int):
         self.stages, self.hosts, self.factor, self.intervals = stages, hosts, factor, intervals
         self.streak: Counter[tuple[int, int]] = Counter()
 
     def lines(self, own: Sequence[Sequence[float]]) -> list[str]:
-        """After each interval: one line for each rank and phase whose patience has run out, again after as many
-        intervals."""
+        """Called after each log interval: one line for each rank and phase that has been slow for `intervals` intervals
+        in a row. The line is repeated after as many further intervals."""
         slow = slow_ranks(own, self.stages, self.factor)
         self.streak = Counter({(one.rank, one.phase): self.streak[one.rank, one.phase] + 1 for one in slow})
         return [

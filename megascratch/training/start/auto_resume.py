@@ -1,5 +1,5 @@
-"""The settings in, the same with what follows from the checkpoint that the run goes on from out; before any rank meets
-another.
+"""Implements --auto-resume: fills in `load` and the global batch size from the newest checkpoint in --save, if there is
+one. Runs before the ranks meet.
 """
 
 from typing import Any
@@ -11,11 +11,16 @@ from megascratch.storage.path import Place
 
 
 def resumed(given: Config, training: TrainingConfig) -> Config:
-    """With auto_resume, `load` is `save` as soon as there is a checkpoint in it; and where no global batch size is
-    given it is the checkpoint's, so that a run that goes on with more or fewer ranks takes the same samples in each
-    step. `training` is the derived section of `given`.
+    """The settings with `load` and `global_batch_size` filled in.
 
-    Raises: UserError where `load` names no checkpoint.
+    With auto_resume, `load` becomes `save` as soon as `save` holds a checkpoint. If no global batch size is given, the
+    checkpoint's is used, so that a run that resumes on more or fewer ranks reads the same samples in each step.
+
+    Args:
+        given: the settings as the user gave them.
+        training: the derived training section of `given`.
+
+    Raises: UserError if there is no checkpoint at `load`.
     """
     assert training.save is not None
     load = training.save if training.auto_resume and list_steps(training.save) else training.load
@@ -28,6 +33,6 @@ def resumed(given: Config, training: TrainingConfig) -> Config:
 
 
 def _saved_batch(step: Place) -> int | None:
-    """None: a checkpoint that says nothing about it."""
+    """The global batch size stored in a checkpoint; None if it stores none."""
     size: int | None = read_manifest(step).state.get("config", {}).get("training", {}).get("global_batch_size")
     return size

@@ -1,5 +1,5 @@
-"""A checkpoint to go on from and what this run would do in; sentences to print out, or one refusal of everything that
-may not change (`config/resume_rules.py` has the table).
+"""Compares the settings, data and tokenizer of a run with those of the checkpoint that it resumes from. Changes that
+are allowed become notices; changes that are not are refused in one error (the table is in `config/resume_rules.py`).
 """
 
 import hashlib
@@ -19,11 +19,12 @@ from megascratch.storage.path import Place
 def check_resume(
     start: Place, config: Config, files: Mapping[str, Mapping[str, Any]], tokenizer: str | None
 ) -> list[str]:
-    """What changes although it may, one sentence each.
+    """Notices about allowed changes, one sentence each.
 
     Args:
+        start: the checkpoint that the run resumes from.
         files: digests of the corpora that this run reads (`data.tokens.fingerprint`).
-        tokenizer: its fingerprint.
+        tokenizer: the fingerprint of this run's tokenizer, or None.
 
     Raises: SettingError with one line for each change that is refused.
     """
@@ -40,18 +41,18 @@ def check_resume(
 
 
 def consumed_samples(start: Place) -> int:
-    """How many samples a checkpoint has behind it; `check_resume` has judged it before."""
+    """The number of samples that the run had read at a checkpoint, which `check_resume` has accepted."""
     consumed = read_manifest(start).state.get("train_state", {}).get("consumed_samples", 0)
     return consumed if isinstance(consumed, int) else 0
 
 
 def manifest_digest(start: Place) -> str:
-    """sha256 of what a checkpoint says it holds: two ranks that load the same one see the same."""
+    """sha256 of a checkpoint's manifest. Ranks compare it to prove that they load the same checkpoint."""
     return hashlib.sha256(manifest_text(start)).hexdigest()
 
 
 def hash_of(path: str | Path | None) -> str:
-    """sha256 of a file's content; '' for no file."""
+    """sha256 of a file's content; '' if `path` is None."""
     if path is None:
         return ""
     try:

@@ -1,5 +1,5 @@
-"""Settings in, the tokenizer, the data sets and the user's own schedule out, each checked; no torch, so that a launcher
-can check before it starts any worker.
+"""Opens and checks what the settings name: the tokenizer, the data sets and a pipeline schedule from a CSV file. Needs
+no torch, so a launcher can check the inputs before it starts workers.
 """
 
 import os
@@ -23,20 +23,20 @@ from megascratch.tokenizer import Tokenizer, load
 
 
 class Inputs(NamedTuple):
-    """What a run reads, and the settings with the vocabulary that follows from it."""
+    """What a run reads."""
 
-    config: Config
+    config: Config  # with vocab_size filled in from the tokenizer
     tokenizer: Tokenizer | None
     splits: Splits
     total_steps: int
 
 
 def open_inputs(config: Config) -> Inputs:
-    """Opens what a derived and legal config names.
+    """Opens the inputs of a run. `config` is derived and legal.
 
     Raises:
-        UserError: missing or damaged files, another tokenizer's data, ids beyond the vocabulary, too little data, a
-            schedule that is wrong or of another size.
+        UserError: missing or damaged files, data of another tokenizer, ids outside the vocabulary, too little data, or
+            a schedule that is invalid or does not match the layout.
     """
     problems = Problems()
     problems.attempt(lambda: own_schedule(config))
@@ -60,7 +60,7 @@ def open_inputs(config: Config) -> Inputs:
 
 
 def missing_files(config: Config) -> list[str]:
-    """One line for each file that the settings name and that cannot be read; whatever else is wrong with them."""
+    """One line for each file that the settings name and that cannot be read, even if the settings are not legal."""
     data, problems = config.data, Problems()
     paths = (data.data_path, data.train_data_path, data.valid_data_path, data.test_data_path)
     for prefix in named_prefixes([*paths, *(stage.split()[1:] for stage in data.data_stages or ())]):
@@ -73,28 +73,28 @@ def missing_files(config: Config) -> list[str]:
         ("--pipeline-schedule-csv", config.parallel.pipeline_schedule_csv),
     ):
         if path is not None and not os.access(path, os.R_OK):
-            problems.lines.append(f"{name} {path}: cannot be read: there is no such file or folder that may be read")
+            problems.lines.append(f"{name} {path}: cannot be read: there is no readable file or folder of this name")
     return problems.lines
 
 
 def _require_checkpoint(load: str | None) -> None:
-    """Raises: UserError where there is nothing at all; what there is, is read later."""
+    """Raises: UserError if there is nothing at `load`. Its content is checked later."""
     if load is None:
         return
     where = storage_path(load)
     there = os.access(where, os.R_OK) if isinstance(where, Path) else Store(where.url).names(where.url)
     if not there:
-        raise UserError(f"--load {load}: no checkpoint: there is no such file or folder that may be read")
+        raise UserError(f"--load {load}: no checkpoint: there is no readable file or folder of this name")
 
 
 def _require_library(save: str | None) -> None:
-    """Raises: UserError where what speaks to the store is missing."""
+    """Raises: UserError if the library that accesses the object store is not installed."""
     if save is not None and not isinstance(where := storage_path(save), Path):
         Store(where.url)
 
 
 def open_tokenizer(config: Config) -> Tokenizer | None:
-    """The tokenizer that the settings name; None if they name none and only vocab_size is known."""
+    """The tokenizer that the settings name; None if they only give a vocab_size."""
     data = config.data
     if data.tokenizer_type is None and data.tokenizer_model is None:
         return None
@@ -102,11 +102,11 @@ def open_tokenizer(config: Config) -> Tokenizer | None:
 
 
 def own_schedule(config: Config) -> CsvSchedule | None:
-    """The schedule in the file that the settings name, proved complete, free of deadlock and of the size of this run;
-    None if they name none.
+    """The schedule of --pipeline-schedule-csv, proved complete, free of deadlock and right for the size of this run;
+    None if the flag is not given.
 
     Raises:
-        UserError: names the file, and the rank and the action or the two sizes.
+        UserError: the schedule is invalid (names the file, rank and action) or does not match the layout.
     """
     parallel, training = config.parallel, config.training
     if parallel.pipeline_schedule_csv is None:
@@ -132,13 +132,13 @@ def _vocab_size(config: Config, tokenizer: Tokenizer | None) -> int:
     if given is not None and given < tokenizer.vocab_size:
         raise UserError(
             f"vocab-size ({given}) must hold the tokenizer's {tokenizer.vocab_size} ids: "
-            f"use {tokenizer.vocab_size} or more, or leave it out"
+            f"use {tokenizer.vocab_size} or more, or remove the setting"
         )
     return given or tokenizer.vocab_size
 
 
 def _require_laws_of_the_vocabulary(config: Config) -> None:
-    """The laws were judged before a tokenizer told the size of the vocabulary: all of them again, now that it is known.
+    """Checks the settings again now that the vocabulary size is known, which the tokenizer determines.
 
     Raises: SettingError.
     """
@@ -148,17 +148,21 @@ def _require_laws_of_the_vocabulary(config: Config) -> None:
 
 
 def _require_folder(flag: str, path: str | None) -> None:
-    """Refuses what could never be written; makes nothing that stays."""
+    """Checks that a local folder exists or can be created. Nothing that it creates is left behind.
+
+    Raises: UserError.
+    """
     if path is None or not isinstance(storage_path(path), Path):
         return
-    there = next(folder for folder in (Path(path).absolute(), *Path(path).absolute().parents) if folder.exists())
-    if not there.is_dir():
-        raise UserError(f"{flag} {path} cannot be made: {there} is no folder")
+    absolute = Path(path).absolute()
+    nearest = next(folder for folder in (absolute, *absolute.parents) if folder.exists())
+    if not nearest.is_dir():
+        raise UserError(f"{flag} {path} cannot be created: {nearest} is not a folder")
     try:
-        with tempfile.TemporaryDirectory(prefix=".megascratch-", dir=there):
+        with tempfile.TemporaryDirectory(prefix=".megascratch-", dir=nearest):
             pass
     except OSError as error:
-        raise UserError(f"{flag} {path} cannot be made: {there} takes no folder: {error.strerror}") from error
+        raise UserError(f"{flag} {path} cannot be created: {nearest} cannot be written: {error.strerror}") from error
 
 
 def _require_document_ends(config: Config, tokenizer: Tokenizer | None) -> None:
@@ -167,14 +171,14 @@ def _require_document_ends(config: Config, tokenizer: Tokenizer | None) -> None:
     if asked and (tokenizer is None or tokenizer.eod is None):
         raise UserError(
             "--reset-position-ids, --reset-attention-mask and --eod-mask-loss need a tokenizer with an end-of-document "
-            "id: name one with --tokenizer-model, or leave the flags away"
+            "id: name one with --tokenizer-model, or remove the flags"
         )
 
 
 def _open_data(config: Config, tokenizer: Tokenizer | None, total_steps: int, total_samples: int) -> Splits:
     training, data = config.training, config.data
     evaluated = training.eval_iters * (training.global_batch_size or 1)
-    # Megatron reads other samples in each validation, and their number decides their order.
+    # Megatron reads different samples in each validation, and their total number determines their order.
     validations = total_steps // max(training.eval_interval, 1) + 1 if data.data_order == "megatron" else 1
     has_valid = (
         data.valid_data_path is not None

@@ -1,5 +1,5 @@
-"""Is there anything to learn? Each split is looked at before a run starts: a loss mask, the end of a document or
-padding can cover every token that would be read, and then there is no loss.
+"""Refuses a run whose data has no token to learn. A loss mask, the end of a document or padding can cover every token
+of a split, and then there is no loss. Each split is checked before the run starts.
 """
 
 from functools import partial
@@ -14,13 +14,13 @@ from megascratch.training.health.loss_guard import STEPS_TO_JUDGE, nothing_learn
 
 
 def require_something_to_learn(config: Config, splits: Splits, eod: int | None, first_step: int) -> None:
-    """Reads samples until one has a learned token, which nearly always is the first.
+    """Reads samples of each split until one has a learned token, which nearly always is the first.
 
     Args:
-        first_step: that the run goes on from; only a new one has its first training steps looked at.
+        first_step: the step that the run resumes from. The training data is only checked if it is 0.
 
-    Raises: UserError with one line for each split that has nothing to learn: where all that validations and the test
-    read, or the steps of the first log lines, have no learned token.
+    Raises: UserError with one line for each split that has no learned token: in all samples that the validations and
+    the test read, or in the training steps of the first log lines.
     """
     problems = Problems()
     training = config.training
@@ -29,7 +29,7 @@ def require_something_to_learn(config: Config, splits: Splits, eod: int | None, 
     steps = max(training.log_interval, STEPS_TO_JUDGE)
     ends = {"train": min(steps * batch, steps_and_samples(config)[1]), "valid": evaluated, "test": evaluated}
     if config.data.data_order == "megatron" and splits.valid is not None:
-        ends["valid"] = len(splits.valid)  # each validation reads other samples
+        ends["valid"] = len(splits.valid)  # each validation reads different samples
     if first_step > 0:
         ends.pop("train")
     for name, end in ends.items():
@@ -40,7 +40,7 @@ def require_something_to_learn(config: Config, splits: Splits, eod: int | None, 
 
 
 def _require(config: Config, dataset: Dataset, name: str, end: int, eod: int | None) -> None:
-    """Raises: UserError where samples [0, end) have no learned token."""
+    """Raises: UserError if samples [0, end) have no learned token."""
     if name != "train":
         end = min(end, len(dataset))
     masks_ends = config.data.eod_mask_loss

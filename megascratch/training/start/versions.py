@@ -1,4 +1,4 @@
-"""What a machine runs, in short texts: versions of the libraries, and a digest of this package's own code."""
+"""Library versions and a digest of this package's code, to check that all machines of a run have the same software."""
 
 import hashlib
 import platform
@@ -11,7 +11,7 @@ LIBRARIES = ("torch", "numpy", "safetensors", "sentencepiece", "tokenizers", "gi
 
 
 def versions() -> dict[str, str]:
-    """Version by library, Python and this package among them; 'none' for a library that is not installed."""
+    """Version by library, including Python and this package; 'none' for a library that is not installed."""
     return {"python": platform.python_version(), "megascratch": _version("megascratch")} | {
         name: _version(name) for name in LIBRARIES
     }
@@ -25,7 +25,7 @@ def _version(library: str) -> str:
 
 
 def code_digest() -> str:
-    """sha256, shortened, of every source and compiled file of the package that runs here."""
+    """sha256 (the first 16 digits) of every source and compiled file of the installed package."""
     root, digest = Path(megascratch.__file__).parent, hashlib.sha256()
     for file in sorted(path for path in root.rglob("*") if path.suffix in (".py", ".so")):
         content = file.read_bytes()

@@ -228,7 +228,7 @@ def test_so_many_bad_steps_in_a_row_end_the_run(tmp_path, poison, capsys, does):
         start = {"load": tmp_path / "out" / "checkpoints", "force_resume": "data_path"}
     capsys.readouterr()
     assert main(flags(tmp_path / "out", **settings, **start)) == 1
-    told = "3 bad steps in a row" if does == "skip" else "3 times back to"
+    told = "3 bad steps in a row" if does == "skip" else "3 rollbacks to"
     assert f"{told}" in (said := capsys.readouterr().err) and "(--max-bad-steps 2)" in said
     assert len(bad_rows(tmp_path / "out")) == 3
 
@@ -268,5 +268,5 @@ def test_a_line_that_a_crash_cut_short_is_no_jump_and_the_next_one_is_whole(tmp_
 )
 def test_a_line_that_is_no_jump_is_named(tmp_path, line):
     (tmp_path / FILE).write_text(line + "\n")
-    with pytest.raises(UserError, match=r"skipped_samples\.jsonl:1 is no record of skipped samples"):
+    with pytest.raises(UserError, match=r"skipped_samples\.jsonl:1 is not a record of skipped samples"):
         skipped_samples(tmp_path)

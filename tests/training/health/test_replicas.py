@@ -73,7 +73,7 @@ CASES = {  # layout, (rank, tensor that it changes), what is told of h, this hos
     "moment": (
         {"data_parallel_size": 2},
         (1, MOMENT),
-        f"{MOMENT}[0:128, 0:32]: h (rank 0) and h (rank 1) differ, and no majority tells who is right",
+        f"{MOMENT}[0:128, 0:32]: h (rank 0) and h (rank 1) differ, and there is no majority",
     ),
     "tp2 dp2": (TP2 | {"data_parallel_size": 2}, (3, NORM), f"{NORM}[0:32]: h (rank 3) against h (ranks 0-2)"),
     "pp2 dp2, tied": (
@@ -81,8 +81,8 @@ CASES = {  # layout, (rank, tensor that it changes), what is told of h, this hos
         (2, TIED),
         f"{TIED}[0:61, 0:32]: h (rank 2) against h (ranks 0-1, 3)",
     ),
-    "shared heads": (TP2 | {"num_query_groups": 1}, (0, QKV), "no majority tells who is right"),
-    "tp2 pp2 zero1": (TP2 | PP2 | {"data_parallel_size": 1} | ZERO1, (1, NORM), "no majority tells who is right"),
+    "shared heads": (TP2 | {"num_query_groups": 1}, (0, QKV), "there is no majority"),
+    "tp2 pp2 zero1": (TP2 | PP2 | {"data_parallel_size": 1} | ZERO1, (1, NORM), "there is no majority"),
 }
 
 

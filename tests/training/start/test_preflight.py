@@ -52,7 +52,7 @@ def test_what_differs_is_told_to_all_by_host_and_what_agrees_is_not(monkeypatch)
     assert all(isinstance(error, RanksDiffer) for error in raised)
     (text,) = {str(error) for error in raised}
     assert text.splitlines() == [
-        "the ranks do not start alike; nothing was started:",
+        "the ranks differ; nothing was started:",
         "what        a (ranks 0-1)  b (rank 2)  b (rank 3)",
         "setting lr  0.1            0.1         0.2",
         "file d.bin  not there      not there   bytes 3",
