@@ -1,4 +1,6 @@
-"""The state of a run in, checkpoints beside training out: what is kept, what is said, and what an error means."""
+"""Saves and resumes a run: claims the checkpoint folder, starts asynchronous saves, reports how they end, and deletes
+the checkpoints that the retention policy no longer keeps.
+"""
 
 import sys
 from collections.abc import Callable, Iterable
@@ -35,9 +37,10 @@ from megascratch.training.report import Report
 
 
 def open_saver(training: TrainingConfig, mesh: Mesh, timeout: timedelta | None = None) -> AsyncSaver:
-    """The run's writer; called by all ranks, of which the first claims the folder until `AsyncSaver.close`.
+    """The run's checkpoint writer. Called by all ranks; the first rank holds the folder's lease until
+    `AsyncSaver.close`.
 
-    Raises: UserError on all ranks where another run writes into it.
+    Raises: UserError on all ranks if another run writes into the folder.
     """
     assert training.save is not None
     folder = storage_path(training.save)
@@ -56,13 +59,13 @@ def open_saver(training: TrainingConfig, mesh: Mesh, timeout: timedelta | None =
 
 
 def claim_reports(saver: AsyncSaver, training: TrainingConfig) -> Lease | None:
-    """The right of the first rank to write the report of the run into output_dir, to be released at the end; called by
-    all ranks. Two runs that save into two folders would else lose each other's metrics.jsonl.
+    """Takes the lease on output_dir, so that two runs with different checkpoint folders do not overwrite each other's
+    metrics.jsonl. Called by all ranks.
 
-    Returns: None on other ranks, where the folder is that of the checkpoints, which is claimed already, and where a
-    disk takes no claim: a report must never stop training.
+    Returns: on the first rank the lease, to be released at the end of the run. None on other ranks, if output_dir is
+    the checkpoint folder (which has a lease already), or if no lease can be written: a report must never stop training.
 
-    Raises: UserError on all ranks where another run writes there.
+    Raises: UserError on all ranks if another run writes into output_dir.
     """
     leases: list[Lease] = []
     folder = Path(training.output_dir)
@@ -79,17 +82,22 @@ def _claimed(folder: Path) -> list[Lease]:
 
 
 def make_ready(saver: AsyncSaver, training: TrainingConfig, held: list[ShardedTensor]) -> None:
-    """Before the first step: shares out the writing, takes the host memory that saves need, and refuses a disk that
-    could not take one checkpoint. Raises: UserError on all ranks."""
+    """Prepares for saving before the first step: divides the writing among the ranks, allocates the host memory that
+    saves need, and checks that the disk has room for one checkpoint.
+
+    Raises: UserError on all ranks.
+    """
     nbytes = saver.prepare(held, staging=training.save_interval > 0)
     on_first_rank(saver.own, lambda: require_room(saver.folder, nbytes))
 
 
 def resume(saver: AsyncSaver, training: TrainingConfig, held: list[ShardedTensor]) -> dict[str, Any]:
-    """Fills what is held from the newest sound checkpoint; its state. Damaged ones that lie in the way of this run's
-    own are given other names.
+    """Loads the newest valid checkpoint into the tensors of `held`. Newer damaged checkpoints in the run's own folder
+    are renamed, because the run will write steps of the same numbers.
 
-    Raises: on all ranks: UserError where there is none, or the run would have to overwrite one that is not damaged.
+    Returns: the state that the checkpoint stores alongside its tensors.
+
+    Raises: UserError on all ranks if there is no valid checkpoint, or if a newer valid one would be overwritten.
     """
     assert training.load is not None
     path = training.load
@@ -98,15 +106,22 @@ def resume(saver: AsyncSaver, training: TrainingConfig, held: list[ShardedTensor
     return found.result
 
 
-def _clear_the_way(folder: Place, start: Place, passed_over: dict[Place, str]) -> None:
-    known = {path.resolve(): problem for path, problem in passed_over.items()}
-    for step, problem in passed_over.items():
-        _warn(f"passed over {step.name}: {problem}; going on from {start.name}")
-    for step in (step for step in list_steps(folder) if step_number(step) > step_number(start)):
+def _clear_the_way(folder: Place, start: Place, skipped: dict[Place, str]) -> None:
+    """Renames the damaged checkpoints of `folder` that are newer than `start`.
+
+    Args:
+        skipped: the damaged checkpoints that loading has skipped -> what is wrong with each.
+    """
+    known = {path.resolve(): problem for path, problem in skipped.items()}
+    for step, problem in skipped.items():
+        _warn(f"skipped {step.name}: {problem}; resuming from {start.name}")
+    for step in list_steps(folder):
+        if step_number(step) <= step_number(start):
+            continue
         problem = known.get(step.resolve()) or problem_of(step)
         if not problem:
             raise UserError(
-                f"{step} is newer than {start}, from which this run goes on: a checkpoint is never "
+                f"{step} is newer than {start}, from which this run resumes: a checkpoint is never "
                 "overwritten; move it, or save elsewhere"
             )
         _warn(f"{step} is damaged and now called {quarantine(step).name}")
@@ -125,70 +140,74 @@ def _pruning(training: TrainingConfig, folder: Place) -> Callable[[], list[Place
 
 
 def _pruned(folder: Place, keep: RetentionPolicy) -> list[Place]:
-    """The checkpoint just written stands, whatever becomes of its elders."""
+    """Deletes older checkpoints. An error is only a warning: the new checkpoint is valid anyway."""
     try:
         return prune(folder, keep)
     except StoreError as error:
-        _warn(f"older checkpoints stay for now: {error}")
+        _warn(f"older checkpoints could not be deleted and are kept for now: {error}")
         return []
 
 
 class Checkpointing:
-    """Saves when told, and says at each step's end what has become of it.
+    """Saves checkpoints during training, and reports at the end of each step which saves have finished or failed.
 
     Args:
-        report: on the first rank.
-        saved_step: of the checkpoint that the run goes on from; -1: none.
+        report: the run's report, on the first rank only.
+        saved_step: the step of the checkpoint that the run resumes from; -1: none.
     """
 
     def __init__(self, saver: AsyncSaver, training: TrainingConfig, report: Report | None, saved_step: int):
-        self.saver, self.exits, self.report, self.saved_step = saver, training.exit_on_save_error, report, saved_step
+        self.saver = saver
+        self.exits = training.exit_on_save_error
+        self.report = report
+        self.saved_step = saved_step
         self.failures = 0
-        self.committed = saved_step  # the newest step whose checkpoint is whole
-        self.measured: tuple[int, float] | None = None  # step and validation loss that are still to be kept
+        self.committed = saved_step  # the newest step whose checkpoint is complete
+        self.measured: tuple[int, float] | None = None  # step and validation loss that are not stored yet
 
     def save(self, step: int, held: list[ShardedTensor], state: dict[str, Any]) -> None:
-        """Begins a checkpoint of this step, unless there is one. Raises: as `at_step_end`."""
+        """Starts a checkpoint of this step, unless there is one. Raises: as `at_step_end`."""
         if step != self.saved_step:
             if self.measured is not None and self.measured[0] == self.saved_step:
-                self.settle()  # its loss is kept before the next commit looks for the best
+                self.settle()  # its loss must be stored before the next commit looks for the best checkpoints
             self.saver.start(step, held, state)
             self.saved_step = step
             self.at_step_end()
 
     def at_step_end(self) -> None:
-        """Tells how saves have ended; called by all ranks.
+        """Reports the saves that have ended since the last call. Called by all ranks.
 
-        Raises: on all ranks at the same step: LeaseLostError, CommunicationError, and with exit_on_save_error whatever
-        else a save ended with.
+        Raises: on all ranks at the same step: LeaseLostError, CommunicationError, and with exit_on_save_error any other
+        error of a save.
         """
-        self._tell(self.saver.poll(), self.exits)
+        self._report_ended(self.saver.poll(), self.exits)
 
     def settle(self) -> None:
-        """Until no save is under way. Raises: as `at_step_end`."""
-        self._tell(self.saver.wait(), self.exits)
+        """Waits until no save is in progress. Raises: as `at_step_end`."""
+        self._report_ended(self.saver.wait(), self.exits)
 
     def finish(self, step: int, held: list[ShardedTensor], state: dict[str, Any]) -> None:
-        """The last checkpoint of a run. Raises: whatever it ends with, since no other follows."""
-        self._tell(self.saver.wait(), self.exits)
+        """Saves the last checkpoint of a run and waits for it. Raises: any error of this save, since none follows."""
+        self._report_ended(self.saver.wait(), self.exits)
         if step != self.saved_step:
             self.saver.start(step, held, state, last=True)
             self.saved_step = step
-            self._tell(self.saver.wait(), exits=True)
+            self._report_ended(self.saver.wait(), exits=True)
 
     def validated(self, step: int, loss: float) -> None:
-        """Keeps the validation loss of a step beside its checkpoint, if there is one, as soon as it is whole."""
+        """Stores the validation loss of a step with its checkpoint, if there is one, as soon as that is complete."""
         self.measured = (step, loss)
         self._keep_loss()
 
     def prune(self) -> None:
-        """Behind the last validation: what it has shown not to be one of the best may go. No save is under way."""
+        """Applies the retention policy after the last validation, which may change the best checkpoints. No save may be
+        in progress."""
         deleted = self.saver.after() if self.report is not None else []
         if deleted and self.report is not None:
             self.report.say(f"deleted {', '.join(path.name for path in deleted)}")
 
     def _keep_loss(self) -> None:
-        """On the first rank. A checkpoint is worth having without it."""
+        """Stores the measured loss, on the first rank. An error is only a warning: the checkpoint is valid anyway."""
         if self.measured is None or self.measured[0] != self.committed:
             return
         step, loss = self.measured
@@ -197,12 +216,13 @@ class Checkpointing:
             return
         path = step_folder(self.saver.folder, step)
         try:
-            if step_at(path).is_there():  # else the run goes on from a checkpoint that lies elsewhere
+            if step_at(path).is_there():  # otherwise the run has resumed from a checkpoint in another folder
                 validation_loss.write_loss(path, loss)
         except (OSError, StoreError) as error:
-            _warn(f"the validation loss of {path} is not kept: {error}")
+            _warn(f"the validation loss of {path} could not be stored: {error}")
 
-    def _tell(self, outcomes: Iterable[Outcome], exits: bool) -> None:
+    def _report_ended(self, outcomes: Iterable[Outcome], exits: bool) -> None:
+        """Reports saves that have ended. With `exits`, the error of a save is raised instead of a warning."""
         for outcome in outcomes:
             row = {
                 "step": outcome.step,
@@ -221,7 +241,9 @@ class Checkpointing:
                 self.saved_step = -1
             if exits or isinstance(outcome.error, LeaseLostError | CommunicationError):
                 raise outcome.error
-            text = f"no checkpoint of step {outcome.step} (failure {self.failures}): {outcome.error}; training goes on"
+            text = (
+                f"no checkpoint of step {outcome.step} (failure {self.failures}): {outcome.error}; training continues"
+            )
             self._report(row | {"error": str(outcome.error)}, text)
             if self.report is not None:
                 _warn(text)
@@ -234,6 +256,6 @@ class Checkpointing:
 def _success(outcome: Outcome) -> str:
     deleted = f" | deleted {', '.join(path.name for path in outcome.deleted)}" if outcome.deleted else ""
     return (
-        f"checkpoint {outcome.path} | {outcome.nbytes / 2**20:,.1f} MiB in {outcome.seconds:.2f} s | training stood "
-        f"still for {outcome.stall_seconds * 1e3:,.1f} ms{deleted}"
+        f"checkpoint {outcome.path} | {outcome.nbytes / 2**20:,.1f} MiB in {outcome.seconds:.2f} s | training paused "
+        f"for {outcome.stall_seconds * 1e3:,.1f} ms{deleted}"
     )

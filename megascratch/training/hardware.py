@@ -1,4 +1,4 @@
-"""What the machine can do and what the run uses of it: measured matmul peak, memory, device and precision."""
+"""Chooses the device and the precision of a run, and measures the matmul peak (for MFU) and the memory in use."""
 
 import ctypes
 import resource
@@ -16,7 +16,11 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 def choose_device(asked: str | None, local_rank: int, backend: str | None = None) -> torch.device:
-    """`asked`, or cuda if there is one; on cuda each local rank gets its own, or with `backend` gloo its share of one.
+    """The device of a rank.
+
+    Args:
+        asked: 'cpu', 'cuda', or None for cuda if there is any. On cuda each local rank gets a device of its own.
+        backend: with 'gloo', several ranks may share a device.
 
     Raises:
         UserError: cuda is asked for and there is none, or there are fewer devices than ranks on this machine.
@@ -36,27 +40,30 @@ def choose_device(asked: str | None, local_rank: int, backend: str | None = None
 
 
 def keep_freed_memory() -> None:
-    """Tells glibc to keep what is freed at the top of its heap for the next step.
+    """Tells glibc to keep freed memory at the top of its heap for the next step.
 
-    On its own it gives memory back to the system as soon as there is more of it than twice the largest tensor freed so
-    far, and every step asks for the same pages again: a small model spends 2 to 4 % of its time on that. Where the C
-    library is another one nothing is done.
+    By default glibc returns memory to the system as soon as more than twice the largest tensor freed so far is unused,
+    and every step allocates the same pages again: a small model spends 2 to 4 % of its time on that. With another C
+    library this function does nothing.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(_MMAP_THRESHOLD, 32 << 20)  # what it comes to by itself at the most; larger ones still go back at once
+        mallopt(_MMAP_THRESHOLD, 32 << 20)  # glibc's own upper limit; larger blocks are still returned at once
         mallopt(_TRIM_THRESHOLD, 1 << 30)
 
 
 def parameter_dtype(optim: OptimConfig) -> torch.dtype:
+    """The precision of the weights in forward and backward."""
     if optim.fp64:
         return torch.float64
-    return torch.bfloat16 if optim.bf16 else torch.float16 if optim.fp16 else torch.float32
+    if optim.bf16:
+        return torch.bfloat16
+    return torch.float16 if optim.fp16 else torch.float32
 
 
 def matmul_peak(world: Axis, device: torch.device, dtype: torch.dtype, seconds: float = 0.4) -> float:
-    """FLOP/s of all ranks together, each multiplying square matrices at the same time: the roof that MFU is told
-    against. Ranks that share cores share the roof."""
+    """FLOP/s of all ranks together, while each multiplies square matrices: the peak that MFU is relative to. Ranks that
+    share cores share the peak."""
     n = 4096 if device.type == "cuda" else 512
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
     torch.mm(a, b)
@@ -72,7 +79,7 @@ def matmul_peak(world: Axis, device: torch.device, dtype: torch.dtype, seconds: 
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: the most that was allocated on the GPU, or the most that this process had resident."""
+    """Peak memory in bytes: allocated on the GPU, or resident in this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,7 +1,7 @@
 """The training loop: steps, log rows, checkpoints, validations, and a clean stop, until the run is done.
 
-A checkpoint comes before optional work: a validation due at the same step, the last validation and the test follow it,
-and a request to stop ends them between two batches.
+A checkpoint is written before optional work: a validation due at the same step, the last validation and the test come
+after it, and a request to stop ends them between two batches.
 """
 
 import math
@@ -51,7 +51,7 @@ class _Interval:
     seconds: float = 0.0
 
     def add(self, result: StepResult, samples: int, seconds: float) -> None:
-        """The loss of a step that was wrong does not count; a step without a learned token has none."""
+        """Adds a step. The loss of a bad step does not count; a step without a learned token has none."""
         if not result.tokens:
             self.without_tokens += 1
         elif result.skipped:
@@ -59,11 +59,13 @@ class _Interval:
         if result.tokens and not result.wrong:
             self.loss = self.loss + result.loss * result.tokens
             self.tokens += result.tokens
-        self.steps, self.samples, self.seconds = self.steps + 1, self.samples + samples, self.seconds + seconds
+        self.steps += 1
+        self.samples += samples
+        self.seconds += seconds
 
 
 def train(run: TrainingRun, stop: StopRequest) -> dict[str, Any]:
-    """Trains to the end (or until asked to stop), saves, and returns the summary with the run's exit code."""
+    """Trains to the end, or until asked to stop, and saves. Returns: the summary, with the run's exit code."""
     try:
         return _Loop(run).run(stop)
     finally:
@@ -133,7 +135,10 @@ class _Loop:
         return summary
 
     def _advance(self, upcoming: Iterator[list[Batch]], stop: StopRequest) -> int:
-        """Steps until the run is done, is asked to stop (why), or has gone back and needs other batches."""
+        """Trains until the run is done, is asked to stop, or has rolled back and needs other batches.
+
+        Returns: the exit code of the reason to stop; 0 if there is none.
+        """
         code, went_back = 0, False
         while self.state.step < self.r.total_steps and not code and not went_back:
             went_back = self._step(upcoming)
@@ -144,33 +149,37 @@ class _Loop:
         return code
 
     def _save_last(self) -> None:
-        """The checkpoint behind which this process trains no further."""
+        """Saves the last checkpoint; this process does not train any further after it."""
         self.health.check_before_save(self.state.step)
         doing("the last checkpoint")
         self.saving.finish(self.state.step, self.r.trainer.held(), saved_state(self.r))
 
     def _evaluate_last(self, stop: StopRequest, code: int) -> int:
-        """Behind the last checkpoint, unless somebody asks to stop: the validation that is due or final, and of a run
-        that is done the test. The exit code; a run whose last loss is left out has stopped early, too."""
+        """After the last checkpoint, unless a stop is requested: runs the validation that is due or final, and the test
+        if the run is done.
+
+        Returns: the exit code. A run whose last loss is not measured has stopped early, too.
+        """
         done = self.state.step >= self.r.total_steps
         validates = self.r.splits.valid is not None and self.validated != self.state.step
         validates = validates and (done or self._validation_due())
         tests = self.r.splits.test is not None and done
         if done and (code == EXIT_INTERVAL or not (validates or tests)):
             code = DONE
-        may_go_on = code in (DONE, EXIT_INTERVAL)
-        if done and not may_go_on:
+        may_evaluate = code in (DONE, EXIT_INTERVAL)
+        if done and not may_evaluate:
             self._say(f"asked to stop, {STOPS[code]}: no last loss of step {self.state.step}")
-        if validates and may_go_on:
+        if validates and may_evaluate:
             asked = self._validate(stop)
-            code, may_go_on = max(code, asked), not asked
-        if tests and may_go_on:
+            code = max(code, asked)
+            may_evaluate = not asked
+        if tests and may_evaluate:
             assert self.r.splits.test is not None
             code = max(code, self._evaluate("test", self.r.splits.test, 0, stop))
         return code
 
     def _step(self, upcoming: Iterator[list[Batch]]) -> bool:
-        """True if the step was bad and the run went back to a checkpoint."""
+        """One training step, with its log line and checkpoint. Returns: True if the run rolled back to a checkpoint."""
         doing("the batches of the next step")
         start, state = time.perf_counter(), self.state
         logged = self._is_logged(state.step + 1)
@@ -189,7 +198,7 @@ class _Loop:
         fault_point("step.end")
         self.interval.add(result, samples, seconds)
         if recorder is not None:
-            self._tell_schedule(recorder, len(batches), seconds)
+            self._report_schedule(recorder, len(batches), seconds)
         if result.wrong and self.bad_steps.act(result, samples):
             self._went_back()
             return True
@@ -207,7 +216,7 @@ class _Loop:
         return False
 
     def _count_tokens(self, result: StepResult) -> None:
-        """All ranks know the tokens of all, so all count alike."""
+        """Counts steps without a learned token. All ranks know the global number of tokens, so all count the same."""
         if result.tokens:
             self.without_tokens_in_a_row = 0
             return
@@ -218,6 +227,7 @@ class _Loop:
         return step % self.training.log_interval == 0 or step == 1 or step == self.r.total_steps
 
     def _went_back(self) -> None:
+        """Forgets what belongs to the steps after the checkpoint that the run has rolled back to."""
         self.saving.saved_step = self.state.step
         self.saving.measured = None
         self.validated = -1  # a loss of steps that are no longer part of the run
@@ -226,7 +236,7 @@ class _Loop:
             self.report.go_back(self.state.step)
 
     def _upcoming(self) -> Iterator[list[Batch]]:
-        """This rank's batches of each step that is left; read ahead of the steps, so it keeps its own position."""
+        """This rank's batches of each remaining step. They are read ahead of the step, so the position is kept here."""
         consumed, skipped = self.state.consumed_samples, self.state.skipped_samples
         assert self.r.splits.train is not None
         train = SkipSamples(self.r.splits.train, skipped) if skipped else self.r.splits.train
@@ -267,8 +277,11 @@ class _Loop:
         self._require_tokens(interval)
 
     def _require_tokens(self, interval: _Interval) -> None:
-        """A log line of several steps that had nothing to learn ends the run, with a checkpoint; so does a row of
-        such steps where each has a line of its own. Raises: NothingLearnedError, on all ranks."""
+        """Ends the run, with a checkpoint, if no step of a log line had a token to learn. If each step has its own log
+        line, STEPS_TO_JUDGE such steps in a row end it.
+
+        Raises: NothingLearnedError, on all ranks.
+        """
         several = interval.steps > 1 or self.without_tokens_in_a_row >= STEPS_TO_JUDGE
         if not several or interval.without_tokens < interval.steps:
             return
@@ -281,7 +294,7 @@ class _Loop:
         steps = self.state.step - self.first_step
         return f"{self.without_tokens:,} of {steps:,} steps had no token to learn and updated nothing"
 
-    def _tell_schedule(self, recorder: Recorder, microbatches: int, seconds: float) -> None:
+    def _report_schedule(self, recorder: Recorder, microbatches: int, seconds: float) -> None:
         trace = schedule_trace.gather(self.r.trainer, recorder, microbatches)
         config, step = self.r.config, self.state.step
         if self.report is not None:
@@ -292,12 +305,12 @@ class _Loop:
         return self.r.splits.valid is not None and interval > 0 and self.state.step % interval == 0
 
     def _validation_missing(self) -> bool:
-        """Whether the run before this one has ended between a checkpoint and the validation due at its step."""
+        """Whether the previous run ended between a checkpoint and the validation due at its step."""
         begun = 0 < self.state.step < self.r.total_steps
         return begun and self._validation_due() and self.validated != self.state.step
 
     def _validate(self, stop: StopRequest) -> int:
-        """0, or why it was left out."""
+        """Runs a validation. Returns: 0, or the exit code of the request to stop that ended it."""
         assert self.r.splits.valid is not None
         first = 0
         if self.r.config.data.data_order == "megatron":
@@ -306,13 +319,13 @@ class _Loop:
         return self._evaluate("valid", self.r.splits.valid, first, stop)
 
     def _evaluate(self, split: str, dataset: Dataset, first: int, stop: StopRequest) -> int:
-        """The mean loss over eval_iters whole global batches of the split from sample `first` on, or up to its end if
-        that comes earlier. What is read depends neither on the layout nor on how far a batch-size ramp-up is, and
-        neither the data position nor any random stream moves.
+        """Reports the mean loss over eval_iters full global batches of the split, from sample `first` on, or up to the
+        end of the split if that comes earlier. The samples do not depend on the layout or on a batch-size ramp-up, and
+        neither the data position nor any random stream changes.
 
-        Returns: 0, or the exit code of whoever asked to stop, between two batches: then there is no loss.
+        Returns: 0, or the exit code of a request to stop that came between two batches: then there is no loss.
 
-        Raises: NothingLearnedError where none of the tokens is learned, on all ranks.
+        Raises: NothingLearnedError on all ranks if none of the tokens is learned.
         """
         doing(f"the {split} loss")
         fault_point("evaluate.begin")
@@ -358,15 +371,14 @@ class _Loop:
         }
 
     def _parameters(self) -> int:
-        """Of the whole model, tied and replicated weights once."""
+        """Number of parameters of the entire model; tied and replicated weights count once."""
         mine = 0
         for name, shard in self.r.trainer.shards.items():
             if shard.tied in (None, name):
                 pieces = shard.pieces(self.mesh.grid.sizes, self.mesh.coords)
                 mine += sum(math.prod(piece.whole.shape) for piece in pieces if piece.copy == 0)
-        return int(
-            all_reduce(torch.tensor(float(mine), dtype=torch.float64, device=self.mesh.device), self.mesh.model).item()
-        )
+        count = torch.tensor(float(mine), dtype=torch.float64, device=self.mesh.device)
+        return int(all_reduce(count, self.mesh.model).item())
 
     def _headline(self) -> str:
         sizes, config = self.mesh.grid.sizes, self.r.config
@@ -382,10 +394,11 @@ class _Loop:
         flag = "--train-iters" if self.training.train_iters is not None else "--train-samples"
         return (
             f"this run is complete: step {self.state.step} of {self.r.total_steps}, nothing is left to train; "
-            f"raise {flag} to go on"
+            f"raise {flag} to continue"
         )
 
     def _fresh(self) -> _Interval:
+        """An interval without steps."""
         return _Interval(torch.zeros((), dtype=torch.float64, device=self.mesh.device))
 
     def _say(self, text: str) -> None:

@@ -1,5 +1,5 @@
-"""A whole run of one rank, from legal settings to an exit code; the first cause of a failure is told, not its
-echoes.
+"""Runs pretraining on one rank, from legal settings to an exit code. Reports the first cause of a failure, not its
+echoes on other ranks.
 """
 
 import os
@@ -22,8 +22,12 @@ from megascratch.training.stop import StopRequest
 
 
 def pretrain(config: Config) -> int:
-    """The code of `config.exit_codes`: 0 done, 1 when communication or numbers failed, or why the run has saved and
-    stopped early. Under plain torchrun that is 0, too: it would take another code for a failure and start again."""
+    """Pretrains a model.
+
+    Returns: an exit code of `config.exit_codes`: 0 if the run is done, 1 if communication or numbers failed, or the
+    reason for which the run has saved and stopped early. Under plain torchrun an early stop is 0, too, because torchrun
+    would take any other code for a failure and restart the run.
+    """
     watch_torchrun(60 * config.parallel.distributed_timeout_minutes, config.training.output_dir)
     fault_point("run.begin")
     with StopRequest(config.training) as stop:
@@ -32,27 +36,29 @@ def pretrain(config: Config) -> int:
 
 
 def _code(config: Config, stop: StopRequest) -> int:
-    """Runs, says why the run has failed if it has, and leaves the other ranks; requests to stop are heard to the end.
+    """Trains, prints why the run has failed if it has, and leaves the process group. Requests to stop are handled until
+    the end.
 
-    Raises: whatever needs a traceback, and UserError.
+    Raises: UserError, and any error that needs a traceback.
     """
-    code, told = FAILED, ""
+    code, cause = FAILED, ""
     try:
         code = train(build_run(config), stop)["exit_code"]
         fault_point("run.end")
     except (CommunicationError, RanksSilent) as error:
-        told = str(error)
+        cause = str(error)
         rank = os.environ.get("RANK", "0")
-        print(f"megascratch pretrain: rank {rank}: {printable_lines(told)}", file=sys.stderr, flush=True)
+        print(f"megascratch pretrain: rank {rank}: {printable_lines(cause)}", file=sys.stderr, flush=True)
         outlive_dead_machines()
     except (FloatingPointError, ReplicasDiffer, NothingLearnedError) as error:
-        told = str(error)
-        if os.environ.get("RANK", "0") == "0":  # all ranks found the same
-            print(f"megascratch pretrain: {printable_lines(told)}", file=sys.stderr, flush=True)
+        cause = str(error)
+        if os.environ.get("RANK", "0") == "0":  # all ranks have the same error
+            print(f"megascratch pretrain: {printable_lines(cause)}", file=sys.stderr, flush=True)
     except BaseException as error:
-        code, told = (BAD_INPUT if isinstance(error, UserError) else FAILED), f"{type(error).__name__}: {error}"
+        code = BAD_INPUT if isinstance(error, UserError) else FAILED
+        cause = f"{type(error).__name__}: {error}"
         raise
     finally:
-        ended(code, told)
+        ended(code, cause)
         mesh.stop()
     return code

@@ -1,5 +1,5 @@
-"""What a run tells: metrics.jsonl, TensorBoard events, console lines, loss.png and summary.json; on the first rank
-only.
+"""Writes the report of a run: metrics.jsonl, TensorBoard events, console lines, loss.png and summary.json. Only the
+first rank writes it.
 """
 
 import json
@@ -22,10 +22,10 @@ Row = dict[str, Any]
 
 
 class Report:
-    """Takes a row per log interval and per validation.
+    """Takes one row for each log interval and each validation.
 
-    On a terminal the newest step stands under the log as a live bar; elsewhere there are plain lines. A resumed run
-    keeps the rows up to the step that it goes on from.
+    On a terminal a progress bar with the newest step is shown below the log; elsewhere there are plain lines. A resumed
+    run keeps the rows up to the step that it resumes from.
     """
 
     def __init__(self, folder: str, tensorboard_dir: str, total_steps: int, first_step: int):
@@ -56,14 +56,14 @@ class Report:
         self.bar.console.print(printable_lines(text), markup=False)
 
     def step(self, row: Row) -> None:
-        """A training row."""
+        """Writes and prints a training row."""
         self._write(row)
         left = (time.monotonic() - self.started) / (row["step"] - self.first_step) * (self.total - row["step"])
-        self.bar.update(self.task, completed=row["step"], loss=f"loss {_told(row['loss'], '.4f')}")
+        self.bar.update(self.task, completed=row["step"], loss=f"loss {_number(row['loss'], '.4f')}")
         without = row.get("steps_without_tokens")
         self.say(
-            f"step {row['step']:>6}/{self.total} | loss {_told(row['loss'], '.4f')} | "
-            f"grad norm {_told(row['grad_norm'], '.3f')} | "
+            f"step {row['step']:>6}/{self.total} | loss {_number(row['loss'], '.4f')} | "
+            f"grad norm {_number(row['grad_norm'], '.3f')} | "
             f"lr {row['learning_rate']:.3e} | {row['tokens_per_second']:,.0f} tokens/s | MFU {row['mfu']:.1%} | "
             f"memory {row['memory_bytes'] / 2**30:.2f} GiB | left {_clock(left)}"
             + (f" | overflowed {row['skipped_steps']}, loss scale {row['loss_scale']:g}" if "loss_scale" in row else "")
@@ -71,28 +71,29 @@ class Report:
         )
 
     def evaluation(self, row: Row) -> None:
-        """A validation or test row: step, split, loss, tokens; written once, though a run that is done starts again."""
+        """Writes and prints a validation or test row: step, split, loss, tokens. A row that is already there, because a
+        finished run was started again, is not written twice."""
         if not any(old["step"] == row["step"] and old.get("split") == row["split"] for old in self.rows):
             self._write(row)
         perplexity = None if row["loss"] is None else math.exp(min(row["loss"], 700))
         self.say(
-            f"step {row['step']:>6} | {row['split']} loss {_told(row['loss'], '.4f')} | perplexity "
-            f"{_told(perplexity, '.2f')} | {row['tokens']:,} tokens"
+            f"step {row['step']:>6} | {row['split']} loss {_number(row['loss'], '.4f')} | perplexity "
+            f"{_number(perplexity, '.2f')} | {row['tokens']:,} tokens"
         )
 
     def event(self, row: Row, text: str) -> None:
-        """Something that happens now and then: `row` has step and event (its kind), and no loss."""
+        """Writes and prints an event, such as a save. `row` has step and event (its kind), and no loss."""
         self._write(row)
         self.say(text)
 
     def go_back(self, step: int) -> None:
-        """The rows behind a step are no longer part of the run."""
+        """Removes the rows after a step, which a rollback has undone."""
         self.rows = [row for row in self.rows if row["step"] <= step]
         self._attempt(self._rewrite)
         self.bar.update(self.task, completed=step)
 
     def close(self, summary: Row) -> None:
-        """Draws the curves, writes the summary and says where everything lies."""
+        """Draws the loss curves, writes the summary and prints where each file is."""
         self.bar.stop()
         if self.metrics is None:
             self._attempt(self._rewrite)
@@ -120,7 +121,7 @@ class Report:
             self.metrics.write(_json(row) + "\n")
 
     def _rewrite(self) -> None:
-        """All rows anew; until they are whole, the file before them stays."""
+        """Writes all rows to a new file, which replaces the old one when it is complete."""
         self._put_away()
         path = self.folder / "metrics.jsonl"
         text = "".join([_json(row) + "\n" for row in self.rows])
@@ -133,7 +134,7 @@ class Report:
             metrics.close()
 
     def _summarize(self, summary: Row) -> None:
-        """A run that had nothing left to do leaves what the one before it measured."""
+        """Writes the summary. A run that had nothing left to train keeps what the previous run has measured."""
         file = self.folder / "summary.json"
         before = read_summary(file) if summary.get("seconds") == 0 else {}
         if before:
@@ -143,12 +144,15 @@ class Report:
 
     def _set_aside(self, damage: str) -> None:
         aside = set_aside(self.folder / "metrics.jsonl")
-        kept = f"the file as it was is {aside}" if aside else "the file as it was could not be kept"
+        kept = f"the damaged file is kept as {aside}" if aside else "the damaged file could not be kept"
         self.say(f"warning: {damage}; {kept}")
 
     def _attempt(self, work: Callable[[], object]) -> bool:
-        """Whether it could be done. A disk that takes no report stops no training: told once, and each row is tried
-        again with the next."""
+        """Writes a part of the report. An error never stops training: it is reported once, and missing rows are written
+        together with the next one.
+
+        Returns: whether it worked.
+        """
         try:
             work()
         except Exception as error:
@@ -159,13 +163,13 @@ class Report:
                 complaint = f"{error.filename or self.folder}: {error.strerror or error}"
             if complaint != self.complaint:
                 self.complaint = complaint
-                self.say(f"warning: the report of the run cannot be written: {complaint}; training goes on")
+                self.say(f"warning: the report of the run cannot be written: {complaint}; training continues")
             return False
         return True
 
 
 def draw_losses(rows: Iterable[Row], file: Path) -> None:
-    """Training and validation loss over steps as a picture."""
+    """Draws training and validation loss over steps into a PNG file."""
     from matplotlib.figure import Figure  # slow to import, and only the end of a run needs it
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")
@@ -184,14 +188,15 @@ def draw_losses(rows: Iterable[Row], file: Path) -> None:
 
 
 def _json(row: Row, indent: int | None = None) -> str:
-    """JSON knows no nan and no infinity (the norm of a step that overflowed): null."""
-    return json.dumps(
-        {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}, indent=indent
-    )
+    """A row as JSON. JSON has no nan or infinity (the norm of a step that overflowed), so these become null."""
+    finite = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in row.items()
+    }
+    return json.dumps(finite, indent=indent)
 
 
-def _told(value: float | None, form: str) -> str:
-    """A number in its format; where there is none, a dash."""
+def _number(value: float | None, form: str) -> str:
+    """A number in its format; a dash if there is none."""
     return "-" if value is None else format(value, form)
 
 

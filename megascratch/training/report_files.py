@@ -1,7 +1,8 @@
-"""The files of a run's report: read with tolerance, because a report must never stop training, and written whole.
+"""Reads and writes the files of a run's report. Reading tolerates damage, because a report must never stop training;
+writing replaces a file only when the new one is complete.
 
 A damaged file (a bad disk, NULs after a power loss, an editor) is never lost: what cannot be read is left out, and the
-file as it was stays beside the new one as `{name}.damaged`.
+damaged file is kept next to the new one as `{name}.damaged`.
 """
 
 import os
@@ -13,20 +14,20 @@ from megascratch.config.errors import UserError
 from megascratch.config.json_record import COUNT, NUMBER, TEXT, misfit, optional, parse_json, parse_object
 
 ROW_FIELDS = {"step": COUNT, "loss": optional(NUMBER), "split": TEXT, "event": TEXT}
-"""What is read of a row; the other fields are only copied."""
+"""The fields of a row that are read; all others are only copied."""
 
 
 class ReportRows(NamedTuple):
-    """What could be read of a file of rows."""
+    """The rows of a file that could be read."""
 
     rows: list[dict[str, Any]]
     damage: str
-    """What could not, in words; '' for nothing."""
+    """What could not be read, as a message; '' if everything could."""
 
 
 def read_rows(file: Path) -> ReportRows:
-    """The rows of a metrics.jsonl in their order. A last line without its line end was cut short by a crash: it is
-    left out without a word, as its step is done again. Never raises for what the file holds."""
+    """The rows of a metrics.jsonl, in order. A last line without its line end was cut short by a crash: it is left out
+    silently, because its step is done again. Never raises, whatever the file holds."""
     try:
         content = file.read_bytes()
     except FileNotFoundError:
@@ -42,16 +43,15 @@ def read_rows(file: Path) -> ReportRows:
             rows.append(row)
     if not unreadable:
         return ReportRows(rows, "")
-    lines = (
-        f"line {unreadable[0]} is"
-        if len(unreadable) == 1
-        else (f"{len(unreadable):,} lines are, the first in line {unreadable[0]},")
-    )
+    if len(unreadable) == 1:
+        lines = f"line {unreadable[0]} is"
+    else:
+        lines = f"{len(unreadable):,} lines (the first is line {unreadable[0]}) are"
     return ReportRows(rows, f"{file}: {lines} damaged and left out")
 
 
 def read_summary(file: Path) -> dict[str, Any]:
-    """The summary of the run before; {} where there is none, or none that can be read."""
+    """The summary of the previous run; {} if there is none, or it cannot be read."""
     try:
         return parse_object(file.read_bytes(), file)
     except (OSError, UserError):
@@ -59,7 +59,7 @@ def read_summary(file: Path) -> dict[str, Any]:
 
 
 def set_aside(file: Path) -> Path | None:
-    """Gives a damaged file a name of its own beside; None where that cannot be done."""
+    """Renames a damaged file to a free name next to it. Returns: its new path, or None if it cannot be renamed."""
     for number in range(1, 1000):
         aside = file.with_name(f"{file.name}.damaged" + (f".{number}" if number > 1 else ""))
         if aside.exists():
@@ -73,9 +73,9 @@ def set_aside(file: Path) -> Path | None:
 
 
 def write_whole(file: Path, write: Callable[[Path], object]) -> None:
-    """Lets `write` fill a file beside, which then takes the name in one move: a full disk leaves no part of it.
+    """Lets `write` fill a temporary file, which then replaces `file` atomically: a full disk leaves no partial file.
 
-    Raises: OSError, or what `write` raises; the file before it stays.
+    Raises: OSError, or what `write` raises; the old file stays.
     """
     partial = file.with_name(f"{file.name}.partial")
     try:

@@ -1,6 +1,6 @@
-"""One step of the run under the clock: a picture of what happened over what the simulator plays, the times, the spans.
+"""Traces the pipeline schedule of one training step (--trace-schedule) and compares it with the simulator's prediction.
 
-schedule_step_5.svg    both timelines
+schedule_step_5.svg    both timelines, measured and simulated
 schedule_step_5.csv    mean times of each virtual stage, for `megascratch schedule simulate --times`
 schedule_step_5.json   every span of every rank, and the figures
 """
@@ -21,35 +21,42 @@ from megascratch.training.trainer import Trainer
 
 
 def gather(trainer: Trainer, recorder: Recorder, microbatches: int) -> Trace:
-    """The step of this rank's pipeline; called by all of its ranks."""
+    """The trace of the traced step, from all ranks of this rank's pipeline. Called by all of them."""
     notes = all_gather_objects(recorder.notes(), trainer.mesh.pp)
     return Trace.of(trainer.orders(microbatches), trainer.placement, notes)
 
 
 def write(trace: Trace, parallel: ParallelConfig, step: int, seconds: float, folder: str) -> str:
-    """Writes the files; returns what to tell the user. `seconds`: of the whole step."""
-    base, again = Path(folder) / f"schedule_step_{step}", _arguments(trace, parallel)
+    """Writes the files.
+
+    Args:
+        seconds: time of the entire step.
+
+    Returns: the lines to print for the user.
+    """
+    base = Path(folder) / f"schedule_step_{step}"
+    arguments = _arguments(trace, parallel)
     picture, times, spans = (base.with_suffix(suffix) for suffix in (".svg", ".csv", ".json"))
     titles = {
-        f"{again[0]}, step {step}, as it happened": trace.happened,
+        f"{arguments[0]}, step {step}, as it happened": trace.happened,
         "as the simulator plays it, each action with its measured time": trace.played,
     }
     figure = chart.stacked({f"{title}: {_figures(line)}": line for title, line in titles.items()})
-    answer = json.dumps(_answer(trace, again[0], step, seconds), indent=1) + "\n"
-    command = f"megascratch schedule simulate {' '.join(again)} --times {times}"
+    record = json.dumps(_record(trace, arguments[0], step, seconds), indent=1) + "\n"
+    command = f"megascratch schedule simulate {' '.join(arguments)} --times {times}"
     written = f"  picture {picture} | spans {spans} | again: {command}"
     try:
         write_whole(picture, lambda path: figure.savefig(path, format="svg"))
         write_whole(times, lambda path: path.write_text(format_times(trace.times), encoding="utf-8"))
-        write_whole(spans, lambda path: path.write_text(answer, encoding="utf-8"))
-    except OSError as error:  # a report stops no training
-        written = f"  the files of it cannot be written: {error.filename or base.parent}: {error.strerror}"
+        write_whole(spans, lambda path: path.write_text(record, encoding="utf-8"))
+    except OSError as error:  # a report must never stop training
+        written = f"  its files cannot be written: {error.filename or base.parent}: {error.strerror}"
     return "\n".join(
         [
-            f"schedule of step {step}: {again[0]}, {trace.disorder or 'all actions in the compiled order'}",
+            f"schedule of step {step}: {arguments[0]}, {trace.disorder or 'all actions in the compiled order'}",
             f"  happened                           {_figures(trace.happened)}, of a step of {seconds:.4g} s",
-            f"  played, each action with its time  {_figures(trace.played)}: {_beside(trace.happened, trace.played)}",
-            f"  played, mean times                 {_figures(trace.typical)}: {_beside(trace.happened, trace.typical)}",
+            f"  played, each action with its time  {_figures(trace.played)}: {_ratio(trace.happened, trace.played)}",
+            f"  played, mean times                 {_figures(trace.typical)}: {_ratio(trace.happened, trace.typical)}",
             written,
         ]
     )
@@ -59,11 +66,11 @@ def _figures(timeline: Timeline) -> str:
     return f"{timeline.total:.4g} s, bubble {timeline.bubble_rate:.1%}"
 
 
-def _beside(happened: Timeline, played: Timeline) -> str:
+def _ratio(happened: Timeline, played: Timeline) -> str:
     return f"the run took {happened.total / played.total:.3f} times that"
 
 
-def _answer(trace: Trace, schedule: str, step: int, seconds: float) -> dict[str, Any]:
+def _record(trace: Trace, schedule: str, step: int, seconds: float) -> dict[str, Any]:
     timelines = {"happened": trace.happened, "played": trace.played, "played_with_means": trace.typical}
     return {
         "schedule": schedule,
@@ -82,7 +89,7 @@ def _answer(trace: Trace, schedule: str, step: int, seconds: float) -> dict[str,
 
 
 def _arguments(trace: Trace, parallel: ParallelConfig) -> list[str]:
-    """The words that name this schedule to `megascratch schedule`."""
+    """The command-line arguments that name this schedule to `megascratch schedule`."""
     if parallel.pipeline_schedule_csv is not None:
         return [parallel.pipeline_schedule_csv]
     assert parallel.pipeline_schedule is not None

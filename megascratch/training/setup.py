@@ -1,5 +1,5 @@
-"""From settings to everything a run needs: tokenizer, data and checkpoint are checked before any process group
-starts.
+"""Builds everything that a run needs from its settings: process groups, model, optimizer, data and checkpoint. The
+settings and files, and that all ranks agree on them, are checked before any process group starts.
 """
 
 import math
@@ -50,7 +50,7 @@ DataFiles = dict[str, dict[str, Any]]  # digests of the corpora, see data.tokens
 
 @dataclass
 class TrainingRun:
-    """Everything alive in a run of one rank."""
+    """Everything that one rank of a run holds."""
 
     config: Config
     mesh: Mesh
@@ -61,30 +61,31 @@ class TrainingRun:
     read: ReadStep
     tokenizer: Tokenizer | None
     total_steps: int
-    traced_step: int | None  # whose schedule is timed and drawn
+    traced_step: int | None  # the step whose schedule is timed and drawn
     data_files: DataFiles
-    notices: list[str]  # what this run changes beside the checkpoint that it goes on from
-    report_lease: Lease | None  # on the first rank: nobody else writes into output_dir
+    notices: list[str]  # settings that differ from those of the checkpoint that the run resumes from
+    report_lease: Lease | None  # on the first rank: no other run writes into output_dir
     valid_loss: float | None = None  # of that checkpoint, if it is known
 
 
 class _Ready(NamedTuple):
-    """What a rank found and opened, before it met the others."""
+    """What a rank has opened and checked before the process group starts."""
 
     inputs: Inputs
-    start: Place | None  # the checkpoint to go on from
+    start: Place | None  # the checkpoint to resume from
     files: DataFiles
-    orders: dict[str, str]  # digests of what it will read, and in which order
+    orders: dict[str, str]  # digests of the samples that it will read, in their order
     traced_step: int | None
     device: torch.device
     notices: list[str]
 
 
 def build_run(config: Config) -> TrainingRun:
-    """Checks, meets, builds and loads. `config` is derived and legal.
+    """Checks the inputs, meets the other ranks, builds the trainer and loads the checkpoint. `config` is derived and
+    legal.
 
     Raises:
-        UserError: whatever the user can mend, and ranks that do not start alike, before any process group starts.
+        UserError: anything that the user can fix, and ranks that differ, before any process group starts.
     """
     timeout = timedelta(minutes=config.parallel.distributed_timeout_minutes)
     fault_point("run.meet")
@@ -141,7 +142,7 @@ def build_run(config: Config) -> TrainingRun:
 
 
 def _valid_loss(load: str | None, step: int) -> float | None:
-    """Of the checkpoint that was loaded; None where it is not known."""
+    """The validation loss of the checkpoint that was loaded; None if it is not known."""
     assert load is not None
     path = storage_path(load)
     loss = known_loss(path if is_step(path) else step_folder(path, step))
@@ -149,7 +150,8 @@ def _valid_loss(load: str | None, step: int) -> float | None:
 
 
 def _agreed(config: Config, meeting: Rendezvous | None) -> _Ready:
-    """What this rank found, once all have found the same. Raises: UserError on all ranks where one cannot start."""
+    """This rank's inputs, after checking that all ranks have the same. Raises: UserError on all ranks if any rank
+    cannot start, or if they differ."""
     try:
         ready = _ready(config)
     except UserError as error:
@@ -182,7 +184,7 @@ def _ready(config: Config) -> _Ready:
 
 
 def saved_state(run: TrainingRun) -> dict:
-    """What a checkpoint says beside its tensors: enough to go on, to evaluate and to generate."""
+    """What a checkpoint stores in addition to its tensors: enough to resume, to evaluate and to generate."""
     run.trainer.save_scalars(run.state)
     return {
         "train_state": run.state.to_dict(),
@@ -193,7 +195,8 @@ def saved_state(run: TrainingRun) -> dict:
 
 
 def _reader(config: Config, mesh: Mesh, tokenizer: Tokenizer | None) -> ReadStep:
-    """Every rank reads its own samples from the files (law 4), so nothing is sent around."""
+    """Reads the micro-batches of a step. Every rank reads its own samples from the files (law 4), so no data is sent
+    between ranks."""
     data = config.data
     read = partial(
         microbatches,
@@ -212,7 +215,10 @@ def _reader(config: Config, mesh: Mesh, tokenizer: Tokenizer | None) -> ReadStep
 
 
 def _checkpoint_to_load(config: Config) -> Place | None:
-    """The checkpoint to go on from; also refuses a run that could only overwrite checkpoints, before it has trained."""
+    """The checkpoint to resume from; None for a new run.
+
+    Raises: UserError if the run would have to overwrite a newer checkpoint, before it trains.
+    """
     training = config.training
     assert training.save is not None
     start = resolve(training.load) if training.load is not None else None
@@ -221,18 +227,18 @@ def _checkpoint_to_load(config: Config) -> Place | None:
         begin = f"step {_step_of(start)}" if start else "scratch"
         raise UserError(
             f"--save {training.save} already holds {later[0].name} and this run starts from {begin}: a checkpoint is "
-            "never overwritten; use --auto-resume to go on from it, another --output-dir, or delete it"
+            "never overwritten; use --auto-resume to resume from it, another --output-dir, or delete it"
         )
     return start
 
 
 def _step_of(start: Place | None) -> int:
-    """How many steps a checkpoint has behind it."""
+    """The step of a checkpoint; 0 if there is none."""
     return step_number(start) if start else 0
 
 
 def _traced_step(config: Config, done: int, total_steps: int) -> int | None:
-    """The step whose schedule is timed; by default a steady one, behind the first ones that are slow."""
+    """The step whose schedule is timed. The default is the fifth of this run, because the first ones are slow."""
     asked = config.training.trace_schedule_step
     if not config.training.trace_schedule or done >= total_steps:
         return None

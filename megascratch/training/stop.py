@@ -1,7 +1,9 @@
-"""Reasons to stop before the last step in, one decision of all ranks at a step's end out, as an exit code.
+"""Stops a run early: on a signal, a stop file, a time limit or an exit interval. All ranks decide together at the end
+of a step, and the reason becomes the exit code.
 
-A signal is heard by a thread, even while the rank waits inside C++. The first one asks for a checkpoint and an end; a
-second one (another, or the same more than a second later) ends this process at once: the last checkpoint is whole.
+A thread handles signals, even while the rank waits inside C++. The first signal requests a checkpoint and a clean end.
+A second one (a different one, or the same more than a second later) ends this process at once; the last checkpoint is
+complete in any case.
 """
 
 import os
@@ -29,28 +31,29 @@ from megascratch.parallel.mesh import Axis
 from megascratch.supervision.launch import began
 
 ASKED = {signal.SIGTERM: PREEMPTED, signal.SIGUSR1: PREEMPTED, signal.SIGHUP: PREEMPTED, signal.SIGINT: INTERRUPTED}
-SAME_SIGNAL = 1.0  # seconds in which a signal that comes again, over another way, is the same request
-LOOK_EVERY = 1.0  # seconds between two looks for the stop file
+SAME_SIGNAL = 1.0  # seconds in which a repeated signal is the same request, delivered twice
+LOOK_EVERY = 1.0  # seconds between two checks for the stop file
 _NO_MORE = 0
 
 
 class StopRequest:
-    """A context that hears requests, and those that came before it while they were blocked; made in the main thread.
+    """A context that receives requests to stop, including signals that came earlier while they were blocked. Created in
+    the main thread.
 
-    It belongs around loading, too: a batch system that asks then must not take the run for a failed one.
+    It must enclose loading, too, so that a run that a batch system stops while it loads does not count as failed.
     """
 
     def __init__(self, training: TrainingConfig):
         self.asked = 0
         self.code: int | None = None
-        """With which the run ends, as soon as that is decided: requests change it no more."""
+        """The exit code of the run, once it is decided; later requests no longer change it."""
         self._training, self._began, self._looked = training, began(), -LOOK_EVERY
         self._came: list[tuple[int, float]] = []
         reads, self._writes = os.pipe()
         os.set_blocking(self._writes, False)
         heard = set(ASKED)
         if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
-            heard.remove(signal.SIGHUP)  # nohup asked for it
+            heard.remove(signal.SIGHUP)  # set by nohup
         self._before = {number: signal.signal(number, _heard_by_the_thread) for number in heard}
         self._wakeup_before = signal.set_wakeup_fd(self._writes, warn_on_full_buffer=False)
         self._thread = threading.Thread(target=self._listen, args=(reads,), name="signals", daemon=True)
@@ -64,14 +67,19 @@ class StopRequest:
         self.release()
 
     def agreed(self, step: int | None, world: Axis, device: torch.device) -> int:
-        """After step `step`: 0, or on all ranks the highest exit code that one of them has a reason for. None: in the
-        midst of a validation, which no exit interval cuts short."""
+        """Decides on all ranks whether to stop.
+
+        Args:
+            step: the step that has just ended; None during a validation, which no exit interval cuts short.
+
+        Returns: on all ranks the highest exit code for which any of them has a reason; 0 for none.
+        """
         mine = max(self.asked, self._reason(step) if world.is_first else 0)
         return int(all_reduce(torch.tensor(float(mine), device=device), world, dist.ReduceOp.MAX).item())
 
     def release(self) -> None:
-        """The handlers before. A process that ends with its run, whose exit code is told by now, hears no further
-        request: it would end with another code, a moment before it ends by itself."""
+        """Restores the previous signal handlers. A process that ends together with its run ignores further signals
+        instead: its exit code is already reported, and a signal would change it just before the process ends."""
         signal.set_wakeup_fd(self._wakeup_before)
         for number, handler in self._before.items():
             signal.signal(number, signal.SIG_IGN if is_own_process() else handler)
@@ -83,7 +91,7 @@ class StopRequest:
         training, now = self._training, time.monotonic()
         if now - self._looked >= LOOK_EVERY:
             self._looked = now
-            if training.stop_file is not None and os.path.exists(training.stop_file):  # raises for no folder's rights
+            if training.stop_file is not None and os.path.exists(training.stop_file):  # False without permission
                 return STOP_FILE
         limit = training.exit_duration_in_mins
         if limit is not None and time.time() - self._began > 60 * limit:
@@ -107,11 +115,11 @@ class StopRequest:
 
 
 def remove_stop_file(training: TrainingConfig) -> None:
-    """Once it was heeded; or the next run would stop, too."""
+    """Removes the stop file after the run has stopped for it, so that the next run does not stop, too."""
     if training.stop_file is not None:
         with suppress(OSError):
             Path(training.stop_file).unlink()
 
 
 def _heard_by_the_thread(number: int, frame: object) -> None:
-    """Python's own handler has nothing left to do."""
+    """Python's signal handler: does nothing, because the thread handles the signal."""

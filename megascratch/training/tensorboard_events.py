@@ -1,4 +1,4 @@
-"""TensorBoard's events of a run, written by a thread of its own; a disk that takes none of them stops nothing."""
+"""Writes a run's metrics as TensorBoard events, in a thread of TensorBoard. A write error never stops training."""
 
 import threading
 from typing import Any
@@ -7,10 +7,10 @@ from torch.utils.tensorboard.writer import SummaryWriter
 
 
 class Events:
-    """Numbers of rows as curves.
+    """Writes the numbers of the report's rows as TensorBoard scalars.
 
-    A writer whose thread has failed never writes again, so the first error is the last: it is raised once, and
-    whatever comes later is dropped.
+    A writer whose thread has failed cannot write any more, so the first error is raised once and all later rows are
+    dropped.
     """
 
     def __init__(self, folder: str, purge_step: int | None):
@@ -21,7 +21,7 @@ class Events:
         threading.excepthook = self._hook
 
     def add(self, row: dict[str, Any]) -> None:
-        """The numbers of a row. Raises: OSError, once."""
+        """Writes the numbers of a row. Raises: OSError, once."""
         if self.failed:
             return
         kind = row.get("event") or row.get("split", "train")
@@ -36,7 +36,7 @@ class Events:
             raise
 
     def close(self) -> None:
-        """Raises: OSError where the last events are not on the disk."""
+        """Writes the remaining events. Raises: OSError if they cannot be written."""
         writer, self._writer = self._writer, None
         try:
             if writer is not None and not self.failed:
@@ -50,6 +50,6 @@ class Events:
                 threading.excepthook = self._hook_before
 
     def _hook(self, failure: threading.ExceptHookArgs) -> None:
-        """The writer's thread keeps its error for the next call, and needs no traceback beside it."""
+        """Suppresses the traceback of TensorBoard's thread, which raises its error again in the next call."""
         if not type(failure.thread).__module__.startswith("tensorboard."):
             self._hook_before(failure)

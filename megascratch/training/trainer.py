@@ -1,4 +1,6 @@
-"""One rank's share of one training step: micro-batches in, moved weights out. Knows no files, no clock, no data set."""
+"""One rank's part of a training step: forward and backward over the micro-batches, gradient reduction, clipping and the
+optimizer step. Does not depend on files, the clock or the data set.
+"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -32,18 +34,19 @@ from megascratch.training.start.inputs import own_schedule
 from megascratch.training.state import TrainState
 
 Judge = Callable[[float, float], str]
-"""Global loss and gradient norm -> what is wrong with the step, '' for nothing; asked before the weights move."""
+"""Global loss and gradient norm -> what is wrong with the step, '' for nothing. Called before the weights change."""
 
 
 class StepResult(NamedTuple):
-    """`loss` is this rank's part of the global loss (a fraction whose parts add up: law 5); the rest is global."""
+    """The result of a step. `loss` is this rank's part of the global loss (the parts of all ranks add up to it: law 5);
+    all other fields are global."""
 
     loss: Tensor  # fp64 scalar on the device; 0 where the loss was not computed
     global_loss: float  # nan where no token was learned, as is grad_norm
     grad_norm: float
     skipped: bool  # nothing was updated
-    wrong: str = ""  # what the judge said; fp16's overflow is nothing wrong
-    tokens: int = 1  # learned ones of the global batch
+    wrong: str = ""  # the judge's verdict; an fp16 overflow is not wrong
+    tokens: int = 1  # learned tokens of the global batch
 
 
 class _Moved(NamedTuple):
@@ -93,20 +96,20 @@ class Trainer:
         judge: Judge | None = None,
         phases: StepTimer | None = None,
     ) -> StepResult:
-        """Forward, backward, gradient sums, clipping and the update, unless something is wrong with the step.
+        """Forward, backward, gradient reduction, clipping and the update, unless something is wrong with the step.
 
-        Where the global batch has no token to learn, nothing is updated either: no weight, no moment, no count of
-        updates, no loss scale; and the judge is not asked, because there is no loss.
+        If the global batch has no token to learn, nothing is updated either: no weight, no moment, no count of
+        updates, no loss scale. The judge is not called then, because there is no loss.
 
         Args:
-            recorder: notes what the pipeline does.
-            judge: says what is wrong with a step, whose weights then stay; None: a number that is not finite is an
+            recorder: records the actions of the pipeline.
+            judge: says what is wrong with a step; such a step is not applied. None: a number that is not finite is an
                 error.
-            phases: is told when each part of the step ends.
+            phases: measures the parts of the step.
 
         Raises:
-            FloatingPointError: without a judge, loss or gradients are not finite (fp16 with a dynamic scale skips the
-                update instead).
+            FloatingPointError: without a judge, if loss or gradients are not finite (fp16 with a dynamic scale skips
+                the update instead).
         """
         phases = phases or StepTimer()
         at_step(step)
@@ -133,45 +136,46 @@ class Trainer:
             raise CommunicationError(f"gradients and weights of step {step}: {error}") from error
         if moved.wrong and judge is None:
             raise FloatingPointError(nothing_updated(moved.wrong, step))
-        if moved.tokens and not moved.wrong:  # a step that is left out tells nothing about the scale
+        if moved.tokens and not moved.wrong:  # a step that is not applied says nothing about the scale
             self.scale = self.scale.after(moved.overflowed, self.config.optim)
         phases.lap("update")
         skipped = moved.overflowed or bool(moved.wrong) or not moved.tokens
         return StepResult(part, moved.loss, moved.grad_norm, skipped, moved.wrong, moved.tokens)
 
     def _update(self, loss_part: Tensor, tokens: float, lr: float, judge: Judge) -> _Moved:
-        """Moves the weights if nothing is wrong and there was something to learn."""
+        """Updates the weights if nothing is wrong and there was a token to learn."""
         doing("the sums of the gradients")
         self.data_parallel.finish()
         doing("the norm of the gradients")
         norm = self.data_parallel.norm().item() / self.scale.scale
-        loss, sick, learned = self._agreed(loss_part, not math.isfinite(norm), tokens)
+        loss, not_finite_anywhere, learned = self._agreed(loss_part, not math.isfinite(norm), tokens)
         if not learned:
             return _Moved(math.nan, math.nan, 0, overflowed=False, wrong="")
-        norm = norm if not sick or not math.isfinite(norm) else math.nan
-        overflowed = sick and self.config.optim.fp16 and not self._at_its_floor()
+        if not_finite_anywhere and math.isfinite(norm):
+            norm = math.nan  # another rank has seen it
+        overflowed = not_finite_anywhere and self.config.optim.fp16 and not self._at_its_floor()
         wrong = "" if overflowed else judge(loss, norm)
         doing("the optimizer's step")
         if not overflowed and not wrong:
             self.data_parallel.step(lr, clip_factor(norm, self.config.optim.clip_grad) / self.scale.scale)
         return _Moved(loss, norm, learned, overflowed, wrong)
 
-    def _agreed(self, loss_part: Tensor, sick: bool, tokens: float) -> tuple[float, bool, int]:
-        """The global loss, whether the norm is not finite on any rank (one that alone sees it stops all), and the
-        number of learned tokens, which the ranks before the last stage do not know."""
-        speaks = self.stages[-1].is_last and self.mesh.tp.is_first and self.mesh.data.is_first
-        numbers = torch.tensor([float(sick), tokens if speaks else 0.0], dtype=loss_part.dtype)
+    def _agreed(self, loss_part: Tensor, norm_not_finite: bool, tokens: float) -> tuple[float, bool, int]:
+        """The global loss, whether the norm is not finite on any rank (a single one stops all), and the number of
+        learned tokens, which the ranks before the last stage do not know."""
+        counts = self.stages[-1].is_last and self.mesh.tp.is_first and self.mesh.data.is_first
+        numbers = torch.tensor([float(norm_not_finite), tokens if counts else 0.0], dtype=loss_part.dtype)
         everything = torch.cat((loss_part.view(1), numbers.to(loss_part.device)))
         loss, seen, learned = all_reduce(everything, self.mesh.world).tolist()
         return loss, seen > 0, round(learned)
 
     def _at_its_floor(self) -> bool:
-        """A loss scale that cannot fall any further helps against no overflow."""
+        """Whether the loss scale cannot fall any further, so that skipping a step does not help against an overflow."""
         optim = self.config.optim
         return optim.loss_scale is None and self.scale.scale <= optim.min_loss_scale
 
     def evaluate(self, batches: Sequence[Batch]) -> Tensor:
-        """Sum of the loss and number of valid tokens of one global batch, fp64 [2], over all ranks. Moves nothing."""
+        """Summed loss and number of valid tokens of one global batch over all ranks, fp64 [2]. Changes no state."""
         self._set_training(False)
         try:
             ranks, rank = self.mesh.pp.size, self.mesh.pp.rank
@@ -189,8 +193,8 @@ class Trainer:
         return all_reduce(part.clone(), self.mesh.world).item()
 
     def held(self) -> list[ShardedTensor]:
-        """Every tensor of the state that this rank holds, in global names and boxes: the same list each time, of views
-        of memory that stays where it is; after this call they have the newest content."""
+        """Every state tensor that this rank holds, with its global name and box. Each call returns the same list, of
+        views into memory that is never moved; after the call they have the newest content."""
         self.data_parallel.await_weights()
         return self._held
 
@@ -202,13 +206,13 @@ class Trainer:
         state.loss_scale, state.optimizer = vars(self.scale).copy(), self.data_parallel.scalars()
 
     def restore(self, state: TrainState) -> None:
-        """After `held()` was filled: takes the numbers and refreshes what depends on the tensors."""
+        """Restores the scalars, after the tensors of `held()` were filled, and refreshes what depends on them."""
         self.scale = LossScale(**state.loss_scale)
         self.data_parallel.load_scalars(state.optimizer)
         self.data_parallel.loaded()
 
     def orders(self, microbatches: int) -> Orders:
-        """What each rank of the pipeline runs in a step."""
+        """The actions that each rank of the pipeline runs in a step."""
         if self.table is not None:
             return self.table.of(microbatches)
         parallel = self.config.parallel
@@ -225,7 +229,8 @@ class Trainer:
         self.data_parallel.begin(action.chunk, last)
 
     def _valid_tokens(self, batches: Sequence[Batch]) -> float:
-        """Of the global batch; only the ranks of the last virtual stage, which compute the loss, count them."""
+        """Number of valid tokens of the global batch. Only the ranks of the last virtual stage, which compute the loss,
+        count them; the others return 1."""
         if not self.stages[-1].is_last:
             return 1.0
         mine = torch.stack([batch.loss_mask.sum(dtype=torch.float64) for batch in batches]).sum()
@@ -234,7 +239,8 @@ class Trainer:
         return float(mine.item())
 
     def _loss_part(self, losses: Sequence[Tensor]) -> Tensor:
-        """Each loss is known to all tensor ranks of the last stage: the first of them speaks."""
+        """This rank's part of the loss. All tensor ranks of the last stage have the same loss: the first contributes
+        it, the others contribute 0."""
         if not losses or not self.mesh.tp.is_first:
             return torch.zeros((), dtype=torch.float64, device=self.mesh.device)
         return torch.stack([loss.to(torch.float64) for loss in losses]).sum()
@@ -242,8 +248,8 @@ class Trainer:
     def _loss_and_tokens(self, losses: Sequence[Tensor], batches: Sequence[Batch]) -> Tensor:
         part = self._loss_part(losses)
         tokens = torch.stack([batch.loss_mask.sum(dtype=torch.float64) for batch in batches]).sum().to(part.device)
-        speaks = bool(losses) and self.mesh.tp.is_first
-        return all_reduce(torch.stack((part, tokens * speaks)), self.mesh.world)
+        counts = bool(losses) and self.mesh.tp.is_first
+        return all_reduce(torch.stack((part, tokens * counts)), self.mesh.world)
 
     def _set_training(self, training: bool) -> None:
         for chunk in self.chunks:
@@ -251,7 +257,7 @@ class Trainer:
 
 
 def _placement(config: Config) -> Placement:
-    """How the chunks of the schedule lie."""
+    """Which rank holds which chunk of the model."""
     parallel = config.parallel
     assert parallel.pipeline_schedule is not None
     chunks = parallel.num_virtual_stages_per_pipeline_rank or 1

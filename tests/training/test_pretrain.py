@@ -86,7 +86,7 @@ def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before(tm
     refused(capsys, mock(tmp_path / "named", load=folder / "step_00000004"), file.name, "do not fit their checksum")
     assert main(mock(tmp_path / "parts", load=folder, save_interval=2)) == 0
     said = capsys.readouterr().err
-    assert "passed over step_00000004: " in said and file.name in said and "going on from step_00000002" in said
+    assert "skipped step_00000004: " in said and file.name in said and "resuming from step_00000002" in said
     assert "is damaged and now called damaged.step_00000004" in said
     assert curve(tmp_path / "parts") == curve(tmp_path / "whole")
     assert all(saved(tmp_path / "parts", step) == saved(tmp_path / "whole", step) for step in (2, 4, 6))

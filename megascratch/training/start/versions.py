@@ -25,7 +25,7 @@ def _version(library: str) -> str:
 
 
 def code_digest() -> str:
-    """sha256 (the first 16 digits) of every source and compiled file of the installed package."""
+    """sha256 (the first 16 hex digits) of every source and compiled file of the installed package."""
     root, digest = Path(megascratch.__file__).parent, hashlib.sha256()
     for file in sorted(path for path in root.rglob("*") if path.suffix in (".py", ".so")):
         content = file.read_bytes()
