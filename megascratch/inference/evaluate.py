@@ -1,10 +1,10 @@
-"""Whole documents in, their exact loss out: nats over every token of every document, and bits per byte of the text.
+"""Evaluates a model on documents: the exact loss over every token of every document, and bits per byte of the text.
 
-The documents form one stream, as in training: an end of document before the first and behind each one. Every token
-behind the first end of document is predicted exactly once, the ends of documents included; what that costs in nats,
+The documents form one stream, as in training: an end of document before the first and after each one. Every token
+after the first end of document is predicted exactly once, ends of documents included. The sum of these losses in nats,
 divided by ln 2 and by the UTF-8 bytes of the texts, is the length of a lossless code for them in bits per byte.
-A vocabulary without end of document gives the documents one behind the other; the first token then has nothing before
-it and is charged the uniform ln(vocabulary). No mask of training (--eod-mask-loss) leaves a token out.
+If the vocabulary has no end of document, the documents follow one another directly; the first token then has no context
+and costs the uniform ln(vocabulary). The loss mask of training (--eod-mask-loss) is not applied.
 """
 
 import math
@@ -22,10 +22,10 @@ from megascratch.model.chunk import ModelChunk
 
 @dataclass(frozen=True)
 class DocumentLoss:
-    """What some documents cost."""
+    """The loss over some documents."""
 
-    nats: float
-    tokens: int  # predicted ones, ends of documents included
+    nats: float  # summed over all tokens
+    tokens: int  # that were predicted, ends of documents included
     documents: int
     text_bytes: int
 
@@ -53,19 +53,23 @@ def windows(length: int, seq_length: int, stride: int) -> list[Window]:
     A window has up to seq_length + 1 tokens and counts `stride` new ones (the first window all of its own), so a token
     has at least seq_length - stride + 1 tokens before it, unless the stream begins there.
     """
-    found, done = [], 1  # tokens [1, done) are counted
+    cut = []
+    done = 1  # tokens [1, done) are counted
     while done < length:
         new = min(length - done, seq_length if done == 1 else stride)
         stop = done + new
-        found.append(Window(max(0, stop - seq_length - 1), stop, new))
+        cut.append(Window(max(0, stop - seq_length - 1), stop, new))
         done = stop
-    return found
+    return cut
 
 
 def document_stream(documents: Sequence[Sequence[int]], eod: int | None) -> np.ndarray:
-    """The tokens of all documents, int64; with `eod` one before the first and one behind each."""
+    """The tokens of all documents, int64; with `eod`, one before the first document and one after each."""
     ends = [] if eod is None else [eod]
-    return np.array([*ends, *(token for document in documents for token in (*document, *ends))], dtype=np.int64)
+    stream = [*ends]
+    for document in documents:
+        stream += [*document, *ends]
+    return np.array(stream, dtype=np.int64)
 
 
 @torch.inference_mode()
@@ -79,12 +83,12 @@ def evaluate_stream(
     batch_size: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> float:
-    """Nats over all tokens of a stream behind its first.
+    """Loss in nats, summed over all tokens of a stream but the first.
 
     Args:
-        stride: new tokens per window (default: seq_length, windows side by side).
+        stride: new tokens per window (default: seq_length, so that windows do not overlap).
         batch_size: windows per forward (default: as many as have 4,096 tokens together).
-        progress: called with (batches done, batches) after each.
+        progress: called with (batches done, batches) after each batch.
 
     Raises: UserError for a stride outside 1 ... seq_length, or a loss that is not finite.
     """
@@ -94,7 +98,8 @@ def evaluate_stream(
         raise UserError(f"--stride ({stride}) must be from 1 to the model's --seq-length ({seq_length})")
     batch_size = batch_size or max(1, 4096 // seq_length)
     cut = windows(len(stream), seq_length, stride)
-    device, nats = next(model.parameters()).device, 0.0
+    device = next(model.parameters()).device
+    nats = 0.0
     batches = range(0, len(cut), batch_size)
     for done, start in enumerate(batches, 1):
         batch = _batch(stream, cut[start : start + batch_size], config, eod)
@@ -107,7 +112,7 @@ def evaluate_stream(
 
 
 def _batch(stream: np.ndarray, cut: Sequence[Window], config: Config, eod: int | None) -> Batch:
-    """[b, s] of the windows, the loss only where a token is counted."""
+    """A batch of windows [b, s], with a loss mask that keeps only the counted tokens."""
     data = config.data
     batch = collate(
         [stream[window.start : window.stop] for window in cut],
@@ -119,8 +124,8 @@ def _batch(stream: np.ndarray, cut: Sequence[Window], config: Config, eod: int |
     )
     mask = torch.zeros_like(batch.loss_mask)
     for row, window in enumerate(cut):
-        places = window.stop - window.start - 1
-        mask[row, places - window.counted : places] = 1
+        predictions = window.stop - window.start - 1
+        mask[row, predictions - window.counted : predictions] = 1
     return replace(batch, loss_mask=mask)
 
 
@@ -136,19 +141,19 @@ def evaluate_documents(
     batch_size: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> DocumentLoss:
-    """The loss of texts and their token ids; the rest as in `evaluate_stream`.
+    """The loss over documents, given as texts and as token ids. Other arguments as in `evaluate_stream`.
 
     Args:
-        ends: the model learned ends of documents; without, the stream has none, as with a vocabulary without any.
+        ends: whether the model was trained with ends of documents; if not, the stream has none.
 
-    Raises: UserError, also without text, or where the tokenizer makes no token of it.
+    Raises: UserError as `evaluate_stream`, and if there is no text or the tokenizer gives no token for it.
     """
     text_bytes = sum(len(text.encode()) for text in texts)
     if text_bytes == 0:
         raise UserError("there is no text to evaluate on: every document is empty")
     if not any(documents):
         raise UserError(
-            f"the tokenizer makes no token of {len(texts)} documents with {text_bytes:,} bytes: there is no loss to "
+            f"the tokenizer gives no token for {len(texts)} documents with {text_bytes:,} bytes: there is no loss to "
             "measure; look at the input, or at --tokenizer-model"
         )
     assert config.model.vocab_size is not None

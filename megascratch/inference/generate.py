@@ -1,8 +1,9 @@
-"""Token ids of prompts in, the model's continuations out: one forward over the prompts, then one token at a time over
-the keys and values kept from before.
+"""Generates text: continues prompts with a model, greedily or by sampling (temperature, top-k, top-p), with a key/value
+cache. One forward over the prompts, then one forward for each new token.
 
-Prompts of different lengths share a batch: shorter ones are padded on the left, and no token ever looks at padding, so
-each prompt gives what it gives alone. Random draws are a function of (seed, number of the prompt, number of the token).
+Prompts of different lengths share a batch: shorter ones are padded on the left, and no token attends to padding, so the
+continuation of a prompt does not depend on the others. Random draws are a function of (seed, number of the prompt,
+number of the token).
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +20,7 @@ from megascratch.layers.attention import KVCache
 from megascratch.model.chunk import ModelChunk
 
 PADDING = -1
-"""Document number of the slots left of a prompt."""
+"""Document number of the padding on the left of a prompt."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +28,11 @@ class Sampling:
     """How the next token is chosen from its probabilities.
 
     Args:
-        temperature: divides the logits; 0 takes the likeliest token.
-        top_k: only the k likeliest tokens; 0: all.
-        top_p: only the likeliest tokens that together reach this probability (Holtzman et al. 2019, arXiv 1904.09751).
+        temperature: divides the logits; 0 takes the most likely token.
+        top_k: only the k most likely tokens; 0: all.
+        top_p: only the most likely tokens that together reach this probability (nucleus sampling, Holtzman et al.
+            2019, arXiv 1904.09751).
+        seed: of the random draws.
 
     Raises: UserError for a number outside its range.
     """
@@ -52,21 +55,21 @@ class Sampling:
 
 StoppedBy = Literal["end of document", "stop id", "stop text"]
 Stop = Callable[[int, Sequence[int]], StoppedBy | None]
-"""Number of a prompt in the batch and its new tokens so far -> why it ends with the last of them, or None."""
+"""Number of a prompt in the batch and its new tokens so far -> why generation ends here, or None to continue."""
 
 
 @dataclass(frozen=True)
 class Continuation:
-    """What a prompt gave."""
+    """The continuation of a prompt."""
 
     tokens: list[int]
-    """New ones, the end of document or what else stopped them included."""
+    """The new tokens, including the end of document or other token that stopped them."""
     stopped_by: StoppedBy | Literal["max_new_tokens", "max_position_embeddings"]
 
 
 @dataclass(frozen=True)
 class _Rules:
-    """What of the settings decides how tokens see one another."""
+    """The settings that decide which tokens attend to each other, and their positions."""
 
     eod: int | None
     reset_positions: bool
@@ -76,7 +79,7 @@ class _Rules:
 
 @dataclass
 class _PromptState:
-    """A prompt and its continuation; `document` and `position` are those of the token that is fed next."""
+    """A prompt and its continuation. `document` and `position` are those of the next token that is fed."""
 
     rules: _Rules
     generator: torch.Generator
@@ -84,18 +87,20 @@ class _PromptState:
     document: int = 0
     position: int = 0
     ended: StoppedBy | None = None
-    fed: bool = True  # the newest logits are its own
+    fed: bool = True  # the newest logits belong to this prompt
 
     @property
     def full(self) -> bool:
+        """Whether the position table has no room for another token."""
         return self.rules.positions is not None and self.position >= self.rules.positions
 
     @property
     def open(self) -> bool:
+        """Whether the continuation can get another token."""
         return self.ended is None and not self.full
 
     def feed(self, token: int) -> tuple[int, int]:
-        """Document and position of a token that goes into the model now; both may start anew behind it."""
+        """Document and position of the token that goes into the model now. After an end of document both may reset."""
         here = self.document, self.position
         self.position += 1
         if token == self.rules.eod:
@@ -106,8 +111,8 @@ class _PromptState:
     def continuation(self, max_new_tokens: int) -> Continuation:
         if self.ended:
             return Continuation(self.tokens, self.ended)
-        all_there = len(self.tokens) == max_new_tokens
-        return Continuation(self.tokens, "max_new_tokens" if all_there else "max_position_embeddings")
+        complete = len(self.tokens) == max_new_tokens
+        return Continuation(self.tokens, "max_new_tokens" if complete else "max_position_embeddings")
 
 
 @torch.inference_mode()
@@ -121,13 +126,13 @@ def generate(
     first_number: int = 0,
     stop: Stop | None = None,
 ) -> list[Continuation]:
-    """Continues the prompts, all in one batch, each until `eod`, `max_new_tokens`, `stop`, or the end of the position
-    table.
+    """Continues the prompts, all in one batch. Each ends at `eod`, at `max_new_tokens`, by `stop`, or when the position
+    table is full.
 
     Args:
         prompts: token ids; none may be empty (`prompt_ids` gives an end of document for an empty text).
-        first_number: number of the first prompt in the whole list, for its random draws.
-        stop: is asked after each new token that does not end the document.
+        first_number: number of the first prompt in the list of all prompts, for the random draws.
+        stop: called after each new token that does not end the document.
 
     Raises: UserError for a prompt that is longer than the position table, or weights that are not finite.
     """
@@ -180,7 +185,8 @@ def _lay_out(
 
 
 def _next_column(rows: list[_PromptState]) -> tuple[Tensor, Tensor, Tensor]:
-    """The newest token of each row, [b, 1]; a finished row is fed anything, nobody looks at it."""
+    """The newest token of each row, its document and position, each [b, 1]. A finished row is fed token 0; its logits
+    are ignored."""
     entries = []
     for row in rows:
         row.fed = row.open
@@ -190,15 +196,20 @@ def _next_column(rows: list[_PromptState]) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _mask(documents: Tensor, seen: Tensor) -> Tensor:
-    """[b, n] documents of the newest tokens, [b, k] of all -> [b, 1, n, k], True where a token may look: back, and
-    within its document. Padding sees padding, since a row without any True would be NaN."""
+    """The attention mask [b, 1, n, k]: True for the same document, and not in the future. Padding attends to padding,
+    because a row without any True would give NaN.
+
+    Args:
+        documents: [b, n] document numbers of the newest tokens.
+        seen: [b, k] document numbers of all tokens so far.
+    """
     n, k = documents.shape[1], seen.shape[1]
     back = torch.ones(n, k, dtype=torch.bool, device=seen.device).tril(k - n)
     return (documents[:, None, :, None] == seen[:, None, None, :]) & back
 
 
 def pick(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> int:
-    """The next token from its logits [v] (fp64, on the CPU). Raises: UserError where a logit is not finite."""
+    """The next token from its logits [v] (fp64, on the CPU). Raises: UserError if a logit is not finite."""
     if not logits.isfinite().all():
         raise UserError("the model's logits are not finite: the run diverged before it wrote this checkpoint")
     if sampling.temperature == 0:

@@ -1,4 +1,6 @@
-"""A checkpoint written on any layout in, the whole model on one device out, with its settings and its tokenizer."""
+"""Loads the model of a checkpoint onto one device for inference, with its settings and tokenizer. The checkpoint may
+have been written on any layout.
+"""
 
 import os
 import sys
@@ -28,26 +30,27 @@ def load_for_inference(
     tokenizer_model: str | None = None,
     tokenizer_type: str | None = None,
 ) -> tuple[Config, ModelChunk, Tokenizer]:
-    """The model in evaluation mode; on a CPU half precision becomes fp32, which is faster there and loses nothing.
+    """The settings, the model in evaluation mode, and the tokenizer. On a CPU half precision becomes fp32, which is
+    faster there and loses nothing.
 
     Args:
-        path: a step folder, or a folder of them (its newest sound one).
-        tokenizer_model, tokenizer_type: instead of the checkpoint's own, e.g. where the file has moved.
+        path: a step folder, or a folder of steps, of which the newest valid one is loaded.
+        tokenizer_model, tokenizer_type: instead of the checkpoint's own, for example if the file has moved.
 
-    Raises: UserError where there is no sound checkpoint, or the tokenizer is not the one that the model learned.
+    Raises: UserError if there is no valid checkpoint, or the tokenizer is not the one that the model was trained with.
     """
 
     def read(step: Place) -> tuple[Config, ModelChunk, Tokenizer]:
         state = read_manifest(step).state
         if "config" not in state:
-            raise UserError(f"{step} has no settings in it: megascratch pretrain did not write it")
+            raise UserError(f"{step} contains no settings: it was not written by megascratch pretrain")
         config = config_from_dict(state["config"])
         tokenizer = _tokenizer(config, state.get("tokenizer_fingerprint"), tokenizer_model, tokenizer_type)
         return config, load_model(step, config, device), tokenizer
 
     found = latest_valid(path, candidates(path), read)
     for problem in found.passed_over.values():
-        print(f"megascratch: warning: passed over: {printable(problem)}", file=sys.stderr)
+        print(f"megascratch: warning: skipped: {printable(problem)}", file=sys.stderr)
     return found.result
 
 
@@ -64,8 +67,9 @@ def load_model(step: Place, config: Config, device: torch.device) -> ModelChunk:
 
 
 def _held(chunk: ModelChunk) -> list[ShardedTensor]:
-    """``param.*`` of a model that one process holds: each tensor is its whole, but for padding, which becomes zero."""
-    shards, held = shard_table(chunk), []
+    """``param.*`` of a model that one process holds. Each tensor is complete; its padding is zeroed."""
+    shards = shard_table(chunk)
+    held = []
     for name, parameter in chunk.named_parameters():
         shape = shards[name].shape
         whole = Box((0,) * len(shape), shape)
@@ -82,19 +86,19 @@ def _tokenizer(config: Config, learned: str | None, model: str | None, kind: str
     if learned is not None and tokenizer.fingerprint != learned:
         given = model or config.data.tokenizer_model or tokenizer.kind
         raise UserError(
-            f"the model learned with tokenizer {learned[:16]}, {given} is {tokenizer.fingerprint[:16]}: "
-            "give the file of that time as --tokenizer-model"
+            f"the model was trained with tokenizer {learned[:16]}, but {given} is {tokenizer.fingerprint[:16]}: "
+            "give the original tokenizer file as --tokenizer-model"
         )
     assert config.model.vocab_size is not None
     if tokenizer.vocab_size > config.model.vocab_size:
         raise UserError(
-            f"the tokenizer has {tokenizer.vocab_size} ids, the model knows {config.model.vocab_size}: "
-            "give the tokenizer that it learned with as --tokenizer-model"
+            f"the tokenizer has {tokenizer.vocab_size} ids, but the model has {config.model.vocab_size}: "
+            "give the tokenizer that it was trained with as --tokenizer-model"
         )
     return tokenizer
 
 
 def use_all_threads() -> None:
-    """One process has the machine to itself, unless OMP_NUM_THREADS says otherwise."""
+    """Lets torch use all CPU cores, unless OMP_NUM_THREADS is set."""
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(os.cpu_count() or 1)

@@ -1,5 +1,5 @@
-"""The first thing that differs between a layout and one process in, words out: where it differs, and which class of
-mistake leaves that pattern. Guesses, named as such: they say where to look first.
+"""Diagnoses why a layout differs from the one-process run: says where they differ first, and which class of mistake
+leaves such a pattern. These are guesses, and named as such: they say where to look first.
 """
 
 from collections.abc import Callable
@@ -14,9 +14,9 @@ from megascratch.verification.tolerance import Tolerance
 
 
 class Scene(NamedTuple):
-    """What a pattern may look at."""
+    """Everything that a pattern may inspect."""
 
-    found: Difference
+    found: Difference  # the first one that is too large
     reference: RunRecord
     measured: RunRecord
     config: Config
@@ -42,7 +42,7 @@ class Scene(NamedTuple):
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Numbers whose factor is a likely mistake."""
+        """Numbers that a mistake is likely to leave as a factor."""
         parallel, training = self.config.parallel, self.config.training
         dp = parallel.data_parallel_size or 1
         many = (training.global_batch_size or 1) // (training.micro_batch_size * dp)
@@ -55,18 +55,18 @@ class Scene(NamedTuple):
 
 
 def diagnose(found: Difference, reference: RunRecord, measured: RunRecord, config: Config, yardstick: Tolerance) -> str:
-    """Where the two runs part, and the patterns that fit."""
+    """Says where the two runs differ first, and which patterns fit."""
     scene = Scene(found, reference, measured, config, yardstick.alike[found.kind])
     when = f"step {found.step}" if found.step else "the start"
     kind = {"gradients": "gradient of ", "weights": "weight "}.get(found.kind, "")
     where = _where(scene)
-    head = f"first at {when}: {kind}{found.tensor}{where} is off by {yardstick.told(found.value)}"
+    head = f"first at {when}: {kind}{found.tensor}{where} is off by {yardstick.describe(found.value)}"
     guesses = [guess for pattern in PATTERNS if (guess := pattern(scene)) is not None]
     return head + (f"; looks like {', or '.join(guesses[:2])}" if guesses else "")
 
 
 def diagnose_disagreement(error: RanksDisagree, config: Config) -> str:
-    """The same where the ranks hold no common model that could be compared."""
+    """As `diagnose`, for ranks whose parts do not form one model that could be compared."""
     zero = config.parallel.use_distributed_optimizer
     if error.what == "numbers":
         guess = "a sum over some axis left out of the loss, the norm or the gradients, or ranks that read other samples"
@@ -80,11 +80,11 @@ def diagnose_disagreement(error: RanksDisagree, config: Config) -> str:
         guess = "the two copies of the tied embedding not summed over the first and the last stage"
     else:
         guess = "a missing sum over the tensor ranks of a weight that each of them holds"
-    return f"the ranks do not make up one model: {error}; looks like {guess}"
+    return f"the ranks do not hold one consistent model: {error}; looks like {guess}"
 
 
 def _where(scene: Scene) -> str:
-    """Along which dims, if not everywhere."""
+    """The ranges of each dim in which the tensors differ; '' if they differ everywhere."""
     a, b = scene.pair
     if a.dim() == 0 or a.shape != b.shape:
         return ""
@@ -96,14 +96,14 @@ def _where(scene: Scene) -> str:
 
 
 def _ranges(scene: Scene) -> list[tuple[int, int]]:
-    """Per dim the first index that differs and one past the last."""
+    """For each dim, the first index that differs and one past the last."""
     wrong = _wrong(scene)
-    found = []
+    ranges = []
     for dim in range(wrong.dim()):
         others = [d for d in range(wrong.dim()) if d != dim]
         index = (wrong.any(others) if others else wrong).nonzero().flatten()
-        found.append((int(index[0]), int(index[-1]) + 1) if len(index) else (0, wrong.shape[dim]))
-    return found
+        ranges.append((int(index[0]), int(index[-1]) + 1) if len(index) else (0, wrong.shape[dim]))
+    return ranges
 
 
 def _wrong(scene: Scene) -> Tensor:
@@ -115,7 +115,7 @@ def _wrong(scene: Scene) -> Tensor:
 
 
 def a_factor(scene: Scene) -> str | None:
-    """Every element is one multiple of what it should be."""
+    """Every element is off by the same factor."""
     a, b = scene.pair
     if a.shape != b.shape or not a.abs().max() > 0:
         return None
@@ -135,7 +135,7 @@ def a_factor(scene: Scene) -> str | None:
 
 
 def a_shifted_layer(scene: Scene) -> str | None:
-    """A layer has what belongs to another one."""
+    """A layer has the tensor of another layer."""
     name, stem = scene.found.tensor, "layers."
     if scene.found.kind not in ("gradients", "weights") or not name.startswith(stem):
         return None
@@ -150,7 +150,7 @@ def a_shifted_layer(scene: Scene) -> str | None:
 
 
 def a_part_of_qkv(scene: Scene) -> str | None:
-    """Only queries, keys or values."""
+    """Only the rows of queries, keys or values differ."""
     if ".qkv." not in scene.found.tensor or scene.pair[0].shape != scene.pair[1].shape:
         return None
     model = scene.config.model
@@ -168,7 +168,7 @@ def a_part_of_qkv(scene: Scene) -> str | None:
 
 
 def only_some_rows(scene: Scene) -> str | None:
-    """The vocabulary's tables, on some rows."""
+    """Only some rows of a vocabulary table differ."""
     if not scene.found.tensor.endswith(("word.weight", "head.weight")):
         return None
     start, stop = _ranges(scene)[0]
@@ -179,7 +179,7 @@ def only_some_rows(scene: Scene) -> str | None:
 
 
 def only_replicated_weights(scene: Scene) -> str | None:
-    """Norm weights and biases alone."""
+    """Only norm weights and biases differ, which every tensor rank holds."""
     tp = scene.config.parallel.tensor_model_parallel_size
     names = scene.differing
     whole = [name for name in names if "norm" in name or name.endswith((".bias", "position.weight"))]
@@ -189,7 +189,7 @@ def only_replicated_weights(scene: Scene) -> str | None:
 
 
 def only_the_tied_weight(scene: Scene) -> str | None:
-    """The word table alone, with several stages."""
+    """Only the tied word table differs, on several stages."""
     model, parallel = scene.config.model, scene.config.parallel
     tied = not model.untie_embeddings_and_output_weights and parallel.pipeline_model_parallel_size > 1
     if not tied or scene.differing != ["embedding.word.weight"]:
@@ -198,7 +198,7 @@ def only_the_tied_weight(scene: Scene) -> str | None:
 
 
 def the_update(scene: Scene) -> str | None:
-    """The first step's loss and gradients are right."""
+    """Loss and gradients of the first step are right, but the update differs."""
     found, zero = scene.found, scene.config.parallel.use_distributed_optimizer
     if found.kind == "grad norm":
         return "a weight left out of the norm or counted more than once (every gradient is right)"
@@ -208,13 +208,14 @@ def the_update(scene: Scene) -> str | None:
 
 
 def the_forward(scene: Scene) -> str | None:
-    """The very first loss is wrong, though the weights are right."""
+    """The first loss is wrong, although the initial weights are right."""
     if scene.found.kind != "loss" or scene.found.step != 1:
         return None
     return "the forward pass or the count of valid tokens (the initial weights are right)"
 
 
 def the_initial_weights(scene: Scene) -> str | None:
+    """The weights differ before the first step."""
     if scene.found.kind != "weights" or scene.found.step:
         return None
     return "initial weights that depend on the layout (law 2)"

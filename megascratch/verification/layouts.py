@@ -1,7 +1,8 @@
-"""A config and the layouts asked for in, the runs that prove them out: a `Case` is a name and a config ready to run.
+"""Lists the layouts that `megascratch verify` runs for a config. A `Case` is a name and a config that is ready to run.
 
-Three ways to ask: the config's own layout, every legal layout up to a number of ranks, or a random sample of layout x
-schedule x cut x what else must not change the model. Legal is what the user's own numbers allow, not the small ones.
+There are three ways to choose: the config's own layout, every legal layout up to a number of ranks, or a random sample
+of layout x schedule x cut x other settings that must not change the model. A layout is legal if the user's own numbers
+allow it, not those of the small model that is run.
 """
 
 import random
@@ -22,7 +23,7 @@ from megascratch.verification.shrink import shrunk
 Values = dict[str, Any]
 SIZES = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "data_parallel_size")
 SCHEDULES: list[str] = [name for hint in get_args(HINTS["pipeline_schedule"]) for name in get_args(hint)]
-TRIES = 300  # per random layout asked for
+TRIES = 300  # for each random layout that is requested
 
 KINDS: dict[str, Values] = {
     "gpt": {},
@@ -62,7 +63,7 @@ DOCUMENTS = {"reset_position_ids": True, "reset_attention_mask": True, "eod_mask
 
 
 class Case(NamedTuple):
-    """One layout to prove."""
+    """One layout to verify."""
 
     name: str
     config: Config  # derived and legal
@@ -85,10 +86,10 @@ def own_layout(config: Config, full_size: bool) -> Case:
 
 
 def every_layout(config: Config, max_world: int, fixed: Collection[str], full_size: bool) -> list[Case]:
-    """Every legal layout of 1 to `max_world` ranks: sizes x schedules x sequence parallel x ZeRO-1, except what changes
-    nothing on that layout. Settings of the layout named in `fixed` stay as the config has them.
+    """Every legal layout of 1 to `max_world` ranks: sizes x schedules x sequence parallel x ZeRO-1, without options
+    that have no effect on a layout. Layout settings named in `fixed` stay as the config has them.
 
-    Raises: UserError when no layout is legal.
+    Raises: UserError if no layout is legal.
     """
     cases: dict[str, Case] = {}
     for tp, pp, dp in _sizes(max_world):
@@ -117,10 +118,10 @@ def random_layouts(
     given: Collection[str],
     full_size: bool,
 ) -> list[Case]:
-    """`number` random legal cases. What the user gave (`given`: by flag or file) of model, data and batch stays; where
-    nothing of the model was given, kinds of models are drawn as well.
+    """`number` random legal cases. Settings of model, data and batch that the user gave by flag or file (`given`) stay.
+    If none of the model's settings was given, the kind of model is drawn as well.
 
-    Raises: UserError when no layout is legal.
+    Raises: UserError if no layout is legal.
     """
     stream = random.Random(seed)
     cases: dict[str, Case] = {}
@@ -132,7 +133,7 @@ def random_layouts(
         if case is not None:
             cases.setdefault(case.name, case)
     found = _some(list(cases.values()), config, max_world, fixed)
-    return sorted(found, key=lambda case: _world(flat(case.config)))  # ranks regroup rarely
+    return sorted(found, key=lambda case: _world(flat(case.config)))  # so that process groups are rarely rebuilt
 
 
 def _some(cases: list[Case], config: Config, max_world: int, fixed: Collection[str]) -> list[Case]:
@@ -146,8 +147,8 @@ def _some(cases: list[Case], config: Config, max_world: int, fixed: Collection[s
 
 def _sizes(max_world: int) -> Iterator[tuple[int, int, int]]:
     numbers = range(1, max_world + 1)
-    found = [(tp, pp, dp) for tp, pp, dp in product(numbers, repeat=3) if tp * pp * dp <= max_world]
-    return iter(sorted(found, key=lambda sizes: (sizes[0] * sizes[1] * sizes[2], sizes)))
+    sizes = [(tp, pp, dp) for tp, pp, dp in product(numbers, repeat=3) if tp * pp * dp <= max_world]
+    return iter(sorted(sizes, key=lambda sizes: (sizes[0] * sizes[1] * sizes[2], sizes)))
 
 
 def _sized(tp: int, pp: int, dp: int) -> dict[str, list]:
@@ -157,7 +158,7 @@ def _sized(tp: int, pp: int, dp: int) -> dict[str, list]:
 def _drawn(
     stream: random.Random, max_world: int, fixed: Collection[str], given: Collection[str], full_size: bool
 ) -> tuple[Values, Values]:
-    """(layout and batch, other settings) by chance; maybe illegal."""
+    """Draws (layout and batch, other settings) at random. They may be illegal."""
     tp, pp, dp = stream.choice(list(_sizes(max_world)))
     schedule, chunks, micro = stream.choice(SCHEDULES), stream.choice((1, 2)), stream.choice((1, 2))
     layout: Values = {
@@ -189,7 +190,8 @@ def _drawn(
 
 
 def _drawn_cut(stream: random.Random, pp: int, chunks: int) -> Values:
-    """Even (nothing to say), a first stage of its own size, or any cut, empty stages included."""
+    """Draws how the layers are cut into stages: evenly (no settings), with a first stage of its own size, or any cut,
+    empty stages included."""
     kind = stream.choice(("even", "even", "first", "explicit")) if pp > 1 else "even"
     if kind == "first":
         return {"num_layers": (pp + 1) * chunks, "decoder_first_pipeline_num_layers": 2 * chunks}
@@ -202,7 +204,7 @@ def _drawn_cut(stream: random.Random, pp: int, chunks: int) -> Values:
 def _case(
     config: Config, layout: Values, extra: Values, fixed: Collection[str], max_world: int, full_size: bool
 ) -> Case | None:
-    """The case of that layout with what is fixed in it, or None if the config's own numbers do not allow it."""
+    """The case of a layout, with `fixed` settings as in the config; None if the config's numbers do not allow it."""
     now = vars(config.parallel)
     start = vars(ParallelConfig()) | {name: now[name] for name in _NO_LAYOUT}
     whole = with_fields(config, start | layout | {name: now[name] for name in fixed if name in now} | extra)
@@ -245,7 +247,7 @@ def _world(values: Mapping[str, Any]) -> int:
 
 
 def _small_cut(config: Config) -> Values:
-    """As few layers as the cut of this (derived) config allows; stages that differ in size still do."""
+    """Settings with as few layers as the cut of a derived config allows. Stages of different sizes stay different."""
     parallel, layers = config.parallel, config.model.num_layers
     pp, chunks = parallel.pipeline_model_parallel_size, parallel.num_virtual_stages_per_pipeline_rank or 1
     first, last = parallel.decoder_first_pipeline_num_layers, parallel.decoder_last_pipeline_num_layers
@@ -272,7 +274,7 @@ def _ranked(numbers: list[int]) -> list[int]:
 
 
 def _small_batch(config: Config) -> Values:
-    """Few and small micro-batches, in groups that end as the config's own do."""
+    """Settings with few and small micro-batches. A last group that is not full, as in the config, stays so."""
     training, parallel = config.training, config.parallel
     assert training.global_batch_size is not None and parallel.data_parallel_size is not None
     pp, group = parallel.pipeline_model_parallel_size, parallel.microbatch_group_size_per_virtual_pipeline_stage or 1
@@ -291,7 +293,7 @@ def _small_batch(config: Config) -> Values:
 
 
 def name_of(config: Config) -> str:
-    """A short name that tells a derived config from the others of one proof."""
+    """A short name that distinguishes a derived config from the others of one verification."""
     values = flat(config)
     pp, chunks = values["pipeline_model_parallel_size"], values["num_virtual_stages_per_pipeline_rank"]
     micro = values["micro_batch_size"]

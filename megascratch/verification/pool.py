@@ -1,8 +1,8 @@
 """Runs a function on N ranks of this machine: `pool.run(4, function, *args)` returns the four results in rank order.
 
 Workers come from a fork server that has torch loaded, live as long as the pool and keep their process group while the
-number of ranks stays the same, so that a distributed run costs tenths of a second. A rank that raises, hangs or dies
-is an exception with the first cause, never a wait without end.
+number of ranks stays the same, so that a distributed run costs tenths of a second. If a rank raises, hangs or dies, the
+call raises an exception with the first cause; it never waits forever.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ from megascratch.supervision.report import ECHOES
 CONTEXT = mp.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["torch", "torch.distributed", "numpy"])
 
-Answer = tuple[bool, Any]  # good, and the result or (one line, trace)
+Answer = tuple[bool, Any]  # (True, result), or (False, (message, trace))
 
 
 class RankFailed(RuntimeError):
@@ -48,9 +48,9 @@ class Pool:
     """Worker processes that are started when first needed.
 
     Args:
-        timeout: seconds until a collective gives up; a worker that is silent for half as long again is killed.
-        device: 'cpu' or 'cuda' (rank r on device r; of fewer devices with gloo several ranks on each).
-        grace: seconds that the other ranks still have once one has failed; None: the time-out's.
+        timeout: seconds after which a collective fails; a worker that does not answer in 1.5 times as long is killed.
+        device: 'cpu' or 'cuda' (rank r on device r; with gloo and fewer devices several ranks share one).
+        grace: seconds that the other ranks still have after one has failed; None: as long as the time-out allows.
         backend: 'gloo' or 'nccl'; None: NCCL on cuda.
     """
 
@@ -70,7 +70,7 @@ class Pool:
             RankFailed: a rank raised, hung or died.
         """
         if not all(process.is_alive() for process, _ in self.workers):
-            self.close()  # somebody ended one since the last run
+            self.close()  # a worker has died since the last run
         self._grow(world)
         if world != self.world:
             self._regroup(world)
@@ -79,7 +79,7 @@ class Pool:
         answers = self._answers()[:world]
         failures = [(rank, value) for rank, (good, value) in enumerate(answers) if not good]
         if failures:
-            self.world = 0  # the groups are broken: meet anew
+            self.world = 0  # the groups are broken: build new ones
             raise RankFailed(failures)
         return [value for _, value in answers]
 
@@ -105,12 +105,13 @@ class Pool:
                 target=_serve, args=(there, rank, self.timeout, self.device, self.backend), daemon=True
             )
             process.start()
-            there.close()  # or a dead worker's end would stay open here
+            there.close()  # otherwise the pipe would stay open after the worker has died
             self.workers.append((process, here))
 
     def _regroup(self, world: int) -> None:
         self._forget_meeting()
-        self.meeting, self.world = os.path.join(tempfile.mkdtemp(prefix="ranks-"), "meeting"), world
+        self.meeting = os.path.join(tempfile.mkdtemp(prefix="ranks-"), "meeting")
+        self.world = world
 
     def _forget_meeting(self) -> None:
         if self.meeting:
@@ -118,7 +119,7 @@ class Pool:
             self.meeting = ""
 
     def _answers(self) -> list[Answer]:
-        """Of all workers; whoever is silent too long is killed, and then the pool starts anew."""
+        """The answers of all workers. Kills workers that do not answer in time; the next run then starts new ones."""
         answers: dict[int, Answer] = {}
         ends = monotonic() + 1.5 * self.timeout
         waiting = {connection: rank for rank, (_, connection) in enumerate(self.workers)}
@@ -147,7 +148,7 @@ def _received(connection: Connection) -> Answer:
 
 
 def _serve(connection: Connection, rank: int, timeout: float, device: str, backend: str) -> None:
-    """A worker's life: tasks in, answers out; it ends with the process that made the pool."""
+    """The main loop of a worker: runs tasks and sends their results. It ends with the process that made the pool."""
     fork_server.end_with_fork_server()
     torch.set_num_threads(1)
     meeting = None
@@ -179,13 +180,13 @@ def _meet(file: str, rank: int, world: int, timeout: float, place: torch.device,
 
 
 def place_of(device: str, rank: int) -> torch.device:
-    """Of a rank; more ranks than devices share them."""
+    """The device of a rank. If there are more ranks than devices, ranks share them."""
     return torch.device("cuda", rank % torch.cuda.device_count()) if device == "cuda" else torch.device(device)
 
 
 @dataclass
 class _Kept:
-    """The newest mesh of a worker. Each gloo group has a thread that wakes 100 times a second, so old ones must go."""
+    """A worker's newest mesh. Each gloo group has a thread that wakes 100 times a second, so old ones are closed."""
 
     key: tuple | None = None
     mesh: Mesh | None = None
@@ -203,7 +204,7 @@ def _kept() -> _Kept:
 
 
 def mesh_of(tp: int = 1, pp: int = 1, dp: int = 1, device: str = "cpu") -> Mesh:
-    """On a rank: the mesh of this layout; its groups are kept until another layout is asked for."""
+    """The mesh of a layout, on the calling rank. Its groups are kept until another layout is requested."""
     place = place_of(device, dist.get_rank() if dist.is_initialized() else 0)
     grid, kept = Grid.dense(tp=tp, pp=pp, dp=dp), _kept()
     key = (tuple(grid.sizes.items()), place)

@@ -1,6 +1,4 @@
-"""Ranks, chunks and micro-batches in, a random order that a pipeline can work through out, in a CSV file such as a user
-might write.
-"""
+"""Writes random valid pipeline schedules as CSV files, as a user might write them for --pipeline-schedule-csv."""
 
 import atexit
 import random
@@ -15,7 +13,7 @@ from megascratch.pipeline.schedule import Action, Placement
 
 
 def random_schedule_file(stream: random.Random, placement: Placement, microbatches: int) -> str:
-    """A new file, which lives as long as this process."""
+    """The path of a new file, which is deleted when this process ends."""
     folder = _folder()
     file = folder / f"order-{len(list(folder.iterdir()))}.csv"
     file.write_text(write_table(random_schedules(stream, placement, microbatches), placement, compute_only=True))
@@ -23,8 +21,9 @@ def random_schedule_file(stream: random.Random, placement: Placement, microbatch
 
 
 def random_schedules(stream: random.Random, placement: Placement, microbatches: int) -> list[list[Action]]:
-    """Of all ranks, compute alone. What could run next on some rank runs next, so the whole is complete and ends; each
-    backward is in one piece or two, each chunk's backwards are in the order of the micro-batches."""
+    """The orders of all ranks, compute actions only. An action is only chosen when it can run, so the schedule is
+    complete and free of deadlock. Each backward is in one piece (B) or two (I, W), and the backwards of a chunk are in
+    the order of the micro-batches."""
     chunks = [_Chunk(placement, virtual, microbatches) for virtual in range(placement.stages)]
     orders: list[list[Action]] = [[] for _ in range(placement.ranks)]
     done: set[tuple[int, str, int]] = set()  # virtual stage, F or B, micro-batch
@@ -37,16 +36,17 @@ def random_schedules(stream: random.Random, placement: Placement, microbatches: 
 
 
 class _Chunk:
-    """What one virtual stage has done."""
+    """What one virtual stage still has to do."""
 
     def __init__(self, placement: Placement, virtual: int, microbatches: int):
         self.virtual, self.last = virtual, virtual == placement.stages - 1
         self.rank, self.number = placement.place(virtual)
-        self.forwards = list(range(microbatches))  # left
+        self.forwards = list(range(microbatches))  # micro-batches that are still to do
         self.backwards = list(range(microbatches))
-        self.weights: list[int] = []  # that an I has left behind
+        self.weights: list[int] = []  # micro-batches whose I is done and whose W is still to do
 
     def ready(self, done: set[tuple[int, str, int]]) -> Iterator[Action]:
+        """The actions that can run now."""
         for m in self.forwards:
             if self.virtual == 0 or (self.virtual - 1, "F", m) in done:
                 yield Action("F", m, self.number)
@@ -59,6 +59,7 @@ class _Chunk:
             yield Action("W", self.weights[0], self.number)
 
     def ran(self, action: Action, done: set[tuple[int, str, int]]) -> None:
+        """Marks an action as done."""
         left = {"F": self.forwards, "W": self.weights}.get(action.op, self.backwards)
         left.remove(action.microbatch)
         if action.op == "I":

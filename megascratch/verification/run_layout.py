@@ -1,4 +1,6 @@
-"""The layout law's measuring device: a run on some layout in, everything the law speaks of in whole tensors out."""
+"""Trains a few steps on a layout and records what the layout law compares: losses, gradient norms, gradients and
+weights, assembled into full tensors.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -17,23 +19,23 @@ from megascratch.parallel.sharded_tensor import ShardedTensor
 from megascratch.training.trainer import Trainer
 from megascratch.verification.pool import Pool, mesh_of
 
-KINDS = ("loss", "grad norm", "gradients", "weights")  # what the law speaks of
+KINDS = ("loss", "grad norm", "gradients", "weights")  # what the layout law compares
 EOD = 3  # the token that ends a document in synthetic samples
 
 
 class RankTrace(NamedTuple):
-    """What one rank saw of a run."""
+    """What one rank recorded of a run."""
 
     losses: list[float]
     norms: list[float]
-    grads: list[list[ShardedTensor]]  # its boxes of each step, before clipping
-    params: list[ShardedTensor]  # its boxes after the last step
-    initial: list[ShardedTensor]  # its boxes before the first step
+    grads: list[list[ShardedTensor]]  # this rank's boxes in each step, before clipping
+    params: list[ShardedTensor]  # this rank's boxes after the last step
+    initial: list[ShardedTensor]  # this rank's boxes before the first step
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What a run did, in whole tensors."""
+    """What all ranks recorded of a run, in full tensors."""
 
     losses: list[float]
     norms: list[float]
@@ -43,26 +45,26 @@ class RunRecord:
 
     @property
     def moved(self) -> dict[str, Tensor]:
-        """By what each weight has changed, in fp64."""
+        """How much each weight has changed, in fp64."""
         return {name: weight.double() - self.initial[name].double() for name, weight in self.params.items()}
 
 
 class Difference(NamedTuple):
-    """How far one number or tensor is from the reference, by some yardstick."""
+    """How far one number or tensor is from the reference, as measured by a `Tolerance`."""
 
-    kind: str  # of KINDS
+    kind: str  # one of KINDS
     step: int  # 0: before the first step
     tensor: str
     value: float
 
 
 class RanksDisagree(AssertionError):
-    """What the ranks hold or say does not make up one model.
+    """The numbers or tensors of the ranks do not form one consistent model.
 
     Args:
-        what: 'numbers' (loss or norm), 'copies' (ranks hold other values of one element) or 'places' (an element is
-            held by nobody or twice).
-        tensor: its name, '' for numbers.
+        what: 'numbers' (loss or norm), 'copies' (ranks hold different values of one element) or 'places' (no rank holds
+            an element, or it is held twice).
+        tensor: the name of the tensor; '' for numbers.
     """
 
     def __init__(self, what: str, tensor: str, text: str):
@@ -71,7 +73,7 @@ class RanksDisagree(AssertionError):
 
 
 def world_of(config: Config) -> int:
-    """Ranks of a derived config."""
+    """The number of ranks of a derived config."""
     parallel = config.parallel
     return (
         parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size * (parallel.data_parallel_size or 1)
@@ -79,9 +81,11 @@ def world_of(config: Config) -> int:
 
 
 def synthetic_batch(config: Config, numbers: range) -> Batch:
-    """Sample i is a function of i; samples differ in length and hold several documents, so valid tokens are unequal."""
+    """A batch of synthetic samples; sample i is a function of i. Samples differ in length and hold several documents,
+    so the micro-batches have different numbers of valid tokens."""
     assert config.model.vocab_size is not None
-    samples, s = [], config.data.seq_length
+    samples = []
+    s = config.data.seq_length
     for number in numbers:
         random = np.random.default_rng(number)
         length = s + 1 - int(random.integers(s // 2))
@@ -98,8 +102,8 @@ def synthetic_batch(config: Config, numbers: range) -> Batch:
 
 
 def train_on_rank(config: Config, steps: int) -> RankTrace:
-    """On a rank: trains on synthetic samples and keeps copies of what it holds, on the CPU: gradients without the loss
-    scale, of bf16 and fp16 weights the masters."""
+    """Runs on each rank: trains on synthetic samples, and copies this rank's tensors to the CPU: gradients without the
+    loss scale, and for bf16 and fp16 the master weights."""
     parallel, size = config.parallel, config.training.micro_batch_size
     assert parallel.data_parallel_size is not None and config.training.global_batch_size is not None
     mesh = mesh_of(
@@ -142,7 +146,7 @@ def _copies(held: dict[str, list[ShardedTensor]]) -> list[ShardedTensor]:
 
 
 def run_on_layout(pool: Pool, config: Config, steps: int, run: Callable = train_on_rank) -> RunRecord:
-    """Trains on the layout of `config` by `run(config, steps)` on each rank of the pool and gathers.
+    """Trains on the layout of `config`: calls `run(config, steps)` on each rank of the pool and gathers the results.
 
     Raises:
         RankFailed: a rank raised, hung or died.
@@ -152,11 +156,11 @@ def run_on_layout(pool: Pool, config: Config, steps: int, run: Callable = train_
 
 
 def gather(ranks: list) -> RunRecord:
-    """What `train_on_rank` gave on each rank, in whole tensors; checks on the way that all ranks report the same
-    numbers, that every element is held exactly once, and that copies are equal.
+    """Assembles the results of `train_on_rank` of all ranks. Checks that all ranks report the same numbers, that every
+    element is held exactly once, and that copies are equal.
 
     Raises:
-        RanksDisagree: one of these does not hold.
+        RanksDisagree: one of these checks fails.
     """
     first: RankTrace = ranks[0]
     for rank, other in enumerate(ranks):
@@ -168,12 +172,12 @@ def gather(ranks: list) -> RunRecord:
 
 
 def _numbers(rank: RankTrace) -> tuple[str, str]:
-    """Words compare as equal where numbers are nan."""
+    """Losses and norms as texts, because nan is equal to nan only as text."""
     return str(rank.losses), str(rank.norms)
 
 
 def one_process(config: Config) -> Config:
-    """The reference of a layout: one process, every step one micro-batch that holds the whole global batch."""
+    """The config of the reference run: one process, and one micro-batch per step that is the entire global batch."""
     plain = {name: getattr(ParallelConfig(), name) for name in vars(ParallelConfig())}
     plain["micro_batch_size"] = config.training.global_batch_size
     plain["ddp_bucket_size"] = 10**6
@@ -181,10 +185,10 @@ def one_process(config: Config) -> Config:
 
 
 def assemble(ranks: list[list[ShardedTensor]]) -> dict[str, Tensor]:
-    """The whole tensors that the boxes of all ranks make up.
+    """Full tensors, assembled from the boxes of all ranks.
 
     Raises:
-        RanksDisagree: an element is held by nobody or twice, or a copy differs.
+        RanksDisagree: an element is held by no rank or twice, or a copy differs.
     """
     tensors: dict[str, Tensor] = {}
     count: dict[str, Tensor] = {}
@@ -205,7 +209,7 @@ def assemble(ranks: list[list[ShardedTensor]]) -> dict[str, Tensor]:
 
 
 def difference(a: Tensor, b: Tensor) -> float:
-    """Largest difference relative to the largest element of `a`; infinite for other shapes and for nan."""
+    """Largest difference relative to the largest element of `a`; infinite for different shapes and for nan."""
     if a.shape != b.shape:
         return float("inf")
     a, b = a.double(), b.double()

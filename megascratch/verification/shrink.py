@@ -1,9 +1,9 @@
-"""A user's config in, a small one of the same kind out: what took a cluster fits a laptop, and what could break the
-layout law is still there.
+"""Shrinks a user's config so that a layout that needs a cluster can be verified on a laptop. Everything that could
+break the layout law is kept.
 
-Kept: kinds of layers, dropout, ties, document settings, the layout and every divisibility that a layout relies on
-(heads, key/value heads and MLP over the tensor ranks, a vocabulary that does not divide). Scaled: widths keep their
-ratios, initial weights the size of the activations they make.
+Kept: kinds of layers, dropout, ties, document settings, the layout, and every divisibility that a layout relies on
+(heads, key/value heads and MLP over the tensor ranks, a vocabulary that is not divisible). Scaled: widths keep their
+ratios, and initial weights keep the size of the activations.
 """
 
 from collections.abc import Sequence
@@ -18,17 +18,18 @@ from megascratch.config.settings import Config, OptimConfig, TrainingConfig
 SMALL_HEAD, SMALL_SEQUENCE, SMALL_VOCABULARY, MOST_HEADS = 8, 16, 48, 16
 GPT2_VOCABULARY = 50257
 EPSILON = {"fp64": 1e-6, "fp32": 1e-3, "bf16": 1e-3, "fp16": 1e-3}
-"""At least this much is added to the root of Adam's second moment: above the rounding of a gradient. Adam divides a
-gradient by its own size, so one that is zero but for rounding (of a key's bias) would move its weight by up to lr."""
+"""The least Adam epsilon by precision: above the rounding error of a gradient. Adam divides a gradient by its own size,
+so a gradient that is zero except for rounding (of a key's bias) would otherwise move its weight by up to lr."""
 LOSS_SCALE = {"initial_loss_scale": 2.0**12, "loss_scale_window": 2}
-"""Dynamic: it grows within the few steps of a proof, and stays below what overflows in one run and not in another."""
+"""A dynamic loss scale that grows within the few steps of a verification, and stays below scales that overflow in one
+run and not in another."""
 
 Values = dict[str, Any]
 
 
 def for_proof(config: Config, steps: int, precision: str) -> Config:
-    """The config without what only a real run needs: files, curves, ramps, checkpoints; in the given precision."""
-    told = dict.fromkeys(("data_path", "train_data_path", "valid_data_path", "test_data_path", "data_stages", "split"))
+    """The config in the given precision, without what only a real run needs: files, ramp-ups, checkpoints."""
+    data = dict.fromkeys(("data_path", "train_data_path", "valid_data_path", "test_data_path", "data_stages", "split"))
     plain = {name: getattr(OptimConfig(), name) for name in vars(OptimConfig()) if name.startswith("lr_")}
     scale = ("loss_scale", "initial_loss_scale", "min_loss_scale", "loss_scale_window", "hysteresis")
     plain |= {name: getattr(OptimConfig(), name) for name in scale}
@@ -39,7 +40,7 @@ def for_proof(config: Config, steps: int, precision: str) -> Config:
     kinds = {name: precision == name for name in ("fp64", "bf16", "fp16")}
     return with_fields(
         config,
-        told
+        data
         | plain
         | kinds
         | {
@@ -58,9 +59,9 @@ def for_proof(config: Config, steps: int, precision: str) -> Config:
 
 
 def shrunk(config: Config, most_tensor_ranks: int) -> Config:
-    """The small config; every tensor-parallel size up to `most_tensor_ranks` that was legal is legal.
+    """The small config. Every tensor-parallel size up to `most_tensor_ranks` that was legal stays legal.
 
-    Settings outside their own range are left as they are: `validate` has words for them.
+    A config with settings outside their own range is returned unchanged: `validate` reports them.
     """
     now = flat(derive(config, 1))
     if any(now[name] is None or now[name] not in RANGES[name] for name in _READ):
@@ -106,8 +107,8 @@ _READ = (
 
 
 def _small_heads(heads: int, groups: int, most: int) -> tuple[int, int]:
-    """The fewest (query heads, key/value heads) of the same kind that any legal number of tensor ranks cuts alike; with
-    the same ratio where that is small enough."""
+    """The smallest (query heads, key/value heads) of the same kind (MHA, MQA or GQA) that can be split over the same
+    numbers of tensor ranks; with the same ratio if that is small enough."""
     ranks = [tp for tp in range(1, most + 1) if _heads_cut(heads, groups, tp)]
 
     def alike(h: int, g: int) -> bool:
@@ -125,7 +126,7 @@ def _heads_cut(heads: int, groups: int, tp: int) -> bool:
 
 
 def _small_width(width: int, rotary_percent: float) -> int:
-    """Of one head: some of it rotates and some does not, as in the whole."""
+    """A small width of one head. As in the original, RoPE rotates only part of it if `rotary_percent` says so."""
     rotated = [
         w
         for w in (SMALL_HEAD, 2 * SMALL_HEAD, 4 * SMALL_HEAD)
@@ -135,18 +136,18 @@ def _small_width(width: int, rotary_percent: float) -> int:
 
 
 def _scaled(base: int, number: int, of: int, multiple: int) -> int:
-    """base x number / of, as the nearest multiple."""
+    """base x number / of, rounded to a multiple of `multiple`."""
     return max(1, round(base * number / of / multiple)) * multiple
 
 
 def _small_sequence(length: int, tensor_ranks: Sequence[int]) -> int:
-    """Divisible by every number of tensor ranks that divides the whole length."""
+    """A small sequence length, divisible by every number of tensor ranks by which the original one is divisible."""
     unit = lcm(*(tp for tp in tensor_ranks if length % tp == 0))
     return min(length, -(-SMALL_SEQUENCE // unit) * unit)
 
 
 def _small_vocabulary(size: int, tensor_ranks: Sequence[int], small_unit: int, unit: int) -> int:
-    """The smallest that (padded or not) divides over the same numbers of tensor ranks as the whole."""
+    """The smallest vocabulary that, padded or not, is divisible by the same numbers of tensor ranks as the original."""
 
     def pattern(vocabulary: int, by: int) -> list[tuple[bool, bool]]:
         return [(vocabulary % tp == 0, vocabulary % (by * tp) == 0) for tp in tensor_ranks]

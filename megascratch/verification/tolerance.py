@@ -1,17 +1,20 @@
-"""Two runs' numbers in, how far they are apart out, in the unit of their precision.
+"""The tolerance of the layout law: how far a layout's run may be from the one-process run in a given precision.
 
-fp64, fp32: relative to the largest element; the limit is 1e-9 or 1e-5.
+fp64, fp32: the difference relative to the largest element; the limit is 1e-9 or 1e-5.
 
-bf16, fp16: beside what rounding costs one process; the limit is 2, for the law reads
+bf16, fp16: the difference relative to the rounding error of one process; the limit is 2, so the law is
 
     ‖a layout - one process‖  <=  2 ‖one process - one process in fp32‖
 
-with the lengths of vectors: each step's loss and norm, each weight's gradient of a step, and what each weight has moved
-by in the end. (A largest element is a matter of chance, above all in a tensor of eight.) The right side is the longest
-over all steps and a few ways to cut the batch into micro-batches, since it is chance, too, how far one run strays. And
-no tensor's is shorter than its share, by its number of elements, of the whole model's: where a tensor's own rounding
-happened to cancel in one process it need not on a layout. A single number's length does not settle as that of many
-does: it is at least three times the root mean square over all steps and cuts.
+The norms are over vectors: the loss and the gradient norm of each step, the gradient of each weight in each step, and
+the total change of each weight. (A largest element would depend on chance, above all in a tensor of eight elements.)
+The right side is the largest value over all steps and over a few ways to cut the batch into micro-batches, because the
+rounding error of a single run depends on chance, too. It has two lower bounds:
+
+* for a tensor, its share of the entire model's rounding error, by number of elements: if rounding errors happen to
+  cancel in one process, they need not cancel on a layout;
+* for a single number, three times the root mean square over all steps and cuts, because the error of a single number
+  varies more than that of a vector.
 """
 
 import math
@@ -29,23 +32,23 @@ TWICE, SPREAD = 2.0, 3.0
 
 
 class Tolerance(Protocol):
-    """What counts as far."""
+    """Measures differences, and says which are too large."""
 
-    limit: float  # of `far`
-    alike: dict[str, float]  # kind -> the largest relative difference that is rounding
+    limit: float  # a larger value of `far` fails
+    alike: dict[str, float]  # kind -> the largest relative difference that counts as rounding
 
     def far(self, kind: str, step: int, tensor: str, a: Tensor, b: Tensor) -> float:
-        """How far b is from a, the reference; infinite for other shapes and for nan."""
+        """How far b is from the reference a; infinite for different shapes and for nan."""
 
     def weights(self, trace: RunRecord) -> dict[str, Tensor]:
-        """What of a run's last weights is compared."""
+        """The tensors that are compared at the end of a run: its weights, or their changes."""
 
-    def told(self, far: float) -> str:
-        """In words."""
+    def describe(self, far: float) -> str:
+        """A value of `far` as text."""
 
 
 class Relative:
-    """For precisions in which a layout must agree to so many digits."""
+    """For fp64 and fp32: a layout must agree to a given number of digits."""
 
     def __init__(self, tolerance: float):
         self.limit, self.alike = tolerance, dict.fromkeys(KINDS, tolerance)
@@ -56,16 +59,16 @@ class Relative:
     def weights(self, trace: RunRecord) -> dict[str, Tensor]:
         return trace.params
 
-    def told(self, far: float) -> str:
+    def describe(self, far: float) -> str:
         return f"{far:.1e}"
 
 
 class Rounding:
-    """For precisions whose rounding shows.
+    """For bf16 and fp16: differences are relative to the rounding error of one process.
 
     Args:
-        exact: one process in fp32.
-        rounded: the same in the low precision, the batch cut in several ways.
+        exact: the one-process run in fp32.
+        rounded: the same run in the low precision, with the batch cut in several ways.
     """
 
     def __init__(self, exact: RunRecord, rounded: Sequence[RunRecord]):
@@ -89,7 +92,7 @@ class Rounding:
         if a.shape != b.shape:
             return math.inf
         length = (b.double() - a.double()).norm().item()
-        if step == 0:  # initial weights are rounded once, wherever they lie
+        if step == 0:  # initial weights are rounded once, on every layout
             return math.inf if length else 0.0
         far = length / max(self.lengths[kind, tensor], 1e-300)
         return far if math.isfinite(far) else math.inf
@@ -97,12 +100,12 @@ class Rounding:
     def weights(self, trace: RunRecord) -> dict[str, Tensor]:
         return trace.moved
 
-    def told(self, far: float) -> str:
-        return f"{far:.1f} times what rounding costs one process"
+    def describe(self, far: float) -> str:
+        return f"{far:.1f} times the rounding error of one process"
 
 
 def vectors(a: RunRecord, b: RunRecord) -> Iterator[tuple[str, dict[str, tuple[Tensor, Tensor]]]]:
-    """(kind, name -> both vectors in fp64) of each step, and of the end."""
+    """Yields (kind, name -> both vectors in fp64) for each step, and for the weights at the end."""
     for step in range(len(a.losses)):
         yield "loss", {"loss": (_scalar(a.losses[step]), _scalar(b.losses[step]))}
         yield "grad norm", {"grad norm": (_scalar(a.norms[step]), _scalar(b.norms[step]))}

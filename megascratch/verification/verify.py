@@ -1,4 +1,4 @@
-"""A case in, a verdict out: the layout's run beside the one-process run of the same model."""
+"""Verifies a layout: runs it, compares it with the one-process run of the same model, and returns a verdict."""
 
 import math
 import time
@@ -28,12 +28,12 @@ from megascratch.verification.tolerance import TOLERANCE, Relative, Rounding, To
 
 @dataclass(frozen=True)
 class Verdict:
-    """What one layout showed."""
+    """The result of verifying one layout."""
 
     case: Case
-    worst: dict[str, Difference]  # kind -> the largest; empty when there was no run to compare
-    limit: float  # of these
-    message: str | None  # why it failed
+    worst: dict[str, Difference]  # kind -> the largest difference; empty if there was no run to compare
+    limit: float  # a larger difference has failed
+    message: str | None  # why it failed; None if it passed
     seconds: float
 
     @property
@@ -42,7 +42,7 @@ class Verdict:
 
 
 def verify_case(case: Case, steps: int, precision: str, pool: Pool, run: Callable = train_on_rank) -> Verdict:
-    """Runs a case by `run(config, steps)` on each rank. A layout that crashes or hangs has failed."""
+    """Runs a case by calling `run(config, steps)` on each rank. A layout that crashes or hangs has failed."""
     started = time.monotonic()
     worst: dict[str, Difference] = {}
     yardstick: Tolerance = Relative(0.0)
@@ -76,11 +76,12 @@ def _compared(
 
 
 def differences(reference: RunRecord, measured: RunRecord, yardstick: Tolerance) -> Iterator[Difference]:
-    """Everything that the law speaks of, in the order in which it came about."""
+    """Everything that the layout law compares, in the order in which the run computes it."""
 
     def far(kind: str, step: int, a: dict[str, Tensor], b: dict[str, Tensor]) -> Iterator[Difference]:
         for name in [*a, *(b.keys() - a.keys())]:
-            both, bare = name in a and name in b, name.removeprefix("param.").removeprefix("grad.")
+            both = name in a and name in b
+            bare = name.removeprefix("param.").removeprefix("grad.")
             value = yardstick.far(kind, step, name, a[name], b[name]) if both else float("inf")
             yield Difference(kind, step, bare, value)
 
@@ -98,7 +99,7 @@ def _number(name: str, numbers: list[float], step: int) -> dict[str, Tensor]:
 
 
 def yardstick_of(config: Config, steps: int, precision: str) -> Tolerance:
-    """What is far in this precision. Raises: FloatingPointError where a run in one process fails."""
+    """The tolerance for a precision. Raises: FloatingPointError if a run in one process fails."""
     if precision in TOLERANCE:
         return Relative(TOLERANCE[precision])
     rounded = one_process(config)
@@ -113,5 +114,5 @@ def yardstick_of(config: Config, steps: int, precision: str) -> Tolerance:
 
 @lru_cache(maxsize=16)
 def reference_run(config: Config, steps: int) -> RunRecord:
-    """The reference, in this process; layouts of one model share it."""
+    """The reference run, in this process. It is cached, because all layouts of a model share it."""
     return gather([train_on_rank(config, steps)])

@@ -34,7 +34,7 @@ def test_every_token_but_the_first_is_counted_once_with_the_promised_context(len
 def test_documents_of_which_the_tokenizer_makes_no_token_have_no_loss():
     config = config_of()
     for ends in (True, False):
-        with pytest.raises(UserError, match="makes no token of 2 documents with 4 bytes: there is no loss to measure"):
+        with pytest.raises(UserError, match="gives no token for 2 documents with 4 bytes: there is no loss to measure"):
             evaluate_documents(model_of(config), config, ["  ", "  "], [[], []], EOD, ends=ends)
 
 

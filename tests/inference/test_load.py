@@ -53,10 +53,10 @@ def test_the_settings_come_back_as_they_were():
 @pytest.mark.parametrize(
     ("state", "how", "complaint"),
     [
-        ({"tokenizer_fingerprint": "0" * 64}, {}, "the model learned with tokenizer 0000000000000000"),
+        ({"tokenizer_fingerprint": "0" * 64}, {}, "the model was trained with tokenizer 0000000000000000"),
         ({"config": {"model": {"depth": 3}}}, {}, "settings that this version does not know: depth"),
         ({}, {"tokenizer_model": "no/such.model"}, "no/such.model cannot be read"),
-        ({}, {"tokenizer_type": "NullTokenizer"}, "the model learned with tokenizer"),
+        ({}, {"tokenizer_type": "NullTokenizer"}, "the model was trained with tokenizer"),
     ],
 )
 def test_what_does_not_fit_is_refused(tmp_path, state, how, complaint):
@@ -68,7 +68,7 @@ def test_what_does_not_fit_is_refused(tmp_path, state, how, complaint):
 
 def test_a_vocabulary_that_the_model_does_not_have_is_refused(tmp_path):
     save_model(tmp_path, settings=(("vocab_size", 100),), state=(("tokenizer_fingerprint", None),))
-    with pytest.raises(UserError, match="257 ids, the model knows 100"):
+    with pytest.raises(UserError, match="257 ids, but the model has 100"):
         load_for_inference(tmp_path, CPU)
 
 

@@ -87,7 +87,7 @@ def test_in_low_precision_cuda_differs_from_the_cpu_by_no_more_than_rounding(kin
         settings["initial_loss_scale"] = 2.0**12
     yardstick = yardstick_of(config_of(**settings, device="cpu"), STEPS, precision)
     for found in differences(*on_both(**settings), yardstick):
-        assert found.value <= yardstick.limit, f"{found}: {yardstick.told(found.value)}"
+        assert found.value <= yardstick.limit, f"{found}: {yardstick.describe(found.value)}"
 
 
 @pytest.mark.parametrize("kind", ["dropout", "documents, dropout, Llama", "full recomputation"])
