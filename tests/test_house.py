@@ -67,14 +67,11 @@ STILL_TO_REWRITE: set[str] = {
     "curation",
     "data",
     "data_parallel",
-    "inference",
     "layers",
     "model",
     "optim",
     "pipeline",
     "tokenizer",
-    "training",
-    "verification",
 }
 
 NEED_NO_TORCH = [
