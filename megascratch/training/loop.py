@@ -181,7 +181,8 @@ class _Loop:
     def _step(self, upcoming: Iterator[list[Batch]]) -> bool:
         """One training step, with its log line and checkpoint. Returns: True if the run rolled back to a checkpoint."""
         doing("the batches of the next step")
-        start, state = time.perf_counter(), self.state
+        start = time.perf_counter()
+        state = self.state
         logged = self._is_logged(state.step + 1)
         self.health.begin(logged)
         fault_point("step.begin")
@@ -193,7 +194,8 @@ class _Loop:
             recorder = Recorder(self.mesh.pp, self.mesh.device)
         result = self.r.trainer.train_step(batches, lr, state.step + 1, recorder, self.watch.judge, self.health.phases)
         samples = self._samples(len(batches))
-        state.step, state.consumed_samples = state.step + 1, state.consumed_samples + samples
+        state.step += 1
+        state.consumed_samples += samples
         seconds = time.perf_counter() - start
         fault_point("step.end")
         self.interval.add(result, samples, seconds)

@@ -46,7 +46,8 @@ class Report:
         )
         self.task = self.bar.add_task("train", total=total_steps, completed=first_step, loss="")
         self.bar.start()
-        self.first_step, self.started = first_step, time.monotonic()
+        self.first_step = first_step
+        self.started = time.monotonic()
         self._attempt(partial(self.folder.mkdir, parents=True, exist_ok=True))
         if before.damage:
             self._set_aside(before.damage)
@@ -175,8 +176,9 @@ def draw_losses(rows: Iterable[Row], file: Path) -> None:
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     curves: dict[str, list[tuple[int, float]]] = {}
-    for row in (row for row in rows if row.get("loss") is not None):
-        curves.setdefault(row.get("split", "train"), []).append((row["step"], row["loss"]))
+    for row in rows:
+        if row.get("loss") is not None:
+            curves.setdefault(row.get("split", "train"), []).append((row["step"], row["loss"]))
     for name, points in curves.items():
         label = printable(name).replace("$", r"\$")  # matplotlib reads formulas
         axes.plot(*zip(*points, strict=True), label=label, marker=None if name == "train" else "o", linewidth=1.2)

@@ -124,20 +124,20 @@ def build_run(config: Config) -> TrainingRun:
             report_lease.release()
         raise
     return TrainingRun(
-        config,
-        mesh,
-        trainer,
-        saver,
-        state,
-        splits,
-        read,
-        tokenizer,
-        total_steps,
-        traced_step,
-        ready.files,
-        ready.notices,
-        report_lease,
-        valid_loss,
+        config=config,
+        mesh=mesh,
+        trainer=trainer,
+        saver=saver,
+        state=state,
+        splits=splits,
+        read=read,
+        tokenizer=tokenizer,
+        total_steps=total_steps,
+        traced_step=traced_step,
+        data_files=ready.files,
+        notices=ready.notices,
+        report_lease=report_lease,
+        valid_loss=valid_loss,
     )
 
 

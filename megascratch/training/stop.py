@@ -47,18 +47,20 @@ class StopRequest:
         self.asked = 0
         self.code: int | None = None
         """The exit code of the run, once it is decided; later requests no longer change it."""
-        self._training, self._began, self._looked = training, began(), -LOOK_EVERY
+        self._training = training
+        self._began = began()
+        self._looked = -LOOK_EVERY
         self._came: list[tuple[int, float]] = []
         reads, self._writes = os.pipe()
         os.set_blocking(self._writes, False)
-        heard = set(ASKED)
+        handled = set(ASKED)
         if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
-            heard.remove(signal.SIGHUP)  # set by nohup
-        self._before = {number: signal.signal(number, _heard_by_the_thread) for number in heard}
+            handled.remove(signal.SIGHUP)  # nohup has set SIG_IGN
+        self._before = {number: signal.signal(number, _handled_by_the_thread) for number in handled}
         self._wakeup_before = signal.set_wakeup_fd(self._writes, warn_on_full_buffer=False)
         self._thread = threading.Thread(target=self._listen, args=(reads,), name="signals", daemon=True)
         self._thread.start()
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, heard)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, handled)
 
     def __enter__(self) -> "StopRequest":
         return self
@@ -121,5 +123,5 @@ def remove_stop_file(training: TrainingConfig) -> None:
             Path(training.stop_file).unlink()
 
 
-def _heard_by_the_thread(number: int, frame: object) -> None:
+def _handled_by_the_thread(number: int, frame: object) -> None:
     """Python's signal handler: does nothing, because the thread handles the signal."""

@@ -49,7 +49,7 @@ class StepResult(NamedTuple):
     tokens: int = 1  # learned tokens of the global batch
 
 
-class _Moved(NamedTuple):
+class _Update(NamedTuple):
     """What all ranks agree on after the backward of a step."""
 
     loss: float
@@ -131,18 +131,18 @@ class Trainer:
         phases.lap("forward and backward")
         part = self._loss_part(losses) / max(tokens, 1.0)
         try:
-            moved = self._update(part, tokens, lr, judge or not_finite)
+            update = self._update(part, tokens, lr, judge or not_finite)
         except CommunicationError as error:
             raise CommunicationError(f"gradients and weights of step {step}: {error}") from error
-        if moved.wrong and judge is None:
-            raise FloatingPointError(nothing_updated(moved.wrong, step))
-        if moved.tokens and not moved.wrong:  # a step that is not applied says nothing about the scale
-            self.scale = self.scale.after(moved.overflowed, self.config.optim)
+        if update.wrong and judge is None:
+            raise FloatingPointError(nothing_updated(update.wrong, step))
+        if update.tokens and not update.wrong:  # a step that is not applied says nothing about the scale
+            self.scale = self.scale.after(update.overflowed, self.config.optim)
         phases.lap("update")
-        skipped = moved.overflowed or bool(moved.wrong) or not moved.tokens
-        return StepResult(part, moved.loss, moved.grad_norm, skipped, moved.wrong, moved.tokens)
+        skipped = update.overflowed or bool(update.wrong) or not update.tokens
+        return StepResult(part, update.loss, update.grad_norm, skipped, update.wrong, update.tokens)
 
-    def _update(self, loss_part: Tensor, tokens: float, lr: float, judge: Judge) -> _Moved:
+    def _update(self, loss_part: Tensor, tokens: float, lr: float, judge: Judge) -> _Update:
         """Updates the weights if nothing is wrong and there was a token to learn."""
         doing("the sums of the gradients")
         self.data_parallel.finish()
@@ -150,7 +150,7 @@ class Trainer:
         norm = self.data_parallel.norm().item() / self.scale.scale
         loss, not_finite_anywhere, learned = self._agreed(loss_part, not math.isfinite(norm), tokens)
         if not learned:
-            return _Moved(math.nan, math.nan, 0, overflowed=False, wrong="")
+            return _Update(math.nan, math.nan, 0, overflowed=False, wrong="")
         if not_finite_anywhere and math.isfinite(norm):
             norm = math.nan  # another rank has seen it
         overflowed = not_finite_anywhere and self.config.optim.fp16 and not self._at_its_floor()
@@ -158,7 +158,7 @@ class Trainer:
         doing("the optimizer's step")
         if not overflowed and not wrong:
             self.data_parallel.step(lr, clip_factor(norm, self.config.optim.clip_grad) / self.scale.scale)
-        return _Moved(loss, norm, learned, overflowed, wrong)
+        return _Update(loss, norm, learned, overflowed, wrong)
 
     def _agreed(self, loss_part: Tensor, norm_not_finite: bool, tokens: float) -> tuple[float, bool, int]:
         """The global loss, whether the norm is not finite on any rank (a single one stops all), and the number of
@@ -203,7 +203,9 @@ class Trainer:
         return [held for boxes in self.data_parallel.state().values() for held in boxes]
 
     def save_scalars(self, state: TrainState) -> None:
-        state.loss_scale, state.optimizer = vars(self.scale).copy(), self.data_parallel.scalars()
+        """Copies the loss scale and the optimizer's scalars into the state that a checkpoint stores."""
+        state.loss_scale = vars(self.scale).copy()
+        state.optimizer = self.data_parallel.scalars()
 
     def restore(self, state: TrainState) -> None:
         """Restores the scalars, after the tensors of `held()` were filled, and refreshes what depends on them."""

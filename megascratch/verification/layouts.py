@@ -106,7 +106,7 @@ def every_layout(config: Config, max_world: int, fixed: Collection[str], full_si
             case = _case(config, layout | batch, {}, fixed, max_world, full_size)
             if case is not None:
                 cases.setdefault(case.name, case)
-    return _some(list(cases.values()), config, max_world, fixed)
+    return _require_some(list(cases.values()), config, max_world, fixed)
 
 
 def random_layouts(
@@ -132,11 +132,12 @@ def random_layouts(
         case = _case(config, layout, extra, fixed, max_world, full_size)
         if case is not None:
             cases.setdefault(case.name, case)
-    found = _some(list(cases.values()), config, max_world, fixed)
-    return sorted(found, key=lambda case: _world(flat(case.config)))  # so that process groups are rarely rebuilt
+    drawn = _require_some(list(cases.values()), config, max_world, fixed)
+    return sorted(drawn, key=lambda case: _world(flat(case.config)))  # so that process groups are rarely rebuilt
 
 
-def _some(cases: list[Case], config: Config, max_world: int, fixed: Collection[str]) -> list[Case]:
+def _require_some(cases: list[Case], config: Config, max_world: int, fixed: Collection[str]) -> list[Case]:
+    """The cases. Raises: UserError if there is none."""
     if not cases:
         given = ", ".join(f"{flag(name)} {flat(config)[name]}" for name in fixed if name in vars(config.parallel))
         raise UserError(
@@ -160,7 +161,9 @@ def _drawn(
 ) -> tuple[Values, Values]:
     """Draws (layout and batch, other settings) at random. They may be illegal."""
     tp, pp, dp = stream.choice(list(_sizes(max_world)))
-    schedule, chunks, micro = stream.choice(SCHEDULES), stream.choice((1, 2)), stream.choice((1, 2))
+    schedule = stream.choice(SCHEDULES)
+    chunks = stream.choice((1, 2))
+    micro = stream.choice((1, 2))
     layout: Values = {
         **dict(zip(SIZES, (tp, pp, dp), strict=True)),
         "pipeline_schedule": schedule,
@@ -279,7 +282,8 @@ def _small_batch(config: Config) -> Values:
     assert training.global_batch_size is not None and parallel.data_parallel_size is not None
     pp, group = parallel.pipeline_model_parallel_size, parallel.microbatch_group_size_per_virtual_pipeline_stage or 1
     many = training.global_batch_size // (training.micro_batch_size * parallel.data_parallel_size)
-    micro, small_group = min(training.micro_batch_size, 2), group
+    micro = min(training.micro_batch_size, 2)
+    small_group = group
     few = min(many, 2 * pp if pp > 1 else 2) if parallel.pipeline_schedule != "csv" else many
     if parallel.pipeline_schedule == "interleaved":
         small_group = min(group, pp + 1)

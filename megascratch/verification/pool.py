@@ -38,10 +38,11 @@ class RankFailed(RuntimeError):
     """A rank raised, hung or died; the text holds every rank's first line and the full trace of the first cause."""
 
     def __init__(self, failures: list[tuple[int, tuple[str, str]]]):
-        first = next((f for f in failures if not any(word in f[1][0] for word in ECHOES)), failures[0])
+        causes = [failure for failure in failures if not any(word in failure[1][0] for word in ECHOES)]
+        first, (cause, trace) = (causes or failures)[0]
         lines = [f"rank {rank}: {message}" for rank, (message, _) in failures]
-        super().__init__("\n".join([*lines, f"--- rank {first[0]}:", first[1][1]]))
-        self.first_cause = f"rank {first[0]}: {first[1][0].splitlines()[0]}"
+        super().__init__("\n".join([*lines, f"--- rank {first}:", trace]))
+        self.first_cause = f"rank {first}: {cause.splitlines()[0]}"
 
 
 class Pool:

@@ -111,14 +111,14 @@ def _small_heads(heads: int, groups: int, most: int) -> tuple[int, int]:
     numbers of tensor ranks; with the same ratio if that is small enough."""
     ranks = [tp for tp in range(1, most + 1) if _heads_cut(heads, groups, tp)]
 
-    def alike(h: int, g: int) -> bool:
+    def splits_alike(h: int, g: int) -> bool:
         kind = (g == h, g == 1) == (groups == heads, groups == 1)
         return kind and all(_heads_cut(h, g, tp) and (tp > g) == (tp > groups) for tp in ranks)
 
     small = [(h, g) for h in range(min(heads, 2), heads) for g in range(1, min(h, groups) + 1) if h % g == 0]
-    found = [pair for pair in small if pair[0] <= 2 * max(MOST_HEADS, most) and alike(*pair)]
-    same_ratio = [(h, g) for h, g in found if h * groups == g * heads and h <= MOST_HEADS]
-    return next(iter([*same_ratio, *found]), (heads, groups))
+    candidates = [pair for pair in small if pair[0] <= 2 * max(MOST_HEADS, most) and splits_alike(*pair)]
+    same_ratio = [(h, g) for h, g in candidates if h * groups == g * heads and h <= MOST_HEADS]
+    return next(iter([*same_ratio, *candidates]), (heads, groups))
 
 
 def _heads_cut(heads: int, groups: int, tp: int) -> bool:

@@ -50,9 +50,14 @@ class BadSteps:
         settle: Callable[[], None],
         say: Callable[[str], None],
     ):
-        self.guard, self.training = config.guard, config.training
-        self.mesh, self.trainer, self.state, self.train, self.say = mesh, trainer, state, train, say
+        self.guard = config.guard
+        self.training = config.training
+        self.mesh = mesh
+        self.trainer = trainer
+        self.state = state
+        self.train = train
         self.settle = settle
+        self.say = say
 
     def act(self, result: StepResult, samples: int) -> bool:
         """Called after a bad step, which is counted but was not applied.

@@ -14,7 +14,9 @@ class RunMonitor:
     """Checks replicas and finds stragglers at the intervals that the settings ask for. Called by all ranks."""
 
     def __init__(self, guard: GuardConfig, trainer: Trainer):
-        self.every, self.trainer, self.mesh = guard.check_replicas_every, trainer, trainer.mesh
+        self.every = guard.check_replicas_every
+        self.trainer = trainer
+        self.mesh = trainer.mesh
         self.checked = -1
         self.watches = guard.log_straggler and self.mesh.world.size > 1
         self.phases = StepTimer(self.mesh.waits)

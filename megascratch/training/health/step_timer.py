@@ -14,14 +14,17 @@ class StepTimer:
     """Own seconds of each phase of one step. Without `start`, a lap costs nothing."""
 
     def __init__(self, waits: CommTimer | None = None):
-        self.waits, self.own, self.last = waits, dict.fromkeys(PHASES, 0.0), 0.0
+        self.waits = waits
+        self.own = dict.fromkeys(PHASES, 0.0)
+        self.last = 0.0
 
     def start(self) -> None:
         """Begins to measure a step."""
         if self.waits is not None:
             self.waits.looking = True
             self.waits.take()
-        self.own, self.last = dict.fromkeys(PHASES, 0.0), time.perf_counter()
+        self.own = dict.fromkeys(PHASES, 0.0)
+        self.last = time.perf_counter()
 
     def lap(self, phase: str) -> None:
         """Ends a phase."""

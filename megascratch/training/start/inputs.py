@@ -89,7 +89,10 @@ def _require_checkpoint(load: str | None) -> None:
 
 def _require_library(save: str | None) -> None:
     """Raises: UserError if the library that accesses the object store is not installed."""
-    if save is not None and not isinstance(where := storage_path(save), Path):
+    if save is None:
+        return
+    where = storage_path(save)
+    if not isinstance(where, Path):
         Store(where.url)
 
 
@@ -112,11 +115,12 @@ def own_schedule(config: Config) -> CsvSchedule | None:
     if parallel.pipeline_schedule_csv is None:
         return None
     table = read_table(parallel.pipeline_schedule_csv)
-    ours = parallel.pipeline_model_parallel_size, parallel.num_virtual_stages_per_pipeline_rank
-    if table.placement[:2] != ours:
+    ranks = parallel.pipeline_model_parallel_size
+    chunks = parallel.num_virtual_stages_per_pipeline_rank
+    if table.placement[:2] != (ranks, chunks):
         raise UserError(
             f"{table.path} has {table.placement.ranks} ranks of {table.placement.chunks} stages, but "
-            f"pipeline-model-parallel-size is {ours[0]} and num-virtual-stages-per-pipeline-rank {ours[1]}: make them "
+            f"pipeline-model-parallel-size is {ranks} and num-virtual-stages-per-pipeline-rank {chunks}: make them "
             f"{table.placement.ranks} and {table.placement.chunks}"
         )
     assert training.global_batch_size is not None

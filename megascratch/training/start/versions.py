@@ -26,7 +26,8 @@ def _version(library: str) -> str:
 
 def code_digest() -> str:
     """sha256 (the first 16 hex digits) of every source and compiled file of the installed package."""
-    root, digest = Path(megascratch.__file__).parent, hashlib.sha256()
+    root = Path(megascratch.__file__).parent
+    digest = hashlib.sha256()
     for file in sorted(path for path in root.rglob("*") if path.suffix in (".py", ".so")):
         content = file.read_bytes()
         digest.update(f"{file.relative_to(root).as_posix()} {len(content)}\n".encode() + content)
