@@ -1,7 +1,7 @@
-"""How large a step is: consumed samples in, global batch size and number of micro-batches out, ramp-up included.
+"""Computes the global batch size, the number of micro-batches and the length of a run, batch size ramp-up included.
 
-Everything is a pure function of the consumed samples, so a resumed run needs no state to go on with the ramp.
-The functions read a derived config (`global_batch_size` and `data_parallel_size` set).
+Everything is a pure function of the consumed samples, so a resumed run needs no state to continue the ramp-up.
+The functions need a derived config (`global_batch_size` and `data_parallel_size` are set).
 """
 
 from collections.abc import Iterator
@@ -13,15 +13,16 @@ from megascratch.config.settings import Config
 def global_batch_size_at(config: Config, consumed_samples: int) -> int:
     """Sequences in the step that starts after `consumed_samples`.
 
-    With `rampup_batch_size = [start, increment, samples]` the batch grows by `increment` in equal parts of `samples`.
+    With `rampup_batch_size = [start, increment, samples]` the batch size grows by `increment` at equal distances within
+    the first `samples` samples.
     """
-    whole = _given(config.training.global_batch_size)
+    full_size = _given(config.training.global_batch_size)
     if config.training.rampup_batch_size is None:
-        return whole
+        return full_size
     start, increment, samples = config.training.rampup_batch_size
     if consumed_samples >= samples:
-        return whole
-    increments = (whole - start) // increment
+        return full_size
+    increments = (full_size - start) // increment
     return start + consumed_samples * increments // samples * increment
 
 
@@ -32,9 +33,9 @@ def num_microbatches(config: Config, consumed_samples: int = 0) -> int:
 
 
 def steps_and_samples(config: Config) -> tuple[int, int]:
-    """Steps of the whole run and the samples they consume.
+    """Steps of the entire run and the samples that they consume.
 
-    A run measured in samples stops before a batch that would pass train_samples; Megatron-LM drops the rest, too.
+    A run measured in samples stops before a batch that would exceed train_samples, as Megatron-LM does.
     """
     training = config.training
     steps = consumed = 0
@@ -44,16 +45,20 @@ def steps_and_samples(config: Config) -> tuple[int, int]:
         else:
             left = (_given(training.train_samples) - consumed) // size
         taken = left if most is None else min(most, left)
-        steps, consumed = steps + taken, consumed + taken * size
+        steps += taken
+        consumed += taken * size
         if taken != most:
             break
     return steps, consumed
 
 
 def samples_asked_for(config: Config) -> int:
-    """Samples that the training set is made for. In Megatron's order they decide where every sample lies, so they are
-    counted as Megatron-LM does: a run measured in steps asks for whole batches, though a ramp-up reads less, and a run
-    measured in samples for all of them, though the rest of the last batch is not read."""
+    """Samples that the training set is built for.
+
+    In Megatron's order this number decides the position of every sample, so it is counted as in Megatron-LM. A run
+    measured in steps requests full batches, although a ramp-up reads less. A run measured in samples requests all of
+    them, although an incomplete last batch is not read.
+    """
     training = config.training
     if training.train_samples is not None:
         return training.train_samples
@@ -61,8 +66,9 @@ def samples_asked_for(config: Config) -> int:
 
 
 def _plateaus(config: Config) -> Iterator[tuple[int, int | None]]:
-    """(global batch size, steps of this size) in order of the run; None: until the end."""
-    ramp, consumed = config.training.rampup_batch_size, 0
+    """(global batch size, number of steps of this size) in order of the run; None: until the end."""
+    ramp = config.training.rampup_batch_size
+    consumed = 0
     while ramp is not None and consumed < ramp[2]:
         size = global_batch_size_at(config, consumed)
         yield size, 1

@@ -1,8 +1,8 @@
-"""A config with gaps and the world size in, the same config with every gap filled that needs no file and no device out.
+"""Fills in the defaults that depend on other settings or on the world size, such as data_parallel_size.
 
-What stays None is told later: `vocab_size` and `tokenizer_type` by the tokenizer, `device` and
-`distributed_backend` by the machine. Numbers that cannot be derived because others are illegal stay None, too:
-`laws.validate` then says which.
+What needs a file or a device stays None and is filled in later: `vocab_size` and `tokenizer_type` from the tokenizer,
+`device` and `distributed_backend` from the machine. A number that cannot be derived because other settings are invalid
+stays None, too; `laws.validate` reports which.
 """
 
 from typing import Any
@@ -13,11 +13,11 @@ from megascratch.config.settings import Config
 
 
 def derive(config: Config, world_size: int) -> Config:
-    """Fill every None that follows from the other settings and the number of processes; never raises."""
+    """Fill in every None that follows from the other settings and the number of processes; never raises."""
     given = flat(config)
     filled = dict(given)
-    for room in (_model, _parallel, _batch, _paths):
-        for name, value in room(filled, world_size).items():
+    for defaults in (_model, _parallel, _batch, _paths):
+        for name, value in defaults(filled, world_size).items():
             if filled[name] is None:
                 filled[name] = value
     return with_fields(config, {name: value for name, value in filled.items() if given[name] is None})
@@ -28,20 +28,21 @@ def _model(now: dict[str, Any], world_size: int) -> dict[str, Any]:
     return {
         "num_query_groups": heads,
         "kv_channels": hidden // heads if heads > 0 and hidden % heads == 0 else None,
-        # two matrices of width 4h have the weights of three of width 8/3 h; 64 keeps the width even for any tp
+        # two matrices of width 4h have as many weights as three of width 8/3 h; rounded up to a multiple of 64
         "ffn_hidden_size": -(-8 * hidden // (3 * 64)) * 64 if now["swiglu"] else 4 * hidden,
         "max_position_embeddings": now["seq_length"],
     }
 
 
 def _parallel(now: dict[str, Any], world_size: int) -> dict[str, Any]:
-    pp, layout = now["pipeline_model_parallel_size"], now["pipeline_model_parallel_layout"]
+    pp = now["pipeline_model_parallel_size"]
+    layout = now["pipeline_model_parallel_layout"]
     model_ranks = now["tensor_model_parallel_size"] * pp
     fits = model_ranks > 0 and world_size > 0 and world_size % model_ranks == 0
     copies = now["data_parallel_size"] or (world_size // model_ranks if fits else None)
-    told_by_layout = len(layout) // pp if layout and pp > 0 and len(layout) % pp == 0 else 1
+    chunks_of_layout = len(layout) // pp if layout and pp > 0 and len(layout) % pp == 0 else 1
     folded = now["pipeline_schedule"] in FOLDED
-    chunks = now["num_virtual_stages_per_pipeline_rank"] or (2 if folded else told_by_layout)
+    chunks = now["num_virtual_stages_per_pipeline_rank"] or (2 if folded else chunks_of_layout)
     return {
         "data_parallel_size": copies,
         "num_virtual_stages_per_pipeline_rank": chunks,

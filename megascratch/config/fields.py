@@ -1,4 +1,4 @@
-"""The sections of `Config` seen as one flat list of names, because flags, YAML keys and laws speak of names alone."""
+"""Reads and replaces settings by name, without their section, as flags, YAML keys and laws do."""
 
 import dataclasses
 import difflib
@@ -13,19 +13,19 @@ SECTIONS: dict[str, type] = get_type_hints(Config)
 SECTION_OF: dict[str, str] = {
     field.name: section for section, record in SECTIONS.items() for field in dataclasses.fields(record)
 }
-"""Setting -> the section that holds it; settings are unique across the sections."""
+"""Setting -> its section; the names are unique across the sections."""
 
 HINTS: dict[str, Any] = {name: hint for record in SECTIONS.values() for name, hint in get_type_hints(record).items()}
 """Setting -> its type."""
 
 
 def flat(config: Config) -> dict[str, Any]:
-    """Every setting by its name, in the order of the sections."""
+    """Setting -> value, in the order of the sections."""
     return {name: getattr(getattr(config, section), name) for name, section in SECTION_OF.items()}
 
 
 def with_fields(config: Config, values: Mapping[str, Any]) -> Config:
-    """The config with some settings replaced by name; an unknown name is a KeyError (our bug, not the user's)."""
+    """The config with some settings replaced. Raises: KeyError for an unknown name (a bug of ours, not the user's)."""
     changes: dict[str, dict[str, Any]] = {}
     for name, value in values.items():
         changes.setdefault(SECTION_OF[name], {})[name] = value
@@ -40,13 +40,13 @@ def flag(name: str) -> str:
 
 
 def nearest(word: str, known: list[str]) -> str:
-    """' - did you mean X?' for the known word nearest to a misspelt one, or '' when none is near."""
+    """' - did you mean X?' with the known word most similar to a misspelt one; '' if none is similar."""
     near = _near(word, known)
     return f" - did you mean {near}?" if near else ""
 
 
 def meant(name: str) -> str:
-    """The setting that a misspelt one may mean; '' when none is near."""
+    """The setting that a misspelt name probably means; '' if none is similar."""
     return _near(name, list(SECTION_OF))
 
 

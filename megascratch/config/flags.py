@@ -1,6 +1,6 @@
-"""The words of a command line in, the value of each setting and everything that is wrong with them out, all at once.
+"""Parses the flags of a command line into settings and reports every bad flag at once.
 
-A library for flags gives up at the first bad one, and its laws would stay untold: so each flag is read alone here.
+A flag library stops at the first bad flag and would hide the other problems, so each flag is parsed on its own here.
 """
 
 from collections.abc import Sequence
@@ -10,41 +10,43 @@ from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 from megascratch.config.fields import HINTS, SECTION_OF, flag, meant, nearest
 
 OTHERS = {"config": str, "print_config": bool}
-"""Flags beside the settings."""
+"""Flags that are not settings, with their types."""
 
 
 class Words(NamedTuple):
-    """A command line, read."""
+    """A parsed command line."""
 
     values: dict[str, Any]
-    """Of the settings, and of OTHERS, that were given legally."""
+    """The valid values of settings and OTHERS that were given."""
     given: list[str]
-    """Settings that were given, legally or not."""
+    """Settings that were given, with a valid value or not."""
     problems: list[str]
     unread: set[str]
-    """Settings whose value is not known, because their words are wrong or look like a misspelt flag of theirs."""
+    """Settings whose value is unknown, because it is invalid or a misspelt flag probably means them."""
 
 
 class _Group(NamedTuple):
-    """`--name` and the words behind it."""
+    """`--name` and the words after it."""
 
-    name: str  # as a field
+    name: str  # as a field name
     negated: bool  # --no-name
     values: list[str]
 
 
 def read_words(argv: Sequence[str]) -> Words:
-    """Reads and judges every flag of a command line."""
-    groups, stray = _groups(argv)
+    """Parses and checks every flag of a command line."""
+    groups, stray = _groups(argv)  # stray: words before the first flag
     names = [group.name for group in groups]
-    values, problems, unread = dict[str, Any](), list[str](), set[str]()
+    values: dict[str, Any] = {}
+    problems: list[str] = []
+    unread: set[str] = set()
     if stray:
-        problems.append(f"unrecognized arguments: {' '.join(stray)}: every value needs its flag in front of it")
-    for place, group in enumerate(groups):
+        problems.append(f"unrecognized arguments: {' '.join(stray)}: put the flag in front of each value")
+    for position, group in enumerate(groups):
         try:
             values[group.name] = _value(group, names)
         except ValueError as error:
-            if names.index(group.name) == place:
+            if names.index(group.name) == position:  # a repeated flag is reported once
                 problems.append(str(error))
             unread.add(group.name if group.name in SECTION_OF else meant(group.name))
     given = [name for name in names if name in SECTION_OF]
@@ -52,7 +54,7 @@ def read_words(argv: Sequence[str]) -> Words:
 
 
 def _groups(argv: Sequence[str]) -> tuple[list[_Group], list[str]]:
-    """The flags with their values, and words in front of the first flag."""
+    """The flags with their values, and the words before the first flag."""
     groups: list[_Group] = []
     stray = []
     for word in argv:
@@ -69,7 +71,7 @@ def _groups(argv: Sequence[str]) -> tuple[list[_Group], list[str]]:
 
 
 def _value(group: _Group, names: list[str]) -> Any:
-    """What a flag says. Raises: ValueError whose text is the complaint."""
+    """The value of a flag. Raises: ValueError whose text is the message to the user."""
     name, text = group.name, flag(group.name)
     hint = HINTS.get(name) or OTHERS.get(name)
     if hint is None:
@@ -79,12 +81,12 @@ def _value(group: _Group, names: list[str]) -> Any:
         raise ValueError(f"{text} is given {names.count(name)} times: give it once")
     if hint is bool:
         if group.values:
-            raise ValueError(f"{text} takes no value, not {' '.join(group.values)}")
+            raise ValueError(f"{text} does not accept a value (given: {' '.join(group.values)})")
         return not group.negated
     if group.negated:
-        raise ValueError(f"--no-{text[2:]} is no flag: {text} takes a value")
+        raise ValueError(f"--no-{text[2:]} does not exist: {text} needs a value")
     if not group.values:
-        raise ValueError(f"Missing value for argument '{text}'")
+        raise ValueError(f"{text} needs a value")
     return _typed(text, hint, group.values)
 
 
@@ -96,7 +98,7 @@ def _typed(text: str, hint: Any, values: list[str]) -> Any:
     if get_origin(hint) is list:
         return [_item(text, get_args(hint)[0], value) for value in values]
     if len(values) > 1:
-        raise ValueError(f"{text} takes one value: unrecognized arguments: {' '.join(values[1:])}")
+        raise ValueError(f"{text} accepts one value: unrecognized arguments: {' '.join(values[1:])}")
     return _item(text, hint, values[0])
 
 

@@ -1,10 +1,9 @@
-"""Small JSON records that people may have edited (manifests, summaries, tokenizer files): read whole, checked field by
-field, refused in words.
+"""Reads and checks small JSON files that users may have edited, such as manifests, summaries and tokenizer files.
 
     require_fields(record, {"tokens": COUNT, "model": optional(TEXT)}, "corpus.json")
     -> UserError: corpus.json is damaged: tokens must be a whole number, 0 or more, not 'x'
 
-A field that is not in the record is not judged: older versions wrote fewer.
+A missing field is not an error: older versions wrote fewer fields.
 """
 
 import json
@@ -18,10 +17,10 @@ LARGEST_NUMBER = (1 << 63) - 1
 
 
 class Kind(NamedTuple):
-    """What a field may hold."""
+    """The values that a field may have."""
 
     words: str
-    """Behind 'must be'."""
+    """What the value must be, to follow 'must be' in a message."""
     holds: Callable[[Any], bool]
 
 
@@ -43,12 +42,12 @@ ANYTHING = Kind("anything", lambda value: True)
 
 
 def optional(kind: Kind) -> Kind:
-    """The same, or null."""
+    """A value of this kind, or null."""
     return Kind(f"{kind.words}, or null", lambda value: value is None or kind.holds(value))
 
 
 def list_of(kind: Kind, length: int | None = None) -> Kind:
-    """A list whose items are of a kind."""
+    """A list whose items are of this kind."""
 
     def holds(value: Any) -> bool:
         if not isinstance(value, list) or (length is not None and len(value) != length):
@@ -61,7 +60,7 @@ def list_of(kind: Kind, length: int | None = None) -> Kind:
 
 
 def object_of(kind: Kind) -> Kind:
-    """An object whose values are of a kind."""
+    """An object whose values are of this kind."""
 
     def holds(value: Any) -> bool:
         return isinstance(value, dict) and all(kind.holds(item) for item in value.values())
@@ -70,33 +69,33 @@ def object_of(kind: Kind) -> Kind:
 
 
 def parse_json(content: bytes | str) -> Any:
-    """The value in a text. Raises: ValueError whose text says in one line what is wrong."""
+    """Parses JSON. Raises: ValueError whose text says in one line what is wrong."""
     try:
         text = content.decode("utf-8-sig") if isinstance(content, bytes) else content
         return json.loads(text)
     except UnicodeDecodeError as error:
         raise ValueError(f"byte {error.start} is not UTF-8") from error
     except json.JSONDecodeError as error:
-        raise ValueError(f"no JSON from line {error.lineno}, column {error.colno} on: {error.msg}") from error
+        raise ValueError(f"not valid JSON at line {error.lineno}, column {error.colno}: {error.msg}") from error
     except ValueError as error:
         raise ValueError("a number in it has too many digits") from error
     except RecursionError as error:
-        raise ValueError("it is nested too deep") from error
+        raise ValueError("it is nested too deeply") from error
 
 
 def parse_object(content: bytes | str, name: object) -> dict[str, Any]:
-    """The JSON object in a file's content. Raises: UserError naming the file."""
+    """Parses a file's content, which must be a JSON object. Raises: UserError naming the file."""
     try:
         record = parse_json(content)
     except ValueError as error:
         raise UserError(f"{name} is damaged: {error}") from error
     if not isinstance(record, dict):
-        raise UserError(f"{name} is damaged: it holds {value_in_words(record)}, not an object {{...}}")
+        raise UserError(f"{name} is damaged: it contains {value_in_words(record)}, not an object {{...}}")
     return record
 
 
 def misfit(record: Mapping[str, Any], fields: Mapping[str, Kind]) -> str | None:
-    """The first field that holds something else than it may, in words; None: all is well."""
+    """What is wrong with the first field that has a wrong value; None: all fields are valid."""
     for name, kind in fields.items():
         if name in record and not kind.holds(record[name]):
             return f"{name} must be {kind.words}, not {value_in_words(record[name])}"
@@ -104,14 +103,14 @@ def misfit(record: Mapping[str, Any], fields: Mapping[str, Kind]) -> str | None:
 
 
 def require_fields(record: Mapping[str, Any], fields: Mapping[str, Kind], name: object) -> None:
-    """Raises: UserError naming the file, the field, what it must be and what it is."""
+    """Raises: UserError naming the file and the first wrong field, what it must be and what it is."""
     wrong = misfit(record, fields)
     if wrong is not None:
         raise UserError(f"{name} is damaged: {wrong}")
 
 
 def value_in_words(value: Any) -> str:
-    """A foreign value, of whatever size, in a message."""
+    """A short text for a value of any size, for a message."""
     if isinstance(value, dict):
         return f"an object of {len(value):,} fields"
     if isinstance(value, list):

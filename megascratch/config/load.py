@@ -1,7 +1,7 @@
-"""The command line in, the config and the origin of each value out: defaults, then the YAML file, then the flags.
+"""Loads the config from defaults, a YAML file and command-line flags (later ones win), and records each value's origin.
 
-The YAML file is flat (`lr: 1e-3`) or sectioned (`optim: {lr: 1e-3}`); keys may be written with `-` or `_`.
-Every unknown, doubled or ill-typed setting is reported at once, each with its place and the nearest known name.
+The YAML file is flat (`lr: 1e-3`) or has sections (`optim: {lr: 1e-3}`); keys may be written with `-` or `_`.
+Every unknown, repeated or ill-typed setting is reported at once, with its position and the most similar known name.
 """
 
 import json
@@ -21,12 +21,12 @@ from megascratch.config.yaml_file import read_settings
 
 @dataclass(frozen=True)
 class Origins:
-    """What the command line said beside the values."""
+    """Where the values come from, and what else the command line asks for."""
 
     places: dict[str, str] = field(default_factory=dict)
-    """Setting -> 'FILE:LINE', 'flag' or 'base'; settings that nobody gave are missing."""
+    """Setting -> 'FILE:LINE', 'flag' or 'base'; settings that were not given are missing."""
     print_config: bool = False
-    """--print-config was given: the verb prints `format_config` and does nothing else."""
+    """--print-config was given: the command prints `format_config` and does nothing else."""
 
 
 @dataclass(frozen=True)
@@ -35,29 +35,29 @@ class _CommandLine:
 
     settings: Config
     config: str | None = None
-    """YAML file of settings; flags override it."""
+    """YAML file with settings; flags override it."""
     print_config: bool = False
-    """Print each value with its origin, and stop."""
+    """Print each setting with its value and origin, and exit."""
 
 
 class Loaded(NamedTuple):
-    """A command line and its file, as far as they can be read."""
+    """The config of a command line and its file, as far as they can be read."""
 
     config: Config
     origins: Origins
     problems: list[str]
-    """Every unknown, doubled and ill-typed setting of flags and file."""
+    """Every unknown, repeated and ill-typed setting of flags and file."""
     unread: set[str]
-    """Settings whose value is not known because of a problem: laws that read them cannot be judged."""
+    """Settings whose value is unknown because of a problem: laws that read them cannot be checked."""
 
 
 def load_config(
     argv: Sequence[str], base: Config | None = None, prog: str = "megascratch pretrain"
 ) -> tuple[Config, Origins]:
-    """Read `argv` (without the program's name) over `base` (default: every default).
+    """Reads `argv` (without the program's name) on top of `base` (default: the default of every setting).
 
-    `--help` prints all settings by section and leaves with SystemExit(0).
-    Raises SettingError with all unknown, doubled and ill-typed settings of file and flags.
+    `--help` prints all settings by section and raises SystemExit(0).
+    Raises SettingError with all unknown, repeated and ill-typed settings of file and flags.
     """
     config, origins, problems, _ = read_config(argv, base, prog)
     if problems:
@@ -66,9 +66,9 @@ def load_config(
 
 
 def read_config(argv: Sequence[str], base: Config | None = None, prog: str = "megascratch pretrain") -> Loaded:
-    """As `load_config`, but problems are given back, so that more can be told beside them.
+    """Like `load_config`, but returns the problems, so that the caller can report more along with them.
 
-    Raises SettingError, with the problems of the flags, where the file cannot be read as settings at all.
+    Raises SettingError, with the problems of the flags, if the file cannot be read as settings at all.
     """
     start = base or Config()
     changed = {name for name, value in flat(start).items() if value != flat(Config())[name]}
@@ -90,7 +90,7 @@ def read_config(argv: Sequence[str], base: Config | None = None, prog: str = "me
 
 
 def format_config(config: Config, origins: Origins) -> str:
-    """The config as YAML that `--config` reads back, each line with the value's origin as its comment."""
+    """The config as YAML that `--config` can read, each line with a comment that names the value's origin."""
     defaults = flat(Config())
     lines = []
     for section in SECTIONS:
@@ -102,13 +102,13 @@ def format_config(config: Config, origins: Origins) -> str:
 
 
 def _yaml(value: Any) -> str:
-    """JSON is YAML, but for floats like 1e-05, which some YAML readers take for a word."""
+    """JSON is valid YAML, except for floats like 1e-05, which some YAML readers take for a string."""
     text = json.dumps(value)
     return re.sub(r"^(-?\d+)e", r"\1.0e", text) if isinstance(value, float) else text
 
 
 def _help(start: Config, prog: str) -> None:
-    """Prints every flag by section, and leaves with SystemExit(0)."""
+    """Prints every flag by section, then raises SystemExit(0)."""
     tyro.cli(
         _CommandLine,
         prog=prog,

@@ -1,4 +1,4 @@
-"""A legal config in, one sentence per setting that was given but changes nothing out: nothing is ignored in silence."""
+"""Finds settings that were given but have no effect, so that none is ignored silently."""
 
 from megascratch.config.batch_size import steps_and_samples
 from megascratch.config.settings import (
@@ -13,9 +13,9 @@ from megascratch.config.settings import (
 
 
 def notices(config: Config) -> list[str]:
-    """Settings that differ from their default and have no effect beside the others; call it with a derived config."""
-    table = [*_table(config), *_of_saves(config.training), *_guard(config)]
-    return [sentence for changes_nothing, sentence in table if changes_nothing]
+    """One sentence per setting that has no effect given the others, or is risky; needs a valid, derived config."""
+    table = [*_table(config), *_saves(config.training), *_guard(config)]
+    return [sentence for applies, sentence in table if applies]
 
 
 def _table(config: Config) -> list[tuple[bool, str]]:
@@ -24,74 +24,74 @@ def _table(config: Config) -> list[tuple[bool, str]]:
     return [
         (
             parallel.sequence_parallel and parallel.tensor_model_parallel_size == 1,
-            "sequence-parallel changes nothing with tensor-model-parallel-size 1",
+            "sequence-parallel has no effect with tensor-model-parallel-size 1",
         ),
         (
             parallel.use_distributed_optimizer and parallel.data_parallel_size == 1,
-            "use-distributed-optimizer changes nothing with one data-parallel rank",
+            "use-distributed-optimizer has no effect with one data-parallel rank",
         ),
         (
             not parallel.overlap_param_gather and not parallel.use_distributed_optimizer,
-            "overlap-param-gather changes nothing without use-distributed-optimizer",
+            "overlap-param-gather has no effect without use-distributed-optimizer",
         ),
         (
             parallel.optimizer_cpu_offload and config.training.device == "cpu",
-            "optimizer-cpu-offload saves no memory with device cpu: it only copies",
+            "optimizer-cpu-offload saves no memory with device cpu and adds copies",
         ),
         (
             not parallel.optimizer_cpu_offload
             and parallel.optimizer_offload_fraction != ParallelConfig.optimizer_offload_fraction,
-            "optimizer-offload-fraction changes nothing without optimizer-cpu-offload",
+            "optimizer-offload-fraction has no effect without optimizer-cpu-offload",
         ),
         (
             not rotates and model.rotary_base != ModelConfig.rotary_base,
-            "rotary-base changes nothing without position-embedding-type rope",
+            "rotary-base has no effect without position-embedding-type rope",
         ),
         (
             not rotates and model.rotary_percent != ModelConfig.rotary_percent,
-            "rotary-percent changes nothing without position-embedding-type rope",
+            "rotary-percent has no effect without position-embedding-type rope",
         ),
         (
             model.position_embedding_type != "learned_absolute"
             and model.max_position_embeddings not in (None, data.seq_length),
-            "max-position-embeddings changes nothing without position-embedding-type learned_absolute",
+            "max-position-embeddings has no effect without position-embedding-type learned_absolute",
         ),
         (
             model.add_qkv_bias and model.add_bias_linear,
-            "add-qkv-bias changes nothing: add-bias-linear already gives every linear layer a bias",
+            "add-qkv-bias has no effect: add-bias-linear already gives every linear layer a bias",
         ),
         (
             optim.lr_decay_style == "constant" and optim.min_lr != OptimConfig.min_lr,
-            "min-lr changes nothing with lr-decay-style constant",
+            "min-lr has no effect with lr-decay-style constant",
         ),
         (
             optim.lr_decay_style != "WSD" and optim.lr_wsd_decay_style != OptimConfig.lr_wsd_decay_style,
-            "lr-wsd-decay-style changes nothing without lr-decay-style WSD",
+            "lr-wsd-decay-style has no effect without lr-decay-style WSD",
         ),
         (
             bool(data.data_stages) and int((data.data_stages or ["0"])[-1].split()[0]) >= steps_and_samples(config)[1],
-            "the last of data-stages begins behind the last sample of the run: it is never read",
+            "the last of data-stages begins after the last sample of the run: it is never read",
         ),
         (
             config.training.trace_schedule_step is not None and not config.training.trace_schedule,
-            "trace-schedule-step changes nothing without trace-schedule",
+            "trace-schedule-step has no effect without trace-schedule",
         ),
         (
             data.mock_data and data.data_cache_path != DataConfig.data_cache_path,
-            "data-cache-path changes nothing with mock-data",
+            "data-cache-path has no effect with mock-data",
         ),
     ]
 
 
-def _of_saves(training: TrainingConfig) -> list[tuple[bool, str]]:
+def _saves(training: TrainingConfig) -> list[tuple[bool, str]]:
     return [
         (
             not training.async_save and training.save_interval == 0,
-            "async-save changes nothing with save-interval 0: the last checkpoint has no training to run beside",
+            "async-save has no effect with save-interval 0: no training runs while the only checkpoint is written",
         ),
         (
             training.keep_last_n_checkpoints == 1,
-            "keep-last-n-checkpoints 1 leaves nothing to go back to if the newest checkpoint is damaged: 2 is safer",
+            "keep-last-n-checkpoints 1 leaves no other checkpoint if the newest one is damaged: 2 is safer",
         ),
     ]
 
@@ -101,16 +101,16 @@ def _guard(config: Config) -> list[tuple[bool, str]]:
     return [
         (
             bool(guard.force_resume) and config.training.load is None,
-            "force-resume changes nothing without load",
+            "force-resume has no effect without load",
         ),
         (
             not guard.check_for_spiky_loss
             and (guard.spiky_loss_factor, guard.spiky_loss_window)
             != (GuardConfig.spiky_loss_factor, GuardConfig.spiky_loss_window),
-            "spiky-loss-factor and spiky-loss-window change nothing without check-for-spiky-loss",
+            "spiky-loss-factor and spiky-loss-window have no effect without check-for-spiky-loss",
         ),
         (
             guard.on_bad_step == "stop" and guard.max_bad_steps != GuardConfig.max_bad_steps,
-            "max-bad-steps changes nothing with on-bad-step stop",
+            "max-bad-steps has no effect with on-bad-step stop",
         ),
     ]

@@ -1,7 +1,7 @@
-"""The pipeline cut as pure arithmetic: number of layers and stages in, layers of every virtual stage out.
+"""Splits the layers of a model over pipeline stages. Pure arithmetic.
 
 Virtual stage v = chunk * pp + stage: the model runs through all stages once per chunk, so model order is
-chunk-major. Three ways to cut: evenly, evenly around a given first and/or last stage, or by an explicit list.
+chunk-major. There are three ways to split: evenly, evenly around a given first and/or last stage, or by a list.
 """
 
 from collections.abc import Sequence
@@ -10,18 +10,18 @@ from megascratch.config.errors import SettingError
 from megascratch.config.remedies import Broken, Remedy, complaint, each, near_multiples
 from megascratch.config.suggestions import divisors_near
 
-MOST_STAGES = 100_000  # the cut is a list of them
+MOST_STAGES = 100_000  # a split is a list with an entry for each
 
 
 class CutError(SettingError):
-    """A cut that does not come out even, with what could be changed; the laws try which of it helps."""
+    """A split that is not possible, with values to change; the laws try out which of them help."""
 
     def __init__(self, law: str, *remedies: Remedy, otherwise: str = ""):
         self.broken = Broken(law, remedies, otherwise)
         super().__init__(complaint(self.broken, lambda setting, value: True))
 
 
-FOLDED = ("zb_v", "dualpipe_v")  # schedules whose two chunks per rank lie in a V
+FOLDED = ("zb_v", "dualpipe_v")  # schedules that place the two chunks of each rank in a V
 
 
 def layer_cut(
@@ -34,9 +34,9 @@ def layer_cut(
 ) -> list[int]:
     """Layers of each of the pp * chunks virtual stages, in model order; they sum to num_layers.
 
-    `first` and `last` are the layers of the whole first and last stage (all their chunks together).
-    A stage without layers is legal only in an explicit layout.
-    Raises CutError for a cut that does not come out even.
+    `first` and `last` are the layers of the first and last stage, all their chunks together.
+    A stage may have no layers only in an explicit layout.
+    Raises CutError for a split that is not possible.
     """
     if pp * chunks > MOST_STAGES:
         raise CutError(
@@ -56,8 +56,8 @@ def _explicit(
 ) -> list[int]:
     if first is not None or last is not None:
         raise CutError(
-            "pipeline-model-parallel-layout already says the first and last stage",
-            otherwise="leave out decoder-first-pipeline-num-layers and decoder-last-pipeline-num-layers",
+            "pipeline-model-parallel-layout already sets the layers of the first and last stage",
+            otherwise="remove decoder-first-pipeline-num-layers and decoder-last-pipeline-num-layers",
         )
     if len(layout) != pp * chunks:
         raise CutError(
@@ -87,23 +87,23 @@ def _even(num_layers: int, pp: int, chunks: int) -> list[int]:
             f"({pp} x {chunks})",
             Remedy("num_layers", near_multiples(num_layers, pieces)),
             Remedy("pipeline_model_parallel_size", each(stages)),
-            otherwise="cut by hand with pipeline-model-parallel-layout",
+            otherwise="set the layers of each stage with pipeline-model-parallel-layout",
         )
     return [num_layers // pieces] * pieces
 
 
 def _around_the_ends(num_layers: int, pp: int, chunks: int, first: int | None, last: int | None) -> list[int]:
-    """Layers per stage when the first and/or last are given and the others share the rest evenly."""
+    """Layers per stage if the first and/or last are given and the others share the rest evenly."""
     if pp < 2:
         raise CutError(
             f"decoder-first/last-pipeline-num-layers need pipeline-model-parallel-size (now {pp}) of 2 or more",
-            otherwise="leave them out",
+            otherwise="remove them",
         )
     for name, given in (("first", first), ("last", last)):
         if given is not None and (given < chunks or given % chunks):
             raise CutError(
-                f"decoder-{name}-pipeline-num-layers ({given}) must be at least 1 and divide by the virtual stages "
-                f"per rank ({chunks})",
+                f"decoder-{name}-pipeline-num-layers ({given}) must be at least 1 and divisible by the virtual "
+                f"stages per rank ({chunks})",
                 Remedy(f"decoder_{name}_pipeline_num_layers", near_multiples(given, chunks)),
             )
     between = pp - (first is not None) - (last is not None)

@@ -1,10 +1,10 @@
-"""Warnings as a user reads them: one line, without the place in the source."""
+"""Prints Python warnings in one line, without their position in the source."""
 
 import warnings
 
 
 def plain_warnings() -> None:
-    """For a process that a person started, not for a library's user: how each warning of this process is written."""
+    """Sets the format of all warnings of this process. For commands, not for programs that import megascratch."""
     warnings.formatwarning = _in_one_line
 
 

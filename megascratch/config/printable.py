@@ -1,15 +1,15 @@
-"""Text from files, escaped before it is printed: what a file holds must not steer a terminal or forge a line.
+"""Escapes text from files before it is printed, so that it cannot control the terminal or forge a line of output.
 
-Escaped is what Unicode does not call printable: control characters (ESC among them), line ends of every kind,
-characters that turn the direction of text or hide in it, halves of surrogate pairs, unassigned ones.
+Escaped are all characters that Unicode does not call printable: control characters (ESC among them), line ends of
+every kind, characters that change the direction of text or are invisible, halves of surrogate pairs, unassigned ones.
 """
 
 MOST_SHOWN = 200
-"""Characters of a foreign name or value in a message."""
+"""Characters of a name or value from outside that a message shows."""
 
 
 def printable(text: object) -> str:
-    """One line that a terminal shows as it is: ``\\x1b``, ``\\n`` and ``\\u202e`` stand for what they name."""
+    """One line that is safe to print: ``\\x1b``, ``\\n`` and ``\\u202e`` replace the characters that they name."""
     line = str(text)
     if line.isprintable():
         return line
@@ -17,12 +17,12 @@ def printable(text: object) -> str:
 
 
 def printable_lines(text: str) -> str:
-    """As `printable`, for a text of several lines of our own: line feeds stay."""
+    """Like `printable`, for our own text of several lines: line feeds are kept."""
     return "\n".join([printable(line) for line in text.split("\n")])
 
 
 def shown(text: object, most: int = MOST_SHOWN) -> str:
-    """A foreign name or value in a message: printable, and cut where it is long."""
+    """A name or value from outside for a message: printable, and truncated if it is long."""
     line = printable(text)
     return line if len(line) <= most else f"{line[:most]}..."
 

@@ -1,4 +1,4 @@
-"""The values each number may have on its own, as one table of intervals; what is not listed may be anything."""
+"""The allowed range of each numeric setting on its own; a setting that is not listed may have any value."""
 
 import math
 import re
@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 
 class Interval(NamedTuple):
-    """An interval as mathematics writes it: a round bracket leaves its end out."""
+    """An interval in mathematical notation: a round bracket excludes its end."""
 
     text: str
     low: float
@@ -59,7 +59,7 @@ RANGES: dict[str, Interval] = {
 
 
 def out_of_range(values: dict[str, Any]) -> dict[str, str]:
-    """Setting -> what is wrong with its value, for each number outside its interval; None is never outside."""
+    """Setting -> what is wrong with its value, for each number outside its range; None is never outside."""
     return {
         name: f"{name.replace('_', '-')} ({values[name]}) must be {_finite(values[name])}{interval.words()}"
         for name, interval in RANGES.items()

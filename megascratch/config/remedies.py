@@ -1,6 +1,6 @@
-"""What a broken law proposes: values of a setting, each tried against all laws before a user reads of it.
+"""Builds the message of a broken law, with values of settings that would fix it.
 
-A law knows the values that are legal for itself alone; whether they are legal altogether only a trial tells:
+A law only knows which values are valid for itself, so each value is tried against all laws before it is suggested:
 
     Broken("global-batch-size (10) must be divisible by ... (2 x 4)",
            [Remedy("global_batch_size", near_multiples(10, 8))])
@@ -14,7 +14,7 @@ from megascratch.config.suggestions import choice
 
 MOST_TRIED = 32  # values in one direction
 MOST_SHOWN = 8
-WORLD = "world_size"  # stands for the number of processes, which is no setting
+WORLD = "world_size"  # the number of processes, which cannot be changed by a setting
 
 
 class Remedy(NamedTuple):
@@ -22,29 +22,29 @@ class Remedy(NamedTuple):
 
     setting: str
     rows: Sequence[Iterable[Any]]
-    """Of each row the first value that passes is proposed: the nearest one downwards and upwards, say."""
+    """The first valid value of each row is suggested, for example the nearest one below and the nearest one above."""
     more: str = ""
-    """' or more', ' or less': the value is the end of a range."""
+    """' or more' or ' or less' if the value is the end of a range."""
 
 
 class Broken(NamedTuple):
-    """A law's complaint."""
+    """A broken law."""
 
     law: str
-    """What must hold, with the numbers."""
+    """What must be true, with the numbers."""
     remedies: Sequence[Remedy] = ()
     otherwise: str = ""
-    """What can be done besides; always shown."""
+    """What else the user can do; always shown."""
 
 
 Passes = Callable[[str, Any], bool]
-"""Whether the settings would be legal, as far as this law is concerned, with another value of one of them."""
+"""Whether this law would hold, and no new one be broken, with another value of one setting."""
 
 
 def complaint(broken: Broken, passes: Passes) -> str:
-    """The law with those of its remedies that pass."""
-    proposals = list[str]()
-    said_use = False
+    """The message to the user: the law and the remedies that work."""
+    proposals: list[str] = []
+    has_use = False
     for remedy in broken.remedies:
         values = _passing(remedy, passes)
         if not values:
@@ -52,17 +52,17 @@ def complaint(broken: Broken, passes: Passes) -> str:
         if remedy.setting == WORLD:
             proposals.append(f"start {choice(values)}{remedy.more} processes")
         else:
-            proposals.append(f"{'' if said_use else 'use '}{_words(remedy, values)}")
-        said_use = remedy.setting != WORLD
+            proposals.append(f"{'' if has_use else 'use '}{_words(remedy, values)}")
+        has_use = remedy.setting != WORLD
     if broken.otherwise:
         proposals.append(broken.otherwise)
     if not proposals:
-        return f"{broken.law}: no other value of one setting alone is legal, change several"
+        return f"{broken.law}: changing one setting is not enough, change several"
     return f"{broken.law}: {', or '.join(filter(None, [', '.join(proposals[:-1]), proposals[-1]]))}"
 
 
 def near_multiples(number: int, step: int, least: int = 1) -> list[list[int]]:
-    """The multiples of `step` from `number` downwards, and those upwards."""
+    """The multiples of `step` from `number` downwards, and those above it."""
     below = max(number, 0) // step * step
     downwards = [below - step * count for count in range(MOST_TRIED)]
     upwards = [below + step * (count + 1) for count in range(MOST_TRIED)]
@@ -70,7 +70,7 @@ def near_multiples(number: int, step: int, least: int = 1) -> list[list[int]]:
 
 
 def each(values: Iterable[Any]) -> list[list[Any]]:
-    """Every value a proposal of its own."""
+    """Suggests each of the values."""
     return [[value] for value in values]
 
 

@@ -1,8 +1,8 @@
-"""What may change when a run goes on from a checkpoint: the settings then and now in, notices and refusals out.
+"""Decides which settings may change when a run resumes from a checkpoint, and which changes are reported or refused.
 
-Every setting stands in exactly one row of `ROWS`. *free* changes nothing that is computed, *notice* is allowed and
-told, *refused* needs its name in `force_resume`, *fixed* cannot even be forced: the checkpoint's tensors would not fit.
-Where a change is harmless or harmful depends on the other settings, a row names a function that says so.
+Every setting is in exactly one row of `ROWS`. *free*: a change affects no result. *notice*: a change is allowed and
+reported. *refused*: a change needs the setting's name in `force_resume`. *fixed*: a change cannot be forced, since the
+checkpoint's tensors would not fit. If the kind of a change depends on other settings, the row has a function for it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,29 +15,29 @@ Kind = Literal["free", "notice", "refused", "fixed"]
 Settings = Mapping[str, Any]
 
 DATA_FILES, TOKENIZER = "data_files", "tokenizer"
-"""Names that can be forced beside those of settings."""
+"""Names that can be forced in addition to those of settings."""
 
 KINDS: dict[Kind, str] = {
-    "free": "may change: nothing that is computed depends on it",
-    "notice": "may change, and the run says so",
-    "refused": "is refused, unless --force-resume names it",
+    "free": "may change: no result depends on it",
+    "notice": "may change; the run reports it",
+    "refused": "is refused unless --force-resume names it",
     "fixed": "is refused and cannot be forced: the checkpoint's tensors would not fit",
 }
 
 
 @dataclass(frozen=True)
 class Side:
-    """A run's settings and what it reads, as the checkpoint has it or as it is now."""
+    """The settings, data files and tokenizer of a run, either from the checkpoint or as they are now."""
 
     settings: Settings
     files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Prefix of each corpus -> its digests by file (`data.tokens.fingerprint`)."""
     tokenizer: str | None = None
-    """Fingerprint of the tokenizer; None: not known."""
+    """Fingerprint of the tokenizer; None: unknown."""
 
 
 class Change(NamedTuple):
-    """One setting on both sides, and what it may depend on."""
+    """A setting on both sides, and what the effect of a change may depend on."""
 
     name: str
     before: Side
@@ -50,38 +50,42 @@ class Change(NamedTuple):
 
 
 class ResumeVerdict(NamedTuple):
-    """What a resume says, and what it is refused for; one sentence each."""
+    """What a resume reports and what it refuses, one sentence per change."""
 
     notices: list[str]
     refusals: list[str]
 
 
 Judged = tuple[Kind, str]
-"""The kind of a change and what it does."""
+"""The kind of a change and its effect."""
 
 
 class ResumeRule(NamedTuple):
-    """Settings that are treated alike."""
+    """Settings with the same rule."""
 
     kind: Kind
     effect: str
-    """What a change does."""
+    """The effect of a change."""
     names: str
     unless: Callable[[Change], Judged | None] | None = None
-    """Another kind where the rest of the settings makes it another."""
+    """Returns another kind and effect if the other settings call for it."""
     exception: str = ""
-    """What `unless` does, in words."""
+    """Describes `unless`."""
 
 
 def _same_text(change: Change) -> Judged | None:
-    """The same tokens in the same order under other names."""
+    """A notice if the files have the same tokens in the same order under other names."""
     before, now = (side.settings[change.name] or [] for side in (change.before, change.now))
-    words = [text.split() for text in before], [text.split() for text in now]
-    alike = len(words[0]) == len(words[1]) and all(
-        len(one) == len(other) and all(same_corpus(a, b, change) for a, b in zip(one, other, strict=True))
-        for one, other in zip(*words, strict=True)
-    )
-    return ("notice", "the same tokens under another name") if alike else None
+    if len(before) != len(now):
+        return None
+    for text_before, text_now in zip(before, now, strict=True):
+        words_before = text_before.split()
+        words_now = text_now.split()
+        if len(words_before) != len(words_now):
+            return None
+        if not all(same_corpus(a, b, change) for a, b in zip(words_before, words_now, strict=True)):
+            return None
+    return "notice", "the same tokens under another name"
 
 
 def same_corpus(a: str, b: str, change: Change) -> bool:
@@ -93,8 +97,7 @@ def same_corpus(a: str, b: str, change: Change) -> bool:
 
 
 def differing_files(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Files of a corpus (by suffix) whose digests, as far as both sides know them, differ; a file that only one side
-    has differs, too."""
+    """Suffixes of a corpus's files that differ: a digest that both sides know differs, or one side lacks the file."""
 
     def differ(suffix: str) -> bool:
         if suffix not in before or suffix not in now:
@@ -106,23 +109,23 @@ def differing_files(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[s
 
 
 def _only_later_stages(change: Change) -> Judged | None:
-    """Stages that begin behind the checkpoint may change; those in front of it decided what was read."""
-    passed = [
+    """A notice if only stages change that begin after the checkpoint: nothing of them has been read yet."""
+    begun = [
         [stage.split() for stage in stages or [] if _first_sample(stage) < change.consumed_samples]
         for stages in change.values
     ]
-    later = "notice", f"the stages behind sample {change.consumed_samples:,} are others"
-    return later if passed[0] == passed[1] else _same_text(change)  # type: ignore[return-value]
+    later = "notice", f"stages after sample {change.consumed_samples:,} differ"
+    return later if begun[0] == begun[1] else _same_text(change)  # type: ignore[return-value]
 
 
 def _first_sample(stage: str) -> int:
-    """Of a stage, also of one in a checkpoint that says nothing sensible."""
+    """The first sample of a stage; 0 if a checkpoint has something unreadable here."""
     first = stage.split()[:1]
     return int(first[0]) if first and first[0].isdecimal() and len(first[0]) < 20 else 0
 
 
 def _in_megatrons_order(kind: Kind, effect: str) -> Callable[[Change], Judged | None]:
-    """Megatron's order depends on the number of samples that a run asks for."""
+    """Another kind with data_order megatron, whose order depends on the number of samples that a run requests."""
     return lambda change: (kind, effect) if change.now.settings["data_order"] == "megatron" else None
 
 
@@ -134,20 +137,20 @@ def _same_ids(change: Change) -> Judged | None:
 def _without_position_table(change: Change) -> Judged | None:
     sides = change.before.settings, change.now.settings
     learned = all(side["position_embedding_type"] == "learned_absolute" for side in sides)
-    return None if learned else ("free", "there is no table of positions")
+    return None if learned else ("free", "there is no table of learned positions")
 
 
-OTHER_ORDER = "the samples come in another order: some would be read twice, some never"
-OTHER_TEXT = "the model reads other text"
-OTHER_TENSORS = "the model has other tensors"
-OTHER_FUNCTION = "the same weights compute another function"
-OTHER_STEPS = "the weights move otherwise from here on"
-OTHER_LENGTH = "the run has another length, and a decay that follows it another shape"
+OTHER_ORDER = "the order of the samples changes: some would be read twice, some never"
+OTHER_TEXT = "the model reads different text"
+OTHER_TENSORS = "the model has different tensors"
+OTHER_FUNCTION = "the same weights compute a different function"
+OTHER_STEPS = "the weights are updated differently from here on"
+OTHER_LENGTH = "the length of the run changes, and with it the shape of a decay that depends on it"
 
 ROWS = [
     ResumeRule(
         "free",
-        "where and when arithmetic happens; the model is the same (law 1)",
+        "how the computation is distributed and ordered; the model is the same",
         """
         tensor_model_parallel_size pipeline_model_parallel_size data_parallel_size sequence_parallel
         pipeline_schedule pipeline_schedule_csv num_virtual_stages_per_pipeline_rank
@@ -169,17 +172,17 @@ ROWS = [
     ResumeRule("free", "when a run stops early", "exit_interval exit_duration_in_mins stop_file"),
     ResumeRule(
         "free",
-        "what is watched, and what a bad step does",
+        "checks during training, and what a bad step does",
         """
         force_resume check_for_nan_in_loss_and_grad check_for_spiky_loss spiky_loss_factor spiky_loss_window
         on_bad_step max_bad_steps check_replicas_every log_straggler straggler_factor straggler_intervals""",
     ),
-    ResumeRule("free", "only the start depends on it", "init_method_std initial_loss_scale"),
+    ResumeRule("free", "only the start of a run depends on it", "init_method_std initial_loss_scale"),
     ResumeRule(
         "free",
         "when and how much is validated",
         "eval_interval eval_iters",
-        _in_megatrons_order("notice", "validation reads other samples"),
+        _in_megatrons_order("notice", "validation reads different samples"),
         "a notice with data_order megatron, whose validation sets depend on it",
     ),
     ResumeRule(
@@ -200,25 +203,25 @@ ROWS = [
     ),
     ResumeRule(
         "notice",
-        "a step has another number of samples; the learning rate does not follow by itself",
+        "the number of samples per step changes; the learning rate is not adjusted",
         "global_batch_size rampup_batch_size",
         _in_megatrons_order("refused", OTHER_ORDER),
         "refused with data_order megatron: " + OTHER_ORDER,
     ),
-    ResumeRule("notice", "validation losses are of other text", "valid_data_path test_data_path"),
+    ResumeRule("notice", "validation losses are measured on different text", "valid_data_path test_data_path"),
     ResumeRule(
         "refused",
         OTHER_ORDER,
         "data_path train_data_path",
         _same_text,
-        "a notice where the files hold the same tokens under another name",
+        "a notice if the files have the same tokens under another name",
     ),
     ResumeRule(
         "refused",
         OTHER_ORDER,
         "data_stages",
         _only_later_stages,
-        "a notice where only stages behind the checkpoint's last sample change",
+        "a notice if only stages after the checkpoint's last sample change",
     ),
     ResumeRule("refused", OTHER_ORDER + "; dropout masks change, too", "seed"),
     ResumeRule("refused", OTHER_ORDER, "split mock_data data_order packing seq_length"),
@@ -231,10 +234,10 @@ ROWS = [
     ),
     ResumeRule(
         "refused",
-        "ids mean other words",
+        "ids mean different words",
         "tokenizer_type tokenizer_model",
         _same_ids,
-        "free where the ids are the same",
+        "free if the ids are the same",
     ),
     ResumeRule("refused", OTHER_FUNCTION, "rotary_base rotary_percent norm_epsilon squared_relu openai_gelu"),
     ResumeRule(
@@ -259,21 +262,21 @@ CAN_BE_FORCED = [
 
 
 def compare_configs(before: Side, now: Side, consumed_samples: int, forced: Sequence[str] = ()) -> ResumeVerdict:
-    """Every change between two sides, judged. Settings that one side does not know are left out."""
+    """Notices and refusals for all changes between two sides. A setting that the checkpoint lacks is ignored."""
     notices, refusals = [], []
-    for found, kind, sentence in [
+    for name, kind, sentence in [
         *_settings(before, now, consumed_samples),
         *_files(before, now),
         *_tokenizer(before, now),
     ]:
         if kind == "notice":
             notices.append(sentence)
-        elif kind == "refused" and found in forced:
+        elif kind == "refused" and name in forced:
             notices.append(f"forced: {sentence}")
         elif kind == "refused":
-            refusals.append(f"{sentence}; go back to the former, or go on all the same with --force-resume {found}")
+            refusals.append(f"{sentence}; restore the former value, or resume anyway with --force-resume {name}")
         elif kind == "fixed":
-            refusals.append(f"{sentence}, and cannot be forced: go back to the former, or start a new run")
+            refusals.append(f"{sentence}, and cannot be forced: restore the former value, or start a new run")
     return ResumeVerdict(notices, refusals)
 
 
@@ -293,14 +296,14 @@ def _settings(before: Side, now: Side, consumed_samples: int) -> list[tuple[str,
 
 
 def _files(before: Side, now: Side) -> list[tuple[str, Kind, str]]:
-    """Corpora of one name and other content."""
+    """Corpora with the same name but different content."""
     return [
         (
             DATA_FILES,
             "refused",
-            f"{prefix}{suffix} is not the file that the checkpoint was trained on: it was "
+            f"{prefix}{suffix} has changed since the checkpoint: it was "
             f"{_digest(before.files[prefix].get(suffix))} and is now {_digest(now.files[prefix].get(suffix))}: "
-            f"{OTHER_TEXT}, maybe in another order",
+            f"{OTHER_TEXT}, maybe in a different order",
         )
         for prefix in before.files
         if prefix in now.files
@@ -309,7 +312,7 @@ def _files(before: Side, now: Side) -> list[tuple[str, Kind, str]]:
 
 
 def _tokenizer(before: Side, now: Side) -> list[tuple[str, Kind, str]]:
-    """A vocabulary of the same name and size may still have changed."""
+    """A tokenizer of the same name whose content has changed."""
     known = before.tokenizer, now.tokenizer
     renamed = any(before.settings.get(name) != now.settings.get(name) for name in ("tokenizer_type", "tokenizer_model"))
     if None in known or known[0] == known[1] or renamed:
@@ -318,14 +321,15 @@ def _tokenizer(before: Side, now: Side) -> list[tuple[str, Kind, str]]:
         (
             TOKENIZER,
             "refused",
-            f"the tokenizer's digest was {str(known[0])[:16]} and is now {str(known[1])[:16]}: ids mean other words",
+            f"the tokenizer's digest was {str(known[0])[:16]} and is now {str(known[1])[:16]}: "
+            "ids mean different words",
         )
     ]
 
 
 def _digest(file: Mapping[str, Any] | None) -> str:
     if file is None:
-        return "not there"
+        return "missing"
     words = [f"{value:,} bytes" if key == "bytes" else f"{key} {str(value)[:16]}" for key, value in file.items()]
     return ", ".join(words)
 
@@ -337,7 +341,7 @@ def _words(value: Any) -> str:
 
 
 def rules() -> str:
-    """The table as text: kind by kind, the settings with what a change of them does."""
+    """The text of --print-resume-rules: the settings by kind, with the effect of a change."""
     lines = []
     for kind, meaning in KINDS.items():
         lines.append(f"{kind}: {meaning}")
@@ -345,7 +349,7 @@ def rules() -> str:
             if row.kind == kind:
                 exception = f" ({row.exception})" if row.exception else ""
                 lines += [f"  {row.effect}{exception}", *_wrapped(row.names.split())]
-    forced = f"--force-resume also takes {DATA_FILES} (other bytes in a file of the same name) and {TOKENIZER}"
+    forced = f"--force-resume also accepts {DATA_FILES} (different content in a file of the same name) and {TOKENIZER}"
     return "\n".join([*lines, forced])
 
 

@@ -1,4 +1,4 @@
-"""The state that a checkpoint carries beside its tensors: what may stand in it, and its settings as a `Config`."""
+"""Checks the state that a checkpoint stores in addition to its tensors, and reads its settings as a `Config`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -32,7 +32,7 @@ STATE_FIELDS = {
     "tokenizer_fingerprint": optional(TEXT),
     "valid_loss": optional(NUMBER),
 }
-"""What runs write into a checkpoint's state; other programs may write other fields."""
+"""The fields that training writes into a checkpoint's state; other programs may write other fields."""
 
 TRAIN_STATE_FIELDS = {
     "step": COUNT,
@@ -46,8 +46,8 @@ TRAIN_STATE_FIELDS = {
 """The fields of `training.state.TrainState`."""
 
 
-def require_sound_state(state: Mapping[str, Any]) -> None:
-    """Raises: UserError, naming the field, where a state holds what no run has written."""
+def require_valid_state(state: Mapping[str, Any]) -> None:
+    """Raises: UserError, naming the field, for a value that no run could have written."""
     require_fields(state, STATE_FIELDS, "the state")
     require_fields(state.get("train_state", {}), TRAIN_STATE_FIELDS, "train_state")
     values = _by_name(state.get("config", {}))
@@ -64,17 +64,17 @@ def require_sound_state(state: Mapping[str, Any]) -> None:
 
 
 def config_from_dict(saved: dict[str, Any]) -> Config:
-    """Settings (nested dicts, as `dataclasses.asdict` gives them) that are not in `saved`, as it is older than they
-    are, have their defaults.
+    """The config of a checkpoint from nested dicts, as `dataclasses.asdict` makes them.
 
-    Raises: UserError for a setting that this version does not know: ignoring it could change the model.
+    Settings that are missing because the checkpoint is older get their defaults.
+    Raises: UserError for a setting that this version does not know, since ignoring it could change the model.
     """
     values = _by_name(saved)
     unknown = sorted(values.keys() - SECTION_OF.keys())
     if unknown:
         raise UserError(
             f"the checkpoint has settings that this version does not know: {shown(', '.join(unknown))}; "
-            f"read it with the version that wrote it"
+            f"use the version that wrote it"
         )
     return with_fields(Config(), values)
 

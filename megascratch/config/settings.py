@@ -1,7 +1,7 @@
-"""Every setting, as frozen records: plain values in, plain values out, no torch.
+"""Every setting of a training run, with its type, default and help text, as frozen dataclasses. Needs no torch.
 
-Names are Megatron-LM's, unique across the sections, so that the flag (``--kebab-case``), the YAML key
-and the field are one word. ``None`` means "derived": `laws.derive` fills it, `laws.validate` checks the whole.
+The names are Megatron-LM's. Each one is unique across the sections, so the flag (``--kebab-case``), the YAML key and
+the field have the same name. ``None`` means "derived": `laws.derive` fills it in, `laws.validate` checks the config.
 """
 
 from dataclasses import dataclass, field
@@ -13,13 +13,13 @@ class ModelConfig:
     """The shape of the Transformer."""
 
     num_layers: int = 12
-    """Transformer blocks."""
+    """Number of Transformer blocks."""
     hidden_size: int = 768
     """Width of the residual stream."""
     num_attention_heads: int = 12
-    """Query heads."""
+    """Number of query heads."""
     num_query_groups: int | None = None
-    """Key/value heads (grouped-query attention); default: one per query head."""
+    """Number of key/value heads (grouped-query attention); default: one per query head."""
     kv_channels: int | None = None
     """Width of one head; default: hidden_size / num_attention_heads."""
     ffn_hidden_size: int | None = None
@@ -27,27 +27,27 @@ class ModelConfig:
     max_position_embeddings: int | None = None
     """Rows of the learned position table; default: seq_length."""
     position_embedding_type: Literal["learned_absolute", "rope", "none"] = "learned_absolute"
-    """How a token knows its place."""
+    """How the position of a token enters the model."""
     rotary_base: float = 10000.0
     """Base of the rotary frequencies."""
     rotary_percent: float = 1.0
-    """Part of each head that is rotated."""
+    """Fraction of each head that is rotated, above 0 and at most 1."""
     normalization: Literal["LayerNorm", "RMSNorm"] = "LayerNorm"
-    """Which norm."""
+    """Normalization layer."""
     norm_epsilon: float = 1e-5
     """Added to the variance inside the norm."""
     swiglu: bool = False
     """Gated MLP: silu(gate) * up."""
     squared_relu: bool = False
-    """MLP with relu(x)^2."""
+    """relu(x)^2 as the MLP's activation."""
     openai_gelu: bool = False
-    """GELU by its tanh approximation, as GPT-2 has it (default: exact GELU)."""
+    """GELU in its tanh approximation, as in GPT-2 (default: exact GELU)."""
     add_bias_linear: bool = True
     """Biases on every linear layer and every LayerNorm."""
     add_qkv_bias: bool = False
-    """Biases on the query/key/value projection alone."""
+    """Biases on the query/key/value projection only."""
     untie_embeddings_and_output_weights: bool = False
-    """A separate output matrix instead of the word embedding's."""
+    """Use a separate output matrix instead of sharing the word embedding."""
     hidden_dropout: float = 0.1
     """Dropout on the embedding and on both residual branches."""
     attention_dropout: float = 0.1
@@ -55,108 +55,108 @@ class ModelConfig:
     init_method_std: float = 0.02
     """Standard deviation of the initial weights; projections into the residual stream get std / sqrt(2 num_layers)."""
     vocab_size: int | None = None
-    """Size of the vocabulary without padding; default: the tokenizer's."""
+    """Size of the vocabulary without padding; default: taken from the tokenizer."""
     make_vocab_size_divisible_by: int = 128
-    """The embedding table is padded to a multiple of this times tensor_model_parallel_size, unseen by the model."""
+    """The embedding table is padded to a multiple of this x tensor_model_parallel_size; no result depends on it."""
 
 
 @dataclass(frozen=True)
 class ParallelConfig:
-    """Where and when arithmetic happens; nothing here changes the model."""
+    """How the computation is distributed and ordered; nothing here changes the model."""
 
     tensor_model_parallel_size: int = 1
     """Ranks that share each layer."""
     pipeline_model_parallel_size: int = 1
-    """Stages of layers."""
+    """Pipeline stages that the layers are divided into."""
     data_parallel_size: int | None = None
     """Copies of the model; default: world size / (tensor x pipeline)."""
     sequence_parallel: bool = False
-    """Norms, dropout and residuals are cut along the sequence over the tensor axis."""
+    """Split norms, dropout and residuals along the sequence over the tensor-parallel ranks."""
     pipeline_schedule: Literal["gpipe", "1f1b", "interleaved", "zb_h1", "zb_h2", "zb_v", "dualpipe_v", "csv"] | None = (
         None
     )
-    """Order of forwards and backwards; default: 1f1b, or interleaved with virtual stages, or csv with a file for it."""
+    """Order of forwards and backwards; default: 1f1b, interleaved (virtual stages) or csv (pipeline_schedule_csv)."""
     pipeline_schedule_csv: str | None = None
-    """A schedule of your own: one row per stage, in the notation of torch.distributed.pipelining."""
+    """File with your own schedule: one row per stage, in the notation of torch.distributed.pipelining."""
     num_virtual_stages_per_pipeline_rank: int | None = None
-    """Model chunks per rank; default: as pipeline_model_parallel_layout tells, 2 with zb_v and dualpipe_v, else 1."""
+    """Model chunks per rank; default: 2 with zb_v and dualpipe_v, else from pipeline_model_parallel_layout, else 1."""
     microbatch_group_size_per_virtual_pipeline_stage: int | None = None
-    """Micro-batches that run through one chunk before the next chunk; default: the number of stages."""
+    """Micro-batches that run through one chunk before the next chunk starts; default: the number of stages."""
     decoder_first_pipeline_num_layers: int | None = None
-    """Layers on the first stage; default: an even cut."""
+    """Layers on the first stage; default: all stages have the same number."""
     decoder_last_pipeline_num_layers: int | None = None
-    """Layers on the last stage; default: an even cut."""
+    """Layers on the last stage; default: all stages have the same number."""
     pipeline_model_parallel_layout: list[int] | None = None
-    """Explicit cut: the number of layers of each virtual stage, in model order."""
+    """The number of layers of each virtual stage, in model order."""
     use_distributed_optimizer: bool = False
-    """ZeRO-1: fp32 master weights and moments sharded over the data-parallel ranks."""
+    """ZeRO-1: shard fp32 master weights and moments over the data-parallel ranks."""
     optimizer_cpu_offload: bool = False
-    """Master weights and moments live in host memory, and the optimizer's step runs there."""
+    """Keep master weights and moments in host memory and run the optimizer's step there."""
     optimizer_offload_fraction: float = 1.0
-    """With optimizer_cpu_offload: about this part of them, in whole buckets."""
+    """With optimizer_cpu_offload: the fraction of the optimizer state to offload, rounded to whole buckets."""
     overlap_grad_reduce: bool = True
     """Start each gradient bucket's reduction while backward still runs."""
     overlap_param_gather: bool = True
-    """With use_distributed_optimizer: gather updated weights while the next forward already runs."""
+    """With use_distributed_optimizer: gather updated weights during the next forward."""
     ddp_bucket_size: int | None = None
-    """Elements per gradient bucket; default: an eighth of a rank's, see data_parallel/bucket_layout.py."""
+    """Elements per gradient bucket; default: an eighth of a rank's parameters, see data_parallel/bucket_layout.py."""
     recompute_granularity: Literal["none", "selective", "full"] = "none"
-    """What backward computes again instead of keeping it: nothing, the core of attention, or whole layers."""
+    """What backward recomputes instead of storing: nothing, the attention core (selective), or whole layers (full)."""
     recompute_method: Literal["uniform", "block"] | None = None
-    """With full: uniform units of layers, or the first layers of each chunk as a block; default: uniform."""
+    """With full: recompute all layers in uniform groups, or only the first layers of each chunk; default: uniform."""
     recompute_num_layers: int | None = None
-    """With full: layers per unit (uniform) or per chunk (block); default: 1."""
+    """With full: layers per group (uniform) or per chunk (block); default: 1."""
     distributed_backend: Literal["gloo", "nccl"] | None = None
-    """Communication library; default: nccl on cuda, gloo on cpu. With gloo ranks may share a CUDA device (slowly)."""
+    """Communication library; default: nccl on cuda, gloo on cpu. With gloo, ranks may share a CUDA device (slow)."""
     distributed_timeout_minutes: float = 10.0
-    """A communication that waits longer than this ends the run with the name of what hung."""
+    """A communication that takes longer ends the run with a message that names the operation that hung."""
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What the model reads, and in which order."""
+    """What the model is trained on, and in which order."""
 
     data_path: list[str] | None = None
-    """Prefixes of .bin/.idx pairs, or weight prefix weight prefix ..."""
+    """Prefixes of .bin/.idx pairs, or a blend: weight prefix weight prefix ..."""
     train_data_path: list[str] | None = None
-    """As data_path, for training alone (then data_path and split are not given)."""
+    """Like data_path, for training only (then do not give data_path and split)."""
     valid_data_path: list[str] | None = None
-    """As data_path, for validation alone."""
+    """Like data_path, for validation only."""
     test_data_path: list[str] | None = None
-    """As data_path, for the test alone."""
+    """Like data_path, for the test set only."""
     data_stages: list[str] | None = None
-    """Another blend from a sample on: "SAMPLE weight prefix weight prefix ...", one text per stage, samples rising."""
+    """Blends that take over from a given sample: "SAMPLE weight prefix ...", one string per stage, in rising order."""
     split: str | None = None
-    """Shares of train, validation and test in data_path; default: 969,30,1."""
+    """Proportions of train, validation and test in data_path; default: 969,30,1."""
     mock_data: bool = False
-    """Synthetic documents instead of files."""
+    """Train on synthetic documents instead of files."""
     data_cache_path: str | None = None
-    """Folder of the index cache; default: a folder `cache` beside the data."""
+    """Folder of the index cache; default: a folder `cache` next to the data."""
     data_order: Literal["keyed", "megatron"] = "keyed"
-    """Which sample comes when: keyed depends on files and seed alone; megatron is Megatron-LM's order, which depends
-    on the number of samples asked for, too (so keep train_iters when a run is moved over)."""
+    """Order of the samples: keyed depends only on files and seed; megatron is Megatron-LM's order, which also depends
+    on the number of samples requested (so keep train_iters when you move a run from Megatron-LM)."""
     packing: Literal["concatenate", "best-fit"] = "concatenate"
-    """How documents become samples: laid end to end and cut, or packed whole, none cut that would fit."""
+    """How documents become samples: concatenated and cut, or packed so that no document is cut that fits in one."""
     fim_rate: float = 0.0
-    """Fill-in-the-middle: part of the documents that training reads as prefix, suffix, middle; 0: none."""
+    """Fill-in-the-middle: fraction of the training documents that is rearranged as prefix, suffix, middle; 0: none."""
     fim_spm_rate: float = 0.5
-    """Part of those whose suffix comes first."""
+    """Fraction of the rearranged documents whose suffix comes first."""
     fim_prefix_id: int | None = None
-    """Id in front of a prefix."""
+    """Token id that marks the prefix."""
     fim_middle_id: int | None = None
-    """Id in front of a middle."""
+    """Token id that marks the middle."""
     fim_suffix_id: int | None = None
-    """Id in front of a suffix."""
+    """Token id that marks the suffix."""
     data_prefetch_steps: int = 2
-    """Steps whose batches a background thread reads ahead; 0: none."""
+    """How many steps ahead a background thread reads batches; 0: no thread."""
     seq_length: int = 1024
     """Tokens per sample."""
     reset_position_ids: bool = False
-    """Positions start again at 0 after each end of document."""
+    """Restart positions at 0 after each end of document."""
     reset_attention_mask: bool = False
-    """Attention stops at document boundaries."""
+    """Tokens attend only to tokens of their own document."""
     eod_mask_loss: bool = False
-    """No loss where the input token is the end of a document."""
+    """Leave out the loss where the input token is the end of a document."""
     tokenizer_type: (
         Literal[
             "SentencePieceTokenizer",
@@ -171,14 +171,14 @@ class DataConfig:
         ]
         | None
     ) = None
-    """Which tokenizer; default: told by tokenizer_model's content."""
+    """Kind of tokenizer; default: detected from the content of tokenizer_model."""
     tokenizer_model: str | None = None
-    """The tokenizer's file, or a folder that holds it."""
+    """The tokenizer's file, or the folder that contains it."""
 
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """How weights move."""
+    """Learning rate, optimizer and precision."""
 
     lr: float = 3e-4
     """Highest learning rate."""
@@ -189,13 +189,13 @@ class OptimConfig:
     lr_decay_iters: int | None = None
     """Steps until min_lr; default: train_iters."""
     lr_decay_samples: int | None = None
-    """The same in samples, for runs measured in samples."""
+    """The same in samples, for runs whose length is given by train_samples."""
     lr_warmup_iters: int = 0
     """Steps of linear warm-up."""
     lr_warmup_samples: int = 0
     """The same in samples."""
     lr_warmup_fraction: float | None = None
-    """The same as a part of the decay length."""
+    """The same as a fraction of the decay length."""
     lr_warmup_init: float = 0.0
     """Learning rate at step 0 of the warm-up."""
     lr_wsd_decay_style: Literal["linear", "cosine", "exponential", "minus_sqrt"] = "exponential"
@@ -205,125 +205,125 @@ class OptimConfig:
     lr_wsd_decay_samples: int | None = None
     """The same in samples."""
     weight_decay: float = 0.01
-    """Decoupled decay of matrices (never of norms and biases)."""
+    """Decoupled weight decay, applied to matrices and never to norms and biases."""
     adam_beta1: float = 0.9
-    """First moment's memory."""
+    """Decay rate of Adam's first moment."""
     adam_beta2: float = 0.999
-    """Second moment's memory."""
+    """Decay rate of Adam's second moment."""
     adam_eps: float = 1e-8
     """Added to the square root of the second moment."""
     clip_grad: float = 1.0
-    """Highest global gradient norm; 0: no clipping."""
+    """Clip the global gradient norm to this; 0: no clipping."""
     bf16: bool = False
-    """Weights and activations in bfloat16, masters and gradients in fp32."""
+    """Weights and activations in bfloat16, master weights and gradients in fp32."""
     fp16: bool = False
-    """Weights and activations in float16 with a loss scale, masters and gradients in fp32."""
+    """Weights and activations in float16 with a loss scale, master weights and gradients in fp32."""
     fp64: bool = False
-    """Everything in float64 (for proofs)."""
+    """Everything in float64 (to verify layouts)."""
     loss_scale: float | None = None
     """Constant fp16 loss scale; default: dynamic."""
     initial_loss_scale: float = 2.0**32
-    """Dynamic loss scale at the start."""
+    """Initial value of the dynamic loss scale."""
     min_loss_scale: float = 1.0
-    """Floor of the dynamic loss scale."""
+    """Smallest value of the dynamic loss scale."""
     loss_scale_window: int = 1000
-    """Clean steps before the loss scale doubles."""
+    """Steps without overflow before the loss scale doubles."""
     hysteresis: int = 2
-    """Overflowing steps before the loss scale halves."""
+    """Steps with overflow before the loss scale halves."""
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How long, how large, and what is kept."""
+    """Length and batch size of the run, validation, logging and checkpoints."""
 
     micro_batch_size: int = 1
-    """Sequences in one forward."""
+    """Sequences per forward pass."""
     global_batch_size: int | None = None
-    """Sequences in one step over all ranks; default: micro_batch_size x data parallel size."""
+    """Sequences per step over all ranks; default: micro_batch_size x data_parallel_size."""
     rampup_batch_size: list[int] | None = None
-    """start, increment, samples: the global batch grows from start by increment over that many samples."""
+    """START INCREMENT SAMPLES: grow the global batch from START in steps of INCREMENT over that many samples."""
     train_iters: int | None = None
-    """Steps to train."""
+    """Number of steps to train."""
     train_samples: int | None = None
-    """Samples to train, instead of train_iters."""
+    """Number of samples to train on, instead of train_iters."""
     seed: int = 1234
-    """Decides initial weights, data order and dropout."""
+    """Seed of initial weights, data order and dropout."""
     eval_interval: int = 1000
     """Steps between validations; 0: never."""
     eval_iters: int = 100
-    """Global batches in one validation."""
+    """Global batches per validation."""
     log_interval: int = 10
     """Steps between log lines."""
     output_dir: str = "runs/default"
-    """Folder of metrics.jsonl, TensorBoard events, loss.png and summary.json."""
+    """Folder for metrics.jsonl, TensorBoard events, loss.png and summary.json."""
     tensorboard_dir: str | None = None
-    """Folder of TensorBoard events; default: {output_dir}/tensorboard."""
+    """Folder for TensorBoard events; default: {output_dir}/tensorboard."""
     save: str | None = None
-    """Folder of checkpoints, also in object storage (s3://bucket/run); default: {output_dir}/checkpoints."""
+    """Folder for checkpoints, also in object storage (s3://bucket/run); default: {output_dir}/checkpoints."""
     save_interval: int = 0
     """Steps between checkpoints; 0: only at the end."""
     async_save: bool = True
-    """Write checkpoints beside training, which then stands still only while its state is copied to host memory."""
+    """Write checkpoints in the background: training pauses only while its state is copied to host memory."""
     exit_on_save_error: bool = False
-    """End the run when a checkpoint cannot be written; default: warn, go on, and try again at the next one."""
+    """End the run when a checkpoint cannot be written; default: warn, continue, and try again at the next save."""
     keep_last_n_checkpoints: int | None = None
-    """Delete all but the newest so many; default: keep all, or with one of the two below only the newest besides."""
+    """Keep this many of the newest checkpoints, delete older ones; default: all, or 1 with either setting below."""
     save_retain_interval: int | None = None
-    """Keep the checkpoints of steps that are multiples of this, and delete the others but the newest."""
+    """Keep checkpoints whose step is a multiple of this; delete the others except the newest."""
     keep_best_n_checkpoints: int | None = None
-    """Keep so many with the lowest validation loss, and delete the others but the newest."""
+    """Keep this many checkpoints with the lowest validation loss; delete the others except the newest."""
     load: str | None = None
-    """Folder of checkpoints to go on from (the newest sound step in it), or one step; a missing one is an error."""
+    """Checkpoint to resume from: one step, or a folder of steps (its newest valid one). It is an error if missing."""
     auto_resume: bool = False
-    """Go on from the newest checkpoint in save; where there is none yet, begin as load says, or anew."""
+    """Resume from the newest checkpoint in save; if there is none yet, start from load, or from scratch."""
     exit_interval: int | None = None
-    """Save and stop after each multiple of so many steps (exit code 80)."""
+    """Save and stop at the next step that is a multiple of this (exit code 80)."""
     exit_duration_in_mins: float | None = None
-    """Save and stop at the first step that ends so many minutes after training began (exit code 81)."""
+    """Save and stop at the first step that ends this many minutes after training began (exit code 81)."""
     stop_file: str | None = None
     """Save and stop when this file appears (exit code 82), and remove it; default: {output_dir}/stop."""
     device: Literal["cpu", "cuda"] | None = None
-    """Where to compute; default: cuda if there is one."""
+    """Device to train on; default: cuda if available."""
     trace_schedule: bool = False
-    """Time one step's pipeline and draw it beside its prediction: {output_dir}/schedule_step_N.svg, .csv and .json."""
+    """Time the pipeline of one step, draw it next to its prediction: {output_dir}/schedule_step_N.svg, .csv, .json."""
     trace_schedule_step: int | None = None
-    """With trace_schedule: which step; default: the fifth of this run, or its last if it is shorter."""
+    """With trace_schedule: the step to trace; default: the fifth of this run, or the last if it is shorter."""
     compile: bool = False
     """torch.compile each block."""
 
 
 @dataclass(frozen=True)
 class GuardConfig:
-    """What is watched, and what happens when it goes wrong."""
+    """Checks during training, and what happens when one fails."""
 
     force_resume: list[str] | None = None
-    """Settings that may change although a resume refuses it (also: data_files, tokenizer); see --print-resume-rules."""
+    """Settings to change although a resume refuses it (also: data_files, tokenizer); see --print-resume-rules."""
     check_for_nan_in_loss_and_grad: bool = True
-    """A loss or gradient norm that is not finite makes a bad step; without, the weights take it (fp16 skips it)."""
+    """Treat a NaN or infinite loss or gradient norm as a bad step; if off, it reaches the weights (fp16 skips it)."""
     check_for_spiky_loss: bool = False
-    """A loss above spiky_loss_factor x the median of the last good ones makes a bad step."""
+    """Treat a loss above spiky_loss_factor x the median of recent good losses as a bad step."""
     spiky_loss_factor: float = 2.0
-    """How far above the median a loss is a spike."""
+    """A loss above this x the median is a spike."""
     spiky_loss_window: int = 50
-    """Good losses that the median is taken of; nothing is judged before so many are there."""
+    """Number of recent good losses for the median; no loss counts as a spike before there are this many."""
     on_bad_step: Literal["stop", "skip", "rollback"] = "stop"
-    """A bad step ends the run, is not applied, or sends the run back to its last checkpoint and past the samples since
-    then."""
+    """On a bad step: end the run (stop), do not apply the step (skip), or return to the last checkpoint and leave out
+    the samples since then (rollback)."""
     max_bad_steps: int = 10
-    """So many bad steps in a row (or rollbacks to one checkpoint) end the run all the same."""
+    """With skip or rollback: end the run after this many bad steps in a row (or rollbacks to one checkpoint)."""
     check_replicas_every: int = 0
-    """Steps between comparisons of everything that several ranks hold copies of, to the bit; 0: never."""
+    """Steps between bit-by-bit comparisons of all replicas of weights and optimizer state; 0: never."""
     log_straggler: bool = True
-    """Name a rank that is slower than its peers for several log intervals, and in what."""
+    """Report a rank that is slower than its peers for several log intervals, and what it is slow at."""
     straggler_factor: float = 1.5
-    """How much slower than the median of its peers a rank is a straggler."""
+    """A rank is a straggler if it takes more than this x the median of its peers."""
     straggler_intervals: int = 3
-    """For how many log intervals in a row."""
+    """Log intervals in a row before a straggler is reported."""
 
 
 @dataclass(frozen=True)
 class Config:
-    """All sections. Functions take the section they need, never the whole."""
+    """All sections. Functions take only the section that they need."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)

@@ -1,9 +1,9 @@
-"""A YAML file of settings: typed values with their lines, and a list of problems.
+"""Reads a YAML file of settings: typed values with their line numbers, and a list of problems.
 
 base: &base {lr: 1e-3, clip_grad: 0.5}      a mapping that is only there to be merged may have any name
 optim:
   <<: *base
-  lr: 1e-4                                  stands over the merged one
+  lr: 1e-4                                  overrides the merged value
 """
 
 from types import UnionType
@@ -16,24 +16,24 @@ from megascratch.config.fields import HINTS, SECTION_OF, SECTIONS, meant, neares
 from megascratch.config.printable import shown
 from megascratch.config.yaml_nodes import Foreign, entries, is_template, kind_of, read_tree, value_of
 
-MOST_SHOWN = 6  # items of a list in a complaint
-MOST_PROBLEMS = 20  # of a file, told one by one
+MOST_SHOWN = 6  # items of a list in a message
+MOST_PROBLEMS = 20  # lines of problems for one file
 LARGEST_NUMBER = (1 << 63) - 1
 
 
 class _Setting(NamedTuple):
-    """A setting as the file has it."""
+    """A setting as it is in the file."""
 
     key: str  # as a field name
-    section: str | None  # that it stands in
+    section: str | None  # in which the file has it
     raw: Any
     line: int  # counted from 1
 
 
 def read_settings(file: str) -> tuple[dict[str, Any], dict[str, str], list[str], set[str]]:
-    """(values by setting, 'FILE:LINE' by setting, problems, settings that have one) of one file, flat or sectioned.
+    """Reads a file with or without sections: (values, 'FILE:LINE', both by setting; problems; settings with a problem).
 
-    Raises SettingError when the file cannot be read or is not YAML, a doubled key included.
+    Raises SettingError if the file cannot be read or is not YAML; a repeated key is an error, too.
     """
     values: dict[str, Any] = {}
     places: dict[str, str] = {}
@@ -41,17 +41,17 @@ def read_settings(file: str) -> tuple[dict[str, Any], dict[str, str], list[str],
     unread: set[str] = set()
     for key, section, raw, line in _entries(file):
         place = f"{file}:{line}"
-        complaint = _misplaced(key, section)
-        if complaint is None and key in places:
-            complaint = f"{key} is given a second time (first at {places[key]})"
-        if complaint is None:
+        problem = _misplaced(key, section)
+        if problem is None and key in places:
+            problem = f"{key} is given a second time (first at {places[key]})"
+        if problem is None:
             places[key] = place
             try:
                 values[key] = typed(raw, HINTS[key])
             except TypeError as error:
-                complaint = f"{key} must be {error}, not {_shown(raw)}"
-        if complaint is not None:
-            problems.append(f"{place}: {complaint}")
+                problem = f"{key} must be {error}, not {_shown(raw)}"
+        if problem is not None:
+            problems.append(f"{place}: {problem}")
             unread.add(key if key in SECTION_OF else meant(key))
     if len(problems) > MOST_PROBLEMS:
         more = len(problems) - MOST_PROBLEMS + 1
@@ -60,7 +60,7 @@ def read_settings(file: str) -> tuple[dict[str, Any], dict[str, str], list[str],
 
 
 def typed(raw: Any, hint: Any) -> Any:
-    """A value of YAML or JSON as plain Python of this type; whole numbers pass for floats, numbers for text in a list.
+    """Converts a value of YAML or JSON to this type. Integers may stand for floats, and numbers for text in a list.
 
     Raises TypeError whose text says what the value must be.
     """
@@ -77,14 +77,14 @@ def typed(raw: Any, hint: Any) -> Any:
         raise TypeError("a number of at most 64 bits")
     if hint is float and isinstance(raw, int | float) and not isinstance(raw, bool):
         return float(raw)
-    if hint is str and isinstance(raw, str) and not _is_sound_text(raw):
-        raise TypeError("text that a file name can hold: no NUL, no half of a surrogate pair")
+    if hint is str and isinstance(raw, str) and not _is_valid_text(raw):
+        raise TypeError("text without NUL characters and lone surrogates")
     if isinstance(raw, hint) and isinstance(raw, bool) == (hint is bool):
         return raw
     raise TypeError({int: "a whole number", float: "a number", bool: "true or false", str: "text (in quotes)"}[hint])
 
 
-def _is_sound_text(text: str) -> bool:
+def _is_valid_text(text: str) -> bool:
     return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
 
 
@@ -101,12 +101,12 @@ def _typed_list(raw: Any, item: type) -> list[Any]:
 
 
 def _entries(file: str) -> list[_Setting]:
-    """The settings of the file in order; a section without entries (None) is empty."""
+    """The settings of the file in order; a section may be empty (None)."""
     root = read_tree(file)
     if root is None or (isinstance(root, ScalarNode) and value_of(root) is None):
         return []
     if not isinstance(root, MappingNode):
-        raise SettingError(f"{file}: a config file holds `setting: value` lines, not {kind_of(root)}")
+        raise SettingError(f"{file}: a config file must contain `setting: value` lines, not {kind_of(root)}")
     found: list[_Setting] = []
     for entry in entries(root, file):
         name = _field(entry.key)
@@ -126,16 +126,16 @@ def _field(key: Any) -> str:
 
 def _misplaced(key: str, section: str | None) -> str | None:
     if key in SECTIONS:
-        return f"section {key} must hold `setting: value` lines"
+        return f"section {key} must contain `setting: value` lines"
     if key not in SECTION_OF:
         return f"unknown setting {shown(key)}{nearest(key, [*SECTION_OF, *SECTIONS])}"
     if section not in (None, SECTION_OF[key]):
-        return f"{key} stands in section {section} but belongs to section {SECTION_OF[key]}"
+        return f"{key} is in section {section} but belongs to section {SECTION_OF[key]}"
     return None
 
 
 def _shown(raw: Any) -> str:
-    """A value in a complaint, however long it is."""
+    """A value of any length, for a message."""
     if isinstance(raw, Foreign):
         return raw.words
     if isinstance(raw, str):

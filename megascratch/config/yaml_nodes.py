@@ -1,8 +1,9 @@
-"""The YAML reader for files that people write: nodes with their lines instead of objects, so that nothing is
-constructed that a settings file has no use for (dates, tags, Python objects) and no alias is ever unfolded.
+"""Parses YAML that users write into nodes with their line numbers, safely for any input.
 
-    mapping      `Entry` by `Entry`: keys as text, merge keys (`<<: *base`) resolved, doubled keys refused
-    scalar       None, bool, int, float or str as YAML 1.2 has them; everything else is a `Foreign`
+It constructs nothing that a settings file does not need (dates, tags, Python objects), and expands no alias.
+
+    mapping      a list of `Entry`: keys as text, merge keys (`<<: *base`) resolved, repeated keys are an error
+    scalar       None, bool, int, float or str as in YAML 1.2; everything else is a `Foreign`
     sequence     a list; a list or a mapping inside it is a `Foreign`
 """
 
@@ -20,9 +21,9 @@ from ruamel.yaml.reader import ReaderError
 from megascratch.config.errors import SettingError
 from megascratch.config.printable import shown
 
-LARGEST_FILE = 1 << 20  # bytes: every setting with its comment has 2**14
-MOST_MERGED = 10_000  # mappings and entries that merge keys bring in: a few lines can ask for billions
-MOST_DIGITS = 100  # of a whole number: the conversion of a long one takes its time
+LARGEST_FILE = 1 << 20  # bytes; all settings with their comments take 2**14
+MOST_MERGED = 10_000  # mappings and entries that merge keys add: a few lines could add billions
+MOST_DIGITS = 100  # of a whole number: converting a very long one is slow
 
 _TAG = "tag:yaml.org,2002:"
 _WHOLE_NUMBER = re.compile(r"([-+]?)(0b[01]+|0o[0-7]+|0x[0-9a-fA-F]+|\d+)")
@@ -31,7 +32,7 @@ _TRUTH = {"true": True, "false": False}
 
 
 class Foreign(NamedTuple):
-    """A value that no setting can have: a date, a mapping, a foreign tag, a number that is none."""
+    """A value that no setting can have: a date, a mapping, an unknown tag, a malformed number."""
 
     words: str
     """For a message."""
@@ -47,18 +48,18 @@ class Entry(NamedTuple):
 
 
 def read_tree(file: str) -> Node | None:
-    """The root of a file; None where there is nothing in it.
+    """The root node of a file; None if the file is empty.
 
-    Raises: SettingError, with the line where there is one, for a file that cannot be read or is not YAML.
+    Raises: SettingError, with the line if it is known, for a file that cannot be read or is not YAML.
     """
     content = _content(file)
     try:
         yaml = YAML(typ="safe", pure=True)
-        yaml.composer.warn_double_anchors = False  # YAML allows them: an alias means the last one
+        yaml.composer.warn_double_anchors = False  # YAML allows them: an alias refers to the last one
         root: Node | None = yaml.compose(content)
         return root
     except RecursionError:
-        raise SettingError(f"config file {file} is nested too deep") from None
+        raise SettingError(f"config file {file} is nested too deeply") from None
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         more = f"{error.context} " if str(error.problem).startswith("but ") else ""
@@ -66,31 +67,31 @@ def read_tree(file: str) -> Node | None:
     except ReaderError as error:
         line = content.count("\n", 0, error.position) + 1
         raise SettingError(
-            f"{file}:{line}: character U+{ord(content[error.position]):04X} has no place in YAML"
+            f"{file}:{line}: character U+{ord(content[error.position]):04X} is not allowed in YAML"
         ) from None
-    except Exception as error:  # the library stumbles over some broken escapes and directives
+    except Exception as error:  # the library fails with other errors on some broken escapes and directives
         raise SettingError(f"{file}: not YAML: {type(error).__name__}: {shown(error)}") from error
 
 
 def entries(node: MappingNode, file: str) -> list[Entry]:
-    """What a mapping holds, in order; its own entries come before those that merge keys bring in, as YAML has it.
+    """The entries of a mapping in order; its own entries come before those that merge keys add, as YAML requires.
 
-    Raises: SettingError for a key given twice, a key that is no text, or a merge of what is no mapping.
+    Raises: SettingError for a repeated key, a key that is not text, or a merge key whose value is not a mapping.
     """
     budget = iter(range(MOST_MERGED))
     try:
         return list(_entries(node, file, budget, ()))
     except RecursionError:
-        raise SettingError(f"config file {file} is nested too deep") from None
+        raise SettingError(f"config file {file} is nested too deeply") from None
 
 
 def is_template(node: Node, root: Node) -> bool:
-    """Whether a mapping is merged somewhere (`<<: *base`): such a one need not be a section itself."""
+    """Whether a mapping is merged somewhere (`<<: *base`): such a mapping need not be a section itself."""
     return node.anchor is not None and any(merged is node for merged in _merged_anywhere(root))
 
 
 def value_of(node: Node) -> Any:
-    """A scalar or a list of scalars as plain Python."""
+    """A scalar or a list of scalars as a plain Python value."""
     if isinstance(node, ScalarNode):
         return _scalar(node)
     if isinstance(node, SequenceNode) and node.tag == f"{_TAG}seq":
@@ -99,7 +100,7 @@ def value_of(node: Node) -> Any:
 
 
 def kind_of(node: Node) -> str:
-    """In words, for a message."""
+    """The kind of a node, for a message."""
     return {ScalarNode: "a value", SequenceNode: "a list", MappingNode: "a mapping"}[type(node)]
 
 
@@ -112,7 +113,7 @@ def _content(file: str) -> str:
     except ValueError as error:  # a NUL in the name
         raise SettingError(f"config file {shown(file)}: {error}") from None
     if len(content) > LARGEST_FILE:
-        raise SettingError(f"config file {file} has more than {LARGEST_FILE:,} bytes: it holds no settings")
+        raise SettingError(f"config file {file} has more than {LARGEST_FILE:,} bytes: it is not a settings file")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -121,18 +122,18 @@ def _content(file: str) -> str:
 
 
 def _entries(node: MappingNode, file: str, budget: Iterator[int], above: tuple[Node, ...]) -> Iterator[Entry]:
-    """Entries of a mapping, `above` being the mappings that merge it."""
+    """Entries of a mapping; `above` are the mappings that merge it."""
     if next(budget, None) is None:
-        raise SettingError(f"{file}:{node.start_mark.line + 1}: merge keys bring in more than {MOST_MERGED:,} settings")
+        raise SettingError(f"{file}:{node.start_mark.line + 1}: merge keys add more than {MOST_MERGED:,} settings")
     own: dict[str, int] = {}
-    merges = list[tuple[Node, int]]()
+    merges: list[tuple[Node, int]] = []
     for key, value in node.value:
         line = key.start_mark.line + 1
         if key.tag == f"{_TAG}merge":
             merges.append((value, line))
             continue
         if not isinstance(key, ScalarNode):
-            raise SettingError(f"{file}:{line}: {kind_of(key)} is no name of a setting")
+            raise SettingError(f"{file}:{line}: {kind_of(key)} cannot be the name of a setting")
         if key.value in own:
             raise SettingError(
                 f'{file}:{line}: found duplicate key "{shown(key.value)}" (first in line {own[key.value]})'
@@ -143,7 +144,7 @@ def _entries(node: MappingNode, file: str, budget: Iterator[int], above: tuple[N
     for merged, line in merges:
         for mapping in merged.value if isinstance(merged, SequenceNode) else [merged]:
             if not isinstance(mapping, MappingNode):
-                raise SettingError(f"{file}:{line}: << merges mappings, like <<: *base, not {kind_of(mapping)}")
+                raise SettingError(f"{file}:{line}: << needs a mapping, like <<: *base, not {kind_of(mapping)}")
             if mapping is node or mapping in above:
                 raise SettingError(f"{file}:{line}: << merges a mapping into itself")
             for entry in _entries(mapping, file, budget, (*above, node)):
@@ -154,8 +155,9 @@ def _entries(node: MappingNode, file: str, budget: Iterator[int], above: tuple[N
 
 
 def _merged_anywhere(root: Node) -> Iterator[Node]:
-    """Every node that a merge key of the file names; each node is visited once."""
-    waiting, visited = [root], set[int]()
+    """Every node that a merge key in the file refers to; each node is visited once."""
+    waiting = [root]
+    visited: set[int] = set()
     while waiting:
         node = waiting.pop()
         if id(node) in visited or isinstance(node, ScalarNode):
@@ -171,7 +173,8 @@ def _merged_anywhere(root: Node) -> Iterator[Node]:
 
 
 def _scalar(node: ScalarNode) -> Any:
-    text, kind = node.value, str(node.tag).removeprefix(_TAG)
+    text = node.value
+    kind = str(node.tag).removeprefix(_TAG)
     if kind == "str":
         return str(text)
     if kind == "null":
@@ -186,7 +189,7 @@ def _scalar(node: ScalarNode) -> Any:
 
 
 def _whole_number(text: str) -> Any:
-    """YAML 1.2 and 1.1 read 017 as two numbers, so it is none here; 1_000 and 0x1f are fine."""
+    """1_000 and 0x1f are valid. 017 is not: YAML 1.1 and 1.2 read it as different numbers."""
     match = _WHOLE_NUMBER.fullmatch(text.replace("_", ""))
     if match is None or (len(match[2]) > 1 and match[2][0] == "0" and match[2].isdigit()):
         return Foreign(shown(text, 80))

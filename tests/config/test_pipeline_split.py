@@ -34,7 +34,7 @@ def test_the_cut_is_this_list(cut, layers):
             r"num-layers \(10\) must be divisible by .* \(4 x 1\): use num-layers 8 or 12, .*-size 1, 2, 5 or 10, or",
         ),
         ((10, 4, 2), r"\(4 x 2\): use num-layers 8 or 16, pipeline-model-parallel-size 1 or 5, or"),
-        ((3, 2, 2), r"use num-layers 4, or cut by hand"),
+        ((3, 2, 2), r"use num-layers 4, or set the layers of each stage"),
         ((8, 1, 1, 3), "need pipeline-model-parallel-size .now 1. of 2 or more"),
         ((8, 4, 1, 0), r"decoder-first-pipeline-num-layers \(0\) must be at least 1"),
         ((8, 2, 2, None, 3), r"\(3\) .* virtual stages per rank \(2\): use decoder-last-pipeline-num-layers 2 or 4"),
@@ -51,7 +51,7 @@ def test_the_cut_is_this_list(cut, layers):
             r"\(3 4\) sums to 7 but num-layers is 8: use num-layers 7, or change the layout by \+1",
         ),
         ((8, 2, 1, None, None, [9, -1]), r"\(9 -1\) has a negative entry"),
-        ((8, 2, 1, 4, None, [4, 4]), "already says the first and last stage"),
+        ((8, 2, 1, 4, None, [4, 4]), "already sets the layers of the first and last stage"),
     ],
 )
 def test_a_cut_that_does_not_come_out_even_is_refused(cut, complaint):

@@ -59,16 +59,16 @@ REFUSED = [
     ("lr: " + "9" * 80, ":1: lr must be a number of at most 64 bits"),
     ("num_layers: 017", ":1: num_layers must be a whole number, not 017"),
     ("lr: 1:30", ":1: lr must be a number, not '1:30'"),
-    ("? [a, b]\n: 1", ":1: a list is no name of a setting"),
+    ("? [a, b]\n: 1", ":1: a list cannot be the name of a setting"),
     ("2: 1", ":1: unknown setting 2"),
     ('"l\\x1b[31mr": 1', ":1: unknown setting l\\x1b[31mr"),
     ('"lr: 1\\nseed": 1', ":1: unknown setting lr: 1\\nseed"),
-    ('output_dir: "a\\0b"', ":1: output_dir must be text that a file name can hold"),
-    ('output_dir: "\\uD800"', ":1: output_dir must be text that a file name can hold"),
+    ('output_dir: "a\\0b"', ":1: output_dir must be text without NUL characters"),
+    ('output_dir: "\\uD800"', ":1: output_dir must be text without NUL characters"),
     ('lr: "\\UFFFFFFFF"', "not YAML"),
-    ("lr: 1\nseed: \x01", ":2: character U+0001 has no place in YAML"),
+    ("lr: 1\nseed: \x01", ":2: character U+0001 is not allowed in YAML"),
     ("lr: 1\n---\nlr: 2", "expected a single document"),
-    ("<<: 3", ":1: << merges mappings, like <<: *base, not a value"),
+    ("<<: 3", ":1: << needs a mapping, like <<: *base, not a value"),
     ("optim: &o\n  lr: 1\n  <<: *o", "into itself"),
     ("base: &b {lr: 1}", ":1: unknown setting base"),
     ("base: &b {lrr: 1}\n<<: *b", ":1: unknown setting lrr - did you mean lr?"),
@@ -128,5 +128,5 @@ def test_merges_that_multiply_are_refused_before_they_fill_the_memory(tmp_path, 
         lines.append(f"a{deep}: &a{deep} {{<<: [{', '.join([f'*a{deep - 1}'] * 9)}]}}")
     file = tmp_path / "c.yaml"
     file.write_text("\n".join([*lines, "<<: *a11"]))
-    with pytest.raises(UserError, match="merge keys bring in more than 10,000 settings"):
+    with pytest.raises(UserError, match="merge keys add more than 10,000 settings"):
         load_config(["--config", str(file)])

@@ -26,7 +26,7 @@ import torch
 
 from megascratch.config.json_record import parse_json
 from megascratch.config.printable import shown
-from megascratch.config.saved import require_sound_state
+from megascratch.config.saved import require_valid_state
 from megascratch.parallel.shard import Box
 
 FILE = "manifest.json"
@@ -130,7 +130,7 @@ def parse(text: bytes) -> Manifest:
     files = {_file_name(name): _file(entry) for name, entry in body["files"].items()}
     tensors = {name: _whole(name, entry) for name, entry in body["tensors"].items()}
     manifest = Manifest(_number(body["step"]), dict(body["state"]), files, tensors)
-    require_sound_state(manifest.state)
+    require_valid_state(manifest.state)
     check_coverage(manifest)
     return manifest
 

@@ -1,9 +1,9 @@
-"""A config and the world size in; nothing, or one SettingError that lists every broken law, out.
+"""Checks that settings and world size are consistent, and reports every broken law in one SettingError.
 
-A law is a plain function that returns a complaint or None; a `Broken` proposes values, of which only those are told
-that pass all laws when a user follows them to the letter. Its parameters name the settings it reads (and
-`world_size`), so the signature is the law's scope, and a law is left out when one of its settings already lies
-outside its own range (`ranges.py`) or is unknown although the law needs it.
+A law is a plain function that returns a message or None. A message of type `Broken` suggests values; only those are
+shown that satisfy all laws when the user follows them literally. The parameters of a law name the settings that it
+reads (and `world_size`). A law is not checked if one of its settings is outside its own range (`ranges.py`), or is
+unknown although the law needs it.
 """
 
 import inspect
@@ -44,50 +44,51 @@ SCOPE_OF = {law.__name__: scope for law, scope in SCOPES.items()}
 
 
 def validate(config: Config, world_size: int) -> None:
-    """Check every law on the derived config (a config with gaps is derived first).
+    """Checks every law on the config, which is derived first.
 
-    Raises one SettingError with all broken laws, one per line, each with the numbers and the nearest legal values.
+    Raises one SettingError with all broken laws, one per line, each with the numbers and the nearest valid values.
     """
-    complaints = broken_laws(config, world_size)
-    if complaints:
-        raise SettingError("\n".join(complaints))
+    messages = broken_laws(config, world_size)
+    if messages:
+        raise SettingError("\n".join(messages))
 
 
 def broken_laws(config: Config, world_size: int, unread: Collection[str] = ()) -> list[str]:
-    """What `validate` raises, one text per broken law. Laws that read an `unread` setting are left out.
+    """The messages of `validate`, one per broken law. Laws that read an `unread` setting are not checked.
 
-    `config` is best the one that was given, not derived: a user who follows a remedy derives anew.
+    `config` should be the given one, not the derived one: when the user follows a suggestion, it is derived again.
     """
-    wrong, broken = _judged(config, world_size, unread)
-    before = wrong.keys() | broken.keys()
-    texts = [*wrong.values()]
-    for name, found in broken.items():
+    wrong, broken = _check(config, world_size, unread)
+    problems_now = wrong.keys() | broken.keys()
+    messages = [*wrong.values()]
+    for name, problem in broken.items():
 
         def passes(setting: str, value: Any, name: str = name) -> bool:
             changed = config if setting == WORLD else with_fields(config, {setting: value})
-            new_wrong, new_broken = _judged(changed, value if setting == WORLD else world_size, unread)
+            new_wrong, new_broken = _check(changed, value if setting == WORLD else world_size, unread)
             read_by_broken = any(setting in SCOPE_OF[law] for law in new_broken)
-            return not read_by_broken and new_wrong.keys() | new_broken.keys() <= before - {name}
+            return not read_by_broken and new_wrong.keys() | new_broken.keys() <= problems_now - {name}
 
-        texts.append(complaint(found, passes) if isinstance(found, Broken) else found)
-    return texts
+        messages.append(complaint(problem, passes) if isinstance(problem, Broken) else problem)
+    return messages
 
 
-def _judged(config: Config, world_size: int, unread: Collection[str]) -> tuple[dict[str, str], dict[str, str | Broken]]:
-    """Setting -> what is wrong with its value alone; law -> its complaint."""
+def _check(config: Config, world_size: int, unread: Collection[str]) -> tuple[dict[str, str], dict[str, str | Broken]]:
+    """(setting -> what is wrong with its own value, name of a law -> its message)."""
     values = flat(derive(config, world_size)) | {WORLD: world_size}
     wrong = out_of_range(values)
-    broken = dict[str, str | Broken]()
+    broken: dict[str, str | Broken] = {}
     for law in LAWS:
-        found = _apply(law, values, {*wrong, *unread})
-        if found is not None:
-            broken[law.__name__] = found
+        problem = _apply(law, values, {*wrong, *unread})
+        if problem is not None:
+            broken[law.__name__] = problem
     return wrong, broken
 
 
 def _apply(
     law: Callable[..., str | Broken | None], values: dict[str, Any], wrong: Collection[str]
 ) -> str | Broken | None:
+    """The message of a law; None if it holds or cannot be checked."""
     scope = SCOPES[law]
     for name, may_be_none in scope.items():
         if name in wrong or (values[name] is None and not may_be_none):

@@ -1,4 +1,4 @@
-"""The laws of batch sizes and of the run's length; see `laws.py` for how a law is read."""
+"""The laws of batch sizes and the length of the run; see `laws/__init__.py` for how a law works."""
 
 from collections.abc import Callable
 
@@ -25,11 +25,11 @@ def global_batch_is_whole(
     )
 
 
-MOST_RAMPS = 16  # starts and increments that are tried, in each direction
+MOST_RAMPS = 16  # starts and increments that are tried in each direction
 
 
 def rampup_is_three_numbers(rampup_batch_size: list[int] | None) -> str | None:
-    """start, increment, samples."""
+    """The three numbers are start, increment and samples."""
     if rampup_batch_size is None or _legal_ramp(rampup_batch_size):
         return None
     return (
@@ -41,7 +41,7 @@ def rampup_is_three_numbers(rampup_batch_size: list[int] | None) -> str | None:
 def rampup_steps_are_whole(
     rampup_batch_size: list[int] | None, global_batch_size: int, micro_batch_size: int, data_parallel_size: int
 ) -> Broken | None:
-    """Each batch size of the ramp is a whole number of micro-batches, and the last step ends at the global batch."""
+    """Each batch size of the ramp-up is a whole number of micro-batches, and the last one is the global batch size."""
     if rampup_batch_size is None or not _legal_ramp(rampup_batch_size):
         return None
     start, increment, _ = rampup_batch_size
@@ -56,7 +56,7 @@ def rampup_steps_are_whole(
             )
     if start > global_batch_size:
         return Broken(
-            f"rampup-batch-size start ({start}) must not pass global-batch-size ({global_batch_size})",
+            f"rampup-batch-size start ({start}) must not exceed global-batch-size ({global_batch_size})",
             [ramps, Remedy("global_batch_size", near_multiples(start, step)[1:])],
         )
     if (global_batch_size - start) % increment:
@@ -69,8 +69,8 @@ def rampup_steps_are_whole(
     return None
 
 
-def _legal_ramps(ramp: list[int], whole: int, step: int) -> Remedy:
-    """Ramps with the same samples whose start and increment are whole steps near to the given ones."""
+def _legal_ramps(ramp: list[int], full_size: int, step: int) -> Remedy:
+    """Ramp-ups over the same samples whose start and increment are multiples of `step`, the most similar first."""
     start, increment, samples = ramp
     starts = sorted(
         {value for row in near_multiples(start, step) for value in row[:MOST_RAMPS]},
@@ -80,20 +80,20 @@ def _legal_ramps(ramp: list[int], whole: int, step: int) -> Remedy:
         {value for row in near_multiples(increment, step) for value in row[:MOST_RAMPS]},
         key=lambda value: abs(value - increment),
     )
-    found = [[first, more, samples] for first in starts for more in increments if first <= whole]
-    found.sort(key=lambda one: abs(one[0] - start) + abs(one[1] - increment))
-    return Remedy("rampup_batch_size", [found])
+    ramps = [[first, more, samples] for first in starts for more in increments if first <= full_size]
+    ramps.sort(key=lambda one: abs(one[0] - start) + abs(one[1] - increment))
+    return Remedy("rampup_batch_size", [ramps])
 
 
 def rampup_needs_a_schedule_of_any_size(
     rampup_batch_size: list[int] | None, pipeline_schedule_csv: str | None
 ) -> str | None:
-    """A schedule from a file plays a fixed number of micro-batches."""
+    """A schedule from a file has a fixed number of micro-batches."""
     if rampup_batch_size is None or pipeline_schedule_csv is None:
         return None
     return (
-        f"rampup-batch-size ({' '.join(map(str, rampup_batch_size))}) does not go with pipeline-schedule-csv "
-        f"({pipeline_schedule_csv}), which plays a fixed number of micro-batches: leave one of them out"
+        f"rampup-batch-size ({' '.join(map(str, rampup_batch_size))}) cannot be combined with pipeline-schedule-csv "
+        f"({pipeline_schedule_csv}), which has a fixed number of micro-batches: remove one of them"
     )
 
 

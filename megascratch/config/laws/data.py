@@ -1,4 +1,4 @@
-"""The laws of the data and its vocabulary; see `laws.py` for how a law is read."""
+"""The laws of the data and its vocabulary; see `laws/__init__.py` for how a law works."""
 
 import re
 from collections.abc import Callable
@@ -11,7 +11,7 @@ def one_source(
     test_data_path: list[str] | None,
     mock_data: bool,
 ) -> str | None:
-    """Text comes from data-path, from a path per split, or from nowhere."""
+    """Text comes from data-path, from a path per split, or is synthetic."""
     own = {"train-data-path": train_data_path, "valid-data-path": valid_data_path, "test-data-path": test_data_path}
     per_split = [name for name, path in own.items() if path]
     given = [*(["data-path"] if data_path else []), *per_split[:1], *(["mock-data"] if mock_data else [])]
@@ -20,7 +20,7 @@ def one_source(
     if len(given) > 1:
         return f"the data comes from {' and '.join(given)}: keep only one of them"
     if per_split and not train_data_path:
-        return f"{per_split[0]} needs train-data-path beside it: give both, or data-path with a split"
+        return f"{per_split[0]} needs train-data-path, too: give both, or data-path with a split"
     return None
 
 
@@ -38,13 +38,13 @@ def lists_are_not_empty(
         "test-data": test_data_path,
     }
     empty = [f"{name}-path" for name, path in paths.items() if path is not None and not any(path)]
-    return f"{', '.join(empty)} names no file: give at least one prefix of a .bin/.idx pair" if empty else None
+    return f"{', '.join(empty)} is empty: give at least one prefix of a .bin/.idx pair" if empty else None
 
 
 def stages_follow_one_another(
     data_stages: list[str] | None, data_path: list[str] | None, train_data_path: list[str] | None
 ) -> str | None:
-    """Each stage begins at a sample of its own, after the one in front of it, and names its corpora."""
+    """Each stage begins at a later sample than the previous one, and names its corpora."""
     if data_stages is None:
         return None
     if not data_path and not train_data_path:
@@ -58,9 +58,9 @@ def stages_follow_one_another(
                 "for instance '100000 0.5 web 0.5 books'"
             )
         if int(first) <= before:
-            front = f"stage {number} begins at {before}" if number else "the first blend begins at 0"
+            previous = f"stage {number} begins at {before}" if number else "the first blend begins at 0"
             return (
-                f"data-stages: stage {number + 1} begins at sample {first}, but {front}: stages follow one another, "
+                f"data-stages: stage {number + 1} begins at sample {first}, but {previous}: "
                 f"begin at {before + 1} or later"
             )
         before = int(first)
@@ -68,16 +68,16 @@ def stages_follow_one_another(
 
 
 def split_is_shares(split: str | None, data_path: list[str] | None) -> str | None:
-    """Up to three shares that are not all zero, and something to share out."""
+    """Split is up to three proportions of data-path, of which the first is above 0."""
     if split is None:
         return None
     if not data_path:
-        return f"split ({split}) divides data-path, which is not given: leave split out, or give data-path"
+        return f"split ({split}) divides data-path, which is not given: remove split, or give data-path"
     shares = [share.strip() for share in split.split(",")]
     numbers = [float(share) for share in shares if re.fullmatch(r"\d+\.?\d*|\.\d+", share)]
     if 1 <= len(numbers) == len(shares) <= 3 and numbers[0] > 0:
         return None
-    return f"split ({split}) must be up to three shares, TRAIN,VALID,TEST, the first above 0: for instance 969,30,1"
+    return f"split ({split}) must be up to three numbers, TRAIN,VALID,TEST, the first above 0: for instance 969,30,1"
 
 
 def vocabulary_is_known(tokenizer_type: str | None, tokenizer_model: str | None, vocab_size: int | None) -> str | None:
@@ -86,7 +86,7 @@ def vocabulary_is_known(tokenizer_type: str | None, tokenizer_model: str | None,
     if tokenizer_type not in (None, *without_file) and tokenizer_model is None:
         return f"tokenizer-type {tokenizer_type} needs tokenizer-model, the tokenizer's file"
     if tokenizer_type in without_file and tokenizer_model is not None:
-        return f"tokenizer-type {tokenizer_type} has no file: leave out tokenizer-model ({tokenizer_model})"
+        return f"tokenizer-type {tokenizer_type} needs no file: remove tokenizer-model ({tokenizer_model})"
     if tokenizer_type == "NullTokenizer" and vocab_size is None:
         return "tokenizer-type NullTokenizer needs vocab-size"
     if tokenizer_type is None and tokenizer_model is None and vocab_size is None:
@@ -102,7 +102,7 @@ def remote_data_has_a_cache(
     data_stages: list[str] | None,
     data_cache_path: str | None,
 ) -> str | None:
-    """What lies in object storage is read through a folder of this machine."""
+    """Data in object storage is read through a cache folder on this machine."""
     words = [*(data_path or ()), *(train_data_path or ()), *(valid_data_path or ()), *(test_data_path or ())]
     remote = [word for word in (*words, *" ".join(data_stages or ()).split()) if "://" in word]
     if remote and data_cache_path is None:
@@ -113,21 +113,21 @@ def remote_data_has_a_cache(
 def megatrons_order_has_numpys_seeds(data_order: str, seed: int) -> str | None:
     """Megatron's shuffles are NumPy's, whose seeds have 32 bits."""
     if data_order == "megatron" and not 0 <= seed < 1 << 32:
-        return f"data-order megatron takes seeds from 0 to {(1 << 32) - 1}, not {seed}: use {seed % (1 << 32)}"
+        return f"data-order megatron needs a seed from 0 to {(1 << 32) - 1}, not {seed}: use {seed % (1 << 32)}"
     return None
 
 
 def stages_need_the_keyed_order(data_order: str, data_stages: list[str] | None) -> str | None:
     """Megatron has no stages: its order is made for one blend."""
     if data_order == "megatron" and data_stages:
-        return "data-stages cannot be read in Megatron's order: leave out data-stages, or data-order megatron"
+        return "data-stages cannot be combined with data-order megatron: remove one of them"
     return None
 
 
 def packing_needs_the_keyed_order(data_order: str, packing: str) -> str | None:
-    """Megatron lays documents end to end."""
+    """Megatron's order concatenates documents."""
     if data_order == "megatron" and packing != "concatenate":
-        return f"data-order megatron has no packing {packing}: leave out one of the two"
+        return f"packing {packing} cannot be combined with data-order megatron: remove one of them"
     return None
 
 
@@ -144,13 +144,13 @@ def fill_in_middle_has_its_ids(
     if fim_rate and missing:
         return f"fim-rate ({fim_rate}) needs {', '.join(missing)}"
     if len(missing) < len(ids) and not fim_rate:
-        return "fim-prefix-id, fim-middle-id and fim-suffix-id need fim-rate above 0"
+        return "fim-prefix-id, fim-middle-id and fim-suffix-id have no effect with fim-rate 0: raise it, or remove them"
     known = [number for number in ids.values() if number is not None]
-    told = ", ".join(map(str, known))
+    ids_text = ", ".join(map(str, known))
     if len(set(known)) < len(known):
-        return f"fim-prefix-id, fim-middle-id and fim-suffix-id ({told}) must differ: give each an id of its own"
+        return f"fim-prefix-id, fim-middle-id and fim-suffix-id ({ids_text}) must differ: give each its own id"
     if vocab_size is not None and any(number >= vocab_size for number in known):
-        return f"fim ids ({told}) must be ids of the vocabulary ({vocab_size} ids): use 0 to {vocab_size - 1}"
+        return f"fim ids ({ids_text}) must be ids of the vocabulary ({vocab_size} ids): use 0 to {vocab_size - 1}"
     return None
 
 

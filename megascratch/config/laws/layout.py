@@ -1,4 +1,4 @@
-"""The laws of the layout: processes, stages, chunks and backends; see `laws.py` for how a law is read."""
+"""The laws of the layout: processes, stages, chunks and backends; see `laws/__init__.py` for how a law works."""
 
 from collections.abc import Callable
 
@@ -13,7 +13,7 @@ def layout_fits_the_world(
     pipeline_model_parallel_size: int,
     data_parallel_size: int | None,
 ) -> Broken | None:
-    """Every process has exactly one place: world = tensor x pipeline x data."""
+    """The world size is tensor x pipeline x data parallel size."""
     tp, pp, dp = tensor_model_parallel_size, pipeline_model_parallel_size, data_parallel_size
     if world_size % (tp * pp):
         return Broken(
@@ -36,14 +36,14 @@ def layout_fits_the_world(
 
 
 def sequence_over_tp(seq_length: int, tensor_model_parallel_size: int, sequence_parallel: bool) -> Broken | None:
-    """Sequence parallel cuts the sequence into equal pieces."""
+    """Sequence parallelism splits the sequence into equal parts."""
     if not sequence_parallel or seq_length % tensor_model_parallel_size == 0:
         return None
     return Broken(
         f"seq-length ({seq_length}) must be divisible by tensor-model-parallel-size ({tensor_model_parallel_size}) "
         "with sequence-parallel",
         [Remedy("seq_length", near_multiples(seq_length, tensor_model_parallel_size))],
-        "leave out sequence-parallel",
+        "remove sequence-parallel",
     )
 
 
@@ -55,7 +55,7 @@ def layers_are_cut_whole(
     decoder_last_pipeline_num_layers: int | None,
     pipeline_model_parallel_layout: list[int] | None,
 ) -> Broken | None:
-    """Every layer lies on exactly one virtual stage; see `cut.layer_cut`."""
+    """Every layer is on exactly one virtual stage; see `pipeline_split.layer_cut`."""
     try:
         layer_cut(
             num_layers,
@@ -73,7 +73,7 @@ def layers_are_cut_whole(
 def schedule_fits_the_chunks(
     pipeline_schedule: str, pipeline_model_parallel_size: int, num_virtual_stages_per_pipeline_rank: int
 ) -> str | None:
-    """Interleaving plays several chunks per rank and needs several; a V has two; the others have one."""
+    """Interleaving needs several chunks per rank, a V schedule needs two, every other schedule needs one."""
     pp, chunks = pipeline_model_parallel_size, num_virtual_stages_per_pipeline_rank
     if pipeline_schedule in FOLDED:
         if chunks == 2 and pp > 1:
@@ -98,12 +98,12 @@ def schedule_fits_the_chunks(
 
 
 def own_schedule_has_a_file(pipeline_schedule: str, pipeline_schedule_csv: str | None) -> str | None:
-    """The file is read by pipeline-schedule csv and by no other."""
+    """Only pipeline-schedule csv reads a file, and it needs one."""
     if (pipeline_schedule == "csv") == (pipeline_schedule_csv is not None):
         return None
     if pipeline_schedule_csv is None:
         return "pipeline-schedule csv needs pipeline-schedule-csv: give the file"
-    return f"pipeline-schedule-csv needs pipeline-schedule csv, not {pipeline_schedule}: leave one of them out"
+    return f"pipeline-schedule-csv needs pipeline-schedule csv, not {pipeline_schedule}: remove one of them"
 
 
 def a_v_is_cut_evenly_or_by_hand(
@@ -111,14 +111,15 @@ def a_v_is_cut_evenly_or_by_hand(
     decoder_first_pipeline_num_layers: int | None,
     decoder_last_pipeline_num_layers: int | None,
 ) -> str | None:
-    """In a V the first rank holds both ends of the model, so a first and last stage say nothing."""
+    """In a V schedule the first rank has both ends of the model, so there is no separate last stage."""
     if pipeline_schedule not in FOLDED:
         return None
     for name, given in (("first", decoder_first_pipeline_num_layers), ("last", decoder_last_pipeline_num_layers)):
         if given is not None:
             return (
-                f"decoder-{name}-pipeline-num-layers ({given}) does not go with pipeline-schedule {pipeline_schedule}, "
-                "whose first rank holds both ends: cut by hand with pipeline-model-parallel-layout"
+                f"decoder-{name}-pipeline-num-layers ({given}) cannot be combined with pipeline-schedule "
+                f"{pipeline_schedule}, whose first rank has both ends of the model: "
+                "set the layers of each stage with pipeline-model-parallel-layout"
             )
     return None
 
@@ -126,7 +127,7 @@ def a_v_is_cut_evenly_or_by_hand(
 def groups_are_for_interleaving(
     microbatch_group_size_per_virtual_pipeline_stage: int, pipeline_schedule: str, pipeline_model_parallel_size: int
 ) -> str | Broken | None:
-    """The group size orders interleaved micro-batches: at least one per stage, and meaningless elsewhere."""
+    """The group size orders interleaved micro-batches, and is at least the number of stages."""
     group, pp = microbatch_group_size_per_virtual_pipeline_stage, pipeline_model_parallel_size
     if pipeline_schedule == "interleaved" and group < pp:
         return Broken(
@@ -137,13 +138,13 @@ def groups_are_for_interleaving(
     if pipeline_schedule != "interleaved" and group != pp:
         return (
             f"microbatch-group-size-per-virtual-pipeline-stage ({group}) needs pipeline-schedule interleaved, "
-            f"not {pipeline_schedule}: leave it out"
+            f"not {pipeline_schedule}: remove it"
         )
     return None
 
 
 def backend_fits_the_device(device: str | None, distributed_backend: str | None) -> str | None:
-    """NCCL moves GPU memory only."""
+    """NCCL only works with GPU memory."""
     if device == "cpu" and distributed_backend == "nccl":
         return "distributed-backend nccl needs device cuda, not cpu: use gloo"
     return None

@@ -1,4 +1,4 @@
-"""The laws of the Transformer's shape; see `laws.py` for how a law is read."""
+"""The laws of the Transformer's shape; see `laws/__init__.py` for how a law works."""
 
 from collections.abc import Callable
 
@@ -7,7 +7,7 @@ from megascratch.config.suggestions import divisors_near
 
 
 def heads_share_the_width(hidden_size: int, num_attention_heads: int, kv_channels: int | None) -> Broken | None:
-    """A head's width must be whole when it is not given."""
+    """If the width of a head is not given, it must come out as a whole number."""
     if kv_channels is not None or hidden_size % num_attention_heads == 0:
         return None
     return Broken(
@@ -34,7 +34,7 @@ def heads_share_the_query_groups(num_attention_heads: int, num_query_groups: int
 
 
 def heads_over_tp(num_attention_heads: int, tensor_model_parallel_size: int) -> Broken | None:
-    """Whole query heads on each tensor rank."""
+    """Each tensor rank has the same number of query heads."""
     if num_attention_heads % tensor_model_parallel_size == 0:
         return None
     tp = tensor_model_parallel_size
@@ -50,20 +50,22 @@ def heads_over_tp(num_attention_heads: int, tensor_model_parallel_size: int) -> 
 def query_groups_over_tp(
     num_query_groups: int, num_attention_heads: int, tensor_model_parallel_size: int
 ) -> Broken | None:
-    """Whole key/value heads on each tensor rank, or each head on the same number of ranks."""
-    groups, tp = num_query_groups, tensor_model_parallel_size
+    """Each tensor rank has the same number of key/value heads, or each head is on the same number of ranks."""
+    groups = num_query_groups
+    tp = tensor_model_parallel_size
     if groups % tp == 0 or tp % groups == 0 or groups == num_attention_heads:  # the last is `heads_over_tp`
         return None
     sizes = [size for size in divisors_near(num_attention_heads, tp) if groups % size == 0 or size % groups == 0]
     counts = [count for count in divisors_near(num_attention_heads, groups) if count % tp == 0 or tp % count == 0]
     return Broken(
-        f"num-query-groups ({groups}) and tensor-model-parallel-size ({tp}) must divide one another",
+        f"num-query-groups ({groups}) and tensor-model-parallel-size ({tp}) do not fit: "
+        "one must be divisible by the other",
         [Remedy("tensor_model_parallel_size", each(sizes)), Remedy("num_query_groups", each(counts))],
     )
 
 
 def ffn_over_tp(ffn_hidden_size: int, tensor_model_parallel_size: int) -> Broken | None:
-    """Whole columns of the MLP on each tensor rank."""
+    """Each tensor rank has the same number of MLP columns."""
     if ffn_hidden_size % tensor_model_parallel_size == 0:
         return None
     tp = tensor_model_parallel_size
@@ -95,13 +97,13 @@ def positions_reach_the_end(
 
 
 def rotated_part_is_even(kv_channels: int, rotary_percent: float, position_embedding_type: str) -> Broken | None:
-    """Rotary positions turn pairs of channels."""
+    """Rotary positions rotate pairs of channels."""
     rotated = int(kv_channels * rotary_percent)
     if position_embedding_type != "rope" or (rotated >= 2 and rotated % 2 == 0):
         return None
     return Broken(
         f"the rotated part of a head (kv-channels {kv_channels} x rotary-percent {rotary_percent} = {rotated}) "
-        "must be even, and at least 2",
+        "must be even and at least 2",
         [Remedy("kv_channels", near_multiples(kv_channels, 1))],
         "use another rotary-percent",
     )

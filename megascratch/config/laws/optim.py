@@ -1,4 +1,4 @@
-"""The laws of precision and of the learning rate; see `laws.py` for how a law is read."""
+"""The laws of precision and of the learning rate; see `laws/__init__.py` for how a law works."""
 
 from collections.abc import Callable
 
@@ -20,7 +20,7 @@ def loss_scale_is_for_fp16(
     loss_scale_window: int,
     hysteresis: int,
 ) -> str | None:
-    """Only fp16 scales its loss, and a constant scale has no dynamics."""
+    """Only fp16 uses a loss scale, and settings of the dynamic scale have no effect on a constant one."""
     dynamic = {
         "initial_loss_scale": initial_loss_scale,
         "min_loss_scale": min_loss_scale,
@@ -30,24 +30,26 @@ def loss_scale_is_for_fp16(
     changed = [name.replace("_", "-") for name, value in dynamic.items() if value != getattr(OptimConfig, name)]
     if not fp16 and (changed or loss_scale is not None):
         given = ["loss-scale"] * (loss_scale is not None) + changed
-        return f"{', '.join(given)} needs fp16: use fp16, or leave it out"
+        return f"{', '.join(given)} needs fp16: use fp16, or remove it"
     if loss_scale is not None and changed:
-        return f"{', '.join(changed)} steers a dynamic loss scale, but loss-scale ({loss_scale}) is constant: give one"
+        return (
+            f"{', '.join(changed)} is for a dynamic loss scale, but loss-scale ({loss_scale}) is constant: remove one"
+        )
     if min_loss_scale > initial_loss_scale:
-        return f"min-loss-scale ({min_loss_scale}) must not pass initial-loss-scale ({initial_loss_scale})"
+        return f"min-loss-scale ({min_loss_scale}) must not exceed initial-loss-scale ({initial_loss_scale})"
     return None
 
 
 def rates_are_in_order(lr: float, min_lr: float, lr_warmup_init: float) -> Broken | None:
-    """The highest learning rate is the highest."""
+    """No learning rate is above `lr`."""
     highest = max(min_lr, lr_warmup_init)
     if highest <= lr:
         return None
     rates = {"min_lr": min_lr, "lr_warmup_init": lr_warmup_init}
     above = [name for name, value in rates.items() if value > lr]
-    told = " and ".join(f"{name.replace('_', '-')} ({rates[name]})" for name in above)
+    rates_text = " and ".join(f"{name.replace('_', '-')} ({rates[name]})" for name in above)
     smaller = [Remedy(name, [[lr]], " or less") for name in above] if len(above) == 1 else []
-    return Broken(f"{told} must not pass lr ({lr})", [*smaller, Remedy("lr", [[highest]], " or more")])
+    return Broken(f"{rates_text} must not exceed lr ({lr})", [*smaller, Remedy("lr", [[highest]], " or more")])
 
 
 def decay_has_the_unit_of_the_run(
@@ -70,17 +72,17 @@ def decay_has_the_unit_of_the_run(
         "lr-wsd-decay": lr_wsd_decay_samples,
     }
     unit, other, wrong = ("iters", "samples", by_samples) if train_iters else ("samples", "iters", by_iters)
-    found = [name for name, value in wrong.items() if value is not None]
-    if not found:
+    given = [name for name, value in wrong.items() if value is not None]
+    if not given:
         return None
     return (
-        f"{', '.join(f'{name}-{other} ({wrong[name]})' for name in found)} does not go with train-{unit}: "
-        f"use {', '.join(f'{name}-{unit}' for name in found)}"
+        f"{', '.join(f'{name}-{other} ({wrong[name]})' for name in given)} cannot be combined with train-{unit}: "
+        f"use {', '.join(f'{name}-{unit}' for name in given)}"
     )
 
 
 def one_warmup(lr_warmup_iters: int, lr_warmup_samples: int, lr_warmup_fraction: float | None) -> str | None:
-    """Warm-up is given in one unit."""
+    """The length of the warm-up is given in one unit."""
     units = {"iters": lr_warmup_iters, "samples": lr_warmup_samples, "fraction": lr_warmup_fraction}
     given = [f"lr-warmup-{unit} ({value})" for unit, value in units.items() if value]
     return f"warm-up is given twice, by {' and '.join(given)}: keep one" if len(given) > 1 else None
@@ -95,7 +97,7 @@ def phases_fit_the_decay(
     lr_wsd_decay_iters: int | None,
     lr_wsd_decay_samples: int | None,
 ) -> Broken | None:
-    """Warm-up and WSD's last phase lie inside the decay's length."""
+    """Warm-up and WSD's last phase together are no longer than the decay."""
     if lr_decay_style == "constant":
         return None
     for unit, length, warmup, last in (
@@ -105,7 +107,7 @@ def phases_fit_the_decay(
         if length is not None and warmup + (last or 0) > length:
             phases = f"lr-warmup-{unit} ({warmup})" + (f" + lr-wsd-decay-{unit} ({last})" if last else "")
             return Broken(
-                f"{phases} must not pass lr-decay-{unit} ({length})",
+                f"{phases} must not exceed lr-decay-{unit} ({length})",
                 [
                     Remedy(f"lr_warmup_{unit}", [[length - (last or 0)]], " or less"),
                     Remedy(f"lr_wsd_decay_{unit}", [[length - warmup]] if last else [], " or less"),
@@ -128,14 +130,14 @@ def wsd_has_a_last_phase(
     unit = "samples" if train_samples is not None else "iters"
     if lr_decay_style == "WSD" and not given:
         length = lr_decay_samples if train_samples is not None else lr_decay_iters
-        tenth = max(1, (length or 1) // 10)  # the papers' last phase
+        tenth = max(1, (length or 1) // 10)  # as in the papers
         return Broken(
             f"lr-decay-style WSD needs lr-wsd-decay-{unit}, the length of its last phase",
             [Remedy(f"lr_wsd_decay_{unit}", [[tenth]])],
             "use another lr-decay-style",
         )
     if lr_decay_style != "WSD" and given:
-        return f"lr-wsd-decay-{unit} needs lr-decay-style WSD, not {lr_decay_style}: use WSD, or leave it out"
+        return f"lr-wsd-decay-{unit} needs lr-decay-style WSD, not {lr_decay_style}: use WSD, or remove it"
     return None
 
 

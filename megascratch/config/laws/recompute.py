@@ -1,4 +1,4 @@
-"""The laws of recomputation; see `laws.py` for how a law is read."""
+"""The laws of recomputation; see `laws/__init__.py` for how a law works."""
 
 from collections.abc import Callable
 
@@ -8,23 +8,22 @@ from megascratch.config.remedies import Broken, Remedy
 def details_are_for_full(
     recompute_granularity: str, recompute_method: str | None, recompute_num_layers: int | None
 ) -> str | None:
-    """Only whole layers can be grouped or counted."""
+    """Method and number of layers apply only to full recomputation."""
     details = {"recompute-method": recompute_method, "recompute-num-layers": recompute_num_layers}
     given = [f"{name} ({value})" for name, value in details.items() if value is not None]
     if recompute_granularity == "full" or not given:
         return None
     return (
-        f"{' and '.join(given)} needs recompute-granularity full, not {recompute_granularity}: "
-        "use full, or leave it out"
+        f"{' and '.join(given)} needs recompute-granularity full, not {recompute_granularity}: use full, or remove it"
     )
 
 
 def layers_are_there_to_recompute(recompute_num_layers: int, num_layers: int) -> Broken | None:
-    """No unit has more layers than the model."""
+    """A group of layers is not larger than the model."""
     if recompute_num_layers <= num_layers:
         return None
     return Broken(
-        f"recompute-num-layers ({recompute_num_layers}) must not pass num-layers ({num_layers})",
+        f"recompute-num-layers ({recompute_num_layers}) must not exceed num-layers ({num_layers})",
         [Remedy("recompute_num_layers", [[num_layers]], " or less")],
     )
 

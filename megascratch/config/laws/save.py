@@ -1,4 +1,4 @@
-"""The laws of saving checkpoints and keeping them; see `laws.py` for how a law is read."""
+"""The laws of saving and keeping checkpoints; see `laws/__init__.py` for how a law works."""
 
 from collections.abc import Callable
 
@@ -9,12 +9,12 @@ from megascratch.config.suggestions import divisors_near
 def best_needs_a_validation_at_each_save(
     keep_best_n_checkpoints: int, save_interval: int, eval_interval: int
 ) -> Broken | None:
-    """A checkpoint's rank among the best is the validation loss of its own weights."""
+    """The best checkpoints are chosen by the validation loss of their own weights."""
     if eval_interval > 0 and save_interval % eval_interval == 0:
         return None
     if eval_interval == 0:
         return Broken(
-            f"keep-best-n-checkpoints ({keep_best_n_checkpoints}) needs validations, eval-interval is 0",
+            f"keep-best-n-checkpoints ({keep_best_n_checkpoints}) needs validations, but eval-interval is 0",
             [Remedy("eval_interval", [[save_interval or 1]])],
         )
     return Broken(

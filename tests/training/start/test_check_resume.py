@@ -39,7 +39,7 @@ def test_what_may_not_change_is_refused_all_at_once_with_both_values(run, capsys
         "2 problems",
         "step_00000002: seed was 1234 and is now 5",
         "--force-resume seed",
-        "num-layers was 2 and is now 3: the model has other tensors, and cannot be forced",
+        "num-layers was 2 and is now 3: the model has different tensors, and cannot be forced",
     )
     assert not (folder / "on").exists()
 
@@ -48,7 +48,7 @@ def test_in_megatrons_order_the_length_of_the_run_decides_the_samples(run, capsy
     folder, settings = run
     words = flags(folder / "longer", **settings | {"train_iters": 3})
     if settings["data_order"] == "megatron":
-        refused(capsys, words, "train-iters was 2 and is now 3: the samples come in another order")
+        refused(capsys, words, "train-iters was 2 and is now 3: the order of the samples changes")
         words += ["--force-resume", "train_iters"]
     assert main(words) == 0
     assert "notice: " in (said := capsys.readouterr().out) and "train-iters was 2 and is now 3" in said
@@ -84,8 +84,8 @@ def test_changed_data_is_refused_with_both_digests_and_moved_data_is_not(run, ca
 
 def test_what_is_forced_must_be_something_that_can_be(tmp_path, capsys):
     words = flags(tmp_path, mock_data=True)
-    refused(capsys, [*words, "--force-resume", "sed"], "force-resume sed is no setting - did you mean seed?")
-    refused(capsys, [*words, "--force-resume", "lr"], "it may change without force, or never")
+    refused(capsys, [*words, "--force-resume", "sed"], "force-resume sed is not a setting - did you mean seed?")
+    refused(capsys, [*words, "--force-resume", "lr"], "it may change without force, or cannot be forced")
 
 
 # ---- ranks of one launch ---------------------------------------------------------------------------------------
