@@ -1,4 +1,4 @@
-"""`python -m megascratch VERB` is the command `megascratch VERB`, so that torchrun can start it with -m."""
+"""`python -m megascratch COMMAND` is the same as `megascratch COMMAND`, so that torchrun can start it with -m."""
 
 import sys
 

@@ -1,6 +1,6 @@
-"""The command line in, an exit code out: finds the verb, runs its module, and says in one line what a user can mend.
+"""The `megascratch` command line: runs one command, prints errors that the user can fix, and returns the exit code.
 
-A verb is a file of this folder with `main(argv) -> int`; it is imported only when asked for, so that
+Each command is a file in this folder with `main(argv) -> int`. It is imported only when it is run, so that
 `megascratch --help` needs neither torch nor any other library.
 """
 
@@ -19,44 +19,44 @@ from megascratch.runtime import faults
 VERBS = {
     "doctor": "check machines and settings before a run",
     "pretrain": "train a model from .bin/.idx files, on any layout",
-    "curate": "drop bad, doubled and contaminated texts from JSONL",
+    "curate": "drop low-quality, duplicate and contaminated texts from JSONL",
     "preprocess": "turn text (JSONL, plain, Parquet) into .bin/.idx files",
-    "data": "inspect, validate, merge, split .bin/.idx files; audit what training reads",
+    "data": "inspect, validate, merge and split .bin/.idx files; audit what training reads",
     "conversations": "turn JSONL conversations into token files with a loss mask",
-    "tokenizer": "train, compare, convert and prove tokenizers; encode and decode text",
-    "checkpoint": "inspect, verify, compare, reshard, average, prune checkpoints",
+    "tokenizer": "train, compare, convert and check tokenizers; encode and decode text",
+    "checkpoint": "inspect, verify, compare, reshard, average and prune checkpoints",
     "evaluate": "measure a checkpoint's loss and bits per byte on held-out text",
     "generate": "continue prompts with a checkpoint",
-    "schedule": "draw, prove, compare and play pipeline schedules",
-    "verify": "prove on your own config that a layout computes the same model",
+    "schedule": "draw, check, compare and simulate pipeline schedules",
+    "verify": "check with your own config that a layout computes the same model",
 }
 
 USAGE = "\n".join(
     [
-        "usage: megascratch VERB [--flags]",
+        "usage: megascratch COMMAND [--flags]",
         "",
         *(f"  {verb:<14}{summary}" for verb, summary in VERBS.items()),
         "",
-        "megascratch VERB --help tells the verb's flags.",
+        "megascratch COMMAND --help lists the flags of a command.",
     ]
 )
 
-NOBODY_READS = 141  # 128 + signal number, as shells have it
+PIPE_CLOSED = 141  # 128 + number of SIGPIPE, as in a shell
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb; the exit code is the verb's own, 2 for bad input, 130 for ctrl-c, 141 when the pipe is closed."""
+    """Runs one command. The exit code is the command's own, 2 for bad input, 130 for Ctrl-C, 141 for a closed pipe."""
     if argv is None:
         own_process()
     try:
         code = _answer(list(sys.argv[1:] if argv is None else argv))
-        sys.stdout.flush()  # a closed pipe shows here, not after main
+        sys.stdout.flush()  # a closed pipe raises here, not after main
         return code
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's own last flush complains
-        return NOBODY_READS
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # otherwise Python's last flush prints an error
+        return PIPE_CLOSED
 
 
 def _answer(words: list[str]) -> int:
@@ -71,9 +71,9 @@ def _answer(words: list[str]) -> int:
 
 def _unknown(words: list[str]) -> str:
     if not words:
-        return "which verb?"
+        return "no command given"
     near = difflib.get_close_matches(words[0], VERBS, n=1)
-    return f"unknown verb {words[0]}" + (f" - did you mean {near[0]}?" if near else "")
+    return f"unknown command {words[0]}" + (f" - did you mean {near[0]}?" if near else "")
 
 
 def _run(verb: str, argv: list[str]) -> int:
@@ -90,7 +90,7 @@ def _run(verb: str, argv: list[str]) -> int:
 
 
 def _join_torchrun(verb: str) -> None:
-    """Before any library is loaded: torchrun's agent may be killed at any time."""
+    """Ends this rank with torchrun's agent. Called before other imports: the agent may be killed at any time."""
     from megascratch.runtime.processes import end_with_parent
     from megascratch.supervision.torchrun_watcher import join_torchrun
 
@@ -101,7 +101,7 @@ def _join_torchrun(verb: str) -> None:
 
 
 def _complain(verb: str, error: UserError) -> None:
-    """One line per problem; ranks that all find the same broken setting say it once."""
+    """Prints one line per problem. If all ranks find the same invalid setting, only one of them prints it."""
     rank = os.environ.get("RANK", "0")
     shared = isinstance(error, SettingError)
     head = f"megascratch {verb}: error: " if rank == "0" or shared else f"megascratch {verb}: rank {rank}: error: "
@@ -112,6 +112,6 @@ def _complain(verb: str, error: UserError) -> None:
     if not shared or "RANK" not in os.environ:
         print(head + body, file=sys.stderr)
         return
-    from megascratch.supervision.print_once import print_once  # only ranks need it
+    from megascratch.supervision.print_once import print_once  # only ranks of a distributed run need it
 
     print_once(head + body)

@@ -1,30 +1,30 @@
-"""Lines that give no document: the first ones are told one by one, all are counted."""
+"""Reports input lines that give no document: prints the first ones and counts all."""
 
 import sys
 
 from megascratch.config.printable import printable
 
-MOST_TOLD = 20
+MOST_PRINTED = 20
 
 
 class BadLines:
-    """Of one run."""
+    """The bad lines of one run."""
 
     def __init__(self) -> None:
         self.count = 0
 
     @property
-    def untold(self) -> int:
-        """Those beyond the ones that were told."""
-        return max(0, self.count - MOST_TOLD)
+    def not_printed(self) -> int:
+        """How many bad lines were counted but not printed."""
+        return max(0, self.count - MOST_PRINTED)
 
-    def tell(self, line: str) -> None:
-        """file:line: reason."""
+    def add(self, line: str) -> None:
+        """`line`: FILE:LINE: REASON."""
         self.count += 1
-        if self.count <= MOST_TOLD:
+        if self.count <= MOST_PRINTED:
             print(f"skipped {printable(line)}", file=sys.stderr)
 
-    def tell_rest(self) -> None:
-        """At the end: how many were not told."""
-        if self.untold:
-            print(f"skipped {self.untold:,} more", file=sys.stderr)
+    def print_rest(self) -> None:
+        """Prints how many were not printed, at the end of a run."""
+        if self.not_printed:
+            print(f"skipped {self.not_printed:,} more", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""`megascratch checkpoint`: what is in a checkpoint, whether it is whole, and checkpoints made of checkpoints.
+"""`megascratch checkpoint`: inspects, verifies, compares, reshards, averages and prunes checkpoints.
 
     megascratch checkpoint inspect runs/mine/checkpoints                       # all steps, or one step's tensors
     megascratch checkpoint verify runs/mine/checkpoints                        # reads every byte
@@ -7,9 +7,9 @@
     megascratch checkpoint average runs/mine/checkpoints/step_000001* --output averaged
     megascratch checkpoint prune runs/mine/checkpoints --keep-last-n-checkpoints 3 --dry-run
 
-Where a folder of steps is given and one is meant, it is the newest sound one; it may lie in object storage, such as
-s3://bucket/run. A checkpoint has no layout: any number of ranks on any layout loads any checkpoint, so reshard changes
-files and types, never a layout.
+If a command needs one step and a folder of steps is given, the newest valid step is used. Folders may be in object
+storage, such as s3://bucket/run. A checkpoint does not depend on a layout: any number of ranks on any layout can load
+it, so reshard changes files and data types, never a layout.
 """
 
 import argparse
@@ -22,21 +22,21 @@ from typing import Any
 from megascratch.config.errors import UserError
 from megascratch.config.printable import printable
 
-WIDTH = 120  # of a table where there is no terminal
+WIDTH = 120  # of a table if the output is not a terminal
 
 
 def main(argv: Sequence[str]) -> int:
-    """The verb. Raises: UserError for what the user can mend."""
+    """Runs the command. Raises: UserError for an error that the user can fix."""
     options = _parser().parse_args(argv)
     code: int = options.run(options)
     return code
 
 
-# ---- what it does ----------------------------------------------------------------------------------------------
+# ---- commands --------------------------------------------------------------------------------------------------
 
 
 def inspect(options: argparse.Namespace) -> int:
-    """Steps of a folder, or tensors, files and state of one step."""
+    """Lists the steps of a folder, or the tensors, files and state of one step."""
     from megascratch.checkpoint import steps
 
     record = _step_record(options) if steps.is_step(options.path) else _folder_record(options.path)
@@ -48,7 +48,7 @@ def inspect(options: argparse.Namespace) -> int:
 
 
 def verify(options: argparse.Namespace) -> int:
-    """Reads every byte of every step named, or of all steps of a folder; exit code 1 for problems."""
+    """Reads every byte of the given steps, or of all steps of a folder; exit code 1 if there are problems."""
     from megascratch.checkpoint import open_checkpoint, steps
 
     found = {}
@@ -56,15 +56,15 @@ def verify(options: argparse.Namespace) -> int:
         for step in steps.candidates(path):
             found[str(step)] = list(open_checkpoint.problems(step))
             if not options.json:
-                for line in found[str(step)] or [f"{step}: sound"]:
+                for line in found[str(step)] or [f"{step}: valid"]:
                     print(printable(line), flush=True)
     if options.json:
-        print(json.dumps({step: {"sound": not problems, "problems": problems} for step, problems in found.items()}))
+        print(json.dumps({step: dict(sound=not problems, problems=problems) for step, problems in found.items()}))
     return 1 if any(found.values()) else 0
 
 
 def diff(options: argparse.Namespace) -> int:
-    """Compares two checkpoints of any layouts tensor by tensor; exit code 1 where they differ."""
+    """Compares two checkpoints of any layouts tensor by tensor; exit code 1 if they differ."""
     from megascratch.checkpoint.open_checkpoint import OpenCheckpoint
     from megascratch.checkpoint.tools.diff import config_diff, differences
 
@@ -83,12 +83,12 @@ def diff(options: argparse.Namespace) -> int:
         )
         return 1 if apart else 0
     _print_diff(apart, settings, options.most)
-    print(f"{len(found) - len(apart):,} of {len(found):,} tensors are equal to the bit")
+    print(f"{len(found) - len(apart):,} of {len(found):,} tensors are bitwise equal")
     return 1 if apart else 0
 
 
 def reshard(options: argparse.Namespace) -> int:
-    """Writes the same tensors into other files, in another precision, or without the optimizer."""
+    """Rewrites a checkpoint with another number of files, another precision, or without the optimizer."""
     from megascratch.checkpoint.open_checkpoint import OpenCheckpoint
     from megascratch.checkpoint.tools import reshard
 
@@ -104,7 +104,7 @@ def reshard(options: argparse.Namespace) -> int:
 
 
 def average(options: argparse.Namespace) -> int:
-    """The mean of the weights of several steps, to evaluate or generate with."""
+    """Writes the mean of the weights of several steps, for evaluation and generation."""
     from contextlib import ExitStack
 
     from megascratch.checkpoint.open_checkpoint import OpenCheckpoint
@@ -119,7 +119,7 @@ def average(options: argparse.Namespace) -> int:
 
 
 def prune(options: argparse.Namespace) -> int:
-    """Deletes old steps; what is kept is first read to the last byte, and a sound step is always left."""
+    """Deletes old steps, after it has read every byte of the steps to keep; at least one valid step remains."""
     from megascratch.checkpoint import RetentionPolicy, acquire, retention
     from megascratch.storage.path import storage_path
 
@@ -127,8 +127,8 @@ def prune(options: argparse.Namespace) -> int:
         options.keep_last_n_checkpoints, options.save_retain_interval, options.keep_best_n_checkpoints
     )
     if options.dry_run:
-        going = retention.expired(retention.verify_newest(retention.scan(options.path), keep), keep)
-        gone = [step.path for step in going]
+        steps = retention.verify_newest(retention.scan(options.path), keep)
+        gone = [step.path for step in retention.expired(steps, keep)]
     else:
         _one(options.path)
         lease = acquire(storage_path(options.path))
@@ -149,7 +149,7 @@ def prune(options: argparse.Namespace) -> int:
 
 
 def _one(path: str) -> Any:
-    """A step. Raises: UserError where there is none."""
+    """The step that a path names. Raises: UserError if there is none."""
     from megascratch.checkpoint import resolve
 
     return resolve(path)
@@ -158,7 +158,7 @@ def _one(path: str) -> Any:
 def _folder_record(path: str) -> dict[str, Any]:
     from megascratch.checkpoint import retention, steps
 
-    steps.candidates(path)  # refuses a folder without any
+    steps.candidates(path)  # raises UserError for a folder without steps
     rows = []
     for step in retention.scan(path):
         row: dict[str, Any] = {"step": step.number, "path": str(step.path), "problem": step.problem}
@@ -236,7 +236,7 @@ def _print_step(record: dict[str, Any], most: int) -> None:
 
 
 def _kind(row: dict[str, Any]) -> str:
-    """param, optim.exp_avg ..."""
+    """The kind of a tensor: param, optim.exp_avg ..."""
     parts = row["name"].split(".")
     return ".".join(parts[:2]) if parts[0] == "optim" else str(parts[0])
 
@@ -317,27 +317,37 @@ def _parser() -> argparse.ArgumentParser:
     parsers = {name: verbs.add_parser(name, help=run.__doc__, allow_abbrev=False) for name, run in runs.items()}
     for name, run in runs.items():
         parsers[name].set_defaults(run=run)
-        parsers[name].add_argument("--json", action="store_true", help="the answer as JSON")
+        parsers[name].add_argument("--json", action="store_true", help="print the result as JSON")
     for name in ("inspect", "reshard", "prune"):
         parsers[name].add_argument("path", help="a folder of steps, or a step folder")
     parsers["verify"].add_argument("path", nargs="+", help="folders of steps, or step folders")
     parsers["average"].add_argument("path", nargs="+", help="step folders, or folders of steps (each one's newest)")
-    parsers["diff"].add_argument("first")
-    parsers["diff"].add_argument("second")
+    parsers["diff"].add_argument("first", help="a step folder, or a folder of steps")
+    parsers["diff"].add_argument("second", help="the checkpoint to compare it with")
     for name, most in (("inspect", 20), ("diff", 40)):
-        parsers[name].add_argument("--most", type=_from(0), default=most, metavar="N", help=f"rows (default: {most})")
+        parsers[name].add_argument(
+            "--most", type=_from(0), default=most, metavar="N", help=f"most rows to print (default: {most})"
+        )
     for name in ("reshard", "average"):
         add = parsers[name].add_argument
-        add("--output", required=True, metavar="DIR", help="folder of steps to write into")
-        add("--files", type=_from(1), metavar="N", help="number of files (default: by their size)")
-        add("--file-mib", type=_from(1), default=4096, metavar="N", help="size of a file in MiB (default: 4096)")
+        add("--output", required=True, metavar="DIR", help="folder of steps to write to")
+        add("--files", type=_from(1), metavar="N", help="number of files (default: from --file-mib)")
+        add(
+            "--file-mib", type=_from(1), default=4096, metavar="N", help="largest size of a file in MiB (default: 4096)"
+        )
     parsers["reshard"].add_argument("--dtype", metavar="fp32|bf16|fp16|fp64", help="precision of the weights")
-    parsers["reshard"].add_argument("--weights-only", action="store_true", help="leave the optimizer out")
+    parsers["reshard"].add_argument("--weights-only", action="store_true", help="do not write the optimizer state")
     add = parsers["prune"].add_argument
-    add("--keep-last-n-checkpoints", type=_from(1), default=1, metavar="N", help="the newest (default: 1)")
-    add("--save-retain-interval", type=_from(0), default=0, metavar="N", help="and the multiples of N")
-    add("--keep-best-n-checkpoints", type=_from(0), default=0, metavar="N", help="and those with the lowest valid loss")
-    add("--dry-run", action="store_true", help="only tell what would go")
+    add("--keep-last-n-checkpoints", type=_from(1), default=1, metavar="N", help="keep the N newest steps (default: 1)")
+    add("--save-retain-interval", type=_from(0), default=0, metavar="N", help="also keep steps that are multiples of N")
+    add(
+        "--keep-best-n-checkpoints",
+        type=_from(0),
+        default=0,
+        metavar="N",
+        help="also keep the N steps with the lowest loss",
+    )
+    add("--dry-run", action="store_true", help="only print what would be deleted")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""`megascratch conversations`: JSONL of messages in, token files and their loss mask for fine-tuning out."""
+"""`megascratch conversations`: turns JSONL chat messages into token files with a loss mask, for fine-tuning."""
 
 import argparse
 
@@ -14,7 +14,7 @@ SUMMARY = "turn JSONL conversations into token files with a loss mask"
 
 
 def main(argv: list[str]) -> int:
-    """The verb. Raises: UserError for what the user can mend."""
+    """Runs the command. Raises: UserError for an error that the user can fix."""
     options = _parser().parse_args(argv)
     prefix = options.output_prefix
     read = [("--tokenizer-model", options.tokenizer_model), *input_files(options)]
@@ -22,7 +22,9 @@ def main(argv: list[str]) -> int:
     require_free([prefix], options.overwrite)
     tokenizer = tokenizers.load(options.tokenizer_type, options.tokenizer_model, options.vocab_size)
     if not options.turn_end.strip():
-        raise UserError(f"--turn-end {options.turn_end!r} ends no turn: a model could not learn to stop")
+        raise UserError(
+            f"--turn-end {options.turn_end!r} is empty: without an end of turn a model cannot learn to stop"
+        )
     template = Template(options.turn_begin, options.turn_end, tuple(options.learn))
     bad_lines = BadLines()
     written = write_conversations(
@@ -33,9 +35,9 @@ def main(argv: list[str]) -> int:
         key=options.json_key,
         model=options.tokenizer_model,
         parse_specials=options.parse_special_tokens,
-        bad=bad_lines.tell,
+        bad=bad_lines.add,
     )
-    bad_lines.tell_rest()
+    bad_lines.print_rest()
     print(
         f"{written.conversations:,} conversations, {written.tokens:,} tokens, {written.learned:,} of them to be "
         f"learned, {written.bad_lines} bad lines; wrote {options.output_prefix}.bin, .idx, .json and its loss mask"
@@ -48,13 +50,13 @@ def _parser() -> argparse.ArgumentParser:
     add, template = parser.add_argument, Template()
     add_input(parser, documents=False)
     add("--output-prefix", required=True, metavar="PREFIX", help="writes PREFIX.bin/.idx/.json, PREFIX_loss_mask.*")
-    add("--overwrite", action="store_true", help="replace a corpus that is there already")
-    add("--tokenizer-type", choices=tokenizers.KINDS, help="default: told by the file of --tokenizer-model")
+    add("--overwrite", action="store_true", help="replace an existing corpus")
+    add("--tokenizer-type", choices=tokenizers.KINDS, help="default: detected from the file of --tokenizer-model")
     add("--tokenizer-model", metavar="FILE", help="the tokenizer's file")
-    add("--vocab-size", type=int, help="for NullTokenizer alone")
-    add("--json-key", default="messages", metavar="KEY", help="where the list of messages stands (default: messages)")
+    add("--vocab-size", type=int, help="only for NullTokenizer")
+    add("--json-key", default="messages", metavar="KEY", help="key of the list of messages (default: messages)")
     add("--learn", nargs="+", default=template.learned, metavar="ROLE", help="roles to learn (default: assistant)")
-    add("--turn-begin", default=template.begin, help="in front of a message, with {role} (default: ChatML's)")
-    add("--turn-end", default=template.end, help="behind a message, learned with it (default: ChatML's)")
+    add("--turn-begin", default=template.begin, help="text before a message, with {role} (default: ChatML's)")
+    add("--turn-end", default=template.end, help="text after a message, learned with it (default: ChatML's)")
     add_parse_special_tokens(parser)
     return parser

@@ -1,4 +1,4 @@
-"""`megascratch data`: what is in a corpus, whether it is whole, and corpora made of corpora; no torch.
+"""`megascratch data`: inspects, validates, merges and splits .bin/.idx token files, and audits training data. No torch.
 
 megascratch data inspect corpus_text_document --tokenizer-model t.model --samples 3 --output corpus.png
 megascratch data validate corpus_text_document
@@ -35,13 +35,13 @@ from megascratch.data.tokens.token_files import TokenReader, bin_path
 from megascratch.tokenizer import Tokenizer
 
 PICTURES = (".png", ".svg", ".pdf")
-READ_A_CONFIG = {"blend-report": data_order.report, "audit": data_order.record}  # all settings are flags there
-WIDTH = 120  # of a table where there is no terminal
-SHOWN = 400  # characters of a decoded sample
+READ_A_CONFIG = {"blend-report": data_order.report, "audit": data_order.record}  # these accept all settings as flags
+WIDTH = 120  # of a table if the output is not a terminal
+SHOWN = 400  # characters of a decoded sample that are printed
 
 
 def main(argv: Sequence[str]) -> int:
-    """The verb. Raises: UserError for what the user can mend."""
+    """Runs the command. Raises: UserError for an error that the user can fix."""
     parser = _parser()
     options, settings = parser.parse_known_args(argv)
     if options.name in READ_A_CONFIG:
@@ -52,11 +52,11 @@ def main(argv: Sequence[str]) -> int:
     return code
 
 
-# ---- what it does ----------------------------------------------------------------------------------------------
+# ---- commands --------------------------------------------------------------------------------------------------
 
 
 def inspect(options: argparse.Namespace) -> int:
-    """Statistics of a corpus, decoded samples, and a picture of both histograms."""
+    """Prints statistics of a corpus and decoded samples, and draws histograms of lengths and ids."""
     if options.output and Path(options.output).suffix not in PICTURES:
         raise UserError(f"--output ({options.output}) must end with {', '.join(PICTURES)}")
     reader, tokenizer = open_corpus(options.prefix, options.data_cache_path), _tokenizer(options)
@@ -69,7 +69,7 @@ def inspect(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(_record(reader, found, vocab_size, options.most) | {"samples": samples}, indent=2))
         return 0
-    _say(reader, found, vocab_size, tokenizer, options.most)
+    _print_statistics(reader, found, vocab_size, tokenizer, options.most)
     for sample in samples:
         text = sample.get("text", " ".join(map(str, sample["ids"])))
         print(f"\ndocument {sample['document']} ({sample['tokens']:,} tokens): {printable(repr(text))}")
@@ -77,11 +77,11 @@ def inspect(options: argparse.Namespace) -> int:
 
 
 def validate(options: argparse.Namespace) -> int:
-    """A full check of each corpus, its loss mask and its index caches: laws, checksums, ids; exit code 1 for damage."""
+    """Checks each corpus, its loss mask and index caches completely (format, digests, ids); exit code 1 for damage."""
     tokenizer = _tokenizer(options)
     vocab_size = tokenizer.vocab_size if tokenizer else options.vocab_size
     fingerprint = tokenizer.fingerprint if tokenizer else None
-    broken = 0
+    damaged = False
     for prefix in map(_on_this_machine, options.prefix):
         found = chain(problems(prefix, vocab_size, fingerprint), _damaged_caches(prefix, options.data_cache_path))
         shown = list(islice(found, options.most))
@@ -95,32 +95,32 @@ def validate(options: argparse.Namespace) -> int:
             known = (
                 ""
                 if reader.digests
-                else f"; no digests, so damage can hide: megascratch data record {printable(prefix)}"
+                else f"; no digests, so damage may go unnoticed: run megascratch data record {printable(prefix)}"
             )
             name = printable(prefix)
-            print(f"{name}: sound; {len(reader.documents) - 1:,} documents, {reader.tokens:,} tokens{known}")
-        broken += bool(shown or more)
-    return 1 if broken else 0
+            print(f"{name}: valid; {len(reader.documents) - 1:,} documents, {reader.tokens:,} tokens{known}")
+        damaged = damaged or bool(shown or more)
+    return 1 if damaged else 0
 
 
 def record(options: argparse.Namespace) -> int:
-    """Writes the checksums of a corpus that was made elsewhere, beside it: from then on no damage goes unseen."""
+    """Writes the digests of a corpus from another tool next to it, so that later damage is found."""
     for prefix in map(_on_this_machine, options.prefix):
         written = record_digests(prefix, options.overwrite)
-        print(f"wrote {', '.join(map(str, written))}" if written else f"{prefix}: already recorded, and unchanged")
+        print(f"wrote {', '.join(map(str, written))}" if written else f"{prefix}: already recorded and unchanged")
     return 0
 
 
 def merge(options: argparse.Namespace) -> int:
-    """Several corpora become one, in the order given; those of a folder in the order of their names."""
+    """Merges several corpora into one, in the order given; corpora in a folder are sorted by name."""
     if options.multimodal:
-        raise UserError("--multimodal: pairs with a mode per sequence are not read here; merge text pairs")
+        raise UserError("--multimodal is not supported: merge corpora without a mode per sequence")
     prefixes = [prefix for word in options.input for prefix in _prefixes(word)]
     if options.sort:
         prefixes.sort()
-    doubled = {prefix for prefix in prefixes if prefixes.count(prefix) > 1}
-    if doubled:
-        raise UserError(f"--input names {', '.join(sorted(doubled))} more than once: name each corpus once")
+    repeated = {prefix for prefix in prefixes if prefixes.count(prefix) > 1}
+    if repeated:
+        raise UserError(f"--input names {', '.join(sorted(repeated))} more than once: name each corpus once")
     require_no_input(of_corpora("--output-prefix", [options.output_prefix]), of_corpora("--input", prefixes))
     require_free([options.output_prefix], options.overwrite)
     _report([merge_split.merge([TokenReader(prefix) for prefix in prefixes], options.output_prefix)])
@@ -128,7 +128,7 @@ def merge(options: argparse.Namespace) -> int:
 
 
 def split(options: argparse.Namespace) -> int:
-    """A corpus becomes several, cut between documents; the order stays."""
+    """Splits a corpus into several parts between documents; their order is kept."""
     reader = TokenReader(_on_this_machine(options.prefix))
     documents = len(reader.documents) - 1
     counts = (
@@ -156,7 +156,7 @@ def _tokenizer(options: argparse.Namespace) -> Tokenizer | None:
 
 
 def _prefixes(word: str) -> list[str]:
-    """A prefix itself; of a folder every pair in it. Raises: UserError for half a pair."""
+    """The prefix itself, or every pair in a folder. Raises: UserError for a pair without .bin or .idx."""
     folder = Path(_on_this_machine(word))
     if bin_path(word).exists() or not folder.is_dir():
         return [word]
@@ -164,22 +164,24 @@ def _prefixes(word: str) -> list[str]:
     alone = sorted(halves[".bin"] ^ halves[".idx"])
     if alone or not halves[".bin"]:
         raise UserError(
-            f"{alone[0]} has only one of .bin and .idx: copy the other or move it away"
+            f"{alone[0]} has only one of .bin and .idx: add the other file, or remove this one"
             if alone
-            else f"{word} holds no .bin/.idx pair"
+            else f"{word} contains no .bin/.idx pair"
         )
     return sorted(halves[".bin"])
 
 
 def _damaged_caches(prefix: str, folder: str | None) -> Iterator[str]:
-    """Index caches that a run beside this corpus would find damaged."""
+    """Problems of the index caches that a run with this corpus would use."""
     for home in damaged_caches(Path(folder) if folder else Path(prefix).parent / "cache"):
-        yield f"index cache {home} is damaged: remove it, a run makes it again"
+        yield f"index cache {home} is damaged: remove it, the next run builds it again"
 
 
 def _on_this_machine(prefix: str) -> str:
     if is_remote(prefix):
-        raise UserError(f"{prefix} lies in object storage, which inspect and training read: copy it to this machine")
+        raise UserError(
+            f"{prefix} is in object storage, which only inspect and training can read: copy it to this machine"
+        )
     return prefix
 
 
@@ -192,15 +194,16 @@ def _report(written: Sequence[merge_split.MergeSummary]) -> None:
 
 
 def _samples(reader: TokenReader, wanted: int, tokenizer: Tokenizer | None) -> list[dict[str, Any]]:
-    """Documents at even distances, the first one among them; what is too long is cut."""
+    """Documents at even distances, starting with the first; long ones are truncated."""
     documents = len(reader.documents) - 1
-    found = []
-    for number in sorted({place * documents // wanted for place in range(wanted)} if documents else ()):
+    samples = []
+    numbers = {index * documents // wanted for index in range(wanted)} if documents else set()
+    for number in sorted(numbers):
         first, stop = reader.documents[number : number + 2].tolist()
         ids = [int(token) for sequence in range(first, stop) for token in reader.get(sequence)[:SHOWN]][:SHOWN]
         sample: dict[str, Any] = {"document": number, "tokens": int(reader.lengths[first:stop].sum()), "ids": ids}
-        found.append(sample | ({"text": tokenizer.decode(ids)[:SHOWN]} if tokenizer else {}))
-    return found
+        samples.append(sample | ({"text": tokenizer.decode(ids)[:SHOWN]} if tokenizer else {}))
+    return samples
 
 
 def _record(reader: TokenReader, found: Statistics, vocab_size: int | None, most: int) -> dict[str, Any]:
@@ -222,7 +225,7 @@ def _record(reader: TokenReader, found: Statistics, vocab_size: int | None, most
     }
 
 
-def _say(
+def _print_statistics(
     reader: TokenReader, found: Statistics, vocab_size: int | None, tokenizer: Tokenizer | None, most: int
 ) -> None:
     print(
@@ -237,7 +240,7 @@ def _say(
     print(f"ids used: {found.ids_used:,}{of}")
     if found.ids_outside:
         print(
-            f"ids that no vocabulary has: {found.ids_outside:,}; see megascratch data validate "
+            f"ids outside every vocabulary: {found.ids_outside:,}; see megascratch data validate "
             f"{printable(reader.prefix)}"
         )
     console = Console(highlight=False)
@@ -288,27 +291,27 @@ def _parser() -> argparse.ArgumentParser:
     data_order.record_flags(parsers["audit"])
     add = parsers["record"].add_argument
     add("prefix", nargs="+", help="corpora: the common part of .bin and .idx")
-    add("--overwrite", action="store_true", help="also where the corpus is not what was recorded before")
+    add("--overwrite", action="store_true", help="also if the corpus has changed since it was recorded")
     add = parsers["merge"].add_argument
     add("--input", nargs="+", required=True, metavar="PREFIX", help="corpora, or folders of them")
     add("--output-prefix", required=True, metavar="PREFIX")
-    add("--overwrite", action="store_true", help="replace a corpus that is there already")
-    add("--sort", action="store_true", help="in the order of their names instead of the order given")
+    add("--overwrite", action="store_true", help="replace an existing corpus")
+    add("--sort", action="store_true", help="merge in the order of the names instead of the order given")
     add("--multimodal", action="store_true", help=argparse.SUPPRESS)
     add = parsers["split"].add_argument
     add("prefix")
     add("--output-prefix", required=True, metavar="PREFIX", help="writes PREFIX_NAME.bin/.idx/.json for each part")
-    add("--overwrite", action="store_true", help="replace corpora that are there already")
+    add("--overwrite", action="store_true", help="replace existing corpora")
     how = parsers["split"].add_mutually_exclusive_group(required=True)
     how.add_argument(
         "--fractions",
         nargs="+",
         type=float,
         metavar="F",
-        help="shares of the documents: fractions that add up to 1, or whole numbers",
+        help="fractions of the documents that add up to 1, or proportions as whole numbers",
     )
-    how.add_argument("--documents", nargs="+", type=int, metavar="N", help="documents of each part")
-    add("--names", nargs="+", metavar="NAME", help="default: 0 1 2 ...")
+    how.add_argument("--documents", nargs="+", type=int, metavar="N", help="number of documents in each part")
+    add("--names", nargs="+", metavar="NAME", help="names of the parts (default: 0 1 2 ...)")
     return parser
 
 
@@ -318,22 +321,22 @@ def _inspect_flags(parser: argparse.ArgumentParser) -> None:
     _tokenizer_flags(parser)
     add("--samples", type=_at_least_0, default=0, metavar="N", help="documents to show, at even distances (default: 0)")
     add("--most", type=_at_least_0, default=20, metavar="N", help="most frequent ids to show (default: 20)")
-    add("--output", metavar="FILE", help="a picture of the histograms: .png, .svg or .pdf")
-    add("--json", action="store_true", help="the numbers as JSON")
-    add("--data-cache-path", metavar="DIR", help="where blocks of a corpus in object storage (s3://...) are kept")
+    add("--output", metavar="FILE", help="draw the histograms: .png, .svg or .pdf")
+    add("--json", action="store_true", help="print the numbers as JSON")
+    add("--data-cache-path", metavar="DIR", help="cache folder for a corpus in object storage (s3://...)")
 
 
 def _validate_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prefix", nargs="+", help="corpora: the common part of .bin and .idx")
     _tokenizer_flags(parser)
     parser.add_argument("--most", type=_at_least_0, default=100, metavar="N", help="problems to list (default: 100)")
-    parser.add_argument("--data-cache-path", metavar="DIR", help="index caches to check (default: cache/ beside it)")
+    parser.add_argument("--data-cache-path", metavar="DIR", help="index caches to check (default: cache/ next to it)")
 
 
 def _tokenizer_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokenizer-model", metavar="FILE", help="the tokenizer that made the corpus")
     parser.add_argument("--tokenizer-type", choices=tokenizers.KINDS)
-    parser.add_argument("--vocab-size", type=int, metavar="N", help="ids are below this (default: the tokenizer's)")
+    parser.add_argument("--vocab-size", type=int, metavar="N", help="size of the vocabulary (default: the tokenizer's)")
 
 
 def _at_least_0(word: str) -> int:

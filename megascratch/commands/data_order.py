@@ -1,4 +1,4 @@
-"""The two verbs of `megascratch data` that read a training config: `blend-report` and `audit`.
+"""`megascratch data blend-report` and `audit`: report which documents training with a given config reads, and when.
 
 megascratch data blend-report --config my.yaml --samples 1000000
 megascratch data audit --config my.yaml --steps 100:200 --output audit.csv
@@ -32,12 +32,12 @@ from megascratch.data.inspect.blend_report import BlendShare, blend_report
 from megascratch.data.samples.build import open_splits
 from megascratch.data.samples.dataset import Dataset
 
-WIDTH = 100  # of a table without the names, where there is no terminal
-ANY_ID = 1 << 31  # a vocabulary that holds every id: what is read is judged here, not what it means
+WIDTH = 100  # of a table without the corpus names, if the output is not a terminal
+ANY_ID = 1 << 31  # a vocabulary size that allows every id: ids are not checked here
 
 
 def report(options: argparse.Namespace, settings: Sequence[str]) -> int:
-    """What each corpus of a blend gives: samples, tokens, epochs, and how far it ever was from its share."""
+    """Reports samples, tokens and epochs of each corpus in a blend, and its largest deviation from its weight."""
     config = load_config(settings, prog="megascratch data blend-report")[0]
     asked = samples = options.samples
     if samples is None:
@@ -55,15 +55,15 @@ def report(options: argparse.Namespace, settings: Sequence[str]) -> int:
 
 
 def record(options: argparse.Namespace, settings: Sequence[str]) -> int:
-    """Which document went to which sample at which step, as CSV or JSON lines."""
+    """Writes which document is read in which sample at which step, as CSV or JSON lines."""
     first, last = _steps(options.steps)
     if options.document is not None and options.corpus is None:
-        raise UserError(f"--document ({options.document}) needs --corpus, the prefix that it belongs to")
+        raise UserError(f"--document ({options.document}) needs --corpus, the prefix of its corpus")
     config = _legal(load_config(settings, prog="megascratch data audit")[0], options.world_size)
     total, samples = steps_and_samples(config)
     dataset = _training_set(config, samples_asked_for(config), samples)
     if last > total:
-        raise UserError(f"--steps {options.steps} ends behind the last step of the run ({total}): use {first}:{total}")
+        raise UserError(f"--steps {options.steps} ends after the last step of the run ({total}): use {first}:{total}")
     uses = (use for use in audit(config, dataset, first, last) if _is_asked_for(use, options))
     as_json = options.jsonl or Path(options.output or "").suffix == ".jsonl"
     with _output(options.output) as file:
@@ -72,7 +72,7 @@ def record(options: argparse.Namespace, settings: Sequence[str]) -> int:
 
 
 def _legal(config: Config, world_size: int | None) -> Config:
-    """Derived and legal. The order of the data depends on no layout, but the default batch does on the world size."""
+    """The derived and validated config. Only the default batch size depends on the layout, the data order does not."""
     parallel = config.parallel
     if world_size is None:
         if config.training.global_batch_size is None and parallel.data_parallel_size is None:
@@ -85,23 +85,23 @@ def _legal(config: Config, world_size: int | None) -> Config:
 
 
 def _training_set(config: Config, asked: int, read: int) -> Dataset:
-    """What training opens when it asks for so many samples and reads so many of them."""
+    """The training set of a run that requests `asked` samples and reads `read` of them."""
     vocab_size = config.model.vocab_size or ANY_ID
     splits = open_splits(
         config.data, seed=config.training.seed, vocab_size=vocab_size, train_samples=asked, samples_read=read
     )
     train = splits.train
     if train is None:
-        raise UserError("nothing trains: --split gives the training set no share")
+        raise UserError("the training set is empty: --split must give it a proportion above 0")
     return train
 
 
 def _steps(words: str) -> tuple[int, int]:
-    """'A:B' or 'A'."""
+    """Parses 'A:B' or 'A' into the first and last step."""
     found = re.fullmatch(r"(\d+)(?::(\d+))?", words)
     first, last = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
     if not 1 <= first <= last:
-        raise UserError(f"--steps {words} must be FIRST:LAST, counted from 1, for instance 100:200")
+        raise UserError(f"--steps {words} must be FIRST:LAST, counted from 1, for example 100:200")
     return first, last
 
 
@@ -113,7 +113,7 @@ def _is_asked_for(use: Use, options: argparse.Namespace) -> bool:
 
 @contextmanager
 def _output(path: str | None) -> Iterator[IO[str]]:
-    """Standard output, or a file that appears when it is whole."""
+    """Standard output, or a temporary file that is renamed when it is complete."""
     if path is None:
         yield sys.stdout
         return
@@ -169,23 +169,23 @@ def _print(found: Sequence[BlendShare], samples: int) -> None:
 
 def report_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--samples", type=int, metavar="N", help="default: the whole run, as --train-iters or --train-samples say")
-    add("--json", action="store_true", help="the numbers as JSON")
+    add("--samples", type=int, metavar="N", help="default: the length of the run (--train-iters or --train-samples)")
+    add("--json", action="store_true", help="print the numbers as JSON")
     _common_flags(parser)
 
 
 def record_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--steps", required=True, metavar="FIRST:LAST", help="steps from 1 on, both included")
-    add("--corpus", metavar="PREFIX", help="only what comes from this corpus")
-    add("--document", type=int, metavar="D", help="only this document of --corpus: where was it used?")
+    add("--steps", required=True, metavar="FIRST:LAST", help="first and last step, counted from 1")
+    add("--corpus", metavar="PREFIX", help="only documents of this corpus")
+    add("--document", type=int, metavar="D", help="only this document of --corpus")
     add("--output", metavar="FILE", help=".csv or .jsonl (default: CSV to standard output)")
-    add("--jsonl", action="store_true", help="a JSON object per line instead of CSV")
+    add("--jsonl", action="store_true", help="write a JSON object per line instead of CSV")
     _common_flags(parser)
 
 
 def _common_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--world-size", type=int, metavar="N", help="ranks of the run, where --global-batch-size is not given"
+        "--world-size", type=int, metavar="N", help="ranks of the run, if --global-batch-size is not given"
     )
-    parser.epilog = "Every setting of `megascratch pretrain` is a flag here, too, and --config FILE is read."
+    parser.epilog = "Accepts every setting of `megascratch pretrain` as a flag, and --config FILE."

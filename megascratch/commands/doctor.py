@@ -1,10 +1,10 @@
-"""`megascratch doctor`: settings and machines in, what would stop or slow a run out, with its host and its remedy.
+"""`megascratch doctor`: finds what would stop or slow down a run, names the host, and says how to fix it.
 
     megascratch doctor --config my.yaml
-    torchrun ... -m megascratch doctor --config my.yaml          on all machines of a run, as the run is started
+    torchrun ... -m megascratch doctor --config my.yaml          on all machines, started like the run
 
-Versions, code and settings equal on every rank, files, network, clocks, devices, room and speed of the disk, and a
-small collective over every axis. Exit code 0 if a run can start, 1 if not.
+It checks that versions, code and settings are the same on every rank, then files, network, clocks, devices, free space
+and speed of the disk, and runs a small collective over every axis. Exit code 0 if a run can start, 1 if not.
 """
 
 import argparse
@@ -35,21 +35,20 @@ SUMMARY = "check machines and settings before a run: versions, files, network, c
 
 
 def main(argv: Sequence[str]) -> int:
-    """0: a run can start; 1: it cannot. Raises: UserError for illegal settings, or a launch that cannot meet."""
+    """0: a run can start; 1: it cannot. Raises: UserError for invalid settings or a rendezvous that fails."""
     parser = argparse.ArgumentParser(
         prog="megascratch doctor",
         description=SUMMARY,
         allow_abbrev=False,
         add_help=False,
-        epilog="Every setting of `megascratch pretrain` is a flag here, too; without any "
-        "only the machines are looked at.",
+        epilog="Accepts every setting of `megascratch pretrain` as a flag; without any, only machines are checked.",
     )
     parser.add_argument(
         "--timeout",
         type=float,
         default=60.0,
         metavar="SECONDS",
-        help="how long ranks wait for one another (default: 60)",
+        help="how long ranks wait for each other (default: 60)",
     )
     if {"-h", "--help"} & set(argv):
         parser.print_help()
@@ -60,15 +59,15 @@ def main(argv: Sequence[str]) -> int:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     config = _settings(words, world)
     timeout = timedelta(seconds=options.timeout)
-    meeting = join(timeout)
-    found = _machines(config, meeting)
-    if not any(finding.state == "FAIL" for finding in found):
-        found += _axes(config, meeting, world, timeout)
+    rendezvous = join(timeout)
+    findings = _machines(config, rendezvous)
+    if not any(finding.state == "FAIL" for finding in findings):
+        findings += _axes(config, rendezvous, world, timeout)
     if os.environ.get("RANK", "0") == "0":
-        print(report(found))
-    if meeting is not None:
-        meeting.leave()
-    return int(any(finding.state == "FAIL" for finding in found))
+        print(report(findings))
+    if rendezvous is not None:
+        rendezvous.leave()
+    return int(any(finding.state == "FAIL" for finding in findings))
 
 
 def _settings(words: Sequence[str], world: int) -> Config | None:
@@ -82,48 +81,48 @@ def _settings(words: Sequence[str], world: int) -> Config | None:
     return config
 
 
-def _machines(config: Config | None, meeting: Rendezvous | None) -> list[HostFinding]:
-    """What each process sees alone, put together by the first rank; the same on all."""
+def _machines(config: Config | None, rendezvous: Rendezvous | None) -> list[HostFinding]:
+    """The findings of all processes, combined by the first rank; the same on every rank."""
     facts = rank_facts(config or Config(), {}, {})
     mine = check_host(config, os.environ.get("LOCAL_RANK", "0") == "0")
-    if meeting is None:
+    if rendezvous is None:
         return mine
-    meeting.decide("begin", "", lambda texts: "")  # from here on all ranks do the same at the same time
-    told = json.dumps([socket.gethostname(), time.time(), facts, mine])
-    answer = meeting.decide("found", told, _together)
+    rendezvous.decide("begin", "", lambda texts: "")  # from here on all ranks run in step
+    text = json.dumps([socket.gethostname(), time.time(), facts, mine])
+    answer = rendezvous.decide("found", text, _together)
     return [HostFinding(*finding) for finding in json.loads(answer)]
 
 
 def _together(texts: Sequence[str]) -> str:
-    said = [json.loads(text) for text in texts]
+    """Combines the JSON texts of all ranks: equal findings become one that names its hosts and ranks."""
+    reports = [json.loads(text) for text in texts]
     by_finding: dict[tuple, dict[str, list[int]]] = {}
-    for rank, (host, _, _, findings) in enumerate(said):
+    for rank, (host, _, _, findings) in enumerate(reports):
         for finding in findings:
             by_finding.setdefault(tuple(finding), {}).setdefault(host, []).append(rank)
-    found = [
+    combined = [
         HostFinding(about, state, f"{', '.join(where(host, ranks) for host, ranks in hosts.items())}: {text}", fix)
         for (about, state, text, fix), hosts in by_finding.items()
     ]
-    table = differences([(host, facts) for host, _, facts, _ in said])
-    alike = HostFinding("versions", "ok", f"{len(said)} ranks have the same versions, code and settings")
-    differ = HostFinding(
-        "versions", "FAIL", table, "install the same packages and start with the same settings everywhere"
-    )
-    return json.dumps([differ if table else alike, *found, _clocks([(host, clock) for host, clock, *_ in said])])
+    table = differences([(host, facts) for host, _, facts, _ in reports])
+    alike = HostFinding("versions", "ok", f"{len(reports)} ranks have the same versions, code and settings")
+    differ = HostFinding("versions", "FAIL", table, "install the same packages and use the same settings on every rank")
+    return json.dumps([differ if table else alike, *combined, _clocks([(host, clock) for host, clock, *_ in reports])])
 
 
-def _clocks(told: Sequence[tuple[str, float]]) -> HostFinding:
-    """Ranks look at their clocks at about the same time."""
-    skew = max(clock for _, clock in told) - min(clock for _, clock in told)
-    fast, slow = max(told, key=lambda one: one[1])[0], min(told, key=lambda one: one[1])[0]
+def _clocks(clocks: Sequence[tuple[str, float]]) -> HostFinding:
+    """Compares the clocks of the ranks, which read them at about the same time: (host, seconds) of each."""
+    skew = max(clock for _, clock in clocks) - min(clock for _, clock in clocks)
+    fast = max(clocks, key=lambda one: one[1])[0]
+    slow = min(clocks, key=lambda one: one[1])[0]
     if skew > MOST_SKEW:
         return HostFinding("clocks", "warn", f"{fast} is {skew:.1f} s ahead of {slow}", "run an NTP client on both")
     return HostFinding("clocks", "ok", f"within {skew:.2f} s")
 
 
-def _axes(config: Config | None, meeting: Rendezvous | None, world: int, timeout: timedelta) -> list[HostFinding]:
-    """A small collective over every axis."""
-    if meeting is None:
+def _axes(config: Config | None, rendezvous: Rendezvous | None, world: int, timeout: timedelta) -> list[HostFinding]:
+    """Times a small collective over every axis."""
+    if rendezvous is None:
         return []
     parallel = (config or derive(Config(), world)).parallel
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
@@ -133,11 +132,11 @@ def _axes(config: Config | None, meeting: Rendezvous | None, world: int, timeout
     )
     try:
         backend = parallel.distributed_backend or ("nccl" if device.type == "cuda" else "gloo")
-        meshes.start(backend, device, meeting)
+        meshes.start(backend, device, rendezvous)
         found = bandwidths(Mesh.build(grid, device, timeout))
     except (CommunicationError, RuntimeError) as error:
         return [
-            HostFinding("axes", "FAIL", str(error).splitlines()[0], "see which machine is named; check its network")
+            HostFinding("axes", "FAIL", str(error).splitlines()[0], "check the network of the machine that is named")
         ]
     finally:
         meshes.stop()
@@ -151,20 +150,20 @@ def _axes(config: Config | None, meeting: Rendezvous | None, world: int, timeout
             "axes",
             "warn",
             f"{one.axis} over ranks {', '.join(map(str, one.ranks))} runs at "
-            f"{one.bytes_per_second / 1e6:,.0f} MB/s, a third of the others or less",
-            "look at its hosts' network",
+            f"{one.bytes_per_second / 1e6:,.0f} MB/s, a third of the other groups or less",
+            "check the network of its hosts",
         )
         for one in slow_groups(found)
     ]
 
 
 def grid_size(found: Sequence, axis: str) -> int:
-    """Ranks in a group of an axis."""
+    """Number of ranks in a group of an axis."""
     return next(len(one.ranks) for one in found if one.axis == axis)
 
 
 def report(found: Sequence[HostFinding]) -> str:
-    """One line for each finding, its remedy below it, and the sum."""
+    """One line for each finding, how to fix it below, and the totals."""
     lines = []
     for about, state, text, fix in found:
         first, *rest = text.splitlines()

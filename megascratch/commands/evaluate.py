@@ -1,4 +1,4 @@
-"""`megascratch evaluate`: a checkpoint of any layout and held-out JSONL in, bits per byte beside gzip and xz out."""
+"""`megascratch evaluate`: measures a checkpoint's bits per byte on held-out text, and compares with gzip and xz."""
 
 import argparse
 import gzip
@@ -27,26 +27,26 @@ from megascratch.training.hardware import choose_device
 
 SUMMARY = "measure a checkpoint's loss and bits per byte on held-out text"
 COUNTED = (
-    "Counted: every token of every document once, the end of each document too if there is one; "
+    "Every token of every document is counted once, including the end of a document if there is one; "
     "bits per byte = nats / ln 2 / UTF-8 bytes."
 )
 
 
 class Document(NamedTuple):
-    """A text and where it stood."""
+    """A text and its position in the input, for messages."""
 
     text: str
     place: str
 
 
 def main(argv: list[str]) -> int:
-    """The verb. Raises: UserError for what the user can mend."""
+    """Runs the command. Raises: UserError for an error that the user can fix."""
     options = _parser().parse_args(argv)
     if options.batch_size is not None and options.batch_size < 1:
         raise UserError(f"--batch-size ({options.batch_size}) must be at least 1")
     read = [("--tokenizer-model", options.tokenizer_model), *input_files(options)]
     require_no_input([("--output-json", options.output_json), ("--summary", options.summary)], read)
-    previous = _read_summary(options.summary)  # what cannot be merged into is said before the work
+    previous = _read_summary(options.summary)  # fails before the evaluation if it cannot be read
     documents, bad_lines = _documents(options)
     device = choose_device(options.device, 0)
     use_all_threads()
@@ -82,17 +82,21 @@ def _parser() -> argparse.ArgumentParser:
         "--load",
         required=True,
         metavar="DIR",
-        help="a run's folder of checkpoints (the newest), or one step; also s3://...",
+        help="a folder of checkpoints (the newest valid one is used), or one step; also s3://...",
     )
     add_input(parser)
-    add("--json-key", default="text", metavar="KEY", help="where a line keeps its text (default: text)")
-    add("--stride", type=int, metavar="S", help="new tokens per window, the rest is context (default: seq_length)")
-    add("--no-eod", action="store_true", help="the model learned without --append-eod: no ends of documents")
+    add("--json-key", default="text", metavar="KEY", help="key of the text in a line (default: text)")
+    add("--stride", type=int, metavar="S", help="new tokens per window; the rest is context (default: seq_length)")
+    add(
+        "--no-eod",
+        action="store_true",
+        help="do not predict ends of documents: the model was trained without --append-eod",
+    )
     add("--batch-size", type=int, metavar="N", help="windows computed together (default: 4,096 tokens)")
-    add("--summary", metavar="FILE", help="JSON file into which the result is merged, e.g. the run's summary.json")
-    add("--output-json", metavar="FILE", help="JSON file with the result alone")
+    add("--summary", metavar="FILE", help="JSON file to merge the result into, such as the run's summary.json")
+    add("--output-json", metavar="FILE", help="JSON file to write only the result to")
     add("--strict", action="store_true", help="stop at the first bad line")
-    add("--device", choices=("cpu", "cuda"), help="default: cuda if there is one")
+    add("--device", choices=("cpu", "cuda"), help="default: cuda if available")
     add("--tokenizer-model", metavar="FILE", help="default: the checkpoint's own")
     add("--tokenizer-type", choices=tokenizers.KINDS, help="default: the checkpoint's own")
     add_parse_special_tokens(parser)
@@ -100,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _documents(options: argparse.Namespace) -> tuple[list[Document], int]:
-    """Every text that is not empty, and the number of lines that gave none."""
+    """Every text that is not empty, and the number of bad lines."""
     found, bad_lines, key = [], BadLines(), options.json_key
     sources = find_sources(options.input, options.input_format)
     for record in read_records(sources, key, [key], options.sample_by):
@@ -112,10 +116,10 @@ def _documents(options: argparse.Namespace) -> tuple[list[Document], int]:
         except BadLine as reason:
             if options.strict:
                 raise UserError(f"{record.place}: {reason} (--strict)") from reason
-            bad_lines.tell(f"{record.place}: {reason}")
-    bad_lines.tell_rest()
+            bad_lines.add(f"{record.place}: {reason}")
+    bad_lines.print_rest()
     if not found:
-        raise UserError(f"{', '.join(options.input)}: no document, {bad_lines.count} bad lines")
+        raise UserError(f"{', '.join(options.input)}: no document found, {bad_lines.count} bad lines")
     return found, bad_lines.count
 
 
@@ -131,7 +135,7 @@ def _progress(done: int, batches: int) -> None:
 
 
 def _result(loss: DocumentLoss, contents: Sequence[bytes]) -> dict[str, Any]:
-    """Everything that is written; names that do not meet those of a training summary."""
+    """Everything that is written; the names differ from those in a training summary."""
     one = [b"".join(contents)]
     return {
         "bits_per_byte": loss.bits_per_byte,
@@ -152,13 +156,13 @@ def _gzip(content: bytes) -> bytes:
 
 
 def _xz(content: bytes) -> bytes:
-    """xz -9, but for the memory: a dictionary (64 MiB there) larger than the content finds nothing more in it."""
+    """Compresses like xz -9, but with a dictionary (64 MiB there) no larger than the content, which saves memory."""
     dictionary = min(max(len(content), 4096), 1 << 26)
     return lzma.compress(content, filters=[{"id": lzma.FILTER_LZMA2, "preset": 9, "dict_size": dictionary}])
 
 
 def _packed(pack: Callable[[bytes], bytes], contents: Sequence[bytes]) -> float:
-    """Bits per byte of the contents, each packed alone."""
+    """Bits per byte of the contents, each compressed on its own."""
     return 8 * sum(len(pack(content)) for content in contents) / sum(map(len, contents))
 
 
@@ -191,7 +195,7 @@ def _read_summary(path: str | None) -> dict[str, Any]:
 
 
 def _write_json(path: str, record: dict[str, Any]) -> None:
-    """In one move: the old file stays whole until the new one is."""
+    """Replaces the file atomically: the old one is intact until the new one is complete."""
     partial = Path(f"{path}.{os.getpid()}.partial")
     try:
         partial.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Flags that several verbs share, with the same name, meaning and words."""
+"""Adds the flags that several commands share, with the same name and help text."""
 
 import argparse
 
@@ -6,19 +6,24 @@ from megascratch.data.text.sources import FORMATS
 
 
 def add_parse_special_tokens(parser: "argparse._ActionsContainer") -> None:
-    """Whether a text may spell special tokens."""
+    """Adds --parse-special-tokens."""
     parser.add_argument(
         "--parse-special-tokens",
         action="store_true",
-        help="the text of a special token (<|endoftext|>, ...) becomes the token (default: plain text like any other)",
+        help="encode the text of a special token (<|endoftext|>, ...) as that token (default: as plain text)",
     )
 
 
 def add_input(parser: "argparse._ActionsContainer", documents: bool = True) -> None:
-    """What is read, and how. `documents`: a text file is one document, or each of its lines."""
+    """Adds --input and --input-format; with `documents` also --sample-by."""
     add = parser.add_argument
-    what = "files, folders, patterns, - (standard input), in this order; .jsonl .txt .parquet, also .gz .zst .bz2 .xz"
+    what = "files, folders, patterns or - (standard input), read in this order; .jsonl .txt .parquet .gz .zst .bz2 .xz"
     add("--input", nargs="+", required=True, metavar="FILE", help=what)
-    add("--input-format", choices=FORMATS, help="of every input (default: told by the suffix, else jsonl)")
+    add("--input-format", choices=FORMATS, help="format of all inputs (default: by the suffix, else jsonl)")
     if documents:
-        add("--sample-by", choices=("document", "line"), default="document", help="text files: what one document is")
+        add(
+            "--sample-by",
+            choices=("document", "line"),
+            default="document",
+            help="text files: the unit that becomes one document (default: document, the file)",
+        )

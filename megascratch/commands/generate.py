@@ -1,4 +1,4 @@
-"""`megascratch generate`: a checkpoint of any layout and prompts in, continued text out."""
+"""`megascratch generate`: continues prompts with a checkpoint."""
 
 import argparse
 import json
@@ -25,7 +25,7 @@ SUMMARY = "continue prompts with a checkpoint"
 
 
 class Completion(NamedTuple):
-    """A prompt with what the model wrote behind it."""
+    """A prompt and the text that the model generated after it."""
 
     prompt: str
     text: str
@@ -33,7 +33,7 @@ class Completion(NamedTuple):
 
 
 def main(argv: list[str]) -> int:
-    """The verb. Raises: UserError for what the user can mend."""
+    """Runs the command. Raises: UserError for an error that the user can fix."""
     options = _parser().parse_args(argv)
     sampling = _sampling(options)
     read = [("--prompts-file", options.prompts_file), ("--tokenizer-model", options.tokenizer_model)]
@@ -60,27 +60,42 @@ def _parser() -> argparse.ArgumentParser:
         "--load",
         required=True,
         metavar="DIR",
-        help="a run's folder of checkpoints (the newest), or one step; also s3://...",
+        help="a folder of checkpoints (the newest valid one is used), or one step; also s3://...",
     )
-    add("--prompt", action="append", default=[], metavar="TEXT", help="also several times (default: an empty one)")
-    add("--prompts-file", metavar="FILE", help="a prompt per line; .jsonl .parquet: the key text of each")
-    add("--max-new-tokens", type=int, default=100, metavar="N", help="most tokens per prompt (default: 100)")
-    add("--temperature", type=float, metavar="T", help="divides the logits; 0 is greedy (default: 1)")
-    add("--top-k", type=int, metavar="K", help="only the K likeliest tokens (default: all)")
-    add("--top-p", type=float, metavar="P", help="only the likeliest tokens with probability P together (default: 1)")
+    add(
+        "--prompt",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="a prompt; can be repeated (default: an empty one)",
+    )
+    add(
+        "--prompts-file",
+        metavar="FILE",
+        help="file with a prompt per line; .jsonl and .parquet: the key text of each record",
+    )
+    add("--max-new-tokens", type=int, default=100, metavar="N", help="most new tokens per prompt (default: 100)")
+    add("--temperature", type=float, metavar="T", help="divide the logits by T; 0 is greedy (default: 1)")
+    add("--top-k", type=int, metavar="K", help="sample from the K likeliest tokens (default: all)")
+    add(
+        "--top-p",
+        type=float,
+        metavar="P",
+        help="sample from the likeliest tokens with total probability P (default: 1)",
+    )
     add(
         "--stop",
         action="append",
         default=[],
         metavar="TEXT",
-        help="end where this text appears, and cut it off; also several times",
+        help="stop at this text and remove it; can be repeated",
     )
-    add("--stop-ids", type=int, nargs="+", default=[], metavar="ID", help="end at one of these tokens, and cut it off")
-    add("--greedy", action="store_true", help="always the likeliest token")
-    add("--seed", type=int, default=1234, help="decides the draws, prompt by prompt (default: 1234)")
+    add("--stop-ids", type=int, nargs="+", default=[], metavar="ID", help="stop at one of these tokens and remove it")
+    add("--greedy", action="store_true", help="always take the likeliest token")
+    add("--seed", type=int, default=1234, help="random seed of the sampling (default: 1234)")
     add("--batch-size", type=int, default=8, metavar="N", help="prompts computed together (default: 8)")
-    add("--output", metavar="FILE", help="default: standard output; .jsonl: a record per prompt")
-    add("--device", choices=("cpu", "cuda"), help="default: cuda if there is one")
+    add("--output", metavar="FILE", help="file to write to; .jsonl: a record per prompt (default: standard output)")
+    add("--device", choices=("cpu", "cuda"), help="default: cuda if available")
     add("--tokenizer-model", metavar="FILE", help="default: the checkpoint's own")
     add("--tokenizer-type", choices=tokenizers.KINDS, help="default: the checkpoint's own")
     add_parse_special_tokens(parser)
@@ -90,9 +105,9 @@ def _parser() -> argparse.ArgumentParser:
 def _sampling(options: argparse.Namespace) -> Sampling:
     given = {"--temperature": options.temperature, "--top-k": options.top_k, "--top-p": options.top_p}
     if options.greedy:
-        useless = [name for name, value in given.items() if value is not None]
-        if useless:
-            raise UserError(f"--greedy takes the likeliest token: leave {' and '.join(useless)} away, or --greedy")
+        ignored = [name for name, value in given.items() if value is not None]
+        if ignored:
+            raise UserError(f"--greedy ignores {' and '.join(ignored)}: remove one or the other")
         return Sampling(temperature=0, seed=options.seed)
     return Sampling(
         temperature=1.0 if options.temperature is None else options.temperature,
@@ -103,7 +118,7 @@ def _sampling(options: argparse.Namespace) -> Sampling:
 
 
 def _prompts(path: str) -> list[str]:
-    """A prompt per line. Raises: UserError for a line that is none, or a file without any."""
+    """One prompt per line. Raises: UserError for a bad line, or a file without prompts."""
     format = None if format_of(path) else "text"
     found = []
     for record in read_records(find_sources([path], format), "text", ["text"], sample_by="line"):
@@ -112,15 +127,15 @@ def _prompts(path: str) -> list[str]:
         except BadLine as reason:
             raise UserError(f"{record.place}: {reason}") from reason
     if not any(found):
-        raise UserError(f"--prompts-file {path} holds no prompt; leave it away and the model starts a document")
+        raise UserError(f"--prompts-file {path} contains no prompt: remove the flag to generate from an empty prompt")
     return found
 
 
 class Stops:
-    """What ends a continuation besides the end of document, and the text in front of that.
+    """The stop texts and stop ids that end a continuation, in addition to the end of document.
 
-    A text that is written like a special token is also that token. Raises: UserError for an id outside the vocabulary,
-    or an empty text.
+    A stop text that is the text of a special token also stops at that token.
+    Raises: UserError for an id outside the vocabulary, or an empty text.
     """
 
     def __init__(self, tokenizer: Tokenizer, texts: Sequence[str], ids: Sequence[int]):
@@ -128,13 +143,13 @@ class Stops:
             if not 0 <= number < tokenizer.vocab_size:
                 raise UserError(f"--stop-ids {number} is outside the vocabulary (0 to {tokenizer.vocab_size - 1})")
         if "" in texts:
-            raise UserError("--stop is empty: every text holds it; give at least one character")
+            raise UserError("--stop is empty: give at least one character")
         self.tokenizer, self._texts = tokenizer, texts
         named = [tokenizer.special_words[text] for text in texts if text in tokenizer.special_words]
         self._ids = {*ids, *named}
 
     def reason(self, prompt: Sequence[int], tokens: Sequence[int]) -> StoppedBy | None:
-        """Why the continuation ends with its last token; None: it goes on."""
+        """Why the continuation ends with its last token; None: it does not."""
         if tokens[-1] in self._ids:
             return "stop id"
         if self._texts and self._first(self.decoded(prompt, tokens)) is not None:
@@ -142,7 +157,7 @@ class Stops:
         return None
 
     def text(self, prompt: Sequence[int], continuation: Continuation) -> str:
-        """What the model wrote, without what stopped it."""
+        """The generated text, without the stop text or stop id."""
         tokens = continuation.tokens
         if continuation.stopped_by == "stop id":
             return self.decoded(prompt, tokens[:-1])
@@ -150,15 +165,15 @@ class Stops:
         return text[: self._first(text)] if continuation.stopped_by == "stop text" else text
 
     def decoded(self, prompt: Sequence[int], tokens: Sequence[int]) -> str:
-        """The text of the tokens behind those of the prompt: some vocabularies drop a space at the start of a text."""
+        """The text of `tokens`. Decoded after `prompt`, since some tokenizers drop a space at the start of a text."""
         before = self.tokenizer.decode(prompt)
         whole = self.tokenizer.decode([*prompt, *tokens])
         return whole[len(before) :] if whole.startswith(before) else self.tokenizer.decode(tokens)
 
     def _first(self, text: str) -> int | None:
-        """Where the first of the stop texts begins."""
-        places = [text.find(stop) for stop in self._texts]
-        return min((place for place in places if place >= 0), default=None)
+        """Position of the first stop text; None if there is none."""
+        positions = [text.find(stop) for stop in self._texts]
+        return min((position for position in positions if position >= 0), default=None)
 
 
 def complete(
@@ -171,7 +186,7 @@ def complete(
     sampling: Sampling,
     batch_size: int,
 ) -> Iterator[Completion]:
-    """The prompts, also given as ids, continued in order."""
+    """Continues the prompts (`ids` are their tokens) in order, batch by batch."""
     eod = stops.tokenizer.eod
     for start in range(0, len(ids), batch_size):
         batch = ids[start : start + batch_size]
@@ -192,30 +207,30 @@ def complete(
 
 
 def _ids(tokenizer: Tokenizer, prompt: str, number: int, parse_specials: bool) -> list[int]:
-    """Token ids; an empty prompt is the start of a document, which is what follows the end of another."""
+    """Token ids of a prompt. An empty prompt becomes an end-of-document token, after which a document starts."""
     try:
-        prompt.encode()  # a command line may hold bytes that are no UTF-8
+        prompt.encode()  # a command line may contain bytes that are not UTF-8
         ids = tokenizer.encode_bare(prompt, parse_specials)
     except (UserError, UnicodeEncodeError) as error:
         raise UserError(f"prompt {number}: {error}") from error
     if not parse_specials and ids != tokenizer.encode_bare(prompt, parse_specials=True):
         print(
-            f"prompt {number} holds the text of a special token, read as plain text "
-            "(--parse-special-tokens reads it as the token)",
+            f"prompt {number} contains the text of a special token, which is encoded as plain text "
+            "(use --parse-special-tokens to encode it as the token)",
             file=sys.stderr,
         )
     if tokenizer.before or ids:
         return [*tokenizer.before, *ids]
     if tokenizer.eod is None:
         raise UserError(
-            f"prompt {number} is empty, and this {tokenizer.kind} has no end of document to start from: "
+            f"prompt {number} is empty, and this {tokenizer.kind} has no end-of-document id to start from: "
             "give --prompt with at least one character"
         )
     return [tokenizer.eod]
 
 
 def _write(completions: Iterable[Completion], output: str | None, headlines: bool) -> None:
-    """To the file, or as soon as they are there to standard output."""
+    """Writes to the file, or to standard output as soon as each completion is there."""
     if output is None:
         for text in _as_text(completions, headlines):
             print(text, end="", flush=True)
@@ -230,7 +245,7 @@ def _write(completions: Iterable[Completion], output: str | None, headlines: boo
 
 
 def _as_text(completions: Iterable[Completion], headlines: bool) -> Iterator[str]:
-    """Prompt and continuation."""
+    """Prompt and continuation as text, with a headline if there are several prompts."""
     for number, item in enumerate(completions, 1):
         if headlines:
             tokens = len(item.continuation.tokens)

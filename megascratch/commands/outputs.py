@@ -1,4 +1,4 @@
-"""Guards for what a verb is about to write: never over one of its inputs, and over an earlier corpus only when told."""
+"""Refuses to overwrite an input file, or an existing corpus without --overwrite."""
 
 import argparse
 import os
@@ -12,11 +12,11 @@ from megascratch.data.tokens.loss_mask import mask_prefix
 from megascratch.data.tokens.token_files import bin_path, idx_path
 
 Named = tuple[str, str | Path | None]
-"""The flag and a file that it names; None: the flag is not given."""
+"""A flag and a file that it names; None: the flag is not given."""
 
 
 def corpus_files(prefix: str | Path) -> list[Path]:
-    """Every file that a corpus of this name may have, its loss mask's among them."""
+    """Every file that a corpus with this prefix may have, including those of its loss mask."""
     prefixes = (str(prefix), mask_prefix(prefix))
     return [path(one) for one in prefixes for path in (bin_path, idx_path, manifest_file, digests_path)]
 
@@ -27,24 +27,24 @@ def of_corpora(flag: str, prefixes: Iterable[str | Path]) -> list[Named]:
 
 
 def input_files(options: argparse.Namespace) -> list[Named]:
-    """Every file that `--input` names, those inside folders and patterns too."""
+    """Every file that `--input` names, including those in folders and patterns."""
     sources = find_sources(options.input, options.input_format)
     return [("--input", source.path) for source in sources]
 
 
 def require_no_input(outputs: Iterable[Named], inputs: Iterable[Named]) -> None:
-    """Raises: UserError where a file to be written is one to be read, whatever their names."""
+    """Raises: UserError if a file to be written is one of the inputs, also under another name (a link)."""
     read = [(flag, Path(path)) for flag, path in inputs if path is not None]
     for flag, path in outputs:
         if path is None:
             continue
         for other, source in read:
             if _same(Path(path), source):
-                raise UserError(f"{flag} {path} is an input, too: choose another name (it is read as {other})")
+                raise UserError(f"{flag} {path} is also an input ({other}): choose another name")
 
 
 def require_free(prefixes: Iterable[str | Path], overwrite: bool) -> None:
-    """Raises: UserError where a corpus to be written is there already and nobody said --overwrite."""
+    """Raises: UserError if a corpus to be written exists, unless `overwrite`."""
     if overwrite:
         return
     for prefix in prefixes:

@@ -1,7 +1,7 @@
-"""Text in, token files out: `megascratch preprocess` writes {prefix}_{key}_document.bin/.idx/.json for each key.
+"""`megascratch preprocess`: tokenizes text into {prefix}_{key}_document.bin/.idx/.json for each key.
 
-The files are the same for any number of workers, and appear only when all is written. A line that gives no text is
-reported with its file and number and skipped, or ends the run with --strict.
+The files are the same for any number of workers, and appear only when they are complete. A line without text is
+reported with its file and number and skipped; with --strict it ends the run.
 """
 
 import argparse
@@ -29,7 +29,7 @@ ENGINES = ("local", "ray")
 
 
 def main(argv: list[str]) -> int:
-    """The verb. Raises: UserError for what the user can mend."""
+    """Runs the command. Raises: UserError for an error that the user can fix."""
     options = _parser().parse_args(argv)
     _require(options)
     sources = find_sources(options.input, options.input_format)
@@ -41,7 +41,7 @@ def main(argv: list[str]) -> int:
     total = None if any(not source.regular for source in sources) else sum(source.bytes for source in sources)
     with Progress(options.log_interval, total) as progress:
         merge = preprocess(job, sources, output, _engine(options, sources), progress)
-    _say_where(job, output, progress, wrote=merge is not None)
+    _print_outputs(job, output, progress, wrote=merge is not None)
     if merge is not None:
         print(progress.summary(merge.counts, merge.bad))
     return 0
@@ -58,34 +58,44 @@ def _parser() -> argparse.ArgumentParser:
 def _add_input(group: "argparse._ArgumentGroup") -> None:
     add = group.add_argument
     add_input(group)
-    add("--json-keys", nargs="+", default=["text"], metavar="KEY", help="one output for each key (default: text)")
-    longest = f"a longer line, row or text file is a bad one (default: {LONGEST_LINE:,})"
+    add(
+        "--json-keys",
+        nargs="+",
+        default=["text"],
+        metavar="KEY",
+        help="keys of the text; each becomes one output (default: text)",
+    )
+    longest = f"a longer line, row or text file is skipped as a bad line (default: {LONGEST_LINE:,})"
     add("--max-document-bytes", type=int, default=LONGEST_LINE, metavar="BYTES", help=longest)
-    add("--strict", action="store_true", help="stop at the first bad line, write nothing")
-    add("--split-sentences", action="store_true", help="each sentence is a sequence; writes PREFIX_KEY_sentence")
-    add("--lang", default="english", help="language of the sentences, a name or a code (default: english)")
-    add("--keep-newlines", action="store_true", help="sentences keep the white space around them")
+    add("--strict", action="store_true", help="stop at the first bad line and write nothing")
+    add("--split-sentences", action="store_true", help="make each sentence a sequence; writes PREFIX_KEY_sentence")
+    add("--lang", default="english", help="language for --split-sentences, a name or a code (default: english)")
+    add("--keep-newlines", action="store_true", help="keep the white space around sentences")
 
 
 def _add_output(group: "argparse._ArgumentGroup") -> None:
     add = group.add_argument
     add("--output-prefix", required=True, metavar="PREFIX", help="writes PREFIX_KEY_document.bin/.idx/.json")
-    add("--overwrite", action="store_true", help="replace output of another input or with other options")
-    add("--tokenizer-type", choices=tokenizers.KINDS, help="default: told by the suffix of --tokenizer-model")
+    add("--overwrite", action="store_true", help="replace output that was made from other input or with other options")
+    add("--tokenizer-type", choices=tokenizers.KINDS, help="default: detected from --tokenizer-model")
     add("--tokenizer-model", metavar="FILE", help="the tokenizer's file")
-    add("--vocab-size", type=int, help="for NullTokenizer alone: number of ids, the last one ends a document")
-    add("--append-eod", action="store_true", help="put the end-of-document id behind every document")
+    add("--vocab-size", type=int, help="only for NullTokenizer: number of ids; the last one is the end of document")
+    add("--append-eod", action="store_true", help="append the end-of-document id to every document")
     add_parse_special_tokens(group)
 
 
 def _add_work(group: "argparse._ArgumentGroup") -> None:
     add = group.add_argument
-    add("--workers", type=int, default=os.cpu_count() or 1, help="processes, each with a hashing thread (all cores)")
-    add("--engine", choices=ENGINES, default="local", help="ray: on a Ray cluster (RAY_ADDRESS, else a local one)")
-    add("--shard", metavar="I/N", help="encode every N-th shard from the I-th (0 to N - 1); a last run without merges")
-    add("--shard-bytes", type=int, metavar="BYTES", help="input for each shard (default: up to 64 MiB)")
-    add("--partitions", type=int, default=1, help="at least so many shards")
-    add("--keep-sequential-samples", action="store_true", help="always so here: the order is the input's")
+    add("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one per core)")
+    add("--engine", choices=ENGINES, default="local", help="ray: run on a Ray cluster (RAY_ADDRESS, else a local one)")
+    add(
+        "--shard",
+        metavar="I/N",
+        help="encode only every N-th shard from the I-th (0 to N - 1); a last run without --shard merges",
+    )
+    add("--shard-bytes", type=int, metavar="BYTES", help="input bytes per shard (default: up to 64 MiB)")
+    add("--partitions", type=int, default=1, help="least number of shards (default: 1)")
+    add("--keep-sequential-samples", action="store_true", help="has no effect: the order is always that of the input")
     add("--log-interval", type=int, default=1000, help="documents between progress lines (default: 1000)")
 
 
@@ -96,9 +106,9 @@ def _require(options: argparse.Namespace) -> None:
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} ({value}) must be at least 1")
     if len(set(options.json_keys)) < len(options.json_keys):
-        raise UserError(f"--json-keys {' '.join(options.json_keys)}: each key makes one output, name it once")
+        raise UserError(f"--json-keys {' '.join(options.json_keys)}: each key makes one output, name each only once")
     if options.engine == "ray" and options.shard:
-        raise UserError("--engine ray hands out the shards itself: leave --shard away")
+        raise UserError("--engine ray distributes the shards itself: remove --shard")
     if options.split_sentences:
         language_code(options.lang)
 
@@ -106,13 +116,15 @@ def _require(options: argparse.Namespace) -> None:
 def _require_sources(options: argparse.Namespace, sources: list[Source]) -> None:
     for source in sources:
         if source.format == "text" and len(options.json_keys) > 1:
-            raise UserError(f"{source.path} is plain text: it has no keys, name one in --json-keys for its output")
+            raise UserError(
+                f"{source.path} is plain text, which has no keys: give one in --json-keys, to name the output"
+            )
         if options.shard and not source.regular:
             raise UserError(f"--shard needs files that every process can read; {source.path} is a pipe")
 
 
 def _require_no_input(options: argparse.Namespace, job: Job, sources: list[Source]) -> None:
-    """Neither a corpus nor the list of bad lines may replace what is read."""
+    """Raises: UserError if a corpus or the list of bad lines would overwrite an input."""
     written = of_corpora("--output-prefix", key_prefixes(job, options.output_prefix))
     written.append(("--output-prefix", bad_lines_path(options.output_prefix)))
     read = [("--tokenizer-model", options.tokenizer_model), *(("--input", source.path) for source in sources)]
@@ -122,7 +134,7 @@ def _require_no_input(options: argparse.Namespace, job: Job, sources: list[Sourc
 def _require_tokenizer(job: Job) -> None:
     tokenizer = load_tokenizer(job)
     if job.append_eod and tokenizer.eod is None:
-        raise UserError(f"--append-eod: this {tokenizer.kind} has no end of document; train it without --no-eod")
+        raise UserError(f"--append-eod: this {tokenizer.kind} has no end-of-document id; train it without --no-eod")
 
 
 def _output(options: argparse.Namespace, sources: list[Source]) -> Output:
@@ -138,7 +150,7 @@ def _output(options: argparse.Namespace, sources: list[Source]) -> Output:
 def _shard(words: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d+)/(\d+)", words)
     if not match or int(match[1]) >= int(match[2]):
-        raise UserError(f"--shard {words} must be I/N with I from 0 to N - 1, as 0/8")
+        raise UserError(f"--shard {words} must be I/N with I from 0 to N - 1, for example 0/8")
     return int(match[1]), int(match[2])
 
 
@@ -160,18 +172,18 @@ def _job(options: argparse.Namespace, output: Output) -> Job:
 
 
 def _engine(options: argparse.Namespace, sources: list[Source]) -> Engine:
-    """A broken Parquet file can abort its reader, so another process than this one reads them."""
+    """Parquet is always read in a child process, because a broken file can abort the reader."""
     if options.engine == "ray":
         return on_ray
     alone = options.workers == 1 and all(source.format != "parquet" for source in sources)
     return in_process if alone else partial(on_processes, count=options.workers)
 
 
-def _say_where(job: Job, output: Output, progress: Progress, wrote: bool) -> None:
+def _print_outputs(job: Job, output: Output, progress: Progress, wrote: bool) -> None:
     if output.shard:
-        print(f"shard {output.shard[0]} of {output.shard[1]} is encoded; run once more without --shard to merge")
+        print(f"shard {output.shard[0]} of {output.shard[1]} is encoded; run again without --shard to merge all shards")
         return
     for prefix, verb in zip(key_prefixes(job, output.prefix), repeat("wrote" if wrote else "complete:")):
         print(f"{verb} {prefix}.bin, .idx and .json")
-    if progress.bad_lines.untold:
-        print(f"{progress.bad_lines.untold} more bad lines are in {bad_lines_path(output.prefix)}")
+    if progress.bad_lines.not_printed:
+        print(f"{progress.bad_lines.not_printed} more bad lines are in {bad_lines_path(output.prefix)}")

@@ -1,8 +1,8 @@
-"""`megascratch pretrain`: settings in, a trained model out.
+"""`megascratch pretrain`: trains a model, as one rank or as the launcher of all ranks.
 
-Started by torchrun it is one rank; alone it is the only one. With --nproc-per-node N it checks settings and files
-first, without torch, and then starts N ranks on this machine, watches them, and starts them again when one dies or
-hangs (--max-restarts). With --nnodes it does so together with other machines, through torchrun.
+Started by torchrun, this process is one rank; otherwise it is the only rank. With --nproc-per-node N it first checks
+settings and files, without torch, then starts N ranks on this machine, monitors them, and restarts them if one dies
+or hangs (--max-restarts). With --nnodes it does this together with other machines, through torchrun.
 """
 
 import argparse
@@ -27,41 +27,41 @@ from megascratch.supervision.multi_node import Nodes, launch_node
 from megascratch.training.start.inputs import missing_files, open_inputs
 
 HELP = """\
---nproc-per-node N   check settings and files, then start N ranks on this machine and watch them
---max-restarts N     start all ranks again, from the newest checkpoint, up to N times when one dies or hangs
---nnodes N|MIN:MAX   with the same command on so many machines, through torchrun; needs
---rdzv-endpoint H:P  where they meet: a port of one of them, and
---rdzv-id NAME       the name of the run, the same on all; where addresses and names do not fit together also
---rdzv-conf K=V,...  of torchrun, e.g. is_host=1, and
---local-addr ADDRESS under which the others reach this machine
---print-resume-rules print what may change when a run goes on from a checkpoint, and stop
+--nproc-per-node N   check settings and files, then start N ranks on this machine and monitor them
+--max-restarts N     if a rank dies or hangs, restart all ranks from the newest checkpoint, up to N times
+--nnodes N|MIN:MAX   number of machines; run the same command on each of them (uses torchrun). Needs
+--rdzv-endpoint H:P  host and port of the rendezvous, on one of the machines, and
+--rdzv-id NAME       name of the run, the same on all machines. If host names do not resolve, also use
+--rdzv-conf K=V,...  rendezvous settings of torchrun, such as is_host=1, and
+--local-addr ADDRESS the address at which the other machines reach this one
+--print-resume-rules print which settings may change when a run resumes from a checkpoint, and exit
 """
 
 NEED_NNODES = ("--rdzv-endpoint", "--rdzv-id", "--rdzv-conf", "--local-addr")
 
 
 class _Start(NamedTuple):
-    """What the command line says beside the settings."""
+    """The flags of the launcher, and the words that are settings."""
 
     ranks: int  # 0: this process is a rank itself
     max_restarts: int
     nnodes: str | None
-    endpoint: str | None
-    run: str | None
-    settings: str | None  # of the rendezvous
+    endpoint: str | None  # --rdzv-endpoint
+    run: str | None  # --rdzv-id
+    settings: str | None  # --rdzv-conf
     local_addr: str | None
     words: list[str]
 
     @property
     def world(self) -> int:
-        """Of the whole run, at most; a rank knows better."""
+        """World size; the largest possible one in a launcher with --nnodes MIN:MAX."""
         if not self.ranks:
             return int(os.environ.get("WORLD_SIZE", "1"))
         return self.ranks * int((self.nnodes or "1").split(":")[-1])
 
 
 def main(argv: Sequence[str]) -> int:
-    """Trains as the flags and the YAML file say; the exit codes are those of `config.exit_codes`."""
+    """Runs the command; the exit codes are those of `config.exit_codes`."""
     if {"-h", "--help"} & set(argv):
         print(HELP)
     if "--print-resume-rules" in argv:
@@ -83,12 +83,12 @@ def main(argv: Sequence[str]) -> int:
         open_inputs(config)
         sys.stdout.flush()
         if start.nnodes is None:
-            return launch(_plan(start, config))
+            return launch(_launch_config(start, config))
         return launch_node(_nodes(start, config, keeps_batch=given.training.global_batch_size is None))
     if os.environ.get("RANK", "0") == "0":
         for notice in notices(config):
             print(f"notice: {notice}", file=sys.stderr)
-    from megascratch.training.pretrain import pretrain  # imports torch: settings are judged before that
+    from megascratch.training.pretrain import pretrain  # imports torch, so it comes after the checks
     from megascratch.training.start.auto_resume import resumed
 
     config = derive(resumed(given, config.training), world)
@@ -96,7 +96,7 @@ def main(argv: Sequence[str]) -> int:
     return pretrain(config)
 
 
-def _plan(start: _Start, config: Config) -> LaunchConfig:
+def _launch_config(start: _Start, config: Config) -> LaunchConfig:
     return LaunchConfig(
         target=partial(_rank, _words(start, config)),
         ranks=start.ranks,
@@ -108,7 +108,7 @@ def _plan(start: _Start, config: Config) -> LaunchConfig:
 
 
 def _nodes(start: _Start, config: Config, keeps_batch: bool) -> Nodes:
-    """`keeps_batch`: none is given, so say it: it is the same when a machine is missing."""
+    """`keeps_batch`: pass on the derived global batch size, so that it does not change if a machine is missing."""
     assert start.nnodes and start.endpoint and start.run
     batch = ["--global-batch-size", str(config.training.global_batch_size)] if keeps_batch else []
     words = [*_words(start, config), *batch]
@@ -125,14 +125,14 @@ def _nodes(start: _Start, config: Config, keeps_batch: bool) -> Nodes:
 
 
 def _words(start: _Start, config: Config) -> list[str]:
-    """Of a rank; one that starts again goes on from the newest checkpoint."""
+    """The command line of a rank; if restarts are possible, a rank resumes from the newest checkpoint."""
     again = ["--auto-resume"] if start.max_restarts and not config.training.auto_resume else []
     return ["pretrain", *start.words, *again]
 
 
 def _rank(words: list[str]) -> int:
-    """What every started rank does: the same as if torchrun had started it."""
-    from megascratch.commands import main as command  # this module is one of its verbs
+    """Runs one rank, exactly as if torchrun had started it."""
+    from megascratch.commands import main as command  # that module imports this one as a command
 
     own_process()
     return command(words)
@@ -153,24 +153,26 @@ def _start(argv: Sequence[str]) -> _Start:
     given = [name for name, value in vars(own).items() if value is not None]
     if given and "WORLD_SIZE" in os.environ:
         flag = given[0].replace("_", "-")
-        raise UserError(f"--{flag} starts ranks, but this already is one of torchrun's: give it to one of them")
+        raise UserError(
+            f"--{flag} starts ranks, but torchrun has already started this one: remove it, or do not use torchrun"
+        )
     for name, least in (("nproc_per_node", 1), ("max_restarts", 0)):
         value = getattr(own, name)
         if value is not None and value < least:
             raise UserError(f"--{name.replace('_', '-')} ({value}) must be at least {least}")
-    _require_meeting_point(own)
+    _check_rendezvous(own)
     ranks = own.nproc_per_node or (1 if own.max_restarts or own.nnodes else 0)
     return _Start(
         ranks, own.max_restarts or 0, own.nnodes, own.rdzv_endpoint, own.rdzv_id, own.rdzv_conf, own.local_addr, words
     )
 
 
-def _require_meeting_point(own: argparse.Namespace) -> None:
-    """Several machines need a place and a name."""
+def _check_rendezvous(own: argparse.Namespace) -> None:
+    """Checks the rendezvous flags. Raises: UserError if one is missing, or given without --nnodes."""
     if own.nnodes is None:
         for flag in NEED_NNODES:
             if getattr(own, flag[2:].replace("-", "_")) is not None:
-                raise UserError(f"{flag} is for several machines: give --nnodes, too")
+                raise UserError(f"{flag} is for several machines: it needs --nnodes")
         return
     if not re.fullmatch(r"[1-9]\d*(:[1-9]\d*)?", own.nnodes):
         raise UserError(f"--nnodes ({own.nnodes}) must be a number of machines, or MIN:MAX, e.g. 4 or 3:4")

@@ -1,4 +1,4 @@
-"""How far `megascratch preprocess` is: a bar on a terminal, else a line every so many documents."""
+"""Shows the progress of `megascratch preprocess`: a bar on a terminal, otherwise a line every N documents."""
 
 import sys
 import time
@@ -12,38 +12,40 @@ from megascratch.data.preprocess.output_shards import KeyCounts
 
 
 class Progress:
-    """Counts what is encoded; `total`: bytes of the input (None: unknown)."""
+    """Counts and shows what is encoded. `interval`: documents per line; `total`: bytes of the input (None: unknown)."""
 
     def __init__(self, interval: int, total: int | None):
         self._interval = interval
         self._bar = _Bar(total) if sys.stderr.isatty() else None
-        self._documents, self._tokens, self._text_bytes = 0, 0, 0
+        self._documents = 0
+        self._tokens = 0
+        self._text_bytes = 0
         self._started = time.monotonic()
         self.bad_lines = BadLines()
 
     def step(self, step: EncodeStep) -> None:
-        """So much more is encoded."""
-        before = self._documents
+        """Adds what a step of the encoding has done."""
+        previous = self._documents
         self._documents += step.documents
         self._tokens += step.tokens
         self._text_bytes += step.text_bytes
         if self._bar:
             self._bar.advance(step.raw_bytes, self._rate())
-        elif self._documents // self._interval > before // self._interval:
+        elif self._documents // self._interval > previous // self._interval:
             line = f"{self._documents:,} documents, {self._tokens:,} tokens, {self._rate()}"
             print(line, file=sys.stderr, flush=True)
 
     def found(self, raw_bytes: int) -> None:
-        """An earlier run had encoded so much of the input."""
+        """Adds input that an earlier run has already encoded."""
         if self._bar:
             self._bar.skip(raw_bytes)
 
     def bad(self, line: str) -> None:
-        """A line gave no document."""
-        self.bad_lines.tell(line)
+        """Reports a line that gives no document."""
+        self.bad_lines.add(line)
 
     def summary(self, counts: Sequence[KeyCounts], bad_lines: int) -> str:
-        """One line."""
+        """The final counts and speed in one line."""
         tokens, text_bytes = (sum(getattr(key, name) for key in counts) for name in ("tokens", "text_bytes"))
         return (
             f"{counts[0].documents:,} documents, {tokens:,} tokens, {text_bytes:,} bytes of text, {self._rate()}, "
@@ -63,7 +65,7 @@ class Progress:
 
 
 class _Bar:
-    """rich's bar, imported only where there is a terminal."""
+    """A progress bar; rich is imported only if there is a terminal."""
 
     def __init__(self, total: int | None):
         from rich.console import Console
@@ -79,7 +81,7 @@ class _Bar:
         self._bars.update(self._task, advance=raw_bytes, rate=rate)
 
     def skip(self, raw_bytes: int) -> None:
-        """Work of an earlier run, which the time left must not be reckoned from."""
+        """Adds work of an earlier run, which must not count for the estimate of the time left."""
         self._bars.update(self._task, advance=raw_bytes)
         self._bars.reset(self._task, completed=int(self._bars.tasks[0].completed), rate="")
 

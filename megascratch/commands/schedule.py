@@ -1,4 +1,4 @@
-"""`megascratch schedule`: schedules drawn, proved, compared, written as CSV and played with measured times.
+"""`megascratch schedule`: draws, checks, compares, exports and simulates pipeline schedules.
 
 megascratch schedule show zb_v --stages 4 --microbatches 8 --output zb_v.svg
 megascratch schedule check mine.csv
@@ -31,11 +31,11 @@ from megascratch.pipeline.stage_times import StageTimes, cost_of, read_times
 
 NAMES = [name for name in SCHEDULES if name != "forward_only"]
 CHUNKS = {"interleaved": 2, "zb_v": 2, "dualpipe_v": 2}
-NOTE = "Times are those of one micro-batch on one rank; a backward in one piece takes b + w."
+NOTE = "Times are for one micro-batch on one rank; a backward that is not split takes b + w."
 
 
 class ScheduleSpec(NamedTuple):
-    """A schedule with its numbers."""
+    """A schedule: the orders of its actions and the placement of its stages."""
 
     name: str
     orders: Orders
@@ -47,18 +47,18 @@ class ScheduleSpec(NamedTuple):
 
 
 def main(argv: list[str]) -> int:
-    """The verb. Raises: UserError for what the user can mend."""
+    """Runs the command. Raises: UserError for an error that the user can fix."""
     options = _parser().parse_args(argv)
     _refuse_numbers(options)
     code: int = options.run(options)
     return code
 
 
-# ---- what it does ----------------------------------------------------------------------------------------------
+# ---- commands --------------------------------------------------------------------------------------------------
 
 
 def show(options: argparse.Namespace) -> int:
-    """Draws one schedule."""
+    """Draws a schedule."""
     plan = _plan(options.schedule, options)
     timeline = _play(plan, _times(options))
     head = (
@@ -76,7 +76,7 @@ def show(options: argparse.Namespace) -> int:
 
 
 def prove(options: argparse.Namespace) -> int:
-    """Says that a schedule is complete and ends; UserError names the action that is wrong."""
+    """Checks that a schedule is complete and free of deadlock; an error names the wrong action."""
     plan = _plan(options.schedule, options)
     try:
         check(plan.orders, plan.placement)
@@ -93,7 +93,7 @@ def prove(options: argparse.Namespace) -> int:
 
 
 def compare(options: argparse.Namespace) -> int:
-    """A table of several schedules."""
+    """Compares several schedules in a table."""
     times = _times(options)
     found = [_answer(_plan(name, options), times) for name in options.schedules or NAMES]
     if options.json:
@@ -115,7 +115,7 @@ def compare(options: argparse.Namespace) -> int:
 
 
 def write(options: argparse.Namespace) -> int:
-    """The schedule in torch.distributed.pipelining's notation."""
+    """Writes a schedule as CSV in the notation of torch.distributed.pipelining."""
     plan = _plan(options.schedule, options)
     text = write_table(plan.orders, plan.placement, compute_only=not options.comms)
     if options.output:
@@ -127,7 +127,7 @@ def write(options: argparse.Namespace) -> int:
 
 
 def simulate_times(options: argparse.Namespace) -> int:
-    """When everything ends with the times of each stage."""
+    """Simulates a schedule with given times per stage, and prints its duration and bubble."""
     answer = _answer(_plan(options.schedule, options), _times(options))
     if options.json:
         print(json.dumps(answer, indent=2))
@@ -145,7 +145,7 @@ def simulate_times(options: argparse.Namespace) -> int:
 
 
 def _refuse_numbers(options: argparse.Namespace) -> None:
-    """Numbers out of range."""
+    """Raises: UserError for a number out of range."""
     for name in ("stages", "microbatches", "virtual_stages", "group"):
         value = getattr(options, name)
         if value is not None and value < 1:
@@ -159,7 +159,7 @@ def _refuse_numbers(options: argparse.Namespace) -> None:
 
 
 def _plan(name: str, options: argparse.Namespace) -> ScheduleSpec:
-    """The schedule called `name`; what only interleaving reads is refused elsewhere, but not when all are compared."""
+    """The schedule called `name`. Flags for interleaving are refused for others, except when several are compared."""
     if name.endswith(".csv"):
         return _from_file(name, options)
     if name not in NAMES:
@@ -167,7 +167,7 @@ def _plan(name: str, options: argparse.Namespace) -> ScheduleSpec:
     asked = name == "interleaved" or options.run is not compare
     chunks = options.virtual_stages if asked and options.virtual_stages else CHUNKS.get(name, 1)
     if options.group and asked and name != "interleaved":
-        raise UserError(f"--group ({options.group}) needs the schedule interleaved, not {name}: leave it out")
+        raise UserError(f"--group ({options.group}) needs the schedule interleaved, not {name}: remove it")
     group = options.group if name == "interleaved" else None
     stages, microbatches = options.stages or 4, options.microbatches or 8
     orders = compile_order(name, stages, microbatches, chunks, group)
@@ -175,12 +175,16 @@ def _plan(name: str, options: argparse.Namespace) -> ScheduleSpec:
 
 
 def _from_file(path: str, options: argparse.Namespace) -> ScheduleSpec:
-    """The file's schedule; numbers given beside it must be its own."""
+    """The schedule in a file. Raises: UserError if a flag gives another number of stages or micro-batches."""
     plan = ScheduleSpec(*read_table(path))
-    told = {"stages": plan.placement.ranks, "virtual_stages": plan.placement.chunks, "microbatches": plan.microbatches}
-    for name, value in told.items():
+    numbers = {
+        "stages": plan.placement.ranks,
+        "virtual_stages": plan.placement.chunks,
+        "microbatches": plan.microbatches,
+    }
+    for name, value in numbers.items():
         if getattr(options, name) not in (None, value) and options.run is not compare:
-            raise UserError(f"--{name.replace('_', '-')} ({getattr(options, name)}) is {value} in {path}: leave it out")
+            raise UserError(f"--{name.replace('_', '-')} ({getattr(options, name)}) is {value} in {path}: remove it")
     return plan
 
 
@@ -193,7 +197,7 @@ def _play(plan: ScheduleSpec, times: Sequence[StageTimes]) -> Timeline:
 
 
 def _answer(plan: ScheduleSpec, times: Sequence[StageTimes]) -> dict[str, Any]:
-    """What `--json` prints. `overlapped`: interleaved 1F1B as it is published, see `play.overlapped`."""
+    """What `--json` prints. `overlapped`: interleaved 1F1B as published, see `simulate.overlapped`."""
     cost, chunks = cost_of(times, plan.placement), plan.placement.chunks
     hidden = None
     if plan.name == "interleaved":
@@ -210,7 +214,7 @@ def _answer(plan: ScheduleSpec, times: Sequence[StageTimes]) -> dict[str, Any]:
 
 
 def _figures(timeline: Timeline, chunks: int) -> dict[str, Any]:
-    """Peaks are in micro-batches of a rank's layers: a chunk counts 1 / chunks."""
+    """The figures of a simulation. Peaks count micro-batches of all layers of a rank: a chunk counts 1 / chunks."""
     ranks = range(len(timeline.spans))
     return {
         "bubble": timeline.bubble_rate,
@@ -223,7 +227,7 @@ def _figures(timeline: Timeline, chunks: int) -> dict[str, Any]:
 
 
 def _unit(timeline: Timeline) -> float:
-    """The shortest compute, at most 400 columns for the whole."""
+    """Time per column: the shortest action, or more so that the chart has at most 400 columns."""
     shortest = min(
         (s.end - s.start for spans in timeline.spans for s in spans if s.end > s.start and s.action.op in "FBIW"),
         default=1.0,
@@ -270,24 +274,31 @@ def _parser() -> argparse.ArgumentParser:
             add("schedules", nargs="*", metavar="SCHEDULE", help=f"{about}; default: all")
         else:
             add("schedule", metavar="SCHEDULE", help=about)
-        add("--stages", type=int, metavar="P", help="ranks of the pipeline (default: 4)")
-        add("--microbatches", type=int, metavar="M", help="micro-batches of a step (default: 8)")
+        add("--stages", type=int, metavar="P", help="pipeline ranks (default: 4)")
+        add("--microbatches", type=int, metavar="M", help="micro-batches per step (default: 8)")
         add("--virtual-stages", type=int, metavar="V", help="model chunks per rank (interleaved; default: 2)")
-        add("--group", type=int, metavar="G", help="micro-batches per chunk before the next (interleaved; default: P)")
+        add(
+            "--group",
+            type=int,
+            metavar="G",
+            help="micro-batches per chunk before the next chunk (interleaved; default: P)",
+        )
         if name in ("show", "compare", "simulate"):
-            add("--f", type=float, default=1.0, metavar="TIME", help="forward (default: 1)")
-            add("--b", type=float, default=1.0, metavar="TIME", help="input gradient (default: 1)")
-            add("--w", type=float, default=1.0, metavar="TIME", help="weight gradient (default: 1)")
-            add("--comm", type=float, default=0.0, metavar="TIME", help="one transfer (default: 0)")
+            add("--f", type=float, default=1.0, metavar="TIME", help="time of a forward (default: 1)")
+            add("--b", type=float, default=1.0, metavar="TIME", help="time of an input gradient (default: 1)")
+            add("--w", type=float, default=1.0, metavar="TIME", help="time of a weight gradient (default: 1)")
+            add(
+                "--comm", type=float, default=0.0, metavar="TIME", help="time of a transfer between stages (default: 0)"
+            )
             add("--times", metavar="FILE", help="CSV with columns F, B, W, comm and a row per stage")
         if name in ("show", "csv"):
-            add("--output", metavar="FILE", help="write here: .svg, .png or .pdf" if name == "show" else "write here")
+            add("--output", metavar="FILE", help="file: .svg, .png or .pdf" if name == "show" else "file to write to")
         if name in ("compare", "simulate"):
             add("--json", action="store_true", help="print JSON")
         if name == "show":
             add("--unit", type=float, metavar="TIME", help="time per column (default: the shortest action)")
         if name == "check":
-            add("--blocking", action="store_true", help="prove it for sends without buffers, too")
+            add("--blocking", action="store_true", help="also check it for sends without buffers")
         if name == "csv":
-            add("--comms", action="store_true", help="with sends and receives")
+            add("--comms", action="store_true", help="also write sends and receives")
     return parser

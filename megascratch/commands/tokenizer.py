@@ -1,4 +1,4 @@
-"""`megascratch tokenizer ...`: text to a vocabulary, to ids and back; tokenizers compared, converted, proved."""
+"""`megascratch tokenizer`: trains, compares, converts and checks tokenizers; encodes and decodes text."""
 
 import argparse
 import itertools
@@ -23,13 +23,13 @@ from megascratch.tokenizer.registry import SUFFIXES
 from megascratch.tokenizer.splits import ENCODINGS, SPLITS
 from megascratch.tokenizer.vocabulary import END_OF_TEXT
 
-SUMMARY = "train a tokenizer, turn text into ids and back, compare, convert and prove tokenizers"
+SUMMARY = "train, compare, convert and check tokenizers; encode and decode text"
 
 Text = TypeVar("Text", str, tuple[str, str])
 
 
 def main(argv: list[str]) -> int:
-    """The verb. Raises: UserError for what the user can mend."""
+    """Runs the command. Raises: UserError for an error that the user can fix."""
     options = _parser().parse_args(argv)
     actions = {
         "train": _train,
@@ -45,20 +45,26 @@ def main(argv: list[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="megascratch tokenizer", description=SUMMARY)
     actions = parser.add_subparsers(dest="action", required=True)
-    _add_train(actions.add_parser("train", help="make a vocabulary file from text"))
-    encode = actions.add_parser("encode", help="text to ids, separated by spaces")
-    encode.add_argument("text", nargs="?", help="default: standard input")
-    decode = actions.add_parser("decode", help="ids to text")
-    decode.add_argument("ids", nargs="*", help="default: standard input")
+    _add_train(actions.add_parser("train", help="train a tokenizer on text"))
+    encode = actions.add_parser("encode", help="print the ids of a text, separated by spaces")
+    encode.add_argument("text", nargs="?", help="text to encode (default: standard input)")
+    decode = actions.add_parser("decode", help="print the text of ids")
+    decode.add_argument("ids", nargs="*", help="ids to decode (default: standard input)")
     _add_report(actions.add_parser("report", help="compare tokenizers on texts"))
-    _add_convert(actions.add_parser("convert", help="one vocabulary from file to file, where the ids stay the same"))
-    proof = actions.add_parser("check", help="prove a tokenizer on hostile and random texts; exit code 1 if it fails")
-    proof.add_argument("--random", type=int, default=1000, metavar="N", help="random texts (default: 1000)")
-    proof.add_argument("--seed", type=int, default=0, help="of the random texts (default: 0)")
-    for action in (encode, decode, proof):
-        action.add_argument("--tokenizer-type", choices=tokenizers.KINDS, help="default: told by the file's content")
+    _add_convert(actions.add_parser("convert", help="convert a tokenizer to another file format with the same ids"))
+    check_action = actions.add_parser(
+        "check", help="test a tokenizer on hostile and random texts; exit code 1 if a test fails"
+    )
+    check_action.add_argument(
+        "--random", type=int, default=1000, metavar="N", help="number of random texts (default: 1000)"
+    )
+    check_action.add_argument("--seed", type=int, default=0, help="seed of the random texts (default: 0)")
+    for action in (encode, decode, check_action):
+        action.add_argument(
+            "--tokenizer-type", choices=tokenizers.KINDS, help="default: detected from the file's content"
+        )
         action.add_argument("--tokenizer-model", metavar="FILE", help="the tokenizer's file, or its folder")
-        action.add_argument("--vocab-size", type=int, help="for NullTokenizer alone")
+        action.add_argument("--vocab-size", type=int, help="only for NullTokenizer")
     add_parse_special_tokens(encode)
     return parser
 
@@ -72,26 +78,31 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help=".model for SentencePiece, .json for byte-level BPE (with --vocab-size) or characters (without)",
     )
-    add("--tokenizer-type", choices=tuple(SUFFIXES), help="default: told by --output and --vocab-size")
+    add("--tokenizer-type", choices=tuple(SUFFIXES), help="default: from --output and --vocab-size")
     add("--vocab-size", type=int, help="number of ids (SentencePiece, byte-level BPE)")
     add(
         "--split",
         choices=tuple(SPLITS),
         default="gpt2",
-        help="byte-level BPE: where text is cut before it is merged (default: gpt2, which trains fastest)",
+        help="byte-level BPE: rule that splits text before merging (default: gpt2, which trains fastest)",
     )
     add(
         "--special-tokens",
         nargs="+",
         default=[END_OF_TEXT],
         metavar="WORD",
-        help="byte-level BPE: the last ids; "
-        f"<|endoftext|>, <|begin_of_text|> and <|pad|> are known by name (default: {END_OF_TEXT})",
+        help="byte-level BPE: special tokens, which get the last ids; "
+        f"<|endoftext|>, <|begin_of_text|> and <|pad|> get their usual role (default: {END_OF_TEXT})",
     )
-    add("--model-type", choices=("bpe", "unigram"), default="bpe", help="how SentencePiece cuts (default: bpe)")
-    add("--character-coverage", type=float, default=0.9995, help="rarer characters become bytes (default: 0.9995)")
-    add("--no-eod", action="store_true", help="characters alone: no end-of-document id")
-    add("--max-megabytes", type=int, default=1000, help="text to train on; the rest is left out (default: 1000)")
+    add("--model-type", choices=("bpe", "unigram"), default="bpe", help="SentencePiece's algorithm (default: bpe)")
+    add(
+        "--character-coverage",
+        type=float,
+        default=0.9995,
+        help="share of the text's characters to cover; rarer ones become bytes (default: 0.9995)",
+    )
+    add("--no-eod", action="store_true", help="character tokenizer: no end-of-document id")
+    add("--max-megabytes", type=int, default=1000, help="most text to train on (default: 1000)")
     add("--threads", type=int, default=1, help="threads of the unigram trainer (default: 1)")
 
 
@@ -102,26 +113,26 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
     add(
         "--group-key",
         metavar="KEY",
-        help="JSONL key that names a text's group, such as its language (default: its file)",
+        help="JSONL key of a text's group, such as its language (default: group by file)",
     )
-    add("--picture", metavar="FILE", help="bytes per token and use of the vocabulary, .png or .svg")
-    add("--json", metavar="FILE", help="all figures")
-    add("--max-megabytes", type=int, default=100, help="text to read (default: 100)")
+    add("--picture", metavar="FILE", help="draw bytes per token and use of the vocabulary: .png or .svg")
+    add("--json", metavar="FILE", help="write all figures as JSON")
+    add("--max-megabytes", type=int, default=100, help="most text to read (default: 100)")
     add_parse_special_tokens(parser)
 
 
 def _add_convert(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("source", metavar="FILE", help="tokenizer.json, .tiktoken ranks, GPT-2's vocab.json, SentencePiece .model")
-    add("--output", required=True, metavar="FILE", help=".json for a tokenizer.json, .tiktoken for ranks")
-    add("--encoding", choices=tuple(ENCODINGS), help="ranks: the published encoding (default: told by the file's name)")
-    add("--split", choices=tuple(SPLITS), help="ranks: where text is cut, for your own encoding")
-    add("--special-tokens", nargs="+", default=[], metavar="WORD", help="ranks, with --split: the ids after the last")
+    add("source", metavar="FILE", help="tokenizer.json, .tiktoken, GPT-2's vocab.json or SentencePiece .model")
+    add("--output", required=True, metavar="FILE", help=".json for tokenizer.json, .tiktoken for tiktoken ranks")
+    add("--encoding", choices=tuple(ENCODINGS), help="tiktoken: the published encoding (default: from the file's name)")
+    add("--split", choices=tuple(SPLITS), help="tiktoken: rule that splits text, for your own encoding")
+    add("--special-tokens", nargs="+", default=[], metavar="WORD", help="tiktoken with --split: special tokens")
 
 
 def _add_input(parser: argparse.ArgumentParser) -> None:
     add_input(parser, documents=False)
-    parser.add_argument("--json-key", default="text", metavar="KEY", help="where the text stands (default: text)")
+    parser.add_argument("--json-key", default="text", metavar="KEY", help="key of the text (default: text)")
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -131,7 +142,7 @@ def _train(options: argparse.Namespace) -> int:
     texts = (text for _, text in _texts(options, bad_lines))
     tokenizer = tokenizers.train(
         kind,
-        _some(_at_most(texts, options.max_megabytes, "training on"), options.input, bad_lines),
+        _require_text(_at_most(texts, options.max_megabytes, "training on"), options.input, bad_lines),
         options.output,
         vocab_size=options.vocab_size,
         split=options.split,
@@ -141,8 +152,8 @@ def _train(options: argparse.Namespace) -> int:
         eod=not options.no_eod,
         threads=options.threads,
     )
-    bad_lines.tell_rest()
-    _say_written(options.output, tokenizer)
+    bad_lines.print_rest()
+    _print_written(options.output, tokenizer)
     return 0
 
 
@@ -156,7 +167,7 @@ def _kind_of_output(options: argparse.Namespace) -> str:
     return kinds[-1] if options.vocab_size is None else kinds[0]
 
 
-def _say_written(path: str, tokenizer: tokenizers.Tokenizer) -> None:
+def _print_written(path: str, tokenizer: tokenizers.Tokenizer) -> None:
     eod = "no end of document" if tokenizer.eod is None else f"end of document {tokenizer.eod}"
     made = f"{tokenizer.kind}, {tokenizer.vocab_size:,} ids, {eod}, {tokenizer.fingerprint[:16]}"
     print(f"wrote {printable(path)}: {made}")
@@ -166,10 +177,12 @@ def _convert(options: argparse.Namespace) -> int:
     require_no_input([("--output", options.output)], [("the file that is converted", options.source)])
     words = tuple(options.special_tokens)
     tokenizer = convert(Path(options.source), Path(options.output), options.encoding, options.split, words)
-    _say_written(options.output, tokenizer)
+    _print_written(options.output, tokenizer)
     if options.output.endswith(".tiktoken"):
         named = " ".join(f"{printable(word)}={number}" for word, number in tokenizer.specials.items())
-        print(f"ranks say neither split nor special tokens; these are: {named or 'no special tokens'}")
+        print(
+            f"the file does not store the split rule or special tokens; special tokens: {named or 'no special tokens'}"
+        )
     return 0
 
 
@@ -199,7 +212,7 @@ def _report(options: argparse.Namespace) -> int:
     bad_lines = BadLines()
     limited = _at_most(_texts(options, bad_lines, options.group_key), options.max_megabytes, "measuring")
     found = report.measure(loaded, limited, options.parse_special_tokens)
-    bad_lines.tell_rest()
+    bad_lines.print_rest()
     if not found[0].texts:
         raise _no_text(options.input, bad_lines)
     figures = [report.as_json(usage, loaded[usage.name]) for usage in found]
@@ -235,7 +248,7 @@ def _per_token(value: float | None) -> str:
 
 
 def _texts(options: argparse.Namespace, bad_lines: BadLines, group_key: str | None = None) -> Iterator[tuple[str, str]]:
-    """(group, text) of all inputs; what gives no text is told."""
+    """(group, text) of all inputs; bad lines are reported."""
     sources = find_sources(options.input, options.input_format)
     columns = [options.json_key, group_key] if group_key else [options.json_key]
     for record in read_records(sources, options.json_key, columns, sample_by="part"):
@@ -244,11 +257,11 @@ def _texts(options: argparse.Namespace, bad_lines: BadLines, group_key: str | No
             group = record.path if group_key is None or record.is_text else record.text(group_key)
             yield group, text
         except BadLine as reason:
-            bad_lines.tell(f"{record.place}: {reason}")
+            bad_lines.add(f"{record.place}: {reason}")
 
 
-def _some(texts: Iterator[str], inputs: Sequence[str], bad_lines: BadLines) -> Iterator[str]:
-    """The texts from the first one that is not empty. Raises: UserError where there is none."""
+def _require_text(texts: Iterator[str], inputs: Sequence[str], bad_lines: BadLines) -> Iterator[str]:
+    """The texts from the first one that is not empty. Raises: UserError if there is none."""
     for text in texts:
         if text:
             return itertools.chain([text], texts)
@@ -257,12 +270,13 @@ def _some(texts: Iterator[str], inputs: Sequence[str], bad_lines: BadLines) -> I
 
 def _no_text(inputs: Sequence[str], bad_lines: BadLines) -> UserError:
     return UserError(
-        f"{', '.join(inputs[:5])}: no text in it, {bad_lines.count} bad lines; nothing written "
-        "(--input-format text reads plain text under any suffix)"
+        f"{', '.join(inputs[:5])}: no text found, {bad_lines.count} bad lines; nothing was written "
+        "(use --input-format text to read plain text with any suffix)"
     )
 
 
 def _at_most(texts: Iterable[Text], megabytes: int, doing: str) -> Iterator[Text]:
+    """The first `megabytes` of the texts; prints a line if there are more."""
     left = megabytes * 10**6
     for each in texts:
         left -= len((each if isinstance(each, str) else each[1]).encode())

@@ -1,5 +1,6 @@
-"""`megascratch verify`: the user's own config in, a proof that a layout computes the same model out: a table, and exit
-code 0 if every layout passes, 1 if one fails.
+"""`megascratch verify`: checks with the user's own config that a layout computes the same model as one process.
+
+Prints a table of differences. Exit code 0 if every layout passes, 1 if one fails.
 """
 
 import argparse
@@ -29,18 +30,20 @@ from megascratch.verification.shrink import for_proof
 from megascratch.verification.tolerance import TOLERANCE
 from megascratch.verification.verify import Verdict, verify_case
 
-SUMMARY = "prove on your own config that a layout computes the same model"
+SUMMARY = "check with your own config that a layout computes the same model"
 EPILOG = (
-    "Every setting of `megascratch pretrain` is a flag here, too, and --config FILE is read. The config is shrunk "
-    "(same kinds of layers, same layout rules, small widths), trained in one process and on the layout; loss, gradient "
-    "norm, every gradient and every weight are compared. --seed S also decides which layouts --random draws; with "
-    "--max-world, layout settings given as flags stay fixed and the file's are replaced."
+    "Accepts every setting of `megascratch pretrain` as a flag, and --config FILE. The config is shrunk (same kinds of "
+    "layers, same layout rules, small widths) and trained in one process and on the layout. Then loss, gradient norm, "
+    "every gradient and every weight are compared. --seed S also selects the layouts of --random. With --max-world, "
+    "layout settings from flags are kept, and those from the file are replaced."
 )
-WIDTH = 120  # of the table where there is no terminal
-GRACE = 5.0  # seconds that the others still have once a rank has failed
+WIDTH = 120  # of the table if the output is not a terminal
+GRACE = 5.0  # seconds until the other ranks are ended after one has failed
 
 
 class _Once(argparse.Action):
+    """A flag that may be given only once."""
+
     def __call__(self, parser, namespace, values, option_string=None):
         if getattr(namespace, self.dest) != self.default:
             parser.error(f"{option_string} is given twice: give it once")
@@ -48,7 +51,7 @@ class _Once(argparse.Action):
 
 
 def main(argv: Sequence[str]) -> int:
-    """The verb. Raises: UserError for what the user can mend."""
+    """Runs the command. Raises: UserError for an error that the user can fix."""
     parser = _parser()
     if {"-h", "--help"} & set(argv):
         parser.print_help()
@@ -57,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
     _check(options)
     config, origins = load_config(rest, prog="megascratch verify")
     if origins.print_config:
-        raise UserError("--print-config belongs to megascratch pretrain")
+        raise UserError("--print-config is a flag of megascratch pretrain: use it there")
     if config.model.vocab_size is None and (tokenizer := open_tokenizer(config)) is not None:
         config = with_fields(config, {"vocab_size": tokenizer.vocab_size})
     backend = config.parallel.distributed_backend
@@ -68,7 +71,7 @@ def main(argv: Sequence[str]) -> int:
         own_schedule(case.config)
     if options.device == "cuda":
         _check_devices(max(world_of(case.config) for case in cases), backend)
-    return _prove(cases, options, backend)
+    return _verify_all(cases, options, backend)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -76,23 +79,23 @@ def _parser() -> argparse.ArgumentParser:
         prog="megascratch verify", description=SUMMARY, epilog=EPILOG, add_help=False, allow_abbrev=False
     )
     add = parser.add_argument
-    add("--steps", type=int, default=5, metavar="N", action=_Once, help="training steps (default: 5)")
+    add("--steps", type=int, default=5, metavar="N", action=_Once, help="number of training steps (default: 5)")
     add(
         "--precision",
         choices=("fp64", "fp32", "bf16", "fp16"),
         default="fp64",
         action=_Once,
-        help="tolerance 1e-9 in fp64 (default), 1e-5 in fp32; bf16, fp16: twice the distance from fp32",
+        help="tolerance 1e-9 in fp64 (default), 1e-5 in fp32; bf16 and fp16: twice the rounding error against fp32",
     )
-    add("--max-world", type=int, metavar="W", action=_Once, help="every legal layout of up to W ranks")
-    add("--random", type=int, metavar="K", action=_Once, help="K random legal layouts of up to --max-world ranks")
+    add("--max-world", type=int, metavar="W", action=_Once, help="check every valid layout of up to W ranks")
+    add("--random", type=int, metavar="K", action=_Once, help="check K random valid layouts of up to --max-world ranks")
     add("--full-size", action="store_true", help="do not shrink the config")
     add(
         "--device",
         choices=("cpu", "cuda"),
         default="cpu",
         action=_Once,
-        help="cpu (default), or cuda: a device per rank, or with --distributed-backend gloo any number",
+        help="cpu (default), or cuda with a device per rank (with --distributed-backend gloo ranks can share devices)",
     )
     add(
         "--timeout",
@@ -100,9 +103,9 @@ def _parser() -> argparse.ArgumentParser:
         default=120.0,
         metavar="SECONDS",
         action=_Once,
-        help="a run that takes longer has failed (default: 120)",
+        help="a run that takes longer fails (default: 120)",
     )
-    add("--json", metavar="FILE", action=_Once, help="the verdicts, as JSON")
+    add("--json", metavar="FILE", action=_Once, help="write the results as JSON")
     return parser
 
 
@@ -112,7 +115,7 @@ def _check(options: argparse.Namespace) -> None:
         if value is not None and not value > 0:
             raise UserError(f"--{name.replace('_', '-')} ({value}) must be above 0")
     if options.random is not None and options.max_world is None:
-        raise UserError(f"--random ({options.random}) needs --max-world, the most ranks a layout may have")
+        raise UserError(f"--random ({options.random}) needs --max-world, the largest number of ranks")
     if options.json is not None and not Path(options.json).resolve().parent.is_dir():
         raise UserError(f"--json {options.json} cannot be written: there is no folder {Path(options.json).parent}")
 
@@ -137,15 +140,16 @@ def _check_vocabulary(cases: Sequence[Case]) -> None:
 def _check_devices(ranks: int, backend: str | None) -> None:
     there = torch.cuda.device_count()
     if there < ranks and (backend != "gloo" or there == 0):
-        fewer = f"use --max-world {there} or less, --distributed-backend gloo, with which ranks share devices, or"
+        fewer = f"use --max-world {there} or less, --distributed-backend gloo (ranks share devices), or"
         raise UserError(
             f"--device cuda needs a device per rank, {ranks} for these layouts, and this machine has {there}: "
             f"{fewer if there else 'use'} --device cpu"
         )
 
 
-def _prove(cases: Sequence[Case], options: argparse.Namespace, backend: str | None) -> int:
-    console, verdicts = Console(highlight=False), []
+def _verify_all(cases: Sequence[Case], options: argparse.Namespace, backend: str | None) -> int:
+    console = Console(highlight=False)
+    verdicts: list[Verdict] = []
     if not console.is_terminal:
         console.width = WIDTH
     pool = Pool(options.timeout, options.device, GRACE, backend if options.device == "cuda" else None)
@@ -174,8 +178,9 @@ def _prove(cases: Sequence[Case], options: argparse.Namespace, backend: str | No
 
 def _table(verdicts: Sequence[Verdict], options: argparse.Namespace) -> Table:
     exact = options.precision in TOLERANCE
-    told = "largest relative difference" if exact else "largest difference beside what rounding costs one process"
-    title, number = f"{told}, {options.precision}, {options.steps} steps", "{:.0e}" if exact else "{:.2f}"
+    measure = "largest relative difference" if exact else "largest difference / rounding error of one process"
+    title = f"{measure}, {options.precision}, {options.steps} steps"
+    number = "{:.0e}" if exact else "{:.2f}"
     table = Table(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False)
     table.add_column("layout, micro-batches")
     for kind in KINDS:
@@ -209,7 +214,7 @@ def _write(file: str, verdicts: Sequence[Verdict], options: argparse.Namespace) 
         }
         for verdict in verdicts
     ]
-    whole = {
+    report = {
         "precision": options.precision,
         "steps": options.steps,
         "device": options.device,
@@ -218,11 +223,11 @@ def _write(file: str, verdicts: Sequence[Verdict], options: argparse.Namespace) 
     }
     try:
         with open(file, "w", encoding="utf-8") as out:
-            out.write(json.dumps(whole, indent=2, allow_nan=False) + "\n")
+            out.write(json.dumps(report, indent=2, allow_nan=False) + "\n")
     except OSError as error:
         raise UserError(f"--json {file} cannot be written: {error.strerror}") from error
 
 
 def _number(value: float) -> float | str:
-    """JSON has no infinity."""
+    """The number, or the text 'infinite', since JSON has no infinity."""
     return value if value < float("inf") else "infinite"

@@ -38,10 +38,10 @@ def test_help_lists_every_verb(capsys, flag):
 @pytest.mark.parametrize(
     ("argv", "complaint"),
     [
-        (["pretrian"], "unknown verb pretrian - did you mean pretrain?"),
-        (["xyzzy"], "unknown verb xyzzy\n"),
-        ([], "which verb?"),
-        (["--lr", "1"], "unknown verb --lr"),
+        (["pretrian"], "unknown command pretrian - did you mean pretrain?"),
+        (["xyzzy"], "unknown command xyzzy\n"),
+        ([], "no command given"),
+        (["--lr", "1"], "unknown command --lr"),
     ],
 )
 def test_a_word_that_is_no_verb_is_refused_with_the_nearest(capsys, argv, complaint):
@@ -106,7 +106,7 @@ def test_the_module_runs_as_a_program():
     program = [sys.executable, "-m", "megascratch", "pretrian"]
     done = subprocess.run(program, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 2
-    assert done.stderr.startswith("megascratch: error: unknown verb pretrian - did you mean pretrain?\n")
+    assert done.stderr.startswith("megascratch: error: unknown command pretrian - did you mean pretrain?\n")
 
 
 @pytest.mark.parametrize("argv", [["--help"], ["generate"]])

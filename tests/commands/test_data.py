@@ -44,7 +44,7 @@ def test_inspect_tells_the_numbers_the_samples_and_draws(corpus, tmp_path, capsy
 def test_validate_is_1_for_a_broken_corpus_and_lists_what_it_finds(corpus, tmp_path, capsys):
     other = golden(tmp_path / "g", 20, 1)
     assert run("validate", corpus, other) == 0
-    assert capsys.readouterr().out.count("sound; ") == 2
+    assert capsys.readouterr().out.count("valid; ") == 2
     assert run("validate", corpus, other, "--vocab-size", 90, "--most", 2) == 1
     told = capsys.readouterr().out.splitlines()
     assert f"{corpus}.bin: sequence 0 has id 97, the vocabulary has 0 to 89" in told
@@ -79,7 +79,7 @@ def test_split_cuts_by_fractions_or_counts(corpus, tmp_path):
         (["inspect", "{c}none"], "none.idx cannot be read: No such file"),
         (["merge", "--input", "{c}", "{c}", "--output-prefix", "x"], "more than once: name each corpus once"),
         (["merge", "--input", "{folder}/half", "--output-prefix", "x"], "has only one of .bin and .idx"),
-        (["merge", "--input", "{folder}/none", "--output-prefix", "x"], "holds no .bin/.idx pair"),
+        (["merge", "--input", "{folder}/none", "--output-prefix", "x"], "contains no .bin/.idx pair"),
         (["merge", "--input", "{c}", "--output-prefix", "x", "--multimodal"], "--multimodal"),
         (["split", "{c}", "--output-prefix", "x", "--documents", "1", "2"], "add up to all 4 documents"),
         (["split", "{c}", "--output-prefix", "x", "--documents", "1", "3", "--names", "a", "a"], "2 different names"),
@@ -139,7 +139,7 @@ def test_audit_tells_every_use_and_where_a_document_went(settings_, corpus, tmp_
     ("words", "law"),
     [
         (["audit", "--steps", "3:2"], "--steps 3:2 must be FIRST:LAST"),
-        (["audit", "--steps", "1:51"], "ends behind the last step of the run (50): use 1:50"),
+        (["audit", "--steps", "1:51"], "ends after the last step of the run (50): use 1:50"),
         (["audit", "--steps", "1", "--document", "3"], "needs --corpus"),
         (["audit", "--steps", "1", "--micro-batch-size", "0"], "micro-batch-size (0) must be at least 1"),
         (["audit", "--steps", "1", "--data-stages", "5 x", "5 x"], "begin at 6 or later"),

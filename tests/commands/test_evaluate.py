@@ -91,7 +91,7 @@ def test_a_model_without_ends_of_documents_is_not_charged_for_them(run, heldout,
         (["--batch-size", "0"], "--batch-size (0)"),
         (["--load", "no/such"], "no checkpoint: no/such"),
         (["--input", "no/such"], "no/such cannot be read"),
-        (["--json-key", "body"], "no document, 3 bad lines"),
+        (["--json-key", "body"], "no document found, 3 bad lines"),
         (["--output-json", "/dev/null/x"], "/dev/null/x cannot be written"),
     ],
 )

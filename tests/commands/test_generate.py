@@ -75,7 +75,7 @@ def test_the_end_of_the_position_table_is_said(run, capsys):
         (["--top-k", "-3"], "--top-k (-3)"),
         (["--max-new-tokens", "0"], "--max-new-tokens (0)"),
         (["--batch-size", "0"], "--batch-size (0)"),
-        (["--greedy", "--top-k", "3"], "--greedy takes the likeliest token: leave --top-k away"),
+        (["--greedy", "--top-k", "3"], "--greedy ignores --top-k: remove one or the other"),
         (["--prompts-file", "no/such"], "no/such cannot be read"),
         (["--prompt", "x" * 25], "prompt 1 has 25 tokens, the model has 24 positions"),
         (["--prompt", "\udcff"], "prompt 1: "),
@@ -186,4 +186,4 @@ def test_a_file_without_a_prompt_is_refused(run, tmp_path, capsys, content):
     (tmp_path / "none.txt").write_text(content)
     assert generate(run, "--prompts-file", str(tmp_path / "none.txt")) == 2
     said = capsys.readouterr()
-    assert "none.txt holds no prompt" in said.err and said.out == ""
+    assert "none.txt contains no prompt" in said.err and said.out == ""

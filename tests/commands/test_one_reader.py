@@ -7,7 +7,7 @@ import pytest
 
 from megascratch import tokenizer as tokenizers
 from megascratch.commands import main
-from megascratch.commands.bad_lines import MOST_TOLD
+from megascratch.commands.bad_lines import MOST_PRINTED
 from megascratch.data.tokens.token_files import TokenReader
 from tests.support.preprocess_runs import PACK
 from tests.support.small_models import save_model
@@ -136,14 +136,14 @@ def test_a_line_of_a_text_file_may_be_a_document(run, tmp_path, verb):
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_the_first_bad_lines_are_told_and_all_are_counted(run, tmp_path, verb, capsys):
-    bad = MOST_TOLD + 5
+    bad = MOST_PRINTED + 5
     path = tmp_path / "x.jsonl"
     path.write_text("\n".join([*["{"] * bad, *LINES]))
     assert verb(run, ["--input", str(path)], tmp_path) == expected(verb)
     told = capsys.readouterr()
     runs = 2 if verb is report else 1  # it trains what it reports on
-    assert told.err.count(f"skipped {path}:") == runs * MOST_TOLD
-    assert f"skipped {path}:{MOST_TOLD}: broken JSON" in told.err
+    assert told.err.count(f"skipped {path}:") == runs * MOST_PRINTED
+    assert f"skipped {path}:{MOST_PRINTED}: broken JSON" in told.err
     assert (told.err + told.out).count("skipped 5 more" if verb is not preprocess else "5 more bad lines") == runs
 
 
@@ -153,7 +153,7 @@ def test_a_tokenizer_of_nothing_is_refused_and_not_written(tmp_path, capsys, con
     (tmp_path / "x.jsonl").write_text(content)
     words = ["--input", str(tmp_path / "x.jsonl"), "--output", str(tmp_path / "t.json"), *verb]
     assert main(["tokenizer", "train", *words]) == 2
-    assert f"x.jsonl: no text in it, {content.count(chr(123) + chr(10))} bad lines; nothing" in capsys.readouterr().err
+    assert f"x.jsonl: no text found, {content.count(chr(123) + chr(10))} bad lines; nothing" in capsys.readouterr().err
     assert not (tmp_path / "t.json").exists()
 
 
@@ -161,5 +161,5 @@ def test_curating_nothing_is_refused_and_not_written(tmp_path, capsys):
     (tmp_path / "x.jsonl").write_text("{\n")
     words = ["--input", str(tmp_path / "x.jsonl"), "--output", str(tmp_path / "o.jsonl"), "--exact-duplicates"]
     assert main(["curate", *words]) == 2
-    assert "no text in it, 1 bad lines; nothing written" in capsys.readouterr().err
+    assert "no text found, 1 bad lines; nothing was written" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["x.jsonl"]

@@ -196,13 +196,16 @@ def test_no_document_is_refused_and_the_old_files_stay(tmp_path, content, worker
         (["--tokenizer-type", "ByteTokenizer", "--workers", "0"], r"--workers \(0\)"),
         (["--tokenizer-type", "ByteTokenizer", "--json-keys", "a", "a"], "name it once"),
         (["--tokenizer-model", "nowhere.model"], "nowhere.model cannot be read"),
-        (["--tokenizer-model", "{}/c.json", "--append-eod"], "--append-eod: this CharTokenizer has no end of document"),
+        (
+            ["--tokenizer-model", "{}/c.json", "--append-eod"],
+            "--append-eod: this CharTokenizer has no end-of-document id",
+        ),
         (["--tokenizer-type", "ByteTokenizer", "--input", "nowhere.jsonl"], r"nowhere\.jsonl cannot be read: No such"),
         (["--tokenizer-type", "ByteTokenizer", "--output-prefix", "{}/x.jsonl/y"], "cannot be written"),
         (["--tokenizer-type", "ByteTokenizer", "--shard", "2/2"], "--shard 2/2 must be I/N with I from 0 to N - 1"),
-        (["--tokenizer-type", "ByteTokenizer", "--shard", "0/2", "--engine", "ray"], "leave --shard away"),
+        (["--tokenizer-type", "ByteTokenizer", "--shard", "0/2", "--engine", "ray"], "remove --shard"),
         (["--tokenizer-type", "ByteTokenizer", "--shard", "0/2", "--input", "-"], "- is a pipe"),
-        (["--tokenizer-type", "ByteTokenizer", "--input-format", "text", "--json-keys", "a", "b"], "it has no keys"),
+        (["--tokenizer-type", "ByteTokenizer", "--input-format", "text", "--json-keys", "a", "b"], "which has no keys"),
     ],
 )
 def test_what_cannot_work_is_refused(tmp_path, flags, law):

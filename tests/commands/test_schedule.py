@@ -133,4 +133,4 @@ def test_numbers_beside_a_file_must_be_its_own(capsys, tmp_path):
     path = tmp_path / "own.csv"
     path.write_text(GOOD)
     assert main(["schedule", "show", str(path), "--stages", "4"]) == 2
-    assert f"--stages (4) is 2 in {path}: leave it out" in capsys.readouterr().err
+    assert f"--stages (4) is 2 in {path}: remove it" in capsys.readouterr().err

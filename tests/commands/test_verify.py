@@ -71,7 +71,7 @@ def test_a_layout_that_differs_is_code_1_with_its_first_difference(capsys, monke
         (["--tokenizer-model", "nowhere.model"], "nowhere.model"),
         (["--device", "cuda", "--data-parallel-size", "1000"], "--device cuda needs a device per rank"),
         (["--json", "nowhere/verdicts.json"], "--json nowhere/verdicts.json cannot be written: there is no folder"),
-        (["--print-config"], "--print-config belongs to megascratch pretrain"),
+        (["--print-config"], "--print-config is a flag of megascratch pretrain"),
         (["--max-world", "4", "--tensor-model-parallel-size", "5"], "no layout of up to 4 ranks is legal"),
     ],
 )

@@ -102,11 +102,11 @@ def test_bad_lines_are_counted_or_end_the_run(curate, tmp_path, capsys):
     [
         ([], "nothing to do: ask for --gopher-quality"),
         (["--gopher-quality", "--limit", "min_word=3"], "unknown limit min_word - did you mean min_words?"),
-        (["--gopher-quality", "--limit", "min_words=x"], "min_words takes int, such as min_words=1"),
+        (["--gopher-quality", "--limit", "min_words=x"], "min_words must be of type int, such as min_words=1"),
         (["--near-duplicates", "--similarity", "2"], "--similarity (2) must be in (0, 1]"),
         (["--decontaminate", "none.jsonl"], "none.jsonl cannot be read"),
         (["--decontaminate", "{in}", "--decontaminate-words", "3"], "--decontaminate-words (3) must be at least 8"),
-        (["--exact-duplicates", "--output", "{in}"], "is an input, too: choose another name"),
+        (["--exact-duplicates", "--output", "{in}"], "choose another name"),
         (["--exact-duplicates", "--input", "{in}", "{in}"], "more than once: name each file once"),
     ],
 )

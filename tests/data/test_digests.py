@@ -115,11 +115,11 @@ def test_a_pair_from_elsewhere_is_recorded_once_and_then_guarded(tmp_path, capsy
     for one in (prefix, mask):
         digests_path(one).unlink()
     assert main(["validate", prefix]) == 0
-    assert f"no digests, so damage can hide: megascratch data record {prefix}" in capsys.readouterr().out
+    assert f"no digests, so damage may go unnoticed: run megascratch data record {prefix}" in capsys.readouterr().out
     assert main(["record", prefix]) == 0
     assert (digests_path(prefix).read_bytes(), digests_path(mask).read_bytes()) == sound
     assert main(["record", prefix]) == 0
-    assert "already recorded, and unchanged" in capsys.readouterr().out
+    assert "already recorded and unchanged" in capsys.readouterr().out
     flip(bin_path(mask), 0, bit=1)
     with pytest.raises(UserError, match=r"c_loss_mask\.bin: bytes 0 to 6 .* --overwrite records the files"):
         record(prefix)

@@ -161,15 +161,15 @@ def test_every_verb_works_on_addresses(tmp_path, capsys):
     capsys.readouterr()
     assert [row["step"] for row in verb(capsys, "inspect", RUN, "--json")["steps"]] == [8, 6, 4, 2]
     assert verb(capsys, "inspect", f"{RUN}/step_00000004", "--json")["path"] == f"{RUN}/step_00000004"
-    assert verb(capsys, "verify", RUN).count("sound") == 4
-    assert "tensors are equal to the bit" in verb(capsys, "diff", f"{RUN}/step_00000002", RUN, code=1)
+    assert verb(capsys, "verify", RUN).count("valid") == 4
+    assert "tensors are bitwise equal" in verb(capsys, "diff", f"{RUN}/step_00000002", RUN, code=1)
     done = verb(capsys, "reshard", RUN, "--output", "memory://bucket/other", "--files", "3", "--json")
     assert done["files"] == 3 and done["path"] == "memory://bucket/other/step_00000008"
     done = verb(capsys, "reshard", RUN, "--output", str(tmp_path / "here"), "--json")  # down to this machine, and up
     verb(capsys, "reshard", done["path"], "--output", "memory://bucket/back")
     assert "differ" not in verb(capsys, "diff", RUN, "memory://bucket/back")
     mean = verb(capsys, "average", f"{RUN}/step_00000006", RUN, "--output", "memory://bucket/mean", "--json")["path"]
-    assert verb(capsys, "verify", mean) == f"{mean}: sound\n"
+    assert verb(capsys, "verify", mean) == f"{mean}: valid\n"
     assert len(verb(capsys, "prune", RUN, "--keep-last-n-checkpoints", "2", "--dry-run", "--json")["deleted"]) == 2
     assert numbers(RUN) == [8, 6, 4, 2]
     verb(capsys, "prune", RUN, "--keep-last-n-checkpoints", "2")
