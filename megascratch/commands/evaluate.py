@@ -105,22 +105,24 @@ def _parser() -> argparse.ArgumentParser:
 
 def _documents(options: argparse.Namespace) -> tuple[list[Document], int]:
     """Every text that is not empty, and the number of bad lines."""
-    found, bad_lines, key = [], BadLines(), options.json_key
+    documents = []
+    bad_lines = BadLines()
+    key = options.json_key
     sources = find_sources(options.input, options.input_format)
     for record in read_records(sources, key, [key], options.sample_by):
         try:
             text = record.text(key)
             if not text:
                 raise BadLine("empty text")
-            found.append(Document(text, record.place))
+            documents.append(Document(text, record.place))
         except BadLine as reason:
             if options.strict:
                 raise UserError(f"{record.place}: {reason} (--strict)") from reason
             bad_lines.add(f"{record.place}: {reason}")
     bad_lines.print_rest()
-    if not found:
+    if not documents:
         raise UserError(f"{', '.join(options.input)}: no document found, {bad_lines.count} bad lines")
-    return found, bad_lines.count
+    return documents, bad_lines.count
 
 
 def _encode(tokenizer: Tokenizer, document: Document, parse_specials: bool) -> list[int]:

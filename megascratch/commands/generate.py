@@ -120,15 +120,15 @@ def _sampling(options: argparse.Namespace) -> Sampling:
 def _prompts(path: str) -> list[str]:
     """One prompt per line. Raises: UserError for a bad line, or a file without prompts."""
     format = None if format_of(path) else "text"
-    found = []
+    prompts = []
     for record in read_records(find_sources([path], format), "text", ["text"], sample_by="line"):
         try:
-            found.append(record.text("text"))
+            prompts.append(record.text("text"))
         except BadLine as reason:
             raise UserError(f"{record.place}: {reason}") from reason
-    if not any(found):
+    if not any(prompts):
         raise UserError(f"--prompts-file {path} contains no prompt: remove the flag to generate from an empty prompt")
-    return found
+    return prompts
 
 
 class Stops:

@@ -75,12 +75,13 @@ def each(values: Iterable[Any]) -> list[list[Any]]:
 
 
 def _passing(remedy: Remedy, passes: Passes) -> list[Any]:
-    found: list[Any] = []
+    """The first value of each row that passes, sorted, without duplicates."""
+    passing: list[Any] = []
     for row in remedy.rows:
         value = next((value for value in row if passes(remedy.setting, value)), None)
-        if value is not None and value not in found:
-            found.append(value)
-    return sorted(found[:MOST_SHOWN])
+        if value is not None and value not in passing:
+            passing.append(value)
+    return sorted(passing[:MOST_SHOWN])
 
 
 def _words(remedy: Remedy, values: Sequence[Any]) -> str:

@@ -281,7 +281,8 @@ def compare_configs(before: Side, now: Side, consumed_samples: int, forced: Sequ
 
 
 def _settings(before: Side, now: Side, consumed_samples: int) -> list[tuple[str, Kind, str]]:
-    found = []
+    """(setting, kind, sentence) for each setting that differs."""
+    changes: list[tuple[str, Kind, str]] = []
     for name in now.settings:
         row = ROW_OF[name]
         if name not in before.settings:
@@ -291,24 +292,25 @@ def _settings(before: Side, now: Side, consumed_samples: int) -> list[tuple[str,
         if old == new:
             continue
         kind, effect = (row.unless(change) if row.unless else None) or (row.kind, row.effect)
-        found.append((name, kind, f"{flag(name)[2:]} was {_words(old)} and is now {_words(new)}: {effect}"))
-    return found
+        changes.append((name, kind, f"{flag(name)[2:]} was {_words(old)} and is now {_words(new)}: {effect}"))
+    return changes
 
 
 def _files(before: Side, now: Side) -> list[tuple[str, Kind, str]]:
     """Corpora with the same name but different content."""
-    return [
-        (
-            DATA_FILES,
-            "refused",
-            f"{prefix}{suffix} has changed since the checkpoint: it was "
-            f"{_digest(before.files[prefix].get(suffix))} and is now {_digest(now.files[prefix].get(suffix))}: "
-            f"{OTHER_TEXT}, maybe in a different order",
-        )
-        for prefix in before.files
-        if prefix in now.files
-        for suffix in differing_files(before.files[prefix], now.files[prefix])
-    ]
+    changes: list[tuple[str, Kind, str]] = []
+    for prefix in before.files:
+        if prefix not in now.files:
+            continue
+        for suffix in differing_files(before.files[prefix], now.files[prefix]):
+            old = _digest(before.files[prefix].get(suffix))
+            new = _digest(now.files[prefix].get(suffix))
+            sentence = (
+                f"{prefix}{suffix} has changed since the checkpoint: it was {old} and is now {new}: "
+                f"{OTHER_TEXT}, maybe in a different order"
+            )
+            changes.append((DATA_FILES, "refused", sentence))
+    return changes
 
 
 def _tokenizer(before: Side, now: Side) -> list[tuple[str, Kind, str]]:

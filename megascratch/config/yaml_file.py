@@ -107,17 +107,17 @@ def _entries(file: str) -> list[_Setting]:
         return []
     if not isinstance(root, MappingNode):
         raise SettingError(f"{file}: a config file must contain `setting: value` lines, not {kind_of(root)}")
-    found: list[_Setting] = []
+    settings: list[_Setting] = []
     for entry in entries(root, file):
         name = _field(entry.key)
         if name in SECTIONS and isinstance(entry.value, MappingNode):
             for inner in entries(entry.value, file):
-                found.append(_Setting(_field(inner.key), name, value_of(inner.value), inner.line))
+                settings.append(_Setting(_field(inner.key), name, value_of(inner.value), inner.line))
         elif name in SECTIONS and value_of(entry.value) is None:
             continue
         elif name in SECTION_OF or not is_template(entry.value, root):
-            found.append(_Setting(name, None, value_of(entry.value), entry.line))
-    return found
+            settings.append(_Setting(name, None, value_of(entry.value), entry.line))
+    return settings
 
 
 def _field(key: Any) -> str:
