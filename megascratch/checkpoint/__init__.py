@@ -1,12 +1,12 @@
-"""A checkpoint has no layout: global names and boxes go in, any layout reads any other's, bit for bit.
+"""Saves and loads checkpoints that any parallel layout can read: a run may resume on another layout, bit for bit.
 
     path = save(folder, step, held, state, mesh.world)        # -> folder/step_00000123
     state = load(folder, held, mesh.world)                    # fills held in place
 
-    saver = Saver(folder, mesh.world, own, device, lease=acquire(folder))      # during training: see async_saver.py
+    saver = AsyncSaver(folder, mesh.world, own, device, lease=acquire(folder))   # during training: see async_saver.py
 
-The checkpoint knows no model and no optimizer; what a rank holds is given as `parallel.sharded_tensor.ShardedTensor`
-records.
+A checkpoint stores global tensor names and boxes, no ranks. It knows neither the model nor the optimizer: a rank
+describes what it holds as `parallel.sharded_tensor.ShardedTensor` records.
 """
 
 from megascratch.checkpoint.async_saver import AsyncSaver, Outcome

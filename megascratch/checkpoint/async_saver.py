@@ -1,11 +1,11 @@
-"""`AsyncSaver`: saves that run beside training, on a process group and a thread of their own.
+"""Saves checkpoints in the background while training continues: `AsyncSaver`.
 
-    saver.start(step, held, state)   training stands still for the copy to host memory, then goes on
-    saver.poll()                     at each step's end: the saves that have ended, on all ranks at the same step
-    saver.wait()                     until none is under way, then the same
+    saver.start(step, held, state)   training waits for the copy to host memory, then continues
+    saver.poll()                     at the end of each step: the saves that have ended, on all ranks at the same step
+    saver.wait()                     waits for the save that is running, then returns the same
 
-The thread's collectives never meet training's, because they run on a group that nothing else uses. Never are two
-saves under way: `start` first waits for the one before.
+A save runs in a thread of its own. The thread's collectives cannot mix with those of training, because they run on a
+process group that nothing else uses. At most one save runs at a time: `start` waits for the previous one.
 """
 
 import threading
@@ -36,7 +36,7 @@ class Outcome:
 
     step: int
     nbytes: int  # of all data files
-    stall_seconds: float  # that training stood still, on the rank that waited longest
+    stall_seconds: float  # how long training waited, on the rank that waited longest
     seconds: float = 0.0  # from its start to its end
     path: Place | None = None  # None: it failed
     error: Exception | None = None
@@ -47,12 +47,12 @@ class AsyncSaver:
     """Writes the steps of a run into one folder.
 
     Args:
-        world: of training; asked at steps' ends whether all ranks' threads have ended.
+        world: all ranks of training; `poll` uses it to find out whether the threads of all ranks have ended.
         own: the same ranks over a CPU group (gloo) that nothing else uses.
-        device: of `world`'s collectives.
-        lease: the first rank's right to write; None on other ranks, and where nobody else could write.
-        asynchronous: False: `start` returns when the save has ended.
-        after: called on the first rank behind each commit; deletes older steps and tells which.
+        device: the device of `world`'s collectives.
+        lease: the first rank's right to write; None on other ranks, and where no other process could write.
+        asynchronous: if False, `start` returns when the save has ended.
+        after: called on the first rank after each commit; deletes older steps and returns their paths.
     """
 
     def __init__(
@@ -75,47 +75,50 @@ class AsyncSaver:
         self._ended: list[Outcome] = []
 
     def prepare(self, held: list[ShardedTensor], staging: bool = True) -> int:
-        """Shares out the work and, for asynchronous saves, takes the host memory, so that the first one stalls no
-        longer than the others; called by all ranks while no save is under way. The bytes of a whole checkpoint.
+        """Assigns chunks to ranks and, for asynchronous saves, allocates the host memory, so that the first save
+        stalls training no longer than the others. Called by all ranks while no save is running. Returns the size of a
+        checkpoint in bytes.
 
-        Raises: on all ranks: UserError where one has not enough memory, CheckpointError where records are not sound.
+        Raises: on all ranks: UserError if a rank has not enough memory, CheckpointError if a rank's records are not
+            valid.
         """
         if self._share is None or self._held is not held:
             self._staging = None  # its memory first
             self._held, self._share = held, agree_on_write_plan(held, self.own)
         if staging and self.asynchronous and self._staging is None:
-            made: list[Staging] = []
+            allocated: list[Staging] = []
             layout = self._share.layout
-            on_all_ranks(self.own, lambda: made.append(Staging(layout)))
-            self._staging = made[0]
+            on_all_ranks(self.own, lambda: allocated.append(Staging(layout)))
+            self._staging = allocated[0]
         return self._share.total_bytes
 
     def start(self, step: int, held: list[ShardedTensor], state: dict[str, Any], *, last: bool = False) -> None:
         """Begins a save; called by all ranks. Its outcome comes from `poll` or `wait`.
 
         Args:
-            held: the same list each time, while nothing but the tensors' content changes: then no work is shared out.
-            state: any JSON; not changed afterwards.
-            last: nothing is left to train: write from the state itself and return when it is done.
+            held: pass the same list each time while only the content of the tensors changes: the assignment of chunks
+                to ranks is then reused.
+            state: any JSON; the caller must not change it afterwards.
+            last: training has ended: write directly from the tensors and return when the save is done.
         """
         begun = time.perf_counter()
         self._join()
-        beside = self.asynchronous and not last
-        self.prepare(held, staging=beside)
-        failure = self._copy(beside)
+        in_background = self.asynchronous and not last
+        self.prepare(held, staging=in_background)
+        failure = self._copy(in_background)
         assert self._share is not None
         outcome = Outcome(step, self._share.total_bytes, time.perf_counter() - begun)
-        work = (self._share, self._raw(beside), state, outcome, begun, failure)
+        work = (self._share, self._raw(in_background), state, outcome, begun, failure)
         thread = threading.Thread(target=self._run, args=work, name="save", daemon=True)
         thread.start()
         self._under_way = thread, outcome
-        if not beside:
+        if not in_background:
             self._join()
             outcome.stall_seconds = outcome.seconds
 
     def poll(self) -> list[Outcome]:
-        """The saves that have ended since the last question; called by all ranks at the same place, and all get the
-        same. Costs a small collective of training's while a save is under way, else nothing."""
+        """Returns the saves that have ended since the last call. Called by all ranks at the same point; all get the
+        same answer. Costs one small collective on training's group while a save is running, otherwise nothing."""
         if self._under_way is not None:
             alive = torch.tensor(float(self._under_way[0].is_alive()), device=self.device)
             if not all_reduce(alive, self.world, dist.ReduceOp.MAX).item():
@@ -124,7 +127,8 @@ class AsyncSaver:
         return ended
 
     def wait(self) -> list[Outcome]:
-        """As `poll`, when no save is under way any more: all ranks' threads end together, so nothing is asked."""
+        """Waits for a running save, then returns the same as `poll`. Needs no collective: the threads of all ranks end
+        together."""
         self._join()
         ended, self._ended = self._ended, []
         return ended
@@ -137,25 +141,25 @@ class AsyncSaver:
             self._ended.append(outcome)
 
     def close(self, wait: bool = True) -> None:
-        """Lets others write into the folder; without `wait` a save under way is given up."""
+        """Releases the folder for other writers. Without `wait`, a running save is abandoned."""
         if wait:
             self._join()
         if self.lease is not None:
             self.lease.release()
 
-    def _copy(self, beside: bool) -> Exception | None:
-        """An error here is told to all ranks by the thread's first collective."""
+    def _copy(self, in_background: bool) -> Exception | None:
+        """Copies to host memory. An error is returned; the first collective of the thread reports it to all ranks."""
         try:
             fault_point("save.begin")
-            if beside and self._staging is not None:
+            if in_background and self._staging is not None:
                 self._staging.copy()
         except Exception as error:
             return error
         return None
 
-    def _raw(self, beside: bool) -> RawBytes:
+    def _raw(self, in_background: bool) -> RawBytes:
         assert self._share is not None
-        if beside and self._staging is not None:
+        if in_background and self._staging is not None:
             return self._staging.raw
         slots = self._share.layout.slots
         return lambda index: raw_bytes(slots[index].tensor)
@@ -169,7 +173,7 @@ class AsyncSaver:
         begun: float,
         failure: Exception | None,
     ) -> None:
-        """The thread of a save."""
+        """The body of the thread: writes one step and records its outcome."""
         inside = self.folder if self.lease is None else self.lease.inside
         try:
             fault_point("save.thread")

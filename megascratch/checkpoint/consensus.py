@@ -1,4 +1,4 @@
-"""An action on every rank in, every rank's result or one error on all ranks out: nobody goes on alone."""
+"""Runs an action on all ranks, or on the first one, so that all ranks get the results or all raise the same error."""
 
 from collections.abc import Callable
 from typing import TypeVar, cast
@@ -17,10 +17,11 @@ KINDS: dict[str, type[Exception]] = {
 
 
 def on_all_ranks(world: Axis, action: Callable[[], T]) -> list[T]:
-    """Runs `action` here and on all other ranks of `world`; the results in rank order.
+    """Runs `action` on every rank of `world` and returns the results in rank order.
 
-    Raises: on all ranks the error of the first rank that failed, told with its number: a UserError keeps its kind, an
-    OSError and a StoreError become a DiskError, and anything else a CheckpointError. Its own error is the cause there.
+    Raises: on all ranks the error of the first rank that failed, with its rank number in the text: a UserError keeps
+    its kind, an OSError or a StoreError becomes a DiskError, and anything else a CheckpointError. On the rank that
+    failed, the original error is the cause.
     """
     result: T | None = None
     failure: tuple[str, str] | None = None
@@ -28,7 +29,8 @@ def on_all_ranks(world: Axis, action: Callable[[], T]) -> list[T]:
     try:
         result = action()
     except Exception as error:
-        failure, cause = _told(error), error
+        failure = _kind_and_text(error)
+        cause = error
     answers = all_gather_objects((result, failure), world)
     for rank, (_, failed) in enumerate(answers):
         if failed is not None:
@@ -40,12 +42,12 @@ def on_all_ranks(world: Axis, action: Callable[[], T]) -> list[T]:
 
 
 def on_first_rank(world: Axis, action: Callable[[], T]) -> T:
-    """Runs `action` on the first rank alone and gives its result to all. Raises as `on_all_ranks`."""
+    """Runs `action` on the first rank only and returns its result on all ranks. Raises as `on_all_ranks`."""
     return on_all_ranks(world, action if world.is_first else lambda: None)[0]  # type: ignore[return-value]
 
 
-def _told(error: Exception) -> tuple[str, str]:
-    """The kind and the text of an error, as they are sent."""
+def _kind_and_text(error: Exception) -> tuple[str, str]:
+    """The kind and the text of an error, as they are sent to the other ranks."""
     if isinstance(error, StoreError):
         return DiskError.__name__, str(error)
     if isinstance(error, UserError):

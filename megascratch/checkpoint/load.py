@@ -1,7 +1,7 @@
-"""`load`: a checkpoint and what this rank wants in, the wanted tensors filled in place out, whatever layout wrote it.
+"""Loads a checkpoint into the tensors of this rank, whatever layout wrote it: `load`.
 
-For each wanted box the overlapping chunks are read, each once per rank and checked against its checksum; a chunk that
-overlaps nothing wanted is not read, but every file's presence, size and header are checked by the first rank.
+For each wanted box a rank reads the stored chunks that overlap it, each once, and verifies their checksums. Chunks that
+overlap no wanted box are not read, but the first rank checks the presence, size and header of every file.
 """
 
 import warnings
@@ -35,25 +35,26 @@ def load(
     """Fills every `held.tensor`, copies included, and returns the saved state; called by all ranks of `world`.
 
     Args:
-        path: a step folder, or a folder of them: its newest sound one, with a warning for each that is not.
-        prefix: of the names that matter, e.g. "param."; the ranks together must want exactly the checkpoint's names
-            that begin so, that no layer is left behind unseen.
-        cast: a tensor of another floating type is converted; without it another type is an error.
+        path: a step folder, or a folder of step folders: then the newest valid one is loaded, with a warning for each
+            newer one that is damaged.
+        prefix: load only names that begin so, e.g. "param."; the ranks together must want exactly these names of the
+            checkpoint, so that no layer is silently left out.
+        cast: convert a tensor of another floating-point type; without it another type is an error.
 
-    Raises: on all ranks, naming file and tensor: DamagedError where bytes of a step that was named are missing or
-    wrong, UserError where there is no sound one or the checkpoint is another model's.
+    Raises: on all ranks, naming file and tensor: DamagedError if `path` is a step with missing or wrong bytes,
+    UserError if there is no valid step or the checkpoint belongs to another model.
     """
     found = load_newest(path, held, world, prefix=prefix, cast=cast)
     if world.is_first:
         for problem in found.passed_over.values():
-            warnings.warn(f"passed over: {printable(problem)}", stacklevel=2)
+            warnings.warn(f"skipped: {printable(problem)}", stacklevel=2)
     return found.result
 
 
 def load_newest(
     path: str | Place, held: list[ShardedTensor], world: Axis, *, prefix: str = "", cast: bool = False
 ) -> ResolvedStep[dict[str, Any]]:
-    """As `load`, and says which step it was and which were passed over, instead of warning."""
+    """Like `load`, but returns which step was loaded and which ones were skipped, instead of warning."""
     held = [item for item in held if volume(item.box)]  # a rank may hold nothing but padding of a tensor
     wanted = set().union(*on_all_ranks(world, lambda: {item.name for item in held}))
 
@@ -72,7 +73,7 @@ def _checked_manifest(step: Place) -> Manifest:
 
 
 class Read(NamedTuple):
-    """A chunk and what wants parts of it."""
+    """A stored chunk to read, and the tensors that want parts of it."""
 
     name: str
     dtype: torch.dtype
@@ -80,7 +81,7 @@ class Read(NamedTuple):
     nbytes: int
     wanted: list[tuple[ShardedTensor, Box]]
 
-    def said(self) -> str:
+    def label(self) -> str:
         return f"{self.name}{box_text(self.chunk.box)}"
 
 
@@ -110,7 +111,7 @@ def _fill(
 
 
 def _neighbours(reads: list[Read], most: int) -> list[list[Read]]:
-    """Chunks that lie one behind the other and together are small: one read."""
+    """Groups chunks that follow each other in the file and are small together: one read per group."""
     groups: list[list[Read]] = []
     end, filled = -1, 0
     for read in reads:
@@ -124,24 +125,26 @@ def _neighbours(reads: list[Read], most: int) -> list[list[Read]]:
 
 
 def read_group(file: File, group: list[Read]) -> None:
-    """Reads neighbouring chunks, checks each, and copies what is wanted. Raises: DamagedError."""
+    """Reads neighbouring chunks, verifies their checksums and copies the wanted parts. Raises: DamagedError."""
     own = [_own_memory(read) for read in group]
-    rooms = [memoryview(bytearray(read.nbytes)) if o is None else o for read, o in zip(group, own, strict=True)]
+    buffers: list[memoryview] = []
+    for read, mine in zip(group, own, strict=True):
+        buffers.append(memoryview(bytearray(read.nbytes)) if mine is None else mine)
     try:
-        file.read_into(group[0].chunk.offset, *rooms)
+        file.read_into(group[0].chunk.offset, *buffers)
     except DamagedError as error:
-        raise DamagedError(f"{error}; it holds {group[0].said()}") from error
-    for read, mine, room in zip(group, own, rooms, strict=True):
-        if checksum(room) != read.chunk.xxh3_64:
-            raise DamagedError(f"{file.path} is damaged: the bytes of {read.said()} do not fit their checksum")
+        raise DamagedError(f"{error}; it holds {group[0].label()}") from error
+    for read, mine, buffer in zip(group, own, buffers, strict=True):
+        if checksum(buffer) != read.chunk.xxh3_64:
+            raise DamagedError(f"{file.path} is damaged: the bytes of {read.label()} do not match their checksum")
         if mine is None:
-            source = torch.frombuffer(room, dtype=read.dtype).view(read.chunk.box.shape)
+            source = torch.frombuffer(buffer, dtype=read.dtype).view(read.chunk.box.shape)
             for item, common in read.wanted:
                 item.tensor[relative_slices(common, item.box)].copy_(source[relative_slices(common, read.chunk.box)])
 
 
 def _own_memory(read: Read) -> memoryview | None:
-    """The memory that the chunk is wanted in, where that is one piece and takes its bytes as they are."""
+    """The memory of the target tensor, if the bytes of the chunk can be read directly into it; else None."""
     if len(read.wanted) > 1:
         return None
     item, common = read.wanted[0]
@@ -173,9 +176,10 @@ def _require_same_tensor(step: Place, whole: TensorEntry, item: ShardedTensor, c
 
 
 def _overlaps(step: Place, chunks: Iterable[StoredBox], item: ShardedTensor) -> list[tuple[StoredBox, Box]]:
-    """The chunks that hold a part of a wanted box, with that part. The chunks are disjoint, so volumes prove cover."""
+    """The chunks that overlap a wanted box, each with the common box. Chunks are disjoint, so the sum of the volumes
+    shows whether they cover all of it."""
     found = [(chunk, common) for chunk in chunks if (common := chunk.box.overlap(item.box)) is not None]
     covered = sum(volume(common) for _, common in found)
     if covered != volume(item.box):
-        raise UserError(f"{step}: {item.name}{box_text(item.box)} lies outside the tensor's {covered:,} saved elements")
+        raise UserError(f"{step}: {item.name}{box_text(item.box)} reaches beyond the {covered:,} saved elements of it")
     return found

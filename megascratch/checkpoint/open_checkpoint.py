@@ -1,5 +1,6 @@
-"""A step folder in, whole tensors or boxes of them out, in one process, whatever layout wrote them; and every byte
-verified.
+"""Opens a checkpoint in one process and reads tensors, or boxes of them, with every byte verified: `OpenCheckpoint`.
+
+Used by the tools that inspect, compare, reshard and convert checkpoints, whatever layout wrote them.
 """
 
 from collections.abc import Iterator
@@ -21,13 +22,13 @@ from megascratch.parallel.shard import Box
 from megascratch.storage.path import Place, storage_path
 
 KEPT_CHUNKS = 4
-"""Of those read last, since neighbours in another cut want the same chunk."""
+"""Chunks kept in memory, most recently read first: neighbouring boxes of another cut want the same chunk."""
 
 
 class OpenCheckpoint:
-    """A checkpoint that is open for reading; memory for a few chunks, however large it is.
+    """A checkpoint that is open for reading; needs memory for a few chunks, however large it is.
 
-    Raises: DamagedError where manifest, sizes or headers are not sound.
+    Raises: DamagedError if the manifest, a file size or a header is not valid.
     """
 
     def __init__(self, step: str | Place):
@@ -39,7 +40,7 @@ class OpenCheckpoint:
         self._recent = lru_cache(KEPT_CHUNKS)(self._read)
 
     def box(self, name: str, box: Box) -> Tensor:
-        """A box of a tensor, of which every byte was checked. Raises: DamagedError."""
+        """Reads a box of a tensor and verifies every byte. Raises: DamagedError."""
         whole = self.manifest.tensors[name]
         found = torch.empty(box.shape, dtype=whole.dtype)
         for chunk in whole.chunks:
@@ -48,7 +49,7 @@ class OpenCheckpoint:
         return found
 
     def chunk(self, name: str, chunk: StoredBox) -> Tensor:
-        """A chunk as it lies in its file. Raises: DamagedError, naming file and tensor."""
+        """Reads one stored chunk. Raises: DamagedError, naming file and tensor."""
         return self._recent(name, chunk)
 
     def _read(self, name: str, chunk: StoredBox) -> Tensor:
@@ -61,7 +62,7 @@ class OpenCheckpoint:
         file.read_into(chunk.offset, memoryview(raw))
         if checksum(raw) != chunk.xxh3_64:
             tensor = f"{shown(name)}{box_text(chunk.box)}"
-            raise DamagedError(f"{file.path} is damaged: the bytes of {tensor} do not fit their checksum")
+            raise DamagedError(f"{file.path} is damaged: the bytes of {tensor} do not match their checksum")
         return torch.frombuffer(raw, dtype=whole.dtype).view(chunk.box.shape)
 
     def __enter__(self) -> "OpenCheckpoint":
@@ -73,12 +74,12 @@ class OpenCheckpoint:
 
 
 def relative_slices(box: Box, outer: Box) -> tuple[slice, ...]:
-    """Where a box lies in a tensor that holds `outer`."""
+    """The slices that select `box` in a tensor that holds `outer`."""
     return box.moved(tuple(-start for start in outer.start)).slices
 
 
 def problems(step: str | Place) -> Iterator[str]:
-    """Reads every byte; one sentence for each thing that is wrong."""
+    """Reads every byte of a step and yields one sentence for each problem."""
     try:
         contents = OpenCheckpoint(step)
     except DamagedError as error:

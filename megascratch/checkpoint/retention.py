@@ -1,6 +1,6 @@
-"""The steps of a run and what shall be kept in, the others deleted out; the newest sound one never.
+"""Deletes checkpoints that the retention policy no longer keeps. The newest valid one is never deleted.
 
-A step goes in one call, a rename or the deletion of its manifest, so that no half of it is ever found under its name.
+A step disappears in one call, a rename or the deletion of its manifest, so no reader ever finds half of it.
 """
 
 import math
@@ -19,12 +19,12 @@ from megascratch.storage.store import StoreError
 
 @dataclass(frozen=True)
 class RetentionPolicy:
-    """What is kept: a step that any of the three asks for.
+    """Which steps are kept: each one that at least one of the three rules keeps.
 
     Args:
-        last: the newest so many, at least 1.
-        every: the steps that are multiples of this; 0: none.
-        best: so many with the lowest validation loss.
+        last: how many of the newest, at least 1.
+        every: keep the steps that are multiples of this; 0: none.
+        best: how many with the lowest validation loss.
     """
 
     last: int = 1
@@ -37,12 +37,12 @@ class RetainedStep(NamedTuple):
 
     path: Place
     number: int
-    valid_loss: float  # nan: not known, or of no token; never one of the best
-    problem: str  # '' where manifest, sizes and headers are sound
+    valid_loss: float  # nan: not known, or measured on no token; never one of the best
+    problem: str  # '' if manifest, sizes and headers are valid
 
 
 def scan(folder: str | Place) -> list[RetainedStep]:
-    """The steps of a folder, newest first; no tensor is read."""
+    """Lists the steps of a folder, newest first; reads no tensor."""
     return [_look_at(path) for path in list_steps(folder)]
 
 
@@ -52,24 +52,25 @@ def _look_at(path: Place) -> RetainedStep:
 
 
 def expired(found: list[RetainedStep], keep: RetentionPolicy) -> list[RetainedStep]:
-    """Those that may go, oldest first. The newest `last` are counted among the sound ones, so a damaged step takes no
-    other's place; a damaged one newer than the oldest that is kept stays, for people to look at."""
-    sound = [step for step in found if not step.problem]
-    if not sound:
+    """The steps that can be deleted, oldest first. Only valid steps count towards `keep.last`, so a damaged step never
+    displaces a valid one. A damaged step that is newer than the oldest of the kept `last` stays, for inspection."""
+    valid = [step for step in found if not step.problem]
+    if not valid:
         return []
-    last = sound[: max(keep.last, 1)]
-    told = [step for step in sound if math.isfinite(step.valid_loss)]
-    best = sorted(told, key=lambda step: (step.valid_loss, -step.number))[: keep.best]
-    every = [step for step in sound if keep.every and step.number % keep.every == 0]
+    last = valid[: max(keep.last, 1)]
+    with_loss = [step for step in valid if math.isfinite(step.valid_loss)]
+    best = sorted(with_loss, key=lambda step: (step.valid_loss, -step.number))[: keep.best]
+    every = [step for step in valid if keep.every and step.number % keep.every == 0]
     kept = {step.number for step in (*last, *best, *every)}
     kept |= {step.number for step in found if step.number > last[-1].number}
     return [step for step in reversed(found) if step.number not in kept]
 
 
 def verify_newest(found: list[RetainedStep], keep: RetentionPolicy) -> list[RetainedStep]:
-    """The same, with the newest `keep.last` sound steps read to the last byte: what turns out damaged is marked, and
-    the next one takes its place."""
-    left, known = max(keep.last, 1), []
+    """Returns the same steps after reading every byte of the newest `keep.last` valid ones. A step that turns out to be
+    damaged is marked so, and the next older one is read in its place."""
+    left = max(keep.last, 1)
+    known = []
     for step in found:
         if left and not step.problem:
             step = step._replace(problem=next(problems(step.path), ""))
@@ -79,18 +80,21 @@ def verify_newest(found: list[RetainedStep], keep: RetentionPolicy) -> list[Reta
 
 
 def prune(folder: str | Place, keep: RetentionPolicy, verify: bool = False) -> list[Place]:
-    """Deletes what may go; the paths that are gone. A step that cannot be deleted is warned about.
+    """Deletes the expired steps and returns their paths. Warns about a step that cannot be deleted.
 
     Args:
-        verify: read the newest ones before their elders go; a writer that has just written them need not.
+        verify: read the newest steps to the last byte before older ones are deleted; not needed right after a save.
     """
-    gone, found = [], scan(folder)
-    for step in expired(verify_newest(found, keep) if verify else found, keep):
+    deleted = []
+    found = scan(folder)
+    if verify:
+        found = verify_newest(found, keep)
+    for step in expired(found, keep):
         try:
             step_at(step.path).delete()
         except (OSError, StoreError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             warnings.warn(printable(f"{step.path} could not be deleted: {reason}"), stacklevel=2)
         else:
-            gone.append(step.path)
-    return gone
+            deleted.append(step.path)
+    return deleted

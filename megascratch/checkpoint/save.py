@@ -1,8 +1,9 @@
-"""`save`: what every rank holds in, one folder that no layout shows through out, committed in a single call.
+"""Writes a checkpoint from all ranks and commits it in a single call, so that it is complete or absent: `save`.
 
-Every rank writes its share of the chunks into a safetensors file of its own; the first rank proves that the chunks
-fill every tensor and every file exactly once, and writes the manifest. On a disk all this happens in a private folder
-that is renamed in the end, in object storage the manifest comes last; a crash before leaves what no reader sees.
+Every rank writes its part of the chunks into a safetensors file of its own. The first rank proves that the chunks fill
+every tensor and every file exactly once, and writes the manifest. On a disk all files are written in a private folder
+that is renamed at the end; in object storage the manifest is written last. After a crash before that point no reader
+sees the step.
 """
 
 from collections.abc import Callable, Iterable
@@ -23,7 +24,7 @@ from megascratch.parallel.sharded_tensor import ShardedTensor
 from megascratch.storage.path import Place, storage_path
 
 RawBytes = Callable[[int], memoryview]
-"""The bytes of a chunk by its number in the layout of the rank's file."""
+"""Maps the number of a chunk in the layout of the rank's file to its bytes."""
 
 
 class WriteEntry(NamedTuple):
@@ -36,22 +37,22 @@ class WriteEntry(NamedTuple):
 
 
 class WriteTable(NamedTuple):
-    """What a rank has written."""
+    """The files and chunks that a rank has written."""
 
     files: dict[str, DataFile]
     entries: list[WriteEntry]
 
 
 def save(folder: str | Place, step: int, held: list[ShardedTensor], state: dict[str, Any], world: Axis) -> Place:
-    """Writes `{folder}/step_{step:08d}`; called by all ranks of `world`, which share the file system
-    or the store, while nobody else writes there.
+    """Writes `{folder}/step_{step:08d}`. Called by all ranks of `world`, which must share the file system or the
+    store, while no other process writes there.
 
     Args:
-        held: what this rank holds; all ranks' boxes with copy 0 must fill every tensor exactly once.
+        held: what this rank holds; the boxes with copy 0 of all ranks must fill every tensor exactly once.
         state: any JSON; the first rank's is written.
 
-    Raises: on all ranks, with only what was there before left on disk: UserError where the step is already there,
-    DiskError where the disk refuses, CheckpointError where the boxes do not fill a tensor.
+    Raises: on all ranks, after removing what was written: UserError if the step already exists, DiskError if the disk
+    or the store refuses, CheckpointError if the boxes do not fill a tensor.
     """
     share = agree_on_write_plan(held, world)
     slots = share.layout.slots
@@ -63,8 +64,12 @@ def save(folder: str | Place, step: int, held: list[ShardedTensor], state: dict[
 def write_step(
     folder: Place, inside: Place, step: int, share: WritePlan, raw: RawBytes, state: dict[str, Any], world: Axis
 ) -> Place:
-    """`save` for chunks that are already shared out, with bytes that may have been copied before; `inside` is where the
-    writer's lease lies."""
+    """Does the work of `save` with a given write plan.
+
+    Args:
+        inside: the folder of the writer's lease, or `folder` itself without a lease.
+        raw: gives the bytes of each chunk, which may have been copied before.
+    """
     draft = on_first_rank(world, lambda: begin(step_folder(folder, step), inside, share.total_bytes))
     try:
         tables = on_all_ranks(world, lambda: write_file(draft, draft.file_name(world.rank), share.layout, raw))
@@ -77,7 +82,7 @@ def write_step(
 
 
 def write_file(draft: Draft, name: str, layout: FileLayout, raw: RawBytes) -> WriteTable:
-    """Writes a file of chunks, if there are any."""
+    """Writes this rank's file, unless it has no chunks."""
     if not layout.slots:
         return WriteTable({}, [])
     file, sums = draft.write(name, layout, raw)
@@ -89,33 +94,31 @@ def write_file(draft: Draft, name: str, layout: FileLayout, raw: RawBytes) -> Wr
 
 
 def manifest_of(step: int, state: dict[str, Any], tables: list[WriteTable]) -> bytes:
-    """Raises: ValueError where the chunks are not a cut of every tensor."""
+    """The text of the manifest. Raises: ValueError unless the chunks fill every tensor exactly once."""
     files = {name: file for table in tables for name, file in table.files.items()}
-    manifest = Manifest(step, state, files, _wholes(entry for table in tables for entry in table.entries))
+    manifest = Manifest(step, state, files, _tensor_entries(entry for table in tables for entry in table.entries))
     check_coverage(manifest)
     return to_text(manifest)
 
 
 @dataclass
 class _Open:
-    """A tensor whose chunks are still coming in."""
+    """A tensor whose chunks are still being collected."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
     chunks: list[StoredBox]
 
 
-def _wholes(entries: Iterable[WriteEntry]) -> dict[str, TensorEntry]:
+def _tensor_entries(entries: Iterable[WriteEntry]) -> dict[str, TensorEntry]:
     found: dict[str, _Open] = {}
     for name, shape, dtype, chunk in entries:
         tensor = found.setdefault(name, _Open(shape, dtype, []))
         if (tensor.shape, tensor.dtype) != (shape, dtype):
             raise ValueError(f"ranks disagree on {name}: {list(tensor.shape)} {tensor.dtype} and {list(shape)} {dtype}")
         tensor.chunks.append(chunk)
-    return {
-        name: TensorEntry(t.shape, t.dtype, tuple(sorted(t.chunks, key=_place))) for name, t in sorted(found.items())
-    }
-
-
-def _place(chunk: StoredBox) -> tuple:
-    return chunk.box
+    tensors = {}
+    for name, tensor in sorted(found.items()):
+        chunks = sorted(tensor.chunks, key=lambda chunk: chunk.box)
+        tensors[name] = TensorEntry(tensor.shape, tensor.dtype, tuple(chunks))
+    return tensors

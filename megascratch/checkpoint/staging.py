@@ -1,6 +1,7 @@
-"""What a rank is to write, on its device, in; the same bytes in host memory, in the order of the file, out.
+"""Copies the tensors of a checkpoint from the device to host memory, so that a save can run in the background.
 
-Training stands still only while this copy runs. The memory is kept from save to save, and pinned for a GPU.
+Training waits only for this copy. The bytes are stored in the order of the file. The memory is reused by every save,
+and pinned if the tensors are on a GPU.
 """
 
 from collections.abc import Iterator
@@ -14,14 +15,14 @@ from megascratch.config.errors import UserError
 
 
 class _CopyRange(NamedTuple):
-    """Neighbours in the file that are neighbours in memory, too: one copy."""
+    """Tensors that are neighbours in the file and in memory: one copy."""
 
     source: Tensor
     target: Tensor
 
 
 class Staging:
-    """Host memory for one file. Raises: UserError where there is not enough."""
+    """The host memory for one file. Raises: UserError if there is not enough."""
 
     def __init__(self, layout: FileLayout):
         sources = [slot.tensor.detach() for slot in layout.slots]
@@ -31,17 +32,17 @@ class Staging:
             self.buffer = torch.empty(self.nbytes, dtype=torch.uint8, pin_memory=self.device is not None)
         except RuntimeError as error:
             raise UserError(
-                f"async-save needs {self.nbytes:,} bytes of host memory on each rank, which there are not: "
+                f"async-save needs {self.nbytes:,} bytes of host memory on each rank, but they cannot be allocated: "
                 "use --no-async-save"
             ) from error
-        self.buffer.zero_()  # so that the first copy does not wait for the kernel to find the pages
+        self.buffer.zero_()  # the kernel maps the pages now, not during the first copy
         self._bytes = self.buffer.numpy().data
         starts = [offset - len(layout.header) for offset in layout.offsets]
         self._places = [(start, start + source.nbytes) for start, source in zip(starts, sources, strict=True)]
         self._runs = list(self._merged(sources))
 
     def copy(self) -> None:
-        """Takes the state as it is now; returns when it may change again."""
+        """Copies the current content; the tensors may change again when it returns."""
         for run in self._runs:
             run.target.copy_(run.source, non_blocking=True)
         if self.device is not None:

@@ -1,6 +1,6 @@
-"""Where checkpoints lie: `{folder}/step_00000123/`, each complete from the moment it has its name.
+"""Finds the checkpoints of a run: step folders `{folder}/step_00000123/`, each complete once it has its name.
 
-A folder is a path of this machine or an address in object storage, such as s3://bucket/run/checkpoints.
+A folder is a local path or an address in object storage, such as s3://bucket/run/checkpoints.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ def step_folder(folder: str | Place, step: int) -> Place:
 
 
 def step_number(path: str | Place) -> int:
-    """The step of a step folder. Raises: UserError for another name."""
+    """The step number in the name of a step folder. Raises: UserError for another name."""
     match = STEP_NAME.fullmatch(storage_path(path).name)
     if match is None:
         raise UserError(f"{path} is not named step_00000000")
@@ -30,16 +30,16 @@ def step_number(path: str | Place) -> int:
 
 
 def list_steps(folder: str | Place) -> list[Place]:
-    """The step folders of a run, newest first, whether they can be read or not.
+    """The step folders of a run, newest first, readable or not.
 
-    Raises: StoreError where a store does not answer: nobody knows then whether there are any.
+    Raises: StoreError if a store does not answer, because then it is unknown whether there are any.
     """
     folder = storage_path(folder)
     return sorted((folder / name for name in step_names(folder)), key=step_number, reverse=True)
 
 
 def manifest_text(step_folder: str | Place) -> bytes:
-    """The manifest's bytes. Raises: DamagedError where the folder is no checkpoint, StoreError."""
+    """The bytes of the manifest. Raises: DamagedError if the folder is not a checkpoint, StoreError."""
     path = storage_path(step_folder)
     try:
         file = step_at(path).open(FILE)
@@ -47,7 +47,7 @@ def manifest_text(step_folder: str | Place) -> bytes:
         raise DamagedError(f"{path} is not a checkpoint: {FILE} cannot be read ({_reason(error)})") from error
     try:
         if file.size > MOST_MANIFEST_BYTES:
-            raise DamagedError(f"{file.path} is damaged: {file.size:,} bytes are too many for a manifest")
+            raise DamagedError(f"{file.path} is damaged: it has {file.size:,} bytes, too many for a manifest")
         text = bytearray(file.size)
         file.read_into(0, memoryview(text))
         return bytes(text)
@@ -61,21 +61,21 @@ def _reason(error: Exception) -> str:
 
 
 def read_manifest(step_folder: str | Place) -> Manifest:
-    """Reads and checks the table of contents; no tensor is touched.
+    """Reads and checks the manifest; reads no tensor.
 
-    Raises: DamagedError where the folder is no checkpoint, or its manifest is damaged; StoreError.
+    Raises: DamagedError if the folder is not a checkpoint or its manifest is damaged; StoreError.
     """
     path = storage_path(step_folder)
     text = manifest_text(path)
     try:
         return parse(text)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        reason = f"no {error}" if isinstance(error, KeyError) else error
+        reason = f"it has no {error}" if isinstance(error, KeyError) else error
         raise DamagedError(f"{path / FILE} is damaged: {reason}; load another step of the run") from error
 
 
 def check_files(step: Place, manifest: Manifest) -> None:
-    """Raises: DamagedError unless every file is there, of its size, with its header; no tensor is read."""
+    """Checks that every file exists and has its size and header; reads no tensor. Raises: DamagedError."""
     asked_at_once = step_at(step).asked_at_once
     in_threads(lambda item: _check_file(step, *item), manifest.files.items(), asked_at_once)
 
@@ -87,16 +87,17 @@ def _check_file(step: Place, name: str, record: DataFile) -> None:
             raise DamagedError(
                 f"{file.path} is damaged: it has {file.size:,} bytes, the manifest says {record.bytes:,}"
             )
-        header = bytearray(record.header_bytes)  # not more than the file has
+        header = bytearray(record.header_bytes)  # at most the size of the file
         file.read_into(0, memoryview(header))
         if checksum(header) != record.header_xxh3_64:
-            raise DamagedError(f"{file.path} is damaged: the header does not fit its checksum")
+            raise DamagedError(f"{file.path} is damaged: the header does not match its checksum")
     finally:
         file.close()
 
 
 def problem_of(step: Place) -> str:
-    """What is wrong with a step, by its manifest and its files' sizes and headers; '' for nothing. Reads no tensor."""
+    """What is wrong with the manifest of a step or with the sizes and headers of its files; '' if nothing. Reads no
+    tensor."""
     try:
         check_files(step, read_manifest(step))
     except DamagedError as error:
@@ -105,18 +106,18 @@ def problem_of(step: Place) -> str:
 
 
 def latest(folder: str | Place) -> Place | None:
-    """The newest step folder whose manifest, sizes and headers are sound."""
+    """The newest step folder whose manifest, file sizes and headers are valid; None if there is none."""
     return next((path for path in list_steps(folder) if not problem_of(path)), None)
 
 
 def is_step(path: str | Place) -> bool:
-    """Whether the path is a step folder itself, not a folder of them."""
+    """Whether the path is itself a step folder, not a folder of step folders."""
     path = storage_path(path)
     return STEP_NAME.fullmatch(path.name) is not None or step_at(path).is_there()
 
 
 def resolve(path: str | Place) -> Place:
-    """A step folder as it is, or the newest sound one in a folder of them. Raises: UserError where there is none."""
+    """Returns a step folder as it is, or the newest valid one in a folder of step folders. Raises: UserError."""
     path = storage_path(path)
     if not is_folder(path):
         raise UserError(f"no checkpoint: {path} is not a folder")
@@ -124,26 +125,27 @@ def resolve(path: str | Place) -> Place:
         return path
     newest = latest(path)
     if newest is None:
-        raise UserError(f"no checkpoint: {path} has neither {FILE} nor a sound folder step_00000000")
+        raise UserError(f"no checkpoint: {path} has neither {FILE} nor a valid folder step_00000000")
     return newest
 
 
 class ResolvedStep(NamedTuple, Generic[T]):
-    """What could be read, and what could not."""
+    """The step that was read, and the newer ones that could not be."""
 
     step: Place
     result: T
-    passed_over: dict[Place, str]  # newer steps, and what is wrong with each
+    passed_over: dict[Place, str]  # newer steps that were skipped, and what is wrong with each
 
 
 def latest_valid(path: str | Place, candidates: list[Place], read: Callable[[Place], T]) -> ResolvedStep[T]:
     """Reads the first of the candidates that is not damaged.
 
     Args:
-        path: as the user named it: a step folder that is named itself is refused when it is damaged.
-        candidates: its steps, newest first; the same on all ranks, as is what `read` raises.
+        path: what the user gave: if it is itself a step folder and damaged, no other step is tried.
+        candidates: the steps in it, newest first; equal on all ranks.
+        read: reads one step; must raise the same error on all ranks.
 
-    Raises: DamagedError, UserError where none is sound, and whatever else `read` raises.
+    Raises: DamagedError, UserError if no step is valid, and any other error of `read`.
     """
     passed_over: dict[Place, str] = {}
     for step in candidates:
@@ -154,22 +156,20 @@ def latest_valid(path: str | Place, candidates: list[Place], read: Callable[[Pla
                 raise
             passed_over[step] = str(error)
     reasons = "".join(f"\n  {reason}" for reason in passed_over.values())
-    raise UserError(f"no checkpoint: {path} has no sound step{reasons}")
+    raise UserError(f"no checkpoint: {path} has no valid step{reasons}")
 
 
 def candidates(path: str | Place) -> list[Place]:
-    """A step folder itself, or all in a folder of them, newest first. Raises: UserError where there is none."""
+    """The step folder itself, or all steps in a folder, newest first. Raises: UserError if there is none."""
     path = storage_path(path)
     found = [path] if is_step(path) else list_steps(path)
     if not found:
-        raise UserError(
-            f"no checkpoint: {path} has neither {FILE} nor a folder step_00000000"
-            if is_folder(path)
-            else f"no checkpoint: {path} is not a folder"
-        )
+        if not is_folder(path):
+            raise UserError(f"no checkpoint: {path} is not a folder")
+        raise UserError(f"no checkpoint: {path} has neither {FILE} nor a folder step_00000000")
     return found
 
 
 def quarantine(step: Place) -> Place:
-    """Gives a damaged step another name, so that the run can write the step again. Its new path."""
+    """Renames a damaged step, so that the run can write that step again. Returns the new path."""
     return step_at(step).set_aside()

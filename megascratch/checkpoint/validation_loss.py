@@ -1,9 +1,9 @@
-"""The validation loss of a checkpoint, kept beside its manifest: a checkpoint is written before the validation of its
-weights begins, so that a run that is killed meanwhile has lost nothing.
+"""Stores the validation loss of a checkpoint in a small file next to its manifest.
 
     step_00000120/validation.json    {"valid_loss": 2.345}
 
-The file appears whole or not at all. It is optional: a checkpoint without it has no known loss.
+A checkpoint is written before its weights are validated, so that a run that is killed during validation loses nothing;
+the loss is added afterwards. The file is written in one call and is optional: without it the loss is unknown.
 """
 
 import json
@@ -16,16 +16,16 @@ from megascratch.storage.path import Place
 
 FILE = "validation.json"
 MOST_BYTES = 4096
-"""More than such a file ever has."""
+"""No such file is larger."""
 
 
 def write_loss(step: Place, loss: float) -> None:
-    """Raises: OSError, StoreError where it cannot be written."""
+    """Writes the loss of a step. Raises: OSError, StoreError."""
     step_at(step).put(FILE, json.dumps({"valid_loss": loss}).encode() + b"\n")
 
 
 def known_loss(step: Place) -> float:
-    """Of a sound step; older versions kept it in the manifest. nan where none is known. Raises: StoreError."""
+    """The loss of a valid step, from the file or (older versions) the manifest; nan if unknown. Raises: StoreError."""
     loss = read_loss(step)
     if not math.isnan(loss):
         return loss
@@ -34,18 +34,18 @@ def known_loss(step: Place) -> float:
 
 
 def read_loss(step: Place) -> float:
-    """What the file says; nan where there is none, or a damaged one. Raises: StoreError."""
+    """The loss in the file; nan if the file is missing or damaged. Raises: StoreError."""
     try:
         file = step_at(step).open(FILE)
     except DamagedError:
-        return math.nan  # there is none
+        return math.nan  # there is no file
     try:
         content = bytearray(min(file.size, MOST_BYTES))
         file.read_into(0, memoryview(content))
-        found = json.loads(content)
+        record = json.loads(content)
     except (DamagedError, ValueError, RecursionError):
         return math.nan
     finally:
         file.close()
-    loss = found.get("valid_loss") if isinstance(found, dict) else None
+    loss = record.get("valid_loss") if isinstance(record, dict) else None
     return loss if isinstance(loss, float) else math.nan

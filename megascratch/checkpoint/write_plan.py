@@ -1,7 +1,7 @@
-"""What every rank holds in, which rank writes which chunk out: each chunk once, and the work spread evenly.
+"""Assigns the chunks of a checkpoint to the ranks that write them: each chunk once, with the work spread evenly.
 
-Ranks that hold the same box (data-parallel copies, weights that the tensor axis does not cut) share the writing of it,
-so that a save becomes faster with more copies instead of waiting for the first of them.
+Ranks that hold the same box (data-parallel replicas, weights that the tensor axis does not split) share the writing, so
+that a save becomes faster with more replicas.
 """
 
 from collections import defaultdict
@@ -18,14 +18,14 @@ from megascratch.parallel.sharded_tensor import ShardedTensor
 
 @dataclass(frozen=True)
 class WritePlan:
-    """What this rank writes, and what all ranks write together."""
+    """The chunks that this rank writes, and the size of the whole checkpoint."""
 
     layout: FileLayout
     total_bytes: int
 
 
 class Candidate(NamedTuple):
-    """A chunk that a rank could write."""
+    """A chunk that a rank could write, because it holds the box."""
 
     name: str
     box: Box
@@ -34,7 +34,7 @@ class Candidate(NamedTuple):
 
 
 def agree_on_write_plan(held: list[ShardedTensor], world: Axis) -> WritePlan:
-    """Called by all ranks of `world`. Raises: CheckpointError on all where a rank's records are not sound."""
+    """Called by all ranks of `world`. Raises: CheckpointError on all ranks if the records of one are not valid."""
     slots: list[FileExtent] = []
     offers = on_all_ranks(world, lambda: _offers(held, slots))
     chosen = on_first_rank(world, lambda: assign_writers(offers))
@@ -44,46 +44,54 @@ def agree_on_write_plan(held: list[ShardedTensor], world: Axis) -> WritePlan:
 
 
 def assign_writers(offers: list[list[Candidate]]) -> list[list[int]]:
-    """For each rank the indices among its offers that it writes.
+    """For each rank the indices of the offers that it writes.
 
-    A box with a copy 0 is written by one of the ranks that hold that very box: large ones first, each by the rank that
-    has least to write so far. A box that is only a copy of a part of others' boxes is written by nobody. Two ranks that
-    both call theirs copy 0 both write it: the manifest then refuses the overlap, which a choice here would hide.
+    A box of which some rank holds copy 0 is written by one of the ranks that hold exactly this box: large boxes are
+    assigned first, each to the rank with the fewest bytes so far. A box without a copy 0 is not written: it only
+    repeats parts of other boxes. If two ranks both claim copy 0, both write it: the coverage check of the manifest
+    then reports the overlap, which a choice here would hide.
     """
     holders: dict[tuple[str, Box], list[tuple[int, int]]] = defaultdict(list)
     for rank, own in enumerate(offers):
         for index, offer in enumerate(own):
             holders[offer.name, offer.box].append((rank, index))
-    load, chosen = [0] * len(offers), [list[int]() for _ in offers]
-    for group in sorted(holders.values(), key=lambda group: (len(group) > 1, -_first(offers, group).nbytes)):
-        firsts = [place for place in group if offers[place[0]][place[1]].copy == 0]
-        if len(firsts) == 1:
-            firsts = [min(group, key=lambda place: load[place[0]])]
-        for rank, index in firsts:
+    bytes_assigned = [0] * len(offers)
+    chosen: list[list[int]] = [[] for _ in offers]
+
+    def priority(group: list[tuple[int, int]]) -> tuple[bool, int]:
+        """Boxes with only one holder come first, then large ones before small ones."""
+        rank, index = group[0]
+        return len(group) > 1, -offers[rank][index].nbytes
+
+    def bytes_of_rank(holder: tuple[int, int]) -> int:
+        return bytes_assigned[holder[0]]
+
+    for group in sorted(holders.values(), key=priority):
+        writers = [(rank, index) for rank, index in group if offers[rank][index].copy == 0]
+        if len(writers) == 1:
+            writers = [min(group, key=bytes_of_rank)]
+        for rank, index in writers:
             chosen[rank].append(index)
-            load[rank] += offers[rank][index].nbytes
+            bytes_assigned[rank] += offers[rank][index].nbytes
     return chosen
-
-
-def _first(offers: list[list[Candidate]], group: list[tuple[int, int]]) -> Candidate:
-    rank, index = group[0]
-    return offers[rank][index]
 
 
 def _offers(held: list[ShardedTensor], slots: list[FileExtent]) -> list[Candidate]:
     """This rank's chunks; `slots` is filled with their tensors in the same order."""
     offers = []
     for item in held:
-        _require_sound(item)
+        _require_consistent(item)
         for slot in split_box(item):
             slots.append(slot)
             offers.append(Candidate(slot.name, slot.box, slot.tensor.nbytes, item.copy))
     return offers
 
 
-def _require_sound(item: ShardedTensor) -> None:
-    """What the optimizer says of a tensor must be true of it: else the checkpoint would lie."""
+def _require_consistent(item: ShardedTensor) -> None:
+    """Raises: ValueError unless the tensor has the shape of its box and a type that the format knows."""
     if tuple(item.tensor.shape) != item.box.shape:
-        raise ValueError(f"{item.name}: {list(item.tensor.shape)} is told to be {list(item.box.shape)}")
+        raise ValueError(
+            f"{item.name}: the tensor has shape {list(item.tensor.shape)}, its box has {list(item.box.shape)}"
+        )
     if item.dtype not in DTYPES.values():
         raise ValueError(f"{item.name}: {item.dtype} cannot be saved, only {', '.join(DTYPES)}")

@@ -162,7 +162,7 @@ def save_badly(folder, how):
         ("gap", "elements"),
         ("twice", "overlap"),
         ("shape", "ranks disagree on"),
-        ("tensor", "x: [3] is told to be [4]"),
+        ("tensor", "x: the tensor has shape [3], its box has [4]"),
         ("dtype", "complex64 cannot be saved"),
         ("state", "JSON"),
     ],
@@ -177,9 +177,9 @@ def test_a_failure_on_one_rank_is_raised_on_all_and_leaves_nothing(tmp_path, how
 def test_a_step_is_never_overwritten(tmp_path):
     save_cut(tmp_path, 1, 0)
     before = sorted((p.name, p.read_bytes()) for p in (tmp_path / "step_00000007").iterdir())
-    with pytest.raises(UserError, match="already there and checkpoints are never overwritten"):
+    with pytest.raises(UserError, match="already exists, and checkpoints are never overwritten"):
         save_cut(tmp_path, 1, 1)
-    with pytest.raises(RankFailed, match=r"UserError: rank 0: .*already there"):
+    with pytest.raises(RankFailed, match=r"UserError: rank 0: .*already exists"):
         on_ranks(2, save_cut, tmp_path, 2, 0)
     assert sorted((p.name, p.read_bytes()) for p in (tmp_path / "step_00000007").iterdir()) == before
     assert [p.name for p in tmp_path.iterdir()] == ["step_00000007"]

@@ -100,7 +100,7 @@ def test_reshard_changes_files_not_tensors(tmp_path, steps, capsys):
     assert found["files"] == 3 and found["path"] == str(tmp_path / "new" / "step_00000010")
     assert "4 of 4 tensors are bitwise equal" in run(capsys, "diff", steps[0], tmp_path / "new")
     assert "valid" in run(capsys, "verify", tmp_path / "new")
-    assert "already there" in run(capsys, "reshard", steps[0], "--output", tmp_path / "new", code=2)
+    assert "already exists" in run(capsys, "reshard", steps[0], "--output", tmp_path / "new", code=2)
     slim = run(capsys, "reshard", steps[0], "--output", tmp_path / "slim", "--weights-only", "--json")
     assert set(values(slim["path"])) == {"param.w", "param.b"}
 
@@ -124,8 +124,8 @@ def test_average_is_the_mean_of_the_weights(tmp_path, steps, capsys):
     assert set(found) == {"param.w", "param.b"} and torch.equal(found["param.w"], values(steps[1])["param.w"])
     assert checkpoint.read_manifest(done["path"]).state["averaged_steps"] == [10, 20, 30]
     other = checkpoint.save(tmp_path / "other", 1, shards_of_rank(0, 1, 0, filled=True), {}, world())
-    assert "is of another model" in run(capsys, "average", other, steps[0], "--output", tmp_path / "x", code=2)
-    assert "give two or more" in run(capsys, "average", steps[0], "--output", tmp_path / "x", code=2)
+    assert "belongs to another model" in run(capsys, "average", other, steps[0], "--output", tmp_path / "x", code=2)
+    assert "needs two or more checkpoints" in run(capsys, "average", steps[0], "--output", tmp_path / "x", code=2)
     assert not (tmp_path / "x").exists()
 
 

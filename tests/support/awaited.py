@@ -12,7 +12,7 @@ import torch.distributed as dist
 from megascratch.checkpoint import CheckpointError, async_saver, list_steps
 from megascratch.checkpoint.async_saver import AsyncSaver
 from megascratch.checkpoint.backend import direct_writer
-from megascratch.checkpoint.backend.direct_writer import ROOM, DirectWriter
+from megascratch.checkpoint.backend.direct_writer import BUFFER_BYTES, DirectWriter
 from megascratch.config.fields import with_fields
 from megascratch.data_parallel.base import DataParallel
 from megascratch.parallel import collectives
@@ -205,7 +205,7 @@ class LateResult:
 
 def a_stream_awaits_each_room(folder) -> None:
     """The law: five rooms, the last one not full, are in the file as they were put in."""
-    content = bytes(range(251)) * (4 * ROOM // 251 + 40)
+    content = bytes(range(251)) * (4 * BUFFER_BYTES // 251 + 40)
     with ExitStack() as stack:
         stack.enter_context(patch.object(direct_writer, "ThreadPoolExecutor", LateThread))
         file = stack.enter_context(DirectWriter(folder / "file"))

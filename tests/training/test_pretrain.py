@@ -83,7 +83,7 @@ def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before(tm
     content[-5] ^= 8
     file.write_bytes(content)
     capsys.readouterr()
-    refused(capsys, mock(tmp_path / "named", load=folder / "step_00000004"), file.name, "do not fit their checksum")
+    refused(capsys, mock(tmp_path / "named", load=folder / "step_00000004"), file.name, "do not match their checksum")
     assert main(mock(tmp_path / "parts", load=folder, save_interval=2)) == 0
     said = capsys.readouterr().err
     assert "skipped step_00000004: " in said and file.name in said and "resuming from step_00000002" in said

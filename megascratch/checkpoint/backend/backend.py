@@ -1,6 +1,6 @@
-"""A place in, what reads and writes steps there out: `local.py` for a path of this machine, `remote.py` for an address.
+"""Selects the storage backend of a checkpoint folder: `local.py` for a path, `remote.py` for an object-store address.
 
-Every other module of the room names places and asks here; what is given back has the same methods for both.
+The other modules of the room call these functions; the objects that they return have the same methods for both.
 """
 
 from collections.abc import Iterator
@@ -23,17 +23,17 @@ AnyLease = Lease | RemoteLease
 
 
 def step_at(place: Place) -> Step:
-    """A step to read, to move or to delete."""
+    """The step at `place`, to read, rename or delete."""
     return LocalStep(place) if isinstance(place, Path) else RemoteStep(place)
 
 
 def step_names(folder: Place) -> list[str]:
-    """Of the steps in a folder, in no order. Raises: StoreError where a store does not answer."""
+    """The names of the steps in a folder, unsorted. Raises: StoreError if a store does not answer."""
     return local.step_names(folder) if isinstance(folder, Path) else remote.step_names(folder)
 
 
 def is_folder(place: Place) -> bool:
-    """Raises: StoreError."""
+    """Whether `place` is a folder; in a store: whether any object is below it. Raises: StoreError."""
     return place.is_dir() if isinstance(place, Path) else bool(Store(place.url).names(place.url))
 
 
@@ -41,9 +41,9 @@ def begin(final: Place, inside: Place, nbytes: int) -> Draft:
     """Begins to write a step of `nbytes` bytes.
 
     Args:
-        inside: the writer's `lease.inside`, or the folder itself where nobody else could write.
+        inside: the writer's `lease.inside`, or the folder itself if no other process could write.
 
-    Raises: UserError where `final` is already there, DiskError where there is no room, StoreError.
+    Raises: UserError if `final` already exists, DiskError if there is not enough space, StoreError.
     """
     if isinstance(final, Path):
         assert isinstance(inside, Path)
@@ -53,14 +53,14 @@ def begin(final: Place, inside: Place, nbytes: int) -> Draft:
 
 
 def acquire(folder: Place) -> AnyLease:
-    """Claims a folder. Raises: UserError, naming the holder, where another writer is alive; OSError, StoreError."""
+    """Claims a folder. Raises: UserError, naming the owner, if another writer is alive; OSError, StoreError."""
     return Lease.acquire(folder) if isinstance(folder, Path) else RemoteLease.acquire(folder)
 
 
 @contextmanager
 def alone(folder: Place) -> Iterator[Place]:
-    """Where a program that writes one step, and is no run, begins it. In a store it holds the folder meanwhile, since
-    a run that comes would delete what has no manifest yet. Raises: as `acquire`."""
+    """The folder in which a tool that writes a single step, outside of a run, begins it. In a store the tool holds a
+    lease meanwhile, because a run that starts would delete files without a manifest. Raises: as `acquire`."""
     if isinstance(folder, Path):
         yield folder
         return
@@ -72,6 +72,6 @@ def alone(folder: Place) -> Iterator[Place]:
 
 
 def require_room(folder: Place, nbytes: int) -> None:
-    """Raises: DiskError where so many bytes do not fit; a store has room."""
+    """Raises: DiskError if so many bytes do not fit on the disk; a store always has room."""
     if isinstance(folder, Path):
         local.require_room(folder, nbytes)

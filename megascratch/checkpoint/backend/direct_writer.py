@@ -1,7 +1,7 @@
-"""Bytes in their order in, a new file on the disk out, past the system's memory where the file system knows the way.
+"""Writes a new file with direct I/O (O_DIRECT) where the file system supports it, bypassing the page cache.
 
-What goes through the system's memory is copied there, crowds out what training reads, and makes the writer wait at
-moments that the system chooses. Here one thread brings a full room to the disk while the caller fills the other.
+Writes through the page cache cost a copy, evict the data that training reads, and stall at moments that the kernel
+chooses. Here one thread writes a full buffer to the disk while the caller fills the other.
 """
 
 import errno
@@ -15,31 +15,33 @@ from types import TracebackType
 import numpy as np
 
 BLOCK = 1 << 12
-"""Offsets, lengths and addresses of direct writes are multiples of it; no common disk asks for more."""
-ROOM = 1 << 23
-"""Bytes of a write; the host memory of a stream is twice as much."""
+"""Offsets, lengths and addresses of direct writes are multiples of it; no common disk needs more."""
+BUFFER_BYTES = 1 << 23
+"""Bytes of one write; a writer has two such buffers."""
 
 
 class DirectWriter:
-    """Open from the first byte to the last. Every method may raise the OSError of an earlier write."""
+    """Writes bytes in order. Every method may raise the OSError of an earlier write."""
 
     def __init__(self, path: Path):
         self._handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         self._go_direct(True)
-        self._rooms = [np.frombuffer(mmap.mmap(-1, ROOM), np.uint8) for _ in range(2)]  # at the start of a page
+        self._buffers = [np.frombuffer(mmap.mmap(-1, BUFFER_BYTES), np.uint8) for _ in range(2)]  # page-aligned
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="stream")
         self._under_way: Future[None] | None = None
         self._filled = self._sent = 0
 
     def put(self, part: memoryview) -> None:
-        """Takes a copy of the next bytes."""
-        source, done = np.frombuffer(part, np.uint8), 0
+        """Copies the next bytes into the buffer, and starts a write whenever it is full."""
+        source = np.frombuffer(part, np.uint8)
+        done = 0
         while done < len(source):
-            taken = min(len(source) - done, ROOM - self._filled)
-            np.copyto(self._rooms[0][self._filled : self._filled + taken], source[done : done + taken])
-            self._filled, done = self._filled + taken, done + taken
-            if self._filled == ROOM:
-                self._send(ROOM)
+            taken = min(len(source) - done, BUFFER_BYTES - self._filled)
+            np.copyto(self._buffers[0][self._filled : self._filled + taken], source[done : done + taken])
+            self._filled += taken
+            done += taken
+            if self._filled == BUFFER_BYTES:
+                self._send(BUFFER_BYTES)
 
     def finish(self) -> None:
         """Returns when every byte is on the disk."""
@@ -58,24 +60,25 @@ class DirectWriter:
         os.close(self._handle)
 
     def _send(self, nbytes: int) -> None:
-        """The filled room goes on its way when the other has arrived."""
+        """Waits for the previous write, then starts to write the filled buffer."""
         self._wait()
-        self._under_way = self._thread.submit(self._write, self._rooms[0][:nbytes].data, self._sent)
-        self._rooms.reverse()
-        self._filled, self._sent = 0, self._sent + nbytes
+        self._under_way = self._thread.submit(self._write, self._buffers[0][:nbytes].data, self._sent)
+        self._buffers.reverse()
+        self._filled = 0
+        self._sent += nbytes
 
     def _wait(self) -> None:
         if self._under_way is not None:
             self._under_way.result()
 
-    def _write(self, room: memoryview, offset: int) -> None:
+    def _write(self, buffer: memoryview, offset: int) -> None:
         try:
-            write_all(self._handle, room, offset)
+            write_all(self._handle, buffer, offset)
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
-            self._go_direct(False)  # this disk has larger blocks, or took a part of the room that ends inside of one
-            write_all(self._handle, room, offset)
+            self._go_direct(False)  # the disk has larger blocks, or a short write ended inside a block
+            write_all(self._handle, buffer, offset)
 
     def _go_direct(self, on: bool) -> None:
         flag = getattr(os, "O_DIRECT", 0)
@@ -88,7 +91,8 @@ class DirectWriter:
 
 
 def write_all(handle: int, part: memoryview, offset: int) -> None:
-    """Raises: OSError, also where the disk takes only a part."""
+    """Writes all of `part`, after a short write the rest. Raises: OSError."""
     while part:
         written = os.pwrite(handle, part, offset)
-        part, offset = part[written:], offset + written
+        part = part[written:]
+        offset += written

@@ -1,8 +1,8 @@
-"""Who holds a folder in, whether that holder counts as gone out; the same for a folder on a disk and one in a store.
+"""Decides whether the owner of a checkpoint lease is still alive, on a disk and in an object store alike.
 
-A holder counts as gone when its process has ended (same machine), when it belongs to the same run of the launcher (a
-restart: torchrun ends the old processes first), or when its counter has stood still for a while as the claimant's own
-clock measures it: no two machines' clocks are compared.
+An owner counts as gone when its process has ended (same machine), when it belongs to the same run of the launcher (a
+restart: torchrun ends the old processes first), or when its heartbeat counter has not changed for a while. The claimant
+measures this time with its own clock, so the clocks of two machines are never compared.
 """
 
 import json
@@ -26,14 +26,14 @@ _FIELDS = {"host": TEXT, "pid": COUNT, "started": TEXT, "run": TEXT, "since": TE
 
 @dataclass(frozen=True)
 class LeaseOwner:
-    """Who writes, for a message to people and for a restart to know itself."""
+    """The process that owns a lease: named in messages, and recognised by a restart of the same run."""
 
     host: str
     pid: int
-    started: str  # of the process, in the kernel's ticks: a number is used again, a number with its start is not
-    run: str  # of the launcher; '' where it has no name
+    started: str  # start time of the process in kernel ticks: a pid can be reused, a pid with its start time cannot
+    run: str  # run id of the launcher; '' if it has none
     since: str
-    claim: str = ""  # makes the record of each claim another one
+    claim: str = ""  # makes the record of each claim unique
 
     @classmethod
     def this_process(cls) -> "LeaseOwner":
@@ -48,7 +48,7 @@ class LeaseOwner:
 
     @classmethod
     def from_text(cls, text: str | bytes) -> "LeaseOwner | None":
-        """None where it is no record."""
+        """None if the text is not a valid record."""
         try:
             record = parse_json(text)
             return cls(**record) if misfit(record, _FIELDS) is None else None
@@ -72,30 +72,34 @@ def require_gone(
     stale: float,
     elsewhere: str = SAVE_ELSEWHERE,
 ) -> None:
-    """Raises: UserError where the holder is alive; returns when it counts as gone.
+    """Returns when the owner counts as gone. Raises: UserError if it is alive.
 
     Args:
-        beat: its counter; None: its record has gone.
-        every: seconds between two beats; stale: for so many a counter stands still when its holder is gone.
-        elsewhere: what a user can do instead of waiting.
+        holder: the record of the owner; None if there is none.
+        beat: reads the owner's heartbeat counter; None if its record was deleted.
+        every: seconds between two heartbeats.
+        stale: after so many seconds without a new heartbeat the owner counts as gone.
+        elsewhere: what the user can do instead of waiting, for the message.
     """
     if holder is None or _has_ended(holder, me):
         return
-    before, ends, said = beat(), time.monotonic() + stale, False
+    before = beat()
+    ends = time.monotonic() + stale
+    warned = False
     while time.monotonic() < ends:
         time.sleep(every / 2)
         now = beat()
-        if now is None or _has_ended(holder, me):  # it may be ending just now
+        if now is None or _has_ended(holder, me):  # it ended while this process waited
             return
         if now != before:
             raise UserError(f"{folder} is being written by {holder}: end that run first, or {elsewhere}")
-        if not said and time.monotonic() > ends - stale + 4 * every:
+        if not warned and time.monotonic() > ends - stale + 4 * every:
             warnings.warn(
-                f"{holder} holds {printable(folder)} and gives no sign of life: taken over in {stale:.0f} s "
-                "unless it does",
+                f"{holder} owns {printable(folder)} but sends no heartbeat: this run takes over in {stale:.0f} s "
+                "unless it sends one",
                 stacklevel=2,
             )
-            said = True
+            warned = True
 
 
 def _has_ended(holder: LeaseOwner, me: LeaseOwner) -> bool:
@@ -105,6 +109,6 @@ def _has_ended(holder: LeaseOwner, me: LeaseOwner) -> bool:
 
 
 def _run() -> str:
-    """The launcher's name of this run, which its restarts share."""
+    """The run id that torchrun gives to a run and to its restarts; '' if there is none."""
     run = os.environ.get("TORCHELASTIC_RUN_ID", "")
     return "" if run == "none" else run

@@ -1,5 +1,6 @@
-"""A step folder on a file system that renames: read whole or not at all, written under a private name, committed by
-one rename.
+"""Reads and writes checkpoints on a local or shared file system: written in a private folder, committed by one rename.
+
+A reader therefore sees a complete step or none.
 """
 
 import os
@@ -20,8 +21,8 @@ from megascratch.runtime.faults import fault_point
 
 
 class LocalFile:
-    """A regular file of a step folder, open for reading. A link, a pipe or a device is refused: the names come from a
-    manifest that anybody may have written."""
+    """A regular file of a step folder, open for reading. Links, pipes and devices are refused, because the file names
+    come from a manifest that is untrusted."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -29,19 +30,20 @@ class LocalFile:
             self.handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
             raise DamagedError(f"{path} is damaged or missing: {error.strerror}") from error
-        told = os.fstat(self.handle)
-        self.size = told.st_size
-        if not stat.S_ISREG(told.st_mode):
+        status = os.fstat(self.handle)
+        self.size = status.st_size
+        if not stat.S_ISREG(status.st_mode):
             self.close()
-            raise DamagedError(f"{path} is no regular file")
+            raise DamagedError(f"{path} is not a regular file")
 
     def read_into(self, offset: int, *parts: memoryview) -> None:
-        """Fills the parts, one behind the other. Raises: DamagedError where there are fewer bytes, or they cannot be
-        read."""
+        """Fills the parts one after the other. Raises: DamagedError if the file has too few bytes or cannot be read."""
         try:
             got = read_all(self.handle, parts, offset)
         except OSError as error:
-            raise DamagedError(f"{self.path} is damaged: bytes from {offset:,} on: {error.strerror}") from error
+            raise DamagedError(
+                f"{self.path} is damaged: bytes from {offset:,} cannot be read: {error.strerror}"
+            ) from error
         if got != sum(map(len, parts)):
             raise DamagedError(f"{self.path} is damaged: it ends at byte {offset + got:,}")
 
@@ -51,27 +53,27 @@ class LocalFile:
 
 @dataclass(frozen=True)
 class LocalStep:
-    """A step folder to read, to move or to delete."""
+    """A step folder to read, rename or delete."""
 
     path: Path
     threads = THREADS
     asked_at_once = 1
     group_bytes = 1 << 20
-    """Neighbouring small chunks are read together, up to this: their checksums find them in the processor's cache."""
+    """Neighbouring small chunks are read together, up to this size, which still fits in the processor's cache."""
 
     def open(self, name: str) -> LocalFile:
         return LocalFile(self.path / name)
 
     def is_there(self) -> bool:
-        """Whether it has a manifest, of whatever kind."""
+        """Whether it has a manifest, readable or not."""
         return os.path.lexists(self.path / FILE)
 
     def names(self) -> list[str]:
-        """Of everything in the folder."""
+        """The names of everything in the folder."""
         return [path.name for path in self.path.iterdir()]
 
     def put(self, name: str, content: bytes) -> None:
-        """Adds a small file to the step, or replaces it, in one call. Raises: OSError."""
+        """Adds or replaces a small file of the step, atomically. Raises: OSError."""
         partial = self.path.with_name(f".{self.path.name}.{name}.{uuid.uuid4().hex[:12]}.partial")
         try:
             partial.write_bytes(content)
@@ -81,13 +83,13 @@ class LocalStep:
             raise
 
     def set_aside(self) -> Path:
-        """Gives a damaged step another name. Its new path."""
+        """Renames a damaged step. Returns the new path."""
         aside = self.path.with_name(f"damaged.{self.path.name}.{uuid.uuid4().hex[:6]}")
         os.rename(self.path, aside)
         return aside
 
     def delete(self) -> None:
-        """First renamed to a hidden name, so that no half of it is ever found under its own. Raises: OSError."""
+        """Renames the step to a hidden name, then deletes it, so that no reader finds half of it. Raises: OSError."""
         away = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex[:12]}.deleting")
         fault_point("save.before_delete")
         os.rename(self.path, away)
@@ -97,7 +99,7 @@ class LocalStep:
 
 
 def step_names(folder: Path) -> list[str]:
-    """Of the step folders there, whether they can be read or not; none where the folder cannot be read."""
+    """The names of the step folders, readable or not; [] if `folder` itself cannot be read."""
     try:
         return [path.name for path in folder.iterdir() if STEP_NAME.fullmatch(path.name)]
     except OSError:
@@ -108,8 +110,8 @@ def step_names(folder: Path) -> list[str]:
 class LocalStepWriter:
     """A step folder that is being written; every rank has the same record.
 
-    `private` lies in a folder that belongs to one writer alone (see lease.py); who takes that folder over moves it
-    away, so that the rename of a writer that wakes up late finds nothing to rename.
+    `private` is inside the folder of the writer's lease (see local_lease.py). A new owner moves that folder away, so
+    that the rename of a suspended writer that wakes up later fails.
     """
 
     private: Path
@@ -117,18 +119,18 @@ class LocalStepWriter:
 
     @classmethod
     def begin(cls, final: Path, inside: Path, nbytes: int) -> "LocalStepWriter":
-        """Makes the private folder.
+        """Creates the private folder.
 
         Args:
-            inside: where; on the same file system as `final`.
-            nbytes: that will be written.
+            inside: its parent; on the same file system as `final`.
+            nbytes: how many bytes will be written.
 
-        Raises: UserError where `final` is already there, LeaseLostError where `inside` was taken away, DiskError where
-            there is no room.
+        Raises: UserError if `final` already exists, LeaseLostError if `inside` was moved away, DiskError if there is
+            not enough space.
         """
         _require_new(final)
         if inside != final.parent and not inside.exists():
-            raise lost(final.parent)  # before a folder that was deleted is made again
+            raise lost(final.parent)  # do not create a folder again that was deleted
         final.parent.mkdir(parents=True, exist_ok=True)
         require_room(final.parent, nbytes)
         draft = cls(inside / f".{final.name}.{uuid.uuid4().hex[:12]}.partial", final)
@@ -139,14 +141,14 @@ class LocalStepWriter:
         return draft
 
     def file_name(self, number: int) -> str:
-        """Of the file that a rank writes; the folder is private, so the number tells them apart."""
+        """The name of the file that a rank writes. The folder is private, so the rank number makes it unique."""
         return f"{number:05d}.safetensors"
 
     def write(self, name: str, layout: FileLayout, raw: Callable[[int], memoryview]) -> tuple[DataFile, list[str]]:
-        """Writes one file and forces it to the disk; its record, and the checksum of each chunk in order.
+        """Writes one file and syncs it to the disk. Returns its record and the checksum of each chunk in order.
 
         Args:
-            raw: the bytes of a chunk by its number in the layout.
+            raw: maps the number of a chunk in the layout to its bytes.
 
         Raises: DiskError.
         """
@@ -168,7 +170,7 @@ class LocalStepWriter:
         return DataFile(layout.size, len(layout.header), checksum(layout.header)), sums
 
     def commit(self, manifest: bytes) -> None:
-        """The step is there, whole, when this returns. Raises: LeaseLostError, DiskError."""
+        """Makes the step visible to readers, complete. Raises: LeaseLostError, DiskError."""
         try:
             with (self.private / FILE).open("xb") as file:
                 file.write(manifest)
@@ -189,16 +191,16 @@ class LocalStepWriter:
     def _refused(self, path: Path, error: OSError) -> UserError:
         if isinstance(error, FileNotFoundError) and not self.private.exists():
             if not self.private.parent.exists():
-                return LeaseLostError(f"{self.final} is not written: {lost(self.final.parent)}")
+                return LeaseLostError(f"{self.final} was not written: {lost(self.final.parent)}")
             return UserError(f"{self.final.parent} is not the same folder on all ranks: save to a shared file system")
         return DiskError(f"{path} cannot be written: {error.strerror}")
 
 
 def lost(folder: Path, newest_holder: str = "") -> LeaseLostError:
-    """Why a writer of this folder is its writer no longer.
+    """The error that says why this process no longer owns the lease of the folder.
 
     Args:
-        newest_holder: of the writer after it, where that is known.
+        newest_holder: describes the new owner, if known.
     """
     if not folder.exists():
         return LeaseLostError(f"{folder} is gone: it was deleted or moved while this run saved into it")
@@ -206,7 +208,7 @@ def lost(folder: Path, newest_holder: str = "") -> LeaseLostError:
 
 
 def require_room(folder: Path, nbytes: int) -> None:
-    """Raises: DiskError where the file system cannot take so many bytes."""
+    """Raises: DiskError if the file system has not so many bytes of free space."""
     free = shutil.disk_usage(folder).free
     if free < nbytes:
         raise DiskError(
@@ -217,11 +219,11 @@ def require_room(folder: Path, nbytes: int) -> None:
 
 def _require_new(final: Path) -> None:
     if os.path.lexists(final):
-        raise UserError(f"{final} is already there and checkpoints are never overwritten: move it or save elsewhere")
+        raise UserError(f"{final} already exists, and checkpoints are never overwritten: move it or save elsewhere")
 
 
 def sync(path: Path) -> None:
-    """Forces a folder's list of names to the disk."""
+    """Syncs the entries of a folder to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,15 +1,15 @@
-"""Two runs that want to save into one folder in, one writer out: a lease with a fencing number, checked by the rename.
+"""Lets only one run at a time save into a folder: a lease with a fencing number, enforced by the rename of a commit.
 
-    {folder}/.writer.00000007/holder.json    who: host, process, when, the launcher's run
-    {folder}/.writer.00000007/beat           a counter that the holder's thread raises every BEAT_SECONDS
+    {folder}/.writer.00000007/holder.json    the owner: host, process, start time, run id of the launcher
+    {folder}/.writer.00000007/beat           a counter that the owner's thread increments every BEAT_SECONDS
     {folder}/.writer.00000007/.step_*.partial    the steps that it is writing
 
-A step is committed by renaming it out of its writer's folder. Whoever takes over renames that folder away first, so a
-writer that was stopped and wakes up late has nothing left to rename: the check and the commit are one system call.
-The next number is claimed by renaming a prepared folder to its name, which succeeds for one claimant only, since a
-folder that is not empty is never replaced.
+A step is committed by renaming it out of its writer's folder. A new owner first renames that folder away, so a writer
+that was suspended and wakes up later has nothing left to rename: the check and the commit are one system call. The next
+number is claimed by renaming a prepared folder to its name, which succeeds for one claimant only, since a folder that
+is not empty is never replaced.
 
-When a holder counts as gone: see holder.py.
+When an owner counts as gone: see lease_owner.py.
 """
 
 import os
@@ -29,7 +29,7 @@ PREFIX, AWAY = ".writer.", ".writer-away."
 
 
 class Lease:
-    """The right to write into a folder, until `release` or until somebody takes it over."""
+    """The right to write into a folder, until `release` or until another writer takes over."""
 
     def __init__(self, folder: Path, number: int):
         self.folder, self.number = folder, number
@@ -40,12 +40,12 @@ class Lease:
 
     @classmethod
     def acquire(cls, folder: str | Path, elsewhere: str = SAVE_ELSEWHERE) -> "Lease":
-        """Claims the folder, which is made if it is not there. The remains of a writer that is gone are deleted.
+        """Claims the folder and creates it if needed. Deletes what a writer that is gone has left.
 
         Args:
-            elsewhere: what a user can do where another writer is alive, for the message.
+            elsewhere: what the user can do if another writer is alive, for the message.
 
-        Raises: UserError, naming the holder, where another writer is alive; OSError where the folder cannot be made.
+        Raises: UserError, naming the owner, if another writer is alive; OSError if the folder cannot be created.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -65,7 +65,7 @@ class Lease:
             return cls(folder, number)
 
     def require(self) -> None:
-        """Raises: LeaseLostError where somebody has taken over, or has deleted the folder."""
+        """Raises: LeaseLostError if another writer has taken over, or the folder was deleted."""
         if not self.inside.exists():
             raise lost(self.folder, _newest_holder(self.folder))
 
@@ -79,7 +79,7 @@ class Lease:
         count = 0
         while not self._over.wait(BEAT_SECONDS):
             count += 1
-            with suppress(OSError):  # a full disk must not end the thread; a folder taken away does not come back
+            with suppress(OSError):  # a full disk must not end the thread
                 (self.inside / "beat").write_text(str(count))
 
 
@@ -105,7 +105,7 @@ def _claim(folder: Path, number: int, me: LeaseOwner) -> bool:
 
 
 def _take_away(folder: Path, number: int) -> None:
-    """Moves a writer's folder away, which fences it, and deletes what was in it; its number stays used."""
+    """Moves a writer's folder away, which fences the writer, and deletes its content; the number stays in use."""
     away = folder / f"{AWAY}{number:08d}"
     with suppress(OSError):
         os.rename(folder / f"{PREFIX}{number:08d}", away)
@@ -119,7 +119,7 @@ def _empty(folder: Path) -> None:
 
 
 def _clean(folder: Path) -> None:
-    """Deletes what earlier writers left; the number just claimed is above all of theirs."""
+    """Deletes what earlier writers left; the number just claimed is higher than all of theirs."""
     for path in (*folder.glob(f"{AWAY}*"), *folder.glob(".*.deleting")):
         shutil.rmtree(path, ignore_errors=True)
     for path in folder.glob(".writer-new.*"):
@@ -134,7 +134,7 @@ def _require_gone(folder: Path, number: int, me: LeaseOwner, elsewhere: str) -> 
 
 
 def _holder(inside: Path) -> LeaseOwner | None:
-    """None where the folder has gone, or its record is none."""
+    """The owner; None if the folder is gone or has no valid record."""
     try:
         return LeaseOwner.from_text((inside / "holder.json").read_bytes())
     except OSError:

@@ -1,8 +1,8 @@
-"""A step in object storage, to read: `{folder}/step_00000123/`, objects in the place of files.
+"""Reads checkpoints from object storage: `{folder}/step_00000123/` with objects instead of files.
 
-A step is there when its manifest is: nothing is ever renamed in a store, so the manifest comes last and goes first.
-What lies below a step's name without a manifest is a save under way, or what a killed one left; no reader sees it.
-Chunks are read by ranges of bytes, and no more of them than are wanted.
+A step exists if its manifest does: a store has no rename, so the manifest is written last and deleted first. Objects
+below the name of a step without a manifest belong to a save that is running or was killed; no reader sees them. Chunks
+are read as byte ranges, and only those that are wanted.
 """
 
 import uuid
@@ -16,7 +16,7 @@ from megascratch.storage.path import StoragePath
 from megascratch.storage.store import AbsentError, Store
 
 ASKED_AT_ONCE = 16
-"""A store answers late and many at once."""
+"""Requests at a time: a store answers each one late, but many in parallel."""
 
 
 class RemoteFile:
@@ -30,8 +30,8 @@ class RemoteFile:
             raise DamagedError(f"{path} is damaged or missing: there is no such object") from error
 
     def read_into(self, offset: int, *parts: memoryview) -> None:
-        """Fills the parts, one behind the other. Raises: DamagedError where there are fewer bytes, StoreError where
-        the store does not answer."""
+        """Fills the parts one after the other. Raises: DamagedError if the object has too few bytes, StoreError if the
+        store does not answer."""
         stop = offset + sum(map(len, parts))
         if stop > self.size:
             raise DamagedError(f"{self.path} is damaged: it ends at byte {self.size:,}")
@@ -43,17 +43,17 @@ class RemoteFile:
             part[:], content = content[: len(part)], content[len(part) :]
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Has nothing to release."""
 
 
 @dataclass(frozen=True)
 class RemoteStep:
-    """A step to read, to move or to delete."""
+    """A step to read, rename or delete."""
 
     path: StoragePath
     threads = asked_at_once = ASKED_AT_ONCE
     group_bytes = 1 << 23
-    """Neighbouring small chunks are read together, up to this: an answer takes its time, however small it is."""
+    """Neighbouring small chunks are read together, up to this size: each request has a high latency."""
 
     def open(self, name: str) -> RemoteFile:
         return RemoteFile(self.path / name)
@@ -62,22 +62,22 @@ class RemoteStep:
         return Store(self.path.url).exists((self.path / FILE).url)
 
     def names(self) -> list[str]:
-        """Of everything below the step's name."""
+        """The names of everything below the name of the step."""
         return Store(self.path.url).names(self.path.url)
 
     def put(self, name: str, content: bytes) -> None:
-        """Adds a small object to the step, or replaces it. Raises: StoreError."""
+        """Adds or replaces a small object of the step. Raises: StoreError."""
         Store(self.path.url).put((self.path / name).url, content)
 
     def set_aside(self) -> StoragePath:
-        """Gives a damaged step another name, copying it inside of the store. Its new address."""
+        """Renames a damaged step by a copy inside the store. Returns the new address."""
         aside = self.path.with_name(f"damaged.{self.path.name}.{uuid.uuid4().hex[:6]}")
         Store(self.path.url).copy_below(self.path.url, aside.url)
         self.delete()
         return aside
 
     def delete(self) -> None:
-        """The manifest first: with it the step goes, whatever happens behind. Raises: StoreError."""
+        """Deletes the manifest first: without it the step no longer exists for readers. Raises: StoreError."""
         store = Store(self.path.url)
         fault_point("save.before_delete")
         store.delete((self.path / FILE).url)
@@ -86,13 +86,13 @@ class RemoteStep:
 
 
 def step_names(folder: StoragePath) -> list[str]:
-    """Of the steps that are there. Raises: StoreError where the store does not answer: that is not the same as no
-    steps, and a run must not begin anew for it."""
+    """The names of the steps that have a manifest. Raises: StoreError if the store does not answer: this must not look
+    like a folder without steps, or a run would start from the beginning."""
     return [name for name, there in _known(folder) if there]
 
 
 def clean(folder: StoragePath) -> None:
-    """Deletes what is below the names of steps that are not there; for the only writer of a folder."""
+    """Deletes the objects of steps without a manifest, and open uploads; only for the owner of the folder."""
     store = Store(folder.url)
     for name, there in _known(folder):
         if not there:

@@ -1,11 +1,11 @@
-"""The right to write into a folder of a store: a lease with a fencing number, looked at around each commit.
+"""Lets only one run at a time save into a folder of an object store: a lease with a fencing number.
 
-    {folder}/.writer/00000007.json    who: host, process, when, the launcher's run; 'null': released
-    {folder}/.writer/00000007.beat    a counter that the holder's thread raises every BEAT_SECONDS
+    {folder}/.writer/00000007.json    the owner: host, process, start time, run id of the launcher; 'null': released
+    {folder}/.writer/00000007.beat    a counter that the owner's thread increments every BEAT_SECONDS
 
-The next number is claimed by creating its object, which succeeds for one claimant only where the store knows writes
-under a condition (`Store.create`); the highest number is the holder's. When a holder counts as gone: see holder.py.
-What a store can and cannot promise to a writer that was taken over: see remote_draft.py.
+The next number is claimed by creating its object, which succeeds for one claimant only if the store supports
+conditional writes (`Store.create`); the highest number is the owner's. A commit checks the lease before and after it
+writes the manifest: remote_writer.py says what this guarantees. When an owner counts as gone: see lease_owner.py.
 """
 
 import threading
@@ -19,14 +19,14 @@ from megascratch.storage.path import StoragePath
 from megascratch.storage.store import AbsentError, Store
 
 BEAT_SECONDS = 5.0
-"""Each beat is a request that is paid for: about ten US cents a day."""
+"""Each heartbeat is a paid request: about ten US cents a day."""
 STALE_SECONDS = 60.0
 HOME, RECORD, BEAT = ".writer", ".json", ".beat"
 RELEASED = b"null"
 
 
 class RemoteLease:
-    """The right to write into a folder, until `release` or until somebody takes it over."""
+    """The right to write into a folder, until `release` or until another writer takes over."""
 
     def __init__(self, folder: StoragePath, number: int):
         self.folder, self.number = folder, number
@@ -37,10 +37,9 @@ class RemoteLease:
 
     @classmethod
     def acquire(cls, folder: StoragePath) -> "RemoteLease":
-        """Claims the folder. What earlier writers left is deleted: objects below steps without a manifest, open
-        uploads.
+        """Claims the folder. Deletes what earlier writers left: objects of steps without a manifest, and open uploads.
 
-        Raises: UserError, naming the holder, where another writer is alive; StoreError.
+        Raises: UserError, naming the owner, if another writer is alive; StoreError.
         """
         home, store, me = folder / HOME, Store(folder.url), LeaseOwner.this_process()
         while True:
@@ -65,11 +64,11 @@ class RemoteLease:
             return lease
 
     def require(self) -> None:
-        """Raises: LeaseLostError where somebody has taken over, StoreError."""
+        """Raises: LeaseLostError if another writer has taken over, StoreError."""
         require(self.inside)
 
     def release(self) -> None:
-        """Others may claim the folder at once; its number stays used."""
+        """Others may claim the folder at once; the number stays in use."""
         self._over.set()
         self._thread.join()
         with suppress(UserError):
@@ -85,9 +84,9 @@ class RemoteLease:
 
 
 def require(inside: StoragePath) -> None:
-    """For the record of a lease; a folder without one is its caller's alone.
+    """Checks that the lease at `inside` is still the newest. A folder without a lease has a single writer by contract.
 
-    Raises: LeaseLostError where there is a higher number, or the record has gone; StoreError.
+    Raises: LeaseLostError if there is a higher number or the record was deleted; StoreError.
     """
     if inside.parent.name != HOME:
         return
@@ -108,7 +107,7 @@ def _require_gone(folder: StoragePath, number: int, me: LeaseOwner) -> None:
 
 
 def _holder(folder: StoragePath, number: int) -> LeaseOwner | None:
-    """None where it has released the folder, or its record is none."""
+    """The owner; None if it has released the folder or its record is not valid."""
     try:
         return LeaseOwner.from_text(_content(folder, f"{number:08d}{RECORD}"))
     except AbsentError:
@@ -116,7 +115,7 @@ def _holder(folder: StoragePath, number: int) -> LeaseOwner | None:
 
 
 def _beat_of(folder: StoragePath, number: int) -> str | None:
-    """Before the first beat ''; None where the holder has released the folder or its record has gone."""
+    """The heartbeat counter, '' before the first one; None if the lease was released or its record deleted."""
     try:
         if _content(folder, f"{number:08d}{RECORD}") == RELEASED:
             return None

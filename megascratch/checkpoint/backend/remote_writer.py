@@ -1,14 +1,15 @@
-"""A step that is being written to object storage: every rank sends its own file, the first one puts the manifest last.
+"""Writes a checkpoint to object storage: every rank uploads its own file, and the first rank writes the manifest last.
 
-No file system is shared between nodes. Each writing has a token of its own, which stands in the names of its files, so
-two writers never write the same object but one: the manifest. That one is created only where there is none, which the
-store decides (S3's If-None-Match, and the like of Google and Azure), so a step has one writer, whole.
+The nodes share no file system. Each save has a unique token in the names of its files, so the manifest is the only
+object that two writers could both write. It is created only if there is none, which the store decides (If-None-Match in
+S3, and its equivalents at Google and Azure), so all files of a step come from one writer.
 
-What a store cannot do is to check a lease and create an object in one call, as a rename out of a folder does on a file
-system. A writer therefore looks at its lease right before the manifest and right after it, and takes the manifest back
-when it was taken over meanwhile. A writer that is stopped between the two looks, taken over, and never wakes up again
-leaves a step that is whole, or that names files which the next writer has deleted: then it is damaged, and readers pass
-it over. A store that knows no writes under a condition leaves one more gap, between two writers' looks for a manifest.
+A store cannot check a lease and create an object in one call, as a rename out of a folder does on a file system. A
+writer therefore checks its lease right before and right after it creates the manifest, and deletes the manifest if
+another writer has taken over in between. A writer that is suspended between the two checks, loses its lease and never
+wakes up again leaves a step that is complete, or one that names files which the new owner has deleted: then it is
+damaged, and readers skip it. A store without conditional writes leaves one more gap, between the checks of two writers
+for an existing manifest.
 """
 
 import uuid
@@ -33,8 +34,8 @@ class RemoteStepWriter:
 
     Args:
         final: the step.
-        inside: the writer's lease; the folder of steps itself where nobody else could write.
-        token: of this writing.
+        inside: the writer's lease; the folder of steps itself if no other process could write.
+        token: unique for this save.
     """
 
     final: StoragePath
@@ -43,7 +44,7 @@ class RemoteStepWriter:
 
     @classmethod
     def begin(cls, final: StoragePath, inside: StoragePath) -> "RemoteStepWriter":
-        """Raises: UserError where `final` is already there, StoreError."""
+        """Begins a step. Raises: UserError if `final` already exists, StoreError."""
         if Store(final.url).exists((final / FILE).url):
             raise _already_there(final)
         return cls(final, inside, uuid.uuid4().hex[:12])
@@ -52,12 +53,12 @@ class RemoteStepWriter:
         return f"{number:05d}.{self.token}.safetensors"
 
     def write(self, name: str, layout: FileLayout, raw: Callable[[int], memoryview]) -> tuple[DataFile, list[str]]:
-        """Sends one file; its record, and the checksum of each chunk in order.
+        """Uploads one file. Returns its record and the checksum of each chunk in order.
 
         Args:
-            raw: the bytes of a chunk by its number in the layout.
+            raw: maps the number of a chunk in the layout to its bytes.
 
-        Raises: DiskError where the store refuses to the end.
+        Raises: DiskError if the store still refuses after all retries.
         """
         sums = list[str]()
 
@@ -81,8 +82,8 @@ class RemoteStepWriter:
         return DataFile(layout.size, len(layout.header), checksum(layout.header)), sums
 
     def commit(self, manifest: bytes) -> None:
-        """The step is there, whole, when this returns. Raises: LeaseLostError, UserError where another writer was
-        first, DiskError."""
+        """Makes the step visible to readers, complete. Raises: LeaseLostError, UserError if another writer was first,
+        DiskError."""
         try:
             self._require_files(manifest)
             text = bytearray(manifest)
@@ -96,7 +97,7 @@ class RemoteStepWriter:
         self._require_still()
 
     def discard(self) -> None:
-        """Deletes what this writing has sent, unless it is a step by now: an answer to `commit` may have been lost."""
+        """Deletes the files of this save, unless the commit has succeeded: the store's answer may have been lost."""
         store = Store(self.final.url)
         with suppress(StoreError):
             names = store.names(self.final.url)
@@ -105,14 +106,14 @@ class RemoteStepWriter:
             store.delete(*((self.final / name).url for name in names if f".{self.token}." in name))
 
     def _require_files(self, manifest: bytes) -> None:
-        """Raises: UserError unless what the ranks have sent lies here, whole; LeaseLostError where it is gone because
-        somebody has taken over."""
+        """Raises: UserError unless the files of all ranks are in this store, complete; LeaseLostError if they are gone
+        because another writer has taken over."""
         there = Store(self.final.url).sizes(self.final.url)
         for name, file in parse(manifest).files.items():
             if there.get(name) != file.bytes:
                 remote_lease.require(self.inside)
                 raise UserError(
-                    f"{self.final / name} is not where the first rank looks for it: "
+                    f"the first rank does not find {self.final / name}: "
                     f"{self.final.parent} must be the same store on all ranks"
                 )
 
@@ -124,7 +125,7 @@ class RemoteStepWriter:
                 Store(self.final.url).delete((self.final / FILE).url)
             raise
         except StoreError:
-            pass  # nobody is known to have taken over
+            pass  # no other writer is known to have taken over
 
 
 @dataclass(frozen=True)
@@ -141,4 +142,4 @@ class _Sent:
 
 
 def _already_there(final: StoragePath) -> UserError:
-    return UserError(f"{final} is already there and checkpoints are never overwritten: delete it or save elsewhere")
+    return UserError(f"{final} already exists, and checkpoints are never overwritten: delete it or save elsewhere")

@@ -1,4 +1,4 @@
-"""What can go wrong with a checkpoint, told apart by what follows from it."""
+"""The errors of saving and loading checkpoints, by what the caller can do about them."""
 
 from megascratch.config.errors import UserError
 
@@ -8,12 +8,12 @@ class CheckpointError(RuntimeError):
 
 
 class DamagedError(UserError):
-    """The checkpoint is not what was written: another step of the run may be sound."""
+    """The checkpoint is not what was written: another step of the run may be valid."""
 
 
 class DiskError(UserError):
-    """The disk or the store refused (no room, input/output error): a later save may work."""
+    """The disk or the store refused (no space, input/output error): a later save may succeed."""
 
 
 class LeaseLostError(UserError):
-    """Another writer has taken the folder over: this one must not write there any more."""
+    """Another writer has taken over the folder: this process must stop writing there."""

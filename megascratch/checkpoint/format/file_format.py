@@ -1,4 +1,4 @@
-"""Chunks in, their places in one safetensors file out, and the file's header.
+"""Arranges the chunks of a rank in one safetensors file and builds the header of the file.
 
 Format: 8 bytes little-endian length of the rest of the header, the rest (JSON, `{key: {dtype, shape, data_offsets}}`,
 padded with spaces), then the bytes of the tensors without gaps. A key is the tensor's name, and where the chunk is not
@@ -18,10 +18,10 @@ from megascratch.parallel.shard import Box
 from megascratch.parallel.sharded_tensor import ShardedTensor
 
 CHUNK_BYTES = 1 << 26
-"""Larger boxes are cut, so that a rank which needs little reads little and a reader needs little memory."""
+"""Larger boxes are split, so that a rank reads little more than it needs, and with little memory."""
 GROUP_BYTES, GROUP_CHUNKS = 1 << 24, 512
-"""Neighbouring small chunks are written and read together, up to this."""
-ALIGNMENT = 64  # of the first chunk, so that a mapped file has aligned tensors
+"""Neighbouring small chunks are written and read together, up to this size and number."""
+ALIGNMENT = 64  # bytes, of the first chunk, so that the tensors of a memory-mapped file are aligned
 
 CODES = {
     torch.float64: "F64",
@@ -69,10 +69,12 @@ class FileLayout:
 
 
 def arrange(slots: Iterable[FileExtent]) -> FileLayout:
-    """Wide types come first, so that each chunk lies at a multiple of its itemsize; within a type the order of memory,
-    so that neighbours there stay neighbours."""
+    """Orders chunks by the width of their type, widest first, so that each starts at a multiple of its itemsize; within
+    a type by memory address, so that neighbours in memory stay neighbours in the file."""
     order = _in_order_of_memory(slots)
-    entries, at, starts = {}, 0, []
+    entries = {}
+    starts = []
+    at = 0
     for slot in order:
         starts.append(at)
         end = at + slot.tensor.nbytes
@@ -86,7 +88,7 @@ def arrange(slots: Iterable[FileExtent]) -> FileLayout:
 
 
 def _in_order_of_memory(slots: Iterable[FileExtent]) -> list[FileExtent]:
-    """Memories in the order in which they first appear: addresses would differ from run to run."""
+    """Sorts by storage in the order of first appearance, not by address: addresses differ from run to run."""
     memories: dict[int, int] = {}
     keyed: list[tuple[tuple[int, str, int, int], int, FileExtent]] = []
     for slot in slots:
@@ -97,25 +99,20 @@ def _in_order_of_memory(slots: Iterable[FileExtent]) -> list[FileExtent]:
 
 
 def split_box(item: ShardedTensor, most: int | None = None) -> list[FileExtent]:
-    """What is held, in chunks of at most `most` (CHUNK_BYTES) bytes, or one element; an empty box gives none."""
+    """Splits a tensor into chunks of at most `most` (CHUNK_BYTES) bytes, or one element; an empty box gives []."""
+    if not item.tensor.numel():
+        return []
     most = max(item.tensor.itemsize, min(most or CHUNK_BYTES, CHUNK_BYTES))
-    return (
-        [
-            FileExtent(
-                item.name,
-                tuple(item.whole_shape),
-                box,
-                item.tensor[box.moved(tuple(-a for a in item.box.start)).slices],
-            )
-            for box in _cut_box(item.box, item.tensor.itemsize, most)
-        ]
-        if item.tensor.numel()
-        else []
-    )
+    origin = tuple(-start for start in item.box.start)
+    extents = []
+    for box in _cut_box(item.box, item.tensor.itemsize, most):
+        chunk = item.tensor[box.moved(origin).slices]
+        extents.append(FileExtent(item.name, tuple(item.whole_shape), box, chunk))
+    return extents
 
 
 def _cut_box(box: Box, itemsize: int, most: int) -> list[Box]:
-    """Slabs along the first dim of more than one index; a slab of one index is cut along the next."""
+    """Splits along the first dim of size above 1; a slab of one index that is still too large, along the next dim."""
     volume = torch.Size(box.shape).numel()
     if volume * itemsize <= most:
         return [box]

@@ -1,7 +1,7 @@
-"""Chunks in memory in, bytes and checksums out, and bytes of a file back; each is touched as seldom as can be.
+"""Raw bytes of tensors, checksums, and reads of file ranges, with as few copies as possible.
 
-Hashing and reading free the interpreter's lock, so several threads read: one hashes while another waits for the disk.
-An error in any thread is the caller's error.
+Hashing and reading release the GIL, so several threads read: one hashes while another waits for the disk. An error in
+any thread is raised in the caller.
 """
 
 import os
@@ -19,19 +19,19 @@ R = TypeVar("R")
 
 
 def checksum(raw: bytes | bytearray | memoryview) -> str:
-    """XXH3 of 64 bits as 16 hex digits."""
+    """The 64-bit XXH3 hash as 16 hex digits."""
     return xxh3_64_hexdigest(raw)
 
 
 def raw_bytes(tensor: Tensor) -> memoryview:
-    """A tensor's elements in row-major order, on the CPU; its own memory where it already lies so."""
+    """A tensor's elements in row-major order, on the CPU; a view of its own memory if possible."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     flat = flat.as_strided(flat.shape, (1,))  # one element counts as contiguous whatever its stride says
     return flat.view(torch.uint8).numpy().data
 
 
 def in_threads(work: Callable[[T], R], items: Iterable[T], threads: int = THREADS) -> list[R]:
-    """The results in order. Raises: the first error, after what had begun has ended and nothing else has."""
+    """The results in order. Raises: the first error, after running items have ended; the others are cancelled."""
     if threads == 1:
         return list(map(work, items))
     pool = ThreadPoolExecutor(threads, thread_name_prefix="checkpoint")
@@ -42,8 +42,9 @@ def in_threads(work: Callable[[T], R], items: Iterable[T], threads: int = THREAD
 
 
 def read_all(handle: int, parts: Sequence[memoryview], offset: int) -> int:
-    """Fills the parts, one behind the other; the bytes that there were, fewer where the file ends. Raises: OSError."""
-    left, done = list(parts), 0
+    """Fills the parts one after the other. Returns the bytes read, fewer if the file ends. Raises: OSError."""
+    left = list(parts)
+    done = 0
     while left and (got := os.preadv(handle, left, offset + done)):
         done += got
         while left and got >= len(left[0]):

@@ -1,17 +1,18 @@
-"""`manifest.json`: the table of contents that makes a folder of safetensors files a checkpoint; pure arithmetic.
+"""The format of `manifest.json`, the table of contents of a checkpoint: writes, parses and checks it.
 
     {"sha256": "hex digest of the bytes of body",
     "body": {"format": 2,
              "step": 123,
              "state": {...},                              scalars and settings, any JSON
              "files": {"00003.safetensors": {"bytes": 1048, "header_bytes": 1024, "header_xxh3_64": "16 hex digits"}},
-             "tensors": {name: {"shape": [4, 6],          of the whole, without padding
+             "tensors": {name: {"shape": [4, 6],          of the full tensor, without padding
                                 "dtype": "float32",
-                                "chunks": [{"file": "00003.safetensors", "offset": 1024,      of its first byte
+                                "chunks": [{"file": "00003.safetensors", "offset": 1024,      of the first byte
                                             "start": [0, 0], "stop": [1, 6], "xxh3_64": "..."}, ...]}}}}
 
-The chunks of a tensor are boxes that fill its whole exactly once; the header and the chunks of a file fill it exactly
-once, too, so every byte of a checkpoint has a checksum. No rank and no layout appears, so reading is box overlap.
+The chunks of a tensor are boxes that fill it exactly once. The header and the chunks of a file fill the file exactly
+once, so every byte of a checkpoint has a checksum. The manifest names no ranks and no layout: a reader takes the chunks
+that overlap the boxes it wants.
 """
 
 import hashlib
@@ -30,14 +31,14 @@ from megascratch.config.saved import require_valid_state
 from megascratch.parallel.shard import Box
 
 FILE = "manifest.json"
-STEP_NAME = re.compile(r"step_(\d{8,})")  # of the folder that it lies in
+STEP_NAME = re.compile(r"step_(\d{8,})")  # of the step folder
 FORMAT = 2
 DTYPES = {
     str(dtype).removeprefix("torch."): dtype
     for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.uint8)
 }
 MOST_CHUNK_BYTES = 1 << 28
-"""A reader holds a chunk in memory: a larger one is refused."""
+"""A larger chunk is refused, because a reader holds a chunk in memory."""
 
 _HEAD, _MIDDLE, _TAIL = b'{"sha256": "', b'",\n"body": ', b"}\n"
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -45,17 +46,17 @@ _DIGEST = re.compile(r"[0-9a-f]{16}")
 
 
 class StoredBox(NamedTuple):
-    """One box of a tensor, and where its bytes lie."""
+    """One box of a tensor, and where its bytes are stored."""
 
     file: str  # inside the step folder
     offset: int  # of the first byte in the file
-    box: Box  # place in the whole
+    box: Box  # position in the full tensor
     xxh3_64: str
 
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """One whole tensor as chunks."""
+    """A tensor and the chunks that fill it."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -70,7 +71,7 @@ class TensorEntry:
 
 
 class DataFile(NamedTuple):
-    """A file of chunks; its header (safetensors') is what stands before the first of them."""
+    """A file of chunks; its safetensors header ends where the first chunk begins."""
 
     bytes: int
     header_bytes: int
@@ -88,7 +89,7 @@ class Manifest:
 
     @property
     def nbytes(self) -> int:
-        """Of all data files."""
+        """The size of all data files together."""
         return sum(file.bytes for file in self.files.values())
 
 
@@ -112,21 +113,21 @@ def to_text(manifest: Manifest) -> bytes:
 
 
 def signed(body: bytes) -> bytes:
-    """A body with its digest before it."""
+    """Puts the digest of a body in front of it."""
     return _HEAD + _digest(body) + _MIDDLE + body + _TAIL
 
 
 def parse(text: bytes) -> Manifest:
-    """The reverse of `to_text`. Raises: ValueError, KeyError or TypeError for what is none, says why where it can."""
+    """The reverse of `to_text`. Raises: ValueError, KeyError or TypeError if the text is not a valid manifest."""
     start = len(_HEAD) + 64 + len(_MIDDLE)
     body_text = text[start : -len(_TAIL)]
     if text != _HEAD + text[len(_HEAD) : start - len(_MIDDLE)] + _MIDDLE + body_text + _TAIL:
-        raise ValueError("it does not begin and end as a manifest does")
+        raise ValueError("it is not a manifest file")
     if text[len(_HEAD) : start - len(_MIDDLE)] != _digest(body_text):
-        raise ValueError("its sha256 does not fit its content")
+        raise ValueError("its sha256 does not match its content")
     body = parse_json(body_text)
     if body["format"] != FORMAT:
-        raise ValueError(f"it has format {shown(body['format'], 40)}, this version reads format {FORMAT}")
+        raise ValueError(f"it has format {shown(body['format'], 40)}, this version reads only format {FORMAT}")
     files = {_file_name(name): _file(entry) for name, entry in body["files"].items()}
     tensors = {name: _whole(name, entry) for name, entry in body["tensors"].items()}
     manifest = Manifest(_number(body["step"]), dict(body["state"]), files, tensors)
@@ -145,7 +146,7 @@ def _chunk_entry(chunk: StoredBox) -> dict[str, Any]:
 
 def _number(value: Any) -> int:
     if type(value) is not int or value < 0:
-        raise ValueError(f"{value!r} is no whole number from 0 on")
+        raise ValueError(f"{value!r} is not a whole number, 0 or more")
     return value
 
 
@@ -155,13 +156,13 @@ def _numbers(values: Any) -> tuple[int, ...]:
 
 def _checksum(value: Any) -> str:
     if not isinstance(value, str) or not _DIGEST.fullmatch(value):
-        raise ValueError(f"{value!r} is no checksum")
+        raise ValueError(f"{value!r} is not a checksum")
     return value
 
 
 def _file_name(name: Any) -> str:
     if not isinstance(name, str) or not _FILE_NAME.fullmatch(name) or name == FILE:
-        raise ValueError(f"{name!r} is no name of a file of chunks in this folder")
+        raise ValueError(f"{name!r} is not a valid name of a data file")
     return name
 
 
@@ -181,19 +182,19 @@ def _whole(name: str, entry: dict[str, Any]) -> TensorEntry:
 def _chunk(entry: dict[str, Any]) -> StoredBox:
     box = Box(_numbers(entry["start"]), _numbers(entry["stop"]))
     if len(box.start) != len(box.stop):
-        raise ValueError(f"a chunk from {list(box.start)} to {list(box.stop)} is no box")
+        raise ValueError(f"a chunk from {list(box.start)} to {list(box.stop)} is not a box")
     return StoredBox(_file_name(entry["file"]), _number(entry["offset"]), box, _checksum(entry["xxh3_64"]))
 
 
 def check_coverage(manifest: Manifest) -> None:
-    """Raises: ValueError unless the chunks of every tensor lie inside it, are disjoint, and fill it, and header and
-    chunks of every file do the same with its bytes."""
+    """Raises: ValueError unless the chunks of every tensor are inside it, are disjoint and fill it, and the header and
+    the chunks of every file fill the file."""
     for name, whole in manifest.tensors.items():
         boxes = [chunk.box for chunk in whole.chunks]
         for box in boxes:
             if not _inside(box, whole.shape):
                 shape = list(whole.shape)
-                raise ValueError(f"tensor {shown(name)} of shape {shape} has no place for a chunk {box_text(box)}")
+                raise ValueError(f"tensor {shown(name)} of shape {shape} has a chunk outside of it: {box_text(box)}")
         twice = _first_overlap(boxes)
         if twice is not None:
             both = f"{box_text(twice[0])} and {box_text(twice[1])}"
@@ -208,10 +209,10 @@ def _require_full_files(manifest: Manifest) -> None:
     ends = {name: file.header_bytes for name, file in manifest.files.items()}
     for _, whole, chunk in boxes_by_file(manifest.tensors):
         if chunk.file not in ends:
-            raise ValueError(f"a chunk lies in {chunk.file}, which is not among the files")
+            raise ValueError(f"a chunk is stored in {chunk.file}, which is not among the files")
         if chunk.offset != ends[chunk.file]:
             raise ValueError(
-                f"{chunk.file} has a chunk at byte {chunk.offset:,}, the one before it ends at byte "
+                f"{chunk.file} has a chunk at byte {chunk.offset:,}, but the previous one ends at byte "
                 f"{ends[chunk.file]:,}"
             )
         ends[chunk.file] += whole.chunk_bytes(chunk)
@@ -236,7 +237,7 @@ def box_text(box: Box) -> str:
 
 
 def whole_box(shape: Iterable[int]) -> Box:
-    """The box of everything."""
+    """The box of a full tensor."""
     shape = tuple(shape)
     return Box((0,) * len(shape), shape)
 
@@ -246,7 +247,7 @@ def _inside(box: Box, shape: tuple[int, ...]) -> bool:
 
 
 def _first_overlap(boxes: list[Box]) -> tuple[Box, Box] | None:
-    """Sweeps along dim 0: a box is compared only with those that have not ended where it starts."""
+    """Sweeps along dim 0: compares a box only with those that do not end before it starts."""
     open_boxes: list[Box] = []
     for box in sorted(boxes):
         open_boxes = [other for other in open_boxes if not box.start or other.stop[0] > box.start[0]]

@@ -1,12 +1,11 @@
-"""torch.distributed.checkpoint's interfaces over this format: its `save` and `load` of plain state dicts write and read
-our step folders, without a pickle on the disk.
+"""Lets torch.distributed.checkpoint (DCP) save and load state dicts as megascratch checkpoints, without pickle.
 
-    dcp.save({"w": tensor}, storage_writer=Writer("folder", step=5))
-    dcp.load({"w": tensor}, storage_reader=Reader("folder/step_00000005"))
+    dcp.save({"w": tensor}, storage_writer=DcpWriter("folder", step=5))
+    dcp.load({"w": tensor}, storage_reader=DcpReader("folder/step_00000005"))
 
-For programs that already speak that library (DTensor, FSDP2). Training itself does not go this way: the library's plans
-cannot tell that each element is read exactly once, and a plan takes one box per rank and tensor, where a flat piece of
-ZeRO-1 or a fused weight has several. Values that are not tensors are refused: the library would pickle them.
+For programs that already use that library (DTensor, FSDP2). Training itself does not: DCP plans cannot prove that each
+element is read exactly once, and allow one box per rank and tensor, while a flat shard of ZeRO-1 or a fused weight has
+several. Values that are not tensors are refused, because the library would pickle them.
 """
 
 import dataclasses
@@ -41,14 +40,14 @@ class DcpWriter(StorageWriter):
     """Writes `{folder}/step_...`, committed when every rank has written.
 
     Args:
-        state: any JSON, kept beside the tensors.
+        state: any JSON, stored in the manifest.
     """
 
     def __init__(self, folder: str | Place, step: int, state: dict[str, Any] | None = None):
         self.folder, self.step, self.state = storage_path(folder), step, state or {}
 
     def reset(self, checkpoint_id: Any = None) -> None:
-        """The place was told to the constructor."""
+        """Does nothing: the constructor has the path."""
 
     def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
         self.is_coordinator = is_coordinator
@@ -60,11 +59,11 @@ class DcpWriter(StorageWriter):
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
         for item in plan.items:
             if item.type == WriteItemType.BYTE_IO:
-                raise UserError(f"{item.index.fqn} is no tensor: give it to Writer(state=...) as JSON")
+                raise UserError(f"{item.index.fqn} is not a tensor: pass it to DcpWriter(state=...) as JSON")
         return plan
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
-        """On the coordinator: where to write, and a number for each rank's file."""
+        """On the coordinator: begins the step and gives each rank a number for its file."""
         self.draft = begin(step_folder(self.folder, self.step), self.folder, sum(map(_bytes_of, plans)))
         return [dataclasses.replace(plan, storage_data=(self.draft, rank)) for rank, plan in enumerate(plans)]
 
@@ -73,7 +72,7 @@ class DcpWriter(StorageWriter):
         held = [_held(item, planner.resolve_data(item)) for item in plan.items]
         layout = arrange(slot for item in held for slot in split_box(item))
         table = write_file(draft, draft.file_name(rank), layout, lambda i: raw_bytes(layout.slots[i].tensor))
-        # The library wants a result for each item; the first one carries what this rank has written.
+        # The library expects a result for each item; the first one carries what this rank has written.
         results = [
             WriteResult(item.index, own.tensor.nbytes, table if number == 0 else None)
             for number, (item, own) in enumerate(zip(plan.items, held, strict=True))
@@ -83,19 +82,19 @@ class DcpWriter(StorageWriter):
         return done
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
-        """On the coordinator: the manifest, and the commit."""
+        """On the coordinator: writes the manifest and commits the step."""
         tables = [own[0].storage_data for own in results if own]
         self.draft.commit(manifest_of(self.step, self.state, tables))
 
 
 class DcpReader(StorageReader):
-    """Reads a step folder, or the newest sound one in a folder of them; every chunk that is read is checked."""
+    """Reads a step folder, or the newest valid one in a folder of them, and verifies every chunk that it reads."""
 
     def __init__(self, path: str | Place):
         self.path = path
 
     def reset(self, checkpoint_id: Any = None) -> None:
-        """The place was told to the constructor."""
+        """Does nothing: the constructor has the path."""
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: Any) -> bool:

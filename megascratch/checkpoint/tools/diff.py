@@ -1,4 +1,4 @@
-"""Two checkpoints of any layouts in, what differs between them out, tensor by tensor and setting by setting."""
+"""Compares two checkpoints of any layouts, tensor by tensor and setting by setting."""
 
 import math
 from collections.abc import Iterator
@@ -14,13 +14,13 @@ from megascratch.checkpoint.open_checkpoint import OpenCheckpoint
 
 @dataclass(frozen=True)
 class TensorDifference:
-    """Of one tensor. Where only shape or type differ, or it is in one of both alone, nothing is counted."""
+    """How one tensor differs. If the shapes differ, or only one checkpoint has it, no elements are compared."""
 
     name: str
     reason: str  # 'values', 'shape', 'type', 'only in the first', 'only in the second', '' for equal bits
     elements: int
     different: int = 0  # elements whose bits differ
-    largest: float = 0.0  # absolute difference; nan where one of both is not finite and the other differs
+    largest: float = 0.0  # absolute difference; nan if a value that is not finite differs from its counterpart
     scale: float = 0.0  # largest absolute value of the first
 
     @property
@@ -30,7 +30,7 @@ class TensorDifference:
 
 
 def differences(one: OpenCheckpoint, other: OpenCheckpoint) -> Iterator[TensorDifference]:
-    """Of all tensors, equal ones too, in the order of their names. Raises: DamagedError."""
+    """Compares all tensors, in the order of their names; equal ones are listed too. Raises: DamagedError."""
     ours, theirs = one.manifest.tensors, other.manifest.tensors
     for name in sorted(ours.keys() | theirs.keys()):
         if name not in theirs or name not in ours:
@@ -50,25 +50,25 @@ def _of_tensor(name: str, one: OpenCheckpoint, other: OpenCheckpoint) -> TensorD
         scale = max(scale, _largest(mine))
         if a.dtype == b.dtype and torch.equal(_bits(mine), _bits(yours)):
             continue
-        different += (
-            int((mine.to(torch.float64) != yours.to(torch.float64)).sum())
-            if a.dtype != b.dtype
-            else int((_bits(mine).view(mine.numel(), -1) != _bits(yours).view(mine.numel(), -1)).any(1).sum())
-        )
+        if a.dtype == b.dtype:
+            unequal = (_bits(mine).view(mine.numel(), -1) != _bits(yours).view(mine.numel(), -1)).any(1)
+        else:
+            unequal = mine.to(torch.float64) != yours.to(torch.float64)
+        different += int(unequal.sum())
         apart = (mine.to(torch.float64) - yours.to(torch.float64)).abs()
         apart = apart.masked_fill((mine == yours) | (mine.isnan() & yours.isnan()), 0.0)
         largest = math.nan if apart.isnan().any() or math.isnan(largest) else max(largest, apart.max().item())
     if a.dtype != b.dtype:
-        return TensorDifference(name, f"type {_said(a)} and {_said(b)}", elements, different, largest, scale)
+        return TensorDifference(name, f"type {_type_name(a)} and {_type_name(b)}", elements, different, largest, scale)
     return TensorDifference(name, "values" if different else "", elements, different, largest, scale)
 
 
-def _said(whole: TensorEntry) -> str:
+def _type_name(whole: TensorEntry) -> str:
     return str(whole.dtype).removeprefix("torch.")
 
 
 def _common(name: str, one: OpenCheckpoint, a: TensorEntry, other: OpenCheckpoint) -> Iterator[tuple[Tensor, Tensor]]:
-    """The tensor in the chunks of the first, with the same box of the second."""
+    """Each chunk of the tensor in the first checkpoint, with the same box of the second."""
     for chunk in a.chunks:
         yield one.chunk(name, chunk), other.box(name, chunk.box)
 
@@ -83,7 +83,7 @@ def _bits(tensor: Tensor) -> Tensor:
 
 
 def config_diff(one: Any, other: Any, place: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Where two JSON values differ: the place as a.b.c, and both values; None where there is none."""
+    """Yields where two JSON values differ: the path as a.b.c and both values, None for a missing one."""
     if isinstance(one, dict) and isinstance(other, dict):
         for key in sorted(one.keys() | other.keys()):
             yield from config_diff(one.get(key), other.get(key), f"{place}.{key}" if place else str(key))

@@ -1,7 +1,7 @@
-"""Checkpoints in, one new checkpoint of other files, another precision, or averaged weights out; in one process, with
-memory for a few chunks.
+"""Rewrites checkpoints: into another number of files, another precision, or the average of several steps.
 
-A checkpoint has no layout, so none is chosen here: what changes is into how many files its chunks go, and their type.
+Runs in one process with memory for a few chunks. A checkpoint has no parallel layout, so none is chosen here: only the
+number of files and the type of the tensors change.
 """
 
 import math
@@ -39,34 +39,36 @@ class TensorSource(NamedTuple):
 def reshard(
     source: OpenCheckpoint, output: str | Place, *, files: int = 1, dtype: str | None = None, weights_only: bool = False
 ) -> Place:
-    """Writes `{output}/step_...` with the same tensors in `files` files of about one size; its path.
+    """Writes `{output}/step_...` with the same tensors in `files` files of about equal size. Returns its path.
 
     Args:
-        dtype: of the weights, a key of PRECISIONS. Towards bf16 and fp16 the old weights become the masters; back, the
-            masters become the weights: nothing that is known is rounded away, and a run of that precision goes on.
-        weights_only: without the optimizer: a checkpoint to evaluate, generate and fine-tune from.
+        dtype: of the weights, a key of PRECISIONS. Towards bf16 and fp16 the old weights become the masters; in the
+            other direction the masters become the weights. So no precision is lost, and a run of that precision can
+            resume.
+        weights_only: leave out the optimizer: a checkpoint to evaluate, generate and fine-tune from.
 
-    Raises: UserError where the step is already there, DamagedError, DiskError.
+    Raises: UserError if the step already exists, DamagedError, DiskError.
     """
     tensors = {name: _same(source, name, whole) for name, whole in source.manifest.tensors.items()}
     state = source.manifest.state
     if not math.isnan(loss := read_loss(source.path)):
         state = state | {"valid_loss": loss}
     if dtype is not None:
-        tensors, state = _converted(tensors, PRECISIONS[dtype]), _told(state, dtype)
+        tensors = _converted(tensors, PRECISIONS[dtype])
+        state = _with_precision(state, dtype)
     if weights_only:
         tensors = {name: new for name, new in tensors.items() if name.startswith(WEIGHTS)}
     return write(output, source.manifest.step, tensors, state, files)
 
 
 def average(sources: Sequence[OpenCheckpoint], output: str | Place, *, files: int = 1) -> Place:
-    """Writes the mean of the weights of several steps, of the masters where there are some, rounded once; without an
-    optimizer, whose moments have no meaningful mean. Step and settings are those of the last source.
+    """Writes the mean of the weights of several steps (of the masters, if there are any), rounded once. The optimizer
+    is left out, because its moments have no meaningful mean. Step and settings are those of the last source.
 
-    Raises: UserError where they are not of one model, or fewer than two; DamagedError, DiskError.
+    Raises: UserError if they belong to different models or are fewer than two; DamagedError, DiskError.
     """
     if len(sources) < 2:
-        raise UserError(f"the average of {len(sources)} checkpoint is itself: give two or more")
+        raise UserError(f"an average needs two or more checkpoints, not {len(sources)}")
     last = sources[-1].manifest
     tensors = {}
     for name, whole in last.tensors.items():
@@ -76,11 +78,13 @@ def average(sources: Sequence[OpenCheckpoint], output: str | Place, *, files: in
             for source in sources:
                 there = source.manifest.tensors.get(finest)
                 if there is None or there.shape != whole.shape:
-                    said = "no such tensor" if there is None else f"shape {list(there.shape)}, not {list(whole.shape)}"
-                    raise UserError(f"{source.path} is of another model: {finest} has {said}")
+                    problem = "is missing"
+                    if there is not None:
+                        problem = f"has shape {list(there.shape)}, not {list(whole.shape)}"
+                    raise UserError(f"{source.path} belongs to another model: {finest} {problem}")
             tensors[name] = TensorSource(whole.shape, whole.dtype, _mean(sources, finest))
     state = last.state | {"averaged_steps": [source.manifest.step for source in sources]}
-    state.pop("valid_loss", None)  # nobody has measured the mean
+    state.pop("valid_loss", None)  # it was not measured with the averaged weights
     return write(output, last.step, tensors, state, files)
 
 
@@ -110,7 +114,7 @@ def write(
 
 
 def _slots(name: str, new: TensorSource, most: int) -> list[FileExtent]:
-    """Its chunks of at most so many bytes, without their content."""
+    """The chunks of a tensor, of at most `most` bytes each, without their content."""
     nothing = torch.empty(new.shape, dtype=new.dtype, device="meta")
     return split_box(ShardedTensor(name, new.shape, whole_box(new.shape), nothing, 0), most)
 
@@ -138,7 +142,7 @@ def _mean(sources: Sequence[OpenCheckpoint], name: str) -> Callable[[Box], Tenso
 
 
 def _converted(tensors: dict[str, TensorSource], dtype: torch.dtype) -> dict[str, TensorSource]:
-    """The weights in another type, and masters where, and only where, that type needs them."""
+    """Converts the weights to another type, and keeps masters only if that type needs them."""
     main = torch.float64 if dtype == torch.float64 else torch.float32  # of masters and moments
     found = {name: new._replace(dtype=main) for name, new in tensors.items() if not name.startswith((WEIGHTS, MASTERS))}
     trained = bool(found)
@@ -152,7 +156,7 @@ def _converted(tensors: dict[str, TensorSource], dtype: torch.dtype) -> dict[str
     return dict(sorted(found.items()))
 
 
-def _told(state: dict[str, Any], dtype: str) -> dict[str, Any]:
+def _with_precision(state: dict[str, Any], dtype: str) -> dict[str, Any]:
     """The settings in the state, with the new precision."""
     config = state.get("config")
     if not isinstance(config, dict) or "optim" not in config:

@@ -26,7 +26,7 @@ PIECES = {
 
 @pytest.fixture(autouse=True)
 def small_rooms(monkeypatch):
-    monkeypatch.setattr(module, "ROOM", 4 * BLOCK)
+    monkeypatch.setattr(module, "BUFFER_BYTES", 4 * BLOCK)
 
 
 def written(folder: Path, sizes: list[int]) -> tuple[bytes, bytes]:

@@ -83,7 +83,7 @@ def test_who_was_taken_over_in_the_middle_of_a_save_cannot_commit(tmp_path, monk
         rename(source, target)
 
     monkeypatch.setattr(os, "rename", late)
-    with pytest.raises(LeaseLostError, match="step_00000004 is not written: another writer has taken"):
+    with pytest.raises(LeaseLostError, match="step_00000004 was not written: another writer has taken"):
         write(old, 4)
     with pytest.raises(LeaseLostError, match=f"another writer has taken .* over: process {os.getpid()}"):
         old.require()

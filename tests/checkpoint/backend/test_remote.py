@@ -101,7 +101,7 @@ def test_what_is_saved_comes_back_in_any_cut_and_the_newest_sound_step_is_found(
     assert checkpoint.list_steps(str(folder)) == [folder / "step_100000000", folder / "step_00000007"]
     assert checkpoint.resolve(str(folder) + "/") == folder / "step_100000000"
     assert list(problems(folder / "step_00000007")) == []
-    with pytest.raises(UserError, match="already there and checkpoints are never overwritten"):
+    with pytest.raises(UserError, match="already exists, and checkpoints are never overwritten"):
         save(folder, seed=1)
     assert load(folder / "step_00000007") == STATE
 
@@ -135,8 +135,8 @@ def test_a_damaged_step_is_passed_over_and_only_a_named_one_refused_with_object_
         put(data, content(data)[:-1])
     else:
         flip(data)
-    law = {"flip": "the bytes of .* do not fit", "cut": "it has", "delete": "no such object", "manifest": "sha256"}
-    with pytest.warns(UserWarning, match=rf"passed over: .*step_00000008/.*{law[damage]}"):
+    law = {"flip": "the bytes of .* do not match", "cut": "it has", "delete": "no such object", "manifest": "sha256"}
+    with pytest.warns(UserWarning, match=rf"skipped: .*step_00000008/.*{law[damage]}"):
         assert load(folder) == STATE
     with pytest.raises(DamagedError, match=rf"{data.name}.*{law[damage]}"):
         load(newer)
@@ -227,7 +227,7 @@ def test_of_two_writers_of_one_step_one_commits(folder, monkeypatch):
         return create(self, url, raw)
 
     monkeypatch.setattr(Store, "create", late)
-    with pytest.raises(UserError, match="step_00000007 is already there"):
+    with pytest.raises(UserError, match="step_00000007 already exists"):
         save(folder)
     assert load(folder) == {"other": True} and list(problems(folder / "step_00000007")) == []
 
@@ -284,7 +284,7 @@ def test_a_hostile_manifest_names_nothing_outside_of_its_step(folder, name, monk
     body(step, rename)
     asked, read = [], Store.read
     monkeypatch.setattr(Store, "read", lambda *a, **k: asked.append(a[1]) or read(*a, **k))
-    with pytest.raises(DamagedError, match="is no name of a file of chunks"):
+    with pytest.raises(DamagedError, match="is not a valid name of a data file"):
         load(step)
     assert set(asked) == {(step / FILE).url}
 

@@ -81,7 +81,7 @@ def test_who_has_ended_is_taken_over_without_waiting(folder, monkeypatch, left):
 def test_who_gives_no_sign_of_life_is_taken_over_after_a_while(folder, monkeypatch):
     monkeypatch.setattr(remote_lease, "STALE_SECONDS", 0.4)
     leave(folder, 4, host="elsewhere")
-    with pytest.warns(UserWarning, match="gives no sign of life: taken over in"):
+    with pytest.warns(UserWarning, match="sends no heartbeat: this run takes over in"):
         mine = acquire(folder)
     assert mine.number == 5
     mine.release()

@@ -73,6 +73,6 @@ def test_damage_and_what_is_no_tensor_are_refused(tmp_path):
             storage_reader=DcpReader(file.parent),
             no_dist=True,
         )
-    with pytest.raises((CheckpointException, UserError), match="step is no tensor"):
+    with pytest.raises((CheckpointException, UserError), match="step is not a tensor"):
         dcp.save({"step": 7}, storage_writer=DcpWriter(tmp_path, 6), no_dist=True)
     assert [path.name for path in tmp_path.iterdir()] == ["step_00000005"]
