@@ -1,4 +1,4 @@
-"""The flavours of data parallelism by name; all have the same verbs."""
+"""The kinds of data parallelism by name: DDP and ZeRO-1, with the same interface."""
 
 from megascratch.data_parallel.base import DataParallel
 from megascratch.data_parallel.ddp import DDP

@@ -1,11 +1,11 @@
-"""Model chunks with their shards in, weights that move together on all data-parallel ranks out, in four verbs:
+"""The base class of data parallelism: reduces gradients, computes their norm and updates the weights of all chunks.
 
-    begin(chunk, last)   before each backward    finish()          gradients are whole
-    norm()               the global norm         step(lr, factor)  weights have moved, or are on their way
+    begin(chunk, last)   before each backward       finish()          sums the gradients over the ranks
+    norm()               the global gradient norm   step(lr, factor)  updates the weights
 
-The flavours (`ddp.py`, `zero1.py`) differ in which range of each bucket a rank updates and in the two collectives
-before and after; everything else is here. Gradients are summed, not averaged: the loss is already divided by the
-number of tokens of the whole batch (law 5).
+The subclasses (`ddp.py`, `zero1.py`) differ in the range of each bucket that a rank updates, and in the collectives
+before and after the update; everything else is here. Gradients are summed, not averaged: the loss is already divided by
+the number of tokens of the whole batch (law 5).
 """
 
 from abc import ABC, abstractmethod
@@ -43,30 +43,39 @@ class DataParallel(ABC):
         """
         Args:
             chunks: this rank's model chunks; their parameters have global names.
-            shards: the place in the whole of each of these parameters.
-            optim: AdamW's settings; the learning rate comes with each step.
-            parallel: `ddp_bucket_size`, `overlap_grad_reduce` and the offload of the optimizer are read.
+            shards: for each of these parameters, the slice of the full tensor that this rank holds.
+            optim: settings of AdamW; the learning rate is given at each step.
+            parallel: `ddp_bucket_size`, `overlap_grad_reduce` and the settings of optimizer offload are used.
 
         Raises:
-            ValueError: a parameter without shard, of another shape than its shard says, or frozen.
+            ValueError: a parameter has no shard, another shape than its shard, or is frozen.
         """
         self.shards, self.mesh = shards, mesh
-        tied = set().union(*all_gather_objects({shard.tied for shard in shards.values() if shard.tied}, mesh.embedding))
+        local_tied = {shard.tied for shard in shards.values() if shard.tied}
+        tied: set[str] = set()
+        for names in all_gather_objects(local_tied, mesh.embedding):
+            tied |= names
         weights = sum(weight.numel() for chunk in chunks for weight in chunk.parameters())
         size = parallel.ddp_bucket_size or default_bucket_size(weights, mesh.data.size)
         overlap = parallel.overlap_grad_reduce and mesh.data.size > 1
         self.chunks = [Buckets(self._buckets(chunk, tied, size), self._reduce, overlap) for chunk in chunks]
-        ranges = [(bucket, *self._range(bucket)) for chunk in self.chunks for bucket in chunk.buckets]
         offloaded = parallel.optimizer_offload_fraction if parallel.optimizer_cpu_offload else 0.0
+        ranges: list[tuple[Bucket, int, int]] = []
+        for chunk_buckets in self.chunks:
+            for bucket in chunk_buckets.buckets:
+                start, stop = self._range(bucket)
+                ranges.append((bucket, start, stop))
         in_host_memory = first_elements([stop - start for _, start, stop in ranges], offloaded)
-        self.owned = [OptimizerShard.of(*place, host) for place, host in zip(ranges, in_host_memory, strict=True)]
+        self.owned: list[OptimizerShard] = []  # the ranges that this rank updates
+        for (bucket, start, stop), host in zip(ranges, in_host_memory, strict=True):
+            self.owned.append(OptimizerShard.of(bucket, start, stop, host))
         self.partial = PartialGradReducer(list(self._partial_runs()), mesh.tp)
         self.tied = [self._copies(name) for name in sorted(tied)]
         self.global_norm = GlobalNorm(self._counted(), mesh.tp, mesh.model, self._norm_axis(), mesh.device)
         self.update = ShardedOptimizer(self.owned, optim)
         self.layers_await = False
 
-    # ---- the flavour -------------------------------------------------------------------------------------------
+    # ---- what subclasses define ---------------------------------------------------------------------------------
 
     @abstractmethod
     def _range(self, bucket: Bucket) -> tuple[int, int]:
@@ -74,29 +83,29 @@ class DataParallel(ABC):
 
     @abstractmethod
     def _reduce(self, bucket: Bucket) -> Pending:
-        """Starts the sum over the data axis of the gradients in this rank's range."""
+        """Starts to sum the gradients of this rank's range over the data-parallel ranks."""
 
     @abstractmethod
     def _share_weights(self) -> None:
-        """Starts to bring what every rank updated to all ranks: `arriving` in each bucket."""
+        """Starts to send the weights that each rank updated to all ranks: `arriving` in each bucket."""
 
     @abstractmethod
     def _norm_axis(self) -> Axis:
-        """The ranks whose ranges make up the whole model once."""
+        """The ranks whose ranges together contain each weight of the model once."""
 
     @property
     @abstractmethod
     def _replica(self) -> int:
-        """Number of this rank among those that hold the same ranges."""
+        """The number of this rank among the ranks that hold the same ranges."""
 
-    # ---- the verbs ---------------------------------------------------------------------------------------------
+    # ---- one training step --------------------------------------------------------------------------------------
 
     def begin(self, chunk: int, last: bool) -> None:
-        """Before the backward of each micro-batch of a chunk; `last`: the chunk's last one of this step."""
+        """Called before each backward of a chunk; `last`: the last micro-batch of the chunk in this step."""
         self.chunks[chunk].begin(last)
 
     def finish(self) -> None:
-        """Sums the gradients over all ranks that hold a part of them."""
+        """Completes the gradients: waits for the reductions, then sums partial and tied gradients over the ranks."""
         fault_point("gradient.finish")
         for chunk in self.chunks:
             chunk.finish()
@@ -104,22 +113,23 @@ class DataParallel(ABC):
             chunk.wait()
         self.partial.add_up()
         for copies in self.tied:
-            if len(copies) == 2:  # in a V the first rank holds the last stage, too
+            if len(copies) == 2:  # in a V the first rank also holds the last stage
                 copies[0].add_(copies[1])
                 copies[1].copy_(copies[0])
         apart = [copies[0] for copies in self.tied if len(copies) == 1]
-        for sum_of_copies in [start_all_reduce(grads, self.mesh.embedding) for grads in apart]:
-            sum_of_copies.wait()
+        reductions = [start_all_reduce(grads, self.mesh.embedding) for grads in apart]
+        for reduction in reductions:
+            reduction.wait()
 
     def norm(self) -> Tensor:
-        """The global gradient norm, after `finish`: an fp64 scalar, equal on all ranks; inf or nan after an overflow
-        on any of them."""
+        """The global gradient norm after `finish`: an fp64 scalar, equal on all ranks; inf or nan if any rank has an
+        overflow."""
         fault_point("gradient.norm")
         return self.global_norm()
 
     @torch.no_grad()
     def step(self, lr: float, factor: float = 1.0) -> None:
-        """Moves the weights along `factor` (clipping / loss scale) times their gradients."""
+        """Updates the weights with `factor` (clipping / loss scale) times their gradients."""
         self.await_weights()  # of layers that no forward has used since the last step
         fault_point("optimizer.step")
         for owned in self.owned:
@@ -129,49 +139,53 @@ class DataParallel(ABC):
         self._publish()
 
     def overlap_param_gather(self, layers: Iterable[nn.Module]) -> None:
-        """From now on `step` returns while weights are on their way, and each of `layers`, which together hold every
-        parameter, awaits its own before each forward. `state` awaits all; whatever else reads a parameter calls
-        `await_weights` first."""
+        """Overlaps the gather of updated weights with the next forward: from now on `step` returns while weights are
+        still arriving, and each layer waits for its own weights before its forward.
+
+        Args:
+            layers: together hold every parameter. `state` waits for all weights; any other code that reads a parameter
+                must call `await_weights` first.
+        """
         for layer in layers:
             buckets = {weight.grad_sink.bucket: None for weight in layer.parameters()}  # type: ignore[attr-defined]
             layer.register_forward_pre_hook(_awaiting(list(buckets)))
         self.layers_await = True
 
     def await_weights(self) -> None:
-        """Until the newest weights of all ranks are here."""
+        """Waits until the updated weights of all ranks have arrived."""
         for chunk in self.chunks:
             for bucket in chunk.buckets:
                 bucket.await_weights()
 
-    # ---- what survives -----------------------------------------------------------------------------------------
+    # ---- state for checkpoints ----------------------------------------------------------------------------------
 
     def state(self) -> dict[str, list[ShardedTensor]]:
         """The boxes of ``param.*``, ``optim.exp_avg.*``, ``optim.exp_avg_sq.*`` and, for bf16 and fp16 weights,
-        ``optim.master.*`` that this rank holds; copying into them and then calling `loaded` restores them."""
+        ``optim.master.*`` that this rank holds. To restore them, copy into the tensors and call `loaded`."""
         self.await_weights()
         return self._boxes(lambda owned: owned.kinds)
 
     def gradients(self) -> dict[str, list[ShardedTensor]]:
-        """After `finish` and before `step`: the boxes of ``grad.*``, the whole gradients, in this rank's ranges."""
+        """After `finish` and before `step`: the boxes of ``grad.*``, the complete gradients in this rank's ranges."""
         return self._boxes(lambda owned: {"grad": owned.grads})
 
     @torch.no_grad()
     def loaded(self, masters: bool = True) -> None:
-        """After `state`'s tensors were filled: makes the weights follow from the masters, or without `masters` (only
-        ``param.*`` was filled) the masters from the weights, on all ranks."""
+        """Called after the tensors of `state` were filled, on all ranks: computes the weights from the masters, or
+        without `masters` (only ``param.*`` was filled) the masters from the weights."""
         for owned in self.owned:
             owned.loaded(masters)
         self._publish()
 
     def scalars(self) -> dict[str, int]:
-        """What survives beside the tensors."""
+        """The state that is stored in addition to the tensors."""
         return {"adam_steps": self.update.steps}
 
     def load_scalars(self, saved: dict[str, int]) -> None:
         """Restores `scalars`."""
         self.update.steps = saved["adam_steps"]
 
-    # ---- set-up ------------------------------------------------------------------------------------------------
+    # ---- set-up -------------------------------------------------------------------------------------------------
 
     def _buckets(self, chunk: nn.Module, tied: set[str], size: int) -> list[Bucket]:
         parameters = dict(chunk.named_parameters())
@@ -192,19 +206,19 @@ class DataParallel(ABC):
 
     def _check(self, name: str, parameter: nn.Parameter) -> None:
         if name not in self.shards:
-            raise ValueError(f"{name} has no shard: its layer must say where it sits in the whole")
+            raise ValueError(f"{name} has no shard: its layer must add an entry to `shards`")
         expected = self.shards[name].local_shape(self.mesh.grid.sizes)
         if tuple(parameter.shape) != expected:
             raise ValueError(f"{name} has shape {tuple(parameter.shape)}, but its shard says {expected}")
         if not parameter.requires_grad:
-            raise ValueError(f"{name} is frozen: weight decay would move it all the same")
+            raise ValueError(f"{name} is frozen: weight decay would change it anyway")
 
     def _name(self, name: str) -> str:
-        """The name of the weight that a parameter is or is a copy of."""
+        """The name of the weight; for a tied copy, the name of the weight it is tied to."""
         return self.shards[name].tied or name
 
     def _copies(self, name: str) -> list[Tensor]:
-        """The gradients of this rank's copies of a tied weight, each alone in its bucket, all cut at the same place."""
+        """The gradients of this rank's copies of a tied weight. Each has its own bucket; all have the same range."""
         return [owned.grads for owned, place in self._places() if self._name(place.name) == name]
 
     def _places(self) -> Iterator[tuple[OptimizerShard, ParamRange]]:
@@ -213,7 +227,7 @@ class DataParallel(ABC):
                 yield owned, place
 
     def _pieces(self, owned: OptimizerShard, place: ParamRange) -> list[ShardSlice]:
-        """The pieces of a parameter in this rank's range, their copies counted over all ranks."""
+        """The slices of a parameter in this rank's range, with replicas numbered over all ranks."""
         more = self._replica + (self._name(place.name) != place.name)
         shard, (start, stop) = self.shards[place.name], owned.range_of(place)
         pieces = pieces_in_range(shard, self.mesh.grid.sizes, self.mesh.coords, start, stop)
@@ -235,11 +249,12 @@ class DataParallel(ABC):
         return ShardedTensor(name, shard.shape, piece.whole, view, piece.copy)
 
     def _counted(self) -> dict[str, list[Tensor]]:
-        """The views of gradients that count in the norm, by name: the same names on all data-parallel ranks, though a
-        name may have no view in this rank's range."""
-        counted: dict[str, list[Tensor]] = {
-            place.name: [] for _, place in self._places() if self._name(place.name) == place.name
-        }
+        """The views of gradients that count in the norm, by name: one replica of each, no tied copies. The names are
+        equal on all data-parallel ranks, though a name may have no view in this rank's range."""
+        counted: dict[str, list[Tensor]] = {}
+        for _, place in self._places():
+            if self._name(place.name) == place.name:
+                counted[place.name] = []
         for owned, place in self._places():
             for piece in self._pieces(owned, place):
                 if piece.copy == self._replica:
@@ -256,7 +271,7 @@ class DataParallel(ABC):
                     yield owned.grads[start + offset : stop + offset], run
 
     def _publish(self) -> None:
-        """What this rank updated, to all ranks."""
+        """Sends the weights that this rank updated to all ranks; waits for them unless the layers do."""
         fault_point("weights.share")
         self._share_weights()
         if not self.layers_await:
@@ -264,7 +279,7 @@ class DataParallel(ABC):
 
 
 def _awaiting(buckets: Sequence[Bucket]) -> Callable[[nn.Module, tuple], None]:
-    """A forward-pre-hook; outside of compiled graphs, as all communication."""
+    """A forward-pre-hook that waits for weights; kept out of compiled graphs, like all communication."""
 
     @torch.compiler.disable
     def await_weights(layer: nn.Module, args: tuple) -> None:

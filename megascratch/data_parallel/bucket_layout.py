@@ -1,4 +1,4 @@
-"""A list of parameters in, their places in flat buckets out: pure arithmetic, equal on all ranks with equal lists.
+"""Assigns parameters to ranges of flat gradient buckets: pure arithmetic, equal on all ranks with equal lists.
 
 parameters, last first:   |  w9  |  b9  | w8 | ... |  w5  |  b5  | ... |    embedding    |
 bucket 0:                 [ w9 | w8 | ... | b9 | b8 | ... | padding ]   matrices first: they decay
@@ -13,13 +13,13 @@ ALIGN = 64  # elements: each parameter starts on a cache line, as matrix kernels
 
 
 class BucketEntry(NamedTuple):
-    """What the plan must know of a parameter."""
+    """A parameter as the layout sees it."""
 
     name: str
     shape: tuple[int, ...]
     dtype: torch.dtype
     decays: bool
-    alone: bool  # in a bucket of its own
+    alone: bool  # needs a bucket of its own
 
 
 class ParamRange(NamedTuple):
@@ -31,24 +31,24 @@ class ParamRange(NamedTuple):
 
 
 class BucketLayout(NamedTuple):
-    """One bucket: `places` in flat order, with those that decay in [0, decay_end)."""
+    """One bucket: `places` in order of their elements; [0, decay_end) holds the parameters with weight decay."""
 
     places: tuple[ParamRange, ...]
-    size: int  # with padding; divides by the number of data-parallel ranks
+    size: int  # with padding; divisible by the number of data-parallel ranks
     decay_end: int
     dtype: torch.dtype
     alone: bool
 
 
 def default_bucket_size(weights: int, data_ranks: int) -> int:
-    """Elements: an eighth of a rank's weights, so that most reductions run beside the backward of the rest, but no
-    fewer than 1 M, where latency would count, and no more than Megatron-LM's max(40 M, 1 M x ranks)."""
+    """The number of elements of a bucket: an eighth of a rank's weights, so that most reductions overlap with backward;
+    at least 1 M, below which latency dominates, and at most Megatron-LM's max(40 M, 1 M x ranks)."""
     return min(max(weights // 8, 1_000_000), max(40_000_000, 1_000_000 * data_ranks))
 
 
 def plan_buckets(entries: Sequence[BucketEntry], bucket_size: int, data_ranks: int) -> list[BucketLayout]:
-    """Cuts `entries` (in order of registration) into buckets of about `bucket_size` elements, last parameters first,
-    because backward reaches them first; those that stand alone come at the end."""
+    """Groups `entries` (in order of registration) into buckets of about `bucket_size` elements, last parameters first,
+    because backward reaches them first. Parameters with a bucket of their own come last."""
     groups: list[list[BucketEntry]] = []
     open_groups: dict[torch.dtype, list[BucketEntry]] = {}
     for entry in reversed([entry for entry in entries if not entry.alone]):
@@ -65,7 +65,9 @@ def plan_buckets(entries: Sequence[BucketEntry], bucket_size: int, data_ranks: i
 
 def _plan(group: Iterable[BucketEntry], data_ranks: int) -> BucketLayout:
     group = sorted(group, key=lambda entry: not entry.decays)  # stable
-    places, start, decay_end = [], 0, 0
+    places = []
+    start = 0
+    decay_end = 0
     for entry in group:
         places.append(ParamRange(entry.name, start, start + _numel(entry)))
         start = _round_up(start + _numel(entry), ALIGN)

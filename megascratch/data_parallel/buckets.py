@@ -1,8 +1,8 @@
-"""Gradients of single weights in, reductions of flat buckets out, started while backward still runs.
+"""Gradient buckets: collect the gradients of weights in flat tensors and reduce them while backward still runs.
 
-A layer hands its weight's gradient to ``weight.grad_sink`` (a `GradSlot`) and returns None for it to autograd; a hook
-moves other parameters' ``.grad`` there. Gradients add up in fp32 (fp64 for fp64 weights) in ``weight.main_grad``, a
-view of a bucket; the first contribution of a step overwrites, so no pass is spent on zeroing.
+A layer passes the gradient of its weight to ``weight.grad_sink`` (a `GradSlot`) and returns None to autograd; for other
+parameters a hook moves ``.grad`` there. Gradients accumulate in fp32 (fp64 for fp64 weights) in ``weight.main_grad``, a
+view of a bucket; the first contribution of a step overwrites, so no zeroing is needed.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +18,7 @@ from megascratch.runtime.faults import fault_point
 
 
 class GradSlot:
-    """Where one weight's gradient gathers over the micro-batches of a step."""
+    """Accumulates the gradient of one weight over the micro-batches of a step."""
 
     def __init__(self, name: str, main: Tensor, bucket: "Bucket"):
         self.name, self.main, self.bucket = name, main, bucket
@@ -38,7 +38,7 @@ class GradSlot:
 
     @torch.no_grad()
     def rows(self, weight: Tensor, ids: Tensor, grad: Tensor) -> None:
-        """Adds row i of grad [n, in] to row ids[i]; ids [n] lie in this rank's rows."""
+        """Adds row i of grad [n, in] to row ids[i]; ids [n] are within this rank's rows."""
         if self.fresh:
             self.main.zero_()
         grad = grad.to(self.main.dtype)
@@ -55,13 +55,13 @@ class GradSlot:
         self._contributed()
 
     def from_autograd(self, weight: Tensor) -> None:
-        """Takes over what autograd left in ``weight.grad`` and frees it."""
+        """Adds the gradient that autograd left in ``weight.grad`` and frees it."""
         if weight.grad is not None:
             self.dense(weight, weight.grad)
             weight.grad = None
 
     def _add_product(self, a: Tensor, b: Tensor) -> None:
-        """a b of 16-bit matrices; where the device can, it is never rounded to 16 bits nor written down by itself."""
+        """Adds a b of 16-bit matrices; without rounding it to 16 bits or storing it separately, if the device can."""
         if not (a.is_cuda and _adds_wide_products()):
             self._add(a @ b)
         elif self.fresh:
@@ -80,7 +80,7 @@ class GradSlot:
 
 @lru_cache(maxsize=1)
 def _adds_wide_products() -> bool:
-    """Of CUDA; torch 2.8 does not yet."""
+    """Whether this CUDA build of torch has a 16-bit matmul with fp32 output (torch 2.8 has none)."""
     narrow, wide = (torch.ones(16, 16, dtype=dtype, device="cuda") for dtype in (torch.bfloat16, torch.float32))
     try:
         torch.addmm(wide, narrow, narrow, out_dtype=torch.float32, out=wide)
@@ -90,8 +90,8 @@ def _adds_wide_products() -> bool:
 
 
 def _handing_over(slot: GradSlot) -> Callable[[Tensor], None]:
-    """A hook that does not keep the slot alive: Python's collector sees no cycle that goes through a hook of autograd,
-    so a model would never be freed, nor the process groups that its layers hold."""
+    """A hook that moves ``.grad`` into the slot, through a weak reference: Python's garbage collector cannot see cycles
+    through autograd hooks, so the model, and the process groups that its layers hold, would never be freed."""
     taker = WeakMethod(slot.from_autograd)
 
     def hand_over(weight: Tensor) -> None:
@@ -103,7 +103,7 @@ def _handing_over(slot: GradSlot) -> Callable[[Tensor], None]:
 
 
 class Bucket:
-    """Parameters that live in one flat tensor, and their main gradients in another."""
+    """Parameters stored in one flat tensor, and their main gradients in another."""
 
     def __init__(self, plan: BucketLayout, parameters: Mapping[str, nn.Parameter]):
         device = parameters[plan.places[0].name].device
@@ -113,7 +113,7 @@ class Bucket:
         self.grads = torch.zeros(plan.size, dtype=main_dtype, device=device)
         self.slots: list[GradSlot] = []
         self.pending: Pending | None = None  # the reduction, once it has started
-        self.arriving: Pending | None = None  # the weights that other ranks updated, until they were awaited
+        self.arriving: Pending | None = None  # the gather of weights that other ranks updated, until it was awaited
         for place in plan.places:
             self._move_in(parameters[place.name], place.name, slice(place.start, place.stop))
 
@@ -128,43 +128,43 @@ class Bucket:
         self.slots.append(slot)
 
     def await_weights(self) -> None:
-        """Until the newest weights of all ranks are here."""
+        """Waits until the updated weights of all ranks have arrived."""
         if self.arriving is not None:
             self.arriving.wait()
             self.arriving = None
 
     @property
     def is_full(self) -> bool:
-        """Every weight has its gradient of the last micro-batch."""
+        """Whether every weight has its gradient of the last micro-batch."""
         return all(slot.arrived for slot in self.slots)
 
 
 class Buckets:
     """The buckets of one model chunk: begin, backward, begin, backward, ..., finish.
 
-    With `overlap`, a bucket's reduction starts when its last gradient of the last micro-batch arrives and all buckets
-    before it have started: so every rank starts them in one order, as collectives need. Buckets of a weight that is
-    used twice wait for `finish`.
+    With `overlap`, the reduction of a bucket starts when all its gradients of the last micro-batch have arrived and all
+    earlier buckets have started, so that all ranks start them in the same order, as collectives require. The buckets of
+    weights that are used twice are reduced in `finish`.
     """
 
     def __init__(self, buckets: Sequence[Bucket], reduce: Callable[[Bucket], Pending], overlap: bool):
         self.buckets, self.reduce = list(buckets), reduce
         self.slots = [slot for bucket in buckets for slot in bucket.slots]
         self.last = False
-        self.waiting: list[Bucket] = []  # may start while backward runs, in this order
+        self.waiting: list[Bucket] = []  # those to reduce during backward, in this order
         self.finished = True
         if overlap:
             for slot in self.slots:
                 slot.tell = self._arrive
 
     def begin(self, last: bool) -> None:
-        """Before the backward of a micro-batch; `last`: it is the step's last one for this chunk."""
+        """Called before the backward of a micro-batch; `last`: it is the last one of this chunk in the step."""
         if self.finished:
             self._renew()
         self.last = last
 
     def finish(self) -> None:
-        """Starts what has not started yet."""
+        """Starts the reductions that have not started yet."""
         for slot in self.slots:
             if slot.fresh:  # not used in this step
                 slot.main.zero_()
@@ -174,7 +174,7 @@ class Buckets:
         self.finished = True
 
     def wait(self) -> None:
-        """Until all reductions have ended."""
+        """Waits until all reductions have ended."""
         for bucket in self.buckets:
             if bucket.pending is not None:
                 bucket.pending.wait()
@@ -193,14 +193,14 @@ class Buckets:
         if slot.arrived:
             raise RuntimeError(
                 f"{slot.name} got a second gradient in one micro-batch, maybe after its reduction "
-                "began: where a weight is used twice, register it under both names"
+                "began: if a weight is used twice, register it under both names"
             )
         slot.arrived = True
         while self.waiting and self.waiting[0].is_full:
             self._start(self.waiting.pop(0))
 
     def _start(self, bucket: Bucket) -> None:
-        for other in self.buckets:  # what a reduction that is over needs of memory is free for this one
+        for other in self.buckets:  # frees the memory of finished reductions for this one
             if other.pending is not None and other.pending.is_done:
                 other.pending.wait()
         fault_point("gradient.reduce", bucket.grads)

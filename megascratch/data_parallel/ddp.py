@@ -1,4 +1,4 @@
-"""Every data-parallel rank keeps all weights, gradients and moments: one all-reduce per bucket.
+"""Plain data parallelism (DDP): every rank keeps all weights, gradients and moments; one all-reduce per bucket.
 
 (Li et al. 2020, arXiv 2006.15704, section 3.)
 """
@@ -19,7 +19,7 @@ class DDP(DataParallel):
         return start_all_reduce(bucket.grads, self.mesh.data)
 
     def _share_weights(self) -> None:
-        """All ranks made the same update."""
+        """Does nothing: all ranks have made the same update."""
 
     def _norm_axis(self) -> Axis:
         return self.mesh.model

@@ -1,5 +1,6 @@
-"""What a rank updates of a bucket: weights, masters, gradients and moments of one range, on the device or with their
-home in host memory.
+"""The shard of the optimizer that a rank owns in a bucket: weights, fp32 masters, gradients and moments of one range.
+
+The masters and moments are on the device, or offloaded to host memory.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,8 +20,8 @@ HOST = torch.device("cpu")
 class OptimizerShard:
     """The range [start, stop) of a bucket that this rank updates; all tensors have its length.
 
-    `master`, `step_grads` and the moments are what the optimizer works on. On the device `master` is `weights` where
-    these are fp32 or fp64 already, and `step_grads` is `grads`; in host memory all four are tensors of their own.
+    The optimizer works on `master`, `step_grads` and the moments. On the device `step_grads` is `grads`, and `master`
+    is `weights` if these are fp32 or fp64 already; in host memory all four are separate tensors.
     """
 
     bucket: Bucket
@@ -48,17 +49,17 @@ class OptimizerShard:
 
     @property
     def has_masters(self) -> bool:
-        """The weights are too coarse to tell the masters."""
+        """Whether the weights have lower precision than the masters, so that masters must be saved as well."""
         return self.master.dtype != self.weights.dtype
 
     @property
     def kinds(self) -> dict[str, Tensor]:
-        """What a checkpoint keeps of a weight."""
+        """The tensors that a checkpoint stores for a weight, by the prefix of their names."""
         kinds = {"param": self.weights, "optim.exp_avg": self.exp_avg, "optim.exp_avg_sq": self.exp_avg_sq}
         return kinds | ({"optim.master": self.master} if self.has_masters else {})
 
     def stretches(self) -> Iterator[FlatParamGroup]:
-        """The part that decays and the part that doesn't."""
+        """The part with weight decay and the part without."""
         cut = min(max(self.bucket.plan.decay_end - self.start, 0), self.stop - self.start)
         for part, decays in ((slice(0, cut), True), (slice(cut, None), False)):
             yield FlatParamGroup(
@@ -66,12 +67,12 @@ class OptimizerShard:
             )
 
     def range_of(self, place: ParamRange) -> tuple[int, int]:
-        """The elements of a parameter that lie in this range, counted from the parameter's first; maybe none."""
+        """The elements of a parameter inside this range, counted from the first of the parameter; may be empty."""
         start = max(self.start - place.start, 0)
         return start, max(min(self.stop, place.stop) - place.start, start)
 
     def loaded(self, masters: bool) -> None:
-        """After the tensors of `kinds` were filled, with `masters` or without: makes the others follow."""
+        """Called after the tensors of `kinds` were filled: computes the weights from the masters, or the reverse."""
         if masters and self.has_masters:
             self.weights.copy_(self.master)
         else:
@@ -79,13 +80,15 @@ class OptimizerShard:
 
 
 def host_like(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """Zeros of its shape in host memory; pinned for a CUDA tensor, so that copies run beside computation."""
+    """Zeros of its shape in host memory; pinned for a CUDA tensor, so that copies overlap with computation."""
     return torch.zeros(tensor.shape, dtype=dtype or tensor.dtype, device=HOST, pin_memory=tensor.is_cuda)
 
 
 def first_elements(lengths: Sequence[int], fraction: float) -> list[bool]:
-    """For each range whether it is among the first that together hold at least this fraction of all elements."""
-    wanted, before, chosen = fraction * sum(lengths), 0, []
+    """For each range, whether it is among the first that together hold at least this fraction of all elements."""
+    wanted = fraction * sum(lengths)
+    before = 0
+    chosen = []
     for length in lengths:
         chosen.append(before < wanted)
         before += length

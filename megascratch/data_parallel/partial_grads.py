@@ -1,9 +1,9 @@
-"""Gradients of which each tensor-parallel rank holds only a part in, their sums out: one all-reduce for all of them.
+"""Sums gradients of which each tensor-parallel rank has only a part, with one all-reduce for all of them.
 
-Two kinds of weights need it. Norms and row-linear biases under sequence parallelism see one slice of the sequence per
-rank: all ranks are summed. With more ranks than key/value heads, several ranks hold the same head and each sees its
-own queries only: the ranks of one head are summed. Both are "add up who has the same slot": a buffer with one row per
-slot, zero in all rows but the rank's own, is summed over the axis, and the rank takes its row back.
+Two kinds of weights need it. Under sequence parallelism, norms and row-linear biases see one slice of the sequence per
+rank: all ranks are summed. With more ranks than key/value heads, several ranks hold the same head and each sees only
+its own queries: the ranks of one head are summed. In both cases the ranks with the same slot are summed: each rank
+fills its own row of a buffer with one row per slot, the buffer is summed over the axis, and each rank reads its row.
 """
 
 from typing import NamedTuple
@@ -26,10 +26,10 @@ class ElementRange(NamedTuple):
 
 
 def partial_runs(shard: Shard, sizes: dict[str, int], coords: dict[str, int]) -> list[ElementRange]:
-    """The runs of one parameter; [] if every rank's gradient is whole already.
+    """The ranges of one parameter that must be summed; [] if every rank already has the complete gradient.
 
     Raises:
-        ValueError: a partial gradient of another kind than the two above.
+        ValueError: the gradient is partial in another way than the two above.
     """
     tp, numel = sizes["tp"], torch.Size(shard.local_shape(sizes)).numel()
     if set(shard.grad_sum) - {"tp"}:
@@ -52,16 +52,16 @@ def partial_runs(shard: Shard, sizes: dict[str, int], coords: dict[str, int]) ->
 
 
 class PartialGradReducer:
-    """The sums of all such gradients of a rank."""
+    """Sums all partial gradients of a rank."""
 
     def __init__(self, runs: list[tuple[Tensor, ElementRange]], tp: Axis):
-        """`runs`: flat views of gradients, the same on all ranks of `tp` but for their slots."""
+        """`runs`: flat views of gradients; equal on all ranks of `tp` except for the slots."""
         self.runs, self.tp = runs, tp
         self.size = sum(view.numel() * run.slots for view, run in runs)
 
     @torch.no_grad()
     def add_up(self) -> None:
-        """Puts the sums in the place of the parts."""
+        """Replaces the partial gradients by their sums."""
         if not self.runs or self.tp.size == 1:
             return
         first = self.runs[0][0]

@@ -1,8 +1,8 @@
-"""Owned ranges with whole gradients in, moved weights out: AdamW where each range has its home.
+"""Updates the optimizer shards of a rank with AdamW, on the device or, if offloaded, on the CPU (ZeRO-Offload).
 
-A range in host memory is updated there by the CPU. Its gradients come down and its weights go up in pieces of a
-bucket, on streams of their own, so that on CUDA the copies of one piece run beside the update of another (Ren et al.
-2021, ZeRO-Offload, arXiv 2101.06840, section 4.2). On a CPU the same code copies from memory to memory.
+An offloaded shard is updated by the CPU in host memory. Its gradients are copied down and its weights up on separate
+streams, shard by shard, so that on CUDA the copies of one shard overlap with the update of another (Ren et al. 2021,
+ZeRO-Offload, arXiv 2101.06840, section 4.2). On a CPU the same code copies from memory to memory.
 """
 
 from collections.abc import Sequence
@@ -17,15 +17,15 @@ from megascratch.optim.adamw import AdamW
 
 
 class _OffloadedShard(NamedTuple):
-    """A range in host memory."""
+    """A shard in host memory."""
 
     owned: OptimizerShard
     adamw: AdamW
-    staged: Tensor  # the new weights in the model's type, on their way up
+    staged: Tensor  # the new weights in the type of the model, to be copied to the device
 
 
 class ShardedOptimizer:
-    """Moves all ranges of a rank."""
+    """Updates all shards of a rank."""
 
     def __init__(self, ranges: Sequence[OptimizerShard], optim: OptimConfig):
         self.resident = [owned for owned in ranges if not owned.in_host_memory]
@@ -62,7 +62,7 @@ class ShardedOptimizer:
             torch.cuda.current_stream(self.device).wait_stream(self.up)
 
     def _bring_down(self, piece: _OffloadedShard) -> torch.cuda.Event | None:
-        """Starts the copy of the gradients; the event of its end."""
+        """Starts to copy the gradients to the host. Returns the event of its end; None without CUDA."""
         if self.down is not None:
             self.down.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self.down):

@@ -1,8 +1,8 @@
-"""ZeRO-1: every data-parallel rank keeps the masters and moments of one range of each bucket.
+"""ZeRO-1, the distributed optimizer: each data-parallel rank keeps masters and moments of one range of each bucket.
 
-Reduce-scatter the gradients, update the own range, all-gather the weights: the traffic of one all-reduce, with
-1/ranks of the optimizer's memory (Rajbhandari et al. 2020, arXiv 1910.02054, section 5.1). The gathers may go on while
-the next forward runs: each bucket is awaited by the first layer that needs it.
+Reduce-scatter the gradients, update this rank's range, all-gather the weights: the traffic of one all-reduce, with
+1/ranks of the optimizer's memory (Rajbhandari et al. 2020, arXiv 1910.02054, section 5.1). The gathers may overlap with
+the next forward: the first layer that needs a bucket waits for it.
 """
 
 from megascratch.data_parallel.base import DataParallel
@@ -12,7 +12,7 @@ from megascratch.parallel.mesh import Axis
 
 
 class Zero1(DataParallel):
-    """The distributed optimizer. Ranges may cut through weights: `state` tells their boxes."""
+    """ZeRO-1. A range may begin or end inside a weight: `state` splits it into boxes."""
 
     def _range(self, bucket: Bucket) -> tuple[int, int]:
         length = bucket.plan.size // self.mesh.data.size

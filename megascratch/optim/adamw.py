@@ -1,7 +1,7 @@
-"""Weights and their gradients in, moved weights out: AdamW with decoupled decay of matrices only.
+"""AdamW with decoupled weight decay of matrices only, on flat tensors.
 
-(Loshchilov and Hutter 2019, arXiv 1711.05101, algorithm 2.) Works on a few long flat stretches instead of many
-tensors: one fused kernel over each. The moments are the caller's, so that a checkpoint can cut them into boxes.
+(Loshchilov and Hutter 2019, arXiv 1711.05101, algorithm 2.) Works on a few long flat tensors instead of many small
+ones: one fused kernel over each. The caller owns the moments, so that a checkpoint can split them into boxes.
 """
 
 from collections.abc import Sequence
@@ -13,13 +13,13 @@ from torch import Tensor
 from megascratch.config.settings import OptimConfig
 
 try:
-    from apex.optimizers import FusedAdam  # NVIDIA's; the package of that name on the Python index has no such thing
+    from apex.optimizers import FusedAdam  # NVIDIA's package; the one named apex on PyPI is a different one
 except ImportError:
     FusedAdam = None
 
 
 class FlatParamGroup(NamedTuple):
-    """Flat tensors of one length and type (fp32 or fp64) that are updated alike."""
+    """Flat tensors of equal length and type (fp32 or fp64) that share the same weight decay."""
 
     weight: Tensor
     grad: Tensor
@@ -29,7 +29,7 @@ class FlatParamGroup(NamedTuple):
 
 
 class AdamW:
-    """Updates stretches in place; the learning rate comes with each step."""
+    """Updates flat tensors in place; the learning rate is given at each step."""
 
     def __init__(self, stretches: Sequence[FlatParamGroup], optim: OptimConfig):
         stretches = [stretch for stretch in stretches if stretch.weight.numel() > 0]
@@ -70,7 +70,7 @@ class AdamW:
 
 
 def _engine(groups: list[dict], stretches: Sequence[FlatParamGroup], optim: OptimConfig) -> torch.optim.Optimizer:
-    """apex's kernel where it is really there and fits, else torch's."""
+    """The fused kernel of NVIDIA apex if it is installed and all weights are fp32 on CUDA, else torch's."""
     settings: dict[str, Any] = {"lr": optim.lr, "betas": (optim.adam_beta1, optim.adam_beta2), "eps": optim.adam_eps}
     if FusedAdam is not None and all(s.weight.is_cuda and s.weight.dtype == torch.float32 for s in stretches):
         return FusedAdam(groups, adam_w_mode=True, set_grad_none=False, **settings)

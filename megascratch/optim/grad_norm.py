@@ -1,8 +1,8 @@
-"""Gradients in, one number out: the global norm, in which every weight counts once (law 7).
+"""The global gradient norm, in which every weight counts once (law 7), and the factor that clips gradients by it.
 
-Each weight's sum of squares travels in a slot of its own, (its name, the tensor rank), through one all-reduce, and
-the slots are summed in the order of the names. So no rounding depends on which stage held the weight, and a gradient
-that is not finite on one rank is not finite in the norm of every rank.
+The sum of squares of each weight has a slot of its own, (name, tensor rank), in one all-reduce, and the slots are
+summed in the order of the names. So the rounding does not depend on which stage holds a weight, and a gradient that is
+not finite on one rank makes the norm of every rank not finite.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,28 +18,44 @@ ROW = 4096
 
 
 class GlobalNorm:
-    """The norm over all weights of the model; made once, called every step."""
+    """The norm over all weights of the model; created once, called at every step."""
 
     def __init__(
         self, counted: Mapping[str, Sequence[Tensor]], tp: Axis, model: Axis, over: Axis, device: torch.device
     ):
         """
         Args:
-            counted: for each name, the views of this rank's gradients that count: no copies, no padding.
+            counted: for each name, the views of this rank's gradients that count: no replicas, no padding.
             tp: the ranks that may each hold a part of one weight.
             model: the ranks that together hold every name.
-            over: the ranks whose counted parts make up the whole.
+            over: the ranks whose counted views together contain each weight of the model once.
         """
-        names = sorted(set().union(*all_gather_objects(sorted(counted), model)))
-        place = {name: index for index, name in enumerate(names)}
-        views = [(place[name] * tp.size + tp.rank, view.view(-1)) for name, some in counted.items() for view in some]
-        cuts = [(slot, flat, flat.numel() // ROW * ROW) for slot, flat in views]
-        rows = [(slot, flat[:cut].view(-1, ROW)) for slot, flat, cut in cuts if cut]
-        rests = [(slot, flat[cut:]) for slot, flat, cut in cuts if cut < flat.numel()]
-        self.rows, self.rests = _joined([part for _, part in rows]), [part for _, part in rests]
-        slots = [slot for slot, part in rows for _ in part] + [slot for slot, _ in rests]
-        self.slots = torch.tensor(slots, dtype=torch.int64, device=device)
-        self.size, self.over, self.device = len(names) * tp.size, over, device
+        all_names: set[str] = set()
+        for names_of_rank in all_gather_objects(sorted(counted), model):
+            all_names.update(names_of_rank)
+        names = sorted(all_names)
+        index_of = {name: index for index, name in enumerate(names)}
+        rows: list[Tensor] = []  # each [n, ROW]
+        rests: list[Tensor] = []  # each shorter than ROW
+        row_slots: list[int] = []
+        rest_slots: list[int] = []
+        for name, views in counted.items():
+            slot = index_of[name] * tp.size + tp.rank
+            for view in views:
+                flat = view.view(-1)
+                cut = flat.numel() // ROW * ROW
+                if cut:
+                    rows.append(flat[:cut].view(-1, ROW))
+                    row_slots += [slot] * (cut // ROW)
+                if cut < flat.numel():
+                    rests.append(flat[cut:])
+                    rest_slots.append(slot)
+        self.rows = _joined(rows)
+        self.rests = rests
+        self.slots = torch.tensor(row_slots + rest_slots, dtype=torch.int64, device=device)
+        self.size = len(names) * tp.size
+        self.over = over
+        self.device = device
 
     @torch.no_grad()
     def __call__(self) -> Tensor:
@@ -50,13 +66,13 @@ class GlobalNorm:
             norms += torch._foreach_norm(self.rests)
         if norms:
             squares = torch.cat([norm.view(-1) for norm in norms]).double().square()
-            # not index_add_: on CUDA its atomics would add the pieces of one weight in any order
+            # not index_add_: on CUDA its atomics would add the parts of one weight in any order
             sums.index_put_((self.slots,), squares, accumulate=True)
         return all_reduce(sums, self.over).sum().sqrt()
 
 
 def _joined(parts: Sequence[Tensor]) -> list[Tensor]:
-    """The same rows in as few tensors as possible: what lies one after the other in memory is one call."""
+    """The same rows in as few tensors as possible: rows that follow each other in memory become one tensor."""
     joined: list[Tensor] = []
     for part in parts:
         last = joined[-1] if joined else None
@@ -72,5 +88,5 @@ def _one_memory(a: Tensor, b: Tensor) -> bool:
 
 
 def clip_factor(norm: float, max_norm: float) -> float:
-    """What the gradients are multiplied by so that their norm is at most `max_norm`; 0: no clipping."""
+    """The factor that scales gradients to a norm of at most `max_norm`; `max_norm` 0: no clipping."""
     return min(1.0, max_norm / (norm + 1e-6)) if max_norm > 0 else 1.0

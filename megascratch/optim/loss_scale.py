@@ -1,4 +1,4 @@
-"""Whether a step overflowed in, the loss scale of the next step out: keeps small fp16 gradients above zero.
+"""Static and dynamic loss scaling for fp16: keeps small gradients from becoming zero.
 
 The loss is multiplied by the scale before backward and the gradients are divided by it before the update. A dynamic
 scale grows while nothing overflows and falls when something does (Micikevicius et al. 2018, arXiv 1710.03740,
@@ -15,23 +15,22 @@ BACKOFF = 0.5
 
 @dataclass(frozen=True)
 class LossScale:
-    """The scale and what decides its next move: a record to save and to restore with ``LossScale(**vars(saved))``."""
+    """The scale and the counters that change it; save it as ``vars(scale)``, restore it with ``LossScale(**saved)``."""
 
     scale: float = 1.0
-    clean_steps: int = 0  # since the last move or overflow
+    clean_steps: int = 0  # since the last change or overflow
     overflows_left: int = 1  # before the scale falls
 
     @classmethod
     def start(cls, optim: OptimConfig) -> "LossScale":
-        """1 for everything but fp16."""
+        """The scale of the first step; 1 unless the run uses fp16."""
         if not optim.fp16:
             return cls()
         return cls(optim.initial_loss_scale if optim.loss_scale is None else optim.loss_scale, 0, optim.hysteresis)
 
     def after(self, overflowed: bool, optim: OptimConfig) -> "LossScale":
-        """The record for the next step. An overflow counts against `hysteresis`, and once that is used up each
-        further one halves the scale, down to `min_loss_scale`; `loss_scale_window` clean steps in a row double it and
-        renew the hysteresis."""
+        """The scale of the next step. After `hysteresis` overflows each further one halves the scale, down to
+        `min_loss_scale`; `loss_scale_window` steps in a row without overflow double it and reset the hysteresis."""
         if not optim.fp16 or optim.loss_scale is not None:
             return self
         if overflowed:

@@ -1,4 +1,6 @@
-"""A position in the run in, the learning rate there out: pure functions, so that a resume needs no state.
+"""Learning-rate schedules: warm-up, then constant, linear, cosine, inverse-square-root or WSD decay.
+
+The rate is a pure function of the position in the run, so a resumed run needs no state.
 
 The position is what was done *before* the step: step n (the first is 0) takes the rate at n steps, or at the samples
 consumed so far. So the first step of a warm-up takes exactly `lr_warmup_init` (0 by default: it moves nothing) and
@@ -12,7 +14,7 @@ from megascratch.config.settings import OptimConfig
 
 Curve = Callable[[float], float]
 
-# part of the decay that is over, 0 to 1 -> part of (lr - min_lr) that is left
+# fraction of the decay that is done, 0 to 1 -> fraction of (lr - min_lr) that is left
 CURVES: dict[str, Curve] = {
     "linear": lambda done: 1.0 - done,
     "cosine": lambda done: 0.5 * (math.cos(math.pi * done) + 1.0),
@@ -28,11 +30,11 @@ WSD_CURVES: dict[str, Curve] = {
 def learning_rate(optim: OptimConfig, step: int, consumed_samples: int) -> float:
     """The rate of step `step` (0-based), before which `consumed_samples` were consumed.
 
-    A run that decays in samples is placed by `consumed_samples`, any other by `step`; under a batch-size ramp-up a
-    step is a step.
+    The position is `consumed_samples` if the decay is given in samples, otherwise `step`, also during a batch-size
+    ramp-up.
 
     Raises:
-        ValueError: neither `lr_decay_iters` nor `lr_decay_samples` is known.
+        ValueError: neither `lr_decay_iters` nor `lr_decay_samples` is set.
     """
     if optim.lr_decay_samples is not None:
         return _rate(
@@ -44,7 +46,7 @@ def learning_rate(optim: OptimConfig, step: int, consumed_samples: int) -> float
 
 
 def _rate(optim: OptimConfig, n: int, length: int, warmup: float, tail: int | None) -> float:
-    """The rate at position n; all numbers in one unit."""
+    """The rate at position n; all numbers have the same unit, steps or samples."""
     if optim.lr_warmup_fraction is not None:
         warmup = optim.lr_warmup_fraction * length
     if n <= warmup and warmup > 0:
@@ -59,7 +61,7 @@ def _rate(optim: OptimConfig, n: int, length: int, warmup: float, tail: int | No
 
 
 def _part_left(optim: OptimConfig, n: int, length: int, warmup: float, tail: int | None) -> float:
-    """Part of (lr - min_lr) that is left at warmup <= n <= length."""
+    """The fraction of (lr - min_lr) that is left at warmup <= n <= length."""
     if optim.lr_decay_style != "WSD":
         return CURVES[optim.lr_decay_style]((n - warmup) / max(length - warmup, 1))
     start = length - (tail or 0)
