@@ -1,7 +1,7 @@
-"""Self-attention with fused q, k, v, grouped queries and heads cut over tp; the core is scaled_dot_product_attention,
-for short samples on a CPU the same in plain products.
+"""Self-attention with a fused qkv projection, grouped-query attention and heads split over tp.
 
-With more tp ranks than key/value heads, neighbouring ranks hold copies of the same k and v rows (`Shard.parts`).
+The core is torch's scaled_dot_product_attention; for short samples on a CPU the same in plain matrix products. With
+more tp ranks than key/value heads, neighbouring ranks hold replicas of the same k and v rows (`Shard.parts`).
 """
 
 from dataclasses import dataclass, field
@@ -19,22 +19,22 @@ from megascratch.layers.rotary import split_heads
 from megascratch.parallel.mesh import Axis
 from megascratch.parallel.shard import Part
 
-# Tokens: for so many plain products are faster on a CPU than torch's fused kernel. That is made for long rows; in it
-# MKL multiplies, which on Intel's processors is so good at very small products that it wins there again.
+# Sequence lengths for which plain products are faster on a CPU than torch's fused kernel, which is made for long rows.
+# That kernel uses MKL, which on Intel processors is fast enough at very small products to win there again.
 SHORT = range(96 if ON_INTEL else 1, 257)
-_ROWS = 128  # queries at once, with the keys up to the last of them: a product with keys that come later is for nothing
+_ROWS = 128  # queries at once, with the keys up to the last of them: products with later keys would be masked
 
 
 class _ShortCausalAttention(torch.autograd.Function):
-    """softmax(q kᵀ / sqrt(d)) v over the tokens so far, in plain products of stretches of queries with the keys that
-    they see. The weights are kept, up to s = 128 all of [b n, s, s], at 256 three quarters; recomputing the core frees
-    them."""
+    """softmax(q kᵀ / sqrt(d)) v with a causal mask, in plain products of blocks of queries with the keys that they see.
+    Backward needs the attention weights: all of [b n, s, s] up to s = 128, three quarters of it at s = 256.
+    Recomputation of the core frees them."""
 
     @staticmethod
     def forward(ctx, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         b, n, s, d = q.shape
         q, k, v = (x.transpose(0, 1).reshape(n * b, s, d) for x in (q, k, v))
-        out, parts = q.new_empty(s, b, n, d), []  # as the next layer wants it
+        out, parts = q.new_empty(s, b, n, d), []  # in the layout that the next layer reads
         for first in range(0, s, _ROWS):
             end = min(first + _ROWS, s)
             scores = torch.bmm(q[:, first:end], k[:, :end].transpose(1, 2))
@@ -55,7 +55,7 @@ class _ShortCausalAttention(torch.autograd.Function):
             mine, seen = slice(first, end), slice(0, end)
             grad_weights = torch.bmm(grad[:, mine], v[:, seen].transpose(1, 2))
             grad_scores = cpu_kernels.causal_softmax_backward_(weights, grad_weights, first, d**-0.5)
-            beta = 0 if end == s else 1  # the last stretch sees all keys and comes first: nothing to add to
+            beta = 0 if end == s else 1  # the last block sees all keys and comes first: nothing to add to
             grad_q[:, mine].baddbmm_(grad_scores, k[:, seen], beta=0)
             grad_k[:, seen].baddbmm_(grad_scores.transpose(1, 2), q[:, mine], beta=beta)
             grad_v[:, seen].baddbmm_(weights.transpose(1, 2), grad[:, mine], beta=beta)
@@ -64,14 +64,14 @@ class _ShortCausalAttention(torch.autograd.Function):
 
 
 def _is_short(q: Tensor, k: Tensor, context: "ForwardContext") -> bool:
-    """Whether `_ShortCausalAttention` may take it, and is worth it."""
+    """Whether `_ShortCausalAttention` supports these inputs and is faster."""
     causal = context.mask is None and q.shape == k.shape and q.shape[2] in SHORT
     return causal and not torch.compiler.is_compiling() and cpu_kernels.supports(q, k)
 
 
 @dataclass
 class KVCache:
-    """Keys and values of the tokens so far, per layer; each [b, kv heads, s, d]."""
+    """The keys and values of the previous tokens, by layer; each [b, kv heads, s, d]."""
 
     keys: dict[int, Tensor] = field(default_factory=dict)
     values: dict[int, Tensor] = field(default_factory=dict)
@@ -85,9 +85,9 @@ class KVCache:
 
 @dataclass(frozen=True)
 class ForwardContext:
-    """What every block of one forward shares."""
+    """The inputs that all blocks of one forward share."""
 
-    samples: Tensor  # [b] numbers that key dropout
+    samples: Tensor  # [b] sample numbers, the key of dropout
     rotary: tuple[Tensor, Tensor] | None = None  # cos [s, b, 1, d], sin [s, b, 1, d/2]
     mask: Tensor | None = None  # [b, 1, q, k] bool, True where attention is allowed; None: causal
     cache: KVCache | None = None
@@ -132,8 +132,8 @@ class Attention(nn.Module):
         return self.proj(self._core(q, k, v, context).flatten(2))
 
     def _core(self, q: Tensor, k: Tensor, v: Tensor, context: ForwardContext) -> Tensor:
-        """Three of [b, heads, s, d] -> [s, b, n/tp, d]."""
-        k, v = self._spread(k), self._spread(v)
+        """q, k and v, each [b, heads, s, d] -> [s, b, n/tp, d]."""
+        k, v = self._repeat_kv(k), self._repeat_kv(v)
         if self.training and self.dropout.p:
             out = self._with_dropout(q, k, v, context)
         elif _is_short(q, k, context):
@@ -142,13 +142,13 @@ class Attention(nn.Module):
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=context.mask, is_causal=context.mask is None)
         return out.permute(2, 0, 1, 3)
 
-    def _spread(self, x: Tensor) -> Tensor:
-        """Each key/value head serves several neighbouring query heads."""
+    def _repeat_kv(self, x: Tensor) -> Tensor:
+        """Repeats each key/value head for the neighbouring query heads that share it."""
         times = self.heads // self.groups
         return x if times == 1 else x.repeat_interleave(times, 1)
 
     def _with_dropout(self, q: Tensor, k: Tensor, v: Tensor, context: ForwardContext) -> Tensor:
-        """The same in plain steps: fused kernels draw masks that depend on the layout."""
+        """Attention with dropout in plain steps, because the dropout masks of fused kernels depend on the layout."""
         mask = context.mask
         if mask is None:
             mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()

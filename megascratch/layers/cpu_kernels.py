@@ -1,4 +1,4 @@
-"""The kernels of csrc/cpu_kernels.h for tensors in fp32 and fp64: one pass over memory each, by torch's threads."""
+"""The C++ kernels of csrc/cpu_kernels.h for fp32 and fp64 tensors: one pass over memory each, on torch's threads."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -12,21 +12,21 @@ _KERNELS = {torch.float32: _cpu_kernels.f32, torch.float64: _cpu_kernels.f64}
 
 
 def supports_threads() -> bool:
-    """Whether the kernels run on all of torch's threads: where its OpenMP runtime is one that they can call."""
+    """Whether the kernels run on all of torch's threads, which needs an OpenMP runtime that they can call."""
     return _cpu_kernels.has_threads()
 
 
 def supports(x: Tensor, *others: Tensor) -> bool:
-    """Whether the kernels are for these; where torch has threads that they do not know, or they are not compiled for
-    what the processor can do, its own passes are."""
+    """Whether to use the kernels for these tensors: not if torch has threads that they cannot use, or if they are not
+    compiled for this processor; torch's own operations are faster then."""
     if not (x.is_cpu and x.dtype in _KERNELS and _cpu_kernels.is_tuned()):
         return False
-    # torch is asked first: that is when it tells OpenMP, thread by thread, how many threads it may take.
+    # Call torch.get_num_threads first: it sets the number of OpenMP threads for the calling thread.
     return all(other.dtype == x.dtype for other in others) and (torch.get_num_threads() == 1 or supports_threads())
 
 
 def gelu_backward(x: Tensor, grad: Tensor, by_tanh: bool) -> Tensor:
-    """The gradient of x times the normal distribution's share below it, or of its approximation by tanh."""
+    """The gradient of GELU, or of its approximation by tanh."""
     x, grad = x.contiguous(), grad.contiguous()
     grad_x, kernels = torch.empty_like(x), _KERNELS[x.dtype]
     backward = kernels.gelu_tanh_backward if by_tanh else kernels.gelu_backward
@@ -35,12 +35,12 @@ def gelu_backward(x: Tensor, grad: Tensor, by_tanh: bool) -> Tensor:
 
 
 def once_differentiable(backward: Callable) -> Callable:
-    """For a backward that writes by address, of which autograd sees nothing: a second derivative through it would
-    silently be wrong (torch's own `once_differentiable` lets those with respect to saved tensors pass)."""
+    """Decorates a backward that writes through raw pointers, which autograd cannot see: a second derivative would be
+    silently wrong, so it raises (torch's own `once_differentiable` allows it with respect to saved tensors)."""
 
     @wraps(backward)
     def first_order(ctx, *grads):
-        if torch.is_grad_enabled():  # that is create_graph=True
+        if torch.is_grad_enabled():  # the caller set create_graph=True
             raise RuntimeError("this layer has no second derivative: leave out create_graph")
         return backward(ctx, *grads)
 
@@ -66,7 +66,7 @@ def swiglu_backward(x: Tensor, grad: Tensor) -> Tensor:
 
 
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
-    """x / rms(x) * weight over the last dim, and 1 / rms(x) [..., 1]."""
+    """Returns x / rms(x) * weight over the last dim, and 1 / rms(x) [..., 1]."""
     x = x.contiguous()
     out, scale, width = torch.empty_like(x), x.new_empty(*x.shape[:-1], 1), x.shape[-1]
     _KERNELS[x.dtype].rms_norm(
@@ -93,15 +93,15 @@ def rms_norm_backward(x: Tensor, weight: Tensor, scale: Tensor, grad: Tensor) ->
 
 
 def causal_softmax_(scores: Tensor, first: int, scale: float) -> Tensor:
-    """Scores [n, rows, columns] of queries first, first + 1 .. with keys 0, 1 .. -> softmax(scale * scores) over the
-    keys so far, 0 for later ones; in place."""
+    """softmax(scale * scores) with a causal mask, in place. Scores [n, rows, columns] belong to the queries from number
+    `first` on and the keys from 0 on; keys after a query get 0."""
     count, rows, columns = scores.shape
     _KERNELS[scores.dtype].causal_softmax(scores.data_ptr(), count, rows, columns, first, scale)
     return scores
 
 
 def causal_softmax_backward_(weights: Tensor, grad: Tensor, first: int, scale: float) -> Tensor:
-    """The weights' gradient [n, rows, columns] -> that of the scores; in place."""
+    """Turns the gradient of the weights [n, rows, columns] into that of the scores, in place."""
     count, rows, columns = weights.shape
     kernel = _KERNELS[weights.dtype].causal_softmax_backward
     kernel(weights.data_ptr(), grad.data_ptr(), count, rows, columns, first, scale)
@@ -109,8 +109,8 @@ def causal_softmax_backward_(weights: Tensor, grad: Tensor, first: int, scale: f
 
 
 def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor, back: bool) -> None:
-    """Rotary positions: turns the first dims of x [b, n, s, d] into `out`; cos [b, 1, s, dims], sin [b, 1, s, dims/2].
-    All four may be views whose last dim is whole."""
+    """Rotary position embedding: rotates the first `dims` dims of x [b, n, s, d] into `out`, with cos [b, 1, s, dims]
+    and sin [b, 1, s, dims/2]; `back` rotates the other way. All four may be views with a contiguous last dim."""
     b, n, s, _ = x.shape
     cos, sin = (angle.expand(b, 1, s, -1) for angle in (cos, sin))
     _KERNELS[x.dtype].turn(

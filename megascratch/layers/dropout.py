@@ -1,6 +1,4 @@
-"""Dropout whose mask is a function of (seed, sample, site, global element), so every layout drops the same elements
-(law 3).
-"""
+"""Dropout that does not depend on the layout: its mask is a function of (seed, sample, site, global element), law 3."""
 
 from functools import lru_cache
 from typing import NamedTuple
@@ -13,12 +11,12 @@ from megascratch.parallel.random import keep_mask, sample_keys
 
 try:
     from megascratch.layers.gpu_kernels import dropped
-except Exception:  # no Triton here, or one that it is not written for
+except Exception:  # Triton is missing or its version does not fit
     dropped = None  # type: ignore[assignment]
 
 
 class _Mask(NamedTuple):
-    """See `gpu_kernels.dropped`."""
+    """The arguments of `gpu_kernels.dropped` that define the mask."""
 
     seed: int
     site: int
@@ -28,7 +26,7 @@ class _Mask(NamedTuple):
 
 
 class _Dropped(torch.autograd.Function):
-    """Of a CUDA tensor; the mask is worked out again and not kept."""
+    """Dropout of a CUDA tensor in one kernel; backward computes the mask again instead of keeping it."""
 
     @staticmethod
     def forward(ctx, x: Tensor, samples: Tensor, mask: _Mask) -> Tensor:
@@ -42,24 +40,24 @@ class _Dropped(torch.autograd.Function):
 
 
 def _in_one_kernel(x: Tensor) -> bool:
-    return (
-        x.is_cuda and not torch.compiler.is_compiling() and kernel_matches_reference(x.device)
-    )  # the compiler fuses plain steps
+    if torch.compiler.is_compiling():
+        return False  # the compiler fuses the plain steps
+    return x.is_cuda and kernel_matches_reference(x.device)
 
 
 @lru_cache(maxsize=8)
 def kernel_matches_reference(device: torch.device) -> bool:
-    """Whether the kernel runs there and drops what it should: a Triton that cannot costs speed, and nothing else."""
+    """Whether the Triton kernel runs on the device and drops the right elements; if not, the plain steps are used."""
     x, samples = torch.ones(3, 2, 5, device=device), torch.tensor([7, 2**40], device=device)
     keep = keep_mask(sample_keys(1, 2, samples)[:, None], torch.arange(10, 25, device=device).view(3, 1, 5), 0.4)
     try:
         return torch.allclose(dropped(x, samples, *_Mask(1, 2, 0.4, 5, 10)), keep / 0.6)
-    except Exception:  # of the compiler, the driver, or no kernel at all
+    except Exception:  # an error of the compiler or the driver, or there is no kernel
         return False
 
 
 class Dropout(nn.Module):
-    """On the residual stream [s or s/tp, b, h]; `site` numbers the place in the model."""
+    """Dropout on the residual stream [s or s/tp, b, h]; `site` is the number of this dropout in the model."""
 
     def __init__(self, p: float, seed: int, site: int, tp: Axis, sequence_parallel: bool = False):
         super().__init__()
@@ -79,7 +77,7 @@ class Dropout(nn.Module):
 
 
 class AttentionDropout(nn.Module):
-    """On attention weights [b, n/tp, s, s]; a rank's heads keep their numbers in the whole."""
+    """Dropout on attention weights [b, n/tp, s, s]; the heads of a rank keep their global numbers."""
 
     def __init__(self, p: float, seed: int, site: int, tp: Axis):
         super().__init__()

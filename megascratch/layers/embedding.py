@@ -1,6 +1,4 @@
-"""Tokens and positions -> vectors. The word table is cut along the vocabulary over tp; ids [b, s] -> [s or s/tp, b,
-h].
-"""
+"""Token and position embeddings, with the vocabulary split over tp: ids [b, s] -> [s or s/tp, b, h]."""
 
 import torch
 import torch.nn.functional as F
@@ -12,20 +10,20 @@ from megascratch.parallel.shard import Shard
 
 
 def padded_vocab_size(vocab_size: int, divisible_by: int, tp_size: int) -> int:
-    """Rows of the table over all tp ranks."""
+    """The number of rows of the table over all tp ranks, with padding."""
     unit = divisible_by * tp_size
     return -(-vocab_size // unit) * unit
 
 
 def vocab_shard(vocab_size: int, hidden_size: int, divisible_by: int, tp: Axis, std: float) -> Shard:
-    """Where the word table (or the output matrix, of the same shape) sits."""
+    """The shard of the word table, or of the output matrix, which has the same shape."""
     return Shard(
         (vocab_size, hidden_size), {"tp": 0}, padded=padded_vocab_size(vocab_size, divisible_by, tp.size), std=std
     )
 
 
 class _Rows(torch.autograd.Function):
-    """weight[ids], whose gradient goes row by row into the sink instead of through a dense table."""
+    """weight[ids]; the gradient is added to the rows of the sink, without a dense gradient of the table."""
 
     @staticmethod
     def forward(ctx, weight: nn.Parameter, ids: Tensor) -> Tensor:
@@ -49,7 +47,7 @@ def rows(weight: nn.Parameter, ids: Tensor) -> Tensor:
 
 
 class VocabParallelEmbedding(nn.Module):
-    """Each rank looks up the ids of its part of the vocabulary; the sum over tp is the whole answer."""
+    """Each rank looks up the ids in its part of the vocabulary; the results are summed over tp."""
 
     def __init__(self, shard: Shard, tp: Axis, sequence_parallel: bool = False):
         super().__init__()
@@ -69,7 +67,7 @@ class VocabParallelEmbedding(nn.Module):
 
 
 class PositionEmbedding(nn.Module):
-    """A learned vector per position; under SP a rank looks up its own part of the sequence."""
+    """A learned vector per position; under sequence parallelism a rank looks up its own part of the sequence."""
 
     def __init__(self, positions: int, hidden_size: int, tp: Axis, std: float, sequence_parallel: bool = False):
         super().__init__()

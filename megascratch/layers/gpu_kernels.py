@@ -1,5 +1,6 @@
-"""Triton kernels for what torch does in many passes over the memory of a GPU: the loss over a long row of logits, and
-dropout whose mask is a function. They compute what `loss.py` and `dropout.py` say in plain steps, and keep less.
+"""Triton kernels for cross-entropy over long rows of logits and for layout-independent dropout.
+
+They compute the same as the plain steps in `loss.py` and `dropout.py`, with fewer passes over memory and less of it.
 """
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from megascratch.parallel.random import GOLDEN, MIX_1, MIX_2, mixed
 
-_COLUMNS = 8192  # of a row, worked on at once
+_COLUMNS = 8192  # of a row, per step of a program
 _ELEMENTS = 1024  # of a tensor, per program
 _GOLDEN, _MIX_1, _MIX_2 = (tl.constexpr(number % (1 << 64)) for number in (GOLDEN, MIX_1, MIX_2))
 
@@ -46,13 +47,13 @@ def _gradient(logits, stride, labels, first, valid, width, peak, total, grad, CO
 
 
 def row_statistics(logits: Tensor, labels: Tensor, first: int, valid: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Of each row [n] in fp32: the largest logit, the sum of exp(logit - largest), and its label's logit, 0 where that
-    is not among the columns.
+    """For each row, fp32 [n]: the largest logit, the sum of exp(logit - largest), and the logit of its label, 0 if the
+    label is not among the columns.
 
     Args:
         logits: [n, v/tp], rows contiguous.
-        labels: [n] int64, numbers in the whole vocabulary, of which these columns begin at `first`.
-        valid: how many columns are vocabulary.
+        labels: [n] int64, ids in the full vocabulary; the columns begin at id `first`.
+        valid: the number of columns that are not padding.
     """
     peak, total, target = torch.empty(3, len(logits), dtype=torch.float32, device=logits.device)
     _statistics[len(logits),](
@@ -64,7 +65,7 @@ def row_statistics(logits: Tensor, labels: Tensor, first: int, valid: int) -> tu
 def to_gradient(
     logits: Tensor, labels: Tensor, first: int, valid: int, peak: Tensor, total: Tensor, grad: Tensor
 ) -> None:
-    """Overwrites the logits with the gradient of -log softmax times each row's `grad`; padding gets none."""
+    """Overwrites the logits with the gradient of -log softmax times `grad` of each row; 0 for padding."""
     blocks = triton.cdiv(logits.shape[1], _COLUMNS)
     _gradient[len(logits), blocks](
         logits,
@@ -79,7 +80,7 @@ def to_gradient(
         COLUMNS=_COLUMNS,
         num_warps=16,
     )
-    torch.autograd.graph.increment_version(logits)  # or a second backward would take the gradient for logits
+    torch.autograd.graph.increment_version(logits)  # or a second backward would read the gradient as logits
 
 
 @triton.jit
@@ -123,9 +124,9 @@ def dropped(x: Tensor, samples: Tensor, seed: int, site: int, p: float, run_leng
     """x / (1 - p) where `random.keep_mask` is True, else 0.
 
     Args:
-        x: contiguous; runs of `run_length` elements, sample after sample, and again from the first sample on.
-        seed: `random.sample_keys` mixes it into the numbers of the samples, as it does `site`.
-        first: global number of the first element of each sample; a sample's next run has the numbers that follow.
+        x: contiguous; runs of `run_length` elements, one per sample in order, and again from the first sample.
+        seed: mixed with the sample numbers and `site` as in `random.sample_keys`.
+        first: the global number of the first element of each sample; its next run continues the numbers.
     """
     out, blocks = torch.empty_like(x), triton.cdiv(run_length, _ELEMENTS)
     _dropped[x.numel() // run_length * blocks,](

@@ -1,11 +1,11 @@
-"""Matrix products cut over the tensor axis. Shapes: s sequence, b micro-batch; the sequence comes first.
+"""Tensor-parallel linear layers: weights split over tp. Shapes: s sequence, b micro-batch; the sequence comes first.
 
     ColumnParallelLinear   [s or s/tp, b, in]     -> [s, b, out/tp]
     RowParallelLinear      [s, b, in/tp]          -> [s or s/tp, b, out]
 
-(Shoeybi et al. 2019, arXiv 1909.08053, figure 3.) With sequence parallelism what lies between the pairs is cut along
-the sequence (Korthikanti et al. 2022, arXiv 2205.05198). A weight that has a ``grad_sink`` gives its gradient there,
-straight into the main-gradient buffer, and autograd sees none.
+(Shoeybi et al. 2019, arXiv 1909.08053, figure 3.) With sequence parallelism the activations between the pairs are
+split along the sequence (Korthikanti et al. 2022, arXiv 2205.05198). The gradient of a weight with a ``grad_sink`` is
+added directly to the main-gradient buffer, and autograd sees None.
 """
 
 from pathlib import Path
@@ -26,28 +26,29 @@ from megascratch.parallel.grad_sink import GradSink
 from megascratch.parallel.mesh import Axis
 from megascratch.parallel.shard import Part, Shard
 
-# oneDNN's product, what torch.compile itself calls; not every build of torch has it. On AMD's processors it is faster
-# than MKL by a tenth to a third, on Intel's slower by about a twelfth.
+# oneDNN's matrix product, which torch.compile also calls; not every build of torch has it. On AMD processors it is
+# 10 to 33 % faster than MKL, on Intel about 8 % slower.
 _CPUS = Path("/proc/cpuinfo")
 ON_INTEL = _CPUS.exists() and "GenuineIntel" in _CPUS.read_text()
 _BETTER = torch.backends.mkldnn.is_available() and not ON_INTEL
 _onednn = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if _BETTER else None
-_WORTHWHILE = 1 << 23  # multiplications: below, the fixed cost of a call to oneDNN, some 15 us, is more than it saves
+# Multiplications: below this a call to oneDNN, with a fixed cost of about 15 us, does not pay off.
+_WORTHWHILE = 1 << 23
 
 
 _Layer = tuple[nn.Parameter, Axis, bool]  # weight, axis, whether x is cut along dim 0
 
 
 class _Linear(torch.autograd.Function):
-    """x Wᵀ + b. Backward overlaps the sum of the input's gradient over the axis with the weight's gradient.
+    """x Wᵀ + b. Backward overlaps the reduction of the input's gradient over the axis with the weight's gradient.
 
-    Autograd knows the weight only (`known`) where nobody else takes its gradient: an edge that never carries one costs
+    The weight is an input for autograd (`known`) only where that is needed: an edge that never carries a gradient costs
     time in every backward.
     """
 
     @staticmethod
     def forward(ctx, x: Tensor, known: Tensor | None, bias: Tensor | None, layer: _Layer) -> Tensor:
-        ctx.save_for_backward(x)  # under SP only this rank's part is kept, and gathered again
+        ctx.save_for_backward(x)  # under SP only this rank's part is kept; backward gathers it again
         ctx.layer, ctx.has_bias = layer, bias is not None
         weight, axis, gather = layer
         return _product(all_gather(x, axis) if gather else x, weight, bias)
@@ -70,9 +71,9 @@ class _Linear(torch.autograd.Function):
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x Wᵀ + b. In fp32 on a CPU by oneDNN, where that is faster and a call is worth it.
+    """x Wᵀ + b; in fp32 on a CPU with oneDNN where that is faster.
 
-    Of three dims its output is a view to autograd: only where x has two may it be overwritten.
+    If x has three dims, the output is a view for autograd and must not be overwritten in place; with two dims it may.
     """
     if _onednn is not None and x.dtype == torch.float32 and x.numel() * weight.shape[0] >= _WORTHWHILE and x.is_cpu:
         return _onednn(x, weight, bias, "none", [], "")
@@ -88,7 +89,7 @@ def _weight_gradient(weight: nn.Parameter, x: Tensor, grad: Tensor) -> Tensor | 
 
 
 def linear(x: Tensor, weight: nn.Parameter, bias: Tensor | None, axis: Axis, gather: bool = False) -> Tensor:
-    """x Wᵀ + b, x whole or (gather) cut along dim 0 over the axis; the input's gradient is summed over the axis."""
+    """x Wᵀ + b, with x complete or (gather) split along dim 0 over the axis; the gradient of x is summed over it."""
     apply = _outside_graphs if torch.compiler.is_compiling() else _Linear.apply
     known = None if x.requires_grad and hasattr(weight, "grad_sink") else weight
     return apply(x, known, bias, (weight, axis, gather))
@@ -96,12 +97,12 @@ def linear(x: Tensor, weight: nn.Parameter, bias: Tensor | None, axis: Axis, gat
 
 @torch.compiler.disable
 def _outside_graphs(*args) -> Tensor:
-    """Sinks and collectives stay outside compiled graphs; what lies between them is fused."""
+    """Keeps sinks and collectives out of compiled graphs; the compiler fuses the code between them."""
     return _Linear.apply(*args)
 
 
 class ColumnParallelLinear(nn.Module):
-    """The output dim is cut over tp; fused parts (q, k, v; gate, up) are each cut on their own."""
+    """A linear layer with the output dim split over tp; fused parts (q, k, v; gate, up) are each split separately."""
 
     def __init__(
         self,
@@ -127,13 +128,13 @@ class ColumnParallelLinear(nn.Module):
 
 
 class RowParallelLinear(nn.Module):
-    """The input dim is cut over tp; the bias is whole and added once, after the sum."""
+    """A linear layer with the input dim split over tp; the bias is not split and is added once, after the sum."""
 
     def __init__(self, inputs: int, outputs: int, tp: Axis, *, bias: bool, std: float, sequence_parallel: bool = False):
         super().__init__()
         self.tp, self.alone, self.scatter = tp, Axis.alone("tp"), sequence_parallel and tp.size > 1
         self.shards = {"weight": Shard((outputs, inputs), {"tp": 1}, std=std)}
-        if bias:  # under SP every rank adds it to other positions
+        if bias:  # under SP each rank adds it to different positions
             self.shards["bias"] = Shard((outputs,), grad_sum=("tp",) if self.scatter else ())
         self.weight = _parameter(self.shards["weight"], tp)
         self.bias = _parameter(self.shards["bias"], tp) if bias else None

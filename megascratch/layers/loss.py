@@ -1,7 +1,7 @@
-"""Cross-entropy over a vocabulary that is cut over tp: no rank ever holds a whole row of logits.
+"""Vocabulary-parallel cross-entropy: the vocabulary is split over tp, and no rank ever holds a full row of logits.
 
-Two small all-reduces (the row's maximum; its sum of exponentials and its target's logit) replace the gather of the
-logits (Shoeybi et al. 2019, section 3). Columns of padding are -inf, so they touch neither sum nor gradient (law 6).
+Two small all-reduces (each row's maximum; its sum of exponentials and the logit of its target) replace the gather of
+the logits (Shoeybi et al. 2019, section 3). Padding columns are -inf, so they change neither sum nor gradient (law 6).
 """
 
 from functools import lru_cache
@@ -15,18 +15,17 @@ from megascratch.parallel.mesh import Axis
 
 try:
     from megascratch.layers.gpu_kernels import row_statistics, to_gradient
-except Exception:  # no Triton here, or one that it is not written for
+except Exception:  # Triton is missing or its version does not fit
     row_statistics = to_gradient = None  # type: ignore[assignment]
 
-_BLOCK = 1 << 19  # elements worked on at once on a CPU, so that the several passes over them stay in cache
+_BLOCK = 1 << 19  # elements per block on a CPU, so that the passes over a block stay in cache
 
 
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits: Tensor, labels: Tensor, valid: int, tp: Axis) -> Tensor:
-        x = (
-            logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
-        )  # overwritten: nobody else needs it
+        x = logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
+        # From here on x is overwritten in place: the caller does not use the logits again.
         if valid < x.shape[-1]:
             x[:, valid:] = -torch.inf
         peak = all_reduce(x.amax(-1), tp, dist.ReduceOp.MAX)
@@ -54,7 +53,7 @@ class _CrossEntropy(torch.autograd.Function):
 
 
 class _TritonCrossEntropy(torch.autograd.Function):
-    """The same of CUDA's logits in one pass forward and one backward; they are kept as they are, not in fp32."""
+    """The same for logits on CUDA, in one pass forward and one backward; kept in their own type, not in fp32."""
 
     @staticmethod
     def forward(ctx, logits: Tensor, labels: Tensor, valid: int, tp: Axis) -> Tensor:
@@ -79,23 +78,24 @@ class _TritonCrossEntropy(torch.autograd.Function):
 @torch.inference_mode(False)
 @torch.enable_grad()
 def kernel_matches_reference(device: torch.device) -> bool:
-    """Whether the kernels run there and say what plain steps say: a Triton that cannot costs speed, nothing else."""
+    """Whether the Triton kernels run on the device and match the plain steps; if not, the plain steps are used."""
     tp, labels = Axis.alone("tp"), torch.arange(6, device=device) * 50
     logits = torch.linspace(-4, 4, 6 * 300, device=device).view(6, 300).sin().mul(9)
-    told = []
+    results = []
     try:
         for function in (_CrossEntropy, _TritonCrossEntropy):
             x = logits.clone().requires_grad_()
             losses = function.apply(x * 1, labels, 290, tp)
             (grad,) = torch.autograd.grad(losses, x, labels.float())
-            told += [losses, grad]
-    except Exception:  # of the compiler, the driver, or no kernel at all
+            results += [losses, grad]
+    except Exception:  # an error of the compiler or the driver, or there is no kernel
         return False
-    return torch.allclose(told[0], told[2], 1e-5, 1e-5) and torch.allclose(told[1], told[3], 1e-4, 1e-4)
+    plain_losses, plain_grad, losses, grad = results
+    return torch.allclose(plain_losses, losses, 1e-5, 1e-5) and torch.allclose(plain_grad, grad, 1e-4, 1e-4)
 
 
 def _in_part(labels: Tensor, width: int, tp: Axis) -> tuple[Tensor, Tensor]:
-    """Labels as numbers of this rank's `width` columns, and which of them lie there; the others are 0."""
+    """Labels as column numbers of this rank (0 for those of other ranks), and a mask of the labels that it has."""
     local = labels - tp.rank * width
     mine = (local >= 0) & (local < width)
     return local.where(mine, 0), mine
@@ -106,8 +106,8 @@ def vocab_parallel_cross_entropy(logits: Tensor, labels: Tensor, valid: int, tp:
 
     Args:
         logits: [n, v/tp], this rank's columns; overwritten.
-        labels: [n] int64, numbers in the whole vocabulary.
-        valid: how many of this rank's columns are vocabulary; the rest is padding.
+        labels: [n] int64, ids in the full vocabulary.
+        valid: the number of this rank's columns that are vocabulary; the rest is padding.
     """
     in_kernels = logits.is_cuda and logits.dtype != torch.float64 and kernel_matches_reference(logits.device)
     return (_TritonCrossEntropy if in_kernels else _CrossEntropy).apply(logits, labels, valid, tp)

@@ -1,6 +1,4 @@
-"""The position-wise MLP: GELU, squared ReLU (So et al. 2021) or SwiGLU (Shazeer 2020); the inner width is cut over
-tp.
-"""
+"""The MLP of a block, with GELU, squared ReLU (So et al. 2021) or SwiGLU (Shazeer 2020); its width is split over tp."""
 
 from collections.abc import Callable
 from functools import partial
@@ -21,7 +19,7 @@ def squared_relu(x: Tensor) -> Tensor:
 
 
 class _SwiGLU(torch.autograd.Function):
-    """Keeps its input alone, and works out both halves of the gradient where they belong: no memory but that."""
+    """SwiGLU that keeps only its input; backward writes both halves of the gradient directly into one tensor."""
 
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
@@ -55,7 +53,7 @@ def swiglu(x: Tensor) -> Tensor:
 
 
 class _GELU(torch.autograd.Function):
-    """torch's own forward, which is fast, and a backward by the kernels of `cpu_kernels`."""
+    """torch's own forward, which is fast, and a backward with the kernels of `cpu_kernels`."""
 
     @staticmethod
     def forward(ctx, x: Tensor, by_tanh: bool) -> Tensor:
@@ -71,9 +69,9 @@ class _GELU(torch.autograd.Function):
 
 
 def gelu(x: Tensor, by_tanh: bool = False) -> Tensor:
-    """x times the normal distribution's share below x (Hendrycks, Gimpel 2016), or OpenAI's approximation by tanh."""
-    known = not torch.compiler.is_compiling() and cpu_kernels.supports(x)
-    return _GELU.apply(x, by_tanh) if known else _gelu(x, by_tanh)
+    """GELU, x times the normal CDF of x (Hendrycks, Gimpel 2016), or OpenAI's approximation by tanh."""
+    use_kernel = not torch.compiler.is_compiling() and cpu_kernels.supports(x)
+    return _GELU.apply(x, by_tanh) if use_kernel else _gelu(x, by_tanh)
 
 
 def _gelu(x: Tensor, by_tanh: bool) -> Tensor:

@@ -1,6 +1,6 @@
-"""LayerNorm (Ba et al. 2016) and RMSNorm (Zhang, Sennrich 2019) over the hidden dim; weights are whole on every rank.
+"""LayerNorm (Ba et al. 2016) and RMSNorm (Zhang, Sennrich 2019) over the hidden dim; weights are not split over tp.
 
-On CUDA NVIDIA apex's fused kernels take the place of torch's where that package is really there.
+On CUDA the fused kernels of NVIDIA apex are used if that package is installed.
 """
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from megascratch.layers import cpu_kernels
 from megascratch.parallel.shard import Shard
 
-try:  # the package of that name on the Python index is another one and has no such module
+try:  # the package named apex on PyPI is a different one, without this module
     from apex.normalization.fused_layer_norm import fused_layer_norm_affine, fused_rms_norm_affine
 except ImportError:
     fused_layer_norm_affine = fused_rms_norm_affine = None
@@ -34,7 +34,7 @@ class LayerNorm(nn.Module):
 
 
 class _RMSNorm(torch.autograd.Function):
-    """x / rms(x) * weight in one pass each way by the kernels of `cpu_kernels`; torch has none of its own for a CPU."""
+    """RMSNorm with the kernels of `cpu_kernels`, one pass each way; torch has no fused one for a CPU."""
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
@@ -51,7 +51,7 @@ class _RMSNorm(torch.autograd.Function):
 
 class RMSNorm(nn.Module):
     def __init__(self, hidden_size: int, epsilon: float, *, bias: bool, grad_sum: tuple[str, ...]):
-        super().__init__()  # an RMSNorm has no bias whatever is asked of the linear layers
+        super().__init__()  # `bias` is ignored: an RMSNorm has none
         self.epsilon, self.shape = epsilon, (hidden_size,)
         self.shards = {"weight": Shard((hidden_size,), fill=1.0, grad_sum=grad_sum)}
         self.weight = nn.Parameter(torch.empty(hidden_size))

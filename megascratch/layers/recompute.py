@@ -1,8 +1,7 @@
-"""A part of the forward pass in, the same result out, of which only the inputs are kept: backward computes the rest
-again (Chen et al. 2016, arXiv 1604.06174).
+"""Activation recomputation (checkpointing): keeps only the inputs of a part of the model; backward runs it again.
 
-Exact because dropout is a function of its place and not of a generator (law 3), so no random state is saved; weight
-gradients are delivered once, since only the forward runs twice.
+(Chen et al. 2016, arXiv 1604.06174.) The result is exact without saving a random state, because dropout does not use a
+generator (law 3). Weight gradients are added once, since only the forward runs twice.
 """
 
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 
 def with_recompute(function: Callable[..., Tensor], *args: Any) -> Tensor:
-    """function(*args); its collectives run again in backward, on all ranks in one order."""
+    """Returns function(*args). Its collectives run again in backward, on all ranks in the same order."""
     if not torch.is_grad_enabled():
         return function(*args)
     result: Tensor = checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)

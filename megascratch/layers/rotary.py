@@ -1,5 +1,6 @@
-"""The way from fused q, k, v to heads, and on it rotary position embedding (Su et al. 2021, arXiv 2104.09864), halves
-convention as in Llama: dims i and i + d/2 turn together.
+"""Splits fused qkv into heads and applies rotary position embedding (RoPE; Su et al. 2021, arXiv 2104.09864).
+
+Uses the convention of Llama: dims i and i + d/2 rotate together.
 """
 
 import torch
@@ -9,8 +10,8 @@ from megascratch.layers import cpu_kernels
 
 
 def rotary_angles(positions: Tensor, dims: int, base: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of each position's angles; positions [b, s] -> [s, b, 1, dims], where dims i and i + dims/2 have
-    one angle, and [s, b, 1, dims/2]."""
+    """Cosine and sine of the angles of positions [b, s]: [s, b, 1, dims], where dims i and i + dims/2 have the same
+    angle, and [s, b, 1, dims/2]."""
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     frequency = base ** (-torch.arange(0, dims, 2, device=positions.device, dtype=torch.float64) / dims)
     angle = (positions.t().to(torch.float64)[..., None, None] * frequency).to(wide)
@@ -22,7 +23,7 @@ Heads = tuple[int, int, int]  # of q, k and v
 
 
 class _Split(torch.autograd.Function):
-    """Views of q, k and v; their gradients are written once, where they belong."""
+    """Splits qkv into views of q, k and v; backward writes their gradients directly into that of qkv."""
 
     @staticmethod
     def forward(ctx, qkv: Tensor, heads: Heads) -> tuple[Tensor, ...]:
@@ -38,7 +39,7 @@ class _Split(torch.autograd.Function):
 
 
 class _Rotate(torch.autograd.Function):
-    """The turn of q and k and the way to attention's layout, in one pass over each; nothing is kept but the angles."""
+    """Rotates q and k and changes to the layout of attention in one pass over each; keeps only the angles."""
 
     @staticmethod
     def forward(ctx, qkv: Tensor, cos: Tensor, sin: Tensor, heads: Heads) -> tuple[Tensor, ...]:
@@ -62,15 +63,15 @@ class _Rotate(torch.autograd.Function):
 
 
 def _grad_qkv(grads: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Room for the gradients of q, k and v [b, n, s, d] in that of qkv [s, b, n, d], and each one's place there."""
+    """Allocates the gradient of qkv [s, b, n, d]; returns it and its views for q, k and v [b, n, s, d]."""
     heads, (b, _, s, d) = [grad.shape[1] for grad in grads], grads[0].shape
     grad_qkv = grads[0].new_empty(s, b, sum(heads), d)
     return grad_qkv, grad_qkv.permute(1, 2, 0, 3).split(heads, 1)
 
 
 def split_heads(qkv: Tensor, heads: Heads, angles: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Splits [s, b, n, d] into the given numbers of heads of q, k and v, each [b, n, s, d]; with `angles`, cosine and
-    sine as `rotary_angles` gives them, turns the first cos.shape[-1] dims of each head of q and k."""
+    """Splits [s, b, n, d] into q, k and v with the given numbers of heads, each [b, n, s, d]. With `angles`, the result
+    of `rotary_angles`, rotates the first cos.shape[-1] dims of each head of q and k."""
     if torch.compiler.is_compiling():  # the compiler fuses this
         q, k, v = qkv.permute(1, 2, 0, 3).split(heads, 1)
         return (q, k, v) if angles is None else (_turned(q, *angles), _turned(k, *angles), v)

@@ -1,4 +1,4 @@
-"""From settings to this rank's chunks: the cut, the shard table and the initial weights."""
+"""Builds the model chunks of a rank from the settings, with their shard table and initial weights."""
 
 from dataclasses import replace
 
@@ -25,9 +25,9 @@ def build_chunks(
     seed: int,
     placement: Placement | None = None,
 ) -> list[ModelChunk]:
-    """This rank's model chunks with their initial weights, in virtual-stage order.
+    """This rank's model chunks with their initial weights, in the order of their virtual stages.
 
-    Virtual stage v holds the v-th slice of the layers; `placement` (a loop if left out) says where it lies.
+    Virtual stage v holds the v-th slice of the layers; `placement` (default: a loop) assigns stages to ranks.
     """
     chunks = parallel.num_virtual_stages_per_pipeline_rank or 1
     placement = placement or Placement(mesh.pp.size, chunks)
@@ -50,7 +50,7 @@ def build_chunks(
 
 
 def shard_table(chunk: ModelChunk) -> dict[str, Shard]:
-    """Full parameter name -> its place in the whole; tied copies on other stages name what they are tied to."""
+    """Maps each full parameter name to its shard. Tied copies on different stages name the weight they are tied to."""
     table = {
         f"{prefix}.{name}": shard
         for prefix, module in chunk.named_modules()
@@ -67,7 +67,7 @@ def shard_table(chunk: ModelChunk) -> dict[str, Shard]:
 
 @torch.no_grad()
 def initialise(chunk: ModelChunk, mesh: Mesh, seed: int) -> None:
-    """Writes every weight as a function of (seed, name, global index): law 2. Padding rows are zero."""
+    """Sets every weight to a function of (seed, name, global index), whatever the layout (law 2). Padding is zero."""
     sizes, coords = mesh.grid.sizes, mesh.coords
     shards = shard_table(chunk)
     for name, parameter in chunk.named_parameters():
@@ -81,7 +81,7 @@ def initialise(chunk: ModelChunk, mesh: Mesh, seed: int) -> None:
 
 
 def compile_blocks(chunks: list[ModelChunk]) -> None:
-    """torch.compile each block in place: one graph for all, since they are alike."""
+    """Compiles each block in place with torch.compile: equal blocks share one graph."""
     for chunk in chunks:
         for block in chunk.layers.values():
             nn.Module.compile(block)

@@ -1,9 +1,9 @@
-"""The Transformer as a list of layers, of which a pipeline stage holds a slice: `ModelChunk`.
+"""The Transformer as a list of layers; a `ModelChunk` is the slice of it that a pipeline stage holds.
 
     embedding  layers.0 .. layers.L-1  final_norm  head
 
-Names carry the layer's global number, so they never depend on the cut. Model code does not know the pipeline: a
-chunk maps (hidden states or nothing, batch) to hidden states or the sum of the loss.
+Parameter names contain the global number of the layer, so they do not depend on the pipeline split. Model code does not
+know the pipeline: a chunk maps (hidden states or None, batch) to hidden states or the sum of the loss.
 """
 
 from functools import partial
@@ -28,7 +28,7 @@ from megascratch.parallel.shard import Shard
 
 
 class Embedding(nn.Module):
-    """Words, learned positions and dropout: [b, s] -> [s or s/tp, b, h]."""
+    """Token embedding, learned positions and dropout: [b, s] -> [s or s/tp, b, h]."""
 
     def __init__(self, model: ModelConfig, seed: int, tp: Axis, sequence_parallel: bool):
         super().__init__()
@@ -71,7 +71,7 @@ class Block(nn.Module):
 class Head(nn.Module):
     """Hidden states -> logits over this rank's part of the vocabulary, or the sum of the loss.
 
-    A tied head on the embedding's own stage is handed that weight; on another stage it holds a copy of its own.
+    A tied head on the stage of the embedding gets that weight; on another stage it holds its own copy.
     """
 
     def __init__(self, model: ModelConfig, tp: Axis, sequence_parallel: bool, embedding: nn.Parameter | None):
@@ -98,7 +98,7 @@ class Head(nn.Module):
 
 
 class RecomputeUnit(NamedTuple):
-    """Layers [start, stop) of a chunk; `again`: only their input is kept, backward computes the rest again."""
+    """Layers [start, stop) of a chunk; `again`: only their input is kept, and backward computes them again."""
 
     start: int
     stop: int
@@ -111,7 +111,7 @@ class ModelChunk(nn.Module):
     Args:
         layers: global numbers of the blocks.
         first: holds the embedding. last: holds the final norm and the head.
-        sequence_parallel: activations between tensor-parallel pairs are cut along the sequence.
+        sequence_parallel: activations between tensor-parallel pairs are split along the sequence.
     """
 
     def __init__(
@@ -136,19 +136,19 @@ class ModelChunk(nn.Module):
         self.head = Head(model, tp, sequence_parallel, shared) if last else None
 
     def parts(self) -> list[nn.Module]:
-        """The modules that a forward calls one after the other; they hold all parameters."""
+        """The modules that a forward calls in order; together they hold all parameters."""
         parts = (self.embedding, *self.layers.values(), self.final_norm, self.head)
         return [part for part in parts if part is not None]
 
     def forward(self, x: Tensor | None, batch: Batch) -> Tensor:
-        """Hidden states [s or s/tp, b, h] of the chunk before (None for the first) -> hidden states, or from the
-        last chunk the sum of the loss over the batch's valid tokens (a scalar; law 5 divides it later)."""
+        """Maps the hidden states [s or s/tp, b, h] of the previous chunk (None for the first) to hidden states, in the
+        last chunk to the sum of the loss over the valid tokens of the batch (a scalar, divided later: law 5)."""
         context = ForwardContext(batch.samples, self.rotary(batch.positions), document_mask(batch.documents))
         x = self.hidden(x, batch.ids, batch.positions, context)
         return x if self.head is None else self.head(x, batch.labels, batch.loss_mask)
 
     def hidden(self, x: Tensor | None, ids: Tensor, positions: Tensor, context: ForwardContext) -> Tensor:
-        """All but the head."""
+        """The forward without the head."""
         if self.embedding is not None:
             x = self.embedding(ids, positions, context.samples)
         assert x is not None
@@ -159,7 +159,7 @@ class ModelChunk(nn.Module):
         return x if self.final_norm is None else self.final_norm(x)
 
     def next_logits(self, ids: Tensor, positions: Tensor, mask: Tensor | None, cache: KVCache) -> Tensor:
-        """Logits [b, v] after the last of `ids` [b, n], in a model that is one chunk on one rank."""
+        """Logits [b, v] after the last of `ids` [b, n], for a model that is one chunk on one rank."""
         assert self.head is not None
         context = ForwardContext(positions[:, 0], self.rotary(positions), mask, cache)
         x = self.hidden(None, ids, positions, context)
@@ -180,7 +180,7 @@ def _through(blocks: list[nn.Module], x: Tensor, context: ForwardContext) -> Ten
 
 
 def document_mask(documents: Tensor | None) -> Tensor | None:
-    """[b, s] document numbers -> [b, 1, s, s], True where a token may look: back, and within its document."""
+    """[b, s] document numbers -> [b, 1, s, s], True where attention is allowed: causal, within a document."""
     if documents is None:
         return None
     same = documents[:, None, :, None] == documents[:, None, None, :]

@@ -1,7 +1,7 @@
-"""Chunks and the recomputation asked for in, chunks that keep less out.
+"""Configures activation recomputation on model chunks.
 
     selective           the core of attention (scores, softmax, dropout) of every layer
-    full, uniform, n    units of n layers; each keeps its input alone
+    full, uniform, n    units of n layers; each keeps only its input
     full, block, n      the first n layers of each chunk, one by one; the others keep everything
 
 (Korthikanti et al. 2022, arXiv 2205.05198, section 5; Megatron-LM's names.)
@@ -14,7 +14,7 @@ from megascratch.model.chunk import Block, ModelChunk, RecomputeUnit
 
 
 def set_recompute(chunks: Iterable[ModelChunk], parallel: ParallelConfig) -> None:
-    """In place; `recompute_method` and `recompute_num_layers` are derived."""
+    """Sets the recomputation of all chunks, in place. `recompute_method` and `recompute_num_layers` must be derived."""
     for chunk in chunks:
         if parallel.recompute_granularity == "full":
             assert parallel.recompute_num_layers is not None
@@ -25,7 +25,7 @@ def set_recompute(chunks: Iterable[ModelChunk], parallel: ParallelConfig) -> Non
 
 
 def units(layers: int, block: bool, number: int) -> list[RecomputeUnit]:
-    """Consecutive layers of a chunk that are computed as one, in order."""
+    """The recomputation units of a chunk, in order."""
     if block:
         alone = [RecomputeUnit(i, i + 1, True) for i in range(min(number, layers))]
         return alone + ([RecomputeUnit(number, layers, False)] if number < layers else [])
