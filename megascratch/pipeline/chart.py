@@ -1,4 +1,4 @@
-"""A timeline in, a picture out: lines of coloured text for the terminal, a chart for a file."""
+"""Draws the timeline of a pipeline schedule: as coloured text for the terminal, or as a chart for a file."""
 
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 COLORS = {"F": "#4c9be8", "B": "#57b894", "I": "#57b894", "W": "#f2b84b"}
 MEANINGS = {"F": "forward", "B": "backward", "I": "input gradient", "W": "weight gradient"}
-"""Operation -> its words in the legend."""
+"""The text of each operation in the legend."""
 
 
 def terminal(timeline: Timeline, unit: float) -> list[Text]:
@@ -29,12 +29,12 @@ def terminal(timeline: Timeline, unit: float) -> list[Text]:
 
 
 def figure(timeline: Timeline, title: str) -> "Figure":
-    """Bars over time, one row per rank; the second chunk of a rank is paler."""
+    """A chart with bars over time, one row per rank; later chunks of a rank are paler."""
     return stacked({title: timeline})
 
 
 def stacked(timelines: Mapping[str, Timeline]) -> "Figure":
-    """Timelines one under the other on one axis of time, by title, with a legend of the operations that occur."""
+    """A chart of several timelines, by title, below each other on one time axis, with a legend."""
     from matplotlib.figure import Figure  # slow to import, and most runs draw nothing
     from matplotlib.patches import Patch
 
@@ -53,7 +53,7 @@ def stacked(timelines: Mapping[str, Timeline]) -> "Figure":
 
 
 def _legend(timelines: Iterable[Timeline]) -> list[tuple[str, str, float]]:
-    """(words, color, opacity) of each kind of bar that occurs, and of the empty space."""
+    """(text, color, opacity) of each kind of bar that occurs, and of the empty space."""
     actions = {span.action for timeline in timelines for spans in timeline.spans for span in spans}
     entries = [
         (f"{op}: {meaning}", COLORS[op], 1.0)

@@ -1,14 +1,15 @@
-"""Schedules as CSV files in the notation of torch.distributed.pipelining: text in, a proven order out, and back.
+"""Reads and writes pipeline schedules as CSV files in the notation of torch.distributed.pipelining.
 
     0F0,0F1,0B0,0B1          one row per rank; a cell is the virtual stage, the operation, the micro-batch
-    ,1F0,1B0,1F1,1B1         empty cells are steps without work
+    ,1F0,1B0,1F1,1B1         empty cells are time steps without work
 
     F B I W                        as in `schedule.py`
-    SEND_F RECV_F SEND_B RECV_B    its SF RF SB RB; a file without any gets them here
+    SEND_F RECV_F SEND_B RECV_B    SF RF SB RB in `schedule.py`; added here if a file has none
     (0F1;3B0)OVERLAP_F_B           the actions in brackets, one after the other
-    UNSHARD RESHARD REDUCE_GRAD    are left out: the data-parallel side decides itself when to talk
+    UNSHARD RESHARD REDUCE_GRAD    are ignored: data parallelism decides itself when to communicate
 
-A rank's stages lie in a loop or in a V (`Placement`), told by the file.
+The file decides whether the stages are placed in a loop or in a V (`Placement`). `read_table` also proves that the
+schedule is complete and free of deadlock.
 """
 
 import csv
@@ -31,7 +32,7 @@ _PAIR = re.compile(r"\((.*)\)OVERLAP_F_B")
 
 
 class CsvSchedule(NamedTuple):
-    """A proven schedule of a fixed number of micro-batches."""
+    """A proved schedule for a fixed number of micro-batches."""
 
     path: str
     orders: Orders
@@ -42,17 +43,17 @@ class CsvSchedule(NamedTuple):
         return 1 + max(action.microbatch for action in self.orders[0])
 
     def of(self, microbatches: int) -> Orders:
-        """The orders of all ranks. Raises: UserError when the step has another number of micro-batches."""
+        """The orders of all ranks. Raises: UserError if the step has another number of micro-batches."""
         if microbatches != self.microbatches:
             raise UserError(
-                f"{self.path} plays {self.microbatches} micro-batches, but a step has {microbatches}: set "
+                f"{self.path} is a schedule of {self.microbatches} micro-batches, but a step has {microbatches}: set "
                 f"global-batch-size to {self.microbatches} x micro-batch-size x data-parallel-size"
             )
         return self.orders
 
 
 def read_table(path: str) -> CsvSchedule:
-    """The schedule in a file, proved complete and free of deadlock.
+    """Reads the schedule in a file and proves it complete and free of deadlock.
 
     Raises:
         UserError: names the file, the rank and the action.
@@ -70,14 +71,14 @@ def read_table(path: str) -> CsvSchedule:
 
 
 def parse_table(text: str) -> tuple[list[list[Action]], Placement]:
-    """Orders with transfers, not yet proved. Raises: ScheduleError."""
+    """Parses a schedule and adds transfers if it has none; does not prove it. Raises: ScheduleError."""
     try:
         lines = [row for row in csv.reader(io.StringIO(text)) if row]
     except csv.Error as error:
-        raise ScheduleError(f"it is no CSV: {error}") from error
+        raise ScheduleError(f"it is not a CSV file: {error}") from error
     rows = [list(_cells(rank, row)) for rank, row in enumerate(lines)]
     if not any(rows):
-        raise ScheduleError("there is no action in it: write one row per rank, e.g. 0F0,0B0")
+        raise ScheduleError("it contains no action: write one row per rank, e.g. 0F0,0B0")
     placement = _placement(rows)
     orders = [[Action(op, m, placement.place(stage)[1]) for stage, op, m in row] for row in rows]
     if not any(action.op in _WORDS for order in orders for action in order):
@@ -86,7 +87,7 @@ def parse_table(text: str) -> tuple[list[list[Action]], Placement]:
 
 
 def write_table(orders: Orders, placement: Placement, compute_only: bool = False) -> str:
-    """The file's text."""
+    """The text of a CSV file with these orders; `compute_only` leaves out the transfers."""
     lines = []
     for rank, order in enumerate(orders):
         kept = [action for action in order if not compute_only or action.op in COMPUTE]
@@ -104,7 +105,7 @@ def _cells(rank: int, row: list[str]) -> Iterator[tuple[int, str, int]]:
             found = _CELL.fullmatch(word.strip())
             if found is None and word.strip():
                 raise ScheduleError(
-                    f"rank {rank}, column {column}: '{shown(word.strip(), 40)}' is no action: write the stage, an "
+                    f"rank {rank}, column {column}: '{shown(word.strip(), 40)}' is not an action: write the stage, an "
                     f"operation ({', '.join((*COMPUTE, *_TRANSFERS))}) and the micro-batch, e.g. 2F0"
                 )
             if found is not None and found[2] is not None:
@@ -117,5 +118,5 @@ def _placement(rows: list[list[tuple[int, str, int]]]) -> Placement:
         placement = Placement(len(rows), max(map(len, held)), folded)
         if held == [sorted(placement.virtual_stage(r, c) for c in range(placement.chunks)) for r in range(len(rows))]:
             return placement
-    told = "; ".join(f"rank {rank}: {' '.join(map(str, stages)) or 'none'}" for rank, stages in enumerate(held))
-    raise ScheduleError(f"stages must lie on the ranks in a loop or in a V, each on one rank, but they are {told}")
+    listing = "; ".join(f"rank {rank}: {' '.join(map(str, stages)) or 'none'}" for rank, stages in enumerate(held))
+    raise ScheduleError(f"stages must be placed in a loop or in a V, each on one rank, but the file has {listing}")

@@ -1,11 +1,11 @@
-"""Compute-only orders of all ranks in, playable orders out: transfers are added, the whole is proved, and drawn.
+"""Compiles a pipeline schedule: adds the transfers to the orders of all ranks and proves that they cannot deadlock.
 
     orders = [SCHEDULES[name].make(rank, ranks, microbatches, chunks, group) for rank in range(ranks)]
     orders = add_transfers(orders, placement)
     check(orders, placement)
 
-`placement` may be left out: a loop. A receive in an order means "post it": its action waits for it. A send goes out
-behind its action and nobody waits.
+The default `placement` is a loop. A receive in an order means "post it"; the action that uses it waits for it. A send
+starts after the action that computes its message, and no action waits for it.
 """
 
 from collections import Counter, defaultdict, deque
@@ -17,11 +17,11 @@ from megascratch.pipeline.schedule import SCHEDULES, Action, Placement
 
 Orders = Sequence[Sequence[Action]]
 RankAction = tuple[int, Action]  # a rank and its action
-LinkKey = tuple[int, int, bool]  # source, target, whether it leads down the ranks: two ranks have one link of each kind
+LinkKey = tuple[int, int, bool]  # source, target, whether to the next rank: two ranks can have one link of each kind
 
 
 class ScheduleError(ValueError):
-    """An order that would hang or give wrong gradients; the text names the rank and the action."""
+    """A schedule that would hang or give wrong gradients; the message names the rank and the action."""
 
 
 @lru_cache(maxsize=64)
@@ -33,8 +33,11 @@ def compile_order(
     group: int | None = None,
     placement: Placement | None = None,
 ) -> tuple[tuple[Action, ...], ...]:
-    """The playable order of every rank, proved once; `schedule` is a row of SCHEDULES. `placement` stands for the
-    row's own: evaluation streams through whatever placement a model was cut for.
+    """The complete and proved order of every rank, cached.
+
+    Args:
+        schedule: a key of SCHEDULES.
+        placement: replaces the placement of the schedule: evaluation uses the one that the model was built for.
 
     Raises:
         UserError: the schedule does not fit these numbers.
@@ -48,12 +51,12 @@ def compile_order(
 
 
 def placement_of(schedule: str, ranks: int, chunks: int = 1) -> Placement:
-    """How a schedule's chunks lie."""
+    """The placement of the chunks in a schedule."""
     return Placement(ranks, chunks, SCHEDULES[schedule].folded)
 
 
 def looped_placement(orders: Orders) -> Placement:
-    """The placement of orders that do not say: a loop."""
+    """The default placement of orders: a loop."""
     return Placement(len(orders), chunks_of(orders))
 
 
@@ -61,10 +64,10 @@ def looped_placement(orders: Orders) -> Placement:
 
 
 def add_transfers(orders: Orders, placement: Placement | None = None) -> list[list[Action]]:
-    """Puts a send behind each action whose result another rank needs, and posts the receives.
+    """Adds a send after each action whose result another rank needs, and a receive before each action that needs one.
 
-    Receives of one link stand in the order of its sends, each one action earlier than it is needed, so that the
-    transfer runs beside that action. Neighbouring virtual stages on one rank hand over without a transfer.
+    The receives of a link are in the order of its sends. Each is posted one action before it is needed, so that the
+    transfer overlaps with that action. Neighbouring virtual stages on one rank need no transfer.
     """
     placement = placement or looped_placement(orders)
     sending = [[(action, _send(rank, action, placement)) for action in order] for rank, order in enumerate(orders)]
@@ -100,18 +103,18 @@ def _with_transfers(
 
 
 def link_of(rank: int, transfer: Action, placement: Placement) -> LinkKey:
-    """The directed link that a transfer of `rank` uses; messages of one link arrive in the order of their sends."""
+    """The directed link that a transfer of `rank` uses; the messages of a link arrive in the order of its sends."""
     peer, down = placement.other_end(rank, transfer)[0], placement.goes_down(transfer)
     return (rank, peer, down) if transfer.op in ("SF", "SB") else (peer, rank, down)
 
 
 def _send(rank: int, action: Action, placement: Placement) -> Action | None:
-    """What goes out behind `action`."""
+    """The send that follows `action`; None if there is none."""
     return _transfer(rank, action, placement, {"F": ("SF", 1), "B": ("SB", -1), "I": ("SB", -1)})
 
 
 def _receive(rank: int, action: Action, placement: Placement) -> Action | None:
-    """What `action` waits for."""
+    """The receive that `action` waits for; None if there is none."""
     return _transfer(rank, action, placement, {"F": ("RF", -1), "B": ("RB", 1), "I": ("RB", 1)})
 
 
@@ -128,7 +131,7 @@ def _transfer(rank: int, action: Action, placement: Placement, kinds: dict[str, 
 
 
 def check(orders: Orders, placement: Placement | None = None, blocking_sends: bool = False) -> None:
-    """Proves that playing `orders` ends and gives every gradient once, in one order of summation.
+    """Proves that `orders` run to the end and compute every gradient once, summed in a fixed order.
 
     Args:
         blocking_sends: a send also waits until its receive is posted (transports without buffers).
@@ -148,12 +151,12 @@ def check(orders: Orders, placement: Placement | None = None, blocking_sends: bo
 
 
 def chunks_of(orders: Orders) -> int:
-    """Model chunks per rank."""
+    """The number of model chunks per rank."""
     return 1 + max(action.chunk for order in orders for action in order)
 
 
 def _check_each_once(rank: int, order: list[Action], chunk: int, microbatches: int, backward: bool) -> None:
-    """Every micro-batch forward once and, when training, backward once (B, or I and W), in order."""
+    """Checks that each micro-batch has one forward and, when training, one backward (B, or I and W), in order."""
     at = {action: position for position, action in enumerate(order)}
     twice = [action for action, times in Counter(order).items() if times > 1]
     if twice:
@@ -181,7 +184,7 @@ def _check_each_once(rank: int, order: list[Action], chunk: int, microbatches: i
 
 
 def _check_inputs_posted(rank: int, order: Sequence[Action], placement: Placement) -> None:
-    """What is used was posted before, what is sent was computed before."""
+    """Checks that each input was posted before its use, and each message computed before its send."""
     seen: set[Action] = set()
     for action in order:
         receive = _receive(rank, action, placement)
@@ -194,7 +197,7 @@ def _check_inputs_posted(rank: int, order: Sequence[Action], placement: Placemen
 
 
 def _check_paired(orders: Orders, placement: Placement) -> None:
-    """On every directed link the receives are the sends, in the same order."""
+    """Checks that on every directed link the receives match the sends, in the same order."""
     sent: dict[LinkKey, list[Action]] = defaultdict(list)  # as the receiver names them
     received: dict[LinkKey, list[Action]] = defaultdict(list)
     for rank, order in enumerate(orders):
@@ -228,7 +231,7 @@ def _check_same_order(link: LinkKey, sent: list[Action], received: list[Action],
 def topological_order(
     orders: Orders, placement: Placement | None = None, blocking_sends: bool = False
 ) -> Iterator[RankAction]:
-    """Every (rank, action) in an order in which it can happen.
+    """Every (rank, action) in an order in which they can run.
 
     Raises:
         ScheduleError: ranks wait for each other in a circle.
@@ -252,12 +255,12 @@ def topological_order(
 
 
 def completion_key(rank: int, action: Action) -> RankAction:
-    """Under which name others wait for `action`: I hands on what B does."""
+    """The key under which others wait for `action`: I has the key of B, since it gives the same result."""
     return rank, action._replace(op="B") if action.op == "I" else action
 
 
 def dependency_of(rank: int, action: Action, placement: Placement, blocking_sends: bool = False) -> RankAction | None:
-    """What on another rank or chunk must be done, by its name of `completion_key`, before `action` can start."""
+    """The `completion_key` of the action on another rank or chunk that must end before `action` can start."""
     if action.op in ("SF", "SB"):
         return placement.other_end(rank, action) if blocking_sends else None
     receive = _receive(rank, action, placement)
@@ -271,11 +274,11 @@ def dependency_of(rank: int, action: Action, placement: Placement, blocking_send
 
 
 def _circle(heads: dict[int, Action], placement: Placement, blocking_sends: bool) -> str:
-    """The ranks that wait for each other, from the first one that is stuck."""
+    """Describes the cycle of ranks that wait for each other, from the first blocked rank."""
     rank, path = min(heads), dict[int, str]()
     while rank in heads and rank not in path:
         needed = dependency_of(rank, heads[rank], placement, blocking_sends)
-        assert needed is not None  # a rank that needs nothing is not stuck
+        assert needed is not None  # a rank that needs nothing is not blocked
         path[rank] = f"rank {rank} waits at {heads[rank]} for {needed[1]} of rank {needed[0]}"
         rank = needed[0]
     return "circular wait: " + "; ".join(path.values())

@@ -1,7 +1,6 @@
-"""The clock that `runtime.run` may be handed: when each action of one rank began and ended. Without it nothing is
-timed.
+"""Records when each action of a pipeline step began and ended on a rank; pass a `Recorder` to `runtime.run`.
 
-On CUDA the marks are events on the rank's stream, so they tell when the GPU worked, not when the work was asked for.
+On CUDA the times are events on the rank's stream, so they show when the GPU worked, not when the work was launched.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,42 +17,42 @@ from megascratch.pipeline.schedule import Action
 from megascratch.pipeline.simulate import TimedAction
 
 Mark = float | torch.cuda.Event
-ROUNDS = 8  # questions to the first rank's clock, of which the fastest answer counts
+ROUNDS = 8  # requests to the clock of the first rank; the fastest answer counts
 
 
 class RankTiming(NamedTuple):
-    """One step of one rank, in seconds of the first rank's clock."""
+    """One step of one rank, in seconds on the clock of the first rank."""
 
     spans: Sequence[TimedAction]
-    waits: Mapping[Action, float]  # receive -> seconds for which the rank stood still until its message was there
+    waits: Mapping[Action, float]  # receive -> seconds for which the rank waited for its message
 
 
 class NullRecorder:
-    """Notes nothing: the runtime's default."""
+    """Records nothing: the default of the runtime."""
 
     def begins(self, action: Action) -> None:
-        """The runtime turns to `action`."""
+        """Called when the runtime starts `action`."""
 
     def arrived(self, receive: Action) -> None:
-        """The message that the present action had to wait for is there."""
+        """Called when the message that the current action waits for has arrived."""
 
     def ends(self, action: Action) -> None:
-        """The runtime is done with `action`; of a transfer: it is posted."""
+        """Called when the runtime has finished `action`; a transfer: has posted it."""
 
 
 class Recorder(NullRecorder):
-    """Notes one step of one rank; made just before the step, by all ranks of a pipeline at once.
+    """Records one step of one rank; created right before the step, by all ranks of a pipeline together.
 
     Args:
-        pp: the pipeline; its ranks meet here, and leave with one clock, the first rank's.
+        pp: the pipeline; its ranks synchronise here and measure the offset to the clock of the first rank.
     """
 
     def __init__(self, pp: Axis, device: torch.device):
         self.cuda = device.type == "cuda"
         self.current = Action("F", 0)
-        self.begun: dict[Action, Mark] = {}  # in the order in which it happened
+        self.begun: dict[Action, Mark] = {}  # in the order of execution
         self.ended: dict[Action, Mark] = {}
-        self.turned: dict[Action, Mark] = {}  # receive -> when its action began to wait for it
+        self.turned: dict[Action, Mark] = {}  # receive -> when an action began to wait for it
         self.lead = clock_offset(pp, device)
         barrier(pp)
         self.zero, self.zero_mark = perf_counter(), self._now()
@@ -70,19 +69,19 @@ class Recorder(NullRecorder):
         self.ended[action] = self._now()
 
     def notes(self) -> RankTiming:
-        """What this rank did, to be sent to the others."""
+        """The record of this rank, to be sent to the others."""
         return RankTiming(self.spans(), self.waits())
 
     def spans(self) -> list[TimedAction]:
-        """What happened, in its order, in seconds of the first rank's clock. Compute starts when its input is there; a
-        send is a moment (`trace.Trace` knows its end from the other side)."""
+        """The actions in the order of execution, in seconds on the clock of the first rank. Compute starts when its
+        input has arrived; a send has no duration (`trace.Trace` gets its end from the receiver)."""
         return [
             TimedAction(action, self._seconds(begun), self._seconds(self.ended[action]))
             for action, begun in self.begun.items()
         ]
 
     def waits(self) -> dict[Action, float]:
-        """As `RankTiming` has them."""
+        """The `waits` of `RankTiming`."""
         return {
             receive: self._seconds(self.ended[receive]) - self._seconds(turned)
             for receive, turned in self.turned.items()
@@ -105,8 +104,8 @@ class Recorder(NullRecorder):
 
 
 def clock_offset(axis: Axis, device: torch.device) -> float:
-    """Seconds by which this rank's clock is ahead of the first rank's, good to half of the fastest round trip: the
-    answer was read in its middle (Cristian 1989, Distributed Computing 3)."""
+    """Seconds by which the clock of this rank is ahead of the first rank's, exact to half of the fastest round trip,
+    on the assumption that the answer was sent in the middle (Cristian 1989, Distributed Computing 3)."""
     place = transport_device(device, axis.group)
     lead, fastest, clock = 0.0, float("inf"), torch.zeros(1, dtype=torch.float64, device=place)
     with named("reading the clocks", axis.name, axis.rank, axis.size):

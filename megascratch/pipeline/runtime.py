@@ -1,8 +1,8 @@
-"""Plays one rank's order: actions in, loss sums out, gradients in the weights. The only loop for every schedule.
+"""Executes the actions of one pipeline rank: a single loop for all schedules.
 
-A receive is posted where the order says so and awaited by the action that uses it; a send goes out and is forgotten
-until its buffer can be freed. Messages of a link travel in one order (`passes.check`), so no tags are needed and gloo
-and NCCL run the same code.
+A receive is posted where the order says so, and the action that uses it waits for it. A send is started and its buffer
+is freed later. The messages of a link have a fixed order (`passes.check`), so no tags are needed, and gloo and NCCL run
+the same code.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,7 +31,7 @@ class TransferError(CommunicationError):
 
 
 class TensorSpec(NamedTuple):
-    """What flows between stages: [s, b, h] (s / tp under sequence parallelism)."""
+    """The tensors sent between stages: [s, b, h] (s / tp under sequence parallelism)."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -50,22 +50,22 @@ def run(
     placement: Placement | None = None,
     recorder: NullRecorder | None = None,
 ) -> list[Tensor]:
-    """One step of this rank.
+    """Runs one step of this rank.
 
     Args:
         order: this rank's row of `compile_order`.
         stages: one per chunk.
         links: the ring; None for one rank.
-        batches: one per micro-batch, handed to the modules as they are (None where a stage reads none).
+        batches: one per micro-batch, passed to the modules unchanged (None if a stage reads none).
         loss_grad: gradient of the loss sums, e.g. loss scale / valid tokens.
-        on_backward: called before each B, I and W, with True for the chunk's last micro-batch. While it is True each
-            weight gets its gradient for the last time in this step (with I and W: a product in W, all else in I).
-        step: for error texts.
-        placement: how the chunks lie on the ranks; a loop if left out.
-        recorder: notes when each action begins and ends; none if left out.
+        on_backward: called before each B, I and W, with True for the chunk's last micro-batch: then each weight gets
+            its last gradient of this step (with I and W: those of matrix products in W, all others in I).
+        step: for error messages.
+        placement: of the chunks on the ranks; default: a loop.
+        recorder: records when each action begins and ends; default: none.
 
     Returns:
-        The loss sum of each micro-batch on the rank of the last virtual stage, elsewhere [].
+        The loss sum of each micro-batch on the rank with the last virtual stage, [] on other ranks.
 
     Raises:
         CommunicationError: a transfer, or a collective inside a stage, failed or timed out; names action, stage,
@@ -90,15 +90,15 @@ def evaluate(
     step: int = 0,
     placement: Placement | None = None,
 ) -> list[Tensor]:
-    """As `run`, for an order without backwards: nothing is kept."""
+    """Like `run` for an order without backwards; keeps no activations."""
     return run(order, stages, links, batches, spec, step=step, placement=placement)
 
 
 def connect(links: Links, device: torch.device) -> None:
-    """Sends one number over each link; called once by every rank before the first step.
+    """Opens each link by sending one number over it; called once by every rank before the first step.
 
-    NCCL makes a communicator when a link is first used, and both ends wait for it: all ranks open their links in one
-    order here, so that no step can wait in a circle for it.
+    NCCL creates a communicator when a link is first used, and both ends wait for it. Here all ranks open their links in
+    the same order, so that a step cannot deadlock on it.
     """
     me, token = links.forward_out.source, torch.zeros(1, device=device)
     forward, backward = {links.forward_in, links.forward_out}, {links.backward_in, links.backward_out}
@@ -124,11 +124,11 @@ def _start(link: Link, tensor: Tensor, outwards: bool) -> Work:
 class _Transfer(NamedTuple):
     action: Action
     work: Work
-    tensor: Tensor  # lives as long as the transfer
+    tensor: Tensor  # kept alive until the transfer ends
 
 
 class _Player:
-    """The state of one step: what has been computed or posted and not yet used."""
+    """The state of one step: what was computed or posted and not yet used."""
 
     def __init__(
         self,
@@ -147,7 +147,7 @@ class _Player:
         self.recorder = recorder or NullRecorder()
         self.links, self.placement = links, placement or Placement(stages[0].count // len(stages), len(stages))
         self.outputs: dict[Key, Tensor] = {}  # computed, for the next virtual stage
-        self.input_grads: dict[Key, Tensor] = {}  # computed, for the virtual stage before
+        self.input_grads: dict[Key, Tensor] = {}  # computed, for the previous virtual stage
         self.inputs: dict[Key, _Transfer] = {}  # posted
         self.output_grads: dict[Key, _Transfer] = {}  # posted
         self.sends: dict[Action, _Transfer] = {}  # oldest first
@@ -172,7 +172,7 @@ class _Player:
                 self.recorder.ends(action)
             except TransferError:
                 raise
-            except CommunicationError as error:  # of a layer: say what the stage was doing (law 11)
+            except CommunicationError as error:  # raised by a layer: add what the stage was doing (law 11)
                 raise CommunicationError(f"{self._where(action)} {error}") from error
         doing("the last sends")
         for transfer in self.sends.values():
@@ -234,7 +234,7 @@ class _Player:
         output_grad = self._arrived(arrival)
         sent = self.sends.pop(Action("SF", m, chunk), None)
         if sent is not None:
-            self._wait(sent)  # at once: its gradient could not be here otherwise
+            self._wait(sent)  # returns at once: the gradient shows that it has arrived
         return output_grad
 
     # ---- transfers ---------------------------------------------------------------------------------------------
@@ -258,7 +258,7 @@ class _Player:
                 f"{list(self.spec.shape)} {self.spec.dtype} is expected"
             )
         fault_point("transfer.send")
-        while self.sends and (oldest := next(iter(self.sends.values()))).work.is_completed():  # gloo never tells
+        while self.sends and (oldest := next(iter(self.sends.values()))).work.is_completed():  # never true with gloo
             self._wait(self.sends.pop(oldest.action))
         self.sends[action] = self._post(action, tensor.contiguous(), outwards=True)
 
@@ -289,8 +289,8 @@ class _Player:
         return transfer.tensor
 
     def _link(self, action: Action) -> Link:
-        """On the way up a V outputs travel against the ranks, on the links that gradients use on the way down."""
-        assert self.links is not None  # one rank hands over without transfers
+        """In the second half of a V outputs go to the previous rank, over the links of gradients in the first half."""
+        assert self.links is not None  # a single rank has no transfers
         sends, down = action.op in ("SF", "SB"), self.placement.goes_down(action)
         if sends:
             return self.links.forward_out if down else self.links.backward_out

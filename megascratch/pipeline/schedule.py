@@ -1,4 +1,4 @@
-"""(rank, ranks, micro-batches, chunks) in, the list of actions of that rank out: when each forward and backward runs.
+"""Pipeline schedules (GPipe, 1F1B, interleaved, zero bubble, DualPipeV): the list of actions of each rank.
 
 An `Action` is an operation on one micro-batch and one model chunk; it prints and parses as `F3`, `B3.1`, `W3`.
 
@@ -6,12 +6,12 @@ An `Action` is an operation on one micro-batch and one model chunk; it prints an
     I  input gradient       W  weight gradient (after I)
     SF RF  send / receive the output of a forward        SB RB  send / receive the gradient of an input
 
-Where the slices of the model lie is the row's `Placement`: dealt to the ranks in a loop, or in a V (down the ranks and
-up again). A transfer carries the chunk of the rank that runs it: in a loop SF3.0 on the last rank arrives as RF3.1 on
+A `Placement` assigns the slices of the model to the ranks: in a loop, or in a V (from the first rank to the last and
+back). A transfer has the chunk number of the rank that runs it: in a loop SF3.0 on the last rank arrives as RF3.1 on
 the first.
 
-In every schedule a chunk runs its backwards in the order of the micro-batches, so that gradients add up in one order
-and all schedules agree to the last bit. A new schedule is one more function and one more row of `SCHEDULES`.
+In every schedule a chunk runs its backwards in the order of the micro-batches, so that gradients are summed in one
+order and all schedules agree to the last bit. A new schedule is one more function and one more row of `SCHEDULES`.
 """
 
 import re
@@ -22,7 +22,7 @@ from typing import NamedTuple
 from megascratch.config.errors import UserError
 
 COMPUTE = ("F", "B", "I", "W")
-# Each transfer's other end: its operation there, and how many virtual stages away.
+# The other end of each transfer: the operation there, and how many virtual stages away it is.
 OTHER_END = {"SF": ("RF", 1), "RF": ("SF", -1), "SB": ("RB", -1), "RB": ("SB", 1)}
 _PATTERN = re.compile(rf"({'|'.join((*COMPUTE, *OTHER_END))})(\d+)(?:\.(\d+))?")
 
@@ -39,18 +39,18 @@ class Action(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> "Action":
-        """The action that prints as `text`; ValueError if there is none."""
+        """The action that prints as `text`. Raises: ValueError if there is none."""
         found = _PATTERN.fullmatch(text)
         if found is None:
             raise ValueError(
-                f"{text!r} is no action: write an operation ({', '.join((*COMPUTE, *OTHER_END))}), "
+                f"{text!r} is not an action: write an operation ({', '.join((*COMPUTE, *OTHER_END))}), "
                 "a micro-batch and maybe a chunk, e.g. F3 or B3.1"
             )
         return cls(found[1], int(found[2]), int(found[3] or 0))
 
 
 class Placement(NamedTuple):
-    """Which slice of the model, counted from its input, each chunk of each rank is: its virtual stage.
+    """Maps each chunk of each rank to its virtual stage: the number of its slice of the model, counted from the input.
 
     loop, 3 ranks x 2 chunks:  0 1 2      V:  0 1 2
                                3 4 5          5 4 3      (each column a rank)
@@ -62,7 +62,7 @@ class Placement(NamedTuple):
 
     @property
     def stages(self) -> int:
-        """Virtual stages."""
+        """The number of virtual stages."""
         return self.ranks * self.chunks
 
     def virtual_stage(self, rank: int, chunk: int) -> int:
@@ -74,13 +74,13 @@ class Placement(NamedTuple):
         return (self.ranks - 1 - rank if self._returns(chunk) else rank), chunk
 
     def other_end(self, rank: int, action: Action) -> tuple[int, Action]:
-        """The rank and action that `action`, a transfer of `rank`, meets."""
+        """The peer of a transfer of `rank`, and the action at its end."""
         op, step = OTHER_END[action.op]
         peer, chunk = self.place(self.virtual_stage(rank, action.chunk) + step)
         return peer, Action(op, action.microbatch, chunk)
 
     def goes_down(self, transfer: Action) -> bool:
-        """Whether its message travels from a rank to the next one (in a loop from the last to the first, too)."""
+        """Whether the message goes from a rank to the next one (in a loop also from the last to the first)."""
         return (transfer.op in ("SF", "RF")) != self._returns(transfer.chunk)
 
     def _returns(self, chunk: int) -> bool:
@@ -94,7 +94,7 @@ def gpipe(rank: int, ranks: int, microbatches: int, chunks: int = 1, group: int 
 
 
 def one_f_one_b(rank: int, ranks: int, microbatches: int, chunks: int = 1, group: int | None = None) -> list[Action]:
-    """Each backward as early as it can be, so that at most `ranks - rank` micro-batches are alive (Narayanan et al.
+    """Each backward runs as early as possible, so that at most `ranks - rank` micro-batches are alive (Narayanan et al.
     2019, PipeDream, SOSP; flushed at the end of the step as in arXiv 2104.04473)."""
     if chunks != 1:
         raise UserError(f"schedule 1f1b has 1 model chunk per rank, not {chunks}: use interleaved")
@@ -107,7 +107,7 @@ def interleaved(rank: int, ranks: int, microbatches: int, chunks: int = 1, group
     al. 2021, arXiv 2104.04473, section 2.2). Any number of micro-batches.
 
     Raises:
-        UserError: the group is smaller than `ranks`: its first micro-batch would be awaited from the last stage.
+        UserError: the group is smaller than `ranks`, so that a rank would wait for the last stage.
     """
     if group is not None and group < ranks:
         raise UserError(
@@ -126,7 +126,7 @@ def forward_only(rank: int, ranks: int, microbatches: int, chunks: int = 1, grou
 
 
 def zb_h1(rank: int, ranks: int, microbatches: int, chunks: int = 1, group: int | None = None) -> list[Action]:
-    """1F1B with its backward in two halves: a rank puts `rank` weight gradients off and fills the drain with them. A
+    """1F1B with its backward in two halves: a rank delays `rank` weight gradients and fills the drain with them. A
     bubble of (p - 1)(F + I - W) at 1F1B's highest memory (Qi et al. 2023, arXiv 2401.10241, figure 2)."""
     _has_chunks("zb_h1", 1, chunks)
     return _halves(microbatches, warmup=ranks - rank - 1, delay=rank)
@@ -141,8 +141,8 @@ def zb_h2(rank: int, ranks: int, microbatches: int, chunks: int = 1, group: int 
 
 def zb_v(rank: int, ranks: int, microbatches: int, chunks: int = 2, group: int | None = None) -> list[Action]:
     """Two chunks per rank in a V, so that the loss is back on the first rank: no bubble when F = I = W, at 1F1B's
-    memory (arXiv 2401.10241, section 6; Qi et al. 2024, arXiv 2405.15362). Made for 2 p - 1 micro-batches or more;
-    fewer are that order with gaps."""
+    memory (arXiv 2401.10241, section 6; Qi et al. 2024, arXiv 2405.15362). Designed for 2 p - 1 micro-batches or
+    more; with fewer the same order has gaps."""
     _has_chunks("zb_v", 2, chunks)
     many = max(2 * ranks - 1, microbatches)
     full = many - 2 * ranks + 1 + rank
@@ -153,9 +153,9 @@ def zb_v(rank: int, ranks: int, microbatches: int, chunks: int = 2, group: int |
 
 
 def dualpipe_v(rank: int, ranks: int, microbatches: int, chunks: int = 2, group: int | None = None) -> list[Action]:
-    """One half of DualPipe folded into a V: in the middle a forward of one chunk stands beside a backward of the other,
-    to hide each other's communication (DeepSeek-AI 2024, arXiv 2412.19437, section 3.2.1, and its DualPipeV). Made for
-    2 p micro-batches or more; fewer are that order with gaps."""
+    """One half of DualPipe folded into a V: in the middle a forward of one chunk is next to a backward of the other, so
+    that each can hide the communication of the other (DeepSeek-AI 2024, arXiv 2412.19437, section 3.2.1, and its
+    DualPipeV). Designed for 2 p micro-batches or more; with fewer the same order has gaps."""
     _has_chunks("dualpipe_v", 2, chunks)
     after = ranks - rank - 1
     words = ["F0"] * 2 * after + ["F0", "F1"] * (rank + 1) + ["I1", "W", "F1"] * after
@@ -169,7 +169,7 @@ Maker = Callable[[int, int, int, int, int | None], list[Action]]
 
 
 class Schedule(NamedTuple):
-    """A row: who makes the order of a rank, and how its chunks lie."""
+    """A row of SCHEDULES: the function that makes the order of a rank, and whether the placement is a V."""
 
     make: Maker
     folded: bool = False
@@ -195,7 +195,7 @@ def _has_chunks(schedule: str, needed: int, chunks: int) -> None:
 
 def _groups(microbatches: int, ranks: int, group: int | None) -> list[range]:
     """Micro-batches in groups of `group` (default `ranks`). A rest smaller than `ranks` joins the first group: as a
-    group of its own it could not fill the ring, and ranks would wait for each other in a circle."""
+    separate group it could not fill the ring, and the ranks would deadlock."""
     size = min(group or ranks, microbatches)
     rest = microbatches % size
     starts = [0, *range(size + rest if rest < ranks else size, microbatches, size)]
@@ -208,7 +208,7 @@ def _turns(groups: list[range], chunks: int) -> list[tuple[int, int]]:
 
 
 def _alternate(forwards: list[Action], backwards: list[Action], warmup: int) -> list[Action]:
-    """`warmup` forwards, then one forward and one backward in turn, then the backwards that are left."""
+    """`warmup` forwards, then one forward and one backward in turn, then the remaining backwards."""
     order = forwards[:warmup]
     for forward, backward in zip(forwards[warmup:], backwards, strict=False):
         order += [forward, backward]
@@ -216,7 +216,7 @@ def _alternate(forwards: list[Action], backwards: list[Action], warmup: int) -> 
 
 
 def _halves(microbatches: int, warmup: int, delay: int) -> list[Action]:
-    """`warmup` forwards, then F and I in turn, each followed by the weight gradient of `delay` micro-batches before."""
+    """`warmup` forwards, then F and I in turn, each followed by the W of `delay` micro-batches earlier."""
     warmup = min(warmup, microbatches)
     order = [Action("F", m) for m in range(warmup)]
     for m in range(microbatches):
@@ -227,11 +227,14 @@ def _halves(microbatches: int, warmup: int, delay: int) -> list[Action]:
 
 
 def _numbered(words: list[str], microbatches: int) -> list[Action]:
-    """Operations with their chunk, each on the next micro-batch of its kind; those past the last are left out.
+    """Gives each operation (with its chunk) the next micro-batch of its kind, and drops those past the last one.
 
-    W0 is the oldest weight gradient of chunk 0 that an I has left, W the oldest of all.
+    W0 is the oldest weight gradient of chunk 0 that an I has left to compute, W the oldest of all chunks.
     """
-    forwards, backwards, left, order = Counter[str](), Counter[str](), list[Action](), list[Action]()
+    forwards = Counter[str]()
+    backwards = Counter[str]()
+    left = list[Action]()
+    order = list[Action]()
     for op, chunk in ((word[0], word[1:]) for word in words):
         if op == "W":
             action = next(a for a in left if not chunk or a.chunk == int(chunk))

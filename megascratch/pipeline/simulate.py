@@ -1,12 +1,12 @@
-"""Playable orders and the cost of an action in, a timeline out: the simulator behind bubbles, peaks and plans.
+"""Simulates a pipeline schedule: from orders and the cost of each action to a timeline with bubble and peak memory.
 
 Conventions, those of the bubble table of arXiv 2401.10241 (Table 5, computed from the times of its Table 9):
 
     cost      the longest time between a rank's own first and last action (ranks of ZB-H2 start and end apart)
     bubble    (cost - compute) / cost of that rank
-    transfer  its time passes beside compute, from the end of the action whose result it carries; who needs it waits
+    transfer  overlaps with compute, from the end of the action whose result it carries; the action that needs it waits
 
-Interleaved 1F1B is published with communication overlapped in its steady state: `overlapped` says what that hides.
+The published figures of interleaved 1F1B assume overlapped communication in the steady state: see `overlapped`.
 """
 
 from collections.abc import Callable
@@ -29,7 +29,7 @@ Cost = Callable[[int, Action], float]  # rank, action -> seconds (or any unit); 
 
 
 class TimedAction(NamedTuple):
-    """When an action ran; a receive starts when it is posted and ends when its message is there."""
+    """When an action ran; a receive starts when it is posted and ends when its message has arrived."""
 
     action: Action
     start: float
@@ -40,7 +40,7 @@ class TimedAction(NamedTuple):
 class Timeline:
     """What each rank did and when."""
 
-    spans: list[list[TimedAction]]  # by rank, in the order's sequence
+    spans: list[list[TimedAction]]  # by rank, in the sequence of its order
 
     @property
     def total(self) -> float:
@@ -72,7 +72,7 @@ class Timeline:
         return 1 - self.busy(rank) / self.total
 
     def peak(self, rank: int) -> int:
-        """Most micro-batch activations alive at once: from the start of F to the end of B, or of W."""
+        """The most micro-batches with live activations: from the start of F to the end of B, or of W."""
         alive = highest = 0
         split = {span.action[1:] for span in self.spans[rank] if span.action.op == "W"}
         for action, _, _ in self.spans[rank]:
@@ -103,21 +103,21 @@ def uniform(transfer: float = 0.0, **seconds: float) -> Cost:
 
 
 def overlapped(cost: Cost, chunks: int) -> Cost:
-    """`cost` with what interleaved 1F1B hides in its steady state: the gradients that leave the last chunk, each of
-    which travels while its rank runs a forward. That leaves 2 (p v - 1) - p transfers on the way from the first
-    forward to the last backward, as in the published bubbles of 8 ranks with 3 and with 4 chunks."""
+    """`cost` without the transfers that interleaved 1F1B hides in its steady state: the gradients that leave the last
+    chunk, each sent while its rank runs a forward. 2 (p v - 1) - p transfers remain between the first forward and the
+    last backward, as in the published bubbles of 8 ranks with 3 and with 4 chunks."""
     return lambda rank, action: 0.0 if action.op == "SB" and action.chunk == chunks - 1 else cost(rank, action)
 
 
 def simulate(orders: Orders, cost: Cost, placement: Placement | None = None, blocking_sends: bool = False) -> Timeline:
-    """When everything happens if each action takes what `cost` says.
+    """The timeline of `orders` if each action takes the time that `cost` returns.
 
-    A rank computes one action at a time; transfers run beside compute, one after the other on each directed link, from
-    the moment both ends are ready.
+    A rank computes one action at a time. Transfers overlap with compute; each directed link carries one at a time, from
+    the moment when both ends are ready.
 
     Args:
-        placement: how the chunks lie; a loop if left out.
-        blocking_sends: a rank does nothing else while its message travels.
+        placement: of the chunks on the ranks; default: a loop.
+        blocking_sends: a rank does nothing else while its message is sent.
 
     Raises:
         ScheduleError: ranks wait for each other in a circle.

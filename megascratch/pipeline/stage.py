@@ -1,8 +1,8 @@
-"""One slice of the model: forward and backward of single micro-batches, keeping between the two only what backward
-needs. A stage wraps any `module(x, batch) -> y`; it knows its number, not the model.
+"""A pipeline stage: runs forward and backward of single micro-batches on one slice of the model.
 
-The input of a micro-batch and the gradient edge of its output are kept; the output itself belongs to the next stage
-and its memory is free once it has been sent.
+A stage wraps any `module(x, batch) -> y`; it knows its number, not the model. Between forward and backward it keeps the
+input of a micro-batch and the gradient edge of its output. The output itself belongs to the next stage; its memory is
+free once it has been sent.
 """
 
 from collections import deque
@@ -21,7 +21,7 @@ Waiting = deque[Callable[[], None]]
 
 
 class Deferred:
-    """A sink that puts matrix products off, for a backward that is split into I and W; all else passes through."""
+    """A gradient sink that delays matrix products until W, for a backward that is split into I and W."""
 
     def __init__(self, inner: GradSink, waiting: Waiting):
         self.inner, self.waiting = inner, waiting
@@ -34,8 +34,8 @@ class Deferred:
 class Stage:
     """Virtual stage `index` of `count`.
 
-    The module gets x = None on the first stage and returns a scalar sum of losses on the last; between stages it maps
-    and returns tensors of one fixed shape. `batch` is handed through as it is.
+    The module gets x = None on the first stage and returns a scalar sum of losses on the last; between stages all
+    tensors have the same shape. `batch` is passed to it unchanged.
     """
 
     def __init__(self, module: nn.Module, index: int = 0, count: int = 1):
@@ -45,7 +45,7 @@ class Stage:
         self._waiting: dict[int, Waiting] = {}
 
     def forward(self, microbatch: int, x: Tensor | None, batch: Any) -> Tensor:
-        """The output, cut off from its graph. Under no_grad nothing is kept."""
+        """Returns the output, detached from its graph. Under no_grad nothing is kept."""
         training = torch.is_grad_enabled()
         if training and x is not None:
             x.requires_grad_()
@@ -55,26 +55,26 @@ class Stage:
         return y.detach()
 
     def backward(self, microbatch: int, grad: Tensor) -> Tensor | None:
-        """Gradient of the output in, of the input out (None on the first stage); weights get theirs."""
+        """Maps the gradient of the output to that of the input (None on the first stage); weights get theirs, too."""
         x, edge = self._alive.pop(microbatch)
         torch.autograd.backward(edge, grad)
         return None if x is None else x.grad
 
     def backward_input(self, microbatch: int, grad: Tensor) -> Tensor | None:
-        """As `backward`, but weights with a sink get their matrix products only in `backward_weight`."""
+        """Like `backward`, but matrix products for weights with a sink are delayed until `backward_weight`."""
         waiting = self._waiting[microbatch] = deque()
         with self._deferring(waiting):
             return self.backward(microbatch, grad)
 
     @torch.no_grad()
     def backward_weight(self, microbatch: int) -> None:
-        """What `backward_input` put off; each product frees what it was made of."""
+        """Runs the products that `backward_input` delayed; each frees its inputs."""
         waiting = self._waiting.pop(microbatch)
         while waiting:
             waiting.popleft()()
 
     def reset(self) -> None:
-        """Forgets every micro-batch, after a step that failed."""
+        """Drops the state of all micro-batches after a failed step."""
         self._alive.clear()
         self._waiting.clear()
 

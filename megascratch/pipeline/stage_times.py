@@ -1,11 +1,11 @@
-"""Times of the stages in, the cost of each action out: a CSV file with a header and one row per stage.
+"""Reads the measured times of pipeline stages from a CSV file, as the cost of each action for the simulator.
 
-    stage,F,B,W,comm            B is the input gradient alone: a backward in one piece takes B + W
+    stage,F,B,W,comm            B is the input gradient alone: a combined backward takes B + W
     0,18.5,18.1,9.3,0.6         comm: one transfer that the stage sends
     1,18.5,18.1,9.3,0.6
 
-One row stands for every stage, a row per rank is shared by the rank's chunks in equal parts, a row per virtual stage is
-that stage's own. Any unit will do. Headers may be written T_F or T_F_ms; columns of other names are not read.
+The header is followed by one row for all stages, a row per rank (divided equally among its chunks), or a row per
+virtual stage. Any unit of time will do. Headers may be written T_F or T_F_ms; other columns are ignored.
 """
 
 import csv
@@ -25,7 +25,7 @@ COLUMNS = ("F", "B", "W", "comm")
 
 
 class StageTimes(NamedTuple):
-    """Of one micro-batch on one stage."""
+    """The times of one micro-batch on one stage."""
 
     F: float
     B: float
@@ -38,7 +38,7 @@ class StageTimes(NamedTuple):
 
 
 def cost_of(times: Sequence[StageTimes], placement: Placement) -> Cost:
-    """The cost of every action. Raises: UserError when there are neither 1 nor as many rows as ranks or stages."""
+    """The cost function of a row of times. Raises: UserError unless there is 1 row, or one per rank or stage."""
     ranks, chunks, stages = placement.ranks, placement.chunks, placement.stages
     if len(times) not in (1, ranks, stages):
         raise UserError(
@@ -56,7 +56,7 @@ def cost_of(times: Sequence[StageTimes], placement: Placement) -> Cost:
 
 
 def read_times(path: str) -> list[StageTimes]:
-    """The rows of a file. Raises: UserError naming the line and the column."""
+    """Reads the rows of a file. Raises: UserError, naming the line and the column."""
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -64,7 +64,7 @@ def read_times(path: str) -> list[StageTimes]:
     try:
         lines = [line for line in csv.reader(io.StringIO(text)) if line]
     except csv.Error as error:
-        raise UserError(f"{path} is no CSV: {error}") from error
+        raise UserError(f"{path} is not a CSV file: {error}") from error
     header = [_name(cell) for cell in lines[0]] if lines else []
     missing = [name for name in COLUMNS[:3] if name not in header]
     if missing:
@@ -74,12 +74,12 @@ def read_times(path: str) -> list[StageTimes]:
         for number, line in enumerate(lines[1:], 2)
     ]
     if not rows:
-        raise UserError(f"{path} has no row of times under its header")
+        raise UserError(f"{path} has no row of times after its header")
     return rows
 
 
 def format_times(times: Sequence[StageTimes]) -> str:
-    """As `read_times` reads it."""
+    """The text of a file that `read_times` reads."""
     rows = [",".join(["stage", *COLUMNS])]
     rows += [",".join([str(stage), *(f"{value:.9g}" for value in row)]) for stage, row in enumerate(times)]
     return "\n".join(rows) + "\n"

@@ -1,4 +1,4 @@
-"""What all ranks did in one step in, beside it the same orders as the simulator plays them with the measured times."""
+"""Compares the measured timeline of one pipeline step with a simulation of the same orders and times."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from megascratch.pipeline.schedule import COMPUTE, Action, Placement
 from megascratch.pipeline.simulate import TimedAction, Timeline, simulate
 from megascratch.pipeline.stage_times import StageTimes, cost_of
 
-STOOD_STILL = 1e-4  # seconds: a message that is there already is taken in less
+WAITED = 1e-4  # seconds: receiving a message that has already arrived takes less
 
 
 @dataclass(frozen=True)
@@ -22,12 +22,12 @@ class Trace:
 
     orders: Orders  # as compiled
     placement: Placement
-    happened: Timeline  # from the first start of any rank on
-    waits: Sequence[Mapping[Action, float]]  # of each rank: receive -> seconds for which it stood still
+    happened: Timeline  # times from the first start of any rank
+    waits: Sequence[Mapping[Action, float]]  # for each rank: receive -> seconds for which it waited
 
     @classmethod
     def of(cls, orders: Orders, placement: Placement, ranks: Sequence[RankTiming]) -> "Trace":
-        """`ranks`: `Recorder.notes` of each. A send ends when its receiver has it."""
+        """`ranks`: `Recorder.notes` of each. A send ends when its receiver has the message."""
         spans = [notes.spans for notes in ranks]
         zero = min(span.start for of_rank in spans for span in of_rank)
         got = {(rank, span.action): span.end for rank, of_rank in enumerate(spans) for span in of_rank}
@@ -44,7 +44,7 @@ class Trace:
 
     @cached_property
     def played(self) -> Timeline:
-        """Each action takes what it took: what is left beside `happened` is the runtime's own loss."""
+        """The simulation with the measured time of each action; `happened` is longer by the overhead of the runtime."""
         seconds = {(rank, action): end - start for rank, action, start, end in self._spans() if action.op in COMPUTE}
         links = self._transfers()
 
@@ -57,13 +57,13 @@ class Trace:
 
     @cached_property
     def typical(self) -> Timeline:
-        """Each action takes what its kind took on its virtual stage: as `schedule simulate --times` shows it."""
+        """The simulation with the mean times per virtual stage, as in `schedule simulate --times`."""
         return simulate(self.orders, cost_of(self.times, self.placement), self.placement)
 
     @cached_property
     def times(self) -> list[StageTimes]:
-        """Means in seconds, a row per virtual stage: so a rank computes as long as it did. A backward that ran in one
-        piece stands under B with W = 0."""
+        """Mean times in seconds, a row per virtual stage, so that the total compute time of a rank is unchanged. A
+        combined backward is listed under B with W = 0."""
         links, rows = self._transfers(), []
         for virtual in range(self.placement.stages):
             rank, chunk = self.placement.place(virtual)
@@ -79,7 +79,7 @@ class Trace:
 
     @property
     def disorder(self) -> str | None:
-        """The first action that ran where the order has another; None: all ran as compiled."""
+        """Describes the first action that ran out of order; None if all ran as compiled."""
         for rank, (order, spans) in enumerate(zip(self.orders, self.happened.spans, strict=True)):
             for wanted, span in zip_longest(order, spans):
                 ran = span.action if span is not None else None
@@ -91,9 +91,9 @@ class Trace:
         return [(rank, *span) for rank, spans in enumerate(self.happened.spans) for span in spans]
 
     def _transfers(self) -> dict[LinkKey, float]:
-        """Of each link the median time of a message from the moment both ends were ready, over those whose receiver
-        stood and waited. When another one came is not known, only when it was looked at: where there are no others,
-        the fastest of them."""
+        """The typical transfer time of each link, from the moment both ends were ready: the median of the messages that
+        the receiver waited for. For other messages only the time of the check is known, not of the arrival; the fastest
+        of these is used if a link has no messages of the first kind."""
         ready = {(rank, action): start for rank, action, start, _ in self._spans()}
         awaited: dict[LinkKey, list[float]] = defaultdict(list)
         looked_at: dict[LinkKey, list[float]] = defaultdict(list)
@@ -101,7 +101,7 @@ class Trace:
             if action.op in ("RF", "RB"):
                 link = link_of(rank, action, self.placement)
                 sent = ready.get(self.placement.other_end(rank, action), start)
-                kind = awaited if self.waits[rank].get(action, 0.0) > STOOD_STILL else looked_at
+                kind = awaited if self.waits[rank].get(action, 0.0) > WAITED else looked_at
                 kind[link].append(max(0.0, end - max(start, sent)))
         return {
             link: median(awaited[link]) if awaited[link] else min(looked_at[link]) for link in {*awaited, *looked_at}

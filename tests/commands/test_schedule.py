@@ -106,7 +106,7 @@ TIMES = {"lacks": "F,B\n1,1\n", "negative": "F,B,W\n1,-1,1\n", "empty": "F,B,W\n
         (["simulate", "1f1b", "--times", "none"], "cannot read the times"),
         (["simulate", "1f1b", "--times", "lacks"], "has no column W: its first line must name F, B, W, comm"),
         (["simulate", "1f1b", "--times", "negative"], ":2: B ('-1') must be a time, 0 or more"),
-        (["simulate", "1f1b", "--times", "empty"], "has no row of times under its header"),
+        (["simulate", "1f1b", "--times", "empty"], "has no row of times after its header"),
         (
             ["simulate", "1f1b", "--times", "three"],
             "times of 3 stages, but 4 ranks of 1 virtual stages: give 1 or 4 rows",

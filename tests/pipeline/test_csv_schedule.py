@@ -52,12 +52,12 @@ def test_empty_cells_overlaps_and_what_the_data_side_decides_are_understood():
         ("0F0,0B0\n1F0,1F0,1B0", "rank 1 runs F0 more than once"),
         ("0F0,0I0\n1F0,1B0", "rank 0 lacks W0"),
         ("0F0,0F1,0B1,0B0", "rank 0 runs B0 after B1: gradients add up in the order of the micro-batches"),
-        ("0F0,0X0\n1F0,1B0", "rank 0, column 2: '0X0' is no action: write the stage, an operation"),
-        ("0F0,F0", "rank 0, column 2: 'F0' is no action"),
-        ("0F0,0B0\n0F0,0B0", "in a loop or in a V, each on one rank, but they are rank 0: 0; rank 1: 0"),
+        ("0F0,0X0\n1F0,1B0", "rank 0, column 2: '0X0' is not an action: write the stage, an operation"),
+        ("0F0,F0", "rank 0, column 2: 'F0' is not an action"),
+        ("0F0,0B0\n0F0,0B0", "in a loop or in a V, each on one rank, but the file has rank 0: 0; rank 1: 0"),
         ("0F0,0B0\n2F0,2B0", "rank 1: 2"),
-        ("", "there is no action in it"),
-        (",,\n", "there is no action in it"),
+        ("", "it contains no action"),
+        (",,\n", "it contains no action"),
     ],
 )
 def test_a_wrong_file_is_refused_by_rank_and_action(text, message, tmp_path):
@@ -77,5 +77,7 @@ def test_a_file_plays_its_own_number_of_microbatches(tmp_path):
     (tmp_path / "own.csv").write_text("0F0,0B0\n1F0,1B0\n")
     table = read_table(str(tmp_path / "own.csv"))
     assert [str(action) for action in table.of(1)[1]] == ["RF0", "F0", "B0", "SB0"]
-    with pytest.raises(UserError, match="plays 1 micro-batches, but a step has 4: set global-batch-size to 1 x"):
+    with pytest.raises(
+        UserError, match="is a schedule of 1 micro-batches, but a step has 4: set global-batch-size to 1 x"
+    ):
         table.of(4)

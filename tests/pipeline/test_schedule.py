@@ -32,7 +32,7 @@ def test_an_action_prints_its_chunk_only_if_there_are_several():
 
 @pytest.mark.parametrize("text", ["", "F", "X3", "F3.", "F-1", "F3.1.2", "3F", "SX3", "F3 "])
 def test_what_is_no_action_is_refused_with_an_example(text):
-    with pytest.raises(ValueError, match=r"is no action: .* e\.g\. F3 or B3\.1"):
+    with pytest.raises(ValueError, match=r"is not an action: .* e\.g\. F3 or B3\.1"):
         Action.parse(text)
 
 

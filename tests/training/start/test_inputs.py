@@ -26,8 +26,18 @@ WRONG = {  # what is taken from 1F1B of 2 stages and 4 micro-batches (and what i
         "has 2 ranks of 1 stages, but pipeline-model-parallel-size is 2 and num-virtual-stages",
     ),
     "other stages": ("", "", {"pipeline_model_parallel_size": 4}, "make them 2 and 1"),
-    "other micro-batches": ("", "", {"global_batch_size": 6}, "plays 4 micro-batches, but a step has 6: set global-"),
-    "other micro-batches after all": ("", "", {"micro_batch_size": 2}, "plays 4 micro-batches, but a step has 2"),
+    "other micro-batches": (
+        "",
+        "",
+        {"global_batch_size": 6},
+        "is a schedule of 4 micro-batches, but a step has 6: set global-",
+    ),
+    "other micro-batches after all": (
+        "",
+        "",
+        {"micro_batch_size": 2},
+        "is a schedule of 4 micro-batches, but a step has 2",
+    ),
 }
 
 
