@@ -192,16 +192,10 @@ class DataParallel(ABC):
         uses = Counter(id(parameter) for _, parameter in chunk.named_parameters(remove_duplicate=False))
         for name, parameter in parameters.items():
             self._check(name, parameter)
-        entries = [
-            BucketEntry(
-                name,
-                tuple(parameter.shape),
-                parameter.dtype,
-                self.shards[name].decays,
-                alone=self._name(name) in tied or uses[id(parameter)] > 1,
-            )
-            for name, parameter in parameters.items()
-        ]
+        entries = []
+        for name, parameter in parameters.items():
+            alone = self._name(name) in tied or uses[id(parameter)] > 1
+            entries.append(BucketEntry(name, tuple(parameter.shape), parameter.dtype, self.shards[name].decays, alone))
         return [Bucket(plan, parameters) for plan in plan_buckets(entries, size, self.mesh.data.size)]
 
     def _check(self, name: str, parameter: nn.Parameter) -> None:

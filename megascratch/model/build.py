@@ -40,7 +40,8 @@ def build_chunks(
         parallel.pipeline_model_parallel_layout,
     )
     built = []
-    for stage in (placement.virtual_stage(mesh.pp.rank, chunk) for chunk in range(chunks)):
+    for number in range(chunks):
+        stage = placement.virtual_stage(mesh.pp.rank, number)
         layers = range(sum(cut[:stage]), sum(cut[: stage + 1]))
         chunk = ModelChunk(model, layers, stage == 0, stage == len(cut) - 1, mesh.tp, parallel.sequence_parallel, seed)
         chunk.to(device=mesh.device, dtype=dtype)
@@ -51,17 +52,14 @@ def build_chunks(
 
 def shard_table(chunk: ModelChunk) -> dict[str, Shard]:
     """Maps each full parameter name to its shard. Tied copies on different stages name the weight they are tied to."""
-    table = {
-        f"{prefix}.{name}": shard
-        for prefix, module in chunk.named_modules()
-        for name, shard in getattr(module, "shards", {}).items()
-    }
+    table: dict[str, Shard] = {}
+    for prefix, module in chunk.named_modules():
+        for name, shard in getattr(module, "shards", {}).items():
+            table[f"{prefix}.{name}"] = shard
     if not chunk.model.untie_embeddings_and_output_weights and chunk.first != chunk.last:
-        table |= {
-            name: replace(table[name], tied=EMBEDDING_WEIGHT)
-            for name in (EMBEDDING_WEIGHT, HEAD_WEIGHT)
-            if name in table
-        }
+        for name in (EMBEDDING_WEIGHT, HEAD_WEIGHT):
+            if name in table:
+                table[name] = replace(table[name], tied=EMBEDDING_WEIGHT)
     return table
 
 

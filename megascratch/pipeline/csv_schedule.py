@@ -90,10 +90,12 @@ def write_table(orders: Orders, placement: Placement, compute_only: bool = False
     """The text of a CSV file with these orders; `compute_only` leaves out the transfers."""
     lines = []
     for rank, order in enumerate(orders):
-        kept = [action for action in order if not compute_only or action.op in COMPUTE]
-        lines.append(
-            ",".join(f"{placement.virtual_stage(rank, a.chunk)}{_WORDS.get(a.op, a.op)}{a.microbatch}" for a in kept)
-        )
+        cells = []
+        for action in order:
+            if not compute_only or action.op in COMPUTE:
+                stage = placement.virtual_stage(rank, action.chunk)
+                cells.append(f"{stage}{_WORDS.get(action.op, action.op)}{action.microbatch}")
+        lines.append(",".join(cells))
     return "\n".join(lines) + "\n"
 
 

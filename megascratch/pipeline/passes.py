@@ -212,8 +212,10 @@ def _check_paired(orders: Orders, placement: Placement) -> None:
 
 def _check_same_order(link: LinkKey, sent: list[Action], received: list[Action], placement: Placement) -> None:
     source, target, _ = link
-    gone, here = set(sent), set(received)
-    never_sent, never_received = [a for a in received if a not in gone], [a for a in sent if a not in here]
+    all_sent = set(sent)
+    all_received = set(received)
+    never_sent = [action for action in received if action not in all_sent]
+    never_received = [action for action in sent if action not in all_received]
     if never_sent:
         raise ScheduleError(f"rank {target} waits forever at {never_sent[0]}: rank {source} never sends it")
     if never_received:
@@ -236,7 +238,9 @@ def topological_order(
     Raises:
         ScheduleError: ranks wait for each other in a circle.
     """
-    placement, position, done = placement or looped_placement(orders), [0] * len(orders), set[RankAction]()
+    placement = placement or looped_placement(orders)
+    position = [0] * len(orders)  # by rank: the next action
+    done: set[RankAction] = set()
     moved = True
     while moved:
         moved = False
@@ -248,7 +252,8 @@ def topological_order(
                     break
                 yield rank, action
                 done.add(completion_key(rank, action))
-                position[rank], moved = position[rank] + 1, True
+                position[rank] += 1
+                moved = True
     heads = {rank: order[position[rank]] for rank, order in enumerate(orders) if position[rank] < len(order)}
     if heads:
         raise ScheduleError(_circle(heads, placement, blocking_sends))
@@ -266,7 +271,8 @@ def dependency_of(rank: int, action: Action, placement: Placement, blocking_send
     receive = _receive(rank, action, placement)
     if receive is not None:
         return placement.other_end(rank, receive)
-    virtual, step = placement.virtual_stage(rank, action.chunk), {"F": -1, "B": 1, "I": 1}.get(action.op, 0)
+    virtual = placement.virtual_stage(rank, action.chunk)
+    step = {"F": -1, "B": 1, "I": 1}.get(action.op, 0)
     if not step or not 0 <= virtual + step < placement.stages:
         return None
     peer, chunk = placement.place(virtual + step)
@@ -275,7 +281,8 @@ def dependency_of(rank: int, action: Action, placement: Placement, blocking_send
 
 def _circle(heads: dict[int, Action], placement: Placement, blocking_sends: bool) -> str:
     """Describes the cycle of ranks that wait for each other, from the first blocked rank."""
-    rank, path = min(heads), dict[int, str]()
+    rank = min(heads)
+    path: dict[int, str] = {}
     while rank in heads and rank not in path:
         needed = dependency_of(rank, heads[rank], placement, blocking_sends)
         assert needed is not None  # a rank that needs nothing is not blocked

@@ -107,7 +107,9 @@ def clock_offset(axis: Axis, device: torch.device) -> float:
     """Seconds by which the clock of this rank is ahead of the first rank's, exact to half of the fastest round trip,
     on the assumption that the answer was sent in the middle (Cristian 1989, Distributed Computing 3)."""
     place = transport_device(device, axis.group)
-    lead, fastest, clock = 0.0, float("inf"), torch.zeros(1, dtype=torch.float64, device=place)
+    lead = 0.0
+    fastest = float("inf")
+    clock = torch.zeros(1, dtype=torch.float64, device=place)
     with named("reading the clocks", axis.name, axis.rank, axis.size):
         for peer in axis.ranks[1:]:
             for _ in range(ROUNDS):
@@ -120,5 +122,6 @@ def clock_offset(axis: Axis, device: torch.device) -> float:
                     dist.recv(clock, axis.ranks[0], group=axis.group)
                     answer = clock.item()  # on CUDA waits until it is there
                     if (trip := perf_counter() - asked) < fastest:
-                        lead, fastest = asked + trip / 2 - answer, trip
+                        fastest = trip
+                        lead = asked + trip / 2 - answer
     return lead

@@ -122,8 +122,10 @@ def simulate(orders: Orders, cost: Cost, placement: Placement | None = None, blo
     Raises:
         ScheduleError: ranks wait for each other in a circle.
     """
-    placement, clock = placement or looped_placement(orders), [0.0] * len(orders)
-    starts, ends = dict[RankAction, float](), dict[RankAction, float]()
+    placement = placement or looped_placement(orders)
+    clock = [0.0] * len(orders)  # by rank: when it is free again
+    starts: dict[RankAction, float] = {}
+    ends: dict[RankAction, float] = {}
     link_free: dict[LinkKey, float] = {}
     for rank, action in topological_order(orders, placement):
         here = rank, action
@@ -132,8 +134,10 @@ def simulate(orders: Orders, cost: Cost, placement: Placement | None = None, blo
             starts[here] = clock[rank] if needed is None else max(clock[rank], ends[needed])
             clock[rank] = ends[here] = ends[completion_key(rank, action)] = starts[here] + cost(rank, action)
             continue
-        starts[here], there = clock[rank], placement.other_end(rank, action)
-        sends, link = action.op in ("SF", "SB"), link_of(rank, action, placement)
+        starts[here] = clock[rank]
+        there = placement.other_end(rank, action)
+        sends = action.op in ("SF", "SB")
+        link = link_of(rank, action, placement)
         if blocking_sends:
             if sends:  # into a buffer at the other end
                 clock[rank] = ends[here] = link_free[link] = max(clock[rank], link_free.get(link, 0.0)) + cost(*here)
@@ -142,9 +146,7 @@ def simulate(orders: Orders, cost: Cost, placement: Placement | None = None, blo
         elif there in starts:  # both ends of a link keep one order, so messages meet here in that order
             begin = max(starts[here], starts[there], link_free.get(link, 0.0))
             link_free[link] = ends[here] = ends[there] = begin + cost(*(here if sends else there))
-    return Timeline(
-        [
-            [TimedAction(action, starts[rank, action], ends[rank, action]) for action in order]
-            for rank, order in enumerate(orders)
-        ]
-    )
+    spans = []
+    for rank, order in enumerate(orders):
+        spans.append([TimedAction(action, starts[rank, action], ends[rank, action]) for action in order])
+    return Timeline(spans)

@@ -64,7 +64,8 @@ class Trace:
     def times(self) -> list[StageTimes]:
         """Mean times in seconds, a row per virtual stage, so that the total compute time of a rank is unchanged. A
         combined backward is listed under B with W = 0."""
-        links, rows = self._transfers(), []
+        links = self._transfers()
+        rows = []
         for virtual in range(self.placement.stages):
             rank, chunk = self.placement.place(virtual)
             of_stage = [span for span in self.happened.spans[rank] if span.action.chunk == chunk]
