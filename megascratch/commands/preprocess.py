@@ -106,7 +106,7 @@ def _require(options: argparse.Namespace) -> None:
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} ({value}) must be at least 1")
     if len(set(options.json_keys)) < len(options.json_keys):
-        raise UserError(f"--json-keys {' '.join(options.json_keys)}: each key makes one output, name each only once")
+        raise UserError(f"--json-keys {' '.join(options.json_keys)}: each key makes one output, name each once")
     if options.engine == "ray" and options.shard:
         raise UserError("--engine ray distributes the shards itself: remove --shard")
     if options.split_sentences:

@@ -194,7 +194,7 @@ def test_no_document_is_refused_and_the_old_files_stay(tmp_path, content, worker
     [
         (["--tokenizer-type", "CharTokenizer"], "needs --tokenizer-model"),
         (["--tokenizer-type", "ByteTokenizer", "--workers", "0"], r"--workers \(0\)"),
-        (["--tokenizer-type", "ByteTokenizer", "--json-keys", "a", "a"], "name it once"),
+        (["--tokenizer-type", "ByteTokenizer", "--json-keys", "a", "a"], "name each once"),
         (["--tokenizer-model", "nowhere.model"], "nowhere.model cannot be read"),
         (
             ["--tokenizer-model", "{}/c.json", "--append-eod"],
