@@ -31,7 +31,7 @@ HELP = """\
 --max-restarts N     if a rank dies or hangs, restart all ranks from the newest checkpoint, up to N times
 --nnodes N|MIN:MAX   number of machines; run the same command on each of them (uses torchrun). Needs
 --rdzv-endpoint H:P  host and port of the rendezvous, on one of the machines, and
---rdzv-id NAME       name of the run, the same on all machines. If host names do not resolve, also use
+--rdzv-id NAME       name of the run, the same on all machines. If names and addresses do not match, also
 --rdzv-conf K=V,...  rendezvous settings of torchrun, such as is_host=1, and
 --local-addr ADDRESS the address at which the other machines reach this one
 --print-resume-rules print which settings may change when a run resumes from a checkpoint, and exit

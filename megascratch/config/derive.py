@@ -28,7 +28,7 @@ def _model(now: dict[str, Any], world_size: int) -> dict[str, Any]:
     return {
         "num_query_groups": heads,
         "kv_channels": hidden // heads if heads > 0 and hidden % heads == 0 else None,
-        # two matrices of width 4h have as many weights as three of width 8/3 h; rounded up to a multiple of 64
+        # three matrices of width 8/3 h have as many weights as two of 4h; a multiple of 64 suits any usual tp
         "ffn_hidden_size": -(-8 * hidden // (3 * 64)) * 64 if now["swiglu"] else 4 * hidden,
         "max_position_embeddings": now["seq_length"],
     }
