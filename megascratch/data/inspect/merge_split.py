@@ -170,10 +170,10 @@ def _check_output(prefix: str | Path, pieces: Sequence[DocumentRange]) -> None:
 
 def _tokenizer_of(readers: Sequence[TokenReader]) -> dict[str, Any] | None:
     """The tokenizer in the manifests, None if one of them names none. Raises: UserError where two of them differ."""
-    known = {reader.prefix: (read_manifest(reader) or {}).get("tokenizer") for reader in readers}
-    known = {
-        prefix: tokenizer if tokenizer and "fingerprint" in tokenizer else None for prefix, tokenizer in known.items()
-    }
+    known: dict[str, dict[str, Any] | None] = {}
+    for reader in readers:
+        tokenizer = (read_manifest(reader) or {}).get("tokenizer")
+        known[reader.prefix] = tokenizer if tokenizer and "fingerprint" in tokenizer else None
     by_print = {tokenizer["fingerprint"]: prefix for prefix, tokenizer in known.items() if tokenizer}
     if len(by_print) > 1:
         (one, its), (other, theirs) = list(by_print.items())[:2]

@@ -177,7 +177,8 @@ class Corpus(SingleSourceDataset):
     def _build(self, epoch: int) -> Arrays:
         if self.finite:
             sequences = np.arange(self.first, self.stop, dtype=np.int64)
-            samples, start = np.arange(self._count, dtype=np.int64), 0
+            samples = np.arange(self._count, dtype=np.int64)
+            start = 0
         else:
             sequences = permutation(self.stop - self.first, stream_key(self.seed, epoch, SEQUENCES))
             sequences += self.first

@@ -82,7 +82,9 @@ class Packed(SingleSourceDataset):
         return {**self.source.identity, "best fit": FORMAT, "split": split, "seq_length": self.seq_length}
 
     def _build(self) -> Arrays:
-        pieces, ends, before = [NO_PIECES[:, :2]], [np.empty(0, np.int64)], 0
+        pieces = [NO_PIECES[:, :2]]  # each [pieces, 2]
+        ends = [np.empty(0, np.int64)]  # each [samples]
+        before = 0
         for start in range(self.first, self.stop, WINDOW):
             rows, stops = best_fit(self.source.lengths, start, min(start + WINDOW, self.stop), self.seq_length)
             pieces.append(rows)

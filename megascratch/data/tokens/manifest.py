@@ -103,9 +103,10 @@ def check_corpus(reader: TokenReader, vocab_size: int, fingerprint: str | None, 
 
 
 def _token_range(reader: TokenReader, manifest: Mapping[str, Any] | None, cache: Path | None) -> tuple[int, int]:
-    known = (manifest or {}).get("min_token"), (manifest or {}).get("max_token")
-    if isinstance(known[0], int) and isinstance(known[1], int):
-        return known[0], known[1]
+    recorded = manifest or {}
+    low, high = recorded.get("min_token"), recorded.get("max_token")
+    if isinstance(low, int) and isinstance(high, int):
+        return low, high
     if cache is None:
         return reader.token_range()
     key = {"what": "token range", **reader.identity}

@@ -115,7 +115,8 @@ class TokenWriter:
         self._bin.write(raw)
         self._digests.update(raw)
         self.tokens += len(ids)
-        self.min_token, self.max_token = min(self.min_token, low), max(self.max_token, high)
+        self.min_token = min(self.min_token, low)
+        self.max_token = max(self.max_token, high)
 
     def finish(self) -> None:
         """Writes the index, moves both files to their final names, writes the digests; no reader sees half a file."""
