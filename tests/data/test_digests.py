@@ -83,7 +83,7 @@ def test_damage_that_breaks_no_law_is_found_when_a_corpus_is_opened(tmp_path, pa
     raw = path(prefix).read_bytes()
     at = raw.index(b"finger") if path is manifest_path else len(raw) - 1
     if path is idx_path:  # the second sequence takes a token of the first
-        raw = raw[:34] + struct.pack("<iiiqq", 1, 3, 1, 0, 2) + raw[54:]
+        raw = raw[:34] + struct.pack("<iiiqq", 1, 3, 1, 0, 2) + raw[62:]
         path(prefix).write_bytes(raw)
     else:
         flip(path(prefix), at)
