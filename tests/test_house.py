@@ -61,9 +61,6 @@ PLAIN_WORDS = {
 # Rooms whose texts still have such idioms, or docstrings of the form 'X in, Y out' or 'Of ...'. A room that is
 # rewritten leaves this list, and no room enters it.
 STILL_TO_REWRITE: set[str] = {
-    "curation",
-    "data",
-    "tokenizer",
 }
 
 NEED_NO_TORCH = [
