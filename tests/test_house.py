@@ -4,7 +4,6 @@ text is in plain words."""
 import ast
 import subprocess
 import sys
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -57,10 +56,6 @@ PLAIN_WORDS = {
     r"\b(is|are) told\b": "'is reported'",
     r"\bdoes not come back\b": "'does not return'",
     r"\bthe one before\b": "'the previous one'",
-}
-# Rooms whose texts still have such idioms, or docstrings of the form 'X in, Y out' or 'Of ...'. A room that is
-# rewritten leaves this list, and no room enters it.
-STILL_TO_REWRITE: set[str] = {
 }
 
 NEED_NO_TORCH = [
@@ -142,24 +137,9 @@ def texts_to_rewrite(module: str) -> list[str]:
     return found
 
 
-def rooms(is_clean: Callable[[list[str]], bool]) -> set[str]:
-    by_room: dict[str, list[str]] = {}
-    for module in HOUSE.modules:
-        by_room.setdefault(law.room_of(module, HOUSE.root.name), []).extend(texts_to_rewrite(module))
-    return {room for room, found in by_room.items() if is_clean(found)}
-
-
-def test_every_text_of_a_rewritten_room_is_in_plain_words():
-    assert [
-        line
-        for module in HOUSE.modules
-        if law.room_of(module, HOUSE.root.name) not in STILL_TO_REWRITE
-        for line in texts_to_rewrite(module)
-    ] == []
-
-
-def test_a_rewritten_room_has_left_the_list():
-    assert STILL_TO_REWRITE & rooms(lambda found: not found) == set()
+def test_every_text_is_in_plain_words():
+    """No refused idiom, no docstring of the form 'X in, Y out' or 'Of ...'."""
+    assert [line for module in HOUSE.modules for line in texts_to_rewrite(module)] == []
 
 
 def test_help_loads_no_heavy_library():
