@@ -3,7 +3,7 @@
 megascratch data inspect corpus_text_document --tokenizer-model t.model --samples 3 --output corpus.png
 megascratch data validate corpus_text_document
 megascratch data record corpus_from_elsewhere
-megascratch data merge shards/ more_text_document --output-prefix all
+megascratch data merge --input shards/ more_text_document --output-prefix all
 megascratch data split all --output-prefix all --fractions 0.99 0.01 --names train valid
 megascratch data blend-report --config my.yaml --samples 1000000
 megascratch data audit --config my.yaml --steps 100:200 --output audit.csv
