@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, settings
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
+pytest.register_assert_rewrite("tests.support")  # a failed helper says what it compared, as a failed test does
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from megascratch import checkpoint
-from megascratch.checkpoint import AsyncSaver
+from megascratch.checkpoint import AsyncSaver, async_saver
 from megascratch.checkpoint.format.file_format import arrange, split_box
 from megascratch.checkpoint.format.io import raw_bytes
 from megascratch.checkpoint.staging import Staging
@@ -42,14 +42,14 @@ def polled(saver, limit=30_000):
 @contextmanager
 def held_up():
     """Saves begun here write nothing before the event that is given is set."""
-    go_on, write = threading.Event(), checkpoint.saver.write_step
+    go_on, write = threading.Event(), async_saver.write_step
 
     def written(*args):
         go_on.wait()
         return write(*args)
 
     try:
-        with patch.object(checkpoint.saver, "write_step", written):
+        with patch.object(async_saver, "write_step", written):
             yield go_on
     finally:
         go_on.set()

@@ -101,7 +101,7 @@ def test_training_warns_goes_on_and_saves_again_when_there_is_room(disk, tmp_pat
     run = Run(disk, tmp_path / "run")
     until(lambda: len(list_steps(run.saved)) >= 2)
     filler = fill(disk)
-    until(lambda: run.said().count("; training goes on") >= 2)
+    until(lambda: run.said().count("; training continues") >= 2)
     kept = sound(run.saved)
     assert kept
     filler.unlink()
@@ -119,7 +119,7 @@ def test_its_report_lies_on_the_full_disk_and_has_every_row_in_the_end(disk, tmp
     until(lambda: len(list_steps(run.saved)) >= 2)
     filler = fill(disk)
     until(lambda: "warning: the report of the run cannot be written: " in run.said())
-    until(lambda: run.said().count("; training goes on") >= 3)
+    until(lambda: run.said().count("; training continues") >= 3)
     filler.unlink()
     later = run.said().count("\nstep ")
     until(lambda: run.said().count("\nstep ") > later + 5)

@@ -12,7 +12,7 @@ import torch
 
 from megascratch import checkpoint
 from megascratch.checkpoint.backend.lease_owner import LeaseOwner
-from megascratch.checkpoint.format.manifest import signed
+from megascratch.checkpoint.format.manifest import FILE, signed
 from megascratch.commands import checkpoint as checkpoint_verb
 from megascratch.commands import data as data_verb
 from megascratch.commands.evaluate import _read_summary
@@ -151,7 +151,7 @@ def _checkpoint(folder: Path) -> Path:
         "valid_loss": 1.5,
     }
     step = checkpoint.save(folder, 3, held, state, Axis.alone("world"))
-    return Path(step) / checkpoint.folders.FILE
+    return Path(step) / FILE
 
 
 def _read_checkpoint(path: Path) -> None:

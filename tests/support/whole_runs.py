@@ -179,7 +179,7 @@ class Disturbance:
 
         return [
             patch.object(DataParallel, "norm", sick_norm),
-            patch.object(LossGuard, "set_watched", spiky_judge),
+            patch.object(LossGuard, "judge", spiky_judge),
             patch.object(AsyncSaver, "wait", waited_for),
             patch.object(bad_steps, "latest", looked_for),
             patch.object(async_saver, "write_step", written),

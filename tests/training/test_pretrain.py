@@ -214,11 +214,15 @@ BAD_LAYOUTS = {
         3,
         ("num-attention-heads (4)", "parallel-size (3)", "change several"),
     ),
-    "layers not cut": ({"pipeline-model-parallel-size": 4}, 4, ("num-layers (2) must divide", "use num-layers 4")),
+    "layers not cut": (
+        {"pipeline-model-parallel-size": 4},
+        4,
+        ("num-layers (2) must be divisible", "use num-layers 4"),
+    ),
     "batch not divisible": (
         {"global-batch-size": 5},
         2,
-        ("global-batch-size (5) must divide", "use global-batch-size 4 or 6"),
+        ("global-batch-size (5) must be divisible", "use global-batch-size 4 or 6"),
     ),
     "world does not fit": ({"tensor-model-parallel-size": 2}, 3, ("world size (3)", "start 2 or 4 processes")),
     "unknown flag": ({"hiden-size": 32}, 1, ("--hiden-size", "did you mean --hidden-size?")),

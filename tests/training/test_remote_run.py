@@ -87,7 +87,7 @@ def test_a_store_that_refuses_is_warned_about_and_training_goes_on(tmp_path, cap
     monkeypatch.setattr(Store, "upload", sometimes)
     assert train(tmp_path, "--save", RUN) == 0 and refused
     assert "warning: no checkpoint of step 4 (failure 1)" in (told := capsys.readouterr().err)
-    assert "503; check network and store; training goes on" in told and numbers(RUN) == [8, 6, 2]
+    assert "503; check network and store; training continues" in told and numbers(RUN) == [8, 6, 2]
 
 
 @pytest.mark.parametrize("deaf", ["delete_below", "names"])

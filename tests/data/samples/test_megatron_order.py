@@ -139,7 +139,7 @@ def test_a_blend_without_weights_takes_each_sample_at_most_once():
 
 
 def test_a_set_that_runs_dry_is_named():
-    with pytest.raises(UserError, match=r"data set 2 of the blend has 5 samples, Megatron's order takes 50"):
+    with pytest.raises(UserError, match=r"dataset 2 of the blend has 5 samples, Megatron's order takes 50"):
         MegatronBlend(parts(100, 5), [0.5, 0.5], 100)
 
 

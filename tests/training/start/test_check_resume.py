@@ -71,7 +71,7 @@ def test_changed_data_is_refused_with_both_digests_and_moved_data_is_not(run, ca
         refused(
             capsys,
             words,
-            f"{settings['data_path']}.bin is not the file",
+            f"{settings['data_path']}.bin has changed since the checkpoint",
             "bytes, sha256",
             "and is now",
             "--force-resume data_files",
