@@ -1,5 +1,5 @@
-// The module megascratch.data._indices: NumPy arrays in, NumPy arrays out, no Python objects, no state.
-// Each function has a twin in megascratch/data/tokens/indices_python.py that must give the same numbers; tests bind the two.
+// The module megascratch.data.tokens._indices: NumPy arrays in, NumPy arrays out, no Python objects, no state.
+// Each function has a twin in data/tokens/indices_python.py that must give the same numbers; tests bind the two.
 // All integers are 64 bits wide; every index is checked before it is used; the GIL is free while they run.
 
 #include <pybind11/numpy.h>
@@ -151,7 +151,7 @@ void with_token(int code, F f) {
     }
 }
 
-// reference.py's TokenFile: bytes, code, lengths, pointers, checked, limit.
+// indices_python.py's TokenFile: bytes, code, lengths, pointers, checked, limit.
 struct TokenFile {
     Tokens tokens;
     int code;
