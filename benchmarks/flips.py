@@ -4,7 +4,7 @@
 
 Each flip is made in a fresh copy of a corpus of conversations with its loss mask, manifest, digests and index caches.
 Then `megascratch data validate` judges the files, and a run opens them and reads all samples of two epochs. The run has
-found the flip if it refuses a file or builds an index cache again; a flip that is passed over must not change a sample.
+found the flip if it refuses a file or builds an index cache again; a flip that is not found must not change a sample.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Types of the C++ extension csrc/; what the functions do stands in reference.py."""
+"""Types of the C++ extension csrc/; indices_python.py says what the functions do."""
 
 import mmap
 
