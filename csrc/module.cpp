@@ -1,4 +1,5 @@
-// The module megascratch.data.tokens._indices: NumPy arrays in, NumPy arrays out, no Python objects, no state.
+// The module megascratch.data.tokens._indices: functions of NumPy arrays, and TokenFile, which keeps the arrays of a
+// corpus so that they are checked once and not at every read.
 // Each function has a twin in data/tokens/indices_python.py that must give the same numbers; tests bind the two.
 // All integers are 64 bits wide; every index is checked before it is used; the GIL is free while they run.
 
@@ -151,12 +152,20 @@ void with_token(int code, F f) {
     }
 }
 
-// indices_python.py's TokenFile: bytes, code, lengths, pointers, checked, limit.
+// A mapped .bin and where its sequences lie; the arrays live as long as it does.
 struct TokenFile {
-    Tokens tokens;
-    int code;
-    View<std::uint8_t> checked;
+    TokenFile(py::array bytes, int code, py::array lengths, py::array pointers, py::array checked, std::int64_t limit)
+        : bytes(std::move(bytes)), lengths(std::move(lengths)), pointers(std::move(pointers)),
+          checked(std::move(checked)), code(code), limit(limit),
+          tokens{static_cast<const char*>(this->bytes.data()), view<std::uint8_t>(this->bytes, "bytes").size(),
+                 view<std::int32_t>(this->lengths, "lengths"), view<std::int64_t>(this->pointers, "pointers")},
+          marks(view<std::uint8_t>(this->checked, "checked")) {}
+
+    py::array bytes, lengths, pointers, checked;
+    int code;            // of the ids' type
     std::int64_t limit;  // of ids; below 0: none
+    Tokens tokens;
+    View<std::uint8_t> marks;
 };
 
 constexpr std::int64_t kBlockBytes = 1 << 15;  // digests.py's BLOCK_BYTES
@@ -179,22 +188,13 @@ py::object gather(const std::vector<Piece>& pieces, const TokenFile& source) {
                 inside &= copy_tokens<decltype(token)>(file, piece.sequence, piece.offset, piece.count,
                                                        source.limit - 1, out);
                 out += piece.count;
-                marked = marked && all_marked(file, piece, sizeof(token), source.checked, kBlockBytes);
+                marked = marked && all_marked(file, piece, sizeof(token), source.marks, kBlockBytes);
             }
         });
     }
     if (!marked) return py::none();
     if (!inside && source.limit >= 0) throw std::overflow_error("an id lies outside the vocabulary");
     return std::move(result);
-}
-
-TokenFile token_file(const py::tuple& file) {
-    require(file.size() == 6, "a token file has bytes, code, lengths, pointers, checked and limit");
-    const auto bytes = file[0].cast<py::array>(), lengths = file[2].cast<py::array>();
-    const Tokens tokens{static_cast<const char*>(bytes.data()), view<std::uint8_t>(bytes, "bytes").size(),
-                        view<std::int32_t>(lengths, "lengths"), view<std::int64_t>(file[3].cast<py::array>(), "pointers")};
-    return {tokens, file[1].cast<int>(), view<std::uint8_t>(file[4].cast<py::array>(), "checked"),
-            file[5].cast<std::int64_t>()};
 }
 
 py::array_t<std::int64_t> pieces_of(const py::array& lengths, const py::array& order, std::int64_t place,
@@ -210,12 +210,12 @@ py::array_t<std::int64_t> pieces_of(const py::array& lengths, const py::array& o
     return array_of(rows).reshape({py::ssize_t{-1}, py::ssize_t{3}});
 }
 
-py::object read_pieces(const py::tuple& file, const py::array& pieces) {
+py::object read_pieces(const TokenFile& file, const py::array& pieces) {
     const auto rows = view<std::int64_t>(pieces, "pieces", 2);
     require(pieces.shape(1) == 3, "pieces must have 3 columns: sequence, offset, count");
     std::vector<Piece> wanted;
     for (std::int64_t at = 0; at < rows.size(); at += 3) wanted.push_back({rows[at], rows[at + 1], rows[at + 2]});
-    return gather(wanted, token_file(file));
+    return gather(wanted, file);
 }
 
 std::pair<py::array_t<std::int64_t>, py::array_t<std::int64_t>> best_fit_pieces(const py::array& lengths,
@@ -259,7 +259,7 @@ bool sound(const py::buffer& raw, std::int64_t bin_bytes) {
 
 PYBIND11_MODULE(_indices, module) {
     using py::arg;
-    module.doc() = "Orders of documents and samples: arrays in, arrays out.";
+    module.doc() = "Orders of documents and samples, and the ids of samples.";
     module.def("sound_index", &sound, arg("raw"), arg("bin_bytes"));
     module.def("permutation", &permutation, arg("count"), arg("key"));
     module.def("legacy_shuffle", &legacy_shuffle, arg("items"), arg("state"));
@@ -270,6 +270,15 @@ PYBIND11_MODULE(_indices, module) {
                arg("offset"), arg("rows"), arg("wide"));
     module.def("pieces_between", &pieces_of, arg("lengths"), arg("order"), arg("place"), arg("offset"),
                arg("last_place"), arg("last_offset"));
+    py::class_<TokenFile>(module, "TokenFile")
+        .def(py::init<py::array, int, py::array, py::array, py::array, std::int64_t>(), arg("bytes"), arg("code"),
+             arg("lengths"), arg("pointers"), arg("checked"), arg("limit"))
+        .def_readonly("bytes", &TokenFile::bytes)
+        .def_readonly("code", &TokenFile::code)
+        .def_readonly("lengths", &TokenFile::lengths)
+        .def_readonly("pointers", &TokenFile::pointers)
+        .def_readonly("checked", &TokenFile::checked)
+        .def_readonly("limit", &TokenFile::limit);
     module.def("read_pieces", &read_pieces, arg("file"), arg("pieces"));
     module.def("best_fit", &best_fit_pieces, arg("lengths"), arg("first"), arg("stop"), arg("seq_length"));
     module.def("blend", &blend_samples, arg("weights"), arg("taken"), arg("limits"), arg("count"));

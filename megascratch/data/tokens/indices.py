@@ -15,6 +15,7 @@ except ImportError:
     )
     engine: Any = indices_python  # type: ignore[no-redef]
 
+TokenFile = engine.TokenFile
 sound_index = engine.sound_index
 permutation = engine.permutation
 legacy_shuffle = engine.legacy_shuffle

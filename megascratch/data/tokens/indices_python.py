@@ -16,7 +16,7 @@ NO_LIMIT = -1
 
 
 class TokenFile(NamedTuple):
-    """A memory-mapped .bin and the position of each sequence in it."""
+    """A memory-mapped .bin and the position of each sequence in it; the C++ one checks its arrays when it is made."""
 
     bytes: np.ndarray
     """uint8 [size]."""
@@ -26,9 +26,9 @@ class TokenFile(NamedTuple):
     """int32 [sequences]: tokens of each."""
     pointers: np.ndarray
     """int64 [sequences]: byte offset of each."""
-    checked: np.ndarray = np.empty(0, np.uint8)
+    checked: np.ndarray
     """uint8 [blocks of BLOCK_BYTES]: 1 where the bytes were compared with their digest; size 0: nothing to compare."""
-    limit: int = NO_LIMIT
+    limit: int
     """Ids must be in [0, limit); NO_LIMIT: any id is accepted."""
 
 

@@ -41,8 +41,8 @@ from megascratch.data.tokens.idx_format import (
     dtype_code,
     read_index,
 )
-from megascratch.data.tokens.indices import read_pieces, sound_index
-from megascratch.data.tokens.indices_python import NO_LIMIT, TokenFile
+from megascratch.data.tokens.indices import TokenFile, read_pieces, sound_index
+from megascratch.data.tokens.indices_python import NO_LIMIT
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -211,10 +211,17 @@ class TokenReader:
             raise self._refusal(index)
         self.digests = None if trusting else read_digests(self.files)
         self._verify_recorded()
-        ids = np.frombuffer(self._raw_tokens, np.uint8)
+        self.file = self._token_file(NO_LIMIT)
+
+    def _token_file(self, limit: int) -> TokenFile:
         blocks = 0 if self.digests is None else len(self.digests.blocks)
-        self.file = TokenFile(
-            ids, dtype_code(self.dtype) or 0, self.lengths, self.pointers, np.zeros(blocks, np.uint8), NO_LIMIT
+        return TokenFile(
+            bytes=np.frombuffer(self._raw_tokens, np.uint8),
+            code=dtype_code(self.dtype) or 0,
+            lengths=self.lengths,
+            pointers=self.pointers,
+            checked=np.zeros(blocks, np.uint8),
+            limit=limit,
         )
 
     def _verify_recorded(self) -> None:
@@ -322,7 +329,7 @@ class TokenReader:
 
     def limit_ids(self, vocab_size: int) -> None:
         """Makes `read` refuse ids that are negative or not below `vocab_size`."""
-        self.file = self.file._replace(limit=vocab_size)
+        self.file = self._token_file(vocab_size)
 
     def _outside_of(self, pieces: np.ndarray) -> UserError:
         """The error for the first id of some pieces that is outside the vocabulary."""

@@ -195,10 +195,12 @@ def test_a_blend_past_its_last_sample_is_refused(engine):
 
 LENGTHS, ORDER = np.array([3, 4]), np.array([1, 0])
 SIZES, STATE = LENGTHS.astype(np.int32), np.zeros(625, np.uint32)
-FILE = indices_python.TokenFile(np.zeros(14, np.uint8), 8, SIZES, np.array([0, 6]))
+BYTES, POINTERS = np.zeros(14, np.uint8), np.array([0, 6])
+UNCHECKED = np.empty(0, np.uint8)
 
 
-def read(*piece, file=FILE):
+def read(*piece, data=BYTES, code=8, pointers=POINTERS):
+    file = _indices.TokenFile(data, code, SIZES, pointers, UNCHECKED, indices_python.NO_LIMIT)
     return _indices.read_pieces(file, np.array([piece]))
 
 
@@ -231,9 +233,11 @@ def read(*piece, file=FILE):
         (lambda: read(0, 3, 1), IndexError, "of a sequence of 3"),
         (lambda: read(0, -1, 1), IndexError, "of a sequence of 3"),
         (lambda: read(0, 0, -1), ValueError, "longer than its file"),
-        (lambda: read(1, 0, 4, file=FILE._replace(bytes=FILE.bytes[1:])), IndexError, "outside the token file"),
-        (lambda: read(1, 0, 1, file=FILE._replace(pointers=FILE.pointers - 7)), IndexError, "outside the token file"),
-        (lambda: read(1, 0, 1, file=FILE._replace(code=6)), ValueError, "dtype code 6"),
+        (lambda: read(1, 0, 4, data=BYTES[1:]), IndexError, "outside the token file"),
+        (lambda: read(1, 0, 1, pointers=POINTERS - 7), IndexError, "outside the token file"),
+        (lambda: read(1, 0, 1, code=6), ValueError, "dtype code 6"),
+        (lambda: read(1, 0, 1, data=BYTES[::2]), TypeError, "bytes must be contiguous uint8"),
+        (lambda: read(1, 0, 1, pointers=POINTERS.astype(np.int32)), TypeError, "pointers must be contiguous int64"),
         (lambda: _indices.best_fit(SIZES, 0, 3, 4), ValueError, "sequences 0 to 3 of 2"),
         (lambda: _indices.best_fit(SIZES, 0, 2, 0), ValueError, "seq_length 0 must be from 1"),
         (lambda: _indices.best_fit(-SIZES, 0, 2, 1), ValueError, "negative length"),
