@@ -302,6 +302,7 @@ class TokenReader:
                 for sequence, offset, count in pieces.tolist():
                     self.get(sequence, offset, count)
                 ids = read_pieces(self.file, pieces)
+                assert ids is not None, "every block of the pieces is verified now"
         except OverflowError as error:
             raise self._outside_of(pieces) from error
         return ids
