@@ -20,6 +20,7 @@ from megascratch.config.errors import UserError
 from megascratch.data.samples.build import Splits
 from megascratch.data.tokens.digests import Digests, read_digests
 from megascratch.data.tokens.loss_mask import has_mask, mask_prefix
+from megascratch.data.tokens.remote import is_remote
 from megascratch.data.tokens.token_files import TokenReader, bin_path, idx_path
 
 PIECES, PIECE_BYTES = 64, 1 << 16
@@ -55,7 +56,10 @@ def unrecorded(corpora: Mapping[str, TokenReader]) -> list[str]:
     if not missing:
         return []
     names = ", ".join(missing)
-    return [f"no digests for {names}, so damage would not be detected: megascratch data record {missing[0]}"]
+    remedy = f"megascratch data record {missing[0]}"
+    if is_remote(missing[0]):
+        remedy = f"upload the .digests that were made with the corpus as {missing[0]}.digests"
+    return [f"no digests for {names}, so damage would not be detected: {remedy}"]
 
 
 def opened_orders(splits: Splits, first_sample: int) -> dict[str, str]:

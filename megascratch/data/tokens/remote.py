@@ -3,12 +3,13 @@
 fsspec connects to the store (s3fs for s3://, an optional extra; any scheme that fsspec knows works the same). The cache
 is under --data-cache-path, in a folder named by the objects' addresses, sizes and versions (etags):
 
-    corpus.idx, corpus.json   complete copies, each moved to its name when downloaded
-    corpus.bin                full size, but sparse: a block is stored when it is first read
-    corpus.blocks             a byte for each block of 8 MiB: 1 when its bytes are on the disk
+    corpus.idx, .json, .digests   complete copies, each moved to its name when downloaded
+    corpus.bin                    full size, but sparse: a block is stored when it is first read
+    corpus.blocks                 a byte for each block of 8 MiB: 1 when its bytes are on the disk
 
 So the cache never marks half a block as present, several processes share it, and a corpus that was uploaded again has
-another folder. Disk space is needed for every block that is read.
+another folder. Disk space is needed for every block that is read. Where the corpus has .digests, the copies are
+compared with them as a local corpus is: what the store, the network or this disk changed is refused.
 """
 
 import fcntl
@@ -18,12 +19,14 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from megascratch.config.errors import UserError
+from megascratch.data.tokens.digests import BLOCK_BYTES as DIGEST_BLOCK_BYTES
 from megascratch.data.tokens.index_cache import locked, writable
 from megascratch.data.tokens.token_files import TokenReader
 from megascratch.storage.store import Object, Store
@@ -63,21 +66,27 @@ class RemoteReader(TokenReader):
         """Identifies the corpus by its objects' versions: the same on every machine, whatever is cached."""
         return {"objects": self._copy.versions}
 
-    def get(self, sequence: int, offset: int = 0, length: int | None = None) -> np.ndarray:
-        ids = super().get(sequence, offset, length)
-        start = int(self.pointers[sequence]) + offset * self.dtype.itemsize
-        self._copy.ensure(start, start + ids.nbytes)
-        return ids
+    def verify_blocks(self, start: int, stop: int) -> None:
+        """Fetches the blocks that hold bytes [start, stop), then compares them with the digests."""
+        first_byte = start // DIGEST_BLOCK_BYTES * DIGEST_BLOCK_BYTES  # a digest needs its whole block
+        last_byte = -(-stop // DIGEST_BLOCK_BYTES) * DIGEST_BLOCK_BYTES
+        if self.digests is None:
+            self._copy.ensure(start, stop)
+        else:
+            self._copy.ensure(first_byte, min(last_byte, self.bin_bytes))
+        super().verify_blocks(start, stop)
+
+    def _damage(self, path: Path, what: str) -> UserError:
+        url = self._copy.url + path.suffix
+        return UserError(
+            f"{url} differs from what was written with the corpus: {what}; remove its copy {path.parent} and start "
+            "again, and if that does not help, upload the corpus again"
+        )
 
     def read(self, pieces: np.ndarray) -> np.ndarray:
         for sequence, offset, count in pieces.tolist():
             self.get(sequence, offset, count)
         return super().read(pieces)
-
-    def _stretch(self, start: int, stop: int) -> Iterator[tuple[int, np.ndarray]]:
-        for at, ids in super()._stretch(start, stop):
-            self._copy.ensure(at, at + ids.nbytes)
-            yield at, ids
 
 
 class BlockCache:
@@ -90,16 +99,24 @@ class BlockCache:
         self._store = Store(url)
         if self._store.exists(f"{url}_loss_mask.idx"):
             raise UserError(f"{url} has a loss mask, which can only be read from this machine: copy its files here")
+        self.url = url
         self._bin = self._store.describe(f"{url}.bin")
         idx = self._store.describe(f"{url}.idx")
         self.versions = [list(self._bin), list(idx)]
-        self._home = cache / "objects" / hashlib.sha256(json.dumps(self.versions).encode()).hexdigest()[:32]
+        described = [
+            self._store.describe(address)
+            for address in (f"{url}.json", f"{url}.digests")
+            if self._store.exists(address)
+        ]
+        key = json.dumps([*self.versions, *described])
+        self._home = cache / "objects" / hashlib.sha256(key.encode()).hexdigest()[:32]
         self.prefix = str(self._home / "corpus")
         blocks = -(-self._bin.size // BLOCK_BYTES)
         with locked(self._home), writable(self._home):
             self._create("corpus.idx", lambda path: self._download(idx, path))
-            if self._store.exists(f"{url}.json"):
-                self._create("corpus.json", lambda path: self._download(self._store.describe(f"{url}.json"), path))
+            for item in described:
+                name = f"corpus{Path(item.url).suffix}"
+                self._create(name, partial(self._download, item))
             self._create("corpus.bin", lambda path: _create_sparse(path, self._bin.size))
             self._create("corpus.blocks", lambda path: _create_sparse(path, max(blocks, 1)))
         self._marks = (self._home / "corpus.blocks").open("r+b")

@@ -229,14 +229,26 @@ class TokenReader:
         if self.digests is None:
             return
         if self.bin_bytes != self.digests.bin_bytes:
-            raise not_recorded(
-                self._bin, self.files, f"it has {self.bin_bytes} bytes, {self.digests.bin_bytes} were written"
-            )
+            raise self._damage(self._bin, f"it has {self.bin_bytes} bytes, {self.digests.bin_bytes} were written")
         if xxhash.xxh3_128_digest(self._raw_index) != self.digests.idx.digest:
-            raise not_recorded(self._idx, self.files, "its checksum differs")
+            raise self._damage(self._idx, "its checksum differs")
         manifest = manifest_file(self.files)
-        if self.digests.manifest is not None and self.digests.manifest != _whole(manifest, self.files):
-            raise not_recorded(manifest, self.files, "its checksum differs")
+        if self.digests.manifest is not None and self.digests.manifest != self._whole(manifest):
+            raise self._damage(manifest, "its checksum differs")
+
+    def _whole(self, path: Path) -> WholeFile:
+        try:
+            return whole_file(path)
+        except OSError as error:
+            raise self._damage(path, f"it cannot be read: {error.strerror}") from error
+
+    def _damage(self, path: Path, what: str) -> UserError:
+        """The error for a file that differs from .digests."""
+        return UserError(
+            f"{path} differs from what was written with the corpus: {what}; copy it again or preprocess the corpus "
+            f"again (megascratch data validate {self.files} lists all damage; if you changed the file yourself, "
+            f"megascratch data record {self.files} --overwrite)"
+        )
 
     def _refusal(self, index: Index) -> UserError:
         """The error for the first broken rule."""
@@ -320,7 +332,7 @@ class TokenReader:
                 continue
             if not block_is_intact(self.view, self.digests, block):
                 first, end = block * BLOCK_BYTES, min((block + 1) * BLOCK_BYTES, self.bin_bytes)
-                raise not_recorded(self._bin, self.files, f"bytes {first:,} to {end:,} are damaged")
+                raise self._damage(self._bin, f"bytes {first:,} to {end:,} are damaged")
             checked[block] = 1
 
     @cached_property
@@ -389,23 +401,6 @@ class TokenReader:
                 byte = start + at * self.dtype.itemsize
                 sequence = int(np.searchsorted(self.pointers, byte, side="right")) - 1
                 yield sequence, (byte - int(self.pointers[sequence])) // self.dtype.itemsize, int(ids[at])
-
-
-def _whole(path: Path, prefix: str) -> WholeFile:
-    """Size and digest. Raises: UserError where the file cannot be read."""
-    try:
-        return whole_file(path)
-    except OSError as error:
-        raise not_recorded(path, prefix, f"it cannot be read: {error.strerror}") from error
-
-
-def not_recorded(path: Path, prefix: str, what: str) -> UserError:
-    """The error for a file that differs from .digests."""
-    return UserError(
-        f"{path} differs from what was written with the corpus: {what}; copy it again or preprocess the corpus again "
-        f"(megascratch data validate {prefix} lists all damage; if you changed the file yourself, "
-        f"megascratch data record {prefix} --overwrite)"
-    )
 
 
 def open_map(path: Path, what: str) -> "mmap.mmap | bytes":

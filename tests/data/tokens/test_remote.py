@@ -13,6 +13,7 @@ from megascratch.config.settings import DataConfig
 from megascratch.data.inspect.merge_split import merge
 from megascratch.data.samples.build import open_splits
 from megascratch.data.tokens import remote
+from megascratch.data.tokens.fingerprint import unrecorded
 from megascratch.data.tokens.manifest import read_manifest
 from megascratch.data.tokens.remote import open_corpus
 from megascratch.data.tokens.token_files import TokenReader
@@ -92,6 +93,47 @@ def test_a_corpus_that_was_uploaded_again_is_read_anew(store, tmp_path):
     assert after.get(1).tolist() == list(range(9, 18)) and after.identity != before.identity
     with pytest.raises(UserError, match=r"corpus\.bin was replaced while it was read: start again"):
         before.get(39)
+
+
+def with_digests(store, prefix):
+    upload(store, prefix)
+    store.pipe(f"{URL}.digests", prefix.with_name(f"{prefix.name}.digests").read_bytes())
+
+
+def test_digests_are_fetched_and_ids_that_agree_with_them_are_read(store, tmp_path):
+    with_digests(store, tmp_path / "local")
+    local, remote = TokenReader(tmp_path / "local"), open_corpus(URL, tmp_path / "cache")
+    assert remote.digests is not None and remote.digests.own == local.digests.own
+    assert [remote.get(at).tolist() for at in range(40)] == [local.get(at).tolist() for at in range(40)]
+    pieces = np.array([[3, 1, 4], [38, 29, 1]])
+    assert remote.read(pieces).tolist() == local.read(pieces).tolist()
+    assert unrecorded({URL: remote}) == []
+
+
+def test_a_corpus_without_digests_is_told_what_to_upload(store, tmp_path):
+    (notice,) = unrecorded({URL: open_corpus(URL, tmp_path / "cache")})
+    assert notice.endswith(f"upload the .digests that were made with the corpus as {URL}.digests")
+
+
+@pytest.mark.parametrize("suffix", [".bin", ".idx", ".json"])
+def test_a_byte_that_the_store_changed_is_refused(store, tmp_path, suffix):
+    with_digests(store, tmp_path / "local")
+    content = bytearray(store.cat(f"{URL}{suffix}"))
+    content[40] ^= 1  # a length in the index, so that it still follows every rule of the format or is refused for that
+    store.pipe(f"{URL}{suffix}", bytes(content))
+    with pytest.raises(UserError, match=rf"corpus\{suffix}(:| differs from what was written with the corpus)"):
+        open_corpus(URL, tmp_path / "cache").get(2)
+
+
+def test_a_byte_that_this_disk_changed_is_refused_by_the_next_process(store, tmp_path):
+    with_digests(store, tmp_path / "local")
+    open_corpus(URL, tmp_path / "cache").get(2)
+    (copy,) = tmp_path.glob("cache/objects/*/corpus.bin")
+    content = bytearray(copy.read_bytes())
+    content[33] ^= 1
+    copy.write_bytes(bytes(content))
+    with pytest.raises(UserError, match=rf"{URL}.bin differs .*are damaged; remove its copy {copy.parent} and"):
+        open_corpus(URL, tmp_path / "cache").get(2)
 
 
 def test_errors_that_pass_are_tried_again(store, tmp_path, monkeypatch):
