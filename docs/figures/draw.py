@@ -1,4 +1,4 @@
-"""Draws the diagrams of README and documentation: `python docs/figures/draw.py` writes the SVG files beside it."""
+"""Draws the diagrams of README and documentation: `python docs/figures/draw.py` writes the SVG files next to it."""
 
 import sys
 from pathlib import Path
@@ -190,25 +190,26 @@ def tensor_parallel() -> Drawing:
 
 FLOORS = [
     ("commands", "one file per verb"),
-    ("training · verification · doctor · inference", "runs, proofs, checks of machines, use of a model"),
-    ("model · curation", "the list of layers; rules for texts"),
-    ("data · layers · pipeline · optim · data_parallel · checkpoint · supervision", "the rooms of the work"),
+    ("verification · inference · doctor", "comparison of layouts, use of a model, checks of machines"),
+    ("training", "setup, trainer, loop"),
+    ("model · curation", "the list of layers; filters for raw text"),
+    ("data · layers · pipeline · optim · data_parallel · checkpoint · supervision", "the parts of a run"),
     ("tokenizer · parallel · storage", "text to ids; ranks; addresses"),
-    ("config · runtime", "settings and laws; faults, heartbeat"),
+    ("config · runtime", "settings and their rules; fault points, heartbeat"),
 ]
 
 
 def floors() -> Drawing:
     """Architecture: who may import whom."""
-    d = Drawing(760, 400, "Floors of the code: imports only go down")
+    d = Drawing(760, 458, "Floors of the code: imports only go down")
     for number, (rooms, what) in enumerate(FLOORS):
         y = 16 + number * 58
         d.box(90, y, 640, 44, f"{rooms}\n{what}", (BLUE, GREEN)[number % 2], 13)
         d.text(60, y + 28, str(len(FLOORS) - 1 - number), 16, bold=True)
-    d.arrow(28, 30, 28, 340)
+    d.arrow(28, 30, 28, 398)
     d.legend(
         90,
-        374,
+        432,
         [
             (BLUE, "a floor"),
             (GREEN, "the next floor"),
@@ -263,11 +264,11 @@ GRADIENT = [
     ("weight.grad_sink", "parallel/grad_sink.py", GREEN),
     ("W may wait", "pipeline/stage.py", GREEN),
     ("slot in a bucket, fp32", "data_parallel/buckets.py", YELLOW),
-    ("sum over dp", "ddp.py: all-reduce; zero1.py: reduce-scatter", RED),
-    ("sums over tp and pp", "partial_grads.py; tied weights", RED),
+    ("sum over dp", "data_parallel/ddp.py, zero1.py", RED),
+    ("sums over tp and pp", "data_parallel/partial_grads.py, base.py", RED),
     ("global norm, clip", "optim/grad_norm.py", YELLOW),
-    ("AdamW on the own range", "data_parallel/optimizer_shard.py", YELLOW),
-    ("weights to all ranks", "zero1.py: all-gather", RED),
+    ("AdamW on the own range", "data_parallel/sharded_optimizer.py", YELLOW),
+    ("weights to all ranks", "data_parallel/zero1.py", RED),
 ]
 
 
@@ -300,9 +301,9 @@ def sample() -> Drawing:
     d = Drawing(900, 250, "The way of a sample")
     steps = [
         ("consumed samples", "one integer, in TrainState", GREY),
-        ("numbers of this rank", "microbatches.py", BLUE),
-        ("sample i: spans", "dataset.py, csrc/samples.h", BLUE),
-        ("ids", "token_files.py: memory map of .bin", GREEN),
+        ("numbers of this rank", "data/samples/microbatches.py", BLUE),
+        ("sample i: spans", "data/samples/dataset.py", BLUE),
+        ("ids from .bin", "data/tokens/token_files.py", GREEN),
     ]
     for number, (what, where, fill) in enumerate(steps):
         x = 20 + number * 220
@@ -310,9 +311,9 @@ def sample() -> Drawing:
         if number:
             d.arrow(x - 20, 50, x - 2, 50)
     later = [
-        ("collate: Batch", "batch.py: ids, labels, mask, positions", GREEN),
-        ("read ahead", "prefetch.py: a thread, next steps", YELLOW),
-        ("first stage: ids, last: labels", "trainer.py, stage.py", YELLOW),
+        ("collate: Batch", "data/samples/batch.py", GREEN),
+        ("read ahead", "data/prefetch.py, a thread", YELLOW),
+        ("first stage: ids, last: labels", "training/trainer.py, pipeline/stage.py", YELLOW),
     ]
     for number, (what, where, fill) in enumerate(later):
         x = 20 + number * 292
@@ -337,7 +338,7 @@ def sample() -> Drawing:
 
 def checkpoint() -> Drawing:
     """Guide: boxes of whole tensors between two layouts."""
-    d = Drawing(820, 260, "Ranks write boxes of whole tensors; any other layout reads the boxes it needs")
+    d = Drawing(820, 260, "Ranks write boxes of whole tensors; ranks of any other layout read the parts they need")
     d.text(120, 30, "written on TP 2", 13, bold=True)
     for rank, fill in enumerate((GREEN, YELLOW)):
         d.box(30 + rank * 100, 50, 90, 110, f"rank {rank}\nits columns", fill)
@@ -351,7 +352,7 @@ def checkpoint() -> Drawing:
     d.text(690, 30, "read on ZeRO-1 with DP 3", 13, bold=True)
     for rank in range(3):
         d.box(592, 50 + rank * 40, 200, 34, f"rank {rank}: overlaps with its rows", BLUE, 11, bold=False)
-    d.text(410, 204, "Loading is the overlap of boxes: there is no code for resharding.", 12)
+    d.text(410, 204, "A rank of any layout reads the overlap of the boxes that it needs with those in the files.", 12)
     d.legend(
         60,
         226,
