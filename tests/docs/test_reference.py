@@ -21,6 +21,21 @@ def test_every_setting_stands_in_the_reference_with_its_meaning():
     assert [name for name, meaning in rows if not meaning.strip()] == []
 
 
+def test_the_settings_for_beginners_have_the_default_and_the_meaning_of_the_code():
+    page = (ROOT / "docs" / "reference" / "settings.md").read_text(encoding="utf-8")
+    chosen = re.findall(r"^\| `(\w+)` \| `(.*)` \| (.*) \|$", page, flags=re.MULTILINE)
+    row = r"^\| `(\w+)` \| [^|]* \| `([^|]*)` \| [^|]* \| (.*) \|$"
+    generated = re.findall(row, generate_reference.settings_page(), flags=re.MULTILINE)
+    in_the_code = {name: (default, meaning) for name, default, meaning in generated}
+    stale = []
+    for name, default, meaning in chosen:
+        default_now, meaning_now = in_the_code.get(name, ("", ""))
+        if default != default_now or not meaning_now.startswith(meaning):
+            stale.append((name, default_now, meaning_now))
+    assert 20 <= len(chosen) <= 30
+    assert stale == []
+
+
 def test_every_verb_and_its_sub_verbs_stand_in_the_reference():
     page = generate_reference.command_line_page()
     for verb in VERBS:
@@ -53,8 +68,12 @@ def test_every_source_file_that_a_page_names_exists(page):
     """A name may leave out the folders in front."""
     files = [f"/{file}" for file in tracked_files()]
     named = set(re.findall(r"`([\w./-]+\.(?:py|h|cpp|sh|sbatch|toml|txt))`", page.read_text(encoding="utf-8")))
-    examples = {"benchmarks/bench_NAME.py", "preprocess_data_fast.py", "prepare.py", "merges.txt", "sample.txt"}
-    assert [name for name in sorted(named - examples) if not any(file.endswith(f"/{name}") for file in files)] == []
+    examples = {"benchmarks/bench_NAME.py", "merges.txt", "sample.txt", "input.txt"}
+    of_others = {"preprocess_data_fast.py", "prepare.py", "train.py", "sample.py", "run_clm.py"}
+    of_others.add("data/shakespeare_char/input.txt")
+    assert [
+        name for name in sorted(named - examples - of_others) if not any(file.endswith(f"/{name}") for file in files)
+    ] == []
 
 
 @pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
