@@ -211,10 +211,10 @@ def floors() -> Drawing:
         90,
         432,
         [
-            (BLUE, "a floor"),
-            (GREEN, "the next floor"),
+            (BLUE, "even floor"),
+            (GREEN, "odd floor"),
             ("->", "allowed direction of imports"),
-            (WHITE, "number: floor"),
+            (WHITE, "box: the packages of a floor"),
         ],
     )
     return d
@@ -262,12 +262,12 @@ def training_step() -> Drawing:
 GRADIENT = [
     ("layer's backward", "layers/linear.py", GREEN),
     ("weight.grad_sink", "parallel/grad_sink.py", GREEN),
-    ("W may wait", "pipeline/stage.py", GREEN),
+    ("W may come later", "pipeline/stage.py", GREEN),
     ("slot in a bucket, fp32", "data_parallel/buckets.py", YELLOW),
     ("sum over dp", "data_parallel/ddp.py, zero1.py", RED),
     ("sums over tp and pp", "data_parallel/partial_grads.py, base.py", RED),
     ("global norm, clip", "optim/grad_norm.py", YELLOW),
-    ("AdamW on the own range", "data_parallel/sharded_optimizer.py", YELLOW),
+    ("AdamW on this rank's range", "data_parallel/sharded_optimizer.py", YELLOW),
     ("weights to all ranks", "data_parallel/zero1.py", RED),
 ]
 
