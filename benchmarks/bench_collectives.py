@@ -3,7 +3,7 @@ turn, at several sizes and numbers of ranks of this machine.
 
     python benchmarks/bench_collectives.py --ranks 2 4 8
 
-Prints the median of their ratio: above 1 ours is faster. The limits in collectives.py come from this table.
+Prints the median of their ratio: above 1 ours is faster. The limits in `parallel/gloo.py` come from this table.
 """
 
 import argparse

@@ -35,7 +35,7 @@ from megascratch.config.fields import with_fields
 from megascratch.config.settings import Config
 from megascratch.data_parallel import ddp, zero1
 from megascratch.layers import linear
-from megascratch.parallel.collectives import Pending
+from megascratch.parallel.pending import Pending
 from megascratch.pipeline.runtime import _Player
 from megascratch.training.trainer import Trainer
 from megascratch.verification.pool import mesh_of

@@ -23,9 +23,9 @@ from megascratch.config.settings import Config
 from megascratch.doctor.host import HostFinding, check_host
 from megascratch.doctor.network import bandwidths, slow_groups
 from megascratch.parallel import mesh as meshes
-from megascratch.parallel.collectives import CommunicationError
 from megascratch.parallel.grid import Grid
 from megascratch.parallel.mesh import Mesh
+from megascratch.parallel.pending import CommunicationError
 from megascratch.parallel.rendezvous import Rendezvous, join
 from megascratch.training.hardware import choose_device
 from megascratch.training.start.preflight import differences, rank_facts, where

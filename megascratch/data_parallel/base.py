@@ -22,8 +22,9 @@ from megascratch.data_parallel.optimizer_shard import OptimizerShard, first_elem
 from megascratch.data_parallel.partial_grads import PartialGradReducer, partial_runs
 from megascratch.data_parallel.sharded_optimizer import ShardedOptimizer
 from megascratch.optim.grad_norm import GlobalNorm
-from megascratch.parallel.collectives import Pending, all_gather_objects, start_all_reduce
+from megascratch.parallel.collectives import all_gather_objects, start_all_reduce
 from megascratch.parallel.mesh import Axis, Mesh
+from megascratch.parallel.pending import Pending
 from megascratch.parallel.shard import Shard, ShardSlice
 from megascratch.parallel.sharded_tensor import ShardedTensor, box_view, pieces_in_range
 from megascratch.runtime.faults import fault_point

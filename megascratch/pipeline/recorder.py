@@ -10,9 +10,10 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 
-from megascratch.parallel.collectives import barrier, named
+from megascratch.parallel.collectives import barrier
 from megascratch.parallel.host_staging import transport_device
 from megascratch.parallel.mesh import Axis
+from megascratch.parallel.pending import named
 from megascratch.pipeline.schedule import Action
 from megascratch.pipeline.simulate import TimedAction
 

@@ -12,9 +12,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megascratch.parallel.collectives import CommunicationError, Work, reason
 from megascratch.parallel.host_staging import HostTransfer, needs_host_staging
 from megascratch.parallel.mesh import Link, Links
+from megascratch.parallel.pending import CommunicationError, Work, reason
 from megascratch.pipeline.recorder import NullRecorder
 from megascratch.pipeline.schedule import Action, Placement
 from megascratch.pipeline.stage import Stage

@@ -28,8 +28,8 @@ from megascratch.checkpoint.steps import problem_of, step_folder, step_number
 from megascratch.config.errors import UserError
 from megascratch.config.printable import printable
 from megascratch.config.settings import TrainingConfig
-from megascratch.parallel.collectives import CommunicationError
 from megascratch.parallel.mesh import Mesh, host_axis
+from megascratch.parallel.pending import CommunicationError
 from megascratch.parallel.sharded_tensor import ShardedTensor
 from megascratch.storage.path import Place, storage_path
 from megascratch.storage.store import StoreError

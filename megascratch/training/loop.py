@@ -22,7 +22,8 @@ from megascratch.data.samples.megatron_order import validation_start
 from megascratch.data.samples.skip_samples import SkipSamples
 from megascratch.model.flops import flops_per_token
 from megascratch.optim.lr_schedule import learning_rate
-from megascratch.parallel.collectives import CommunicationError, all_reduce
+from megascratch.parallel.collectives import all_reduce
+from megascratch.parallel.pending import CommunicationError
 from megascratch.pipeline.recorder import Recorder
 from megascratch.runtime.faults import fault_point
 from megascratch.runtime.heartbeat import doing, set_watched

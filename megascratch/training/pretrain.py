@@ -10,7 +10,7 @@ from megascratch.config.exit_codes import BAD_INPUT, DONE, FAILED, STOPS
 from megascratch.config.printable import printable_lines
 from megascratch.config.settings import Config
 from megascratch.parallel import mesh
-from megascratch.parallel.collectives import CommunicationError
+from megascratch.parallel.pending import CommunicationError
 from megascratch.runtime.faults import fault_point
 from megascratch.runtime.heartbeat import ended
 from megascratch.supervision.torchrun_watcher import outlive_dead_machines, started_by_torchrun, watch_torchrun

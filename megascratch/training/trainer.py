@@ -17,8 +17,9 @@ from megascratch.model.build import build_chunks, compile_blocks, shard_table
 from megascratch.model.recompute import set_recompute
 from megascratch.optim.grad_norm import clip_factor
 from megascratch.optim.loss_scale import LossScale
-from megascratch.parallel.collectives import CommunicationError, all_reduce
+from megascratch.parallel.collectives import all_reduce
 from megascratch.parallel.mesh import Mesh
+from megascratch.parallel.pending import CommunicationError
 from megascratch.parallel.sharded_tensor import ShardedTensor
 from megascratch.pipeline import runtime
 from megascratch.pipeline.passes import Orders, compile_order, placement_of

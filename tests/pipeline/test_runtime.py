@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from megascratch.parallel.collectives import CommunicationError
 from megascratch.parallel.grid import Grid
 from megascratch.parallel.mesh import Mesh
+from megascratch.parallel.pending import CommunicationError
 from megascratch.pipeline.passes import Orders, add_transfers, check, compile_order
 from megascratch.pipeline.runtime import TensorSpec, connect, evaluate, run
 from megascratch.pipeline.schedule import Placement, zb_h1

@@ -15,8 +15,9 @@ from megascratch.checkpoint.backend import direct_writer
 from megascratch.checkpoint.backend.direct_writer import BUFFER_BYTES, DirectWriter
 from megascratch.config.fields import with_fields
 from megascratch.data_parallel.base import DataParallel
-from megascratch.parallel import collectives
-from megascratch.parallel.collectives import Pending, start_all_gather
+from megascratch.parallel.collectives import start_all_gather
+from megascratch.parallel.gloo import EXCHANGED_GATHER
+from megascratch.parallel.pending import Pending
 from megascratch.pipeline import runtime
 from megascratch.training import loop, setup
 from megascratch.training.health.replicas import ReplicasDiffer, check_replicas
@@ -66,7 +67,7 @@ class Late:
         return sum(not work.awaited for work in self.started)
 
     def __enter__(self) -> "Late":
-        self.patch = patch.object(collectives, "_start", self.start)
+        self.patch = patch.object(Pending, "start", self.start)
         self.patch.start()
         return self
 
@@ -118,7 +119,7 @@ class LateMessage:
 
 def long_gather() -> tuple[int, bool]:
     """On a rank: a gather of more than is exchanged; its messages, and whether they are all in their places."""
-    axis, numel = mesh_of(dp=2).data, collectives._EXCHANGED_GATHER
+    axis, numel = mesh_of(dp=2).data, EXCHANGED_GATHER
     messages: list[LateMessage] = []
 
     def late(*args: Any, **kwargs: Any) -> LateMessage:
@@ -126,7 +127,7 @@ def long_gather() -> tuple[int, bool]:
         return messages[-1]
 
     dist_irecv = dist.irecv
-    with patch.object(collectives.dist, "irecv", late):
+    with patch.object(dist, "irecv", late):
         whole = start_all_gather(torch.full((numel,), axis.rank + 1, dtype=torch.uint8), axis).wait()
     return len(messages), whole.tolist() == [1] * numel + [2] * numel
 

@@ -19,7 +19,7 @@ from megascratch.data.samples.dataset import BLEND_BLOCK, Blend
 from megascratch.data_parallel.base import DataParallel
 from megascratch.layers import dropout
 from megascratch.model import chunk
-from megascratch.parallel import collectives
+from megascratch.parallel.gloo import DirectGather
 from megascratch.parallel.random import mix64, mixed
 from megascratch.pipeline import runtime
 from megascratch.pipeline.runtime import _Player
@@ -372,7 +372,7 @@ AWAITED = {
     ),
     "a send that is over is dropped": Alike([(_Player, "_send", forgetting(_Player._send, "S"))], sends("1f1b", True)),
     "the first message of a link is not awaited": Alike([(runtime, "connect", open_at_once)], sends("1f1b")),
-    "the messages of a long gather are not awaited": Alike([(collectives._DirectGather, "wait", nothing)], gathers),
+    "the messages of a long gather are not awaited": Alike([(DirectGather, "wait", nothing)], gathers),
     "a room is filled again while it is being written": Alike(
         [(DirectWriter, "_send", without(DirectWriter._send, "_wait"))], streams
     ),

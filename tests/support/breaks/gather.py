@@ -6,7 +6,8 @@ from unittest.mock import patch
 from megascratch.config.settings import Config
 from megascratch.data_parallel import base, zero1
 from megascratch.data_parallel.base import DataParallel
-from megascratch.parallel.collectives import Pending, start_all_gather
+from megascratch.parallel.collectives import start_all_gather
+from megascratch.parallel.pending import Pending
 from tests.support import layout_runs
 from tests.support.breaks.replacing import ZERO1, Break, nothing
 

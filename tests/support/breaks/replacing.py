@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from megascratch.parallel.collectives import Pending
+from megascratch.parallel.pending import Pending
 from tests.support import layout_runs
 
 TP2 = {"tensor_model_parallel_size": 2}

@@ -17,7 +17,6 @@ from megascratch.layers import attention, dropout, embedding, linear, loss, mlp
 from megascratch.layers.loss import vocab_parallel_cross_entropy
 from megascratch.model import build, chunk
 from megascratch.parallel.collectives import (
-    Pending,
     _Pair,
     _sum,
     all_gather,
@@ -28,6 +27,7 @@ from megascratch.parallel.collectives import (
     start_all_reduce,
 )
 from megascratch.parallel.mesh import Axis
+from megascratch.parallel.pending import Pending
 from megascratch.parallel.random import normal_rows
 from megascratch.parallel.shard import Box, Shard
 from megascratch.training.trainer import Trainer

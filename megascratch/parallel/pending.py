@@ -1,0 +1,92 @@
+"""A communication under way, and the error that names the operation, the axis and the rank when it fails."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from torch import Tensor
+
+from megascratch.parallel.mesh import Axis
+from megascratch.runtime.comm_timer import blocked
+from megascratch.runtime.faults import fault_point
+from megascratch.runtime.heartbeat import next_number, waiting
+
+
+class CommunicationError(RuntimeError):
+    """A collective or transfer failed or timed out; the text names the operation, the axis and the rank."""
+
+
+@contextmanager
+def named(operation: str, axis: str, rank: int, size: int) -> Iterator[None]:
+    """Turns an error of a communication inside the block into a CommunicationError that names it (law 11)."""
+    try:
+        yield
+    except CommunicationError:
+        raise
+    except RuntimeError as error:
+        raise CommunicationError(f"{operation} over {axis} failed on rank {rank} of {size}: {reason(error)}") from error
+
+
+def reason(error: RuntimeError) -> str:
+    """The first line of the library's error, or, if it only follows from another rank's end, a hint to that rank."""
+    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if "closed by peer" in text or "reset by peer" in text:
+        return "another rank has ended; see the message of that rank"
+    return text
+
+
+class Work(Protocol):
+    """A communication under way: the part of torch's `Work` that is used here."""
+
+    def wait(self) -> object:
+        """Waits until it has ended."""
+
+    def is_completed(self) -> bool:
+        """Whether `wait` would return at once; gloo does not report this for sends."""
+
+
+class Pending:
+    """A collective under way. `wait` returns its result; `finish`, if given, is called once the communication ends."""
+
+    def __init__(
+        self,
+        operation: str,
+        axis: Axis,
+        work: Work | None,
+        result: Tensor,
+        finish: Callable[[], object] | None = None,
+    ):
+        self.operation = operation
+        self.axis = axis
+        self.work = work
+        self.result = result
+        self.finish = finish
+        self.number = 0 if work is None else next_number(axis.name)
+
+    @classmethod
+    def start(cls, operation: str, axis: Axis, result: Tensor, launch: Callable[..., Work | None]) -> "Pending":
+        """Launches a collective over the axis; `launch` gets torch's arguments `group` and `async_op`."""
+        fault_point("collective.start")
+        with named(operation, axis.name, axis.rank, axis.size):
+            work = launch(group=axis.group, async_op=True)
+            return cls(operation, axis, work, result)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether `wait` would return at once."""
+        return self.work is None or self.work.is_completed()
+
+    def wait(self) -> Tensor:
+        if self.work is not None:
+            fault_point("collective.wait")
+            axis = self.axis
+            with (
+                named(self.operation, axis.name, axis.rank, axis.size),
+                waiting(f"{self.operation} over {axis.name}", self.number, axis.ranks),
+                blocked(axis.waits),
+            ):
+                self.work.wait()
+            if self.finish is not None:
+                self.finish()
+            self.work = self.finish = None
+        return self.result
