@@ -7,12 +7,11 @@ know the pipeline: a chunk maps (hidden states or None, batch) to hidden states 
 """
 
 from functools import partial
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from megascratch.config.settings import ModelConfig
+from megascratch.config.settings import ModelConfig, ParallelConfig
 from megascratch.data.samples.batch import Batch
 from megascratch.layers.attention import Attention, ForwardContext, KVCache
 from megascratch.layers.dropout import Dropout
@@ -21,7 +20,7 @@ from megascratch.layers.linear import linear
 from megascratch.layers.loss import vocab_parallel_cross_entropy
 from megascratch.layers.mlp import MLP
 from megascratch.layers.norm import NORMS
-from megascratch.layers.recompute import with_recompute
+from megascratch.layers.recompute import RecomputeUnit, units, with_recompute
 from megascratch.layers.rotary import rotary_angles
 from megascratch.parallel.mesh import Axis
 from megascratch.parallel.shard import Shard
@@ -97,14 +96,6 @@ class Head(nn.Module):
         return (losses * loss_mask.t().flatten()).sum()
 
 
-class RecomputeUnit(NamedTuple):
-    """Layers [start, stop) of a chunk; `again`: only their input is kept, and backward computes them again."""
-
-    start: int
-    stop: int
-    again: bool
-
-
 class ModelChunk(nn.Module):
     """Consecutive layers of the model.
 
@@ -134,6 +125,16 @@ class ModelChunk(nn.Module):
         tied = not model.untie_embeddings_and_output_weights
         shared = self.embedding.word.weight if self.embedding is not None and tied else None
         self.head = Head(model, tp, sequence_parallel, shared) if last else None
+
+    def set_recompute(self, parallel: ParallelConfig) -> None:
+        """Sets what backward computes again; `recompute_method` and `recompute_num_layers` must be derived."""
+        if parallel.recompute_granularity == "full":
+            assert parallel.recompute_num_layers is not None
+            block = parallel.recompute_method == "block"
+            self.units = units(len(self.layers), block, parallel.recompute_num_layers)
+        for layer in self.layers.values():
+            assert isinstance(layer, Block)
+            layer.attention.recompute_core = parallel.recompute_granularity == "selective"
 
     def parts(self) -> list[nn.Module]:
         """The modules that a forward calls in order; together they hold all parameters."""

@@ -14,7 +14,6 @@ from megascratch.config.settings import Config
 from megascratch.data.samples.batch import Batch
 from megascratch.data_parallel import DATA_PARALLEL
 from megascratch.model.build import build_chunks, compile_blocks, shard_table
-from megascratch.model.recompute import set_recompute
 from megascratch.optim.grad_norm import clip_factor
 from megascratch.optim.loss_scale import LossScale
 from megascratch.parallel.collectives import all_reduce
@@ -71,7 +70,8 @@ class Trainer:
         self.placement = _placement(config) if self.table is None else self.table.placement
         self.chunks = build_chunks(model, parallel, mesh, dtype, training.seed, self.placement)
         self.shards = {name: shard for chunk in self.chunks for name, shard in shard_table(chunk).items()}
-        set_recompute(self.chunks, parallel)
+        for chunk in self.chunks:
+            chunk.set_recompute(parallel)
         if training.compile:
             compile_blocks(self.chunks)
         kind = "zero1" if parallel.use_distributed_optimizer else "ddp"

@@ -5,8 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from megascratch.model.chunk import RecomputeUnit
-from megascratch.model.recompute import units
+from megascratch.layers.recompute import RecomputeUnit, units
 from megascratch.training.trainer import Trainer
 from tests.support.layout_runs import assert_identical, config_of, synthetic_batch, trace
 from tests.support.pairwise_cover import LLAMA
