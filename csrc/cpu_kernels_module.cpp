@@ -1,5 +1,5 @@
 // The module megascratch.layers._cpu_kernels: csrc/cpu_kernels.h over memory that is given by its address, cut into
-// parts for the threads that torch has. Who calls answers for types and sizes, as megascratch/layers/cpu_kernels.py
+// parts for the threads that torch has. Who calls answers for types and sizes, as megascratch/layers/kernels/cpu.py
 // does; the GIL is free while a kernel runs.
 
 #include <pybind11/pybind11.h>

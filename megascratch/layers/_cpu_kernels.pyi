@@ -1,5 +1,5 @@
 """Types of the C++ extension csrc/cpu_kernels_module.cpp, addresses and sizes; what they mean stands in
-cpu_kernels.py."""
+kernels/cpu.py."""
 
 class _Kernels:
     def gelu_backward(self, x: int, grad: int, grad_x: int, count: int) -> None: ...

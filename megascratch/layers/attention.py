@@ -1,72 +1,21 @@
 """Self-attention with a fused qkv projection, grouped-query attention and heads split over tp.
 
-The core is torch's scaled_dot_product_attention; for short samples on a CPU the same in plain matrix products. With
-more tp ranks than key/value heads, neighbouring ranks hold replicas of the same k and v rows (`Shard.parts`).
+With more tp ranks than key/value heads, neighbouring ranks hold replicas of the same k and v rows (`Shard.parts`).
 """
 
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from megascratch.config.settings import ModelConfig
-from megascratch.layers import cpu_kernels
 from megascratch.layers.dropout import AttentionDropout
-from megascratch.layers.linear import ON_INTEL, ColumnParallelLinear, RowParallelLinear
+from megascratch.layers.kernels.attention import attention
+from megascratch.layers.linear import ColumnParallelLinear, RowParallelLinear
 from megascratch.layers.recompute import with_recompute
 from megascratch.layers.rotary import split_heads
 from megascratch.parallel.mesh import Axis
 from megascratch.parallel.shard import Part
-
-# Sequence lengths for which plain products are faster on a CPU than torch's fused kernel, which is made for long rows.
-# That kernel uses MKL, which on Intel processors is fast enough at very small products to win there again.
-SHORT = range(96 if ON_INTEL else 1, 257)
-_ROWS = 128  # queries at once, with the keys up to the last of them: products with later keys would be masked
-
-
-class _ShortCausalAttention(torch.autograd.Function):
-    """softmax(q kᵀ / sqrt(d)) v with a causal mask, in plain products of blocks of queries with the keys that they see.
-    Backward needs the attention weights: all of [b n, s, s] up to s = 128, three quarters of it at s = 256.
-    Recomputation of the core frees them."""
-
-    @staticmethod
-    def forward(ctx, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        b, n, s, d = q.shape
-        q, k, v = (x.transpose(0, 1).reshape(n * b, s, d) for x in (q, k, v))
-        out, parts = q.new_empty(s, b, n, d), []  # in the layout that the next layer reads
-        for first in range(0, s, _ROWS):
-            end = min(first + _ROWS, s)
-            scores = torch.bmm(q[:, first:end], k[:, :end].transpose(1, 2))
-            parts.append(cpu_kernels.causal_softmax_(scores, first, d**-0.5))
-            out[first:end] = torch.bmm(parts[-1], v[:, :end]).view(n, b, end - first, d).permute(2, 1, 0, 3)
-        ctx.save_for_backward(q, k, v, *parts)
-        return out.permute(1, 2, 0, 3)
-
-    @staticmethod
-    @cpu_kernels.once_differentiable
-    def backward(ctx, grad: Tensor):
-        q, k, v, *parts = ctx.saved_tensors
-        (b, n, s, d), end = grad.shape, grad.shape[2]
-        grad = grad.transpose(0, 1).reshape(n * b, s, d)
-        grad_q, grad_k, grad_v = (x.new_empty(x.shape) for x in (q, k, v))
-        for weights in reversed(parts):
-            first = end - weights.shape[1]
-            mine, seen = slice(first, end), slice(0, end)
-            grad_weights = torch.bmm(grad[:, mine], v[:, seen].transpose(1, 2))
-            grad_scores = cpu_kernels.causal_softmax_backward_(weights, grad_weights, first, d**-0.5)
-            beta = 0 if end == s else 1  # the last block sees all keys and comes first: nothing to add to
-            grad_q[:, mine].baddbmm_(grad_scores, k[:, seen], beta=0)
-            grad_k[:, seen].baddbmm_(grad_scores.transpose(1, 2), q[:, mine], beta=beta)
-            grad_v[:, seen].baddbmm_(weights.transpose(1, 2), grad[:, mine], beta=beta)
-            end = first
-        return tuple(x.view(n, b, s, d).transpose(0, 1) for x in (grad_q, grad_k, grad_v))
-
-
-def _is_short(q: Tensor, k: Tensor, context: "ForwardContext") -> bool:
-    """Whether `_ShortCausalAttention` supports these inputs and is faster."""
-    causal = context.mask is None and q.shape == k.shape and q.shape[2] in SHORT
-    return causal and not torch.compiler.is_compiling() and cpu_kernels.supports(q, k)
 
 
 @dataclass
@@ -136,10 +85,8 @@ class Attention(nn.Module):
         k, v = self._repeat_kv(k), self._repeat_kv(v)
         if self.training and self.dropout.p:
             out = self._with_dropout(q, k, v, context)
-        elif _is_short(q, k, context):
-            out = _ShortCausalAttention.apply(q, k, v)
         else:
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=context.mask, is_causal=context.mask is None)
+            out = attention(q, k, v, context.mask)
         return out.permute(2, 0, 1, 3)
 
     def _repeat_kv(self, x: Tensor) -> Tensor:

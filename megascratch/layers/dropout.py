@@ -10,13 +10,13 @@ from megascratch.parallel.mesh import Axis
 from megascratch.parallel.random import keep_mask, sample_keys
 
 try:
-    from megascratch.layers.gpu_kernels import dropped
+    from megascratch.layers.kernels.gpu import dropped
 except Exception:  # Triton is missing or its version does not fit
     dropped = None  # type: ignore[assignment]
 
 
 class _Mask(NamedTuple):
-    """The arguments of `gpu_kernels.dropped` that define the mask."""
+    """The arguments of `gpu.dropped` that define the mask."""
 
     seed: int
     site: int

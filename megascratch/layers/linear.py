@@ -8,12 +8,10 @@ split along the sequence (Korthikanti et al. 2022, arXiv 2205.05198). The gradie
 added directly to the main-gradient buffer, and autograd sees None.
 """
 
-from pathlib import Path
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from megascratch.layers.kernels.products import product
 from megascratch.parallel.collectives import (
     all_gather,
     reduce_from,
@@ -25,16 +23,6 @@ from megascratch.parallel.collectives import (
 from megascratch.parallel.grad_sink import GradSink
 from megascratch.parallel.mesh import Axis
 from megascratch.parallel.shard import Part, Shard
-
-# oneDNN's matrix product, which torch.compile also calls; not every build of torch has it. On AMD processors it is
-# 10 to 33 % faster than MKL, on Intel about 8 % slower.
-_CPUS = Path("/proc/cpuinfo")
-ON_INTEL = _CPUS.exists() and "GenuineIntel" in _CPUS.read_text()
-_BETTER = torch.backends.mkldnn.is_available() and not ON_INTEL
-_onednn = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if _BETTER else None
-# Multiplications: below this a call to oneDNN, with a fixed cost of about 15 us, does not pay off.
-_WORTHWHILE = 1 << 23
-
 
 _Layer = tuple[nn.Parameter, Axis, bool]  # weight, axis, whether x is cut along dim 0
 
@@ -51,14 +39,14 @@ class _Linear(torch.autograd.Function):
         ctx.save_for_backward(x)  # under SP only this rank's part is kept; backward gathers it again
         ctx.layer, ctx.has_bias = layer, bias is not None
         weight, axis, gather = layer
-        return _product(all_gather(x, axis) if gather else x, weight, bias)
+        return product(all_gather(x, axis) if gather else x, weight, bias)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
         (x,) = ctx.saved_tensors
         weight, axis, gather = ctx.layer
         gathered = start_all_gather(x, axis) if gather else None
-        grad_x = _product(grad, weight.t(), None) if ctx.needs_input_grad[0] else None
+        grad_x = product(grad, weight.t(), None) if ctx.needs_input_grad[0] else None
         if gathered is not None:
             x = gathered.wait()
         pending = None
@@ -68,16 +56,6 @@ class _Linear(torch.autograd.Function):
         grad_weight = _weight_gradient(weight, x.flatten(0, -2), grad_2d)
         grad_bias = grad_2d.sum(0) if ctx.has_bias else None
         return pending.wait() if pending else grad_x, grad_weight, grad_bias, None
-
-
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x Wᵀ + b; in fp32 on a CPU with oneDNN where that is faster.
-
-    If x has three dims, the output is a view for autograd and must not be overwritten in place; with two dims it may.
-    """
-    if _onednn is not None and x.dtype == torch.float32 and x.numel() * weight.shape[0] >= _WORTHWHILE and x.is_cpu:
-        return _onednn(x, weight, bias, "none", [], "")
-    return F.linear(x, weight, bias)
 
 
 def _weight_gradient(weight: nn.Parameter, x: Tensor, grad: Tensor) -> Tensor | None:

@@ -14,7 +14,7 @@ from megascratch.parallel.collectives import all_reduce
 from megascratch.parallel.mesh import Axis
 
 try:
-    from megascratch.layers.gpu_kernels import row_statistics, to_gradient
+    from megascratch.layers.kernels.gpu import row_statistics, to_gradient
 except Exception:  # Triton is missing or its version does not fit
     row_statistics = to_gradient = None  # type: ignore[assignment]
 

@@ -3,12 +3,11 @@
 from collections.abc import Callable
 from functools import partial
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from megascratch.config.settings import ModelConfig
-from megascratch.layers import cpu_kernels
+from megascratch.layers.kernels.activations import gelu, swiglu
 from megascratch.layers.linear import ColumnParallelLinear, RowParallelLinear
 from megascratch.parallel.mesh import Axis
 from megascratch.parallel.shard import Part
@@ -16,66 +15,6 @@ from megascratch.parallel.shard import Part
 
 def squared_relu(x: Tensor) -> Tensor:
     return F.relu(x).square()
-
-
-class _SwiGLU(torch.autograd.Function):
-    """SwiGLU that keeps only its input; backward writes both halves of the gradient directly into one tensor."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        if cpu_kernels.supports(x):
-            return cpu_kernels.swiglu(x)
-        gate, up = x.chunk(2, -1)
-        return F.silu(gate).mul_(up)
-
-    @staticmethod
-    @cpu_kernels.once_differentiable
-    def backward(ctx, grad: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
-        if cpu_kernels.supports(x, grad):
-            return cpu_kernels.swiglu_backward(x, grad)
-        gate, up = x.chunk(2, -1)
-        grad_x = torch.empty_like(x)
-        grad_gate, grad_up = grad_x.chunk(2, -1)
-        torch.ops.aten.silu.out(gate, out=grad_up).mul_(grad)
-        torch.mul(grad, up, out=grad_gate)
-        torch.ops.aten.silu_backward.grad_input(grad_gate, gate, grad_input=grad_gate)
-        return grad_x
-
-
-def swiglu(x: Tensor) -> Tensor:
-    """[..., gate | up] -> silu(gate) * up."""
-    if not torch.compiler.is_compiling():
-        return _SwiGLU.apply(x)
-    gate, up = x.chunk(2, -1)  # the compiler fuses this
-    return F.silu(gate) * up
-
-
-class _GELU(torch.autograd.Function):
-    """torch's own forward, which is fast, and a backward with the kernels of `cpu_kernels`."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, by_tanh: bool) -> Tensor:
-        ctx.save_for_backward(x)
-        ctx.by_tanh = by_tanh
-        return _gelu(x, by_tanh)
-
-    @staticmethod
-    @cpu_kernels.once_differentiable
-    def backward(ctx, grad: Tensor):
-        (x,) = ctx.saved_tensors
-        return cpu_kernels.gelu_backward(x, grad, ctx.by_tanh), None
-
-
-def gelu(x: Tensor, by_tanh: bool = False) -> Tensor:
-    """GELU, x times the normal CDF of x (Hendrycks, Gimpel 2016), or OpenAI's approximation by tanh."""
-    use_kernel = not torch.compiler.is_compiling() and cpu_kernels.supports(x)
-    return _GELU.apply(x, by_tanh) if use_kernel else _gelu(x, by_tanh)
-
-
-def _gelu(x: Tensor, by_tanh: bool) -> Tensor:
-    return F.gelu(x, approximate="tanh" if by_tanh else "none")
 
 
 def activation(model: ModelConfig) -> Callable[[Tensor], Tensor]:

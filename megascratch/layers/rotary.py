@@ -6,7 +6,7 @@ Uses the convention of Llama: dims i and i + d/2 rotate together.
 import torch
 from torch import Tensor
 
-from megascratch.layers import cpu_kernels
+from megascratch.layers.kernels import cpu
 
 
 def rotary_angles(positions: Tensor, dims: int, base: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -30,7 +30,7 @@ class _Split(torch.autograd.Function):
         return qkv.permute(1, 2, 0, 3).split(heads, 1)
 
     @staticmethod
-    @cpu_kernels.once_differentiable
+    @cpu.once_differentiable
     def backward(ctx, *grads: Tensor):
         grad_qkv, places = _grad_qkv(grads)
         for place, grad in zip(places, grads, strict=True):
@@ -52,7 +52,7 @@ class _Rotate(torch.autograd.Function):
         return out.split(heads, 1)
 
     @staticmethod
-    @cpu_kernels.once_differentiable
+    @cpu.once_differentiable
     def backward(ctx, *grads: Tensor):
         cos, sin = ctx.saved_tensors
         grad_qkv, (q, k, v) = _grad_qkv(grads)
@@ -82,8 +82,8 @@ def split_heads(qkv: Tensor, heads: Heads, angles: tuple[Tensor, Tensor] | None)
 
 def _turn(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor, back: bool) -> None:
     dims, half = cos.shape[-1], sin.shape[-1]
-    if cpu_kernels.supports(x, cos, sin) and x.stride(-1) == 1:
-        cpu_kernels.apply_rotary(x, cos, sin, out, back)
+    if cpu.supports(x, cos, sin) and x.stride(-1) == 1:
+        cpu.apply_rotary(x, cos, sin, out, back)
     else:
         sign = -1 if back else 1
         torch.mul(x[..., :dims], cos, out=out[..., :dims])

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from megascratch.config.settings import ModelConfig
-from megascratch.layers import attention as module
 from megascratch.layers.attention import Attention, ForwardContext, KVCache
+from megascratch.layers.kernels import attention as module
 from megascratch.layers.rotary import rotary_angles, split_heads
 from megascratch.model.chunk import document_mask
 from megascratch.parallel.mesh import Axis

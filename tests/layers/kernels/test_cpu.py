@@ -1,13 +1,16 @@
 """The kernels of csrc/cpu_kernels.h against the formulas in torch's own pieces, and where they may not be taken."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from megascratch.config.settings import ModelConfig
-from megascratch.layers import cpu_kernels
 from megascratch.layers.attention import Attention, ForwardContext
-from megascratch.layers.mlp import gelu, swiglu
+from megascratch.layers.kernels import cpu
+from megascratch.layers.kernels.activations import gelu, swiglu
 from megascratch.layers.norm import NORMS
 from megascratch.layers.rotary import rotary_angles, split_heads
 from megascratch.parallel.mesh import Axis
@@ -40,15 +43,15 @@ def test_swiglu_and_its_gradient(width, dtype):
     wide = x.double().requires_grad_()
     expected = F.silu(wide[..., :width]) * wide[..., width:]
     expected.backward(grad.double())
-    assert close(cpu_kernels.swiglu(x), expected) and close(cpu_kernels.swiglu_backward(x, grad), wide.grad)
+    assert close(cpu.swiglu(x), expected) and close(cpu.swiglu_backward(x, grad), wide.grad)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_swiglu_far_out_and_with_what_is_no_number(dtype):
     gate = torch.tensor(EDGES, dtype=dtype)
-    found = cpu_kernels.swiglu(torch.stack((gate, torch.ones_like(gate))).view(1, -1))
+    found = cpu.swiglu(torch.stack((gate, torch.ones_like(gate))).view(1, -1))
     assert torch.allclose(found[0], F.silu(gate), rtol=1e-6, atol=1e-7) and found.isfinite().all()
-    assert cpu_kernels.swiglu(torch.tensor([[torch.nan, 1.0]], dtype=dtype)).isnan().all()
+    assert cpu.swiglu(torch.tensor([[torch.nan, 1.0]], dtype=dtype)).isnan().all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -58,8 +61,8 @@ def test_rms_norm_and_its_gradients(width, dtype):
     wide, scaled = x.double().requires_grad_(), weight.double().requires_grad_()
     expected = F.rms_norm(wide, (width,), scaled, 1e-5)
     expected.backward(grad.double())
-    out, scale = cpu_kernels.rms_norm(x, weight, 1e-5)
-    grad_x, grad_weight = cpu_kernels.rms_norm_backward(x, weight, scale, grad)
+    out, scale = cpu.rms_norm(x, weight, 1e-5)
+    grad_x, grad_weight = cpu.rms_norm_backward(x, weight, scale, grad)
     assert close(out, expected) and close(grad_x, wide.grad) and close(grad_weight, scaled.grad)
 
 
@@ -72,15 +75,15 @@ def test_causal_softmax_and_its_gradient(first, rows, dtype):
     later = torch.ones(rows, columns, dtype=torch.bool).triu_(first + 1)
     expected = (0.3 * wide).masked_fill(later, -torch.inf).softmax(-1)
     expected.backward(grad.double())
-    weights = cpu_kernels.causal_softmax_(scores, first, 0.3)
+    weights = cpu.causal_softmax_(scores, first, 0.3)
     assert close(weights, expected) and (weights[:, later] == 0).all()
-    assert close(cpu_kernels.causal_softmax_backward_(weights, grad, first, 0.3), wide.grad)
+    assert close(cpu.causal_softmax_backward_(weights, grad, first, 0.3), wide.grad)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_causal_softmax_of_scores_far_apart(dtype):
     scores = torch.tensor([[[1e30, 5.0, 5.0], [-1e30, -1e30, 0.0], [-1e30, 80.0, 1e30]]], dtype=dtype)
-    found = cpu_kernels.causal_softmax_(scores, 0, 1.0)
+    found = cpu.causal_softmax_(scores, 0, 1.0)
     expected = torch.tensor([[[1.0, 0.0, 0.0], [0.5, 0.5, 0.0], [0.0, 0.0, 1.0]]], dtype=dtype)
     assert torch.allclose(found, expected, atol=1e-30)
 
@@ -93,14 +96,14 @@ def test_the_gradient_of_gelu(width, by_tanh, dtype):
     wide = x.double().requires_grad_()
     inner = (8 / torch.pi) ** 0.5 * (wide + 0.044715 * wide**3)  # torch's own tanh loses digits far below 0
     (wide * inner.sigmoid() if by_tanh else F.gelu(wide)).backward(grad.double())
-    assert close(cpu_kernels.gelu_backward(x, grad, by_tanh), wide.grad)
+    assert close(cpu.gelu_backward(x, grad, by_tanh), wide.grad)
 
 
 @pytest.mark.parametrize("by_tanh", [False, True])
 def test_the_gradient_of_gelu_far_out(by_tanh):
     x = torch.tensor(EDGES, dtype=torch.float64)
     for dtype in (torch.float32, torch.float64):
-        found = cpu_kernels.gelu_backward(x.to(dtype), torch.ones(len(x), dtype=dtype), by_tanh)
+        found = cpu.gelu_backward(x.to(dtype), torch.ones(len(x), dtype=dtype), by_tanh)
         assert torch.allclose(found[2:6].double(), torch.tensor([1.0, 0.0, 1.0, 0.0], dtype=torch.float64))
         assert found.isfinite()[:10].all() and found[:2].tolist() == [0.5, 0.5]
 
@@ -110,24 +113,24 @@ def all_kernels(threads: int) -> list[torch.Tensor]:
     torch.set_num_threads(threads)
     x, grad, weight = (draw(*shape, dtype=torch.float32) for shape in ((700, 201, 2), (700, 201), (402,)))
     x, scores = x.view(700, 402), draw(5, 70, 130, dtype=torch.float32)
-    out, scale = cpu_kernels.rms_norm(x, weight, 1e-5)
-    weights = cpu_kernels.causal_softmax_(scores, 60, 0.3)
+    out, scale = cpu.rms_norm(x, weight, 1e-5)
+    weights = cpu.causal_softmax_(scores, 60, 0.3)
     angles = [angle.permute(1, 2, 0, 3) for angle in rotary_angles(torch.arange(67).expand(7, -1), 6, 100.0, x.dtype)]
     heads, turned = draw(7, 67, 72, 8, dtype=torch.float32).transpose(1, 2), torch.zeros(7, 72, 67, 8)
-    cpu_kernels.apply_rotary(heads, *angles, turned, False)
+    cpu.apply_rotary(heads, *angles, turned, False)
     return [
-        cpu_kernels.swiglu(x),
-        cpu_kernels.swiglu_backward(x, grad),
-        cpu_kernels.gelu_backward(x, out, True),
+        cpu.swiglu(x),
+        cpu.swiglu_backward(x, grad),
+        cpu.gelu_backward(x, out, True),
         out,
-        *cpu_kernels.rms_norm_backward(x, weight, scale, out),
+        *cpu.rms_norm_backward(x, weight, scale, out),
         weights.clone(),
-        cpu_kernels.causal_softmax_backward_(weights, scores.clone(), 60, 0.3),
+        cpu.causal_softmax_backward_(weights, scores.clone(), 60, 0.3),
         turned,
     ]
 
 
-@pytest.mark.skipif(not cpu_kernels.supports_threads(), reason="torch's threads cannot be shared here")
+@pytest.mark.skipif(not cpu.supports_threads(), reason="torch's threads cannot be shared here")
 @pytest.mark.parametrize("threads", [2, 3])
 def test_threads_share_the_rows(threads):
     for mine, shared in zip(all_kernels(1), all_kernels(threads), strict=True):
@@ -135,10 +138,10 @@ def test_threads_share_the_rows(threads):
 
 
 def test_where_threads_cannot_be_shared_torch_keeps_them(monkeypatch):
-    monkeypatch.setattr(cpu_kernels, "supports_threads", lambda: False)
-    assert cpu_kernels.supports(torch.ones(2))
+    monkeypatch.setattr(cpu, "supports_threads", lambda: False)
+    assert cpu.supports(torch.ones(2))
     torch.set_num_threads(2)
-    assert not cpu_kernels.supports(torch.ones(2))
+    assert not cpu.supports(torch.ones(2))
     mine = through_all(13, torch.float64)
     monkeypatch.undo()
     for found, expected in zip(through_all(13, torch.float64), mine, strict=True):
@@ -167,12 +170,10 @@ def through_all(s: int, dtype: torch.dtype) -> list[torch.Tensor]:
 @pytest.mark.parametrize("s", [1, 13, 128, 150])
 def test_layers_with_and_without_kernels_are_the_same_model(s, dtype, monkeypatch):
     taken = []
-    monkeypatch.setattr(
-        cpu_kernels, "apply_rotary", lambda *args, turn=cpu_kernels.apply_rotary: taken.append(1) or turn(*args)
-    )
+    monkeypatch.setattr(cpu, "apply_rotary", lambda *args, turn=cpu.apply_rotary: taken.append(1) or turn(*args))
     mine = through_all(s, dtype)
     assert len(taken) == 3, "the kernels were not asked"
-    monkeypatch.setattr(cpu_kernels, "supports", lambda *_: False)
+    monkeypatch.setattr(cpu, "supports", lambda *_: False)
     theirs = through_all(s, dtype)
     assert len(taken) == 3, "the kernels were asked"
     precision = torch.finfo(dtype).eps
@@ -182,8 +183,8 @@ def test_layers_with_and_without_kernels_are_the_same_model(s, dtype, monkeypatc
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_short_numbers_are_left_to_torch(dtype):
-    assert not cpu_kernels.supports(torch.ones(2, dtype=dtype))
-    assert not cpu_kernels.supports(torch.ones(2), torch.ones(2, dtype=dtype))
+    assert not cpu.supports(torch.ones(2, dtype=dtype))
+    assert not cpu.supports(torch.ones(2), torch.ones(2, dtype=dtype))
     x = torch.linspace(-3, 3, 8).to(dtype)
     assert torch.equal(swiglu(x), F.silu(x[:4]) * x[4:])
 
@@ -201,9 +202,9 @@ def test_angles_of_one_sample_are_those_of_all_and_others_do_not_fit():
 @pytest.mark.parametrize("shape", [(0, 8), (3, 0)])
 def test_nothing_in_nothing_out(shape):
     x = torch.zeros(shape)
-    assert cpu_kernels.swiglu(x).shape == (shape[0], shape[1] // 2)
-    assert cpu_kernels.swiglu_backward(x, x[:, ::2]).shape == shape
-    assert cpu_kernels.gelu_backward(x, x, False).shape == shape
+    assert cpu.swiglu(x).shape == (shape[0], shape[1] // 2)
+    assert cpu.swiglu_backward(x, x[:, ::2]).shape == shape
+    assert cpu.gelu_backward(x, x, False).shape == shape
 
 
 def test_a_second_derivative_is_refused_rather_than_wrong():
@@ -220,3 +221,26 @@ def test_rotary_angles_of_each_sample_are_its_own():
         alone = split_heads(qkv[:, b : b + 1], (3, 1, 1), rotary_angles(positions[b : b + 1], 4, 100.0, qkv.dtype))
         for found, expected in zip(both, alone, strict=True):
             assert torch.equal(found[b : b + 1], expected)
+
+
+WITHOUT = """
+import sys, warnings
+sys.modules["megascratch.layers._cpu_kernels"] = None  # as if it were not compiled
+with warnings.catch_warnings(record=True) as said:
+    warnings.simplefilter("always")
+    import megascratch.layers.attention, megascratch.layers.norm, megascratch.layers.rotary
+    from megascratch.layers.kernels import cpu
+    from megascratch.layers.kernels.activations import gelu, swiglu
+    from megascratch.layers.kernels.norms import rms_norm
+import torch
+x = torch.linspace(-3, 3, 8, requires_grad=True)
+swiglu(gelu(rms_norm(x, torch.ones(8), 1e-5))).sum().backward()
+assert x.grad.isfinite().all()
+assert not cpu.supports(x) and not cpu.supports_threads()
+print([str(warning.message).split(" (")[0] for warning in said if "extension" in str(warning.message)])
+"""
+
+
+def test_without_the_compiled_extension_the_layers_use_torch_and_warn_once():
+    done = subprocess.run([sys.executable, "-c", WITHOUT], capture_output=True, text=True)
+    assert (done.stdout, done.returncode) == ("['the C++ extension is not built']\n", 0), done.stderr

@@ -52,7 +52,7 @@ def test_dropout_and_its_gradient(dtype, part):
 
 
 def right_drop(x, samples, seed, site, p, run_length, first):
-    """`gpu_kernels.dropped` of one run per sample, in plain steps."""
+    """`gpu.dropped` of one run per sample, in plain steps."""
     keys = sample_keys(seed, site, samples)[:, None]
     index = torch.arange(first, first + x.numel() // len(samples)).view(-1, 1, run_length)
     return x * keep_mask(keys, index, p) / (1 - p)

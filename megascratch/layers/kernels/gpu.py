@@ -1,6 +1,7 @@
 """Triton kernels for cross-entropy over long rows of logits and for layout-independent dropout.
 
-They compute the same as the plain steps in `loss.py` and `dropout.py`, with fewer passes over memory and less of it.
+They compute the same as the plain steps in `layers/loss.py` and `layers/dropout.py`, with fewer passes over memory and
+less of it.
 """
 
 import torch

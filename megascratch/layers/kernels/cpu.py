@@ -1,25 +1,40 @@
-"""The C++ kernels of csrc/cpu_kernels.h for fp32 and fp64 tensors: one pass over memory each, on torch's threads."""
+"""The C++ kernels of csrc/cpu_kernels.h for fp32 and fp64 tensors: one pass over memory each, on torch's threads.
 
+Ask `supports` before each call. Without the compiled extension it says no to everything.
+"""
+
+import warnings
 from collections.abc import Callable
 from functools import wraps
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from megascratch.layers import _cpu_kernels
+try:
+    from megascratch.layers import _cpu_kernels as extension
+except ImportError:
+    warnings.warn(
+        "the C++ extension is not built (pip install -e . needs a C++17 compiler): on a CPU the layers use torch's own "
+        "operations, which give the same model but are slower",
+        stacklevel=2,
+    )
+    extension = None  # type: ignore[assignment]
 
-_KERNELS = {torch.float32: _cpu_kernels.f32, torch.float64: _cpu_kernels.f64}
+_KERNELS: dict[torch.dtype, Any] = {}
+if extension is not None:
+    _KERNELS = {torch.float32: extension.f32, torch.float64: extension.f64}
 
 
 def supports_threads() -> bool:
     """Whether the kernels run on all of torch's threads, which needs an OpenMP runtime that they can call."""
-    return _cpu_kernels.has_threads()
+    return extension is not None and extension.has_threads()
 
 
 def supports(x: Tensor, *others: Tensor) -> bool:
     """Whether to use the kernels for these tensors: not if torch has threads that they cannot use, or if they are not
     compiled for this processor; torch's own operations are faster then."""
-    if not (x.is_cpu and x.dtype in _KERNELS and _cpu_kernels.is_tuned()):
+    if not (x.is_cpu and x.dtype in _KERNELS and extension.is_tuned()):
         return False
     # Call torch.get_num_threads first: it sets the number of OpenMP threads for the calling thread.
     return all(other.dtype == x.dtype for other in others) and (torch.get_num_threads() == 1 or supports_threads())

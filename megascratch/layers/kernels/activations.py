@@ -1,0 +1,67 @@
+"""SwiGLU (Shazeer 2020) and GELU (Hendrycks, Gimpel 2016)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from megascratch.layers.kernels import cpu
+
+
+class _SwiGLU(torch.autograd.Function):
+    """SwiGLU that keeps only its input; backward writes both halves of the gradient directly into one tensor."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        if cpu.supports(x):
+            return cpu.swiglu(x)
+        gate, up = x.chunk(2, -1)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    @cpu.once_differentiable
+    def backward(ctx, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        if cpu.supports(x, grad):
+            return cpu.swiglu_backward(x, grad)
+        gate, up = x.chunk(2, -1)
+        grad_x = torch.empty_like(x)
+        grad_gate, grad_up = grad_x.chunk(2, -1)
+        torch.ops.aten.silu.out(gate, out=grad_up).mul_(grad)
+        torch.mul(grad, up, out=grad_gate)
+        torch.ops.aten.silu_backward.grad_input(grad_gate, gate, grad_input=grad_gate)
+        return grad_x
+
+
+def swiglu(x: Tensor) -> Tensor:
+    """[..., gate | up] -> silu(gate) * up."""
+    if not torch.compiler.is_compiling():
+        return _SwiGLU.apply(x)
+    gate, up = x.chunk(2, -1)  # the compiler fuses this
+    return F.silu(gate) * up
+
+
+class _GELU(torch.autograd.Function):
+    """torch's own forward, which is fast, and a backward with the kernels of `cpu`."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, by_tanh: bool) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.by_tanh = by_tanh
+        return _gelu(x, by_tanh)
+
+    @staticmethod
+    @cpu.once_differentiable
+    def backward(ctx, grad: Tensor):
+        (x,) = ctx.saved_tensors
+        return cpu.gelu_backward(x, grad, ctx.by_tanh), None
+
+
+def gelu(x: Tensor, by_tanh: bool = False) -> Tensor:
+    """GELU, x times the normal CDF of x (Hendrycks, Gimpel 2016), or OpenAI's approximation by tanh."""
+    use_kernel = not torch.compiler.is_compiling() and cpu.supports(x)
+    return _GELU.apply(x, by_tanh) if use_kernel else _gelu(x, by_tanh)
+
+
+def _gelu(x: Tensor, by_tanh: bool) -> Tensor:
+    return F.gelu(x, approximate="tanh" if by_tanh else "none")

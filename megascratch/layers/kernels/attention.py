@@ -1,0 +1,69 @@
+"""softmax(q kᵀ / sqrt(d)) v: torch's scaled_dot_product_attention; for short samples on a CPU plain matrix products."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from megascratch.layers.kernels import cpu
+from megascratch.layers.kernels.products import ON_INTEL
+
+# Sequence lengths for which plain products are faster on a CPU than torch's fused kernel, which is made for long rows.
+# That kernel uses MKL, which on Intel processors is fast enough at very small products to win there again.
+SHORT = range(96 if ON_INTEL else 1, 257)
+_ROWS = 128  # queries at once, with the keys up to the last of them: products with later keys would be masked
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention of q, k and v, each [b, n, s, d] -> [b, n, s, d].
+
+    Args:
+        mask: [b, 1, q, k] bool, True where attention is allowed; None: causal.
+    """
+    if mask is None and _is_short(q, k):
+        return _ShortCausalAttention.apply(q, k, v)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+
+
+def _is_short(q: Tensor, k: Tensor) -> bool:
+    """Whether `_ShortCausalAttention` supports these inputs and is faster."""
+    if q.shape != k.shape or q.shape[2] not in SHORT:
+        return False
+    return not torch.compiler.is_compiling() and cpu.supports(q, k)
+
+
+class _ShortCausalAttention(torch.autograd.Function):
+    """softmax(q kᵀ / sqrt(d)) v with a causal mask, in plain products of blocks of queries with the keys that they see.
+    Backward needs the attention weights: all of [b n, s, s] up to s = 128, three quarters of it at s = 256.
+    Recomputation of the core frees them."""
+
+    @staticmethod
+    def forward(ctx, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        b, n, s, d = q.shape
+        q, k, v = (x.transpose(0, 1).reshape(n * b, s, d) for x in (q, k, v))
+        out, parts = q.new_empty(s, b, n, d), []  # in the layout that the next layer reads
+        for first in range(0, s, _ROWS):
+            end = min(first + _ROWS, s)
+            scores = torch.bmm(q[:, first:end], k[:, :end].transpose(1, 2))
+            parts.append(cpu.causal_softmax_(scores, first, d**-0.5))
+            out[first:end] = torch.bmm(parts[-1], v[:, :end]).view(n, b, end - first, d).permute(2, 1, 0, 3)
+        ctx.save_for_backward(q, k, v, *parts)
+        return out.permute(1, 2, 0, 3)
+
+    @staticmethod
+    @cpu.once_differentiable
+    def backward(ctx, grad: Tensor):
+        q, k, v, *parts = ctx.saved_tensors
+        (b, n, s, d), end = grad.shape, grad.shape[2]
+        grad = grad.transpose(0, 1).reshape(n * b, s, d)
+        grad_q, grad_k, grad_v = (x.new_empty(x.shape) for x in (q, k, v))
+        for weights in reversed(parts):
+            first = end - weights.shape[1]
+            mine, seen = slice(first, end), slice(0, end)
+            grad_weights = torch.bmm(grad[:, mine], v[:, seen].transpose(1, 2))
+            grad_scores = cpu.causal_softmax_backward_(weights, grad_weights, first, d**-0.5)
+            beta = 0 if end == s else 1  # the last block sees all keys and comes first: nothing to add to
+            grad_q[:, mine].baddbmm_(grad_scores, k[:, seen], beta=0)
+            grad_k[:, seen].baddbmm_(grad_scores.transpose(1, 2), q[:, mine], beta=beta)
+            grad_v[:, seen].baddbmm_(weights.transpose(1, 2), grad[:, mine], beta=beta)
+            end = first
+        return tuple(x.view(n, b, s, d).transpose(0, 1) for x in (grad_q, grad_k, grad_v))

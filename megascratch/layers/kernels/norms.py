@@ -1,0 +1,44 @@
+"""LayerNorm and RMSNorm over the last dim; on CUDA by the fused kernels of NVIDIA apex if that package is installed."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from megascratch.layers.kernels import cpu
+
+try:  # the package named apex on PyPI is a different one, without this module
+    from apex.normalization.fused_layer_norm import fused_layer_norm_affine, fused_rms_norm_affine
+except ImportError:
+    fused_layer_norm_affine = fused_rms_norm_affine = None
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, epsilon: float) -> Tensor:
+    """(x - mean) / std * weight + bias; weight and bias [h], x [..., h]."""
+    if fused_layer_norm_affine is not None and x.is_cuda and bias is not None:
+        return fused_layer_norm_affine(x, weight, bias, weight.shape, epsilon)
+    return F.layer_norm(x, weight.shape, weight, bias, epsilon)
+
+
+def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    """x / rms(x) * weight; weight [h], x [..., h]."""
+    if fused_rms_norm_affine is not None and x.is_cuda:
+        return fused_rms_norm_affine(x, weight, weight.shape, epsilon)
+    if not torch.compiler.is_compiling() and cpu.supports(x, weight):
+        return _RMSNorm.apply(x, weight, epsilon)
+    return F.rms_norm(x, weight.shape, weight, epsilon)
+
+
+class _RMSNorm(torch.autograd.Function):
+    """RMSNorm with the kernels of `cpu`, one pass each way; torch has no fused one for a CPU."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+        out, scale = cpu.rms_norm(x, weight, epsilon)
+        ctx.save_for_backward(x, weight, scale)
+        return out
+
+    @staticmethod
+    @cpu.once_differentiable
+    def backward(ctx, grad: Tensor):
+        x, weight, scale = ctx.saved_tensors
+        return *cpu.rms_norm_backward(x, weight, scale, grad), None
