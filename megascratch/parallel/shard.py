@@ -3,6 +3,7 @@ gradient sync, gradient norm, optimizer, checkpoint and planner read it. Pure ar
 """
 
 import math
+import operator
 from dataclasses import dataclass, field
 from itertools import product
 from typing import NamedTuple
@@ -16,22 +17,25 @@ class Box(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return tuple(b - a for a, b in zip(self.start, self.stop, strict=True))
+        return tuple(map(operator.sub, self.stop, self.start))
 
     @property
     def slices(self) -> tuple[slice, ...]:
-        return tuple(slice(a, b) for a, b in zip(self.start, self.stop, strict=True))
+        return tuple(map(slice, self.start, self.stop))
 
     def overlap(self, other: "Box") -> "Box | None":
+        """The elements that both boxes have; None if there are none."""
         start = tuple(map(max, self.start, other.start))
         stop = tuple(map(min, self.stop, other.stop))
-        return Box(start, stop) if all(a < b for a, b in zip(start, stop, strict=True)) else None
+        for first, end in zip(start, stop, strict=True):
+            if first >= end:
+                return None
+        return Box(start, stop)
 
     def moved(self, offset: tuple[int, ...]) -> "Box":
-        return Box(
-            tuple(a + o for a, o in zip(self.start, offset, strict=True)),
-            tuple(b + o for b, o in zip(self.stop, offset, strict=True)),
-        )
+        start = tuple(map(operator.add, self.start, offset))
+        stop = tuple(map(operator.add, self.stop, offset))
+        return Box(start, stop)
 
 
 class Part(NamedTuple):
@@ -48,6 +52,15 @@ class ShardSlice(NamedTuple):
     local: Box
     whole: Box
     copy: int
+
+
+class _Run(NamedTuple):
+    """Neighbouring indices of one dim that a rank holds."""
+
+    local: int  # first index in the rank's tensor
+    whole: int  # first index in the global tensor
+    length: int
+    copy: int  # number of the replica
 
 
 @dataclass(frozen=True)
@@ -83,45 +96,63 @@ class Shard:
             if self.padded is not None:
                 shape[dim] = self.padded // sizes[axis]
             else:
-                shape[dim] = sum(length for _, _, length, _ in self._runs(dim, sizes[axis], 0))
+                shape[dim] = sum(run.length for run in self._runs(dim, sizes[axis], 0))
         return tuple(shape)
 
     def pieces(self, sizes: dict[str, int], coords: dict[str, int]) -> list[ShardSlice]:
         """The blocks that the rank at `coords` holds, in local order. A weight that is not split over the tensor axis
         is replicated on all ranks of that axis: copies 0, 1, ..."""
-        runs: list[list[tuple[int, int, int, int]]] = [[(0, 0, size, 0)] for size in self.shape]
+        runs_of_dim = [[_Run(0, 0, size, 0)] for size in self.shape]
         for axis, dim in self.split.items():
-            runs[dim] = self._runs(dim, sizes[axis], coords[axis])
+            runs_of_dim[dim] = self._runs(dim, sizes[axis], coords[axis])
         replica = 0 if "tp" in self.split else coords.get("tp", 0)
-        return [_piece(blocks, replica) for blocks in product(*runs) if all(length > 0 for _, _, length, _ in blocks)]
+        pieces = []
+        for runs in product(*runs_of_dim):
+            if all(run.length > 0 for run in runs):
+                pieces.append(_piece(runs, replica))
+        return pieces
 
     def shared_parts(self, sizes: dict[str, int]) -> bool:
         """True if several ranks of a split axis hold the same unit, so that their gradients must be summed."""
-        return any(part.units < sizes[axis] for axis in self.split for part in self.parts)
+        for axis in self.split:
+            for part in self.parts:
+                if part.units < sizes[axis]:
+                    return True
+        return False
 
-    def _runs(self, dim: int, ranks: int, rank: int) -> list[tuple[int, int, int, int]]:
-        """(start in the local tensor, start in the global tensor, length, copy) of each run along the split dim."""
+    def _runs(self, dim: int, ranks: int, rank: int) -> list[_Run]:
+        """What `rank` of `ranks` holds along the split dim: one run for each part."""
         size = self.shape[dim]
         if self.padded is not None:
             length = self.padded // ranks
-            return [(0, rank * length, max(0, min(length, size - rank * length)), 0)]
-        runs, local, whole = [], 0, 0
+            start = rank * length
+            without_padding = min(length, size - start)
+            return [_Run(0, start, max(0, without_padding), 0)]
+        runs = []
+        local = 0  # where the part begins in the rank's tensor
+        whole = 0  # where it begins in the global tensor
         for part in self.parts or (Part(size, size),):
-            copies = max(1, ranks // part.units)
+            copies = max(1, ranks // part.units)  # ranks that hold the same units
             cuts = ranks // copies
             if part.units % cuts or ranks % cuts:
                 raise ValueError(f"{part.units} units cannot be divided evenly among {ranks} ranks")
             length = part.size // cuts
-            runs.append((local, whole + rank // copies * length, length, rank % copies))
-            local, whole = local + length, whole + part.size
+            cut = rank // copies
+            runs.append(_Run(local, whole + cut * length, length, rank % copies))
+            local += length
+            whole += part.size
         return runs
 
 
-def _piece(blocks: tuple[tuple[int, int, int, int], ...], replica: int) -> ShardSlice:
-    local, whole, length, copies = zip(*blocks, strict=True)
-    local_stop = tuple(start + size for start, size in zip(local, length, strict=True))
-    whole_stop = tuple(start + size for start, size in zip(whole, length, strict=True))
-    return ShardSlice(Box(local, local_stop), Box(whole, whole_stop), sum(copies) + replica)
+def _piece(runs: tuple[_Run, ...], replica: int) -> ShardSlice:
+    """The block that has one run in each dim."""
+    shape = tuple(run.length for run in runs)
+    origin = (0,) * len(runs)
+    block = Box(origin, shape)
+    local = block.moved(tuple(run.local for run in runs))
+    whole = block.moved(tuple(run.whole for run in runs))
+    copies = sum(run.copy for run in runs)
+    return ShardSlice(local, whole, copies + replica)
 
 
 def flat_boxes(shape: tuple[int, ...], start: int, stop: int) -> list[Box]:
@@ -133,19 +164,23 @@ def flat_boxes(shape: tuple[int, ...], start: int, stop: int) -> list[Box]:
     if len(shape) == 1:
         return [Box((start,), (stop,))]
     row = math.prod(shape[1:])
-    first, last = -(-start // row), stop // row
+    first = -(-start // row)  # the first row of which all elements follow `start`
+    last = stop // row  # the row that contains `stop`
     if first > last:  # inside one row
-        inner = flat_boxes(shape[1:], start - last * row, stop - last * row)
-        return [_in_row(box, last) for box in inner]
-    boxes: list[Box] = []
+        return _boxes_in_row(shape, last, start - last * row, stop - last * row)
+    boxes = []
     if start < first * row:  # the end of the row before the first full one
-        rest = flat_boxes(shape[1:], start - (first - 1) * row, row)
-        boxes += [_in_row(box, first - 1) for box in rest]
+        boxes += _boxes_in_row(shape, first - 1, start - (first - 1) * row, row)
     if first < last:  # all full rows
-        boxes.append(Box((first, *(0,) * (len(shape) - 1)), (last, *shape[1:])))
-    rest = flat_boxes(shape[1:], 0, stop - last * row)  # the beginning of the row after them
-    return boxes + [_in_row(box, last) for box in rest]
+        zeros = (0,) * (len(shape) - 1)
+        boxes.append(Box((first, *zeros), (last, *shape[1:])))
+    boxes += _boxes_in_row(shape, last, 0, stop - last * row)  # the beginning of the row after them
+    return boxes
 
 
-def _in_row(box: Box, row: int) -> Box:
-    return Box((row, *box.start), (row + 1, *box.stop))
+def _boxes_in_row(shape: tuple[int, ...], row: int, start: int, stop: int) -> list[Box]:
+    """`flat_boxes` of elements [start, stop) of one row."""
+    boxes = []
+    for box in flat_boxes(shape[1:], start, stop):
+        boxes.append(Box((row, *box.start), (row + 1, *box.stop)))
+    return boxes

@@ -194,10 +194,10 @@ def forget_partial_sums(self):
 def dealt_out_in_turn(self, dim, ranks, rank):
     """Tensor ranks 0 1 2 3 hold the key/value heads 0 1 0 1 instead of 0 0 1 1."""
     turned = []
-    for part, (local, whole, length, copy) in zip(self.parts, plain_runs(self, dim, ranks, rank), strict=False):
+    for part, run in zip(self.parts, plain_runs(self, dim, ranks, rank), strict=False):
         copies = max(1, ranks // part.units)
-        first = whole - rank // copies * length
-        turned.append((local, first + rank % (ranks // copies) * length, length, copy))
+        first = run.whole - rank // copies * run.length
+        turned.append(run._replace(whole=first + rank % (ranks // copies) * run.length))
     return turned if self.parts else plain_runs(self, dim, ranks, rank)
 
 
