@@ -35,7 +35,8 @@ class Action(NamedTuple):
     chunk: int = 0
 
     def __str__(self) -> str:
-        return f"{self.op}{self.microbatch}" + (f".{self.chunk}" if self.chunk else "")
+        text = f"{self.op}{self.microbatch}"
+        return f"{text}.{self.chunk}" if self.chunk else text
 
     @classmethod
     def parse(cls, text: str) -> "Action":
@@ -66,22 +67,26 @@ class Placement(NamedTuple):
         return self.ranks * self.chunks
 
     def virtual_stage(self, rank: int, chunk: int) -> int:
-        return chunk * self.ranks + (self.ranks - 1 - rank if self._returns(chunk) else rank)
+        position = self.ranks - 1 - rank if self._returns(chunk) else rank
+        return chunk * self.ranks + position
 
     def place(self, virtual: int) -> tuple[int, int]:
         """The rank and chunk that hold a virtual stage."""
-        chunk, rank = divmod(virtual, self.ranks)
-        return (self.ranks - 1 - rank if self._returns(chunk) else rank), chunk
+        chunk, position = divmod(virtual, self.ranks)
+        rank = self.ranks - 1 - position if self._returns(chunk) else position
+        return rank, chunk
 
     def other_end(self, rank: int, action: Action) -> tuple[int, Action]:
         """The peer of a transfer of `rank`, and the action at its end."""
         op, step = OTHER_END[action.op]
-        peer, chunk = self.place(self.virtual_stage(rank, action.chunk) + step)
+        virtual = self.virtual_stage(rank, action.chunk)
+        peer, chunk = self.place(virtual + step)
         return peer, Action(op, action.microbatch, chunk)
 
     def goes_down(self, transfer: Action) -> bool:
         """Whether the message goes from a rank to the next one (in a loop also from the last to the first)."""
-        return (transfer.op in ("SF", "RF")) != self._returns(transfer.chunk)
+        carries_output = transfer.op in ("SF", "RF")
+        return carries_output != self._returns(transfer.chunk)
 
     def _returns(self, chunk: int) -> bool:
         return self.folded and chunk % 2 == 1
@@ -89,8 +94,8 @@ class Placement(NamedTuple):
 
 def gpipe(rank: int, ranks: int, microbatches: int, chunks: int = 1, group: int | None = None) -> list[Action]:
     """All forwards, then all backwards (Huang et al. 2019, arXiv 1811.06965)."""
-    turns = _turns(_groups(microbatches, ranks, group), chunks)
-    return [Action("F", m, c) for m, c in turns] + [Action("B", m, chunks - 1 - c) for m, c in turns]
+    groups = _groups(microbatches, ranks, group)
+    return _forwards(groups, chunks) + _backwards(groups, chunks)
 
 
 def one_f_one_b(rank: int, ranks: int, microbatches: int, chunks: int = 1, group: int | None = None) -> list[Action]:
@@ -99,7 +104,8 @@ def one_f_one_b(rank: int, ranks: int, microbatches: int, chunks: int = 1, group
     if chunks != 1:
         raise UserError(f"schedule 1f1b has 1 model chunk per rank, not {chunks}: use interleaved")
     forwards = [Action("F", m) for m in range(microbatches)]
-    return _alternate(forwards, [Action("B", m) for m in range(microbatches)], ranks - rank - 1)
+    backwards = [Action("B", m) for m in range(microbatches)]
+    return _alternate(forwards, backwards, warmup=ranks - rank - 1)
 
 
 def interleaved(rank: int, ranks: int, microbatches: int, chunks: int = 1, group: int | None = None) -> list[Action]:
@@ -114,15 +120,13 @@ def interleaved(rank: int, ranks: int, microbatches: int, chunks: int = 1, group
             f"micro-batch group ({group}) must be at least the number of stages ({ranks}): use {ranks} or more"
         )
     groups = _groups(microbatches, ranks, group)
-    turns = _turns(groups, chunks)
-    forwards = [Action("F", m, c) for m, c in turns]
-    backwards = [Action("B", m, chunks - 1 - c) for m, c in turns]
-    return _alternate(forwards, backwards, 2 * (ranks - rank - 1) + (chunks - 1) * len(groups[0]))
+    warmup = 2 * (ranks - rank - 1) + (chunks - 1) * len(groups[0])
+    return _alternate(_forwards(groups, chunks), _backwards(groups, chunks), warmup)
 
 
 def forward_only(rank: int, ranks: int, microbatches: int, chunks: int = 1, group: int | None = None) -> list[Action]:
     """Evaluation: no backward."""
-    return [Action("F", m, c) for m, c in _turns(_groups(microbatches, ranks, group), chunks)]
+    return _forwards(_groups(microbatches, ranks, group), chunks)
 
 
 def zb_h1(rank: int, ranks: int, microbatches: int, chunks: int = 1, group: int | None = None) -> list[Action]:
@@ -145,10 +149,21 @@ def zb_v(rank: int, ranks: int, microbatches: int, chunks: int = 2, group: int |
     more; with fewer the same order has gaps."""
     _has_chunks("zb_v", 2, chunks)
     many = max(2 * ranks - 1, microbatches)
-    full = many - 2 * ranks + 1 + rank
-    words = ["F0"] * (2 * (ranks - rank) - 1) + ["F1", "F0"] * rank + ["F1", "I1", "W1"] * (ranks - rank)
-    words += ["F0", "I0", "W0", "F1", "I1", "W1"] * full + ["I0", "W0", "F1", "I1", "W1"] * (many - ranks - full)
-    words += ["I0", "I1"] * rank + ["I0", "W0"] * (ranks - rank) + ["W1"] * rank + ["W0"] * rank
+    rest = ranks - rank  # this rank and those after it
+    full = many - 2 * ranks + 1 + rank  # rounds with both chunks
+    words = []
+    # warm-up: until the loss of the first micro-batch is back
+    words += ["F0"] * (2 * rest - 1)
+    words += ["F1", "F0"] * rank
+    words += ["F1", "I1", "W1"] * rest
+    # steady state, with and then without new micro-batches
+    words += ["F0", "I0", "W0", "F1", "I1", "W1"] * full
+    words += ["I0", "W0", "F1", "I1", "W1"] * (many - ranks - full)
+    # drain: weight gradients wait until no input gradient is needed
+    words += ["I0", "I1"] * rank
+    words += ["I0", "W0"] * rest
+    words += ["W1"] * rank
+    words += ["W0"] * rank
     return _numbered(words, microbatches)
 
 
@@ -157,11 +172,24 @@ def dualpipe_v(rank: int, ranks: int, microbatches: int, chunks: int = 2, group:
     that each can hide the communication of the other (DeepSeek-AI 2024, arXiv 2412.19437, section 3.2.1, and its
     DualPipeV). Designed for 2 p micro-batches or more; with fewer the same order has gaps."""
     _has_chunks("dualpipe_v", 2, chunks)
-    after = ranks - rank - 1
-    words = ["F0"] * 2 * after + ["F0", "F1"] * (rank + 1) + ["I1", "W", "F1"] * after
-    words += ["F0", "B1", "F1", "B0"] * (max(microbatches - 2 * ranks, 0) + rank + 1) + ["B1", "F1", "B0"] * after
-    words += [("B" if i <= rank else "I") + "10"[i % 2] for i in range(2 * (rank + 1))]
-    words += ["W", "I0"] * after + ["W"] * (rank + 1)
+    before = rank + 1  # this rank and those before it
+    after = ranks - before
+    more = max(microbatches - 2 * ranks, 0)
+    words = []
+    # warm-up
+    words += ["F0"] * (2 * after)
+    words += ["F0", "F1"] * before
+    words += ["I1", "W", "F1"] * after
+    # steady state: a forward of one chunk next to a backward of the other
+    words += ["F0", "B1", "F1", "B0"] * (more + before)
+    words += ["B1", "F1", "B0"] * after
+    # drain: the backwards of both chunks in turn, the first half of them whole
+    for i in range(2 * before):
+        op = "B" if i < before else "I"
+        chunk = "1" if i % 2 == 0 else "0"
+        words.append(op + chunk)
+    words += ["W", "I0"] * after
+    words += ["W"] * before
     return _numbered(words, microbatches)
 
 
@@ -188,9 +216,11 @@ SCHEDULES: dict[str, Schedule] = {
 
 
 def _has_chunks(schedule: str, needed: int, chunks: int) -> None:
-    if chunks != needed:
-        have, other = ("1 model chunk", "use zb_v") if needed == 1 else (f"{needed} model chunks", f"use {needed}")
-        raise UserError(f"schedule {schedule} has {have} per rank, not {chunks}: {other}")
+    if chunks == needed:
+        return
+    if needed == 1:
+        raise UserError(f"schedule {schedule} has 1 model chunk per rank, not {chunks}: use zb_v")
+    raise UserError(f"schedule {schedule} has {needed} model chunks per rank, not {chunks}: use {needed}")
 
 
 def _groups(microbatches: int, ranks: int, group: int | None) -> list[range]:
@@ -198,13 +228,29 @@ def _groups(microbatches: int, ranks: int, group: int | None) -> list[range]:
     separate group it could not fill the ring, and the ranks would deadlock."""
     size = min(group or ranks, microbatches)
     rest = microbatches % size
-    starts = [0, *range(size + rest if rest < ranks else size, microbatches, size)]
-    return [range(a, b) for a, b in zip(starts, [*starts[1:], microbatches], strict=True)]
+    first = size + rest if rest < ranks else size
+    groups = [range(first)]
+    for start in range(first, microbatches, size):
+        groups.append(range(start, min(start + size, microbatches)))
+    return groups
 
 
-def _turns(groups: list[range], chunks: int) -> list[tuple[int, int]]:
-    """(micro-batch, chunk): a group runs through all chunks before the next group starts."""
-    return [(m, c) for group in groups for c in range(chunks) for m in group]
+def _forwards(groups: list[range], chunks: int) -> list[Action]:
+    """A group runs through all chunks before the next group starts."""
+    order = []
+    for group in groups:
+        for chunk in range(chunks):
+            order += [Action("F", m, chunk) for m in group]
+    return order
+
+
+def _backwards(groups: list[range], chunks: int) -> list[Action]:
+    """As the forwards, from the last chunk to the first."""
+    order = []
+    for group in groups:
+        for chunk in reversed(range(chunks)):
+            order += [Action("B", m, chunk) for m in group]
+    return order
 
 
 def _alternate(forwards: list[Action], backwards: list[Action], warmup: int) -> list[Action]:
@@ -212,7 +258,8 @@ def _alternate(forwards: list[Action], backwards: list[Action], warmup: int) -> 
     order = forwards[:warmup]
     for forward, backward in zip(forwards[warmup:], backwards, strict=False):
         order += [forward, backward]
-    return order + backwards[max(len(forwards) - warmup, 0) :]
+    paired = max(len(forwards) - warmup, 0)
+    return order + backwards[paired:]
 
 
 def _halves(microbatches: int, warmup: int, delay: int) -> list[Action]:
@@ -220,10 +267,13 @@ def _halves(microbatches: int, warmup: int, delay: int) -> list[Action]:
     warmup = min(warmup, microbatches)
     order = [Action("F", m) for m in range(warmup)]
     for m in range(microbatches):
-        order += [Action("F", warmup + m)] if warmup + m < microbatches else []
-        order += [Action("I", m)]
-        order += [Action("W", m - delay)] if m >= delay else []
-    return order + [Action("W", m) for m in range(max(microbatches - delay, 0), microbatches)]
+        if warmup + m < microbatches:
+            order.append(Action("F", warmup + m))
+        order.append(Action("I", m))
+        if m >= delay:
+            order.append(Action("W", m - delay))
+    delayed = range(max(microbatches - delay, 0), microbatches)
+    return order + [Action("W", m) for m in delayed]
 
 
 def _numbered(words: list[str], microbatches: int) -> list[Action]:
@@ -235,7 +285,9 @@ def _numbered(words: list[str], microbatches: int) -> list[Action]:
     backwards = Counter[str]()
     left = list[Action]()
     order = list[Action]()
-    for op, chunk in ((word[0], word[1:]) for word in words):
+    for word in words:
+        op = word[0]
+        chunk = word[1:]
         if op == "W":
             action = next(a for a in left if not chunk or a.chunk == int(chunk))
             left.remove(action)
@@ -243,6 +295,7 @@ def _numbered(words: list[str], microbatches: int) -> list[Action]:
             seen = forwards if op == "F" else backwards
             action = Action(op, seen[chunk], int(chunk))
             seen[chunk] += 1
-            left += [action._replace(op="W")] if op == "I" else []
+            if op == "I":
+                left.append(action._replace(op="W"))
         order.append(action)
     return [action for action in order if action.microbatch < microbatches]
