@@ -11,13 +11,17 @@ starts after the action that computes its message, and no action waits for it.
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from itertools import pairwise
+from itertools import chain, pairwise
 
-from megascratch.pipeline.schedule import SCHEDULES, Action, Placement
+from megascratch.pipeline.schedule import COMPUTE, SCHEDULES, Action, Placement
 
 Orders = Sequence[Sequence[Action]]
 RankAction = tuple[int, Action]  # a rank and its action
 LinkKey = tuple[int, int, bool]  # source, target, whether to the next rank: two ranks can have one link of each kind
+
+# operation -> its transfer, and how many virtual stages away the other end is
+_SENDS = {"F": ("SF", 1), "B": ("SB", -1), "I": ("SB", -1)}
+_RECEIVES = {"F": ("RF", -1), "B": ("RB", 1), "I": ("RB", 1)}
 
 
 class ScheduleError(ValueError):
@@ -70,24 +74,23 @@ def add_transfers(orders: Orders, placement: Placement | None = None) -> list[li
     transfer overlaps with that action. Neighbouring virtual stages on one rank need no transfer.
     """
     placement = placement or looped_placement(orders)
-    sending = [[(action, _send(rank, action, placement)) for action in order] for rank, order in enumerate(orders)]
-    arriving: dict[LinkKey, deque[Action]] = defaultdict(deque)
-    for rank, pairs in enumerate(sending):
-        for _, send in pairs:
+    arriving: dict[LinkKey, deque[Action]] = defaultdict(deque)  # the receives of each link, in the order of its sends
+    for rank, order in enumerate(orders):
+        for action in order:
+            send = _send(rank, action, placement)
             if send is not None:
-                arriving[link_of(rank, send, placement)].append(placement.other_end(rank, send)[1])
-    return [_with_transfers(rank, pairs, arriving, placement) for rank, pairs in enumerate(sending)]
+                _, receive = placement.other_end(rank, send)
+                arriving[link_of(rank, send, placement)].append(receive)
+    return [_with_transfers(rank, order, arriving, placement) for rank, order in enumerate(orders)]
 
 
 def _with_transfers(
-    rank: int,
-    pairs: list[tuple[Action, Action | None]],
-    arriving: dict[LinkKey, deque[Action]],
-    placement: Placement,
+    rank: int, order: Sequence[Action], arriving: dict[LinkKey, deque[Action]], placement: Placement
 ) -> list[Action]:
+    """The order of one rank with its transfers; takes its receives out of `arriving`."""
     posted: set[Action] = set()
-    early: list[list[Action]] = [[] for _ in pairs]
-    for position, (action, _) in enumerate(pairs):
+    early: list[list[Action]] = [[] for _ in order]  # by action: the receives to post before it
+    for position, action in enumerate(order):
         receive = _receive(rank, action, placement)
         if receive is None:
             continue
@@ -96,26 +99,33 @@ def _with_transfers(
             first = queue.popleft() if queue else receive  # never sent: `check` will say so
             posted.add(first)
             early[max(position - 1, 0)].append(first)
-    order: list[Action] = []
-    for receives, (action, send) in zip(early, pairs, strict=True):
-        order += [*receives, action] if send is None else [*receives, action, send]
-    return order
+    complete: list[Action] = []
+    for receives, action in zip(early, order, strict=True):
+        complete += receives
+        complete.append(action)
+        send = _send(rank, action, placement)
+        if send is not None:
+            complete.append(send)
+    return complete
 
 
 def link_of(rank: int, transfer: Action, placement: Placement) -> LinkKey:
     """The directed link that a transfer of `rank` uses; the messages of a link arrive in the order of its sends."""
-    peer, down = placement.other_end(rank, transfer)[0], placement.goes_down(transfer)
-    return (rank, peer, down) if transfer.op in ("SF", "SB") else (peer, rank, down)
+    peer, _ = placement.other_end(rank, transfer)
+    down = placement.goes_down(transfer)
+    if transfer.op in ("SF", "SB"):
+        return rank, peer, down
+    return peer, rank, down
 
 
 def _send(rank: int, action: Action, placement: Placement) -> Action | None:
     """The send that follows `action`; None if there is none."""
-    return _transfer(rank, action, placement, {"F": ("SF", 1), "B": ("SB", -1), "I": ("SB", -1)})
+    return _transfer(rank, action, placement, _SENDS)
 
 
 def _receive(rank: int, action: Action, placement: Placement) -> Action | None:
     """The receive that `action` waits for; None if there is none."""
-    return _transfer(rank, action, placement, {"F": ("RF", -1), "B": ("RB", 1), "I": ("RB", 1)})
+    return _transfer(rank, action, placement, _RECEIVES)
 
 
 def _transfer(rank: int, action: Action, placement: Placement, kinds: dict[str, tuple[str, int]]) -> Action | None:
@@ -123,8 +133,10 @@ def _transfer(rank: int, action: Action, placement: Placement, kinds: dict[str, 
         return None
     op, step = kinds[action.op]
     peer_stage = placement.virtual_stage(rank, action.chunk) + step
-    needed = 0 <= peer_stage < placement.stages and placement.place(peer_stage)[0] != rank
-    return action._replace(op=op) if needed else None
+    if not 0 <= peer_stage < placement.stages:
+        return None
+    peer, _ = placement.place(peer_stage)
+    return None if peer == rank else action._replace(op=op)
 
 
 # ---- proof -----------------------------------------------------------------------------------------------------
@@ -139,12 +151,14 @@ def check(orders: Orders, placement: Placement | None = None, blocking_sends: bo
     Raises:
         ScheduleError: names the rank and the action.
     """
-    microbatches = 1 + max(action.microbatch for order in orders for action in order)
-    backward = any(action.op != "F" for order in orders for action in order if action.op in "FBIW")
+    actions = list(chain.from_iterable(orders))
+    microbatches = 1 + max(action.microbatch for action in actions)
+    backward = any(action.op in ("B", "I", "W") for action in actions)
     placement = placement or looped_placement(orders)
     for rank, order in enumerate(orders):
         for chunk in range(placement.chunks):
-            _check_each_once(rank, [a for a in order if a.chunk == chunk], chunk, microbatches, backward)
+            of_chunk = [action for action in order if action.chunk == chunk]
+            _check_each_once(rank, of_chunk, chunk, microbatches, backward)
         _check_inputs_posted(rank, order, placement)
     _check_paired(orders, placement)
     deque(topological_order(orders, placement, blocking_sends), maxlen=0)
@@ -152,25 +166,28 @@ def check(orders: Orders, placement: Placement | None = None, blocking_sends: bo
 
 def chunks_of(orders: Orders) -> int:
     """The number of model chunks per rank."""
-    return 1 + max(action.chunk for order in orders for action in order)
+    return 1 + max(action.chunk for action in chain.from_iterable(orders))
 
 
 def _check_each_once(rank: int, order: list[Action], chunk: int, microbatches: int, backward: bool) -> None:
     """Checks that each micro-batch has one forward and, when training, one backward (B, or I and W), in order."""
     at = {action: position for position, action in enumerate(order)}
-    twice = [action for action, times in Counter(order).items() if times > 1]
-    if twice:
-        raise ScheduleError(f"rank {rank} runs {twice[0]} more than once")
+    for action, times in Counter(order).items():
+        if times > 1:
+            raise ScheduleError(f"rank {rank} runs {action} more than once")
     for m in range(microbatches):
-        whole = Action("B", m, chunk) in at
-        if whole and (Action("I", m, chunk) in at or Action("W", m, chunk) in at):
-            raise ScheduleError(f"rank {rank} runs {Action('B', m, chunk)} and again its parts I and W")
-        wanted = ["F"] + (["B"] if whole or Action("I", m, chunk) not in at else ["I", "W"]) * backward
-        chain = [Action(op, m, chunk) for op in wanted]
-        for action in chain:
+        forward, whole, input_grad, weight_grad = (Action(op, m, chunk) for op in COMPUTE)
+        if whole in at and (input_grad in at or weight_grad in at):
+            raise ScheduleError(f"rank {rank} runs {whole} and again its parts I and W")
+        wanted = [forward]
+        if backward and input_grad in at:
+            wanted += [input_grad, weight_grad]
+        elif backward:
+            wanted.append(whole)
+        for action in wanted:
             if action not in at:
                 raise ScheduleError(f"rank {rank} lacks {action}")
-        for before, after in pairwise(chain):
+        for before, after in pairwise(wanted):
             if at[before] > at[after]:
                 raise ScheduleError(f"rank {rank} runs {after} before {before}")
     for ops in ("BI", "BW"):
@@ -190,7 +207,8 @@ def _check_inputs_posted(rank: int, order: Sequence[Action], placement: Placemen
         receive = _receive(rank, action, placement)
         if receive is not None and receive not in seen:
             raise ScheduleError(f"rank {rank} runs {action} without its input: no {receive} before it")
-        sources = [action._replace(op=op) for op in {"SF": "F", "SB": "BI"}.get(action.op, "")]
+        producers = {"SF": ("F",), "SB": ("B", "I")}.get(action.op, ())
+        sources = [action._replace(op=op) for op in producers]
         if sources and not seen.intersection(sources):
             raise ScheduleError(f"rank {rank} runs {action} before {sources[0]}")
         seen.add(action)
@@ -203,7 +221,8 @@ def _check_paired(orders: Orders, placement: Placement) -> None:
     for rank, order in enumerate(orders):
         for action in order:
             if action.op in ("SF", "SB"):
-                sent[link_of(rank, action, placement)].append(placement.other_end(rank, action)[1])
+                _, receive = placement.other_end(rank, action)
+                sent[link_of(rank, action, placement)].append(receive)
             elif action.op in ("RF", "RB"):
                 received[link_of(rank, action, placement)].append(action)
     for link in sorted({*sent, *received}, key=lambda link: (link[:2], not link[2])):
@@ -214,16 +233,16 @@ def _check_same_order(link: LinkKey, sent: list[Action], received: list[Action],
     source, target, _ = link
     all_sent = set(sent)
     all_received = set(received)
-    never_sent = [action for action in received if action not in all_sent]
-    never_received = [action for action in sent if action not in all_received]
-    if never_sent:
-        raise ScheduleError(f"rank {target} waits forever at {never_sent[0]}: rank {source} never sends it")
-    if never_received:
-        send = placement.other_end(target, never_received[0])[1]
-        raise ScheduleError(f"rank {source} sends {send}, but rank {target} never receives it")
+    for receive in received:
+        if receive not in all_sent:
+            raise ScheduleError(f"rank {target} waits forever at {receive}: rank {source} never sends it")
+    for receive in sent:
+        if receive not in all_received:
+            _, send = placement.other_end(target, receive)
+            raise ScheduleError(f"rank {source} sends {send}, but rank {target} never receives it")
     for theirs, ours in zip(sent, received, strict=True):
         if theirs != ours:
-            send = placement.other_end(target, theirs)[1]
+            _, send = placement.other_end(target, theirs)
             raise ScheduleError(
                 f"rank {target} receives {ours} where rank {source} sends {send}: a link delivers "
                 "in the order of its sends"
@@ -254,14 +273,19 @@ def topological_order(
                 done.add(completion_key(rank, action))
                 position[rank] += 1
                 moved = True
-    heads = {rank: order[position[rank]] for rank, order in enumerate(orders) if position[rank] < len(order)}
+    heads = {}  # the action at which each rank is blocked
+    for rank, order in enumerate(orders):
+        if position[rank] < len(order):
+            heads[rank] = order[position[rank]]
     if heads:
         raise ScheduleError(_circle(heads, placement, blocking_sends))
 
 
 def completion_key(rank: int, action: Action) -> RankAction:
     """The key under which others wait for `action`: I has the key of B, since it gives the same result."""
-    return rank, action._replace(op="B") if action.op == "I" else action
+    if action.op == "I":
+        action = action._replace(op="B")
+    return rank, action
 
 
 def dependency_of(rank: int, action: Action, placement: Placement, blocking_sends: bool = False) -> RankAction | None:
@@ -271,12 +295,15 @@ def dependency_of(rank: int, action: Action, placement: Placement, blocking_send
     receive = _receive(rank, action, placement)
     if receive is not None:
         return placement.other_end(rank, receive)
-    virtual = placement.virtual_stage(rank, action.chunk)
-    step = {"F": -1, "B": 1, "I": 1}.get(action.op, 0)
-    if not step or not 0 <= virtual + step < placement.stages:
+    if action.op not in _RECEIVES:
         return None
-    peer, chunk = placement.place(virtual + step)
-    return peer, Action("F" if action.op == "F" else "B", action.microbatch, chunk)
+    _, step = _RECEIVES[action.op]
+    needed_stage = placement.virtual_stage(rank, action.chunk) + step
+    if not 0 <= needed_stage < placement.stages:
+        return None
+    peer, chunk = placement.place(needed_stage)
+    op = "F" if action.op == "F" else "B"
+    return peer, Action(op, action.microbatch, chunk)
 
 
 def _circle(heads: dict[int, Action], placement: Placement, blocking_sends: bool) -> str:
@@ -286,8 +313,9 @@ def _circle(heads: dict[int, Action], placement: Placement, blocking_sends: bool
     while rank in heads and rank not in path:
         needed = dependency_of(rank, heads[rank], placement, blocking_sends)
         assert needed is not None  # a rank that needs nothing is not blocked
-        path[rank] = f"rank {rank} waits at {heads[rank]} for {needed[1]} of rank {needed[0]}"
-        rank = needed[0]
+        peer, action = needed
+        path[rank] = f"rank {rank} waits at {heads[rank]} for {action} of rank {peer}"
+        rank = peer
     return "circular wait: " + "; ".join(path.values())
 
 

@@ -11,6 +11,7 @@ The published figures of interleaved 1F1B assume overlapped communication in the
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from typing import NamedTuple
 
 from megascratch.pipeline.passes import (
@@ -45,7 +46,7 @@ class Timeline:
     @property
     def total(self) -> float:
         """From the first start to the last end."""
-        return max(span.end for spans in self.spans for span in spans)
+        return max(span.end for span in chain.from_iterable(self.spans))
 
     @property
     def cost(self) -> float:
@@ -65,7 +66,8 @@ class Timeline:
 
     def busy(self, rank: int) -> float:
         """The time in which the rank computes."""
-        return sum(span.end - span.start for span in self.spans[rank] if span.action.op in COMPUTE)
+        seconds = [span.end - span.start for span in self.spans[rank] if span.action.op in COMPUTE]
+        return sum(seconds)
 
     def bubble(self, rank: int) -> float:
         """The part of `total` in which the rank does not compute."""
@@ -73,17 +75,23 @@ class Timeline:
 
     def peak(self, rank: int) -> int:
         """The most micro-batches with live activations: from the start of F to the end of B, or of W."""
-        alive = highest = 0
-        split = {span.action[1:] for span in self.spans[rank] if span.action.op == "W"}
-        for action, _, _ in self.spans[rank]:
-            alive += action.op == "F"
-            highest = max(highest, alive)
-            alive -= action.op in ("B", "W") or (action.op == "I" and action[1:] not in split)
+        alive = 0
+        highest = 0
+        actions = [span.action for span in self.spans[rank]]
+        weight_grads = {action for action in actions if action.op == "W"}
+        for action in actions:
+            ends_with_input_grad = action.op == "I" and action._replace(op="W") not in weight_grads
+            if action.op == "F":
+                alive += 1
+                highest = max(highest, alive)
+            elif action.op in ("B", "W") or ends_with_input_grad:
+                alive -= 1
         return highest
 
     def draw(self, unit: float = 1.0) -> list[str]:
         """One line per rank, one column of equal width per `unit` of time; a dot is a bubble."""
-        width = 1 + max(len(str(span.action)) for spans in self.spans for span in spans if span.action.op in COMPUTE)
+        names = [str(span.action) for span in chain.from_iterable(self.spans) if span.action.op in COMPUTE]
+        width = 1 + max(map(len, names))
         lines = []
         for spans in self.spans:
             columns = ["."] * round(self.total / unit)
@@ -92,7 +100,8 @@ class Timeline:
                     first = round(start / unit)
                     stop = max(round(end / unit), first + 1)
                     columns[first:stop] = [str(action)] + ["-"] * (stop - first - 1)
-            lines.append("".join(column.ljust(width) for column in columns).rstrip())
+            padded = [column.ljust(width) for column in columns]
+            lines.append("".join(padded).rstrip())
         return lines
 
 
@@ -106,7 +115,12 @@ def overlapped(cost: Cost, chunks: int) -> Cost:
     """`cost` without the transfers that interleaved 1F1B hides in its steady state: the gradients that leave the last
     chunk, each sent while its rank runs a forward. 2 (p v - 1) - p transfers remain between the first forward and the
     last backward, as in the published bubbles of 8 ranks with 3 and with 4 chunks."""
-    return lambda rank, action: 0.0 if action.op == "SB" and action.chunk == chunks - 1 else cost(rank, action)
+
+    def visible(rank: int, action: Action) -> float:
+        hidden = action.op == "SB" and action.chunk == chunks - 1
+        return 0.0 if hidden else cost(rank, action)
+
+    return visible
 
 
 def simulate(orders: Orders, cost: Cost, placement: Placement | None = None, blocking_sends: bool = False) -> Timeline:
@@ -132,20 +146,30 @@ def simulate(orders: Orders, cost: Cost, placement: Placement | None = None, blo
         if action.op in COMPUTE:
             needed = dependency_of(rank, action, placement)
             starts[here] = clock[rank] if needed is None else max(clock[rank], ends[needed])
-            clock[rank] = ends[here] = ends[completion_key(rank, action)] = starts[here] + cost(rank, action)
+            end = starts[here] + cost(rank, action)
+            ends[here] = end
+            ends[completion_key(rank, action)] = end
+            clock[rank] = end
             continue
         starts[here] = clock[rank]
         there = placement.other_end(rank, action)
         sends = action.op in ("SF", "SB")
+        send, receive = (here, there) if sends else (there, here)
         link = link_of(rank, action, placement)
+        free = link_free.get(link, 0.0)
         if blocking_sends:
             if sends:  # into a buffer at the other end
-                clock[rank] = ends[here] = link_free[link] = max(clock[rank], link_free.get(link, 0.0)) + cost(*here)
+                end = max(clock[rank], free) + cost(rank, action)
+                ends[send] = end
+                link_free[link] = end
+                clock[rank] = end
             if there in starts:
-                ends[there if sends else here] = max(starts[here], ends[here if sends else there])
+                ends[receive] = max(starts[here], ends[send])
         elif there in starts:  # both ends of a link keep one order, so messages meet here in that order
-            begin = max(starts[here], starts[there], link_free.get(link, 0.0))
-            link_free[link] = ends[here] = ends[there] = begin + cost(*(here if sends else there))
+            end = max(starts[here], starts[there], free) + cost(*send)
+            ends[here] = end
+            ends[there] = end
+            link_free[link] = end
     spans = []
     for rank, order in enumerate(orders):
         spans.append([TimedAction(action, starts[rank, action], ends[rank, action]) for action in order])
