@@ -1,6 +1,7 @@
 """Draws the timeline of a pipeline schedule: as coloured text for the terminal, or as a chart for a file."""
 
 from collections.abc import Iterable, Mapping
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from rich.text import Text
@@ -39,14 +40,17 @@ def stacked(timelines: Mapping[str, Timeline]) -> "Figure":
     from matplotlib.patches import Patch
 
     ranks = max(len(timeline.spans) for timeline in timelines.values())
-    chart = Figure(figsize=(14, len(timelines) * (0.6 * ranks + 1.0) + 0.8), layout="constrained")
+    height = len(timelines) * (0.6 * ranks + 1.0) + 0.8
+    chart = Figure(figsize=(14, height), layout="constrained")
     rows = chart.subplots(len(timelines), sharex=True, squeeze=False)[:, 0]
     for axes, (title, timeline) in zip(rows, timelines.items(), strict=True):
         _bars(axes, timeline)
-        axes.set(title=title, yticks=range(ranks), yticklabels=[f"rank {rank}" for rank in range(ranks)])
+        names = [f"rank {rank}" for rank in range(ranks)]
+        axes.set(title=title, yticks=range(ranks), yticklabels=names)
         axes.invert_yaxis()
         axes.spines[["top", "right", "left"]].set_visible(False)
-    rows[-1].set(xlabel="time", xlim=(0, max(timeline.total for timeline in timelines.values())))
+    total = max(timeline.total for timeline in timelines.values())
+    rows[-1].set(xlabel="time", xlim=(0, total))
     handles = [Patch(color=color, alpha=alpha, label=label) for label, color, alpha in _legend(timelines.values())]
     chart.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
     return chart
@@ -54,13 +58,13 @@ def stacked(timelines: Mapping[str, Timeline]) -> "Figure":
 
 def _legend(timelines: Iterable[Timeline]) -> list[tuple[str, str, float]]:
     """(text, color, opacity) of each kind of bar that occurs, and of the empty space."""
-    actions = {span.action for timeline in timelines for spans in timeline.spans for span in spans}
-    entries = [
-        (f"{op}: {meaning}", COLORS[op], 1.0)
-        for op, meaning in MEANINGS.items()
-        if any(action.op == op for action in actions)
-    ]
-    if any(action.chunk > 0 for action in actions):
+    spans = [span for timeline in timelines for span in chain.from_iterable(timeline.spans)]
+    ops = {span.action.op for span in spans}
+    entries = []
+    for op, meaning in MEANINGS.items():
+        if op in ops:
+            entries.append((f"{op}: {meaning}", COLORS[op], 1.0))
+    if any(span.action.chunk > 0 for span in spans):
         entries.append(("paler: later model chunks of the rank", COLORS["F"], _opacity(1)))
     entries.append(("number: micro-batch", "white", 0.0))
     entries.append(("empty: idle (the bubble)", "white", 0.0))

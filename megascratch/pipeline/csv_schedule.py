@@ -27,7 +27,9 @@ from megascratch.pipeline.schedule import COMPUTE, Action, Placement
 _TRANSFERS = {"SEND_F": "SF", "RECV_F": "RF", "SEND_B": "SB", "RECV_B": "RB"}
 _WORDS = {ours: theirs for theirs, ours in _TRANSFERS.items()}
 _LEFT_OUT = ("UNSHARD", "RESHARD", "REDUCE_GRAD")
-_CELL = re.compile(rf"(\d{{1,18}})(?:({'|'.join((*COMPUTE, *_TRANSFERS))})(\d{{1,18}})|({'|'.join(_LEFT_OUT)})\d*)")
+_OPERATION = "|".join((*COMPUTE, *_TRANSFERS))
+_IGNORED = "|".join(_LEFT_OUT)
+_CELL = re.compile(rf"(\d{{1,18}})(?:({_OPERATION})(\d{{1,18}})|({_IGNORED})\d*)")
 _PAIR = re.compile(r"\((.*)\)OVERLAP_F_B")
 
 
@@ -80,8 +82,16 @@ def parse_table(text: str) -> tuple[list[list[Action]], Placement]:
     if not any(rows):
         raise ScheduleError("it contains no action: write one row per rank, e.g. 0F0,0B0")
     placement = _placement(rows)
-    orders = [[Action(op, m, placement.place(stage)[1]) for stage, op, m in row] for row in rows]
-    if not any(action.op in _WORDS for order in orders for action in order):
+    orders = []
+    has_transfers = False
+    for row in rows:
+        order = []
+        for stage, op, microbatch in row:
+            _, chunk = placement.place(stage)
+            order.append(Action(op, microbatch, chunk))
+            has_transfers = has_transfers or op in _WORDS
+        orders.append(order)
+    if not has_transfers:
         orders = add_transfers(orders, placement)
     return orders, placement
 
@@ -103,22 +113,39 @@ def _cells(rank: int, row: list[str]) -> Iterator[tuple[int, str, int]]:
     """(virtual stage, operation, micro-batch) of each action."""
     for column, cell in enumerate(row, 1):
         pair = _PAIR.fullmatch(cell.strip())
-        for word in pair[1].split(";") if pair else [cell]:
-            found = _CELL.fullmatch(word.strip())
-            if found is None and word.strip():
+        words = pair[1].split(";") if pair else [cell]
+        for padded_word in words:
+            word = padded_word.strip()
+            if not word:
+                continue
+            found = _CELL.fullmatch(word)
+            if found is None:
                 raise ScheduleError(
-                    f"rank {rank}, column {column}: '{shown(word.strip(), 40)}' is not an action: write the stage, an "
+                    f"rank {rank}, column {column}: '{shown(word, 40)}' is not an action: write the stage, an "
                     f"operation ({', '.join((*COMPUTE, *_TRANSFERS))}) and the micro-batch, e.g. 2F0"
                 )
-            if found is not None and found[2] is not None:
-                yield int(found[1]), _TRANSFERS.get(found[2], found[2]), int(found[3])
+            stage, op, microbatch, _ = found.groups()
+            if op is not None:  # not one that is ignored
+                yield int(stage), _TRANSFERS.get(op, op), int(microbatch)
 
 
 def _placement(rows: list[list[tuple[int, str, int]]]) -> Placement:
-    held = [sorted({stage for stage, _, _ in row}) for row in rows]
+    """The loop or the V in which the stages are placed. Raises: ScheduleError if it is neither."""
+    held = []  # by rank: its virtual stages
+    for row in rows:
+        held.append({stage for stage, _, _ in row})
+    chunks = max(map(len, held))
     for folded in (False, True):
-        placement = Placement(len(rows), max(map(len, held)), folded)
-        if held == [sorted(placement.virtual_stage(r, c) for c in range(placement.chunks)) for r in range(len(rows))]:
+        placement = Placement(len(rows), chunks, folded)
+        if all(stages == _stages_of(rank, placement) for rank, stages in enumerate(held)):
             return placement
-    listing = "; ".join(f"rank {rank}: {' '.join(map(str, stages)) or 'none'}" for rank, stages in enumerate(held))
+    parts = []
+    for rank, stages in enumerate(held):
+        numbers = " ".join(map(str, sorted(stages)))
+        parts.append(f"rank {rank}: {numbers or 'none'}")
+    listing = "; ".join(parts)
     raise ScheduleError(f"stages must be placed in a loop or in a V, each on one rank, but the file has {listing}")
+
+
+def _stages_of(rank: int, placement: Placement) -> set[int]:
+    return {placement.virtual_stage(rank, chunk) for chunk in range(placement.chunks)}

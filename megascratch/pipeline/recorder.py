@@ -56,7 +56,8 @@ class Recorder(NullRecorder):
         self.turned: dict[Action, Mark] = {}  # receive -> when an action began to wait for it
         self.lead = clock_offset(pp, device)
         barrier(pp)
-        self.zero, self.zero_mark = perf_counter(), self._now()
+        self.zero = perf_counter()
+        self.zero_mark = self._now()
 
     def begins(self, action: Action) -> None:
         self.current = action
@@ -64,7 +65,9 @@ class Recorder(NullRecorder):
 
     def arrived(self, receive: Action) -> None:
         self.turned[receive] = self.begun[self.current]
-        self.ended[receive] = self.begun[self.current] = self._now()
+        now = self._now()
+        self.ended[receive] = now
+        self.begun[self.current] = now
 
     def ends(self, action: Action) -> None:
         self.ended[action] = self._now()

@@ -100,8 +100,10 @@ def connect(links: Links, device: torch.device) -> None:
     NCCL creates a communicator when a link is first used, and both ends wait for it. Here all ranks open their links in
     the same order, so that a step cannot deadlock on it.
     """
-    me, token = links.forward_out.source, torch.zeros(1, device=device)
-    forward, backward = {links.forward_in, links.forward_out}, {links.backward_in, links.backward_out}
+    me = links.forward_out.source
+    token = torch.zeros(1, device=device)
+    forward = {links.forward_in, links.forward_out}
+    backward = {links.backward_in, links.backward_out}
     for side in (forward, backward):
         for link in sorted(side, key=lambda link: (link.source, link.target)):
             try:
@@ -116,7 +118,8 @@ def _start(link: Link, tensor: Tensor, outwards: bool) -> Work:
     peer = link.target if outwards else link.source
     if needs_host_staging(tensor, link.group):
         return HostTransfer(tensor, peer, link.group, outwards)
-    work = (dist.isend if outwards else dist.irecv)(tensor, peer, group=link.group)
+    transfer = dist.isend if outwards else dist.irecv
+    work = transfer(tensor, peer, group=link.group)
     assert work is not None  # None only for a rank outside the group
     return work
 
@@ -142,10 +145,15 @@ class _Player:
         placement: Placement | None,
         recorder: NullRecorder | None,
     ):
-        self.stages, self.batches, self.spec, self.step = stages, batches, spec, step
-        self.loss_grad, self.on_backward = loss_grad, on_backward
+        self.stages = stages
+        self.links = links
+        self.batches = batches
+        self.spec = spec
+        self.loss_grad = loss_grad
+        self.on_backward = on_backward
+        self.step = step
+        self.placement = placement or Placement(stages[0].count // len(stages), len(stages))
         self.recorder = recorder or NullRecorder()
-        self.links, self.placement = links, placement or Placement(stages[0].count // len(stages), len(stages))
         self.outputs: dict[Key, Tensor] = {}  # computed, for the next virtual stage
         self.input_grads: dict[Key, Tensor] = {}  # computed, for the previous virtual stage
         self.inputs: dict[Key, _Transfer] = {}  # posted
@@ -183,8 +191,10 @@ class _Player:
 
     def forward(self, action: Action) -> None:
         fault_point("forward.begin")
-        stage, m = self.stages[action.chunk], action.microbatch
-        y = stage.forward(m, self._input(stage, action), self.batches[m])
+        stage = self.stages[action.chunk]
+        m = action.microbatch
+        x = self._input(stage, action)
+        y = stage.forward(m, x, self.batches[m])
         if stage.is_last:
             self.losses[m] = y
         else:
@@ -194,13 +204,17 @@ class _Player:
     def backward(self, action: Action) -> None:
         fault_point("backward.begin")
         stage = self._begin(action)
-        self._keep(action, stage.backward(action.microbatch, self._output_grad(stage, action)))
+        output_grad = self._output_grad(stage, action)
+        input_grad = stage.backward(action.microbatch, output_grad)
+        self._keep(action, input_grad)
         fault_point("backward.end")
 
     def backward_input(self, action: Action) -> None:
         fault_point("backward.begin")
         stage = self._begin(action)
-        self._keep(action, stage.backward_input(action.microbatch, self._output_grad(stage, action)))
+        output_grad = self._output_grad(stage, action)
+        input_grad = stage.backward_input(action.microbatch, output_grad)
+        self._keep(action, input_grad)
         fault_point("backward.end")
 
     def backward_weight(self, action: Action) -> None:
@@ -219,15 +233,19 @@ class _Player:
     def _input(self, stage: Stage, action: Action) -> Tensor | None:
         if stage.is_first:
             return None
-        m, chunk = action.microbatch, action.chunk
+        _, m, chunk = action
         arrival = self.inputs.pop((m, chunk), None)
-        return self.outputs.pop((m, chunk - 1)) if arrival is None else self._arrived(arrival)
+        if arrival is None:
+            return self.outputs.pop((m, chunk - 1))
+        return self._arrived(arrival)
 
     def _output_grad(self, stage: Stage, action: Action) -> Tensor:
-        m, chunk = action.microbatch, action.chunk
+        _, m, chunk = action
         if stage.is_last:
-            loss, grad = self.losses[m], self.loss_grad
-            return grad.to(loss) if isinstance(grad, Tensor) else torch.full_like(loss, grad)
+            loss = self.losses[m]
+            if isinstance(self.loss_grad, Tensor):
+                return self.loss_grad.to(loss)
+            return torch.full_like(loss, self.loss_grad)
         arrival = self.output_grads.pop((m, chunk), None)
         if arrival is None:
             return self.input_grads.pop((m, chunk + 1))
@@ -258,7 +276,10 @@ class _Player:
                 f"{list(self.spec.shape)} {self.spec.dtype} is expected"
             )
         fault_point("transfer.send")
-        while self.sends and (oldest := next(iter(self.sends.values()))).work.is_completed():  # never true with gloo
+        while self.sends:
+            oldest = next(iter(self.sends.values()))
+            if not oldest.work.is_completed():  # always with gloo
+                break
             self._wait(self.sends.pop(oldest.action))
         self.sends[action] = self._post(action, tensor.contiguous(), outwards=True)
 
@@ -291,8 +312,8 @@ class _Player:
     def _link(self, action: Action) -> Link:
         """In the second half of a V outputs go to the previous rank, over the links of gradients in the first half."""
         assert self.links is not None  # a single rank has no transfers
-        sends, down = action.op in ("SF", "SB"), self.placement.goes_down(action)
-        if sends:
+        down = self.placement.goes_down(action)
+        if action.op in ("SF", "SB"):
             return self.links.forward_out if down else self.links.backward_out
         return self.links.forward_in if down else self.links.backward_in
 

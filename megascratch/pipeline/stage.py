@@ -24,8 +24,10 @@ class Deferred:
     """A gradient sink that delays matrix products until W, for a backward that is split into I and W."""
 
     def __init__(self, inner: GradSink, waiting: Waiting):
-        self.inner, self.waiting = inner, waiting
-        self.rows, self.dense = inner.rows, inner.dense
+        self.inner = inner
+        self.waiting = waiting
+        self.rows = inner.rows
+        self.dense = inner.dense
 
     def linear(self, weight: nn.Parameter, x: Tensor, grad: Tensor) -> None:
         self.waiting.append(partial(self.inner.linear, weight, x, grad))
@@ -39,8 +41,11 @@ class Stage:
     """
 
     def __init__(self, module: nn.Module, index: int = 0, count: int = 1):
-        self.module, self.index, self.count = module, index, count
-        self.is_first, self.is_last = index == 0, index == count - 1
+        self.module = module
+        self.index = index
+        self.count = count
+        self.is_first = index == 0
+        self.is_last = index == count - 1
         self._alive: dict[int, tuple[Tensor | None, GradientEdge]] = {}
         self._waiting: dict[int, Waiting] = {}
 
@@ -62,7 +67,8 @@ class Stage:
 
     def backward_input(self, microbatch: int, grad: Tensor) -> Tensor | None:
         """Like `backward`, but matrix products for weights with a sink are delayed until `backward_weight`."""
-        waiting = self._waiting[microbatch] = deque()
+        waiting: Waiting = deque()
+        self._waiting[microbatch] = waiting
         with self._deferring(waiting):
             return self.backward(microbatch, grad)
 

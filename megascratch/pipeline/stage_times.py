@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from megascratch.config.errors import UserError
 from megascratch.config.printable import shown
-from megascratch.pipeline.schedule import Action, Placement
+from megascratch.pipeline.schedule import COMPUTE, Action, Placement
 from megascratch.pipeline.simulate import Cost
 
 COLUMNS = ("F", "B", "W", "comm")
@@ -39,18 +39,20 @@ class StageTimes(NamedTuple):
 
 def cost_of(times: Sequence[StageTimes], placement: Placement) -> Cost:
     """The cost function of a row of times. Raises: UserError unless there is 1 row, or one per rank or stage."""
-    ranks, chunks, stages = placement.ranks, placement.chunks, placement.stages
+    ranks, chunks, _ = placement
+    stages = placement.stages
     if len(times) not in (1, ranks, stages):
+        allowed = " or ".join(map(str, sorted({1, ranks, stages})))
         raise UserError(
-            f"there are times of {len(times)} stages, but {ranks} ranks of {chunks} virtual stages: give "
-            f"{' or '.join(map(str, sorted({1, ranks, stages})))} rows"
+            f"there are times of {len(times)} stages, but {ranks} ranks of {chunks} virtual stages: give {allowed} rows"
         )
 
     def cost(rank: int, action: Action) -> float:
-        whole = len(times) == stages
-        row = times[placement.virtual_stage(rank, action.chunk) if whole else rank % len(times)]
-        share = chunks if not whole and action.op in "FBIW" else 1
-        return row.of(action.op) / share
+        if len(times) == stages:
+            stage = placement.virtual_stage(rank, action.chunk)
+            return times[stage].of(action.op)
+        seconds = times[rank % len(times)].of(action.op)
+        return seconds / chunks if action.op in COMPUTE else seconds
 
     return cost
 
@@ -69,10 +71,10 @@ def read_times(path: str) -> list[StageTimes]:
     missing = [name for name in COLUMNS[:3] if name not in header]
     if missing:
         raise UserError(f"{path} has no column {missing[0]}: its first line must name {', '.join(COLUMNS)}")
-    rows = [
-        StageTimes(*(_number(path, number, header, line, name) for name in COLUMNS if name in header))
-        for number, line in enumerate(lines[1:], 2)
-    ]
+    rows = []
+    for number, line in enumerate(lines[1:], 2):
+        values = [_number(path, number, header, line, name) for name in COLUMNS if name in header]
+        rows.append(StageTimes(*values))
     if not rows:
         raise UserError(f"{path} has no row of times after its header")
     return rows
@@ -80,14 +82,20 @@ def read_times(path: str) -> list[StageTimes]:
 
 def format_times(times: Sequence[StageTimes]) -> str:
     """The text of a file that `read_times` reads."""
-    rows = [",".join(["stage", *COLUMNS])]
-    rows += [",".join([str(stage), *(f"{value:.9g}" for value in row)]) for stage, row in enumerate(times)]
-    return "\n".join(rows) + "\n"
+    rows = [["stage", *COLUMNS]]
+    for stage, row in enumerate(times):
+        values = [f"{value:.9g}" for value in row]
+        rows.append([str(stage), *values])
+    return "".join(",".join(row) + "\n" for row in rows)
 
 
 def _name(cell: str) -> str:
+    """The column that a cell of the header names; its text if there is none."""
     bare = re.sub(r"^T_|_(ms|s|us)$", "", cell.strip())
-    return next((name for name in COLUMNS if name.lower() == bare.lower()), bare)
+    for name in COLUMNS:
+        if name.lower() == bare.lower():
+            return name
+    return bare
 
 
 def _number(path: str, number: int, header: list[str], line: list[str], name: str) -> float:

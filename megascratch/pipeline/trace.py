@@ -7,7 +7,7 @@ from functools import cached_property
 from itertools import zip_longest
 from statistics import fmean, median
 
-from megascratch.pipeline.passes import LinkKey, Orders, link_of
+from megascratch.pipeline.passes import LinkKey, Orders, RankAction, link_of
 from megascratch.pipeline.recorder import RankTiming
 from megascratch.pipeline.schedule import COMPUTE, Action, Placement
 from megascratch.pipeline.simulate import TimedAction, Timeline, simulate
@@ -28,24 +28,26 @@ class Trace:
     @classmethod
     def of(cls, orders: Orders, placement: Placement, ranks: Sequence[RankTiming]) -> "Trace":
         """`ranks`: `Recorder.notes` of each. A send ends when its receiver has the message."""
-        spans = [notes.spans for notes in ranks]
-        zero = min(span.start for of_rank in spans for span in of_rank)
-        got = {(rank, span.action): span.end for rank, of_rank in enumerate(spans) for span in of_rank}
-
-        def end(rank: int, span: TimedAction) -> float:
-            sends = span.action.op in ("SF", "SB")
-            return got.get(placement.other_end(rank, span.action), span.end) if sends else span.end
-
-        shifted = [
-            [TimedAction(s.action, s.start - zero, end(rank, s) - zero) for s in of_rank]
-            for rank, of_rank in enumerate(spans)
-        ]
+        ended: dict[RankAction, float] = {}
+        for rank, notes in enumerate(ranks):
+            for action, _, end in notes.spans:
+                ended[rank, action] = end
+        zero = min(span.start for notes in ranks for span in notes.spans)
+        shifted = []
+        for rank, notes in enumerate(ranks):
+            spans = []
+            for action, start, end in notes.spans:
+                if action.op in ("SF", "SB"):
+                    receive = placement.other_end(rank, action)
+                    end = ended.get(receive, end)
+                spans.append(TimedAction(action, start - zero, end - zero))
+            shifted.append(spans)
         return cls(orders, placement, Timeline(shifted), [notes.waits for notes in ranks])
 
     @cached_property
     def played(self) -> Timeline:
         """The simulation with the measured time of each action; `happened` is longer by the overhead of the runtime."""
-        seconds = {(rank, action): end - start for rank, action, start, end in self._spans() if action.op in COMPUTE}
+        seconds = {(rank, action): end - start for rank, action, start, end in self._spans()}
         links = self._transfers()
 
         def cost(rank: int, action: Action) -> float:
@@ -68,12 +70,20 @@ class Trace:
         rows = []
         for virtual in range(self.placement.stages):
             rank, chunk = self.placement.place(virtual)
-            of_stage = [span for span in self.happened.spans[rank] if span.action.chunk == chunk]
-            took = {op: [s.end - s.start for s in of_stage if s.action.op == op] for op in COMPUTE}
-            sent = [links[link_of(rank, s.action, self.placement)] for s in of_stage if s.action.op in ("SF", "SB")]
+            took: dict[str, list[float]] = defaultdict(list)
+            sent: list[float] = []
+            for action, start, end in self.happened.spans[rank]:
+                if action.chunk != chunk:
+                    continue
+                took[action.op].append(end - start)
+                if action.op in ("SF", "SB"):
+                    sent.append(links[link_of(rank, action, self.placement)])
             rows.append(
                 StageTimes(
-                    fmean(took["F"]), fmean(took["I"] or took["B"]), fmean(took["W"] or [0.0]), fmean(sent or [0.0])
+                    F=fmean(took["F"]),
+                    B=fmean(took["I"] or took["B"]),
+                    W=fmean(took["W"] or [0.0]),
+                    comm=fmean(sent or [0.0]),
                 )
             )
         return rows
@@ -89,7 +99,11 @@ class Trace:
         return None
 
     def _spans(self) -> list[tuple[int, Action, float, float]]:
-        return [(rank, *span) for rank, spans in enumerate(self.happened.spans) for span in spans]
+        """(rank, action, start, end) of everything that happened."""
+        found = []
+        for rank, spans in enumerate(self.happened.spans):
+            found += [(rank, *span) for span in spans]
+        return found
 
     def _transfers(self) -> dict[LinkKey, float]:
         """The typical transfer time of each link, from the moment both ends were ready: the median of the messages that
@@ -102,8 +116,10 @@ class Trace:
             if action.op in ("RF", "RB"):
                 link = link_of(rank, action, self.placement)
                 sent = ready.get(self.placement.other_end(rank, action), start)
-                kind = awaited if self.waits[rank].get(action, 0.0) > WAITED else looked_at
-                kind[link].append(max(0.0, end - max(start, sent)))
-        return {
-            link: median(awaited[link]) if awaited[link] else min(looked_at[link]) for link in {*awaited, *looked_at}
-        }
+                seconds = max(0.0, end - max(start, sent))
+                waited = self.waits[rank].get(action, 0.0)
+                kind = awaited if waited > WAITED else looked_at
+                kind[link].append(seconds)
+        fastest = {link: min(seconds) for link, seconds in looked_at.items()}
+        typical = {link: median(seconds) for link, seconds in awaited.items()}
+        return fastest | typical
