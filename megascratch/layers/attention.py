@@ -26,9 +26,12 @@ class KVCache:
     values: dict[int, Tensor] = field(default_factory=dict)
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Appends to the keys and values of a layer, and returns all of them."""
         if layer in self.keys:
-            k, v = torch.cat((self.keys[layer], k), 2), torch.cat((self.values[layer], v), 2)
-        self.keys[layer], self.values[layer] = k, v
+            k = torch.cat((self.keys[layer], k), 2)
+            v = torch.cat((self.values[layer], v), 2)
+        self.keys[layer] = k
+        self.values[layer] = v
         return k, v
 
 
@@ -45,11 +48,18 @@ class ForwardContext:
 class Attention(nn.Module):
     def __init__(self, model: ModelConfig, layer: int, seed: int, tp: Axis, sequence_parallel: bool, output_std: float):
         super().__init__()
-        heads, groups, width = model.num_attention_heads, model.num_query_groups, model.kv_channels
+        heads = model.num_attention_heads
+        groups = model.num_query_groups
+        width = model.kv_channels
         assert groups is not None and width is not None
-        self.layer, self.width, self.recompute_core = layer, width, False
-        self.heads, self.groups = heads // tp.size, max(1, groups // tp.size)
-        parts = (Part(heads * width, heads), Part(groups * width, groups), Part(groups * width, groups))
+        self.layer = layer
+        self.width = width
+        self.heads = heads // tp.size
+        self.groups = max(1, groups // tp.size)
+        self.recompute_core = False
+        q_part = Part(heads * width, heads)
+        kv_part = Part(groups * width, groups)
+        parts = (q_part, kv_part, kv_part)
         self.qkv = ColumnParallelLinear(
             model.hidden_size,
             sum(part.size for part in parts),
@@ -70,19 +80,22 @@ class Attention(nn.Module):
         )
 
     def forward(self, x: Tensor, context: ForwardContext) -> Tensor:  # [s or s/tp, b, h] -> the same
-        qkv = self.qkv(x)
+        qkv = self.qkv(x)  # [s, b, (q + k + v heads) * d]
         qkv = qkv.view(*qkv.shape[:2], -1, self.width)  # [s, b, q + k + v heads, d]
-        heads = self.heads, self.groups, self.groups
-        q, k, v = split_heads(qkv, heads, context.rotary)
+        heads = (self.heads, self.groups, self.groups)
+        q, k, v = split_heads(qkv, heads, context.rotary)  # each [b, heads, s, d]
         if context.cache is not None:
             k, v = context.cache.extend(self.layer, k, v)
         if self.recompute_core and self.training:
-            return self.proj(with_recompute(self._core, q, k, v, context).flatten(2))
-        return self.proj(self._core(q, k, v, context).flatten(2))
+            out = with_recompute(self._core, q, k, v, context)
+        else:
+            out = self._core(q, k, v, context)
+        return self.proj(out.flatten(2))  # [s, b, n/tp * d] -> [s or s/tp, b, h]
 
     def _core(self, q: Tensor, k: Tensor, v: Tensor, context: ForwardContext) -> Tensor:
         """q, k and v, each [b, heads, s, d] -> [s, b, n/tp, d]."""
-        k, v = self._repeat_kv(k), self._repeat_kv(v)
+        k = self._repeat_kv(k)
+        v = self._repeat_kv(v)
         if self.training and self.dropout.p:
             out = self._with_dropout(q, k, v, context)
         else:
@@ -99,6 +112,6 @@ class Attention(nn.Module):
         mask = context.mask
         if mask is None:
             mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
-        scores = (q @ k.transpose(2, 3)) * self.width**-0.5
+        scores = (q @ k.transpose(2, 3)) * self.width**-0.5  # [b, n/tp, q, k]
         weights = scores.masked_fill(~mask, -torch.inf).softmax(-1)
         return self.dropout(weights, context.samples) @ v

@@ -48,8 +48,11 @@ def _in_one_kernel(x: Tensor) -> bool:
 @lru_cache(maxsize=8)
 def kernel_matches_reference(device: torch.device) -> bool:
     """Whether the Triton kernel runs on the device and drops the right elements; if not, the plain steps are used."""
-    x, samples = torch.ones(3, 2, 5, device=device), torch.tensor([7, 2**40], device=device)
-    keep = keep_mask(sample_keys(1, 2, samples)[:, None], torch.arange(10, 25, device=device).view(3, 1, 5), 0.4)
+    x = torch.ones(3, 2, 5, device=device)  # [s, b, h]
+    samples = torch.tensor([7, 2**40], device=device)
+    keys = sample_keys(1, 2, samples)[:, None]  # [b, 1]
+    index = torch.arange(10, 25, device=device).view(3, 1, 5)
+    keep = keep_mask(keys, index, 0.4)
     try:
         return torch.allclose(dropped(x, samples, *_Mask(1, 2, 0.4, 5, 10)), keep / 0.6)
     except Exception:  # an error of the compiler or the driver, or there is no kernel
@@ -61,7 +64,9 @@ class Dropout(nn.Module):
 
     def __init__(self, p: float, seed: int, site: int, tp: Axis, sequence_parallel: bool = False):
         super().__init__()
-        self.p, self.seed, self.site = p, seed, site
+        self.p = p
+        self.seed = seed
+        self.site = site
         self.part = tp.rank if sequence_parallel else 0
 
     def forward(self, x: Tensor, samples: Tensor) -> Tensor:
@@ -71,8 +76,9 @@ class Dropout(nn.Module):
         if _in_one_kernel(x):
             return _Dropped.apply(x, samples, _Mask(self.seed, self.site, self.p, h, self.part * s * h))
         position = torch.arange(self.part * s, (self.part + 1) * s, device=x.device)
-        index = position[:, None, None] * h + torch.arange(h, device=x.device)
-        keep = keep_mask(sample_keys(self.seed, self.site, samples)[:, None], index, self.p)
+        index = position[:, None, None] * h + torch.arange(h, device=x.device)  # [s, 1, h]
+        keys = sample_keys(self.seed, self.site, samples)[:, None]  # [b, 1]
+        keep = keep_mask(keys, index, self.p)  # [s, b, h]
         return x * keep / (1 - self.p)
 
 
@@ -81,7 +87,10 @@ class AttentionDropout(nn.Module):
 
     def __init__(self, p: float, seed: int, site: int, tp: Axis):
         super().__init__()
-        self.p, self.seed, self.site, self.rank = p, seed, site, tp.rank
+        self.p = p
+        self.seed = seed
+        self.site = site
+        self.rank = tp.rank
 
     def forward(self, x: Tensor, samples: Tensor) -> Tensor:
         _, heads, queries, keys = x.shape
@@ -89,7 +98,8 @@ class AttentionDropout(nn.Module):
             size = heads * queries * keys
             return _Dropped.apply(x, samples, _Mask(self.seed, self.site, self.p, size, self.rank * size))
         head = torch.arange(self.rank * heads, (self.rank + 1) * heads, device=x.device)
-        row = head[:, None] * queries + torch.arange(queries, device=x.device)
-        index = row[:, :, None] * keys + torch.arange(keys, device=x.device)
-        keep = keep_mask(sample_keys(self.seed, self.site, samples)[:, None, None, None], index, self.p)
+        row = head[:, None] * queries + torch.arange(queries, device=x.device)  # [n/tp, q]
+        index = row[:, :, None] * keys + torch.arange(keys, device=x.device)  # [n/tp, q, k]
+        sample_key = sample_keys(self.seed, self.site, samples)[:, None, None, None]  # [b, 1, 1, 1]
+        keep = keep_mask(sample_key, index, self.p)  # [b, n/tp, q, k]
         return x * keep / (1 - self.p)

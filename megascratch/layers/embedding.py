@@ -17,9 +17,8 @@ def padded_vocab_size(vocab_size: int, divisible_by: int, tp_size: int) -> int:
 
 def vocab_shard(vocab_size: int, hidden_size: int, divisible_by: int, tp: Axis, std: float) -> Shard:
     """The shard of the word table, or of the output matrix, which has the same shape."""
-    return Shard(
-        (vocab_size, hidden_size), {"tp": 0}, padded=padded_vocab_size(vocab_size, divisible_by, tp.size), std=std
-    )
+    padded = padded_vocab_size(vocab_size, divisible_by, tp.size)
+    return Shard((vocab_size, hidden_size), {"tp": 0}, padded=padded, std=std)
 
 
 class _Rows(torch.autograd.Function):
@@ -33,8 +32,10 @@ class _Rows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        (ids,), weight = ctx.saved_tensors, ctx.weight
-        ids, grad = ids.flatten(), grad.flatten(0, -2)
+        (ids,) = ctx.saved_tensors
+        weight = ctx.weight
+        ids = ids.flatten()  # [n]
+        grad = grad.flatten(0, -2)  # [n, h]
         sink = getattr(weight, "grad_sink", None)
         if sink is None:
             return torch.zeros_like(weight).index_add_(0, ids, grad), None
@@ -51,18 +52,19 @@ class VocabParallelEmbedding(nn.Module):
 
     def __init__(self, shard: Shard, tp: Axis, sequence_parallel: bool = False):
         super().__init__()
-        self.tp, self.scatter = tp, sequence_parallel and tp.size > 1
+        self.tp = tp
+        self.scatter = sequence_parallel and tp.size > 1
         self.shards = {"weight": shard}
         self.weight = nn.Parameter(torch.empty(shard.local_shape({"tp": tp.size})))
         self.first = tp.rank * self.weight.shape[0]
 
     def forward(self, ids: Tensor) -> Tensor:  # [b, s] -> [s or s/tp, b, h]
-        ids = ids.t()
+        ids = ids.t()  # [s, b]
         if self.tp.size == 1:
             return rows(self.weight, ids)
         local = ids - self.first
         mine = (local >= 0) & (local < self.weight.shape[0])
-        partial = rows(self.weight, local.where(mine, 0)) * mine.unsqueeze(-1)
+        partial = rows(self.weight, local.where(mine, 0)) * mine.unsqueeze(-1)  # [s, b, h]
         return reduce_scatter_to(partial, self.tp) if self.scatter else reduce_from(partial, self.tp)
 
 
@@ -71,12 +73,14 @@ class PositionEmbedding(nn.Module):
 
     def __init__(self, positions: int, hidden_size: int, tp: Axis, std: float, sequence_parallel: bool = False):
         super().__init__()
-        self.tp, self.scatter = tp, sequence_parallel and tp.size > 1
-        self.shards = {"weight": Shard((positions, hidden_size), std=std, grad_sum=("tp",) if self.scatter else ())}
+        self.tp = tp
+        self.scatter = sequence_parallel and tp.size > 1
+        grad_sum = ("tp",) if self.scatter else ()
+        self.shards = {"weight": Shard((positions, hidden_size), std=std, grad_sum=grad_sum)}
         self.weight = nn.Parameter(torch.empty(positions, hidden_size))
 
     def forward(self, positions: Tensor) -> Tensor:  # [b, s] -> [s or s/tp, b, h]
-        positions = positions.t()
+        positions = positions.t()  # [s, b]
         if self.scatter:
             positions = positions.chunk(self.tp.size)[self.tp.rank]
         return rows(self.weight, positions)

@@ -37,9 +37,12 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, known: Tensor | None, bias: Tensor | None, layer: _Layer) -> Tensor:
         ctx.save_for_backward(x)  # under SP only this rank's part is kept; backward gathers it again
-        ctx.layer, ctx.has_bias = layer, bias is not None
+        ctx.layer = layer
+        ctx.has_bias = bias is not None
         weight, axis, gather = layer
-        return product(all_gather(x, axis) if gather else x, weight, bias)
+        if gather:
+            x = all_gather(x, axis)
+        return product(x, weight, bias)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
@@ -52,10 +55,13 @@ class _Linear(torch.autograd.Function):
         pending = None
         if grad_x is not None and axis.size > 1:
             pending = start_reduce_scatter(grad_x, axis) if gather else start_all_reduce(grad_x, axis)
-        grad_2d = grad.flatten(0, -2)
-        grad_weight = _weight_gradient(weight, x.flatten(0, -2), grad_2d)
+        x_2d = x.flatten(0, -2)  # [n, in]
+        grad_2d = grad.flatten(0, -2)  # [n, out]
+        grad_weight = _weight_gradient(weight, x_2d, grad_2d)
         grad_bias = grad_2d.sum(0) if ctx.has_bias else None
-        return pending.wait() if pending else grad_x, grad_weight, grad_bias, None
+        if pending is not None:
+            grad_x = pending.wait()
+        return grad_x, grad_weight, grad_bias, None
 
 
 def _weight_gradient(weight: nn.Parameter, x: Tensor, grad: Tensor) -> Tensor | None:
@@ -94,7 +100,8 @@ class ColumnParallelLinear(nn.Module):
         sequence_parallel: bool = False,
     ):
         super().__init__()
-        self.tp, self.gather = tp, sequence_parallel and tp.size > 1
+        self.tp = tp
+        self.gather = sequence_parallel and tp.size > 1
         self.shards = {"weight": Shard((outputs, inputs), {"tp": 0}, parts, std=std)}
         if bias:
             self.shards["bias"] = Shard((outputs,), {"tp": 0}, parts)
@@ -110,7 +117,9 @@ class RowParallelLinear(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, tp: Axis, *, bias: bool, std: float, sequence_parallel: bool = False):
         super().__init__()
-        self.tp, self.alone, self.scatter = tp, Axis.alone("tp"), sequence_parallel and tp.size > 1
+        self.tp = tp
+        self.alone = Axis.alone("tp")
+        self.scatter = sequence_parallel and tp.size > 1
         self.shards = {"weight": Shard((outputs, inputs), {"tp": 1}, std=std)}
         if bias:  # under SP each rank adds it to different positions
             self.shards["bias"] = Shard((outputs,), grad_sum=("tp",) if self.scatter else ())
@@ -120,7 +129,7 @@ class RowParallelLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # [s, b, in/tp] -> [s or s/tp, b, out]
         if self.tp.size == 1:
             return linear(x, self.weight, self.bias, self.alone)
-        partial = linear(x, self.weight, None, self.alone)
+        partial = linear(x, self.weight, None, self.alone)  # [s, b, out], to be summed over tp
         y = reduce_scatter_to(partial, self.tp) if self.scatter else reduce_from(partial, self.tp)
         return y if self.bias is None else y + self.bias
 

@@ -26,18 +26,23 @@ class _CrossEntropy(torch.autograd.Function):
     def forward(ctx, logits: Tensor, labels: Tensor, valid: int, tp: Axis) -> Tensor:
         x = logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
         # From here on x is overwritten in place: the caller does not use the logits again.
-        if valid < x.shape[-1]:
+        rows, width = x.shape  # [n, v/tp]
+        if valid < width:
             x[:, valid:] = -torch.inf
-        peak = all_reduce(x.amax(-1), tp, dist.ReduceOp.MAX)
-        local, mine = _in_part(labels, x.shape[-1], tp) if tp.size > 1 else (labels, None)
-        target = x.gather(1, local.unsqueeze(1)).squeeze(1) - peak
+        peak = all_reduce(x.amax(-1), tp, dist.ReduceOp.MAX)  # [n]
+        local = labels
+        mine = None
+        if tp.size > 1:
+            local, mine = _in_part(labels, width, tp)
+        target = x.gather(1, local.unsqueeze(1)).squeeze(1) - peak  # [n]
         if mine is not None:
             target = target.where(mine, 0)
         total = torch.empty_like(peak)
-        step = max(1, _BLOCK // x.shape[-1]) if x.device.type == "cpu" else max(1, len(x))
-        for i in range(0, len(x), step):
-            block = x[i : i + step]
-            torch.sum(block.sub_(peak[i : i + step, None]).exp_(), -1, out=total[i : i + step])
+        step = max(1, _BLOCK // width if x.device.type == "cpu" else rows)
+        for start in range(0, rows, step):
+            block = slice(start, start + step)
+            shifted = x[block].sub_(peak[block, None])
+            torch.sum(shifted.exp_(), -1, out=total[block])
         if tp.size > 1:
             total, target = all_reduce(torch.stack((total, target)), tp)
         ctx.save_for_backward(x, total, local, mine)
@@ -48,7 +53,8 @@ class _CrossEntropy(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         x, total, local, mine = ctx.saved_tensors
         x.mul_((grad / total).unsqueeze(1))  # grad * softmax
-        x.scatter_add_(1, local.unsqueeze(1), (-grad if mine is None else -grad * mine).unsqueeze(1))
+        at_target = -grad if mine is None else -grad * mine
+        x.scatter_add_(1, local.unsqueeze(1), at_target.unsqueeze(1))
         return x.to(ctx.dtype), None, None, None
 
 
@@ -60,8 +66,8 @@ class _TritonCrossEntropy(torch.autograd.Function):
         first = tp.rank * logits.shape[1]
         here, total, target = row_statistics(logits, labels, first, valid)
         peak = all_reduce(here.clone(), tp, dist.ReduceOp.MAX)
-        both = all_reduce(torch.stack((total * (here - peak).exp(), target)), tp)
-        total, target = both
+        total = total * (here - peak).exp()
+        total, target = all_reduce(torch.stack((total, target)), tp)
         ctx.save_for_backward(logits, labels, peak, total)
         ctx.columns = first, valid
         return total.log() + (peak - target)
@@ -79,7 +85,8 @@ class _TritonCrossEntropy(torch.autograd.Function):
 @torch.enable_grad()
 def kernel_matches_reference(device: torch.device) -> bool:
     """Whether the Triton kernels run on the device and match the plain steps; if not, the plain steps are used."""
-    tp, labels = Axis.alone("tp"), torch.arange(6, device=device) * 50
+    tp = Axis.alone("tp")
+    labels = torch.arange(6, device=device) * 50
     logits = torch.linspace(-4, 4, 6 * 300, device=device).view(6, 300).sin().mul(9)
     results = []
     try:
@@ -91,7 +98,8 @@ def kernel_matches_reference(device: torch.device) -> bool:
     except Exception:  # an error of the compiler or the driver, or there is no kernel
         return False
     plain_losses, plain_grad, losses, grad = results
-    return torch.allclose(plain_losses, losses, 1e-5, 1e-5) and torch.allclose(plain_grad, grad, 1e-4, 1e-4)
+    equal_losses = torch.allclose(plain_losses, losses, 1e-5, 1e-5)
+    return equal_losses and torch.allclose(plain_grad, grad, 1e-4, 1e-4)
 
 
 def _in_part(labels: Tensor, width: int, tp: Axis) -> tuple[Tensor, Tensor]:
@@ -109,5 +117,6 @@ def vocab_parallel_cross_entropy(logits: Tensor, labels: Tensor, valid: int, tp:
         labels: [n] int64, ids in the full vocabulary.
         valid: the number of this rank's columns that are vocabulary; the rest is padding.
     """
-    in_kernels = logits.is_cuda and logits.dtype != torch.float64 and kernel_matches_reference(logits.device)
-    return (_TritonCrossEntropy if in_kernels else _CrossEntropy).apply(logits, labels, valid, tp)
+    if logits.is_cuda and logits.dtype != torch.float64 and kernel_matches_reference(logits.device):
+        return _TritonCrossEntropy.apply(logits, labels, valid, tp)
+    return _CrossEntropy.apply(logits, labels, valid, tp)

@@ -13,10 +13,13 @@ def rotary_angles(positions: Tensor, dims: int, base: float, dtype: torch.dtype)
     """Cosine and sine of the angles of positions [b, s]: [s, b, 1, dims], where dims i and i + dims/2 have the same
     angle, and [s, b, 1, dims/2]."""
     wide = torch.float64 if dtype == torch.float64 else torch.float32
-    frequency = base ** (-torch.arange(0, dims, 2, device=positions.device, dtype=torch.float64) / dims)
-    angle = (positions.t().to(torch.float64)[..., None, None] * frequency).to(wide)
+    even_dims = torch.arange(0, dims, 2, device=positions.device, dtype=torch.float64)
+    frequency = base ** (-even_dims / dims)  # [dims/2]
+    position = positions.t().to(torch.float64)[..., None, None]  # [s, b, 1, 1]
+    angle = (position * frequency).to(wide)  # [s, b, 1, dims/2]
     cos = angle.cos().to(dtype)
-    return torch.cat((cos, cos), -1), angle.sin().to(dtype)
+    sin = angle.sin().to(dtype)
+    return torch.cat((cos, cos), -1), sin
 
 
 Heads = tuple[int, int, int]  # of q, k and v
@@ -27,14 +30,14 @@ class _Split(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, qkv: Tensor, heads: Heads) -> tuple[Tensor, ...]:
-        return qkv.permute(1, 2, 0, 3).split(heads, 1)
+        return _per_head(qkv).split(heads, 1)
 
     @staticmethod
     @cpu.once_differentiable
     def backward(ctx, *grads: Tensor):
-        grad_qkv, places = _grad_qkv(grads)
-        for place, grad in zip(places, grads, strict=True):
-            place.copy_(grad)
+        grad_qkv, views = _grad_qkv(grads)
+        for view, grad in zip(views, grads, strict=True):
+            view.copy_(grad)
         return grad_qkv, None
 
 
@@ -45,8 +48,9 @@ class _Rotate(torch.autograd.Function):
     def forward(ctx, qkv: Tensor, cos: Tensor, sin: Tensor, heads: Heads) -> tuple[Tensor, ...]:
         ctx.save_for_backward(cos, sin)
         s, b, n, d = qkv.shape
-        x, out = qkv.permute(1, 2, 0, 3), qkv.new_empty(n, b, s, d).transpose(0, 1)
-        turned = heads[0] + heads[1]
+        x = _per_head(qkv)
+        out = qkv.new_empty(n, b, s, d).transpose(0, 1)  # [b, n, s, d]
+        turned = heads[0] + heads[1]  # q and k
         _turn(x[:, :turned], cos, sin, out[:, :turned], back=False)
         out[:, turned:] = x[:, turned:]
         return out.split(heads, 1)
@@ -64,24 +68,35 @@ class _Rotate(torch.autograd.Function):
 
 def _grad_qkv(grads: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Allocates the gradient of qkv [s, b, n, d]; returns it and its views for q, k and v [b, n, s, d]."""
-    heads, (b, _, s, d) = [grad.shape[1] for grad in grads], grads[0].shape
+    heads = [grad.shape[1] for grad in grads]
+    b, _, s, d = grads[0].shape
     grad_qkv = grads[0].new_empty(s, b, sum(heads), d)
-    return grad_qkv, grad_qkv.permute(1, 2, 0, 3).split(heads, 1)
+    return grad_qkv, _per_head(grad_qkv).split(heads, 1)
+
+
+def _per_head(x: Tensor) -> Tensor:
+    return x.permute(1, 2, 0, 3)  # [s, b, n, d] -> [b, n, s, d]
 
 
 def split_heads(qkv: Tensor, heads: Heads, angles: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
     """Splits [s, b, n, d] into q, k and v with the given numbers of heads, each [b, n, s, d]. With `angles`, the result
     of `rotary_angles`, rotates the first cos.shape[-1] dims of each head of q and k."""
     if torch.compiler.is_compiling():  # the compiler fuses this
-        q, k, v = qkv.permute(1, 2, 0, 3).split(heads, 1)
-        return (q, k, v) if angles is None else (_turned(q, *angles), _turned(k, *angles), v)
+        q, k, v = _per_head(qkv).split(heads, 1)
+        if angles is not None:
+            q = _turned(q, *angles)
+            k = _turned(k, *angles)
+        return q, k, v
     if angles is None:
         return _Split.apply(qkv, heads)
-    return _Rotate.apply(qkv, *(angle.permute(1, 2, 0, 3) for angle in angles), heads)
+    cos, sin = angles
+    return _Rotate.apply(qkv, _per_head(cos), _per_head(sin), heads)
 
 
 def _turn(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor, back: bool) -> None:
-    dims, half = cos.shape[-1], sin.shape[-1]
+    """Rotates the first cos.shape[-1] dims of x [b, n, s, d] into `out` and copies the others."""
+    dims = cos.shape[-1]
+    half = sin.shape[-1]
     if cpu.supports(x, cos, sin) and x.stride(-1) == 1:
         cpu.apply_rotary(x, cos, sin, out, back)
     else:
@@ -94,8 +109,12 @@ def _turn(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor, back: bool) -> None:
 
 
 def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    cos, sin = cos.permute(1, 2, 0, 3), sin.permute(1, 2, 0, 3)
-    dims, half = cos.shape[-1], sin.shape[-1]
-    a, b, rest = x[..., :half], x[..., half:dims], x[..., dims:]
-    cos = cos[..., :half]
+    """As `_turn`, without writing in place; cos and sin as `rotary_angles` returns them."""
+    dims = cos.shape[-1]
+    half = sin.shape[-1]
+    cos = _per_head(cos)[..., :half]  # [b, 1, s, dims/2]
+    sin = _per_head(sin)
+    a = x[..., :half]
+    b = x[..., half:dims]
+    rest = x[..., dims:]
     return torch.cat((a * cos - b * sin, b * cos + a * sin, rest), -1)

@@ -40,25 +40,30 @@ class _ShortCausalAttention(torch.autograd.Function):
     def forward(ctx, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         b, n, s, d = q.shape
         q, k, v = (x.transpose(0, 1).reshape(n * b, s, d) for x in (q, k, v))
-        out, parts = q.new_empty(s, b, n, d), []  # in the layout that the next layer reads
+        out = q.new_empty(s, b, n, d)  # in the layout that the next layer reads
+        blocks = []  # attention weights, each [n b, rows, keys]
         for first in range(0, s, _ROWS):
             end = min(first + _ROWS, s)
             scores = torch.bmm(q[:, first:end], k[:, :end].transpose(1, 2))
-            parts.append(cpu.causal_softmax_(scores, first, d**-0.5))
-            out[first:end] = torch.bmm(parts[-1], v[:, :end]).view(n, b, end - first, d).permute(2, 1, 0, 3)
-        ctx.save_for_backward(q, k, v, *parts)
-        return out.permute(1, 2, 0, 3)
+            weights = cpu.causal_softmax_(scores, first, d**-0.5)
+            rows = torch.bmm(weights, v[:, :end]).view(n, b, end - first, d)
+            out[first:end] = rows.permute(2, 1, 0, 3)  # [rows, b, n, d]
+            blocks.append(weights)
+        ctx.save_for_backward(q, k, v, *blocks)
+        return out.permute(1, 2, 0, 3)  # [b, n, s, d]
 
     @staticmethod
     @cpu.once_differentiable
     def backward(ctx, grad: Tensor):
-        q, k, v, *parts = ctx.saved_tensors
-        (b, n, s, d), end = grad.shape, grad.shape[2]
+        q, k, v, *blocks = ctx.saved_tensors
+        b, n, s, d = grad.shape
         grad = grad.transpose(0, 1).reshape(n * b, s, d)
         grad_q, grad_k, grad_v = (x.new_empty(x.shape) for x in (q, k, v))
-        for weights in reversed(parts):
+        end = s
+        for weights in reversed(blocks):
             first = end - weights.shape[1]
-            mine, seen = slice(first, end), slice(0, end)
+            mine = slice(first, end)  # queries
+            seen = slice(0, end)  # keys
             grad_weights = torch.bmm(grad[:, mine], v[:, seen].transpose(1, 2))
             grad_scores = cpu.causal_softmax_backward_(weights, grad_weights, first, d**-0.5)
             beta = 0 if end == s else 1  # the last block sees all keys and comes first: nothing to add to

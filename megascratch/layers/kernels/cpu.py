@@ -36,14 +36,19 @@ def supports(x: Tensor, *others: Tensor) -> bool:
     compiled for this processor; torch's own operations are faster then."""
     if not (x.is_cpu and x.dtype in _KERNELS and extension.is_tuned()):
         return False
+    for other in others:
+        if other.dtype != x.dtype:
+            return False
     # Call torch.get_num_threads first: it sets the number of OpenMP threads for the calling thread.
-    return all(other.dtype == x.dtype for other in others) and (torch.get_num_threads() == 1 or supports_threads())
+    return torch.get_num_threads() == 1 or supports_threads()
 
 
 def gelu_backward(x: Tensor, grad: Tensor, by_tanh: bool) -> Tensor:
     """The gradient of GELU, or of its approximation by tanh."""
-    x, grad = x.contiguous(), grad.contiguous()
-    grad_x, kernels = torch.empty_like(x), _KERNELS[x.dtype]
+    x = x.contiguous()
+    grad = grad.contiguous()
+    grad_x = torch.empty_like(x)
+    kernels = _KERNELS[x.dtype]
     backward = kernels.gelu_tanh_backward if by_tanh else kernels.gelu_backward
     backward(x.data_ptr(), grad.data_ptr(), grad_x.data_ptr(), x.numel())
     return grad_x
@@ -73,8 +78,10 @@ def swiglu(x: Tensor) -> Tensor:
 
 def swiglu_backward(x: Tensor, grad: Tensor) -> Tensor:
     """The gradient of x."""
-    x, grad = x.contiguous(), grad.contiguous()
-    width, grad_x = grad.shape[-1], torch.empty_like(x)
+    x = x.contiguous()
+    grad = grad.contiguous()
+    width = grad.shape[-1]
+    grad_x = torch.empty_like(x)
     kernel = _KERNELS[x.dtype].swiglu_backward
     kernel(x.data_ptr(), grad.data_ptr(), grad_x.data_ptr(), x.shape[:-1].numel(), width)
     return grad_x
@@ -83,7 +90,9 @@ def swiglu_backward(x: Tensor, grad: Tensor) -> Tensor:
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
     """Returns x / rms(x) * weight over the last dim, and 1 / rms(x) [..., 1]."""
     x = x.contiguous()
-    out, scale, width = torch.empty_like(x), x.new_empty(*x.shape[:-1], 1), x.shape[-1]
+    width = x.shape[-1]
+    out = torch.empty_like(x)
+    scale = x.new_empty(*x.shape[:-1], 1)
     _KERNELS[x.dtype].rms_norm(
         x.data_ptr(), weight.data_ptr(), epsilon, out.data_ptr(), scale.data_ptr(), scale.numel(), width
     )
@@ -92,8 +101,10 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]
 
 def rms_norm_backward(x: Tensor, weight: Tensor, scale: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
     """The gradients of x and of weight."""
-    x, grad = x.contiguous(), grad.contiguous()
-    grad_x, grad_weight = torch.empty_like(x), torch.empty_like(weight)
+    x = x.contiguous()
+    grad = grad.contiguous()
+    grad_x = torch.empty_like(x)
+    grad_weight = torch.empty_like(weight)
     _KERNELS[x.dtype].rms_norm_backward(
         x.data_ptr(),
         weight.data_ptr(),

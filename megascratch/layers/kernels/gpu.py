@@ -129,7 +129,8 @@ def dropped(x: Tensor, samples: Tensor, seed: int, site: int, p: float, run_leng
         seed: mixed with the sample numbers and `site` as in `random.sample_keys`.
         first: the global number of the first element of each sample; its next run continues the numbers.
     """
-    out, blocks = torch.empty_like(x), triton.cdiv(run_length, _ELEMENTS)
+    out = torch.empty_like(x)
+    blocks = triton.cdiv(run_length, _ELEMENTS)
     _dropped[x.numel() // run_length * blocks,](
         x,
         out,
