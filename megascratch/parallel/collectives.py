@@ -47,7 +47,8 @@ def start_all_gather(x: Tensor, axis: Axis, out: Tensor | None = None) -> Pendin
     if axis.size == 1:
         return Pending("all_gather", axis, None, x if out is None else out.copy_(x))
     x = x.contiguous()
-    out = x.new_empty((axis.size * x.shape[0], *x.shape[1:])) if out is None else out
+    if out is None:
+        out = x.new_empty((axis.size * x.shape[0], *x.shape[1:]))
     if needs_host_staging(x, axis.group):
         return _copied_to_device(start_all_gather(x.cpu(), axis), out)
     if x.device.type == "cpu":
@@ -60,7 +61,8 @@ def start_reduce_scatter(x: Tensor, axis: Axis, out: Tensor | None = None) -> Pe
     if axis.size == 1:
         return Pending("reduce_scatter", axis, None, x if out is None else out.copy_(x))
     x = x.contiguous()
-    out = x.new_empty((x.shape[0] // axis.size, *x.shape[1:])) if out is None else out
+    if out is None:
+        out = x.new_empty((x.shape[0] // axis.size, *x.shape[1:]))
     if needs_host_staging(x, axis.group):
         return _copied_to_device(start_reduce_scatter(x.cpu(), axis), out)
     if x.device.type == "cpu":
@@ -99,7 +101,8 @@ def reduce_scatter(x: Tensor, axis: Axis, dim: int = 0) -> Tensor:
     """This rank's shard, along `dim`, of the sum over the axis."""
     if axis.size == 1:
         return x
-    return start_reduce_scatter(x.movedim(dim, 0), axis).wait().movedim(0, dim)
+    shard = start_reduce_scatter(x.movedim(dim, 0), axis).wait()
+    return shard.movedim(0, dim)
 
 
 def all_gather_objects(item: T, axis: Axis) -> list[T]:
@@ -130,7 +133,8 @@ class _Pair(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, axis: Axis, forward_op: Op, backward_op: Op) -> Tensor:
-        ctx.axis, ctx.backward_op = axis, backward_op
+        ctx.axis = axis
+        ctx.backward_op = backward_op
         return forward_op(x, axis)
 
     @staticmethod

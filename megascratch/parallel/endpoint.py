@@ -32,7 +32,8 @@ class Endpoint(NamedTuple):
         """Parses HOST, HOST:PORT or [ADDRESS]:PORT. Raises: UserError if the text is none of them."""
         host, colon, port = text.strip().rpartition(":")
         if not colon or port.endswith("]"):
-            host, port = text.strip(), str(DEFAULT_PORT)
+            host = text.strip()
+            port = str(DEFAULT_PORT)
         if not host.startswith("[") and ":" in host:
             raise UserError(f"{flag} {text}: an IPv6 address needs brackets: [ADDRESS]:PORT")
         host = host.removeprefix("[").removesuffix("]")

@@ -5,6 +5,7 @@ A rank number counts through the axes like an odometer: the last axis changes fa
 ``pp, dp, cp, tp`` (tp fastest); experts see the *same* ranks through a second grid ``pp, edp, ep, etp``.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,38 +24,48 @@ class Grid:
     def expert_view(self, ep: int = 1, etp: int = 1) -> "Grid":
         """The same ranks as seen by expert weights; pipeline stages are the same in both views."""
         inner = self.world // self.sizes["pp"]
-        if inner % (ep * etp):
+        edp, rest = divmod(inner, ep * etp)
+        if rest:
             raise ValueError(
                 f"expert-model-parallel-size x expert-tensor-parallel-size ({ep} x {etp}) "
                 f"must divide the {inner} ranks of a pipeline stage"
             )
-        return Grid({"pp": self.sizes["pp"], "edp": inner // (ep * etp), "ep": ep, "etp": etp})
+        return Grid({"pp": self.sizes["pp"], "edp": edp, "ep": ep, "etp": etp})
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.sizes.values())
 
     @property
     def world(self) -> int:
-        return int(np.prod(list(self.sizes.values())))
+        return math.prod(self.shape)
 
     def coords(self, rank: int) -> dict[str, int]:
         """Rank number -> position on every axis."""
-        position = np.unravel_index(rank, tuple(self.sizes.values()))
+        position = np.unravel_index(rank, self.shape)
         return {axis: int(at) for axis, at in zip(self.sizes, position, strict=True)}
 
     def rank(self, **coords: int) -> int:
         """Position on every axis -> rank number; an axis that is not given is at 0."""
         position = tuple(coords.get(axis, 0) for axis in self.sizes)
-        return int(np.ravel_multi_index(position, tuple(self.sizes.values())))
+        return int(np.ravel_multi_index(position, self.shape))
 
     def group(self, rank: int, *axes: str) -> list[int]:
         """The ranks that differ from `rank` only along `axes`, in rank order."""
         here = self.coords(rank)
         line = tuple(slice(None) if axis in axes else here[axis] for axis in self.sizes)
-        return [int(r) for r in np.arange(self.world).reshape(tuple(self.sizes.values()))[line].ravel()]
+        found: list[int] = self._ranks()[line].ravel().tolist()
+        return found
 
     def groups(self, *axes: str) -> list[list[int]]:
         """Every group along `axes`, each once, ordered by its first rank."""
-        names = list(self.sizes)
-        outer = [i for i, name in enumerate(names) if name not in axes]
-        inner = [i for i, name in enumerate(names) if name in axes]
-        length = int(np.prod([self.sizes[names[i]] for i in inner]))
-        ranks = np.arange(self.world).reshape(tuple(self.sizes.values())).transpose(outer + inner)
-        return [[int(rank) for rank in group] for group in ranks.reshape(-1, length)]
+        outer = [dim for dim, axis in enumerate(self.sizes) if axis not in axes]
+        inner = [dim for dim, axis in enumerate(self.sizes) if axis in axes]
+        length = math.prod(self.shape[dim] for dim in inner)
+        rows = self._ranks().transpose(outer + inner).reshape(-1, length)
+        found: list[list[int]] = rows.tolist()
+        return found
+
+    def _ranks(self) -> np.ndarray:
+        """All rank numbers, one dim per axis."""
+        return np.arange(self.world).reshape(self.shape)

@@ -5,7 +5,7 @@ A layer gets the one `Axis` that it uses; code that assembles layers gets the `M
 every collective on it returns its input, so no layer needs to check whether it is distributed.
 """
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
 import torch
@@ -96,8 +96,11 @@ class Mesh:
 
         Raises: UserError if the number of ranks is not the product of the layout.
         """
-        rank = dist.get_rank() if dist.is_initialized() else 0
-        world = dist.get_world_size() if dist.is_initialized() else 1
+        rank = 0
+        world = 1
+        if dist.is_initialized():
+            rank = dist.get_rank()
+            world = dist.get_world_size()
         if world != grid.world:
             raise UserError(
                 f"world size ({world}) must equal the product of the layout {grid.sizes}: start {grid.world} processes"
@@ -116,7 +119,8 @@ class Mesh:
         }
         axes = {name: maker.axis(name, grid.groups(*members)) for name, members in lines.items()}
         pipelines = grid.groups("pp")
-        axes["embedding"] = maker.axis("embedding", [sorted({stages[0], stages[-1]}) for stages in pipelines])
+        ends = [sorted({stages[0], stages[-1]}) for stages in pipelines]
+        axes["embedding"] = maker.axis("embedding", ends)
         axes["world"] = Axis("world", world, rank, tuple(range(world)), dist.group.WORLD, waits)
         links = maker.links(pipelines) if grid.sizes["pp"] > 1 else None
         return cls(grid, rank, torch.device(device), links=links, waits=waits, **axes)
@@ -132,8 +136,12 @@ class Mesh:
     def close(self) -> None:
         """Destroys every group but the default one; the mesh cannot be used afterwards."""
         axes = (self.tp, self.pp, self.dp, self.cp, self.data, self.model, self.embedding)
-        links = () if self.links is None else (getattr(self.links, f.name) for f in fields(self.links))
-        for group in {holder.group for holder in (*axes, *links)} - {None}:
+        groups = {axis.group for axis in axes}
+        if self.links is not None:
+            links = self.links
+            for link in (links.forward_in, links.forward_out, links.backward_in, links.backward_out):
+                groups.add(link.group)
+        for group in groups - {None}:
             dist.destroy_process_group(group)
 
 
@@ -141,16 +149,20 @@ class _GroupMaker:
     """Makes groups in the same order on all ranks and keeps this rank's; equal lists of ranks share one group."""
 
     def __init__(self, rank: int, timeout: timedelta | None, waits: CommTimer):
-        self.rank, self.timeout, self.waits = rank, timeout, waits
+        self.rank = rank
+        self.timeout = timeout
+        self.waits = waits
         self.made: dict[tuple[int, ...], dist.ProcessGroup] = {}
 
     def axis(self, name: str, groups: list[list[int]]) -> Axis:
         """This rank's axis among `groups`; an axis of size 1 if none of them contains the rank."""
         mine = Axis.alone(name, self.rank)
         for ranks in map(tuple, groups):
-            if len(ranks) > 1 and ranks not in self.made:
+            if len(ranks) == 1:
+                continue
+            if ranks not in self.made:
                 self.made[ranks] = self._new(ranks, name)
-            if len(ranks) > 1 and self.rank in ranks:
+            if self.rank in ranks:
                 mine = Axis(name, len(ranks), ranks.index(self.rank), ranks, self.made[ranks], self.waits)
         return mine
 

@@ -6,21 +6,24 @@ Dropout bits come from SplitMix64's finaliser (Steele, Lea, Flood 2014) over a c
 """
 
 import hashlib
+import math
 
 import numpy as np
 from torch import Tensor
 
 from megascratch.parallel.shard import Box
 
-GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # as a signed 64-bit integer
-MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
-MIX_2 = 0x94D049BB133111EB - (1 << 64)
+_WORD = 1 << 64
+GOLDEN = 0x9E3779B97F4A7C15 - _WORD  # as a signed 64-bit integer
+MIX_1 = 0xBF58476D1CE4E5B9 - _WORD
+MIX_2 = 0x94D049BB133111EB - _WORD
 _BLOCK = 1 << 16  # elements drawn at once; part of the definition of every initial weight
 
 
 def _shift_right(x: Tensor, bits: int) -> Tensor:
     """Logical shift: torch has no unsigned 64-bit arithmetic."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
+    kept = (1 << (64 - bits)) - 1
+    return (x >> bits) & kept
 
 
 def mix64(x: Tensor) -> Tensor:
@@ -33,11 +36,11 @@ def mix64(x: Tensor) -> Tensor:
 
 def mixed(number: int) -> int:
     """`mix64` of one Python integer, without a tensor."""
-    x = number * GOLDEN % (1 << 64)
-    x = (x ^ x >> 30) * MIX_1 % (1 << 64)
-    x = (x ^ x >> 27) * MIX_2 % (1 << 64)
+    x = number * GOLDEN % _WORD
+    x = (x ^ x >> 30) * MIX_1 % _WORD
+    x = (x ^ x >> 27) * MIX_2 % _WORD
     x ^= x >> 31
-    return x - (x >> 63 << 64)
+    return x - _WORD if x >= _WORD // 2 else x
 
 
 def sample_keys(seed: int, site: int, samples: Tensor) -> Tensor:
@@ -56,14 +59,18 @@ def normal_rows(seed: int, name: str, shape: tuple[int, ...], box: Box) -> np.nd
 
     Only blocks of rows that overlap the box are drawn, so a rank draws about as much as it holds.
     """
-    width = shape[-1]
+    *outer, width = shape
+    *outer_slices, columns = box.slices
     rows_per_block = max(1, _BLOCK // width)
-    key = int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:16], "little")
-    lead = np.arange(int(np.prod(shape[:-1]))).reshape(shape[:-1])[box.slices[:-1]].ravel()
-    out = np.empty((lead.size, box.shape[-1]), np.float32)
-    for block in np.unique(lead // rows_per_block):
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    key = int.from_bytes(digest[:16], "little")
+    all_rows = np.arange(math.prod(outer)).reshape(outer)
+    row_numbers = all_rows[tuple(outer_slices)].ravel()  # of the box
+    block_numbers = row_numbers // rows_per_block
+    out = np.empty((row_numbers.size, box.shape[-1]), np.float32)
+    for block in np.unique(block_numbers):
         stream = np.random.Generator(np.random.Philox(key=key, counter=int(block) << 64))
-        rows = stream.standard_normal((rows_per_block, width), np.float32)[:, box.slices[-1]]
-        mine = lead // rows_per_block == block
-        out[mine] = rows[lead[mine] % rows_per_block]
+        rows = stream.standard_normal((rows_per_block, width), np.float32)[:, columns]
+        mine = block_numbers == block
+        out[mine] = rows[row_numbers[mine] % rows_per_block]
     return out.reshape(box.shape)

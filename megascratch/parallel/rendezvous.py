@@ -144,7 +144,9 @@ def on_one_machine() -> bool:
 def loopback_interface() -> str:
     """The name of the loopback interface: `lo`, or `lo0` on macOS."""
     names = [name for _, name in socket.if_nameindex()]
-    return next((name for name in ("lo", "lo0") if name in names), "lo")
+    if "lo" not in names and "lo0" in names:
+        return "lo0"
+    return "lo"
 
 
 def _hosts_its_own() -> bool:
@@ -174,8 +176,12 @@ def _local_store(rank: int, world: int, timeout: timedelta) -> dist.Store:
 
 
 def _missing(ranks: list[int], timeout: timedelta) -> str:
-    named = ", ".join(map(str, ranks[:20])) + (f" and {len(ranks) - 20} more" if len(ranks) > 20 else "")
+    """Says which ranks are silent, and what to do."""
+    word = "rank" if len(ranks) == 1 else "ranks"
+    named = ", ".join(map(str, ranks[:20]))
+    if len(ranks) > 20:
+        named += f" and {len(ranks) - 20} more"
     return (
-        f"rank{'s' if len(ranks) > 1 else ''} {named} did not respond within {timeout.total_seconds():g} s: see the "
+        f"{word} {named} did not respond within {timeout.total_seconds():g} s: see the "
         "output of these ranks, or increase --distributed-timeout-minutes"
     )

@@ -4,6 +4,7 @@ Buckets and ZeRO-1 split flat memory at any element; a checkpoint stores global 
 """
 
 import math
+import operator
 from dataclasses import dataclass
 
 import torch
@@ -33,10 +34,12 @@ def pieces_in_range(
     """The blocks of the global tensor that elements [start, stop) of the rank's row-major local tensor cover; padding
     is left out."""
     found = []
+    pieces = shard.pieces(sizes, coords)
     for flat in flat_boxes(shard.local_shape(sizes), start, stop):
-        for piece in shard.pieces(sizes, coords):
-            if (local := flat.overlap(piece.local)) is not None:
-                to_whole = tuple(w - a for w, a in zip(piece.whole.start, piece.local.start, strict=True))
+        for piece in pieces:
+            local = flat.overlap(piece.local)
+            if local is not None:
+                to_whole = tuple(map(operator.sub, piece.whole.start, piece.local.start))
                 found.append(ShardSlice(local, local.moved(to_whole), piece.copy))
     return found
 
@@ -45,5 +48,5 @@ def box_view(flat: Tensor, origin: int, shape: tuple[int, ...], box: Box) -> Ten
     """The view of `box` of a row-major tensor of `shape` whose element 0 is at `origin` in `flat`. `origin` is negative
     if `flat` holds only the end of the tensor, as ZeRO-1 may."""
     strides = tuple(math.prod(shape[dim + 1 :]) for dim in range(len(shape)))
-    first = sum(index * stride for index, stride in zip(box.start, strides, strict=True))
+    first = sum(map(operator.mul, box.start, strides))
     return flat.as_strided(box.shape, strides, flat.storage_offset() + origin + first)
