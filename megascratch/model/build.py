@@ -42,8 +42,11 @@ def build_chunks(
     built = []
     for number in range(chunks):
         stage = placement.virtual_stage(mesh.pp.rank, number)
-        layers = range(sum(cut[:stage]), sum(cut[: stage + 1]))
-        chunk = ModelChunk(model, layers, stage == 0, stage == len(cut) - 1, mesh.tp, parallel.sequence_parallel, seed)
+        start = sum(cut[:stage])
+        layers = range(start, start + cut[stage])
+        first = stage == 0
+        last = stage == len(cut) - 1
+        chunk = ModelChunk(model, layers, first, last, mesh.tp, parallel.sequence_parallel, seed)
         chunk.to(device=mesh.device, dtype=dtype)
         initialise(chunk, mesh, seed)
         built.append(chunk)
@@ -66,7 +69,8 @@ def shard_table(chunk: ModelChunk) -> dict[str, Shard]:
 @torch.no_grad()
 def initialise(chunk: ModelChunk, mesh: Mesh, seed: int) -> None:
     """Sets every weight to a function of (seed, name, global index), whatever the layout (law 2). Padding is zero."""
-    sizes, coords = mesh.grid.sizes, mesh.coords
+    sizes = mesh.grid.sizes
+    coords = mesh.coords
     shards = shard_table(chunk)
     for name, parameter in chunk.named_parameters():
         shard = shards[name]
@@ -74,8 +78,9 @@ def initialise(chunk: ModelChunk, mesh: Mesh, seed: int) -> None:
         if shard.std == 0:
             continue
         for piece in shard.pieces(sizes, coords):
-            drawn = torch.from_numpy(normal_rows(seed, shard.tied or name, shard.shape, piece.whole))
-            parameter[piece.local.slices] = (drawn.to(torch.float64) * shard.std + shard.fill).to(parameter)
+            drawn = normal_rows(seed, shard.tied or name, shard.shape, piece.whole)
+            wide = torch.from_numpy(drawn).to(torch.float64) * shard.std + shard.fill
+            parameter[piece.local.slices] = wide.to(parameter)
 
 
 def compile_blocks(chunks: list[ModelChunk]) -> None:

@@ -31,7 +31,8 @@ class Embedding(nn.Module):
 
     def __init__(self, model: ModelConfig, seed: int, tp: Axis, sequence_parallel: bool):
         super().__init__()
-        assert model.vocab_size is not None and model.max_position_embeddings is not None
+        assert model.vocab_size is not None
+        assert model.max_position_embeddings is not None
         shard = vocab_shard(
             model.vocab_size, model.hidden_size, model.make_vocab_size_divisible_by, tp, model.init_method_std
         )
@@ -44,7 +45,7 @@ class Embedding(nn.Module):
         self.dropout = Dropout(model.hidden_dropout, seed, 0, tp, sequence_parallel)
 
     def forward(self, ids: Tensor, positions: Tensor, samples: Tensor) -> Tensor:
-        x = self.word(ids)
+        x = self.word(ids)  # [s or s/tp, b, h]
         if self.position is not None:
             x = x + self.position(positions)
         return self.dropout(x, samples)
@@ -56,7 +57,8 @@ class Block(nn.Module):
     def __init__(self, model: ModelConfig, layer: int, seed: int, tp: Axis, sequence_parallel: bool):
         super().__init__()
         output_std = model.init_method_std / (2 * model.num_layers) ** 0.5  # GPT-2: the residual sum keeps its scale
-        self.norm1, self.norm2 = _norm(model, tp, sequence_parallel), _norm(model, tp, sequence_parallel)
+        self.norm1 = _norm(model, tp, sequence_parallel)
+        self.norm2 = _norm(model, tp, sequence_parallel)
         self.attention = Attention(model, layer, seed, tp, sequence_parallel, output_std)
         self.mlp = MLP(model, tp, sequence_parallel, output_std)
         self.dropout1 = Dropout(model.hidden_dropout, seed, 4 * layer + 5, tp, sequence_parallel)
@@ -76,7 +78,8 @@ class Head(nn.Module):
     def __init__(self, model: ModelConfig, tp: Axis, sequence_parallel: bool, embedding: nn.Parameter | None):
         super().__init__()
         assert model.vocab_size is not None
-        self.tp, self.gather = tp, sequence_parallel and tp.size > 1
+        self.tp = tp
+        self.gather = sequence_parallel and tp.size > 1
         shard = vocab_shard(
             model.vocab_size, model.hidden_size, model.make_vocab_size_divisible_by, tp, model.init_method_std
         )
@@ -92,7 +95,8 @@ class Head(nn.Module):
         return linear(x.flatten(0, 1), self.weight, None, self.tp, self.gather)
 
     def forward(self, x: Tensor, labels: Tensor, loss_mask: Tensor) -> Tensor:
-        losses = vocab_parallel_cross_entropy(self.logits(x), labels.t().flatten(), self.valid, self.tp)
+        labels = labels.t().flatten()  # [b, s] -> [s * b]
+        losses = vocab_parallel_cross_entropy(self.logits(x), labels, self.valid, self.tp)
         return (losses * loss_mask.t().flatten()).sum()
 
 
@@ -117,13 +121,16 @@ class ModelChunk(nn.Module):
     ):
         super().__init__()
         sequence_parallel = sequence_parallel and tp.size > 1
-        self.model, self.first, self.last = model, first, last
+        self.model = model
+        self.first = first
+        self.last = last
         self.embedding = Embedding(model, seed, tp, sequence_parallel) if first else None
         self.layers = nn.ModuleDict({str(i): Block(model, i, seed, tp, sequence_parallel) for i in layers})
         self.units = [RecomputeUnit(0, len(layers), False)]
         self.final_norm = _norm(model, tp, sequence_parallel) if last else None
-        tied = not model.untie_embeddings_and_output_weights
-        shared = self.embedding.word.weight if self.embedding is not None and tied else None
+        shared = None
+        if self.embedding is not None and not model.untie_embeddings_and_output_weights:
+            shared = self.embedding.word.weight
         self.head = Head(model, tp, sequence_parallel, shared) if last else None
 
     def set_recompute(self, parallel: ParallelConfig) -> None:
@@ -144,7 +151,8 @@ class ModelChunk(nn.Module):
     def forward(self, x: Tensor | None, batch: Batch) -> Tensor:
         """Maps the hidden states [s or s/tp, b, h] of the previous chunk (None for the first) to hidden states, in the
         last chunk to the sum of the loss over the valid tokens of the batch (a scalar, divided later: law 5)."""
-        context = ForwardContext(batch.samples, self.rotary(batch.positions), document_mask(batch.documents))
+        angles = self.rotary(batch.positions)
+        context = ForwardContext(batch.samples, angles, document_mask(batch.documents))
         x = self.hidden(x, batch.ids, batch.positions, context)
         return x if self.head is None else self.head(x, batch.labels, batch.loss_mask)
 
@@ -156,15 +164,18 @@ class ModelChunk(nn.Module):
         blocks = list(self.layers.values())
         for unit in self.units:
             through = partial(_through, blocks[unit.start : unit.stop])
-            x = with_recompute(through, x, context) if unit.again and self.training else through(x, context)
+            if unit.again and self.training:
+                through = partial(with_recompute, through)
+            x = through(x, context)
         return x if self.final_norm is None else self.final_norm(x)
 
     def next_logits(self, ids: Tensor, positions: Tensor, mask: Tensor | None, cache: KVCache) -> Tensor:
         """Logits [b, v] after the last of `ids` [b, n], for a model that is one chunk on one rank."""
         assert self.head is not None
         context = ForwardContext(positions[:, 0], self.rotary(positions), mask, cache)
-        x = self.hidden(None, ids, positions, context)
-        return self.head.logits(x[-1:])[:, : self.head.valid]
+        x = self.hidden(None, ids, positions, context)  # [n, b, h]
+        logits = self.head.logits(x[-1:])  # [b, v], with padding
+        return logits[:, : self.head.valid]
 
     def rotary(self, positions: Tensor) -> tuple[Tensor, Tensor] | None:
         if self.model.position_embedding_type != "rope" or not self.layers:
