@@ -33,13 +33,9 @@ class AdamW:
 
     def __init__(self, stretches: Sequence[FlatParamGroup], optim: OptimConfig):
         stretches = [stretch for stretch in stretches if stretch.weight.numel() > 0]
-        groups = [
-            {
-                "params": [s.weight for s in stretches if s.decays is decays],
-                "weight_decay": optim.weight_decay if decays else 0.0,
-            }
-            for decays in (True, False)
-        ]
+        decaying = [stretch.weight for stretch in stretches if stretch.decays]
+        others = [stretch.weight for stretch in stretches if not stretch.decays]
+        groups = [{"params": decaying, "weight_decay": optim.weight_decay}, {"params": others, "weight_decay": 0.0}]
         self.taken = 0  # steps
         self.engine = _engine(groups, stretches, optim)
         for stretch in stretches:

@@ -75,16 +75,19 @@ def _joined(parts: Sequence[Tensor]) -> list[Tensor]:
     """The same rows in as few tensors as possible: rows that follow each other in memory become one tensor."""
     joined: list[Tensor] = []
     for part in parts:
-        last = joined[-1] if joined else None
-        if last is not None and last.data_ptr() + last.nbytes == part.data_ptr() and _one_memory(last, part):
+        if joined and _follows(joined[-1], part):
+            last = joined[-1]
             joined[-1] = last.as_strided((len(last) + len(part), ROW), (ROW, 1))
         else:
             joined.append(part)
     return joined
 
 
-def _one_memory(a: Tensor, b: Tensor) -> bool:
-    return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr() and a.dtype == b.dtype
+def _follows(last: Tensor, part: Tensor) -> bool:
+    """Whether `part` begins where `last` ends, in the same storage."""
+    if last.data_ptr() + last.nbytes != part.data_ptr() or last.dtype != part.dtype:
+        return False
+    return last.untyped_storage().data_ptr() == part.untyped_storage().data_ptr()
 
 
 def clip_factor(norm: float, max_norm: float) -> float:

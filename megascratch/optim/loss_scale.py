@@ -26,7 +26,8 @@ class LossScale:
         """The scale of the first step; 1 unless the run uses fp16."""
         if not optim.fp16:
             return cls()
-        return cls(optim.initial_loss_scale if optim.loss_scale is None else optim.loss_scale, 0, optim.hysteresis)
+        scale = optim.initial_loss_scale if optim.loss_scale is None else optim.loss_scale
+        return cls(scale, 0, optim.hysteresis)
 
     def after(self, overflowed: bool, optim: OptimConfig) -> "LossScale":
         """The scale of the next step. After `hysteresis` overflows each further one halves the scale, down to
@@ -35,7 +36,9 @@ class LossScale:
             return self
         if overflowed:
             left = max(self.overflows_left - 1, 0)
-            scale = max(self.scale * BACKOFF, optim.min_loss_scale) if left == 0 else self.scale
+            scale = self.scale
+            if left == 0:
+                scale = max(scale * BACKOFF, optim.min_loss_scale)
             return LossScale(scale, 0, left)
         if self.clean_steps + 1 < optim.loss_scale_window:
             return replace(self, clean_steps=self.clean_steps + 1)

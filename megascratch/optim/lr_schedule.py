@@ -50,19 +50,26 @@ def _rate(optim: OptimConfig, n: int, length: int, warmup: float, tail: int | No
     if optim.lr_warmup_fraction is not None:
         warmup = optim.lr_warmup_fraction * length
     if n <= warmup and warmup > 0:
-        return optim.lr_warmup_init + (optim.lr - optim.lr_warmup_init) * n / warmup
+        rise = optim.lr - optim.lr_warmup_init
+        return optim.lr_warmup_init + rise * n / warmup
     if optim.lr_decay_style == "constant":
         return optim.lr
     if n > length:
         return optim.min_lr
     if optim.lr_decay_style == "inverse-square-root":
-        return max(optim.min_lr, optim.lr * math.sqrt(max(warmup, 1) / max(n, 1)))
-    return optim.min_lr + _part_left(optim, n, length, warmup, tail) * (optim.lr - optim.min_lr)
+        rate = optim.lr * math.sqrt(max(warmup, 1) / max(n, 1))
+        return max(optim.min_lr, rate)
+    left = _part_left(optim, n, length, warmup, tail)
+    return optim.min_lr + left * (optim.lr - optim.min_lr)
 
 
 def _part_left(optim: OptimConfig, n: int, length: int, warmup: float, tail: int | None) -> float:
     """The fraction of (lr - min_lr) that is left at warmup <= n <= length."""
     if optim.lr_decay_style != "WSD":
-        return CURVES[optim.lr_decay_style]((n - warmup) / max(length - warmup, 1))
-    start = length - (tail or 0)
-    return 1.0 if n <= start else WSD_CURVES[optim.lr_wsd_decay_style]((n - start) / (length - start))
+        done = (n - warmup) / max(length - warmup, 1)
+        return CURVES[optim.lr_decay_style](done)
+    start = length - (tail or 0)  # of the tail
+    if n <= start:
+        return 1.0
+    done = (n - start) / (length - start)
+    return WSD_CURVES[optim.lr_wsd_decay_style](done)
