@@ -51,7 +51,8 @@ class DataParallel(ABC):
         Raises:
             ValueError: a parameter has no shard, another shape than its shard, or is frozen.
         """
-        self.shards, self.mesh = shards, mesh
+        self.shards = shards
+        self.mesh = mesh
         local_tied = {shard.tied for shard in shards.values() if shard.tied}
         tied: set[str] = set()
         for names in all_gather_objects(local_tied, mesh.embedding):
@@ -59,7 +60,10 @@ class DataParallel(ABC):
         weights = sum(weight.numel() for chunk in chunks for weight in chunk.parameters())
         size = parallel.ddp_bucket_size or default_bucket_size(weights, mesh.data.size)
         overlap = parallel.overlap_grad_reduce and mesh.data.size > 1
-        self.chunks = [Buckets(self._buckets(chunk, tied, size), self._reduce, overlap) for chunk in chunks]
+        self.chunks: list[Buckets] = []
+        for chunk in chunks:
+            buckets = self._buckets(chunk, tied, size)
+            self.chunks.append(Buckets(buckets, self._reduce, overlap))
         offloaded = parallel.optimizer_offload_fraction if parallel.optimizer_cpu_offload else 0.0
         ranges: list[tuple[Bucket, int, int]] = []
         for chunk_buckets in self.chunks:
@@ -214,7 +218,11 @@ class DataParallel(ABC):
 
     def _copies(self, name: str) -> list[Tensor]:
         """The gradients of this rank's copies of a tied weight. Each has its own bucket; all have the same range."""
-        return [owned.grads for owned, place in self._places() if self._name(place.name) == name]
+        copies = []
+        for owned, place in self._places():
+            if self._name(place.name) == name:
+                copies.append(owned.grads)
+        return copies
 
     def _places(self) -> Iterator[tuple[OptimizerShard, ParamRange]]:
         for owned in self.owned:
@@ -223,9 +231,11 @@ class DataParallel(ABC):
 
     def _pieces(self, owned: OptimizerShard, place: ParamRange) -> list[ShardSlice]:
         """The slices of a parameter in this rank's range, with replicas numbered over all ranks."""
-        more = self._replica + (self._name(place.name) != place.name)
-        shard, (start, stop) = self.shards[place.name], owned.range_of(place)
-        pieces = pieces_in_range(shard, self.mesh.grid.sizes, self.mesh.coords, start, stop)
+        more = self._replica
+        if self._name(place.name) != place.name:  # a tied copy
+            more += 1
+        start, stop = owned.range_of(place)
+        pieces = pieces_in_range(self.shards[place.name], self.mesh.grid.sizes, self.mesh.coords, start, stop)
         return [piece._replace(copy=piece.copy + more) for piece in pieces]
 
     def _boxes(self, kinds: Callable[[OptimizerShard], dict[str, Tensor]]) -> dict[str, list[ShardedTensor]]:
@@ -233,14 +243,16 @@ class DataParallel(ABC):
         for owned, place in self._places():
             for kind, flat in kinds(owned).items():
                 name = f"{kind}.{self._name(place.name)}"
-                held[name] += [self._held(name, place, flat, owned, piece) for piece in self._pieces(owned, place)]
-        return {name: boxes for name, boxes in held.items() if boxes}
+                for piece in self._pieces(owned, place):
+                    held[name].append(self._held(name, place, flat, owned, piece))
+        return dict(held)
 
     def _held(
         self, name: str, place: ParamRange, flat: Tensor, owned: OptimizerShard, piece: ShardSlice
     ) -> ShardedTensor:
         shard = self.shards[place.name]
-        view = box_view(flat, place.start - owned.start, shard.local_shape(self.mesh.grid.sizes), piece.local)
+        local_shape = shard.local_shape(self.mesh.grid.sizes)
+        view = box_view(flat, place.start - owned.start, local_shape, piece.local)
         return ShardedTensor(name, shard.shape, piece.whole, view, piece.copy)
 
     def _counted(self) -> dict[str, list[Tensor]]:
@@ -253,14 +265,16 @@ class DataParallel(ABC):
         for owned, place in self._places():
             for piece in self._pieces(owned, place):
                 if piece.copy == self._replica:
-                    counted[place.name].append(self._held(place.name, place, owned.grads, owned, piece).tensor)
+                    held = self._held(place.name, place, owned.grads, owned, piece)
+                    counted[place.name].append(held.tensor)
         return counted
 
     def _partial_runs(self) -> Iterator[tuple]:
         for owned, place in self._places():
             begin, end = owned.range_of(place)
             for run in partial_runs(self.shards[place.name], self.mesh.grid.sizes, self.mesh.coords):
-                start, stop = max(run.start, begin), min(run.stop, end)
+                start = max(run.start, begin)
+                stop = min(run.stop, end)
                 if start < stop:
                     offset = place.start - owned.start
                     yield owned.grads[start + offset : stop + offset], run

@@ -43,7 +43,8 @@ class BucketLayout(NamedTuple):
 def default_bucket_size(weights: int, data_ranks: int) -> int:
     """The number of elements of a bucket: an eighth of a rank's weights, so that most reductions overlap with backward;
     at least 1 M, below which latency dominates, and at most Megatron-LM's max(40 M, 1 M x ranks)."""
-    return min(max(weights // 8, 1_000_000), max(40_000_000, 1_000_000 * data_ranks))
+    most = max(40_000_000, 1_000_000 * data_ranks)
+    return min(max(weights // 8, 1_000_000), most)
 
 
 def plan_buckets(entries: Sequence[BucketEntry], bucket_size: int, data_ranks: int) -> list[BucketLayout]:
@@ -51,11 +52,13 @@ def plan_buckets(entries: Sequence[BucketEntry], bucket_size: int, data_ranks: i
     because backward reaches them first. Parameters with a bucket of their own come last."""
     groups: list[list[BucketEntry]] = []
     open_groups: dict[torch.dtype, list[BucketEntry]] = {}
-    for entry in reversed([entry for entry in entries if not entry.alone]):
-        group = open_groups.get(entry.dtype)
-        if group is None:
-            group = open_groups[entry.dtype] = []
-            groups.append(group)
+    for entry in reversed(entries):
+        if entry.alone:
+            continue
+        if entry.dtype not in open_groups:
+            open_groups[entry.dtype] = []
+            groups.append(open_groups[entry.dtype])
+        group = open_groups[entry.dtype]
         group.append(entry)
         if sum(map(_numel, group)) >= bucket_size:
             del open_groups[entry.dtype]
@@ -69,10 +72,13 @@ def _plan(group: Iterable[BucketEntry], data_ranks: int) -> BucketLayout:
     start = 0
     decay_end = 0
     for entry in group:
-        places.append(ParamRange(entry.name, start, start + _numel(entry)))
-        start = _round_up(start + _numel(entry), ALIGN)
-        decay_end = start if entry.decays else decay_end
-    return BucketLayout(tuple(places), _round_up(start, ALIGN * data_ranks), decay_end, group[0].dtype, group[0].alone)
+        stop = start + _numel(entry)
+        places.append(ParamRange(entry.name, start, stop))
+        start = _round_up(stop, ALIGN)
+        if entry.decays:
+            decay_end = start
+    size = _round_up(start, ALIGN * data_ranks)
+    return BucketLayout(tuple(places), size, decay_end, group[0].dtype, group[0].alone)
 
 
 def _numel(entry: BucketEntry) -> int:

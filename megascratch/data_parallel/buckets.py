@@ -21,7 +21,9 @@ class GradSlot:
     """Accumulates the gradient of one weight over the micro-batches of a step."""
 
     def __init__(self, name: str, main: Tensor, bucket: "Bucket"):
-        self.name, self.main, self.bucket = name, main, bucket
+        self.name = name
+        self.main = main
+        self.bucket = bucket
         self.fresh = True  # nothing has arrived in this step
         self.arrived = False  # in the last micro-batch
         self.tell: Callable[[GradSlot], None] | None = None  # called after each contribution
@@ -70,7 +72,10 @@ class GradSlot:
             torch.addmm(self.main, a, b, out_dtype=self.main.dtype, out=self.main)
 
     def _add(self, grad: Tensor) -> None:
-        self.main.copy_(grad) if self.fresh else self.main.add_(grad)
+        if self.fresh:
+            self.main.copy_(grad)
+        else:
+            self.main.add_(grad)
 
     def _contributed(self) -> None:
         self.fresh = False
@@ -81,7 +86,8 @@ class GradSlot:
 @lru_cache(maxsize=1)
 def _adds_wide_products() -> bool:
     """Whether this CUDA build of torch has a 16-bit matmul with fp32 output (torch 2.8 has none)."""
-    narrow, wide = (torch.ones(16, 16, dtype=dtype, device="cuda") for dtype in (torch.bfloat16, torch.float32))
+    narrow = torch.ones(16, 16, dtype=torch.bfloat16, device="cuda")
+    wide = torch.ones(16, 16, dtype=torch.float32, device="cuda")
     try:
         torch.addmm(wide, narrow, narrow, out_dtype=torch.float32, out=wide)
     except RuntimeError:
@@ -181,7 +187,8 @@ class Buckets:
 
     def _renew(self) -> None:
         for slot in self.slots:
-            slot.fresh, slot.arrived = True, False
+            slot.fresh = True
+            slot.arrived = False
         for bucket in self.buckets:
             bucket.pending = None
         self.waiting = [bucket for bucket in self.buckets if not bucket.plan.alone]

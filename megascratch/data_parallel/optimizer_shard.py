@@ -37,15 +37,20 @@ class OptimizerShard:
 
     @classmethod
     def of(cls, bucket: Bucket, start: int, stop: int, in_host_memory: bool = False) -> "OptimizerShard":
-        weights, grads = bucket.weights[start:stop], bucket.grads[start:stop]
+        weights = bucket.weights[start:stop]
+        grads = bucket.grads[start:stop]
         if in_host_memory:
-            master, step_grads = host_like(grads), host_like(grads)
+            master = host_like(grads)
             master.copy_(weights)
-            moments = host_like(grads), host_like(grads)
+            step_grads = host_like(grads)
+            exp_avg = host_like(grads)
+            exp_avg_sq = host_like(grads)
         else:
-            master, step_grads = weights.to(grads.dtype), grads
-            moments = torch.zeros_like(grads), torch.zeros_like(grads)
-        return cls(bucket, start, stop, weights, grads, master, step_grads, *moments, in_host_memory)
+            master = weights.to(grads.dtype)
+            step_grads = grads
+            exp_avg = torch.zeros_like(grads)
+            exp_avg_sq = torch.zeros_like(grads)
+        return cls(bucket, start, stop, weights, grads, master, step_grads, exp_avg, exp_avg_sq, in_host_memory)
 
     @property
     def has_masters(self) -> bool:
@@ -56,11 +61,14 @@ class OptimizerShard:
     def kinds(self) -> dict[str, Tensor]:
         """The tensors that a checkpoint stores for a weight, by the prefix of their names."""
         kinds = {"param": self.weights, "optim.exp_avg": self.exp_avg, "optim.exp_avg_sq": self.exp_avg_sq}
-        return kinds | ({"optim.master": self.master} if self.has_masters else {})
+        if self.has_masters:
+            kinds["optim.master"] = self.master
+        return kinds
 
     def stretches(self) -> Iterator[FlatParamGroup]:
         """The part with weight decay and the part without."""
-        cut = min(max(self.bucket.plan.decay_end - self.start, 0), self.stop - self.start)
+        decaying = self.bucket.plan.decay_end - self.start
+        cut = min(max(decaying, 0), self.stop - self.start)
         for part, decays in ((slice(0, cut), True), (slice(cut, None), False)):
             yield FlatParamGroup(
                 self.master[part], self.step_grads[part], self.exp_avg[part], self.exp_avg_sq[part], decays
@@ -69,7 +77,8 @@ class OptimizerShard:
     def range_of(self, place: ParamRange) -> tuple[int, int]:
         """The elements of a parameter inside this range, counted from the first of the parameter; may be empty."""
         start = max(self.start - place.start, 0)
-        return start, max(min(self.stop, place.stop) - place.start, start)
+        stop = min(self.stop, place.stop) - place.start
+        return start, max(start, stop)
 
     def loaded(self, masters: bool) -> None:
         """Called after the tensors of `kinds` were filled: computes the weights from the masters, or the reverse."""

@@ -6,6 +6,7 @@ its own queries: the ranks of one head are summed. In both cases the ranks with 
 fills its own row of a buffer with one row per slot, the buffer is summed over the axis, and each rank reads its row.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -31,7 +32,9 @@ def partial_runs(shard: Shard, sizes: dict[str, int], coords: dict[str, int]) ->
     Raises:
         ValueError: the gradient is partial in another way than the two above.
     """
-    tp, numel = sizes["tp"], torch.Size(shard.local_shape(sizes)).numel()
+    tp = sizes["tp"]
+    shape = shard.local_shape(sizes)
+    numel = math.prod(shape)
     if set(shard.grad_sum) - {"tp"}:
         raise ValueError(f"gradients can be partial over tp, not over {shard.grad_sum}")
     if tp == 1 or not (shard.grad_sum or shard.shared_parts(sizes)):
@@ -40,14 +43,14 @@ def partial_runs(shard: Shard, sizes: dict[str, int], coords: dict[str, int]) ->
         return [ElementRange(0, numel, 0, 1)]
     if shard.split != {"tp": 0}:
         raise ValueError(f"shared parts must be cut along dim 0 over tp, not {shard.split}")
-    row = numel // shard.local_shape(sizes)[0]
+    row = numel // shape[0]  # elements
     runs = []
     for part, piece in zip(shard.parts, shard.pieces(sizes, coords), strict=True):
         if part.units < tp:
             copies = tp // part.units
-            runs.append(
-                ElementRange(piece.local.start[0] * row, piece.local.stop[0] * row, coords["tp"] // copies, part.units)
-            )
+            start = piece.local.start[0] * row
+            stop = piece.local.stop[0] * row
+            runs.append(ElementRange(start, stop, slot=coords["tp"] // copies, slots=part.units))
     return runs
 
 
@@ -56,7 +59,8 @@ class PartialGradReducer:
 
     def __init__(self, runs: list[tuple[Tensor, ElementRange]], tp: Axis):
         """`runs`: flat views of gradients; equal on all ranks of `tp` except for the slots."""
-        self.runs, self.tp = runs, tp
+        self.runs = runs
+        self.tp = tp
         self.size = sum(view.numel() * run.slots for view, run in runs)
 
     @torch.no_grad()
@@ -65,13 +69,15 @@ class PartialGradReducer:
         if not self.runs or self.tp.size == 1:
             return
         first = self.runs[0][0]
-        rows = torch.zeros(self.size, dtype=first.dtype, device=first.device)
-        mine, start = [], 0
+        buffer = torch.zeros(self.size, dtype=first.dtype, device=first.device)
+        own_rows = []
+        start = 0
         for view, run in self.runs:
             stop = start + view.numel() * run.slots
-            mine.append(rows[start:stop].view(run.slots, -1)[run.slot])
-            mine[-1].copy_(view)
+            rows = buffer[start:stop].view(run.slots, -1)  # [slots, n]
+            own_rows.append(rows[run.slot])
+            own_rows[-1].copy_(view)
             start = stop
-        all_reduce(rows, self.tp)
-        for (view, _), row in zip(self.runs, mine, strict=True):
+        all_reduce(buffer, self.tp)
+        for (view, _), row in zip(self.runs, own_rows, strict=True):
             view.copy_(row)

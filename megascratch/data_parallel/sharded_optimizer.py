@@ -13,7 +13,7 @@ from torch import Tensor
 
 from megascratch.config.settings import OptimConfig
 from megascratch.data_parallel.optimizer_shard import OptimizerShard, host_like
-from megascratch.optim.adamw import AdamW
+from megascratch.optim.adamw import AdamW, FlatParamGroup
 
 
 class _OffloadedShard(NamedTuple):
@@ -28,12 +28,23 @@ class ShardedOptimizer:
     """Updates all shards of a rank."""
 
     def __init__(self, ranges: Sequence[OptimizerShard], optim: OptimConfig):
-        self.resident = [owned for owned in ranges if not owned.in_host_memory]
-        self.adamw = AdamW([stretch for owned in self.resident for stretch in owned.stretches()], optim)
-        self.pieces = [_piece(owned, optim) for owned in ranges if owned.in_host_memory]
-        on_cuda = [piece.owned.weights.device for piece in self.pieces if piece.owned.weights.is_cuda]
-        self.device = on_cuda[0] if on_cuda else None
-        self.down, self.up = (torch.cuda.Stream(self.device) if on_cuda else None for _ in range(2))
+        self.resident: list[OptimizerShard] = []  # on the device
+        self.offloaded: list[_OffloadedShard] = []
+        stretches: list[FlatParamGroup] = []
+        for owned in ranges:
+            if owned.in_host_memory:
+                self.offloaded.append(_offloaded(owned, optim))
+            else:
+                self.resident.append(owned)
+                stretches += owned.stretches()
+        self.adamw = AdamW(stretches, optim)
+        self.device: torch.device | None = None  # of the weights of offloaded shards, if that is a GPU
+        self.down: torch.cuda.Stream | None = None
+        self.up: torch.cuda.Stream | None = None
+        if self.offloaded and self.offloaded[0].owned.weights.is_cuda:
+            self.device = self.offloaded[0].owned.weights.device
+            self.down = torch.cuda.Stream(self.device)
+            self.up = torch.cuda.Stream(self.device)
 
     @property
     def steps(self) -> int:
@@ -42,40 +53,42 @@ class ShardedOptimizer:
 
     @steps.setter
     def steps(self, taken: int) -> None:
-        for adamw in (self.adamw, *(piece.adamw for piece in self.pieces)):
-            adamw.steps = taken
+        self.adamw.steps = taken
+        for shard in self.offloaded:
+            shard.adamw.steps = taken
 
     @torch.no_grad()
     def __call__(self, lr: float) -> None:
         """One update at learning rate `lr`."""
-        arrivals = [self._bring_down(piece) for piece in self.pieces]
+        arrivals = [self._bring_down(shard) for shard in self.offloaded]
         self.adamw.step(lr)
         for owned in self.resident:
             if owned.has_masters:
                 owned.weights.copy_(owned.master)
-        for piece, arrived in zip(self.pieces, arrivals, strict=True):
+        for shard, arrived in zip(self.offloaded, arrivals, strict=True):
             if arrived is not None:
                 arrived.synchronize()
-            piece.adamw.step(lr)
-            self._send_up(piece)
+            shard.adamw.step(lr)
+            self._send_up(shard)
         if self.up is not None:
             torch.cuda.current_stream(self.device).wait_stream(self.up)
 
-    def _bring_down(self, piece: _OffloadedShard) -> torch.cuda.Event | None:
+    def _bring_down(self, shard: _OffloadedShard) -> torch.cuda.Event | None:
         """Starts to copy the gradients to the host. Returns the event of its end; None without CUDA."""
         if self.down is not None:
             self.down.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self.down):
-            piece.owned.step_grads.copy_(piece.owned.grads, non_blocking=True)
+            shard.owned.step_grads.copy_(shard.owned.grads, non_blocking=True)
         return None if self.down is None else self.down.record_event()
 
-    def _send_up(self, piece: _OffloadedShard) -> None:
-        if piece.owned.has_masters:
-            piece.staged.copy_(piece.owned.master)
+    def _send_up(self, shard: _OffloadedShard) -> None:
+        """Starts to copy the new weights to the device."""
+        if shard.owned.has_masters:
+            shard.staged.copy_(shard.owned.master)
         with torch.cuda.stream(self.up):
-            piece.owned.weights.copy_(piece.staged, non_blocking=True)
+            shard.owned.weights.copy_(shard.staged, non_blocking=True)
 
 
-def _piece(owned: OptimizerShard, optim: OptimConfig) -> _OffloadedShard:
+def _offloaded(owned: OptimizerShard, optim: OptimConfig) -> _OffloadedShard:
     staged = host_like(owned.weights) if owned.has_masters else owned.master
     return _OffloadedShard(owned, AdamW(list(owned.stretches()), optim), staged)

@@ -17,7 +17,8 @@ class Zero1(DataParallel):
 
     def _range(self, bucket: Bucket) -> tuple[int, int]:
         length = bucket.plan.size // self.mesh.data.size
-        return self.mesh.data.rank * length, (self.mesh.data.rank + 1) * length
+        start = self.mesh.data.rank * length
+        return start, start + length
 
     def _reduce(self, bucket: Bucket) -> Pending:
         if self.mesh.data.size == 1:
