@@ -6,18 +6,11 @@ import torch.distributed as dist
 
 from megascratch.config.errors import UserError
 from megascratch.parallel.collectives import (
-    all_gather,
     all_reduce,
-    gather_from,
-    reduce_scatter,
-    reduce_scatter_to,
-    start_all_gather,
 )
 from megascratch.parallel.grid import Grid
-from megascratch.parallel.mesh import Axis, Mesh
-from tests.support.rank_pool import mesh_of, on_ranks
-
-LONG = 6 * 2**18  # elements of 8 bytes
+from megascratch.parallel.mesh import Mesh
+from tests.support.rank_pool import on_ranks
 
 
 def _sum_over_each_axis(grid: Grid) -> dict[str, tuple[float, tuple[int, ...]]]:
@@ -74,30 +67,6 @@ def test_the_embedding_axis_joins_the_first_and_the_last_stage():
     assert on_ranks(4, _embedding_axis, Grid.dense(pp=4)) == [(0, 3), (1,), (2,), (0, 3)]
 
 
-def _gather_then_scatter(world: int) -> tuple[list, list, list]:
-    axis = Mesh.build(Grid.dense(tp=world)).tp
-    x = (torch.arange(6.0).reshape(2, 3) + 10 * axis.rank).requires_grad_()
-    whole = gather_from(x, axis)
-    back = reduce_scatter_to(whole * (axis.rank + 1), axis)
-    back.sum().backward()
-    side = all_gather(x.detach(), axis, dim=1)
-    assert torch.equal(reduce_scatter(side, axis, dim=1), x.detach() * world)
-    return whole.tolist(), back.tolist(), x.grad.tolist()
-
-
-def test_sequence_pairs_are_conjugate():
-    for rank, (whole, back, grad) in enumerate(on_ranks(2, _gather_then_scatter, 2)):
-        assert whole == [[0, 1, 2], [3, 4, 5], [10, 11, 12], [13, 14, 15]]
-        assert back == (3 * torch.tensor(whole[2 * rank : 2 * rank + 2])).tolist()
-        assert grad == [[3.0] * 3] * 2
-
-
-def test_an_axis_of_size_one_returns_its_input():
-    axis, x = Axis.alone("tp"), torch.ones(2, 2)
-    for operation in (all_reduce, all_gather, reduce_scatter, gather_from, reduce_scatter_to):
-        assert operation(x, axis) is x
-
-
 def _wrong_world() -> str:
     try:
         Mesh.build(Grid.dense(tp=4))
@@ -108,20 +77,3 @@ def _wrong_world() -> str:
 
 def test_a_world_that_does_not_fit_is_refused_with_the_numbers():
     assert all("start 4 processes" in text for text in on_ranks(2, _wrong_world))
-
-
-def _long_gathers(world: int) -> list[bool]:
-    """On a rank: two at once, the second from its own place in the result."""
-    axis, n = mesh_of(dp=world).data, LONG // world
-    wanted = torch.arange(world).repeat_interleave(n)
-    first = start_all_gather(torch.full((n,), axis.rank), axis)
-    out = torch.full((world * n,), -1)
-    out[axis.rank * n : (axis.rank + 1) * n] = axis.rank + 7
-    second = start_all_gather(out[axis.rank * n : (axis.rank + 1) * n], axis, out)
-    return [torch.equal(first.wait(), wanted), torch.equal(second.wait(), wanted + 7)]
-
-
-@pytest.mark.parametrize("world", [2, 3])
-def test_a_long_gather_brings_every_piece_to_its_place(world):
-    """Longer than those that are exchanged at once."""
-    assert on_ranks(world, _long_gathers, world) == [[True, True]] * world
