@@ -51,7 +51,9 @@ def stacked(timelines: Mapping[str, Timeline]) -> "Figure":
         axes.spines[["top", "right", "left"]].set_visible(False)
     total = max(timeline.total for timeline in timelines.values())
     rows[-1].set(xlabel="time", xlim=(0, total))
-    handles = [Patch(color=color, alpha=alpha, label=label) for label, color, alpha in _legend(timelines.values())]
+    handles = []
+    for label, color, alpha in _legend(timelines.values()):
+        handles.append(Patch(color=color, alpha=alpha, label=label))
     chart.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
     return chart
 
@@ -78,15 +80,17 @@ def _opacity(chunk: int) -> float:
 def _bars(axes: "Axes", timeline: Timeline) -> None:
     for rank, spans in enumerate(timeline.spans):
         for action, start, end in spans:
-            if action.op in COMPUTE and end > start:
-                axes.barh(
-                    rank,
-                    end - start,
-                    left=start,
-                    height=0.9,
-                    color=COLORS[action.op],
-                    alpha=_opacity(action.chunk),
-                    edgecolor="white",
-                    linewidth=0.5,
-                )
-                axes.text((start + end) / 2, rank, str(action.microbatch), ha="center", va="center", fontsize=7)
+            if action.op not in COMPUTE or end <= start:
+                continue
+            axes.barh(
+                rank,
+                end - start,
+                left=start,
+                height=0.9,
+                color=COLORS[action.op],
+                alpha=_opacity(action.chunk),
+                edgecolor="white",
+                linewidth=0.5,
+            )
+            middle = (start + end) / 2
+            axes.text(middle, rank, str(action.microbatch), ha="center", va="center", fontsize=7)

@@ -44,9 +44,12 @@ class _ShortCausalAttention(torch.autograd.Function):
         blocks = []  # attention weights, each [n b, rows, keys]
         for first in range(0, s, _ROWS):
             end = min(first + _ROWS, s)
-            scores = torch.bmm(q[:, first:end], k[:, :end].transpose(1, 2))
+            block_q = q[:, first:end]
+            seen_k = k[:, :end]
+            seen_v = v[:, :end]
+            scores = torch.bmm(block_q, seen_k.transpose(1, 2))  # [n b, rows, keys]
             weights = cpu.causal_softmax_(scores, first, d**-0.5)
-            rows = torch.bmm(weights, v[:, :end]).view(n, b, end - first, d)
+            rows = torch.bmm(weights, seen_v).view(n, b, end - first, d)
             out[first:end] = rows.permute(2, 1, 0, 3)  # [rows, b, n, d]
             blocks.append(weights)
         ctx.save_for_backward(q, k, v, *blocks)
@@ -62,13 +65,15 @@ class _ShortCausalAttention(torch.autograd.Function):
         end = s
         for weights in reversed(blocks):
             first = end - weights.shape[1]
-            mine = slice(first, end)  # queries
-            seen = slice(0, end)  # keys
-            grad_weights = torch.bmm(grad[:, mine], v[:, seen].transpose(1, 2))
+            block_q = q[:, first:end]
+            block_grad = grad[:, first:end]
+            seen_k = k[:, :end]
+            seen_v = v[:, :end]
+            grad_weights = torch.bmm(block_grad, seen_v.transpose(1, 2))
             grad_scores = cpu.causal_softmax_backward_(weights, grad_weights, first, d**-0.5)
             beta = 0 if end == s else 1  # the last block sees all keys and comes first: nothing to add to
-            grad_q[:, mine].baddbmm_(grad_scores, k[:, seen], beta=0)
-            grad_k[:, seen].baddbmm_(grad_scores.transpose(1, 2), q[:, mine], beta=beta)
-            grad_v[:, seen].baddbmm_(weights.transpose(1, 2), grad[:, mine], beta=beta)
+            grad_q[:, first:end].baddbmm_(grad_scores, seen_k, beta=0)
+            grad_k[:, :end].baddbmm_(grad_scores.transpose(1, 2), block_q, beta=beta)
+            grad_v[:, :end].baddbmm_(weights.transpose(1, 2), block_grad, beta=beta)
             end = first
         return tuple(x.view(n, b, s, d).transpose(0, 1) for x in (grad_q, grad_k, grad_v))
