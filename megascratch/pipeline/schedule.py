@@ -150,16 +150,16 @@ def zb_v(rank: int, ranks: int, microbatches: int, chunks: int = 2, group: int |
     _has_chunks("zb_v", 2, chunks)
     many = max(2 * ranks - 1, microbatches)
     rest = ranks - rank  # this rank and those after it
-    full = many - 2 * ranks + 1 + rank  # rounds with both chunks
+    full = many - 2 * ranks + 1 + rank  # rounds that start a new micro-batch
     words = []
-    # warm-up: until the loss of the first micro-batch is back
+    # warm-up: forwards, then the first backwards of chunk 1
     words += ["F0"] * (2 * rest - 1)
     words += ["F1", "F0"] * rank
     words += ["F1", "I1", "W1"] * rest
-    # steady state, with and then without new micro-batches
+    # steady state: rounds with, then without a new micro-batch
     words += ["F0", "I0", "W0", "F1", "I1", "W1"] * full
     words += ["I0", "W0", "F1", "I1", "W1"] * (many - ranks - full)
-    # drain: weight gradients wait until no input gradient is needed
+    # drain: the last input gradients; weight gradients fill the waits and the end
     words += ["I0", "I1"] * rank
     words += ["I0", "W0"] * rest
     words += ["W1"] * rank
@@ -183,7 +183,7 @@ def dualpipe_v(rank: int, ranks: int, microbatches: int, chunks: int = 2, group:
     # steady state: a forward of one chunk next to a backward of the other
     words += ["F0", "B1", "F1", "B0"] * (more + before)
     words += ["B1", "F1", "B0"] * after
-    # drain: the backwards of both chunks in turn, the first half of them whole
+    # drain: backwards of both chunks in turn, the first half of them whole, and the weight gradients that are left
     for i in range(2 * before):
         op = "B" if i < before else "I"
         chunk = "1" if i % 2 == 0 else "0"
