@@ -13,7 +13,7 @@ from typing import Any, get_args
 from megascratch.config.derive import derive
 from megascratch.config.errors import SettingError
 from megascratch.config.fields import flat, with_fields
-from megascratch.config.laws import batch, data, guard, layout, model, optim, recompute, save
+from megascratch.config.laws import batch, data, layout, model, optim, run
 from megascratch.config.notices import notices
 from megascratch.config.ranges import out_of_range
 from megascratch.config.remedies import WORLD, Broken, complaint
@@ -27,9 +27,7 @@ LAWS: list[Callable[..., str | Broken | None]] = [
     *batch.LAWS,
     *data.LAWS,
     *optim.LAWS,
-    *recompute.LAWS,
-    *save.LAWS,
-    *guard.LAWS,
+    *run.LAWS,
 ]
 
 

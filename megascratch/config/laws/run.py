@@ -1,0 +1,120 @@
+"""The laws of what a run does around its steps: recomputation, checkpoints, bad steps, forced changes on resume.
+
+See `laws/__init__.py` for how a law works.
+"""
+
+from collections.abc import Callable
+
+from megascratch.config.fields import SECTION_OF, nearest
+from megascratch.config.remedies import Broken, Remedy, each, near_multiples
+from megascratch.config.resume_rules import CAN_BE_FORCED
+from megascratch.config.suggestions import divisors_near
+
+
+def details_are_for_full(
+    recompute_granularity: str, recompute_method: str | None, recompute_num_layers: int | None
+) -> str | None:
+    """Method and number of layers apply only to full recomputation."""
+    details = {"recompute-method": recompute_method, "recompute-num-layers": recompute_num_layers}
+    given = [f"{name} ({value})" for name, value in details.items() if value is not None]
+    if recompute_granularity == "full" or not given:
+        return None
+    return (
+        f"{' and '.join(given)} needs recompute-granularity full, not {recompute_granularity}: use full, or remove it"
+    )
+
+
+def layers_are_there_to_recompute(recompute_num_layers: int, num_layers: int) -> Broken | None:
+    """A group of layers is not larger than the model."""
+    if recompute_num_layers <= num_layers:
+        return None
+    return Broken(
+        f"recompute-num-layers ({recompute_num_layers}) must not exceed num-layers ({num_layers})",
+        [Remedy("recompute_num_layers", [[num_layers]], " or less")],
+    )
+
+
+def best_needs_a_validation_at_each_save(
+    keep_best_n_checkpoints: int, save_interval: int, eval_interval: int
+) -> Broken | None:
+    """The best checkpoints are chosen by the validation loss of their own weights."""
+    if eval_interval > 0 and save_interval % eval_interval == 0:
+        return None
+    if eval_interval == 0:
+        return Broken(
+            f"keep-best-n-checkpoints ({keep_best_n_checkpoints}) needs validations, but eval-interval is 0",
+            [Remedy("eval_interval", [[save_interval or 1]])],
+        )
+    return Broken(
+        f"keep-best-n-checkpoints ({keep_best_n_checkpoints}) needs a validation at every save: save-interval "
+        f"({save_interval}) must be divisible by eval-interval ({eval_interval})",
+        [
+            Remedy("save_interval", near_multiples(save_interval, eval_interval)),
+            Remedy("eval_interval", each(divisors_near(save_interval, eval_interval))),
+        ],
+    )
+
+
+def retained_steps_are_saved(save_retain_interval: int, save_interval: int) -> Broken | None:
+    """Only a step that is saved can be kept."""
+    if save_interval == 0 or save_retain_interval % save_interval == 0:
+        return None
+    return Broken(
+        f"save-retain-interval ({save_retain_interval}) must be divisible by save-interval ({save_interval})",
+        [Remedy("save_retain_interval", near_multiples(save_retain_interval, save_interval))],
+    )
+
+
+def forced_by_a_known_name(force_resume: list[str] | None) -> str | None:
+    """Only settings that a resume can refuse can be forced."""
+    wrong = [name for word in force_resume or () if (name := word.replace("-", "_")) not in CAN_BE_FORCED]
+    if not wrong:
+        return None
+    known = [name for name in wrong if name in SECTION_OF]
+    if known:
+        return (
+            f"force-resume {known[0]}: it may change without force, or cannot be forced: "
+            "see megascratch pretrain --print-resume-rules"
+        )
+    return f"force-resume {wrong[0]} is not a setting{nearest(wrong[0], CAN_BE_FORCED)}"
+
+
+def rollback_has_a_checkpoint(on_bad_step: str, save_interval: int) -> str | None:
+    """Rolling back needs a checkpoint."""
+    if on_bad_step != "rollback" or save_interval > 0:
+        return None
+    return "on-bad-step rollback needs checkpoints during training: give save-interval, the steps between checkpoints"
+
+
+def rollback_needs_an_endless_order(on_bad_step: str, data_order: str) -> str | None:
+    """A run that skips samples needs more of them; Megatron's order is built for a fixed number."""
+    if on_bad_step != "rollback" or data_order != "megatron":
+        return None
+    return (
+        "on-bad-step rollback needs more samples than data-order megatron is built for: "
+        "use on-bad-step skip, or data-order keyed"
+    )
+
+
+def something_makes_a_bad_step(
+    on_bad_step: str, check_for_nan_in_loss_and_grad: bool, check_for_spiky_loss: bool
+) -> str | None:
+    """An action for bad steps needs a check that finds them."""
+    if on_bad_step == "stop" or check_for_nan_in_loss_and_grad or check_for_spiky_loss:
+        return None
+    return (
+        f"on-bad-step {on_bad_step} needs check-for-nan-in-loss-and-grad or check-for-spiky-loss: "
+        "without one no step is bad"
+    )
+
+
+LAWS: list[Callable[..., str | Broken | None]] = [
+    details_are_for_full,
+    layers_are_there_to_recompute,
+    best_needs_a_validation_at_each_save,
+    retained_steps_are_saved,
+    forced_by_a_known_name,
+    rollback_has_a_checkpoint,
+    rollback_needs_an_endless_order,
+    something_makes_a_bad_step,
+]
