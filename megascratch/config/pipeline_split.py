@@ -7,8 +7,7 @@ chunk-major. There are three ways to split: evenly, evenly around a given first 
 from collections.abc import Sequence
 
 from megascratch.config.errors import SettingError
-from megascratch.config.remedies import Broken, Remedy, complaint, each, near_multiples
-from megascratch.config.suggestions import divisors_near
+from megascratch.config.remedies import Broken, Remedy, complaint, divisors_near, each, near_multiples
 
 MOST_STAGES = 100_000  # a split is a list with an entry for each
 

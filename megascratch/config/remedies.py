@@ -1,4 +1,4 @@
-"""Builds the message of a broken law, with values of settings that would fix it.
+"""Builds the message of a broken law, with the nearest values of settings that would fix it.
 
 A law only knows which values are valid for itself, so each value is tried against all laws before it is suggested:
 
@@ -7,13 +7,13 @@ A law only knows which values are valid for itself, so each value is tried again
     -> global-batch-size (10) must be divisible by ... (2 x 4): use global-batch-size 8 or 16
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from megascratch.config.suggestions import choice
-
 MOST_TRIED = 32  # values in one direction
 MOST_SHOWN = 8
+MOST_ROOT = 1_000_000  # divisors are searched up to here: a number of 60 bits would take minutes
 WORLD = "world_size"  # the number of processes, which cannot be changed by a setting
 
 
@@ -69,9 +69,33 @@ def near_multiples(number: int, step: int, least: int = 1) -> list[list[int]]:
     return [[value for value in row if value >= least] for row in (downwards, upwards)]
 
 
+def divisors(number: int) -> list[int]:
+    """All divisors in rising order; [] below 1.
+
+    For a number above MOST_ROOT squared, only the divisors up to MOST_ROOT and number / divisor for each.
+    """
+    small = [d for d in range(1, min(math.isqrt(max(number, 0)), MOST_ROOT) + 1) if number % d == 0]
+    return sorted({*small, *(number // d for d in small)})
+
+
+def divisors_near(number: int, near: int) -> list[int]:
+    """All divisors, those nearest to `near` first."""
+    return sorted(divisors(number), key=lambda divisor: abs(divisor - near))
+
+
 def each(values: Iterable[Any]) -> list[list[Any]]:
     """Suggests each of the values."""
     return [[value] for value in values]
+
+
+def choice(values: Sequence[object], near: int | None = None, most: int = 8) -> str:
+    """'1', '1 or 2', '1, 2 or 3'; only the `most` numbers nearest to `near` of a long list."""
+    kept = list(values)
+    if len(kept) > most:
+        by_distance = sorted(kept, key=lambda value: abs(int(str(value)) - (near or 0)))
+        kept = [value for value in kept if value in by_distance[:most]]
+    words = [str(value) for value in kept]
+    return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
 
 def _passing(remedy: Remedy, passes: Passes) -> list[Any]:

@@ -11,8 +11,8 @@ import pytest
 from megascratch.config.fields import HINTS, SECTION_OF, with_fields
 from megascratch.config.laws import broken_laws
 from megascratch.config.load import read_config
+from megascratch.config.remedies import divisors
 from megascratch.config.settings import Config
-from megascratch.config.suggestions import divisors
 from tests.support.bad_flags import DATA, GOOD, POOL
 from tests.support.broken_laws import BROKEN, SAMPLES, config, layout
 

@@ -2,8 +2,7 @@
 
 from collections.abc import Callable
 
-from megascratch.config.remedies import WORLD, Broken, Remedy, each, near_multiples
-from megascratch.config.suggestions import divisors_near
+from megascratch.config.remedies import WORLD, Broken, Remedy, divisors_near, each, near_multiples
 
 
 def global_batch_is_whole(

@@ -3,8 +3,7 @@
 from collections.abc import Callable
 
 from megascratch.config.pipeline_split import FOLDED, CutError, layer_cut
-from megascratch.config.remedies import WORLD, Broken, Remedy, each, near_multiples
-from megascratch.config.suggestions import choice, divisors
+from megascratch.config.remedies import WORLD, Broken, Remedy, choice, divisors, each, near_multiples
 
 
 def layout_fits_the_world(

@@ -2,8 +2,7 @@
 
 from collections.abc import Callable
 
-from megascratch.config.remedies import Broken, Remedy, each, near_multiples
-from megascratch.config.suggestions import divisors_near
+from megascratch.config.remedies import Broken, Remedy, divisors_near, each, near_multiples
 
 
 def heads_share_the_width(hidden_size: int, num_attention_heads: int, kv_channels: int | None) -> Broken | None:

@@ -6,9 +6,8 @@ See `laws/__init__.py` for how a law works.
 from collections.abc import Callable
 
 from megascratch.config.fields import SECTION_OF, nearest
-from megascratch.config.remedies import Broken, Remedy, each, near_multiples
+from megascratch.config.remedies import Broken, Remedy, divisors_near, each, near_multiples
 from megascratch.config.resume_rules import CAN_BE_FORCED
-from megascratch.config.suggestions import divisors_near
 
 
 def details_are_for_full(
