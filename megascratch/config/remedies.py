@@ -44,21 +44,24 @@ Passes = Callable[[str, Any], bool]
 def complaint(broken: Broken, passes: Passes) -> str:
     """The message to the user: the law and the remedies that work."""
     proposals: list[str] = []
-    has_use = False
+    has_use = False  # whether the verb before the last proposal was 'use'
     for remedy in broken.remedies:
         values = _passing(remedy, passes)
         if not values:
             continue
         if remedy.setting == WORLD:
             proposals.append(f"start {choice(values)}{remedy.more} processes")
+            has_use = False
+        elif has_use:
+            proposals.append(_words(remedy, values))
         else:
-            proposals.append(f"{'' if has_use else 'use '}{_words(remedy, values)}")
-        has_use = remedy.setting != WORLD
+            proposals.append(f"use {_words(remedy, values)}")
+            has_use = True
     if broken.otherwise:
         proposals.append(broken.otherwise)
     if not proposals:
         return f"{broken.law}: changing one setting is not enough, change several"
-    return f"{broken.law}: {', or '.join(filter(None, [', '.join(proposals[:-1]), proposals[-1]]))}"
+    return f"{broken.law}: {_listed(proposals, ', or ')}"
 
 
 def near_multiples(number: int, step: int, least: int = 1) -> list[list[int]]:
@@ -66,7 +69,10 @@ def near_multiples(number: int, step: int, least: int = 1) -> list[list[int]]:
     below = max(number, 0) // step * step
     downwards = [below - step * count for count in range(MOST_TRIED)]
     upwards = [below + step * (count + 1) for count in range(MOST_TRIED)]
-    return [[value for value in row if value >= least] for row in (downwards, upwards)]
+    rows = []
+    for row in (downwards, upwards):
+        rows.append([value for value in row if value >= least])
+    return rows
 
 
 def divisors(number: int) -> list[int]:
@@ -74,8 +80,12 @@ def divisors(number: int) -> list[int]:
 
     For a number above MOST_ROOT squared, only the divisors up to MOST_ROOT and number / divisor for each.
     """
-    small = [d for d in range(1, min(math.isqrt(max(number, 0)), MOST_ROOT) + 1) if number % d == 0]
-    return sorted({*small, *(number // d for d in small)})
+    largest = min(math.isqrt(max(number, 0)), MOST_ROOT)
+    found: set[int] = set()
+    for divisor in range(1, largest + 1):
+        if number % divisor == 0:
+            found |= {divisor, number // divisor}
+    return sorted(found)
 
 
 def divisors_near(number: int, near: int) -> list[int]:
@@ -93,21 +103,37 @@ def choice(values: Sequence[object], near: int | None = None, most: int = 8) -> 
     kept = list(values)
     if len(kept) > most:
         by_distance = sorted(kept, key=lambda value: abs(int(str(value)) - (near or 0)))
-        kept = [value for value in kept if value in by_distance[:most]]
-    words = [str(value) for value in kept]
-    return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+        nearest = by_distance[:most]
+        kept = [value for value in kept if value in nearest]
+    return _listed([str(value) for value in kept], " or ")
 
 
 def _passing(remedy: Remedy, passes: Passes) -> list[Any]:
     """The first value of each row that passes, sorted, without duplicates."""
     passing: list[Any] = []
     for row in remedy.rows:
-        value = next((value for value in row if passes(remedy.setting, value)), None)
-        if value is not None and value not in passing:
-            passing.append(value)
+        for value in row:
+            if passes(remedy.setting, value):
+                if value not in passing:
+                    passing.append(value)
+                break
     return sorted(passing[:MOST_SHOWN])
 
 
 def _words(remedy: Remedy, values: Sequence[Any]) -> str:
-    shown = [" ".join(map(str, value)) if isinstance(value, list) else value for value in values]
-    return f"{remedy.setting.replace('_', '-')} {choice(shown)}{remedy.more}"
+    """The setting and the values that it should have."""
+    shown: list[object] = []
+    for value in values:
+        if isinstance(value, list):
+            shown.append(" ".join(map(str, value)))
+        else:
+            shown.append(value)
+    name = remedy.setting.replace("_", "-")
+    return f"{name} {choice(shown)}{remedy.more}"
+
+
+def _listed(words: Sequence[str], last: str) -> str:
+    """The words with commas between them, and `last` before the last one."""
+    if len(words) == 1:
+        return words[0]
+    return ", ".join(words[:-1]) + last + words[-1]
