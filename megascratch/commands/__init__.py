@@ -12,8 +12,7 @@ from collections.abc import Sequence
 
 from megascratch.config.errors import RanksDiffer, SettingError, UserError
 from megascratch.config.exit_codes import BAD_INPUT, INTERRUPTED, own_process
-from megascratch.config.plain_warnings import plain_warnings
-from megascratch.config.printable import printable
+from megascratch.config.printable import plain_warnings, printable
 from megascratch.runtime import faults
 
 VERBS = {

@@ -1,8 +1,11 @@
-"""Escapes text from files before it is printed, so that it cannot control the terminal or forge a line of output.
+"""Makes text fit for a terminal: escapes what comes from files, shortens it, and prints warnings in one line.
 
-Escaped are all characters that Unicode does not call printable: control characters (ESC among them), line ends of
-every kind, characters that change the direction of text or are invisible, halves of surrogate pairs, unassigned ones.
+Text from a file must not control the terminal or forge a line of output. Escaped are all characters that Unicode does
+not call printable: control characters (ESC among them), line ends of every kind, characters that change the direction
+of text or are invisible, halves of surrogate pairs, unassigned ones.
 """
+
+import warnings
 
 MOST_SHOWN = 200
 """Characters of a name or value from outside that a message shows."""
@@ -13,7 +16,13 @@ def printable(text: object) -> str:
     line = str(text)
     if line.isprintable():
         return line
-    return "".join([_escaped(character) for character in line])
+    escaped = []
+    for character in line:
+        if character.isprintable():
+            escaped.append(character)
+        else:
+            escaped.append(character.encode("unicode_escape").decode())
+    return "".join(escaped)
 
 
 def printable_lines(text: str) -> str:
@@ -24,8 +33,18 @@ def printable_lines(text: str) -> str:
 def shown(text: object, most: int = MOST_SHOWN) -> str:
     """A name or value from outside for a message: printable, and truncated if it is long."""
     line = printable(text)
-    return line if len(line) <= most else f"{line[:most]}..."
+    if len(line) > most:
+        return f"{line[:most]}..."
+    return line
 
 
-def _escaped(character: str) -> str:
-    return character if character.isprintable() else character.encode("unicode_escape").decode()
+def plain_warnings() -> None:
+    """Prints the warnings of this process in one line each, without their position in the source.
+
+    For commands, not for programs that import megascratch.
+    """
+    warnings.formatwarning = _in_one_line
+
+
+def _in_one_line(message: Warning | str, *place: object, **line: object) -> str:
+    return f"megascratch: warning: {message}\n"

@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
 from megascratch.config.errors import UserError
-from megascratch.config.plain_warnings import plain_warnings
+from megascratch.config.printable import plain_warnings
 from megascratch.data.preprocess.encode import EncodeStep, Job, encode_unit, forget_tokenizer
 from megascratch.data.preprocess.output_shards import Summary
 from megascratch.data.preprocess.work_units import InputSpan, WorkUnit
