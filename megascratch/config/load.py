@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import tyro
 
 from megascratch.config.errors import SettingError
-from megascratch.config.fields import SECTION_OF, SECTIONS, flat, with_fields
+from megascratch.config.fields import SECTIONS, flat, with_fields
 from megascratch.config.flags import read_words
 from megascratch.config.settings import Config
 from megascratch.config.yaml_file import read_settings
@@ -70,23 +70,31 @@ def read_config(argv: Sequence[str], base: Config | None = None, prog: str = "me
 
     Raises SettingError, with the problems of the flags, if the file cannot be read as settings at all.
     """
-    start = base or Config()
-    changed = {name for name, value in flat(start).items() if value != flat(Config())[name]}
-    places = dict.fromkeys((name for name in SECTION_OF if name in changed), "base")
-    if {"-h", "--help"} & set(argv):
-        _help(start, prog)
-    given, names, problems, unread = read_words(argv)
-    file = given.pop("config", None)
+    config = base or Config()
+    if "-h" in argv or "--help" in argv:
+        _help(config, prog)
+    defaults = flat(Config())
+    places = {name: "base" for name, value in flat(config).items() if value != defaults[name]}
+
+    flags = read_words(argv)
+    values = dict(flags.values)
+    file = values.pop("config", None)
+    print_config = values.pop("print_config", False)
+    problems = flags.problems
+    unread = flags.unread
     if file is not None:
         try:
-            values, lines, file_problems, unread_lines = read_settings(file)
+            in_file = read_settings(file)
         except SettingError as error:
             raise SettingError("\n".join([str(error), *problems])) from error
-        start = with_fields(start, values)
-        places |= lines
-        problems, unread = file_problems + problems, unread | (unread_lines - set(names))
-    origins = Origins(places | dict.fromkeys(names, "flag"), given.pop("print_config", False))
-    return Loaded(with_fields(start, given), origins, problems, unread)
+        config = with_fields(config, in_file.values)
+        places |= in_file.places
+        problems = in_file.problems + problems
+        unread = unread | (in_file.unread - set(flags.given))  # a flag overrides the line in the file
+
+    config = with_fields(config, values)
+    places |= dict.fromkeys(flags.given, "flag")
+    return Loaded(config, Origins(places, print_config), problems, unread)
 
 
 def format_config(config: Config, origins: Origins) -> str:
@@ -96,15 +104,23 @@ def format_config(config: Config, origins: Origins) -> str:
     for section in SECTIONS:
         lines.append(f"{section}:")
         for name, value in vars(getattr(config, section)).items():
-            origin = origins.places.get(name) or ("default" if value == defaults[name] else "derived")
-            lines.append(f"  {f'{name}: {_yaml(value)}':<64} # {origin}")
+            if name in origins.places:
+                origin = origins.places[name]
+            elif value == defaults[name]:
+                origin = "default"
+            else:
+                origin = "derived"
+            setting = f"{name}: {_yaml(value)}"
+            lines.append(f"  {setting:<64} # {origin}")
     return "\n".join(lines)
 
 
 def _yaml(value: Any) -> str:
     """JSON is valid YAML, except for floats like 1e-05, which some YAML readers take for a string."""
     text = json.dumps(value)
-    return re.sub(r"^(-?\d+)e", r"\1.0e", text) if isinstance(value, float) else text
+    if isinstance(value, float):
+        return re.sub(r"^(-?\d+)e", r"\1.0e", text)
+    return text
 
 
 def _help(start: Config, prog: str) -> None:

@@ -19,6 +19,20 @@ from megascratch.config.yaml_nodes import Foreign, entries, is_template, kind_of
 MOST_SHOWN = 6  # items of a list in a message
 MOST_PROBLEMS = 20  # lines of problems for one file
 LARGEST_NUMBER = (1 << 63) - 1
+TYPE_NAMES: dict[type, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "text (in quotes)"}
+"""What a value of each type must be, for a message."""
+
+
+class FileSettings(NamedTuple):
+    """What a file says about the settings."""
+
+    values: dict[str, Any]
+    """The valid values, by setting."""
+    places: dict[str, str]
+    """Setting -> 'FILE:LINE'."""
+    problems: list[str]
+    unread: set[str]
+    """Settings whose value is unknown because of a problem."""
 
 
 class _Setting(NamedTuple):
@@ -30,8 +44,8 @@ class _Setting(NamedTuple):
     line: int  # counted from 1
 
 
-def read_settings(file: str) -> tuple[dict[str, Any], dict[str, str], list[str], set[str]]:
-    """Reads a file with or without sections: (values, 'FILE:LINE', both by setting; problems; settings with a problem).
+def read_settings(file: str) -> FileSettings:
+    """Reads a file with or without sections.
 
     Raises SettingError if the file cannot be read or is not YAML; a repeated key is an error, too.
     """
@@ -52,11 +66,15 @@ def read_settings(file: str) -> tuple[dict[str, Any], dict[str, str], list[str],
                 problem = f"{key} must be {error}, not {_shown(raw)}"
         if problem is not None:
             problems.append(f"{place}: {problem}")
-            unread.add(key if key in SECTION_OF else meant(key))
+            if key in SECTION_OF:
+                unread.add(key)
+            else:
+                unread.add(meant(key))
     if len(problems) > MOST_PROBLEMS:
-        more = len(problems) - MOST_PROBLEMS + 1
-        problems = [*problems[: MOST_PROBLEMS - 1], f"{file}: and {more:,} more problems"]
-    return values, places, problems, unread & SECTION_OF.keys()
+        reported = problems[: MOST_PROBLEMS - 1]
+        more = len(problems) - len(reported)
+        problems = [*reported, f"{file}: and {more:,} more problems"]
+    return FileSettings(values, places, problems, unread & SECTION_OF.keys())
 
 
 def typed(raw: Any, hint: Any) -> Any:
@@ -64,40 +82,52 @@ def typed(raw: Any, hint: Any) -> Any:
 
     Raises TypeError whose text says what the value must be.
     """
-    if get_origin(hint) in (Union, UnionType):
-        inner = [kind for kind in get_args(hint) if kind is not type(None)]
-        return None if raw is None else typed(raw, inner[0])
-    if get_origin(hint) is Literal:
+    origin = get_origin(hint)
+    if origin in (Union, UnionType):
+        if raw is None:
+            return None
+        kinds = [kind for kind in get_args(hint) if kind is not type(None)]
+        return typed(raw, kinds[0])
+    if origin is Literal:
         if raw in get_args(hint):
             return str(raw)
         raise TypeError("one of " + ", ".join(get_args(hint)))
-    if get_origin(hint) is list:
+    if origin is list:
         return _typed_list(raw, get_args(hint)[0])
     if isinstance(raw, int) and abs(raw) > LARGEST_NUMBER:
         raise TypeError("a number of at most 64 bits")
-    if hint is float and isinstance(raw, int | float) and not isinstance(raw, bool):
+    if hint is float and _is_number(raw):
         return float(raw)
     if hint is str and isinstance(raw, str) and not _is_valid_text(raw):
         raise TypeError("text without NUL characters and lone surrogates")
-    if isinstance(raw, hint) and isinstance(raw, bool) == (hint is bool):
+    if isinstance(raw, hint) and isinstance(raw, bool) == (hint is bool):  # a bool is an int in Python
         return raw
-    raise TypeError({int: "a whole number", float: "a number", bool: "true or false", str: "text (in quotes)"}[hint])
+    raise TypeError(TYPE_NAMES[hint])
+
+
+def _is_number(raw: Any) -> bool:
+    return isinstance(raw, int | float) and not isinstance(raw, bool)
 
 
 def _is_valid_text(text: str) -> bool:
-    return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
+    if "\0" in text:
+        return False
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _typed_list(raw: Any, item: type) -> list[Any]:
     kind = {int: "whole numbers", str: "texts"}[item]
     if not isinstance(raw, list):
         raise TypeError(f"a list of {kind} like [a, b]")
-    if item is str:  # data_path mixes weights and prefixes: [0.3, a, 0.7, b]
-        raw = [str(part) if isinstance(part, int | float) and not isinstance(part, bool) else part for part in raw]
-    try:
-        return [typed(part, item) for part in raw]
-    except TypeError:
-        raise TypeError(f"a list of {kind}") from None
+    items = []
+    for part in raw:
+        if item is str and _is_number(part):  # data_path mixes weights and prefixes: [0.3, a, 0.7, b]
+            part = str(part)
+        try:
+            items.append(typed(part, item))
+        except TypeError:
+            raise TypeError(f"a list of {kind}") from None
+    return items
 
 
 def _entries(file: str) -> list[_Setting]:
@@ -110,13 +140,14 @@ def _entries(file: str) -> list[_Setting]:
     settings: list[_Setting] = []
     for entry in entries(root, file):
         name = _field(entry.key)
+        value = value_of(entry.value)
         if name in SECTIONS and isinstance(entry.value, MappingNode):
             for inner in entries(entry.value, file):
                 settings.append(_Setting(_field(inner.key), name, value_of(inner.value), inner.line))
-        elif name in SECTIONS and value_of(entry.value) is None:
+        elif name in SECTIONS and value is None:
             continue
         elif name in SECTION_OF or not is_template(entry.value, root):
-            settings.append(_Setting(name, None, value_of(entry.value), entry.line))
+            settings.append(_Setting(name, None, value, entry.line))
     return settings
 
 
@@ -141,6 +172,8 @@ def _shown(raw: Any) -> str:
     if isinstance(raw, str):
         return f"'{shown(raw, 80)}'"
     if isinstance(raw, list):
-        more = ", ..." if len(raw) > MOST_SHOWN else ""
-        return f"[{', '.join(_shown(item) for item in raw[:MOST_SHOWN])}{more}]"
+        items = [_shown(item) for item in raw[:MOST_SHOWN]]
+        if len(raw) > MOST_SHOWN:
+            items.append("...")
+        return f"[{', '.join(items)}]"
     return shown(raw, 80)
