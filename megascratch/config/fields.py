@@ -10,18 +10,25 @@ from megascratch.config.settings import Config
 SECTIONS: dict[str, type] = get_type_hints(Config)
 """Section name -> its dataclass."""
 
-SECTION_OF: dict[str, str] = {
-    field.name: section for section, record in SECTIONS.items() for field in dataclasses.fields(record)
-}
+SECTION_OF: dict[str, str] = {}
 """Setting -> its section; the names are unique across the sections."""
 
-HINTS: dict[str, Any] = {name: hint for record in SECTIONS.values() for name, hint in get_type_hints(record).items()}
+HINTS: dict[str, Any] = {}
 """Setting -> its type."""
+
+for _section, _record in SECTIONS.items():
+    _hints = get_type_hints(_record)
+    SECTION_OF.update(dict.fromkeys(_hints, _section))
+    HINTS.update(_hints)
 
 
 def flat(config: Config) -> dict[str, Any]:
     """Setting -> value, in the order of the sections."""
-    return {name: getattr(getattr(config, section), name) for name, section in SECTION_OF.items()}
+    values = {}
+    for name, section in SECTION_OF.items():
+        record = getattr(config, section)
+        values[name] = getattr(record, name)
+    return values
 
 
 def with_fields(config: Config, values: Mapping[str, Any]) -> Config:
@@ -29,9 +36,10 @@ def with_fields(config: Config, values: Mapping[str, Any]) -> Config:
     changes: dict[str, dict[str, Any]] = {}
     for name, value in values.items():
         changes.setdefault(SECTION_OF[name], {})[name] = value
-    return dataclasses.replace(
-        config, **{section: dataclasses.replace(getattr(config, section), **new) for section, new in changes.items()}
-    )
+    sections = {}
+    for section, new in changes.items():
+        sections[section] = dataclasses.replace(getattr(config, section), **new)
+    return dataclasses.replace(config, **sections)
 
 
 def flag(name: str) -> str:
@@ -41,14 +49,15 @@ def flag(name: str) -> str:
 
 def nearest(word: str, known: list[str]) -> str:
     """' - did you mean X?' with the known word most similar to a misspelt one; '' if none is similar."""
-    near = _near(word, known)
-    return f" - did you mean {near}?" if near else ""
+    similar = _most_similar(word, known)
+    return f" - did you mean {similar}?" if similar else ""
 
 
 def meant(name: str) -> str:
     """The setting that a misspelt name probably means; '' if none is similar."""
-    return _near(name, list(SECTION_OF))
+    return _most_similar(name, list(SECTION_OF))
 
 
-def _near(word: str, known: list[str]) -> str:
-    return next(iter(difflib.get_close_matches(word, known, n=1, cutoff=0.6)), "")
+def _most_similar(word: str, known: list[str]) -> str:
+    matches = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return matches[0] if matches else ""
