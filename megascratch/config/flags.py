@@ -48,7 +48,10 @@ def read_words(argv: Sequence[str]) -> Words:
         except ValueError as error:
             if names.index(group.name) == position:  # a repeated flag is reported once
                 problems.append(str(error))
-            unread.add(group.name if group.name in SECTION_OF else meant(group.name))
+            if group.name in SECTION_OF:
+                unread.add(group.name)
+            else:
+                unread.add(meant(group.name))
     given = [name for name in names if name in SECTION_OF]
     return Words(values, given, problems, unread & SECTION_OF.keys())
 
@@ -61,8 +64,9 @@ def _groups(argv: Sequence[str]) -> tuple[list[_Group], list[str]]:
         if word.startswith("--") and len(word) > 2:
             head, *value = word[2:].split("=", 1)
             name = head.replace("-", "_")
-            negated = name.startswith("no_") and name[3:] in SECTION_OF
-            groups.append(_Group(name[3:] if negated else name, negated, value))
+            without_no = name.removeprefix("no_")
+            negated = without_no != name and without_no in SECTION_OF
+            groups.append(_Group(without_no if negated else name, negated, value))
         elif groups:
             groups[-1].values.append(word)
         else:
@@ -72,13 +76,14 @@ def _groups(argv: Sequence[str]) -> tuple[list[_Group], list[str]]:
 
 def _value(group: _Group, names: list[str]) -> Any:
     """The value of a flag. Raises: ValueError whose text is the message to the user."""
-    name, text = group.name, flag(group.name)
-    hint = HINTS.get(name) or OTHERS.get(name)
+    text = flag(group.name)
+    hint = HINTS.get(group.name) or OTHERS.get(group.name)
     if hint is None:
-        known = [flag(known) for known in (*SECTION_OF, *OTHERS, "help")]
+        known = [flag(name) for name in (*SECTION_OF, *OTHERS, "help")]
         raise ValueError(f"unknown flag {text}{nearest(text, known)}")
-    if names.count(name) > 1:
-        raise ValueError(f"{text} is given {names.count(name)} times: give it once")
+    times = names.count(group.name)
+    if times > 1:
+        raise ValueError(f"{text} is given {times} times: give it once")
     if hint is bool:
         if group.values:
             raise ValueError(f"{text} does not accept a value (given: {' '.join(group.values)})")
@@ -91,12 +96,15 @@ def _value(group: _Group, names: list[str]) -> Any:
 
 
 def _typed(text: str, hint: Any, values: list[str]) -> Any:
+    """The words after the flag `text` as a value of this type. Raises: ValueError."""
     if get_origin(hint) in (Union, UnionType):
         if values == ["None"]:
             return None
-        hint = next(kind for kind in get_args(hint) if kind is not type(None))
+        kinds = [kind for kind in get_args(hint) if kind is not type(None)]
+        hint = kinds[0]
     if get_origin(hint) is list:
-        return [_item(text, get_args(hint)[0], value) for value in values]
+        item = get_args(hint)[0]
+        return [_item(text, item, value) for value in values]
     if len(values) > 1:
         raise ValueError(f"{text} accepts one value: unrecognized arguments: {' '.join(values[1:])}")
     return _item(text, hint, values[0])
