@@ -24,17 +24,13 @@ class Kind(NamedTuple):
     holds: Callable[[Any], bool]
 
 
-def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 <= value <= LARGEST_NUMBER
+def _is_integer(value: Any) -> bool:
+    return type(value) is int and abs(value) <= LARGEST_NUMBER
 
 
-def _is_number(value: Any) -> bool:
-    return type(value) is float or (type(value) is int and abs(value) <= LARGEST_NUMBER)
-
-
-COUNT = Kind("a whole number, 0 or more", _is_count)
-INTEGER = Kind("a whole number", lambda value: type(value) is int and abs(value) <= LARGEST_NUMBER)
-NUMBER = Kind("a number", _is_number)
+COUNT = Kind("a whole number, 0 or more", lambda value: _is_integer(value) and value >= 0)
+INTEGER = Kind("a whole number", _is_integer)
+NUMBER = Kind("a number", lambda value: type(value) is float or _is_integer(value))
 TEXT = Kind("a text", lambda value: isinstance(value, str))
 FLAG = Kind("true or false", lambda value: isinstance(value, bool))
 OBJECT = Kind("an object {...}", lambda value: isinstance(value, dict))
@@ -50,7 +46,9 @@ def list_of(kind: Kind, length: int | None = None) -> Kind:
     """A list whose items are of this kind."""
 
     def holds(value: Any) -> bool:
-        if not isinstance(value, list) or (length is not None and len(value) != length):
+        if not isinstance(value, list):
+            return False
+        if length is not None and len(value) != length:
             return False
         return all(kind.holds(item) for item in value)
 
@@ -63,7 +61,9 @@ def object_of(kind: Kind) -> Kind:
     """An object whose values are of this kind."""
 
     def holds(value: Any) -> bool:
-        return isinstance(value, dict) and all(kind.holds(item) for item in value.values())
+        if not isinstance(value, dict):
+            return False
+        return all(kind.holds(item) for item in value.values())
 
     return Kind(f"an object, each value {kind.words}", holds)
 
@@ -71,8 +71,9 @@ def object_of(kind: Kind) -> Kind:
 def parse_json(content: bytes | str) -> Any:
     """Parses JSON. Raises: ValueError whose text says in one line what is wrong."""
     try:
-        text = content.decode("utf-8-sig") if isinstance(content, bytes) else content
-        return json.loads(text)
+        if isinstance(content, bytes):
+            content = content.decode("utf-8-sig")
+        return json.loads(content)
     except UnicodeDecodeError as error:
         raise ValueError(f"byte {error.start} is not UTF-8") from error
     except json.JSONDecodeError as error:
@@ -97,8 +98,11 @@ def parse_object(content: bytes | str, name: object) -> dict[str, Any]:
 def misfit(record: Mapping[str, Any], fields: Mapping[str, Kind]) -> str | None:
     """What is wrong with the first field that has a wrong value; None: all fields are valid."""
     for name, kind in fields.items():
-        if name in record and not kind.holds(record[name]):
-            return f"{name} must be {kind.words}, not {value_in_words(record[name])}"
+        if name not in record:
+            continue
+        value = record[name]
+        if not kind.holds(value):
+            return f"{name} must be {kind.words}, not {value_in_words(value)}"
     return None
 
 
