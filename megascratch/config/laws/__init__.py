@@ -58,16 +58,23 @@ def broken_laws(config: Config, world_size: int, unread: Collection[str] = ()) -
     """
     wrong, broken = _check(config, world_size, unread)
     problems_now = wrong.keys() | broken.keys()
-    messages = [*wrong.values()]
+    messages = list(wrong.values())
     for name, problem in broken.items():
+        if isinstance(problem, str):
+            messages.append(problem)
+            continue
 
         def passes(setting: str, value: Any, name: str = name) -> bool:
-            changed = config if setting == WORLD else with_fields(config, {setting: value})
-            new_wrong, new_broken = _check(changed, value if setting == WORLD else world_size, unread)
-            read_by_broken = any(setting in SCOPE_OF[law] for law in new_broken)
-            return not read_by_broken and new_wrong.keys() | new_broken.keys() <= problems_now - {name}
+            if setting == WORLD:
+                new_wrong, new_broken = _check(config, value, unread)
+            else:
+                new_wrong, new_broken = _check(with_fields(config, {setting: value}), world_size, unread)
+            if any(setting in SCOPE_OF[law] for law in new_broken):
+                return False
+            problems_then = new_wrong.keys() | new_broken.keys()
+            return problems_then <= problems_now - {name}
 
-        messages.append(complaint(problem, passes) if isinstance(problem, Broken) else problem)
+        messages.append(complaint(problem, passes))
     return messages
 
 

@@ -71,17 +71,19 @@ def rampup_steps_are_whole(
 def _legal_ramps(ramp: list[int], full_size: int, step: int) -> Remedy:
     """Ramp-ups over the same samples whose start and increment are multiples of `step`, the most similar first."""
     start, increment, samples = ramp
-    starts = sorted(
-        {value for row in near_multiples(start, step) for value in row[:MOST_RAMPS]},
-        key=lambda value: abs(value - start),
-    )
-    increments = sorted(
-        {value for row in near_multiples(increment, step) for value in row[:MOST_RAMPS]},
-        key=lambda value: abs(value - increment),
-    )
-    ramps = [[first, more, samples] for first in starts for more in increments if first <= full_size]
+    starts = [value for value in _multiples_by_distance(start, step) if value <= full_size]
+    increments = _multiples_by_distance(increment, step)
+    ramps = [[first, more, samples] for first in starts for more in increments]
     ramps.sort(key=lambda one: abs(one[0] - start) + abs(one[1] - increment))
     return Remedy("rampup_batch_size", [ramps])
+
+
+def _multiples_by_distance(number: int, step: int) -> list[int]:
+    """Multiples of `step` on both sides of a number, the nearest first."""
+    multiples: set[int] = set()
+    for row in near_multiples(number, step):
+        multiples.update(row[:MOST_RAMPS])
+    return sorted(multiples, key=lambda value: abs(value - number))
 
 
 def rampup_needs_a_schedule_of_any_size(
@@ -110,7 +112,9 @@ def samples_fill_a_step(
 ) -> Broken | None:
     """A run in samples has at least one step."""
     ramp = rampup_batch_size
-    first = global_batch_size if ramp is None or not _legal_ramp(ramp) or ramp[2] == 0 else ramp[0]
+    first = global_batch_size
+    if ramp is not None and _legal_ramp(ramp) and ramp[2] > 0:
+        first = ramp[0]
     if train_samples is None or train_samples >= first:
         return None
     return Broken(

@@ -14,7 +14,11 @@ def one_source(
     """Text comes from data-path, from a path per split, or is synthetic."""
     own = {"train-data-path": train_data_path, "valid-data-path": valid_data_path, "test-data-path": test_data_path}
     per_split = [name for name, path in own.items() if path]
-    given = [*(["data-path"] if data_path else []), *per_split[:1], *(["mock-data"] if mock_data else [])]
+    given = per_split[:1]
+    if data_path:
+        given.insert(0, "data-path")
+    if mock_data:
+        given.append("mock-data")
     if not given:
         return "there is no data: give data-path, train-data-path or mock-data"
     if len(given) > 1:
@@ -38,7 +42,9 @@ def lists_are_not_empty(
         "test-data": test_data_path,
     }
     empty = [f"{name}-path" for name, path in paths.items() if path is not None and not any(path)]
-    return f"{', '.join(empty)} is empty: give at least one prefix of a .bin/.idx pair" if empty else None
+    if empty:
+        return f"{', '.join(empty)} is empty: give at least one prefix of a .bin/.idx pair"
+    return None
 
 
 def stages_follow_one_another(
@@ -103,8 +109,12 @@ def remote_data_has_a_cache(
     data_cache_path: str | None,
 ) -> str | None:
     """Data in object storage is read through a cache folder on this machine."""
-    words = [*(data_path or ()), *(train_data_path or ()), *(valid_data_path or ()), *(test_data_path or ())]
-    remote = [word for word in (*words, *" ".join(data_stages or ()).split()) if "://" in word]
+    words: list[str] = []
+    for path in (data_path, train_data_path, valid_data_path, test_data_path):
+        words += path or []
+    for stage in data_stages or []:
+        words += stage.split()
+    remote = [word for word in words if "://" in word]
     if remote and data_cache_path is None:
         return f"{remote[0]} is read through a cache on this machine: give data-cache-path, a folder with room for it"
     return None

@@ -52,15 +52,19 @@ def query_groups_over_tp(
     """Each tensor rank has the same number of key/value heads, or each head is on the same number of ranks."""
     groups = num_query_groups
     tp = tensor_model_parallel_size
-    if groups % tp == 0 or tp % groups == 0 or groups == num_attention_heads:  # the last is `heads_over_tp`
+    if _one_divides_the_other(groups, tp) or groups == num_attention_heads:  # the last is `heads_over_tp`
         return None
-    sizes = [size for size in divisors_near(num_attention_heads, tp) if groups % size == 0 or size % groups == 0]
-    counts = [count for count in divisors_near(num_attention_heads, groups) if count % tp == 0 or tp % count == 0]
+    sizes = [size for size in divisors_near(num_attention_heads, tp) if _one_divides_the_other(groups, size)]
+    counts = [count for count in divisors_near(num_attention_heads, groups) if _one_divides_the_other(count, tp)]
     return Broken(
         f"num-query-groups ({groups}) and tensor-model-parallel-size ({tp}) do not fit: "
         "one must be divisible by the other",
         [Remedy("tensor_model_parallel_size", each(sizes)), Remedy("num_query_groups", each(counts))],
     )
+
+
+def _one_divides_the_other(a: int, b: int) -> bool:
+    return a % b == 0 or b % a == 0
 
 
 def ffn_over_tp(ffn_hidden_size: int, tensor_model_parallel_size: int) -> Broken | None:
@@ -76,10 +80,11 @@ def ffn_over_tp(ffn_hidden_size: int, tensor_model_parallel_size: int) -> Broken
 
 def one_activation(swiglu: bool, squared_relu: bool, openai_gelu: bool) -> str | None:
     """The MLP has one non-linearity."""
-    given = [
-        name for name, on in (("swiglu", swiglu), ("squared-relu", squared_relu), ("openai-gelu", openai_gelu)) if on
-    ]
-    return f"at most one of {', '.join(given)} can be the MLP's activation: choose one" if len(given) > 1 else None
+    activations = {"swiglu": swiglu, "squared-relu": squared_relu, "openai-gelu": openai_gelu}
+    given = [name for name, on in activations.items() if on]
+    if len(given) > 1:
+        return f"at most one of {', '.join(given)} can be the MLP's activation: choose one"
+    return None
 
 
 def positions_reach_the_end(

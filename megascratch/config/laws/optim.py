@@ -8,8 +8,11 @@ from megascratch.config.settings import OptimConfig
 
 def one_precision(bf16: bool, fp16: bool, fp64: bool) -> str | None:
     """Weights have one type."""
-    given = [name for name, on in (("bf16", bf16), ("fp16", fp16), ("fp64", fp64)) if on]
-    return f"at most one of {', '.join(given)} can be the precision: choose one" if len(given) > 1 else None
+    types = {"bf16": bf16, "fp16": fp16, "fp64": fp64}
+    given = [name for name, on in types.items() if on]
+    if len(given) > 1:
+        return f"at most one of {', '.join(given)} can be the precision: choose one"
+    return None
 
 
 def loss_scale_is_for_fp16(
@@ -48,8 +51,10 @@ def rates_are_in_order(lr: float, min_lr: float, lr_warmup_init: float) -> Broke
     rates = {"min_lr": min_lr, "lr_warmup_init": lr_warmup_init}
     above = [name for name, value in rates.items() if value > lr]
     rates_text = " and ".join(f"{name.replace('_', '-')} ({rates[name]})" for name in above)
-    smaller = [Remedy(name, [[lr]], " or less") for name in above] if len(above) == 1 else []
-    return Broken(f"{rates_text} must not exceed lr ({lr})", [*smaller, Remedy("lr", [[highest]], " or more")])
+    remedies = [Remedy("lr", [[highest]], " or more")]
+    if len(above) == 1:
+        remedies.insert(0, Remedy(above[0], [[lr]], " or less"))
+    return Broken(f"{rates_text} must not exceed lr ({lr})", remedies)
 
 
 def decay_has_the_unit_of_the_run(
@@ -71,21 +76,25 @@ def decay_has_the_unit_of_the_run(
         "lr-warmup": lr_warmup_samples or None,
         "lr-wsd-decay": lr_wsd_decay_samples,
     }
-    unit, other, wrong = ("iters", "samples", by_samples) if train_iters else ("samples", "iters", by_iters)
-    given = [name for name, value in wrong.items() if value is not None]
+    if train_iters:
+        unit, other, wrong = "iters", "samples", by_samples
+    else:
+        unit, other, wrong = "samples", "iters", by_iters
+    given = {name: value for name, value in wrong.items() if value is not None}
     if not given:
         return None
-    return (
-        f"{', '.join(f'{name}-{other} ({wrong[name]})' for name in given)} cannot be combined with train-{unit}: "
-        f"use {', '.join(f'{name}-{unit}' for name in given)}"
-    )
+    given_text = ", ".join(f"{name}-{other} ({value})" for name, value in given.items())
+    instead = ", ".join(f"{name}-{unit}" for name in given)
+    return f"{given_text} cannot be combined with train-{unit}: use {instead}"
 
 
 def one_warmup(lr_warmup_iters: int, lr_warmup_samples: int, lr_warmup_fraction: float | None) -> str | None:
     """The length of the warm-up is given in one unit."""
     units = {"iters": lr_warmup_iters, "samples": lr_warmup_samples, "fraction": lr_warmup_fraction}
     given = [f"lr-warmup-{unit} ({value})" for unit, value in units.items() if value]
-    return f"warm-up is given twice, by {' and '.join(given)}: keep one" if len(given) > 1 else None
+    if len(given) > 1:
+        return f"warm-up is given twice, by {' and '.join(given)}: keep one"
+    return None
 
 
 def phases_fit_the_decay(
@@ -104,16 +113,16 @@ def phases_fit_the_decay(
         ("iters", lr_decay_iters, lr_warmup_iters, lr_wsd_decay_iters),
         ("samples", lr_decay_samples, lr_warmup_samples, lr_wsd_decay_samples),
     ):
-        if length is not None and warmup + (last or 0) > length:
-            phases = f"lr-warmup-{unit} ({warmup})" + (f" + lr-wsd-decay-{unit} ({last})" if last else "")
-            return Broken(
-                f"{phases} must not exceed lr-decay-{unit} ({length})",
-                [
-                    Remedy(f"lr_warmup_{unit}", [[length - (last or 0)]], " or less"),
-                    Remedy(f"lr_wsd_decay_{unit}", [[length - warmup]] if last else [], " or less"),
-                    Remedy(f"lr_decay_{unit}", [[warmup + (last or 0)]], " or more"),
-                ],
-            )
+        after_warmup = last or 0
+        if length is None or warmup + after_warmup <= length:
+            continue
+        phases = f"lr-warmup-{unit} ({warmup})"
+        remedies = [Remedy(f"lr_warmup_{unit}", [[length - after_warmup]], " or less")]
+        if last:
+            phases += f" + lr-wsd-decay-{unit} ({last})"
+            remedies.append(Remedy(f"lr_wsd_decay_{unit}", [[length - warmup]], " or less"))
+        remedies.append(Remedy(f"lr_decay_{unit}", [[warmup + after_warmup]], " or more"))
+        return Broken(f"{phases} must not exceed lr-decay-{unit} ({length})", remedies)
     return None
 
 
