@@ -24,12 +24,15 @@ def derive(config: Config, world_size: int) -> Config:
 
 
 def _model(now: dict[str, Any], world_size: int) -> dict[str, Any]:
-    hidden, heads = now["hidden_size"], now["num_attention_heads"]
+    hidden = now["hidden_size"]
+    heads = now["num_attention_heads"]
+    width_of_head = hidden // heads if heads > 0 and hidden % heads == 0 else None
+    # three matrices of width 8/3 h have as many weights as two of 4h; a multiple of 64 suits any usual tp
+    width_with_gate = -(-8 * hidden // (3 * 64)) * 64
     return {
         "num_query_groups": heads,
-        "kv_channels": hidden // heads if heads > 0 and hidden % heads == 0 else None,
-        # three matrices of width 8/3 h have as many weights as two of 4h; a multiple of 64 suits any usual tp
-        "ffn_hidden_size": -(-8 * hidden // (3 * 64)) * 64 if now["swiglu"] else 4 * hidden,
+        "kv_channels": width_of_head,
+        "ffn_hidden_size": width_with_gate if now["swiglu"] else 4 * hidden,
         "max_position_embeddings": now["seq_length"],
     }
 
@@ -39,17 +42,28 @@ def _parallel(now: dict[str, Any], world_size: int) -> dict[str, Any]:
     layout = now["pipeline_model_parallel_layout"]
     model_ranks = now["tensor_model_parallel_size"] * pp
     fits = model_ranks > 0 and world_size > 0 and world_size % model_ranks == 0
-    copies = now["data_parallel_size"] or (world_size // model_ranks if fits else None)
-    chunks_of_layout = len(layout) // pp if layout and pp > 0 and len(layout) % pp == 0 else 1
-    folded = now["pipeline_schedule"] in FOLDED
-    chunks = now["num_virtual_stages_per_pipeline_rank"] or (2 if folded else chunks_of_layout)
+    if now["num_virtual_stages_per_pipeline_rank"]:
+        chunks = now["num_virtual_stages_per_pipeline_rank"]
+    elif now["pipeline_schedule"] in FOLDED:
+        chunks = 2
+    elif layout and pp > 0 and len(layout) % pp == 0:
+        chunks = len(layout) // pp
+    else:
+        chunks = 1
+    if now["pipeline_schedule_csv"]:
+        schedule = "csv"
+    elif chunks > 1:
+        schedule = "interleaved"
+    else:
+        schedule = "1f1b"
+    recomputes_all = now["recompute_granularity"] == "full"
     return {
-        "data_parallel_size": copies,
+        "data_parallel_size": world_size // model_ranks if fits else None,
         "num_virtual_stages_per_pipeline_rank": chunks,
-        "pipeline_schedule": "csv" if now["pipeline_schedule_csv"] else "interleaved" if chunks > 1 else "1f1b",
+        "pipeline_schedule": schedule,
         "microbatch_group_size_per_virtual_pipeline_stage": pp,
-        "recompute_method": "uniform" if now["recompute_granularity"] == "full" else None,
-        "recompute_num_layers": 1 if now["recompute_granularity"] == "full" else None,
+        "recompute_method": "uniform" if recomputes_all else None,
+        "recompute_num_layers": 1 if recomputes_all else None,
         "distributed_backend": {"cpu": "gloo", "cuda": "nccl", None: None}[now["device"]],
     }
 
