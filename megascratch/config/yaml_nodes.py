@@ -95,7 +95,13 @@ def value_of(node: Node) -> Any:
     if isinstance(node, ScalarNode):
         return _scalar(node)
     if isinstance(node, SequenceNode) and node.tag == f"{_TAG}seq":
-        return [_scalar(item) if isinstance(item, ScalarNode) else Foreign(kind_of(item)) for item in node.value]
+        values = []
+        for item in node.value:
+            if isinstance(item, ScalarNode):
+                values.append(_scalar(item))
+            else:
+                values.append(Foreign(kind_of(item)))
+        return values
     return Foreign(kind_of(node))
 
 
@@ -142,7 +148,7 @@ def _entries(node: MappingNode, file: str, budget: Iterator[int], above: tuple[N
         yield Entry(key.value, value, line)
     seen = set(own)
     for merged, line in merges:
-        for mapping in merged.value if isinstance(merged, SequenceNode) else [merged]:
+        for mapping in _merged_by(merged):
             if not isinstance(mapping, MappingNode):
                 raise SettingError(f"{file}:{line}: << needs a mapping, like <<: *base, not {kind_of(mapping)}")
             if mapping is node or mapping in above:
@@ -152,6 +158,14 @@ def _entries(node: MappingNode, file: str, budget: Iterator[int], above: tuple[N
                 if entry.key not in seen:
                     seen.add(entry.key)
                     yield entry
+
+
+def _merged_by(value: Node) -> list[Node]:
+    """The nodes that a merge key with this value refers to: `<<: *base` or `<<: [*base, *other]`."""
+    if isinstance(value, SequenceNode):
+        nodes: list[Node] = value.value
+        return nodes
+    return [value]
 
 
 def _merged_anywhere(root: Node) -> Iterator[Node]:
@@ -169,7 +183,7 @@ def _merged_anywhere(root: Node) -> Iterator[Node]:
         for key, value in node.value:
             waiting += [key, value]
             if key.tag == f"{_TAG}merge":
-                yield from value.value if isinstance(value, SequenceNode) else [value]
+                yield from _merged_by(value)
 
 
 def _scalar(node: ScalarNode) -> Any:
@@ -191,13 +205,17 @@ def _scalar(node: ScalarNode) -> Any:
 def _whole_number(text: str) -> Any:
     """1_000 and 0x1f are valid. 017 is not: YAML 1.1 and 1.2 read it as different numbers."""
     match = _WHOLE_NUMBER.fullmatch(text.replace("_", ""))
-    if match is None or (len(match[2]) > 1 and match[2][0] == "0" and match[2].isdigit()):
+    if match is None:
         return Foreign(shown(text, 80))
     sign, digits = match.groups()
-    base = _BASES.get(digits[:2], 10)
+    if len(digits) > 1 and digits[0] == "0" and digits.isdigit():
+        return Foreign(shown(text, 80))
     if len(digits) > MOST_DIGITS:
         return Foreign(f"a number of {len(digits):,} digits")
-    return int(sign + (digits if base == 10 else digits[2:]), base)
+    prefix = digits[:2]
+    if prefix in _BASES:
+        return int(sign + digits[2:], _BASES[prefix])
+    return int(sign + digits)
 
 
 def _number(text: str) -> Any:
