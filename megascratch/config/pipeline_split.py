@@ -80,7 +80,8 @@ def _explicit(
 def _even(num_layers: int, pp: int, chunks: int) -> list[int]:
     pieces = pp * chunks
     if num_layers < 1 or num_layers % pieces:
-        stages = [n // chunks for n in divisors_near(num_layers, pp * chunks) if n % chunks == 0]
+        counts = [count for count in divisors_near(num_layers, pieces) if count % chunks == 0]
+        stages = [count // chunks for count in counts]
         raise CutError(
             f"num-layers ({num_layers}) must be divisible by pipeline-model-parallel-size x virtual stages "
             f"({pp} x {chunks})",
@@ -122,8 +123,14 @@ def _around_the_ends(num_layers: int, pp: int, chunks: int, first: int | None, l
             f"the other stages x virtual stages ({between} x {chunks})",
             Remedy("num_layers", rows),
         )
-    middle = [rest // between] * between if between else []
-    return [*([first] if first is not None else []), *middle, *([last] if last is not None else [])]
+    per_stage: list[int] = []
+    if first is not None:
+        per_stage.append(first)
+    if between:
+        per_stage += [rest // between] * between
+    if last is not None:
+        per_stage.append(last)
+    return per_stage
 
 
 def _words(numbers: Sequence[int]) -> str:

@@ -15,8 +15,11 @@ class Interval(NamedTuple):
     def __contains__(self, value: object) -> bool:
         if not isinstance(value, int | float):
             return False
-        above = value > self.low if self.text[0] == "(" else value >= self.low
-        return above and (value < self.high if self.text[-1] == ")" else value <= self.high)
+        if value == self.low:
+            return self.text[0] == "["
+        if value == self.high:
+            return self.text[-1] == "]"
+        return self.low < value < self.high
 
     def words(self) -> str:
         """'at least 0', 'above 0', 'in [0, 1)' ..., for an error message."""
@@ -60,12 +63,13 @@ RANGES: dict[str, Interval] = {
 
 def out_of_range(values: dict[str, Any]) -> dict[str, str]:
     """Setting -> what is wrong with its value, for each number outside its range; None is never outside."""
-    return {
-        name: f"{name.replace('_', '-')} ({values[name]}) must be {_finite(values[name])}{interval.words()}"
-        for name, interval in RANGES.items()
-        if values[name] is not None and values[name] not in interval
-    }
-
-
-def _finite(value: object) -> str:
-    return "" if not isinstance(value, float) or math.isfinite(value) else "a finite number, "
+    wrong = {}
+    for name, interval in RANGES.items():
+        value = values[name]
+        if value is None or value in interval:
+            continue
+        must_be = interval.words()
+        if isinstance(value, float) and not math.isfinite(value):
+            must_be = f"a finite number, {must_be}"
+        wrong[name] = f"{name.replace('_', '-')} ({value}) must be {must_be}"
+    return wrong
