@@ -75,7 +75,8 @@ class ResumeRule(NamedTuple):
 
 def _same_text(change: Change) -> Judged | None:
     """A notice if the files have the same tokens in the same order under other names."""
-    before, now = (side.settings[change.name] or [] for side in (change.before, change.now))
+    before = change.before.settings[change.name] or []
+    now = change.now.settings[change.name] or []
     if len(before) != len(now):
         return None
     for text_before, text_now in zip(before, now, strict=True):
@@ -92,8 +93,11 @@ def same_corpus(a: str, b: str, change: Change) -> bool:
     """Whether two words of a path (a prefix or a weight) mean the same tokens."""
     if a == b:
         return True
-    files = change.before.files.get(a), change.now.files.get(b)
-    return None not in files and not differing_files(*files)  # type: ignore[arg-type]
+    before = change.before.files.get(a)
+    now = change.now.files.get(b)
+    if before is None or now is None:
+        return False
+    return not differing_files(before, now)
 
 
 def differing_files(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -110,18 +114,20 @@ def differing_files(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[s
 
 def _only_later_stages(change: Change) -> Judged | None:
     """A notice if only stages change that begin after the checkpoint: nothing of them has been read yet."""
-    begun = [
-        [stage.split() for stage in stages or [] if _first_sample(stage) < change.consumed_samples]
-        for stages in change.values
-    ]
-    later = "notice", f"stages after sample {change.consumed_samples:,} differ"
-    return later if begun[0] == begun[1] else _same_text(change)  # type: ignore[return-value]
+    begun = []
+    for stages in change.values:
+        begun.append([stage.split() for stage in stages or [] if _first_sample(stage) < change.consumed_samples])
+    if begun[0] == begun[1]:
+        return "notice", f"stages after sample {change.consumed_samples:,} differ"
+    return _same_text(change)
 
 
 def _first_sample(stage: str) -> int:
     """The first sample of a stage; 0 if a checkpoint has something unreadable here."""
-    first = stage.split()[:1]
-    return int(first[0]) if first and first[0].isdecimal() and len(first[0]) < 20 else 0
+    words = stage.split()
+    if words and words[0].isdecimal() and len(words[0]) < 20:
+        return int(words[0])
+    return 0
 
 
 def _in_megatrons_order(kind: Kind, effect: str) -> Callable[[Change], Judged | None]:
@@ -130,14 +136,18 @@ def _in_megatrons_order(kind: Kind, effect: str) -> Callable[[Change], Judged | 
 
 
 def _same_ids(change: Change) -> Judged | None:
-    known = change.before.tokenizer, change.now.tokenizer
-    return ("free", "the ids are the same") if None not in known and known[0] == known[1] else None
+    before = change.before.tokenizer
+    now = change.now.tokenizer
+    if before is not None and before == now:
+        return "free", "the ids are the same"
+    return None
 
 
 def _without_position_table(change: Change) -> Judged | None:
     sides = change.before.settings, change.now.settings
-    learned = all(side["position_embedding_type"] == "learned_absolute" for side in sides)
-    return None if learned else ("free", "there is no table of learned positions")
+    if all(side["position_embedding_type"] == "learned_absolute" for side in sides):
+        return None
+    return "free", "there is no table of learned positions"
 
 
 OTHER_ORDER = "the order of the samples changes: some would be read twice, some never"
@@ -291,7 +301,8 @@ def _settings(before: Side, now: Side, consumed_samples: int) -> list[tuple[str,
         old, new = change.values
         if old == new:
             continue
-        kind, effect = (row.unless(change) if row.unless else None) or (row.kind, row.effect)
+        exception = row.unless(change) if row.unless else None
+        kind, effect = exception or (row.kind, row.effect)
         changes.append((name, kind, f"{flag(name)[2:]} was {_words(old)} and is now {_words(new)}: {effect}"))
     return changes
 
@@ -315,24 +326,26 @@ def _files(before: Side, now: Side) -> list[tuple[str, Kind, str]]:
 
 def _tokenizer(before: Side, now: Side) -> list[tuple[str, Kind, str]]:
     """A tokenizer of the same name whose content has changed."""
-    known = before.tokenizer, now.tokenizer
-    renamed = any(before.settings.get(name) != now.settings.get(name) for name in ("tokenizer_type", "tokenizer_model"))
-    if None in known or known[0] == known[1] or renamed:
+    if before.tokenizer is None or now.tokenizer is None or before.tokenizer == now.tokenizer:
         return []
-    return [
-        (
-            TOKENIZER,
-            "refused",
-            f"the tokenizer's digest was {str(known[0])[:16]} and is now {str(known[1])[:16]}: "
-            "ids mean different words",
-        )
-    ]
+    for name in ("tokenizer_type", "tokenizer_model"):
+        if before.settings.get(name) != now.settings.get(name):
+            return []  # another tokenizer: its own rule in ROWS reports it
+    sentence = (
+        f"the tokenizer's digest was {before.tokenizer[:16]} and is now {now.tokenizer[:16]}: ids mean different words"
+    )
+    return [(TOKENIZER, "refused", sentence)]
 
 
 def _digest(file: Mapping[str, Any] | None) -> str:
     if file is None:
         return "missing"
-    words = [f"{value:,} bytes" if key == "bytes" else f"{key} {str(value)[:16]}" for key, value in file.items()]
+    words = []
+    for key, value in file.items():
+        if key == "bytes":
+            words.append(f"{value:,} bytes")
+        else:
+            words.append(f"{key} {str(value)[:16]}")
     return ", ".join(words)
 
 
@@ -358,7 +371,10 @@ def rules() -> str:
 def _wrapped(names: list[str], width: int = 108) -> list[str]:
     lines = [""]
     for name in names:
-        if lines[-1] and len(lines[-1]) + len(name) >= width:
-            lines.append("")
-        lines[-1] += f"{' ' if lines[-1] else ''}{name}"
+        if not lines[-1]:
+            lines[-1] = name
+        elif len(lines[-1]) + len(name) < width:
+            lines[-1] += f" {name}"
+        else:
+            lines.append(name)
     return [f"      {line}" for line in lines]
