@@ -66,7 +66,8 @@ def retained_steps_are_saved(save_retain_interval: int, save_interval: int) -> B
 
 def forced_by_a_known_name(force_resume: list[str] | None) -> str | None:
     """Only settings that a resume can refuse can be forced."""
-    wrong = [name for word in force_resume or () if (name := word.replace("-", "_")) not in CAN_BE_FORCED]
+    names = [word.replace("-", "_") for word in force_resume or ()]
+    wrong = [name for name in names if name not in CAN_BE_FORCED]
     if not wrong:
         return None
     known = [name for name in wrong if name in SECTION_OF]
