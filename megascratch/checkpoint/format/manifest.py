@@ -95,19 +95,19 @@ class Manifest:
 
 def to_text(manifest: Manifest) -> bytes:
     """The content of manifest.json. Raises: TypeError for a state that is not JSON."""
+    tensors = {}
+    for name, whole in manifest.tensors.items():
+        tensors[name] = {
+            "shape": list(whole.shape),
+            "dtype": str(whole.dtype).removeprefix("torch."),
+            "chunks": [_chunk_record(chunk) for chunk in whole.chunks],
+        }
     body = {
         "format": FORMAT,
         "step": manifest.step,
         "state": manifest.state,
         "files": {name: file._asdict() for name, file in manifest.files.items()},
-        "tensors": {
-            name: {
-                "shape": list(whole.shape),
-                "dtype": str(whole.dtype).removeprefix("torch."),
-                "chunks": [_chunk_entry(chunk) for chunk in whole.chunks],
-            }
-            for name, whole in manifest.tensors.items()
-        },
+        "tensors": tensors,
     }
     return signed(json.dumps(body, sort_keys=True, separators=(",", ":")).encode())
 
@@ -119,18 +119,20 @@ def signed(body: bytes) -> bytes:
 
 def parse(text: bytes) -> Manifest:
     """The reverse of `to_text`. Raises: ValueError, KeyError or TypeError if the text is not a valid manifest."""
-    start = len(_HEAD) + 64 + len(_MIDDLE)
-    body_text = text[start : -len(_TAIL)]
-    if text != _HEAD + text[len(_HEAD) : start - len(_MIDDLE)] + _MIDDLE + body_text + _TAIL:
+    digest_end = len(_HEAD) + 64
+    digest = text[len(_HEAD) : digest_end]
+    body_text = text[digest_end + len(_MIDDLE) : -len(_TAIL)]
+    if text != _HEAD + digest + _MIDDLE + body_text + _TAIL:
         raise ValueError("it is not a manifest file")
-    if text[len(_HEAD) : start - len(_MIDDLE)] != _digest(body_text):
+    if digest != _digest(body_text):
         raise ValueError("its sha256 does not match its content")
     body = parse_json(body_text)
     if body["format"] != FORMAT:
         raise ValueError(f"it has format {shown(body['format'], 40)}, this version reads only format {FORMAT}")
-    files = {_file_name(name): _file(entry) for name, entry in body["files"].items()}
-    tensors = {name: _whole(name, entry) for name, entry in body["tensors"].items()}
-    manifest = Manifest(_number(body["step"]), dict(body["state"]), files, tensors)
+    files = {_file_name(name): _data_file(entry) for name, entry in body["files"].items()}
+    tensors = {name: _tensor_entry(name, entry) for name, entry in body["tensors"].items()}
+    step = _number(body["step"])
+    manifest = Manifest(step, dict(body["state"]), files, tensors)
     require_valid_state(manifest.state)
     check_coverage(manifest)
     return manifest
@@ -140,8 +142,14 @@ def _digest(body: bytes) -> bytes:
     return hashlib.sha256(body).hexdigest().encode()
 
 
-def _chunk_entry(chunk: StoredBox) -> dict[str, Any]:
-    return {"file": chunk.file, "offset": chunk.offset, **chunk.box._asdict(), "xxh3_64": chunk.xxh3_64}
+def _chunk_record(chunk: StoredBox) -> dict[str, Any]:
+    return {
+        "file": chunk.file,
+        "offset": chunk.offset,
+        "start": chunk.box.start,
+        "stop": chunk.box.stop,
+        "xxh3_64": chunk.xxh3_64,
+    }
 
 
 def _number(value: Any) -> int:
@@ -166,12 +174,20 @@ def _file_name(name: Any) -> str:
     return name
 
 
-def _file(entry: dict[str, Any]) -> DataFile:
-    return DataFile(_number(entry["bytes"]), _number(entry["header_bytes"]), _checksum(entry["header_xxh3_64"]))
+def _data_file(record: dict[str, Any]) -> DataFile:
+    return DataFile(
+        bytes=_number(record["bytes"]),
+        header_bytes=_number(record["header_bytes"]),
+        header_xxh3_64=_checksum(record["header_xxh3_64"]),
+    )
 
 
-def _whole(name: str, entry: dict[str, Any]) -> TensorEntry:
-    whole = TensorEntry(_numbers(entry["shape"]), DTYPES[entry["dtype"]], tuple(map(_chunk, entry["chunks"])))
+def _tensor_entry(name: str, record: dict[str, Any]) -> TensorEntry:
+    whole = TensorEntry(
+        shape=_numbers(record["shape"]),
+        dtype=DTYPES[record["dtype"]],
+        chunks=tuple(map(_stored_box, record["chunks"])),
+    )
     for chunk in whole.chunks:
         if whole.chunk_bytes(chunk) > MOST_CHUNK_BYTES:
             box = box_text(chunk.box)
@@ -179,11 +195,17 @@ def _whole(name: str, entry: dict[str, Any]) -> TensorEntry:
     return whole
 
 
-def _chunk(entry: dict[str, Any]) -> StoredBox:
-    box = Box(_numbers(entry["start"]), _numbers(entry["stop"]))
-    if len(box.start) != len(box.stop):
-        raise ValueError(f"a chunk from {list(box.start)} to {list(box.stop)} is not a box")
-    return StoredBox(_file_name(entry["file"]), _number(entry["offset"]), box, _checksum(entry["xxh3_64"]))
+def _stored_box(record: dict[str, Any]) -> StoredBox:
+    start = _numbers(record["start"])
+    stop = _numbers(record["stop"])
+    if len(start) != len(stop):
+        raise ValueError(f"a chunk from {list(start)} to {list(stop)} is not a box")
+    return StoredBox(
+        file=_file_name(record["file"]),
+        offset=_number(record["offset"]),
+        box=Box(start, stop),
+        xxh3_64=_checksum(record["xxh3_64"]),
+    )
 
 
 def check_coverage(manifest: Manifest) -> None:
@@ -195,11 +217,12 @@ def check_coverage(manifest: Manifest) -> None:
             if not _inside(box, whole.shape):
                 shape = list(whole.shape)
                 raise ValueError(f"tensor {shown(name)} of shape {shape} has a chunk outside of it: {box_text(box)}")
-        twice = _first_overlap(boxes)
-        if twice is not None:
-            both = f"{box_text(twice[0])} and {box_text(twice[1])}"
-            raise ValueError(f"tensor {shown(name)} has chunks that overlap: {both}")
-        filled, wanted = sum(volume(box) for box in boxes), math.prod(whole.shape)
+        overlap = _first_overlap(boxes)
+        if overlap is not None:
+            one, other = overlap
+            raise ValueError(f"tensor {shown(name)} has chunks that overlap: {box_text(one)} and {box_text(other)}")
+        filled = sum(volume(box) for box in boxes)
+        wanted = math.prod(whole.shape)
         if filled != wanted:
             raise ValueError(f"the chunks of tensor {shown(name)} hold {filled:,} of its {wanted:,} elements")
     _require_full_files(manifest)
@@ -210,10 +233,10 @@ def _require_full_files(manifest: Manifest) -> None:
     for _, whole, chunk in boxes_by_file(manifest.tensors):
         if chunk.file not in ends:
             raise ValueError(f"a chunk is stored in {chunk.file}, which is not among the files")
-        if chunk.offset != ends[chunk.file]:
+        end = ends[chunk.file]
+        if chunk.offset != end:
             raise ValueError(
-                f"{chunk.file} has a chunk at byte {chunk.offset:,}, but the previous one ends at byte "
-                f"{ends[chunk.file]:,}"
+                f"{chunk.file} has a chunk at byte {chunk.offset:,}, but the previous one ends at byte {end:,}"
             )
         ends[chunk.file] += whole.chunk_bytes(chunk)
     for name, file in manifest.files.items():
@@ -233,7 +256,8 @@ def volume(box: Box) -> int:
 
 def box_text(box: Box) -> str:
     """Like [0:2, 4:6]."""
-    return f"[{', '.join(f'{a}:{b}' for a, b in zip(box.start, box.stop, strict=True))}]"
+    ranges = [f"{start}:{stop}" for start, stop in zip(box.start, box.stop, strict=True)]
+    return f"[{', '.join(ranges)}]"
 
 
 def whole_box(shape: Iterable[int]) -> Box:
@@ -243,7 +267,10 @@ def whole_box(shape: Iterable[int]) -> Box:
 
 
 def _inside(box: Box, shape: tuple[int, ...]) -> bool:
-    return len(box.start) == len(shape) and all(0 <= a < b <= size for a, b, size in zip(*box, shape, strict=True))
+    if len(box.start) != len(shape):
+        return False
+    sides = zip(box.start, box.stop, shape, strict=True)
+    return all(0 <= start < stop <= size for start, stop, size in sides)
 
 
 def _first_overlap(boxes: list[Box]) -> tuple[Box, Box] | None:
