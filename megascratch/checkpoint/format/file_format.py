@@ -58,11 +58,14 @@ class FileLayout:
 
     def groups(self) -> Iterator[range]:
         """Neighbouring chunks that go through memory together."""
-        start, filled = 0, 0
+        start = 0
+        filled = 0
         for index, slot in enumerate(self.slots):
-            if index > start and (filled + slot.tensor.nbytes > GROUP_BYTES or index - start == GROUP_CHUNKS):
+            full = filled + slot.tensor.nbytes > GROUP_BYTES or index - start == GROUP_CHUNKS
+            if full and index > start:
                 yield range(start, index)
-                start, filled = index, 0
+                start = index
+                filled = 0
             filled += slot.tensor.nbytes
         if start < len(self.slots):
             yield range(start, len(self.slots))
@@ -73,29 +76,35 @@ def arrange(slots: Iterable[FileExtent]) -> FileLayout:
     a type by memory address, so that neighbours in memory stay neighbours in the file."""
     order = _in_order_of_memory(slots)
     entries = {}
-    starts = []
-    at = 0
+    starts = []  # after the header
+    end = 0
     for slot in order:
-        starts.append(at)
-        end = at + slot.tensor.nbytes
-        code, shape = CODES[slot.tensor.dtype], list(slot.box.shape)
-        entries[slot.key] = {"dtype": code, "shape": shape, "data_offsets": [at, end]}
-        at = end
+        start = end
+        end = start + slot.tensor.nbytes
+        starts.append(start)
+        entries[slot.key] = {
+            "dtype": CODES[slot.tensor.dtype],
+            "shape": list(slot.box.shape),
+            "data_offsets": [start, end],
+        }
     text = json.dumps(entries).encode()
     text += b" " * (-(8 + len(text)) % ALIGNMENT)
     header = len(text).to_bytes(8, "little") + text
-    return FileLayout(tuple(order), tuple(len(header) + start for start in starts), header, len(header) + at)
+    offsets = tuple(len(header) + start for start in starts)
+    return FileLayout(tuple(order), offsets, header, len(header) + end)
 
 
 def _in_order_of_memory(slots: Iterable[FileExtent]) -> list[FileExtent]:
     """Sorts by storage in the order of first appearance, not by address: addresses differ from run to run."""
-    memories: dict[int, int] = {}
-    keyed: list[tuple[tuple[int, str, int, int], int, FileExtent]] = []
+    storages: dict[int, int] = {}  # address -> its number, in the order of first appearance
+    keyed: list[tuple[tuple[int, str, int, int], FileExtent]] = []
     for slot in slots:
-        memory = memories.setdefault(slot.tensor.untyped_storage().data_ptr(), len(memories))
-        place = -slot.tensor.itemsize, CODES[slot.tensor.dtype], memory, int(slot.tensor.storage_offset())
-        keyed.append((place, len(keyed), slot))
-    return [slot for _, _, slot in sorted(keyed, key=lambda item: item[:2])]
+        tensor = slot.tensor
+        storage = storages.setdefault(tensor.untyped_storage().data_ptr(), len(storages))
+        key = (-tensor.itemsize, CODES[tensor.dtype], storage, int(tensor.storage_offset()))
+        keyed.append((key, slot))
+    keyed.sort(key=lambda item: item[0])  # stable: chunks with the same key stay in order
+    return [slot for _, slot in keyed]
 
 
 def split_box(item: ShardedTensor, most: int | None = None) -> list[FileExtent]:
@@ -119,12 +128,18 @@ def _cut_box(box: Box, itemsize: int, most: int) -> list[Box]:
     dim = next(dim for dim, size in enumerate(box.shape) if size > 1)
     size = box.shape[dim]
     rows = max(1, most * size // (volume * itemsize))
-    slabs = [
-        _with_dim(box, dim, box.start[dim] + at, min(box.start[dim] + at + rows, box.stop[dim]))
-        for at in range(0, size, rows)
-    ]
-    return [part for slab in slabs for part in _cut_box(slab, itemsize, most)]
+    parts = []
+    for start in range(box.start[dim], box.stop[dim], rows):
+        stop = min(start + rows, box.stop[dim])
+        slab = _with_dim(box, dim, start, stop)
+        parts += _cut_box(slab, itemsize, most)
+    return parts
 
 
 def _with_dim(box: Box, dim: int, start: int, stop: int) -> Box:
-    return Box((*box.start[:dim], start, *box.start[dim + 1 :]), (*box.stop[:dim], stop, *box.stop[dim + 1 :]))
+    """The box with other ends along one dim."""
+    starts = list(box.start)
+    stops = list(box.stop)
+    starts[dim] = start
+    stops[dim] = stop
+    return Box(tuple(starts), tuple(stops))
