@@ -7,6 +7,7 @@ overlap no wanted box are not read, but the first rank checks the presence, size
 import warnings
 from collections import defaultdict
 from collections.abc import Iterable
+from functools import partial
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -56,7 +57,9 @@ def load_newest(
 ) -> ResolvedStep[dict[str, Any]]:
     """Like `load`, but returns which step was loaded and which ones were skipped, instead of warning."""
     held = [item for item in held if volume(item.box)]  # a rank may hold nothing but padding of a tensor
-    wanted = set().union(*on_all_ranks(world, lambda: {item.name for item in held}))
+    wanted: set[str] = set()
+    for names in on_all_ranks(world, lambda: {item.name for item in held}):
+        wanted |= names
 
     def read(step: Place) -> dict[str, Any]:
         manifest = on_first_rank(world, lambda: _checked_manifest(step))
@@ -88,24 +91,25 @@ class Read(NamedTuple):
 def _fill(
     step: Place, manifest: Manifest, held: list[ShardedTensor], prefix: str, wanted: set[str], cast: bool
 ) -> None:
-    _require_same_names(step, {name for name in manifest.tensors if name.startswith(prefix)}, wanted)
+    there = {name for name in manifest.tensors if name.startswith(prefix)}
+    _require_same_names(step, there, wanted)
     wanting: dict[StoredBox, list[tuple[ShardedTensor, Box]]] = defaultdict(list)
     for item in held:
         whole = manifest.tensors[item.name]
         _require_same_tensor(step, whole, item, cast)
         for chunk, common in _overlaps(step, whole.chunks, item):
             wanting[chunk].append((item, common))
-    reads = [
-        Read(name, whole.dtype, chunk, whole.chunk_bytes(chunk), wanting[chunk])
-        for name, whole, chunk in boxes_by_file(manifest.tensors)
-        if chunk in wanting
-    ]
+
+    reads = []
+    for name, whole, chunk in boxes_by_file(manifest.tensors):
+        if chunk in wanting:
+            reads.append(Read(name, whole.dtype, chunk, whole.chunk_bytes(chunk), wanting[chunk]))
     source = step_at(step)
-    for name, of_file in groupby(reads, key=lambda read: read.chunk.file):
-        file = source.open(name)
+    for file_name, of_file in groupby(reads, key=lambda read: read.chunk.file):
+        file = source.open(file_name)
         try:
             groups = _neighbours(list(of_file), source.group_bytes)
-            in_threads(lambda group: read_group(file, group), groups, source.threads)  # noqa: B023
+            in_threads(partial(read_group, file), groups, source.threads)
         finally:
             file.close()
 
@@ -113,7 +117,8 @@ def _fill(
 def _neighbours(reads: list[Read], most: int) -> list[list[Read]]:
     """Groups chunks that follow each other in the file and are small together: one read per group."""
     groups: list[list[Read]] = []
-    end, filled = -1, 0
+    end = -1
+    filled = 0
     for read in reads:
         filled += read.nbytes
         if read.chunk.offset != end or filled > most or len(groups[-1]) == GROUP_CHUNKS:
@@ -129,7 +134,9 @@ def read_group(file: File, group: list[Read]) -> None:
     own = [_own_memory(read) for read in group]
     buffers: list[memoryview] = []
     for read, mine in zip(group, own, strict=True):
-        buffers.append(memoryview(bytearray(read.nbytes)) if mine is None else mine)
+        if mine is None:
+            mine = memoryview(bytearray(read.nbytes))
+        buffers.append(mine)
     try:
         file.read_into(group[0].chunk.offset, *buffers)
     except DamagedError as error:
@@ -138,9 +145,10 @@ def read_group(file: File, group: list[Read]) -> None:
         if checksum(buffer) != read.chunk.xxh3_64:
             raise DamagedError(f"{file.path} is damaged: the bytes of {read.label()} do not match their checksum")
         if mine is None:
-            source = torch.frombuffer(buffer, dtype=read.dtype).view(read.chunk.box.shape)
+            chunk = torch.frombuffer(buffer, dtype=read.dtype).view(read.chunk.box.shape)
             for item, common in read.wanted:
-                item.tensor[relative_slices(common, item.box)].copy_(source[relative_slices(common, read.chunk.box)])
+                target = item.tensor[relative_slices(common, item.box)]
+                target.copy_(chunk[relative_slices(common, read.chunk.box)])
 
 
 def _own_memory(read: Read) -> memoryview | None:
@@ -155,7 +163,8 @@ def _own_memory(read: Read) -> memoryview | None:
 
 
 def _require_same_names(step: Place, there: set[str], wanted: set[str]) -> None:
-    missing, unwanted = sorted(wanted - there), sorted(there - wanted)
+    missing = sorted(wanted - there)
+    unwanted = sorted(there - wanted)
     if missing:
         raise UserError(f"{step} has no tensor {_few(missing)}: it was written by another model or other settings")
     if unwanted:
@@ -164,22 +173,29 @@ def _require_same_names(step: Place, there: set[str], wanted: set[str]) -> None:
 
 def _few(names: list[str]) -> str:
     few = ", ".join([shown(name) for name in names[:3]])
-    return few + (f" (and {len(names) - 3} more)" if len(names) > 3 else "")
+    if len(names) > 3:
+        few += f" (and {len(names) - 3} more)"
+    return few
 
 
 def _require_same_tensor(step: Place, whole: TensorEntry, item: ShardedTensor, cast: bool) -> None:
     if whole.shape != tuple(item.whole_shape):
         raise UserError(f"{step}: {item.name} has shape {list(whole.shape)}, this model needs {list(item.whole_shape)}")
-    floating = whole.dtype.is_floating_point and item.dtype.is_floating_point
-    if whole.dtype != item.dtype and not (cast and floating):
+    can_cast = cast and whole.dtype.is_floating_point and item.dtype.is_floating_point
+    if whole.dtype != item.dtype and not can_cast:
         raise UserError(f"{step}: {item.name} has {whole.dtype}, this run needs {item.dtype}: set the same precision")
 
 
 def _overlaps(step: Place, chunks: Iterable[StoredBox], item: ShardedTensor) -> list[tuple[StoredBox, Box]]:
     """The chunks that overlap a wanted box, each with the common box. Chunks are disjoint, so the sum of the volumes
     shows whether they cover all of it."""
-    found = [(chunk, common) for chunk in chunks if (common := chunk.box.overlap(item.box)) is not None]
-    covered = sum(volume(common) for _, common in found)
+    found = []
+    covered = 0
+    for chunk in chunks:
+        common = chunk.box.overlap(item.box)
+        if common is not None:
+            found.append((chunk, common))
+            covered += volume(common)
     if covered != volume(item.box):
         raise UserError(f"{step}: {item.name}{box_text(item.box)} reaches beyond the {covered:,} saved elements of it")
     return found

@@ -44,8 +44,10 @@ class OpenCheckpoint:
         whole = self.manifest.tensors[name]
         found = torch.empty(box.shape, dtype=whole.dtype)
         for chunk in whole.chunks:
-            if (common := chunk.box.overlap(box)) is not None:
-                found[relative_slices(common, box)] = self.chunk(name, chunk)[relative_slices(common, chunk.box)]
+            common = chunk.box.overlap(box)
+            if common is not None:
+                stored = self.chunk(name, chunk)
+                found[relative_slices(common, box)] = stored[relative_slices(common, chunk.box)]
         return found
 
     def chunk(self, name: str, chunk: StoredBox) -> Tensor:
@@ -54,10 +56,11 @@ class OpenCheckpoint:
 
     def _read(self, name: str, chunk: StoredBox) -> Tensor:
         whole = self.manifest.tensors[name]
-        if chunk.file not in self._files:
-            self._files[chunk.file] = file = step_at(self.path).open(chunk.file)
+        file = self._files.get(chunk.file)
+        if file is None:
+            file = step_at(self.path).open(chunk.file)
             self._open.callback(file.close)
-        file = self._files[chunk.file]
+            self._files[chunk.file] = file
         raw = bytearray(whole.chunk_bytes(chunk))
         file.read_into(chunk.offset, memoryview(raw))
         if checksum(raw) != chunk.xxh3_64:
