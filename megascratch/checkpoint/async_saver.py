@@ -66,8 +66,13 @@ class AsyncSaver:
         asynchronous: bool = True,
         after: Callable[[], list[Place]] = list,
     ):
-        self.folder, self.world, self.own, self.device = storage_path(folder), world, own, device
-        self.lease, self.asynchronous, self.after = lease, asynchronous, after
+        self.folder = storage_path(folder)
+        self.world = world
+        self.own = own
+        self.device = device
+        self.lease = lease
+        self.asynchronous = asynchronous
+        self.after = after
         self._held: list[ShardedTensor] | None = None
         self._share: WritePlan | None = None
         self._staging: Staging | None = None
@@ -84,7 +89,8 @@ class AsyncSaver:
         """
         if self._share is None or self._held is not held:
             self._staging = None  # its memory first
-            self._held, self._share = held, agree_on_write_plan(held, self.own)
+            self._share = agree_on_write_plan(held, self.own)
+            self._held = held
         if staging and self.asynchronous and self._staging is None:
             allocated: list[Staging] = []
             layout = self._share.layout
@@ -123,14 +129,17 @@ class AsyncSaver:
             alive = torch.tensor(float(self._under_way[0].is_alive()), device=self.device)
             if not all_reduce(alive, self.world, dist.ReduceOp.MAX).item():
                 self._join()
-        ended, self._ended = self._ended, []
-        return ended
+        return self._take_ended()
 
     def wait(self) -> list[Outcome]:
         """Waits for a running save, then returns the same as `poll`. Needs no collective: the threads of all ranks end
         together."""
         self._join()
-        ended, self._ended = self._ended, []
+        return self._take_ended()
+
+    def _take_ended(self) -> list[Outcome]:
+        ended = self._ended
+        self._ended = []
         return ended
 
     def _join(self) -> None:

@@ -54,11 +54,10 @@ def save(folder: str | Place, step: int, held: list[ShardedTensor], state: dict[
     Raises: on all ranks, after removing what was written: UserError if the step already exists, DiskError if the disk
     or the store refuses, CheckpointError if the boxes do not fill a tensor.
     """
-    share = agree_on_write_plan(held, world)
-    slots = share.layout.slots
-    return write_step(
-        storage_path(folder), storage_path(folder), step, share, lambda i: raw_bytes(slots[i].tensor), state, world
-    )
+    plan = agree_on_write_plan(held, world)
+    slots = plan.layout.slots
+    place = storage_path(folder)
+    return write_step(place, place, step, plan, lambda i: raw_bytes(slots[i].tensor), state, world)
 
 
 def write_step(
@@ -86,17 +85,21 @@ def write_file(draft: Draft, name: str, layout: FileLayout, raw: RawBytes) -> Wr
     if not layout.slots:
         return WriteTable({}, [])
     file, sums = draft.write(name, layout, raw)
-    entries = [
-        WriteEntry(slot.name, slot.whole_shape, slot.tensor.dtype, StoredBox(name, offset, slot.box, checksum))
-        for slot, offset, checksum in zip(layout.slots, layout.offsets, sums, strict=True)
-    ]
+    entries = []
+    for slot, offset, checksum in zip(layout.slots, layout.offsets, sums, strict=True):
+        chunk = StoredBox(name, offset, slot.box, checksum)
+        entries.append(WriteEntry(slot.name, slot.whole_shape, slot.tensor.dtype, chunk))
     return WriteTable({name: file}, entries)
 
 
 def manifest_of(step: int, state: dict[str, Any], tables: list[WriteTable]) -> bytes:
     """The text of the manifest. Raises: ValueError unless the chunks fill every tensor exactly once."""
-    files = {name: file for table in tables for name, file in table.files.items()}
-    manifest = Manifest(step, state, files, _tensor_entries(entry for table in tables for entry in table.entries))
+    files: dict[str, DataFile] = {}
+    entries: list[WriteEntry] = []
+    for table in tables:
+        files |= table.files
+        entries += table.entries
+    manifest = Manifest(step, state, files, _tensor_entries(entries))
     check_coverage(manifest)
     return to_text(manifest)
 

@@ -37,8 +37,10 @@ class Staging:
             ) from error
         self.buffer.zero_()  # the kernel maps the pages now, not during the first copy
         self._bytes = self.buffer.numpy().data
-        starts = [offset - len(layout.header) for offset in layout.offsets]
-        self._places = [(start, start + source.nbytes) for start, source in zip(starts, sources, strict=True)]
+        self._places: list[tuple[int, int]] = []  # of each chunk in the buffer
+        for offset, source in zip(layout.offsets, sources, strict=True):
+            start = offset - len(layout.header)
+            self._places.append((start, start + source.nbytes))
         self._runs = list(self._merged(sources))
 
     def copy(self) -> None:
@@ -56,11 +58,14 @@ class Staging:
     def _merged(self, sources: list[Tensor]) -> Iterator[_CopyRange]:
         index = 0
         while index < len(sources):
-            first, end = sources[index], index + 1
+            first = sources[index]
+            end = index + 1
             if first.is_contiguous():
                 while end < len(sources) and _follows(sources[end - 1], sources[end]):
                     end += 1
-            target = self.buffer[self._places[index][0] : self._places[end - 1][1]].view(first.dtype)
+            start, _ = self._places[index]
+            _, stop = self._places[end - 1]
+            target = self.buffer[start:stop].view(first.dtype)
             if end == index + 1:
                 yield _CopyRange(first, target.view(first.shape))
             else:
