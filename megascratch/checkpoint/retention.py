@@ -74,7 +74,8 @@ def verify_newest(found: list[RetainedStep], keep: RetentionPolicy) -> list[Reta
     for step in found:
         if left and not step.problem:
             step = step._replace(problem=next(problems(step.path), ""))
-            left -= not step.problem
+            if not step.problem:
+                left -= 1
         known.append(step)
     return known
 
