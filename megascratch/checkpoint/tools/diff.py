@@ -26,51 +26,65 @@ class TensorDifference:
     @property
     def relative(self) -> float:
         """The largest difference over the largest value."""
-        return self.largest / self.scale if self.scale else (math.inf if self.largest else 0.0)
+        if self.scale:
+            return self.largest / self.scale
+        return math.inf if self.largest else 0.0
 
 
 def differences(one: OpenCheckpoint, other: OpenCheckpoint) -> Iterator[TensorDifference]:
     """Compares all tensors, in the order of their names; equal ones are listed too. Raises: DamagedError."""
-    ours, theirs = one.manifest.tensors, other.manifest.tensors
+    ours = one.manifest.tensors
+    theirs = other.manifest.tensors
     for name in sorted(ours.keys() | theirs.keys()):
-        if name not in theirs or name not in ours:
-            where, whole = ("first", ours[name]) if name in ours else ("second", theirs[name])
-            yield TensorDifference(name, f"only in the {where}", math.prod(whole.shape))
+        if name not in theirs:
+            yield TensorDifference(name, "only in the first", math.prod(ours[name].shape))
+        elif name not in ours:
+            yield TensorDifference(name, "only in the second", math.prod(theirs[name].shape))
         else:
             yield _of_tensor(name, one, other)
 
 
 def _of_tensor(name: str, one: OpenCheckpoint, other: OpenCheckpoint) -> TensorDifference:
-    a, b = one.manifest.tensors[name], other.manifest.tensors[name]
+    a = one.manifest.tensors[name]
+    b = other.manifest.tensors[name]
     elements = math.prod(a.shape)
     if a.shape != b.shape:
         return TensorDifference(name, f"shape {list(a.shape)} and {list(b.shape)}", elements)
-    different, largest, scale = 0, 0.0, 0.0
-    for mine, yours in _common(name, one, a, other):
+    different = 0
+    largest = 0.0
+    scale = 0.0
+    for chunk in a.chunks:
+        mine = one.chunk(name, chunk)
+        yours = other.box(name, chunk.box)
         scale = max(scale, _largest(mine))
         if a.dtype == b.dtype and torch.equal(_bits(mine), _bits(yours)):
             continue
+        mine_64 = mine.to(torch.float64)
+        yours_64 = yours.to(torch.float64)
         if a.dtype == b.dtype:
-            unequal = (_bits(mine).view(mine.numel(), -1) != _bits(yours).view(mine.numel(), -1)).any(1)
+            rows = mine.numel()
+            unequal_bytes = _bits(mine).view(rows, -1) != _bits(yours).view(rows, -1)
+            unequal = unequal_bytes.any(1)  # [elements, bytes] -> [elements]
         else:
-            unequal = mine.to(torch.float64) != yours.to(torch.float64)
+            unequal = mine_64 != yours_64
         different += int(unequal.sum())
-        apart = (mine.to(torch.float64) - yours.to(torch.float64)).abs()
-        apart = apart.masked_fill((mine == yours) | (mine.isnan() & yours.isnan()), 0.0)
-        largest = math.nan if apart.isnan().any() or math.isnan(largest) else max(largest, apart.max().item())
+        same_value = (mine == yours) | (mine.isnan() & yours.isnan())
+        distance = (mine_64 - yours_64).abs().masked_fill(same_value, 0.0)
+        if distance.isnan().any():
+            largest = math.nan
+        elif not math.isnan(largest):
+            largest = max(largest, distance.max().item())
     if a.dtype != b.dtype:
-        return TensorDifference(name, f"type {_type_name(a)} and {_type_name(b)}", elements, different, largest, scale)
-    return TensorDifference(name, "values" if different else "", elements, different, largest, scale)
+        reason = f"type {_type_name(a)} and {_type_name(b)}"
+    elif different:
+        reason = "values"
+    else:
+        reason = ""
+    return TensorDifference(name, reason, elements, different, largest, scale)
 
 
 def _type_name(whole: TensorEntry) -> str:
     return str(whole.dtype).removeprefix("torch.")
-
-
-def _common(name: str, one: OpenCheckpoint, a: TensorEntry, other: OpenCheckpoint) -> Iterator[tuple[Tensor, Tensor]]:
-    """Each chunk of the tensor in the first checkpoint, with the same box of the second."""
-    for chunk in a.chunks:
-        yield one.chunk(name, chunk), other.box(name, chunk.box)
 
 
 def _largest(tensor: Tensor) -> float:
@@ -86,6 +100,7 @@ def config_diff(one: Any, other: Any, place: str = "") -> Iterator[tuple[str, An
     """Yields where two JSON values differ: the path as a.b.c and both values, None for a missing one."""
     if isinstance(one, dict) and isinstance(other, dict):
         for key in sorted(one.keys() | other.keys()):
-            yield from config_diff(one.get(key), other.get(key), f"{place}.{key}" if place else str(key))
+            path = f"{place}.{key}" if place else str(key)
+            yield from config_diff(one.get(key), other.get(key), path)
     elif one != other:
         yield place, one, other
