@@ -44,7 +44,9 @@ class DcpWriter(StorageWriter):
     """
 
     def __init__(self, folder: str | Place, step: int, state: dict[str, Any] | None = None):
-        self.folder, self.step, self.state = storage_path(folder), step, state or {}
+        self.folder = storage_path(folder)
+        self.step = step
+        self.state = state or {}
 
     def reset(self, checkpoint_id: Any = None) -> None:
         """Does nothing: the constructor has the path."""
@@ -64,7 +66,8 @@ class DcpWriter(StorageWriter):
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
         """On the coordinator: begins the step and gives each rank a number for its file."""
-        self.draft = begin(step_folder(self.folder, self.step), self.folder, sum(map(_bytes_of, plans)))
+        nbytes = sum(map(_bytes_of, plans))
+        self.draft = begin(step_folder(self.folder, self.step), self.folder, nbytes)
         return [dataclasses.replace(plan, storage_data=(self.draft, rank)) for rank, plan in enumerate(plans)]
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
@@ -104,22 +107,17 @@ class DcpReader(StorageReader):
         """Raises: DamagedError."""
         with OpenCheckpoint(resolve(self.path)) as contents:
             tensors = contents.manifest.tensors
-        return Metadata(
-            {
-                name: TensorStorageMetadata(
-                    TensorProperties(dtype=whole.dtype),
-                    torch.Size(whole.shape),
-                    [ChunkStorageMetadata(torch.Size(c.box.start), torch.Size(c.box.shape)) for c in whole.chunks],
-                )
-                for name, whole in tensors.items()
-            },
-            storage_data={
-                MetadataIndex(name, torch.Size(chunk.box.start)): chunk
-                for name, whole in tensors.items()
-                for chunk in whole.chunks
-            },
-            storage_meta=StorageMeta(),
-        )
+        described: dict[str, Any] = {}
+        stored = {}
+        for name, whole in tensors.items():
+            chunks = []
+            for chunk in whole.chunks:
+                start = torch.Size(chunk.box.start)
+                chunks.append(ChunkStorageMetadata(start, torch.Size(chunk.box.shape)))
+                stored[MetadataIndex(name, start)] = chunk
+            properties = TensorProperties(dtype=whole.dtype)
+            described[name] = TensorStorageMetadata(properties, torch.Size(whole.shape), chunks)
+        return Metadata(described, storage_data=stored, storage_meta=StorageMeta())
 
     def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
         self.chunks = metadata.storage_data
@@ -134,8 +132,8 @@ class DcpReader(StorageReader):
         """Raises: DamagedError."""
         with OpenCheckpoint(resolve(self.path)) as contents:
             for request in plan.items:
-                name, chunk = request.storage_index.fqn, self.chunks[request.storage_index]
-                part = contents.chunk(name, chunk)
+                chunk = self.chunks[request.storage_index]
+                part = contents.chunk(request.storage_index.fqn, chunk)
                 for dim, (start, length) in enumerate(zip(request.storage_offsets, request.lengths, strict=True)):
                     part = part.narrow(dim, start, length)
                 target = planner.resolve_tensor(request)
@@ -153,6 +151,8 @@ def _bytes_of(plan: SavePlan) -> int:
 
 def _held(item: WriteItem, tensor: Any) -> ShardedTensor:
     assert item.tensor_data is not None
-    start, sizes = tuple(item.tensor_data.chunk.offsets), item.tensor_data.chunk.sizes
-    box = Box(start, tuple(a + n for a, n in zip(start, sizes, strict=True)))
-    return ShardedTensor(item.index.fqn, tuple(item.tensor_data.size), box, tensor.detach(), 0)
+    start = tuple(item.tensor_data.chunk.offsets)
+    sizes = item.tensor_data.chunk.sizes
+    stop = tuple(first + size for first, size in zip(start, sizes, strict=True))
+    whole_shape = tuple(item.tensor_data.size)
+    return ShardedTensor(item.index.fqn, whole_shape, Box(start, stop), tensor.detach(), 0)

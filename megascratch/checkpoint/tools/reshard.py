@@ -51,7 +51,8 @@ def reshard(
     """
     tensors = {name: _same(source, name, whole) for name, whole in source.manifest.tensors.items()}
     state = source.manifest.state
-    if not math.isnan(loss := read_loss(source.path)):
+    loss = read_loss(source.path)
+    if not math.isnan(loss):
         state = state | {"valid_loss": loss}
     if dtype is not None:
         tensors = _converted(tensors, PRECISIONS[dtype])
@@ -74,18 +75,24 @@ def average(sources: Sequence[OpenCheckpoint], output: str | Place, *, files: in
     for name, whole in last.tensors.items():
         if name.startswith(WEIGHTS):
             finest = MASTERS + name.removeprefix(WEIGHTS)
-            finest = finest if finest in last.tensors else name
+            if finest not in last.tensors:
+                finest = name
             for source in sources:
-                there = source.manifest.tensors.get(finest)
-                if there is None or there.shape != whole.shape:
-                    problem = "is missing"
-                    if there is not None:
-                        problem = f"has shape {list(there.shape)}, not {list(whole.shape)}"
-                    raise UserError(f"{source.path} belongs to another model: {finest} {problem}")
+                _require_shape(source, finest, whole.shape)
             tensors[name] = TensorSource(whole.shape, whole.dtype, _mean(sources, finest))
     state = last.state | {"averaged_steps": [source.manifest.step for source in sources]}
     state.pop("valid_loss", None)  # it was not measured with the averaged weights
     return write(output, last.step, tensors, state, files)
+
+
+def _require_shape(source: OpenCheckpoint, name: str, shape: tuple[int, ...]) -> None:
+    there = source.manifest.tensors.get(name)
+    if there is None:
+        raise UserError(f"{source.path} belongs to another model: {name} is missing")
+    if there.shape != shape:
+        raise UserError(
+            f"{source.path} belongs to another model: {name} has shape {list(there.shape)}, not {list(shape)}"
+        )
 
 
 def write(
@@ -93,12 +100,13 @@ def write(
 ) -> Place:
     """Writes a step in one process, its chunks one after the other into `files` files. Raises: UserError, DiskError."""
     total = sum(math.prod(new.shape) * new.dtype.itemsize for new in tensors.values())
-    slots = [slot for name, new in tensors.items() for slot in _slots(name, new, total // files)]
     groups: list[list[FileExtent]] = [[] for _ in range(files)]
     done = 0
-    for slot in slots:
-        groups[min(files - 1, done * files // max(total, 1))].append(slot)
-        done += slot.tensor.nbytes
+    for name, new in tensors.items():
+        for slot in _slots(name, new, total // files):
+            number = min(files - 1, done * files // max(total, 1))
+            groups[number].append(slot)
+            done += slot.tensor.nbytes
     with alone(storage_path(output)) as inside:
         draft = begin(step_folder(output, step), inside, total)
         try:
@@ -144,7 +152,10 @@ def _mean(sources: Sequence[OpenCheckpoint], name: str) -> Callable[[Box], Tenso
 def _converted(tensors: dict[str, TensorSource], dtype: torch.dtype) -> dict[str, TensorSource]:
     """Converts the weights to another type, and keeps masters only if that type needs them."""
     main = torch.float64 if dtype == torch.float64 else torch.float32  # of masters and moments
-    found = {name: new._replace(dtype=main) for name, new in tensors.items() if not name.startswith((WEIGHTS, MASTERS))}
+    found = {}
+    for name, new in tensors.items():
+        if not name.startswith((WEIGHTS, MASTERS)):
+            found[name] = new._replace(dtype=main)
     trained = bool(found)
     for name, new in tensors.items():
         if name.startswith(WEIGHTS):
