@@ -29,7 +29,8 @@ class DirectWriter:
         self._buffers = [np.frombuffer(mmap.mmap(-1, BUFFER_BYTES), np.uint8) for _ in range(2)]  # page-aligned
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="stream")
         self._under_way: Future[None] | None = None
-        self._filled = self._sent = 0
+        self._filled = 0  # bytes in the first buffer
+        self._sent = 0  # bytes given to the thread
 
     def put(self, part: memoryview) -> None:
         """Copies the next bytes into the buffer, and starts a write whenever it is full."""
@@ -37,7 +38,8 @@ class DirectWriter:
         done = 0
         while done < len(source):
             taken = min(len(source) - done, BUFFER_BYTES - self._filled)
-            np.copyto(self._buffers[0][self._filled : self._filled + taken], source[done : done + taken])
+            free = self._buffers[0][self._filled : self._filled + taken]
+            np.copyto(free, source[done : done + taken])
             self._filled += taken
             done += taken
             if self._filled == BUFFER_BYTES:
@@ -83,8 +85,9 @@ class DirectWriter:
     def _go_direct(self, on: bool) -> None:
         flag = getattr(os, "O_DIRECT", 0)
         flags = fcntl.fcntl(self._handle, fcntl.F_GETFL)
+        flags = flags | flag if on else flags & ~flag
         try:
-            fcntl.fcntl(self._handle, fcntl.F_SETFL, flags | flag if on else flags & ~flag)
+            fcntl.fcntl(self._handle, fcntl.F_SETFL, flags)
         except OSError:  # a file system without direct writes, e.g. one in memory
             if not on:
                 raise

@@ -152,7 +152,8 @@ class LocalStepWriter:
 
         Raises: DiskError.
         """
-        path, sums = self.private / name, list[str]()
+        path = self.private / name
+        sums: list[str] = []
         try:
             fault_point("save.before_write")
             with DirectWriter(path) as stream:
@@ -204,7 +205,9 @@ def lost(folder: Path, newest_holder: str = "") -> LeaseLostError:
     """
     if not folder.exists():
         return LeaseLostError(f"{folder} is gone: it was deleted or moved while this run saved into it")
-    return LeaseLostError(f"another writer has taken {folder} over" + (f": {newest_holder}" if newest_holder else ""))
+    if newest_holder:
+        return LeaseLostError(f"another writer has taken {folder} over: {newest_holder}")
+    return LeaseLostError(f"another writer has taken {folder} over")
 
 
 def require_room(folder: Path, nbytes: int) -> None:

@@ -25,14 +25,16 @@ from megascratch.checkpoint.backend.local import lost, sync
 
 BEAT_SECONDS = 0.5
 STALE_SECONDS = 20.0
-PREFIX, AWAY = ".writer.", ".writer-away."
+PREFIX = ".writer."
+AWAY = ".writer-away."
 
 
 class Lease:
     """The right to write into a folder, until `release` or until another writer takes over."""
 
     def __init__(self, folder: Path, number: int):
-        self.folder, self.number = folder, number
+        self.folder = folder
+        self.number = number
         self.inside = folder / f"{PREFIX}{number:08d}"
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
@@ -84,6 +86,7 @@ class Lease:
 
 
 def _numbers(folder: Path, prefix: str = PREFIX) -> list[int]:
+    """The numbers of the writers' folders with this prefix, in rising order."""
     names = [path.name.removeprefix(prefix) for path in folder.glob(f"{prefix}*")]
     return sorted(int(name) for name in names if name.isdigit())
 
@@ -113,9 +116,14 @@ def _take_away(folder: Path, number: int) -> None:
 
 
 def _empty(folder: Path) -> None:
-    for path in folder.glob("*") if folder.exists() else ():
+    if not folder.exists():
+        return
+    for path in folder.glob("*"):
         with suppress(OSError):
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
 
 def _clean(folder: Path) -> None:
@@ -143,8 +151,11 @@ def _holder(inside: Path) -> LeaseOwner | None:
 
 def _newest_holder(folder: Path) -> str:
     numbers = _numbers(folder)
-    holder = _holder(folder / f"{PREFIX}{numbers[-1]:08d}") if numbers else None
-    return str(holder) if holder else "it has ended since"
+    if numbers:
+        holder = _holder(folder / f"{PREFIX}{numbers[-1]:08d}")
+        if holder is not None:
+            return str(holder)
+    return "it has ended since"
 
 
 def _beat_of(inside: Path) -> str | None:

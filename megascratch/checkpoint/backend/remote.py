@@ -23,7 +23,8 @@ class RemoteFile:
     """An object of a step, open for reading."""
 
     def __init__(self, path: StoragePath):
-        self.path, self._store = path, Store(path.url)
+        self.path = path
+        self._store = Store(path.url)
         try:
             self.size = self._store.describe(path.url).size
         except AbsentError as error:
@@ -35,12 +36,16 @@ class RemoteFile:
         stop = offset + sum(map(len, parts))
         if stop > self.size:
             raise DamagedError(f"{self.path} is damaged: it ends at byte {self.size:,}")
+        if stop == offset:
+            return
         try:
-            content = memoryview(self._store.read(self.path.url, offset, stop) if stop > offset else b"")
+            content = memoryview(self._store.read(self.path.url, offset, stop))
         except AbsentError as error:
             raise DamagedError(f"{self.path} is damaged or missing: there is no such object") from error
+        done = 0
         for part in parts:
-            part[:], content = content[: len(part)], content[len(part) :]
+            part[:] = content[done : done + len(part)]
+            done += len(part)
 
     def close(self) -> None:
         """Has nothing to release."""
@@ -51,7 +56,8 @@ class RemoteStep:
     """A step to read, rename or delete."""
 
     path: StoragePath
-    threads = asked_at_once = ASKED_AT_ONCE
+    threads = ASKED_AT_ONCE
+    asked_at_once = ASKED_AT_ONCE
     group_bytes = 1 << 23
     """Neighbouring small chunks are read together, up to this size: each request has a high latency."""
 
@@ -88,18 +94,20 @@ class RemoteStep:
 def step_names(folder: StoragePath) -> list[str]:
     """The names of the steps that have a manifest. Raises: StoreError if the store does not answer: this must not look
     like a folder without steps, or a run would start from the beginning."""
-    return [name for name, there in _known(folder) if there]
+    return [name for name, has_manifest in _known(folder) if has_manifest]
 
 
 def clean(folder: StoragePath) -> None:
     """Deletes the objects of steps without a manifest, and open uploads; only for the owner of the folder."""
     store = Store(folder.url)
-    for name, there in _known(folder):
-        if not there:
+    for name, has_manifest in _known(folder):
+        if not has_manifest:
             store.delete_below((folder / name).url)
     store.abort_uploads(f"{folder}/step_")
 
 
 def _known(folder: StoragePath) -> list[tuple[str, bool]]:
+    """The names of all steps, each with whether it has a manifest."""
     names = [name for name in Store(folder.url).names(folder.url) if STEP_NAME.fullmatch(name)]
-    return list(zip(names, in_threads(lambda n: RemoteStep(folder / n).is_there(), names, ASKED_AT_ONCE), strict=True))
+    has_manifest = in_threads(lambda name: RemoteStep(folder / name).is_there(), names, ASKED_AT_ONCE)
+    return list(zip(names, has_manifest, strict=True))

@@ -29,7 +29,8 @@ class RemoteLease:
     """The right to write into a folder, until `release` or until another writer takes over."""
 
     def __init__(self, folder: StoragePath, number: int):
-        self.folder, self.number = folder, number
+        self.folder = folder
+        self.number = number
         self.inside = folder / HOME / f"{number:08d}{RECORD}"
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
@@ -41,7 +42,9 @@ class RemoteLease:
 
         Raises: UserError, naming the owner, if another writer is alive; StoreError.
         """
-        home, store, me = folder / HOME, Store(folder.url), LeaseOwner.this_process()
+        home = folder / HOME
+        store = Store(folder.url)
+        me = LeaseOwner.this_process()
         while True:
             numbers = _numbers(home)
             for number in numbers:
@@ -56,7 +59,11 @@ class RemoteLease:
                 continue
             lease = cls(folder, number)
             try:
-                store.delete(*((home / f"{old:08d}{end}").url for old in now if old < number for end in (RECORD, BEAT)))
+                left: list[str] = []  # by earlier writers
+                for old in now:
+                    if old < number:
+                        left += [(home / f"{old:08d}{RECORD}").url, (home / f"{old:08d}{BEAT}").url]
+                store.delete(*left)
                 remote.clean(folder)
             except BaseException:
                 lease.release()
@@ -76,7 +83,8 @@ class RemoteLease:
             Store(self.folder.url).put(self.inside.url, RELEASED)
 
     def _beat(self) -> None:
-        count, url = 0, self.inside.url.removesuffix(RECORD) + BEAT
+        count = 0
+        url = self.inside.url.removesuffix(RECORD) + BEAT
         while not self._over.wait(BEAT_SECONDS):
             count += 1
             with suppress(UserError):  # the next beat is the next attempt
@@ -90,7 +98,8 @@ def require(inside: StoragePath) -> None:
     """
     if inside.parent.name != HOME:
         return
-    folder, mine = inside.parent.parent, int(inside.name.removesuffix(RECORD))
+    folder = inside.parent.parent
+    mine = int(inside.name.removesuffix(RECORD))
     numbers = _numbers(inside.parent)
     if mine != max(numbers, default=0):
         holder = _holder(folder, max(numbers)) if numbers else None
@@ -98,8 +107,13 @@ def require(inside: StoragePath) -> None:
 
 
 def _numbers(home: StoragePath) -> list[int]:
-    names = [name.removesuffix(RECORD) for name in Store(home.url).names(home.url) if name.endswith(RECORD)]
-    return sorted(int(name) for name in names if name.isdigit())
+    """The numbers of the leases that have a record, in rising order."""
+    numbers = []
+    for name in Store(home.url).names(home.url):
+        number = name.removesuffix(RECORD)
+        if number != name and number.isdigit():
+            numbers.append(int(number))
+    return sorted(numbers)
 
 
 def _require_gone(folder: StoragePath, number: int, me: LeaseOwner) -> None:

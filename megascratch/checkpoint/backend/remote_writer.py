@@ -60,7 +60,7 @@ class RemoteStepWriter:
 
         Raises: DiskError if the store still refuses after all retries.
         """
-        sums = list[str]()
+        sums: list[str] = []
 
         def content() -> Iterator[memoryview]:
             sums.clear()
