@@ -33,6 +33,14 @@ class Candidate(NamedTuple):
     copy: int
 
 
+class _ChunkHolder(NamedTuple):
+    """A rank that could write a chunk."""
+
+    rank: int
+    number: int  # of the offer in the list of the rank
+    offer: Candidate
+
+
 def agree_on_write_plan(held: list[ShardedTensor], world: Axis) -> WritePlan:
     """Called by all ranks of `world`. Raises: CheckpointError on all ranks if the records of one are not valid."""
     slots: list[FileExtent] = []
@@ -51,28 +59,27 @@ def assign_writers(offers: list[list[Candidate]]) -> list[list[int]]:
     repeats parts of other boxes. If two ranks both claim copy 0, both write it: the coverage check of the manifest
     then reports the overlap, which a choice here would hide.
     """
-    holders: dict[tuple[str, Box], list[tuple[int, int]]] = defaultdict(list)
+    holders: dict[tuple[str, Box], list[_ChunkHolder]] = defaultdict(list)
     for rank, own in enumerate(offers):
-        for index, offer in enumerate(own):
-            holders[offer.name, offer.box].append((rank, index))
+        for number, offer in enumerate(own):
+            holders[offer.name, offer.box].append(_ChunkHolder(rank, number, offer))
     bytes_assigned = [0] * len(offers)
     chosen: list[list[int]] = [[] for _ in offers]
 
-    def priority(group: list[tuple[int, int]]) -> tuple[bool, int]:
+    def priority(group: list[_ChunkHolder]) -> tuple[bool, int]:
         """Boxes with only one holder come first, then large ones before small ones."""
-        rank, index = group[0]
-        return len(group) > 1, -offers[rank][index].nbytes
+        return len(group) > 1, -group[0].offer.nbytes
 
-    def bytes_of_rank(holder: tuple[int, int]) -> int:
-        return bytes_assigned[holder[0]]
+    def bytes_of_rank(holder: _ChunkHolder) -> int:
+        return bytes_assigned[holder.rank]
 
     for group in sorted(holders.values(), key=priority):
-        writers = [(rank, index) for rank, index in group if offers[rank][index].copy == 0]
+        writers = [holder for holder in group if holder.offer.copy == 0]
         if len(writers) == 1:
             writers = [min(group, key=bytes_of_rank)]
-        for rank, index in writers:
-            chosen[rank].append(index)
-            bytes_assigned[rank] += offers[rank][index].nbytes
+        for writer in writers:
+            chosen[writer.rank].append(writer.number)
+            bytes_assigned[writer.rank] += writer.offer.nbytes
     return chosen
 
 
