@@ -74,7 +74,7 @@ class AsyncSaver:
         self.asynchronous = asynchronous
         self.after = after
         self._held: list[ShardedTensor] | None = None
-        self._share: WritePlan | None = None
+        self._plan: WritePlan | None = None
         self._staging: Staging | None = None
         self._under_way: tuple[threading.Thread, Outcome] | None = None
         self._ended: list[Outcome] = []
@@ -87,16 +87,16 @@ class AsyncSaver:
         Raises: on all ranks: UserError if a rank has not enough memory, CheckpointError if a rank's records are not
             valid.
         """
-        if self._share is None or self._held is not held:
+        if self._plan is None or self._held is not held:
             self._staging = None  # its memory first
-            self._share = agree_on_write_plan(held, self.own)
+            self._plan = agree_on_write_plan(held, self.own)
             self._held = held
         if staging and self.asynchronous and self._staging is None:
             allocated: list[Staging] = []
-            layout = self._share.layout
+            layout = self._plan.layout
             on_all_ranks(self.own, lambda: allocated.append(Staging(layout)))
             self._staging = allocated[0]
-        return self._share.total_bytes
+        return self._plan.total_bytes
 
     def start(self, step: int, held: list[ShardedTensor], state: dict[str, Any], *, last: bool = False) -> None:
         """Begins a save; called by all ranks. Its outcome comes from `poll` or `wait`.
@@ -112,9 +112,9 @@ class AsyncSaver:
         in_background = self.asynchronous and not last
         self.prepare(held, staging=in_background)
         failure = self._copy(in_background)
-        assert self._share is not None
-        outcome = Outcome(step, self._share.total_bytes, time.perf_counter() - begun)
-        work = (self._share, self._raw(in_background), state, outcome, begun, failure)
+        assert self._plan is not None
+        outcome = Outcome(step, self._plan.total_bytes, time.perf_counter() - begun)
+        work = (self._plan, self._raw(in_background), state, outcome, begun, failure)
         thread = threading.Thread(target=self._run, args=work, name="save", daemon=True)
         thread.start()
         self._under_way = thread, outcome
@@ -167,15 +167,15 @@ class AsyncSaver:
         return None
 
     def _raw(self, in_background: bool) -> RawBytes:
-        assert self._share is not None
+        assert self._plan is not None
         if in_background and self._staging is not None:
             return self._staging.raw
-        slots = self._share.layout.slots
+        slots = self._plan.layout.slots
         return lambda index: raw_bytes(slots[index].tensor)
 
     def _run(
         self,
-        share: WritePlan,
+        plan: WritePlan,
         raw: RawBytes,
         state: dict[str, Any],
         outcome: Outcome,
@@ -187,7 +187,7 @@ class AsyncSaver:
         try:
             fault_point("save.thread")
             outcome.stall_seconds = max(on_all_ranks(self.own, lambda: _checked(outcome.stall_seconds, failure)))
-            outcome.path = write_step(self.folder, inside, outcome.step, share, raw, state, self.own)
+            outcome.path = write_step(self.folder, inside, outcome.step, plan, raw, state, self.own)
             outcome.deleted = on_first_rank(self.own, self.after)
         except Exception as error:
             outcome.error = error

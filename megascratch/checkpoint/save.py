@@ -61,7 +61,7 @@ def save(folder: str | Place, step: int, held: list[ShardedTensor], state: dict[
 
 
 def write_step(
-    folder: Place, inside: Place, step: int, share: WritePlan, raw: RawBytes, state: dict[str, Any], world: Axis
+    folder: Place, inside: Place, step: int, plan: WritePlan, raw: RawBytes, state: dict[str, Any], world: Axis
 ) -> Place:
     """Does the work of `save` with a given write plan.
 
@@ -69,9 +69,9 @@ def write_step(
         inside: the folder of the writer's lease, or `folder` itself without a lease.
         raw: gives the bytes of each chunk, which may have been copied before.
     """
-    draft = on_first_rank(world, lambda: begin(step_folder(folder, step), inside, share.total_bytes))
+    draft = on_first_rank(world, lambda: begin(step_folder(folder, step), inside, plan.total_bytes))
     try:
-        tables = on_all_ranks(world, lambda: write_file(draft, draft.file_name(world.rank), share.layout, raw))
+        tables = on_all_ranks(world, lambda: write_file(draft, draft.file_name(world.rank), plan.layout, raw))
         on_first_rank(world, lambda: draft.commit(manifest_of(step, state, tables)))
     except BaseException:
         if world.is_first:

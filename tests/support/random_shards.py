@@ -88,6 +88,6 @@ def names_that_differ(held: list[ShardedTensor], shapes=SHAPES) -> list[str]:
 
 def write(lease: AnyLease, step: int) -> Place:
     """One whole step by one process."""
-    share = agree_on_write_plan(shards_of_rank(0, 1, 0, filled=True), world())
-    raw = lambda index: raw_bytes(share.layout.slots[index].tensor)  # noqa: E731
-    return write_step(lease.folder, lease.inside, step, share, raw, {}, world())
+    plan = agree_on_write_plan(shards_of_rank(0, 1, 0, filled=True), world())
+    raw = lambda index: raw_bytes(plan.layout.slots[index].tensor)  # noqa: E731
+    return write_step(lease.folder, lease.inside, step, plan, raw, {}, world())
