@@ -179,8 +179,9 @@ def _few(names: list[str]) -> str:
 
 
 def _require_same_tensor(step: Place, whole: TensorEntry, item: ShardedTensor, cast: bool) -> None:
-    if whole.shape != tuple(item.whole_shape):
-        raise UserError(f"{step}: {item.name} has shape {list(whole.shape)}, this model needs {list(item.whole_shape)}")
+    needed = tuple(item.whole_shape)
+    if whole.shape != needed:
+        raise UserError(f"{step}: {item.name} has shape {list(whole.shape)}, this model needs {list(needed)}")
     can_cast = cast and whole.dtype.is_floating_point and item.dtype.is_floating_point
     if whole.dtype != item.dtype and not can_cast:
         raise UserError(f"{step}: {item.name} has {whole.dtype}, this run needs {item.dtype}: set the same precision")

@@ -107,7 +107,10 @@ def problem_of(step: Place) -> str:
 
 def latest(folder: str | Place) -> Place | None:
     """The newest step folder whose manifest, file sizes and headers are valid; None if there is none."""
-    return next((path for path in list_steps(folder) if not problem_of(path)), None)
+    for path in list_steps(folder):
+        if not problem_of(path):
+            return path
+    return None
 
 
 def is_step(path: str | Place) -> bool:

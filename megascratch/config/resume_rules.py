@@ -106,8 +106,9 @@ def differing_files(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[s
     def differ(suffix: str) -> bool:
         if suffix not in before or suffix not in now:
             return True
-        known = before[suffix].keys() & now[suffix].keys()
-        return any(before[suffix][key] != now[suffix][key] for key in known)
+        one = before[suffix]
+        other = now[suffix]
+        return any(one[key] != other[key] for key in one.keys() & other.keys())
 
     return [suffix for suffix in sorted(before.keys() | now.keys()) if differ(suffix)]
 

@@ -80,4 +80,9 @@ def config_from_dict(saved: dict[str, Any]) -> Config:
 
 
 def _by_name(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    return {name: value for section in sections.values() for name, value in section.items()}
+    """Setting -> value."""
+    values: dict[str, Any] = {}
+    for section in sections.values():
+        for name, value in section.items():
+            values[name] = value
+    return values
