@@ -12,16 +12,20 @@ texts are only sent if the digests differ, so that thousands of ranks cost littl
 
 import hashlib
 import json
+import platform
 import socket
 from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import megascratch
 from megascratch.config.errors import RanksDiffer, SettingError, UserError
 from megascratch.config.fields import flat
 from megascratch.config.settings import Config
 from megascratch.parallel.rendezvous import Rendezvous
-from megascratch.training.start.versions import code_digest, versions
 
+LIBRARIES = ("torch", "numpy", "safetensors", "sentencepiece", "tokenizers", "gigatoken")
 MAY_DIFFER = {"data_cache_path"}  # a folder of each machine
 DIGESTS_DIFFER = "differ"  # the first verdict: now every rank sends its full facts
 WIDEST = 48  # most characters of a value in the table
@@ -42,14 +46,41 @@ def rank_facts(config: Config, files: Mapping[str, Mapping[str, Any]], others: M
         files: digests of the corpora (`data.tokens.fingerprint`).
         others: further facts, such as fingerprints of the tokenizer and the checkpoint.
     """
-    settings = {f"setting {name}": json.dumps(value) for name, value in flat(config).items() if name not in MAY_DIFFER}
-    data = {
-        f"file {prefix}{suffix}": ", ".join(f"{key} {str(value)[:16]}" for key, value in digest.items())
-        for prefix, suffixes in files.items()
-        for suffix, digest in suffixes.items()
-    }
-    packages = {f"version {name}": version for name, version in versions().items()}
-    return settings | packages | {"code megascratch": code_digest()} | data | dict(others)
+    facts = {}
+    for name, value in flat(config).items():
+        if name not in MAY_DIFFER:
+            facts[f"setting {name}"] = json.dumps(value)
+    for library, version in versions().items():
+        facts[f"version {library}"] = version
+    facts["code megascratch"] = code_digest()
+    for prefix, suffixes in files.items():
+        for suffix, digest in suffixes.items():
+            parts = [f"{key} {str(value)[:16]}" for key, value in digest.items()]
+            facts[f"file {prefix}{suffix}"] = ", ".join(parts)
+    return facts | dict(others)
+
+
+def versions() -> dict[str, str]:
+    """Version by library, including Python and this package; 'none' for a library that is not installed."""
+    found = {"python": platform.python_version()}
+    for library in ("megascratch", *LIBRARIES):
+        try:
+            found[library] = metadata.version(library)
+        except metadata.PackageNotFoundError:
+            found[library] = "none"
+    return found
+
+
+def code_digest() -> str:
+    """sha256 (the first 16 hex digits) of every source and compiled file of the installed package."""
+    root = Path(megascratch.__file__).parent
+    files = [path for path in root.rglob("*") if path.suffix in (".py", ".so")]
+    digest = hashlib.sha256()
+    for file in sorted(files):
+        content = file.read_bytes()
+        header = f"{file.relative_to(root).as_posix()} {len(content)}\n"
+        digest.update(header.encode() + content)
+    return digest.hexdigest()[:16]
 
 
 def check_ranks_agree(meeting: Rendezvous | None, found: RankReport) -> None:
@@ -62,7 +93,8 @@ def check_ranks_agree(meeting: Rendezvous | None, found: RankReport) -> None:
             raise UserError(found.problem)
         return
     host = socket.gethostname()
-    digest = hashlib.sha256(json.dumps(dict(found.facts), sort_keys=True).encode()).hexdigest()
+    facts = json.dumps(dict(found.facts), sort_keys=True)
+    digest = hashlib.sha256(facts.encode()).hexdigest()
     verdict = meeting.decide("short", json.dumps([host, found.problem, digest]), _first_verdict)
     if verdict == DIGESTS_DIFFER:
         verdict = meeting.decide("long", json.dumps([host, dict(found.facts)]), _table)
@@ -81,12 +113,16 @@ def _first_verdict(texts: Sequence[str]) -> str:
         for line in problem.splitlines():
             problems.setdefault((line, host), []).append(rank)
     if problems:
-        on_all_ranks = set.intersection(*(set(problem.splitlines()) for _, problem, _ in reports))
+        lines_of_ranks = [set(problem.splitlines()) for _, problem, _ in reports]
+        on_all_ranks = set.intersection(*lines_of_ranks)
         lines = []
         for (line, host), ranks in problems.items():
-            lines.append(line if line in on_all_ranks else f"{where(host, ranks)}: {line}")
+            if line in on_all_ranks:
+                lines.append(line)
+            else:
+                lines.append(f"{where(host, ranks)}: {line}")
         return "\n".join(dict.fromkeys(lines))
-    digests = {digest for *_, digest in reports}
+    digests = {digest for _, _, digest in reports}
     return DIGESTS_DIFFER if len(digests) > 1 else ""
 
 
@@ -102,21 +138,32 @@ def differences(reports: Sequence[tuple[str, Mapping[str, str]]]) -> str:
     """
     columns: dict[tuple[str, str], list[int]] = {}
     for rank, (host, facts) in enumerate(reports):
-        columns.setdefault((host, json.dumps(dict(facts), sort_keys=True)), []).append(rank)
-    column_facts = [reports[ranks[0]][1] for ranks in columns.values()]
-    names = dict.fromkeys(name for facts in column_facts for name in facts)
+        same_column = (host, json.dumps(dict(facts), sort_keys=True))
+        columns.setdefault(same_column, []).append(rank)
+    header = ["what"]
+    names: dict[str, None] = {}  # a set that keeps its order
+    column_facts = []
+    for (host, _), ranks in columns.items():
+        header.append(where(host, ranks))
+        _, facts = reports[ranks[0]]
+        column_facts.append(facts)
+        names |= dict.fromkeys(facts)
     rows = []
     for name in names:
-        if len({facts.get(name) for facts in column_facts}) > 1:
-            rows.append([name, *(_short(facts.get(name, "not there")) for facts in column_facts)])
+        values = [facts.get(name) for facts in column_facts]
+        if len(set(values)) > 1:
+            cells = ["not there" if value is None else _short(value) for value in values]
+            rows.append([name, *cells])
     if not rows:
         return ""
-    header = ["what", *(where(host, ranks) for (host, _), ranks in columns.items())]
     table = [header, *rows]
-    widths = [max(len(row[column]) for row in table) for column in range(len(header))]
+    widths = []
+    for column in zip(*table, strict=True):
+        widths.append(max(map(len, column)))
     lines = ["the ranks differ; nothing was started:"]
     for row in table:
-        lines.append("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
 
 
@@ -128,8 +175,9 @@ def where(host: str, ranks: Sequence[int]) -> str:
             runs[-1] = [runs[-1][0], rank]
         else:
             runs.append([rank])
-    named = ", ".join("-".join(map(str, run)) for run in runs)
-    return f"{host} (rank{'s' if len(ranks) > 1 else ''} {named})"
+    named = ["-".join(map(str, run)) for run in runs]
+    plural = "s" if len(ranks) > 1 else ""
+    return f"{host} (rank{plural} {', '.join(named)})"
 
 
 def _short(value: str) -> str:
