@@ -89,7 +89,7 @@ def main(argv: Sequence[str]) -> int:
         for notice in notices(config):
             print(f"notice: {notice}", file=sys.stderr)
     from megascratch.training.pretrain import pretrain  # imports torch, so it comes after the checks
-    from megascratch.training.start.auto_resume import resumed
+    from megascratch.training.start.resume import resumed
 
     config = derive(resumed(given, config.training), world)
     validate(config, world)

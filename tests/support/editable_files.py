@@ -42,7 +42,7 @@ from megascratch.tokenizer.simple import ByteTokenizer
 from megascratch.tokenizer.vocabulary import END_OF_TEXT, read_ranks, spell, write_ranks
 from megascratch.training.health.skipped_samples import records
 from megascratch.training.report import Report
-from megascratch.training.start.auto_resume import resumed
+from megascratch.training.start.resume import resumed
 from megascratch.training.state import TrainState
 from tests.support.byte_vocabularies import trained
 from tests.support.corpora import write

@@ -1,5 +1,6 @@
-"""Compares the settings, data and tokenizer of a run with those of the checkpoint that it resumes from. Changes that
-are allowed become notices; changes that are not are refused in one error (the table is in `config/resume_rules.py`).
+"""Resuming, before the ranks meet: finds the checkpoint of --auto-resume, and compares the settings, data and tokenizer
+of a run with those of its checkpoint. Changes that are allowed become notices; changes that are not are refused in one
+error (the table is in `config/resume_rules.py`).
 """
 
 import hashlib
@@ -7,13 +8,38 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from megascratch.checkpoint import read_manifest
+from megascratch.checkpoint import list_steps, read_manifest, resolve
 from megascratch.checkpoint.steps import manifest_text
 from megascratch.config.errors import SettingError, UserError
-from megascratch.config.fields import flat
+from megascratch.config.fields import flat, with_fields
 from megascratch.config.resume_rules import Side, compare_configs
-from megascratch.config.settings import Config
+from megascratch.config.settings import Config, TrainingConfig
 from megascratch.storage.path import Place
+
+
+def resumed(given: Config, training: TrainingConfig) -> Config:
+    """The settings with `load` and `global_batch_size` filled in.
+
+    With auto_resume, `load` becomes `save` as soon as `save` holds a checkpoint. If no global batch size is given, the
+    checkpoint's is used, so that a run that resumes on more or fewer ranks reads the same samples in each step.
+
+    Args:
+        given: the settings as the user gave them.
+        training: the derived training section of `given`.
+
+    Raises: UserError if there is no checkpoint at `load`.
+    """
+    assert training.save is not None
+    load = training.load
+    if training.auto_resume and list_steps(training.save):
+        load = training.save
+    if load is None:
+        return given
+    values: dict[str, Any] = {"load": load}
+    if given.training.global_batch_size is None:
+        saved = read_manifest(resolve(load)).state.get("config", {})
+        values["global_batch_size"] = saved.get("training", {}).get("global_batch_size")
+    return with_fields(given, values)
 
 
 def check_resume(
@@ -29,12 +55,14 @@ def check_resume(
     Raises: SettingError with one line for each change that is refused.
     """
     state = read_manifest(start).state
-    sections = state.get("config", {})
-    saved = {name: value for section in sections.values() for name, value in section.items()}
+    saved: dict[str, Any] = {}
+    for section in state.get("config", {}).values():
+        saved |= section
     before = Side(saved, state.get("data_files", {}), state.get("tokenizer_fingerprint"))
+    now = Side(flat(config), files, tokenizer)
     consumed = state.get("train_state", {}).get("consumed_samples", 0)
     forced = [name.replace("-", "_") for name in config.guard.force_resume or ()]
-    notices, refusals = compare_configs(before, Side(flat(config), files, tokenizer), consumed, forced)
+    notices, refusals = compare_configs(before, now, consumed, forced)
     if refusals:
         raise SettingError("\n".join(f"{start.name}: {refusal}" for refusal in refusals))
     return notices
