@@ -4,6 +4,7 @@ first rank writes it.
 
 import json
 import math
+import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -13,10 +14,10 @@ from typing import IO, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch.utils.tensorboard.writer import SummaryWriter
 
 from megascratch.config.printable import printable, printable_lines
 from megascratch.training.report_files import ReportRows, read_rows, read_summary, set_aside, write_whole
-from megascratch.training.tensorboard_events import Events
 
 Row = dict[str, Any]
 
@@ -167,6 +168,55 @@ class Report:
                 self.say(f"warning: the report of the run cannot be written: {complaint}; training continues")
             return False
         return True
+
+
+class Events:
+    """Writes the numbers of the report's rows as TensorBoard scalars, in a thread of TensorBoard.
+
+    A writer whose thread has failed cannot write any more, so the first error is raised once and all later rows are
+    dropped.
+    """
+
+    def __init__(self, folder: str, purge_step: int | None):
+        self.folder, self.purge_step = folder, purge_step
+        self.failed = False
+        self._writer: SummaryWriter | None = None
+        self._hook_before = threading.excepthook
+        threading.excepthook = self._hook
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Writes the numbers of a row. Raises: OSError, once."""
+        if self.failed:
+            return
+        kind = row.get("event") or row.get("split", "train")
+        try:
+            if self._writer is None:
+                self._writer = SummaryWriter(self.folder, purge_step=self.purge_step)
+            for name, value in row.items():
+                if isinstance(value, int | float) and name != "step":
+                    self._writer.add_scalar(f"{kind}/{name}", value, row["step"])
+        except OSError:
+            self.failed = True
+            raise
+
+    def close(self) -> None:
+        """Writes the remaining events. Raises: OSError if they cannot be written."""
+        writer, self._writer = self._writer, None
+        try:
+            if writer is not None and not self.failed:
+                writer.flush()
+                writer.close()
+        except OSError:
+            self.failed = True
+            raise
+        finally:
+            if threading.excepthook == self._hook:
+                threading.excepthook = self._hook_before
+
+    def _hook(self, failure: threading.ExceptHookArgs) -> None:
+        """Suppresses the traceback of TensorBoard's thread, which raises its error again in the next call."""
+        if not type(failure.thread).__module__.startswith("tensorboard."):
+            self._hook_before(failure)
 
 
 def draw_losses(rows: Iterable[Row], file: Path) -> None:
