@@ -30,7 +30,8 @@ class Report:
     """
 
     def __init__(self, folder: str, tensorboard_dir: str, total_steps: int, first_step: int):
-        self.folder, self.total = Path(folder), total_steps
+        self.folder = Path(folder)
+        self.total = total_steps
         self.metrics: IO[str] | None = None
         self.complaint = ""
         before = read_rows(self.folder / "metrics.jsonl") if first_step else ReportRows([], "")
@@ -60,27 +61,39 @@ class Report:
     def step(self, row: Row) -> None:
         """Writes and prints a training row."""
         self._write(row)
-        left = (time.monotonic() - self.started) / (row["step"] - self.first_step) * (self.total - row["step"])
-        self.bar.update(self.task, completed=row["step"], loss=f"loss {_number(row['loss'], '.4f')}")
-        without = row.get("steps_without_tokens")
-        self.say(
-            f"step {row['step']:>6}/{self.total} | loss {_number(row['loss'], '.4f')} | "
-            f"grad norm {_number(row['grad_norm'], '.3f')} | "
-            f"lr {row['learning_rate']:.3e} | {row['tokens_per_second']:,.0f} tokens/s | MFU {row['mfu']:.1%} | "
-            f"memory {row['memory_bytes'] / 2**30:.2f} GiB | left {_clock(left)}"
-            + (f" | overflowed {row['skipped_steps']}, loss scale {row['loss_scale']:g}" if "loss_scale" in row else "")
-            + (f" | {without} without a token to learn" if without else "")
-        )
+        step = row["step"]
+        loss = f"loss {_number(row['loss'], '.4f')}"
+        seconds_a_step = (time.monotonic() - self.started) / (step - self.first_step)
+        left = seconds_a_step * (self.total - step)
+        self.bar.update(self.task, completed=step, loss=loss)
+        figures = [
+            f"step {step:>6}/{self.total}",
+            loss,
+            f"grad norm {_number(row['grad_norm'], '.3f')}",
+            f"lr {row['learning_rate']:.3e}",
+            f"{row['tokens_per_second']:,.0f} tokens/s",
+            f"MFU {row['mfu']:.1%}",
+            f"memory {row['memory_bytes'] / 2**30:.2f} GiB",
+            f"left {_clock(left)}",
+        ]
+        if "loss_scale" in row:
+            figures.append(f"overflowed {row['skipped_steps']}, loss scale {row['loss_scale']:g}")
+        if row.get("steps_without_tokens"):
+            figures.append(f"{row['steps_without_tokens']} without a token to learn")
+        self.say(" | ".join(figures))
 
     def evaluation(self, row: Row) -> None:
         """Writes and prints a validation or test row: step, split, loss, tokens. A row that is already there, because a
         finished run was started again, is not written twice."""
-        if not any(old["step"] == row["step"] and old.get("split") == row["split"] for old in self.rows):
+        step = row["step"]
+        split = row["split"]
+        loss = row["loss"]
+        if (step, split) not in [(old["step"], old.get("split")) for old in self.rows]:
             self._write(row)
-        perplexity = None if row["loss"] is None else math.exp(min(row["loss"], 700))
+        perplexity = None if loss is None else math.exp(min(loss, 700))
         self.say(
-            f"step {row['step']:>6} | {row['split']} loss {_number(row['loss'], '.4f')} | perplexity "
-            f"{_number(perplexity, '.2f')} | {row['tokens']:,} tokens"
+            f"step {step:>6} | {split} loss {_number(loss, '.4f')} | "
+            f"perplexity {_number(perplexity, '.2f')} | {row['tokens']:,} tokens"
         )
 
     def event(self, row: Row, text: str) -> None:
@@ -228,10 +241,13 @@ def draw_losses(rows: Iterable[Row], file: Path) -> None:
     curves: dict[str, list[tuple[int, float]]] = {}
     for row in rows:
         if row.get("loss") is not None:
-            curves.setdefault(row.get("split", "train"), []).append((row["step"], row["loss"]))
-    for name, points in curves.items():
+            curve = curves.setdefault(row.get("split", "train"), [])
+            curve.append((row["step"], row["loss"]))
+    for name, curve in curves.items():
+        steps, losses = zip(*curve, strict=True)
         label = printable(name).replace("$", r"\$")  # matplotlib reads formulas
-        axes.plot(*zip(*points, strict=True), label=label, marker=None if name == "train" else "o", linewidth=1.2)
+        marker = None if name == "train" else "o"
+        axes.plot(steps, losses, label=label, marker=marker, linewidth=1.2)
     axes.set(xlabel="step", ylabel="loss (nats per token)")
     axes.grid(alpha=0.3)
     if curves:
@@ -241,9 +257,10 @@ def draw_losses(rows: Iterable[Row], file: Path) -> None:
 
 def _json(row: Row, indent: int | None = None) -> str:
     """A row as JSON. JSON has no nan or infinity (the norm of a step that overflowed), so these become null."""
-    finite = {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in row.items()
-    }
+    finite = {}
+    for name, value in row.items():
+        not_finite = isinstance(value, float) and not math.isfinite(value)
+        finite[name] = None if not_finite else value
     return json.dumps(finite, indent=indent)
 
 
