@@ -15,7 +15,7 @@ from megascratch.config.errors import UserError
 from megascratch.parallel.grid import Grid
 from megascratch.parallel.host_staging import transport_device
 from megascratch.parallel.rendezvous import Rendezvous
-from megascratch.runtime.comm_timer import CommTimer
+from megascratch.runtime.timers import CommTimer
 
 
 @dataclass(frozen=True)

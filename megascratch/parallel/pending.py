@@ -7,9 +7,9 @@ from typing import Protocol
 from torch import Tensor
 
 from megascratch.parallel.mesh import Axis
-from megascratch.runtime.comm_timer import blocked
 from megascratch.runtime.faults import fault_point
 from megascratch.runtime.heartbeat import next_number, waiting
+from megascratch.runtime.timers import blocked
 
 
 class CommunicationError(RuntimeError):

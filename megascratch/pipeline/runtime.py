@@ -18,9 +18,9 @@ from megascratch.parallel.pending import CommunicationError, Work, reason
 from megascratch.pipeline.recorder import NullRecorder
 from megascratch.pipeline.schedule import Action, Placement
 from megascratch.pipeline.stage import Stage
-from megascratch.runtime.comm_timer import blocked
 from megascratch.runtime.faults import fault_point
 from megascratch.runtime.heartbeat import doing, waiting
+from megascratch.runtime.timers import blocked
 
 OnBackward = Callable[[Action, bool], None]
 Key = tuple[int, int]  # micro-batch, chunk

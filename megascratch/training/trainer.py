@@ -27,9 +27,9 @@ from megascratch.pipeline.runtime import TensorSpec
 from megascratch.pipeline.schedule import Action, Placement
 from megascratch.pipeline.stage import Stage
 from megascratch.runtime.heartbeat import at_step, doing
+from megascratch.runtime.timers import StepTimer
 from megascratch.training.hardware import parameter_dtype
 from megascratch.training.health.loss_guard import not_finite, nothing_updated
-from megascratch.training.health.step_timer import StepTimer
 from megascratch.training.start.inputs import own_schedule
 from megascratch.training.state import TrainState
 

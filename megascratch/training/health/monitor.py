@@ -4,8 +4,8 @@ import torch
 
 from megascratch.config.settings import GuardConfig
 from megascratch.parallel.collectives import all_gather, all_gather_objects
+from megascratch.runtime.timers import StepTimer
 from megascratch.training.health.replicas import check_replicas
-from megascratch.training.health.step_timer import StepTimer
 from megascratch.training.health.straggler import Stragglers, host
 from megascratch.training.trainer import Trainer
 

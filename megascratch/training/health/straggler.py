@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from megascratch.training.health.step_timer import PHASES
+from megascratch.runtime.timers import PHASES
 
 LEAST = 0.1
 """A phase is only reported if it is slower by at least this part of a step's own time."""
