@@ -30,9 +30,9 @@ from megascratch.runtime.heartbeat import doing, set_watched
 from megascratch.training import schedule_trace
 from megascratch.training.checkpointing import Checkpointing
 from megascratch.training.hardware import matmul_peak, parameter_dtype, peak_memory
-from megascratch.training.health.bad_steps import BadSteps
-from megascratch.training.health.loss_guard import STEPS_TO_JUDGE, LossGuard, NothingLearnedError, nothing_learned
+from megascratch.training.health.bad_steps import BadSteps, LossGuard
 from megascratch.training.health.monitor import RunMonitor
+from megascratch.training.health.nothing_to_learn import STEPS_TO_JUDGE, NothingLearnedError, nothing_learned
 from megascratch.training.report import Report
 from megascratch.training.setup import TrainingRun, saved_state
 from megascratch.training.stop import StopRequest, remove_stop_file

@@ -14,7 +14,7 @@ from megascratch.parallel.pending import CommunicationError
 from megascratch.runtime.faults import fault_point
 from megascratch.runtime.heartbeat import ended
 from megascratch.supervision.torchrun_watcher import outlive_dead_machines, started_by_torchrun, watch_torchrun
-from megascratch.training.health.loss_guard import NothingLearnedError
+from megascratch.training.health.nothing_to_learn import NothingLearnedError
 from megascratch.training.health.replicas import ReplicasDiffer
 from megascratch.training.loop import train
 from megascratch.training.setup import build_run

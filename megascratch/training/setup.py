@@ -35,9 +35,9 @@ from megascratch.storage.path import Place, storage_path
 from megascratch.tokenizer import Tokenizer
 from megascratch.training.checkpointing import claim_reports, make_ready, open_saver, resume
 from megascratch.training.hardware import choose_device, keep_freed_memory
+from megascratch.training.health.nothing_to_learn import require_something_to_learn
 from megascratch.training.health.skipped_samples import skipped_samples
 from megascratch.training.start.inputs import Inputs, open_inputs
-from megascratch.training.start.learned_tokens import require_something_to_learn
 from megascratch.training.start.preflight import RankReport, check_ranks_agree, rank_facts
 from megascratch.training.start.resume import check_resume, consumed_samples, hash_of, manifest_digest
 from megascratch.training.state import TrainState

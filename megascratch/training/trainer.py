@@ -29,12 +29,23 @@ from megascratch.pipeline.stage import Stage
 from megascratch.runtime.heartbeat import at_step, doing
 from megascratch.runtime.timers import StepTimer
 from megascratch.training.hardware import parameter_dtype
-from megascratch.training.health.loss_guard import not_finite, nothing_updated
 from megascratch.training.start.inputs import own_schedule
 from megascratch.training.state import TrainState
 
 Judge = Callable[[float, float], str]
 """Global loss and gradient norm -> what is wrong with the step, '' for nothing. Called before the weights change."""
+
+
+def not_finite(loss: float, grad_norm: float) -> str:
+    """The judge that needs no settings: says which number is not finite; '' if both are."""
+    if not math.isfinite(grad_norm):
+        return f"the gradient norm is {grad_norm}"
+    return "" if math.isfinite(loss) else f"the loss is {loss}"
+
+
+def nothing_updated(wrong: str, step: int) -> str:
+    """The message with which a run stops after a bad step."""
+    return f"{wrong} at step {step}: nothing was updated; look at the data of this step, or lower --lr"
 
 
 class StepResult(NamedTuple):

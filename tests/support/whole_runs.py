@@ -26,7 +26,7 @@ from megascratch.optim.loss_scale import LossScale
 from megascratch.optim.lr_schedule import learning_rate
 from megascratch.training import loop, setup
 from megascratch.training.health import bad_steps
-from megascratch.training.health.loss_guard import LossGuard
+from megascratch.training.health.bad_steps import LossGuard
 from megascratch.training.loop import _Loop
 from megascratch.training.setup import TrainingRun
 from megascratch.training.stop import StopRequest

@@ -1,5 +1,6 @@
-"""Handles a bad step (see `loss_guard.py`): the run stops, skips the step, or rolls back to its last checkpoint and
-skips the samples that it has read since. All ranks judge the same numbers, so all do the same.
+"""Detects a bad step (a loss or gradient norm that is not finite, or a loss spike) and handles it: the run stops, skips
+the step, or rolls back to its last checkpoint and skips the samples that it has read since. All ranks judge numbers
+that all ranks agree on, so all do the same.
 
     step        50        51   52   53 (bad)         back at 50    51         52
     samples     ... 800)  800  816  832 ... 848)                   848        864
@@ -10,25 +11,59 @@ the folder reads them again.
 
 import json
 import math
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from megascratch.checkpoint import latest, load
 from megascratch.checkpoint.consensus import on_first_rank
-from megascratch.config.settings import Config
+from megascratch.config.settings import Config, GuardConfig
 from megascratch.data.inspect.audit import uses_of
 from megascratch.data.samples.dataset import Dataset
 from megascratch.data.samples.skip_samples import SkipSamples, merge_ranges, original_index
 from megascratch.parallel.mesh import Mesh
 from megascratch.storage.path import Place, storage_path
-from megascratch.training.health.loss_guard import nothing_updated
 from megascratch.training.health.skipped_samples import records, write_down
 from megascratch.training.state import TrainState
-from megascratch.training.trainer import StepResult, Trainer
+from megascratch.training.trainer import StepResult, Trainer, not_finite, nothing_updated
 
 FILE = "bad_steps.jsonl"
 MOST_LISTED = 8  # documents in a line of the console; the file has all
+
+
+class LossGuard:
+    """Compares each step with the losses of the previous good steps. These are kept in the state, so that a resumed
+    run judges its steps in the same way."""
+
+    def __init__(self, guard: GuardConfig, state: TrainState):
+        self.guard = guard
+        self.state = state
+
+    def judge(self, loss: float, grad_norm: float) -> str:
+        """What is wrong with a step; '' if nothing is."""
+        guard = self.guard
+        if guard.check_for_nan_in_loss_and_grad:
+            wrong = not_finite(loss, grad_norm)
+            if wrong:
+                return wrong
+        past = self.state.recent_losses
+        if not guard.check_for_spiky_loss or len(past) < guard.spiky_loss_window:
+            return ""
+        median = statistics.median(past)
+        if median <= 0 or loss <= guard.spiky_loss_factor * median:  # nothing is a multiple of 0
+            return ""
+        return (
+            f"the loss {loss:.6g} is {loss / median:.2f} times the median {median:.6g} of the last {len(past)} "
+            f"(--spiky-loss-factor {guard.spiky_loss_factor:g})"
+        )
+
+    def good(self, loss: float) -> None:
+        """Records a step that was applied: resets the count of bad steps and keeps the loss for later comparisons."""
+        self.state.bad_steps = 0
+        if self.guard.check_for_spiky_loss and math.isfinite(loss):
+            losses = [*self.state.recent_losses, loss]
+            self.state.recent_losses = losses[-self.guard.spiky_loss_window :]
 
 
 class BadSteps:

@@ -25,8 +25,7 @@ from megascratch.pipeline import runtime
 from megascratch.pipeline.runtime import _Player
 from megascratch.training.checkpointing import Checkpointing
 from megascratch.training.health import bad_steps, replicas
-from megascratch.training.health.bad_steps import BadSteps
-from megascratch.training.health.loss_guard import LossGuard
+from megascratch.training.health.bad_steps import BadSteps, LossGuard
 from megascratch.training.loop import _Loop
 from megascratch.training.trainer import Trainer
 from tests.support.awaited import (

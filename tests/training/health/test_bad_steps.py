@@ -19,7 +19,7 @@ from megascratch.config.settings import DataConfig, GuardConfig
 from megascratch.data.inspect.audit import uses_of
 from megascratch.data.samples.build import open_splits
 from megascratch.data.tokens.token_files import TokenReader
-from megascratch.training.health.loss_guard import LossGuard
+from megascratch.training.health.bad_steps import LossGuard
 from megascratch.training.health.skipped_samples import FILE, records, skipped_samples, write_down
 from megascratch.training.state import TrainState
 from megascratch.training.trainer import Trainer

@@ -14,7 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 from megascratch.commands import main
 from megascratch.config.settings import Config, GuardConfig
 from megascratch.data.tokens.loss_mask import mask_prefix
-from megascratch.training.health.loss_guard import LossGuard
+from megascratch.training.health.bad_steps import LossGuard
 from megascratch.training.report import Report
 from megascratch.training.state import TrainState
 from megascratch.training.trainer import Trainer
