@@ -22,11 +22,11 @@ INTERRUPTED = 130
 """Saved and stopped by one Ctrl-C (SIGINT), or ended at once by two."""
 
 STOPS = {
-    EXIT_INTERVAL: "exit-interval",
-    EXIT_DURATION: "exit-duration-in-mins is over",
-    STOP_FILE: "the stop file is there",
-    PREEMPTED: "a signal asked for it",
-    INTERRUPTED: "an interrupt asked for it",
+    EXIT_INTERVAL: "--exit-interval",
+    EXIT_DURATION: "--exit-duration-in-mins is over",
+    STOP_FILE: "the stop file exists",
+    PREEMPTED: "by a signal",
+    INTERRUPTED: "by Ctrl-C",
 }
 """Every early stop with a checkpoint and its reason; if there are several reasons, the highest code is used."""
 

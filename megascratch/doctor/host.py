@@ -135,7 +135,9 @@ def _disk(folder: Path) -> list[HostFinding]:
         free = status.f_bavail * status.f_frsize
         if free < 2 * PROBE_BYTES:
             return [
-                HostFinding("disk", "FAIL", f"{there} has {free / 2**20:,.0f} MiB free", "make room, or set --save")
+                HostFinding(
+                    "disk", "FAIL", f"{there} has {free / 2**20:,.0f} MiB free", "make room, or choose another --save"
+                )
             ]
         written = _timed_write(probe)
         read = _timed_read(probe)

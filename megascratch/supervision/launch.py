@@ -121,7 +121,8 @@ class _Launcher:
                     break
                 before = attempt.errors
                 left = self.plan.max_restarts - number - 1
-                log(f"starting again ({left} more restart{'s' if left != 1 else ''} allowed)")
+                plural = "" if left == 1 else "s"
+                log(f"restarting all ranks ({left} more restart{plural} allowed)")
         return code
 
 

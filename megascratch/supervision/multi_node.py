@@ -120,7 +120,7 @@ def _serve(agent: subprocess.Popen, root: Path, requests: Requests, nodes: Nodes
             ended = True  # torchrun would restart them
         elif time.monotonic() - ranks_seen > _patience(root, ranks, nodes.max_restarts):
             log(
-                "torchrun does not exit although its ranks have ended: ending it; the machine of the rendezvous "
+                "torchrun does not exit although its ranks have ended: killing it; the machine of the rendezvous "
                 f"endpoint {nodes.endpoint} may be unreachable"
             )
             ended = True

@@ -124,7 +124,7 @@ def _clear_the_way(folder: Place, start: Place, skipped: dict[Place, str]) -> No
                 f"{step} is newer than {start}, from which this run resumes: a checkpoint is never "
                 "overwritten; move it, or save elsewhere"
             )
-        _warn(f"{step} is damaged and now called {quarantine(step).name}")
+        _warn(f"{step} is damaged and was renamed to {quarantine(step).name}")
 
 
 def _warn(text: str) -> None:

@@ -117,7 +117,7 @@ class _Loop:
                 with Prefetch(self._upcoming(), self.r.config.data.data_prefetch_steps) as upcoming:
                     code = self._advance(upcoming, stop)
             if self.state.step < self.r.total_steps:
-                self._say(f"asked to stop, {STOPS[code]}: saving after step {self.state.step}")
+                self._say(f"stop requested ({STOPS[code]}): saving a checkpoint after step {self.state.step}")
             self._save_last()
             asked = code
             code = self._evaluate_last(stop, code)
@@ -169,7 +169,7 @@ class _Loop:
             code = DONE
         may_evaluate = code in (DONE, EXIT_INTERVAL)
         if done and not may_evaluate:
-            self._say(f"asked to stop, {STOPS[code]}: no last loss of step {self.state.step}")
+            self._say(f"stop requested ({STOPS[code]}): no last validation or test after step {self.state.step}")
         if validates and may_evaluate:
             asked = self._validate(stop)
             code = max(code, asked)
@@ -339,7 +339,7 @@ class _Loop:
         for i in range(rounds):
             code = stop.agreed(None, self.mesh.world, self.mesh.device)
             if code:
-                self._say(f"asked to stop, {STOPS[code]}: no {split} loss of step {self.state.step}")
+                self._say(f"stop requested ({STOPS[code]}): no {split} loss for step {self.state.step}")
                 return code
             fault_point("evaluate.batch")
             total += self.r.trainer.evaluate(self.r.read(dataset, first + i * batch, microbatches))

@@ -122,7 +122,7 @@ class Report:
             written.append(f"summary {self.folder / 'summary.json'}")
         if self._attempt(self.events.close) and not self.events.failed:
             written.append(f"events: tensorboard --logdir {self.events.folder}")
-        self.say(" | ".join(written) or f"nothing of the report could be written into {self.folder}")
+        self.say(" | ".join(written) or f"no file of the report could be written into {self.folder}")
 
     def _write(self, row: Row) -> None:
         self.rows.append(row)

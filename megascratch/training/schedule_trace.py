@@ -35,28 +35,34 @@ def write(trace: Trace, parallel: ParallelConfig, step: int, seconds: float, fol
     Returns: the lines to print for the user.
     """
     base = Path(folder) / f"schedule_step_{step}"
-    arguments = _arguments(trace, parallel)
-    picture, times, spans = (base.with_suffix(suffix) for suffix in (".svg", ".csv", ".json"))
-    titles = {
-        f"{arguments[0]}, step {step}, as it happened": trace.happened,
-        "as the simulator plays it, each action with its measured time": trace.played,
-    }
-    figure = chart.stacked({f"{title}: {_figures(line)}": line for title, line in titles.items()})
-    record = json.dumps(_record(trace, arguments[0], step, seconds), indent=1) + "\n"
-    command = f"megascratch schedule simulate {' '.join(arguments)} --times {times}"
-    written = f"  picture {picture} | spans {spans} | again: {command}"
+    picture = base.with_suffix(".svg")
+    times = base.with_suffix(".csv")
+    spans = base.with_suffix(".json")
+    schedule, *sizes = _arguments(trace, parallel)
+    measured = _figures(trace.happened)
+    simulated = _figures(trace.played)
+    figure = chart.stacked(
+        {
+            f"{schedule}, step {step}, as it happened: {measured}": trace.happened,
+            f"as the simulator plays it, each action with its measured time: {simulated}": trace.played,
+        }
+    )
+    record = json.dumps(_record(trace, schedule, step, seconds), indent=1) + "\n"
     try:
         write_whole(picture, lambda path: figure.savefig(path, format="svg"))
         write_whole(times, lambda path: path.write_text(format_times(trace.times), encoding="utf-8"))
         write_whole(spans, lambda path: path.write_text(record, encoding="utf-8"))
+        command = " ".join(["megascratch schedule simulate", schedule, *sizes, "--times", str(times)])
+        written = f"  picture {picture} | spans {spans} | simulate again: {command}"
     except OSError as error:  # a report must never stop training
         written = f"  its files cannot be written: {error.filename or base.parent}: {error.strerror}"
+    with_means = _figures(trace.typical)
     return "\n".join(
         [
-            f"schedule of step {step}: {arguments[0]}, {trace.disorder or 'all actions in the compiled order'}",
-            f"  happened                           {_figures(trace.happened)}, of a step of {seconds:.4g} s",
-            f"  played, each action with its time  {_figures(trace.played)}: {_ratio(trace.happened, trace.played)}",
-            f"  played, mean times                 {_figures(trace.typical)}: {_ratio(trace.happened, trace.typical)}",
+            f"schedule of step {step}: {schedule}, {trace.disorder or 'all actions in the compiled order'}",
+            f"  measured                                {measured}, of a step of {seconds:.4g} s",
+            f"  simulated with the time of each action  {simulated}: {_ratio(trace.happened, trace.played)}",
+            f"  simulated with mean times               {with_means}: {_ratio(trace.happened, trace.typical)}",
             written,
         ]
     )
@@ -67,37 +73,37 @@ def _figures(timeline: Timeline) -> str:
 
 
 def _ratio(happened: Timeline, played: Timeline) -> str:
-    return f"the run took {happened.total / played.total:.3f} times that"
+    return f"the run took {happened.total / played.total:.3f} times as long"
 
 
 def _record(trace: Trace, schedule: str, step: int, seconds: float) -> dict[str, Any]:
-    timelines = {"happened": trace.happened, "played": trace.played, "played_with_means": trace.typical}
-    return {
+    record: dict[str, Any] = {
         "schedule": schedule,
         "step": step,
         "stages": trace.placement.ranks,
         "virtual_stages": trace.placement.chunks,
         "disorder": trace.disorder,
         "step_seconds": seconds,
-        **{name: {"seconds": line.total, "bubble": line.bubble_rate} for name, line in timelines.items()},
-        "spans": [
-            {"rank": rank, "action": str(action), "start": start, "end": end}
-            for rank, spans in enumerate(trace.happened.spans)
-            for action, start, end in spans
-        ],
     }
+    timelines = {"happened": trace.happened, "played": trace.played, "played_with_means": trace.typical}
+    for name, timeline in timelines.items():
+        record[name] = {"seconds": timeline.total, "bubble": timeline.bubble_rate}
+    record["spans"] = []
+    for rank, spans in enumerate(trace.happened.spans):
+        for action, start, end in spans:
+            record["spans"].append({"rank": rank, "action": str(action), "start": start, "end": end})
+    return record
 
 
 def _arguments(trace: Trace, parallel: ParallelConfig) -> list[str]:
-    """The command-line arguments that name this schedule to `megascratch schedule`."""
+    """The command-line arguments that name this schedule to `megascratch schedule`: its name, then its flags."""
     if parallel.pipeline_schedule_csv is not None:
         return [parallel.pipeline_schedule_csv]
     assert parallel.pipeline_schedule is not None
-    numbers = {
-        "--stages": trace.placement.ranks,
-        "--microbatches": 1 + max(action.microbatch for action in trace.orders[0]),
-    }
+    last_microbatch = max(action.microbatch for action in trace.orders[0])
+    numbers = {"--stages": trace.placement.ranks, "--microbatches": last_microbatch + 1}
     if parallel.pipeline_schedule == "interleaved":
         numbers["--virtual-stages"] = trace.placement.chunks
         numbers["--group"] = parallel.microbatch_group_size_per_virtual_pipeline_stage or trace.placement.ranks
-    return [parallel.pipeline_schedule, *(f"{flag} {number}" for flag, number in numbers.items())]
+    flags = [f"{flag} {number}" for flag, number in numbers.items()]
+    return [parallel.pipeline_schedule, *flags]

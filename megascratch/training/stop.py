@@ -111,7 +111,7 @@ class StopRequest:
             self._came.append((number, now))
             self.asked = max(self.asked, ASKED[signal.Signals(number)])
             if len(self._came) > 1:
-                print("\nmegascratch: asked a second time: ending at once", file=sys.stderr, flush=True)
+                print("\nmegascratch: second request to stop: exiting at once", file=sys.stderr, flush=True)
                 os._exit(128 + number if self.code is None else self.code)
         os.close(reads)
 

@@ -156,4 +156,4 @@ def test_a_signal_to_one_node_saves_and_stops_all(tmp_path, two_nodes):
     launcher = started["ms-b"].pid  # `ip netns exec` has become the command
     os.kill(launcher, signal.SIGUSR1)
     assert [process.wait(60) for process in started.values()] == [83, 83]
-    assert "asked to stop, a signal asked for it" in said(tmp_path)
+    assert "stop requested (by a signal)" in said(tmp_path)

@@ -87,7 +87,7 @@ def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before(tm
     assert main(mock(tmp_path / "parts", load=folder, save_interval=2)) == 0
     said = capsys.readouterr().err
     assert "skipped step_00000004: " in said and file.name in said and "resuming from step_00000002" in said
-    assert "is damaged and now called damaged.step_00000004" in said
+    assert "is damaged and was renamed to damaged.step_00000004" in said
     assert curve(tmp_path / "parts") == curve(tmp_path / "whole")
     assert all(saved(tmp_path / "parts", step) == saved(tmp_path / "whole", step) for step in (2, 4, 6))
 
@@ -121,7 +121,7 @@ def test_after_sigterm_a_run_saves_ends_well_and_can_go_on_as_if_nothing_had_bee
             process.send_signal(signal.SIGTERM)
             break
     said = process.stdout.read()
-    assert process.wait(300) == PREEMPTED and "asked to stop, a signal asked for it: saving after step" in said
+    assert process.wait(300) == PREEMPTED and "stop requested (by a signal): saving a checkpoint after step" in said
     summary = json.loads((tmp_path / "parts" / "summary.json").read_text())
     assert summary["stopped_early"] and summary["exit_code"] == PREEMPTED
     end = summary["steps"] + 4
@@ -152,7 +152,9 @@ def test_a_second_signal_ends_a_run_that_hangs_at_once_and_the_last_checkpoint_i
     time.sleep(0.2)
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    assert process.wait(300) == 128 + signal.SIGINT and "a second time: ending at once" in process.stderr.read()
+    assert (
+        process.wait(300) == 128 + signal.SIGINT and "second request to stop: exiting at once" in process.stderr.read()
+    )
     assert saved(tmp_path, 2) and not saved(tmp_path, 3)
 
 

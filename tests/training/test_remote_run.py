@@ -71,7 +71,7 @@ def test_a_damaged_newest_step_is_moved_out_of_the_way_and_written_again(tmp_pat
     assert train(tmp_path, "--save", RUN, "--load", RUN) == 0
     told = capsys.readouterr().err
     assert f"skipped step_00000008: {newest}/{name} is damaged: the bytes of" in told
-    assert f"{newest} is damaged and now called damaged.step_00000008." in told
+    assert f"{newest} is damaged and was renamed to damaged.step_00000008." in told
     assert files(newest) == before
 
 

@@ -164,4 +164,4 @@ def test_a_folder_that_cannot_be_made_stops_no_training(tmp_path, capsys):
     report = Report(str(tmp_path / "file" / "run"), str(tmp_path / "file" / "events"), 8, 0)
     report.event({"step": 1, "event": "tried"}, "")
     report.close({})
-    assert "nothing of the report could be written" in capsys.readouterr().out
+    assert "no file of the report could be written" in capsys.readouterr().out

@@ -178,7 +178,7 @@ def test_a_request_ends_a_validation_between_two_batches_and_leaves_a_checkpoint
     assert main(mock(tmp_path, eval_interval=2, eval_iters=1000)) == exit_codes.PREEMPTED
     said = capsys.readouterr().out
     assert len(seen) == 3 and valid_rows(tmp_path) == []
-    assert "asked to stop, a signal asked for it: no valid loss of step 2" in said
+    assert "stop requested (by a signal): no valid loss for step 2" in said
     (step,) = scan(tmp_path / "checkpoints")
     assert (step.number, str(step.valid_loss)) == (2, "nan")
     before.clear()
