@@ -76,18 +76,23 @@ def train(run: TrainingRun, stop: StopRequest) -> dict[str, Any]:
 
 class _Loop:
     def __init__(self, run: TrainingRun):
-        self.r, self.state, self.mesh = run, run.state, run.mesh
         training = run.config.training
+        self.built = run
+        self.config = run.config
         self.training = training
+        self.state = run.state
+        self.mesh = run.mesh
+        self.trainer = run.trainer
+        self.splits = run.splits
+        self.total_steps = run.total_steps
         self.peak = matmul_peak(self.mesh.world, self.mesh.device, parameter_dtype(run.config.optim))
         self.flops = flops_per_token(run.config.model, run.config.data.seq_length)
         self.report: Report | None = None
         if self.mesh.is_first:
-            self.report = Report(
-                training.output_dir, training.tensorboard_dir or training.output_dir, run.total_steps, self.state.step
-            )
-        self.interval = self._fresh()
-        self.saving = Checkpointing(run.saver, training, self.report, self.state.step or -1)
+            events_folder = training.tensorboard_dir or training.output_dir
+            self.report = Report(training.output_dir, events_folder, run.total_steps, self.state.step)
+        self.interval = self._new_interval()
+        self.checkpointing = Checkpointing(run.saver, training, self.report, self.state.step or -1)
         self.trained_seconds = 0.0
         self.last_loss: float | None = None
         self.valid_loss = run.valid_loss
@@ -96,36 +101,35 @@ class _Loop:
         self.without_tokens = 0  # steps of this run that had nothing to learn
         self.without_tokens_in_a_row = 0
         self.first_sample = self.state.consumed_samples
-        self.watch = LossGuard(run.config.guard, self.state)
+        self.loss_guard = LossGuard(run.config.guard, self.state)
         assert run.splits.train is not None
-        self.bad_steps = BadSteps(
-            run.config, self.mesh, run.trainer, self.state, run.splits.train, self.saving.settle, self._say
-        )
-        self.health = RunMonitor(run.config.guard, run.trainer)
+        settle = self.checkpointing.settle
+        self.bad_steps = BadSteps(run.config, self.mesh, run.trainer, self.state, run.splits.train, settle, self._say)
+        self.monitor = RunMonitor(run.config.guard, run.trainer)
 
     def run(self, stop: StopRequest) -> dict[str, Any]:
         self._say(self._headline())
-        for notice in self.r.notices:
+        for notice in self.built.notices:
             self._say(f"notice: {notice}")
-        if self.state.step >= self.r.total_steps:
+        if self.state.step >= self.total_steps:
             self._say(self._complete())
         code = 0
         try:
             if self._validation_missing():
                 code = self._validate(stop)
-            while self.state.step < self.r.total_steps and not code:
-                with Prefetch(self._upcoming(), self.r.config.data.data_prefetch_steps) as upcoming:
+            while self.state.step < self.total_steps and not code:
+                with Prefetch(self._upcoming(), self.config.data.data_prefetch_steps) as upcoming:
                     code = self._advance(upcoming, stop)
-            if self.state.step < self.r.total_steps:
+            if self.state.step < self.total_steps:
                 self._say(f"stop requested ({STOPS[code]}): saving a checkpoint after step {self.state.step}")
             self._save_last()
-            asked = code
+            stopped_with = code
             code = self._evaluate_last(stop, code)
-            self.saving.prune()
+            self.checkpointing.prune()
             set_watched(on=False)
         finally:
-            self.r.saver.close(wait=not isinstance(sys.exc_info()[1], CommunicationError | KeyboardInterrupt))
-        if STOP_FILE in (asked, code) and self.mesh.is_first:
+            self.built.saver.close(wait=not isinstance(sys.exc_info()[1], CommunicationError | KeyboardInterrupt))
+        if STOP_FILE in (stopped_with, code) and self.mesh.is_first:
             remove_stop_file(self.training)
         if self.without_tokens:
             self._say(f"warning: {self._steps_without_tokens()}")
@@ -140,20 +144,22 @@ class _Loop:
 
         Returns: the exit code of the reason to stop; 0 if there is none.
         """
-        code, went_back = 0, False
-        while self.state.step < self.r.total_steps and not code and not went_back:
+        while self.state.step < self.total_steps:
             went_back = self._step(upcoming)
             code = stop.agreed(self.state.step, self.mesh.world, self.mesh.device)
-            last = self.state.step >= self.r.total_steps
-            if self._validation_due() and not (went_back or last or code):
+            if went_back or code:
+                return code
+            if self._validation_due() and self.state.step < self.total_steps:
                 code = self._validate(stop)
-        return code
+                if code:
+                    return code
+        return 0
 
     def _save_last(self) -> None:
         """Saves the last checkpoint; this process does not train any further after it."""
-        self.health.check_before_save(self.state.step)
+        self.monitor.check_before_save(self.state.step)
         doing("the last checkpoint")
-        self.saving.finish(self.state.step, self.r.trainer.held(), saved_state(self.r))
+        self.checkpointing.finish(self.state.step, self.trainer.held(), saved_state(self.built))
 
     def _evaluate_last(self, stop: StopRequest, code: int) -> int:
         """After the last checkpoint, unless a stop is requested: runs the validation that is due or final, and the test
@@ -161,22 +167,25 @@ class _Loop:
 
         Returns: the exit code. A run whose last loss is not measured has stopped early, too.
         """
-        done = self.state.step >= self.r.total_steps
-        validates = self.r.splits.valid is not None and self.validated != self.state.step
-        validates = validates and (done or self._validation_due())
-        tests = self.r.splits.test is not None and done
-        if done and (code == EXIT_INTERVAL or not (validates or tests)):
+        done = self.state.step >= self.total_steps
+        valid_is_missing = self.splits.valid is not None and self.validated != self.state.step
+        validates = valid_is_missing and (done or self._validation_due())
+        tests = done and self.splits.test is not None
+        if not validates and not tests:
+            return DONE if done else code
+        if code not in (DONE, EXIT_INTERVAL):
+            if done:
+                self._say(f"stop requested ({STOPS[code]}): no last validation or test after step {self.state.step}")
+            return code
+        if done:
             code = DONE
-        may_evaluate = code in (DONE, EXIT_INTERVAL)
-        if done and not may_evaluate:
-            self._say(f"stop requested ({STOPS[code]}): no last validation or test after step {self.state.step}")
-        if validates and may_evaluate:
+        if validates:
             asked = self._validate(stop)
-            code = max(code, asked)
-            may_evaluate = not asked
-        if tests and may_evaluate:
-            assert self.r.splits.test is not None
-            code = max(code, self._evaluate("test", self.r.splits.test, 0, stop))
+            if asked:
+                return max(code, asked)
+        if tests:
+            assert self.splits.test is not None
+            code = max(code, self._evaluate("test", self.splits.test, 0, stop))
         return code
 
     def _step(self, upcoming: Iterator[list[Batch]]) -> bool:
@@ -184,16 +193,16 @@ class _Loop:
         doing("the batches of the next step")
         start = time.perf_counter()
         state = self.state
-        logged = self._is_logged(state.step + 1)
-        self.health.begin(logged)
+        step = state.step + 1
+        logged = step % self.training.log_interval == 0 or step in (1, self.total_steps)
+        self.monitor.begin(logged)
         fault_point("step.begin")
         batches = next(upcoming)
-        self.health.phases.lap("data")
-        lr = learning_rate(self.r.config.optim, state.step, state.consumed_samples)
-        recorder = None
-        if state.step + 1 == self.r.traced_step:
-            recorder = Recorder(self.mesh.pp, self.mesh.device)
-        result = self.r.trainer.train_step(batches, lr, state.step + 1, recorder, self.watch.judge, self.health.phases)
+        phases = self.monitor.phases
+        phases.lap("data")
+        lr = learning_rate(self.config.optim, state.step, state.consumed_samples)
+        recorder = Recorder(self.mesh.pp, self.mesh.device) if step == self.built.traced_step else None
+        result = self.trainer.train_step(batches, lr, step, recorder, self.loss_guard.judge, phases)
         samples = self._samples(len(batches))
         state.step += 1
         state.consumed_samples += samples
@@ -206,16 +215,16 @@ class _Loop:
             self._went_back()
             return True
         if not result.skipped:
-            self.watch.good(result.global_loss)
+            self.loss_guard.good(result.global_loss)
         self._count_tokens(result)
         if logged:
             self._log(result, lr)
-        self.health.check_due(state.step)
-        self.saving.at_step_end()
+        self.monitor.check_due(state.step)
+        self.checkpointing.at_step_end()
         if self.training.save_interval and state.step % self.training.save_interval == 0:
-            self.health.check_before_save(state.step)
+            self.monitor.check_before_save(state.step)
             doing("a checkpoint")
-            self.saving.save(state.step, self.r.trainer.held(), saved_state(self.r))
+            self.checkpointing.save(state.step, self.trainer.held(), saved_state(self.built))
         return False
 
     def _count_tokens(self, result: StepResult) -> None:
@@ -226,39 +235,39 @@ class _Loop:
         self.without_tokens += 1
         self.without_tokens_in_a_row += 1
 
-    def _is_logged(self, step: int) -> bool:
-        return step % self.training.log_interval == 0 or step == 1 or step == self.r.total_steps
-
     def _went_back(self) -> None:
         """Forgets what belongs to the steps after the checkpoint that the run has rolled back to."""
-        self.saving.saved_step = self.state.step
-        self.saving.measured = None
+        self.checkpointing.saved_step = self.state.step
+        self.checkpointing.measured = None
         self.validated = -1  # a loss of steps that are no longer part of the run
-        self.interval = self._fresh()
+        self.interval = self._new_interval()
         if self.report is not None:
             self.report.go_back(self.state.step)
 
     def _upcoming(self) -> Iterator[list[Batch]]:
         """This rank's batches of each remaining step. They are read ahead of the step, so the position is kept here."""
-        consumed, skipped = self.state.consumed_samples, self.state.skipped_samples
-        assert self.r.splits.train is not None
-        train = SkipSamples(self.r.splits.train, skipped) if skipped else self.r.splits.train
-        for _ in range(self.state.step, self.r.total_steps):
-            microbatches = num_microbatches(self.r.config, consumed)
-            yield self.r.read(train, consumed, microbatches)
+        consumed = self.state.consumed_samples
+        train: Dataset | None = self.splits.train
+        assert train is not None
+        if self.state.skipped_samples:
+            train = SkipSamples(train, self.state.skipped_samples)
+        for _ in range(self.state.step, self.total_steps):
+            microbatches = num_microbatches(self.config, consumed)
+            yield self.built.read(train, consumed, microbatches)
             consumed += self._samples(microbatches)
 
     def _samples(self, microbatches: int) -> int:
         return microbatches * self.training.micro_batch_size * self.mesh.dp.size
 
     def _log(self, result: StepResult, lr: float) -> None:
-        interval, self.interval = self.interval, self._fresh()
-        loss = self.r.trainer.global_loss(interval.loss)
+        interval = self.interval
+        self.interval = self._new_interval()
+        loss = self.trainer.global_loss(interval.loss)
         self.last_loss = loss / interval.tokens if interval.tokens else None
-        for line in self.health.slow_ranks():
+        for line in self.monitor.slow_ranks():
             self._say(line)
         self.trained_seconds += interval.seconds
-        tokens_per_second = interval.samples * self.r.config.data.seq_length / interval.seconds
+        tokens_per_second = interval.samples * self.config.data.seq_length / interval.seconds
         memory = torch.tensor(float(peak_memory(self.mesh.device)), dtype=torch.float64, device=self.mesh.device)
         row = {
             "step": self.state.step,
@@ -271,8 +280,8 @@ class _Loop:
             "mfu": self.flops * tokens_per_second / self.peak,
             "memory_bytes": int(all_reduce(memory, self.mesh.world).item()),
         }
-        if self.r.config.optim.fp16:
-            row |= {"loss_scale": self.r.trainer.scale.scale, "skipped_steps": interval.skipped}
+        if self.config.optim.fp16:
+            row |= {"loss_scale": self.trainer.scale.scale, "skipped_steps": interval.skipped}
         if interval.without_tokens:
             row["steps_without_tokens"] = interval.without_tokens
         if self.report is not None:
@@ -290,36 +299,38 @@ class _Loop:
             return
         self._save_last()
         last = self.state.step
-        first = last - max(interval.steps, self.without_tokens_in_a_row) + 1
-        raise NothingLearnedError(nothing_learned(f"steps {first} to {last}", self._steps_without_tokens()))
+        without_tokens = max(interval.steps, self.without_tokens_in_a_row)
+        steps = f"steps {last - without_tokens + 1} to {last}"
+        raise NothingLearnedError(nothing_learned(steps, self._steps_without_tokens()))
 
     def _steps_without_tokens(self) -> str:
         steps = self.state.step - self.first_step
         return f"{self.without_tokens:,} of {steps:,} steps had no token to learn and updated nothing"
 
     def _report_schedule(self, recorder: Recorder, microbatches: int, seconds: float) -> None:
-        trace = schedule_trace.gather(self.r.trainer, recorder, microbatches)
-        config, step = self.r.config, self.state.step
+        trace = schedule_trace.gather(self.trainer, recorder, microbatches)
         if self.report is not None:
-            self.report.say(schedule_trace.write(trace, config.parallel, step, seconds, config.training.output_dir))
+            folder = self.training.output_dir
+            lines = schedule_trace.write(trace, self.config.parallel, self.state.step, seconds, folder)
+            self.report.say(lines)
 
     def _validation_due(self) -> bool:
         interval = self.training.eval_interval
-        return self.r.splits.valid is not None and interval > 0 and self.state.step % interval == 0
+        return self.splits.valid is not None and interval > 0 and self.state.step % interval == 0
 
     def _validation_missing(self) -> bool:
         """Whether the previous run ended between a checkpoint and the validation due at its step."""
-        begun = 0 < self.state.step < self.r.total_steps
+        begun = 0 < self.state.step < self.total_steps
         return begun and self._validation_due() and self.validated != self.state.step
 
     def _validate(self, stop: StopRequest) -> int:
         """Runs a validation. Returns: 0, or the exit code of the request to stop that ended it."""
-        assert self.r.splits.valid is not None
+        assert self.splits.valid is not None
         first = 0
-        if self.r.config.data.data_order == "megatron":
+        if self.config.data.data_order == "megatron":
             samples = self.training.eval_iters * (self.training.global_batch_size or 1)
-            first = validation_start(self.state.step, self.training.eval_interval, samples, len(self.r.splits.valid))
-        return self._evaluate("valid", self.r.splits.valid, first, stop)
+            first = validation_start(self.state.step, self.training.eval_interval, samples, len(self.splits.valid))
+        return self._evaluate("valid", self.splits.valid, first, stop)
 
     def _evaluate(self, split: str, dataset: Dataset, first: int, stop: StopRequest) -> int:
         """Reports the mean loss over eval_iters full global batches of the split, from sample `first` on, or up to the
@@ -334,41 +345,46 @@ class _Loop:
         fault_point("evaluate.begin")
         batch = self.training.global_batch_size or 1
         microbatches = batch // (self.training.micro_batch_size * self.mesh.dp.size)
-        rounds = min(self.training.eval_iters, -(-(len(dataset) - first) // batch))
-        total = torch.zeros(2, dtype=torch.float64, device=self.mesh.device)
+        samples_left = len(dataset) - first
+        rounds = min(self.training.eval_iters, -(-samples_left // batch))  # the last one may be partial
+        sums = torch.zeros(2, dtype=torch.float64, device=self.mesh.device)  # loss, tokens
         for i in range(rounds):
             code = stop.agreed(None, self.mesh.world, self.mesh.device)
             if code:
                 self._say(f"stop requested ({STOPS[code]}): no {split} loss for step {self.state.step}")
                 return code
             fault_point("evaluate.batch")
-            total += self.r.trainer.evaluate(self.r.read(dataset, first + i * batch, microbatches))
-        loss_sum, tokens = total.tolist()
+            batches = self.built.read(dataset, first + i * batch, microbatches)
+            sums += self.trainer.evaluate(batches)
+        loss_sum, tokens = sums.tolist()
         loss = loss_sum / tokens if tokens else None
         if self.report is not None:
-            self.report.evaluation({"step": self.state.step, "split": split, "loss": loss, "tokens": int(tokens)})
+            row = {"step": self.state.step, "split": split, "loss": loss, "tokens": int(tokens)}
+            self.report.evaluation(row)
         if loss is None:
-            samples = f"samples {first:,} to {min(first + rounds * batch, len(dataset)) - 1:,}"
             self._save_last()
+            stop_sample = min(first + rounds * batch, len(dataset))
+            samples = f"samples {first:,} to {stop_sample - 1:,}"
             raise NothingLearnedError(nothing_learned(f"the {split} set after step {self.state.step}", samples))
         if split == "valid":
-            self.valid_loss, self.validated = loss, self.state.step
-            self.saving.validated(self.state.step, loss)
+            self.valid_loss = loss
+            self.validated = self.state.step
+            self.checkpointing.validated(self.state.step, loss)
         return 0
 
     def _summary(self, code: int) -> dict[str, Any]:
-        tokens = (self.state.consumed_samples - self.first_sample) * self.r.config.data.seq_length
+        tokens = (self.state.consumed_samples - self.first_sample) * self.config.data.seq_length
         return {
             "layout": self.mesh.grid.sizes,
             "parameters": self._parameters(),
             "steps": self.state.step,
-            "tokens": self.state.consumed_samples * self.r.config.data.seq_length,
+            "tokens": self.state.consumed_samples * self.config.data.seq_length,
             "seconds": round(self.trained_seconds, 3),
             "loss": self.last_loss,
             "valid_loss": self.valid_loss,
             "tokens_per_second": tokens / self.trained_seconds if self.trained_seconds else None,
             "steps_without_tokens": self.without_tokens,
-            "failed_saves": self.saving.failures,
+            "failed_saves": self.checkpointing.failures,
             "stopped_early": code != DONE,
             "exit_code": code,
         }
@@ -376,31 +392,33 @@ class _Loop:
     def _parameters(self) -> int:
         """Number of parameters of the entire model; tied and replicated weights count once."""
         mine = 0
-        for name, shard in self.r.trainer.shards.items():
-            if shard.tied in (None, name):
-                pieces = shard.pieces(self.mesh.grid.sizes, self.mesh.coords)
-                mine += sum(math.prod(piece.whole.shape) for piece in pieces if piece.copy == 0)
+        for name, shard in self.trainer.shards.items():
+            if shard.tied not in (None, name):
+                continue
+            for piece in shard.pieces(self.mesh.grid.sizes, self.mesh.coords):
+                if piece.copy == 0:
+                    mine += math.prod(piece.whole.shape)
         count = torch.tensor(float(mine), dtype=torch.float64, device=self.mesh.device)
         return int(all_reduce(count, self.mesh.model).item())
 
     def _headline(self) -> str:
-        sizes, config = self.mesh.grid.sizes, self.r.config
-        layout = " x ".join(f"{axis} {size}" for axis, size in sizes.items() if axis != "cp")
-        tokens = (config.training.global_batch_size or 0) * config.data.seq_length
+        sizes = [f"{axis} {size}" for axis, size in self.mesh.grid.sizes.items() if axis != "cp"]
+        layout = " x ".join(sizes)
+        tokens = (self.training.global_batch_size or 0) * self.config.data.seq_length
         return (
             f"{self._parameters():,} parameters on {layout} ({self.mesh.world.size} ranks, "
-            f"{config.parallel.pipeline_schedule}, {self.mesh.device.type}), {tokens:,} tokens a step, "
-            f"{self.r.total_steps} steps from step {self.state.step}, matmul peak {self.peak / 1e9:,.0f} GFLOP/s"
+            f"{self.config.parallel.pipeline_schedule}, {self.mesh.device.type}), {tokens:,} tokens a step, "
+            f"{self.total_steps} steps from step {self.state.step}, matmul peak {self.peak / 1e9:,.0f} GFLOP/s"
         )
 
     def _complete(self) -> str:
         flag = "--train-iters" if self.training.train_iters is not None else "--train-samples"
         return (
-            f"this run is complete: step {self.state.step} of {self.r.total_steps}, nothing is left to train; "
+            f"this run is complete: step {self.state.step} of {self.total_steps}, nothing is left to train; "
             f"raise {flag} to continue"
         )
 
-    def _fresh(self) -> _Interval:
+    def _new_interval(self) -> _Interval:
         """An interval without steps."""
         return _Interval(torch.zeros((), dtype=torch.float64, device=self.mesh.device))
 

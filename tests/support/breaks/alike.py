@@ -221,18 +221,18 @@ def keeping(read: Callable, write: Callable) -> list:
 
 
 def live_position(self):
-    consumed, train = self.state.consumed_samples, self.r.splits.train
-    for _ in range(self.state.step, self.r.total_steps):
-        microbatches = num_microbatches(self.r.config, self.state.consumed_samples)
-        yield self.r.read(train, consumed, microbatches)
+    consumed, train = self.state.consumed_samples, self.splits.train
+    for _ in range(self.state.step, self.total_steps):
+        microbatches = num_microbatches(self.config, self.state.consumed_samples)
+        yield self.built.read(train, consumed, microbatches)
         consumed += self._samples(microbatches)
 
 
 def ramp_from_here(self):
     first = consumed = self.state.consumed_samples
-    for _ in range(self.state.step, self.r.total_steps):
-        microbatches = num_microbatches(self.r.config, consumed - first)
-        yield self.r.read(self.r.splits.train, consumed, microbatches)
+    for _ in range(self.state.step, self.total_steps):
+        microbatches = num_microbatches(self.config, consumed - first)
+        yield self.built.read(self.splits.train, consumed, microbatches)
         consumed += self._samples(microbatches)
 
 
