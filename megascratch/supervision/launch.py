@@ -18,14 +18,14 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from megascratch.config.exit_codes import BAD_INPUT, FAILED, STOPS, is_own_process
+from megascratch.config.exit_codes import BAD_INPUT, DONE, FAILED, STOPS, is_own_process
 from megascratch.runtime.heartbeat import FOLDER, STORE
 from megascratch.supervision import fork_server
 from megascratch.supervision.folders import new_folder
@@ -78,7 +78,8 @@ class Requests:
     """Requests to stop: the signals received, each with its time; a repetition within SAME_SIGNAL is not counted."""
 
     received: list[tuple[int, float]] = field(default_factory=list)
-    handled: int = 0
+    forwarded: int = 0
+    kill_at: float = float("inf")
 
     def add(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
@@ -96,6 +97,23 @@ class Requests:
         finally:
             for number, handler in before.items():
                 signal.signal(number, signal.SIG_IGN if is_own_process() else handler)
+
+    def forward(self, pids: Sequence[int]) -> bool:
+        """Sends the requests that are new to these processes. Returns: whether there were any."""
+        new = self.received[self.forwarded :]
+        for number, _ in new:
+            self.forwarded += 1
+            if self.forwarded == 2:
+                self.kill_at = time.monotonic() + GRACE
+            for pid in pids:
+                with contextlib.suppress(OSError):
+                    os.kill(pid, number)
+        return bool(new)
+
+    @property
+    def grace_is_over(self) -> bool:
+        """Whether GRACE seconds have passed since the second request."""
+        return time.monotonic() > self.kill_at
 
 
 class _Launcher:
@@ -142,7 +160,6 @@ class _Attempt:
         self.folder = new_folder("ranks")
         self.processes: list[Any] = []
         self.errors: RankErrors | None = None
-        self.kill_at = float("inf")
 
     def run(self) -> tuple[int, bool]:
         """Runs the attempt. Returns the exit code, and whether a restart may succeed."""
@@ -189,14 +206,16 @@ class _Attempt:
         status of the ranks when one failed."""
         while True:
             self._pause(LOOK_EVERY)
-            self._forward_signals()
+            pids = [process.pid for process in self.processes if process.exitcode is None]
+            self.requests.forward(pids)
+            if self.requests.grace_is_over:
+                kill(pids)
             codes = self._codes()
             if UNKNOWN in codes.values() and fork_server.has_died():
                 raise _ForkServerDied
             if None not in codes.values() and len(set(codes.values())) == 1:
                 return None
-            bad = next((code for code in codes.values() if code is not None and code not in (0, *STOPS)), None)
-            if bad is not None:
+            if any(code not in (None, DONE, *STOPS) for code in codes.values()):
                 return self._failed("one failed rank ends the attempt")
             if is_hung(self.folder, codes, self.plan.limit):
                 return self._failed(f"no progress for {self.plan.limit:g} s")
@@ -213,7 +232,8 @@ class _Attempt:
         wait_for_other_ranks(self.folder, self._codes, self._pause)
         seen = observe(self.folder, self._codes())
         if not refused(seen) and len(self.requests.received) < 2:
-            log(report(seen, self.folder, self.plan.reports / f"attempt_{self.number}.txt", reason))
+            file = self.plan.reports / f"attempt_{self.number}.txt"
+            log(report(seen, self.folder, file, reason))
         return seen
 
     def _errors_of_all(self) -> RankErrors | None:
@@ -226,29 +246,19 @@ class _Attempt:
         return tuple(errors) if len(errors) == len(seen) else None
 
     def _outcome(self, seen: list[RankStatus] | None) -> tuple[int, bool]:
+        """The exit code, and whether a restart may succeed."""
         if len(self.requests.received) > 1:
             return 128 + self.requests.received[1][0], False
         if seen is None:
             code = self.processes[0].exitcode
-            return (FAILED if code < 0 else code), code not in (0, BAD_INPUT, *STOPS)
+            may_succeed = code not in (DONE, BAD_INPUT, *STOPS)
+            return FAILED if code < 0 else code, may_succeed
         if refused(seen):
             return BAD_INPUT, False
         return FAILED, True
 
     def _codes(self) -> dict[int, int | None]:
         return {rank: process.exitcode for rank, process in enumerate(self.processes)}
-
-    def _forward_signals(self) -> None:
-        pids = [process.pid for process in self.processes if process.exitcode is None]
-        for number, _ in self.requests.received[self.requests.handled :]:
-            self.requests.handled += 1
-            if self.requests.handled == 2:
-                self.kill_at = time.monotonic() + GRACE
-            for pid in pids:
-                with contextlib.suppress(OSError):
-                    os.kill(pid, number)
-        if time.monotonic() > self.kill_at:
-            kill(pids)
 
 
 def _run_rank(target: Callable[[], int], environment: dict[str, str]) -> None:

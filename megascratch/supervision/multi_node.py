@@ -15,7 +15,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,7 +24,7 @@ from megascratch.parallel.endpoint import Endpoint
 from megascratch.runtime.heartbeat import Heartbeat, read
 from megascratch.runtime.processes import end_with_parent
 from megascratch.supervision.folders import new_folder
-from megascratch.supervision.launch import BEGAN, GRACE, Requests
+from megascratch.supervision.launch import BEGAN, Requests
 from megascratch.supervision.observe import LOOK_EVERY, kill, log, state_of
 from megascratch.supervision.report import LOST, RankStatus, refused
 from megascratch.supervision.torchrun_watcher import ROOT, rendezvous_settings
@@ -73,14 +72,20 @@ def launch_node(nodes: Nodes) -> int:
 
 
 def _command(nodes: Nodes) -> list[str]:
-    return [
-        *(sys.executable, "-m", "torch.distributed.run"),
-        *("--nnodes", nodes.nnodes, "--nproc-per-node", str(nodes.ranks), "--max-restarts", str(nodes.max_restarts)),
-        *("--rdzv-backend", "c10d", "--rdzv-endpoint", nodes.endpoint, "--rdzv-id", nodes.run),
-        *("--rdzv-conf", ",".join(filter(None, (rendezvous_settings(), nodes.settings)))),
-        *(("--local-addr", nodes.local_addr) if nodes.local_addr else ()),
-        *("-m", "megascratch", *nodes.words),
-    ]
+    settings = rendezvous_settings()
+    if nodes.settings:
+        settings += f",{nodes.settings}"
+    command = [sys.executable, "-m", "torch.distributed.run"]
+    command += ["--nnodes", nodes.nnodes]
+    command += ["--nproc-per-node", str(nodes.ranks)]
+    command += ["--max-restarts", str(nodes.max_restarts)]
+    command += ["--rdzv-backend", "c10d"]
+    command += ["--rdzv-endpoint", nodes.endpoint]
+    command += ["--rdzv-id", nodes.run]
+    command += ["--rdzv-conf", settings]
+    if nodes.local_addr:
+        command += ["--local-addr", nodes.local_addr]
+    return [*command, "-m", "megascratch", *nodes.words]
 
 
 def _environment(root: Path) -> dict[str, str]:
@@ -105,9 +110,8 @@ def _hosts(settings: str | None) -> bool | None:
 
 
 def _serve(agent: subprocess.Popen, root: Path, requests: Requests, nodes: Nodes) -> int:
-    kill_at = float("inf")
-    handled = 0
-    ended = False  # this process has decided to kill torchrun
+    """Watches torchrun until it has ended, and forwards requests to stop. Returns: the exit code of the run."""
+    killed = False  # by this process, because torchrun would not end by itself
     ranks_seen = time.monotonic()
     waiting = _Waiting(nodes)
     while agent.poll() is None:
@@ -117,31 +121,26 @@ def _serve(agent: subprocess.Popen, root: Path, requests: Requests, nodes: Nodes
         if pids or not ranks:
             ranks_seen = time.monotonic()
         elif _refused(ranks):
-            ended = True  # torchrun would restart them
+            killed = True  # torchrun would restart them
         elif time.monotonic() - ranks_seen > _patience(root, ranks, nodes.max_restarts):
             log(
                 "torchrun does not exit although its ranks have ended: killing it; the machine of the rendezvous "
                 f"endpoint {nodes.endpoint} may be unreachable"
             )
-            ended = True
-        if ended:
+            killed = True
+        if killed:
             kill([agent.pid])
             agent.wait()
-        waiting.look(meets=not any(root.iterdir()) or (not pids and _failed(ranks)))
-        for number, _ in requests.received[handled:]:
-            handled += 1
-            if handled == 2:
-                kill_at = time.monotonic() + GRACE
-            for pid in pids:
-                with suppress(OSError):
-                    os.kill(pid, number)
-            if not pids:
-                agent.terminate()  # no rank is running
-        if time.monotonic() > kill_at:
+        first_meeting = not any(root.iterdir())
+        waiting.look(meets=first_meeting or (not pids and _failed(ranks)))
+        if requests.forward(pids) and not pids:
+            agent.terminate()  # no rank is running
+        if requests.grace_is_over:
             kill([*pids, agent.pid])
-    if handled > 1:
-        return 128 + requests.received[1][0]
-    if agent.returncode < 0 and not ended and not handled:
+    if requests.forwarded > 1:
+        second, _ = requests.received[1]
+        return 128 + second
+    if agent.returncode < 0 and not killed and not requests.forwarded:
         killer = signal.Signals(-agent.returncode).name
         log(f"torchrun was killed by {killer}, and the ranks of this node ended with it: run the same command again")
     return _exit_code(agent.returncode, _newest(root))
@@ -152,15 +151,22 @@ class _Waiting:
 
     def __init__(self, nodes: Nodes):
         least = int(nodes.nnodes.split(":")[0])
-        missing = "another node" if least == 1 else f"{'up to ' if least > 2 else ''}{least - 1} of {least} nodes"
+        if least == 1:
+            missing = "another node"
+        elif least == 2:
+            missing = "1 of 2 nodes"
+        else:
+            missing = f"up to {least - 1} of {least} nodes"
         self._what = f"waiting for {missing} at {nodes.endpoint}"
-        self._since = self._said = time.monotonic()
+        self._since = time.monotonic()
+        self._said = self._since
 
     def look(self, meets: bool) -> None:
         """Logs if it is time to. `meets`: whether torchrun seems to be waiting for the other nodes now."""
         now = time.monotonic()
         if not meets:
-            self._since = self._said = now
+            self._since = now
+            self._said = now
         elif now - self._said >= SAY_EVERY:
             self._said = now
             log(f"{self._what}, for {now - self._since:.0f} s")
@@ -173,12 +179,15 @@ def _exit_code(agent: int, ranks: Sequence[Heartbeat]) -> int:
     if _refused(ranks):
         return BAD_INPUT
     saved = codes and codes <= {DONE, *STOPS} and codes != {DONE}
-    return FAILED if agent != 0 and not saved else max(codes & {DONE, *STOPS}, default=DONE)
+    if agent != 0 and not saved:
+        return FAILED
+    return max(codes & {DONE, *STOPS}, default=DONE)
 
 
 def _patience(root: Path, ranks: Sequence[Heartbeat], max_restarts: int) -> float:
     """Seconds that torchrun may stay alive without ranks: if a network link is down, it waits for an answer forever."""
-    return LAST_WORDS if _failed(ranks) and len(list(root.iterdir())) > max_restarts else NEXT_MEETING
+    attempts = len(list(root.iterdir()))
+    return LAST_WORDS if _failed(ranks) and attempts > max_restarts else NEXT_MEETING
 
 
 def _failed(ranks: Sequence[Heartbeat]) -> bool:
@@ -187,7 +196,11 @@ def _failed(ranks: Sequence[Heartbeat]) -> bool:
 
 def _refused(ranks: Sequence[Heartbeat]) -> bool:
     """Whether ranks that have ended refused their input."""
-    return refused([RankStatus(where.rank, where.code if where.ended else LOST, "", 0.0, where) for where in ranks])
+    seen = []
+    for where in ranks:
+        code = where.code if where.ended else LOST
+        seen.append(RankStatus(where.rank, code, state="", idle_seconds=0.0, where=where))
+    return refused(seen)
 
 
 def _newest(root: Path) -> Sequence[Heartbeat]:
