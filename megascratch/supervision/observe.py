@@ -41,8 +41,13 @@ def observe(folder: Path, codes: Mapping[int, int | None]) -> list[RankStatus]:
     seen = []
     for rank, code in sorted(codes.items()):
         where = known.get(rank)
-        state = state_of(where.pid) if where is not None and code is None else ""
-        seen.append(RankStatus(rank, code, state, now - where.moved if where else 0.0, where))
+        state = ""
+        idle_seconds = 0.0
+        if where is not None:
+            idle_seconds = now - where.moved
+            if code is None:
+                state = state_of(where.pid)
+        seen.append(RankStatus(rank, code, state, idle_seconds, where))
     return seen
 
 
@@ -65,7 +70,8 @@ def wait_for_other_ranks(
         codes: returns the current exit codes of the ranks.
         pause: waits so many seconds, or less if a rank ends.
     """
-    began = quiet = time.monotonic()
+    began = time.monotonic()
+    quiet = began  # the last time that a rank could still report its error
     while True:
         ends = codes()
         seen = observe(folder, ends)
@@ -92,26 +98,28 @@ def report(seen: Sequence[RankStatus], folder: Path, to: Path, reason: str) -> s
     for the console."""
     stacks = take_stacks(seen, folder)
     lines = [f"{headline(seen)} ({reason})", *table(seen)]
+    full = [*lines, ""]
+    for rank, stack in stacks.items():
+        full.append(f"---- rank {rank}, most recent call first\n{stack}")
     with suppress(OSError):  # the console has the essential part
         to.parent.mkdir(parents=True, exist_ok=True)
-        text = [f"---- rank {rank}, most recent call first\n{stack}" for rank, stack in stacks.items()]
-        to.write_text("\n".join([*lines, "", *text]))
+        to.write_text("\n".join(full))
         lines.append(f"   the stacks of all threads: {to}")
     return "\n".join(lines)
 
 
 def take_stacks(seen: Sequence[RankStatus], folder: Path) -> dict[int, str]:
     """Stacks of all threads of every rank that is alive, not stopped, and answers; by rank."""
-    asked = {
-        one.rank: folder / f"{one.rank}.stacks"
-        for one in seen
-        if one.code is None and not one.stopped and one.where is not None and not one.where.ended
-    }
-    asked = {rank: file for rank, file in asked.items() if file.exists()}  # a rank without the file would be killed
-    pids = {one.rank: one.where.pid for one in seen if one.where is not None}
-    for rank in asked:
+    asked = {}  # rank -> its file
+    for one in seen:
+        if one.code is not None or one.stopped or one.where is None or one.where.ended:
+            continue
+        file = folder / f"{one.rank}.stacks"
+        if not file.exists():
+            continue  # the signal would kill this rank
+        asked[one.rank] = file
         with suppress(OSError):
-            os.kill(pids[rank], ASK_FOR_STACKS)
+            os.kill(one.where.pid, ASK_FOR_STACKS)
     ends = time.monotonic() + SECONDS_FOR_STACKS
     before: list[int] = []
     while asked and time.monotonic() < ends:

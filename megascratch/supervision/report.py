@@ -25,6 +25,8 @@ HANGS_AFTER = 2.0
 """Seconds without progress after which a rank that waits for no other rank counts as hung, once other ranks have ended
 because of it."""
 
+MOST_LISTED = 4  # ranks in the headline
+
 LOST = -1000
 """Stands for the exit code of a rank that ended without reporting one; only its parent process knows the real code."""
 
@@ -58,9 +60,11 @@ class RankStatus(NamedTuple):
 
 def any_hung(seen: Sequence[RankStatus], limit: float) -> bool:
     """Whether a rank that others wait for has not moved for `limit` seconds."""
-    return any(
-        one.code is None and one.where is not None and one.where.watched and one.idle_seconds > limit for one in seen
-    )
+    for one in seen:
+        others_wait = one.code is None and one.where is not None and one.where.watched
+        if others_wait and one.idle_seconds > limit:
+            return True
+    return False
 
 
 def cause_is_known(seen: Sequence[RankStatus]) -> bool:
@@ -105,28 +109,23 @@ def root_causes(seen: Sequence[RankStatus]) -> list[tuple[int, str]]:
     """The ranks that caused the failure, each with what it did. The first kind that matches any rank counts: killed,
     ended with an error of its own, stopped, at work or asleep while others wait, longest in a communication.
     """
-    kinds = (
-        [(one.rank, _signal(one.end)) for one in seen if one.end is not None and one.end < 0],
-        [(one.rank, _end(one)) for one in seen if one.failed and not _is_echo(one)],
-        [(one.rank, "is stopped (SIGSTOP)") for one in seen if one.stopped],
-        [
-            (one.rank, "hangs in its own code, not in a communication")
-            for one in _alive(seen)
-            if one.where is None or not one.where.waits
-        ],
-    )
-    for causes in kinds:
-        if causes:
-            return causes
-    alive = _alive(seen)
+    killed = [(one.rank, _signal(one.end)) for one in seen if one.end is not None and one.end < 0]
+    if killed:
+        return killed
+    failed = [(one.rank, _end(one)) for one in seen if one.failed and not _is_echo(one)]
+    if failed:
+        return failed
+    stopped = [(one.rank, "is stopped (SIGSTOP)") for one in seen if one.stopped]
+    if stopped:
+        return stopped
+    alive = [one for one in seen if one.end is None]
+    hung = [one.rank for one in alive if one.where is None or not one.where.waits]
+    if hung:
+        return [(rank, "hangs in its own code, not in a communication") for rank in hung]
     if not alive:
         return [(one.rank, _end(one)) for one in seen if one.failed]
     longest = max(alive, key=lambda one: one.idle_seconds)
     return [(longest.rank, "has waited longest; every rank waits for another")]
-
-
-def _alive(seen: Sequence[RankStatus]) -> list[RankStatus]:
-    return [one for one in seen if one.end is None]
 
 
 def _is_echo(one: RankStatus) -> bool:
@@ -150,16 +149,24 @@ def _end(one: RankStatus) -> str:
 
 def headline(seen: Sequence[RankStatus]) -> str:
     """One sentence: which ranks caused it, what they did, at which step and action."""
-    causes = dict(root_causes(seen))
     status_of = {one.rank: one for one in seen}
-    parts = [f"rank {rank} {what}, {describe_position(status_of[rank])}" for rank, what in causes.items()]
-    return "; ".join(parts[:4]) + (f"; and {len(parts) - 4} more ranks" if len(parts) > 4 else "")
+    parts = []
+    for rank, what in root_causes(seen):
+        parts.append(f"rank {rank} {what}, {describe_position(status_of[rank])}")
+    text = "; ".join(parts[:MOST_LISTED])
+    if len(parts) > MOST_LISTED:
+        text += f"; and {len(parts) - MOST_LISTED} more ranks"
+    return text
 
 
 def table(seen: Sequence[RankStatus]) -> list[str]:
     """One line per rank: what it did, what it waited for, how it ended. An arrow marks the ranks that caused it."""
     causes = dict(root_causes(seen))
-    return [f"{'->' if one.rank in causes else '  '} rank {one.rank}: {line(one)}" for one in seen]
+    lines = []
+    for one in seen:
+        arrow = "->" if one.rank in causes else "  "
+        lines.append(f"{arrow} rank {one.rank}: {line(one)}")
+    return lines
 
 
 def describe_position(one: RankStatus) -> str:
@@ -168,7 +175,8 @@ def describe_position(one: RankStatus) -> str:
         return "before its first heartbeat"
     if not one.where.step and not one.where.action:
         return "before its first step"
-    return f"at step {one.where.step}" + (f", in {one.where.action}" if one.where.action else "")
+    action = f", in {one.where.action}" if one.where.action else ""
+    return f"at step {one.where.step}{action}"
 
 
 def line(one: RankStatus) -> str:
@@ -180,9 +188,12 @@ def line(one: RankStatus) -> str:
     if where is not None and where.background:
         words.append(f"a background thread waits for {where.background}")
     if one.end is None:
-        words.append(f"for {one.idle_seconds:.1f} s{'; stopped' if one.stopped else ''}")
-    elif one.end:
-        words.append(_signal(one.end) if one.end < 0 else _end(one))
+        stopped = "; stopped" if one.stopped else ""
+        words.append(f"for {one.idle_seconds:.1f} s{stopped}")
+    elif one.end < 0:
+        words.append(_signal(one.end))
+    elif one.end > 0:
+        words.append(_end(one))
     else:
         words.append("ended with exit code 0")
     return ", ".join(words)
