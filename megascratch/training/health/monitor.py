@@ -1,12 +1,14 @@
 """Watches the ranks of a run: finds stragglers (slow ranks), and checks that replicas of the state are still equal."""
 
+import socket
+
 import torch
 
 from megascratch.config.settings import GuardConfig
 from megascratch.parallel.collectives import all_gather, all_gather_objects
 from megascratch.runtime.timers import StepTimer
 from megascratch.training.health.replicas import check_replicas
-from megascratch.training.health.straggler import Stragglers, host
+from megascratch.training.health.straggler import Stragglers
 from megascratch.training.trainer import Trainer
 
 
@@ -20,7 +22,7 @@ class RunMonitor:
         self.checked = -1
         self.watches = guard.log_straggler and self.mesh.world.size > 1
         self.phases = StepTimer(self.mesh.waits)
-        hosts = all_gather_objects(host(), self.mesh.world) if self.watches else []
+        hosts = all_gather_objects(socket.gethostname(), self.mesh.world) if self.watches else []
         stages = [self.mesh.grid.coords(rank)["pp"] for rank in range(self.mesh.world.size)]
         self.stragglers = Stragglers(stages, hosts, guard.straggler_factor, guard.straggler_intervals)
 

@@ -7,6 +7,7 @@ elements' bits, weighted by their positions, modulo 2^64: exact, independent of 
 the tensor's own device.
 """
 
+import socket
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -17,7 +18,6 @@ from torch import Tensor
 from megascratch.parallel.collectives import all_gather_objects, all_reduce
 from megascratch.parallel.mesh import Axis
 from megascratch.parallel.shard import Box
-from megascratch.training.health.straggler import host
 from megascratch.training.start.preflight import where
 from megascratch.training.trainer import Trainer
 
@@ -53,10 +53,16 @@ def check_replicas(trainer: Trainer, step: int) -> None:
     count = torch.tensor(float(len(suspicious)), device=mesh.device)
     if all_reduce(count, mesh.world, dist.ReduceOp.MAX).item() == 0:
         return
-    names = set().union(*all_gather_objects(suspicious, mesh.world))
-    reports = all_gather_objects((host(), [copy for copy in mine if copy.name in names]), mesh.world)
-    hosts = [name for name, _ in reports]
-    raise ReplicasDiffer(_verdict([copy for _, copies in reports for copy in copies], hosts, step))
+    names: set[str] = set()
+    for found in all_gather_objects(suspicious, mesh.world):
+        names |= found
+    wanted = [copy for copy in mine if copy.name in names]
+    hosts: list[str] = []  # by rank
+    copies: list[Copy] = []
+    for host, of_rank in all_gather_objects((socket.gethostname(), wanted), mesh.world):
+        hosts.append(host)
+        copies += of_rank
+    raise ReplicasDiffer(_verdict(copies, hosts, step))
 
 
 def copies_of(trainer: Trainer) -> list[Copy]:
@@ -71,14 +77,16 @@ def _blocks(trainer: Trainer) -> Iterator[tuple[str, Tensor]]:
         for name, parameter in chunk.named_parameters():
             shard = trainer.shards[name]
             for piece in shard.pieces(mesh.grid.sizes, mesh.coords):
-                yield _name(f"param.{shard.tied or name}", piece.whole), parameter.detach()[piece.local.slices]
+                block = _block_name(f"param.{shard.tied or name}", piece.whole)
+                yield block, parameter.detach()[piece.local.slices]
     for held in trainer.held():
         if not held.name.startswith("param."):
-            yield _name(held.name, held.box), held.tensor
+            yield _block_name(held.name, held.box), held.tensor
 
 
-def _name(tensor: str, box: Box) -> str:
-    return f"{tensor}[{', '.join(f'{a}:{b}' for a, b in zip(*box, strict=True))}]"
+def _block_name(tensor: str, box: Box) -> str:
+    ranges = [f"{start}:{stop}" for start, stop in zip(box.start, box.stop, strict=True)]
+    return f"{tensor}[{', '.join(ranges)}]"
 
 
 def digest(tensor: Tensor) -> int:
@@ -87,8 +95,9 @@ def digest(tensor: Tensor) -> int:
     total = torch.zeros((), dtype=torch.int64, device=tensor.device)
     for start in range(0, bits.numel(), BLOCK):
         block = bits[start : start + BLOCK].to(torch.int64)
-        places = torch.arange(start + 1, start + 1 + len(block), device=tensor.device) * ODD
-        total += (block * ((places ^ (places >> 29)) | 1)).sum()
+        weights = torch.arange(start + 1, start + 1 + len(block), device=tensor.device) * ODD
+        weights = (weights ^ (weights >> 29)) | 1
+        total += (block * weights).sum()
     return int(total.item())
 
 
@@ -97,12 +106,14 @@ def _differing_over_data(trainer: Trainer, mine: Sequence[Copy]) -> set[str]:
     axis = trainer.mesh.data
     if axis.size == 1:
         return set()
-    sharded = trainer.config.parallel.use_distributed_optimizer
-    shared = [copy for copy in mine if not sharded or copy.name.startswith("param.")]
-    together = digest(torch.tensor([copy.digest for copy in shared], dtype=torch.int64))
+    shared = mine
+    if trainer.config.parallel.use_distributed_optimizer:  # each rank has its own part of the optimizer's state
+        shared = [copy for copy in mine if copy.name.startswith("param.")]
+    digests = torch.tensor([copy.digest for copy in shared], dtype=torch.int64)
+    together = digest(digests)
     both = torch.tensor([together, ~together], dtype=torch.int64, device=trainer.mesh.device)
-    most, least = all_reduce(both, axis, dist.ReduceOp.MAX).tolist()
-    return set() if most == ~least else _differing(shared, axis)
+    most, inverted_least = all_reduce(both, axis, dist.ReduceOp.MAX).tolist()
+    return set() if most == ~inverted_least else _differing(shared, axis)
 
 
 def _differing(mine: Sequence[Copy], axis: Axis) -> set[str]:
@@ -116,24 +127,31 @@ def _differing(mine: Sequence[Copy], axis: Axis) -> set[str]:
 
 
 def _verdict(copies: Sequence[Copy], hosts: Sequence[str], step: int) -> str:
-    by_name: dict[str, dict[int, list[int]]] = {}
+    """The message: one line for each block, with the ranks that differ."""
+    ranks_of: dict[str, dict[int, list[int]]] = {}  # name -> digest -> ranks
     for copy in copies:
-        by_name.setdefault(copy.name, {}).setdefault(copy.digest, []).append(copy.rank)
-    lines = [f"{name}: {_odd(list(groups.values()), hosts)}" for name, groups in by_name.items()]
-    rest = f"\n  and {len(lines) - MOST_LISTED} more" if len(lines) > MOST_LISTED else ""
+        groups = ranks_of.setdefault(copy.name, {})
+        groups.setdefault(copy.digest, []).append(copy.rank)
+    lines = []
+    for name, groups in ranks_of.items():
+        lines.append(f"{name}: {_ranks_that_differ(list(groups.values()), hosts)}")
+    if len(lines) > MOST_LISTED:
+        lines[MOST_LISTED:] = [f"and {len(lines) - MOST_LISTED} more"]
+    listed = "\n  ".join(lines)
     return (
         f"copies that must be equal differ after step {step}, which is not saved; resume from the last checkpoint "
-        "without the faulty machine:\n  " + "\n  ".join(lines[:MOST_LISTED]) + rest
+        f"without the faulty machine:\n  {listed}"
     )
 
 
-def _odd(groups: list[list[int]], hosts: Sequence[str]) -> str:
+def _ranks_that_differ(groups: list[list[int]], hosts: Sequence[str]) -> str:
     """The ranks that differ from the majority; if there is none, all groups of ranks."""
     groups = sorted(groups, key=len)
+    named = [_where(ranks, hosts) for ranks in groups]
     total = sum(map(len, groups))
     if 2 * len(groups[-1]) <= total:
-        return " and ".join(_where(ranks, hosts) for ranks in groups) + " differ, and there is no majority"
-    return f"{' and '.join(_where(ranks, hosts) for ranks in groups[:-1])} against {_where(groups[-1], hosts)}"
+        return f"{' and '.join(named)} differ, and there is no majority"
+    return f"{' and '.join(named[:-1])} against {named[-1]}"
 
 
 def _where(ranks: Sequence[int], hosts: Sequence[str]) -> str:

@@ -4,7 +4,6 @@ Peers are the ranks of one pipeline stage, which do the same work. A stage of on
 median is the lower one, so that the slower of two ranks is found. Pure arithmetic.
 """
 
-import socket
 import statistics
 from collections import Counter
 from collections.abc import Sequence
@@ -32,14 +31,17 @@ def slow_ranks(own: Sequence[Sequence[float]], stages: Sequence[int], factor: fl
         own: [ranks][phases] seconds.
         stages: [ranks] the pipeline stage of each rank.
     """
+    if len(own) == 1:
+        return []
     slow = []
     step = statistics.median(map(sum, own))
     for rank, times in enumerate(own):
         peers = [other for other, stage in enumerate(stages) if stage == stages[rank]]
+        if len(peers) == 1:
+            peers = list(range(len(own)))
         for phase, seconds in enumerate(times):
-            among = peers if len(peers) > 1 else range(len(own))
-            median = statistics.median_low([own[other][phase] for other in among])
-            if len(own) > 1 and seconds > factor * median and seconds - median > LEAST * step:
+            median = statistics.median_low([own[peer][phase] for peer in peers])
+            if seconds > factor * median and seconds - median > LEAST * step:
                 slow.append(Slow(rank, phase, seconds, median))
     return slow
 
@@ -48,22 +50,24 @@ class Stragglers:
     """Counts for how many log intervals in a row a rank was slow in a phase."""
 
     def __init__(self, stages: Sequence[int], hosts: Sequence[str], factor: float, intervals: int):
-        self.stages, self.hosts, self.factor, self.intervals = stages, hosts, factor, intervals
+        self.stages = stages
+        self.hosts = hosts
+        self.factor = factor
+        self.intervals = intervals
         self.streak: Counter[tuple[int, int]] = Counter()
 
     def lines(self, own: Sequence[Sequence[float]]) -> list[str]:
         """Called after each log interval: one line for each rank and phase that has been slow for `intervals` intervals
         in a row. The line is repeated after as many further intervals."""
-        slow = slow_ranks(own, self.stages, self.factor)
-        self.streak = Counter({(one.rank, one.phase): self.streak[one.rank, one.phase] + 1 for one in slow})
-        return [
-            f"straggler: rank {one.rank} ({self.hosts[one.rank]}) takes {one.seconds:.3f} s for {PHASES[one.phase]}, "
-            f"its peers {one.median:.3f} s, in {self.streak[one.rank, one.phase]} log intervals in a row"
-            for one in slow
-            if self.streak[one.rank, one.phase] % self.intervals == 0
-        ]
-
-
-def host() -> str:
-    """This machine's name."""
-    return socket.gethostname()
+        before = self.streak
+        self.streak = Counter()
+        lines = []
+        for one in slow_ranks(own, self.stages, self.factor):
+            in_a_row = before[one.rank, one.phase] + 1
+            self.streak[one.rank, one.phase] = in_a_row
+            if in_a_row % self.intervals == 0:
+                lines.append(
+                    f"straggler: rank {one.rank} ({self.hosts[one.rank]}) takes {one.seconds:.3f} s for "
+                    f"{PHASES[one.phase]}, its peers {one.median:.3f} s, in {in_a_row} log intervals in a row"
+                )
+        return lines
