@@ -12,7 +12,8 @@ from megascratch.config.settings import OptimConfig
 from megascratch.parallel.collectives import all_reduce, barrier
 from megascratch.parallel.mesh import Axis
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # malloc.h
+_TRIM_THRESHOLD = -1  # malloc.h
+_MMAP_THRESHOLD = -3
 
 
 def choose_device(asked: str | None, local_rank: int, backend: str | None = None) -> torch.device:
@@ -65,16 +66,19 @@ def matmul_peak(world: Axis, device: torch.device, dtype: torch.dtype, seconds: 
     """FLOP/s of all ranks together, while each multiplies square matrices: the peak that MFU is relative to. Ranks that
     share cores share the peak."""
     n = 4096 if device.type == "cuda" else 512
-    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+    a = torch.randn(n, n, device=device).to(dtype)
+    b = torch.randn(n, n, device=device).to(dtype)
     torch.mm(a, b)
     barrier(world)
-    count, start = 0, time.perf_counter()
+    count = 0
+    start = time.perf_counter()
     while (elapsed := time.perf_counter() - start) < seconds:
         torch.mm(a, b)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         count += 1
-    rate = torch.tensor(2 * n**3 * count / elapsed, dtype=torch.float64, device=device)
+    operations = 2 * n**3 * count
+    rate = torch.tensor(operations / elapsed, dtype=torch.float64, device=device)
     return all_reduce(rate, world).item()
 
 

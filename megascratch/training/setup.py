@@ -92,11 +92,13 @@ def build_run(config: Config) -> TrainingRun:
     meeting = join(timeout)
     ready = _agreed(config, meeting)
     config, tokenizer, splits, total_steps = ready.inputs
-    parallel, device = config.parallel, ready.device
+    parallel = config.parallel
+    device = ready.device
     set_watched()
     if device.type == "cpu":
         keep_freed_memory()
-    meshes.start(parallel.distributed_backend or ("nccl" if device.type == "cuda" else "gloo"), device, meeting)
+    default_backend = "nccl" if device.type == "cuda" else "gloo"
+    meshes.start(parallel.distributed_backend or default_backend, device, meeting)
     grid = Grid.dense(
         parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size, parallel.data_parallel_size or 1
     )
@@ -157,7 +159,8 @@ def _agreed(config: Config, meeting: Rendezvous | None) -> _Ready:
     except UserError as error:
         check_ranks_agree(meeting, RankReport({}, str(error)))
         raise
-    tokenizer, start = ready.inputs.tokenizer, ready.start
+    tokenizer = ready.inputs.tokenizer
+    start = ready.start
     others = {
         "tokenizer": tokenizer.fingerprint[:16] if tokenizer else "none",
         "checkpoint": f"{start.name} {manifest_digest(start)}" if start else "none",
@@ -174,13 +177,19 @@ def _ready(config: Config) -> _Ready:
     config, tokenizer, splits, total_steps = inputs
     files = fingerprints(splits.corpora)
     start = _checkpoint_to_load(config)
-    require_something_to_learn(config, splits, tokenizer.eod if tokenizer else None, _step_of(start))
-    notices = check_resume(start, config, files, tokenizer.fingerprint if tokenizer else None) if start else []
-    traced_step = _traced_step(config, _step_of(start), total_steps)
+    first_step = _step_of(start)
+    require_something_to_learn(config, splits, tokenizer.eod if tokenizer else None, first_step)
+    changes: list[str] = []
+    consumed = 0
+    if start is not None:
+        changes = check_resume(start, config, files, tokenizer.fingerprint if tokenizer else None)
+        consumed = consumed_samples(start)
+    traced_step = _traced_step(config, first_step, total_steps)
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     device = choose_device(config.training.device, local_rank, config.parallel.distributed_backend)
-    orders = recorded(splits.corpora) | opened_orders(splits, consumed_samples(start) if start else 0)
-    return _Ready(inputs, start, files, orders, traced_step, device, [*unrecorded(splits.corpora), *notices])
+    orders = recorded(splits.corpora) | opened_orders(splits, consumed)
+    notices = [*unrecorded(splits.corpora), *changes]
+    return _Ready(inputs, start, files, orders, traced_step, device, notices)
 
 
 def saved_state(run: TrainingRun) -> dict:
@@ -206,10 +215,11 @@ def _reader(config: Config, mesh: Mesh, tokenizer: Tokenizer | None) -> ReadStep
         reset_attention_mask=data.reset_attention_mask,
         eod_mask_loss=data.eod_mask_loss,
     )
-    size, rank, ranks = config.training.micro_batch_size, mesh.dp.rank, mesh.dp.size
+    micro_batch_size = config.training.micro_batch_size
+    dp = mesh.dp
 
     def step(dataset: Dataset, consumed: int, num_microbatches: int) -> list[Batch]:
-        return read(dataset, consumed, size, num_microbatches, rank, ranks)
+        return read(dataset, consumed, micro_batch_size, num_microbatches, dp.rank, dp.size)
 
     return step
 
@@ -222,11 +232,13 @@ def _checkpoint_to_load(config: Config) -> Place | None:
     training = config.training
     assert training.save is not None
     start = resolve(training.load) if training.load is not None else None
-    later = [path for path in list_steps(training.save) if step_number(path) > _step_of(start) and not problem_of(path)]
-    if later:
-        begin = f"step {_step_of(start)}" if start else "scratch"
+    first_step = _step_of(start)
+    newer = [path for path in list_steps(training.save) if step_number(path) > first_step]
+    valid = [path for path in newer if not problem_of(path)]
+    if valid:
+        begin = f"step {first_step}" if start else "scratch"
         raise UserError(
-            f"--save {training.save} already holds {later[0].name} and this run starts from {begin}: a checkpoint is "
+            f"--save {training.save} already holds {valid[0].name} and this run starts from {begin}: a checkpoint is "
             "never overwritten; use --auto-resume to resume from it, another --output-dir, or delete it"
         )
     return start

@@ -19,6 +19,7 @@ from megascratch.optim.loss_scale import LossScale
 from megascratch.parallel.collectives import all_reduce
 from megascratch.parallel.mesh import Mesh
 from megascratch.parallel.pending import CommunicationError
+from megascratch.parallel.shard import Shard
 from megascratch.parallel.sharded_tensor import ShardedTensor
 from megascratch.pipeline import runtime
 from megascratch.pipeline.passes import Orders, compile_order, placement_of
@@ -74,13 +75,18 @@ class Trainer:
     """Model chunks, schedule, gradients and optimizer of one rank."""
 
     def __init__(self, config: Config, mesh: Mesh):
-        self.config, self.mesh = config, mesh
-        model, parallel, training = config.model, config.parallel, config.training
+        self.config = config
+        self.mesh = mesh
+        model = config.model
+        parallel = config.parallel
+        training = config.training
         dtype = parameter_dtype(config.optim)
         self.table = own_schedule(config)
         self.placement = _placement(config) if self.table is None else self.table.placement
         self.chunks = build_chunks(model, parallel, mesh, dtype, training.seed, self.placement)
-        self.shards = {name: shard for chunk in self.chunks for name, shard in shard_table(chunk).items()}
+        self.shards: dict[str, Shard] = {}
+        for chunk in self.chunks:
+            self.shards |= shard_table(chunk)
         for chunk in self.chunks:
             chunk.set_recompute(parallel)
         if training.compile:
@@ -89,12 +95,15 @@ class Trainer:
         self.data_parallel = DATA_PARALLEL[kind](self.chunks, self.shards, mesh, config.optim, parallel)
         if parallel.use_distributed_optimizer and parallel.overlap_param_gather and mesh.data.size > 1:
             self.data_parallel.overlap_param_gather(part for chunk in self.chunks for part in chunk.parts())
-        self.stages = [
-            Stage(chunk, self.placement.virtual_stage(mesh.pp.rank, c), self.placement.stages)
-            for c, chunk in enumerate(self.chunks)
-        ]
-        sequence = config.data.seq_length // (mesh.tp.size if parallel.sequence_parallel else 1)
-        self.spec = TensorSpec((sequence, training.micro_batch_size, model.hidden_size), dtype, mesh.device)
+        self.stages = []
+        for number, chunk in enumerate(self.chunks):
+            virtual_stage = self.placement.virtual_stage(mesh.pp.rank, number)
+            self.stages.append(Stage(chunk, virtual_stage, self.placement.stages))
+        sequence = config.data.seq_length
+        if parallel.sequence_parallel:
+            sequence //= mesh.tp.size
+        hidden = (sequence, training.micro_batch_size, model.hidden_size)  # [s,b,h]
+        self.spec = TensorSpec(hidden, dtype, mesh.device)
         self.scale = LossScale.start(config.optim)
         if mesh.links is not None:
             runtime.connect(mesh.links, mesh.device)
@@ -176,10 +185,11 @@ class Trainer:
         """The global loss, whether the norm is not finite on any rank (a single one stops all), and the number of
         learned tokens, which the ranks before the last stage do not know."""
         counts = self.stages[-1].is_last and self.mesh.tp.is_first and self.mesh.data.is_first
-        numbers = torch.tensor([float(norm_not_finite), tokens if counts else 0.0], dtype=loss_part.dtype)
-        everything = torch.cat((loss_part.view(1), numbers.to(loss_part.device)))
-        loss, seen, learned = all_reduce(everything, self.mesh.world).tolist()
-        return loss, seen > 0, round(learned)
+        own_tokens = tokens if counts else 0.0
+        numbers = torch.tensor([float(norm_not_finite), own_tokens], dtype=loss_part.dtype)
+        mine = torch.cat((loss_part.view(1), numbers.to(loss_part.device)))  # [3]
+        loss, ranks_not_finite, learned = all_reduce(mine, self.mesh.world).tolist()
+        return loss, ranks_not_finite > 0, round(learned)
 
     def _at_its_floor(self) -> bool:
         """Whether the loss scale cannot fall any further, so that skipping a step does not help against an overflow."""
@@ -190,11 +200,12 @@ class Trainer:
         """Summed loss and number of valid tokens of one global batch over all ranks, fp64 [2]. Changes no state."""
         self._set_training(False)
         try:
-            ranks, rank = self.mesh.pp.size, self.mesh.pp.rank
-            orders = compile_order("forward_only", ranks, len(batches), len(self.chunks), placement=self.placement)
+            pp = self.mesh.pp
+            orders = compile_order("forward_only", pp.size, len(batches), len(self.chunks), placement=self.placement)
+            order = orders[pp.rank]
             on_device = [batch.to(self.mesh.device) for batch in batches]
             losses = runtime.evaluate(
-                orders[rank], self.stages, self.mesh.links, on_device, self.spec, placement=self.placement
+                order, self.stages, self.mesh.links, on_device, self.spec, placement=self.placement
             )
         finally:
             self._set_training(True)
@@ -212,7 +223,10 @@ class Trainer:
 
     @cached_property
     def _held(self) -> list[ShardedTensor]:
-        return [held for boxes in self.data_parallel.state().values() for held in boxes]
+        everything: list[ShardedTensor] = []
+        for boxes in self.data_parallel.state().values():
+            everything += boxes
+        return everything
 
     def save_scalars(self, state: TrainState) -> None:
         """Copies the loss scale and the optimizer's scalars into the state that a checkpoint stores."""
@@ -247,7 +261,8 @@ class Trainer:
         count them; the others return 1."""
         if not self.stages[-1].is_last:
             return 1.0
-        mine = torch.stack([batch.loss_mask.sum(dtype=torch.float64) for batch in batches]).sum()
+        counts = [batch.loss_mask.sum(dtype=torch.float64) for batch in batches]
+        mine = torch.stack(counts).sum()
         if self.mesh.data.size > 1:
             mine = all_reduce(mine.to(self.mesh.device), self.mesh.data)
         return float(mine.item())
@@ -260,10 +275,12 @@ class Trainer:
         return torch.stack([loss.to(torch.float64) for loss in losses]).sum()
 
     def _loss_and_tokens(self, losses: Sequence[Tensor], batches: Sequence[Batch]) -> Tensor:
+        """Both sums over all ranks, fp64 [2]. The ranks without a loss contribute no tokens either."""
         part = self._loss_part(losses)
-        tokens = torch.stack([batch.loss_mask.sum(dtype=torch.float64) for batch in batches]).sum().to(part.device)
-        counts = bool(losses) and self.mesh.tp.is_first
-        return all_reduce(torch.stack((part, tokens * counts)), self.mesh.world)
+        counts = [batch.loss_mask.sum(dtype=torch.float64) for batch in batches]
+        tokens = torch.stack(counts).sum().to(part.device)
+        has_loss = bool(losses) and self.mesh.tp.is_first
+        return all_reduce(torch.stack((part, tokens * has_loss)), self.mesh.world)
 
     def _set_training(self, training: bool) -> None:
         for chunk in self.chunks:

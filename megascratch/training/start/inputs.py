@@ -61,9 +61,12 @@ def open_inputs(config: Config) -> Inputs:
 
 def missing_files(config: Config) -> list[str]:
     """One line for each file that the settings name and that cannot be read, even if the settings are not legal."""
-    data, problems = config.data, Problems()
-    paths = (data.data_path, data.train_data_path, data.valid_data_path, data.test_data_path)
-    for prefix in named_prefixes([*paths, *(stage.split()[1:] for stage in data.data_stages or ())]):
+    data = config.data
+    problems = Problems()
+    paths: list[list[str] | None] = [data.data_path, data.train_data_path, data.valid_data_path, data.test_data_path]
+    for stage in data.data_stages or ():
+        paths.append(stage.split()[1:])
+    for prefix in named_prefixes(paths):
         problems.attempt(partial(open_map, idx_path(prefix), "index"))
         problems.attempt(partial(open_map, bin_path(prefix), "token file"))
     problems.attempt(partial(_require_checkpoint, config.training.load))
@@ -111,7 +114,8 @@ def own_schedule(config: Config) -> CsvSchedule | None:
     Raises:
         UserError: the schedule is invalid (names the file, rank and action) or does not match the layout.
     """
-    parallel, training = config.parallel, config.training
+    parallel = config.parallel
+    training = config.training
     if parallel.pipeline_schedule_csv is None:
         return None
     table = read_table(parallel.pipeline_schedule_csv)
@@ -124,7 +128,8 @@ def own_schedule(config: Config) -> CsvSchedule | None:
             f"{table.placement.ranks} and {table.placement.chunks}"
         )
     assert training.global_batch_size is not None
-    table.of(training.global_batch_size // (training.micro_batch_size * (parallel.data_parallel_size or 1)))
+    samples_at_once = training.micro_batch_size * (parallel.data_parallel_size or 1)
+    table.of(training.global_batch_size // samples_at_once)
     return table
 
 
@@ -180,15 +185,19 @@ def _require_document_ends(config: Config, tokenizer: Tokenizer | None) -> None:
 
 
 def _open_data(config: Config, tokenizer: Tokenizer | None, total_steps: int, total_samples: int) -> Splits:
-    training, data = config.training, config.data
+    training = config.training
+    data = config.data
     evaluated = training.eval_iters * (training.global_batch_size or 1)
-    # Megatron reads different samples in each validation, and their total number determines their order.
-    validations = total_steps // max(training.eval_interval, 1) + 1 if data.data_order == "megatron" else 1
-    has_valid = (
-        data.valid_data_path is not None
-        or data.mock_data
-        or (data.data_path is not None and shares(data.split or DEFAULT_SPLIT)[1] > 0)
-    )
+    has_valid = data.valid_data_path is not None or data.mock_data
+    if not has_valid and data.data_path is not None:
+        _, valid_share, _ = shares(data.split or DEFAULT_SPLIT)
+        has_valid = valid_share > 0
+    valid_samples = 0
+    if has_valid and training.eval_interval > 0:
+        valid_samples = evaluated
+        if data.data_order == "megatron":
+            # It reads different samples in each validation, and their total number determines their order.
+            valid_samples *= total_steps // training.eval_interval + 1
     return open_splits(
         data,
         seed=training.seed,
@@ -197,6 +206,6 @@ def _open_data(config: Config, tokenizer: Tokenizer | None, total_steps: int, to
         fingerprint=tokenizer.fingerprint if tokenizer else None,
         train_samples=samples_asked_for(config),
         samples_read=total_samples,
-        valid_samples=validations * evaluated if has_valid and training.eval_interval > 0 else 0,
+        valid_samples=valid_samples,
         test_samples=evaluated if data.test_data_path else 0,
     )
