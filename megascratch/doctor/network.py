@@ -36,7 +36,8 @@ def bandwidths(mesh: Mesh) -> list[Bandwidth]:
     slowest: dict[tuple[str, tuple[int, ...]], float] = {}
     for measured in all_gather_objects(mine, mesh.world):
         for name, ranks, speed in measured:
-            slowest[name, ranks] = min(speed, slowest.get((name, ranks), speed))
+            group = (name, ranks)
+            slowest[group] = min(speed, slowest.get(group, speed))
     return [Bandwidth(name, ranks, speed) for (name, ranks), speed in slowest.items()]
 
 
@@ -55,6 +56,11 @@ def _timed(axis: Axis, device: torch.device) -> float:
 def slow_groups(found: list[Bandwidth]) -> list[Bandwidth]:
     """Groups that are much slower than the median of their axis."""
     by_axis: dict[str, list[float]] = {}
-    for speed in found:
-        by_axis.setdefault(speed.axis, []).append(speed.bytes_per_second)
-    return [one for one in found if one.bytes_per_second * MUCH_SLOWER < statistics.median(by_axis[one.axis])]
+    for group in found:
+        by_axis.setdefault(group.axis, []).append(group.bytes_per_second)
+    slow = []
+    for group in found:
+        median = statistics.median(by_axis[group.axis])
+        if group.bytes_per_second * MUCH_SLOWER < median:
+            slow.append(group)
+    return slow

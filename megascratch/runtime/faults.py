@@ -150,9 +150,11 @@ def parse(text: str) -> list[Fault]:
 
 def _fault(part: str) -> Fault:
     words = part.split(":")
-    if len(words) not in (4, 5):
+    if len(words) == 4:
+        words.append("0")
+    if len(words) != 5:
         raise ValueError("must be POINT:RANK:NTH:ACTION or POINT:RANK:NTH:ACTION:ATTEMPT, e.g. step.begin:0:3:kill")
-    point, rank, nth, action, attempt = (*words, "0")[:5]
+    point, rank, nth, action, attempt = words
     if point not in POINTS:
         near = difflib.get_close_matches(point, POINTS, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}? " if near else ""
@@ -161,7 +163,14 @@ def _fault(part: str) -> Fault:
     if name == "corrupt" and "data:" not in POINTS[point]:
         legal = ", ".join(point for point, text in POINTS.items() if "data:" in text)
         raise ValueError(f"{point} has no data to corrupt; points with data: {legal}")
-    return Fault(point, _number("RANK", rank, 0), _number("NTH", nth, 1), name, seconds, _number("ATTEMPT", attempt, 0))
+    return Fault(
+        point,
+        rank=_number("RANK", rank, 0),
+        nth=_number("NTH", nth, 1),
+        action=name,
+        seconds=seconds,
+        attempt=_number("ATTEMPT", attempt, 0),
+    )
 
 
 def _action(word: str) -> tuple[str, float]:

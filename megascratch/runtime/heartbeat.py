@@ -30,7 +30,10 @@ SIZE = 1024
 WATCHED, WAITS, ENDED = 1, 2, 4
 _HEAD = struct.Struct("<IIdqi")
 _CODE = struct.Struct("<i")
-_TEXTS = _ACTION, _AWAITED, _BACKGROUND, _ERROR = slice(64, 192), slice(192, 448), slice(448, 704), slice(704, 1024)
+_ACTION = slice(64, 192)
+_AWAITED = slice(192, 448)
+_BACKGROUND = slice(448, 704)
+_ERROR = slice(704, 1024)
 
 
 class Heartbeat(NamedTuple):
@@ -71,11 +74,15 @@ def read(folder: str | Path) -> list[Heartbeat]:
             raw = path.read_bytes()
         except FileNotFoundError:
             continue  # the folder is being deleted
-        if len(raw) == SIZE and path.stem.isdigit():
-            pid, flags, moved, step, code = _HEAD.unpack_from(raw)
-            texts = (raw[field].rstrip(b"\0").decode(errors="replace") for field in _TEXTS)
-            if pid:  # 0: the rank is still creating the file
-                heartbeats.append(Heartbeat(int(path.stem), pid, flags, moved, step, code, *texts))
+        if len(raw) != SIZE or not path.stem.isdigit():
+            continue
+        pid, flags, moved, step, code = _HEAD.unpack_from(raw)
+        if not pid:
+            continue  # the rank is still creating the file
+        texts = []
+        for field in (_ACTION, _AWAITED, _BACKGROUND, _ERROR):
+            texts.append(raw[field].rstrip(b"\0").decode(errors="replace"))
+        heartbeats.append(Heartbeat(int(path.stem), pid, flags, moved, step, code, *texts))
     return sorted(heartbeats)
 
 
@@ -128,7 +135,9 @@ def ended(code: int, error: str = "") -> None:
 def _named(ranks: tuple[int, ...]) -> str:
     if not ranks:
         return ""
-    return f" (ranks {' '.join(map(str, ranks[:16]))}{' ...' if len(ranks) > 16 else ''})"
+    listed = " ".join(map(str, ranks[:16]))
+    more = " ..." if len(ranks) > 16 else ""
+    return f" (ranks {listed}{more})"
 
 
 class _HeartbeatFile:

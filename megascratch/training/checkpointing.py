@@ -132,9 +132,10 @@ def _warn(text: str) -> None:
 
 
 def _pruning(training: TrainingConfig, folder: Place) -> Callable[[], list[Place]]:
-    last, best = training.keep_last_n_checkpoints, training.keep_best_n_checkpoints
+    last = training.keep_last_n_checkpoints
+    best = training.keep_best_n_checkpoints
     every = training.save_retain_interval
-    if last is every is best is None:
+    if last is None and best is None and every is None:
         return list  # everything is kept
     return partial(_pruned, folder, RetentionPolicy(last or 1, every or 0, best or 0))
 

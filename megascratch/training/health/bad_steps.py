@@ -123,14 +123,16 @@ class BadSteps:
     def _roll_back(self, wrong: str) -> None:
         """Loads the last checkpoint; the samples read since then will be skipped."""
         self.settle()
-        state, folder = self.state, storage_path(self.training.save or "")
+        state = self.state
+        folder = storage_path(self.training.save or "")
         path = on_first_rank(self.mesh.world, lambda: latest(folder))
         if path is None:
             raise FloatingPointError(
                 f"{nothing_updated(wrong, state.step)}; there is no checkpoint in {folder} to roll back to"
             )
         before = list(state.skipped_samples)
-        stop = original_index(state.consumed_samples - 1, before) + 1  # the first sample that was not read yet
+        last_read = original_index(state.consumed_samples - 1, before)
+        stop = last_read + 1
         saved = load(path, self.trainer.held(), self.mesh.world)
         restored = TrainState.from_dict(saved["train_state"])
         back_to = restored.step
@@ -149,10 +151,23 @@ class BadSteps:
         if not self.mesh.is_first:
             return
         data = SkipSamples(self.train, self.state.skipped_samples)
-        uses = [use for sample in read for use in uses_of(data, self.state.step, sample)]
         first_sample = original_index(read.start, data.ranges)
         last_sample = original_index(read.stop - 1, data.ranges)
-        documents = list(dict.fromkeys((use.corpus, use.document) for use in uses))
+        uses = []
+        documents = []
+        for sample in read:
+            for use in uses_of(data, self.state.step, sample):
+                uses.append(
+                    {
+                        "sample": original_index(use.sample, data.ranges),
+                        "corpus": use.corpus,
+                        "document": use.document,
+                        "first_token": use.first_token,
+                        "tokens": use.tokens,
+                    }
+                )
+                documents.append(f"{use.corpus}:{use.document}")
+        documents = list(dict.fromkeys(documents))  # each once
         record: dict[str, Any] = {
             "step": self.state.step,
             "wrong": result.wrong,
@@ -161,16 +176,7 @@ class BadSteps:
             "does": self.guard.on_bad_step,
             "first_sample": first_sample,
             "last_sample": last_sample,
-            "documents": [
-                {
-                    "sample": original_index(use.sample, data.ranges),
-                    "corpus": use.corpus,
-                    "document": use.document,
-                    "first_token": use.first_token,
-                    "tokens": use.tokens,
-                }
-                for use in uses
-            ],
+            "documents": uses,
         }
         file = Path(self.training.output_dir) / FILE
         try:
@@ -179,7 +185,7 @@ class BadSteps:
             where = f"all in {file}"
         except OSError as error:  # a report must never stop training
             where = f"{file} cannot be written: {error.strerror}"
-        listed = ", ".join(f"{corpus}:{document}" for corpus, document in documents[:MOST_LISTED])
+        listed = ", ".join(documents[:MOST_LISTED])
         more = f" and {len(documents) - MOST_LISTED} more" if len(documents) > MOST_LISTED else ""
         self.say(
             f"bad step {self.state.step}: {result.wrong} | samples {first_sample:,} to {last_sample:,} | "

@@ -56,7 +56,8 @@ def _record(file: Place, number: int, line: str) -> dict[str, Any]:
 
 def write_down(folder: Place, record: dict[str, Any]) -> None:
     """Appends a line, which is on the disk when this returns. Raises: UserError if it cannot be written."""
-    file, line = folder / FILE, json.dumps(record).encode() + b"\n"
+    file = folder / FILE
+    line = json.dumps(record).encode() + b"\n"
     if not isinstance(file, Path):
         _append(file, line)
         return
