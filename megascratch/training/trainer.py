@@ -87,7 +87,6 @@ class Trainer:
         self.shards: dict[str, Shard] = {}
         for chunk in self.chunks:
             self.shards |= shard_table(chunk)
-        for chunk in self.chunks:
             chunk.set_recompute(parallel)
         if training.compile:
             compile_blocks(self.chunks)
