@@ -25,9 +25,9 @@ from megascratch.commands.outputs import of_corpora, require_free, require_no_in
 from megascratch.config.errors import UserError
 from megascratch.config.printable import printable
 from megascratch.data.inspect import merge_split
-from megascratch.data.inspect.record import record as record_digests
-from megascratch.data.inspect.statistics import Statistics, binned, statistics
+from megascratch.data.inspect.statistics import Statistics, binned, histograms, statistics
 from megascratch.data.inspect.validate import problems
+from megascratch.data.inspect.validate import record as record_digests
 from megascratch.data.tokens.index_cache import damaged_caches
 from megascratch.data.tokens.manifest import read_manifest
 from megascratch.data.tokens.remote import is_remote, open_corpus
@@ -268,8 +268,6 @@ def _ids_table(found: Statistics, tokenizer: Tokenizer | None, most: int) -> Tab
 
 
 def _draw(found: Statistics, title: str, path: str) -> None:
-    from megascratch.data.inspect.plot import histograms  # matplotlib is slow to import
-
     try:
         histograms(found, title).savefig(path, dpi=120)
     except OSError as error:

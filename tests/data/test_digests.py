@@ -13,8 +13,7 @@ import xxhash
 from megascratch.commands.data import main
 from megascratch.config.errors import UserError
 from megascratch.data.inspect.merge_split import merge, split
-from megascratch.data.inspect.record import record
-from megascratch.data.inspect.validate import problems
+from megascratch.data.inspect.validate import problems, record
 from megascratch.data.tokens.digests import BLOCK_BYTES, BlockDigests, digests_path, read_digests
 from megascratch.data.tokens.index_cache import load_or_build
 from megascratch.data.tokens.loss_mask import mask_prefix

@@ -1,4 +1,4 @@
-"""Computes corpus statistics for `megascratch data inspect`: document lengths, id frequencies, documents with EOD.
+"""Computes and plots corpus statistics for `megascratch data inspect`: document lengths, id frequencies, EOD.
 
 Everything is counted by value (how many documents have n tokens, how often id t occurs), so one pass in blocks gives
 exact quantiles in memory that does not grow with the corpus.
@@ -7,11 +7,15 @@ exact quantiles in memory that does not grow with the corpus.
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from megascratch.data.tokens.idx_format import BLOCK
 from megascratch.data.tokens.token_files import TokenReader
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 LARGEST_ID = 1 << 24  # larger ids are counted together: no vocabulary has them, but a damaged file may
@@ -118,3 +122,24 @@ def binned(lengths: Mapping[int, int], bins: int = 24) -> list[tuple[int, int, i
     counts, _ = np.histogram(values, edges, weights=[lengths[int(value)] for value in values])
     borders = zip(edges[:-1].tolist(), (edges[1:] - 1).tolist(), counts.tolist(), strict=True)
     return ([(0, 0, lengths[0])] if lengths.get(0) else []) + [(low, high, int(count)) for low, high, count in borders]
+
+
+def histograms(numbers: Statistics, title: str) -> "Figure":
+    """Plots documents by length, in bins that grow by a factor, and ids by rank on logarithmic axes (Zipf's law)."""
+    from matplotlib.figure import Figure  # slow to import, and only a plot needs it
+
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    lengths, ids = figure.subplots(1, 2)
+    rows = binned(numbers.lengths)
+    lefts = [max(low, 0.5) for low, _, _ in rows]  # a logarithmic axis has no place for 0
+    heights = [count for _, _, count in rows]
+    widths = [max(high + 1 - left, 0.5) for left, (_, high, _) in zip(lefts, rows, strict=True)]
+    lengths.bar(lefts, heights, widths, align="edge", color="#4c9be8", edgecolor="white", linewidth=0.5)
+    lengths.set(xscale="log", xlabel="tokens of a document", ylabel="documents")
+    times = -np.sort(-numbers.ids[numbers.ids > 0])
+    ids.plot(np.arange(1, len(times) + 1), times, color="#57b894")
+    ids.set(xscale="log", yscale="log" if len(times) else "linear", xlabel="rank of the id", ylabel="times")
+    for axes in (lengths, ids):
+        axes.grid(alpha=0.3)
+    figure.suptitle(title, fontsize=10)
+    return figure

@@ -2,6 +2,8 @@
 
 `TokenReader` refuses a corpus at its first problem; this check continues as far as the rest can be trusted: without a
 header there are no arrays, without valid arrays no sequences, without sequences no ids.
+
+`record` writes the digests of a corpus that was made elsewhere or changed on purpose (`megascratch data record`).
 """
 
 import hashlib
@@ -12,7 +14,16 @@ from typing import Any
 import numpy as np
 
 from megascratch.config.errors import UserError
-from megascratch.data.tokens.digests import BLOCK_BYTES, Digests, damaged_blocks, read_digests, whole_file
+from megascratch.data.tokens.digests import (
+    BLOCK_BYTES,
+    Digests,
+    blocks_of,
+    damaged_blocks,
+    digests_path,
+    read_digests,
+    whole_file,
+    write_digests,
+)
 from megascratch.data.tokens.idx_format import BLOCK, Index, broken_laws, read_index
 from megascratch.data.tokens.loss_mask import has_mask, mask_prefix
 from megascratch.data.tokens.manifest import manifest_path, stored_manifest
@@ -168,3 +179,35 @@ def _bin_sha256(reader: TokenReader) -> str:
     for _, ids in reader.blocks():
         digest.update(ids.data)
     return digest.hexdigest()
+
+
+def record(prefix: str | Path, overwrite: bool = False) -> list[Path]:
+    """Writes the digests of a corpus and of its loss mask; returns the files that were written.
+
+    Raises: UserError for an invalid corpus, and for one that differs from what was recorded before, unless
+    `overwrite`.
+    """
+    prefixes = [str(prefix)]
+    if has_mask(prefix):
+        prefixes.append(mask_prefix(prefix))
+    written = []
+    for one in prefixes:
+        reader = TokenReader(one, trusting=True)
+        if overwrite or not digests_path(one).exists():
+            _write_digests(reader)
+            written.append(digests_path(one))
+        else:
+            read_digests(one)
+            for problem in not_as_recorded(reader):
+                raise UserError(f"{problem}; --overwrite records the files as they are now")
+    return written
+
+
+def _write_digests(reader: TokenReader) -> None:
+    path = bin_path(reader.files)
+    try:
+        with path.open("rb") as file:
+            digests = blocks_of(file, reader.bin_bytes)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    write_digests(reader.files, digests)

@@ -9,8 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from megascratch.data.inspect import statistics as room
-from megascratch.data.inspect.plot import histograms
-from megascratch.data.inspect.statistics import QUANTILES, binned, statistics
+from megascratch.data.inspect.statistics import QUANTILES, binned, histograms, statistics
 from megascratch.data.tokens import token_files
 from megascratch.data.tokens.token_files import TokenReader, TokenWriter
 
