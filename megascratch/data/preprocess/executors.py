@@ -19,7 +19,7 @@ from megascratch.config.printable import plain_warnings
 from megascratch.data.preprocess.encode import EncodeStep, Job, encode_unit, forget_tokenizer
 from megascratch.data.preprocess.output_shards import Summary
 from megascratch.data.preprocess.work_units import InputSpan, WorkUnit
-from megascratch.data.text.parquet_sizes import death_in_words
+from megascratch.data.text.parquet import death_in_words
 from megascratch.data.text.sources import needed
 
 Event = EncodeStep | Summary

@@ -25,9 +25,8 @@ from megascratch.data.preprocess.run_folder import (
     remove,
     resume_or_start,
 )
-from megascratch.data.preprocess.spool import spool_stream
-from megascratch.data.preprocess.work_units import InputSpan, WorkUnit, file_digest, gather, spans_of
-from megascratch.data.text.parquet_sizes import RowGroupSizes
+from megascratch.data.preprocess.work_units import InputSpan, WorkUnit, file_digest, gather, spans_of, spool_stream
+from megascratch.data.text.parquet import RowGroupSizes
 from megascratch.data.text.sources import Source
 from megascratch.data.tokens.token_files import token_dtype
 

@@ -6,14 +6,22 @@
 
 The cut depends only on the input, so that a run that resumes after a kill, or on other machines, has the same shards.
 (The order of documents is that of the input, so the cut never changes the output, only which process encodes what.)
+
+A pipe cannot be cut, nor can a compressed file: `spool_stream` copies it into plain files in the run's folder, a few at
+a time, so that workers can read them in parallel. Each is removed when its shard is complete.
 """
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
+from pathlib import Path
 from typing import NamedTuple
 
-from megascratch.data.text.parquet_sizes import RowGroupSizes
-from megascratch.data.text.sources import Source, unreadable
+from megascratch.config.errors import UserError
+from megascratch.data.preprocess.output_shards import writing
+from megascratch.data.text.lines import at_most, stream, whole_lines
+from megascratch.data.text.parquet import RowGroupSizes
+from megascratch.data.text.sources import BROKEN, Source, opened, unreadable
 
 LEAF_BYTES = 1 << 22
 MOST_BYTES, FEWEST_PIECES = 1 << 26, 32
@@ -103,6 +111,47 @@ def _row_groups(place: int, source: Source, size: int, groups: Sequence[int]) ->
             )
             start = stop
             group_bytes = 0
+
+
+def spool_stream(place: int, source: Source, folder: Path, size: int, longest: int, lines: bool) -> Iterator[InputSpan]:
+    """Copies a pipe or compressed file into plain files of at least `size` bytes; without `lines` it is one document.
+
+    Raises: UserError where it cannot be read to its end, or is Parquet, which cannot be read from a pipe.
+    """
+    if source.format == "parquet":
+        raise UserError(f"--input {source.path}: Parquet is read from its end and cannot be read from a pipe")
+    part = whole_source(place, source)._replace(compression="", digest=(0, 0))
+    blocks = _stream_blocks(source, longest, lines)
+    file_bytes = size if lines else longest + 1
+    for number, first_block in enumerate(blocks):
+        path = folder / f"input.{place}.{number}"
+        with writing(folder):
+            written = _copy_blocks(chain([first_block], blocks), path, file_bytes)
+        digest = (0, source.bytes) if number == 0 else (0, 0)
+        yield part._replace(path=str(path), begins=number == 0, digest=digest, raw_bytes=written)
+
+
+def _stream_blocks(source: Source, longest: int, lines: bool) -> Iterator[bytes]:
+    """The decompressed source in blocks of whole lines; without `lines` its first `longest` + 1 bytes."""
+    try:
+        with opened(source.path, source.compression) as (file, _):
+            if lines:
+                yield from whole_lines(stream(file), longest)
+            else:
+                yield from at_most(stream(file), longest + 1)
+    except BROKEN as error:
+        raise unreadable(source.path, error) from error
+
+
+def _copy_blocks(blocks: Iterator[bytes], path: Path, size: int) -> int:
+    """Writes blocks until the file has at least `size` bytes; returns its bytes."""
+    written = 0
+    with path.open("wb") as file:
+        for block in blocks:
+            written += file.write(block)
+            if written >= size:
+                break
+    return written
 
 
 def gather(spans: Iterable[InputSpan], size: int) -> Iterator[WorkUnit]:

@@ -34,7 +34,7 @@ def environment(tmp_path):
     library.mkdir(parents=True)
     (library / "__init__.py").write_text(READER)
     (library / "parquet.py").write_text(READER)
-    paths = [str(library.parent), os.environ.get("PYTHONPATH", ""), str(Path(__file__).resolve().parents[2])]
+    paths = [str(library.parent), os.environ.get("PYTHONPATH", ""), str(Path(__file__).resolve().parents[3])]
     return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
