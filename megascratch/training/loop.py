@@ -19,7 +19,7 @@ from megascratch.data.prefetch import Prefetch
 from megascratch.data.samples.batch import Batch
 from megascratch.data.samples.dataset import Dataset
 from megascratch.data.samples.megatron_order import validation_start
-from megascratch.data.samples.skip_samples import SkipSamples
+from megascratch.data.samples.views import SkipSamples
 from megascratch.model.flops import flops_per_token
 from megascratch.optim.lr_schedule import learning_rate
 from megascratch.parallel.collectives import all_reduce

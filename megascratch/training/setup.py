@@ -23,7 +23,7 @@ from megascratch.data.samples.batch import Batch
 from megascratch.data.samples.build import Splits
 from megascratch.data.samples.dataset import Dataset
 from megascratch.data.samples.microbatches import microbatches
-from megascratch.data.samples.skip_samples import merge_ranges
+from megascratch.data.samples.views import merge_ranges
 from megascratch.data.tokens.fingerprint import fingerprints, opened_orders, recorded, unrecorded
 from megascratch.parallel import mesh as meshes
 from megascratch.parallel.grid import Grid

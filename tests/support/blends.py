@@ -2,7 +2,7 @@
 
 import math
 
-from megascratch.data.samples.dataset import BLEND_BLOCK, Blend
+from megascratch.data.samples.views import BLEND_BLOCK, Blend
 from tests.support.corpora import Numbers
 
 

@@ -4,10 +4,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from megascratch.data.samples.curriculum import Curriculum
-from megascratch.data.samples.dataset import Blend, Dataset, SingleSourceDataset
+from megascratch.data.samples.dataset import Dataset, SingleSourceDataset
 from megascratch.data.samples.fill_in_middle import FillInMiddle
 from megascratch.data.samples.megatron_order import MegatronBlend
+from megascratch.data.samples.views import Blend, Curriculum
 
 
 class BlendShare(NamedTuple):
@@ -45,17 +45,19 @@ def blend_report(dataset: Dataset, samples: int, seq_length: int) -> list[BlendS
 def _stages(dataset: Dataset, samples: int) -> list[tuple[int, int, Blend]]:
     """(first sample, last + 1, blend) of each stage that begins before `samples`."""
     if isinstance(dataset, FillInMiddle):
-        return _stages(dataset.dataset, samples)
+        return _stages(dataset.parts[0], samples)
     if isinstance(dataset, Curriculum):
+        stages = []
         stops = [*dataset.firsts[1:], samples]
-        return [
-            (first, min(stop, samples), dataset.blend(stage))
-            for stage, (first, stop) in enumerate(zip(dataset.firsts, stops, strict=True))
-            if first < samples
-        ]
+        for stage, (first, stop) in enumerate(zip(dataset.firsts, stops, strict=True)):
+            if first < samples:
+                stages.append((first, min(stop, samples), dataset.blend(stage)))
+        return stages
     if isinstance(dataset, MegatronBlend):
         return [(0, samples, dataset.blend)]
-    return [(0, samples, dataset if isinstance(dataset, Blend) else Blend([dataset], [1.0], finite=False))]
+    if isinstance(dataset, Blend):
+        return [(0, samples, dataset)]
+    return [(0, samples, Blend([dataset], [1.0], finite=False))]
 
 
 def _largest_errors(blend: Blend, samples: int) -> list[float]:

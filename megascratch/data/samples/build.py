@@ -1,17 +1,20 @@
-"""Builds the train, valid and test datasets from the settings: opens and checks every corpus first."""
+"""Builds the train, valid and test datasets from the settings: opens and checks every corpus first.
+
+With `--mock-data` there are no corpora: `MockReader` makes sequences without files.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from megascratch.config.errors import Problems, UserError
 from megascratch.config.settings import DataConfig
-from megascratch.data.samples.curriculum import Curriculum
-from megascratch.data.samples.dataset import Blend, Corpus, Dataset, SingleSourceDataset, WeightedSource
+from megascratch.data.samples.dataset import Corpus, Dataset, SingleSourceDataset, WeightedSource
 from megascratch.data.samples.fill_in_middle import Choices, FillInMiddle
 from megascratch.data.samples.megatron_order import MegatronBlend, MegatronCorpus, sizes_to_build
-from megascratch.data.samples.mock import MockReader
 from megascratch.data.samples.packing import Packed
 from megascratch.data.samples.split_spec import (
     DEFAULT_SPLIT,
@@ -21,12 +24,14 @@ from megascratch.data.samples.split_spec import (
     ranges,
     shares,
 )
+from megascratch.data.samples.views import Blend, Curriculum
 from megascratch.data.tokens.loss_mask import Masked, has_mask
 from megascratch.data.tokens.manifest import check_corpus
 from megascratch.data.tokens.remote import open_corpus
 from megascratch.data.tokens.token_files import TokenReader
 
 Range = tuple[int, int]
+MOCK_SEQUENCES, MOCK_LONGEST = 100_000, 4096
 
 
 class Splits(NamedTuple):
@@ -216,3 +221,41 @@ class _Opener:
             check_corpus(reader, self.vocab_size, self.fingerprint, self._cache(prefix))
             self.readers[prefix] = reader
         return self.readers[prefix]
+
+
+class MockReader:
+    """Synthetic data (`--mock-data`, as in Megatron), the same on every machine.
+
+    100,000 sequences of 1 to 4,095 tokens: 1, 2, 3 ... modulo the vocabulary, then `eod` (if there is one).
+    """
+
+    prefix = "mock data"
+
+    def __init__(self, vocab_size: int, eod: int | None):
+        self.vocab_size = vocab_size
+        self.eod = eod
+        self.lengths = np.random.default_rng(0).integers(1, MOCK_LONGEST, size=MOCK_SEQUENCES, dtype=np.int32)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Everything that determines the sequences."""
+        return {"mock": MOCK_SEQUENCES, "vocab_size": self.vocab_size, "eod": self.eod}
+
+    def get(self, sequence: int, offset: int = 0, length: int | None = None) -> np.ndarray:
+        """Ids [length] of a sequence from token `offset` (default: to its end)."""
+        end = int(self.lengths[sequence])
+        stop = end if length is None else offset + length
+        ids = np.arange(offset + 1, stop + 1, dtype=np.int64) % self.vocab_size
+        if self.eod is not None and stop == end and len(ids):
+            ids[-1] = self.eod
+        return ids
+
+    def read(self, pieces: np.ndarray) -> np.ndarray:
+        """int64: the tokens of `pieces` [n, 3] (sequence, offset, count), concatenated."""
+        ids = [np.empty(0, np.int64)]
+        for sequence, offset, count in pieces.tolist():
+            ids.append(self.get(sequence, offset, count))
+        return np.concatenate(ids)

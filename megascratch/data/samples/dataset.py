@@ -1,4 +1,4 @@
-"""Training datasets: `Corpus` cuts one corpus into shuffled samples, `Blend` mixes several datasets by weight.
+"""Training datasets: what a dataset is, and `Corpus`, which cuts one corpus into shuffled samples.
 
 Sample i is a pure function of (files, seed, i), whatever the number of samples a run asks for (law 4):
 
@@ -13,7 +13,6 @@ keeps the order of the text, has one epoch, and ends with a shorter sample; past
 
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -21,14 +20,12 @@ import numpy as np
 
 from megascratch.config.errors import UserError
 from megascratch.data.tokens.index_cache import Arrays, digest_of, load_or_build
-from megascratch.data.tokens.indices import blend, permutation, pieces_between, sample_index, stream_key
+from megascratch.data.tokens.indices import permutation, pieces_between, sample_index, stream_key
 
 FORMAT = 2  # version of the cached indices; part of their key
 SEQUENCES, SAMPLES, FIRST_CUT = 1, 2, 3  # purpose of a random key
 EPOCHS_KEPT = 2
-BLEND_BLOCK = 1 << 16
 NO_PIECES = np.empty((0, 3), dtype=np.int64)
-UNLIMITED = np.iinfo(np.int64).max
 
 
 class Dataset(Protocol):
@@ -195,83 +192,3 @@ class Corpus(SingleSourceDataset):
             tokens += int(self.source.lengths[sequences[head]])
             head += 1
         return np.concatenate([sequences, sequences[:head]])
-
-
-class Blend:
-    """Several datasets blended by weight: sample i comes from the dataset that is furthest below its share so far.
-
-    `finite`: every sample of each dataset once; a dataset that is used up drops out. Which dataset gives sample i does
-    not depend on later samples. Indices are made in blocks, so that a blend has no end and needs little memory.
-    `starts` [datasets]: the first sample that each dataset gives (default: 0). A dataset of weight 0 gives none.
-    """
-
-    def __init__(
-        self, parts: Sequence[Dataset], weights: Sequence[float], *, finite: bool, starts: np.ndarray | None = None
-    ):
-        if len(parts) != len(weights) or not parts:
-            raise ValueError(f"{len(parts)} datasets, {len(weights)} weights")
-        self.parts, self.finite = list(parts), finite
-        self.weights = np.asarray(weights, dtype=np.float64)
-        self.weights = self.weights / self.weights.sum()
-        sizes = np.array([len(part) for part in parts], dtype=np.int64) * (self.weights > 0)
-        self._count = int(sizes.sum())
-        self._limits = sizes if finite else np.where(self.weights > 0, UNLIMITED, 0)
-        self.starts = np.zeros(len(parts), dtype=np.int64) if starts is None else starts
-        self._taken = [np.zeros(len(parts), dtype=np.int64)]  # from each dataset before each block, as far as known
-        self._block: tuple[int, np.ndarray, np.ndarray] | None = None
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __getitem__(self, number: int) -> np.ndarray:
-        if self._is_past_the_end(number):
-            return np.empty(0, dtype=np.int64)
-        part, sample = self.origin(number)
-        return self.parts[part][sample]
-
-    def spans(self, number: int) -> list[TokenSpan]:
-        if self._is_past_the_end(number):
-            return []
-        part, sample = self.origin(number)
-        return self.parts[part].spans(sample)
-
-    def _is_past_the_end(self, number: int) -> bool:
-        if number < 0:
-            raise IndexError(f"sample {number} is negative")
-        return self.finite and number >= self._count
-
-    def origin(self, number: int) -> tuple[int, int]:
-        """(dataset, its sample) of sample `number`."""
-        wanted, at = divmod(number, BLEND_BLOCK)
-        while len(self._taken) <= wanted:
-            self._choose(len(self._taken) - 1)
-        if self._block is None or self._block[0] != wanted:
-            self._choose(wanted)
-        assert self._block is not None
-        part = int(self._block[1][at])
-        return part, int(self.starts[part] + self._block[2][at])
-
-    def choices(self, count: int) -> Iterator[np.ndarray]:
-        """Which dataset gives each of the first `count` samples, int32, in blocks."""
-        for start in range(0, count, BLEND_BLOCK):
-            self.origin(start)
-            assert self._block is not None
-            yield self._block[1][: count - start]
-
-    def taken(self, count: int) -> np.ndarray:
-        """int64 [datasets]: how many of the first `count` samples each dataset gives."""
-        if count == 0:
-            return np.zeros(len(self.parts), dtype=np.int64)
-        block, at = divmod(count - 1, BLEND_BLOCK)
-        self.origin(count - 1)
-        assert self._block is not None
-        return self._taken[block] + np.bincount(self._block[1][: at + 1], minlength=len(self.parts))
-
-    def _choose(self, block: int) -> None:
-        """Chooses the samples of one block, given the samples taken before it."""
-        taken = self._taken[block]
-        count = min(BLEND_BLOCK, self._count - block * BLEND_BLOCK) if self.finite else BLEND_BLOCK
-        parts, samples = blend(self.weights, taken, self._limits, count)
-        self._block = (block, parts, samples)
-        if len(self._taken) == block + 1:
-            self._taken.append(taken + np.bincount(parts, minlength=len(self.parts)))

@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from megascratch.data.samples.dataset import Dataset, TokenSpan
+from megascratch.data.samples.dataset import Dataset
+from megascratch.data.samples.views import DatasetView
 from megascratch.data.tokens.indices import stream_key
 from megascratch.data.tokens.indices_python import GAMMA, mix64
 
@@ -32,37 +33,54 @@ class Choices(NamedTuple):
     suffix: int
 
 
-class FillInMiddle:
-    """The samples of `dataset`, some of their documents rearranged. `eod` None: a sample is one document."""
+class FillInMiddle(DatasetView):
+    """The samples of `dataset`, some of their documents rearranged. `eod` None: a sample is one document.
+
+    `spans` are those of the tokens before they are rearranged.
+    """
 
     def __init__(self, dataset: Dataset, choices: Choices, *, seed: int, eod: int | None):
-        self.dataset, self.choices, self.seed, self.eod = dataset, choices, seed, eod
+        self.parts = [dataset]
+        self.choices = choices
+        self.seed = seed
+        self.eod = eod
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return len(self.parts[0])
 
-    def spans(self, number: int) -> list[TokenSpan]:
-        """Where the tokens of sample `number` come from, before they are rearranged."""
-        return self.dataset.spans(number)
+    def origin(self, number: int) -> tuple[int, int]:
+        return 0, number
 
     def __getitem__(self, number: int) -> np.ndarray:
-        tokens = self.dataset[number].copy()
-        ends = np.flatnonzero((tokens == self.eod) | (tokens == ~self.eod)).tolist() if self.eod is not None else []
-        for place, (start, stop) in enumerate(zip([0, *(end + 1 for end in ends)], [*ends, len(tokens)], strict=True)):
-            key = stream_key(self.seed, number, FILL_IN_MIDDLE, place)
+        tokens = super().__getitem__(number).copy()
+        ends = []  # place of the eod after each document but the last
+        if self.eod is not None:
+            is_eod = (tokens == self.eod) | (tokens == ~self.eod)
+            ends = np.flatnonzero(is_eod).tolist()
+        start = 0
+        for document, stop in enumerate([*ends, len(tokens)]):
+            key = stream_key(self.seed, number, FILL_IN_MIDDLE, document)
             tokens[start:stop] = rearranged(tokens[start:stop], self.choices, key)
+            start = stop + 1
         return tokens
 
 
 def rearranged(document: np.ndarray, choices: Choices, key: int) -> np.ndarray:
     """The document [n], unchanged or in one of the two orders, with the same length; it depends only on `key`."""
-    chosen, spm, one, other = (mix64(key + draw * GAMMA) for draw in range(1, 5))
+    chosen, spm, one, other = (mix64(key + draw * GAMMA) for draw in range(1, 5))  # each 0 ... 2^64 - 1
     room = len(document) - SPECIAL
     if room < 1 or chosen >= choices.rate * 2**64:
         return document
-    low, high = sorted((one * (room + 1) >> 64, other * (room + 1) >> 64))
-    prefix, middle, suffix = document[:low], document[low:high], document[high:room]
-    before_prefix, before_middle, before_suffix = np.array([[choices.prefix], [choices.middle], [choices.suffix]])
+    one_cut = one * (room + 1) >> 64
+    other_cut = other * (room + 1) >> 64
+    low = min(one_cut, other_cut)
+    high = max(one_cut, other_cut)
+    prefix = document[:low]
+    middle = document[low:high]
+    suffix = document[high:room]
+    before_prefix = np.array([choices.prefix])
+    before_middle = np.array([choices.middle])
+    before_suffix = np.array([choices.suffix])
     if spm < choices.spm_rate * 2**64:
         return np.concatenate([before_prefix, before_suffix, suffix, before_middle, prefix, middle])
     return np.concatenate([before_prefix, prefix, before_suffix, suffix, before_middle, middle])

@@ -21,7 +21,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from megascratch.config.errors import UserError
-from megascratch.data.samples.dataset import NO_PIECES, Blend, Dataset, SingleSourceDataset, TokenSpan, WeightedSource
+from megascratch.data.samples.dataset import NO_PIECES, Dataset, SingleSourceDataset, WeightedSource
+from megascratch.data.samples.views import Blend, DatasetView
 from megascratch.data.tokens.index_cache import BlockwiseArray, in_memory, load_or_build
 from megascratch.data.tokens.indices import legacy_shuffle, pieces_between, sample_rows
 
@@ -157,7 +158,7 @@ def sizes_to_build(weights: Sequence[float], wanted: int) -> list[int]:
     return [ceil(ceil(wanted * weight) * (1 + SURPLUS)) for weight in weights]
 
 
-class MegatronBlend:
+class MegatronBlend(DatasetView):
     """Several datasets blended as in Megatron's BlendedDataset: by the rule of `Blend`, for a fixed number of samples.
 
     `weights` None: in proportion to the sizes. `wanted` None: every sample once (without weights).
@@ -171,6 +172,7 @@ class MegatronBlend:
             self._count = int(sizes.sum()) if wanted is None else min(wanted, int(sizes.sum()))
         else:
             self._count = sum(ceil(wanted * weight) for weight in weights)
+        self.parts = list(parts)
         self.blend = Blend(parts, sizes.tolist() if weights is None else weights, finite=wanted is None)
         taken = self.blend.taken(self._count)
         if (taken > sizes).any():
@@ -183,13 +185,8 @@ class MegatronBlend:
     def __len__(self) -> int:
         return self._count
 
-    def __getitem__(self, number: int) -> np.ndarray:
-        return self.blend[number] if number < self._count else np.empty(0, dtype=np.int64)
-
-    def spans(self, number: int) -> list[TokenSpan]:
-        """Where the tokens of sample `number` come from, in order."""
-        return self.blend.spans(number) if number < self._count else []
+    def is_past_the_end(self, number: int) -> bool:
+        return number >= self._count or self.blend.is_past_the_end(number)
 
     def origin(self, number: int) -> tuple[int, int]:
-        """(dataset, its sample) of sample `number`."""
         return self.blend.origin(number)

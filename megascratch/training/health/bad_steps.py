@@ -21,7 +21,7 @@ from megascratch.checkpoint.consensus import on_first_rank
 from megascratch.config.settings import Config, GuardConfig
 from megascratch.data.inspect.audit import uses_of
 from megascratch.data.samples.dataset import Dataset
-from megascratch.data.samples.skip_samples import SkipSamples, merge_ranges, original_index
+from megascratch.data.samples.views import SkipSamples, merge_ranges, original_index
 from megascratch.parallel.mesh import Mesh
 from megascratch.storage.path import Place, storage_path
 from megascratch.training.health.skipped_samples import records, write_down

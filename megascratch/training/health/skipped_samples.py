@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from megascratch.config.errors import UserError
-from megascratch.data.samples.skip_samples import Ranges, merge_ranges
+from megascratch.data.samples.views import Ranges, merge_ranges
 from megascratch.storage.path import Place, StoragePath
 from megascratch.storage.store import AbsentError, Store
 

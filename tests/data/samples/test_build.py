@@ -1,10 +1,11 @@
 """The settings open the right sequences of the right files, and refuse what cannot work before training starts."""
 
+import numpy as np
 import pytest
 
 from megascratch.config.errors import UserError
 from megascratch.config.settings import DataConfig
-from megascratch.data.samples.build import open_splits
+from megascratch.data.samples.build import MockReader, open_splits
 from megascratch.data.samples.split_spec import prefixes_and_weights, ranges
 from megascratch.data.tokens.manifest import write_manifest
 from tests.support.corpora import counting, golden
@@ -176,3 +177,13 @@ def test_a_corpus_may_have_a_number_for_a_name(tmp_path, monkeypatch):
     counting(tmp_path / "2024", [10] * 100)
     for words in (["2024"], ["0.5", "2024"]):
         assert open_(DataConfig(data_path=words, seq_length=9, split="8,1,1")).train is not None
+
+
+def test_mock_data_counts_and_ends_documents():
+    mock = MockReader(50, 49)
+    whole = mock.get(3)
+    assert len(whole) == mock.lengths[3] and whole[-1] == 49 and whole[:4].tolist() == [1, 2, 3, 4] and whole.max() < 50
+    assert mock.get(3, 2, 5).tolist() == whole[2:7].tolist()
+    assert mock.get(3, len(whole) - 2).tolist() == whole[-2:].tolist()
+    assert MockReader(50, None).get(3)[-1] == len(whole) % 50
+    assert int(mock.lengths.sum()) == int(np.random.default_rng(0).integers(1, 4096, 100_000, dtype=np.int32).sum())

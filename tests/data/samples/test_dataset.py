@@ -1,17 +1,15 @@
-"""Sample i is a pure function of files, seed and i; an epoch reads every token once; a blend keeps its shares."""
+"""Sample i is a pure function of files, seed and i; an epoch reads every token once."""
 
 from itertools import chain, pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from megascratch.config.errors import UserError
-from megascratch.data.samples.dataset import BLEND_BLOCK, Blend, Corpus
-from megascratch.data.samples.mock import MockReader
+from megascratch.data.samples.dataset import Corpus
+from megascratch.data.samples.views import Blend
 from megascratch.data.tokens.token_files import TokenReader
-from tests.support.blends import a_blend_is_the_greedy_one_beyond_its_first_block, blended
+from tests.support.blends import blended
 from tests.support.corpora import counting, write
 
 PINNED = [65, 24, 67, 5, 47, 54, 53]
@@ -140,54 +138,10 @@ def test_just_enough_text_is_one_sample(tmp_path):
     assert len(dataset) == 1 and all(sample in ring for sample in read(dataset, range(9)))
 
 
-@settings(max_examples=50, deadline=None)
-@given(weights=st.lists(st.floats(0.05, 1), min_size=1, max_size=5), numbers=st.lists(st.integers(0, 3000), max_size=9))
-def test_a_blend_keeps_its_shares_and_any_sample_can_be_read_first(weights, numbers):
-    straight = blended([1] * len(weights), weights, False)
-    origins = [straight.origin(number) for number in range(3001)]
-    other = blended([1] * len(weights), weights, False)
-    assert [other.origin(number) for number in numbers] == [origins[number] for number in numbers]
-    for part, weight in enumerate(weights):
-        mine = [sample for chosen, sample in origins if chosen == part]
-        assert mine == list(range(len(mine)))
-        assert abs(len(mine) - 3001 * weight / sum(weights)) <= len(weights)
-
-
-def test_a_blend_goes_on_over_its_blocks():
-    blend = blended([1, 1], [1, 2], False)
-    far = [blend.origin(number) for number in (2 * BLEND_BLOCK - 1, 2 * BLEND_BLOCK, 5, 2 * BLEND_BLOCK + 1)]
-    assert far[0] == blended([1, 1], [1, 2], False).origin(2 * BLEND_BLOCK - 1)
-    counts = [0, 0]
-    for number in range(2 * BLEND_BLOCK - 3, 2 * BLEND_BLOCK + 3):
-        counts[blend.origin(number)[0]] += 1
-    assert counts == [2, 4]
-
-
-def test_a_blend_is_the_greedy_one_beyond_its_first_block():
-    a_blend_is_the_greedy_one_beyond_its_first_block()
-
-
-def test_a_finite_blend_gives_every_sample_once_then_nothing():
-    blend = blended([5, 0, 12], [0.7, 0.2, 0.1], True)
-    assert len(blend) == 17
-    assert sorted(map(tuple, read(blend, range(17)))) == [*((0, i) for i in range(5)), *((2, i) for i in range(12))]
-    assert read(blend, [17, 10**7]) == [[], []]
-
-
 def test_negative_samples_do_not_wrap(reader):
     for dataset in (corpus(reader), corpus(reader, finite=True), blended([3], [1], True)):
         with pytest.raises(IndexError, match="sample -1 is negative"):
             dataset[-1]
-
-
-def test_mock_data_counts_and_ends_documents():
-    mock = MockReader(50, 49)
-    whole = mock.get(3)
-    assert len(whole) == mock.lengths[3] and whole[-1] == 49 and whole[:4].tolist() == [1, 2, 3, 4] and whole.max() < 50
-    assert mock.get(3, 2, 5).tolist() == whole[2:7].tolist()
-    assert mock.get(3, len(whole) - 2).tolist() == whole[-2:].tolist()
-    assert MockReader(50, None).get(3)[-1] == len(whole) % 50
-    assert int(mock.lengths.sum()) == int(np.random.default_rng(0).integers(1, 4096, 100_000, dtype=np.int32).sum())
 
 
 @pytest.mark.parametrize("finite", [False, True])

@@ -15,7 +15,7 @@ from megascratch.checkpoint.async_saver import AsyncSaver
 from megascratch.checkpoint.backend.direct_writer import DirectWriter
 from megascratch.config.batch_size import num_microbatches
 from megascratch.data.samples import microbatches
-from megascratch.data.samples.dataset import BLEND_BLOCK, Blend
+from megascratch.data.samples.views import BLEND_BLOCK, Blend
 from megascratch.data_parallel.base import DataParallel
 from megascratch.layers import dropout
 from megascratch.model import chunk

@@ -1,4 +1,7 @@
-"""Stages follow one another, keep their shares, repeat nothing early, and sample i is a function of i alone."""
+"""Blends keep their shares, stages follow one another and repeat nothing early, skipped samples are as if never there.
+
+Sample i of each is a function of i alone.
+"""
 
 import numpy as np
 import pytest
@@ -8,11 +11,50 @@ from hypothesis import strategies as st
 from megascratch.config.settings import DataConfig
 from megascratch.data.inspect.blend_report import blend_report
 from megascratch.data.samples.build import open_splits
-from megascratch.data.samples.curriculum import Curriculum
-from megascratch.data.samples.dataset import BLEND_BLOCK, Blend
+from megascratch.data.samples.views import BLEND_BLOCK, Blend, Curriculum, SkipSamples, merge_ranges, original_index
+from tests.support.blends import a_blend_is_the_greedy_one_beyond_its_first_block, blended
 from tests.support.corpora import Numbers, counting
 
 WEIGHTS = st.lists(st.sampled_from([0.0, 0.1, 0.5, 1.0]), min_size=3, max_size=3).filter(any)
+PAIRS = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 8)).map(lambda p: [p[0], p[0] + p[1]]), max_size=6)
+
+
+@settings(max_examples=50, deadline=None)
+@given(weights=st.lists(st.floats(0.05, 1), min_size=1, max_size=5), numbers=st.lists(st.integers(0, 3000), max_size=9))
+def test_a_blend_keeps_its_shares_and_any_sample_can_be_read_first(weights, numbers):
+    straight = blended([1] * len(weights), weights, False)
+    origins = [straight.origin(number) for number in range(3001)]
+    other = blended([1] * len(weights), weights, False)
+    assert [other.origin(number) for number in numbers] == [origins[number] for number in numbers]
+    for part, weight in enumerate(weights):
+        mine = [sample for chosen, sample in origins if chosen == part]
+        assert mine == list(range(len(mine)))
+        assert abs(len(mine) - 3001 * weight / sum(weights)) <= len(weights)
+
+
+def test_a_blend_goes_on_over_its_blocks():
+    blend = blended([1, 1], [1, 2], False)
+    far = [blend.origin(number) for number in (2 * BLEND_BLOCK - 1, 2 * BLEND_BLOCK, 5, 2 * BLEND_BLOCK + 1)]
+    assert far[0] == blended([1, 1], [1, 2], False).origin(2 * BLEND_BLOCK - 1)
+    counts = [0, 0]
+    for number in range(2 * BLEND_BLOCK - 3, 2 * BLEND_BLOCK + 3):
+        counts[blend.origin(number)[0]] += 1
+    assert counts == [2, 4]
+
+
+def test_a_blend_is_the_greedy_one_beyond_its_first_block():
+    a_blend_is_the_greedy_one_beyond_its_first_block()
+
+
+def test_a_finite_blend_gives_every_sample_once_then_nothing():
+    blend = blended([5, 0, 12], [0.7, 0.2, 0.1], True)
+    assert len(blend) == 17
+    samples = sorted(blend[number].tolist() for number in range(17))
+    assert samples == [*([0, i] for i in range(5)), *([2, i] for i in range(12))]
+    assert [blend[number].tolist() for number in (17, 10**7)] == [[], []]
+
+
+# ---- a curriculum of blends ---------------------------------------------------------------------------------------
 
 
 def staged(firsts, weights):
@@ -84,3 +126,30 @@ def test_the_report_adds_up(tmp_path):
     assert rows[0].largest_error == pytest.approx(worst) and worst <= 1
     assert [row.samples for row in blend_report(train, 10, 9)] == [3, 7]
     assert [row.samples for row in blend_report(train.parts[0], 10, 9)] == [10]
+
+
+# ---- skipped samples ----------------------------------------------------------------------------------------------
+
+
+@given(PAIRS)
+def test_what_is_left_is_every_other_sample_in_order(pairs):
+    ranges = merge_ranges(pairs)
+    left = [number for number in range(100) if not any(first <= number < stop for first, stop in pairs)]
+    assert [original_index(number, ranges) for number in range(len(left))] == left
+    data = SkipSamples(Numbers(0, 100), ranges)
+    assert len(data) == len(left) and [data[number].tolist()[1] for number in range(len(left))] == left
+
+
+@given(PAIRS, PAIRS)
+def test_ranges_are_merged_into_disjoint_rising_ones_whatever_their_order(a, b):
+    ranges = merge_ranges(a, b)
+    assert ranges == merge_ranges(b, a) == merge_ranges(ranges, ranges)
+    assert all(first < stop for first, stop in ranges)
+    assert all(one[1] < other[0] for one, other in zip(ranges, ranges[1:], strict=False))
+
+
+@pytest.mark.parametrize(
+    ("ranges", "number", "place"), [([], 7, 7), ([[2, 5]], 1, 1), ([[2, 5]], 2, 5), ([[0, 3]], 0, 3)]
+)
+def test_a_sample_has_this_place(ranges, number, place):
+    assert original_index(number, ranges) == place
