@@ -7,6 +7,7 @@ exact quantiles in memory that does not grow with the corpus.
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -43,9 +44,14 @@ class Statistics:
         """Quantile -> tokens of a document (nearest rank)."""
         if not self.documents:
             return dict.fromkeys(QUANTILES, 0)
-        values, counts = np.array(list(self.lengths)), np.cumsum(list(self.lengths.values()))
-        ranks = [max(1, int(np.ceil(share * self.documents))) for share in QUANTILES]
-        return dict(zip(QUANTILES, values[np.searchsorted(counts, ranks)].tolist(), strict=True))
+        lengths = list(self.lengths)
+        documents_up_to = np.cumsum(list(self.lengths.values()))  # [lengths]: documents of at most this length
+        quantiles = {}
+        for share in QUANTILES:
+            rank = max(1, int(np.ceil(share * self.documents)))
+            at = int(np.searchsorted(documents_up_to, rank))
+            quantiles[share] = lengths[at]
+        return quantiles
 
     @property
     def ids_used(self) -> int:
@@ -54,8 +60,13 @@ class Statistics:
 
     def most_frequent(self, most: int) -> list[tuple[int, int]]:
         """(id, times), the most frequent first, ties by id."""
-        order = np.argsort(-self.ids, kind="stable")[:most]
-        return [(int(token), int(self.ids[token])) for token in order if self.ids[token]]
+        order = np.argsort(-self.ids, kind="stable")
+        frequent = []
+        for token in order[:most].tolist():
+            times = int(self.ids[token])
+            if times:
+                frequent.append((token, times))
+        return frequent
 
 
 def statistics(reader: TokenReader, eod: int | None = None) -> Statistics:
@@ -63,7 +74,8 @@ def statistics(reader: TokenReader, eod: int | None = None) -> Statistics:
     lengths: Counter[int] = Counter()
     for block in document_lengths(reader):
         values, counts = np.unique(block, return_counts=True)
-        lengths.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
+        for length, count in zip(values.tolist(), counts.tolist(), strict=True):
+            lengths[length] += count
     ids, outside = _count_ids(reader)
     return Statistics(
         documents=len(reader.documents) - 1,
@@ -80,21 +92,30 @@ def statistics(reader: TokenReader, eod: int | None = None) -> Statistics:
 def document_lengths(reader: TokenReader) -> Iterator[np.ndarray]:
     """Tokens of each document, int64, in blocks."""
     for start in range(0, len(reader.documents) - 1, BLOCK):
-        borders = reader.documents[start : start + BLOCK + 1]
-        sequences = reader.lengths[int(borders[0]) : int(borders[-1])]
-        ends = np.concatenate([[0], np.cumsum(sequences, dtype=np.int64)])
-        yield np.diff(ends[borders - borders[0]])
+        borders = reader.documents[start : start + BLOCK + 1]  # first sequence of each document, and the end
+        first = int(borders[0])
+        stop = int(borders[-1])
+        ends = np.cumsum(reader.lengths[first:stop], dtype=np.int64)
+        tokens_before = np.concatenate([[0], ends])  # [sequences + 1]
+        yield np.diff(tokens_before[borders - first])
 
 
 def _count_ids(reader: TokenReader) -> tuple[np.ndarray, int]:
-    total, outside = np.zeros(0, dtype=np.int64), 0
+    """How often each id occurs, int64 [largest id + 1], and how many ids are negative or above LARGEST_ID."""
+    may_be_outside = reader.dtype.itemsize > 2 or reader.dtype.kind == "i"
+    total = np.zeros(0, dtype=np.int64)
+    outside = 0
     for _, ids in reader.blocks():
-        inside = ids[(ids >= 0) & (ids < LARGEST_ID)] if ids.dtype.itemsize > 2 or ids.dtype.kind == "i" else ids
-        outside += len(ids) - len(inside)
+        inside = ids
+        if may_be_outside:
+            inside = ids[(ids >= 0) & (ids < LARGEST_ID)]
+            outside += len(ids) - len(inside)
         counts = np.bincount(inside)
         if len(counts) > len(total):
-            total = np.concatenate([total, np.zeros(len(counts) - len(total), dtype=np.int64)])
-        total[: len(counts)] += counts
+            counts[: len(total)] += total
+            total = counts
+        else:
+            total[: len(counts)] += counts
     return total, outside
 
 
@@ -104,24 +125,32 @@ def _documents_with_eod(reader: TokenReader, eod: int) -> int:
     size = reader.dtype.itemsize
     for at in range(0, len(reader.documents) - 1, BLOCK):
         borders = reader.documents[at : at + BLOCK + 1]
-        last_sequences = borders[1:][np.diff(borders) > 0] - 1
-        last_sequences = last_sequences[reader.lengths[last_sequences] > 0]
-        lasts = reader.pointers[last_sequences] + (reader.lengths[last_sequences].astype(np.int64) - 1) * size
+        has_sequences = np.diff(borders) > 0
+        sequences = borders[1:][has_sequences] - 1  # the last one of each document
+        sequences = sequences[reader.lengths[sequences] > 0]
+        lengths = reader.lengths[sequences].astype(np.int64)
+        last_tokens = reader.pointers[sequences] + (lengths - 1) * size  # byte offsets in .bin, rising
         for start, ids in reader.blocks(int(borders[0]), int(borders[-1])):
-            low, high = np.searchsorted(lasts, [start, start + ids.nbytes])
-            count += int(np.count_nonzero(ids[(lasts[low:high] - start) // size] == eod))
+            low, high = np.searchsorted(last_tokens, [start, start + ids.nbytes])
+            places = (last_tokens[low:high] - start) // size
+            count += int(np.count_nonzero(ids[places] == eod))
     return count
 
 
 def binned(lengths: Mapping[int, int], bins: int = 24) -> list[tuple[int, int, int]]:
     """(shortest, longest, documents) for bins of lengths that grow by a constant factor; empty documents separately."""
-    values = np.array([length for length in lengths if length > 0])
-    if not len(values):
-        return [(0, 0, lengths.get(0, 0))]
-    edges = np.unique(np.ceil(np.geomspace(values.min(), values.max() + 1, bins + 1)).astype(np.int64))
-    counts, _ = np.histogram(values, edges, weights=[lengths[int(value)] for value in values])
-    borders = zip(edges[:-1].tolist(), (edges[1:] - 1).tolist(), counts.tolist(), strict=True)
-    return ([(0, 0, lengths[0])] if lengths.get(0) else []) + [(low, high, int(count)) for low, high, count in borders]
+    values = [length for length in lengths if length > 0]
+    empty = lengths.get(0, 0)
+    if not values:
+        return [(0, 0, empty)]
+    growing = np.geomspace(min(values), max(values) + 1, bins + 1)
+    edges = np.unique(np.ceil(growing).astype(np.int64))  # short bins of a fraction of a token fall together
+    documents = [lengths[length] for length in values]
+    counts, _ = np.histogram(values, edges, weights=documents)
+    rows = [(0, 0, empty)] if empty else []
+    for (low, next_low), count in zip(pairwise(edges.tolist()), counts.tolist(), strict=True):
+        rows.append((low, next_low - 1, int(count)))
+    return rows
 
 
 def histograms(numbers: Statistics, title: str) -> "Figure":
