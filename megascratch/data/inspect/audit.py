@@ -6,8 +6,6 @@ The list is made from the dataset's own spans, the ones that its samples are rea
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import numpy as np
-
 from megascratch.config.batch_size import global_batch_size_at
 from megascratch.config.settings import Config
 from megascratch.data.samples.dataset import Dataset
@@ -68,4 +66,4 @@ def _document_of(source: object, sequence: int) -> int:
     reader = source.reader if isinstance(source, Masked) else source
     if not isinstance(reader, TokenReader):
         return sequence
-    return int(np.searchsorted(reader.documents, sequence, side="right")) - 1
+    return reader.document_of(sequence)

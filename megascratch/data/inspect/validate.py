@@ -49,7 +49,7 @@ def problems(prefix: str | Path, vocab_size: int | None = None, fingerprint: str
     if not valid:
         return
     yield from _gaps(prefix, index)
-    needed = _end(index)
+    needed = index.end
     if bin_bytes > needed:
         yield f"{bin_path(prefix)}: {bin_bytes - needed} bytes after the last sequence belong to none"
     elif bin_bytes < needed:
@@ -57,12 +57,14 @@ def problems(prefix: str | Path, vocab_size: int | None = None, fingerprint: str
         return
     reader = TokenReader(prefix, trusting=True)
     yield from not_as_recorded(reader)
+    manifest = None
+    damage = None
     try:
-        manifest, damage = stored_manifest(reader.files), ""
+        manifest = stored_manifest(reader.files)
     except UserError as error:
-        manifest, damage = None, str(error)
+        damage = str(error)
     yield from _wrong_ids(reader, vocab_size, manifest)
-    if damage:
+    if damage is not None:
         yield damage
     if manifest is not None:
         yield from _wrong_manifest(reader, fingerprint, manifest)
@@ -84,17 +86,19 @@ def not_as_recorded(reader: TokenReader) -> Iterator[str]:
         yield f"{bin_path(reader.prefix)} has {reader.bin_bytes} bytes, {digests.bin_bytes} were written"
         return
     for block in damaged_blocks(reader.view, digests):
-        first, stop = block * BLOCK_BYTES, min((block + 1) * BLOCK_BYTES, reader.bin_bytes)
-        one = int(np.searchsorted(reader.pointers, first, side="right")) - 1
-        other = int(np.searchsorted(reader.pointers, stop - 1, side="right")) - 1
+        start = block * BLOCK_BYTES
+        stop = min(start + BLOCK_BYTES, reader.bin_bytes)
+        first = max(reader.sequence_at(start), 0)
+        last = reader.sequence_at(stop - 1)
         yield (
-            f"{bin_path(reader.prefix)}: bytes {first:,} to {stop:,} (sequences {max(one, 0)} to {other}) differ from "
+            f"{bin_path(reader.prefix)}: bytes {start:,} to {stop:,} (sequences {first} to {last}) differ from "
             f"what was written"
         )
 
 
 def _changed_files(reader: TokenReader, digests: Digests) -> Iterator[str]:
-    idx, manifest = idx_path(reader.prefix), manifest_path(reader.prefix)
+    idx = idx_path(reader.prefix)
+    manifest = manifest_path(reader.prefix)
     if whole_file(idx) != digests.idx:
         yield f"{idx} differs from what was written: its checksum is different"
     if manifest.exists():
@@ -111,34 +115,36 @@ def _wrong_mask(reader: TokenReader) -> Iterator[str]:
     prefix = mask_prefix(reader.prefix)
     messages = list(problems(prefix, vocab_size=2))
     yield from messages
-    if not messages and not np.array_equal(TokenReader(prefix, trusting=True).lengths, reader.lengths):
+    if messages:
+        return
+    mask = TokenReader(prefix, trusting=True)
+    if not np.array_equal(mask.lengths, reader.lengths):
         yield f"{prefix} is not a loss mask of {reader.prefix}: its sequences have other lengths"
-
-
-def _end(index: Index) -> int:
-    return int(index.pointers[-1]) + int(index.lengths[-1]) * index.dtype.itemsize if len(index.lengths) else 0
 
 
 def _gaps(prefix: str | Path, index: Index) -> Iterator[str]:
     """Gaps between sequences. A corpus with gaps can be read, but Megatron writes pointers without any."""
     end = 0
     for start in range(0, len(index.lengths), BLOCK):
+        lengths = index.lengths[start : start + BLOCK].astype(np.int64)
         pointers = index.pointers[start : start + BLOCK]
-        ends = pointers + index.lengths[start : start + BLOCK].astype(np.int64) * index.dtype.itemsize
-        before = np.concatenate([[end], ends[:-1]])
-        for at in np.flatnonzero(pointers != before).tolist():
+        ends = pointers + lengths * index.dtype.itemsize
+        previous_ends = np.concatenate([[end], ends[:-1]])
+        for at in np.flatnonzero(pointers != previous_ends).tolist():
             yield (
                 f"{idx_path(prefix)}: sequence {start + at} begins at byte {pointers[at]}, "
-                f"the previous one ends at {before[at]}"
+                f"the previous one ends at {previous_ends[at]}"
             )
         end = int(ends[-1])
 
 
 def _wrong_ids(reader: TokenReader, vocab_size: int | None, manifest: Mapping[str, Any] | None) -> Iterator[str]:
     """One message for each id that is negative or outside the vocabulary."""
+    if vocab_size is None and manifest is not None:
+        tokenizer = manifest.get("tokenizer") or {}
+        vocab_size = tokenizer.get("vocab_size")
     if vocab_size is None:
-        recorded = ((manifest or {}).get("tokenizer") or {}).get("vocab_size")
-        vocab_size = int(np.iinfo(reader.dtype).max) + 1 if recorded is None else recorded
+        vocab_size = int(np.iinfo(reader.dtype).max) + 1
     for sequence, token in reader.outside(vocab_size):
         yield f"{reader.prefix}.bin: sequence {sequence} has id {token}, the vocabulary has 0 to {vocab_size - 1}"
 
@@ -149,11 +155,9 @@ def _wrong_manifest(reader: TokenReader, fingerprint: str | None, manifest: Mapp
     made_with = (manifest.get("tokenizer") or {}).get("fingerprint")
     if fingerprint and made_with and made_with != fingerprint:
         yield f"{path}: made with the tokenizer {made_with[:16]}, the given one is {fingerprint[:16]}"
-    yield from (
-        f"{path}: {name} is {manifest[name]}, the files have {value}"
-        for name, value in _facts(reader, manifest).items()
-        if name in manifest and manifest[name] != value
-    )
+    for name, value in _facts(reader, manifest).items():
+        if name in manifest and manifest[name] != value:
+            yield f"{path}: {name} is {manifest[name]}, the files have {value}"
 
 
 def _facts(reader: TokenReader, manifest: Mapping[str, Any]) -> dict[str, Any]:

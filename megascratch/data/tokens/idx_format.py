@@ -34,7 +34,10 @@ BLOCK = 1 << 20  # entries checked together, so that a check of 10^8 sequences n
 
 def dtype_code(dtype: np.dtype) -> int | None:
     """The header's code for a dtype of token ids; None: ids cannot be stored in this dtype."""
-    return next((code for code, name in TOKEN_DTYPES.items() if name == dtype.name), None)
+    for code, name in TOKEN_DTYPES.items():
+        if name == dtype.name:
+            return code
+    return None
 
 
 class Index(NamedTuple):
@@ -49,6 +52,13 @@ class Index(NamedTuple):
     documents: np.ndarray
     """int64 [D]: first sequence of each document, then S."""
 
+    @property
+    def end(self) -> int:
+        """Byte of .bin after the last sequence."""
+        if not len(self.lengths):
+            return 0
+        return int(self.pointers[-1]) + int(self.lengths[-1]) * self.dtype.itemsize
+
 
 def read_index(path: Path, raw: "mmap.mmap | bytes") -> Index:
     """The arrays of an .idx file, after its header and its size were checked.
@@ -56,18 +66,21 @@ def read_index(path: Path, raw: "mmap.mmap | bytes") -> Index:
     Raises: UserError naming the file, the rule and the numbers.
     """
     dtype, sequences, entries = _read_header(path, raw)
+    pointers_at = HEADER.size + 4 * sequences
+    documents_at = pointers_at + 8 * sequences
     return Index(
-        dtype,
-        np.frombuffer(raw, "<i4", sequences, HEADER.size),
-        np.frombuffer(raw, "<i8", sequences, HEADER.size + 4 * sequences),
-        np.frombuffer(raw, "<i8", entries, HEADER.size + 12 * sequences),
+        dtype=dtype,
+        lengths=np.frombuffer(raw, "<i4", sequences, HEADER.size),
+        pointers=np.frombuffer(raw, "<i8", sequences, pointers_at),
+        documents=np.frombuffer(raw, "<i8", entries, documents_at),
     )
 
 
 def _read_header(path: Path, raw: "mmap.mmap | bytes") -> tuple[np.dtype, int, int]:
     """The dtype of the ids, S and D."""
-    if raw[: len(MAGIC)] != MAGIC[: len(raw)]:
-        raise UserError(f"{path} is not a token index: it begins with {raw[: len(MAGIC)]!r}, expected {MAGIC!r}")
+    begin = raw[: len(MAGIC)]
+    if begin != MAGIC[: len(raw)]:
+        raise UserError(f"{path} is not a token index: it begins with {begin!r}, expected {MAGIC!r}")
     if len(raw) < HEADER.size:
         raise UserError(f"{path} is truncated: {len(raw)} bytes, the header alone has {HEADER.size}; preprocess again")
     _, version, code, sequences, entries = HEADER.unpack(raw[: HEADER.size])
@@ -92,7 +105,8 @@ def broken_laws(index: Index) -> Iterator[str]:
 
 
 def _broken_documents(documents: np.ndarray, sequences: int) -> Iterator[str]:
-    first, last = int(documents[0]), int(documents[-1])
+    first = int(documents[0])
+    last = int(documents[-1])
     if first != 0 or last != sequences:
         yield f"documents must run from sequence 0 to {sequences}, they run from {first} to {last}"
     for start in range(0, len(documents), BLOCK):
@@ -103,19 +117,20 @@ def _broken_documents(documents: np.ndarray, sequences: int) -> Iterator[str]:
 
 def _broken_sequences(index: Index) -> Iterator[str]:
     """Checks that sequences have no negative length, do not overlap and start at a multiple of the token size."""
+    size = index.dtype.itemsize
     end = 0
     for start in range(0, len(index.lengths), BLOCK):
         lengths = index.lengths[start : start + BLOCK].astype(np.int64)
         pointers = index.pointers[start : start + BLOCK]
-        ends = pointers + lengths * index.dtype.itemsize
-        before = np.concatenate([[end], ends[:-1]])
-        for bad, law in (
-            (lengths < 0, "has a negative length"),
-            (pointers < before, "begins before the previous one ends"),
-            (pointers % index.dtype.itemsize != 0, f"does not begin on a whole {index.dtype} token"),
-        ):
+        ends = pointers + lengths * size
+        previous_ends = np.concatenate([[end], ends[:-1]])
+        broken = {
+            "has a negative length": lengths < 0,
+            "begins before the previous one ends": pointers < previous_ends,
+            f"does not begin on a whole {index.dtype} token": pointers % size != 0,
+        }
+        for law, bad in broken.items():
             for at in np.flatnonzero(bad).tolist():
-                yield (
-                    f"sequence {start + at} {law} (length {lengths[at]}, byte {pointers[at]}, expected >= {before[at]})"
-                )
+                numbers = f"length {lengths[at]}, byte {pointers[at]}, expected >= {previous_ends[at]}"
+                yield f"sequence {start + at} {law} ({numbers})"
         end = int(ends[-1])

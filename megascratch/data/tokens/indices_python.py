@@ -1,6 +1,7 @@
 """Python version of the C++ index functions, with identical results: for tests, and where no compiler is available."""
 
 import mmap
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,10 +47,9 @@ def sound_index(raw: "mmap.mmap | bytes", bin_bytes: int) -> bool:
         index = read_index(Path(), raw)
     except UserError:
         return False
-    if any(True for _ in broken_laws(index)):
+    for _ in broken_laws(index):
         return False
-    last = int(index.pointers[-1]) + int(index.lengths[-1]) * index.dtype.itemsize if len(index.lengths) else 0
-    return last <= bin_bytes
+    return index.end <= bin_bytes
 
 
 def permutation(count: int, key: int) -> np.ndarray:
@@ -97,7 +97,9 @@ def _generator(state: np.ndarray) -> Any:
 
 
 def _save(bits: Any, state: np.ndarray) -> None:
-    state[:-1], state[-1] = bits.state["state"]["key"], bits.state["state"]["pos"]
+    saved = bits.state["state"]
+    state[:-1] = saved["key"]
+    state[-1] = saved["pos"]
 
 
 def sample_index(
@@ -119,7 +121,8 @@ def sample_index(
         return np.zeros((1, 2), dtype=np.int64)
     tokens = start + np.minimum(np.arange(count + 1, dtype=np.int64) * seq_length, steps)
     places = np.searchsorted(ends, tokens, side="right")
-    return np.stack([places, tokens - (ends - sizes)[places]], axis=1)
+    begins = ends - sizes
+    return np.stack([places, tokens - begins[places]], axis=1)
 
 
 def sample_rows(
@@ -134,8 +137,9 @@ def sample_rows(
     places = np.searchsorted(ends, tokens, side="right")
     if rows and (not len(ends) or places[-1] == len(ends)):
         raise IndexError("the sequences end too early")
-    offsets = tokens - np.concatenate([[0], ends])[places]
-    return np.stack([place + places, offsets], axis=1).astype(np.int64 if wide else np.int32)
+    begins = np.concatenate([[0], ends])
+    result = np.stack([place + places, tokens - begins[places]], axis=1)
+    return result.astype(np.int64 if wide else np.int32)
 
 
 def pieces_between(
@@ -155,20 +159,23 @@ def read_pieces(file: TokenFile, pieces: np.ndarray) -> np.ndarray | None:
 
     Raises: IndexError outside a sequence or the file, OverflowError for an id that is negative or not below the limit.
     """
+    dtype = np.dtype(TOKEN_DTYPES[file.code]).newbyteorder("<")
     ids = [np.empty(0, dtype=np.int64)]
-    new = False
+    all_verified = True
     for sequence, offset, count in pieces.tolist():
         if not (0 <= sequence < len(file.lengths) and 0 <= offset <= offset + count <= file.lengths[sequence]):
             raise IndexError(f"tokens {offset} to {offset} + {count} of sequence {sequence}")
-        dtype = np.dtype(TOKEN_DTYPES[file.code])
         start = int(file.pointers[sequence]) + offset * dtype.itemsize
-        if start < 0 or start + count * dtype.itemsize > len(file.bytes):
-            raise IndexError(f"sequence {sequence} lies outside the token file")
-        ids.append(np.frombuffer(file.bytes, dtype.newbyteorder("<"), count, start))
         stop = start + count * dtype.itemsize
+        if start < 0 or stop > len(file.bytes):
+            raise IndexError(f"sequence {sequence} lies outside the token file")
+        ids.append(np.frombuffer(file.bytes, dtype, count, start))
         if count and len(file.checked):
-            new = new or not file.checked[start // BLOCK_BYTES : -(-stop // BLOCK_BYTES)].all()
-    if new:
+            first_block = start // BLOCK_BYTES
+            last_block = (stop - 1) // BLOCK_BYTES
+            if not file.checked[first_block : last_block + 1].all():
+                all_verified = False
+    if not all_verified:
         return None
     tokens = np.concatenate(ids)
     if file.limit != NO_LIMIT and len(tokens) and not 0 <= tokens.min() <= tokens.max() < file.limit:
@@ -182,15 +189,19 @@ def blend(weights: np.ndarray, taken: np.ndarray, limits: np.ndarray, count: int
     The dataset furthest below its share is chosen, of equal ones the first; `taken` [d] samples were given before;
     no dataset gives more than its limit.
     """
-    taken, given = taken.copy(), int(taken.sum())
-    datasets, samples = np.empty(count, dtype=np.int32), np.empty(count, dtype=np.int64)
+    given = int(taken.sum())
+    taken = taken.copy()
+    datasets = np.empty(count, dtype=np.int32)
+    samples = np.empty(count, dtype=np.int64)
     for at in range(count):
-        deficit = np.where(taken < limits, weights * float(max(given + at, 1)) - taken, -np.inf)
-        datasets[at] = deficit.argmax()
-        if deficit[datasets[at]] == -np.inf:
+        deficit = weights * float(max(given + at, 1)) - taken
+        deficit[taken >= limits] = -np.inf
+        dataset = int(deficit.argmax())
+        if deficit[dataset] == -np.inf:
             raise ValueError(f"all datasets are used up after {given + at} samples")
-        samples[at] = taken[datasets[at]]
-        taken[datasets[at]] += 1
+        datasets[at] = dataset
+        samples[at] = taken[dataset]
+        taken[dataset] += 1
     return datasets, samples
 
 
@@ -201,25 +212,30 @@ def best_fit(lengths: np.ndarray, first: int, stop: int, seq_length: int) -> tup
     First come the full samples of long sequences, in order, which share their border tokens; then the remainders, the
     longest first, each in the fullest sample that has room (of equal ones the last used), else in a new one.
     """
-    samples: list[list[tuple[int, int]]] = []
-    rests = []
+    samples: list[list[tuple[int, int]]] = []  # the pieces of each
+    remainders = []  # (tokens, sequence, offset)
     for sequence in range(first, stop):
         length = int(lengths[sequence])
         full = max(length - 1, 0) // seq_length
-        samples += [[(sequence, part * seq_length)] for part in range(full)]
-        count = length - full * seq_length
-        if count > (1 if full else 0):
-            rests.append((count, sequence, full * seq_length))
-    rooms: dict[int, list[int]] = {}
-    for count, sequence, offset in sorted(rests, key=lambda rest: -rest[0]):
-        room = min((room for room, stack in rooms.items() if stack and room >= count), default=None)
-        if room is None:
-            room, sample = seq_length + 1, len(samples)
-            samples.append([])
+        for part in range(full):
+            samples.append([(sequence, part * seq_length)])
+        rest = length - full * seq_length
+        border = 1 if full else 0  # this token is already the last one of a full sample
+        if rest > border:
+            remainders.append((rest, sequence, full * seq_length))
+    remainders.sort(key=lambda remainder: -remainder[0])  # stable: of equal ones the first sequence
+    with_room: dict[int, list[int]] = {}  # tokens that still fit -> the samples, the last used at the end
+    for count, sequence, offset in remainders:
+        fitting = [room for room, stack in with_room.items() if stack and room >= count]
+        if fitting:
+            room = min(fitting)
+            sample = with_room[room].pop()
         else:
-            sample = rooms[room].pop()
+            room = seq_length + 1
+            sample = len(samples)
+            samples.append([])
         samples[sample].append((sequence, offset))
-        rooms.setdefault(room - count, []).append(sample)
-    pieces = [piece for sample in samples for piece in sample]
+        with_room.setdefault(room - count, []).append(sample)
+    pieces = list(chain.from_iterable(samples))
     ends = np.cumsum([len(sample) for sample in samples], dtype=np.int64)
     return np.array(pieces, dtype=np.int64).reshape(-1, 2), ends

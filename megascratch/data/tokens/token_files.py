@@ -69,14 +69,18 @@ class TokenWriter:
     """
 
     def __init__(self, prefix: str | Path, dtype: Any):
-        self.prefix, self.dtype = str(prefix), np.dtype(dtype)
+        self.prefix = str(prefix)
+        self.dtype = np.dtype(dtype)
         self._code = dtype_code(self.dtype)
         if self._code is None:
             raise UserError(
                 f"{prefix}: tokens cannot be stored as {self.dtype}; use {', '.join(TOKEN_DTYPES.values())}"
             )
-        self.tokens, self.min_token, self.max_token = 0, 0, -1
-        self._lengths, self._documents = array("i"), array("q", [0])
+        self.tokens = 0
+        self.min_token = 0
+        self.max_token = -1
+        self._lengths = array("i")
+        self._documents = array("q", [0])
         self._digests = BlockDigests()
         self._bin_partial, self._idx_partial = (
             path.with_name(f"{path.name}.{os.getpid()}.partial") for path in (bin_path(prefix), idx_path(prefix))
@@ -99,7 +103,8 @@ class TokenWriter:
         Raises: ValueError where an id does not fit the dtype or the lengths do not add up.
         """
         ids = np.asarray(tokens)
-        lengths = ([len(ids)] if len(ids) else []) if lengths is None else lengths
+        if lengths is None:
+            lengths = [len(ids)] if len(ids) else []
         if sum(lengths) != len(ids) or any(length < 0 for length in lengths):
             raise ValueError(f"lengths {list(lengths)} do not cut a document of {len(ids)} tokens")
         if len(ids):
@@ -108,7 +113,9 @@ class TokenWriter:
         self._documents.append(len(self._lengths))
 
     def _append(self, ids: np.ndarray) -> None:
-        low, high, info = int(ids.min()), int(ids.max()), np.iinfo(self.dtype)
+        low = int(ids.min())
+        high = int(ids.max())
+        info = np.iinfo(self.dtype)
         if low < info.min or high > info.max:
             raise ValueError(f"ids from {low} to {high} do not fit {self.dtype} ({info.min} to {info.max})")
         raw = ids.astype(self.dtype.newbyteorder("<"), copy=False).tobytes()
@@ -132,8 +139,9 @@ class TokenWriter:
         pointers = np.zeros(len(lengths), dtype="<i8")
         np.cumsum(lengths[:-1], out=pointers[1:], dtype=np.int64)
         pointers *= self.dtype.itemsize
-        idx.write(HEADER.pack(MAGIC, VERSION, self._code, len(lengths), len(self._documents)))
-        for part in (lengths, pointers, np.asarray(self._documents, dtype="<i8")):
+        documents = np.asarray(self._documents, dtype="<i8")
+        idx.write(HEADER.pack(MAGIC, VERSION, self._code, len(lengths), len(documents)))
+        for part in (lengths, pointers, documents):
             idx.write(part.tobytes())
 
     def abort(self) -> None:
@@ -202,12 +210,13 @@ class TokenReader:
 
     def __init__(self, prefix: str | Path, *, trusting: bool = False):
         self.prefix = self.files = str(prefix)
-        self._idx, self._bin = idx_path(prefix), bin_path(prefix)
-        raw = open_map(self._idx, "index")
-        index = read_index(self._idx, raw)
+        self._idx = idx_path(prefix)
+        self._bin = bin_path(prefix)
+        self._raw_index = open_map(self._idx, "index")
+        index = read_index(self._idx, self._raw_index)
         self.dtype, self.lengths, self.pointers, self.documents = index
-        self._raw_index, self._raw_tokens = raw, open_map(self._bin, "token file")
-        if not sound_index(raw, self.bin_bytes):
+        self._raw_tokens = open_map(self._bin, "token file")
+        if not sound_index(self._raw_index, self.bin_bytes):
             raise self._refusal(index)
         self.digests = None if trusting else read_digests(self.files)
         self._verify_recorded()
@@ -256,10 +265,9 @@ class TokenReader:
             return UserError(
                 f"{self._idx}: {law}; the file is damaged or not a token index, preprocess the corpus again"
             )
-        needed = int(self.pointers[-1]) + int(self.lengths[-1]) * self.dtype.itemsize
         return UserError(
             f"{self._bin} is shorter than its index says: {self.bin_bytes} bytes, "
-            f"{self._idx.name} needs {needed}; copy the file again or preprocess the corpus again"
+            f"{self._idx.name} needs {index.end}; copy the file again or preprocess the corpus again"
         )
 
     def __len__(self) -> int:
@@ -292,7 +300,8 @@ class TokenReader:
         if not 0 <= sequence < len(self):
             raise IndexError(f"{self.prefix}: sequence {sequence} of {len(self)}")
         tokens = int(self.lengths[sequence])
-        length = tokens - offset if length is None else length
+        if length is None:
+            length = tokens - offset
         if offset < 0 or length < 0 or offset + length > tokens:
             raise IndexError(
                 f"{self.prefix}: tokens {offset} to {offset + length} of sequence {sequence} ({tokens} tokens)"
@@ -331,7 +340,8 @@ class TokenReader:
             if checked[block]:
                 continue
             if not block_is_intact(self.view, self.digests, block):
-                first, end = block * BLOCK_BYTES, min((block + 1) * BLOCK_BYTES, self.bin_bytes)
+                first = block * BLOCK_BYTES
+                end = min(first + BLOCK_BYTES, self.bin_bytes)
                 raise self._damage(self._bin, f"bytes {first:,} to {end:,} are damaged")
             checked[block] = 1
 
@@ -349,12 +359,13 @@ class TokenReader:
         for sequence, offset, count in pieces.tolist():
             ids = self.get(sequence, offset, count)
             for at in np.flatnonzero((ids < 0) | (ids >= self.file.limit)).tolist():
-                return self.outside_vocabulary(sequence, offset + at, int(ids[at]), int(ids[at]) + 1)
+                token = int(ids[at])
+                return self.outside_vocabulary(sequence, offset + at, token, token + 1)
         raise AssertionError("an id was outside the vocabulary when it was read, and is not any more")
 
     def outside_vocabulary(self, sequence: int, place: int, token: int, needed: int) -> UserError:
         """The error for token number `place` of a sequence; a vocabulary of `needed` ids would contain it."""
-        document = int(np.searchsorted(self.documents, sequence, side="right")) - 1
+        document = self.document_of(sequence)
         limit = self.file.limit
         return UserError(
             f"{self.prefix}.bin: document {document}, sequence {sequence}, token {place} has id {token}, the "
@@ -369,10 +380,12 @@ class TokenReader:
         """
         stop = len(self) if stop is None else stop
         for start in range(first, stop, BLOCK):
-            pointers = self.pointers[start : min(start + BLOCK, stop)]
-            ends = pointers + self.lengths[start : start + len(pointers)].astype(np.int64) * self.dtype.itemsize
-            gaps = np.flatnonzero(pointers[1:] != ends[:-1]) + 1
-            for one, other in pairwise([0, *gaps.tolist(), len(pointers)]):
+            end = min(start + BLOCK, stop)
+            lengths = self.lengths[start:end].astype(np.int64)
+            pointers = self.pointers[start:end]
+            ends = pointers + lengths * self.dtype.itemsize
+            after_gaps = np.flatnonzero(pointers[1:] != ends[:-1]) + 1
+            for one, other in pairwise([0, *after_gaps.tolist(), len(pointers)]):
                 yield from self._stretch(int(pointers[one]), int(ends[other - 1]))
 
     def _stretch(self, start: int, stop: int) -> Iterator[tuple[int, np.ndarray]]:
@@ -385,22 +398,34 @@ class TokenReader:
 
     def token_range(self) -> tuple[int, int]:
         """Smallest and largest id, by reading all of them ((0, -1) for an empty corpus)."""
-        low, high = 0, -1
+        low = 0
+        high = -1
         for _, ids in self.blocks():
-            low, high = min(low, int(ids.min())), max(high, int(ids.max()))
+            low = min(low, int(ids.min()))
+            high = max(high, int(ids.max()))
         return low, high
 
     def outside(self, vocab_size: int) -> Iterator[tuple[int, int]]:
         """(sequence, id) of every id that is negative or not below `vocab_size`."""
-        return ((sequence, token) for sequence, _, token in self.places_outside(vocab_size))
+        for sequence, _, token in self.places_outside(vocab_size):
+            yield sequence, token
 
     def places_outside(self, vocab_size: int) -> Iterator[tuple[int, int, int]]:
         """(sequence, place in it, id) of every id that is negative or not below `vocab_size`."""
         for start, ids in self.blocks():
             for at in np.flatnonzero((ids < 0) | (ids >= vocab_size)).tolist():
                 byte = start + at * self.dtype.itemsize
-                sequence = int(np.searchsorted(self.pointers, byte, side="right")) - 1
-                yield sequence, (byte - int(self.pointers[sequence])) // self.dtype.itemsize, int(ids[at])
+                sequence = self.sequence_at(byte)
+                place = (byte - int(self.pointers[sequence])) // self.dtype.itemsize
+                yield sequence, place, int(ids[at])
+
+    def sequence_at(self, byte: int) -> int:
+        """The last sequence that begins at or before a byte of .bin; -1 before the first one."""
+        return int(np.searchsorted(self.pointers, byte, side="right")) - 1
+
+    def document_of(self, sequence: int) -> int:
+        """The document of a sequence."""
+        return int(np.searchsorted(self.documents, sequence, side="right")) - 1
 
 
 def open_map(path: Path, what: str) -> "mmap.mmap | bytes":
