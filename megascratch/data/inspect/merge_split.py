@@ -64,25 +64,33 @@ def merge(readers: Sequence[TokenReader], prefix: str | Path) -> MergeSummary:
             f"only corpora of the same dtype can be merged: {its} has {one}, {theirs} has {other}; "
             f"preprocess one of them again with the other's tokenizer"
         )
-    return _write_with_mask(prefix, [DocumentRange(reader, 0, len(reader.documents) - 1) for reader in readers])
+    pieces = [DocumentRange(reader, 0, len(reader.documents) - 1) for reader in readers]
+    return _write_with_mask(prefix, pieces)
 
 
 def split(reader: TokenReader, prefixes: Sequence[str | Path], counts: Sequence[int]) -> list[MergeSummary]:
     """Writes the first `counts[0]` documents to the first prefix, the next `counts[1]` to the second, and so on."""
-    borders = np.cumsum([0, *counts]).tolist()
-    return [
-        _write_with_mask(prefix, [DocumentRange(reader, first, stop)])
-        for prefix, first, stop in zip(prefixes, borders[:-1], borders[1:], strict=True)
-    ]
+    written = []
+    first = 0
+    for prefix, count in zip(prefixes, counts, strict=True):
+        stop = first + count
+        written.append(_write_with_mask(prefix, [DocumentRange(reader, first, stop)]))
+        first = stop
+    return written
 
 
 def _write_with_mask(prefix: str | Path, pieces: Sequence[DocumentRange]) -> MergeSummary:
     """Writes the loss masks first, if the corpora have them, so that no corpus appears without its mask."""
-    plain = [piece.reader.prefix for piece in pieces if not has_mask(piece.reader.prefix)]
-    if 0 < len(plain) < len(pieces):
-        raise UserError(f"{plain[0]} has no loss mask, others have one: merge only corpora with masks, or only without")
-    if not plain:
-        masks = [DocumentRange(TokenReader(mask_prefix(reader.prefix)), first, stop) for reader, first, stop in pieces]
+    without_mask = [piece.reader.prefix for piece in pieces if not has_mask(piece.reader.prefix)]
+    if 0 < len(without_mask) < len(pieces):
+        raise UserError(
+            f"{without_mask[0]} has no loss mask, others have one: merge only corpora with masks, or only without"
+        )
+    if not without_mask:
+        masks = []
+        for reader, first, stop in pieces:
+            mask = TokenReader(mask_prefix(reader.prefix))
+            masks.append(DocumentRange(mask, first, stop))
         write_pieces(mask_prefix(prefix), masks)
     return write_pieces(prefix, pieces)
 
@@ -98,26 +106,25 @@ def counts_of_fractions(fractions: Sequence[float], documents: int) -> list[int]
     integers = all(float(fraction).is_integer() for fraction in fractions)
     if not integers and abs(sum(fractions) - 1) > ROUNDING:
         rest = 1 - sum(fractions)
+        scaled = [round(fraction / sum(fractions), 6) for fraction in fractions[:-1]]
+        scaled.append(round(1 - sum(scaled), 6))
         another = f" or, with another part for the rest, {_words([*fractions, rest])}" if rest > 0 else ""
         raise UserError(
             f"--fractions {_words(fractions)} add up to {sum(fractions):g}, they must add up to 1: use "
-            f"{_words(_normed(fractions))}{another}"
+            f"{_words(scaled)}{another}"
         )
-    shares = np.cumsum(fractions) / sum(fractions)
-    borders = [0, *(round(float(share) * documents) for share in shares)]
-    counts = np.diff(borders).tolist()
+    counts = []
+    before = 0
+    for share in np.cumsum(fractions) / sum(fractions):
+        border = round(float(share) * documents)
+        counts.append(border - before)
+        before = border
     if 0 in counts:
         raise UserError(
             f"--fractions {_words(fractions)}: part {counts.index(0)} gets none of {documents} documents; "
             f"use fewer parts or a larger fraction"
         )
     return counts
-
-
-def _normed(fractions: Sequence[float]) -> list[float]:
-    """The fractions scaled to the sum 1 and rounded to six decimals."""
-    parts = [round(fraction / sum(fractions), 6) for fraction in fractions[:-1]]
-    return [*parts, round(1 - sum(parts), 6)]
 
 
 def check_counts(counts: Sequence[int], documents: int) -> list[int]:
@@ -144,44 +151,45 @@ def write_pieces(prefix: str | Path, pieces: Sequence[DocumentRange]) -> MergeSu
         written = _write_index(str(prefix), pieces, idx_file)
         bin_bytes = bin_file.tell()
     manifest: dict[str, Any] = {"tokenizer": tokenizer} if tokenizer else {}
-    write_manifest(
-        prefix,
-        manifest
-        | {
-            "documents": written.documents,
-            "sequences": written.sequences,
-            "tokens": written.tokens,
-            "min_token": low,
-            "max_token": high,
-            "bin_bytes": bin_bytes,
-            "bin_sha256": digest,
-            "idx_sha256": TokenReader(prefix).identity["idx_sha256"],
-            "pieces": [{"prefix": piece.reader.prefix, "documents": [piece.first, piece.stop]} for piece in pieces],
-        },
-    )
+    manifest |= {
+        "documents": written.documents,
+        "sequences": written.sequences,
+        "tokens": written.tokens,
+        "min_token": low,
+        "max_token": high,
+        "bin_bytes": bin_bytes,
+        "bin_sha256": digest,
+        "idx_sha256": TokenReader(prefix).identity["idx_sha256"],
+        "pieces": [{"prefix": piece.reader.prefix, "documents": [piece.first, piece.stop]} for piece in pieces],
+    }
+    write_manifest(prefix, manifest)
     return written
 
 
 def _check_output(prefix: str | Path, pieces: Sequence[DocumentRange]) -> None:
+    output = os.path.realpath(bin_path(prefix))
     for piece in pieces:
-        if os.path.realpath(bin_path(prefix)) == os.path.realpath(bin_path(piece.reader.prefix)):
+        if os.path.realpath(bin_path(piece.reader.prefix)) == output:
             raise UserError(f"{prefix} is also an input; choose another output prefix")
 
 
 def _tokenizer_of(readers: Sequence[TokenReader]) -> dict[str, Any] | None:
     """The tokenizer in the manifests, None if one of them names none. Raises: UserError where two of them differ."""
-    known: dict[str, dict[str, Any] | None] = {}
+    known: dict[str, dict[str, Any]] = {}  # prefix -> tokenizer
     for reader in readers:
-        tokenizer = (read_manifest(reader) or {}).get("tokenizer")
-        known[reader.prefix] = tokenizer if tokenizer and "fingerprint" in tokenizer else None
-    by_print = {tokenizer["fingerprint"]: prefix for prefix, tokenizer in known.items() if tokenizer}
-    if len(by_print) > 1:
-        (one, its), (other, theirs) = list(by_print.items())[:2]
+        manifest = read_manifest(reader) or {}
+        tokenizer = manifest.get("tokenizer") or {}
+        if "fingerprint" in tokenizer:
+            known[reader.prefix] = tokenizer
+    by_fingerprint = {tokenizer["fingerprint"]: prefix for prefix, tokenizer in known.items()}
+    if len(by_fingerprint) > 1:
+        (one, its), (other, theirs) = list(by_fingerprint.items())[:2]
         raise UserError(
             f"only corpora of the same tokenizer can be merged: {its} was made with {one[:16]}, "
             f"{theirs} with {other[:16]}; preprocess one of them again"
         )
-    return None if None in known.values() else next(iter(known.values()))
+    all_are_known = all(reader.prefix in known for reader in readers)
+    return known[readers[0].prefix] if all_are_known else None
 
 
 @contextmanager
@@ -207,10 +215,13 @@ def _new_files(prefix: str | Path, digests: BlockDigests) -> Iterator[tuple[IO[b
 
 def _copy_ids(pieces: Sequence[DocumentRange], file: IO[bytes], digests: BlockDigests) -> tuple[int, int, str]:
     """Copies the ids; returns (smallest id, largest id, sha256 of everything written)."""
-    low, high, digest = 0, -1, hashlib.sha256()
+    low = 0
+    high = -1
+    digest = hashlib.sha256()
     for piece in pieces:
         for _, ids in piece.reader.blocks(*piece.sequences):
-            low, high = min(low, int(ids.min())), max(high, int(ids.max()))
+            low = min(low, int(ids.min()))
+            high = max(high, int(ids.max()))
             digest.update(ids.data)
             digests.update(ids.data)
             file.write(ids.data)
@@ -220,15 +231,20 @@ def _copy_ids(pieces: Sequence[DocumentRange], file: IO[bytes], digests: BlockDi
 def _write_index(prefix: str, pieces: Sequence[DocumentRange], file: IO[bytes]) -> MergeSummary:
     """Writes the index: lengths, then pointers, then documents, each in blocks over all pieces."""
     dtype = pieces[0].reader.dtype
-    sequences = sum(stop - first for first, stop in (piece.sequences for piece in pieces))
-    documents = sum(piece.stop - piece.first for piece in pieces)
+    sequences = 0
+    documents = 0
+    for piece in pieces:
+        first, stop = piece.sequences
+        sequences += stop - first
+        documents += piece.stop - piece.first
     file.write(HEADER.pack(MAGIC, VERSION, dtype_code(dtype), sequences, documents + 1))
     for lengths in _lengths(pieces):
         file.write(lengths.tobytes())
     tokens = 0
     for lengths in _lengths(pieces):
         ends = tokens + np.cumsum(lengths, dtype=np.int64)
-        file.write(((ends - lengths) * dtype.itemsize).astype("<i8").tobytes())
+        pointers = (ends - lengths) * dtype.itemsize
+        file.write(pointers.astype("<i8").tobytes())
         tokens = int(ends[-1])
     file.write(np.zeros(1, "<i8").tobytes())
     before = 0
