@@ -89,10 +89,10 @@ class SingleSourceDataset(ABC):
 
     def spans(self, number: int) -> list[TokenSpan]:
         """Where the tokens of sample `number` come from, in order."""
-        return [
-            TokenSpan(self.source, sequence, start, start + count)
-            for sequence, start, count in self.pieces(number).tolist()
-        ]
+        spans = []
+        for sequence, start, count in self.pieces(number).tolist():
+            spans.append(TokenSpan(self.source, sequence, start, start + count))
+        return spans
 
 
 class EpochIndex(NamedTuple):
@@ -126,18 +126,23 @@ class Corpus(SingleSourceDataset):
         finite: bool,
         cache: Path | None,
     ):
-        self.source, self.first, self.stop = source, first, stop
-        self.seq_length, self.seed, self.finite, self.cache = seq_length, seed, finite, cache
+        self.source = source
+        self.first = first
+        self.stop = stop
+        self.seq_length = seq_length
+        self.seed = seed
+        self.finite = finite
+        self.cache = cache
         tokens = int(source.lengths[first:stop].sum(dtype=np.int64))
-        steps = max(tokens - 1, 0)
+        steps = max(tokens - 1, 0)  # tokens with a next one
         self._count = -(-steps // seq_length) if finite else steps // seq_length
         self._epochs: OrderedDict[int, EpochIndex] = OrderedDict()
         if self._count == 0:
             needed = 2 if finite else seq_length + 1
+            shorter = f" or --seq-length {steps}" if steps and not finite else ""
             raise UserError(
                 f"{source.prefix}: sequences {first} to {stop} hold {tokens} tokens, one sample of --seq-length "
-                f"{seq_length} needs {needed}; use more text"
-                + (f" or --seq-length {steps}" if steps and not finite else "")
+                f"{seq_length} needs {needed}; use more text{shorter}"
             )
 
     def __len__(self) -> int:
@@ -151,13 +156,16 @@ class Corpus(SingleSourceDataset):
             return NO_PIECES
         index = self._epoch(epoch)
         cut = int(index.samples[place])
-        rows = index.cuts[cut : cut + 2].ravel().tolist()
-        return pieces_between(self.source.lengths, index.sequences, *rows)
+        (place, offset), (last_place, last_offset) = index.cuts[cut : cut + 2].tolist()
+        return pieces_between(self.source.lengths, index.sequences, place, offset, last_place, last_offset)
 
     def _epoch(self, epoch: int) -> EpochIndex:
         if epoch not in self._epochs:
-            arrays = load_or_build(self.cache, self._key(epoch), lambda: self._build(epoch)) if self.cache else None
-            self._epochs[epoch] = EpochIndex(**(arrays or self._build(epoch)))
+            if self.cache:
+                arrays = load_or_build(self.cache, self._key(epoch), lambda: self._build(epoch))
+            else:
+                arrays = self._build(epoch)
+            self._epochs[epoch] = EpochIndex(**arrays)
             if len(self._epochs) > EPOCHS_KEPT:
                 self._epochs.popitem(last=False)
         return self._epochs[epoch]
@@ -167,9 +175,13 @@ class Corpus(SingleSourceDataset):
 
     def _key(self, epoch: int) -> dict[str, Any]:
         """Everything that determines the index of an epoch."""
-        order = "in order" if self.finite else {"seed": self.seed, "epoch": epoch}
-        split = [self.first, self.stop]
-        return {"format": FORMAT, **self.source.identity, "split": split, "seq_length": self.seq_length, "order": order}
+        return {
+            "format": FORMAT,
+            **self.source.identity,
+            "split": [self.first, self.stop],
+            "seq_length": self.seq_length,
+            "order": "in order" if self.finite else {"seed": self.seed, "epoch": epoch},
+        }
 
     def _build(self, epoch: int) -> Arrays:
         if self.finite:

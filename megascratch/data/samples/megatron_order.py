@@ -46,10 +46,14 @@ class Epochs(NamedTuple):
 
 def epochs(tokens: int, wanted: int | None, seq_length: int) -> Epochs:
     """The fewest epochs of `tokens` > 0 tokens that hold `wanted` samples; None: one epoch."""
-    count = max(-(-((wanted or 0) * seq_length + 1) // tokens), 1)
-    before, per_epoch = ((count - 1) * tokens - 1) // seq_length, (tokens - 1) // seq_length
-    separate = count > 1 and (wanted or 0) - before < int(SEPARATE_BELOW * per_epoch)
-    return Epochs(count, (count * tokens - 1) // seq_length, before if separate else None)
+    wanted = wanted or 0
+    needed_tokens = wanted * seq_length + 1
+    repeats = max(-(-needed_tokens // tokens), 1)  # rounded up
+    samples = (repeats * tokens - 1) // seq_length
+    before_last = ((repeats - 1) * tokens - 1) // seq_length
+    per_epoch = (tokens - 1) // seq_length
+    separate = repeats > 1 and wanted - before_last < int(SEPARATE_BELOW * per_epoch)
+    return Epochs(repeats, samples, before_last if separate else None)
 
 
 def validation_start(step: int, eval_interval: int, samples: int, size: int) -> int:
@@ -81,7 +85,11 @@ class MegatronCorpus(SingleSourceDataset):
         wanted: int | None,
         cache: Path | None,
     ):
-        self.source, self.first, self.stop, self.seq_length, self.seed = source, first, stop, seq_length, seed
+        self.source = source
+        self.first = first
+        self.stop = stop
+        self.seq_length = seq_length
+        self.seed = seed
         self.cache = cache
         tokens = int(source.lengths[first:stop].sum(dtype=np.int64))
         self.epochs = epochs(max(tokens, 1), wanted, seq_length)
@@ -91,7 +99,8 @@ class MegatronCorpus(SingleSourceDataset):
                 f"{seq_length} needs {seq_length + 1}; use more text or a shorter --seq-length"
             )
         arrays = in_memory(self._build()) if cache is None else load_or_build(cache, self._key(), self._build)
-        self.documents, self.cuts = arrays["document_index"], arrays["sample_index"]
+        self.documents = arrays["document_index"]
+        self.cuts = arrays["sample_index"]
         self.order = arrays["shuffle_index"]
 
     def __len__(self) -> int:
@@ -103,37 +112,43 @@ class MegatronCorpus(SingleSourceDataset):
         if number >= len(self):
             return NO_PIECES
         cut = int(self.order[number])
-        return pieces_between(self.source.lengths, self.documents, *self.cuts[cut : cut + 2].ravel().tolist())
+        (place, offset), (last_place, last_offset) = self.cuts[cut : cut + 2].tolist()
+        return pieces_between(self.source.lengths, self.documents, place, offset, last_place, last_offset)
 
     def index_keys(self) -> list[dict[str, Any]]:
         return [self._key()]
 
     def _key(self) -> dict[str, Any]:
         """Everything that determines the index."""
-        order = {"megatron": FORMAT, "seed": self.seed, "epochs": list(self.epochs)}
-        return {**self.source.identity, "split": [self.first, self.stop], "seq_length": self.seq_length, **order}
+        return {
+            **self.source.identity,
+            "split": [self.first, self.stop],
+            "seq_length": self.seq_length,
+            "megatron": FORMAT,
+            "seed": self.seed,
+            "epochs": list(self.epochs),
+        }
 
     def _build(self) -> dict[str, np.ndarray | BlockwiseArray]:
         random = np.random.RandomState(self.seed).get_state(legacy=False)["state"]
         state = np.append(random["key"], random["pos"]).astype(np.uint32)
         documents = self._document_index(state)
         samples = self.epochs.samples
-        narrow = max(len(documents), int(self.source.lengths.max())) <= NARROW
-        rows = np.dtype(np.int32 if narrow else np.int64)
-        numbers = np.dtype(np.uint32 if samples < np.iinfo(np.uint32).max - 1 else np.int64)
-        return {
-            "document_index": documents,
-            "sample_index": BlockwiseArray(rows, (samples + 1, 2), self._sample_index(documents, rows)),
-            "shuffle_index": BlockwiseArray(numbers, (samples,), self._shuffle_index(numbers, state)),
-        }
+        largest_entry = max(len(documents), int(self.source.lengths.max()))
+        cut_dtype = np.dtype(np.int32 if largest_entry <= NARROW else np.int64)
+        cuts = BlockwiseArray(cut_dtype, (samples + 1, 2), self._sample_index(documents, cut_dtype))
+        order_dtype = np.dtype(np.uint32 if samples < np.iinfo(np.uint32).max - 1 else np.int64)
+        order = BlockwiseArray(order_dtype, (samples,), self._shuffle_index(order_dtype, state))
+        return {"document_index": documents, "sample_index": cuts, "shuffle_index": order}
 
     def _document_index(self, state: np.ndarray) -> np.ndarray:
-        count, _, alone = self.epochs
-        documents = np.empty((count, self.stop - self.first), np.int32 if self.stop <= NARROW else np.int64)
-        documents[:] = np.arange(self.first, self.stop, dtype=documents.dtype)
-        together = documents[: count - (alone is not None)]
-        legacy_shuffle(together.reshape(-1), state)
-        legacy_shuffle(documents[len(together) :].reshape(-1), state)
+        repeats, _, alone = self.epochs
+        dtype = np.int32 if self.stop <= NARROW else np.int64
+        documents = np.empty((repeats, self.stop - self.first), dtype)
+        documents[:] = np.arange(self.first, self.stop, dtype=dtype)
+        together = repeats if alone is None else repeats - 1  # epochs that are shuffled together
+        legacy_shuffle(documents[:together].reshape(-1), state)
+        legacy_shuffle(documents[together:].reshape(-1), state)
         return documents.reshape(-1)
 
     def _sample_index(self, documents: np.ndarray, dtype: np.dtype) -> Iterator[np.ndarray]:
@@ -142,7 +157,8 @@ class MegatronCorpus(SingleSourceDataset):
         for start in range(0, self.epochs.samples, ROWS):
             rows = min(ROWS, self.epochs.samples - start)
             place, offset = last[-1].tolist()
-            last = sample_rows(self.source.lengths, documents, self.seq_length, place, offset, rows, dtype == np.int64)
+            wide = dtype == np.int64
+            last = sample_rows(self.source.lengths, documents, self.seq_length, place, offset, rows, wide)
             yield last
 
     def _shuffle_index(self, dtype: np.dtype, state: np.ndarray) -> Iterator[np.ndarray]:
@@ -155,7 +171,11 @@ class MegatronCorpus(SingleSourceDataset):
 
 def sizes_to_build(weights: Sequence[float], wanted: int) -> list[int]:
     """Samples to build for each dataset, so that a blend of `wanted` samples does not run out of them."""
-    return [ceil(ceil(wanted * weight) * (1 + SURPLUS)) for weight in weights]
+    sizes = []
+    for weight in weights:
+        expected = ceil(wanted * weight)
+        sizes.append(ceil(expected * (1 + SURPLUS)))
+    return sizes
 
 
 class MegatronBlend(DatasetView):
@@ -168,15 +188,19 @@ class MegatronBlend(DatasetView):
 
     def __init__(self, parts: Sequence[Dataset], weights: Sequence[float] | None, wanted: int | None):
         sizes = np.array([len(part) for part in parts], dtype=np.int64)
-        if weights is None or wanted is None:
-            self._count = int(sizes.sum()) if wanted is None else min(wanted, int(sizes.sum()))
+        all_samples = int(sizes.sum())
+        if wanted is None:
+            self._count = all_samples
+        elif weights is None:
+            self._count = min(wanted, all_samples)
         else:
             self._count = sum(ceil(wanted * weight) for weight in weights)
         self.parts = list(parts)
         self.blend = Blend(parts, sizes.tolist() if weights is None else weights, finite=wanted is None)
         taken = self.blend.taken(self._count)
-        if (taken > sizes).any():
-            part = int((taken > sizes).argmax())
+        too_many = taken > sizes
+        if too_many.any():
+            part = int(too_many.argmax())
             raise UserError(
                 f"dataset {part + 1} of the blend has {sizes[part]} samples, Megatron's order takes {taken[part]}: "
                 f"give it more text or a smaller weight, or use --data-order keyed"

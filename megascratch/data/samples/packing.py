@@ -42,10 +42,16 @@ class Packed(SingleSourceDataset):
         finite: bool,
         cache: Path | None,
     ):
-        self.source, self.first, self.stop = source, first, stop
-        self.seq_length, self.seed, self.finite, self.cache = seq_length, seed, finite, cache
+        self.source = source
+        self.first = first
+        self.stop = stop
+        self.seq_length = seq_length
+        self.seed = seed
+        self.finite = finite
+        self.cache = cache
         arrays = load_or_build(cache, self._key(), self._build) if cache else self._build()
-        self.rows, self.ends = arrays["pieces"], arrays["ends"]
+        self.rows = arrays["pieces"]  # [pieces, 2]: (sequence, offset of its first token)
+        self.ends = arrays["ends"]  # [samples]: pieces up to the end of each
         self._shuffled: tuple[int, np.ndarray] | None = None
         tokens = int(source.lengths[first:stop].sum(dtype=np.int64))
         if tokens < 2:
@@ -64,8 +70,10 @@ class Packed(SingleSourceDataset):
             return NO_PIECES
         if not self.finite:
             sample = int(self._order(epoch)[sample])
-        rows = self.rows[int(self.ends[sample - 1]) if sample else 0 : int(self.ends[sample])]
-        counts = np.minimum(self.source.lengths[rows[:, 0]] - rows[:, 1], self.seq_length + 1)
+        first = int(self.ends[sample - 1]) if sample else 0
+        rows = self.rows[first : int(self.ends[sample])]
+        rests = self.source.lengths[rows[:, 0]] - rows[:, 1]  # tokens from each offset to the end of the sequence
+        counts = np.minimum(rests, self.seq_length + 1)
         return np.column_stack([rows, counts])
 
     def _order(self, epoch: int) -> np.ndarray:
@@ -78,15 +86,20 @@ class Packed(SingleSourceDataset):
 
     def _key(self) -> dict[str, Any]:
         """Everything that determines the index."""
-        split = [self.first, self.stop]
-        return {**self.source.identity, "best fit": FORMAT, "split": split, "seq_length": self.seq_length}
+        return {
+            **self.source.identity,
+            "best fit": FORMAT,
+            "split": [self.first, self.stop],
+            "seq_length": self.seq_length,
+        }
 
     def _build(self) -> Arrays:
         pieces = [NO_PIECES[:, :2]]  # each [pieces, 2]
         ends = [np.empty(0, np.int64)]  # each [samples]
         before = 0
         for start in range(self.first, self.stop, WINDOW):
-            rows, stops = best_fit(self.source.lengths, start, min(start + WINDOW, self.stop), self.seq_length)
+            stop = min(start + WINDOW, self.stop)
+            rows, stops = best_fit(self.source.lengths, start, stop, self.seq_length)
             pieces.append(rows)
             ends.append(stops + before)
             before += len(rows)

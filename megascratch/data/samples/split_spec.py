@@ -19,10 +19,11 @@ def shares(split: str) -> list[float]:
     """
     words = re.split(r"\s*[,/]\s*|\s+", split.strip())
     numbers = [float(word) for word in words if re.fullmatch(r"\d+\.?\d*|\.\d+", word)]
-    if len(numbers) != len(words) or len(numbers) > len(SPLITS) or sum(numbers) <= 0:
+    total = sum(numbers)
+    if len(numbers) != len(words) or len(numbers) > len(SPLITS) or total <= 0:
         raise UserError(f"--split {split!r} must be up to three numbers (train,valid,test) above 0, such as 949,50,1")
     numbers += [0.0] * (len(SPLITS) - len(numbers))
-    return [number / sum(numbers) for number in numbers]
+    return [number / total for number in numbers]
 
 
 def ranges(split: str, sequences: int) -> list[tuple[int, int] | None]:
@@ -34,7 +35,10 @@ def ranges(split: str, sequences: int) -> list[tuple[int, int] | None]:
     low = 0.0
     for share in shares(split):
         high = low + share
-        result.append((round(low * sequences), round(high * sequences)) if share > 0 else None)
+        if share > 0:
+            result.append((round(low * sequences), round(high * sequences)))
+        else:
+            result.append(None)
         low = high
     return result
 
@@ -47,31 +51,37 @@ def prefixes_and_weights(words: Sequence[str], flag: str) -> tuple[list[str], li
     """
     if not words:
         raise UserError(f"{flag} names no corpus; give at least one prefix of a .bin/.idx pair")
-    weighted = len(words) % 2 == 0 and all(_is_number(word) for word in words[::2])
-    strays = [word for word in (words[1::2] if weighted else words) if _is_number(word) and not _is_corpus(word)]
-    if strays:
+    weighted = len(words) % 2 == 0 and all(map(_is_number, words[::2]))
+    prefixes = list(words[1::2] if weighted else words)
+    if any(_is_number(prefix) and not _is_corpus(prefix) for prefix in prefixes):
         numbers = sum(map(_is_number, words))
         raise UserError(
             f"{flag} {' '.join(words)}: weights: {numbers}, corpora: {len(words) - numbers}; give each corpus a weight "
             f"in front of it (0.3 web 0.7 books), or none of them (web books)"
         )
     if not weighted:
-        return list(words), None
+        return prefixes, None
     weights = [float(word) for word in words[::2]]
-    if any(not 0 <= weight < float("inf") for weight in weights) or sum(weights) <= 0:
+    valid = all(0 <= weight < float("inf") for weight in weights)
+    if not valid or sum(weights) <= 0:
         raise UserError(f"{flag}: weights {weights} must be finite, not negative and not all 0")
-    return list(words[1::2]), (np.array(weights) / np.sum(weights)).tolist()  # Megatron's rounding, which blends keep
+    normalized = np.array(weights) / np.sum(weights)  # Megatron's rounding, which blends keep
+    return prefixes, normalized.tolist()
 
 
 def named_prefixes(paths: Iterable[Sequence[str] | None]) -> list[str]:
     """Every corpus on this machine that is named in one of the lists of words, each once; invalid lists are skipped."""
     named: dict[str, None] = {}
     for words in paths:
+        if not words:
+            continue
         try:
-            prefixes = prefixes_and_weights(words, "")[0] if words else []
+            prefixes, _ = prefixes_and_weights(words, "")
         except UserError:
             continue
-        named |= dict.fromkeys(prefix for prefix in prefixes if "://" not in prefix)
+        for prefix in prefixes:
+            if "://" not in prefix:
+                named[prefix] = None
     return list(named)
 
 
