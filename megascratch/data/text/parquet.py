@@ -49,23 +49,33 @@ def read_rows(
     with _file(path, compression, scratch) as file:
         keys = file.schema_arrow.names if keys is None else keys
         _require(path, file, keys)
-        groups = range(start, file.metadata.num_row_groups if stop < 0 else stop)
-        rows = sum(file.metadata.row_group(group).num_rows for group in groups)
-        size = sum(sum(_sizes(file, group, keys)) for group in groups)
-        most = max(1, min(BATCH_ROWS, BATCH_BYTES * rows // max(size, 1)))
-        for batch in file.iter_batches(batch_size=most, row_groups=list(groups), columns=list(dict.fromkeys(keys))):
-            yield ParquetRows(list(keys), [_values(batch.column(key)) for key in keys], batch.num_rows / rows)
+        if stop < 0:
+            stop = file.metadata.num_row_groups
+        groups = list(range(start, stop))
+        rows = 0
+        size = 0
+        for group in groups:
+            rows += file.metadata.row_group(group).num_rows
+            size += sum(_sizes(file, group, keys))
+        batch_rows = max(1, min(BATCH_ROWS, BATCH_BYTES * rows // max(size, 1)))
+        columns = list(dict.fromkeys(keys))  # each once
+        for batch in file.iter_batches(batch_size=batch_rows, row_groups=groups, columns=columns):
+            values = [_values(batch.column(key)) for key in keys]
+            yield ParquetRows(list(keys), values, batch.num_rows / rows)
 
 
 @contextmanager
 def _file(path: str, compression: str, scratch: str) -> Iterator[Any]:
-    arrow, parquet = (needed(name, "parquet", "a Parquet file") for name in ("pyarrow", "pyarrow.parquet"))
+    arrow = needed("pyarrow", "parquet", "a Parquet file")
+    parquet = needed("pyarrow.parquet", "parquet", "a Parquet file")
     with opened(path, compression) as (packed, _), tempfile.TemporaryFile(dir=scratch) as unpacked:
         try:
+            file = packed
             if compression:
                 shutil.copyfileobj(packed, unpacked, 1 << 20)
+                file = unpacked
             # buffered without read-ahead: else an entire row group is in memory
-            yield parquet.ParquetFile(unpacked if compression else packed, buffer_size=1 << 20, pre_buffer=False)
+            yield parquet.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False)
         except (arrow.ArrowException, *BROKEN) as error:
             raise UserError(f"{path} cannot be read as Parquet: {error}") from error
 
@@ -74,14 +84,17 @@ def _require(path: str, file: Any, keys: Sequence[str]) -> None:
     names = file.schema_arrow.names
     for key in keys:
         if key not in names:
-            raise UserError(f"{path} has no column {key!r} (it has {', '.join(map(repr, names)) or 'none'})")
+            known = ", ".join(map(repr, names)) or "none"
+            raise UserError(f"{path} has no column {key!r} (it has {known})")
 
 
 def _sizes(file: Any, group: int, keys: Sequence[str]) -> Iterator[int]:
     """Uncompressed bytes of each wanted column."""
     row_group = file.metadata.row_group(group)
-    for column in map(row_group.column, range(row_group.num_columns)):
-        if column.path_in_schema.split(".")[0] in keys:
+    for number in range(row_group.num_columns):
+        column = row_group.column(number)
+        name = column.path_in_schema.split(".")[0]
+        if name in keys:
             yield column.total_uncompressed_size
 
 
