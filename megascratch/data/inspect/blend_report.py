@@ -36,9 +36,16 @@ def blend_report(dataset: Dataset, samples: int, seq_length: int) -> list[BlendS
             assert isinstance(part, SingleSourceDataset)
             begin = int(blend.starts[at])
             taken = int(counts[at])
-            epochs = (begin / len(part), (begin + taken) / len(part))
-            weight = float(blend.weights[at])
-            report.append(BlendShare(first, part.source.prefix, weight, taken, taken * seq_length, epochs, errors[at]))
+            share = BlendShare(
+                first=first,
+                corpus=part.source.prefix,
+                weight=float(blend.weights[at]),
+                samples=taken,
+                tokens=taken * seq_length,
+                epochs=(begin / len(part), (begin + taken) / len(part)),
+                largest_error=errors[at],
+            )
+            report.append(share)
     return report
 
 
@@ -69,7 +76,8 @@ def _largest_errors(blend: Blend, samples: int) -> list[float]:
         numbers = np.arange(done + 1, done + len(block) + 1)
         for part, weight in enumerate(blend.weights):
             so_far = given[part] + np.cumsum(block == part)
-            worst[part] = max(worst[part], float(np.abs(so_far - weight * numbers).max()))
+            errors = np.abs(so_far - weight * numbers)
+            worst[part] = max(worst[part], float(errors.max()))
             given[part] = so_far[-1]
         done += len(block)
     return worst

@@ -63,15 +63,17 @@ def collate(
             "--reset-position-ids, --reset-attention-mask and --eod-mask-loss need an end-of-document token, "
             "this tokenizer has none: train it with one, or remove the flags"
         )
-    tokens, real, learned = _pad(samples, seq_length)
-    ids, labels = tokens[:, :-1], tokens[:, 1:]
-    boundary = np.zeros_like(ids, dtype=bool) if eod is None else (ids == eod) & real
+    tokens, real, learned = _pad(samples, seq_length)  # [b, s + 1], [b, s], [b, s]
+    ids = tokens[:, :-1]
+    nowhere = np.zeros_like(ids, dtype=bool)
+    boundary = nowhere if eod is None else (ids == eod) & real
     loss_mask = learned & ~boundary if eod_mask_loss else learned
+    positions = _positions(boundary if reset_position_ids else nowhere)
     return Batch(
         ids=_tensor(ids),
-        labels=_tensor(labels),
+        labels=_tensor(tokens[:, 1:]),
         loss_mask=_tensor(loss_mask.astype(np.float32)),
-        positions=_tensor(_positions(boundary if reset_position_ids else np.zeros_like(boundary))),
+        positions=_tensor(positions),
         documents=_tensor(_documents(boundary)) if reset_attention_mask else None,
         samples=torch.tensor(list(numbers), dtype=torch.int64),
     )
@@ -91,7 +93,9 @@ def _pad(samples: Sequence[np.ndarray], seq_length: int) -> tuple[np.ndarray, np
         tokens[row, : len(sample)] = sample
         real[row, : max(len(sample) - 1, 0)] = True
     unlearned = tokens < 0  # complements, see loss_mask.py
-    return np.where(unlearned, ~tokens, tokens), real, real & ~unlearned[:, 1:]
+    ids = np.where(unlearned, ~tokens, tokens)
+    learned = real & ~unlearned[:, 1:]
+    return ids, real, learned
 
 
 def _documents(boundary: np.ndarray) -> np.ndarray:
@@ -102,6 +106,8 @@ def _documents(boundary: np.ndarray) -> np.ndarray:
 def _positions(boundary: np.ndarray) -> np.ndarray:
     """[b, s]: distance from the last boundary."""
     place = np.broadcast_to(np.arange(boundary.shape[1]), boundary.shape)
+    after_boundary = np.where(boundary, place + 1, 0)
     starts = np.zeros(boundary.shape, dtype=np.int64)
-    starts[:, 1:] = np.where(boundary, place + 1, 0)[:, :-1]
-    return place - np.maximum.accumulate(starts, axis=1)
+    starts[:, 1:] = after_boundary[:, :-1]
+    starts = np.maximum.accumulate(starts, axis=1)  # start of the document that each place is in
+    return place - starts

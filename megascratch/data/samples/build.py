@@ -66,8 +66,8 @@ def open_splits(
     Raises: UserError for missing or damaged files, ids outside the vocabulary, another tokenizer, and needed splits
     without a sample.
     """
-    wanted = dict(zip(SPLITS, (train_samples, valid_samples, test_samples), strict=True))
-    own = dict(zip(SPLITS, (data.train_data_path, data.valid_data_path, data.test_data_path), strict=True))
+    wanted = {"train": train_samples, "valid": valid_samples, "test": test_samples}
+    own = {"train": data.train_data_path, "valid": data.valid_data_path, "test": data.test_data_path}
     read = train_samples if samples_read is None else samples_read
     opener = _Opener(data, seed, vocab_size, fingerprint, wanted, read)
     opener.open_all(named_prefixes(_words_of(data, own, wanted)))
@@ -84,10 +84,17 @@ def open_splits(
             raise UserError("no data: give --data-path, --train-data-path or --mock-data")
         return opener.share(data.data_path, name)
 
-    train, valid, test = (dataset(name) for name in SPLITS)
+    train = dataset("train")
+    valid = dataset("valid")
+    test = dataset("test")
     if train is not None and data.fim_rate > 0:
-        prefix, middle, suffix = (data.fim_prefix_id or 0, data.fim_middle_id or 0, data.fim_suffix_id or 0)
-        choices = Choices(data.fim_rate, data.fim_spm_rate, prefix, middle, suffix)
+        choices = Choices(
+            rate=data.fim_rate,
+            spm_rate=data.fim_spm_rate,
+            prefix=data.fim_prefix_id or 0,
+            middle=data.fim_middle_id or 0,
+            suffix=data.fim_suffix_id or 0,
+        )
         train = FillInMiddle(train, choices, seed=seed, eod=eod)
     return Splits(train, valid, test, opener.readers, opener.ordered)
 
@@ -99,10 +106,13 @@ def _words_of(
     if data.mock_data:
         return
     if any(own.values()):
-        yield from (own[name] for name in SPLITS if wanted[name] > 0)
+        for name in SPLITS:
+            if wanted[name] > 0:
+                yield own[name]
     else:
         yield data.data_path
-    yield from (stage.split()[1:] for stage in data.data_stages or ())
+    for stage in data.data_stages or ():
+        yield stage.split()[1:]
 
 
 class _Opener:
@@ -111,8 +121,12 @@ class _Opener:
     def __init__(
         self, data: DataConfig, seed: int, vocab_size: int, fingerprint: str | None, wanted: dict[str, int], read: int
     ):
-        self.data, self.seed, self.vocab_size, self.fingerprint = data, seed, vocab_size, fingerprint
-        self.wanted, self.read = wanted, read
+        self.data = data
+        self.seed = seed
+        self.vocab_size = vocab_size
+        self.fingerprint = fingerprint
+        self.wanted = wanted
+        self.read = read
         self.readers: dict[str, TokenReader] = {}
         self.ordered: list[SingleSourceDataset] = []
 
@@ -131,44 +145,52 @@ class _Opener:
 
     def all_sequences(self, words: Sequence[str], name: str) -> Dataset:
         """A dataset of all sequences of the corpora, for one split."""
-        return self._mix(words, f"--{name}-data-path", name, lambda prefix: (0, len(self._reader(prefix))))
+
+        def all_of(prefix: str) -> Range:
+            return 0, len(self._reader(prefix))
+
+        return self._mix(words, f"--{name}-data-path", name, all_of)
 
     def share(self, words: Sequence[str], name: str) -> Dataset | None:
         """A dataset of the part of the corpora that `--split` gives to this split."""
         split = self.data.split or DEFAULT_SPLIT
-        if shares(split)[SPLITS.index(name)] == 0:
+        at = SPLITS.index(name)
+        if shares(split)[at] == 0:
             return None
-        return self._mix(words, "--data-path", name, lambda prefix: self._part(prefix, split, name))
 
-    def _part(self, prefix: str, split: str, name: str) -> Range:
-        sequences = len(self._reader(prefix))
-        first, stop = ranges(split, sequences)[SPLITS.index(name)] or (0, 0)
-        if first == stop:
-            raise UserError(
-                f"--split {split} leaves no sequence of {prefix} ({sequences} sequences) to {name}, which needs "
-                f"samples; give it a larger share, at least about {1 / max(sequences, 1):.3g} of the total, or 0"
-            )
-        return first, stop
+        def part_of(prefix: str) -> Range:
+            sequences = len(self._reader(prefix))
+            first, stop = ranges(split, sequences)[at] or (0, 0)
+            if first == stop:
+                raise UserError(
+                    f"--split {split} leaves no sequence of {prefix} ({sequences} sequences) to {name}, which needs "
+                    f"samples; give it a larger share, at least about {1 / max(sequences, 1):.3g} of the total, or 0"
+                )
+            return first, stop
+
+        return self._mix(words, "--data-path", name, part_of)
 
     def _mix(self, words: Sequence[str], flag: str, name: str, range_of: Callable[[str], Range]) -> Dataset:
         if name == "train" and self.data.data_stages:
             return self._staged(words, flag, range_of)
         prefixes, weights = prefixes_and_weights(words, flag)
-        wanted: Sequence[int | None] = [self.wanted[name]]
-        if len(prefixes) > 1:
-            wanted = sizes_to_build(weights, self.wanted[name]) if weights else [None] * len(prefixes)
-        parts = [
-            self._corpus(prefix, range_of(prefix), name, size) for prefix, size in zip(prefixes, wanted, strict=True)
-        ]
-        if len(parts) == 1:
-            return parts[0]
+        if len(prefixes) == 1:
+            (prefix,) = prefixes
+            return self._corpus(prefix, range_of(prefix), name, self.wanted[name])
+        sizes: Sequence[int | None] = [None] * len(prefixes)
+        if weights:
+            sizes = sizes_to_build(weights, self.wanted[name])
+        parts = []
+        for prefix, size in zip(prefixes, sizes, strict=True):
+            parts.append(self._corpus(prefix, range_of(prefix), name, size))
         if self.data.data_order == "megatron":
             return self._megatron_blend(parts, weights, name)
-        return Blend(parts, weights or [float(len(part)) for part in parts], finite=name != "train")
+        if weights is None:
+            weights = [float(len(part)) for part in parts]
+        return Blend(parts, weights, finite=name != "train")
 
     def _megatron_blend(self, parts: list[Dataset], weights: list[float] | None, name: str) -> MegatronBlend:
-        wanted = self.wanted[name]
-        mixed = MegatronBlend(parts, weights, wanted)
+        mixed = MegatronBlend(parts, weights, self.wanted[name])
         if name == "train" and len(mixed) < self.read:
             raise UserError(
                 f"the blend has {len(mixed)} samples in one epoch, training reads {self.read}; without weights "
@@ -178,42 +200,53 @@ class _Opener:
 
     def _corpus(self, prefix: str, limits: Range, name: str, wanted: int | None) -> Dataset:
         reader = self._reader(prefix)
-        return self._ordered(Masked(reader) if has_mask(prefix) else reader, limits, name, wanted, self._cache(prefix))
+        source = Masked(reader) if has_mask(prefix) else reader
+        return self._ordered(source, limits, name, wanted, self._cache(prefix))
 
     def _ordered(
         self, source: WeightedSource, limits: Range, name: str, wanted: int | None, cache: Path | None
     ) -> Dataset:
-        self.ordered.append(self._in_order(source, limits, name, wanted, cache))
-        return self.ordered[-1]
-
-    def _in_order(
-        self, source: WeightedSource, limits: Range, name: str, wanted: int | None, cache: Path | None
-    ) -> SingleSourceDataset:
         """Sequences [first, stop) in the configured order; `wanted` samples are enough (None: one epoch)."""
-        length, seed = self.data.seq_length, self.seed
+        length = self.data.seq_length
+        seed = self.seed
+        finite = name != "train"
+        dataset: SingleSourceDataset
         if self.data.data_order == "megatron":
-            return MegatronCorpus(source, *limits, seq_length=length, seed=seed, wanted=wanted, cache=cache)
-        kind = Packed if self.data.packing == "best-fit" else Corpus
-        return kind(source, *limits, seq_length=length, seed=seed, finite=name != "train", cache=cache)
+            dataset = MegatronCorpus(source, *limits, seq_length=length, seed=seed, wanted=wanted, cache=cache)
+        elif self.data.packing == "best-fit":
+            dataset = Packed(source, *limits, seq_length=length, seed=seed, finite=finite, cache=cache)
+        else:
+            dataset = Corpus(source, *limits, seq_length=length, seed=seed, finite=finite, cache=cache)
+        self.ordered.append(dataset)
+        return dataset
 
     def _staged(self, words: Sequence[str], flag: str, range_of: Callable[[str], Range]) -> Curriculum:
         """The blend of `flag` from sample 0, then those of --data-stages."""
-        stages = [(0, *prefixes_and_weights(words, flag))]
+        firsts = [0]
+        blends = [prefixes_and_weights(words, flag)]
         for stage in self.data.data_stages or ():
             first, *words = stage.split()
-            stages.append((int(first), *prefixes_and_weights(words, "--data-stages")))
-        names = dict.fromkeys(prefix for _, prefixes, _ in stages for prefix in prefixes)
-        corpora = {prefix: self._corpus(prefix, range_of(prefix), "train", None) for prefix in names}
-        shares = []
-        for _, prefixes, weights in stages:
-            share = dict.fromkeys(corpora, 0.0)
-            for prefix, weight in zip(prefixes, weights or [len(corpora[prefix]) for prefix in prefixes], strict=True):
-                share[prefix] += weight
-            shares.append(list(share.values()))
-        return Curriculum(list(corpora.values()), [first for first, *_ in stages], shares)
+            firsts.append(int(first))
+            blends.append(prefixes_and_weights(words, "--data-stages"))
+        corpora: dict[str, Dataset] = {}
+        for prefixes, _ in blends:
+            for prefix in prefixes:
+                if prefix not in corpora:
+                    corpora[prefix] = self._corpus(prefix, range_of(prefix), "train", None)
+        stage_weights = []
+        for prefixes, weights in blends:
+            if weights is None:
+                weights = [len(corpora[prefix]) for prefix in prefixes]
+            weight_of = dict.fromkeys(corpora, 0.0)
+            for prefix, weight in zip(prefixes, weights, strict=True):
+                weight_of[prefix] += weight
+            stage_weights.append(list(weight_of.values()))
+        return Curriculum(list(corpora.values()), firsts, stage_weights)
 
     def _cache(self, prefix: str) -> Path:
-        return Path(self.data.data_cache_path or Path(prefix).parent / "cache")
+        if self.data.data_cache_path:
+            return Path(self.data.data_cache_path)
+        return Path(prefix).parent / "cache"
 
     def _reader(self, prefix: str) -> TokenReader:
         if prefix not in self.readers:

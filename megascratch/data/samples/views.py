@@ -69,9 +69,10 @@ class Blend(DatasetView):
         self.finite = finite
         self.weights = np.asarray(weights, dtype=np.float64)
         self.weights = self.weights / self.weights.sum()
-        sizes = np.array([len(part) for part in parts], dtype=np.int64) * (self.weights > 0)
+        gives_samples = self.weights > 0
+        sizes = np.array([len(part) for part in parts], dtype=np.int64) * gives_samples
         self._count = int(sizes.sum())
-        self._limits = sizes if finite else np.where(self.weights > 0, UNLIMITED, 0)
+        self._limits = sizes if finite else np.where(gives_samples, UNLIMITED, 0)
         self.starts = np.zeros(len(parts), dtype=np.int64) if starts is None else starts
         self._taken = [np.zeros(len(parts), dtype=np.int64)]  # from each dataset before each block, as far as known
         self._block: tuple[int, np.ndarray, np.ndarray] | None = None
@@ -116,7 +117,9 @@ class Blend(DatasetView):
     def _choose(self, block: int) -> None:
         """Chooses the samples of one block, given the samples taken before it."""
         taken = self._taken[block]
-        count = min(BLEND_BLOCK, self._count - block * BLEND_BLOCK) if self.finite else BLEND_BLOCK
+        count = BLEND_BLOCK
+        if self.finite:
+            count = min(BLEND_BLOCK, self._count - block * BLEND_BLOCK)
         parts, samples = blend(self.weights, taken, self._limits, count)
         self._block = (block, parts, samples)
         if len(self._taken) == block + 1:
