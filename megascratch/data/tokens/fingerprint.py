@@ -52,7 +52,10 @@ def _pair(digests: Digests | None) -> str:
 
 def unrecorded(corpora: Mapping[str, TokenReader]) -> list[str]:
     """A warning that names the corpora without digests; empty if there are none."""
-    missing = [name.removeprefix("digests ") for name, digest in recorded(corpora).items() if digest == UNRECORDED]
+    missing = []
+    for name, digest in recorded(corpora).items():
+        if digest == UNRECORDED:
+            missing.append(name.removeprefix("digests "))
     if not missing:
         return []
     names = ", ".join(missing)
@@ -66,28 +69,32 @@ def opened_orders(splits: Splits, first_sample: int) -> dict[str, str]:
     """Digests to compare the reading order of machines: of the first sample, and of the index caches."""
     assert splits.train is not None
     sample = np.ascontiguousarray(splits.train[first_sample], dtype=np.int64)
-    caches = sorted(digest for part in splits.ordered for digest in part.index_digests())
+    digests: list[str] = []
+    for part in splits.ordered:
+        digests += part.index_digests()
+    caches = " ".join(sorted(digests))
     return {
         f"sample {first_sample}": xxhash.xxh3_128_hexdigest(sample.tobytes()),
-        "index caches": xxhash.xxh3_128_hexdigest(" ".join(caches).encode()) if caches else "none",
+        "index caches": xxhash.xxh3_128_hexdigest(caches.encode()) if caches else "none",
     }
 
 
 def _corpus(reader: TokenReader) -> dict[str, Any]:
     objects = reader.identity.get("objects")
     if objects is not None:
+        (_, bin_bytes, bin_version), (_, idx_bytes, idx_version) = objects
         return {
-            suffix: {"bytes": size, "version": version}
-            for suffix, (_, size, version) in zip((".bin", ".idx"), objects, strict=True)
+            ".bin": {"bytes": bin_bytes, "version": bin_version},
+            ".idx": {"bytes": idx_bytes, "version": idx_version},
         }
     files = {
         ".bin": sampled(bin_path(reader.files)),
         ".idx": {"bytes": idx_path(reader.files).stat().st_size, "sha256": reader.identity["idx_sha256"]},
     }
     if has_mask(reader.files):
-        for path in (bin_path, idx_path):
-            file = path(mask_prefix(reader.files))
-            files[f"_loss_mask{file.suffix}"] = sampled(file)
+        mask = mask_prefix(reader.files)
+        files["_loss_mask.bin"] = sampled(bin_path(mask))
+        files["_loss_mask.idx"] = sampled(idx_path(mask))
     return files
 
 
@@ -97,10 +104,10 @@ def sampled(path: Path) -> dict[str, Any]:
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
-            last = max(size - PIECE_BYTES, 0)
             if size <= PIECES * PIECE_BYTES:
                 starts = list(range(0, size, PIECE_BYTES))
             else:
+                last = size - PIECE_BYTES
                 starts = [last * piece // (PIECES - 1) for piece in range(PIECES)]
             for start in starts:
                 file.seek(start)

@@ -35,10 +35,11 @@ class Masked:
         self.mask = TokenReader(mask_prefix(reader.prefix))
         self.prefix = reader.prefix
         self.lengths = reader.lengths
-        if not np.array_equal(self.mask.lengths, reader.lengths) or self.mask.token_range()[1] > 1:
+        low, high = self.mask.token_range()
+        if high > 1 or not np.array_equal(self.mask.lengths, reader.lengths):
             raise UserError(
                 f"{self.mask.prefix} is not a loss mask of {reader.prefix}: {len(self.mask)} sequences with values "
-                f"from {self.mask.token_range()[0]} to {self.mask.token_range()[1]}, expected {len(reader)} of the "
+                f"from {low} to {high}, expected {len(reader)} of the "
                 f"same lengths with 0 and 1; make both again, or remove the mask's two files"
             )
 
@@ -54,4 +55,5 @@ class Masked:
     def read(self, pieces: np.ndarray) -> np.ndarray:
         """int64: the tokens of `pieces` [n, 3]; those that are not to be learned are replaced by their complements."""
         ids = self.reader.read(pieces)
-        return np.where(self.mask.read(pieces) > 0, ids, ~ids)
+        is_learned = self.mask.read(pieces) > 0
+        return np.where(is_learned, ids, ~ids)

@@ -103,11 +103,10 @@ class BlockCache:
         self._bin = self._store.describe(f"{url}.bin")
         idx = self._store.describe(f"{url}.idx")
         self.versions = [list(self._bin), list(idx)]
-        described = [
-            self._store.describe(address)
-            for address in (f"{url}.json", f"{url}.digests")
-            if self._store.exists(address)
-        ]
+        described = []
+        for address in (f"{url}.json", f"{url}.digests"):
+            if self._store.exists(address):
+                described.append(self._store.describe(address))
         key = json.dumps([*self.versions, *described])
         self._home = cache / "objects" / hashlib.sha256(key.encode()).hexdigest()[:32]
         self.prefix = str(self._home / "corpus")
@@ -127,10 +126,11 @@ class BlockCache:
     def ensure(self, start: int, stop: int) -> None:
         """Fetches bytes [start, stop) of .bin, unless they are cached. Raises: UserError where that fails."""
         for block in range(start // BLOCK_BYTES, -(-stop // BLOCK_BYTES)):
-            if not self._present[block]:
-                with self._alone(block):
-                    if not self._present[block]:
-                        self._fetch(block)
+            if self._present[block]:
+                continue
+            with self._alone(block):
+                if not self._present[block]:  # another process may have fetched it meanwhile
+                    self._fetch(block)
 
     @contextmanager
     def _alone(self, block: int) -> Iterator[None]:
@@ -157,7 +157,8 @@ class BlockCache:
             if self._store.describe(item.url) != item:
                 raise UserError(f"{item.url} was replaced while it was read: start again to read the new one")
 
-        return self._store.read(item.url, start, min(start + BLOCK_BYTES, item.size), check)
+        stop = min(start + BLOCK_BYTES, item.size)
+        return self._store.read(item.url, start, stop, check)
 
     def _create(self, name: str, make: Callable[[Path], None]) -> None:
         path = self._home / name
