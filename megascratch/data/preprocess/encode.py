@@ -5,7 +5,7 @@ unit -> batches of documents -> ids and lengths as arrays -> the files of one sh
 
 from collections.abc import Generator, Iterator, Sequence
 from functools import cache
-from itertools import islice
+from itertools import chain, islice
 from typing import NamedTuple
 
 import numpy as np
@@ -91,25 +91,34 @@ def encode_unit(job: Job, unit: WorkUnit) -> Generator[EncodeStep | Summary, Non
     counts: list[SpanCounts] = []
     shard = ShardWriter(job.folder, unit.number, len(job.reading.keys), encoder.dtype)
     with shard, _hashes(job, unit) as hashes:
-        for span in unit.spans:
-            rows, raw_bytes = 0, 0
+        for part, span in enumerate(unit.spans):
+            rows = 0
+            raw_bytes = 0
             for batch in read_span(span, job.reading):
                 encoded, bad = _encode_batch(encoder, batch, span, rows)
-                shard.add(encoded, [BadRow(len(counts), rows + row, reason) for row, reason in bad])
-                rows, raw_bytes = rows + batch.rows, raw_bytes + batch.raw_bytes
-                yield _step(encoded, batch.raw_bytes)
+                shard.add(encoded, [BadRow(part, rows + row, reason) for row, reason in bad])
+                rows += batch.rows
+                raw_bytes += batch.raw_bytes
+                yield EncodeStep(
+                    documents=len(encoded[0].sequences),
+                    tokens=sum(len(one.ids) for one in encoded),
+                    text_bytes=sum(one.text_bytes for one in encoded),
+                    raw_bytes=batch.raw_bytes,
+                )
                 if bad and job.strict:
                     yield shard.stopped([*counts, SpanCounts(span.source, rows, [])])
                     return
-            counts.append(SpanCounts(span.source, rows, list(islice(hashes, len(leaves(span, job.leaf_bytes))))))
+            own_hashes = islice(hashes, len(leaves(span, job.leaf_bytes)))
+            counts.append(SpanCounts(span.source, rows, list(own_hashes)))
             yield EncodeStep(0, 0, 0, span.raw_bytes - raw_bytes)
         yield shard.commit(counts)
 
 
 def _hashes(job: Job, unit: WorkUnit) -> Prefetch[str]:
     """Hashes the blocks of the unit's input in a thread: reading and hashing release the interpreter lock."""
-    hashes = (digest for span in unit.spans for digest in digests(span, job.leaf_bytes))
-    return Prefetch(hashes, ahead=sum(len(leaves(span, job.leaf_bytes)) for span in unit.spans))
+    hashes = chain.from_iterable(digests(span, job.leaf_bytes) for span in unit.spans)
+    count = sum(len(leaves(span, job.leaf_bytes)) for span in unit.spans)
+    return Prefetch(hashes, ahead=count)
 
 
 def _encode_batch(
@@ -118,17 +127,10 @@ def _encode_batch(
     try:
         return encoder(batch)
     except Exception as error:  # a tokenizer's library may raise anything
-        place = f"lines {rows + 1} to {rows + batch.rows}" + ("" if span.begins else f" after byte {span.start:,}")
+        place = f"lines {rows + 1} to {rows + batch.rows}"
+        if not span.begins:
+            place += f" after byte {span.start:,}"
         raise UserError(f"{span.name}, {place} cannot be encoded: {type(error).__name__}: {error}") from error
-
-
-def _step(encoded: Sequence[EncodedDocuments], raw_bytes: int) -> EncodeStep:
-    return EncodeStep(
-        len(encoded[0].sequences),
-        sum(len(one.ids) for one in encoded),
-        sum(one.text_bytes for one in encoded),
-        raw_bytes,
-    )
 
 
 def utf8_bytes(text: str) -> int:
@@ -154,7 +156,8 @@ class Encoder:
             return self._one_by_one(batch)
 
     def _one_by_one(self, batch: DocumentBatch) -> tuple[list[EncodedDocuments], list[tuple[int, str]]]:
-        good, bad = [], batch.bad
+        good = []
+        bad = batch.bad
         for number, document in zip(batch.numbers, batch.documents, strict=True):
             try:
                 list(self._encode([document]))
@@ -166,10 +169,10 @@ class Encoder:
     def _encode(self, documents: Sequence[list[list[str]]]) -> Iterator[EncodedDocuments]:
         """The encoded documents for each key. Raises: UserError where a text cannot be encoded."""
         for key in self._keys:
-            texts = [document[key] for document in documents]
-            text_bytes = sum(utf8_bytes(text) for sequences in texts for text in sequences)
+            texts = [document[key] for document in documents]  # of each document a list of texts
+            text_bytes = sum(map(utf8_bytes, chain.from_iterable(texts)))
             if self._split:
-                texts = [[part for text in sequences for part in self._split(text)] for sequences in texts]
+                texts = [list(chain.from_iterable(map(self._split, sequences))) for sequences in texts]
             yield self._arrays(texts, text_bytes)
 
     def _arrays(self, texts: Sequence[list[str]], text_bytes: int) -> EncodedDocuments:
@@ -178,17 +181,19 @@ class Encoder:
 
         Sentences are parts of one text, so the ids that the vocabulary puts around a text enclose all of them together.
         """
-        flat = [text for sequences in texts for text in sequences]
+        flat = list(chain.from_iterable(texts))
         ids, lengths = self._tokenizer.encode_batch(flat, self._parse_specials, around=self._split is None)
         if len(ids) and not 0 <= ids.min() <= ids.max() <= np.iinfo(self.dtype).max:
             raise ValueError(f"ids from {ids.min()} to {ids.max()} do not fit {self.dtype}")
-        owner = np.repeat(np.arange(len(texts)), [len(sequences) for sequences in texts])
-        sequences = np.bincount(owner[lengths > 0], minlength=len(texts))
-        lengths = lengths[lengths > 0]
-        last = np.cumsum(sequences)[sequences > 0] - 1
+        document_of = np.repeat(np.arange(len(texts)), [len(sequences) for sequences in texts])  # of each text
+        has_ids = lengths > 0
+        lengths = lengths[has_ids]  # [sequences]
+        sequences = np.bincount(document_of[has_ids], minlength=len(texts))  # [documents]
+        is_not_empty = sequences > 0
+        last = np.cumsum(sequences)[is_not_empty] - 1  # sequence that ends each document with ids
         ids = ids.astype(self.dtype)
         if self._split:
-            first = last - sequences[sequences > 0] + 1
+            first = last - sequences[is_not_empty] + 1
             ids = _insert(ids, lengths, first, self._tokenizer.before, after=False)
             ids = _insert(ids, lengths, last, self._tokenizer.after, after=True)
         if self._eod is not None:

@@ -18,8 +18,8 @@ import numpy as np
 from megascratch.config.errors import UserError
 from megascratch.config.json_record import COUNT, FLAG, list_of, parse_object, require_fields
 from megascratch.data.preprocess.output_shards import KINDS, KeyCounts, Summary, remove_shard, shard_path
-from megascratch.data.tokens.digests import blocks_of, digests_path, encoded, whole_file
-from megascratch.data.tokens.idx_format import HEADER, MAGIC, TOKEN_DTYPES, VERSION
+from megascratch.data.tokens.digests import BlockDigests, blocks_of, digests_path, encoded, whole_file
+from megascratch.data.tokens.idx_format import HEADER, MAGIC, VERSION, dtype_code
 from megascratch.data.tokens.manifest import manifest_path
 from megascratch.data.tokens.token_files import bin_path, idx_path
 from megascratch.runtime.faults import fault_point
@@ -49,7 +49,8 @@ def read_state(folder: Path, keys: int) -> State:
         return State(0, [0] * keys, 0)
     fields = {"shards": COUNT, "bin_bytes": list_of(COUNT, keys), "bad_bytes": COUNT, "complete": FLAG}
     require_fields(record, fields, file)
-    if not record.keys() <= fields.keys() or not fields.keys() - {"complete"} <= record.keys():
+    required = fields.keys() - {"complete"}
+    if not required <= record.keys() <= fields.keys():
         raise UserError(f"{file} is damaged: it must have {', '.join(fields)}; delete {folder} to start again")
     return State(**record)
 
@@ -58,16 +59,23 @@ class Merge:
     """Appends shards to the corpora of all keys; holds counts and open files, but no ids."""
 
     def __init__(self, folder: Path, names: Sequence[str], keys: int, dtype: np.dtype):
-        self._folder, self._names, self._dtype = folder, names, dtype
+        self._folder = folder
+        self._names = names
+        self._dtype = dtype
         self._state = read_state(folder, keys)
-        sizes = self._state.bin_bytes
-        self._bins = [_grown(self.partial(f"{key}.bin"), size) for key, size in enumerate(sizes)]
-        self._digests = [blocks_of(file, size) for file, size in zip(self._bins, sizes, strict=True)]
+        self._bins: list[IO[bytes]] = []
+        self._digests: list[BlockDigests] = []
+        for key, size in enumerate(self._state.bin_bytes):
+            file = _grown(self.partial(f"{key}.bin"), size)
+            self._bins.append(file)
+            self._digests.append(blocks_of(file, size))
         self._bad_file = _grown(self.partial("bad"), self._state.bad_bytes)
-        self._appended = 0
-        self.shards, self.bad, self.bad_lines = 0, 0, list[str]()
+        self._appended = 0  # bytes since the last checkpoint
+        self.shards = 0
+        self.bad = 0
         self.counts = [KeyCounts(0, 0, 0, 0, -1, 0, []) for _ in range(keys)]
-        self.rows, self.digests = [0] * len(names), [list[str]() for _ in names]
+        self.rows = [0] * len(names)
+        self.digests: list[list[str]] = [[] for _ in names]
 
     def partial(self, name: str) -> Path:
         """Path of a file that will become part of the output."""
@@ -79,10 +87,9 @@ class Merge:
         Raises: UserError where its files are damaged.
         """
         assert summary.number == self.shards
-        fresh = summary.number >= self._state.shards
         bad = []
         fault_point("preprocess.merge")
-        if fresh:
+        if summary.number >= self._state.shards:
             for key, counts in enumerate(summary.keys):
                 self._appended += self._copy(summary, key, counts)
             bad = list(self._bad_rows(summary))
@@ -100,8 +107,11 @@ class Merge:
 
     def _describe(self, summary: Summary, part: int, row: int, reason: str) -> str:
         source = summary.spans[part].source
-        earlier = sum(span.rows for span in summary.spans[:part] if span.source == source)
-        return f"{self._names[source]}:{self.rows[source] + earlier + row}: {reason}"
+        line = self.rows[source] + row
+        for span in summary.spans[:part]:
+            if span.source == source:
+                line += span.rows
+        return f"{self._names[source]}:{line}: {reason}"
 
     def _bad_rows(self, summary: Summary) -> Iterator[str]:
         with shard_path(self._folder, summary.number, "bad").open("rb") as file:
@@ -141,15 +151,16 @@ class Merge:
         for span in summary.spans:
             self.rows[span.source] += span.rows
             self.digests[span.source] += span.digests
-        for key, (total, one) in enumerate(zip(self.counts, summary.keys, strict=True)):
+        for key, one in enumerate(summary.keys):
+            total = self.counts[key]
             self.counts[key] = KeyCounts(
-                total.documents + one.documents,
-                total.sequences + one.sequences,
-                total.tokens + one.tokens,
-                min(total.min_token, one.min_token),
-                max(total.max_token, one.max_token),
-                total.text_bytes + one.text_bytes,
-                [],
+                documents=total.documents + one.documents,
+                sequences=total.sequences + one.sequences,
+                tokens=total.tokens + one.tokens,
+                min_token=min(total.min_token, one.min_token),
+                max_token=max(total.max_token, one.max_token),
+                text_bytes=total.text_bytes + one.text_bytes,
+                checksums=[],
             )
 
     def _checkpoint(self, complete: bool = False) -> None:
@@ -181,7 +192,8 @@ class Merge:
     def _record(self, key: int) -> None:
         """Writes the digests of a key's merged files."""
         blocks = self._digests[key]
-        idx, manifest = whole_file(self.partial(f"{key}.idx")), whole_file(self.partial(f"{key}.json"))
+        idx = whole_file(self.partial(f"{key}.idx"))
+        manifest = whole_file(self.partial(f"{key}.json"))
         with self.partial(f"{key}.digests").open("wb") as file:
             file.write(encoded(blocks.bytes, blocks.blocks(), idx, manifest))
             file.flush()
@@ -189,9 +201,9 @@ class Merge:
 
     def _index(self, key: int) -> Iterator[bytes]:
         counts = self.counts[key]
-        code = next(code for code, name in TOKEN_DTYPES.items() if name == self._dtype.name)
-        yield HEADER.pack(MAGIC, VERSION, code, counts.sequences, counts.documents + 1)
-        yield from (lengths.tobytes() for lengths in self._arrays(key, "lengths"))
+        yield HEADER.pack(MAGIC, VERSION, dtype_code(self._dtype), counts.sequences, counts.documents + 1)
+        for lengths in self._arrays(key, "lengths"):
+            yield lengths.tobytes()
         yield from _sums(self._arrays(key, "lengths"), self._dtype.itemsize, ends=False)
         yield np.zeros(1, "<i8").tobytes()
         yield from _sums(self._arrays(key, "sequences"), 1, ends=True)
@@ -213,8 +225,10 @@ def _sums(arrays: Iterator[np.ndarray], scale: int, ends: bool) -> Iterator[byte
     before = 0
     for array in arrays:
         sums = np.cumsum(array, dtype=np.int64) + before
-        yield ((sums if ends else sums - array) * scale).astype("<i8").tobytes()
         before = int(sums[-1])
+        if not ends:
+            sums -= array
+        yield (sums * scale).astype("<i8").tobytes()
 
 
 def _grown(path: Path, size: int) -> IO[bytes]:

@@ -88,11 +88,10 @@ def _is_row(value: object, kinds: Sequence[Kind]) -> bool:
     return all(kind.holds(item) for kind, item in zip(kinds, value, strict=True))
 
 
-_KEY_ROW = Kind(
-    "counts of a key",
-    lambda row: _is_row(row, [COUNT, COUNT, COUNT, INTEGER, INTEGER, COUNT, list_of(COUNT, len(KINDS))]),
-)
-_SPAN_ROW = Kind("counts of a source", lambda row: _is_row(row, [COUNT, COUNT, list_of(TEXT)]))
+_KEY_FIELDS = [COUNT, COUNT, COUNT, INTEGER, INTEGER, COUNT, list_of(COUNT, len(KINDS))]
+_KEY_ROW = Kind("counts of a key", lambda row: _is_row(row, _KEY_FIELDS))
+_SPAN_FIELDS = [COUNT, COUNT, list_of(TEXT)]
+_SPAN_ROW = Kind("counts of a source", lambda row: _is_row(row, _SPAN_FIELDS))
 
 
 def shard_path(folder: str | Path, number: int, kind: str) -> Path:
@@ -110,7 +109,8 @@ def read_summary(folder: str | Path, number: int) -> Summary | None:
     require_fields(record, {"keys": list_of(_KEY_ROW), "spans": list_of(_SPAN_ROW), "bad": COUNT}, file)
     if not {"keys", "spans", "bad"} <= record.keys():
         raise UserError(f"{file} is damaged: it must have keys, spans and bad; delete {folder} to start again")
-    keys, spans = [KeyCounts(*row) for row in record["keys"]], [SpanCounts(*row) for row in record["spans"]]
+    keys = [KeyCounts(*row) for row in record["keys"]]
+    spans = [SpanCounts(*row) for row in record["spans"]]
     return Summary(number, keys, spans, record["bad"])
 
 
@@ -123,7 +123,9 @@ class ShardWriter:
     """Writes one shard under temporary names; `commit` renames the files, an exit without it removes them."""
 
     def __init__(self, folder: str, number: int, keys: int, dtype: np.dtype):
-        self._folder, self._number, self._dtype = folder, number, dtype.newbyteorder("<")
+        self._folder = folder
+        self._number = number
+        self._dtype = dtype.newbyteorder("<")
         self._counts = [KeyCounts(0, 0, 0, 0, -1, 0, [0] * len(KINDS)) for _ in range(keys)]
         self._bad = 0
         self._first_bad = BadRow(0, 0, "")
@@ -154,21 +156,28 @@ class ShardWriter:
         self._bad += len(bad)
 
     def _append(self, key: int, before: KeyCounts, one: EncodedDocuments) -> KeyCounts:
+        ids = one.ids.astype(self._dtype, copy=False)
+        lengths = one.lengths.astype("<i4")
+        sequences = one.sequences.astype("<i4")
+        first_file = key * len(KINDS)
         checksums = []
-        arrays = (one.ids.astype(self._dtype, copy=False), one.lengths.astype("<i4"), one.sequences.astype("<i4"))
-        for at, array in enumerate(arrays):
+        for at, array in enumerate((ids, lengths, sequences)):  # as in KINDS
             raw = np.ascontiguousarray(array).data
-            self._files[key * len(KINDS) + at].write(raw)
+            self._files[first_file + at].write(raw)
             checksums.append(zlib.crc32(raw, before.checksums[at]))
-        low, high = (int(one.ids.min()), int(one.ids.max())) if len(one.ids) else (0, -1)
+        low = before.min_token
+        high = before.max_token
+        if len(ids):
+            low = min(low, int(one.ids.min()))
+            high = max(high, int(one.ids.max()))
         return KeyCounts(
-            before.documents + len(one.sequences),
-            before.sequences + len(one.lengths),
-            before.tokens + len(one.ids),
-            min(before.min_token, low),
-            max(before.max_token, high),
-            before.text_bytes + one.text_bytes,
-            checksums,
+            documents=before.documents + len(sequences),
+            sequences=before.sequences + len(lengths),
+            tokens=before.tokens + len(ids),
+            min_token=low,
+            max_token=high,
+            text_bytes=before.text_bytes + one.text_bytes,
+            checksums=checksums,
         )
 
     def commit(self, spans: list[SpanCounts]) -> Summary:
