@@ -78,7 +78,9 @@ class SingleSourceDataset(ABC):
 
     def index_digests(self) -> list[str]:
         """Digests of the cached indices that were opened so far: equal on machines that read in the same order."""
-        return [] if self.cache is None else [digest_of(self.cache, key) for key in self.index_keys()]
+        if self.cache is None:
+            return []
+        return [digest_of(self.cache, key) for key in self.index_keys()]
 
     @abstractmethod
     def pieces(self, number: int) -> np.ndarray:

@@ -138,7 +138,8 @@ class Curriculum(DatasetView):
     """
 
     def __init__(self, parts: Sequence[Dataset], firsts: Sequence[int], weights: Sequence[Sequence[float]]):
-        if len(firsts) != len(weights) or list(firsts) != sorted(set(firsts)) or firsts[0] != 0:
+        is_rising = list(firsts) == sorted(set(firsts))
+        if len(firsts) != len(weights) or not is_rising or firsts[0] != 0:
             raise ValueError(f"stages that begin at {list(firsts)} with {len(weights)} blends")
         self.parts = list(parts)
         self.firsts = list(firsts)

@@ -86,7 +86,8 @@ class BlockDigests:
         rest = memoryview(raw).cast("B")
         while rest:
             room = BLOCK_BYTES - self.bytes % BLOCK_BYTES
-            part, rest = rest[:room], rest[room:]
+            part = rest[:room]
+            rest = rest[room:]
             self.bytes += len(part)
             if len(part) == BLOCK_BYTES:
                 self._full.append(xxhash.xxh3_64_intdigest(part))
@@ -111,14 +112,18 @@ def blocks_of(file: IO[bytes], size: int) -> BlockDigests:
     """The checksums of the first `size` bytes of a file, read from its start."""
     digests = BlockDigests()
     file.seek(0)
-    while digests.bytes < size and (raw := file.read(min(READ_BYTES, size - digests.bytes))):
+    while digests.bytes < size:
+        raw = file.read(min(READ_BYTES, size - digests.bytes))
+        if not raw:
+            break
         digests.update(raw)
     return digests
 
 
 def whole_file(path: Path) -> WholeFile:
     """Size and digest of a file. Raises: OSError."""
-    digest, size = xxhash.xxh3_128(), 0
+    digest = xxhash.xxh3_128()
+    size = 0
     with path.open("rb") as file:
         while raw := file.read(READ_BYTES):
             digest.update(raw)
@@ -188,8 +193,13 @@ def read_digests(prefix: str | Path) -> Digests | None:
     blocks = raw[HEADER.size : -OWN_BYTES]
     if len(blocks) != 8 * -(-bin_bytes // BLOCK_BYTES):
         raise _damaged(path)
-    made_with = None if json_bytes == NONE else WholeFile(json_bytes, manifest)
-    return Digests(bin_bytes, blocks.view("<u8"), WholeFile(idx_bytes, idx), made_with, own)
+    return Digests(
+        bin_bytes=bin_bytes,
+        blocks=blocks.view("<u8"),
+        idx=WholeFile(idx_bytes, idx),
+        manifest=None if json_bytes == NONE else WholeFile(json_bytes, manifest),
+        own=own,
+    )
 
 
 def _damaged(path: Path) -> UserError:
@@ -203,10 +213,15 @@ def _damaged(path: Path) -> UserError:
 def damaged_blocks(raw: Any, digests: Digests) -> list[int]:
     """Numbers of the blocks of .bin that differ from what was recorded."""
     view = memoryview(raw)
-    return [block for block in range(len(digests.blocks)) if not block_is_intact(view, digests, block)]
+    damaged = []
+    for block in range(len(digests.blocks)):
+        if not block_is_intact(view, digests, block):
+            damaged.append(block)
+    return damaged
 
 
 def block_is_intact(view: memoryview, digests: Digests, block: int) -> bool:
     """Whether a block of .bin equals what was recorded."""
     start = block * BLOCK_BYTES
-    return xxhash.xxh3_64_intdigest(view[start : start + BLOCK_BYTES]) == digests.blocks[block]
+    content = view[start : start + BLOCK_BYTES]
+    return xxhash.xxh3_64_intdigest(content) == digests.blocks[block]

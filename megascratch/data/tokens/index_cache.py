@@ -45,12 +45,16 @@ class BlockwiseArray:
 
     def whole(self) -> np.ndarray:
         """The complete array, in memory."""
-        return np.concatenate([np.empty((0, *self.shape[1:]), self.dtype), *self.blocks])
+        empty = np.empty((0, *self.shape[1:]), self.dtype)
+        return np.concatenate([empty, *self.blocks])
 
 
 def in_memory(arrays: Mapping[str, np.ndarray | BlockwiseArray]) -> Arrays:
     """The arrays in memory, without a cache."""
-    return {name: array.whole() if isinstance(array, BlockwiseArray) else array for name, array in arrays.items()}
+    whole = {}
+    for name, array in arrays.items():
+        whole[name] = array.whole() if isinstance(array, BlockwiseArray) else array
+    return whole
 
 
 def load_or_build(
@@ -100,13 +104,16 @@ def _load(home: Path) -> Arrays | None:
     record = _record(home)
     if record is None:
         return None
+    arrays = {}
     try:
         for name, digest in record["arrays"].items():
-            if whole_file(home / f"{name}.npy").digest.hex() != digest:
+            path = home / f"{name}.npy"
+            if whole_file(path).digest.hex() != digest:
                 return None
-        return {name: np.load(home / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in record["arrays"]}
+            arrays[name] = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError):
         return None
+    return arrays
 
 
 def _record(home: Path) -> dict[str, Any] | None:

@@ -4,6 +4,7 @@ import warnings
 from typing import Any
 
 from megascratch.data.tokens import indices_python
+from megascratch.data.tokens.indices_python import GAMMA, mix64
 
 try:
     from megascratch.data.tokens import _indices as engine
@@ -31,5 +32,6 @@ def stream_key(*numbers: int) -> int:
     """A 64-bit key from numbers such as (seed, epoch, purpose); it depends on each of them and on their order."""
     key = 0
     for number in numbers:
-        key = indices_python.mix64((key ^ indices_python.mix64(number + indices_python.GAMMA)) + indices_python.GAMMA)
+        key ^= mix64(number + GAMMA)
+        key = mix64(key + GAMMA)
     return key

@@ -59,7 +59,9 @@ def read_manifest(reader: TokenReader) -> dict[str, Any] | None:
     Raises: UserError where it is damaged.
     """
     manifest = stored_manifest(reader.files)
-    return manifest if manifest and manifest.get("bin_bytes") == reader.bin_bytes else None
+    if manifest and manifest.get("bin_bytes") == reader.bin_bytes:
+        return manifest
+    return None
 
 
 def stored_manifest(prefix: str | Path) -> dict[str, Any] | None:
@@ -81,8 +83,8 @@ def check_corpus(reader: TokenReader, vocab_size: int, fingerprint: str | None, 
 
     Raises: UserError naming both tokenizers, or file, sequence, id and vocabulary.
     """
-    manifest = read_manifest(reader)
-    made_with = (manifest or {}).get("tokenizer") or {}
+    manifest = read_manifest(reader) or {}
+    made_with = manifest.get("tokenizer") or {}
     if fingerprint is not None and made_with.get("fingerprint", fingerprint) != fingerprint:
         raise UserError(
             f"{reader.prefix} was made with another tokenizer: {shown(made_with.get('kind'))} "
@@ -102,13 +104,15 @@ def check_corpus(reader: TokenReader, vocab_size: int, fingerprint: str | None, 
         )
 
 
-def _token_range(reader: TokenReader, manifest: Mapping[str, Any] | None, cache: Path | None) -> tuple[int, int]:
-    recorded = manifest or {}
-    low, high = recorded.get("min_token"), recorded.get("max_token")
+def _token_range(reader: TokenReader, manifest: Mapping[str, Any], cache: Path | None) -> tuple[int, int]:
+    """Smallest and largest id, as the manifest says, or by reading all of them once."""
+    low = manifest.get("min_token")
+    high = manifest.get("max_token")
     if isinstance(low, int) and isinstance(high, int):
         return low, high
     if cache is None:
         return reader.token_range()
     key = {"what": "token range", **reader.identity}
-    low, high = load_or_build(cache, key, lambda: {"range": np.array(reader.token_range())})["range"].tolist()
+    arrays = load_or_build(cache, key, lambda: {"range": np.array(reader.token_range())})
+    low, high = arrays["range"].tolist()
     return low, high
