@@ -8,10 +8,11 @@ from megascratch.data.text.jsonl import (
     BYTE_ORDER_MARK,
     BadLine,
     Line,
+    decoded,
     lines_of,
-    not_utf8,
     parse_sequences,
     sequences_of,
+    too_long,
 )
 from megascratch.data.text.lines import part, stream, whole_lines
 from megascratch.data.text.parquet import read_rows
@@ -55,7 +56,8 @@ def read_span(span: InputSpan, reading: ReadOptions) -> Iterator[DocumentBatch]:
             rows += batch.rows
             yield batch
     except BROKEN as error:
-        raise unreadable(span.name, error, f" after line {rows}" if rows and span.begins else "") from error
+        after = f" after line {rows}" if rows and span.begins else ""
+        raise unreadable(span.name, error, after) from error
 
 
 def _jsonl(span: InputSpan, reading: ReadOptions) -> Iterator[DocumentBatch]:
@@ -101,10 +103,12 @@ def _batch(
 def _line_blocks(span: InputSpan, longest: int) -> Iterator[tuple[bytes, int]]:
     """Blocks of complete lines, with the input bytes that were read for each."""
     with opened(span.path, span.compression) as (file, raw):
+        to_the_end = span.stop < 0
+        blocks = stream(file) if to_the_end else part(file, span.start, span.stop)
         before = 0
-        cut = stream(file) if span.stop < 0 else part(file, span.start, span.stop)
-        for block in whole_lines(cut, longest):
-            at = min(raw.tell() if span.stop < 0 else len(block) + before, span.raw_bytes)
+        for block in whole_lines(blocks, longest):
+            at = raw.tell() if to_the_end else before + len(block)
+            at = min(at, span.raw_bytes)
             handed_on = [(block, at - before)]  # so that only the receiver holds a long line
             del block
             yield handed_on.pop()
@@ -122,8 +126,10 @@ def _parquet(span: InputSpan, reading: ReadOptions) -> Iterator[DocumentBatch]:
         batch = DocumentBatch(len(rows.columns[0]), [], [], [], int(rows.share * span.raw_bytes))
         for number, values in enumerate(zip(*rows.columns, strict=True), 1):
             try:
-                pairs = zip(values, reading.keys, strict=True)
-                batch.documents.append([_row_texts(value, key, reading.longest) for value, key in pairs])
+                texts = []
+                for key, value in zip(reading.keys, values, strict=True):
+                    texts.append(_row_texts(value, key, reading.longest))
+                batch.documents.append(texts)
                 batch.numbers.append(number)
             except BadLine as reason:
                 batch.bad.append((number, str(reason)))
@@ -136,19 +142,6 @@ def _row_texts(value: object, key: str, longest: int) -> list[str]:
             raise too_long(longest)
         return [decoded(value)]
     return sequences_of(value, key)
-
-
-def decoded(raw: bytes) -> str:
-    """The text of UTF-8 bytes. Raises: BadLine where they are not UTF-8."""
-    try:
-        return raw.decode()
-    except UnicodeDecodeError as error:
-        raise BadLine(not_utf8(raw, error)) from error
-
-
-def too_long(longest: int) -> BadLine:
-    """The error for a line that is too long."""
-    return BadLine(f"longer than {longest:,} bytes (--max-document-bytes)")
 
 
 _FORMATS: dict[str, Callable[[InputSpan, ReadOptions], Iterator[DocumentBatch]]] = {

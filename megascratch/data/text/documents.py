@@ -15,8 +15,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from megascratch.config.errors import UserError
-from megascratch.data.preprocess.documents import decoded, too_long
-from megascratch.data.text.jsonl import LONGEST_LINE, BadLine, parse_record, read_lines, text_of
+from megascratch.data.text.jsonl import LONGEST_LINE, BadLine, decoded, parse_record, read_lines, text_of, too_long
 from megascratch.data.text.parquet import read_rows
 from megascratch.data.text.sources import BROKEN, Source, opened, unreadable
 
@@ -52,7 +51,9 @@ class Record(NamedTuple):
 
     def line(self) -> bytes:
         """The record as a line of JSONL. Raises: BadLine."""
-        return self.raw if self.raw is not None else orjson.dumps(self.fields(), default=str)
+        if self.raw is not None:
+            return self.raw
+        return orjson.dumps(self.fields(), default=str)
 
 
 def read_records(
@@ -100,11 +101,12 @@ def _text_lines(source: Source, key: str) -> Iterator[Record]:
 def _parts(source: Source, key: str, as_one: bool) -> Iterator[Record]:
     """The file in parts of PART_BYTES, or as one. Reading ends at the first bytes that are not UTF-8."""
     decoder = codecs.getincrementaldecoder("utf-8-sig")()
+    read_bytes = LONGEST_LINE + 1 if as_one else PART_BYTES
     number = 1
     try:
         with opened(source.path, source.compression) as (file, _):
             while True:
-                raw = file.read(LONGEST_LINE + 1 if as_one else PART_BYTES)
+                raw = file.read(read_bytes)
                 if as_one and len(raw) > LONGEST_LINE:
                     yield Record(source.path, number, too_long(LONGEST_LINE), None)
                     return

@@ -33,16 +33,19 @@ class Line(NamedTuple):
 
 def read_lines(path: str | Path, longest: int = LONGEST_LINE) -> Iterator[Line]:
     """Every line of a file. Raises: UserError where it cannot be read to its end."""
+    path = str(path)
     number = 0
     try:
-        with opened(str(path), compression_of(str(path))) as (file, _):
+        with opened(path, compression_of(path)) as (file, _):
             for block in whole_lines(stream(file), longest):
                 for raw in lines_of(block):
                     number += 1
-                    raw = raw.removeprefix(BYTE_ORDER_MARK) if number == 1 else raw
+                    if number == 1:
+                        raw = raw.removeprefix(BYTE_ORDER_MARK)
                     yield Line(number, None if len(raw) > longest else raw.rstrip(b"\r"))
     except BROKEN as error:
-        raise unreadable(str(path), error, f" after line {number}" if number else "") from error
+        after = f" after line {number}" if number else ""
+        raise unreadable(path, error, after) from error
 
 
 def lines_of(block: bytes) -> list[bytes]:
@@ -67,7 +70,8 @@ def parse_sequences(line: Line, keys: Sequence[str]) -> list[list[str]]:
 
 def sequences_of(value: object, key: str) -> list[str]:
     """The texts in a value. Raises: BadLine."""
-    return [_text(text, key) for text in value] if isinstance(value, list) else [_text(value, key)]
+    texts = value if isinstance(value, list) else [value]
+    return [_text(text, key) for text in texts]
 
 
 def parse_record(line: Line) -> dict[str, Any]:
@@ -97,6 +101,19 @@ def _parse_slowly(raw: bytes) -> Any:
         raise BadLine(f"broken JSON: {error}") from error
 
 
+def decoded(raw: bytes) -> str:
+    """The text of UTF-8 bytes. Raises: BadLine where they are not UTF-8."""
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        raise BadLine(not_utf8(raw, error)) from error
+
+
+def too_long(longest: int) -> BadLine:
+    """The error for a line that is too long."""
+    return BadLine(f"longer than {longest:,} bytes (--max-document-bytes)")
+
+
 def not_utf8(raw: bytes, error: UnicodeDecodeError) -> str:
     """The message for bytes that are not UTF-8."""
     return f"not UTF-8: byte 0x{raw[error.start]:02x} at column {error.start + 1}"
@@ -105,7 +122,8 @@ def not_utf8(raw: bytes, error: UnicodeDecodeError) -> str:
 def value_of(record: dict[str, Any], key: str) -> Any:
     """The value under a key. Raises: BadLine."""
     if key not in record:
-        raise BadLine(f"no key {key!r} (it has {', '.join(map(repr, list(record)[:5])) or 'none'})")
+        known = ", ".join(map(repr, list(record)[:5])) or "none"
+        raise BadLine(f"no key {key!r} (it has {known})")
     return record[key]
 
 

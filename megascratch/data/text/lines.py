@@ -34,7 +34,8 @@ def part(file: IO[bytes], start: int, stop: int, size: int = BLOCK_BYTES) -> Ite
         yield block
     while block and not block.endswith(b"\n") and (block := file.read(size)):  # the last line runs over the end
         end = block.find(b"\n") + 1
-        block = block[:end] if end else block
+        if end:
+            block = block[:end]
         yield block
 
 
@@ -62,8 +63,9 @@ def whole_lines(blocks: Iterator[bytes], longest: int) -> Iterator[bytes]:
     for block in blocks:
         end = block.rfind(b"\n") + 1
         if end:
-            first = block.index(b"\n")
-            held += [block[: min(first, room)], block[first:end]]
+            first_end = block.index(b"\n")
+            held.append(block[: min(first_end, room)])
+            held.append(block[first_end:end])
             room = longest + 1
             yield _join_and_clear(held)
         rest = block[end : end + room]

@@ -69,19 +69,22 @@ def find_sources(inputs: Sequence[str], format: str | None = None) -> list[Sourc
 
 
 def _paths(word: str, format: str | None) -> list[str]:
-    if word == STANDARD_INPUT or os.path.lexists(word):
-        return _below(word, format) if os.path.isdir(word) else [word]
-    if glob.has_magic(word):
-        matches = sorted(path for path in glob.glob(word, recursive=True) if not os.path.isdir(path))
-        if matches:
-            return matches
+    if os.path.isdir(word):
+        return _below(word, format)
+    if word == STANDARD_INPUT or os.path.lexists(word) or not glob.has_magic(word):
+        return [word]  # a missing file is refused later, by its own name
+    matches = [path for path in glob.glob(word, recursive=True) if not os.path.isdir(path)]
+    if not matches:
         raise UserError(f"--input {word}: the pattern matches no file")
-    return [word]  # refused later, by its own name
+    return sorted(matches)
 
 
 def _below(folder: str, format: str | None) -> list[str]:
-    files = [path for path in sorted(Path(folder).rglob("*")) if path.is_file() and not path.name.startswith(".")]
-    known = [str(path) for path in files if format or _suffixes(str(path))[0] in SUFFIXES]
+    files = []
+    for path in sorted(Path(folder).rglob("*")):
+        if path.is_file() and not path.name.startswith("."):
+            files.append(str(path))
+    known = [path for path in files if format or format_of(path)]
     if not known:
         raise UserError(
             f"--input {folder}: none of the {len(files)} files in this folder ends in {', '.join(SUFFIXES)} "
@@ -103,7 +106,10 @@ def format_of(path: str) -> str | None:
 def _suffixes(path: str) -> tuple[str, str]:
     """Suffix of the content and of the compression."""
     stem, last = os.path.splitext(path)
-    return (os.path.splitext(stem)[1], last) if last in COMPRESSIONS else (last, "")
+    if last not in COMPRESSIONS:
+        return last, ""
+    _, content = os.path.splitext(stem)
+    return content, last
 
 
 def _source(path: str, format: str | None) -> Source:
@@ -134,7 +140,9 @@ def _unpacked(raw: IO[bytes], compression: str) -> IO[bytes]:
         return bz2.BZ2File(raw)
     if compression == ".xz":
         return lzma.LZMAFile(raw)
-    return needed(ZSTD, "zstd", "a .zst file").open(raw) if compression == ".zst" else raw
+    if compression == ".zst":
+        return needed(ZSTD, "zstd", "a .zst file").open(raw)
+    return raw
 
 
 def needed(module: str, extra: str, what: str) -> ModuleType:
@@ -147,4 +155,5 @@ def needed(module: str, extra: str, what: str) -> ModuleType:
 
 def unreadable(path: str, error: Exception, after: str = "") -> UserError:
     """The UserError to raise for one of BROKEN."""
-    return UserError(f"{path} cannot be read{after}: {getattr(error, 'strerror', None) or error}")
+    reason = getattr(error, "strerror", None) or error
+    return UserError(f"{path} cannot be read{after}: {reason}")
