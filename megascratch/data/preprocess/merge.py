@@ -17,7 +17,14 @@ import numpy as np
 
 from megascratch.config.errors import UserError
 from megascratch.config.json_record import COUNT, FLAG, list_of, parse_object, require_fields
-from megascratch.data.preprocess.output_shards import KINDS, KeyCounts, Summary, remove_shard, shard_path
+from megascratch.data.preprocess.output_shards import (
+    KINDS,
+    NO_COUNTS,
+    KeyCounts,
+    Summary,
+    remove_shard,
+    shard_path,
+)
 from megascratch.data.tokens.digests import BlockDigests, blocks_of, digests_path, encoded, whole_file
 from megascratch.data.tokens.idx_format import HEADER, MAGIC, VERSION, dtype_code
 from megascratch.data.tokens.manifest import manifest_path
@@ -73,7 +80,7 @@ class Merge:
         self._appended = 0  # bytes since the last checkpoint
         self.shards = 0
         self.bad = 0
-        self.counts = [KeyCounts(0, 0, 0, 0, -1, 0, []) for _ in range(keys)]
+        self.counts = [NO_COUNTS] * keys
         self.rows = [0] * len(names)
         self.digests: list[list[str]] = [[] for _ in names]
 
@@ -151,17 +158,8 @@ class Merge:
         for span in summary.spans:
             self.rows[span.source] += span.rows
             self.digests[span.source] += span.digests
-        for key, one in enumerate(summary.keys):
-            total = self.counts[key]
-            self.counts[key] = KeyCounts(
-                documents=total.documents + one.documents,
-                sequences=total.sequences + one.sequences,
-                tokens=total.tokens + one.tokens,
-                min_token=min(total.min_token, one.min_token),
-                max_token=max(total.max_token, one.max_token),
-                text_bytes=total.text_bytes + one.text_bytes,
-                checksums=[],
-            )
+        for key, counts in enumerate(summary.keys):
+            self.counts[key] = self.counts[key].plus(counts)
 
     def _checkpoint(self, complete: bool = False) -> None:
         """Flushes what was appended, then updates merged.json, then deletes the ids of the merged shards."""

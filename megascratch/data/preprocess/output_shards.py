@@ -70,6 +70,23 @@ class KeyCounts(NamedTuple):
     checksums: list[int]
     """crc32 of each of KINDS."""
 
+    def plus(self, later: "KeyCounts") -> "KeyCounts":
+        """The counts of both; the checksums are those of `later`."""
+        return KeyCounts(
+            documents=self.documents + later.documents,
+            sequences=self.sequences + later.sequences,
+            tokens=self.tokens + later.tokens,
+            min_token=min(self.min_token, later.min_token),
+            max_token=max(self.max_token, later.max_token),
+            text_bytes=self.text_bytes + later.text_bytes,
+            checksums=later.checksums,
+        )
+
+
+NO_COUNTS = KeyCounts(
+    documents=0, sequences=0, tokens=0, min_token=0, max_token=-1, text_bytes=0, checksums=[0] * len(KINDS)
+)
+
 
 class Summary(NamedTuple):
     """Counts and checksums of a shard."""
@@ -126,16 +143,21 @@ class ShardWriter:
         self._folder = folder
         self._number = number
         self._dtype = dtype.newbyteorder("<")
-        self._counts = [KeyCounts(0, 0, 0, 0, -1, 0, [0] * len(KINDS)) for _ in range(keys)]
+        self._counts = [NO_COUNTS] * keys
         self._bad = 0
         self._first_bad = BadRow(0, 0, "")
-        self._names = [f"{key}.{kind}" for key in range(keys) for kind in KINDS] + ["bad"]
+        self._names: list[str] = []
+        for key in range(keys):
+            self._names += [f"{key}.{kind}" for kind in KINDS]
+        self._names.append("bad")
         self._files: list[IO[bytes]] = []
         self._open = ExitStack()
 
     def __enter__(self) -> "ShardWriter":
         with writing(self._folder), self._open:
-            self._files = [self._open.enter_context(self._partial(name).open("wb")) for name in self._names]
+            for name in self._names:
+                file = self._partial(name).open("wb")
+                self._files.append(self._open.enter_context(file))
             self._open = self._open.pop_all()
         return self
 
@@ -165,20 +187,16 @@ class ShardWriter:
             raw = np.ascontiguousarray(array).data
             self._files[first_file + at].write(raw)
             checksums.append(zlib.crc32(raw, before.checksums[at]))
-        low = before.min_token
-        high = before.max_token
-        if len(ids):
-            low = min(low, int(one.ids.min()))
-            high = max(high, int(one.ids.max()))
-        return KeyCounts(
-            documents=before.documents + len(sequences),
-            sequences=before.sequences + len(lengths),
-            tokens=before.tokens + len(ids),
-            min_token=low,
-            max_token=high,
-            text_bytes=before.text_bytes + one.text_bytes,
+        added = KeyCounts(
+            documents=len(sequences),
+            sequences=len(lengths),
+            tokens=len(ids),
+            min_token=int(one.ids.min()) if len(ids) else 0,
+            max_token=int(one.ids.max()) if len(ids) else -1,
+            text_bytes=one.text_bytes,
             checksums=checksums,
         )
+        return before.plus(added)
 
     def commit(self, spans: list[SpanCounts]) -> Summary:
         """Completes the shard: a resumed run will not encode it again."""
