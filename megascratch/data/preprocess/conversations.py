@@ -68,7 +68,8 @@ def messages_of(record: dict, key: str) -> list[Message]:
     for at, message in enumerate(value, 1):
         if not isinstance(message, dict):
             raise BadLine(f"message {at} is not an object with role and content")
-        role, content = message.get("role"), message.get("content")
+        role = message.get("role")
+        content = message.get("content")
         if not isinstance(role, str) or not isinstance(content, str):
             raise BadLine(f"message {at} needs a role and a content, both texts")
         messages.append(Message(role, content))
@@ -99,7 +100,8 @@ def encode_conversation(
     if tokenizer.eod is not None and tokenizer.eod not in tokenizer.after:
         parts.append(([tokenizer.eod], parts[-1][1]))
     ids = np.concatenate([np.array(part, dtype=np.int64) for part, _ in parts])
-    mask = np.repeat([learned for _, learned in parts], [len(part) for part, _ in parts]).astype(np.uint8)
+    lengths = [len(part) for part, _ in parts]
+    mask = np.repeat([learned for _, learned in parts], lengths).astype(np.uint8)
     if not mask.any():
         roles = ", ".join(sorted({role for role, _ in messages}))
         raise BadLine(f"nothing to learn: its roles are {shown(roles)}, learned are {', '.join(template.learned)}")

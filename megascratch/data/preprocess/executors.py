@@ -72,7 +72,9 @@ class _WorkerPool:
     """The workers, and the units that they still have to do."""
 
     def __init__(self, job: Job, units: Iterator[WorkUnit], count: int):
-        self._job, self._units, self._count = job, units, count
+        self._job = job
+        self._units = units
+        self._count = count
         self._again: deque[WorkUnit] = deque()
         self._deaths: dict[int, int] = {}
         self._workers: list[_Worker] = []
@@ -81,7 +83,8 @@ class _WorkerPool:
         """Hands out units, to the worker with the fewest first; False: all units are done."""
         while True:
             worker = min(self._workers, key=lambda worker: len(worker.units), default=None)
-            starts = (worker is None or worker.units) and len(self._workers) < self._count
+            all_are_busy = worker is None or len(worker.units) > 0
+            starts = all_are_busy and len(self._workers) < self._count
             if worker and not starts and len(worker.units) == AHEAD:
                 return True
             unit = self._again.popleft() if self._again else next(self._units, None)
@@ -116,18 +119,21 @@ class _WorkerPool:
         worker.process.join(timeout=5)
         self._workers.remove(worker)
         self._again.extendleft(reversed(worker.units))
-        first = worker.units[0] if worker.units else None
-        if first:
-            self._deaths[first.number] = self._deaths.get(first.number, 0) + 1
-            if self._deaths[first.number] == DEATHS:
-                span = _span_at(first, worker.raw_bytes)
-                if span.format == "parquet":
-                    raise UserError(f"{span.name} cannot be read as Parquet: {death_in_words(worker.process.exitcode)}")
-                raise UserError(
-                    f"{DEATHS} worker processes died on {span.name} from byte {span.start:,} on "
-                    f"(exit code {worker.process.exitcode}; -9 is often too little memory); free memory, or use fewer "
-                    f"--workers or a smaller --max-document-bytes"
-                )
+        if not worker.units:
+            return
+        first = worker.units[0]
+        self._deaths[first.number] = self._deaths.get(first.number, 0) + 1
+        if self._deaths[first.number] < DEATHS:
+            return
+        code = worker.process.exitcode
+        span = _span_at(first, worker.raw_bytes)
+        if span.format == "parquet":
+            raise UserError(f"{span.name} cannot be read as Parquet: {death_in_words(code)}")
+        raise UserError(
+            f"{DEATHS} worker processes died on {span.name} from byte {span.start:,} on "
+            f"(exit code {code}; -9 is often too little memory); free memory, or use fewer "
+            f"--workers or a smaller --max-document-bytes"
+        )
 
     def end(self) -> None:
         for worker in self._workers:
@@ -192,13 +198,14 @@ def _finished(ray: object, running: dict[object, WorkUnit]) -> Generator[Event, 
     except UserError as error:
         raise UserError(str(error.args[0])) from None  # Ray's own class contains its traceback
     except ray.exceptions.RayError as error:  # type: ignore[attr-defined]
-        raise UserError(f"Ray failed on {unit.spans[0].name} from byte {unit.spans[0].start:,}: {error}") from error
+        first = unit.spans[0]
+        raise UserError(f"Ray failed on {first.name} from byte {first.start:,}: {error}") from error
     yield summary
     yield EncodeStep(
-        summary.keys[0].documents,
-        sum(key.tokens for key in summary.keys),
-        sum(key.text_bytes for key in summary.keys),
-        sum(span.raw_bytes for span in unit.spans),
+        documents=summary.keys[0].documents,
+        tokens=sum(key.tokens for key in summary.keys),
+        text_bytes=sum(key.text_bytes for key in summary.keys),
+        raw_bytes=sum(span.raw_bytes for span in unit.spans),
     )
 
 

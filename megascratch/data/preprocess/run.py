@@ -66,24 +66,29 @@ def preprocess(job: Job, sources: list[Source], output: Output, engine: Engine, 
     Raises: UserError for bad input or a failed read or write; no file has a final name then.
     """
     tokenizer = vocabulary(job)
-    folder, prefixes = Path(job.folder), key_prefixes(job, output.prefix)
+    folder = Path(job.folder)
+    prefixes = key_prefixes(job, output.prefix)
+    alone = output.shard is None
     with locked(folder, output.shard):
         try:
-            plan = RunSpec(_deciding(job, sources, output, tokenizer), output.cut_packed, _is_resumable(sources))
-            active = resume_or_start(folder, plan, prefixes, output.overwrite, alone=output.shard is None)
+            plan = RunSpec(
+                deciding=_deciding(job, sources, output, tokenizer),
+                cut_packed=output.cut_packed,
+                can_go_on=all(source.regular for source in sources),
+            )
+            active = resume_or_start(folder, plan, prefixes, output.overwrite, alone)
             if active is not None:
                 output = output._replace(cut_packed=active.cut_packed)
                 run = _PreprocessRun(job, sources, output, watcher, tokenizer, plan)
-                if output.shard is None:
+                if alone:
                     return run.encode_and_merge(engine)
                 run.encode_only(engine)
-                return None
-            if output.shard is None:
+            elif alone:
                 publish(folder, prefixes, bad_lines_path(output.prefix))
                 remove(folder)
             return None
         except BaseException as error:
-            raise _ended(error, folder, alone=output.shard is None) from error
+            raise _ended(error, folder, alone) from error
 
 
 def _ended(error: BaseException, folder: Path, alone: bool) -> BaseException:
@@ -99,7 +104,8 @@ def _ended(error: BaseException, folder: Path, alone: bool) -> BaseException:
 
 def key_prefixes(job: Job, prefix: str) -> list[str]:
     """The prefix of each key's corpus."""
-    return [f"{prefix}_{key}_{'sentence' if job.sentences else 'document'}" for key in job.reading.keys]
+    level = "sentence" if job.sentences else "document"
+    return [f"{prefix}_{key}_{level}" for key in job.reading.keys]
 
 
 def bad_lines_path(prefix: str) -> str:
@@ -114,8 +120,11 @@ def shard_folder(prefix: str) -> str:
 
 def _deciding(job: Job, sources: list[Source], output: Output, tokenizer: TokenizerInfo) -> dict[str, Any]:
     """Everything that determines the output's bytes and the cut into shards, by the names of the flags."""
+    inputs = []
+    for source in sources:
+        inputs.append([str(Path(source.path).absolute()), source.format, source.bytes, source.changed_ns])
     return {
-        "input": [[str(Path(one.path).absolute()), one.format, one.bytes, one.changed_ns] for one in sources],
+        "input": inputs,
         "tokenizer": tokenizer.fingerprint,
         "json-keys": list(job.reading.keys),
         "append-eod": job.append_eod,
@@ -128,22 +137,22 @@ def _deciding(job: Job, sources: list[Source], output: Output, tokenizer: Tokeni
     }
 
 
-def _is_resumable(sources: list[Source]) -> bool:
-    return all(source.regular for source in sources)
-
-
 class _PreprocessRun:
     """One run; the lock of its folder is held."""
 
     def __init__(
         self, job: Job, sources: list[Source], output: Output, watcher: Watcher, tokenizer: TokenizerInfo, plan: RunSpec
     ):
-        self._job, self._sources, self._output, self._watcher = job, sources, output, watcher
-        self._tokenizer, self._plan = tokenizer, plan
+        self._job = job
+        self._sources = sources
+        self._output = output
+        self._watcher = watcher
+        self._tokenizer = tokenizer
+        self._plan = plan
         self._folder = Path(job.folder)
-        self._finished: dict[int, Summary] = {}
-        self._copies: dict[int, list[Path]] = {}
-        self._cut = 0
+        self._finished: dict[int, Summary] = {}  # shards that wait for an earlier one, by number
+        self._copies: dict[int, list[Path]] = {}  # plain copies of a pipe that a unit reads
+        self._cut = 0  # units so far
 
     def encode_only(self, engine: Engine) -> None:
         """Encodes this process's share of the shards."""
@@ -200,8 +209,7 @@ class _PreprocessRun:
             self._cut += 1
             copies = [Path(span.path) for span in unit.spans if span.path != span.name]
             summary = read_summary(self._folder, unit.number)
-            mine = self._output.shard is None or unit.number % self._output.shard[1] == self._output.shard[0]
-            if summary is None and mine:
+            if summary is None and self._is_mine(unit):
                 self._copies[unit.number] = copies
                 yield unit
                 continue
@@ -211,19 +219,28 @@ class _PreprocessRun:
                 left.append(summary)
                 self._watcher.found(sum(span.raw_bytes for span in unit.spans))
 
+    def _is_mine(self, unit: WorkUnit) -> bool:
+        """Whether this process encodes a unit (`Output.shard`)."""
+        if self._output.shard is None:
+            return True
+        own, count = self._output.shard
+        return unit.number % count == own
+
     def _spans(self) -> Iterator[InputSpan]:
-        size, reading = self._output.shard_bytes, self._job.reading
+        size = self._output.shard_bytes
+        reading = self._job.reading
         with RowGroupSizes() as sizes:
             for number, source in enumerate(self._sources):
                 lines = source.format == "jsonl" or (source.format == "text" and reading.sample_by == "line")
-                large = self._output.cut_packed and source.compression and source.bytes > size and lines
-                if large or not source.regular:
+                is_large = source.compression and source.bytes > size
+                if not source.regular or (is_large and lines and self._output.cut_packed):
                     yield from spool_stream(number, source, self._folder, size, reading.longest, lines)
                 else:
                     yield from spans_of(number, source, size, reading.sample_by, reading.keys, sizes)
 
     def _manifest(self, merge: Merge, key: int) -> dict[str, Any]:
-        counts, tokenizer = merge.counts[key], self._tokenizer
+        counts = merge.counts[key]
+        tokenizer = self._tokenizer
         return {
             "tokenizer": {
                 "kind": tokenizer.kind,

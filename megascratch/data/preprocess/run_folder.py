@@ -102,7 +102,8 @@ def resume_or_start(
             _sweep(folder)
         return None if read_state(folder, len(prefixes)).complete else old
     if old and old.deciding != plan.deciding and not (overwrite and alone):
-        different = ", ".join(name for name in plan.deciding if plan.deciding[name] != old.deciding.get(name))
+        differing = [name for name, value in plan.deciding.items() if old.deciding.get(name) != value]
+        different = ", ".join(differing)
         raise Refused(
             f"{folder} holds the shards of an interrupted run with another {different}; finish that run with its own "
             f"options, or start again with --overwrite"
@@ -131,10 +132,14 @@ def _sweep(folder: Path) -> None:
 
 def _is_there(prefixes: Sequence[str], plan: RunSpec) -> bool:
     """Whether the output is complete and from this plan. Raises: Refused where other files have its names."""
-    pairs = [path for prefix in prefixes for path in (bin_path(prefix), idx_path(prefix))]
-    records = [path for prefix in prefixes for path in (manifest_path(prefix), digests_path(prefix))]
+    pairs: list[Path] = []
+    records: list[Path] = []
+    for prefix in prefixes:
+        pairs += [bin_path(prefix), idx_path(prefix)]
+        records += [manifest_path(prefix), digests_path(prefix)]
     plans = {_plan_of(prefix) for prefix in prefixes}
-    if plan.can_go_on and all(path.exists() for path in pairs) and plans == {plan_digest(plan)}:
+    are_complete = all(path.exists() for path in pairs)
+    if plan.can_go_on and are_complete and plans == {plan_digest(plan)}:
         return True
     taken = [path for path in (*pairs, *records) if path.exists()]
     if taken:
@@ -167,4 +172,6 @@ def remove(folder: Path) -> None:
 
 def has_progress(folder: Path) -> bool:
     """Whether the folder has finished shards or a merged part."""
-    return any(path.name[0].isdigit() for path in folder.glob("*.json")) or (folder / "merged.json").exists()
+    if (folder / "merged.json").exists():
+        return True
+    return any(path.name[0].isdigit() for path in folder.glob("*.json"))

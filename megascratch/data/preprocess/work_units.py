@@ -61,7 +61,8 @@ def shard_bytes(sources: Sequence[Source], partitions: int, asked: int | None) -
     """Input bytes per shard: 64 MiB, less if the input is small, or `asked`."""
     if asked is None:
         total = sum(source.bytes for source in sources)
-        asked = min(MOST_BYTES, max(LEAF_BYTES, total // max(FEWEST_PIECES, partitions)))
+        even = total // max(FEWEST_PIECES, partitions)
+        asked = min(MOST_BYTES, max(LEAF_BYTES, even))
     leaf = min(asked, LEAF_BYTES)
     return -(-asked // leaf) * leaf
 
@@ -85,14 +86,27 @@ def spans_of(
         for start in range(0, source.bytes, size):
             stop = min(start + size, source.bytes)
             yield whole_source(place, source)._replace(
-                start=start, stop=stop, begins=start == 0, digest=(start, stop), raw_bytes=stop - start
+                start=start,
+                stop=stop,
+                begins=start == 0,
+                digest=(start, stop),
+                raw_bytes=stop - start,
             )
 
 
 def whole_source(place: int, source: Source) -> InputSpan:
     """A source as one part."""
     return InputSpan(
-        place, source.path, source.path, source.format, source.compression, 0, -1, True, (0, source.bytes), source.bytes
+        source=place,
+        name=source.path,
+        path=source.path,
+        format=source.format,
+        compression=source.compression,
+        start=0,
+        stop=-1,
+        begins=True,
+        digest=(0, source.bytes),
+        raw_bytes=source.bytes,
     )
 
 
@@ -101,15 +115,21 @@ def _row_groups(place: int, source: Source, size: int, groups: Sequence[int]) ->
     leaf = min(size, LEAF_BYTES)
     leaves = -(-source.bytes // leaf)
     start = 0
+    first_byte = 0
     group_bytes = 0
     for stop, group in enumerate(groups, 1):
         group_bytes += group
         if group_bytes >= size or stop == len(groups):
-            first, last = (min(leaves * at // len(groups) * leaf, source.bytes) for at in (start, stop))
+            end_byte = min(leaves * stop // len(groups) * leaf, source.bytes)
             yield whole_source(place, source)._replace(
-                start=start, stop=stop, begins=start == 0, digest=(first, last), raw_bytes=last - first
+                start=start,
+                stop=stop,
+                begins=start == 0,
+                digest=(first_byte, end_byte),
+                raw_bytes=end_byte - first_byte,
             )
             start = stop
+            first_byte = end_byte
             group_bytes = 0
 
 
@@ -158,12 +178,15 @@ def gather(spans: Iterable[InputSpan], size: int) -> Iterator[WorkUnit]:
     """Groups consecutive parts into units of at least `size` bytes."""
     number = 0
     gathered: list[InputSpan] = []
+    gathered_bytes = 0
     for span in spans:
         gathered.append(span)
-        if sum(one.raw_bytes for one in gathered) >= size or len(gathered) == MOST_SPANS:
+        gathered_bytes += span.raw_bytes
+        if gathered_bytes >= size or len(gathered) == MOST_SPANS:
             yield WorkUnit(number, gathered)
             number += 1
             gathered = []
+            gathered_bytes = 0
     if gathered:
         yield WorkUnit(number, gathered)
 
@@ -182,7 +205,8 @@ def digests(span: InputSpan, leaf: int) -> Iterator[str]:
         with open(span.name, "rb") as file:
             file.seek(starts.start)
             for at in starts:
-                yield hashlib.sha256(file.read(min(leaf, starts.stop - at))).hexdigest()
+                block = file.read(min(leaf, starts.stop - at))
+                yield hashlib.sha256(block).hexdigest()
     except OSError as error:
         raise unreadable(span.name, error) from error
 
