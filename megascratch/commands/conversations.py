@@ -3,9 +3,15 @@
 import argparse
 
 from megascratch import tokenizer as tokenizers
-from megascratch.commands.bad_lines import BadLines
-from megascratch.commands.flags import add_input, add_parse_special_tokens
-from megascratch.commands.outputs import input_files, of_corpora, require_free, require_no_input
+from megascratch.commands.input_output import (
+    BadLines,
+    add_input,
+    add_parse_special_tokens,
+    input_files,
+    of_corpora,
+    require_free,
+    require_no_input,
+)
 from megascratch.config.errors import UserError
 from megascratch.data.preprocess.conversations import Template, write_conversations
 from megascratch.data.text.sources import find_sources

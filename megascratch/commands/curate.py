@@ -10,9 +10,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from megascratch.commands.bad_lines import BadLines
-from megascratch.commands.flags import add_input
-from megascratch.commands.outputs import require_no_input
+from megascratch.commands.input_output import BadLines, add_input, require_no_input
 from megascratch.config.errors import UserError
 from megascratch.config.fields import nearest
 from megascratch.config.printable import printable

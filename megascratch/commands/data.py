@@ -21,7 +21,7 @@ from rich.table import Table
 
 from megascratch import tokenizer as tokenizers
 from megascratch.commands import data_order
-from megascratch.commands.outputs import of_corpora, require_free, require_no_input
+from megascratch.commands.input_output import of_corpora, require_free, require_no_input
 from megascratch.config.errors import UserError
 from megascratch.config.printable import printable
 from megascratch.data.inspect import merge_split

@@ -12,9 +12,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from megascratch import tokenizer as tokenizers
-from megascratch.commands.bad_lines import BadLines
-from megascratch.commands.flags import add_input, add_parse_special_tokens
-from megascratch.commands.outputs import input_files, require_no_input
+from megascratch.commands.input_output import (
+    BadLines,
+    add_input,
+    add_parse_special_tokens,
+    input_files,
+    require_no_input,
+)
 from megascratch.config.errors import UserError
 from megascratch.config.json_record import parse_object
 from megascratch.data.text.documents import read_records

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from megascratch import tokenizer as tokenizers
-from megascratch.commands.flags import add_parse_special_tokens
-from megascratch.commands.outputs import require_no_input
+from megascratch.commands.input_output import add_parse_special_tokens, require_no_input
 from megascratch.config.errors import UserError
 from megascratch.config.settings import Config
 from megascratch.data.text.documents import read_records

@@ -11,8 +11,7 @@ from functools import partial
 from itertools import repeat
 
 from megascratch import tokenizer as tokenizers
-from megascratch.commands.flags import add_input, add_parse_special_tokens
-from megascratch.commands.outputs import of_corpora, require_no_input
+from megascratch.commands.input_output import add_input, add_parse_special_tokens, of_corpora, require_no_input
 from megascratch.commands.progress import Progress
 from megascratch.config.errors import UserError
 from megascratch.data.preprocess.documents import ReadOptions

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
-from megascratch.commands.bad_lines import BadLines
+from megascratch.commands.input_output import BadLines
 from megascratch.data.preprocess.encode import EncodeStep
 from megascratch.data.preprocess.output_shards import KeyCounts
 

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from megascratch.commands.outputs import require_no_input
+from megascratch.commands.input_output import require_no_input
 from megascratch.config.errors import UserError
 from megascratch.config.fields import nearest
 from megascratch.config.printable import printable

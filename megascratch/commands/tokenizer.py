@@ -9,9 +9,13 @@ from pathlib import Path
 from typing import TypeVar
 
 from megascratch import tokenizer as tokenizers
-from megascratch.commands.bad_lines import BadLines
-from megascratch.commands.flags import add_input, add_parse_special_tokens
-from megascratch.commands.outputs import input_files, require_no_input
+from megascratch.commands.input_output import (
+    BadLines,
+    add_input,
+    add_parse_special_tokens,
+    input_files,
+    require_no_input,
+)
 from megascratch.config.errors import UserError
 from megascratch.config.printable import printable
 from megascratch.data.text.documents import read_records

@@ -7,7 +7,7 @@ import pytest
 
 from megascratch import tokenizer as tokenizers
 from megascratch.commands import main
-from megascratch.commands.bad_lines import MOST_PRINTED
+from megascratch.commands.input_output import MOST_PRINTED
 from megascratch.data.tokens.token_files import TokenReader
 from tests.support.preprocess_runs import PACK
 from tests.support.small_models import save_model

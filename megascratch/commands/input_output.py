@@ -1,0 +1,112 @@
+"""The input and output files of a command: the flags that name the input, the report of its bad lines, and the refusal
+to overwrite an input or an existing corpus."""
+
+import argparse
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from megascratch.config.errors import UserError
+from megascratch.config.printable import printable
+from megascratch.data.text.sources import FORMATS, find_sources
+from megascratch.data.tokens.digests import digests_path, manifest_file
+from megascratch.data.tokens.loss_mask import mask_prefix
+from megascratch.data.tokens.token_files import bin_path, idx_path
+
+MOST_PRINTED = 20  # bad lines
+Named = tuple[str, str | Path | None]
+"""A flag and a file that it names; None: the flag is not given."""
+
+
+def add_parse_special_tokens(parser: "argparse._ActionsContainer") -> None:
+    """Adds --parse-special-tokens."""
+    parser.add_argument(
+        "--parse-special-tokens",
+        action="store_true",
+        help="encode the text of a special token (<|endoftext|>, ...) as that token (default: as plain text)",
+    )
+
+
+def add_input(parser: "argparse._ActionsContainer", documents: bool = True) -> None:
+    """Adds --input and --input-format; with `documents` also --sample-by."""
+    add = parser.add_argument
+    what = "files, folders, patterns or - (standard input), read in this order; .jsonl .txt .parquet .gz .zst .bz2 .xz"
+    add("--input", nargs="+", required=True, metavar="FILE", help=what)
+    add("--input-format", choices=FORMATS, help="format of all inputs (default: by the suffix, else jsonl)")
+    if documents:
+        add(
+            "--sample-by",
+            choices=("document", "line"),
+            default="document",
+            help="text files: the unit that becomes one document (default: document, the file)",
+        )
+
+
+class BadLines:
+    """The bad lines of one run."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    @property
+    def not_printed(self) -> int:
+        """How many bad lines were counted but not printed."""
+        return max(0, self.count - MOST_PRINTED)
+
+    def add(self, line: str) -> None:
+        """`line`: FILE:LINE: REASON."""
+        self.count += 1
+        if self.count <= MOST_PRINTED:
+            print(f"skipped {printable(line)}", file=sys.stderr)
+
+    def print_rest(self) -> None:
+        """Prints how many were not printed, at the end of a run."""
+        if self.not_printed:
+            print(f"skipped {self.not_printed:,} more", file=sys.stderr)
+
+
+def corpus_files(prefix: str | Path) -> list[Path]:
+    """Every file that a corpus with this prefix may have, including those of its loss mask."""
+    files: list[Path] = []
+    for each in (str(prefix), mask_prefix(prefix)):
+        files += [bin_path(each), idx_path(each), manifest_file(each), digests_path(each)]
+    return files
+
+
+def of_corpora(flag: str, prefixes: Iterable[str | Path]) -> list[Named]:
+    """All files of the corpora that a flag names."""
+    return [(flag, path) for prefix in prefixes for path in corpus_files(prefix)]
+
+
+def input_files(options: argparse.Namespace) -> list[Named]:
+    """Every file that `--input` names, including those in folders and patterns."""
+    sources = find_sources(options.input, options.input_format)
+    return [("--input", source.path) for source in sources]
+
+
+def require_no_input(outputs: Iterable[Named], inputs: Iterable[Named]) -> None:
+    """Raises: UserError if a file to be written is one of the inputs, also under another name (a link)."""
+    read = [(flag, Path(path)) for flag, path in inputs if path is not None]
+    for flag, path in outputs:
+        if path is None:
+            continue
+        for other, source in read:
+            if _same(Path(path), source):
+                raise UserError(f"{flag} {path} is also an input ({other}): choose another name")
+
+
+def require_free(prefixes: Iterable[str | Path], overwrite: bool) -> None:
+    """Raises: UserError if a corpus to be written exists, unless `overwrite`."""
+    if overwrite:
+        return
+    for prefix in prefixes:
+        for path in corpus_files(prefix):
+            if path.exists():
+                raise UserError(f"{path} exists: choose another output prefix, or replace the corpus with --overwrite")
+
+
+def _same(one: Path, other: Path) -> bool:
+    if one.exists() and other.exists():
+        return one.samefile(other)
+    return os.path.realpath(one) == os.path.realpath(other)
