@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from megascratch.config.errors import UserError
-from megascratch.tokenizer.protobuf import fields
+from megascratch.tokenizer.sentence_piece_model import fields
 
 NORMALIZERS = (3, 5)  # fields of SentencePiece's ModelProto: how a text is normalised before, and after
 CHARSMAP = 2  # field of a NormalizerSpec
@@ -30,31 +30,41 @@ def _is_valid(raw: bytes) -> bool:
     size = int.from_bytes(raw[:4], "little")
     if len(raw) < 8 or size < 4 or size % 4 or size > len(raw) - 4:
         return False
-    units, texts = np.frombuffer(raw, "<u4", size // 4, 4).astype(np.int64), raw[4 + size :]
+    units = np.frombuffer(raw, "<u4", size // 4, 4).astype(np.int64)
+    texts = raw[4 + size :]
+    label = units & 0xFF
+    has_value = units & (1 << 8) != 0
+    is_leaf = units >> 31 != 0
+    offset = (units >> 10) << ((units & (1 << 9)) >> 6)
+
     places = np.arange(len(units))
-    targets = places ^ ((units >> 10) << ((units & (1 << 9)) >> 6))
-    inner = (places == 0) | ((units >> 31 == 0) & (units & 0xFF != 0))  # a leaf or a label of 0 is never matched
-    if (targets[inner] | 0xFF).max(initial=0) >= len(units):
+    targets = places ^ offset
+    inner = (places == 0) | (~is_leaf & (label != 0))  # a leaf or a label of 0 is never matched
+    furthest = (targets[inner] | 0xFF).max(initial=0)
+    if furthest >= len(units):
         return False
-    values = units[targets[inner & (units & (1 << 8) != 0)]] & ((1 << 31) - 1)
-    starts = np.frombuffer(texts + b"\0", np.uint8)
-    return bool((values <= len(texts)).all() and (starts[np.minimum(values, len(texts))] & 0xC0 != 0x80).all())
+
+    values = units[targets[inner & has_value]] & ((1 << 31) - 1)
+    if (values > len(texts)).any():
+        return False
+    first_bytes = np.frombuffer(texts + b"\0", np.uint8)[values]
+    return bool((first_bytes & 0xC0 != 0x80).all())  # a text starts at a character
 
 
 def maps_in_json(record: Any, name: str) -> Iterator[bytes]:
     """Every character map in a tokenizer.json. Raises: UserError where one is not base64."""
     waiting = [record]
     while waiting:
-        one = waiting.pop()
-        if isinstance(one, dict):
-            if "precompiled_charsmap" in one:
+        part = waiting.pop()
+        if isinstance(part, list):
+            waiting += part
+        elif isinstance(part, dict):
+            waiting += part.values()
+            if "precompiled_charsmap" in part:
                 try:
-                    yield base64.b64decode(one["precompiled_charsmap"] or "", validate=True)
+                    yield base64.b64decode(part["precompiled_charsmap"] or "", validate=True)
                 except (binascii.Error, TypeError, ValueError) as error:
                     raise UserError(f"{name}: its precompiled character map is not base64") from error
-            waiting += one.values()
-        elif isinstance(one, list):
-            waiting += [item for item in one if isinstance(item, dict | list)]
 
 
 def maps_in_model(model: bytes) -> Iterator[bytes]:
