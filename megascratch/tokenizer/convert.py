@@ -68,7 +68,7 @@ def _encoding(source: Path, name: str | None, split: str | None, specials: tuple
     if split is not None:
         if name is not None or split not in SPLITS:
             raise UserError(f"--split {split}: give either --encoding or --split, one of {', '.join(SPLITS)}")
-        return Encoding(split, {word: free + place for place, word in enumerate(specials or (END_OF_TEXT,))})
+        return Encoding(split, {word: id for id, word in enumerate(specials or (END_OF_TEXT,), free)})
     name = name or FILE_NAMES.get(source.name)
     if name not in ENCODINGS:
         raise UserError(
@@ -83,7 +83,7 @@ def _require_same(old: Tokenizer, new: HuggingFaceTokenizer, source: Path, outpu
     SentencePiece's space. Raises: UserError with the first text on which they differ."""
     special = {**old.specials, **old.special_words, **new.specials, **new.special_words}
     words = [SPACE, f" {SPACE} ", *special]
-    texts = [*map(as_text, [*probe(words), *random_texts(0, TRIED, words)])]
+    texts = list(map(as_text, [*probe(words), *random_texts(0, TRIED, words)]))
     for parse_specials in (False, True):
         different = first_difference(_ids(old, parse_specials), _ids(new, parse_specials), texts)
         if different is not None:
@@ -94,4 +94,8 @@ def _require_same(old: Tokenizer, new: HuggingFaceTokenizer, source: Path, outpu
 
 def _ids(tokenizer: Tokenizer, parse_specials: bool) -> Encode:
     """Encodes with the reference library: the fast engine is checked against it."""
-    return lambda text: np.array(tokenizer.encode(text, parse_specials))
+
+    def encode(text: str) -> np.ndarray:
+        return np.array(tokenizer.encode(text, parse_specials))
+
+    return encode

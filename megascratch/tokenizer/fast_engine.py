@@ -62,10 +62,10 @@ def _unlike_units() -> np.ndarray:
     """[65536] bool: UTF-16 units that are or begin a character of UNICODE_17; a surrogate marks its whole block."""
     is_unlike = np.zeros(1 << 16, dtype=bool)
     for first, last in UNICODE_17:
-        if first < 1 << 16:
-            is_unlike[first : last + 1] = True
-        else:
-            is_unlike[0xD800 + (first - (1 << 16) >> 10) : 0xD800 + (last - (1 << 16) >> 10) + 1] = True
+        if last >= 1 << 16:  # two units: the first one is a surrogate
+            first = 0xD800 + (first - (1 << 16) >> 10)
+            last = 0xD800 + (last - (1 << 16) >> 10)
+        is_unlike[first : last + 1] = True
     return is_unlike
 
 
@@ -111,12 +111,19 @@ def choose(
         return _slow(reference, reason)
     if different is not None:
         return _slow(reference, f"its ids differ on {different[:60]!a}")
-    return lambda text: (fast if is_supported(text) else reference)(text)
+
+    def encode(text: str) -> np.ndarray:
+        return fast(text) if is_supported(text) else reference(text)
+
+    return encode
 
 
 def first_difference(one: Encode, other: Encode, texts: Iterable[str | bytes]) -> str | None:
     """The first text for which the two give different ids; None: there is none."""
-    return next((text for text in map(as_text, texts) if not np.array_equal(one(text), other(text))), None)
+    for text in map(as_text, texts):
+        if not np.array_equal(one(text), other(text)):
+            return text
+    return None
 
 
 def _slow(reference: Encode, reason: str) -> Encode:
@@ -157,7 +164,8 @@ class _Gigatoken:
 
 
 def _beginning(texts: Sequence[str]) -> list[str]:
-    taken, size = [], 0
+    taken = []
+    size = 0
     for text in texts:
         taken.append(text[: SAMPLE - size])
         size += len(taken[-1])

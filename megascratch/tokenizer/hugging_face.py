@@ -41,8 +41,8 @@ class HuggingFaceTokenizer(Tokenizer):
         record = _checked(record, name)
         self._byte_level = is_byte_level(record)
         decisive = json.dumps({part: record.get(part) for part in IDS_ARE_DECIDED_BY}, sort_keys=True)
-        rest = {"version": "1.0", "truncation": None, "padding": None, "decoder": record.get("decoder")}
-        self._json = f"{json.dumps(rest)[:-1]}, {decisive[1:]}"
+        rest = json.dumps({"version": "1.0", "truncation": None, "padding": None, "decoder": record.get("decoder")})
+        self._json = f"{rest[:-1]}, {decisive[1:]}"  # one object of both
         for charsmap in maps_in_json(record.get("normalizer"), name):
             require_valid_map(charsmap, name)
         try:
@@ -62,7 +62,10 @@ class HuggingFaceTokenizer(Tokenizer):
                 f"{name} has {len(ids):,} tokens with ids up to {self.vocab_size - 1:,}: more ids than it "
                 f"has characters ({len(self._json):,})"
             )
-        self.eod, self.bos, self.pad = (_named(ids, role, (roles or {}).get(role), name) for role in NAMES)
+        roles = roles or {}
+        self.eod = _named(ids, "eos_token", roles.get("eos_token"), name)
+        self.bos = _named(ids, "bos_token", roles.get("bos_token"), name)
+        self.pad = _named(ids, "pad_token", roles.get("pad_token"), name)
         self.specials = {token["content"]: token["id"] for token in record["added_tokens"]}
         self.fingerprint = fingerprint(self.kind, decisive.encode(), str(self.eod).encode())
         self._read_specials(record)
@@ -75,7 +78,9 @@ class HuggingFaceTokenizer(Tokenizer):
         words = special_tokens.plain_words(record, (self.eod, self.bos, self.pad))
         self.special_words = words
         self._added = record["added_tokens"]
-        self._made: set[int] = set(words.values()) if special_tokens.can_be_made(record, words) else set()
+        self._made: set[int] = set()  # ids of special tokens that the model itself may produce
+        if special_tokens.can_be_made(record, words):
+            self._made = set(words.values())
         self._puts_space = special_tokens.continuing(record) != record
         self._others: dict[tuple[bool, bool], tokenizers.Tokenizer] = {}
         switched_off = special_tokens.switched_off(record, words)
@@ -123,14 +128,19 @@ class HuggingFaceTokenizer(Tokenizer):
         return joined(self._around(bare) if around else bare)
 
     def _fastest(self, texts: Sequence[str], parse_specials: bool) -> fast_engine.Encode:
-        content = self._json
-        if not parse_specials and self._made:
+        if parse_specials:
+            content = self._json
+        elif self._made:
             content = json.dumps(special_tokens.without(self.record, self.special_words))
-        elif not parse_specials:
+        else:
             others = [token for token in self._added if token["content"] not in self.special_words]
             content = self._json_with(self._added, others)
-        words = [*{**self.specials, **self.special_words}]
-        return fast_engine.choose(content, lambda text: self.reference(text, parse_specials), texts, words)
+
+        def reference(text: str) -> np.ndarray:
+            return self.reference(text, parse_specials)
+
+        words = list({**self.specials, **self.special_words})
+        return fast_engine.choose(content, reference, texts, words)
 
     def _library_for(self, forging: bool, continues: bool) -> tokenizers.Tokenizer:
         """A variant of the library, cached.
@@ -141,15 +151,16 @@ class HuggingFaceTokenizer(Tokenizer):
         """
         if forging and not continues:
             return self._library
-        if (forging, continues) not in self._others:
+        variant = (forging, continues)
+        if variant not in self._others:
             record = self.record
             if not forging:
                 record = special_tokens.without(record, self.special_words)
             if continues:
                 record = special_tokens.continuing(record)
             record["added_tokens"] = special_tokens.switched_off(record, self.special_words)
-            self._others[forging, continues] = tokenizers.Tokenizer.from_str(json.dumps(record))
-        return self._others[forging, continues]
+            self._others[variant] = tokenizers.Tokenizer.from_str(json.dumps(record))
+        return self._others[variant]
 
     def reference(self, text: str, parse_specials: bool = False) -> np.ndarray:
         """[ids] int32 from the reference library, without `before` and `after`."""
@@ -160,7 +171,8 @@ class HuggingFaceTokenizer(Tokenizer):
         numbers = [int(number) for number in ids]
         require_ids(numbers, self.vocab_size, self.kind)
         silent = (self.eod, self.bos, self.pad)
-        return self._library.decode([number for number in numbers if number not in silent], skip_special_tokens=False)
+        spoken = [number for number in numbers if number not in silent]
+        return self._library.decode(spoken, skip_special_tokens=False)
 
     def normalized(self, text: str) -> str:
         """The text after the file's normalisation, if it has one. A normaliser from SentencePiece writes a space as
@@ -168,8 +180,9 @@ class HuggingFaceTokenizer(Tokenizer):
         change = self._library.normalizer
         if change is None:
             return text
-        extra = change.normalize_str("x").startswith(SPACE) and text != ""
-        changed = change.normalize_str(text)[extra:]
+        changed = change.normalize_str(text)
+        if text != "" and change.normalize_str("x").startswith(SPACE):
+            changed = changed[1:]
         return changed if self._byte_level else changed.replace(SPACE, " ")
 
     def token_bytes(self, number: int) -> bytes:
@@ -194,8 +207,10 @@ def _around(library: tokenizers.Tokenizer) -> tuple[tuple[int, ...], tuple[int, 
 
 def is_byte_level(record: dict[str, Any]) -> bool:
     """Whether the vocabulary spells bytes in GPT-2's characters."""
-    cut = record.get("pre_tokenizer") or {}
-    steps = cut.get("pretokenizers", [cut]) if isinstance(cut, dict) else []
+    cut = record.get("pre_tokenizer")
+    if not isinstance(cut, dict):
+        return False
+    steps = cut.get("pretokenizers", [cut])
     return any(isinstance(step, dict) and step.get("type") == "ByteLevel" for step in steps)
 
 
@@ -208,13 +223,11 @@ def _checked(record: Any, name: str) -> dict[str, Any]:
     if not isinstance(model, dict) or not isinstance(model.get("vocab"), dict | list):
         raise UserError(f'{name} is not a tokenizer.json: it has no "model" with a "vocab"')
     added = record.get("added_tokens") or []
-    valid = isinstance(added, list) and all(
-        isinstance(token, dict) and isinstance(token.get("content"), str) and type(token.get("id")) is int
-        for token in added
-    )
-    if not valid:
+    if not isinstance(added, list) or not all(map(_is_added_token, added)):
         raise UserError(f'{name} is damaged: "added_tokens" must be a list of {{"id": number, "content": text, ...}}')
-    if len({token["id"] for token in added}) < len(added) or len({token["content"] for token in added}) < len(added):
+    ids = {token["id"] for token in added}
+    contents = {token["content"] for token in added}
+    if len(ids) < len(added) or len(contents) < len(added):
         raise UserError(f"{name}: two special tokens have the same name or id; each needs its own")
     if isinstance(model["vocab"], dict) and is_byte_level(record):
         _require_spelled_bytes(model["vocab"], added, name)
@@ -224,7 +237,12 @@ def _checked(record: Any, name: str) -> dict[str, Any]:
     return record | {"model": model, "added_tokens": added}
 
 
+def _is_added_token(token: Any) -> bool:
+    return isinstance(token, dict) and isinstance(token.get("content"), str) and type(token.get("id")) is int
+
+
 def _require_spelled_bytes(vocab: dict[str, Any], added: list[dict[str, Any]], name: str) -> None:
+    """Raises: UserError for a byte without a token, or a special token with the id of another word."""
     require_bytes({unspell(word) for word in vocab if len(word) == 1}, name)
     holders = {number: word for word, number in vocab.items() if isinstance(number, int)}
     for token in added:
@@ -237,16 +255,27 @@ def _require_spelled_bytes(vocab: dict[str, Any], added: list[dict[str, Any]], n
 
 
 def _named(ids: dict[str, int], role: str, configured: str | None, name: str) -> int | None:
+    """The id of a role: of the word that tokenizer_config.json names, else of the first usual name in the vocabulary.
+
+    Raises: UserError where the configured word is not in the vocabulary.
+    """
     if configured is not None and configured not in ids:
         config = Path(name).with_name("tokenizer_config.json")
         raise UserError(f"{config} names {role} {configured!r}, which {name} does not contain")
-    return next((ids[word] for word in ([configured] if configured else NAMES[role]) if word in ids), None)
+    if configured:
+        return ids[configured]
+    for word in NAMES[role]:
+        if word in ids:
+            return ids[word]
+    return None
 
 
 def _roles(config: Any) -> dict[str, str]:
     """Roles that tokenizer_config.json names: `"eos_token": "</s>"` or `{"content": "</s>"}`."""
+    if not isinstance(config, dict):
+        return {}
     roles = {}
-    for role in NAMES if isinstance(config, dict) else ():
+    for role in NAMES:
         word = config.get(role)
         if isinstance(word, dict):
             word = word.get("content")

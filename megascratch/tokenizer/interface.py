@@ -68,14 +68,18 @@ class Tokenizer(ABC):
 
         Raises: UserError as `encode` does.
         """
-        bare = [np.array(self.encode_bare(as_text(text), parse_specials), dtype=np.int32) for text in texts]
+        bare = []
+        for text in texts:
+            ids = self.encode_bare(as_text(text), parse_specials)
+            bare.append(np.array(ids, dtype=np.int32))
         return joined(self._around(bare) if around else bare)
 
     def _around(self, texts: list[np.ndarray]) -> list[np.ndarray]:
         """The ids of each text with `before` and `after`."""
         if not self.before and not self.after:
             return texts
-        before, after = np.array(self.before, dtype=np.int32), np.array(self.after, dtype=np.int32)
+        before = np.array(self.before, dtype=np.int32)
+        after = np.array(self.after, dtype=np.int32)
         return [np.concatenate([before, ids, after]) for ids in texts]
 
     def normalized(self, text: str) -> str:

@@ -32,19 +32,23 @@ class Usage:
 
     def bytes_per_token(self, group: str | None = None) -> float | None:
         """UTF-8 bytes per token of a group, or of all groups; None where there is no token."""
-        groups = self.bytes if group is None else [group]
-        tokens = sum(self.tokens[name] for name in groups)
-        return sum(self.bytes[name] for name in groups) / tokens if tokens else None
+        if group is None:
+            size = sum(self.bytes.values())
+            tokens = sum(self.tokens.values())
+        else:
+            size = self.bytes[group]
+            tokens = self.tokens[group]
+        return size / tokens if tokens else None
 
 
 def measure(
     tokenizers: Mapping[str, Tokenizer], texts: Iterable[tuple[str, str]], parse_specials: bool = False
 ) -> list[Usage]:
     """Encodes (group, text) pairs with each tokenizer; the texts are read once."""
-    usages = [
-        Usage(name, each.kind, each.vocab_size, counts=np.zeros(each.vocab_size, np.int64))
-        for name, each in tokenizers.items()
-    ]
+    usages = []
+    for name, tokenizer in tokenizers.items():
+        counts = np.zeros(tokenizer.vocab_size, np.int64)
+        usages.append(Usage(name, tokenizer.kind, tokenizer.vocab_size, counts=counts))
     batch: list[tuple[str, str]] = []
     for pair in texts:
         batch.append(pair)
@@ -61,8 +65,9 @@ def _add(
     batch: Sequence[tuple[str, str]],
     parse_specials: bool,
 ) -> None:
+    texts = [text for _, text in batch]
     for usage, tokenizer in zip(usages, tokenizers.values(), strict=True):
-        ids, lengths = tokenizer.encode_batch([text for _, text in batch], parse_specials)
+        ids, lengths = tokenizer.encode_batch(texts, parse_specials)
         usage.counts += np.bincount(ids, minlength=usage.vocab_size)
         usage.texts += len(batch)
         stops = np.cumsum(lengths)
@@ -74,8 +79,13 @@ def _add(
 
 def as_json(usage: Usage, tokenizer: Tokenizer) -> dict[str, Any]:
     """The figures of one tokenizer, for JSON."""
-    used = np.flatnonzero(usage.counts)
-    spelled = sorted(((tokenizer.token_bytes(int(id)), int(id)) for id in used), key=lambda pair: -len(pair[0]))
+    used = np.flatnonzero(usage.counts).tolist()
+    spelled = [(tokenizer.token_bytes(id), id) for id in used]
+    spelled.sort(key=lambda pair: -len(pair[0]))
+    longest = []
+    for token, id in spelled[:LONGEST]:
+        text = token.decode(errors="replace")
+        longest.append({"id": id, "text": text, "bytes": len(token), "count": int(usage.counts[id])})
     return {
         "tokenizer": usage.name,
         "kind": usage.kind,
@@ -87,10 +97,7 @@ def as_json(usage: Usage, tokenizer: Tokenizer) -> dict[str, Any]:
         "groups": {group: usage.bytes_per_token(group) for group in usage.bytes},
         "ids_used": len(used),
         "texts_changed": usage.changed,
-        "longest_tokens": [
-            {"id": id, "text": token.decode(errors="replace"), "bytes": len(token), "count": int(usage.counts[id])}
-            for token, id in spelled[:LONGEST]
-        ],
+        "longest_tokens": longest,
     }
 
 
@@ -99,14 +106,15 @@ def picture(usages: Sequence[Usage]) -> Figure:
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     bars, curves = figure.subplots(1, 2)
     groups = list(usages[0].bytes) if usages else []
+    left = np.arange(len(groups))  # of each group's first bar
     width = 0.8 / max(len(usages), 1)
     for place, usage in enumerate(usages):
-        at = [number + place * width for number in range(len(groups))]
         heights = [usage.bytes_per_token(group) or 0.0 for group in groups]  # no bar where there is no token
-        bars.bar(at, heights, width, label=usage.name)
+        bars.bar(left + place * width, heights, width, label=usage.name)
         counts = np.sort(usage.counts[usage.counts > 0])[::-1]
-        curves.loglog(range(1, len(counts) + 1), counts, label=f"{usage.name}: {len(counts):,} of {usage.vocab_size:,}")
-    bars.set_xticks([number + 0.4 - width / 2 for number in range(len(groups))], groups, rotation=30, ha="right")
+        label = f"{usage.name}: {len(counts):,} of {usage.vocab_size:,}"
+        curves.loglog(range(1, len(counts) + 1), counts, label=label)
+    bars.set_xticks(left + 0.4 - width / 2, groups, rotation=30, ha="right")
     bars.set_ylabel("bytes per token")
     curves.set_xlabel("id, by frequency")
     curves.set_ylabel("occurrences")

@@ -52,7 +52,8 @@ class SentencePieceTokenizer(Tokenizer):
             raise UserError(refusal) from error
         self.vocab_size = self._pieces.vocab_size()
         self.eod = self._end_of_document()
-        bos, pad = self._pieces.bos_id(), self._pieces.pad_id()
+        bos = self._pieces.bos_id()
+        pad = self._pieces.pad_id()
         self.bos = bos if bos >= 0 else None
         self.pad = pad if pad >= 0 else None
         if add_bos and self.bos is None:
@@ -94,8 +95,11 @@ class SentencePieceTokenizer(Tokenizer):
 
     def _end_of_document(self) -> int | None:
         unknown = self._pieces.unk_id()
-        named = [self._pieces.piece_to_id(piece) for piece in (END_OF_DOCUMENT, "</s>", "<|endoftext|>")]
-        return next((number for number in named if number != unknown), None)
+        for piece in (END_OF_DOCUMENT, "</s>", "<|endoftext|>"):
+            number = self._pieces.piece_to_id(piece)
+            if number != unknown:
+                return number
+        return None
 
     def encode_bare(self, text: str, parse_specials: bool = False, continues: bool = False) -> list[int]:
         """Encodes with the reference library."""
@@ -150,7 +154,8 @@ class SentencePieceTokenizer(Tokenizer):
         for part in _parts(text, LONGEST_ENCODED):
             ids: list[int] = []
             for place, plain in enumerate(part.split(SPACE)):
-                ids += self._space_ids if place else []
+                if place > 0:
+                    ids += self._space_ids
                 ids += library.encode(plain)
             arrays.append(np.array(ids, dtype=np.int32))
         return np.concatenate(arrays)
@@ -163,12 +168,16 @@ class SentencePieceTokenizer(Tokenizer):
 
     def normalized(self, text: str) -> str:
         """The text after normalisation: vocabularies from elsewhere may change spaces and characters."""
-        return text if self._changes_nothing else self.decode(self._pieces.encode(self._pieces.normalize(text)))
+        if self._changes_nothing:
+            return text
+        return self.decode(self._pieces.encode(self._pieces.normalize(text)))
 
     def token_bytes(self, number: int) -> bytes:
         """The text of one id as bytes."""
         piece = self._pieces.id_to_piece(number)
-        return bytes([int(piece[3:5], 16)]) if self._pieces.is_byte(number) else piece.replace(SPACE, " ").encode()
+        if self._pieces.is_byte(number):
+            return bytes([int(piece[3:5], 16)])  # <0xFF>
+        return piece.replace(SPACE, " ").encode()
 
     def record(self, parse_specials: bool = False) -> dict[str, Any] | None:
         """The same vocabulary as a tokenizer.json (BPE with byte fallback); None: it is not such a BPE.
@@ -188,17 +197,19 @@ class SentencePieceTokenizer(Tokenizer):
         if not (self._changes_nothing or starts) or not by_rank or user_defined or not bytes_too:
             return None
         space = SPACE if self._space_ids is None else " "
-        named = [pieces.id_to_piece(id).replace(SPACE, space) for id in range(self.vocab_size)]
-        merges = [[left.replace(SPACE, space), right.replace(SPACE, space)] for left, right in _merges(pieces, plain)]
+        vocab = {pieces.id_to_piece(id).replace(SPACE, space): id for id in range(self.vocab_size)}
+        merges = []
+        for left, right in _merges(pieces, plain):
+            merges.append([left.replace(SPACE, space), right.replace(SPACE, space)])
         decoders: list[dict[str, Any]] = [{"type": "ByteFallback"}, {"type": "Fuse"}]
         normalizer = None
         if space == SPACE:
-            prepended = [{"type": "Prepend", "prepend": SPACE}] if starts else []
-            replaced = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
-            normalizer = {"type": "Sequence", "normalizers": [*prepended, replaced]}
-            stripped = [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if starts else []
-            back = {"type": "Replace", "pattern": {"String": SPACE}, "content": " "}
-            decoders = [back, *decoders, *stripped]
+            normalizers = [{"type": "Replace", "pattern": {"String": " "}, "content": SPACE}]
+            decoders.insert(0, {"type": "Replace", "pattern": {"String": SPACE}, "content": " "})
+            if starts:
+                normalizers.insert(0, {"type": "Prepend", "prepend": SPACE})
+                decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
+            normalizer = {"type": "Sequence", "normalizers": normalizers}
         return {
             "version": "1.0",
             "added_tokens": [],
@@ -215,7 +226,7 @@ class SentencePieceTokenizer(Tokenizer):
                 "end_of_word_suffix": None,
                 "byte_fallback": True,
                 "ignore_merges": False,
-                "vocab": {word: id for id, word in enumerate(named)},
+                "vocab": vocab,
                 "merges": merges,
             },
         }
@@ -223,8 +234,12 @@ class SentencePieceTokenizer(Tokenizer):
 
 def _mergeable(pieces: sentencepiece.SentencePieceProcessor) -> list[int]:
     """Ids of pieces that merges can produce."""
-    special = (pieces.is_control, pieces.is_unknown, pieces.is_byte, pieces.is_unused)
-    return [id for id in range(pieces.vocab_size()) if not any(ask(id) for ask in special)]
+    mergeable = []
+    for id in range(pieces.vocab_size()):
+        is_special = pieces.is_control(id) or pieces.is_unknown(id)
+        if not is_special and not pieces.is_byte(id) and not pieces.is_unused(id):
+            mergeable.append(id)
+    return mergeable
 
 
 def _merges(pieces: sentencepiece.SentencePieceProcessor, plain: Sequence[int]) -> list[list[str]]:
@@ -233,7 +248,8 @@ def _merges(pieces: sentencepiece.SentencePieceProcessor, plain: Sequence[int]) 
     id_of = {pieces.id_to_piece(id): id for id in plain}
     for piece, id in id_of.items():
         for cut in range(1, len(piece)):
-            left, right = id_of.get(piece[:cut]), id_of.get(piece[cut:])
+            left = id_of.get(piece[:cut])
+            right = id_of.get(piece[cut:])
             if left is not None and right is not None:
                 pairs.append((-pieces.get_score(id), left, right, piece[:cut], piece[cut:]))
     return [[left, right] for *_, left, right in sorted(pairs)]
@@ -254,6 +270,14 @@ def _parts(text: str, longest: int) -> Iterator[str]:
     yield text[start:]
 
 
+def _sentences(texts: Iterable[str]) -> Iterator[str]:
+    """The texts as the trainer takes them: in parts, none of them empty, and with ordinary spaces."""
+    for text in texts:
+        for part in _parts(text, LONGEST_TRAINED):
+            if part:
+                yield part.replace(SPACE, " ")
+
+
 def train(
     texts: Iterable[str],
     vocab_size: int,
@@ -267,10 +291,9 @@ def train(
     Raises: UserError where the text is too small or too varied for `vocab_size`.
     """
     model = io.BytesIO()
-    sentences = (part.replace(SPACE, " ") for text in texts for part in _parts(text, LONGEST_TRAINED) if part)
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=sentences,
+            sentence_iterator=_sentences(texts),
             model_writer=model,
             vocab_size=vocab_size,
             model_type=model_type,

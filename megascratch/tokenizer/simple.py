@@ -47,7 +47,8 @@ class CharTokenizer(Tokenizer):
         record = read_json(path, cls.kind)
         if not isinstance(record, dict) or record.get("tokenizer") != cls.kind:
             raise UserError(f'{path} is not a CharTokenizer: its JSON does not say "tokenizer": "{cls.kind}"')
-        characters, eod = record.get("characters"), record.get("eod")
+        characters = record.get("characters")
+        eod = record.get("eod")
         if not isinstance(characters, str) or not isinstance(eod, bool):
             raise UserError(f'{path} is damaged: a CharTokenizer has "characters" (a text) and "eod" (true or false)')
         return cls(characters, eod)
@@ -90,7 +91,11 @@ class ByteTokenizer(Tokenizer):
         self, texts: Sequence[str | bytes], parse_specials: bool = False, around: bool = True
     ) -> EncodedText:
         """One id per byte, for many texts."""
-        return joined([np.frombuffer(as_text(text).encode(), dtype=np.uint8).astype(np.int32) for text in texts])
+        ids = []
+        for text in texts:
+            raw = np.frombuffer(as_text(text).encode(), dtype=np.uint8)
+            ids.append(raw.astype(np.int32))
+        return joined(ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of the bytes; those that are not UTF-8 (a text cut inside a character) become U+FFFD."""
@@ -106,7 +111,8 @@ class NullTokenizer(Tokenizer):
     def __init__(self, vocab_size: int):
         if vocab_size < 1:
             raise UserError(f"--vocab-size ({vocab_size}) must be at least 1")
-        self.vocab_size, self.eod = vocab_size, vocab_size - 1
+        self.vocab_size = vocab_size
+        self.eod = vocab_size - 1
         self.fingerprint = fingerprint(self.kind, str(vocab_size).encode())
 
     def encode_bare(self, text: str, parse_specials: bool = False, continues: bool = False) -> list[int]:

@@ -28,7 +28,7 @@ def can_be_made(record: dict[str, Any], words: Iterable[str]) -> bool:
     """Whether the model itself may produce one of the words from plain text."""
     model = record["model"]
     wanted = set(words)
-    known = wanted.intersection(word for word, _ in _entries(model))
+    known = {word for word, _ in _entries(model) if word in wanted}
     if model.get("type") != "BPE" or model.get("ignore_merges"):
         return bool(known)
     return any(left + right in known for left, right in model.get("merges") or [])
@@ -37,43 +37,57 @@ def can_be_made(record: dict[str, Any], words: Iterable[str]) -> bool:
 def switched_off(record: dict[str, Any], words: Iterable[str]) -> list[dict[str, Any]]:
     """`added_tokens` with all of the words marked special: the library's switch applies only to special ones."""
     named = set(words)
-    return [token | {"special": True} if token["content"] in named else token for token in record["added_tokens"]]
+    added = []
+    for token in record["added_tokens"]:
+        if token["content"] in named:
+            token = token | {"special": True}
+        added.append(token)
+    return added
 
 
 def without(record: dict[str, Any], words: Iterable[str]) -> dict[str, Any]:
     """The record with each word replaced by a random name that no text can contain. All ids stay the same, and so does
     the handling of unknown characters."""
-    other = {word: f"<{secrets.token_hex(16)}>" for word in words}
-    model = record["model"]
+    renamed = {word: f"<{secrets.token_hex(16)}>" for word in words}
+    model = dict(record["model"])
     vocab = model["vocab"]
     if isinstance(vocab, dict):
-        vocab = {other.get(word, word): number for word, number in vocab.items()}
+        model["vocab"] = {renamed.get(word, word): number for word, number in vocab.items()}
     else:
-        vocab = [[other.get(word, word), score] for word, score in vocab]
-    model = model | {"vocab": vocab}
-    if model.get("unk_token") in other:
-        model["unk_token"] = other[model["unk_token"]]
+        model["vocab"] = [[renamed.get(word, word), score] for word, score in vocab]
+    unknown = model.get("unk_token")
+    if unknown in renamed:
+        model["unk_token"] = renamed[unknown]
     if model.get("merges"):
-        model["merges"] = [
-            [left, right] for left, right in model["merges"] if not {left, right, left + right}.intersection(other)
-        ]
-    added = [token | {"content": other.get(token["content"], token["content"])} for token in record["added_tokens"]]
+        kept = []
+        for left, right in model["merges"]:
+            if renamed.keys().isdisjoint((left, right, left + right)):
+                kept.append([left, right])
+        model["merges"] = kept
+    added = []
+    for token in record["added_tokens"]:
+        content = token["content"]
+        added.append(token | {"content": renamed.get(content, content)})
     return record | {"model": model, "added_tokens": added}
 
 
 def continuing(record: dict[str, Any]) -> dict[str, Any]:
     """The record for a text that continues a previous one: no space is put in front of it. Equal to `record` if that
     never puts one."""
-    return record | {part: _without_prefix(record.get(part)) for part in ("normalizer", "pre_tokenizer")}
+    return record | {
+        "normalizer": _without_prefix(record.get("normalizer")),
+        "pre_tokenizer": _without_prefix(record.get("pre_tokenizer")),
+    }
 
 
 def _without_prefix(step: Any) -> Any:
+    """A normalizer or pre-tokenizer that puts no space in front; None: it does nothing else."""
     if not isinstance(step, dict):
         return step
     for steps in ("normalizers", "pretokenizers"):
         if isinstance(step.get(steps), list):
-            inner = [_without_prefix(one) for one in step[steps]]
-            return step | {steps: [one for one in inner if one is not None]}
+            changed = map(_without_prefix, step[steps])
+            return step | {steps: [inner for inner in changed if inner is not None]}
     if step.get("type") == "Prepend":
         return None
     step = dict(step)

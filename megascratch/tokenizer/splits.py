@@ -12,7 +12,8 @@ _CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _LETTERS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
 _SIGNS = r" ?[^\s\p{L}\p{N}]+[\r\n]*"
 _SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
-_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_UPPER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"
+_LOWER = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 _BEFORE_WORD = r"[^\r\n\p{L}\p{N}]?"
 
 SPLITS = {
@@ -41,14 +42,19 @@ def pre_tokenizer(split: str) -> dict[str, Any]:
 def split_of(pre_tokenizer_record: object) -> str | None:
     """The name of the split in a tokenizer.json; None: it is not one of SPLITS."""
     essence = _essence(pre_tokenizer_record)
-    return next((name for name in SPLITS if _essence(pre_tokenizer(name)) == essence), None)
+    for name in SPLITS:
+        if _essence(pre_tokenizer(name)) == essence:
+            return name
+    return None
 
 
 def _essence(record: object) -> object:
     """The record without the options that do not change the ids."""
     if isinstance(record, dict):
         return {key: _essence(value) for key, value in record.items() if key != "trim_offsets"}
-    return [_essence(value) for value in record] if isinstance(record, list) else record
+    if isinstance(record, list):
+        return [_essence(value) for value in record]
+    return record
 
 
 class Encoding(NamedTuple):
@@ -60,7 +66,7 @@ class Encoding(NamedTuple):
     """Unicode normalisation before the split, such as NFC."""
 
 
-_END, _FIM = "<|endoftext|>", ("<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>")
+_END = "<|endoftext|>"
 _LLAMA3 = [
     "<|begin_of_text|>",
     "<|end_of_text|>",
@@ -77,10 +83,16 @@ ENCODINGS = {
     "p50k_base": Encoding("gpt2", {_END: 50256}),
     "cl100k_base": Encoding(
         "cl100k",
-        {_END: 100257, **{name: 100258 + place for place, name in enumerate(_FIM)}, "<|endofprompt|>": 100276},
+        {
+            _END: 100257,
+            "<|fim_prefix|>": 100258,
+            "<|fim_middle|>": 100259,
+            "<|fim_suffix|>": 100260,
+            "<|endofprompt|>": 100276,
+        },
     ),
     "o200k_base": Encoding("o200k", {_END: 199999, "<|endofprompt|>": 200018}),
-    "llama3": Encoding("llama3", {name: 128000 + place for place, name in enumerate(_LLAMA3)}),
+    "llama3": Encoding("llama3", {name: id for id, name in enumerate(_LLAMA3, 128000)}),
     "qwen2": Encoding("qwen2", {_END: 151643, "<|im_start|>": 151644, "<|im_end|>": 151645}, "NFC"),
 }
 FILE_NAMES = {f"{name}.tiktoken": name for name in ENCODINGS} | {"qwen.tiktoken": "qwen2"}

@@ -47,7 +47,8 @@ def train(
         )
     if split not in SPLITS:
         raise UserError(f"--split {split} is unknown; use one of {', '.join(SPLITS)}")
-    if len({*specials}) < len(specials) or any(len(word.encode()) < 2 for word in specials):
+    repeated = len(set(specials)) < len(specials)
+    if repeated or any(len(word.encode()) < 2 for word in specials):
         raise UserError(f"special tokens {' '.join(map(repr, specials))} must all differ and have two bytes or more")
     merges = _merges(map(as_text, texts), wanted, split)
     if len(merges) < wanted:
@@ -55,11 +56,17 @@ def train(
             f"the text gives {len(merges)} merges, --vocab-size {vocab_size} needs {wanted}: "
             f"use --vocab-size {vocab_size - wanted + len(merges)} or less, or more text"
         )
-    tokens = BYTES | {left + right: 256 + place for place, (left, right) in enumerate(merges)}
-    clash = next((word for word in specials if word.encode() in tokens), None)
-    if clash is not None:
-        raise UserError(f"special token {clash!r} is also a token of the text; give it a name that no text has")
-    return Vocabulary(tokens, merges, split, {word: len(tokens) + place for place, word in enumerate(specials)})
+    tokens = _tokens(merges)
+    for word in specials:
+        if word.encode() in tokens:
+            raise UserError(f"special token {word!r} is also a token of the text; give it a name that no text has")
+    ids = {word: id for id, word in enumerate(specials, len(tokens))}
+    return Vocabulary(tokens, merges, split, ids)
+
+
+def _tokens(merges: Merges) -> dict[bytes, int]:
+    """Token -> id: the bytes first, then the merges in their order."""
+    return BYTES | {left + right: id for id, (left, right) in enumerate(merges, len(BYTES))}
 
 
 def _merges(texts: Iterator[str], wanted: int, split: str) -> Merges:
@@ -67,8 +74,9 @@ def _merges(texts: Iterator[str], wanted: int, split: str) -> Merges:
         return by_reference(texts, wanted, split)
     with tempfile.TemporaryDirectory(prefix="megascratch-") as folder:
         corpus = Path(folder) / "corpus"
-        known = _write(texts, corpus) and corpus.stat().st_size >= wanted * BYTES_PER_MERGE
-        if known and _agree(corpus, min(wanted, SAMPLE_MERGES)):
+        known = _write(texts, corpus)
+        enough = corpus.stat().st_size >= wanted * BYTES_PER_MERGE
+        if known and enough and _agree(corpus, min(wanted, SAMPLE_MERGES)):
             merges = by_gigatoken(corpus, wanted)
             if _is_alive(merges, corpus):
                 return merges
@@ -121,15 +129,17 @@ def _is_alive(merges: Merges, corpus: Path) -> bool:
     nowhere; the token that was merged last is never hidden in a longer one."""
     if not merges:
         return False
-    tokens = BYTES | {left + right: 256 + place for place, (left, right) in enumerate(merges)}
-    backend = gigatoken_rs.load_hf_json(json.dumps(Vocabulary(tokens, merges, "gpt2", {}).record()))
+    tokens = _tokens(merges)
+    record = Vocabulary(tokens, merges, "gpt2", {}).record()
+    backend = gigatoken_rs.load_hf_json(json.dumps(record))
     last = tokens[b"".join(merges[-1])]
     return any(last in backend.encode(text) for text in _read(corpus))
 
 
 def by_reference(texts: Iterable[str], wanted: int, split: str) -> Merges:
     """At most `wanted` merges, from Hugging Face's trainer."""
-    learner = tokenizers.Tokenizer.from_str(json.dumps(Vocabulary(BYTES, [], split, {}).record()))
+    record = Vocabulary(BYTES, [], split, {}).record()
+    learner = tokenizers.Tokenizer.from_str(json.dumps(record))
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=len(BYTES) + wanted,
         show_progress=False,

@@ -18,6 +18,7 @@ from megascratch.config.errors import UserError
 from megascratch.tokenizer.splits import Encoding, pre_tokenizer, split_of
 
 LARGEST_FILE = 1 << 28  # bytes: the largest published vocabularies have 2**25
+BEYOND_PLAIN_BPE = ("byte_fallback", "unk_token", "dropout", "continuing_subword_prefix", "end_of_word_suffix")
 END_OF_TEXT = "<|endoftext|>"
 
 
@@ -25,8 +26,15 @@ def _byte_characters() -> list[str]:
     """The printable character for each byte in GPT-2's files: the byte's own where Latin-1 has a printable one, else
     the next one from U+0100."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = iter(range(0x100, 0x200))
-    return [chr(byte if byte in printable else next(others)) for byte in range(256)]
+    characters = []
+    following = 0x100
+    for byte in range(256):
+        if byte in printable:
+            characters.append(chr(byte))
+        else:
+            characters.append(chr(following))
+            following += 1
+    return characters
 
 
 CHARACTER_OF = _byte_characters()
@@ -48,11 +56,9 @@ class Vocabulary(NamedTuple):
     def record(self) -> dict[str, Any]:
         """The content of a tokenizer.json."""
         vocab = {spell(token): number for token, number in self.tokens.items()} | self.specials
-        return {
-            "version": "1.0",
-            "truncation": None,
-            "padding": None,
-            "added_tokens": [
+        added = []
+        for name, number in sorted(self.specials.items(), key=_id_of):
+            added.append(
                 {
                     "id": number,
                     "content": name,
@@ -62,8 +68,12 @@ class Vocabulary(NamedTuple):
                     "normalized": False,
                     "special": True,
                 }
-                for name, number in sorted(self.specials.items(), key=lambda item: item[1])
-            ],
+            )
+        return {
+            "version": "1.0",
+            "truncation": None,
+            "padding": None,
+            "added_tokens": added,
             "normalizer": {"type": self.normal_form} if self.normal_form else None,
             "pre_tokenizer": pre_tokenizer(self.split),
             "post_processor": None,
@@ -77,10 +87,14 @@ class Vocabulary(NamedTuple):
                 "fuse_unk": False,
                 "byte_fallback": False,
                 "ignore_merges": self.whole_words,
-                "vocab": dict(sorted(vocab.items(), key=lambda item: item[1])),
+                "vocab": dict(sorted(vocab.items(), key=_id_of)),
                 "merges": [[spell(left), spell(right)] for left, right in self.merges],
             },
         }
+
+
+def _id_of(item: tuple[Any, int]) -> int:
+    return item[1]
 
 
 def spell(token: bytes) -> str:
@@ -108,7 +122,8 @@ def from_ranks(ranks: dict[bytes, int], encoding: Encoding, name: str) -> Vocabu
     pairs = []
     for token, rank in ranks.items():
         for cut in range(1, len(token)):
-            left, right = ranks.get(token[:cut]), ranks.get(token[cut:])
+            left = ranks.get(token[:cut])
+            right = ranks.get(token[cut:])
             if left is not None and right is not None:
                 pairs.append((rank, left, right, cut, token))
     merges = [(token[:cut], token[cut:]) for _, _, _, cut, token in sorted(pairs)]
@@ -117,21 +132,21 @@ def from_ranks(ranks: dict[bytes, int], encoding: Encoding, name: str) -> Vocabu
 
 def from_record(record: dict[str, Any], name: str) -> Vocabulary:
     """The vocabulary of a tokenizer.json. Raises: UserError where it is not a byte-level BPE with a known split."""
-    model, normalizer = record["model"], record.get("normalizer")
+    model = record["model"]
+    normalizer = record.get("normalizer")
     split = split_of(record.get("pre_tokenizer"))
-    plain = model.get("type") == "BPE" and not any(
-        model.get(option)
-        for option in ("byte_fallback", "unk_token", "dropout", "continuing_subword_prefix", "end_of_word_suffix")
-    )
-    if split is None or not plain or (normalizer is not None and normalizer.get("type") != "NFC"):
+    is_plain = model.get("type") == "BPE" and not any(map(model.get, BEYOND_PLAIN_BPE))
+    is_known = normalizer is None or normalizer.get("type") == "NFC"
+    if split is None or not is_plain or not is_known:
         raise UserError(f"{name} is not a byte-level BPE with a split that other formats know; keep the tokenizer.json")
     added = {token["content"]: token["id"] for token in record.get("added_tokens", [])}
     tokens = {unspell(word): number for word, number in model["vocab"].items() if word not in added}
     if None in tokens:
         raise UserError(f"{name}: a token of the vocabulary is not spelled in GPT-2's characters for bytes")
-    pairs = [tuple(map(unspell, merge)) for merge in merge_pairs(model["merges"])]
+    merges = [tuple(map(unspell, pair)) for pair in merge_pairs(model["merges"])]
     form = normalizer["type"] if normalizer else None
-    return Vocabulary(tokens, pairs, split, added, form, bool(model.get("ignore_merges")))  # type: ignore[arg-type]
+    whole_words = bool(model.get("ignore_merges"))
+    return Vocabulary(tokens, merges, split, added, form, whole_words)  # type: ignore[arg-type]
 
 
 def merge_pairs(merges: list[Any]) -> list[list[str]]:
@@ -145,7 +160,8 @@ def inside(folder: Path, name: str) -> Path:
 
     Raises: UserError where a link leads out of the folder.
     """
-    path, home = folder / name, folder.resolve()
+    path = folder / name
+    home = folder.resolve()
     if home.parent.name == "snapshots" and (home.parent.parent / "blobs").is_dir():
         home = home.parent.parent
     if path.is_symlink() and not path.resolve().is_relative_to(home):
@@ -158,14 +174,13 @@ def inside(folder: Path, name: str) -> Path:
 def read_bytes(path: Path) -> bytes:
     """The bytes of a file. Raises: UserError where it is too large for a vocabulary or cannot be read."""
     try:
+        if not path.exists():
+            raise UserError(f"--tokenizer-model {path} cannot be read: No such file or directory")
         if not path.is_file():
-            raise UserError(
-                f"--tokenizer-model {path} is not a regular file"
-                if path.exists()
-                else f"--tokenizer-model {path} cannot be read: No such file or directory"
-            )
-        if path.stat().st_size > LARGEST_FILE:
-            raise UserError(f"{path} has {path.stat().st_size:,} bytes; a vocabulary has at most {LARGEST_FILE:,}")
+            raise UserError(f"--tokenizer-model {path} is not a regular file")
+        size = path.stat().st_size
+        if size > LARGEST_FILE:
+            raise UserError(f"{path} has {size:,} bytes; a vocabulary has at most {LARGEST_FILE:,}")
         return path.read_bytes()
     except OSError as error:
         raise UserError(f"--tokenizer-model {path} cannot be read: {error.strerror}") from error
@@ -236,5 +251,7 @@ def require_bytes(tokens: object, name: str) -> None:
 
 def write_ranks(vocabulary: Vocabulary) -> bytes:
     """The content of a *.tiktoken file, which cannot store the split and the special tokens."""
-    ordered = sorted(vocabulary.tokens.items(), key=lambda item: item[1])
-    return b"".join(base64.b64encode(token) + f" {rank}\n".encode() for token, rank in ordered)
+    lines = []
+    for token, rank in sorted(vocabulary.tokens.items(), key=_id_of):
+        lines.append(base64.b64encode(token) + f" {rank}\n".encode())
+    return b"".join(lines)
