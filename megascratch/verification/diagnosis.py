@@ -25,32 +25,31 @@ class Scene(NamedTuple):
     @property
     def pair(self) -> tuple[Tensor, Tensor]:
         """The reference's and the layout's tensor (or number), in fp64."""
-        a, b = (_value(self.found, trace) for trace in (self.reference, self.measured))
-        return a.double(), b.double()
+        return _value(self.found, self.reference).double(), _value(self.found, self.measured).double()
 
     @property
     def differing(self) -> list[str]:
         """Names of all tensors of this kind and step that differ."""
         if self.found.kind not in ("gradients", "weights"):
             return []
-        reference, measured = (_tensors(self.found, trace) for trace in (self.reference, self.measured))
-        return [
-            _bare(name)
-            for name, tensor in reference.items()
-            if name not in measured or not difference(tensor, measured[name]) <= self.tolerance
-        ]
+        measured = _tensors(self.found, self.measured)
+        names = []
+        for name, tensor in _tensors(self.found, self.reference).items():
+            if name not in measured or not difference(tensor, measured[name]) <= self.tolerance:
+                names.append(_bare(name))
+        return names
 
     @property
     def sizes(self) -> dict[str, int]:
         """Numbers that a mistake is likely to leave as a factor."""
-        parallel, training = self.config.parallel, self.config.training
+        parallel = self.config.parallel
+        training = self.config.training
         dp = parallel.data_parallel_size or 1
-        many = (training.global_batch_size or 1) // (training.micro_batch_size * dp)
         return {
             "the tensor parallel size": parallel.tensor_model_parallel_size,
             "the data parallel size": dp,
             "the number of stages": parallel.pipeline_model_parallel_size,
-            "the micro-batches": many,
+            "the micro-batches": (training.global_batch_size or 1) // (training.micro_batch_size * dp),
         }
 
 
@@ -61,19 +60,26 @@ def diagnose(found: Difference, reference: RunRecord, measured: RunRecord, confi
     kind = {"gradients": "gradient of ", "weights": "weight "}.get(found.kind, "")
     where = _where(scene)
     head = f"first at {when}: {kind}{found.tensor}{where} is off by {yardstick.describe(found.value)}"
-    guesses = [guess for pattern in PATTERNS if (guess := pattern(scene)) is not None]
-    return head + (f"; looks like {', or '.join(guesses[:2])}" if guesses else "")
+    guesses = []
+    for pattern in PATTERNS:
+        guess = pattern(scene)
+        if guess is not None:
+            guesses.append(guess)
+    if not guesses:
+        return head
+    return f"{head}; looks like {', or '.join(guesses[:2])}"
 
 
 def diagnose_disagreement(error: RanksDisagree, config: Config) -> str:
     """As `diagnose`, for ranks whose parts do not form one model that could be compared."""
-    zero = config.parallel.use_distributed_optimizer
     if error.what == "numbers":
         guess = "a sum over some axis left out of the loss, the norm or the gradients, or ranks that read other samples"
     elif error.what == "places":
         guess = "a shifted layer: two stages hold it, or none"
     elif error.tensor.startswith("param."):
-        guess = "updated weights that not all ranks got" + (" (gathering under ZeRO-1)" if zero else "")
+        guess = "updated weights that not all ranks got"
+        if config.parallel.use_distributed_optimizer:
+            guess += " (gathering under ZeRO-1)"
     elif ".qkv." in error.tensor:
         guess = "gradients of shared key/value heads not summed over the tensor ranks that share them"
     elif "embedding.word" in error.tensor:
@@ -88,10 +94,10 @@ def _where(scene: Scene) -> str:
     a, b = scene.pair
     if a.dim() == 0 or a.shape != b.shape:
         return ""
-    ranges = _ranges(scene)
-    parts = [
-        f"dim {dim} {start}:{stop}" for dim, (start, stop) in enumerate(ranges) if (start, stop) != (0, a.shape[dim])
-    ]
+    parts = []
+    for dim, (start, stop) in enumerate(_ranges(scene)):
+        if (start, stop) != (0, a.shape[dim]):
+            parts.append(f"dim {dim} {start}:{stop}")
     return f" [{', '.join(parts)}]" if parts else ""
 
 
@@ -100,9 +106,12 @@ def _ranges(scene: Scene) -> list[tuple[int, int]]:
     wrong = _wrong(scene)
     ranges = []
     for dim in range(wrong.dim()):
-        others = [d for d in range(wrong.dim()) if d != dim]
-        index = (wrong.any(others) if others else wrong).nonzero().flatten()
-        ranges.append((int(index[0]), int(index[-1]) + 1) if len(index) else (0, wrong.shape[dim]))
+        along = wrong.movedim(dim, 0).reshape(wrong.shape[dim], -1).any(1)  # [size of dim]
+        index = along.nonzero().flatten()
+        if len(index):
+            ranges.append((int(index[0]), int(index[-1]) + 1))
+        else:
+            ranges.append((0, wrong.shape[dim]))
     return ranges
 
 
@@ -123,12 +132,11 @@ def a_factor(scene: Scene) -> str | None:
     if not difference(a * ratio, b) <= 100 * scene.tolerance:
         return None
     powers = {"": 1.0, "1 / ": -1.0, "the root of ": 0.5, "1 / the root of ": -0.5}
-    names = [
-        f"{words}{name} ({size})"
-        for name, size in scene.sizes.items()
-        for words, power in powers.items()
-        if size > 1 and abs(ratio / size**power - 1) < 1e-3
-    ]
+    names = []
+    for name, size in scene.sizes.items():
+        for words, power in powers.items():
+            if size > 1 and abs(ratio / size**power - 1) < 1e-3:
+                names.append(f"{words}{name} ({size})")
     if names:
         return f"a factor of {' or '.join(names)}"
     return f"one factor ({ratio:.6g}) on every element" if a.dim() else None
@@ -136,17 +144,24 @@ def a_factor(scene: Scene) -> str | None:
 
 def a_shifted_layer(scene: Scene) -> str | None:
     """A layer has the tensor of another layer."""
-    name, stem = scene.found.tensor, "layers."
-    if scene.found.kind not in ("gradients", "weights") or not name.startswith(stem):
+    name = scene.found.tensor
+    if scene.found.kind not in ("gradients", "weights") or not name.startswith("layers."):
         return None
-    reference = {_bare(key): tensor for key, tensor in _tensors(scene.found, scene.reference).items()}
-    _, rest = name.removeprefix(stem).split(".", 1)
-    for other, tensor in reference.items():
-        same_place = other.startswith(stem) and other != name and other.removeprefix(stem).split(".", 1)[1] == rest
-        constant = bool((tensor == tensor.flatten()[0]).all())
-        if same_place and not constant and difference(tensor.double(), scene.pair[1]) <= scene.tolerance:
+    _, measured = scene.pair
+    for key, tensor in _tensors(scene.found, scene.reference).items():
+        other = _bare(key)
+        if other == name or not other.startswith("layers.") or _in_layer(other) != _in_layer(name):
+            continue
+        is_constant = bool((tensor == tensor.flatten()[0]).all())
+        if not is_constant and difference(tensor.double(), measured) <= scene.tolerance:
             return f"a shifted layer: this is {other} of the one-process run"
     return None
+
+
+def _in_layer(name: str) -> str:
+    """layers.3.mlp.up.weight -> mlp.up.weight"""
+    _, _, rest = name.split(".", 2)
+    return rest
 
 
 def a_part_of_qkv(scene: Scene) -> str | None:
@@ -155,15 +170,19 @@ def a_part_of_qkv(scene: Scene) -> str | None:
         return None
     model = scene.config.model
     assert model.num_query_groups is not None and model.kv_channels is not None
-    q, kv = model.num_attention_heads * model.kv_channels, model.num_query_groups * model.kv_channels
+    q = model.num_attention_heads * model.kv_channels
+    kv = model.num_query_groups * model.kv_channels
     wrong = _wrong(scene)
-    rows = wrong.flatten(1).any(1) if wrong.dim() > 1 else wrong
+    rows = wrong.flatten(1).any(1) if wrong.dim() > 1 else wrong  # [q + 2 kv]
     parts = {"query": rows[:q].any(), "key": rows[q : q + kv].any(), "value": rows[q + kv :].any()}
     bad = [name for name, any_wrong in parts.items() if any_wrong]
     if len(bad) == len(parts):
         return None
-    shared = model.num_query_groups < scene.config.parallel.tensor_model_parallel_size and "query" not in bad
-    why = "gradients of shared key/value heads not summed" if shared else "a wrong cut of the fused rows"
+    ranks_share_heads = model.num_query_groups < scene.config.parallel.tensor_model_parallel_size
+    if ranks_share_heads and "query" not in bad:
+        why = "gradients of shared key/value heads not summed"
+    else:
+        why = "a wrong cut of the fused rows"
     return f"{why} (only {' and '.join(bad)} rows)"
 
 
@@ -172,7 +191,8 @@ def only_some_rows(scene: Scene) -> str | None:
     if not scene.found.tensor.endswith(("word.weight", "head.weight")):
         return None
     start, stop = _ranges(scene)[0]
-    rows, tp = scene.pair[0].shape[0], scene.config.parallel.tensor_model_parallel_size
+    rows = scene.pair[0].shape[0]
+    tp = scene.config.parallel.tensor_model_parallel_size
     if (start, stop) == (0, rows) or tp == 1:
         return None
     return f"a part of the vocabulary on the wrong tensor rank, or padding that counts (rows {start}:{stop} of {rows})"
@@ -182,28 +202,32 @@ def only_replicated_weights(scene: Scene) -> str | None:
     """Only norm weights and biases differ, which every tensor rank holds."""
     tp = scene.config.parallel.tensor_model_parallel_size
     names = scene.differing
-    whole = [name for name in names if "norm" in name or name.endswith((".bias", "position.weight"))]
-    if tp == 1 or not names or len(whole) < len(names):
+    if tp == 1 or not names:
+        return None
+    if not all("norm" in name or name.endswith((".bias", "position.weight")) for name in names):
         return None
     return "a missing sum over the tensor ranks (only norms, biases or positions, which every rank holds, differ)"
 
 
 def only_the_tied_weight(scene: Scene) -> str | None:
     """Only the tied word table differs, on several stages."""
-    model, parallel = scene.config.model, scene.config.parallel
-    tied = not model.untie_embeddings_and_output_weights and parallel.pipeline_model_parallel_size > 1
-    if not tied or scene.differing != ["embedding.word.weight"]:
+    is_tied = not scene.config.model.untie_embeddings_and_output_weights
+    stages = scene.config.parallel.pipeline_model_parallel_size
+    if not is_tied or stages == 1 or scene.differing != ["embedding.word.weight"]:
         return None
     return "the two copies of the tied embedding not summed over the first and the last stage"
 
 
 def the_update(scene: Scene) -> str | None:
     """Loss and gradients of the first step are right, but the update differs."""
-    found, zero = scene.found, scene.config.parallel.use_distributed_optimizer
+    found = scene.found
     if found.kind == "grad norm":
         return "a weight left out of the norm or counted more than once (every gradient is right)"
     if found.step > 1 or (found.kind == "weights" and found.step):
-        return "the optimizer's step: clipping, moments" + (", or weights not gathered under ZeRO-1" if zero else "")
+        guess = "the optimizer's step: clipping, moments"
+        if scene.config.parallel.use_distributed_optimizer:
+            guess += ", or weights not gathered under ZeRO-1"
+        return guess
     return None
 
 
@@ -238,11 +262,14 @@ PATTERNS: list[Callable[[Scene], str | None]] = [
 
 
 def _value(found: Difference, trace: RunRecord) -> Tensor:
-    if found.kind in ("loss", "grad norm"):
-        numbers = trace.losses if found.kind == "loss" else trace.norms
-        return torch.tensor(numbers[found.step - 1])
-    named = {_bare(name): tensor for name, tensor in _tensors(found, trace).items()}
-    return named.get(found.tensor, torch.zeros(()))
+    if found.kind == "loss":
+        return torch.tensor(trace.losses[found.step - 1])
+    if found.kind == "grad norm":
+        return torch.tensor(trace.norms[found.step - 1])
+    for name, tensor in _tensors(found, trace).items():
+        if _bare(name) == found.tensor:
+            return tensor
+    return torch.zeros(())
 
 
 def _tensors(found: Difference, trace: RunRecord) -> dict[str, Tensor]:

@@ -5,8 +5,9 @@ of layout x schedule x cut x other settings that must not change the model. A la
 allow it, not those of the small model that is run.
 """
 
+import math
 import random
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from itertools import product
 from typing import Any, NamedTuple, get_args
 
@@ -93,8 +94,10 @@ def every_layout(config: Config, max_world: int, fixed: Collection[str], full_si
     """
     cases: dict[str, Case] = {}
     for tp, pp, dp in _sizes(max_world):
-        options = {
-            **_sized(tp, pp, dp),
+        options: dict[str, list[Any]] = {
+            "tensor_model_parallel_size": [tp],
+            "pipeline_model_parallel_size": [pp],
+            "data_parallel_size": [dp],
             "pipeline_schedule": SCHEDULES if pp > 1 else ["1f1b"],
             "num_virtual_stages_per_pipeline_rank": [1, 2] if pp > 1 else [1],
             "sequence_parallel": [False, True] if tp > 1 else [False],
@@ -139,33 +142,32 @@ def random_layouts(
 def _require_some(cases: list[Case], config: Config, max_world: int, fixed: Collection[str]) -> list[Case]:
     """The cases. Raises: UserError if there is none."""
     if not cases:
-        given = ", ".join(f"{flag(name)} {flat(config)[name]}" for name in fixed if name in vars(config.parallel))
-        raise UserError(
-            f"no layout of up to {max_world} ranks is legal for this config" + (f" with {given}" if given else "")
-        )
+        values = flat(config)
+        given = ", ".join(f"{flag(name)} {values[name]}" for name in fixed if name in vars(config.parallel))
+        law = f"no layout of up to {max_world} ranks is legal for this config"
+        raise UserError(f"{law} with {given}" if given else law)
     return cases
 
 
-def _sizes(max_world: int) -> Iterator[tuple[int, int, int]]:
+def _sizes(max_world: int) -> list[tuple[int, int, int]]:
+    """Every (tp, pp, dp) of at most `max_world` ranks, those of few ranks first."""
     numbers = range(1, max_world + 1)
     sizes = [(tp, pp, dp) for tp, pp, dp in product(numbers, repeat=3) if tp * pp * dp <= max_world]
-    return iter(sorted(sizes, key=lambda sizes: (sizes[0] * sizes[1] * sizes[2], sizes)))
-
-
-def _sized(tp: int, pp: int, dp: int) -> dict[str, list]:
-    return dict(zip(SIZES, ([tp], [pp], [dp]), strict=True))
+    return sorted(sizes, key=lambda each: (math.prod(each), each))
 
 
 def _drawn(
     stream: random.Random, max_world: int, fixed: Collection[str], given: Collection[str], full_size: bool
 ) -> tuple[Values, Values]:
     """Draws (layout and batch, other settings) at random. They may be illegal."""
-    tp, pp, dp = stream.choice(list(_sizes(max_world)))
+    tp, pp, dp = stream.choice(_sizes(max_world))
     schedule = stream.choice(SCHEDULES)
     chunks = stream.choice((1, 2))
     micro = stream.choice((1, 2))
     layout: Values = {
-        **dict(zip(SIZES, (tp, pp, dp), strict=True)),
+        "tensor_model_parallel_size": tp,
+        "pipeline_model_parallel_size": pp,
+        "data_parallel_size": dp,
         "pipeline_schedule": schedule,
         "num_virtual_stages_per_pipeline_rank": chunks,
         "sequence_parallel": stream.random() < 0.5,
@@ -175,13 +177,14 @@ def _drawn(
     }
     if schedule == "csv" and not {*SIZES, *_OF_A_FILE} & set(fixed):
         placement = Placement(pp, chunks, folded=chunks == 2 and stream.random() < 0.5)
-        many = layout["global_batch_size"] // (micro * dp)
-        layout["pipeline_schedule_csv"] = random_schedule_file(stream, placement, many)
+        microbatches = layout["global_batch_size"] // (micro * dp)
+        layout["pipeline_schedule_csv"] = random_schedule_file(stream, placement, microbatches)
     if not full_size:
         layout |= _drawn_cut(stream, pp, chunks)
     extra: Values = {}
     for options in (OVERLAP, BUCKETS, RECOMPUTE, OFFLOAD):
-        if not set(given) & {name for values in options for name in values}:
+        names = {name for values in options for name in values}
+        if names.isdisjoint(given):
             extra |= stream.choice(options)
     if not set(given) & set(vars(Config().model)) and not full_size:
         extra |= stream.choice(list(KINDS.values()))
@@ -210,7 +213,8 @@ def _case(
     """The case of a layout, with `fixed` settings as in the config; None if the config's numbers do not allow it."""
     now = vars(config.parallel)
     start = vars(ParallelConfig()) | {name: now[name] for name in _NO_LAYOUT}
-    whole = with_fields(config, start | layout | {name: now[name] for name in fixed if name in now} | extra)
+    kept = {name: now[name] for name in fixed if name in now}
+    whole = with_fields(config, start | layout | kept | extra)
     world = _world(flat(whole))
     try:
         validate(whole, world)
@@ -251,18 +255,22 @@ def _world(values: Mapping[str, Any]) -> int:
 
 def _small_cut(config: Config) -> Values:
     """Settings with as few layers as the cut of a derived config allows. Stages of different sizes stay different."""
-    parallel, layers = config.parallel, config.model.num_layers
-    pp, chunks = parallel.pipeline_model_parallel_size, parallel.num_virtual_stages_per_pipeline_rank or 1
-    first, last = parallel.decoder_first_pipeline_num_layers, parallel.decoder_last_pipeline_num_layers
+    parallel = config.parallel
+    layers = config.model.num_layers
+    pp = parallel.pipeline_model_parallel_size
+    chunks = parallel.num_virtual_stages_per_pipeline_rank or 1
+    first = parallel.decoder_first_pipeline_num_layers
+    last = parallel.decoder_last_pipeline_num_layers
     layout = parallel.pipeline_model_parallel_layout
-    cut = layer_cut(layers, pp, chunks, first, last, layout)
-    small = _ranked(cut)
+    small = _ranked(layer_cut(layers, pp, chunks, first, last, layout))
     values: Values = {"num_layers": sum(small)}
     if layout is not None:
         values["pipeline_model_parallel_layout"] = small
     elif first is not None or last is not None:
-        ends = ("first", first, small[0]), ("last", last, small[pp - 1])
-        values |= {f"decoder_{end}_pipeline_num_layers": n * chunks for end, given, n in ends if given is not None}
+        if first is not None:
+            values["decoder_first_pipeline_num_layers"] = small[0] * chunks
+        if last is not None:
+            values["decoder_last_pipeline_num_layers"] = small[pp - 1] * chunks
     elif sum(small) == 1:
         values["num_layers"] = min(2, layers)
     if parallel.recompute_num_layers is not None:
@@ -278,17 +286,23 @@ def _ranked(numbers: list[int]) -> list[int]:
 
 def _small_batch(config: Config) -> Values:
     """Settings with few and small micro-batches. A last group that is not full, as in the config, stays so."""
-    training, parallel = config.training, config.parallel
+    training = config.training
+    parallel = config.parallel
     assert training.global_batch_size is not None and parallel.data_parallel_size is not None
-    pp, group = parallel.pipeline_model_parallel_size, parallel.microbatch_group_size_per_virtual_pipeline_stage or 1
+    pp = parallel.pipeline_model_parallel_size
+    group = parallel.microbatch_group_size_per_virtual_pipeline_stage or 1
     many = training.global_batch_size // (training.micro_batch_size * parallel.data_parallel_size)
     micro = min(training.micro_batch_size, 2)
     small_group = group
-    few = min(many, 2 * pp if pp > 1 else 2) if parallel.pipeline_schedule != "csv" else many
-    if parallel.pipeline_schedule == "interleaved":
+    if parallel.pipeline_schedule == "csv":
+        few = many  # the file is for this number of micro-batches
+    elif parallel.pipeline_schedule == "interleaved":
         small_group = min(group, pp + 1)
-        rest = many % group and pp
-        few = min(many // group, 2) * small_group + rest * (small_group > pp)
+        few = min(many // group, 2) * small_group
+        if many % group and small_group > pp:
+            few += pp
+    else:
+        few = min(many, 2 * pp if pp > 1 else 2)
     return {
         "micro_batch_size": micro,
         "global_batch_size": micro * parallel.data_parallel_size * few,
@@ -299,15 +313,22 @@ def _small_batch(config: Config) -> Values:
 def name_of(config: Config) -> str:
     """A short name that distinguishes a derived config from the others of one verification."""
     values = flat(config)
-    pp, chunks = values["pipeline_model_parallel_size"], values["num_virtual_stages_per_pipeline_rank"]
-    micro = values["micro_batch_size"]
-    many = values["global_batch_size"] // (micro * values["data_parallel_size"])
-    words = [".".join(f"{axis}{values[name]}" for axis, name in zip(("tp", "pp", "dp"), SIZES, strict=True))]
-    words += [values["pipeline_schedule"] + (f"/{chunks}" if chunks > 1 else "")] * (pp > 1)
+    tp, pp, dp = (values[name] for name in SIZES)
+    words = [f"tp{tp}.pp{pp}.dp{dp}"]
+    if pp > 1:
+        schedule = values["pipeline_schedule"]
+        chunks = values["num_virtual_stages_per_pipeline_rank"]
+        words.append(f"{schedule}/{chunks}" if chunks > 1 else schedule)
     words += [text for text, applies in _WORDS.items() if applies(values)]
     cut = values["pipeline_model_parallel_layout"] or values["decoder_first_pipeline_num_layers"]
-    words += [f"cut {' '.join(map(str, cut)) if isinstance(cut, list) else f'{cut} first'}"] if cut else []
-    return ", ".join([*words, f"{many} x {micro}"])
+    if isinstance(cut, list):
+        words.append(f"cut {' '.join(map(str, cut))}")
+    elif cut:
+        words.append(f"cut {cut} first")
+    micro = values["micro_batch_size"]
+    microbatches = values["global_batch_size"] // (micro * dp)
+    words.append(f"{microbatches} x {micro}")
+    return ", ".join(words)
 
 
 _WORDS: dict[str, Callable[[Values], bool]] = {

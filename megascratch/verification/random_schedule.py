@@ -14,9 +14,11 @@ from megascratch.pipeline.schedule import Action, Placement
 
 def random_schedule_file(stream: random.Random, placement: Placement, microbatches: int) -> str:
     """The path of a new file, which is deleted when this process ends."""
+    orders = random_schedules(stream, placement, microbatches)
     folder = _folder()
-    file = folder / f"order-{len(list(folder.iterdir()))}.csv"
-    file.write_text(write_table(random_schedules(stream, placement, microbatches), placement, compute_only=True))
+    number = len(list(folder.iterdir()))
+    file = folder / f"order-{number}.csv"
+    file.write_text(write_table(orders, placement, compute_only=True))
     return str(file)
 
 
@@ -27,19 +29,25 @@ def random_schedules(stream: random.Random, placement: Placement, microbatches: 
     chunks = [_Chunk(placement, virtual, microbatches) for virtual in range(placement.stages)]
     orders: list[list[Action]] = [[] for _ in range(placement.ranks)]
     done: set[tuple[int, str, int]] = set()  # virtual stage, F or B, micro-batch
-    while ready := [(chunk, action) for chunk in chunks for action in chunk.ready(done)]:
-        rank = stream.choice(sorted({chunk.rank for chunk, _ in ready}))
-        chunk, action = stream.choice([pair for pair in ready if pair[0].rank == rank])
+    while True:
+        ready: dict[int, list[tuple[_Chunk, Action]]] = {}  # rank -> what it can run now
+        for chunk in chunks:
+            for action in chunk.ready(done):
+                ready.setdefault(chunk.rank, []).append((chunk, action))
+        if not ready:
+            return orders
+        rank = stream.choice(sorted(ready))
+        chunk, action = stream.choice(ready[rank])
         orders[rank].append(action)
         chunk.ran(action, done)
-    return orders
 
 
 class _Chunk:
     """What one virtual stage still has to do."""
 
     def __init__(self, placement: Placement, virtual: int, microbatches: int):
-        self.virtual, self.last = virtual, virtual == placement.stages - 1
+        self.virtual = virtual
+        self.last = virtual == placement.stages - 1
         self.rank, self.number = placement.place(virtual)
         self.forwards = list(range(microbatches))  # micro-batches that are still to do
         self.backwards = list(range(microbatches))
@@ -50,22 +58,30 @@ class _Chunk:
         for m in self.forwards:
             if self.virtual == 0 or (self.virtual - 1, "F", m) in done:
                 yield Action("F", m, self.number)
-        m = next(iter(self.backwards), -1)
-        if (self.virtual, "F", m) in done and (self.last or (self.virtual + 1, "B", m) in done):
-            yield Action("I", m, self.number)
-            if not self.weights:
-                yield Action("B", m, self.number)
+        if self.backwards:
+            m = self.backwards[0]
+            has_input = (self.virtual, "F", m) in done
+            has_gradient = self.last or (self.virtual + 1, "B", m) in done
+            if has_input and has_gradient:
+                yield Action("I", m, self.number)
+                if not self.weights:
+                    yield Action("B", m, self.number)
         if self.weights:
             yield Action("W", self.weights[0], self.number)
 
     def ran(self, action: Action, done: set[tuple[int, str, int]]) -> None:
         """Marks an action as done."""
-        left = {"F": self.forwards, "W": self.weights}.get(action.op, self.backwards)
-        left.remove(action.microbatch)
+        m = action.microbatch
+        if action.op == "F":
+            self.forwards.remove(m)
+            done.add((self.virtual, "F", m))
+        elif action.op == "W":
+            self.weights.remove(m)
+        else:
+            self.backwards.remove(m)
+            done.add((self.virtual, "B", m))
         if action.op == "I":
-            self.weights.append(action.microbatch)
-        if action.op != "W":
-            done.add((self.virtual, "F" if action.op == "F" else "B", action.microbatch))
+            self.weights.append(m)
 
 
 @cache

@@ -2,6 +2,7 @@
 weights, assembled into full tensors.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -69,7 +70,8 @@ class RanksDisagree(AssertionError):
 
     def __init__(self, what: str, tensor: str, text: str):
         super().__init__(text)
-        self.what, self.tensor = what, tensor
+        self.what = what
+        self.tensor = tensor
 
 
 def world_of(config: Config) -> int:
@@ -104,8 +106,10 @@ def synthetic_batch(config: Config, numbers: range) -> Batch:
 def train_on_rank(config: Config, steps: int) -> RankTrace:
     """Runs on each rank: trains on synthetic samples, and copies this rank's tensors to the CPU: gradients without the
     loss scale, and for bf16 and fp16 the master weights."""
-    parallel, size = config.parallel, config.training.micro_batch_size
-    assert parallel.data_parallel_size is not None and config.training.global_batch_size is not None
+    parallel = config.parallel
+    micro_batch_size = config.training.micro_batch_size
+    global_batch_size = config.training.global_batch_size
+    assert parallel.data_parallel_size is not None and global_batch_size is not None
     mesh = mesh_of(
         parallel.tensor_model_parallel_size,
         parallel.pipeline_model_parallel_size,
@@ -117,18 +121,22 @@ def train_on_rank(config: Config, steps: int) -> RankTrace:
     plain_norm = trainer.data_parallel.norm
 
     def norm_and_record() -> Tensor:
-        held = _copies(trainer.data_parallel.gradients())
-        grads.append([replace(box, tensor=box.tensor / trainer.scale.scale) for box in held])
+        boxes = _copies(trainer.data_parallel.gradients())
+        grads.append([replace(box, tensor=box.tensor / trainer.scale.scale) for box in boxes])
         return plain_norm()
 
     trainer.data_parallel.norm = norm_and_record  # type: ignore[method-assign]
     initial = _parameters(trainer)
-    losses, norms, consumed = [], [], 0
+    microbatches = global_batch_size // (micro_batch_size * mesh.dp.size)
+    losses = []
+    norms = []
     for step in range(steps):
-        count = config.training.global_batch_size // (size * mesh.dp.size)
-        numbers = [sample_numbers(consumed, m, size, mesh.dp.rank, mesh.dp.size) for m in range(count)]
-        result = trainer.train_step([synthetic_batch(config, n) for n in numbers], config.optim.lr, step + 1)
-        consumed += config.training.global_batch_size
+        consumed = step * global_batch_size
+        batches = []
+        for m in range(microbatches):
+            numbers = sample_numbers(consumed, m, micro_batch_size, mesh.dp.rank, mesh.dp.size)
+            batches.append(synthetic_batch(config, numbers))
+        result = trainer.train_step(batches, config.optim.lr, step + 1)
         losses.append(trainer.global_loss(result.loss))
         norms.append(result.grad_norm)
     return RankTrace(losses, norms, grads, _parameters(trainer), initial)
@@ -142,7 +150,12 @@ def _parameters(trainer: Trainer) -> list[ShardedTensor]:
 
 
 def _copies(held: dict[str, list[ShardedTensor]]) -> list[ShardedTensor]:
-    return [replace(box, tensor=box.tensor.detach().to("cpu", copy=True)) for boxes in held.values() for box in boxes]
+    """All boxes, with copies of their tensors on the CPU."""
+    copies = []
+    for boxes in held.values():
+        for box in boxes:
+            copies.append(replace(box, tensor=box.tensor.detach().to("cpu", copy=True)))
+    return copies
 
 
 def run_on_layout(pool: Pool, config: Config, steps: int, run: Callable = train_on_rank) -> RunRecord:
@@ -166,8 +179,11 @@ def gather(ranks: list) -> RunRecord:
     for rank, other in enumerate(ranks):
         if _numbers(other) != _numbers(first):
             raise RanksDisagree("numbers", "", f"ranks 0 and {rank} disagree on loss or norm")
-    grads = [assemble([rank.grads[step] for rank in ranks]) for step in range(len(first.losses))]
-    params, initial = assemble([rank.params for rank in ranks]), assemble([rank.initial for rank in ranks])
+    grads = []
+    for step in range(len(first.losses)):
+        grads.append(assemble([rank.grads[step] for rank in ranks]))
+    params = assemble([rank.params for rank in ranks])
+    initial = assemble([rank.initial for rank in ranks])
     return RunRecord(first.losses, first.norms, grads, params, initial)
 
 
@@ -178,7 +194,7 @@ def _numbers(rank: RankTrace) -> tuple[str, str]:
 
 def one_process(config: Config) -> Config:
     """The config of the reference run: one process, and one micro-batch per step that is the entire global batch."""
-    plain = {name: getattr(ParallelConfig(), name) for name in vars(ParallelConfig())}
+    plain = dict(vars(ParallelConfig()))
     plain["micro_batch_size"] = config.training.global_batch_size
     plain["ddp_bucket_size"] = 10**6
     return derive(with_fields(config, plain), 1)
@@ -192,8 +208,8 @@ def assemble(ranks: list[list[ShardedTensor]]) -> dict[str, Tensor]:
     """
     tensors: dict[str, Tensor] = {}
     count: dict[str, Tensor] = {}
-    everything = [box for held in ranks for box in held]
-    for box in sorted(everything, key=lambda box: box.copy):
+    boxes = [box for held in ranks for box in held]
+    for box in sorted(boxes, key=lambda box: box.copy):
         if box.name not in tensors:
             tensors[box.name] = torch.full(box.whole_shape, torch.nan, dtype=box.dtype)
             count[box.name] = torch.zeros(box.whole_shape, dtype=torch.int64)
@@ -212,6 +228,7 @@ def difference(a: Tensor, b: Tensor) -> float:
     """Largest difference relative to the largest element of `a`; infinite for different shapes and for nan."""
     if a.shape != b.shape:
         return float("inf")
-    a, b = a.double(), b.double()
+    a = a.double()
+    b = b.double()
     far = ((a - b).abs().max() / a.abs().max().clamp_min(1e-300)).item()
-    return far if far == far else float("inf")
+    return float("inf") if math.isnan(far) else far

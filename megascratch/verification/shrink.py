@@ -15,7 +15,10 @@ from megascratch.config.fields import flat, with_fields
 from megascratch.config.ranges import RANGES
 from megascratch.config.settings import Config, OptimConfig, TrainingConfig
 
-SMALL_HEAD, SMALL_SEQUENCE, SMALL_VOCABULARY, MOST_HEADS = 8, 16, 48, 16
+SMALL_HEAD = 8
+SMALL_SEQUENCE = 16
+SMALL_VOCABULARY = 48
+MOST_HEADS = 16
 GPT2_VOCABULARY = 50257
 EPSILON = {"fp64": 1e-6, "fp32": 1e-3, "bf16": 1e-3, "fp16": 1e-3}
 """The least Adam epsilon by precision: above the rounding error of a gradient. Adam divides a gradient by its own size,
@@ -30,19 +33,20 @@ Values = dict[str, Any]
 def for_proof(config: Config, steps: int, precision: str) -> Config:
     """The config in the given precision, without what only a real run needs: files, ramp-ups, checkpoints."""
     data = dict.fromkeys(("data_path", "train_data_path", "valid_data_path", "test_data_path", "data_stages", "split"))
-    plain = {name: getattr(OptimConfig(), name) for name in vars(OptimConfig()) if name.startswith("lr_")}
-    scale = ("loss_scale", "initial_loss_scale", "min_loss_scale", "loss_scale_window", "hysteresis")
-    plain |= {name: getattr(OptimConfig(), name) for name in scale}
+    plain: Values = {}  # settings that get their default
+    for name, default in vars(OptimConfig()).items():
+        if name.startswith("lr_") or name in _LOSS_SCALING:
+            plain[name] = default
+    for name in _REAL_RUN:
+        plain[name] = getattr(TrainingConfig(), name)
     if precision == "fp16":
         plain |= LOSS_SCALE
-    run = ("rampup_batch_size", "train_samples", "load", "save", "compile", "eval_interval", "save_interval")
-    plain |= {name: getattr(TrainingConfig(), name) for name in run}
-    kinds = {name: precision == name for name in ("fp64", "bf16", "fp16")}
+    precisions = {name: precision == name for name in ("fp64", "bf16", "fp16")}
     return with_fields(
         config,
         data
         | plain
-        | kinds
+        | precisions
         | {
             "mock_data": True,
             "data_cache_path": None,
@@ -58,6 +62,10 @@ def for_proof(config: Config, steps: int, precision: str) -> Config:
     )
 
 
+_LOSS_SCALING = ("loss_scale", "initial_loss_scale", "min_loss_scale", "loss_scale_window", "hysteresis")
+_REAL_RUN = ("rampup_batch_size", "train_samples", "load", "save", "compile", "eval_interval", "save_interval")
+
+
 def shrunk(config: Config, most_tensor_ranks: int) -> Config:
     """The small config. Every tensor-parallel size up to `most_tensor_ranks` that was legal stays legal.
 
@@ -66,30 +74,34 @@ def shrunk(config: Config, most_tensor_ranks: int) -> Config:
     now = flat(derive(config, 1))
     if any(now[name] is None or now[name] not in RANGES[name] for name in _READ):
         return config
+    tensor_ranks = _tensor_ranks(now["num_attention_heads"], now["num_query_groups"], most_tensor_ranks)
+
     heads, groups = _small_heads(now["num_attention_heads"], now["num_query_groups"], most_tensor_ranks)
-    legal = [
-        tp
-        for tp in range(1, most_tensor_ranks + 1)
-        if _heads_cut(now["num_attention_heads"], now["num_query_groups"], tp)
-    ]
     width = _small_width(now["kv_channels"], now["rotary_percent"])
-    hidden = _scaled(heads * width, now["hidden_size"], now["num_attention_heads"] * now["kv_channels"], 2)
-    small: Values = {
-        "num_attention_heads": heads,
-        "num_query_groups": groups,
-        "kv_channels": width,
-        "hidden_size": hidden,
-        "ffn_hidden_size": _scaled(
-            hidden, now["ffn_hidden_size"], now["hidden_size"], gcd(now["ffn_hidden_size"], lcm(*legal))
-        ),
-        "init_method_std": now["init_method_std"] * max(1.0, now["hidden_size"] / hidden) ** 0.5,
-        "seq_length": _small_sequence(now["seq_length"], legal),
-        "make_vocab_size_divisible_by": min(now["make_vocab_size_divisible_by"], 4),
-    }
-    small["max_position_embeddings"] = small["seq_length"] + min(now["max_position_embeddings"] - now["seq_length"], 8)
-    units = small["make_vocab_size_divisible_by"], now["make_vocab_size_divisible_by"]
-    small["vocab_size"] = _small_vocabulary(now["vocab_size"], legal, *units)
-    return with_fields(config, small)
+    all_heads = now["num_attention_heads"] * now["kv_channels"]
+    hidden = _scaled(heads * width, now["hidden_size"], all_heads, multiple=2)
+    ffn_multiple = gcd(now["ffn_hidden_size"], lcm(*tensor_ranks))
+    narrower = max(1.0, now["hidden_size"] / hidden)
+
+    seq_length = _small_sequence(now["seq_length"], tensor_ranks)
+    more_positions = now["max_position_embeddings"] - now["seq_length"]
+    vocab_unit = now["make_vocab_size_divisible_by"]
+    small_vocab_unit = min(vocab_unit, 4)
+    return with_fields(
+        config,
+        {
+            "num_attention_heads": heads,
+            "num_query_groups": groups,
+            "kv_channels": width,
+            "hidden_size": hidden,
+            "ffn_hidden_size": _scaled(hidden, now["ffn_hidden_size"], now["hidden_size"], ffn_multiple),
+            "init_method_std": now["init_method_std"] * narrower**0.5,
+            "seq_length": seq_length,
+            "max_position_embeddings": seq_length + min(more_positions, 8),
+            "make_vocab_size_divisible_by": small_vocab_unit,
+            "vocab_size": _small_vocabulary(now["vocab_size"], tensor_ranks, small_vocab_unit, vocab_unit),
+        },
+    )
 
 
 _READ = (
@@ -109,16 +121,26 @@ _READ = (
 def _small_heads(heads: int, groups: int, most: int) -> tuple[int, int]:
     """The smallest (query heads, key/value heads) of the same kind (MHA, MQA or GQA) that can be split over the same
     numbers of tensor ranks; with the same ratio if that is small enough."""
-    ranks = [tp for tp in range(1, most + 1) if _heads_cut(heads, groups, tp)]
+    tensor_ranks = _tensor_ranks(heads, groups, most)
 
-    def splits_alike(h: int, g: int) -> bool:
-        kind = (g == h, g == 1) == (groups == heads, groups == 1)
-        return kind and all(_heads_cut(h, g, tp) and (tp > g) == (tp > groups) for tp in ranks)
+    def is_alike(h: int, g: int) -> bool:
+        same_kind = (g == h, g == 1) == (groups == heads, groups == 1)
+        return same_kind and all(_heads_cut(h, g, tp) and (tp > g) == (tp > groups) for tp in tensor_ranks)
 
-    small = [(h, g) for h in range(min(heads, 2), heads) for g in range(1, min(h, groups) + 1) if h % g == 0]
-    candidates = [pair for pair in small if pair[0] <= 2 * max(MOST_HEADS, most) and splits_alike(*pair)]
-    same_ratio = [(h, g) for h, g in candidates if h * groups == g * heads and h <= MOST_HEADS]
-    return next(iter([*same_ratio, *candidates]), (heads, groups))
+    candidates = []
+    for h in range(min(heads, 2), min(heads, 2 * max(MOST_HEADS, most) + 1)):
+        for g in range(1, min(h, groups) + 1):
+            if h % g == 0 and is_alike(h, g):
+                candidates.append((h, g))
+    for h, g in candidates:
+        if h * groups == g * heads and h <= MOST_HEADS:
+            return h, g
+    return candidates[0] if candidates else (heads, groups)
+
+
+def _tensor_ranks(heads: int, groups: int, most: int) -> list[int]:
+    """The tensor-parallel sizes up to `most` over which the heads can be split."""
+    return [tp for tp in range(1, most + 1) if _heads_cut(heads, groups, tp)]
 
 
 def _heads_cut(heads: int, groups: int, tp: int) -> bool:
@@ -127,12 +149,11 @@ def _heads_cut(heads: int, groups: int, tp: int) -> bool:
 
 def _small_width(width: int, rotary_percent: float) -> int:
     """A small width of one head. As in the original, RoPE rotates only part of it if `rotary_percent` says so."""
-    rotated = [
-        w
-        for w in (SMALL_HEAD, 2 * SMALL_HEAD, 4 * SMALL_HEAD)
-        if w < width and int(w * rotary_percent) >= 2 and int(w * rotary_percent) % 2 == 0
-    ]
-    return next(iter(rotated), width)
+    for small in (SMALL_HEAD, 2 * SMALL_HEAD, 4 * SMALL_HEAD):
+        rotated = int(small * rotary_percent)
+        if small < width and rotated >= 2 and rotated % 2 == 0:
+            return small
+    return width
 
 
 def _scaled(base: int, number: int, of: int, multiple: int) -> int:
@@ -153,5 +174,8 @@ def _small_vocabulary(size: int, tensor_ranks: Sequence[int], small_unit: int, u
         return [(vocabulary % tp == 0, vocabulary % (by * tp) == 0) for tp in tensor_ranks]
 
     enough = max(SMALL_VOCABULARY, 2 * small_unit * max(tensor_ranks) - 3)
-    candidates = range(enough, min(size, enough + 8 * lcm(*tensor_ranks)))
-    return next((small for small in candidates if pattern(small, small_unit) == pattern(size, unit)), size)
+    wanted = pattern(size, unit)
+    for small in range(enough, min(size, enough + 8 * lcm(*tensor_ranks))):
+        if pattern(small, small_unit) == wanted:
+            return small
+    return size

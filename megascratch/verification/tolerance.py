@@ -51,7 +51,8 @@ class Relative:
     """For fp64 and fp32: a layout must agree to a given number of digits."""
 
     def __init__(self, tolerance: float):
-        self.limit, self.alike = tolerance, dict.fromkeys(KINDS, tolerance)
+        self.limit = tolerance
+        self.alike = dict.fromkeys(KINDS, tolerance)
 
     def far(self, kind: str, step: int, tensor: str, a: Tensor, b: Tensor) -> float:
         return difference(a, b)
@@ -73,20 +74,30 @@ class Rounding:
 
     def __init__(self, exact: RunRecord, rounded: Sequence[RunRecord]):
         self.limit = TWICE
-        self.lengths: dict[tuple[str, str], float] = defaultdict(float)
         self.alike = dict.fromkeys(KINDS, 0.0)
-        numbers: dict[tuple[str, str], list[float]] = defaultdict(list)
-        for kind, pairs in (found for run in rounded for found in vectors(exact, run)):
-            lengths = {name: (b - a).norm().item() for name, (a, b) in pairs.items()}
-            whole = math.hypot(*lengths.values()) / math.sqrt(sum(a.numel() for a, _ in pairs.values()))
-            for name, (a, b) in pairs.items():
-                share = whole * math.sqrt(a.numel())
-                self.lengths[kind, name] = max(self.lengths[kind, name], lengths[name], share)
-                self.alike[kind] = max(self.alike[kind], TWICE * difference(a, b))
-                if a.numel() == 1:
-                    numbers[kind, name].append(lengths[name])
-        for key, seen in numbers.items():
-            self.lengths[key] = max(self.lengths[key], SPREAD * math.hypot(*seen) / math.sqrt(len(seen)))
+        self.lengths: dict[tuple[str, str], float] = defaultdict(float)  # (kind, tensor) -> the norm of its error
+        self._numbers: dict[tuple[str, str], list[float]] = defaultdict(list)  # the errors of each single number
+        for run in rounded:
+            for kind, pairs in vectors(exact, run):
+                self._add(kind, pairs)
+        for key, errors in self._numbers.items():
+            root_mean_square = math.hypot(*errors) / math.sqrt(len(errors))
+            self.lengths[key] = max(self.lengths[key], SPREAD * root_mean_square)
+
+    def _add(self, kind: str, pairs: dict[str, tuple[Tensor, Tensor]]) -> None:
+        """Adds the rounding errors of the tensors of one kind in one step: name -> (exact, rounded)."""
+        errors: dict[str, float] = {}
+        elements = 0
+        for name, (exact, rounded) in pairs.items():
+            errors[name] = (rounded - exact).norm().item()
+            elements += exact.numel()
+        per_element = math.hypot(*errors.values()) / math.sqrt(elements)
+        for name, (exact, rounded) in pairs.items():
+            share = per_element * math.sqrt(exact.numel())
+            self.lengths[kind, name] = max(self.lengths[kind, name], errors[name], share)
+            self.alike[kind] = max(self.alike[kind], TWICE * difference(exact, rounded))
+            if exact.numel() == 1:
+                self._numbers[kind, name].append(errors[name])
 
     def far(self, kind: str, step: int, tensor: str, a: Tensor, b: Tensor) -> float:
         if a.shape != b.shape:
@@ -109,8 +120,12 @@ def vectors(a: RunRecord, b: RunRecord) -> Iterator[tuple[str, dict[str, tuple[T
     for step in range(len(a.losses)):
         yield "loss", {"loss": (_scalar(a.losses[step]), _scalar(b.losses[step]))}
         yield "grad norm", {"grad norm": (_scalar(a.norms[step]), _scalar(b.norms[step]))}
-        yield "gradients", {name: (grad.double(), b.grads[step][name].double()) for name, grad in a.grads[step].items()}
-    yield "weights", {name: (moved, b.moved[name]) for name, moved in a.moved.items()}
+        gradients = {}
+        for name, grad in a.grads[step].items():
+            gradients[name] = (grad.double(), b.grads[step][name].double())
+        yield "gradients", gradients
+    moved = b.moved
+    yield "weights", {name: (change, moved[name]) for name, change in a.moved.items()}
 
 
 def _scalar(number: float) -> Tensor:

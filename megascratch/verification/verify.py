@@ -51,7 +51,9 @@ def verify_case(case: Case, steps: int, precision: str, pool: Pool, run: Callabl
         reference = reference_run(one_process(case.config), steps)
         measured = run_on_layout(pool, case.config, steps, run)
         worst, first = _compared(reference, measured, yardstick)
-        message = diagnose(first, reference, measured, case.config, yardstick) if first is not None else None
+        message = None
+        if first is not None:
+            message = diagnose(first, reference, measured, case.config, yardstick)
     except FloatingPointError as error:
         message = f"the one-process run: {error}"
     except RankFailed as error:
@@ -80,17 +82,19 @@ def differences(reference: RunRecord, measured: RunRecord, yardstick: Tolerance)
 
     def far(kind: str, step: int, a: dict[str, Tensor], b: dict[str, Tensor]) -> Iterator[Difference]:
         for name in [*a, *(b.keys() - a.keys())]:
-            both = name in a and name in b
+            value = math.inf
+            if name in a and name in b:
+                value = yardstick.far(kind, step, name, a[name], b[name])
             bare = name.removeprefix("param.").removeprefix("grad.")
-            value = yardstick.far(kind, step, name, a[name], b[name]) if both else float("inf")
             yield Difference(kind, step, bare, value)
 
     yield from far("weights", 0, reference.initial, measured.initial)
     for step, grads in enumerate(reference.grads, 1):
-        yield from far("loss", step, _number("loss", reference.losses, step), _number("loss", measured.losses, step))
+        loss = _number("loss", reference.losses, step)
+        yield from far("loss", step, loss, _number("loss", measured.losses, step))
         yield from far("gradients", step, grads, measured.grads[step - 1])
-        norms = (_number("grad norm", run.norms, step) for run in (reference, measured))
-        yield from far("grad norm", step, *norms)
+        norm = _number("grad norm", reference.norms, step)
+        yield from far("grad norm", step, norm, _number("grad norm", measured.norms, step))
     yield from far("weights", len(reference.losses), yardstick.weights(reference), yardstick.weights(measured))
 
 
@@ -105,8 +109,10 @@ def yardstick_of(config: Config, steps: int, precision: str) -> Tolerance:
     rounded = one_process(config)
     exact = reference_run(with_fields(rounded, {"bf16": False, "fp16": False}), steps)
     whole = rounded.training.micro_batch_size
-    sizes = dict.fromkeys(size for size in (whole, 2, 1) if whole % size == 0)
-    runs = [reference_run(with_fields(rounded, {"micro_batch_size": size}), steps) for size in sizes]
+    runs = []
+    for size in sorted({whole, 2, 1}, reverse=True):
+        if whole % size == 0:
+            runs.append(reference_run(with_fields(rounded, {"micro_batch_size": size}), steps))
     if not all(math.isfinite(norm) for run in runs for norm in run.norms):
         raise FloatingPointError(f"its gradients overflow in {precision}: nothing can be compared")
     return Rounding(exact, runs)
