@@ -10,7 +10,6 @@ Of duplicates the first one is kept. The result depends only on the lines and th
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from typing import Any, NamedTuple
 
 import orjson
@@ -96,11 +95,13 @@ class Curator:
             )
 
     def _enabled_rules(self) -> Iterator[Rule]:
-        settings, limits = self.settings, self.settings.limits
-        plain = {"gopher_quality": gopher_quality, "gopher_repetition": gopher_repetition, "c4": c4}
-        for name, rule in plain.items():
-            if getattr(settings, name):
-                yield partial(_without_place, rule, limits)
+        settings = self.settings
+        if settings.gopher_quality:
+            yield lambda text, place: gopher_quality(text, settings.limits)
+        if settings.gopher_repetition:
+            yield lambda text, place: gopher_repetition(text, settings.limits)
+        if settings.c4:
+            yield lambda text, place: c4(text, settings.limits)
         if settings.decontaminate:
             texts = _texts(settings.decontaminate, settings.decontaminate_key)
             contamination = Contamination(texts, settings.decontaminate_words)
@@ -148,10 +149,6 @@ class Curator:
             return record.line()
         self.report.changed += 1
         return orjson.dumps(record.fields() | {self.settings.json_key: text}, default=str)
-
-
-def _without_place(rule: Callable[[str, Limits], Reason | str | None], limits: Limits, text: str, _: str) -> Any:
-    return rule(text, limits)
 
 
 def _texts(paths: Sequence[str], key: str) -> Iterator[str]:

@@ -65,7 +65,9 @@ class NearDuplicates:
                 f"--similarity ({threshold:g}) must be in (0, 1], --shingle-words ({n}) at least 1 and "
                 f"--permutations ({permutations}) at least 2"
             )
-        self.threshold, self.n, self.permutations = threshold, n, permutations
+        self.threshold = threshold
+        self.n = n
+        self.permutations = permutations
         try:
             self._tables = datasketch.MinHashLSH(threshold=min(threshold, HIGHEST), num_perm=permutations)
         except ValueError as error:
@@ -77,10 +79,14 @@ class NearDuplicates:
         estimated similarity decides."""
         signature = datasketch.MinHash(num_perm=self.permutations, seed=1)
         signature.update_batch(sorted(set(n_grams(words_of(text), self.n))))
-        likes = [(-signature.jaccard(self._signatures[key]), key) for key in self._tables.query(signature)]
-        if likes and -min(likes)[0] >= self.threshold:
-            similarity, other = min(likes)
-            return Reason("near_duplicate", f"similarity {-similarity:.2f} with {other}")
+        similar = []
+        for other in self._tables.query(signature):
+            similarity = signature.jaccard(self._signatures[other])
+            if similarity >= self.threshold:
+                similar.append((-similarity, other))
+        if similar:
+            distance, other = min(similar)  # the most similar one; of equal ones the first place
+            return Reason("near_duplicate", f"similarity {-distance:.2f} with {other}")
         self._tables.insert(place, signature)
         self._signatures[place] = signature
         return None
@@ -94,7 +100,8 @@ class Contamination:
             raise UserError(
                 f"--decontaminate-words ({n}) must be at least {SHORTEST}: shorter n-grams are in too many texts"
             )
-        self.texts = self.too_short = 0
+        self.texts = 0
+        self.too_short = 0
         self._grams: dict[int, set[bytes]] = {}
         for text in texts:
             words = words_of(text)
@@ -109,8 +116,9 @@ class Contamination:
         """A reason if the text shares an n-gram with an evaluation text."""
         words = words_of(text)
         for length, grams in sorted(self._grams.items()):
-            if len(words) >= length:
-                shared = next((gram for gram in n_grams(words, length) if gram in grams), None)
-                if shared is not None:
-                    return Reason("contaminated", f"shares {shared.decode()!r} with an evaluation text")
+            if len(words) < length:
+                continue
+            for gram in n_grams(words, length):
+                if gram in grams:
+                    return Reason("contaminated", f"shares {gram.decode()!r} with an evaluation text")
         return None

@@ -4,9 +4,10 @@ Gopher: Rae et al. 2021, arXiv 2112.11446, appendix A.1.1 (quality) and table A1
 C4: Raffel et al. 2019, arXiv 1910.10683, section 2.2.
 """
 
+import itertools
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -59,11 +60,12 @@ def gopher_quality(text: str, limits: Limits) -> Reason | None:
     words = text.split()
     if not max(limits.min_words, 1) <= len(words) <= limits.max_words:  # without words the shares below are undefined
         return Reason("words", f"{len(words)} words, {limits.min_words} to {limits.max_words} are kept")
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = _stripped(text.splitlines())
     alphabetic = sum(any(map(str.isalpha, word)) for word in words) / len(words)
     stop_words = sum(word.lower().strip(".,;:!?\"'()") in STOP_WORDS for word in words)
     mean = sum(map(len, words)) / len(words)
-    symbols = max(text.count("#"), sum(map(text.count, ELLIPSES))) / len(words)
+    ellipsis_symbols = sum(map(text.count, ELLIPSES))
+    symbols = max(text.count("#"), ellipsis_symbols) / len(words)
     bullets = sum(line.startswith(BULLETS) for line in lines) / len(lines)
     ellipses = sum(line.endswith(ELLIPSES) for line in lines) / len(lines)
     return _first(
@@ -83,21 +85,20 @@ def gopher_repetition(text: str, limits: Limits) -> Reason | None:
 
     All occurrences of a duplicate but the first count; characters of overlapping n-grams count once.
     """
-    reasons = []
-    for name, parts in (("line", text.splitlines()), ("paragraph", re.split(r"\n\s*\n", text))):
-        parts = [part.strip() for part in parts if part.strip()]
-        share, characters = _duplicates(parts)
-        reasons.append(_above(f"duplicate_{name}s", share, getattr(limits, f"max_duplicate_{name}s")))
-        reasons.append(
-            _above(f"duplicate_{name}_characters", characters, getattr(limits, f"max_duplicate_{name}_characters"))
-        )
+    lines, line_characters = _duplicates(_stripped(text.splitlines()))
+    paragraphs, paragraph_characters = _duplicates(_stripped(re.split(r"\n\s*\n", text)))
+    shares = {
+        "duplicate_lines": lines,
+        "duplicate_line_characters": line_characters,
+        "duplicate_paragraphs": paragraphs,
+        "duplicate_paragraph_characters": paragraph_characters,
+    }
     words = text.split()
     for n in (2, 3, 4):
-        reasons.append(_above(f"top_{n}_gram", _top(words, n), getattr(limits, f"max_top_{n}_gram")))
+        shares[f"top_{n}_gram"] = _top(words, n)
     for n in range(5, 11):
-        limit = getattr(limits, f"max_duplicate_{n}_grams")
-        reasons.append(_above(f"duplicate_{n}_grams", _repeated(words, n), limit))
-    return _first(*reasons)
+        shares[f"duplicate_{n}_grams"] = _repeated(words, n)
+    return _first(*(_above(rule, share, getattr(limits, f"max_{rule}")) for rule, share in shares.items()))
 
 
 def c4(text: str, limits: Limits) -> str | Reason:
@@ -107,18 +108,21 @@ def c4(text: str, limits: Limits) -> str | Reason:
         return Reason("lorem_ipsum", "the text says lorem ipsum")
     if "{" in text:
         return Reason("curly_bracket", "the text has a curly bracket: code")
-    lines = [
-        line.strip()
-        for line in text.splitlines()
-        if line.strip().endswith(TERMINAL)
-        and not line.strip().endswith(ELLIPSES)
-        and len(line.split()) >= limits.min_words_per_line
-        and "javascript" not in line.lower()
-    ]
+    lines = []
+    for line in map(str.strip, text.splitlines()):
+        ends_a_sentence = line.endswith(TERMINAL) and not line.endswith(ELLIPSES)
+        has_enough_words = len(line.split()) >= limits.min_words_per_line
+        if ends_a_sentence and has_enough_words and "javascript" not in line.lower():
+            lines.append(line)
     sentences = sum(len(SENTENCE_END.findall(line)) for line in lines)
     if sentences < limits.min_sentences:
         return Reason("sentences", f"{sentences} in lines that end one, at least {limits.min_sentences} are needed")
     return "\n".join(lines)
+
+
+def _stripped(parts: Sequence[str]) -> list[str]:
+    """The parts without white space around them; empty ones are left out."""
+    return [part.strip() for part in parts if part.strip()]
 
 
 def _first(*reasons: Reason | None) -> Reason | None:
@@ -141,24 +145,34 @@ def _duplicates(parts: Sequence[str]) -> tuple[float, float]:
         if part in seen:
             repeated.append(part)
         seen.add(part)
-    return len(repeated) / max(len(parts), 1), sum(map(len, repeated)) / max(sum(map(len, parts)), 1)
+    characters = sum(map(len, parts))
+    repeated_characters = sum(map(len, repeated))
+    return len(repeated) / max(len(parts), 1), repeated_characters / max(characters, 1)
 
 
 def _top(words: Sequence[str], n: int) -> float:
     """Share of the characters in the most frequent n-gram; 0 if none occurs twice."""
-    grams = Counter(zip(*(words[at:] for at in range(n)), strict=False))
+    grams = Counter(_n_grams(words, n))
     if not grams:
         return 0.0
     gram, times = min(grams.items(), key=lambda item: (-item[1], item[0]))
-    return times * sum(map(len, gram)) / sum(map(len, words)) if times > 1 else 0.0
+    if times == 1:
+        return 0.0
+    return times * sum(map(len, gram)) / sum(map(len, words))
 
 
 def _repeated(words: Sequence[str], n: int) -> float:
     """Share of the characters inside n-grams that occurred before."""
     seen: set[tuple[str, ...]] = set()
     inside = [False] * len(words)
-    for at, gram in enumerate(zip(*(words[shift:] for shift in range(n)), strict=False)):
+    for at, gram in enumerate(_n_grams(words, n)):
         if gram in seen:
             inside[at : at + n] = [True] * n
         seen.add(gram)
-    return sum(len(word) for word, marked in zip(words, inside, strict=True) if marked) / max(sum(map(len, words)), 1)
+    repeated_characters = sum(map(len, itertools.compress(words, inside)))
+    return repeated_characters / max(sum(map(len, words)), 1)
+
+
+def _n_grams(words: Sequence[str], n: int) -> Iterator[tuple[str, ...]]:
+    """Every run of n words."""
+    return zip(*(words[start:] for start in range(n)), strict=False)
