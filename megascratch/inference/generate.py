@@ -101,12 +101,15 @@ class _PromptState:
 
     def feed(self, token: int) -> tuple[int, int]:
         """Document and position of the token that goes into the model now. After an end of document both may reset."""
-        here = self.document, self.position
+        document = self.document
+        position = self.position
         self.position += 1
         if token == self.rules.eod:
-            self.document += self.rules.reset_attention
-            self.position = 0 if self.rules.reset_positions else self.position
-        return here
+            if self.rules.reset_attention:
+                self.document += 1
+            if self.rules.reset_positions:
+                self.position = 0
+        return document, position
 
     def continuation(self, max_new_tokens: int) -> Continuation:
         if self.ended:
@@ -136,18 +139,21 @@ def generate(
 
     Raises: UserError for a prompt that is longer than the position table, or weights that are not finite.
     """
-    learned = config.model.position_embedding_type == "learned_absolute"
-    positions = config.model.max_position_embeddings if learned else None
-    rules = _Rules(eod, config.data.reset_position_ids, config.data.reset_attention_mask, positions)
-    rows = [_PromptState(rules, _generator(sampling.seed, first_number + i)) for i in range(len(prompts))]
+    has_table = config.model.position_embedding_type == "learned_absolute"
+    table_rows = config.model.max_position_embeddings if has_table else None
+    rules = _Rules(eod, config.data.reset_position_ids, config.data.reset_attention_mask, table_rows)
+    rows = []
+    for number in range(first_number, first_number + len(prompts)):
+        rows.append(_PromptState(rules, _generator(sampling.seed, number)))
     device = next(model.parameters()).device
-    ids, documents, places = (part.to(device) for part in _lay_out(rows, prompts, first_number))
-    cache, seen = KVCache(), documents
+    cache = KVCache()
+    ids, documents, positions = _lay_out(rows, prompts, first_number).to(device)  # each [b, longest prompt]
+    seen = documents
     for count in range(max_new_tokens):
-        if count:
-            ids, documents, places = (part.to(device) for part in _next_column(rows))
+        if count > 0:
+            ids, documents, positions = _next_column(rows).to(device)  # each [b, 1]
             seen = torch.cat((seen, documents), 1)
-        logits = model.next_logits(ids, places, _mask(documents, seen), cache).double().cpu()
+        logits = model.next_logits(ids, positions, _mask(documents, seen), cache).double().cpu()  # [b, v]
         for number, (row, scores) in enumerate(zip(rows, logits, strict=True)):
             if not row.fed:
                 continue
@@ -162,13 +168,12 @@ def generate(
 
 
 def _generator(seed: int, number: int) -> torch.Generator:
+    """The random draws of one prompt."""
     return torch.Generator().manual_seed(stream_key(seed, number) % 2**63)
 
 
-def _lay_out(
-    rows: list[_PromptState], prompts: Sequence[Sequence[int]], first_number: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Ids, document numbers and positions, each [b, longest prompt], padded on the left."""
+def _lay_out(rows: list[_PromptState], prompts: Sequence[Sequence[int]], first_number: int) -> Tensor:
+    """Ids, document numbers and positions [3, b, longest prompt], padded on the left."""
     width = max(map(len, prompts))
     table = torch.zeros(3, len(prompts), width, dtype=torch.int64)
     table[1] = PADDING
@@ -180,19 +185,21 @@ def _lay_out(
                     f"{row.rules.positions} positions (--max-position-embeddings): shorten the prompt"
                 )
             table[:, number, slot] = torch.tensor([token, *row.feed(token)])
-    ids, documents, positions = table
-    return ids, documents, positions
+    return table
 
 
-def _next_column(rows: list[_PromptState]) -> tuple[Tensor, Tensor, Tensor]:
-    """The newest token of each row, its document and position, each [b, 1]. A finished row is fed token 0; its logits
-    are ignored."""
+def _next_column(rows: list[_PromptState]) -> Tensor:
+    """The newest token of each row, its document and position [3, b, 1]. A finished row is fed token 0; its logits are
+    ignored."""
     entries = []
     for row in rows:
         row.fed = row.open
-        entries.append((row.tokens[-1], *row.feed(row.tokens[-1])) if row.fed else (0, row.document, 0))
-    ids, documents, positions = torch.tensor(entries).t().unsqueeze(2)
-    return ids, documents, positions
+        if row.fed:
+            token = row.tokens[-1]
+            entries.append((token, *row.feed(token)))
+        else:
+            entries.append((0, row.document, 0))
+    return torch.tensor(entries).t().unsqueeze(2)  # [b, 3] -> [3, b, 1]
 
 
 def _mask(documents: Tensor, seen: Tensor) -> Tensor:
@@ -203,9 +210,11 @@ def _mask(documents: Tensor, seen: Tensor) -> Tensor:
         documents: [b, n] document numbers of the newest tokens.
         seen: [b, k] document numbers of all tokens so far.
     """
-    n, k = documents.shape[1], seen.shape[1]
-    back = torch.ones(n, k, dtype=torch.bool, device=seen.device).tril(k - n)
-    return (documents[:, None, :, None] == seen[:, None, None, :]) & back
+    n = documents.shape[1]
+    k = seen.shape[1]
+    not_future = torch.ones(n, k, dtype=torch.bool, device=seen.device).tril(k - n)  # [n, k]
+    same_document = documents[:, None, :, None] == seen[:, None, None, :]  # [b, 1, n, k]
+    return same_document & not_future
 
 
 def pick(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> int:

@@ -96,7 +96,11 @@ class Store:
 
     def sizes(self, url: str) -> dict[str, int]:
         """Sizes in bytes of the objects directly below, by name."""
-        return {name: int(info["size"] or 0) for name, info in self._listed(url) if info["type"] == "file"}
+        sizes = {}
+        for name, info in self._listed(url):
+            if info["type"] == "file":
+                sizes[name] = int(info["size"] or 0)
+        return sizes
 
     def put(self, url: str, content: bytes) -> None:
         """Writes an object, replacing an existing one."""
@@ -164,8 +168,9 @@ class Store:
 
     def _copy_below(self, url: str, target: str) -> None:
         start = len(self._system._strip_protocol(url))
+        new_folder = self._system._strip_protocol(target)
         for path in self._system.find(url):
-            self._system.cp_file(path, self._system._strip_protocol(target) + path[start:])
+            self._system.cp_file(path, new_folder + path[start:])
 
     def abort_uploads(self, beginning: str) -> None:
         """Aborts unfinished uploads of objects whose addresses begin with `beginning`: S3 keeps and bills their parts.
@@ -180,6 +185,8 @@ class Store:
             self._system.abort_mpu(bucket, upload["Key"], upload["UploadId"])
 
     def _listed(self, url: str) -> list[tuple[str, dict[str, Any]]]:
+        """(name, fsspec's record) of everything directly below."""
+
         def ask() -> list[dict[str, Any]]:
             try:
                 return list(self._system.ls(url, detail=True))
@@ -189,14 +196,23 @@ class Store:
                 return []
 
         rows = self._ask(ask, f"{url} cannot be listed")
-        named = [(row["name"].rstrip("/").rpartition("/")[2], row) for row in rows]
         own = self._system._strip_protocol(url).rstrip("/")
-        return [(name, row) for name, row in named if row["name"].rstrip("/") != own]
+        listed = []
+        for row in rows:
+            path = row["name"].rstrip("/")
+            if path != own:
+                name = path.rpartition("/")[2]
+                listed.append((name, row))
+        return listed
 
     def _object(self, url: str) -> Object:
         info = self._system.info(url)
-        version = next((str(info[name]) for name in VERSIONS if info.get(name)), "")
-        return Object(url, int(info["size"] or 0), version.strip('"'))
+        version = ""
+        for name in VERSIONS:
+            if info.get(name):
+                version = str(info[name]).strip('"')
+                break
+        return Object(url, int(info["size"] or 0), version)
 
     def _ask(self, ask: Callable[[], Answer], failure: str) -> Answer:
         return retry(ask, failure, WAITS if self._waits is None else self._waits)
