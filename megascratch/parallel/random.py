@@ -11,12 +11,12 @@ import math
 import numpy as np
 from torch import Tensor
 
+from megascratch.parallel import splitmix
 from megascratch.parallel.shard import Box
 
-_WORD = 1 << 64
-GOLDEN = 0x9E3779B97F4A7C15 - _WORD  # as a signed 64-bit integer
-MIX_1 = 0xBF58476D1CE4E5B9 - _WORD
-MIX_2 = 0x94D049BB133111EB - _WORD
+GOLDEN = splitmix.GAMMA - (1 << 64)  # as a signed 64-bit integer
+MIX_1 = splitmix.MIX_1 - (1 << 64)
+MIX_2 = splitmix.MIX_2 - (1 << 64)
 _BLOCK = 1 << 16  # elements drawn at once; part of the definition of every initial weight
 
 
@@ -36,11 +36,8 @@ def mix64(x: Tensor) -> Tensor:
 
 def mixed(number: int) -> int:
     """`mix64` of one Python integer, without a tensor."""
-    x = number * GOLDEN % _WORD
-    x = (x ^ x >> 30) * MIX_1 % _WORD
-    x = (x ^ x >> 27) * MIX_2 % _WORD
-    x ^= x >> 31
-    return x - _WORD if x >= _WORD // 2 else x
+    unsigned = splitmix.mix64(number * splitmix.GAMMA)
+    return unsigned - (unsigned >> 63 << 64)
 
 
 def sample_keys(seed: int, site: int, samples: Tensor) -> Tensor:

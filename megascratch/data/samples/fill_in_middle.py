@@ -17,7 +17,7 @@ import numpy as np
 from megascratch.data.samples.dataset import Dataset
 from megascratch.data.samples.views import DatasetView
 from megascratch.data.tokens.indices import stream_key
-from megascratch.data.tokens.indices_python import GAMMA, mix64
+from megascratch.parallel.splitmix import GAMMA, mix64
 
 FILL_IN_MIDDLE = 4  # purpose of a random key, distinct from those in dataset.py
 SPECIAL = 3  # ids added to a document

@@ -4,7 +4,7 @@ import warnings
 from typing import Any
 
 from megascratch.data.tokens import indices_python
-from megascratch.data.tokens.indices_python import GAMMA, mix64
+from megascratch.parallel.splitmix import GAMMA, mix64
 
 try:
     from megascratch.data.tokens import _indices as engine

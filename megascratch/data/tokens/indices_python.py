@@ -10,9 +10,8 @@ import numpy as np
 from megascratch.config.errors import UserError
 from megascratch.data.tokens.digests import BLOCK_BYTES
 from megascratch.data.tokens.idx_format import TOKEN_DTYPES, broken_laws, read_index
+from megascratch.parallel.splitmix import GAMMA, mix64
 
-MASK = (1 << 64) - 1
-GAMMA = 0x9E3779B97F4A7C15
 NO_LIMIT = -1
 
 
@@ -31,14 +30,6 @@ class TokenFile(NamedTuple):
     """uint8 [blocks of BLOCK_BYTES]: 1 where the bytes were compared with their digest; size 0: nothing to compare."""
     limit: int
     """Ids must be in [0, limit); NO_LIMIT: any id is accepted."""
-
-
-def mix64(value: int) -> int:
-    """SplitMix64's output function (Steele, Lea, Flood 2014): mixes the 64 bits of `value`."""
-    value &= MASK
-    value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9 & MASK
-    value = (value ^ (value >> 27)) * 0x94D049BB133111EB & MASK
-    return value ^ (value >> 31)
 
 
 def sound_index(raw: "mmap.mmap | bytes", bin_bytes: int) -> bool:
