@@ -38,7 +38,10 @@ class RankFailed(RuntimeError):
     """A rank raised, hung or died; the text holds every rank's first line and the full trace of the first cause."""
 
     def __init__(self, failures: list[tuple[int, tuple[str, str]]]):
-        causes = [failure for failure in failures if not any(word in failure[1][0] for word in ECHOES)]
+        causes = []  # without the ranks that only report that another one is gone
+        for rank, (message, trace) in failures:
+            if not any(word in message for word in ECHOES):
+                causes.append((rank, (message, trace)))
         first, (cause, trace) = (causes or failures)[0]
         lines = [f"rank {rank}: {message}" for rank, (message, _) in failures]
         super().__init__("\n".join([*lines, f"--- rank {first}:", trace]))
@@ -58,7 +61,9 @@ class Pool:
     def __init__(
         self, timeout: float, device: str = "cpu", grace: float | None = None, backend: str | None = None
     ) -> None:
-        self.timeout, self.device, self.grace = timeout, device, grace
+        self.timeout = timeout
+        self.device = device
+        self.grace = grace
         self.backend = backend or ("nccl" if device == "cuda" else "gloo")
         self.workers: list[tuple[Any, Connection]] = []
         self.world = 0
@@ -130,14 +135,13 @@ class Pool:
                 answers[rank] = _received(connection)  # type: ignore[arg-type]
                 if not answers[rank][0] and self.grace is not None:
                     ends = min(ends, monotonic() + self.grace)
-        lost = [rank for rank, (good, value) in answers.items() if not good and value[0] == "died"]
+        died = any(not good and value[0] == "died" for good, value in answers.values())
         for rank in waiting.values():
             self.workers[rank][0].kill()
             answers[rank] = False, ("timed out: killed", "no trace")
-        ranks = sorted(answers)
-        if lost or waiting:
+        if died or waiting:
             self.close()
-        return [answers[rank] for rank in ranks]
+        return [answers[rank] for rank in sorted(answers)]
 
 
 def _received(connection: Connection) -> Answer:
@@ -182,7 +186,9 @@ def _meet(file: str, rank: int, world: int, timeout: float, place: torch.device,
 
 def place_of(device: str, rank: int) -> torch.device:
     """The device of a rank. If there are more ranks than devices, ranks share them."""
-    return torch.device("cuda", rank % torch.cuda.device_count()) if device == "cuda" else torch.device(device)
+    if device == "cuda":
+        return torch.device("cuda", rank % torch.cuda.device_count())
+    return torch.device(device)
 
 
 @dataclass
@@ -195,7 +201,8 @@ class _Kept:
     def drop(self) -> None:
         if self.mesh is not None:
             self.mesh.close()
-        self.key = self.mesh = None
+        self.key = None
+        self.mesh = None
         gc.collect()
 
 
@@ -207,9 +214,11 @@ def _kept() -> _Kept:
 def mesh_of(tp: int = 1, pp: int = 1, dp: int = 1, device: str = "cpu") -> Mesh:
     """The mesh of a layout, on the calling rank. Its groups are kept until another layout is requested."""
     place = place_of(device, dist.get_rank() if dist.is_initialized() else 0)
-    grid, kept = Grid.dense(tp=tp, pp=pp, dp=dp), _kept()
+    grid = Grid.dense(tp=tp, pp=pp, dp=dp)
     key = (tuple(grid.sizes.items()), place)
+    kept = _kept()
     if kept.mesh is None or kept.key != key:
         kept.drop()
-        kept.key, kept.mesh = key, Mesh.build(grid, place)
+        kept.mesh = Mesh.build(grid, place)
+        kept.key = key
     return kept.mesh

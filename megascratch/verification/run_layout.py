@@ -47,7 +47,10 @@ class RunRecord:
     @property
     def moved(self) -> dict[str, Tensor]:
         """How much each weight has changed, in fp64."""
-        return {name: weight.double() - self.initial[name].double() for name, weight in self.params.items()}
+        moved = {}
+        for name, weight in self.params.items():
+            moved[name] = weight.double() - self.initial[name].double()
+        return moved
 
 
 class Difference(NamedTuple):
@@ -122,7 +125,8 @@ def train_on_rank(config: Config, steps: int) -> RankTrace:
 
     def norm_and_record() -> Tensor:
         boxes = _copies(trainer.data_parallel.gradients())
-        grads.append([replace(box, tensor=box.tensor / trainer.scale.scale) for box in boxes])
+        scale = trainer.scale.scale
+        grads.append([replace(box, tensor=box.tensor / scale) for box in boxes])
         return plain_norm()
 
     trainer.data_parallel.norm = norm_and_record  # type: ignore[method-assign]
@@ -230,5 +234,6 @@ def difference(a: Tensor, b: Tensor) -> float:
         return float("inf")
     a = a.double()
     b = b.double()
-    far = ((a - b).abs().max() / a.abs().max().clamp_min(1e-300)).item()
-    return float("inf") if math.isnan(far) else far
+    largest = a.abs().max().clamp_min(1e-300)
+    far = ((a - b).abs().max() / largest).item()
+    return math.inf if math.isnan(far) else far

@@ -123,14 +123,19 @@ def _small_heads(heads: int, groups: int, most: int) -> tuple[int, int]:
     numbers of tensor ranks; with the same ratio if that is small enough."""
     tensor_ranks = _tensor_ranks(heads, groups, most)
 
-    def is_alike(h: int, g: int) -> bool:
-        same_kind = (g == h, g == 1) == (groups == heads, groups == 1)
-        return same_kind and all(_heads_cut(h, g, tp) and (tp > g) == (tp > groups) for tp in tensor_ranks)
+    def is_same_kind(h: int, g: int) -> bool:
+        is_mha = groups == heads
+        is_mqa = groups == 1
+        return (g == h) == is_mha and (g == 1) == is_mqa
+
+    def is_alike_on(tp: int, h: int, g: int) -> bool:
+        ranks_share_groups = tp > groups
+        return _heads_cut(h, g, tp) and (tp > g) == ranks_share_groups
 
     candidates = []
     for h in range(min(heads, 2), min(heads, 2 * max(MOST_HEADS, most) + 1)):
         for g in range(1, min(h, groups) + 1):
-            if h % g == 0 and is_alike(h, g):
+            if h % g == 0 and is_same_kind(h, g) and all(is_alike_on(tp, h, g) for tp in tensor_ranks):
                 candidates.append((h, g))
     for h, g in candidates:
         if h * groups == g * heads and h <= MOST_HEADS:
@@ -144,7 +149,9 @@ def _tensor_ranks(heads: int, groups: int, most: int) -> list[int]:
 
 
 def _heads_cut(heads: int, groups: int, tp: int) -> bool:
-    return heads % tp == 0 and (groups % tp == 0 or tp % groups == 0 or groups == heads)
+    """Whether the heads can be split over the tensor ranks; fewer key/value heads than ranks are shared by some."""
+    groups_fit = groups % tp == 0 or tp % groups == 0 or groups == heads
+    return heads % tp == 0 and groups_fit
 
 
 def _small_width(width: int, rotary_percent: float) -> int:
@@ -171,7 +178,11 @@ def _small_vocabulary(size: int, tensor_ranks: Sequence[int], small_unit: int, u
     """The smallest vocabulary that, padded or not, is divisible by the same numbers of tensor ranks as the original."""
 
     def pattern(vocabulary: int, by: int) -> list[tuple[bool, bool]]:
-        return [(vocabulary % tp == 0, vocabulary % (by * tp) == 0) for tp in tensor_ranks]
+        """For each number of tensor ranks: whether it divides the vocabulary, and whether it needs no padding."""
+        divides = []
+        for tp in tensor_ranks:
+            divides.append((vocabulary % tp == 0, vocabulary % (by * tp) == 0))
+        return divides
 
     enough = max(SMALL_VOCABULARY, 2 * small_unit * max(tensor_ranks) - 3)
     wanted = pattern(size, unit)

@@ -28,7 +28,8 @@ from torch import Tensor
 from megascratch.verification.run_layout import KINDS, RunRecord, difference
 
 TOLERANCE = {"fp64": 1e-9, "fp32": 1e-5}
-TWICE, SPREAD = 2.0, 3.0
+TWICE = 2.0  # a layout may be this many rounding errors away
+SPREAD = 3.0  # how much the error of a single number varies, in root mean squares
 
 
 class Tolerance(Protocol):

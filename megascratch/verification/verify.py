@@ -81,7 +81,8 @@ def differences(reference: RunRecord, measured: RunRecord, yardstick: Tolerance)
     """Everything that the layout law compares, in the order in which the run computes it."""
 
     def far(kind: str, step: int, a: dict[str, Tensor], b: dict[str, Tensor]) -> Iterator[Difference]:
-        for name in [*a, *(b.keys() - a.keys())]:
+        only_in_b = b.keys() - a.keys()
+        for name in [*a, *only_in_b]:
             value = math.inf
             if name in a and name in b:
                 value = yardstick.far(kind, step, name, a[name], b[name])
