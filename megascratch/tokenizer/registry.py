@@ -88,10 +88,11 @@ def _in_folder(path: Path, kind: str | None) -> Path:
     if not path.is_dir():
         return path
     present = [name for name in IN_FOLDERS if (path / name).exists()]
-    matching = [name for name in present if kind in (None, IN_FOLDERS[name])]
     if not present:
         raise UserError(f"the folder --tokenizer-model {path} holds none of {', '.join(IN_FOLDERS)}")
-    return inside(path, (matching or present)[0])
+    matching = [name for name in present if kind in (None, IN_FOLDERS[name])]
+    name = matching[0] if matching else present[0]
+    return inside(path, name)
 
 
 def kind_of(path: Path | None) -> str:
@@ -115,7 +116,8 @@ def kind_of(path: Path | None) -> str:
 
 def _holds_ranks(path: Path) -> bool:
     """Llama 3's tokenizer.model is a rank file; SentencePiece's are binary."""
-    return read_bytes(path)[:64].split(b"\n")[0].split(b" ")[-1].isdigit()
+    first_line = read_bytes(path)[:64].split(b"\n")[0]
+    return first_line.split(b" ")[-1].isdigit()
 
 
 def train(

@@ -251,7 +251,8 @@ def _merges(pieces: sentencepiece.SentencePieceProcessor, plain: Sequence[int]) 
             left = id_of.get(piece[:cut])
             right = id_of.get(piece[cut:])
             if left is not None and right is not None:
-                pairs.append((-pieces.get_score(id), left, right, piece[:cut], piece[cut:]))
+                rank = -pieces.get_score(id)
+                pairs.append((rank, left, right, piece[:cut], piece[cut:]))
     return [[left, right] for *_, left, right in sorted(pairs)]
 
 

@@ -78,7 +78,8 @@ def fields(message: bytes) -> Iterator[Field]:
     try:
         while start < len(message):
             key, at = _varint(message, start)
-            number, wire = key >> 3, key & 7
+            number = key >> 3
+            wire = key & 7
             value: int | bytes
             if wire == VARINT:
                 value, stop = _varint(message, at)

@@ -26,7 +26,8 @@ from megascratch.tokenizer.vocabulary import END_OF_TEXT, Vocabulary, from_recor
 BYTES = {bytes([byte]): byte for byte in range(256)}
 BETWEEN = b"\xff"  # no UTF-8 text has this byte
 BYTES_PER_MERGE = 500  # with less text gigatoken's trainer is slower: rare pairs all have the same few counts
-SAMPLE, SAMPLE_MERGES = 200_000, 300  # characters of text and number of merges in the self-check
+SAMPLE = 200_000  # characters of text in the self-check
+SAMPLE_MERGES = 300  # merges in the self-check
 
 Merges = list[tuple[bytes, bytes]]
 
