@@ -98,7 +98,10 @@ def gopher_repetition(text: str, limits: Limits) -> Reason | None:
         shares[f"top_{n}_gram"] = _top(words, n)
     for n in range(5, 11):
         shares[f"duplicate_{n}_grams"] = _repeated(words, n)
-    return _first(*(_above(rule, share, getattr(limits, f"max_{rule}")) for rule, share in shares.items()))
+    reasons = []
+    for rule, share in shares.items():
+        reasons.append(_above(rule, share, getattr(limits, f"max_{rule}")))
+    return _first(*reasons)
 
 
 def c4(text: str, limits: Limits) -> str | Reason:

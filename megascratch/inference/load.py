@@ -59,8 +59,9 @@ def load_model(step: Place, config: Config, device: torch.device) -> ModelChunk:
     dtype = parameter_dtype(config.optim)
     if device.type == "cpu" and dtype.itemsize == 2:
         dtype = torch.float32
+    layers = range(config.model.num_layers)
     with torch.device(device):
-        chunk = ModelChunk(config.model, range(config.model.num_layers), True, True, Axis.alone("tp")).to(dtype)
+        chunk = ModelChunk(config.model, layers, True, True, Axis.alone("tp")).to(dtype)
     chunk.requires_grad_(False).eval()
     load(step, _held(chunk), Axis.alone("world"), prefix="param.", cast=True)
     return chunk
@@ -73,7 +74,8 @@ def _held(chunk: ModelChunk) -> list[ShardedTensor]:
     for name, parameter in chunk.named_parameters():
         shape = shards[name].shape
         whole = Box((0,) * len(shape), shape)
-        held.append(ShardedTensor(f"param.{name}", shape, whole, parameter.detach().zero_()[whole.slices], 0))
+        tensor = parameter.detach().zero_()[whole.slices]
+        held.append(ShardedTensor(f"param.{name}", shape, whole, tensor, 0))
     return held
 
 
