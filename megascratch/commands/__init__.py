@@ -72,7 +72,9 @@ def _unknown(words: list[str]) -> str:
     if not words:
         return "no command given"
     near = difflib.get_close_matches(words[0], VERBS, n=1)
-    return f"unknown command {words[0]}" + (f" - did you mean {near[0]}?" if near else "")
+    if near:
+        return f"unknown command {words[0]} - did you mean {near[0]}?"
+    return f"unknown command {words[0]}"
 
 
 def _run(verb: str, argv: list[str]) -> int:
@@ -103,11 +105,13 @@ def _complain(verb: str, error: UserError) -> None:
     """Prints one line per problem. If all ranks find the same invalid setting, only one of them prints it."""
     rank = os.environ.get("RANK", "0")
     shared = isinstance(error, SettingError)
-    head = f"megascratch {verb}: error: " if rank == "0" or shared else f"megascratch {verb}: rank {rank}: error: "
-    problems = [printable(line) for line in str(error).split("\n")] if str(error) else ["(no reason given)"]
-    if isinstance(error, RanksDiffer):
-        problems = ["\n  ".join(problems)]
-    body = problems[0] if len(problems) == 1 else "\n  ".join([f"{len(problems)} problems", *problems])
+    named = "" if rank == "0" or shared else f"rank {rank}: "
+    head = f"megascratch {verb}: {named}error: "
+    text = str(error) or "(no reason given)"
+    problems = [printable(line) for line in text.split("\n")]
+    if len(problems) > 1 and not isinstance(error, RanksDiffer):
+        problems.insert(0, f"{len(problems)} problems")
+    body = "\n  ".join(problems)
     if not shared or "RANK" not in os.environ:
         print(head + body, file=sys.stderr)
         return

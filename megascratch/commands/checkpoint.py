@@ -16,7 +16,6 @@ import argparse
 import json
 import math
 from collections.abc import Sequence
-from itertools import groupby
 from typing import Any
 
 from megascratch.config.errors import UserError
@@ -39,11 +38,14 @@ def inspect(options: argparse.Namespace) -> int:
     """Lists the steps of a folder, or the tensors, files and state of one step."""
     from megascratch.checkpoint import steps
 
-    record = _step_record(options) if steps.is_step(options.path) else _folder_record(options.path)
+    is_step = steps.is_step(options.path)
+    record = _step_record(options.path) if is_step else _folder_record(options.path)
     if options.json:
         print(json.dumps(record, indent=2))
+    elif is_step:
+        _print_step(record, options.most)
     else:
-        _print_step(record, options.most) if "tensors" in record else _print_folder(record)
+        _print_folder(record)
     return 0
 
 
@@ -51,12 +53,13 @@ def verify(options: argparse.Namespace) -> int:
     """Reads every byte of the given steps, or of all steps of a folder; exit code 1 if there are problems."""
     from megascratch.checkpoint import open_checkpoint, steps
 
-    found = {}
+    found: dict[str, list[str]] = {}  # step -> its problems
     for path in options.path:
         for step in steps.candidates(path):
-            found[str(step)] = list(open_checkpoint.problems(step))
+            problems = list(open_checkpoint.problems(step))
+            found[str(step)] = problems
             if not options.json:
-                for line in found[str(step)] or [f"{step}: valid"]:
+                for line in problems or [f"{step}: valid"]:
                     print(printable(line), flush=True)
     if options.json:
         print(json.dumps({step: dict(sound=not problems, problems=problems) for step, problems in found.items()}))
@@ -73,17 +76,15 @@ def diff(options: argparse.Namespace) -> int:
         settings = list(config_diff(first.manifest.state, second.manifest.state))
         paths = [str(first.path), str(second.path)]
     apart = [item for item in found if item.reason]
+    equal = len(found) - len(apart)
     if options.json:
         tensors = [vars(item) | {"relative": item.relative} for item in apart]
-        state = [dict(zip(("place", "first", "second"), row, strict=True)) for row in settings]
-        print(
-            json.dumps(
-                {"paths": paths, "equal_tensors": len(found) - len(apart), "tensors": tensors, "state": state}, indent=2
-            )
-        )
-        return 1 if apart else 0
-    _print_diff(apart, settings, options.most)
-    print(f"{len(found) - len(apart):,} of {len(found):,} tensors are bitwise equal")
+        state = [{"place": place, "first": one, "second": other} for place, one, other in settings]
+        result = {"paths": paths, "equal_tensors": equal, "tensors": tensors, "state": state}
+        print(json.dumps(result, indent=2))
+    else:
+        _print_diff(apart, settings, options.most)
+        print(f"{equal:,} of {len(found):,} tensors are bitwise equal")
     return 1 if apart else 0
 
 
@@ -95,9 +96,12 @@ def reshard(options: argparse.Namespace) -> int:
     if options.dtype is not None and options.dtype not in reshard.PRECISIONS:
         raise UserError(f"--dtype ({options.dtype}) must be one of {', '.join(reshard.PRECISIONS)}")
     with OpenCheckpoint(_one(options.path)) as source:
-        files = options.files or max(1, math.ceil(source.manifest.nbytes / (options.file_mib * 2**20)))
         written = reshard.reshard(
-            source, options.output, files=files, dtype=options.dtype, weights_only=options.weights_only
+            source,
+            options.output,
+            files=_number_of_files(options, source.manifest.nbytes),
+            dtype=options.dtype,
+            weights_only=options.weights_only,
         )
     _print_written(written, options.json)
     return 0
@@ -112,7 +116,7 @@ def average(options: argparse.Namespace) -> int:
 
     with ExitStack() as stack:
         sources = [stack.enter_context(OpenCheckpoint(_one(path))) for path in options.path]
-        files = options.files or max(1, math.ceil(sources[-1].manifest.nbytes / (options.file_mib * 2**20)))
+        files = _number_of_files(options, sources[-1].manifest.nbytes)
         written = reshard.average(sources, options.output, files=files)
     _print_written(written, options.json)
     return 0
@@ -141,7 +145,9 @@ def prune(options: argparse.Namespace) -> int:
         print(json.dumps({"deleted": [str(path) for path in gone], "kept": kept, "dry_run": options.dry_run}))
         return 0
     verb = "would delete" if options.dry_run else "deleted"
-    print("\n".join([*(printable(f"{verb} {path}") for path in gone), f"{len(gone)} {verb}, {len(kept)} kept"]))
+    for path in gone:
+        print(printable(f"{verb} {path}"))
+    print(f"{len(gone)} {verb}, {len(kept)} kept")
     return 0
 
 
@@ -153,6 +159,13 @@ def _one(path: str) -> Any:
     from megascratch.checkpoint import resolve
 
     return resolve(path)
+
+
+def _number_of_files(options: argparse.Namespace, nbytes: int) -> int:
+    """--files, or as many as --file-mib needs."""
+    if options.files:
+        return int(options.files)
+    return max(1, math.ceil(nbytes / (options.file_mib * 2**20)))
 
 
 def _folder_record(path: str) -> dict[str, Any]:
@@ -170,21 +183,22 @@ def _folder_record(path: str) -> dict[str, Any]:
     return {"path": str(path), "steps": rows}
 
 
-def _step_record(options: argparse.Namespace) -> dict[str, Any]:
+def _step_record(path: str) -> dict[str, Any]:
     from megascratch.checkpoint import steps
 
-    step = steps.resolve(options.path)
+    step = steps.resolve(path)
     manifest = steps.read_manifest(step)
-    tensors = [
-        {
-            "name": name,
-            "shape": list(whole.shape),
-            "dtype": str(whole.dtype).removeprefix("torch."),
-            "bytes": whole.nbytes,
-            "chunks": len(whole.chunks),
-        }
-        for name, whole in manifest.tensors.items()
-    ]
+    tensors = []
+    for name, whole in manifest.tensors.items():
+        tensors.append(
+            {
+                "name": name,
+                "shape": list(whole.shape),
+                "dtype": str(whole.dtype).removeprefix("torch."),
+                "bytes": whole.nbytes,
+                "chunks": len(whole.chunks),
+            }
+        )
     files = {name: file.bytes for name, file in manifest.files.items()}
     return {
         "path": str(step),
@@ -200,11 +214,12 @@ def _step_record(options: argparse.Namespace) -> dict[str, Any]:
 def _print_folder(record: dict[str, Any]) -> None:
     table = _table("step", "size", "files", "valid loss", "")
     for row in record["steps"]:
+        step = f"{row['step']:,}"
         if row["problem"]:
-            table.add_row(f"{row['step']:,}", "", "", "", printable(row["problem"]))
+            table.add_row(step, "", "", "", printable(row["problem"]))
         else:
             loss = "" if row["valid_loss"] is None else f"{row['valid_loss']:.4f}"
-            table.add_row(f"{row['step']:,}", _size(row["bytes"]), str(row["files"]), loss, "")
+            table.add_row(step, _size(row["bytes"]), str(row["files"]), loss, "")
     _show(table)
 
 
@@ -218,8 +233,10 @@ def _print_step(record: dict[str, Any], most: int) -> None:
     if record["problem"]:
         print(printable(record["problem"]))
     table = _table("kind", "tensors", "elements", "type", "size")
-    for kind, group in groupby(sorted(record["tensors"], key=_kind), key=_kind):
-        rows = list(group)
+    by_kind: dict[str, list[dict[str, Any]]] = {}
+    for row in record["tensors"]:
+        by_kind.setdefault(_kind(row), []).append(row)
+    for kind, rows in sorted(by_kind.items()):
         types = ", ".join(sorted({row["dtype"] for row in rows}))
         elements = sum(math.prod(row["shape"]) for row in rows)
         size = _size(sum(row["bytes"] for row in rows))
@@ -245,17 +262,18 @@ def _print_diff(apart: list[Any], settings: list[tuple[str, Any, Any]], most: in
     if apart:
         table = _table("tensor", "differs in", "elements", "different", "largest", "relative")
         for item in sorted(apart, key=lambda item: -item.relative)[:most]:
-            numbers = [f"{item.different:,}", f"{item.largest:.3g}", f"{item.relative:.3g}"] if item.different else []
-            table.add_row(printable(item.name), printable(item.reason), f"{item.elements:,}", *numbers)
+            cells = [printable(item.name), printable(item.reason), f"{item.elements:,}"]
+            if item.different:
+                cells += [f"{item.different:,}", f"{item.largest:.3g}", f"{item.relative:.3g}"]
+            table.add_row(*cells)
         _show(table)
         if len(apart) > most:
             print(f"and {len(apart) - most:,} more (--most)")
     if settings:
         table = _table("state", "first", "second")
-        for storage_path, first, second in settings[:most]:
-            table.add_row(
-                printable(storage_path), printable(json.dumps(first))[:50], printable(json.dumps(second))[:50]
-            )
+        for name, first, second in settings[:most]:
+            cells = [printable(json.dumps(value))[:50] for value in (first, second)]
+            table.add_row(printable(name), *cells)
         _show(table)
 
 
@@ -263,20 +281,12 @@ def _print_written(step: Any, as_json: bool) -> None:
     from megascratch.checkpoint import read_manifest
 
     manifest = read_manifest(step)
+    files = len(manifest.files)
+    tensors = len(manifest.tensors)
     if as_json:
-        print(
-            json.dumps(
-                {
-                    "path": str(step),
-                    "bytes": manifest.nbytes,
-                    "files": len(manifest.files),
-                    "tensors": len(manifest.tensors),
-                }
-            )
-        )
+        print(json.dumps({"path": str(step), "bytes": manifest.nbytes, "files": files, "tensors": tensors}))
     else:
-        size = f"{_size(manifest.nbytes)} in {len(manifest.files)} files"
-        print(f"wrote {printable(step)}: {len(manifest.tensors):,} tensors, {size}")
+        print(f"wrote {printable(step)}: {tensors:,} tensors, {_size(manifest.nbytes)} in {files} files")
 
 
 def _size(nbytes: int) -> str:
@@ -314,8 +324,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     runs = {"inspect": inspect, "verify": verify, "diff": diff, "reshard": reshard, "average": average, "prune": prune}
     verbs = parser.add_subparsers(required=True, dest="name", metavar="|".join(runs))
-    parsers = {name: verbs.add_parser(name, help=run.__doc__, allow_abbrev=False) for name, run in runs.items()}
+    parsers = {}
     for name, run in runs.items():
+        parsers[name] = verbs.add_parser(name, help=run.__doc__, allow_abbrev=False)
         parsers[name].set_defaults(run=run)
         parsers[name].add_argument("--json", action="store_true", help="print the result as JSON")
     for name in ("inspect", "reshard", "prune"):

@@ -53,7 +53,8 @@ def main(argv: list[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="megascratch conversations", description=SUMMARY)
-    add, template = parser.add_argument, Template()
+    add = parser.add_argument
+    template = Template()
     add_input(parser, documents=False)
     add("--output-prefix", required=True, metavar="PREFIX", help="writes PREFIX.bin/.idx/.json, PREFIX_loss_mask.*")
     add("--overwrite", action="store_true", help="replace an existing corpus")

@@ -27,7 +27,8 @@ def main(argv: Sequence[str]) -> int:
     values["decontaminate"] = tuple(options.decontaminate)
     sources = find_sources(options.input, options.input_format)
     paths = [source.path for source in sources]
-    read = [("--input", path) for path in paths] + [("--decontaminate", path) for path in options.decontaminate]
+    read = [("--input", path) for path in paths]
+    read += [("--decontaminate", path) for path in options.decontaminate]
     require_no_input([("--output", output), ("--report", options.report)], read)
     require_no_input([("--report", options.report)], [("--output", output)])
     repeated = {path for path in paths if paths.count(path) > 1}
@@ -111,7 +112,8 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    add, default = parser.add_argument, Settings()
+    add = parser.add_argument
+    default = Settings()
     add_input(parser)
     add("--output", required=True, metavar="FILE", help="JSONL file for the lines that pass all rules")
     add("--report", metavar="FILE", help="JSON file: how many texts each rule dropped, with examples")

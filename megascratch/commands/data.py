@@ -59,15 +59,19 @@ def inspect(options: argparse.Namespace) -> int:
     """Prints statistics of a corpus and decoded samples, and draws histograms of lengths and ids."""
     if options.output and Path(options.output).suffix not in PICTURES:
         raise UserError(f"--output ({options.output}) must end with {', '.join(PICTURES)}")
-    reader, tokenizer = open_corpus(options.prefix, options.data_cache_path), _tokenizer(options)
-    manifest = (read_manifest(reader) or {}).get("tokenizer") or {}
-    found = statistics(reader, tokenizer.eod if tokenizer else manifest.get("eod"))
-    vocab_size = tokenizer.vocab_size if tokenizer else manifest.get("vocab_size")
+    reader = open_corpus(options.prefix, options.data_cache_path)
+    tokenizer = _tokenizer(options)
+    manifest = read_manifest(reader) or {}
+    recorded = manifest.get("tokenizer") or {}
+    eod: int | None = tokenizer.eod if tokenizer else recorded.get("eod")
+    vocab_size: int | None = tokenizer.vocab_size if tokenizer else recorded.get("vocab_size")
+    found = statistics(reader, eod)
     samples = _samples(reader, options.samples, tokenizer)
     if options.output:
         _draw(found, f"{reader.prefix}: {found.documents:,} documents, {found.tokens:,} tokens", options.output)
     if options.json:
-        print(json.dumps(_record(reader, found, vocab_size, options.most) | {"samples": samples}, indent=2))
+        figures = _record(reader, found, vocab_size, options.most)
+        print(json.dumps(figures | {"samples": samples}, indent=2))
         return 0
     _print_statistics(reader, found, vocab_size, tokenizer, options.most)
     for sample in samples:
@@ -92,13 +96,11 @@ def validate(options: argparse.Namespace) -> int:
             print(f"{printable(prefix)}: {more:,} more problems (--most {options.most})")
         elif not shown:
             reader = TokenReader(prefix)
-            known = (
-                ""
-                if reader.digests
-                else f"; no digests, so damage may go unnoticed: run megascratch data record {printable(prefix)}"
-            )
             name = printable(prefix)
-            print(f"{name}: valid; {len(reader.documents) - 1:,} documents, {reader.tokens:,} tokens{known}")
+            line = f"{name}: valid; {len(reader.documents) - 1:,} documents, {reader.tokens:,} tokens"
+            if not reader.digests:
+                line += f"; no digests, so damage may go unnoticed: run megascratch data record {name}"
+            print(line)
         damaged = damaged or bool(shown or more)
     return 1 if damaged else 0
 
@@ -107,7 +109,10 @@ def record(options: argparse.Namespace) -> int:
     """Writes the digests of a corpus from another tool next to it, so that later damage is found."""
     for prefix in map(_on_this_machine, options.prefix):
         written = record_digests(prefix, options.overwrite)
-        print(f"wrote {', '.join(map(str, written))}" if written else f"{prefix}: already recorded and unchanged")
+        if written:
+            print(f"wrote {', '.join(map(str, written))}")
+        else:
+            print(f"{prefix}: already recorded and unchanged")
     return 0
 
 
@@ -123,7 +128,8 @@ def merge(options: argparse.Namespace) -> int:
         raise UserError(f"--input names {', '.join(sorted(repeated))} more than once: name each corpus once")
     require_no_input(of_corpora("--output-prefix", [options.output_prefix]), of_corpora("--input", prefixes))
     require_free([options.output_prefix], options.overwrite)
-    _report([merge_split.merge([TokenReader(prefix) for prefix in prefixes], options.output_prefix)])
+    readers = [TokenReader(prefix) for prefix in prefixes]
+    _report([merge_split.merge(readers, options.output_prefix)])
     return 0
 
 
@@ -131,11 +137,10 @@ def split(options: argparse.Namespace) -> int:
     """Splits a corpus into several parts between documents; their order is kept."""
     reader = TokenReader(_on_this_machine(options.prefix))
     documents = len(reader.documents) - 1
-    counts = (
-        merge_split.counts_of_fractions(options.fractions, documents)
-        if options.fractions
-        else merge_split.check_counts(options.documents, documents)
-    )
+    if options.fractions:
+        counts = merge_split.counts_of_fractions(options.fractions, documents)
+    else:
+        counts = merge_split.check_counts(options.documents, documents)
     names = options.names or [str(number) for number in range(len(counts))]
     if len(names) != len(counts) or len(set(names)) < len(names):
         raise UserError(f"--names {' '.join(names)}: {len(counts)} parts need {len(counts)} different names")
@@ -160,20 +165,20 @@ def _prefixes(word: str) -> list[str]:
     folder = Path(_on_this_machine(word))
     if bin_path(word).exists() or not folder.is_dir():
         return [word]
-    halves = {suffix: {str(path)[: -len(suffix)] for path in folder.glob(f"*{suffix}")} for suffix in (".bin", ".idx")}
-    alone = sorted(halves[".bin"] ^ halves[".idx"])
-    if alone or not halves[".bin"]:
-        raise UserError(
-            f"{alone[0]} has only one of .bin and .idx: add the other file, or remove this one"
-            if alone
-            else f"{word} contains no .bin/.idx pair"
-        )
-    return sorted(halves[".bin"])
+    with_bin = {str(path).removesuffix(".bin") for path in folder.glob("*.bin")}
+    with_idx = {str(path).removesuffix(".idx") for path in folder.glob("*.idx")}
+    alone = sorted(with_bin ^ with_idx)
+    if alone:
+        raise UserError(f"{alone[0]} has only one of .bin and .idx: add the other file, or remove this one")
+    if not with_bin:
+        raise UserError(f"{word} contains no .bin/.idx pair")
+    return sorted(with_bin)
 
 
 def _damaged_caches(prefix: str, folder: str | None) -> Iterator[str]:
     """Problems of the index caches that a run with this corpus would use."""
-    for home in damaged_caches(Path(folder) if folder else Path(prefix).parent / "cache"):
+    caches = Path(folder) if folder else Path(prefix).parent / "cache"
+    for home in damaged_caches(caches):
         yield f"index cache {home} is damaged: remove it, the next run builds it again"
 
 
@@ -196,13 +201,18 @@ def _report(written: Sequence[merge_split.MergeSummary]) -> None:
 def _samples(reader: TokenReader, wanted: int, tokenizer: Tokenizer | None) -> list[dict[str, Any]]:
     """Documents at even distances, starting with the first; long ones are truncated."""
     documents = len(reader.documents) - 1
-    samples = []
-    numbers = {index * documents // wanted for index in range(wanted)} if documents else set()
-    for number in sorted(numbers):
+    samples: list[dict[str, Any]] = []
+    if not documents:
+        return samples
+    for number in sorted({index * documents // wanted for index in range(wanted)}):
         first, stop = reader.documents[number : number + 2].tolist()
-        ids = [int(token) for sequence in range(first, stop) for token in reader.get(sequence)[:SHOWN]][:SHOWN]
-        sample: dict[str, Any] = {"document": number, "tokens": int(reader.lengths[first:stop].sum()), "ids": ids}
-        samples.append(sample | ({"text": tokenizer.decode(ids)[:SHOWN]} if tokenizer else {}))
+        ids: list[int] = []
+        for sequence in range(first, stop):
+            ids += reader.get(sequence)[: SHOWN - len(ids)].tolist()
+        sample = {"document": number, "tokens": int(reader.lengths[first:stop].sum()), "ids": ids}
+        if tokenizer:
+            sample["text"] = tokenizer.decode(ids)[:SHOWN]
+        samples.append(sample)
     return samples
 
 
@@ -236,8 +246,8 @@ def _print_statistics(
     print(f"tokens per document: {quantiles}")
     if found.eod is not None:
         print(f"end of document (id {found.eod}): at the end of {found.documents_with_eod:,} documents")
-    of = f" of {vocab_size:,} ({found.ids_used / vocab_size:.1%})" if vocab_size else ""
-    print(f"ids used: {found.ids_used:,}{of}")
+    share = f" of {vocab_size:,} ({found.ids_used / vocab_size:.1%})" if vocab_size else ""
+    print(f"ids used: {found.ids_used:,}{share}")
     if found.ids_outside:
         print(
             f"ids outside every vocabulary: {found.ids_outside:,}; see megascratch data validate "
@@ -260,10 +270,15 @@ def _lengths_table(found: Statistics) -> Table:
 
 
 def _ids_table(found: Statistics, tokenizer: Tokenizer | None, most: int) -> Table:
-    table = Table("id", "times", "share", *(["text"] if tokenizer else []), title="most frequent", title_justify="left")
+    table = Table("id", "times", "share", title="most frequent", title_justify="left")
+    if tokenizer:
+        table.add_column("text")
     for token, times in found.most_frequent(most):
-        text = [printable(repr(tokenizer.decode([token]))).replace("[", r"\[")] if tokenizer else []
-        table.add_row(str(token), f"{times:,}", f"{times / found.tokens:.2%}", *text)
+        cells = [str(token), f"{times:,}", f"{times / found.tokens:.2%}"]
+        if tokenizer:
+            text = printable(repr(tokenizer.decode([token])))
+            cells.append(text.replace("[", r"\["))
+        table.add_row(*cells)
     return table
 
 
@@ -280,8 +295,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     runs = {"inspect": inspect, "validate": validate, "record": record, "merge": merge, "split": split} | READ_A_CONFIG
     verbs = parser.add_subparsers(required=True, dest="name", metavar="|".join(runs))
-    parsers = {name: verbs.add_parser(name, help=run.__doc__, allow_abbrev=False) for name, run in runs.items()}
+    parsers = {}
     for name, run in runs.items():
+        parsers[name] = verbs.add_parser(name, help=run.__doc__, allow_abbrev=False)
         parsers[name].set_defaults(run=run)
     _inspect_flags(parsers["inspect"])
     _validate_flags(parsers["validate"])

@@ -67,7 +67,12 @@ def record(options: argparse.Namespace, settings: Sequence[str]) -> int:
     uses = (use for use in audit(config, dataset, first, last) if _is_asked_for(use, options))
     as_json = options.jsonl or Path(options.output or "").suffix == ".jsonl"
     with _output(options.output) as file:
-        _write_jsonl(uses, file) if as_json else _write_csv(uses, file)
+        if as_json:
+            file.writelines(json.dumps(use._asdict()) + "\n" for use in uses)
+        else:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(Use._fields)
+            writer.writerows(uses)
     return 0
 
 
@@ -99,16 +104,18 @@ def _training_set(config: Config, asked: int, read: int) -> Dataset:
 def _steps(words: str) -> tuple[int, int]:
     """Parses 'A:B' or 'A' into the first and last step."""
     found = re.fullmatch(r"(\d+)(?::(\d+))?", words)
-    first, last = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
-    if not 1 <= first <= last:
-        raise UserError(f"--steps {words} must be FIRST:LAST, counted from 1, for example 100:200")
-    return first, last
+    if found:
+        first = int(found[1])
+        last = int(found[2] or found[1])
+        if 1 <= first <= last:
+            return first, last
+    raise UserError(f"--steps {words} must be FIRST:LAST, counted from 1, for example 100:200")
 
 
 def _is_asked_for(use: Use, options: argparse.Namespace) -> bool:
-    return (options.corpus is None or use.corpus == options.corpus) and (
-        options.document is None or use.document == options.document
-    )
+    is_corpus = options.corpus is None or use.corpus == options.corpus
+    is_document = options.document is None or use.document == options.document
+    return is_corpus and is_document
 
 
 @contextmanager
@@ -126,16 +133,6 @@ def _output(path: str | None) -> Iterator[IO[str]]:
         raise UserError(f"--output {path} cannot be written: {error.strerror}") from error
     finally:
         partial.unlink(missing_ok=True)
-
-
-def _write_csv(uses: Iterator[Use], file: IO[str]) -> None:
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(Use._fields)
-    writer.writerows(uses)
-
-
-def _write_jsonl(uses: Iterator[Use], file: IO[str]) -> None:
-    file.writelines(json.dumps(use._asdict()) + "\n" for use in uses)
 
 
 def _print(found: Sequence[BlendShare], samples: int) -> None:

@@ -100,21 +100,25 @@ def _together(texts: Sequence[str]) -> str:
     for rank, (host, _, _, findings) in enumerate(reports):
         for finding in findings:
             by_finding.setdefault(tuple(finding), {}).setdefault(host, []).append(rank)
-    combined = [
-        HostFinding(about, state, f"{', '.join(where(host, ranks) for host, ranks in hosts.items())}: {text}", fix)
-        for (about, state, text, fix), hosts in by_finding.items()
-    ]
+    combined = []
+    for (about, state, text, fix), hosts in by_finding.items():
+        places = ", ".join(where(host, ranks) for host, ranks in hosts.items())
+        combined.append(HostFinding(about, state, f"{places}: {text}", fix))
     table = differences([(host, facts) for host, _, facts, _ in reports])
-    alike = HostFinding("versions", "ok", f"{len(reports)} ranks have the same versions, code and settings")
-    differ = HostFinding("versions", "FAIL", table, "install the same packages and use the same settings on every rank")
-    return json.dumps([differ if table else alike, *combined, _clocks([(host, clock) for host, clock, *_ in reports])])
+    if table:
+        fix = "install the same packages and use the same settings on every rank"
+        versions = HostFinding("versions", "FAIL", table, fix)
+    else:
+        versions = HostFinding("versions", "ok", f"{len(reports)} ranks have the same versions, code and settings")
+    clocks = _clocks([(host, clock) for host, clock, _, _ in reports])
+    return json.dumps([versions, *combined, clocks])
 
 
 def _clocks(clocks: Sequence[tuple[str, float]]) -> HostFinding:
     """Compares the clocks of the ranks, which read them at about the same time: (host, seconds) of each."""
-    skew = max(clock for _, clock in clocks) - min(clock for _, clock in clocks)
-    fast = max(clocks, key=lambda one: one[1])[0]
-    slow = min(clocks, key=lambda one: one[1])[0]
+    fast, latest = max(clocks, key=lambda one: one[1])
+    slow, earliest = min(clocks, key=lambda one: one[1])
+    skew = latest - earliest
     if skew > MOST_SKEW:
         return HostFinding("clocks", "warn", f"{fast} is {skew:.1f} s ahead of {slow}", "run an NTP client on both")
     return HostFinding("clocks", "ok", f"within {skew:.2f} s")
@@ -140,26 +144,19 @@ def _axes(config: Config | None, rendezvous: Rendezvous | None, world: int, time
         ]
     finally:
         meshes.stop()
-    lines = []
-    for axis in dict.fromkeys(one.axis for one in found):
-        group = [one.bytes_per_second for one in found if one.axis == axis]
-        text = f"{axis}: {len(group)} group(s) of {grid_size(found, axis)}, all-reduce at {min(group) / 1e6:,.0f} MB/s"
-        lines.append(HostFinding("axes", "ok", text))
-    return lines + [
-        HostFinding(
-            "axes",
-            "warn",
-            f"{one.axis} over ranks {', '.join(map(str, one.ranks))} runs at "
-            f"{one.bytes_per_second / 1e6:,.0f} MB/s, a third of the other groups or less",
-            "check the network of its hosts",
-        )
-        for one in slow_groups(found)
-    ]
-
-
-def grid_size(found: Sequence, axis: str) -> int:
-    """Number of ranks in a group of an axis."""
-    return next(len(one.ranks) for one in found if one.axis == axis)
+    findings = []
+    for axis in dict.fromkeys(group.axis for group in found):
+        groups = [group for group in found if group.axis == axis]
+        slowest = min(group.bytes_per_second for group in groups)
+        size = len(groups[0].ranks)
+        text = f"{axis}: {len(groups)} group(s) of {size}, all-reduce at {slowest / 1e6:,.0f} MB/s"
+        findings.append(HostFinding("axes", "ok", text))
+    for group in slow_groups(found):
+        ranks = ", ".join(map(str, group.ranks))
+        speed = f"{group.bytes_per_second / 1e6:,.0f} MB/s"
+        text = f"{group.axis} over ranks {ranks} runs at {speed}, a third of the other groups or less"
+        findings.append(HostFinding("axes", "warn", text, "check the network of its hosts"))
+    return findings
 
 
 def report(found: Sequence[HostFinding]) -> str:
@@ -167,8 +164,11 @@ def report(found: Sequence[HostFinding]) -> str:
     lines = []
     for about, state, text, fix in found:
         first, *rest = text.splitlines()
-        lines += [f"{state:<5} {about:<9} {first}", *(" " * 16 + line for line in rest)]
-        lines += [" " * 16 + f"-> {fix}"] if state != "ok" else []
-    bad, odd = (sum(finding.state == state for finding in found) for state in ("FAIL", "warn"))
-    lines.append(f"{bad} failed, {odd} warnings: a run {'cannot start' if bad else 'can start'}")
+        lines.append(f"{state:<5} {about:<9} {first}")
+        lines += [" " * 16 + line for line in rest]
+        if state != "ok":
+            lines.append(" " * 16 + f"-> {fix}")
+    failed = sum(finding.state == "FAIL" for finding in found)
+    warnings = sum(finding.state == "warn" for finding in found)
+    lines.append(f"{failed} failed, {warnings} warnings: a run {'cannot start' if failed else 'can start'}")
     return "\n".join(lines)

@@ -137,7 +137,8 @@ def _encode(tokenizer: Tokenizer, document: Document, parse_specials: bool) -> l
 
 
 def _progress(done: int, batches: int) -> None:
-    print(f"\r{done} of {batches} batches", end="\n" if done == batches else "", file=sys.stderr, flush=True)
+    end = "\n" if done == batches else ""
+    print(f"\r{done} of {batches} batches", end=end, file=sys.stderr, flush=True)
 
 
 def _result(loss: DocumentLoss, contents: Sequence[bytes]) -> dict[str, Any]:
@@ -169,26 +170,25 @@ def _xz(content: bytes) -> bytes:
 
 def _packed(pack: Callable[[bytes], bytes], contents: Sequence[bytes]) -> float:
     """Bits per byte of the contents, each compressed on its own."""
-    return 8 * sum(len(pack(content)) for content in contents) / sum(map(len, contents))
+    packed_bytes = sum(len(pack(content)) for content in contents)
+    return 8 * packed_bytes / sum(map(len, contents))
 
 
 def _table(loss: DocumentLoss, result: dict[str, Any], seconds: float, bad_lines: int) -> str:
-    rows = [
-        ("model", f"{result['bits_per_byte']:.4f}", ""),
-        ("gzip -9", f"{result['gzip_bits_per_byte']:.4f}", f"{result['gzip_one_stream_bits_per_byte']:.4f}"),
-        ("xz -9", f"{result['xz_bits_per_byte']:.4f}", f"{result['xz_one_stream_bits_per_byte']:.4f}"),
-    ]
+    lines = [f"{'bits per byte':<15}{'per document':>14}{'one stream':>14}"]
+    lines.append(f"{'model':<15}{result['bits_per_byte']:>14.4f}{'':>14}")
+    for name, key in (("gzip -9", "gzip"), ("xz -9", "xz")):
+        alone = result[f"{key}_bits_per_byte"]
+        stream = result[f"{key}_one_stream_bits_per_byte"]
+        lines.append(f"{name:<15}{alone:>14.4f}{stream:>14.4f}")
     skipped = f", {bad_lines} bad line{'s' * (bad_lines != 1)} skipped" if bad_lines else ""
-    return "\n".join(
-        [
-            f"{'bits per byte':<15}{'per document':>14}{'one stream':>14}",
-            *(f"{name:<15}{alone:>14}{stream:>14}" for name, alone, stream in rows),
-            "",
-            f"{loss.documents:,} documents{skipped}, {loss.text_bytes:,} bytes, {loss.tokens:,} tokens, "
-            f"{loss.per_token:.4f} nats per token, {loss.tokens / max(seconds, 1e-9):,.0f} tokens/s",
-            COUNTED,
-        ]
+    lines.append("")
+    lines.append(
+        f"{loss.documents:,} documents{skipped}, {loss.text_bytes:,} bytes, {loss.tokens:,} tokens, "
+        f"{loss.per_token:.4f} nats per token, {loss.tokens / max(seconds, 1e-9):,.0f} tokens/s"
     )
+    lines.append(COUNTED)
+    return "\n".join(lines)
 
 
 def _read_summary(path: str | None) -> dict[str, Any]:

@@ -41,7 +41,11 @@ def main(argv: list[str]) -> int:
         raise UserError(
             f"--max-new-tokens ({options.max_new_tokens}) and --batch-size ({options.batch_size}) must be at least 1"
         )
-    prompts = [*options.prompt, *(_prompts(options.prompts_file) if options.prompts_file else [])] or [""]
+    prompts = list(options.prompt)
+    if options.prompts_file:
+        prompts += _prompts(options.prompts_file)
+    if not prompts:
+        prompts = [""]
     device = choose_device(options.device, 0)
     use_all_threads()
     config, model, tokenizer = load_for_inference(options.load, device, options.tokenizer_model, options.tokenizer_type)
@@ -143,9 +147,12 @@ class Stops:
                 raise UserError(f"--stop-ids {number} is outside the vocabulary (0 to {tokenizer.vocab_size - 1})")
         if "" in texts:
             raise UserError("--stop is empty: give at least one character")
-        self.tokenizer, self._texts = tokenizer, texts
-        named = [tokenizer.special_words[text] for text in texts if text in tokenizer.special_words]
-        self._ids = {*ids, *named}
+        self.tokenizer = tokenizer
+        self._texts = texts
+        self._ids = set(ids)
+        for text in texts:
+            if text in tokenizer.special_words:
+                self._ids.add(tokenizer.special_words[text])
 
     def reason(self, prompt: Sequence[int], tokens: Sequence[int]) -> StoppedBy | None:
         """Why the continuation ends with its last token; None: it does not."""
@@ -161,7 +168,9 @@ class Stops:
         if continuation.stopped_by == "stop id":
             return self.decoded(prompt, tokens[:-1])
         text = self.decoded(prompt, tokens)
-        return text[: self._first(text)] if continuation.stopped_by == "stop text" else text
+        if continuation.stopped_by == "stop text":
+            return text[: self._first(text)]
+        return text
 
     def decoded(self, prompt: Sequence[int], tokens: Sequence[int]) -> str:
         """The text of `tokens`. Decoded after `prompt`, since some tokenizers drop a space at the start of a text."""

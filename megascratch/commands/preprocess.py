@@ -37,7 +37,9 @@ def main(argv: list[str]) -> int:
     job = _job(options, output)
     _require_no_input(options, job, sources)
     _require_tokenizer(job)
-    total = None if any(not source.regular for source in sources) else sum(source.bytes for source in sources)
+    total = None  # unknown
+    if all(source.regular for source in sources):
+        total = sum(source.bytes for source in sources)
     with Progress(options.log_interval, total) as progress:
         merge = preprocess(job, sources, output, _engine(options, sources), progress)
     _print_outputs(job, output, progress, wrote=merge is not None)

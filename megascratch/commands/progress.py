@@ -46,7 +46,8 @@ class Progress:
 
     def summary(self, counts: Sequence[KeyCounts], bad_lines: int) -> str:
         """The final counts and speed in one line."""
-        tokens, text_bytes = (sum(getattr(key, name) for key in counts) for name in ("tokens", "text_bytes"))
+        tokens = sum(key.tokens for key in counts)
+        text_bytes = sum(key.text_bytes for key in counts)
         return (
             f"{counts[0].documents:,} documents, {tokens:,} tokens, {text_bytes:,} bytes of text, {self._rate()}, "
             f"{bad_lines} bad line{'' if bad_lines == 1 else 's'}"

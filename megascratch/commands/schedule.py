@@ -60,7 +60,7 @@ def main(argv: list[str]) -> int:
 def show(options: argparse.Namespace) -> int:
     """Draws a schedule."""
     plan = _plan(options.schedule, options)
-    timeline = _play(plan, _times(options))
+    timeline = simulate(plan.orders, cost_of(_times(options), plan.placement), plan.placement)
     head = (
         f"{plan.name}: {plan.placement.ranks} stages, {plan.microbatches} micro-batches, bubble "
         f"{timeline.bubble_rate:.1%}, {timeline.total:g} units of time"
@@ -101,7 +101,8 @@ def compare(options: argparse.Namespace) -> int:
         return 0
     table = Table("schedule", "bubble", "blocking sends", "time", "activations alive, by rank")
     for answer in found:
-        plain, blocking = answer["nonblocking"], answer["blocking"]
+        plain = answer["nonblocking"]
+        blocking = answer["blocking"]
         peaks = " ".join(f"{peak:g}" for peak in plain["peak_in_flight"])
         table.add_row(
             Text(printable(answer["schedule"])),
@@ -133,10 +134,11 @@ def simulate_times(options: argparse.Namespace) -> int:
         print(json.dumps(answer, indent=2))
         return 0
     for sends in ("nonblocking", "blocking", "overlapped"):
-        if answer[sends] is not None:
+        figures = answer[sends]
+        if figures is not None:
             print(
-                f"{sends} sends: bubble {answer[sends]['bubble']:.2%}, total {answer[sends]['total']:g}, "
-                f"longest stage {answer[sends]['cost']:g}"
+                f"{sends} sends: bubble {figures['bubble']:.2%}, total {figures['total']:g}, "
+                f"longest stage {figures['cost']:g}"
             )
     return 0
 
@@ -164,12 +166,16 @@ def _plan(name: str, options: argparse.Namespace) -> ScheduleSpec:
         return _from_file(name, options)
     if name not in NAMES:
         raise UserError(f"unknown schedule {name}{nearest(name, NAMES)}: use {', '.join(NAMES)} or a .csv file")
-    asked = name == "interleaved" or options.run is not compare
-    chunks = options.virtual_stages if asked and options.virtual_stages else CHUNKS.get(name, 1)
-    if options.group and asked and name != "interleaved":
-        raise UserError(f"--group ({options.group}) needs the schedule interleaved, not {name}: remove it")
-    group = options.group if name == "interleaved" else None
-    stages, microbatches = options.stages or 4, options.microbatches or 8
+    is_interleaved = name == "interleaved"
+    chunks = CHUNKS.get(name, 1)
+    if is_interleaved or options.run is not compare:
+        if options.virtual_stages:
+            chunks = options.virtual_stages
+        if options.group and not is_interleaved:
+            raise UserError(f"--group ({options.group}) needs the schedule interleaved, not {name}: remove it")
+    group = options.group if is_interleaved else None
+    stages = options.stages or 4
+    microbatches = options.microbatches or 8
     orders = compile_order(name, stages, microbatches, chunks, group)
     return ScheduleSpec(name, orders, placement_of(name, stages, chunks))
 
@@ -182,23 +188,27 @@ def _from_file(path: str, options: argparse.Namespace) -> ScheduleSpec:
         "virtual_stages": plan.placement.chunks,
         "microbatches": plan.microbatches,
     }
+    if options.run is compare:
+        return plan
     for name, value in numbers.items():
-        if getattr(options, name) not in (None, value) and options.run is not compare:
-            raise UserError(f"--{name.replace('_', '-')} ({getattr(options, name)}) is {value} in {path}: remove it")
+        given = getattr(options, name)
+        if given not in (None, value):
+            raise UserError(f"--{name.replace('_', '-')} ({given}) is {value} in {path}: remove it")
     return plan
 
 
 def _times(options: argparse.Namespace) -> list[StageTimes]:
-    return read_times(options.times) if options.times else [StageTimes(options.f, options.b, options.w, options.comm)]
-
-
-def _play(plan: ScheduleSpec, times: Sequence[StageTimes]) -> Timeline:
-    return simulate(plan.orders, cost_of(times, plan.placement), plan.placement)
+    if options.times:
+        return read_times(options.times)
+    return [StageTimes(options.f, options.b, options.w, options.comm)]
 
 
 def _answer(plan: ScheduleSpec, times: Sequence[StageTimes]) -> dict[str, Any]:
     """What `--json` prints. `overlapped`: interleaved 1F1B as published, see `simulate.overlapped`."""
-    cost, chunks = cost_of(times, plan.placement), plan.placement.chunks
+    cost = cost_of(times, plan.placement)
+    chunks = plan.placement.chunks
+    plain = simulate(plan.orders, cost, plan.placement)
+    blocking = simulate(plan.orders, cost, plan.placement, blocking_sends=True)
     hidden = None
     if plan.name == "interleaved":
         hidden = _figures(simulate(plan.orders, overlapped(cost, chunks), plan.placement), chunks)
@@ -207,8 +217,8 @@ def _answer(plan: ScheduleSpec, times: Sequence[StageTimes]) -> dict[str, Any]:
         "stages": plan.placement.ranks,
         "virtual_stages": chunks,
         "microbatches": plan.microbatches,
-        "nonblocking": _figures(simulate(plan.orders, cost, plan.placement), chunks),
-        "blocking": _figures(simulate(plan.orders, cost, plan.placement, blocking_sends=True), chunks),
+        "nonblocking": _figures(plain, chunks),
+        "blocking": _figures(blocking, chunks),
         "overlapped": hidden,
     }
 
@@ -228,10 +238,12 @@ def _figures(timeline: Timeline, chunks: int) -> dict[str, Any]:
 
 def _unit(timeline: Timeline) -> float:
     """Time per column: the shortest action, or more so that the chart has at most 400 columns."""
-    shortest = min(
-        (s.end - s.start for spans in timeline.spans for s in spans if s.end > s.start and s.action.op in "FBIW"),
-        default=1.0,
-    )
+    lengths = []
+    for spans in timeline.spans:
+        for span in spans:
+            if span.end > span.start and span.action.op in "FBIW":
+                lengths.append(span.end - span.start)
+    shortest = min(lengths, default=1.0)
     return max(shortest, timeline.total / 400) or 1.0
 
 

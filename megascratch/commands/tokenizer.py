@@ -168,7 +168,8 @@ def _kind_of_output(options: argparse.Namespace) -> str:
         raise UserError(
             f"--output {options.output} must end in .model (SentencePiece) or .json (byte-level BPE, or characters)"
         )
-    return kinds[-1] if options.vocab_size is None else kinds[0]
+    has_vocab_size = options.vocab_size is not None
+    return kinds[0] if has_vocab_size else kinds[-1]
 
 
 def _print_written(path: str, tokenizer: tokenizers.Tokenizer) -> None:
@@ -183,18 +184,17 @@ def _convert(options: argparse.Namespace) -> int:
     tokenizer = convert(Path(options.source), Path(options.output), options.encoding, options.split, words)
     _print_written(options.output, tokenizer)
     if options.output.endswith(".tiktoken"):
-        named = " ".join(f"{printable(word)}={number}" for word, number in tokenizer.specials.items())
-        print(
-            f"the file does not store the split rule or special tokens; special tokens: {named or 'no special tokens'}"
-        )
+        words_and_ids = " ".join(f"{printable(word)}={id}" for word, id in tokenizer.specials.items())
+        named = words_and_ids or "no special tokens"
+        print(f"the file does not store the split rule or special tokens; special tokens: {named}")
     return 0
 
 
 def _check(options: argparse.Namespace) -> int:
     tokenizer = tokenizers.load(options.tokenizer_type, options.tokenizer_model, options.vocab_size)
-    roles = [("end of document", tokenizer.eod), ("begin of text", tokenizer.bos), ("padding", tokenizer.pad)]
-    named = ", ".join(f"{role} {number}" for role, number in roles if number is not None)
-    print(f"{tokenizer.kind}, {tokenizer.vocab_size:,} ids, {named or 'no special ids'}, {tokenizer.fingerprint[:16]}")
+    roles = {"end of document": tokenizer.eod, "begin of text": tokenizer.bos, "padding": tokenizer.pad}
+    named = ", ".join(f"{role} {id}" for role, id in roles.items() if id is not None) or "no special ids"
+    print(f"{tokenizer.kind}, {tokenizer.vocab_size:,} ids, {named}, {tokenizer.fingerprint[:16]}")
     findings = check(tokenizer, options.random, options.seed)
     for finding in findings:
         verdict = "FAIL" if finding.broken else "pass"
@@ -233,16 +233,19 @@ def _report(options: argparse.Namespace) -> int:
 
 def _print_report(figures: Sequence[dict]) -> None:
     groups = list(figures[0]["groups"])
-    width = max(len(name) for name in ("bytes per token", *(each["tokenizer"] for each in figures)))
+    title = "bytes per token"
+    width = max(len(title), *(len(each["tokenizer"]) for each in figures))
     heads = "  ".join(f"{printable(Path(group).name)[:12]:>12}" for group in groups)
-    print(f"{'bytes per token':<{width}}  {'all':>7}  {heads}")
+    print(f"{title:<{width}}  {'all':>7}  {heads}")
     for each in figures:
+        name = printable(each["tokenizer"])
         row = "  ".join(f"{_per_token(each['groups'][group]):>12}" for group in groups)
-        print(f"{printable(each['tokenizer']):<{width}}  {_per_token(each['bytes_per_token']):>7}  {row}")
+        print(f"{name:<{width}}  {_per_token(each['bytes_per_token']):>7}  {row}")
     for each in figures:
+        name = printable(each["tokenizer"])
         longest = " ".join(repr(token["text"]) for token in each["longest_tokens"][:4])
         print(
-            f"{printable(each['tokenizer'])}: {each['ids_used']:,} of {each['vocab_size']:,} ids used, "
+            f"{name}: {each['ids_used']:,} of {each['vocab_size']:,} ids used, "
             f"{each['texts_changed']} of {each['texts']} texts changed, longest {longest}"
         )
 
@@ -283,7 +286,8 @@ def _at_most(texts: Iterable[Text], megabytes: int, doing: str) -> Iterator[Text
     """The first `megabytes` of the texts; prints a line if there are more."""
     left = megabytes * 10**6
     for each in texts:
-        left -= len((each if isinstance(each, str) else each[1]).encode())
+        text = each if isinstance(each, str) else each[1]
+        left -= len(text.encode())
         if left < 0:
             print(f"{doing} the first {megabytes} MB of the text (--max-megabytes)", file=sys.stderr)
             return

@@ -189,7 +189,9 @@ def _table(verdicts: Sequence[Verdict], options: argparse.Namespace) -> Table:
     table.add_column("tolerance", justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
     for verdict in verdicts:
-        numbers = [number.format(verdict.worst[kind].value) if kind in verdict.worst else "-" for kind in KINDS]
+        numbers = []
+        for kind in KINDS:
+            numbers.append(number.format(verdict.worst[kind].value) if kind in verdict.worst else "-")
         tensors = [verdict.worst[kind] for kind in ("gradients", "weights") if kind in verdict.worst]
         farthest = max(tensors, key=lambda found: found.value).tensor if tensors else "-"
         result = Text("pass", "green") if verdict.passed else Text("FAIL", "bold red")
@@ -198,22 +200,23 @@ def _table(verdicts: Sequence[Verdict], options: argparse.Namespace) -> Table:
 
 
 def _write(file: str, verdicts: Sequence[Verdict], options: argparse.Namespace) -> None:
-    rows: list[dict[str, Any]] = [
-        {
-            "layout": verdict.case.name,
-            "world_size": world_of(verdict.case.config),
-            "passed": verdict.passed,
-            "message": verdict.message,
-            "seconds": round(verdict.seconds, 3),
-            "tolerance": verdict.limit,
-            "differences": {
-                kind: {"value": _number(found.value), "tensor": found.tensor, "step": found.step}
-                for kind, found in verdict.worst.items()
-            },
-            "config": asdict(verdict.case.config),
-        }
-        for verdict in verdicts
-    ]
+    rows: list[dict[str, Any]] = []
+    for verdict in verdicts:
+        differences = {}
+        for kind, found in verdict.worst.items():
+            differences[kind] = {"value": _number(found.value), "tensor": found.tensor, "step": found.step}
+        rows.append(
+            {
+                "layout": verdict.case.name,
+                "world_size": world_of(verdict.case.config),
+                "passed": verdict.passed,
+                "message": verdict.message,
+                "seconds": round(verdict.seconds, 3),
+                "tolerance": verdict.limit,
+                "differences": differences,
+                "config": asdict(verdict.case.config),
+            }
+        )
     report = {
         "precision": options.precision,
         "steps": options.steps,
