@@ -6,7 +6,6 @@
 
 import argparse
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from megascratch.config.printable import printable
 from megascratch.curation.curate import CurationReport, Curator, Settings
 from megascratch.curation.quality import Limits
 from megascratch.data.text.sources import Source, find_sources
+from megascratch.runtime.atomic_file import atomic_file, explain_write_errors
 
 
 def main(argv: Sequence[str]) -> int:
@@ -63,29 +63,17 @@ def _limits(words: Sequence[str]) -> Limits:
 
 
 def _write(curator: Curator, sources: Sequence[Source], output: Path, bad_lines: BadLines) -> None:
-    """Writes a temporary file and renames it when it is complete."""
-    partial = output.with_name(f"{output.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            for line in curator.keep(sources, bad_lines.add):
-                file.write(line + b"\n")
-            if curator.report.lines == curator.report.bad_lines:
-                names = ", ".join(source.path for source in sources[:5])
-                raise UserError(f"{names}: no text found, {curator.report.bad_lines} bad lines; nothing was written")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, output)
-    except OSError as error:
-        raise UserError(f"--output {output} cannot be written: {error.strerror}; nothing was written") from error
-    finally:
-        partial.unlink(missing_ok=True)
+    with explain_write_errors(f"--output {output}", "; nothing was written"), atomic_file(output) as file:
+        for line in curator.keep(sources, bad_lines.add):
+            file.write(line + b"\n")
+        if curator.report.lines == curator.report.bad_lines:
+            names = ", ".join(source.path for source in sources[:5])
+            raise UserError(f"{names}: no text found, {curator.report.bad_lines} bad lines; nothing was written")
 
 
 def _write_report(report: CurationReport, path: Path) -> None:
-    try:
+    with explain_write_errors(f"--report {path}", "; the output was written"):
         path.write_text(json.dumps(report.as_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"--report {path} cannot be written: {error.strerror}; the output was written") from error
 
 
 def _print_report(report: CurationReport, output: Path) -> None:

@@ -8,7 +8,6 @@ megascratch data audit --config my.yaml --steps 1:5000 --corpus web_text_documen
 import argparse
 import csv
 import json
-import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -31,6 +30,7 @@ from megascratch.data.inspect.audit import Use, audit
 from megascratch.data.inspect.blend_report import BlendShare, blend_report
 from megascratch.data.samples.build import open_splits
 from megascratch.data.samples.dataset import Dataset
+from megascratch.runtime.atomic_file import atomic_file, explain_write_errors
 
 WIDTH = 100  # of a table without the corpus names, if the output is not a terminal
 ANY_ID = 1 << 31  # a vocabulary size that allows every id: ids are not checked here
@@ -124,15 +124,8 @@ def _output(path: str | None) -> Iterator[IO[str]]:
     if path is None:
         yield sys.stdout
         return
-    partial = Path(f"{path}.{os.getpid()}.partial")
-    try:
-        with partial.open("w", encoding="utf-8", newline="") as file:
-            yield file
-        os.replace(partial, path)
-    except OSError as error:
-        raise UserError(f"--output {path} cannot be written: {error.strerror}") from error
-    finally:
-        partial.unlink(missing_ok=True)
+    with explain_write_errors(f"--output {path}"), atomic_file(path, "w") as file:
+        yield file
 
 
 def _print(found: Sequence[BlendShare], samples: int) -> None:

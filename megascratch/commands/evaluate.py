@@ -4,7 +4,6 @@ import argparse
 import gzip
 import json
 import lzma
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -26,6 +25,7 @@ from megascratch.data.text.jsonl import BadLine
 from megascratch.data.text.sources import find_sources
 from megascratch.inference.evaluate import DocumentLoss, evaluate_documents
 from megascratch.inference.load import load_for_inference, use_all_threads
+from megascratch.runtime.atomic_file import explain_write_errors, write_atomically
 from megascratch.tokenizer import Tokenizer
 from megascratch.training.hardware import choose_device
 
@@ -201,11 +201,6 @@ def _read_summary(path: str | None) -> dict[str, Any]:
 
 
 def _write_json(path: str, record: dict[str, Any]) -> None:
-    """Replaces the file atomically: the old one is intact until the new one is complete."""
-    partial = Path(f"{path}.{os.getpid()}.partial")
-    try:
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        os.replace(partial, path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}") from error
+    with explain_write_errors(path):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(record, indent=2) + "\n")

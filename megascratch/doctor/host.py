@@ -11,6 +11,7 @@ from typing import NamedTuple
 from megascratch.config.errors import UserError
 from megascratch.config.settings import Config
 from megascratch.parallel.rendezvous import INTERFACES, on_one_machine
+from megascratch.runtime.atomic_file import flush_to_disk
 from megascratch.storage.path import Place, StoragePath, storage_path
 from megascratch.storage.store import Store
 from megascratch.training.hardware import choose_device
@@ -167,8 +168,7 @@ def _timed_write(probe: Path) -> float:
     with probe.open("wb") as file:
         for _ in range(PROBE_BYTES >> 20):
             file.write(block)
-        file.flush()
-        os.fsync(file.fileno())
+        flush_to_disk(file)
     return PROBE_BYTES / (time.perf_counter() - begin)
 
 

@@ -1,12 +1,12 @@
 """Loads and trains tokenizers by kind (`--tokenizer-type`) or by the content of a file or folder."""
 
 import json
-import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from megascratch.config.errors import UserError
+from megascratch.runtime.atomic_file import explain_write_errors, write_atomically
 from megascratch.tokenizer import sentence_piece, train_bpe
 from megascratch.tokenizer.hugging_face import HuggingFaceTokenizer
 from megascratch.tokenizer.interface import Tokenizer
@@ -173,11 +173,6 @@ def dump(record: dict[str, Any]) -> bytes:
 
 def write(path: Path, content: bytes) -> None:
     """Writes a file atomically, so that a half-written one is never seen. Raises: UserError where that fails."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
+    with explain_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(content)
-        os.replace(partial, path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise UserError(f"{path} cannot be written: {error.strerror}") from error
+        write_atomically(path, content)

@@ -17,7 +17,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard.writer import SummaryWriter
 
 from megascratch.config.printable import printable, printable_lines
-from megascratch.training.report_files import ReportRows, read_rows, read_summary, set_aside, write_whole
+from megascratch.runtime.atomic_file import atomic_file, write_atomically
+from megascratch.training.report_files import ReportRows, read_rows, read_summary, set_aside
 
 Row = dict[str, Any]
 
@@ -140,7 +141,7 @@ class Report:
         self._put_away()
         path = self.folder / "metrics.jsonl"
         text = "".join([_json(row) + "\n" for row in self.rows])
-        write_whole(path, lambda file: file.write_text(text, encoding="utf-8"))
+        write_atomically(path, text)
         self.metrics = path.open("a", encoding="utf-8", buffering=1)
 
     def _put_away(self) -> None:
@@ -155,7 +156,7 @@ class Report:
         if before:
             summary = before | {name: summary[name] for name in ("layout", "stopped_early", "exit_code")}
         text = _json(summary, indent=2) + "\n"
-        write_whole(file, lambda path: path.write_text(text, encoding="utf-8"))
+        write_atomically(file, text)
 
     def _set_aside(self, damage: str) -> None:
         aside = set_aside(self.folder / "metrics.jsonl")
@@ -252,7 +253,8 @@ def draw_losses(rows: Iterable[Row], file: Path) -> None:
     axes.grid(alpha=0.3)
     if curves:
         axes.legend()
-    write_whole(file, lambda path: figure.savefig(path, dpi=120, format="png"))
+    with atomic_file(file) as picture:
+        figure.savefig(picture, dpi=120, format="png")
 
 
 def _json(row: Row, indent: int | None = None) -> str:

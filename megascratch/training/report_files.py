@@ -1,12 +1,10 @@
-"""Reads and writes the files of a run's report. Reading tolerates damage, because a report must never stop training;
-writing replaces a file only when the new one is complete.
+"""Reads the files of a run's report. Reading tolerates damage, because a report must never stop training.
 
 A damaged file (a bad disk, NULs after a power loss, an editor) is never lost: what cannot be read is left out, and the
 damaged file is kept next to the new one as `{name}.damaged`.
 """
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,20 +68,6 @@ def set_aside(file: Path) -> Path | None:
             return None
         return aside
     return None
-
-
-def write_whole(file: Path, write: Callable[[Path], object]) -> None:
-    """Lets `write` fill a temporary file, which then replaces `file` atomically: a full disk leaves no partial file.
-
-    Raises: OSError, or what `write` raises; the old file stays.
-    """
-    partial = file.with_name(f"{file.name}.partial")
-    try:
-        write(partial)
-        os.replace(partial, file)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 def _row(line: bytes) -> dict[str, Any] | None:

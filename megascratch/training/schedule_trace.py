@@ -16,7 +16,7 @@ from megascratch.pipeline.recorder import Recorder
 from megascratch.pipeline.simulate import Timeline
 from megascratch.pipeline.stage_times import format_times
 from megascratch.pipeline.trace import Trace
-from megascratch.training.report_files import write_whole
+from megascratch.runtime.atomic_file import atomic_file, write_atomically
 from megascratch.training.trainer import Trainer
 
 
@@ -49,9 +49,10 @@ def write(trace: Trace, parallel: ParallelConfig, step: int, seconds: float, fol
     )
     record = json.dumps(_record(trace, schedule, step, seconds), indent=1) + "\n"
     try:
-        write_whole(picture, lambda path: figure.savefig(path, format="svg"))
-        write_whole(times, lambda path: path.write_text(format_times(trace.times), encoding="utf-8"))
-        write_whole(spans, lambda path: path.write_text(record, encoding="utf-8"))
+        with atomic_file(picture) as file:
+            figure.savefig(file, format="svg")
+        write_atomically(times, format_times(trace.times))
+        write_atomically(spans, record)
         command = " ".join(["megascratch schedule simulate", schedule, *sizes, "--times", str(times)])
         written = f"  picture {picture} | spans {spans} | simulate again: {command}"
     except OSError as error:  # a report must never stop training

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import threading
 from pathlib import Path
 
@@ -26,7 +27,8 @@ def rows_of(folder: Path) -> list[dict]:
 
 
 def test_a_disk_that_takes_no_report_for_a_while_has_every_row_in_the_end(tmp_path, monkeypatch, capsys):
-    report, write = Report(str(tmp_path), str(tmp_path), 8, 0), Path.write_text
+    report = Report(str(tmp_path), str(tmp_path), 8, 0)
+    fsync = os.fsync
     rows = [{"step": step, "event": "tried", "number": step} for step in range(5)]
 
     def full(*_, **__):
@@ -36,10 +38,10 @@ def test_a_disk_that_takes_no_report_for_a_while_has_every_row_in_the_end(tmp_pa
     assert report.metrics is not None
     report.metrics.close()
     monkeypatch.setattr(report.metrics, "write", full, raising=False)
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr("os.fsync", full)
     for row in rows[1:3]:
         report.event(row, "")
-    monkeypatch.setattr(Path, "write_text", write)
+    monkeypatch.setattr("os.fsync", fsync)
     for row in rows[3:]:
         report.event(row, "")
     report.close({})
@@ -138,7 +140,7 @@ def test_what_a_full_disk_did_not_take_is_not_listed_as_written_and_not_there(tm
     report = Report(str(tmp_path), str(tmp_path), 8, 0)
     report.event({"step": 1, "event": "tried"}, "")
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr("os.fsync", full)
     report.close({})
     last = capsys.readouterr().out.splitlines()[-1]
     assert "metrics.jsonl" in last and "loss.png" not in last and "summary.json" not in last

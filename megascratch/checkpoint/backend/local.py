@@ -17,6 +17,7 @@ from megascratch.checkpoint.format.file_format import FileLayout
 from megascratch.checkpoint.format.io import THREADS, checksum, read_all
 from megascratch.checkpoint.format.manifest import FILE, STEP_NAME, DataFile
 from megascratch.config.errors import UserError
+from megascratch.runtime.atomic_file import flush_to_disk, fsync_folder, write_atomically
 from megascratch.runtime.faults import fault_point
 
 
@@ -74,13 +75,9 @@ class LocalStep:
 
     def put(self, name: str, content: bytes) -> None:
         """Adds or replaces a small file of the step, atomically. Raises: OSError."""
+        # Not in the step, whose readers list its files; not by PID, because another machine may write the same file.
         partial = self.path.with_name(f".{self.path.name}.{name}.{uuid.uuid4().hex[:12]}.partial")
-        try:
-            partial.write_bytes(content)
-            os.replace(partial, self.path / name)
-        except OSError:
-            partial.unlink(missing_ok=True)
-            raise
+        write_atomically(self.path / name, content, partial)
 
     def set_aside(self) -> Path:
         """Renames a damaged step. Returns the new path."""
@@ -93,7 +90,7 @@ class LocalStep:
         away = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex[:12]}.deleting")
         fault_point("save.before_delete")
         os.rename(self.path, away)
-        sync(self.path.parent)
+        fsync_folder(self.path.parent)
         fault_point("save.mid_delete")
         shutil.rmtree(away)
 
@@ -175,14 +172,13 @@ class LocalStepWriter:
         try:
             with (self.private / FILE).open("xb") as file:
                 file.write(manifest)
-                file.flush()
-                os.fsync(file.fileno())
-            sync(self.private)
+                flush_to_disk(file)
+            fsync_folder(self.private)
             _require_new(self.final)
             fault_point("save.before_commit", self.private / FILE)
             os.rename(self.private, self.final)
             fault_point("save.after_commit")
-            sync(self.final.parent)
+            fsync_folder(self.final.parent)
         except OSError as error:
             raise self._refused(self.final, error) from error
 
@@ -223,12 +219,3 @@ def require_room(folder: Path, nbytes: int) -> None:
 def _require_new(final: Path) -> None:
     if os.path.lexists(final):
         raise UserError(f"{final} already exists, and checkpoints are never overwritten: move it or save elsewhere")
-
-
-def sync(path: Path) -> None:
-    """Syncs the entries of a folder to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -21,7 +21,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from megascratch.checkpoint.backend.lease_owner import SAVE_ELSEWHERE, LeaseOwner, require_gone
-from megascratch.checkpoint.backend.local import lost, sync
+from megascratch.checkpoint.backend.local import lost
+from megascratch.runtime.atomic_file import fsync_folder
 
 BEAT_SECONDS = 0.5
 STALE_SECONDS = 20.0
@@ -98,7 +99,7 @@ def _claim(folder: Path, number: int, me: LeaseOwner) -> bool:
         (prepared / "holder.json").write_text(me.to_text())
         (prepared / "beat").write_text("0")
         os.rename(prepared, folder / f"{PREFIX}{number:08d}")
-        sync(folder)
+        fsync_folder(folder)
     except OSError:
         shutil.rmtree(prepared, ignore_errors=True)
         if (folder / f"{PREFIX}{number:08d}").exists():

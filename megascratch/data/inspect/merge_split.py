@@ -21,11 +21,11 @@ from megascratch.data.tokens.manifest import read_manifest, write_manifest
 from megascratch.data.tokens.token_files import (
     TokenReader,
     bin_path,
-    close_durably,
     idx_path,
     open_for_writing,
     put_in_place,
 )
+from megascratch.runtime.atomic_file import flush_to_disk, partial_path
 
 ROUNDING = 1e-5  # by which fractions such as 0.333333 may miss 1
 
@@ -196,13 +196,14 @@ def _tokenizer_of(readers: Sequence[TokenReader]) -> dict[str, Any] | None:
 def _new_files(prefix: str | Path, digests: BlockDigests) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
     """Opens .bin and .idx under temporary names; at the end they are moved to their final names, or removed after an
     error. The caller must have added all of .bin to `digests` by then."""
-    private = [path.with_name(f"{path.name}.{os.getpid()}.partial") for path in (bin_path(prefix), idx_path(prefix))]
+    private = [partial_path(bin_path(prefix)), partial_path(idx_path(prefix))]
     files: list[IO[bytes]] = []
     try:
         files += [open_for_writing(path) for path in private]
         yield files[0], files[1]
         for file in files:
-            close_durably(file)
+            flush_to_disk(file)
+            file.close()
         put_in_place(private[0], private[1], prefix, digests)
     except OSError as error:
         raise UserError(f"{prefix} cannot be written: {error.strerror}; temporary files were removed") from error

@@ -29,6 +29,7 @@ from megascratch.data.tokens.digests import BlockDigests, blocks_of, digests_pat
 from megascratch.data.tokens.idx_format import HEADER, MAGIC, VERSION, dtype_code
 from megascratch.data.tokens.manifest import manifest_path
 from megascratch.data.tokens.token_files import bin_path, idx_path
+from megascratch.runtime.atomic_file import flush_to_disk, fsync_folder, write_atomically
 from megascratch.runtime.faults import fault_point
 
 CHECKPOINT_BYTES = 1 << 30
@@ -164,12 +165,11 @@ class Merge:
     def _checkpoint(self, complete: bool = False) -> None:
         """Flushes what was appended, then updates merged.json, then deletes the ids of the merged shards."""
         for file in (*self._bins, self._bad_file):
-            file.flush()
-            os.fsync(file.fileno())
+            flush_to_disk(file)
         before = self._state.shards
         sizes = [counts.tokens * self._dtype.itemsize for counts in self.counts]
         self._state = State(self.shards, sizes, self._bad_file.tell(), complete)
-        write_whole(self._folder / "merged.json", json.dumps(self._state._asdict()))
+        write_atomically(self._folder / "merged.json", json.dumps(self._state._asdict()))
         self._appended = 0
         for number in range(before, self.shards):
             for key in range(len(self._bins)):
@@ -181,9 +181,8 @@ class Merge:
             with self.partial(f"{key}.idx").open("wb") as file:
                 for block in self._index(key):
                     file.write(block)
-                file.flush()
-                os.fsync(file.fileno())
-            write_whole(self.partial(f"{key}.json"), json.dumps(manifest, indent=1) + "\n")
+                flush_to_disk(file)
+            write_atomically(self.partial(f"{key}.json"), json.dumps(manifest, indent=1) + "\n")
             self._record(key)
         self._checkpoint(complete=True)
 
@@ -194,8 +193,7 @@ class Merge:
         manifest = whole_file(self.partial(f"{key}.json"))
         with self.partial(f"{key}.digests").open("wb") as file:
             file.write(encoded(blocks.bytes, blocks.blocks(), idx, manifest))
-            file.flush()
-            os.fsync(file.fileno())
+            flush_to_disk(file)
 
     def _index(self, key: int) -> Iterator[bytes]:
         counts = self.counts[key]
@@ -240,13 +238,6 @@ def _grown(path: Path, size: int) -> IO[bytes]:
     return file
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file atomically."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
-
-
 def publish(folder: Path, prefixes: Sequence[str], bad_lines: str) -> None:
     """Moves the files of a complete run to their final names; can be repeated after a kill at any point."""
     for key, prefix in enumerate(prefixes):
@@ -268,8 +259,4 @@ def publish(folder: Path, prefixes: Sequence[str], bad_lines: str) -> None:
         os.replace(bad, bad_lines)
     elif bad.exists():
         Path(bad_lines).unlink(missing_ok=True)
-    descriptor = os.open(folder.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    fsync_folder(folder.parent)

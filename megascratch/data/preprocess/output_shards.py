@@ -22,6 +22,7 @@ import numpy as np
 
 from megascratch.config.errors import UserError
 from megascratch.config.json_record import COUNT, INTEGER, TEXT, Kind, list_of, parse_object, require_fields
+from megascratch.runtime.atomic_file import partial_path
 from megascratch.runtime.faults import fault_point
 
 KINDS = ("bin", "lengths", "sequences")
@@ -162,8 +163,7 @@ class ShardWriter:
         return self
 
     def _partial(self, name: str) -> Path:
-        path = shard_path(self._folder, self._number, name)
-        return path.with_name(f"{path.name}.{os.getpid()}.partial")
+        return partial_path(shard_path(self._folder, self._number, name))
 
     def add(self, encoded: Sequence[EncodedDocuments], bad: Sequence[BadRow]) -> None:
         """Appends consecutive documents, for each key, and bad lines."""
@@ -204,7 +204,7 @@ class ShardWriter:
         with writing(self._folder):
             self._open.close()
             fault_point("preprocess.commit")
-            for name in self._names:
+            for name in self._names:  # no fsync for each shard: the checksums find what a power loss has damaged
                 os.replace(self._partial(name), shard_path(self._folder, self._number, name))
             record = {"keys": summary.keys, "spans": summary.spans, "bad": summary.bad}
             self._partial("json").write_text(json.dumps(record))

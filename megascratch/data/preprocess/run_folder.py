@@ -18,10 +18,11 @@ from typing import Any, NamedTuple
 
 from megascratch.config.errors import UserError
 from megascratch.config.json_record import parse_json
-from megascratch.data.preprocess.merge import read_state, write_whole
+from megascratch.data.preprocess.merge import read_state
 from megascratch.data.tokens.digests import digests_path
 from megascratch.data.tokens.manifest import manifest_path, stored_manifest
 from megascratch.data.tokens.token_files import bin_path, idx_path
+from megascratch.runtime.atomic_file import explain_write_errors, write_atomically
 
 STATE_FILES = ("merged.json", "lock")  # removed last: else a kill in between would look like a new run
 
@@ -32,10 +33,8 @@ def locked(folder: Path, shard: tuple[int, int] | None = None) -> Iterator[None]
 
     The system frees the lock of a process that dies. Raises: UserError naming the process that holds the lock.
     """
-    try:
+    with explain_write_errors(folder, "; choose another output prefix"):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written: {error.strerror}; choose another output prefix") from error
     held = [_lock(folder, "lock", fcntl.LOCK_SH if shard else fcntl.LOCK_EX)]
     try:
         if shard:
@@ -112,7 +111,7 @@ def resume_or_start(
         clear(folder)
     if not overwrite and _is_there(prefixes, plan):
         return None
-    write_whole(folder / "plan.json", json.dumps(plan._asdict(), sort_keys=True, indent=1))
+    write_atomically(folder / "plan.json", json.dumps(plan._asdict(), sort_keys=True, indent=1))
     return plan
 
 

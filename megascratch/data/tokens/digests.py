@@ -21,7 +21,6 @@ The format of .bin and .idx stays Megatron's. A corpus without this file was mad
 writes it. A loss mask is a pair of .bin and .idx as well, and has its own file.
 """
 
-import os
 import struct
 from array import array
 from pathlib import Path
@@ -31,6 +30,7 @@ import numpy as np
 import xxhash
 
 from megascratch.config.errors import UserError
+from megascratch.runtime.atomic_file import explain_write_errors, write_atomically
 
 MAGIC = b"MSDIGEST"
 VERSION = 1
@@ -154,17 +154,9 @@ def with_manifest(prefix: str | Path, digests: Digests) -> None:
 
 def _write(prefix: str | Path, bin_bytes: int, blocks: np.ndarray, idx: WholeFile) -> None:
     path, manifest = digests_path(prefix), manifest_file(prefix)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
+    with explain_write_errors(path):
         raw = encoded(bin_bytes, blocks, idx, whole_file(manifest) if manifest.exists() else None)
-        with partial.open("wb") as file:
-            file.write(raw)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise UserError(f"{path} cannot be written: {error.strerror}") from error
+        write_atomically(path, raw)
 
 
 def read_digests(prefix: str | Path) -> Digests | None:

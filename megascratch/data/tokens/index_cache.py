@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ import xxhash
 
 from megascratch.config.errors import UserError
 from megascratch.data.tokens.digests import whole_file
+from megascratch.runtime.atomic_file import explain_write_errors, flush_to_disk, partial_path
 from megascratch.runtime.faults import fault_point
 
 Arrays = dict[str, np.ndarray]
@@ -133,7 +134,7 @@ def _own_digest(arrays: Mapping[str, str], key: Any) -> str:
 
 def _store(home: Path, key: str, arrays: Mapping[str, np.ndarray | BlockwiseArray]) -> None:
     """Writes the arrays in parallel: one is generated while another is written to the disk."""
-    partial = home.with_name(f"{home.name}.{os.getpid()}.partial")
+    partial = partial_path(home)
     with writable(home.parent):
         for remains in (home, partial, *_left_by_killed(home)):
             shutil.rmtree(remains, ignore_errors=True)
@@ -173,8 +174,7 @@ def _write(path: Path, array: np.ndarray | BlockwiseArray) -> str:
                 block.tofile(file)
         else:
             np.save(file, array, allow_pickle=False)
-        file.flush()
-        os.fsync(file.fileno())
+        flush_to_disk(file)
     return whole_file(path).digest.hex()
 
 
@@ -199,12 +199,6 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def writable(folder: Path) -> Iterator[None]:
+def writable(folder: Path) -> AbstractContextManager[None]:
     """Turns an error of the file system into a UserError that names the cache."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"the cache {folder} cannot be written: {error.strerror}; choose another place with --data-cache-path"
-        ) from error
+    return explain_write_errors(f"the cache {folder}", "; choose another place with --data-cache-path")

@@ -5,7 +5,6 @@ is read once in full to find its largest id, which is then stored in the index c
 """
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from megascratch.config.printable import printable, shown
 from megascratch.data.tokens.digests import digests_path, manifest_file, read_digests, with_manifest
 from megascratch.data.tokens.index_cache import load_or_build
 from megascratch.data.tokens.token_files import TokenReader
+from megascratch.runtime.atomic_file import flush_to_disk, move_into_place, partial_path
 
 FIELDS = {
     **dict.fromkeys(("documents", "sequences", "tokens", "learned_tokens", "bad_lines", "bin_bytes"), COUNT),
@@ -45,10 +45,12 @@ def write_manifest(prefix: str | Path, manifest: Mapping[str, Any]) -> None:
     """Writes the manifest atomically; if the corpus has digests, they are updated to cover the new manifest."""
     path = manifest_path(prefix)
     digests = read_digests(prefix)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    partial = partial_path(path)
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(manifest, indent=1) + "\n")
+        flush_to_disk(file)
     digests_path(prefix).unlink(missing_ok=True)  # a crash may leave no digests, but never those of another manifest
-    os.replace(partial, path)
+    move_into_place(partial, path)
     if digests is not None:
         with_manifest(prefix, digests)
 

@@ -17,9 +17,8 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from megascratch.config.errors import UserError
 from megascratch.data.tokens.digests import BLOCK_BYTES as DIGEST_BLOCK_BYTES
 from megascratch.data.tokens.index_cache import locked, writable
 from megascratch.data.tokens.token_files import TokenReader
+from megascratch.runtime.atomic_file import atomic_file
 from megascratch.storage.store import Object, Store
 
 BLOCK_BYTES = 8 << 20
@@ -112,12 +112,11 @@ class BlockCache:
         self.prefix = str(self._home / "corpus")
         blocks = -(-self._bin.size // BLOCK_BYTES)
         with locked(self._home), writable(self._home):
-            self._create("corpus.idx", lambda path: self._download(idx, path))
+            self._download(idx, "corpus.idx")
             for item in described:
-                name = f"corpus{Path(item.url).suffix}"
-                self._create(name, partial(self._download, item))
-            self._create("corpus.bin", lambda path: _create_sparse(path, self._bin.size))
-            self._create("corpus.blocks", lambda path: _create_sparse(path, max(blocks, 1)))
+                self._download(item, f"corpus{Path(item.url).suffix}")
+            self._create_sparse("corpus.bin", self._bin.size)
+            self._create_sparse("corpus.blocks", max(blocks, 1))
         self._marks = (self._home / "corpus.blocks").open("r+b")
         self._present = np.memmap(self._marks, np.uint8, "r+")
         self._ids = os.open(self._home / "corpus.bin", os.O_RDWR)
@@ -160,22 +159,19 @@ class BlockCache:
         stop = min(start + BLOCK_BYTES, item.size)
         return self._store.read(item.url, start, stop, check)
 
-    def _create(self, name: str, make: Callable[[Path], None]) -> None:
+    def _download(self, item: Object, name: str) -> None:
+        """Makes a complete copy of an object, unless there is one."""
         path = self._home / name
-        if not path.exists():
-            partial = path.with_name(f"{name}.{os.getpid()}.partial")
-            make(partial)
-            os.replace(partial, path)
-
-    def _download(self, item: Object, path: Path) -> None:
-        with path.open("wb") as file:
+        if path.exists():
+            return
+        with atomic_file(path) as file:
             for start in range(0, item.size, BLOCK_BYTES):
                 file.write(self._read(item, start))
-            file.flush()
-            os.fsync(file.fileno())
 
-
-def _create_sparse(path: Path, size: int) -> None:
-    """Creates a sparse file of zeros, which takes no space yet."""
-    with path.open("wb") as file:
-        file.truncate(size)
+    def _create_sparse(self, name: str, size: int) -> None:
+        """Creates a file of zeros that takes no space yet, unless it exists."""
+        path = self._home / name
+        if path.exists():
+            return
+        with atomic_file(path) as file:
+            file.truncate(size)

@@ -43,6 +43,7 @@ from megascratch.data.tokens.idx_format import (
 )
 from megascratch.data.tokens.indices import TokenFile, read_pieces, sound_index
 from megascratch.data.tokens.indices_python import NO_LIMIT
+from megascratch.runtime.atomic_file import explain_write_errors, flush_to_disk, fsync_folder, partial_path
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -82,9 +83,8 @@ class TokenWriter:
         self._lengths = array("i")
         self._documents = array("q", [0])
         self._digests = BlockDigests()
-        self._bin_partial, self._idx_partial = (
-            path.with_name(f"{path.name}.{os.getpid()}.partial") for path in (bin_path(prefix), idx_path(prefix))
-        )
+        self._bin_partial = partial_path(bin_path(prefix))
+        self._idx_partial = partial_path(idx_path(prefix))
         self._bin = open_for_writing(self._bin_partial)
 
     @property
@@ -127,11 +127,11 @@ class TokenWriter:
 
     def finish(self) -> None:
         """Writes the index, moves both files to their final names, writes the digests; no reader sees half a file."""
-        close_durably(self._bin)
+        flush_to_disk(self._bin)
+        self._bin.close()
         with open_for_writing(self._idx_partial) as idx:
             self._write_index(idx)
-            idx.flush()
-            os.fsync(idx.fileno())
+            flush_to_disk(idx)
         put_in_place(self._bin_partial, self._idx_partial, self.prefix, self._digests)
 
     def _write_index(self, idx: IO[bytes]) -> None:
@@ -162,18 +162,9 @@ class TokenWriter:
 
 def open_for_writing(path: Path) -> IO[bytes]:
     """Opens a new file and creates its folder. Raises: UserError where that fails."""
-    try:
+    with explain_write_errors(path, "; choose another output prefix"):
         path.parent.mkdir(parents=True, exist_ok=True)
         return path.open("wb")
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}; choose another output prefix") from error
-
-
-def close_durably(file: IO[bytes]) -> None:
-    """Closes a file after its content was written to the disk (fsync)."""
-    file.flush()
-    os.fsync(file.fileno())
-    file.close()
 
 
 def put_in_place(bin_partial: Path, idx_partial: Path, prefix: str | Path, digests: BlockDigests) -> None:
@@ -186,15 +177,7 @@ def put_in_place(bin_partial: Path, idx_partial: Path, prefix: str | Path, diges
     os.replace(bin_partial, bin_path(prefix))
     os.replace(idx_partial, idx_path(prefix))
     write_digests(prefix, digests)
-    _sync_folder(bin_path(prefix).parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    fsync_folder(bin_path(prefix).parent)
 
 
 class TokenReader:

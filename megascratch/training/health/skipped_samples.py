@@ -8,12 +8,12 @@ every checkpoint (law 4).
 """
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from megascratch.config.errors import UserError
 from megascratch.data.samples.views import Ranges, merge_ranges
+from megascratch.runtime.atomic_file import flush_to_disk
 from megascratch.storage.path import Place, StoragePath
 from megascratch.storage.store import AbsentError, Store
 
@@ -66,8 +66,7 @@ def write_down(folder: Place, record: dict[str, Any]) -> None:
         with file.open("ab") as out:
             out.truncate(file.read_bytes().rfind(b"\n") + 1)  # drops a line that a crash cut short
             out.write(line)
-            out.flush()
-            os.fsync(out.fileno())
+            flush_to_disk(out)
     except OSError as error:
         raise UserError(f"{file} cannot be written: {error.strerror}") from error
 
