@@ -14,6 +14,7 @@ from megascratch.config.errors import RanksDiffer, SettingError, UserError
 from megascratch.config.exit_codes import BAD_INPUT, INTERRUPTED, own_process
 from megascratch.config.printable import plain_warnings, printable
 from megascratch.runtime import faults
+from megascratch.runtime.launch_environment import launch_environment
 
 VERBS = {
     "doctor": "check machines and settings before a run",
@@ -103,9 +104,9 @@ def _join_torchrun(verb: str) -> None:
 
 def _complain(verb: str, error: UserError) -> None:
     """Prints one line per problem. If all ranks find the same invalid setting, only one of them prints it."""
-    rank = os.environ.get("RANK", "0")
+    rank = launch_environment().rank
     shared = isinstance(error, SettingError)
-    named = "" if rank == "0" or shared else f"rank {rank}: "
+    named = "" if rank == 0 or shared else f"rank {rank}: "
     head = f"megascratch {verb}: {named}error: "
     text = str(error) or "(no reason given)"
     problems = [printable(line) for line in text.split("\n")]

@@ -9,7 +9,6 @@ and speed of the disk, and runs a small collective over every axis. Exit code 0 
 
 import argparse
 import json
-import os
 import socket
 import time
 from collections.abc import Sequence
@@ -27,6 +26,7 @@ from megascratch.parallel.grid import Grid
 from megascratch.parallel.mesh import Mesh
 from megascratch.parallel.pending import CommunicationError
 from megascratch.parallel.rendezvous import Rendezvous, join
+from megascratch.runtime.launch_environment import launch_environment
 from megascratch.training.hardware import choose_device
 from megascratch.training.start.preflight import differences, rank_facts, where
 
@@ -56,14 +56,14 @@ def main(argv: Sequence[str]) -> int:
     options, words = parser.parse_known_args(argv)
     if not options.timeout > 0:
         raise UserError(f"--timeout ({options.timeout:g}) must be above 0")
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    world = launch_environment().world_size
     config = _settings(words, world)
     timeout = timedelta(seconds=options.timeout)
     rendezvous = join(timeout)
     findings = _machines(config, rendezvous)
     if not any(finding.state == "FAIL" for finding in findings):
         findings += _axes(config, rendezvous, world, timeout)
-    if os.environ.get("RANK", "0") == "0":
+    if launch_environment().rank == 0:
         print(report(findings))
     if rendezvous is not None:
         rendezvous.leave()
@@ -84,7 +84,7 @@ def _settings(words: Sequence[str], world: int) -> Config | None:
 def _machines(config: Config | None, rendezvous: Rendezvous | None) -> list[HostFinding]:
     """The findings of all processes, combined by the first rank; the same on every rank."""
     facts = rank_facts(config or Config(), {}, {})
-    mine = check_host(config, os.environ.get("LOCAL_RANK", "0") == "0")
+    mine = check_host(config, launch_environment().local_rank == 0)
     if rendezvous is None:
         return mine
     rendezvous.decide("begin", "", lambda texts: "")  # from here on all ranks run in step
@@ -129,7 +129,7 @@ def _axes(config: Config | None, rendezvous: Rendezvous | None, world: int, time
     if rendezvous is None:
         return []
     parallel = (config or derive(Config(), world)).parallel
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    local_rank = launch_environment().local_rank
     device = choose_device(config.training.device if config else None, local_rank, parallel.distributed_backend)
     grid = Grid.dense(
         parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size, parallel.data_parallel_size or 1

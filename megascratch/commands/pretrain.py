@@ -22,6 +22,7 @@ from megascratch.config.load import format_config, read_config
 from megascratch.config.notices import notices
 from megascratch.config.resume_rules import rules
 from megascratch.config.settings import Config
+from megascratch.runtime.launch_environment import launch_environment
 from megascratch.supervision.launch import LaunchConfig, launch
 from megascratch.supervision.multi_node import Nodes, launch_node
 from megascratch.training.start.inputs import missing_files, open_inputs
@@ -56,7 +57,7 @@ class _Start(NamedTuple):
     def world(self) -> int:
         """World size; the largest possible one in a launcher with --nnodes MIN:MAX."""
         if not self.ranks:
-            return int(os.environ.get("WORLD_SIZE", "1"))
+            return launch_environment().world_size
         return self.ranks * int((self.nnodes or "1").split(":")[-1])
 
 
@@ -85,7 +86,7 @@ def main(argv: Sequence[str]) -> int:
         if start.nnodes is None:
             return launch(_launch_config(start, config))
         return launch_node(_nodes(start, config, keeps_batch=given.training.global_batch_size is None))
-    if os.environ.get("RANK", "0") == "0":
+    if launch_environment().rank == 0:
         for notice in notices(config):
             print(f"notice: {notice}", file=sys.stderr)
     from megascratch.training.pretrain import pretrain  # imports torch, so it comes after the checks

@@ -12,6 +12,7 @@ from megascratch.config.errors import UserError
 from megascratch.config.settings import Config
 from megascratch.parallel.rendezvous import INTERFACES, on_one_machine
 from megascratch.runtime.atomic_file import flush_to_disk
+from megascratch.runtime.launch_environment import launch_environment
 from megascratch.storage.path import Place, StoragePath, storage_path
 from megascratch.storage.store import Store
 from megascratch.training.hardware import choose_device
@@ -78,7 +79,7 @@ def _network() -> list[HostFinding]:
             wrong.append(HostFinding("network", "FAIL", text, f"export {variable}=NAME"))
     if wrong:
         return wrong
-    if not on_one_machine() and int(os.environ.get("WORLD_SIZE", "1")) > 1 and "GLOO_SOCKET_IFNAME" not in named:
+    if not on_one_machine() and launch_environment().world_size > 1 and "GLOO_SOCKET_IFNAME" not in named:
         name = socket.gethostname()
         fix = f"export GLOO_SOCKET_IFNAME=NAME, one of: {known}"
         try:
@@ -95,7 +96,7 @@ def _network() -> list[HostFinding]:
 def _device(config: Config | None) -> list[HostFinding]:
     asked, backend = (config.training.device, config.parallel.distributed_backend) if config else (None, None)
     try:
-        device = choose_device(asked, int(os.environ.get("LOCAL_RANK", "0")), backend)
+        device = choose_device(asked, launch_environment().local_rank, backend)
     except UserError as error:
         return [HostFinding("device", "FAIL", str(error), "start as many processes as there are devices")]
     return [HostFinding("device", "ok", device.type)]

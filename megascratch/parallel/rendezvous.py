@@ -18,6 +18,7 @@ from torch.distributed.rendezvous import rendezvous
 from megascratch.config.errors import RanksSilent, UserError
 from megascratch.parallel.endpoint import Endpoint
 from megascratch.runtime.heartbeat import STORE
+from megascratch.runtime.launch_environment import launch_environment
 
 LOOPBACK = "127.0.0.1"
 INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
@@ -85,10 +86,11 @@ def join(timeout: timedelta) -> Rendezvous | None:
     Raises:
         UserError: the address cannot be used (port taken or impossible, host unknown, another program there).
     """
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    environment = launch_environment()
+    world = environment.world_size
     if world == 1:
         return None
-    rank = int(os.environ.get("RANK", "0"))
+    rank = environment.rank
     if STORE not in os.environ:
         _require_usable(_address(), rank)
     local = on_one_machine()
@@ -137,8 +139,10 @@ def _require_usable(address: Endpoint, rank: int) -> None:
 
 def on_one_machine() -> bool:
     """Whether all ranks run on this machine, according to torchrun's variables or to the address."""
-    world, here = os.environ.get("WORLD_SIZE", "1"), os.environ.get("LOCAL_WORLD_SIZE")
-    return here == world if here else os.environ.get("MASTER_ADDR") in (LOOPBACK, "localhost")
+    environment = launch_environment()
+    if environment.local_world_size is None:
+        return os.environ.get("MASTER_ADDR") in (LOOPBACK, "localhost")
+    return environment.local_world_size == environment.world_size
 
 
 def loopback_interface() -> str:
@@ -161,7 +165,7 @@ def _torchruns_store(rank: int, world: int, timeout: timedelta) -> dist.Store:
     store: dist.Store = next(rendezvous("env://", rank, world, timeout=timeout))[0]
     if _hosts_its_own():
         return store
-    return dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    return dist.PrefixStore(f"attempt {launch_environment().attempt}", store)
 
 
 def _local_store(rank: int, world: int, timeout: timedelta) -> dist.Store:

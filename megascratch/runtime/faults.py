@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from megascratch.config.errors import UserError
+from megascratch.runtime.launch_environment import launch_environment
 
 VARIABLE = "MEGASCRATCH_FAULT"
 EXIT_CODE = 70
@@ -269,14 +270,12 @@ class _Holder:
 
 @lru_cache(maxsize=1)
 def _holder() -> _Holder:
-    """Reads the environment once, and again after each `check`. torchrun and this package's launcher set RANK and
-    TORCHELASTIC_RESTART_COUNT."""
+    """Reads the environment once, and again after each `check`."""
     text = os.environ.get(VARIABLE)
     if text is None:
         return _Holder(None)
-    rank = int(os.environ.get("RANK", "0"))
-    attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
-    return _Holder(_Armed(parse(text), rank, attempt))
+    environment = launch_environment()
+    return _Holder(_Armed(parse(text), environment.rank, environment.attempt))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
+from megascratch.runtime.launch_environment import launch_environment
+
 FOLDER = "MEGASCRATCH_WATCH"
 STORE = "MEGASCRATCH_STORE"
 """The variable that names the rendezvous file of a launcher's ranks (parallel/rendezvous.py, which needs torch)."""
@@ -202,7 +204,6 @@ class _HeartbeatFile:
 
 @lru_cache(maxsize=1)
 def _own_file() -> _HeartbeatFile | None:
-    """This rank's file, or None if the variable is not set. Reads the environment once; torchrun and this package's
-    launcher set RANK."""
+    """This rank's file, or None if the variable is not set. Reads the environment once."""
     folder = os.environ.get(FOLDER)
-    return _HeartbeatFile(Path(folder, f"{os.environ.get('RANK', '0')}.rank")) if folder else None
+    return _HeartbeatFile(Path(folder, f"{launch_environment().rank}.rank")) if folder else None

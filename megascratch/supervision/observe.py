@@ -17,6 +17,7 @@ from pathlib import Path
 
 from megascratch.config.printable import printable_lines
 from megascratch.runtime.heartbeat import FOLDER, read
+from megascratch.runtime.launch_environment import launch_environment
 from megascratch.supervision.report import RankStatus, any_hung, cause_is_known, headline, may_still_report, table
 
 ASK_FOR_STACKS = signal.SIGUSR2
@@ -30,7 +31,7 @@ def answer_stack_requests(folder: str | None = None) -> None:
     """Called in a rank: from now on the signal ASK_FOR_STACKS makes it write its stacks to its file in the folder."""
     folder = folder or os.environ.get(FOLDER)
     if folder is not None:
-        file = Path(folder, f"{os.environ.get('RANK', '0')}.stacks").open("w")  # noqa: SIM115 - for the rank's life
+        file = Path(folder, f"{launch_environment().rank}.stacks").open("w")  # noqa: SIM115 - for the rank's life
         faulthandler.register(ASK_FOR_STACKS, file=file, all_threads=True, chain=False)
 
 

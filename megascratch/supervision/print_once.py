@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from megascratch.runtime.heartbeat import FOLDER
+from megascratch.runtime.launch_environment import launch_environment
 from megascratch.supervision.torchrun_watcher import join_torchrun, start_watching, started_by_torchrun
 
 FILE = "told"
@@ -23,7 +24,7 @@ def print_once(text: str) -> None:
     if started_by_torchrun() and FOLDER not in os.environ:
         join_torchrun()
     if FOLDER not in os.environ:
-        if os.environ.get("RANK", "0") == "0":
+        if launch_environment().rank == 0:
             print(text, file=sys.stderr, flush=True)
         return
     try:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from megascratch.config.exit_codes import DONE, STOPS
 from megascratch.runtime.heartbeat import FOLDER, Heartbeat, read
+from megascratch.runtime.launch_environment import launch_environment
 from megascratch.runtime.processes import end_with_parent
 from megascratch.supervision.folders import delete_stale_folders, shared_folder
 from megascratch.supervision.observe import (
@@ -62,7 +63,7 @@ def join_torchrun() -> None:
     end_with_parent(agent)
     if ROOT not in os.environ:
         delete_stale_folders()
-    name = f"{os.environ.get('MASTER_PORT')}-{_attempt()}"
+    name = f"{os.environ.get('MASTER_PORT')}-{launch_environment().attempt}"
     os.environ[FOLDER] = str(shared_folder(os.environ.get(ROOT) or memory_folder(), agent, name))
 
 
@@ -73,8 +74,9 @@ def watch_torchrun(limit: float, output_dir: str) -> None:
         return
     join_torchrun()
     answer_stack_requests()
-    if os.environ.get("LOCAL_RANK", "0") == "0":
-        report_file = Path(output_dir, "faults", f"{os.uname().nodename}_attempt_{_attempt()}.txt")
+    environment = launch_environment()
+    if environment.local_rank == 0:
+        report_file = Path(output_dir, "faults", f"{os.uname().nodename}_attempt_{environment.attempt}.txt")
         start_watching(limit, str(report_file))
 
 
@@ -94,14 +96,11 @@ def start_watching(limit: float = 60.0, report_file: str = os.devnull) -> None:
     subprocess.Popen([*command, str(limit), report_file], stdin=subprocess.DEVNULL, start_new_session=True)
 
 
-def _attempt() -> str:
-    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-
-
 def outlive_dead_machines() -> None:
     """Called in a rank whose communication has failed, before it ends. If torchrun joins several machines, waits until
     it has given up a machine that may be dead; otherwise it would at once start the next attempt with the dead one."""
-    several = os.environ.get("LOCAL_WORLD_SIZE") != os.environ.get("WORLD_SIZE")
+    environment = launch_environment()
+    several = environment.local_world_size != environment.world_size
     if several and started_by_torchrun():
         time.sleep(DEAD_MACHINE + 0.5)
 

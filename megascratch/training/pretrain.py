@@ -2,7 +2,6 @@
 echoes on other ranks.
 """
 
-import os
 import sys
 
 from megascratch.config.errors import RanksSilent, UserError
@@ -13,6 +12,7 @@ from megascratch.parallel import mesh
 from megascratch.parallel.pending import CommunicationError
 from megascratch.runtime.faults import fault_point
 from megascratch.runtime.heartbeat import ended
+from megascratch.runtime.launch_environment import launch_environment
 from megascratch.supervision.torchrun_watcher import outlive_dead_machines, started_by_torchrun, watch_torchrun
 from megascratch.training.health.nothing_to_learn import NothingLearnedError
 from megascratch.training.health.replicas import ReplicasDiffer
@@ -47,12 +47,12 @@ def _code(config: Config, stop: StopRequest) -> int:
         fault_point("run.end")
     except (CommunicationError, RanksSilent) as error:
         cause = str(error)
-        rank = os.environ.get("RANK", "0")
+        rank = launch_environment().rank
         print(f"megascratch pretrain: rank {rank}: {printable_lines(cause)}", file=sys.stderr, flush=True)
         outlive_dead_machines()
     except (FloatingPointError, ReplicasDiffer, NothingLearnedError) as error:
         cause = str(error)
-        if os.environ.get("RANK", "0") == "0":  # all ranks have the same error
+        if launch_environment().rank == 0:  # all ranks have the same error
             print(f"megascratch pretrain: {printable_lines(cause)}", file=sys.stderr, flush=True)
     except BaseException as error:
         code = BAD_INPUT if isinstance(error, UserError) else FAILED

@@ -3,7 +3,6 @@ settings and files, and that all ranks agree on them, are checked before any pro
 """
 
 import math
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -31,6 +30,7 @@ from megascratch.parallel.mesh import Mesh
 from megascratch.parallel.rendezvous import Rendezvous, join
 from megascratch.runtime.faults import fault_point
 from megascratch.runtime.heartbeat import set_watched
+from megascratch.runtime.launch_environment import launch_environment
 from megascratch.storage.path import Place, storage_path
 from megascratch.tokenizer import Tokenizer
 from megascratch.training.checkpointing import claim_reports, make_ready, open_saver, resume
@@ -185,7 +185,7 @@ def _ready(config: Config) -> _Ready:
         changes = check_resume(start, config, files, tokenizer.fingerprint if tokenizer else None)
         consumed = consumed_samples(start)
     traced_step = _traced_step(config, first_step, total_steps)
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    local_rank = launch_environment().local_rank
     device = choose_device(config.training.device, local_rank, config.parallel.distributed_backend)
     orders = recorded(splits.corpora) | opened_orders(splits, consumed)
     notices = [*unrecorded(splits.corpora), *changes]

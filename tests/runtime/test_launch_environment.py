@@ -1,0 +1,50 @@
+import pytest
+
+from megascratch.runtime.launch_environment import LaunchEnvironment, launch_environment
+
+TORCHRUN = {
+    "RANK": "6",
+    "WORLD_SIZE": "8",
+    "LOCAL_RANK": "2",
+    "LOCAL_WORLD_SIZE": "4",
+    "TORCHELASTIC_RESTART_COUNT": "3",
+}
+
+
+def figures(environment):
+    """All that the environment says: rank, world size, local rank, local world size, attempt."""
+    return (
+        environment.rank,
+        environment.world_size,
+        environment.local_rank,
+        environment.local_world_size,
+        environment.attempt,
+    )
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, (0, 1, 0, None, 0)),
+        (TORCHRUN, (6, 8, 2, 4, 3)),
+        ({"RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": ""}, (1, 2, 0, None, 0)),
+    ],
+)
+def test_every_variable_has_its_own_figure_and_none_is_needed(variables, expected):
+    assert figures(LaunchEnvironment(variables)) == expected
+
+
+def test_the_environment_is_read_at_each_question(monkeypatch):
+    environment = launch_environment()
+    for name, value in TORCHRUN.items():
+        monkeypatch.setenv(name, value)
+    assert figures(environment) == figures(launch_environment()) == (6, 8, 2, 4, 3)
+    monkeypatch.setenv("RANK", "7")
+    assert environment.rank == 7
+
+
+def test_a_wrong_value_is_an_error_only_for_who_asks():
+    environment = LaunchEnvironment({"RANK": "first", "WORLD_SIZE": "2"})
+    assert environment.world_size == 2
+    with pytest.raises(ValueError, match=r"invalid literal for int\(\) with base 10: 'first'"):
+        _ = environment.rank
