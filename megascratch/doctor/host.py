@@ -1,12 +1,12 @@
 """Checks one machine before a run (files, network, device, disk) and suggests a fix for each problem."""
 
-import fcntl
 import os
 import socket
-import struct
 import time
 from pathlib import Path
 from typing import NamedTuple
+
+import psutil
 
 from megascratch.config.errors import UserError
 from megascratch.config.settings import Config
@@ -21,7 +21,6 @@ from megascratch.training.start.inputs import missing_files
 PROBE_BYTES = 32 << 20
 LEAST_FREE = 1 << 30
 LEAST_SPEED = 50e6  # bytes per second
-SIOCGIFADDR = 0x8915  # Linux: the address of an interface
 
 
 class HostFinding(NamedTuple):
@@ -54,15 +53,12 @@ def _files(config: Config | None) -> list[HostFinding]:
 
 def interfaces() -> dict[str, str]:
     """The network interfaces of this machine that have an IPv4 address: name -> address."""
-    addresses = {}
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as query:
-        for _, name in socket.if_nameindex():
-            try:
-                answer = fcntl.ioctl(query.fileno(), SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
-            except OSError:
-                continue  # an interface without an IPv4 address
-            addresses[name] = socket.inet_ntoa(answer[20:24])
-    return addresses
+    found: dict[str, str] = {}
+    for name, addresses in psutil.net_if_addrs().items():
+        for address in addresses:
+            if address.family == socket.AF_INET:
+                found.setdefault(name, address.address)  # the first one is the primary address
+    return found
 
 
 def _network() -> list[HostFinding]:

@@ -21,6 +21,7 @@ def start_of(pid: int) -> str:
 
     A PID is reused; a PID together with its start time is not. A zombie counts as ended.
     """
+    # From /proc: psutil derives the start from the clock of the system, so it changes when that clock is set.
     try:
         state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -66,6 +67,7 @@ def _watch(parent: int) -> None:
 
 def _namespace() -> str:
     """The PID namespace: containers may share a file system in memory, but each has its own PIDs."""
+    # psutil does not report namespaces.
     try:
         return str(os.stat("/proc/self/ns/pid").st_ino)
     except OSError:

@@ -25,7 +25,7 @@ from megascratch.runtime.heartbeat import Heartbeat, read
 from megascratch.runtime.processes import end_with_parent
 from megascratch.supervision.folders import new_folder
 from megascratch.supervision.launch import BEGAN, Requests
-from megascratch.supervision.observe import LOOK_EVERY, kill, log, state_of
+from megascratch.supervision.observe import LOOK_EVERY, is_alive, kill, log
 from megascratch.supervision.report import LOST, RankStatus, refused
 from megascratch.supervision.torchrun_watcher import ROOT, rendezvous_settings
 
@@ -117,7 +117,7 @@ def _serve(agent: subprocess.Popen, root: Path, requests: Requests, nodes: Nodes
     while agent.poll() is None:
         time.sleep(LOOK_EVERY)
         ranks = _newest(root)
-        pids = [where.pid for where in ranks if state_of(where.pid) not in ("", "Z", "X")]
+        pids = [where.pid for where in ranks if is_alive(where.pid)]
         if pids or not ranks:
             ranks_seen = time.monotonic()
         elif _refused(ranks):

@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
+
 from megascratch.config.printable import printable_lines
 from megascratch.runtime.heartbeat import FOLDER, read
 from megascratch.runtime.launch_environment import launch_environment
@@ -87,11 +89,16 @@ def wait_for_other_ranks(
 
 
 def state_of(pid: int) -> str:
-    """The state of a process as Linux names it (R, S, D, T, Z ...); "" without such a process or without /proc."""
+    """The state of a process, as psutil names it: one of psutil.STATUS_*; "" if there is no such process."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (OSError, IndexError):
+        return psutil.Process(pid).status()
+    except (psutil.Error, OSError):
         return ""
+
+
+def is_alive(pid: int) -> bool:
+    """Whether the process is there and has not ended; a zombie has, and only waits for its parent."""
+    return state_of(pid) not in ("", psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
 
 
 def report(seen: Sequence[RankStatus], folder: Path, to: Path, reason: str) -> str:

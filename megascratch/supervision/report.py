@@ -6,6 +6,8 @@ import signal
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import psutil
+
 from megascratch.config.exit_codes import BAD_INPUT
 from megascratch.runtime.heartbeat import Heartbeat
 
@@ -36,7 +38,7 @@ class RankStatus(NamedTuple):
 
     rank: int
     code: int | None  # exit code, negative for a signal; None: it is alive
-    state: str  # state of the process, as in /proc: R, S, D, T (stopped) ...; "": unknown
+    state: str  # state of the process, one of psutil.STATUS_*; "": unknown
     idle_seconds: float  # since its last progress
     where: Heartbeat | None  # None: it has not written a heartbeat yet
 
@@ -55,7 +57,7 @@ class RankStatus(NamedTuple):
 
     @property
     def stopped(self) -> bool:
-        return self.end is None and self.state in ("T", "t")
+        return self.end is None and self.state in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
 
 
 def any_hung(seen: Sequence[RankStatus], limit: float) -> bool:

@@ -15,13 +15,14 @@ import time
 from pathlib import Path
 
 from megascratch.config.exit_codes import DONE, STOPS
-from megascratch.runtime.heartbeat import FOLDER, Heartbeat, read
+from megascratch.runtime.heartbeat import FOLDER, read
 from megascratch.runtime.launch_environment import launch_environment
 from megascratch.runtime.processes import end_with_parent
 from megascratch.supervision.folders import delete_stale_folders, shared_folder
 from megascratch.supervision.observe import (
     LOOK_EVERY,
     answer_stack_requests,
+    is_alive,
     is_hung,
     kill,
     log,
@@ -120,7 +121,7 @@ def main(folder: Path, agent: int, limit: float, report_file: Path) -> None:
                 seen = observe(folder, _codes(folder))
                 if not refused(seen):
                     log(report(seen, folder, report_file, reason))
-            kill([where.pid for where in read(folder) if _alive(where)])
+            kill([where.pid for where in read(folder) if is_alive(where.pid)])
             break
     if ROOT not in os.environ:
         shutil.rmtree(folder, ignore_errors=True)
@@ -136,15 +137,11 @@ def _codes(folder: Path) -> dict[int, int | None]:
     """Exit codes as the ranks themselves reported them, since only a parent process learns the real ones."""
     codes: dict[int, int | None] = {}
     for where in read(folder):
-        if _alive(where):
+        if is_alive(where.pid):
             codes[where.rank] = None
         else:
             codes[where.rank] = where.code if where.ended else LOST
     return codes
-
-
-def _alive(where: Heartbeat) -> bool:
-    return state_of(where.pid) not in ("", "Z", "X")
 
 
 if __name__ == "__main__":

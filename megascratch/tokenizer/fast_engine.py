@@ -23,7 +23,6 @@ except ImportError:  # no wheel for this machine
 SAMPLE = 1 << 15  # characters of the given text in the self-check
 LOOKED_AT = 1 << 22  # characters between two measurements of the memory
 MOST_GROWN = 3 << 25  # bytes; a restart forgets every word, which costs as much as encoding some 10 MB
-RENEWED = 1 << 28  # characters, where the system does not report memory; unique words cost about a byte per character
 
 UNICODE_17 = (
     (0x88F, 0x88F),
@@ -146,11 +145,10 @@ class _Gigatoken:
         give_back()
         self._backend = gigatoken_rs.load_hf_json(self._json)
         self._resident = resident()
-        self._left = RENEWED if self._resident is None else LOOKED_AT
+        self._left = LOOKED_AT
 
     def _look(self) -> None:
-        now = resident()
-        if now is None or self._resident is None or now > self._resident + MOST_GROWN:
+        if resident() > self._resident + MOST_GROWN:
             self._renew()
         else:
             self._left = LOOKED_AT

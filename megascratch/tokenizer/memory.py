@@ -1,17 +1,14 @@
 """Measures the resident memory of this process and returns freed memory to the operating system (Linux, glibc)."""
 
 import ctypes
-import os
 from contextlib import suppress
-from pathlib import Path
+
+import psutil
 
 
-def resident() -> int | None:
-    """Resident bytes of this process; None: this system does not report them."""
-    try:
-        return int(Path("/proc/self/statm").read_bytes().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        return None
+def resident() -> int:
+    """Resident bytes of this process."""
+    return psutil.Process().memory_info().rss
 
 
 def give_back() -> None:

@@ -11,9 +11,9 @@ import pytest
 from megascratch.commands import main
 from megascratch.commands.doctor import _clocks, _together, report
 from megascratch.doctor import host
-from megascratch.doctor.host import HostFinding, check_host
+from megascratch.doctor.host import HostFinding, check_host, interfaces
 from megascratch.doctor.network import Bandwidth, bandwidths, slow_groups
-from megascratch.parallel.rendezvous import INTERFACES
+from megascratch.parallel.rendezvous import INTERFACES, loopback_interface
 from tests.support.corpora import write
 from tests.support.pretrain_runs import ENVIRONMENT, ROOT, flags
 from tests.support.rank_pool import mesh_of, on_ranks
@@ -65,6 +65,12 @@ def test_a_disk_without_room_or_permission_and_an_unknown_interface_fail(tmp_pat
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth99")
     (wrong,) = [finding for finding in check_host(None, True) if finding.about == "network"]
     assert wrong.state == "FAIL" and "GLOO_SOCKET_IFNAME names eth99, this machine has" in wrong.text
+
+
+def test_the_interfaces_are_those_with_an_ipv4_address():
+    found = interfaces()
+    assert found[loopback_interface()] == "127.0.0.1"
+    assert found.keys() <= {name for _, name in socket.if_nameindex()}
 
 
 def test_a_host_that_others_cannot_reach_fails(monkeypatch):

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from psutil import STATUS_STOPPED
 
 from megascratch.commands import main
 from megascratch.config import exit_codes
@@ -130,7 +131,7 @@ def wait_for_the_other(action: str, folder: str) -> int:
     """Rank 0 waits in a communication, as soon as rank 1 stands still and will not come."""
     still = Path(folder, "rank 1")
     if os.environ["RANK"] == "0":
-        while not still.exists() or (action == "stop" and state_of(int(still.read_text())) != "T"):
+        while not still.exists() or (action == "stop" and state_of(int(still.read_text())) != STATUS_STOPPED):
             time.sleep(0.02)
         set_watched(), at_step(7)
         with waiting("all_reduce over dp", 3, (0, 1)):

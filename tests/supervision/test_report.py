@@ -1,16 +1,18 @@
 """Of all that is wrong at once, the report names what began it; a rank's file says what it was doing."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
 
 import pytest
+from psutil import STATUS_SLEEPING, STATUS_STOPPED, STATUS_ZOMBIE
 
 from megascratch.runtime.heartbeat import ENDED, FOLDER, WAITS, WATCHED, Heartbeat, read
 from megascratch.supervision import multi_node
 from megascratch.supervision.multi_node import _exit_code
-from megascratch.supervision.observe import kill, observe, state_of
+from megascratch.supervision.observe import is_alive, kill, observe, state_of
 from megascratch.supervision.report import (
     LOST,
     RankStatus,
@@ -27,7 +29,7 @@ ECHO = "all_reduce over tp failed on rank 0 of 2: another rank has ended; see th
 LATE = "all_reduce over dp failed on rank 1 of 2: Timed out waiting 4998ms for recv operation to complete"
 
 
-def rank(number, code=None, state="S", still=0.0, flags=WATCHED, action="F3", awaited="", error="", step=7):
+def rank(number, code=None, state=STATUS_SLEEPING, still=0.0, flags=WATCHED, action="F3", awaited="", error="", step=7):
     where = Heartbeat(number, 1000 + number, flags, 0.0, step, code or 0, action, awaited, "", error)
     return RankStatus(number, code, state, still, where)
 
@@ -42,7 +44,7 @@ CASES = {
         "exit code 1: OSError: no space",
     ),
     "a stopped rank before those that it kept waiting": (
-        [rank(0, 1, error=LATE), rank(1, state="T", still=5.3)],
+        [rank(0, 1, error=LATE), rank(1, state=STATUS_STOPPED, still=5.3)],
         [1],
         "is stopped (SIGSTOP)",
     ),
@@ -55,6 +57,23 @@ CASES = {
     ),
     "only echoes": ([rank(0, 1, error=ECHO)], [0], "ended with exit code 1"),
 }
+
+
+def test_a_process_is_alive_until_it_has_ended_even_if_it_is_stopped():
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    try:
+        assert is_alive(process.pid)
+        process.send_signal(signal.SIGSTOP)
+        while state_of(process.pid) != STATUS_STOPPED:
+            time.sleep(0.01)
+        assert is_alive(process.pid)
+    finally:
+        kill([process.pid])
+    while state_of(process.pid) != STATUS_ZOMBIE:  # its parent, this process, has not asked for its exit code
+        time.sleep(0.01)
+    assert not is_alive(process.pid)
+    process.wait()
+    assert state_of(process.pid) == "" and not is_alive(process.pid)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -96,7 +115,7 @@ SEEN_SO_FAR = {
         [rank(0, 1, error=ECHO), rank(1)._replace(where=rank(1, 1, flags=ENDED, error="OSError: no space").where)],
         True,
     ),
-    "one that is stopped": ([rank(0, 1, error=LATE), rank(1, state="T")], True),
+    "one that is stopped": ([rank(0, 1, error=LATE), rank(1, state=STATUS_STOPPED)], True),
     "one that stands still and waits for nobody": ([rank(0, 1, error=LATE), rank(1, still=5.0)], True),
     "one that moved just now": ([rank(0, 1, error=LATE), rank(1, still=0.1)], False),
     "a hang": ([WAITING, rank(1, still=0.1)], True),
@@ -165,7 +184,7 @@ def test_a_rank_that_does_nothing_more_can_be_read_from_outside(tmp_path):
         assert where.action == "F3 (micro-batch 3, chunk 0)" and where.background == "all_gather over save"
         assert where.awaited == f"all_reduce over dp number 2 (ranks {' '.join(map(str, range(16)))} ...)"
         process.send_signal(19)
-        while state_of(process.pid) != "T":
+        while state_of(process.pid) != STATUS_STOPPED:
             time.sleep(0.01)
         (seen,) = observe(tmp_path, {3: None})
         assert seen.stopped
@@ -219,7 +238,7 @@ def test_who_opens_the_store_is_what_the_settings_say(settings, hosts):
         ([rank(0, -9), rank(1, still=0.1)], True),
         ([rank(0, -9), rank(1, still=5.0)], False),  # it stands still
         ([rank(0, -9), rank(1)._replace(where=rank(1, 1, flags=ENDED).where)], True),  # it may be printing why
-        ([rank(0, -9), rank(1, state="T")], False),
+        ([rank(0, -9), rank(1, state=STATUS_STOPPED)], False),
         ([rank(0, -9), WAITING._replace(rank=1)], False),  # for the dead one, perhaps without end
         ([rank(0, -9), rank(1, 1)], False),
         ([rank(0), rank(1)], False),  # none has failed: this is a hang
