@@ -8,7 +8,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -34,7 +34,7 @@ from megascratch.training.health.bad_steps import BadSteps, LossGuard
 from megascratch.training.health.monitor import RunMonitor
 from megascratch.training.health.nothing_to_learn import STEPS_TO_JUDGE, NothingLearnedError, nothing_learned
 from megascratch.training.report import Report
-from megascratch.training.setup import TrainingRun, saved_state
+from megascratch.training.setup import TrainingRun
 from megascratch.training.stop import StopRequest, remove_stop_file
 from megascratch.training.trainer import StepResult
 
@@ -159,7 +159,18 @@ class _Loop:
         """Saves the last checkpoint; this process does not train any further after it."""
         self.monitor.check_before_save(self.state.step)
         doing("the last checkpoint")
-        self.checkpointing.finish(self.state.step, self.trainer.held(), saved_state(self.built))
+        self.checkpointing.finish(self.state.step, self.trainer.held(), self._saved_state())
+
+    def _saved_state(self) -> dict[str, Any]:
+        """What a checkpoint stores in addition to its tensors: enough to resume, to evaluate and to generate."""
+        self.trainer.save_scalars(self.state)
+        tokenizer = self.built.tokenizer
+        return {
+            "train_state": self.state.to_dict(),
+            "config": asdict(self.config),
+            "data_files": self.built.data_files,
+            "tokenizer_fingerprint": tokenizer.fingerprint if tokenizer else None,
+        }
 
     def _evaluate_last(self, stop: StopRequest, code: int) -> int:
         """After the last checkpoint, unless a stop is requested: runs the validation that is due or final, and the test
@@ -224,7 +235,7 @@ class _Loop:
         if self.training.save_interval and state.step % self.training.save_interval == 0:
             self.monitor.check_before_save(state.step)
             doing("a checkpoint")
-            self.checkpointing.save(state.step, self.trainer.held(), saved_state(self.built))
+            self.checkpointing.save(state.step, self.trainer.held(), self._saved_state())
         return False
 
     def _count_tokens(self, result: StepResult) -> None:

@@ -4,7 +4,7 @@ settings and files, and that all ranks agree on them, are checked before any pro
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from typing import Any, NamedTuple
@@ -190,17 +190,6 @@ def _ready(config: Config) -> _Ready:
     orders = recorded(splits.corpora) | opened_orders(splits, consumed)
     notices = [*unrecorded(splits.corpora), *changes]
     return _Ready(inputs, start, files, orders, traced_step, device, notices)
-
-
-def saved_state(run: TrainingRun) -> dict:
-    """What a checkpoint stores in addition to its tensors: enough to resume, to evaluate and to generate."""
-    run.trainer.save_scalars(run.state)
-    return {
-        "train_state": run.state.to_dict(),
-        "config": asdict(run.config),
-        "data_files": run.data_files,
-        "tokenizer_fingerprint": run.tokenizer.fingerprint if run.tokenizer else None,
-    }
 
 
 def _reader(config: Config, mesh: Mesh, tokenizer: Tokenizer | None) -> ReadStep:
