@@ -160,10 +160,14 @@ def histograms(numbers: Statistics, title: str) -> "Figure":
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     lengths, ids = figure.subplots(1, 2)
     rows = binned(numbers.lengths)
-    lefts = [max(low, 0.5) for low, _, _ in rows]  # a logarithmic axis has no place for 0
-    heights = [count for _, _, count in rows]
-    widths = [max(high + 1 - left, 0.5) for left, (_, high, _) in zip(lefts, rows, strict=True)]
-    lengths.bar(lefts, heights, widths, align="edge", color="#4c9be8", edgecolor="white", linewidth=0.5)
+    lefts = []
+    widths = []
+    for low, high, _ in rows:
+        left = max(low, 0.5)  # a logarithmic axis has no place for 0
+        lefts.append(left)
+        widths.append(max(high + 1 - left, 0.5))
+    documents = [count for _, _, count in rows]
+    lengths.bar(lefts, documents, widths, align="edge", color="#4c9be8", edgecolor="white", linewidth=0.5)
     lengths.set(xscale="log", xlabel="tokens of a document", ylabel="documents")
     times = -np.sort(-numbers.ids[numbers.ids > 0])
     ids.plot(np.arange(1, len(times) + 1), times, color="#57b894")

@@ -172,17 +172,13 @@ def _facts(reader: TokenReader, manifest: Mapping[str, Any]) -> dict[str, Any]:
         "max_token": high,
     }
     if "bin_sha256" in manifest:
-        facts["bin_sha256"] = _bin_sha256(reader)
+        digest = hashlib.sha256()
+        for _, ids in reader.blocks():
+            digest.update(ids.data)
+        facts["bin_sha256"] = digest.hexdigest()
     if "idx_sha256" in manifest:
         facts["idx_sha256"] = reader.identity["idx_sha256"]
     return facts
-
-
-def _bin_sha256(reader: TokenReader) -> str:
-    digest = hashlib.sha256()
-    for _, ids in reader.blocks():
-        digest.update(ids.data)
-    return digest.hexdigest()
 
 
 def record(prefix: str | Path, overwrite: bool = False) -> list[Path]:

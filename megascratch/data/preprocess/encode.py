@@ -211,7 +211,8 @@ def _insert(
     if not after:
         places = places - lengths[sequences]
     lengths[sequences] += len(extra)
-    added = np.repeat(places, len(extra)) + np.arange(len(places) * len(extra))
+    count = len(places) * len(extra)
+    added = np.repeat(places, len(extra)) + np.arange(count)  # places in the result
     result = np.empty(len(ids) + len(added), ids.dtype)
     is_old = np.ones(len(result), dtype=bool)
     is_old[added] = False

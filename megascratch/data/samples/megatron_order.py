@@ -137,7 +137,8 @@ class MegatronCorpus(SingleSourceDataset):
         largest_entry = max(len(documents), int(self.source.lengths.max()))
         cut_dtype = np.dtype(np.int32 if largest_entry <= NARROW else np.int64)
         cuts = BlockwiseArray(cut_dtype, (samples + 1, 2), self._sample_index(documents, cut_dtype))
-        order_dtype = np.dtype(np.uint32 if samples < np.iinfo(np.uint32).max - 1 else np.int64)
+        fits_uint32 = samples < np.iinfo(np.uint32).max - 1
+        order_dtype = np.dtype(np.uint32 if fits_uint32 else np.int64)
         order = BlockwiseArray(order_dtype, (samples,), self._shuffle_index(order_dtype, state))
         return {"document_index": documents, "sample_index": cuts, "shuffle_index": order}
 
@@ -196,7 +197,9 @@ class MegatronBlend(DatasetView):
         else:
             self._count = sum(ceil(wanted * weight) for weight in weights)
         self.parts = list(parts)
-        self.blend = Blend(parts, sizes.tolist() if weights is None else weights, finite=wanted is None)
+        if weights is None:
+            weights = sizes.tolist()
+        self.blend = Blend(parts, weights, finite=wanted is None)
         taken = self.blend.taken(self._count)
         too_many = taken > sizes
         if too_many.any():

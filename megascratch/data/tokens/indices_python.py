@@ -106,7 +106,8 @@ def sample_index(
         raise ValueError(f"start {start} is negative")
     sizes = lengths[order]
     ends = np.cumsum(sizes)
-    steps = max(int(ends[-1]) - 1 - start, 0) if len(ends) else 0
+    total = int(ends[-1]) if len(ends) else 0
+    steps = max(total - 1 - start, 0)  # tokens with a next one
     count = -(-steps // seq_length) if keep_partial else steps // seq_length
     if count == 0:
         return np.zeros((1, 2), dtype=np.int64)
