@@ -202,8 +202,8 @@ class _Attempt:
             self.processes.append(process)
 
     def _watch(self) -> list[RankStatus] | None:
-        """Watches until the attempt is over. Returns None if all ranks ended with the same exit code, otherwise the
-        status of the ranks when one failed."""
+        """Watches until the attempt is over. Returns None if all ranks are done, have stopped, or refuse their input,
+        otherwise the status of the ranks when one failed."""
         while True:
             self._pause(LOOK_EVERY)
             pids = [process.pid for process in self.processes if process.exitcode is None]
@@ -213,7 +213,7 @@ class _Attempt:
             codes = self._codes()
             if UNKNOWN in codes.values() and fork_server.has_died():
                 raise _ForkServerDied
-            if None not in codes.values() and len(set(codes.values())) == 1:
+            if len(set(codes.values())) == 1 and codes[0] in (DONE, BAD_INPUT, *STOPS):
                 return None
             if any(code not in (None, DONE, *STOPS) for code in codes.values()):
                 return self._failed("one failed rank ends the attempt")

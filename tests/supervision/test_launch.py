@@ -179,6 +179,17 @@ def test_an_end_that_comes_back_is_not_tried_a_third_time(tmp_path, capfd, steps
     assert ("failed twice with the same error" in capfd.readouterr().err) == (attempts < 4)
 
 
+def test_ranks_that_have_all_failed_before_anyone_looks_are_reported(tmp_path, monkeypatch):
+    def look_late(attempt, seconds):
+        for process in attempt.processes:
+            process.join()
+
+    monkeypatch.setattr(launch_module._Attempt, "_pause", look_late)
+    assert launch(plan(partial(diverge, [7], ["nan"], str(tmp_path)), tmp_path)) == exit_codes.FAILED
+    report = (tmp_path / "faults" / "attempt_0.txt").read_text()
+    assert all(f"rank {rank}: at step 7, ended with exit code 1: nan" in report for rank in (0, 1))
+
+
 @pytest.mark.parametrize(
     ("action", "told"), [("stop", "is stopped (SIGSTOP)"), ("hang", "hangs in its own code, not in a communication")]
 )
