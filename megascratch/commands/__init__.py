@@ -83,6 +83,7 @@ def _run(verb: str, argv: list[str]) -> int:
     try:
         if "TORCHELASTIC_RUN_ID" in os.environ:
             _join_torchrun(verb)
+        launch_environment().check()
         faults.check()
         code: int = importlib.import_module(f"{__name__}.{verb}").main(argv)
         return code
@@ -104,10 +105,10 @@ def _join_torchrun(verb: str) -> None:
 
 def _complain(verb: str, error: UserError) -> None:
     """Prints one line per problem. If all ranks find the same invalid setting, only one of them prints it."""
-    rank = launch_environment().rank
+    rank = os.environ.get("RANK", "0")  # a text: it may be the variable that is wrong
     shared = isinstance(error, SettingError)
-    named = "" if rank == 0 or shared else f"rank {rank}: "
-    head = f"megascratch {verb}: {named}error: "
+    named = "" if rank == "0" or shared else f"rank {rank}: "
+    head = f"megascratch {verb}: {printable(named)}error: "
     text = str(error) or "(no reason given)"
     problems = [printable(line) for line in text.split("\n")]
     if len(problems) > 1 and not isinstance(error, RanksDiffer):

@@ -4,43 +4,61 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from megascratch.config.errors import UserError
+
+NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RESTART_COUNT")
+
 
 @dataclass(frozen=True)
 class LaunchEnvironment:
     """Reads the variables that say which rank this process is. Without a launcher it is rank 0 of 1.
 
-    Each variable is read and parsed when it is asked for, so a wrong value is an error only where it matters.
-
-    Raises: ValueError, by each property, if its variable is not a number.
+    Raises: UserError, by each property and by `check`, if a variable is not a number.
     """
 
     variables: Mapping[str, str]
 
+    def check(self) -> None:
+        """Reads every variable once, so that a wrong value ends a command before it begins."""
+        for name in NAMES:
+            if self.variables.get(name):
+                self._number(name, 0)
+
+    def _number(self, name: str, default: int) -> int:
+        text = self.variables.get(name) or str(default)
+        try:
+            return int(text)
+        except ValueError as error:
+            raise UserError(
+                f"{name} is {text!r}, which is not a number: start with --nproc-per-node or torchrun, or unset {name}"
+            ) from error
+
     @property
     def rank(self) -> int:
         """The number of this process among all ranks."""
-        return int(self.variables.get("RANK", "0"))
+        return self._number("RANK", 0)
 
     @property
     def world_size(self) -> int:
         """The number of ranks of the run, on all machines."""
-        return int(self.variables.get("WORLD_SIZE", "1"))
+        return self._number("WORLD_SIZE", 1)
 
     @property
     def local_rank(self) -> int:
         """The number of this process among the ranks of its machine."""
-        return int(self.variables.get("LOCAL_RANK", "0"))
+        return self._number("LOCAL_RANK", 0)
 
     @property
     def local_world_size(self) -> int | None:
         """The number of ranks on this machine; None: the launcher does not say."""
-        text = self.variables.get("LOCAL_WORLD_SIZE")
-        return int(text) if text else None
+        if not self.variables.get("LOCAL_WORLD_SIZE"):
+            return None
+        return self._number("LOCAL_WORLD_SIZE", 1)
 
     @property
     def attempt(self) -> int:
         """How many times the launcher has restarted the ranks."""
-        return int(self.variables.get("TORCHELASTIC_RESTART_COUNT", "0"))
+        return self._number("TORCHELASTIC_RESTART_COUNT", 0)
 
 
 def launch_environment() -> LaunchEnvironment:

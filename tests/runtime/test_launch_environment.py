@@ -1,6 +1,8 @@
 import pytest
 
-from megascratch.runtime.launch_environment import LaunchEnvironment, launch_environment
+from megascratch.commands import main
+from megascratch.config import exit_codes
+from megascratch.runtime.launch_environment import NAMES, LaunchEnvironment, launch_environment
 
 TORCHRUN = {
     "RANK": "6",
@@ -43,8 +45,12 @@ def test_the_environment_is_read_at_each_question(monkeypatch):
     assert environment.rank == 7
 
 
-def test_a_wrong_value_is_an_error_only_for_who_asks():
-    environment = LaunchEnvironment({"RANK": "first", "WORLD_SIZE": "2"})
-    assert environment.world_size == 2
-    with pytest.raises(ValueError, match=r"invalid literal for int\(\) with base 10: 'first'"):
-        _ = environment.rank
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("verb", [["pretrain", "--num-layers", "0"], ["doctor"]], ids=lambda verb: verb[0])
+def test_a_variable_that_is_not_a_number_is_refused_before_anything_starts(monkeypatch, capsys, verb, name):
+    monkeypatch.setenv(name, "first")
+    assert main(verb) == exit_codes.BAD_INPUT
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(
+        f"{name} is 'first', which is not a number: start with --nproc-per-node or torchrun, or unset {name}"
+    )
