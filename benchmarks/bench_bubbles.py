@@ -20,7 +20,9 @@ SCHEDULES = {"1F1B": "1f1b", "1F1B-I": "interleaved", "ZB-H1": "zb_h1", "ZB-H2":
 
 def played(row: dict[str, str]) -> float:
     """The bubble of one cell."""
-    schedule, stages, microbatches = SCHEDULES[row["schedule"]], int(row["p"]), int(row["num_microbatches"])
+    schedule = SCHEDULES[row["schedule"]]
+    stages = int(row["p"])
+    microbatches = int(row["num_microbatches"])
     chunks = (int(row["layers"]) + 2) // stages if schedule == "interleaved" else 1
     f, b, w, transfer = (float(row[f"T_{name}_ms"]) for name in ("F", "B", "W", "comm"))
     cost = uniform(F=f / chunks, B=(b + w) / chunks, I=b / chunks, W=w / chunks, transfer=transfer)
@@ -37,7 +39,8 @@ def main() -> int:
         rows = [row for row in csv.DictReader(file) if row["bubble_rate"] and row["schedule"] in SCHEDULES]
     off = 0
     for row in rows:
-        published, found = float(row["bubble_rate"]), played(row)
+        published = float(row["bubble_rate"])
+        found = played(row)
         wrong = abs(found - published) > args.within
         off += wrong
         print(

@@ -46,7 +46,10 @@ class Contest:
         mesh = mesh_of(dp=ranks) if ranks > 1 else Mesh.alone()
         settings = llama.SETTINGS | {"global_batch_size": ranks, "train_iters": 1}
         self.trainer = Trainer(derive(with_fields(Config(), settings), ranks), mesh)
-        self.world, self.own, self.folder, self.threads = mesh.world, host_axis(mesh.world), folder, threads
+        self.world = mesh.world
+        self.own = host_axis(mesh.world)
+        self.folder = folder
+        self.threads = threads
         self.held = self.trainer.held()
         self.plain = {item.name: item.tensor.clone() for item in self.held}
         self.numbers = count(1)
@@ -89,10 +92,8 @@ def contest(folder: Path, rounds: int, threads: int) -> tuple[int, dict[str, Pai
     both = Contest(folder, threads)
     nbytes = sum(tensor.nbytes for tensor in both.plain.values())
     found = {"stall": both.stall(rounds), "save": alternate(both.save, both.peer_save, rounds, warmup=1)}
-    ours, theirs = (
-        checkpoint.list_steps(folder / "ours")[0],
-        max((folder / "theirs").iterdir(), key=lambda path: path.name),
-    )
+    ours = checkpoint.list_steps(folder / "ours")[0]
+    theirs = max((folder / "theirs").iterdir(), key=lambda path: path.name)
     found["load"] = alternate(partial(both.load, ours), partial(both.peer_load, theirs), rounds, warmup=1)
     return nbytes, found
 

@@ -23,7 +23,8 @@ BYTES = [1 << 11, 1 << 14, 1 << 17, 1 << 20, 1 << 23]  # of the whole: what is s
 def compare(ranks: int, size: int, rounds: int) -> dict[str, Pair]:
     """On a rank: each collective of `size` bytes in all."""
     axis = mesh_of(dp=ranks).dp
-    whole, part = torch.zeros(size // 4), torch.zeros(size // 4 // ranks)
+    whole = torch.zeros(size // 4)
+    part = torch.zeros(size // 4 // ranks)
     calls: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
         "all_reduce": (
             lambda: collectives.start_all_reduce(whole, axis).wait(),

@@ -133,7 +133,8 @@ class Contest(NamedTuple):
 
 
 def contests(bucket: int | None) -> dict[str, Contest]:
-    ddp, zero1 = partial(Ours, bucket=bucket), partial(Ours, zero1=True, bucket=bucket)
+    ddp = partial(Ours, bucket=bucket)
+    zero1 = partial(Ours, zero1=True, bucket=bucket)
     return {
         "DP 2 / DDP": Contest(ddp, Replicated),
         "ZeRO-1 / ZeroRedundancyOptimizer": Contest(zero1, ShardedOptimizer),
@@ -144,7 +145,8 @@ def contests(bucket: int | None) -> dict[str, Contest]:
 
 def speed(contest: Contest, work: Work, rounds: int) -> tuple[Losses, Pair]:
     """On a rank: the first losses of both sides, and the contest."""
-    ours, theirs = contest.ours(work), contest.theirs(work)
+    ours = contest.ours(work)
+    theirs = contest.theirs(work)
     losses = first_losses(ours.step, theirs.step)
     return losses, alternate(ours.step, theirs.step, rounds, warmup=0)
 

@@ -60,13 +60,15 @@ def measure(action: str, ranks: int, timeout: float) -> tuple[float, float, str]
         process = subprocess.Popen(command, env=environment, text=True, **streams)
         assert process.stdout is not None
         struck = noticed = 0.0
-        told, onward = "", 0.0
+        told = ""
+        onward = 0.0
         for line in process.stdout:
             now = time.monotonic()
             if line.startswith("fault point"):
                 struck = now
             elif line.startswith("megascratch supervisor: rank") and not noticed:
-                noticed, told = now, line.removeprefix("megascratch supervisor: ").strip()
+                noticed = now
+                told = line.removeprefix("megascratch supervisor: ").strip()
             elif line.startswith("step ") and noticed and not onward:
                 onward = now
         if process.wait():

@@ -17,11 +17,14 @@ import tempfile
 import time
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from alternate import alternate
 
-SEED, LENGTH, LONGEST = 1234, 2048, 1200
+SEED = 1234
+LENGTH = 2048
+LONGEST = 1200
 NAMES = ("document_index", "sample_index", "shuffle_index")
 
 
@@ -32,7 +35,8 @@ class Lengths:
 
     def __init__(self, documents: int):
         self.lengths = np.random.default_rng(0).integers(1, LONGEST, size=documents, dtype=np.int32)
-        self.sequence_lengths, self.identity = self.lengths, {"documents": documents}
+        self.sequence_lengths = self.lengths
+        self.identity = {"documents": documents}
 
 
 def samples_of(corpus: Lengths, epochs: int) -> int:
@@ -42,7 +46,8 @@ def samples_of(corpus: Lengths, epochs: int) -> int:
 def build_ours(corpus: Lengths, epochs: int, folder: Path) -> float:
     from megascratch.data.samples.megatron_order import MegatronCorpus
 
-    start, wanted = time.perf_counter(), samples_of(corpus, epochs)
+    start = time.perf_counter()
+    wanted = samples_of(corpus, epochs)
     source: dict = {"seq_length": LENGTH, "seed": SEED, "wanted": wanted, "cache": folder}
     MegatronCorpus(corpus, 0, len(corpus.lengths), **source)  # type: ignore[arg-type]
     return time.perf_counter() - start
@@ -53,7 +58,10 @@ def build_megatron(corpus: Lengths, epochs: int, folder: Path) -> float:
     from megatron.core.datasets.utils import Split
 
     class Tokenizer:
-        vocab_size, eod, pad, unique_identifiers = 50000, 0, -1, {}
+        vocab_size = 50000
+        eod = 0
+        pad = -1
+        unique_identifiers: ClassVar[dict[str, str]] = {}
 
     config = GPTDatasetConfig(
         random_seed=SEED,
@@ -66,13 +74,15 @@ def build_megatron(corpus: Lengths, epochs: int, folder: Path) -> float:
         eod_mask_loss=False,
         path_to_cache=str(folder),
     )
-    start, indices = time.perf_counter(), np.arange(len(corpus.lengths), dtype=np.int32)
+    start = time.perf_counter()
+    indices = np.arange(len(corpus.lengths), dtype=np.int32)
     GPTDataset(corpus, "drawn", indices, samples_of(corpus, epochs), Split.train, config)
     return time.perf_counter() - start
 
 
 def build_usual(corpus: Lengths, epochs: int, folder: Path) -> float:
-    start, random = time.perf_counter(), np.random.RandomState(SEED)
+    start = time.perf_counter()
+    random = np.random.RandomState(SEED)
     documents = np.tile(np.arange(len(corpus.lengths), dtype=np.int32), epochs)
     random.shuffle(documents)
     ends = np.cumsum(corpus.lengths[documents], dtype=np.int64)
@@ -142,10 +152,13 @@ def blends(rounds: int) -> None:
     for sets in (2, 8, 32, 128, 512):
         weights = np.random.default_rng(0).random(sets)
         weights /= weights.sum()
-        nothing, no_limits = np.zeros(sets, np.int64), np.full(sets, 1 << 62)
+        nothing = np.zeros(sets, np.int64)
+        no_limits = np.full(sets, 1 << 62)
 
         def theirs(weights: np.ndarray = weights) -> tuple[np.ndarray, np.ndarray]:
-            which, sample = np.zeros(samples, np.int16), np.zeros(samples, np.int64)  # as its BlendedDataset does
+            # as its BlendedDataset does
+            which = np.zeros(samples, np.int16)
+            sample = np.zeros(samples, np.int64)
             helpers_cpp.build_blending_indices(which, sample, weights, len(weights), samples, False)
             return which, sample
 

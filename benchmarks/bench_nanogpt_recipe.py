@@ -23,7 +23,9 @@ from pathlib import Path
 import torch
 from plain_gpt import PlainTrainer
 
-STEPS, SEQUENCE, NANOGPT = 2000, 64, 1.8857
+STEPS = 2000
+SEQUENCE = 64
+NANOGPT = 1.8857
 WITHIN = 1e-3  # of 200 losses in fp32: sums in another order, a few 1e-7, grow with every step
 RECIPE = {
     "num-layers": 4,
@@ -71,7 +73,8 @@ def main() -> None:
     if far > WITHIN:
         sys.exit(f"more than the {WITHIN:g} that rounding explains: the two layouts do not train the same model")
     whole, draws = train_plain(text, args.steps, args.seed)
-    mean, deviation = statistics.mean(draws), statistics.stdev(draws)
+    mean = statistics.mean(draws)
+    deviation = statistics.stdev(draws)
     print(
         f"plain loop   all {whole:.4f}   20 random batches {mean:.4f} +- {deviation:.4f}, "
         f"{sum(draw <= NANOGPT for draw in draws)} of {len(draws)} draws at most {NANOGPT}"
@@ -142,7 +145,8 @@ def train_plain(text: str, steps: int, seed: int) -> tuple[float, list[float]]:
     torch.manual_seed(seed)
     number = {character: i for i, character in enumerate(sorted(set(text)))}
     tokens = torch.tensor([number[character] for character in text])
-    train_part, valid_part = tokens[: len(text) * 9 // 10], tokens[len(text) * 9 // 10 :]
+    train_part = tokens[: len(text) * 9 // 10]
+    valid_part = tokens[len(text) * 9 // 10 :]
     trainer = PlainTrainer(4, 128, 4, SEQUENCE, len(number))
     for step in range(steps):
         done = max(0.0, (step - 100) / (STEPS - 100))

@@ -41,8 +41,12 @@ from megascratch.training.trainer import Trainer
 from megascratch.verification.pool import mesh_of
 
 ZERO1 = {"data_parallel_size": RANKS, "use_distributed_optimizer": True}
-GRADIENTS, WEIGHTS, INPUTS = "gradient reduction", "weight gather", "input gradient's reduction"
-REGATHER, SENDS, RECEIVES = "input gathered again", "send", "receive"
+GRADIENTS = "gradient reduction"
+WEIGHTS = "weight gather"
+INPUTS = "input gradient's reduction"
+REGATHER = "input gathered again"
+SENDS = "send"
+RECEIVES = "receive"
 
 
 class Scene(NamedTuple):
@@ -91,9 +95,11 @@ class Watch:
         """`start` with its Pending watched."""
 
         def started(*args: Any, **kwargs: Any) -> Pending:
-            begin, ends = time.perf_counter(), []
+            begin = time.perf_counter()
+            ends = []
             pending = start(*args, **kwargs)
-            work, plain = pending.work, pending.wait
+            work = pending.work
+            plain = pending.wait
             assert work is not None
             with suppress(RuntimeError):  # gloo tells the end of some collectives, not of all
                 if isinstance(work, dist.Work):  # a long gather on a CPU is several messages
@@ -121,7 +127,9 @@ class Watch:
     def on(self, scene: Scene) -> Iterator[None]:
         """Watches the scene's calls and all transfers between stages."""
         patches = [patch.object(*call, self.starter(kind, getattr(*call))) for call, kind in scene.watched.items()]
-        post, wait, begins = _Player._post, _Player._wait, {}
+        post = _Player._post
+        wait = _Player._wait
+        begins = {}
 
         def watched_post(player: _Player, action: Any, tensor: Any, outwards: bool) -> Any:
             begin = time.perf_counter()
@@ -172,7 +180,8 @@ Found = dict[str, tuple[float, list[Row]]]
 
 def measure(name: str, samples: int, bucket: int, steps: int, trace: str | None) -> tuple[Losses, Found]:
     """On a rank: the first losses with and without the overlap; state of the overlap -> (seconds of a step, rows)."""
-    scene, watch = SCENES[name], Watch()
+    scene = SCENES[name]
+    watch = Watch()
     layout = scene.layout | {"ddp_bucket_size": bucket}
     states = {"on": trainer_of(layout, samples), "off": trainer_of(layout | scene.off, samples)}
     losses = first_losses(states["on"], states["off"])
@@ -196,10 +205,12 @@ def measure(name: str, samples: int, bucket: int, steps: int, trace: str | None)
 
 def _second_step(watch: Watch, at_once: bool, step: Callable[[], object]) -> float:
     """Of two: what the first leaves under way ends in the second."""
-    watch.notes, watch.at_once = [], at_once
+    watch.notes = []
+    watch.at_once = at_once
     dist.barrier()
     step()
-    watch.notes, start = [], time.perf_counter()
+    watch.notes = []
+    start = time.perf_counter()
     step()
     return time.perf_counter() - start
 

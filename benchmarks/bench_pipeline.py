@@ -101,7 +101,9 @@ class Ours:
 class Theirs:
     def __init__(self, work: Work):
         make, layers, folded = CONTESTS[work.schedule]
-        rank, count, ends = dist.get_rank(), len(layers), [0, *accumulate(layers)]
+        rank = dist.get_rank()
+        count = len(layers)
+        ends = [0, *accumulate(layers)]
         placement = Placement(RANKS, count // RANKS, folded)
         mine = [placement.virtual_stage(rank, chunk) for chunk in range(placement.chunks)]
         parts = [llama.Llama(range(*ends[v : v + 2]), v == 0, v == count - 1) for v in mine]
@@ -110,7 +112,9 @@ class Theirs:
         ]
         single = issubclass(make, pipelining.schedules.PipelineScheduleSingle)
         self.schedule = make(stages[0] if single else stages, work.microbatches, loss_fn=llama.loss_of)
-        self.model, self.first, self.last = nn.ModuleList(parts), 0 in mine, count - 1 in mine
+        self.model = nn.ModuleList(parts)
+        self.first = 0 in mine
+        self.last = count - 1 in mine
         self.optimizer = llama.adamw(self.model)
         self.ids, self.labels = llama.samples(work.microbatches * work.size)
 
@@ -140,7 +144,8 @@ class Theirs:
 def speed(work: Work, rounds: int) -> tuple[Losses, Pair, float, list[int]]:
     """On a rank: the first losses of both sides, the contest, our part of what the played schedule allows, and the
     number of weights of both sides."""
-    ours, theirs = Ours(work), Theirs(work)
+    ours = Ours(work)
+    theirs = Theirs(work)
     losses = first_losses(ours.step_and_loss, theirs.step_and_loss)
     pair = alternate(ours.step, theirs.step, rounds, warmup=0)
     allowed = statistics.median(ours.of_the_played() for _ in range(3))

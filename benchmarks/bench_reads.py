@@ -11,6 +11,7 @@ import os
 import tempfile
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -23,7 +24,9 @@ from megascratch.data.samples.dataset import Dataset, SingleSourceDataset
 from megascratch.data.samples.microbatches import microbatches
 from megascratch.data.tokens.token_files import TokenWriter
 
-LENGTH, SEED, VOCAB = 2048, 1234, 50_000
+LENGTH = 2048
+SEED = 1234
+VOCAB = 50_000
 
 
 def write(prefix: Path, documents: int, longest: int) -> str:
@@ -40,7 +43,10 @@ def megatrons(prefix: str) -> Dataset:
     from megatron.core.datasets.utils import Split
 
     class Tokenizer:
-        vocab_size, eod, pad, unique_identifiers = VOCAB, 0, -1, {}
+        vocab_size = VOCAB
+        eod = 0
+        pad = -1
+        unique_identifiers: ClassVar[dict[str, str]] = {}
 
     config = GPTDatasetConfig(
         random_seed=SEED,
@@ -75,7 +81,8 @@ def fed(dataset: Dataset, rate: float, steps: int) -> None:
     source = (microbatches(dataset, 64 * step, 8, 8, 0, 1, seq_length=LENGTH) for step in range(steps + 1))
     with Prefetch(source, 2) as batches:
         next(batches)  # makes the index
-        start, waited = time.perf_counter(), 0.0
+        start = time.perf_counter()
+        waited = 0.0
         for _ in range(steps):
             time.sleep(64 * LENGTH / rate)
             asked = time.perf_counter()
@@ -113,7 +120,8 @@ def main() -> None:
             DataConfig(data_path=[prefix], split="1", seq_length=LENGTH), seed=SEED, vocab_size=VOCAB, train_samples=1
         ).train
         assert keyed is not None
-        start, steps = time.perf_counter(), 30
+        start = time.perf_counter()
+        steps = 30
         for step in range(steps):
             microbatches(keyed, 64 * step, 8, 8, 0, 1, seq_length=LENGTH)
         tokens = steps * 64 * LENGTH / (time.perf_counter() - start)

@@ -31,7 +31,10 @@ from megascratch.training.trainer import Trainer
 from megascratch.verification.pool import Pool, mesh_of
 
 CHUNKS = {"gpipe": 1, "1f1b": 1, "interleaved": 2, "zb_h1": 1, "zb_h2": 1, "zb_v": 2, "dualpipe_v": 2}
-FORWARD, INPUT, WEIGHT = 0.024, 0.026, 0.020  # seconds of a rank's share of one micro-batch
+# seconds of a rank's share of one micro-batch
+FORWARD = 0.024
+INPUT = 0.026
+WEIGHT = 0.020
 SPEC = TensorSpec((256, 1, 384), torch.float32, torch.device("cpu"))
 
 
@@ -46,7 +49,8 @@ class _Asleep(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: nn.Parameter, share: float) -> Tensor:
-        ctx.weight, ctx.share = weight, share
+        ctx.weight = weight
+        ctx.share = share
         time.sleep(FORWARD * share)
         return x.clone()
 
@@ -72,7 +76,9 @@ class _SleepySink:
 class Sleeper(nn.Module):
     def __init__(self, share: float, last: bool):
         super().__init__()
-        self.weight, self.share, self.last = nn.Parameter(torch.ones(())), share, last
+        self.weight = nn.Parameter(torch.ones(()))
+        self.share = share
+        self.last = last
         sink: Any = _SleepySink(share)
         self.weight.grad_sink = sink
 
@@ -84,7 +90,8 @@ class Sleeper(nn.Module):
 
 def asleep(work: Work, steps: int) -> list[Trace]:
     """On a rank: steps of a pipeline whose stages sleep."""
-    chunks, mesh = CHUNKS[work.schedule], mesh_of(pp=work.ranks)
+    chunks = CHUNKS[work.schedule]
+    mesh = mesh_of(pp=work.ranks)
     placement = placement_of(work.schedule, work.ranks, chunks)
     orders = compile_order(work.schedule, work.ranks, work.microbatches, chunks)
     mine = [placement.virtual_stage(mesh.pp.rank, chunk) for chunk in range(chunks)]
@@ -110,7 +117,8 @@ def at_work(work: Work, steps: int) -> list[Trace]:
     }
     mesh = mesh_of(pp=work.ranks)
     trainer = Trainer(derive(with_fields(Config(), settings), work.ranks), mesh)
-    batches, traces = llama.batches(*llama.samples(work.microbatches), 1), []
+    batches = llama.batches(*llama.samples(work.microbatches), 1)
+    traces = []
     for step in range(steps):
         recorder = Recorder(mesh.pp, mesh.device)
         trainer.train_step(batches, llama.LR, step, recorder)

@@ -110,14 +110,16 @@ def with_peak(make: Callable[[], Step], device: str) -> tuple[Step, float]:
 def measure(name: str, shape: Shape, args: argparse.Namespace) -> str:
     sides = [with_peak(partial(make, shape, args.device, args.compile), args.device) for make in (ours, theirs)]
     (mine, my_peak), (plain, plain_peak) = sides
-    mine, plain = finished(mine, args.device), finished(plain, args.device)
+    mine = finished(mine, args.device)
+    plain = finished(plain, args.device)
     dtype = torch.bfloat16 if args.device == "cuda" else torch.float32
     require_same_work(f"{name:<26} ", first_losses(mine, plain), dtype)
     rounds = args.rounds if shape[4] < 1000 else max(5, args.rounds // 3)
     pair = alternate(mine, plain, rounds, warmup=0)
     if args.device == "cpu":
         return f"{name:<26} {args.threads} threads   {pair}"
-    tokens, flops = shape[3] * shape[5], flops_per_token(config_of(shape).model, shape[3])
+    tokens = shape[3] * shape[5]
+    flops = flops_per_token(config_of(shape).model, shape[3])
     told = [
         f"{side} {tokens / seconds:,.0f} tokens/s, MFU {flops * tokens / seconds / PEAK:.1%}, {peak:.1f} GiB"
         for side, seconds, peak in (("ours", pair.ours, my_peak), ("theirs", pair.theirs, plain_peak))

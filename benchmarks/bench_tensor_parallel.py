@@ -73,7 +73,8 @@ class Theirs:
         return (loss.full_tensor() if isinstance(loss, DTensor) else loss).item()
 
     def _clip(self) -> None:
-        split, whole = [], []
+        split = []
+        whole = []
         for weight in self.model.parameters():
             grad = weight.grad
             if isinstance(grad, DTensor) and grad.placements[0].is_partial():  # of a norm under SP
@@ -114,7 +115,8 @@ def _block(sequence_parallel: bool) -> dict:
 
 def speed(samples: int, sequence_parallel: bool, split_loss: bool, rounds: int) -> tuple[Losses, Pair]:
     """On a rank: the first losses of both sides, and the contest."""
-    ours, theirs = Ours(samples, sequence_parallel), Theirs(samples, sequence_parallel, split_loss)
+    ours = Ours(samples, sequence_parallel)
+    theirs = Theirs(samples, sequence_parallel, split_loss)
     losses = first_losses(ours.step, theirs.step)
     return losses, alternate(ours.step, theirs.step, rounds, warmup=0)
 

@@ -64,7 +64,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        wild, calm = Path(folder, "wild"), Path(folder, "calm")
+        wild = Path(folder, "wild")
+        calm = Path(folder, "calm")
         seconds, struck, left = disturbed(wild, asked)
         steps = json.loads((wild / "summary.json").read_text())["steps"]
         undisturbed = run(calm, asked.ranks, **{"train-iters": steps, "save-interval": 0})

@@ -37,7 +37,8 @@ KINDS = {
     "loss mask .idx": "corpus_loss_mask.idx",
     "index caches": "cache/*/*.*",
 }
-LENGTH, EPOCHS = 256, 2
+LENGTH = 256
+EPOCHS = 2
 
 
 class Outcome(NamedTuple):
@@ -57,7 +58,8 @@ def main() -> int:
     parser.add_argument("--dialogues", type=int, default=150, help="in the corpus (default: 150)")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    dice, silent = random.Random(options.seed), 0
+    dice = random.Random(options.seed)
+    silent = 0
     with tempfile.TemporaryDirectory() as name:
         sound = Path(name, "sound")
         write(sound, options.dialogues, dice)
@@ -82,7 +84,8 @@ def write(folder: Path, dialogues: int, dice: random.Random) -> None:
     folder.mkdir()
     lines = []
     for number in range(dialogues):
-        question, answer = "?" * dice.randint(1, 300), "!" * dice.randint(1, 600)
+        question = "?" * dice.randint(1, 300)
+        answer = "!" * dice.randint(1, 600)
         lines.append(
             f'{{"messages": [{{"role": "user", "content": "{number}{question}"}}, '
             f'{{"role": "assistant", "content": "{answer}"}}]}}\n'

@@ -16,8 +16,16 @@ from megascratch.config.fields import with_fields
 from megascratch.config.settings import Config
 from megascratch.data.samples.batch import Batch
 
-LAYERS, WIDTH, HEADS, MLP_WIDTH, VOCAB, SEQUENCE = 8, 384, 6, 1536, 8192, 256
-LR, BETAS, WEIGHT_DECAY, CLIP = 1e-3, (0.9, 0.95), 0.1, 1.0
+LAYERS = 8
+WIDTH = 384
+HEADS = 6
+MLP_WIDTH = 1536
+VOCAB = 8192
+SEQUENCE = 256
+LR = 1e-3
+BETAS = (0.9, 0.95)
+WEIGHT_DECAY = 0.1
+CLIP = 1.0
 SETTINGS = {  # of the model and of AdamW; a layout's own settings come on top
     "num_layers": LAYERS,
     "hidden_size": WIDTH,
@@ -79,8 +87,10 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.attention_norm, self.ffn_norm = nn.RMSNorm(WIDTH, 1e-5), nn.RMSNorm(WIDTH, 1e-5)
-        self.attention, self.feed_forward = Attention(), FeedForward()
+        self.attention_norm = nn.RMSNorm(WIDTH, 1e-5)
+        self.ffn_norm = nn.RMSNorm(WIDTH, 1e-5)
+        self.attention = Attention()
+        self.feed_forward = FeedForward()
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         x = x + self.attention(self.attention_norm(x), cos, sin)
@@ -138,7 +148,8 @@ def samples(count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 def batches(ids: Tensor, labels: Tensor, micro_batch_size: int) -> list[Batch]:
     """The same samples as megascratch's micro-batches."""
-    numbers, places = torch.arange(len(ids)), torch.arange(SEQUENCE)
+    numbers = torch.arange(len(ids))
+    places = torch.arange(SEQUENCE)
     return [
         Batch(i, y, torch.ones(y.shape), places.expand(len(i), -1), None, n)
         for i, y, n in zip(*(x.split(micro_batch_size) for x in (ids, labels, numbers)), strict=True)

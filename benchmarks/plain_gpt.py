@@ -25,9 +25,12 @@ class Block(nn.Module):
     def __init__(self, width: int, heads: int):
         super().__init__()
         self.heads = heads
-        self.norm1, self.norm2 = nn.LayerNorm(width, bias=False), nn.LayerNorm(width, bias=False)
-        self.qkv, self.proj = nn.Linear(width, 3 * width, bias=False), nn.Linear(width, width, bias=False)
-        self.up, self.down = nn.Linear(width, 4 * width, bias=False), nn.Linear(4 * width, width, bias=False)
+        self.norm1 = nn.LayerNorm(width, bias=False)
+        self.norm2 = nn.LayerNorm(width, bias=False)
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.proj = nn.Linear(width, width, bias=False)
+        self.up = nn.Linear(width, 4 * width, bias=False)
+        self.down = nn.Linear(4 * width, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         b, s, h = x.shape
@@ -40,9 +43,11 @@ class Block(nn.Module):
 class PlainGPT(nn.Module):
     def __init__(self, layers: int, width: int, heads: int, positions: int, vocab: int):
         super().__init__()
-        self.words, self.positions = nn.Embedding(vocab, width), nn.Embedding(positions, width)
+        self.words = nn.Embedding(vocab, width)
+        self.positions = nn.Embedding(positions, width)
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
-        self.norm, self.head = nn.LayerNorm(width, bias=False), nn.Linear(width, vocab, bias=False)
+        self.norm = nn.LayerNorm(width, bias=False)
+        self.head = nn.Linear(width, vocab, bias=False)
         self.head.weight = self.words.weight
         for weight in self.parameters():
             if weight.dim() > 1:

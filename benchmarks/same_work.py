@@ -70,7 +70,8 @@ def copy_weights(weights: dict[str, Tensor], model: nn.Module, names: dict[str, 
 
     Raises: ValueError where a parameter gets nothing.
     """
-    parameters, left = dict(model.named_parameters()), {name for name, _ in model.named_parameters()}
+    parameters = dict(model.named_parameters())
+    left = {name for name, _ in model.named_parameters()}
     for name, weight in weights.items():
         number = name.split(".")[1] if name.startswith("layers.") else ""
         parts = names[name.replace(f".{number}.", ".{}.") if number else name]

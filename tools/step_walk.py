@@ -107,7 +107,8 @@ class StepWalk:
 
     def _note_relatives(self, name: str) -> None:
         """Bases and subclasses, over any number of steps: a call through either may land here."""
-        node, module = self.classes[name], _module_of(name)
+        node = self.classes[name]
+        module = _module_of(name)
         for inner in node.body:
             if isinstance(inner, ast.AnnAssign) and isinstance(inner.target, ast.Name):
                 self.fields.setdefault((name, inner.target.id), []).append((inner.annotation, None))

@@ -239,7 +239,8 @@ def training_step() -> Drawing:
     d = Drawing(900, 270, "One training step, file by file")
     for number, (file, what, fill) in enumerate(STEP):
         row, column = divmod(number, 4)
-        x, y = 20 + column * 218, 20 + row * 76
+        x = 20 + column * 218
+        y = 20 + row * 76
         d.box(x, y, 200, 50, f"{number + 1}. {what}\n{file}", fill, 12)
         if column:
             d.arrow(x - 18, y + 25, x - 2, y + 25)
@@ -277,7 +278,8 @@ def gradient() -> Drawing:
     d = Drawing(900, 280, "The way of a gradient")
     for number, (what, where, fill) in enumerate(GRADIENT):
         row, column = divmod(number, 3)
-        x, y = 20 + column * 292, 20 + row * 76
+        x = 20 + column * 292
+        y = 20 + row * 76
         d.box(x, y, 270, 50, f"{number + 1}. {what}\n{where}", fill, 12)
         if column:
             d.arrow(x - 22, y + 25, x - 2, y + 25)

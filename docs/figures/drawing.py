@@ -3,7 +3,12 @@
 from html import escape
 
 INK = "#1e293b"
-BLUE, GREEN, YELLOW, RED, GREY, WHITE = "#dbeafe", "#dcfce7", "#fef3c7", "#fee2e2", "#e2e8f0", "#ffffff"
+BLUE = "#dbeafe"
+GREEN = "#dcfce7"
+YELLOW = "#fef3c7"
+RED = "#fee2e2"
+GREY = "#e2e8f0"
+WHITE = "#ffffff"
 TIP = (
     '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
     f'<path d="M0 0L8 4L0 8z" fill="{INK}"/></marker></defs>'

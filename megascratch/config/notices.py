@@ -19,7 +19,10 @@ def notices(config: Config) -> list[str]:
 
 
 def _table(config: Config) -> list[tuple[bool, str]]:
-    model, parallel, data, optim = config.model, config.parallel, config.data, config.optim
+    model = config.model
+    parallel = config.parallel
+    data = config.data
+    optim = config.optim
     rotates = model.position_embedding_type == "rope"
     return [
         (

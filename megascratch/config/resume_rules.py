@@ -14,7 +14,8 @@ from megascratch.config.fields import flag
 Kind = Literal["free", "notice", "refused", "fixed"]
 Settings = Mapping[str, Any]
 
-DATA_FILES, TOKENIZER = "data_files", "tokenizer"
+DATA_FILES = "data_files"
+TOKENIZER = "tokenizer"
 """Names that can be forced in addition to those of settings."""
 
 KINDS: dict[Kind, str] = {
@@ -274,7 +275,8 @@ CAN_BE_FORCED = [
 
 def compare_configs(before: Side, now: Side, consumed_samples: int, forced: Sequence[str] = ()) -> ResumeVerdict:
     """Notices and refusals for all changes between two sides. A setting that the checkpoint lacks is ignored."""
-    notices, refusals = [], []
+    notices = []
+    refusals = []
     for name, kind, sentence in [
         *_settings(before, now, consumed_samples),
         *_files(before, now),

@@ -154,7 +154,8 @@ class Buckets:
     """
 
     def __init__(self, buckets: Sequence[Bucket], reduce: Callable[[Bucket], Pending], overlap: bool):
-        self.buckets, self.reduce = list(buckets), reduce
+        self.buckets = list(buckets)
+        self.reduce = reduce
         self.slots = [slot for bucket in buckets for slot in bucket.slots]
         self.last = False
         self.waiting: list[Bucket] = []  # those to reduce during backward, in this order

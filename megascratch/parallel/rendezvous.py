@@ -170,7 +170,8 @@ def _torchruns_store(rank: int, world: int, timeout: timedelta) -> dist.Store:
 
 def _local_store(rank: int, world: int, timeout: timedelta) -> dist.Store:
     """A store that only this machine can reach; by default torch would listen on every interface."""
-    port, listener = int(os.environ["MASTER_PORT"]), None
+    port = int(os.environ["MASTER_PORT"])
+    listener = None
     if rank == 0:
         with socket.create_server((LOOPBACK, port)) as server:
             listener = server.detach()

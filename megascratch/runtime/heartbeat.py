@@ -29,7 +29,9 @@ FOLDER = "MEGASCRATCH_WATCH"
 STORE = "MEGASCRATCH_STORE"
 """The variable that names the rendezvous file of a launcher's ranks (parallel/rendezvous.py, which needs torch)."""
 SIZE = 1024
-WATCHED, WAITS, ENDED = 1, 2, 4
+WATCHED = 1
+WAITS = 2
+ENDED = 4
 _HEAD = struct.Struct("<IIdqi")
 _CODE = struct.Struct("<i")
 _ACTION = slice(64, 192)

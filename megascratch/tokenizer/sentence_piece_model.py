@@ -11,12 +11,23 @@ occur twice are merged.
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-PIECES, NORMALIZER = 1, 3  # fields of ModelProto
-PIECE, TYPE = 1, 3  # fields of SentencePiece
-NORMAL, CONTROL, USER_DEFINED = 1, 3, 4  # types of a piece
+# fields of ModelProto
+PIECES = 1
+NORMALIZER = 3
+# fields of SentencePiece
+PIECE = 1
+TYPE = 3
+# types of a piece
+NORMAL = 1
+CONTROL = 3
+USER_DEFINED = 4
 ADD_DUMMY_PREFIX = 3  # field of NormalizerSpec
 
-VARINT, EIGHT_BYTES, DELIMITED, FOUR_BYTES = 0, 1, 2, 5  # wire types
+# wire types
+VARINT = 0
+EIGHT_BYTES = 1
+DELIMITED = 2
+FOUR_BYTES = 5
 
 AS_CONTROL = bytes([TYPE << 3 | VARINT, CONTROL])
 NO_DUMMY_PREFIX = bytes([ADD_DUMMY_PREFIX << 3 | VARINT, 0])

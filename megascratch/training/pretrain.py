@@ -41,7 +41,8 @@ def _code(config: Config, stop: StopRequest) -> int:
 
     Raises: UserError, and any error that needs a traceback.
     """
-    code, cause = FAILED, ""
+    code = FAILED
+    cause = ""
     try:
         code = train(build_run(config), stop)["exit_code"]
         fault_point("run.end")

@@ -145,7 +145,8 @@ class Report:
         self.metrics = path.open("a", encoding="utf-8", buffering=1)
 
     def _put_away(self) -> None:
-        metrics, self.metrics = self.metrics, None
+        metrics = self.metrics
+        self.metrics = None
         if metrics is not None:
             metrics.close()
 
@@ -192,7 +193,8 @@ class Events:
     """
 
     def __init__(self, folder: str, purge_step: int | None):
-        self.folder, self.purge_step = folder, purge_step
+        self.folder = folder
+        self.purge_step = purge_step
         self.failed = False
         self._writer: SummaryWriter | None = None
         self._hook_before = threading.excepthook
@@ -215,7 +217,8 @@ class Events:
 
     def close(self) -> None:
         """Writes the remaining events. Raises: OSError if they cannot be written."""
-        writer, self._writer = self._writer, None
+        writer = self._writer
+        self._writer = None
         try:
             if writer is not None and not self.failed:
                 writer.flush()

@@ -32,7 +32,8 @@ def read_rows(file: Path) -> ReportRows:
         return ReportRows([], "")
     except OSError as error:
         return ReportRows([], f"{file} cannot be read: {error.strerror}")
-    rows, unreadable = [], list[int]()
+    rows = []
+    unreadable = list[int]()
     for number, line in enumerate(content.split(b"\n")[:-1], 1):
         row = _row(line)
         if row is None:

@@ -90,7 +90,8 @@ class StopRequest:
         os.close(self._writes)
 
     def _reason(self, step: int | None) -> int:
-        training, now = self._training, time.monotonic()
+        training = self._training
+        now = time.monotonic()
         if now - self._looked >= LOOK_EVERY:
             self._looked = now
             if training.stop_file is not None and os.path.exists(training.stop_file):  # False without permission

@@ -21,7 +21,9 @@ from megascratch.storage.store import AbsentError, Store
 BEAT_SECONDS = 5.0
 """Each heartbeat is a paid request: about ten US cents a day."""
 STALE_SECONDS = 60.0
-HOME, RECORD, BEAT = ".writer", ".json", ".beat"
+HOME = ".writer"
+RECORD = ".json"
+BEAT = ".beat"
 RELEASED = b"null"
 
 

@@ -19,7 +19,8 @@ from megascratch.parallel.sharded_tensor import ShardedTensor
 
 CHUNK_BYTES = 1 << 26
 """Larger boxes are split, so that a rank reads little more than it needs, and with little memory."""
-GROUP_BYTES, GROUP_CHUNKS = 1 << 24, 512
+GROUP_BYTES = 1 << 24
+GROUP_CHUNKS = 512
 """Neighbouring small chunks are written and read together, up to this size and number."""
 ALIGNMENT = 64  # bytes, of the first chunk, so that the tensors of a memory-mapped file are aligned
 

@@ -40,7 +40,9 @@ DTYPES = {
 MOST_CHUNK_BYTES = 1 << 28
 """A larger chunk is refused, because a reader holds a chunk in memory."""
 
-_HEAD, _MIDDLE, _TAIL = b'{"sha256": "', b'",\n"body": ', b"}\n"
+_HEAD = b'{"sha256": "'
+_MIDDLE = b'",\n"body": '
+_TAIL = b"}\n"
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _DIGEST = re.compile(r"[0-9a-f]{16}")
 

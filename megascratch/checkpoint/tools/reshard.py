@@ -25,7 +25,8 @@ from megascratch.parallel.sharded_tensor import ShardedTensor
 from megascratch.storage.path import Place, storage_path
 
 PRECISIONS = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-WEIGHTS, MASTERS = "param.", "optim.master."
+WEIGHTS = "param."
+MASTERS = "optim.master."
 
 
 class TensorSource(NamedTuple):

@@ -13,7 +13,9 @@ def layout_fits_the_world(
     data_parallel_size: int | None,
 ) -> Broken | None:
     """The world size is tensor x pipeline x data parallel size."""
-    tp, pp, dp = tensor_model_parallel_size, pipeline_model_parallel_size, data_parallel_size
+    tp = tensor_model_parallel_size
+    pp = pipeline_model_parallel_size
+    dp = data_parallel_size
     if world_size % (tp * pp):
         return Broken(
             f"world size ({world_size}) must be divisible by tensor-model-parallel-size x pipeline-model-parallel-size "
@@ -73,7 +75,8 @@ def schedule_fits_the_chunks(
     pipeline_schedule: str, pipeline_model_parallel_size: int, num_virtual_stages_per_pipeline_rank: int
 ) -> str | None:
     """Interleaving needs several chunks per rank, a V schedule needs two, every other schedule needs one."""
-    pp, chunks = pipeline_model_parallel_size, num_virtual_stages_per_pipeline_rank
+    pp = pipeline_model_parallel_size
+    chunks = num_virtual_stages_per_pipeline_rank
     if pipeline_schedule in FOLDED:
         if chunks == 2 and pp > 1:
             return None
@@ -127,7 +130,8 @@ def groups_are_for_interleaving(
     microbatch_group_size_per_virtual_pipeline_stage: int, pipeline_schedule: str, pipeline_model_parallel_size: int
 ) -> str | Broken | None:
     """The group size orders interleaved micro-batches, and is at least the number of stages."""
-    group, pp = microbatch_group_size_per_virtual_pipeline_stage, pipeline_model_parallel_size
+    group = microbatch_group_size_per_virtual_pipeline_stage
+    pp = pipeline_model_parallel_size
     if pipeline_schedule == "interleaved" and group < pp:
         return Broken(
             f"microbatch-group-size-per-virtual-pipeline-stage ({group}) must be at least "

@@ -77,9 +77,13 @@ def decay_has_the_unit_of_the_run(
         "lr-wsd-decay": lr_wsd_decay_samples,
     }
     if train_iters:
-        unit, other, wrong = "iters", "samples", by_samples
+        unit = "iters"
+        other = "samples"
+        wrong = by_samples
     else:
-        unit, other, wrong = "samples", "iters", by_iters
+        unit = "samples"
+        other = "iters"
+        wrong = by_iters
     given = {name: value for name, value in wrong.items() if value is not None}
     if not given:
         return None

@@ -24,7 +24,8 @@ from megascratch.data.text.parquet import RowGroupSizes
 from megascratch.data.text.sources import BROKEN, Source, opened, unreadable
 
 LEAF_BYTES = 1 << 22
-MOST_BYTES, FEWEST_PIECES = 1 << 26, 32
+MOST_BYTES = 1 << 26
+FEWEST_PIECES = 32
 MOST_SPANS = 256
 
 

@@ -31,7 +31,8 @@ from megascratch.data.tokens.remote import open_corpus
 from megascratch.data.tokens.token_files import TokenReader
 
 Range = tuple[int, int]
-MOCK_SEQUENCES, MOCK_LONGEST = 100_000, 4096
+MOCK_SEQUENCES = 100_000
+MOCK_LONGEST = 4096
 
 
 class Splits(NamedTuple):

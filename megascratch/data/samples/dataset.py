@@ -23,7 +23,10 @@ from megascratch.data.tokens.index_cache import Arrays, digest_of, load_or_build
 from megascratch.data.tokens.indices import permutation, pieces_between, sample_index, stream_key
 
 FORMAT = 2  # version of the cached indices; part of their key
-SEQUENCES, SAMPLES, FIRST_CUT = 1, 2, 3  # purpose of a random key
+# purpose of a random key
+SEQUENCES = 1
+SAMPLES = 2
+FIRST_CUT = 3
 EPOCHS_KEPT = 2
 NO_PIECES = np.empty((0, 3), dtype=np.int64)
 

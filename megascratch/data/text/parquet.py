@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 from megascratch.config.errors import UserError
 from megascratch.data.text.sources import BROKEN, needed, opened
 
-BATCH_BYTES, BATCH_ROWS = 1 << 20, 1 << 12
+BATCH_BYTES = 1 << 20
+BATCH_ROWS = 1 << 12
 
 
 class ParquetRows(NamedTuple):

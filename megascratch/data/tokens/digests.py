@@ -153,7 +153,8 @@ def with_manifest(prefix: str | Path, digests: Digests) -> None:
 
 
 def _write(prefix: str | Path, bin_bytes: int, blocks: np.ndarray, idx: WholeFile) -> None:
-    path, manifest = digests_path(prefix), manifest_file(prefix)
+    path = digests_path(prefix)
+    manifest = manifest_file(prefix)
     with explain_write_errors(path):
         raw = encoded(bin_bytes, blocks, idx, whole_file(manifest) if manifest.exists() else None)
         write_atomically(path, raw)

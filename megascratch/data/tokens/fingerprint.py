@@ -23,7 +23,8 @@ from megascratch.data.tokens.loss_mask import has_mask, mask_prefix
 from megascratch.data.tokens.remote import is_remote
 from megascratch.data.tokens.token_files import TokenReader, bin_path, idx_path
 
-PIECES, PIECE_BYTES = 64, 1 << 16
+PIECES = 64
+PIECE_BYTES = 1 << 16
 UNRECORDED = "none"
 
 

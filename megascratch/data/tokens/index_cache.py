@@ -142,7 +142,8 @@ def _store(home: Path, key: str, arrays: Mapping[str, np.ndarray | BlockwiseArra
         try:
             with ThreadPoolExecutor(max(len(arrays), 1)) as pool:
                 digests = list(pool.map(_write, [partial / f"{name}.npy" for name in arrays], arrays.values()))
-            names, words = dict(zip(arrays, digests, strict=True)), json.loads(key)
+            names = dict(zip(arrays, digests, strict=True))
+            words = json.loads(key)
             record = {"arrays": names, "key": words, "digest": _own_digest(names, words)}
             (partial / "key.json").write_text(json.dumps(record, indent=1))
             fault_point("index.commit")
