@@ -41,7 +41,13 @@ def alternate(
             times.append((seconds[ours], seconds[theirs]))
     ratios = [b / a for a, b in times]
     low, middle, high = statistics.quantiles(ratios, n=4)
-    return Pair(statistics.median(a for a, _ in times), statistics.median(b for _, b in times), middle, low, high)
+    return Pair(
+        statistics.median(a for a, _ in times),
+        statistics.median(b for _, b in times),
+        middle,
+        low,
+        high,
+    )
 
 
 def _seconds(action: Callable[[], object]) -> float:

@@ -27,16 +27,26 @@ def played(row: dict[str, str]) -> float:
     f, b, w, transfer = (float(row[f"T_{name}_ms"]) for name in ("F", "B", "W", "comm"))
     cost = uniform(F=f / chunks, B=(b + w) / chunks, I=b / chunks, W=w / chunks, transfer=transfer)
     orders = compile_order(schedule, stages, microbatches, chunks)
-    return simulate(orders, overlapped(cost, chunks) if schedule == "interleaved" else cost).bubble_rate
+    return simulate(
+        orders, overlapped(cost, chunks) if schedule == "interleaved" else cost
+    ).bubble_rate
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--table", required=True, metavar="FILE")
-    parser.add_argument("--within", type=float, default=1e-4, help="that a cell may be off by (default: 1e-4)")
+    parser.add_argument(
+        "--within", type=float, default=1e-4, help="that a cell may be off by (default: 1e-4)"
+    )
     args = parser.parse_args()
     with open(args.table, encoding="utf-8", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["bubble_rate"] and row["schedule"] in SCHEDULES]
+        rows = [
+            row
+            for row in csv.DictReader(file)
+            if row["bubble_rate"] and row["schedule"] in SCHEDULES
+        ]
     off = 0
     for row in rows:
         published = float(row["bubble_rate"])

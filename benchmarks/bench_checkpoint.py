@@ -74,7 +74,11 @@ class Contest:
 
     def peer_save(self) -> None:
         path = self.folder / "theirs" / str(next(self.numbers))
-        dcp.save(self.plain, storage_writer=dcp.FileSystemWriter(path, thread_count=self.threads), no_dist=self.alone)
+        dcp.save(
+            self.plain,
+            storage_writer=dcp.FileSystemWriter(path, thread_count=self.threads),
+            no_dist=self.alone,
+        )
 
     def load(self, path: Path) -> None:
         checkpoint.load(path, self.held, self.own)
@@ -91,21 +95,33 @@ def contest(folder: Path, rounds: int, threads: int) -> tuple[int, dict[str, Pai
     """On each rank: bytes of the state, and the three comparisons."""
     both = Contest(folder, threads)
     nbytes = sum(tensor.nbytes for tensor in both.plain.values())
-    found = {"stall": both.stall(rounds), "save": alternate(both.save, both.peer_save, rounds, warmup=1)}
+    found = {
+        "stall": both.stall(rounds),
+        "save": alternate(both.save, both.peer_save, rounds, warmup=1),
+    }
     ours = checkpoint.list_steps(folder / "ours")[0]
     theirs = max((folder / "theirs").iterdir(), key=lambda path: path.name)
-    found["load"] = alternate(partial(both.load, ours), partial(both.peer_load, theirs), rounds, warmup=1)
+    found["load"] = alternate(
+        partial(both.load, ours), partial(both.peer_load, theirs), rounds, warmup=1
+    )
     return nbytes, found
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", help="where to write; default: the system's folder of temporary files")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--folder", help="where to write; default: the system's folder of temporary files"
+    )
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    for name, run in (("one process", lambda *args: [contest(*args)]), (f"{RANKS} ranks", partial(fresh, contest))):
+    for name, run in (
+        ("one process", lambda *args: [contest(*args)]),
+        (f"{RANKS} ranks", partial(fresh, contest)),
+    ):
         folder = Path(tempfile.mkdtemp(prefix="bench-checkpoint-", dir=options.folder))
         try:
             nbytes, found = run(folder, options.rounds, options.threads)[0]
@@ -113,7 +129,10 @@ def main() -> None:
             shutil.rmtree(folder)
         print(f"{name}, {nbytes / 2**20:,.0f} MiB of state")
         for what, pair in found.items():
-            print(f"  {what:<6}{pair}" + (f"   blocks {1 / pair.ratio:.3f}x the copy" if what == "stall" else ""))
+            print(
+                f"  {what:<6}{pair}"
+                + (f"   blocks {1 / pair.ratio:.3f}x the copy" if what == "stall" else "")
+            )
 
 
 if __name__ == "__main__":

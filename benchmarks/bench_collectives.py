@@ -17,7 +17,13 @@ from alternate import Pair, alternate
 from megascratch.parallel import collectives
 from megascratch.verification.pool import Pool, mesh_of
 
-BYTES = [1 << 11, 1 << 14, 1 << 17, 1 << 20, 1 << 23]  # of the whole: what is summed, gathered or scattered
+BYTES = [
+    1 << 11,
+    1 << 14,
+    1 << 17,
+    1 << 20,
+    1 << 23,
+]  # of the whole: what is summed, gathered or scattered
 
 
 def compare(ranks: int, size: int, rounds: int) -> dict[str, Pair]:
@@ -39,7 +45,10 @@ def compare(ranks: int, size: int, rounds: int) -> dict[str, Pair]:
             lambda: dist.reduce_scatter_tensor(part, whole, group=axis.group),
         ),
     }
-    return {name: alternate(_many(ours), _many(theirs), rounds) for name, (ours, theirs) in calls.items()}
+    return {
+        name: alternate(_many(ours), _many(theirs), rounds)
+        for name, (ours, theirs) in calls.items()
+    }
 
 
 def _many(call: Callable[[], object]) -> Callable[[], object]:
@@ -48,7 +57,9 @@ def _many(call: Callable[[], object]) -> Callable[[], object]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--ranks", type=int, nargs="+", default=[2, 4])
     parser.add_argument("--rounds", type=int, default=11)
     args = parser.parse_args()

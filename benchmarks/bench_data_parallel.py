@@ -108,7 +108,9 @@ class ShardedOptimizer(Replicated):
             first["params"], torch.optim.AdamW, weight_decay=first["weight_decay"], **settings
         )
         for group in others:
-            optimizer.add_param_group({"params": group["params"], "weight_decay": group["weight_decay"]})
+            optimizer.add_param_group(
+                {"params": group["params"], "weight_decay": group["weight_decay"]}
+            )
         return optimizer
 
 
@@ -152,11 +154,15 @@ def speed(contest: Contest, work: Work, rounds: int) -> tuple[Losses, Pair]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--samples", type=int, default=4, help="of 256 tokens in a step of a rank")
     parser.add_argument("--microbatches", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--ddp-bucket-size", type=int, help="elements in a bucket of ours; default: as in training")
+    parser.add_argument(
+        "--ddp-bucket-size", type=int, help="elements in a bucket of ours; default: as in training"
+    )
     parser.add_argument("--only", choices=contests(None), nargs="+", default=list(contests(None)))
     args = parser.parse_args()
     for name, contest in contests(args.ddp_bucket_size).items():
@@ -165,7 +171,10 @@ def main() -> None:
             losses, pair = fresh(speed, contest, work, args.rounds)[0]
             tokens = RANKS * work.microbatches * work.size * llama.SEQUENCE
             require_same_work(f"{name:<33}{microbatches} x {work.size} ", losses)
-            print(f"{name:<33}{microbatches} x {work.size}{tokens / pair.ours:7.0f} tokens/s   {pair}", flush=True)
+            print(
+                f"{name:<33}{microbatches} x {work.size}{tokens / pair.ours:7.0f} tokens/s   {pair}",
+                flush=True,
+            )
             ours, theirs = (fresh(memory, side, work) for side in contest)
             print(f"{'':<33}MiB of each rank: ours {mib(ours)}, theirs {mib(theirs)}", flush=True)
 

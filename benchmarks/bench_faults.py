@@ -17,8 +17,27 @@ import time
 from megascratch.runtime.faults import VARIABLE
 
 RUN = [
-    *("--num-layers", "4", "--hidden-size", "64", "--num-attention-heads", "4", "--vocab-size", "256", "--mock-data"),
-    *("--seq-length", "64", "--global-batch-size", "8", "--train-iters", "40", "--save-interval", "5"),
+    *(
+        "--num-layers",
+        "4",
+        "--hidden-size",
+        "64",
+        "--num-attention-heads",
+        "4",
+        "--vocab-size",
+        "256",
+        "--mock-data",
+    ),
+    *(
+        "--seq-length",
+        "64",
+        "--global-batch-size",
+        "8",
+        "--train-iters",
+        "40",
+        "--save-interval",
+        "5",
+    ),
     *("--log-interval", "1", "--eval-interval", "0", "--device", "cpu", "--max-restarts", "1"),
 ]
 LAYOUTS = {
@@ -28,11 +47,15 @@ LAYOUTS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--ranks", type=int, choices=LAYOUTS, default=4)
     parser.add_argument("--timeout", type=float, default=5.0)
     asked = parser.parse_args()
-    print(f"{asked.ranks} ranks, time-out {asked.timeout:g} s\nfault    noticed    next step    the report says")
+    print(
+        f"{asked.ranks} ranks, time-out {asked.timeout:g} s\nfault    noticed    next step    the report says"
+    )
     for action in ("kill", "hang", "stop"):
         noticed, onward, told = measure(action, asked.ranks, asked.timeout)
         print(f"{action:<6} {noticed:7.2f} s  {onward:9.2f} s    {told}", flush=True)

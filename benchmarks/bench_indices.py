@@ -114,11 +114,16 @@ def one(side: str, args: argparse.Namespace, folder: Path) -> dict[str, float]:
 def equal(folders: list[Path]) -> bool:
     """Whether both sides wrote the same arrays."""
     for name in NAMES:
-        ours, theirs = (np.load(next(folder.rglob(f"*{name}.npy")), mmap_mode="r") for folder in folders)
+        ours, theirs = (
+            np.load(next(folder.rglob(f"*{name}.npy")), mmap_mode="r") for folder in folders
+        )
         if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
             return False
         steps = range(0, len(ours), 1 << 22)
-        if any(not np.array_equal(ours[at : at + (1 << 22)], theirs[at : at + (1 << 22)]) for at in steps):
+        if any(
+            not np.array_equal(ours[at : at + (1 << 22)], theirs[at : at + (1 << 22)])
+            for at in steps
+        ):
             return False
     return True
 
@@ -133,11 +138,17 @@ def indices(args: argparse.Namespace) -> None:
                 folder.mkdir()
                 found[side].append(one(side, args, folder))
             assert equal(folders), "the two sides made different arrays"
-    print(f"{args.documents:,} documents, {args.epochs} epochs, samples of {LENGTH:,} tokens: equal arrays")
+    print(
+        f"{args.documents:,} documents, {args.epochs} epochs, samples of {LENGTH:,} tokens: equal arrays"
+    )
     for side in sides:
-        seconds, peak = (statistics.median(run[key] for run in found[side]) for key in ("seconds", "gib"))
+        seconds, peak = (
+            statistics.median(run[key] for run in found[side]) for key in ("seconds", "gib")
+        )
         print(f"  {side:<14} {seconds:8.2f} s   {peak:6.2f} GiB at most")
-    ratios = [theirs["seconds"] / ours["seconds"] for ours, theirs in zip(*found.values(), strict=True)]
+    ratios = [
+        theirs["seconds"] / ours["seconds"] for ours, theirs in zip(*found.values(), strict=True)
+    ]
     print(f"  speed {statistics.median(ratios):.2f}x")
 
 

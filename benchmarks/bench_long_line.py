@@ -19,7 +19,9 @@ CHARACTERS = {"ascii": "abcdefghijklmnop", "chinese": "一丁丂七丄丅丆万�
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--megabytes", type=int, default=60, help="of the line (default: 60)")
     options, tokenizer = parser.parse_known_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -51,7 +53,14 @@ def write(source: Path, letters: str, size: int) -> None:
 
 def peak(source: Path, tokenizer: list[str]) -> int:
     """Bytes of memory that one process takes at most."""
-    words = ["preprocess", "--input", str(source), "--output-prefix", str(source.with_name("out")), "--overwrite"]
+    words = [
+        "preprocess",
+        "--input",
+        str(source),
+        "--output-prefix",
+        str(source.with_name("out")),
+        "--overwrite",
+    ]
     command = [sys.executable, "-m", "megascratch", *words, "--workers", "1", *tokenizer]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     _, status, used = os.wait4(process.pid, 0)

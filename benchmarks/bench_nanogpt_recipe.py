@@ -49,12 +49,17 @@ RECIPE = {
 }
 LAYOUTS = {
     "one process": (1, []),
-    "TP 2 x PP 2": (4, ["--tensor-model-parallel-size", "2", "--pipeline-model-parallel-size", "2"]),
+    "TP 2 x PP 2": (
+        4,
+        ["--tensor-model-parallel-size", "2", "--pipeline-model-parallel-size", "2"],
+    ),
 }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--text", type=Path, help="a plain text file")
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--seed", type=int, default=1337, help="nanoGPT's own is 1337")
@@ -66,12 +71,20 @@ def main() -> None:
         rows = {layout: train(folder, layout, args.steps, args.seed) for layout in LAYOUTS}
         for layout, found in rows.items():
             twenty = [row["loss"] for row in found if row.get("split") == "valid"][-1]
-            print(f"{layout:<12} all {whole_loss(folder, layout):.4f}   20 batches {twenty:.4f}", flush=True)
+            print(
+                f"{layout:<12} all {whole_loss(folder, layout):.4f}   20 batches {twenty:.4f}",
+                flush=True,
+            )
     one, four = (training_losses(found)[:200] for found in rows.values())
     far = max(abs(a - b) / a for a, b in zip(one, four, strict=True))
-    print(f"first {len(one)} training losses of the two layouts: largest relative difference {far:.2e}", flush=True)
+    print(
+        f"first {len(one)} training losses of the two layouts: largest relative difference {far:.2e}",
+        flush=True,
+    )
     if far > WITHIN:
-        sys.exit(f"more than the {WITHIN:g} that rounding explains: the two layouts do not train the same model")
+        sys.exit(
+            f"more than the {WITHIN:g} that rounding explains: the two layouts do not train the same model"
+        )
     whole, draws = train_plain(text, args.steps, args.seed)
     mean = statistics.mean(draws)
     deviation = statistics.stdev(draws)
@@ -85,7 +98,15 @@ def prepare(text: str, folder: Path) -> None:
     """A character tokenizer of the whole text; its first nine tenths train, the rest validates."""
     cut = len(text) * 9 // 10
     (folder / "all.txt").write_text(text, encoding="utf-8")
-    _run("tokenizer", "train", "--input", folder / "all.txt", "--output", folder / "characters.json", "--no-eod")
+    _run(
+        "tokenizer",
+        "train",
+        "--input",
+        folder / "all.txt",
+        "--output",
+        folder / "characters.json",
+        "--no-eod",
+    )
     for name, part in (("train", text[:cut]), ("valid", text[cut:])):
         (folder / f"{name}.jsonl").write_text(json.dumps({"text": part}) + "\n", encoding="utf-8")
         _run(
@@ -122,7 +143,11 @@ def train(folder: Path, layout: str, steps: int, seed: int) -> list[dict]:
         folder / "valid_text_document",
         *flags,
     ]
-    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m"] if ranks > 1 else []
+    launcher = (
+        ["torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m"]
+        if ranks > 1
+        else []
+    )
     _run(*words, launcher=launcher)
     return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
 
@@ -136,7 +161,15 @@ def whole_loss(folder: Path, layout: str) -> float:
     """Nats per character of the whole held-out text."""
     report = folder / "report.json"
     checkpoints = folder / f"{LAYOUTS[layout][0]}-ranks" / "checkpoints"
-    _run("evaluate", "--load", checkpoints, "--input", folder / "valid.jsonl", "--output-json", report)
+    _run(
+        "evaluate",
+        "--load",
+        checkpoints,
+        "--input",
+        folder / "valid.jsonl",
+        "--output-json",
+        report,
+    )
     return json.loads(report.read_text())["heldout_loss"]
 
 
@@ -150,13 +183,22 @@ def train_plain(text: str, steps: int, seed: int) -> tuple[float, list[float]]:
     trainer = PlainTrainer(4, 128, 4, SEQUENCE, len(number))
     for step in range(steps):
         done = max(0.0, (step - 100) / (STEPS - 100))
-        lr = 1e-3 * (step + 1) / 101 if step < 100 else 1e-4 + 4.5e-4 * (1 + math.cos(math.pi * done))
+        lr = (
+            1e-3 * (step + 1) / 101
+            if step < 100
+            else 1e-4 + 4.5e-4 * (1 + math.cos(math.pi * done))
+        )
         trainer.step(*_crops(train_part), lr)
     rows = (len(valid_part) - 1) // SEQUENCE
     ids, labels = (valid_part[i : i + rows * SEQUENCE].view(rows, SEQUENCE) for i in (0, 1))
     with torch.no_grad():
-        whole = sum(trainer.model(ids[i : i + 1], labels[i : i + 1]).item() for i in range(rows)) / rows
-        draws = [sum(trainer.model(*_crops(valid_part)).item() for _ in range(20)) / 20 for _ in range(100)]
+        whole = (
+            sum(trainer.model(ids[i : i + 1], labels[i : i + 1]).item() for i in range(rows)) / rows
+        )
+        draws = [
+            sum(trainer.model(*_crops(valid_part)).item() for _ in range(20)) / 20
+            for _ in range(100)
+        ]
     return whole, draws
 
 
@@ -169,7 +211,9 @@ def _crops(tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def _run(*words: object, launcher: list[str] | None = None) -> None:
     command = [sys.executable, "-m", *(launcher or []), "megascratch", *map(str, words)]
     ranks_share_cores = {"OMP_NUM_THREADS": "1"} if launcher else {}
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | ranks_share_cores)
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | ranks_share_cores
+    )
     if done.returncode:
         sys.exit(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
 

@@ -26,9 +26,37 @@ import psutil
 from megascratch.supervision.folders import stale_folders
 
 SETTINGS = [
-    *("--num-layers", "2", "--hidden-size", "32", "--num-attention-heads", "4", "--vocab-size", "64", "--mock-data"),
-    *("--seq-length", "16", "--global-batch-size", "8", "--train-iters", "1000000", "--lr-decay-iters", "1000"),
-    *("--lr", "0.01", "--save-interval", "20", "--keep-last-n-checkpoints", "2", "--log-interval", "1"),
+    *(
+        "--num-layers",
+        "2",
+        "--hidden-size",
+        "32",
+        "--num-attention-heads",
+        "4",
+        "--vocab-size",
+        "64",
+        "--mock-data",
+    ),
+    *(
+        "--seq-length",
+        "16",
+        "--global-batch-size",
+        "8",
+        "--train-iters",
+        "1000000",
+        "--lr-decay-iters",
+        "1000",
+    ),
+    *(
+        "--lr",
+        "0.01",
+        "--save-interval",
+        "20",
+        "--keep-last-n-checkpoints",
+        "2",
+        "--log-interval",
+        "1",
+    ),
     *("--eval-interval", "0", "--device", "cpu", "--auto-resume"),
 ]
 WAYS = ("launcher", "fork-server", "torchrun", "node", "node-agent")
@@ -36,7 +64,9 @@ PATIENCE = 300.0  # seconds for a start, or for an end that does not come
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     asked = parser.parse_args()
     print("killed         all gone after    trains again after")
@@ -85,7 +115,9 @@ class Run:
         self.out = out
         with out.open("w") as file:
             environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-            self.process = psutil.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT)
+            self.process = psutil.Popen(
+                command, env=environment, stdout=file, stderr=subprocess.STDOUT
+            )
 
     @property
     def family(self) -> list[psutil.Process]:
@@ -100,12 +132,50 @@ def commands_of(way: str, folder: Path) -> list[list[str]]:
     words = ["-m", "megascratch", "pretrain", *SETTINGS, "--output-dir", str(folder / "run")]
     python = [sys.executable]
     if way == "torchrun":
-        return [[*python, "-m", "torch.distributed.run", "--nproc-per-node", "2", *words, "--data-parallel-size", "2"]]
+        return [
+            [
+                *python,
+                "-m",
+                "torch.distributed.run",
+                "--nproc-per-node",
+                "2",
+                *words,
+                "--data-parallel-size",
+                "2",
+            ]
+        ]
     if way in ("launcher", "fork-server"):
-        return [[*python, *words, "--data-parallel-size", "2", "--nproc-per-node", "2", "--max-restarts", "3"]]
+        return [
+            [
+                *python,
+                *words,
+                "--data-parallel-size",
+                "2",
+                "--nproc-per-node",
+                "2",
+                "--max-restarts",
+                "3",
+            ]
+        ]
     endpoint = f"127.0.0.1:{free_port()}"
-    nodes = ["--nnodes", "2", "--nproc-per-node", "1", "--max-restarts", "3", "--rdzv-endpoint", endpoint]
-    nodes += ["--rdzv-id", "orphans", "--local-addr", "127.0.0.1", "--distributed-timeout-minutes", "1"]
+    nodes = [
+        "--nnodes",
+        "2",
+        "--nproc-per-node",
+        "1",
+        "--max-restarts",
+        "3",
+        "--rdzv-endpoint",
+        endpoint,
+    ]
+    nodes += [
+        "--rdzv-id",
+        "orphans",
+        "--local-addr",
+        "127.0.0.1",
+        "--distributed-timeout-minutes",
+        "1",
+    ]
     return [[*python, *words, *nodes, "--rdzv-conf", f"is_host={host}"] for host in (0, 1)]
 
 
@@ -113,7 +183,9 @@ def victims(way: str, run: Run) -> tuple[psutil.Process, list[psutil.Process]]:
     """Who is killed, and who must end with it."""
     family = run.family
     if way == "fork-server":
-        server = next(one for one in family if "multiprocessing.forkserver" in " ".join(one.cmdline()))
+        server = next(
+            one for one in family if "multiprocessing.forkserver" in " ".join(one.cmdline())
+        )
         return server, [server, *server.children(recursive=True)]
     if way == "node-agent":
         agent = next(one for one in family if "torch.distributed.run" in one.cmdline())

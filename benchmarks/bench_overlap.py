@@ -58,14 +58,18 @@ class Scene(NamedTuple):
 
 
 SCENES = {
-    "TP 2": Scene({"tensor_model_parallel_size": RANKS}, {}, {(linear, "start_all_reduce"): INPUTS}),
+    "TP 2": Scene(
+        {"tensor_model_parallel_size": RANKS}, {}, {(linear, "start_all_reduce"): INPUTS}
+    ),
     "TP 2 + SP": Scene(
         {"tensor_model_parallel_size": RANKS, "sequence_parallel": True},
         {},
         {(linear, "start_reduce_scatter"): INPUTS, (linear, "start_all_gather"): REGATHER},
     ),
     "DP 2": Scene(
-        {"data_parallel_size": RANKS}, {"overlap_grad_reduce": False}, {(ddp, "start_all_reduce"): GRADIENTS}
+        {"data_parallel_size": RANKS},
+        {"overlap_grad_reduce": False},
+        {(ddp, "start_all_reduce"): GRADIENTS},
     ),
     "ZeRO-1": Scene(
         ZERO1,
@@ -106,7 +110,9 @@ class Watch:
                     work.get_future().add_done_callback(lambda _: ends.append(time.perf_counter()))
 
             def wait() -> Any:
-                return self.waited(kind, begin, ends, plain) if pending.work is not None else plain()
+                return (
+                    self.waited(kind, begin, ends, plain) if pending.work is not None else plain()
+                )
 
             pending.wait = wait  # type: ignore[method-assign]
             if self.at_once:
@@ -126,7 +132,10 @@ class Watch:
     @contextmanager
     def on(self, scene: Scene) -> Iterator[None]:
         """Watches the scene's calls and all transfers between stages."""
-        patches = [patch.object(*call, self.starter(kind, getattr(*call))) for call, kind in scene.watched.items()]
+        patches = [
+            patch.object(*call, self.starter(kind, getattr(*call)))
+            for call, kind in scene.watched.items()
+        ]
         post = _Player._post
         wait = _Player._wait
         begins = {}
@@ -143,9 +152,14 @@ class Watch:
             if transfer.action not in begins:
                 return transfer.tensor
             kind = SENDS if transfer.action.op in ("SF", "SB") else RECEIVES
-            return self.waited(kind, begins.pop(transfer.action), [], lambda: wait(player, transfer))
+            return self.waited(
+                kind, begins.pop(transfer.action), [], lambda: wait(player, transfer)
+            )
 
-        patches += [patch.object(_Player, "_post", watched_post), patch.object(_Player, "_wait", watched_wait)]
+        patches += [
+            patch.object(_Player, "_post", watched_post),
+            patch.object(_Player, "_wait", watched_wait),
+        ]
         for change in patches:
             change.start()
         try:
@@ -166,10 +180,15 @@ class Row(NamedTuple):
 
 def trainer_of(settings: dict[str, Any], samples: int) -> Callable[[], float]:
     """A whole training step, which gives its loss."""
-    sizes = [settings.get(f"{axis}_parallel_size", 1) for axis in ("tensor_model", "pipeline_model", "data")]
+    sizes = [
+        settings.get(f"{axis}_parallel_size", 1)
+        for axis in ("tensor_model", "pipeline_model", "data")
+    ]
     tp, pp, dp = sizes
     micro = 1 if pp > 1 else samples
-    values = llama.SETTINGS | settings | {"micro_batch_size": micro, "global_batch_size": samples * dp}
+    values = (
+        llama.SETTINGS | settings | {"micro_batch_size": micro, "global_batch_size": samples * dp}
+    )
     trainer = Trainer(derive(with_fields(Config(), values), RANKS), mesh_of(tp, pp, dp))
     batches = llama.batches(*llama.samples(samples, seed=trainer.mesh.dp.rank), micro)
     return lambda: trainer.train_step(batches, llama.LR).global_loss
@@ -178,7 +197,9 @@ def trainer_of(settings: dict[str, Any], samples: int) -> Callable[[], float]:
 Found = dict[str, tuple[float, list[Row]]]
 
 
-def measure(name: str, samples: int, bucket: int, steps: int, trace: str | None) -> tuple[Losses, Found]:
+def measure(
+    name: str, samples: int, bucket: int, steps: int, trace: str | None
+) -> tuple[Losses, Found]:
     """On a rank: the first losses with and without the overlap; state of the overlap -> (seconds of a step, rows)."""
     scene = SCENES[name]
     watch = Watch()
@@ -200,7 +221,9 @@ def measure(name: str, samples: int, bucket: int, steps: int, trace: str | None)
                     _second_step(watch, state == "off" and not scene.off, step)
                 file = f"{name.lower().replace(' ', '-').replace(',', '')}-{state}-rank{dist.get_rank()}.json"
                 profiler.export_chrome_trace(str(Path(trace) / file))
-    return losses, {state: (statistics.median(seconds[state]), rows_of(notes[state])) for state in states}
+    return losses, {
+        state: (statistics.median(seconds[state]), rows_of(notes[state])) for state in states
+    }
 
 
 def _second_step(watch: Watch, at_once: bool, step: Callable[[], object]) -> float:
@@ -220,24 +243,35 @@ def rows_of(steps: list[list[Note]]) -> list[Row]:
     for kind in dict.fromkeys(note.kind for notes in steps for note in notes):
         mine = [[note for note in notes if note.kind == kind] for notes in steps]
         calls = statistics.median(len(notes) for notes in mine)
-        times = ([sum(getattr(note, name) for note in notes) for notes in mine] for name in ("under_way", "exposed"))
+        times = (
+            [sum(getattr(note, name) for note in notes) for notes in mine]
+            for name in ("under_way", "exposed")
+        )
         found.append(Row(kind, calls, *map(statistics.median, times)))
     return found
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--trace", metavar="FOLDER", help="where chrome traces go")
-    parser.add_argument("--samples", type=int, default=4, help="of 256 tokens in a step of a data-parallel rank")
+    parser.add_argument(
+        "--samples", type=int, default=4, help="of 256 tokens in a step of a data-parallel rank"
+    )
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--ddp-bucket-size", type=int, default=2_000_000)
     parser.add_argument("--only", choices=SCENES, nargs="+", default=list(SCENES))
     args = parser.parse_args()
     if args.trace is not None:
         Path(args.trace).mkdir(parents=True, exist_ok=True)
-    print(f"{'':<12}{'overlap':<9}{'step':>9}   {'':<28}{'calls':>5}{'under way':>12}{'exposed':>12}")
+    print(
+        f"{'':<12}{'overlap':<9}{'step':>9}   {'':<28}{'calls':>5}{'under way':>12}{'exposed':>12}"
+    )
     for name in args.only:
-        losses, found = fresh(measure, name, args.samples, args.ddp_bucket_size, args.steps, args.trace)[0]
+        losses, found = fresh(
+            measure, name, args.samples, args.ddp_bucket_size, args.steps, args.trace
+        )[0]
         require_same_work(f"{name:<12}", losses)
         for state, (seconds, rows) in found.items():
             for row in rows:

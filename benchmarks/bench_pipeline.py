@@ -108,10 +108,13 @@ class Theirs:
         mine = [placement.virtual_stage(rank, chunk) for chunk in range(placement.chunks)]
         parts = [llama.Llama(range(*ends[v : v + 2]), v == 0, v == count - 1) for v in mine]
         stages = [
-            pipelining.PipelineStage(part, v, count, torch.device("cpu")) for v, part in zip(mine, parts, strict=True)
+            pipelining.PipelineStage(part, v, count, torch.device("cpu"))
+            for v, part in zip(mine, parts, strict=True)
         ]
         single = issubclass(make, pipelining.schedules.PipelineScheduleSingle)
-        self.schedule = make(stages[0] if single else stages, work.microbatches, loss_fn=llama.loss_of)
+        self.schedule = make(
+            stages[0] if single else stages, work.microbatches, loss_fn=llama.loss_of
+        )
         self.model = nn.ModuleList(parts)
         self.first = 0 in mine
         self.last = count - 1 in mine
@@ -149,12 +152,21 @@ def speed(work: Work, rounds: int) -> tuple[Losses, Pair, float, list[int]]:
     losses = first_losses(ours.step_and_loss, theirs.step_and_loss)
     pair = alternate(ours.step, theirs.step, rounds, warmup=0)
     allowed = statistics.median(ours.of_the_played() for _ in range(3))
-    return losses, pair, allowed, [sum(weight.numel() for weight in side.parameters) for side in (ours, theirs)]
+    return (
+        losses,
+        pair,
+        allowed,
+        [sum(weight.numel() for weight in side.parameters) for side in (ours, theirs)],
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--schedules", nargs="+", choices=CONTESTS, default=["1f1b", "interleaved", "zb_h1", "zb_v"])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--schedules", nargs="+", choices=CONTESTS, default=["1f1b", "interleaved", "zb_h1", "zb_v"]
+    )
     parser.add_argument("--microbatches", type=int, default=8)
     parser.add_argument("--micro-batch-size", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=7)
@@ -166,7 +178,10 @@ def main() -> None:
             print(f"{schedule:<12}{told_speed(work, args.rounds)}", flush=True)
         if args.only != "speed":
             ours, theirs = (fresh(partial(memory, side), work) for side in (Ours, Theirs))
-            print(f"{schedule:<12}memory of each rank, MiB: ours {mib(ours)}, theirs {mib(theirs)}", flush=True)
+            print(
+                f"{schedule:<12}memory of each rank, MiB: ours {mib(ours)}, theirs {mib(theirs)}",
+                flush=True,
+            )
 
 
 def told_speed(work: Work, rounds: int) -> str:

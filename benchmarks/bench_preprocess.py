@@ -38,7 +38,12 @@ from alternate import Pair, alternate
 
 from megascratch.data.tokens.token_files import TokenWriter, token_dtype
 
-SCRIPTS = [range(0x61, 0x7B), range(0x430, 0x450), range(0x3B1, 0x3CA), range(0x4E00, 0x4E80)]  # Latin to Chinese
+SCRIPTS = [
+    range(0x61, 0x7B),
+    range(0x430, 0x450),
+    range(0x3B1, 0x3CA),
+    range(0x4E00, 0x4E80),
+]  # Latin to Chinese
 DOCUMENT = 4000  # characters
 RARE = "jkqvxz"
 
@@ -50,7 +55,9 @@ def main() -> None:
     here = [*(["megatron"] if importlib.util.find_spec("megatron") else []), *SIDES]
     parser.add_argument("--sides", nargs="*", choices=here, default=here)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", nargs=3, metavar=("SIDE", "FOLDER", "OUT"), help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--only", nargs=3, metavar=("SIDE", "FOLDER", "OUT"), help=argparse.SUPPRESS
+    )
     options = parser.parse_args()
     if options.only:
         side, folder, out = options.only
@@ -58,14 +65,18 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        print("times from process start to files on disk; the most memory of all processes together")
+        print(
+            "times from process start to files on disk; the most memory of all processes together"
+        )
         found: dict[tuple[int, str], list[tuple[int, Pair]]] = {}
         for megabytes in options.megabytes:
             size = make_text(folder / "text.jsonl", megabytes * 10**6)
             if not (folder / "tokenizer.json").exists():
                 train(folder)
             for kind in itertools.product(options.workers, options.sides):
-                found.setdefault(kind, []).append((size, compare(folder, size, *kind, options.rounds)))
+                found.setdefault(kind, []).append(
+                    (size, compare(folder, size, *kind, options.rounds))
+                )
         for kind, pairs in found.items():
             steady(*kind, pairs)
 
@@ -96,7 +107,9 @@ def texts() -> Iterator[str]:
 
 def words(dice: random.Random) -> str:
     letters = dice.choice(SCRIPTS)
-    return " ".join("".join(map(chr, dice.choices(letters, k=dice.randint(1, 9)))) for _ in range(DOCUMENT // 6))
+    return " ".join(
+        "".join(map(chr, dice.choices(letters, k=dice.randint(1, 9)))) for _ in range(DOCUMENT // 6)
+    )
 
 
 def train(folder: Path) -> None:
@@ -113,7 +126,9 @@ def train(folder: Path) -> None:
         show_progress=False,
     )
     with (folder / "text.jsonl").open("rb") as file:
-        tokenizer.train_from_iterator((json.loads(line)["text"] for line in itertools.islice(file, 2000)), trainer)
+        tokenizer.train_from_iterator(
+            (json.loads(line)["text"] for line in itertools.islice(file, 2000)), trainer
+        )
     tokenizer.save(str(folder / "tokenizer.json"))
 
 
@@ -127,11 +142,16 @@ def compare(folder: Path, size: int, workers: int, side: str, rounds: int) -> Pa
         script = [sys.executable, "-W", "ignore", tool, *(str(folder / word) for word in words)]
     ours, theirs = (
         partial(measured, command, peaks[name])
-        for name, command in (("ours", command(folder, workers, eod=side != "megatron")), (side, script))
+        for name, command in (
+            ("ours", command(folder, workers, eod=side != "megatron")),
+            (side, script),
+        )
     )
     pair = alternate(ours, theirs, max(rounds, 2), warmup=1 if rounds > 1 else 0)
     for suffix in (".bin", ".idx"):
-        pairs = [(folder / f"{name}{suffix}").read_bytes() for name in ("ours_text_document", "theirs")]
+        pairs = [
+            (folder / f"{name}{suffix}").read_bytes() for name in ("ours_text_document", "theirs")
+        ]
         assert pairs[0] == pairs[1], f"{side}: {suffix} differs"
     used = [Used(*map(statistics.median, zip(*runs, strict=True))) for runs in peaks.values()]
     print(
@@ -148,7 +168,10 @@ def steady(workers: int, side: str, pairs: list[tuple[int, Pair]]) -> None:
     """The rate that does not count the start, from a smaller and a larger text."""
     (small, quick), (large, slow) = pairs[0], pairs[-1]
     if large > small:
-        rates = [(large - small) / (b - a) / 1e6 for a, b in ((quick.ours, slow.ours), (quick.theirs, slow.theirs))]
+        rates = [
+            (large - small) / (b - a) / 1e6
+            for a, b in ((quick.ours, slow.ours), (quick.theirs, slow.theirs))
+        ]
         print(
             f"{workers} workers beside {side}, steady: {rates[0]:.0f} and {rates[1]:.0f} MB/s, "
             f"{rates[0] / rates[1]:.2f}x"
@@ -165,7 +188,15 @@ def command(folder: Path, workers: int, eod: bool) -> list[str]:
         "--log-interval": 10**9,
     }
     flat = [str(word) for pair in flags.items() for word in pair]
-    return [sys.executable, "-m", "megascratch", "preprocess", *flat, *(["--append-eod"] if eod else []), "--overwrite"]
+    return [
+        sys.executable,
+        "-m",
+        "megascratch",
+        "preprocess",
+        *flat,
+        *(["--append-eod"] if eod else []),
+        "--overwrite",
+    ]
 
 
 class Used(NamedTuple):
@@ -185,7 +216,9 @@ def processor_seconds() -> float:
 def measured(words: list[str], peaks: list[Used]) -> None:
     """Runs a command to its end; notes the most memory that its processes had together, and their time."""
     before = processor_seconds()
-    process = psutil.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment())
+    process = psutil.Popen(
+        words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment()
+    )
     peak = 0
     while process.poll() is None:
         with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
@@ -211,7 +244,10 @@ def usual(folder: Path, out: str) -> None:
 
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     eod = tokenizer.token_to_id("<|endoftext|>")
-    with (folder / "text.jsonl").open() as file, TokenWriter(out, token_dtype(tokenizer.get_vocab_size())) as writer:
+    with (
+        (folder / "text.jsonl").open() as file,
+        TokenWriter(out, token_dtype(tokenizer.get_vocab_size())) as writer,
+    ):
         for line in file:
             writer.add_document([*tokenizer.encode(json.loads(line)["text"]).ids, eod])
 
@@ -221,7 +257,9 @@ def with_gigatoken(folder: Path, out: str) -> None:
 
     tokenizer = gigatoken.Tokenizer.from_json((folder / "tokenizer.json").read_text())
     with (folder / "text.jsonl").open() as file:
-        documents = tokenizer.encode_batch([json.loads(line)["text"] for line in file], parallel=False)
+        documents = tokenizer.encode_batch(
+            [json.loads(line)["text"] for line in file], parallel=False
+        )
     eod = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]["<|endoftext|>"]
     with TokenWriter(out, token_dtype(tokenizer.vocab_size)) as writer:
         for ids in documents:

@@ -60,7 +60,9 @@ def megatrons(prefix: str) -> Dataset:
         create_attention_mask=False,
     )
     corpus = IndexedDataset(prefix, multimodal=False, mmap=True)
-    return GPTDataset(corpus, prefix, np.arange(len(corpus), dtype=np.int32), None, Split.train, config)
+    return GPTDataset(
+        corpus, prefix, np.arange(len(corpus), dtype=np.int32), None, Split.train, config
+    )
 
 
 class Usual:
@@ -78,7 +80,9 @@ def fed(dataset: Dataset, rate: float, steps: int) -> None:
     """One line: what a consumer of `rate` tokens a second waited for."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    source = (microbatches(dataset, 64 * step, 8, 8, 0, 1, seq_length=LENGTH) for step in range(steps + 1))
+    source = (
+        microbatches(dataset, 64 * step, 8, 8, 0, 1, seq_length=LENGTH) for step in range(steps + 1)
+    )
     with Prefetch(source, 2) as batches:
         next(batches)  # makes the index
         start = time.perf_counter()
@@ -113,11 +117,19 @@ def main() -> None:
         numbers = np.random.default_rng(1).integers(0, len(ours), size=args.reads).tolist()
         if peer:
             assert all(ours[n][:-1].tolist() == theirs[n]["tokens"].tolist() for n in numbers[:50])
-        pair = alternate(lambda: [ours[n] for n in numbers], lambda: [theirs[n] for n in numbers], args.rounds)
+        pair = alternate(
+            lambda: [ours[n] for n in numbers], lambda: [theirs[n] for n in numbers], args.rounds
+        )
         name = "megatron-core" if peer else "NumPy's usual way"
-        print(f"{args.reads / pair.ours:,.0f} samples/s, {name} {args.reads / pair.theirs:,.0f}; {pair}", flush=True)
+        print(
+            f"{args.reads / pair.ours:,.0f} samples/s, {name} {args.reads / pair.theirs:,.0f}; {pair}",
+            flush=True,
+        )
         keyed = open_splits(
-            DataConfig(data_path=[prefix], split="1", seq_length=LENGTH), seed=SEED, vocab_size=VOCAB, train_samples=1
+            DataConfig(data_path=[prefix], split="1", seq_length=LENGTH),
+            seed=SEED,
+            vocab_size=VOCAB,
+            train_samples=1,
         ).train
         assert keyed is not None
         start = time.perf_counter()
@@ -125,7 +137,9 @@ def main() -> None:
         for step in range(steps):
             microbatches(keyed, 64 * step, 8, 8, 0, 1, seq_length=LENGTH)
         tokens = steps * 64 * LENGTH / (time.perf_counter() - start)
-        print(f"loader, one core: {tokens / 1e6:.1f} M tokens/s in micro-batches of 8, the first index included")
+        print(
+            f"loader, one core: {tokens / 1e6:.1f} M tokens/s in micro-batches of 8, the first index included"
+        )
         for rate in (1e6, 4e6):
             fed(keyed, rate, steps=int(10 * rate) // (64 * LENGTH))
 

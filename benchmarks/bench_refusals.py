@@ -21,8 +21,15 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=5)
     seed = parser.parse_args().seed
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, str(ROOT / "tests" / "support" / "bad_flags.py"), "60", str(seed)]
-        done = subprocess.run(command, cwd=folder, env={"PYTHONPATH": str(ROOT)}, capture_output=True, check=True)
+        command = [
+            sys.executable,
+            str(ROOT / "tests" / "support" / "bad_flags.py"),
+            "60",
+            str(seed),
+        ]
+        done = subprocess.run(
+            command, cwd=folder, env={"PYTHONPATH": str(ROOT)}, capture_output=True, check=True
+        )
         answers = json.loads(done.stdout)["answers"]
         seconds = sorted(answer[2] for answer in answers)
         print(

@@ -30,7 +30,15 @@ from megascratch.training import schedule_trace
 from megascratch.training.trainer import Trainer
 from megascratch.verification.pool import Pool, mesh_of
 
-CHUNKS = {"gpipe": 1, "1f1b": 1, "interleaved": 2, "zb_h1": 1, "zb_h2": 1, "zb_v": 2, "dualpipe_v": 2}
+CHUNKS = {
+    "gpipe": 1,
+    "1f1b": 1,
+    "interleaved": 2,
+    "zb_h1": 1,
+    "zb_h2": 1,
+    "zb_v": 2,
+    "dualpipe_v": 2,
+}
 # seconds of a rank's share of one micro-batch
 FORWARD = 0.024
 INPUT = 0.026
@@ -95,13 +103,23 @@ def asleep(work: Work, steps: int) -> list[Trace]:
     placement = placement_of(work.schedule, work.ranks, chunks)
     orders = compile_order(work.schedule, work.ranks, work.microbatches, chunks)
     mine = [placement.virtual_stage(mesh.pp.rank, chunk) for chunk in range(chunks)]
-    stages = [Stage(Sleeper(1 / chunks, v == placement.stages - 1), v, placement.stages) for v in mine]
+    stages = [
+        Stage(Sleeper(1 / chunks, v == placement.stages - 1), v, placement.stages) for v in mine
+    ]
     batches = [torch.ones(SPEC.shape)] * work.microbatches
     connect(mesh.links, mesh.device)
     traces = []
     for _ in range(steps):
         recorder = Recorder(mesh.pp, mesh.device)
-        run(orders[mesh.pp.rank], stages, mesh.links, batches, SPEC, placement=placement, recorder=recorder)
+        run(
+            orders[mesh.pp.rank],
+            stages,
+            mesh.links,
+            batches,
+            SPEC,
+            placement=placement,
+            recorder=recorder,
+        )
         traces.append(Trace.of(orders, placement, all_gather_objects(recorder.notes(), mesh.pp)))
     return traces[1:]
 
@@ -129,8 +147,12 @@ def at_work(work: Work, steps: int) -> list[Trace]:
 def told(work: Work, traces: list[Trace]) -> str:
     disorder = next((trace.disorder for trace in traces if trace.disorder), "as compiled")
     ran, played = ([getattr(trace, name) for trace in traces] for name in ("happened", "typical"))
-    numbers = [statistics.median(timeline.total for timeline in side) * 1e3 for side in (ran, played)]
-    bubbles = [statistics.median(timeline.bubble_rate for timeline in side) for side in (ran, played)]
+    numbers = [
+        statistics.median(timeline.total for timeline in side) * 1e3 for side in (ran, played)
+    ]
+    bubbles = [
+        statistics.median(timeline.bubble_rate for timeline in side) for side in (ran, played)
+    ]
     ratio = statistics.median(a.total / b.total for a, b in zip(ran, played, strict=True))
     times = zip(*(row for trace in traces for row in trace.times), strict=True)
     medians = [statistics.median(column) * 1e3 for column in times]
@@ -142,18 +164,25 @@ def told(work: Work, traces: list[Trace]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--schedules", nargs="+", choices=CHUNKS, default=list(CHUNKS))
     parser.add_argument("--ranks", nargs="+", type=int, default=[2, 4])
     parser.add_argument("--microbatches", type=int, default=8)
     parser.add_argument("--steps", type=int, default=6, help="the first of them is not counted")
-    parser.add_argument("--model", action="store_true", help="the 25 M Llama in place of stages that sleep")
+    parser.add_argument(
+        "--model", action="store_true", help="the 25 M Llama in place of stages that sleep"
+    )
     args = parser.parse_args()
     for ranks in args.ranks:
         pool = Pool(timeout=120)
         for schedule in args.schedules:
             work = Work(schedule, ranks, args.microbatches)
-            print(told(work, pool.run(ranks, at_work if args.model else asleep, work, args.steps)[0]), flush=True)
+            print(
+                told(work, pool.run(ranks, at_work if args.model else asleep, work, args.steps)[0]),
+                flush=True,
+            )
         pool.close()
 
 

@@ -63,7 +63,9 @@ def config_of(shape: Shape, **more: object) -> Config:
 def tokens_of(shape: Shape) -> tuple[Tensor, Tensor]:
     """Ids and labels, on the CPU as a loader has them."""
     positions, vocab, size = shape[3:]
-    tokens = torch.randint(0, vocab, (size, positions + 1), generator=torch.Generator().manual_seed(0))
+    tokens = torch.randint(
+        0, vocab, (size, positions + 1), generator=torch.Generator().manual_seed(0)
+    )
     return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
 
 
@@ -108,7 +110,10 @@ def with_peak(make: Callable[[], Step], device: str) -> tuple[Step, float]:
 
 
 def measure(name: str, shape: Shape, args: argparse.Namespace) -> str:
-    sides = [with_peak(partial(make, shape, args.device, args.compile), args.device) for make in (ours, theirs)]
+    sides = [
+        with_peak(partial(make, shape, args.device, args.compile), args.device)
+        for make in (ours, theirs)
+    ]
     (mine, my_peak), (plain, plain_peak) = sides
     mine = finished(mine, args.device)
     plain = finished(plain, args.device)
@@ -122,10 +127,15 @@ def measure(name: str, shape: Shape, args: argparse.Namespace) -> str:
     flops = flops_per_token(config_of(shape).model, shape[3])
     told = [
         f"{side} {tokens / seconds:,.0f} tokens/s, MFU {flops * tokens / seconds / PEAK:.1%}, {peak:.1f} GiB"
-        for side, seconds, peak in (("ours", pair.ours, my_peak), ("theirs", pair.theirs, plain_peak))
+        for side, seconds, peak in (
+            ("ours", pair.ours, my_peak),
+            ("theirs", pair.theirs, plain_peak),
+        )
     ]
     how = "compiled" if args.compile else "eager"
-    return "\n  ".join([f"{name}, batch {shape[5]}, bf16, {how}, {torch.cuda.get_device_name()}", str(pair), *told])
+    return "\n  ".join(
+        [f"{name}, batch {shape[5]}, bf16, {how}, {torch.cuda.get_device_name()}", str(pair), *told]
+    )
 
 
 def main() -> None:

@@ -95,7 +95,9 @@ def _ends(sequence_parallel: bool, split_loss: bool) -> dict:
     return {
         "tok_embeddings": RowwiseParallel(input_layouts=Replicate(), output_layouts=between),
         **({"norm": SequenceParallel()} if sequence_parallel else {}),
-        "output": ColwiseParallel(input_layouts=between, output_layouts=logits, use_local_output=not split_loss),
+        "output": ColwiseParallel(
+            input_layouts=between, output_layouts=logits, use_local_output=not split_loss
+        ),
     }
 
 
@@ -103,17 +105,24 @@ def _block(sequence_parallel: bool) -> dict:
     plan: dict = {f"attention.{name}": ColwiseParallel() for name in ("wq", "wk", "wv")}
     plan |= {f"feed_forward.{name}": ColwiseParallel() for name in ("w1", "w3")}
     between = Shard(1) if sequence_parallel else Replicate()
-    plan |= {name: RowwiseParallel(output_layouts=between) for name in ("attention.wo", "feed_forward.w2")}
+    plan |= {
+        name: RowwiseParallel(output_layouts=between)
+        for name in ("attention.wo", "feed_forward.w2")
+    }
     if sequence_parallel:
         plan |= {name: SequenceParallel() for name in ("attention_norm", "ffn_norm")}
         plan["attention"] = PrepareModuleInput(
             input_layouts=(Shard(1), None, None), desired_input_layouts=(Replicate(), None, None)
         )
-        plan["feed_forward"] = PrepareModuleInput(input_layouts=Shard(1), desired_input_layouts=Replicate())
+        plan["feed_forward"] = PrepareModuleInput(
+            input_layouts=Shard(1), desired_input_layouts=Replicate()
+        )
     return plan
 
 
-def speed(samples: int, sequence_parallel: bool, split_loss: bool, rounds: int) -> tuple[Losses, Pair]:
+def speed(
+    samples: int, sequence_parallel: bool, split_loss: bool, rounds: int
+) -> tuple[Losses, Pair]:
     """On a rank: the first losses of both sides, and the contest."""
     ours = Ours(samples, sequence_parallel)
     theirs = Theirs(samples, sequence_parallel, split_loss)
@@ -122,15 +131,26 @@ def speed(samples: int, sequence_parallel: bool, split_loss: bool, rounds: int) 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--samples", type=int, default=4, help="of 256 tokens in a step")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--loss-parallel", action="store_true", help="the peer's loss over split logits, slower here")
+    parser.add_argument(
+        "--loss-parallel",
+        action="store_true",
+        help="the peer's loss over split logits, slower here",
+    )
     args = parser.parse_args()
     for name, sequence_parallel in (("TP 2", False), ("TP 2 + SP", True)):
-        losses, pair = fresh(speed, args.samples, sequence_parallel, args.loss_parallel, args.rounds)[0]
+        losses, pair = fresh(
+            speed, args.samples, sequence_parallel, args.loss_parallel, args.rounds
+        )[0]
         require_same_work(f"{name:<10}", losses)
-        print(f"{name:<10}{args.samples * llama.SEQUENCE / pair.ours:7.0f} tokens/s   {pair}", flush=True)
+        print(
+            f"{name:<10}{args.samples * llama.SEQUENCE / pair.ours:7.0f} tokens/s   {pair}",
+            flush=True,
+        )
         ours, theirs = (
             fresh(memory, *side)
             for side in (

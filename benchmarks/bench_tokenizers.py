@@ -28,7 +28,9 @@ def main() -> None:
     options = _options()
     texts = list(_at_most(_texts(options.input), options.megabytes * 10**6))
     size = sum(len(text.encode()) for text in texts) / 1e6
-    print(f"{len(texts)} texts, {size:.1f} MB, {options.vocab_size:,} ids, {options.rounds} rounds, one core")
+    print(
+        f"{len(texts)} texts, {size:.1f} MB, {options.vocab_size:,} ids, {options.rounds} rounds, one core"
+    )
 
     wanted = options.vocab_size - 257
     found: dict[str, list] = {}
@@ -44,16 +46,25 @@ def main() -> None:
     vocabulary = train_bpe.train(texts, options.vocab_size)
     record = vocabulary.record()
     theirs = library.Tokenizer.from_str(json.dumps(record))
-    peer = tiktoken.Encoding("t", pat_str=SPLITS["gpt2"], mergeable_ranks=vocabulary.tokens, special_tokens={})
+    peer = tiktoken.Encoding(
+        "t", pat_str=SPLITS["gpt2"], mergeable_ranks=vocabulary.tokens, special_tokens={}
+    )
     warm = HuggingFaceTokenizer(record)
     ids = warm.encode_batch(texts).ids.tolist()
-    assert ids == [number for text in texts for number in theirs.encode(text).ids], "ids are not those of tokenizers"
-    assert ids == [number for text in texts for number in peer.encode_ordinary(text)], "ids are not those of tiktoken"
+    assert ids == [number for text in texts for number in theirs.encode(text).ids], (
+        "ids are not those of tokenizers"
+    )
+    assert ids == [number for text in texts for number in peer.encode_ordinary(text)], (
+        "ids are not those of tiktoken"
+    )
     cold = _fresh(record, options.rounds + 1)
     _say(
         "encoding, warm, against tokenizers",
         alternate(
-            lambda: warm.encode_batch(texts), lambda: [theirs.encode(text).ids for text in texts], options.rounds, 1
+            lambda: warm.encode_batch(texts),
+            lambda: [theirs.encode(text).ids for text in texts],
+            options.rounds,
+            1,
         ),
         size,
     )
@@ -69,11 +80,16 @@ def main() -> None:
     )
 
     pieces = SentencePieceTokenizer(train_pieces(texts, options.vocab_size))
-    assert pieces.encode_batch(texts).ids.tolist() == [id for text in texts for id in pieces.encode(text)]
+    assert pieces.encode_batch(texts).ids.tolist() == [
+        id for text in texts for id in pieces.encode(text)
+    ]
     _say(
         "SentencePiece BPE, warm, against sentencepiece",
         alternate(
-            lambda: pieces.encode_batch(texts), lambda: [pieces.encode(text) for text in texts], options.rounds, 1
+            lambda: pieces.encode_batch(texts),
+            lambda: [pieces.encode(text) for text in texts],
+            options.rounds,
+            1,
         ),
         size,
     )
@@ -111,7 +127,9 @@ def _at_most(texts: Iterator[str], size: int) -> Iterator[str]:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--input", nargs="+", default=[], metavar="FILE")
     parser.add_argument("--megabytes", type=int, default=6)
     parser.add_argument("--vocab-size", type=int, default=8000)

@@ -55,7 +55,9 @@ TIMEOUT = 5.0  # seconds until a rank that does not move is a hang
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--minutes", type=float, default=20.0)
     parser.add_argument("--kills", type=int, help="end after so many instead")
     parser.add_argument("--every", type=float, default=20.0, help="mean seconds between two faults")
@@ -80,7 +82,9 @@ def main() -> int:
         f"{steps:,} steps in {seconds:.0f} s with {strikes}, {disk} failed saves; {told} reports; "
         f"goodput {good / seconds:.1%}"
     )
-    print(f"final weights, masters and moments: {'equal to the undisturbed run, every bit' if same else 'DIFFERENT'}")
+    print(
+        f"final weights, masters and moments: {'equal to the undisturbed run, every bit' if same else 'DIFFERENT'}"
+    )
     print(f"left behind: {', '.join(left) or 'nothing'}")
     return 0 if same and not left else 1
 
@@ -93,7 +97,11 @@ def disturbed(folder: Path, asked: argparse.Namespace) -> tuple[float, dict[str,
     process = run(folder, asked.ranks, faults=disk_faults(dice, asked.ranks))
     began = time.monotonic()
     while asked.kills is None or sum(struck.values()) < asked.kills:
-        left = 60 * asked.minutes - (time.monotonic() - began) if asked.kills is None else asked.every * 10
+        left = (
+            60 * asked.minutes - (time.monotonic() - began)
+            if asked.kills is None
+            else asked.every * 10
+        )
         if left <= 0:
             break
         time.sleep(min(left, dice.expovariate(1 / asked.every)))
@@ -118,12 +126,16 @@ def disturbed(folder: Path, asked: argparse.Namespace) -> tuple[float, dict[str,
     return seconds, struck, left
 
 
-def strike(victim: str, launcher: subprocess.Popen, members: list[psutil.Process], rank: int) -> bool:
+def strike(
+    victim: str, launcher: subprocess.Popen, members: list[psutil.Process], rank: int
+) -> bool:
     """Whether it was there to be struck."""
     if victim == "launcher":
         launcher.kill()
     elif victim == "fork-server":
-        servers = [member for member in members if member.ppid() == launcher.pid and is_fork_server(member)]
+        servers = [
+            member for member in members if member.ppid() == launcher.pid and is_fork_server(member)
+        ]
         if not servers:
             return False
         servers[0].kill()
@@ -138,12 +150,22 @@ def is_fork_server(process: psutil.Process) -> bool:
 
 def disk_faults(dice: random.Random, ranks: int) -> str:
     """In each attempt one write of a checkpoint fails, sooner or later."""
-    places = ((dice.randrange(ranks), dice.randint(1, 40), dice.choice(("enospc", "eio"))) for _ in range(1000))
-    return ",".join(f"save.write:{rank}:{nth}:{action}:{attempt}" for attempt, (rank, nth, action) in enumerate(places))
+    places = (
+        (dice.randrange(ranks), dice.randint(1, 40), dice.choice(("enospc", "eio")))
+        for _ in range(1000)
+    )
+    return ",".join(
+        f"save.write:{rank}:{nth}:{action}:{attempt}"
+        for attempt, (rank, nth, action) in enumerate(places)
+    )
 
 
 def run(folder: Path, ranks: int, faults: str | None = None, **settings: int) -> subprocess.Popen:
-    words = [word for name, value in {**SETTINGS, **settings}.items() for word in (f"--{name}", str(value))]
+    words = [
+        word
+        for name, value in {**SETTINGS, **settings}.items()
+        for word in (f"--{name}", str(value))
+    ]
     command = [
         sys.executable,
         "-m",
@@ -159,7 +181,13 @@ def run(folder: Path, ranks: int, faults: str | None = None, **settings: int) ->
     ]
     environment = dict(os.environ)
     if faults is not None:
-        command += ["--auto-resume", "--max-restarts", "1000", "--distributed-timeout-minutes", str(TIMEOUT / 60)]
+        command += [
+            "--auto-resume",
+            "--max-restarts",
+            "1000",
+            "--distributed-timeout-minutes",
+            str(TIMEOUT / 60),
+        ]
         environment[VARIABLE] = faults
     return subprocess.Popen(command, env=environment)
 

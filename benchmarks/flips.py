@@ -53,8 +53,12 @@ class Outcome(NamedTuple):
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--flips", type=int, default=300, help="in files of each kind (default: 300)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--flips", type=int, default=300, help="in files of each kind (default: 300)"
+    )
     parser.add_argument("--dialogues", type=int, default=150, help="in the corpus (default: 150)")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -65,7 +69,10 @@ def main() -> int:
         write(sound, options.dialogues, dice)
         expected = samples(sound)
         for kind, pattern in KINDS.items():
-            outcomes = [outcome_of(flip, sound, expected) for flip in flips(sound, pattern, options.flips, dice)]
+            outcomes = [
+                outcome_of(flip, sound, expected)
+                for flip in flips(sound, pattern, options.flips, dice)
+            ]
             found = sum(outcome.validated for outcome in outcomes)
             refused = sum(outcome.refused for outcome in outcomes)
             harmless = sum(outcome.same and not outcome.refused for outcome in outcomes)
@@ -106,7 +113,10 @@ def samples(folder: Path) -> list[np.ndarray]:
     """Everything that a run reads."""
     tokenizer = ByteTokenizer()
     data = DataConfig(
-        data_path=[str(folder / "corpus")], split="9,1", seq_length=LENGTH, data_cache_path=str(folder / "cache")
+        data_path=[str(folder / "corpus")],
+        split="9,1",
+        seq_length=LENGTH,
+        data_cache_path=str(folder / "cache"),
     )
     splits = open_splits(
         data,
@@ -142,7 +152,14 @@ def outcome_of(folder: Path, sound: Path, expected: list[np.ndarray]) -> Outcome
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
         code = data_verb(
-            ["validate", str(folder / "corpus"), "--data-cache-path", str(folder / "cache"), "--most", "1"]
+            [
+                "validate",
+                str(folder / "corpus"),
+                "--data-cache-path",
+                str(folder / "cache"),
+                "--most",
+                "1",
+            ]
         )
     told = io.StringIO()
     try:

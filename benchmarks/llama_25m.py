@@ -51,10 +51,14 @@ SETTINGS = {  # of the model and of AdamW; a layout's own settings come on top
 NAMES = {  # megascratch's -> these
     "embedding.word.weight": ["tok_embeddings.weight"],
     "layers.{}.norm1.weight": ["layers.{}.attention_norm.weight"],
-    "layers.{}.attention.qkv.weight": [f"layers.{{}}.attention.{name}.weight" for name in ("wq", "wk", "wv")],
+    "layers.{}.attention.qkv.weight": [
+        f"layers.{{}}.attention.{name}.weight" for name in ("wq", "wk", "wv")
+    ],
     "layers.{}.attention.proj.weight": ["layers.{}.attention.wo.weight"],
     "layers.{}.norm2.weight": ["layers.{}.ffn_norm.weight"],
-    "layers.{}.mlp.fc1.weight": [f"layers.{{}}.feed_forward.{name}.weight" for name in ("w1", "w3")],
+    "layers.{}.mlp.fc1.weight": [
+        f"layers.{{}}.feed_forward.{name}.weight" for name in ("w1", "w3")
+    ],
     "layers.{}.mlp.fc2.weight": ["layers.{}.feed_forward.w2.weight"],
     "final_norm.weight": ["norm.weight"],
     "head.weight": ["output.weight"],
@@ -68,9 +72,12 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:  # [b, s, h] -> the same
         q, k, v = (  # under tensor parallelism a rank has some of the heads
-            linear(x).unflatten(-1, (-1, WIDTH // HEADS)).transpose(1, 2) for linear in (self.wq, self.wk, self.wv)
+            linear(x).unflatten(-1, (-1, WIDTH // HEADS)).transpose(1, 2)
+            for linear in (self.wq, self.wk, self.wv)
         )
-        y = F.scaled_dot_product_attention(rotate(q, cos, sin), rotate(k, cos, sin), v, is_causal=True)
+        y = F.scaled_dot_product_attention(
+            rotate(q, cos, sin), rotate(k, cos, sin), v, is_causal=True
+        )
         return self.wo(y.transpose(1, 2).flatten(2))
 
 
@@ -136,13 +143,18 @@ def adamw(model: nn.Module) -> torch.optim.AdamW:
     """torch's fastest AdamW; matrices decay, norms do not."""
     matrices = [w for w in model.parameters() if w.dim() > 1]
     vectors = [w for w in model.parameters() if w.dim() < 2]
-    groups = [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": vectors, "weight_decay": 0.0}]
+    groups = [
+        {"params": matrices, "weight_decay": WEIGHT_DECAY},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=LR, betas=BETAS, fused=True)
 
 
 def samples(count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Ids and labels, each [count, s]."""
-    tokens = torch.randint(0, VOCAB, (count, SEQUENCE + 1), generator=torch.Generator().manual_seed(seed))
+    tokens = torch.randint(
+        0, VOCAB, (count, SEQUENCE + 1), generator=torch.Generator().manual_seed(seed)
+    )
     return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
 
 
@@ -152,5 +164,7 @@ def batches(ids: Tensor, labels: Tensor, micro_batch_size: int) -> list[Batch]:
     places = torch.arange(SEQUENCE)
     return [
         Batch(i, y, torch.ones(y.shape), places.expand(len(i), -1), None, n)
-        for i, y, n in zip(*(x.split(micro_batch_size) for x in (ids, labels, numbers)), strict=True)
+        for i, y, n in zip(
+            *(x.split(micro_batch_size) for x in (ids, labels, numbers)), strict=True
+        )
     ]

@@ -34,7 +34,10 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         b, s, h = x.shape
-        q, k, v = (t.view(b, s, self.heads, -1).transpose(1, 2) for t in self.qkv(self.norm1(x)).split(h, -1))
+        q, k, v = (
+            t.view(b, s, self.heads, -1).transpose(1, 2)
+            for t in self.qkv(self.norm1(x)).split(h, -1)
+        )
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + self.proj(y.transpose(1, 2).reshape(b, s, h))
         return x + self.down(F.gelu(self.up(self.norm2(x))))
@@ -79,7 +82,10 @@ class PlainTrainer:
         self.model = PlainGPT(layers, width, heads, positions, vocab).to(device)
         matrices = [w for w in self.model.parameters() if w.dim() > 1]
         vectors = [w for w in self.model.parameters() if w.dim() < 2]
-        groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
+        groups = [
+            {"params": matrices, "weight_decay": 0.1},
+            {"params": vectors, "weight_decay": 0.0},
+        ]
         self.optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.99), fused=True)
         self.autocast = torch.autocast(device, torch.bfloat16, enabled=device == "cuda")
         if compiled:

@@ -33,7 +33,9 @@ RunCommand = Callable[[str], "str | None"]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("names", nargs="*", help="parts of the names of benchmarks (default: all)")
     options = parser.parse_args()
     failed: list[str] = []
@@ -85,7 +87,9 @@ def run(command: str) -> str | None:
 
 def where_and_when() -> str:
     """Date, commit, machine and versions, in words."""
-    described = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
+    described = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
+    )
     commit = described.stdout.strip() or "not known"
     processor = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")

@@ -39,7 +39,9 @@ class Losses(NamedTuple):
         )
 
 
-def first_losses(ours: Callable[[], float], theirs: Callable[[], float], steps: int = STEPS) -> Losses:
+def first_losses(
+    ours: Callable[[], float], theirs: Callable[[], float], steps: int = STEPS
+) -> Losses:
     """Takes the first steps of both sides, in turn; each call is a whole step and gives its loss."""
     pairs = [(ours(), theirs()) for _ in range(steps)]
     return Losses([a for a, _ in pairs], [b for _, b in pairs])
@@ -57,7 +59,9 @@ def require_same_work(name: str, losses: Losses, dtype: torch.dtype = torch.floa
 
 def initial_weights(config: Config) -> dict[str, Tensor]:
     """megascratch's initial weights of a derived config, whole, by name; the same on every layout."""
-    (chunk,) = build_chunks(config.model, ParallelConfig(), Mesh.alone(), torch.float32, config.training.seed)
+    (chunk,) = build_chunks(
+        config.model, ParallelConfig(), Mesh.alone(), torch.float32, config.training.seed
+    )
     return {name: weight.detach() for name, weight in chunk.named_parameters()}
 
 

@@ -37,7 +37,11 @@ PYTHON = {
         "megascratch.data.samples.batch",
         "megascratch.data.samples.microbatches",
     ],
-    "Ranks": ["megascratch.parallel.grid", "megascratch.parallel.mesh", "megascratch.parallel.shard"],
+    "Ranks": [
+        "megascratch.parallel.grid",
+        "megascratch.parallel.mesh",
+        "megascratch.parallel.shard",
+    ],
     "Pipeline": [
         "megascratch.pipeline.schedule",
         "megascratch.pipeline.passes",
@@ -119,7 +123,11 @@ def settings_page() -> str:
                 on_resume.get(name, ""),
                 meanings[record.__name__, name] + allowed,
             ]
-            lines.append("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |")
+            lines.append(
+                "| "
+                + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells)
+                + " |"
+            )
         lines.append("")
     lines += ["## What a resume says of a change", ""]
     lines += [f"* **{kind}**: {words}." for kind, words in KINDS.items()]
@@ -133,7 +141,9 @@ def _attribute_docstrings(module: Any) -> dict[tuple[str, str], str]:
         if not isinstance(node, ast.ClassDef):
             continue
         for statement, following in zip(node.body, node.body[1:], strict=False):
-            if not isinstance(statement, ast.AnnAssign) or not isinstance(statement.target, ast.Name):
+            if not isinstance(statement, ast.AnnAssign) or not isinstance(
+                statement.target, ast.Name
+            ):
                 continue
             if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
                 found[node.name, statement.target.id] = inspect.cleandoc(str(following.value.value))
@@ -148,7 +158,9 @@ def _type_words(hint: Any) -> str:
     text = text.replace("typing.", "").replace(" | None", "")
     text = re.sub(r"Optional\[(.*)\]$", r"\1", text)
     text = re.sub(r"list\[(\w+)\]", r"list of \1", text)
-    text = re.sub(r"Literal\[(.*)\]", lambda match: match[1].replace("'", "`"), text, flags=re.DOTALL)
+    text = re.sub(
+        r"Literal\[(.*)\]", lambda match: match[1].replace("'", "`"), text, flags=re.DOTALL
+    )
     return text
 
 
@@ -219,7 +231,9 @@ def python_page() -> str:
 def _public_names(module: Any) -> list[str]:
     """Those of `__all__`, else functions and classes that are defined here and have a docstring of their own."""
     names = getattr(module, "__all__", None) or [
-        name for name, thing in vars(module).items() if getattr(thing, "__module__", "") == module.__name__
+        name
+        for name, thing in vars(module).items()
+        if getattr(thing, "__module__", "") == module.__name__
     ]
     found = []
     for name in names:
@@ -232,7 +246,10 @@ def _public_names(module: Any) -> list[str]:
 
 def _entry(module_name: str, name: str, thing: Any) -> list[str]:
     kind = "class" if inspect.isclass(thing) else "function"
-    lines = [f"`````{{py:{kind}}} {module_name}.{name}{_signature(thing)}", _markdown(inspect.getdoc(thing) or "")]
+    lines = [
+        f"`````{{py:{kind}}} {module_name}.{name}{_signature(thing)}",
+        _markdown(inspect.getdoc(thing) or ""),
+    ]
     if kind == "class":
         for method_name, method in vars(thing).items():
             raw = method.__func__ if isinstance(method, classmethod | staticmethod) else method
@@ -262,7 +279,9 @@ def _markdown(docstring: str) -> str:
     text = blocks[0]
     for title, body in zip(blocks[1::2], blocks[2::2], strict=True):
         indented, rest = _leading_indented(body)
-        items = re.sub(r"^(\w[\w.*]*(?:, \w+)*): ", r"* `\1`: ", textwrap.dedent(indented), flags=re.MULTILINE)
+        items = re.sub(
+            r"^(\w[\w.*]*(?:, \w+)*): ", r"* `\1`: ", textwrap.dedent(indented), flags=re.MULTILINE
+        )
         text += f"\n**{title}**\n\n{items}\n{rest}"
     return text
 

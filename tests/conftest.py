@@ -13,9 +13,13 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("any machine")
-pytest.register_assert_rewrite("tests.support")  # a failed helper says what it compared, as a failed test does
+pytest.register_assert_rewrite(
+    "tests.support"
+)  # a failed helper says what it compared, as a failed test does
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -33,7 +37,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--no-processes", action="store_true", help="skip each test at the point where it starts a process"
+        "--no-processes",
+        action="store_true",
+        help="skip each test at the point where it starts a process",
     )
 
 

@@ -98,7 +98,9 @@ def test_arithmetic_needs_no_torch(module):
 
 
 def test_no_file_is_longer_than_500_lines():
-    patterns = [f"{room}/**/*.py" for room in ("megascratch", "tools", "benchmarks", "tests", "examples")]
+    patterns = [
+        f"{room}/**/*.py" for room in ("megascratch", "tools", "benchmarks", "tests", "examples")
+    ]
     assert law.long_files(ROOT, [*patterns, "csrc/*", "examples/**/*.sh"], most=500) == []
 
 
@@ -163,7 +165,11 @@ def build(folder: Path, files: dict[str, str]) -> law.House:
 @pytest.mark.parametrize(
     ("file", "line", "complaint"),
     [
-        ("config/a.py", "from megascratch.layers import linear", "config (floor 0) imports layers (floor 2)"),
+        (
+            "config/a.py",
+            "from megascratch.layers import linear",
+            "config (floor 0) imports layers (floor 2)",
+        ),
         ("layers/a.py", "import megascratch.model.gpt", "layers (floor 2) imports model (floor 3)"),
         (
             "optim/a.py",
@@ -172,7 +178,11 @@ def build(folder: Path, files: dict[str, str]) -> law.House:
         ),
         ("data/a.py", "from ..layers import linear", "data (floor 2) imports layers (floor 2)"),
         ("data/a.py", "from megascratch import model", "data (floor 2) imports model (floor 3)"),
-        ("model/a.py", "def f():\n    import benchmarks.x", "model (floor 3) imports benchmarks (floor 7)"),
+        (
+            "model/a.py",
+            "def f():\n    import benchmarks.x",
+            "model (floor 3) imports benchmarks (floor 7)",
+        ),
     ],
 )
 def test_a_climbing_import_is_found_with_its_line(tmp_path, file, line, complaint):
@@ -226,7 +236,9 @@ def test_torch_is_found_behind_another_module_and_behind_the_package(tmp_path):
 
 def test_a_long_function_and_a_long_file_are_found(tmp_path):
     small = build(tmp_path, {"layers/a.py": "def f():\n" + "    x = 1\n" * 5})
-    assert [line.split(": ")[1] for line in law.long_functions(small, most=5)] == ["f has 6 lines, at most 5"]
+    assert [line.split(": ")[1] for line in law.long_functions(small, most=5)] == [
+        "f has 6 lines, at most 5"
+    ]
     assert len(law.long_files(tmp_path, ["**/*.py"], most=5)) == 1
     assert law.long_files(tmp_path, ["**/*.py"], most=6) == []
 
@@ -234,7 +246,10 @@ def test_a_long_function_and_a_long_file_are_found(tmp_path):
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ('"""A file.\n\n    It must\n    divide by 3."""', "'must divide by': write 'must be divisible by'"),
+        (
+            '"""A file.\n\n    It must\n    divide by 3."""',
+            "'must divide by': write 'must be divisible by'",
+        ),
         ("x = 1  # nobody reads it", "'nobody': write who it is: a rank, a process, the user"),
         ('raise ValueError(f"{name} is no folder")', "'is no folder': write 'is not a'"),
         ('say("leave " "--load away")', "'leave --load away': write 'remove'"),
@@ -242,7 +257,9 @@ def test_a_long_function_and_a_long_file_are_found(tmp_path):
 )
 def test_an_idiom_is_found_in_docstrings_comments_and_messages(tmp_path, text, complaint):
     module = build(tmp_path, {"layers/a.py": text}).modules["megascratch.layers.a"]
-    assert [line.split(": ", 1)[1] for line in law.refused_words(module, PLAIN_WORDS)] == [complaint]
+    assert [line.split(": ", 1)[1] for line in law.refused_words(module, PLAIN_WORDS)] == [
+        complaint
+    ]
 
 
 @pytest.mark.parametrize(
@@ -260,7 +277,9 @@ def test_plain_words_and_names_are_fine(tmp_path, text):
 def test_a_docstring_without_a_subject_is_found(tmp_path):
     text = '"""Of CUDA; torch does not yet."""\n\n\ndef f():\n    """Of course."""\n\n\nx = "Of no interest"'
     module = build(tmp_path, {"layers/a.py": text}).modules["megascratch.layers.a"]
-    assert [line.split(": ", 1)[1] for line in law.hanging_docstrings(module)] == ["begins with 'Of': say what it is"]
+    assert [line.split(": ", 1)[1] for line in law.hanging_docstrings(module)] == [
+        "begins with 'Of': say what it is"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -279,7 +298,13 @@ def test_an_import_from_a_test_file_is_found(tmp_path, line, broken):
 
 
 def test_a_helper_outside_support_is_found(tmp_path):
-    for name in ("support/pool.py", "data/test_a.py", "data/__init__.py", "conftest.py", "data/helpers.py"):
+    for name in (
+        "support/pool.py",
+        "data/test_a.py",
+        "data/__init__.py",
+        "conftest.py",
+        "data/helpers.py",
+    ):
         file = tmp_path / name
         file.parent.mkdir(exist_ok=True)
         file.touch()

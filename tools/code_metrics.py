@@ -101,7 +101,11 @@ def helpers_used_once(package: Package) -> list[str]:
         elif isinstance(node, ast.Attribute):
             read[node.attr] += 1
     functions = [function.name for file in package.files for function in file.functions]
-    return [name for name in functions if name.startswith("_") and not name.endswith("__") and read[name] == 1]
+    return [
+        name
+        for name in functions
+        if name.startswith("_") and not name.endswith("__") and read[name] == 1
+    ]
 
 
 def class_names_used_twice(package: Package) -> dict[str, list[str]]:
@@ -112,7 +116,11 @@ def class_names_used_twice(package: Package) -> dict[str, list[str]]:
 def function_names_in_several_files(package: Package) -> dict[str, list[str]]:
     """Function name -> the modules that define it; `main` is left out."""
     found = _defined_more_than_once(package, *FUNCTIONS)
-    return {name: modules for name, modules in found.items() if name != "main" and not name.startswith("_")}
+    return {
+        name: modules
+        for name, modules in found.items()
+        if name != "main" and not name.startswith("_")
+    }
 
 
 def _defined_more_than_once(package: Package, *kinds: type[ast.AST]) -> dict[str, list[str]]:
@@ -128,7 +136,11 @@ def _defined_more_than_once(package: Package, *kinds: type[ast.AST]) -> dict[str
 
 def formula_openings(package: Package) -> list[str]:
     """Modules whose docstring opens with the formula 'X in, Y out'."""
-    return [file.module for file in package.files if opens_with_formula(ast.get_docstring(file.tree) or "")]
+    return [
+        file.module
+        for file in package.files
+        if opens_with_formula(ast.get_docstring(file.tree) or "")
+    ]
 
 
 def opens_with_formula(docstring: str) -> bool:
@@ -148,7 +160,11 @@ def _percentile(values: list[int], part: float) -> int:
 
 
 def _assigns_tuple(node: ast.AST) -> bool:
-    return isinstance(node, ast.Assign) and isinstance(node.value, ast.Tuple) and isinstance(node.targets[0], ast.Tuple)
+    return (
+        isinstance(node, ast.Assign)
+        and isinstance(node.value, ast.Tuple)
+        and isinstance(node.targets[0], ast.Tuple)
+    )
 
 
 # ---- printing --------------------------------------------------------------------------------------------------
@@ -161,7 +177,10 @@ def table(rows: dict[str, dict[str, float | int | None]]) -> str:
     head = " " * width + "".join(name.rjust(size) for name, size in zip(rows, columns, strict=True))
     lines = [head]
     for metric in METRICS:
-        cells = [_shown(values[metric]).rjust(size) for values, size in zip(rows.values(), columns, strict=True)]
+        cells = [
+            _shown(values[metric]).rjust(size)
+            for values, size in zip(rows.values(), columns, strict=True)
+        ]
         lines.append(metric.ljust(width) + "".join(cells))
     return "\n".join(lines)
 
@@ -171,7 +190,9 @@ def _shown(value: float | int | None) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("packages", nargs="+", type=Path, metavar="FOLDER")
     parser.add_argument("--start", nargs="+", default=STARTS, metavar="FILE:FUNCTION")
     parser.add_argument("--leave-out", nargs="*", default=LEFT_OUT, metavar="PATH")
@@ -181,15 +202,25 @@ def main(argv: list[str] | None = None) -> int:
     for folder in options.packages:
         if not folder.is_dir():
             parser.error(f"{folder} is not a folder")
-    rows = {str(folder): measure(folder, options.start, options.leave_out) for folder in options.packages}
+    rows = {
+        str(folder): measure(folder, options.start, options.leave_out)
+        for folder in options.packages
+    }
     print(json.dumps(rows, indent=2) if options.json else table(rows))
     if options.names:
         for folder in options.packages:
             package = Package(folder)
             print(f"\n{folder}")
-            for found in (class_names_used_twice, function_names_in_several_files, formula_openings, helpers_used_once):
+            for found in (
+                class_names_used_twice,
+                function_names_in_several_files,
+                formula_openings,
+                helpers_used_once,
+            ):
                 print(f"{found.__name__}: {found(package)}")
-            for file, caller in StepWalk(package).files_from(options.start, options.leave_out).items():
+            for file, caller in (
+                StepWalk(package).files_from(options.start, options.leave_out).items()
+            ):
                 print(f"step: {file.path.relative_to(folder)} reached from {caller}")
     return 0
 

@@ -27,7 +27,13 @@ class SourceFile:
     def code_lines(self) -> int:
         """Lines that hold a token of code; strings that are statements (docstrings) are not code."""
         filled: set[int] = set()
-        skipped = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT}
+        skipped = {
+            tokenize.COMMENT,
+            tokenize.NL,
+            tokenize.NEWLINE,
+            tokenize.INDENT,
+            tokenize.DEDENT,
+        }
         for token in tokenize.generate_tokens(io.StringIO(self.text).readline):
             if token.type not in skipped and token.type != tokenize.ENDMARKER:
                 filled.update(range(token.start[0], token.end[0] + 1))

@@ -53,9 +53,13 @@ class StepWalk:
             self._note_relatives(name)
         for function in self.functions.values():
             self._note_method(function)
-        self.known: dict[tuple[str, str], set[str]] = {}  # (class, attribute) -> classes, as far as they were asked for
+        self.known: dict[
+            tuple[str, str], set[str]
+        ] = {}  # (class, attribute) -> classes, as far as they were asked for
 
-    def files_from(self, starts: Sequence[str], left_out: Sequence[str] = ()) -> dict[SourceFile, str]:
+    def files_from(
+        self, starts: Sequence[str], left_out: Sequence[str] = ()
+    ) -> dict[SourceFile, str]:
         """File -> the function that reached it first, from functions given as FILE:FUNCTION; {} if there are none.
 
         Calls into the files and folders of `left_out`, relative to the package, are not followed.
@@ -65,7 +69,11 @@ class StepWalk:
         while waiting:
             caller = waiting.pop(0)
             for name in sorted(self._called_by(self.functions[caller])):
-                if name in self.functions and name not in came_from and not self._is_in(name, left_out):
+                if (
+                    name in self.functions
+                    and name not in came_from
+                    and not self._is_in(name, left_out)
+                ):
                     came_from[name] = caller
                     waiting.append(name)
         files: dict[SourceFile, str] = {}
@@ -92,7 +100,9 @@ class StepWalk:
         for node in ast.walk(file.tree):
             if isinstance(node, ast.ImportFrom):
                 base = _imported_from(file, node)
-                names.update({alias.asname or alias.name: f"{base}.{alias.name}" for alias in node.names})
+                names.update(
+                    {alias.asname or alias.name: f"{base}.{alias.name}" for alias in node.names}
+                )
         for node in file.tree.body:
             if isinstance(node, FUNCTIONS):
                 names[node.name] = f"{file.module}.{node.name}"
@@ -125,14 +135,20 @@ class StepWalk:
             return
         self.owners.setdefault(function.node.name, set()).add(function.owner)
         if function.node.returns is not None:
-            self.fields.setdefault((function.owner, function.node.name), []).append((function.node.returns, None))
+            self.fields.setdefault((function.owner, function.node.name), []).append(
+                (function.node.returns, None)
+            )
         for node in ast.walk(function.node):
             if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Attribute):
-                self.fields.setdefault((function.owner, node.target.attr), []).append((node.annotation, None))
+                self.fields.setdefault((function.owner, node.target.attr), []).append(
+                    (node.annotation, None)
+                )
             elif isinstance(node, ast.Assign):
                 for target, value in _pairs(node):
                     if isinstance(target, ast.Attribute):
-                        self.fields.setdefault((function.owner, target.attr), []).append((value, function))
+                        self.fields.setdefault((function.owner, target.attr), []).append(
+                            (value, function)
+                        )
 
     def _resolve(self, name: str, module: str) -> str:
         """The qualified name of what a module calls `name`, through re-exports; empty if it is not the package's."""
@@ -228,14 +244,22 @@ class StepWalk:
             if named in self.files:
                 return {self._resolve(node.attr, named)} - {""}
             owners = {named} & set(self.classes)
-        owners = owners or self._types(node.value, function, depth) or self._only_owner(node.attr, function.module)
+        owners = (
+            owners
+            or self._types(node.value, function, depth)
+            or self._only_owner(node.attr, function.module)
+        )
         if node.attr == "apply":
             return set(self._methods(owners, "forward", "backward"))
         return set(self._methods(owners, node.attr))
 
     def _only_owner(self, method: str, module: str) -> set[str]:
         """The classes that define the method in what the module imports, if they are all related; else none."""
-        near = {owner for owner in self.owners.get(method, ()) if _module_of(owner) in self._imports(module)}
+        near = {
+            owner
+            for owner in self.owners.get(method, ())
+            if _module_of(owner) in self._imports(module)
+        }
         for owner in near:
             if near <= self.relatives[owner]:
                 return near
@@ -258,7 +282,9 @@ class StepWalk:
     def _methods(self, owners: set[str], *methods: str) -> Iterator[str]:
         for owner in owners:
             for name in self.relatives[owner]:
-                yield from (f"{name}.{method}" for method in methods if f"{name}.{method}" in self.functions)
+                yield from (
+                    f"{name}.{method}" for method in methods if f"{name}.{method}" in self.functions
+                )
 
     def _called_by(self, function: Function) -> set[str]:
         called: set[str] = set()

@@ -82,7 +82,11 @@ def merges() -> Drawing:
             x += width + 8
     d.text(560, 120, "one box, one id", 13, bold=True)
     d.text(560, 138, "9 ids become 3", 12)
-    d.legend(170, 220, [(BLUE, "token"), (YELLOW, "token made by this merge"), (WHITE, "␣ stands for a space")])
+    d.legend(
+        170,
+        220,
+        [(BLUE, "token"), (YELLOW, "token made by this merge"), (WHITE, "␣ stands for a space")],
+    )
     return d
 
 
@@ -104,9 +108,27 @@ def token_files() -> Drawing:
         d.text(x + 4, 176, "begins here", 10, anchor="start")
         x += width
     for number in range(3):
-        d.box(130 + number * 180, 214, 190, 28, f"sample {number}: seq_length + 1 ids", WHITE, 11, bold=False)
-    d.text(430, 262, "Neighbouring samples share one id: the last label of one is the first input of the next.", 11)
-    d.legend(130, 278, [(BLUE, "ids of a document"), (GREY, "end of document"), (WHITE, "what the model reads")])
+        d.box(
+            130 + number * 180,
+            214,
+            190,
+            28,
+            f"sample {number}: seq_length + 1 ids",
+            WHITE,
+            11,
+            bold=False,
+        )
+    d.text(
+        430,
+        262,
+        "Neighbouring samples share one id: the last label of one is the first input of the next.",
+        11,
+    )
+    d.legend(
+        130,
+        278,
+        [(BLUE, "ids of a document"), (GREY, "end of document"), (WHITE, "what the model reads")],
+    )
     return d
 
 
@@ -190,10 +212,16 @@ def tensor_parallel() -> Drawing:
 
 FLOORS = [
     ("commands", "one file per verb"),
-    ("verification · inference · doctor", "comparison of layouts, use of a model, checks of machines"),
+    (
+        "verification · inference · doctor",
+        "comparison of layouts, use of a model, checks of machines",
+    ),
     ("training", "setup, trainer, loop"),
     ("model · curation", "the list of layers; filters for raw text"),
-    ("data · layers · pipeline · optim · data_parallel · checkpoint · supervision", "the parts of a run"),
+    (
+        "data · layers · pipeline · optim · data_parallel · checkpoint · supervision",
+        "the parts of a run",
+    ),
     ("tokenizer · parallel · storage", "text to ids; ranks; addresses"),
     ("config · runtime", "settings and their rules; fault points, heartbeat"),
 ]
@@ -323,7 +351,12 @@ def sample() -> Drawing:
         if number:
             d.arrow(x - 22, 154, x - 2, 154)
     d.arrow(780, 78, 160, 126, dashed=True)
-    d.text(450, 204, "Steps 1 to 3 are arithmetic: a resume on any layout needs the integer and nothing else.", 12)
+    d.text(
+        450,
+        204,
+        "Steps 1 to 3 are arithmetic: a resume on any layout needs the integer and nothing else.",
+        12,
+    )
     d.legend(
         20,
         224,
@@ -340,7 +373,11 @@ def sample() -> Drawing:
 
 def checkpoint() -> Drawing:
     """Guide: boxes of whole tensors between two layouts."""
-    d = Drawing(820, 260, "Ranks write boxes of whole tensors; ranks of any other layout read the parts they need")
+    d = Drawing(
+        820,
+        260,
+        "Ranks write boxes of whole tensors; ranks of any other layout read the parts they need",
+    )
     d.text(120, 30, "written on TP 2", 13, bold=True)
     for rank, fill in enumerate((GREEN, YELLOW)):
         d.box(30 + rank * 100, 50, 90, 110, f"rank {rank}\nits columns", fill)
@@ -353,8 +390,22 @@ def checkpoint() -> Drawing:
     d.arrow(520, 105, 586, 105, "load")
     d.text(690, 30, "read on ZeRO-1 with DP 3", 13, bold=True)
     for rank in range(3):
-        d.box(592, 50 + rank * 40, 200, 34, f"rank {rank}: overlaps with its rows", BLUE, 11, bold=False)
-    d.text(410, 204, "A rank of any layout reads the overlap of the boxes that it needs with those in the files.", 12)
+        d.box(
+            592,
+            50 + rank * 40,
+            200,
+            34,
+            f"rank {rank}: overlaps with its rows",
+            BLUE,
+            11,
+            bold=False,
+        )
+    d.text(
+        410,
+        204,
+        "A rank of any layout reads the overlap of the boxes that it needs with those in the files.",
+        12,
+    )
     d.legend(
         60,
         226,

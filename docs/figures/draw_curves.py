@@ -18,9 +18,13 @@ def main() -> None:
     left, right = chart.subplots(1, 2)
     steps = [row["step"] for row in train]
     left.plot(steps, [row["loss"] for row in train], label="training, mean of the interval")
-    left.plot([row["step"] for row in valid], [row["loss"] for row in valid], "o", label="validation")
+    left.plot(
+        [row["step"] for row in valid], [row["loss"] for row in valid], "o", label="validation"
+    )
     left.set(title="loss", xlabel="step", ylabel="nats per token")
-    right.plot(steps, [row["learning_rate"] for row in train], color="tab:green", label="learning rate")
+    right.plot(
+        steps, [row["learning_rate"] for row in train], color="tab:green", label="learning rate"
+    )
     right.set(title="warm-up, then cosine", xlabel="step", ylabel="learning rate")
     for axes in (left, right):
         axes.grid(alpha=0.3)

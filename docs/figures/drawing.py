@@ -28,7 +28,15 @@ class Drawing:
             f'<rect width="{width}" height="{height}" rx="10" fill="#fbfdff" stroke="#cbd5e1"/>',
         ]
 
-    def text(self, x: float, y: float, words: str, size: int = 12, anchor: str = "middle", bold: bool = False) -> None:
+    def text(
+        self,
+        x: float,
+        y: float,
+        words: str,
+        size: int = 12,
+        anchor: str = "middle",
+        bold: bool = False,
+    ) -> None:
         weight = ' font-weight="bold"' if bold else ""
         self.parts.append(
             f'<text x="{x:g}" y="{y:g}" font-size="{size}" text-anchor="{anchor}" fill="{INK}"{weight}>'
@@ -55,10 +63,23 @@ class Drawing:
         first = y + height / 2 - step * (len(rows) - 1) / 2 + size * 0.35
         for number, row in enumerate(rows):
             is_title = bold and number == 0
-            self.text(x + width / 2, first + number * step, row, size if is_title else size - 1, bold=is_title)
+            self.text(
+                x + width / 2,
+                first + number * step,
+                row,
+                size if is_title else size - 1,
+                bold=is_title,
+            )
 
     def arrow(
-        self, x0: float, y0: float, x1: float, y1: float, words: str = "", dashed: bool = False, above: float = 6
+        self,
+        x0: float,
+        y0: float,
+        x1: float,
+        y1: float,
+        words: str = "",
+        dashed: bool = False,
+        above: float = 6,
     ) -> None:
         """From (x0, y0) to (x1, y1); `words` stand `above` its middle."""
         dash = ' stroke-dasharray="5 4"' if dashed else ""

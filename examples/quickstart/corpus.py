@@ -12,7 +12,16 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-LEFT_OUT = {"test", "tests", "idle_test", "lib2to3", "site-packages", "dist-packages", "__pycache__", "ensurepip"}
+LEFT_OUT = {
+    "test",
+    "tests",
+    "idle_test",
+    "lib2to3",
+    "site-packages",
+    "dist-packages",
+    "__pycache__",
+    "ensurepip",
+}
 HELD_OUT_PERCENT = 4
 
 
@@ -37,16 +46,24 @@ def documents(root: Path) -> Iterator[tuple[str, str]]:
 def main() -> None:
     """Writes both files and says what is in them."""
     parser = argparse.ArgumentParser(description="The standard library's source files as JSONL.")
-    parser.add_argument("--output-dir", type=Path, required=True, help="folder for train.jsonl and heldout.jsonl")
     parser.add_argument(
-        "--root", type=Path, default=Path(sysconfig.get_paths()["stdlib"]), help="default: the standard library"
+        "--output-dir", type=Path, required=True, help="folder for train.jsonl and heldout.jsonl"
+    )
+    parser.add_argument(
+        "--root",
+        type=Path,
+        default=Path(sysconfig.get_paths()["stdlib"]),
+        help="default: the standard library",
     )
     parser.add_argument("--files", type=int, help="stop after so many files (default: all)")
     options = parser.parse_args()
     options.output_dir.mkdir(parents=True, exist_ok=True)
     counts = {"train": [0, 0], "heldout": [0, 0]}
     paths = {kind: options.output_dir / f"{kind}.jsonl" for kind in counts}
-    with paths["train"].open("w", encoding="utf-8") as train, paths["heldout"].open("w", encoding="utf-8") as heldout:
+    with (
+        paths["train"].open("w", encoding="utf-8") as train,
+        paths["heldout"].open("w", encoding="utf-8") as heldout,
+    ):
         files = {"train": train, "heldout": heldout}
         for name, text in islice(documents(options.root), options.files):
             kind = "heldout" if is_held_out(name) else "train"

@@ -12,12 +12,24 @@ describes what it holds as `parallel.sharded_tensor.ShardedTensor` records.
 from megascratch.checkpoint.async_saver import AsyncSaver, Outcome
 from megascratch.checkpoint.backend.backend import acquire
 from megascratch.checkpoint.backend.local_lease import Lease
-from megascratch.checkpoint.format.errors import CheckpointError, DamagedError, DiskError, LeaseLostError
+from megascratch.checkpoint.format.errors import (
+    CheckpointError,
+    DamagedError,
+    DiskError,
+    LeaseLostError,
+)
 from megascratch.checkpoint.format.manifest import Manifest
 from megascratch.checkpoint.load import load, load_newest
 from megascratch.checkpoint.retention import RetentionPolicy, prune
 from megascratch.checkpoint.save import save
-from megascratch.checkpoint.steps import latest, latest_valid, list_steps, quarantine, read_manifest, resolve
+from megascratch.checkpoint.steps import (
+    latest,
+    latest_valid,
+    list_steps,
+    quarantine,
+    read_manifest,
+    resolve,
+)
 
 __all__ = [
     "AsyncSaver",

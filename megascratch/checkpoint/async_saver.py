@@ -98,7 +98,9 @@ class AsyncSaver:
             self._staging = allocated[0]
         return self._plan.total_bytes
 
-    def start(self, step: int, held: list[ShardedTensor], state: dict[str, Any], *, last: bool = False) -> None:
+    def start(
+        self, step: int, held: list[ShardedTensor], state: dict[str, Any], *, last: bool = False
+    ) -> None:
         """Begins a save; called by all ranks. Its outcome comes from `poll` or `wait`.
 
         Args:
@@ -186,7 +188,9 @@ class AsyncSaver:
         inside = self.folder if self.lease is None else self.lease.inside
         try:
             fault_point("save.thread")
-            outcome.stall_seconds = max(on_all_ranks(self.own, lambda: _checked(outcome.stall_seconds, failure)))
+            outcome.stall_seconds = max(
+                on_all_ranks(self.own, lambda: _checked(outcome.stall_seconds, failure))
+            )
             outcome.path = write_step(self.folder, inside, outcome.step, plan, raw, state, self.own)
             outcome.deleted = on_first_rank(self.own, self.after)
         except Exception as error:

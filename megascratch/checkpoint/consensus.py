@@ -3,7 +3,12 @@
 from collections.abc import Callable
 from typing import TypeVar, cast
 
-from megascratch.checkpoint.format.errors import CheckpointError, DamagedError, DiskError, LeaseLostError
+from megascratch.checkpoint.format.errors import (
+    CheckpointError,
+    DamagedError,
+    DiskError,
+    LeaseLostError,
+)
 from megascratch.config.errors import UserError
 from megascratch.parallel.collectives import all_gather_objects
 from megascratch.parallel.mesh import Axis
@@ -12,7 +17,8 @@ from megascratch.storage.store import StoreError
 T = TypeVar("T")
 
 KINDS: dict[str, type[Exception]] = {
-    kind.__name__: kind for kind in (CheckpointError, UserError, DamagedError, DiskError, LeaseLostError)
+    kind.__name__: kind
+    for kind in (CheckpointError, UserError, DamagedError, DiskError, LeaseLostError)
 }
 
 

@@ -19,9 +19,22 @@ from megascratch.checkpoint.consensus import on_all_ranks, on_first_rank
 from megascratch.checkpoint.format.errors import DamagedError
 from megascratch.checkpoint.format.file_format import GROUP_CHUNKS
 from megascratch.checkpoint.format.io import checksum, in_threads
-from megascratch.checkpoint.format.manifest import Manifest, StoredBox, TensorEntry, box_text, boxes_by_file, volume
+from megascratch.checkpoint.format.manifest import (
+    Manifest,
+    StoredBox,
+    TensorEntry,
+    box_text,
+    boxes_by_file,
+    volume,
+)
 from megascratch.checkpoint.open_checkpoint import relative_slices
-from megascratch.checkpoint.steps import ResolvedStep, candidates, check_files, latest_valid, read_manifest
+from megascratch.checkpoint.steps import (
+    ResolvedStep,
+    candidates,
+    check_files,
+    latest_valid,
+    read_manifest,
+)
 from megascratch.config.errors import UserError
 from megascratch.config.printable import printable, shown
 from megascratch.parallel.mesh import Axis
@@ -31,7 +44,12 @@ from megascratch.storage.path import Place
 
 
 def load(
-    path: str | Place, held: list[ShardedTensor], world: Axis, *, prefix: str = "", cast: bool = False
+    path: str | Place,
+    held: list[ShardedTensor],
+    world: Axis,
+    *,
+    prefix: str = "",
+    cast: bool = False,
 ) -> dict[str, Any]:
     """Fills every `held.tensor`, copies included, and returns the saved state; called by all ranks of `world`.
 
@@ -53,10 +71,17 @@ def load(
 
 
 def load_newest(
-    path: str | Place, held: list[ShardedTensor], world: Axis, *, prefix: str = "", cast: bool = False
+    path: str | Place,
+    held: list[ShardedTensor],
+    world: Axis,
+    *,
+    prefix: str = "",
+    cast: bool = False,
 ) -> ResolvedStep[dict[str, Any]]:
     """Like `load`, but returns which step was loaded and which ones were skipped, instead of warning."""
-    held = [item for item in held if volume(item.box)]  # a rank may hold nothing but padding of a tensor
+    held = [
+        item for item in held if volume(item.box)
+    ]  # a rank may hold nothing but padding of a tensor
     wanted: set[str] = set()
     for names in on_all_ranks(world, lambda: {item.name for item in held}):
         wanted |= names
@@ -89,7 +114,12 @@ class Read(NamedTuple):
 
 
 def _fill(
-    step: Place, manifest: Manifest, held: list[ShardedTensor], prefix: str, wanted: set[str], cast: bool
+    step: Place,
+    manifest: Manifest,
+    held: list[ShardedTensor],
+    prefix: str,
+    wanted: set[str],
+    cast: bool,
 ) -> None:
     there = {name for name in manifest.tensors if name.startswith(prefix)}
     _require_same_names(step, there, wanted)
@@ -143,7 +173,9 @@ def read_group(file: File, group: list[Read]) -> None:
         raise DamagedError(f"{error}; it holds {group[0].label()}") from error
     for read, mine, buffer in zip(group, own, buffers, strict=True):
         if checksum(buffer) != read.chunk.xxh3_64:
-            raise DamagedError(f"{file.path} is damaged: the bytes of {read.label()} do not match their checksum")
+            raise DamagedError(
+                f"{file.path} is damaged: the bytes of {read.label()} do not match their checksum"
+            )
         if mine is None:
             chunk = torch.frombuffer(buffer, dtype=read.dtype).view(read.chunk.box.shape)
             for item, common in read.wanted:
@@ -157,7 +189,12 @@ def _own_memory(read: Read) -> memoryview | None:
         return None
     item, common = read.wanted[0]
     target: Tensor = item.tensor[relative_slices(common, item.box)].detach()
-    if common != read.chunk.box or target.dtype != read.dtype or target.is_cuda or not target.is_contiguous():
+    if (
+        common != read.chunk.box
+        or target.dtype != read.dtype
+        or target.is_cuda
+        or not target.is_contiguous()
+    ):
         return None
     return target.as_strided((target.numel(),), (1,)).view(torch.uint8).numpy().data
 
@@ -166,7 +203,9 @@ def _require_same_names(step: Place, there: set[str], wanted: set[str]) -> None:
     missing = sorted(wanted - there)
     unwanted = sorted(there - wanted)
     if missing:
-        raise UserError(f"{step} has no tensor {_few(missing)}: it was written by another model or other settings")
+        raise UserError(
+            f"{step} has no tensor {_few(missing)}: it was written by another model or other settings"
+        )
     if unwanted:
         raise UserError(f"{step} has tensors that this model does not have: {_few(unwanted)}")
 
@@ -181,13 +220,19 @@ def _few(names: list[str]) -> str:
 def _require_same_tensor(step: Place, whole: TensorEntry, item: ShardedTensor, cast: bool) -> None:
     needed = tuple(item.whole_shape)
     if whole.shape != needed:
-        raise UserError(f"{step}: {item.name} has shape {list(whole.shape)}, this model needs {list(needed)}")
+        raise UserError(
+            f"{step}: {item.name} has shape {list(whole.shape)}, this model needs {list(needed)}"
+        )
     can_cast = cast and whole.dtype.is_floating_point and item.dtype.is_floating_point
     if whole.dtype != item.dtype and not can_cast:
-        raise UserError(f"{step}: {item.name} has {whole.dtype}, this run needs {item.dtype}: set the same precision")
+        raise UserError(
+            f"{step}: {item.name} has {whole.dtype}, this run needs {item.dtype}: set the same precision"
+        )
 
 
-def _overlaps(step: Place, chunks: Iterable[StoredBox], item: ShardedTensor) -> list[tuple[StoredBox, Box]]:
+def _overlaps(
+    step: Place, chunks: Iterable[StoredBox], item: ShardedTensor
+) -> list[tuple[StoredBox, Box]]:
     """The chunks that overlap a wanted box, each with the common box. Chunks are disjoint, so the sum of the volumes
     shows whether they cover all of it."""
     found = []
@@ -198,5 +243,7 @@ def _overlaps(step: Place, chunks: Iterable[StoredBox], item: ShardedTensor) -> 
             found.append((chunk, common))
             covered += volume(common)
     if covered != volume(item.box):
-        raise UserError(f"{step}: {item.name}{box_text(item.box)} reaches beyond the {covered:,} saved elements of it")
+        raise UserError(
+            f"{step}: {item.name}{box_text(item.box)} reaches beyond the {covered:,} saved elements of it"
+        )
     return found

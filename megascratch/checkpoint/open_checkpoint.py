@@ -65,13 +65,17 @@ class OpenCheckpoint:
         file.read_into(chunk.offset, memoryview(raw))
         if checksum(raw) != chunk.xxh3_64:
             tensor = f"{shown(name)}{box_text(chunk.box)}"
-            raise DamagedError(f"{file.path} is damaged: the bytes of {tensor} do not match their checksum")
+            raise DamagedError(
+                f"{file.path} is damaged: the bytes of {tensor} do not match their checksum"
+            )
         return torch.frombuffer(raw, dtype=whole.dtype).view(chunk.box.shape)
 
     def __enter__(self) -> "OpenCheckpoint":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None
+    ) -> None:
         self._recent.cache_clear()
         self._open.close()
 

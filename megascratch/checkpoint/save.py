@@ -16,7 +16,14 @@ from megascratch.checkpoint.backend.backend import Draft, begin
 from megascratch.checkpoint.consensus import on_all_ranks, on_first_rank
 from megascratch.checkpoint.format.file_format import FileLayout
 from megascratch.checkpoint.format.io import raw_bytes
-from megascratch.checkpoint.format.manifest import DataFile, Manifest, StoredBox, TensorEntry, check_coverage, to_text
+from megascratch.checkpoint.format.manifest import (
+    DataFile,
+    Manifest,
+    StoredBox,
+    TensorEntry,
+    check_coverage,
+    to_text,
+)
 from megascratch.checkpoint.steps import step_folder
 from megascratch.checkpoint.write_plan import WritePlan, agree_on_write_plan
 from megascratch.parallel.mesh import Axis
@@ -43,7 +50,9 @@ class WriteTable(NamedTuple):
     entries: list[WriteEntry]
 
 
-def save(folder: str | Place, step: int, held: list[ShardedTensor], state: dict[str, Any], world: Axis) -> Place:
+def save(
+    folder: str | Place, step: int, held: list[ShardedTensor], state: dict[str, Any], world: Axis
+) -> Place:
     """Writes `{folder}/step_{step:08d}`. Called by all ranks of `world`, which must share the file system or the
     store, while no other process writes there.
 
@@ -61,7 +70,13 @@ def save(folder: str | Place, step: int, held: list[ShardedTensor], state: dict[
 
 
 def write_step(
-    folder: Place, inside: Place, step: int, plan: WritePlan, raw: RawBytes, state: dict[str, Any], world: Axis
+    folder: Place,
+    inside: Place,
+    step: int,
+    plan: WritePlan,
+    raw: RawBytes,
+    state: dict[str, Any],
+    world: Axis,
 ) -> Place:
     """Does the work of `save` with a given write plan.
 
@@ -71,7 +86,9 @@ def write_step(
     """
     draft = on_first_rank(world, lambda: begin(step_folder(folder, step), inside, plan.total_bytes))
     try:
-        tables = on_all_ranks(world, lambda: write_file(draft, draft.file_name(world.rank), plan.layout, raw))
+        tables = on_all_ranks(
+            world, lambda: write_file(draft, draft.file_name(world.rank), plan.layout, raw)
+        )
         on_first_rank(world, lambda: draft.commit(manifest_of(step, state, tables)))
     except BaseException:
         if world.is_first:
@@ -118,7 +135,9 @@ def _tensor_entries(entries: Iterable[WriteEntry]) -> dict[str, TensorEntry]:
     for name, shape, dtype, chunk in entries:
         tensor = found.setdefault(name, _Open(shape, dtype, []))
         if (tensor.shape, tensor.dtype) != (shape, dtype):
-            raise ValueError(f"ranks disagree on {name}: {list(tensor.shape)} {tensor.dtype} and {list(shape)} {dtype}")
+            raise ValueError(
+                f"ranks disagree on {name}: {list(tensor.shape)} {tensor.dtype} and {list(shape)} {dtype}"
+            )
         tensor.chunks.append(chunk)
     tensors = {}
     for name, tensor in sorted(found.items()):

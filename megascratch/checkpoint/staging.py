@@ -29,7 +29,9 @@ class Staging:
         self.device = next((source.device for source in sources if source.is_cuda), None)
         self.nbytes = layout.size - len(layout.header)
         try:
-            self.buffer = torch.empty(self.nbytes, dtype=torch.uint8, pin_memory=self.device is not None)
+            self.buffer = torch.empty(
+                self.nbytes, dtype=torch.uint8, pin_memory=self.device is not None
+            )
         except RuntimeError as error:
             raise UserError(
                 f"async-save needs {self.nbytes:,} bytes of host memory on each rank, but they cannot be allocated: "

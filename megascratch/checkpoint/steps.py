@@ -44,10 +44,14 @@ def manifest_text(step_folder: str | Place) -> bytes:
     try:
         file = step_at(path).open(FILE)
     except DamagedError as error:
-        raise DamagedError(f"{path} is not a checkpoint: {FILE} cannot be read ({_reason(error)})") from error
+        raise DamagedError(
+            f"{path} is not a checkpoint: {FILE} cannot be read ({_reason(error)})"
+        ) from error
     try:
         if file.size > MOST_MANIFEST_BYTES:
-            raise DamagedError(f"{file.path} is damaged: it has {file.size:,} bytes, too many for a manifest")
+            raise DamagedError(
+                f"{file.path} is damaged: it has {file.size:,} bytes, too many for a manifest"
+            )
         text = bytearray(file.size)
         file.read_into(0, memoryview(text))
         return bytes(text)
@@ -71,7 +75,9 @@ def read_manifest(step_folder: str | Place) -> Manifest:
         return parse(text)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = f"it has no {error}" if isinstance(error, KeyError) else error
-        raise DamagedError(f"{path / FILE} is damaged: {reason}; load another step of the run") from error
+        raise DamagedError(
+            f"{path / FILE} is damaged: {reason}; load another step of the run"
+        ) from error
 
 
 def check_files(step: Place, manifest: Manifest) -> None:
@@ -128,7 +134,9 @@ def resolve(path: str | Place) -> Place:
         return path
     newest = latest(path)
     if newest is None:
-        raise UserError(f"no checkpoint: {path} has neither {FILE} nor a valid folder step_00000000")
+        raise UserError(
+            f"no checkpoint: {path} has neither {FILE} nor a valid folder step_00000000"
+        )
     return newest
 
 
@@ -140,7 +148,9 @@ class ResolvedStep(NamedTuple, Generic[T]):
     passed_over: dict[Place, str]  # newer steps that were skipped, and what is wrong with each
 
 
-def latest_valid(path: str | Place, candidates: list[Place], read: Callable[[Place], T]) -> ResolvedStep[T]:
+def latest_valid(
+    path: str | Place, candidates: list[Place], read: Callable[[Place], T]
+) -> ResolvedStep[T]:
     """Reads the first of the candidates that is not damaged.
 
     Args:

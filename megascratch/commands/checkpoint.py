@@ -15,7 +15,7 @@ it, so reshard changes files and data types, never a layout.
 import argparse
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from megascratch.config.errors import UserError
@@ -62,7 +62,14 @@ def verify(options: argparse.Namespace) -> int:
                 for line in problems or [f"{step}: valid"]:
                     print(printable(line), flush=True)
     if options.json:
-        print(json.dumps({step: dict(sound=not problems, problems=problems) for step, problems in found.items()}))
+        print(
+            json.dumps(
+                {
+                    step: dict(sound=not problems, problems=problems)
+                    for step, problems in found.items()
+                }
+            )
+        )
     return 1 if any(found.values()) else 0
 
 
@@ -71,7 +78,10 @@ def diff(options: argparse.Namespace) -> int:
     from megascratch.checkpoint.open_checkpoint import OpenCheckpoint
     from megascratch.checkpoint.tools.diff import config_diff, differences
 
-    with OpenCheckpoint(_one(options.first)) as first, OpenCheckpoint(_one(options.second)) as second:
+    with (
+        OpenCheckpoint(_one(options.first)) as first,
+        OpenCheckpoint(_one(options.second)) as second,
+    ):
         found = list(differences(first, second))
         settings = list(config_diff(first.manifest.state, second.manifest.state))
         paths = [str(first.path), str(second.path)]
@@ -128,7 +138,9 @@ def prune(options: argparse.Namespace) -> int:
     from megascratch.storage.path import storage_path
 
     keep = RetentionPolicy(
-        options.keep_last_n_checkpoints, options.save_retain_interval, options.keep_best_n_checkpoints
+        options.keep_last_n_checkpoints,
+        options.save_retain_interval,
+        options.keep_best_n_checkpoints,
     )
     if options.dry_run:
         steps = retention.verify_newest(retention.scan(options.path), keep)
@@ -142,7 +154,11 @@ def prune(options: argparse.Namespace) -> int:
             lease.release()
     kept = [str(step.path) for step in retention.scan(options.path) if step.path not in gone]
     if options.json:
-        print(json.dumps({"deleted": [str(path) for path in gone], "kept": kept, "dry_run": options.dry_run}))
+        print(
+            json.dumps(
+                {"deleted": [str(path) for path in gone], "kept": kept, "dry_run": options.dry_run}
+            )
+        )
         return 0
     verb = "would delete" if options.dry_run else "deleted"
     for path in gone:
@@ -225,7 +241,9 @@ def _print_folder(record: dict[str, Any]) -> None:
 
 def _print_step(record: dict[str, Any], most: int) -> None:
     position = record["state"].get("train_state", {})
-    consumed = f", {position['consumed_samples']:,} samples" if "consumed_samples" in position else ""
+    consumed = (
+        f", {position['consumed_samples']:,} samples" if "consumed_samples" in position else ""
+    )
     print(
         f"{printable(record['path'])}: step {record['step']:,}{consumed}, {len(record['tensors']):,} tensors, "
         f"{_size(record['bytes'])} in {len(record['files']):,} files"
@@ -245,7 +263,9 @@ def _print_step(record: dict[str, Any], most: int) -> None:
     table = _table("tensor", "shape", "type", "size", "chunks")
     for row in record["tensors"][:most]:
         shape = " x ".join(map(str, row["shape"]))
-        table.add_row(printable(row["name"]), shape, row["dtype"], _size(row["bytes"]), str(row["chunks"]))
+        table.add_row(
+            printable(row["name"]), shape, row["dtype"], _size(row["bytes"]), str(row["chunks"])
+        )
     if most:
         _show(table)
     if 0 < most < len(record["tensors"]):
@@ -284,9 +304,15 @@ def _print_written(step: Any, as_json: bool) -> None:
     files = len(manifest.files)
     tensors = len(manifest.tensors)
     if as_json:
-        print(json.dumps({"path": str(step), "bytes": manifest.nbytes, "files": files, "tensors": tensors}))
+        print(
+            json.dumps(
+                {"path": str(step), "bytes": manifest.nbytes, "files": files, "tensors": tensors}
+            )
+        )
     else:
-        print(f"wrote {printable(step)}: {tensors:,} tensors, {_size(manifest.nbytes)} in {files} files")
+        print(
+            f"wrote {printable(step)}: {tensors:,} tensors, {_size(manifest.nbytes)} in {files} files"
+        )
 
 
 def _size(nbytes: int) -> str:
@@ -301,7 +327,17 @@ def _table(*columns: str) -> Any:
 
     table = Table()
     for column in columns:
-        words = column in ("tensor", "shape", "type", "kind", "differs in", "state", "first", "second", "")
+        words = column in (
+            "tensor",
+            "shape",
+            "type",
+            "kind",
+            "differs in",
+            "state",
+            "first",
+            "second",
+            "",
+        )
         table.add_column(column, justify="left" if words else "right", overflow="fold")
     return table
 
@@ -320,9 +356,18 @@ def _show(table: Any) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="megascratch checkpoint", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="megascratch checkpoint",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    runs = {"inspect": inspect, "verify": verify, "diff": diff, "reshard": reshard, "average": average, "prune": prune}
+    runs = {
+        "inspect": inspect,
+        "verify": verify,
+        "diff": diff,
+        "reshard": reshard,
+        "average": average,
+        "prune": prune,
+    }
     verbs = parser.add_subparsers(required=True, dest="name", metavar="|".join(runs))
     parsers = {}
     for name, run in runs.items():
@@ -332,25 +377,58 @@ def _parser() -> argparse.ArgumentParser:
     for name in ("inspect", "reshard", "prune"):
         parsers[name].add_argument("path", help="a folder of steps, or a step folder")
     parsers["verify"].add_argument("path", nargs="+", help="folders of steps, or step folders")
-    parsers["average"].add_argument("path", nargs="+", help="step folders, or folders of steps (each one's newest)")
+    parsers["average"].add_argument(
+        "path", nargs="+", help="step folders, or folders of steps (each one's newest)"
+    )
     parsers["diff"].add_argument("first", help="a step folder, or a folder of steps")
     parsers["diff"].add_argument("second", help="the checkpoint to compare it with")
     for name, most in (("inspect", 20), ("diff", 40)):
         parsers[name].add_argument(
-            "--most", type=_from(0), default=most, metavar="N", help=f"most rows to print (default: {most})"
+            "--most",
+            type=_from(0),
+            default=most,
+            metavar="N",
+            help=f"most rows to print (default: {most})",
         )
     for name in ("reshard", "average"):
         add = parsers[name].add_argument
         add("--output", required=True, metavar="DIR", help="folder of steps to write to")
-        add("--files", type=_from(1), metavar="N", help="number of files (default: from --file-mib)")
         add(
-            "--file-mib", type=_from(1), default=4096, metavar="N", help="largest size of a file in MiB (default: 4096)"
+            "--files", type=_from(1), metavar="N", help="number of files (default: from --file-mib)"
         )
-    parsers["reshard"].add_argument("--dtype", metavar="fp32|bf16|fp16|fp64", help="precision of the weights")
-    parsers["reshard"].add_argument("--weights-only", action="store_true", help="do not write the optimizer state")
-    add = parsers["prune"].add_argument
-    add("--keep-last-n-checkpoints", type=_from(1), default=1, metavar="N", help="keep the N newest steps (default: 1)")
-    add("--save-retain-interval", type=_from(0), default=0, metavar="N", help="also keep steps that are multiples of N")
+        add(
+            "--file-mib",
+            type=_from(1),
+            default=4096,
+            metavar="N",
+            help="largest size of a file in MiB (default: 4096)",
+        )
+    parsers["reshard"].add_argument(
+        "--dtype", metavar="fp32|bf16|fp16|fp64", help="precision of the weights"
+    )
+    parsers["reshard"].add_argument(
+        "--weights-only", action="store_true", help="do not write the optimizer state"
+    )
+    _add_retention(parsers["prune"].add_argument)
+    return parser
+
+
+def _add_retention(add: Callable[..., object]) -> None:
+    """Which steps are kept; the names are those of the settings of a run."""
+    add(
+        "--keep-last-n-checkpoints",
+        type=_from(1),
+        default=1,
+        metavar="N",
+        help="keep the N newest steps (default: 1)",
+    )
+    add(
+        "--save-retain-interval",
+        type=_from(0),
+        default=0,
+        metavar="N",
+        help="also keep steps that are multiples of N",
+    )
     add(
         "--keep-best-n-checkpoints",
         type=_from(0),
@@ -359,7 +437,6 @@ def _parser() -> argparse.ArgumentParser:
         help="also keep the N steps with the lowest loss",
     )
     add("--dry-run", action="store_true", help="only print what would be deleted")
-    return parser
 
 
 def _from(least: int) -> Any:

@@ -56,14 +56,42 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     template = Template()
     add_input(parser, documents=False)
-    add("--output-prefix", required=True, metavar="PREFIX", help="writes PREFIX.bin/.idx/.json, PREFIX_loss_mask.*")
+    add(
+        "--output-prefix",
+        required=True,
+        metavar="PREFIX",
+        help="writes PREFIX.bin/.idx/.json, PREFIX_loss_mask.*",
+    )
     add("--overwrite", action="store_true", help="replace an existing corpus")
-    add("--tokenizer-type", choices=tokenizers.KINDS, help="default: detected from the file of --tokenizer-model")
+    add(
+        "--tokenizer-type",
+        choices=tokenizers.KINDS,
+        help="default: detected from the file of --tokenizer-model",
+    )
     add("--tokenizer-model", metavar="FILE", help="the tokenizer's file")
     add("--vocab-size", type=int, help="only for NullTokenizer")
-    add("--json-key", default="messages", metavar="KEY", help="key of the list of messages (default: messages)")
-    add("--learn", nargs="+", default=template.learned, metavar="ROLE", help="roles to learn (default: assistant)")
-    add("--turn-begin", default=template.begin, help="text before a message, with {role} (default: ChatML's)")
-    add("--turn-end", default=template.end, help="text after a message, learned with it (default: ChatML's)")
+    add(
+        "--json-key",
+        default="messages",
+        metavar="KEY",
+        help="key of the list of messages (default: messages)",
+    )
+    add(
+        "--learn",
+        nargs="+",
+        default=template.learned,
+        metavar="ROLE",
+        help="roles to learn (default: assistant)",
+    )
+    add(
+        "--turn-begin",
+        default=template.begin,
+        help="text before a message, with {role} (default: ChatML's)",
+    )
+    add(
+        "--turn-end",
+        default=template.end,
+        help="text after a message, learned with it (default: ChatML's)",
+    )
     add_parse_special_tokens(parser)
     return parser

@@ -6,7 +6,7 @@
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from megascratch.commands.input_output import BadLines, add_input, require_no_input
@@ -33,7 +33,9 @@ def main(argv: Sequence[str]) -> int:
     require_no_input([("--report", options.report)], [("--output", output)])
     repeated = {path for path in paths if paths.count(path) > 1}
     if repeated:
-        raise UserError(f"--input names {', '.join(sorted(repeated))} more than once: name each file once")
+        raise UserError(
+            f"--input names {', '.join(sorted(repeated))} more than once: name each file once"
+        )
     curator = Curator(Settings(**values, limits=_limits(options.limit)))
     bad_lines = BadLines()
     _write(curator, sources, output, bad_lines)
@@ -51,7 +53,9 @@ def _limits(words: Sequence[str]) -> Limits:
     for word in words:
         name, _, value = word.partition("=")
         if name not in kinds:
-            raise UserError(f"--limit {word}: unknown limit {name}{nearest(name, list(kinds))}; use {', '.join(kinds)}")
+            raise UserError(
+                f"--limit {word}: unknown limit {name}{nearest(name, list(kinds))}; use {', '.join(kinds)}"
+            )
         try:
             changed[name] = kinds[name](value)
         except ValueError:
@@ -63,17 +67,24 @@ def _limits(words: Sequence[str]) -> Limits:
 
 
 def _write(curator: Curator, sources: Sequence[Source], output: Path, bad_lines: BadLines) -> None:
-    with explain_write_errors(f"--output {output}", "; nothing was written"), atomic_file(output) as file:
+    with (
+        explain_write_errors(f"--output {output}", "; nothing was written"),
+        atomic_file(output) as file,
+    ):
         for line in curator.keep(sources, bad_lines.add):
             file.write(line + b"\n")
         if curator.report.lines == curator.report.bad_lines:
             names = ", ".join(source.path for source in sources[:5])
-            raise UserError(f"{names}: no text found, {curator.report.bad_lines} bad lines; nothing was written")
+            raise UserError(
+                f"{names}: no text found, {curator.report.bad_lines} bad lines; nothing was written"
+            )
 
 
 def _write_report(report: CurationReport, path: Path) -> None:
     with explain_write_errors(f"--report {path}", "; the output was written"):
-        path.write_text(json.dumps(report.as_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        path.write_text(
+            json.dumps(report.as_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
 
 
 def _print_report(report: CurationReport, output: Path) -> None:
@@ -90,7 +101,9 @@ def _print_report(report: CurationReport, output: Path) -> None:
         )
     if report.evaluation_texts_too_short:
         short = report.evaluation_texts_too_short
-        print(f"  {short:,} of {report.evaluation_texts:,} evaluation texts are too short to search for")
+        print(
+            f"  {short:,} of {report.evaluation_texts:,} evaluation texts are too short to search for"
+        )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -103,21 +116,64 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     default = Settings()
     add_input(parser)
-    add("--output", required=True, metavar="FILE", help="JSONL file for the lines that pass all rules")
-    add("--report", metavar="FILE", help="JSON file: how many texts each rule dropped, with examples")
-    add("--json-key", default=default.json_key, metavar="KEY", help="key of the text in a line (default: text)")
-    add("--strict", action="store_true", help="stop at the first bad line, write nothing")
     add(
-        "--gopher-quality", action="store_true", help="rules on length, symbols, bullets, stop words (arXiv 2112.11446)"
+        "--output",
+        required=True,
+        metavar="FILE",
+        help="JSONL file for the lines that pass all rules",
     )
-    add("--gopher-repetition", action="store_true", help="rules on repeated lines, paragraphs and n-grams (same paper)")
+    add(
+        "--report",
+        metavar="FILE",
+        help="JSON file: how many texts each rule dropped, with examples",
+    )
+    add(
+        "--json-key",
+        default=default.json_key,
+        metavar="KEY",
+        help="key of the text in a line (default: text)",
+    )
+    add("--strict", action="store_true", help="stop at the first bad line, write nothing")
+    _add_rules(add)
+    _add_duplicates(add, default)
+    return parser
+
+
+def _add_rules(add: Callable[..., object]) -> None:
+    """Rules on one text."""
+    add(
+        "--gopher-quality",
+        action="store_true",
+        help="rules on length, symbols, bullets, stop words (arXiv 2112.11446)",
+    )
+    add(
+        "--gopher-repetition",
+        action="store_true",
+        help="rules on repeated lines, paragraphs and n-grams (same paper)",
+    )
     add(
         "--c4",
         action="store_true",
         help="keep only lines that end a sentence; no code, no lorem ipsum (arXiv 1910.10683)",
     )
-    add("--limit", action="append", default=[], metavar="NAME=VALUE", help="change a limit of these rules")
-    add("--decontaminate", nargs="+", default=[], metavar="FILE", help="drop texts that share n-grams with these files")
+    add(
+        "--limit",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="change a limit of these rules",
+    )
+
+
+def _add_duplicates(add: Callable[..., object], default: Settings) -> None:
+    """Rules that compare a text with others."""
+    add(
+        "--decontaminate",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="drop texts that share n-grams with these files",
+    )
     add(
         "--decontaminate-key",
         default=default.decontaminate_key,
@@ -137,9 +193,19 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="keep only the first of similar texts (MinHash, needs datasketch)",
     )
-    add("--similarity", type=float, default=default.similarity, metavar="J", help="Jaccard similarity (default: 0.8)")
     add(
-        "--shingle-words", type=int, default=default.shingle_words, metavar="N", help="words in a shingle (default: 13)"
+        "--similarity",
+        type=float,
+        default=default.similarity,
+        metavar="J",
+        help="Jaccard similarity (default: 0.8)",
+    )
+    add(
+        "--shingle-words",
+        type=int,
+        default=default.shingle_words,
+        metavar="N",
+        help="words in a shingle (default: 13)",
     )
     add(
         "--permutations",
@@ -148,4 +214,3 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="permutations in a signature (default: 128)",
     )
-    return parser

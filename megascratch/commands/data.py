@@ -35,7 +35,10 @@ from megascratch.data.tokens.token_files import TokenReader, bin_path
 from megascratch.tokenizer import Tokenizer
 
 PICTURES = (".png", ".svg", ".pdf")
-READ_A_CONFIG = {"blend-report": data_order.report, "audit": data_order.record}  # these accept all settings as flags
+READ_A_CONFIG = {
+    "blend-report": data_order.report,
+    "audit": data_order.record,
+}  # these accept all settings as flags
 WIDTH = 120  # of a table if the output is not a terminal
 SHOWN = 400  # characters of a decoded sample that are printed
 
@@ -68,7 +71,11 @@ def inspect(options: argparse.Namespace) -> int:
     found = statistics(reader, eod)
     samples = _samples(reader, options.samples, tokenizer)
     if options.output:
-        _draw(found, f"{reader.prefix}: {found.documents:,} documents, {found.tokens:,} tokens", options.output)
+        _draw(
+            found,
+            f"{reader.prefix}: {found.documents:,} documents, {found.tokens:,} tokens",
+            options.output,
+        )
     if options.json:
         figures = _record(reader, found, vocab_size, options.most)
         print(json.dumps(figures | {"samples": samples}, indent=2))
@@ -76,7 +83,9 @@ def inspect(options: argparse.Namespace) -> int:
     _print_statistics(reader, found, vocab_size, tokenizer, options.most)
     for sample in samples:
         text = sample.get("text", " ".join(map(str, sample["ids"])))
-        print(f"\ndocument {sample['document']} ({sample['tokens']:,} tokens): {printable(repr(text))}")
+        print(
+            f"\ndocument {sample['document']} ({sample['tokens']:,} tokens): {printable(repr(text))}"
+        )
     return 0
 
 
@@ -87,7 +96,10 @@ def validate(options: argparse.Namespace) -> int:
     fingerprint = tokenizer.fingerprint if tokenizer else None
     damaged = False
     for prefix in map(_on_this_machine, options.prefix):
-        found = chain(problems(prefix, vocab_size, fingerprint), _damaged_caches(prefix, options.data_cache_path))
+        found = chain(
+            problems(prefix, vocab_size, fingerprint),
+            _damaged_caches(prefix, options.data_cache_path),
+        )
         shown = list(islice(found, options.most))
         for problem in shown:
             print(printable(problem))
@@ -97,9 +109,13 @@ def validate(options: argparse.Namespace) -> int:
         elif not shown:
             reader = TokenReader(prefix)
             name = printable(prefix)
-            line = f"{name}: valid; {len(reader.documents) - 1:,} documents, {reader.tokens:,} tokens"
+            line = (
+                f"{name}: valid; {len(reader.documents) - 1:,} documents, {reader.tokens:,} tokens"
+            )
             if not reader.digests:
-                line += f"; no digests, so damage may go unnoticed: run megascratch data record {name}"
+                line += (
+                    f"; no digests, so damage may go unnoticed: run megascratch data record {name}"
+                )
             print(line)
         damaged = damaged or bool(shown or more)
     return 1 if damaged else 0
@@ -125,8 +141,12 @@ def merge(options: argparse.Namespace) -> int:
         prefixes.sort()
     repeated = {prefix for prefix in prefixes if prefixes.count(prefix) > 1}
     if repeated:
-        raise UserError(f"--input names {', '.join(sorted(repeated))} more than once: name each corpus once")
-    require_no_input(of_corpora("--output-prefix", [options.output_prefix]), of_corpora("--input", prefixes))
+        raise UserError(
+            f"--input names {', '.join(sorted(repeated))} more than once: name each corpus once"
+        )
+    require_no_input(
+        of_corpora("--output-prefix", [options.output_prefix]), of_corpora("--input", prefixes)
+    )
     require_free([options.output_prefix], options.overwrite)
     readers = [TokenReader(prefix) for prefix in prefixes]
     _report([merge_split.merge(readers, options.output_prefix)])
@@ -143,9 +163,14 @@ def split(options: argparse.Namespace) -> int:
         counts = merge_split.check_counts(options.documents, documents)
     names = options.names or [str(number) for number in range(len(counts))]
     if len(names) != len(counts) or len(set(names)) < len(names):
-        raise UserError(f"--names {' '.join(names)}: {len(counts)} parts need {len(counts)} different names")
+        raise UserError(
+            f"--names {' '.join(names)}: {len(counts)} parts need {len(counts)} different names"
+        )
     prefixes = [f"{options.output_prefix}_{name}" for name in names]
-    require_no_input(of_corpora("--output-prefix", prefixes), of_corpora("the corpus that is split", [options.prefix]))
+    require_no_input(
+        of_corpora("--output-prefix", prefixes),
+        of_corpora("the corpus that is split", [options.prefix]),
+    )
     require_free(prefixes, options.overwrite)
     _report(merge_split.split(reader, prefixes, counts))
     return 0
@@ -169,7 +194,9 @@ def _prefixes(word: str) -> list[str]:
     with_idx = {str(path).removesuffix(".idx") for path in folder.glob("*.idx")}
     alone = sorted(with_bin ^ with_idx)
     if alone:
-        raise UserError(f"{alone[0]} has only one of .bin and .idx: add the other file, or remove this one")
+        raise UserError(
+            f"{alone[0]} has only one of .bin and .idx: add the other file, or remove this one"
+        )
     if not with_bin:
         raise UserError(f"{word} contains no .bin/.idx pair")
     return sorted(with_bin)
@@ -216,7 +243,9 @@ def _samples(reader: TokenReader, wanted: int, tokenizer: Tokenizer | None) -> l
     return samples
 
 
-def _record(reader: TokenReader, found: Statistics, vocab_size: int | None, most: int) -> dict[str, Any]:
+def _record(
+    reader: TokenReader, found: Statistics, vocab_size: int | None, most: int
+) -> dict[str, Any]:
     return {
         "prefix": reader.prefix,
         "dtype": reader.dtype.name,
@@ -224,7 +253,9 @@ def _record(reader: TokenReader, found: Statistics, vocab_size: int | None, most
         "documents": found.documents,
         "sequences": found.sequences,
         "tokens": found.tokens,
-        "document_length_quantiles": {f"{share:g}": length for share, length in found.quantiles.items()},
+        "document_length_quantiles": {
+            f"{share:g}": length for share, length in found.quantiles.items()
+        },
         "document_length_histogram": binned(found.lengths),
         "eod": found.eod,
         "documents_with_eod": found.documents_with_eod,
@@ -236,7 +267,11 @@ def _record(reader: TokenReader, found: Statistics, vocab_size: int | None, most
 
 
 def _print_statistics(
-    reader: TokenReader, found: Statistics, vocab_size: int | None, tokenizer: Tokenizer | None, most: int
+    reader: TokenReader,
+    found: Statistics,
+    vocab_size: int | None,
+    tokenizer: Tokenizer | None,
+    most: int,
 ) -> None:
     print(
         f"{printable(reader.prefix)}: {found.documents:,} documents, {found.sequences:,} sequences, "
@@ -245,7 +280,9 @@ def _print_statistics(
     quantiles = ", ".join(f"{share:.0%} {length:,}" for share, length in found.quantiles.items())
     print(f"tokens per document: {quantiles}")
     if found.eod is not None:
-        print(f"end of document (id {found.eod}): at the end of {found.documents_with_eod:,} documents")
+        print(
+            f"end of document (id {found.eod}): at the end of {found.documents_with_eod:,} documents"
+        )
     share = f" of {vocab_size:,} ({found.ids_used / vocab_size:.1%})" if vocab_size else ""
     print(f"ids used: {found.ids_used:,}{share}")
     if found.ids_outside:
@@ -291,9 +328,17 @@ def _draw(found: Statistics, title: str, path: str) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="megascratch data", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="megascratch data",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    runs = {"inspect": inspect, "validate": validate, "record": record, "merge": merge, "split": split} | READ_A_CONFIG
+    runs = {
+        "inspect": inspect,
+        "validate": validate,
+        "record": record,
+        "merge": merge,
+        "split": split,
+    } | READ_A_CONFIG
     verbs = parser.add_subparsers(required=True, dest="name", metavar="|".join(runs))
     parsers = {}
     for name, run in runs.items():
@@ -305,16 +350,29 @@ def _parser() -> argparse.ArgumentParser:
     data_order.record_flags(parsers["audit"])
     add = parsers["record"].add_argument
     add("prefix", nargs="+", help="corpora: the common part of .bin and .idx")
-    add("--overwrite", action="store_true", help="also if the corpus has changed since it was recorded")
+    add(
+        "--overwrite",
+        action="store_true",
+        help="also if the corpus has changed since it was recorded",
+    )
     add = parsers["merge"].add_argument
     add("--input", nargs="+", required=True, metavar="PREFIX", help="corpora, or folders of them")
     add("--output-prefix", required=True, metavar="PREFIX")
     add("--overwrite", action="store_true", help="replace an existing corpus")
-    add("--sort", action="store_true", help="merge in the order of the names instead of the order given")
+    add(
+        "--sort",
+        action="store_true",
+        help="merge in the order of the names instead of the order given",
+    )
     add("--multimodal", action="store_true", help=argparse.SUPPRESS)
     add = parsers["split"].add_argument
     add("prefix")
-    add("--output-prefix", required=True, metavar="PREFIX", help="writes PREFIX_NAME.bin/.idx/.json for each part")
+    add(
+        "--output-prefix",
+        required=True,
+        metavar="PREFIX",
+        help="writes PREFIX_NAME.bin/.idx/.json for each part",
+    )
     add("--overwrite", action="store_true", help="replace existing corpora")
     how = parsers["split"].add_mutually_exclusive_group(required=True)
     how.add_argument(
@@ -324,7 +382,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="F",
         help="fractions of the documents that add up to 1, or proportions as whole numbers",
     )
-    how.add_argument("--documents", nargs="+", type=int, metavar="N", help="number of documents in each part")
+    how.add_argument(
+        "--documents", nargs="+", type=int, metavar="N", help="number of documents in each part"
+    )
     add("--names", nargs="+", metavar="NAME", help="names of the parts (default: 0 1 2 ...)")
     return parser
 
@@ -333,24 +393,53 @@ def _inspect_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("prefix", help="a corpus: the common part of its .bin and .idx")
     _tokenizer_flags(parser)
-    add("--samples", type=_at_least_0, default=0, metavar="N", help="documents to show, at even distances (default: 0)")
-    add("--most", type=_at_least_0, default=20, metavar="N", help="most frequent ids to show (default: 20)")
+    add(
+        "--samples",
+        type=_at_least_0,
+        default=0,
+        metavar="N",
+        help="documents to show, at even distances (default: 0)",
+    )
+    add(
+        "--most",
+        type=_at_least_0,
+        default=20,
+        metavar="N",
+        help="most frequent ids to show (default: 20)",
+    )
     add("--output", metavar="FILE", help="draw the histograms: .png, .svg or .pdf")
     add("--json", action="store_true", help="print the numbers as JSON")
-    add("--data-cache-path", metavar="DIR", help="cache folder for a corpus in object storage (s3://...)")
+    add(
+        "--data-cache-path",
+        metavar="DIR",
+        help="cache folder for a corpus in object storage (s3://...)",
+    )
 
 
 def _validate_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prefix", nargs="+", help="corpora: the common part of .bin and .idx")
     _tokenizer_flags(parser)
-    parser.add_argument("--most", type=_at_least_0, default=100, metavar="N", help="problems to list (default: 100)")
-    parser.add_argument("--data-cache-path", metavar="DIR", help="index caches to check (default: cache/ next to it)")
+    parser.add_argument(
+        "--most", type=_at_least_0, default=100, metavar="N", help="problems to list (default: 100)"
+    )
+    parser.add_argument(
+        "--data-cache-path",
+        metavar="DIR",
+        help="index caches to check (default: cache/ next to it)",
+    )
 
 
 def _tokenizer_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--tokenizer-model", metavar="FILE", help="the tokenizer that made the corpus")
+    parser.add_argument(
+        "--tokenizer-model", metavar="FILE", help="the tokenizer that made the corpus"
+    )
     parser.add_argument("--tokenizer-type", choices=tokenizers.KINDS)
-    parser.add_argument("--vocab-size", type=int, metavar="N", help="size of the vocabulary (default: the tokenizer's)")
+    parser.add_argument(
+        "--vocab-size",
+        type=int,
+        metavar="N",
+        help="size of the vocabulary (default: the tokenizer's)",
+    )
 
 
 def _at_least_0(word: str) -> int:

@@ -63,7 +63,9 @@ def record(options: argparse.Namespace, settings: Sequence[str]) -> int:
     total, samples = steps_and_samples(config)
     dataset = _training_set(config, samples_asked_for(config), samples)
     if last > total:
-        raise UserError(f"--steps {options.steps} ends after the last step of the run ({total}): use {first}:{total}")
+        raise UserError(
+            f"--steps {options.steps} ends after the last step of the run ({total}): use {first}:{total}"
+        )
     uses = (use for use in audit(config, dataset, first, last) if _is_asked_for(use, options))
     as_json = options.jsonl or Path(options.output or "").suffix == ".jsonl"
     with _output(options.output) as file:
@@ -81,7 +83,9 @@ def _legal(config: Config, world_size: int | None) -> Config:
     parallel = config.parallel
     if world_size is None:
         if config.training.global_batch_size is None and parallel.data_parallel_size is None:
-            raise UserError("the size of a step is unknown: give --global-batch-size, or --world-size of the run")
+            raise UserError(
+                "the size of a step is unknown: give --global-batch-size, or --world-size of the run"
+            )
         model_ranks = parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size
         world_size = model_ranks * (parallel.data_parallel_size or 1)
     config = derive(config, world_size)
@@ -93,7 +97,11 @@ def _training_set(config: Config, asked: int, read: int) -> Dataset:
     """The training set of a run that requests `asked` samples and reads `read` of them."""
     vocab_size = config.model.vocab_size or ANY_ID
     splits = open_splits(
-        config.data, seed=config.training.seed, vocab_size=vocab_size, train_samples=asked, samples_read=read
+        config.data,
+        seed=config.training.seed,
+        vocab_size=vocab_size,
+        train_samples=asked,
+        samples_read=read,
     )
     train = splits.train
     if train is None:
@@ -159,7 +167,12 @@ def _print(found: Sequence[BlendShare], samples: int) -> None:
 
 def report_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--samples", type=int, metavar="N", help="default: the length of the run (--train-iters or --train-samples)")
+    add(
+        "--samples",
+        type=int,
+        metavar="N",
+        help="default: the length of the run (--train-iters or --train-samples)",
+    )
     add("--json", action="store_true", help="print the numbers as JSON")
     _common_flags(parser)
 
@@ -176,6 +189,9 @@ def record_flags(parser: argparse.ArgumentParser) -> None:
 
 def _common_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--world-size", type=int, metavar="N", help="ranks of the run, if --global-batch-size is not given"
+        "--world-size",
+        type=int,
+        metavar="N",
+        help="ranks of the run, if --global-batch-size is not given",
     )
     parser.epilog = "Accepts every setting of `megascratch pretrain` as a flag, and --config FILE."

@@ -31,7 +31,9 @@ from megascratch.training.hardware import choose_device
 from megascratch.training.start.preflight import differences, rank_facts, where
 
 MOST_SKEW = 1.0  # seconds between clocks
-SUMMARY = "check machines and settings before a run: versions, files, network, clocks, disk, every axis"
+SUMMARY = (
+    "check machines and settings before a run: versions, files, network, clocks, disk, every axis"
+)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -109,7 +111,9 @@ def _together(texts: Sequence[str]) -> str:
         fix = "install the same packages and use the same settings on every rank"
         versions = HostFinding("versions", "FAIL", table, fix)
     else:
-        versions = HostFinding("versions", "ok", f"{len(reports)} ranks have the same versions, code and settings")
+        versions = HostFinding(
+            "versions", "ok", f"{len(reports)} ranks have the same versions, code and settings"
+        )
     clocks = _clocks([(host, clock) for host, clock, _, _ in reports])
     return json.dumps([versions, *combined, clocks])
 
@@ -120,19 +124,27 @@ def _clocks(clocks: Sequence[tuple[str, float]]) -> HostFinding:
     slow, earliest = min(clocks, key=lambda one: one[1])
     skew = latest - earliest
     if skew > MOST_SKEW:
-        return HostFinding("clocks", "warn", f"{fast} is {skew:.1f} s ahead of {slow}", "run an NTP client on both")
+        return HostFinding(
+            "clocks", "warn", f"{fast} is {skew:.1f} s ahead of {slow}", "run an NTP client on both"
+        )
     return HostFinding("clocks", "ok", f"within {skew:.2f} s")
 
 
-def _axes(config: Config | None, rendezvous: Rendezvous | None, world: int, timeout: timedelta) -> list[HostFinding]:
+def _axes(
+    config: Config | None, rendezvous: Rendezvous | None, world: int, timeout: timedelta
+) -> list[HostFinding]:
     """Times a small collective over every axis."""
     if rendezvous is None:
         return []
     parallel = (config or derive(Config(), world)).parallel
     local_rank = launch_environment().local_rank
-    device = choose_device(config.training.device if config else None, local_rank, parallel.distributed_backend)
+    device = choose_device(
+        config.training.device if config else None, local_rank, parallel.distributed_backend
+    )
     grid = Grid.dense(
-        parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size, parallel.data_parallel_size or 1
+        parallel.tensor_model_parallel_size,
+        parallel.pipeline_model_parallel_size,
+        parallel.data_parallel_size or 1,
     )
     try:
         backend = parallel.distributed_backend or ("nccl" if device.type == "cuda" else "gloo")
@@ -140,7 +152,12 @@ def _axes(config: Config | None, rendezvous: Rendezvous | None, world: int, time
         found = bandwidths(Mesh.build(grid, device, timeout))
     except (CommunicationError, RuntimeError) as error:
         return [
-            HostFinding("axes", "FAIL", str(error).splitlines()[0], "check the network of the machine that is named")
+            HostFinding(
+                "axes",
+                "FAIL",
+                str(error).splitlines()[0],
+                "check the network of the machine that is named",
+            )
         ]
     finally:
         meshes.stop()
@@ -154,7 +171,9 @@ def _axes(config: Config | None, rendezvous: Rendezvous | None, world: int, time
     for group in slow_groups(found):
         ranks = ", ".join(map(str, group.ranks))
         speed = f"{group.bytes_per_second / 1e6:,.0f} MB/s"
-        text = f"{group.axis} over ranks {ranks} runs at {speed}, a third of the other groups or less"
+        text = (
+            f"{group.axis} over ranks {ranks} runs at {speed}, a third of the other groups or less"
+        )
         findings.append(HostFinding("axes", "warn", text, "check the network of its hosts"))
     return findings
 
@@ -170,5 +189,7 @@ def report(found: Sequence[HostFinding]) -> str:
             lines.append(" " * 16 + f"-> {fix}")
     failed = sum(finding.state == "FAIL" for finding in found)
     warnings = sum(finding.state == "warn" for finding in found)
-    lines.append(f"{failed} failed, {warnings} warnings: a run {'cannot start' if failed else 'can start'}")
+    lines.append(
+        f"{failed} failed, {warnings} warnings: a run {'cannot start' if failed else 'can start'}"
+    )
     return "\n".join(lines)

@@ -54,7 +54,9 @@ def main(argv: list[str]) -> int:
     documents, bad_lines = _documents(options)
     device = choose_device(options.device, 0)
     use_all_threads()
-    config, model, tokenizer = load_for_inference(options.load, device, options.tokenizer_model, options.tokenizer_type)
+    config, model, tokenizer = load_for_inference(
+        options.load, device, options.tokenizer_model, options.tokenizer_type
+    )
     texts = [document.text for document in documents]
     ids = [_encode(tokenizer, document, options.parse_special_tokens) for document in documents]
     started = time.monotonic()
@@ -75,12 +77,17 @@ def main(argv: list[str]) -> int:
     if options.summary:
         _write_json(options.summary, previous | result)
     if options.output_json:
-        _write_json(options.output_json, result | {"bad_lines": bad_lines, "evaluation_seconds": round(seconds, 3)})
+        _write_json(
+            options.output_json,
+            result | {"bad_lines": bad_lines, "evaluation_seconds": round(seconds, 3)},
+        )
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="megascratch evaluate", description=SUMMARY, epilog=COUNTED)
+    parser = argparse.ArgumentParser(
+        prog="megascratch evaluate", description=SUMMARY, epilog=COUNTED
+    )
     add = parser.add_argument
     add(
         "--load",
@@ -89,15 +96,34 @@ def _parser() -> argparse.ArgumentParser:
         help="a folder of checkpoints (the newest valid one is used), or one step; also s3://...",
     )
     add_input(parser)
-    add("--json-key", default="text", metavar="KEY", help="key of the text in a line (default: text)")
-    add("--stride", type=int, metavar="S", help="new tokens per window; the rest is context (default: seq_length)")
+    add(
+        "--json-key",
+        default="text",
+        metavar="KEY",
+        help="key of the text in a line (default: text)",
+    )
+    add(
+        "--stride",
+        type=int,
+        metavar="S",
+        help="new tokens per window; the rest is context (default: seq_length)",
+    )
     add(
         "--no-eod",
         action="store_true",
         help="do not predict ends of documents: the model was trained without --append-eod",
     )
-    add("--batch-size", type=int, metavar="N", help="windows computed together (default: 4,096 tokens)")
-    add("--summary", metavar="FILE", help="JSON file to merge the result into, such as the run's summary.json")
+    add(
+        "--batch-size",
+        type=int,
+        metavar="N",
+        help="windows computed together (default: 4,096 tokens)",
+    )
+    add(
+        "--summary",
+        metavar="FILE",
+        help="JSON file to merge the result into, such as the run's summary.json",
+    )
     add("--output-json", metavar="FILE", help="JSON file to write only the result to")
     add("--strict", action="store_true", help="stop at the first bad line")
     add("--device", choices=("cpu", "cuda"), help="default: cuda if available")
@@ -125,7 +151,9 @@ def _documents(options: argparse.Namespace) -> tuple[list[Document], int]:
             bad_lines.add(f"{record.place}: {reason}")
     bad_lines.print_rest()
     if not documents:
-        raise UserError(f"{', '.join(options.input)}: no document found, {bad_lines.count} bad lines")
+        raise UserError(
+            f"{', '.join(options.input)}: no document found, {bad_lines.count} bad lines"
+        )
     return documents, bad_lines.count
 
 
@@ -165,7 +193,9 @@ def _gzip(content: bytes) -> bytes:
 def _xz(content: bytes) -> bytes:
     """Compresses like xz -9, but with a dictionary (64 MiB there) no larger than the content, which saves memory."""
     dictionary = min(max(len(content), 4096), 1 << 26)
-    return lzma.compress(content, filters=[{"id": lzma.FILTER_LZMA2, "preset": 9, "dict_size": dictionary}])
+    return lzma.compress(
+        content, filters=[{"id": lzma.FILTER_LZMA2, "preset": 9, "dict_size": dictionary}]
+    )
 
 
 def _packed(pack: Callable[[bytes], bytes], contents: Sequence[bytes]) -> float:

@@ -35,7 +35,10 @@ def main(argv: list[str]) -> int:
     """Runs the command. Raises: UserError for an error that the user can fix."""
     options = _parser().parse_args(argv)
     sampling = _sampling(options)
-    read = [("--prompts-file", options.prompts_file), ("--tokenizer-model", options.tokenizer_model)]
+    read = [
+        ("--prompts-file", options.prompts_file),
+        ("--tokenizer-model", options.tokenizer_model),
+    ]
     require_no_input([("--output", options.output)], read)
     if options.max_new_tokens < 1 or options.batch_size < 1:
         raise UserError(
@@ -48,10 +51,17 @@ def main(argv: list[str]) -> int:
         prompts = [""]
     device = choose_device(options.device, 0)
     use_all_threads()
-    config, model, tokenizer = load_for_inference(options.load, device, options.tokenizer_model, options.tokenizer_type)
+    config, model, tokenizer = load_for_inference(
+        options.load, device, options.tokenizer_model, options.tokenizer_type
+    )
     stops = Stops(tokenizer, options.stop, options.stop_ids)
-    ids = [_ids(tokenizer, prompt, number, options.parse_special_tokens) for number, prompt in enumerate(prompts, 1)]
-    completions = complete(config, model, stops, prompts, ids, options.max_new_tokens, sampling, options.batch_size)
+    ids = [
+        _ids(tokenizer, prompt, number, options.parse_special_tokens)
+        for number, prompt in enumerate(prompts, 1)
+    ]
+    completions = complete(
+        config, model, stops, prompts, ids, options.max_new_tokens, sampling, options.batch_size
+    )
     _write(completions, options.output, len(prompts) > 1)
     return 0
 
@@ -77,8 +87,19 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="file with a prompt per line; .jsonl and .parquet: the key text of each record",
     )
-    add("--max-new-tokens", type=int, default=100, metavar="N", help="most new tokens per prompt (default: 100)")
-    add("--temperature", type=float, metavar="T", help="divide the logits by T; 0 is greedy (default: 1)")
+    add(
+        "--max-new-tokens",
+        type=int,
+        default=100,
+        metavar="N",
+        help="most new tokens per prompt (default: 100)",
+    )
+    add(
+        "--temperature",
+        type=float,
+        metavar="T",
+        help="divide the logits by T; 0 is greedy (default: 1)",
+    )
     add("--top-k", type=int, metavar="K", help="sample from the K likeliest tokens (default: all)")
     add(
         "--top-p",
@@ -93,11 +114,28 @@ def _parser() -> argparse.ArgumentParser:
         metavar="TEXT",
         help="stop at this text and remove it; can be repeated",
     )
-    add("--stop-ids", type=int, nargs="+", default=[], metavar="ID", help="stop at one of these tokens and remove it")
+    add(
+        "--stop-ids",
+        type=int,
+        nargs="+",
+        default=[],
+        metavar="ID",
+        help="stop at one of these tokens and remove it",
+    )
     add("--greedy", action="store_true", help="always take the likeliest token")
     add("--seed", type=int, default=1234, help="random seed of the sampling (default: 1234)")
-    add("--batch-size", type=int, default=8, metavar="N", help="prompts computed together (default: 8)")
-    add("--output", metavar="FILE", help="file to write to; .jsonl: a record per prompt (default: standard output)")
+    add(
+        "--batch-size",
+        type=int,
+        default=8,
+        metavar="N",
+        help="prompts computed together (default: 8)",
+    )
+    add(
+        "--output",
+        metavar="FILE",
+        help="file to write to; .jsonl: a record per prompt (default: standard output)",
+    )
     add("--device", choices=("cpu", "cuda"), help="default: cuda if available")
     add("--tokenizer-model", metavar="FILE", help="default: the checkpoint's own")
     add("--tokenizer-type", choices=tokenizers.KINDS, help="default: the checkpoint's own")
@@ -106,7 +144,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _sampling(options: argparse.Namespace) -> Sampling:
-    given = {"--temperature": options.temperature, "--top-k": options.top_k, "--top-p": options.top_p}
+    given = {
+        "--temperature": options.temperature,
+        "--top-k": options.top_k,
+        "--top-p": options.top_p,
+    }
     if options.greedy:
         ignored = [name for name, value in given.items() if value is not None]
         if ignored:
@@ -130,7 +172,9 @@ def _prompts(path: str) -> list[str]:
         except BadLine as reason:
             raise UserError(f"{record.place}: {reason}") from reason
     if not any(prompts):
-        raise UserError(f"--prompts-file {path} contains no prompt: remove the flag to generate from an empty prompt")
+        raise UserError(
+            f"--prompts-file {path} contains no prompt: remove the flag to generate from an empty prompt"
+        )
     return prompts
 
 
@@ -144,7 +188,9 @@ class Stops:
     def __init__(self, tokenizer: Tokenizer, texts: Sequence[str], ids: Sequence[int]):
         for number in ids:
             if not 0 <= number < tokenizer.vocab_size:
-                raise UserError(f"--stop-ids {number} is outside the vocabulary (0 to {tokenizer.vocab_size - 1})")
+                raise UserError(
+                    f"--stop-ids {number} is outside the vocabulary (0 to {tokenizer.vocab_size - 1})"
+                )
         if "" in texts:
             raise UserError("--stop is empty: give at least one character")
         self.tokenizer = tokenizer
@@ -199,7 +245,9 @@ def complete(
     for start in range(0, len(ids), batch_size):
         batch = ids[start : start + batch_size]
 
-        def stop(number: int, tokens: Sequence[int], batch: Sequence[list[int]] = batch) -> StoppedBy | None:
+        def stop(
+            number: int, tokens: Sequence[int], batch: Sequence[list[int]] = batch
+        ) -> StoppedBy | None:
             return stops.reason(batch[number], tokens)
 
         found = generate(model, config, batch, max_new_tokens, sampling, eod, start, stop)
@@ -243,7 +291,11 @@ def _write(completions: Iterable[Completion], output: str | None, headlines: boo
         for text in _as_text(completions, headlines):
             print(text, end="", flush=True)
         return
-    texts = map(_as_record, completions) if output.endswith(".jsonl") else _as_text(completions, headlines)
+    texts = (
+        map(_as_record, completions)
+        if output.endswith(".jsonl")
+        else _as_text(completions, headlines)
+    )
     try:
         Path(output).parent.mkdir(parents=True, exist_ok=True)
         with open(output, "w", encoding="utf-8", newline="\n") as file:
@@ -263,4 +315,6 @@ def _as_text(completions: Iterable[Completion], headlines: bool) -> Iterator[str
 
 def _as_record(item: Completion) -> str:
     record = {"prompt": item.prompt, "text": item.text, "tokens": item.continuation.tokens}
-    return json.dumps(record | {"stopped_by": item.continuation.stopped_by}, ensure_ascii=False) + "\n"
+    return (
+        json.dumps(record | {"stopped_by": item.continuation.stopped_by}, ensure_ascii=False) + "\n"
+    )

@@ -33,7 +33,11 @@ def add_input(parser: "argparse._ActionsContainer", documents: bool = True) -> N
     add = parser.add_argument
     what = "files, folders, patterns or - (standard input), read in this order; .jsonl .txt .parquet .gz .zst .bz2 .xz"
     add("--input", nargs="+", required=True, metavar="FILE", help=what)
-    add("--input-format", choices=FORMATS, help="format of all inputs (default: by the suffix, else jsonl)")
+    add(
+        "--input-format",
+        choices=FORMATS,
+        help="format of all inputs (default: by the suffix, else jsonl)",
+    )
     if documents:
         add(
             "--sample-by",
@@ -103,7 +107,9 @@ def require_free(prefixes: Iterable[str | Path], overwrite: bool) -> None:
     for prefix in prefixes:
         for path in corpus_files(prefix):
             if path.exists():
-                raise UserError(f"{path} exists: choose another output prefix, or replace the corpus with --overwrite")
+                raise UserError(
+                    f"{path} exists: choose another output prefix, or replace the corpus with --overwrite"
+                )
 
 
 def _same(one: Path, other: Path) -> bool:

@@ -11,13 +11,24 @@ from functools import partial
 from itertools import repeat
 
 from megascratch import tokenizer as tokenizers
-from megascratch.commands.input_output import add_input, add_parse_special_tokens, of_corpora, require_no_input
+from megascratch.commands.input_output import (
+    add_input,
+    add_parse_special_tokens,
+    of_corpora,
+    require_no_input,
+)
 from megascratch.commands.progress import Progress
 from megascratch.config.errors import UserError
 from megascratch.data.preprocess.documents import ReadOptions
 from megascratch.data.preprocess.encode import Job, load_tokenizer
 from megascratch.data.preprocess.executors import Engine, in_process, on_processes, on_ray
-from megascratch.data.preprocess.run import Output, bad_lines_path, key_prefixes, preprocess, shard_folder
+from megascratch.data.preprocess.run import (
+    Output,
+    bad_lines_path,
+    key_prefixes,
+    preprocess,
+    shard_folder,
+)
 from megascratch.data.preprocess.work_units import LEAF_BYTES, shard_bytes
 from megascratch.data.text.jsonl import LONGEST_LINE
 from megascratch.data.text.sentences import language_code
@@ -66,38 +77,86 @@ def _add_input(group: "argparse._ArgumentGroup") -> None:
         metavar="KEY",
         help="keys of the text; each becomes one output (default: text)",
     )
-    longest = f"a longer line, row or text file is skipped as a bad line (default: {LONGEST_LINE:,})"
+    longest = (
+        f"a longer line, row or text file is skipped as a bad line (default: {LONGEST_LINE:,})"
+    )
     add("--max-document-bytes", type=int, default=LONGEST_LINE, metavar="BYTES", help=longest)
     add("--strict", action="store_true", help="stop at the first bad line and write nothing")
-    add("--split-sentences", action="store_true", help="make each sentence a sequence; writes PREFIX_KEY_sentence")
-    add("--lang", default="english", help="language for --split-sentences, a name or a code (default: english)")
+    add(
+        "--split-sentences",
+        action="store_true",
+        help="make each sentence a sequence; writes PREFIX_KEY_sentence",
+    )
+    add(
+        "--lang",
+        default="english",
+        help="language for --split-sentences, a name or a code (default: english)",
+    )
     add("--keep-newlines", action="store_true", help="keep the white space around sentences")
 
 
 def _add_output(group: "argparse._ArgumentGroup") -> None:
     add = group.add_argument
-    add("--output-prefix", required=True, metavar="PREFIX", help="writes PREFIX_KEY_document.bin/.idx/.json")
-    add("--overwrite", action="store_true", help="replace output that was made from other input or with other options")
-    add("--tokenizer-type", choices=tokenizers.KINDS, help="default: detected from --tokenizer-model")
+    add(
+        "--output-prefix",
+        required=True,
+        metavar="PREFIX",
+        help="writes PREFIX_KEY_document.bin/.idx/.json",
+    )
+    add(
+        "--overwrite",
+        action="store_true",
+        help="replace output that was made from other input or with other options",
+    )
+    add(
+        "--tokenizer-type",
+        choices=tokenizers.KINDS,
+        help="default: detected from --tokenizer-model",
+    )
     add("--tokenizer-model", metavar="FILE", help="the tokenizer's file")
-    add("--vocab-size", type=int, help="only for NullTokenizer: number of ids; the last one is the end of document")
+    add(
+        "--vocab-size",
+        type=int,
+        help="only for NullTokenizer: number of ids; the last one is the end of document",
+    )
     add("--append-eod", action="store_true", help="append the end-of-document id to every document")
     add_parse_special_tokens(group)
 
 
 def _add_work(group: "argparse._ArgumentGroup") -> None:
     add = group.add_argument
-    add("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one per core)")
-    add("--engine", choices=ENGINES, default="local", help="ray: run on a Ray cluster (RAY_ADDRESS, else a local one)")
+    add(
+        "--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one per core)"
+    )
+    add(
+        "--engine",
+        choices=ENGINES,
+        default="local",
+        help="ray: run on a Ray cluster (RAY_ADDRESS, else a local one)",
+    )
     add(
         "--shard",
         metavar="I/N",
         help="encode only every N-th shard from the I-th (0 to N - 1); a last run without --shard merges",
     )
-    add("--shard-bytes", type=int, metavar="BYTES", help="input bytes per shard (default: up to 64 MiB)")
+    add(
+        "--shard-bytes",
+        type=int,
+        metavar="BYTES",
+        help="input bytes per shard (default: up to 64 MiB)",
+    )
     add("--partitions", type=int, default=1, help="least number of shards (default: 1)")
-    add("--keep-sequential-samples", action="store_true", help="has no effect: the order is always that of the input")
-    add("--log-interval", type=int, default=1000, help="documents between progress lines (default: 1000)")
+    add(
+        "--keep-sequential-samples",
+        action="store_true",
+        help="has no effect: the order is always that of the input",
+    )
+    add(
+        "--log-interval",
+        type=int,
+        default=1000,
+        help="documents between progress lines (default: 1000)",
+    )
 
 
 def _require(options: argparse.Namespace) -> None:
@@ -107,7 +166,9 @@ def _require(options: argparse.Namespace) -> None:
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} ({value}) must be at least 1")
     if len(set(options.json_keys)) < len(options.json_keys):
-        raise UserError(f"--json-keys {' '.join(options.json_keys)}: each key makes one output, name each once")
+        raise UserError(
+            f"--json-keys {' '.join(options.json_keys)}: each key makes one output, name each once"
+        )
     if options.engine == "ray" and options.shard:
         raise UserError("--engine ray distributes the shards itself: remove --shard")
     if options.split_sentences:
@@ -121,21 +182,28 @@ def _require_sources(options: argparse.Namespace, sources: list[Source]) -> None
                 f"{source.path} is plain text, which has no keys: give one in --json-keys, to name the output"
             )
         if options.shard and not source.regular:
-            raise UserError(f"--shard needs files that every process can read; {source.path} is a pipe")
+            raise UserError(
+                f"--shard needs files that every process can read; {source.path} is a pipe"
+            )
 
 
 def _require_no_input(options: argparse.Namespace, job: Job, sources: list[Source]) -> None:
     """Raises: UserError if a corpus or the list of bad lines would overwrite an input."""
     written = of_corpora("--output-prefix", key_prefixes(job, options.output_prefix))
     written.append(("--output-prefix", bad_lines_path(options.output_prefix)))
-    read = [("--tokenizer-model", options.tokenizer_model), *(("--input", source.path) for source in sources)]
+    read = [
+        ("--tokenizer-model", options.tokenizer_model),
+        *(("--input", source.path) for source in sources),
+    ]
     require_no_input(written, read)
 
 
 def _require_tokenizer(job: Job) -> None:
     tokenizer = load_tokenizer(job)
     if job.append_eod and tokenizer.eod is None:
-        raise UserError(f"--append-eod: this {tokenizer.kind} has no end-of-document id; train it without --no-eod")
+        raise UserError(
+            f"--append-eod: this {tokenizer.kind} has no end-of-document id; train it without --no-eod"
+        )
 
 
 def _output(options: argparse.Namespace, sources: list[Source]) -> Output:
@@ -161,7 +229,9 @@ def _job(options: argparse.Namespace, output: Output) -> Job:
         options.tokenizer_type,
         options.tokenizer_model,
         options.vocab_size,
-        ReadOptions(tuple(options.json_keys), options.sample_by, options.max_document_bytes, folder),
+        ReadOptions(
+            tuple(options.json_keys), options.sample_by, options.max_document_bytes, folder
+        ),
         options.append_eod,
         options.parse_special_tokens,
         options.lang if options.split_sentences else None,
@@ -182,9 +252,15 @@ def _engine(options: argparse.Namespace, sources: list[Source]) -> Engine:
 
 def _print_outputs(job: Job, output: Output, progress: Progress, wrote: bool) -> None:
     if output.shard:
-        print(f"shard {output.shard[0]} of {output.shard[1]} is encoded; run again without --shard to merge all shards")
+        print(
+            f"shard {output.shard[0]} of {output.shard[1]} is encoded; run again without --shard to merge all shards"
+        )
         return
-    for prefix, verb in zip(key_prefixes(job, output.prefix), repeat("wrote" if wrote else "complete:")):
+    for prefix, verb in zip(
+        key_prefixes(job, output.prefix), repeat("wrote" if wrote else "complete:")
+    ):
         print(f"{verb} {prefix}.bin, .idx and .json")
     if progress.bad_lines.not_printed:
-        print(f"{progress.bad_lines.not_printed} more bad lines are in {bad_lines_path(output.prefix)}")
+        print(
+            f"{progress.bad_lines.not_printed} more bad lines are in {bad_lines_path(output.prefix)}"
+        )

@@ -85,11 +85,15 @@ def main(argv: Sequence[str]) -> int:
         sys.stdout.flush()
         if start.nnodes is None:
             return launch(_launch_config(start, config))
-        return launch_node(_nodes(start, config, keeps_batch=given.training.global_batch_size is None))
+        return launch_node(
+            _nodes(start, config, keeps_batch=given.training.global_batch_size is None)
+        )
     if launch_environment().rank == 0:
         for notice in notices(config):
             print(f"notice: {notice}", file=sys.stderr)
-    from megascratch.training.pretrain import pretrain  # imports torch, so it comes after the checks
+    from megascratch.training.pretrain import (
+        pretrain,
+    )  # imports torch, so it comes after the checks
     from megascratch.training.start.resume import resumed
 
     config = derive(resumed(given, config.training), world)
@@ -149,7 +153,10 @@ def _start(argv: Sequence[str]) -> _Start:
         own, words = parser.parse_known_args(argv)
     except argparse.ArgumentError as error:
         name = str(error.argument_name)
-        what = {"--nproc-per-node": "must be a number of ranks", "--max-restarts": "must be a number of restarts"}
+        what = {
+            "--nproc-per-node": "must be a number of ranks",
+            "--max-restarts": "must be a number of restarts",
+        }
         raise UserError(f"{name} {what.get(name, 'needs a value')}: {error.message}") from error
     given = [name for name, value in vars(own).items() if value is not None]
     if given and "WORLD_SIZE" in os.environ:
@@ -164,7 +171,14 @@ def _start(argv: Sequence[str]) -> _Start:
     _check_rendezvous(own)
     ranks = own.nproc_per_node or (1 if own.max_restarts or own.nnodes else 0)
     return _Start(
-        ranks, own.max_restarts or 0, own.nnodes, own.rdzv_endpoint, own.rdzv_id, own.rdzv_conf, own.local_addr, words
+        ranks,
+        own.max_restarts or 0,
+        own.nnodes,
+        own.rdzv_endpoint,
+        own.rdzv_id,
+        own.rdzv_conf,
+        own.local_addr,
+        words,
     )
 
 
@@ -176,7 +190,9 @@ def _check_rendezvous(own: argparse.Namespace) -> None:
                 raise UserError(f"{flag} is for several machines: it needs --nnodes")
         return
     if not re.fullmatch(r"[1-9]\d*(:[1-9]\d*)?", own.nnodes):
-        raise UserError(f"--nnodes ({own.nnodes}) must be a number of machines, or MIN:MAX, e.g. 4 or 3:4")
+        raise UserError(
+            f"--nnodes ({own.nnodes}) must be a number of machines, or MIN:MAX, e.g. 4 or 3:4"
+        )
     needed = {"--rdzv-endpoint HOST:PORT": own.rdzv_endpoint, "--rdzv-id NAME": own.rdzv_id}
     missing = [flag for flag, value in needed.items() if not value]
     if missing:

@@ -55,12 +55,16 @@ class Progress:
 
     def _rate(self) -> str:
         seconds = max(time.monotonic() - self._started, 1e-9)
-        return f"{self._text_bytes / seconds / 1e6:.2f} MB/s, {self._tokens / seconds:,.0f} tokens/s"
+        return (
+            f"{self._text_bytes / seconds / 1e6:.2f} MB/s, {self._tokens / seconds:,.0f} tokens/s"
+        )
 
     def __enter__(self) -> "Progress":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None
+    ) -> None:
         if self._bar:
             self._bar.stop()
 
@@ -73,7 +77,12 @@ class _Bar:
         from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as Bars
 
-        columns: list[Any] = [BarColumn(), DownloadColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn()]
+        columns: list[Any] = [
+            BarColumn(),
+            DownloadColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+        ]
         self._bars = Bars(*columns, console=Console(stderr=True))
         self._task = self._bars.add_task("", total=total, rate="")
         self._bars.start()

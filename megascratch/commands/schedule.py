@@ -10,7 +10,7 @@ megascratch schedule simulate interleaved --virtual-stages 3 --stages 8 --microb
 import argparse
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -165,14 +165,18 @@ def _plan(name: str, options: argparse.Namespace) -> ScheduleSpec:
     if name.endswith(".csv"):
         return _from_file(name, options)
     if name not in NAMES:
-        raise UserError(f"unknown schedule {name}{nearest(name, NAMES)}: use {', '.join(NAMES)} or a .csv file")
+        raise UserError(
+            f"unknown schedule {name}{nearest(name, NAMES)}: use {', '.join(NAMES)} or a .csv file"
+        )
     is_interleaved = name == "interleaved"
     chunks = CHUNKS.get(name, 1)
     if is_interleaved or options.run is not compare:
         if options.virtual_stages:
             chunks = options.virtual_stages
         if options.group and not is_interleaved:
-            raise UserError(f"--group ({options.group}) needs the schedule interleaved, not {name}: remove it")
+            raise UserError(
+                f"--group ({options.group}) needs the schedule interleaved, not {name}: remove it"
+            )
     group = options.group if is_interleaved else None
     stages = options.stages or 4
     microbatches = options.microbatches or 8
@@ -288,7 +292,12 @@ def _parser() -> argparse.ArgumentParser:
             add("schedule", metavar="SCHEDULE", help=about)
         add("--stages", type=int, metavar="P", help="pipeline ranks (default: 4)")
         add("--microbatches", type=int, metavar="M", help="micro-batches per step (default: 8)")
-        add("--virtual-stages", type=int, metavar="V", help="model chunks per rank (interleaved; default: 2)")
+        add(
+            "--virtual-stages",
+            type=int,
+            metavar="V",
+            help="model chunks per rank (interleaved; default: 2)",
+        )
         add(
             "--group",
             type=int,
@@ -296,21 +305,57 @@ def _parser() -> argparse.ArgumentParser:
             help="micro-batches per chunk before the next chunk (interleaved; default: P)",
         )
         if name in ("show", "compare", "simulate"):
-            add("--f", type=float, default=1.0, metavar="TIME", help="time of a forward (default: 1)")
-            add("--b", type=float, default=1.0, metavar="TIME", help="time of an input gradient (default: 1)")
-            add("--w", type=float, default=1.0, metavar="TIME", help="time of a weight gradient (default: 1)")
-            add(
-                "--comm", type=float, default=0.0, metavar="TIME", help="time of a transfer between stages (default: 0)"
-            )
-            add("--times", metavar="FILE", help="CSV with columns F, B, W, comm and a row per stage")
+            _add_times(add)
         if name in ("show", "csv"):
-            add("--output", metavar="FILE", help="file: .svg, .png or .pdf" if name == "show" else "file to write to")
+            add(
+                "--output",
+                metavar="FILE",
+                help="file: .svg, .png or .pdf" if name == "show" else "file to write to",
+            )
         if name in ("compare", "simulate"):
             add("--json", action="store_true", help="print JSON")
         if name == "show":
-            add("--unit", type=float, metavar="TIME", help="time per column (default: the shortest action)")
+            add(
+                "--unit",
+                type=float,
+                metavar="TIME",
+                help="time per column (default: the shortest action)",
+            )
         if name == "check":
             add("--blocking", action="store_true", help="also check it for sends without buffers")
         if name == "csv":
             add("--comms", action="store_true", help="also write sends and receives")
     return parser
+
+
+def _add_times(add: Callable[..., object]) -> None:
+    """The times with which a schedule is simulated."""
+    add(
+        "--f",
+        type=float,
+        default=1.0,
+        metavar="TIME",
+        help="time of a forward (default: 1)",
+    )
+    add(
+        "--b",
+        type=float,
+        default=1.0,
+        metavar="TIME",
+        help="time of an input gradient (default: 1)",
+    )
+    add(
+        "--w",
+        type=float,
+        default=1.0,
+        metavar="TIME",
+        help="time of a weight gradient (default: 1)",
+    )
+    add(
+        "--comm",
+        type=float,
+        default=0.0,
+        metavar="TIME",
+        help="time of a transfer between stages (default: 0)",
+    )
+    add("--times", metavar="FILE", help="CSV with columns F, B, W, comm and a row per stage")

@@ -55,19 +55,33 @@ def _parser() -> argparse.ArgumentParser:
     decode = actions.add_parser("decode", help="print the text of ids")
     decode.add_argument("ids", nargs="*", help="ids to decode (default: standard input)")
     _add_report(actions.add_parser("report", help="compare tokenizers on texts"))
-    _add_convert(actions.add_parser("convert", help="convert a tokenizer to another file format with the same ids"))
+    _add_convert(
+        actions.add_parser(
+            "convert", help="convert a tokenizer to another file format with the same ids"
+        )
+    )
     check_action = actions.add_parser(
         "check", help="test a tokenizer on hostile and random texts; exit code 1 if a test fails"
     )
     check_action.add_argument(
-        "--random", type=int, default=1000, metavar="N", help="number of random texts (default: 1000)"
+        "--random",
+        type=int,
+        default=1000,
+        metavar="N",
+        help="number of random texts (default: 1000)",
     )
-    check_action.add_argument("--seed", type=int, default=0, help="seed of the random texts (default: 0)")
+    check_action.add_argument(
+        "--seed", type=int, default=0, help="seed of the random texts (default: 0)"
+    )
     for action in (encode, decode, check_action):
         action.add_argument(
-            "--tokenizer-type", choices=tokenizers.KINDS, help="default: detected from the file's content"
+            "--tokenizer-type",
+            choices=tokenizers.KINDS,
+            help="default: detected from the file's content",
         )
-        action.add_argument("--tokenizer-model", metavar="FILE", help="the tokenizer's file, or its folder")
+        action.add_argument(
+            "--tokenizer-model", metavar="FILE", help="the tokenizer's file, or its folder"
+        )
         action.add_argument("--vocab-size", type=int, help="only for NullTokenizer")
     add_parse_special_tokens(encode)
     return parser
@@ -98,7 +112,12 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         help="byte-level BPE: special tokens, which get the last ids; "
         f"<|endoftext|>, <|begin_of_text|> and <|pad|> get their usual role (default: {END_OF_TEXT})",
     )
-    add("--model-type", choices=("bpe", "unigram"), default="bpe", help="SentencePiece's algorithm (default: bpe)")
+    add(
+        "--model-type",
+        choices=("bpe", "unigram"),
+        default="bpe",
+        help="SentencePiece's algorithm (default: bpe)",
+    )
     add(
         "--character-coverage",
         type=float,
@@ -119,7 +138,11 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
         metavar="KEY",
         help="JSONL key of a text's group, such as its language (default: group by file)",
     )
-    add("--picture", metavar="FILE", help="draw bytes per token and use of the vocabulary: .png or .svg")
+    add(
+        "--picture",
+        metavar="FILE",
+        help="draw bytes per token and use of the vocabulary: .png or .svg",
+    )
     add("--json", metavar="FILE", help="write all figures as JSON")
     add("--max-megabytes", type=int, default=100, help="most text to read (default: 100)")
     add_parse_special_tokens(parser)
@@ -127,16 +150,41 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
 
 def _add_convert(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("source", metavar="FILE", help="tokenizer.json, .tiktoken, GPT-2's vocab.json or SentencePiece .model")
-    add("--output", required=True, metavar="FILE", help=".json for tokenizer.json, .tiktoken for tiktoken ranks")
-    add("--encoding", choices=tuple(ENCODINGS), help="tiktoken: the published encoding (default: from the file's name)")
-    add("--split", choices=tuple(SPLITS), help="tiktoken: rule that splits text, for your own encoding")
-    add("--special-tokens", nargs="+", default=[], metavar="WORD", help="tiktoken with --split: special tokens")
+    add(
+        "source",
+        metavar="FILE",
+        help="tokenizer.json, .tiktoken, GPT-2's vocab.json or SentencePiece .model",
+    )
+    add(
+        "--output",
+        required=True,
+        metavar="FILE",
+        help=".json for tokenizer.json, .tiktoken for tiktoken ranks",
+    )
+    add(
+        "--encoding",
+        choices=tuple(ENCODINGS),
+        help="tiktoken: the published encoding (default: from the file's name)",
+    )
+    add(
+        "--split",
+        choices=tuple(SPLITS),
+        help="tiktoken: rule that splits text, for your own encoding",
+    )
+    add(
+        "--special-tokens",
+        nargs="+",
+        default=[],
+        metavar="WORD",
+        help="tiktoken with --split: special tokens",
+    )
 
 
 def _add_input(parser: argparse.ArgumentParser) -> None:
     add_input(parser, documents=False)
-    parser.add_argument("--json-key", default="text", metavar="KEY", help="key of the text (default: text)")
+    parser.add_argument(
+        "--json-key", default="text", metavar="KEY", help="key of the text (default: text)"
+    )
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -146,7 +194,9 @@ def _train(options: argparse.Namespace) -> int:
     texts = (text for _, text in _texts(options, bad_lines))
     tokenizer = tokenizers.train(
         kind,
-        _require_text(_at_most(texts, options.max_megabytes, "training on"), options.input, bad_lines),
+        _require_text(
+            _at_most(texts, options.max_megabytes, "training on"), options.input, bad_lines
+        ),
         options.output,
         vocab_size=options.vocab_size,
         split=options.split,
@@ -179,12 +229,18 @@ def _print_written(path: str, tokenizer: tokenizers.Tokenizer) -> None:
 
 
 def _convert(options: argparse.Namespace) -> int:
-    require_no_input([("--output", options.output)], [("the file that is converted", options.source)])
+    require_no_input(
+        [("--output", options.output)], [("the file that is converted", options.source)]
+    )
     words = tuple(options.special_tokens)
-    tokenizer = convert(Path(options.source), Path(options.output), options.encoding, options.split, words)
+    tokenizer = convert(
+        Path(options.source), Path(options.output), options.encoding, options.split, words
+    )
     _print_written(options.output, tokenizer)
     if options.output.endswith(".tiktoken"):
-        words_and_ids = " ".join(f"{printable(word)}={id}" for word, id in tokenizer.specials.items())
+        words_and_ids = " ".join(
+            f"{printable(word)}={id}" for word, id in tokenizer.specials.items()
+        )
         named = words_and_ids or "no special tokens"
         print(f"the file does not store the split rule or special tokens; special tokens: {named}")
     return 0
@@ -192,8 +248,15 @@ def _convert(options: argparse.Namespace) -> int:
 
 def _check(options: argparse.Namespace) -> int:
     tokenizer = tokenizers.load(options.tokenizer_type, options.tokenizer_model, options.vocab_size)
-    roles = {"end of document": tokenizer.eod, "begin of text": tokenizer.bos, "padding": tokenizer.pad}
-    named = ", ".join(f"{role} {id}" for role, id in roles.items() if id is not None) or "no special ids"
+    roles = {
+        "end of document": tokenizer.eod,
+        "begin of text": tokenizer.bos,
+        "padding": tokenizer.pad,
+    }
+    named = (
+        ", ".join(f"{role} {id}" for role, id in roles.items() if id is not None)
+        or "no special ids"
+    )
     print(f"{tokenizer.kind}, {tokenizer.vocab_size:,} ids, {named}, {tokenizer.fingerprint[:16]}")
     findings = check(tokenizer, options.random, options.seed)
     for finding in findings:
@@ -214,7 +277,9 @@ def _report(options: argparse.Namespace) -> int:
     require_no_input([("--json", options.json), ("--picture", options.picture)], read)
     loaded = {model: tokenizers.load(None, model) for model in options.tokenizer_model}
     bad_lines = BadLines()
-    limited = _at_most(_texts(options, bad_lines, options.group_key), options.max_megabytes, "measuring")
+    limited = _at_most(
+        _texts(options, bad_lines, options.group_key), options.max_megabytes, "measuring"
+    )
     found = report.measure(loaded, limited, options.parse_special_tokens)
     bad_lines.print_rest()
     if not found[0].texts:
@@ -223,7 +288,9 @@ def _report(options: argparse.Namespace) -> int:
     _print_report(figures)
     try:
         if options.json:
-            Path(options.json).write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            Path(options.json).write_text(
+                json.dumps(figures, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+            )
         if options.picture:
             report.picture(found).savefig(options.picture)
     except OSError as error:
@@ -254,7 +321,9 @@ def _per_token(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def _texts(options: argparse.Namespace, bad_lines: BadLines, group_key: str | None = None) -> Iterator[tuple[str, str]]:
+def _texts(
+    options: argparse.Namespace, bad_lines: BadLines, group_key: str | None = None
+) -> Iterator[tuple[str, str]]:
     """(group, text) of all inputs; bad lines are reported."""
     sources = find_sources(options.input, options.input_format)
     columns = [options.json_key, group_key] if group_key else [options.json_key]
@@ -267,7 +336,9 @@ def _texts(options: argparse.Namespace, bad_lines: BadLines, group_key: str | No
             bad_lines.add(f"{record.place}: {reason}")
 
 
-def _require_text(texts: Iterator[str], inputs: Sequence[str], bad_lines: BadLines) -> Iterator[str]:
+def _require_text(
+    texts: Iterator[str], inputs: Sequence[str], bad_lines: BadLines
+) -> Iterator[str]:
     """The texts from the first one that is not empty. Raises: UserError if there is none."""
     for text in texts:
         if text:
@@ -289,7 +360,9 @@ def _at_most(texts: Iterable[Text], megabytes: int, doing: str) -> Iterator[Text
         text = each if isinstance(each, str) else each[1]
         left -= len(text.encode())
         if left < 0:
-            print(f"{doing} the first {megabytes} MB of the text (--max-megabytes)", file=sys.stderr)
+            print(
+                f"{doing} the first {megabytes} MB of the text (--max-megabytes)", file=sys.stderr
+            )
             return
         yield each
 

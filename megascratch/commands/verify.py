@@ -64,7 +64,9 @@ def main(argv: Sequence[str]) -> int:
     if config.model.vocab_size is None and (tokenizer := open_tokenizer(config)) is not None:
         config = with_fields(config, {"vocab_size": tokenizer.vocab_size})
     backend = config.parallel.distributed_backend
-    config = with_fields(for_proof(config, options.steps, options.precision), {"device": options.device})
+    config = with_fields(
+        for_proof(config, options.steps, options.precision), {"device": options.device}
+    )
     cases = _cases(config, options, origins.places)
     _check_vocabulary(cases)
     for case in cases:
@@ -76,10 +78,21 @@ def main(argv: Sequence[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="megascratch verify", description=SUMMARY, epilog=EPILOG, add_help=False, allow_abbrev=False
+        prog="megascratch verify",
+        description=SUMMARY,
+        epilog=EPILOG,
+        add_help=False,
+        allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--steps", type=int, default=5, metavar="N", action=_Once, help="number of training steps (default: 5)")
+    add(
+        "--steps",
+        type=int,
+        default=5,
+        metavar="N",
+        action=_Once,
+        help="number of training steps (default: 5)",
+    )
     add(
         "--precision",
         choices=("fp64", "fp32", "bf16", "fp16"),
@@ -87,8 +100,20 @@ def _parser() -> argparse.ArgumentParser:
         action=_Once,
         help="tolerance 1e-9 in fp64 (default), 1e-5 in fp32; bf16 and fp16: twice the rounding error against fp32",
     )
-    add("--max-world", type=int, metavar="W", action=_Once, help="check every valid layout of up to W ranks")
-    add("--random", type=int, metavar="K", action=_Once, help="check K random valid layouts of up to --max-world ranks")
+    add(
+        "--max-world",
+        type=int,
+        metavar="W",
+        action=_Once,
+        help="check every valid layout of up to W ranks",
+    )
+    add(
+        "--random",
+        type=int,
+        metavar="K",
+        action=_Once,
+        help="check K random valid layouts of up to --max-world ranks",
+    )
     add("--full-size", action="store_true", help="do not shrink the config")
     add(
         "--device",
@@ -115,9 +140,13 @@ def _check(options: argparse.Namespace) -> None:
         if value is not None and not value > 0:
             raise UserError(f"--{name.replace('_', '-')} ({value}) must be above 0")
     if options.random is not None and options.max_world is None:
-        raise UserError(f"--random ({options.random}) needs --max-world, the largest number of ranks")
+        raise UserError(
+            f"--random ({options.random}) needs --max-world, the largest number of ranks"
+        )
     if options.json is not None and not Path(options.json).resolve().parent.is_dir():
-        raise UserError(f"--json {options.json} cannot be written: there is no folder {Path(options.json).parent}")
+        raise UserError(
+            f"--json {options.json} cannot be written: there is no folder {Path(options.json).parent}"
+        )
 
 
 def _cases(config: Config, options: argparse.Namespace, places: dict[str, str]) -> list[Case]:
@@ -127,20 +156,30 @@ def _cases(config: Config, options: argparse.Namespace, places: dict[str, str]) 
     if options.random is None:
         return every_layout(config, options.max_world, fixed, options.full_size)
     return random_layouts(
-        config, options.max_world, options.random, config.training.seed, fixed, places, options.full_size
+        config,
+        options.max_world,
+        options.random,
+        config.training.seed,
+        fixed,
+        places,
+        options.full_size,
     )
 
 
 def _check_vocabulary(cases: Sequence[Case]) -> None:
     size = min(case.config.model.vocab_size or 0 for case in cases)
     if size <= EOD:
-        raise UserError(f"vocab-size ({size}) must be above {EOD} for synthetic text: use {EOD + 1} or more")
+        raise UserError(
+            f"vocab-size ({size}) must be above {EOD} for synthetic text: use {EOD + 1} or more"
+        )
 
 
 def _check_devices(ranks: int, backend: str | None) -> None:
     there = torch.cuda.device_count()
     if there < ranks and (backend != "gloo" or there == 0):
-        fewer = f"use --max-world {there} or less, --distributed-backend gloo (ranks share devices), or"
+        fewer = (
+            f"use --max-world {there} or less, --distributed-backend gloo (ranks share devices), or"
+        )
         raise UserError(
             f"--device cuda needs a device per rank, {ranks} for these layouts, and this machine has {there}: "
             f"{fewer if there else 'use'} --device cpu"
@@ -152,7 +191,9 @@ def _verify_all(cases: Sequence[Case], options: argparse.Namespace, backend: str
     verdicts: list[Verdict] = []
     if not console.is_terminal:
         console.width = WIDTH
-    pool = Pool(options.timeout, options.device, GRACE, backend if options.device == "cuda" else None)
+    pool = Pool(
+        options.timeout, options.device, GRACE, backend if options.device == "cuda" else None
+    )
     try:
         with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
             for case in bar.track(cases, description="layouts"):
@@ -160,7 +201,9 @@ def _verify_all(cases: Sequence[Case], options: argparse.Namespace, backend: str
                 verdicts.append(verdict)
                 if not verdict.passed:
                     bar.console.print(
-                        printable_lines(f"FAIL {case.name}: {verdict.message}"), markup=False, soft_wrap=True
+                        printable_lines(f"FAIL {case.name}: {verdict.message}"),
+                        markup=False,
+                        soft_wrap=True,
                     )
     finally:
         pool.close()
@@ -178,7 +221,11 @@ def _verify_all(cases: Sequence[Case], options: argparse.Namespace, backend: str
 
 def _table(verdicts: Sequence[Verdict], options: argparse.Namespace) -> Table:
     exact = options.precision in TOLERANCE
-    measure = "largest relative difference" if exact else "largest difference / rounding error of one process"
+    measure = (
+        "largest relative difference"
+        if exact
+        else "largest difference / rounding error of one process"
+    )
     title = f"{measure}, {options.precision}, {options.steps} steps"
     number = "{:.0e}" if exact else "{:.2f}"
     table = Table(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False)
@@ -191,11 +238,17 @@ def _table(verdicts: Sequence[Verdict], options: argparse.Namespace) -> Table:
     for verdict in verdicts:
         numbers = []
         for kind in KINDS:
-            numbers.append(number.format(verdict.worst[kind].value) if kind in verdict.worst else "-")
-        tensors = [verdict.worst[kind] for kind in ("gradients", "weights") if kind in verdict.worst]
+            numbers.append(
+                number.format(verdict.worst[kind].value) if kind in verdict.worst else "-"
+            )
+        tensors = [
+            verdict.worst[kind] for kind in ("gradients", "weights") if kind in verdict.worst
+        ]
         farthest = max(tensors, key=lambda found: found.value).tensor if tensors else "-"
         result = Text("pass", "green") if verdict.passed else Text("FAIL", "bold red")
-        table.add_row(Text(verdict.case.name), *numbers, Text(farthest), f"{verdict.limit:g}", result)
+        table.add_row(
+            Text(verdict.case.name), *numbers, Text(farthest), f"{verdict.limit:g}", result
+        )
     return table
 
 
@@ -204,7 +257,11 @@ def _write(file: str, verdicts: Sequence[Verdict], options: argparse.Namespace) 
     for verdict in verdicts:
         differences = {}
         for kind, found in verdict.worst.items():
-            differences[kind] = {"value": _number(found.value), "tensor": found.tensor, "step": found.step}
+            differences[kind] = {
+                "value": _number(found.value),
+                "tensor": found.tensor,
+                "step": found.step,
+            }
         rows.append(
             {
                 "layout": verdict.case.name,

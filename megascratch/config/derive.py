@@ -20,7 +20,9 @@ def derive(config: Config, world_size: int) -> Config:
         for name, value in defaults(filled, world_size).items():
             if filled[name] is None:
                 filled[name] = value
-    return with_fields(config, {name: value for name, value in filled.items() if given[name] is None})
+    return with_fields(
+        config, {name: value for name, value in filled.items() if given[name] is None}
+    )
 
 
 def _model(now: dict[str, Any], world_size: int) -> dict[str, Any]:

@@ -41,7 +41,9 @@ def read_words(argv: Sequence[str]) -> Words:
     problems: list[str] = []
     unread: set[str] = set()
     if stray:
-        problems.append(f"unrecognized arguments: {' '.join(stray)}: put the flag in front of each value")
+        problems.append(
+            f"unrecognized arguments: {' '.join(stray)}: put the flag in front of each value"
+        )
     for position, group in enumerate(groups):
         try:
             values[group.name] = _value(group, names)
@@ -106,7 +108,9 @@ def _typed(text: str, hint: Any, values: list[str]) -> Any:
         item = get_args(hint)[0]
         return [_item(text, item, value) for value in values]
     if len(values) > 1:
-        raise ValueError(f"{text} accepts one value: unrecognized arguments: {' '.join(values[1:])}")
+        raise ValueError(
+            f"{text} accepts one value: unrecognized arguments: {' '.join(values[1:])}"
+        )
     return _item(text, hint, values[0])
 
 
@@ -114,7 +118,9 @@ def _item(text: str, hint: Any, value: str) -> Any:
     if get_origin(hint) is Literal:
         if value not in get_args(hint):
             choices = ", ".join(get_args(hint))
-            raise ValueError(f"invalid choice '{value}' for argument '{text}': use one of {choices}")
+            raise ValueError(
+                f"invalid choice '{value}' for argument '{text}': use one of {choices}"
+            )
         return value
     try:
         return hint(value)

@@ -77,7 +77,9 @@ def parse_json(content: bytes | str) -> Any:
     except UnicodeDecodeError as error:
         raise ValueError(f"byte {error.start} is not UTF-8") from error
     except json.JSONDecodeError as error:
-        raise ValueError(f"not valid JSON at line {error.lineno}, column {error.colno}: {error.msg}") from error
+        raise ValueError(
+            f"not valid JSON at line {error.lineno}, column {error.colno}: {error.msg}"
+        ) from error
     except ValueError as error:
         raise ValueError("a number in it has too many digits") from error
     except RecursionError as error:
@@ -91,7 +93,9 @@ def parse_object(content: bytes | str, name: object) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(f"{name} is damaged: {error}") from error
     if not isinstance(record, dict):
-        raise UserError(f"{name} is damaged: it contains {value_in_words(record)}, not an object {{...}}")
+        raise UserError(
+            f"{name} is damaged: it contains {value_in_words(record)}, not an object {{...}}"
+        )
     return record
 
 

@@ -65,7 +65,9 @@ def load_config(
     return config, origins
 
 
-def read_config(argv: Sequence[str], base: Config | None = None, prog: str = "megascratch pretrain") -> Loaded:
+def read_config(
+    argv: Sequence[str], base: Config | None = None, prog: str = "megascratch pretrain"
+) -> Loaded:
     """Like `load_config`, but returns the problems, so that the caller can report more along with them.
 
     Raises SettingError, with the problems of the flags, if the file cannot be read as settings at all.
@@ -90,7 +92,9 @@ def read_config(argv: Sequence[str], base: Config | None = None, prog: str = "me
         config = with_fields(config, in_file.values)
         places |= in_file.places
         problems = in_file.problems + problems
-        unread = unread | (in_file.unread - set(flags.given))  # a flag overrides the line in the file
+        unread = unread | (
+            in_file.unread - set(flags.given)
+        )  # a flag overrides the line in the file
 
     config = with_fields(config, values)
     places |= dict.fromkeys(flags.given, "flag")

@@ -68,11 +68,13 @@ def _table(config: Config) -> list[tuple[bool, str]]:
             "min-lr has no effect with lr-decay-style constant",
         ),
         (
-            optim.lr_decay_style != "WSD" and optim.lr_wsd_decay_style != OptimConfig.lr_wsd_decay_style,
+            optim.lr_decay_style != "WSD"
+            and optim.lr_wsd_decay_style != OptimConfig.lr_wsd_decay_style,
             "lr-wsd-decay-style has no effect without lr-decay-style WSD",
         ),
         (
-            bool(data.data_stages) and int((data.data_stages or ["0"])[-1].split()[0]) >= steps_and_samples(config)[1],
+            bool(data.data_stages)
+            and int((data.data_stages or ["0"])[-1].split()[0]) >= steps_and_samples(config)[1],
             "the last of data-stages begins after the last sample of the run: it is never read",
         ),
         (

@@ -7,7 +7,14 @@ chunk-major. There are three ways to split: evenly, evenly around a given first 
 from collections.abc import Sequence
 
 from megascratch.config.errors import SettingError
-from megascratch.config.remedies import Broken, Remedy, complaint, divisors_near, each, near_multiples
+from megascratch.config.remedies import (
+    Broken,
+    Remedy,
+    complaint,
+    divisors_near,
+    each,
+    near_multiples,
+)
 
 MOST_STAGES = 100_000  # a split is a list with an entry for each
 
@@ -51,7 +58,12 @@ def layer_cut(
 
 
 def _explicit(
-    num_layers: int, pp: int, chunks: int, first: int | None, last: int | None, layout: Sequence[int]
+    num_layers: int,
+    pp: int,
+    chunks: int,
+    first: int | None,
+    last: int | None,
+    layout: Sequence[int],
 ) -> list[int]:
     if first is not None or last is not None:
         raise CutError(
@@ -66,7 +78,8 @@ def _explicit(
         )
     if any(layers < 0 for layers in layout):
         raise CutError(
-            f"pipeline-model-parallel-layout ({_words(layout)}) has a negative entry", otherwise="use 0 or more layers"
+            f"pipeline-model-parallel-layout ({_words(layout)}) has a negative entry",
+            otherwise="use 0 or more layers",
         )
     if sum(layout) != num_layers:
         raise CutError(
@@ -92,7 +105,9 @@ def _even(num_layers: int, pp: int, chunks: int) -> list[int]:
     return [num_layers // pieces] * pieces
 
 
-def _around_the_ends(num_layers: int, pp: int, chunks: int, first: int | None, last: int | None) -> list[int]:
+def _around_the_ends(
+    num_layers: int, pp: int, chunks: int, first: int | None, last: int | None
+) -> list[int]:
     """Layers per stage if the first and/or last are given and the others share the rest evenly."""
     if pp < 2:
         raise CutError(

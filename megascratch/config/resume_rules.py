@@ -118,7 +118,13 @@ def _only_later_stages(change: Change) -> Judged | None:
     """A notice if only stages change that begin after the checkpoint: nothing of them has been read yet."""
     begun = []
     for stages in change.values:
-        begun.append([stage.split() for stage in stages or [] if _first_sample(stage) < change.consumed_samples])
+        begun.append(
+            [
+                stage.split()
+                for stage in stages or []
+                if _first_sample(stage) < change.consumed_samples
+            ]
+        )
     if begun[0] == begun[1]:
         return "notice", f"stages after sample {change.consumed_samples:,} differ"
     return _same_text(change)
@@ -134,7 +140,9 @@ def _first_sample(stage: str) -> int:
 
 def _in_megatrons_order(kind: Kind, effect: str) -> Callable[[Change], Judged | None]:
     """Another kind with data_order megatron, whose order depends on the number of samples that a run requests."""
-    return lambda change: (kind, effect) if change.now.settings["data_order"] == "megatron" else None
+    return lambda change: (
+        (kind, effect) if change.now.settings["data_order"] == "megatron" else None
+    )
 
 
 def _same_ids(change: Change) -> Judged | None:
@@ -189,7 +197,9 @@ ROWS = [
         force_resume check_for_nan_in_loss_and_grad check_for_spiky_loss spiky_loss_factor spiky_loss_window
         on_bad_step max_bad_steps check_replicas_every log_straggler straggler_factor straggler_intervals""",
     ),
-    ResumeRule("free", "only the start of a run depends on it", "init_method_std initial_loss_scale"),
+    ResumeRule(
+        "free", "only the start of a run depends on it", "init_method_std initial_loss_scale"
+    ),
     ResumeRule(
         "free",
         "when and how much is validated",
@@ -220,7 +230,11 @@ ROWS = [
         _in_megatrons_order("refused", OTHER_ORDER),
         "refused with data_order megatron: " + OTHER_ORDER,
     ),
-    ResumeRule("notice", "validation losses are measured on different text", "valid_data_path test_data_path"),
+    ResumeRule(
+        "notice",
+        "validation losses are measured on different text",
+        "valid_data_path test_data_path",
+    ),
     ResumeRule(
         "refused",
         OTHER_ORDER,
@@ -251,9 +265,17 @@ ROWS = [
         _same_ids,
         "free if the ids are the same",
     ),
-    ResumeRule("refused", OTHER_FUNCTION, "rotary_base rotary_percent norm_epsilon squared_relu openai_gelu"),
     ResumeRule(
-        "fixed", OTHER_TENSORS, "max_position_embeddings", _without_position_table, "free without learned positions"
+        "refused",
+        OTHER_FUNCTION,
+        "rotary_base rotary_percent norm_epsilon squared_relu openai_gelu",
+    ),
+    ResumeRule(
+        "fixed",
+        OTHER_TENSORS,
+        "max_position_embeddings",
+        _without_position_table,
+        "free without learned positions",
     ),
     ResumeRule(
         "fixed",
@@ -273,7 +295,9 @@ CAN_BE_FORCED = [
 ]
 
 
-def compare_configs(before: Side, now: Side, consumed_samples: int, forced: Sequence[str] = ()) -> ResumeVerdict:
+def compare_configs(
+    before: Side, now: Side, consumed_samples: int, forced: Sequence[str] = ()
+) -> ResumeVerdict:
     """Notices and refusals for all changes between two sides. A setting that the checkpoint lacks is ignored."""
     notices = []
     refusals = []
@@ -287,9 +311,13 @@ def compare_configs(before: Side, now: Side, consumed_samples: int, forced: Sequ
         elif kind == "refused" and name in forced:
             notices.append(f"forced: {sentence}")
         elif kind == "refused":
-            refusals.append(f"{sentence}; restore the former value, or resume anyway with --force-resume {name}")
+            refusals.append(
+                f"{sentence}; restore the former value, or resume anyway with --force-resume {name}"
+            )
         elif kind == "fixed":
-            refusals.append(f"{sentence}, and cannot be forced: restore the former value, or start a new run")
+            refusals.append(
+                f"{sentence}, and cannot be forced: restore the former value, or start a new run"
+            )
     return ResumeVerdict(notices, refusals)
 
 
@@ -306,7 +334,9 @@ def _settings(before: Side, now: Side, consumed_samples: int) -> list[tuple[str,
             continue
         exception = row.unless(change) if row.unless else None
         kind, effect = exception or (row.kind, row.effect)
-        changes.append((name, kind, f"{flag(name)[2:]} was {_words(old)} and is now {_words(new)}: {effect}"))
+        changes.append(
+            (name, kind, f"{flag(name)[2:]} was {_words(old)} and is now {_words(new)}: {effect}")
+        )
     return changes
 
 
@@ -335,7 +365,8 @@ def _tokenizer(before: Side, now: Side) -> list[tuple[str, Kind, str]]:
         if before.settings.get(name) != now.settings.get(name):
             return []  # another tokenizer: its own rule in ROWS reports it
     sentence = (
-        f"the tokenizer's digest was {before.tokenizer[:16]} and is now {now.tokenizer[:16]}: ids mean different words"
+        f"the tokenizer's digest was {before.tokenizer[:16]} and is now {now.tokenizer[:16]}: "
+        "ids mean different words"
     )
     return [(TOKENIZER, "refused", sentence)]
 

@@ -23,7 +23,8 @@ from megascratch.config.settings import Config
 from megascratch.config.yaml_file import typed
 
 FILE_DIGEST = Kind(
-    "an object with bytes and a digest", lambda value: isinstance(value, dict) and COUNT.holds(value.get("bytes", 0))
+    "an object with bytes and a digest",
+    lambda value: isinstance(value, dict) and COUNT.holds(value.get("bytes", 0)),
 )
 STATE_FIELDS = {
     "config": object_of(OBJECT),
@@ -57,7 +58,9 @@ def require_valid_state(state: Mapping[str, Any]) -> None:
         try:
             values[name] = typed(value, HINTS[name])
         except TypeError as error:
-            raise UserError(f"setting {name} must be {error}, not {value_in_words(value)}") from error
+            raise UserError(
+                f"setting {name} must be {error}, not {value_in_words(value)}"
+            ) from error
     wrong = out_of_range(dict.fromkeys(SECTION_OF) | values)
     if wrong:
         raise UserError("; ".join(wrong.values()))

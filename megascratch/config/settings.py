@@ -72,9 +72,10 @@ class ParallelConfig:
     """Copies of the model; default: world size / (tensor x pipeline)."""
     sequence_parallel: bool = False
     """Split norms, dropout and residuals along the sequence over the tensor-parallel ranks."""
-    pipeline_schedule: Literal["gpipe", "1f1b", "interleaved", "zb_h1", "zb_h2", "zb_v", "dualpipe_v", "csv"] | None = (
-        None
-    )
+    pipeline_schedule: (
+        Literal["gpipe", "1f1b", "interleaved", "zb_h1", "zb_h2", "zb_v", "dualpipe_v", "csv"]
+        | None
+    ) = None
     """Order of forwards and backwards; default: 1f1b, interleaved (virtual stages) or csv (pipeline_schedule_csv)."""
     pipeline_schedule_csv: str | None = None
     """File with your own schedule: one row per stage, in the notation of torch.distributed.pipelining."""

@@ -14,12 +14,24 @@ from ruamel.yaml.nodes import MappingNode, ScalarNode
 from megascratch.config.errors import SettingError
 from megascratch.config.fields import HINTS, SECTION_OF, SECTIONS, meant, nearest
 from megascratch.config.printable import shown
-from megascratch.config.yaml_nodes import Foreign, entries, is_template, kind_of, read_tree, value_of
+from megascratch.config.yaml_nodes import (
+    Foreign,
+    entries,
+    is_template,
+    kind_of,
+    read_tree,
+    value_of,
+)
 
 MOST_SHOWN = 6  # items of a list in a message
 MOST_PROBLEMS = 20  # lines of problems for one file
 LARGEST_NUMBER = (1 << 63) - 1
-TYPE_NAMES: dict[type, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "text (in quotes)"}
+TYPE_NAMES: dict[type, str] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text (in quotes)",
+}
 """What a value of each type must be, for a message."""
 
 
@@ -100,7 +112,9 @@ def typed(raw: Any, hint: Any) -> Any:
         return float(raw)
     if hint is str and isinstance(raw, str) and not _is_valid_text(raw):
         raise TypeError("text without NUL characters and lone surrogates")
-    if isinstance(raw, hint) and isinstance(raw, bool) == (hint is bool):  # a bool is an int in Python
+    if isinstance(raw, hint) and isinstance(raw, bool) == (
+        hint is bool
+    ):  # a bool is an int in Python
         return raw
     raise TypeError(TYPE_NAMES[hint])
 
@@ -121,7 +135,9 @@ def _typed_list(raw: Any, item: type) -> list[Any]:
         raise TypeError(f"a list of {kind} like [a, b]")
     items = []
     for part in raw:
-        if item is str and _is_number(part):  # data_path mixes weights and prefixes: [0.3, a, 0.7, b]
+        if item is str and _is_number(
+            part
+        ):  # data_path mixes weights and prefixes: [0.3, a, 0.7, b]
             part = str(part)
         try:
             items.append(typed(part, item))
@@ -136,14 +152,18 @@ def _entries(file: str) -> list[_Setting]:
     if root is None or (isinstance(root, ScalarNode) and value_of(root) is None):
         return []
     if not isinstance(root, MappingNode):
-        raise SettingError(f"{file}: a config file must contain `setting: value` lines, not {kind_of(root)}")
+        raise SettingError(
+            f"{file}: a config file must contain `setting: value` lines, not {kind_of(root)}"
+        )
     settings: list[_Setting] = []
     for entry in entries(root, file):
         name = _field(entry.key)
         value = value_of(entry.value)
         if name in SECTIONS and isinstance(entry.value, MappingNode):
             for inner in entries(entry.value, file):
-                settings.append(_Setting(_field(inner.key), name, value_of(inner.value), inner.line))
+                settings.append(
+                    _Setting(_field(inner.key), name, value_of(inner.value), inner.line)
+                )
         elif name in SECTIONS and value is None:
             continue
         elif name in SECTION_OF or not is_template(entry.value, root):

@@ -55,7 +55,9 @@ def read_tree(file: str) -> Node | None:
     content = _content(file)
     try:
         yaml = YAML(typ="safe", pure=True)
-        yaml.composer.warn_double_anchors = False  # YAML allows them: an alias refers to the last one
+        yaml.composer.warn_double_anchors = (
+            False  # YAML allows them: an alias refers to the last one
+        )
         root: Node | None = yaml.compose(content)
         return root
     except RecursionError:
@@ -69,7 +71,9 @@ def read_tree(file: str) -> Node | None:
         raise SettingError(
             f"{file}:{line}: character U+{ord(content[error.position]):04X} is not allowed in YAML"
         ) from None
-    except Exception as error:  # the library fails with other errors on some broken escapes and directives
+    except (
+        Exception
+    ) as error:  # the library fails with other errors on some broken escapes and directives
         raise SettingError(f"{file}: not YAML: {type(error).__name__}: {shown(error)}") from error
 
 
@@ -119,18 +123,26 @@ def _content(file: str) -> str:
     except ValueError as error:  # a NUL in the name
         raise SettingError(f"config file {shown(file)}: {error}") from None
     if len(content) > LARGEST_FILE:
-        raise SettingError(f"config file {file} has more than {LARGEST_FILE:,} bytes: it is not a settings file")
+        raise SettingError(
+            f"config file {file} has more than {LARGEST_FILE:,} bytes: it is not a settings file"
+        )
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise SettingError(f"{file}:{line}: byte 0x{content[error.start]:02x} is not UTF-8 text") from None
+        raise SettingError(
+            f"{file}:{line}: byte 0x{content[error.start]:02x} is not UTF-8 text"
+        ) from None
 
 
-def _entries(node: MappingNode, file: str, budget: Iterator[int], above: tuple[Node, ...]) -> Iterator[Entry]:
+def _entries(
+    node: MappingNode, file: str, budget: Iterator[int], above: tuple[Node, ...]
+) -> Iterator[Entry]:
     """Entries of a mapping; `above` are the mappings that merge it."""
     if next(budget, None) is None:
-        raise SettingError(f"{file}:{node.start_mark.line + 1}: merge keys add more than {MOST_MERGED:,} settings")
+        raise SettingError(
+            f"{file}:{node.start_mark.line + 1}: merge keys add more than {MOST_MERGED:,} settings"
+        )
     own: dict[str, int] = {}
     merges: list[tuple[Node, int]] = []
     for key, value in node.value:
@@ -150,7 +162,9 @@ def _entries(node: MappingNode, file: str, budget: Iterator[int], above: tuple[N
     for merged, line in merges:
         for mapping in _merged_by(merged):
             if not isinstance(mapping, MappingNode):
-                raise SettingError(f"{file}:{line}: << needs a mapping, like <<: *base, not {kind_of(mapping)}")
+                raise SettingError(
+                    f"{file}:{line}: << needs a mapping, like <<: *base, not {kind_of(mapping)}"
+                )
             if mapping is node or mapping in above:
                 raise SettingError(f"{file}:{line}: << merges a mapping into itself")
             for entry in _entries(mapping, file, budget, (*above, node)):

@@ -23,7 +23,9 @@ from megascratch.data.text.sources import Source, find_sources
 
 EXAMPLES = 3  # dropped texts of each rule in the report
 SHOWN = 200  # characters of an example
-Rule = Callable[[str, str], Reason | str | None]  # (text, place) -> why to drop it, the text to keep instead, or None
+Rule = Callable[
+    [str, str], Reason | str | None
+]  # (text, place) -> why to drop it, the text to keep instead, or None
 
 
 class Settings(NamedTuple):
@@ -111,21 +113,29 @@ class Curator:
         if settings.exact_duplicates:
             yield ExactDuplicates().check
         if settings.near_duplicates:
-            yield NearDuplicates(settings.similarity, settings.shingle_words, settings.permutations).check
+            yield NearDuplicates(
+                settings.similarity, settings.shingle_words, settings.permutations
+            ).check
 
-    def keep(self, sources: Sequence[Source], bad: Callable[[str], None] = lambda line: None) -> Iterator[bytes]:
+    def keep(
+        self, sources: Sequence[Source], bad: Callable[[str], None] = lambda line: None
+    ) -> Iterator[bytes]:
         """The lines that pass, in order, without line ends; a changed text is stored under its key, and a row or a text
         file becomes a JSON object. `bad` is called with each record that has no text.
 
         Raises: UserError for files that cannot be read, and with `strict` for the first bad line.
         """
-        for record in read_records(sources, self.settings.json_key, sample_by=self.settings.sample_by):
+        for record in read_records(
+            sources, self.settings.json_key, sample_by=self.settings.sample_by
+        ):
             self.report.lines += 1
             try:
                 kept = self._apply_rules(record)
             except BadLine as reason:
                 if self.settings.strict:
-                    raise UserError(f"{record.place}: {reason} (--strict: nothing written)") from reason
+                    raise UserError(
+                        f"{record.place}: {reason} (--strict: nothing written)"
+                    ) from reason
                 bad(f"{record.place}: {reason}")
                 self.report.bad_lines += 1
                 continue

@@ -69,9 +69,13 @@ class NearDuplicates:
         self.n = n
         self.permutations = permutations
         try:
-            self._tables = datasketch.MinHashLSH(threshold=min(threshold, HIGHEST), num_perm=permutations)
+            self._tables = datasketch.MinHashLSH(
+                threshold=min(threshold, HIGHEST), num_perm=permutations
+            )
         except ValueError as error:
-            raise UserError(f"--permutations ({permutations}) are too few for --similarity {threshold:g}") from error
+            raise UserError(
+                f"--permutations ({permutations}) are too few for --similarity {threshold:g}"
+            ) from error
         self._signatures: dict[str, Any] = {}
 
     def check(self, text: str, place: str) -> Reason | None:
@@ -120,5 +124,7 @@ class Contamination:
                 continue
             for gram in n_grams(words, length):
                 if gram in grams:
-                    return Reason("contaminated", f"shares {gram.decode()!r} with an evaluation text")
+                    return Reason(
+                        "contaminated", f"shares {gram.decode()!r} with an evaluation text"
+                    )
         return None

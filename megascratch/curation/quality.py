@@ -58,8 +58,12 @@ class Limits:
 def gopher_quality(text: str, limits: Limits) -> Reason | None:
     """Checks length, length of words, symbols, bullets, ellipses, letters and stop words."""
     words = text.split()
-    if not max(limits.min_words, 1) <= len(words) <= limits.max_words:  # without words the shares below are undefined
-        return Reason("words", f"{len(words)} words, {limits.min_words} to {limits.max_words} are kept")
+    if (
+        not max(limits.min_words, 1) <= len(words) <= limits.max_words
+    ):  # without words the shares below are undefined
+        return Reason(
+            "words", f"{len(words)} words, {limits.min_words} to {limits.max_words} are kept"
+        )
     lines = _stripped(text.splitlines())
     alphabetic = sum(any(map(str.isalpha, word)) for word in words) / len(words)
     stop_words = sum(word.lower().strip(".,;:!?\"'()") in STOP_WORDS for word in words)
@@ -119,7 +123,10 @@ def c4(text: str, limits: Limits) -> str | Reason:
             lines.append(line)
     sentences = sum(len(SENTENCE_END.findall(line)) for line in lines)
     if sentences < limits.min_sentences:
-        return Reason("sentences", f"{sentences} in lines that end one, at least {limits.min_sentences} are needed")
+        return Reason(
+            "sentences",
+            f"{sentences} in lines that end one, at least {limits.min_sentences} are needed",
+        )
     return "\n".join(lines)
 
 

@@ -76,5 +76,7 @@ class Prefetch(Generic[Item]):
     def __enter__(self) -> "Prefetch[Item]":
         return self
 
-    def __exit__(self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None) -> None:
+    def __exit__(
+        self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
+    ) -> None:
         self.close()

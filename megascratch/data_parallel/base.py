@@ -16,7 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from megascratch.config.settings import OptimConfig, ParallelConfig
-from megascratch.data_parallel.bucket_layout import BucketEntry, ParamRange, default_bucket_size, plan_buckets
+from megascratch.data_parallel.bucket_layout import (
+    BucketEntry,
+    ParamRange,
+    default_bucket_size,
+    plan_buckets,
+)
 from megascratch.data_parallel.buckets import Bucket, Buckets
 from megascratch.data_parallel.optimizer_shard import OptimizerShard, first_elements
 from megascratch.data_parallel.partial_grads import PartialGradReducer, partial_runs
@@ -76,7 +81,9 @@ class DataParallel(ABC):
             self.owned.append(OptimizerShard.of(bucket, start, stop, host))
         self.partial = PartialGradReducer(list(self._partial_runs()), mesh.tp)
         self.tied = [self._copies(name) for name in sorted(tied)]
-        self.global_norm = GlobalNorm(self._counted(), mesh.tp, mesh.model, self._norm_axis(), mesh.device)
+        self.global_norm = GlobalNorm(
+            self._counted(), mesh.tp, mesh.model, self._norm_axis(), mesh.device
+        )
         self.update = ShardedOptimizer(self.owned, optim)
         self.layers_await = False
 
@@ -194,21 +201,31 @@ class DataParallel(ABC):
 
     def _buckets(self, chunk: nn.Module, tied: set[str], size: int) -> list[Bucket]:
         parameters = dict(chunk.named_parameters())
-        uses = Counter(id(parameter) for _, parameter in chunk.named_parameters(remove_duplicate=False))
+        uses = Counter(
+            id(parameter) for _, parameter in chunk.named_parameters(remove_duplicate=False)
+        )
         for name, parameter in parameters.items():
             self._check(name, parameter)
         entries = []
         for name, parameter in parameters.items():
             alone = self._name(name) in tied or uses[id(parameter)] > 1
-            entries.append(BucketEntry(name, tuple(parameter.shape), parameter.dtype, self.shards[name].decays, alone))
-        return [Bucket(plan, parameters) for plan in plan_buckets(entries, size, self.mesh.data.size)]
+            entries.append(
+                BucketEntry(
+                    name, tuple(parameter.shape), parameter.dtype, self.shards[name].decays, alone
+                )
+            )
+        return [
+            Bucket(plan, parameters) for plan in plan_buckets(entries, size, self.mesh.data.size)
+        ]
 
     def _check(self, name: str, parameter: nn.Parameter) -> None:
         if name not in self.shards:
             raise ValueError(f"{name} has no shard: its layer must add an entry to `shards`")
         expected = self.shards[name].local_shape(self.mesh.grid.sizes)
         if tuple(parameter.shape) != expected:
-            raise ValueError(f"{name} has shape {tuple(parameter.shape)}, but its shard says {expected}")
+            raise ValueError(
+                f"{name} has shape {tuple(parameter.shape)}, but its shard says {expected}"
+            )
         if not parameter.requires_grad:
             raise ValueError(f"{name} is frozen: weight decay would change it anyway")
 
@@ -235,10 +252,14 @@ class DataParallel(ABC):
         if self._name(place.name) != place.name:  # a tied copy
             more += 1
         start, stop = owned.range_of(place)
-        pieces = pieces_in_range(self.shards[place.name], self.mesh.grid.sizes, self.mesh.coords, start, stop)
+        pieces = pieces_in_range(
+            self.shards[place.name], self.mesh.grid.sizes, self.mesh.coords, start, stop
+        )
         return [piece._replace(copy=piece.copy + more) for piece in pieces]
 
-    def _boxes(self, kinds: Callable[[OptimizerShard], dict[str, Tensor]]) -> dict[str, list[ShardedTensor]]:
+    def _boxes(
+        self, kinds: Callable[[OptimizerShard], dict[str, Tensor]]
+    ) -> dict[str, list[ShardedTensor]]:
         held: dict[str, list[ShardedTensor]] = defaultdict(list)
         for owned, place in self._places():
             for kind, flat in kinds(owned).items():
@@ -272,7 +293,9 @@ class DataParallel(ABC):
     def _partial_runs(self) -> Iterator[tuple]:
         for owned, place in self._places():
             begin, end = owned.range_of(place)
-            for run in partial_runs(self.shards[place.name], self.mesh.grid.sizes, self.mesh.coords):
+            for run in partial_runs(
+                self.shards[place.name], self.mesh.grid.sizes, self.mesh.coords
+            ):
                 start = max(run.start, begin)
                 stop = min(run.stop, end)
                 if start < stop:

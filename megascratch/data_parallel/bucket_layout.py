@@ -47,7 +47,9 @@ def default_bucket_size(weights: int, data_ranks: int) -> int:
     return min(max(weights // 8, 1_000_000), most)
 
 
-def plan_buckets(entries: Sequence[BucketEntry], bucket_size: int, data_ranks: int) -> list[BucketLayout]:
+def plan_buckets(
+    entries: Sequence[BucketEntry], bucket_size: int, data_ranks: int
+) -> list[BucketLayout]:
     """Groups `entries` (in order of registration) into buckets of about `bucket_size` elements, last parameters first,
     because backward reaches them first. Parameters with a bucket of their own come last."""
     groups: list[list[BucketEntry]] = []

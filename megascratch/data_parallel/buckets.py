@@ -119,7 +119,9 @@ class Bucket:
         self.grads = torch.zeros(plan.size, dtype=main_dtype, device=device)
         self.slots: list[GradSlot] = []
         self.pending: Pending | None = None  # the reduction, once it has started
-        self.arriving: Pending | None = None  # the gather of weights that other ranks updated, until it was awaited
+        self.arriving: Pending | None = (
+            None  # the gather of weights that other ranks updated, until it was awaited
+        )
         for place in plan.places:
             self._move_in(parameters[place.name], place.name, slice(place.start, place.stop))
 
@@ -153,7 +155,9 @@ class Buckets:
     weights that are used twice are reduced in `finish`.
     """
 
-    def __init__(self, buckets: Sequence[Bucket], reduce: Callable[[Bucket], Pending], overlap: bool):
+    def __init__(
+        self, buckets: Sequence[Bucket], reduce: Callable[[Bucket], Pending], overlap: bool
+    ):
         self.buckets = list(buckets)
         self.reduce = reduce
         self.slots = [slot for bucket in buckets for slot in bucket.slots]

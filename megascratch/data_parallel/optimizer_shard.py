@@ -36,7 +36,9 @@ class OptimizerShard:
     in_host_memory: bool
 
     @classmethod
-    def of(cls, bucket: Bucket, start: int, stop: int, in_host_memory: bool = False) -> "OptimizerShard":
+    def of(
+        cls, bucket: Bucket, start: int, stop: int, in_host_memory: bool = False
+    ) -> "OptimizerShard":
         weights = bucket.weights[start:stop]
         grads = bucket.grads[start:stop]
         if in_host_memory:
@@ -50,7 +52,18 @@ class OptimizerShard:
             step_grads = grads
             exp_avg = torch.zeros_like(grads)
             exp_avg_sq = torch.zeros_like(grads)
-        return cls(bucket, start, stop, weights, grads, master, step_grads, exp_avg, exp_avg_sq, in_host_memory)
+        return cls(
+            bucket,
+            start,
+            stop,
+            weights,
+            grads,
+            master,
+            step_grads,
+            exp_avg,
+            exp_avg_sq,
+            in_host_memory,
+        )
 
     @property
     def has_masters(self) -> bool:
@@ -60,7 +73,11 @@ class OptimizerShard:
     @property
     def kinds(self) -> dict[str, Tensor]:
         """The tensors that a checkpoint stores for a weight, by the prefix of their names."""
-        kinds = {"param": self.weights, "optim.exp_avg": self.exp_avg, "optim.exp_avg_sq": self.exp_avg_sq}
+        kinds = {
+            "param": self.weights,
+            "optim.exp_avg": self.exp_avg,
+            "optim.exp_avg_sq": self.exp_avg_sq,
+        }
         if self.has_masters:
             kinds["optim.master"] = self.master
         return kinds
@@ -71,7 +88,11 @@ class OptimizerShard:
         cut = min(max(decaying, 0), self.stop - self.start)
         for part, decays in ((slice(0, cut), True), (slice(cut, None), False)):
             yield FlatParamGroup(
-                self.master[part], self.step_grads[part], self.exp_avg[part], self.exp_avg_sq[part], decays
+                self.master[part],
+                self.step_grads[part],
+                self.exp_avg[part],
+                self.exp_avg_sq[part],
+                decays,
             )
 
     def range_of(self, place: ParamRange) -> tuple[int, int]:
@@ -90,7 +111,9 @@ class OptimizerShard:
 
 def host_like(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Zeros of its shape in host memory; pinned for a CUDA tensor, so that copies overlap with computation."""
-    return torch.zeros(tensor.shape, dtype=dtype or tensor.dtype, device=HOST, pin_memory=tensor.is_cuda)
+    return torch.zeros(
+        tensor.shape, dtype=dtype or tensor.dtype, device=HOST, pin_memory=tensor.is_cuda
+    )
 
 
 def first_elements(lengths: Sequence[int], fraction: float) -> list[bool]:

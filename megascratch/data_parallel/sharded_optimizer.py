@@ -38,7 +38,9 @@ class ShardedOptimizer:
                 self.resident.append(owned)
                 stretches += owned.stretches()
         self.adamw = AdamW(stretches, optim)
-        self.device: torch.device | None = None  # of the weights of offloaded shards, if that is a GPU
+        self.device: torch.device | None = (
+            None  # of the weights of offloaded shards, if that is a GPU
+        )
         self.down: torch.cuda.Stream | None = None
         self.up: torch.cuda.Stream | None = None
         if self.offloaded and self.offloaded[0].owned.weights.is_cuda:

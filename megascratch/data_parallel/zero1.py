@@ -32,7 +32,9 @@ class Zero1(DataParallel):
         for chunk in self.chunks:
             for bucket in reversed(chunk.buckets):  # the next forward needs the last ones first
                 start, stop = self._range(bucket)
-                bucket.arriving = start_all_gather(bucket.weights[start:stop], self.mesh.data, bucket.weights)
+                bucket.arriving = start_all_gather(
+                    bucket.weights[start:stop], self.mesh.data, bucket.weights
+                )
 
     def _norm_axis(self) -> Axis:
         return self.mesh.world

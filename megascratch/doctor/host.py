@@ -75,13 +75,21 @@ def _network() -> list[HostFinding]:
             wrong.append(HostFinding("network", "FAIL", text, f"export {variable}=NAME"))
     if wrong:
         return wrong
-    if not on_one_machine() and launch_environment().world_size > 1 and "GLOO_SOCKET_IFNAME" not in named:
+    if (
+        not on_one_machine()
+        and launch_environment().world_size > 1
+        and "GLOO_SOCKET_IFNAME" not in named
+    ):
         name = socket.gethostname()
         fix = f"export GLOO_SOCKET_IFNAME=NAME, one of: {known}"
         try:
             address = socket.gethostbyname(name)
         except OSError as error:
-            return [HostFinding("network", "FAIL", f"the host name {name} cannot be resolved: {error}", fix)]
+            return [
+                HostFinding(
+                    "network", "FAIL", f"the host name {name} cannot be resolved: {error}", fix
+                )
+            ]
         if address.startswith("127."):
             text = f"the host name {name} resolves to {address}: other machines cannot reach it"
             return [HostFinding("network", "FAIL", text, fix)]
@@ -90,11 +98,17 @@ def _network() -> list[HostFinding]:
 
 
 def _device(config: Config | None) -> list[HostFinding]:
-    asked, backend = (config.training.device, config.parallel.distributed_backend) if config else (None, None)
+    asked, backend = (
+        (config.training.device, config.parallel.distributed_backend) if config else (None, None)
+    )
     try:
         device = choose_device(asked, launch_environment().local_rank, backend)
     except UserError as error:
-        return [HostFinding("device", "FAIL", str(error), "start as many processes as there are devices")]
+        return [
+            HostFinding(
+                "device", "FAIL", str(error), "start as many processes as there are devices"
+            )
+        ]
     return [HostFinding("device", "ok", device.type)]
 
 
@@ -134,7 +148,10 @@ def _disk(folder: Path) -> list[HostFinding]:
         if free < 2 * PROBE_BYTES:
             return [
                 HostFinding(
-                    "disk", "FAIL", f"{there} has {free / 2**20:,.0f} MiB free", "make room, or choose another --save"
+                    "disk",
+                    "FAIL",
+                    f"{there} has {free / 2**20:,.0f} MiB free",
+                    "make room, or choose another --save",
                 )
             ]
         written = _timed_write(probe)
@@ -154,7 +171,9 @@ def _disk(folder: Path) -> list[HostFinding]:
     if free < LEAST_FREE:
         return [HostFinding("disk", "warn", text, "make room: a checkpoint may not fit")]
     if written < LEAST_SPEED:
-        return [HostFinding("disk", "warn", text, "checkpoints will take long: save to a faster disk")]
+        return [
+            HostFinding("disk", "warn", text, "checkpoints will take long: save to a faster disk")
+        ]
     return [HostFinding("disk", "ok", text)]
 
 

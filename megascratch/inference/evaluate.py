@@ -95,7 +95,9 @@ def evaluate_stream(
     seq_length = config.data.seq_length
     stride = seq_length if stride is None else stride
     if not 1 <= stride <= seq_length:
-        raise UserError(f"--stride ({stride}) must be from 1 to the model's --seq-length ({seq_length})")
+        raise UserError(
+            f"--stride ({stride}) must be from 1 to the model's --seq-length ({seq_length})"
+        )
     batch_size = batch_size or max(1, 4096 // seq_length)
     cut = windows(len(stream), seq_length, stride)
     device = next(model.parameters()).device
@@ -159,7 +161,9 @@ def evaluate_documents(
     assert config.model.vocab_size is not None
     ends = ends and eod is not None
     stream = document_stream(documents, eod if ends else None)
-    nats = evaluate_stream(model, config, stream, eod, stride=stride, batch_size=batch_size, progress=progress)
+    nats = evaluate_stream(
+        model, config, stream, eod, stride=stride, batch_size=batch_size, progress=progress
+    )
     if not ends:
         nats += math.log(config.model.vocab_size)
     return DocumentLoss(nats, len(stream) - ends, len(texts), text_bytes)

@@ -115,7 +115,9 @@ class _PromptState:
         if self.ended:
             return Continuation(self.tokens, self.ended)
         complete = len(self.tokens) == max_new_tokens
-        return Continuation(self.tokens, "max_new_tokens" if complete else "max_position_embeddings")
+        return Continuation(
+            self.tokens, "max_new_tokens" if complete else "max_position_embeddings"
+        )
 
 
 @torch.inference_mode()
@@ -141,19 +143,25 @@ def generate(
     """
     has_table = config.model.position_embedding_type == "learned_absolute"
     table_rows = config.model.max_position_embeddings if has_table else None
-    rules = _Rules(eod, config.data.reset_position_ids, config.data.reset_attention_mask, table_rows)
+    rules = _Rules(
+        eod, config.data.reset_position_ids, config.data.reset_attention_mask, table_rows
+    )
     rows = []
     for number in range(first_number, first_number + len(prompts)):
         rows.append(_PromptState(rules, _generator(sampling.seed, number)))
     device = next(model.parameters()).device
     cache = KVCache()
-    ids, documents, positions = _lay_out(rows, prompts, first_number).to(device)  # each [b, longest prompt]
+    ids, documents, positions = _lay_out(rows, prompts, first_number).to(
+        device
+    )  # each [b, longest prompt]
     seen = documents
     for count in range(max_new_tokens):
         if count > 0:
             ids, documents, positions = _next_column(rows).to(device)  # each [b, 1]
             seen = torch.cat((seen, documents), 1)
-        logits = model.next_logits(ids, positions, _mask(documents, seen), cache).double().cpu()  # [b, v]
+        logits = (
+            model.next_logits(ids, positions, _mask(documents, seen), cache).double().cpu()
+        )  # [b, v]
         for number, (row, scores) in enumerate(zip(rows, logits, strict=True)):
             if not row.fed:
                 continue
@@ -172,7 +180,9 @@ def _generator(seed: int, number: int) -> torch.Generator:
     return torch.Generator().manual_seed(stream_key(seed, number) % 2**63)
 
 
-def _lay_out(rows: list[_PromptState], prompts: Sequence[Sequence[int]], first_number: int) -> Tensor:
+def _lay_out(
+    rows: list[_PromptState], prompts: Sequence[Sequence[int]], first_number: int
+) -> Tensor:
     """Ids, document numbers and positions [3, b, longest prompt], padded on the left."""
     width = max(map(len, prompts))
     table = torch.zeros(3, len(prompts), width, dtype=torch.int64)
@@ -220,7 +230,9 @@ def _mask(documents: Tensor, seen: Tensor) -> Tensor:
 def pick(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> int:
     """The next token from its logits [v] (fp64, on the CPU). Raises: UserError if a logit is not finite."""
     if not logits.isfinite().all():
-        raise UserError("the model's logits are not finite: the run diverged before it wrote this checkpoint")
+        raise UserError(
+            "the model's logits are not finite: the run diverged before it wrote this checkpoint"
+        )
     if sampling.temperature == 0:
         return int(logits.argmax())
     order = torch.arange(len(logits))

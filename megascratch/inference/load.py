@@ -43,9 +43,13 @@ def load_for_inference(
     def read(step: Place) -> tuple[Config, ModelChunk, Tokenizer]:
         state = read_manifest(step).state
         if "config" not in state:
-            raise UserError(f"{step} contains no settings: it was not written by megascratch pretrain")
+            raise UserError(
+                f"{step} contains no settings: it was not written by megascratch pretrain"
+            )
         config = config_from_dict(state["config"])
-        tokenizer = _tokenizer(config, state.get("tokenizer_fingerprint"), tokenizer_model, tokenizer_type)
+        tokenizer = _tokenizer(
+            config, state.get("tokenizer_fingerprint"), tokenizer_model, tokenizer_type
+        )
         return config, load_model(step, config, device), tokenizer
 
     found = latest_valid(path, candidates(path), read)
@@ -79,7 +83,9 @@ def _held(chunk: ModelChunk) -> list[ShardedTensor]:
     return held
 
 
-def _tokenizer(config: Config, learned: str | None, model: str | None, kind: str | None) -> Tokenizer:
+def _tokenizer(
+    config: Config, learned: str | None, model: str | None, kind: str | None
+) -> Tokenizer:
     tokenizer = load_tokenizer(
         kind or (None if model else config.data.tokenizer_type),
         model or config.data.tokenizer_model,

@@ -46,7 +46,15 @@ class ForwardContext:
 
 
 class Attention(nn.Module):
-    def __init__(self, model: ModelConfig, layer: int, seed: int, tp: Axis, sequence_parallel: bool, output_std: float):
+    def __init__(
+        self,
+        model: ModelConfig,
+        layer: int,
+        seed: int,
+        tp: Axis,
+        sequence_parallel: bool,
+        output_std: float,
+    ):
         super().__init__()
         heads = model.num_attention_heads
         groups = model.num_query_groups
@@ -79,7 +87,9 @@ class Attention(nn.Module):
             sequence_parallel=sequence_parallel,
         )
 
-    def forward(self, x: Tensor, context: ForwardContext) -> Tensor:  # [s or s/tp, b, h] -> the same
+    def forward(
+        self, x: Tensor, context: ForwardContext
+    ) -> Tensor:  # [s or s/tp, b, h] -> the same
         qkv = self.qkv(x)  # [s, b, (q + k + v heads) * d]
         qkv = qkv.view(*qkv.shape[:2], -1, self.width)  # [s, b, q + k + v heads, d]
         heads = (self.heads, self.groups, self.groups)

@@ -74,7 +74,9 @@ class Dropout(nn.Module):
             return x
         s, _, h = x.shape
         if _in_one_kernel(x):
-            return _Dropped.apply(x, samples, _Mask(self.seed, self.site, self.p, h, self.part * s * h))
+            return _Dropped.apply(
+                x, samples, _Mask(self.seed, self.site, self.p, h, self.part * s * h)
+            )
         position = torch.arange(self.part * s, (self.part + 1) * s, device=x.device)
         index = position[:, None, None] * h + torch.arange(h, device=x.device)  # [s, 1, h]
         keys = sample_keys(self.seed, self.site, samples)[:, None]  # [b, 1]
@@ -96,7 +98,9 @@ class AttentionDropout(nn.Module):
         _, heads, queries, keys = x.shape
         if _in_one_kernel(x):
             size = heads * queries * keys
-            return _Dropped.apply(x, samples, _Mask(self.seed, self.site, self.p, size, self.rank * size))
+            return _Dropped.apply(
+                x, samples, _Mask(self.seed, self.site, self.p, size, self.rank * size)
+            )
         head = torch.arange(self.rank * heads, (self.rank + 1) * heads, device=x.device)
         row = head[:, None] * queries + torch.arange(queries, device=x.device)  # [n/tp, q]
         index = row[:, :, None] * keys + torch.arange(keys, device=x.device)  # [n/tp, q, k]

@@ -15,7 +15,9 @@ def padded_vocab_size(vocab_size: int, divisible_by: int, tp_size: int) -> int:
     return -(-vocab_size // unit) * unit
 
 
-def vocab_shard(vocab_size: int, hidden_size: int, divisible_by: int, tp: Axis, std: float) -> Shard:
+def vocab_shard(
+    vocab_size: int, hidden_size: int, divisible_by: int, tp: Axis, std: float
+) -> Shard:
     """The shard of the word table, or of the output matrix, which has the same shape."""
     padded = padded_vocab_size(vocab_size, divisible_by, tp.size)
     return Shard((vocab_size, hidden_size), {"tp": 0}, padded=padded, std=std)
@@ -65,13 +67,22 @@ class VocabParallelEmbedding(nn.Module):
         local = ids - self.first
         mine = (local >= 0) & (local < self.weight.shape[0])
         partial = rows(self.weight, local.where(mine, 0)) * mine.unsqueeze(-1)  # [s, b, h]
-        return reduce_scatter_to(partial, self.tp) if self.scatter else reduce_from(partial, self.tp)
+        return (
+            reduce_scatter_to(partial, self.tp) if self.scatter else reduce_from(partial, self.tp)
+        )
 
 
 class PositionEmbedding(nn.Module):
     """A learned vector per position; under sequence parallelism a rank looks up its own part of the sequence."""
 
-    def __init__(self, positions: int, hidden_size: int, tp: Axis, std: float, sequence_parallel: bool = False):
+    def __init__(
+        self,
+        positions: int,
+        hidden_size: int,
+        tp: Axis,
+        std: float,
+        sequence_parallel: bool = False,
+    ):
         super().__init__()
         self.tp = tp
         self.scatter = sequence_parallel and tp.size > 1

@@ -36,7 +36,9 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, known: Tensor | None, bias: Tensor | None, layer: _Layer) -> Tensor:
-        ctx.save_for_backward(x)  # under SP only this rank's part is kept; backward gathers it again
+        ctx.save_for_backward(
+            x
+        )  # under SP only this rank's part is kept; backward gathers it again
         ctx.layer = layer
         ctx.has_bias = bias is not None
         weight, axis, gather = layer
@@ -54,7 +56,9 @@ class _Linear(torch.autograd.Function):
             x = gathered.wait()
         pending = None
         if grad_x is not None and axis.size > 1:
-            pending = start_reduce_scatter(grad_x, axis) if gather else start_all_reduce(grad_x, axis)
+            pending = (
+                start_reduce_scatter(grad_x, axis) if gather else start_all_reduce(grad_x, axis)
+            )
         x_2d = x.flatten(0, -2)  # [n, in]
         grad_2d = grad.flatten(0, -2)  # [n, out]
         grad_weight = _weight_gradient(weight, x_2d, grad_2d)
@@ -72,7 +76,9 @@ def _weight_gradient(weight: nn.Parameter, x: Tensor, grad: Tensor) -> Tensor | 
     return None
 
 
-def linear(x: Tensor, weight: nn.Parameter, bias: Tensor | None, axis: Axis, gather: bool = False) -> Tensor:
+def linear(
+    x: Tensor, weight: nn.Parameter, bias: Tensor | None, axis: Axis, gather: bool = False
+) -> Tensor:
     """x Wᵀ + b, with x complete or (gather) split along dim 0 over the axis; the gradient of x is summed over it."""
     apply = _outside_graphs if torch.compiler.is_compiling() else _Linear.apply
     known = None if x.requires_grad and hasattr(weight, "grad_sink") else weight
@@ -115,7 +121,16 @@ class ColumnParallelLinear(nn.Module):
 class RowParallelLinear(nn.Module):
     """A linear layer with the input dim split over tp; the bias is not split and is added once, after the sum."""
 
-    def __init__(self, inputs: int, outputs: int, tp: Axis, *, bias: bool, std: float, sequence_parallel: bool = False):
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        tp: Axis,
+        *,
+        bias: bool,
+        std: float,
+        sequence_parallel: bool = False,
+    ):
         super().__init__()
         self.tp = tp
         self.alone = Axis.alone("tp")

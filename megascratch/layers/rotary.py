@@ -9,7 +9,9 @@ from torch import Tensor
 from megascratch.layers.kernels import cpu
 
 
-def rotary_angles(positions: Tensor, dims: int, base: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def rotary_angles(
+    positions: Tensor, dims: int, base: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
     """Cosine and sine of the angles of positions [b, s]: [s, b, 1, dims], where dims i and i + dims/2 have the same
     angle, and [s, b, 1, dims/2]."""
     wide = torch.float64 if dtype == torch.float64 else torch.float32
@@ -78,7 +80,9 @@ def _per_head(x: Tensor) -> Tensor:
     return x.permute(1, 2, 0, 3)  # [s, b, n, d] -> [b, n, s, d]
 
 
-def split_heads(qkv: Tensor, heads: Heads, angles: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
+def split_heads(
+    qkv: Tensor, heads: Heads, angles: tuple[Tensor, Tensor] | None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Splits [s, b, n, d] into q, k and v with the given numbers of heads, each [b, n, s, d]. With `angles`, the result
     of `rotary_angles`, rotates the first cos.shape[-1] dims of each head of q and k."""
     if torch.compiler.is_compiling():  # the compiler fuses this

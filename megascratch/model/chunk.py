@@ -34,13 +34,21 @@ class Embedding(nn.Module):
         assert model.vocab_size is not None
         assert model.max_position_embeddings is not None
         shard = vocab_shard(
-            model.vocab_size, model.hidden_size, model.make_vocab_size_divisible_by, tp, model.init_method_std
+            model.vocab_size,
+            model.hidden_size,
+            model.make_vocab_size_divisible_by,
+            tp,
+            model.init_method_std,
         )
         self.word = VocabParallelEmbedding(shard, tp, sequence_parallel)
         self.position = None
         if model.position_embedding_type == "learned_absolute":
             self.position = PositionEmbedding(
-                model.max_position_embeddings, model.hidden_size, tp, model.init_method_std, sequence_parallel
+                model.max_position_embeddings,
+                model.hidden_size,
+                tp,
+                model.init_method_std,
+                sequence_parallel,
             )
         self.dropout = Dropout(model.hidden_dropout, seed, 0, tp, sequence_parallel)
 
@@ -54,9 +62,13 @@ class Embedding(nn.Module):
 class Block(nn.Module):
     """Pre-norm: x + attention(norm(x)), then x + mlp(norm(x))."""
 
-    def __init__(self, model: ModelConfig, layer: int, seed: int, tp: Axis, sequence_parallel: bool):
+    def __init__(
+        self, model: ModelConfig, layer: int, seed: int, tp: Axis, sequence_parallel: bool
+    ):
         super().__init__()
-        output_std = model.init_method_std / (2 * model.num_layers) ** 0.5  # GPT-2: the residual sum keeps its scale
+        output_std = (
+            model.init_method_std / (2 * model.num_layers) ** 0.5
+        )  # GPT-2: the residual sum keeps its scale
         self.norm1 = _norm(model, tp, sequence_parallel)
         self.norm2 = _norm(model, tp, sequence_parallel)
         self.attention = Attention(model, layer, seed, tp, sequence_parallel, output_std)
@@ -64,7 +76,9 @@ class Block(nn.Module):
         self.dropout1 = Dropout(model.hidden_dropout, seed, 4 * layer + 5, tp, sequence_parallel)
         self.dropout2 = Dropout(model.hidden_dropout, seed, 4 * layer + 6, tp, sequence_parallel)
 
-    def forward(self, x: Tensor, context: ForwardContext) -> Tensor:  # [s or s/tp, b, h] -> the same
+    def forward(
+        self, x: Tensor, context: ForwardContext
+    ) -> Tensor:  # [s or s/tp, b, h] -> the same
         x = x + self.dropout1(self.attention(self.norm1(x), context), context.samples)
         return x + self.dropout2(self.mlp(self.norm2(x)), context.samples)
 
@@ -75,13 +89,19 @@ class Head(nn.Module):
     A tied head on the stage of the embedding gets that weight; on another stage it holds its own copy.
     """
 
-    def __init__(self, model: ModelConfig, tp: Axis, sequence_parallel: bool, embedding: nn.Parameter | None):
+    def __init__(
+        self, model: ModelConfig, tp: Axis, sequence_parallel: bool, embedding: nn.Parameter | None
+    ):
         super().__init__()
         assert model.vocab_size is not None
         self.tp = tp
         self.gather = sequence_parallel and tp.size > 1
         shard = vocab_shard(
-            model.vocab_size, model.hidden_size, model.make_vocab_size_divisible_by, tp, model.init_method_std
+            model.vocab_size,
+            model.hidden_size,
+            model.make_vocab_size_divisible_by,
+            tp,
+            model.init_method_std,
         )
         self.shards: dict[str, Shard] = {}
         if embedding is None:
@@ -91,7 +111,9 @@ class Head(nn.Module):
         rows = self.weight.shape[0]
         self.valid = max(0, min(rows, model.vocab_size - tp.rank * rows))
 
-    def logits(self, x: Tensor) -> Tensor:  # [s or s/tp, b, h] -> [s * b, v/tp], columns of padding included
+    def logits(
+        self, x: Tensor
+    ) -> Tensor:  # [s or s/tp, b, h] -> [s * b, v/tp], columns of padding included
         return linear(x.flatten(0, 1), self.weight, None, self.tp, self.gather)
 
     def forward(self, x: Tensor, labels: Tensor, loss_mask: Tensor) -> Tensor:
@@ -125,7 +147,9 @@ class ModelChunk(nn.Module):
         self.first = first
         self.last = last
         self.embedding = Embedding(model, seed, tp, sequence_parallel) if first else None
-        self.layers = nn.ModuleDict({str(i): Block(model, i, seed, tp, sequence_parallel) for i in layers})
+        self.layers = nn.ModuleDict(
+            {str(i): Block(model, i, seed, tp, sequence_parallel) for i in layers}
+        )
         self.units = [RecomputeUnit(0, len(layers), False)]
         self.final_norm = _norm(model, tp, sequence_parallel) if last else None
         shared = None
@@ -156,7 +180,9 @@ class ModelChunk(nn.Module):
         x = self.hidden(x, batch.ids, batch.positions, context)
         return x if self.head is None else self.head(x, batch.labels, batch.loss_mask)
 
-    def hidden(self, x: Tensor | None, ids: Tensor, positions: Tensor, context: ForwardContext) -> Tensor:
+    def hidden(
+        self, x: Tensor | None, ids: Tensor, positions: Tensor, context: ForwardContext
+    ) -> Tensor:
         """The forward without the head."""
         if self.embedding is not None:
             x = self.embedding(ids, positions, context.samples)
@@ -169,7 +195,9 @@ class ModelChunk(nn.Module):
             x = through(x, context)
         return x if self.final_norm is None else self.final_norm(x)
 
-    def next_logits(self, ids: Tensor, positions: Tensor, mask: Tensor | None, cache: KVCache) -> Tensor:
+    def next_logits(
+        self, ids: Tensor, positions: Tensor, mask: Tensor | None, cache: KVCache
+    ) -> Tensor:
         """Logits [b, v] after the last of `ids` [b, n], for a model that is one chunk on one rank."""
         assert self.head is not None
         context = ForwardContext(positions[:, 0], self.rotary(positions), mask, cache)

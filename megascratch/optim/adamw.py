@@ -13,7 +13,9 @@ from torch import Tensor
 from megascratch.config.settings import OptimConfig
 
 try:
-    from apex.optimizers import FusedAdam  # NVIDIA's package; the one named apex on PyPI is a different one
+    from apex.optimizers import (
+        FusedAdam,
+    )  # NVIDIA's package; the one named apex on PyPI is a different one
 except ImportError:
     FusedAdam = None
 
@@ -35,12 +37,17 @@ class AdamW:
         stretches = [stretch for stretch in stretches if stretch.weight.numel() > 0]
         decaying = [stretch.weight for stretch in stretches if stretch.decays]
         others = [stretch.weight for stretch in stretches if not stretch.decays]
-        groups = [{"params": decaying, "weight_decay": optim.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        groups = [
+            {"params": decaying, "weight_decay": optim.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ]
         self.taken = 0  # steps
         self.engine = _engine(groups, stretches, optim)
         for stretch in stretches:
             stretch.weight.grad = stretch.grad
-            self.engine.state[stretch.weight].update(exp_avg=stretch.exp_avg, exp_avg_sq=stretch.exp_avg_sq)
+            self.engine.state[stretch.weight].update(
+                exp_avg=stretch.exp_avg, exp_avg_sq=stretch.exp_avg_sq
+            )
         self.steps = 0
 
     @property
@@ -65,9 +72,17 @@ class AdamW:
         self.engine.step()
 
 
-def _engine(groups: list[dict], stretches: Sequence[FlatParamGroup], optim: OptimConfig) -> torch.optim.Optimizer:
+def _engine(
+    groups: list[dict], stretches: Sequence[FlatParamGroup], optim: OptimConfig
+) -> torch.optim.Optimizer:
     """The fused kernel of NVIDIA apex if it is installed and all weights are fp32 on CUDA, else torch's."""
-    settings: dict[str, Any] = {"lr": optim.lr, "betas": (optim.adam_beta1, optim.adam_beta2), "eps": optim.adam_eps}
-    if FusedAdam is not None and all(s.weight.is_cuda and s.weight.dtype == torch.float32 for s in stretches):
+    settings: dict[str, Any] = {
+        "lr": optim.lr,
+        "betas": (optim.adam_beta1, optim.adam_beta2),
+        "eps": optim.adam_eps,
+    }
+    if FusedAdam is not None and all(
+        s.weight.is_cuda and s.weight.dtype == torch.float32 for s in stretches
+    ):
         return FusedAdam(groups, adam_w_mode=True, set_grad_none=False, **settings)
     return torch.optim.AdamW(groups, fused=True, **settings)

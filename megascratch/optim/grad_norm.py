@@ -21,7 +21,12 @@ class GlobalNorm:
     """The norm over all weights of the model; created once, called at every step."""
 
     def __init__(
-        self, counted: Mapping[str, Sequence[Tensor]], tp: Axis, model: Axis, over: Axis, device: torch.device
+        self,
+        counted: Mapping[str, Sequence[Tensor]],
+        tp: Axis,
+        model: Axis,
+        over: Axis,
+        device: torch.device,
     ):
         """
         Args:

@@ -38,11 +38,19 @@ def learning_rate(optim: OptimConfig, step: int, consumed_samples: int) -> float
     """
     if optim.lr_decay_samples is not None:
         return _rate(
-            optim, consumed_samples, optim.lr_decay_samples, optim.lr_warmup_samples, optim.lr_wsd_decay_samples
+            optim,
+            consumed_samples,
+            optim.lr_decay_samples,
+            optim.lr_warmup_samples,
+            optim.lr_wsd_decay_samples,
         )
     if optim.lr_decay_iters is not None:
-        return _rate(optim, step, optim.lr_decay_iters, optim.lr_warmup_iters, optim.lr_wsd_decay_iters)
-    raise ValueError("the length of the decay is unknown: lr_decay_iters or lr_decay_samples must be derived first")
+        return _rate(
+            optim, step, optim.lr_decay_iters, optim.lr_warmup_iters, optim.lr_wsd_decay_iters
+        )
+    raise ValueError(
+        "the length of the decay is unknown: lr_decay_iters or lr_decay_samples must be derived first"
+    )
 
 
 def _rate(optim: OptimConfig, n: int, length: int, warmup: float, tail: int | None) -> float:

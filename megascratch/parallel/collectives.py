@@ -31,7 +31,9 @@ _all_gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather
 _reduce_scatter_single = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
-def start_all_reduce(x: Tensor, axis: Axis, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Pending:
+def start_all_reduce(
+    x: Tensor, axis: Axis, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM
+) -> Pending:
     """Starts a sum (or `op`) of x over the axis, in place."""
     if axis.size == 1:
         return Pending("all_reduce", axis, None, x)
@@ -67,7 +69,9 @@ def start_reduce_scatter(x: Tensor, axis: Axis, out: Tensor | None = None) -> Pe
         return _copied_to_device(start_reduce_scatter(x.cpu(), axis), out)
     if x.device.type == "cpu":
         return gloo.start_reduce_scatter(x, axis, out)
-    return Pending.start("reduce_scatter", axis, out, lambda **how: _reduce_scatter_single(out, x, **how))
+    return Pending.start(
+        "reduce_scatter", axis, out, lambda **how: _reduce_scatter_single(out, x, **how)
+    )
 
 
 def _copied_to_device(pending: Pending, out: Tensor) -> Pending:

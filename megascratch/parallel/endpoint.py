@@ -13,7 +13,9 @@ from typing import NamedTuple
 from megascratch.config.errors import UserError
 
 RESOLVE_SECONDS = 10.0
-ANSWER_SECONDS = 5.0  # timeout for an answer of the store; after two timeouts it counts as another program
+ANSWER_SECONDS = (
+    5.0  # timeout for an answer of the store; after two timeouts it counts as another program
+)
 DEFAULT_PORT = 29400  # torchrun's default
 
 _HELLO = struct.pack("<BI", 0, 0x3C85F7CE)  # greeting of a client of torch's TCPStore
@@ -40,7 +42,9 @@ class Endpoint(NamedTuple):
         if not host:
             raise UserError(f"{flag} {text} must be HOST:PORT, e.g. node-0:29500")
         if not (port.isascii() and port.isdigit() and 1 <= int(port[:9]) <= 65535):
-            raise UserError(f"{flag} {text}: the port must be a number from 1 to 65535, e.g. {host}:29500")
+            raise UserError(
+                f"{flag} {text}: the port must be a number from 1 to 65535, e.g. {host}:29500"
+            )
         return cls(flag, host, int(port))
 
     def __str__(self) -> str:
@@ -124,7 +128,9 @@ class Endpoint(NamedTuple):
             if error.errno == errno.EADDRINUSE and self._is_store():
                 return
             remedy = (
-                "a port of at least 1024" if error.errno == errno.EACCES else "another port, the same on all machines"
+                "a port of at least 1024"
+                if error.errno == errno.EACCES
+                else "another port, the same on all machines"
             )
             raise UserError(
                 f"{self.flag} {self}: this machine cannot listen on port {self.port} "

@@ -48,13 +48,20 @@ def _for_each_rank(x: Tensor, axis: Axis) -> Tensor:
 
 
 def _start_exchange(
-    operation: str, axis: Axis, result: Tensor, parts: Tensor, reduce: Callable[..., Tensor] | None = None
+    operation: str,
+    axis: Axis,
+    result: Tensor,
+    parts: Tensor,
+    reduce: Callable[..., Tensor] | None = None,
 ) -> Pending:
     """Sends part i of `parts` to rank i. The result is the received parts, reduced over the ranks by `reduce` if it is
     given."""
     arrived = result if reduce is None else torch.empty_like(parts)
     pending = Pending.start(
-        operation, axis, result, lambda **how: dist.all_to_all_single(arrived.view(-1), parts.view(-1), **how)
+        operation,
+        axis,
+        result,
+        lambda **how: dist.all_to_all_single(arrived.view(-1), parts.view(-1), **how),
     )
     if reduce is not None:
         by_rank = arrived.view(axis.size, *result.shape)

@@ -27,7 +27,11 @@ class HostTransfer:
         self.tensor = tensor
         self.outwards = outwards
         self.host = tensor.cpu() if outwards else torch.empty_like(tensor, device="cpu")
-        work = dist.isend(self.host, peer, group=group) if outwards else dist.irecv(self.host, peer, group=group)
+        work = (
+            dist.isend(self.host, peer, group=group)
+            if outwards
+            else dist.irecv(self.host, peer, group=group)
+        )
         assert work is not None  # None only for a rank outside the group
         self.work = work
 

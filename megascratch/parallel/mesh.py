@@ -27,7 +27,9 @@ class Axis:
     rank: int = 0
     ranks: tuple[int, ...] = (0,)
     group: dist.ProcessGroup | None = None
-    waits: CommTimer | None = field(default=None, repr=False, compare=False)  # times the waits on this axis
+    waits: CommTimer | None = field(
+        default=None, repr=False, compare=False
+    )  # times the waits on this axis
 
     @classmethod
     def alone(cls, name: str, rank: int = 0) -> "Axis":
@@ -89,7 +91,9 @@ class Mesh:
         return cls(Grid.dense(), 0, torch.device(device), links=None, waits=None, **axes)
 
     @classmethod
-    def build(cls, grid: Grid, device: torch.device | str = "cpu", timeout: timedelta | None = None) -> "Mesh":
+    def build(
+        cls, grid: Grid, device: torch.device | str = "cpu", timeout: timedelta | None = None
+    ) -> "Mesh":
         """Makes every process group of `grid`; called by all ranks of an initialised default group.
 
         Every rank makes all groups, in the same order, because torch numbers groups by the calls made so far.
@@ -139,7 +143,12 @@ class Mesh:
         groups = {axis.group for axis in axes}
         if self.links is not None:
             links = self.links
-            for link in (links.forward_in, links.forward_out, links.backward_in, links.backward_out):
+            for link in (
+                links.forward_in,
+                links.forward_out,
+                links.backward_in,
+                links.backward_out,
+            ):
                 groups.add(link.group)
         for group in groups - {None}:
             dist.destroy_process_group(group)
@@ -163,7 +172,9 @@ class _GroupMaker:
             if ranks not in self.made:
                 self.made[ranks] = self._new(ranks, name)
             if self.rank in ranks:
-                mine = Axis(name, len(ranks), ranks.index(self.rank), ranks, self.made[ranks], self.waits)
+                mine = Axis(
+                    name, len(ranks), ranks.index(self.rank), ranks, self.made[ranks], self.waits
+                )
         return mine
 
     def links(self, pipelines: list[list[int]]) -> Links:
@@ -182,7 +193,9 @@ class _GroupMaker:
         return Links(**made)
 
     def _new(self, ranks: tuple[int, ...], description: str) -> dist.ProcessGroup:
-        group: dist.ProcessGroup = dist.new_group(list(ranks), timeout=self.timeout, group_desc=description)
+        group: dist.ProcessGroup = dist.new_group(
+            list(ranks), timeout=self.timeout, group_desc=description
+        )
         return group
 
 

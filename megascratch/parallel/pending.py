@@ -24,7 +24,9 @@ def named(operation: str, axis: str, rank: int, size: int) -> Iterator[None]:
     except CommunicationError:
         raise
     except RuntimeError as error:
-        raise CommunicationError(f"{operation} over {axis} failed on rank {rank} of {size}: {reason(error)}") from error
+        raise CommunicationError(
+            f"{operation} over {axis} failed on rank {rank} of {size}: {reason(error)}"
+        ) from error
 
 
 def reason(error: RuntimeError) -> str:
@@ -64,7 +66,9 @@ class Pending:
         self.number = 0 if work is None else next_number(axis.name)
 
     @classmethod
-    def start(cls, operation: str, axis: Axis, result: Tensor, launch: Callable[..., Work | None]) -> "Pending":
+    def start(
+        cls, operation: str, axis: Axis, result: Tensor, launch: Callable[..., Work | None]
+    ) -> "Pending":
         """Launches a collective over the axis; `launch` gets torch's arguments `group` and `async_op`."""
         fault_point("collective.start")
         with named(operation, axis.name, axis.rank, axis.size):

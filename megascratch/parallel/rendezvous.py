@@ -51,7 +51,9 @@ class Rendezvous:
             texts: list[str] = []
             silent: list[int] = []
             for rank in range(self.world):
-                text = self._get(f"{question}/{rank}", timedelta(seconds=max(ends - time.monotonic(), 0.01)))
+                text = self._get(
+                    f"{question}/{rank}", timedelta(seconds=max(ends - time.monotonic(), 0.01))
+                )
                 if text is None:
                     silent.append(rank)
                 else:
@@ -106,7 +108,9 @@ def join(timeout: timedelta) -> Rendezvous | None:
         else:
             store = _torchruns_store(rank, world, timeout)
     except (dist.DistNetworkError, dist.DistStoreError, OSError) as error:
-        address = os.environ.get(STORE) or f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        address = (
+            os.environ.get(STORE) or f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        )
         first_line = str(error).strip().splitlines()[0]
         raise UserError(
             f"cannot open the rendezvous store at {address}: {first_line}; choose another port, e.g. "
@@ -176,7 +180,14 @@ def _local_store(rank: int, world: int, timeout: timedelta) -> dist.Store:
         with socket.create_server((LOOPBACK, port)) as server:
             listener = server.detach()
     return dist.TCPStore(
-        LOOPBACK, port, world, rank == 0, timeout, wait_for_workers=False, master_listen_fd=listener, use_libuv=True
+        LOOPBACK,
+        port,
+        world,
+        rank == 0,
+        timeout,
+        wait_for_workers=False,
+        master_listen_fd=listener,
+        use_libuv=True,
     )
 
 

@@ -75,7 +75,9 @@ class Shard:
     split: dict[str, int] = field(default_factory=dict)  # axis -> dim; {} = replicated
     parts: tuple[Part, ...] = ()  # fused parts along the split dim, each split separately
     padded: int | None = None  # size of the split dim with padding
-    grad_sum: tuple[str, ...] = ()  # axes whose ranks hold only part of the gradient (norms under SP)
+    grad_sum: tuple[
+        str, ...
+    ] = ()  # axes whose ranks hold only part of the gradient (norms under SP)
     tied: str | None = None  # name of the weight that this is, when two stages each hold a copy
     fill: float = 0.0
     std: float = 0.0

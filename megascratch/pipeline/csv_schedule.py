@@ -144,7 +144,9 @@ def _placement(rows: list[list[tuple[int, str, int]]]) -> Placement:
         numbers = " ".join(map(str, sorted(stages)))
         parts.append(f"rank {rank}: {numbers or 'none'}")
     listing = "; ".join(parts)
-    raise ScheduleError(f"stages must be placed in a loop or in a V, each on one rank, but the file has {listing}")
+    raise ScheduleError(
+        f"stages must be placed in a loop or in a V, each on one rank, but the file has {listing}"
+    )
 
 
 def _stages_of(rank: int, placement: Placement) -> set[int]:

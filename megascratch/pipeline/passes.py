@@ -17,7 +17,9 @@ from megascratch.pipeline.schedule import COMPUTE, SCHEDULES, Action, Placement
 
 Orders = Sequence[Sequence[Action]]
 RankAction = tuple[int, Action]  # a rank and its action
-LinkKey = tuple[int, int, bool]  # source, target, whether to the next rank: two ranks can have one link of each kind
+LinkKey = tuple[
+    int, int, bool
+]  # source, target, whether to the next rank: two ranks can have one link of each kind
 
 # operation -> its transfer, and how many virtual stages away the other end is
 _SENDS = {"F": ("SF", 1), "B": ("SB", -1), "I": ("SB", -1)}
@@ -48,7 +50,9 @@ def compile_order(
         ScheduleError: the schedule is wrong.
     """
     placement = placement_of(schedule, ranks, chunks) if placement is None else placement
-    orders = [SCHEDULES[schedule].make(rank, ranks, microbatches, chunks, group) for rank in range(ranks)]
+    orders = [
+        SCHEDULES[schedule].make(rank, ranks, microbatches, chunks, group) for rank in range(ranks)
+    ]
     orders = add_transfers(orders, placement)
     check(orders, placement)
     return tuple(map(tuple, orders))
@@ -74,7 +78,9 @@ def add_transfers(orders: Orders, placement: Placement | None = None) -> list[li
     transfer overlaps with that action. Neighbouring virtual stages on one rank need no transfer.
     """
     placement = placement or looped_placement(orders)
-    arriving: dict[LinkKey, deque[Action]] = defaultdict(deque)  # the receives of each link, in the order of its sends
+    arriving: dict[LinkKey, deque[Action]] = defaultdict(
+        deque
+    )  # the receives of each link, in the order of its sends
     for rank, order in enumerate(orders):
         for action in order:
             send = _send(rank, action, placement)
@@ -128,7 +134,9 @@ def _receive(rank: int, action: Action, placement: Placement) -> Action | None:
     return _transfer(rank, action, placement, _RECEIVES)
 
 
-def _transfer(rank: int, action: Action, placement: Placement, kinds: dict[str, tuple[str, int]]) -> Action | None:
+def _transfer(
+    rank: int, action: Action, placement: Placement, kinds: dict[str, tuple[str, int]]
+) -> Action | None:
     if action.op not in kinds:
         return None
     op, step = kinds[action.op]
@@ -169,7 +177,9 @@ def chunks_of(orders: Orders) -> int:
     return 1 + max(action.chunk for action in chain.from_iterable(orders))
 
 
-def _check_each_once(rank: int, order: list[Action], chunk: int, microbatches: int, backward: bool) -> None:
+def _check_each_once(
+    rank: int, order: list[Action], chunk: int, microbatches: int, backward: bool
+) -> None:
     """Checks that each micro-batch has one forward and, when training, one backward (B, or I and W), in order."""
     at = {action: position for position, action in enumerate(order)}
     for action, times in Counter(order).items():
@@ -206,7 +216,9 @@ def _check_inputs_posted(rank: int, order: Sequence[Action], placement: Placemen
     for action in order:
         receive = _receive(rank, action, placement)
         if receive is not None and receive not in seen:
-            raise ScheduleError(f"rank {rank} runs {action} without its input: no {receive} before it")
+            raise ScheduleError(
+                f"rank {rank} runs {action} without its input: no {receive} before it"
+            )
         producers = {"SF": ("F",), "SB": ("B", "I")}.get(action.op, ())
         sources = [action._replace(op=op) for op in producers]
         if sources and not seen.intersection(sources):
@@ -229,13 +241,17 @@ def _check_paired(orders: Orders, placement: Placement) -> None:
         _check_same_order(link, sent[link], received[link], placement)
 
 
-def _check_same_order(link: LinkKey, sent: list[Action], received: list[Action], placement: Placement) -> None:
+def _check_same_order(
+    link: LinkKey, sent: list[Action], received: list[Action], placement: Placement
+) -> None:
     source, target, _ = link
     all_sent = set(sent)
     all_received = set(received)
     for receive in received:
         if receive not in all_sent:
-            raise ScheduleError(f"rank {target} waits forever at {receive}: rank {source} never sends it")
+            raise ScheduleError(
+                f"rank {target} waits forever at {receive}: rank {source} never sends it"
+            )
     for receive in sent:
         if receive not in all_received:
             _, send = placement.other_end(target, receive)
@@ -288,7 +304,9 @@ def completion_key(rank: int, action: Action) -> RankAction:
     return rank, action
 
 
-def dependency_of(rank: int, action: Action, placement: Placement, blocking_sends: bool = False) -> RankAction | None:
+def dependency_of(
+    rank: int, action: Action, placement: Placement, blocking_sends: bool = False
+) -> RankAction | None:
     """The `completion_key` of the action on another rank or chunk that must end before `action` can start."""
     if action.op in ("SF", "SB"):
         return placement.other_end(rank, action) if blocking_sends else None

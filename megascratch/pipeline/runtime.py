@@ -71,7 +71,9 @@ def run(
         CommunicationError: a transfer, or a collective inside a stage, failed or timed out; names action, stage,
             micro-batch, chunk, step and peer or axis.
     """
-    player = _Player(stages, links, batches, spec, loss_grad, on_backward, step, placement, recorder)
+    player = _Player(
+        stages, links, batches, spec, loss_grad, on_backward, step, placement, recorder
+    )
     try:
         return player.play(order)
     except BaseException:
@@ -180,7 +182,9 @@ class _Player:
                 self.recorder.ends(action)
             except TransferError:
                 raise
-            except CommunicationError as error:  # raised by a layer: add what the stage was doing (law 11)
+            except (
+                CommunicationError
+            ) as error:  # raised by a layer: add what the stage was doing (law 11)
                 raise CommunicationError(f"{self._where(action)} {error}") from error
         doing("the last sends")
         for transfer in self.sends.values():

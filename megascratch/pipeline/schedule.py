@@ -92,13 +92,17 @@ class Placement(NamedTuple):
         return self.folded and chunk % 2 == 1
 
 
-def gpipe(rank: int, ranks: int, microbatches: int, chunks: int = 1, group: int | None = None) -> list[Action]:
+def gpipe(
+    rank: int, ranks: int, microbatches: int, chunks: int = 1, group: int | None = None
+) -> list[Action]:
     """All forwards, then all backwards (Huang et al. 2019, arXiv 1811.06965)."""
     groups = _groups(microbatches, ranks, group)
     return _forwards(groups, chunks) + _backwards(groups, chunks)
 
 
-def one_f_one_b(rank: int, ranks: int, microbatches: int, chunks: int = 1, group: int | None = None) -> list[Action]:
+def one_f_one_b(
+    rank: int, ranks: int, microbatches: int, chunks: int = 1, group: int | None = None
+) -> list[Action]:
     """Each backward runs as early as possible, so that at most `ranks - rank` micro-batches are alive (Narayanan et al.
     2019, PipeDream, SOSP; flushed at the end of the step as in arXiv 2104.04473)."""
     if chunks != 1:
@@ -108,7 +112,9 @@ def one_f_one_b(rank: int, ranks: int, microbatches: int, chunks: int = 1, group
     return _alternate(forwards, backwards, warmup=ranks - rank - 1)
 
 
-def interleaved(rank: int, ranks: int, microbatches: int, chunks: int = 1, group: int | None = None) -> list[Action]:
+def interleaved(
+    rank: int, ranks: int, microbatches: int, chunks: int = 1, group: int | None = None
+) -> list[Action]:
     """1F1B over several chunks per rank, micro-batches in groups of `group` (default `ranks`) per chunk (Narayanan et
     al. 2021, arXiv 2104.04473, section 2.2). Any number of micro-batches.
 
@@ -124,26 +130,34 @@ def interleaved(rank: int, ranks: int, microbatches: int, chunks: int = 1, group
     return _alternate(_forwards(groups, chunks), _backwards(groups, chunks), warmup)
 
 
-def forward_only(rank: int, ranks: int, microbatches: int, chunks: int = 1, group: int | None = None) -> list[Action]:
+def forward_only(
+    rank: int, ranks: int, microbatches: int, chunks: int = 1, group: int | None = None
+) -> list[Action]:
     """Evaluation: no backward."""
     return _forwards(_groups(microbatches, ranks, group), chunks)
 
 
-def zb_h1(rank: int, ranks: int, microbatches: int, chunks: int = 1, group: int | None = None) -> list[Action]:
+def zb_h1(
+    rank: int, ranks: int, microbatches: int, chunks: int = 1, group: int | None = None
+) -> list[Action]:
     """1F1B with its backward in two halves: a rank delays `rank` weight gradients and fills the drain with them. A
     bubble of (p - 1)(F + I - W) at 1F1B's highest memory (Qi et al. 2023, arXiv 2401.10241, figure 2)."""
     _has_chunks("zb_h1", 1, chunks)
     return _halves(microbatches, warmup=ranks - rank - 1, delay=rank)
 
 
-def zb_h2(rank: int, ranks: int, microbatches: int, chunks: int = 1, group: int | None = None) -> list[Action]:
+def zb_h2(
+    rank: int, ranks: int, microbatches: int, chunks: int = 1, group: int | None = None
+) -> list[Action]:
     """As H1 with up to 2 p - 1 micro-batches alive on every rank: no bubble between a rank's first and last action when
     F = I = W (arXiv 2401.10241, figure 3)."""
     _has_chunks("zb_h2", 1, chunks)
     return _halves(microbatches, warmup=2 * (ranks - rank - 1), delay=2 * rank)
 
 
-def zb_v(rank: int, ranks: int, microbatches: int, chunks: int = 2, group: int | None = None) -> list[Action]:
+def zb_v(
+    rank: int, ranks: int, microbatches: int, chunks: int = 2, group: int | None = None
+) -> list[Action]:
     """Two chunks per rank in a V, so that the loss is back on the first rank: no bubble when F = I = W, at 1F1B's
     memory (arXiv 2401.10241, section 6; Qi et al. 2024, arXiv 2405.15362). Designed for 2 p - 1 micro-batches or
     more; with fewer the same order has gaps."""
@@ -167,7 +181,9 @@ def zb_v(rank: int, ranks: int, microbatches: int, chunks: int = 2, group: int |
     return _numbered(words, microbatches)
 
 
-def dualpipe_v(rank: int, ranks: int, microbatches: int, chunks: int = 2, group: int | None = None) -> list[Action]:
+def dualpipe_v(
+    rank: int, ranks: int, microbatches: int, chunks: int = 2, group: int | None = None
+) -> list[Action]:
     """One half of DualPipe folded into a V: in the middle a forward of one chunk is next to a backward of the other, so
     that each can hide the communication of the other (DeepSeek-AI 2024, arXiv 2412.19437, section 3.2.1, and its
     DualPipeV). Designed for 2 p micro-batches or more; with fewer the same order has gaps."""
@@ -220,7 +236,9 @@ def _has_chunks(schedule: str, needed: int, chunks: int) -> None:
         return
     if needed == 1:
         raise UserError(f"schedule {schedule} has 1 model chunk per rank, not {chunks}: use zb_v")
-    raise UserError(f"schedule {schedule} has {needed} model chunks per rank, not {chunks}: use {needed}")
+    raise UserError(
+        f"schedule {schedule} has {needed} model chunks per rank, not {chunks}: use {needed}"
+    )
 
 
 def _groups(microbatches: int, ranks: int, group: int | None) -> list[range]:

@@ -26,7 +26,9 @@ from megascratch.pipeline.passes import (
 )
 from megascratch.pipeline.schedule import COMPUTE, Action, Placement
 
-Cost = Callable[[int, Action], float]  # rank, action -> seconds (or any unit); a transfer's cost is read at its send
+Cost = Callable[
+    [int, Action], float
+]  # rank, action -> seconds (or any unit); a transfer's cost is read at its send
 
 
 class TimedAction(NamedTuple):
@@ -90,7 +92,11 @@ class Timeline:
 
     def draw(self, unit: float = 1.0) -> list[str]:
         """One line per rank, one column of equal width per `unit` of time; a dot is a bubble."""
-        names = [str(span.action) for span in chain.from_iterable(self.spans) if span.action.op in COMPUTE]
+        names = [
+            str(span.action)
+            for span in chain.from_iterable(self.spans)
+            if span.action.op in COMPUTE
+        ]
         width = 1 + max(map(len, names))
         lines = []
         for spans in self.spans:
@@ -123,7 +129,9 @@ def overlapped(cost: Cost, chunks: int) -> Cost:
     return visible
 
 
-def simulate(orders: Orders, cost: Cost, placement: Placement | None = None, blocking_sends: bool = False) -> Timeline:
+def simulate(
+    orders: Orders, cost: Cost, placement: Placement | None = None, blocking_sends: bool = False
+) -> Timeline:
     """The timeline of `orders` if each action takes the time that `cost` returns.
 
     A rank computes one action at a time. Transfers overlap with compute; each directed link carries one at a time, from
@@ -165,12 +173,16 @@ def simulate(orders: Orders, cost: Cost, placement: Placement | None = None, blo
                 clock[rank] = end
             if there in starts:
                 ends[receive] = max(starts[here], ends[send])
-        elif there in starts:  # both ends of a link keep one order, so messages meet here in that order
+        elif (
+            there in starts
+        ):  # both ends of a link keep one order, so messages meet here in that order
             end = max(starts[here], starts[there], free) + cost(*send)
             ends[here] = end
             ends[there] = end
             link_free[link] = end
     spans = []
     for rank, order in enumerate(orders):
-        spans.append([TimedAction(action, starts[rank, action], ends[rank, action]) for action in order])
+        spans.append(
+            [TimedAction(action, starts[rank, action], ends[rank, action]) for action in order]
+        )
     return Timeline(spans)

@@ -70,7 +70,9 @@ def read_times(path: str) -> list[StageTimes]:
     header = [_name(cell) for cell in lines[0]] if lines else []
     missing = [name for name in COLUMNS[:3] if name not in header]
     if missing:
-        raise UserError(f"{path} has no column {missing[0]}: its first line must name {', '.join(COLUMNS)}")
+        raise UserError(
+            f"{path} has no column {missing[0]}: its first line must name {', '.join(COLUMNS)}"
+        )
     rows = []
     for number, line in enumerate(lines[1:], 2):
         values = [_number(path, number, header, line, name) for name in COLUMNS if name in header]

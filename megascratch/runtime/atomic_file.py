@@ -17,7 +17,9 @@ from megascratch.config.errors import UserError
 
 
 @contextmanager
-def atomic_file(path: str | Path, mode: Literal["wb", "w"] = "wb", partial: Path | None = None) -> Iterator[IO[Any]]:
+def atomic_file(
+    path: str | Path, mode: Literal["wb", "w"] = "wb", partial: Path | None = None
+) -> Iterator[IO[Any]]:
     """Opens a temporary file that replaces `path` when the block ends, and is removed if the block raises.
 
     Args:

@@ -154,12 +154,16 @@ def _fault(part: str) -> Fault:
     if len(words) == 4:
         words.append("0")
     if len(words) != 5:
-        raise ValueError("must be POINT:RANK:NTH:ACTION or POINT:RANK:NTH:ACTION:ATTEMPT, e.g. step.begin:0:3:kill")
+        raise ValueError(
+            "must be POINT:RANK:NTH:ACTION or POINT:RANK:NTH:ACTION:ATTEMPT, e.g. step.begin:0:3:kill"
+        )
     point, rank, nth, action, attempt = words
     if point not in POINTS:
         near = difflib.get_close_matches(point, POINTS, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}? " if near else ""
-        raise ValueError(f"unknown fault point; {hint}`python -m megascratch.runtime.faults` lists all points")
+        raise ValueError(
+            f"unknown fault point; {hint}`python -m megascratch.runtime.faults` lists all points"
+        )
     name, seconds = _action(action)
     if name == "corrupt" and "data:" not in POINTS[point]:
         legal = ", ".join(point for point, text in POINTS.items() if "data:" in text)
@@ -206,7 +210,11 @@ class _Armed:
     def reach(self, point: str, data: Any) -> None:
         due = None
         for fault in self.faults:
-            if fault.point == point and fault.rank in (ANY, self.rank) and fault.attempt in (ANY, self.attempt):
+            if (
+                fault.point == point
+                and fault.rank in (ANY, self.rank)
+                and fault.attempt in (ANY, self.attempt)
+            ):
                 fault.passed += 1
                 if due is None and fault.nth in (ANY, fault.passed):
                     due = fault

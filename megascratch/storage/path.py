@@ -56,5 +56,7 @@ def storage_path(where: str | Place) -> Place:
         return Path(rest)
     url = f"{scheme}://{rest.rstrip('/')}"
     if not scheme or not rest.strip("/"):
-        raise UserError(f"{where} is not a complete address: use s3://bucket/folder or a path on this machine")
+        raise UserError(
+            f"{where} is not a complete address: use s3://bucket/folder or a path on this machine"
+        )
     return StoragePath(url)

@@ -16,8 +16,22 @@ from megascratch.config.errors import UserError
 from megascratch.runtime.faults import FaultError
 
 WAITS = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds before each retry
-EXTRAS = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
-VERSIONS = ("ETag", "etag", "mtime", "LastModified", "last_modified", "created")  # fields that change with the content
+EXTRAS = {
+    "s3": "s3fs",
+    "s3a": "s3fs",
+    "gs": "gcsfs",
+    "gcs": "gcsfs",
+    "az": "adlfs",
+    "abfs": "adlfs",
+}
+VERSIONS = (
+    "ETag",
+    "etag",
+    "mtime",
+    "LastModified",
+    "last_modified",
+    "created",
+)  # fields that change with the content
 PART_BYTES = 32 << 20  # smallest part of an upload
 MOST_PARTS = 9_000  # of an upload; S3 accepts 10,000
 COPY_BYTES = 8 << 20
@@ -58,9 +72,13 @@ class Store:
         except ImportError as error:
             library = EXTRAS.get(scheme, "a library")
             how = "pip install 'megascratch[s3]'" if library == "s3fs" else f"pip install {library}"
-            raise UserError(f"{url}: {scheme}:// needs {library}, which is not installed: {how}") from error
+            raise UserError(
+                f"{url}: {scheme}:// needs {library}, which is not installed: {how}"
+            ) from error
         except ValueError as error:
-            raise UserError(f"{url}: {error}; use s3://bucket/prefix or a path on this machine") from error
+            raise UserError(
+                f"{url}: {error}; use s3://bucket/prefix or a path on this machine"
+            ) from error
 
     def describe(self, url: str) -> Object:
         """The size and the version of an object."""
@@ -74,7 +92,9 @@ class Store:
             return False
         return True
 
-    def read(self, url: str, start: int, stop: int, check: Callable[[], None] = lambda: None) -> bytes:
+    def read(
+        self, url: str, start: int, stop: int, check: Callable[[], None] = lambda: None
+    ) -> bytes:
         """Reads bytes [start, stop), at least one; `check` is called when they have arrived."""
 
         def ask() -> bytes:
@@ -116,7 +136,9 @@ class Store:
         def ask() -> bool:
             try:
                 self._system.pipe_file(url, content, mode="create")
-            except FileExistsError:  # perhaps written by this call, if the answer to an earlier attempt was lost
+            except (
+                FileExistsError
+            ):  # perhaps written by this call, if the answer to an earlier attempt was lost
                 return bool(self._system.cat_file(url) == content)
             except Exception as error:
                 if not _lacks_conditional_writes(error):
@@ -176,7 +198,10 @@ class Store:
         """Aborts unfinished uploads of objects whose addresses begin with `beginning`: S3 keeps and bills their parts.
         Other stores discard them by themselves."""
         if hasattr(self._system, "call_s3"):
-            self._ask(lambda: self._abort_uploads(beginning), f"unfinished uploads of {beginning} cannot be aborted")
+            self._ask(
+                lambda: self._abort_uploads(beginning),
+                f"unfinished uploads of {beginning} cannot be aborted",
+            )
 
     def _abort_uploads(self, beginning: str) -> None:
         bucket, key, _ = self._system.split_path(beginning)
@@ -238,7 +263,9 @@ def retry(ask: Callable[[], Answer], failure: str, waits: Sequence[float]) -> An
             raise
         except (FileNotFoundError, PermissionError) as error:
             kind = AbsentError if isinstance(error, FileNotFoundError) else StoreError
-            raise kind(f"{failure}: {error or type(error).__name__}; check address and credentials") from error
+            raise kind(
+                f"{failure}: {error or type(error).__name__}; check address and credentials"
+            ) from error
         except Exception as error:  # each library raises errors of its own; most are temporary
             if wait is None:
                 times = f" after {len(waits) + 1} attempts" if waits else ""

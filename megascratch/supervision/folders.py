@@ -24,7 +24,9 @@ def new_folder(kind: str) -> Path:
         kind: one word for the name, e.g. ranks.
     """
     delete_stale_folders()
-    return Path(tempfile.mkdtemp(prefix=f"megascratch-{kind}-{identity(os.getpid())}-", dir=memory_folder()))
+    return Path(
+        tempfile.mkdtemp(prefix=f"megascratch-{kind}-{identity(os.getpid())}-", dir=memory_folder())
+    )
 
 
 def shared_folder(parent: str, owner: int, name: str) -> Path:

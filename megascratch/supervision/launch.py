@@ -41,7 +41,9 @@ from megascratch.supervision.observe import (
 )
 from megascratch.supervision.report import RankStatus, refused
 
-SAME_SIGNAL = 1.0  # seconds within which a repeated signal (delivered another way) counts as the same request
+SAME_SIGNAL = (
+    1.0  # seconds within which a repeated signal (delivered another way) counts as the same request
+)
 GRACE = 3.0  # seconds from the second request to stop until SIGKILL
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 BEGAN = "MEGASCRATCH_BEGAN"
@@ -58,7 +60,9 @@ RankErrors = tuple[tuple[int, str], ...]
 class LaunchConfig:
     """What to start, and what to do when it fails."""
 
-    target: Callable[[], int]  # a module-level function; it unblocks FORWARDED once it can handle them
+    target: Callable[
+        [], int
+    ]  # a module-level function; it unblocks FORWARDED once it can handle them
     ranks: int
     max_restarts: int
     limit: float  # seconds without progress that count as a hang
@@ -135,7 +139,9 @@ class _Launcher:
                 if not again or self.requests.received or number == self.plan.max_restarts:
                     break
                 if attempt.errors is not None and attempt.errors == before:
-                    log("all ranks failed twice with the same error at the same step: not restarting")
+                    log(
+                        "all ranks failed twice with the same error at the same step: not restarting"
+                    )
                     break
                 before = attempt.errors
                 left = self.plan.max_restarts - number - 1
@@ -192,7 +198,9 @@ class _Attempt:
                 BEGAN: self.began,
                 "TORCHELASTIC_RESTART_COUNT": str(self.number),
             }
-            process = self.context.Process(target=_run_rank, args=(self.plan.target, environment), daemon=True)
+            process = self.context.Process(
+                target=_run_rank, args=(self.plan.target, environment), daemon=True
+            )
             try:
                 process.start()
             except (OSError, EOFError) as error:

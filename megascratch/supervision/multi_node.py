@@ -29,7 +29,9 @@ from megascratch.supervision.observe import LOOK_EVERY, is_alive, kill, log
 from megascratch.supervision.report import LOST, RankStatus, refused
 from megascratch.supervision.torchrun_watcher import ROOT, rendezvous_settings
 
-LAST_WORDS = 20  # seconds that torchrun has to end after ranks that failed for the last time; it needs 2
+LAST_WORDS = (
+    20  # seconds that torchrun has to end after ranks that failed for the last time; it needs 2
+)
 SAY_EVERY = 10.0  # seconds between two messages of a node that waits for others
 NEXT_MEETING = 660  # seconds that torchrun has to restart ranks; its rendezvous times out after 600
 
@@ -91,13 +93,20 @@ def _command(nodes: Nodes) -> list[str]:
 def _environment(root: Path) -> dict[str, str]:
     """The environment of torchrun. Its agents must not share their store with the ranks: all attempts would share it,
     and the second attempt would read the addresses of the first (pytorch issue 135712)."""
-    return {BEGAN: str(time.time()), **os.environ, ROOT: str(root), "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    return {
+        BEGAN: str(time.time()),
+        **os.environ,
+        ROOT: str(root),
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+    }
 
 
 def _begin_agent(launcher: int) -> None:
     """Runs in the child process before it becomes torchrun."""
     end_with_parent(launcher)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # would end torchrun; the ranks handle it themselves
+    signal.signal(
+        signal.SIGUSR1, signal.SIG_IGN
+    )  # would end torchrun; the ranks handle it themselves
 
 
 def _hosts(settings: str | None) -> bool | None:
@@ -142,7 +151,9 @@ def _serve(agent: subprocess.Popen, root: Path, requests: Requests, nodes: Nodes
         return 128 + second
     if agent.returncode < 0 and not killed and not requests.forwarded:
         killer = signal.Signals(-agent.returncode).name
-        log(f"torchrun was killed by {killer}, and the ranks of this node ended with it: run the same command again")
+        log(
+            f"torchrun was killed by {killer}, and the ranks of this node ended with it: run the same command again"
+        )
     return _exit_code(agent.returncode, _newest(root))
 
 

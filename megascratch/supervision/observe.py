@@ -20,13 +20,22 @@ import psutil
 from megascratch.config.printable import printable_lines
 from megascratch.runtime.heartbeat import FOLDER, read
 from megascratch.runtime.launch_environment import launch_environment
-from megascratch.supervision.report import RankStatus, any_hung, cause_is_known, headline, may_still_report, table
+from megascratch.supervision.report import (
+    RankStatus,
+    any_hung,
+    cause_is_known,
+    headline,
+    may_still_report,
+    table,
+)
 
 ASK_FOR_STACKS = signal.SIGUSR2
 SECONDS_FOR_STACKS = 5.0  # a rank answers at once unless the machine is very busy
 LOOK_EVERY = 0.1  # seconds
 OTHERS_END = 0.4  # seconds that the other ranks have to end by themselves, once the rank that caused it is known
-CAUSE_SHOWS = 20.0  # seconds to wait for the cause: a machine may be slow to report which process it has lost
+CAUSE_SHOWS = (
+    20.0  # seconds to wait for the cause: a machine may be slow to report which process it has lost
+)
 
 
 def answer_stack_requests(folder: str | None = None) -> None:
@@ -63,7 +72,9 @@ def is_hung(folder: Path, codes: Mapping[int, int | None], limit: float) -> bool
 
 
 def wait_for_other_ranks(
-    folder: Path, codes: Callable[[], Mapping[int, int | None]], pause: Callable[[float], object] = time.sleep
+    folder: Path,
+    codes: Callable[[], Mapping[int, int | None]],
+    pause: Callable[[float], object] = time.sleep,
 ) -> None:
     """Called when the first rank has ended: gives the other ranks time to end by themselves and to report why. Returns
     when all have ended, or when the cause is known, no other rank is at work and OTHERS_END seconds have passed; after

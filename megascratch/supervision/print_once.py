@@ -13,7 +13,11 @@ from pathlib import Path
 
 from megascratch.runtime.heartbeat import FOLDER
 from megascratch.runtime.launch_environment import launch_environment
-from megascratch.supervision.torchrun_watcher import join_torchrun, start_watching, started_by_torchrun
+from megascratch.supervision.torchrun_watcher import (
+    join_torchrun,
+    start_watching,
+    started_by_torchrun,
+)
 
 FILE = "told"
 

@@ -57,7 +57,10 @@ class RankStatus(NamedTuple):
 
     @property
     def stopped(self) -> bool:
-        return self.end is None and self.state in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
+        return self.end is None and self.state in (
+            psutil.STATUS_STOPPED,
+            psutil.STATUS_TRACING_STOP,
+        )
 
 
 def any_hung(seen: Sequence[RankStatus], limit: float) -> bool:
@@ -94,7 +97,12 @@ def may_still_report(seen: Sequence[RankStatus]) -> bool:
 
 
 def _hangs_by_itself(one: RankStatus) -> bool:
-    return one.end is None and one.where is not None and not one.where.waits and one.idle_seconds > HANGS_AFTER
+    return (
+        one.end is None
+        and one.where is not None
+        and not one.where.waits
+        and one.idle_seconds > HANGS_AFTER
+    )
 
 
 def refused(seen: Sequence[RankStatus]) -> bool:

@@ -77,7 +77,9 @@ def watch_torchrun(limit: float, output_dir: str) -> None:
     answer_stack_requests()
     environment = launch_environment()
     if environment.local_rank == 0:
-        report_file = Path(output_dir, "faults", f"{os.uname().nodename}_attempt_{environment.attempt}.txt")
+        report_file = Path(
+            output_dir, "faults", f"{os.uname().nodename}_attempt_{environment.attempt}.txt"
+        )
         start_watching(limit, str(report_file))
 
 
@@ -93,8 +95,16 @@ def start_watching(limit: float = 60.0, report_file: str = os.devnull) -> None:
         Path(os.environ[FOLDER], "watched").touch(exist_ok=False)
     except FileExistsError:
         return
-    command = [sys.executable, "-m", "megascratch.supervision.torchrun_watcher", os.environ[FOLDER], str(os.getppid())]
-    subprocess.Popen([*command, str(limit), report_file], stdin=subprocess.DEVNULL, start_new_session=True)
+    command = [
+        sys.executable,
+        "-m",
+        "megascratch.supervision.torchrun_watcher",
+        os.environ[FOLDER],
+        str(os.getppid()),
+    ]
+    subprocess.Popen(
+        [*command, str(limit), report_file], stdin=subprocess.DEVNULL, start_new_session=True
+    )
 
 
 def outlive_dead_machines() -> None:

@@ -42,17 +42,23 @@ def check(tokenizer: Tokenizer, count: int, seed: int) -> list[TokenizerFinding]
             or _engines(tokenizer, texts, parsed, parse_specials=True)
         ),
         "decoding gives the text back": _round_trip(tokenizer, texts, plain),
-        "every id is in the vocabulary": _range(tokenizer, texts, plain) or _range(tokenizer, texts, parsed),
+        "every id is in the vocabulary": _range(tokenizer, texts, plain)
+        or _range(tokenizer, texts, parsed),
         "no text makes an end of document or padding": _no_ends(tokenizer, texts),
     }
-    findings = [TokenizerFinding(promise, broken, len(texts)) for promise, broken in results.items()]
+    findings = [
+        TokenizerFinding(promise, broken, len(texts)) for promise, broken in results.items()
+    ]
     one_id = "a special token in a text is one id, where it is asked for"
     findings.append(TokenizerFinding(one_id, _specials(tokenizer), len(words)))
     return findings
 
 
 def _engines(
-    tokenizer: Tokenizer, texts: Sequence[str], one_by_one: Sequence[list[int]], parse_specials: bool
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    one_by_one: Sequence[list[int]],
+    parse_specials: bool,
 ) -> str | None:
     ids, lengths = tokenizer.encode_batch(texts, parse_specials)
     stops = np.cumsum(lengths)
@@ -63,7 +69,9 @@ def _engines(
     return None
 
 
-def _round_trip(tokenizer: Tokenizer, texts: Sequence[str], plain: Sequence[list[int]]) -> str | None:
+def _round_trip(
+    tokenizer: Tokenizer, texts: Sequence[str], plain: Sequence[list[int]]
+) -> str | None:
     for text, ids in zip(texts, plain, strict=True):
         back = tokenizer.decode(ids)
         if back != tokenizer.normalized(text):
@@ -71,7 +79,9 @@ def _round_trip(tokenizer: Tokenizer, texts: Sequence[str], plain: Sequence[list
     return None
 
 
-def _range(tokenizer: Tokenizer, texts: Sequence[str], one_by_one: Sequence[list[int]]) -> str | None:
+def _range(
+    tokenizer: Tokenizer, texts: Sequence[str], one_by_one: Sequence[list[int]]
+) -> str | None:
     for text, ids in zip(texts, one_by_one, strict=True):
         if not ids:
             continue

@@ -15,13 +15,23 @@ from megascratch.tokenizer.hugging_face import HuggingFaceTokenizer
 from megascratch.tokenizer.interface import Tokenizer, as_text
 from megascratch.tokenizer.sentence_piece import SPACE, SentencePieceTokenizer
 from megascratch.tokenizer.splits import ENCODINGS, FILE_NAMES, SPLITS, Encoding
-from megascratch.tokenizer.vocabulary import END_OF_TEXT, from_ranks, from_record, read_ranks, write_ranks
+from megascratch.tokenizer.vocabulary import (
+    END_OF_TEXT,
+    from_ranks,
+    from_record,
+    read_ranks,
+    write_ranks,
+)
 
 TRIED = 2000  # random texts in the comparison
 
 
 def convert(
-    source: Path, output: Path, encoding: str | None = None, split: str | None = None, specials: tuple[str, ...] = ()
+    source: Path,
+    output: Path,
+    encoding: str | None = None,
+    split: str | None = None,
+    specials: tuple[str, ...] = (),
 ) -> Tokenizer:
     """Writes `output` (.json: a tokenizer.json; .tiktoken: ranks) and returns the tokenizer it holds.
 
@@ -32,11 +42,15 @@ def convert(
     Raises: UserError where the other format cannot express the vocabulary, or an id would differ.
     """
     if output.suffix not in (".json", ".tiktoken"):
-        raise UserError(f"--output {output} must end in .json (a tokenizer.json) or .tiktoken (ranks)")
+        raise UserError(
+            f"--output {output} must end in .json (a tokenizer.json) or .tiktoken (ranks)"
+        )
     if registry.kind_of(source) == "TikTokenizer":
         ranks = read_ranks(source)
         split_and_specials = _encoding(source, encoding, split, specials, max(ranks.values()) + 1)
-        old: Tokenizer = HuggingFaceTokenizer(from_ranks(ranks, split_and_specials, str(source)).record(), str(source))
+        old: Tokenizer = HuggingFaceTokenizer(
+            from_ranks(ranks, split_and_specials, str(source)).record(), str(source)
+        )
     elif encoding or split or specials:
         raise UserError(
             f"{source} already defines its split; --encoding, --split and --special-tokens are for rank files"
@@ -57,18 +71,26 @@ def convert(
     if output.suffix == ".tiktoken":
         vocabulary = from_record(record, str(source))
         split_and_specials = Encoding(vocabulary.split, vocabulary.specials, vocabulary.normal_form)
-        new = HuggingFaceTokenizer(from_ranks(vocabulary.tokens, split_and_specials, str(source)).record(), str(output))
+        new = HuggingFaceTokenizer(
+            from_ranks(vocabulary.tokens, split_and_specials, str(source)).record(), str(output)
+        )
         content = write_ranks(vocabulary)
     _require_same(old, new, source, output)
     registry.write(output, content)
     return new
 
 
-def _encoding(source: Path, name: str | None, split: str | None, specials: tuple[str, ...], free: int) -> Encoding:
+def _encoding(
+    source: Path, name: str | None, split: str | None, specials: tuple[str, ...], free: int
+) -> Encoding:
     if split is not None:
         if name is not None or split not in SPLITS:
-            raise UserError(f"--split {split}: give either --encoding or --split, one of {', '.join(SPLITS)}")
-        return Encoding(split, {word: id for id, word in enumerate(specials or (END_OF_TEXT,), free)})
+            raise UserError(
+                f"--split {split}: give either --encoding or --split, one of {', '.join(SPLITS)}"
+            )
+        return Encoding(
+            split, {word: id for id, word in enumerate(specials or (END_OF_TEXT,), free)}
+        )
     name = name or FILE_NAMES.get(source.name)
     if name not in ENCODINGS:
         raise UserError(

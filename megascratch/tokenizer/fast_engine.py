@@ -22,7 +22,9 @@ except ImportError:  # no wheel for this machine
 
 SAMPLE = 1 << 15  # characters of the given text in the self-check
 LOOKED_AT = 1 << 22  # characters between two measurements of the memory
-MOST_GROWN = 3 << 25  # bytes; a restart forgets every word, which costs as much as encoding some 10 MB
+MOST_GROWN = (
+    3 << 25
+)  # bytes; a restart forgets every word, which costs as much as encoding some 10 MB
 
 UNICODE_17 = (
     (0x88F, 0x88F),
@@ -73,7 +75,9 @@ UNLIKE = _unlike_units()
 
 def same_unicode_classes(text: str) -> bool:
     """Whether all engines put each character of the text into the same class (letter, digit, ...)."""
-    return text.isascii() or not UNLIKE[np.frombuffer(text.encode("utf-16-le"), dtype=np.uint16)].any()
+    return (
+        text.isascii() or not UNLIKE[np.frombuffer(text.encode("utf-16-le"), dtype=np.uint16)].any()
+    )
 
 
 Encode = Callable[[str], np.ndarray]
@@ -126,7 +130,10 @@ def first_difference(one: Encode, other: Encode, texts: Iterable[str | bytes]) -
 
 
 def _slow(reference: Encode, reason: str) -> Encode:
-    warnings.warn(f"gigatoken cannot encode with this tokenizer ({reason}); a slower library is used", stacklevel=4)
+    warnings.warn(
+        f"gigatoken cannot encode with this tokenizer ({reason}); a slower library is used",
+        stacklevel=4,
+    )
     return reference
 
 

@@ -16,7 +16,14 @@ import tokenizers
 
 from megascratch.config.errors import UserError
 from megascratch.tokenizer import fast_engine, special_tokens
-from megascratch.tokenizer.interface import EncodedText, Tokenizer, as_text, fingerprint, joined, require_ids
+from megascratch.tokenizer.interface import (
+    EncodedText,
+    Tokenizer,
+    as_text,
+    fingerprint,
+    joined,
+    require_ids,
+)
 from megascratch.tokenizer.sentencepiece_guard import maps_in_json, require_valid_map
 from megascratch.tokenizer.vocabulary import inside, merge_pairs, read_json, require_bytes, unspell
 
@@ -37,27 +44,47 @@ class HuggingFaceTokenizer(Tokenizer):
 
     kind = "HuggingFaceTokenizer"
 
-    def __init__(self, record: dict[str, Any], name: str = "tokenizer.json", roles: dict[str, str] | None = None):
+    def __init__(
+        self,
+        record: dict[str, Any],
+        name: str = "tokenizer.json",
+        roles: dict[str, str] | None = None,
+    ):
         record = _checked(record, name)
         self._byte_level = is_byte_level(record)
-        decisive = json.dumps({part: record.get(part) for part in IDS_ARE_DECIDED_BY}, sort_keys=True)
-        rest = json.dumps({"version": "1.0", "truncation": None, "padding": None, "decoder": record.get("decoder")})
+        decisive = json.dumps(
+            {part: record.get(part) for part in IDS_ARE_DECIDED_BY}, sort_keys=True
+        )
+        rest = json.dumps(
+            {
+                "version": "1.0",
+                "truncation": None,
+                "padding": None,
+                "decoder": record.get("decoder"),
+            }
+        )
         self._json = f"{rest[:-1]}, {decisive[1:]}"  # one object of both
         for charsmap in maps_in_json(record.get("normalizer"), name):
             require_valid_map(charsmap, name)
         try:
             self._library = tokenizers.Tokenizer.from_str(self._json)
-        except BaseException as error:  # the library raises bare Exceptions, and where it panics BaseExceptions
+        except (
+            BaseException
+        ) as error:  # the library raises bare Exceptions, and where it panics BaseExceptions
             if isinstance(error, KeyboardInterrupt | SystemExit):
                 raise
-            raise UserError(f"{name} is not a tokenizer.json that `tokenizers` reads: {error}") from error
+            raise UserError(
+                f"{name} is not a tokenizer.json that `tokenizers` reads: {error}"
+            ) from error
         ids = self._library.get_vocab(with_added_tokens=True)
         self.vocab_size = max(ids.values(), default=-1) + 1
         if not 0 < self.vocab_size < MOST_IDS:
             raise UserError(
                 f"{name} has ids up to {self.vocab_size - 1}; it must have at least one, and all below 2**31"
             )
-        if self.vocab_size > len(self._json):  # a model has a row for each id: a few bytes must not ask for gigabytes
+        if self.vocab_size > len(
+            self._json
+        ):  # a model has a row for each id: a few bytes must not ask for gigabytes
             raise UserError(
                 f"{name} has {len(ids):,} tokens with ids up to {self.vocab_size - 1:,}: more ids than it "
                 f"has characters ({len(self._json):,})"
@@ -85,7 +112,9 @@ class HuggingFaceTokenizer(Tokenizer):
         self._others: dict[tuple[bool, bool], tokenizers.Tokenizer] = {}
         switched_off = special_tokens.switched_off(record, words)
         if switched_off != record["added_tokens"]:
-            self._library = tokenizers.Tokenizer.from_str(self._json_with(record["added_tokens"], switched_off))
+            self._library = tokenizers.Tokenizer.from_str(
+                self._json_with(record["added_tokens"], switched_off)
+            )
 
     def _json_with(self, added: list[dict[str, Any]], instead: list[dict[str, Any]]) -> str:
         """The file with other added tokens; the rest, which is long, is not parsed again."""
@@ -104,7 +133,9 @@ class HuggingFaceTokenizer(Tokenizer):
         roles = _roles(read_json(config, "tokenizer_config.json")) if config.exists() else None
         return cls(record, str(path), roles)
 
-    def encode_bare(self, text: str, parse_specials: bool = False, continues: bool = False) -> list[int]:
+    def encode_bare(
+        self, text: str, parse_specials: bool = False, continues: bool = False
+    ) -> list[int]:
         """Encodes with the reference library, which needs no time to start."""
         text = as_text(text)
         continues = continues and self._puts_space
@@ -224,7 +255,9 @@ def _checked(record: Any, name: str) -> dict[str, Any]:
         raise UserError(f'{name} is not a tokenizer.json: it has no "model" with a "vocab"')
     added = record.get("added_tokens") or []
     if not isinstance(added, list) or not all(map(_is_added_token, added)):
-        raise UserError(f'{name} is damaged: "added_tokens" must be a list of {{"id": number, "content": text, ...}}')
+        raise UserError(
+            f'{name} is damaged: "added_tokens" must be a list of {{"id": number, "content": text, ...}}'
+        )
     ids = {token["id"] for token in added}
     contents = {token["content"] for token in added}
     if len(ids) < len(added) or len(contents) < len(added):
@@ -238,7 +271,11 @@ def _checked(record: Any, name: str) -> dict[str, Any]:
 
 
 def _is_added_token(token: Any) -> bool:
-    return isinstance(token, dict) and isinstance(token.get("content"), str) and type(token.get("id")) is int
+    return (
+        isinstance(token, dict)
+        and isinstance(token.get("content"), str)
+        and type(token.get("id")) is int
+    )
 
 
 def _require_spelled_bytes(vocab: dict[str, Any], added: list[dict[str, Any]], name: str) -> None:

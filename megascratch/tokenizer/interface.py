@@ -44,7 +44,9 @@ class Tokenizer(ABC):
     """Ids put at the end of every complete text."""
 
     @abstractmethod
-    def encode_bare(self, text: str, parse_specials: bool = False, continues: bool = False) -> list[int]:
+    def encode_bare(
+        self, text: str, parse_specials: bool = False, continues: bool = False
+    ) -> list[int]:
         """Ids of a text without `before` and `after`, and without end of document.
 
         Args:
@@ -129,4 +131,6 @@ def require_ids(ids: Iterable[int], vocab_size: int, kind: str) -> None:
     """Raises: UserError for the first id outside the vocabulary."""
     for place, token in enumerate(ids):
         if not 0 <= token < vocab_size:
-            raise UserError(f"id {token} at place {place} is outside the {kind}'s vocabulary (0 to {vocab_size - 1})")
+            raise UserError(
+                f"id {token} at place {place} is outside the {kind}'s vocabulary (0 to {vocab_size - 1})"
+            )

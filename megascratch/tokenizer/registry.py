@@ -23,7 +23,11 @@ from megascratch.tokenizer.vocabulary import (
     read_ranks,
 )
 
-SUFFIXES = {SentencePieceTokenizer.kind: ".model", HuggingFaceTokenizer.kind: ".json", CharTokenizer.kind: ".json"}
+SUFFIXES = {
+    SentencePieceTokenizer.kind: ".model",
+    HuggingFaceTokenizer.kind: ".json",
+    CharTokenizer.kind: ".json",
+}
 """Kind that can be trained here -> suffix of its file."""
 
 
@@ -36,12 +40,16 @@ def _load_ranks(path: Path) -> Tokenizer:
             f"{path} --output tokenizer.json --encoding {'|'.join(ENCODINGS)}"
         )
     encoding = ENCODINGS[FILE_NAMES[path.name]]
-    return HuggingFaceTokenizer(from_ranks(read_ranks(path), encoding, str(path)).record(), str(path))
+    return HuggingFaceTokenizer(
+        from_ranks(read_ranks(path), encoding, str(path)).record(), str(path)
+    )
 
 
 def _load_gpt2(path: Path) -> Tokenizer:
     """Loads vocab.json with the merges.txt next to it (or gpt2-vocab.json with gpt2-merges.txt)."""
-    merges = inside(path.parent, Path(path.name.replace("vocab", "merges")).with_suffix(".txt").name)
+    merges = inside(
+        path.parent, Path(path.name.replace("vocab", "merges")).with_suffix(".txt").name
+    )
     return HuggingFaceTokenizer(read_gpt2(path, merges).record(), str(path))
 
 
@@ -56,22 +64,32 @@ FROM_FILE: dict[str, Callable[[Path], Tokenizer]] = {
 }
 """Name in `--tokenizer-type` -> function that reads its file. Megatron's names, except CharTokenizer."""
 
-IN_FOLDERS = {"tokenizer.json": "HuggingFaceTokenizer", "vocab.json": "GPT2BPETokenizer", "tokenizer.model": None}
+IN_FOLDERS = {
+    "tokenizer.json": "HuggingFaceTokenizer",
+    "vocab.json": "GPT2BPETokenizer",
+    "tokenizer.model": None,
+}
 KINDS = (*FROM_FILE, ByteTokenizer.kind, NullTokenizer.kind)
 
 
-def load(tokenizer_type: str | None, tokenizer_model: str | Path | None, vocab_size: int | None = None) -> Tokenizer:
+def load(
+    tokenizer_type: str | None, tokenizer_model: str | Path | None, vocab_size: int | None = None
+) -> Tokenizer:
     """Loads a tokenizer of a kind (default: detected from the file). `vocab_size` is only for the NullTokenizer.
 
     `tokenizer_model` may be a folder: its tokenizer.json, else vocab.json with merges.txt, else tokenizer.model.
 
     Raises: UserError for an unknown kind, a missing file, or a file of another kind.
     """
-    path = _in_folder(Path(tokenizer_model), tokenizer_type) if tokenizer_model is not None else None
+    path = (
+        _in_folder(Path(tokenizer_model), tokenizer_type) if tokenizer_model is not None else None
+    )
     kind = tokenizer_type or kind_of(path)
     if kind in FROM_FILE:
         if path is None:
-            raise UserError(f"--tokenizer-type {kind} needs --tokenizer-model, the tokenizer's file")
+            raise UserError(
+                f"--tokenizer-type {kind} needs --tokenizer-model, the tokenizer's file"
+            )
         return FROM_FILE[kind](path)
     if kind not in KINDS:
         raise UserError(f"--tokenizer-type {kind} is unknown; use one of {', '.join(KINDS)}")
@@ -80,7 +98,9 @@ def load(tokenizer_type: str | None, tokenizer_model: str | Path | None, vocab_s
     if kind == ByteTokenizer.kind:
         return ByteTokenizer()
     if vocab_size is None:
-        raise UserError("--tokenizer-type NullTokenizer needs --vocab-size, the number of ids with the end of document")
+        raise UserError(
+            "--tokenizer-type NullTokenizer needs --vocab-size, the number of ids with the end of document"
+        )
     return NullTokenizer(vocab_size)
 
 
@@ -89,7 +109,9 @@ def _in_folder(path: Path, kind: str | None) -> Path:
         return path
     present = [name for name in IN_FOLDERS if (path / name).exists()]
     if not present:
-        raise UserError(f"the folder --tokenizer-model {path} holds none of {', '.join(IN_FOLDERS)}")
+        raise UserError(
+            f"the folder --tokenizer-model {path} holds none of {', '.join(IN_FOLDERS)}"
+        )
     matching = [name for name in present if kind in (None, IN_FOLDERS[name])]
     name = matching[0] if matching else present[0]
     return inside(path, name)
@@ -98,13 +120,19 @@ def _in_folder(path: Path, kind: str | None) -> Path:
 def kind_of(path: Path | None) -> str:
     """The kind of tokenizer in a file. Raises: UserError where it is not a tokenizer."""
     if path is None:
-        raise UserError(f"no tokenizer: give --tokenizer-model or --tokenizer-type ({', '.join(KINDS)})")
+        raise UserError(
+            f"no tokenizer: give --tokenizer-model or --tokenizer-type ({', '.join(KINDS)})"
+        )
     if path.suffix == ".json":
         record = read_json(path, "tokenizer")
         if isinstance(record, dict) and "tokenizer" in record:
             return CharTokenizer.kind
         has_model = isinstance(record, dict) and "model" in record
-        return HuggingFaceTokenizer.kind if has_model or "vocab" not in path.name else "GPT2BPETokenizer"
+        return (
+            HuggingFaceTokenizer.kind
+            if has_model or "vocab" not in path.name
+            else "GPT2BPETokenizer"
+        )
     if path.suffix == ".tiktoken" or (path.suffix == ".model" and _holds_ranks(path)):
         return "TikTokenizer"
     if path.suffix == ".model":
@@ -155,12 +183,18 @@ def train(
             )
         content = CharTokenizer.train(texts, eod).dump()
     elif vocab_size is None or not eod:
-        raise UserError(f"a {kind} needs --vocab-size and always has an end of document (no --no-eod)")
+        raise UserError(
+            f"a {kind} needs --vocab-size and always has an end of document (no --no-eod)"
+        )
     elif kind == HuggingFaceTokenizer.kind:
         content = dump(train_bpe.train(texts, vocab_size, split, specials).record())
     else:
         content = sentence_piece.train(
-            texts, vocab_size, model_type=model_type, character_coverage=character_coverage, threads=threads
+            texts,
+            vocab_size,
+            model_type=model_type,
+            character_coverage=character_coverage,
+            threads=threads,
         )
     write(Path(output), content)
     return load(kind, output)

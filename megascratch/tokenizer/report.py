@@ -42,7 +42,9 @@ class Usage:
 
 
 def measure(
-    tokenizers: Mapping[str, Tokenizer], texts: Iterable[tuple[str, str]], parse_specials: bool = False
+    tokenizers: Mapping[str, Tokenizer],
+    texts: Iterable[tuple[str, str]],
+    parse_specials: bool = False,
 ) -> list[Usage]:
     """Encodes (group, text) pairs with each tokenizer; the texts are read once."""
     usages = []
@@ -85,7 +87,9 @@ def as_json(usage: Usage, tokenizer: Tokenizer) -> dict[str, Any]:
     longest = []
     for token, id in spelled[:LONGEST]:
         text = token.decode(errors="replace")
-        longest.append({"id": id, "text": text, "bytes": len(token), "count": int(usage.counts[id])})
+        longest.append(
+            {"id": id, "text": text, "bytes": len(token), "count": int(usage.counts[id])}
+        )
     return {
         "tokenizer": usage.name,
         "kind": usage.kind,
@@ -109,7 +113,9 @@ def picture(usages: Sequence[Usage]) -> Figure:
     left = np.arange(len(groups))  # of each group's first bar
     width = 0.8 / max(len(usages), 1)
     for place, usage in enumerate(usages):
-        heights = [usage.bytes_per_token(group) or 0.0 for group in groups]  # no bar where there is no token
+        heights = [
+            usage.bytes_per_token(group) or 0.0 for group in groups
+        ]  # no bar where there is no token
         bars.bar(left + place * width, heights, width, label=usage.name)
         counts = np.sort(usage.counts[usage.counts > 0])[::-1]
         label = f"{usage.name}: {len(counts):,} of {usage.vocab_size:,}"

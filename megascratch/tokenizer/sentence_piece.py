@@ -22,7 +22,14 @@ import sentencepiece
 
 from megascratch.config.errors import UserError
 from megascratch.tokenizer import fast_engine, sentence_piece_model
-from megascratch.tokenizer.interface import EncodedText, Tokenizer, as_text, fingerprint, joined, require_ids
+from megascratch.tokenizer.interface import (
+    EncodedText,
+    Tokenizer,
+    as_text,
+    fingerprint,
+    joined,
+    require_ids,
+)
 from megascratch.tokenizer.sentencepiece_guard import maps_in_model, require_valid_map
 from megascratch.tokenizer.vocabulary import read_bytes
 
@@ -30,7 +37,9 @@ SPACE = "\u2581"  # how SentencePiece writes a space internally
 END_OF_DOCUMENT = "<eod>"
 BRACKETED = re.compile(r"<\S+>|\[\S+\]")
 LONGEST_ENCODED = 1 << 20  # characters given to SentencePiece at once
-LONGEST_TRAINED = 1 << 11  # the trainer skips sentences above its limit in bytes, so texts are cut at line ends
+LONGEST_TRAINED = (
+    1 << 11
+)  # the trainer skips sentences above its limit in bytes, so texts are cut at line ends
 
 
 class SentencePieceTokenizer(Tokenizer):
@@ -39,7 +48,9 @@ class SentencePieceTokenizer(Tokenizer):
     kind = "SentencePieceTokenizer"
 
     def __init__(self, model: bytes, name: str = "SentencePiece model", add_bos: bool = False):
-        refusal = f"{name} is not a SentencePiece model; train one with: megascratch tokenizer train"
+        refusal = (
+            f"{name} is not a SentencePiece model; train one with: megascratch tokenizer train"
+        )
         if not model:
             raise UserError(refusal)
         for charsmap in maps_in_model(model):
@@ -63,7 +74,9 @@ class SentencePieceTokenizer(Tokenizer):
             )
         self.fingerprint = fingerprint(self.kind, model, *([b"bos"] if add_bos else []))
         self.before = (self.bos,) if add_bos and self.bos is not None else ()
-        self._changes_nothing = self._pieces.normalize(" \ufb01  x ") == f"{SPACE}\ufb01{SPACE * 2}x{SPACE}"
+        self._changes_nothing = (
+            self._pieces.normalize(" \ufb01  x ") == f"{SPACE}\ufb01{SPACE * 2}x{SPACE}"
+        )
         self._puts_space = self._pieces.normalize("x").startswith(SPACE)
         self._model = model
         self._plain_model = sentence_piece_model.as_control(model, self._is_special)
@@ -71,9 +84,13 @@ class SentencePieceTokenizer(Tokenizer):
         if self._plain_model == model:
             self._libraries[False, False] = self._pieces
         plain = self._library_for(parse_specials=False, continues=False)
-        self.special_words = {plain.id_to_piece(id): id for id in range(self.vocab_size) if plain.is_control(id)}
+        self.special_words = {
+            plain.id_to_piece(id): id for id in range(self.vocab_size) if plain.is_control(id)
+        }
         spelled = [self._pieces.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE.encode()]
-        ours = self._changes_nothing and self._trained_here() and self._pieces.unk_id() not in spelled
+        ours = (
+            self._changes_nothing and self._trained_here() and self._pieces.unk_id() not in spelled
+        )
         self._space_ids = spelled if ours else None
         self._encode: dict[bool, fast_engine.Encode] = {}
 
@@ -86,7 +103,9 @@ class SentencePieceTokenizer(Tokenizer):
     def _trained_here(self) -> bool:
         """Whether the model has the same special symbols as those of `train`."""
         absent = self._pieces.bos_id() < 0 and self._pieces.pad_id() < 0
-        return absent and self._pieces.eos_id() == 1 and self._pieces.id_to_piece(1) == END_OF_DOCUMENT
+        return (
+            absent and self._pieces.eos_id() == 1 and self._pieces.id_to_piece(1) == END_OF_DOCUMENT
+        )
 
     @classmethod
     def load(cls, path: Path) -> "SentencePieceTokenizer":
@@ -101,11 +120,15 @@ class SentencePieceTokenizer(Tokenizer):
                 return number
         return None
 
-    def encode_bare(self, text: str, parse_specials: bool = False, continues: bool = False) -> list[int]:
+    def encode_bare(
+        self, text: str, parse_specials: bool = False, continues: bool = False
+    ) -> list[int]:
         """Encodes with the reference library."""
         return self._ids_of(text, parse_specials, continues).tolist()
 
-    def _library_for(self, parse_specials: bool, continues: bool) -> sentencepiece.SentencePieceProcessor:
+    def _library_for(
+        self, parse_specials: bool, continues: bool
+    ) -> sentencepiece.SentencePieceProcessor:
         """A variant of the library, cached.
 
         Args:
@@ -138,7 +161,9 @@ class SentencePieceTokenizer(Tokenizer):
         if record is None:
             return reference
         longest = None if self._space_ids is None else LONGEST_ENCODED
-        return fast_engine.choose(json.dumps(record), reference, texts, [SPACE, *self.special_words], longest)
+        return fast_engine.choose(
+            json.dumps(record), reference, texts, [SPACE, *self.special_words], longest
+        )
 
     def reference(self, text: str, parse_specials: bool = False) -> np.ndarray:
         """[ids] int32 from the reference library, without `before` and `after`."""
@@ -191,8 +216,12 @@ class SentencePieceTokenizer(Tokenizer):
         pieces = self._library_for(parse_specials, continues=False)
         plain = _mergeable(pieces)
         starts = pieces.normalize(" \ufb01  x ") == f"{SPACE * 2}\ufb01{SPACE * 2}x{SPACE}"
-        by_rank = all(pieces.get_score(id) % 1 == 0 for id in plain)  # a unigram model's scores are logarithms
-        user_defined = sum(pieces.get_score(id) == 0 for id in plain) > 1  # found before merging; the first merge has 0
+        by_rank = all(
+            pieces.get_score(id) % 1 == 0 for id in plain
+        )  # a unigram model's scores are logarithms
+        user_defined = (
+            sum(pieces.get_score(id) == 0 for id in plain) > 1
+        )  # found before merging; the first merge has 0
         bytes_too = pieces.is_byte(pieces.piece_to_id("<0x00>"))
         if not (self._changes_nothing or starts) or not by_rank or user_defined or not bytes_too:
             return None
@@ -316,5 +345,7 @@ def train(
         )
     except RuntimeError as error:
         reason = str(error).rsplit("] ", 1)[-1].strip() or "no text"
-        raise UserError(f"SentencePiece cannot train {vocab_size} pieces on this text: {reason}") from error
+        raise UserError(
+            f"SentencePiece cannot train {vocab_size} pieces on this text: {reason}"
+        ) from error
     return model.getvalue()

@@ -16,7 +16,10 @@ import numpy as np
 from megascratch.config.errors import UserError
 from megascratch.tokenizer.sentence_piece_model import fields
 
-NORMALIZERS = (3, 5)  # fields of SentencePiece's ModelProto: how a text is normalised before, and after
+NORMALIZERS = (
+    3,
+    5,
+)  # fields of SentencePiece's ModelProto: how a text is normalised before, and after
 CHARSMAP = 2  # field of a NormalizerSpec
 
 
@@ -64,7 +67,9 @@ def maps_in_json(record: Any, name: str) -> Iterator[bytes]:
                 try:
                     yield base64.b64decode(part["precompiled_charsmap"] or "", validate=True)
                 except (binascii.Error, TypeError, ValueError) as error:
-                    raise UserError(f"{name}: its precompiled character map is not base64") from error
+                    raise UserError(
+                        f"{name}: its precompiled character map is not base64"
+                    ) from error
 
 
 def maps_in_model(model: bytes) -> Iterator[bytes]:

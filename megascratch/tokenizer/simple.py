@@ -10,7 +10,14 @@ from pathlib import Path
 import numpy as np
 
 from megascratch.config.errors import UserError
-from megascratch.tokenizer.interface import EncodedText, Tokenizer, as_text, fingerprint, joined, require_ids
+from megascratch.tokenizer.interface import (
+    EncodedText,
+    Tokenizer,
+    as_text,
+    fingerprint,
+    joined,
+    require_ids,
+)
 from megascratch.tokenizer.vocabulary import read_json
 
 
@@ -24,7 +31,9 @@ class CharTokenizer(Tokenizer):
 
     def __init__(self, characters: str, eod: bool):
         if list(characters) != sorted(set(characters)) or not characters:
-            raise UserError("a CharTokenizer's characters must be sorted, all different, and at least one")
+            raise UserError(
+                "a CharTokenizer's characters must be sorted, all different, and at least one"
+            )
         self.characters = characters
         self.vocab_size = len(characters) + eod
         self.eod = len(characters) if eod else None
@@ -38,7 +47,9 @@ class CharTokenizer(Tokenizer):
         for text in texts:
             characters.update(text)
         if not characters:
-            raise UserError("the training text is empty; a CharTokenizer needs at least one character")
+            raise UserError(
+                "the training text is empty; a CharTokenizer needs at least one character"
+            )
         return cls("".join(sorted(characters)), eod)
 
     @classmethod
@@ -46,19 +57,29 @@ class CharTokenizer(Tokenizer):
         """Reads a file that `dump` wrote."""
         record = read_json(path, cls.kind)
         if not isinstance(record, dict) or record.get("tokenizer") != cls.kind:
-            raise UserError(f'{path} is not a CharTokenizer: its JSON does not say "tokenizer": "{cls.kind}"')
+            raise UserError(
+                f'{path} is not a CharTokenizer: its JSON does not say "tokenizer": "{cls.kind}"'
+            )
         characters = record.get("characters")
         eod = record.get("eod")
         if not isinstance(characters, str) or not isinstance(eod, bool):
-            raise UserError(f'{path} is damaged: a CharTokenizer has "characters" (a text) and "eod" (true or false)')
+            raise UserError(
+                f'{path} is damaged: a CharTokenizer has "characters" (a text) and "eod" (true or false)'
+            )
         return cls(characters, eod)
 
     def dump(self) -> bytes:
         """The content of the file."""
-        record = {"tokenizer": self.kind, "eod": self.eod is not None, "characters": self.characters}
+        record = {
+            "tokenizer": self.kind,
+            "eod": self.eod is not None,
+            "characters": self.characters,
+        }
         return (json.dumps(record, indent=1) + "\n").encode()
 
-    def encode_bare(self, text: str, parse_specials: bool = False, continues: bool = False) -> list[int]:
+    def encode_bare(
+        self, text: str, parse_specials: bool = False, continues: bool = False
+    ) -> list[int]:
         """One id per character. Raises: UserError naming the first unknown character."""
         try:
             return [self._ids[character] for character in text]
@@ -83,7 +104,9 @@ class ByteTokenizer(Tokenizer):
     eod = 256
     fingerprint = fingerprint(kind)
 
-    def encode_bare(self, text: str, parse_specials: bool = False, continues: bool = False) -> list[int]:
+    def encode_bare(
+        self, text: str, parse_specials: bool = False, continues: bool = False
+    ) -> list[int]:
         """One id per byte."""
         return list(as_text(text).encode())
 
@@ -115,12 +138,16 @@ class NullTokenizer(Tokenizer):
         self.eod = vocab_size - 1
         self.fingerprint = fingerprint(self.kind, str(vocab_size).encode())
 
-    def encode_bare(self, text: str, parse_specials: bool = False, continues: bool = False) -> list[int]:
+    def encode_bare(
+        self, text: str, parse_specials: bool = False, continues: bool = False
+    ) -> list[int]:
         """The numbers in the text. Raises: UserError for a word that is not a number, or outside the vocabulary."""
         try:
             ids = [int(word) for word in text.split()]
         except ValueError as error:
-            raise UserError(f"a NullTokenizer reads integers separated by white space: {error}") from error
+            raise UserError(
+                f"a NullTokenizer reads integers separated by white space: {error}"
+            ) from error
         require_ids(ids, self.vocab_size, self.kind)
         return ids
 

@@ -32,10 +32,20 @@ SPLITS = {
 
 def pre_tokenizer(split: str) -> dict[str, Any]:
     """The `pre_tokenizer` of a tokenizer.json for a split."""
-    to_bytes = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": split == "gpt2"}
+    to_bytes = {
+        "type": "ByteLevel",
+        "add_prefix_space": False,
+        "trim_offsets": True,
+        "use_regex": split == "gpt2",
+    }
     if split == "gpt2":
         return to_bytes
-    cut = {"type": "Split", "pattern": {"Regex": SPLITS[split]}, "behavior": "Isolated", "invert": False}
+    cut = {
+        "type": "Split",
+        "pattern": {"Regex": SPLITS[split]},
+        "behavior": "Isolated",
+        "invert": False,
+    }
     return {"type": "Sequence", "pretokenizers": [cut, to_bytes]}
 
 

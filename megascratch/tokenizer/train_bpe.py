@@ -25,7 +25,9 @@ from megascratch.tokenizer.vocabulary import END_OF_TEXT, Vocabulary, from_recor
 
 BYTES = {bytes([byte]): byte for byte in range(256)}
 BETWEEN = b"\xff"  # no UTF-8 text has this byte
-BYTES_PER_MERGE = 500  # with less text gigatoken's trainer is slower: rare pairs all have the same few counts
+BYTES_PER_MERGE = (
+    500  # with less text gigatoken's trainer is slower: rare pairs all have the same few counts
+)
 SAMPLE = 200_000  # characters of text in the self-check
 SAMPLE_MERGES = 300  # merges in the self-check
 
@@ -33,7 +35,10 @@ Merges = list[tuple[bytes, bytes]]
 
 
 def train(
-    texts: Iterable[str | bytes], vocab_size: int, split: str = "gpt2", specials: Sequence[str] = (END_OF_TEXT,)
+    texts: Iterable[str | bytes],
+    vocab_size: int,
+    split: str = "gpt2",
+    specials: Sequence[str] = (END_OF_TEXT,),
 ) -> Vocabulary:
     """Trains a vocabulary of exactly `vocab_size` ids.
 
@@ -50,7 +55,9 @@ def train(
         raise UserError(f"--split {split} is unknown; use one of {', '.join(SPLITS)}")
     repeated = len(set(specials)) < len(specials)
     if repeated or any(len(word.encode()) < 2 for word in specials):
-        raise UserError(f"special tokens {' '.join(map(repr, specials))} must all differ and have two bytes or more")
+        raise UserError(
+            f"special tokens {' '.join(map(repr, specials))} must all differ and have two bytes or more"
+        )
     merges = _merges(map(as_text, texts), wanted, split)
     if len(merges) < wanted:
         raise UserError(
@@ -60,7 +67,9 @@ def train(
     tokens = _tokens(merges)
     for word in specials:
         if word.encode() in tokens:
-            raise UserError(f"special token {word!r} is also a token of the text; give it a name that no text has")
+            raise UserError(
+                f"special token {word!r} is also a token of the text; give it a name that no text has"
+            )
     ids = {word: id for id, word in enumerate(specials, len(tokens))}
     return Vocabulary(tokens, merges, split, ids)
 
@@ -153,7 +162,9 @@ def by_reference(texts: Iterable[str], wanted: int, split: str) -> Merges:
 def by_gigatoken(corpus: Path, wanted: int) -> Merges:
     """The same for GPT-2's split, from gigatoken's trainer. `corpus` holds the texts, each followed by BETWEEN."""
     with _silence():
-        return gigatoken_rs.train_bpe(str(corpus), len(BYTES) + wanted, [], "huggingface", BETWEEN)[1]
+        return gigatoken_rs.train_bpe(str(corpus), len(BYTES) + wanted, [], "huggingface", BETWEEN)[
+            1
+        ]
 
 
 @contextmanager

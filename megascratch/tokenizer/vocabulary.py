@@ -18,7 +18,13 @@ from megascratch.config.errors import UserError
 from megascratch.tokenizer.splits import Encoding, pre_tokenizer, split_of
 
 LARGEST_FILE = 1 << 28  # bytes: the largest published vocabularies have 2**25
-BEYOND_PLAIN_BPE = ("byte_fallback", "unk_token", "dropout", "continuing_subword_prefix", "end_of_word_suffix")
+BEYOND_PLAIN_BPE = (
+    "byte_fallback",
+    "unk_token",
+    "dropout",
+    "continuing_subword_prefix",
+    "end_of_word_suffix",
+)
 END_OF_TEXT = "<|endoftext|>"
 
 
@@ -77,7 +83,12 @@ class Vocabulary(NamedTuple):
             "normalizer": {"type": self.normal_form} if self.normal_form else None,
             "pre_tokenizer": pre_tokenizer(self.split),
             "post_processor": None,
-            "decoder": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+            "decoder": {
+                "type": "ByteLevel",
+                "add_prefix_space": False,
+                "trim_offsets": True,
+                "use_regex": True,
+            },
             "model": {
                 "type": "BPE",
                 "dropout": None,
@@ -127,7 +138,9 @@ def from_ranks(ranks: dict[bytes, int], encoding: Encoding, name: str) -> Vocabu
             if left is not None and right is not None:
                 pairs.append((rank, left, right, cut, token))
     merges = [(token[:cut], token[cut:]) for _, _, _, cut, token in sorted(pairs)]
-    return Vocabulary(ranks, merges, encoding.split, encoding.specials, encoding.normal_form, whole_words=True)
+    return Vocabulary(
+        ranks, merges, encoding.split, encoding.specials, encoding.normal_form, whole_words=True
+    )
 
 
 def from_record(record: dict[str, Any], name: str) -> Vocabulary:
@@ -138,11 +151,15 @@ def from_record(record: dict[str, Any], name: str) -> Vocabulary:
     is_plain = model.get("type") == "BPE" and not any(map(model.get, BEYOND_PLAIN_BPE))
     is_known = normalizer is None or normalizer.get("type") == "NFC"
     if split is None or not is_plain or not is_known:
-        raise UserError(f"{name} is not a byte-level BPE with a split that other formats know; keep the tokenizer.json")
+        raise UserError(
+            f"{name} is not a byte-level BPE with a split that other formats know; keep the tokenizer.json"
+        )
     added = {token["content"]: token["id"] for token in record.get("added_tokens", [])}
     tokens = {unspell(word): number for word, number in model["vocab"].items() if word not in added}
     if None in tokens:
-        raise UserError(f"{name}: a token of the vocabulary is not spelled in GPT-2's characters for bytes")
+        raise UserError(
+            f"{name}: a token of the vocabulary is not spelled in GPT-2's characters for bytes"
+        )
     merges = [tuple(map(unspell, pair)) for pair in merge_pairs(model["merges"])]
     form = normalizer["type"] if normalizer else None
     whole_words = bool(model.get("ignore_merges"))
@@ -234,7 +251,9 @@ def read_gpt2(vocab_file: Path, merge_file: Path) -> Vocabulary:
             continue
         halves = [unspell(half) for half in line.split(" ")]
         if len(halves) != 2 or None in halves or b"".join(halves) not in tokens:  # type: ignore[arg-type]
-            raise UserError(f"{merge_file}:{number} is not two halves of a token of {vocab_file}: {line[:40]!r}")
+            raise UserError(
+                f"{merge_file}:{number} is not two halves of a token of {vocab_file}: {line[:40]!r}"
+            )
         merges.append(tuple(halves))
     return Vocabulary(tokens, merges, "gpt2", specials)  # type: ignore[arg-type]
 

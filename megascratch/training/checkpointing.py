@@ -36,7 +36,9 @@ from megascratch.storage.store import StoreError
 from megascratch.training.report import Report
 
 
-def open_saver(training: TrainingConfig, mesh: Mesh, timeout: timedelta | None = None) -> AsyncSaver:
+def open_saver(
+    training: TrainingConfig, mesh: Mesh, timeout: timedelta | None = None
+) -> AsyncSaver:
     """The run's checkpoint writer. Called by all ranks; the first rank holds the folder's lease until
     `AsyncSaver.close`.
 
@@ -91,7 +93,9 @@ def make_ready(saver: AsyncSaver, training: TrainingConfig, held: list[ShardedTe
     on_first_rank(saver.own, lambda: require_room(saver.folder, nbytes))
 
 
-def resume(saver: AsyncSaver, training: TrainingConfig, held: list[ShardedTensor]) -> dict[str, Any]:
+def resume(
+    saver: AsyncSaver, training: TrainingConfig, held: list[ShardedTensor]
+) -> dict[str, Any]:
     """Loads the newest valid checkpoint into the tensors of `held`. Newer damaged checkpoints in the run's own folder
     are renamed, because the run will write steps of the same numbers.
 
@@ -157,14 +161,18 @@ class Checkpointing:
         saved_step: the step of the checkpoint that the run resumes from; -1: none.
     """
 
-    def __init__(self, saver: AsyncSaver, training: TrainingConfig, report: Report | None, saved_step: int):
+    def __init__(
+        self, saver: AsyncSaver, training: TrainingConfig, report: Report | None, saved_step: int
+    ):
         self.saver = saver
         self.exits = training.exit_on_save_error
         self.report = report
         self.saved_step = saved_step
         self.failures = 0
         self.committed = saved_step  # the newest step whose checkpoint is complete
-        self.measured: tuple[int, float] | None = None  # step and validation loss that are not stored yet
+        self.measured: tuple[int, float] | None = (
+            None  # step and validation loss that are not stored yet
+        )
 
     def save(self, step: int, held: list[ShardedTensor], state: dict[str, Any]) -> None:
         """Starts a checkpoint of this step, unless there is one. Raises: as `at_step_end`."""
@@ -217,7 +225,9 @@ class Checkpointing:
             return
         path = step_folder(self.saver.folder, step)
         try:
-            if step_at(path).is_there():  # otherwise the run has resumed from a checkpoint in another folder
+            if step_at(
+                path
+            ).is_there():  # otherwise the run has resumed from a checkpoint in another folder
                 validation_loss.write_loss(path, loss)
         except (OSError, StoreError) as error:
             _warn(f"the validation loss of {path} could not be stored: {error}")
@@ -243,7 +253,8 @@ class Checkpointing:
             if exits or isinstance(outcome.error, LeaseLostError | CommunicationError):
                 raise outcome.error
             text = (
-                f"no checkpoint of step {outcome.step} (failure {self.failures}): {outcome.error}; training continues"
+                f"no checkpoint of step {outcome.step} (failure {self.failures}): {outcome.error}; "
+                "training continues"
             )
             self._report(row | {"error": str(outcome.error)}, text)
             if self.report is not None:
@@ -255,7 +266,9 @@ class Checkpointing:
 
 
 def _success(outcome: Outcome) -> str:
-    deleted = f" | deleted {', '.join(path.name for path in outcome.deleted)}" if outcome.deleted else ""
+    deleted = (
+        f" | deleted {', '.join(path.name for path in outcome.deleted)}" if outcome.deleted else ""
+    )
     return (
         f"checkpoint {outcome.path} | {outcome.nbytes / 2**20:,.1f} MiB in {outcome.seconds:.2f} s | training paused "
         f"for {outcome.stall_seconds * 1e3:,.1f} ms{deleted}"

@@ -49,7 +49,9 @@ def keep_freed_memory() -> None:
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(_MMAP_THRESHOLD, 32 << 20)  # glibc's own upper limit; larger blocks are still returned at once
+        mallopt(
+            _MMAP_THRESHOLD, 32 << 20
+        )  # glibc's own upper limit; larger blocks are still returned at once
         mallopt(_TRIM_THRESHOLD, 1 << 30)
 
 
@@ -62,7 +64,9 @@ def parameter_dtype(optim: OptimConfig) -> torch.dtype:
     return torch.float16 if optim.fp16 else torch.float32
 
 
-def matmul_peak(world: Axis, device: torch.device, dtype: torch.dtype, seconds: float = 0.4) -> float:
+def matmul_peak(
+    world: Axis, device: torch.device, dtype: torch.dtype, seconds: float = 0.4
+) -> float:
     """FLOP/s of all ranks together, while each multiplies square matrices: the peak that MFU is relative to. Ranks that
     share cores share the peak."""
     n = 4096 if device.type == "cuda" else 512

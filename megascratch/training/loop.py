@@ -32,7 +32,11 @@ from megascratch.training.checkpointing import Checkpointing
 from megascratch.training.hardware import matmul_peak, parameter_dtype, peak_memory
 from megascratch.training.health.bad_steps import BadSteps, LossGuard
 from megascratch.training.health.monitor import RunMonitor
-from megascratch.training.health.nothing_to_learn import STEPS_TO_JUDGE, NothingLearnedError, nothing_learned
+from megascratch.training.health.nothing_to_learn import (
+    STEPS_TO_JUDGE,
+    NothingLearnedError,
+    nothing_learned,
+)
 from megascratch.training.report import Report
 from megascratch.training.setup import TrainingRun
 from megascratch.training.stop import StopRequest, remove_stop_file
@@ -85,12 +89,16 @@ class _Loop:
         self.trainer = run.trainer
         self.splits = run.splits
         self.total_steps = run.total_steps
-        self.peak = matmul_peak(self.mesh.world, self.mesh.device, parameter_dtype(run.config.optim))
+        self.peak = matmul_peak(
+            self.mesh.world, self.mesh.device, parameter_dtype(run.config.optim)
+        )
         self.flops = flops_per_token(run.config.model, run.config.data.seq_length)
         self.report: Report | None = None
         if self.mesh.is_first:
             events_folder = training.tensorboard_dir or training.output_dir
-            self.report = Report(training.output_dir, events_folder, run.total_steps, self.state.step)
+            self.report = Report(
+                training.output_dir, events_folder, run.total_steps, self.state.step
+            )
         self.interval = self._new_interval()
         self.checkpointing = Checkpointing(run.saver, training, self.report, self.state.step or -1)
         self.trained_seconds = 0.0
@@ -104,7 +112,9 @@ class _Loop:
         self.loss_guard = LossGuard(run.config.guard, self.state)
         assert run.splits.train is not None
         settle = self.checkpointing.settle
-        self.bad_steps = BadSteps(run.config, self.mesh, run.trainer, self.state, run.splits.train, settle, self._say)
+        self.bad_steps = BadSteps(
+            run.config, self.mesh, run.trainer, self.state, run.splits.train, settle, self._say
+        )
         self.monitor = RunMonitor(run.config.guard, run.trainer)
 
     def run(self, stop: StopRequest) -> dict[str, Any]:
@@ -121,14 +131,18 @@ class _Loop:
                 with Prefetch(self._upcoming(), self.config.data.data_prefetch_steps) as upcoming:
                     code = self._advance(upcoming, stop)
             if self.state.step < self.total_steps:
-                self._say(f"stop requested ({STOPS[code]}): saving a checkpoint after step {self.state.step}")
+                self._say(
+                    f"stop requested ({STOPS[code]}): saving a checkpoint after step {self.state.step}"
+                )
             self._save_last()
             stopped_with = code
             code = self._evaluate_last(stop, code)
             self.checkpointing.prune()
             set_watched(on=False)
         finally:
-            self.built.saver.close(wait=not isinstance(sys.exc_info()[1], CommunicationError | KeyboardInterrupt))
+            self.built.saver.close(
+                wait=not isinstance(sys.exc_info()[1], CommunicationError | KeyboardInterrupt)
+            )
         if STOP_FILE in (stopped_with, code) and self.mesh.is_first:
             remove_stop_file(self.training)
         if self.without_tokens:
@@ -186,7 +200,9 @@ class _Loop:
             return DONE if done else code
         if code not in (DONE, EXIT_INTERVAL):
             if done:
-                self._say(f"stop requested ({STOPS[code]}): no last validation or test after step {self.state.step}")
+                self._say(
+                    f"stop requested ({STOPS[code]}): no last validation or test after step {self.state.step}"
+                )
             return code
         if done:
             code = DONE
@@ -212,7 +228,9 @@ class _Loop:
         phases = self.monitor.phases
         phases.lap("data")
         lr = learning_rate(self.config.optim, state.step, state.consumed_samples)
-        recorder = Recorder(self.mesh.pp, self.mesh.device) if step == self.built.traced_step else None
+        recorder = (
+            Recorder(self.mesh.pp, self.mesh.device) if step == self.built.traced_step else None
+        )
         result = self.trainer.train_step(batches, lr, step, recorder, self.loss_guard.judge, phases)
         samples = self._samples(len(batches))
         state.step += 1
@@ -279,7 +297,9 @@ class _Loop:
             self._say(line)
         self.trained_seconds += interval.seconds
         tokens_per_second = interval.samples * self.config.data.seq_length / interval.seconds
-        memory = torch.tensor(float(peak_memory(self.mesh.device)), dtype=torch.float64, device=self.mesh.device)
+        memory = torch.tensor(
+            float(peak_memory(self.mesh.device)), dtype=torch.float64, device=self.mesh.device
+        )
         row = {
             "step": self.state.step,
             "consumed_samples": self.state.consumed_samples,
@@ -316,13 +336,17 @@ class _Loop:
 
     def _steps_without_tokens(self) -> str:
         steps = self.state.step - self.first_step
-        return f"{self.without_tokens:,} of {steps:,} steps had no token to learn and updated nothing"
+        return (
+            f"{self.without_tokens:,} of {steps:,} steps had no token to learn and updated nothing"
+        )
 
     def _report_schedule(self, recorder: Recorder, microbatches: int, seconds: float) -> None:
         trace = schedule_trace.gather(self.trainer, recorder, microbatches)
         if self.report is not None:
             folder = self.training.output_dir
-            lines = schedule_trace.write(trace, self.config.parallel, self.state.step, seconds, folder)
+            lines = schedule_trace.write(
+                trace, self.config.parallel, self.state.step, seconds, folder
+            )
             self.report.say(lines)
 
     def _validation_due(self) -> bool:
@@ -340,7 +364,9 @@ class _Loop:
         first = 0
         if self.config.data.data_order == "megatron":
             samples = self.training.eval_iters * (self.training.global_batch_size or 1)
-            first = validation_start(self.state.step, self.training.eval_interval, samples, len(self.splits.valid))
+            first = validation_start(
+                self.state.step, self.training.eval_interval, samples, len(self.splits.valid)
+            )
         return self._evaluate("valid", self.splits.valid, first, stop)
 
     def _evaluate(self, split: str, dataset: Dataset, first: int, stop: StopRequest) -> int:
@@ -357,12 +383,16 @@ class _Loop:
         batch = self.training.global_batch_size or 1
         microbatches = batch // (self.training.micro_batch_size * self.mesh.dp.size)
         samples_left = len(dataset) - first
-        rounds = min(self.training.eval_iters, -(-samples_left // batch))  # the last one may be partial
+        rounds = min(
+            self.training.eval_iters, -(-samples_left // batch)
+        )  # the last one may be partial
         sums = torch.zeros(2, dtype=torch.float64, device=self.mesh.device)  # loss, tokens
         for i in range(rounds):
             code = stop.agreed(None, self.mesh.world, self.mesh.device)
             if code:
-                self._say(f"stop requested ({STOPS[code]}): no {split} loss for step {self.state.step}")
+                self._say(
+                    f"stop requested ({STOPS[code]}): no {split} loss for step {self.state.step}"
+                )
                 return code
             fault_point("evaluate.batch")
             batches = self.built.read(dataset, first + i * batch, microbatches)
@@ -376,7 +406,9 @@ class _Loop:
             self._save_last()
             stop_sample = min(first + rounds * batch, len(dataset))
             samples = f"samples {first:,} to {stop_sample - 1:,}"
-            raise NothingLearnedError(nothing_learned(f"the {split} set after step {self.state.step}", samples))
+            raise NothingLearnedError(
+                nothing_learned(f"the {split} set after step {self.state.step}", samples)
+            )
         if split == "valid":
             self.valid_loss = loss
             self.validated = self.state.step

@@ -13,7 +13,11 @@ from megascratch.parallel.pending import CommunicationError
 from megascratch.runtime.faults import fault_point
 from megascratch.runtime.heartbeat import ended
 from megascratch.runtime.launch_environment import launch_environment
-from megascratch.supervision.torchrun_watcher import outlive_dead_machines, started_by_torchrun, watch_torchrun
+from megascratch.supervision.torchrun_watcher import (
+    outlive_dead_machines,
+    started_by_torchrun,
+    watch_torchrun,
+)
 from megascratch.training.health.nothing_to_learn import NothingLearnedError
 from megascratch.training.health.replicas import ReplicasDiffer
 from megascratch.training.loop import train
@@ -49,7 +53,11 @@ def _code(config: Config, stop: StopRequest) -> int:
     except (CommunicationError, RanksSilent) as error:
         cause = str(error)
         rank = launch_environment().rank
-        print(f"megascratch pretrain: rank {rank}: {printable_lines(cause)}", file=sys.stderr, flush=True)
+        print(
+            f"megascratch pretrain: rank {rank}: {printable_lines(cause)}",
+            file=sys.stderr,
+            flush=True,
+        )
         outlive_dead_machines()
     except (FloatingPointError, ReplicasDiffer, NothingLearnedError) as error:
         cause = str(error)

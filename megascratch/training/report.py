@@ -123,7 +123,9 @@ class Report:
             written.append(f"summary {self.folder / 'summary.json'}")
         if self._attempt(self.events.close) and not self.events.failed:
             written.append(f"events: tensorboard --logdir {self.events.folder}")
-        self.say(" | ".join(written) or f"no file of the report could be written into {self.folder}")
+        self.say(
+            " | ".join(written) or f"no file of the report could be written into {self.folder}"
+        )
 
     def _write(self, row: Row) -> None:
         self.rows.append(row)
@@ -155,13 +157,19 @@ class Report:
         file = self.folder / "summary.json"
         before = read_summary(file) if summary.get("seconds") == 0 else {}
         if before:
-            summary = before | {name: summary[name] for name in ("layout", "stopped_early", "exit_code")}
+            summary = before | {
+                name: summary[name] for name in ("layout", "stopped_early", "exit_code")
+            }
         text = _json(summary, indent=2) + "\n"
         write_atomically(file, text)
 
     def _set_aside(self, damage: str) -> None:
         aside = set_aside(self.folder / "metrics.jsonl")
-        kept = f"the damaged file is kept as {aside}" if aside else "the damaged file could not be kept"
+        kept = (
+            f"the damaged file is kept as {aside}"
+            if aside
+            else "the damaged file could not be kept"
+        )
         self.say(f"warning: {damage}; {kept}")
 
     def _attempt(self, work: Callable[[], object]) -> bool:
@@ -180,7 +188,9 @@ class Report:
                 complaint = f"{error.filename or self.folder}: {error.strerror or error}"
             if complaint != self.complaint:
                 self.complaint = complaint
-                self.say(f"warning: the report of the run cannot be written: {complaint}; training continues")
+                self.say(
+                    f"warning: the report of the run cannot be written: {complaint}; training continues"
+                )
             return False
         return True
 

@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from megascratch.config.errors import UserError
-from megascratch.config.json_record import COUNT, NUMBER, TEXT, misfit, optional, parse_json, parse_object
+from megascratch.config.json_record import (
+    COUNT,
+    NUMBER,
+    TEXT,
+    misfit,
+    optional,
+    parse_json,
+    parse_object,
+)
 
 ROW_FIELDS = {"step": COUNT, "loss": optional(NUMBER), "split": TEXT, "event": TEXT}
 """The fields of a row that are read; all others are only copied."""

@@ -53,10 +53,14 @@ def write(trace: Trace, parallel: ParallelConfig, step: int, seconds: float, fol
             figure.savefig(file, format="svg")
         write_atomically(times, format_times(trace.times))
         write_atomically(spans, record)
-        command = " ".join(["megascratch schedule simulate", schedule, *sizes, "--times", str(times)])
+        command = " ".join(
+            ["megascratch schedule simulate", schedule, *sizes, "--times", str(times)]
+        )
         written = f"  picture {picture} | spans {spans} | simulate again: {command}"
     except OSError as error:  # a report must never stop training
-        written = f"  its files cannot be written: {error.filename or base.parent}: {error.strerror}"
+        written = (
+            f"  its files cannot be written: {error.filename or base.parent}: {error.strerror}"
+        )
     with_means = _figures(trace.typical)
     return "\n".join(
         [
@@ -86,13 +90,19 @@ def _record(trace: Trace, schedule: str, step: int, seconds: float) -> dict[str,
         "disorder": trace.disorder,
         "step_seconds": seconds,
     }
-    timelines = {"happened": trace.happened, "played": trace.played, "played_with_means": trace.typical}
+    timelines = {
+        "happened": trace.happened,
+        "played": trace.played,
+        "played_with_means": trace.typical,
+    }
     for name, timeline in timelines.items():
         record[name] = {"seconds": timeline.total, "bubble": timeline.bubble_rate}
     record["spans"] = []
     for rank, spans in enumerate(trace.happened.spans):
         for action, start, end in spans:
-            record["spans"].append({"rank": rank, "action": str(action), "start": start, "end": end})
+            record["spans"].append(
+                {"rank": rank, "action": str(action), "start": start, "end": end}
+            )
     return record
 
 
@@ -105,6 +115,8 @@ def _arguments(trace: Trace, parallel: ParallelConfig) -> list[str]:
     numbers = {"--stages": trace.placement.ranks, "--microbatches": last_microbatch + 1}
     if parallel.pipeline_schedule == "interleaved":
         numbers["--virtual-stages"] = trace.placement.chunks
-        numbers["--group"] = parallel.microbatch_group_size_per_virtual_pipeline_stage or trace.placement.ranks
+        numbers["--group"] = (
+            parallel.microbatch_group_size_per_virtual_pipeline_stage or trace.placement.ranks
+        )
     flags = [f"{flag} {number}" for flag, number in numbers.items()]
     return [parallel.pipeline_schedule, *flags]

@@ -39,7 +39,12 @@ from megascratch.training.health.nothing_to_learn import require_something_to_le
 from megascratch.training.health.skipped_samples import skipped_samples
 from megascratch.training.start.inputs import Inputs, open_inputs
 from megascratch.training.start.preflight import RankReport, check_ranks_agree, rank_facts
-from megascratch.training.start.resume import check_resume, consumed_samples, hash_of, manifest_digest
+from megascratch.training.start.resume import (
+    check_resume,
+    consumed_samples,
+    hash_of,
+    manifest_digest,
+)
 from megascratch.training.state import TrainState
 from megascratch.training.trainer import Trainer
 
@@ -63,7 +68,9 @@ class TrainingRun:
     total_steps: int
     traced_step: int | None  # the step whose schedule is timed and drawn
     data_files: DataFiles
-    notices: list[str]  # settings that differ from those of the checkpoint that the run resumes from
+    notices: list[
+        str
+    ]  # settings that differ from those of the checkpoint that the run resumes from
     report_lease: Lease | None  # on the first rank: no other run writes into output_dir
     valid_loss: float | None = None  # of that checkpoint, if it is known
 
@@ -100,7 +107,9 @@ def build_run(config: Config) -> TrainingRun:
     default_backend = "nccl" if device.type == "cuda" else "gloo"
     meshes.start(parallel.distributed_backend or default_backend, device, meeting)
     grid = Grid.dense(
-        parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size, parallel.data_parallel_size or 1
+        parallel.tensor_model_parallel_size,
+        parallel.pipeline_model_parallel_size,
+        parallel.data_parallel_size or 1,
     )
     mesh = Mesh.build(grid, device, timeout)
     saver = open_saver(config.training, mesh, timeout)
@@ -112,11 +121,17 @@ def build_run(config: Config) -> TrainingRun:
         traced_step = ready.traced_step
         valid_loss = None
         if ready.start is not None:
-            state = TrainState.from_dict(resume(saver, config.training, trainer.held())["train_state"])
+            state = TrainState.from_dict(
+                resume(saver, config.training, trainer.held())["train_state"]
+            )
             trainer.restore(state)
-            state.skipped_samples = merge_ranges(state.skipped_samples, skipped_samples(ready.start.parent))
+            state.skipped_samples = merge_ranges(
+                state.skipped_samples, skipped_samples(ready.start.parent)
+            )
             traced_step = _traced_step(config, state.step, total_steps)
-            valid_loss = on_first_rank(saver.own, partial(_valid_loss, config.training.load, state.step))
+            valid_loss = on_first_rank(
+                saver.own, partial(_valid_loss, config.training.load, state.step)
+            )
         make_ready(saver, config.training, trainer.held())
         read = _reader(config, mesh, tokenizer)
         fault_point("run.built")
@@ -244,5 +259,7 @@ def _traced_step(config: Config, done: int, total_steps: int) -> int | None:
     if not config.training.trace_schedule or done >= total_steps:
         return None
     if asked is not None and not done < asked <= total_steps:
-        raise SettingError(f"trace-schedule-step ({asked}) must be a step of this run: use {done + 1} to {total_steps}")
+        raise SettingError(
+            f"trace-schedule-step ({asked}) must be a step of this run: use {done + 1} to {total_steps}"
+        )
     return asked or min(done + 5, total_steps)

@@ -30,7 +30,12 @@ from megascratch.parallel.collectives import all_reduce
 from megascratch.parallel.mesh import Axis
 from megascratch.supervision.launch import began
 
-ASKED = {signal.SIGTERM: PREEMPTED, signal.SIGUSR1: PREEMPTED, signal.SIGHUP: PREEMPTED, signal.SIGINT: INTERRUPTED}
+ASKED = {
+    signal.SIGTERM: PREEMPTED,
+    signal.SIGUSR1: PREEMPTED,
+    signal.SIGHUP: PREEMPTED,
+    signal.SIGINT: INTERRUPTED,
+}
 SAME_SIGNAL = 1.0  # seconds in which a repeated signal is the same request, delivered twice
 LOOK_EVERY = 1.0  # seconds between two checks for the stop file
 _NO_MORE = 0
@@ -58,7 +63,9 @@ class StopRequest:
             handled.remove(signal.SIGHUP)  # nohup has set SIG_IGN
         self._before = {number: signal.signal(number, _handled_by_the_thread) for number in handled}
         self._wakeup_before = signal.set_wakeup_fd(self._writes, warn_on_full_buffer=False)
-        self._thread = threading.Thread(target=self._listen, args=(reads,), name="signals", daemon=True)
+        self._thread = threading.Thread(
+            target=self._listen, args=(reads,), name="signals", daemon=True
+        )
         self._thread.start()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, handled)
 
@@ -77,7 +84,9 @@ class StopRequest:
         Returns: on all ranks the highest exit code for which any of them has a reason; 0 for none.
         """
         mine = max(self.asked, self._reason(step) if world.is_first else 0)
-        return int(all_reduce(torch.tensor(float(mine), device=device), world, dist.ReduceOp.MAX).item())
+        return int(
+            all_reduce(torch.tensor(float(mine), device=device), world, dist.ReduceOp.MAX).item()
+        )
 
     def release(self) -> None:
         """Restores the previous signal handlers. A process that ends together with its run ignores further signals
@@ -94,12 +103,18 @@ class StopRequest:
         now = time.monotonic()
         if now - self._looked >= LOOK_EVERY:
             self._looked = now
-            if training.stop_file is not None and os.path.exists(training.stop_file):  # False without permission
+            if training.stop_file is not None and os.path.exists(
+                training.stop_file
+            ):  # False without permission
                 return STOP_FILE
         limit = training.exit_duration_in_mins
         if limit is not None and time.time() - self._began > 60 * limit:
             return EXIT_DURATION
-        if step is not None and training.exit_interval is not None and step % training.exit_interval == 0:
+        if (
+            step is not None
+            and training.exit_interval is not None
+            and step % training.exit_interval == 0
+        ):
             return EXIT_INTERVAL
         return 0
 
@@ -112,7 +127,11 @@ class StopRequest:
             self._came.append((number, now))
             self.asked = max(self.asked, ASKED[signal.Signals(number)])
             if len(self._came) > 1:
-                print("\nmegascratch: second request to stop: exiting at once", file=sys.stderr, flush=True)
+                print(
+                    "\nmegascratch: second request to stop: exiting at once",
+                    file=sys.stderr,
+                    flush=True,
+                )
                 os._exit(128 + number if self.code is None else self.code)
         os.close(reads)
 

@@ -46,7 +46,9 @@ def not_finite(loss: float, grad_norm: float) -> str:
 
 def nothing_updated(wrong: str, step: int) -> str:
     """The message with which a run stops after a bad step."""
-    return f"{wrong} at step {step}: nothing was updated; look at the data of this step, or lower --lr"
+    return (
+        f"{wrong} at step {step}: nothing was updated; look at the data of this step, or lower --lr"
+    )
 
 
 class StepResult(NamedTuple):
@@ -91,9 +93,17 @@ class Trainer:
         if training.compile:
             compile_blocks(self.chunks)
         kind = "zero1" if parallel.use_distributed_optimizer else "ddp"
-        self.data_parallel = DATA_PARALLEL[kind](self.chunks, self.shards, mesh, config.optim, parallel)
-        if parallel.use_distributed_optimizer and parallel.overlap_param_gather and mesh.data.size > 1:
-            self.data_parallel.overlap_param_gather(part for chunk in self.chunks for part in chunk.parts())
+        self.data_parallel = DATA_PARALLEL[kind](
+            self.chunks, self.shards, mesh, config.optim, parallel
+        )
+        if (
+            parallel.use_distributed_optimizer
+            and parallel.overlap_param_gather
+            and mesh.data.size > 1
+        ):
+            self.data_parallel.overlap_param_gather(
+                part for chunk in self.chunks for part in chunk.parts()
+            )
         self.stages = []
         for number, chunk in enumerate(self.chunks):
             virtual_stage = self.placement.virtual_stage(mesh.pp.rank, number)
@@ -156,7 +166,9 @@ class Trainer:
             raise CommunicationError(f"gradients and weights of step {step}: {error}") from error
         if update.wrong and judge is None:
             raise FloatingPointError(nothing_updated(update.wrong, step))
-        if update.tokens and not update.wrong:  # a step that is not applied says nothing about the scale
+        if (
+            update.tokens and not update.wrong
+        ):  # a step that is not applied says nothing about the scale
             self.scale = self.scale.after(update.overflowed, self.config.optim)
         phases.lap("update")
         skipped = update.overflowed or bool(update.wrong) or not update.tokens
@@ -168,7 +180,9 @@ class Trainer:
         self.data_parallel.finish()
         doing("the norm of the gradients")
         norm = self.data_parallel.norm().item() / self.scale.scale
-        loss, not_finite_anywhere, learned = self._agreed(loss_part, not math.isfinite(norm), tokens)
+        loss, not_finite_anywhere, learned = self._agreed(
+            loss_part, not math.isfinite(norm), tokens
+        )
         if not learned:
             return _Update(math.nan, math.nan, 0, overflowed=False, wrong="")
         if not_finite_anywhere and math.isfinite(norm):
@@ -177,10 +191,14 @@ class Trainer:
         wrong = "" if overflowed else judge(loss, norm)
         doing("the optimizer's step")
         if not overflowed and not wrong:
-            self.data_parallel.step(lr, clip_factor(norm, self.config.optim.clip_grad) / self.scale.scale)
+            self.data_parallel.step(
+                lr, clip_factor(norm, self.config.optim.clip_grad) / self.scale.scale
+            )
         return _Update(loss, norm, learned, overflowed, wrong)
 
-    def _agreed(self, loss_part: Tensor, norm_not_finite: bool, tokens: float) -> tuple[float, bool, int]:
+    def _agreed(
+        self, loss_part: Tensor, norm_not_finite: bool, tokens: float
+    ) -> tuple[float, bool, int]:
         """The global loss, whether the norm is not finite on any rank (a single one stops all), and the number of
         learned tokens, which the ranks before the last stage do not know."""
         counts = self.stages[-1].is_last and self.mesh.tp.is_first and self.mesh.data.is_first
@@ -200,7 +218,9 @@ class Trainer:
         self._set_training(False)
         try:
             pp = self.mesh.pp
-            orders = compile_order("forward_only", pp.size, len(batches), len(self.chunks), placement=self.placement)
+            orders = compile_order(
+                "forward_only", pp.size, len(batches), len(self.chunks), placement=self.placement
+            )
             order = orders[pp.rank]
             on_device = [batch.to(self.mesh.device) for batch in batches]
             losses = runtime.evaluate(

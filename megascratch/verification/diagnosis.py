@@ -25,7 +25,9 @@ class Scene(NamedTuple):
     @property
     def pair(self) -> tuple[Tensor, Tensor]:
         """The reference's and the layout's tensor (or number), in fp64."""
-        return _value(self.found, self.reference).double(), _value(self.found, self.measured).double()
+        return _value(self.found, self.reference).double(), _value(
+            self.found, self.measured
+        ).double()
 
     @property
     def differing(self) -> list[str]:
@@ -49,17 +51,26 @@ class Scene(NamedTuple):
             "the tensor parallel size": parallel.tensor_model_parallel_size,
             "the data parallel size": dp,
             "the number of stages": parallel.pipeline_model_parallel_size,
-            "the micro-batches": (training.global_batch_size or 1) // (training.micro_batch_size * dp),
+            "the micro-batches": (training.global_batch_size or 1)
+            // (training.micro_batch_size * dp),
         }
 
 
-def diagnose(found: Difference, reference: RunRecord, measured: RunRecord, config: Config, yardstick: Tolerance) -> str:
+def diagnose(
+    found: Difference,
+    reference: RunRecord,
+    measured: RunRecord,
+    config: Config,
+    yardstick: Tolerance,
+) -> str:
     """Says where the two runs differ first, and which patterns fit."""
     scene = Scene(found, reference, measured, config, yardstick.alike[found.kind])
     when = f"step {found.step}" if found.step else "the start"
     kind = {"gradients": "gradient of ", "weights": "weight "}.get(found.kind, "")
     where = _where(scene)
-    head = f"first at {when}: {kind}{found.tensor}{where} is off by {yardstick.describe(found.value)}"
+    head = (
+        f"first at {when}: {kind}{found.tensor}{where} is off by {yardstick.describe(found.value)}"
+    )
     guesses = []
     for pattern in PATTERNS:
         guess = pattern(scene)
@@ -81,7 +92,9 @@ def diagnose_disagreement(error: RanksDisagree, config: Config) -> str:
         if config.parallel.use_distributed_optimizer:
             guess += " (gathering under ZeRO-1)"
     elif ".qkv." in error.tensor:
-        guess = "gradients of shared key/value heads not summed over the tensor ranks that share them"
+        guess = (
+            "gradients of shared key/value heads not summed over the tensor ranks that share them"
+        )
     elif "embedding.word" in error.tensor:
         guess = "the two copies of the tied embedding not summed over the first and the last stage"
     else:

@@ -23,7 +23,9 @@ from megascratch.verification.shrink import shrunk
 
 Values = dict[str, Any]
 SIZES = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "data_parallel_size")
-SCHEDULES: list[str] = [name for hint in get_args(HINTS["pipeline_schedule"]) for name in get_args(hint)]
+SCHEDULES: list[str] = [
+    name for hint in get_args(HINTS["pipeline_schedule"]) for name in get_args(hint)
+]
 TRIES = 300  # for each random layout that is requested
 
 KINDS: dict[str, Values] = {
@@ -82,11 +84,15 @@ def own_layout(config: Config, full_size: bool) -> Case:
     config = derive(config, world)
     if not full_size:
         small = _small_cut(config) | _small_batch(config)
-        config = derive(with_fields(shrunk(config, parallel.tensor_model_parallel_size), small), world)
+        config = derive(
+            with_fields(shrunk(config, parallel.tensor_model_parallel_size), small), world
+        )
     return Case(name_of(config), config)
 
 
-def every_layout(config: Config, max_world: int, fixed: Collection[str], full_size: bool) -> list[Case]:
+def every_layout(
+    config: Config, max_world: int, fixed: Collection[str], full_size: bool
+) -> list[Case]:
     """Every legal layout of 1 to `max_world` ranks: sizes x schedules x sequence parallel x ZeRO-1, without options
     that have no effect on a layout. Layout settings named in `fixed` stay as the config has them.
 
@@ -136,14 +142,20 @@ def random_layouts(
         if case is not None:
             cases.setdefault(case.name, case)
     drawn = _require_some(list(cases.values()), config, max_world, fixed)
-    return sorted(drawn, key=lambda case: _world(flat(case.config)))  # so that process groups are rarely rebuilt
+    return sorted(
+        drawn, key=lambda case: _world(flat(case.config))
+    )  # so that process groups are rarely rebuilt
 
 
-def _require_some(cases: list[Case], config: Config, max_world: int, fixed: Collection[str]) -> list[Case]:
+def _require_some(
+    cases: list[Case], config: Config, max_world: int, fixed: Collection[str]
+) -> list[Case]:
     """The cases. Raises: UserError if there is none."""
     if not cases:
         values = flat(config)
-        given = ", ".join(f"{flag(name)} {values[name]}" for name in fixed if name in vars(config.parallel))
+        given = ", ".join(
+            f"{flag(name)} {values[name]}" for name in fixed if name in vars(config.parallel)
+        )
         law = f"no layout of up to {max_world} ranks is legal for this config"
         raise UserError(f"{law} with {given}" if given else law)
     return cases
@@ -157,7 +169,11 @@ def _sizes(max_world: int) -> list[tuple[int, int, int]]:
 
 
 def _drawn(
-    stream: random.Random, max_world: int, fixed: Collection[str], given: Collection[str], full_size: bool
+    stream: random.Random,
+    max_world: int,
+    fixed: Collection[str],
+    given: Collection[str],
+    full_size: bool,
 ) -> tuple[Values, Values]:
     """Draws (layout and batch, other settings) at random. They may be illegal."""
     tp, pp, dp = stream.choice(_sizes(max_world))
@@ -208,7 +224,12 @@ def _drawn_cut(stream: random.Random, pp: int, chunks: int) -> Values:
 
 
 def _case(
-    config: Config, layout: Values, extra: Values, fixed: Collection[str], max_world: int, full_size: bool
+    config: Config,
+    layout: Values,
+    extra: Values,
+    fixed: Collection[str],
+    max_world: int,
+    full_size: bool,
 ) -> Case | None:
     """The case of a layout, with `fixed` settings as in the config; None if the config's numbers do not allow it."""
     now = vars(config.parallel)
@@ -333,10 +354,16 @@ def name_of(config: Config) -> str:
 
 _WORDS: dict[str, Callable[[Values], bool]] = {
     "SP": lambda values: values["sequence_parallel"] and values["tensor_model_parallel_size"] > 1,
-    "ZeRO-1": lambda values: values["use_distributed_optimizer"] and values["data_parallel_size"] > 1,
-    "no overlap": lambda values: not values["overlap_grad_reduce"] and values["data_parallel_size"] > 1,
+    "ZeRO-1": lambda values: (
+        values["use_distributed_optimizer"] and values["data_parallel_size"] > 1
+    ),
+    "no overlap": lambda values: (
+        not values["overlap_grad_reduce"] and values["data_parallel_size"] > 1
+    ),
     "gather at once": lambda values: (
-        not values["overlap_param_gather"] and values["use_distributed_optimizer"] and values["data_parallel_size"] > 1
+        not values["overlap_param_gather"]
+        and values["use_distributed_optimizer"]
+        and values["data_parallel_size"] > 1
     ),
     "offload": lambda values: values["optimizer_cpu_offload"],
     "selective recompute": lambda values: values["recompute_granularity"] == "selective",

@@ -59,7 +59,11 @@ class Pool:
     """
 
     def __init__(
-        self, timeout: float, device: str = "cpu", grace: float | None = None, backend: str | None = None
+        self,
+        timeout: float,
+        device: str = "cpu",
+        grace: float | None = None,
+        backend: str | None = None,
     ) -> None:
         self.timeout = timeout
         self.device = device
@@ -108,7 +112,9 @@ class Pool:
             here, there = CONTEXT.Pipe()
             rank = len(self.workers)
             process = CONTEXT.Process(
-                target=_serve, args=(there, rank, self.timeout, self.device, self.backend), daemon=True
+                target=_serve,
+                args=(there, rank, self.timeout, self.device, self.backend),
+                daemon=True,
             )
             process.start()
             there.close()  # otherwise the pipe would stay open after the worker has died
@@ -171,7 +177,9 @@ def _serve(connection: Connection, rank: int, timeout: float, device: str, backe
             connection.send((False, (f"{type(error).__name__}: {error}", traceback.format_exc())))
 
 
-def _meet(file: str, rank: int, world: int, timeout: float, place: torch.device, backend: str) -> None:
+def _meet(
+    file: str, rank: int, world: int, timeout: float, place: torch.device, backend: str
+) -> None:
     if place.type == "cuda":
         torch.cuda.set_device(place)
     dist.init_process_group(

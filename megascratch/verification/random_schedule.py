@@ -22,7 +22,9 @@ def random_schedule_file(stream: random.Random, placement: Placement, microbatch
     return str(file)
 
 
-def random_schedules(stream: random.Random, placement: Placement, microbatches: int) -> list[list[Action]]:
+def random_schedules(
+    stream: random.Random, placement: Placement, microbatches: int
+) -> list[list[Action]]:
     """The orders of all ranks, compute actions only. An action is only chosen when it can run, so the schedule is
     complete and free of deadlock. Each backward is in one piece (B) or two (I, W), and the backwards of a chunk are in
     the order of the micro-batches."""

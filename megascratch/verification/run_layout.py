@@ -81,7 +81,9 @@ def world_of(config: Config) -> int:
     """The number of ranks of a derived config."""
     parallel = config.parallel
     return (
-        parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size * (parallel.data_parallel_size or 1)
+        parallel.tensor_model_parallel_size
+        * parallel.pipeline_model_parallel_size
+        * (parallel.data_parallel_size or 1)
     )
 
 
@@ -162,7 +164,9 @@ def _copies(held: dict[str, list[ShardedTensor]]) -> list[ShardedTensor]:
     return copies
 
 
-def run_on_layout(pool: Pool, config: Config, steps: int, run: Callable = train_on_rank) -> RunRecord:
+def run_on_layout(
+    pool: Pool, config: Config, steps: int, run: Callable = train_on_rank
+) -> RunRecord:
     """Trains on the layout of `config`: calls `run(config, steps)` on each rank of the pool and gathers the results.
 
     Raises:

@@ -32,7 +32,16 @@ Values = dict[str, Any]
 
 def for_proof(config: Config, steps: int, precision: str) -> Config:
     """The config in the given precision, without what only a real run needs: files, ramp-ups, checkpoints."""
-    data = dict.fromkeys(("data_path", "train_data_path", "valid_data_path", "test_data_path", "data_stages", "split"))
+    data = dict.fromkeys(
+        (
+            "data_path",
+            "train_data_path",
+            "valid_data_path",
+            "test_data_path",
+            "data_stages",
+            "split",
+        )
+    )
     plain: Values = {}  # settings that get their default
     for name, default in vars(OptimConfig()).items():
         if name.startswith("lr_") or name in _LOSS_SCALING:
@@ -62,8 +71,22 @@ def for_proof(config: Config, steps: int, precision: str) -> Config:
     )
 
 
-_LOSS_SCALING = ("loss_scale", "initial_loss_scale", "min_loss_scale", "loss_scale_window", "hysteresis")
-_REAL_RUN = ("rampup_batch_size", "train_samples", "load", "save", "compile", "eval_interval", "save_interval")
+_LOSS_SCALING = (
+    "loss_scale",
+    "initial_loss_scale",
+    "min_loss_scale",
+    "loss_scale_window",
+    "hysteresis",
+)
+_REAL_RUN = (
+    "rampup_batch_size",
+    "train_samples",
+    "load",
+    "save",
+    "compile",
+    "eval_interval",
+    "save_interval",
+)
 
 
 def shrunk(config: Config, most_tensor_ranks: int) -> Config:
@@ -74,9 +97,13 @@ def shrunk(config: Config, most_tensor_ranks: int) -> Config:
     now = flat(derive(config, 1))
     if any(now[name] is None or now[name] not in RANGES[name] for name in _READ):
         return config
-    tensor_ranks = _tensor_ranks(now["num_attention_heads"], now["num_query_groups"], most_tensor_ranks)
+    tensor_ranks = _tensor_ranks(
+        now["num_attention_heads"], now["num_query_groups"], most_tensor_ranks
+    )
 
-    heads, groups = _small_heads(now["num_attention_heads"], now["num_query_groups"], most_tensor_ranks)
+    heads, groups = _small_heads(
+        now["num_attention_heads"], now["num_query_groups"], most_tensor_ranks
+    )
     width = _small_width(now["kv_channels"], now["rotary_percent"])
     all_heads = now["num_attention_heads"] * now["kv_channels"]
     hidden = _scaled(heads * width, now["hidden_size"], all_heads, multiple=2)
@@ -94,12 +121,16 @@ def shrunk(config: Config, most_tensor_ranks: int) -> Config:
             "num_query_groups": groups,
             "kv_channels": width,
             "hidden_size": hidden,
-            "ffn_hidden_size": _scaled(hidden, now["ffn_hidden_size"], now["hidden_size"], ffn_multiple),
+            "ffn_hidden_size": _scaled(
+                hidden, now["ffn_hidden_size"], now["hidden_size"], ffn_multiple
+            ),
             "init_method_std": now["init_method_std"] * narrower**0.5,
             "seq_length": seq_length,
             "max_position_embeddings": seq_length + min(more_positions, 8),
             "make_vocab_size_divisible_by": small_vocab_unit,
-            "vocab_size": _small_vocabulary(now["vocab_size"], tensor_ranks, small_vocab_unit, vocab_unit),
+            "vocab_size": _small_vocabulary(
+                now["vocab_size"], tensor_ranks, small_vocab_unit, vocab_unit
+            ),
         },
     )
 
@@ -135,7 +166,11 @@ def _small_heads(heads: int, groups: int, most: int) -> tuple[int, int]:
     candidates = []
     for h in range(min(heads, 2), min(heads, 2 * max(MOST_HEADS, most) + 1)):
         for g in range(1, min(h, groups) + 1):
-            if h % g == 0 and is_same_kind(h, g) and all(is_alike_on(tp, h, g) for tp in tensor_ranks):
+            if (
+                h % g == 0
+                and is_same_kind(h, g)
+                and all(is_alike_on(tp, h, g) for tp in tensor_ranks)
+            ):
                 candidates.append((h, g))
     for h, g in candidates:
         if h * groups == g * heads and h <= MOST_HEADS:

@@ -31,7 +31,9 @@ class Verdict:
     """The result of verifying one layout."""
 
     case: Case
-    worst: dict[str, Difference]  # kind -> the largest difference; empty if there was no run to compare
+    worst: dict[
+        str, Difference
+    ]  # kind -> the largest difference; empty if there was no run to compare
     limit: float  # a larger difference has failed
     message: str | None  # why it failed; None if it passed
     seconds: float
@@ -41,7 +43,9 @@ class Verdict:
         return self.message is None
 
 
-def verify_case(case: Case, steps: int, precision: str, pool: Pool, run: Callable = train_on_rank) -> Verdict:
+def verify_case(
+    case: Case, steps: int, precision: str, pool: Pool, run: Callable = train_on_rank
+) -> Verdict:
     """Runs a case by calling `run(config, steps)` on each rank. A layout that crashes or hangs has failed."""
     started = time.monotonic()
     worst: dict[str, Difference] = {}
@@ -77,10 +81,14 @@ def _compared(
     return worst, first
 
 
-def differences(reference: RunRecord, measured: RunRecord, yardstick: Tolerance) -> Iterator[Difference]:
+def differences(
+    reference: RunRecord, measured: RunRecord, yardstick: Tolerance
+) -> Iterator[Difference]:
     """Everything that the layout law compares, in the order in which the run computes it."""
 
-    def far(kind: str, step: int, a: dict[str, Tensor], b: dict[str, Tensor]) -> Iterator[Difference]:
+    def far(
+        kind: str, step: int, a: dict[str, Tensor], b: dict[str, Tensor]
+    ) -> Iterator[Difference]:
         only_in_b = b.keys() - a.keys()
         for name in [*a, *only_in_b]:
             value = math.inf
@@ -96,7 +104,9 @@ def differences(reference: RunRecord, measured: RunRecord, yardstick: Tolerance)
         yield from far("gradients", step, grads, measured.grads[step - 1])
         norm = _number("grad norm", reference.norms, step)
         yield from far("grad norm", step, norm, _number("grad norm", measured.norms, step))
-    yield from far("weights", len(reference.losses), yardstick.weights(reference), yardstick.weights(measured))
+    yield from far(
+        "weights", len(reference.losses), yardstick.weights(reference), yardstick.weights(measured)
+    )
 
 
 def _number(name: str, numbers: list[float], step: int) -> dict[str, Tensor]:

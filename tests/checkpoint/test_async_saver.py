@@ -26,7 +26,9 @@ CPU = torch.device("cpu")
 
 
 def saver_of(folder, ranks, **how):
-    axis = world(ranks, dist.get_rank() if ranks > 1 else 0, dist.group.WORLD if ranks > 1 else None)
+    axis = world(
+        ranks, dist.get_rank() if ranks > 1 else 0, dist.group.WORLD if ranks > 1 else None
+    )
     return AsyncSaver(folder, axis, host_axis(axis), CPU, **how)
 
 
@@ -92,7 +94,10 @@ def save_twice_at_once(folder):
 def test_never_two_saves_are_under_way_and_the_memory_is_kept(tmp_path):
     for ended_before, steps, same_memory in on_ranks(2, save_twice_at_once, tmp_path):
         assert (ended_before, steps, same_memory) == ([1], [1, 2], True)
-    assert [path.name for path in checkpoint.list_steps(tmp_path)] == ["step_00000002", "step_00000001"]
+    assert [path.name for path in checkpoint.list_steps(tmp_path)] == [
+        "step_00000002",
+        "step_00000001",
+    ]
 
 
 FAULTS = {
@@ -119,7 +124,9 @@ def save_with_faults(folder, faults):
         saver.start(2, held, {})
         (good,) = saver.wait()
         told = f"{type(failed.error).__name__}: {failed.error}"
-        answers.append((step, told, failed.path, good.error, sorted(path.name for path in here.iterdir())))
+        answers.append(
+            (step, told, failed.path, good.error, sorted(path.name for path in here.iterdir()))
+        )
     return answers
 
 
@@ -150,9 +157,12 @@ def test_staged_bytes_are_the_tensors_in_the_order_of_the_file():
     flat = torch.arange(60.0)
     pieces = [flat[0:10], flat[10:30].view(4, 5), flat[30:54].view(4, 6)[:, 1:3], flat[54:59]]
     held = [
-        ShardedTensor(f"w{i}", tuple(p.shape), Box((0,) * p.dim(), tuple(p.shape)), p, 0) for i, p in enumerate(pieces)
+        ShardedTensor(f"w{i}", tuple(p.shape), Box((0,) * p.dim(), tuple(p.shape)), p, 0)
+        for i, p in enumerate(pieces)
     ]
-    layout = arrange(slot for item in [*held, *shards_of_rank(0, 1, 0, filled=True)] for slot in split_box(item))
+    layout = arrange(
+        slot for item in [*held, *shards_of_rank(0, 1, 0, filled=True)] for slot in split_box(item)
+    )
     staging = Staging(layout)
     staging.copy()
     for index, slot in enumerate(layout.slots):
@@ -167,8 +177,14 @@ def offer(name, copy, nbytes=10, start=0):
 @pytest.mark.parametrize(
     ("offers", "chosen"),
     [
-        ([[offer("a", 0), offer("b", 0)], [offer("a", 1), offer("b", 1)]], [[0], [1]]),  # copies are shared out
-        ([[offer("a", 0, 30), offer("b", 0)], [offer("b", 1), offer("c", 0)]], [[0], [1, 0]]),  # to who has least
+        (
+            [[offer("a", 0), offer("b", 0)], [offer("a", 1), offer("b", 1)]],
+            [[0], [1]],
+        ),  # copies are shared out
+        (
+            [[offer("a", 0, 30), offer("b", 0)], [offer("b", 1), offer("c", 0)]],
+            [[0], [1, 0]],
+        ),  # to who has least
         ([[offer("a", 0)], [offer("a", 1, 5)]], [[0], []]),  # a copy of a part is nobody's
         ([[offer("a", 0)], [offer("a", 0)]], [[0], [0]]),  # twice the same: the manifest refuses it
         ([[], [offer("a", 0)]], [[], [0]]),

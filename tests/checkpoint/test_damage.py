@@ -70,7 +70,9 @@ def test_a_missing_file_is_refused_with_its_name(step):
     with pytest.raises(UserError, match=f"{DATA} is damaged or missing"):
         load(step)
     (step / "manifest.json").unlink()
-    with pytest.raises(UserError, match=r"step_00000007 is not a checkpoint: manifest\.json cannot be read"):
+    with pytest.raises(
+        UserError, match=r"step_00000007 is not a checkpoint: manifest\.json cannot be read"
+    ):
         load(step)
 
 
@@ -90,24 +92,51 @@ def set_item(record, key, value):
     ("change", "complaint"),
     [
         (lambda body: chunks(body).pop(), "param.norm hold 0 of its 7 elements"),
-        (lambda body: chunks(body).append(chunks(body)[0]), "param.norm has chunks that overlap: [0:7] and [0:7]"),
+        (
+            lambda body: chunks(body).append(chunks(body)[0]),
+            "param.norm has chunks that overlap: [0:7] and [0:7]",
+        ),
         (lambda body: set_item(chunks(body)[0], "stop", [6]), "param.norm hold 6 of its 7"),
         (lambda body: set_item(chunks(body)[0], "stop", [8]), "has a chunk outside of it: [0:8]"),
-        (lambda body: set_item(chunks(body)[0], "start", [-1]), "-1 is not a whole number, 0 or more"),
-        (lambda body: set_item(chunks(body)[0], "start", ["0"]), "'0' is not a whole number, 0 or more"),
-        (lambda body: set_item(chunks(body)[0], "start", [True]), "True is not a whole number, 0 or more"),
+        (
+            lambda body: set_item(chunks(body)[0], "start", [-1]),
+            "-1 is not a whole number, 0 or more",
+        ),
+        (
+            lambda body: set_item(chunks(body)[0], "start", ["0"]),
+            "'0' is not a whole number, 0 or more",
+        ),
+        (
+            lambda body: set_item(chunks(body)[0], "start", [True]),
+            "True is not a whole number, 0 or more",
+        ),
         (lambda body: set_item(chunks(body)[0], "stop", [7, 1]), "from [0] to [7, 1] is not a box"),
-        (lambda body: chunks(body)[0].update(start=[0, 0], stop=[7, 1]), "has a chunk outside of it: [0:7, 0:1]"),
-        (lambda body: set_item(chunks(body)[0], "file", "../x"), "is not a valid name of a data file"),
-        (lambda body: set_item(chunks(body)[0], "file", "other.safetensors"), "is not among the files"),
+        (
+            lambda body: chunks(body)[0].update(start=[0, 0], stop=[7, 1]),
+            "has a chunk outside of it: [0:7, 0:1]",
+        ),
+        (
+            lambda body: set_item(chunks(body)[0], "file", "../x"),
+            "is not a valid name of a data file",
+        ),
+        (
+            lambda body: set_item(chunks(body)[0], "file", "other.safetensors"),
+            "is not among the files",
+        ),
         (
             lambda body: set_item(chunks(body)[0], "offset", 8),
             "has a chunk at byte 8, but the previous one ends at byte",
         ),
         (lambda body: set_item(chunks(body)[0], "xxh3_64", "x"), "'x' is not a checksum"),
-        (lambda body: set_item(files(body)[DATA], "bytes", 9), "has 9 bytes, its chunks end at byte"),
+        (
+            lambda body: set_item(files(body)[DATA], "bytes", 9),
+            "has 9 bytes, its chunks end at byte",
+        ),
         (lambda body: files(body).update(more=files(body)[DATA]), "more has"),
-        (lambda body: files(body).update({"..": files(body)[DATA]}), "'..' is not a valid name of a data file"),
+        (
+            lambda body: files(body).update({"..": files(body)[DATA]}),
+            "'..' is not a valid name of a data file",
+        ),
         (lambda body: set_item(body, "format", 1), "format 1, this version reads only format 2"),
         (lambda body: set_item(body["tensors"]["param.norm"], "dtype", "float8"), "float8"),
         (lambda body: body.pop("state"), "no 'state'"),
@@ -125,8 +154,14 @@ def test_a_manifest_that_does_not_add_up_is_refused(step, change, complaint):
 
 
 def test_a_chunk_whose_checksum_is_another_is_refused_with_its_tensor(step):
-    rewrite(step, lambda body: set_item(body["tensors"]["optim.scalar"]["chunks"][0], "xxh3_64", "0" * 16))
-    with pytest.raises(UserError, match=r"00000.* damaged: the bytes of optim\.scalar\[\] do not match their checksum"):
+    rewrite(
+        step,
+        lambda body: set_item(body["tensors"]["optim.scalar"]["chunks"][0], "xxh3_64", "0" * 16),
+    )
+    with pytest.raises(
+        UserError,
+        match=r"00000.* damaged: the bytes of optim\.scalar\[\] do not match their checksum",
+    ):
         load(step)
 
 
@@ -142,9 +177,13 @@ def test_another_model_is_refused_with_the_tensor(tmp_path, name, shape, complai
     def box(of):
         return Box((0,) * len(of), of)
 
-    checkpoint.save(tmp_path, 1, [ShardedTensor("w", (4,), box((4,)), torch.ones(4), 0)], {}, world())
+    checkpoint.save(
+        tmp_path, 1, [ShardedTensor("w", (4,), box((4,)), torch.ones(4), 0)], {}, world()
+    )
     with pytest.raises(UserError) as raised:
-        checkpoint.load(tmp_path, [ShardedTensor(name, shape, box(shape), torch.ones(shape), 0)], world())
+        checkpoint.load(
+            tmp_path, [ShardedTensor(name, shape, box(shape), torch.ones(shape), 0)], world()
+        )
     assert complaint in str(raised.value)
 
 
@@ -165,29 +204,39 @@ def load_where_one_rank_fails(folder):
 
 def test_a_damage_that_one_rank_meets_stops_all(tmp_path):
     first, second = on_ranks(2, load_where_one_rank_fails, tmp_path)
-    assert first == second and first.startswith("rank 1:") and "00001.safetensors is damaged" in first
+    assert (
+        first == second and first.startswith("rank 1:") and "00001.safetensors is damaged" in first
+    )
 
 
 def test_the_newest_sound_step_is_found(step):
     run = step.parent
     for number in (9, 10, 100_000_000):
-        checkpoint.save(run, number, shards_of_rank(0, 1, 0, filled=True), {"step": number}, world())
+        checkpoint.save(
+            run, number, shards_of_rank(0, 1, 0, filled=True), {"step": number}, world()
+        )
     (run / "step_00000011").mkdir()
     (run / "step_00000012.partial").mkdir()
     (run / "notes.txt").write_text("")
     assert checkpoint.latest(run) == run / "step_100000000"
     (run / "step_100000000" / "manifest.json").write_text("{")
     assert checkpoint.latest(run) == run / "step_00000010"
-    with pytest.warns(UserWarning, match=r"skipped: .*(step_100000000.*damaged|step_00000011 is not)") as told:
+    with pytest.warns(
+        UserWarning, match=r"skipped: .*(step_100000000.*damaged|step_00000011 is not)"
+    ) as told:
         assert load(run) == {"step": 10}
     assert len(told) == 2
     assert load(run / "step_00000009") == {"step": 9}
 
 
 def test_a_damaged_tensor_sends_the_load_to_the_step_before_and_only_a_named_step_is_refused(step):
-    newer = checkpoint.save(step.parent, 8, shards_of_rank(0, 1, 0, filled=True), {"newer": True}, world())
+    newer = checkpoint.save(
+        step.parent, 8, shards_of_rank(0, 1, 0, filled=True), {"newer": True}, world()
+    )
     flip(newer / DATA, -3)
-    with pytest.warns(UserWarning, match=r"skipped: .*step_00000008.00000.*the bytes of .* do not match"):
+    with pytest.warns(
+        UserWarning, match=r"skipped: .*step_00000008.00000.*the bytes of .* do not match"
+    ):
         assert load(step.parent) == {"lr": 0.5}
     with pytest.raises(DamagedError, match="step_00000008"):
         load(newer)
@@ -215,7 +264,10 @@ def test_all_ranks_go_back_to_the_same_step(tmp_path):
     answers = on_ranks(2, fall_back_together, tmp_path)
     for name, state, values, (told,) in answers:
         assert (name, state, values) == ("step_00000001", {"step": 1}, [1, 1])
-        assert told.startswith("rank 1:") and "00001.safetensors is damaged: the bytes of w[2:4] do not match" in told
+        assert (
+            told.startswith("rank 1:")
+            and "00001.safetensors is damaged: the bytes of w[2:4] do not match" in told
+        )
 
 
 @pytest.mark.parametrize("make", [None, "empty", "file"])

@@ -13,10 +13,22 @@ from megascratch.checkpoint.format.file_format import FileExtent
 from megascratch.config.errors import UserError
 from megascratch.parallel.shard import Box
 from megascratch.parallel.sharded_tensor import ShardedTensor
-from tests.support.random_shards import SHAPES, names_that_differ, random_boxes, shards_of_rank, whole, world
+from tests.support.random_shards import (
+    SHAPES,
+    names_that_differ,
+    random_boxes,
+    shards_of_rank,
+    whole,
+    world,
+)
 from tests.support.rank_pool import RankFailed, on_ranks
 
-STATE = {"step": 7, "loss_scale": {"scale": 65536.0, "tiny": 5e-324}, "names": ["ä", None, True], "big": 2**63}
+STATE = {
+    "step": 7,
+    "loss_scale": {"scale": 65536.0, "tiny": 5e-324},
+    "names": ["ä", None, True],
+    "big": 2**63,
+}
 
 
 def here(size):
@@ -25,7 +37,9 @@ def here(size):
 
 def save_cut(folder, size, seed):
     axis = here(size)
-    return checkpoint.save(folder, 7, shards_of_rank(axis.rank, size, seed, filled=True), STATE, axis)
+    return checkpoint.save(
+        folder, 7, shards_of_rank(axis.rank, size, seed, filled=True), STATE, axis
+    )
 
 
 def load_cut(path, size, seed):
@@ -38,7 +52,9 @@ def on(size, function, *args):
     return [function(*args)] if size == 1 else on_ranks(size, function, *args)
 
 
-@pytest.mark.parametrize(("saved_by", "loaded_by"), [(1, 1), (1, 3), (2, 4), (3, 2), (4, 1), (4, 4)])
+@pytest.mark.parametrize(
+    ("saved_by", "loaded_by"), [(1, 1), (1, 3), (2, 4), (3, 2), (4, 1), (4, 4)]
+)
 def test_any_cut_loads_any_other_bit_for_bit(tmp_path, saved_by, loaded_by):
     for seed in range(3):
         folder = tmp_path / str(seed)
@@ -53,7 +69,9 @@ def test_a_tensor_larger_than_a_chunk_is_cut_and_comes_back(tmp_path, monkeypatc
     save_cut(tmp_path, 1, 0)
     assert load_cut(tmp_path, 1, 5) == (STATE, [])
     manifest = checkpoint.read_manifest(tmp_path / "step_00000007")
-    sizes = [tensor.chunk_bytes(chunk) for tensor in manifest.tensors.values() for chunk in tensor.chunks]
+    sizes = [
+        tensor.chunk_bytes(chunk) for tensor in manifest.tensors.values() for chunk in tensor.chunks
+    ]
     assert max(sizes) <= 20
 
 
@@ -89,14 +107,19 @@ def save_rows(folder):
 
 
 @pytest.mark.parametrize("copies, files", [(1, ["00000"]), (2, ["00000", "00001"])])
-def test_copies_share_the_writing_and_a_rank_without_anything_writes_no_file(tmp_path, copies, files):
+def test_copies_share_the_writing_and_a_rank_without_anything_writes_no_file(
+    tmp_path, copies, files
+):
     on_ranks(2, save_replicas, tmp_path, copies)
     assert sorted(p.stem for p in (tmp_path / "step_00000001").iterdir()) == [*files, "manifest"]
 
 
 def save_replicas(folder, tensors):
     axis = here(2)
-    held = [ShardedTensor(f"w{i}", (2,), Box((0,), (2,)), torch.ones(2), axis.rank) for i in range(tensors)]
+    held = [
+        ShardedTensor(f"w{i}", (2,), Box((0,), (2,)), torch.ones(2), axis.rank)
+        for i in range(tensors)
+    ]
     checkpoint.save(folder, 1, held, {}, axis)
 
 
@@ -146,7 +169,9 @@ def save_badly(folder, how):
         elif how == "tensor":
             held.append(ShardedTensor("x", (4,), Box((0,), (4,)), torch.zeros(3), 0))
         elif how == "dtype":
-            held.append(ShardedTensor("x", (1,), Box((0,), (1,)), torch.zeros(1, dtype=torch.complex64), 0))
+            held.append(
+                ShardedTensor("x", (1,), Box((0,), (1,)), torch.zeros(1, dtype=torch.complex64), 0)
+            )
     elif how == "state":
         state = {"x": object()}
     try:
@@ -181,7 +206,9 @@ def test_a_step_is_never_overwritten(tmp_path):
         save_cut(tmp_path, 1, 1)
     with pytest.raises(RankFailed, match=r"UserError: rank 0: .*already exists"):
         on_ranks(2, save_cut, tmp_path, 2, 0)
-    assert sorted((p.name, p.read_bytes()) for p in (tmp_path / "step_00000007").iterdir()) == before
+    assert (
+        sorted((p.name, p.read_bytes()) for p in (tmp_path / "step_00000007").iterdir()) == before
+    )
     assert [p.name for p in tmp_path.iterdir()] == ["step_00000007"]
 
 

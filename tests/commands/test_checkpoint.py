@@ -25,13 +25,22 @@ def model(value, optimizer=True, dtype=torch.float32):
         for rows in ((0, 1), (1, 6)):
             box = Box((rows[0], 0), (rows[1], 4))
             held.append(ShardedTensor(f"{kind}.w", SHAPE, box, whole[box.slices], 0))
-        held.append(ShardedTensor(f"{kind}.b", (3,), Box((0,), (3,)), torch.full((3,), value, dtype=type_), 0))
+        held.append(
+            ShardedTensor(
+                f"{kind}.b", (3,), Box((0,), (3,)), torch.full((3,), value, dtype=type_), 0
+            )
+        )
     return held
 
 
 def save(folder, step, value, loss=None, **kind):
-    state = {"train_state": {"step": step, "consumed_samples": 8 * step}, "config": {"optim": {"bf16": False, "lr": 1}}}
-    return checkpoint.save(folder, step, model(value, **kind), state | ({"valid_loss": loss} if loss else {}), world())
+    state = {
+        "train_state": {"step": step, "consumed_samples": 8 * step},
+        "config": {"optim": {"bf16": False, "lr": 1}},
+    }
+    return checkpoint.save(
+        folder, step, model(value, **kind), state | ({"valid_loss": loss} if loss else {}), world()
+    )
 
 
 def run(capsys, *words, code=0):
@@ -53,12 +62,30 @@ def steps(tmp_path):
 
 def test_inspect_lists_steps_and_the_tensors_of_one(steps, capsys):
     said = run(capsys, "inspect", steps[0].parent)
-    assert "1.0000" in said and "it has" in said and "bytes, the manifest says" in " ".join(said.split())
+    assert (
+        "1.0000" in said
+        and "it has" in said
+        and "bytes, the manifest says" in " ".join(said.split())
+    )
     found = run(capsys, "inspect", steps[1], "--json")
-    assert (found["step"], found["problem"], found["state"]["train_state"]["consumed_samples"]) == (20, "", 160)
-    assert {"name": "param.w", "shape": [6, 4], "dtype": "float32", "bytes": 96, "chunks": 2} in found["tensors"]
+    assert (found["step"], found["problem"], found["state"]["train_state"]["consumed_samples"]) == (
+        20,
+        "",
+        160,
+    )
+    assert {
+        "name": "param.w",
+        "shape": [6, 4],
+        "dtype": "float32",
+        "bytes": 96,
+        "chunks": 2,
+    } in found["tensors"]
     said = run(capsys, "inspect", steps[1], "--most", 1)
-    assert "step 20, 160 samples, 4 tensors" in said and "optim.exp_avg" in said and "and 3 more" in said
+    assert (
+        "step 20, 160 samples, 4 tensors" in said
+        and "optim.exp_avg" in said
+        and "and 3 more" in said
+    )
 
 
 def test_verify_reads_every_byte(steps, capsys):
@@ -68,7 +95,10 @@ def test_verify_reads_every_byte(steps, capsys):
     (steps[0] / "00000.safetensors").write_bytes(content)
     (steps[0] / "extra").write_text("")
     said = run(capsys, "verify", steps[0], code=1)
-    assert "00000.safetensors is damaged: the bytes of" in said and "extra does not belong to the checkpoint" in said
+    assert (
+        "00000.safetensors is damaged: the bytes of" in said
+        and "extra does not belong to the checkpoint" in said
+    )
     found = run(capsys, "verify", steps[0].parent, "--json", code=1)
     assert [row["sound"] for row in found.values()] == [False, True, True, True, False]
 
@@ -92,7 +122,10 @@ def test_diff_tells_tensors_and_settings_apart(tmp_path, steps, capsys):
 def values(path):
     with OpenCheckpoint(path) as contents:
         tensors = contents.manifest.tensors
-        return {name: contents.box(name, Box((0,) * len(w.shape), w.shape)) for name, w in tensors.items()}
+        return {
+            name: contents.box(name, Box((0,) * len(w.shape), w.shape))
+            for name, w in tensors.items()
+        }
 
 
 def test_reshard_changes_files_not_tensors(tmp_path, steps, capsys):
@@ -100,14 +133,20 @@ def test_reshard_changes_files_not_tensors(tmp_path, steps, capsys):
     assert found["files"] == 3 and found["path"] == str(tmp_path / "new" / "step_00000010")
     assert "4 of 4 tensors are bitwise equal" in run(capsys, "diff", steps[0], tmp_path / "new")
     assert "valid" in run(capsys, "verify", tmp_path / "new")
-    assert "already exists" in run(capsys, "reshard", steps[0], "--output", tmp_path / "new", code=2)
-    slim = run(capsys, "reshard", steps[0], "--output", tmp_path / "slim", "--weights-only", "--json")
+    assert "already exists" in run(
+        capsys, "reshard", steps[0], "--output", tmp_path / "new", code=2
+    )
+    slim = run(
+        capsys, "reshard", steps[0], "--output", tmp_path / "slim", "--weights-only", "--json"
+    )
     assert set(values(slim["path"])) == {"param.w", "param.b"}
 
 
 def test_another_precision_keeps_what_is_known(tmp_path, steps, capsys):
     """fp32 -> bf16 makes the old weights the masters; back, the masters are the weights again."""
-    low = run(capsys, "reshard", steps[0], "--output", tmp_path / "low", "--dtype", "bf16", "--json")["path"]
+    low = run(
+        capsys, "reshard", steps[0], "--output", tmp_path / "low", "--dtype", "bf16", "--json"
+    )["path"]
     fine, coarse = values(steps[0]), values(low)
     assert torch.equal(coarse["param.w"], fine["param.w"].bfloat16())
     assert torch.equal(coarse["optim.master.w"], fine["param.w"])
@@ -115,17 +154,27 @@ def test_another_precision_keeps_what_is_known(tmp_path, steps, capsys):
     run(capsys, "reshard", low, "--output", tmp_path / "back", "--dtype", "fp32")
     said = run(capsys, "diff", steps[0], tmp_path / "back")
     assert "4 of 4 tensors are bitwise equal" in said
-    assert "must be one of fp64, fp32" in run(capsys, "reshard", low, "--output", "x", "--dtype", "int8", code=2)
+    assert "must be one of fp64, fp32" in run(
+        capsys, "reshard", low, "--output", "x", "--dtype", "int8", code=2
+    )
 
 
 def test_average_is_the_mean_of_the_weights(tmp_path, steps, capsys):
     done = run(capsys, "average", *steps[:3], "--output", tmp_path / "mean", "--json")
     found = values(done["path"])
-    assert set(found) == {"param.w", "param.b"} and torch.equal(found["param.w"], values(steps[1])["param.w"])
+    assert set(found) == {"param.w", "param.b"} and torch.equal(
+        found["param.w"], values(steps[1])["param.w"]
+    )
     assert checkpoint.read_manifest(done["path"]).state["averaged_steps"] == [10, 20, 30]
-    other = checkpoint.save(tmp_path / "other", 1, shards_of_rank(0, 1, 0, filled=True), {}, world())
-    assert "belongs to another model" in run(capsys, "average", other, steps[0], "--output", tmp_path / "x", code=2)
-    assert "needs two or more checkpoints" in run(capsys, "average", steps[0], "--output", tmp_path / "x", code=2)
+    other = checkpoint.save(
+        tmp_path / "other", 1, shards_of_rank(0, 1, 0, filled=True), {}, world()
+    )
+    assert "belongs to another model" in run(
+        capsys, "average", other, steps[0], "--output", tmp_path / "x", code=2
+    )
+    assert "needs two or more checkpoints" in run(
+        capsys, "average", steps[0], "--output", tmp_path / "x", code=2
+    )
     assert not (tmp_path / "x").exists()
 
 
@@ -145,9 +194,13 @@ def test_prune_keeps_what_is_asked_for_and_the_newest_sound_step(steps, capsys, 
     assert sorted(path.name for path in folder.iterdir()) == before
     done = run(capsys, "prune", folder, *flags, "--json")
     assert done["deleted"] == dry["deleted"] and done["kept"] == dry["kept"]
-    numbers = [path for path in sorted(checkpoint.list_steps(folder)) if path.name != "step_00000050"]
+    numbers = [
+        path for path in sorted(checkpoint.list_steps(folder)) if path.name != "step_00000050"
+    ]
     assert numbers == [folder / f"step_{number:08d}" for number in left]
-    assert (folder / "step_00000050").exists()  # damaged, and newer than what is kept: for people to look at
+    assert (
+        folder / "step_00000050"
+    ).exists()  # damaged, and newer than what is kept: for people to look at
 
 
 def test_prune_reads_what_it_keeps(steps, capsys):
@@ -156,7 +209,11 @@ def test_prune_reads_what_it_keeps(steps, capsys):
     content[-2] ^= 16
     (steps[3] / "00000.safetensors").write_bytes(content)
     run(capsys, "prune", steps[0].parent)
-    assert sorted(path.name[-2:] for path in checkpoint.list_steps(steps[0].parent)) == ["30", "40", "50"]
+    assert sorted(path.name[-2:] for path in checkpoint.list_steps(steps[0].parent)) == [
+        "30",
+        "40",
+        "50",
+    ]
 
 
 def test_nothing_is_pruned_where_nothing_is_sound_or_somebody_writes(steps, capsys):
@@ -171,6 +228,10 @@ def test_nothing_is_pruned_where_nothing_is_sound_or_somebody_writes(steps, caps
     lease.release()
 
 
-@pytest.mark.parametrize("words", [["inspect", "nowhere"], ["verify", "nowhere"], ["diff", "nowhere", "x"]])
+@pytest.mark.parametrize(
+    "words", [["inspect", "nowhere"], ["verify", "nowhere"], ["diff", "nowhere", "x"]]
+)
 def test_a_place_without_a_checkpoint_is_told(tmp_path, capsys, words):
-    assert "no checkpoint" in run(capsys, words[0], *(tmp_path / word for word in words[1:]), code=2)
+    assert "no checkpoint" in run(
+        capsys, words[0], *(tmp_path / word for word in words[1:]), code=2
+    )

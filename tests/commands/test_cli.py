@@ -60,7 +60,9 @@ def test_a_verb_gets_its_words_and_gives_the_exit_code(monkeypatch):
 def test_what_a_user_can_mend_is_one_line_and_code_2(monkeypatch, capsys):
     install_verb(monkeypatch, raising(UserError("no checkpoint in x: give --load")))
     assert main(["generate"]) == 2
-    assert capsys.readouterr().err == "megascratch generate: error: no checkpoint in x: give --load\n"
+    assert (
+        capsys.readouterr().err == "megascratch generate: error: no checkpoint in x: give --load\n"
+    )
 
 
 def test_several_problems_are_listed_under_one_another(monkeypatch, capsys):
@@ -106,7 +108,9 @@ def test_the_module_runs_as_a_program():
     program = [sys.executable, "-m", "megascratch", "pretrian"]
     done = subprocess.run(program, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 2
-    assert done.stderr.startswith("megascratch: error: unknown command pretrian - did you mean pretrain?\n")
+    assert done.stderr.startswith(
+        "megascratch: error: unknown command pretrian - did you mean pretrain?\n"
+    )
 
 
 @pytest.mark.parametrize("argv", [["--help"], ["generate"]])
@@ -121,7 +125,12 @@ def test_a_reader_that_left_gives_no_traceback(argv, lines):
     os.close(reader)
     buffered = os.environ | {"PYTHONUNBUFFERED": ""}
     done = subprocess.run(
-        [sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=buffered
+        [sys.executable, "-c", code],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env=buffered,
     )
     os.close(writer)
     assert (done.returncode, done.stderr) == (141, "")

@@ -58,16 +58,49 @@ def test_merge_takes_folders_in_the_order_of_names_and_prefixes_as_given(tmp_pat
     for name, token in (("f/b", 1), ("f/a", 2), ("z", 3)):
         write(tmp_path / name, [[token]])
     first = lambda name: [TokenReader(tmp_path / name).get(at)[0] for at in range(3)]  # noqa: E731
-    assert run("merge", "--input", tmp_path / "z", tmp_path / "f", "--output-prefix", tmp_path / "m") == 0
-    assert first("m") == [3, 2, 1] and "3 documents, 3 sequences, 3 tokens" in capsys.readouterr().out
-    assert run("merge", "--sort", "--input", tmp_path / "z", tmp_path / "f", "--output-prefix", tmp_path / "s") == 0
+    assert (
+        run("merge", "--input", tmp_path / "z", tmp_path / "f", "--output-prefix", tmp_path / "m")
+        == 0
+    )
+    assert (
+        first("m") == [3, 2, 1] and "3 documents, 3 sequences, 3 tokens" in capsys.readouterr().out
+    )
+    assert (
+        run(
+            "merge",
+            "--sort",
+            "--input",
+            tmp_path / "z",
+            tmp_path / "f",
+            "--output-prefix",
+            tmp_path / "s",
+        )
+        == 0
+    )
     assert first("s") == [2, 1, 3]
 
 
 def test_split_cuts_by_fractions_or_counts(corpus, tmp_path):
     out = tmp_path / "part"
-    assert run("split", corpus, "--output-prefix", out, "--fractions", 3, 1, "--names", "train", "valid") == 0
-    assert [len(TokenReader(f"{out}_{name}").documents) - 1 for name in ("train", "valid")] == [3, 1]
+    assert (
+        run(
+            "split",
+            corpus,
+            "--output-prefix",
+            out,
+            "--fractions",
+            3,
+            1,
+            "--names",
+            "train",
+            "valid",
+        )
+        == 0
+    )
+    assert [len(TokenReader(f"{out}_{name}").documents) - 1 for name in ("train", "valid")] == [
+        3,
+        1,
+    ]
     assert run("split", corpus, "--output-prefix", out, "--documents", 1, 3) == 0
     assert [TokenReader(f"{out}_{name}").tokens for name in (0, 1)] == [3, 8]
 
@@ -75,14 +108,32 @@ def test_split_cuts_by_fractions_or_counts(corpus, tmp_path):
 @pytest.mark.parametrize(
     ("words", "law"),
     [
-        (["inspect", "{c}", "--output", "c.gif"], "--output (c.gif) must end with .png, .svg, .pdf"),
+        (
+            ["inspect", "{c}", "--output", "c.gif"],
+            "--output (c.gif) must end with .png, .svg, .pdf",
+        ),
         (["inspect", "{c}none"], "none.idx cannot be read: No such file"),
-        (["merge", "--input", "{c}", "{c}", "--output-prefix", "x"], "more than once: name each corpus once"),
-        (["merge", "--input", "{folder}/half", "--output-prefix", "x"], "has only one of .bin and .idx"),
-        (["merge", "--input", "{folder}/none", "--output-prefix", "x"], "contains no .bin/.idx pair"),
+        (
+            ["merge", "--input", "{c}", "{c}", "--output-prefix", "x"],
+            "more than once: name each corpus once",
+        ),
+        (
+            ["merge", "--input", "{folder}/half", "--output-prefix", "x"],
+            "has only one of .bin and .idx",
+        ),
+        (
+            ["merge", "--input", "{folder}/none", "--output-prefix", "x"],
+            "contains no .bin/.idx pair",
+        ),
         (["merge", "--input", "{c}", "--output-prefix", "x", "--multimodal"], "--multimodal"),
-        (["split", "{c}", "--output-prefix", "x", "--documents", "1", "2"], "add up to all 4 documents"),
-        (["split", "{c}", "--output-prefix", "x", "--documents", "1", "3", "--names", "a", "a"], "2 different names"),
+        (
+            ["split", "{c}", "--output-prefix", "x", "--documents", "1", "2"],
+            "add up to all 4 documents",
+        ),
+        (
+            ["split", "{c}", "--output-prefix", "x", "--documents", "1", "3", "--names", "a", "a"],
+            "2 different names",
+        ),
     ],
 )
 def test_what_cannot_be_done_is_refused_in_one_line(corpus, tmp_path, capsys, words, law):
@@ -98,8 +149,26 @@ def test_what_cannot_be_done_is_refused_in_one_line(corpus, tmp_path, capsys, wo
 def settings_(corpus, tmp_path):
     """Flags of a run that reads 4 samples of 2 tokens a step, for 50 steps."""
     other = write(tmp_path / "other", [[5] * 50])
-    words = ["--train-data-path", "0.25", corpus, "0.75", other, "--seq-length", 2, "--vocab-size", 300]
-    return [*words, "--global-batch-size", 4, "--train-iters", 50, "--data-cache-path", tmp_path / "cache"]
+    words = [
+        "--train-data-path",
+        "0.25",
+        corpus,
+        "0.75",
+        other,
+        "--seq-length",
+        2,
+        "--vocab-size",
+        300,
+    ]
+    return [
+        *words,
+        "--global-batch-size",
+        4,
+        "--train-iters",
+        50,
+        "--data-cache-path",
+        tmp_path / "cache",
+    ]
 
 
 def test_blend_report_tells_what_each_corpus_gives(settings_, corpus, capsys):
@@ -109,16 +178,32 @@ def test_blend_report_tells_what_each_corpus_gives(settings_, corpus, capsys):
     assert (first["tokens"], first["epochs"]) == (100, [0, 10]) and first["largest_error"] <= 1
     assert run("blend-report", "--samples", 8, *settings_, "--data-stages", f"4 {corpus}") == 0
     told = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert [[row[1], row[7]] for row in told if row[3:4] == [corpus]] == [["0", "1"], ["4", "4"]], told
+    assert [[row[1], row[7]] for row in told if row[3:4] == [corpus]] == [["0", "1"], ["4", "4"]], (
+        told
+    )
 
 
-def test_megatrons_order_is_reported_and_audited_for_the_samples_of_the_whole_run(settings_, corpus, capsys):
+def test_megatrons_order_is_reported_and_audited_for_the_samples_of_the_whole_run(
+    settings_, corpus, capsys
+):
     """Its order depends on how many samples are asked for."""
     assert run("blend-report", "--json", *settings_, "--data-order", "megatron") == 0
     assert [row["samples"] for row in json.loads(capsys.readouterr().out)] == [50, 150]
     told = []
     for steps in (50, 40):
-        assert run("audit", "--steps", "1:40", *settings_[:-3], steps, *settings_[-2:], "--data-order", "megatron") == 0
+        assert (
+            run(
+                "audit",
+                "--steps",
+                "1:40",
+                *settings_[:-3],
+                steps,
+                *settings_[-2:],
+                "--data-order",
+                "megatron",
+            )
+            == 0
+        )
         told.append(capsys.readouterr().out)
     assert told[0] != told[1] and told[0].count(corpus) > 40
 
@@ -129,7 +214,21 @@ def test_audit_tells_every_use_and_where_a_document_went(settings_, corpus, tmp_
     assert head == "step,sample,place,corpus,document,sequence,first_token,tokens"
     assert {row.split(",")[1] for row in rows} == set("456789") | {"10", "11"}
     file = tmp_path / "uses.jsonl"
-    assert run("audit", "--steps", "1:50", "--corpus", corpus, "--document", 2, "--output", file, *settings_) == 0
+    assert (
+        run(
+            "audit",
+            "--steps",
+            "1:50",
+            "--corpus",
+            corpus,
+            "--document",
+            2,
+            "--output",
+            file,
+            *settings_,
+        )
+        == 0
+    )
     uses = [json.loads(line) for line in file.read_text().splitlines()]
     assert {(use["corpus"], use["document"], use["sequence"]) for use in uses} == {(corpus, 2, 1)}
     assert len({use["step"] for use in uses}) > 10
@@ -141,7 +240,10 @@ def test_audit_tells_every_use_and_where_a_document_went(settings_, corpus, tmp_
         (["audit", "--steps", "3:2"], "--steps 3:2 must be FIRST:LAST"),
         (["audit", "--steps", "1:51"], "ends after the last step of the run (50): use 1:50"),
         (["audit", "--steps", "1", "--document", "3"], "needs --corpus"),
-        (["audit", "--steps", "1", "--micro-batch-size", "0"], "micro-batch-size (0) must be at least 1"),
+        (
+            ["audit", "--steps", "1", "--micro-batch-size", "0"],
+            "micro-batch-size (0) must be at least 1",
+        ),
         (["audit", "--steps", "1", "--data-stages", "5 x", "5 x"], "begin at 6 or later"),
         (["blend-report", "--samples", "0"], "--samples (0) must be at least 1"),
         (["blend-report", "--sead", "0"], "unknown flag --sead - did you mean --seed?"),

@@ -36,19 +36,37 @@ def evaluate(run, path, *flags):
 def test_the_summary_gets_the_result_and_keeps_the_rest(run, heldout, tmp_path, capsys):
     summary = tmp_path / "summary.json"
     summary.write_text('{"tokens": 5, "bits_per_byte": 9}')
-    assert evaluate(run, heldout, "--summary", str(summary), "--output-json", str(tmp_path / "r.json")) == 0
+    assert (
+        evaluate(run, heldout, "--summary", str(summary), "--output-json", str(tmp_path / "r.json"))
+        == 0
+    )
     found, alone = json.loads(summary.read_text()), json.loads((tmp_path / "r.json").read_text())
     assert found["tokens"] == 5
     assert all(alone[name] == value for name, value in found.items() if name != "tokens")
     contents = [text.encode() for text in TEXTS]
     size = sum(map(len, contents))
-    assert (found["heldout_documents"], found["heldout_bytes"], found["heldout_tokens"]) == (3, size, size + 3)
+    assert (found["heldout_documents"], found["heldout_bytes"], found["heldout_tokens"]) == (
+        3,
+        size,
+        size + 3,
+    )
     assert found["bits_per_byte"] == found["heldout_nats"] / math.log(2) / size
     assert found["gzip_bits_per_byte"] == 8 * sum(len(gzip.compress(c, 9)) for c in contents) / size
-    assert found["xz_bits_per_byte"] == 8 * sum(len(lzma.compress(c, preset=9)) for c in contents) / size
-    assert found["gzip_one_stream_bits_per_byte"] == 8 * len(gzip.compress(b"".join(contents), 9)) / size
+    assert (
+        found["xz_bits_per_byte"]
+        == 8 * sum(len(lzma.compress(c, preset=9)) for c in contents) / size
+    )
+    assert (
+        found["gzip_one_stream_bits_per_byte"]
+        == 8 * len(gzip.compress(b"".join(contents), 9)) / size
+    )
     out = capsys.readouterr().out
-    for name in ("bits_per_byte", "gzip_bits_per_byte", "xz_bits_per_byte", "xz_one_stream_bits_per_byte"):
+    for name in (
+        "bits_per_byte",
+        "gzip_bits_per_byte",
+        "xz_bits_per_byte",
+        "xz_one_stream_bits_per_byte",
+    ):
         assert f"{found[name]:.4f}" in out
     assert [p.name for p in tmp_path.iterdir() if "partial" in p.name] == []
 
@@ -58,7 +76,12 @@ def test_any_layout_has_the_same_loss(run, heldout, tmp_path):
     nats = []
     for number, folder in enumerate((run, tmp_path / "alone")):
         out = tmp_path / f"{number}.json"
-        assert evaluate(folder, heldout, "--output-json", str(out), "--stride", "5", "--batch-size", "3") == 0
+        assert (
+            evaluate(
+                folder, heldout, "--output-json", str(out), "--stride", "5", "--batch-size", "3"
+            )
+            == 0
+        )
         nats.append(json.loads(out.read_text())["heldout_nats"])
     assert nats[0] == nats[1]
 
@@ -69,7 +92,10 @@ def test_bad_lines_are_named_counted_and_passed_over_unless_strict(run, heldout,
     out = tmp_path / "r.json"
     assert evaluate(run, heldout, "--output-json", str(out)) == 0
     said = capsys.readouterr()
-    assert json.loads(out.read_text())["bad_lines"] == 4 and "3 documents, 4 bad lines skipped" in said.out
+    assert (
+        json.loads(out.read_text())["bad_lines"] == 4
+        and "3 documents, 4 bad lines skipped" in said.out
+    )
     reasons = ["empty line", "empty text", "no key 'text' (it has 'body')", "not UTF-8"]
     assert [line.split(": ")[1] for line in said.err.splitlines()] == reasons
     assert evaluate(run, heldout, "--strict") == 2

@@ -35,12 +35,22 @@ def test_any_layout_writes_the_same_text(run, tmp_path, capsys):
 def test_several_prompts_have_headlines_and_a_jsonl_has_records(run, tmp_path, capsys):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("first\nsecond ä\n")
-    flags = ("--prompt", "zero", "--prompts-file", str(prompts), "--greedy", "--max-new-tokens=4", "--batch-size=2")
+    flags = (
+        "--prompt",
+        "zero",
+        "--prompts-file",
+        str(prompts),
+        "--greedy",
+        "--max-new-tokens=4",
+        "--batch-size=2",
+    )
     assert generate(run, *flags) == 0
     lines = capsys.readouterr().out.split("=== prompt ")[1:]
     assert [line.split("\n", 1)[1][:4] for line in lines] == ["zero", "firs", "seco"]
     assert generate(run, *flags, "--output", str(tmp_path / "new" / "out.jsonl")) == 0
-    records = [json.loads(line) for line in (tmp_path / "new" / "out.jsonl").read_text().splitlines()]
+    records = [
+        json.loads(line) for line in (tmp_path / "new" / "out.jsonl").read_text().splitlines()
+    ]
     assert [record["prompt"] for record in records] == ["zero", "first", "second ä"]
     for record, line in zip(records, lines, strict=True):
         assert len(record["tokens"]) <= 4 and record["text"] in line
@@ -97,21 +107,35 @@ def test_a_broken_prompt_is_named_by_its_line(run, tmp_path, capsys, name, line)
     assert f"{name}:1: " in capsys.readouterr().err
 
 
-PROMPTS = ("--prompt=ab", "--prompt=second", "--prompt=3", "--greedy", "--max-new-tokens=14", "--batch-size=2")
+PROMPTS = (
+    "--prompt=ab",
+    "--prompt=second",
+    "--prompt=3",
+    "--greedy",
+    "--max-new-tokens=14",
+    "--batch-size=2",
+)
 
 
 def records(run, path, *flags):
     assert generate(run, *PROMPTS, "--output", str(path / "out.jsonl"), *flags) == 0
-    return [json.loads(line) for line in (path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [
+        json.loads(line) for line in (path / "out.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
 
 
 def ends_of(record, tokens: int) -> str:
-    return bytes(token for token in record["tokens"][:tokens] if token < 256).decode(errors="replace")
+    return bytes(token for token in record["tokens"][:tokens] if token < 256).decode(
+        errors="replace"
+    )
 
 
 def test_a_stop_text_over_several_tokens_ends_each_prompt_of_a_batch_and_is_cut_off(run, tmp_path):
     free = records(run, tmp_path)
-    stops = [free[0]["text"][3:6], free[1]["text"][2:4]]  # three and two tokens of this vocabulary, or more
+    stops = [
+        free[0]["text"][3:6],
+        free[1]["text"][2:4],
+    ]  # three and two tokens of this vocabulary, or more
     found = records(run, tmp_path, *(f"--stop={text}" for text in stops))
     for before, after in zip(free, found, strict=True):
         places = [before["text"].find(stop) for stop in stops]
@@ -129,7 +153,10 @@ def test_a_stop_id_ends_a_prompt_and_is_cut_off(run, tmp_path):
     ids = [free[0]["tokens"][4], free[2]["tokens"][2]]
     found = records(run, tmp_path, "--stop-ids", *map(str, ids))
     for before, after in zip(free, found, strict=True):
-        place = min((before["tokens"].index(number) for number in ids if number in before["tokens"]), default=None)
+        place = min(
+            (before["tokens"].index(number) for number in ids if number in before["tokens"]),
+            default=None,
+        )
         if place is None:
             assert after == before
             continue

@@ -29,7 +29,22 @@ def folder(tmp_path, monkeypatch):
     Path("k_text_document.json").write_bytes(Path("t.json").read_bytes())
     Path("vocabulary.json").write_text("{}")
     os.link("chat.jsonl", "linked.jsonl")
-    assert main(["schedule", "csv", "1f1b", "--stages", "2", "--microbatches", "4", "--output", "own.csv"]) == 0
+    assert (
+        main(
+            [
+                "schedule",
+                "csv",
+                "1f1b",
+                "--stages",
+                "2",
+                "--microbatches",
+                "4",
+                "--output",
+                "own.csv",
+            ]
+        )
+        == 0
+    )
     return tmp_path
 
 
@@ -67,7 +82,16 @@ OVER_AN_INPUT = {
         "--workers",
         "1",
     ],
-    "merge over an input": ["data", "merge", "--input", "d", "c", "--output-prefix", "./c", "--overwrite"],
+    "merge over an input": [
+        "data",
+        "merge",
+        "--input",
+        "d",
+        "c",
+        "--output-prefix",
+        "./c",
+        "--overwrite",
+    ],
     "merge over the mask of an input": [
         "data",
         "merge",
@@ -91,11 +115,31 @@ OVER_AN_INPUT = {
         "x",
         "--overwrite",
     ],
-    "curate over an input": ["curate", "--exact-duplicates", "--input", "chat.jsonl", "--output", "linked.jsonl"],
+    "curate over an input": [
+        "curate",
+        "--exact-duplicates",
+        "--input",
+        "chat.jsonl",
+        "--output",
+        "linked.jsonl",
+    ],
     "curate's report over an input": [*CURATE, "--output", "y.jsonl", "--report", "x.jsonl"],
     "curate's report over its output": [*CURATE, "--output", "y.jsonl", "--report", "y.jsonl"],
-    "curate over what it compares with": [*CURATE, "--output", "chat.jsonl", "--decontaminate", "chat.jsonl"],
-    "a tokenizer over its text": ["tokenizer", "train", "--input", "vocabulary.json", "--output", "vocabulary.json"],
+    "curate over what it compares with": [
+        *CURATE,
+        "--output",
+        "chat.jsonl",
+        "--decontaminate",
+        "chat.jsonl",
+    ],
+    "a tokenizer over its text": [
+        "tokenizer",
+        "train",
+        "--input",
+        "vocabulary.json",
+        "--output",
+        "vocabulary.json",
+    ],
     "a conversion over its source": ["tokenizer", "convert", "t.json", "--output", "t.json"],
     "a report over a tokenizer": [
         "tokenizer",
@@ -120,10 +164,27 @@ def test_an_output_that_is_an_input_is_refused_and_nothing_is_touched(folder, ca
 
 
 OVER_A_CORPUS = {
-    "conversations": ["conversations", "--input", "chat.jsonl", *BYTES, *TURNS, "--output-prefix", "out"],
+    "conversations": [
+        "conversations",
+        "--input",
+        "chat.jsonl",
+        *BYTES,
+        *TURNS,
+        "--output-prefix",
+        "out",
+    ],
     "merge": ["data", "merge", "--input", "d", "--output-prefix", "out"],
     "split": ["data", "split", "d", "--output-prefix", "o", "--documents", "1", "--names", "ut"],
-    "preprocess": ["preprocess", "--input", "x.jsonl", *BYTES, "--output-prefix", "out", "--workers", "1"],
+    "preprocess": [
+        "preprocess",
+        "--input",
+        "x.jsonl",
+        *BYTES,
+        "--output-prefix",
+        "out",
+        "--workers",
+        "1",
+    ],
 }
 
 

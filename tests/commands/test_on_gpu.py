@@ -40,31 +40,50 @@ def curve_of(folder) -> list[float]:
 
 
 def run(words: list[str]) -> subprocess.CompletedProcess:
-    return subprocess.run(command(words), cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=600)
+    return subprocess.run(
+        command(words), cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=600
+    )
 
 
 @pytest.mark.parametrize("precision", PRECISIONS, ids=["fp64", "fp32", "bf16"])
 @pytest.mark.parametrize(("here", "there"), [("cpu", "cuda"), ("cuda", "cpu")])
 def test_a_checkpoint_moves_between_the_devices_bit_for_bit(here, there, precision, tmp_path):
-    writer, reader = (build_trainer(config_of(**DROPOUT, **precision, device=device)) for device in (here, there))
+    writer, reader = (
+        build_trainer(config_of(**DROPOUT, **precision, device=device)) for device in (here, there)
+    )
     state = TrainState()
     train_steps(writer, state, 2)
     writer.save_scalars(state)
-    save(str(tmp_path), state.step, writer.held(), {"train_state": state.to_dict()}, writer.mesh.world)
-    reader.restore(TrainState.from_dict(load(str(tmp_path), reader.held(), reader.mesh.world)["train_state"]))
+    save(
+        str(tmp_path),
+        state.step,
+        writer.held(),
+        {"train_state": state.to_dict()},
+        writer.mesh.world,
+    )
+    reader.restore(
+        TrainState.from_dict(load(str(tmp_path), reader.held(), reader.mesh.world)["train_state"])
+    )
     for written, read in zip(writer.held(), reader.held(), strict=True):
         assert written.name == read.name and read.tensor.device.type == there
         assert torch.equal(written.tensor.cpu(), read.tensor.cpu()), written.name
-    assert reader.scale == writer.scale and reader.data_parallel.scalars() == writer.data_parallel.scalars()
+    assert (
+        reader.scale == writer.scale
+        and reader.data_parallel.scalars() == writer.data_parallel.scalars()
+    )
 
 
-@pytest.mark.parametrize("way", [{}, {"optimizer_cpu_offload": True}], ids=["on the device", "offloaded"])
+@pytest.mark.parametrize(
+    "way", [{}, {"optimizer_cpu_offload": True}], ids=["on the device", "offloaded"]
+)
 @pytest.mark.parametrize("precision", PRECISIONS, ids=["fp64", "fp32", "bf16"])
 def test_on_cuda_a_new_trainer_goes_on_to_the_last_bit(precision, way, tmp_path):
     config = config_of(**DROPOUT, **precision, **way, device="cuda")
     told, tensors = train_and_save(config, str(tmp_path))
     told_again, tensors_again = load_and_train(config, str(tmp_path / "step_00000002"))
-    assert told == told_again and all(torch.equal(a, b) for a, b in zip(tensors, tensors_again, strict=True))
+    assert told == told_again and all(
+        torch.equal(a, b) for a, b in zip(tensors, tensors_again, strict=True)
+    )
 
 
 @pytest.mark.parametrize("precision", [{}, {"bf16": True}], ids=["fp32", "bf16"])
@@ -76,7 +95,9 @@ def test_pretrain_saves_beside_training_and_goes_on_to_the_last_bit(precision, t
     assert main([*mock(tmp_path / "waits", **on_cuda), "--no-async-save"]) == 0
     for other in ("parts", "waits"):
         assert curve(tmp_path / other) == curve(tmp_path / "whole")
-        assert all(saved(tmp_path / other, step) == saved(tmp_path / "whole", step) for step in range(1, 7))
+        assert all(
+            saved(tmp_path / other, step) == saved(tmp_path / "whole", step) for step in range(1, 7)
+        )
     assert main(["checkpoint", "verify", str(tmp_path / "whole" / "checkpoints")]) == 0
 
 
@@ -93,16 +114,25 @@ def test_a_schedule_is_traced_on_cuda(tmp_path, capsys):
     assert main(mock(tmp_path, device="cuda", trace_schedule=True, global_batch_size=8)) == 0
     spans = json.loads((tmp_path / "schedule_step_5.json").read_text())
     assert "schedule of step 5" in capsys.readouterr().out and spans
-    assert (tmp_path / "schedule_step_5.svg").stat().st_size > 1000 and (tmp_path / "schedule_step_5.csv").exists()
+    assert (tmp_path / "schedule_step_5.svg").stat().st_size > 1000 and (
+        tmp_path / "schedule_step_5.csv"
+    ).exists()
 
 
 def test_evaluate_and_generate_say_what_they_say_on_the_cpu(tmp_path, capsys):
     save_model(tmp_path / "run")
     heldout = tmp_path / "heldout.jsonl"
-    heldout.write_text("".join(json.dumps({"text": text}) + "\n" for text in ("import os\n", "ä", "print(1)\n" * 30)))
+    heldout.write_text(
+        "".join(
+            json.dumps({"text": text}) + "\n" for text in ("import os\n", "ä", "print(1)\n" * 30)
+        )
+    )
     nats, texts = [], []
     for device in ("cpu", "cuda"):
-        where, out = ["--load", str(tmp_path / "run"), "--device", device], tmp_path / f"{device}.json"
+        where, out = (
+            ["--load", str(tmp_path / "run"), "--device", device],
+            tmp_path / f"{device}.json",
+        )
         assert main(["evaluate", *where, "--input", str(heldout), "--output-json", str(out)]) == 0
         nats.append(json.loads(out.read_text())["heldout_nats"])
         capsys.readouterr()
@@ -128,8 +158,13 @@ def test_more_ranks_than_devices_are_refused_in_one_sentence(tmp_path, capsys):
     ranks = torch.cuda.device_count() + 1
     assert main(["verify", *SMALL, "--data-parallel-size", str(ranks)]) == 2
     (said,) = capsys.readouterr().err.splitlines()
-    assert f"needs a device per rank, {ranks} for these layouts" in said and "--distributed-backend gloo" in said
-    done = run(mock(tmp_path, device="cuda", global_batch_size=ranks) + ["--nproc-per-node", str(ranks)])
+    assert (
+        f"needs a device per rank, {ranks} for these layouts" in said
+        and "--distributed-backend gloo" in said
+    )
+    done = run(
+        mock(tmp_path, device="cuda", global_batch_size=ranks) + ["--nproc-per-node", str(ranks)]
+    )
     assert done.returncode == 2 and "needs a CUDA device of its own" in done.stderr
     assert "Traceback" not in done.stderr
 

@@ -13,8 +13,12 @@ from tests.support.preprocess_runs import PACK
 from tests.support.small_models import save_model
 
 TEXTS = ["def f(x):\n    return 1", 'say "ä"', "1 2 3\n\n4"]
-TALKS = [[{"role": "user", "content": text}, {"role": "assistant", "content": "ok"}] for text in TEXTS]
-LINES = [json.dumps({"text": text, "messages": talk}) for text, talk in zip(TEXTS, TALKS, strict=True)]
+TALKS = [
+    [{"role": "user", "content": text}, {"role": "assistant", "content": "ok"}] for text in TEXTS
+]
+LINES = [
+    json.dumps({"text": text, "messages": talk}) for text, talk in zip(TEXTS, TALKS, strict=True)
+]
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +42,19 @@ def report(run, words, out) -> list:
 
 
 def conversations(run, words, out) -> list:
-    assert main(["conversations", "--output-prefix", str(out / "t"), "--tokenizer-type", "ByteTokenizer", *words]) == 0
+    assert (
+        main(
+            [
+                "conversations",
+                "--output-prefix",
+                str(out / "t"),
+                "--tokenizer-type",
+                "ByteTokenizer",
+                *words,
+            ]
+        )
+        == 0
+    )
     reader = TokenReader(out / "t")
     return [reader.get(number).tolist() for number in range(len(reader))]
 
@@ -77,16 +93,23 @@ VERBS = {
 def expected(verb):
     if VERBS[verb] is not None:
         return VERBS[verb]
-    turns = [[f"<|im_start|>{turn['role']}\n{turn['content']}<|im_end|>\n" for turn in talk] for talk in TALKS]
+    turns = [
+        [f"<|im_start|>{turn['role']}\n{turn['content']}<|im_end|>\n" for turn in talk]
+        for talk in TALKS
+    ]
     return [[*"".join(talk).encode(), 256] for talk in turns]
 
 
-@pytest.mark.parametrize("suffix", [f".jsonl{packed}" for packed in PACK] + [".json", ".json.gz", ".ndjson.bz2"])
+@pytest.mark.parametrize(
+    "suffix", [f".jsonl{packed}" for packed in PACK] + [".json", ".json.gz", ".ndjson.bz2"]
+)
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_verb_reads_json_lines_under_every_suffix(run, tmp_path, verb, suffix):
     stem, _, packed = suffix[1:].partition(".")
     content = "\n".join(LINES).encode()
-    (tmp_path / f"x.{stem}").with_suffix(suffix).write_bytes(PACK[f".{packed}" if packed else ""](content))
+    (tmp_path / f"x.{stem}").with_suffix(suffix).write_bytes(
+        PACK[f".{packed}" if packed else ""](content)
+    )
     assert verb(run, ["--input", str(tmp_path / f"x{suffix}")], tmp_path) == expected(verb)
 
 
@@ -112,10 +135,14 @@ def test_a_verb_reads_folders_and_patterns(run, tmp_path, verb):
     words = lay_out(tmp_path / "in", LINES, ".json")
     assert verb(run, words, tmp_path) == expected(verb)
     (tmp_path / "again").mkdir()
-    assert verb(run, ["--input", str(tmp_path / "in" / "*.json")], tmp_path / "again") == expected(verb)
+    assert verb(run, ["--input", str(tmp_path / "in" / "*.json")], tmp_path / "again") == expected(
+        verb
+    )
 
 
-@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb is not report])  # which reads its input twice here
+@pytest.mark.parametrize(
+    "verb", [verb for verb in VERBS if verb is not report]
+)  # which reads its input twice here
 def test_a_verb_reads_the_standard_input(run, tmp_path, verb, monkeypatch):
     (tmp_path / "x").write_text("\n".join(LINES))
     with (tmp_path / "x").open() as file:
@@ -144,7 +171,9 @@ def test_the_first_bad_lines_are_told_and_all_are_counted(run, tmp_path, verb, c
     runs = 2 if verb is report else 1  # it trains what it reports on
     assert told.err.count(f"skipped {path}:") == runs * MOST_PRINTED
     assert f"skipped {path}:{MOST_PRINTED}: broken JSON" in told.err
-    assert (told.err + told.out).count("skipped 5 more" if verb is not preprocess else "5 more bad lines") == runs
+    assert (told.err + told.out).count(
+        "skipped 5 more" if verb is not preprocess else "5 more bad lines"
+    ) == runs
 
 
 @pytest.mark.parametrize("content", ["", "{\n{\n", '{"text": ""}\n'])
@@ -153,13 +182,22 @@ def test_a_tokenizer_of_nothing_is_refused_and_not_written(tmp_path, capsys, con
     (tmp_path / "x.jsonl").write_text(content)
     words = ["--input", str(tmp_path / "x.jsonl"), "--output", str(tmp_path / "t.json"), *verb]
     assert main(["tokenizer", "train", *words]) == 2
-    assert f"x.jsonl: no text found, {content.count(chr(123) + chr(10))} bad lines; nothing" in capsys.readouterr().err
+    assert (
+        f"x.jsonl: no text found, {content.count(chr(123) + chr(10))} bad lines; nothing"
+        in capsys.readouterr().err
+    )
     assert not (tmp_path / "t.json").exists()
 
 
 def test_curating_nothing_is_refused_and_not_written(tmp_path, capsys):
     (tmp_path / "x.jsonl").write_text("{\n")
-    words = ["--input", str(tmp_path / "x.jsonl"), "--output", str(tmp_path / "o.jsonl"), "--exact-duplicates"]
+    words = [
+        "--input",
+        str(tmp_path / "x.jsonl"),
+        "--output",
+        str(tmp_path / "o.jsonl"),
+        "--exact-duplicates",
+    ]
     assert main(["curate", *words]) == 2
     assert "no text found, 1 bad lines; nothing was written" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["x.jsonl"]

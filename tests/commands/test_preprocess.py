@@ -28,7 +28,9 @@ ROOT = Path(__file__).parents[2]
 
 def jsonl(path, records):
     """One line per record; bytes are written as they are."""
-    lines = [record if isinstance(record, bytes) else json.dumps(record).encode() for record in records]
+    lines = [
+        record if isinstance(record, bytes) else json.dumps(record).encode() for record in records
+    ]
     path.write_bytes(b"".join(line + b"\n" for line in lines))
     return str(path)
 
@@ -36,17 +38,28 @@ def jsonl(path, records):
 def run(path, *flags, tokenizer="ByteTokenizer", workers=1, out="out"):
     prefix = str(Path(path).parent / out)
     kind = ["--tokenizer-type", tokenizer] if tokenizer else []
-    return main(["--input", str(path), "--output-prefix", prefix, "--workers", str(workers), *kind, *flags])
+    return main(
+        ["--input", str(path), "--output-prefix", prefix, "--workers", str(workers), *kind, *flags]
+    )
 
 
 def documents(folder, name="out_text_document"):
     reader = TokenReader(folder / name)
-    ends = [reader.documents[number : number + 2].tolist() for number in range(len(reader.documents) - 1)]
+    ends = [
+        reader.documents[number : number + 2].tolist()
+        for number in range(len(reader.documents) - 1)
+    ]
     return [[reader.get(sequence).tolist() for sequence in range(*pair)] for pair in ends]
 
 
 def test_text_becomes_one_sequence_per_document(tmp_path):
-    assert run(jsonl(tmp_path / "x.jsonl", [{"text": "ab"}, {"text": ""}, {"text": "é"}]), "--append-eod") == 0
+    assert (
+        run(
+            jsonl(tmp_path / "x.jsonl", [{"text": "ab"}, {"text": ""}, {"text": "é"}]),
+            "--append-eod",
+        )
+        == 0
+    )
     assert documents(tmp_path) == [[[97, 98, 256]], [], [[195, 169, 256]]]
     assert run(tmp_path / "x.jsonl", "--overwrite") == 0
     assert documents(tmp_path) == [[[97, 98]], [], [[195, 169]]]
@@ -68,12 +81,16 @@ def test_compressed_text_and_several_files_are_read_in_order(tmp_path):
 
 def test_the_files_are_the_same_for_any_number_of_workers(tmp_path):
     """Documents of very different sizes, so that workers finish out of order."""
-    records = [{"text": "xyz " * (40_000 if number % 37 == 0 else number % 50)} for number in range(600)]
+    records = [
+        {"text": "xyz " * (40_000 if number % 37 == 0 else number % 50)} for number in range(600)
+    ]
     path = jsonl(tmp_path / "x.jsonl", [*records, b"{", {"text": "end"}])
     for workers in (1, 3):
         run(path, "--append-eod", workers=workers, out=f"w{workers}")
     for suffix in (".bin", ".idx", ".json"):
-        one, three = ((tmp_path / f"w{workers}_text_document{suffix}").read_bytes() for workers in (1, 3))
+        one, three = (
+            (tmp_path / f"w{workers}_text_document{suffix}").read_bytes() for workers in (1, 3)
+        )
         assert one == three and len(one) > 0
 
 
@@ -109,7 +126,9 @@ def test_bad_lines_are_named_counted_and_skipped(tmp_path, capsys, workers):
     assert run(path, workers=workers) == 0
     out, err = capsys.readouterr()
     assert documents(tmp_path) == [[[111, 107]]] * (len(BAD) + 1)
-    listed = [f"skipped {line}" for line in (tmp_path / "out_bad_lines.txt").read_text().splitlines()]
+    listed = [
+        f"skipped {line}" for line in (tmp_path / "out_bad_lines.txt").read_text().splitlines()
+    ]
     reported = err.splitlines()
     assert len(listed) == len(BAD) and reported == listed[:20]
     assert f"{len(BAD) - 20} more bad lines are in {tmp_path}/out_bad_lines.txt" in out
@@ -200,19 +219,50 @@ def test_no_document_is_refused_and_the_old_files_stay(tmp_path, content, worker
             ["--tokenizer-model", "{}/c.json", "--append-eod"],
             "--append-eod: this CharTokenizer has no end-of-document id",
         ),
-        (["--tokenizer-type", "ByteTokenizer", "--input", "nowhere.jsonl"], r"nowhere\.jsonl cannot be read: No such"),
-        (["--tokenizer-type", "ByteTokenizer", "--output-prefix", "{}/x.jsonl/y"], "cannot be written"),
-        (["--tokenizer-type", "ByteTokenizer", "--shard", "2/2"], "--shard 2/2 must be I/N with I from 0 to N - 1"),
-        (["--tokenizer-type", "ByteTokenizer", "--shard", "0/2", "--engine", "ray"], "remove --shard"),
+        (
+            ["--tokenizer-type", "ByteTokenizer", "--input", "nowhere.jsonl"],
+            r"nowhere\.jsonl cannot be read: No such",
+        ),
+        (
+            ["--tokenizer-type", "ByteTokenizer", "--output-prefix", "{}/x.jsonl/y"],
+            "cannot be written",
+        ),
+        (
+            ["--tokenizer-type", "ByteTokenizer", "--shard", "2/2"],
+            "--shard 2/2 must be I/N with I from 0 to N - 1",
+        ),
+        (
+            ["--tokenizer-type", "ByteTokenizer", "--shard", "0/2", "--engine", "ray"],
+            "remove --shard",
+        ),
         (["--tokenizer-type", "ByteTokenizer", "--shard", "0/2", "--input", "-"], "- is a pipe"),
-        (["--tokenizer-type", "ByteTokenizer", "--input-format", "text", "--json-keys", "a", "b"], "which has no keys"),
+        (
+            [
+                "--tokenizer-type",
+                "ByteTokenizer",
+                "--input-format",
+                "text",
+                "--json-keys",
+                "a",
+                "b",
+            ],
+            "which has no keys",
+        ),
     ],
 )
 def test_what_cannot_work_is_refused(tmp_path, flags, law):
     train("CharTokenizer", ["ab"], tmp_path / "c.json", eod=False)
     path = jsonl(tmp_path / "x.jsonl", [{"text": "ab"}])
     with pytest.raises(UserError, match=law):
-        main(["--input", path, "--output-prefix", str(tmp_path / "out"), *(f.format(tmp_path) for f in flags)])
+        main(
+            [
+                "--input",
+                path,
+                "--output-prefix",
+                str(tmp_path / "out"),
+                *(f.format(tmp_path) for f in flags),
+            ]
+        )
     assert not list(tmp_path.glob("*out*"))
 
 
@@ -223,8 +273,22 @@ def start(folder, pipe, *flags):
 
 
 def command(folder, path, *flags):
-    tool = [sys.executable, str(ROOT / "tools" / "preprocess_data.py"), "--tokenizer-type", "ByteTokenizer"]
-    return [*tool, "--input", str(path), "--output-prefix", str(folder / "out"), "--workers", "2", *flags]
+    tool = [
+        sys.executable,
+        str(ROOT / "tools" / "preprocess_data.py"),
+        "--tokenizer-type",
+        "ByteTokenizer",
+    ]
+    return [
+        *tool,
+        "--input",
+        str(path),
+        "--output-prefix",
+        str(folder / "out"),
+        "--workers",
+        "2",
+        *flags,
+    ]
 
 
 def workers_of(process, count=1):
@@ -264,13 +328,18 @@ def test_the_pieces_of_a_killed_worker_are_done_again(tmp_path):
 
 def test_workers_that_die_again_and_again_on_a_piece_end_the_run(tmp_path):
     (tmp_path / "x.jsonl").write_bytes(LINES)
-    process = subprocess.Popen(command(tmp_path, tmp_path / "x.jsonl"), stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command(tmp_path, tmp_path / "x.jsonl"), stderr=subprocess.PIPE, text=True
+    )
     while process.poll() is None:
         with suppress(psutil.NoSuchProcess):
             workers_of(process)[0].kill()  # before it has loaded its libraries
     _, said = process.communicate()
     assert process.returncode == 2
-    assert "3 worker processes died on" in said and "exit code -9; -9 is often too little memory" in said
+    assert (
+        "3 worker processes died on" in said
+        and "exit code -9; -9 is often too little memory" in said
+    )
     assert [file.name for file in tmp_path.iterdir()] == ["x.jsonl"]
 
 
@@ -295,7 +364,9 @@ def test_no_worker_outlives_its_run(tmp_path, flags):
         run(path, *flags, workers=2)
     except UserError:
         assert flags
-    assert {child for child in psutil.Process().children() if "spawn_main" in " ".join(child.cmdline())} <= set(before)
+    assert {
+        child for child in psutil.Process().children() if "spawn_main" in " ".join(child.cmdline())
+    } <= set(before)
 
 
 def test_a_tokenizer_that_fails_in_a_worker_names_the_lines(tmp_path, monkeypatch):
@@ -304,13 +375,17 @@ def test_a_tokenizer_that_fails_in_a_worker_names_the_lines(tmp_path, monkeypatc
 
     monkeypatch.setattr(ByteTokenizer, "encode_batch", fail)
     path = jsonl(tmp_path / "x.jsonl", [{"text": "ab"}] * 3)
-    with pytest.raises(UserError, match=r"lines 1 to 3 cannot be encoded: ZeroDivisionError: oh; nothing written"):
+    with pytest.raises(
+        UserError, match=r"lines 1 to 3 cannot be encoded: ZeroDivisionError: oh; nothing written"
+    ):
         run(path)
     assert [file.name for file in tmp_path.iterdir()] == ["x.jsonl"]
 
 
 def test_a_slower_engine_is_told_in_one_line_by_one_of_all_workers(tmp_path):
-    (tmp_path / "t.json").write_bytes(dump(trained("megatron-v1").record()))  # a split that the fast engine has not
+    (tmp_path / "t.json").write_bytes(
+        dump(trained("megatron-v1").record())
+    )  # a split that the fast engine has not
     path = jsonl(tmp_path / "x.jsonl", [{"text": "a b c"}] * 200)
     words = [
         "--input",
@@ -331,7 +406,9 @@ def test_a_slower_engine_is_told_in_one_line_by_one_of_all_workers(tmp_path):
         cwd=ROOT,
         check=True,
     ).stderr
-    assert said.startswith("megascratch: warning: gigatoken cannot encode with this tokenizer (Unknown pre_tokenizer")
+    assert said.startswith(
+        "megascratch: warning: gigatoken cannot encode with this tokenizer (Unknown pre_tokenizer"
+    )
     assert said.count("\n") == 1
 
 
@@ -340,11 +417,19 @@ def test_a_document_cannot_forge_its_end_unless_it_may_and_the_manifest_tells(tm
     tokenizer = HuggingFaceTokenizer(trained("gpt2").record())
     (tmp_path / "t.json").write_bytes(dump(tokenizer.record))
     path = jsonl(tmp_path / "x.jsonl", [{"text": f"a{END}b"}])
-    flags = ["--tokenizer-model", str(tmp_path / "t.json"), "--append-eod", *(["--parse-special-tokens"] * parse)]
+    flags = [
+        "--tokenizer-model",
+        str(tmp_path / "t.json"),
+        "--append-eod",
+        *(["--parse-special-tokens"] * parse),
+    ]
     assert run(path, *flags, tokenizer=None) == 0
     ids = documents(tmp_path)[0][0]
     assert (ids[-1], ids.count(tokenizer.eod)) == (tokenizer.eod, 1 + parse)
-    assert json.loads((tmp_path / "out_text_document.json").read_text())["parse_special_tokens"] is parse
+    assert (
+        json.loads((tmp_path / "out_text_document.json").read_text())["parse_special_tokens"]
+        is parse
+    )
     with pytest.raises(UserError, match="overwrite"):
         run(path, *flags[:3], *(["--parse-special-tokens"] * (not parse)), tokenizer=None)
 

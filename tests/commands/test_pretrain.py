@@ -12,14 +12,23 @@ REFUSED = {
         ["--mock-data", "--vocab-size", "50", "--tensor-model-parallel-size", "8"],
         "must be divisible by tensor-model",
     ),
-    "world": (["--mock-data", "--vocab-size", "50", "--pipeline-model-parallel-size", "3"], "start 3 processes"),
+    "world": (
+        ["--mock-data", "--vocab-size", "50", "--pipeline-model-parallel-size", "3"],
+        "start 3 processes",
+    ),
     "no data": (["--data-path", "nowhere", "--vocab-size", "50"], "nowhere.idx cannot be read"),
-    "no tokenizer": (["--mock-data", "--tokenizer-model", "nowhere.model"], "nowhere.model cannot be read"),
+    "no tokenizer": (
+        ["--mock-data", "--tokenizer-model", "nowhere.model"],
+        "nowhere.model cannot be read",
+    ),
     "no end of document": (
         ["--mock-data", "--vocab-size", "50", "--eod-mask-loss"],
         "need a tokenizer with an end-of-",
     ),
-    "ranks": (["--mock-data", "--vocab-size", "50", "--nproc-per-node", "many"], "must be a number of ranks"),
+    "ranks": (
+        ["--mock-data", "--vocab-size", "50", "--nproc-per-node", "many"],
+        "must be a number of ranks",
+    ),
 }
 
 

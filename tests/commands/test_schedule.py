@@ -33,8 +33,9 @@ def test_show_writes_a_picture(capsys, tmp_path, suffix):
 def test_check_proves_a_file(capsys, tmp_path):
     path = tmp_path / "own.csv"
     path.write_text(GOOD)
-    assert "2 stages of 1, 1 micro-batches, 8 actions: complete, paired and free of deadlock" in said(
-        capsys, "check", str(path)
+    assert (
+        "2 stages of 1, 1 micro-batches, 8 actions: complete, paired and free of deadlock"
+        in said(capsys, "check", str(path))
     )
 
 
@@ -50,7 +51,11 @@ def test_compare_gives_bubbles_and_peaks(capsys):
         "zb_v": 0.0,
         "dualpipe_v": 0.059,
     }
-    assert found["zb_v"]["nonblocking"]["peak_in_flight"] == found["zb_h1"]["nonblocking"]["peak_in_flight"] == [4] * 4
+    assert (
+        found["zb_v"]["nonblocking"]["peak_in_flight"]
+        == found["zb_h1"]["nonblocking"]["peak_in_flight"]
+        == [4] * 4
+    )
     assert "27.27%" in said(capsys, "compare", "1f1b", "zb_h1")
 
 
@@ -58,7 +63,9 @@ def test_csv_is_read_again(capsys, tmp_path):
     path = tmp_path / "zb.csv"
     said(capsys, "csv", "zb_h1", "--stages", "3", "--comms", "--output", str(path))
     assert "3 stages of 1, 8 micro-batches" in said(capsys, "check", str(path))
-    assert said(capsys, "csv", "1f1b", "--stages", "2", "--microbatches", "1") == "0F0,0B0\n1F0,1B0\n"
+    assert (
+        said(capsys, "csv", "1f1b", "--stages", "2", "--microbatches", "1") == "0F0,0B0\n1F0,1B0\n"
+    )
 
 
 def play(capsys, tmp_path, times: str, *argv: str) -> dict:
@@ -72,7 +79,10 @@ def test_play_takes_measured_times(capsys, tmp_path):
     times = "T_F_ms,T_B_ms,T_W_ms,T_comm_ms\n18.522,18.086,9.337,0.601\n"
     numbers = "--stages", "8", "--microbatches", "24"
     plain = play(capsys, tmp_path, times, "1f1b", *numbers)
-    assert plain["nonblocking"]["bubble"] == pytest.approx(0.2431, abs=1e-4) and plain["overlapped"] is None
+    assert (
+        plain["nonblocking"]["bubble"] == pytest.approx(0.2431, abs=1e-4)
+        and plain["overlapped"] is None
+    )
     assert plain["blocking"]["bubble"] > plain["nonblocking"]["bubble"]
     interleaved = play(capsys, tmp_path, times, "interleaved", "--virtual-stages", "3", *numbers)
     assert interleaved["overlapped"]["bubble"] == pytest.approx(0.1055, abs=1e-4)
@@ -80,13 +90,20 @@ def test_play_takes_measured_times(capsys, tmp_path):
 
 def test_play_knows_stages_apart(capsys, tmp_path):
     """8 micro-batches through a stage of 2 + 4, behind one of 1 + 2."""
-    slow = play(capsys, tmp_path, "stage,F,B,W,comm\n0,1,1,1,0\n1,2,2,2,0\n", "1f1b", "--stages", "2")
+    slow = play(
+        capsys, tmp_path, "stage,F,B,W,comm\n0,1,1,1,0\n1,2,2,2,0\n", "1f1b", "--stages", "2"
+    )
     assert slow["nonblocking"]["total"] == 1 + 8 * 6 + 2 and slow["nonblocking"]["busy"] == [24, 48]
     halves = play(capsys, tmp_path, "F,B,W\n1,1,1\n1,1,1\n1,1,1\n1,1,1\n", "zb_v", "--stages", "2")
     assert halves["nonblocking"]["busy"] == [48, 48]
 
 
-TIMES = {"lacks": "F,B\n1,1\n", "negative": "F,B,W\n1,-1,1\n", "empty": "F,B,W\n", "three": "F,B,W\n" + "1,1,1\n" * 3}
+TIMES = {
+    "lacks": "F,B\n1,1\n",
+    "negative": "F,B,W\n1,-1,1\n",
+    "empty": "F,B,W\n",
+    "three": "F,B,W\n" + "1,1,1\n" * 3,
+}
 
 
 @pytest.mark.parametrize(
@@ -94,17 +111,29 @@ TIMES = {"lacks": "F,B\n1,1\n", "negative": "F,B,W\n1,-1,1\n", "empty": "F,B,W\n
     [
         (["show", "1f2b"], "unknown schedule 1f2b - did you mean 1f1b?: use gpipe, 1f1b,"),
         (["show", "1f1b", "--stages", "0"], "--stages (0) must be at least 1"),
-        (["show", "1f1b", "--virtual-stages", "2"], "1 model chunk per rank, not 2: use interleaved"),
-        (["show", "zb_h1", "--group", "4"], "--group (4) needs the schedule interleaved, not zb_h1"),
+        (
+            ["show", "1f1b", "--virtual-stages", "2"],
+            "1 model chunk per rank, not 2: use interleaved",
+        ),
+        (
+            ["show", "zb_h1", "--group", "4"],
+            "--group (4) needs the schedule interleaved, not zb_h1",
+        ),
         (["show", "zb_v", "--virtual-stages", "3"], "zb_v has 2 model chunks per rank, not 3"),
         (["show", "1f1b", "--w", "-1"], "--w (-1) must be a time, 0 or more"),
         (["show", "1f1b", "--unit", "0"], "--unit (0) must be above 0"),
-        (["show", "1f1b", "--output", "x.gif"], "--output (x.gif) must end with .svg, .png or .pdf"),
+        (
+            ["show", "1f1b", "--output", "x.gif"],
+            "--output (x.gif) must end with .svg, .png or .pdf",
+        ),
         (["csv", "1f1b", "--output", "/none/x.csv"], "cannot write /none/x.csv"),
         (["check", "none.csv"], "cannot read the schedule none.csv"),
         (["check", "zb_h2", "--blocking"], "zb_h2: circular wait: rank 0 waits at"),
         (["simulate", "1f1b", "--times", "none"], "cannot read the times"),
-        (["simulate", "1f1b", "--times", "lacks"], "has no column W: its first line must name F, B, W, comm"),
+        (
+            ["simulate", "1f1b", "--times", "lacks"],
+            "has no column W: its first line must name F, B, W, comm",
+        ),
         (["simulate", "1f1b", "--times", "negative"], ":2: B ('-1') must be a time, 0 or more"),
         (["simulate", "1f1b", "--times", "empty"], "has no row of times after its header"),
         (

@@ -17,7 +17,17 @@ CODE = inspect.getsource(textwrap)
 def test_sentence_piece_is_trained_on_jsonl_and_bad_lines_are_named(tmp_path, capsys):
     path, model = tmp_path / "x.jsonl", tmp_path / "t.model"
     path.write_text(json.dumps({"body": CODE}) + "\n{\n")
-    words = ["train", "--input", str(path), "--json-key", "body", "--output", str(model), "--vocab-size", "400"]
+    words = [
+        "train",
+        "--input",
+        str(path),
+        "--json-key",
+        "body",
+        "--output",
+        str(model),
+        "--vocab-size",
+        "400",
+    ]
     assert main(words) == 0
     out, err = capsys.readouterr()
     assert out.startswith(f"wrote {model}: SentencePieceTokenizer, 400 ids, end of document 1")
@@ -48,7 +58,17 @@ def test_ids_and_text_go_through_arguments_or_pipes(capsys, monkeypatch):
 def test_training_stops_at_the_limit_and_says_so(tmp_path, capsys):
     path = tmp_path / "x.jsonl"
     path.write_text("".join(json.dumps({"text": letter * 400_000}) + "\n" for letter in "abc"))
-    main(["train", "--input", str(path), "--output", str(tmp_path / "c.json"), "--max-megabytes", "1"])
+    main(
+        [
+            "train",
+            "--input",
+            str(path),
+            "--output",
+            str(tmp_path / "c.json"),
+            "--max-megabytes",
+            "1",
+        ]
+    )
     assert "first 1 MB" in capsys.readouterr().err
     assert tokenizers.load(None, tmp_path / "c.json").vocab_size == 3
 
@@ -60,7 +80,10 @@ def test_training_stops_at_the_limit_and_says_so(tmp_path, capsys):
             ["train", "--input", "nowhere.txt", "--output", "c.json"],
             "nowhere.txt cannot be read: No such",
         ),
-        (["train", "--input", "nowhere.jsonl", "--output", "c.json"], "nowhere.jsonl cannot be read: No such file"),
+        (
+            ["train", "--input", "nowhere.jsonl", "--output", "c.json"],
+            "nowhere.jsonl cannot be read: No such file",
+        ),
         (["train", "--input", "x", "--output", "c.txt"], "must end in .model"),
         (["decode", "--tokenizer-type", "ByteTokenizer", "1", "x"], "decode reads ids.*'x'"),
         (["decode", "--tokenizer-type", "ByteTokenizer", "300"], "id 300 at place 0 is outside"),

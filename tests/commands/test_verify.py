@@ -34,7 +34,9 @@ def test_a_layout_that_passes_is_a_row_and_code_0(capsys, tmp_path):
     assert "1 of 1 layouts compute the same model as one process" in out
     verdicts = json.loads(told.read_text())
     (row,) = verdicts["layouts"]
-    assert verdicts["passed"] and row["passed"] and row["message"] is None and row["world_size"] == 2
+    assert (
+        verdicts["passed"] and row["passed"] and row["message"] is None and row["world_size"] == 2
+    )
     assert set(row["differences"]) == {"loss", "grad norm", "gradients", "weights"}
     assert all(found["value"] <= 1e-9 for found in row["differences"].values())
     assert row["config"]["model"]["hidden_size"] < 100
@@ -69,10 +71,19 @@ def test_a_layout_that_differs_is_code_1_with_its_first_difference(capsys, monke
         (["--config", "nowhere.yaml"], "config file nowhere.yaml"),
         (["--vocab-size", "3"], "vocab-size (3) must be above 3"),
         (["--tokenizer-model", "nowhere.model"], "nowhere.model"),
-        (["--device", "cuda", "--data-parallel-size", "1000"], "--device cuda needs a device per rank"),
-        (["--json", "nowhere/verdicts.json"], "--json nowhere/verdicts.json cannot be written: there is no folder"),
+        (
+            ["--device", "cuda", "--data-parallel-size", "1000"],
+            "--device cuda needs a device per rank",
+        ),
+        (
+            ["--json", "nowhere/verdicts.json"],
+            "--json nowhere/verdicts.json cannot be written: there is no folder",
+        ),
         (["--print-config"], "--print-config is a flag of megascratch pretrain"),
-        (["--max-world", "4", "--tensor-model-parallel-size", "5"], "no layout of up to 4 ranks is legal"),
+        (
+            ["--max-world", "4", "--tensor-model-parallel-size", "5"],
+            "no layout of up to 4 ranks is legal",
+        ),
     ],
 )
 def test_what_cannot_be_proved_is_one_line_and_code_2(capsys, flags, complaint):
@@ -81,7 +92,9 @@ def test_what_cannot_be_proved_is_one_line_and_code_2(capsys, flags, complaint):
     assert complaint in err and "Traceback" not in err
 
 
-@pytest.mark.parametrize("flags", [["--steps", "1", "--steps", "2"], ["--precision", "fp8"], ["--steps", "many"]])
+@pytest.mark.parametrize(
+    "flags", [["--steps", "1", "--steps", "2"], ["--precision", "fp8"], ["--steps", "many"]]
+)
 def test_flags_of_its_own_are_checked(capsys, flags):
     with pytest.raises(SystemExit) as left:
         main(["verify", *flags])

@@ -12,7 +12,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def test_sixty_sets_of_wrong_settings_are_refused_each_with_all_that_is_wrong(tmp_path):
     command = [sys.executable, str(ROOT / "tests" / "support" / "bad_flags.py"), "60", "5"]
-    done = subprocess.run(command, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    done = subprocess.run(
+        command, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     for chosen, (code, said, _) in zip(bad_sets(60, 5), found["answers"], strict=True):

@@ -56,9 +56,16 @@ def test_a_run_has_this_many_steps_and_samples(values, steps, samples):
     assert steps_and_samples(run(**values)) == (steps, samples)
 
 
-@given(start=st.integers(1, 5), grown=st.integers(0, 5), ramp=st.integers(0, 60), iters=st.integers(0, 40))
+@given(
+    start=st.integers(1, 5),
+    grown=st.integers(0, 5),
+    ramp=st.integers(0, 60),
+    iters=st.integers(0, 40),
+)
 def test_counting_steps_is_stepping(start, grown, ramp, iters):
-    config = run(global_batch_size=start + 2 * grown, rampup_batch_size=[start, 2, ramp], train_iters=iters)
+    config = run(
+        global_batch_size=start + 2 * grown, rampup_batch_size=[start, 2, ramp], train_iters=iters
+    )
     consumed = 0
     for _ in range(iters):
         consumed += global_batch_size_at(config, consumed)

@@ -53,7 +53,10 @@ def test_nothing_given_is_every_default():
             ["--sequence-parallel", "--no-overlap-grad-reduce"],
             {"sequence_parallel": True, "overlap_grad_reduce": False},
         ),
-        (["--data-path", "0.3", "a", "0.7", "b", "--lr", "1"], {"data_path": ["0.3", "a", "0.7", "b"], "lr": 1.0}),
+        (
+            ["--data-path", "0.3", "a", "0.7", "b", "--lr", "1"],
+            {"data_path": ["0.3", "a", "0.7", "b"], "lr": 1.0},
+        ),
         (["--rampup-batch-size", "2", "2", "100"], {"rampup_batch_size": [2, 2, 100]}),
         (["--pipeline-schedule", "gpipe"], {"pipeline_schedule": "gpipe"}),
         (["--lr", "1e-5", "--num-query-groups", "3"], {"lr": 1e-5, "num_query_groups": 3}),
@@ -71,7 +74,10 @@ def test_flags_set_their_settings(argv, values):
         ("lr: 1e-4", {"lr": 1e-4}),
         ("lr: 1", {"lr": 1.0}),
         ("tensor-model-parallel-size: 2", {"tensor_model_parallel_size": 2}),
-        ("parallel: {tensor_model_parallel_size: 2}\nlr: 1.", {"tensor_model_parallel_size": 2, "lr": 1.0}),
+        (
+            "parallel: {tensor_model_parallel_size: 2}\nlr: 1.",
+            {"tensor_model_parallel_size": 2, "lr": 1.0},
+        ),
         ("parallel:\ndata:\n  split: 9,1,0\n", {"split": "9,1,0"}),
         ("data_path: [0.3, a, 0.7, 'b c']", {"data_path": ["0.3", "a", "0.7", "b c"]}),
         ("rampup_batch_size: [2, 2, 1_000]", {"rampup_batch_size": [2, 2, 1000]}),
@@ -96,7 +102,10 @@ BAD_FILES = [
     ("bf16: yes", ":1: bf16 must be true or false, not 'yes'"),
     ("split: 949", ":1: split must be text (in quotes), not 949"),
     ("data_path: a", ":1: data_path must be a list of texts like [a, b], not 'a'"),
-    ("rampup_batch_size: [1, x]", ":1: rampup_batch_size must be a list of whole numbers, not [1, 'x']"),
+    (
+        "rampup_batch_size: [1, x]",
+        ":1: rampup_batch_size must be a list of whole numbers, not [1, 'x']",
+    ),
     (
         "pipeline_schedule: 2f2b",
         ":1: pipeline_schedule must be one of gpipe, 1f1b, interleaved, zb_h1, zb_h2, zb_v, "
@@ -143,7 +152,10 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
     ("argv", "complaint"),
     [
         (["--nm-layers", "3"], "unknown flag --nm-layers - did you mean --num-layers?"),
-        (["--model.num-layers", "3"], "unknown flag --model.num-layers - did you mean --num-layers?"),
+        (
+            ["--model.num-layers", "3"],
+            "unknown flag --model.num-layers - did you mean --num-layers?",
+        ),
         (["--no-overlap-grad-reduc"], "- did you mean --overlap-grad-reduce?"),
         (["--xyzzy"], "unknown flag --xyzzy"),
         (["--lr", "1", "--lr=2"], "--lr is given 2 times"),
@@ -153,7 +165,10 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
         (["--lr"], "--lr needs a value"),
         (["--config"], "--config needs a value"),
         (["--lr", "1", "extra"], "extra"),
-        (["--pipeline-schedule", "2f2b"], "invalid choice '2f2b' for argument '--pipeline-schedule'"),
+        (
+            ["--pipeline-schedule", "2f2b"],
+            "invalid choice '2f2b' for argument '--pipeline-schedule'",
+        ),
         (["--no-lr", "2"], "--no-lr"),
         (["--bf16", "true"], "true"),
     ],
@@ -180,8 +195,15 @@ def test_all_mistakes_of_file_and_flags_are_listed_at_once(yaml):
 def test_each_value_tells_where_it_comes_from(yaml):
     file = yaml("lr: 1e-3\noptim:\n  min_lr: 1e-4\nnum_layers: 2")
     base = with_fields(Config(), {"seed": 7, "num_layers": 3})
-    config, origins = load_config([f"--config={file}", "--lr", "2e-3", "--no-overlap-grad-reduce"], base)
-    assert (config.optim.lr, config.optim.min_lr, config.model.num_layers, config.training.seed) == (2e-3, 1e-4, 2, 7)
+    config, origins = load_config(
+        [f"--config={file}", "--lr", "2e-3", "--no-overlap-grad-reduce"], base
+    )
+    assert (
+        config.optim.lr,
+        config.optim.min_lr,
+        config.model.num_layers,
+        config.training.seed,
+    ) == (2e-3, 1e-4, 2, 7)
     assert origins.places == {
         "lr": "flag",
         "min_lr": f"{file}:3",
@@ -193,16 +215,30 @@ def test_each_value_tells_where_it_comes_from(yaml):
 
 def test_print_config_is_yaml_with_origins_that_reads_back_as_the_same_config(yaml):
     config, origins = load_config(
-        ["--config", yaml("lr: 1e-5\ntrain_iters: 5"), "--data-path", "0.3", "a b", "--print-config"]
+        [
+            "--config",
+            yaml("lr: 1e-5\ntrain_iters: 5"),
+            "--data-path",
+            "0.3",
+            "a b",
+            "--print-config",
+        ]
     )
     assert origins.print_config
     whole = derive(config, 4)
     text = format_config(whole, origins)
     assert load("--config", yaml(text, "printed.yaml")) == whole
     assert "  lr: 1.0e-05 " in text  # YAML 1.1 readers take 1e-05 for a word
-    comment = {line.split(":")[0].strip(): line.split(" # ")[-1] for line in text.splitlines() if " # " in line}
+    comment = {
+        line.split(":")[0].strip(): line.split(" # ")[-1]
+        for line in text.splitlines()
+        if " # " in line
+    }
     assert list(comment) == list(SECTION_OF)
-    assert [comment[name].split("/")[-1] for name in ("lr", "data_path", "data_parallel_size", "min_lr", "device")] == [
+    assert [
+        comment[name].split("/")[-1]
+        for name in ("lr", "data_path", "data_parallel_size", "min_lr", "device")
+    ] == [
         "c.yaml:1",
         "flag",
         "derived",
@@ -214,7 +250,10 @@ def test_print_config_is_yaml_with_origins_that_reads_back_as_the_same_config(ya
 @given(st.floats(allow_nan=False, allow_infinity=False))
 @settings(max_examples=20, deadline=None)
 def test_every_number_survives_printing(number):
-    assert load_back(format_config(with_fields(Config(), {"lr": number}), load_config([])[1])).optim.lr == number
+    assert (
+        load_back(format_config(with_fields(Config(), {"lr": number}), load_config([])[1])).optim.lr
+        == number
+    )
 
 
 def load_back(text: str) -> Config:
@@ -240,7 +279,9 @@ def test_help_wins_over_mistakes():
 
 
 def test_names_are_unique_across_the_sections():
-    assert len(SECTION_OF) == sum(len(dataclasses.fields(getattr(Config(), section))) for section in vars(Config()))
+    assert len(SECTION_OF) == sum(
+        len(dataclasses.fields(getattr(Config(), section))) for section in vars(Config())
+    )
     assert list(HINTS) == list(SECTION_OF)
 
 

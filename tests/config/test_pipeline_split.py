@@ -37,7 +37,10 @@ def test_the_cut_is_this_list(cut, layers):
         ((3, 2, 2), r"use num-layers 4, or set the layers of each stage"),
         ((8, 1, 1, 3), "need pipeline-model-parallel-size .now 1. of 2 or more"),
         ((8, 4, 1, 0), r"decoder-first-pipeline-num-layers \(0\) must be at least 1"),
-        ((8, 2, 2, None, 3), r"\(3\) .* virtual stages per rank \(2\): use decoder-last-pipeline-num-layers 2 or 4"),
+        (
+            (8, 2, 2, None, 3),
+            r"\(3\) .* virtual stages per rank \(2\): use decoder-last-pipeline-num-layers 2 or 4",
+        ),
         (
             (8, 2, 1, 5, 4),
             r"\(5\) \+ .* \(4\) must be num-layers \(8\).*: use decoder-last-pipeline-num-layers 3",

@@ -54,11 +54,25 @@ ENTANGLED = [
     (8, {"global_batch_size": 64, "micro_batch_size": 4, "rampup_batch_size": [48, 32, 9]}),
     (2, {"global_batch_size": 8, "rampup_batch_size": [3, 3, 9]}),
     (4, {"global_batch_size": 10, "micro_batch_size": 2, "rampup_batch_size": [8, 8, 9]}),
-    (1, {"keep_best_n_checkpoints": 1, "save_interval": 30, "eval_interval": 20, "save_retain_interval": 60}),
+    (
+        1,
+        {
+            "keep_best_n_checkpoints": 1,
+            "save_interval": 30,
+            "eval_interval": 20,
+            "save_retain_interval": 60,
+        },
+    ),
     (4, layout(pp=4, num_layers=10)),
     (
         4,
-        layout(pp=4, num_layers=10, tensor_model_parallel_size=1, recompute_granularity="full", recompute_num_layers=9),
+        layout(
+            pp=4,
+            num_layers=10,
+            tensor_model_parallel_size=1,
+            recompute_granularity="full",
+            recompute_num_layers=9,
+        ),
     ),
     (6, layout(tp=3, num_attention_heads=8, hidden_size=64, num_query_groups=4)),
     (1, {"hidden_size": 101, "position_embedding_type": "rope"}),
@@ -80,7 +94,9 @@ def test_every_remedy_of_a_refusal_helps_when_it_is_followed_to_the_letter(world
 def test_the_remedies_above_are_many():
     told = [text for world, values in CASES for text in broken_laws(config(**values), world)]
     assert sum(len(proposals(text)) for text in told) > 100
-    assert proposals(broken_laws(config(lr_decay_style="WSD"), 1)[0]) == [("lr_wsd_decay_iters", "1")]
+    assert proposals(broken_laws(config(lr_decay_style="WSD"), 1)[0]) == [
+        ("lr_wsd_decay_iters", "1")
+    ]
 
 
 @pytest.mark.parametrize("bad", POOL, ids=lambda bad: " ".join(bad.words))
@@ -92,10 +108,17 @@ def test_every_remedy_of_the_bad_flags_helps(bad):
             without = list(words)
             if flag in without:
                 start = without.index(flag)
-                stop = next((at for at in range(start + 1, len(without)) if without[at].startswith("--")), len(without))
+                stop = next(
+                    (at for at in range(start + 1, len(without)) if without[at].startswith("--")),
+                    len(without),
+                )
                 del without[start:stop]
             loaded = read_config([*without, flag, *value.split()])
-            assert loaded.problems == [] and broken_laws(loaded.config, 1) == [], (text, setting, value)
+            assert loaded.problems == [] and broken_laws(loaded.config, 1) == [], (
+                text,
+                setting,
+                value,
+            )
 
 
 def test_the_remedies_of_random_settings_help():
@@ -126,22 +149,36 @@ def test_the_remedies_of_random_settings_help():
 
 
 def test_a_value_must_pass_the_other_broken_laws_that_read_it():
-    told = broken_laws(config(num_attention_heads=4, hidden_size=64, tensor_model_parallel_size=8), 1)
+    told = broken_laws(
+        config(num_attention_heads=4, hidden_size=64, tensor_model_parallel_size=8), 1
+    )
     heads = next(text for text in told if text.startswith("num-attention-heads"))
     assert ("tensor_model_parallel_size", "1") in proposals(heads)
     assert ("tensor_model_parallel_size", "2") not in proposals(heads)
 
 
 def test_numbers_of_any_size_are_refused_at_once():
-    given = config(num_layers=(1 << 61) - 1, pipeline_model_parallel_size=2, hidden_size=(1 << 61) - 1)
+    given = config(
+        num_layers=(1 << 61) - 1, pipeline_model_parallel_size=2, hidden_size=(1 << 61) - 1
+    )
     told = broken_laws(given, 2)
     assert any("num-layers (" in text for text in told) and all(len(text) < 1000 for text in told)
-    assert divisors(12) == [1, 2, 3, 4, 6, 12] and divisors(1) == [1] and divisors(0) == [] == divisors(-3)
+    assert (
+        divisors(12) == [1, 2, 3, 4, 6, 12]
+        and divisors(1) == [1]
+        and divisors(0) == [] == divisors(-3)
+    )
 
 
 def test_what_no_single_setting_mends_says_so():
     given = config(
-        num_attention_heads=7, hidden_size=49, data_parallel_size=1, tensor_model_parallel_size=4, ffn_hidden_size=48
+        num_attention_heads=7,
+        hidden_size=49,
+        data_parallel_size=1,
+        tensor_model_parallel_size=4,
+        ffn_hidden_size=48,
     )
     told = broken_laws(given, 4)
-    assert told and all(proposals(text) or "change several" in text or ": use " in text for text in told)
+    assert told and all(
+        proposals(text) or "change several" in text or ": use " in text for text in told
+    )

@@ -4,7 +4,14 @@ import pytest
 
 from megascratch.config.derive import derive
 from megascratch.config.fields import SECTION_OF, flat, with_fields
-from megascratch.config.resume_rules import CAN_BE_FORCED, ROW_OF, ROWS, Side, compare_configs, rules
+from megascratch.config.resume_rules import (
+    CAN_BE_FORCED,
+    ROW_OF,
+    ROWS,
+    Side,
+    compare_configs,
+    rules,
+)
 from megascratch.config.settings import Config
 
 GOOD = {"mock_data": True, "vocab_size": 100, "train_iters": 10}
@@ -20,40 +27,96 @@ def side(files=None, tokenizer=None, **values) -> Side:
 
 
 def verdict(before: dict, now: dict, consumed: int = 100, forced=(), same=None):
-    return compare_configs(side(**(same or {}) | before), side(**(same or {}) | now), consumed, forced)
+    return compare_configs(
+        side(**(same or {}) | before), side(**(same or {}) | now), consumed, forced
+    )
 
 
 def test_every_setting_stands_in_exactly_one_row():
     names = [name for row in ROWS for name in row.names.split()]
-    assert sorted(names) == sorted(SECTION_OF), "a new setting needs its row in config/resume_rules.py"
+    assert sorted(names) == sorted(SECTION_OF), (
+        "a new setting needs its row in config/resume_rules.py"
+    )
 
 
 def test_the_printed_table_has_every_setting_and_every_kind():
     lines = rules().splitlines()
-    assert sorted(" ".join(line for line in lines if line.startswith(" " * 6)).split()) == sorted(ROW_OF)
-    assert [line.split(":")[0] for line in lines if line[0] != " "][:4] == ["free", "notice", "refused", "fixed"]
+    assert sorted(" ".join(line for line in lines if line.startswith(" " * 6)).split()) == sorted(
+        ROW_OF
+    )
+    assert [line.split(":")[0] for line in lines if line[0] != " "][:4] == [
+        "free",
+        "notice",
+        "refused",
+        "fixed",
+    ]
 
 
 @pytest.mark.parametrize(
     ("before", "now", "kind", "told"),
     [
         ({}, {"overlap_grad_reduce": False, "save": "x", "sequence_parallel": True}, "free", ""),
-        ({}, {"lr": 1.0}, "notice", "lr was 0.0003 and is now 1.0: the weights are updated differently"),
-        ({}, {"train_iters": 20, "lr_decay_iters": 10}, "notice", "train-iters was 10 and is now 20"),
-        (MEGATRON, MEGATRON | {"train_iters": 20, "lr_decay_iters": 10}, "refused", "train-iters was 10"),
-        ({}, {"global_batch_size": 4}, "notice", "global-batch-size was 1 and is now 4: the number of samples"),
-        (MEGATRON, MEGATRON | {"global_batch_size": 4}, "refused", "global-batch-size was 1 and is now 4: the order"),
+        (
+            {},
+            {"lr": 1.0},
+            "notice",
+            "lr was 0.0003 and is now 1.0: the weights are updated differently",
+        ),
+        (
+            {},
+            {"train_iters": 20, "lr_decay_iters": 10},
+            "notice",
+            "train-iters was 10 and is now 20",
+        ),
+        (
+            MEGATRON,
+            MEGATRON | {"train_iters": 20, "lr_decay_iters": 10},
+            "refused",
+            "train-iters was 10",
+        ),
+        (
+            {},
+            {"global_batch_size": 4},
+            "notice",
+            "global-batch-size was 1 and is now 4: the number of samples",
+        ),
+        (
+            MEGATRON,
+            MEGATRON | {"global_batch_size": 4},
+            "refused",
+            "global-batch-size was 1 and is now 4: the order",
+        ),
         ({}, {"eval_iters": 3}, "free", ""),
         (MEGATRON, MEGATRON | {"eval_iters": 3}, "notice", "validation reads different samples"),
-        ({}, {"seed": 5}, "refused", "seed was 1234 and is now 5: the order of the samples changes"),
+        (
+            {},
+            {"seed": 5},
+            "refused",
+            "seed was 1234 and is now 5: the order of the samples changes",
+        ),
         ({}, {"packing": "best-fit"}, "refused", "some would be read twice, some never"),
         (FILES, FILES | {"split": "9,1,0"}, "refused", "split was 969,30,1 and is now 9,1,0"),
-        (FILES, FILES | {"data_path": ["0.3", "a", "0.7", "c"]}, "refused", "data-path was 0.3 a 0.7 b and is now 0.3"),
-        ({}, {"eod_mask_loss": True}, "refused", "eod-mask-loss was False and is now True: the model reads different"),
+        (
+            FILES,
+            FILES | {"data_path": ["0.3", "a", "0.7", "c"]},
+            "refused",
+            "data-path was 0.3 a 0.7 b and is now 0.3",
+        ),
+        (
+            {},
+            {"eod_mask_loss": True},
+            "refused",
+            "eod-mask-loss was False and is now True: the model reads different",
+        ),
         ({}, {"rotary_base": 5e5}, "refused", "the same weights compute a different function"),
         ({}, {"num_layers": 13}, "fixed", "num-layers was 12 and is now 13"),
         ({}, {"vocab_size": 200}, "fixed", "vocab-size was 100 and is now 200"),
-        ({}, {"max_position_embeddings": 4096}, "fixed", "max-position-embeddings was 1024 and is now 4096"),
+        (
+            {},
+            {"max_position_embeddings": 4096},
+            "fixed",
+            "max-position-embeddings was 1024 and is now 4096",
+        ),
         (
             {"position_embedding_type": "rope"},
             {"position_embedding_type": "rope", "max_position_embeddings": 4096},
@@ -79,14 +142,20 @@ def test_a_refused_change_can_be_forced_by_its_own_name_alone():
 
 def test_what_can_be_forced_is_what_can_be_refused():
     assert {"seed", "train_iters", "data_files", "tokenizer"} <= set(CAN_BE_FORCED)
-    assert not {"lr", "num_layers", "max_position_embeddings", "micro_batch_size"} & set(CAN_BE_FORCED)
+    assert not {"lr", "num_layers", "max_position_embeddings", "micro_batch_size"} & set(
+        CAN_BE_FORCED
+    )
 
 
 @pytest.mark.parametrize(
     ("files", "path", "told"),
     [
         ({"x": A, "y": B}, ["0.3", "x", "0.7", "y"], None),
-        ({"x": REMOTE_A, "y": B}, ["0.3", "x", "0.7", "y"], None),  # sizes are all that both sides know
+        (
+            {"x": REMOTE_A, "y": B},
+            ["0.3", "x", "0.7", "y"],
+            None,
+        ),  # sizes are all that both sides know
         ({"x": B, "y": A}, ["0.3", "x", "0.7", "y"], "data-path was"),
         ({"x": A, "y": B}, ["0.5", "x", "0.5", "y"], "data-path was"),
         ({"x": A}, ["x"], "data-path was"),
@@ -100,14 +169,22 @@ def test_what_can_be_forced_is_what_can_be_refused():
             FILES["data_path"],
             "b_loss_mask.bin has changed since the checkpoint: it was missing and is now 1 bytes",
         ),
-        ({"a": A | {".idx": {"bytes": 7, "sha256": "zz"}}, "b": B}, FILES["data_path"], "it was 7 bytes, sha256 ab"),
+        (
+            {"a": A | {".idx": {"bytes": 7, "sha256": "zz"}}, "b": B},
+            FILES["data_path"],
+            "it was 7 bytes, sha256 ab",
+        ),
     ],
 )
 def test_data_is_known_by_its_content_not_by_its_name(files, path, told):
     before = {"files": {"a": A, "b": B}} | FILES
     notices, refusals = verdict(before, {"files": files} | FILES | {"data_path": path})
     if told is None:
-        assert refusals == [] and len(notices) == 1 and "the same tokens under another name" in notices[0]
+        assert (
+            refusals == []
+            and len(notices) == 1
+            and "the same tokens under another name" in notices[0]
+        )
     else:
         assert refusals and told in refusals[0]
 
@@ -115,7 +192,11 @@ def test_data_is_known_by_its_content_not_by_its_name(files, path, told):
 def test_changed_data_can_be_forced():
     changed = FILES | {"files": {"a": A, "b": A}}
     notices, refusals = verdict(FILES | {"files": {"a": A, "b": B}}, changed, forced=["data_files"])
-    assert refusals == [] and all(line.startswith("forced: b.") for line in notices) and len(notices) == 2
+    assert (
+        refusals == []
+        and all(line.startswith("forced: b.") for line in notices)
+        and len(notices) == 2
+    )
 
 
 @pytest.mark.parametrize(
@@ -131,7 +212,9 @@ def test_changed_data_can_be_forced():
 )
 def test_stages_that_have_not_begun_may_change(before, now, refused):
     stages = FILES | {"data_path": ["a"]}
-    notices, refusals = verdict(stages | {"data_stages": before}, stages | {"data_stages": now}, consumed=100)
+    notices, refusals = verdict(
+        stages | {"data_stages": before}, stages | {"data_stages": now}, consumed=100
+    )
     assert (len(refusals), len(notices)) == (refused, not refused)
 
 
@@ -139,14 +222,20 @@ def test_stages_that_have_not_begun_may_change(before, now, refused):
     ("before", "now", "told"),
     [
         (("old", "x.model"), ("old", "moved/x.model"), None),
-        (("old", "x.model"), ("new", "y.model"), "tokenizer-model was x.model and is now y.model: ids mean"),
+        (
+            ("old", "x.model"),
+            ("new", "y.model"),
+            "tokenizer-model was x.model and is now y.model: ids mean",
+        ),
         (("old", "x.model"), ("new", "x.model"), "the tokenizer's digest was old and is now new"),
     ],
 )
 def test_a_tokenizer_is_known_by_its_ids(before, now, told):
     sides = [{"tokenizer": digest, "tokenizer_model": model} for digest, model in (before, now)]
     notices, refusals = verdict(*sides)
-    assert notices == [] and (refusals == [] if told is None else told in refusals[0] and len(refusals) == 1)
+    assert notices == [] and (
+        refusals == [] if told is None else told in refusals[0] and len(refusals) == 1
+    )
 
 
 def test_a_checkpoint_that_knows_less_is_judged_by_what_it_knows():

@@ -4,7 +4,14 @@ from dataclasses import replace
 
 import pytest
 
-from megascratch.curation.quality import STOP_WORDS, Limits, Reason, c4, gopher_quality, gopher_repetition
+from megascratch.curation.quality import (
+    STOP_WORDS,
+    Limits,
+    Reason,
+    c4,
+    gopher_quality,
+    gopher_repetition,
+)
 from tests.support.prose import PROSE
 
 LIMITS = Limits()
@@ -29,7 +36,12 @@ def test_prose_passes_every_rule():
         ("mean_word_length", "internationalisation the and extraordinarily " * 20),
         ("symbols_per_word", PROSE + " #" * 20),
         ("symbols_per_word", PROSE + " ..." * 20),
-        ("bullet_lines", "\n".join(f"- the {word} together with something of interest" for word in PROSE.split())),
+        (
+            "bullet_lines",
+            "\n".join(
+                f"- the {word} together with something of interest" for word in PROSE.split()
+            ),
+        ),
         (
             "ellipsis_lines",
             "\n".join(
@@ -89,7 +101,10 @@ def test_overlapping_n_grams_count_their_characters_once():
             "Menu\nOne is here. Two is.\nToo short.\nThree of them.\nPlease enable Javascript now.\nEnds so ...",
             "One is here. Two is.\nThree of them.",
         ),
-        ("One is here. Two is here.", Reason("sentences", "2 in lines that end one, at least 3 are needed")),
+        (
+            "One is here. Two is here.",
+            Reason("sentences", "2 in lines that end one, at least 3 are needed"),
+        ),
         ("A. B. C. if (x) { y }", Reason("curly_bracket", "the text has a curly bracket: code")),
         ("Lorem Ipsum dolor. A. B. C.", Reason("lorem_ipsum", "the text says lorem ipsum")),
     ],
@@ -100,7 +115,18 @@ def test_c4_keeps_lines_that_end_a_sentence(text, expected):
 
 def test_the_first_of_equal_lines_and_what_occurs_once_count_nothing():
     """Three of ten lines are too many only if the first one counts, too."""
-    lines = ["alphabet", "a", "bicycles", "a", "cathedral", "a", "dangerous", "a", "elephants", "furniture"]
+    lines = [
+        "alphabet",
+        "a",
+        "bicycles",
+        "a",
+        "cathedral",
+        "a",
+        "dangerous",
+        "a",
+        "elephants",
+        "furniture",
+    ]
     assert gopher_repetition("\n".join(lines), LIMITS) is None
     assert gopher_repetition("four wholly different words", LIMITS) is None
 

@@ -44,7 +44,9 @@ def a_flipped_cache_is_built_again(folder):
     load_or_build(folder, {"a": 1}, lambda: {"x": np.arange(9)})
     (file,) = folder.glob("*/x.npy")
     flip(file, -8)
-    assert load_or_build(folder, {"a": 1}, lambda: {"x": np.arange(9)})["x"].tolist() == list(range(9))
+    assert load_or_build(folder, {"a": 1}, lambda: {"x": np.arange(9)})["x"].tolist() == list(
+        range(9)
+    )
 
 
 def validate_finds_a_flipped_mask(folder):
@@ -58,7 +60,9 @@ def an_id_of_the_padding_is_refused(folder):
     reader = TokenReader(write(folder / "c", IDS))
     reader.limit_ids(6)
     assert reader.read(np.array([[1, 0, 2]])).tolist() == [4, 5]
-    with pytest.raises(UserError, match=r"document 2, sequence 2, token 0 has id 6, the vocabulary has 6"):
+    with pytest.raises(
+        UserError, match=r"document 2, sequence 2, token 0 has id 6, the vocabulary has 6"
+    ):
         reader.read(np.array([[0, 0, 3], [2, 0, 1]]))
 
 
@@ -68,7 +72,9 @@ def always(value):
 
 def believing(file, pieces):
     """read_pieces that looks at no mark and at no limit."""
-    unchecked = TokenFile(file.bytes, file.code, file.lengths, file.pointers, np.empty(0, np.uint8), -1)
+    unchecked = TokenFile(
+        file.bytes, file.code, file.lengths, file.pointers, np.empty(0, np.uint8), -1
+    )
     return read_pieces(unchecked, pieces)
 
 
@@ -78,13 +84,41 @@ INDEXED, CACHE, CHECK = (
     "megascratch.data.inspect.validate",
 )
 BREAKS = {
-    "blocks are never compared": (a_flipped_id_is_refused, f"{INDEXED}.block_is_intact", always(True)),
-    "blocks that were never read count as compared": (a_flipped_id_is_refused, f"{INDEXED}.read_pieces", believing),
-    "the index is not compared": (a_swapped_length_is_refused, f"{INDEXED}.read_digests", always(None)),
-    "the manifest is not compared": (a_changed_manifest_is_refused, f"{INDEXED}.read_digests", always(None)),
-    "validate forgets the loss mask": (validate_finds_a_flipped_mask, f"{CHECK}.has_mask", always(False)),
-    "validate compares no block": (validate_finds_a_flipped_mask, f"{CHECK}.damaged_blocks", always([])),
-    "ids are not judged when they are read": (an_id_of_the_padding_is_refused, f"{INDEXED}.read_pieces", believing),
+    "blocks are never compared": (
+        a_flipped_id_is_refused,
+        f"{INDEXED}.block_is_intact",
+        always(True),
+    ),
+    "blocks that were never read count as compared": (
+        a_flipped_id_is_refused,
+        f"{INDEXED}.read_pieces",
+        believing,
+    ),
+    "the index is not compared": (
+        a_swapped_length_is_refused,
+        f"{INDEXED}.read_digests",
+        always(None),
+    ),
+    "the manifest is not compared": (
+        a_changed_manifest_is_refused,
+        f"{INDEXED}.read_digests",
+        always(None),
+    ),
+    "validate forgets the loss mask": (
+        validate_finds_a_flipped_mask,
+        f"{CHECK}.has_mask",
+        always(False),
+    ),
+    "validate compares no block": (
+        validate_finds_a_flipped_mask,
+        f"{CHECK}.damaged_blocks",
+        always([]),
+    ),
+    "ids are not judged when they are read": (
+        an_id_of_the_padding_is_refused,
+        f"{INDEXED}.read_pieces",
+        believing,
+    ),
 }
 
 

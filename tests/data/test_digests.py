@@ -29,7 +29,9 @@ PER_BLOCK = BLOCK_BYTES // 2  # ids of two bytes
 @pytest.fixture
 def prefix(tmp_path):
     """Three blocks and a half of ids in documents of 1,000."""
-    return write(tmp_path / "c", [np.arange(1000) + number for number in range(7 * PER_BLOCK // 2000)])
+    return write(
+        tmp_path / "c", [np.arange(1000) + number for number in range(7 * PER_BLOCK // 2000)]
+    )
 
 
 def test_the_file_is_the_one_that_its_description_says(prefix):
@@ -38,7 +40,12 @@ def test_the_file_is_the_one_that_its_description_says(prefix):
     index, manifest = idx_path(prefix).read_bytes(), manifest_path(prefix).read_bytes()
     blocks = [xxhash.xxh3_64_intdigest(ids[at : at + 32768]) for at in range(0, len(ids), 32768)]
     header = struct.pack("<8sIIQQQ", b"MSDIGEST", 1, 32768, len(ids), len(index), len(manifest))
-    whole = header + xxhash.xxh3_128_digest(index) + xxhash.xxh3_128_digest(manifest) + struct.pack("<4Q", *blocks)
+    whole = (
+        header
+        + xxhash.xxh3_128_digest(index)
+        + xxhash.xxh3_128_digest(manifest)
+        + struct.pack("<4Q", *blocks)
+    )
     assert raw == whole + xxhash.xxh3_128_digest(whole)
 
 
@@ -64,14 +71,18 @@ def test_damage_is_found_when_its_block_is_first_read_and_not_before(prefix):
     assert reader.read(last)[0] == len(reader) - 1
     (sequence,) = np.flatnonzero(reader.pointers <= 2 * BLOCK_BYTES)[-1:].tolist()
     offset = (2 * BLOCK_BYTES - int(reader.pointers[sequence])) // 2
-    assert len(reader.read(np.array([[sequence, 0, offset]]))) == offset, "ids in front of the block are sound"
+    assert len(reader.read(np.array([[sequence, 0, offset]]))) == offset, (
+        "ids in front of the block are sound"
+    )
     for read in (
         lambda: reader.read(np.array([[sequence, 0, offset + 1]])),
         lambda: reader.get(sequence),
         lambda: list(reader.blocks()),
         reader.token_range,
     ):
-        with pytest.raises(UserError, match=r"c\.bin differs from what was .* bytes 65,536 to 98,304 are damaged"):
+        with pytest.raises(
+            UserError, match=r"c\.bin differs from what was .* bytes 65,536 to 98,304 are damaged"
+        ):
             read()
 
 
@@ -94,7 +105,9 @@ def test_a_recorded_manifest_that_is_gone_is_missed(tmp_path):
     prefix = write(tmp_path / "c", [[1]])
     write_manifest(prefix, {})
     manifest_path(prefix).unlink()
-    with pytest.raises(UserError, match=r"c\.json differs from what was written .* cannot be read: No such file"):
+    with pytest.raises(
+        UserError, match=r"c\.json differs from what was written .* cannot be read: No such file"
+    ):
         TokenReader(prefix)
 
 
@@ -114,13 +127,18 @@ def test_a_pair_from_elsewhere_is_recorded_once_and_then_guarded(tmp_path, capsy
     for one in (prefix, mask):
         digests_path(one).unlink()
     assert main(["validate", prefix]) == 0
-    assert f"no digests, so damage may go unnoticed: run megascratch data record {prefix}" in capsys.readouterr().out
+    assert (
+        f"no digests, so damage may go unnoticed: run megascratch data record {prefix}"
+        in capsys.readouterr().out
+    )
     assert main(["record", prefix]) == 0
     assert (digests_path(prefix).read_bytes(), digests_path(mask).read_bytes()) == sound
     assert main(["record", prefix]) == 0
     assert "already recorded and unchanged" in capsys.readouterr().out
     flip(bin_path(mask), 0, bit=1)
-    with pytest.raises(UserError, match=r"c_loss_mask\.bin: bytes 0 to 6 .* --overwrite records the files"):
+    with pytest.raises(
+        UserError, match=r"c_loss_mask\.bin: bytes 0 to 6 .* --overwrite records the files"
+    ):
         record(prefix)
     record(prefix, overwrite=True)
     assert TokenReader(mask).get(0).tolist() == [3, 1]
@@ -153,7 +171,12 @@ def test_a_damaged_index_cache_is_made_again_and_said_once(tmp_path, capsys, dam
     for _ in range(2):
         back = load_or_build(tmp_path, {"a": 1}, arrays)["x"]
         assert (back.dtype, back.tolist()) == (np.int64, [0, 1, 2, 3, 4])
-    assert capsys.readouterr().err.count(f"the index cache {file.parent} is damaged: it is built again") == 1
+    assert (
+        capsys.readouterr().err.count(
+            f"the index cache {file.parent} is damaged: it is built again"
+        )
+        == 1
+    )
 
 
 def test_validate_names_a_damaged_index_cache(tmp_path, capsys):
@@ -169,7 +192,9 @@ def test_validate_names_a_damaged_index_cache(tmp_path, capsys):
 
 def test_random_flips_in_every_kind_of_file_are_all_found():
     done = subprocess.run(
-        [sys.executable, str(FLIPS), "--flips", "8", "--dialogues", "40"], capture_output=True, text=True
+        [sys.executable, str(FLIPS), "--flips", "8", "--dialogues", "40"],
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(done.stdout.splitlines()) == 7

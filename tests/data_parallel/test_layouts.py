@@ -32,8 +32,13 @@ def first_gradients(flavour, layout, bucket):
     model, stage, shards = synthetic_grads.build(flavour, layout, bucket)
     whole, _ = synthetic_grads.serial(range(1))
     synthetic_grads.accumulate(model, stage, shards, 0)
-    model.step(lr=0.0, factor=synthetic_grads.clip_factor(model.norm().item(), synthetic_grads.OPTIM.clip_grad))
-    return synthetic_grads.worst(model, {name: value for name, value in whole.items() if "exp_avg" in name})
+    model.step(
+        lr=0.0,
+        factor=synthetic_grads.clip_factor(model.norm().item(), synthetic_grads.OPTIM.clip_grad),
+    )
+    return synthetic_grads.worst(
+        model, {name: value for name, value in whole.items() if "exp_avg" in name}
+    )
 
 
 def trained(flavour, layout, bucket, dtype, overlap=True, tied=True):
@@ -58,7 +63,9 @@ def of_first_replica(model, stage):
         yield value
 
 
-@pytest.mark.parametrize("flavour, layout", list(product(["ddp", "zero1"], ["dp2", "tp4", "pp2 dp2", "tp2 dp2"])))
+@pytest.mark.parametrize(
+    "flavour, layout", list(product(["ddp", "zero1"], ["dp2", "tp4", "pp2 dp2", "tp2 dp2"]))
+)
 def test_gradients_are_the_sums_of_one_process(flavour, layout):
     """Seen through the first moment: after one step it is 0.1 x the gradient."""
     for error in on_ranks(ranks(LAYOUTS[layout]), first_gradients, flavour, LAYOUTS[layout], 100):
@@ -77,7 +84,9 @@ def test_weights_moments_and_norms_after_five_steps_are_those_of_one_process(fla
 def test_the_size_of_buckets_is_of_no_account(flavour, bucket):
     layout = LAYOUTS["pp2 dp2"]
     for overlap in (True, False):
-        for error, error_of_norm, *_ in on_ranks(4, trained, flavour, layout, bucket, torch.float64, overlap):
+        for error, error_of_norm, *_ in on_ranks(
+            4, trained, flavour, layout, bucket, torch.float64, overlap
+        ):
             assert error < 1e-12 and error_of_norm < 1e-13
 
 
@@ -94,5 +103,7 @@ def test_the_pipeline_cut_moves_no_bit_of_norm(flavour, tp):
     norms = {}
     for pp in (1, 2, 4):
         layout = {"tp": tp, "pp": pp}
-        norms[pp] = on_ranks(tp * pp, trained, flavour, layout, 100, torch.float32, True, False)[0][3]
+        norms[pp] = on_ranks(tp * pp, trained, flavour, layout, 100, torch.float32, True, False)[0][
+            3
+        ]
     assert norms[1] == norms[2] == norms[4]

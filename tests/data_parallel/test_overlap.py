@@ -41,7 +41,11 @@ def test_each_bucket_starts_when_it_is_full_and_only_in_the_last_micro_batch(fla
 
 def test_without_overlap_everything_starts_in_finish():
     for first, last in on_ranks(2, events, "ddp", {"dp": 2}, False):
-        assert set(first) == {"g"} and set(last.split("|")[0]) == {"g"} and set(last.split("|")[1]) == {"R"}
+        assert (
+            set(first) == {"g"}
+            and set(last.split("|")[0]) == {"g"}
+            and set(last.split("|")[1]) == {"R"}
+        )
 
 
 def used_twice():
@@ -61,10 +65,17 @@ def chunks(flavour):
     """Two chunks per rank with interleaved backwards; the second never sees its `b` in the second step."""
     mesh, dtype = mesh_of(dp=2), torch.float64
     models = [
-        nn.ParameterDict({f"{c}a": torch.zeros(3, 2, dtype=dtype), f"{c}b": torch.zeros(5, dtype=dtype)}) for c in "xy"
+        nn.ParameterDict(
+            {f"{c}a": torch.zeros(3, 2, dtype=dtype), f"{c}b": torch.zeros(5, dtype=dtype)}
+        )
+        for c in "xy"
     ]
-    shards = {name: Shard(tuple(p.shape)) for model in models for name, p in model.named_parameters()}
-    model = DATA_PARALLEL[flavour](models, shards, mesh, OptimConfig(), ParallelConfig(ddp_bucket_size=1))
+    shards = {
+        name: Shard(tuple(p.shape)) for model in models for name, p in model.named_parameters()
+    }
+    model = DATA_PARALLEL[flavour](
+        models, shards, mesh, OptimConfig(), ParallelConfig(ddp_bucket_size=1)
+    )
     norms = []
     for step in range(2):
         for chunk, last in ((1, False), (0, False), (1, True), (0, True)):
@@ -97,7 +108,13 @@ def gathers():
 
     def look(*args):
         buckets = reversed(model.chunks[0].buckets)
-        seen.append("".join(name for name, bucket in zip("abc", buckets, strict=True) if bucket.arriving is not None))
+        seen.append(
+            "".join(
+                name
+                for name, bucket in zip("abc", buckets, strict=True)
+                if bucket.arriving is not None
+            )
+        )
 
     for layer in layers:
         layer.register_forward_pre_hook(look)
@@ -142,7 +159,11 @@ def test_an_overflow_on_one_rank_is_seen_by_all_and_leaves_nothing_behind(flavou
 
 BAD = {
     "no shard": ({}, True, "a has no shard"),
-    "other shape": ({"a": Shard((3, 3))}, True, r"a has shape \(3, 2\), but its shard says \(3, 3\)"),
+    "other shape": (
+        {"a": Shard((3, 3))},
+        True,
+        r"a has shape \(3, 2\), but its shard says \(3, 3\)",
+    ),
     "frozen": ({"a": Shard((3, 2))}, False, "a is frozen"),
 }
 

@@ -11,7 +11,8 @@ from tests.support.rank_pool import on_ranks
 CASES = [
     (flavour, layout)
     for flavour, layout in product(
-        ["ddp", "zero1"], [{"dp": 4}, {"tp": 4, "dp": 2}, {"pp": 2, "dp": 2}, {"tp": 2, "pp": 2, "dp": 2}]
+        ["ddp", "zero1"],
+        [{"dp": 4}, {"tp": 4, "dp": 2}, {"pp": 2, "dp": 2}, {"tp": 2, "pp": 2, "dp": 2}],
     )
 ]
 
@@ -54,7 +55,9 @@ def resumed(flavour, layout, whole, scalars, steps):
                 held.tensor.copy_(whole[name][held.box.slices])
     model.loaded()
     model.load_scalars(scalars)
-    assert all(torch.equal(tensor, whole[name][box.slices]) for name, _, box, _, tensor in boxes_of(model))
+    assert all(
+        torch.equal(tensor, whole[name][box.slices]) for name, _, box, _, tensor in boxes_of(model)
+    )
     with torch.no_grad():
         for parameter in stage.parameters():
             parameter.nan_to_num_()  # padding
@@ -63,7 +66,11 @@ def resumed(flavour, layout, whole, scalars, steps):
 
 
 def boxes_of(model):
-    return [(name, h.whole_shape, h.box, h.copy, h.tensor) for name, several in model.state().items() for h in several]
+    return [
+        (name, h.whole_shape, h.box, h.copy, h.tensor)
+        for name, several in model.state().items()
+        for h in several
+    ]
 
 
 @pytest.mark.parametrize("flavour, layout", CASES)
@@ -95,7 +102,8 @@ def half_precision(flavour, layout):
     model, stage, shards = synthetic_grads.build(flavour, layout, 100, torch.bfloat16)
     synthetic_grads.play(model, stage, shards, range(5))
     whole = {
-        name.replace("param", "optim.master"): value for name, value in synthetic_grads.serial(range(5))[0].items()
+        name.replace("param", "optim.master"): value
+        for name, value in synthetic_grads.serial(range(5))[0].items()
     }
     error = synthetic_grads.worst(model, whole)
     state = model.state()

@@ -29,14 +29,19 @@ def test_every_benchmark_has_a_section(script):
 def test_every_command_of_the_page_is_a_script():
     commands = run_all.chosen(PAGE, [])
     assert len(commands) >= len(SCRIPTS) - 1  # bench_bubbles needs a table that is not ours
-    assert [command for command in commands if not Path(run_all.ROOT, command.split()[1]).exists()] == []
+    assert [
+        command for command in commands if not Path(run_all.ROOT, command.split()[1]).exists()
+    ] == []
 
 
 def test_a_run_replaces_its_own_figures_and_says_where_they_are_from():
     filled = run_all.fill(SMALL, "python a.py", lambda command: "new  \nrow\n", "here and now")
     expected = SMALL.replace("old a", "`python a.py`, here and now:\n\n```text\nnew\nrow\n```")
     assert filled == expected
-    assert run_all.fill(filled, "python a.py", lambda command: "new  \nrow\n", "here and now") == expected
+    assert (
+        run_all.fill(filled, "python a.py", lambda command: "new  \nrow\n", "here and now")
+        == expected
+    )
 
 
 def test_a_run_that_fails_changes_nothing():
@@ -44,7 +49,8 @@ def test_a_run_that_fails_changes_nothing():
 
 
 @pytest.mark.parametrize(
-    ("names", "expected"), [([], ["python a.py", "python a.py --fast"]), (["fast"], ["python a.py --fast"])]
+    ("names", "expected"),
+    [([], ["python a.py", "python a.py --fast"]), (["fast"], ["python a.py --fast"])],
 )
 def test_names_choose_sections(names, expected):
     assert run_all.chosen(SMALL, names) == expected

@@ -63,19 +63,26 @@ def test_every_block_that_trains_runs_as_it_stands(walk, tmp_path):
 
 
 def test_a_block_that_is_not_run_says_why_and_there_are_few_of_them():
-    reasons = [block for page in PAGES for block in law.blocks(page) if block.reason_not_run is not None]
+    reasons = [
+        block for page in PAGES for block in law.blocks(page) if block.reason_not_run is not None
+    ]
     assert [block.place for block in reasons if not block.reason_not_run] == []
     assert len(reasons) <= NOT_RUN_AT_MOST, [block.place for block in reasons]
 
 
 def test_every_block_has_a_language_that_says_whether_it_is_run():
     known = (*law.RUN, *law.SHOWN)
-    unknown = [block.place for page in PAGES for block in law.blocks(page) if block.language not in known]
+    unknown = [
+        block.place for page in PAGES for block in law.blocks(page) if block.language not in known
+    ]
     assert unknown == []
 
 
 def test_the_readme_can_be_read_in_two_pages():
-    assert len((law.ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= README_LINES_AT_MOST
+    assert (
+        len((law.ROOT / "README.md").read_text(encoding="utf-8").splitlines())
+        <= README_LINES_AT_MOST
+    )
 
 
 FENCE = "```"
@@ -88,7 +95,10 @@ FENCE = "```"
         (f"<!-- exit code: 3 -->\n{FENCE}bash\nexit 3\n{FENCE}", ""),
         (f"{FENCE}bash\nfalse | true\n{FENCE}", "exit code 1, not 0"),
         (f"{FENCE}console\n$ false\n{FENCE}", "exit code 1, not 0"),
-        (f"<!-- exact output -->\n{FENCE}console\n$ echo \\\n  one\ntwo\n{FENCE}", "not printed: ['two']"),
+        (
+            f"<!-- exact output -->\n{FENCE}console\n$ echo \\\n  one\ntwo\n{FENCE}",
+            "not printed: ['two']",
+        ),
         (f"<!-- exact output -->\n{FENCE}console\n$ echo one\none\n{FENCE}", ""),
         (f"{FENCE}python\nraise SystemExit(4)\n{FENCE}", "exit code 4, not 0"),
         (f"{FENCE}yaml\nnum_layer: 3\n{FENCE}", "did you mean num_layers?"),

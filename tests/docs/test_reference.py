@@ -16,7 +16,9 @@ from tests.support.doc_blocks import ROOT, pages
 
 
 def test_every_setting_stands_in_the_reference_with_its_meaning():
-    rows = re.findall(r"^\| `(\w+)` \|.*\| ([^|]+) \|$", generate_reference.settings_page(), flags=re.MULTILINE)
+    rows = re.findall(
+        r"^\| `(\w+)` \|.*\| ([^|]+) \|$", generate_reference.settings_page(), flags=re.MULTILINE
+    )
     assert [name for name, _ in rows] == list(SECTION_OF)
     assert [name for name, meaning in rows if not meaning.strip()] == []
 
@@ -67,19 +69,27 @@ def tracked_files() -> list[str]:
 def test_every_source_file_that_a_page_names_exists(page):
     """A name may leave out the folders in front."""
     files = [f"/{file}" for file in tracked_files()]
-    named = set(re.findall(r"`([\w./-]+\.(?:py|h|cpp|sh|sbatch|toml|txt))`", page.read_text(encoding="utf-8")))
+    named = set(
+        re.findall(
+            r"`([\w./-]+\.(?:py|h|cpp|sh|sbatch|toml|txt))`", page.read_text(encoding="utf-8")
+        )
+    )
     examples = {"benchmarks/bench_NAME.py", "merges.txt", "sample.txt", "input.txt"}
     of_others = {"preprocess_data_fast.py", "prepare.py", "train.py", "sample.py", "run_clm.py"}
     of_others.add("data/shakespeare_char/input.txt")
     assert [
-        name for name in sorted(named - examples - of_others) if not any(file.endswith(f"/{name}") for file in files)
+        name
+        for name in sorted(named - examples - of_others)
+        if not any(file.endswith(f"/{name}") for file in files)
     ] == []
 
 
 @pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_local_link_leads_to_a_file_and_a_headline(page):
     broken = []
-    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    text = re.sub(
+        r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL
+    )
     for link in re.findall(r"\]\(([^)\s]+)\)", text):
         if link.startswith("https://"):
             continue
@@ -96,7 +106,10 @@ def anchors_of(page: Path) -> set[str]:
     text = page.read_text(encoding="utf-8")
     included = re.search(r"\{include\} generated/([\w-]+)\.md", text)
     if included:
-        make = {"python": generate_reference.python_page, "settings": generate_reference.settings_page}
+        make = {
+            "python": generate_reference.python_page,
+            "settings": generate_reference.settings_page,
+        }
         text += make[included[1]]() if included[1] in make else ""
     headlines = re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", headline.lower()).replace(" ", "-") for headline in headlines}

@@ -28,7 +28,11 @@ def settings(folder, **values) -> list[str]:
 def test_one_machine_without_settings_is_looked_at(capsys):
     assert main(["doctor"]) == 0
     said = capsys.readouterr().out
-    assert "ok    network" in said and "ok    device" in said and "0 failed, 0 warnings: a run can start" in said
+    assert (
+        "ok    network" in said
+        and "ok    device" in said
+        and "0 failed, 0 warnings: a run can start" in said
+    )
 
 
 def test_settings_add_their_files_and_their_disk_and_nothing_is_left_behind(tmp_path, capsys):
@@ -36,15 +40,25 @@ def test_settings_add_their_files_and_their_disk_and_nothing_is_left_behind(tmp_
     assert main(settings(tmp_path, data_path=prefix, split="1,0,0")) == 0
     said = capsys.readouterr().out
     assert "ok    files" in said and "GiB free, writes" in said
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus.bin", "corpus.digests", "corpus.idx"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "corpus.bin",
+        "corpus.digests",
+        "corpus.idx",
+    ]
 
 
 def test_what_is_missing_is_named_with_its_remedy(tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    words = settings(tmp_path / "out", data_path=tmp_path / "no", split="1,0,0", load=tmp_path / "nowhere")
+    words = settings(
+        tmp_path / "out", data_path=tmp_path / "no", split="1,0,0", load=tmp_path / "nowhere"
+    )
     assert main(words) == 1
     said = capsys.readouterr().out
-    assert "FAIL  files" in said and "no.idx cannot be read" in said and "no.bin cannot be read" in said
+    assert (
+        "FAIL  files" in said
+        and "no.idx cannot be read" in said
+        and "no.bin cannot be read" in said
+    )
     assert f"--load {tmp_path / 'nowhere'}" in said and "-> copy it here" in said
     assert "3 failed, 0 warnings: a run cannot start" in said
 
@@ -64,7 +78,9 @@ def test_a_disk_without_room_or_permission_and_an_unknown_interface_fail(tmp_pat
     assert full.state == "FAIL" and "make room" in full.fix
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth99")
     (wrong,) = [finding for finding in check_host(None, True) if finding.about == "network"]
-    assert wrong.state == "FAIL" and "GLOO_SOCKET_IFNAME names eth99, this machine has" in wrong.text
+    assert (
+        wrong.state == "FAIL" and "GLOO_SOCKET_IFNAME names eth99, this machine has" in wrong.text
+    )
 
 
 def test_the_interfaces_are_those_with_an_ipv4_address():
@@ -88,15 +104,33 @@ def test_a_host_that_others_cannot_reach_fails(monkeypatch):
 
 
 def test_findings_of_all_ranks_are_put_together_by_host():
-    fine, bad = HostFinding("files", "ok", "all"), HostFinding("files", "FAIL", "no x.bin", "copy it")
-    said = [["a", 5.0, {"v": "1"}, [fine]], ["a", 5.0, {"v": "1"}, [fine]], ["b", 9.0, {"v": "2"}, [bad]]]
-    versions, one, other, clocks = (HostFinding(*found) for found in json.loads(_together(list(map(json.dumps, said)))))
+    fine, bad = (
+        HostFinding("files", "ok", "all"),
+        HostFinding("files", "FAIL", "no x.bin", "copy it"),
+    )
+    said = [
+        ["a", 5.0, {"v": "1"}, [fine]],
+        ["a", 5.0, {"v": "1"}, [fine]],
+        ["b", 9.0, {"v": "2"}, [bad]],
+    ]
+    versions, one, other, clocks = (
+        HostFinding(*found) for found in json.loads(_together(list(map(json.dumps, said))))
+    )
     assert versions.state == "FAIL" and "v     1              2" in versions.text
-    assert (one.text, other.text, other.fix) == ("a (ranks 0-1): all", "b (rank 2): no x.bin", "copy it")
-    assert clocks == HostFinding("clocks", "warn", "b is 4.0 s ahead of a", "run an NTP client on both")
+    assert (one.text, other.text, other.fix) == (
+        "a (ranks 0-1): all",
+        "b (rank 2): no x.bin",
+        "copy it",
+    )
+    assert clocks == HostFinding(
+        "clocks", "warn", "b is 4.0 s ahead of a", "run an NTP client on both"
+    )
     assert _clocks([("a", 1.0), ("b", 1.1)]).state == "ok"
     lines = report([versions, one, other, clocks]).splitlines()
-    assert lines[0].startswith("FAIL  versions") and lines[-1] == "2 failed, 1 warnings: a run cannot start"
+    assert (
+        lines[0].startswith("FAIL  versions")
+        and lines[-1] == "2 failed, 1 warnings: a run cannot start"
+    )
 
 
 def every_axis():
@@ -127,7 +161,12 @@ def test_under_torchrun_all_ranks_are_looked_at_and_every_axis_is_timed(tmp_path
     words = settings(tmp_path, mock_data=True, tensor_model_parallel_size=2)
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [*start, "-m", "megascratch", *words]
-    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=600
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert "ok    versions  2 ranks have the same" in done.stdout and "ok    clocks" in done.stdout
-    assert "axes      tp: 1 group(s) of 2, all-reduce at" in done.stdout and f"{HOST} (ranks 0-1): " in done.stdout
+    assert (
+        "axes      tp: 1 group(s) of 2, all-reduce at" in done.stdout
+        and f"{HOST} (ranks 0-1): " in done.stdout
+    )

@@ -12,13 +12,21 @@ def make(root, output, *more):
     command = [sys.executable, str(SCRIPT), "--output-dir", str(output), "--root", str(root), *more]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     files = [output / "train.jsonl", output / "heldout.jsonl"]
-    return done.stdout, [[json.loads(line) for line in file.read_text().splitlines()] for file in files]
+    return done.stdout, [
+        [json.loads(line) for line in file.read_text().splitlines()] for file in files
+    ]
 
 
 def test_files_are_held_out_by_their_name_alone(tmp_path):
     root = tmp_path / "lib"
     names = [f"{folder}module{number}.py" for folder in ("", "a/", "b/c/") for number in range(60)]
-    for name in [*names, "test/x.py", "a/tests/x.py", "idlelib/idle_test/x.py", "site-packages/x.py"]:
+    for name in [
+        *names,
+        "test/x.py",
+        "a/tests/x.py",
+        "idlelib/idle_test/x.py",
+        "site-packages/x.py",
+    ]:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(f"# é {name}\n")
     (root / "latin.py").write_bytes(b"# \xe9\n")
@@ -33,7 +41,11 @@ def test_files_are_held_out_by_their_name_alone(tmp_path):
     (root / "module0.py").write_text("changed")
     (root / "another.py").write_text("new")
     again = make(root, tmp_path / "two")[1][1]
-    assert {record["name"] for record in heldout} <= {record["name"] for record in again} <= {*names, "another.py"}
+    assert (
+        {record["name"] for record in heldout}
+        <= {record["name"] for record in again}
+        <= {*names, "another.py"}
+    )
 
 
 def test_a_number_of_files_takes_the_first_ones_of_the_whole(tmp_path):

@@ -8,7 +8,12 @@ import pytest
 import torch
 
 from megascratch.config.errors import UserError
-from megascratch.inference.evaluate import document_stream, evaluate_documents, evaluate_stream, windows
+from megascratch.inference.evaluate import (
+    document_stream,
+    evaluate_documents,
+    evaluate_stream,
+    windows,
+)
 from megascratch.tokenizer.simple import ByteTokenizer
 from tests.support.small_models import KINDS, config_of, full_logits, model_of
 
@@ -23,7 +28,11 @@ def test_every_token_but_the_first_is_counted_once_with_the_promised_context(len
     for stride in range(1, seq_length + 1):
         counted = []
         for window in windows(length, seq_length, stride):
-            assert window.start >= 0 and window.stop <= length and window.stop - window.start <= seq_length + 1
+            assert (
+                window.start >= 0
+                and window.stop <= length
+                and window.stop - window.start <= seq_length + 1
+            )
             for token in range(window.stop - window.counted, window.stop):
                 counted.append(token)
                 context = token - window.start
@@ -34,7 +43,10 @@ def test_every_token_but_the_first_is_counted_once_with_the_promised_context(len
 def test_documents_of_which_the_tokenizer_makes_no_token_have_no_loss():
     config = config_of()
     for ends in (True, False):
-        with pytest.raises(UserError, match="gives no token for 2 documents with 4 bytes: there is no loss to measure"):
+        with pytest.raises(
+            UserError,
+            match="gives no token for 2 documents with 4 bytes: there is no loss to measure",
+        ):
             evaluate_documents(model_of(config), config, ["  ", "  "], [[], []], EOD, ends=ends)
 
 
@@ -49,7 +61,9 @@ def reference(config, model, stream, stride, eod):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("resets", [(), ("reset_position_ids", "reset_attention_mask", "eod_mask_loss")])
+@pytest.mark.parametrize(
+    "resets", [(), ("reset_position_ids", "reset_attention_mask", "eod_mask_loss")]
+)
 def test_the_sum_is_that_of_the_single_tokens(kind, resets):
     config = config_of(**KINDS[kind], **dict.fromkeys(resets, True), attention_dropout=0.5)
     model = model_of(config)
@@ -65,7 +79,9 @@ def test_with_a_single_window_the_loss_is_the_forward_of_training():
     loss = evaluate_documents(model, config, TEXTS, IDS, EOD)
     stream = [EOD, *IDS[0], EOD, *IDS[1], EOD, *IDS[2], EOD]
     logits = full_logits(config, model, stream[:-1], EOD)
-    nats = torch.nn.functional.cross_entropy(logits, torch.tensor(stream[1:]), reduction="sum").item()
+    nats = torch.nn.functional.cross_entropy(
+        logits, torch.tensor(stream[1:]), reduction="sum"
+    ).item()
     assert loss.nats == pytest.approx(nats, rel=1e-9)
     assert (loss.tokens, loss.documents, loss.text_bytes) == (len(stream) - 1, 3, 24 + 2 + 40 - 1)
     assert loss.bits_per_byte == pytest.approx(nats / math.log(2) / 65, rel=1e-9)
@@ -85,7 +101,10 @@ def test_a_model_that_knows_nothing_costs_the_uniform_code():
     assert with_ends.bits_per_byte == pytest.approx(bits * (text_bytes + 3) / text_bytes, rel=1e-6)
     for eod, ends in [(None, True), (EOD, False)]:
         without = evaluate_documents(model, config, TEXTS, IDS, eod, ends=ends)
-        assert (without.tokens, without.bits_per_byte) == (text_bytes, pytest.approx(bits, rel=1e-6))
+        assert (without.tokens, without.bits_per_byte) == (
+            text_bytes,
+            pytest.approx(bits, rel=1e-6),
+        )
 
 
 def test_more_context_costs_more_windows():
@@ -95,7 +114,9 @@ def test_more_context_costs_more_windows():
 @pytest.mark.parametrize("stride", [0, -1, 25])
 def test_a_stride_outside_the_window_is_refused(stride):
     config = config_of()
-    with pytest.raises(UserError, match=r"--stride .* must be from 1 to the model's --seq-length \(24\)"):
+    with pytest.raises(
+        UserError, match=r"--stride .* must be from 1 to the model's --seq-length \(24\)"
+    ):
         evaluate_stream(model_of(config), config, np.arange(9), EOD, stride=stride)
 
 

@@ -49,7 +49,9 @@ def test_a_prompt_gives_in_a_batch_what_it_gives_alone(kind, sampling):
     model = model_of(config)
     together = generate(model, config, [*PROMPTS, [EOD]], 9, sampling, EOD)
     for number, prompt in enumerate([*PROMPTS, [EOD]]):
-        assert generate(model, config, [prompt], 9, sampling, EOD, first_number=number) == [together[number]]
+        assert generate(model, config, [prompt], 9, sampling, EOD, first_number=number) == [
+            together[number]
+        ]
 
 
 def test_it_stops_at_the_end_of_document_and_the_others_go_on():
@@ -98,7 +100,9 @@ def test_learned_positions_end_and_rotary_ones_do_not():
 def test_the_seed_decides_the_draws():
     config = config_of()
     model = model_of(config)
-    first, again, other = (generate(model, config, PROMPTS, 12, Sampling(2.0, seed=s), EOD) for s in (1, 1, 2))
+    first, again, other = (
+        generate(model, config, PROMPTS, 12, Sampling(2.0, seed=s), EOD) for s in (1, 1, 2)
+    )
     assert first == again != other
     same_prompt = generate(model, config, [[5]] * 3, 12, Sampling(2.0), EOD)
     assert len({tuple(f.tokens) for f in same_prompt}) == 3

@@ -24,7 +24,9 @@ def saved(folder, layout=(1, 1, 1), **settings):
 def same_weights(config, model, dtype=torch.float64):
     torch.manual_seed(0)
     expected = model_of(config)
-    for (name, got), (_, want) in zip(model.named_parameters(), expected.named_parameters(), strict=True):
+    for (name, got), (_, want) in zip(
+        model.named_parameters(), expected.named_parameters(), strict=True
+    ):
         assert got.dtype == dtype and torch.equal(got, want.to(dtype)), name
 
 
@@ -41,7 +43,9 @@ def test_half_precision_is_widened_on_a_cpu(tmp_path):
     saved(tmp_path, fp64=False, bf16=True)
     _, model, _ = load_for_inference(tmp_path / "step_00000003", CPU)
     for parameter in model.parameters():
-        assert parameter.dtype == torch.float32 and torch.equal(parameter, parameter.bfloat16().float())
+        assert parameter.dtype == torch.float32 and torch.equal(
+            parameter, parameter.bfloat16().float()
+        )
 
 
 def test_the_settings_come_back_as_they_were():
@@ -53,8 +57,16 @@ def test_the_settings_come_back_as_they_were():
 @pytest.mark.parametrize(
     ("state", "how", "complaint"),
     [
-        ({"tokenizer_fingerprint": "0" * 64}, {}, "the model was trained with tokenizer 0000000000000000"),
-        ({"config": {"model": {"depth": 3}}}, {}, "settings that this version does not know: depth"),
+        (
+            {"tokenizer_fingerprint": "0" * 64},
+            {},
+            "the model was trained with tokenizer 0000000000000000",
+        ),
+        (
+            {"config": {"model": {"depth": 3}}},
+            {},
+            "settings that this version does not know: depth",
+        ),
         ({}, {"tokenizer_model": "no/such.model"}, "no/such.model cannot be read"),
         ({}, {"tokenizer_type": "NullTokenizer"}, "the model was trained with tokenizer"),
     ],

@@ -16,12 +16,21 @@ PIPELINES: dict[str, dict[str, Any]] = {
     "pp2 gpipe": {"pipeline_model_parallel_size": 2, "pipeline_schedule": "gpipe"},
     "pp2 1f1b": {"pipeline_model_parallel_size": 2},
     "pp2 interleaved": INTERLEAVED,
-    "pp2 interleaved, groups of 3": {**INTERLEAVED, "microbatch_group_size_per_virtual_pipeline_stage": 3},
+    "pp2 interleaved, groups of 3": {
+        **INTERLEAVED,
+        "microbatch_group_size_per_virtual_pipeline_stage": 3,
+    },
     "pp2 uneven": {"pipeline_model_parallel_size": 2, "decoder_first_pipeline_num_layers": 1},
-    "pp2 one empty stage": {"pipeline_model_parallel_size": 2, "pipeline_model_parallel_layout": [4, 0]},
+    "pp2 one empty stage": {
+        "pipeline_model_parallel_size": 2,
+        "pipeline_model_parallel_layout": [4, 0],
+    },
     "pp4 gpipe": {"pipeline_model_parallel_size": 4, "pipeline_schedule": "gpipe"},
     "pp4 1f1b": {"pipeline_model_parallel_size": 4},
-    "pp4 explicit": {"pipeline_model_parallel_size": 4, "pipeline_model_parallel_layout": [0, 1, 2, 1]},
+    "pp4 explicit": {
+        "pipeline_model_parallel_size": 4,
+        "pipeline_model_parallel_layout": [0, 1, 2, 1],
+    },
 }
 DATA: dict[str, dict[str, Any]] = {
     "ddp in many buckets": {"ddp_bucket_size": 700},
@@ -42,7 +51,9 @@ def traced(**settings: Any) -> RunRecord:
 @pytest.mark.parametrize("layout", PIPELINES)
 def test_schedules_and_cuts_of_the_pipeline_change_no_bit(layout):
     one = traced(untie_embeddings_and_output_weights=True, **DROPOUT)
-    config = config_of(fp64=False, untie_embeddings_and_output_weights=True, **DROPOUT, **PIPELINES[layout])
+    config = config_of(
+        fp64=False, untie_embeddings_and_output_weights=True, **DROPOUT, **PIPELINES[layout]
+    )
     assert_identical(one, trace(config, steps=3))
 
 
@@ -50,14 +61,19 @@ def test_schedules_and_cuts_of_the_pipeline_change_no_bit(layout):
 def test_cuts_change_no_bit_of_a_tied_model_either_once_its_two_copies_are_apart(layout):
     """In one process the two uses of a tied weight add up micro-batch by micro-batch, apart each adds up on its own
     and the two sums are added: the same sum in another order, so there the one-process run differs by rounding."""
-    assert_identical(traced(**PIPELINES["pp2 1f1b"]), trace(config_of(fp64=False, **PIPELINES[layout]), steps=3))
+    assert_identical(
+        traced(**PIPELINES["pp2 1f1b"]), trace(config_of(fp64=False, **PIPELINES[layout]), steps=3)
+    )
 
 
 @pytest.mark.parametrize("flavour", DATA)
 def test_buckets_overlap_and_zero1_change_no_bit_over_two_ranks(flavour):
     """A sum of two has one order."""
     two = traced(num_layers=2, data_parallel_size=2)
-    assert_identical(two, trace(config_of(fp64=False, num_layers=2, data_parallel_size=2, **DATA[flavour]), steps=3))
+    assert_identical(
+        two,
+        trace(config_of(fp64=False, num_layers=2, data_parallel_size=2, **DATA[flavour]), steps=3),
+    )
 
 
 @pytest.mark.parametrize("overlap", [True, False])
@@ -83,7 +99,12 @@ GATHERED: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("kind", GATHERED)
 def test_whatever_reads_weights_awaits_their_gather_first(kind):
     """The gathers happen only when they are awaited, so that an old weight would show."""
-    layout = {"num_layers": 2, "data_parallel_size": 2, "use_distributed_optimizer": True, "fp64": False}
+    layout = {
+        "num_layers": 2,
+        "data_parallel_size": 2,
+        "use_distributed_optimizer": True,
+        "fp64": False,
+    }
     config = config_of(**layout | GATHERED[kind])
     at_once = replace(config, parallel=replace(config.parallel, overlap_param_gather=False))
     assert_identical(trace(at_once, steps=3), trace(config, steps=3, run=run_gathering_late))

@@ -23,7 +23,11 @@ WAYS: dict[str, dict[str, Any]] = {
         "data_parallel_size": 2,
         "use_distributed_optimizer": True,
     },
-    "zb_h1 of two stages": {**DROPOUT, "pipeline_model_parallel_size": 2, "pipeline_schedule": "zb_h1"},
+    "zb_h1 of two stages": {
+        **DROPOUT,
+        "pipeline_model_parallel_size": 2,
+        "pipeline_schedule": "zb_h1",
+    },
 }
 
 

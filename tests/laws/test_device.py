@@ -11,7 +11,15 @@ from megascratch.verification import run_layout
 from megascratch.verification.pool import Pool
 from megascratch.verification.shrink import EPSILON
 from megascratch.verification.verify import differences, yardstick_of
-from tests.support.layout_runs import STEPS, RunRecord, assert_identical, assert_same, config_of, gather, train_on_rank
+from tests.support.layout_runs import (
+    STEPS,
+    RunRecord,
+    assert_identical,
+    assert_same,
+    config_of,
+    gather,
+    train_on_rank,
+)
 from tests.support.pairwise_cover import DOCUMENTS, GPT, LLAMA, PARTLY_ROTARY
 
 pytestmark = pytest.mark.gpu
@@ -31,7 +39,12 @@ KINDS: dict[str, dict[str, Any]] = {
     "selective recomputation": {**LLAMA, **DROPOUT, "recompute_granularity": "selective"},
     "full recomputation": {**DROPOUT, **FULL},
     "recomputation in units": {**FULL, "recompute_num_layers": 3},
-    "recomputation of a block": {**DOCUMENTS, **FULL, "recompute_method": "block", "recompute_num_layers": 1},
+    "recomputation of a block": {
+        **DOCUMENTS,
+        **FULL,
+        "recompute_method": "block",
+        "recompute_num_layers": 1,
+    },
     "micro-batches of 2": {**LLAMA, "micro_batch_size": 2},
     "one micro-batch": {**DROPOUT, "micro_batch_size": 8},
 }
@@ -44,7 +57,11 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "pp2": {"pipeline_model_parallel_size": 2},
     "pp2 zb_h1": {"pipeline_model_parallel_size": 2, "pipeline_schedule": "zb_h1", **DROPOUT},
     "pp2 zb_v": {"pipeline_model_parallel_size": 2, "pipeline_schedule": "zb_v"},
-    "pp2 interleaved": {"pipeline_model_parallel_size": 2, "num_virtual_stages_per_pipeline_rank": 2, **LLAMA},
+    "pp2 interleaved": {
+        "pipeline_model_parallel_size": 2,
+        "num_virtual_stages_per_pipeline_rank": 2,
+        **LLAMA,
+    },
     "tp2.pp2": {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2, **DOCUMENTS},
     "tp2.pp2.dp2": {
         "tensor_model_parallel_size": 2,
@@ -98,7 +115,9 @@ def test_on_cuda_a_compiled_run_is_the_run_as_written(kind):
 
 
 @pytest.mark.parametrize("precision", [{}, {"bf16": True}], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("kind", ["dropout", "documents", "RMSNorm, SwiGLU, rotary, grouped queries"])
+@pytest.mark.parametrize(
+    "kind", ["dropout", "documents", "RMSNorm, SwiGLU, rotary, grouped queries"]
+)
 def test_on_cuda_the_same_run_has_the_same_bits(kind, precision):
     settings = {**KINDS[kind], "fp64": False, **precision, "device": "cuda", "micro_batch_size": 4}
     assert_identical(alone(config_of(**settings)), alone(config_of(**settings)))

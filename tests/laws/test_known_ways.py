@@ -33,13 +33,33 @@ WAYS: dict[str, dict[str, Any]] = {
     "row-parallel biases under sequence parallelism": {**TP4, **SP, "num_layers": 2},
     "tied embeddings across stages": {**PP2, **TP2, "num_layers": 2},
     "tied embeddings across stages under ZeRO-1": {**PP2, **DP2, **ZERO1, "num_layers": 2},
-    "sharded weights in the norm under ZeRO-1": {**TP2, **DP2, **ZERO1, "clip_grad": 0.1, "num_layers": 2},
+    "sharded weights in the norm under ZeRO-1": {
+        **TP2,
+        **DP2,
+        **ZERO1,
+        "clip_grad": 0.1,
+        "num_layers": 2,
+    },
     "replicated weights in the norm": {**TP4, **UNTIED, "clip_grad": 0.1, "num_layers": 2},
-    "logits that stay cut over the vocabulary": {**TP4, **UNTIED, "vocab_size": 64, "num_layers": 2},
+    "logits that stay cut over the vocabulary": {
+        **TP4,
+        **UNTIED,
+        "vocab_size": 64,
+        "num_layers": 2,
+    },
     "vocabulary not divisible": {**TP4, "vocab_size": 61, "num_layers": 2},
     "tensor ranks without one token of the vocabulary": {**TP4, "vocab_size": 9, "num_layers": 2},
-    "more tensor ranks than key/value heads": {**TP4, **LLAMA, "num_query_groups": 2, "num_layers": 2},
-    "four tensor ranks share one key/value head, with its bias": {**TP4, **PARTLY_ROTARY, "num_layers": 2},
+    "more tensor ranks than key/value heads": {
+        **TP4,
+        **LLAMA,
+        "num_query_groups": 2,
+        "num_layers": 2,
+    },
+    "four tensor ranks share one key/value head, with its bias": {
+        **TP4,
+        **PARTLY_ROTARY,
+        "num_layers": 2,
+    },
     "shared key/value heads cut through by ZeRO-1": {
         **TP4,
         **DP2,
@@ -68,8 +88,14 @@ def test_a_known_way_to_break_the_law_is_closed(way):
 
 def test_valid_tokens_are_unequal_in_these_tests():
     """Else a mean of means would pass."""
-    tokens = [synthetic_batch(config_of(), range(i, i + 1)).loss_mask.sum().item() for i in range(8)]
-    assert len(set(tokens)) > 3 and sum(tokens[:4]) != sum(tokens[4:]) and sum(tokens[::2]) != sum(tokens[1::2])
+    tokens = [
+        synthetic_batch(config_of(), range(i, i + 1)).loss_mask.sum().item() for i in range(8)
+    ]
+    assert (
+        len(set(tokens)) > 3
+        and sum(tokens[:4]) != sum(tokens[4:])
+        and sum(tokens[::2]) != sum(tokens[1::2])
+    )
 
 
 def test_interleaving_takes_microbatches_that_are_no_multiple_of_the_stages():
@@ -80,9 +106,18 @@ def test_interleaving_takes_microbatches_that_are_no_multiple_of_the_stages():
 
 def test_the_norm_counts_every_gathered_gradient_once():
     """Law 7, straight: the norm told by every rank is that of the whole gradients, of which each weight is one."""
-    settings = {**TP4, **PARTLY_ROTARY, **SP, "pipeline_model_parallel_size": 2, "num_layers": 2, "num_query_groups": 2}
+    settings = {
+        **TP4,
+        **PARTLY_ROTARY,
+        **SP,
+        "pipeline_model_parallel_size": 2,
+        "num_layers": 2,
+        "num_query_groups": 2,
+    }
     run = trace(config_of(**settings), steps=1)
-    assert run.norms[0] == pytest.approx(sum(grad.square().sum().item() for grad in run.grads[0].values()) ** 0.5)
+    assert run.norms[0] == pytest.approx(
+        sum(grad.square().sum().item() for grad in run.grads[0].values()) ** 0.5
+    )
 
 
 def _train_with_evaluations(config, steps, evaluations):
@@ -90,7 +125,11 @@ def _train_with_evaluations(config, steps, evaluations):
     plain, losses = Trainer.train_step, []
 
     def train_step(self, batches, lr, step):
-        losses.append(self.evaluate([synthetic_batch(config, range(100 + i, 101 + i)) for i in range(2)]).tolist())
+        losses.append(
+            self.evaluate(
+                [synthetic_batch(config, range(100 + i, 101 + i)) for i in range(2)]
+            ).tolist()
+        )
         return plain(self, batches, lr, step)
 
     try:
@@ -102,15 +141,23 @@ def _train_with_evaluations(config, steps, evaluations):
 
 
 @pytest.mark.parametrize(
-    "layout", [{}, {**TP2, **PP2}, {**CHUNKS, **DP2, **ZERO1}], ids=["one", "tp2.pp2", "interleaved.dp2.zero1"]
+    "layout",
+    [{}, {**TP2, **PP2}, {**CHUNKS, **DP2, **ZERO1}],
+    ids=["one", "tp2.pp2", "interleaved.dp2.zero1"],
 )
 def test_evaluation_moves_neither_weights_nor_random_streams(layout):
     config = config_of(hidden_dropout=0.1, attention_dropout=0.1, **layout)
     world = torch.Size([layout.get(name, 1) for name in (*TP2, *PP2, *DP2)]).numel()
-    without, with_evaluations = (on_ranks(world, _train_with_evaluations, config, 3, on) for on in (False, True))
-    assert_identical(gather([run for run, _ in without]), gather([run for run, _ in with_evaluations]))
+    without, with_evaluations = (
+        on_ranks(world, _train_with_evaluations, config, 3, on) for on in (False, True)
+    )
+    assert_identical(
+        gather([run for run, _ in without]), gather([run for run, _ in with_evaluations])
+    )
     first = with_evaluations[0][1]
-    assert len(first) == 3 and all(told == first for _, told in with_evaluations), "every rank knows the loss (law 9)"
+    assert len(first) == 3 and all(told == first for _, told in with_evaluations), (
+        "every rank knows the loss (law 9)"
+    )
 
 
 def _steps_in_fp16(config, poisoned_step, poisoned_rank):
@@ -119,7 +166,9 @@ def _steps_in_fp16(config, poisoned_step, poisoned_rank):
     trainer = Trainer(
         config,
         mesh_of(
-            parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size, parallel.data_parallel_size
+            parallel.tensor_model_parallel_size,
+            parallel.pipeline_model_parallel_size,
+            parallel.data_parallel_size,
         ),
     )
     finish, told = trainer.data_parallel.finish, []
@@ -142,7 +191,9 @@ def _steps_in_fp16(config, poisoned_step, poisoned_rank):
     return told
 
 
-@pytest.mark.parametrize("layout", [TP2, PP2, DP2, {**DP2, **ZERO1}], ids=["tp2", "pp2", "dp2", "dp2.zero1"])
+@pytest.mark.parametrize(
+    "layout", [TP2, PP2, DP2, {**DP2, **ZERO1}], ids=["tp2", "pp2", "dp2", "dp2.zero1"]
+)
 @pytest.mark.parametrize("rank", [0, 1])
 def test_an_fp16_overflow_on_one_rank_is_seen_by_all(layout, rank):
     dp = layout.get("data_parallel_size", 1)
@@ -158,12 +209,29 @@ def test_an_fp16_overflow_on_one_rank_is_seen_by_all(layout, rank):
         overlap_grad_reduce=False,
     )
     for told in on_ranks(2, _steps_in_fp16, config, 1, rank):
-        assert told == [(False, 1024.0, True), (True, 512.0, False), (False, 512.0, True), (False, 512.0, True)]
+        assert told == [
+            (False, 1024.0, True),
+            (True, 512.0, False),
+            (False, 512.0, True),
+            (False, 512.0, True),
+        ]
 
 
 def test_a_loss_scale_that_overflows_falls_until_steps_are_taken_on_every_layout_alike():
-    settings = {"fp64": False, "fp16": True, "initial_loss_scale": 2.0**26, "hysteresis": 1, "num_layers": 2}
+    settings = {
+        "fp64": False,
+        "fp16": True,
+        "initial_loss_scale": 2.0**26,
+        "hysteresis": 1,
+        "num_layers": 2,
+    }
     one = _steps_in_fp16(config_of(**settings, micro_batch_size=4, global_batch_size=4), -1, -1)
-    many = on_ranks(2, _steps_in_fp16, config_of(**settings, **TP2, micro_batch_size=4, global_batch_size=4), -1, -1)
+    many = on_ranks(
+        2,
+        _steps_in_fp16,
+        config_of(**settings, **TP2, micro_batch_size=4, global_batch_size=4),
+        -1,
+        -1,
+    )
     assert one[0] == (True, 2.0**25, False)
     assert many == [one, one]

@@ -11,7 +11,11 @@ from tests.support.layout_runs import assert_same, config_of, difference, serial
 COVER, IMPOSSIBLE = pairwise_cover.pairwise_cover()
 FP32 = {
     "tp2.sp": {"tensor_model_parallel_size": 2, "sequence_parallel": True},
-    "pp2.dp2": {"pipeline_model_parallel_size": 2, "data_parallel_size": 2, "use_distributed_optimizer": True},
+    "pp2.dp2": {
+        "pipeline_model_parallel_size": 2,
+        "data_parallel_size": 2,
+        "use_distributed_optimizer": True,
+    },
     "tp2.pp2.dp2": {
         "tensor_model_parallel_size": 2,
         "pipeline_model_parallel_size": 2,
@@ -30,22 +34,32 @@ def assert_layout_law(choice: pairwise_cover.Choice) -> None:
 def test_the_cover_leaves_out_only_pairs_that_no_config_can_hold():
     """One stage can be neither interleaved, nor a V, nor cut unevenly; a V has no first stage of its own size. Every
     other pair of values meets, and so does every layout."""
-    of_one_stage = [("schedule", name) for name in ("interleaved", "zb_v", "dualpipe_v")] + [("cut", "uneven")]
+    of_one_stage = [("schedule", name) for name in ("interleaved", "zb_v", "dualpipe_v")] + [
+        ("cut", "uneven")
+    ]
     senseless = {(("pp", "1"), other) for other in of_one_stage}
     senseless |= {(("schedule", name), ("cut", "uneven")) for name in ("zb_v", "dualpipe_v")}
-    senseless |= {((a, "4"), (b, "4")) for a, b in combinations(pairwise_cover.SIZES, 2)}  # more than 8 ranks
+    senseless |= {
+        ((a, "4"), (b, "4")) for a, b in combinations(pairwise_cover.SIZES, 2)
+    }  # more than 8 ranks
     assert set(IMPOSSIBLE) == senseless
     met = set().union(*map(pairwise_cover.meetings_of, COVER))
     assert set(pairwise_cover.all_meetings()) - senseless <= met
     pairs = {(a, b) for choice in COVER for a, b in product(choice.items(), repeat=2) if a != b}
-    values = [(factor, value) for factor, values in pairwise_cover.FACTORS.items() for value in values]
+    values = [
+        (factor, value) for factor, values in pairwise_cover.FACTORS.items() for value in values
+    ]
     for a, b in combinations(values, 2):
-        assert a[0] == b[0] or (a, b) in pairs or {(a, b), (b, a)} & senseless, f"{a} never meets {b}"
+        assert a[0] == b[0] or (a, b) in pairs or {(a, b), (b, a)} & senseless, (
+            f"{a} never meets {b}"
+        )
 
 
 def test_every_choice_of_the_cover_is_needed():
     for left_out in COVER:
-        others = set().union(*(pairwise_cover.meetings_of(choice) for choice in COVER if choice is not left_out))
+        others = set().union(
+            *(pairwise_cover.meetings_of(choice) for choice in COVER if choice is not left_out)
+        )
         assert not pairwise_cover.meetings_of(left_out) <= others
 
 

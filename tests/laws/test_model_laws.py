@@ -6,7 +6,14 @@ import torch
 from megascratch.config.settings import Config
 from megascratch.model.build import shard_table
 from megascratch.training.trainer import Trainer
-from tests.support.layout_runs import assemble, config_of, difference, serial, synthetic_batch, trace
+from tests.support.layout_runs import (
+    assemble,
+    config_of,
+    difference,
+    serial,
+    synthetic_batch,
+    trace,
+)
 from tests.support.pairwise_cover import GPT, LLAMA, PARTLY_ROTARY
 from tests.support.rank_pool import mesh_of, on_ranks
 
@@ -18,7 +25,11 @@ LAYOUTS = {
         "pipeline_model_parallel_size": 2,
         "num_virtual_stages_per_pipeline_rank": 2,
     },
-    "pp2.dp2.zero1": {"pipeline_model_parallel_size": 2, "data_parallel_size": 2, "use_distributed_optimizer": True},
+    "pp2.dp2.zero1": {
+        "pipeline_model_parallel_size": 2,
+        "data_parallel_size": 2,
+        "use_distributed_optimizer": True,
+    },
 }
 DROPOUT = {"hidden_dropout": 0.2, "attention_dropout": 0.2}
 
@@ -27,7 +38,12 @@ def build(config: Config) -> Trainer:
     """On a rank."""
     sizes = config.parallel
     return Trainer(
-        config, mesh_of(sizes.tensor_model_parallel_size, sizes.pipeline_model_parallel_size, sizes.data_parallel_size)
+        config,
+        mesh_of(
+            sizes.tensor_model_parallel_size,
+            sizes.pipeline_model_parallel_size,
+            sizes.data_parallel_size,
+        ),
     )
 
 
@@ -47,7 +63,9 @@ def test_initial_weights_are_bit_equal_on_every_layout(layout, model):
 
 def test_initial_weights_have_the_spread_that_was_asked_for():
     """std on what reads the residual stream, std / sqrt(2 layers) on what writes to it, 1 on norms, 0 on biases."""
-    weights = assemble([initial_weights(config_of(num_layers=4, init_method_std=0.1, hidden_size=128))])
+    weights = assemble(
+        [initial_weights(config_of(num_layers=4, init_method_std=0.1, hidden_size=128))]
+    )
     for name, tensor in weights.items():
         if name.endswith("bias"):
             assert (tensor == 0).all()
@@ -110,7 +128,9 @@ def padding_rows(config: Config) -> list[tuple[str, int, float]]:
                 for kind in ("weights", "grads", "exp_avg", "exp_avg_sq")
             ]
             padding = [flat[: parameter.numel()].view(parameter.shape)[valid:] for flat in flats]
-            largest = max((part.abs().max().item() for part in padding if part.numel()), default=0.0)
+            largest = max(
+                (part.abs().max().item() for part in padding if part.numel()), default=0.0
+            )
             found.append((name, len(parameter) - valid, largest))
     return found
 
@@ -149,4 +169,7 @@ def test_in_bf16_layouts_differ_by_no_more_than_bf16_itself(layout):
     assert 0 < cost < 0.05
     assert max(abs(a - b) for a, b in zip(rounded.losses, many.losses, strict=True)) <= 2 * cost
     worst = max(difference(grad, rounded.grads[0][name]) for name, grad in exact.grads[0].items())
-    assert max(difference(grad, many.grads[0][name]) for name, grad in rounded.grads[0].items()) <= 2 * worst
+    assert (
+        max(difference(grad, many.grads[0][name]) for name, grad in rounded.grads[0].items())
+        <= 2 * worst
+    )

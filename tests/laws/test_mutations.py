@@ -13,7 +13,15 @@ from tests.support.breaks import BREAKS, run_broken
 from tests.support.breaks.alike import ALIKE, in_force, on_broken_ranks
 from tests.support.breaks.gaps import with_gaps
 from tests.support.breaks.state import resumed
-from tests.support.layout_runs import STEPS, assert_same, config_of, gather, serial, trace, train_on_rank
+from tests.support.layout_runs import (
+    STEPS,
+    assert_same,
+    config_of,
+    gather,
+    serial,
+    trace,
+    train_on_rank,
+)
 from tests.support.rank_pool import RankFailed, on_ranks
 
 IN_EVERY_RUN = (
@@ -38,7 +46,9 @@ SOUND: set[Callable] = set()  # other laws that the sound code was seen to pass
 
 
 def cases(names) -> list:
-    return [pytest.param(name, marks=[] if name in IN_EVERY_RUN else pytest.mark.deep) for name in names]
+    return [
+        pytest.param(name, marks=[] if name in IN_EVERY_RUN else pytest.mark.deep) for name in names
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +59,14 @@ def table(request):
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     with request.config.pluginmanager.get_plugin("capturemanager").global_and_fixture_disabled():
         for row in rows:
-            print("\n" + "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)), end="")
-        print(f"\n{len(rows)} of the deliberate breaks tried were caught; there are {len(BREAKS) + len(ALIKE)}")
+            print(
+                "\n"
+                + "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)),
+                end="",
+            )
+        print(
+            f"\n{len(rows)} of the deliberate breaks tried were caught; there are {len(BREAKS) + len(ALIKE)}"
+        )
 
 
 @cache
@@ -66,7 +82,9 @@ def sound_code_passes(config: Config, run: Callable) -> bool:
 
 
 def law_of(name: str, config: Config) -> None:
-    assert_same(alone(config, BREAKS[name].run), trace(config, STEPS, partial(run_broken, name)), 1e-9)
+    assert_same(
+        alone(config, BREAKS[name].run), trace(config, STEPS, partial(run_broken, name)), 1e-9
+    )
 
 
 @pytest.mark.parametrize("name", cases(BREAKS))
@@ -90,7 +108,9 @@ def test_another_law_notices(name, table, tmp_path):
     with in_force(name), pytest.raises(AssertionError) as caught:
         law(tmp_path / "broken", on_broken_ranks(name))
     assert not isinstance(caught.value, RankFailed), "a crash proves nothing about the law"
-    table.append((name, "a law of its own", "every layout", str(caught.value).splitlines()[0][:120]))
+    table.append(
+        (name, "a law of its own", "every layout", str(caught.value).splitlines()[0][:120])
+    )
 
 
 def test_no_name_is_given_twice_and_those_of_every_run_are_breaks():

@@ -18,7 +18,10 @@ def test_no_mask_is_drawn_twice():
 def test_every_seed_site_and_sample_have_a_key_of_their_own():
     """All of a grid, in which any two numbers may have been added up or taken for each other."""
     samples = torch.arange(64)
-    keys = [dropout.sample_keys(seed, site, samples).tolist() for seed, site in product(range(24), range(24))]
+    keys = [
+        dropout.sample_keys(seed, site, samples).tolist()
+        for seed, site in product(range(24), range(24))
+    ]
     assert len({key for some in keys for key in some}) == 24 * 24 * 64
 
 

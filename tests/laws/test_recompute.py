@@ -22,7 +22,11 @@ WAYS: dict[str, dict[str, Any]] = {
 LAYOUTS: dict[str, dict[str, Any]] = {
     "one": {},
     "tp2.sp": {"tensor_model_parallel_size": 2, "sequence_parallel": True},
-    "pp2.dp2.zero1": {"pipeline_model_parallel_size": 2, "data_parallel_size": 2, "use_distributed_optimizer": True},
+    "pp2.dp2.zero1": {
+        "pipeline_model_parallel_size": 2,
+        "data_parallel_size": 2,
+        "use_distributed_optimizer": True,
+    },
     "pp2 zb_h1": {"pipeline_model_parallel_size": 2, "pipeline_schedule": "zb_h1"},
     "tp2.pp2 interleaved": {
         "tensor_model_parallel_size": 2,

@@ -15,7 +15,12 @@ UNTIED = {"untie_embeddings_and_output_weights": True}
 
 def settings_of(schedule: str, pp: int, **more: Any) -> dict[str, Any]:
     layers = pp * (2 if schedule in FOLDED else 1)
-    return {"pipeline_schedule": schedule, "pipeline_model_parallel_size": pp, "num_layers": max(layers, 4), **more}
+    return {
+        "pipeline_schedule": schedule,
+        "pipeline_model_parallel_size": pp,
+        "num_layers": max(layers, 4),
+        **more,
+    }
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
@@ -58,7 +63,11 @@ def test_the_bits_of_a_tied_model_are_those_of_two_copies_apart(schedule):
 
 @pytest.mark.parametrize("many", [1, 3, 5])
 def test_any_number_of_microbatches_will_do(many):
-    for schedule, more in (("interleaved", {"num_virtual_stages_per_pipeline_rank": 2}), ("zb_v", {}), ("zb_h2", {})):
+    for schedule, more in (
+        ("interleaved", {"num_virtual_stages_per_pipeline_rank": 2}),
+        ("zb_v", {}),
+        ("zb_h2", {}),
+    ):
         config = config_of(**settings_of(schedule, 2, global_batch_size=many, **more))
         assert_same(serial(config), trace(config), 1e-9)
 
@@ -66,7 +75,9 @@ def test_any_number_of_microbatches_will_do(many):
 def table_file(folder, schedule: str = "zb_v", microbatches: int = 8) -> str:
     placement = Placement(2, 2, folded=schedule in FOLDED)
     path = folder / "own.csv"
-    path.write_text(write_table(compile_order(schedule, 2, microbatches, 2), placement, compute_only=True))
+    path.write_text(
+        write_table(compile_order(schedule, 2, microbatches, 2), placement, compute_only=True)
+    )
     return str(path)
 
 
@@ -74,7 +85,9 @@ def table_file(folder, schedule: str = "zb_v", microbatches: int = 8) -> str:
 def test_a_schedule_from_a_file_never_changes_the_model(schedule, tmp_path):
     path = table_file(tmp_path, schedule)
     config = config_of(
-        pipeline_schedule_csv=path, pipeline_model_parallel_size=2, num_virtual_stages_per_pipeline_rank=2
+        pipeline_schedule_csv=path,
+        pipeline_model_parallel_size=2,
+        num_virtual_stages_per_pipeline_rank=2,
     )
     assert config.parallel.pipeline_schedule == "csv"
     assert_same(serial(config), trace(config), 1e-9)

@@ -23,17 +23,23 @@ def attention(groups: int = HEADS, dropout: float = 0.0) -> Attention:
     )
     layer = Attention(model, 0, 1, Axis.alone("tp"), False, 0.1).double()
     for parameter in layer.parameters():
-        torch.nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(parameter.numel()))
+        torch.nn.init.normal_(
+            parameter, std=0.3, generator=torch.Generator().manual_seed(parameter.numel())
+        )
     return layer
 
 
 def inputs(s: int = S) -> torch.Tensor:
-    return torch.randn(s, B, HEADS * WIDTH, generator=torch.Generator().manual_seed(s), dtype=torch.float64)
+    return torch.randn(
+        s, B, HEADS * WIDTH, generator=torch.Generator().manual_seed(s), dtype=torch.float64
+    )
 
 
 def by_hand(layer: Attention, x: torch.Tensor, allowed: torch.Tensor, groups: int) -> torch.Tensor:
     """Head by head: softmax(q kᵀ / √d) v; allowed [b, s, s]."""
-    q, k, v = (x @ layer.qkv.weight.T + layer.qkv.bias).split([HEADS * WIDTH, groups * WIDTH, groups * WIDTH], -1)
+    q, k, v = (x @ layer.qkv.weight.T + layer.qkv.bias).split(
+        [HEADS * WIDTH, groups * WIDTH, groups * WIDTH], -1
+    )
     heads = []
     for head in range(HEADS):
         group = head // (HEADS // groups)
@@ -64,13 +70,17 @@ def test_attention_is_the_explicit_softmax(groups, documents):
 
 @pytest.mark.parametrize("groups", [4, 2])
 @pytest.mark.parametrize("s", [1, 2, 127, 128, 129, 256, 257])
-def test_on_a_cpu_short_samples_have_the_outputs_and_gradients_of_the_fused_kernel(s, groups, monkeypatch):
+def test_on_a_cpu_short_samples_have_the_outputs_and_gradients_of_the_fused_kernel(
+    s, groups, monkeypatch
+):
     monkeypatch.setattr(module, "SHORT", range(1, 400))
 
     def run() -> list[torch.Tensor]:
         layer, x = attention(groups), inputs(s).requires_grad_()
         out = layer(x, ForwardContext(SAMPLES))
-        weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(5), dtype=out.dtype)
+        weights = torch.randn(
+            out.shape, generator=torch.Generator().manual_seed(5), dtype=out.dtype
+        )
         return [out, *torch.autograd.grad((out * weights).sum(), [x, *layer.parameters()])]
 
     short, taken = run(), []
@@ -85,7 +95,9 @@ def test_the_plain_steps_of_dropout_are_the_same_attention():
     layer, x = attention(2, dropout=1e-18), inputs()
     for mask in (None, document_mask(DOCUMENTS)):
         allowed = causal() if mask is None else mask[:, 0]
-        assert torch.allclose(layer(x, ForwardContext(SAMPLES, mask=mask)), by_hand(layer, x, allowed, 2))
+        assert torch.allclose(
+            layer(x, ForwardContext(SAMPLES, mask=mask)), by_hand(layer, x, allowed, 2)
+        )
 
 
 def test_attention_dropout_keeps_the_mean_and_stops_in_evaluation():
@@ -111,7 +123,10 @@ def test_with_a_cache_tokens_may_come_one_by_one():
     first = layer(x[:4], ForwardContext(SAMPLES, cache=cache))
     everything = torch.ones(B, 1, 1, 1, dtype=torch.bool)
     rest = [
-        layer(x[i : i + 1], ForwardContext(SAMPLES, mask=everything.expand(B, 1, 1, i + 1), cache=cache))
+        layer(
+            x[i : i + 1],
+            ForwardContext(SAMPLES, mask=everything.expand(B, 1, 1, i + 1), cache=cache),
+        )
         for i in range(4, S)
     ]
     assert torch.allclose(torch.cat([first, *rest]), whole)

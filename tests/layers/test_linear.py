@@ -27,7 +27,11 @@ def filled(module: nn.Module, seed: int = 0) -> nn.Module:
     """Weights of the whole are drawn alike on every rank; each takes its pieces."""
     for name, parameter in module.named_parameters():
         shard, tp = module.shards[name], module.tp
-        whole = torch.randn(shard.shape, generator=torch.Generator().manual_seed(seed + len(name)), dtype=torch.float64)
+        whole = torch.randn(
+            shard.shape,
+            generator=torch.Generator().manual_seed(seed + len(name)),
+            dtype=torch.float64,
+        )
         parameter.data = parameter.data.double()
         for piece in shard.pieces({"tp": tp.size}, {"tp": tp.rank}):
             parameter.data[piece.local.slices] = whole[piece.whole.slices]
@@ -86,8 +90,12 @@ def test_an_input_without_gradient_costs_none():
 def column_then_row(sequence_parallel: bool) -> dict[str, torch.Tensor]:
     """On a rank: column, sine, row; outputs and gradients, where under SP the rank has its own positions."""
     tp = mesh_of(tp=4).tp
-    column = filled(ColumnParallelLinear(6, 8, tp, bias=True, std=1.0, sequence_parallel=sequence_parallel))
-    row = filled(RowParallelLinear(8, 6, tp, bias=True, std=1.0, sequence_parallel=sequence_parallel), seed=5)
+    column = filled(
+        ColumnParallelLinear(6, 8, tp, bias=True, std=1.0, sequence_parallel=sequence_parallel)
+    )
+    row = filled(
+        RowParallelLinear(8, 6, tp, bias=True, std=1.0, sequence_parallel=sequence_parallel), seed=5
+    )
     mine = (lambda t: t.chunk(4)[tp.rank]) if sequence_parallel else (lambda t: t)
     x = mine(drawn(8, 2, 6)).clone().requires_grad_()
     y = row(column(x).sin())
@@ -112,17 +120,25 @@ def test_column_and_row_over_four_ranks_are_the_two_plain_layers(sequence_parall
     for rank, found in enumerate(on_ranks(4, column_then_row, sequence_parallel)):
         positions = slice(2 * rank, 2 * rank + 2) if sequence_parallel else slice(None)
         own = slice(2 * rank, 2 * rank + 2)
-        assert torch.allclose(found["y"], y[positions]) and torch.allclose(found["x"], x.grad[positions])
+        assert torch.allclose(found["y"], y[positions]) and torch.allclose(
+            found["x"], x.grad[positions]
+        )
         assert torch.allclose(found["column"], column.weight.grad[own])
         assert torch.allclose(found["column bias"], column.bias.grad[own])
         assert torch.allclose(found["row"], row.weight.grad[:, own])
     partial = [found["row bias"] for found in on_ranks(4, column_then_row, sequence_parallel)]
     total = torch.stack(partial).sum(0) if sequence_parallel else partial[0]
-    assert torch.allclose(total, row.bias.grad), "under SP every rank has a part of it (Shard.grad_sum)"
+    assert torch.allclose(total, row.bias.grad), (
+        "under SP every rank has a part of it (Shard.grad_sum)"
+    )
 
 
 def test_fused_parts_are_cut_each_on_its_own():
-    parts = (Part(4, 2), Part(2, 1), Part(2, 1))  # four rows of q in two heads, one head of k and of v
+    parts = (
+        Part(4, 2),
+        Part(2, 1),
+        Part(2, 1),
+    )  # four rows of q in two heads, one head of k and of v
     layer = ColumnParallelLinear(3, 8, Axis("tp", 2, 1, (0, 1)), bias=False, std=1.0, parts=parts)
     rows = [
         piece.whole.start[0] + i

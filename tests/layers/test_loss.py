@@ -64,4 +64,6 @@ def test_more_rows_than_one_block_are_all_counted():
     logits = torch.randn(70, 1 << 14)
     labels = torch.arange(70)
     expected = F.cross_entropy(logits, labels, reduction="none")
-    assert torch.allclose(vocab_parallel_cross_entropy(logits.clone(), labels, 1 << 14, Axis.alone("tp")), expected)
+    assert torch.allclose(
+        vocab_parallel_cross_entropy(logits.clone(), labels, 1 << 14, Axis.alone("tp")), expected
+    )

@@ -8,7 +8,12 @@ import torch.nn.functional as F
 
 from megascratch.config.settings import ModelConfig
 from megascratch.layers.dropout import AttentionDropout, Dropout
-from megascratch.layers.embedding import PositionEmbedding, VocabParallelEmbedding, padded_vocab_size, vocab_shard
+from megascratch.layers.embedding import (
+    PositionEmbedding,
+    VocabParallelEmbedding,
+    padded_vocab_size,
+    vocab_shard,
+)
 from megascratch.layers.mlp import MLP, activation
 from megascratch.layers.norm import NORMS
 from megascratch.parallel.mesh import Axis
@@ -55,7 +60,10 @@ def test_a_table_over_four_ranks_gives_each_id_its_row_and_each_row_its_gradient
 def test_positions_under_sequence_parallel_are_this_ranks_own():
     layer = PositionEmbedding(10, 2, Axis("tp", 2, 1, (0, 1)), 1.0, sequence_parallel=True)
     layer.weight.data = torch.arange(20.0).view(10, 2)
-    assert layer(torch.tensor([[0, 1, 2, 3], [4, 5, 0, 1]]))[:, :, 0].tolist() == [[4.0, 0.0], [6.0, 2.0]]
+    assert layer(torch.tensor([[0, 1, 2, 3], [4, 5, 0, 1]]))[:, :, 0].tolist() == [
+        [4.0, 0.0],
+        [6.0, 2.0],
+    ]
     assert layer.shards["weight"].grad_sum == ("tp",)
 
 
@@ -64,7 +72,11 @@ def test_layer_norm_is_its_formula(bias):
     norm, x = NORMS["LayerNorm"](6, 1e-5, bias=bias, grad_sum=()), torch.randn(3, 2, 6)
     for parameter in norm.parameters():
         torch.nn.init.normal_(parameter)
-    y = (x - x.mean(-1, keepdim=True)) / (x.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt() * norm.weight
+    y = (
+        (x - x.mean(-1, keepdim=True))
+        / (x.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt()
+        * norm.weight
+    )
     assert torch.allclose(norm(x), y + norm.bias if bias else y, atol=1e-6)
     assert norm.shards.keys() == dict(norm.named_parameters()).keys()
 
@@ -72,7 +84,9 @@ def test_layer_norm_is_its_formula(bias):
 def test_rms_norm_is_its_formula_and_has_no_bias():
     norm, x = NORMS["RMSNorm"](6, 1e-5, bias=True, grad_sum=()), torch.randn(3, 2, 6)
     torch.nn.init.normal_(norm.weight)
-    assert torch.allclose(norm(x), x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt() * norm.weight, atol=1e-6)
+    assert torch.allclose(
+        norm(x), x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt() * norm.weight, atol=1e-6
+    )
     assert list(norm.shards) == ["weight"]
 
 
@@ -130,15 +144,23 @@ def test_dropout_zeroes_its_share_and_scales_the_rest():
 
 def test_dropout_is_off_in_evaluation_and_at_rate_0():
     x, samples = torch.ones(2, 1, 4), torch.arange(1)
-    assert Dropout(0.5, 1, 0, ALONE).eval()(x, samples) is x and Dropout(0.0, 1, 0, ALONE)(x, samples) is x
+    assert (
+        Dropout(0.5, 1, 0, ALONE).eval()(x, samples) is x
+        and Dropout(0.0, 1, 0, ALONE)(x, samples) is x
+    )
 
 
 def test_a_cut_sequence_or_cut_heads_have_the_masks_of_the_whole():
     x, samples = torch.ones(8, 2, 6), torch.tensor([3, 11])
     whole = Dropout(0.5, 1, 7, ALONE)(x, samples)
-    parts = [Dropout(0.5, 1, 7, Axis("tp", 4, r, (0, 1, 2, 3)), True)(x[:2], samples) for r in range(4)]
+    parts = [
+        Dropout(0.5, 1, 7, Axis("tp", 4, r, (0, 1, 2, 3)), True)(x[:2], samples) for r in range(4)
+    ]
     assert torch.equal(torch.cat(parts), whole)
     weights = torch.ones(2, 4, 5, 5)
     whole = AttentionDropout(0.5, 1, 7, ALONE)(weights, samples)
-    parts = [AttentionDropout(0.5, 1, 7, Axis("tp", 2, r, (0, 1)))(weights[:, :2], samples) for r in range(2)]
+    parts = [
+        AttentionDropout(0.5, 1, 7, Axis("tp", 2, r, (0, 1)))(weights[:, :2], samples)
+        for r in range(2)
+    ]
     assert torch.equal(torch.cat(parts, 1), whole)

@@ -12,7 +12,12 @@ from megascratch.parallel.mesh import Mesh
 from tests.support.layout_runs import config_of, synthetic_batch
 from tests.support.pairwise_cover import DOCUMENTS, GPT, LLAMA, PARTLY_ROTARY
 
-MODELS = {"gpt": GPT, "llama": LLAMA, "sqrelu": PARTLY_ROTARY, "untied": {"untie_embeddings_and_output_weights": True}}
+MODELS = {
+    "gpt": GPT,
+    "llama": LLAMA,
+    "sqrelu": PARTLY_ROTARY,
+    "untied": {"untie_embeddings_and_output_weights": True},
+}
 
 
 def model_of(**settings):
@@ -20,7 +25,9 @@ def model_of(**settings):
     (chunk,) = build_chunks(config.model, config.parallel, Mesh.alone(), torch.float64, 7)
     for parameter in chunk.parameters():
         parameter.data += 0.1 * torch.randn(
-            parameter.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(parameter.numel())
+            parameter.shape,
+            dtype=torch.float64,
+            generator=torch.Generator().manual_seed(parameter.numel()),
         )
     return config, chunk
 
@@ -34,9 +41,15 @@ def gpt2(w: dict[str, torch.Tensor], batch: Batch, heads: int) -> torch.Tensor:
     for layer in ("layers.0", "layers.1"):
         q, k, v = linear(norm(x, f"{layer}.norm1"), f"{layer}.attention.qkv").chunk(3, -1)
         q, k, v = (t.unflatten(-1, (heads, h // heads)).transpose(1, 2) for t in (q, k, v))
-        scores = q @ k.transpose(2, 3) / (h // heads) ** 0.5 + torch.full((s, s), -torch.inf).triu(1)
-        x = x + linear((scores.softmax(-1) @ v).transpose(1, 2).flatten(2), f"{layer}.attention.proj")
-        x = x + linear(F.gelu(linear(norm(x, f"{layer}.norm2"), f"{layer}.mlp.fc1")), f"{layer}.mlp.fc2")
+        scores = q @ k.transpose(2, 3) / (h // heads) ** 0.5 + torch.full((s, s), -torch.inf).triu(
+            1
+        )
+        x = x + linear(
+            (scores.softmax(-1) @ v).transpose(1, 2).flatten(2), f"{layer}.attention.proj"
+        )
+        x = x + linear(
+            F.gelu(linear(norm(x, f"{layer}.norm2"), f"{layer}.mlp.fc1")), f"{layer}.mlp.fc2"
+        )
     logits = norm(x, "final_norm") @ w["embedding.word.weight"][:61].T
     losses = F.cross_entropy(logits.flatten(0, 1), batch.labels.flatten(), reduction="none")
     return (losses * batch.loss_mask.flatten()).sum()
@@ -87,7 +100,11 @@ def test_every_parameter_has_a_shard_of_its_shape_and_no_shard_is_left_over(mode
 def test_parameters_and_flops_are_those_of_the_real_matrices(model):
     """6 per weight of each product and token; attention adds 12 x layers x width x sequence."""
     config, chunk = model_of(**MODELS[model])
-    matrices = {name: p for name, p in chunk.named_parameters() if name.startswith("layers.0") and p.dim() == 2}
+    matrices = {
+        name: p
+        for name, p in chunk.named_parameters()
+        if name.startswith("layers.0") and p.dim() == 2
+    }
     assert layer_parameters(config.model) == sum(p.numel() for p in matrices.values())
     head = config.model.vocab_size * config.model.hidden_size
     expected = 6 * (2 * layer_parameters(config.model) + head) + 12 * 2 * 32 * 16

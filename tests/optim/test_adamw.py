@@ -16,12 +16,18 @@ def stretches(dtype=torch.float64):
     make = torch.Generator().manual_seed(1)
     for length, decays in ((100, True), (7, False), (33, True), (0, False)):
         weight, grad = (torch.randn(length, dtype=dtype, generator=make) for _ in range(2))
-        yield FlatParamGroup(weight, grad, torch.zeros_like(weight), torch.zeros_like(weight), decays)
+        yield FlatParamGroup(
+            weight, grad, torch.zeros_like(weight), torch.zeros_like(weight), decays
+        )
 
 
 def by_the_paper(stretch, rates):
     """Loshchilov and Hutter's algorithm 2, line by line."""
-    weight, m, v = stretch.weight.clone(), torch.zeros_like(stretch.weight), torch.zeros_like(stretch.weight)
+    weight, m, v = (
+        stretch.weight.clone(),
+        torch.zeros_like(stretch.weight),
+        torch.zeros_like(stretch.weight),
+    )
     for t, lr in enumerate(rates, 1):
         m = 0.9 * m + 0.1 * stretch.grad
         v = 0.99 * v + 0.01 * stretch.grad**2
@@ -48,7 +54,11 @@ def test_steps_and_moments_are_all_that_must_be_restored():
     before.step(0.01)
     before.step(0.01)
     after = AdamW(
-        [FlatParamGroup(*(tensor.clone() for tensor in stretch[:4]), stretch.decays) for stretch in broken], OPTIM
+        [
+            FlatParamGroup(*(tensor.clone() for tensor in stretch[:4]), stretch.decays)
+            for stretch in broken
+        ],
+        OPTIM,
     )
     after.steps = before.steps
     after.step(0.01)
@@ -66,7 +76,8 @@ def test_nothing_to_update_is_no_error():
 
 
 @pytest.mark.parametrize(
-    "is_cuda, dtype, taken", [(True, torch.float32, True), (True, torch.float64, False), (False, torch.float32, False)]
+    "is_cuda, dtype, taken",
+    [(True, torch.float32, True), (True, torch.float64, False), (False, torch.float32, False)],
 )
 def test_apex_is_taken_where_it_is_and_fits(monkeypatch, is_cuda, dtype, taken):
     class Apex:

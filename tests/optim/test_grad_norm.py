@@ -44,7 +44,13 @@ def test_a_rank_without_weights_has_norm_zero():
 
 @pytest.mark.parametrize(
     "norm, most, factor",
-    [(2.0, 1.0, 1 / 2.000001), (0.5, 1.0, 1.0), (5.0, 0.0, 1.0), (0.0, 1.0, 1.0), (1.0, 1.0, 1 / 1.000001)],
+    [
+        (2.0, 1.0, 1 / 2.000001),
+        (0.5, 1.0, 1.0),
+        (5.0, 0.0, 1.0),
+        (0.0, 1.0, 1.0),
+        (1.0, 1.0, 1 / 1.000001),
+    ],
 )
 def test_clipping_shrinks_and_never_stretches(norm, most, factor):
     assert clip_factor(norm, most) == factor

@@ -5,7 +5,9 @@ import pytest
 from megascratch.config.settings import OptimConfig
 from megascratch.optim.loss_scale import LossScale
 
-DYNAMIC = OptimConfig(fp16=True, initial_loss_scale=16.0, loss_scale_window=3, hysteresis=2, min_loss_scale=2.0)
+DYNAMIC = OptimConfig(
+    fp16=True, initial_loss_scale=16.0, loss_scale_window=3, hysteresis=2, min_loss_scale=2.0
+)
 
 MOVES = [  # steps: . clean, x overflow; the scale after each
     ("...", [16, 16, 32]),
@@ -30,7 +32,11 @@ def test_the_dynamic_scale_moves_like_this(steps, scales):
 
 @pytest.mark.parametrize(
     "optim, scale",
-    [(OptimConfig(), 1.0), (OptimConfig(bf16=True), 1.0), (OptimConfig(fp16=True, loss_scale=128.0), 128.0)],
+    [
+        (OptimConfig(), 1.0),
+        (OptimConfig(bf16=True), 1.0),
+        (OptimConfig(fp16=True, loss_scale=128.0), 128.0),
+    ],
 )
 def test_other_scales_stay(optim, scale):
     start = LossScale.start(optim)

@@ -11,12 +11,18 @@ LINEAR = {"lr": 1.0, "min_lr": 0.1, "lr_decay_iters": 110, "lr_warmup_iters": 10
 WSD = LINEAR | {"lr_decay_style": "WSD", "lr_wsd_decay_iters": 50}
 
 RATES = {  # settings, {step: rate}
-    "linear": (LINEAR, {0: 0.0, 1: 0.1, 5: 0.5, 10: 1.0, 35: 0.775, 60: 0.55, 110: 0.1, 111: 0.1, 9999: 0.1}),
+    "linear": (
+        LINEAR,
+        {0: 0.0, 1: 0.1, 5: 0.5, 10: 1.0, 35: 0.775, 60: 0.55, 110: 0.1, 111: 0.1, 9999: 0.1},
+    ),
     "cosine": (
         LINEAR | {"lr_decay_style": "cosine"},
         {5: 0.5, 10: 1.0, 35: 0.1 + 0.45 * (1 + math.sqrt(0.5)), 60: 0.55, 110: 0.1, 200: 0.1},
     ),
-    "constant": (LINEAR | {"lr_decay_style": "constant"}, {0: 0.0, 5: 0.5, 10: 1.0, 110: 1.0, 5000: 1.0}),
+    "constant": (
+        LINEAR | {"lr_decay_style": "constant"},
+        {0: 0.0, 5: 0.5, 10: 1.0, 110: 1.0, 5000: 1.0},
+    ),
     "inverse square root": (
         LINEAR | {"lr_decay_style": "inverse-square-root"},
         {5: 0.5, 10: 1.0, 40: 0.5, 90: 1 / 3, 111: 0.1},
@@ -29,7 +35,10 @@ RATES = {  # settings, {step: rate}
         LINEAR | {"lr_decay_style": "inverse-square-root", "lr_warmup_iters": 0},
         {0: 1.0, 1: 1.0, 4: 0.5, 64: 0.125},
     ),
-    "wsd linear": (WSD | {"lr_wsd_decay_style": "linear"}, {5: 0.5, 10: 1.0, 60: 1.0, 85: 0.55, 110: 0.1}),
+    "wsd linear": (
+        WSD | {"lr_wsd_decay_style": "linear"},
+        {5: 0.5, 10: 1.0, 60: 1.0, 85: 0.55, 110: 0.1},
+    ),
     "wsd cosine": (WSD | {"lr_wsd_decay_style": "cosine"}, {60: 1.0, 85: 0.55, 110: 0.1}),
     "wsd exponential": (WSD, {60: 1.0, 85: 0.1 + 0.9 * (math.sqrt(2) - 1), 110: 0.1}),
     "wsd minus_sqrt": (WSD | {"lr_wsd_decay_style": "minus_sqrt"}, {60: 1.0, 72.5: 0.55, 110: 0.1}),
@@ -48,17 +57,29 @@ RATES = {  # settings, {step: rate}
 def test_rates_are_those_worked_out_by_hand(name):
     settings, rates = RATES[name]
     for step, rate in rates.items():
-        assert learning_rate(OptimConfig(**settings), step, consumed_samples=10**9) == pytest.approx(rate, abs=1e-12)
+        assert learning_rate(
+            OptimConfig(**settings), step, consumed_samples=10**9
+        ) == pytest.approx(rate, abs=1e-12)
 
 
 def test_a_run_in_samples_looks_at_samples_alone():
     optim = OptimConfig(lr=1.0, lr_decay_samples=1000, lr_warmup_samples=100)
-    assert [learning_rate(optim, 10**9, n) for n in (0, 50, 100, 550, 1000)] == [0.0, 0.5, 1.0, 0.5, 0.0]
+    assert [learning_rate(optim, 10**9, n) for n in (0, 50, 100, 550, 1000)] == [
+        0.0,
+        0.5,
+        1.0,
+        0.5,
+        0.0,
+    ]
 
 
 def test_wsd_in_samples_falls_over_its_last_samples():
     optim = OptimConfig(
-        lr=1.0, lr_decay_style="WSD", lr_wsd_decay_style="linear", lr_decay_samples=1000, lr_wsd_decay_samples=200
+        lr=1.0,
+        lr_decay_style="WSD",
+        lr_wsd_decay_style="linear",
+        lr_decay_samples=1000,
+        lr_wsd_decay_samples=200,
     )
     assert [learning_rate(optim, 0, n) for n in (800, 900, 1000)] == [1.0, 0.5, 0.0]
 

@@ -2,7 +2,13 @@
 
 import torch
 
-from megascratch.parallel.collectives import all_gather, all_reduce, gather_from, reduce_scatter, reduce_scatter_to
+from megascratch.parallel.collectives import (
+    all_gather,
+    all_reduce,
+    gather_from,
+    reduce_scatter,
+    reduce_scatter_to,
+)
 from megascratch.parallel.grid import Grid
 from megascratch.parallel.mesh import Axis, Mesh
 from tests.support.rank_pool import on_ranks

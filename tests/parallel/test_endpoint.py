@@ -44,7 +44,9 @@ def test_a_place_is_a_host_and_a_port(text):
 def test_what_is_no_place_is_refused_with_the_law(text):
     with pytest.raises(UserError) as refusal:
         Endpoint.parse("--rdzv-endpoint", text)
-    assert str(refusal.value).startswith(f"--rdzv-endpoint {text}") and WRONG[text] in str(refusal.value)
+    assert str(refusal.value).startswith(f"--rdzv-endpoint {text}") and WRONG[text] in str(
+        refusal.value
+    )
 
 
 @contextmanager
@@ -73,7 +75,9 @@ def program(answer: bytes | None) -> Iterator[int]:
 def test_another_program_on_the_port_is_refused(monkeypatch, answer):
     monkeypatch.setattr(endpoint, "ANSWER_SECONDS", 0.2 if answer is None else 60.0)
     with program(answer) as port:
-        with pytest.raises(UserError, match=f"--flag 127.0.0.1:{port}: another program listens on this port"):
+        with pytest.raises(
+            UserError, match=f"--flag 127.0.0.1:{port}: another program listens on this port"
+        ):
             Endpoint("--flag", "127.0.0.1", port).require_usable()
         monkeypatch.setenv("WORLD_SIZE", "2")
         monkeypatch.setenv("RANK", "1")
@@ -99,7 +103,10 @@ def test_a_port_that_is_taken_but_silent_is_refused_on_the_machine_that_opens_it
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # nobody listens
         place = Endpoint("--flag", "127.0.0.1", taken.getsockname()[1])
-        with pytest.raises(UserError, match=r"cannot listen on port \d+ \(Address already in use\): give another port"):
+        with pytest.raises(
+            UserError,
+            match=r"cannot listen on port \d+ \(Address already in use\): give another port",
+        ):
             place.require_usable()
         place.require_usable(hosted_here=False)
 
@@ -113,7 +120,8 @@ def silent(*_, **__):
 
 
 @pytest.mark.parametrize(
-    ("resolver", "reason"), [(unknown, "Name or service not known"), (silent, "no answer from the name server")]
+    ("resolver", "reason"),
+    [(unknown, "Name or service not known"), (silent, "no answer from the name server")],
 )
 @pytest.mark.parametrize("rank", ["0", "1"])
 def test_a_name_without_an_address_is_refused(monkeypatch, resolver, reason, rank):
@@ -124,7 +132,12 @@ def test_a_name_without_an_address_is_refused(monkeypatch, resolver, reason, ran
     assert str(refusal.value).startswith(
         f"--flag node-7:29500: the host name node-7 cannot be resolved ({reason}): give "
     )
-    for name, value in {"WORLD_SIZE": "2", "RANK": rank, "MASTER_ADDR": "node-7", "MASTER_PORT": "29500"}.items():
+    for name, value in {
+        "WORLD_SIZE": "2",
+        "RANK": rank,
+        "MASTER_ADDR": "node-7",
+        "MASTER_PORT": "29500",
+    }.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match="the host name node-7 cannot be resolved"):
         join(timedelta(seconds=60))
@@ -134,5 +147,7 @@ def test_ranks_without_a_place_to_meet_are_told_so(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     monkeypatch.setenv("MASTER_PORT", "29500")
-    with pytest.raises(UserError, match="WORLD_SIZE is 2, but MASTER_ADDR is not set: start with --nproc-per-node"):
+    with pytest.raises(
+        UserError, match="WORLD_SIZE is 2, but MASTER_ADDR is not set: start with --nproc-per-node"
+    ):
         join(timedelta(seconds=60))

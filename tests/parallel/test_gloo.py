@@ -4,7 +4,11 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from megascratch.parallel.collectives import start_all_gather, start_all_reduce, start_reduce_scatter
+from megascratch.parallel.collectives import (
+    start_all_gather,
+    start_all_reduce,
+    start_reduce_scatter,
+)
 from megascratch.parallel.gloo import EXCHANGED_GATHER, EXCHANGED_SUM
 from tests.support.rank_pool import mesh_of, on_ranks
 

@@ -19,7 +19,10 @@ from tests.support.rank_pool import mesh_of, on_ranks
 LAYOUTS: dict[str, dict[str, Any]] = {
     "tp2.sp": {"tensor_model_parallel_size": 2, "sequence_parallel": True},
     "pp2 zb_h1": {"pipeline_model_parallel_size": 2, "pipeline_schedule": "zb_h1"},
-    "pp2 interleaved": {"pipeline_model_parallel_size": 2, "num_virtual_stages_per_pipeline_rank": 2},
+    "pp2 interleaved": {
+        "pipeline_model_parallel_size": 2,
+        "num_virtual_stages_per_pipeline_rank": 2,
+    },
     "dp2": {"data_parallel_size": 2},
     "dp2.zero1": {"data_parallel_size": 2, "use_distributed_optimizer": True},
 }
@@ -30,7 +33,9 @@ def through_host(config: Config, steps: int) -> RankTrace:
     here, too, or what comes back need not be brought up."""
     turns = cycle([True, False])
     with ExitStack() as told:
-        told.enter_context(mock.patch.object(collectives, "needs_host_staging", lambda x, group: next(turns)))
+        told.enter_context(
+            mock.patch.object(collectives, "needs_host_staging", lambda x, group: next(turns))
+        )
         told.enter_context(mock.patch.object(torch.Tensor, "cpu", torch.Tensor.clone))
         told.enter_context(mock.patch.object(runtime, "needs_host_staging", lambda x, group: True))
         return train_on_rank(config, steps)

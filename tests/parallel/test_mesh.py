@@ -16,11 +16,20 @@ from tests.support.rank_pool import on_ranks
 def _sum_over_each_axis(grid: Grid) -> dict[str, tuple[float, tuple[int, ...]]]:
     mesh = Mesh.build(grid)
     axes = (mesh.tp, mesh.pp, mesh.dp, mesh.cp, mesh.data, mesh.model, mesh.world)
-    return {axis.name: (all_reduce(torch.tensor(float(mesh.rank)), axis).item(), axis.ranks) for axis in axes}
+    return {
+        axis.name: (all_reduce(torch.tensor(float(mesh.rank)), axis).item(), axis.ranks)
+        for axis in axes
+    }
 
 
 @pytest.mark.parametrize(
-    "grid", [Grid.dense(tp=2, pp=2, dp=2), Grid.dense(tp=2, dp=2), Grid.dense(pp=4), Grid.dense(cp=2, tp=2)]
+    "grid",
+    [
+        Grid.dense(tp=2, pp=2, dp=2),
+        Grid.dense(tp=2, dp=2),
+        Grid.dense(pp=4),
+        Grid.dense(cp=2, tp=2),
+    ],
 )
 def test_every_axis_sums_over_the_ranks_of_its_group(grid):
     members = {
@@ -42,7 +51,10 @@ def _ring(grid: Grid) -> tuple[float, float]:
     links = Mesh.build(grid).links
     assert links is not None
     me, received = torch.tensor([float(dist.get_rank())]), []
-    for out, into in ((links.forward_out, links.forward_in), (links.backward_out, links.backward_in)):
+    for out, into in (
+        (links.forward_out, links.forward_in),
+        (links.backward_out, links.backward_in),
+    ):
         box = torch.empty(1)
         sent = dist.isend(me, out.target, group=out.group)
         dist.irecv(box, into.source, group=into.group).wait()

@@ -24,7 +24,9 @@ def correlation(a: torch.Tensor, b: torch.Tensor) -> float:
     return torch.corrcoef(torch.stack((a.double(), b.double())))[0, 1].item()
 
 
-@pytest.mark.parametrize("other", ["next sample", "next site", "next seed", "next element", "element 64 on"])
+@pytest.mark.parametrize(
+    "other", ["next sample", "next site", "next seed", "next element", "element 64 on"]
+)
 def test_neighbouring_keys_and_elements_are_independent(other):
     """Correlation of 2^20 pairs: 5 sigma is 0.005."""
     base = keep_mask(keys(), MANY, 0.5)
@@ -60,7 +62,9 @@ def test_any_box_of_initial_weights_is_the_slice_of_the_whole(shape):
     stream = np.random.default_rng(0)
     for _ in range(10):
         start = tuple(int(stream.integers(size)) for size in shape)
-        stop = tuple(int(stream.integers(a, size)) + 1 for a, size in zip(start, shape, strict=True))
+        stop = tuple(
+            int(stream.integers(a, size)) + 1 for a, size in zip(start, shape, strict=True)
+        )
         box = Box(start, stop)
         assert np.array_equal(normal_rows(1, "w", shape, box), whole[box.slices])
 
@@ -70,7 +74,10 @@ def test_initial_weights_are_standard_normal_and_a_function_of_seed_and_name():
     drawn = normal_rows(3, "layers.0.w", (500, 400), box)
     assert abs(drawn.mean()) < 5 / 447 and abs(drawn.std() - 1) < 5 / 632
     assert abs((np.abs(drawn) < 1).mean() - 0.6827) < 0.006
-    others = [normal_rows(4, "layers.0.w", (500, 400), box), normal_rows(3, "layers.1.w", (500, 400), box)]
+    others = [
+        normal_rows(4, "layers.0.w", (500, 400), box),
+        normal_rows(3, "layers.1.w", (500, 400), box),
+    ]
     for other in others:
         assert abs(np.corrcoef(drawn.ravel(), other.ravel())[0, 1]) < 5 / 447
 

@@ -13,7 +13,10 @@ SHARDS = {
     "row": (Shard((5, 12), {"tp": 1}), (1, 2, 4)),
     "replicated": (Shard((7,)), (1, 2, 4)),
     "qkv": (Shard((24, 3), {"tp": 0}, parts=(Part(16, 8), Part(4, 2), Part(4, 2))), (1, 2, 4, 8)),
-    "one kv head": (Shard((12, 3), {"tp": 0}, parts=(Part(8, 4), Part(2, 1), Part(2, 1))), (1, 2, 4)),
+    "one kv head": (
+        Shard((12, 3), {"tp": 0}, parts=(Part(8, 4), Part(2, 1), Part(2, 1))),
+        (1, 2, 4),
+    ),
     "gate and up": (Shard((16, 3), {"tp": 0}, parts=(Part(8, 8), Part(8, 8))), (1, 2, 4, 8)),
     "padded vocabulary": (Shard((37, 3), {"tp": 0}, padded=64), (1, 2, 4, 8)),
 }
@@ -43,7 +46,9 @@ def test_any_flat_range_is_a_few_boxes_in_order(shape):
         assert [i for box in boxes for i in flat[box.slices].ravel()] == list(range(start, stop))
 
 
-@pytest.mark.parametrize("sizes", [dict(tp=2, pp=2, dp=2), dict(tp=4, dp=2), dict(tp=2, pp=4, dp=2, cp=2)])
+@pytest.mark.parametrize(
+    "sizes", [dict(tp=2, pp=2, dp=2), dict(tp=4, dp=2), dict(tp=2, pp=4, dp=2, cp=2)]
+)
 def test_grid_groups_are_a_partition_and_tp_is_fastest(sizes):
     grid = Grid.dense(**sizes)
     for axes in (("tp",), ("pp",), ("dp",), ("dp", "cp"), ("pp", "tp")):

@@ -10,12 +10,22 @@ from megascratch.pipeline.csv_schedule import parse_table, read_table, write_tab
 from megascratch.pipeline.passes import add_transfers, check, compile_order, draw, placement_of
 from tests.support.schedules import parse
 
-CHUNKS = {"gpipe": 1, "1f1b": 1, "interleaved": 3, "zb_h1": 1, "zb_h2": 1, "zb_v": 2, "dualpipe_v": 2}
+CHUNKS = {
+    "gpipe": 1,
+    "1f1b": 1,
+    "interleaved": 3,
+    "zb_h1": 1,
+    "zb_h2": 1,
+    "zb_v": 2,
+    "dualpipe_v": 2,
+}
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.sampled_from(sorted(CHUNKS)), st.integers(1, 5), st.integers(1, 9), st.booleans())
-def test_a_file_read_back_is_the_schedule_that_was_written(schedule, ranks, microbatches, compute_only):
+def test_a_file_read_back_is_the_schedule_that_was_written(
+    schedule, ranks, microbatches, compute_only
+):
     orders = compile_order(schedule, ranks, microbatches, CHUNKS[schedule])
     placement = placement_of(schedule, ranks, CHUNKS[schedule])
     read, found = parse_table(write_table(orders, placement, compute_only))
@@ -37,7 +47,9 @@ def test_a_v_with_transfers_is_written_in_cells_that_torch_reads():
 
 
 def test_empty_cells_overlaps_and_what_the_data_side_decides_are_understood():
-    orders, placement = parse_table("0UNSHARD,0F0,,0F1,0B0, 0B1,0REDUCE_GRAD\n,1F0,(1B0;1F1)OVERLAP_F_B,1B1,\n")
+    orders, placement = parse_table(
+        "0UNSHARD,0F0,,0F1,0B0, 0B1,0REDUCE_GRAD\n,1F0,(1B0;1F1)OVERLAP_F_B,1B1,\n"
+    )
     assert draw(orders) == draw(add_transfers(parse("F0 F1 B0 B1", "F0 B0 F1 B1")))
     check(orders, placement)
 
@@ -45,16 +57,34 @@ def test_empty_cells_overlaps_and_what_the_data_side_decides_are_understood():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("0F0,0SEND_F0,0RECV_B0,0B0\n1F0,1B0,1SEND_B0", "rank 1 runs F0 without its input: no RF0 before it"),
-        ("0F0,0SEND_F0,0B0\n1RECV_F0,1F0,1B0,1SEND_B0", "rank 0 runs B0 without its input: no RB0 before it"),
-        ("0F0,0RECV_B0,0B0\n1RECV_F0,1F0,1B0,1SEND_B0", "rank 1 waits forever at RF0: rank 0 never sends it"),
+        (
+            "0F0,0SEND_F0,0RECV_B0,0B0\n1F0,1B0,1SEND_B0",
+            "rank 1 runs F0 without its input: no RF0 before it",
+        ),
+        (
+            "0F0,0SEND_F0,0B0\n1RECV_F0,1F0,1B0,1SEND_B0",
+            "rank 0 runs B0 without its input: no RB0 before it",
+        ),
+        (
+            "0F0,0RECV_B0,0B0\n1RECV_F0,1F0,1B0,1SEND_B0",
+            "rank 1 waits forever at RF0: rank 0 never sends it",
+        ),
         ("0F0,0B0\n1F0", "rank 1 lacks B0"),
         ("0F0,0B0\n1F0,1F0,1B0", "rank 1 runs F0 more than once"),
         ("0F0,0I0\n1F0,1B0", "rank 0 lacks W0"),
-        ("0F0,0F1,0B1,0B0", "rank 0 runs B0 after B1: gradients add up in the order of the micro-batches"),
-        ("0F0,0X0\n1F0,1B0", "rank 0, column 2: '0X0' is not an action: write the stage, an operation"),
+        (
+            "0F0,0F1,0B1,0B0",
+            "rank 0 runs B0 after B1: gradients add up in the order of the micro-batches",
+        ),
+        (
+            "0F0,0X0\n1F0,1B0",
+            "rank 0, column 2: '0X0' is not an action: write the stage, an operation",
+        ),
         ("0F0,F0", "rank 0, column 2: 'F0' is not an action"),
-        ("0F0,0B0\n0F0,0B0", "in a loop or in a V, each on one rank, but the file has rank 0: 0; rank 1: 0"),
+        (
+            "0F0,0B0\n0F0,0B0",
+            "in a loop or in a V, each on one rank, but the file has rank 0: 0; rank 1: 0",
+        ),
         ("0F0,0B0\n2F0,2B0", "rank 1: 2"),
         ("", "it contains no action"),
         (",,\n", "it contains no action"),
@@ -78,6 +108,7 @@ def test_a_file_plays_its_own_number_of_microbatches(tmp_path):
     table = read_table(str(tmp_path / "own.csv"))
     assert [str(action) for action in table.of(1)[1]] == ["RF0", "F0", "B0", "SB0"]
     with pytest.raises(
-        UserError, match="is a schedule of 1 micro-batches, but a step has 4: set global-batch-size to 1 x"
+        UserError,
+        match="is a schedule of 1 micro-batches, but a step has 4: set global-batch-size to 1 x",
     ):
         table.of(4)

@@ -49,7 +49,9 @@ def test_evaluation_streams_through_a_v_as_well():
 
 
 def test_one_rank_hands_its_chunks_over_without_transfers():
-    assert draw(compile_order("interleaved", ranks=1, microbatches=2, chunks=2)) == ["F0 F0.1 B0.1 F1 B0 F1.1 B1.1 B1"]
+    assert draw(compile_order("interleaved", ranks=1, microbatches=2, chunks=2)) == [
+        "F0 F0.1 B0.1 F1 B0 F1.1 B1.1 B1"
+    ]
 
 
 def test_receives_follow_the_order_of_the_sends_where_they_are_used_in_another():
@@ -60,7 +62,10 @@ def test_receives_follow_the_order_of_the_sends_where_they_are_used_in_another()
 
 def test_input_gradients_are_sent_before_weight_gradients():
     orders = [zb_h1(rank, 2, 2) for rank in range(2)]
-    assert draw(add_transfers(orders)) == ["F0 SF0 RB0 F1 SF1 I0 RB1 W0 I1 W1", "RF0 F0 RF1 I0 SB0 F1 I1 SB1 W0 W1"]
+    assert draw(add_transfers(orders)) == [
+        "F0 SF0 RB0 F1 SF1 I0 RB1 W0 I1 W1",
+        "RF0 F0 RF1 I0 SB0 F1 I1 SB1 W0 W1",
+    ]
 
 
 CHUNKS = {"1f1b": 1, "zb_h1": 1, "zb_h2": 1, "zb_v": 2, "dualpipe_v": 2}
@@ -81,7 +86,11 @@ def test_every_schedule_is_complete_and_ends_for_all_numbers(schedule, numbers):
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.sampled_from(["gpipe", "1f1b", "interleaved", "zb_h1"]), st.integers(1, 6), st.integers(1, 14))
+@given(
+    st.sampled_from(["gpipe", "1f1b", "interleaved", "zb_h1"]),
+    st.integers(1, 6),
+    st.integers(1, 14),
+)
 def test_with_one_chunk_no_send_needs_a_buffer(schedule, ranks, microbatches):
     """Receives are posted early enough that even sends that wait for their receive never close a circle."""
     check(compile_order(schedule, ranks, microbatches), blocking_sends=True)
@@ -115,8 +124,14 @@ def swapped(line: int, one: str, other: str):
         (swapped(1, "F0", "B0"), "rank 1 runs B0 before F0"),
         (swapped(1, "F1", "B0"), "rank 1 runs SB0 before B0"),
         (swapped(1, "RF2", "RF3"), "rank 1 runs F2 without its input: no RF2 before it"),
-        (swapped(0, "B2", "B3"), "rank 0 runs B2 after B3: gradients add up in the order of the micro-batches"),
-        (parse("F0 SF0 F1 SF1", "RF1 RF0 F0 F1"), "rank 1 receives RF1 where rank 0 sends SF0: a link delivers in"),
+        (
+            swapped(0, "B2", "B3"),
+            "rank 0 runs B2 after B3: gradients add up in the order of the micro-batches",
+        ),
+        (
+            parse("F0 SF0 F1 SF1", "RF1 RF0 F0 F1"),
+            "rank 1 receives RF1 where rank 0 sends SF0: a link delivers in",
+        ),
         (parse("F0 SF0 F0", "RF0 F0"), "rank 0 runs F0 more than once"),
         (parse("F0 SF0 SF0", "RF0 F0"), "rank 0 runs SF0 more than once"),
         (parse("F0 SF0", "RF0 F0 SF0"), "rank 1 sends SF0, but rank 0 never receives it"),
@@ -155,7 +170,10 @@ def test_a_rest_of_microbatches_as_a_group_of_its_own_would_hang():
     turns = [(m, c) for group in (range(4), range(4, 5)) for c in range(3) for m in group]
     orders = []
     for rank in range(4):
-        forwards, backwards = [Action("F", m, c) for m, c in turns], [Action("B", m, 2 - c) for m, c in turns]
+        forwards, backwards = (
+            [Action("F", m, c) for m, c in turns],
+            [Action("B", m, 2 - c) for m, c in turns],
+        )
         order = forwards[: (warmup := 2 * (3 - rank) + 8)]
         for pair in zip(forwards[warmup:], backwards, strict=False):
             order += pair

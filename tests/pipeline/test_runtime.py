@@ -73,18 +73,30 @@ class Chain(nn.Module):
             layer = nn.Linear(WIDTH, WIDTH, dtype=torch.float64)
             for name, parameter in layer.named_parameters():
                 generator = torch.Generator().manual_seed(1000 + 2 * i + (name == "bias"))
-                parameter.data = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+                parameter.data = torch.randn(
+                    parameter.shape, generator=generator, dtype=torch.float64
+                )
             self.add_module(str(i), layer)
 
     def forward(self, x: Tensor | None, batch: Tensor) -> Tensor:
         x = batch.clone().requires_grad_() if x is None else x
         for layer in self.children():
-            x = torch.tanh(_SunkLinear.apply(x, layer.weight, layer.bias) if self.sunk else layer(x))
+            x = torch.tanh(
+                _SunkLinear.apply(x, layer.weight, layer.bias) if self.sunk else layer(x)
+            )
         return (x - batch.flip(0)).square().sum() if self.last else x
 
 
 def batches_of(microbatches: int) -> list[Tensor]:
-    return list(torch.randn(microbatches, ROWS, WIDTH, generator=torch.Generator().manual_seed(5), dtype=torch.float64))
+    return list(
+        torch.randn(
+            microbatches,
+            ROWS,
+            WIDTH,
+            generator=torch.Generator().manual_seed(5),
+            dtype=torch.float64,
+        )
+    )
 
 
 def cut(virtual: int, count: int, uneven: bool) -> tuple[int, int]:
@@ -95,11 +107,15 @@ def cut(virtual: int, count: int, uneven: bool) -> tuple[int, int]:
     return bounds[virtual], bounds[virtual + 1]
 
 
-def stages_of(rank: int, ranks: int, chunks: int, uneven: bool = False, sunk: bool = False) -> list[Stage]:
+def stages_of(
+    rank: int, ranks: int, chunks: int, uneven: bool = False, sunk: bool = False
+) -> list[Stage]:
     stages, count = [], ranks * chunks
     for chunk in range(chunks):
         v = Placement(ranks, chunks).virtual_stage(rank, chunk)
-        stages.append(Stage(Chain(*cut(v, count, uneven), last=v == count - 1, sunk=sunk), v, count))
+        stages.append(
+            Stage(Chain(*cut(v, count, uneven), last=v == count - 1, sunk=sunk), v, count)
+        )
     for stage in stages:
         for parameter in stage.module.parameters() if sunk else ():
             parameter.grad_sink = Sink()
@@ -107,10 +123,17 @@ def stages_of(rank: int, ranks: int, chunks: int, uneven: bool = False, sunk: bo
 
 
 def grads_of(stages: list[Stage]) -> dict[str, Tensor]:
-    return {name: p.grad for stage in stages for name, p in stage.module.named_parameters() if p.grad is not None}
+    return {
+        name: p.grad
+        for stage in stages
+        for name, p in stage.module.named_parameters()
+        if p.grad is not None
+    }
 
 
-def play_orders(orders: Orders, chunks: int, uneven: bool, sunk: bool) -> tuple[list[Tensor], dict[str, Tensor]]:
+def play_orders(
+    orders: Orders, chunks: int, uneven: bool, sunk: bool
+) -> tuple[list[Tensor], dict[str, Tensor]]:
     """On a rank: two steps of its order (the second on what the first left behind)."""
     ranks = len(orders)
     mesh = mesh_of(pp=ranks)
@@ -133,7 +156,9 @@ def serial(microbatches: int, sunk: bool = False) -> tuple[list[Tensor], dict[st
     return losses, grads_of([stage])
 
 
-def assert_equals_serial(orders: Orders, chunks: int = 1, uneven: bool = False, sunk: bool = False) -> None:
+def assert_equals_serial(
+    orders: Orders, chunks: int = 1, uneven: bool = False, sunk: bool = False
+) -> None:
     losses, grads = serial(1 + max(a.microbatch for a in orders[0]), sunk)
     answers = on_ranks(len(orders), play_orders, orders, chunks, uneven, sunk)
     assert [rank for rank, (found, _) in enumerate(answers) if found] == [len(orders) - 1]
@@ -161,8 +186,12 @@ def assert_equals_serial(orders: Orders, chunks: int = 1, uneven: bool = False, 
         ("1f1b", 4, 2, 1, None),
     ],
 )
-def test_every_schedule_gives_the_bits_of_the_serial_run(schedule, ranks, microbatches, chunks, group, uneven):
-    assert_equals_serial(compile_order(schedule, ranks, microbatches, chunks, group), chunks, uneven)
+def test_every_schedule_gives_the_bits_of_the_serial_run(
+    schedule, ranks, microbatches, chunks, group, uneven
+):
+    assert_equals_serial(
+        compile_order(schedule, ranks, microbatches, chunks, group), chunks, uneven
+    )
 
 
 # ---- backward in two halves ------------------------------------------------------------------------------------
@@ -177,7 +206,9 @@ def test_a_backward_in_two_halves_gives_the_bits_of_the_serial_run(ranks, microb
 
 def test_sinks_and_plain_gradients_agree():
     """The toy layer with sinks is the layer of torch, so the laws above speak about the same chain."""
-    for (_, plain), (_, sunk) in zip(serial(2)[1].items(), serial(2, sunk=True)[1].items(), strict=True):
+    for (_, plain), (_, sunk) in zip(
+        serial(2)[1].items(), serial(2, sunk=True)[1].items(), strict=True
+    ):
         assert torch.allclose(plain, sunk, rtol=1e-12)
 
 
@@ -321,7 +352,14 @@ def test_a_batch_shape_that_does_not_flow_is_told_with_both_shapes():
 def _send_wrong_shape(stages: list[Stage]) -> None:
     mesh = mesh_of(pp=2)
     if mesh.pp.rank == 0:
-        run(parse("F0 SF0")[0], stages, mesh.links, batches_of(1), SPEC._replace(shape=(9, WIDTH)), step=3)
+        run(
+            parse("F0 SF0")[0],
+            stages,
+            mesh.links,
+            batches_of(1),
+            SPEC._replace(shape=(9, WIDTH)),
+            step=3,
+        )
 
 
 def test_a_failed_step_leaves_nothing_behind():
@@ -355,7 +393,14 @@ def _beside_a_broken_rank(orders: Orders, dies: bool) -> str:
     if mesh.pp.is_last:
         time.sleep(7)
         return ""
-    run(orders[mesh.pp.rank], stages_of(mesh.pp.rank, len(orders), 1), mesh.links, batches_of(4), SPEC, step=17)
+    run(
+        orders[mesh.pp.rank],
+        stages_of(mesh.pp.rank, len(orders), 1),
+        mesh.links,
+        batches_of(4),
+        SPEC,
+        step=17,
+    )
     return ""
 
 

@@ -27,7 +27,11 @@ def test_an_action_parses_as_it_prints(op, microbatch, chunk):
 
 
 def test_an_action_prints_its_chunk_only_if_there_are_several():
-    assert [str(Action("F", 3)), str(Action("B", 3, 1)), str(Action("RF", 12, 2))] == ["F3", "B3.1", "RF12.2"]
+    assert [str(Action("F", 3)), str(Action("B", 3, 1)), str(Action("RF", 12, 2))] == [
+        "F3",
+        "B3.1",
+        "RF12.2",
+    ]
 
 
 @pytest.mark.parametrize("text", ["", "F", "X3", "F3.", "F-1", "F3.1.2", "3F", "SX3", "F3 "])
@@ -50,7 +54,10 @@ def test_virtual_stages_lie_in_a_loop_or_in_a_v():
 
 
 def test_gpipe_is_this_picture():
-    assert compute_lines("gpipe", ranks=2, microbatches=3) == ["F0 F1 F2 B0 B1 B2", "F0 F1 F2 B0 B1 B2"]
+    assert compute_lines("gpipe", ranks=2, microbatches=3) == [
+        "F0 F1 F2 B0 B1 B2",
+        "F0 F1 F2 B0 B1 B2",
+    ]
 
 
 def test_one_f_one_b_is_this_picture():
@@ -139,7 +146,9 @@ def test_a_schedule_made_for_some_chunks_refuses_others(schedule, chunks, other)
 def test_one_f_one_b_refuses_chunks_and_interleaved_refuses_small_groups():
     with pytest.raises(UserError, match="1 model chunk per rank, not 2: use interleaved"):
         one_f_one_b(0, 2, 4, chunks=2)
-    with pytest.raises(UserError, match=r"group \(2\) must be at least the number of stages \(4\): use 4 or more"):
+    with pytest.raises(
+        UserError, match=r"group \(2\) must be at least the number of stages \(4\): use 4 or more"
+    ):
         interleaved(0, 4, 8, chunks=2, group=2)
 
 

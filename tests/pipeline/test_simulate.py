@@ -40,7 +40,9 @@ def test_bubbles_are_the_textbooks(ranks, rounds, chunks):
 
 
 def test_peaks_are_all_microbatches_under_gpipe_and_the_ranks_that_follow_under_1f1b():
-    gpipe, one_f_one_b = (simulate(compile_order(name, 4, 8), ONE_TWO) for name in ("gpipe", "1f1b"))
+    gpipe, one_f_one_b = (
+        simulate(compile_order(name, 4, 8), ONE_TWO) for name in ("gpipe", "1f1b")
+    )
     assert [gpipe.peak(rank) for rank in range(4)] == [8, 8, 8, 8]
     assert [one_f_one_b.peak(rank) for rank in range(4)] == [4, 3, 2, 1]
 
@@ -82,14 +84,18 @@ PUBLISHED = [
 ]
 
 
-@pytest.mark.parametrize(("microbatches", "layers", "times", "one_f_one_b", "interleaved", "h1", "h2"), PUBLISHED)
-def test_published_bubbles_follow_from_published_times(microbatches, layers, times, one_f_one_b, interleaved, h1, h2):
+@pytest.mark.parametrize(
+    ("microbatches", "layers", "times", "one_f_one_b", "interleaved", "h1", "h2"), PUBLISHED
+)
+def test_published_bubbles_follow_from_published_times(
+    microbatches, layers, times, one_f_one_b, interleaved, h1, h2
+):
     f, b, w, transfer = times
     cost = uniform(F=f, B=b + w, I=b, W=w, transfer=transfer)
     for name, published in {"1f1b": one_f_one_b, "zb_h1": h1, "zb_h2": h2}.items():
-        assert simulate(compile_order(name, 8, microbatches), cost).bubble_rate == pytest.approx(published, abs=1e-4), (
-            name
-        )
+        assert simulate(compile_order(name, 8, microbatches), cost).bubble_rate == pytest.approx(
+            published, abs=1e-4
+        ), name
     piece = overlapped(uniform(F=f / layers, B=(b + w) / layers, transfer=transfer), layers)
     found = simulate(compile_order("interleaved", 8, microbatches, layers), piece).bubble_rate
     assert found == pytest.approx(interleaved, abs=1e-4)
@@ -123,7 +129,9 @@ def test_transfers_run_beside_compute_and_one_after_the_other_on_a_link():
 
 def test_a_blocking_send_holds_its_rank_up():
     """The same messages of 4 units, each of which now costs its sender the time."""
-    timeline = simulate(add_transfers(parse("F0 F1 F2", "F0 F1 F2")), uniform(F=1, transfer=4), blocking_sends=True)
+    timeline = simulate(
+        add_transfers(parse("F0 F1 F2", "F0 F1 F2")), uniform(F=1, transfer=4), blocking_sends=True
+    )
     assert [(str(s.action), s.start, s.end) for s in timeline.spans[0]] == [
         ("F0", 0, 1),
         ("SF0", 1, 5),
@@ -142,7 +150,8 @@ def test_a_blocking_send_holds_its_rank_up():
 def test_a_slow_stage_sets_the_pace():
     """Cost may depend on the rank: 8 micro-batches through a stage of 2 + 4, behind one of 1 + 2."""
     timeline = simulate(
-        compile_order("1f1b", 2, 8), lambda rank, action: {"F": 1, "B": 2}.get(action.op, 0) * (1 + rank)
+        compile_order("1f1b", 2, 8),
+        lambda rank, action: {"F": 1, "B": 2}.get(action.op, 0) * (1 + rank),
     )
     assert timeline.total == 1 + 8 * 6 + 2
     assert timeline.bubble(1) == pytest.approx(3 / 51)

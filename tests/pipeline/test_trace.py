@@ -19,7 +19,15 @@ from megascratch.pipeline.stage_times import StageTimes, cost_of, format_times, 
 from megascratch.pipeline.trace import Trace
 from tests.support.rank_pool import mesh_of, on_ranks
 
-SCHEDULES = {"gpipe": 1, "1f1b": 1, "interleaved": 2, "zb_h1": 1, "zb_h2": 1, "zb_v": 2, "dualpipe_v": 2}
+SCHEDULES = {
+    "gpipe": 1,
+    "1f1b": 1,
+    "interleaved": 2,
+    "zb_h1": 1,
+    "zb_h2": 1,
+    "zb_v": 2,
+    "dualpipe_v": 2,
+}
 SPEC = TensorSpec((2,), torch.float32, torch.device("cpu"))
 
 
@@ -61,7 +69,11 @@ def traced(schedule: str, ranks: int, microbatches: int, chunks: int) -> Trace:
 def test_all_actions_run_in_the_compiled_order_and_after_what_they_need(schedule, ranks):
     trace = on_ranks(ranks, traced, schedule, ranks, 5, SCHEDULES[schedule])[0]
     assert trace.disorder is None
-    at = {completion_key(rank, span.action): span for rank, spans in enumerate(trace.happened.spans) for span in spans}
+    at = {
+        completion_key(rank, span.action): span
+        for rank, spans in enumerate(trace.happened.spans)
+        for span in spans
+    }
     for rank, spans in enumerate(trace.happened.spans):
         compute = [span for span in spans if span.action.op in COMPUTE]
         assert all(before.end <= after.start for before, after in pairwise(compute))
@@ -71,7 +83,9 @@ def test_all_actions_run_in_the_compiled_order_and_after_what_they_need(schedule
             assert needed is None or at[needed].start <= at[needed].end <= span.start
         for span in spans:
             if span.action.op in ("RF", "RB"):
-                use = completion_key(rank, span.action._replace(op="F" if span.action.op == "RF" else "B"))
+                use = completion_key(
+                    rank, span.action._replace(op="F" if span.action.op == "RF" else "B")
+                )
                 assert span.start <= span.end <= at[use].start
 
 
@@ -81,26 +95,40 @@ def test_a_step_that_went_as_simulated_is_played_back_as_it_went(schedule):
     placement = placement_of(schedule, 3, SCHEDULES[schedule])
     orders = compile_order(schedule, 3, 7, SCHEDULES[schedule])
     split = any(action.op == "I" for order in orders for action in order)
-    times = [StageTimes(1 + 0.1 * v, 2 + 0.2 * v, 1.5 * split, 0.25) for v in range(placement.stages)]
+    times = [
+        StageTimes(1 + 0.1 * v, 2 + 0.2 * v, 1.5 * split, 0.25) for v in range(placement.stages)
+    ]
     simulated = simulate(orders, cost_of(times, placement), placement)
-    late = [RankTiming([TimedAction(s.action, s.start + 9, s.end + 9) for s in spans], {}) for spans in simulated.spans]
+    late = [
+        RankTiming([TimedAction(s.action, s.start + 9, s.end + 9) for s in spans], {})
+        for spans in simulated.spans
+    ]
     trace = Trace.of(orders, placement, late)
     assert trace.disorder is None
     for timeline in (trace.happened, trace.played, trace.typical):
         assert timeline.total == pytest.approx(simulated.total)
         assert timeline.bubble_rate == pytest.approx(simulated.bubble_rate)
-    assert all(found[:3] == pytest.approx(wanted[:3]) for found, wanted in zip(trace.times, times, strict=True))
+    assert all(
+        found[:3] == pytest.approx(wanted[:3])
+        for found, wanted in zip(trace.times, times, strict=True)
+    )
 
 
 def test_a_message_takes_what_those_took_that_a_rank_stood_still_for():
     """Three forwards: the second message lay there for 5 units, until it was looked at."""
-    first = [TimedAction(Action(op, m), 2.0 * m + (op == "SF"), 2.0 * m + 1) for m in range(3) for op in ("F", "SF")]
+    first = [
+        TimedAction(Action(op, m), 2.0 * m + (op == "SF"), 2.0 * m + 1)
+        for m in range(3)
+        for op in ("F", "SF")
+    ]
     ends = {0: 1.5, 1: 8.0, 2: 9.0}
     second = [TimedAction(Action("RF", m), 0.0, ends[m]) for m in range(3)]
     second += [TimedAction(Action("F", m), ends[m], ends[m] + 1) for m in range(3)]
     orders = [[span.action for span in spans] for spans in (first, second)]
     waits = {Action("RF", 0): 1.5, Action("RF", 1): 0.0, Action("RF", 2): 0.0}
-    trace = Trace.of(orders, placement_of("1f1b", 2), [RankTiming(first, {}), RankTiming(second, waits)])
+    trace = Trace.of(
+        orders, placement_of("1f1b", 2), [RankTiming(first, {}), RankTiming(second, waits)]
+    )
     assert list(trace._transfers().values()) == [0.5]
     assert [span.end for span in trace.played.spans[1] if span.action.op == "F"] == [2.5, 3.5, 4.5]
 
@@ -123,7 +151,11 @@ def test_times_are_read_as_they_are_written(tmp_path):
 def test_the_first_action_out_of_order_is_named(change, told):
     orders = compile_order("1f1b", 2, 2)
     spans = simulate(orders, lambda rank, action: 1.0).spans
-    trace = Trace.of(orders, placement_of("1f1b", 2), [RankTiming(spans[0], {}), RankTiming(change(spans[1]), {})])
+    trace = Trace.of(
+        orders,
+        placement_of("1f1b", 2),
+        [RankTiming(spans[0], {}), RankTiming(change(spans[1]), {})],
+    )
     assert trace.disorder == told
 
 

@@ -51,7 +51,9 @@ def test_until_the_block_ends_readers_see_the_old_file(path):
     assert path.read_text() == "new"
 
 
-@pytest.mark.parametrize("error", [ValueError("bad record"), OSError(28, "No space left"), KeyboardInterrupt()])
+@pytest.mark.parametrize(
+    "error", [ValueError("bad record"), OSError(28, "No space left"), KeyboardInterrupt()]
+)
 def test_an_error_keeps_the_old_file_and_no_partial_one(path, error):
     with pytest.raises(type(error)) as raised, atomic_file(path) as file:
         file.write(b"half")
@@ -124,7 +126,10 @@ def test_a_folder_that_is_missing_cannot_be_synced(tmp_path):
 )
 def test_a_folder_that_cannot_be_written_is_an_error_of_the_user(path, folder, reason):
     target = path.parent / folder / "b.json"
-    with pytest.raises(UserError) as raised, explain_write_errors(f"--output {target}", "; choose another"):
+    with (
+        pytest.raises(UserError) as raised,
+        explain_write_errors(f"--output {target}", "; choose another"),
+    ):
         write_atomically(target, "x")
     assert str(raised.value) == f"--output {target} cannot be written: {reason}; choose another"
     assert isinstance(raised.value.__cause__, OSError)

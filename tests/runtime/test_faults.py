@@ -12,7 +12,17 @@ import pytest
 import torch
 
 from megascratch.config.errors import UserError
-from megascratch.runtime.faults import ANY, EXIT_CODE, POINTS, VARIABLE, Fault, FaultError, armed, fault_point, parse
+from megascratch.runtime.faults import (
+    ANY,
+    EXIT_CODE,
+    POINTS,
+    VARIABLE,
+    Fault,
+    FaultError,
+    armed,
+    fault_point,
+    parse,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -23,7 +33,9 @@ def points_in_the_code() -> set[str]:
     for file in (ROOT / "megascratch").rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "fault_point":
-                assert isinstance(node.args[0], ast.Constant), f"{file}:{node.lineno}: write the point's name out"
+                assert isinstance(node.args[0], ast.Constant), (
+                    f"{file}:{node.lineno}: write the point's name out"
+                )
                 found.add(node.args[0].value)
     return found
 
@@ -109,14 +121,18 @@ HERE = "from megascratch.runtime.faults import fault_point; fault_point('step.be
 @pytest.mark.parametrize("action", ENDS)
 def test_a_process_ends_as_the_action_says(action):
     environment = {**os.environ, VARIABLE: f"step.begin:3:1:{action}", "RANK": "3"}
-    done = subprocess.run([sys.executable, "-c", HERE], capture_output=True, text=True, env=environment, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", HERE], capture_output=True, text=True, env=environment, timeout=300
+    )
     assert (done.returncode, done.stdout) == (ENDS[action], "")
     assert done.stderr == f"fault point step.begin, passage 1 of rank 3: {action}\n"
 
 
 def test_a_stopped_process_waits_and_goes_on_when_it_is_told_to():
     environment = {**os.environ, VARIABLE: "step.begin:0:1:stop"}
-    with subprocess.Popen([sys.executable, "-c", HERE], stdout=subprocess.PIPE, text=True, env=environment) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", HERE], stdout=subprocess.PIPE, text=True, env=environment
+    ) as process:
         _, status = os.waitpid(process.pid, os.WUNTRACED)
         assert os.WIFSTOPPED(status)
         os.kill(process.pid, signal.SIGCONT)

@@ -12,7 +12,9 @@ NOTES = "from megascratch.runtime import heartbeat as w\nw.set_watched()\nwhile 
 
 def test_a_clock_that_is_being_written_never_reads_as_that_of_a_rank_that_hangs(tmp_path):
     began = time.monotonic()
-    rank = subprocess.Popen([sys.executable, "-c", NOTES], env={**os.environ, FOLDER: str(tmp_path), "RANK": "0"})
+    rank = subprocess.Popen(
+        [sys.executable, "-c", NOTES], env={**os.environ, FOLDER: str(tmp_path), "RANK": "0"}
+    )
     try:
         while not (tmp_path / "0.rank").exists() or not any(one.watched for one in read(tmp_path)):
             time.sleep(0.01)

@@ -46,8 +46,12 @@ def test_the_environment_is_read_at_each_question(monkeypatch):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("verb", [["pretrain", "--num-layers", "0"], ["doctor"]], ids=lambda verb: verb[0])
-def test_a_variable_that_is_not_a_number_is_refused_before_anything_starts(monkeypatch, capsys, verb, name):
+@pytest.mark.parametrize(
+    "verb", [["pretrain", "--num-layers", "0"], ["doctor"]], ids=lambda verb: verb[0]
+)
+def test_a_variable_that_is_not_a_number_is_refused_before_anything_starts(
+    monkeypatch, capsys, verb, name
+):
     monkeypatch.setenv(name, "first")
     assert main(verb) == exit_codes.BAD_INPUT
     (line,) = capsys.readouterr().err.splitlines()

@@ -23,7 +23,10 @@ def fuzz(kind: Editable, folder, seeds: range) -> None:
         dice = random.Random(f"{kind.name} {seed}")
         changed = [damaged(content, dice)]
         if kind.record is not None:
-            changed += [kind.wrap(to_json(record)) for record in changed_records(kind.record(content), dice, 3)]
+            changed += [
+                kind.wrap(to_json(record))
+                for record in changed_records(kind.record(content), dice, 3)
+            ]
         for text in changed:
             shutil.rmtree(work, ignore_errors=True)
             shutil.copytree(sound, work)
@@ -36,9 +39,13 @@ def judge(kind: Editable, path, text: bytes) -> None:
         kind.read(path)
     except UserError as error:
         lines = str(error).split("\n")
-        assert len(lines) <= 6 and all(line.isprintable() and len(line) <= MOST_LENGTH for line in lines), (text, lines)
+        assert len(lines) <= 6 and all(
+            line.isprintable() and len(line) <= MOST_LENGTH for line in lines
+        ), (text, lines)
     except Exception as error:
-        raise AssertionError(f"{kind.name}: {type(error).__name__}: {error!s:.200} for {text[:300]!r}") from error
+        raise AssertionError(
+            f"{kind.name}: {type(error).__name__}: {error!s:.200} for {text[:300]!r}"
+        ) from error
 
 
 @pytest.mark.parametrize("kind", EDITABLE, ids=lambda kind: kind.name)

@@ -95,11 +95,20 @@ def test_a_file_of_a_thousand_mistakes_tells_twenty(tmp_path):
 
 
 MERGED = [
-    ("base: &base {lr: 0.5, min_lr: 0.25}\noptim:\n  <<: *base\n  lr: 1.0", {"lr": 1.0, "min_lr": 0.25}),
+    (
+        "base: &base {lr: 0.5, min_lr: 0.25}\noptim:\n  <<: *base\n  lr: 1.0",
+        {"lr": 1.0, "min_lr": 0.25},
+    ),
     ("base: &base {lr: 0.5, seed: 7}\n<<: *base\nseed: 8", {"lr": 0.5, "seed": 8}),
-    ("a: &a {lr: 1.0}\nb: &b {lr: 2.0, min_lr: 0.5}\noptim: {<<: [*a, *b]}", {"lr": 1.0, "min_lr": 0.5}),
+    (
+        "a: &a {lr: 1.0}\nb: &b {lr: 2.0, min_lr: 0.5}\noptim: {<<: [*a, *b]}",
+        {"lr": 1.0, "min_lr": 0.5},
+    ),
     ("a: &a {lr: 1.0}\nb: &b {<<: *a, min_lr: 0.5}\noptim: {<<: *b}", {"lr": 1.0, "min_lr": 0.5}),
-    ("base: &base\n  optim: {lr: 1.0}\n  training: {seed: 7}\n<<: *base\ntraining: {seed: 8}", {"lr": 1.0, "seed": 8}),
+    (
+        "base: &base\n  optim: {lr: 1.0}\n  training: {seed: 7}\n<<: *base\ntraining: {seed: 8}",
+        {"lr": 1.0, "seed": 8},
+    ),
     ("optim: {<<: {lr: 1.0}, min_lr: 0.5}", {"lr": 1.0, "min_lr": 0.5}),
 ]
 
@@ -110,7 +119,11 @@ def test_merge_keys_bring_in_what_the_mapping_does_not_say_itself(tmp_path, text
     file.write_text(text)
     config = load_config(["--config", str(file)])[0]
     found = {"lr": config.optim.lr, "min_lr": config.optim.min_lr, "seed": config.training.seed}
-    defaults = {"lr": Config().optim.lr, "min_lr": Config().optim.min_lr, "seed": Config().training.seed}
+    defaults = {
+        "lr": Config().optim.lr,
+        "min_lr": Config().optim.min_lr,
+        "seed": Config().training.seed,
+    }
     assert found == defaults | values
 
 

@@ -21,8 +21,14 @@ def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hostile")
     (folder / "secret.txt").write_text(SECRET)
     command = [sys.executable, "-m", "tests.support.read_hostile_files", str(folder)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+    }
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert list(folder.rglob("pwned")) == [] and not (ROOT / "pwned").exists()
     return {one["name"]: one for one in json.loads(done.stdout.splitlines()[-1])}

@@ -20,7 +20,9 @@ def listening(process: psutil.Process) -> set[str]:
 
 def test_a_run_on_one_machine_listens_on_the_loopback_interface_alone(tmp_path):
     words = [*mock(tmp_path, train_iters=10**6, data_parallel_size=2), "--nproc-per-node", "2"]
-    run = subprocess.Popen(command(words), cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
+    run = subprocess.Popen(
+        command(words), cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True
+    )
     try:
         assert run.stdout is not None
         addresses: set[str] = set()
@@ -31,4 +33,6 @@ def test_a_run_on_one_machine_listens_on_the_loopback_interface_alone(tmp_path):
     finally:
         run.terminate()
         run.communicate(timeout=600)
-    assert addresses and all(address.startswith("127.") or address == "::1" for address in addresses), addresses
+    assert addresses and all(
+        address.startswith("127.") or address == "::1" for address in addresses
+    ), addresses

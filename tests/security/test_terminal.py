@@ -38,7 +38,10 @@ def test_lines_of_our_own_stay_lines_and_long_names_are_cut():
 
 
 def save(folder, names: list[str], step: int = 1) -> str:
-    held = [ShardedTensor(name, (4,), Box((0,), (4,)), torch.full((4,), float(step)), 0) for name in names]
+    held = [
+        ShardedTensor(name, (4,), Box((0,), (4,)), torch.full((4,), float(step)), 0)
+        for name in names
+    ]
     state = {"train_state": {"step": step}, EVIL: [step, EVIL]}
     return str(checkpoint.save(folder, step, held, state, Axis.alone("world")))
 
@@ -95,7 +98,11 @@ def schedule(folder) -> list[str]:
 
 WAYS = {
     "settings": settings,
-    "tensor names": lambda folder: ["checkpoint", "inspect", save(folder, [f"{EVIL}.[red]w", "a\nb"])],
+    "tensor names": lambda folder: [
+        "checkpoint",
+        "inspect",
+        save(folder, [f"{EVIL}.[red]w", "a\nb"]),
+    ],
     "tensor names that differ": lambda folder: [
         "checkpoint",
         "diff",

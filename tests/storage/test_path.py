@@ -37,4 +37,7 @@ def test_names_are_those_of_a_path():
         "step_00000001",
         "s3://bucket/run",
     )
-    assert str(step.with_name("other")) == "s3://bucket/run/other" and sorted([step, step.parent])[1] == step
+    assert (
+        str(step.with_name("other")) == "s3://bucket/run/other"
+        and sorted([step, step.parent])[1] == step
+    )

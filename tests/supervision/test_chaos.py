@@ -22,5 +22,14 @@ def test_chaos_changes_no_bit_of_the_final_weights():
 @pytest.mark.deep
 def test_kills_of_launchers_and_fork_servers_change_no_bit_and_leave_nothing():
     """CHAOS_KILLS makes it shorter or longer."""
-    command = [sys.executable, str(SCRIPT), "--kills", os.environ.get("CHAOS_KILLS", "60"), "--every", "5"]
-    assert subprocess.run([*command, "--victims", "rank", "launcher", "fork-server"]).returncode == 0
+    command = [
+        sys.executable,
+        str(SCRIPT),
+        "--kills",
+        os.environ.get("CHAOS_KILLS", "60"),
+        "--every",
+        "5",
+    ]
+    assert (
+        subprocess.run([*command, "--victims", "rank", "launcher", "fork-server"]).returncode == 0
+    )

@@ -25,7 +25,12 @@ ZERO1 = ["--data-parallel-size", "2", "--use-distributed-optimizer", "--ddp-buck
 
 NOT_IN_TRAINING = ("evaluate", "index", "preprocess")
 PIPELINE_ONLY = ("transfer.send", "transfer.receive", "transfer.wait", "weight.begin")
-FIRST_RANK_ONLY = ("save.before_commit", "save.after_commit", "save.before_delete", "save.mid_delete")
+FIRST_RANK_ONLY = (
+    "save.before_commit",
+    "save.after_commit",
+    "save.before_delete",
+    "save.mid_delete",
+)
 ONCE = ("run.begin", "run.meet", "run.built")
 
 
@@ -37,7 +42,9 @@ def places(pipeline: bool) -> list[str]:
             continue
         if point in PIPELINE_ONLY and not pipeline:
             continue
-        passages = (1,) if point in ONCE else (1, 2) if point.startswith(("save", "step")) else (1, 3)
+        passages = (
+            (1,) if point in ONCE else (1, 2) if point.startswith(("save", "step")) else (1, 3)
+        )
         found += [f"{point}:{rank}:{nth}" for nth in passages]
     return found + [f"save.write:{rank}:{nth}" for rank, nth in product((0, 1), range(3, 12))]
 
@@ -46,15 +53,30 @@ def train(folder: Path, *words: str) -> int:
     settings = dict(zip(SMALL[::2], SMALL[1::2], strict=False)) | LONG
     settings.pop("--mock-data", None)
     flags = [word for pair in settings.items() for word in pair]
-    return main(["pretrain", *flags, "--mock-data", "--output-dir", str(folder), "--nproc-per-node", "2", *words])
+    return main(
+        [
+            "pretrain",
+            *flags,
+            "--mock-data",
+            "--output-dir",
+            str(folder),
+            "--nproc-per-node",
+            "2",
+            *words,
+        ]
+    )
 
 
 @pytest.mark.deep
 @pytest.mark.parametrize("layout", [PIPELINE, ZERO1], ids=["pipeline", "zero1"])
-def test_a_run_that_is_killed_everywhere_ends_with_the_weights_of_the_undisturbed_one(tmp_path, monkeypatch, layout):
+def test_a_run_that_is_killed_everywhere_ends_with_the_weights_of_the_undisturbed_one(
+    tmp_path, monkeypatch, layout
+):
     kills = places(layout is PIPELINE)
     assert train(tmp_path / "calm", *layout) == 0
-    monkeypatch.setenv(VARIABLE, ",".join(f"{place}:kill:{attempt}" for attempt, place in enumerate(kills)))
+    monkeypatch.setenv(
+        VARIABLE, ",".join(f"{place}:kill:{attempt}" for attempt, place in enumerate(kills))
+    )
     assert train(tmp_path / "wild", *layout, "--max-restarts", str(len(kills))) == 0
     reports = sorted((tmp_path / "wild" / "faults").iterdir())
     assert len(reports) == len(kills) > 100

@@ -18,11 +18,41 @@ from megascratch.checkpoint.steps import latest, list_steps, problem_of
 from megascratch.supervision.observe import kill
 
 pytestmark = pytest.mark.deep
-NODES = {"ms-a": ("ms-va", "10.77.0.1"), "ms-b": ("ms-vb", "10.77.0.2")}  # namespace -> (interface, address)
+NODES = {
+    "ms-a": ("ms-va", "10.77.0.1"),
+    "ms-b": ("ms-vb", "10.77.0.2"),
+}  # namespace -> (interface, address)
 SMALL = [
-    *("--num-layers", "2", "--hidden-size", "32", "--num-attention-heads", "4", "--vocab-size", "61"),
-    *("--make-vocab-size-divisible-by", "8", "--seq-length", "16", "--global-batch-size", "8", "--lr", "0.01"),
-    *("--lr-decay-iters", "1000", "--save-interval", "10", "--keep-last-n-checkpoints", "3", "--log-interval", "1"),
+    *(
+        "--num-layers",
+        "2",
+        "--hidden-size",
+        "32",
+        "--num-attention-heads",
+        "4",
+        "--vocab-size",
+        "61",
+    ),
+    *(
+        "--make-vocab-size-divisible-by",
+        "8",
+        "--seq-length",
+        "16",
+        "--global-batch-size",
+        "8",
+        "--lr",
+        "0.01",
+    ),
+    *(
+        "--lr-decay-iters",
+        "1000",
+        "--save-interval",
+        "10",
+        "--keep-last-n-checkpoints",
+        "3",
+        "--log-interval",
+        "1",
+    ),
     *("--eval-interval", "0", "--device", "cpu", "--mock-data"),
 ]
 
@@ -46,7 +76,9 @@ def two_nodes() -> Iterator[None]:
             ip("-n", node, "link", "set", interface, "up")
     except (OSError, subprocess.CalledProcessError) as error:
         _remove_nodes()
-        pytest.skip(f"network namespaces need `ip netns` and the right to use it: {getattr(error, 'stderr', error)}")
+        pytest.skip(
+            f"network namespaces need `ip netns` and the right to use it: {getattr(error, 'stderr', error)}"
+        )
     yield
     _remove_nodes()
 
@@ -64,19 +96,41 @@ def pids(node: str) -> list[int]:
     return [int(word) for word in done.stdout.split()]
 
 
-def start(folder: Path, *words: str, nnodes: str = "1:2", max_restarts: int = 3) -> dict[str, subprocess.Popen]:
+def start(
+    folder: Path, *words: str, nnodes: str = "1:2", max_restarts: int = 3
+) -> dict[str, subprocess.Popen]:
     """The same command on both nodes, two ranks each."""
     started = {}
     for host, (node, (interface, address)) in enumerate(NODES.items()):
         command = [
-            *("ip", "netns", "exec", node, sys.executable, "-m", "megascratch", "pretrain", *SMALL, *words),
+            *(
+                "ip",
+                "netns",
+                "exec",
+                node,
+                sys.executable,
+                "-m",
+                "megascratch",
+                "pretrain",
+                *SMALL,
+                *words,
+            ),
             *("--output-dir", str(folder / "run"), "--nnodes", nnodes, "--nproc-per-node", "2"),
-            *("--max-restarts", str(max_restarts), "--rdzv-endpoint", "10.77.0.1:29555", "--rdzv-id", "test"),
+            *(
+                "--max-restarts",
+                str(max_restarts),
+                "--rdzv-endpoint",
+                "10.77.0.1:29555",
+                "--rdzv-id",
+                "test",
+            ),
             *("--rdzv-conf", f"is_host={1 - host}", "--local-addr", address),
         ]
         environment = os.environ | {"GLOO_SOCKET_IFNAME": interface, "OMP_NUM_THREADS": "1"}
         with (folder / f"{node}.txt").open("w") as out:
-            started[node] = subprocess.Popen(command, env=environment, stdout=out, stderr=subprocess.STDOUT)
+            started[node] = subprocess.Popen(
+                command, env=environment, stdout=out, stderr=subprocess.STDOUT
+            )
     return started
 
 
@@ -93,8 +147,12 @@ def until(condition, seconds: float = 120.0) -> float:
 
 
 def losses(folder: Path) -> list[tuple]:
-    rows = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
-    return [(row["step"], row["consumed_samples"], row["loss"]) for row in rows if "grad_norm" in row]
+    rows = [
+        json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
+    return [
+        (row["step"], row["consumed_samples"], row["loss"]) for row in rows if "grad_norm" in row
+    ]
 
 
 def test_when_a_node_dies_the_other_goes_on_with_the_same_batch(tmp_path, two_nodes, capsys):
@@ -151,7 +209,9 @@ def test_a_link_that_stays_down_stops_both_sides_and_leaves_a_sound_checkpoint(t
 
 
 def test_a_signal_to_one_node_saves_and_stops_all(tmp_path, two_nodes):
-    started = start(tmp_path, "--train-iters", "100000", "--distributed-timeout-minutes", "1", nnodes="2")
+    started = start(
+        tmp_path, "--train-iters", "100000", "--distributed-timeout-minutes", "1", nnodes="2"
+    )
     until(lambda: "step     20/" in said(tmp_path))
     launcher = started["ms-b"].pid  # `ip netns exec` has become the command
     os.kill(launcher, signal.SIGUSR1)

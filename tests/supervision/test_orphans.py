@@ -69,7 +69,9 @@ def pids(folder: Path, ranks: int) -> list[psutil.Process]:
 
 
 @pytest.mark.parametrize("stopped", [False, True], ids=["", "while the fork server is stopped"])
-def test_ranks_and_fork_server_end_with_a_killed_launcher_and_the_next_one_starts(tmp_path, begun, stopped):
+def test_ranks_and_fork_server_end_with_a_killed_launcher_and_the_next_one_starts(
+    tmp_path, begun, stopped
+):
     for _ in range(2):
         launcher = pretend("launch", str(tmp_path), "0")
         begun.append(launcher)
@@ -127,7 +129,11 @@ def test_folders_of_processes_that_are_gone_are_deleted_and_no_others(memory):
         "megascratch-ranks-unknown",
         f"others-{its}-b",
     ]
-    stale = [f"megascratch-ranks-{its}-a", f"megascratch-node-{its}-b", f"megascratch-ranks-{namespace}.{pid}.1-reused"]
+    stale = [
+        f"megascratch-ranks-{its}-a",
+        f"megascratch-node-{its}-b",
+        f"megascratch-ranks-{namespace}.{pid}.1-reused",
+    ]
     for name in [*kept, *stale]:
         (memory / name / "inside").mkdir(parents=True)
     assert not is_gone(its)

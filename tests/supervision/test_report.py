@@ -25,19 +25,43 @@ from megascratch.supervision.report import (
     table,
 )
 
-ECHO = "all_reduce over tp failed on rank 0 of 2: another rank has ended; see the message of that rank"
+ECHO = (
+    "all_reduce over tp failed on rank 0 of 2: another rank has ended; see the message of that rank"
+)
 LATE = "all_reduce over dp failed on rank 1 of 2: Timed out waiting 4998ms for recv operation to complete"
 
 
-def rank(number, code=None, state=STATUS_SLEEPING, still=0.0, flags=WATCHED, action="F3", awaited="", error="", step=7):
-    where = Heartbeat(number, 1000 + number, flags, 0.0, step, code or 0, action, awaited, "", error)
+def rank(
+    number,
+    code=None,
+    state=STATUS_SLEEPING,
+    still=0.0,
+    flags=WATCHED,
+    action="F3",
+    awaited="",
+    error="",
+    step=7,
+):
+    where = Heartbeat(
+        number, 1000 + number, flags, 0.0, step, code or 0, action, awaited, "", error
+    )
     return RankStatus(number, code, state, still, where)
 
 
-WAITING = rank(0, flags=WATCHED | WAITS, still=5.1, awaited="all_reduce over tp number 17 (ranks 0 1)")
+WAITING = rank(
+    0, flags=WATCHED | WAITS, still=5.1, awaited="all_reduce over tp number 17 (ranks 0 1)"
+)
 CASES = {
-    "a signal before its echoes": ([rank(0, 1, error=ECHO), rank(1, -9)], [1], "was killed by SIGKILL"),
-    "death without a word": ([rank(0, 1, error=ECHO), rank(1, LOST)], [1], "died without reporting an exit code"),
+    "a signal before its echoes": (
+        [rank(0, 1, error=ECHO), rank(1, -9)],
+        [1],
+        "was killed by SIGKILL",
+    ),
+    "death without a word": (
+        [rank(0, 1, error=ECHO), rank(1, LOST)],
+        [1],
+        "died without reporting an exit code",
+    ),
     "an error of its own before its echo": (
         [rank(0, 1, error=ECHO), rank(1, 1, error="OSError: no space")],
         [1],
@@ -48,8 +72,16 @@ CASES = {
         [1],
         "is stopped (SIGSTOP)",
     ),
-    "a rank at work before those that wait for it": ([WAITING, rank(1, still=5.2)], [1], "hangs in its own code"),
-    "two at once": ([rank(0, -9), rank(1, -15), rank(2, 1, error=ECHO)], [0, 1], "was killed by SIGTERM"),
+    "a rank at work before those that wait for it": (
+        [WAITING, rank(1, still=5.2)],
+        [1],
+        "hangs in its own code",
+    ),
+    "two at once": (
+        [rank(0, -9), rank(1, -15), rank(2, 1, error=ECHO)],
+        [0, 1],
+        "was killed by SIGTERM",
+    ),
     "nobody but the longest waiting": (
         [WAITING, rank(1, flags=WATCHED | WAITS, still=5.3, awaited="x")],
         [1],
@@ -69,7 +101,9 @@ def test_a_process_is_alive_until_it_has_ended_even_if_it_is_stopped():
         assert is_alive(process.pid)
     finally:
         kill([process.pid])
-    while state_of(process.pid) != STATUS_ZOMBIE:  # its parent, this process, has not asked for its exit code
+    while (
+        state_of(process.pid) != STATUS_ZOMBIE
+    ):  # its parent, this process, has not asked for its exit code
         time.sleep(0.01)
     assert not is_alive(process.pid)
     process.wait()
@@ -90,14 +124,20 @@ REFUSALS = {
     "before any step, the other is slow": ([rank(0, 2, step=0), rank(1, step=0)], True),
     "before any step, the other was killed": ([rank(0, 2, step=0), rank(1, -9, step=0)], True),
     "it has said so, and its process is still there": (
-        [rank(0, None, step=0)._replace(where=rank(0, 2, flags=ENDED, step=0).where), rank(1, step=0)],
+        [
+            rank(0, None, step=0)._replace(where=rank(0, 2, flags=ENDED, step=0).where),
+            rank(1, step=0),
+        ],
         True,
     ),
     "at step 7, the other is slow": ([REFUSED, SLOW], True),
     "at step 7, all": ([REFUSED, rank(1, 2)], True),
     "at step 7, the other found it gone": ([REFUSED, rank(1, 1, error=ECHO)], True),
     "at step 7, the other was killed": ([REFUSED, rank(1, -9)], False),
-    "at step 7, the other failed by itself": ([REFUSED, rank(1, 1, error="OSError: no space")], False),
+    "at step 7, the other failed by itself": (
+        [REFUSED, rank(1, 1, error="OSError: no space")],
+        False,
+    ),
     "nobody refused": ([rank(0, 1, step=0), rank(1, step=0)], False),
 }
 
@@ -112,11 +152,17 @@ SEEN_SO_FAR = {
     "only one that lost another": ([rank(0, 1, error=ECHO), rank(1)], False),
     "the one that was killed, too": ([rank(0, 1, error=ECHO), rank(1, -9)], True),
     "one that is about to end with an error of its own": (
-        [rank(0, 1, error=ECHO), rank(1)._replace(where=rank(1, 1, flags=ENDED, error="OSError: no space").where)],
+        [
+            rank(0, 1, error=ECHO),
+            rank(1)._replace(where=rank(1, 1, flags=ENDED, error="OSError: no space").where),
+        ],
         True,
     ),
     "one that is stopped": ([rank(0, 1, error=LATE), rank(1, state=STATUS_STOPPED)], True),
-    "one that stands still and waits for nobody": ([rank(0, 1, error=LATE), rank(1, still=5.0)], True),
+    "one that stands still and waits for nobody": (
+        [rank(0, 1, error=LATE), rank(1, still=5.0)],
+        True,
+    ),
     "one that moved just now": ([rank(0, 1, error=LATE), rank(1, still=0.1)], False),
     "a hang": ([WAITING, rank(1, still=0.1)], True),
 }
@@ -130,8 +176,12 @@ def test_the_report_waits_for_the_rank_that_began_it(case):
 
 def test_a_rank_hangs_only_where_others_wait_for_it_and_it_lives():
     assert any_hung([rank(0, still=5.1)], 5.0) and not any_hung([rank(0, still=4.9)], 5.0)
-    assert not any_hung([rank(0, still=9.0, flags=0)], 5.0), "before it meets the others it may take its time"
-    assert not any_hung([rank(0, still=9.0, flags=WATCHED | ENDED)], 5.0) and not any_hung([rank(0, 0, still=9.0)], 5.0)
+    assert not any_hung([rank(0, still=9.0, flags=0)], 5.0), (
+        "before it meets the others it may take its time"
+    )
+    assert not any_hung([rank(0, still=9.0, flags=WATCHED | ENDED)], 5.0) and not any_hung(
+        [rank(0, 0, still=9.0)], 5.0
+    )
 
 
 @pytest.mark.parametrize(
@@ -152,7 +202,10 @@ def test_a_rank_hangs_only_where_others_wait_for_it_and_it_lives():
     ],
 )
 def test_ranks_that_have_saved_know_the_exit_code_better_than_torchrun(agent, ranks, code):
-    ended = [rank(number, one, flags=ENDED if one is not None else WATCHED).where for number, one in enumerate(ranks)]
+    ended = [
+        rank(number, one, flags=ENDED if one is not None else WATCHED).where
+        for number, one in enumerate(ranks)
+    ]
     assert _exit_code(agent, ended) == code
 
 
@@ -175,14 +228,27 @@ time.sleep(60)
 
 def test_a_rank_that_does_nothing_more_can_be_read_from_outside(tmp_path):
     environment = {**os.environ, FOLDER: str(tmp_path), "RANK": "3"}
-    process = subprocess.Popen([sys.executable, "-c", NOTES], env=environment, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", NOTES], env=environment, stdout=subprocess.PIPE, text=True
+    )
     try:
         assert process.stdout.readline() == "ready\n"
         (where,) = read(tmp_path)
         assert (where.rank, where.pid, where.step) == (3, process.pid, 7)
-        assert where.watched and where.waits and not where.ended and 0 <= time.monotonic() - where.moved < 600
-        assert where.action == "F3 (micro-batch 3, chunk 0)" and where.background == "all_gather over save"
-        assert where.awaited == f"all_reduce over dp number 2 (ranks {' '.join(map(str, range(16)))} ...)"
+        assert (
+            where.watched
+            and where.waits
+            and not where.ended
+            and 0 <= time.monotonic() - where.moved < 600
+        )
+        assert (
+            where.action == "F3 (micro-batch 3, chunk 0)"
+            and where.background == "all_gather over save"
+        )
+        assert (
+            where.awaited
+            == f"all_reduce over dp number 2 (ranks {' '.join(map(str, range(16)))} ...)"
+        )
         process.send_signal(19)
         while state_of(process.pid) != STATUS_STOPPED:
             time.sleep(0.01)
@@ -215,7 +281,9 @@ def test_a_node_that_is_alone_says_so_every_ten_seconds(monkeypatch, capsys, nno
     clock[0] += 9
     waiting.look(meets=True)
     said = capsys.readouterr().err.splitlines()
-    assert said == [f"megascratch supervisor: {text}" for text in (told, told.replace("10 s", "20 s"))]
+    assert said == [
+        f"megascratch supervisor: {text}" for text in (told, told.replace("10 s", "20 s"))
+    ]
 
 
 @pytest.mark.parametrize(
@@ -237,7 +305,10 @@ def test_who_opens_the_store_is_what_the_settings_say(settings, hosts):
     [
         ([rank(0, -9), rank(1, still=0.1)], True),
         ([rank(0, -9), rank(1, still=5.0)], False),  # it stands still
-        ([rank(0, -9), rank(1)._replace(where=rank(1, 1, flags=ENDED).where)], True),  # it may be printing why
+        (
+            [rank(0, -9), rank(1)._replace(where=rank(1, 1, flags=ENDED).where)],
+            True,
+        ),  # it may be printing why
         ([rank(0, -9), rank(1, state=STATUS_STOPPED)], False),
         ([rank(0, -9), WAITING._replace(rank=1)], False),  # for the dead one, perhaps without end
         ([rank(0, -9), rank(1, 1)], False),

@@ -21,9 +21,27 @@ from tests.support import corpora
 pytestmark = pytest.mark.deep
 SIZE = 24 << 20
 SMALL = [
-    *("--num-layers", "2", "--hidden-size", "64", "--num-attention-heads", "4", "--vocab-size", "500"),
+    *(
+        "--num-layers",
+        "2",
+        "--hidden-size",
+        "64",
+        "--num-attention-heads",
+        "4",
+        "--vocab-size",
+        "500",
+    ),
     *("--seq-length", "16", "--global-batch-size", "8", "--train-iters", "100000", "--lr", "0.01"),
-    *("--lr-decay-iters", "1000", "--save-interval", "10", "--keep-last-n-checkpoints", "2", "--log-interval", "10"),
+    *(
+        "--lr-decay-iters",
+        "1000",
+        "--save-interval",
+        "10",
+        "--keep-last-n-checkpoints",
+        "2",
+        "--log-interval",
+        "10",
+    ),
     *("--eval-interval", "0", "--device", "cpu", "--mock-data"),
 ]
 
@@ -35,12 +53,17 @@ def disk(request, tmp_path) -> Iterator[Path]:
     commands = [["mount", "-t", "tmpfs", "-o", f"size={SIZE}", "none", str(place)]]
     if request.param == "ext4":
         image.write_bytes(bytes(SIZE))
-        commands = [["mkfs.ext4", "-q", str(image)], ["mount", "-o", "loop", str(image), str(place)]]
+        commands = [
+            ["mkfs.ext4", "-q", str(image)],
+            ["mount", "-o", "loop", str(image), str(place)],
+        ]
     try:
         for command in commands:
             subprocess.run(command, check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"a small {request.param} needs the right to mount it: {getattr(error, 'stderr', error)}")
+        pytest.skip(
+            f"a small {request.param} needs the right to mount it: {getattr(error, 'stderr', error)}"
+        )
     yield place
     subprocess.run(["umount", "-l", str(place)], check=True)
 
@@ -159,7 +182,16 @@ def test_a_stream_that_meets_the_end_of_the_disk_says_so(disk):
 def test_indices_that_find_no_room_are_built_when_there_is_some(disk, tmp_path):
     prefix = corpora.write(tmp_path / "corpus", [[1, 2, 3]] * 200_000)
     filler = fill(disk, left=1 << 16)
-    words = ["pretrain", *SMALL[:-1], "--exit-interval", "10", "--data-path", prefix, "--split", "1,0,0"]
+    words = [
+        "pretrain",
+        *SMALL[:-1],
+        "--exit-interval",
+        "10",
+        "--data-path",
+        prefix,
+        "--split",
+        "1,0,0",
+    ]
     words += ["--data-cache-path", str(disk / "cache"), "--output-dir", str(tmp_path / "run")]
     done = megascratch(*words)
     assert done.returncode == 2, done.stderr
@@ -175,12 +207,23 @@ def test_preprocessing_stops_with_its_shards_and_goes_on_when_there_is_room(disk
     draw = random.Random(5)
     lines = ["".join(draw.choices("abcdefgh ", k=4000)) for _ in range(500)]
     text.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
-    words = ["preprocess", "--input", str(text), "--tokenizer-type", "ByteTokenizer", "--append-eod"]
+    words = [
+        "preprocess",
+        "--input",
+        str(text),
+        "--tokenizer-type",
+        "ByteTokenizer",
+        "--append-eod",
+    ]
     words += ["--shard-bytes", "100000"]
     assert megascratch(*words, "--output-prefix", str(tmp_path / "calm")).returncode == 0
     filler = fill(disk, left=1 << 20)
     done = megascratch(*words, "--output-prefix", str(disk / "out"))
-    assert done.returncode == 2 and "No space left on device" in done.stderr and "Traceback" not in done.stderr
+    assert (
+        done.returncode == 2
+        and "No space left on device" in done.stderr
+        and "Traceback" not in done.stderr
+    )
     assert not list(disk.glob("out_*")), "nothing under the final name"
     filler.unlink()
     assert megascratch(*words, "--output-prefix", str(disk / "out")).returncode == 0

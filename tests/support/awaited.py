@@ -128,7 +128,9 @@ def long_gather() -> tuple[int, bool]:
 
     dist_irecv = dist.irecv
     with patch.object(dist, "irecv", late):
-        whole = start_all_gather(torch.full((numel,), axis.rank + 1, dtype=torch.uint8), axis).wait()
+        whole = start_all_gather(
+            torch.full((numel,), axis.rank + 1, dtype=torch.uint8), axis
+        ).wait()
     return len(messages), whole.tolist() == [1] * numel + [2] * numel
 
 
@@ -172,7 +174,11 @@ def transfers(config, tells: bool) -> tuple[int, int, int]:
         trainer = build_trainer(config)
         first = [transfer.awaited for transfer in posted]
         train_steps(trainer, TrainState(), 2)
-    return len(posted) - len(first), sum(not work.awaited for work in posted[len(first) :]), first.count(False)
+    return (
+        len(posted) - len(first),
+        sum(not work.awaited for work in posted[len(first) :]),
+        first.count(False),
+    )
 
 
 def every_transfer_is_awaited(schedule: str, tells: bool, run=on_ranks) -> None:
@@ -180,7 +186,9 @@ def every_transfer_is_awaited(schedule: str, tells: bool, run=on_ranks) -> None:
     config = config_of(**{"num_layers": 2, "global_batch_size": 4} | SCHEDULES[schedule])
     for posted, forgotten, first in run(2, transfers, config, tells):
         assert posted >= 2 * 2 * 4
-        assert (forgotten, first) == (0, 0), f"{forgotten} of {posted} transfers, {first} first messages not awaited"
+        assert (forgotten, first) == (0, 0), (
+            f"{forgotten} of {posted} transfers, {first} first messages not awaited"
+        )
 
 
 class LateThread:
@@ -250,7 +258,10 @@ class Writing:
                 raise CheckpointError("the disk was full for a moment")
             return self.write(folder, inside, step, *args)
 
-        return [patch.object(AsyncSaver, "_join", joined), patch.object(async_saver, "write_step", written)]
+        return [
+            patch.object(AsyncSaver, "_join", joined),
+            patch.object(async_saver, "write_step", written),
+        ]
 
 
 def saves_of_a_run(folder, writing: Writing, sick: int = 0) -> list[str]:

@@ -22,15 +22,38 @@ class Bad(NamedTuple):
     told: str
 
 
-GOOD = ["--num-layers", "2", "--hidden-size", "60", "--seq-length", "32", "--train-iters", "3", "--device", "cpu"]
+GOOD = [
+    "--num-layers",
+    "2",
+    "--hidden-size",
+    "60",
+    "--seq-length",
+    "32",
+    "--train-iters",
+    "3",
+    "--device",
+    "cpu",
+]
 DATA = ["--mock-data", "--vocab-size", "61"]
 
 POOL = [
-    Bad("flag", ["--hiden-dropout", "3"], "unknown flag --hiden-dropout - did you mean --hidden-dropout?"),
+    Bad(
+        "flag",
+        ["--hiden-dropout", "3"],
+        "unknown flag --hiden-dropout - did you mean --hidden-dropout?",
+    ),
     Bad("flag", ["--learning-rat", "3"], "unknown flag --learning-rat"),
-    Bad("heads", ["--num-attention-heads", "7"], "hidden-size (60) must be divisible by num-attention-heads (7)"),
+    Bad(
+        "heads",
+        ["--num-attention-heads", "7"],
+        "hidden-size (60) must be divisible by num-attention-heads (7)",
+    ),
     Bad("heads", ["--num-attention-heads", "many"], "--num-attention-heads: invalid literal"),
-    Bad("tp", ["--tensor-model-parallel-size", "0"], "tensor-model-parallel-size (0) must be at least 1"),
+    Bad(
+        "tp",
+        ["--tensor-model-parallel-size", "0"],
+        "tensor-model-parallel-size (0) must be at least 1",
+    ),
     Bad("lr", ["--lr", "-1"], "lr (-1.0) must be at least 0"),
     Bad("lr", ["--lr", "0.1", "--min-lr", "0.2"], "min-lr (0.2) must not exceed lr (0.1)"),
     Bad("length", ["--train-samples", "5"], "train-iters (3) and train-samples (5) are both given"),
@@ -42,28 +65,72 @@ POOL = [
     Bad("beta", ["--adam-beta1", "1.5"], "adam-beta1 (1.5) must be in [0, 1)"),
     Bad("seed", ["--seed", "abc"], "--seed: invalid literal for int() with base 10: 'abc'"),
     Bad("decay", ["--lr-decay-style", "WSD"], "lr-decay-style WSD needs lr-wsd-decay-"),
-    Bad("decay", ["--lr-warmup-iters", "9"], "lr-warmup-iters (9) must not exceed lr-decay-iters (3)"),
-    Bad("decay", ["--lr-decay-style", "square"], "invalid choice 'square' for argument '--lr-decay-style'"),
-    Bad("schedule", ["--pipeline-schedule", "zzz"], "invalid choice 'zzz' for argument '--pipeline-schedule'"),
-    Bad("schedule", ["--pipeline-schedule-csv", "nowhere.csv"], "--pipeline-schedule-csv nowhere.csv: cannot be read"),
+    Bad(
+        "decay",
+        ["--lr-warmup-iters", "9"],
+        "lr-warmup-iters (9) must not exceed lr-decay-iters (3)",
+    ),
+    Bad(
+        "decay",
+        ["--lr-decay-style", "square"],
+        "invalid choice 'square' for argument '--lr-decay-style'",
+    ),
+    Bad(
+        "schedule",
+        ["--pipeline-schedule", "zzz"],
+        "invalid choice 'zzz' for argument '--pipeline-schedule'",
+    ),
+    Bad(
+        "schedule",
+        ["--pipeline-schedule-csv", "nowhere.csv"],
+        "--pipeline-schedule-csv nowhere.csv: cannot be read",
+    ),
     Bad("tokenizer", ["--tokenizer-type", "CharTokenizer"], "CharTokenizer needs tokenizer-model"),
-    Bad("tokenizer", ["--tokenizer-model", "nowhere.json"], "--tokenizer-model nowhere.json: cannot be read"),
+    Bad(
+        "tokenizer",
+        ["--tokenizer-model", "nowhere.json"],
+        "--tokenizer-model nowhere.json: cannot be read",
+    ),
     Bad("load", ["--load", "nowhere"], "--load nowhere: no checkpoint"),
     Bad("twice", ["--weight-decay", "1", "--weight-decay", "2"], "--weight-decay is given 2 times"),
-    Bad("fim", ["--fim-rate", "0.5"], "fim-rate (0.5) needs fim-prefix-id, fim-middle-id, fim-suffix-id"),
+    Bad(
+        "fim",
+        ["--fim-rate", "0.5"],
+        "fim-rate (0.5) needs fim-prefix-id, fim-middle-id, fim-suffix-id",
+    ),
     Bad("ramp", ["--rampup-batch-size", "1", "2"], "rampup-batch-size (1 2) must be three numbers"),
-    Bad("recompute", ["--recompute-method", "block"], "recompute-method (block) needs recompute-granularity full"),
-    Bad("bad step", ["--on-bad-step", "rollback"], "on-bad-step rollback needs checkpoints during training"),
-    Bad("force", ["--force-resume", "slit"], "force-resume slit is not a setting - did you mean split?"),
+    Bad(
+        "recompute",
+        ["--recompute-method", "block"],
+        "recompute-method (block) needs recompute-granularity full",
+    ),
+    Bad(
+        "bad step",
+        ["--on-bad-step", "rollback"],
+        "on-bad-step rollback needs checkpoints during training",
+    ),
+    Bad(
+        "force",
+        ["--force-resume", "slit"],
+        "force-resume slit is not a setting - did you mean split?",
+    ),
     Bad("value", ["--clip-grad"], "--clip-grad needs a value"),
-    Bad("value", ["--adam-eps", "1", "2"], "--adam-eps accepts one value: unrecognized arguments: 2"),
+    Bad(
+        "value", ["--adam-eps", "1", "2"], "--adam-eps accepts one value: unrecognized arguments: 2"
+    ),
     Bad("value", ["--no-adam-beta2"], "--no-adam-beta2 does not exist"),
     Bad("eval", ["--eval-iters", "0"], "eval-iters (0) must be at least 1"),
-    Bad("batch", ["--global-batch-size", "3", "--micro-batch-size", "2"], "global-batch-size (3) must be divisible by"),
+    Bad(
+        "batch",
+        ["--global-batch-size", "3", "--micro-batch-size", "2"],
+        "global-batch-size (3) must be divisible by",
+    ),
     Bad("data", ["--data-path", "no/corpus"], "the data comes from data-path and mock-data"),
     Bad("data", ["--data-path", "no/corpus"], "index no/corpus.idx cannot be read"),
     Bad("data", ["--valid-data-path", "no/held"], "token file no/held.bin cannot be read"),
-    Bad("replicas", ["--check-replicas-every", "-2"], "check-replicas-every (-2) must be at least 0"),
+    Bad(
+        "replicas", ["--check-replicas-every", "-2"], "check-replicas-every (-2) must be at least 0"
+    ),
 ]
 
 

@@ -32,9 +32,17 @@ def a_blend_is_the_greedy_one_beyond_its_first_block() -> None:
         limits = sizes if finite else [count] * 3
         expected = furthest_behind(weights, limits, count)
         blend = blended(sizes, weights, finite)
-        asked = [*range(0, len(expected), 997), BLEND_BLOCK - 1, BLEND_BLOCK, 2 * BLEND_BLOCK - 1, 2 * BLEND_BLOCK]
+        asked = [
+            *range(0, len(expected), 997),
+            BLEND_BLOCK - 1,
+            BLEND_BLOCK,
+            2 * BLEND_BLOCK - 1,
+            2 * BLEND_BLOCK,
+        ]
         for numbers in (sorted(asked), sorted(asked, reverse=True), asked[::2] + asked[1::2]):
-            assert [blend.origin(number) for number in numbers] == [expected[number] for number in numbers]
+            assert [blend.origin(number) for number in numbers] == [
+                expected[number] for number in numbers
+            ]
         for upto in (BLEND_BLOCK, BLEND_BLOCK + 1, 2 * BLEND_BLOCK + 7):
             counts = [sum(part == which for part, _ in expected[:upto]) for which in range(3)]
             assert blend.taken(upto).tolist() == counts

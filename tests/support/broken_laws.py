@@ -93,14 +93,24 @@ BROKEN = [
         "seq-length (1023) must be divisible by tensor-model-parallel-size (2) with sequence-parallel: "
         "use seq-length 1022 or 1024",
     ),
-    ("layers_are_cut_whole", 4, layout(pp=4, num_layers=10), "num-layers (10) must be divisible by"),
+    (
+        "layers_are_cut_whole",
+        4,
+        layout(pp=4, num_layers=10),
+        "num-layers (10) must be divisible by",
+    ),
     (
         "schedule_fits_the_chunks",
         2,
         layout(pp=2, chunks=2, pipeline_schedule="1f1b", num_layers=8),
         "num-virtual-stages-per-pipeline-rank (2) needs pipeline-schedule interleaved, not 1f1b",
     ),
-    ("schedule_fits_the_chunks", 2, layout(pp=2, chunks=2, pipeline_schedule="gpipe", num_layers=8), "not gpipe"),
+    (
+        "schedule_fits_the_chunks",
+        2,
+        layout(pp=2, chunks=2, pipeline_schedule="gpipe", num_layers=8),
+        "not gpipe",
+    ),
     (
         "schedule_fits_the_chunks",
         2,
@@ -114,8 +124,18 @@ BROKEN = [
         layout(pp=2, pipeline_schedule="zb_v", chunks=3, num_layers=12),
         "num-virtual-stages-per-pipeline-rank 2 (now 2 and 3): use these, or 1f1b",
     ),
-    ("schedule_fits_the_chunks", 2, layout(pp=2, pipeline_schedule="zb_h1", chunks=2, num_layers=8), "not zb_h1"),
-    ("own_schedule_has_a_file", 2, layout(pp=2, pipeline_schedule="csv"), "needs pipeline-schedule-csv: give the file"),
+    (
+        "schedule_fits_the_chunks",
+        2,
+        layout(pp=2, pipeline_schedule="zb_h1", chunks=2, num_layers=8),
+        "not zb_h1",
+    ),
+    (
+        "own_schedule_has_a_file",
+        2,
+        layout(pp=2, pipeline_schedule="csv"),
+        "needs pipeline-schedule-csv: give the file",
+    ),
     (
         "own_schedule_has_a_file",
         2,
@@ -125,7 +145,9 @@ BROKEN = [
     (
         "a_v_is_cut_evenly_or_by_hand",
         2,
-        layout(pp=2, pipeline_schedule="dualpipe_v", num_layers=8, decoder_last_pipeline_num_layers=4),
+        layout(
+            pp=2, pipeline_schedule="dualpipe_v", num_layers=8, decoder_last_pipeline_num_layers=4
+        ),
         "decoder-last-pipeline-num-layers (4) cannot be combined with pipeline-schedule dualpipe_v",
     ),
     (
@@ -140,7 +162,12 @@ BROKEN = [
         layout(pp=4, microbatch_group_size_per_virtual_pipeline_stage=8),
         "(8) needs pipeline-schedule interleaved, not 1f1b",
     ),
-    ("backend_fits_the_device", 1, {"device": "cpu", "distributed_backend": "nccl"}, "nccl needs device cuda, not cpu"),
+    (
+        "backend_fits_the_device",
+        1,
+        {"device": "cpu", "distributed_backend": "nccl"},
+        "nccl needs device cuda, not cpu",
+    ),
     # batches
     (
         "global_batch_is_whole",
@@ -155,11 +182,18 @@ BROKEN = [
         {"global_batch_size": 8, "rampup_batch_size": [4, 4]},
         "(4 4) must be three numbers",
     ),
-    ("rampup_is_three_numbers", 1, {"global_batch_size": 8, "rampup_batch_size": [4, 0, 9]}, "(4 0 9) must be"),
+    (
+        "rampup_is_three_numbers",
+        1,
+        {"global_batch_size": 8, "rampup_batch_size": [4, 0, 9]},
+        "(4 0 9) must be",
+    ),
     (
         "rampup_needs_a_schedule_of_any_size",
         2,
-        layout(pp=2, global_batch_size=8, rampup_batch_size=[4, 4, 9], pipeline_schedule_csv="x.csv"),
+        layout(
+            pp=2, global_batch_size=8, rampup_batch_size=[4, 4, 9], pipeline_schedule_csv="x.csv"
+        ),
         "rampup-batch-size (4 4 9) cannot be combined with pipeline-schedule-csv (x.csv)",
     ),
     (
@@ -188,7 +222,12 @@ BROKEN = [
         "must reach global-batch-size (8) from 2 in whole increments of 4: use global-batch-size 6 or 10",
     ),
     ("one_length", 1, {"train_iters": None}, "the run has no length"),
-    ("one_length", 1, {"train_samples": 9}, "train-iters (10) and train-samples (9) are both given"),
+    (
+        "one_length",
+        1,
+        {"train_samples": 9},
+        "train-iters (10) and train-samples (9) are both given",
+    ),
     (
         "samples_fill_a_step",
         1,
@@ -199,22 +238,72 @@ BROKEN = [
     ("one_source", 1, {"mock_data": False}, "there is no data"),
     ("one_source", 1, {"data_path": ["a"]}, "the data comes from data-path and mock-data"),
     ("one_source", 1, FILES | {"train_data_path": ["b"]}, "from data-path and train-data-path"),
-    ("one_source", 1, {"mock_data": False, "valid_data_path": ["b"]}, "valid-data-path needs train-data-path"),
+    (
+        "one_source",
+        1,
+        {"mock_data": False, "valid_data_path": ["b"]},
+        "valid-data-path needs train-data-path",
+    ),
     ("lists_are_not_empty", 1, {"data_path": []}, "data-path is empty"),
     ("stages_follow_one_another", 1, {"data_stages": ["5 a"]}, "give the first blend there"),
-    ("stages_follow_one_another", 1, FILES | {"data_stages": ["5 a", "a 5"]}, "stage 2 ('a 5') must be SAMPLE weight"),
-    ("stages_follow_one_another", 1, FILES | {"data_stages": ["5"]}, "stage 1 ('5') must be SAMPLE weight"),
-    ("stages_follow_one_another", 1, FILES | {"data_stages": ["0 a"]}, "the first blend begins at 0"),
-    ("stages_follow_one_another", 1, FILES | {"data_stages": ["7 a", "7 b"]}, "stage 1 begins at 7: begin at 8"),
-    ("remote_data_has_a_cache", 1, {"mock_data": False, "data_path": ["1", "s3://b/c"]}, "give data-cache-path"),
-    ("remote_data_has_a_cache", 1, FILES | {"data_stages": ["5 1 s3://b/c"]}, "s3://b/c is read through a cache"),
-    ("split_is_shares", 1, {"split": "9,1,0"}, "split (9,1,0) divides data-path, which is not given"),
+    (
+        "stages_follow_one_another",
+        1,
+        FILES | {"data_stages": ["5 a", "a 5"]},
+        "stage 2 ('a 5') must be SAMPLE weight",
+    ),
+    (
+        "stages_follow_one_another",
+        1,
+        FILES | {"data_stages": ["5"]},
+        "stage 1 ('5') must be SAMPLE weight",
+    ),
+    (
+        "stages_follow_one_another",
+        1,
+        FILES | {"data_stages": ["0 a"]},
+        "the first blend begins at 0",
+    ),
+    (
+        "stages_follow_one_another",
+        1,
+        FILES | {"data_stages": ["7 a", "7 b"]},
+        "stage 1 begins at 7: begin at 8",
+    ),
+    (
+        "remote_data_has_a_cache",
+        1,
+        {"mock_data": False, "data_path": ["1", "s3://b/c"]},
+        "give data-cache-path",
+    ),
+    (
+        "remote_data_has_a_cache",
+        1,
+        FILES | {"data_stages": ["5 1 s3://b/c"]},
+        "s3://b/c is read through a cache",
+    ),
+    (
+        "split_is_shares",
+        1,
+        {"split": "9,1,0"},
+        "split (9,1,0) divides data-path, which is not given",
+    ),
     ("split_is_shares", 1, FILES | {"split": "9,x"}, "split (9,x) must be up to three numbers"),
     ("split_is_shares", 1, FILES | {"split": "0,1,1"}, "the first above 0"),
     ("split_is_shares", 1, FILES | {"split": "1,1,1,1"}, "up to three"),
     ("megatrons_order_has_numpys_seeds", 1, {"data_order": "megatron", "seed": 1 << 32}, "use 0"),
-    ("packing_needs_the_keyed_order", 1, {"data_order": "megatron", "packing": "best-fit"}, "remove one of them"),
-    ("fill_in_middle_has_its_ids", 1, {"fim_rate": 0.5, "fim_prefix_id": 1}, "needs fim-middle-id, fim-suffix-id"),
+    (
+        "packing_needs_the_keyed_order",
+        1,
+        {"data_order": "megatron", "packing": "best-fit"},
+        "remove one of them",
+    ),
+    (
+        "fill_in_middle_has_its_ids",
+        1,
+        {"fim_rate": 0.5, "fim_prefix_id": 1},
+        "needs fim-middle-id, fim-suffix-id",
+    ),
     ("fill_in_middle_has_its_ids", 1, {"fim_middle_id": 1}, "have no effect with fim-rate 0"),
     ("fill_in_middle_has_its_ids", 1, FIM | {"fim_middle_id": 1}, "must differ"),
     ("fill_in_middle_has_its_ids", 1, FIM | {"vocab_size": 3}, "(3 ids)"),
@@ -225,19 +314,44 @@ BROKEN = [
         "remove one of them",
     ),
     ("vocabulary_is_known", 1, {"vocab_size": None}, "the vocabulary is unknown"),
-    ("vocabulary_is_known", 1, {"tokenizer_type": "CharTokenizer"}, "CharTokenizer needs tokenizer-model"),
+    (
+        "vocabulary_is_known",
+        1,
+        {"tokenizer_type": "CharTokenizer"},
+        "CharTokenizer needs tokenizer-model",
+    ),
     (
         "vocabulary_is_known",
         1,
         {"tokenizer_type": "ByteTokenizer", "tokenizer_model": "x"},
         "remove tokenizer-model (x)",
     ),
-    ("vocabulary_is_known", 1, {"tokenizer_type": "NullTokenizer", "vocab_size": None}, "needs vocab-size"),
+    (
+        "vocabulary_is_known",
+        1,
+        {"tokenizer_type": "NullTokenizer", "vocab_size": None},
+        "needs vocab-size",
+    ),
     # precision and rates
     ("one_precision", 1, {"bf16": True, "fp64": True}, "at most one of bf16, fp64"),
-    ("loss_scale_is_for_fp16", 1, {"loss_scale": 8.0, "hysteresis": 3}, "loss-scale, hysteresis needs fp16"),
-    ("loss_scale_is_for_fp16", 1, {"fp16": True, "loss_scale": 8.0, "hysteresis": 3}, "loss-scale (8.0) is constant"),
-    ("loss_scale_is_for_fp16", 1, {"fp16": True, "initial_loss_scale": 0.5}, "min-loss-scale (1.0) must not exceed"),
+    (
+        "loss_scale_is_for_fp16",
+        1,
+        {"loss_scale": 8.0, "hysteresis": 3},
+        "loss-scale, hysteresis needs fp16",
+    ),
+    (
+        "loss_scale_is_for_fp16",
+        1,
+        {"fp16": True, "loss_scale": 8.0, "hysteresis": 3},
+        "loss-scale (8.0) is constant",
+    ),
+    (
+        "loss_scale_is_for_fp16",
+        1,
+        {"fp16": True, "initial_loss_scale": 0.5},
+        "min-loss-scale (1.0) must not exceed",
+    ),
     ("rates_are_in_order", 1, {"min_lr": 1.0}, "min-lr (1.0) must not exceed lr (0.0003)"),
     ("rates_are_in_order", 1, {"lr_warmup_init": 1.0}, "lr-warmup-init (1.0) must not exceed lr"),
     (
@@ -246,7 +360,12 @@ BROKEN = [
         {"lr_decay_samples": 9},
         "lr-decay-samples (9) cannot be combined with train-iters: use lr-decay-iters",
     ),
-    ("decay_has_the_unit_of_the_run", 1, SAMPLES | {"lr_warmup_iters": 9}, "lr-warmup-iters (9) cannot be combined"),
+    (
+        "decay_has_the_unit_of_the_run",
+        1,
+        SAMPLES | {"lr_warmup_iters": 9},
+        "lr-warmup-iters (9) cannot be combined",
+    ),
     (
         "one_warmup",
         1,
@@ -267,7 +386,12 @@ BROKEN = [
         "or less, lr-wsd-decay-iters 4 or less, or lr-decay-iters 11 or more",
     ),
     ("wsd_has_a_last_phase", 1, {"lr_decay_style": "WSD"}, "WSD needs lr-wsd-decay-iters"),
-    ("wsd_has_a_last_phase", 1, {"lr_wsd_decay_iters": 5}, "lr-wsd-decay-iters needs lr-decay-style WSD, not linear"),
+    (
+        "wsd_has_a_last_phase",
+        1,
+        {"lr_wsd_decay_iters": 5},
+        "lr-wsd-decay-iters needs lr-decay-style WSD, not linear",
+    ),
     (
         "details_are_for_full",
         1,
@@ -305,8 +429,18 @@ BROKEN = [
         {"save_retain_interval": 70, "save_interval": 20},
         "save-retain-interval (70) must be divisible by save-interval (20): use save-retain-interval 60 or 80",
     ),
-    ("forced_by_a_known_name", 1, {"force_resume": ["seed", "slit"]}, "slit is not a setting - did you mean split?"),
-    ("forced_by_a_known_name", 1, {"force_resume": ["num_layers"]}, "it may change without force, or cannot be forced"),
+    (
+        "forced_by_a_known_name",
+        1,
+        {"force_resume": ["seed", "slit"]},
+        "slit is not a setting - did you mean split?",
+    ),
+    (
+        "forced_by_a_known_name",
+        1,
+        {"force_resume": ["num_layers"]},
+        "it may change without force, or cannot be forced",
+    ),
     ("rollback_has_a_checkpoint", 1, {"on_bad_step": "rollback"}, "give save-interval"),
     (
         "rollback_needs_an_endless_order",

@@ -22,7 +22,9 @@ def revealing(split: str) -> Vocabulary:
     """A vocabulary whose ids show where a text was cut: every byte of a long character merges with its neighbours."""
     heads = [head.encode() for head in ("a", "A", "1", "!", " ", "\n", "s")]
     long = [bytes([byte]) for byte in range(0x80, 0x100)]
-    merges = [(head, byte) for head in heads for byte in long] + [(byte, head) for head in heads for byte in long]
+    merges = [(head, byte) for head in heads for byte in long] + [
+        (byte, head) for head in heads for byte in long
+    ]
     tokens = {bytes([byte]): byte for byte in range(len(BYTE_OF))}
     for left, right in merges:
         tokens[left + right] = len(tokens)

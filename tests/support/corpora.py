@@ -18,13 +18,19 @@ def write(prefix: Path, documents: list, dtype: str = "uint16") -> str:
 def golden(prefix: Path, documents: int, seed: int) -> str:
     """Documents of 1 to 119 random ids below 999."""
     random = np.random.RandomState(seed)
-    return write(prefix, [random.randint(0, 999, size=random.randint(1, 120)) for _ in range(documents)])
+    return write(
+        prefix, [random.randint(0, 999, size=random.randint(1, 120)) for _ in range(documents)]
+    )
 
 
 def counting(prefix: Path, lengths: list[int]) -> str:
     """Documents whose tokens, read one after the other, are 0, 1, 2 ..."""
     ends = np.cumsum(lengths)
-    return write(prefix, [np.arange(end - length, end) for end, length in zip(ends, lengths, strict=True)], "int32")
+    return write(
+        prefix,
+        [np.arange(end - length, end) for end, length in zip(ends, lengths, strict=True)],
+        "int32",
+    )
 
 
 class Numbers:

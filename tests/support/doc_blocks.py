@@ -71,7 +71,15 @@ def blocks(page: Path) -> list[Block]:
         opening = re.match(r"(`{3,})(\S*)", line)
         if opening:
             end = lines.index(opening[1], number + 1)
-            found.append(Block(page, number + 1, opening[2], comments, "\n".join(lines[number + 1 : end]) + "\n"))
+            found.append(
+                Block(
+                    page,
+                    number + 1,
+                    opening[2],
+                    comments,
+                    "\n".join(lines[number + 1 : end]) + "\n",
+                )
+            )
             comments = []
             number = end
         elif line.startswith("<!--"):
@@ -112,7 +120,11 @@ def commands_of(console: str) -> str:
 def outputs_of(console: str) -> list[str]:
     """The lines that the commands print."""
     commands = commands_of(console).splitlines()
-    return [line for line in console.splitlines() if line.removeprefix("$ ") not in commands and line.strip()]
+    return [
+        line
+        for line in console.splitlines()
+        if line.removeprefix("$ ") not in commands and line.strip()
+    ]
 
 
 def _read_yaml(block: Block, folder: Path) -> str:
@@ -135,7 +147,13 @@ def _failure(block: Block, command: list[str], script: str, folder: Path, timeou
     environment.pop("MEGASCRATCH_FAULT", None)
     # input is a pipe, so that no command can wait for a person
     done = subprocess.run(
-        command, input=script, capture_output=True, text=True, cwd=folder, env=environment, timeout=timeout
+        command,
+        input=script,
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env=environment,
+        timeout=timeout,
     )
     printed = done.stdout + done.stderr
     if done.returncode != block.exit_code:

@@ -73,7 +73,9 @@ def _file(name: str, content: Any) -> Callable[[Path], Path]:
 
 def _lines(content: bytes) -> bytes:
     """A record as the first of two lines."""
-    return content + b'\n{"step": 9, "loss": 1.0, "text": "x", "first": 1, "stop": 2, "back_to": 0}\n'
+    return (
+        content + b'\n{"step": 9, "loss": 1.0, "text": "x", "first": 1, "stop": 2, "back_to": 0}\n'
+    )
 
 
 def _first_line(content: bytes) -> Any:
@@ -128,7 +130,13 @@ def _conversation(path: Path) -> None:
 
 
 def _now() -> Config:
-    values = {"mock_data": True, "vocab_size": 61, "train_iters": 3, "data_stages": ["5 a"], "data_path": None}
+    values = {
+        "mock_data": True,
+        "vocab_size": 61,
+        "train_iters": 3,
+        "data_stages": ["5 a"],
+        "data_path": None,
+    }
     return derive(with_fields(Config(), values), 1)
 
 
@@ -161,11 +169,17 @@ def _read_checkpoint(path: Path) -> None:
     train = TrainState.from_dict(state.get("train_state", {}))
     assert isinstance(train.consumed_samples, int) and isinstance(train.step, int)
     before = Side(
-        {name: value for section in state.get("config", {}).values() for name, value in section.items()},
+        {
+            name: value
+            for section in state.get("config", {}).values()
+            for name, value in section.items()
+        },
         state.get("data_files", {}),
         state.get("tokenizer_fingerprint"),
     )
-    for sentences in compare_configs(before, Side(flat(_now()), {"c": {".bin": {"bytes": 9, "sha256": "1"}}}, "1"), 24):
+    for sentences in compare_configs(
+        before, Side(flat(_now()), {"c": {".bin": {"bytes": 9, "sha256": "1"}}}, "1"), 24
+    ):
         assert all(len(sentence) < 5000 for sentence in sentences)
     config_from_dict(state.get("config", {}))
     given = with_fields(Config(), {"load": str(path.parent)})
@@ -182,16 +196,19 @@ def _byte_level(folder: Path) -> Path:
 
 def _roles(folder: Path) -> Path:
     _byte_level(folder)
-    return _file("tokenizer_config.json", {"eos_token": {"content": END_OF_TEXT}, "bos_token": None, "extra": [1]})(
-        folder
-    )
+    return _file(
+        "tokenizer_config.json",
+        {"eos_token": {"content": END_OF_TEXT}, "bos_token": None, "extra": [1]},
+    )(folder)
 
 
 def _gpt2(folder: Path) -> Path:
     vocabulary = trained("gpt2")
     merges = [f"{spell(left)} {spell(right)}" for left, right in vocabulary.merges]
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]))
-    return _file("vocab.json", {spell(token): number for token, number in vocabulary.tokens.items()})(folder)
+    return _file(
+        "vocab.json", {spell(token): number for token, number in vocabulary.tokens.items()}
+    )(folder)
 
 
 def _merges(folder: Path) -> Path:
@@ -215,7 +232,11 @@ def _resume_report(path: Path) -> None:
     """A report never stops a run, whatever became of the one before; nothing is drawn here, which takes long."""
     folder = path.parent
     report = _quietly(lambda: Report(str(folder), str(folder), 20, 10))
-    _quietly(lambda: report._summarize({"layout": {}, "seconds": 0, "stopped_early": False, "exit_code": 0}))
+    _quietly(
+        lambda: report._summarize(
+            {"layout": {}, "seconds": 0, "stopped_early": False, "exit_code": 0}
+        )
+    )
     report.events.close()
     report._put_away()
     for line in (folder / "metrics.jsonl").read_text().splitlines():
@@ -241,32 +262,62 @@ def _quietly(work: Callable[[], Any]) -> Any:
 ROW = {"step": 3, "loss": 1.5, "split": "valid", "tokens": 64}
 SUMMARY = {"layout": {"tp": 1}, "loss": 1.5, "seconds": 3.0, "stopped_early": True, "exit_code": 80}
 HOLDER = {"host": "a", "pid": 1, "started": "1", "run": "", "since": "now", "claim": "x"}
-CONVERSATION = {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]}
+CONVERSATION = {
+    "messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
+}
 
 SHARD = {"keys": [[2, 2, 9, 1, 5, 20, [1, 2, 3]]], "spans": [[0, 2, ["x"]]], "bad": 0}
 CHARACTERS = "".join(sorted(set("some text\n<|endoftext|>")))
 
 EDITABLE = [
     Editable("corpus manifest", _corpus, _read_corpus),
-    Editable("conversations", _file("c.jsonl", CONVERSATION), _conversation, lambda content: content + b"\n"),
-    Editable("checkpoint manifest", _checkpoint, _read_checkpoint, signed, lambda content: json.loads(content)["body"]),
+    Editable(
+        "conversations",
+        _file("c.jsonl", CONVERSATION),
+        _conversation,
+        lambda content: content + b"\n",
+    ),
+    Editable(
+        "checkpoint manifest",
+        _checkpoint,
+        _read_checkpoint,
+        signed,
+        lambda content: json.loads(content)["body"],
+    ),
     Editable("tokenizer.json", _byte_level, _use(None)),
     Editable("tokenizer_config.json", _roles, lambda path: _use(None)(path.parent)),
     Editable("vocab.json", _gpt2, _use("GPT2BPETokenizer")),
-    Editable("merges.txt", _merges, lambda path: _use("GPT2BPETokenizer")(path.parent / "vocab.json"), record=None),
+    Editable(
+        "merges.txt",
+        _merges,
+        lambda path: _use("GPT2BPETokenizer")(path.parent / "vocab.json"),
+        record=None,
+    ),
     Editable(
         "characters",
         _file("t.json", {"tokenizer": "CharTokenizer", "eod": True, "characters": CHARACTERS}),
         _use("CharTokenizer"),
     ),
-    Editable("ranks", _file("t.tiktoken", write_ranks(trained("gpt2"))), lambda path: read_ranks(path), record=None),
     Editable(
-        "metrics.jsonl", _file("metrics.jsonl", _lines(json.dumps(ROW).encode())), _resume_report, _lines, _first_line
+        "ranks",
+        _file("t.tiktoken", write_ranks(trained("gpt2"))),
+        lambda path: read_ranks(path),
+        record=None,
+    ),
+    Editable(
+        "metrics.jsonl",
+        _file("metrics.jsonl", _lines(json.dumps(ROW).encode())),
+        _resume_report,
+        _lines,
+        _first_line,
     ),
     Editable("summary.json", _file("summary.json", SUMMARY), _resume_report),
     Editable(
         "skipped_samples.jsonl",
-        _file("skipped_samples.jsonl", _lines(b'{"first": 3, "stop": 5, "back_to": 1, "step": 4, "reason": "x"}')),
+        _file(
+            "skipped_samples.jsonl",
+            _lines(b'{"first": 3, "stop": 5, "back_to": 1, "step": 4, "reason": "x"}'),
+        ),
         lambda path: records(path.parent),
         _lines,
         _first_line,
@@ -278,7 +329,10 @@ EDITABLE = [
         record=None,
     ),
     Editable(
-        "times", _file("t.csv", b"stage,F,B,W\n0,1,2,1\n1,1,2,1\n"), lambda path: read_times(str(path)), record=None
+        "times",
+        _file("t.csv", b"stage,F,B,W\n0,1,2,1\n1,1,2,1\n"),
+        lambda path: read_times(str(path)),
+        record=None,
     ),
     Editable(
         "prompts.jsonl",
@@ -287,18 +341,31 @@ EDITABLE = [
         lambda content: content + b"\n",
     ),
     Editable(
-        "prompts.txt", _file("p.txt", b"once upon\na time\n"), lambda path: list(_prompts(str(path))), record=None
+        "prompts.txt",
+        _file("p.txt", b"once upon\na time\n"),
+        lambda path: list(_prompts(str(path))),
+        record=None,
     ),
-    Editable("summary to merge into", _file("s.json", SUMMARY), lambda path: _read_summary(str(path))),
+    Editable(
+        "summary to merge into", _file("s.json", SUMMARY), lambda path: _read_summary(str(path))
+    ),
     Editable("holder of a folder", _file("holder.json", HOLDER), _holder),
-    Editable("plan of a preprocessing", _file("plan.json", {"x": 1}), lambda path: _stored(path.parent)),
+    Editable(
+        "plan of a preprocessing", _file("plan.json", {"x": 1}), lambda path: _stored(path.parent)
+    ),
     Editable(
         "state of a merge",
         _file("merged.json", {"shards": 1, "bin_bytes": [3], "bad_bytes": 0}),
         lambda path: read_state(path.parent, 1),
     ),
-    Editable("counts of a shard", _file("00000003.json", SHARD), lambda path: read_summary(path.parent, 3)),
-    Editable("key of a cache", lambda folder: _cached(folder), lambda path: _cached(path.parent.parent)),
+    Editable(
+        "counts of a shard",
+        _file("00000003.json", SHARD),
+        lambda path: read_summary(path.parent, 3),
+    ),
+    Editable(
+        "key of a cache", lambda folder: _cached(folder), lambda path: _cached(path.parent.parent)
+    ),
 ]
 
 

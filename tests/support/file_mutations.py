@@ -162,7 +162,9 @@ def random_yaml(dice: random.Random) -> str:
         elif kind < 0.9:
             lines.append(dice.choice(LINES))
         else:
-            lines.append(f"{name[:-1]}{dice.choice(['', 'x', chr(27), chr(0), ' '])}: {_value(dice)}")
+            lines.append(
+                f"{name[:-1]}{dice.choice(['', 'x', chr(27), chr(0), ' '])}: {_value(dice)}"
+            )
     return "\n".join(lines)
 
 
@@ -257,15 +259,29 @@ def damaged(content: bytes, dice: random.Random) -> bytes:
             at = dice.randrange(len(content))
             return content[:at] + bytes([content[at] ^ 1 << dice.randrange(8)]) + content[at + 1 :]
         case 2:
-            return content[:at] + dice.randbytes(dice.randint(1, 9)) + content[at + dice.randint(0, 9) :]
+            return (
+                content[:at]
+                + dice.randbytes(dice.randint(1, 9))
+                + content[at + dice.randint(0, 9) :]
+            )
         case 3:
             return content[:at] + b"\0" * (len(content) - at)
         case 4:
             return content[:at] + content[at // 2 : at] + content[at:]
         case 5:
-            return content.decode("latin-1").encode(dice.choice(["utf-16", "utf-32", "utf-8-sig", "utf-7"]))
+            return content.decode("latin-1").encode(
+                dice.choice(["utf-16", "utf-32", "utf-8-sig", "utf-7"])
+            )
         case _:
             other = dice.choice(
-                [b"[" * 100_000, b'{"a":' * 50_000, b"9" * 5000, b"\xff\xfe", b"\x1b[2J", b"null", b"[]"]
+                [
+                    b"[" * 100_000,
+                    b'{"a":' * 50_000,
+                    b"9" * 5000,
+                    b"\xff\xfe",
+                    b"\x1b[2J",
+                    b"null",
+                    b"[]",
+                ]
             )
             return content[:at] + other + content[at:]

@@ -206,7 +206,10 @@ def cached(content: str, array: bytes | None = None) -> Callable[[Path], Path]:
 
 
 def object_array() -> bytes:
-    return b"\x93NUMPY\x01\x00v\x00{'descr': '|O', 'fortran_order': False, 'shape': (1,), }".ljust(128) + BOMB
+    return (
+        b"\x93NUMPY\x01\x00v\x00{'descr': '|O', 'fortran_order': False, 'shape': (1,), }".ljust(128)
+        + BOMB
+    )
 
 
 def laughs(deep: int) -> str:
@@ -226,23 +229,41 @@ def giant_ids(folder: Path) -> Path:
 HOSTILE = [
     Hostile("checkpoint: a pickle for a manifest", step(manifest_text(BOMB)), read_checkpoint),
     Hostile("checkpoint: a pickle for data", step(replaced(BOMB)), read_checkpoint),
-    Hostile("checkpoint: ../ in a file name", step(body(first_chunk(file="../x.safetensors"))), read_checkpoint),
-    Hostile("checkpoint: an absolute file name", step(body(first_chunk(file="/etc/passwd"))), read_checkpoint),
+    Hostile(
+        "checkpoint: ../ in a file name",
+        step(body(first_chunk(file="../x.safetensors"))),
+        read_checkpoint,
+    ),
+    Hostile(
+        "checkpoint: an absolute file name",
+        step(body(first_chunk(file="/etc/passwd"))),
+        read_checkpoint,
+    ),
     Hostile("checkpoint: data is a link out", step(to_link), read_checkpoint),
     Hostile("checkpoint: manifest is a link out", step(manifest_link), read_checkpoint),
     Hostile("checkpoint: data is a pipe", step(to_pipe), read_checkpoint),
     Hostile("checkpoint: a giant tensor", step(body(giant_tensor)), read_checkpoint),
     Hostile("checkpoint: a giant header", step(replaced(b"\xff" * 8 + b"{}")), read_checkpoint),
     Hostile("checkpoint: a giant offset", step(body(first_chunk(offset=1 << 62))), read_checkpoint),
-    Hostile("checkpoint: deep JSON", step(manifest_text(b'{"sha256": "' + b"[" * 1_000_000)), read_checkpoint),
+    Hostile(
+        "checkpoint: deep JSON",
+        step(manifest_text(b'{"sha256": "' + b"[" * 1_000_000)),
+        read_checkpoint,
+    ),
     Hostile("corpus: giant counts", index((1 << 63) - 1, 1), read_corpus),
     Hostile("corpus: counts that wrap around", index(1 << 61, 1 << 61, b"\0" * 64), read_corpus),
     Hostile("corpus: no document", index(0, 0), read_corpus),
-    Hostile("corpus: a pickle", lambda folder: file("c.idx", BOMB)(folder).with_suffix(""), read_corpus),
+    Hostile(
+        "corpus: a pickle", lambda folder: file("c.idx", BOMB)(folder).with_suffix(""), read_corpus
+    ),
     Hostile("tokenizer: a pickle for a model", file("t.model", BOMB), read_tokenizer),
     Hostile("tokenizer: a pickle for JSON", file("t.json", BOMB), read_tokenizer),
     Hostile("tokenizer: deep JSON", file("t.json", "[" * 1_000_000), read_tokenizer),
-    Hostile("tokenizer: deep JSON of characters", file("t.json", "[" * 1_000_000), read_kind("CharTokenizer")),
+    Hostile(
+        "tokenizer: deep JSON of characters",
+        file("t.json", "[" * 1_000_000),
+        read_kind("CharTokenizer"),
+    ),
     Hostile(
         "tokenizer: a giant id",
         hugging_face(model={"type": "WordLevel", "vocab": {"a": 2_000_000_000}, "unk_token": "a"}),
@@ -275,7 +296,9 @@ HOSTILE = [
         read_tokenizer,
     ),
     Hostile("tokenizer: a folder whose file is a link out", link("tokenizer.json"), read_tokenizer),
-    Hostile("tokenizer: a folder whose model is a link out", link("tokenizer.model"), read_tokenizer),
+    Hostile(
+        "tokenizer: a folder whose model is a link out", link("tokenizer.model"), read_tokenizer
+    ),
     Hostile(
         "tokenizer: its config is a link out",
         lambda folder: (hugging_face()(folder), link("tokenizer_config.json")(folder))[0],
@@ -290,18 +313,30 @@ HOSTILE = [
         read_kind("GPT2BPETokenizer"),
     ),
     Hostile("tokenizer: a device", lambda folder: Path("/dev/zero"), read_kind("CharTokenizer")),
-    Hostile("config: a call", file("c.yaml", 'lr: !!python/object/apply:os.system ["touch pwned"]'), read_config),
     Hostile(
-        "config: a call as a key", file("c.yaml", '? !!python/object/apply:os.system ["touch pwned"]\n: 1'), read_config
+        "config: a call",
+        file("c.yaml", 'lr: !!python/object/apply:os.system ["touch pwned"]'),
+        read_config,
     ),
-    Hostile("config: an object", file("c.yaml", "!!python/object/new:os.system [touch pwned]"), read_config),
+    Hostile(
+        "config: a call as a key",
+        file("c.yaml", '? !!python/object/apply:os.system ["touch pwned"]\n: 1'),
+        read_config,
+    ),
+    Hostile(
+        "config: an object",
+        file("c.yaml", "!!python/object/new:os.system [touch pwned]"),
+        read_config,
+    ),
     Hostile("config: a billion laughs", file("c.yaml", laughs(12)), read_config),
     Hostile("config: deep", file("c.yaml", "lr: " + "[" * 100_000), read_config),
     Hostile("config: a giant file", file("c.yaml", "#" * (3 << 20)), read_config),
     Hostile("config: a pickle", file("c.yaml", BOMB), read_config),
     Hostile("config: endless", lambda folder: Path("/dev/zero"), read_config),
     Hostile("schedule: a pickle", file("s.csv", BOMB), read_schedule),
-    Hostile("schedule: a giant micro-batch", file("s.csv", "0F9999999999,0B9999999999"), read_schedule),
+    Hostile(
+        "schedule: a giant micro-batch", file("s.csv", "0F9999999999,0B9999999999"), read_schedule
+    ),
     Hostile("schedule: a giant stage", file("s.csv", "9999999999F0,9999999999B0"), read_schedule),
     Hostile(
         "skipped samples: deep JSON",

@@ -90,7 +90,9 @@ class House:
         waiting = [start]
         while waiting:
             name = waiting.pop()
-            steps: list[tuple[str, Import | None]] = [(outer, came_by[name]) for outer in _outer(name)]
+            steps: list[tuple[str, Import | None]] = [
+                (outer, came_by[name]) for outer in _outer(name)
+            ]
             if name in self.modules:
                 steps += [(found.name, found) for found in self.imports(self.modules[name])]
             for target, by in steps:
@@ -105,7 +107,9 @@ def _outer(name: str) -> list[str]:
     return [".".join(parts[:end]) for end in range(1, len(parts))]
 
 
-def imports_that_climb(house: House, floors: dict[str, int], sideways: set[tuple[str, str]]) -> list[str]:
+def imports_that_climb(
+    house: House, floors: dict[str, int], sideways: set[tuple[str, str]]
+) -> list[str]:
     """Imports of a room that is not on a lower floor (the module's own room excepted)."""
     broken = []
     for module in house.modules.values():
@@ -115,7 +119,9 @@ def imports_that_climb(house: House, floors: dict[str, int], sideways: set[tuple
             if there == here or there not in floors or (here, there) in sideways:
                 continue
             if floors[there] >= floors[here]:
-                broken.append(f"{found.place}: {here} (floor {floors[here]}) imports {there} (floor {floors[there]})")
+                broken.append(
+                    f"{found.place}: {here} (floor {floors[here]}) imports {there} (floor {floors[there]})"
+                )
     return broken
 
 
@@ -145,7 +151,9 @@ def import_cycles(house: House) -> list[str]:
                 seen.add(name)
                 waiting += inner[name]
         if start in seen:
-            broken.append(f"{start} imports itself through {', '.join(sorted(seen - {start})) or 'itself'}")
+            broken.append(
+                f"{start} imports itself through {', '.join(sorted(seen - {start})) or 'itself'}"
+            )
     return broken
 
 
@@ -253,7 +261,9 @@ def imports_from_test_files(folder: Path) -> list[str]:
             base = getattr(node, "module", None) or ""
             names = {base, *(f"{base}.{alias.name}".lstrip(".") for alias in node.names)} - {""}
             for name in sorted(names):
-                is_test_file = name.startswith("tests.") and name.rpartition(".")[2].startswith("test_")
+                is_test_file = name.startswith("tests.") and name.rpartition(".")[2].startswith(
+                    "test_"
+                )
                 if is_test_file and name != own:
                     broken.append(f"{file}:{node.lineno}: imports {name}")
     return broken

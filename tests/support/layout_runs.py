@@ -66,7 +66,11 @@ BASE = with_fields(
 def config_of(**settings: Any) -> Config:
     config = with_fields(BASE, settings)
     world = 1
-    for name in ("tensor_model_parallel_size", "pipeline_model_parallel_size", "data_parallel_size"):
+    for name in (
+        "tensor_model_parallel_size",
+        "pipeline_model_parallel_size",
+        "data_parallel_size",
+    ):
         world *= settings.get(name, 1)
     config = derive(config, world)
     validate(config, world)
@@ -99,10 +103,14 @@ def assert_identical(a: RunRecord, b: RunRecord) -> None:
     for step, (grads, others) in enumerate(zip(a.grads, b.grads, strict=True)):
         assert grads.keys() == others.keys()
         for name, grad in grads.items():
-            assert torch.equal(grad, others[name]), f"{name} of step {step} differs by {difference(grad, others[name])}"
+            assert torch.equal(grad, others[name]), (
+                f"{name} of step {step} differs by {difference(grad, others[name])}"
+            )
     assert a.params.keys() == b.params.keys()
     for name, param in a.params.items():
-        assert torch.equal(param, b.params[name]), f"{name} differs by {difference(param, b.params[name])}"
+        assert torch.equal(param, b.params[name]), (
+            f"{name} differs by {difference(param, b.params[name])}"
+        )
 
 
 def assert_same(serial: RunRecord, parallel: RunRecord, tolerance: float) -> None:
@@ -113,7 +121,9 @@ def assert_same(serial: RunRecord, parallel: RunRecord, tolerance: float) -> Non
         for name, grad in serial.grads[step].items():
             far = difference(grad, parallel.grads[step][name])
             assert far <= tolerance, f"{name} of step {step} is off by {far:.2e}"
-        assert abs(norm_a - norm_b) <= tolerance * norm_a, f"norm of step {step}: {norm_a} and {norm_b}"
+        assert abs(norm_a - norm_b) <= tolerance * norm_a, (
+            f"norm of step {step}: {norm_a} and {norm_b}"
+        )
     assert serial.params.keys() == parallel.params.keys()
     for name, param in serial.params.items():
         far = difference(param, parallel.params[name])

@@ -47,14 +47,21 @@ PARTLY_ROTARY = {
 DOCUMENTS = {"reset_position_ids": True, "reset_attention_mask": True, "eod_mask_loss": True}
 
 MOST_RANKS = 8
-SIZES = {"tp": "tensor_model_parallel_size", "pp": "pipeline_model_parallel_size", "dp": "data_parallel_size"}
+SIZES = {
+    "tp": "tensor_model_parallel_size",
+    "pp": "pipeline_model_parallel_size",
+    "dp": "data_parallel_size",
+}
 SCHEDULES = ("gpipe", "1f1b", "zb_h1", "zb_h2", "zb_v", "dualpipe_v")
 
 FACTORS: dict[str, dict[str, Any]] = {
     **{axis: {str(size): {name: size} for size in (1, 2, 4)} for axis, name in SIZES.items()},
     "schedule": {
         **{name: {"pipeline_schedule": name} for name in SCHEDULES},
-        "interleaved": {"pipeline_schedule": "interleaved", "num_virtual_stages_per_pipeline_rank": 2},
+        "interleaved": {
+            "pipeline_schedule": "interleaved",
+            "num_virtual_stages_per_pipeline_rank": 2,
+        },
         "csv": {"pipeline_schedule": "csv"},
     },
     "cut": {"even": {}, "uneven": {}, "explicit": {}},  # numbers follow from stages and schedule
@@ -82,8 +89,18 @@ FACTORS: dict[str, dict[str, Any]] = {
 }
 DECIDE_LEGALITY = (*SIZES, "schedule", "cut", "micro")
 
-UNEVEN = {(2, 1): (3, 2), (4, 1): (5, 2), (2, 2): (6, 4), (4, 2): (8, 2)}  # stages, chunks -> layers, on the first
-EXPLICIT = {(2, 1): [1, 3], (4, 1): [2, 0, 1, 1], (2, 2): [1, 0, 2, 1], (4, 2): [1, 0, 1, 0, 0, 1, 0, 1]}
+UNEVEN = {
+    (2, 1): (3, 2),
+    (4, 1): (5, 2),
+    (2, 2): (6, 4),
+    (4, 2): (8, 2),
+}  # stages, chunks -> layers, on the first
+EXPLICIT = {
+    (2, 1): [1, 3],
+    (4, 1): [2, 0, 1, 1],
+    (2, 2): [1, 0, 2, 1],
+    (4, 2): [1, 0, 1, 0, 0, 1, 0, 1],
+}
 
 
 def settings_of(choice: Choice) -> dict[str, Any]:
@@ -93,14 +110,21 @@ def settings_of(choice: Choice) -> dict[str, Any]:
         settings |= FACTORS[factor][value]
     if settings["tensor_model_parallel_size"] == 4:
         settings["global_batch_size"] = 4  # half the micro-batches where collectives cost most
-    pp, chunks = settings["pipeline_model_parallel_size"], settings.get("num_virtual_stages_per_pipeline_rank", 1)
+    pp, chunks = (
+        settings["pipeline_model_parallel_size"],
+        settings.get("num_virtual_stages_per_pipeline_rank", 1),
+    )
     if choice["schedule"] in FOLDED:
         chunks = 2
     if choice["schedule"] == "csv":
         sample = settings.get("micro_batch_size", 1) * settings["data_parallel_size"]
-        settings["pipeline_schedule_csv"] = own_schedule(pp, max(1, settings.get("global_batch_size", 8) // sample))
+        settings["pipeline_schedule_csv"] = own_schedule(
+            pp, max(1, settings.get("global_batch_size", 8) // sample)
+        )
     if choice["cut"] == "uneven":
-        settings["num_layers"], settings["decoder_first_pipeline_num_layers"] = UNEVEN.get((pp, chunks), (2, 1))
+        settings["num_layers"], settings["decoder_first_pipeline_num_layers"] = UNEVEN.get(
+            (pp, chunks), (2, 1)
+        )
     elif choice["cut"] == "explicit":
         settings["num_layers"] = sum(EXPLICIT.get((pp, chunks), [2]))
         settings["pipeline_model_parallel_layout"] = EXPLICIT.get((pp, chunks), [2])
@@ -113,7 +137,11 @@ def settings_of(choice: Choice) -> dict[str, Any]:
 def own_schedule(stages: int, microbatches: int) -> str:
     """A file with ZB-H1's order."""
     file = _folder() / f"{stages}-{microbatches}.csv"
-    file.write_text(write_table(compile_order("zb_h1", stages, microbatches), Placement(stages), compute_only=True))
+    file.write_text(
+        write_table(
+            compile_order("zb_h1", stages, microbatches), Placement(stages), compute_only=True
+        )
+    )
     return str(file)
 
 
@@ -134,7 +162,9 @@ def _legal(decisive: tuple[tuple[str, str], ...]) -> bool:
 
 
 def is_legal(choice: Choice) -> bool:
-    return world_of(choice) <= MOST_RANKS and _legal(tuple((factor, choice[factor]) for factor in DECIDE_LEGALITY))
+    return world_of(choice) <= MOST_RANKS and _legal(
+        tuple((factor, choice[factor]) for factor in DECIDE_LEGALITY)
+    )
 
 
 def name_of(choice: Choice) -> str:
@@ -145,11 +175,15 @@ def world_of(choice: Choice) -> int:
     return prod(int(choice[axis]) for axis in SIZES)
 
 
-def random_choices(seed: int, fixed: Mapping[str, str] | None = None, tries: int | None = None) -> Iterator[Choice]:
+def random_choices(
+    seed: int, fixed: Mapping[str, str] | None = None, tries: int | None = None
+) -> Iterator[Choice]:
     """Legal choices that hold `fixed`: without end, or what so many tries bring."""
     stream = random.Random(seed)
     for _ in count() if tries is None else range(tries):
-        choice = {factor: stream.choice(list(values)) for factor, values in FACTORS.items()} | dict(fixed or {})
+        choice = {factor: stream.choice(list(values)) for factor, values in FACTORS.items()} | dict(
+            fixed or {}
+        )
         if is_legal(choice):
             yield choice
 
@@ -162,7 +196,12 @@ def meetings_of(choice: Choice) -> set[Meeting]:
 def all_meetings() -> list[Meeting]:
     """Every pair of values, and every layout that is not too large."""
     layouts = product(*[[(axis, value) for value in FACTORS[axis]] for axis in SIZES])
-    pairs = [((a, x), (b, y)) for a, b in combinations(FACTORS, 2) for x in FACTORS[a] for y in FACTORS[b]]
+    pairs = [
+        ((a, x), (b, y))
+        for a, b in combinations(FACTORS, 2)
+        for x in FACTORS[a]
+        for y in FACTORS[b]
+    ]
     return [layout for layout in layouts if world_of(dict(layout)) <= MOST_RANKS] + pairs
 
 
@@ -179,7 +218,10 @@ def pairwise_cover() -> tuple[list[Choice], list[Meeting]]:
             impossible.append(wanted)
             del missing[wanted]
             continue
-        best = max(found, key=lambda choice: (sum(m in missing for m in meetings_of(choice)), -world_of(choice)))
+        best = max(
+            found,
+            key=lambda choice: (sum(m in missing for m in meetings_of(choice)), -world_of(choice)),
+        )
         cover.append(best)
         for met in meetings_of(best):
             missing.pop(met, None)

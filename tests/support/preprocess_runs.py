@@ -29,7 +29,14 @@ PACK = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compr
 
 def run(folder, *inputs, out="out", workers=1, flags=()):
     """Gives the prefix of the corpus."""
-    words = ["--output-prefix", str(folder / out), "--tokenizer-type", "ByteTokenizer", "--workers", str(workers)]
+    words = [
+        "--output-prefix",
+        str(folder / out),
+        "--tokenizer-type",
+        "ByteTokenizer",
+        "--workers",
+        str(workers),
+    ]
     assert main(["--input", *map(str, inputs), *words, *flags]) == 0
     return folder / f"{out}_text_document"
 
@@ -40,5 +47,11 @@ def content(prefix):
 
 def tool(folder, *flags):
     script = str(ROOT / "tools" / "preprocess_data.py")
-    words = ["--output-prefix", str(folder / "out"), "--tokenizer-type", "ByteTokenizer", "--append-eod"]
+    words = [
+        "--output-prefix",
+        str(folder / "out"),
+        "--tokenizer-type",
+        "ByteTokenizer",
+        "--append-eod",
+    ]
     return [sys.executable, script, *words, "--shard-bytes", "700", *flags]

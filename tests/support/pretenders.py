@@ -22,13 +22,19 @@ def stay(folder: str) -> int:
 
 def launch_two(folder: str, max_restarts: int) -> int:
     """A launcher with two such ranks."""
-    return launch(LaunchConfig(partial(stay, folder), 2, max_restarts, limit=60.0, reports=Path(folder, "faults")))
+    return launch(
+        LaunchConfig(
+            partial(stay, folder), 2, max_restarts, limit=60.0, reports=Path(folder, "faults")
+        )
+    )
 
 
 def start_rank_like_torchrun(folder: str, system: str) -> None:
     """An agent with one rank, which notes its number; as on another system than Linux, if `system` says so."""
     sys.platform = system
-    os.environ.update(TORCHELASTIC_RUN_ID="none", RANK="0", MASTER_PORT="1", MEGASCRATCH_NODE=folder)
+    os.environ.update(
+        TORCHELASTIC_RUN_ID="none", RANK="0", MASTER_PORT="1", MEGASCRATCH_NODE=folder
+    )
     if os.fork() == 0:
         join_torchrun()
         stay(folder)

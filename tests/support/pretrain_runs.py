@@ -32,10 +32,20 @@ SMALL = {
 
 
 def flags(folder: Path, **settings) -> list[str]:
-    values = {**SMALL, "output-dir": folder, **{name.replace("_", "-"): value for name, value in settings.items()}}
+    values = {
+        **SMALL,
+        "output-dir": folder,
+        **{name.replace("_", "-"): value for name, value in settings.items()},
+    }
     words = ["pretrain"]
     for name, value in values.items():
-        words += [f"--{name}"] if value is True else [] if value is None else [f"--{name}", *str(value).split()]
+        words += (
+            [f"--{name}"]
+            if value is True
+            else []
+            if value is None
+            else [f"--{name}", *str(value).split()]
+        )
     return words
 
 
@@ -49,7 +59,10 @@ def rows(folder: Path) -> list[dict]:
 
 def curve(folder: Path) -> list[tuple]:
     """What must not differ between two runs."""
-    return [(row["step"], row["loss"], row.get("grad_norm"), row.get("learning_rate")) for row in losses(folder)]
+    return [
+        (row["step"], row["loss"], row.get("grad_norm"), row.get("learning_rate"))
+        for row in losses(folder)
+    ]
 
 
 def losses(folder: Path) -> list[dict]:

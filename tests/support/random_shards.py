@@ -43,7 +43,9 @@ def whole(name: str, shapes=SHAPES) -> Tensor:
 
 
 def bits(tensor: Tensor) -> list[int]:
-    return tensor.clone(memory_format=torch.contiguous_format).reshape(-1).view(torch.uint8).tolist()
+    return (
+        tensor.clone(memory_format=torch.contiguous_format).reshape(-1).view(torch.uint8).tolist()
+    )
 
 
 def random_boxes(shape: tuple[int, ...], cuts: int, draw: random.Random) -> list[Box]:
@@ -62,7 +64,9 @@ def random_boxes(shape: tuple[int, ...], cuts: int, draw: random.Random) -> list
     return boxes
 
 
-def shards_of_rank(rank: int, ranks: int, seed: int, filled: bool, shapes=SHAPES) -> list[ShardedTensor]:
+def shards_of_rank(
+    rank: int, ranks: int, seed: int, filled: bool, shapes=SHAPES
+) -> list[ShardedTensor]:
     """What a rank holds of every tensor in the cut number `seed`: some boxes as copy 0, some of others' as copies.
 
     The tensors are views with strides, as ZeRO-1's are.

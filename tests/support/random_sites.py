@@ -15,7 +15,9 @@ SETTINGS = {
     "device": "cpu",
     "eval_iters": 1,
 }
-SITES = 1 + 3 * LAYERS  # the embedding; in each layer attention and two places on the residual stream
+SITES = (
+    1 + 3 * LAYERS
+)  # the embedding; in each layer attention and two places on the residual stream
 
 
 def keys_of_a_run(seed: int) -> list[int]:
@@ -37,4 +39,6 @@ def no_mask_is_drawn_twice() -> None:
     """The law; neighbouring seeds, since a sum of seed, site and sample would give a mask of one run to the next."""
     drawn = [key for seed in SEEDS for key in keys_of_a_run(seed)]
     assert len(drawn) == len(SEEDS) * STEPS * BATCH * SITES, "every site draws for every sample"
-    assert len(set(drawn)) == len(drawn), f"{len(drawn) - len(set(drawn))} of {len(drawn)} masks are copies"
+    assert len(set(drawn)) == len(drawn), (
+        f"{len(drawn) - len(set(drawn))} of {len(drawn)} masks are copies"
+    )

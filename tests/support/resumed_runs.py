@@ -23,7 +23,10 @@ DIFFERENCES = {
         [],
         "",
         "empty",
-        ("node-b (rank 1): token file corpus.bin cannot be read", "node-b (rank 1): index corpus.idx cannot be read"),
+        (
+            "node-b (rank 1): token file corpus.bin cannot be read",
+            "node-b (rank 1): index corpus.idx cannot be read",
+        ),
     ),
 }
 
@@ -64,4 +67,7 @@ def started_together(tmp_path: Path, difference: str) -> list[tuple[int, str, fl
         launch(tmp_path / (place or "same"), port, 1, [*words, *extra], change + OTHER_HOST),
     ]
     said = [rank.communicate(timeout=600)[1] for rank in ranks]
-    return [(rank.returncode, text, time.monotonic() - begin) for rank, text in zip(ranks, said, strict=True)]
+    return [
+        (rank.returncode, text, time.monotonic() - begin)
+        for rank, text in zip(ranks, said, strict=True)
+    ]

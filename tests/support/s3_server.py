@@ -14,9 +14,13 @@ BUCKET = "s3://bucket"
 def server():
     """Its address. Skips where moto or s3fs are not installed."""
     pytest.importorskip("s3fs", reason="s3fs is not installed: pip install 'megascratch[dev]'")
-    moto = pytest.importorskip("moto.server", reason="moto is not installed: pip install 'megascratch[dev]'")
+    moto = pytest.importorskip(
+        "moto.server", reason="moto is not installed: pip install 'megascratch[dev]'"
+    )
     running = moto.ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for each request that found nothing
+    logging.getLogger("werkzeug").setLevel(
+        logging.ERROR
+    )  # a line for each request that found nothing
     running.start()
     try:
         yield "http://{}:{}".format(*running.get_host_and_port())
@@ -26,7 +30,12 @@ def server():
 
 def speak_to(address):
     """The variables with which this process, and those that it starts, reach the server."""
-    names = {"ENDPOINT_URL": address, "ACCESS_KEY_ID": "a", "SECRET_ACCESS_KEY": "b", "DEFAULT_REGION": "us-east-1"}
+    names = {
+        "ENDPOINT_URL": address,
+        "ACCESS_KEY_ID": "a",
+        "SECRET_ACCESS_KEY": "b",
+        "DEFAULT_REGION": "us-east-1",
+    }
     os.environ.update({f"AWS_{name}": value for name, value in names.items()})
     fsspec.get_filesystem_class("s3").clear_instance_cache()
 

@@ -9,6 +9,13 @@ def parse(*lines: str) -> list[list[Action]]:
     return [[Action.parse(word) for word in line.split()] for line in lines]
 
 
-def compute_lines(schedule: str, ranks: int, microbatches: int, chunks: int = 1, group: int | None = None) -> list[str]:
+def compute_lines(
+    schedule: str, ranks: int, microbatches: int, chunks: int = 1, group: int | None = None
+) -> list[str]:
     """The compute of every rank."""
-    return draw([SCHEDULES[schedule].make(rank, ranks, microbatches, chunks, group) for rank in range(ranks)])
+    return draw(
+        [
+            SCHEDULES[schedule].make(rank, ranks, microbatches, chunks, group)
+            for rank in range(ranks)
+        ]
+    )

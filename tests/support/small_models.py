@@ -32,8 +32,16 @@ SMALL = {
 }
 KINDS = {
     "learned": {},
-    "rotary": {"position_embedding_type": "rope", "num_query_groups": 2, "swiglu": True, "normalization": "RMSNorm"},
-    "no positions": {"position_embedding_type": "none", "untie_embeddings_and_output_weights": True},
+    "rotary": {
+        "position_embedding_type": "rope",
+        "num_query_groups": 2,
+        "swiglu": True,
+        "normalization": "RMSNorm",
+    },
+    "no positions": {
+        "position_embedding_type": "none",
+        "untie_embeddings_and_output_weights": True,
+    },
 }
 
 
@@ -50,18 +58,30 @@ def model_of(config: Config) -> ModelChunk:
 
 def save_model(folder, tp: int = 1, pp: int = 1, dp: int = 1, settings=(), state=()):
     """On each rank of a layout: builds and saves. The weights do not depend on the layout (law 2)."""
-    layout = {"tensor_model_parallel_size": tp, "pipeline_model_parallel_size": pp, "use_distributed_optimizer": dp > 1}
+    layout = {
+        "tensor_model_parallel_size": tp,
+        "pipeline_model_parallel_size": pp,
+        "use_distributed_optimizer": dp > 1,
+    }
     config = config_of(tp * pp * dp, **layout, **dict(settings))
     mesh = mesh_of(tp, pp, dp)
     trainer = Trainer(config, mesh)
-    saved = {"config": asdict(config), "tokenizer_fingerprint": ByteTokenizer().fingerprint, **dict(state)}
+    saved = {
+        "config": asdict(config),
+        "tokenizer_fingerprint": ByteTokenizer().fingerprint,
+        **dict(state),
+    }
     return checkpoint.save(folder, 3, trainer.held(), saved, mesh.world)
 
 
 def full_logits(config, model, ids, eod=None):
     """[s, v] of one sequence by the forward that training uses."""
-    resets = {name: getattr(config.data, name) for name in ("reset_position_ids", "reset_attention_mask")}
+    resets = {
+        name: getattr(config.data, name) for name in ("reset_position_ids", "reset_attention_mask")
+    }
     batch = collate([torch.tensor([*ids, 0]).numpy()], [0], len(ids), eod, **resets)
-    context = ForwardContext(batch.samples, model.rotary(batch.positions), document_mask(batch.documents))
+    context = ForwardContext(
+        batch.samples, model.rotary(batch.positions), document_mask(batch.documents)
+    )
     hidden = model.hidden(None, batch.ids, batch.positions, context)
     return model.head.logits(hidden)[:, : model.head.valid]

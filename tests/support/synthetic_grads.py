@@ -96,15 +96,21 @@ class Stage(nn.Module):
         """Gives the gradients of one sample to the sinks, last parameters first, in all the ways there are."""
         for name, shard in reversed(shards.items()):
             weight = getattr(self, name)
-            grad = local(draw(shard.shape, name, step, sample), shard, mesh, padding=7.0, partial=True)
+            grad = local(
+                draw(shard.shape, name, step, sample), shard, mesh, padding=7.0, partial=True
+            )
             if name == "embedding":
                 ids = torch.arange(len(grad)).repeat_interleave(2)
-                weight.grad_sink.rows(weight, ids, (grad / 2).repeat_interleave(2, 0).to(weight.dtype))
+                weight.grad_sink.rows(
+                    weight, ids, (grad / 2).repeat_interleave(2, 0).to(weight.dtype)
+                )
             elif "norm" in name or name == "positions":
                 (weight * grad.to(weight.dtype)).sum().backward()
             elif grad.dim() == 2:
                 grad = grad.to(weight.dtype)
-                weight.grad_sink.linear(weight, torch.eye(grad.shape[1], dtype=grad.dtype), grad.t())
+                weight.grad_sink.linear(
+                    weight, torch.eye(grad.shape[1], dtype=grad.dtype), grad.t()
+                )
             else:
                 weight.grad_sink.dense(weight, grad.to(weight.dtype))
 
@@ -146,7 +152,11 @@ def play(model: DataParallel, stage: Stage, shards: dict[str, Shard], steps: ran
 def serial(steps: range, tied: bool = True) -> tuple[dict[str, Tensor], list[float]]:
     """The whole state by checkpoint name, and the norms, of one process with torch's own optimizer."""
     shards = shards_of(0, 1, tied)
-    weights = {name: draw(shard.shape, name) for name, shard in shards.items() if not (tied and name == "head")}
+    weights = {
+        name: draw(shard.shape, name)
+        for name, shard in shards.items()
+        if not (tied and name == "head")
+    }
     groups = [
         {
             "params": [w for name, w in weights.items() if shards[name].decays is decays],
@@ -159,7 +169,11 @@ def serial(steps: range, tied: bool = True) -> tuple[dict[str, Tensor], list[flo
     for step in steps:
         for name, weight in weights.items():
             uses = (name, "head") if tied and name == "embedding" else (name,)
-            weight.grad = sum(draw(tuple(weight.shape), use, step, sample) for use in uses for sample in range(SAMPLES))
+            weight.grad = sum(
+                draw(tuple(weight.shape), use, step, sample)
+                for use in uses
+                for sample in range(SAMPLES)
+            )
         norms.append(torch.cat([weight.grad.ravel() for weight in weights.values()]).norm().item())
         for weight in weights.values():
             weight.grad *= clip_factor(norms[-1], OPTIM.clip_grad)
@@ -168,14 +182,19 @@ def serial(steps: range, tied: bool = True) -> tuple[dict[str, Tensor], list[flo
         adamw.step()
     whole = {f"param.{name}": weight for name, weight in weights.items()}
     for kind in ("exp_avg", "exp_avg_sq"):
-        whole |= {f"optim.{kind}.{name}": adamw.state[weight][kind] for name, weight in weights.items()}
+        whole |= {
+            f"optim.{kind}.{name}": adamw.state[weight][kind] for name, weight in weights.items()
+        }
     return whole, norms
 
 
 def worst(model: DataParallel, whole: dict[str, Tensor]) -> float:
     """The largest difference between what this rank holds and the whole, relative to each tensor's largest element."""
     errors = [
-        ((held.tensor.double() - whole[name][held.box.slices]).abs().max() / whole[name].abs().max()).item()
+        (
+            (held.tensor.double() - whole[name][held.box.slices]).abs().max()
+            / whole[name].abs().max()
+        ).item()
         for name, boxes in model.state().items()
         for held in boxes
         if name in whole

@@ -21,7 +21,11 @@ class StepRecord(NamedTuple):
 
 def build_trainer(config: Config) -> Trainer:
     sizes = config.parallel
-    tp, pp, dp = sizes.tensor_model_parallel_size, sizes.pipeline_model_parallel_size, sizes.data_parallel_size or 1
+    tp, pp, dp = (
+        sizes.tensor_model_parallel_size,
+        sizes.pipeline_model_parallel_size,
+        sizes.data_parallel_size or 1,
+    )
     return Trainer(config, mesh_of(tp, pp, dp, config.training.device or "cpu"))
 
 
@@ -31,14 +35,21 @@ def train_steps(trainer: Trainer, state: TrainState, steps: int) -> list[StepRec
     size, total = training.micro_batch_size, training.global_batch_size
     for _ in range(steps):
         numbers = [
-            sample_numbers(state.consumed_samples, m, size, dp.rank, dp.size) for m in range(total // (size * dp.size))
+            sample_numbers(state.consumed_samples, m, size, dp.rank, dp.size)
+            for m in range(total // (size * dp.size))
         ]
         result = trainer.train_step(
-            [synthetic_batch(trainer.config, n) for n in numbers], 1e-2 / (1 + state.step), state.step + 1
+            [synthetic_batch(trainer.config, n) for n in numbers],
+            1e-2 / (1 + state.step),
+            state.step + 1,
         )
         state.step, state.consumed_samples = state.step + 1, state.consumed_samples + total
         played.append(
-            StepRecord(trainer.global_loss(result.loss), result.grad_norm, [n for some in numbers for n in some])
+            StepRecord(
+                trainer.global_loss(result.loss),
+                result.grad_norm,
+                [n for some in numbers for n in some],
+            )
         )
     return played
 

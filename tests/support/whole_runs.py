@@ -41,7 +41,9 @@ class Step(NamedTuple):
     number: int
     first: int
     size: int
-    scale: LossScale | None = None  # before this step, where the step before it has changed it in another way
+    scale: LossScale | None = (
+        None  # before this step, where the step before it has changed it in another way
+    )
 
 
 class Case(NamedTuple):
@@ -87,7 +89,11 @@ def differences(found: Told, expected: Told) -> list[str]:
         for name, value in expected.numbers.items()
         if found.numbers[name] != value
     ]
-    wrong += [name for name, tensor in expected.tensors.items() if not torch.equal(found.tensors[name], tensor)]
+    wrong += [
+        name
+        for name, tensor in expected.tensors.items()
+        if not torch.equal(found.tensors[name], tensor)
+    ]
     if found.samples != expected.samples:
         wrong.append(f"samples {found.samples} and not {expected.samples}")
     return wrong
@@ -161,7 +167,9 @@ class Disturbance:
             return norm(data_parallel)
 
         def spiky_judge(watch: LossGuard, loss: float, grad_norm: float) -> str:
-            return judge(watch, loss * SPIKE if self.bad.get(self.taken) == "spike" else loss, grad_norm)
+            return judge(
+                watch, loss * SPIKE if self.bad.get(self.taken) == "spike" else loss, grad_norm
+            )
 
         def waited_for(it: AsyncSaver) -> list:
             self.go_on.set()
@@ -206,7 +214,13 @@ def happened(config: Config, case: Case) -> Told:
         stack.callback(disturbance.go_on.set)
         ends, start = [*case.parts, case.steps[-1].number], None
         for end in ends:
-            told = {"output_dir": folder, "save": folder, "load": start, "log_interval": 1, "train_iters": end}
+            told = {
+                "output_dir": folder,
+                "save": folder,
+                "load": start,
+                "log_interval": 1,
+                "train_iters": end,
+            }
             run = setup.build_run(with_fields(config, told))
             stack.callback(run.mesh.close)
             samples = noted(run)
@@ -214,9 +228,15 @@ def happened(config: Config, case: Case) -> Told:
                 _Loop(run).run(stop)
             disturbance.samples |= samples
             start = folder
-    rows = {row["step"]: (row["loss"], row["grad_norm"], row["learning_rate"]) for kept in reports for row in kept.rows}
+    rows = {
+        row["step"]: (row["loss"], row["grad_norm"], row["learning_rate"])
+        for kept in reports
+        for row in kept.rows
+    }
     plan = [step.number for step in case.steps]
-    return told_of(run, {number: row for number, row in rows.items() if number in plan}, disturbance.samples)
+    return told_of(
+        run, {number: row for number, row in rows.items() if number in plan}, disturbance.samples
+    )
 
 
 def noted(run: TrainingRun) -> dict[int, list[int]]:
@@ -257,7 +277,9 @@ class Cut:
 def worked_out(config: Config, case: Case) -> Told:
     """What the plan says."""
     folder = _shared_folder()
-    run = setup.build_run(with_fields(config, {"output_dir": folder, "save": folder, "train_iters": 1}))
+    run = setup.build_run(
+        with_fields(config, {"output_dir": folder, "save": folder, "train_iters": 1})
+    )
     trainer, training = run.trainer, run.config.training
     assert run.splits.train is not None
     train = Cut(run.splits.train, case.unread)

@@ -35,10 +35,15 @@ print(read)
 
 
 @pytest.mark.parametrize("rounds", [60, pytest.param(1000, marks=pytest.mark.deep)])
-@pytest.mark.parametrize(("kind", "suffix"), [("SentencePieceTokenizer", ".model"), ("HuggingFaceTokenizer", ".json")])
+@pytest.mark.parametrize(
+    ("kind", "suffix"), [("SentencePieceTokenizer", ".model"), ("HuggingFaceTokenizer", ".json")]
+)
 def test_no_damage_ends_the_process(tmp_path, kind, suffix, rounds):
     dice = random.Random(1)
-    texts = [" ".join("".join(dice.choices("abcdefgh", k=dice.randint(1, 9))) for _ in range(20)) for _ in range(300)]
+    texts = [
+        " ".join("".join(dice.choices("abcdefgh", k=dice.randint(1, 9))) for _ in range(20))
+        for _ in range(300)
+    ]
     train(kind, texts, tmp_path / f"t{suffix}", vocab_size=400)
     command = [sys.executable, "-c", DAMAGE, str(tmp_path / f"t{suffix}"), str(rounds)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500)

@@ -21,7 +21,9 @@ TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
 @pytest.fixture(scope="module", params=["bpe", "unigram"])
 def pieces(request, tmp_path_factory):
     output = tmp_path_factory.mktemp("tokenizer") / "t.model"
-    return tokenizers.train("SentencePieceTokenizer", CODE, output, vocab_size=600, model_type=request.param)
+    return tokenizers.train(
+        "SentencePieceTokenizer", CODE, output, vocab_size=600, model_type=request.param
+    )
 
 
 @settings(max_examples=150, deadline=None)
@@ -34,7 +36,9 @@ def test_sentence_piece_and_bytes_lose_nothing(pieces, text):
     for tokenizer in (pieces, ByteTokenizer()):
         ids = tokenizer.encode(text)
         assert tokenizer.decode(ids) == text
-        assert tokenizer.eod not in ids and all(0 <= number < tokenizer.vocab_size for number in ids)
+        assert tokenizer.eod not in ids and all(
+            0 <= number < tokenizer.vocab_size for number in ids
+        )
 
 
 @settings(max_examples=50, deadline=None)
@@ -45,8 +49,13 @@ def test_a_batch_is_its_texts_back_to_back_with_u_fffd_for_what_is_no_text(piece
     for tokenizer in (pieces, ByteTokenizer()):
         ids, lengths = tokenizer.encode_batch(texts)
         assert (ids.dtype, lengths.dtype) == (np.int32, np.int64)
-        alone = [tokenizer.encode(t if isinstance(t, str) else t.decode(errors="replace")) for t in texts]
-        assert (ids.tolist(), lengths.tolist()) == ([number for text in alone for number in text], [*map(len, alone)])
+        alone = [
+            tokenizer.encode(t if isinstance(t, str) else t.decode(errors="replace")) for t in texts
+        ]
+        assert (ids.tolist(), lengths.tolist()) == (
+            [number for text in alone for number in text],
+            [*map(len, alone)],
+        )
     assert ByteTokenizer().encode("\ud800a\ud83d\ude00") == list("\ufffda\U0001f600".encode())
 
 
@@ -70,7 +79,10 @@ def test_a_long_text_is_cut_at_line_ends_and_loses_nothing(pieces, monkeypatch):
 
 def test_training_twice_gives_the_same_model(pieces, tmp_path):
     first, second = (
-        tokenizers.train("SentencePieceTokenizer", CODE, tmp_path / name / "t.model", vocab_size=600) for name in "ab"
+        tokenizers.train(
+            "SentencePieceTokenizer", CODE, tmp_path / name / "t.model", vocab_size=600
+        )
+        for name in "ab"
     )
     assert first.fingerprint == second.fingerprint
 
@@ -85,13 +97,17 @@ def test_training_twice_gives_the_same_model(pieces, tmp_path):
 )
 def test_a_text_that_does_not_suffice_is_refused(tmp_path, texts, vocab_size, law):
     with pytest.raises(UserError, match=law):
-        tokenizers.train("SentencePieceTokenizer", texts, tmp_path / "t.model", vocab_size=vocab_size)
+        tokenizers.train(
+            "SentencePieceTokenizer", texts, tmp_path / "t.model", vocab_size=vocab_size
+        )
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("eod", [True, False])
 def test_characters_are_sorted_and_the_end_of_document_is_the_last_id(tmp_path, eod):
-    tokenizer = tokenizers.train("CharTokenizer", ["hello\n", "wörld "], tmp_path / "c.json", eod=eod)
+    tokenizer = tokenizers.train(
+        "CharTokenizer", ["hello\n", "wörld "], tmp_path / "c.json", eod=eod
+    )
     assert tokenizer.characters == "\n dehlorwö"
     assert (tokenizer.vocab_size, tokenizer.eod) == ((11, 10) if eod else (10, None))
     assert tokenizer.encode("hello wörld") == [4, 3, 5, 5, 6, 1, 8, 9, 7, 5, 2]
@@ -99,13 +115,19 @@ def test_characters_are_sorted_and_the_end_of_document_is_the_last_id(tmp_path, 
 
 
 def test_an_unknown_character_is_named():
-    with pytest.raises(UserError, match=r"character 'é' \(U\+00E9\) at place 2 is not among the 2 characters"):
+    with pytest.raises(
+        UserError, match=r"character 'é' \(U\+00E9\) at place 2 is not among the 2 characters"
+    ):
         CharTokenizer("ab", eod=False).encode("abéé")
 
 
 def test_numbers_are_read_as_they_stand():
     tokenizer = NullTokenizer(10)
-    assert (tokenizer.encode(" 1 2\n8 "), tokenizer.eod, tokenizer.decode([1, 9, 2])) == ([1, 2, 8], 9, "1 2")
+    assert (tokenizer.encode(" 1 2\n8 "), tokenizer.eod, tokenizer.decode([1, 9, 2])) == (
+        [1, 2, 8],
+        9,
+        "1 2",
+    )
     for text, law in (
         ("1 x", "invalid literal.*'x'"),
         ("1 10", "id 10 at place 1 is outside.*0 to 9"),
@@ -121,7 +143,9 @@ def test_bytes_that_are_cut_inside_a_character_are_shown():
 
 @pytest.mark.parametrize("number", [-1, 600])
 def test_an_id_outside_the_vocabulary_is_refused(pieces, number):
-    with pytest.raises(UserError, match=f"id {number} at place 1 is outside the SentencePieceTokenizer's"):
+    with pytest.raises(
+        UserError, match=f"id {number} at place 1 is outside the SentencePieceTokenizer's"
+    ):
         pieces.decode([0, number])
 
 
@@ -156,7 +180,9 @@ FILES = {
     "list.json": b"[]",
     "broken.json": b"{",
     "half.json": json.dumps({"tokenizer": "CharTokenizer", "characters": "ab"}).encode(),
-    "unsorted.json": json.dumps({"tokenizer": "CharTokenizer", "eod": True, "characters": "ba"}).encode(),
+    "unsorted.json": json.dumps(
+        {"tokenizer": "CharTokenizer", "eod": True, "characters": "ba"}
+    ).encode(),
     "strange.txt": b"",
 }
 
@@ -166,7 +192,12 @@ FILES = {
     [
         (None, None, None, "no tokenizer: give --tokenizer-model or --tokenizer-type"),
         (None, "strange.txt", None, "none of .json, .model and .tiktoken; give --tokenizer-type"),
-        ("BertWordPieceCase", None, None, "is unknown; use one of SentencePieceTokenizer, HuggingFaceTokenizer"),
+        (
+            "BertWordPieceCase",
+            None,
+            None,
+            "is unknown; use one of SentencePieceTokenizer, HuggingFaceTokenizer",
+        ),
         ("CharTokenizer", None, None, "needs --tokenizer-model, the tokenizer's file"),
         ("ByteTokenizer", "other.json", None, "reads no file; remove --tokenizer-model"),
         ("NullTokenizer", None, None, "needs --vocab-size"),
@@ -175,9 +206,24 @@ FILES = {
         (None, "garbage.model", None, "garbage.model is not a SentencePiece model"),
         (None, "empty.model", None, "empty.model is not a SentencePiece model"),
         ("SentencePieceTokenizer", "other.json", None, "other.json is not a SentencePiece model"),
-        ("CharTokenizer", "garbage.model", None, "garbage.model is not a CharTokenizer: it holds no JSON"),
-        ("CharTokenizer", "other.json", None, "other.json is not a CharTokenizer: its JSON does not say"),
-        (None, "other.json", None, 'other.json is not a tokenizer.json: it has no "model" with a "vocab"'),
+        (
+            "CharTokenizer",
+            "garbage.model",
+            None,
+            "garbage.model is not a CharTokenizer: it holds no JSON",
+        ),
+        (
+            "CharTokenizer",
+            "other.json",
+            None,
+            "other.json is not a CharTokenizer: its JSON does not say",
+        ),
+        (
+            None,
+            "other.json",
+            None,
+            'other.json is not a tokenizer.json: it has no "model" with a "vocab"',
+        ),
         (None, "list.json", None, "list.json is not a tokenizer.json"),
         (None, "broken.json", None, "broken.json is not a tokenizer: it holds no JSON"),
         (None, "half.json", None, "half.json is damaged"),
@@ -203,7 +249,12 @@ def test_what_cannot_be_loaded_is_refused(tmp_path, kind, model, vocab_size, law
             "--vocab-size 5 is not for a CharTokenizer, which has the characters",
         ),
         ("SentencePieceTokenizer", "t.model", {}, "needs --vocab-size"),
-        ("SentencePieceTokenizer", "t.model", {"vocab_size": 600, "eod": False}, "always has an end of document"),
+        (
+            "SentencePieceTokenizer",
+            "t.model",
+            {"vocab_size": 600, "eod": False},
+            "always has an end of document",
+        ),
     ],
 )
 def test_options_that_do_not_belong_together_are_refused(tmp_path, kind, output, options, law):

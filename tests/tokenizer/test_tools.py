@@ -33,7 +33,10 @@ def folder(tmp_path_factory):
         (path / f"{kind}.model").write_bytes(sentence_piece.train(CODE, 600, model_type=kind))
     (path / "code.txt").write_text(CODE[0])
     (path / "two.jsonl").write_text(
-        "".join(json.dumps({"text": text, "lang": text[:2]}) + "\n" for text in ("de Straße", "en street", "de Weg 1"))
+        "".join(
+            json.dumps({"text": text, "lang": text[:2]}) + "\n"
+            for text in ("de Straße", "en street", "de Weg 1")
+        )
     )
     return path
 
@@ -49,7 +52,9 @@ def test_a_sound_tokenizer_passes_every_check(folder, name):
 @pytest.mark.deep
 @pytest.mark.parametrize("name", ["bpe.json", "bpe.model"])
 def test_100_000_random_texts_pass(folder, name):
-    assert not any(finding.broken for finding in check(tokenizers.load(None, folder / name), 100_000, seed=11))
+    assert not any(
+        finding.broken for finding in check(tokenizers.load(None, folder / name), 100_000, seed=11)
+    )
 
 
 class Broken(ByteTokenizer):
@@ -62,13 +67,17 @@ class Broken(ByteTokenizer):
         return [*super().encode_bare(text), *{"eod": [256], "range": [257]}.get(self.how, [])]
 
     def encode_batch(self, texts, parse_specials=False, around=True):
-        return super().encode_batch([text.upper() if self.how == "engine" else text for text in texts])
+        return super().encode_batch(
+            [text.upper() if self.how == "engine" else text for text in texts]
+        )
 
     def decode(self, ids):
         return "" if self.how == "decode" else super().decode([id for id in ids if id < 257])
 
 
-@pytest.mark.parametrize(("how", "promise"), [("engine", 0), ("decode", 1), ("range", 2), ("eod", 3)])
+@pytest.mark.parametrize(
+    ("how", "promise"), [("engine", 0), ("decode", 1), ("range", 2), ("eod", 3)]
+)
 def test_a_broken_promise_is_found(how, promise):
     assert check(Broken(how), 50, seed=0)[promise].broken
 
@@ -98,7 +107,10 @@ def test_a_conversion_keeps_every_id(folder, tmp_path, source, output, options):
     if output == "new.json":
         assert tokenizers.load(None, tmp_path / output).fingerprint == new.fingerprint
     else:
-        assert convert(tmp_path / output, tmp_path / "back.json", split="o200k").fingerprint == new.fingerprint
+        assert (
+            convert(tmp_path / output, tmp_path / "back.json", split="o200k").fingerprint
+            == new.fingerprint
+        )
 
 
 @pytest.mark.parametrize("source", ["bpe.model", "foreign.model"])
@@ -132,7 +144,9 @@ def test_a_converted_model_has_the_ids_for_special_words_and_u_2581_too(folder, 
 def test_a_conversion_that_would_read_an_added_word_otherwise_is_refused(tmp_path):
     """Ranks have special tokens alone; this word is found in every text."""
     record = trained("gpt2").record()
-    record["added_tokens"].append(record["added_tokens"][0] | {"id": 1500, "content": "<think>", "special": False})
+    record["added_tokens"].append(
+        record["added_tokens"][0] | {"id": 1500, "content": "<think>", "special": False}
+    )
     (tmp_path / "t.json").write_bytes(dump(record))
     with pytest.raises(UserError, match=r"the ids would differ on 'a<think>.*nothing written"):
         convert(tmp_path / "t.json", tmp_path / "t.tiktoken")
@@ -142,12 +156,32 @@ def test_a_conversion_that_would_read_an_added_word_otherwise_is_refused(tmp_pat
 @pytest.mark.parametrize(
     ("source", "output", "options", "law"),
     [
-        ("unigram.model", "x.json", {}, "is a SentencePieceTokenizer that no other format can express"),
+        (
+            "unigram.model",
+            "x.json",
+            {},
+            "is a SentencePieceTokenizer that no other format can express",
+        ),
         ("bpe.json", "x.model", {}, r"must end in .json .a tokenizer.json. or .tiktoken"),
         ("bpe.json", "x.json", {"split": "gpt2"}, "already defines its split"),
-        ("bpe.tiktoken", "x.json", {}, r"does not say how text is split: give --encoding .r50k_base"),
-        ("bpe.tiktoken", "x.json", {"split": "gpt2", "encoding": "llama3"}, "give either --encoding or --split"),
-        ("bpe.model", "x.tiktoken", {}, "is not a byte-level BPE with a split that other formats know"),
+        (
+            "bpe.tiktoken",
+            "x.json",
+            {},
+            r"does not say how text is split: give --encoding .r50k_base",
+        ),
+        (
+            "bpe.tiktoken",
+            "x.json",
+            {"split": "gpt2", "encoding": "llama3"},
+            "give either --encoding or --split",
+        ),
+        (
+            "bpe.model",
+            "x.tiktoken",
+            {},
+            "is not a byte-level BPE with a split that other formats know",
+        ),
     ],
 )
 def test_a_conversion_that_loses_is_refused(folder, tmp_path, source, output, options, law):
@@ -181,7 +215,9 @@ def test_byte_level_bpe_is_trained_where_a_vocabulary_size_is_given(folder, tmp_
         "<|pad|>",
     ]
     assert main(words) == 0
-    assert capsys.readouterr().out.startswith(f"wrote {tmp_path / 't.json'}: HuggingFaceTokenizer, 400 ids, end of doc")
+    assert capsys.readouterr().out.startswith(
+        f"wrote {tmp_path / 't.json'}: HuggingFaceTokenizer, 400 ids, end of doc"
+    )
     read = tokenizers.load(None, tmp_path / "t.json")
     assert (read.vocab_size, read.eod, read.pad) == (400, 398, 399)
     assert isinstance(read, HuggingFaceTokenizer) and read.decode(read.encode(CODE[0])) == CODE[0]
@@ -217,12 +253,24 @@ def test_the_report_counts_bytes_tokens_and_ids(folder, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("flags", "law"),
-    [(["--picture", "x.gif"], "must end in .png or .svg"), (["--json", "no/where.json"], "cannot be written")],
+    [
+        (["--picture", "x.gif"], "must end in .png or .svg"),
+        (["--json", "no/where.json"], "cannot be written"),
+    ],
 )
 def test_a_report_that_cannot_be_written_is_refused(folder, tmp_path, monkeypatch, flags, law):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=law):
-        main(["report", "--tokenizer-model", str(folder / "bpe.json"), "--input", str(folder / "code.txt"), *flags])
+        main(
+            [
+                "report",
+                "--tokenizer-model",
+                str(folder / "bpe.json"),
+                "--input",
+                str(folder / "code.txt"),
+                *flags,
+            ]
+        )
 
 
 def test_no_token_has_no_bytes_per_token():

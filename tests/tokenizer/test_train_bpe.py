@@ -52,7 +52,9 @@ def test_ids_are_those_of_hugging_face_and_of_tiktoken(split, monkeypatch, count
         mergeable_ranks=vocabulary.tokens,
         special_tokens=vocabulary.specials,
     )
-    from_file = HuggingFaceTokenizer(from_ranks(vocabulary.tokens, Encoding(split, vocabulary.specials), "t").record())
+    from_file = HuggingFaceTokenizer(
+        from_ranks(vocabulary.tokens, Encoding(split, vocabulary.specials), "t").record()
+    )
     for parse in (False, True):
         theirs.encode_special_tokens = not parse
         ids, lengths = ours.encode_batch(texts, parse)
@@ -60,8 +62,12 @@ def test_ids_are_those_of_hugging_face_and_of_tiktoken(split, monkeypatch, count
         one_by_one = [part.tolist() for part in np.split(ids, np.cumsum(lengths)[:-1])]
         assert [ours.encode(text, parse) for text in texts] == one_by_one
         allowed = "all" if parse else set()
-        wanted = [peer.encode(text, allowed_special=allowed, disallowed_special=()) for text in texts]
-        assert from_file.encode_batch(texts, parse).ids.tolist() == [number for text in wanted for number in text]
+        wanted = [
+            peer.encode(text, allowed_special=allowed, disallowed_special=()) for text in texts
+        ]
+        assert from_file.encode_batch(texts, parse).ids.tolist() == [
+            number for text in wanted for number in text
+        ]
         assert (vocabulary.specials[END] in ids) is parse
     assert all(ours.decode(ours.encode(text)) == text for text in texts)
 
@@ -89,7 +95,12 @@ def sweep(split: str, codes: range) -> None:
 
 @pytest.mark.parametrize("split", ["gpt2", "o200k"])
 def test_each_character_is_cut_alike(split):
-    for codes in (range(0x80, 0x500), range(0x880, 0x890), range(0xA7C0, 0xA800), range(0x33400, 0x33500)):
+    for codes in (
+        range(0x80, 0x500),
+        range(0x880, 0x890),
+        range(0xA7C0, 0xA800),
+        range(0x33400, 0x33500),
+    ):
         sweep(split, codes)
 
 
@@ -100,22 +111,35 @@ def test_each_character_of_unicode_is_cut_alike(split):
 
 
 def test_a_character_that_one_engine_does_not_know_goes_to_the_reference():
-    assert not fast_engine.same_unicode_classes("a\u088f") and not fast_engine.same_unicode_classes("\U00033057")
-    assert fast_engine.same_unicode_classes("plain") and fast_engine.same_unicode_classes("naïve 天 😀 𝕏")
+    assert not fast_engine.same_unicode_classes("a\u088f") and not fast_engine.same_unicode_classes(
+        "\U00033057"
+    )
+    assert fast_engine.same_unicode_classes("plain") and fast_engine.same_unicode_classes(
+        "naïve 天 😀 𝕏"
+    )
 
 
 @pytest.mark.parametrize(
     ("grows", "restarts"),
     [(0, 0), (fast_engine.MOST_GROWN // 4, 4), (fast_engine.MOST_GROWN + 1, 20), (None, 5)],
-    ids=["memory stays", "grows by a quarter at each look", "grows by all at each look", "the system does not say"],
+    ids=[
+        "memory stays",
+        "grows by a quarter at each look",
+        "grows by all at each look",
+        "the system does not say",
+    ],
 )
-def test_an_engine_starts_anew_when_the_process_has_grown_and_gives_the_same_ids(grows, restarts, monkeypatch):
+def test_an_engine_starts_anew_when_the_process_has_grown_and_gives_the_same_ids(
+    grows, restarts, monkeypatch
+):
     """20 texts of 100 characters, a look at the memory before each; a restart looks once more."""
     memory, loads, rust = itertools.count(1 << 30, grows or 0), [], fast_engine.gigatoken_rs
     monkeypatch.setattr(fast_engine, "LOOKED_AT", 0)
     monkeypatch.setattr(fast_engine, "RENEWED", 350)
     monkeypatch.setattr(fast_engine, "resident", lambda: None if grows is None else next(memory))
-    loading = SimpleNamespace(load_hf_json=lambda words: loads.append(1) or rust.load_hf_json(words))
+    loading = SimpleNamespace(
+        load_hf_json=lambda words: loads.append(1) or rust.load_hf_json(words)
+    )
     monkeypatch.setattr(fast_engine, "gigatoken_rs", loading)
     ours = HuggingFaceTokenizer(trained("gpt2").record())
     texts = [CODE[0][at : at + 100] for at in range(0, 2000, 100)]
@@ -127,21 +151,32 @@ def test_an_engine_starts_anew_when_the_process_has_grown_and_gives_the_same_ids
 @pytest.mark.parametrize("split", ["gpt2", "llama3"])
 def test_training_finds_the_merges_of_hugging_faces_trainer_and_twice_the_same(split, monkeypatch):
     monkeypatch.setattr(train_bpe, "BYTES_PER_MERGE", 0)
-    texts = [*CODE, *(as_text(text) for text in probe() if fast_engine.same_unicode_classes(as_text(text)))]
+    texts = [
+        *CODE,
+        *(as_text(text) for text in probe() if fast_engine.same_unicode_classes(as_text(text))),
+    ]
     found = train_bpe.train(texts, 2000, split)
     assert found.merges == train_bpe.by_reference(texts, 2000 - 257, split)
     assert found == train_bpe.train(texts, 2000, split)
-    assert [found.tokens[bytes([byte])] for byte in range(256)] == [*range(256)] and found.specials == {END: 1999}
+    assert [found.tokens[bytes([byte])] for byte in range(256)] == [
+        *range(256)
+    ] and found.specials == {END: 1999}
 
 
 def test_the_trainer_falls_back_where_a_character_is_new_or_the_text_is_used_up(monkeypatch):
     fast = []
-    monkeypatch.setattr(train_bpe, "_is_alive", lambda *args, alive=train_bpe._is_alive: fast.append(1) or alive(*args))
+    monkeypatch.setattr(
+        train_bpe,
+        "_is_alive",
+        lambda *args, alive=train_bpe._is_alive: fast.append(1) or alive(*args),
+    )
     train_bpe._merges(iter(CODE), 9, "gpt2")
     assert fast  # with enough text it is used
     monkeypatch.setattr(train_bpe, "BYTES_PER_MERGE", 0)
     for texts, wanted in (["\U00033057\U000db3cc"] * 9, 12), (["hello hello a"], 50):
-        assert train_bpe._merges(iter(texts), wanted, "gpt2") == train_bpe.by_reference(texts, wanted, "gpt2")
+        assert train_bpe._merges(iter(texts), wanted, "gpt2") == train_bpe.by_reference(
+            texts, wanted, "gpt2"
+        )
     monkeypatch.setattr(train_bpe, "by_gigatoken", lambda *_: [(b"a", b"b")])
     assert train_bpe._merges(iter(CODE), 9, "gpt2") == train_bpe.by_reference(CODE, 9, "gpt2")
 
@@ -149,13 +184,31 @@ def test_the_trainer_falls_back_where_a_character_is_new_or_the_text_is_used_up(
 @pytest.mark.parametrize(
     ("texts", "vocab_size", "split", "specials", "law"),
     [
-        (CODE, 256, "gpt2", [END], r"--vocab-size \(256\) must hold 256 bytes and 1 special tokens: use 257 or more"),
+        (
+            CODE,
+            256,
+            "gpt2",
+            [END],
+            r"--vocab-size \(256\) must hold 256 bytes and 1 special tokens: use 257 or more",
+        ),
         (CODE, 300, "gpt3", [END], "--split gpt3 is unknown; use one of gpt2, cl100k"),
         (CODE, 300, "gpt2", [END, END], "must all differ"),
         (CODE, 300, "gpt2", ["x"], "have two bytes or more"),
         (CODE, 2000, "gpt2", ["return"], "special token 'return' is also a token of the text"),
-        (["abab abab"], 400, "gpt2", [END], "gives 3 merges, --vocab-size 400 needs 143: use --vocab-size 260 or less"),
-        ([], 400, "gpt2", [END], "gives 0 merges, --vocab-size 400 needs 143: use --vocab-size 257 or less"),
+        (
+            ["abab abab"],
+            400,
+            "gpt2",
+            [END],
+            "gives 3 merges, --vocab-size 400 needs 143: use --vocab-size 260 or less",
+        ),
+        (
+            [],
+            400,
+            "gpt2",
+            [END],
+            "gives 0 merges, --vocab-size 400 needs 143: use --vocab-size 257 or less",
+        ),
     ],
 )
 def test_a_vocabulary_that_cannot_be_trained_is_refused(texts, vocab_size, split, specials, law):
@@ -165,7 +218,11 @@ def test_a_vocabulary_that_cannot_be_trained_is_refused(texts, vocab_size, split
 
 def llama_like() -> dict:
     """Llama 3's habits: a begin of text before every text, words taken whole."""
-    record = trained("llama3")._replace(specials={"<|begin_of_text|>": 1499, END: 1500}, whole_words=True).record()
+    record = (
+        trained("llama3")
+        ._replace(specials={"<|begin_of_text|>": 1499, END: 1500}, whole_words=True)
+        .record()
+    )
     start = {"SpecialToken": {"id": "<|begin_of_text|>", "type_id": 0}}
     return record | {
         "post_processor": {
@@ -173,7 +230,11 @@ def llama_like() -> dict:
             "single": [start, {"Sequence": {"id": "A", "type_id": 0}}],
             "pair": [],
             "special_tokens": {
-                "<|begin_of_text|>": {"id": "<|begin_of_text|>", "ids": [1499], "tokens": ["<|begin_of_text|>"]}
+                "<|begin_of_text|>": {
+                    "id": "<|begin_of_text|>",
+                    "ids": [1499],
+                    "tokens": ["<|begin_of_text|>"],
+                }
             },
         }
     }
@@ -187,13 +248,18 @@ def test_what_a_file_puts_around_or_does_before_is_done(change):
         "gap": trained("cl100k")._replace(specials={END: 1505, "<|pad|>": 1600}).record(),
     }[change]
     ours, theirs = HuggingFaceTokenizer(record), library.Tokenizer.from_str(json.dumps(record))
-    texts = [as_text(text) for text in [*probe([*ours.specials]), *random_texts(2, 200, [*ours.specials])]]
+    texts = [
+        as_text(text)
+        for text in [*probe([*ours.specials]), *random_texts(2, 200, [*ours.specials])]
+    ]
     for parse in (False, True):
         theirs.encode_special_tokens = not parse
         wanted = [number for text in texts for number in theirs.encode(text).ids]
         assert ours.encode_batch(texts, parse).ids.tolist() == wanted
     assert ours.vocab_size == max(theirs.get_vocab().values()) + 1
-    assert (ours.bos, ours.pad) == ((1499, None) if change == "llama" else (None, 1600 if change == "gap" else None))
+    assert (ours.bos, ours.pad) == (
+        (1499, None) if change == "llama" else (None, 1600 if change == "gap" else None)
+    )
 
 
 def test_an_engine_that_is_wrong_or_unknown_is_not_used(monkeypatch):
@@ -206,7 +272,9 @@ def test_an_engine_that_is_wrong_or_unknown_is_not_used(monkeypatch):
         (HuggingFaceTokenizer(trained(SLOW[0]).record()), "Unknown pre_tokenizer"),
     ):
         with pytest.warns(UserWarning, match=reason):
-            assert tokenizer.encode_batch(CODE).ids.tolist() == [id for text in CODE for id in tokenizer.encode(text)]
+            assert tokenizer.encode_batch(CODE).ids.tolist() == [
+                id for text in CODE for id in tokenizer.encode(text)
+            ]
     monkeypatch.setattr(fast_engine, "gigatoken_rs", None)
     with pytest.warns(UserWarning, match="it is not installed: pip install gigatoken"):
         HuggingFaceTokenizer(trained("gpt2").record()).encode_batch(["a"])
@@ -215,7 +283,9 @@ def test_an_engine_that_is_wrong_or_unknown_is_not_used(monkeypatch):
 def files(folder, vocabulary: Vocabulary) -> dict[str, str]:
     """The same vocabulary in every form: path -> kind."""
     (folder / "tokenizer.json").write_text(json.dumps(vocabulary.record()))
-    tokens = {spell(token): number for token, number in vocabulary.tokens.items()} | vocabulary.specials
+    tokens = {
+        spell(token): number for token, number in vocabulary.tokens.items()
+    } | vocabulary.specials
     (folder / "gpt2-vocab.json").write_text(json.dumps(tokens))
     merges = "".join(f"{spell(left)} {spell(right)}\n" for left, right in vocabulary.merges)
     (folder / "gpt2-merges.txt").write_text("#version: 0.2\n" + merges)
@@ -243,11 +313,15 @@ def test_a_rank_file_is_read_by_its_published_name(tmp_path, monkeypatch):
         (tmp_path / name).write_bytes(write_ranks(vocabulary))
     read = tokenizers.load(None, tmp_path / "r50k_base.tiktoken")
     assert read.encode_batch(CODE).ids.tolist() == [
-        id for t in CODE for id in tokenizers.load("TikTokenizer", tmp_path / "r50k_base.tiktoken").encode(t)
+        id
+        for t in CODE
+        for id in tokenizers.load("TikTokenizer", tmp_path / "r50k_base.tiktoken").encode(t)
     ]
     assert (read.vocab_size, read.eod) == (1500, 1499)
     for name in ("other.tiktoken", "tokenizer.model"):
-        with pytest.raises(UserError, match=r"define neither how text is split.*megascratch tokenizer convert"):
+        with pytest.raises(
+            UserError, match=r"define neither how text is split.*megascratch tokenizer convert"
+        ):
             tokenizers.load(None, tmp_path / name)
 
 
@@ -255,7 +329,9 @@ def test_roles_are_named_beside_the_file(tmp_path):
     record = trained("gpt2")._replace(specials={"<fin>": 1499, "<pad>": 1500}).record()
     (tmp_path / "tokenizer.json").write_text(json.dumps(record))
     assert tokenizers.load(None, tmp_path).eod is None
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": {"content": "<fin>"}, "pad_token": None}))
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"eos_token": {"content": "<fin>"}, "pad_token": None})
+    )
     named = tokenizers.load(None, tmp_path)
     assert (named.eod, named.bos, named.pad) == (1499, None, 1500)
     assert named.decode([1499, *named.encode("a"), 1500]) == "a"
@@ -275,7 +351,9 @@ def pre_tokenizer_of(split: str) -> dict:
 
 
 def small(**changes) -> dict:
-    record = Vocabulary({bytes([byte]): byte for byte in range(256)}, [], "gpt2", {END: 256}).record()
+    record = Vocabulary(
+        {bytes([byte]): byte for byte in range(256)}, [], "gpt2", {END: 256}
+    ).record()
     return record | changes
 
 
@@ -285,19 +363,43 @@ def model(**changes) -> dict:
 
 LACKING = {word: number for word, number in small()["model"]["vocab"].items() if number != 0x41}
 DAMAGE = {
-    "bytes.json": (small(model=model(vocab=LACKING)), "no token for 1 of the 256 bytes .the first is 0x41"),
-    "merges.json": (small(model=model(merges=[["a", "nowhere"]])), "is not a tokenizer.json that `tokenizers` reads"),
-    "merge_type.json": (small(model=model(merges=7)), "is not a tokenizer.json that `tokenizers` reads"),
-    "type.json": (small(model=model(type="Magic")), "is not a tokenizer.json that `tokenizers` reads"),
-    "vocab.json": (small(model=model(vocab="x")), 'has no "model" with a "vocab"|not a GPT-2 vocabulary'),
+    "bytes.json": (
+        small(model=model(vocab=LACKING)),
+        "no token for 1 of the 256 bytes .the first is 0x41",
+    ),
+    "merges.json": (
+        small(model=model(merges=[["a", "nowhere"]])),
+        "is not a tokenizer.json that `tokenizers` reads",
+    ),
+    "merge_type.json": (
+        small(model=model(merges=7)),
+        "is not a tokenizer.json that `tokenizers` reads",
+    ),
+    "type.json": (
+        small(model=model(type="Magic")),
+        "is not a tokenizer.json that `tokenizers` reads",
+    ),
+    "vocab.json": (
+        small(model=model(vocab="x")),
+        'has no "model" with a "vocab"|not a GPT-2 vocabulary',
+    ),
     "added.json": (small(added_tokens=[{"id": "1"}]), '"added_tokens" must be a list of'),
-    "twice.json": (small(added_tokens=small()["added_tokens"] * 2), "two special tokens have the same name or id"),
+    "twice.json": (
+        small(added_tokens=small()["added_tokens"] * 2),
+        "two special tokens have the same name or id",
+    ),
     "clash.json": (
         small(added_tokens=[small()["added_tokens"][0] | {"id": 65}]),
         r"special token <\|endoftext\|> has id 65, which is 'A' in the vocabulary",
     ),
-    "large.json": (small(model=model(vocab=small()["model"]["vocab"] | {"zz": 1 << 40})), "is not a tokenizer.json"),
-    "far.json": (small(model=model(vocab=small()["model"]["vocab"] | {"zz": (1 << 32) - 1})), "all below 2"),
+    "large.json": (
+        small(model=model(vocab=small()["model"]["vocab"] | {"zz": 1 << 40})),
+        "is not a tokenizer.json",
+    ),
+    "far.json": (
+        small(model=model(vocab=small()["model"]["vocab"] | {"zz": (1 << 32) - 1})),
+        "all below 2",
+    ),
 }
 
 

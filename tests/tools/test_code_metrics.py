@@ -82,7 +82,13 @@ BY_HAND = {
 
 @pytest.fixture
 def tiny(tmp_path):
-    files = {"__init__.py": "", "loop.py": LOOP, "core/__init__.py": "", "core/model.py": MODEL, "core/twin.py": TWIN}
+    files = {
+        "__init__.py": "",
+        "loop.py": LOOP,
+        "core/__init__.py": "",
+        "core/model.py": MODEL,
+        "core/twin.py": TWIN,
+    }
     for name, text in files.items():
         file = tmp_path / "tiny" / name
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -107,7 +113,10 @@ def test_statements_and_expressions_are_counted_per_code_line(tmp_path):
 def test_a_step_crosses_the_files_whose_functions_it_calls_and_no_others(tiny):
     (tiny / "core" / "twin.py").write_text(TWIN + "\n\ndef unused():\n    pass\n")
     walk = StepWalk(Package(tiny))
-    assert [file.module for file in walk.files_from(["loop.py:_step"])] == ["tiny.loop", "tiny.core.model"]
+    assert [file.module for file in walk.files_from(["loop.py:_step"])] == [
+        "tiny.loop",
+        "tiny.core.model",
+    ]
     assert [file.module for file in walk.files_from(["loop.py:_step"], ["core"])] == ["tiny.loop"]
     assert [file.module for file in walk.files_from(["loop.py:shared"])] == ["tiny.loop"]
     assert walk.files_from(["loop.py:missing"]) == {}
@@ -119,7 +128,10 @@ def test_a_step_crosses_the_files_whose_functions_it_calls_and_no_others(tiny):
         ("from q.b import work\ndef start():\n    work()", True),
         ("from q import b\ndef start():\n    b.work()", True),
         ("from .b import work as other\ndef start():\n    hook(other)", True),
-        ("from q.b import Box\ndef start(box: 'list[Box]'):\n    for one in box:\n        one.open()", True),
+        (
+            "from q.b import Box\ndef start(box: 'list[Box]'):\n    for one in box:\n        one.open()",
+            True,
+        ),
         (
             "from q.b import Box\nclass C:\n    def __init__(self):\n        self.box = Box()\n"
             "    def start(self):\n        self.box.open()",

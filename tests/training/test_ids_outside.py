@@ -32,7 +32,12 @@ READINGS = {
     "laid end to end": {},
     "packed": {"packing": "best-fit"},
     "in Megatron's order": {"data_order": "megatron"},
-    "fill-in-the-middle": {"fim_rate": 1.0, "fim_prefix_id": 1, "fim_middle_id": 2, "fim_suffix_id": 3},
+    "fill-in-the-middle": {
+        "fim_rate": 1.0,
+        "fim_prefix_id": 1,
+        "fim_middle_id": 2,
+        "fim_suffix_id": 3,
+    },
 }
 
 
@@ -58,30 +63,54 @@ def test_a_negative_id_is_no_token_that_is_not_to_be_learned(tmp_path):
             train[number]
 
 
-@pytest.mark.parametrize("given", [[], ["--vocab-size", "300"]], ids=["from the tokenizer", "given"])
+@pytest.mark.parametrize(
+    "given", [[], ["--vocab-size", "300"]], ids=["from the tokenizer", "given"]
+)
 def test_laws_of_the_vocabulary_hold_when_the_tokenizer_tells_its_size(tmp_path, given):
     prefix = write(tmp_path / "c", [[1, 2, 3] * 50] * 20)
-    words = flags(tmp_path, data_path=prefix, split="1", vocab_size=None, tokenizer_type="ByteTokenizer", fim_rate=0.5)
+    words = flags(
+        tmp_path,
+        data_path=prefix,
+        split="1",
+        vocab_size=None,
+        tokenizer_type="ByteTokenizer",
+        fim_rate=0.5,
+    )
     words += ["--fim-prefix-id", "300", "--fim-middle-id", "301", "--fim-suffix-id", "302", *given]
     done = subprocess.run(command(words), capture_output=True, text=True, env=ENVIRONMENT)
     size = 300 if given else 257
     assert done.returncode == 2
-    assert f"fim ids (300, 301, 302) must be ids of the vocabulary ({size} ids): use 0 to {size - 1}" in done.stderr
+    assert (
+        f"fim ids (300, 301, 302) must be ids of the vocabulary ({size} ids): use 0 to {size - 1}"
+        in done.stderr
+    )
     assert "None" not in done.stderr
 
 
 @pytest.mark.deep
 @pytest.mark.parametrize(
     "layout",
-    [{}, {"tensor_model_parallel_size": 2}, {"pipeline_model_parallel_size": 2}, {"data_parallel_size": 2}],
+    [
+        {},
+        {"tensor_model_parallel_size": 2},
+        {"pipeline_model_parallel_size": 2},
+        {"data_parallel_size": 2},
+    ],
     ids=str,
 )
 def test_every_layout_says_the_same(tmp_path, layout):
     words = flags(
-        tmp_path / "run", data_path=lying(tmp_path / "c"), split="1", vocab_size=VOCAB, train_iters=200, **layout
+        tmp_path / "run",
+        data_path=lying(tmp_path / "c"),
+        split="1",
+        vocab_size=VOCAB,
+        train_iters=200,
+        **layout,
     )
     ranks = ["--nproc-per-node", "2"] if layout else []
-    done = subprocess.run(command([*words, *ranks]), capture_output=True, text=True, env=ENVIRONMENT)
+    done = subprocess.run(
+        command([*words, *ranks]), capture_output=True, text=True, env=ENVIRONMENT
+    )
     assert done.returncode != 0
     assert PLACE in done.stderr
     assert "Traceback" not in done.stderr

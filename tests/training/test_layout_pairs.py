@@ -26,7 +26,12 @@ LAYOUTS = {
     "tp4": {TP: 4},
     "dp3": {DP: 3},
     "dp4 zero1": {DP: 4, "use_distributed_optimizer": True},
-    "pp2 zb_v zero1": {PP: 2, DP: 2, "pipeline_schedule": "zb_v", "use_distributed_optimizer": True},
+    "pp2 zb_v zero1": {
+        PP: 2,
+        DP: 2,
+        "pipeline_schedule": "zb_v",
+        "use_distributed_optimizer": True,
+    },
     "tp2 pp2 interleaved": {TP: 2, PP: 2, "num_virtual_stages_per_pipeline_rank": 2},
 }
 MODEL = {
@@ -54,7 +59,8 @@ def differing(trainer: Trainer, folder) -> list[str]:
             item.name
             for item in held
             if not torch.equal(
-                item.tensor.contiguous().view(torch.uint8), contents.box(item.name, item.box).view(torch.uint8)
+                item.tensor.contiguous().view(torch.uint8),
+                contents.box(item.name, item.box).view(torch.uint8),
             )
         ]
 
@@ -64,7 +70,9 @@ def save_on(config: Config, folder) -> list[str]:
     trainer, state = build_trainer(config), TrainState()
     train_steps(trainer, state, BEFORE)
     trainer.save_scalars(state)
-    path = save(folder, state.step, trainer.held(), {"train_state": state.to_dict()}, trainer.mesh.world)
+    path = save(
+        folder, state.step, trainer.held(), {"train_state": state.to_dict()}, trainer.mesh.world
+    )
     return differing(trainer, path)
 
 
@@ -77,7 +85,11 @@ def load_on(config: Config, folder, steps: int) -> tuple[list[str], list[float],
     different = differing(trainer, folder)
     trainer.restore(state)
     played = train_steps(trainer, state, steps)
-    return different, [step.loss for step in played], [number for step in played for number in step.samples]
+    return (
+        different,
+        [step.loss for step in played],
+        [number for step in played for number in step.samples],
+    )
 
 
 def on(config: Config, function, *args) -> list:
@@ -86,8 +98,15 @@ def on(config: Config, function, *args) -> list:
 
 
 def prove(folder, layouts: dict[str, dict], pairs: list[tuple[str, str]], steps: int) -> None:
-    expected = [step.loss for step in train_steps(build_trainer(config_for({})), TrainState(), BEFORE + steps)[BEFORE:]]
-    folders = {name: folder / str(number) / f"step_{BEFORE:08d}" for number, name in enumerate(layouts)}
+    expected = [
+        step.loss
+        for step in train_steps(build_trainer(config_for({})), TrainState(), BEFORE + steps)[
+            BEFORE:
+        ]
+    ]
+    folders = {
+        name: folder / str(number) / f"step_{BEFORE:08d}" for number, name in enumerate(layouts)
+    }
     for name in dict.fromkeys(saved for saved, _ in pairs):
         config = config_for(layouts[name])
         assert on(config, save_on, folders[name].parent) == [[]] * world_of(config), name
@@ -99,8 +118,12 @@ def prove(folder, layouts: dict[str, dict], pairs: list[tuple[str, str]], steps:
             assert losses == pytest.approx(expected, rel=TOLERANCE), pair
         total = config.training.global_batch_size
         next_ones = list(range(BEFORE * total, (BEFORE + steps) * total))
-        copies = world_of(config) // (config.parallel.data_parallel_size or 1)  # ranks that share a sample
-        assert sorted(number for *_, seen in answers for number in seen) == sorted(next_ones * copies), pair
+        copies = world_of(config) // (
+            config.parallel.data_parallel_size or 1
+        )  # ranks that share a sample
+        assert sorted(number for *_, seen in answers for number in seen) == sorted(
+            next_ones * copies
+        ), pair
 
 
 def test_a_checkpoint_of_any_layout_goes_on_on_another(tmp_path):
@@ -124,7 +147,9 @@ def test_pairs_of_random_layouts(tmp_path, seed):
 
 def random_layout(draw: random.Random) -> dict:
     """Of at most 4 ranks."""
-    tp, pp, dp = draw.choice([(t, p, d) for t in (1, 2, 4) for p in (1, 2, 4) for d in (1, 2, 3, 4) if t * p * d <= 4])
+    tp, pp, dp = draw.choice(
+        [(t, p, d) for t in (1, 2, 4) for p in (1, 2, 4) for d in (1, 2, 3, 4) if t * p * d <= 4]
+    )
     schedules = ["1f1b", "gpipe"] + ["zb_h1", "zb_v"] * (pp == 2) + ["zb_h1"] * (pp == 4)
     return {
         TP: tp,

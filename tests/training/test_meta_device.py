@@ -20,8 +20,17 @@ KINDS: dict[str, dict[str, Any]] = {
     "gpt": {**GPT, **DROPOUT},
     "llama, untied": {**LLAMA, "untie_embeddings_and_output_weights": True},
     "partly rotary": {**PARTLY_ROTARY, **DROPOUT, "micro_batch_size": 4},
-    "documents, selective recomputation": {**LLAMA, **DOCUMENTS, **DROPOUT, "recompute_granularity": "selective"},
-    "full recomputation": {**DROPOUT, "recompute_granularity": "full", "use_distributed_optimizer": True},
+    "documents, selective recomputation": {
+        **LLAMA,
+        **DOCUMENTS,
+        **DROPOUT,
+        "recompute_granularity": "selective",
+    },
+    "full recomputation": {
+        **DROPOUT,
+        "recompute_granularity": "full",
+        "use_distributed_optimizer": True,
+    },
 }
 PRECISIONS = {"fp64": {}, "fp32": {"fp64": False}, "bf16": {"fp64": False, "bf16": True}}
 
@@ -56,6 +65,8 @@ def test_every_tensor_of_a_step_lies_on_its_device(kind, precision, monkeypatch)
 
 def test_a_tensor_that_strays_is_found(monkeypatch):
     keys = dropout.sample_keys
-    monkeypatch.setattr(dropout, "sample_keys", lambda seed, site, ids: keys(seed, site, torch.arange(len(ids))))
+    monkeypatch.setattr(
+        dropout, "sample_keys", lambda seed, site, ids: keys(seed, site, torch.arange(len(ids)))
+    )
     with pytest.raises(RuntimeError, match=r"device"):
         step_on_meta(monkeypatch, **DROPOUT)

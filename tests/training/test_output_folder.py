@@ -31,18 +31,28 @@ def held(tmp_path):
     lease.release()
 
 
-def test_a_second_run_with_one_output_dir_and_another_save_is_refused_and_touches_nothing(held, tmp_path, capsys):
+def test_a_second_run_with_one_output_dir_and_another_save_is_refused_and_touches_nothing(
+    held, tmp_path, capsys
+):
     assert main(mock(held, save=tmp_path / "other")) == 2
     said = capsys.readouterr().err
-    assert f"{held} is being written by process " in said and "(--output-dir)" in said and "Traceback" not in said
+    assert (
+        f"{held} is being written by process " in said
+        and "(--output-dir)" in said
+        and "Traceback" not in said
+    )
     assert rows(held) == [{"step": 1, "loss": 1.0}]
     assert not (held / "summary.json").exists() and not writing(tmp_path / "other")
 
 
 def test_every_layout_is_refused_in_the_same_words(held, tmp_path):
     words = [*mock(held, save=tmp_path / "other", data_parallel_size=2), "--nproc-per-node", "2"]
-    done = subprocess.run(command(words), cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 2 and f"{held} is being written by process " in done.stderr, done.stderr
+    done = subprocess.run(
+        command(words), cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 2 and f"{held} is being written by process " in done.stderr, (
+        done.stderr
+    )
     assert "Traceback" not in done.stderr and rows(held) == [{"step": 1, "loss": 1.0}]
 
 
@@ -54,7 +64,9 @@ def test_the_claim_of_a_killed_process_is_no_claim_and_a_run_that_ended_leaves_n
     assert main(mock(out, train_iters=2)) == 0
     assert not writing(out)
     assert main(mock(out, train_iters=3, auto_resume=True)) == 0
-    assert [row["step"] for row in rows(out) if "event" not in row] == [1, 2, 3] and not writing(out)
+    assert [row["step"] for row in rows(out) if "event" not in row] == [1, 2, 3] and not writing(
+        out
+    )
 
 
 def test_checkpoints_may_lie_in_the_output_folder_itself(tmp_path):

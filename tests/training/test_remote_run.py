@@ -41,23 +41,36 @@ def files(step):
     if isinstance(step := storage_path(step), os.PathLike):
         return {path.name[:5]: path.read_bytes() for path in step.glob("*.safetensors")}
     store = Store(step.url)
-    return {name[:5]: store.content(f"{step}/{name}") for name in store.names(step.url) if name != "manifest.json"}
+    return {
+        name[:5]: store.content(f"{step}/{name}")
+        for name in store.names(step.url)
+        if name != "manifest.json"
+    }
 
 
 def numbers(folder):
     return [int(path.name[-2:]) for path in checkpoint.list_steps(folder)]
 
 
-def test_a_run_goes_on_from_a_store_prunes_there_and_ends_with_the_weights_of_one_on_a_disk(tmp_path, capsys):
+def test_a_run_goes_on_from_a_store_prunes_there_and_ends_with_the_weights_of_one_on_a_disk(
+    tmp_path, capsys
+):
     assert train(tmp_path / "calm") == 0
     keep = ["--save", RUN, "--keep-last-n-checkpoints", "2"]
     assert train(tmp_path / "a", *keep, "--exit-interval", "4") == 80
     assert train(tmp_path / "b", *keep, "--auto-resume") == 0
     assert numbers(RUN) == [8, 6]
-    assert files(f"{RUN}/step_00000008") == files(tmp_path / "calm" / "checkpoints" / "step_00000008") != {}
+    assert (
+        files(f"{RUN}/step_00000008")
+        == files(tmp_path / "calm" / "checkpoints" / "step_00000008")
+        != {}
+    )
     assert train(tmp_path / "c", "--load", f"{RUN}/step_00000006", "--save", f"{RUN}2") == 0
     assert files(f"{RUN}2/step_00000008") == files(f"{RUN}/step_00000008")
-    assert train(tmp_path / "d", "--save", RUN) == 2 and "already holds step_00000008" in capsys.readouterr().err
+    assert (
+        train(tmp_path / "d", "--save", RUN) == 2
+        and "already holds step_00000008" in capsys.readouterr().err
+    )
 
 
 def test_a_damaged_newest_step_is_moved_out_of_the_way_and_written_again(tmp_path, capsys):
@@ -81,7 +94,9 @@ def test_a_store_that_refuses_is_warned_about_and_training_goes_on(tmp_path, cap
     def sometimes(self, url, *rest):
         if "step_00000004" in url:
             refused.append(url)
-            raise StoreError(f"{url} cannot be written after 6 attempts: 503; check network and store")
+            raise StoreError(
+                f"{url} cannot be written after 6 attempts: 503; check network and store"
+            )
         upload(self, url, *rest)
 
     monkeypatch.setattr(Store, "upload", sometimes)
@@ -102,7 +117,9 @@ def test_elders_that_cannot_be_deleted_do_not_undo_a_save(tmp_path, capsys, monk
 
     monkeypatch.setattr(Store, deaf, sometimes)
     with warnings.catch_warnings(record=True) as warned:
-        assert train(tmp_path, "--save", RUN, "--keep-last-n-checkpoints", "1", "--no-async-save") == 0
+        assert (
+            train(tmp_path, "--save", RUN, "--keep-last-n-checkpoints", "1", "--no-async-save") == 0
+        )
     told = capsys.readouterr()
     assert f"checkpoint {RUN}/step_00000008 |" in told.out
     assert "503" in told.err + "".join(str(warning.message) for warning in warned)
@@ -110,7 +127,9 @@ def test_elders_that_cannot_be_deleted_do_not_undo_a_save(tmp_path, capsys, monk
 
 @pytest.mark.parametrize("words", [["--nproc-per-node", "2", "--data-parallel-size", "2"], []])
 @pytest.mark.parametrize("flag", ["--save", "--load"])
-def test_a_missing_library_is_said_before_any_worker_starts(tmp_path, capsys, monkeypatch, flag, words):
+def test_a_missing_library_is_said_before_any_worker_starts(
+    tmp_path, capsys, monkeypatch, flag, words
+):
     def missing(url, **how):
         raise ImportError("Install s3fs")
 
@@ -142,9 +161,23 @@ def test_a_model_is_evaluated_and_writes_text_from_a_store_as_from_a_disk(tmp_pa
     for folder in (str(tmp_path / "run"), RUN, f"{RUN}/step_00000003"):
         result = tmp_path / "result.json"
         words = ["--load", folder, "--device", "cpu"]
-        assert main(["evaluate", *words, "--input", str(tmp_path / "heldout.jsonl"), "--output-json", str(result)]) == 0
+        assert (
+            main(
+                [
+                    "evaluate",
+                    *words,
+                    "--input",
+                    str(tmp_path / "heldout.jsonl"),
+                    "--output-json",
+                    str(result),
+                ]
+            )
+            == 0
+        )
         capsys.readouterr()
-        assert main(["generate", *words, "--prompt", "ab", "--greedy", "--max-new-tokens", "5"]) == 0
+        assert (
+            main(["generate", *words, "--prompt", "ab", "--greedy", "--max-new-tokens", "5"]) == 0
+        )
         told.append((capsys.readouterr().out, json.loads(result.read_text())["heldout_nats"]))
     assert told[0] == told[1] == told[2]
 
@@ -160,17 +193,32 @@ def test_every_verb_works_on_addresses(tmp_path, capsys):
     assert train(tmp_path, "--save", RUN) == 0
     capsys.readouterr()
     assert [row["step"] for row in verb(capsys, "inspect", RUN, "--json")["steps"]] == [8, 6, 4, 2]
-    assert verb(capsys, "inspect", f"{RUN}/step_00000004", "--json")["path"] == f"{RUN}/step_00000004"
+    assert (
+        verb(capsys, "inspect", f"{RUN}/step_00000004", "--json")["path"] == f"{RUN}/step_00000004"
+    )
     assert verb(capsys, "verify", RUN).count("valid") == 4
     assert "tensors are bitwise equal" in verb(capsys, "diff", f"{RUN}/step_00000002", RUN, code=1)
-    done = verb(capsys, "reshard", RUN, "--output", "memory://bucket/other", "--files", "3", "--json")
+    done = verb(
+        capsys, "reshard", RUN, "--output", "memory://bucket/other", "--files", "3", "--json"
+    )
     assert done["files"] == 3 and done["path"] == "memory://bucket/other/step_00000008"
-    done = verb(capsys, "reshard", RUN, "--output", str(tmp_path / "here"), "--json")  # down to this machine, and up
+    done = verb(
+        capsys, "reshard", RUN, "--output", str(tmp_path / "here"), "--json"
+    )  # down to this machine, and up
     verb(capsys, "reshard", done["path"], "--output", "memory://bucket/back")
     assert "differ" not in verb(capsys, "diff", RUN, "memory://bucket/back")
-    mean = verb(capsys, "average", f"{RUN}/step_00000006", RUN, "--output", "memory://bucket/mean", "--json")["path"]
+    mean = verb(
+        capsys, "average", f"{RUN}/step_00000006", RUN, "--output", "memory://bucket/mean", "--json"
+    )["path"]
     assert verb(capsys, "verify", mean) == f"{mean}: valid\n"
-    assert len(verb(capsys, "prune", RUN, "--keep-last-n-checkpoints", "2", "--dry-run", "--json")["deleted"]) == 2
+    assert (
+        len(
+            verb(capsys, "prune", RUN, "--keep-last-n-checkpoints", "2", "--dry-run", "--json")[
+                "deleted"
+            ]
+        )
+        == 2
+    )
     assert numbers(RUN) == [8, 6, 4, 2]
     verb(capsys, "prune", RUN, "--keep-last-n-checkpoints", "2")
     assert numbers(RUN) == [8, 6]
@@ -212,11 +260,15 @@ def test_a_run_that_is_killed_while_it_sends_ends_with_the_weights_of_the_undist
     kills = FIRST_RANK + EVERY_RANK
     steps = 2 * len(kills) + 6
     assert train(tmp_path / "calm", *DP2, steps=steps) == 0
-    monkeypatch.setenv(VARIABLE, ",".join(f"{kill}:kill:{attempt}" for attempt, kill in enumerate(kills)))
+    monkeypatch.setenv(
+        VARIABLE, ",".join(f"{kill}:kill:{attempt}" for attempt, kill in enumerate(kills))
+    )
     words = ["--save", bucket, "--keep-last-n-checkpoints", "2", "--max-restarts", str(len(kills))]
     assert train(tmp_path / "wild", *DP2, *words, steps=steps) == 0
     assert len(list((tmp_path / "wild" / "faults").iterdir())) == len(kills)
     kept = checkpoint.list_steps(bucket)
     assert len(kept) == 2 and [list(problems(step)) for step in kept] == [[], []]
     assert files(kept[0]) == files(tmp_path / "calm" / "checkpoints" / kept[0].name) != {}
-    assert {name for name in Store(bucket).names(bucket) if name.startswith("step")} == {step.name for step in kept}
+    assert {name for name in Store(bucket).names(bucket) if name.startswith("step")} == {
+        step.name for step in kept
+    }

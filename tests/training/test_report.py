@@ -26,7 +26,9 @@ def rows_of(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_disk_that_takes_no_report_for_a_while_has_every_row_in_the_end(tmp_path, monkeypatch, capsys):
+def test_a_disk_that_takes_no_report_for_a_while_has_every_row_in_the_end(
+    tmp_path, monkeypatch, capsys
+):
     report = Report(str(tmp_path), str(tmp_path), 8, 0)
     fsync = os.fsync
     rows = [{"step": step, "event": "tried", "number": step} for step in range(5)]
@@ -54,7 +56,9 @@ def test_the_rows_of_a_resumed_run_are_kept_when_it_cannot_write_them_anew(tmp_p
     report = Report(str(tmp_path), str(tmp_path), 8, 0)
     report.event(row, "")
     report.close({})
-    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+    monkeypatch.setattr(
+        "os.replace", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full"))
+    )
     Report(str(tmp_path), str(tmp_path), 8, 4).close({})
     assert rows_of(tmp_path) == [row] and not list(tmp_path.glob("*.partial"))
 
@@ -63,7 +67,15 @@ def test_the_rows_of_a_resumed_run_are_kept_when_it_cannot_write_them_anew(tmp_p
 def test_a_run_without_a_step_left_keeps_what_the_one_before_measured(tmp_path, seconds, kept):
     for loss, took, code in ((3.5, 9.0, 80), (None, seconds, 0)):
         report = Report(str(tmp_path), str(tmp_path), 8, 0)
-        report.close({"layout": {}, "loss": loss, "seconds": took, "stopped_early": code != 0, "exit_code": code})
+        report.close(
+            {
+                "layout": {},
+                "loss": loss,
+                "seconds": took,
+                "stopped_early": code != 0,
+                "exit_code": code,
+            }
+        )
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert (summary["loss"], summary["exit_code"]) == (3.5 if kept else None, 0)
 
@@ -109,7 +121,10 @@ def test_damaged_files_are_kept_one_beside_the_other(tmp_path):
     for content in (b"first\n", b"second\n"):
         (tmp_path / "metrics.jsonl").write_bytes(content)
         Report(str(tmp_path), str(tmp_path), 8, 1).close({})
-    kept = [(tmp_path / name).read_bytes() for name in ("metrics.jsonl.damaged", "metrics.jsonl.damaged.2")]
+    kept = [
+        (tmp_path / name).read_bytes()
+        for name in ("metrics.jsonl.damaged", "metrics.jsonl.damaged.2")
+    ]
     assert kept == [b"first\n", b"second\n"]
 
 
@@ -136,7 +151,9 @@ def full(*_, **__):
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_what_a_full_disk_did_not_take_is_not_listed_as_written_and_not_there(tmp_path, monkeypatch, capsys):
+def test_what_a_full_disk_did_not_take_is_not_listed_as_written_and_not_there(
+    tmp_path, monkeypatch, capsys
+):
     report = Report(str(tmp_path), str(tmp_path), 8, 0)
     report.event({"step": 1, "event": "tried"}, "")
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
@@ -147,7 +164,9 @@ def test_what_a_full_disk_did_not_take_is_not_listed_as_written_and_not_there(tm
     assert not list(tmp_path.glob("loss.png*")) and not list(tmp_path.glob("summary.json*"))
 
 
-def test_an_error_of_tensorboards_thread_is_told_in_a_line_and_rows_go_on(tmp_path, monkeypatch, capsys):
+def test_an_error_of_tensorboards_thread_is_told_in_a_line_and_rows_go_on(
+    tmp_path, monkeypatch, capsys
+):
     monkeypatch.setattr("tensorboard.summary.writer.record_writer.RecordWriter.write", full)
     hook = threading.excepthook
     report = Report(str(tmp_path / "run"), str(tmp_path / "events"), 50, 0)
@@ -157,7 +176,10 @@ def test_an_error_of_tensorboards_thread_is_told_in_a_line_and_rows_go_on(tmp_pa
     report.close({})
     said = capsys.readouterr()
     assert said.out.count("warning: ") == 1 and "No space left on device" in said.out
-    assert "Traceback" not in said.out + said.err and "tensorboard --logdir" not in said.out.splitlines()[-1]
+    assert (
+        "Traceback" not in said.out + said.err
+        and "tensorboard --logdir" not in said.out.splitlines()[-1]
+    )
     assert rows_of(tmp_path / "run") == rows and threading.excepthook is hook
 
 

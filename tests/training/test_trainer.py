@@ -29,7 +29,10 @@ LAYOUTS = {
     "one": {},
     "tp2 sp": {"tensor_model_parallel_size": 2, "sequence_parallel": True},
     "dp2 zero1": {"data_parallel_size": 2, "use_distributed_optimizer": True},
-    "pp2 interleaved": {"pipeline_model_parallel_size": 2, "num_virtual_stages_per_pipeline_rank": 2},
+    "pp2 interleaved": {
+        "pipeline_model_parallel_size": 2,
+        "num_virtual_stages_per_pipeline_rank": 2,
+    },
     "tp2 pp2 zero1": {
         "tensor_model_parallel_size": 2,
         "pipeline_model_parallel_size": 2,
@@ -44,7 +47,9 @@ def world_of(layout: str) -> int:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("precision", [{"fp64": False}, {"fp64": False, "bf16": True}], ids=["fp32", "bf16"])
+@pytest.mark.parametrize(
+    "precision", [{"fp64": False}, {"fp64": False, "bf16": True}], ids=["fp32", "bf16"]
+)
 def test_a_new_trainer_on_the_same_layout_goes_on_to_the_last_bit(tmp_path, layout, precision):
     config, world = config_of(**DROPOUT, **precision, **LAYOUTS[layout]), world_of(layout)
     undisturbed = on_ranks(world, train_and_save, config, str(tmp_path))
@@ -56,7 +61,12 @@ def test_a_new_trainer_on_the_same_layout_goes_on_to_the_last_bit(tmp_path, layo
 
 @pytest.mark.parametrize(
     ("first", "second"),
-    [("one", "tp2 pp2 zero1"), ("tp2 sp", "pp2 interleaved"), ("dp2 zero1", "tp2 sp"), ("tp2 pp2 zero1", "one")],
+    [
+        ("one", "tp2 pp2 zero1"),
+        ("tp2 sp", "pp2 interleaved"),
+        ("dp2 zero1", "tp2 sp"),
+        ("tp2 pp2 zero1", "one"),
+    ],
 )
 def test_a_trainer_on_another_layout_goes_on_with_the_same_numbers(tmp_path, first, second):
     before, after = (config_of(**DROPOUT, **LAYOUTS[layout]) for layout in (first, second))
@@ -76,8 +86,12 @@ def loss_on_every_rank(config: Config) -> tuple[float, list[float]]:
 def test_every_rank_can_tell_the_global_loss(layout):
     """Law 9: the first rank prints it, whichever stage computed it."""
     one = loss_on_every_rank(config_of(**DROPOUT))
-    for loss, evaluated in on_ranks(world_of(layout), loss_on_every_rank, config_of(**DROPOUT, **LAYOUTS[layout])):
-        assert loss == pytest.approx(one[0], rel=1e-12) and evaluated == pytest.approx(one[1], rel=1e-12)
+    for loss, evaluated in on_ranks(
+        world_of(layout), loss_on_every_rank, config_of(**DROPOUT, **LAYOUTS[layout])
+    ):
+        assert loss == pytest.approx(one[0], rel=1e-12) and evaluated == pytest.approx(
+            one[1], rel=1e-12
+        )
 
 
 @pytest.mark.parametrize("kind", [{}, {"use_distributed_optimizer": True}], ids=["ddp", "zero1"])
@@ -111,7 +125,9 @@ def stop_of_one(asked: int) -> int:
         stop.release()
 
 
-@pytest.mark.parametrize(("asked", "agreed"), [(0, exit_codes.PREEMPTED), (1, exit_codes.PREEMPTED), (-1, 0)])
+@pytest.mark.parametrize(
+    ("asked", "agreed"), [(0, exit_codes.PREEMPTED), (1, exit_codes.PREEMPTED), (-1, 0)]
+)
 def test_one_rank_that_is_asked_to_stop_stops_all(asked, agreed):
     assert on_ranks(2, stop_of_one, asked) == [agreed, agreed]
 
@@ -121,7 +137,12 @@ ALONE = Axis.alone("world"), torch.device("cpu")
 
 @pytest.mark.parametrize(
     ("number", "code"),
-    [(signal.SIGTERM, 83), (signal.SIGUSR1, 83), (signal.SIGHUP, 83), (signal.SIGINT, exit_codes.INTERRUPTED)],
+    [
+        (signal.SIGTERM, 83),
+        (signal.SIGUSR1, 83),
+        (signal.SIGHUP, 83),
+        (signal.SIGINT, exit_codes.INTERRUPTED),
+    ],
 )
 def test_a_signal_is_remembered_and_the_handlers_are_given_back(number, code):
     if number is signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
@@ -130,7 +151,9 @@ def test_a_signal_is_remembered_and_the_handlers_are_given_back(number, code):
     stop = StopRequest(TrainingConfig())
     try:
         assert stop.agreed(1, *ALONE) == 0
-        for _ in range(2):  # the same request over two ways; not to a thread that gets it when the handlers are gone
+        for _ in range(
+            2
+        ):  # the same request over two ways; not to a thread that gets it when the handlers are gone
             signal.pthread_kill(threading.main_thread().ident, number)
         while not stop.asked:
             time.sleep(0.001)
@@ -162,11 +185,19 @@ def test_the_time_of_a_run_counts_from_its_first_attempt(monkeypatch):
             assert stop.agreed(1, *ALONE) == code
 
 
-def test_a_run_stops_at_its_interval_after_its_time_and_when_the_stop_file_appears(tmp_path, monkeypatch):
-    monkeypatch.setattr(stopping, "LOOK_EVERY", 3600.0)  # the file is looked for at once, and then not for an hour
+def test_a_run_stops_at_its_interval_after_its_time_and_when_the_stop_file_appears(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(
+        stopping, "LOOK_EVERY", 3600.0
+    )  # the file is looked for at once, and then not for an hour
     file = tmp_path / "stop"
     settings = {"exit_interval": 3, "exit_duration_in_mins": 1e-9, "stop_file": str(file)}
-    codes = {"exit_interval": exit_codes.EXIT_INTERVAL, "exit_duration_in_mins": 81, "stop_file": exit_codes.STOP_FILE}
+    codes = {
+        "exit_interval": exit_codes.EXIT_INTERVAL,
+        "exit_duration_in_mins": 81,
+        "stop_file": exit_codes.STOP_FILE,
+    }
     file.touch()
     for name, value in settings.items():
         stop = StopRequest(TrainingConfig(**{name: value}))
@@ -174,7 +205,11 @@ def test_a_run_stops_at_its_interval_after_its_time_and_when_the_stop_file_appea
             found = [stop.agreed(step, *ALONE) for step in (2, 3, 4)]
         finally:
             stop.release()
-        expected = {"exit_interval": [0, 80, 0], "exit_duration_in_mins": [81] * 3, "stop_file": [82, 0, 0]}[name]
+        expected = {
+            "exit_interval": [0, 80, 0],
+            "exit_duration_in_mins": [81] * 3,
+            "stop_file": [82, 0, 0],
+        }[name]
         assert found == expected, name
         assert codes[name] in found
     remove_stop_file(TrainingConfig(stop_file=str(file)))
@@ -215,7 +250,9 @@ def test_the_machine_is_measured():
         (0, 0, "gloo", "this machine has 0"),
     ],
 )
-def test_each_rank_has_a_gpu_of_its_own_or_with_gloo_its_share_of_one(there, local_rank, backend, found, monkeypatch):
+def test_each_rank_has_a_gpu_of_its_own_or_with_gloo_its_share_of_one(
+    there, local_rank, backend, found, monkeypatch
+):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     if isinstance(found, int):

@@ -33,7 +33,13 @@ def valid_rows(folder: Path) -> list[dict]:
 
 def test_a_validation_during_a_batch_size_ramp_reads_the_same_samples_each_time(tmp_path):
     """Nothing is learned at a rate of 0, so nothing may change."""
-    settings = {"rampup_batch_size": "1 1 12", "lr": "0", "min_lr": "0", "eval_interval": 1, "eval_iters": 2}
+    settings = {
+        "rampup_batch_size": "1 1 12",
+        "lr": "0",
+        "min_lr": "0",
+        "eval_interval": 1,
+        "eval_iters": 2,
+    }
     assert main(mock(tmp_path, **settings)) == 0
     rows = valid_rows(tmp_path)
     assert [row["tokens"] for row in rows] == [2 * 4 * 16] * 6
@@ -46,12 +52,22 @@ def test_a_validation_during_a_batch_size_ramp_reads_the_same_samples_each_time(
         ({"train_samples": 777, "global_batch_size": 16}, 777, 768),
         ({"train_samples": 1400, "global_batch_size": 64}, 1400, 1344),
         ({"train_iters": 60, "global_batch_size": 16, "rampup_batch_size": [4, 4, 200]}, 960, 664),
-        ({"train_iters": 100, "global_batch_size": 16, "rampup_batch_size": [4, 4, 200]}, 1600, 1304),
-        ({"train_samples": 780, "global_batch_size": 16, "rampup_batch_size": [4, 4, 200]}, 780, 776),
+        (
+            {"train_iters": 100, "global_batch_size": 16, "rampup_batch_size": [4, 4, 200]},
+            1600,
+            1304,
+        ),
+        (
+            {"train_samples": 780, "global_batch_size": 16, "rampup_batch_size": [4, 4, 200]},
+            780,
+            776,
+        ),
         ({"train_iters": 12, "global_batch_size": 8}, 96, 96),
     ],
 )
-def test_a_run_asks_for_as_many_samples_as_megatron_and_reads_what_it_consumes(settings, asked, read):
+def test_a_run_asks_for_as_many_samples_as_megatron_and_reads_what_it_consumes(
+    settings, asked, read
+):
     config = derive(with_fields(Config(), settings), 1)
     assert (samples_asked_for(config), steps_and_samples(config)[1]) == (asked, read)
 
@@ -115,9 +131,17 @@ def evaluations(monkeypatch):
     return seen, before
 
 
-def test_the_checkpoint_comes_before_a_validation_at_its_step_and_before_the_last_losses(tmp_path, evaluations):
+def test_the_checkpoint_comes_before_a_validation_at_its_step_and_before_the_last_losses(
+    tmp_path, evaluations
+):
     seen, _ = evaluations
-    words = {"save_interval": 2, "eval_interval": 2, "eval_iters": 1, "async_save": None, "split": None}
+    words = {
+        "save_interval": 2,
+        "eval_interval": 2,
+        "eval_iters": 1,
+        "async_save": None,
+        "split": None,
+    }
     assert main([*mock(tmp_path, **words, train_iters=5), "--no-async-save"]) == 0
     assert seen == [[2], [2, 4], [2, 4, 5]]
 
@@ -140,7 +164,9 @@ def test_the_best_checkpoints_are_found_although_their_losses_come_later(tmp_pat
     assert main(["checkpoint", "verify", str(tmp_path / "checkpoints")]) == 0
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b'{"valid_loss": "x"}', b'{"valid_loss": NaN}', b"\xff" * 9000])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[1]", b'{"valid_loss": "x"}', b'{"valid_loss": NaN}', b"\xff" * 9000]
+)
 def test_a_file_of_a_loss_that_is_none_ranks_nothing(tmp_path, content):
     (tmp_path / validation_loss.FILE).write_bytes(content)
     assert str(validation_loss.read_loss(tmp_path)) == "nan"
@@ -172,7 +198,9 @@ def ask(monkeypatch):
     return send
 
 
-def test_a_request_ends_a_validation_between_two_batches_and_leaves_a_checkpoint(tmp_path, evaluations, ask, capsys):
+def test_a_request_ends_a_validation_between_two_batches_and_leaves_a_checkpoint(
+    tmp_path, evaluations, ask, capsys
+):
     seen, before = evaluations
     before[3] = ask
     assert main(mock(tmp_path, eval_interval=2, eval_iters=1000)) == exit_codes.PREEMPTED
@@ -185,7 +213,9 @@ def test_a_request_ends_a_validation_between_two_batches_and_leaves_a_checkpoint
     again = {"eval_interval": 2, "eval_iters": 1, "train_iters": 4}
     assert main(mock(tmp_path, **again, auto_resume=True)) == 0
     assert main(mock(tmp_path / "whole", **again)) == 0
-    assert [row["step"] for row in valid_rows(tmp_path)] == [2, 4], "what was left out is made up for"
+    assert [row["step"] for row in valid_rows(tmp_path)] == [2, 4], (
+        "what was left out is made up for"
+    )
     assert valid_rows(tmp_path) == valid_rows(tmp_path / "whole")
 
 
@@ -197,13 +227,20 @@ def test_a_request_during_the_last_loss_ends_the_run_with_its_code_and_another_s
     settings = {"eval_interval": 10, "eval_iters": 5}
     assert main(mock(tmp_path, **settings)) == exit_codes.PREEMPTED
     summary = json.loads((tmp_path / "summary.json").read_text())
-    assert (summary["steps"], summary["stopped_early"], summary["exit_code"]) == (6, True, exit_codes.PREEMPTED)
+    assert (summary["steps"], summary["stopped_early"], summary["exit_code"]) == (
+        6,
+        True,
+        exit_codes.PREEMPTED,
+    )
     assert seen == [[6], [6]]
     before.clear()
     capsys.readouterr()
     assert main(mock(tmp_path, **settings, auto_resume=True)) == 0
     said = capsys.readouterr().out
-    assert "this run is complete: step 6 of 6, nothing is left to train; raise --train-iters to continue" in said
+    assert (
+        "this run is complete: step 6 of 6, nothing is left to train; raise --train-iters to continue"
+        in said
+    )
     assert [row["step"] for row in valid_rows(tmp_path)] == [6]
     assert scan(tmp_path / "checkpoints")[0].valid_loss == valid_rows(tmp_path)[0]["loss"]
     assert json.loads((tmp_path / "summary.json").read_text())["exit_code"] == 0

@@ -41,7 +41,12 @@ def own(**settings) -> dict:
             {"num_layers": 2, "pipeline_model_parallel_layout": [0, 1, 1, 0]},
         ),
         (
-            {**PP4, "num_layers": 48, "num_virtual_stages_per_pipeline_rank": 3, "global_batch_size": 64},
+            {
+                **PP4,
+                "num_layers": 48,
+                "num_virtual_stages_per_pipeline_rank": 3,
+                "global_batch_size": 64,
+            },
             {"num_layers": 12, "num_virtual_stages_per_pipeline_rank": 3, "global_batch_size": 8},
         ),
         (
@@ -52,11 +57,28 @@ def own(**settings) -> dict:
                 "global_batch_size": 39,
                 "microbatch_group_size_per_virtual_pipeline_stage": 7,
             },
-            {"num_layers": 8, "microbatch_group_size_per_virtual_pipeline_stage": 5, "global_batch_size": 14},
+            {
+                "num_layers": 8,
+                "microbatch_group_size_per_virtual_pipeline_stage": 5,
+                "global_batch_size": 14,
+            },
         ),
-        ({"micro_batch_size": 4, "global_batch_size": 64}, {"micro_batch_size": 2, "global_batch_size": 4}),
+        (
+            {"micro_batch_size": 4, "global_batch_size": 64},
+            {"micro_batch_size": 2, "global_batch_size": 4},
+        ),
     ],
-    ids=["even", "one stage", "one layer", "uneven", "explicit", "empty stages", "chunks", "groups", "batch"],
+    ids=[
+        "even",
+        "one stage",
+        "one layer",
+        "uneven",
+        "explicit",
+        "empty stages",
+        "chunks",
+        "groups",
+        "batch",
+    ],
 )
 def test_the_cut_and_the_batch_shrink_in_kind(settings, small):
     values = own(**settings)
@@ -64,7 +86,12 @@ def test_the_cut_and_the_batch_shrink_in_kind(settings, small):
 
 
 def test_two_ends_of_their_own_keep_their_order_of_size():
-    values = own(**PP4, num_layers=26, decoder_first_pipeline_num_layers=6, decoder_last_pipeline_num_layers=4)
+    values = own(
+        **PP4,
+        num_layers=26,
+        decoder_first_pipeline_num_layers=6,
+        decoder_last_pipeline_num_layers=4,
+    )
     ends = (values["decoder_first_pipeline_num_layers"], values["decoder_last_pipeline_num_layers"])
     assert (*ends, values["num_layers"]) == (2, 1, 2 + 3 + 3 + 1)
 
@@ -84,10 +111,18 @@ def test_full_size_keeps_every_number():
 
 
 def test_every_layout_is_every_legal_one_and_each_once():
-    cases = every_layout(config_of(num_layers=4, hidden_size=64, num_attention_heads=4), 4, (), False)
+    cases = every_layout(
+        config_of(num_layers=4, hidden_size=64, num_attention_heads=4), 4, (), False
+    )
     names = [case.name for case in cases]
     sizes = {name.split(",")[0] for name in names}
-    assert sizes == {f"tp{t}.pp{p}.dp{d}" for t in (1, 2, 4) for p in (1, 2, 4) for d in (1, 2, 3, 4) if t * p * d <= 4}
+    assert sizes == {
+        f"tp{t}.pp{p}.dp{d}"
+        for t in (1, 2, 4)
+        for p in (1, 2, 4)
+        for d in (1, 2, 3, 4)
+        if t * p * d <= 4
+    }
     assert len(names) == len(set(names))
     assert all(world_of(case.config) <= 4 for case in cases)
     by_schedule = {schedule for schedule in SCHEDULES for name in names if schedule in name}
@@ -98,9 +133,14 @@ def test_every_layout_is_every_legal_one_and_each_once():
 def test_what_a_flag_fixes_stays_and_the_rest_is_drawn():
     config = config_of(tensor_model_parallel_size=2, use_distributed_optimizer=True)
     fixed = {"tensor_model_parallel_size", "use_distributed_optimizer"}
-    for cases in (every_layout(config, 8, fixed, False), random_layouts(config, 8, 20, 1, fixed, fixed, False)):
+    for cases in (
+        every_layout(config, 8, fixed, False),
+        random_layouts(config, 8, 20, 1, fixed, fixed, False),
+    ):
         values = [flat(case.config) for case in cases]
-        assert all(v["tensor_model_parallel_size"] == 2 and v["use_distributed_optimizer"] for v in values)
+        assert all(
+            v["tensor_model_parallel_size"] == 2 and v["use_distributed_optimizer"] for v in values
+        )
         assert len({v["pipeline_model_parallel_size"] for v in values}) > 2
 
 
@@ -142,6 +182,9 @@ def test_a_model_that_was_given_is_not_exchanged():
 def test_no_legal_layout_is_an_error_that_names_what_was_fixed():
     config = config_of(tensor_model_parallel_size=5)
     complaint = "up to 8 ranks is legal for this config with --tensor-model-parallel-size 5"
-    for cases in (every_layout, lambda *args: random_layouts(*args[:2], 3, 1, args[2], (), args[3])):
+    for cases in (
+        every_layout,
+        lambda *args: random_layouts(*args[:2], 3, 1, args[2], (), args[3]),
+    ):
         with pytest.raises(UserError, match=complaint):
             cases(config, 8, {"tensor_model_parallel_size"}, False)

@@ -12,10 +12,15 @@ from megascratch.verification.random_schedule import random_schedule_file, rando
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(0, 10**6), st.integers(1, 5), st.integers(1, 3), st.integers(1, 7), st.booleans())
+@given(
+    st.integers(0, 10**6), st.integers(1, 5), st.integers(1, 3), st.integers(1, 7), st.booleans()
+)
 def test_a_random_order_can_be_played(seed, ranks, chunks, microbatches, folded):
     placement = Placement(ranks, chunks, folded and chunks % 2 == 0)
-    check(add_transfers(random_schedules(random.Random(seed), placement, microbatches), placement), placement)
+    check(
+        add_transfers(random_schedules(random.Random(seed), placement, microbatches), placement),
+        placement,
+    )
 
 
 def test_a_file_is_read_as_it_was_drawn():

@@ -32,8 +32,18 @@ MODELS = {
         "vocab_size": 32000,
         "seq_length": 4096,
     },
-    "falcon 7b": {"hidden_size": 4544, "num_attention_heads": 71, "num_query_groups": 1, "vocab_size": 65024},
-    "wide heads": {"hidden_size": 3072, "num_attention_heads": 16, "kv_channels": 256, "vocab_size": 256000},
+    "falcon 7b": {
+        "hidden_size": 4544,
+        "num_attention_heads": 71,
+        "num_query_groups": 1,
+        "vocab_size": 65024,
+    },
+    "wide heads": {
+        "hidden_size": 3072,
+        "num_attention_heads": 16,
+        "kv_channels": 256,
+        "vocab_size": 256000,
+    },
     "qwen": {
         "hidden_size": 896,
         "num_attention_heads": 14,
@@ -42,9 +52,23 @@ MODELS = {
         "vocab_size": 151936,
         "add_qkv_bias": True,
     },
-    "partly rotary": {"position_embedding_type": "rope", "rotary_percent": 0.25, "vocab_size": 50304},
-    "tiny": {"num_layers": 1, "hidden_size": 6, "num_attention_heads": 1, "vocab_size": 7, "seq_length": 5},
-    "positions beyond the sequence": {"max_position_embeddings": 4096, "seq_length": 512, "vocab_size": 100},
+    "partly rotary": {
+        "position_embedding_type": "rope",
+        "rotary_percent": 0.25,
+        "vocab_size": 50304,
+    },
+    "tiny": {
+        "num_layers": 1,
+        "hidden_size": 6,
+        "num_attention_heads": 1,
+        "vocab_size": 7,
+        "seq_length": 5,
+    },
+    "positions beyond the sequence": {
+        "max_position_embeddings": 4096,
+        "seq_length": 512,
+        "vocab_size": 100,
+    },
 }
 
 
@@ -90,7 +114,8 @@ def test_a_vocabulary_that_does_not_divide_still_does_not(pair):
         if legal(pair[0], tp):
             assert (whole.vocab_size % tp == 0) == (small.vocab_size % tp == 0)
             padded = [
-                model.vocab_size != padded_vocab_size(model.vocab_size, model.make_vocab_size_divisible_by, tp)
+                model.vocab_size
+                != padded_vocab_size(model.vocab_size, model.make_vocab_size_divisible_by, tp)
                 for model in (whole, small)
             ]
             assert padded[0] == padded[1] or small.vocab_size == whole.vocab_size
@@ -113,7 +138,9 @@ def test_kinds_of_layers_and_rates_stay_and_sizes_fall(pair):
     assert changed <= sizes | {"init_method_std"}
     assert all(small[name] <= whole[name] for name in sizes)
     assert small["hidden_size"] <= max(512, whole["hidden_size"] // 8)
-    ratio = (small["ffn_hidden_size"] / small["hidden_size"]) / (whole["ffn_hidden_size"] / whole["hidden_size"])
+    ratio = (small["ffn_hidden_size"] / small["hidden_size"]) / (
+        whole["ffn_hidden_size"] / whole["hidden_size"]
+    )
     assert 0.7 < ratio < 1.4
     assert (whole["max_position_embeddings"] > whole["seq_length"]) == (
         small["max_position_embeddings"] > small["seq_length"]

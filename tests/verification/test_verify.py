@@ -56,7 +56,9 @@ def box(boxes, name, part=0):
 
 
 def other_layer(run):
-    box(run.initial, "param.layers.1.mlp.fc1.weight").copy_(box(run.initial, "param.layers.0.mlp.fc1.weight"))
+    box(run.initial, "param.layers.1.mlp.fc1.weight").copy_(
+        box(run.initial, "param.layers.0.mlp.fc1.weight")
+    )
 
 
 def keys(run):
@@ -75,7 +77,10 @@ def half_dim(run):
     ("change", "words"),
     [
         (other_layer, "a shifted layer: this is layers.0.mlp.fc1.weight of the one-process run"),
-        (keys, "first at step 1: gradient of layers.0.attention.qkv.weight [dim 0 32:64] is off by"),
+        (
+            keys,
+            "first at step 1: gradient of layers.0.attention.qkv.weight [dim 0 32:64] is off by",
+        ),
         (keys, "a wrong cut of the fused rows (only key rows)"),
         (last_rows, "[dim 0 32:61] is off by"),
         (half_dim, "first at step 2: gradient of layers.0.mlp.fc2.weight [dim 1 4:8] is off by"),
@@ -83,7 +88,9 @@ def half_dim(run):
     ],
 )
 def test_where_it_differs_is_told(change, words):
-    verdict = verify_case(Case("one", config_of(num_layers=2)), 2, "fp64", session_pool(), partial(changed, change))
+    verdict = verify_case(
+        Case("one", config_of(num_layers=2)), 2, "fp64", session_pool(), partial(changed, change)
+    )
     assert verdict.message is not None and words in verdict.message
 
 
@@ -99,14 +106,23 @@ def sleep(config, steps):
     time.sleep(600)
 
 
-@pytest.mark.parametrize(("run", "words"), [(fall_over, "ValueError: on purpose"), (die, "died"), (sleep, "timed out")])
+@pytest.mark.parametrize(
+    ("run", "words"), [(fall_over, "ValueError: on purpose"), (die, "died"), (sleep, "timed out")]
+)
 def test_a_rank_that_falls_dies_or_hangs_is_a_failure_and_the_next_layout_runs(run, words):
-    pool, case = Pool(300.0, grace=1.0), Case("tp2", config_of(num_layers=2, tensor_model_parallel_size=2))
+    pool, case = (
+        Pool(300.0, grace=1.0),
+        Case("tp2", config_of(num_layers=2, tensor_model_parallel_size=2)),
+    )
     try:
         pool.run(2, os.getpid)  # workers take a while to start, on a busy machine a long one
         pool.timeout = 2.0 if run is sleep else 300.0
         verdict = verify_case(case, 1, "fp64", pool, run)
-        assert verdict.message is not None and words in verdict.message and verdict.message.startswith("no result")
+        assert (
+            verdict.message is not None
+            and words in verdict.message
+            and verdict.message.startswith("no result")
+        )
         if run is not sleep:
             assert verify_case(case, 1, "fp64", pool).passed
     finally:
@@ -148,7 +164,9 @@ UNDER_BF16 = (
 )
 
 
-@pytest.mark.parametrize("name", [UNDER_BF16[0], *(pytest.param(n, marks=pytest.mark.deep) for n in UNDER_BF16[1:])])
+@pytest.mark.parametrize(
+    "name", [UNDER_BF16[0], *(pytest.param(n, marks=pytest.mark.deep) for n in UNDER_BF16[1:])]
+)
 def test_a_break_fails_under_bf16_too(name):
     config = for_proof(config_of(**{"num_layers": 2, **BREAKS[name].settings}), 3, "bf16")
     assert verify_case(Case(name, config), 3, "bf16", session_pool()).passed
@@ -170,8 +188,12 @@ def test_the_law_of_bf16_is_twice_what_rounding_costs_one_process():
     assert yardstick.limit == 2.0
     assert yardstick.far("gradients", 1, "grad.a", a, b) == pytest.approx(2.0)
     share = (125 * 100 / 102) ** 0.5
-    assert yardstick.far("gradients", 1, "grad.b", torch.zeros(100), torch.ones(100)) == pytest.approx(10 / share)
-    assert yardstick.far("loss", 1, "loss", torch.tensor(1.0), torch.tensor(4.0)) == pytest.approx(3 / 3)
+    assert yardstick.far(
+        "gradients", 1, "grad.b", torch.zeros(100), torch.ones(100)
+    ) == pytest.approx(10 / share)
+    assert yardstick.far("loss", 1, "loss", torch.tensor(1.0), torch.tensor(4.0)) == pytest.approx(
+        3 / 3
+    )
     assert (
         yardstick.far("gradients", 1, "grad.a", a, torch.zeros(3))
         == yardstick.far("gradients", 1, "grad.a", a, torch.full((2,), torch.nan))
@@ -190,4 +212,6 @@ def test_a_tensor_is_as_noisy_as_the_rest_where_its_own_rounding_cancelled():
 def test_initial_weights_are_the_same_bits_in_bf16():
     yardstick = Rounding(run_of(1.0, 0.0), [run_of(2.0, 1.0)])
     assert yardstick.far("weights", 0, "param.a", torch.ones(1), torch.ones(1)) == 0.0
-    assert yardstick.far("weights", 0, "param.a", torch.ones(1), torch.full((1,), 1.0078125)) == float("inf")
+    assert yardstick.far(
+        "weights", 0, "param.a", torch.ones(1), torch.full((1,), 1.0078125)
+    ) == float("inf")

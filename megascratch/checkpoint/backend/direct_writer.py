@@ -26,7 +26,9 @@ class DirectWriter:
     def __init__(self, path: Path):
         self._handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         self._go_direct(True)
-        self._buffers = [np.frombuffer(mmap.mmap(-1, BUFFER_BYTES), np.uint8) for _ in range(2)]  # page-aligned
+        self._buffers = [
+            np.frombuffer(mmap.mmap(-1, BUFFER_BYTES), np.uint8) for _ in range(2)
+        ]  # page-aligned
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="stream")
         self._under_way: Future[None] | None = None
         self._filled = 0  # bytes in the first buffer
@@ -57,14 +59,21 @@ class DirectWriter:
     def __enter__(self) -> "DirectWriter":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
         self._thread.shutdown()
         os.close(self._handle)
 
     def _send(self, nbytes: int) -> None:
         """Waits for the previous write, then starts to write the filled buffer."""
         self._wait()
-        self._under_way = self._thread.submit(self._write, self._buffers[0][:nbytes].data, self._sent)
+        self._under_way = self._thread.submit(
+            self._write, self._buffers[0][:nbytes].data, self._sent
+        )
         self._buffers.reverse()
         self._filled = 0
         self._sent += nbytes
@@ -79,7 +88,9 @@ class DirectWriter:
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
-            self._go_direct(False)  # the disk has larger blocks, or a short write ended inside a block
+            self._go_direct(
+                False
+            )  # the disk has larger blocks, or a short write ended inside a block
             write_all(self._handle, buffer, offset)
 
     def _go_direct(self, on: bool) -> None:

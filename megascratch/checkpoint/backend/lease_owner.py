@@ -92,7 +92,9 @@ def require_gone(
         if now is None or _has_ended(holder, me):  # it ended while this process waited
             return
         if now != before:
-            raise UserError(f"{folder} is being written by {holder}: end that run first, or {elsewhere}")
+            raise UserError(
+                f"{folder} is being written by {holder}: end that run first, or {elsewhere}"
+            )
         if not warned and time.monotonic() > ends - stale + 4 * every:
             warnings.warn(
                 f"{holder} owns {printable(folder)} but sends no heartbeat: this run takes over in {stale:.0f} s "
@@ -105,7 +107,9 @@ def require_gone(
 def _has_ended(holder: LeaseOwner, me: LeaseOwner) -> bool:
     if holder.host == me.host and start_of(holder.pid) != holder.started:
         return True
-    return bool(holder.run) and holder.run == me.run and (holder.host, holder.pid) != (me.host, me.pid)
+    return (
+        bool(holder.run) and holder.run == me.run and (holder.host, holder.pid) != (me.host, me.pid)
+    )
 
 
 def _run() -> str:

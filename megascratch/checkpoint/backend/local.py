@@ -141,7 +141,9 @@ class LocalStepWriter:
         """The name of the file that a rank writes. The folder is private, so the rank number makes it unique."""
         return f"{number:05d}.safetensors"
 
-    def write(self, name: str, layout: FileLayout, raw: Callable[[int], memoryview]) -> tuple[DataFile, list[str]]:
+    def write(
+        self, name: str, layout: FileLayout, raw: Callable[[int], memoryview]
+    ) -> tuple[DataFile, list[str]]:
         """Writes one file and syncs it to the disk. Returns its record and the checksum of each chunk in order.
 
         Args:
@@ -189,7 +191,9 @@ class LocalStepWriter:
         if isinstance(error, FileNotFoundError) and not self.private.exists():
             if not self.private.parent.exists():
                 return LeaseLostError(f"{self.final} was not written: {lost(self.final.parent)}")
-            return UserError(f"{self.final.parent} is not the same folder on all ranks: save to a shared file system")
+            return UserError(
+                f"{self.final.parent} is not the same folder on all ranks: save to a shared file system"
+            )
         return DiskError(f"{path} cannot be written: {error.strerror}")
 
 
@@ -200,7 +204,9 @@ def lost(folder: Path, newest_holder: str = "") -> LeaseLostError:
         newest_holder: describes the new owner, if known.
     """
     if not folder.exists():
-        return LeaseLostError(f"{folder} is gone: it was deleted or moved while this run saved into it")
+        return LeaseLostError(
+            f"{folder} is gone: it was deleted or moved while this run saved into it"
+        )
     if newest_holder:
         return LeaseLostError(f"another writer has taken {folder} over: {newest_holder}")
     return LeaseLostError(f"another writer has taken {folder} over")
@@ -218,4 +224,6 @@ def require_room(folder: Path, nbytes: int) -> None:
 
 def _require_new(final: Path) -> None:
     if os.path.lexists(final):
-        raise UserError(f"{final} already exists, and checkpoints are never overwritten: move it or save elsewhere")
+        raise UserError(
+            f"{final} already exists, and checkpoints are never overwritten: move it or save elsewhere"
+        )

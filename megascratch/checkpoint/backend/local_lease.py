@@ -61,7 +61,9 @@ class Lease:
             number = max([0, *numbers, *_numbers(folder, AWAY)]) + 1
             if not _claim(folder, number, me):
                 continue
-            if max(_numbers(folder)) > number:  # another claimant saw the folder while it changed hands
+            if (
+                max(_numbers(folder)) > number
+            ):  # another claimant saw the folder while it changed hands
                 _take_away(folder, number)
                 continue
             _clean(folder)
@@ -139,7 +141,15 @@ def _clean(folder: Path) -> None:
 
 def _require_gone(folder: Path, number: int, me: LeaseOwner, elsewhere: str) -> None:
     inside = folder / f"{PREFIX}{number:08d}"
-    require_gone(folder, _holder(inside), me, lambda: _beat_of(inside), BEAT_SECONDS, STALE_SECONDS, elsewhere)
+    require_gone(
+        folder,
+        _holder(inside),
+        me,
+        lambda: _beat_of(inside),
+        BEAT_SECONDS,
+        STALE_SECONDS,
+        elsewhere,
+    )
 
 
 def _holder(inside: Path) -> LeaseOwner | None:

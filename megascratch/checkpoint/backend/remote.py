@@ -41,7 +41,9 @@ class RemoteFile:
         try:
             content = memoryview(self._store.read(self.path.url, offset, stop))
         except AbsentError as error:
-            raise DamagedError(f"{self.path} is damaged or missing: there is no such object") from error
+            raise DamagedError(
+                f"{self.path} is damaged or missing: there is no such object"
+            ) from error
         done = 0
         for part in parts:
             part[:] = content[done : done + len(part)]
@@ -109,5 +111,7 @@ def clean(folder: StoragePath) -> None:
 def _known(folder: StoragePath) -> list[tuple[str, bool]]:
     """The names of all steps, each with whether it has a manifest."""
     names = [name for name in Store(folder.url).names(folder.url) if STEP_NAME.fullmatch(name)]
-    has_manifest = in_threads(lambda name: RemoteStep(folder / name).is_there(), names, ASKED_AT_ONCE)
+    has_manifest = in_threads(
+        lambda name: RemoteStep(folder / name).is_there(), names, ASKED_AT_ONCE
+    )
     return list(zip(names, has_manifest, strict=True))

@@ -105,7 +105,9 @@ def require(inside: StoragePath) -> None:
     numbers = _numbers(inside.parent)
     if mine != max(numbers, default=0):
         holder = _holder(folder, max(numbers)) if numbers else None
-        raise LeaseLostError(f"another writer has taken {folder} over: {holder or 'it has ended since'}")
+        raise LeaseLostError(
+            f"another writer has taken {folder} over: {holder or 'it has ended since'}"
+        )
 
 
 def _numbers(home: StoragePath) -> list[int]:
@@ -119,7 +121,14 @@ def _numbers(home: StoragePath) -> list[int]:
 
 
 def _require_gone(folder: StoragePath, number: int, me: LeaseOwner) -> None:
-    require_gone(folder, _holder(folder, number), me, lambda: _beat_of(folder, number), BEAT_SECONDS, STALE_SECONDS)
+    require_gone(
+        folder,
+        _holder(folder, number),
+        me,
+        lambda: _beat_of(folder, number),
+        BEAT_SECONDS,
+        STALE_SECONDS,
+    )
 
 
 def _holder(folder: StoragePath, number: int) -> LeaseOwner | None:

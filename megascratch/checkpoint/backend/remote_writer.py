@@ -52,7 +52,9 @@ class RemoteStepWriter:
     def file_name(self, number: int) -> str:
         return f"{number:05d}.{self.token}.safetensors"
 
-    def write(self, name: str, layout: FileLayout, raw: Callable[[int], memoryview]) -> tuple[DataFile, list[str]]:
+    def write(
+        self, name: str, layout: FileLayout, raw: Callable[[int], memoryview]
+    ) -> tuple[DataFile, list[str]]:
         """Uploads one file. Returns its record and the checksum of each chunk in order.
 
         Args:
@@ -142,4 +144,6 @@ class _Sent:
 
 
 def _already_there(final: StoragePath) -> UserError:
-    return UserError(f"{final} already exists, and checkpoints are never overwritten: delete it or save elsewhere")
+    return UserError(
+        f"{final} already exists, and checkpoints are never overwritten: delete it or save elsewhere"
+    )

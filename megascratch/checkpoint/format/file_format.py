@@ -45,7 +45,9 @@ class FileExtent(NamedTuple):
 
     @property
     def key(self) -> str:
-        return self.name if self.box == whole_box(self.whole_shape) else self.name + box_text(self.box)
+        return (
+            self.name if self.box == whole_box(self.whole_shape) else self.name + box_text(self.box)
+        )
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,15 @@ STEP_NAME = re.compile(r"step_(\d{8,})")  # of the step folder
 FORMAT = 2
 DTYPES = {
     str(dtype).removeprefix("torch."): dtype
-    for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.uint8)
+    for dtype in (
+        torch.float64,
+        torch.float32,
+        torch.float16,
+        torch.bfloat16,
+        torch.int64,
+        torch.int32,
+        torch.uint8,
+    )
 }
 MOST_CHUNK_BYTES = 1 << 28
 """A larger chunk is refused, because a reader holds a chunk in memory."""
@@ -130,7 +138,9 @@ def parse(text: bytes) -> Manifest:
         raise ValueError("its sha256 does not match its content")
     body = parse_json(body_text)
     if body["format"] != FORMAT:
-        raise ValueError(f"it has format {shown(body['format'], 40)}, this version reads only format {FORMAT}")
+        raise ValueError(
+            f"it has format {shown(body['format'], 40)}, this version reads only format {FORMAT}"
+        )
     files = {_file_name(name): _data_file(entry) for name, entry in body["files"].items()}
     tensors = {name: _tensor_entry(name, entry) for name, entry in body["tensors"].items()}
     step = _number(body["step"])
@@ -193,7 +203,9 @@ def _tensor_entry(name: str, record: dict[str, Any]) -> TensorEntry:
     for chunk in whole.chunks:
         if whole.chunk_bytes(chunk) > MOST_CHUNK_BYTES:
             box = box_text(chunk.box)
-            raise ValueError(f"tensor {shown(name)} has a chunk {box} of more than {MOST_CHUNK_BYTES:,} bytes")
+            raise ValueError(
+                f"tensor {shown(name)} has a chunk {box} of more than {MOST_CHUNK_BYTES:,} bytes"
+            )
     return whole
 
 
@@ -218,15 +230,21 @@ def check_coverage(manifest: Manifest) -> None:
         for box in boxes:
             if not _inside(box, whole.shape):
                 shape = list(whole.shape)
-                raise ValueError(f"tensor {shown(name)} of shape {shape} has a chunk outside of it: {box_text(box)}")
+                raise ValueError(
+                    f"tensor {shown(name)} of shape {shape} has a chunk outside of it: {box_text(box)}"
+                )
         overlap = _first_overlap(boxes)
         if overlap is not None:
             one, other = overlap
-            raise ValueError(f"tensor {shown(name)} has chunks that overlap: {box_text(one)} and {box_text(other)}")
+            raise ValueError(
+                f"tensor {shown(name)} has chunks that overlap: {box_text(one)} and {box_text(other)}"
+            )
         filled = sum(volume(box) for box in boxes)
         wanted = math.prod(whole.shape)
         if filled != wanted:
-            raise ValueError(f"the chunks of tensor {shown(name)} hold {filled:,} of its {wanted:,} elements")
+            raise ValueError(
+                f"the chunks of tensor {shown(name)} hold {filled:,} of its {wanted:,} elements"
+            )
     _require_full_files(manifest)
 
 
@@ -243,7 +261,9 @@ def _require_full_files(manifest: Manifest) -> None:
         ends[chunk.file] += whole.chunk_bytes(chunk)
     for name, file in manifest.files.items():
         if ends[name] != file.bytes:
-            raise ValueError(f"{name} has {file.bytes:,} bytes, its chunks end at byte {ends[name]:,}")
+            raise ValueError(
+                f"{name} has {file.bytes:,} bytes, its chunks end at byte {ends[name]:,}"
+            )
 
 
 def boxes_by_file(tensors: dict[str, TensorEntry]) -> list[tuple[str, TensorEntry, StoredBox]]:
@@ -279,7 +299,9 @@ def _first_overlap(boxes: list[Box]) -> tuple[Box, Box] | None:
     """Sweeps along dim 0: compares a box only with those that do not end before it starts."""
     open_boxes: list[Box] = []
     for box in sorted(boxes):
-        open_boxes = [other for other in open_boxes if not box.start or other.stop[0] > box.start[0]]
+        open_boxes = [
+            other for other in open_boxes if not box.start or other.stop[0] > box.start[0]
+        ]
         for other in open_boxes:
             if other.overlap(box) is not None:
                 return other, box

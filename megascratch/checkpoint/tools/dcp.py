@@ -20,7 +20,14 @@ from torch.distributed.checkpoint.metadata import (
     TensorProperties,
     TensorStorageMetadata,
 )
-from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, SavePlan, SavePlanner, WriteItem, WriteItemType
+from torch.distributed.checkpoint.planner import (
+    LoadPlan,
+    LoadPlanner,
+    SavePlan,
+    SavePlanner,
+    WriteItem,
+    WriteItemType,
+)
 from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
 from torch.futures import Future
 
@@ -61,20 +68,27 @@ class DcpWriter(StorageWriter):
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
         for item in plan.items:
             if item.type == WriteItemType.BYTE_IO:
-                raise UserError(f"{item.index.fqn} is not a tensor: pass it to DcpWriter(state=...) as JSON")
+                raise UserError(
+                    f"{item.index.fqn} is not a tensor: pass it to DcpWriter(state=...) as JSON"
+                )
         return plan
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
         """On the coordinator: begins the step and gives each rank a number for its file."""
         nbytes = sum(map(_bytes_of, plans))
         self.draft = begin(step_folder(self.folder, self.step), self.folder, nbytes)
-        return [dataclasses.replace(plan, storage_data=(self.draft, rank)) for rank, plan in enumerate(plans)]
+        return [
+            dataclasses.replace(plan, storage_data=(self.draft, rank))
+            for rank, plan in enumerate(plans)
+        ]
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         draft, rank = plan.storage_data
         held = [_held(item, planner.resolve_data(item)) for item in plan.items]
         layout = arrange(slot for item in held for slot in split_box(item))
-        table = write_file(draft, draft.file_name(rank), layout, lambda i: raw_bytes(layout.slots[i].tensor))
+        table = write_file(
+            draft, draft.file_name(rank), layout, lambda i: raw_bytes(layout.slots[i].tensor)
+        )
         # The library expects a result for each item; the first one carries what this rank has written.
         results = [
             WriteResult(item.index, own.tensor.nbytes, table if number == 0 else None)
@@ -119,7 +133,9 @@ class DcpReader(StorageReader):
             described[name] = TensorStorageMetadata(properties, torch.Size(whole.shape), chunks)
         return Metadata(described, storage_data=stored, storage_meta=StorageMeta())
 
-    def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
+    def set_up_storage_reader(
+        self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any
+    ) -> None:
         self.chunks = metadata.storage_data
 
     def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
@@ -134,7 +150,9 @@ class DcpReader(StorageReader):
             for request in plan.items:
                 chunk = self.chunks[request.storage_index]
                 part = contents.chunk(request.storage_index.fqn, chunk)
-                for dim, (start, length) in enumerate(zip(request.storage_offsets, request.lengths, strict=True)):
+                for dim, (start, length) in enumerate(
+                    zip(request.storage_offsets, request.lengths, strict=True)
+                ):
                     part = part.narrow(dim, start, length)
                 target = planner.resolve_tensor(request)
                 target.copy_(part)

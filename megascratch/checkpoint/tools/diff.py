@@ -20,7 +20,9 @@ class TensorDifference:
     reason: str  # 'values', 'shape', 'type', 'only in the first', 'only in the second', '' for equal bits
     elements: int
     different: int = 0  # elements whose bits differ
-    largest: float = 0.0  # absolute difference; nan if a value that is not finite differs from its counterpart
+    largest: float = (
+        0.0  # absolute difference; nan if a value that is not finite differs from its counterpart
+    )
     scale: float = 0.0  # largest absolute value of the first
 
     @property

@@ -24,7 +24,12 @@ from megascratch.parallel.shard import Box
 from megascratch.parallel.sharded_tensor import ShardedTensor
 from megascratch.storage.path import Place, storage_path
 
-PRECISIONS = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS = {
+    "fp64": torch.float64,
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
 WEIGHTS = "param."
 MASTERS = "optim.master."
 
@@ -38,7 +43,12 @@ class TensorSource(NamedTuple):
 
 
 def reshard(
-    source: OpenCheckpoint, output: str | Place, *, files: int = 1, dtype: str | None = None, weights_only: bool = False
+    source: OpenCheckpoint,
+    output: str | Place,
+    *,
+    files: int = 1,
+    dtype: str | None = None,
+    weights_only: bool = False,
 ) -> Place:
     """Writes `{output}/step_...` with the same tensors in `files` files of about equal size. Returns its path.
 
@@ -97,7 +107,11 @@ def _require_shape(source: OpenCheckpoint, name: str, shape: tuple[int, ...]) ->
 
 
 def write(
-    output: str | Place, step: int, tensors: dict[str, TensorSource], state: dict[str, Any], files: int = 1
+    output: str | Place,
+    step: int,
+    tensors: dict[str, TensorSource],
+    state: dict[str, Any],
+    files: int = 1,
 ) -> Place:
     """Writes a step in one process, its chunks one after the other into `files` files. Raises: UserError, DiskError."""
     total = sum(math.prod(new.shape) * new.dtype.itemsize for new in tensors.values())
@@ -114,7 +128,9 @@ def write(
             tables = []
             for number, group in enumerate(groups):
                 layout = arrange(group)
-                tables.append(write_file(draft, draft.file_name(number), layout, _raw(tensors, layout.slots)))
+                tables.append(
+                    write_file(draft, draft.file_name(number), layout, _raw(tensors, layout.slots))
+                )
             draft.commit(manifest_of(step, state, tables))
         except BaseException:
             draft.discard()
@@ -128,7 +144,9 @@ def _slots(name: str, new: TensorSource, most: int) -> list[FileExtent]:
     return split_box(ShardedTensor(name, new.shape, whole_box(new.shape), nothing, 0), most)
 
 
-def _raw(tensors: dict[str, TensorSource], slots: Sequence[FileExtent]) -> Callable[[int], memoryview]:
+def _raw(
+    tensors: dict[str, TensorSource], slots: Sequence[FileExtent]
+) -> Callable[[int], memoryview]:
     def raw(index: int) -> memoryview:
         slot = slots[index]
         return raw_bytes(tensors[slot.name].read(slot.box).to(slot.tensor.dtype))

@@ -68,7 +68,9 @@ def broken_laws(config: Config, world_size: int, unread: Collection[str] = ()) -
             if setting == WORLD:
                 new_wrong, new_broken = _check(config, value, unread)
             else:
-                new_wrong, new_broken = _check(with_fields(config, {setting: value}), world_size, unread)
+                new_wrong, new_broken = _check(
+                    with_fields(config, {setting: value}), world_size, unread
+                )
             if any(setting in SCOPE_OF[law] for law in new_broken):
                 return False
             problems_then = new_wrong.keys() | new_broken.keys()
@@ -78,7 +80,9 @@ def broken_laws(config: Config, world_size: int, unread: Collection[str] = ()) -
     return messages
 
 
-def _check(config: Config, world_size: int, unread: Collection[str]) -> tuple[dict[str, str], dict[str, str | Broken]]:
+def _check(
+    config: Config, world_size: int, unread: Collection[str]
+) -> tuple[dict[str, str], dict[str, str | Broken]]:
     """(setting -> what is wrong with its own value, name of a law -> its message)."""
     values = flat(derive(config, world_size)) | {WORLD: world_size}
     wrong = out_of_range(values)

@@ -38,7 +38,10 @@ def rampup_is_three_numbers(rampup_batch_size: list[int] | None) -> str | None:
 
 
 def rampup_steps_are_whole(
-    rampup_batch_size: list[int] | None, global_batch_size: int, micro_batch_size: int, data_parallel_size: int
+    rampup_batch_size: list[int] | None,
+    global_batch_size: int,
+    micro_batch_size: int,
+    data_parallel_size: int,
 ) -> Broken | None:
     """Each batch size of the ramp-up is a whole number of micro-batches, and the last one is the global batch size."""
     if rampup_batch_size is None or not _legal_ramp(rampup_batch_size):

@@ -12,7 +12,11 @@ def one_source(
     mock_data: bool,
 ) -> str | None:
     """Text comes from data-path, from a path per split, or is synthetic."""
-    own = {"train-data-path": train_data_path, "valid-data-path": valid_data_path, "test-data-path": test_data_path}
+    own = {
+        "train-data-path": train_data_path,
+        "valid-data-path": valid_data_path,
+        "test-data-path": test_data_path,
+    }
     per_split = [name for name, path in own.items() if path]
     given = per_split[:1]
     if data_path:
@@ -64,7 +68,9 @@ def stages_follow_one_another(
                 "for instance '100000 0.5 web 0.5 books'"
             )
         if int(first) <= before:
-            previous = f"stage {number} begins at {before}" if number else "the first blend begins at 0"
+            previous = (
+                f"stage {number} begins at {before}" if number else "the first blend begins at 0"
+            )
             return (
                 f"data-stages: stage {number + 1} begins at sample {first}, but {previous}: "
                 f"begin at {before + 1} or later"
@@ -86,7 +92,9 @@ def split_is_shares(split: str | None, data_path: list[str] | None) -> str | Non
     return f"split ({split}) must be up to three numbers, TRAIN,VALID,TEST, the first above 0: for instance 969,30,1"
 
 
-def vocabulary_is_known(tokenizer_type: str | None, tokenizer_model: str | None, vocab_size: int | None) -> str | None:
+def vocabulary_is_known(
+    tokenizer_type: str | None, tokenizer_model: str | None, vocab_size: int | None
+) -> str | None:
     """The vocabulary comes from a tokenizer's file, a tokenizer without one, or vocab-size."""
     without_file = ("ByteTokenizer", "NullTokenizer")
     if tokenizer_type not in (None, *without_file) and tokenizer_model is None:
@@ -149,7 +157,11 @@ def fill_in_middle_has_its_ids(
     vocab_size: int | None,
 ) -> str | None:
     """Three different ids of the vocabulary mark the parts of a document."""
-    ids = {"fim-prefix-id": fim_prefix_id, "fim-middle-id": fim_middle_id, "fim-suffix-id": fim_suffix_id}
+    ids = {
+        "fim-prefix-id": fim_prefix_id,
+        "fim-middle-id": fim_middle_id,
+        "fim-suffix-id": fim_suffix_id,
+    }
     missing = [name for name, number in ids.items() if number is None]
     if fim_rate and missing:
         return f"fim-rate ({fim_rate}) needs {', '.join(missing)}"

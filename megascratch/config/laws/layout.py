@@ -3,7 +3,15 @@
 from collections.abc import Callable
 
 from megascratch.config.pipeline_split import FOLDED, CutError, layer_cut
-from megascratch.config.remedies import WORLD, Broken, Remedy, choice, divisors, each, near_multiples
+from megascratch.config.remedies import (
+    WORLD,
+    Broken,
+    Remedy,
+    choice,
+    divisors,
+    each,
+    near_multiples,
+)
 
 
 def layout_fits_the_world(
@@ -31,12 +39,17 @@ def layout_fits_the_world(
         return Broken(
             f"world size ({world_size}) must be tensor x pipeline x data parallel size ({tp} x {pp} x {dp} = "
             f"{tp * pp * dp})",
-            [Remedy(WORLD, [[tp * pp * dp]]), Remedy("data_parallel_size", [[world_size // (tp * pp)]])],
+            [
+                Remedy(WORLD, [[tp * pp * dp]]),
+                Remedy("data_parallel_size", [[world_size // (tp * pp)]]),
+            ],
         )
     return None
 
 
-def sequence_over_tp(seq_length: int, tensor_model_parallel_size: int, sequence_parallel: bool) -> Broken | None:
+def sequence_over_tp(
+    seq_length: int, tensor_model_parallel_size: int, sequence_parallel: bool
+) -> Broken | None:
     """Sequence parallelism splits the sequence into equal parts."""
     if not sequence_parallel or seq_length % tensor_model_parallel_size == 0:
         return None
@@ -72,7 +85,9 @@ def layers_are_cut_whole(
 
 
 def schedule_fits_the_chunks(
-    pipeline_schedule: str, pipeline_model_parallel_size: int, num_virtual_stages_per_pipeline_rank: int
+    pipeline_schedule: str,
+    pipeline_model_parallel_size: int,
+    num_virtual_stages_per_pipeline_rank: int,
 ) -> str | None:
     """Interleaving needs several chunks per rank, a V schedule needs two, every other schedule needs one."""
     pp = pipeline_model_parallel_size
@@ -99,7 +114,9 @@ def schedule_fits_the_chunks(
     )
 
 
-def own_schedule_has_a_file(pipeline_schedule: str, pipeline_schedule_csv: str | None) -> str | None:
+def own_schedule_has_a_file(
+    pipeline_schedule: str, pipeline_schedule_csv: str | None
+) -> str | None:
     """Only pipeline-schedule csv reads a file, and it needs one."""
     if (pipeline_schedule == "csv") == (pipeline_schedule_csv is not None):
         return None
@@ -116,7 +133,10 @@ def a_v_is_cut_evenly_or_by_hand(
     """In a V schedule the first rank has both ends of the model, so there is no separate last stage."""
     if pipeline_schedule not in FOLDED:
         return None
-    for name, given in (("first", decoder_first_pipeline_num_layers), ("last", decoder_last_pipeline_num_layers)):
+    for name, given in (
+        ("first", decoder_first_pipeline_num_layers),
+        ("last", decoder_last_pipeline_num_layers),
+    ):
         if given is not None:
             return (
                 f"decoder-{name}-pipeline-num-layers ({given}) cannot be combined with pipeline-schedule "
@@ -127,7 +147,9 @@ def a_v_is_cut_evenly_or_by_hand(
 
 
 def groups_are_for_interleaving(
-    microbatch_group_size_per_virtual_pipeline_stage: int, pipeline_schedule: str, pipeline_model_parallel_size: int
+    microbatch_group_size_per_virtual_pipeline_stage: int,
+    pipeline_schedule: str,
+    pipeline_model_parallel_size: int,
 ) -> str | Broken | None:
     """The group size orders interleaved micro-batches, and is at least the number of stages."""
     group = microbatch_group_size_per_virtual_pipeline_stage

@@ -5,7 +5,9 @@ from collections.abc import Callable
 from megascratch.config.remedies import Broken, Remedy, divisors_near, each, near_multiples
 
 
-def heads_share_the_width(hidden_size: int, num_attention_heads: int, kv_channels: int | None) -> Broken | None:
+def heads_share_the_width(
+    hidden_size: int, num_attention_heads: int, kv_channels: int | None
+) -> Broken | None:
     """If the width of a head is not given, it must come out as a whole number."""
     if kv_channels is not None or hidden_size % num_attention_heads == 0:
         return None
@@ -52,14 +54,27 @@ def query_groups_over_tp(
     """Each tensor rank has the same number of key/value heads, or each head is on the same number of ranks."""
     groups = num_query_groups
     tp = tensor_model_parallel_size
-    if _one_divides_the_other(groups, tp) or groups == num_attention_heads:  # the last is `heads_over_tp`
+    if (
+        _one_divides_the_other(groups, tp) or groups == num_attention_heads
+    ):  # the last is `heads_over_tp`
         return None
-    sizes = [size for size in divisors_near(num_attention_heads, tp) if _one_divides_the_other(groups, size)]
-    counts = [count for count in divisors_near(num_attention_heads, groups) if _one_divides_the_other(count, tp)]
+    sizes = [
+        size
+        for size in divisors_near(num_attention_heads, tp)
+        if _one_divides_the_other(groups, size)
+    ]
+    counts = [
+        count
+        for count in divisors_near(num_attention_heads, groups)
+        if _one_divides_the_other(count, tp)
+    ]
     return Broken(
         f"num-query-groups ({groups}) and tensor-model-parallel-size ({tp}) do not fit: "
         "one must be divisible by the other",
-        [Remedy("tensor_model_parallel_size", each(sizes)), Remedy("num_query_groups", each(counts))],
+        [
+            Remedy("tensor_model_parallel_size", each(sizes)),
+            Remedy("num_query_groups", each(counts)),
+        ],
     )
 
 
@@ -100,7 +115,9 @@ def positions_reach_the_end(
     )
 
 
-def rotated_part_is_even(kv_channels: int, rotary_percent: float, position_embedding_type: str) -> Broken | None:
+def rotated_part_is_even(
+    kv_channels: int, rotary_percent: float, position_embedding_type: str
+) -> Broken | None:
     """Rotary positions rotate pairs of channels."""
     rotated = int(kv_channels * rotary_percent)
     if position_embedding_type != "rope" or (rotated >= 2 and rotated % 2 == 0):

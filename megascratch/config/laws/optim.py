@@ -30,13 +30,19 @@ def loss_scale_is_for_fp16(
         "loss_scale_window": loss_scale_window,
         "hysteresis": hysteresis,
     }
-    changed = [name.replace("_", "-") for name, value in dynamic.items() if value != getattr(OptimConfig, name)]
+    changed = [
+        name.replace("_", "-")
+        for name, value in dynamic.items()
+        if value != getattr(OptimConfig, name)
+    ]
     if not fp16 and (changed or loss_scale is not None):
         given = ["loss-scale"] * (loss_scale is not None) + changed
         return f"{', '.join(given)} needs fp16: use fp16, or remove it"
     if loss_scale is not None and changed:
+        names = ", ".join(changed)
         return (
-            f"{', '.join(changed)} is for a dynamic loss scale, but loss-scale ({loss_scale}) is constant: remove one"
+            f"{names} is for a dynamic loss scale, but loss-scale ({loss_scale}) is constant: "
+            "remove one"
         )
     if min_loss_scale > initial_loss_scale:
         return f"min-loss-scale ({min_loss_scale}) must not exceed initial-loss-scale ({initial_loss_scale})"
@@ -70,7 +76,11 @@ def decay_has_the_unit_of_the_run(
     """A run in steps decays in steps, a run in samples decays in samples."""
     if (train_iters is None) == (train_samples is None):
         return None
-    by_iters = {"lr-decay": lr_decay_iters, "lr-warmup": lr_warmup_iters or None, "lr-wsd-decay": lr_wsd_decay_iters}
+    by_iters = {
+        "lr-decay": lr_decay_iters,
+        "lr-warmup": lr_warmup_iters or None,
+        "lr-wsd-decay": lr_wsd_decay_iters,
+    }
     by_samples = {
         "lr-decay": lr_decay_samples,
         "lr-warmup": lr_warmup_samples or None,
@@ -92,7 +102,9 @@ def decay_has_the_unit_of_the_run(
     return f"{given_text} cannot be combined with train-{unit}: use {instead}"
 
 
-def one_warmup(lr_warmup_iters: int, lr_warmup_samples: int, lr_warmup_fraction: float | None) -> str | None:
+def one_warmup(
+    lr_warmup_iters: int, lr_warmup_samples: int, lr_warmup_fraction: float | None
+) -> str | None:
     """The length of the warm-up is given in one unit."""
     units = {"iters": lr_warmup_iters, "samples": lr_warmup_samples, "fraction": lr_warmup_fraction}
     given = [f"lr-warmup-{unit} ({value})" for unit, value in units.items() if value]

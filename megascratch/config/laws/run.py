@@ -18,8 +18,10 @@ def details_are_for_full(
     given = [f"{name} ({value})" for name, value in details.items() if value is not None]
     if recompute_granularity == "full" or not given:
         return None
+    names = " and ".join(given)
     return (
-        f"{' and '.join(given)} needs recompute-granularity full, not {recompute_granularity}: use full, or remove it"
+        f"{names} needs recompute-granularity full, not {recompute_granularity}: "
+        "use full, or remove it"
     )
 
 

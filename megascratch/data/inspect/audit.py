@@ -57,7 +57,9 @@ def uses_of(dataset: Dataset, step: int, sample: int) -> Iterator[Use]:
         tokens = span.stop - span.start
         if tokens:
             document = _document_of(span.source, span.sequence)
-            yield Use(step, sample, place, span.source.prefix, document, span.sequence, span.start, tokens)
+            yield Use(
+                step, sample, place, span.source.prefix, document, span.sequence, span.start, tokens
+            )
         place += tokens
 
 

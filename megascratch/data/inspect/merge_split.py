@@ -68,7 +68,9 @@ def merge(readers: Sequence[TokenReader], prefix: str | Path) -> MergeSummary:
     return _write_with_mask(prefix, pieces)
 
 
-def split(reader: TokenReader, prefixes: Sequence[str | Path], counts: Sequence[int]) -> list[MergeSummary]:
+def split(
+    reader: TokenReader, prefixes: Sequence[str | Path], counts: Sequence[int]
+) -> list[MergeSummary]:
     """Writes the first `counts[0]` documents to the first prefix, the next `counts[1]` to the second, and so on."""
     written = []
     first = 0
@@ -108,7 +110,9 @@ def counts_of_fractions(fractions: Sequence[float], documents: int) -> list[int]
         rest = 1 - sum(fractions)
         scaled = [round(fraction / sum(fractions), 6) for fraction in fractions[:-1]]
         scaled.append(round(1 - sum(scaled), 6))
-        another = f" or, with another part for the rest, {_words([*fractions, rest])}" if rest > 0 else ""
+        another = (
+            f" or, with another part for the rest, {_words([*fractions, rest])}" if rest > 0 else ""
+        )
         raise UserError(
             f"--fractions {_words(fractions)} add up to {sum(fractions):g}, they must add up to 1: use "
             f"{_words(scaled)}{another}"
@@ -160,7 +164,10 @@ def write_pieces(prefix: str | Path, pieces: Sequence[DocumentRange]) -> MergeSu
         "bin_bytes": bin_bytes,
         "bin_sha256": digest,
         "idx_sha256": TokenReader(prefix).identity["idx_sha256"],
-        "pieces": [{"prefix": piece.reader.prefix, "documents": [piece.first, piece.stop]} for piece in pieces],
+        "pieces": [
+            {"prefix": piece.reader.prefix, "documents": [piece.first, piece.stop]}
+            for piece in pieces
+        ],
     }
     write_manifest(prefix, manifest)
     return written
@@ -206,7 +213,9 @@ def _new_files(prefix: str | Path, digests: BlockDigests) -> Iterator[tuple[IO[b
             file.close()
         put_in_place(private[0], private[1], prefix, digests)
     except OSError as error:
-        raise UserError(f"{prefix} cannot be written: {error.strerror}; temporary files were removed") from error
+        raise UserError(
+            f"{prefix} cannot be written: {error.strerror}; temporary files were removed"
+        ) from error
     finally:
         for file, path in zip(files, private, strict=False):
             with suppress(OSError):  # a full disk raises again when the buffer cannot be written
@@ -214,7 +223,9 @@ def _new_files(prefix: str | Path, digests: BlockDigests) -> Iterator[tuple[IO[b
             path.unlink(missing_ok=True)
 
 
-def _copy_ids(pieces: Sequence[DocumentRange], file: IO[bytes], digests: BlockDigests) -> tuple[int, int, str]:
+def _copy_ids(
+    pieces: Sequence[DocumentRange], file: IO[bytes], digests: BlockDigests
+) -> tuple[int, int, str]:
     """Copies the ids; returns (smallest id, largest id, sha256 of everything written)."""
     low = 0
     high = -1

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
-LARGEST_ID = 1 << 24  # larger ids are counted together: no vocabulary has them, but a damaged file may
+LARGEST_ID = (
+    1 << 24
+)  # larger ids are counted together: no vocabulary has them, but a damaged file may
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,9 @@ class Statistics:
         if not self.documents:
             return dict.fromkeys(QUANTILES, 0)
         lengths = list(self.lengths)
-        documents_up_to = np.cumsum(list(self.lengths.values()))  # [lengths]: documents of at most this length
+        documents_up_to = np.cumsum(
+            list(self.lengths.values())
+        )  # [lengths]: documents of at most this length
         quantiles = {}
         for share in QUANTILES:
             rank = max(1, int(np.ceil(share * self.documents)))
@@ -92,7 +96,9 @@ def statistics(reader: TokenReader, eod: int | None = None) -> Statistics:
 def document_lengths(reader: TokenReader) -> Iterator[np.ndarray]:
     """Tokens of each document, int64, in blocks."""
     for start in range(0, len(reader.documents) - 1, BLOCK):
-        borders = reader.documents[start : start + BLOCK + 1]  # first sequence of each document, and the end
+        borders = reader.documents[
+            start : start + BLOCK + 1
+        ]  # first sequence of each document, and the end
         first = int(borders[0])
         stop = int(borders[-1])
         ends = np.cumsum(reader.lengths[first:stop], dtype=np.int64)
@@ -129,7 +135,9 @@ def _documents_with_eod(reader: TokenReader, eod: int) -> int:
         sequences = borders[1:][has_sequences] - 1  # the last one of each document
         sequences = sequences[reader.lengths[sequences] > 0]
         lengths = reader.lengths[sequences].astype(np.int64)
-        last_tokens = reader.pointers[sequences] + (lengths - 1) * size  # byte offsets in .bin, rising
+        last_tokens = (
+            reader.pointers[sequences] + (lengths - 1) * size
+        )  # byte offsets in .bin, rising
         for start, ids in reader.blocks(int(borders[0]), int(borders[-1])):
             low, high = np.searchsorted(last_tokens, [start, start + ids.nbytes])
             places = (last_tokens[low:high] - start) // size
@@ -144,7 +152,9 @@ def binned(lengths: Mapping[int, int], bins: int = 24) -> list[tuple[int, int, i
     if not values:
         return [(0, 0, empty)]
     growing = np.geomspace(min(values), max(values) + 1, bins + 1)
-    edges = np.unique(np.ceil(growing).astype(np.int64))  # short bins of a fraction of a token fall together
+    edges = np.unique(
+        np.ceil(growing).astype(np.int64)
+    )  # short bins of a fraction of a token fall together
     documents = [lengths[length] for length in values]
     counts, _ = np.histogram(values, edges, weights=documents)
     rows = [(0, 0, empty)] if empty else []
@@ -167,11 +177,18 @@ def histograms(numbers: Statistics, title: str) -> "Figure":
         lefts.append(left)
         widths.append(max(high + 1 - left, 0.5))
     documents = [count for _, _, count in rows]
-    lengths.bar(lefts, documents, widths, align="edge", color="#4c9be8", edgecolor="white", linewidth=0.5)
+    lengths.bar(
+        lefts, documents, widths, align="edge", color="#4c9be8", edgecolor="white", linewidth=0.5
+    )
     lengths.set(xscale="log", xlabel="tokens of a document", ylabel="documents")
     times = -np.sort(-numbers.ids[numbers.ids > 0])
     ids.plot(np.arange(1, len(times) + 1), times, color="#57b894")
-    ids.set(xscale="log", yscale="log" if len(times) else "linear", xlabel="rank of the id", ylabel="times")
+    ids.set(
+        xscale="log",
+        yscale="log" if len(times) else "linear",
+        xlabel="rank of the id",
+        ylabel="times",
+    )
     for axes in (lengths, ids):
         axes.grid(alpha=0.3)
     figure.suptitle(title, fontsize=10)

@@ -30,7 +30,9 @@ from megascratch.data.tokens.manifest import manifest_path, stored_manifest
 from megascratch.data.tokens.token_files import TokenReader, bin_path, idx_path, open_map
 
 
-def problems(prefix: str | Path, vocab_size: int | None = None, fingerprint: str | None = None) -> Iterator[str]:
+def problems(
+    prefix: str | Path, vocab_size: int | None = None, fingerprint: str | None = None
+) -> Iterator[str]:
     """One message per problem, in the order: header, documents, sequences, .bin's size, digests, ids, manifest, mask.
 
     `vocab_size`: ids must be below it; None: the manifest's, or ids must only be not negative. `fingerprint`: that of
@@ -138,7 +140,9 @@ def _gaps(prefix: str | Path, index: Index) -> Iterator[str]:
         end = int(ends[-1])
 
 
-def _wrong_ids(reader: TokenReader, vocab_size: int | None, manifest: Mapping[str, Any] | None) -> Iterator[str]:
+def _wrong_ids(
+    reader: TokenReader, vocab_size: int | None, manifest: Mapping[str, Any] | None
+) -> Iterator[str]:
     """One message for each id that is negative or outside the vocabulary."""
     if vocab_size is None and manifest is not None:
         tokenizer = manifest.get("tokenizer") or {}
@@ -149,7 +153,9 @@ def _wrong_ids(reader: TokenReader, vocab_size: int | None, manifest: Mapping[st
         yield f"{reader.prefix}.bin: sequence {sequence} has id {token}, the vocabulary has 0 to {vocab_size - 1}"
 
 
-def _wrong_manifest(reader: TokenReader, fingerprint: str | None, manifest: Mapping[str, Any]) -> Iterator[str]:
+def _wrong_manifest(
+    reader: TokenReader, fingerprint: str | None, manifest: Mapping[str, Any]
+) -> Iterator[str]:
     """Where the manifest differs from the files."""
     path = manifest_path(reader.prefix)
     made_with = (manifest.get("tokenizer") or {}).get("fingerprint")

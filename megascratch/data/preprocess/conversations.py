@@ -77,7 +77,10 @@ def messages_of(record: dict, key: str) -> list[Message]:
 
 
 def encode_conversation(
-    messages: Sequence[Message], tokenizer: Tokenizer, template: Template, parse_specials: bool = False
+    messages: Sequence[Message],
+    tokenizer: Tokenizer,
+    template: Template,
+    parse_specials: bool = False,
 ) -> Tokens:
     """Ids and mask of one conversation. Raises: BadLine where nothing in it is to be learned.
 
@@ -94,7 +97,9 @@ def encode_conversation(
         continues = any(len(part) for part, _ in parts[1:])
         begin = _filled(tokenizer, around_role, role, parse_specials, continues)
         parts.append((begin, False))
-        turn = _filled(tokenizer, ["", template.end], content, parse_specials, continues or bool(begin))
+        turn = _filled(
+            tokenizer, ["", template.end], content, parse_specials, continues or bool(begin)
+        )
         parts.append((turn, learned))
     parts.append((tokenizer.after, parts[-1][1]))
     if tokenizer.eod is not None and tokenizer.eod not in tokenizer.after:
@@ -104,11 +109,15 @@ def encode_conversation(
     mask = np.repeat([learned for _, learned in parts], lengths).astype(np.uint8)
     if not mask.any():
         roles = ", ".join(sorted({role for role, _ in messages}))
-        raise BadLine(f"nothing to learn: its roles are {shown(roles)}, learned are {', '.join(template.learned)}")
+        raise BadLine(
+            f"nothing to learn: its roles are {shown(roles)}, learned are {', '.join(template.learned)}"
+        )
     return Tokens(ids, mask)
 
 
-def _filled(tokenizer: Tokenizer, own: Sequence[str], foreign: str, parse_specials: bool, continues: bool) -> list[int]:
+def _filled(
+    tokenizer: Tokenizer, own: Sequence[str], foreign: str, parse_specials: bool, continues: bool
+) -> list[int]:
     """Ids of the template's own texts with a foreign text between them.
 
     All are encoded as one text, unless the foreign one would become a special token: then it is encoded separately, as
@@ -175,13 +184,19 @@ def write_conversations(
             masks.add_document(tokens.mask)
             learned += int(tokens.mask.sum())
         if corpus.documents == 0:
-            raise UserError(f"no conversation to learn from, {bad_lines} bad lines{first}; nothing written")
+            raise UserError(
+                f"no conversation to learn from, {bad_lines} bad lines{first}; nothing written"
+            )
     made_with = {"kind": tokenizer.kind, "fingerprint": tokenizer.fingerprint, "model": model}
     write_manifest(
         prefix,
         {
             "tokenizer": made_with,
-            "template": {"begin": template.begin, "end": template.end, "learned": list(template.learned)},
+            "template": {
+                "begin": template.begin,
+                "end": template.end,
+                "learned": list(template.learned),
+            },
             "parse_special_tokens": parse_specials,
             "documents": corpus.documents,
             "tokens": corpus.tokens,

@@ -122,7 +122,9 @@ def _file_batch(span: InputSpan, reading: ReadOptions) -> Iterator[DocumentBatch
 
 
 def _parquet(span: InputSpan, reading: ReadOptions) -> Iterator[DocumentBatch]:
-    for rows in read_rows(span.path, span.compression, span.start, span.stop, reading.keys, reading.scratch):
+    for rows in read_rows(
+        span.path, span.compression, span.start, span.stop, reading.keys, reading.scratch
+    ):
         batch = DocumentBatch(len(rows.columns[0]), [], [], [], int(rows.share * span.raw_bytes))
         for number, values in enumerate(zip(*rows.columns, strict=True), 1):
             try:

@@ -14,7 +14,13 @@ from megascratch import tokenizer as tokenizers
 from megascratch.config.errors import UserError
 from megascratch.data.prefetch import Prefetch
 from megascratch.data.preprocess.documents import DocumentBatch, ReadOptions, read_span
-from megascratch.data.preprocess.output_shards import BadRow, EncodedDocuments, ShardWriter, SpanCounts, Summary
+from megascratch.data.preprocess.output_shards import (
+    BadRow,
+    EncodedDocuments,
+    ShardWriter,
+    SpanCounts,
+    Summary,
+)
 from megascratch.data.preprocess.work_units import InputSpan, WorkUnit, digests, leaves
 from megascratch.data.text.sentences import splitter
 from megascratch.data.tokens.token_files import token_dtype
@@ -130,7 +136,9 @@ def _encode_batch(
         place = f"lines {rows + 1} to {rows + batch.rows}"
         if not span.begins:
             place += f" after byte {span.start:,}"
-        raise UserError(f"{span.name}, {place} cannot be encoded: {type(error).__name__}: {error}") from error
+        raise UserError(
+            f"{span.name}, {place} cannot be encoded: {type(error).__name__}: {error}"
+        ) from error
 
 
 def utf8_bytes(text: str) -> int:
@@ -149,13 +157,17 @@ class Encoder:
         self._split = splitter(job.sentences, job.keep_newlines) if job.sentences else None
         self.dtype = token_dtype(self._tokenizer.vocab_size)
 
-    def __call__(self, batch: DocumentBatch) -> tuple[list[EncodedDocuments], list[tuple[int, str]]]:
+    def __call__(
+        self, batch: DocumentBatch
+    ) -> tuple[list[EncodedDocuments], list[tuple[int, str]]]:
         try:
             return list(self._encode(batch.documents)), batch.bad
         except UserError:  # some text cannot be encoded: find which
             return self._one_by_one(batch)
 
-    def _one_by_one(self, batch: DocumentBatch) -> tuple[list[EncodedDocuments], list[tuple[int, str]]]:
+    def _one_by_one(
+        self, batch: DocumentBatch
+    ) -> tuple[list[EncodedDocuments], list[tuple[int, str]]]:
         good = []
         bad = batch.bad
         for number, document in zip(batch.numbers, batch.documents, strict=True):
@@ -172,7 +184,9 @@ class Encoder:
             texts = [document[key] for document in documents]  # of each document a list of texts
             text_bytes = sum(map(utf8_bytes, chain.from_iterable(texts)))
             if self._split:
-                texts = [list(chain.from_iterable(map(self._split, sequences))) for sequences in texts]
+                texts = [
+                    list(chain.from_iterable(map(self._split, sequences))) for sequences in texts
+                ]
             yield self._arrays(texts, text_bytes)
 
     def _arrays(self, texts: Sequence[list[str]], text_bytes: int) -> EncodedDocuments:
@@ -182,10 +196,14 @@ class Encoder:
         Sentences are parts of one text, so the ids that the vocabulary puts around a text enclose all of them together.
         """
         flat = list(chain.from_iterable(texts))
-        ids, lengths = self._tokenizer.encode_batch(flat, self._parse_specials, around=self._split is None)
+        ids, lengths = self._tokenizer.encode_batch(
+            flat, self._parse_specials, around=self._split is None
+        )
         if len(ids) and not 0 <= ids.min() <= ids.max() <= np.iinfo(self.dtype).max:
             raise ValueError(f"ids from {ids.min()} to {ids.max()} do not fit {self.dtype}")
-        document_of = np.repeat(np.arange(len(texts)), [len(sequences) for sequences in texts])  # of each text
+        document_of = np.repeat(
+            np.arange(len(texts)), [len(sequences) for sequences in texts]
+        )  # of each text
         has_ids = lengths > 0
         lengths = lengths[has_ids]  # [sequences]
         sequences = np.bincount(document_of[has_ids], minlength=len(texts))  # [documents]
@@ -198,7 +216,9 @@ class Encoder:
             ids = _insert(ids, lengths, last, self._tokenizer.after, after=True)
         if self._eod is not None:
             ids = _insert(ids, lengths, last, [self._eod], after=True)
-        return EncodedDocuments(ids, lengths.astype(np.int32), sequences.astype(np.int32), text_bytes)
+        return EncodedDocuments(
+            ids, lengths.astype(np.int32), sequences.astype(np.int32), text_bytes
+        )
 
 
 def _insert(

@@ -49,11 +49,15 @@ class _Worker:
     """A worker process and the units that were sent to it."""
 
     def __init__(self, job: Job, warns: bool):
-        spawn = multiprocessing.get_context("spawn")  # the same on every system, and safe whatever threads are running
+        spawn = multiprocessing.get_context(
+            "spawn"
+        )  # the same on every system, and safe whatever threads are running
         self.pipe, theirs = spawn.Pipe()
         self.units: deque[WorkUnit] = deque()
         self.raw_bytes = 0  # how much of the first unit is encoded
-        self.process: BaseProcess = spawn.Process(target=_serve, args=(theirs, job, warns), daemon=True)
+        self.process: BaseProcess = spawn.Process(
+            target=_serve, args=(theirs, job, warns), daemon=True
+        )
         self.process.start()
         theirs.close()  # else this process would hold the pipe of a dead worker open
 
@@ -91,7 +95,9 @@ class _WorkerPool:
             if unit is None:
                 return any(worker.units for worker in self._workers)
             if starts or worker is None:
-                worker = _Worker(self._job, warns=not self._workers)  # only as many workers as there are units
+                worker = _Worker(
+                    self._job, warns=not self._workers
+                )  # only as many workers as there are units
                 self._workers.append(worker)
             worker.send(unit)
 

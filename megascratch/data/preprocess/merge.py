@@ -25,7 +25,13 @@ from megascratch.data.preprocess.output_shards import (
     remove_shard,
     shard_path,
 )
-from megascratch.data.tokens.digests import BlockDigests, blocks_of, digests_path, encoded, whole_file
+from megascratch.data.tokens.digests import (
+    BlockDigests,
+    blocks_of,
+    digests_path,
+    encoded,
+    whole_file,
+)
 from megascratch.data.tokens.idx_format import HEADER, MAGIC, VERSION, dtype_code
 from megascratch.data.tokens.manifest import manifest_path
 from megascratch.data.tokens.token_files import bin_path, idx_path
@@ -55,11 +61,18 @@ def read_state(folder: Path, keys: int) -> State:
         record = parse_object(file.read_bytes(), file)
     except FileNotFoundError:
         return State(0, [0] * keys, 0)
-    fields = {"shards": COUNT, "bin_bytes": list_of(COUNT, keys), "bad_bytes": COUNT, "complete": FLAG}
+    fields = {
+        "shards": COUNT,
+        "bin_bytes": list_of(COUNT, keys),
+        "bad_bytes": COUNT,
+        "complete": FLAG,
+    }
     require_fields(record, fields, file)
     required = fields.keys() - {"complete"}
     if not required <= record.keys() <= fields.keys():
-        raise UserError(f"{file} is damaged: it must have {', '.join(fields)}; delete {folder} to start again")
+        raise UserError(
+            f"{file} is damaged: it must have {', '.join(fields)}; delete {folder} to start again"
+        )
     return State(**record)
 
 
@@ -197,7 +210,9 @@ class Merge:
 
     def _index(self, key: int) -> Iterator[bytes]:
         counts = self.counts[key]
-        yield HEADER.pack(MAGIC, VERSION, dtype_code(self._dtype), counts.sequences, counts.documents + 1)
+        yield HEADER.pack(
+            MAGIC, VERSION, dtype_code(self._dtype), counts.sequences, counts.documents + 1
+        )
         for lengths in self._arrays(key, "lengths"):
             yield lengths.tobytes()
         yield from _sums(self._arrays(key, "lengths"), self._dtype.itemsize, ends=False)
@@ -232,7 +247,9 @@ def _grown(path: Path, size: int) -> IO[bytes]:
     path.touch()
     file = path.open("r+b")
     if file.seek(0, os.SEEK_END) < size:
-        raise UserError(f"{path} has fewer bytes than merged.json says ({size}); use --overwrite to start again")
+        raise UserError(
+            f"{path} has fewer bytes than merged.json says ({size}); use --overwrite to start again"
+        )
     file.truncate(size)
     file.seek(size)
     return file
@@ -241,10 +258,14 @@ def _grown(path: Path, size: int) -> IO[bytes]:
 def publish(folder: Path, prefixes: Sequence[str], bad_lines: str) -> None:
     """Moves the files of a complete run to their final names; can be repeated after a kill at any point."""
     for key, prefix in enumerate(prefixes):
-        parts = {kind: folder / f"merged.{key}.{kind}" for kind in ("bin", "idx", "json", "digests")}
+        parts = {
+            kind: folder / f"merged.{key}.{kind}" for kind in ("bin", "idx", "json", "digests")
+        }
         if parts["bin"].exists():
             for path in (digests_path(prefix), manifest_path(prefix), idx_path(prefix)):
-                path.unlink(missing_ok=True)  # what describes the old ids must never describe the new ones
+                path.unlink(
+                    missing_ok=True
+                )  # what describes the old ids must never describe the new ones
             fault_point("preprocess.place")
             os.replace(parts["bin"], bin_path(prefix))
             fault_point("preprocess.place")

@@ -21,7 +21,15 @@ from typing import IO, NamedTuple
 import numpy as np
 
 from megascratch.config.errors import UserError
-from megascratch.config.json_record import COUNT, INTEGER, TEXT, Kind, list_of, parse_object, require_fields
+from megascratch.config.json_record import (
+    COUNT,
+    INTEGER,
+    TEXT,
+    Kind,
+    list_of,
+    parse_object,
+    require_fields,
+)
 from megascratch.runtime.atomic_file import partial_path
 from megascratch.runtime.faults import fault_point
 
@@ -85,7 +93,13 @@ class KeyCounts(NamedTuple):
 
 
 NO_COUNTS = KeyCounts(
-    documents=0, sequences=0, tokens=0, min_token=0, max_token=-1, text_bytes=0, checksums=[0] * len(KINDS)
+    documents=0,
+    sequences=0,
+    tokens=0,
+    min_token=0,
+    max_token=-1,
+    text_bytes=0,
+    checksums=[0] * len(KINDS),
 )
 
 
@@ -124,9 +138,13 @@ def read_summary(folder: str | Path, number: int) -> Summary | None:
         record = parse_object(file.read_bytes(), file)
     except FileNotFoundError:
         return None
-    require_fields(record, {"keys": list_of(_KEY_ROW), "spans": list_of(_SPAN_ROW), "bad": COUNT}, file)
+    require_fields(
+        record, {"keys": list_of(_KEY_ROW), "spans": list_of(_SPAN_ROW), "bad": COUNT}, file
+    )
     if not {"keys", "spans", "bad"} <= record.keys():
-        raise UserError(f"{file} is damaged: it must have keys, spans and bad; delete {folder} to start again")
+        raise UserError(
+            f"{file} is damaged: it must have keys, spans and bad; delete {folder} to start again"
+        )
     keys = [KeyCounts(*row) for row in record["keys"]]
     spans = [SpanCounts(*row) for row in record["spans"]]
     return Summary(number, keys, spans, record["bad"])
@@ -204,7 +222,9 @@ class ShardWriter:
         with writing(self._folder):
             self._open.close()
             fault_point("preprocess.commit")
-            for name in self._names:  # no fsync for each shard: the checksums find what a power loss has damaged
+            for name in (
+                self._names
+            ):  # no fsync for each shard: the checksums find what a power loss has damaged
                 os.replace(self._partial(name), shard_path(self._folder, self._number, name))
             record = {"keys": summary.keys, "spans": summary.spans, "bad": summary.bad}
             self._partial("json").write_text(json.dumps(record))
@@ -215,7 +235,9 @@ class ShardWriter:
         """The summary when --strict stops at a bad line."""
         return Summary(self._number, self._counts, spans, self._bad, self._first_bad)
 
-    def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None
+    ) -> None:
         with suppress(OSError):  # a full disk, already reported
             self._open.close()
         for name in (*self._names, "json"):
@@ -228,4 +250,6 @@ def writing(folder: str | Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"{error.filename or folder} cannot be written: {error.strerror}") from error
+        raise UserError(
+            f"{error.filename or folder} cannot be written: {error.strerror}"
+        ) from error

@@ -25,7 +25,14 @@ from megascratch.data.preprocess.run_folder import (
     remove,
     resume_or_start,
 )
-from megascratch.data.preprocess.work_units import InputSpan, WorkUnit, file_digest, gather, spans_of, spool_stream
+from megascratch.data.preprocess.work_units import (
+    InputSpan,
+    WorkUnit,
+    file_digest,
+    gather,
+    spans_of,
+    spool_stream,
+)
 from megascratch.data.text.parquet import RowGroupSizes
 from megascratch.data.text.sources import Source
 from megascratch.data.tokens.token_files import token_dtype
@@ -60,7 +67,9 @@ class NothingToKeep(UserError):
     """Raised where the input must be changed first, so the shards of this run are useless."""
 
 
-def preprocess(job: Job, sources: list[Source], output: Output, engine: Engine, watcher: Watcher) -> Merge | None:
+def preprocess(
+    job: Job, sources: list[Source], output: Output, engine: Engine, watcher: Watcher
+) -> Merge | None:
     """Encodes and merges; None: the output was already complete, or others do the rest (`output.shard`).
 
     Raises: UserError for bad input or a failed read or write; no file has a final name then.
@@ -118,11 +127,15 @@ def shard_folder(prefix: str) -> str:
     return f"{prefix}.shards"
 
 
-def _deciding(job: Job, sources: list[Source], output: Output, tokenizer: TokenizerInfo) -> dict[str, Any]:
+def _deciding(
+    job: Job, sources: list[Source], output: Output, tokenizer: TokenizerInfo
+) -> dict[str, Any]:
     """Everything that determines the output's bytes and the cut into shards, by the names of the flags."""
     inputs = []
     for source in sources:
-        inputs.append([str(Path(source.path).absolute()), source.format, source.bytes, source.changed_ns])
+        inputs.append(
+            [str(Path(source.path).absolute()), source.format, source.bytes, source.changed_ns]
+        )
     return {
         "input": inputs,
         "tokenizer": tokenizer.fingerprint,
@@ -141,7 +154,13 @@ class _PreprocessRun:
     """One run; the lock of its folder is held."""
 
     def __init__(
-        self, job: Job, sources: list[Source], output: Output, watcher: Watcher, tokenizer: TokenizerInfo, plan: RunSpec
+        self,
+        job: Job,
+        sources: list[Source],
+        output: Output,
+        watcher: Watcher,
+        tokenizer: TokenizerInfo,
+        plan: RunSpec,
     ):
         self._job = job
         self._sources = sources
@@ -231,12 +250,18 @@ class _PreprocessRun:
         reading = self._job.reading
         with RowGroupSizes() as sizes:
             for number, source in enumerate(self._sources):
-                lines = source.format == "jsonl" or (source.format == "text" and reading.sample_by == "line")
+                lines = source.format == "jsonl" or (
+                    source.format == "text" and reading.sample_by == "line"
+                )
                 is_large = source.compression and source.bytes > size
                 if not source.regular or (is_large and lines and self._output.cut_packed):
-                    yield from spool_stream(number, source, self._folder, size, reading.longest, lines)
+                    yield from spool_stream(
+                        number, source, self._folder, size, reading.longest, lines
+                    )
                 else:
-                    yield from spans_of(number, source, size, reading.sample_by, reading.keys, sizes)
+                    yield from spans_of(
+                        number, source, size, reading.sample_by, reading.keys, sizes
+                    )
 
     def _manifest(self, merge: Merge, key: int) -> dict[str, Any]:
         counts = merge.counts[key]

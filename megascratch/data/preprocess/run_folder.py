@@ -24,7 +24,10 @@ from megascratch.data.tokens.manifest import manifest_path, stored_manifest
 from megascratch.data.tokens.token_files import bin_path, idx_path
 from megascratch.runtime.atomic_file import explain_write_errors, write_atomically
 
-STATE_FILES = ("merged.json", "lock")  # removed last: else a kill in between would look like a new run
+STATE_FILES = (
+    "merged.json",
+    "lock",
+)  # removed last: else a kill in between would look like a new run
 
 
 @contextmanager
@@ -58,11 +61,15 @@ def _lock(folder: Path, name: str, kind: int) -> int:
         except OSError as error:
             holder = os.pread(descriptor, 200, 0).decode(errors="replace")
             os.close(descriptor)
-            raise UserError(f"{folder.with_suffix('')} is being written by another process ({holder})") from error
+            raise UserError(
+                f"{folder.with_suffix('')} is being written by another process ({holder})"
+            ) from error
         if path.exists() and os.path.samestat(os.fstat(descriptor), os.stat(path)):
             if kind == fcntl.LOCK_EX:
                 os.ftruncate(descriptor, 0)
-                os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+                os.pwrite(
+                    descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0
+                )
             return descriptor
         os.close(descriptor)
 
@@ -101,7 +108,9 @@ def resume_or_start(
             _sweep(folder)
         return None if read_state(folder, len(prefixes)).complete else old
     if old and old.deciding != plan.deciding and not (overwrite and alone):
-        differing = [name for name, value in plan.deciding.items() if old.deciding.get(name) != value]
+        differing = [
+            name for name, value in plan.deciding.items() if old.deciding.get(name) != value
+        ]
         different = ", ".join(differing)
         raise Refused(
             f"{folder} holds the shards of an interrupted run with another {different}; finish that run with its own "
@@ -142,7 +151,9 @@ def _is_there(prefixes: Sequence[str], plan: RunSpec) -> bool:
         return True
     taken = [path for path in (*pairs, *records) if path.exists()]
     if taken:
-        raise Refused(f"{taken[0]} exists and was not made from this input with these options; --overwrite replaces it")
+        raise Refused(
+            f"{taken[0]} exists and was not made from this input with these options; --overwrite replaces it"
+        )
     return False
 
 

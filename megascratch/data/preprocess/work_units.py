@@ -68,7 +68,9 @@ def shard_bytes(sources: Sequence[Source], partitions: int, asked: int | None) -
     return -(-asked // leaf) * leaf
 
 
-def cut(sources: Sequence[Source], size: int, sample_by: str, keys: Sequence[str]) -> Iterator[InputSpan]:
+def cut(
+    sources: Sequence[Source], size: int, sample_by: str, keys: Sequence[str]
+) -> Iterator[InputSpan]:
     """The parts of all regular files, in order. Raises: UserError where a Parquet file lacks a key."""
     with RowGroupSizes() as sizes:
         for place, source in enumerate(sources):
@@ -111,7 +113,9 @@ def whole_source(place: int, source: Source) -> InputSpan:
     )
 
 
-def _row_groups(place: int, source: Source, size: int, groups: Sequence[int]) -> Iterator[InputSpan]:
+def _row_groups(
+    place: int, source: Source, size: int, groups: Sequence[int]
+) -> Iterator[InputSpan]:
     """Parts of consecutive row groups with at least `size` bytes; the file's bytes are divided among them by number."""
     leaf = min(size, LEAF_BYTES)
     leaves = -(-source.bytes // leaf)
@@ -134,13 +138,17 @@ def _row_groups(place: int, source: Source, size: int, groups: Sequence[int]) ->
             group_bytes = 0
 
 
-def spool_stream(place: int, source: Source, folder: Path, size: int, longest: int, lines: bool) -> Iterator[InputSpan]:
+def spool_stream(
+    place: int, source: Source, folder: Path, size: int, longest: int, lines: bool
+) -> Iterator[InputSpan]:
     """Copies a pipe or compressed file into plain files of at least `size` bytes; without `lines` it is one document.
 
     Raises: UserError where it cannot be read to its end, or is Parquet, which cannot be read from a pipe.
     """
     if source.format == "parquet":
-        raise UserError(f"--input {source.path}: Parquet is read from its end and cannot be read from a pipe")
+        raise UserError(
+            f"--input {source.path}: Parquet is read from its end and cannot be read from a pipe"
+        )
     part = whole_source(place, source)._replace(compression="", digest=(0, 0))
     blocks = _stream_blocks(source, longest, lines)
     file_bytes = size if lines else longest + 1

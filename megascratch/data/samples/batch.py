@@ -83,13 +83,17 @@ def _tensor(array: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(array))
 
 
-def _pad(samples: Sequence[np.ndarray], seq_length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _pad(
+    samples: Sequence[np.ndarray], seq_length: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Tokens [b, s + 1] and, for each of the s places, whether its label is a real token, and whether it is learned."""
     tokens = np.zeros((len(samples), seq_length + 1), dtype=np.int64)
     real = np.zeros((len(samples), seq_length), dtype=bool)
     for row, sample in enumerate(samples):
         if len(sample) > seq_length + 1:
-            raise ValueError(f"sample has {len(sample)} tokens, seq_length {seq_length} takes at most {seq_length + 1}")
+            raise ValueError(
+                f"sample has {len(sample)} tokens, seq_length {seq_length} takes at most {seq_length + 1}"
+            )
         tokens[row, : len(sample)] = sample
         real[row, : max(len(sample) - 1, 0)] = True
     unlearned = tokens < 0  # complements, see loss_mask.py

@@ -68,7 +68,11 @@ def open_splits(
     without a sample.
     """
     wanted = {"train": train_samples, "valid": valid_samples, "test": test_samples}
-    own = {"train": data.train_data_path, "valid": data.valid_data_path, "test": data.test_data_path}
+    own = {
+        "train": data.train_data_path,
+        "valid": data.valid_data_path,
+        "test": data.test_data_path,
+    }
     read = train_samples if samples_read is None else samples_read
     opener = _Opener(data, seed, vocab_size, fingerprint, wanted, read)
     opener.open_all(named_prefixes(_words_of(data, own, wanted)))
@@ -120,7 +124,13 @@ class _Opener:
     """Opens each corpus once, however many splits read it."""
 
     def __init__(
-        self, data: DataConfig, seed: int, vocab_size: int, fingerprint: str | None, wanted: dict[str, int], read: int
+        self,
+        data: DataConfig,
+        seed: int,
+        vocab_size: int,
+        fingerprint: str | None,
+        wanted: dict[str, int],
+        read: int,
     ):
         self.data = data
         self.seed = seed
@@ -171,7 +181,9 @@ class _Opener:
 
         return self._mix(words, "--data-path", name, part_of)
 
-    def _mix(self, words: Sequence[str], flag: str, name: str, range_of: Callable[[str], Range]) -> Dataset:
+    def _mix(
+        self, words: Sequence[str], flag: str, name: str, range_of: Callable[[str], Range]
+    ) -> Dataset:
         if name == "train" and self.data.data_stages:
             return self._staged(words, flag, range_of)
         prefixes, weights = prefixes_and_weights(words, flag)
@@ -190,7 +202,9 @@ class _Opener:
             weights = [float(len(part)) for part in parts]
         return Blend(parts, weights, finite=name != "train")
 
-    def _megatron_blend(self, parts: list[Dataset], weights: list[float] | None, name: str) -> MegatronBlend:
+    def _megatron_blend(
+        self, parts: list[Dataset], weights: list[float] | None, name: str
+    ) -> MegatronBlend:
         mixed = MegatronBlend(parts, weights, self.wanted[name])
         if name == "train" and len(mixed) < self.read:
             raise UserError(
@@ -205,7 +219,12 @@ class _Opener:
         return self._ordered(source, limits, name, wanted, self._cache(prefix))
 
     def _ordered(
-        self, source: WeightedSource, limits: Range, name: str, wanted: int | None, cache: Path | None
+        self,
+        source: WeightedSource,
+        limits: Range,
+        name: str,
+        wanted: int | None,
+        cache: Path | None,
     ) -> Dataset:
         """Sequences [first, stop) in the configured order; `wanted` samples are enough (None: one epoch)."""
         length = self.data.seq_length
@@ -213,15 +232,23 @@ class _Opener:
         finite = name != "train"
         dataset: SingleSourceDataset
         if self.data.data_order == "megatron":
-            dataset = MegatronCorpus(source, *limits, seq_length=length, seed=seed, wanted=wanted, cache=cache)
+            dataset = MegatronCorpus(
+                source, *limits, seq_length=length, seed=seed, wanted=wanted, cache=cache
+            )
         elif self.data.packing == "best-fit":
-            dataset = Packed(source, *limits, seq_length=length, seed=seed, finite=finite, cache=cache)
+            dataset = Packed(
+                source, *limits, seq_length=length, seed=seed, finite=finite, cache=cache
+            )
         else:
-            dataset = Corpus(source, *limits, seq_length=length, seed=seed, finite=finite, cache=cache)
+            dataset = Corpus(
+                source, *limits, seq_length=length, seed=seed, finite=finite, cache=cache
+            )
         self.ordered.append(dataset)
         return dataset
 
-    def _staged(self, words: Sequence[str], flag: str, range_of: Callable[[str], Range]) -> Curriculum:
+    def _staged(
+        self, words: Sequence[str], flag: str, range_of: Callable[[str], Range]
+    ) -> Curriculum:
         """The blend of `flag` from sample 0, then those of --data-stages."""
         firsts = [0]
         blends = [prefixes_and_weights(words, flag)]
@@ -268,7 +295,9 @@ class MockReader:
     def __init__(self, vocab_size: int, eod: int | None):
         self.vocab_size = vocab_size
         self.eod = eod
-        self.lengths = np.random.default_rng(0).integers(1, MOCK_LONGEST, size=MOCK_SEQUENCES, dtype=np.int32)
+        self.lengths = np.random.default_rng(0).integers(
+            1, MOCK_LONGEST, size=MOCK_SEQUENCES, dtype=np.int32
+        )
 
     def __len__(self) -> int:
         return len(self.lengths)

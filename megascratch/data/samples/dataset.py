@@ -162,7 +162,9 @@ class Corpus(SingleSourceDataset):
         index = self._epoch(epoch)
         cut = int(index.samples[place])
         (place, offset), (last_place, last_offset) = index.cuts[cut : cut + 2].tolist()
-        return pieces_between(self.source.lengths, index.sequences, place, offset, last_place, last_offset)
+        return pieces_between(
+            self.source.lengths, index.sequences, place, offset, last_place, last_offset
+        )
 
     def _epoch(self, epoch: int) -> EpochIndex:
         if epoch not in self._epochs:

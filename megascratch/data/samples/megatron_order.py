@@ -98,7 +98,11 @@ class MegatronCorpus(SingleSourceDataset):
                 f"{source.prefix}: sequences {first} to {stop} hold {tokens} tokens, one sample of --seq-length "
                 f"{seq_length} needs {seq_length + 1}; use more text or a shorter --seq-length"
             )
-        arrays = in_memory(self._build()) if cache is None else load_or_build(cache, self._key(), self._build)
+        arrays = (
+            in_memory(self._build())
+            if cache is None
+            else load_or_build(cache, self._key(), self._build)
+        )
         self.documents = arrays["document_index"]
         self.cuts = arrays["sample_index"]
         self.order = arrays["shuffle_index"]
@@ -113,7 +117,9 @@ class MegatronCorpus(SingleSourceDataset):
             return NO_PIECES
         cut = int(self.order[number])
         (place, offset), (last_place, last_offset) = self.cuts[cut : cut + 2].tolist()
-        return pieces_between(self.source.lengths, self.documents, place, offset, last_place, last_offset)
+        return pieces_between(
+            self.source.lengths, self.documents, place, offset, last_place, last_offset
+        )
 
     def index_keys(self) -> list[dict[str, Any]]:
         return [self._key()]
@@ -159,7 +165,9 @@ class MegatronCorpus(SingleSourceDataset):
             rows = min(ROWS, self.epochs.samples - start)
             place, offset = last[-1].tolist()
             wide = dtype == np.int64
-            last = sample_rows(self.source.lengths, documents, self.seq_length, place, offset, rows, wide)
+            last = sample_rows(
+                self.source.lengths, documents, self.seq_length, place, offset, rows, wide
+            )
             yield last
 
     def _shuffle_index(self, dtype: np.dtype, state: np.ndarray) -> Iterator[np.ndarray]:
@@ -187,7 +195,9 @@ class MegatronBlend(DatasetView):
     Raises: UserError where the blend takes more samples of a dataset than it has.
     """
 
-    def __init__(self, parts: Sequence[Dataset], weights: Sequence[float] | None, wanted: int | None):
+    def __init__(
+        self, parts: Sequence[Dataset], weights: Sequence[float] | None, wanted: int | None
+    ):
         sizes = np.array([len(part) for part in parts], dtype=np.int64)
         all_samples = int(sizes.sum())
         if wanted is None:

@@ -14,7 +14,9 @@ from megascratch.data.samples.batch import Batch, collate
 from megascratch.data.samples.dataset import Dataset
 
 
-def sample_numbers(consumed: int, micro_batch: int, micro_batch_size: int, dp_rank: int, dp_size: int) -> range:
+def sample_numbers(
+    consumed: int, micro_batch: int, micro_batch_size: int, dp_rank: int, dp_size: int
+) -> range:
     """Global numbers of the samples that a rank reads in one micro-batch of a step."""
     first = consumed + (micro_batch * dp_size + dp_rank) * micro_batch_size
     return range(first, first + micro_batch_size)

@@ -21,7 +21,9 @@ def shares(split: str) -> list[float]:
     numbers = [float(word) for word in words if re.fullmatch(r"\d+\.?\d*|\.\d+", word)]
     total = sum(numbers)
     if len(numbers) != len(words) or len(numbers) > len(SPLITS) or total <= 0:
-        raise UserError(f"--split {split!r} must be up to three numbers (train,valid,test) above 0, such as 949,50,1")
+        raise UserError(
+            f"--split {split!r} must be up to three numbers (train,valid,test) above 0, such as 949,50,1"
+        )
     numbers += [0.0] * (len(SPLITS) - len(numbers))
     return [number / total for number in numbers]
 

@@ -61,7 +61,12 @@ class Blend(DatasetView):
     """
 
     def __init__(
-        self, parts: Sequence[Dataset], weights: Sequence[float], *, finite: bool, starts: np.ndarray | None = None
+        self,
+        parts: Sequence[Dataset],
+        weights: Sequence[float],
+        *,
+        finite: bool,
+        starts: np.ndarray | None = None,
     ):
         if len(parts) != len(weights) or not parts:
             raise ValueError(f"{len(parts)} datasets, {len(weights)} weights")
@@ -74,7 +79,9 @@ class Blend(DatasetView):
         self._count = int(sizes.sum())
         self._limits = sizes if finite else np.where(gives_samples, UNLIMITED, 0)
         self.starts = np.zeros(len(parts), dtype=np.int64) if starts is None else starts
-        self._taken = [np.zeros(len(parts), dtype=np.int64)]  # from each dataset before each block, as far as known
+        self._taken = [
+            np.zeros(len(parts), dtype=np.int64)
+        ]  # from each dataset before each block, as far as known
         self._block: tuple[int, np.ndarray, np.ndarray] | None = None
 
     def __len__(self) -> int:
@@ -137,14 +144,18 @@ class Curriculum(DatasetView):
     stopped: no sample is read twice before all are read once, whatever the stages.
     """
 
-    def __init__(self, parts: Sequence[Dataset], firsts: Sequence[int], weights: Sequence[Sequence[float]]):
+    def __init__(
+        self, parts: Sequence[Dataset], firsts: Sequence[int], weights: Sequence[Sequence[float]]
+    ):
         is_rising = list(firsts) == sorted(set(firsts))
         if len(firsts) != len(weights) or not is_rising or firsts[0] != 0:
             raise ValueError(f"stages that begin at {list(firsts)} with {len(weights)} blends")
         self.parts = list(parts)
         self.firsts = list(firsts)
         self.weights = list(weights)
-        self._blends: list[Blend] = []  # of the first stages; a stage depends on what the previous ones have read
+        self._blends: list[
+            Blend
+        ] = []  # of the first stages; a stage depends on what the previous ones have read
 
     def __len__(self) -> int:
         return sum(len(part) for part in self.parts)

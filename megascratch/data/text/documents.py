@@ -15,7 +15,15 @@ from typing import Any, NamedTuple
 import orjson
 
 from megascratch.config.errors import UserError
-from megascratch.data.text.jsonl import LONGEST_LINE, BadLine, decoded, parse_record, read_lines, text_of, too_long
+from megascratch.data.text.jsonl import (
+    LONGEST_LINE,
+    BadLine,
+    decoded,
+    parse_record,
+    read_lines,
+    text_of,
+    too_long,
+)
 from megascratch.data.text.parquet import read_rows
 from megascratch.data.text.sources import BROKEN, Source, opened, unreadable
 
@@ -57,7 +65,10 @@ class Record(NamedTuple):
 
 
 def read_records(
-    sources: Sequence[Source], key: str, columns: Sequence[str] | None = None, sample_by: str = "document"
+    sources: Sequence[Source],
+    key: str,
+    columns: Sequence[str] | None = None,
+    sample_by: str = "document",
 ) -> Iterator[Record]:
     """Every record of the sources, in order.
 
@@ -117,14 +128,18 @@ def _parts(source: Source, key: str, as_one: bool) -> Iterator[Record]:
                 if as_one or not raw:
                     return
     except UnicodeDecodeError as error:
-        yield Record(source.path, number, BadLine(f"not UTF-8: byte 0x{error.object[error.start]:02x}"), None)
+        yield Record(
+            source.path, number, BadLine(f"not UTF-8: byte 0x{error.object[error.start]:02x}"), None
+        )
     except BROKEN as error:
         raise unreadable(source.path, error) from error
 
 
 def _rows(source: Source, columns: Sequence[str] | None) -> Iterator[Record]:
     if not source.regular:
-        raise UserError(f"--input {source.path}: Parquet is read from its end and cannot be read from a pipe")
+        raise UserError(
+            f"--input {source.path}: Parquet is read from its end and cannot be read from a pipe"
+        )
     number = 0
     with tempfile.TemporaryDirectory(prefix="megascratch-") as scratch:
         for rows in read_rows(source.path, source.compression, 0, -1, columns, scratch):

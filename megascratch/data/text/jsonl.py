@@ -97,7 +97,10 @@ def _parse_slowly(raw: bytes) -> Any:
         raise BadLine(not_utf8(raw, error)) from error
     except json.JSONDecodeError as error:
         raise BadLine(f"broken JSON: {error.msg} at column {error.colno}") from error
-    except (ValueError, RecursionError) as error:  # a number with too many digits, a thousand brackets
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # a number with too many digits, a thousand brackets
         raise BadLine(f"broken JSON: {error}") from error
 
 
@@ -138,5 +141,7 @@ def _text(text: object, key: str) -> str:
     try:
         text.isascii() or text.encode()
     except UnicodeEncodeError as error:
-        raise BadLine(f"key {key!r} holds half a surrogate pair at place {error.start + 1}: not a text") from error
+        raise BadLine(
+            f"key {key!r} holds half a surrogate pair at place {error.start + 1}: not a text"
+        ) from error
     return text

@@ -160,7 +160,9 @@ class RowGroupSizes:
     def __enter__(self) -> "RowGroupSizes":
         return self
 
-    def __exit__(self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None) -> None:
+    def __exit__(
+        self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
+    ) -> None:
         self.close()
 
 
@@ -181,5 +183,7 @@ def _serve(pipe: Connection) -> None:
             except UserError as error:
                 pipe.send(error)
             except Exception as error:  # a damaged file may raise anything
-                pipe.send(UserError(f"{path} cannot be read as Parquet: {type(error).__name__}: {error}"))
+                pipe.send(
+                    UserError(f"{path} cannot be read as Parquet: {type(error).__name__}: {error}")
+                )
     os._exit(0)

@@ -46,4 +46,6 @@ def language_code(language: str) -> str:
         return LANGUAGES[language.lower()]
     if language.isascii() and language.islower() and len(language) in (2, 3):
         return language
-    raise UserError(f"--lang {language} is neither a language code (en, de, ...) nor one of {', '.join(LANGUAGES)}")
+    raise UserError(
+        f"--lang {language} is neither a language code (en, de, ...) nor one of {', '.join(LANGUAGES)}"
+    )

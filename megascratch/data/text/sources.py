@@ -121,7 +121,9 @@ def _source(path: str, format: str | None) -> Source:
         status = os.stat(path)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    return Source(path, format, compression, status.st_size, status.st_mtime_ns, stat.S_ISREG(status.st_mode))
+    return Source(
+        path, format, compression, status.st_size, status.st_mtime_ns, stat.S_ISREG(status.st_mode)
+    )
 
 
 @contextmanager
@@ -150,7 +152,9 @@ def needed(module: str, extra: str, what: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise UserError(f"{what} needs {module}: pip install 'megascratch[{extra}]' ({error})") from error
+        raise UserError(
+            f"{what} needs {module}: pip install 'megascratch[{extra}]' ({error})"
+        ) from error
 
 
 def unreadable(path: str, error: Exception, after: str = "") -> UserError:

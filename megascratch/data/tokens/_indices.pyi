@@ -35,11 +35,26 @@ def sample_index(
     lengths: np.ndarray, order: np.ndarray, seq_length: int, keep_partial: bool, start: int = 0
 ) -> np.ndarray: ...
 def sample_rows(
-    lengths: np.ndarray, order: np.ndarray, seq_length: int, place: int, offset: int, rows: int, wide: bool
+    lengths: np.ndarray,
+    order: np.ndarray,
+    seq_length: int,
+    place: int,
+    offset: int,
+    rows: int,
+    wide: bool,
 ) -> np.ndarray: ...
 def pieces_between(
-    lengths: np.ndarray, order: np.ndarray, place: int, offset: int, last_place: int, last_offset: int
+    lengths: np.ndarray,
+    order: np.ndarray,
+    place: int,
+    offset: int,
+    last_place: int,
+    last_offset: int,
 ) -> np.ndarray: ...
 def read_pieces(file: TokenFile, pieces: np.ndarray) -> np.ndarray | None: ...
-def best_fit(lengths: np.ndarray, first: int, stop: int, seq_length: int) -> tuple[np.ndarray, np.ndarray]: ...
-def blend(weights: np.ndarray, taken: np.ndarray, limits: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]: ...
+def best_fit(
+    lengths: np.ndarray, first: int, stop: int, seq_length: int
+) -> tuple[np.ndarray, np.ndarray]: ...
+def blend(
+    weights: np.ndarray, taken: np.ndarray, limits: np.ndarray, count: int
+) -> tuple[np.ndarray, np.ndarray]: ...

@@ -131,10 +131,14 @@ def whole_file(path: Path) -> WholeFile:
     return WholeFile(size, digest.digest())
 
 
-def encoded(bin_bytes: int, blocks: np.ndarray, idx: WholeFile, manifest: WholeFile | None) -> bytes:
+def encoded(
+    bin_bytes: int, blocks: np.ndarray, idx: WholeFile, manifest: WholeFile | None
+) -> bytes:
     """The bytes of a .digests file."""
     json_bytes, json_digest = manifest or (NONE, NO_DIGEST)
-    header = HEADER.pack(MAGIC, VERSION, BLOCK_BYTES, bin_bytes, idx.size, json_bytes, idx.digest, json_digest)
+    header = HEADER.pack(
+        MAGIC, VERSION, BLOCK_BYTES, bin_bytes, idx.size, json_bytes, idx.digest, json_digest
+    )
     content = header + blocks.astype("<u8").tobytes()
     return content + xxhash.xxh3_128_digest(content)
 
@@ -177,7 +181,9 @@ def read_digests(prefix: str | Path) -> Digests | None:
     own = raw[-OWN_BYTES:].tobytes()
     if xxhash.xxh3_128_digest(raw[:-OWN_BYTES].data) != own:
         raise _damaged(path)
-    magic, version, block, bin_bytes, idx_bytes, json_bytes, idx, manifest = HEADER.unpack(raw[: HEADER.size].tobytes())
+    magic, version, block, bin_bytes, idx_bytes, json_bytes, idx, manifest = HEADER.unpack(
+        raw[: HEADER.size].tobytes()
+    )
     if (magic, version, block) != (MAGIC, VERSION, BLOCK_BYTES):
         raise UserError(
             f"{path} has version {version} and blocks of {block} bytes; version {VERSION} and {BLOCK_BYTES} can be "

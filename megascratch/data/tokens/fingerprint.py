@@ -39,7 +39,9 @@ def recorded(corpora: Mapping[str, TokenReader]) -> dict[str, str]:
     for prefix, reader in corpora.items():
         by_name[f"digests {prefix}"] = _pair(reader.digests)
         if has_mask(reader.files):
-            by_name[f"digests {mask_prefix(prefix)}"] = _pair(read_digests(mask_prefix(reader.files)))
+            by_name[f"digests {mask_prefix(prefix)}"] = _pair(
+                read_digests(mask_prefix(reader.files))
+            )
     return by_name
 
 
@@ -90,7 +92,10 @@ def _corpus(reader: TokenReader) -> dict[str, Any]:
         }
     files = {
         ".bin": sampled(bin_path(reader.files)),
-        ".idx": {"bytes": idx_path(reader.files).stat().st_size, "sha256": reader.identity["idx_sha256"]},
+        ".idx": {
+            "bytes": idx_path(reader.files).stat().st_size,
+            "sha256": reader.identity["idx_sha256"],
+        },
     }
     if has_mask(reader.files):
         mask = mask_prefix(reader.files)

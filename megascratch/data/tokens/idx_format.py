@@ -27,7 +27,16 @@ from megascratch.config.errors import UserError
 MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1
 HEADER = struct.Struct("<9sQBQQ")
-DTYPES = {1: "uint8", 2: "int8", 3: "int16", 4: "int32", 5: "int64", 6: "float64", 7: "float32", 8: "uint16"}
+DTYPES = {
+    1: "uint8",
+    2: "int8",
+    3: "int16",
+    4: "int32",
+    5: "int64",
+    6: "float64",
+    7: "float32",
+    8: "uint16",
+}
 TOKEN_DTYPES = {code: name for code, name in DTYPES.items() if "float" not in name}
 BLOCK = 1 << 20  # entries checked together, so that a check of 10^8 sequences needs little memory
 
@@ -80,9 +89,13 @@ def _read_header(path: Path, raw: "mmap.mmap | bytes") -> tuple[np.dtype, int, i
     """The dtype of the ids, S and D."""
     begin = raw[: len(MAGIC)]
     if begin != MAGIC[: len(raw)]:
-        raise UserError(f"{path} is not a token index: it begins with {begin!r}, expected {MAGIC!r}")
+        raise UserError(
+            f"{path} is not a token index: it begins with {begin!r}, expected {MAGIC!r}"
+        )
     if len(raw) < HEADER.size:
-        raise UserError(f"{path} is truncated: {len(raw)} bytes, the header alone has {HEADER.size}; preprocess again")
+        raise UserError(
+            f"{path} is truncated: {len(raw)} bytes, the header alone has {HEADER.size}; preprocess again"
+        )
     _, version, code, sequences, entries = HEADER.unpack(raw[: HEADER.size])
     if version != VERSION:
         raise UserError(f"{path} has version {version}; version {VERSION} can be read")
@@ -131,6 +144,8 @@ def _broken_sequences(index: Index) -> Iterator[str]:
         }
         for law, bad in broken.items():
             for at in np.flatnonzero(bad).tolist():
-                numbers = f"length {lengths[at]}, byte {pointers[at]}, expected >= {previous_ends[at]}"
+                numbers = (
+                    f"length {lengths[at]}, byte {pointers[at]}, expected >= {previous_ends[at]}"
+                )
                 yield f"sequence {start + at} {law} ({numbers})"
         end = int(ends[-1])

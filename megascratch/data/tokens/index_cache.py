@@ -59,7 +59,9 @@ def in_memory(arrays: Mapping[str, np.ndarray | BlockwiseArray]) -> Arrays:
 
 
 def load_or_build(
-    folder: Path, key: Mapping[str, Any], build: Callable[[], Mapping[str, np.ndarray | BlockwiseArray]]
+    folder: Path,
+    key: Mapping[str, Any],
+    build: Callable[[], Mapping[str, np.ndarray | BlockwiseArray]],
 ) -> Arrays:
     """The arrays of `key`, from the cache; they are built and stored if they are missing or damaged.
 
@@ -75,11 +77,16 @@ def load_or_build(
         if arrays is None:
             fault_point("index.build")
             if home.exists():
-                print(f"megascratch: notice: the index cache {home} is damaged: it is built again", file=sys.stderr)
+                print(
+                    f"megascratch: notice: the index cache {home} is damaged: it is built again",
+                    file=sys.stderr,
+                )
             _store(home, text, build())
             arrays = _load(home)
     if arrays is None:
-        raise UserError(f"the index cache {home} cannot be read back; choose another place with --data-cache-path")
+        raise UserError(
+            f"the index cache {home} cannot be read back; choose another place with --data-cache-path"
+        )
     return arrays
 
 
@@ -141,7 +148,9 @@ def _store(home: Path, key: str, arrays: Mapping[str, np.ndarray | BlockwiseArra
         partial.mkdir()
         try:
             with ThreadPoolExecutor(max(len(arrays), 1)) as pool:
-                digests = list(pool.map(_write, [partial / f"{name}.npy" for name in arrays], arrays.values()))
+                digests = list(
+                    pool.map(_write, [partial / f"{name}.npy" for name in arrays], arrays.values())
+                )
             names = dict(zip(arrays, digests, strict=True))
             words = json.loads(key)
             record = {"arrays": names, "key": words, "digest": _own_digest(names, words)}
@@ -185,7 +194,9 @@ def _move_in_place(partial: Path, home: Path) -> None:
     except OSError:
         if _load(home) is None:
             raise
-        shutil.rmtree(partial)  # without locks another process may have stored the same arrays first
+        shutil.rmtree(
+            partial
+        )  # without locks another process may have stored the same arrays first
 
 
 @contextmanager
@@ -195,11 +206,15 @@ def locked(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / "lock").open("a")
     with lock:
-        with suppress(OSError):  # a file system without locks: every process builds, the rename lets one of them win
+        with suppress(
+            OSError
+        ):  # a file system without locks: every process builds, the rename lets one of them win
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
 def writable(folder: Path) -> AbstractContextManager[None]:
     """Turns an error of the file system into a UserError that names the cache."""
-    return explain_write_errors(f"the cache {folder}", "; choose another place with --data-cache-path")
+    return explain_write_errors(
+        f"the cache {folder}", "; choose another place with --data-cache-path"
+    )

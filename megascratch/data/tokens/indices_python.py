@@ -118,7 +118,13 @@ def sample_index(
 
 
 def sample_rows(
-    lengths: np.ndarray, order: np.ndarray, seq_length: int, place: int, offset: int, rows: int, wide: bool
+    lengths: np.ndarray,
+    order: np.ndarray,
+    seq_length: int,
+    place: int,
+    offset: int,
+    rows: int,
+    wide: bool,
 ) -> np.ndarray:
     """int64 (`wide`) or int32 [rows, 2]: (place in `order`, offset) of the tokens L, 2 L ... after (place, offset).
 
@@ -135,7 +141,12 @@ def sample_rows(
 
 
 def pieces_between(
-    lengths: np.ndarray, order: np.ndarray, place: int, offset: int, last_place: int, last_offset: int
+    lengths: np.ndarray,
+    order: np.ndarray,
+    place: int,
+    offset: int,
+    last_place: int,
+    last_offset: int,
 ) -> np.ndarray:
     """int64 [n, 3]: (sequence, offset, count) of the tokens from (place in `order`, offset) to the last, included."""
     rows = []
@@ -155,7 +166,10 @@ def read_pieces(file: TokenFile, pieces: np.ndarray) -> np.ndarray | None:
     ids = [np.empty(0, dtype=np.int64)]
     all_verified = True
     for sequence, offset, count in pieces.tolist():
-        if not (0 <= sequence < len(file.lengths) and 0 <= offset <= offset + count <= file.lengths[sequence]):
+        if not (
+            0 <= sequence < len(file.lengths)
+            and 0 <= offset <= offset + count <= file.lengths[sequence]
+        ):
             raise IndexError(f"tokens {offset} to {offset} + {count} of sequence {sequence}")
         start = int(file.pointers[sequence]) + offset * dtype.itemsize
         stop = start + count * dtype.itemsize
@@ -170,12 +184,18 @@ def read_pieces(file: TokenFile, pieces: np.ndarray) -> np.ndarray | None:
     if not all_verified:
         return None
     tokens = np.concatenate(ids)
-    if file.limit != NO_LIMIT and len(tokens) and not 0 <= tokens.min() <= tokens.max() < file.limit:
+    if (
+        file.limit != NO_LIMIT
+        and len(tokens)
+        and not 0 <= tokens.min() <= tokens.max() < file.limit
+    ):
         raise OverflowError("an id lies outside the vocabulary")
     return tokens
 
 
-def blend(weights: np.ndarray, taken: np.ndarray, limits: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+def blend(
+    weights: np.ndarray, taken: np.ndarray, limits: np.ndarray, count: int
+) -> tuple[np.ndarray, np.ndarray]:
     """int32 and int64 [count]: which dataset gives the next sample, and which of its samples.
 
     The dataset furthest below its share is chosen, of equal ones the first; `taken` [d] samples were given before;
@@ -197,7 +217,9 @@ def blend(weights: np.ndarray, taken: np.ndarray, limits: np.ndarray, count: int
     return datasets, samples
 
 
-def best_fit(lengths: np.ndarray, first: int, stop: int, seq_length: int) -> tuple[np.ndarray, np.ndarray]:
+def best_fit(
+    lengths: np.ndarray, first: int, stop: int, seq_length: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Packs sequences [first, stop) into samples of at most L + 1 tokens; one that fits is not cut (arXiv 2404.10830).
 
     int64 [pieces, 2]: (sequence, offset of its first token); int64 [samples]: pieces up to the end of each sample.
@@ -216,7 +238,9 @@ def best_fit(lengths: np.ndarray, first: int, stop: int, seq_length: int) -> tup
         if rest > border:
             remainders.append((rest, sequence, full * seq_length))
     remainders.sort(key=lambda remainder: -remainder[0])  # stable: of equal ones the first sequence
-    with_room: dict[int, list[int]] = {}  # tokens that still fit -> the samples, the last used at the end
+    with_room: dict[
+        int, list[int]
+    ] = {}  # tokens that still fit -> the samples, the last used at the end
     for count, sequence, offset in remainders:
         fitting = [room for room, stack in with_room.items() if stack and room >= count]
         if fitting:

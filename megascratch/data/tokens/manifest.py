@@ -12,7 +12,15 @@ from typing import Any
 import numpy as np
 
 from megascratch.config.errors import UserError
-from megascratch.config.json_record import COUNT, INTEGER, OBJECT, TEXT, optional, parse_object, require_fields
+from megascratch.config.json_record import (
+    COUNT,
+    INTEGER,
+    OBJECT,
+    TEXT,
+    optional,
+    parse_object,
+    require_fields,
+)
 from megascratch.config.printable import printable, shown
 from megascratch.data.tokens.digests import digests_path, manifest_file, read_digests, with_manifest
 from megascratch.data.tokens.index_cache import load_or_build
@@ -20,7 +28,9 @@ from megascratch.data.tokens.token_files import TokenReader
 from megascratch.runtime.atomic_file import flush_to_disk, move_into_place, partial_path
 
 FIELDS = {
-    **dict.fromkeys(("documents", "sequences", "tokens", "learned_tokens", "bad_lines", "bin_bytes"), COUNT),
+    **dict.fromkeys(
+        ("documents", "sequences", "tokens", "learned_tokens", "bad_lines", "bin_bytes"), COUNT
+    ),
     **dict.fromkeys(("min_token", "max_token"), INTEGER),
     **dict.fromkeys(("bin_sha256", "idx_sha256", "plan"), TEXT),
     "tokenizer": optional(OBJECT),
@@ -49,7 +59,9 @@ def write_manifest(prefix: str | Path, manifest: Mapping[str, Any]) -> None:
     with partial.open("w", encoding="utf-8") as file:
         file.write(json.dumps(manifest, indent=1) + "\n")
         flush_to_disk(file)
-    digests_path(prefix).unlink(missing_ok=True)  # a crash may leave no digests, but never those of another manifest
+    digests_path(prefix).unlink(
+        missing_ok=True
+    )  # a crash may leave no digests, but never those of another manifest
     move_into_place(partial, path)
     if digests is not None:
         with_manifest(prefix, digests)
@@ -79,7 +91,9 @@ def stored_manifest(prefix: str | Path) -> dict[str, Any] | None:
     return manifest
 
 
-def check_corpus(reader: TokenReader, vocab_size: int, fingerprint: str | None, cache: Path | None) -> None:
+def check_corpus(
+    reader: TokenReader, vocab_size: int, fingerprint: str | None, cache: Path | None
+) -> None:
     """Refuses a corpus made with another tokenizer (`fingerprint`; None: unknown) or with ids outside the vocabulary.
     Ids that its manifest does not mention are refused by `reader` when they are read.
 
@@ -94,7 +108,9 @@ def check_corpus(reader: TokenReader, vocab_size: int, fingerprint: str | None, 
             f"training uses {fingerprint[:16]}; give that tokenizer's file as --tokenizer-model, or preprocess the "
             f"corpus again"
         )
-    reader.limit_ids(vocab_size)  # a manifest may be wrong: every id is checked again when it is read
+    reader.limit_ids(
+        vocab_size
+    )  # a manifest may be wrong: every id is checked again when it is read
     low, high = _token_range(reader, manifest, cache)
     if low < 0 or high >= vocab_size:
         for sequence, place, token in reader.places_outside(vocab_size):
@@ -106,7 +122,9 @@ def check_corpus(reader: TokenReader, vocab_size: int, fingerprint: str | None, 
         )
 
 
-def _token_range(reader: TokenReader, manifest: Mapping[str, Any], cache: Path | None) -> tuple[int, int]:
+def _token_range(
+    reader: TokenReader, manifest: Mapping[str, Any], cache: Path | None
+) -> tuple[int, int]:
     """Smallest and largest id, as the manifest says, or by reading all of them once."""
     low = manifest.get("min_token")
     high = manifest.get("max_token")

@@ -68,7 +68,9 @@ class RemoteReader(TokenReader):
 
     def verify_blocks(self, start: int, stop: int) -> None:
         """Fetches the blocks that hold bytes [start, stop), then compares them with the digests."""
-        first_byte = start // DIGEST_BLOCK_BYTES * DIGEST_BLOCK_BYTES  # a digest needs its whole block
+        first_byte = (
+            start // DIGEST_BLOCK_BYTES * DIGEST_BLOCK_BYTES
+        )  # a digest needs its whole block
         last_byte = -(-stop // DIGEST_BLOCK_BYTES) * DIGEST_BLOCK_BYTES
         if self.digests is None:
             self._copy.ensure(start, stop)
@@ -98,7 +100,9 @@ class BlockCache:
     def __init__(self, url: str, cache: Path):
         self._store = Store(url)
         if self._store.exists(f"{url}_loss_mask.idx"):
-            raise UserError(f"{url} has a loss mask, which can only be read from this machine: copy its files here")
+            raise UserError(
+                f"{url} has a loss mask, which can only be read from this machine: copy its files here"
+            )
         self.url = url
         self._bin = self._store.describe(f"{url}.bin")
         idx = self._store.describe(f"{url}.idx")
@@ -154,7 +158,9 @@ class BlockCache:
 
         def check() -> None:
             if self._store.describe(item.url) != item:
-                raise UserError(f"{item.url} was replaced while it was read: start again to read the new one")
+                raise UserError(
+                    f"{item.url} was replaced while it was read: start again to read the new one"
+                )
 
         stop = min(start + BLOCK_BYTES, item.size)
         return self._store.read(item.url, start, stop, check)

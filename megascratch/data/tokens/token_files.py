@@ -43,7 +43,12 @@ from megascratch.data.tokens.idx_format import (
 )
 from megascratch.data.tokens.indices import TokenFile, read_pieces, sound_index
 from megascratch.data.tokens.indices_python import NO_LIMIT
-from megascratch.runtime.atomic_file import explain_write_errors, flush_to_disk, fsync_folder, partial_path
+from megascratch.runtime.atomic_file import (
+    explain_write_errors,
+    flush_to_disk,
+    fsync_folder,
+    partial_path,
+)
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -97,7 +102,9 @@ class TokenWriter:
         """Sequences added so far."""
         return len(self._lengths)
 
-    def add_document(self, tokens: Sequence[int] | np.ndarray, lengths: Sequence[int] | None = None) -> None:
+    def add_document(
+        self, tokens: Sequence[int] | np.ndarray, lengths: Sequence[int] | None = None
+    ) -> None:
         """Appends one document: `tokens` cut into sequences of `lengths` (default: one; none if there are no tokens).
 
         Raises: ValueError where an id does not fit the dtype or the lengths do not add up.
@@ -117,7 +124,9 @@ class TokenWriter:
         high = int(ids.max())
         info = np.iinfo(self.dtype)
         if low < info.min or high > info.max:
-            raise ValueError(f"ids from {low} to {high} do not fit {self.dtype} ({info.min} to {info.max})")
+            raise ValueError(
+                f"ids from {low} to {high} do not fit {self.dtype} ({info.min} to {info.max})"
+            )
         raw = ids.astype(self.dtype.newbyteorder("<"), copy=False).tobytes()
         self._bin.write(raw)
         self._digests.update(raw)
@@ -153,7 +162,9 @@ class TokenWriter:
     def __enter__(self) -> "TokenWriter":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None
+    ) -> None:
         if kind is not None:
             self.abort()
         elif not self._bin.closed:
@@ -167,7 +178,9 @@ def open_for_writing(path: Path) -> IO[bytes]:
         return path.open("wb")
 
 
-def put_in_place(bin_partial: Path, idx_partial: Path, prefix: str | Path, digests: BlockDigests) -> None:
+def put_in_place(
+    bin_partial: Path, idx_partial: Path, prefix: str | Path, digests: BlockDigests
+) -> None:
     """Moves two complete files to the names of a corpus; a crash in between leaves no corpus, never a wrong one.
 
     `digests`: the checksums of the new .bin.
@@ -221,7 +234,9 @@ class TokenReader:
         if self.digests is None:
             return
         if self.bin_bytes != self.digests.bin_bytes:
-            raise self._damage(self._bin, f"it has {self.bin_bytes} bytes, {self.digests.bin_bytes} were written")
+            raise self._damage(
+                self._bin, f"it has {self.bin_bytes} bytes, {self.digests.bin_bytes} were written"
+            )
         if xxhash.xxh3_128_digest(self._raw_index) != self.digests.idx.digest:
             raise self._damage(self._idx, "its checksum differs")
         manifest = manifest_file(self.files)
@@ -344,7 +359,9 @@ class TokenReader:
             for at in np.flatnonzero((ids < 0) | (ids >= self.file.limit)).tolist():
                 token = int(ids[at])
                 return self.outside_vocabulary(sequence, offset + at, token, token + 1)
-        raise AssertionError("an id was outside the vocabulary when it was read, and is not any more")
+        raise AssertionError(
+            "an id was outside the vocabulary when it was read, and is not any more"
+        )
 
     def outside_vocabulary(self, sequence: int, place: int, token: int, needed: int) -> UserError:
         """The error for token number `place` of a sequence; a vocabulary of `needed` ids would contain it."""

@@ -94,12 +94,20 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]
     out = torch.empty_like(x)
     scale = x.new_empty(*x.shape[:-1], 1)
     _KERNELS[x.dtype].rms_norm(
-        x.data_ptr(), weight.data_ptr(), epsilon, out.data_ptr(), scale.data_ptr(), scale.numel(), width
+        x.data_ptr(),
+        weight.data_ptr(),
+        epsilon,
+        out.data_ptr(),
+        scale.data_ptr(),
+        scale.numel(),
+        width,
     )
     return out, scale
 
 
-def rms_norm_backward(x: Tensor, weight: Tensor, scale: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+def rms_norm_backward(
+    x: Tensor, weight: Tensor, scale: Tensor, grad: Tensor
+) -> tuple[Tensor, Tensor]:
     """The gradients of x and of weight."""
     x = x.contiguous()
     grad = grad.contiguous()

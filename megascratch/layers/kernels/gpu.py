@@ -36,7 +36,9 @@ def _statistics(logits, stride, labels, first, valid, peak, total, target, COLUM
 
 
 @triton.jit
-def _gradient(logits, stride, labels, first, valid, width, peak, total, grad, COLUMNS: tl.constexpr):
+def _gradient(
+    logits, stride, labels, first, valid, width, peak, total, grad, COLUMNS: tl.constexpr
+):
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     place = logits + row * stride + column
@@ -44,10 +46,14 @@ def _gradient(logits, stride, labels, first, valid, width, peak, total, grad, CO
     x = tl.load(place, mask=column < valid, other=-float("inf")).to(tl.float32)
     share = tl.exp(x - tl.load(peak + row)) * (scale / tl.load(total + row))
     hit = (column == tl.load(labels + row) - first) & (column < valid)
-    tl.store(place, tl.where(hit, share - scale, share).to(logits.dtype.element_ty), mask=column < width)
+    tl.store(
+        place, tl.where(hit, share - scale, share).to(logits.dtype.element_ty), mask=column < width
+    )
 
 
-def row_statistics(logits: Tensor, labels: Tensor, first: int, valid: int) -> tuple[Tensor, Tensor, Tensor]:
+def row_statistics(
+    logits: Tensor, labels: Tensor, first: int, valid: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """For each row, fp32 [n]: the largest logit, the sum of exp(logit - largest), and the logit of its label, 0 if the
     label is not among the columns.
 
@@ -58,13 +64,28 @@ def row_statistics(logits: Tensor, labels: Tensor, first: int, valid: int) -> tu
     """
     peak, total, target = torch.empty(3, len(logits), dtype=torch.float32, device=logits.device)
     _statistics[len(logits),](
-        logits, logits.stride(0), labels, first, valid, peak, total, target, COLUMNS=_COLUMNS, num_warps=16
+        logits,
+        logits.stride(0),
+        labels,
+        first,
+        valid,
+        peak,
+        total,
+        target,
+        COLUMNS=_COLUMNS,
+        num_warps=16,
     )
     return peak, total, target
 
 
 def to_gradient(
-    logits: Tensor, labels: Tensor, first: int, valid: int, peak: Tensor, total: Tensor, grad: Tensor
+    logits: Tensor,
+    labels: Tensor,
+    first: int,
+    valid: int,
+    peak: Tensor,
+    total: Tensor,
+    grad: Tensor,
 ) -> None:
     """Overwrites the logits with the gradient of -log softmax times `grad` of each row; 0 for padding."""
     blocks = triton.cdiv(logits.shape[1], _COLUMNS)
@@ -81,7 +102,9 @@ def to_gradient(
         COLUMNS=_COLUMNS,
         num_warps=16,
     )
-    torch.autograd.graph.increment_version(logits)  # or a second backward would read the gradient as logits
+    torch.autograd.graph.increment_version(
+        logits
+    )  # or a second backward would read the gradient as logits
 
 
 @triton.jit
@@ -121,7 +144,9 @@ def _dropped(
     tl.store(out + run * run_length + offset, kept.to(value.dtype), mask=there)
 
 
-def dropped(x: Tensor, samples: Tensor, seed: int, site: int, p: float, run_length: int, first: int) -> Tensor:
+def dropped(
+    x: Tensor, samples: Tensor, seed: int, site: int, p: float, run_length: int, first: int
+) -> Tensor:
     """x / (1 - p) where `random.keep_mask` is True, else 0.
 
     Args:

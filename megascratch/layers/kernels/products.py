@@ -21,6 +21,11 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
     If x has three dims, the output is a view for autograd and must not be overwritten in place; with two dims it may.
     """
-    if _onednn is not None and x.dtype == torch.float32 and x.numel() * weight.shape[0] >= _WORTHWHILE and x.is_cpu:
+    if (
+        _onednn is not None
+        and x.dtype == torch.float32
+        and x.numel() * weight.shape[0] >= _WORTHWHILE
+        and x.is_cpu
+    ):
         return _onednn(x, weight, bias, "none", [], "")
     return F.linear(x, weight, bias)

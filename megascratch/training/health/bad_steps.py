@@ -111,7 +111,9 @@ class BadSteps:
             return True
         state.bad_steps += 1
         if state.bad_steps > self.guard.max_bad_steps:
-            raise FloatingPointError(self._too_many(f"{state.bad_steps} bad steps in a row", result.wrong))
+            raise FloatingPointError(
+                self._too_many(f"{state.bad_steps} bad steps in a row", result.wrong)
+            )
         return False
 
     def _too_many(self, what: str, wrong: str) -> str:
@@ -137,14 +139,22 @@ class BadSteps:
         restored = TrainState.from_dict(saved["train_state"])
         back_to = restored.step
         start = original_index(restored.consumed_samples, before)
-        record = {"first": start, "stop": stop, "back_to": back_to, "step": state.step, "reason": wrong}
+        record = {
+            "first": start,
+            "stop": stop,
+            "back_to": back_to,
+            "step": state.step,
+            "reason": wrong,
+        }
         rollbacks = on_first_rank(self.mesh.world, lambda: _written(folder, record))
         if rollbacks > self.guard.max_bad_steps:
             raise FloatingPointError(self._too_many(f"{rollbacks} rollbacks to {path}", wrong))
         restored.skipped_samples = merge_ranges(before, [[start, stop]])
         vars(state).update(vars(restored))
         self.trainer.restore(state)
-        self.say(f"rolled back to step {back_to} ({path}); samples {start:,} to {stop - 1:,} are skipped")
+        self.say(
+            f"rolled back to step {back_to} ({path}); samples {start:,} to {stop - 1:,} are skipped"
+        )
 
     def _report(self, result: StepResult, read: range) -> None:
         """On the first rank: prints a line, and appends a record with every document that the step has read."""

@@ -24,7 +24,9 @@ class RunMonitor:
         self.phases = StepTimer(self.mesh.waits)
         hosts = all_gather_objects(socket.gethostname(), self.mesh.world) if self.watches else []
         stages = [self.mesh.grid.coords(rank)["pp"] for rank in range(self.mesh.world.size)]
-        self.stragglers = Stragglers(stages, hosts, guard.straggler_factor, guard.straggler_intervals)
+        self.stragglers = Stragglers(
+            stages, hosts, guard.straggler_factor, guard.straggler_intervals
+        )
 
     def begin(self, logged: bool) -> None:
         """Called before each step: measures the phases of the steps that are logged."""

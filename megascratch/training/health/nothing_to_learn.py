@@ -28,7 +28,9 @@ def nothing_learned(what: str, numbers: str) -> str:
     )
 
 
-def require_something_to_learn(config: Config, splits: Splits, eod: int | None, first_step: int) -> None:
+def require_something_to_learn(
+    config: Config, splits: Splits, eod: int | None, first_step: int
+) -> None:
     """Reads samples of each split until one has a learned token, which nearly always is the first.
 
     Args:

@@ -63,7 +63,12 @@ def missing_files(config: Config) -> list[str]:
     """One line for each file that the settings name and that cannot be read, even if the settings are not legal."""
     data = config.data
     problems = Problems()
-    paths: list[list[str] | None] = [data.data_path, data.train_data_path, data.valid_data_path, data.test_data_path]
+    paths: list[list[str] | None] = [
+        data.data_path,
+        data.train_data_path,
+        data.valid_data_path,
+        data.test_data_path,
+    ]
     for stage in data.data_stages or ():
         paths.append(stage.split()[1:])
     for prefix in named_prefixes(paths):
@@ -76,7 +81,9 @@ def missing_files(config: Config) -> list[str]:
         ("--pipeline-schedule-csv", config.parallel.pipeline_schedule_csv),
     ):
         if path is not None and not os.access(path, os.R_OK):
-            problems.lines.append(f"{name} {path}: cannot be read: there is no readable file or folder of this name")
+            problems.lines.append(
+                f"{name} {path}: cannot be read: there is no readable file or folder of this name"
+            )
     return problems.lines
 
 
@@ -85,9 +92,13 @@ def _require_checkpoint(load: str | None) -> None:
     if load is None:
         return
     where = storage_path(load)
-    there = os.access(where, os.R_OK) if isinstance(where, Path) else Store(where.url).names(where.url)
+    there = (
+        os.access(where, os.R_OK) if isinstance(where, Path) else Store(where.url).names(where.url)
+    )
     if not there:
-        raise UserError(f"--load {load}: no checkpoint: there is no readable file or folder of this name")
+        raise UserError(
+            f"--load {load}: no checkpoint: there is no readable file or folder of this name"
+        )
 
 
 def _require_library(save: str | None) -> None:
@@ -171,7 +182,9 @@ def _require_folder(flag: str, path: str | None) -> None:
         with tempfile.TemporaryDirectory(prefix=".megascratch-", dir=nearest):
             pass
     except OSError as error:
-        raise UserError(f"{flag} {path} cannot be created: {nearest} cannot be written: {error.strerror}") from error
+        raise UserError(
+            f"{flag} {path} cannot be created: {nearest} cannot be written: {error.strerror}"
+        ) from error
 
 
 def _require_document_ends(config: Config, tokenizer: Tokenizer | None) -> None:
@@ -184,7 +197,9 @@ def _require_document_ends(config: Config, tokenizer: Tokenizer | None) -> None:
         )
 
 
-def _open_data(config: Config, tokenizer: Tokenizer | None, total_steps: int, total_samples: int) -> Splits:
+def _open_data(
+    config: Config, tokenizer: Tokenizer | None, total_steps: int, total_samples: int
+) -> Splits:
     training = config.training
     data = config.data
     evaluated = training.eval_iters * (training.global_batch_size or 1)

@@ -39,7 +39,9 @@ class RankReport(NamedTuple):
     """Why the rank cannot start; '' if it can."""
 
 
-def rank_facts(config: Config, files: Mapping[str, Mapping[str, Any]], others: Mapping[str, str]) -> dict[str, str]:
+def rank_facts(
+    config: Config, files: Mapping[str, Mapping[str, Any]], others: Mapping[str, str]
+) -> dict[str, str]:
     """Everything that must be equal on all ranks, as short texts by name.
 
     Args:

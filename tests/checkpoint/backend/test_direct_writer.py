@@ -66,14 +66,19 @@ def test_a_disk_that_refuses_the_blocks_gets_them_another_way(tmp_path, monkeypa
 
 def test_a_disk_that_takes_only_a_part_gets_the_rest(tmp_path, monkeypatch):
     pwrite = os.pwrite
-    monkeypatch.setattr(os, "pwrite", lambda handle, part, at: pwrite(handle, part[: max(1, len(part) // 3)], at))
+    monkeypatch.setattr(
+        os, "pwrite", lambda handle, part, at: pwrite(handle, part[: max(1, len(part) // 3)], at)
+    )
     there, content = written(tmp_path, PIECES["rooms and an odd end"])
     assert there == content
 
 
 @pytest.mark.parametrize("sizes", [[2 * BLOCK], [40 * BLOCK]], ids=["at the end", "long before it"])
 def test_an_error_of_the_disk_is_the_callers(tmp_path, sizes):
-    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limits, handler = (
+        resource.getrlimit(resource.RLIMIT_FSIZE),
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN),
+    )
     resource.setrlimit(resource.RLIMIT_FSIZE, (BLOCK, limits[1]))
     try:
         with pytest.raises(OSError, match="too large"):

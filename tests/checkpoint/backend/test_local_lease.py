@@ -40,9 +40,13 @@ def holder(tmp_path):
     process.join()
 
 
-def test_a_second_writer_is_refused_by_the_first_ones_beat_and_with_its_name(tmp_path, holder, monkeypatch):
+def test_a_second_writer_is_refused_by_the_first_ones_beat_and_with_its_name(
+    tmp_path, holder, monkeypatch
+):
     monkeypatch.setattr(local_lease, "STALE_SECONDS", 1e9)  # no time decides
-    with pytest.raises(UserError, match=rf"is being written by process {holder.pid} on .*: end that run first"):
+    with pytest.raises(
+        UserError, match=rf"is being written by process {holder.pid} on .*: end that run first"
+    ):
         Lease.acquire(tmp_path)
     assert (tmp_path / ".writer.00000001" / ".step_00000009.x.partial").is_dir()
 
@@ -52,7 +56,9 @@ def test_a_dead_writers_folder_is_taken_over_and_what_it_left_is_deleted(tmp_pat
     holder.kill()
     holder.join()
     mine = Lease.acquire(tmp_path)
-    assert mine.number == 2 and sorted(path.name for path in tmp_path.iterdir()) == [".writer.00000002"]
+    assert mine.number == 2 and sorted(path.name for path in tmp_path.iterdir()) == [
+        ".writer.00000002"
+    ]
     assert write(mine, 4) == tmp_path / "step_00000004"
     mine.release()
     again = Lease.acquire(tmp_path)
@@ -83,9 +89,13 @@ def test_who_was_taken_over_in_the_middle_of_a_save_cannot_commit(tmp_path, monk
         rename(source, target)
 
     monkeypatch.setattr(os, "rename", late)
-    with pytest.raises(LeaseLostError, match="step_00000004 was not written: another writer has taken"):
+    with pytest.raises(
+        LeaseLostError, match="step_00000004 was not written: another writer has taken"
+    ):
         write(old, 4)
-    with pytest.raises(LeaseLostError, match=f"another writer has taken .* over: process {os.getpid()}"):
+    with pytest.raises(
+        LeaseLostError, match=f"another writer has taken .* over: process {os.getpid()}"
+    ):
         old.require()
     with pytest.raises(LeaseLostError, match="taken"):
         write(old, 5)
@@ -108,7 +118,9 @@ def test_a_deleted_folder_is_called_deleted_not_taken_over(tmp_path):
     mine.release()
 
 
-def test_a_holder_that_ends_while_it_is_looked_at_is_taken_over_at_once(tmp_path, holder, monkeypatch):
+def test_a_holder_that_ends_while_it_is_looked_at_is_taken_over_at_once(
+    tmp_path, holder, monkeypatch
+):
     """It was alive at the first look: stopped, so that no beat is seen, and killed at the second."""
     monkeypatch.setattr(local_lease, "STALE_SECONDS", 600.0)
     os.kill(holder.pid, signal.SIGSTOP)
@@ -137,7 +149,10 @@ def test_a_restart_by_the_same_launcher_does_not_wait(tmp_path, holder, monkeypa
 
 def test_of_many_claimants_at_once_one_wins(tmp_path):
     here, there = CONTEXT.Pipe()
-    claimants = [CONTEXT.Process(target=hold, args=(tmp_path, there, time.time() + 1.5), daemon=True) for _ in range(6)]
+    claimants = [
+        CONTEXT.Process(target=hold, args=(tmp_path, there, time.time() + 1.5), daemon=True)
+        for _ in range(6)
+    ]
     for claimant in claimants:
         claimant.start()
     answers = [here.recv() for _ in claimants]

@@ -84,7 +84,9 @@ def flip(path, at=-3):
 
 
 def data_file(step):
-    return step / next(name for name in Store(step.url).names(step.url) if name.endswith(".safetensors"))
+    return step / next(
+        name for name in Store(step.url).names(step.url) if name.endswith(".safetensors")
+    )
 
 
 def below(folder):
@@ -96,9 +98,15 @@ def below(folder):
 @S3_TOO
 def test_what_is_saved_comes_back_in_any_cut_and_the_newest_sound_step_is_found(folder):
     assert checkpoint.list_steps(folder) == [] and checkpoint.latest(folder) is None
-    assert save(folder) == folder / "step_00000007" and save(folder, 100_000_000) == folder / "step_100000000"
+    assert (
+        save(folder) == folder / "step_00000007"
+        and save(folder, 100_000_000) == folder / "step_100000000"
+    )
     assert [load(folder, seed) for seed in range(3)] == [STATE] * 3
-    assert checkpoint.list_steps(str(folder)) == [folder / "step_100000000", folder / "step_00000007"]
+    assert checkpoint.list_steps(str(folder)) == [
+        folder / "step_100000000",
+        folder / "step_00000007",
+    ]
     assert checkpoint.resolve(str(folder) + "/") == folder / "step_100000000"
     assert list(problems(folder / "step_00000007")) == []
     with pytest.raises(UserError, match="already exists, and checkpoints are never overwritten"):
@@ -125,7 +133,9 @@ def test_a_large_file_goes_in_parts_and_only_wanted_chunks_are_asked_for(folder,
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "delete", "manifest"])
-def test_a_damaged_step_is_passed_over_and_only_a_named_one_refused_with_object_and_chunk(folder, damage):
+def test_a_damaged_step_is_passed_over_and_only_a_named_one_refused_with_object_and_chunk(
+    folder, damage
+):
     save(folder, 7), save(folder, 8, state={"newer": True})
     newer = folder / "step_00000008"
     data = newer / FILE if damage == "manifest" else data_file(newer)
@@ -135,7 +145,12 @@ def test_a_damaged_step_is_passed_over_and_only_a_named_one_refused_with_object_
         put(data, content(data)[:-1])
     else:
         flip(data)
-    law = {"flip": "the bytes of .* do not match", "cut": "it has", "delete": "no such object", "manifest": "sha256"}
+    law = {
+        "flip": "the bytes of .* do not match",
+        "cut": "it has",
+        "delete": "no such object",
+        "manifest": "sha256",
+    }
     with pytest.warns(UserWarning, match=rf"skipped: .*step_00000008/.*{law[damage]}"):
         assert load(folder) == STATE
     with pytest.raises(DamagedError, match=rf"{data.name}.*{law[damage]}"):
@@ -151,7 +166,9 @@ def test_a_save_that_nobody_ended_is_invisible_until_the_next_writer_deletes_it(
     sound = save(folder, 7)
     put(folder / "step_00000009" / "00000.abc.safetensors", b"half")
     assert checkpoint.list_steps(folder) == [sound] and load(folder) == STATE
-    with pytest.raises(UserError, match=r"step_00000009 is not a checkpoint: manifest\.json cannot be read"):
+    with pytest.raises(
+        UserError, match=r"step_00000009 is not a checkpoint: manifest\.json cannot be read"
+    ):
         load(folder / "step_00000009")
     lease = checkpoint.acquire(folder)
     lease.release()
@@ -171,7 +188,10 @@ def test_open_uploads_are_given_up_by_the_next_writer_and_others_are_not(address
     ("fault", "complaint"),
     [
         ("save.before_write:0:1:eio", "Input/output error"),
-        ("save.write:0:*:eio", r"cannot be written after 3 attempts: OSError: .*Input/output error"),
+        (
+            "save.write:0:*:eio",
+            r"cannot be written after 3 attempts: OSError: .*Input/output error",
+        ),
         ("save.write:0:1:raise", "fault point save.write"),
         ("save.after_write:0:1:raise", "fault point save.after_write"),
         ("save.before_commit:0:1:enospc", "No space left"),
@@ -185,9 +205,14 @@ def test_a_save_that_fails_leaves_nothing(folder, fault, complaint):
 
 
 @S3_TOO
-def test_an_error_that_passes_is_tried_again_and_a_committed_step_outlives_a_later_error(folder, monkeypatch):
+def test_an_error_that_passes_is_tried_again_and_a_committed_step_outlives_a_later_error(
+    folder, monkeypatch
+):
     monkeypatch.setattr(file_format, "GROUP_CHUNKS", 2)
-    with armed("save.write:0:2:eio,save.after_commit:0:1:raise"), pytest.raises(Exception, match="after_commit"):
+    with (
+        armed("save.write:0:2:eio,save.after_commit:0:1:raise"),
+        pytest.raises(Exception, match="after_commit"),
+    ):
         save(folder)
     assert load(folder) == STATE and len(below(folder)) == 2
 
@@ -269,7 +294,9 @@ def body(step, change):
     put(step / FILE, signed(json.dumps(record).encode()))
 
 
-@pytest.mark.parametrize("name", ["../secret", "/secret", "s3://bucket/secret", "..", "a/b", "manifest.json", "%2e%2e"])
+@pytest.mark.parametrize(
+    "name", ["../secret", "/secret", "s3://bucket/secret", "..", "a/b", "manifest.json", "%2e%2e"]
+)
 def test_a_hostile_manifest_names_nothing_outside_of_its_step(folder, name, monkeypatch):
     step = save(folder)
     put(folder / "secret", b"x" * 100)
@@ -291,7 +318,12 @@ def test_a_hostile_manifest_names_nothing_outside_of_its_step(folder, name, monk
 
 def test_a_size_that_lies_makes_no_room(folder):
     step = save(folder)
-    body(step, lambda record: next(iter(record["files"].values())).update(bytes=1 << 60, header_bytes=1 << 60))
+    body(
+        step,
+        lambda record: next(iter(record["files"].values())).update(
+            bytes=1 << 60, header_bytes=1 << 60
+        ),
+    )
     with pytest.raises(DamagedError):
         load(step)
 
@@ -320,11 +352,16 @@ def test_a_store_that_is_silent_is_not_a_store_without_checkpoints(folder, monke
         with monkeypatch.context() as patch:
             patch.setattr(client(folder), name, down)
             if name == "ls":
-                with pytest.raises(StoreError, match="cannot be listed after 3 attempts: ConnectionError: unreachable"):
+                with pytest.raises(
+                    StoreError,
+                    match="cannot be listed after 3 attempts: ConnectionError: unreachable",
+                ):
                     checkpoint.list_steps(folder)
             with pytest.raises(DiskError if name == "pipe_file" else UserError) as raised:
                 save(folder, 9) if name == "pipe_file" else load(folder)
-            assert "after 3 attempts" in str(raised.value) and not isinstance(raised.value, DamagedError)
+            assert "after 3 attempts" in str(raised.value) and not isinstance(
+                raised.value, DamagedError
+            )
     assert len(checkpoint.list_steps(folder)) == 2
 
 
@@ -335,7 +372,9 @@ def here(size):
 def save_on_ranks(url, address, size, seed):
     s3_server.speak_to(address)
     axis = here(size)
-    return str(checkpoint.save(url, 7, shards_of_rank(axis.rank, size, seed, filled=True), STATE, axis))
+    return str(
+        checkpoint.save(url, 7, shards_of_rank(axis.rank, size, seed, filled=True), STATE, axis)
+    )
 
 
 def load_on_ranks(url, address, size, seed):
@@ -374,7 +413,10 @@ def test_a_library_that_is_missing_is_one_sentence(monkeypatch):
         raise ImportError("Install s3fs")
 
     monkeypatch.setattr(fsspec.core, "url_to_fs", missing)
-    with pytest.raises(UserError, match=r"s3:// needs s3fs, which is not installed: pip install 'megascratch\[s3\]'"):
+    with pytest.raises(
+        UserError,
+        match=r"s3:// needs s3fs, which is not installed: pip install 'megascratch\[s3\]'",
+    ):
         checkpoint.list_steps("s3://bucket/run")
 
 

@@ -49,7 +49,9 @@ def take_over(folder, monkeypatch):
 
 def test_a_second_writer_is_refused_with_the_holders_name(folder):
     mine = acquire(folder)
-    with pytest.raises(UserError, match=rf"is being written by process {os.getpid()} on .*: end that run first"):
+    with pytest.raises(
+        UserError, match=rf"is being written by process {os.getpid()} on .*: end that run first"
+    ):
         acquire(folder)
     mine.require()
     mine.release()
@@ -58,7 +60,10 @@ def test_a_second_writer_is_refused_with_the_holders_name(folder):
 def test_what_is_released_is_free_at_once_and_numbers_only_grow(folder):
     for number in (1, 2, 3):
         mine = acquire(folder)
-        assert (mine.number, Store(folder.url).names(f"{folder}/.writer")[:1]) == (number, [f"{number:08d}.json"])
+        assert (mine.number, Store(folder.url).names(f"{folder}/.writer")[:1]) == (
+            number,
+            [f"{number:08d}.json"],
+        )
         mine.release()
 
 
@@ -99,7 +104,9 @@ def test_who_was_taken_over_in_the_middle_of_a_save_commits_nothing(folder, monk
     old, newer, created = acquire(folder), [], []
     where, name, told = MOMENTS[moment]
     original, create = getattr(where, name), Store.create
-    monkeypatch.setattr(Store, "create", lambda self, *given: created.append(given[0]) or create(self, *given))
+    monkeypatch.setattr(
+        Store, "create", lambda self, *given: created.append(given[0]) or create(self, *given)
+    )
 
     def late(*given):
         if not newer and any(str(word).endswith(told) for word in given):
@@ -107,7 +114,9 @@ def test_who_was_taken_over_in_the_middle_of_a_save_commits_nothing(folder, monk
         return original(*given)
 
     monkeypatch.setattr(where, name, late)
-    with pytest.raises(LeaseLostError, match=f"another writer has taken .* over: process {os.getpid()}"):
+    with pytest.raises(
+        LeaseLostError, match=f"another writer has taken .* over: process {os.getpid()}"
+    ):
         write(old, 4)
     assert checkpoint.list_steps(folder) == [] and not any(url.endswith(FILE) for url in created)
     with pytest.raises(LeaseLostError, match="taken"):
@@ -162,7 +171,10 @@ def die(url, address, fault):
         write(lease, 2)
 
 
-DEEP = [pytest.param(point, marks=pytest.mark.deep) for point in ("save.before_commit", "save.after_commit")]
+DEEP = [
+    pytest.param(point, marks=pytest.mark.deep)
+    for point in ("save.before_commit", "save.after_commit")
+]
 
 
 @pytest.mark.parametrize("point", ["save.write", *DEEP])
@@ -171,14 +183,18 @@ def test_a_writer_that_is_killed_leaves_only_whole_steps_and_the_next_one_comes_
         s3_server.speak_to(address)
         s3_server.emptied()
         folder = storage_path(f"{s3_server.BUCKET}/run")
-        process = CONTEXT.Process(target=die, args=(str(folder), address, f"{point}:0:1:kill"), daemon=True)
+        process = CONTEXT.Process(
+            target=die, args=(str(folder), address, f"{point}:0:1:kill"), daemon=True
+        )
         process.start()
         process.join()
         assert process.exitcode == -signal.SIGKILL
         whole = [2, 1] if point == "save.after_commit" else [1]
         assert [int(step.name[-1]) for step in checkpoint.list_steps(folder)] == whole
         mine = acquire(folder)
-        assert sorted(Store(folder.url).names(folder.url))[1:] == [f"step_0000000{number}" for number in whole[::-1]]
+        assert sorted(Store(folder.url).names(folder.url))[1:] == [
+            f"step_0000000{number}" for number in whole[::-1]
+        ]
         assert [list(problems(step)) for step in checkpoint.list_steps(folder)] == [[]] * len(whole)
         write(mine, 3)
         mine.release()

@@ -15,11 +15,17 @@ from megascratch.parallel.sharded_tensor import ShardedTensor
 from tests.support.random_shards import names_that_differ, shards_of_rank, whole, world
 from tests.support.rank_pool import on_ranks
 
-WHOLE = {"a": torch.arange(35.0).view(7, 5), "nested.b": torch.tensor(3.5), "c": torch.arange(6, dtype=torch.int64)}
+WHOLE = {
+    "a": torch.arange(35.0).view(7, 5),
+    "nested.b": torch.tensor(3.5),
+    "c": torch.arange(6, dtype=torch.int64),
+}
 
 
 def whole_of(name, tensor):
-    return ShardedTensor(name, tuple(tensor.shape), Box((0,) * tensor.dim(), tuple(tensor.shape)), tensor, 0)
+    return ShardedTensor(
+        name, tuple(tensor.shape), Box((0,) * tensor.dim(), tuple(tensor.shape)), tensor, 0
+    )
 
 
 def test_a_plain_state_dict_comes_back_and_is_an_ordinary_checkpoint(tmp_path):
@@ -69,7 +75,11 @@ def test_damage_and_what_is_no_tensor_are_refused(tmp_path):
     file.write_bytes(content)
     with pytest.raises(CheckpointException, match=r"00000.safetensors is damaged: the bytes of"):
         dcp.load(
-            {"a": torch.zeros(7, 5), "c": torch.zeros(6, dtype=torch.int64), "nested.b": torch.zeros(())},
+            {
+                "a": torch.zeros(7, 5),
+                "c": torch.zeros(6, dtype=torch.int64),
+                "nested.b": torch.zeros(()),
+            },
             storage_reader=DcpReader(file.parent),
             no_dist=True,
         )

@@ -24,7 +24,9 @@ def complaints(world: int = 1, **values) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("law", "world", "values", "fragment"), BROKEN, ids=[f"{row[0]}-{i}" for i, row in enumerate(BROKEN)]
+    ("law", "world", "values", "fragment"),
+    BROKEN,
+    ids=[f"{row[0]}-{i}" for i, row in enumerate(BROKEN)],
 )
 def test_a_broken_law_is_the_one_complaint(law, world, values, fragment):
     (found,) = complaints(world, **values)
@@ -44,14 +46,18 @@ def outside(name: str) -> list[float]:
     return [below, *above, *([] if whole else [math.nan, math.inf])]
 
 
-@pytest.mark.parametrize(("name", "value"), [(name, value) for name in RANGES for value in outside(name)])
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name in RANGES for value in outside(name)]
+)
 def test_a_number_outside_its_range_is_named(name, value):
     head = f"{name.replace('_', '-')} ({value}) must be "
     assert any(line.startswith(head) for line in complaints(**{name: value}))
 
 
 def test_every_number_has_a_range():
-    numbers = {name for name, hint in HINTS.items() if hint in (int, float, int | None, float | None)}
+    numbers = {
+        name for name, hint in HINTS.items() if hint in (int, float, int | None, float | None)
+    }
     ends_of_the_cut = {
         "decoder_first_pipeline_num_layers",
         "decoder_last_pipeline_num_layers",
@@ -60,8 +66,16 @@ def test_every_number_has_a_range():
 
 
 def test_all_broken_laws_are_listed_at_once():
-    found = complaints(6, **layout(tp=4, pp=4, num_layers=10, num_attention_heads=6, bf16=True, fp16=True, lr=-1.0))
-    heads = ["lr (", "num-attention-heads (", "world size (", "num-layers (", "at most one of bf16, fp16"]
+    found = complaints(
+        6, **layout(tp=4, pp=4, num_layers=10, num_attention_heads=6, bf16=True, fp16=True, lr=-1.0)
+    )
+    heads = [
+        "lr (",
+        "num-attention-heads (",
+        "world size (",
+        "num-layers (",
+        "at most one of bf16, fp16",
+    ]
     assert len(found) == len(heads)
     assert all(line.startswith(head) for line, head in zip(found, heads, strict=True))
 
@@ -73,9 +87,30 @@ def test_all_broken_laws_are_listed_at_once():
         (8, layout(tp=2, pp=2, sequence_parallel=True, global_batch_size=16)),
         (8, layout(tp=8, num_attention_heads=8, num_query_groups=2)),
         (2, layout(tp=2, num_attention_heads=8, num_query_groups=1)),
-        (4, layout(pp=4, num_layers=10, decoder_first_pipeline_num_layers=1, decoder_last_pipeline_num_layers=3)),
-        (2, layout(pp=2, num_layers=5, pipeline_model_parallel_layout=[2, 0, 1, 2], global_batch_size=4)),
-        (2, layout(pp=2, chunks=2, microbatch_group_size_per_virtual_pipeline_stage=3, global_batch_size=5)),
+        (
+            4,
+            layout(
+                pp=4,
+                num_layers=10,
+                decoder_first_pipeline_num_layers=1,
+                decoder_last_pipeline_num_layers=3,
+            ),
+        ),
+        (
+            2,
+            layout(
+                pp=2, num_layers=5, pipeline_model_parallel_layout=[2, 0, 1, 2], global_batch_size=4
+            ),
+        ),
+        (
+            2,
+            layout(
+                pp=2,
+                chunks=2,
+                microbatch_group_size_per_virtual_pipeline_stage=3,
+                global_batch_size=5,
+            ),
+        ),
         (1, SAMPLES | {"lr_decay_samples": 90, "lr_warmup_fraction": 0.1}),
         (1, {"lr_decay_style": "constant", "lr_warmup_iters": 50}),
         (1, {"fp16": True, "initial_loss_scale": 1024.0}),
@@ -94,22 +129,55 @@ def test_a_legal_config_is_accepted(world, values):
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
-        ({"sequence_parallel": True}, "sequence-parallel has no effect with tensor-model-parallel-size 1"),
-        ({"use_distributed_optimizer": True}, "use-distributed-optimizer has no effect with one data-parallel rank"),
-        ({"overlap_param_gather": False}, "overlap-param-gather has no effect without use-distributed-optimizer"),
+        (
+            {"sequence_parallel": True},
+            "sequence-parallel has no effect with tensor-model-parallel-size 1",
+        ),
+        (
+            {"use_distributed_optimizer": True},
+            "use-distributed-optimizer has no effect with one data-parallel rank",
+        ),
+        (
+            {"overlap_param_gather": False},
+            "overlap-param-gather has no effect without use-distributed-optimizer",
+        ),
         ({"rotary_base": 5e5}, "rotary-base has no effect without position-embedding-type rope"),
-        ({"rotary_percent": 0.5}, "rotary-percent has no effect without position-embedding-type rope"),
-        ({"optimizer_cpu_offload": True, "device": "cpu"}, "optimizer-cpu-offload saves no memory with device cpu"),
-        ({"optimizer_offload_fraction": 0.5}, "optimizer-offload-fraction has no effect without optimizer-cpu-of"),
-        ({"position_embedding_type": "rope", "max_position_embeddings": 9}, "max-position-embeddings has no effect"),
+        (
+            {"rotary_percent": 0.5},
+            "rotary-percent has no effect without position-embedding-type rope",
+        ),
+        (
+            {"optimizer_cpu_offload": True, "device": "cpu"},
+            "optimizer-cpu-offload saves no memory with device cpu",
+        ),
+        (
+            {"optimizer_offload_fraction": 0.5},
+            "optimizer-offload-fraction has no effect without optimizer-cpu-of",
+        ),
+        (
+            {"position_embedding_type": "rope", "max_position_embeddings": 9},
+            "max-position-embeddings has no effect",
+        ),
         ({"add_qkv_bias": True}, "add-qkv-bias has no effect"),
-        ({"lr_decay_style": "constant", "min_lr": 1e-5}, "min-lr has no effect with lr-decay-style constant"),
-        ({"lr_wsd_decay_style": "cosine"}, "lr-wsd-decay-style has no effect without lr-decay-style WSD"),
-        (FILES | {"data_stages": ["9 a", "10 b"]}, "the last of data-stages begins after the last sample"),
+        (
+            {"lr_decay_style": "constant", "min_lr": 1e-5},
+            "min-lr has no effect with lr-decay-style constant",
+        ),
+        (
+            {"lr_wsd_decay_style": "cosine"},
+            "lr-wsd-decay-style has no effect without lr-decay-style WSD",
+        ),
+        (
+            FILES | {"data_stages": ["9 a", "10 b"]},
+            "the last of data-stages begins after the last sample",
+        ),
         ({"keep_last_n_checkpoints": 1}, "keep-last-n-checkpoints 1 leaves no other checkpoint"),
         ({"async_save": False}, "async-save has no effect with save-interval 0"),
         ({"force_resume": ["seed"]}, "force-resume has no effect without load"),
-        ({"spiky_loss_factor": 9.0}, "spiky-loss-factor and spiky-loss-window have no effect without check-for-spiky"),
+        (
+            {"spiky_loss_factor": 9.0},
+            "spiky-loss-factor and spiky-loss-window have no effect without check-for-spiky",
+        ),
         ({"max_bad_steps": 3}, "max-bad-steps has no effect with on-bad-step stop"),
         ({"data_cache_path": "x"}, "data-cache-path has no effect with mock-data"),
         ({}, None),
@@ -147,7 +215,9 @@ def legal(draw) -> tuple[Config, int]:
         micro_batch_size=micro,
         global_batch_size=step * pp * draw(st.integers(1, 5)),
         pipeline_schedule=None if chunks > 1 else draw(st.sampled_from([None, "gpipe", "1f1b"])),
-        lr_decay_style=draw(st.sampled_from(["constant", "linear", "cosine", "inverse-square-root"])),
+        lr_decay_style=draw(
+            st.sampled_from(["constant", "linear", "cosine", "inverse-square-root"])
+        ),
         lr_warmup_iters=draw(st.integers(0, 10)),
         rampup_batch_size=draw(st.none() | st.just([step * pp, step * pp, 1000])),
     )
@@ -163,11 +233,15 @@ def test_what_is_built_legally_is_accepted_and_fully_derived(case):
     assert derive(whole, world) == whole
     parallel = whole.parallel
     assert (
-        parallel.data_parallel_size * parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size
+        parallel.data_parallel_size
+        * parallel.tensor_model_parallel_size
+        * parallel.pipeline_model_parallel_size
         == world
     )
     cut = layer_cut(
-        whole.model.num_layers, parallel.pipeline_model_parallel_size, parallel.num_virtual_stages_per_pipeline_rank
+        whole.model.num_layers,
+        parallel.pipeline_model_parallel_size,
+        parallel.num_virtual_stages_per_pipeline_rank,
     )
     assert sum(cut) == whole.model.num_layers
 
@@ -202,7 +276,9 @@ DERIVED = {
 
 
 def test_every_gap_that_needs_no_file_is_filled():
-    sizes = layout(tp=2, pp=2, hidden_size=128, num_attention_heads=8, micro_batch_size=3, output_dir="o")
+    sizes = layout(
+        tp=2, pp=2, hidden_size=128, num_attention_heads=8, micro_batch_size=3, output_dir="o"
+    )
     found = flat(derive(config(**sizes, **FILES), 8))
     assert {name: found[name] for name in DERIVED} == DERIVED
 
@@ -214,8 +290,18 @@ def test_every_gap_that_needs_no_file_is_filled():
         ({"hidden_size": 96, "num_attention_heads": 4, "swiglu": True}, 1, "ffn_hidden_size", 256),
         ({"device": "cuda"}, 1, "distributed_backend", "nccl"),
         ({"device": "cpu"}, 1, "distributed_backend", "gloo"),
-        (layout(pp=2, pipeline_model_parallel_layout=[3, 3, 3, 3]), 2, "num_virtual_stages_per_pipeline_rank", 2),
-        (layout(pp=2, pipeline_model_parallel_layout=[3, 3, 3, 3]), 2, "pipeline_schedule", "interleaved"),
+        (
+            layout(pp=2, pipeline_model_parallel_layout=[3, 3, 3, 3]),
+            2,
+            "num_virtual_stages_per_pipeline_rank",
+            2,
+        ),
+        (
+            layout(pp=2, pipeline_model_parallel_layout=[3, 3, 3, 3]),
+            2,
+            "pipeline_schedule",
+            "interleaved",
+        ),
         (SAMPLES, 1, "lr_decay_samples", 100),
         (layout(tp=2), 3, "data_parallel_size", None),
         ({"kv_channels": 5}, 1, "kv_channels", 5),

@@ -17,7 +17,12 @@ def run(tmp_path):
     """A blend of a corpus with empty documents and another; 4 samples of 9 tokens a step, later 8."""
     a = write(tmp_path / "a", [[], list(range(100, 140)), [], [], list(range(140, 230))], "int32")
     b = counting(tmp_path / "b", [10] * 30)
-    values = {"train_data_path": [a, b], "seq_length": 9, "global_batch_size": 8, "rampup_batch_size": [4, 4, 20]}
+    values = {
+        "train_data_path": [a, b],
+        "seq_length": 9,
+        "global_batch_size": 8,
+        "rampup_batch_size": [4, 4, 20],
+    }
     config = derive(with_fields(Config(), values | {"train_iters": 50}), 1)
     return config, open_splits(config.data, seed=1, vocab_size=999, train_samples=1).train
 
@@ -34,7 +39,9 @@ def test_every_token_that_a_step_reads_is_told_with_its_document(run):
         assert use.place == len(by_sample.setdefault((use.step, use.sample), []))
         by_sample[use.step, use.sample] += ids
     assert all(ids == dataset[sample].tolist() for (_, sample), ids in by_sample.items())
-    assert list(by_sample) == [(step, sample) for step, samples in steps(config, 12) if step >= 3 for sample in samples]
+    assert list(by_sample) == [
+        (step, sample) for step, samples in steps(config, 12) if step >= 3 for sample in samples
+    ]
 
 
 def test_steps_take_the_samples_that_the_loader_deals(run):
@@ -42,7 +49,11 @@ def test_steps_take_the_samples_that_the_loader_deals(run):
     config, _ = run
     consumed = 0
     for _, samples in steps(config, 9):
-        dealt = [sample_numbers(consumed, m, 2, rank, 2) for m in range(len(samples) // 4) for rank in range(2)]
+        dealt = [
+            sample_numbers(consumed, m, 2, rank, 2)
+            for m in range(len(samples) // 4)
+            for rank in range(2)
+        ]
         assert sorted(np.concatenate(dealt)) == list(samples)
         consumed += len(samples)
     assert consumed == 5 * 4 + 4 * 8

@@ -22,7 +22,10 @@ from tests.support.corpora import golden, write
 def documents(prefix):
     reader = TokenReader(prefix)
     borders = reader.documents.tolist()
-    return [[reader.get(at).tolist() for at in range(*pair)] for pair in zip(borders, borders[1:], strict=False)]
+    return [
+        [reader.get(at).tolist() for at in range(*pair)]
+        for pair in zip(borders, borders[1:], strict=False)
+    ]
 
 
 def raw(prefix):
@@ -34,21 +37,30 @@ DOCUMENTS = st.lists(st.lists(st.lists(st.integers(0, 99), max_size=5), max_size
 
 @settings(max_examples=20, deadline=None)
 @given(corpora=st.lists(DOCUMENTS, min_size=1, max_size=3), block=st.integers(1, 5), data=st.data())
-def test_split_then_merged_is_the_same_corpus_as_written_at_once(tmp_path_factory, corpora, block, data):
+def test_split_then_merged_is_the_same_corpus_as_written_at_once(
+    tmp_path_factory, corpora, block, data
+):
     """Whatever the blocks; empty documents and empty sequences among them."""
     folder = tmp_path_factory.mktemp("c")
     whole = [document for corpus in corpora for document in corpus]
-    for name, content in {"whole": whole, **{f"part{at}": corpus for at, corpus in enumerate(corpora)}}.items():
+    for name, content in {
+        "whole": whole,
+        **{f"part{at}": corpus for at, corpus in enumerate(corpora)},
+    }.items():
         with TokenWriter(folder / name, "uint16") as writer:
             for sequences in content:
-                writer.add_document(list(chain(*sequences)), [len(sequence) for sequence in sequences])
+                writer.add_document(
+                    list(chain(*sequences)), [len(sequence) for sequence in sequences]
+                )
     with pytest.MonkeyPatch.context() as patch:
         for module in (idx_format, token_files, merge_split):
             patch.setattr(module, "BLOCK", block)
         parts = [TokenReader(folder / f"part{at}") for at in range(len(corpora))]
         merge_split.merge(parts, folder / "merged")
         cut = data.draw(st.integers(0, len(whole)))
-        merge_split.split(TokenReader(folder / "merged"), [folder / "a", folder / "b"], [cut, len(whole) - cut])
+        merge_split.split(
+            TokenReader(folder / "merged"), [folder / "a", folder / "b"], [cut, len(whole) - cut]
+        )
     assert raw(folder / "merged") == raw(folder / "whole")
     assert documents(folder / "a") + documents(folder / "b") == whole
     assert [list(problems(folder / name)) for name in ("merged", "a", "b")] == [[], [], []]
@@ -64,7 +76,11 @@ def test_a_merge_of_megatrons_golden_pairs_is_their_bytes_one_after_the_other(tm
     assert merged.documents.tolist() == [*range(1801)]
     manifest = read_manifest(merged)
     assert manifest["bin_sha256"] == hashlib.sha256(raw(tmp_path / "merged")[0]).hexdigest()
-    assert (manifest["documents"], manifest["tokens"], manifest["min_token"]) == (1800, merged.tokens, 0)
+    assert (manifest["documents"], manifest["tokens"], manifest["min_token"]) == (
+        1800,
+        merged.tokens,
+        0,
+    )
 
 
 def test_what_lies_between_sequences_is_left_behind(tmp_path):
@@ -81,7 +97,10 @@ def test_what_lies_between_sequences_is_left_behind(tmp_path):
     digests_path(prefix).unlink()
     reader = TokenReader(prefix)
     merge_split.merge([reader], tmp_path / "m")
-    assert (reader.token_range(), raw(tmp_path / "m")[0]) == ((0, 3), np.array([1, 2, 3], "uint16").tobytes())
+    assert (reader.token_range(), raw(tmp_path / "m")[0]) == (
+        (0, 3),
+        np.array([1, 2, 3], "uint16").tobytes(),
+    )
 
 
 @pytest.mark.parametrize(
@@ -100,10 +119,16 @@ def test_fractions_cut_at_the_rounded_running_shares(fractions, documents, count
 @pytest.mark.parametrize(
     ("call", "law"),
     [
-        (lambda: merge_split.counts_of_fractions([0.999, 0.001], 100), "part 1 gets none of 100 documents"),
+        (
+            lambda: merge_split.counts_of_fractions([0.999, 0.001], 100),
+            "part 1 gets none of 100 documents",
+        ),
         (lambda: merge_split.counts_of_fractions([1, -1], 100), "must be numbers above 0"),
         (lambda: merge_split.counts_of_fractions([float("nan")], 100), "must be numbers above 0"),
-        (lambda: merge_split.check_counts([5, 6], 10), "add up to all 10 documents, they add up to 11"),
+        (
+            lambda: merge_split.check_counts([5, 6], 10),
+            "add up to all 10 documents, they add up to 11",
+        ),
         (lambda: merge_split.check_counts([10, 0], 10), "numbers above 0"),
     ],
 )
@@ -147,7 +172,10 @@ def test_a_full_disk_leaves_nothing_and_keeps_the_old_files(tmp_path, monkeypatc
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(merge_split, "_copy_ids", full)
-    with pytest.raises(UserError, match="out cannot be written: No space left on device; temporary files were removed"):
+    with pytest.raises(
+        UserError,
+        match="out cannot be written: No space left on device; temporary files were removed",
+    ):
         merge_split.merge([TokenReader(prefix)], old)
     files = [f"{name}.{suffix}" for name in ("a", "out") for suffix in ("bin", "digests", "idx")]
     assert sorted(path.name for path in tmp_path.iterdir()) == files
@@ -157,11 +185,17 @@ def test_a_full_disk_leaves_nothing_and_keeps_the_old_files(tmp_path, monkeypatc
 def test_a_loss_mask_goes_where_its_corpus_goes(tmp_path):
     for name, documents_ in (("a", [[1, 2], [3]]), ("b", [[4]])):
         write(tmp_path / name, documents_)
-        write(tmp_path / f"{name}_loss_mask", [[token % 2 for token in document] for document in documents_])
+        write(
+            tmp_path / f"{name}_loss_mask",
+            [[token % 2 for token in document] for document in documents_],
+        )
     merge_split.merge([TokenReader(tmp_path / "a"), TokenReader(tmp_path / "b")], tmp_path / "m")
     assert documents(tmp_path / "m_loss_mask") == [[[1, 0]], [[1]], [[0]]]
     merge_split.split(TokenReader(tmp_path / "m"), [tmp_path / "x", tmp_path / "y"], [1, 2])
-    assert [documents(tmp_path / f"{name}_loss_mask") for name in "xy"] == [[[[1, 0]]], [[[1]], [[0]]]]
+    assert [documents(tmp_path / f"{name}_loss_mask") for name in "xy"] == [
+        [[[1, 0]]],
+        [[[1]], [[0]]],
+    ]
     plain = TokenReader(write(tmp_path / "plain", [[5]]))
     with pytest.raises(UserError, match="plain has no loss mask, others have one"):
         merge_split.merge([TokenReader(tmp_path / "a"), plain], tmp_path / "n")
@@ -170,7 +204,10 @@ def test_a_loss_mask_goes_where_its_corpus_goes(tmp_path):
 @pytest.mark.parametrize(
     ("fractions", "law"),
     [
-        ([0.5, 0.2], r"0\.5 0\.2 add up to 0\.7, .* add up to 1: use 0\.714286 0\.285714 or, .*, 0\.5 0\.2 0\.3"),
+        (
+            [0.5, 0.2],
+            r"0\.5 0\.2 add up to 0\.7, .* add up to 1: use 0\.714286 0\.285714 or, .*, 0\.5 0\.2 0\.3",
+        ),
         ([0.9, 0.2], r"0\.9 0\.2 add up to 1\.1, they must add up to 1: use 0\.818182 0\.181818$"),
         ([0.5], r"0\.5 add up to 0\.5, they must add up to 1: use 1 or, .*, 0\.5 0\.5"),
     ],
@@ -179,4 +216,6 @@ def test_fractions_that_do_not_add_up_are_refused_with_ones_that_do(fractions, l
     with pytest.raises(UserError, match=law) as caught:
         merge_split.counts_of_fractions(fractions, 1000)
     told = str(caught.value).split("use ")[1].split(" or, ")[0]
-    assert sum(merge_split.counts_of_fractions([float(word) for word in told.split()], 1000)) == 1000
+    assert (
+        sum(merge_split.counts_of_fractions([float(word) for word in told.split()], 1000)) == 1000
+    )

@@ -16,7 +16,9 @@ from megascratch.data.tokens.token_files import TokenReader, TokenWriter
 
 @settings(max_examples=25, deadline=None)
 @given(
-    documents=st.lists(st.lists(st.lists(st.integers(0, 20), max_size=5), max_size=3), min_size=1, max_size=9),
+    documents=st.lists(
+        st.lists(st.lists(st.integers(0, 20), max_size=5), max_size=3), min_size=1, max_size=9
+    ),
     block=st.integers(1, 7),
     dtype=st.sampled_from(["uint16", "int32"]),
 )
@@ -32,11 +34,20 @@ def test_everything_is_counted_once(tmp_path_factory, documents, block, dtype):
         found = statistics(TokenReader(prefix), eod=3)
     lengths = [sum(map(len, sequences)) for sequences in documents]
     ids = Counter(chain(*chain(*documents)))
-    assert (found.documents, found.sequences, found.tokens) == (len(documents), sum(map(len, documents)), sum(lengths))
+    assert (found.documents, found.sequences, found.tokens) == (
+        len(documents),
+        sum(map(len, documents)),
+        sum(lengths),
+    )
     assert found.lengths == dict(sorted(Counter(lengths).items()))
     assert dict(found.most_frequent(99)) == ids and found.ids_used == len(ids)
-    assert found.documents_with_eod == sum(bool(doc and doc[-1] and doc[-1][-1] == 3) for doc in documents)
-    assert list(found.quantiles.values()) == np.quantile(lengths, QUANTILES, method="inverted_cdf").tolist()
+    assert found.documents_with_eod == sum(
+        bool(doc and doc[-1] and doc[-1][-1] == 3) for doc in documents
+    )
+    assert (
+        list(found.quantiles.values())
+        == np.quantile(lengths, QUANTILES, method="inverted_cdf").tolist()
+    )
     assert sum(count for _, _, count in binned(found.lengths)) == len(documents)
 
 
@@ -51,5 +62,10 @@ def test_an_empty_corpus_has_numbers_too(tmp_path):
     with TokenWriter(tmp_path / "c", "uint16"):
         pass
     found = statistics(TokenReader(tmp_path / "c"), eod=1)
-    assert (found.documents, found.tokens, found.ids_used, found.quantiles) == (0, 0, 0, dict.fromkeys(QUANTILES, 0))
+    assert (found.documents, found.tokens, found.ids_used, found.quantiles) == (
+        0,
+        0,
+        0,
+        dict.fromkeys(QUANTILES, 0),
+    )
     histograms(found, "even this can be drawn").savefig(tmp_path / "c.svg")

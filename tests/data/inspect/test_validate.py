@@ -47,7 +47,11 @@ def test_a_sound_corpus_has_no_problem_with_or_without_its_manifest(prefix):
         ([(18, struct.pack("<Q", 9))], ["truncated"]),
         (
             [(LENGTHS, struct.pack("<i", -1)), (POINTERS + 8, struct.pack("<q", 7))],
-            ["sequence 0 has a negative length", "sequence 2 begins before", "sequence 1 does not begin on a whole"],
+            [
+                "sequence 0 has a negative length",
+                "sequence 2 begins before",
+                "sequence 1 does not begin on a whole",
+            ],
         ),
         (
             [(DOCUMENTS, struct.pack("<qqqq", 1, 0, 3, 2))],
@@ -94,20 +98,30 @@ def test_one_flipped_bit_is_found_by_the_checksum_alone(prefix):
 
 
 def test_two_lengths_that_swap_a_token_are_found_by_the_checksum_alone(prefix):
-    damage(idx_path(prefix), [(LENGTHS, struct.pack("<ii", 2, 3)), (POINTERS + 8, struct.pack("<q", 4))])
+    damage(
+        idx_path(prefix),
+        [(LENGTHS, struct.pack("<ii", 2, 3)), (POINTERS + 8, struct.pack("<q", 4))],
+    )
     by_digest, by_manifest = problems(prefix, 7)
     assert "m.idx differs from what was written" in by_digest and "idx_sha256" in by_manifest
 
 
 def test_the_manifest_is_checked_against_files_vocabulary_and_tokenizer(prefix):
     manifest = json.loads(manifest_path(prefix).read_text())
-    write_manifest(prefix, manifest | {"documents": 4, "tokenizer": {"fingerprint": "a" * 64, "vocab_size": 6}})
+    write_manifest(
+        prefix, manifest | {"documents": 4, "tokenizer": {"fingerprint": "a" * 64, "vocab_size": 6}}
+    )
     found = list(problems(prefix, None, "b" * 64))
     assert len(found) == 3 and "id 6, the vocabulary has 0 to 5" in found[0]
-    assert "made with the tokenizer aaaaaaaaaaaaaaaa" in found[1] and "documents is 4, the files have 3" in found[2]
+    assert (
+        "made with the tokenizer aaaaaaaaaaaaaaaa" in found[1]
+        and "documents is 4, the files have 3" in found[2]
+    )
     manifest_path(prefix).write_text("[]")
     by_digest, by_manifest = problems(prefix, 7)
-    assert "m.json differs from what was written" in by_digest and by_manifest.endswith("not an object {...}")
+    assert "m.json differs from what was written" in by_digest and by_manifest.endswith(
+        "not an object {...}"
+    )
 
 
 def test_missing_and_short_files_are_problems_too(prefix):

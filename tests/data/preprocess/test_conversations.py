@@ -8,7 +8,12 @@ import pytest
 from megascratch.commands import main
 from megascratch.config.errors import UserError
 from megascratch.config.settings import DataConfig
-from megascratch.data.preprocess.conversations import Message, Template, encode_conversation, messages_of
+from megascratch.data.preprocess.conversations import (
+    Message,
+    Template,
+    encode_conversation,
+    messages_of,
+)
 from megascratch.data.samples.batch import collate
 from megascratch.data.samples.build import open_splits
 from megascratch.data.text.jsonl import BadLine
@@ -18,15 +23,23 @@ from megascratch.tokenizer import load
 from tests.support.corpora import counting, write
 
 TOKENIZER = load("ByteTokenizer", None, None)
-TALK = [Message("user", "2+2?"), Message("assistant", "4"), Message("user", "hm"), Message("assistant", "é")]
+TALK = [
+    Message("user", "2+2?"),
+    Message("assistant", "4"),
+    Message("user", "hm"),
+    Message("assistant", "é"),
+]
 
 
 def learned_text(ids, mask):
-    return bytes(int(token) for token, bit in zip(ids, mask, strict=True) if bit and token < 256).decode()
+    return bytes(
+        int(token) for token, bit in zip(ids, mask, strict=True) if bit and token < 256
+    ).decode()
 
 
 @pytest.mark.parametrize(
-    ("roles", "text"), [(("assistant",), "4<end>é<end>"), (("user", "assistant"), "2+2?<end>4<end>hm<end>é<end>")]
+    ("roles", "text"),
+    [(("assistant",), "4<end>é<end>"), (("user", "assistant"), "2+2?<end>4<end>hm<end>é<end>")],
 )
 def test_what_learned_roles_said_is_learned_with_its_end(roles, text):
     template = Template("<{role}>", "<end>", roles)
@@ -57,7 +70,9 @@ def test_a_record_that_is_no_conversation_is_a_bad_line(record, reason):
 
 
 def test_a_conversation_without_a_learned_role_is_a_bad_line():
-    with pytest.raises(BadLine, match="nothing to learn: its roles are user, learned are assistant"):
+    with pytest.raises(
+        BadLine, match="nothing to learn: its roles are user, learned are assistant"
+    ):
         encode_conversation(TALK[:1], TOKENIZER, Template())
 
 
@@ -69,12 +84,25 @@ def test_the_verb_writes_corpus_and_mask_which_training_reads(tmp_path, capsys):
     ]
     (tmp_path / "chat.jsonl").write_text("\n".join(lines))
     prefix = str(tmp_path / "chat")
-    words = ["--input", f"{prefix}.jsonl", "--output-prefix", prefix, "--tokenizer-type", "ByteTokenizer"]
+    words = [
+        "--input",
+        f"{prefix}.jsonl",
+        "--output-prefix",
+        prefix,
+        "--tokenizer-type",
+        "ByteTokenizer",
+    ]
     assert main(["conversations", *words]) == 0
     said = capsys.readouterr()
-    assert "2 conversations" in said.out and "1 bad lines" in said.out and ":2: broken JSON" in said.err
+    assert (
+        "2 conversations" in said.out
+        and "1 bad lines" in said.out
+        and ":2: broken JSON" in said.err
+    )
     data = DataConfig(data_path=[prefix], split="1", seq_length=400, packing="best-fit")
-    train = open_splits(data, seed=1, vocab_size=300, fingerprint=TOKENIZER.fingerprint, train_samples=1).train
+    train = open_splits(
+        data, seed=1, vocab_size=300, fingerprint=TOKENIZER.fingerprint, train_samples=1
+    ).train
     batch = collate([train[0]], [0], 400, TOKENIZER.eod, reset_attention_mask=True)
     text = learned_text(batch.labels[0].tolist(), batch.loss_mask[0].tolist())
     ends = [f"answer {'x' * 40}<|im_end|>\n", "4<|im_end|>\né<|im_end|>\n"]

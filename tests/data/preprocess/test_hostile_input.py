@@ -17,9 +17,21 @@ END = 256
 OK = b'{"text": "ok"}\n'
 READ = {
     "an escaped NUL is a character": (b'{"text": "a\\u0000b"}\n', [[97, 0, 98, END]], None),
-    "a bare NUL is no JSON": (b'{"text": "a\x00b"}\n' + OK, [[111, 107, END]], ":1: broken JSON: Invalid control"),
-    "bytes that are no UTF-8": (b'{"text": "\xff"}\n' + OK, [[111, 107, END]], ":1: not UTF-8: byte 0xff at column 11"),
-    "half of a surrogate pair": (OK + b'{"text": "\\ud800"}\n', [[111, 107, END]], ":2: key 'text' holds half a surr"),
+    "a bare NUL is no JSON": (
+        b'{"text": "a\x00b"}\n' + OK,
+        [[111, 107, END]],
+        ":1: broken JSON: Invalid control",
+    ),
+    "bytes that are no UTF-8": (
+        b'{"text": "\xff"}\n' + OK,
+        [[111, 107, END]],
+        ":1: not UTF-8: byte 0xff at column 11",
+    ),
+    "half of a surrogate pair": (
+        OK + b'{"text": "\\ud800"}\n',
+        [[111, 107, END]],
+        ":2: key 'text' holds half a surr",
+    ),
     "a byte order mark": (b"\xef\xbb\xbf" + OK, [[111, 107, END]], None),
     "a byte order mark inside": (OK + b"\xef\xbb\xbf" + OK, [[111, 107, END]], ":2: broken JSON"),
     "line ends of Windows": (OK.replace(b"\n", b"\r\n") * 2, [[111, 107, END]] * 2, None),
@@ -47,7 +59,9 @@ def test_empty_documents_are_counted_and_have_no_sequence(tmp_path):
 @pytest.mark.parametrize("raw", [b"", b"\n\n", b"\x00" * 5000])
 def test_a_file_without_a_document_is_refused_and_one_beside_others_is_read_over(tmp_path, raw):
     (tmp_path / "x.jsonl").write_bytes(raw)
-    with pytest.raises(UserError, match=r"x\.jsonl: no document, [0-9]+ bad lines; nothing written"):
+    with pytest.raises(
+        UserError, match=r"x\.jsonl: no document, [0-9]+ bad lines; nothing written"
+    ):
         run(tmp_path, tmp_path / "x.jsonl")
     assert [path.name for path in tmp_path.iterdir()] == ["x.jsonl"]
     (tmp_path / "y.jsonl").write_bytes(OK)
@@ -67,8 +81,14 @@ def test_a_line_of_a_gigabyte_is_one_bad_line_in_little_memory(tmp_path):
         resource.setrlimit(resource.RLIMIT_AS, (800 << 20, 800 << 20))
 
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    command = [*tool(tmp_path, "--input", str(path), "--workers", "1"), "--shard-bytes", str(1 << 26)]
-    done = subprocess.run(command, preexec_fn=little_room, capture_output=True, text=True, env=environment)
+    command = [
+        *tool(tmp_path, "--input", str(path), "--workers", "1"),
+        "--shard-bytes",
+        str(1 << 26),
+    ]
+    done = subprocess.run(
+        command, preexec_fn=little_room, capture_output=True, text=True, env=environment
+    )
     assert done.returncode == 0, done.stderr
     assert f"skipped {path}:2: longer than 67,108,864 bytes (--max-document-bytes)" in done.stderr
     assert len(TokenReader(tmp_path / "out_text_document")) == 2
@@ -109,7 +129,9 @@ def test_a_piece_on_which_every_worker_dies_ends_the_run(tmp_path):
     killer = threading.Thread(target=kill_all)
     killer.start()
     try:
-        with pytest.raises(UserError, match=r"3 worker processes died on .*x\.jsonl from byte 0 on \(exit code -9"):
+        with pytest.raises(
+            UserError, match=r"3 worker processes died on .*x\.jsonl from byte 0 on \(exit code -9"
+        ):
             run(tmp_path, tmp_path / "x.jsonl", workers=2)
     finally:
         done.set()

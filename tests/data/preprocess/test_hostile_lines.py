@@ -61,16 +61,26 @@ def little_room():
 @pytest.mark.parametrize("suffix", ["", ".gz"])
 def test_every_bad_line_is_skipped_with_its_place_and_every_good_one_is_kept(tmp_path, suffix):
     path = tmp_path / f"x.jsonl{suffix}"
-    lines = [line for number, bad in enumerate(BAD.values()) for line in (b'{"text": "good %d"}' % number, bad)]
+    lines = [
+        line
+        for number, bad in enumerate(BAD.values())
+        for line in (b'{"text": "good %d"}' % number, bad)
+    ]
     content = b"\n".join(lines) + b"\n"
     if suffix:  # and a line of 100 MB that is packed in 100 kB
         bomb = gzip.compress(b"x" * (1 << 20)) * 100
         content = gzip.compress(content) + bomb + gzip.compress(b'\n{"text": "last"}\n')
     path.write_bytes(content)
-    command = [*tool(tmp_path, "--input", str(path), "--workers", "2"), "--max-document-bytes", str(1 << 17)]
+    command = [
+        *tool(tmp_path, "--input", str(path), "--workers", "2"),
+        "--max-document-bytes",
+        str(1 << 17),
+    ]
     command[command.index("--shard-bytes") + 1] = "60000"
     environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    done = subprocess.run(command, preexec_fn=little_room, capture_output=True, text=True, env=environment)
+    done = subprocess.run(
+        command, preexec_fn=little_room, capture_output=True, text=True, env=environment
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     told = (tmp_path / "out_bad_lines.txt").read_text(errors="replace").splitlines()
     places = [int(line.removeprefix(f"{path}:").split(":")[0]) for line in told]
@@ -84,7 +94,9 @@ def test_every_bad_line_is_skipped_with_its_place_and_every_good_one_is_kept(tmp
 def test_strict_stops_at_the_first_of_them_and_writes_nothing(tmp_path):
     path = tmp_path / "x.jsonl"
     path.write_bytes(b'{"text": "good"}\n' + b"\n".join(BAD.values()))
-    done = subprocess.run(tool(tmp_path, "--input", str(path), "--strict"), capture_output=True, text=True)
+    done = subprocess.run(
+        tool(tmp_path, "--input", str(path), "--strict"), capture_output=True, text=True
+    )
     assert done.returncode == 2 and f"{path}:2: " in done.stderr and "Traceback" not in done.stderr
     assert not list(tmp_path.glob("out_text*"))
 

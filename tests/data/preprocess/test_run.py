@@ -34,7 +34,9 @@ def expected(tmp_path_factory):
 
 @pytest.mark.parametrize("suffix", PACK)
 @pytest.mark.parametrize(("workers", "shard"), [(1, "100000"), (2, "700")])
-def test_every_packing_and_every_cut_gives_the_same_bytes(tmp_path, expected, suffix, workers, shard):
+def test_every_packing_and_every_cut_gives_the_same_bytes(
+    tmp_path, expected, suffix, workers, shard
+):
     path = tmp_path / f"x.jsonl{suffix}"
     path.write_bytes(PACK[suffix](b"\xef\xbb\xbf" + JSONL.replace(b"\n", b"\r\n").rstrip()))
     flags = ["--append-eod", "--shard-bytes", shard]
@@ -47,7 +49,9 @@ def test_every_packing_and_every_cut_gives_the_same_bytes(tmp_path, expected, su
 def test_parquet_gives_the_same_bytes_whatever_its_row_groups(tmp_path, expected, suffix, shard):
     arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     buffer = io.BytesIO()
-    parquet.write_table(arrow.table({"other": list(range(300)), "text": TEXTS}), buffer, row_group_size=37)
+    parquet.write_table(
+        arrow.table({"other": list(range(300)), "text": TEXTS}), buffer, row_group_size=37
+    )
     path = tmp_path / f"x.parquet{suffix}"
     path.write_bytes(PACK[suffix](buffer.getvalue()))
     assert content(run(tmp_path, path, flags=["--append-eod", "--shard-bytes", shard])) == expected
@@ -59,7 +63,10 @@ def test_rows_without_a_text_are_bad_and_a_missing_column_is_refused(tmp_path, c
     parquet.write_table(arrow.table({"text": raw}), tmp_path / "x.parquet", row_group_size=1)
     assert len(TokenReader(run(tmp_path, tmp_path / "x.parquet"))) == 1
     said = capsys.readouterr().err
-    assert "x.parquet:2: key 'text' holds NoneType" in said and "x.parquet:3: not UTF-8: byte 0xff" in said
+    assert (
+        "x.parquet:2: key 'text' holds NoneType" in said
+        and "x.parquet:3: not UTF-8: byte 0xff" in said
+    )
     with pytest.raises(UserError, match=r"has no column 'body' \(it has 'text'\); nothing written"):
         run(tmp_path, tmp_path / "x.parquet", out="b", flags=["--json-keys", "body"])
     (tmp_path / "y.parquet").write_bytes(b"PAR1 no")
@@ -74,8 +81,14 @@ def test_folders_and_patterns_are_read_in_the_order_of_names(tmp_path, expected)
         (folder / f"{number:02d}.jsonl").write_bytes(b"\n".join(LINES[start : start + 20]))
     (folder / "notes.pdf").write_bytes(b"no text")
     for name, word in (("a", tmp_path / "in"), ("b", tmp_path / "in" / "**" / "*.jsonl")):
-        assert content(run(tmp_path, word, out=name, flags=["--append-eod", "--shard-bytes", "900"])) == expected
-    for word, law in ((tmp_path / "in" / "*.xyz", "matches no file"), (folder / "no.jsonl", "No such file")):
+        assert (
+            content(run(tmp_path, word, out=name, flags=["--append-eod", "--shard-bytes", "900"]))
+            == expected
+        )
+    for word, law in (
+        (tmp_path / "in" / "*.xyz", "matches no file"),
+        (folder / "no.jsonl", "No such file"),
+    ):
         with pytest.raises(UserError, match=law):
             run(tmp_path, word, out="c")
     (tmp_path / "empty").mkdir()
@@ -87,7 +100,15 @@ def test_a_plain_text_file_is_a_document_or_one_for_each_line(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfx\r\ny")
     (tmp_path / "b.txt").write_bytes(b"z")
     whole, lines = (
-        TokenReader(run(tmp_path, tmp_path / "a.txt", tmp_path / "b.txt", out=how, flags=["--sample-by", how]))
+        TokenReader(
+            run(
+                tmp_path,
+                tmp_path / "a.txt",
+                tmp_path / "b.txt",
+                out=how,
+                flags=["--sample-by", how],
+            )
+        )
         for how in ("document", "line")
     )
     assert [bytes(whole.get(at).tolist()) for at in range(len(whole))] == [b"x\r\ny", b"z"]
@@ -95,27 +116,37 @@ def test_a_plain_text_file_is_a_document_or_one_for_each_line(tmp_path):
 
 
 def test_the_standard_input_is_read_to_its_end(tmp_path, expected):
-    subprocess.run(tool(tmp_path, "--input", "-", "--workers", "1"), input=JSONL, check=True, capture_output=True)
+    subprocess.run(
+        tool(tmp_path, "--input", "-", "--workers", "1"),
+        input=JSONL,
+        check=True,
+        capture_output=True,
+    )
     assert content(tmp_path / "out_text_document") == expected
     assert [path.name for path in tmp_path.glob("*.shards")] == []
 
 
 def test_a_list_of_texts_is_a_document_of_several_sequences(tmp_path):
-    (tmp_path / "x.jsonl").write_text('{"text": ["ab", "", "c"]}\n{"text": []}\n{"text": ["a", 1]}\n')
+    (tmp_path / "x.jsonl").write_text(
+        '{"text": ["ab", "", "c"]}\n{"text": []}\n{"text": ["a", 1]}\n'
+    )
     reader = TokenReader(run(tmp_path, tmp_path / "x.jsonl", flags=["--append-eod"]))
     assert reader.documents.tolist() == [0, 2, 2]
     assert [reader.get(at).tolist() for at in range(2)] == [[97, 98], [99, 256]]
 
 
 @pytest.mark.parametrize(
-    ("keep", "sequences"), [((), ["Hello Mr. Smith.", "Fine."]), (["--keep-newlines"], ["Hello Mr. Smith.\n", "Fine."])]
+    ("keep", "sequences"),
+    [((), ["Hello Mr. Smith.", "Fine."]), (["--keep-newlines"], ["Hello Mr. Smith.\n", "Fine."])],
 )
 def test_sentences_are_sequences(tmp_path, keep, sequences):
     pytest.importorskip("sentencex")
     (tmp_path / "x.jsonl").write_text(json.dumps({"text": "Hello Mr. Smith.\nFine."}))
     run(tmp_path, tmp_path / "x.jsonl", flags=["--split-sentences", *keep])
     reader = TokenReader(tmp_path / "out_text_sentence")
-    assert [ByteTokenizer().decode(reader.get(at).tolist()) for at in range(len(reader))] == sequences
+    assert [
+        ByteTokenizer().decode(reader.get(at).tolist()) for at in range(len(reader))
+    ] == sequences
     with pytest.raises(UserError, match="--lang Klingon"):
         run(tmp_path, tmp_path / "x.jsonl", flags=["--split-sentences", "--lang", "Klingon"])
 
@@ -123,18 +154,28 @@ def test_sentences_are_sequences(tmp_path, keep, sequences):
 @pytest.mark.parametrize("seed", range(20))
 def test_parts_that_meet_have_each_line_once_whatever_the_block(seed):
     dice = random.Random(seed)
-    raw = b"".join(b"x" * dice.choice([0, 1, 5, 40]) + b"\n" for _ in range(30)) + b"x" * dice.choice([0, 3])
+    raw = b"".join(
+        b"x" * dice.choice([0, 1, 5, 40]) + b"\n" for _ in range(30)
+    ) + b"x" * dice.choice([0, 3])
     size, block, longest = dice.randint(1, 90), dice.randint(1, 50), dice.choice([8, 100])
     file = io.BytesIO(raw)
     cuts = [part(file, at, min(at + size, len(raw)), block) for at in range(0, len(raw), size)]
     shorter = b"".join(line[: max(longest, len(line))] for line in raw.splitlines(True))
     assert b"".join(itertools.chain(*cuts)) == shorter == raw
-    kept = [line for piece in whole_lines(stream(io.BytesIO(raw), block), longest) for line in piece.splitlines()]
-    assert [min(len(line), longest + 1) for line in kept] == [min(len(x), longest + 1) for x in raw.splitlines()]
+    kept = [
+        line
+        for piece in whole_lines(stream(io.BytesIO(raw), block), longest)
+        for line in piece.splitlines()
+    ]
+    assert [min(len(line), longest + 1) for line in kept] == [
+        min(len(x), longest + 1) for x in raw.splitlines()
+    ]
 
 
 def killed_after(command, seconds):
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
+    )
     try:
         process.wait(timeout=seconds)
     except subprocess.TimeoutExpired:
@@ -155,7 +196,9 @@ def sweep(folder, expected, points):
         code = killed_after(command, point * whole)
         while code:
             names = {path.name for path in folder.iterdir()} - {"x.jsonl", "out.shards"}
-            assert names <= {f"out_text_document{suffix}" for suffix in (".bin", ".idx", ".json", ".digests")}
+            assert names <= {
+                f"out_text_document{suffix}" for suffix in (".bin", ".idx", ".json", ".digests")
+            }
             code = killed_after(command, 600)
         assert content(folder / "out_text_document") == expected
         assert not (folder / "out.shards").exists()
@@ -201,7 +244,9 @@ def stopping_at(monkeypatch, step):
         monkeypatch.setattr(owner, name, counted(getattr(owner, name)))
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Killed, where a generator closes
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # Killed, where a generator closes
 @pytest.mark.parametrize("first", [False, True])
 @pytest.mark.parametrize("stride", [5, pytest.param(1, marks=pytest.mark.deep)])
 def test_every_file_operation_may_be_the_last_one(tmp_path, expected, monkeypatch, first, stride):

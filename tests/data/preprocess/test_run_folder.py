@@ -36,7 +36,14 @@ def path(tmp_path):
 
 
 def encode_share(folder, path, share, *flags):
-    words = ["--output-prefix", str(folder / "out"), "--tokenizer-type", "ByteTokenizer", "--workers", "1"]
+    words = [
+        "--output-prefix",
+        str(folder / "out"),
+        "--tokenizer-type",
+        "ByteTokenizer",
+        "--workers",
+        "1",
+    ]
     return main(["--input", str(path), *words, *FLAGS, "--shard", share, *flags])
 
 
@@ -53,7 +60,9 @@ def test_shards_of_many_processes_merge_to_the_same_bytes(tmp_path, path, expect
 def test_a_second_process_on_the_same_output_is_refused(tmp_path, path, expected):
     with locked(tmp_path / "out.shards"):
         for flags in ([], ["--overwrite"]):
-            with pytest.raises(UserError, match=rf"out is being written by another process \(process {os.getpid()}"):
+            with pytest.raises(
+                UserError, match=rf"out is being written by another process \(process {os.getpid()}"
+            ):
                 run(tmp_path, path, flags=[*FLAGS, *flags])
         with pytest.raises(UserError, match="is being written by another process"):
             encode_share(tmp_path, path, "0/2")
@@ -66,7 +75,9 @@ def test_a_second_process_on_the_same_output_is_refused(tmp_path, path, expected
     assert content(run(tmp_path, path, flags=FLAGS)) == expected
 
 
-def test_an_output_that_is_complete_is_left_and_another_one_is_not_replaced_unasked(tmp_path, path, capsys):
+def test_an_output_that_is_complete_is_left_and_another_one_is_not_replaced_unasked(
+    tmp_path, path, capsys
+):
     prefix = run(tmp_path, path, flags=FLAGS)
     before = [os.stat(f"{prefix}.bin").st_mtime_ns, content(prefix)]
     capsys.readouterr()
@@ -74,7 +85,8 @@ def test_an_output_that_is_complete_is_left_and_another_one_is_not_replaced_unas
     assert "complete: " in capsys.readouterr().out
     for flags in (["--append-eod"], FLAGS[1:], [*FLAGS, "--max-document-bytes", "5"]):
         with pytest.raises(
-            UserError, match=r"out_text_document\.bin exists and was not made from this input with these opt"
+            UserError,
+            match=r"out_text_document\.bin exists and was not made from this input with these opt",
         ):
             run(tmp_path, path, flags=flags)
     path.write_bytes(JSONL)
@@ -90,7 +102,12 @@ def test_an_output_that_is_complete_is_left_and_another_one_is_not_replaced_unas
 
 @pytest.mark.parametrize(("workers", "shard_bytes"), [(1, 700), (2, 700), (1, 1 << 26)])
 def test_the_manifest_has_the_hash_of_every_input(tmp_path, workers, shard_bytes):
-    raws = {"a.jsonl": JSONL, "b.jsonl.gz": gzip.compress(JSONL), "c.jsonl": b'{"text": "c"}', "d.jsonl": b""}
+    raws = {
+        "a.jsonl": JSONL,
+        "b.jsonl.gz": gzip.compress(JSONL),
+        "c.jsonl": b'{"text": "c"}',
+        "d.jsonl": b"",
+    }
     for name, raw in raws.items():
         (tmp_path / name).write_bytes(raw)
     flags = ["--shard-bytes", str(shard_bytes)]
@@ -105,7 +122,9 @@ def test_the_manifest_has_the_hash_of_every_input(tmp_path, workers, shard_bytes
 
 def test_shards_of_another_run_are_not_used(tmp_path, path, expected):
     encode_share(tmp_path, path, "0/2", "--keep-newlines")
-    with pytest.raises(UserError, match=r"holds the shards of an interrupted run with another keep-newlines;"):
+    with pytest.raises(
+        UserError, match=r"holds the shards of an interrupted run with another keep-newlines;"
+    ):
         run(tmp_path, path, flags=FLAGS)
     assert content(run(tmp_path, path, flags=[*FLAGS, "--overwrite"])) == expected
 
@@ -117,7 +136,9 @@ def test_a_shard_that_is_not_what_was_written_is_given_up(tmp_path, path, expect
     raw = bytearray(shard.read_bytes())
     raw[0] ^= 1
     shard.write_bytes(raw)
-    with pytest.raises(UserError, match=r"00000003\.\* differs from what was written .* the same command"):
+    with pytest.raises(
+        UserError, match=r"00000003\.\* differs from what was written .* the same command"
+    ):
         run(tmp_path, path, flags=FLAGS)
     assert content(run(tmp_path, path, flags=FLAGS)) == expected
 
@@ -129,7 +150,10 @@ def test_a_full_disk_ends_the_run_and_the_same_command_goes_on(tmp_path, path, e
         resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
 
     done = subprocess.run(command, preexec_fn=no_room, capture_output=True, text=True)
-    assert done.returncode == 2 and "cannot be written: File too large; finished shards are kept" in done.stderr
+    assert (
+        done.returncode == 2
+        and "cannot be written: File too large; finished shards are kept" in done.stderr
+    )
     assert not list(tmp_path.glob("out_*"))
     subprocess.run(command, check=True, capture_output=True)
     assert content(tmp_path / "out_text_document") == expected
@@ -146,7 +170,9 @@ def test_a_bomb_is_one_bad_line_and_memory_stays_flat(tmp_path):
         resource.setrlimit(resource.RLIMIT_AS, (800 << 20, 800 << 20))
 
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    done = subprocess.run(command, preexec_fn=little_room, capture_output=True, text=True, env=environment)
+    done = subprocess.run(
+        command, preexec_fn=little_room, capture_output=True, text=True, env=environment
+    )
     assert done.returncode == 0, done.stderr
     assert f"skipped {bomb}:2: longer than 67,108,864 bytes (--max-document-bytes)" in done.stderr
     assert len(TokenReader(tmp_path / "out_text_document")) == 2
@@ -154,7 +180,10 @@ def test_a_bomb_is_one_bad_line_and_memory_stays_flat(tmp_path):
 
 def test_a_broken_packed_file_is_named_and_nothing_is_written(tmp_path):
     whole = gzip.compress(JSONL)
-    for name, raw, reason in (("a", whole[:-9], "Compressed file ended"), ("b", b"no", "Not a gzipped file")):
+    for name, raw, reason in (
+        ("a", whole[:-9], "Compressed file ended"),
+        ("b", b"no", "Not a gzipped file"),
+    ):
         path = tmp_path / f"{name}.jsonl.gz"
         path.write_bytes(raw)
         for shard_bytes in ("100", "100000"):
@@ -164,12 +193,25 @@ def test_a_broken_packed_file_is_named_and_nothing_is_written(tmp_path):
 
 
 def test_a_line_is_numbered_in_its_file_wherever_it_is_cut(tmp_path):
-    lines = [b"{" if number % 50 == 7 else json.dumps({"text": "x" * (number % 9)}).encode() for number in range(400)]
+    lines = [
+        b"{" if number % 50 == 7 else json.dumps({"text": "x" * (number % 9)}).encode()
+        for number in range(400)
+    ]
     for name in ("a", "b"):
         (tmp_path / f"{name}.jsonl").write_bytes(b"\n".join(lines))
-    run(tmp_path, tmp_path / "a.jsonl", tmp_path / "b.jsonl", workers=2, flags=["--shard-bytes", "500"])
-    found = [line.split(": ")[0] for line in (tmp_path / "out_bad_lines.txt").read_text().splitlines()]
-    assert found == [f"{tmp_path}/{name}.jsonl:{number + 1}" for name in "ab" for number in range(7, 400, 50)]
+    run(
+        tmp_path,
+        tmp_path / "a.jsonl",
+        tmp_path / "b.jsonl",
+        workers=2,
+        flags=["--shard-bytes", "500"],
+    )
+    found = [
+        line.split(": ")[0] for line in (tmp_path / "out_bad_lines.txt").read_text().splitlines()
+    ]
+    assert found == [
+        f"{tmp_path}/{name}.jsonl:{number + 1}" for name in "ab" for number in range(7, 400, 50)
+    ]
 
 
 @pytest.mark.deep
@@ -177,8 +219,17 @@ def test_ray_gives_the_same_bytes_and_survives_a_worker(tmp_path, path, expected
     pytest.importorskip("ray", reason="the extra `ray` is not installed")
     script = Path(tmp_path / "drive.py")
     script.write_text(DRIVE)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[3]), *sys.path])}
-    command = [sys.executable, str(script), str(path), str(tmp_path / "out"), str(tmp_path / "died")]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[3]), *sys.path]),
+    }
+    command = [
+        sys.executable,
+        str(script),
+        str(path),
+        str(tmp_path / "out"),
+        str(tmp_path / "died"),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "died").exists()

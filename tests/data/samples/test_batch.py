@@ -15,12 +15,18 @@ EOD = 9
 def one(tokens, seq_length=8, **flags):
     """The rows of a batch of one sample."""
     batch = collate([np.array(tokens, dtype=np.int64)], [0], seq_length, EOD, **flags)
-    return {name: None if value is None else value[0].tolist() for name, value in vars(batch).items()}
+    return {
+        name: None if value is None else value[0].tolist() for name, value in vars(batch).items()
+    }
 
 
 def test_labels_are_the_next_tokens():
     row = one([1, 2, 3, 4, 5], 4)
-    assert (row["ids"], row["labels"], row["loss_mask"]) == ([1, 2, 3, 4], [2, 3, 4, 5], [1, 1, 1, 1])
+    assert (row["ids"], row["labels"], row["loss_mask"]) == (
+        [1, 2, 3, 4],
+        [2, 3, 4, 5],
+        [1, 1, 1, 1],
+    )
     assert (row["positions"], row["documents"]) == ([0, 1, 2, 3], None)
 
 
@@ -57,7 +63,9 @@ def test_eod_mask_loss_leaves_out_what_an_end_of_document_predicts():
 
 
 def test_padding_is_no_end_of_document_even_where_its_id_is():
-    batch = collate([np.array([1, 2, 3])], [0], 5, 0, reset_position_ids=True, reset_attention_mask=True)
+    batch = collate(
+        [np.array([1, 2, 3])], [0], 5, 0, reset_position_ids=True, reset_attention_mask=True
+    )
     assert batch.documents.tolist() == [[0] * 5] and batch.positions.tolist() == [[0, 1, 2, 3, 4]]
 
 

@@ -75,7 +75,11 @@ def test_a_sample_depends_on_its_number_and_not_on_what_was_read_before(reader):
 
 
 def test_epochs_and_seeds_have_orders_of_their_own(reader):
-    orders = [read(corpus(reader, seed=seed), range(start, start + 13)) for seed in (1, 2) for start in (0, 13)]
+    orders = [
+        read(corpus(reader, seed=seed), range(start, start + 13))
+        for seed in (1, 2)
+        for start in (0, 13)
+    ]
     assert all(orders[a] != orders[b] for a in range(4) for b in range(a))
 
 
@@ -90,11 +94,15 @@ def test_sequences_and_samples_are_shuffled_apart_and_anew_in_each_epoch(tmp_pat
 
 def test_the_order_of_a_seed_never_changes(reader):
     """Pinned: a later version that reads in another order would break every resumed run."""
-    assert [int(sample[0]) for sample in read(corpus(reader, seed=1234), [0, 1, 2, 12, 13, 26, 10**6])] == PINNED
+    assert [
+        int(sample[0]) for sample in read(corpus(reader, seed=1234), [0, 1, 2, 12, 13, 26, 10**6])
+    ] == PINNED
 
 
 def test_a_split_reads_its_own_sequences_alone(reader):
-    tokens = {token for sample in read(corpus(reader, first=3, stop=7), range(40)) for token in sample}
+    tokens = {
+        token for sample in read(corpus(reader, first=3, stop=7), range(40)) for token in sample
+    }
     assert tokens <= set(range(38, 66))  # the third document is empty and no sequence
 
 
@@ -106,7 +114,9 @@ def test_the_cache_gives_the_same_samples_and_is_used_again(reader, tmp_path, mo
     assert read(corpus(reader, cache=cache), range(30)) == fresh
 
 
-@pytest.mark.parametrize("change", [{"seed": 2}, {"seq_length": 5}, {"first": 1}, {"stop": 9}, {"finite": True}])
+@pytest.mark.parametrize(
+    "change", [{"seed": 2}, {"seq_length": 5}, {"first": 1}, {"stop": 9}, {"finite": True}]
+)
 def test_everything_that_shapes_an_index_is_in_its_key(reader, tmp_path, change):
     corpus(reader, cache=tmp_path / "cache")[0]
     cached, fresh = corpus(reader, cache=tmp_path / "cache", **change), corpus(reader, **change)
@@ -116,13 +126,19 @@ def test_everything_that_shapes_an_index_is_in_its_key(reader, tmp_path, change)
 def test_a_corpus_written_again_under_its_name_does_not_find_the_old_index(reader, tmp_path):
     corpus(reader, cache=tmp_path / "cache")[0]
     again = TokenReader(counting(tmp_path / "c", LENGTHS[::-1]))
-    assert read(corpus(again, cache=tmp_path / "cache"), range(20)) == read(corpus(again), range(20))
+    assert read(corpus(again, cache=tmp_path / "cache"), range(20)) == read(
+        corpus(again), range(20)
+    )
 
 
 @pytest.mark.parametrize(
     ("tokens", "finite", "law"),
     [
-        (6, False, r"hold 6 tokens, one sample of --seq-length 6 needs 7; use more text or --seq-length 5"),
+        (
+            6,
+            False,
+            r"hold 6 tokens, one sample of --seq-length 6 needs 7; use more text or --seq-length 5",
+        ),
         (0, False, r"hold 0 tokens, one sample of --seq-length 6 needs 7; use more text$"),
         (1, True, r"hold 1 tokens, one sample of --seq-length 6 needs 2"),
     ],
@@ -148,7 +164,13 @@ def test_negative_samples_do_not_wrap(reader):
 def test_the_spans_of_a_sample_are_its_tokens(reader, finite):
     """Of a corpus and of a blend; past the end there are none."""
     alone = corpus(reader, finite=finite)
-    for dataset in (alone, Blend([alone, corpus(reader, first=3, finite=finite)], [1, 2], finite=finite)):
+    for dataset in (
+        alone,
+        Blend([alone, corpus(reader, first=3, finite=finite)], [1, 2], finite=finite),
+    ):
         for number in range(40):
-            tokens = [span.source.get(span.sequence)[span.start : span.stop].tolist() for span in dataset.spans(number)]
+            tokens = [
+                span.source.get(span.sequence)[span.start : span.stop].tolist()
+                for span in dataset.spans(number)
+            ]
             assert list(chain(*tokens)) == dataset[number].tolist()

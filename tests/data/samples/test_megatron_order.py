@@ -10,7 +10,12 @@ from hypothesis import strategies as st
 from megascratch.config.errors import UserError
 from megascratch.config.settings import DataConfig
 from megascratch.data.samples.build import open_splits
-from megascratch.data.samples.megatron_order import MegatronBlend, MegatronCorpus, epochs, sizes_to_build
+from megascratch.data.samples.megatron_order import (
+    MegatronBlend,
+    MegatronCorpus,
+    epochs,
+    sizes_to_build,
+)
 from megascratch.data.tokens import _indices, indices_python
 from megascratch.data.tokens.token_files import TokenReader
 from tests.support.corpora import Numbers, counting, golden
@@ -19,7 +24,9 @@ ENGINES = [_indices, indices_python]
 
 
 def md5(*arrays: np.ndarray) -> str:
-    return hashlib.md5(b"".join(np.ascontiguousarray(array).tobytes() for array in arrays)).hexdigest()[:12]
+    return hashlib.md5(
+        b"".join(np.ascontiguousarray(array).tobytes() for array in arrays)
+    ).hexdigest()[:12]
 
 
 def state_of(random: np.random.RandomState) -> np.ndarray:
@@ -34,11 +41,17 @@ def state_of(random: np.random.RandomState) -> np.ndarray:
     used=st.integers(0, 700),
     dtype=st.sampled_from([np.int32, np.uint32, np.int64]),
 )
-def test_a_shuffle_is_numpys_own_and_leaves_its_generator_where_numpy_leaves_it(count, seed, used, dtype):
+def test_a_shuffle_is_numpys_own_and_leaves_its_generator_where_numpy_leaves_it(
+    count, seed, used, dtype
+):
     random = np.random.RandomState(seed)
     random.bytes(4 * used)
     for engine in ENGINES:
-        theirs, state, ours = np.random.RandomState(), state_of(random), np.arange(count, dtype=dtype)
+        theirs, state, ours = (
+            np.random.RandomState(),
+            state_of(random),
+            np.arange(count, dtype=dtype),
+        )
         theirs.set_state(random.get_state())
         engine.legacy_shuffle(ours, state)
         expected = np.arange(count, dtype=dtype)
@@ -47,12 +60,17 @@ def test_a_shuffle_is_numpys_own_and_leaves_its_generator_where_numpy_leaves_it(
         np.testing.assert_array_equal(state, state_of(theirs))
 
 
-@pytest.mark.parametrize("place", [1, 2, 700, 2**31 + 5, 2**32 - 1, 2**32 + 300, 2**33 + 100, 2**62])
+@pytest.mark.parametrize(
+    "place", [1, 2, 700, 2**31 + 5, 2**32 - 1, 2**32 + 300, 2**33 + 100, 2**62]
+)
 def test_draws_need_64_bits_from_place_2_to_the_32_on(place):
     """A run of draws over the borders where the mask and the width change, and the generator behind them."""
     count = min(place, 1000)
     states = [state_of(np.random.RandomState(3)) for _ in ENGINES]
-    ours, twin = (engine.legacy_draws(place, count, state) for engine, state in zip(ENGINES, states, strict=True))
+    ours, twin = (
+        engine.legacy_draws(place, count, state)
+        for engine, state in zip(ENGINES, states, strict=True)
+    )
     np.testing.assert_array_equal(ours, twin)
     np.testing.assert_array_equal(*states)
     assert (ours <= place - np.arange(count)).all() and (ours >= 0).all()
@@ -66,7 +84,13 @@ def corpora(tmp_path_factory):
 
 def opened(path, split, sizes, tmp_path):
     samples = dict(zip(["train_samples", "valid_samples", "test_samples"], sizes, strict=False))
-    data = DataConfig(data_path=path, split=split, seq_length=64, data_order="megatron", data_cache_path=str(tmp_path))
+    data = DataConfig(
+        data_path=path,
+        split=split,
+        seq_length=64,
+        data_order="megatron",
+        data_cache_path=str(tmp_path),
+    )
     return open_splits(data, seed=1234, vocab_size=1000, **samples)
 
 
@@ -86,7 +110,11 @@ def test_the_indices_are_megatrons(corpora, tmp_path, name, wanted, samples, sum
     for _ in range(2):  # the second time from the cache
         dataset = getattr(opened([corpora[0]], "969,30,1", sizes, tmp_path), name)
         assert len(dataset) == samples
-        assert [array.dtype for array in (dataset.documents, dataset.cuts, dataset.order)] == ["i4", "i4", "u4"]
+        assert [array.dtype for array in (dataset.documents, dataset.cuts, dataset.order)] == [
+            "i4",
+            "i4",
+            "u4",
+        ]
         assert tuple(map(md5, (dataset.documents, dataset.cuts, dataset.order))) == sums
 
 
@@ -104,7 +132,9 @@ def test_the_tokens_are_megatrons(corpora, tmp_path, wanted, sum_):
     ],
 )
 def test_the_blend_is_megatrons(corpora, tmp_path, sizes, name, sums):
-    mixed = getattr(opened(["0.3", corpora[0], "0.7", corpora[1]], "90,10,0", sizes, tmp_path), name)
+    mixed = getattr(
+        opened(["0.3", corpora[0], "0.7", corpora[1]], "90,10,0", sizes, tmp_path), name
+    )
     which, sample = zip(*(mixed.origin(number) for number in range(len(mixed))), strict=True)
     assert (md5(np.array(which, np.int16)), md5(np.array(sample, np.int64))) == sums
 
@@ -139,13 +169,17 @@ def test_a_blend_without_weights_takes_each_sample_at_most_once():
 
 
 def test_a_set_that_runs_dry_is_named():
-    with pytest.raises(UserError, match=r"dataset 2 of the blend has 5 samples, Megatron's order takes 50"):
+    with pytest.raises(
+        UserError, match=r"dataset 2 of the blend has 5 samples, Megatron's order takes 50"
+    ):
         MegatronBlend(parts(100, 5), [0.5, 0.5], 100)
 
 
 def test_fewer_samples_than_asked_for_are_refused_for_training_alone(corpora, tmp_path):
     path = [corpora[0], corpora[1]]
-    with pytest.raises(UserError, match=r"the blend has [0-9]+ samples in one epoch, training reads 5000"):
+    with pytest.raises(
+        UserError, match=r"the blend has [0-9]+ samples in one epoch, training reads 5000"
+    ):
         opened(path, "1", [5000], tmp_path)
     assert len(opened(path, "1,1", [0, 5000], tmp_path).valid) < 5000
 
@@ -187,9 +221,14 @@ def test_megatron_core_reads_the_same(corpora, tmp_path):
         eod_mask_loss=False,
         create_attention_mask=False,
     )
-    theirs = builder.BlendedMegatronDatasetBuilder(gpt.GPTDataset, sizes, lambda: True, config).build()
+    theirs = builder.BlendedMegatronDatasetBuilder(
+        gpt.GPTDataset, sizes, lambda: True, config
+    ).build()
     ours = opened(["0.37", corpora[0], "0.63", corpora[1]], "90,10,0", sizes, tmp_path)
     for mine, other in zip((ours.train, ours.valid), theirs, strict=False):
         assert len(mine) == len(other)
         for number in range(len(other)):
-            assert mine[number].tolist() == [*other[number]["tokens"].tolist(), int(other[number]["labels"][-1])]
+            assert mine[number].tolist() == [
+                *other[number]["tokens"].tolist(),
+                int(other[number]["labels"][-1]),
+            ]

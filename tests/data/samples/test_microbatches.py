@@ -22,11 +22,15 @@ def test_the_deal_is_this_picture():
     assert deal == [[[40, 41], [44, 45]], [[42, 43], [46, 47]]]
 
 
-@pytest.mark.parametrize(("micro", "count", "dp"), [(12, 1, 1), (1, 12, 1), (1, 1, 12), (2, 3, 2), (1, 3, 4)])
+@pytest.mark.parametrize(
+    ("micro", "count", "dp"), [(12, 1, 1), (1, 12, 1), (1, 1, 12), (2, 3, 2), (1, 3, 4)]
+)
 @pytest.mark.parametrize("consumed", [0, 12, 17])
 def test_a_steps_samples_depend_on_consumed_and_the_global_batch_alone(micro, count, dp, consumed):
     batches = [
-        batch for rank in range(dp) for batch in microbatches(Numbers(), consumed, micro, count, rank, dp, seq_length=2)
+        batch
+        for rank in range(dp)
+        for batch in microbatches(Numbers(), consumed, micro, count, rank, dp, seq_length=2)
     ]
 
     numbers = sorted(number for batch in batches for number in batch.samples.tolist())

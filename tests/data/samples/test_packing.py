@@ -18,7 +18,9 @@ LENGTHS = [7, 1, 30, 2, 2, 19, 5, 11, 3, 10, 10]
 
 
 def packed(reader, cache=None, seq_length=9, finite=False, seed=1):
-    return Packed(reader, 0, len(reader), seq_length=seq_length, seed=seed, finite=finite, cache=cache)
+    return Packed(
+        reader, 0, len(reader), seq_length=seq_length, seed=seed, finite=finite, cache=cache
+    )
 
 
 @pytest.fixture
@@ -32,11 +34,18 @@ def reader(tmp_path):
     seq_length=st.integers(1, 12),
     window=st.integers(1, 30),
 )
-def test_no_document_that_fits_is_cut_and_every_token_is_predicted_once(tmp_path_factory, lengths, seq_length, window):
+def test_no_document_that_fits_is_cut_and_every_token_is_predicted_once(
+    tmp_path_factory, lengths, seq_length, window
+):
     """Inside its document, whatever else shares the sample; windows of any size."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(packing, "WINDOW", window)
-        dataset = packed(TokenReader(counting(tmp_path_factory.mktemp("c") / "c", lengths)), None, seq_length, True)
+        dataset = packed(
+            TokenReader(counting(tmp_path_factory.mktemp("c") / "c", lengths)),
+            None,
+            seq_length,
+            True,
+        )
     predicted = []
     for number in range(len(dataset)):
         pieces = dataset.pieces(number)
@@ -44,7 +53,9 @@ def test_no_document_that_fits_is_cut_and_every_token_is_predicted_once(tmp_path
         for sequence, start, count in pieces.tolist():
             assert count == lengths[sequence] or lengths[sequence] > seq_length + 1
             predicted += [(sequence, start + at) for at in range(1, count)]
-    assert sorted(predicted) == [(s, at) for s, length in enumerate(lengths) for at in range(1, length)]
+    assert sorted(predicted) == [
+        (s, at) for s, length in enumerate(lengths) for at in range(1, length)
+    ]
     assert dataset.pieces(len(dataset)).tolist() == []
 
 
@@ -55,8 +66,14 @@ def test_documents_that_fill_samples_leave_no_padding(tmp_path):
 
 def test_every_epoch_reads_every_sample_once_in_an_order_of_its_own(reader, tmp_path):
     dataset, size = packed(reader), len(packed(reader))
-    epochs = [[tuple(dataset[number]) for number in range(epoch * size, (epoch + 1) * size)] for epoch in range(3)]
-    assert len({tuple(epoch) for epoch in epochs}) == 3 and len({tuple(sorted(epoch)) for epoch in epochs}) == 1
+    epochs = [
+        [tuple(dataset[number]) for number in range(epoch * size, (epoch + 1) * size)]
+        for epoch in range(3)
+    ]
+    assert (
+        len({tuple(epoch) for epoch in epochs}) == 3
+        and len({tuple(sorted(epoch)) for epoch in epochs}) == 1
+    )
     assert [tuple(packed(reader, tmp_path / "cache")[n]) for n in range(size)] == epochs[0]
     assert [tuple(packed(reader, tmp_path / "cache", seed=2)[n]) for n in range(size)] != epochs[0]
     assert [span.sequence for span in dataset.spans(3)] == dataset.pieces(3)[:, 0].tolist()
@@ -95,12 +112,16 @@ def test_rates_are_kept_and_every_cut_is_reached():
     assert 0.27 < len(changed) / 4000 < 0.33
     first_is_suffix = sum(tokens[1] == 903 for tokens in changed) / len(changed)
     assert abs(first_is_suffix - (0.25 + 0.75 * 9 / 25)) < 0.05  # or the prefix is empty
-    assert len(set(changed)) == 15  # pairs of cuts; with the suffix first it looks like an empty prefix
+    assert (
+        len(set(changed)) == 15
+    )  # pairs of cuts; with the suffix first it looks like an empty prefix
 
 
 def test_a_sample_is_rearranged_document_by_document_and_always_alike(tmp_path):
     documents = [[*range(1, length), 0] for length in (9, 2, 14, 30, 6)]
-    data = DataConfig(data_path=[write(tmp_path / "c", documents)], split="1", seq_length=20, packing="best-fit")
+    data = DataConfig(
+        data_path=[write(tmp_path / "c", documents)], split="1", seq_length=20, packing="best-fit"
+    )
     plain = open_splits(data, seed=1, vocab_size=999, eod=0, train_samples=9).train
     dataset = FillInMiddle(plain, IDS, seed=5, eod=0)
     again, other = FillInMiddle(plain, IDS, seed=5, eod=0), FillInMiddle(plain, IDS, seed=6, eod=0)

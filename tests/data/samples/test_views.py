@@ -11,16 +11,28 @@ from hypothesis import strategies as st
 from megascratch.config.settings import DataConfig
 from megascratch.data.inspect.blend_report import blend_report
 from megascratch.data.samples.build import open_splits
-from megascratch.data.samples.views import BLEND_BLOCK, Blend, Curriculum, SkipSamples, merge_ranges, original_index
+from megascratch.data.samples.views import (
+    BLEND_BLOCK,
+    Blend,
+    Curriculum,
+    SkipSamples,
+    merge_ranges,
+    original_index,
+)
 from tests.support.blends import a_blend_is_the_greedy_one_beyond_its_first_block, blended
 from tests.support.corpora import Numbers, counting
 
 WEIGHTS = st.lists(st.sampled_from([0.0, 0.1, 0.5, 1.0]), min_size=3, max_size=3).filter(any)
-PAIRS = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 8)).map(lambda p: [p[0], p[0] + p[1]]), max_size=6)
+PAIRS = st.lists(
+    st.tuples(st.integers(0, 40), st.integers(0, 8)).map(lambda p: [p[0], p[0] + p[1]]), max_size=6
+)
 
 
 @settings(max_examples=50, deadline=None)
-@given(weights=st.lists(st.floats(0.05, 1), min_size=1, max_size=5), numbers=st.lists(st.integers(0, 3000), max_size=9))
+@given(
+    weights=st.lists(st.floats(0.05, 1), min_size=1, max_size=5),
+    numbers=st.lists(st.integers(0, 3000), max_size=9),
+)
 def test_a_blend_keeps_its_shares_and_any_sample_can_be_read_first(weights, numbers):
     straight = blended([1] * len(weights), weights, False)
     origins = [straight.origin(number) for number in range(3001)]
@@ -34,7 +46,10 @@ def test_a_blend_keeps_its_shares_and_any_sample_can_be_read_first(weights, numb
 
 def test_a_blend_goes_on_over_its_blocks():
     blend = blended([1, 1], [1, 2], False)
-    far = [blend.origin(number) for number in (2 * BLEND_BLOCK - 1, 2 * BLEND_BLOCK, 5, 2 * BLEND_BLOCK + 1)]
+    far = [
+        blend.origin(number)
+        for number in (2 * BLEND_BLOCK - 1, 2 * BLEND_BLOCK, 5, 2 * BLEND_BLOCK + 1)
+    ]
     assert far[0] == blended([1, 1], [1, 2], False).origin(2 * BLEND_BLOCK - 1)
     counts = [0, 0]
     for number in range(2 * BLEND_BLOCK - 3, 2 * BLEND_BLOCK + 3):
@@ -67,7 +82,9 @@ def staged(firsts, weights):
     weights=st.lists(WEIGHTS, min_size=4, max_size=4),
     numbers=st.lists(st.integers(0, 1500), max_size=9),
 )
-def test_each_stage_keeps_its_shares_and_each_corpus_goes_on_where_it_stood(lengths, weights, numbers):
+def test_each_stage_keeps_its_shares_and_each_corpus_goes_on_where_it_stood(
+    lengths, weights, numbers
+):
     firsts = np.cumsum([0, *lengths]).tolist()
     weights = weights[: len(firsts)]
     dataset = staged(firsts, weights)
@@ -108,7 +125,9 @@ def test_the_settings_open_stages_of_the_same_corpora(tmp_path):
     assert sum(train.origin(number)[0] for number in range(40, 80)) == 30
     assert [train.origin(number) for number in (80, 89)] == [(1, 30), (1, 39)]
     assert train.weights[3] == [111, 444]
-    plain = open_splits(DataConfig(train_data_path=[a], seq_length=9), seed=1, vocab_size=5000, train_samples=1).train
+    plain = open_splits(
+        DataConfig(train_data_path=[a], seq_length=9), seed=1, vocab_size=5000, train_samples=1
+    ).train
     assert all((train[number] == plain[number]).all() for number in range(40))
     assert train[10**5].shape == (10,)
 
@@ -118,7 +137,11 @@ def test_the_report_adds_up(tmp_path):
     data = DataConfig(train_data_path=["1", a, "3", b], data_stages=[f"1000 {b}"], seq_length=9)
     train = open_splits(data, seed=1, vocab_size=5000, train_samples=1).train
     rows = blend_report(train, 1500, 9)
-    assert [(row.first, row.corpus, row.samples) for row in rows] == [(0, a, 250), (0, b, 750), (1000, b, 500)]
+    assert [(row.first, row.corpus, row.samples) for row in rows] == [
+        (0, a, 250),
+        (0, b, 750),
+        (1000, b, 500),
+    ]
     assert rows[1].epochs[1] == rows[2].epochs[0] == 750 / 333
     assert sum(row.tokens for row in rows) == 1500 * 9
     origins = [train.origin(number)[0] for number in range(1000)]
@@ -134,10 +157,14 @@ def test_the_report_adds_up(tmp_path):
 @given(PAIRS)
 def test_what_is_left_is_every_other_sample_in_order(pairs):
     ranges = merge_ranges(pairs)
-    left = [number for number in range(100) if not any(first <= number < stop for first, stop in pairs)]
+    left = [
+        number for number in range(100) if not any(first <= number < stop for first, stop in pairs)
+    ]
     assert [original_index(number, ranges) for number in range(len(left))] == left
     data = SkipSamples(Numbers(0, 100), ranges)
-    assert len(data) == len(left) and [data[number].tolist()[1] for number in range(len(left))] == left
+    assert (
+        len(data) == len(left) and [data[number].tolist()[1] for number in range(len(left))] == left
+    )
 
 
 @given(PAIRS, PAIRS)
@@ -149,7 +176,8 @@ def test_ranges_are_merged_into_disjoint_rising_ones_whatever_their_order(a, b):
 
 
 @pytest.mark.parametrize(
-    ("ranges", "number", "place"), [([], 7, 7), ([[2, 5]], 1, 1), ([[2, 5]], 2, 5), ([[0, 3]], 0, 3)]
+    ("ranges", "number", "place"),
+    [([], 7, 7), ([[2, 5]], 1, 1), ([[2, 5]], 2, 5), ([[0, 3]], 0, 3)],
 )
 def test_a_sample_has_this_place(ranges, number, place):
     assert original_index(number, ranges) == place

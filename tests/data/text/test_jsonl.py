@@ -15,7 +15,9 @@ def reason(raw, keys=("text",)):
 
 
 def test_the_texts_come_in_the_order_of_the_keys():
-    assert parse(Line(1, '{"a": "x", "text": "é\\n\\ud83d\\ude00", "b": 3}'.encode()), ["text", "a"]) == ["é\n😀", "x"]
+    assert parse(
+        Line(1, '{"a": "x", "text": "é\\n\\ud83d\\ude00", "b": 3}'.encode()), ["text", "a"]
+    ) == ["é\n😀", "x"]
 
 
 @pytest.mark.parametrize(
@@ -49,7 +51,12 @@ def test_lines_have_their_numbers_and_no_ends(tmp_path, suffix):
     path = tmp_path / f"x.{suffix}"
     with (gzip.open if suffix.endswith("gz") else open)(path, "wb") as file:
         file.write(b"\xef\xbb\xbfa\r\n\n\xff\nlast")
-    assert list(read_lines(path)) == [Line(1, b"a"), Line(2, b""), Line(3, b"\xff"), Line(4, b"last")]
+    assert list(read_lines(path)) == [
+        Line(1, b"a"),
+        Line(2, b""),
+        Line(3, b"\xff"),
+        Line(4, b"last"),
+    ]
 
 
 def test_a_line_over_the_limit_is_read_over_and_the_next_one_is_whole(tmp_path):
@@ -69,7 +76,9 @@ def test_a_broken_gzip_stream_is_named_with_the_last_good_line(tmp_path):
     path = tmp_path / "x.jsonl.gz"
     whole = gzip.compress(b"a\n" * 100_000)
     path.write_bytes(whole[:-20])
-    with pytest.raises(UserError, match=r"x\.jsonl\.gz cannot be read after line \d+: Compressed file ended"):
+    with pytest.raises(
+        UserError, match=r"x\.jsonl\.gz cannot be read after line \d+: Compressed file ended"
+    ):
         list(read_lines(path))
     path.write_bytes(b"a\n")
     with pytest.raises(UserError, match="Not a gzipped file"):

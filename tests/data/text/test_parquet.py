@@ -34,7 +34,11 @@ def environment(tmp_path):
     library.mkdir(parents=True)
     (library / "__init__.py").write_text(READER)
     (library / "parquet.py").write_text(READER)
-    paths = [str(library.parent), os.environ.get("PYTHONPATH", ""), str(Path(__file__).resolve().parents[3])]
+    paths = [
+        str(library.parent),
+        os.environ.get("PYTHONPATH", ""),
+        str(Path(__file__).resolve().parents[3]),
+    ]
     return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
@@ -45,10 +49,19 @@ def test_a_file_that_aborts_its_reader_is_refused_by_name(tmp_path, environment,
     work.mkdir()
     (work / "a.jsonl").write_text('{"text": "sound"}\n')
     (work / "b.parquet").write_text(when)
-    command = tool(work, "--input", str(work / "a.jsonl"), str(work / "b.parquet"), "--workers", workers)
+    command = tool(
+        work, "--input", str(work / "a.jsonl"), str(work / "b.parquet"), "--workers", workers
+    )
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=work)
-    said = [line for line in done.stderr.splitlines() if line.startswith("megascratch preprocess: error: ")]
+    said = [
+        line
+        for line in done.stderr.splitlines()
+        if line.startswith("megascratch preprocess: error: ")
+    ]
     assert done.returncode == 2, done.stderr
     assert len(said) == 1
-    assert "b.parquet cannot be read as Parquet: its reader was ended by SIGABRT, so the file is damaged" in said[0]
+    assert (
+        "b.parquet cannot be read as Parquet: its reader was ended by SIGABRT, so the file is damaged"
+        in said[0]
+    )
     assert sorted(path.name for path in work.iterdir()) == ["a.jsonl", "b.parquet"]

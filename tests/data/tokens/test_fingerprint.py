@@ -11,7 +11,13 @@ from megascratch.config.settings import DataConfig
 from megascratch.data.samples.build import open_splits
 from megascratch.data.tokens import fingerprint, indices
 from megascratch.data.tokens.digests import digests_path
-from megascratch.data.tokens.fingerprint import fingerprints, opened_orders, recorded, sampled, unrecorded
+from megascratch.data.tokens.fingerprint import (
+    fingerprints,
+    opened_orders,
+    recorded,
+    sampled,
+    unrecorded,
+)
 from megascratch.data.tokens.token_files import TokenReader
 from tests.support.corpora import write
 
@@ -35,7 +41,10 @@ def test_a_copy_elsewhere_has_the_same_digests(tmp_path):
     [
         (lambda text: [*text, np.arange(9)], {".bin", ".idx"}),  # a document more
         (lambda text: [text[1], text[0], *text[2:]], {".bin"}),  # two of one length change places
-        (lambda text: [np.concatenate(text[:2]), *text[2:]], {".idx"}),  # the same ids, other documents
+        (
+            lambda text: [np.concatenate(text[:2]), *text[2:]],
+            {".idx"},
+        ),  # the same ids, other documents
         (lambda text: [text[0] + 1, *text[1:]], {".bin"}),  # other ids
     ],
 )
@@ -72,11 +81,15 @@ def test_a_file_that_went_away_is_named(tmp_path):
 
 
 def order_of(prefix, cache, **settings):
-    data = DataConfig(data_path=[prefix], split="1", seq_length=8, data_cache_path=str(cache), **settings)
+    data = DataConfig(
+        data_path=[prefix], split="1", seq_length=8, data_cache_path=str(cache), **settings
+    )
     return opened_orders(open_splits(data, seed=1, vocab_size=99, train_samples=9), 5)
 
 
-@pytest.mark.parametrize("settings", [{}, {"packing": "best-fit"}, {"data_order": "megatron"}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{}, {"packing": "best-fit"}, {"data_order": "megatron"}], ids=str
+)
 def test_nodes_that_read_another_order_differ_before_they_start(tmp_path, monkeypatch, settings):
     prefix = write(tmp_path / "a", TEXT)
     sound = order_of(prefix, tmp_path / "one", **settings)
@@ -91,7 +104,9 @@ def test_nodes_that_read_another_order_differ_before_they_start(tmp_path, monkey
             patch.setattr(f"megascratch.data.samples.{module}.{name}", wrong(name))
         other = order_of(prefix, tmp_path / "three", **settings)
     assert other["index caches"] != sound["index caches"]
-    assert order_of(prefix, tmp_path / "three", **settings)["index caches"] == other["index caches"], "it stays there"
+    assert (
+        order_of(prefix, tmp_path / "three", **settings)["index caches"] == other["index caches"]
+    ), "it stays there"
 
 
 def wrong(name):

@@ -57,7 +57,9 @@ def test_every_way_of_reading_gives_the_local_ids(store, tmp_path):
     local, remote = TokenReader(tmp_path / "local"), open_corpus(URL, tmp_path / "cache")
     pieces = np.array([[3, 1, 4], [2, 0, 30], [38, 29, 1]])
     assert remote.read(pieces).tolist() == local.read(pieces).tolist()
-    assert [remote.get(at).tolist() for at in range(40)] == [local.get(at).tolist() for at in range(40)]
+    assert [remote.get(at).tolist() for at in range(40)] == [
+        local.get(at).tolist() for at in range(40)
+    ]
     assert remote.token_range() == local.token_range()
     assert read_manifest(remote) == read_manifest(local) and remote.prefix == URL
 
@@ -75,13 +77,17 @@ def test_only_the_blocks_that_are_read_are_fetched_and_only_once(store, tmp_path
 
 def test_training_reads_the_same_samples_and_keeps_the_same_index(store, tmp_path):
     for name, prefix in (("remote", URL), ("local", str(tmp_path / "local"))):
-        data = DataConfig(train_data_path=[prefix], seq_length=9, data_cache_path=str(tmp_path / name))
+        data = DataConfig(
+            train_data_path=[prefix], seq_length=9, data_cache_path=str(tmp_path / name)
+        )
         train = open_splits(data, seed=1, vocab_size=999, train_samples=1).train
         samples = [train[number].tolist() for number in range(60)]
         if name == "remote":
             expected, identity = samples, train.source.identity
     assert samples == expected
-    assert open_corpus(URL, tmp_path / "elsewhere").identity == identity  # of the objects, not of this machine
+    assert (
+        open_corpus(URL, tmp_path / "elsewhere").identity == identity
+    )  # of the objects, not of this machine
 
 
 def test_a_corpus_that_was_uploaded_again_is_read_anew(store, tmp_path):
@@ -104,7 +110,9 @@ def test_digests_are_fetched_and_ids_that_agree_with_them_are_read(store, tmp_pa
     with_digests(store, tmp_path / "local")
     local, remote = TokenReader(tmp_path / "local"), open_corpus(URL, tmp_path / "cache")
     assert remote.digests is not None and remote.digests.own == local.digests.own
-    assert [remote.get(at).tolist() for at in range(40)] == [local.get(at).tolist() for at in range(40)]
+    assert [remote.get(at).tolist() for at in range(40)] == [
+        local.get(at).tolist() for at in range(40)
+    ]
     pieces = np.array([[3, 1, 4], [38, 29, 1]])
     assert remote.read(pieces).tolist() == local.read(pieces).tolist()
     assert unrecorded({URL: remote}) == []
@@ -119,9 +127,13 @@ def test_a_corpus_without_digests_is_told_what_to_upload(store, tmp_path):
 def test_a_byte_that_the_store_changed_is_refused(store, tmp_path, suffix):
     with_digests(store, tmp_path / "local")
     content = bytearray(store.cat(f"{URL}{suffix}"))
-    content[40] ^= 1  # a length in the index, so that it still follows every rule of the format or is refused for that
+    content[40] ^= (
+        1  # a length in the index, so that it still follows every rule of the format or is refused for that
+    )
     store.pipe(f"{URL}{suffix}", bytes(content))
-    with pytest.raises(UserError, match=rf"corpus\{suffix}(:| differs from what was written with the corpus)"):
+    with pytest.raises(
+        UserError, match=rf"corpus\{suffix}(:| differs from what was written with the corpus)"
+    ):
         open_corpus(URL, tmp_path / "cache").get(2)
 
 
@@ -132,12 +144,17 @@ def test_a_byte_that_this_disk_changed_is_refused_by_the_next_process(store, tmp
     content = bytearray(copy.read_bytes())
     content[33] ^= 1
     copy.write_bytes(bytes(content))
-    with pytest.raises(UserError, match=rf"{URL}.bin differs .*are damaged; remove its copy {copy.parent} and"):
+    with pytest.raises(
+        UserError, match=rf"{URL}.bin differs .*are damaged; remove its copy {copy.parent} and"
+    ):
         open_corpus(URL, tmp_path / "cache").get(2)
 
 
 def test_errors_that_pass_are_tried_again(store, tmp_path, monkeypatch):
-    read, failures = type(store).cat_file, iter([ConnectionError("reset"), TimeoutError("slow")] * 50)
+    read, failures = (
+        type(store).cat_file,
+        iter([ConnectionError("reset"), TimeoutError("slow")] * 50),
+    )
     turns = iter(range(10**6))
 
     def flaky(self, path, start=None, end=None):
@@ -153,9 +170,12 @@ def test_errors_that_pass_are_tried_again(store, tmp_path, monkeypatch):
 def test_half_a_block_is_never_believed(store, tmp_path, monkeypatch):
     remote, read = open_corpus(URL, tmp_path / "cache"), type(store).cat_file
     with monkeypatch.context() as patch:
-        patch.setattr(type(store), "cat_file", lambda self, path, start, end: read(self, path, start, end - 1))
+        patch.setattr(
+            type(store), "cat_file", lambda self, path, start, end: read(self, path, start, end - 1)
+        )
         with pytest.raises(
-            UserError, match=r"bytes 0 to 64 cannot be read after 3 attempts: OSError: received 63 bytes"
+            UserError,
+            match=r"bytes 0 to 64 cannot be read after 3 attempts: OSError: received 63 bytes",
         ):
             remote.get(0)
     assert remote.get(0).tolist() == list(range(7))
@@ -164,7 +184,9 @@ def test_half_a_block_is_never_believed(store, tmp_path, monkeypatch):
 def test_threads_and_processes_share_a_cache(store, tmp_path, monkeypatch):
     asked = counted(monkeypatch, store)
     remote, found = open_corpus(URL, tmp_path / "cache"), []
-    threads = [threading.Thread(target=lambda: found.append(remote.token_range())) for _ in range(4)]
+    threads = [
+        threading.Thread(target=lambda: found.append(remote.token_range())) for _ in range(4)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -173,7 +195,9 @@ def test_threads_and_processes_share_a_cache(store, tmp_path, monkeypatch):
     starts = [start for name, start in asked if name == "bin"]
     assert sorted(set(starts)) == sorted(starts)
     fork = multiprocessing.get_context("fork")
-    child = fork.Process(target=lambda: open_corpus(URL, tmp_path / "cache").token_range() == (0, 429) or 1 / 0)
+    child = fork.Process(
+        target=lambda: open_corpus(URL, tmp_path / "cache").token_range() == (0, 429) or 1 / 0
+    )
     child.start()
     child.join()
     assert child.exitcode == 0
@@ -182,9 +206,17 @@ def test_threads_and_processes_share_a_cache(store, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("url", "cache", "law"),
     [
-        ("memory://bucket/none", "cache", r"none\.bin cannot be found: .*check address and credentials"),
+        (
+            "memory://bucket/none",
+            "cache",
+            r"none\.bin cannot be found: .*check address and credentials",
+        ),
         ("memory://bucket/corpus", None, "give --data-cache-path, a folder with enough space"),
-        ("nosuch://x/y", "cache", "nosuch://x/y: .*use s3://bucket/prefix or a path on this machine"),
+        (
+            "nosuch://x/y",
+            "cache",
+            "nosuch://x/y: .*use s3://bucket/prefix or a path on this machine",
+        ),
         ("memory://bucket/corpus", "file", "the cache .*file.* cannot be written: Not a directory"),
     ],
 )
@@ -195,7 +227,9 @@ def test_what_cannot_be_read_is_told(store, tmp_path, url, cache, law):
 
 
 def test_a_missing_library_is_named(monkeypatch, tmp_path):
-    monkeypatch.setattr(fsspec.core, "url_to_fs", lambda url, **how: (_ for _ in ()).throw(ImportError("s3fs")))
+    monkeypatch.setattr(
+        fsspec.core, "url_to_fs", lambda url, **how: (_ for _ in ()).throw(ImportError("s3fs"))
+    )
     with pytest.raises(UserError, match=r"s3:// needs s3fs, .*: pip install 'megascratch\[s3\]'"):
         open_corpus("s3://bucket/corpus", tmp_path)
 
@@ -203,7 +237,11 @@ def test_a_missing_library_is_named(monkeypatch, tmp_path):
 def test_inspect_reads_object_storage_and_the_writing_verbs_refuse_it(store, tmp_path, capsys):
     assert main(["data", "inspect", URL, "--data-cache-path", str(tmp_path / "cache")]) == 0
     assert f"{URL}: 40 documents" in capsys.readouterr().out
-    for words in (["validate", URL], ["split", URL, "--documents", "40"], ["merge", "--input", URL]):
+    for words in (
+        ["validate", URL],
+        ["split", URL, "--documents", "40"],
+        ["merge", "--input", URL],
+    ):
         out = [] if words[0] == "validate" else ["--output-prefix", str(tmp_path / "out")]
         assert main(["data", *words, *out]) == 2
         assert "copy it to this machine" in capsys.readouterr().err

@@ -14,7 +14,15 @@ from hypothesis import strategies as st
 from megascratch.config.errors import UserError
 from megascratch.data.tokens import _indices, indices_python
 from megascratch.data.tokens.digests import digests_path
-from megascratch.data.tokens.token_files import HEADER, MAGIC, TokenReader, TokenWriter, bin_path, idx_path, token_dtype
+from megascratch.data.tokens.token_files import (
+    HEADER,
+    MAGIC,
+    TokenReader,
+    TokenWriter,
+    bin_path,
+    idx_path,
+    token_dtype,
+)
 from tests.support.corpora import golden, write
 
 
@@ -65,19 +73,27 @@ def test_an_empty_document_has_an_entry_and_no_sequence(tmp_path):
     assert (len(reader), reader.documents.tolist()) == (1, [0, 0, 1, 1])
 
 
-@pytest.mark.parametrize(("vocab_size", "dtype"), [(1, "uint16"), (65_499, "uint16"), (65_500, "int32")])
+@pytest.mark.parametrize(
+    ("vocab_size", "dtype"), [(1, "uint16"), (65_499, "uint16"), (65_500, "int32")]
+)
 def test_small_vocabularies_take_two_bytes(vocab_size, dtype):
     assert token_dtype(vocab_size) == dtype
 
 
 @pytest.mark.parametrize("tokens", [[-1], [65_536], [3, 70_000]])
 def test_an_id_that_does_not_fit_is_refused_not_wrapped(tmp_path, tokens):
-    with pytest.raises(ValueError, match="do not fit uint16"), TokenWriter(tmp_path / "c", "uint16") as writer:
+    with (
+        pytest.raises(ValueError, match="do not fit uint16"),
+        TokenWriter(tmp_path / "c", "uint16") as writer,
+    ):
         writer.add_document(tokens)
 
 
 def test_lengths_must_cut_the_whole_document(tmp_path):
-    with pytest.raises(ValueError, match="do not cut"), TokenWriter(tmp_path / "c", "uint16") as writer:
+    with (
+        pytest.raises(ValueError, match="do not cut"),
+        TokenWriter(tmp_path / "c", "uint16") as writer,
+    ):
         writer.add_document([1, 2, 3], [1, 1])
 
 
@@ -101,7 +117,9 @@ def test_final_names_appear_only_when_all_is_written(tmp_path):
 def test_a_crash_between_the_two_moves_never_pairs_new_ids_with_an_old_index(tmp_path, monkeypatch):
     prefix = write(tmp_path / "c", [[1, 2, 3]])
     move = os.replace
-    monkeypatch.setattr(os, "replace", lambda old, new: move(old, new) if str(new).endswith(".bin") else 1 / 0)
+    monkeypatch.setattr(
+        os, "replace", lambda old, new: move(old, new) if str(new).endswith(".bin") else 1 / 0
+    )
     with pytest.raises(ZeroDivisionError):
         write(tmp_path / "c", [[4, 5], [6, 7]])
     with pytest.raises(UserError, match=r"c\.idx cannot be read"):
@@ -142,12 +160,28 @@ FIRST_LENGTH, FIRST_POINTER, FIRST_DOCUMENT = HEADER.size, HEADER.size + 4 * 2, 
         (26, struct.pack("<Q", 0), "longer than its header says"),
         (FIRST_LENGTH, struct.pack("<i", -3), "sequence 0 has a negative length"),
         (FIRST_LENGTH, struct.pack("<i", 4), "sequence 1 begins before"),
-        (FIRST_LENGTH + 4, struct.pack("<i", 3), "shorter than its index says: 10 bytes, c.idx needs 12"),
+        (
+            FIRST_LENGTH + 4,
+            struct.pack("<i", 3),
+            "shorter than its index says: 10 bytes, c.idx needs 12",
+        ),
         (FIRST_POINTER, struct.pack("<q", -2), "sequence 0 begins before"),
-        (FIRST_POINTER + 8, struct.pack("<q", 7), "sequence 1 does not begin on a whole uint16 token"),
-        (FIRST_DOCUMENT, struct.pack("<q", 1), "documents must run from sequence 0 to 2, they run from 1 to 2"),
+        (
+            FIRST_POINTER + 8,
+            struct.pack("<q", 7),
+            "sequence 1 does not begin on a whole uint16 token",
+        ),
+        (
+            FIRST_DOCUMENT,
+            struct.pack("<q", 1),
+            "documents must run from sequence 0 to 2, they run from 1 to 2",
+        ),
         (FIRST_DOCUMENT + 8, struct.pack("<q", 3), "document 1 ends before it begins"),
-        (FIRST_DOCUMENT + 16, struct.pack("<q", 1), "documents must run from sequence 0 to 2, they run from 0 to 1"),
+        (
+            FIRST_DOCUMENT + 16,
+            struct.pack("<q", 1),
+            "documents must run from sequence 0 to 2, they run from 0 to 1",
+        ),
     ],
 )
 def test_every_broken_law_is_named(tmp_path, offset, content, law):
@@ -165,7 +199,11 @@ def test_random_damage_is_refused_or_read_but_never_crashes(tmp_path):
     random = np.random.default_rng(0)
     for _ in range(500):
         idx_path(prefix).write_bytes(whole)
-        damaged(idx_path(prefix), int(random.integers(len(whole))), random.bytes(int(random.integers(1, 9))))
+        damaged(
+            idx_path(prefix),
+            int(random.integers(len(whole))),
+            random.bytes(int(random.integers(1, 9))),
+        )
         raw = idx_path(prefix).read_bytes()
         sound = _indices.sound_index(raw, size)
         assert sound == indices_python.sound_index(raw, size)

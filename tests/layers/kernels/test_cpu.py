@@ -15,7 +15,16 @@ from megascratch.layers.norm import NORMS
 from megascratch.layers.rotary import rotary_angles, split_heads
 from megascratch.parallel.mesh import Axis
 
-WIDTHS = [1, 7, 8, 15, 16, 17, 33, 100]  # around what one instruction takes: 8 numbers in fp64, 16 in fp32
+WIDTHS = [
+    1,
+    7,
+    8,
+    15,
+    16,
+    17,
+    33,
+    100,
+]  # around what one instruction takes: 8 numbers in fp64, 16 in fp32
 EDGES = [0.0, -0.0, 30.0, -30.0, 87.0, -87.0, 89.0, -89.0, 700.0, -710.0, 1e30, -1e30]
 
 
@@ -33,7 +42,9 @@ def close(found: torch.Tensor, expected: torch.Tensor) -> bool:
 
 
 def draw(*shape: int, dtype: torch.dtype) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(len(shape)), dtype=torch.float64).to(dtype)
+    return torch.randn(
+        *shape, generator=torch.Generator().manual_seed(len(shape)), dtype=torch.float64
+    ).to(dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -57,7 +68,9 @@ def test_swiglu_far_out_and_with_what_is_no_number(dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("width", WIDTHS)
 def test_rms_norm_and_its_gradients(width, dtype):
-    x, weight, grad = (draw(*shape, dtype=dtype) for shape in ((3, 2, width), (width,), (3, 2, width)))
+    x, weight, grad = (
+        draw(*shape, dtype=dtype) for shape in ((3, 2, width), (width,), (3, 2, width))
+    )
     wide, scaled = x.double().requires_grad_(), weight.double().requires_grad_()
     expected = F.rms_norm(wide, (width,), scaled, 1e-5)
     expected.backward(grad.double())
@@ -67,7 +80,9 @@ def test_rms_norm_and_its_gradients(width, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize(("first", "rows"), [(0, 1), (0, 16), (0, 37), (5, 12), (32, 32), (128, 128)])
+@pytest.mark.parametrize(
+    ("first", "rows"), [(0, 1), (0, 16), (0, 37), (5, 12), (32, 32), (128, 128)]
+)
 def test_causal_softmax_and_its_gradient(first, rows, dtype):
     columns = first + rows
     scores, grad = (draw(2, rows, columns, dtype=dtype) * 4 for _ in range(2))
@@ -82,7 +97,9 @@ def test_causal_softmax_and_its_gradient(first, rows, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_causal_softmax_of_scores_far_apart(dtype):
-    scores = torch.tensor([[[1e30, 5.0, 5.0], [-1e30, -1e30, 0.0], [-1e30, 80.0, 1e30]]], dtype=dtype)
+    scores = torch.tensor(
+        [[[1e30, 5.0, 5.0], [-1e30, -1e30, 0.0], [-1e30, 80.0, 1e30]]], dtype=dtype
+    )
     found = cpu.causal_softmax_(scores, 0, 1.0)
     expected = torch.tensor([[[1.0, 0.0, 0.0], [0.5, 0.5, 0.0], [0.0, 0.0, 1.0]]], dtype=dtype)
     assert torch.allclose(found, expected, atol=1e-30)
@@ -94,7 +111,9 @@ def test_causal_softmax_of_scores_far_apart(dtype):
 def test_the_gradient_of_gelu(width, by_tanh, dtype):
     x, grad = 3 * draw(2, width, dtype=dtype), draw(2, width, dtype=dtype)
     wide = x.double().requires_grad_()
-    inner = (8 / torch.pi) ** 0.5 * (wide + 0.044715 * wide**3)  # torch's own tanh loses digits far below 0
+    inner = (8 / torch.pi) ** 0.5 * (
+        wide + 0.044715 * wide**3
+    )  # torch's own tanh loses digits far below 0
     (wide * inner.sigmoid() if by_tanh else F.gelu(wide)).backward(grad.double())
     assert close(cpu.gelu_backward(x, grad, by_tanh), wide.grad)
 
@@ -104,19 +123,29 @@ def test_the_gradient_of_gelu_far_out(by_tanh):
     x = torch.tensor(EDGES, dtype=torch.float64)
     for dtype in (torch.float32, torch.float64):
         found = cpu.gelu_backward(x.to(dtype), torch.ones(len(x), dtype=dtype), by_tanh)
-        assert torch.allclose(found[2:6].double(), torch.tensor([1.0, 0.0, 1.0, 0.0], dtype=torch.float64))
+        assert torch.allclose(
+            found[2:6].double(), torch.tensor([1.0, 0.0, 1.0, 0.0], dtype=torch.float64)
+        )
         assert found.isfinite()[:10].all() and found[:2].tolist() == [0.5, 0.5]
 
 
 def all_kernels(threads: int) -> list[torch.Tensor]:
     """Of inputs large enough for every thread to have a part."""
     torch.set_num_threads(threads)
-    x, grad, weight = (draw(*shape, dtype=torch.float32) for shape in ((700, 201, 2), (700, 201), (402,)))
+    x, grad, weight = (
+        draw(*shape, dtype=torch.float32) for shape in ((700, 201, 2), (700, 201), (402,))
+    )
     x, scores = x.view(700, 402), draw(5, 70, 130, dtype=torch.float32)
     out, scale = cpu.rms_norm(x, weight, 1e-5)
     weights = cpu.causal_softmax_(scores, 60, 0.3)
-    angles = [angle.permute(1, 2, 0, 3) for angle in rotary_angles(torch.arange(67).expand(7, -1), 6, 100.0, x.dtype)]
-    heads, turned = draw(7, 67, 72, 8, dtype=torch.float32).transpose(1, 2), torch.zeros(7, 72, 67, 8)
+    angles = [
+        angle.permute(1, 2, 0, 3)
+        for angle in rotary_angles(torch.arange(67).expand(7, -1), 6, 100.0, x.dtype)
+    ]
+    heads, turned = (
+        draw(7, 67, 72, 8, dtype=torch.float32).transpose(1, 2),
+        torch.zeros(7, 72, 67, 8),
+    )
     cpu.apply_rotary(heads, *angles, turned, False)
     return [
         cpu.swiglu(x),
@@ -148,13 +177,20 @@ def test_where_threads_cannot_be_shared_torch_keeps_them(monkeypatch):
         assert (found - expected).norm() <= 1e-13 * expected.norm()
 
 
-MODEL = ModelConfig(hidden_size=24, num_attention_heads=3, num_query_groups=3, kv_channels=8, attention_dropout=0.0)
+MODEL = ModelConfig(
+    hidden_size=24, num_attention_heads=3, num_query_groups=3, kv_channels=8, attention_dropout=0.0
+)
 
 
 def through_all(s: int, dtype: torch.dtype) -> list[torch.Tensor]:
     """Outputs and gradients of every layer that has a kernel, from inputs that are not contiguous."""
     torch.manual_seed(1)
-    x = torch.randn(2, s, 48, dtype=torch.float64).to(dtype)[..., ::2].transpose(0, 1).requires_grad_()
+    x = (
+        torch.randn(2, s, 48, dtype=torch.float64)
+        .to(dtype)[..., ::2]
+        .transpose(0, 1)
+        .requires_grad_()
+    )
     norm = NORMS["RMSNorm"](24, 1e-5, bias=False, grad_sum=()).to(dtype)
     layer = Attention(MODEL, 0, 1, Axis.alone("tp"), False, 0.1).to(dtype)
     weights = [*norm.parameters(), *layer.parameters()]
@@ -170,7 +206,9 @@ def through_all(s: int, dtype: torch.dtype) -> list[torch.Tensor]:
 @pytest.mark.parametrize("s", [1, 13, 128, 150])
 def test_layers_with_and_without_kernels_are_the_same_model(s, dtype, monkeypatch):
     taken = []
-    monkeypatch.setattr(cpu, "apply_rotary", lambda *args, turn=cpu.apply_rotary: taken.append(1) or turn(*args))
+    monkeypatch.setattr(
+        cpu, "apply_rotary", lambda *args, turn=cpu.apply_rotary: taken.append(1) or turn(*args)
+    )
     mine = through_all(s, dtype)
     assert len(taken) == 3, "the kernels were not asked"
     monkeypatch.setattr(cpu, "supports", lambda *_: False)
@@ -192,7 +230,9 @@ def test_short_numbers_are_left_to_torch(dtype):
 def test_angles_of_one_sample_are_those_of_all_and_others_do_not_fit():
     qkv, heads = draw(3, 2, 5, 6, dtype=torch.float64), (3, 1, 1)
     found = split_heads(qkv, heads, rotary_angles(torch.arange(3)[None], 4, 100.0, qkv.dtype))
-    expected = split_heads(qkv, heads, rotary_angles(torch.arange(3).expand(2, -1), 4, 100.0, qkv.dtype))
+    expected = split_heads(
+        qkv, heads, rotary_angles(torch.arange(3).expand(2, -1), 4, 100.0, qkv.dtype)
+    )
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
     for positions in (torch.arange(4).expand(2, -1), torch.arange(6).view(3, 2)):
         with pytest.raises(RuntimeError):
@@ -218,7 +258,9 @@ def test_rotary_angles_of_each_sample_are_its_own():
     qkv, positions = draw(3, 2, 5, 6, dtype=torch.float64), torch.tensor([[1, 2, 3], [4, 5, 9]])
     both = split_heads(qkv, (3, 1, 1), rotary_angles(positions, 4, 100.0, qkv.dtype))
     for b in range(2):
-        alone = split_heads(qkv[:, b : b + 1], (3, 1, 1), rotary_angles(positions[b : b + 1], 4, 100.0, qkv.dtype))
+        alone = split_heads(
+            qkv[:, b : b + 1], (3, 1, 1), rotary_angles(positions[b : b + 1], 4, 100.0, qkv.dtype)
+        )
         for found, expected in zip(both, alone, strict=True):
             assert torch.equal(found[b : b + 1], expected)
 
@@ -243,4 +285,6 @@ print([str(warning.message).split(" (")[0] for warning in said if "extension" in
 
 def test_without_the_compiled_extension_the_layers_use_torch_and_warn_once():
     done = subprocess.run([sys.executable, "-c", WITHOUT], capture_output=True, text=True)
-    assert (done.stdout, done.returncode) == ("['the C++ extension is not built']\n", 0), done.stderr
+    assert (done.stdout, done.returncode) == ("['the C++ extension is not built']\n", 0), (
+        done.stderr
+    )

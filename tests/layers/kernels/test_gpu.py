@@ -15,7 +15,9 @@ CLOSE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2}
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("v", "valid"), [(64, 64), (64, 61), (8192, 8192), (20000, 19999), (50304, 50257)])
+@pytest.mark.parametrize(
+    ("v", "valid"), [(64, 64), (64, 61), (8192, 8192), (20000, 19999), (50304, 50257)]
+)
 def test_the_loss_and_its_gradient(v, valid, dtype):
     logits = (3 * torch.randn(33, v, generator=torch.Generator().manual_seed(v))).to(dtype)
     labels, weights = torch.arange(33) * 7 % valid, torch.arange(33.0)
@@ -98,8 +100,16 @@ def test_dropout_uses_its_kernel_only_where_it_agrees(drop, used, monkeypatch):
         (right_rows, breaks, False),
         (None, None, False),
         (right_rows, lambda *args: None, False),
-        (lambda logits, labels, *part: right_rows(logits, labels - 1, *part), right_gradient, False),
-        (lambda logits, labels, first, valid: right_rows(logits, labels, first, valid + 5), right_gradient, False),
+        (
+            lambda logits, labels, *part: right_rows(logits, labels - 1, *part),
+            right_gradient,
+            False,
+        ),
+        (
+            lambda logits, labels, first, valid: right_rows(logits, labels, first, valid + 5),
+            right_gradient,
+            False,
+        ),
     ],
 )
 @pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])

@@ -12,7 +12,13 @@ from megascratch.config.settings import Config
 from tests.support.breaks import gaps, gather, space, state, time
 from tests.support.breaks.replacing import Break
 
-BREAKS: dict[str, Break] = {**space.BREAKS, **time.BREAKS, **gather.BREAKS, **state.BREAKS, **gaps.BREAKS}
+BREAKS: dict[str, Break] = {
+    **space.BREAKS,
+    **time.BREAKS,
+    **gather.BREAKS,
+    **state.BREAKS,
+    **gaps.BREAKS,
+}
 
 
 def run_broken(name: str, config: Config, steps: int) -> tuple:

@@ -201,7 +201,9 @@ def wrong_is_clean(self, *args, **options):
 def spikes_are_remembered(self, loss, grad_norm):
     wrong = plain_judge(self, loss, grad_norm)
     if wrong:
-        self.state.recent_losses = [*self.state.recent_losses, loss][-self.guard.spiky_loss_window :]
+        self.state.recent_losses = [*self.state.recent_losses, loss][
+            -self.guard.spiky_loss_window :
+        ]
     return wrong
 
 
@@ -247,12 +249,18 @@ STATE = {
         "two spikes in a row are skipped",
         [(LossGuard, "judge", spikes_are_remembered)],
     ),
-    "the loss scale falls on a spike": ("a spike is skipped in fp16", [(Trainer, "_update", wrong_is_overflow)]),
+    "the loss scale falls on a spike": (
+        "a spike is skipped in fp16",
+        [(Trainer, "_update", wrong_is_overflow)],
+    ),
     "a step that is left out counts as a clean one": (
         "a spike is skipped in fp16",
         [(Trainer, "train_step", wrong_is_clean)],
     ),
-    "a rollback leaves weights and moments as they are": ("back over good steps", [(bad_steps, "load", into_copies)]),
+    "a rollback leaves weights and moments as they are": (
+        "back over good steps",
+        [(bad_steps, "load", into_copies)],
+    ),
     "a rollback keeps the loss scale": (
         "back over a spike, with the loss scale of then",
         keeping(lambda it: it.trainer.scale, lambda it, scale: setattr(it.trainer, "scale", scale)),
@@ -266,13 +274,25 @@ STATE = {
     ),
     "a rollback keeps the losses remembered": (
         "back over good steps",
-        keeping(lambda it: it.state.recent_losses, lambda it, losses: setattr(it.state, "recent_losses", losses)),
+        keeping(
+            lambda it: it.state.recent_losses,
+            lambda it, losses: setattr(it.state, "recent_losses", losses),
+        ),
     ),
     "a rollback does not wait for the save under way": (
         "back while the checkpoint is still being written",
-        [(BadSteps, "__init__", after(BadSteps.__init__, lambda it: setattr(it, "settle", nothing)))],
+        [
+            (
+                BadSteps,
+                "__init__",
+                after(BadSteps.__init__, lambda it: setattr(it, "settle", nothing)),
+            )
+        ],
     ),
-    "reading ahead takes the live position": ("a batch that grows", [(_Loop, "_upcoming", live_position)]),
+    "reading ahead takes the live position": (
+        "a batch that grows",
+        [(_Loop, "_upcoming", live_position)],
+    ),
     "a batch that grows begins anew after a resume": (
         "a batch that grows in a run that is resumed",
         [(_Loop, "_upcoming", ramp_from_here)],
@@ -318,7 +338,9 @@ def forgetting(method: Callable, op: str) -> Callable:
 
     def changed(self, *args):
         wait = self._wait
-        with patch.object(self, "_wait", lambda it: it.tensor if it.action.op.startswith(op) else wait(it)):
+        with patch.object(
+            self, "_wait", lambda it: it.tensor if it.action.op.startswith(op) else wait(it)
+        ):
             return method(self, *args)
 
     return changed
@@ -347,7 +369,9 @@ def closed_at_once(self, wait=True):
 def finished_at_once(self, *args):
     """The first of its two waits asks and does not wait."""
     calls, wait = [], self.saver.wait
-    with patch.object(self.saver, "wait", lambda: wait() if calls else calls.append(1) or self.saver.poll()):
+    with patch.object(
+        self.saver, "wait", lambda: wait() if calls else calls.append(1) or self.saver.poll()
+    ):
         plain_finish(self, *args)
 
 
@@ -365,21 +389,33 @@ AWAITED = {
     "replicas are compared before their weights are here": Alike(
         [(replicas, "_blocks", compared_at_once)], reads("the comparison of replicas")
     ),
-    "the last sends of a step are not awaited": Alike([(_Player, "play", last_sends_forgotten)], sends("1f1b")),
+    "the last sends of a step are not awaited": Alike(
+        [(_Player, "play", last_sends_forgotten)], sends("1f1b")
+    ),
     "a send whose gradient is here is not awaited": Alike(
         [(_Player, "_output_grad", forgetting(_Player._output_grad, "SF"))], sends("interleaved")
     ),
-    "a send that is over is dropped": Alike([(_Player, "_send", forgetting(_Player._send, "S"))], sends("1f1b", True)),
-    "the first message of a link is not awaited": Alike([(runtime, "connect", open_at_once)], sends("1f1b")),
-    "the messages of a long gather are not awaited": Alike([(DirectGather, "wait", nothing)], gathers),
+    "a send that is over is dropped": Alike(
+        [(_Player, "_send", forgetting(_Player._send, "S"))], sends("1f1b", True)
+    ),
+    "the first message of a link is not awaited": Alike(
+        [(runtime, "connect", open_at_once)], sends("1f1b")
+    ),
+    "the messages of a long gather are not awaited": Alike(
+        [(DirectGather, "wait", nothing)], gathers
+    ),
     "a room is filled again while it is being written": Alike(
         [(DirectWriter, "_send", without(DirectWriter._send, "_wait"))], streams
     ),
     "a file is cut before its last room is written": Alike(
         [(DirectWriter, "finish", without(DirectWriter.finish, "_wait"))], streams
     ),
-    "a run that fails gives up the save under way": Alike([(AsyncSaver, "close", closed_at_once)], failing_runs),
-    "how the last save has ended is not awaited": Alike([(Checkpointing, "finish", finished_at_once)], last_saves),
+    "a run that fails gives up the save under way": Alike(
+        [(AsyncSaver, "close", closed_at_once)], failing_runs
+    ),
+    "how the last save has ended is not awaited": Alike(
+        [(Checkpointing, "finish", finished_at_once)], last_saves
+    ),
 }
 
 
@@ -427,10 +463,16 @@ plain_evaluate = _Loop._evaluate
 
 
 READ = {
-    "a blend's block is stale from sample 65,536 on": Alike([(Blend, "origin", first_block_for_ever)], blends),
+    "a blend's block is stale from sample 65,536 on": Alike(
+        [(Blend, "origin", first_block_for_ever)], blends
+    ),
     "a blend's counts begin anew with each block": Alike([(Blend, "_choose", counts_anew)], blends),
-    "a blend tells what one block alone has taken": Alike([(Blend, "taken", taken_of_one_block)], blends),
-    "the last partial round of a validation is dropped": Alike([(_Loop, "_evaluate", whole_rounds)], validations),
+    "a blend tells what one block alone has taken": Alike(
+        [(Blend, "taken", taken_of_one_block)], blends
+    ),
+    "the last partial round of a validation is dropped": Alike(
+        [(_Loop, "_evaluate", whole_rounds)], validations
+    ),
 }
 
 ALIKE: dict[str, Alike] = {

@@ -71,7 +71,10 @@ plain_agreed, plain_valid_tokens = Trainer._agreed, Trainer._valid_tokens
 BREAKS: dict[str, Break] = {
     name: Break({"global_batch_size": BATCH, **settings}, replacements, with_gaps)
     for name, (settings, replacements) in {
-        "each stage asks itself whether a step has tokens": (PP2, [(Trainer, "_agreed", tokens_that_this_rank_knows)]),
+        "each stage asks itself whether a step has tokens": (
+            PP2,
+            [(Trainer, "_agreed", tokens_that_this_rank_knows)],
+        ),
         "the first data rank decides whether a step has tokens": (
             DP2,
             [

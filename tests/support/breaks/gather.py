@@ -44,7 +44,9 @@ def awaits_what_the_layer_before_needs(self, layers):
     plain_overlap(self, [])
     layers = list(layers)
     for before, layer in zip([layers[-1], *layers[:-1]], layers, strict=True):
-        layer.register_forward_pre_hook(plain_awaiting([p.grad_sink.bucket for p in before.parameters()]))
+        layer.register_forward_pre_hook(
+            plain_awaiting([p.grad_sink.bucket for p in before.parameters()])
+        )
 
 
 plain_awaiting, plain_overlap = base._awaiting, DataParallel.overlap_param_gather
@@ -54,5 +56,7 @@ BREAKS: dict[str, Break] = {
     "gathered weights of another layer awaited": Break(
         ZERO1, [LATE, (DataParallel, "overlap_param_gather", awaits_what_the_layer_before_needs)]
     ),
-    "gathered tied weight not awaited": Break(ZERO1, [LATE, (base, "_awaiting", awaits_no_tied_weight)]),
+    "gathered tied weight not awaited": Break(
+        ZERO1, [LATE, (base, "_awaiting", awaits_no_tied_weight)]
+    ),
 }

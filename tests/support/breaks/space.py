@@ -161,7 +161,11 @@ def counted_everywhere(self):
 
 def summed_over_pipeline_alone(self):
     """What one line of stages holds, told to all."""
-    here = plain_norm(self).square() if self.mesh.tp.rank == 0 else torch.zeros((), dtype=torch.float64)
+    here = (
+        plain_norm(self).square()
+        if self.mesh.tp.rank == 0
+        else torch.zeros((), dtype=torch.float64)
+    )
     return all_reduce(here, self.mesh.tp).sqrt()
 
 
@@ -202,7 +206,10 @@ def dealt_out_in_turn(self, dim, ranks, rank):
 
 
 def over_all_ranks(shard, sizes, coords):
-    return [run if shard.grad_sum else run._replace(slot=0, slots=1) for run in partial_runs(shard, sizes, coords)]
+    return [
+        run if shard.grad_sum else run._replace(slot=0, slots=1)
+        for run in partial_runs(shard, sizes, coords)
+    ]
 
 
 def documents_of_the_first_sample(documents):
@@ -244,25 +251,41 @@ plain_initialise = build.initialise
 plain_table = build.shard_table
 plain_chunk, plain_mask = chunk.ModelChunk.forward, chunk.document_mask
 plain_runs, plain_stretches = Shard._runs, OptimizerShard.stretches
-plain_pieces, plain_counted, plain_norm = DataParallel._pieces, DataParallel._counted, DataParallel.norm
+plain_pieces, plain_counted, plain_norm = (
+    DataParallel._pieces,
+    DataParallel._counted,
+    DataParallel.norm,
+)
 
 BREAKS: dict[str, Break] = {
-    "input gradient of a column-parallel layer not summed": Break(TP2, [(linear, "start_all_reduce", not_started)]),
-    "input gradient not reduce-scattered under SP": Break(SP, [(linear, "start_reduce_scatter", own_part_not_started)]),
+    "input gradient of a column-parallel layer not summed": Break(
+        TP2, [(linear, "start_all_reduce", not_started)]
+    ),
+    "input gradient not reduce-scattered under SP": Break(
+        SP, [(linear, "start_reduce_scatter", own_part_not_started)]
+    ),
     "weight gradient from this rank's part of the sequence alone": Break(
         SP, [(linear, "start_all_gather", own_part_repeated_not_started)]
     ),
-    "sequence gathered from the second rank on": Break(SP, [(linear, "all_gather", gathered_from_the_second_rank_on)]),
-    "gradient of a row-parallel output summed again": Break(TP2, [(linear, "reduce_from", summed_both_ways)]),
+    "sequence gathered from the second rank on": Break(
+        SP, [(linear, "all_gather", gathered_from_the_second_rank_on)]
+    ),
+    "gradient of a row-parallel output summed again": Break(
+        TP2, [(linear, "reduce_from", summed_both_ways)]
+    ),
     "gradient of a scattered output not gathered": Break(
         SP, [(linear, "reduce_scatter_to", scattered_and_not_gathered)]
     ),
     "output of a row-parallel layer not summed": Break(TP2, [(linear, "reduce_from", own_value)]),
-    "output of a row-parallel layer not summed under SP": Break(SP, [(linear, "reduce_scatter_to", own_part)]),
+    "output of a row-parallel layer not summed under SP": Break(
+        SP, [(linear, "reduce_scatter_to", own_part)]
+    ),
     "row-parallel bias added on each tensor rank": Break(
         TP2, [(linear.RowParallelLinear, "forward", bias_on_every_rank)]
     ),
-    "embedding not summed over the vocabulary's parts": Break(TP2, [(embedding, "reduce_from", own_value)]),
+    "embedding not summed over the vocabulary's parts": Break(
+        TP2, [(embedding, "reduce_from", own_value)]
+    ),
     "embedding not summed over the vocabulary's parts under SP": Break(
         SP, [(embedding, "reduce_scatter_to", own_part)]
     ),
@@ -272,37 +295,71 @@ BREAKS: dict[str, Break] = {
     "vocabulary offset without its padding": Break(
         TP2, [(embedding.VocabParallelEmbedding, "__init__", offset_without_padding)]
     ),
-    "padding enters the softmax": Break(TP2, [(chunk, "vocab_parallel_cross_entropy", padding_counts)]),
+    "padding enters the softmax": Break(
+        TP2, [(chunk, "vocab_parallel_cross_entropy", padding_counts)]
+    ),
     "labels one word earlier on the second rank": Break(
         TP2, [(chunk, "vocab_parallel_cross_entropy", labels_one_earlier)]
     ),
-    "each rank's own peak in the softmax": Break(TP2, [(loss, "all_reduce", own_where(dist.ReduceOp.MAX))]),
-    "sums of the softmax not added up": Break(TP2, [(loss, "all_reduce", own_where(dist.ReduceOp.SUM))]),
+    "each rank's own peak in the softmax": Break(
+        TP2, [(loss, "all_reduce", own_where(dist.ReduceOp.MAX))]
+    ),
+    "sums of the softmax not added up": Break(
+        TP2, [(loss, "all_reduce", own_where(dist.ReduceOp.SUM))]
+    ),
     "gathered logits fed to a loss that expects a shard": Break(
         {**TP2, "vocab_size": 64}, [(chunk, "vocab_parallel_cross_entropy", gathered_logits)]
     ),
-    "learned positions not offset under SP": Break(SP, [(embedding.PositionEmbedding, "forward", first_positions)]),
+    "learned positions not offset under SP": Break(
+        SP, [(embedding.PositionEmbedding, "forward", first_positions)]
+    ),
     "q, k and v cut as one block": Break(TP2, [(attention, "ColumnParallelLinear", without_parts)]),
-    "gate and up cut as one block": Break({**TP2, "swiglu": True}, [(mlp, "ColumnParallelLinear", without_parts)]),
+    "gate and up cut as one block": Break(
+        {**TP2, "swiglu": True}, [(mlp, "ColumnParallelLinear", without_parts)]
+    ),
     "gradients of norms not summed under SP": Break(SP, [(PartialGradReducer, "add_up", nothing)]),
     "gradient of positions not summed under SP": Break(
         SP,
-        [(embedding.PositionEmbedding, "__init__", after(embedding.PositionEmbedding.__init__, forget_partial_sums))],
+        [
+            (
+                embedding.PositionEmbedding,
+                "__init__",
+                after(embedding.PositionEmbedding.__init__, forget_partial_sums),
+            )
+        ],
     ),
     "gradients of row-parallel biases not summed under SP": Break(
-        SP, [(linear.RowParallelLinear, "__init__", after(linear.RowParallelLinear.__init__, forget_partial_sums))]
+        SP,
+        [
+            (
+                linear.RowParallelLinear,
+                "__init__",
+                after(linear.RowParallelLinear.__init__, forget_partial_sums),
+            )
+        ],
     ),
     "gradients of shared key/value heads summed over all ranks": Break(
         SHARED_HEADS, [(base, "partial_runs", over_all_ranks)]
     ),
-    "shared key/value heads dealt out in turn": Break(SHARED_HEADS, [(Shard, "_runs", dealt_out_in_turn)]),
-    "gradients of shared key/value heads not summed": Break(SHARED_HEADS, [(PartialGradReducer, "add_up", nothing)]),
+    "shared key/value heads dealt out in turn": Break(
+        SHARED_HEADS, [(Shard, "_runs", dealt_out_in_turn)]
+    ),
+    "gradients of shared key/value heads not summed": Break(
+        SHARED_HEADS, [(PartialGradReducer, "add_up", nothing)]
+    ),
     "dropout mask by local position under SP": Break(
-        {**SP, "hidden_dropout": 0.1}, [(dropout.Dropout, "__init__", setting(dropout.Dropout.__init__, part=0))]
+        {**SP, "hidden_dropout": 0.1},
+        [(dropout.Dropout, "__init__", setting(dropout.Dropout.__init__, part=0))],
     ),
     "attention dropout by local head": Break(
         {**TP2, "attention_dropout": 0.1},
-        [(dropout.AttentionDropout, "__init__", setting(dropout.AttentionDropout.__init__, rank=0))],
+        [
+            (
+                dropout.AttentionDropout,
+                "__init__",
+                setting(dropout.AttentionDropout.__init__, rank=0),
+            )
+        ],
     ),
     "dropout by place in the micro-batch": Break(
         {**DP2, "hidden_dropout": 0.1}, [(dropout.Dropout, "forward", by_place_in_the_batch)]
@@ -311,15 +368,20 @@ BREAKS: dict[str, Break] = {
         {**PP2, "hidden_dropout": 0.1},
         [(chunk.ModelChunk, "__init__", after(chunk.ModelChunk.__init__, dropout_by_local_layer))],
     ),
-    "initial weights of each rank from row 0": Break(TP2, [(build, "normal_rows", from_the_first_row)]),
+    "initial weights of each rank from row 0": Break(
+        TP2, [(build, "normal_rows", from_the_first_row)]
+    ),
     "initial weights from a seed per rank": Break(PP2, [(build, "initialise", seed_per_rank)]),
-    "a tied copy with initial weights of its own": Break(PP2, [(build, "shard_table", copies_under_their_own_name)]),
+    "a tied copy with initial weights of its own": Break(
+        PP2, [(build, "shard_table", copies_under_their_own_name)]
+    ),
     "layer numbers restart on each stage": Break(PP2, [(build, "ModelChunk", local_layers)]),
     "document mask on the first stage only": Break(
         {**PP2, **DOCUMENTS}, [(chunk.ModelChunk, "forward", documents_on_the_first_stage_only)]
     ),
     "document boundaries of the first sample for all": Break(
-        {**PP2, **DOCUMENTS, "micro_batch_size": 2}, [(chunk, "document_mask", documents_of_the_first_sample)]
+        {**PP2, **DOCUMENTS, "micro_batch_size": 2},
+        [(chunk, "document_mask", documents_of_the_first_sample)],
     ),
     "rotary positions on the first stage only": Break(
         {**PP2, **ROTARY, "reset_position_ids": True},
@@ -327,13 +389,19 @@ BREAKS: dict[str, Break] = {
     ),
     "two copies of a tied weight not summed": Break(PP2, [(base, "start_all_reduce", not_started)]),
     "loss as a mean of means": Break(DP2, [(Trainer, "_valid_tokens", mean_of_means)]),
-    "valid tokens of this rank alone": Break(DP2, [(Trainer, "_valid_tokens", tokens_of_this_rank)]),
+    "valid tokens of this rank alone": Break(
+        DP2, [(Trainer, "_valid_tokens", tokens_of_this_rank)]
+    ),
     "loss counted on each tensor rank": Break(TP2, [(Trainer, "_loss_part", loss_of_every_rank)]),
-    "one rank reads one sample later": Break(DP2, [(run_layout, "sample_numbers", one_sample_later)]),
+    "one rank reads one sample later": Break(
+        DP2, [(run_layout, "sample_numbers", one_sample_later)]
+    ),
     "gradients averaged over data ranks": Break(DP2, [(DDP, "_reduce", averaged)]),
     "gradients not summed over data ranks": Break(DP2, [(DDP, "_reduce", not_reduced)]),
     "gradients not reduce-scattered under ZeRO-1": Break(ZERO1, [(Zero1, "_reduce", not_reduced)]),
-    "each rank updates the next one's range under ZeRO-1": Break(ZERO1, [(Zero1, "_range", range_of_the_next_rank)]),
+    "each rank updates the next one's range under ZeRO-1": Break(
+        ZERO1, [(Zero1, "_range", range_of_the_next_rank)]
+    ),
     "decay's border not moved with the range under ZeRO-1": Break(
         ZERO1, [(OptimizerShard, "stretches", decay_ends_where_the_buckets_does)]
     ),
@@ -345,6 +413,10 @@ BREAKS: dict[str, Break] = {
     "sharded weights of other tensor ranks left out of the norm": Break(
         TP2, [(DDP, "_norm_axis", of_stages), (DataParallel, "norm", summed_over_pipeline_alone)]
     ),
-    "a tied weight counts twice in the norm": Break(PP2, [(DataParallel, "_counted", copies_of_a_tied_weight_count)]),
-    "weights of other stages left out of the norm": Break(PP2, [(DDP, "_norm_axis", of_tensor_ranks)]),
+    "a tied weight counts twice in the norm": Break(
+        PP2, [(DataParallel, "_counted", copies_of_a_tied_weight_count)]
+    ),
+    "weights of other stages left out of the norm": Break(
+        PP2, [(DDP, "_norm_axis", of_tensor_ranks)]
+    ),
 }

@@ -56,17 +56,29 @@ def resumed(config: Config, steps: int) -> RankTrace:
     """On a rank: the interrupted run, with all it holds in the end."""
     folder = _shared_folder()
     told = {"output_dir": folder, "save": folder, "log_interval": 1}
-    elsewhere = with_fields(one_process(config), {**told, "tensor_model_parallel_size": world_of(config)})
+    elsewhere = with_fields(
+        one_process(config), {**told, "tensor_model_parallel_size": world_of(config)}
+    )
     before, _ = _part(with_fields(derive(elsewhere, world_of(config)), {"train_iters": BEFORE}))
     after, held = _part(with_fields(config, {**told, "train_iters": steps, "load": folder}))
     if not dist.is_initialized() or dist.get_rank() == 0:
         shutil.rmtree(folder)
     rows = [*before, *after]
-    return RankTrace([row["loss"] for row in rows], [row["grad_norm"] for row in rows], [[] for _ in rows], held, [])
+    return RankTrace(
+        [row["loss"] for row in rows],
+        [row["grad_norm"] for row in rows],
+        [[] for _ in rows],
+        held,
+        [],
+    )
 
 
 def _shared_folder() -> str:
-    folder = [tempfile.mkdtemp(prefix="resumed-") if not dist.is_initialized() or dist.get_rank() == 0 else ""]
+    folder = [
+        tempfile.mkdtemp(prefix="resumed-")
+        if not dist.is_initialized() or dist.get_rank() == 0
+        else ""
+    ]
     if dist.is_initialized():
         dist.broadcast_object_list(folder)
     return folder[0]
@@ -80,7 +92,9 @@ def _part(config: Config) -> tuple[list[dict], list[ShardedTensor]]:
         stack.callback(run.mesh.close)
         looping = _Loop(run)
         looping.run(stack.enter_context(StopRequest(config.training)))
-        rows = all_gather_objects(looping.report.rows if looping.report else None, run.mesh.world)[0]
+        rows = all_gather_objects(looping.report.rows if looping.report else None, run.mesh.world)[
+            0
+        ]
         return rows, run.trainer.held()
 
 
@@ -91,7 +105,11 @@ def rate_from_the_first_step(self, upcoming):
     """As if the schedule began where the run went on."""
     samples = self.first_sample
     steps = samples // self.training.global_batch_size
-    with patch.object(loop, "learning_rate", lambda optim, n, seen: learning_rate(optim, n - steps, seen - samples)):
+    with patch.object(
+        loop,
+        "learning_rate",
+        lambda optim, n, seen: learning_rate(optim, n - steps, seen - samples),
+    ):
         return plain_step(self, upcoming)
 
 
@@ -115,9 +133,9 @@ def one_element_later(self, name, place, flat, owned, piece):
 
 
 def moments_alone(self):
-    return {name: flat for name, flat in plain_kinds.fget(self).items() if name != "optim.exp_avg"} | {
-        "optim.exp_avg": torch.zeros_like(self.exp_avg)
-    }
+    return {
+        name: flat for name, flat in plain_kinds.fget(self).items() if name != "optim.exp_avg"
+    } | {"optim.exp_avg": torch.zeros_like(self.exp_avg)}
 
 
 plain_step, plain_evaluate, plain_set_training = _Loop._step, _Loop._evaluate, Trainer._set_training
@@ -126,16 +144,31 @@ plain_held, plain_kinds = DataParallel._held, OptimizerShard.kinds
 BREAKS: dict[str, Break] = {
     name: Break({**RUN, **settings}, replacements, resumed)
     for name, (settings, replacements) in {
-        "learning rate starts anew after a resume": (PP2, [(_Loop, "_step", rate_from_the_first_step)]),
-        "samples start anew after a resume": (DP2, [(TrainState, "from_dict", classmethod(from_the_first_sample))]),
+        "learning rate starts anew after a resume": (
+            PP2,
+            [(_Loop, "_step", rate_from_the_first_step)],
+        ),
+        "samples start anew after a resume": (
+            DP2,
+            [(TrainState, "from_dict", classmethod(from_the_first_sample))],
+        ),
         "Adam's count of steps lost in a resume": (TP2, [(DataParallel, "load_scalars", nothing)]),
-        "first moments lost in a resume": (TP2, [(OptimizerShard, "kinds", property(moments_alone))]),
+        "first moments lost in a resume": (
+            TP2,
+            [(OptimizerShard, "kinds", property(moments_alone))],
+        ),
         "loaded weights not gathered under ZeRO-1": (ZERO1, [(DataParallel, "loaded", nothing)]),
         "moments loaded one element beside their place under ZeRO-1": (
             ZERO1,
             [(DataParallel, "_held", one_element_later)],
         ),
-        "evaluation moves the data position": (DP2, [(_Loop, "_evaluate", evaluated_samples_count)]),
-        "evaluation leaves dropout off": ({**PP2, **DROPOUT}, [(Trainer, "_set_training", never_back_to_training)]),
+        "evaluation moves the data position": (
+            DP2,
+            [(_Loop, "_evaluate", evaluated_samples_count)],
+        ),
+        "evaluation leaves dropout off": (
+            {**PP2, **DROPOUT},
+            [(Trainer, "_set_training", never_back_to_training)],
+        ),
     }.items()
 }

@@ -16,7 +16,16 @@ from megascratch.pipeline.runtime import _Player
 from megascratch.pipeline.stage import Deferred, Stage
 from megascratch.training import trainer
 from megascratch.training.trainer import Trainer
-from tests.support.breaks.replacing import DOCUMENTS, DP2, DROPOUT, INTERLEAVED, PP2, UNTIED, Break, nothing
+from tests.support.breaks.replacing import (
+    DOCUMENTS,
+    DP2,
+    DROPOUT,
+    INTERLEAVED,
+    PP2,
+    UNTIED,
+    Break,
+    nothing,
+)
 
 FULL = {"recompute_granularity": "full"}
 SELECTIVE = {"recompute_granularity": "selective"}
@@ -50,7 +59,13 @@ def layers_backwards(function, x, context):
 
 
 def no_documents(function, q, k, v, context):
-    return function, q, k, v, replace(context, mask=context.mask.new_ones(context.mask.shape).tril())
+    return (
+        function,
+        q,
+        k,
+        v,
+        replace(context, mask=context.mask.new_ones(context.mask.shape).tril()),
+    )
 
 
 @torch.no_grad()
@@ -113,7 +128,10 @@ def last_is_first(self, action, last):
 
 def next_micro_batch(self, action):
     stage = self.stages[action.chunk]
-    before, self.batches = self.batches, self.batches if stage.is_first else self.batches[1:] + self.batches[:1]
+    before, self.batches = (
+        self.batches,
+        self.batches if stage.is_first else self.batches[1:] + self.batches[:1],
+    )
     plain_forward(self, action)
     self.batches = before
 
@@ -143,12 +161,16 @@ def scaled(cls, optim):
 
 def scale_left_in_the_step(self, *args):
     plain = self.data_parallel.step
-    with patch.object(self.data_parallel, "step", lambda lr, factor: plain(lr, factor * self.scale.scale)):
+    with patch.object(
+        self.data_parallel, "step", lambda lr, factor: plain(lr, factor * self.scale.scale)
+    ):
         return plain_update(self, *args)
 
 
 def scale_left_in_the_norm(self, *args):
-    with patch.object(trainer, "clip_factor", lambda norm, most: clip_factor(norm * self.scale.scale, most)):
+    with patch.object(
+        trainer, "clip_factor", lambda norm, most: clip_factor(norm * self.scale.scale, most)
+    ):
         return plain_update(self, *args)
 
 
@@ -164,26 +186,42 @@ BREAKS: dict[str, Break] = {
         {**SELECTIVE, **DROPOUT}, [(attention, "with_recompute", again_with(next_samples))]
     ),
     "layers of a unit recomputed in another order": Break(
-        {**FULL, "recompute_num_layers": 2}, [(chunk, "with_recompute", again_with(layers_backwards))]
+        {**FULL, "recompute_num_layers": 2},
+        [(chunk, "with_recompute", again_with(layers_backwards))],
     ),
     "attention recomputed without document boundaries": Break(
-        {**SELECTIVE, **DROPOUT, **DOCUMENTS}, [(attention, "with_recompute", again_with(no_documents))]
+        {**SELECTIVE, **DROPOUT, **DOCUMENTS},
+        [(attention, "with_recompute", again_with(no_documents))],
     ),
     "weight gradients of W delivered twice": Break(HALVES, [(Stage, "backward_weight", twice)]),
-    "one weight gradient of W dropped": Break(HALVES, [(Stage, "backward_weight", all_but_the_last)]),
+    "one weight gradient of W dropped": Break(
+        HALVES, [(Stage, "backward_weight", all_but_the_last)]
+    ),
     "W pairs inputs with another micro-batch's gradients": Break(
         HALVES, [(Stage, "backward_weight", gradient_of_the_micro_batch_before)]
     ),
-    "embedding rows of a split backward dropped": Break(HALVES, [(Deferred, "__init__", rows_put_off_for_ever)]),
-    "reduction begins at I, before W": Break({**HALVES, **DP2}, [(Deferred, "linear", reduced_before_the_product)]),
-    "biases' gradients left to autograd, too": Break(HALVES, [(GradSlot, "from_autograd", kept_by_autograd)]),
-    "bucket reduced when its first gradient arrives": Break(DP2, [(Bucket, "is_full", property(any_gradient_will_do))]),
+    "embedding rows of a split backward dropped": Break(
+        HALVES, [(Deferred, "__init__", rows_put_off_for_ever)]
+    ),
+    "reduction begins at I, before W": Break(
+        {**HALVES, **DP2}, [(Deferred, "linear", reduced_before_the_product)]
+    ),
+    "biases' gradients left to autograd, too": Break(
+        HALVES, [(GradSlot, "from_autograd", kept_by_autograd)]
+    ),
+    "bucket reduced when its first gradient arrives": Break(
+        DP2, [(Bucket, "is_full", property(any_gradient_will_do))]
+    ),
     "each micro-batch overwrites the gradient": Break({}, [(Buckets, "begin", renew_always)]),
     "reduction after the first micro-batch of the second chunk": Break(
         {**INTERLEAVED, **DP2}, [(Trainer, "_before_backward", last_is_first)]
     ),
-    "labels of the next micro-batch on the last stage": Break(PP2, [(_Player, "forward", next_micro_batch)]),
-    "loss averaged over micro-batches": Break({}, [(trainer.runtime, "run", averaged_over_micro_batches)]),
+    "labels of the next micro-batch on the last stage": Break(
+        PP2, [(_Player, "forward", next_micro_batch)]
+    ),
+    "loss averaged over micro-batches": Break(
+        {}, [(trainer.runtime, "run", averaged_over_micro_batches)]
+    ),
     "loss of the last micro-batch alone": Break(PP2, [(Trainer, "_loss_part", loss_of_the_last)]),
     "chunks of a rank are neighbours": Break(
         INTERLEAVED, [(build, "ModelChunk", in_another_order({0: 0, 1: 2, 2: 1, 3: 3}))]
@@ -192,9 +230,11 @@ BREAKS: dict[str, Break] = {
         {**FOLDED, **UNTIED}, [(build, "ModelChunk", in_another_order({0: 0, 1: 1, 2: 3, 3: 2}))]
     ),
     "loss scale left in the step": Break(
-        DP2, [(LossScale, "start", classmethod(scaled)), (Trainer, "_update", scale_left_in_the_step)]
+        DP2,
+        [(LossScale, "start", classmethod(scaled)), (Trainer, "_update", scale_left_in_the_step)],
     ),
     "loss scale left in the norm": Break(
-        PP2, [(LossScale, "start", classmethod(scaled)), (Trainer, "_update", scale_left_in_the_norm)]
+        PP2,
+        [(LossScale, "start", classmethod(scaled)), (Trainer, "_update", scale_left_in_the_norm)],
     ),
 }

@@ -43,14 +43,29 @@ SETTINGS = {"split": "1,0,0", "lr_decay_iters": 8, "lr_warmup_iters": 1, "train_
         ({"check_for_nan_in_loss_and_grad": False}, math.nan, math.inf, ""),
         ({}, 1e9, 1.0, ""),
         ({"check_for_spiky_loss": True}, 5.9, 1.0, ""),
-        ({"check_for_spiky_loss": True}, 6.1, 1.0, "the loss 6.1 is 2.03 times the median 3 of the last 3 (--spiky-"),
+        (
+            {"check_for_spiky_loss": True},
+            6.1,
+            1.0,
+            "the loss 6.1 is 2.03 times the median 3 of the last 3 (--spiky-",
+        ),
         ({"check_for_spiky_loss": True, "spiky_loss_factor": 3.0}, 6.1, 1.0, ""),
-        ({"check_for_spiky_loss": True, "spiky_loss_window": 4}, 99.0, 1.0, ""),  # too few to judge by
+        (
+            {"check_for_spiky_loss": True, "spiky_loss_window": 4},
+            99.0,
+            1.0,
+            "",
+        ),  # too few to judge by
     ],
 )
 def test_a_step_is_judged_by_its_numbers_and_the_good_ones_before(settings, loss, norm, wrong):
-    watch = LossGuard(GuardConfig(**{"spiky_loss_window": 3} | settings), TrainState(recent_losses=[3.0, 1.0, 4.0]))
-    assert watch.judge(loss, norm).startswith(wrong) and bool(watch.judge(loss, norm)) == bool(wrong)
+    watch = LossGuard(
+        GuardConfig(**{"spiky_loss_window": 3} | settings),
+        TrainState(recent_losses=[3.0, 1.0, 4.0]),
+    )
+    assert watch.judge(loss, norm).startswith(wrong) and bool(watch.judge(loss, norm)) == bool(
+        wrong
+    )
 
 
 @given(st.lists(st.floats(0.1, 10), max_size=20), st.integers(1, 5))
@@ -69,10 +84,15 @@ def test_the_state_remembers_the_last_good_losses_and_no_more(losses, window):
 def poisoned_on_one(config, sick: int, when: str) -> tuple:
     """On a rank: a good step, one that goes wrong on rank `sick` alone, a good one."""
     sizes = config.parallel
-    mesh = mesh_of(sizes.tensor_model_parallel_size, sizes.pipeline_model_parallel_size, sizes.data_parallel_size)
+    mesh = mesh_of(
+        sizes.tensor_model_parallel_size,
+        sizes.pipeline_model_parallel_size,
+        sizes.data_parallel_size,
+    )
     trainer, told, finish = Trainer(config, mesh), [], None
     batches = [
-        synthetic_batch(config, range(m, m + 1)) for m in range(config.training.global_batch_size // mesh.dp.size)
+        synthetic_batch(config, range(m, m + 1))
+        for m in range(config.training.global_batch_size // mesh.dp.size)
     ]
     finish = trainer.data_parallel.finish
 
@@ -89,7 +109,9 @@ def poisoned_on_one(config, sick: int, when: str) -> tuple:
         before = [held.tensor.clone() for held in trainer.held()]
         trainer.data_parallel.finish = poison if step == 1 else finish
         result = trainer.train_step(batches, 1e-2, step, judge=judge)
-        same = all(torch.equal(held.tensor, old) for held, old in zip(trainer.held(), before, strict=True))
+        same = all(
+            torch.equal(held.tensor, old) for held, old in zip(trainer.held(), before, strict=True)
+        )
         told.append((result.wrong, result.skipped, same))
     return tuple(told)
 
@@ -124,7 +146,10 @@ def test_fp16_skips_an_overflow_but_not_one_that_no_scale_can_mend():
     trainer.data_parallel.finish = poison
     judge = LossGuard(GuardConfig(), TrainState()).judge
     results = [trainer.train_step(batches, 1e-2, judge=judge) for _ in range(2)]
-    assert [(result.skipped, result.wrong) for result in results] == [(True, ""), (True, "the gradient norm is inf")]
+    assert [(result.skipped, result.wrong) for result in results] == [
+        (True, ""),
+        (True, "the gradient norm is inf"),
+    ]
 
 
 # ---- whole runs ------------------------------------------------------------------------------------------------
@@ -142,7 +167,11 @@ def poison(monkeypatch):
 
         def changed(self, loss, sick, tokens):
             loss, sick, tokens = agreed(self, loss, sick, tokens)
-            return (loss * 100, sick, tokens) if spike and self.poisoned else (loss, sick or self.poisoned, tokens)
+            return (
+                (loss * 100, sick, tokens)
+                if spike and self.poisoned
+                else (loss, sick or self.poisoned, tokens)
+            )
 
         monkeypatch.setattr(Trainer, "train_step", train_step)
         monkeypatch.setattr(Trainer, "_agreed", changed)
@@ -171,7 +200,10 @@ def test_a_run_stops_and_names_the_documents_it_has_read(tmp_path, poison, capsy
     said = capsys.readouterr()
     (row,) = bad_rows(tmp_path / "out")
     assert "the gradient norm is nan at step 3: nothing was updated" in said.err
-    assert "bad step 3: the gradient norm is nan | samples 8 to 11 | documents" in said.out and "corpus:" in said.out
+    assert (
+        "bad step 3: the gradient norm is nan | samples 8 to 11 | documents" in said.out
+        and "corpus:" in said.out
+    )
     assert (row["first_sample"], row["last_sample"], row["does"]) == (8, 11, "stop")
     ids = TokenReader(tmp_path / "corpus")
     read = [ids.get(use["document"], use["first_token"], use["tokens"]) for use in row["documents"]]
@@ -194,17 +226,35 @@ def test_a_run_that_skips_and_is_resumed_is_the_undisturbed_one_that_skips(tmp_p
     load = {"load": tmp_path / "parts" / "checkpoints"}
     assert main(flags(tmp_path / "parts", **settings, **load)) == 0
     assert saved(tmp_path / "parts", 6) == saved(tmp_path / "whole", 6)
-    assert [row["step"] for row in rows(tmp_path / "whole") if "grad_norm" in row] == [1, 2, 3, 4, 5, 6]
+    assert [row["step"] for row in rows(tmp_path / "whole") if "grad_norm" in row] == [
+        1,
+        2,
+        3,
+        4,
+        5,
+        6,
+    ]
 
 
 def test_a_run_that_goes_back_reads_past_the_samples_and_a_later_resume_agrees(tmp_path, poison):
     poison(spike=False)
-    settings = SETTINGS | {"data_path": corpus(tmp_path), "on_bad_step": "rollback", "save_interval": 1}
+    settings = SETTINGS | {
+        "data_path": corpus(tmp_path),
+        "on_bad_step": "rollback",
+        "save_interval": 1,
+    }
     assert main(flags(tmp_path / "whole", **settings)) == 0
     checkpoints = tmp_path / "whole" / "checkpoints"
     (jump,) = records(checkpoints)
     assert (jump["step"], jump["back_to"], jump["first"], jump["stop"]) == (3, 2, 8, 12)
-    assert [row["step"] for row in rows(tmp_path / "whole") if "grad_norm" in row] == [1, 2, 3, 4, 5, 6]
+    assert [row["step"] for row in rows(tmp_path / "whole") if "grad_norm" in row] == [
+        1,
+        2,
+        3,
+        4,
+        5,
+        6,
+    ]
     state = read_manifest(checkpoints / "step_00000006").state["train_state"]
     assert state["skipped_samples"] == [[8, 12]] and state["consumed_samples"] == 24
     for step in (1, 2, 4):  # in front of the jump, where it begins, and behind it: the same end
@@ -220,11 +270,18 @@ def test_a_run_that_goes_back_reads_past_the_samples_and_a_later_resume_agrees(t
 def test_so_many_bad_steps_in_a_row_end_the_run(tmp_path, poison, capsys, does):
     poison(spike=False)
     prefix = write(tmp_path / "corpus", [np.full(16, POISON if i else 3) for i in range(40)])
-    settings = SETTINGS | {"data_path": prefix, "on_bad_step": does, "max_bad_steps": 2, "save_interval": 1}
+    settings = SETTINGS | {
+        "data_path": prefix,
+        "on_bad_step": does,
+        "max_bad_steps": 2,
+        "save_interval": 1,
+    }
     start = {}
     if does == "rollback":
         good = write(tmp_path / "good", [np.arange(16)] * 40)
-        assert main(flags(tmp_path / "out", **settings | {"data_path": good, "train_iters": 1})) == 0
+        assert (
+            main(flags(tmp_path / "out", **settings | {"data_path": good, "train_iters": 1})) == 0
+        )
         start = {"load": tmp_path / "out" / "checkpoints", "force_resume": "data_path"}
     capsys.readouterr()
     assert main(flags(tmp_path / "out", **settings, **start)) == 1
@@ -268,5 +325,7 @@ def test_a_line_that_a_crash_cut_short_is_no_jump_and_the_next_one_is_whole(tmp_
 )
 def test_a_line_that_is_no_jump_is_named(tmp_path, line):
     (tmp_path / FILE).write_text(line + "\n")
-    with pytest.raises(UserError, match=r"skipped_samples\.jsonl:1 is not a record of skipped samples"):
+    with pytest.raises(
+        UserError, match=r"skipped_samples\.jsonl:1 is not a record of skipped samples"
+    ):
         skipped_samples(tmp_path)

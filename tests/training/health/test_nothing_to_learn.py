@@ -26,7 +26,10 @@ from tests.support.trainers import build_trainer
 
 LAYOUTS = {
     "one": (1, {}),
-    "fp16": (1, {"fp64": False, "fp16": True, "initial_loss_scale": 1024.0, "loss_scale_window": 2}),
+    "fp16": (
+        1,
+        {"fp64": False, "fp16": True, "initial_loss_scale": 1024.0, "loss_scale_window": 2},
+    ),
     "dp2 zero1": (2, {"data_parallel_size": 2, "use_distributed_optimizer": True}),
     "tp2 sp": (2, {"tensor_model_parallel_size": 2, "sequence_parallel": True}),
     "pp2": (2, {"pipeline_model_parallel_size": 2}),
@@ -100,7 +103,9 @@ def corpus(folder, name: str, learned_every: int) -> str:
     return prefix
 
 
-def test_an_interval_has_the_loss_of_its_learned_tokens_and_nothing_else(tmp_path, monkeypatch, capsys):
+def test_an_interval_has_the_loss_of_its_learned_tokens_and_nothing_else(
+    tmp_path, monkeypatch, capsys
+):
     """Beside the same run told step by step, with the tokens of each step counted in the batches it read."""
     tokens = []
     step = Trainer.train_step
@@ -110,7 +115,12 @@ def test_an_interval_has_the_loss_of_its_learned_tokens_and_nothing_else(tmp_pat
         return step(self, batches, *args, **options)
 
     prefix = corpus(tmp_path, "some", 3)
-    words = {**SETTINGS, "train_data_path": prefix, "check_for_spiky_loss": True, "spiky_loss_window": 2}
+    words = {
+        **SETTINGS,
+        "train_data_path": prefix,
+        "check_for_spiky_loss": True,
+        "spiky_loss_window": 2,
+    }
     monkeypatch.setattr(Trainer, "train_step", count)
     assert main(flags(tmp_path / "each", **words)) == 0
     monkeypatch.undo()
@@ -118,26 +128,39 @@ def test_an_interval_has_the_loss_of_its_learned_tokens_and_nothing_else(tmp_pat
     assert len(each) == len(tokens) == 12 and 0 < tokens.count(0) < 12
     assert [row["loss"] is None for row in each] == [count == 0 for count in tokens]
     assert [row["grad_norm"] is None for row in each] == [count == 0 for count in tokens]
-    assert [row.get("steps_without_tokens", 0) for row in each] == [int(count == 0) for count in tokens]
+    assert [row.get("steps_without_tokens", 0) for row in each] == [
+        int(count == 0) for count in tokens
+    ]
     said = capsys.readouterr().out
-    assert f"warning: {tokens.count(0)} of 12 steps had no token to learn and updated nothing" in said
+    assert (
+        f"warning: {tokens.count(0)} of 12 steps had no token to learn and updated nothing" in said
+    )
     assert said.count("warning") == 1 and "loss 0.0000" not in said and "loss - " in said
     assert main(flags(tmp_path / "six", **words, log_interval=6)) == 0
     first, *sixes = losses(tmp_path / "six")
     assert first["loss"] == each[0]["loss"]
     for row, part in zip(sixes, (slice(1, 6), slice(6, 12)), strict=True):
-        sums = [row["loss"] * count for row, count in zip(each[part], tokens[part], strict=True) if count]
+        sums = [
+            row["loss"] * count
+            for row, count in zip(each[part], tokens[part], strict=True)
+            if count
+        ]
         assert row["loss"] == pytest.approx(sum(sums) / sum(tokens[part]), rel=1e-6)
         assert row["steps_without_tokens"] == tokens[part].count(0)
     assert saved(tmp_path / "six", 12) == saved(tmp_path / "each", 12)
     summary = json.loads((tmp_path / "six" / "summary.json").read_text())
-    assert summary["steps_without_tokens"] == tokens.count(0) and summary["loss"] == sixes[-1]["loss"]
+    assert (
+        summary["steps_without_tokens"] == tokens.count(0) and summary["loss"] == sixes[-1]["loss"]
+    )
 
 
 @pytest.mark.parametrize("split", ["train", "valid", "test"])
-def test_a_split_of_which_nothing_would_be_learned_is_refused_before_the_start(tmp_path, capsys, split):
+def test_a_split_of_which_nothing_would_be_learned_is_refused_before_the_start(
+    tmp_path, capsys, split
+):
     paths = {
-        f"{name}_data_path": corpus(tmp_path, name, 0 if name == split else 1) for name in ("train", "valid", "test")
+        f"{name}_data_path": corpus(tmp_path, name, 0 if name == split else 1)
+        for name in ("train", "valid", "test")
     }
     words = flags(tmp_path / "out", **SETTINGS, **paths, **{"eval_interval": 4, "eval_iters": 2})
     assert main(words) == 2
@@ -150,10 +173,17 @@ def test_a_split_of_which_nothing_would_be_learned_is_refused_before_the_start(t
 def test_a_run_that_comes_to_nothing_to_learn_ends_with_a_checkpoint(tmp_path, capsys):
     """From sample 6 on it reads another corpus."""
     full, empty = corpus(tmp_path, "full", 1), corpus(tmp_path, "empty", 0)
-    words = [*flags(tmp_path / "out", **SETTINGS, log_interval=3, train_data_path=full), "--data-stages", f"6 {empty}"]
+    words = [
+        *flags(tmp_path / "out", **SETTINGS, log_interval=3, train_data_path=full),
+        "--data-stages",
+        f"6 {empty}",
+    ]
     assert main(words) == 1
     said = capsys.readouterr().err
-    assert "no token of steps 7 to 9 is learned (3 of 9 steps had no token to learn and updated nothing)" in said
+    assert (
+        "no token of steps 7 to 9 is learned (3 of 9 steps had no token to learn and updated nothing)"
+        in said
+    )
     assert "Traceback" not in said
     assert [(row["step"], row["loss"] is None) for row in losses(tmp_path / "out")] == [
         (1, False),
@@ -166,7 +196,9 @@ def test_a_run_that_comes_to_nothing_to_learn_ends_with_a_checkpoint(tmp_path, c
 
 def test_what_is_told_of_nothing_is_json_and_no_point_of_a_curve(tmp_path, monkeypatch, capsys):
     report, points = Report(str(tmp_path), str(tmp_path), 8, 0), []
-    monkeypatch.setattr(SummaryWriter, "add_scalar", lambda writer, name, value, step: points.append(name))
+    monkeypatch.setattr(
+        SummaryWriter, "add_scalar", lambda writer, name, value, step: points.append(name)
+    )
     row = {
         "step": 2,
         "loss": None,

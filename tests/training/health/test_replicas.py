@@ -33,17 +33,26 @@ def test_a_digest_sees_every_bit_and_every_place(dtype):
 def corrupted(config, rank: int, tensor: str) -> str:
     """On a rank: two steps, a check, then rank `rank` changes a bit of a weight (or a moment), and another check."""
     sizes = config.parallel
-    mesh = mesh_of(sizes.tensor_model_parallel_size, sizes.pipeline_model_parallel_size, sizes.data_parallel_size)
+    mesh = mesh_of(
+        sizes.tensor_model_parallel_size,
+        sizes.pipeline_model_parallel_size,
+        sizes.data_parallel_size,
+    )
     trainer = Trainer(config, mesh)
     for step in range(2):
         count = config.training.global_batch_size // mesh.dp.size
-        numbers = [range(m * mesh.dp.size + mesh.dp.rank, m * mesh.dp.size + mesh.dp.rank + 1) for m in range(count)]
+        numbers = [
+            range(m * mesh.dp.size + mesh.dp.rank, m * mesh.dp.size + mesh.dp.rank + 1)
+            for m in range(count)
+        ]
         trainer.train_step([synthetic_batch(config, n) for n in numbers], 1e-2, step)
     check_replicas(trainer, 2)
     for chunk in trainer.chunks if mesh.rank == rank else ():
         for own, parameter in chunk.named_parameters():
             if tensor == f"param.{trainer.shards[own].tied or own}":
-                place = -1 if "qkv" in tensor else 0  # of a query, key and value weight only the last two are shared
+                place = (
+                    -1 if "qkv" in tensor else 0
+                )  # of a query, key and value weight only the last two are shared
                 parameter.data.view(-1)[place:][:1].view(torch.uint8)[3] ^= 1
     for held in trainer.held() if mesh.rank == rank else ():
         if held.name == tensor and tensor.startswith("optim."):
@@ -76,14 +85,22 @@ CASES = {  # layout, (rank, tensor that it changes), what is told of h, this hos
         (1, MOMENT),
         f"{MOMENT}[0:128, 0:32]: h (rank 0) and h (rank 1) differ, and there is no majority",
     ),
-    "tp2 dp2": (TP2 | {"data_parallel_size": 2}, (3, NORM), f"{NORM}[0:32]: h (rank 3) against h (ranks 0-2)"),
+    "tp2 dp2": (
+        TP2 | {"data_parallel_size": 2},
+        (3, NORM),
+        f"{NORM}[0:32]: h (rank 3) against h (ranks 0-2)",
+    ),
     "pp2 dp2, tied": (
         PP2 | {"data_parallel_size": 2},
         (2, TIED),
         f"{TIED}[0:61, 0:32]: h (rank 2) against h (ranks 0-1, 3)",
     ),
     "shared heads": (TP2 | {"num_query_groups": 1}, (0, QKV), "there is no majority"),
-    "tp2 pp2 zero1": (TP2 | PP2 | {"data_parallel_size": 1} | ZERO1, (1, NORM), "there is no majority"),
+    "tp2 pp2 zero1": (
+        TP2 | PP2 | {"data_parallel_size": 1} | ZERO1,
+        (1, NORM),
+        "there is no majority",
+    ),
 }
 
 
@@ -93,7 +110,10 @@ def test_equal_copies_pass_and_one_that_is_not_is_named_on_every_rank(case):
     config = config_of(**layout, fp64=False)
     said = on_ranks(world_of(config), corrupted, config, rank, tensor)
     assert len(set(said)) == 1 and told in said[0].replace(socket.gethostname(), "h"), said[0]
-    assert said[0].startswith("copies that must be equal differ after step 2") and len(said[0].splitlines()) == 2
+    assert (
+        said[0].startswith("copies that must be equal differ after step 2")
+        and len(said[0].splitlines()) == 2
+    )
 
 
 def test_in_bf16_masters_are_compared_too():

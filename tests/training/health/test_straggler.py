@@ -18,7 +18,11 @@ SLOW_DATA = [2.0, 1.0, 0.1]
         ([EVEN, [0.01, 1.4, 0.1]], [0, 0], []),  # below the factor
         ([EVEN, [0.02, 1.0, 0.1]], [0, 0], []),  # twice as long, but of nothing
         ([EVEN, EVEN, [0.01, 3.0, 0.1], [0.01, 3.1, 0.1]], [0, 0, 1, 1], []),  # a longer stage
-        ([EVEN, EVEN, [0.01, 3.0, 0.1], [0.01, 6.0, 0.1]], [0, 0, 1, 1], [(3, "forward and backward")]),
+        (
+            [EVEN, EVEN, [0.01, 3.0, 0.1], [0.01, 6.0, 0.1]],
+            [0, 0, 1, 1],
+            [(3, "forward and backward")],
+        ),
         ([EVEN, [0.01, 1.0, 2.0]], [0, 1], [(1, "update")]),  # alone on its stage: beside all
         ([SLOW_DATA], [0], []),
     ],
@@ -32,4 +36,6 @@ def test_a_line_comes_when_a_rank_was_slow_often_enough_in_a_row():
     slow, even = [EVEN, EVEN, SLOW_DATA], [EVEN] * 3
     told = [watch.lines(own) for own in (slow, slow, even, slow, slow, slow, slow)]
     assert [len(lines) for lines in told] == [0, 0, 0, 0, 0, 1, 0]
-    assert told[5] == ["straggler: rank 2 (b) takes 2.000 s for data, its peers 0.010 s, in 3 log intervals in a row"]
+    assert told[5] == [
+        "straggler: rank 2 (b) takes 2.000 s for data, its peers 0.010 s, in 3 log intervals in a row"
+    ]

@@ -15,7 +15,12 @@ from tests.support.refused_starts import MODEL, SHOW_TORCH
 
 PP2 = {"pipeline_model_parallel_size": 2, "global_batch_size": 4}
 WRONG = {  # what is taken from 1F1B of 2 stages and 4 micro-batches (and what is put there), settings, complaint
-    "a receive is missing": ("1RECV_F2", "", {}, "rank 1 runs F2 without its input: no RF2 before it"),
+    "a receive is missing": (
+        "1RECV_F2",
+        "",
+        {},
+        "rank 1 runs F2 without its input: no RF2 before it",
+    ),
     "a send is missing": ("0SEND_F1", "", {}, "rank 1 waits forever at RF1: rank 0 never sends it"),
     "a backward is missing": ("1B3", "", {}, "rank 1 lacks B3"),
     "a forward runs twice": ("1F3", "1F3,1F3", {}, "rank 1 runs F3 more than once"),

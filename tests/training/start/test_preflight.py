@@ -17,7 +17,9 @@ from tests.support.layout_runs import config_of
 HOSTS = ["a", "a", "b", "b"]
 
 
-def outcome(found: list[RankReport | None], monkeypatch, seconds: float = 5) -> list[Exception | None]:
+def outcome(
+    found: list[RankReport | None], monkeypatch, seconds: float = 5
+) -> list[Exception | None]:
     """What each rank raises; None among `found`: it never comes."""
     store, ends = dist.HashStore(), timedelta(seconds=seconds)
     raised: list[Exception | None] = [None] * len(found)
@@ -31,7 +33,11 @@ def outcome(found: list[RankReport | None], monkeypatch, seconds: float = 5) -> 
         except UserError as error:
             raised[rank] = error
 
-    threads = [threading.Thread(target=start, args=(rank,)) for rank, item in enumerate(found) if item is not None]
+    threads = [
+        threading.Thread(target=start, args=(rank,))
+        for rank, item in enumerate(found)
+        if item is not None
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -48,7 +54,9 @@ def test_ranks_that_found_the_same_start(monkeypatch):
 
 def test_what_differs_is_told_to_all_by_host_and_what_agrees_is_not(monkeypatch):
     other = FACTS | {"setting lr": "0.2", "file d.bin": "bytes 3"}
-    raised = outcome([RankReport(FACTS), RankReport(FACTS), RankReport(FACTS), RankReport(other)], monkeypatch)
+    raised = outcome(
+        [RankReport(FACTS), RankReport(FACTS), RankReport(FACTS), RankReport(other)], monkeypatch
+    )
     assert all(isinstance(error, RanksDiffer) for error in raised)
     (text,) = {str(error) for error in raised}
     assert text.splitlines() == [
@@ -70,7 +78,9 @@ def test_what_differs_is_told_to_all_by_host_and_what_agrees_is_not(monkeypatch)
         (["no c.bin\nno e"] + ["no c.bin"] * 3, ["no c.bin", "a (rank 0): no e"]),
     ],
 )
-def test_a_problem_of_one_host_stops_all_and_one_of_everybody_is_said_once(monkeypatch, problems, told):
+def test_a_problem_of_one_host_stops_all_and_one_of_everybody_is_said_once(
+    monkeypatch, problems, told
+):
     raised = outcome([RankReport({}, problem) for problem in problems], monkeypatch)
     assert all(isinstance(error, SettingError) for error in raised)
     assert {str(error) for error in raised} == {"\n".join(told)}
@@ -78,7 +88,9 @@ def test_a_problem_of_one_host_stops_all_and_one_of_everybody_is_said_once(monke
 
 def test_a_rank_that_does_not_come_is_named(monkeypatch):
     monkeypatch.setattr(rendezvous, "GOODBYE", 0.1)
-    raised = outcome([RankReport(FACTS), RankReport(FACTS), None, RankReport(FACTS)], monkeypatch, seconds=0.5)
+    raised = outcome(
+        [RankReport(FACTS), RankReport(FACTS), None, RankReport(FACTS)], monkeypatch, seconds=0.5
+    )
     assert "rank 2 did not respond within 0.5 s" in str(raised[0])
     assert all(isinstance(raised[rank], RanksSilent) for rank in (0, 1, 3))
 
@@ -91,10 +103,16 @@ def test_alone_a_problem_is_raised_as_it_is():
 
 def test_the_facts_hold_settings_versions_code_and_files():
     config = config_of(data_cache_path="x")
-    facts = rank_facts(config, {"c": {".bin": {"bytes": 1, "sha256": "f" * 64}}}, {"tokenizer": "none"})
+    facts = rank_facts(
+        config, {"c": {".bin": {"bytes": 1, "sha256": "f" * 64}}}, {"tokenizer": "none"}
+    )
     assert facts["setting lr"] == "0.01" and facts["file c.bin"] == "bytes 1, sha256 " + "f" * 16
     assert {name for name in flat(config) if f"setting {name}" not in facts} == {"data_cache_path"}
-    assert facts["version torch"][0] == "2" and len(facts["code megascratch"]) == 16 and facts["tokenizer"] == "none"
+    assert (
+        facts["version torch"][0] == "2"
+        and len(facts["code megascratch"]) == 16
+        and facts["tokenizer"] == "none"
+    )
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,10 @@ def test_a_checkpoint_says_what_it_was_trained_on(run):
     folder, settings = run
     state = read_manifest(settings["load"] / "step_00000002").state
     assert list(state["data_files"]) == [settings["data_path"]]
-    assert state["data_files"][settings["data_path"]][".bin"]["bytes"] == (folder / "corpus.bin").stat().st_size
+    assert (
+        state["data_files"][settings["data_path"]][".bin"]["bytes"]
+        == (folder / "corpus.bin").stat().st_size
+    )
 
 
 def test_what_may_not_change_is_refused_all_at_once_with_both_values(run, capsys):
@@ -51,7 +54,9 @@ def test_in_megatrons_order_the_length_of_the_run_decides_the_samples(run, capsy
         refused(capsys, words, "train-iters was 2 and is now 3: the order of the samples changes")
         words += ["--force-resume", "train_iters"]
     assert main(words) == 0
-    assert "notice: " in (said := capsys.readouterr().out) and "train-iters was 2 and is now 3" in said
+    assert (
+        "notice: " in (said := capsys.readouterr().out) and "train-iters was 2 and is now 3" in said
+    )
     assert [row["step"] for row in rows(folder / "longer") if "grad_norm" in row] == [3]
 
 
@@ -84,8 +89,14 @@ def test_changed_data_is_refused_with_both_digests_and_moved_data_is_not(run, ca
 
 def test_what_is_forced_must_be_something_that_can_be(tmp_path, capsys):
     words = flags(tmp_path, mock_data=True)
-    refused(capsys, [*words, "--force-resume", "sed"], "force-resume sed is not a setting - did you mean seed?")
-    refused(capsys, [*words, "--force-resume", "lr"], "it may change without force, or cannot be forced")
+    refused(
+        capsys,
+        [*words, "--force-resume", "sed"],
+        "force-resume sed is not a setting - did you mean seed?",
+    )
+    refused(
+        capsys, [*words, "--force-resume", "lr"], "it may change without force, or cannot be forced"
+    )
 
 
 # ---- ranks of one launch ---------------------------------------------------------------------------------------
@@ -93,7 +104,10 @@ def test_what_is_forced_must_be_something_that_can_be(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "difference",
-    ["a file that is missing", *(pytest.param(name, marks=pytest.mark.deep) for name in list(DIFFERENCES)[:-1])],
+    [
+        "a file that is missing",
+        *(pytest.param(name, marks=pytest.mark.deep) for name in list(DIFFERENCES)[:-1]),
+    ],
 )
 def test_ranks_that_do_not_start_alike_all_stop_and_the_first_says_why(tmp_path, difference):
     (code, said, _), (other_code, other_said, _) = started_together(tmp_path, difference)
@@ -101,4 +115,8 @@ def test_ranks_that_do_not_start_alike_all_stop_and_the_first_says_why(tmp_path,
     assert all(part in said for part in DIFFERENCES[difference][3]), said
     assert "Traceback" not in said + other_said and not (tmp_path / "out").exists()
     if "missing" not in difference:
-        assert "what" in said and f"{socket.gethostname()} (rank 0)" in said and "node-b (rank 1)" in said
+        assert (
+            "what" in said
+            and f"{socket.gethostname()} (rank 0)" in said
+            and "node-b (rank 1)" in said
+        )
