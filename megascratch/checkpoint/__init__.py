@@ -12,7 +12,7 @@ describes what it holds as `parallel.sharded_tensor.ShardedTensor` records.
 from megascratch.checkpoint.async_saver import AsyncSaver, Outcome
 from megascratch.checkpoint.backend.backend import acquire
 from megascratch.checkpoint.backend.local_lease import Lease
-from megascratch.checkpoint.format.errors import (
+from megascratch.checkpoint.errors import (
     CheckpointError,
     DamagedError,
     DiskError,

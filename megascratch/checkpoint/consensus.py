@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import TypeVar, cast
 
-from megascratch.checkpoint.format.errors import (
+from megascratch.checkpoint.errors import (
     CheckpointError,
     DamagedError,
     DiskError,

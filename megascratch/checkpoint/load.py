@@ -16,7 +16,7 @@ from torch import Tensor
 
 from megascratch.checkpoint.backend.backend import File, step_at
 from megascratch.checkpoint.consensus import on_all_ranks, on_first_rank
-from megascratch.checkpoint.format.errors import DamagedError
+from megascratch.checkpoint.errors import DamagedError
 from megascratch.checkpoint.format.file_format import GROUP_CHUNKS
 from megascratch.checkpoint.format.io import checksum, in_threads
 from megascratch.checkpoint.format.manifest import (

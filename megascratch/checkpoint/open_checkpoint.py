@@ -13,7 +13,7 @@ from torch import Tensor
 
 from megascratch.checkpoint import validation_loss
 from megascratch.checkpoint.backend.backend import File, step_at
-from megascratch.checkpoint.format.errors import DamagedError
+from megascratch.checkpoint.errors import DamagedError
 from megascratch.checkpoint.format.io import checksum
 from megascratch.checkpoint.format.manifest import FILE, StoredBox, box_text, boxes_by_file
 from megascratch.checkpoint.steps import check_files, read_manifest

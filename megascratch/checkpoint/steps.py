@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Generic, NamedTuple, TypeVar
 
 from megascratch.checkpoint.backend.backend import is_folder, step_at, step_names
-from megascratch.checkpoint.format.errors import DamagedError
+from megascratch.checkpoint.errors import DamagedError
 from megascratch.checkpoint.format.io import checksum, in_threads
 from megascratch.checkpoint.format.manifest import FILE, STEP_NAME, DataFile, Manifest, parse
 from megascratch.config.errors import UserError

@@ -10,7 +10,7 @@ import json
 import math
 
 from megascratch.checkpoint.backend.backend import step_at
-from megascratch.checkpoint.format.errors import DamagedError
+from megascratch.checkpoint.errors import DamagedError
 from megascratch.checkpoint.steps import read_manifest
 from megascratch.storage.path import Place
 

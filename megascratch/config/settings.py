@@ -135,7 +135,7 @@ class DataConfig:
     """Folder of the index cache; default: a folder `cache` next to the data."""
     data_order: Literal["keyed", "megatron"] = "keyed"
     """Order of the samples: keyed depends only on files and seed; megatron is Megatron-LM's order, which also depends
-    on the number of samples requested (so keep train_iters when you move a run from Megatron-LM)."""
+    on the number of samples requested (so keep train_iters to compare a run with one of Megatron-LM)."""
     packing: Literal["concatenate", "best-fit"] = "concatenate"
     """How documents become samples: concatenated and cut, or packed so that no document is cut that fits in one."""
     fim_rate: float = 0.0

@@ -23,7 +23,7 @@ from megascratch.data.samples.build import Splits
 from megascratch.data.samples.dataset import Dataset
 from megascratch.data.samples.microbatches import microbatches
 from megascratch.data.samples.views import merge_ranges
-from megascratch.data.tokens.fingerprint import fingerprints, opened_orders, recorded, unrecorded
+from megascratch.data.tokens.fingerprint import fingerprints, recorded, unrecorded
 from megascratch.parallel import mesh as meshes
 from megascratch.parallel.grid import Grid
 from megascratch.parallel.mesh import Mesh
@@ -202,7 +202,7 @@ def _ready(config: Config) -> _Ready:
     traced_step = _traced_step(config, first_step, total_steps)
     local_rank = launch_environment().local_rank
     device = choose_device(config.training.device, local_rank, config.parallel.distributed_backend)
-    orders = recorded(splits.corpora) | opened_orders(splits, consumed)
+    orders = recorded(splits.corpora) | splits.order_digests(consumed)
     notices = [*unrecorded(splits.corpora), *changes]
     return _Ready(inputs, start, files, orders, traced_step, device, notices)
 

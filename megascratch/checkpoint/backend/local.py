@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megascratch.checkpoint.backend.direct_writer import DirectWriter
-from megascratch.checkpoint.format.errors import DamagedError, DiskError, LeaseLostError
+from megascratch.checkpoint.errors import DamagedError, DiskError, LeaseLostError
 from megascratch.checkpoint.format.file_format import FileLayout
 from megascratch.checkpoint.format.io import THREADS, checksum, read_all
 from megascratch.checkpoint.format.manifest import FILE, STEP_NAME, DataFile

@@ -8,7 +8,7 @@ are read as byte ranges, and only those that are wanted.
 import uuid
 from dataclasses import dataclass
 
-from megascratch.checkpoint.format.errors import DamagedError
+from megascratch.checkpoint.errors import DamagedError
 from megascratch.checkpoint.format.io import in_threads
 from megascratch.checkpoint.format.manifest import FILE, STEP_NAME
 from megascratch.runtime.faults import fault_point

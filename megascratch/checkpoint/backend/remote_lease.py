@@ -13,7 +13,7 @@ from contextlib import suppress
 
 from megascratch.checkpoint.backend import remote
 from megascratch.checkpoint.backend.lease_owner import LeaseOwner, require_gone
-from megascratch.checkpoint.format.errors import LeaseLostError
+from megascratch.checkpoint.errors import LeaseLostError
 from megascratch.config.errors import UserError
 from megascratch.storage.path import StoragePath
 from megascratch.storage.store import AbsentError, Store

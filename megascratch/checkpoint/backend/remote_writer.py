@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from megascratch.checkpoint.backend import remote_lease
-from megascratch.checkpoint.format.errors import DiskError, LeaseLostError
+from megascratch.checkpoint.errors import DiskError, LeaseLostError
 from megascratch.checkpoint.format.file_format import FileLayout
 from megascratch.checkpoint.format.io import checksum
 from megascratch.checkpoint.format.manifest import FILE, DataFile, parse

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import xxhash
 
 from megascratch.config.errors import Problems, UserError
 from megascratch.config.settings import DataConfig
@@ -45,6 +46,19 @@ class Splits(NamedTuple):
     """Every corpus that was opened, by the prefix that the user gave."""
     ordered: Sequence[SingleSourceDataset] = ()
     """Every part of a corpus in the order in which a split reads it; each knows the index caches it opened."""
+
+    def order_digests(self, first_sample: int) -> dict[str, str]:
+        """Digests to compare the reading order of machines: of the first sample, and of the index caches."""
+        assert self.train is not None
+        sample = np.ascontiguousarray(self.train[first_sample], dtype=np.int64)
+        digests: list[str] = []
+        for part in self.ordered:
+            digests += part.index_digests()
+        caches = " ".join(sorted(digests))
+        return {
+            f"sample {first_sample}": xxhash.xxh3_128_hexdigest(sample.tobytes()),
+            "index caches": xxhash.xxh3_128_hexdigest(caches.encode()) if caches else "none",
+        }
 
 
 def open_splits(

@@ -13,11 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import xxhash
 
 from megascratch.config.errors import UserError
-from megascratch.data.samples.build import Splits
 from megascratch.data.tokens.digests import Digests, read_digests
 from megascratch.data.tokens.loss_mask import has_mask, mask_prefix
 from megascratch.data.tokens.remote import is_remote
@@ -66,20 +64,6 @@ def unrecorded(corpora: Mapping[str, TokenReader]) -> list[str]:
     if is_remote(missing[0]):
         remedy = f"upload the .digests that were made with the corpus as {missing[0]}.digests"
     return [f"no digests for {names}, so damage would not be detected: {remedy}"]
-
-
-def opened_orders(splits: Splits, first_sample: int) -> dict[str, str]:
-    """Digests to compare the reading order of machines: of the first sample, and of the index caches."""
-    assert splits.train is not None
-    sample = np.ascontiguousarray(splits.train[first_sample], dtype=np.int64)
-    digests: list[str] = []
-    for part in splits.ordered:
-        digests += part.index_digests()
-    caches = " ".join(sorted(digests))
-    return {
-        f"sample {first_sample}": xxhash.xxh3_128_hexdigest(sample.tobytes()),
-        "index caches": xxhash.xxh3_128_hexdigest(caches.encode()) if caches else "none",
-    }
 
 
 def _corpus(reader: TokenReader) -> dict[str, Any]:

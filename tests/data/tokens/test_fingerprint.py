@@ -13,7 +13,6 @@ from megascratch.data.tokens import fingerprint, indices
 from megascratch.data.tokens.digests import digests_path
 from megascratch.data.tokens.fingerprint import (
     fingerprints,
-    opened_orders,
     recorded,
     sampled,
     unrecorded,
@@ -84,7 +83,7 @@ def order_of(prefix, cache, **settings):
     data = DataConfig(
         data_path=[prefix], split="1", seq_length=8, data_cache_path=str(cache), **settings
     )
-    return opened_orders(open_splits(data, seed=1, vocab_size=99, train_samples=9), 5)
+    return open_splits(data, seed=1, vocab_size=99, train_samples=9).order_digests(5)
 
 
 @pytest.mark.parametrize(

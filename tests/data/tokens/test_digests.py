@@ -22,7 +22,7 @@ from megascratch.data.tokens.token_files import TokenReader, bin_path, idx_path
 from tests.support.corpora import golden, write
 from tests.support.digests import flip
 
-FLIPS = Path(__file__).resolve().parents[2] / "benchmarks" / "flips.py"
+FLIPS = Path(__file__).resolve().parents[3] / "benchmarks" / "flips.py"
 PER_BLOCK = BLOCK_BYTES // 2  # ids of two bytes
 
 
