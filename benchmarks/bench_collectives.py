@@ -17,13 +17,14 @@ from alternate import Pair, alternate
 from megascratch.parallel import collectives
 from megascratch.verification.pool import Pool, mesh_of
 
+# of the whole: what is summed, gathered or scattered
 BYTES = [
     1 << 11,
     1 << 14,
     1 << 17,
     1 << 20,
     1 << 23,
-]  # of the whole: what is summed, gathered or scattered
+]
 
 
 def compare(ranks: int, size: int, rounds: int) -> dict[str, Pair]:

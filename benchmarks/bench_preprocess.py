@@ -38,12 +38,13 @@ from alternate import Pair, alternate
 
 from megascratch.data.tokens.token_files import TokenWriter, token_dtype
 
+# Latin to Chinese
 SCRIPTS = [
     range(0x61, 0x7B),
     range(0x430, 0x450),
     range(0x3B1, 0x3CA),
     range(0x4E00, 0x4E80),
-]  # Latin to Chinese
+]
 DOCUMENT = 4000  # characters
 RARE = "jkqvxz"
 

@@ -17,9 +17,8 @@ settings.register_profile(
     "any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("any machine")
-pytest.register_assert_rewrite(
-    "tests.support"
-)  # a failed helper says what it compared, as a failed test does
+# a failed helper says what it compared, as a failed test does
+pytest.register_assert_rewrite("tests.support")
 
 
 def pytest_configure(config: pytest.Config) -> None:

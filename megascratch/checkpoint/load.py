@@ -79,9 +79,8 @@ def load_newest(
     cast: bool = False,
 ) -> ResolvedStep[dict[str, Any]]:
     """Like `load`, but returns which step was loaded and which ones were skipped, instead of warning."""
-    held = [
-        item for item in held if volume(item.box)
-    ]  # a rank may hold nothing but padding of a tensor
+    # a rank may hold nothing but padding of a tensor
+    held = [item for item in held if volume(item.box)]
     wanted: set[str] = set()
     for names in on_all_ranks(world, lambda: {item.name for item in held}):
         wanted |= names

@@ -55,9 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-        )  # otherwise Python's last flush prints an error
+        # otherwise Python's last flush prints an error
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE_CLOSED
 
 
@@ -119,8 +118,7 @@ def _complain(verb: str, error: UserError) -> None:
     if not shared or "RANK" not in os.environ:
         print(head + body, file=sys.stderr)
         return
-    from megascratch.supervision.print_once import (
-        print_once,
-    )  # only ranks of a distributed run need it
+    # only ranks of a distributed run need it
+    from megascratch.supervision.print_once import print_once
 
     print_once(head + body)

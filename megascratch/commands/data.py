@@ -35,10 +35,11 @@ from megascratch.data.tokens.token_files import TokenReader, bin_path
 from megascratch.tokenizer import Tokenizer
 
 PICTURES = (".png", ".svg", ".pdf")
+# these accept all settings as flags
 READ_A_CONFIG = {
     "blend-report": data_order.report,
     "audit": data_order.record,
-}  # these accept all settings as flags
+}
 WIDTH = 120  # of a table if the output is not a terminal
 SHOWN = 400  # characters of a decoded sample that are printed
 

@@ -91,9 +91,8 @@ def main(argv: Sequence[str]) -> int:
     if launch_environment().rank == 0:
         for notice in notices(config):
             print(f"notice: {notice}", file=sys.stderr)
-    from megascratch.training.pretrain import (
-        pretrain,
-    )  # imports torch, so it comes after the checks
+    # imports torch, so it comes after the checks
+    from megascratch.training.pretrain import pretrain
     from megascratch.training.start.resume import resumed
 
     config = derive(resumed(given, config.training), world)

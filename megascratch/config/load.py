@@ -92,9 +92,8 @@ def read_config(
         config = with_fields(config, in_file.values)
         places |= in_file.places
         problems = in_file.problems + problems
-        unread = unread | (
-            in_file.unread - set(flags.given)
-        )  # a flag overrides the line in the file
+        # a flag overrides the line in the file
+        unread = unread | (in_file.unread - set(flags.given))
 
     config = with_fields(config, values)
     places |= dict.fromkeys(flags.given, "flag")

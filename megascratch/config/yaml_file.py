@@ -112,9 +112,8 @@ def typed(raw: Any, hint: Any) -> Any:
         return float(raw)
     if hint is str and isinstance(raw, str) and not _is_valid_text(raw):
         raise TypeError("text without NUL characters and lone surrogates")
-    if isinstance(raw, hint) and isinstance(raw, bool) == (
-        hint is bool
-    ):  # a bool is an int in Python
+    if isinstance(raw, hint) and isinstance(raw, bool) == (hint is bool):
+        # a bool is an int in Python
         return raw
     raise TypeError(TYPE_NAMES[hint])
 
@@ -135,9 +134,8 @@ def _typed_list(raw: Any, item: type) -> list[Any]:
         raise TypeError(f"a list of {kind} like [a, b]")
     items = []
     for part in raw:
-        if item is str and _is_number(
-            part
-        ):  # data_path mixes weights and prefixes: [0.3, a, 0.7, b]
+        if item is str and _is_number(part):
+            # data_path mixes weights and prefixes: [0.3, a, 0.7, b]
             part = str(part)
         try:
             items.append(typed(part, item))

@@ -23,9 +23,8 @@ from megascratch.data.text.sources import Source, find_sources
 
 EXAMPLES = 3  # dropped texts of each rule in the report
 SHOWN = 200  # characters of an example
-Rule = Callable[
-    [str, str], Reason | str | None
-]  # (text, place) -> why to drop it, the text to keep instead, or None
+# (text, place) -> why to drop it, the text to keep instead, or None
+Rule = Callable[[str, str], Reason | str | None]
 
 
 class Settings(NamedTuple):

@@ -58,9 +58,8 @@ class Limits:
 def gopher_quality(text: str, limits: Limits) -> Reason | None:
     """Checks length, length of words, symbols, bullets, ellipses, letters and stop words."""
     words = text.split()
-    if (
-        not max(limits.min_words, 1) <= len(words) <= limits.max_words
-    ):  # without words the shares below are undefined
+    if not max(limits.min_words, 1) <= len(words) <= limits.max_words:
+        # without words the shares below are undefined
         return Reason(
             "words", f"{len(words)} words, {limits.min_words} to {limits.max_words} are kept"
         )

@@ -151,17 +151,15 @@ def generate(
         rows.append(_PromptState(rules, _generator(sampling.seed, number)))
     device = next(model.parameters()).device
     cache = KVCache()
-    ids, documents, positions = _lay_out(rows, prompts, first_number).to(
-        device
-    )  # each [b, longest prompt]
+    # each [b, longest prompt]
+    ids, documents, positions = _lay_out(rows, prompts, first_number).to(device)
     seen = documents
     for count in range(max_new_tokens):
         if count > 0:
             ids, documents, positions = _next_column(rows).to(device)  # each [b, 1]
             seen = torch.cat((seen, documents), 1)
-        logits = (
-            model.next_logits(ids, positions, _mask(documents, seen), cache).double().cpu()
-        )  # [b, v]
+        # [b, v]
+        logits = model.next_logits(ids, positions, _mask(documents, seen), cache).double().cpu()
         for number, (row, scores) in enumerate(zip(rows, logits, strict=True)):
             if not row.fed:
                 continue

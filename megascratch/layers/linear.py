@@ -36,9 +36,8 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, known: Tensor | None, bias: Tensor | None, layer: _Layer) -> Tensor:
-        ctx.save_for_backward(
-            x
-        )  # under SP only this rank's part is kept; backward gathers it again
+        # under SP only this rank's part is kept; backward gathers it again
+        ctx.save_for_backward(x)
         ctx.layer = layer
         ctx.has_bias = bias is not None
         weight, axis, gather = layer

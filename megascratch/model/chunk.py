@@ -66,9 +66,8 @@ class Block(nn.Module):
         self, model: ModelConfig, layer: int, seed: int, tp: Axis, sequence_parallel: bool
     ):
         super().__init__()
-        output_std = (
-            model.init_method_std / (2 * model.num_layers) ** 0.5
-        )  # GPT-2: the residual sum keeps its scale
+        # GPT-2: the residual sum keeps its scale
+        output_std = model.init_method_std / (2 * model.num_layers) ** 0.5
         self.norm1 = _norm(model, tp, sequence_parallel)
         self.norm2 = _norm(model, tp, sequence_parallel)
         self.attention = Attention(model, layer, seed, tp, sequence_parallel, output_std)

@@ -13,9 +13,8 @@ from torch import Tensor
 from megascratch.config.settings import OptimConfig
 
 try:
-    from apex.optimizers import (
-        FusedAdam,
-    )  # NVIDIA's package; the one named apex on PyPI is a different one
+    # NVIDIA's package; the one named apex on PyPI is a different one
+    from apex.optimizers import FusedAdam
 except ImportError:
     FusedAdam = None
 

@@ -27,9 +27,8 @@ class Axis:
     rank: int = 0
     ranks: tuple[int, ...] = (0,)
     group: dist.ProcessGroup | None = None
-    waits: CommTimer | None = field(
-        default=None, repr=False, compare=False
-    )  # times the waits on this axis
+    # times the waits on this axis
+    waits: CommTimer | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def alone(cls, name: str, rank: int = 0) -> "Axis":

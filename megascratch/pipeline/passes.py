@@ -17,9 +17,8 @@ from megascratch.pipeline.schedule import COMPUTE, SCHEDULES, Action, Placement
 
 Orders = Sequence[Sequence[Action]]
 RankAction = tuple[int, Action]  # a rank and its action
-LinkKey = tuple[
-    int, int, bool
-]  # source, target, whether to the next rank: two ranks can have one link of each kind
+# source, target, whether to the next rank: two ranks can have one link of each kind
+LinkKey = tuple[int, int, bool]
 
 # operation -> its transfer, and how many virtual stages away the other end is
 _SENDS = {"F": ("SF", 1), "B": ("SB", -1), "I": ("SB", -1)}
@@ -78,9 +77,8 @@ def add_transfers(orders: Orders, placement: Placement | None = None) -> list[li
     transfer overlaps with that action. Neighbouring virtual stages on one rank need no transfer.
     """
     placement = placement or looped_placement(orders)
-    arriving: dict[LinkKey, deque[Action]] = defaultdict(
-        deque
-    )  # the receives of each link, in the order of its sends
+    # the receives of each link, in the order of its sends
+    arriving: dict[LinkKey, deque[Action]] = defaultdict(deque)
     for rank, order in enumerate(orders):
         for action in order:
             send = _send(rank, action, placement)

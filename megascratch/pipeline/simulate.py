@@ -26,9 +26,8 @@ from megascratch.pipeline.passes import (
 )
 from megascratch.pipeline.schedule import COMPUTE, Action, Placement
 
-Cost = Callable[
-    [int, Action], float
-]  # rank, action -> seconds (or any unit); a transfer's cost is read at its send
+# rank, action -> seconds (or any unit); a transfer's cost is read at its send
+Cost = Callable[[int, Action], float]
 
 
 class TimedAction(NamedTuple):
@@ -173,9 +172,8 @@ def simulate(
                 clock[rank] = end
             if there in starts:
                 ends[receive] = max(starts[here], ends[send])
-        elif (
-            there in starts
-        ):  # both ends of a link keep one order, so messages meet here in that order
+        elif there in starts:
+            # both ends of a link keep one order, so messages meet here in that order
             end = max(starts[here], starts[there], free) + cost(*send)
             ends[here] = end
             ends[there] = end

@@ -24,6 +24,7 @@ EXTRAS = {
     "az": "adlfs",
     "abfs": "adlfs",
 }
+# fields that change with the content
 VERSIONS = (
     "ETag",
     "etag",
@@ -31,7 +32,7 @@ VERSIONS = (
     "LastModified",
     "last_modified",
     "created",
-)  # fields that change with the content
+)
 PART_BYTES = 32 << 20  # smallest part of an upload
 MOST_PARTS = 9_000  # of an upload; S3 accepts 10,000
 COPY_BYTES = 8 << 20
@@ -136,9 +137,8 @@ class Store:
         def ask() -> bool:
             try:
                 self._system.pipe_file(url, content, mode="create")
-            except (
-                FileExistsError
-            ):  # perhaps written by this call, if the answer to an earlier attempt was lost
+            except FileExistsError:
+                # perhaps written by this call, if the answer to an earlier attempt was lost
                 return bool(self._system.cat_file(url) == content)
             except Exception as error:
                 if not _lacks_conditional_writes(error):

@@ -57,9 +57,8 @@ def end_with_fork_server() -> None:
     """Called in a forked process: from now on it ends with the fork server, and does not keep the fork server alive."""
     alive = _server("_forkserver_alive_fd")
     if alive is not None:
-        os.close(
-            alive
-        )  # while any process holds this end open, the fork server takes its launcher for alive
+        # while any process holds this end open, the fork server takes its launcher for alive
+        os.close(alive)
     loaded_before_the_fork = os.getpid() != FORK_SERVER
     end_with_parent(FORK_SERVER if loaded_before_the_fork else os.getppid())
 

@@ -60,9 +60,8 @@ RankErrors = tuple[tuple[int, str], ...]
 class LaunchConfig:
     """What to start, and what to do when it fails."""
 
-    target: Callable[
-        [], int
-    ]  # a module-level function; it unblocks FORWARDED once it can handle them
+    # a module-level function; it unblocks FORWARDED once it can handle them
+    target: Callable[[], int]
     ranks: int
     max_restarts: int
     limit: float  # seconds without progress that count as a hang

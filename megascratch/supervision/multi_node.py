@@ -104,9 +104,8 @@ def _environment(root: Path) -> dict[str, str]:
 def _begin_agent(launcher: int) -> None:
     """Runs in the child process before it becomes torchrun."""
     end_with_parent(launcher)
-    signal.signal(
-        signal.SIGUSR1, signal.SIG_IGN
-    )  # would end torchrun; the ranks handle it themselves
+    # would end torchrun; the ranks handle it themselves
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
 def _hosts(settings: str | None) -> bool | None:

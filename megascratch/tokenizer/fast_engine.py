@@ -22,9 +22,8 @@ except ImportError:  # no wheel for this machine
 
 SAMPLE = 1 << 15  # characters of the given text in the self-check
 LOOKED_AT = 1 << 22  # characters between two measurements of the memory
-MOST_GROWN = (
-    3 << 25
-)  # bytes; a restart forgets every word, which costs as much as encoding some 10 MB
+# bytes; a restart forgets every word, which costs as much as encoding some 10 MB
+MOST_GROWN = 3 << 25
 
 UNICODE_17 = (
     (0x88F, 0x88F),

@@ -82,9 +82,8 @@ class HuggingFaceTokenizer(Tokenizer):
             raise UserError(
                 f"{name} has ids up to {self.vocab_size - 1}; it must have at least one, and all below 2**31"
             )
-        if self.vocab_size > len(
-            self._json
-        ):  # a model has a row for each id: a few bytes must not ask for gigabytes
+        if self.vocab_size > len(self._json):
+            # a model has a row for each id: a few bytes must not ask for gigabytes
             raise UserError(
                 f"{name} has {len(ids):,} tokens with ids up to {self.vocab_size - 1:,}: more ids than it "
                 f"has characters ({len(self._json):,})"

@@ -113,9 +113,8 @@ def picture(usages: Sequence[Usage]) -> Figure:
     left = np.arange(len(groups))  # of each group's first bar
     width = 0.8 / max(len(usages), 1)
     for place, usage in enumerate(usages):
-        heights = [
-            usage.bytes_per_token(group) or 0.0 for group in groups
-        ]  # no bar where there is no token
+        # no bar where there is no token
+        heights = [usage.bytes_per_token(group) or 0.0 for group in groups]
         bars.bar(left + place * width, heights, width, label=usage.name)
         counts = np.sort(usage.counts[usage.counts > 0])[::-1]
         label = f"{usage.name}: {len(counts):,} of {usage.vocab_size:,}"

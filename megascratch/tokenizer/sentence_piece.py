@@ -37,9 +37,8 @@ SPACE = "\u2581"  # how SentencePiece writes a space internally
 END_OF_DOCUMENT = "<eod>"
 BRACKETED = re.compile(r"<\S+>|\[\S+\]")
 LONGEST_ENCODED = 1 << 20  # characters given to SentencePiece at once
-LONGEST_TRAINED = (
-    1 << 11
-)  # the trainer skips sentences above its limit in bytes, so texts are cut at line ends
+# the trainer skips sentences above its limit in bytes, so texts are cut at line ends
+LONGEST_TRAINED = 1 << 11
 
 
 class SentencePieceTokenizer(Tokenizer):
@@ -216,12 +215,10 @@ class SentencePieceTokenizer(Tokenizer):
         pieces = self._library_for(parse_specials, continues=False)
         plain = _mergeable(pieces)
         starts = pieces.normalize(" \ufb01  x ") == f"{SPACE * 2}\ufb01{SPACE * 2}x{SPACE}"
-        by_rank = all(
-            pieces.get_score(id) % 1 == 0 for id in plain
-        )  # a unigram model's scores are logarithms
-        user_defined = (
-            sum(pieces.get_score(id) == 0 for id in plain) > 1
-        )  # found before merging; the first merge has 0
+        # a unigram model's scores are logarithms
+        by_rank = all(pieces.get_score(id) % 1 == 0 for id in plain)
+        # found before merging; the first merge has 0
+        user_defined = sum(pieces.get_score(id) == 0 for id in plain) > 1
         bytes_too = pieces.is_byte(pieces.piece_to_id("<0x00>"))
         if not (self._changes_nothing or starts) or not by_rank or user_defined or not bytes_too:
             return None

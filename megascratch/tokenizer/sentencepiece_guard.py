@@ -16,10 +16,11 @@ import numpy as np
 from megascratch.config.errors import UserError
 from megascratch.tokenizer.sentence_piece_model import fields
 
+# fields of SentencePiece's ModelProto: how a text is normalised before, and after
 NORMALIZERS = (
     3,
     5,
-)  # fields of SentencePiece's ModelProto: how a text is normalised before, and after
+)
 CHARSMAP = 2  # field of a NormalizerSpec
 
 

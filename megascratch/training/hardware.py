@@ -49,9 +49,8 @@ def keep_freed_memory() -> None:
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(
-            _MMAP_THRESHOLD, 32 << 20
-        )  # glibc's own upper limit; larger blocks are still returned at once
+        # glibc's own upper limit; larger blocks are still returned at once
+        mallopt(_MMAP_THRESHOLD, 32 << 20)
         mallopt(_TRIM_THRESHOLD, 1 << 30)
 
 

@@ -383,9 +383,8 @@ class _Loop:
         batch = self.training.global_batch_size or 1
         microbatches = batch // (self.training.micro_batch_size * self.mesh.dp.size)
         samples_left = len(dataset) - first
-        rounds = min(
-            self.training.eval_iters, -(-samples_left // batch)
-        )  # the last one may be partial
+        # the last one may be partial
+        rounds = min(self.training.eval_iters, -(-samples_left // batch))
         sums = torch.zeros(2, dtype=torch.float64, device=self.mesh.device)  # loss, tokens
         for i in range(rounds):
             code = stop.agreed(None, self.mesh.world, self.mesh.device)

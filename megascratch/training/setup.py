@@ -68,9 +68,8 @@ class TrainingRun:
     total_steps: int
     traced_step: int | None  # the step whose schedule is timed and drawn
     data_files: DataFiles
-    notices: list[
-        str
-    ]  # settings that differ from those of the checkpoint that the run resumes from
+    # settings that differ from those of the checkpoint that the run resumes from
+    notices: list[str]
     report_lease: Lease | None  # on the first rank: no other run writes into output_dir
     valid_loss: float | None = None  # of that checkpoint, if it is known
 

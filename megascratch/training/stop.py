@@ -103,9 +103,8 @@ class StopRequest:
         now = time.monotonic()
         if now - self._looked >= LOOK_EVERY:
             self._looked = now
-            if training.stop_file is not None and os.path.exists(
-                training.stop_file
-            ):  # False without permission
+            if training.stop_file is not None and os.path.exists(training.stop_file):
+                # False without permission
                 return STOP_FILE
         limit = training.exit_duration_in_mins
         if limit is not None and time.time() - self._began > 60 * limit:

@@ -166,9 +166,8 @@ class Trainer:
             raise CommunicationError(f"gradients and weights of step {step}: {error}") from error
         if update.wrong and judge is None:
             raise FloatingPointError(nothing_updated(update.wrong, step))
-        if (
-            update.tokens and not update.wrong
-        ):  # a step that is not applied says nothing about the scale
+        if update.tokens and not update.wrong:
+            # a step that is not applied says nothing about the scale
             self.scale = self.scale.after(update.overflowed, self.config.optim)
         phases.lap("update")
         skipped = update.overflowed or bool(update.wrong) or not update.tokens

@@ -142,9 +142,8 @@ def random_layouts(
         if case is not None:
             cases.setdefault(case.name, case)
     drawn = _require_some(list(cases.values()), config, max_world, fixed)
-    return sorted(
-        drawn, key=lambda case: _world(flat(case.config))
-    )  # so that process groups are rarely rebuilt
+    # so that process groups are rarely rebuilt
+    return sorted(drawn, key=lambda case: _world(flat(case.config)))
 
 
 def _require_some(

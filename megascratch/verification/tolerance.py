@@ -76,12 +76,10 @@ class Rounding:
     def __init__(self, exact: RunRecord, rounded: Sequence[RunRecord]):
         self.limit = TWICE
         self.alike = dict.fromkeys(KINDS, 0.0)
-        self.lengths: dict[tuple[str, str], float] = defaultdict(
-            float
-        )  # (kind, tensor) -> the norm of its error
-        self._numbers: dict[tuple[str, str], list[float]] = defaultdict(
-            list
-        )  # the errors of each single number
+        # (kind, tensor) -> the norm of its error
+        self.lengths: dict[tuple[str, str], float] = defaultdict(float)
+        # the errors of each single number
+        self._numbers: dict[tuple[str, str], list[float]] = defaultdict(list)
         for run in rounded:
             for kind, pairs in vectors(exact, run):
                 self._add(kind, pairs)

@@ -31,9 +31,8 @@ class Verdict:
     """The result of verifying one layout."""
 
     case: Case
-    worst: dict[
-        str, Difference
-    ]  # kind -> the largest difference; empty if there was no run to compare
+    # kind -> the largest difference; empty if there was no run to compare
+    worst: dict[str, Difference]
     limit: float  # a larger difference has failed
     message: str | None  # why it failed; None if it passed
     seconds: float

@@ -132,10 +132,11 @@ def ends_of(record, tokens: int) -> str:
 
 def test_a_stop_text_over_several_tokens_ends_each_prompt_of_a_batch_and_is_cut_off(run, tmp_path):
     free = records(run, tmp_path)
+    # three and two tokens of this vocabulary, or more
     stops = [
         free[0]["text"][3:6],
         free[1]["text"][2:4],
-    ]  # three and two tokens of this vocabulary, or more
+    ]
     found = records(run, tmp_path, *(f"--stop={text}" for text in stops))
     for before, after in zip(free, found, strict=True):
         places = [before["text"].find(stop) for stop in stops]

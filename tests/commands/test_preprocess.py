@@ -383,9 +383,8 @@ def test_a_tokenizer_that_fails_in_a_worker_names_the_lines(tmp_path, monkeypatc
 
 
 def test_a_slower_engine_is_told_in_one_line_by_one_of_all_workers(tmp_path):
-    (tmp_path / "t.json").write_bytes(
-        dump(trained("megatron-v1").record())
-    )  # a split that the fast engine has not
+    # a split that the fast engine has not
+    (tmp_path / "t.json").write_bytes(dump(trained("megatron-v1").record()))
     path = jsonl(tmp_path / "x.jsonl", [{"text": "a b c"}] * 200)
     words = [
         "--input",

@@ -39,9 +39,8 @@ def test_the_cover_leaves_out_only_pairs_that_no_config_can_hold():
     ]
     senseless = {(("pp", "1"), other) for other in of_one_stage}
     senseless |= {(("schedule", name), ("cut", "uneven")) for name in ("zb_v", "dualpipe_v")}
-    senseless |= {
-        ((a, "4"), (b, "4")) for a, b in combinations(pairwise_cover.SIZES, 2)
-    }  # more than 8 ranks
+    # more than 8 ranks
+    senseless |= {((a, "4"), (b, "4")) for a, b in combinations(pairwise_cover.SIZES, 2)}
     assert set(IMPOSSIBLE) == senseless
     met = set().union(*map(pairwise_cover.meetings_of, COVER))
     assert set(pairwise_cover.all_meetings()) - senseless <= met

@@ -134,11 +134,12 @@ def test_column_and_row_over_four_ranks_are_the_two_plain_layers(sequence_parall
 
 
 def test_fused_parts_are_cut_each_on_its_own():
+    # four rows of q in two heads, one head of k and of v
     parts = (
         Part(4, 2),
         Part(2, 1),
         Part(2, 1),
-    )  # four rows of q in two heads, one head of k and of v
+    )
     layer = ColumnParallelLinear(3, 8, Axis("tp", 2, 1, (0, 1)), bias=False, std=1.0, parts=parts)
     rows = [
         piece.whole.start[0] + i

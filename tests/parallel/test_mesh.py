@@ -5,9 +5,7 @@ import torch
 import torch.distributed as dist
 
 from megascratch.config.errors import UserError
-from megascratch.parallel.collectives import (
-    all_reduce,
-)
+from megascratch.parallel.collectives import all_reduce
 from megascratch.parallel.grid import Grid
 from megascratch.parallel.mesh import Mesh
 from tests.support.rank_pool import on_ranks

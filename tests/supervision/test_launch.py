@@ -29,13 +29,14 @@ def train(folder: Path, *words: str) -> int:
     return main(["pretrain", *SMALL, "--output-dir", str(folder), *words])
 
 
+# each in the attempt of its place: (where, what the report says)
 FAULTS = {
     "forward.begin:1:3:kill": "rank 1 was killed by SIGKILL, at step 2, in F",
     "step.begin:0:2:raise": "rank 0 ended with exit code 1: FaultError: fault point step.begin",
     "gradient.finish:0:3:hang": "rank 0 hangs in its own code, not in a communication, at step ",
     "optimizer.step:1:2:stop": "rank 1 is stopped (SIGSTOP), at step ",
     "collective.wait:1:9:exit": "rank 1 ended with exit code 70",
-}  # each in the attempt of its place: (where, what the report says)
+}
 
 
 def fail_and_go_on(folder: Path, monkeypatch, faults: list[str], seconds: float) -> None:

@@ -18,10 +18,11 @@ from megascratch.checkpoint.steps import latest, list_steps, problem_of
 from megascratch.supervision.observe import kill
 
 pytestmark = pytest.mark.deep
+# namespace -> (interface, address)
 NODES = {
     "ms-a": ("ms-va", "10.77.0.1"),
     "ms-b": ("ms-vb", "10.77.0.2"),
-}  # namespace -> (interface, address)
+}
 SMALL = [
     *(
         "--num-layers",

@@ -101,9 +101,8 @@ def test_a_process_is_alive_until_it_has_ended_even_if_it_is_stopped():
         assert is_alive(process.pid)
     finally:
         kill([process.pid])
-    while (
-        state_of(process.pid) != STATUS_ZOMBIE
-    ):  # its parent, this process, has not asked for its exit code
+    while state_of(process.pid) != STATUS_ZOMBIE:
+        # its parent, this process, has not asked for its exit code
         time.sleep(0.01)
     assert not is_alive(process.pid)
     process.wait()

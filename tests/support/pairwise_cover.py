@@ -89,12 +89,13 @@ FACTORS: dict[str, dict[str, Any]] = {
 }
 DECIDE_LEGALITY = (*SIZES, "schedule", "cut", "micro")
 
+# stages, chunks -> layers, on the first
 UNEVEN = {
     (2, 1): (3, 2),
     (4, 1): (5, 2),
     (2, 2): (6, 4),
     (4, 2): (8, 2),
-}  # stages, chunks -> layers, on the first
+}
 EXPLICIT = {
     (2, 1): [1, 3],
     (4, 1): [2, 0, 1, 1],

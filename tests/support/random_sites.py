@@ -15,9 +15,8 @@ SETTINGS = {
     "device": "cpu",
     "eval_iters": 1,
 }
-SITES = (
-    1 + 3 * LAYERS
-)  # the embedding; in each layer attention and two places on the residual stream
+# the embedding; in each layer attention and two places on the residual stream
+SITES = 1 + 3 * LAYERS
 
 
 def keys_of_a_run(seed: int) -> list[int]:

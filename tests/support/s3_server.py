@@ -18,9 +18,8 @@ def server():
         "moto.server", reason="moto is not installed: pip install 'megascratch[dev]'"
     )
     running = moto.ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
-    logging.getLogger("werkzeug").setLevel(
-        logging.ERROR
-    )  # a line for each request that found nothing
+    # a line for each request that found nothing
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
     running.start()
     try:
         yield "http://{}:{}".format(*running.get_host_and_port())

@@ -118,9 +118,8 @@ def prove(folder, layouts: dict[str, dict], pairs: list[tuple[str, str]], steps:
             assert losses == pytest.approx(expected, rel=TOLERANCE), pair
         total = config.training.global_batch_size
         next_ones = list(range(BEFORE * total, (BEFORE + steps) * total))
-        copies = world_of(config) // (
-            config.parallel.data_parallel_size or 1
-        )  # ranks that share a sample
+        # ranks that share a sample
+        copies = world_of(config) // (config.parallel.data_parallel_size or 1)
         assert sorted(number for *_, seen in answers for number in seen) == sorted(
             next_ones * copies
         ), pair

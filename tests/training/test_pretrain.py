@@ -53,12 +53,13 @@ def test_a_run_leaves_rows_summary_curve_events_and_a_checkpoint(tmp_path):
         list(row) == TRAIN_ROW for row in train
     )
     assert [row["consumed_samples"] for row in train] == [4, 8, 16, 24]
+    # 3 steps of warm-up, then 5 of a half cosine
     rates = [
         0,
         0.01 / 3,
         0.01,
         0.005 * (1 + math.cos(0.4 * math.pi)),
-    ]  # 3 steps of warm-up, then 5 of a half cosine
+    ]
     assert [row["learning_rate"] for row in train] == pytest.approx(rates)
     assert [(row["step"], row["split"]) for row in valid] == [(3, "valid"), (6, "valid")]
     assert all(

@@ -202,9 +202,8 @@ def test_every_verb_works_on_addresses(tmp_path, capsys):
         capsys, "reshard", RUN, "--output", "memory://bucket/other", "--files", "3", "--json"
     )
     assert done["files"] == 3 and done["path"] == "memory://bucket/other/step_00000008"
-    done = verb(
-        capsys, "reshard", RUN, "--output", str(tmp_path / "here"), "--json"
-    )  # down to this machine, and up
+    # down to this machine, and up
+    done = verb(capsys, "reshard", RUN, "--output", str(tmp_path / "here"), "--json")
     verb(capsys, "reshard", done["path"], "--output", "memory://bucket/back")
     assert "differ" not in verb(capsys, "diff", RUN, "memory://bucket/back")
     mean = verb(

@@ -151,9 +151,8 @@ def test_a_signal_is_remembered_and_the_handlers_are_given_back(number, code):
     stop = StopRequest(TrainingConfig())
     try:
         assert stop.agreed(1, *ALONE) == 0
-        for _ in range(
-            2
-        ):  # the same request over two ways; not to a thread that gets it when the handlers are gone
+        for _ in range(2):
+            # the same request over two ways; not to a thread that gets it when the handlers are gone
             signal.pthread_kill(threading.main_thread().ident, number)
         while not stop.asked:
             time.sleep(0.001)
@@ -188,9 +187,8 @@ def test_the_time_of_a_run_counts_from_its_first_attempt(monkeypatch):
 def test_a_run_stops_at_its_interval_after_its_time_and_when_the_stop_file_appears(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(
-        stopping, "LOOK_EVERY", 3600.0
-    )  # the file is looked for at once, and then not for an hour
+    # the file is looked for at once, and then not for an hour
+    monkeypatch.setattr(stopping, "LOOK_EVERY", 3600.0)
     file = tmp_path / "stop"
     settings = {"exit_interval": 3, "exit_duration_in_mins": 1e-9, "stop_file": str(file)}
     codes = {

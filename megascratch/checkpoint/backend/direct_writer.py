@@ -26,9 +26,8 @@ class DirectWriter:
     def __init__(self, path: Path):
         self._handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         self._go_direct(True)
-        self._buffers = [
-            np.frombuffer(mmap.mmap(-1, BUFFER_BYTES), np.uint8) for _ in range(2)
-        ]  # page-aligned
+        # page-aligned
+        self._buffers = [np.frombuffer(mmap.mmap(-1, BUFFER_BYTES), np.uint8) for _ in range(2)]
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="stream")
         self._under_way: Future[None] | None = None
         self._filled = 0  # bytes in the first buffer
@@ -88,9 +87,8 @@ class DirectWriter:
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
-            self._go_direct(
-                False
-            )  # the disk has larger blocks, or a short write ended inside a block
+            # the disk has larger blocks, or a short write ended inside a block
+            self._go_direct(False)
             write_all(self._handle, buffer, offset)
 
     def _go_direct(self, on: bool) -> None:

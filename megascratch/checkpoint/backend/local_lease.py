@@ -61,9 +61,8 @@ class Lease:
             number = max([0, *numbers, *_numbers(folder, AWAY)]) + 1
             if not _claim(folder, number, me):
                 continue
-            if (
-                max(_numbers(folder)) > number
-            ):  # another claimant saw the folder while it changed hands
+            if max(_numbers(folder)) > number:
+                # another claimant saw the folder while it changed hands
                 _take_away(folder, number)
                 continue
             _clean(folder)

@@ -26,9 +26,8 @@ def checksum(raw: bytes | bytearray | memoryview) -> str:
 def raw_bytes(tensor: Tensor) -> memoryview:
     """A tensor's elements in row-major order, on the CPU; a view of its own memory if possible."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    flat = flat.as_strided(
-        flat.shape, (1,)
-    )  # one element counts as contiguous whatever its stride says
+    # one element counts as contiguous whatever its stride says
+    flat = flat.as_strided(flat.shape, (1,))
     return flat.view(torch.uint8).numpy().data
 
 

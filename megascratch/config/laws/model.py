@@ -54,9 +54,8 @@ def query_groups_over_tp(
     """Each tensor rank has the same number of key/value heads, or each head is on the same number of ranks."""
     groups = num_query_groups
     tp = tensor_model_parallel_size
-    if (
-        _one_divides_the_other(groups, tp) or groups == num_attention_heads
-    ):  # the last is `heads_over_tp`
+    if _one_divides_the_other(groups, tp) or groups == num_attention_heads:
+        # the last is `heads_over_tp`
         return None
     sizes = [
         size

@@ -19,9 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
-LARGEST_ID = (
-    1 << 24
-)  # larger ids are counted together: no vocabulary has them, but a damaged file may
+# larger ids are counted together: no vocabulary has them, but a damaged file may
+LARGEST_ID = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -47,9 +46,8 @@ class Statistics:
         if not self.documents:
             return dict.fromkeys(QUANTILES, 0)
         lengths = list(self.lengths)
-        documents_up_to = np.cumsum(
-            list(self.lengths.values())
-        )  # [lengths]: documents of at most this length
+        # [lengths]: documents of at most this length
+        documents_up_to = np.cumsum(list(self.lengths.values()))
         quantiles = {}
         for share in QUANTILES:
             rank = max(1, int(np.ceil(share * self.documents)))
@@ -96,9 +94,8 @@ def statistics(reader: TokenReader, eod: int | None = None) -> Statistics:
 def document_lengths(reader: TokenReader) -> Iterator[np.ndarray]:
     """Tokens of each document, int64, in blocks."""
     for start in range(0, len(reader.documents) - 1, BLOCK):
-        borders = reader.documents[
-            start : start + BLOCK + 1
-        ]  # first sequence of each document, and the end
+        # first sequence of each document, and the end
+        borders = reader.documents[start : start + BLOCK + 1]
         first = int(borders[0])
         stop = int(borders[-1])
         ends = np.cumsum(reader.lengths[first:stop], dtype=np.int64)
@@ -135,9 +132,8 @@ def _documents_with_eod(reader: TokenReader, eod: int) -> int:
         sequences = borders[1:][has_sequences] - 1  # the last one of each document
         sequences = sequences[reader.lengths[sequences] > 0]
         lengths = reader.lengths[sequences].astype(np.int64)
-        last_tokens = (
-            reader.pointers[sequences] + (lengths - 1) * size
-        )  # byte offsets in .bin, rising
+        # byte offsets in .bin, rising
+        last_tokens = reader.pointers[sequences] + (lengths - 1) * size
         for start, ids in reader.blocks(int(borders[0]), int(borders[-1])):
             low, high = np.searchsorted(last_tokens, [start, start + ids.nbytes])
             places = (last_tokens[low:high] - start) // size
@@ -152,9 +148,8 @@ def binned(lengths: Mapping[int, int], bins: int = 24) -> list[tuple[int, int, i
     if not values:
         return [(0, 0, empty)]
     growing = np.geomspace(min(values), max(values) + 1, bins + 1)
-    edges = np.unique(
-        np.ceil(growing).astype(np.int64)
-    )  # short bins of a fraction of a token fall together
+    # short bins of a fraction of a token fall together
+    edges = np.unique(np.ceil(growing).astype(np.int64))
     documents = [lengths[length] for length in values]
     counts, _ = np.histogram(values, edges, weights=documents)
     rows = [(0, 0, empty)] if empty else []

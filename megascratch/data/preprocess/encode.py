@@ -201,9 +201,8 @@ class Encoder:
         )
         if len(ids) and not 0 <= ids.min() <= ids.max() <= np.iinfo(self.dtype).max:
             raise ValueError(f"ids from {ids.min()} to {ids.max()} do not fit {self.dtype}")
-        document_of = np.repeat(
-            np.arange(len(texts)), [len(sequences) for sequences in texts]
-        )  # of each text
+        # of each text
+        document_of = np.repeat(np.arange(len(texts)), [len(sequences) for sequences in texts])
         has_ids = lengths > 0
         lengths = lengths[has_ids]  # [sequences]
         sequences = np.bincount(document_of[has_ids], minlength=len(texts))  # [documents]

@@ -49,9 +49,8 @@ class _Worker:
     """A worker process and the units that were sent to it."""
 
     def __init__(self, job: Job, warns: bool):
-        spawn = multiprocessing.get_context(
-            "spawn"
-        )  # the same on every system, and safe whatever threads are running
+        # the same on every system, and safe whatever threads are running
+        spawn = multiprocessing.get_context("spawn")
         self.pipe, theirs = spawn.Pipe()
         self.units: deque[WorkUnit] = deque()
         self.raw_bytes = 0  # how much of the first unit is encoded
@@ -95,9 +94,8 @@ class _WorkerPool:
             if unit is None:
                 return any(worker.units for worker in self._workers)
             if starts or worker is None:
-                worker = _Worker(
-                    self._job, warns=not self._workers
-                )  # only as many workers as there are units
+                # only as many workers as there are units
+                worker = _Worker(self._job, warns=not self._workers)
                 self._workers.append(worker)
             worker.send(unit)
 

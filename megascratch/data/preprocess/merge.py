@@ -263,9 +263,8 @@ def publish(folder: Path, prefixes: Sequence[str], bad_lines: str) -> None:
         }
         if parts["bin"].exists():
             for path in (digests_path(prefix), manifest_path(prefix), idx_path(prefix)):
-                path.unlink(
-                    missing_ok=True
-                )  # what describes the old ids must never describe the new ones
+                # what describes the old ids must never describe the new ones
+                path.unlink(missing_ok=True)
             fault_point("preprocess.place")
             os.replace(parts["bin"], bin_path(prefix))
             fault_point("preprocess.place")

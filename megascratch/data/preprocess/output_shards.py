@@ -222,9 +222,8 @@ class ShardWriter:
         with writing(self._folder):
             self._open.close()
             fault_point("preprocess.commit")
-            for name in (
-                self._names
-            ):  # no fsync for each shard: the checksums find what a power loss has damaged
+            for name in self._names:
+                # no fsync for each shard: the checksums find what a power loss has damaged
                 os.replace(self._partial(name), shard_path(self._folder, self._number, name))
             record = {"keys": summary.keys, "spans": summary.spans, "bad": summary.bad}
             self._partial("json").write_text(json.dumps(record))

@@ -24,10 +24,11 @@ from megascratch.data.tokens.manifest import manifest_path, stored_manifest
 from megascratch.data.tokens.token_files import bin_path, idx_path
 from megascratch.runtime.atomic_file import explain_write_errors, write_atomically
 
+# removed last: else a kill in between would look like a new run
 STATE_FILES = (
     "merged.json",
     "lock",
-)  # removed last: else a kill in between would look like a new run
+)
 
 
 @contextmanager

@@ -67,9 +67,8 @@ class FillInMiddle(DatasetView):
 
 def rearranged(document: np.ndarray, choices: Choices, key: int) -> np.ndarray:
     """The document [n], unchanged or in one of the two orders, with the same length; it depends only on `key`."""
-    chosen, spm, one, other = (
-        mix64(key + draw * GAMMA) for draw in range(1, 5)
-    )  # each 0 ... 2^64 - 1
+    # each 0 ... 2^64 - 1
+    chosen, spm, one, other = (mix64(key + draw * GAMMA) for draw in range(1, 5))
     room = len(document) - SPECIAL
     if room < 1 or chosen >= choices.rate * 2**64:
         return document

@@ -72,9 +72,8 @@ class Packed(SingleSourceDataset):
             sample = int(self._order(epoch)[sample])
         first = int(self.ends[sample - 1]) if sample else 0
         rows = self.rows[first : int(self.ends[sample])]
-        rests = (
-            self.source.lengths[rows[:, 0]] - rows[:, 1]
-        )  # tokens from each offset to the end of the sequence
+        # tokens from each offset to the end of the sequence
+        rests = self.source.lengths[rows[:, 0]] - rows[:, 1]
         counts = np.minimum(rests, self.seq_length + 1)
         return np.column_stack([rows, counts])
 

@@ -79,9 +79,8 @@ class Blend(DatasetView):
         self._count = int(sizes.sum())
         self._limits = sizes if finite else np.where(gives_samples, UNLIMITED, 0)
         self.starts = np.zeros(len(parts), dtype=np.int64) if starts is None else starts
-        self._taken = [
-            np.zeros(len(parts), dtype=np.int64)
-        ]  # from each dataset before each block, as far as known
+        # from each dataset before each block, as far as known
+        self._taken = [np.zeros(len(parts), dtype=np.int64)]
         self._block: tuple[int, np.ndarray, np.ndarray] | None = None
 
     def __len__(self) -> int:

@@ -32,9 +32,8 @@ def part(file: IO[bytes], start: int, stop: int, size: int = BLOCK_BYTES) -> Ite
     while at < stop and (block := file.read(min(size, stop - at))):
         at += len(block)
         yield block
-    while (
-        block and not block.endswith(b"\n") and (block := file.read(size))
-    ):  # the last line runs over the end
+    while block and not block.endswith(b"\n") and (block := file.read(size)):
+        # the last line runs over the end
         end = block.find(b"\n") + 1
         if end:
             block = block[:end]

@@ -194,9 +194,8 @@ def _move_in_place(partial: Path, home: Path) -> None:
     except OSError:
         if _load(home) is None:
             raise
-        shutil.rmtree(
-            partial
-        )  # without locks another process may have stored the same arrays first
+        # without locks another process may have stored the same arrays first
+        shutil.rmtree(partial)
 
 
 @contextmanager
@@ -206,9 +205,8 @@ def locked(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / "lock").open("a")
     with lock:
-        with suppress(
-            OSError
-        ):  # a file system without locks: every process builds, the rename lets one of them win
+        with suppress(OSError):
+            # a file system without locks: every process builds, the rename lets one of them win
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

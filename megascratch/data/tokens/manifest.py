@@ -59,9 +59,8 @@ def write_manifest(prefix: str | Path, manifest: Mapping[str, Any]) -> None:
     with partial.open("w", encoding="utf-8") as file:
         file.write(json.dumps(manifest, indent=1) + "\n")
         flush_to_disk(file)
-    digests_path(prefix).unlink(
-        missing_ok=True
-    )  # a crash may leave no digests, but never those of another manifest
+    # a crash may leave no digests, but never those of another manifest
+    digests_path(prefix).unlink(missing_ok=True)
     move_into_place(partial, path)
     if digests is not None:
         with_manifest(prefix, digests)
@@ -108,9 +107,8 @@ def check_corpus(
             f"training uses {fingerprint[:16]}; give that tokenizer's file as --tokenizer-model, or preprocess the "
             f"corpus again"
         )
-    reader.limit_ids(
-        vocab_size
-    )  # a manifest may be wrong: every id is checked again when it is read
+    # a manifest may be wrong: every id is checked again when it is read
+    reader.limit_ids(vocab_size)
     low, high = _token_range(reader, manifest, cache)
     if low < 0 or high >= vocab_size:
         for sequence, place, token in reader.places_outside(vocab_size):

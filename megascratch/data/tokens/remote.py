@@ -68,9 +68,8 @@ class RemoteReader(TokenReader):
 
     def verify_blocks(self, start: int, stop: int) -> None:
         """Fetches the blocks that hold bytes [start, stop), then compares them with the digests."""
-        first_byte = (
-            start // DIGEST_BLOCK_BYTES * DIGEST_BLOCK_BYTES
-        )  # a digest needs its whole block
+        # a digest needs its whole block
+        first_byte = start // DIGEST_BLOCK_BYTES * DIGEST_BLOCK_BYTES
         last_byte = -(-stop // DIGEST_BLOCK_BYTES) * DIGEST_BLOCK_BYTES
         if self.digests is None:
             self._copy.ensure(start, stop)

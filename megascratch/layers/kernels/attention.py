@@ -71,9 +71,8 @@ class _ShortCausalAttention(torch.autograd.Function):
             seen_v = v[:, :end]
             grad_weights = torch.bmm(block_grad, seen_v.transpose(1, 2))
             grad_scores = cpu.causal_softmax_backward_(weights, grad_weights, first, d**-0.5)
-            beta = (
-                0 if end == s else 1
-            )  # the last block sees all keys and comes first: nothing to add to
+            # the last block sees all keys and comes first: nothing to add to
+            beta = 0 if end == s else 1
             grad_q[:, first:end].baddbmm_(grad_scores, seen_k, beta=0)
             grad_k[:, :end].baddbmm_(grad_scores.transpose(1, 2), block_q, beta=beta)
             grad_v[:, :end].baddbmm_(weights.transpose(1, 2), block_grad, beta=beta)

@@ -102,9 +102,8 @@ def to_gradient(
         COLUMNS=_COLUMNS,
         num_warps=16,
     )
-    torch.autograd.graph.increment_version(
-        logits
-    )  # or a second backward would read the gradient as logits
+    # or a second backward would read the gradient as logits
+    torch.autograd.graph.increment_version(logits)
 
 
 @triton.jit

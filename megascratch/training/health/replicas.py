@@ -107,9 +107,8 @@ def _differing_over_data(trainer: Trainer, mine: Sequence[Copy]) -> set[str]:
     if axis.size == 1:
         return set()
     shared = mine
-    if (
-        trainer.config.parallel.use_distributed_optimizer
-    ):  # each rank has its own part of the optimizer's state
+    if trainer.config.parallel.use_distributed_optimizer:
+        # each rank has its own part of the optimizer's state
         shared = [copy for copy in mine if copy.name.startswith("param.")]
     digests = torch.tensor([copy.digest for copy in shared], dtype=torch.int64)
     together = digest(digests)

@@ -58,10 +58,11 @@ def test_every_number_has_a_range():
     numbers = {
         name for name, hint in HINTS.items() if hint in (int, float, int | None, float | None)
     }
+    # `layer_cut` checks them
     ends_of_the_cut = {
         "decoder_first_pipeline_num_layers",
         "decoder_last_pipeline_num_layers",
-    }  # `layer_cut` checks them
+    }
     assert numbers - ends_of_the_cut == set(RANGES)
 
 

@@ -112,9 +112,8 @@ def test_rates_are_kept_and_every_cut_is_reached():
     assert 0.27 < len(changed) / 4000 < 0.33
     first_is_suffix = sum(tokens[1] == 903 for tokens in changed) / len(changed)
     assert abs(first_is_suffix - (0.25 + 0.75 * 9 / 25)) < 0.05  # or the prefix is empty
-    assert (
-        len(set(changed)) == 15
-    )  # pairs of cuts; with the suffix first it looks like an empty prefix
+    # pairs of cuts; with the suffix first it looks like an empty prefix
+    assert len(set(changed)) == 15
 
 
 def test_a_sample_is_rearranged_document_by_document_and_always_alike(tmp_path):

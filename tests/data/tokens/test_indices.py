@@ -34,9 +34,8 @@ def test_shuffles_of_both_engines_are_one_permutation(count, key):
 def test_every_permutation_is_about_equally_likely():
     seen = [tuple(_indices.permutation(4, stream_key(seed, 0, 1))) for seed in range(24_000)]
     counts = np.unique(seen, axis=0, return_counts=True)[1]
-    assert (
-        len(counts) == 24 and counts.min() > 850 and counts.max() < 1150
-    )  # 1,000 each, deviation about 31
+    # 1,000 each, deviation about 31
+    assert len(counts) == 24 and counts.min() > 850 and counts.max() < 1150
 
 
 def test_keys_depend_on_every_number_and_their_order():

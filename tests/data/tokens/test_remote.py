@@ -85,9 +85,8 @@ def test_training_reads_the_same_samples_and_keeps_the_same_index(store, tmp_pat
         if name == "remote":
             expected, identity = samples, train.source.identity
     assert samples == expected
-    assert (
-        open_corpus(URL, tmp_path / "elsewhere").identity == identity
-    )  # of the objects, not of this machine
+    # of the objects, not of this machine
+    assert open_corpus(URL, tmp_path / "elsewhere").identity == identity
 
 
 def test_a_corpus_that_was_uploaded_again_is_read_anew(store, tmp_path):

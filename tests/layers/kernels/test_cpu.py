@@ -15,6 +15,7 @@ from megascratch.layers.norm import NORMS
 from megascratch.layers.rotary import rotary_angles, split_heads
 from megascratch.parallel.mesh import Axis
 
+# around what one instruction takes: 8 numbers in fp64, 16 in fp32
 WIDTHS = [
     1,
     7,
@@ -24,7 +25,7 @@ WIDTHS = [
     17,
     33,
     100,
-]  # around what one instruction takes: 8 numbers in fp64, 16 in fp32
+]
 EDGES = [0.0, -0.0, 30.0, -30.0, 87.0, -87.0, 89.0, -89.0, 700.0, -710.0, 1e30, -1e30]
 
 
@@ -111,9 +112,8 @@ def test_causal_softmax_of_scores_far_apart(dtype):
 def test_the_gradient_of_gelu(width, by_tanh, dtype):
     x, grad = 3 * draw(2, width, dtype=dtype), draw(2, width, dtype=dtype)
     wide = x.double().requires_grad_()
-    inner = (8 / torch.pi) ** 0.5 * (
-        wide + 0.044715 * wide**3
-    )  # torch's own tanh loses digits far below 0
+    # torch's own tanh loses digits far below 0
+    inner = (8 / torch.pi) ** 0.5 * (wide + 0.044715 * wide**3)
     (wide * inner.sigmoid() if by_tanh else F.gelu(wide)).backward(grad.double())
     assert close(cpu.gelu_backward(x, grad, by_tanh), wide.grad)
 

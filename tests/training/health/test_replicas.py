@@ -50,9 +50,8 @@ def corrupted(config, rank: int, tensor: str) -> str:
     for chunk in trainer.chunks if mesh.rank == rank else ():
         for own, parameter in chunk.named_parameters():
             if tensor == f"param.{trainer.shards[own].tied or own}":
-                place = (
-                    -1 if "qkv" in tensor else 0
-                )  # of a query, key and value weight only the last two are shared
+                # of a query, key and value weight only the last two are shared
+                place = -1 if "qkv" in tensor else 0
                 parameter.data.view(-1)[place:][:1].view(torch.uint8)[3] ^= 1
     for held in trainer.held() if mesh.rank == rank else ():
         if held.name == tensor and tensor.startswith("optim."):
