@@ -128,9 +128,11 @@ def long_gather() -> tuple[int, bool]:
 
     dist_irecv = dist.irecv
     with patch.object(dist, "irecv", late):
-        whole = start_all_gather(
-            torch.full((numel,), axis.rank + 1, dtype=torch.uint8), axis
-        ).wait()
+        own = torch.full((numel,), axis.rank + 1, dtype=torch.uint8)
+        out = torch.zeros(
+            2 * numel, dtype=torch.uint8
+        )  # memory of an earlier gather would have its result
+        whole = start_all_gather(own, axis, out).wait()
     return len(messages), whole.tolist() == [1] * numel + [2] * numel
 
 
