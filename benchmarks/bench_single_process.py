@@ -1,8 +1,8 @@
 """A toolkit must cost nothing: tokens/s of a whole training step in one process, beside plain_gpt.py of the same shape.
 
 Both train (forward, backward, clip, AdamW) on the same batches from the same weights, in turn in one process; it ends
-with code 1 where the first losses are not the same. On a CPU they have the same threads, and memory is kept as
-`pretrain` keeps it (that helps both); with `--device cuda` ours trains with `--bf16`, theirs under autocast.
+with code 1 where the first losses are not the same (on a CPU, in fp64). On a CPU they have the same threads, and memory
+is kept as `pretrain` keeps it (that helps both); with `--device cuda` ours trains with `--bf16`, theirs under autocast.
 `--compile` compiles both: ours per block, theirs as a whole.
 """
 
@@ -36,6 +36,7 @@ SHAPES: dict[str, dict[str, Shape]] = {
 }
 PEAK = 989e12  # FLOP/s of an H100 or H200 in dense bf16, by its data sheet
 LR = 1e-3
+EXACT_STEPS = 3  # in fp64, before the clock runs
 Step = Callable[[], float]
 
 
@@ -69,17 +70,19 @@ def tokens_of(shape: Shape) -> tuple[Tensor, Tensor]:
     return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
 
 
-def ours(shape: Shape, device: str, compiled: bool) -> Step:
-    trainer = Trainer(config_of(shape, bf16=device == "cuda", compile=compiled), Mesh.alone(device))
+def ours(shape: Shape, device: str, compiled: bool, fp64: bool = False) -> Step:
+    config = config_of(shape, bf16=device == "cuda", fp64=fp64, compile=compiled)
+    trainer = Trainer(config, Mesh.alone(device))
     (ids, labels), size = tokens_of(shape), shape[-1]
     places = torch.arange(ids.shape[1]).expand(size, -1)
     batch = Batch(ids, labels, torch.ones(ids.shape), places, None, torch.arange(size))
     return lambda: trainer.train_step([batch], LR).global_loss
 
 
-def theirs(shape: Shape, device: str, compiled: bool) -> Step:
-    trainer = PlainTrainer(*shape[:5], device, compiled)
-    copy_weights(initial_weights(config_of(shape)), trainer.model, NAMES)
+def theirs(shape: Shape, device: str, compiled: bool, fp64: bool = False) -> Step:
+    dtype = torch.float64 if fp64 else torch.float32
+    trainer = PlainTrainer(*shape[:5], device, compiled, dtype)
+    copy_weights(initial_weights(config_of(shape, fp64=fp64)), trainer.model, NAMES)
     ids, labels = tokens_of(shape)
     return lambda: trainer.step(ids.to(device), labels.to(device))
 
@@ -110,6 +113,10 @@ def with_peak(make: Callable[[], Step], device: str) -> tuple[Step, float]:
 
 
 def measure(name: str, shape: Shape, args: argparse.Namespace) -> str:
+    if args.device == "cpu":
+        exact = [make(shape, args.device, compiled=False, fp64=True) for make in (ours, theirs)]
+        require_same_work(f"{name:<26} fp64 ", first_losses(*exact, EXACT_STEPS), torch.float64)
+        del exact
     sides = [
         with_peak(partial(make, shape, args.device, args.compile), args.device)
         for make in (ours, theirs)
@@ -117,8 +124,11 @@ def measure(name: str, shape: Shape, args: argparse.Namespace) -> str:
     (mine, my_peak), (plain, plain_peak) = sides
     mine = finished(mine, args.device)
     plain = finished(plain, args.device)
-    dtype = torch.bfloat16 if args.device == "cuda" else torch.float32
-    require_same_work(f"{name:<26} ", first_losses(mine, plain), dtype)
+    losses = first_losses(mine, plain)
+    if args.device == "cuda":
+        require_same_work(f"{name:<26} ", losses, torch.bfloat16)
+    else:
+        print(f"{name:<26} fp32 {losses}", flush=True)
     rounds = args.rounds if shape[4] < 1000 else max(5, args.rounds // 3)
     pair = alternate(mine, plain, rounds, warmup=0)
     if args.device == "cpu":

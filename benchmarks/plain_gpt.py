@@ -78,8 +78,9 @@ class PlainTrainer:
         vocab: int,
         device: str = "cpu",
         compiled: bool = False,
+        dtype: torch.dtype = torch.float32,
     ):
-        self.model = PlainGPT(layers, width, heads, positions, vocab).to(device)
+        self.model = PlainGPT(layers, width, heads, positions, vocab).to(device, dtype)
         matrices = [w for w in self.model.parameters() if w.dim() > 1]
         vectors = [w for w in self.model.parameters() if w.dim() < 2]
         groups = [

@@ -14,11 +14,12 @@ from megascratch.model.build import build_chunks
 from megascratch.parallel.mesh import Mesh
 
 STEPS = 6
-WITHIN = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
+WITHIN = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 2e-2}
 """Relative difference of two losses that rounding explains. In fp32 (24 bits) sums in another order differ by some
 1e-7; AdamW divides each gradient by its own size, so that the sign of an element near zero may turn, and each of its
-steps moves every weight by the learning rate at most: some 1e-6 after six steps. bf16 has 8 bits, and the two sides
-round at other places. Other weights make the losses differ by 1e-1, another order of samples by 1e-2."""
+steps moves every weight by the learning rate at most: some 1e-6 after six steps of a small model, and 1e-4 of one with
+a hundred million weights, where only fp64 can tell rounding from other work. bf16 has 8 bits, and the two sides round
+at other places. Other weights make the losses differ by 1e-1, another order of samples by 1e-2."""
 
 
 class Losses(NamedTuple):
@@ -59,8 +60,9 @@ def require_same_work(name: str, losses: Losses, dtype: torch.dtype = torch.floa
 
 def initial_weights(config: Config) -> dict[str, Tensor]:
     """megascratch's initial weights of a derived config, whole, by name; the same on every layout."""
+    dtype = torch.float64 if config.optim.fp64 else torch.float32
     (chunk,) = build_chunks(
-        config.model, ParallelConfig(), Mesh.alone(), torch.float32, config.training.seed
+        config.model, ParallelConfig(), Mesh.alone(), dtype, config.training.seed
     )
     return {name: weight.detach() for name, weight in chunk.named_parameters()}
 
