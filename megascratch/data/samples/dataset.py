@@ -67,10 +67,27 @@ class TokenSpan(NamedTuple):
 
 
 class SingleSourceDataset(ABC):
-    """A dataset whose samples are all made of pieces of one source."""
+    """A dataset whose samples are all made of pieces of the sequences [first, stop) of one source.
 
-    source: WeightedSource
-    cache: Path | None
+    `cache` is the folder of the index cache; None: the indices are built in memory.
+    """
+
+    def __init__(
+        self,
+        source: WeightedSource,
+        first: int,
+        stop: int,
+        seq_length: int,
+        seed: int,
+        cache: Path | None,
+    ):
+        self.source = source
+        self.first = first
+        self.stop = stop
+        self.seq_length = seq_length
+        self.seed = seed
+        self.cache = cache
+        self.tokens = int(source.lengths[first:stop].sum(dtype=np.int64))
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -131,22 +148,16 @@ class Corpus(SingleSourceDataset):
         finite: bool,
         cache: Path | None,
     ):
-        self.source = source
-        self.first = first
-        self.stop = stop
-        self.seq_length = seq_length
-        self.seed = seed
+        super().__init__(source, first, stop, seq_length, seed, cache)
         self.finite = finite
-        self.cache = cache
-        tokens = int(source.lengths[first:stop].sum(dtype=np.int64))
-        steps = max(tokens - 1, 0)  # tokens with a next one
+        steps = max(self.tokens - 1, 0)  # tokens with a next one
         self._count = -(-steps // seq_length) if finite else steps // seq_length
         self._epochs: OrderedDict[int, EpochIndex] = OrderedDict()
         if self._count == 0:
             needed = 2 if finite else seq_length + 1
             shorter = f" or --seq-length {steps}" if steps and not finite else ""
             raise UserError(
-                f"{source.prefix}: sequences {first} to {stop} hold {tokens} tokens, one sample of --seq-length "
+                f"{source.prefix}: sequences {first} to {stop} hold {self.tokens} tokens, one sample of --seq-length "
                 f"{seq_length} needs {needed}; use more text{shorter}"
             )
 

@@ -85,17 +85,11 @@ class MegatronCorpus(SingleSourceDataset):
         wanted: int | None,
         cache: Path | None,
     ):
-        self.source = source
-        self.first = first
-        self.stop = stop
-        self.seq_length = seq_length
-        self.seed = seed
-        self.cache = cache
-        tokens = int(source.lengths[first:stop].sum(dtype=np.int64))
-        self.epochs = epochs(max(tokens, 1), wanted, seq_length)
-        if self.epochs.samples < 1 or tokens == 0:
+        super().__init__(source, first, stop, seq_length, seed, cache)
+        self.epochs = epochs(max(self.tokens, 1), wanted, seq_length)
+        if self.epochs.samples < 1 or self.tokens == 0:
             raise UserError(
-                f"{source.prefix}: sequences {first} to {stop} hold {tokens} tokens, one sample of --seq-length "
+                f"{source.prefix}: sequences {first} to {stop} hold {self.tokens} tokens, one sample of --seq-length "
                 f"{seq_length} needs {seq_length + 1}; use more text or a shorter --seq-length"
             )
         arrays = (

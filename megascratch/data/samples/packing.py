@@ -42,21 +42,15 @@ class Packed(SingleSourceDataset):
         finite: bool,
         cache: Path | None,
     ):
-        self.source = source
-        self.first = first
-        self.stop = stop
-        self.seq_length = seq_length
-        self.seed = seed
+        super().__init__(source, first, stop, seq_length, seed, cache)
         self.finite = finite
-        self.cache = cache
         arrays = load_or_build(cache, self._key(), self._build) if cache else self._build()
         self.rows = arrays["pieces"]  # [pieces, 2]: (sequence, offset of its first token)
         self.ends = arrays["ends"]  # [samples]: pieces up to the end of each
         self._shuffled: tuple[int, np.ndarray] | None = None
-        tokens = int(source.lengths[first:stop].sum(dtype=np.int64))
-        if tokens < 2:
+        if self.tokens < 2:
             raise UserError(
-                f"{source.prefix}: sequences {first} to {stop} hold {tokens} tokens, 2 are needed; use more text"
+                f"{source.prefix}: sequences {first} to {stop} hold {self.tokens} tokens, 2 are needed; use more text"
             )
 
     def __len__(self) -> int:
