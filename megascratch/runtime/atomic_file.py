@@ -23,16 +23,15 @@ def atomic_file(
     """Opens a temporary file that replaces `path` when the block ends, and is removed if the block raises.
 
     Args:
-        mode: bytes, or text in UTF-8 whose line ends are written as they are.
+        mode: bytes, or text in UTF-8.
         partial: the temporary file, on the same file system; default: `partial_path(path)`.
 
     Raises: OSError, or what the block raises; the old file stays.
     """
     partial = partial or partial_path(path)
     encoding = "utf-8" if mode == "w" else None
-    newline = "" if mode == "w" else None
     try:
-        with partial.open(mode, encoding=encoding, newline=newline) as file:
+        with partial.open(mode, encoding=encoding) as file:
             yield file
             flush_to_disk(file)
         move_into_place(partial, path)
