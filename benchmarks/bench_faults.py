@@ -16,30 +16,11 @@ import time
 
 from megascratch.runtime.faults import VARIABLE
 
-RUN = [
-    *(
-        "--num-layers",
-        "4",
-        "--hidden-size",
-        "64",
-        "--num-attention-heads",
-        "4",
-        "--vocab-size",
-        "256",
-        "--mock-data",
-    ),
-    *(
-        "--seq-length",
-        "64",
-        "--global-batch-size",
-        "8",
-        "--train-iters",
-        "40",
-        "--save-interval",
-        "5",
-    ),
-    *("--log-interval", "1", "--eval-interval", "0", "--device", "cpu", "--max-restarts", "1"),
-]
+RUN = (
+    "--num-layers 4 --hidden-size 64 --num-attention-heads 4 --vocab-size 256 --mock-data "
+    "--seq-length 64 --global-batch-size 8 --train-iters 40 --save-interval 5 --log-interval 1 "
+    "--eval-interval 0 --device cpu --max-restarts 1"
+).split()
 LAYOUTS = {
     2: ["--tensor-model-parallel-size", "2"],
     4: ["--tensor-model-parallel-size", "2", "--pipeline-model-parallel-size", "2"],

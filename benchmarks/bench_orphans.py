@@ -25,40 +25,12 @@ import psutil
 
 from megascratch.supervision.folders import stale_folders
 
-SETTINGS = [
-    *(
-        "--num-layers",
-        "2",
-        "--hidden-size",
-        "32",
-        "--num-attention-heads",
-        "4",
-        "--vocab-size",
-        "64",
-        "--mock-data",
-    ),
-    *(
-        "--seq-length",
-        "16",
-        "--global-batch-size",
-        "8",
-        "--train-iters",
-        "1000000",
-        "--lr-decay-iters",
-        "1000",
-    ),
-    *(
-        "--lr",
-        "0.01",
-        "--save-interval",
-        "20",
-        "--keep-last-n-checkpoints",
-        "2",
-        "--log-interval",
-        "1",
-    ),
-    *("--eval-interval", "0", "--device", "cpu", "--auto-resume"),
-]
+SETTINGS = (
+    "--num-layers 2 --hidden-size 32 --num-attention-heads 4 --vocab-size 64 --mock-data "
+    "--seq-length 16 --global-batch-size 8 --train-iters 1000000 --lr-decay-iters 1000 --lr 0.01 "
+    "--save-interval 20 --keep-last-n-checkpoints 2 --log-interval 1 --eval-interval 0 "
+    "--device cpu --auto-resume"
+).split()
 WAYS = ("launcher", "fork-server", "torchrun", "node", "node-agent")
 PATIENCE = 300.0  # seconds for a start, or for an end that does not come
 

@@ -29,22 +29,7 @@ def folder(tmp_path, monkeypatch):
     Path("k_text_document.json").write_bytes(Path("t.json").read_bytes())
     Path("vocabulary.json").write_text("{}")
     os.link("chat.jsonl", "linked.jsonl")
-    assert (
-        main(
-            [
-                "schedule",
-                "csv",
-                "1f1b",
-                "--stages",
-                "2",
-                "--microbatches",
-                "4",
-                "--output",
-                "own.csv",
-            ]
-        )
-        == 0
-    )
+    assert main(("schedule csv 1f1b --stages 2 --microbatches 4 --output own.csv").split()) == 0
     return tmp_path
 
 
@@ -60,18 +45,10 @@ OVER_AN_INPUT = {
         "--overwrite",
         *TURNS,
     ],
-    "preprocess over its tokenizer": [
-        "preprocess",
-        "--input",
-        "x.jsonl",
-        "--output-prefix",
-        "k",
-        "--tokenizer-model",
-        "k_text_document.json",
-        "--overwrite",
-        "--workers",
-        "1",
-    ],
+    "preprocess over its tokenizer": (
+        "preprocess --input x.jsonl --output-prefix k --tokenizer-model k_text_document.json "
+        "--overwrite --workers 1"
+    ).split(),
     "preprocess over its input": [
         "preprocess",
         "--input",
@@ -82,16 +59,7 @@ OVER_AN_INPUT = {
         "--workers",
         "1",
     ],
-    "merge over an input": [
-        "data",
-        "merge",
-        "--input",
-        "d",
-        "c",
-        "--output-prefix",
-        "./c",
-        "--overwrite",
-    ],
+    "merge over an input": ("data merge --input d c --output-prefix ./c --overwrite").split(),
     "merge over the mask of an input": [
         "data",
         "merge",
@@ -101,20 +69,9 @@ OVER_AN_INPUT = {
         "c_loss_mask",
         "--overwrite",
     ],
-    "split over the mask of its input": [
-        "data",
-        "split",
-        "c",
-        "--output-prefix",
-        "c",
-        "--documents",
-        "1",
-        "1",
-        "--names",
-        "loss_mask",
-        "x",
-        "--overwrite",
-    ],
+    "split over the mask of its input": (
+        "data split c --output-prefix c --documents 1 1 --names loss_mask x --overwrite"
+    ).split(),
     "curate over an input": [
         "curate",
         "--exact-duplicates",
@@ -141,16 +98,9 @@ OVER_AN_INPUT = {
         "vocabulary.json",
     ],
     "a conversion over its source": ["tokenizer", "convert", "t.json", "--output", "t.json"],
-    "a report over a tokenizer": [
-        "tokenizer",
-        "report",
-        "--input",
-        "x.jsonl",
-        "--tokenizer-model",
-        "t.json",
-        "--json",
-        "t.json",
-    ],
+    "a report over a tokenizer": (
+        "tokenizer report --input x.jsonl --tokenizer-model t.json --json t.json"
+    ).split(),
     "a schedule over itself": ["schedule", "csv", "own.csv", "--output", "own.csv"],
 }
 

@@ -17,22 +17,10 @@ from tests.support.trainers import build_trainer, load_and_train, train_and_save
 pytestmark = pytest.mark.gpu
 DROPOUT = {"hidden_dropout": 0.1, "attention_dropout": 0.1}
 PRECISIONS = [{}, {"fp64": False}, {"fp64": False, "bf16": True}]
-SMALL = [
-    "--num-layers",
-    "2",
-    "--hidden-size",
-    "32",
-    "--num-attention-heads",
-    "4",
-    "--vocab-size",
-    "61",
-    "--seq-length",
-    "16",
-    "--steps",
-    "2",
-    "--device",
-    "cuda",
-]
+SMALL = (
+    "--num-layers 2 --hidden-size 32 --num-attention-heads 4 --vocab-size 61 --seq-length 16 "
+    "--steps 2 --device cuda"
+).split()
 
 
 def curve_of(folder) -> list[float]:

@@ -6,18 +6,9 @@ import pytest
 
 from megascratch.commands import main
 
-SMALL = [
-    "--num-layers",
-    "2",
-    "--hidden-size",
-    "32",
-    "--num-attention-heads",
-    "4",
-    "--vocab-size",
-    "61",
-    "--seq-length",
-    "16",
-]
+SMALL = (
+    "--num-layers 2 --hidden-size 32 --num-attention-heads 4 --vocab-size 61 --seq-length 16"
+).split()
 
 
 def test_a_layout_that_passes_is_a_row_and_code_0(capsys, tmp_path):

@@ -23,39 +23,12 @@ NODES = {
     "ms-a": ("ms-va", "10.77.0.1"),
     "ms-b": ("ms-vb", "10.77.0.2"),
 }
-SMALL = [
-    *(
-        "--num-layers",
-        "2",
-        "--hidden-size",
-        "32",
-        "--num-attention-heads",
-        "4",
-        "--vocab-size",
-        "61",
-    ),
-    *(
-        "--make-vocab-size-divisible-by",
-        "8",
-        "--seq-length",
-        "16",
-        "--global-batch-size",
-        "8",
-        "--lr",
-        "0.01",
-    ),
-    *(
-        "--lr-decay-iters",
-        "1000",
-        "--save-interval",
-        "10",
-        "--keep-last-n-checkpoints",
-        "3",
-        "--log-interval",
-        "1",
-    ),
-    *("--eval-interval", "0", "--device", "cpu", "--mock-data"),
-]
+SMALL = (
+    "--num-layers 2 --hidden-size 32 --num-attention-heads 4 --vocab-size 61 "
+    "--make-vocab-size-divisible-by 8 --seq-length 16 --global-batch-size 8 --lr 0.01 "
+    "--lr-decay-iters 1000 --save-interval 10 --keep-last-n-checkpoints 3 --log-interval 1 "
+    "--eval-interval 0 --device cpu --mock-data"
+).split()
 
 
 def ip(*words: str) -> None:

@@ -20,30 +20,12 @@ from tests.support import corpora
 
 pytestmark = pytest.mark.deep
 SIZE = 24 << 20
-SMALL = [
-    *(
-        "--num-layers",
-        "2",
-        "--hidden-size",
-        "64",
-        "--num-attention-heads",
-        "4",
-        "--vocab-size",
-        "500",
-    ),
-    *("--seq-length", "16", "--global-batch-size", "8", "--train-iters", "100000", "--lr", "0.01"),
-    *(
-        "--lr-decay-iters",
-        "1000",
-        "--save-interval",
-        "10",
-        "--keep-last-n-checkpoints",
-        "2",
-        "--log-interval",
-        "10",
-    ),
-    *("--eval-interval", "0", "--device", "cpu", "--mock-data"),
-]
+SMALL = (
+    "--num-layers 2 --hidden-size 64 --num-attention-heads 4 --vocab-size 500 --seq-length 16 "
+    "--global-batch-size 8 --train-iters 100000 --lr 0.01 --lr-decay-iters 1000 "
+    "--save-interval 10 --keep-last-n-checkpoints 2 --log-interval 10 --eval-interval 0 "
+    "--device cpu --mock-data"
+).split()
 
 
 @pytest.fixture(params=["tmpfs", "ext4"])

@@ -22,18 +22,7 @@ class Bad(NamedTuple):
     told: str
 
 
-GOOD = [
-    "--num-layers",
-    "2",
-    "--hidden-size",
-    "60",
-    "--seq-length",
-    "32",
-    "--train-iters",
-    "3",
-    "--device",
-    "cpu",
-]
+GOOD = ("--num-layers 2 --hidden-size 60 --seq-length 32 --train-iters 3 --device cpu").split()
 DATA = ["--mock-data", "--vocab-size", "61"]
 
 POOL = [

@@ -38,6 +38,16 @@ def scaled(steps: list[Step], number: int, scale: LossScale) -> list[Step]:
     return [step._replace(scale=scale) if step.number == number else step for step in steps]
 
 
+RAMP = {"global_batch_size": 6, "rampup_batch_size": [2, 2, 12]}
+GROWING = [
+    Step(1, 0, 2),
+    Step(2, 2, 2),
+    Step(3, 4, 2),
+    Step(4, 6, 4),
+    Step(5, 10, 4),
+    Step(6, 14, 6),
+    Step(7, 20, 6),
+]
 CASES: dict[str, Case] = {
     "a step without numbers is skipped": Case(SKIP | SPIKY, equal_steps(1, 2, 4, 5, 6), {3: "nan"}),
     "two spikes in a row are skipped": Case(
@@ -63,31 +73,8 @@ CASES: dict[str, Case] = {
         unread=range(8, 12),
         held_up=2,
     ),
-    "a batch that grows": Case(
-        {"global_batch_size": 6, "rampup_batch_size": [2, 2, 12]},
-        [
-            Step(1, 0, 2),
-            Step(2, 2, 2),
-            Step(3, 4, 2),
-            Step(4, 6, 4),
-            Step(5, 10, 4),
-            Step(6, 14, 6),
-            Step(7, 20, 6),
-        ],
-    ),
-    "a batch that grows in a run that is resumed": Case(
-        {"global_batch_size": 6, "rampup_batch_size": [2, 2, 12]},
-        [
-            Step(1, 0, 2),
-            Step(2, 2, 2),
-            Step(3, 4, 2),
-            Step(4, 6, 4),
-            Step(5, 10, 4),
-            Step(6, 14, 6),
-            Step(7, 20, 6),
-        ],
-        parts=(2, 4),
-    ),
+    "a batch that grows": Case(RAMP, GROWING),
+    "a batch that grows in a run that is resumed": Case(RAMP, GROWING, parts=(2, 4)),
 }
 LAYOUTS = {
     "one": {},
