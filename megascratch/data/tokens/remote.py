@@ -26,6 +26,8 @@ import numpy as np
 
 from megascratch.config.errors import UserError
 from megascratch.data.tokens.digests import BLOCK_BYTES as DIGEST_BLOCK_BYTES
+from megascratch.data.tokens.digests import Digests, digests_path
+from megascratch.data.tokens.idx_format import Index, broken_laws
 from megascratch.data.tokens.index_cache import locked, writable
 from megascratch.data.tokens.token_files import TokenReader
 from megascratch.runtime.atomic_file import atomic_file
@@ -76,6 +78,17 @@ class RemoteReader(TokenReader):
         else:
             self._copy.ensure(first_byte, min(last_byte, self.bin_bytes))
         super().verify_blocks(start, stop)
+
+    def _recorded_digests(self) -> Digests | None:
+        try:
+            return super()._recorded_digests()
+        except UserError as error:
+            # not with the remedy of a local corpus: recording a damaged copy again would make it valid
+            raise self._damage(digests_path(self.files), "its own checksum differs") from error
+
+    def _refusal(self, index: Index) -> UserError:
+        broken = next(broken_laws(index), "its .bin is shorter than it says")
+        return self._damage(self._idx, broken)
 
     def _damage(self, path: Path, what: str) -> UserError:
         url = self._copy.url + path.suffix

@@ -22,6 +22,7 @@ from megascratch.config.errors import UserError
 from megascratch.data.tokens.digests import (
     BLOCK_BYTES,
     BlockDigests,
+    Digests,
     WholeFile,
     block_is_intact,
     digests_path,
@@ -214,9 +215,12 @@ class TokenReader:
         self._raw_tokens = open_map(self._bin, "token file")
         if not sound_index(self._raw_index, self.bin_bytes):
             raise self._refusal(index)
-        self.digests = None if trusting else read_digests(self.files)
+        self.digests = None if trusting else self._recorded_digests()
         self._verify_recorded()
         self.file = self._token_file(NO_LIMIT)
+
+    def _recorded_digests(self) -> Digests | None:
+        return read_digests(self.files)
 
     def _token_file(self, limit: int) -> TokenFile:
         blocks = 0 if self.digests is None else len(self.digests.blocks)
