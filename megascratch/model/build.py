@@ -8,8 +8,8 @@ from torch import nn
 from megascratch.config.pipeline_split import layer_cut
 from megascratch.config.settings import ModelConfig, ParallelConfig
 from megascratch.model.chunk import ModelChunk
+from megascratch.parallel.initial_values import NormalBlock, fill_all, normal_blocks
 from megascratch.parallel.mesh import Mesh
-from megascratch.parallel.random import normal_rows
 from megascratch.parallel.shard import Shard
 from megascratch.pipeline.schedule import Placement
 
@@ -72,15 +72,23 @@ def initialise(chunk: ModelChunk, mesh: Mesh, seed: int) -> None:
     sizes = mesh.grid.sizes
     coords = mesh.coords
     shards = shard_table(chunk)
+    blocks: list[NormalBlock] = []
     for name, parameter in chunk.named_parameters():
         shard = shards[name]
         parameter.fill_(0.0 if shard.padded else shard.fill)
         if shard.std == 0:
             continue
         for piece in shard.pieces(sizes, coords):
-            drawn = normal_rows(seed, shard.tied or name, shard.shape, piece.whole)
-            wide = torch.from_numpy(drawn).to(torch.float64) * shard.std + shard.fill
-            parameter[piece.local.slices] = wide.to(parameter)
+            blocks += normal_blocks(
+                seed,
+                shard.tied or name,
+                shard.shape,
+                piece.whole,
+                parameter.detach()[piece.local.slices],
+                shard.std,
+                shard.fill,
+            )
+    fill_all(blocks)
 
 
 def compile_blocks(chunks: list[ModelChunk]) -> None:

@@ -1,23 +1,16 @@
-"""Counter-based random numbers for dropout and initial weights: the same key and index give the same number on every
-layout, device and run (law 3).
+"""Counter-based random numbers for dropout: the same key and index give the same number on every layout, device and run
+(law 3).
 
-Dropout bits come from SplitMix64's finaliser (Steele, Lea, Flood 2014) over a counter. Initial weights come from Philox
-(Salmon et al. 2011), keyed by the weight's name and drawn in blocks of entire rows.
+The bits come from SplitMix64's finaliser (Steele, Lea, Flood 2014) over a counter.
 """
 
-import hashlib
-import math
-
-import numpy as np
 from torch import Tensor
 
 from megascratch.parallel import splitmix
-from megascratch.parallel.shard import Box
 
 GOLDEN = splitmix.GAMMA - (1 << 64)  # as a signed 64-bit integer
 MIX_1 = splitmix.MIX_1 - (1 << 64)
 MIX_2 = splitmix.MIX_2 - (1 << 64)
-_BLOCK = 1 << 16  # elements drawn at once; part of the definition of every initial weight
 
 
 def _shift_right(x: Tensor, bits: int) -> Tensor:
@@ -49,25 +42,3 @@ def keep_mask(keys: Tensor, index: Tensor, p: float) -> Tensor:
     """True with probability 1 - p at each of the global element numbers `index`; shapes broadcast."""
     bits = _shift_right(mix64(index ^ keys), 11)  # 53 uniform bits
     return bits >= int(p * (1 << 53))
-
-
-def normal_rows(seed: int, name: str, shape: tuple[int, ...], box: Box) -> np.ndarray:
-    """The block `box` of the float32 N(0, 1) tensor that is defined by (seed, name, shape).
-
-    Only blocks of rows that overlap the box are drawn, so a rank draws about as much as it holds.
-    """
-    *outer, width = shape
-    *outer_slices, columns = box.slices
-    rows_per_block = max(1, _BLOCK // width)
-    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-    key = int.from_bytes(digest[:16], "little")
-    all_rows = np.arange(math.prod(outer)).reshape(outer)
-    row_numbers = all_rows[tuple(outer_slices)].ravel()  # of the box
-    block_numbers = row_numbers // rows_per_block
-    out = np.empty((row_numbers.size, box.shape[-1]), np.float32)
-    for block in np.unique(block_numbers):
-        stream = np.random.Generator(np.random.Philox(key=key, counter=int(block) << 64))
-        rows = stream.standard_normal((rows_per_block, width), np.float32)[:, columns]
-        mine = block_numbers == block
-        out[mine] = rows[row_numbers[mine] % rows_per_block]
-    return out.reshape(box.shape)

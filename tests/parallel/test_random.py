@@ -1,11 +1,9 @@
-"""Randomness as a function: fair, independent, and the same for a part as for the whole."""
+"""The randomness of dropout as a function: fair and independent."""
 
-import numpy as np
 import pytest
 import torch
 
-from megascratch.parallel.random import keep_mask, mix64, mixed, normal_rows, sample_keys
-from megascratch.parallel.shard import Box
+from megascratch.parallel.random import keep_mask, mix64, mixed, sample_keys
 
 MANY = torch.arange(1 << 20)
 
@@ -54,37 +52,6 @@ def test_mixing_is_one_to_one_and_the_published_function():
     unsigned = [int(x) & (1 << 64) - 1 for x in mix64(torch.tensor([1, 2, 3]))]
     assert unsigned == [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
     assert len(mix64(MANY).unique()) == len(MANY)
-
-
-@pytest.mark.parametrize("shape", [(7, 5), (300, 700), (3, 70_000), (2, 3, 40), (9,)])
-def test_any_box_of_initial_weights_is_the_slice_of_the_whole(shape):
-    whole = normal_rows(1, "w", shape, Box((0,) * len(shape), shape))
-    stream = np.random.default_rng(0)
-    for _ in range(10):
-        start = tuple(int(stream.integers(size)) for size in shape)
-        stop = tuple(
-            int(stream.integers(a, size)) + 1 for a, size in zip(start, shape, strict=True)
-        )
-        box = Box(start, stop)
-        assert np.array_equal(normal_rows(1, "w", shape, box), whole[box.slices])
-
-
-def test_initial_weights_are_standard_normal_and_a_function_of_seed_and_name():
-    box = Box((0, 0), (500, 400))
-    drawn = normal_rows(3, "layers.0.w", (500, 400), box)
-    assert abs(drawn.mean()) < 5 / 447 and abs(drawn.std() - 1) < 5 / 632
-    assert abs((np.abs(drawn) < 1).mean() - 0.6827) < 0.006
-    others = [
-        normal_rows(4, "layers.0.w", (500, 400), box),
-        normal_rows(3, "layers.1.w", (500, 400), box),
-    ]
-    for other in others:
-        assert abs(np.corrcoef(drawn.ravel(), other.ravel())[0, 1]) < 5 / 447
-
-
-def test_blocks_of_rows_are_not_alike():
-    drawn = normal_rows(1, "w", (4, 1 << 16), Box((0, 0), (4, 1 << 16)))
-    assert len({row.tobytes() for row in drawn}) == 4
 
 
 @pytest.mark.parametrize("number", [0, 1, 42, 1234, -5, 2**62 + 1, 2**63 - 1, -(2**63)])

@@ -37,6 +37,7 @@ from tests.support.awaited import (
     whoever_reads_weights_awaits_them,
 )
 from tests.support.blends import a_blend_is_the_greedy_one_beyond_its_first_block
+from tests.support.breaks.initial import INITIAL
 from tests.support.breaks.replacing import after, nothing
 from tests.support.never_seen import the_run_is_its_plan
 from tests.support.random_sites import no_mask_is_drawn_twice
@@ -113,6 +114,11 @@ def last_saves(folder: Path, run: Callable) -> None:
 
 def blends(folder: Path, run: Callable) -> None:
     a_blend_is_the_greedy_one_beyond_its_first_block()
+
+
+@cache
+def initial(law: Callable[[], None]) -> Law:
+    return lambda folder, run: law()
 
 
 def validations(folder: Path, run: Callable) -> None:
@@ -476,6 +482,7 @@ READ = {
 }
 
 ALIKE: dict[str, Alike] = {
+    **{name: Alike(replaced, initial(law)) for name, (law, replaced) in INITIAL.items()},
     **{name: Alike(replaced, masks) for name, replaced in RANDOM.items()},
     **{name: Alike(replaced, plan(case)) for name, (case, replaced) in STATE.items()},
     **AWAITED,

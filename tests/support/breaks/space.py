@@ -26,9 +26,9 @@ from megascratch.parallel.collectives import (
     reduce_scatter,
     start_all_reduce,
 )
+from megascratch.parallel.initial_values import normal_blocks
 from megascratch.parallel.mesh import Axis
 from megascratch.parallel.pending import Pending
-from megascratch.parallel.random import normal_rows
 from megascratch.parallel.shard import Box, Shard
 from megascratch.training.trainer import Trainer
 from megascratch.verification import run_layout
@@ -109,8 +109,8 @@ def without_parts(*args, parts=(), **kwargs):
     return linear.ColumnParallelLinear(*args, **kwargs)
 
 
-def from_the_first_row(seed, name, shape, box):
-    return normal_rows(seed, name, shape, Box((0,) * len(shape), box.shape))
+def from_the_first_row(seed, name, shape, box, *rest):
+    return normal_blocks(seed, name, shape, Box((0,) * len(shape), box.shape), *rest)
 
 
 def seed_per_rank(part, mesh, seed):
@@ -369,7 +369,7 @@ BREAKS: dict[str, Break] = {
         [(chunk.ModelChunk, "__init__", after(chunk.ModelChunk.__init__, dropout_by_local_layer))],
     ),
     "initial weights of each rank from row 0": Break(
-        TP2, [(build, "normal_rows", from_the_first_row)]
+        TP2, [(build, "normal_blocks", from_the_first_row)]
     ),
     "initial weights from a seed per rank": Break(PP2, [(build, "initialise", seed_per_rank)]),
     "a tied copy with initial weights of its own": Break(
