@@ -35,6 +35,7 @@ bench: .venv/.run
 	$(IN) python benchmarks/run_all.py
 metrics:
 	$(PYTHON) -m tools.code_metrics megascratch
+	$(PYTHON) -m tools.setting_files megascratch
 docs: .venv/.docs
 	$(IN) sphinx-build -q -W --keep-going -b html docs build/docs
 

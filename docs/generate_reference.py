@@ -5,9 +5,7 @@ It runs before every build, so the reference is that of the code. By hand: `pyth
 """
 
 import argparse
-import ast
 import contextlib
-import dataclasses
 import importlib
 import inspect
 import io
@@ -20,10 +18,9 @@ from typing import Any
 from unittest import mock
 
 from megascratch.commands import VERBS
-from megascratch.config import settings
-from megascratch.config.fields import SECTIONS, flag
-from megascratch.config.ranges import RANGES
-from megascratch.config.resume_rules import KINDS, ROWS
+from megascratch.config.declare import help_texts
+from megascratch.config.fields import SECTIONS, SETTINGS, flag
+from megascratch.config.resume_rules import KINDS
 
 TAKES_SETTINGS = ("pretrain", "verify", "doctor")
 """Verbs whose flags are the settings, too."""
@@ -107,21 +104,19 @@ def write_all(folder: Path) -> None:
 
 def settings_page() -> str:
     """A table per section: name, type, default, allowed values, what a resume says, meaning."""
-    meanings = _attribute_docstrings(settings)
-    on_resume = {name: row.kind for row in ROWS for name in row.names.split()}
     lines = []
     for section, record in SECTIONS.items():
         lines += [f"## {section}", "", inspect.getdoc(record) or "", ""]
         lines += ["| setting | type | default | on resume | meaning |", "|---|---|---|---|---|"]
-        for field in dataclasses.fields(record):
-            name = field.name
-            allowed = f" Must be {RANGES[name].words()}." if name in RANGES else ""
+        for name, meaning in help_texts(record).items():
+            setting = SETTINGS[name]
+            allowed = f" Must be {setting.interval.words()}." if setting.interval else ""
             cells = [
                 f"`{name}`",
-                _type_words(field.type),
-                f"`{field.default}`",
-                on_resume.get(name, ""),
-                meanings[record.__name__, name] + allowed,
+                _type_words(setting.hint),
+                f"`{setting.default}`",
+                setting.on_resume.kind,
+                meaning + allowed,
             ]
             lines.append(
                 "| "
@@ -132,22 +127,6 @@ def settings_page() -> str:
     lines += ["## What a resume says of a change", ""]
     lines += [f"* **{kind}**: {words}." for kind, words in KINDS.items()]
     return "\n".join(lines) + "\n"
-
-
-def _attribute_docstrings(module: Any) -> dict[tuple[str, str], str]:
-    """(class, attribute) -> the string literal that follows the attribute in the source."""
-    found = {}
-    for node in ast.parse(inspect.getsource(module)).body:
-        if not isinstance(node, ast.ClassDef):
-            continue
-        for statement, following in zip(node.body, node.body[1:], strict=False):
-            if not isinstance(statement, ast.AnnAssign) or not isinstance(
-                statement.target, ast.Name
-            ):
-                continue
-            if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
-                found[node.name, statement.target.id] = inspect.cleandoc(str(following.value.value))
-    return found
 
 
 def _type_words(hint: Any) -> str:

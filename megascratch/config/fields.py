@@ -1,33 +1,30 @@
-"""Reads and replaces settings by name, without their section, as flags, YAML keys and laws do."""
+"""The table of all settings, by name without their section, as flags, YAML keys and laws use them."""
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, get_type_hints
 
+from megascratch.config.declare import Setting, settings_of
+from megascratch.config.ranges import Interval
 from megascratch.config.settings import Config
 
 SECTIONS: dict[str, type] = get_type_hints(Config)
 """Section name -> its dataclass."""
 
-SECTION_OF: dict[str, str] = {}
-"""Setting -> its section; the names are unique across the sections."""
+SETTINGS: dict[str, Setting] = settings_of(SECTIONS)
+"""Setting -> its declaration, in the order of the sections."""
 
-HINTS: dict[str, Any] = {}
-"""Setting -> its type."""
-
-for _section, _record in SECTIONS.items():
-    _hints = get_type_hints(_record)
-    SECTION_OF.update(dict.fromkeys(_hints, _section))
-    HINTS.update(_hints)
+RANGES: dict[str, Interval] = {
+    name: setting.interval for name, setting in SETTINGS.items() if setting.interval is not None
+}
 
 
 def flat(config: Config) -> dict[str, Any]:
     """Setting -> value, in the order of the sections."""
     values = {}
-    for name, section in SECTION_OF.items():
-        record = getattr(config, section)
-        values[name] = getattr(record, name)
+    for name, setting in SETTINGS.items():
+        values[name] = getattr(getattr(config, setting.section), name)
     return values
 
 
@@ -35,7 +32,7 @@ def with_fields(config: Config, values: Mapping[str, Any]) -> Config:
     """The config with some settings replaced. Raises: KeyError for an unknown name (a bug of ours, not the user's)."""
     changes: dict[str, dict[str, Any]] = {}
     for name, value in values.items():
-        changes.setdefault(SECTION_OF[name], {})[name] = value
+        changes.setdefault(SETTINGS[name].section, {})[name] = value
     sections = {}
     for section, new in changes.items():
         sections[section] = dataclasses.replace(getattr(config, section), **new)
@@ -47,17 +44,13 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def nearest(word: str, known: list[str]) -> str:
+def nearest(word: str, known: Iterable[str]) -> str:
     """' - did you mean X?' with the known word most similar to a misspelt one; '' if none is similar."""
-    similar = _most_similar(word, known)
+    similar = most_similar(word, known)
     return f" - did you mean {similar}?" if similar else ""
 
 
-def meant(name: str) -> str:
-    """The setting that a misspelt name probably means; '' if none is similar."""
-    return _most_similar(name, list(SECTION_OF))
-
-
-def _most_similar(word: str, known: list[str]) -> str:
-    matches = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+def most_similar(word: str, known: Iterable[str]) -> str:
+    """The known word that a misspelt one probably means; '' if none is similar."""
+    matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return matches[0] if matches else ""

@@ -1,28 +1,28 @@
-"""Parses the flags of a command line into settings and reports every bad flag at once.
+"""Reads the flags of a command line, all of them, whatever is wrong with some.
 
 A flag library stops at the first bad flag and would hide the other problems, so each flag is parsed on its own here.
 """
 
-from collections.abc import Sequence
-from types import UnionType
-from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, get_args, get_origin
 
-from megascratch.config.fields import HINTS, SECTION_OF, flag, meant, nearest
+from megascratch.config.declare import Setting, settings_of
+from megascratch.config.fields import SETTINGS, flag, nearest
+from megascratch.config.values import ReadSettings, Said, read, without_none
 
-OTHERS = {"config": str, "print_config": bool}
-"""Flags that are not settings, with their types."""
+
+@dataclass(frozen=True)
+class Options:
+    """What a command line accepts in addition to settings."""
+
+    config: str | None = None
+    """YAML file with settings; flags override it."""
+    print_config: bool = False
+    """Print each setting with its value and origin, and exit."""
 
 
-class Words(NamedTuple):
-    """A parsed command line."""
-
-    values: dict[str, Any]
-    """The valid values of settings and OTHERS that were given."""
-    given: list[str]
-    """Settings that were given, with a valid value or not."""
-    problems: list[str]
-    unread: set[str]
-    """Settings whose value is unknown, because it is invalid or a misspelt flag probably means them."""
+OPTIONS: dict[str, Setting] = settings_of({"options": Options})
 
 
 class _Group(NamedTuple):
@@ -30,99 +30,79 @@ class _Group(NamedTuple):
 
     name: str  # as a field name
     negated: bool  # --no-name
-    values: list[str]
+    words: list[str]
 
 
-def read_words(argv: Sequence[str]) -> Words:
-    """Parses and checks every flag of a command line."""
-    groups, stray = _groups(argv)  # stray: words before the first flag
-    names = [group.name for group in groups]
-    values: dict[str, Any] = {}
-    problems: list[str] = []
-    unread: set[str] = set()
-    if stray:
-        problems.append(
-            f"unrecognized arguments: {' '.join(stray)}: put the flag in front of each value"
-        )
-    for position, group in enumerate(groups):
-        try:
-            values[group.name] = _value(group, names)
-        except ValueError as error:
-            if names.index(group.name) == position:  # a repeated flag is reported once
-                problems.append(str(error))
-            if group.name in SECTION_OF:
-                unread.add(group.name)
-            else:
-                unread.add(meant(group.name))
-    given = [name for name in names if name in SECTION_OF]
-    return Words(values, given, problems, unread & SECTION_OF.keys())
+def read_flags(argv: Sequence[str], settings: Mapping[str, Setting] = SETTINGS) -> ReadSettings:
+    """The settings and options of a command line."""
+    known = {**settings, **OPTIONS}
+    return read(_said(argv, known), known)
 
 
-def _groups(argv: Sequence[str]) -> tuple[list[_Group], list[str]]:
-    """The flags with their values, and the words before the first flag."""
-    groups: list[_Group] = []
-    stray = []
+def _said(argv: Sequence[str], known: Mapping[str, Setting]) -> Iterator[Said]:
+    groups: dict[str, list[_Group]] = {}
+    stray: list[str] = []  # words before the first flag
+    last = stray
     for word in argv:
         if word.startswith("--") and len(word) > 2:
-            head, *value = word[2:].split("=", 1)
+            head, *last = word[2:].split("=", 1)
             name = head.replace("-", "_")
             without_no = name.removeprefix("no_")
-            negated = without_no != name and without_no in SECTION_OF
-            groups.append(_Group(without_no if negated else name, negated, value))
-        elif groups:
-            groups[-1].values.append(word)
+            negated = without_no != name and without_no in known
+            group = _Group(without_no if negated else name, negated, last)
+            groups.setdefault(group.name, []).append(group)
         else:
-            stray.append(word)
-    return groups, stray
+            last.append(word)
+    if stray:
+        problem = f"unrecognized arguments: {' '.join(stray)}: put the flag in front of each value"
+        yield Said("", "flag", "", problem=problem)
+    for name, same in groups.items():
+        text = flag(name)
+        try:
+            yield Said(name, "flag", text, _value(same, known))
+        except ValueError as error:
+            yield Said(name, "flag", text, problem=str(error))
 
 
-def _value(group: _Group, names: list[str]) -> Any:
-    """The value of a flag. Raises: ValueError whose text is the message to the user."""
-    text = flag(group.name)
-    hint = HINTS.get(group.name) or OTHERS.get(group.name)
-    if hint is None:
-        known = [flag(name) for name in (*SECTION_OF, *OTHERS, "help")]
-        raise ValueError(f"unknown flag {text}{nearest(text, known)}")
-    times = names.count(group.name)
-    if times > 1:
-        raise ValueError(f"{text} is given {times} times: give it once")
+def _value(groups: list[_Group], known: Mapping[str, Setting]) -> Any:
+    """The value of a flag, given once or, by mistake, several times.
+
+    Raises: ValueError whose text is the message to the user.
+    """
+    name, negated, words = groups[0]
+    text = flag(name)
+    if name not in known:
+        raise ValueError(f"unknown flag {text}{nearest(text, map(flag, [*known, 'help']))}")
+    if len(groups) > 1:
+        raise ValueError(f"{text} is given {len(groups)} times: give it once")
+    hint = known[name].hint
     if hint is bool:
-        if group.values:
-            raise ValueError(f"{text} does not accept a value (given: {' '.join(group.values)})")
-        return not group.negated
-    if group.negated:
+        if words:
+            raise ValueError(f"{text} does not accept a value (given: {' '.join(words)})")
+        return not negated
+    if negated:
         raise ValueError(f"--no-{text[2:]} does not exist: {text} needs a value")
-    if not group.values:
+    if not words:
         raise ValueError(f"{text} needs a value")
-    return _typed(text, hint, group.values)
+    kind = without_none(hint)
+    if kind is not hint and words == ["None"]:
+        return None
+    if get_origin(kind) is list:
+        item = get_args(kind)[0]
+        return [_item(text, item, word) for word in words]
+    if len(words) > 1:
+        raise ValueError(f"{text} accepts one value: unrecognized arguments: {' '.join(words[1:])}")
+    return _item(text, kind, words[0])
 
 
-def _typed(text: str, hint: Any, values: list[str]) -> Any:
-    """The words after the flag `text` as a value of this type. Raises: ValueError."""
-    if get_origin(hint) in (Union, UnionType):
-        if values == ["None"]:
-            return None
-        kinds = [kind for kind in get_args(hint) if kind is not type(None)]
-        hint = kinds[0]
-    if get_origin(hint) is list:
-        item = get_args(hint)[0]
-        return [_item(text, item, value) for value in values]
-    if len(values) > 1:
-        raise ValueError(
-            f"{text} accepts one value: unrecognized arguments: {' '.join(values[1:])}"
-        )
-    return _item(text, hint, values[0])
-
-
-def _item(text: str, hint: Any, value: str) -> Any:
-    if get_origin(hint) is Literal:
-        if value not in get_args(hint):
-            choices = ", ".join(get_args(hint))
-            raise ValueError(
-                f"invalid choice '{value}' for argument '{text}': use one of {choices}"
-            )
-        return value
+def _item(text: str, kind: Any, word: str) -> Any:
+    """A word of a command line, which is text, as YAML would have it."""
+    if get_origin(kind) is Literal:
+        if word not in get_args(kind):
+            choices = ", ".join(get_args(kind))
+            raise ValueError(f"invalid choice '{word}' for argument '{text}': use one of {choices}")
+        return word
     try:
-        return hint(value)
+        return kind(word)
     except ValueError as error:
         raise ValueError(f"{text}: {error}") from error

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import tyro
-
 from megascratch.config.errors import SettingError
-from megascratch.config.fields import SECTIONS, flat, with_fields
-from megascratch.config.flags import read_words
+from megascratch.config.fields import SECTIONS, SETTINGS, flat, with_fields
+from megascratch.config.flags import OPTIONS, Options, read_flags
+from megascratch.config.help import help_text
 from megascratch.config.settings import Config
-from megascratch.config.yaml_file import read_settings
+from megascratch.config.values import ReadSettings
+from megascratch.config.yaml_file import read_file
 
 
 @dataclass(frozen=True)
@@ -27,17 +27,6 @@ class Origins:
     """Setting -> 'FILE:LINE', 'flag' or 'base'; settings that were not given are missing."""
     print_config: bool = False
     """--print-config was given: the command prints `format_config` and does nothing else."""
-
-
-@dataclass(frozen=True)
-class _CommandLine:
-    """What --help shows."""
-
-    settings: Config
-    config: str | None = None
-    """YAML file with settings; flags override it."""
-    print_config: bool = False
-    """Print each setting with its value and origin, and exit."""
 
 
 class Loaded(NamedTuple):
@@ -74,30 +63,32 @@ def read_config(
     """
     config = base or Config()
     if "-h" in argv or "--help" in argv:
-        _help(config, prog)
+        sections = {"options": Options, **SECTIONS}
+        values = {**vars(Options()), **flat(config)}
+        print(help_text(prog, sections, SETTINGS | OPTIONS, values))
+        raise SystemExit(0)
     defaults = flat(Config())
     places = {name: "base" for name, value in flat(config).items() if value != defaults[name]}
-
-    flags = read_words(argv)
-    values = dict(flags.values)
-    file = values.pop("config", None)
-    print_config = values.pop("print_config", False)
-    problems = flags.problems
-    unread = flags.unread
+    found = ReadSettings({}, places, [], set())
+    flags = read_flags(argv)
+    file = flags.values.get("config")
     if file is not None:
         try:
-            in_file = read_settings(file)
+            found = found.then(read_file(file))
         except SettingError as error:
-            raise SettingError("\n".join([str(error), *problems])) from error
-        config = with_fields(config, in_file.values)
-        places |= in_file.places
-        problems = in_file.problems + problems
-        # a flag overrides the line in the file
-        unread = unread | (in_file.unread - set(flags.given))
-
-    config = with_fields(config, values)
-    places |= dict.fromkeys(flags.given, "flag")
-    return Loaded(config, Origins(places, print_config), problems, unread)
+            raise SettingError("\n".join([str(error), *flags.problems])) from error
+    found = found.then(flags)
+    print_config = bool(found.values.get("print_config"))
+    for option in OPTIONS:
+        found.values.pop(option, None)
+        found.places.pop(option, None)
+        found.unread.discard(option)
+    return Loaded(
+        with_fields(config, found.values),
+        Origins(found.places, print_config),
+        found.problems,
+        found.unread,
+    )
 
 
 def format_config(config: Config, origins: Origins) -> str:
@@ -124,15 +115,3 @@ def _yaml(value: Any) -> str:
     if isinstance(value, float):
         return re.sub(r"^(-?\d+)e", r"\1.0e", text)
     return text
-
-
-def _help(start: Config, prog: str) -> None:
-    """Prints every flag by section, then raises SystemExit(0)."""
-    tyro.cli(
-        _CommandLine,
-        prog=prog,
-        args=["--help"],
-        default=_CommandLine(start),
-        description="Settings by section; every flag is also a key of the YAML file.",
-        config=(tyro.conf.OmitArgPrefixes,),
-    )

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from megascratch.config.errors import UserError
-from megascratch.config.fields import HINTS, SECTION_OF, with_fields
+from megascratch.config.fields import RANGES, SETTINGS, with_fields
 from megascratch.config.json_record import (
     COUNT,
     NUMBER,
@@ -15,12 +15,11 @@ from megascratch.config.json_record import (
     object_of,
     optional,
     require_fields,
-    value_in_words,
 )
 from megascratch.config.printable import shown
 from megascratch.config.ranges import out_of_range
 from megascratch.config.settings import Config
-from megascratch.config.yaml_file import typed
+from megascratch.config.values import Said, read
 
 FILE_DIGEST = Kind(
     "an object with bytes and a digest",
@@ -48,22 +47,18 @@ TRAIN_STATE_FIELDS = {
 
 
 def require_valid_state(state: Mapping[str, Any]) -> None:
-    """Raises: UserError, naming the field, for a value that no run could have written."""
+    """Raises: UserError, naming the field or all settings, for values that no run could have written."""
     require_fields(state, STATE_FIELDS, "the state")
     require_fields(state.get("train_state", {}), TRAIN_STATE_FIELDS, "train_state")
-    values = _by_name(state.get("config", {}))
-    for name, value in values.items():
-        if name not in SECTION_OF:
-            continue
-        try:
-            values[name] = typed(value, HINTS[name])
-        except TypeError as error:
-            raise UserError(
-                f"setting {name} must be {error}, not {value_in_words(value)}"
-            ) from error
-    wrong = out_of_range(dict.fromkeys(SECTION_OF) | values)
-    if wrong:
-        raise UserError("; ".join(wrong.values()))
+    said = []
+    for name, value in _by_name(state.get("config", {})).items():
+        if name in SETTINGS:
+            said.append(Said(name, "checkpoint", f"setting {name}", value))
+    found = read(said, SETTINGS)
+    wrong = out_of_range(dict.fromkeys(SETTINGS) | found.values, RANGES)
+    problems = [*found.problems, *wrong.values()]
+    if problems:
+        raise UserError("; ".join(problems))
 
 
 def config_from_dict(saved: dict[str, Any]) -> Config:
@@ -73,7 +68,7 @@ def config_from_dict(saved: dict[str, Any]) -> Config:
     Raises: UserError for a setting that this version does not know, since ignoring it could change the model.
     """
     values = _by_name(saved)
-    unknown = sorted(values.keys() - SECTION_OF.keys())
+    unknown = sorted(values.keys() - SETTINGS.keys())
     if unknown:
         raise UserError(
             f"the checkpoint has settings that this version does not know: {shown(', '.join(unknown))}; "

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, get_args
 
 from megascratch.config.derive import derive
 from megascratch.config.errors import SettingError, UserError
-from megascratch.config.fields import HINTS, flag, flat, with_fields
+from megascratch.config.fields import SETTINGS, flag, flat, with_fields
 from megascratch.config.laws import validate
 from megascratch.config.pipeline_split import layer_cut
 from megascratch.config.settings import Config, ParallelConfig
@@ -24,7 +24,7 @@ from megascratch.verification.shrink import shrunk
 Values = dict[str, Any]
 SIZES = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "data_parallel_size")
 SCHEDULES: list[str] = [
-    name for hint in get_args(HINTS["pipeline_schedule"]) for name in get_args(hint)
+    name for hint in get_args(SETTINGS["pipeline_schedule"].hint) for name in get_args(hint)
 ]
 TRIES = 300  # for each random layout that is requested
 

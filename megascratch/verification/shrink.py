@@ -11,8 +11,7 @@ from math import gcd, lcm
 from typing import Any
 
 from megascratch.config.derive import derive
-from megascratch.config.fields import flat, with_fields
-from megascratch.config.ranges import RANGES
+from megascratch.config.fields import RANGES, flat, with_fields
 from megascratch.config.settings import Config, OptimConfig, TrainingConfig
 
 SMALL_HEAD = 8

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megascratch.config.errors import UserError
-from megascratch.config.fields import HINTS, SECTION_OF, flag, flat, with_fields
+from megascratch.config.fields import SETTINGS, flag, flat, with_fields
 from megascratch.config.laws import derive
 from megascratch.config.load import format_config, load_config
 from megascratch.config.settings import Config
@@ -234,7 +234,7 @@ def test_print_config_is_yaml_with_origins_that_reads_back_as_the_same_config(ya
         for line in text.splitlines()
         if " # " in line
     }
-    assert list(comment) == list(SECTION_OF)
+    assert list(comment) == list(SETTINGS)
     assert [
         comment[name].split("/")[-1]
         for name in ("lr", "data_path", "data_parallel_size", "min_lr", "device")
@@ -268,7 +268,7 @@ def test_help_shows_every_setting_by_section(capsys):
         load("--help")
     said = capsys.readouterr().out
     assert leaving.value.code == 0
-    assert [name for name in SECTION_OF if flag(name) not in said] == []
+    assert [name for name in SETTINGS if flag(name) not in said] == []
     assert "The shape of the Transformer." in said
 
 
@@ -279,10 +279,9 @@ def test_help_wins_over_mistakes():
 
 
 def test_names_are_unique_across_the_sections():
-    assert len(SECTION_OF) == sum(
+    assert len(SETTINGS) == sum(
         len(dataclasses.fields(getattr(Config(), section))) for section in vars(Config())
     )
-    assert list(HINTS) == list(SECTION_OF)
 
 
 def test_reading_settings_loads_no_torch():

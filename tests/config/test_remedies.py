@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from megascratch.config.fields import HINTS, SECTION_OF, with_fields
+from megascratch.config.fields import SETTINGS, with_fields
 from megascratch.config.laws import broken_laws
 from megascratch.config.load import read_config
 from megascratch.config.remedies import divisors
@@ -24,7 +24,7 @@ def proposals(text: str) -> list[tuple[str, str]]:
     """(setting or 'world_size', value) of each value that a refusal names behind its law."""
     tail = text.rpartition(": ")[2]
     found = []
-    for name in SECTION_OF:
+    for name in SETTINGS:
         for match in re.finditer(rf"(?<![\w-]){name.replace('_', '-')} ({VALUES})", tail):
             found += [(name, value) for value in re.findall(NUMBER, match[1])]
     for match in re.finditer(rf"start ({VALUES}) processes", tail):
@@ -36,10 +36,10 @@ def followed(given: Config, world: int, setting: str, value: str) -> list[str]:
     """The complaints once the user has done what was proposed."""
     if setting == "world_size":
         return broken_laws(given, int(value))
-    new: object = float(value) if "float" in str(HINTS[setting]) else None
+    new: object = float(value) if "float" in str(SETTINGS[setting].hint) else None
     if new is None:
         numbers = [int(part) for part in value.split()]
-        new = numbers if "list" in str(HINTS[setting]) else numbers[0]
+        new = numbers if "list" in str(SETTINGS[setting].hint) else numbers[0]
     return broken_laws(with_fields(given, {setting: new}), world)
 
 

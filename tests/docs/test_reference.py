@@ -11,7 +11,7 @@ import pytest
 from docs import generate_reference
 from docs.figures import draw
 from megascratch.commands import VERBS
-from megascratch.config.fields import SECTION_OF
+from megascratch.config.fields import SETTINGS
 from tests.support.doc_blocks import ROOT, pages
 
 
@@ -19,7 +19,7 @@ def test_every_setting_stands_in_the_reference_with_its_meaning():
     rows = re.findall(
         r"^\| `(\w+)` \|.*\| ([^|]+) \|$", generate_reference.settings_page(), flags=re.MULTILINE
     )
-    assert [name for name, _ in rows] == list(SECTION_OF)
+    assert [name for name, _ in rows] == list(SETTINGS)
     assert [name for name, meaning in rows if not meaning.strip()] == []
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megascratch.config.errors import UserError
-from megascratch.config.fields import HINTS
+from megascratch.config.fields import SETTINGS
 from megascratch.pipeline.schedule import (
     COMPUTE,
     OTHER_END,
@@ -162,5 +162,7 @@ def test_one_f_one_b_keeps_at_most_as_many_microbatches_alive_as_ranks_follow(ra
 
 
 def test_the_table_has_a_row_for_each_setting():
-    settings = {name for hint in get_args(HINTS["pipeline_schedule"]) for name in get_args(hint)}
+    settings = {
+        name for hint in get_args(SETTINGS["pipeline_schedule"].hint) for name in get_args(hint)
+    }
     assert settings - {"csv"} | {"forward_only"} == SCHEDULES.keys()

@@ -19,7 +19,8 @@ from megascratch.commands.evaluate import _read_summary
 from megascratch.commands.generate import _prompts
 from megascratch.config.derive import derive
 from megascratch.config.fields import flat, with_fields
-from megascratch.config.resume_rules import Side, compare_configs
+from megascratch.config.resume_effects import Side
+from megascratch.config.resume_rules import compare_configs
 from megascratch.config.saved import config_from_dict
 from megascratch.config.settings import Config
 from megascratch.data.inspect.merge_split import _tokenizer_of

@@ -7,7 +7,7 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
-from megascratch.config.fields import SECTION_OF, SECTIONS
+from megascratch.config.fields import SECTIONS, SETTINGS
 
 SCALARS = [
     "1",
@@ -149,7 +149,7 @@ LINES = [
 
 def random_yaml(dice: random.Random) -> str:
     """A settings file that is nearly one."""
-    lines, names = list[str](), [*SECTION_OF]
+    lines, names = list[str](), [*SETTINGS]
     for _ in range(dice.randint(1, 6)):
         kind = dice.random()
         name = dice.choice(names)
@@ -157,7 +157,7 @@ def random_yaml(dice: random.Random) -> str:
             lines.append(f"{name}: {_value(dice)}")
         elif kind < 0.7:
             section = dice.choice([*SECTIONS])
-            inner = dice.choice([key for key, of in SECTION_OF.items() if of == section])
+            inner = dice.choice([key for key, of in SETTINGS.items() if of.section == section])
             lines.append(f"{section}:\n  {inner}: {_value(dice)}\n  {dice.choice(LINES)}")
         elif kind < 0.9:
             lines.append(dice.choice(LINES))

@@ -2,7 +2,7 @@
 
 A law is a plain function that returns a message or None. A message of type `Broken` suggests values; only those are
 shown that satisfy all laws when the user follows them literally. The parameters of a law name the settings that it
-reads (and `world_size`). A law is not checked if one of its settings is outside its own range (`ranges.py`), or is
+reads (and `world_size`). A law is not checked if one of its settings is outside its own range, or is
 unknown although the law needs it.
 """
 
@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 from megascratch.config.derive import derive
 from megascratch.config.errors import SettingError
-from megascratch.config.fields import flat, with_fields
+from megascratch.config.fields import RANGES, flat, with_fields
 from megascratch.config.laws import batch, data, layout, model, optim, run
 from megascratch.config.notices import notices
 from megascratch.config.ranges import out_of_range
@@ -85,7 +85,7 @@ def _check(
 ) -> tuple[dict[str, str], dict[str, str | Broken]]:
     """(setting -> what is wrong with its own value, name of a law -> its message)."""
     values = flat(derive(config, world_size)) | {WORLD: world_size}
-    wrong = out_of_range(values)
+    wrong = out_of_range(values, RANGES)
     broken: dict[str, str | Broken] = {}
     for law in LAWS:
         problem = _apply(law, values, {*wrong, *unread})

@@ -5,7 +5,7 @@ See `laws/__init__.py` for how a law works.
 
 from collections.abc import Callable
 
-from megascratch.config.fields import SECTION_OF, nearest
+from megascratch.config.fields import SETTINGS, nearest
 from megascratch.config.remedies import Broken, Remedy, divisors_near, each, near_multiples
 from megascratch.config.resume_rules import CAN_BE_FORCED
 
@@ -72,7 +72,7 @@ def forced_by_a_known_name(force_resume: list[str] | None) -> str | None:
     wrong = [name for name in names if name not in CAN_BE_FORCED]
     if not wrong:
         return None
-    known = [name for name in wrong if name in SECTION_OF]
+    known = [name for name in wrong if name in SETTINGS]
     if known:
         return (
             f"force-resume {known[0]}: it may change without force, or cannot be forced: "

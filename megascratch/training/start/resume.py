@@ -1,6 +1,6 @@
 """Resuming, before the ranks meet: finds the checkpoint of --auto-resume, and compares the settings, data and tokenizer
 of a run with those of its checkpoint. Changes that are allowed become notices; changes that are not are refused in one
-error (the table is in `config/resume_rules.py`).
+error (the rules are in `config/resume_effects.py`).
 """
 
 import hashlib
@@ -12,7 +12,8 @@ from megascratch.checkpoint import list_steps, read_manifest, resolve
 from megascratch.checkpoint.steps import manifest_text
 from megascratch.config.errors import SettingError, UserError
 from megascratch.config.fields import flat, with_fields
-from megascratch.config.resume_rules import Side, compare_configs
+from megascratch.config.resume_effects import Side
+from megascratch.config.resume_rules import compare_configs
 from megascratch.config.settings import Config, TrainingConfig
 from megascratch.storage.path import Place
 

@@ -7,10 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megascratch.config.errors import UserError
-from megascratch.config.fields import HINTS, flat
+from megascratch.config.fields import RANGES, SETTINGS, flat
 from megascratch.config.laws import LAWS, derive, notices, validate
 from megascratch.config.pipeline_split import layer_cut
-from megascratch.config.ranges import RANGES
 from megascratch.config.settings import Config
 from tests.support.broken_laws import BROKEN, FILES, SAMPLES, config, layout
 
@@ -40,7 +39,7 @@ def test_every_law_is_broken_once_above():
 def outside(name: str) -> list[float]:
     """Values just outside a setting's range."""
     low, high, text = RANGES[name].low, RANGES[name].high, RANGES[name].text
-    whole = HINTS[name] in (int, int | None)
+    whole = SETTINGS[name].hint in (int, int | None)
     below = low if text.startswith("(") else low - (1 if whole else 1e-9)
     above = [] if math.isinf(high) else [high if text.endswith(")") else high + 1e-9]
     return [below, *above, *([] if whole else [math.nan, math.inf])]
@@ -56,7 +55,9 @@ def test_a_number_outside_its_range_is_named(name, value):
 
 def test_every_number_has_a_range():
     numbers = {
-        name for name, hint in HINTS.items() if hint in (int, float, int | None, float | None)
+        name
+        for name, setting in SETTINGS.items()
+        if setting.hint in (int, float, int | None, float | None)
     }
     # `layer_cut` checks them
     ends_of_the_cut = {
@@ -177,7 +178,7 @@ def test_a_legal_config_is_accepted(world, values):
         ({"force_resume": ["seed"]}, "force-resume has no effect without load"),
         (
             {"spiky_loss_factor": 9.0},
-            "spiky-loss-factor and spiky-loss-window have no effect without check-for-spiky",
+            "spiky-loss-factor has no effect without check-for-spiky-loss",
         ),
         ({"max_bad_steps": 3}, "max-bad-steps has no effect with on-bad-step stop"),
         ({"data_cache_path": "x"}, "data-cache-path has no effect with mock-data"),
@@ -247,7 +248,7 @@ def test_what_is_built_legally_is_accepted_and_fully_derived(case):
     assert sum(cut) == whole.model.num_layers
 
 
-COUNTS = sorted(name for name in RANGES if HINTS[name] in (int, int | None))
+COUNTS = sorted(name for name in RANGES if SETTINGS[name].hint in (int, int | None))
 
 
 @given(st.dictionaries(st.sampled_from(COUNTS), st.integers(-2, 20)), st.integers(1, 9))

@@ -1,0 +1,153 @@
+"""Reads what a source says about the settings: a file, the flags of a command line, or any other one.
+
+A source yields `Said`, one for each setting that it mentions, and keeps to itself how it is written. `read` turns them
+into typed values and a list of problems; `typed` decides what a value of each type is.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import UnionType
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
+
+from megascratch.config.declare import Setting
+from megascratch.config.fields import most_similar
+from megascratch.config.printable import shown
+from megascratch.config.yaml_nodes import Foreign
+
+MOST_SHOWN = 6  # items of a list in a message
+LARGEST_NUMBER = (1 << 63) - 1
+TYPE_NAMES: dict[type, str] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text (in quotes)",
+}
+"""What a value of each type must be, for a message."""
+
+
+class Said(NamedTuple):
+    """What a source says about one setting."""
+
+    name: str
+    place: str
+    """Where the value comes from: 'FILE:LINE' or 'flag'."""
+    label: str
+    """The beginning of a message about the value: 'FILE:LINE: lr' or '--lr'."""
+    value: Any = None
+    """As YAML and JSON have it: a bool, a number, a text, a list of those, or None."""
+    problem: str | None = None
+    """Why there is no value, such as an unknown name; a whole message."""
+
+
+@dataclass(frozen=True)
+class ReadSettings:
+    """The settings of one or several sources."""
+
+    values: dict[str, Any]
+    """The valid values, by setting."""
+    places: dict[str, str]
+    """Setting -> where its value comes from."""
+    problems: list[str]
+    unread: set[str]
+    """Settings whose value is unknown because of a problem: laws that read them cannot be checked."""
+
+    def then(self, later: "ReadSettings") -> "ReadSettings":
+        """Both together; what the later source says replaces what this one says."""
+        return ReadSettings(
+            self.values | later.values,
+            self.places | later.places,
+            self.problems + later.problems,
+            (self.unread - later.values.keys()) | later.unread,
+        )
+
+
+def read(said: Iterable[Said], settings: Mapping[str, Setting]) -> ReadSettings:
+    """The typed values of all settings that a source mentions, and all problems, in order."""
+    result = ReadSettings({}, {}, [], set())
+    for one in said:
+        problem = one.problem
+        if problem is None:
+            try:
+                result.values[one.name] = typed(one.value, settings[one.name].hint)
+                result.places[one.name] = one.place
+            except TypeError as error:
+                problem = f"{one.label} must be {error}, not {_shown(one.value)}"
+        if problem is not None:
+            result.problems.append(problem)
+            name = one.name if one.name in settings else most_similar(one.name, settings)
+            result.unread.add(name)
+    result.unread.discard("")  # no setting is similar to the unknown name
+    return result
+
+
+def typed(raw: Any, hint: Any) -> Any:
+    """Converts a value of YAML or JSON to this type. Integers may stand for floats, and numbers for text in a list.
+
+    Raises TypeError whose text says what the value must be.
+    """
+    origin = get_origin(hint)
+    if origin in (Union, UnionType):
+        return None if raw is None else typed(raw, without_none(hint))
+    if origin is Literal:
+        if raw in get_args(hint):
+            return str(raw)
+        raise TypeError("one of " + ", ".join(get_args(hint)))
+    if origin is list:
+        return _typed_list(raw, get_args(hint)[0])
+    if isinstance(raw, int) and abs(raw) > LARGEST_NUMBER:
+        raise TypeError("a number of at most 64 bits")
+    if hint is float and _is_number(raw):
+        return float(raw)
+    if hint is str and isinstance(raw, str) and not _is_valid_text(raw):
+        raise TypeError("text without NUL characters and lone surrogates")
+    if isinstance(raw, hint) and isinstance(raw, bool) == (hint is bool):
+        # a bool is an int in Python
+        return raw
+    raise TypeError(TYPE_NAMES[hint])
+
+
+def without_none(hint: Any) -> Any:
+    """`int` for `int | None`; a type without None as it is."""
+    if get_origin(hint) not in (Union, UnionType):
+        return hint
+    return next(kind for kind in get_args(hint) if kind is not type(None))
+
+
+def _is_number(raw: Any) -> bool:
+    return isinstance(raw, int | float) and not isinstance(raw, bool)
+
+
+def _is_valid_text(text: str) -> bool:
+    if "\0" in text:
+        return False
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _typed_list(raw: Any, item: type) -> list[Any]:
+    kind = {int: "whole numbers", str: "texts"}[item]
+    if not isinstance(raw, list):
+        raise TypeError(f"a list of {kind} like [a, b]")
+    items = []
+    for part in raw:
+        if item is str and _is_number(part):
+            # data_path mixes weights and prefixes: [0.3, a, 0.7, b]
+            part = str(part)
+        try:
+            items.append(typed(part, item))
+        except TypeError:
+            raise TypeError(f"a list of {kind}") from None
+    return items
+
+
+def _shown(raw: Any) -> str:
+    """A value of any length, for a message."""
+    if isinstance(raw, Foreign):
+        return raw.words
+    if isinstance(raw, str):
+        return f"'{shown(raw, 80)}'"
+    if isinstance(raw, list):
+        items = [_shown(item) for item in raw[:MOST_SHOWN]]
+        if len(raw) > MOST_SHOWN:
+            items.append("...")
+        return f"[{', '.join(items)}]"
+    return shown(raw, 80)
