@@ -193,3 +193,4 @@ FIXED_POSITIONS = ResumeRule(
     "fixed", OTHER_TENSORS, _without_position_table, "free without learned positions"
 )
 FIXED_TENSORS = ResumeRule("fixed", OTHER_TENSORS)
+FIXED_OPTIMIZER = ResumeRule("fixed", "the optimizer has different state")

@@ -13,6 +13,7 @@ from typing import Literal
 from megascratch.config.declare import differs, equals, setting
 from megascratch.config.ranges import above, at_least, within
 from megascratch.config.resume_effects import (
+    FIXED_OPTIMIZER,
     FIXED_POSITIONS,
     FIXED_TENSORS,
     FREE_CHECKS,
@@ -224,6 +225,8 @@ class DataConfig:
 class OptimConfig:
     """Learning rate, optimizer and precision."""
 
+    optimizer: Literal["adam"] = setting("adam", FIXED_OPTIMIZER)
+    """The rule by which weights are updated: adam is AdamW, with Megatron-LM's name for it."""
     lr: float = setting(3e-4, NOTICE_STEPS, at_least(0))
     """Highest learning rate."""
     min_lr: float = setting(

@@ -25,7 +25,8 @@ from megascratch.data_parallel.bucket_layout import (
 from megascratch.data_parallel.buckets import Bucket, Buckets
 from megascratch.data_parallel.optimizer_shard import OptimizerShard, first_elements
 from megascratch.data_parallel.partial_grads import PartialGradReducer, partial_runs
-from megascratch.data_parallel.sharded_optimizer import ShardedOptimizer
+from megascratch.data_parallel.sharded_optimizer import ShardedOptimizer, require_whole_matrices
+from megascratch.optim import OPTIMIZERS
 from megascratch.optim.grad_norm import GlobalNorm
 from megascratch.parallel.collectives import all_gather_objects, start_all_reduce
 from megascratch.parallel.mesh import Axis, Mesh
@@ -50,11 +51,12 @@ class DataParallel(ABC):
         Args:
             chunks: this rank's model chunks; their parameters have global names.
             shards: for each of these parameters, the slice of the full tensor that this rank holds.
-            optim: settings of AdamW; the learning rate is given at each step.
+            optim: settings of the optimizer; the learning rate is given at each step.
             parallel: `ddp_bucket_size`, `overlap_grad_reduce` and the settings of optimizer offload are used.
 
         Raises:
-            ValueError: a parameter has no shard, another shape than its shard, or is frozen.
+            ValueError: a parameter has no shard, another shape than its shard, or is frozen; or the optimizer needs
+                whole matrices and the layout cuts them.
         """
         self.shards = shards
         self.mesh = mesh
@@ -75,16 +77,19 @@ class DataParallel(ABC):
             for bucket in chunk_buckets.buckets:
                 start, stop = self._range(bucket)
                 ranges.append((bucket, start, stop))
+        kind = OPTIMIZERS[optim.optimizer]
+        if kind.needs_whole_matrices:
+            require_whole_matrices(optim.optimizer, mesh.tp, ranges)
         in_host_memory = first_elements([stop - start for _, start, stop in ranges], offloaded)
         self.owned: list[OptimizerShard] = []  # the ranges that this rank updates
         for (bucket, start, stop), host in zip(ranges, in_host_memory, strict=True):
-            self.owned.append(OptimizerShard.of(bucket, start, stop, host))
+            self.owned.append(OptimizerShard.of(bucket, start, stop, kind.state_names, host))
         self.partial = PartialGradReducer(list(self._partial_runs()), mesh.tp)
         self.tied = [self._copies(name) for name in sorted(tied)]
         self.global_norm = GlobalNorm(
             self._counted(), mesh.tp, mesh.model, self._norm_axis(), mesh.device
         )
-        self.update = ShardedOptimizer(self.owned, optim)
+        self.update = ShardedOptimizer(self.owned, shards, optim)
         self.layers_await = False
 
     # ---- what subclasses define ---------------------------------------------------------------------------------
@@ -172,8 +177,8 @@ class DataParallel(ABC):
     # ---- state for checkpoints ----------------------------------------------------------------------------------
 
     def state(self) -> dict[str, list[ShardedTensor]]:
-        """The boxes of ``param.*``, ``optim.exp_avg.*``, ``optim.exp_avg_sq.*`` and, for bf16 and fp16 weights,
-        ``optim.master.*`` that this rank holds. To restore them, copy into the tensors and call `loaded`."""
+        """The boxes that this rank holds of ``param.*``, of the optimizer's state (``optim.exp_avg.*`` ...) and, for
+        bf16 and fp16 weights, of ``optim.master.*``. To restore them, copy into the tensors and call `loaded`."""
         self.await_weights()
         return self._boxes(lambda owned: owned.kinds)
 
@@ -191,11 +196,11 @@ class DataParallel(ABC):
 
     def scalars(self) -> dict[str, int]:
         """The state that is stored in addition to the tensors."""
-        return {"adam_steps": self.update.steps}
+        return {"steps": self.update.steps}
 
     def load_scalars(self, saved: dict[str, int]) -> None:
-        """Restores `scalars`."""
-        self.update.steps = saved["adam_steps"]
+        """Restores `scalars`; older checkpoints call the steps "adam_steps"."""
+        self.update.steps = saved["steps"] if "steps" in saved else saved["adam_steps"]
 
     # ---- set-up -------------------------------------------------------------------------------------------------
 

@@ -1,43 +1,54 @@
-"""Updates the optimizer shards of a rank with AdamW, on the device or, if offloaded, on the CPU (ZeRO-Offload).
+"""Updates the optimizer shards of a rank, on the device or, if offloaded, on the CPU (ZeRO-Offload).
 
 An offloaded shard is updated by the CPU in host memory. Its gradients are copied down and its weights up on separate
 streams, shard by shard, so that on CUDA the copies of one shard overlap with the update of another (Ren et al. 2021,
 ZeRO-Offload, arXiv 2101.06840, section 4.2). On a CPU the same code copies from memory to memory.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from megascratch.config.settings import OptimConfig
+from megascratch.data_parallel.buckets import Bucket
 from megascratch.data_parallel.optimizer_shard import OptimizerShard, host_like
-from megascratch.optim.adamw import AdamW, FlatParamGroup
+from megascratch.optim import OPTIMIZERS
+from megascratch.optim.optimizer import Optimizer, Stretch
+from megascratch.parallel.mesh import Axis
+from megascratch.parallel.shard import Shard
 
 
 class _OffloadedShard(NamedTuple):
     """A shard in host memory."""
 
     owned: OptimizerShard
-    adamw: AdamW
+    optimizer: Optimizer
     staged: Tensor  # the new weights in the type of the model, to be copied to the device
 
 
 class ShardedOptimizer:
     """Updates all shards of a rank."""
 
-    def __init__(self, ranges: Sequence[OptimizerShard], optim: OptimConfig):
+    def __init__(
+        self, ranges: Sequence[OptimizerShard], shards: Mapping[str, Shard], optim: OptimConfig
+    ):
         self.resident: list[OptimizerShard] = []  # on the device
         self.offloaded: list[_OffloadedShard] = []
-        stretches: list[FlatParamGroup] = []
+        kind = OPTIMIZERS[optim.optimizer]
+        stretches: list[Stretch] = []
         for owned in ranges:
+            mine = owned.stretches()
+            if kind.needs_whole_matrices:
+                mine = owned.whole_weights(shards)
             if owned.in_host_memory:
-                self.offloaded.append(_offloaded(owned, optim))
+                staged = host_like(owned.weights) if owned.has_masters else owned.master
+                self.offloaded.append(_OffloadedShard(owned, kind(list(mine), optim), staged))
             else:
                 self.resident.append(owned)
-                stretches += owned.stretches()
-        self.adamw = AdamW(stretches, optim)
+                stretches += mine
+        self.optimizer = kind(stretches, optim)
         self.device: torch.device | None = (
             None  # of the weights of offloaded shards, if that is a GPU
         )
@@ -50,27 +61,27 @@ class ShardedOptimizer:
 
     @property
     def steps(self) -> int:
-        """Updates so far: Adam's bias correction depends on them."""
-        return self.adamw.steps
+        """Updates so far, restored with the state: what an optimizer does may depend on them."""
+        return self.optimizer.steps
 
     @steps.setter
     def steps(self, taken: int) -> None:
-        self.adamw.steps = taken
+        self.optimizer.steps = taken
         for shard in self.offloaded:
-            shard.adamw.steps = taken
+            shard.optimizer.steps = taken
 
     @torch.no_grad()
     def __call__(self, lr: float) -> None:
         """One update at learning rate `lr`."""
         arrivals = [self._bring_down(shard) for shard in self.offloaded]
-        self.adamw.step(lr)
+        self.optimizer.step(lr)
         for owned in self.resident:
             if owned.has_masters:
                 owned.weights.copy_(owned.master)
         for shard, arrived in zip(self.offloaded, arrivals, strict=True):
             if arrived is not None:
                 arrived.synchronize()
-            shard.adamw.step(lr)
+            shard.optimizer.step(lr)
             self._send_up(shard)
         if self.up is not None:
             torch.cuda.current_stream(self.device).wait_stream(self.up)
@@ -91,6 +102,22 @@ class ShardedOptimizer:
             shard.owned.weights.copy_(shard.staged, non_blocking=True)
 
 
-def _offloaded(owned: OptimizerShard, optim: OptimConfig) -> _OffloadedShard:
-    staged = host_like(owned.weights) if owned.has_masters else owned.master
-    return _OffloadedShard(owned, AdamW(list(owned.stretches()), optim), staged)
+def require_whole_matrices(name: str, tp: Axis, ranges: Sequence[tuple[Bucket, int, int]]) -> None:
+    """Returns if no rank holds a part of a matrix: an optimizer that needs all of it has no owner for it otherwise.
+
+    Args:
+        name: of the optimizer.
+        ranges: (bucket, start, stop) that this rank updates.
+
+    Raises: ValueError, on every rank that holds weights.
+    """
+    reason = ""
+    if tp.size > 1:
+        reason = f"tensor parallelism cuts them over {tp.size} ranks"
+    elif any((start, stop) != (0, bucket.plan.size) for bucket, start, stop in ranges):
+        reason = "the distributed optimizer cuts its ranges through them"
+    if reason:
+        raise ValueError(
+            f"optimizer {name} updates whole matrices, but {reason}: use tensor-model-parallel-size 1 and leave out "
+            "use-distributed-optimizer"
+        )

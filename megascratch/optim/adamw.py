@@ -5,12 +5,12 @@ ones: one fused kernel over each. The caller owns the moments, so that a checkpo
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from megascratch.config.settings import OptimConfig
+from megascratch.optim.optimizer import Optimizer, Stretch
 
 try:
     # NVIDIA's package; the one named apex on PyPI is a different one
@@ -19,20 +19,12 @@ except ImportError:
     FusedAdam = None
 
 
-class FlatParamGroup(NamedTuple):
-    """Flat tensors of equal length and type (fp32 or fp64) that share the same weight decay."""
+class AdamW(Optimizer):
+    """Two moments for each weight. The same as torch's, but for who owns them."""
 
-    weight: Tensor
-    grad: Tensor
-    exp_avg: Tensor
-    exp_avg_sq: Tensor
-    decays: bool
+    state_names = ("exp_avg", "exp_avg_sq")
 
-
-class AdamW:
-    """Updates flat tensors in place; the learning rate is given at each step."""
-
-    def __init__(self, stretches: Sequence[FlatParamGroup], optim: OptimConfig):
+    def __init__(self, stretches: Sequence[Stretch], optim: OptimConfig):
         stretches = [stretch for stretch in stretches if stretch.weight.numel() > 0]
         decaying = [stretch.weight for stretch in stretches if stretch.decays]
         others = [stretch.weight for stretch in stretches if not stretch.decays]
@@ -44,14 +36,12 @@ class AdamW:
         self.engine = _engine(groups, stretches, optim)
         for stretch in stretches:
             stretch.weight.grad = stretch.grad
-            self.engine.state[stretch.weight].update(
-                exp_avg=stretch.exp_avg, exp_avg_sq=stretch.exp_avg_sq
-            )
+            self.engine.state[stretch.weight].update(stretch.state)
         self.steps = 0
 
     @property
     def steps(self) -> int:
-        """Updates so far: Adam's bias correction depends on them."""
+        """Updates so far: the bias correction depends on them."""
         return self.taken
 
     @steps.setter
@@ -72,7 +62,7 @@ class AdamW:
 
 
 def _engine(
-    groups: list[dict], stretches: Sequence[FlatParamGroup], optim: OptimConfig
+    groups: list[dict], stretches: Sequence[Stretch], optim: OptimConfig
 ) -> torch.optim.Optimizer:
     """The fused kernel of NVIDIA apex if it is installed and all weights are fp32 on CUDA, else torch's."""
     settings: dict[str, Any] = {

@@ -55,7 +55,7 @@ def test_host_memory_holds_what_the_step_works_on_and_the_model_keeps_its_weight
             tensor.untyped_storage().data_ptr()
             for tensor in (owned.bucket.weights, owned.bucket.grads)
         }
-        worked_on = (owned.master, owned.step_grads, owned.exp_avg, owned.exp_avg_sq)
+        worked_on = (owned.master, owned.step_grads, *owned.state.values())
         assert on_device.isdisjoint(tensor.untyped_storage().data_ptr() for tensor in worked_on)
         assert torch.equal(owned.master, owned.weights)
 

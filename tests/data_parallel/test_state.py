@@ -97,6 +97,16 @@ def test_any_layout_goes_on_from_any_other(source, target):
         assert error < 1e-12
 
 
+def steps_of_an_old_checkpoint():
+    model, _, _ = synthetic_grads.build("ddp", {})
+    model.load_scalars({"adam_steps": 7})
+    return model.scalars()
+
+
+def test_the_count_of_steps_of_an_older_checkpoint_is_read():
+    assert steps_of_an_old_checkpoint() == {"steps": 7}
+
+
 def half_precision(flavour, layout):
     """bf16 weights: the masters against an fp32 run, the weights against the masters, and both ways of loading."""
     model, stage, shards = synthetic_grads.build(flavour, layout, 100, torch.bfloat16)

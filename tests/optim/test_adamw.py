@@ -7,7 +7,8 @@ import torch
 
 from megascratch.config.settings import OptimConfig
 from megascratch.optim import adamw
-from megascratch.optim.adamw import AdamW, FlatParamGroup
+from megascratch.optim.adamw import AdamW
+from megascratch.optim.optimizer import Stretch
 
 OPTIM = OptimConfig(weight_decay=0.1, adam_beta2=0.99)
 
@@ -16,9 +17,8 @@ def stretches(dtype=torch.float64):
     make = torch.Generator().manual_seed(1)
     for length, decays in ((100, True), (7, False), (33, True), (0, False)):
         weight, grad = (torch.randn(length, dtype=dtype, generator=make) for _ in range(2))
-        yield FlatParamGroup(
-            weight, grad, torch.zeros_like(weight), torch.zeros_like(weight), decays
-        )
+        state = {name: torch.zeros_like(weight) for name in AdamW.state_names}
+        yield Stretch(weight, grad, state, decays)
 
 
 def by_the_paper(stretch, rates):
@@ -53,13 +53,11 @@ def test_steps_and_moments_are_all_that_must_be_restored():
         whole.step(0.01)
     before.step(0.01)
     before.step(0.01)
-    after = AdamW(
-        [
-            FlatParamGroup(*(tensor.clone() for tensor in stretch[:4]), stretch.decays)
-            for stretch in broken
-        ],
-        OPTIM,
-    )
+    copies = []
+    for weight, grad, state, decays in broken:
+        kept = {name: tensor.clone() for name, tensor in state.items()}
+        copies.append(Stretch(weight.clone(), grad.clone(), kept, decays))
+    after = AdamW(copies, OPTIM)
     after.steps = before.steps
     after.step(0.01)
     after.step(0.01)

@@ -148,7 +148,7 @@ def _checkpoint(folder: Path) -> Path:
         step=3,
         consumed_samples=24,
         loss_scale={"scale": 1.0},
-        optimizer={"adam_steps": 3},
+        optimizer={"steps": 3},
         recent_losses=[1.5],
         skipped_samples=[[1, 2]],
     )

@@ -5,7 +5,9 @@ So every rank can work out what one process would do, and what it must hold itse
 """
 
 import zlib
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -122,12 +124,15 @@ def build(
     dtype: torch.dtype = torch.float64,
     tied: bool = True,
     overlap: bool = True,
+    optimizer: str = "adam",
+    **offload: Any,
 ) -> tuple[DataParallel, Stage, dict[str, Shard]]:
     mesh = mesh_of(**layout)
     shards = shards_of(mesh.pp.rank, mesh.pp.size, tied)
     stage = Stage(shards, mesh, dtype)
-    parallel = ParallelConfig(ddp_bucket_size=bucket, overlap_grad_reduce=overlap)
-    return DATA_PARALLEL[flavour]([stage], shards, mesh, OPTIM, parallel), stage, shards
+    parallel = ParallelConfig(ddp_bucket_size=bucket, overlap_grad_reduce=overlap, **offload)
+    optim = replace(OPTIM, optimizer=optimizer)
+    return DATA_PARALLEL[flavour]([stage], shards, mesh, optim, parallel), stage, shards
 
 
 def accumulate(model: DataParallel, stage: Stage, shards: dict[str, Shard], step: int) -> None:
@@ -149,8 +154,17 @@ def play(model: DataParallel, stage: Stage, shards: dict[str, Shard], steps: ran
     return norms
 
 
-def serial(steps: range, tied: bool = True) -> tuple[dict[str, Tensor], list[float]]:
-    """The whole state by checkpoint name, and the norms, of one process with torch's own optimizer."""
+def torchs_adamw(groups: list[dict]) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(groups, betas=(OPTIM.adam_beta1, OPTIM.adam_beta2), foreach=False)
+
+
+def serial(
+    steps: range,
+    tied: bool = True,
+    engine: Callable[[list[dict]], torch.optim.Optimizer] = torchs_adamw,
+    kinds: tuple[str, ...] = ("exp_avg", "exp_avg_sq"),
+) -> tuple[dict[str, Tensor], list[float]]:
+    """The whole state by checkpoint name, and the norms, of one process with an optimizer over tensors."""
     shards = shards_of(0, 1, tied)
     weights = {
         name: draw(shard.shape, name)
@@ -164,7 +178,7 @@ def serial(steps: range, tied: bool = True) -> tuple[dict[str, Tensor], list[flo
         }
         for decays in (True, False)
     ]
-    adamw = torch.optim.AdamW(groups, betas=(OPTIM.adam_beta1, OPTIM.adam_beta2), foreach=False)
+    optimizer = engine(groups)
     norms = []
     for step in steps:
         for name, weight in weights.items():
@@ -177,13 +191,14 @@ def serial(steps: range, tied: bool = True) -> tuple[dict[str, Tensor], list[flo
         norms.append(torch.cat([weight.grad.ravel() for weight in weights.values()]).norm().item())
         for weight in weights.values():
             weight.grad *= clip_factor(norms[-1], OPTIM.clip_grad)
-        for group in adamw.param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = RATES[step]
-        adamw.step()
+        optimizer.step()
     whole = {f"param.{name}": weight for name, weight in weights.items()}
-    for kind in ("exp_avg", "exp_avg_sq"):
+    for kind in kinds:
         whole |= {
-            f"optim.{kind}.{name}": adamw.state[weight][kind] for name, weight in weights.items()
+            f"optim.{kind}.{name}": optimizer.state[weight][kind]
+            for name, weight in weights.items()
         }
     return whole, norms
 

@@ -215,7 +215,7 @@ def test_a_run_stops_at_its_interval_after_its_time_and_when_the_stop_file_appea
 
 
 def test_state_survives_a_round_trip_through_plain_values():
-    state = TrainState(3, 24, {"scale": 8.0}, {"adam_steps": 3})
+    state = TrainState(3, 24, {"scale": 8.0}, {"steps": 3})
     assert TrainState.from_dict(state.to_dict()) == state
 
 

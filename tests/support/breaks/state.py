@@ -17,6 +17,7 @@ from megascratch.config.fields import with_fields
 from megascratch.config.settings import Config
 from megascratch.data_parallel.base import DataParallel
 from megascratch.data_parallel.optimizer_shard import OptimizerShard
+from megascratch.data_parallel.sharded_optimizer import ShardedOptimizer
 from megascratch.optim.lr_schedule import learning_rate
 from megascratch.parallel.collectives import all_gather_objects
 from megascratch.parallel.sharded_tensor import ShardedTensor
@@ -135,9 +136,29 @@ def one_element_later(self, name, place, flat, owned, piece):
 def moments_alone(self):
     return {
         name: flat for name, flat in plain_kinds.fget(self).items() if name != "optim.exp_avg"
-    } | {"optim.exp_avg": torch.zeros_like(self.exp_avg)}
+    } | {"optim.exp_avg": torch.zeros_like(self.state["exp_avg"])}
 
 
+def one_state_left_out(self):
+    kinds = plain_kinds.fget(self)
+    return {name: flat for name, flat in kinds.items() if name != "optim.exp_avg_sq"}
+
+
+def states_swapped(self, masters=True):
+    """Each tensor is filled with what was saved of the other one."""
+    for owned in self.owned:
+        first, second = owned.state.values()
+        kept = first.clone()
+        first.copy_(second.abs())
+        second.copy_(kept.abs())
+    plain_loaded(self, masters)
+
+
+def steps_of_what_is_on_the_device(self, taken):
+    self.optimizer.steps = taken
+
+
+plain_loaded = DataParallel.loaded
 plain_step, plain_evaluate, plain_set_training = _Loop._step, _Loop._evaluate, Trainer._set_training
 plain_held, plain_kinds = DataParallel._held, OptimizerShard.kinds
 
@@ -156,6 +177,24 @@ BREAKS: dict[str, Break] = {
         "first moments lost in a resume": (
             TP2,
             [(OptimizerShard, "kinds", property(moments_alone))],
+        ),
+        "a state of the optimizer is not in the checkpoint": (
+            PP2,
+            [(OptimizerShard, "kinds", property(one_state_left_out))],
+        ),
+        "two states of the optimizer swapped in a resume": (
+            DP2,
+            [(DataParallel, "loaded", states_swapped)],
+        ),
+        "count of steps lost in a resume where the state is in host memory": (
+            {**DP2, "optimizer_cpu_offload": True},
+            [
+                (
+                    ShardedOptimizer,
+                    "steps",
+                    ShardedOptimizer.steps.setter(steps_of_what_is_on_the_device),
+                )
+            ],
         ),
         "loaded weights not gathered under ZeRO-1": (ZERO1, [(DataParallel, "loaded", nothing)]),
         "moments loaded one element beside their place under ZeRO-1": (
