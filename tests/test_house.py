@@ -62,6 +62,7 @@ NEED_NO_TORCH = [
     "megascratch.commands",
     "megascratch.commands.data",
     "megascratch.config.laws",
+    "megascratch.config.layers",
     "megascratch.config.load",
     "megascratch.runtime.faults",
     "megascratch.runtime.heartbeat",

@@ -16,7 +16,6 @@ from torch import Tensor
 from megascratch.config.errors import UserError
 from megascratch.config.settings import Config
 from megascratch.data.tokens.indices import stream_key
-from megascratch.layers.attention import KVCache
 from megascratch.model.chunk import ModelChunk
 
 PADDING = -1
@@ -150,7 +149,7 @@ def generate(
     for number in range(first_number, first_number + len(prompts)):
         rows.append(_PromptState(rules, _generator(sampling.seed, number)))
     device = next(model.parameters()).device
-    cache = KVCache()
+    cache = model.new_cache()
     # each [b, longest prompt]
     ids, documents, positions = _lay_out(rows, prompts, first_number).to(device)
     seen = documents

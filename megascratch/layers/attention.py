@@ -3,89 +3,82 @@
 With more tp ranks than key/value heads, neighbouring ranks hold replicas of the same k and v rows (`Shard.parts`).
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from megascratch.config.settings import ModelConfig
+from megascratch.config.layers import AttentionSpec
+from megascratch.layers.context import ForwardContext
 from megascratch.layers.dropout import AttentionDropout
 from megascratch.layers.kernels.attention import attention
 from megascratch.layers.linear import ColumnParallelLinear, RowParallelLinear
 from megascratch.layers.recompute import with_recompute
 from megascratch.layers.rotary import split_heads
-from megascratch.parallel.mesh import Axis
+from megascratch.layers.sublayer import Mixer, SublayerSite
 from megascratch.parallel.shard import Part
 
 
 @dataclass
 class KVCache:
-    """The keys and values of the previous tokens, by layer; each [b, kv heads, s, d]."""
+    """The keys and values of the previous tokens of one layer; each [b, kv heads, s, d], None before the first."""
 
-    keys: dict[int, Tensor] = field(default_factory=dict)
-    values: dict[int, Tensor] = field(default_factory=dict)
+    keys: Tensor | None = None
+    values: Tensor | None = None
 
-    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Appends to the keys and values of a layer, and returns all of them."""
-        if layer in self.keys:
-            k = torch.cat((self.keys[layer], k), 2)
-            v = torch.cat((self.values[layer], v), 2)
-        self.keys[layer] = k
-        self.values[layer] = v
+    def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Appends to the keys and values, and returns all of them."""
+        if self.keys is not None and self.values is not None:
+            k = torch.cat((self.keys, k), 2)
+            v = torch.cat((self.values, v), 2)
+        self.keys = k
+        self.values = v
         return k, v
 
 
-@dataclass(frozen=True)
-class ForwardContext:
-    """The inputs that all blocks of one forward share."""
-
-    samples: Tensor  # [b] sample numbers, the key of dropout
-    rotary: tuple[Tensor, Tensor] | None = None  # cos [s, b, 1, d], sin [s, b, 1, d/2]
-    mask: Tensor | None = None  # [b, 1, q, k] bool, True where attention is allowed; None: causal
-    cache: KVCache | None = None
-
-
-class Attention(nn.Module):
-    def __init__(
-        self,
-        model: ModelConfig,
-        layer: int,
-        seed: int,
-        tp: Axis,
-        sequence_parallel: bool,
-        output_std: float,
-    ):
+class Attention(Mixer):
+    def __init__(self, spec: AttentionSpec, site: SublayerSite):
         super().__init__()
-        heads = model.num_attention_heads
-        groups = model.num_query_groups
-        width = model.kv_channels
-        assert groups is not None and width is not None
-        self.layer = layer
+        tp = site.tp
+        width = spec.head_width
+        self.layer = site.layer
         self.width = width
-        self.heads = heads // tp.size
-        self.groups = max(1, groups // tp.size)
+        self.heads = spec.heads // tp.size
+        self.groups = max(1, spec.groups // tp.size)
+        self.rope = spec.rope
+        self.ropes = () if spec.rope is None else (spec.rope,)
         self.recompute_core = False
-        q_part = Part(heads * width, heads)
-        kv_part = Part(groups * width, groups)
+        q_part = Part(spec.heads * width, spec.heads)
+        kv_part = Part(spec.groups * width, spec.groups)
         parts = (q_part, kv_part, kv_part)
         self.qkv = ColumnParallelLinear(
-            model.hidden_size,
+            site.hidden_size,
             sum(part.size for part in parts),
             tp,
             parts=parts,
-            bias=model.add_bias_linear or model.add_qkv_bias,
-            std=model.init_method_std,
-            sequence_parallel=sequence_parallel,
+            bias=spec.qkv_bias,
+            std=site.std,
+            sequence_parallel=site.sequence_parallel,
         )
-        self.dropout = AttentionDropout(model.attention_dropout, seed, 4 * layer + 4, tp)
+        self.dropout = AttentionDropout(spec.dropout, site.seed, 4 * site.layer + 4, tp)
         self.proj = RowParallelLinear(
-            heads * width,
-            model.hidden_size,
+            spec.heads * width,
+            site.hidden_size,
             tp,
-            bias=model.add_bias_linear,
-            std=output_std,
-            sequence_parallel=sequence_parallel,
+            bias=spec.output_bias,
+            std=site.output_std,
+            sequence_parallel=site.sequence_parallel,
         )
+
+    def new_cache(self) -> KVCache:
+        return KVCache()
+
+    def set_recompute(self, core: bool) -> None:
+        self.recompute_core = core
+
+    def flops(self, seq_length: int) -> int:
+        """With the scores and the weighted sum of values, counted in full although they are causal."""
+        return super().flops(seq_length) + 4 * self.heads * self.width * seq_length
 
     def forward(
         self, x: Tensor, context: ForwardContext
@@ -93,9 +86,10 @@ class Attention(nn.Module):
         qkv = self.qkv(x)  # [s, b, (q + k + v heads) * d]
         qkv = qkv.view(*qkv.shape[:2], -1, self.width)  # [s, b, q + k + v heads, d]
         heads = (self.heads, self.groups, self.groups)
-        q, k, v = split_heads(qkv, heads, context.rotary)  # each [b, heads, s, d]
+        angles = None if self.rope is None else context.rotary[self.rope]
+        q, k, v = split_heads(qkv, heads, angles)  # each [b, heads, s, d]
         if context.cache is not None:
-            k, v = context.cache.extend(self.layer, k, v)
+            k, v = context.cache[self.layer].extend(k, v)
         if self.recompute_core and self.training:
             out = with_recompute(self._core, q, k, v, context)
         else:

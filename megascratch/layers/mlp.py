@@ -2,14 +2,16 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from megascratch.config.settings import ModelConfig
+from megascratch.config.layers import MLPSpec
+from megascratch.layers.context import ForwardContext
 from megascratch.layers.kernels.activations import gelu, swiglu
 from megascratch.layers.linear import ColumnParallelLinear, RowParallelLinear
-from megascratch.parallel.mesh import Axis
+from megascratch.layers.sublayer import Sublayer, SublayerSite
 from megascratch.parallel.shard import Part
 
 
@@ -17,38 +19,46 @@ def squared_relu(x: Tensor) -> Tensor:
     return F.relu(x).square()
 
 
-def activation(model: ModelConfig) -> Callable[[Tensor], Tensor]:
-    if model.swiglu:
-        return swiglu
-    if model.squared_relu:
-        return squared_relu
-    return partial(gelu, by_tanh=model.openai_gelu)
+class Activation(NamedTuple):
+    """A function from `inputs` numbers per channel of the MLP, one after the other in the last dim, to one."""
+
+    function: Callable[[Tensor], Tensor]
+    inputs: int = 1
 
 
-class MLP(nn.Module):
-    def __init__(self, model: ModelConfig, tp: Axis, sequence_parallel: bool, output_std: float):
+ACTIVATIONS: dict[str, Activation] = {
+    "gelu": Activation(gelu),
+    "openai_gelu": Activation(partial(gelu, by_tanh=True)),
+    "squared_relu": Activation(squared_relu),
+    "swiglu": Activation(swiglu, inputs=2),  # gate and up
+}
+
+
+class MLP(Sublayer):
+    def __init__(self, spec: MLPSpec, site: SublayerSite):
         super().__init__()
-        width = model.ffn_hidden_size
-        assert width is not None
-        parts = (Part(width, width),) * (2 if model.swiglu else 1)
+        activation = ACTIVATIONS[spec.activation]
+        parts = (Part(spec.width, spec.width),) * activation.inputs
         self.fc1 = ColumnParallelLinear(
-            model.hidden_size,
-            width * len(parts),
-            tp,
+            site.hidden_size,
+            spec.width * len(parts),
+            site.tp,
             parts=parts,
-            bias=model.add_bias_linear,
-            std=model.init_method_std,
-            sequence_parallel=sequence_parallel,
+            bias=spec.bias,
+            std=site.std,
+            sequence_parallel=site.sequence_parallel,
         )
         self.fc2 = RowParallelLinear(
-            width,
-            model.hidden_size,
-            tp,
-            bias=model.add_bias_linear,
-            std=output_std,
-            sequence_parallel=sequence_parallel,
+            spec.width,
+            site.hidden_size,
+            site.tp,
+            bias=spec.bias,
+            std=site.output_std,
+            sequence_parallel=site.sequence_parallel,
         )
-        self.activation = activation(model)
+        self.activation = activation.function
 
-    def forward(self, x: Tensor) -> Tensor:  # [s or s/tp, b, h] -> the same
+    def forward(
+        self, x: Tensor, context: ForwardContext
+    ) -> Tensor:  # [s or s/tp, b, h] -> the same
         return self.fc2(self.activation(self.fc1(x)))

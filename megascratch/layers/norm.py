@@ -3,7 +3,9 @@
 import torch
 from torch import Tensor, nn
 
+from megascratch.config.layers import NormSpec
 from megascratch.layers.kernels.norms import layer_norm, rms_norm
+from megascratch.parallel.mesh import Axis
 from megascratch.parallel.shard import Shard
 
 
@@ -34,3 +36,10 @@ class RMSNorm(nn.Module):
 
 
 NORMS = {"LayerNorm": LayerNorm, "RMSNorm": RMSNorm}
+
+
+def build_norm(spec: NormSpec, hidden_size: int, tp: Axis, sequence_parallel: bool) -> nn.Module:
+    """The norm of a spec. Under sequence parallelism each tensor rank sees a part of the sequence, and so computes a
+    part of the gradient."""
+    grad_sum = ("tp",) if sequence_parallel and tp.size > 1 else ()
+    return NORMS[spec.kind](hidden_size, spec.epsilon, bias=spec.bias, grad_sum=grad_sum)

@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import torch
-from torch import nn
 
 from megascratch.config.pipeline_split import layer_cut
 from megascratch.config.settings import ModelConfig, ParallelConfig
@@ -92,7 +91,7 @@ def initialise(chunk: ModelChunk, mesh: Mesh, seed: int) -> None:
 
 
 def compile_blocks(chunks: list[ModelChunk]) -> None:
-    """Compiles each block in place with torch.compile: equal blocks share one graph."""
+    """Compiles each block in place with torch.compile. Blocks of the same `LayerSpec` share one graph."""
     for chunk in chunks:
-        for block in chunk.layers.values():
-            nn.Module.compile(block)
+        for block in chunk.blocks():
+            block.compile()

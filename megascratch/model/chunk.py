@@ -6,22 +6,25 @@ Parameter names contain the global number of the layer, so they do not depend on
 know the pipeline: a chunk maps (hidden states or None, batch) to hidden states or the sum of the loss.
 """
 
+from collections.abc import Mapping
 from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from megascratch.config.layers import RopeSpec, layers_of, norm_of
 from megascratch.config.settings import ModelConfig, ParallelConfig
 from megascratch.data.samples.batch import Batch
-from megascratch.layers.attention import Attention, ForwardContext, KVCache
+from megascratch.layers.context import ForwardContext
 from megascratch.layers.dropout import Dropout
 from megascratch.layers.embedding import PositionEmbedding, VocabParallelEmbedding, vocab_shard
 from megascratch.layers.linear import linear
 from megascratch.layers.loss import vocab_parallel_cross_entropy
-from megascratch.layers.mlp import MLP
-from megascratch.layers.norm import NORMS
+from megascratch.layers.norm import build_norm
 from megascratch.layers.recompute import RecomputeUnit, units, with_recompute
 from megascratch.layers.rotary import rotary_angles
+from megascratch.model.block import Block
 from megascratch.parallel.mesh import Axis
 from megascratch.parallel.shard import Shard
 
@@ -59,29 +62,6 @@ class Embedding(nn.Module):
         return self.dropout(x, samples)
 
 
-class Block(nn.Module):
-    """Pre-norm: x + attention(norm(x)), then x + mlp(norm(x))."""
-
-    def __init__(
-        self, model: ModelConfig, layer: int, seed: int, tp: Axis, sequence_parallel: bool
-    ):
-        super().__init__()
-        # GPT-2: the residual sum keeps its scale
-        output_std = model.init_method_std / (2 * model.num_layers) ** 0.5
-        self.norm1 = _norm(model, tp, sequence_parallel)
-        self.norm2 = _norm(model, tp, sequence_parallel)
-        self.attention = Attention(model, layer, seed, tp, sequence_parallel, output_std)
-        self.mlp = MLP(model, tp, sequence_parallel, output_std)
-        self.dropout1 = Dropout(model.hidden_dropout, seed, 4 * layer + 5, tp, sequence_parallel)
-        self.dropout2 = Dropout(model.hidden_dropout, seed, 4 * layer + 6, tp, sequence_parallel)
-
-    def forward(
-        self, x: Tensor, context: ForwardContext
-    ) -> Tensor:  # [s or s/tp, b, h] -> the same
-        x = x + self.dropout1(self.attention(self.norm1(x), context), context.samples)
-        return x + self.dropout2(self.mlp(self.norm2(x)), context.samples)
-
-
 class Head(nn.Module):
     """Hidden states -> logits over this rank's part of the vocabulary, or the sum of the loss.
 
@@ -115,6 +95,10 @@ class Head(nn.Module):
     ) -> Tensor:  # [s or s/tp, b, h] -> [s * b, v/tp], columns of padding included
         return linear(x.flatten(0, 1), self.weight, None, self.tp, self.gather)
 
+    def flops(self) -> int:
+        """Floating-point operations of the forward of one token on this rank, without those of padding."""
+        return 2 * self.valid * self.weight.shape[1]
+
     def forward(self, x: Tensor, labels: Tensor, loss_mask: Tensor) -> Tensor:
         labels = labels.t().flatten()  # [b, s] -> [s * b]
         losses = vocab_parallel_cross_entropy(self.logits(x), labels, self.valid, self.tp)
@@ -146,11 +130,14 @@ class ModelChunk(nn.Module):
         self.first = first
         self.last = last
         self.embedding = Embedding(model, seed, tp, sequence_parallel) if first else None
-        self.layers = nn.ModuleDict(
-            {str(i): Block(model, i, seed, tp, sequence_parallel) for i in layers}
-        )
+        self.layers = nn.ModuleDict()
+        specs = layers_of(model)
+        for layer in layers:
+            self.layers[str(layer)] = Block(specs[layer], layer, seed, tp, sequence_parallel)
         self.units = [RecomputeUnit(0, len(layers), False)]
-        self.final_norm = _norm(model, tp, sequence_parallel) if last else None
+        self.final_norm = None
+        if last:
+            self.final_norm = build_norm(norm_of(model), model.hidden_size, tp, sequence_parallel)
         shared = None
         if self.embedding is not None and not model.untie_embeddings_and_output_weights:
             shared = self.embedding.word.weight
@@ -160,11 +147,13 @@ class ModelChunk(nn.Module):
         """Sets what backward computes again; `recompute_method` and `recompute_num_layers` must be derived."""
         if parallel.recompute_granularity == "full":
             assert parallel.recompute_num_layers is not None
-            block = parallel.recompute_method == "block"
-            self.units = units(len(self.layers), block, parallel.recompute_num_layers)
-        for layer in self.layers.values():
-            assert isinstance(layer, Block)
-            layer.attention.recompute_core = parallel.recompute_granularity == "selective"
+            by_block = parallel.recompute_method == "block"
+            self.units = units(len(self.layers), by_block, parallel.recompute_num_layers)
+        for block in self.blocks():
+            block.set_recompute(core=parallel.recompute_granularity == "selective")
+
+    def blocks(self) -> list[Block]:
+        return cast("list[Block]", list(self.layers.values()))
 
     def parts(self) -> list[nn.Module]:
         """The modules that a forward calls in order; together they hold all parameters."""
@@ -186,7 +175,7 @@ class ModelChunk(nn.Module):
         if self.embedding is not None:
             x = self.embedding(ids, positions, context.samples)
         assert x is not None
-        blocks = list(self.layers.values())
+        blocks = self.blocks()
         for unit in self.units:
             through = partial(_through, blocks[unit.start : unit.stop])
             if unit.again and self.training:
@@ -195,7 +184,7 @@ class ModelChunk(nn.Module):
         return x if self.final_norm is None else self.final_norm(x)
 
     def next_logits(
-        self, ids: Tensor, positions: Tensor, mask: Tensor | None, cache: KVCache
+        self, ids: Tensor, positions: Tensor, mask: Tensor | None, cache: Mapping[int, Any]
     ) -> Tensor:
         """Logits [b, v] after the last of `ids` [b, n], for a model that is one chunk on one rank."""
         assert self.head is not None
@@ -204,15 +193,25 @@ class ModelChunk(nn.Module):
         logits = self.head.logits(x[-1:])  # [b, v], with padding
         return logits[:, : self.head.valid]
 
-    def rotary(self, positions: Tensor) -> tuple[Tensor, Tensor] | None:
-        if self.model.position_embedding_type != "rope" or not self.layers:
-            return None
-        assert self.model.kv_channels is not None
-        dims = int(self.model.kv_channels * self.model.rotary_percent) // 2 * 2
-        return rotary_angles(positions, dims, self.model.rotary_base, next(self.parameters()).dtype)
+    def new_cache(self) -> dict[int, Any]:
+        """What each layer keeps of previous tokens, before the first of them; `next_logits` updates it."""
+        cache = {}
+        for layer, block in zip(self.layers, self.blocks(), strict=True):
+            cache[int(layer)] = block.mixer.new_cache()
+        return cache
+
+    def rotary(self, positions: Tensor) -> dict[RopeSpec, tuple[Tensor, Tensor]]:
+        """The angles of positions [b, s] for every kind of rope of these layers, each computed once."""
+        angles: dict[RopeSpec, tuple[Tensor, Tensor]] = {}
+        for block in self.blocks():
+            for rope in block.mixer.ropes:
+                if rope not in angles:
+                    dtype = next(self.parameters()).dtype
+                    angles[rope] = rotary_angles(positions, rope.dims, rope.base, dtype)
+        return angles
 
 
-def _through(blocks: list[nn.Module], x: Tensor, context: ForwardContext) -> Tensor:
+def _through(blocks: list[Block], x: Tensor, context: ForwardContext) -> Tensor:
     for block in blocks:
         x = block(x, context)
     return x
@@ -224,10 +223,3 @@ def document_mask(documents: Tensor | None) -> Tensor | None:
         return None
     same = documents[:, None, :, None] == documents[:, None, None, :]
     return same.tril()
-
-
-def _norm(model: ModelConfig, tp: Axis, sequence_parallel: bool) -> nn.Module:
-    grad_sum = ("tp",) if sequence_parallel and tp.size > 1 else ()
-    return NORMS[model.normalization](
-        model.hidden_size, model.norm_epsilon, bias=model.add_bias_linear, grad_sum=grad_sum
-    )

@@ -1,29 +1,59 @@
-"""Counts parameters and floating-point operations from the settings."""
+"""Counts parameters and floating-point operations from the modules themselves, which are built without memory, on
+torch's meta device: one block of each kind, whatever the number of layers.
+"""
 
+from collections import Counter
+
+import torch
+from torch import nn
+
+from megascratch.config.layers import layers_of
 from megascratch.config.settings import ModelConfig
-
-
-def layer_parameters(model: ModelConfig) -> int:
-    """The number of weights in the matrices of one block."""
-    hidden = model.hidden_size
-    assert model.kv_channels is not None
-    assert model.num_query_groups is not None
-    assert model.ffn_hidden_size is not None
-    q_and_output = 2 * hidden * model.num_attention_heads * model.kv_channels
-    k_and_v = 2 * hidden * model.num_query_groups * model.kv_channels
-    mlp_matrices = 3 if model.swiglu else 2
-    mlp = mlp_matrices * hidden * model.ffn_hidden_size
-    return q_and_output + k_and_v + mlp
+from megascratch.model.block import Block
+from megascratch.model.chunk import ModelChunk
+from megascratch.parallel.mesh import Axis
 
 
 def flops_per_token(model: ModelConfig, seq_length: int) -> float:
     """FLOPs of forward and backward per token: 6 per weight of every matrix product (with the output matrix, without
     the embedding look-up) and 12 x layers x width x sequence for attention, counted in full although it is causal
     (Chowdhery et al. 2022, arXiv 2204.02311, appendix B). Recomputation and padding are not counted."""
-    assert model.kv_channels is not None
-    assert model.vocab_size is not None
-    blocks = model.num_layers * layer_parameters(model)
-    head = model.vocab_size * model.hidden_size
-    width = model.num_attention_heads * model.kv_channels
-    attention = model.num_layers * width * seq_length
-    return 6 * (blocks + head) + 12 * attention
+    forward = 0
+    for block, layers in _blocks(model):
+        forward += layers * block.flops(seq_length)
+    head = _without_blocks(model).head
+    assert head is not None
+    # backward: one such product for the gradient of the input, and one for that of the weight
+    return 3 * (forward + head.flops())
+
+
+def parameters(model: ModelConfig) -> int:
+    """The number of parameters of the entire model, padding left out; a tied weight counts once."""
+    total = _weights(_without_blocks(model))
+    for block, layers in _blocks(model):
+        total += layers * _weights(block)
+    return total
+
+
+def _blocks(model: ModelConfig) -> list[tuple[Block, int]]:
+    """A block of each kind, and how many layers are of that kind."""
+    blocks = []
+    with torch.device("meta"):
+        for spec, layers in Counter(layers_of(model)).items():
+            block = Block(spec, 0, seed=0, tp=Axis.alone("tp"), sequence_parallel=False)
+            blocks.append((block, layers))
+    return blocks
+
+
+def _without_blocks(model: ModelConfig) -> ModelChunk:
+    """Embedding, final norm and head."""
+    with torch.device("meta"):
+        return ModelChunk(model, range(0), True, True, Axis.alone("tp"))
+
+
+def _weights(module: nn.Module) -> int:
+    total = 0
+    for part in module.modules():
+        for shard in getattr(part, "shards", {}).values():
+            total += shard.numel
+    return total

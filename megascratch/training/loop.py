@@ -4,7 +4,6 @@ A checkpoint is written before optional work: a validation due at the same step,
 after it, and a request to stop ends them between two batches.
 """
 
-import math
 import sys
 import time
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ from megascratch.data.samples.batch import Batch
 from megascratch.data.samples.dataset import Dataset
 from megascratch.data.samples.megatron_order import validation_start
 from megascratch.data.samples.views import SkipSamples
-from megascratch.model.flops import flops_per_token
+from megascratch.model.flops import flops_per_token, parameters
 from megascratch.optim.lr_schedule import learning_rate
 from megascratch.parallel.collectives import all_reduce
 from megascratch.parallel.pending import CommunicationError
@@ -93,6 +92,7 @@ class _Loop:
             self.mesh.world, self.mesh.device, parameter_dtype(run.config.optim)
         )
         self.flops = flops_per_token(run.config.model, run.config.data.seq_length)
+        self.parameters = parameters(run.config.model)
         self.report: Report | None = None
         if self.mesh.is_first:
             events_folder = training.tensorboard_dir or training.output_dir
@@ -418,7 +418,7 @@ class _Loop:
         tokens = (self.state.consumed_samples - self.first_sample) * self.config.data.seq_length
         return {
             "layout": self.mesh.grid.sizes,
-            "parameters": self._parameters(),
+            "parameters": self.parameters,
             "steps": self.state.step,
             "tokens": self.state.consumed_samples * self.config.data.seq_length,
             "seconds": round(self.trained_seconds, 3),
@@ -431,24 +431,12 @@ class _Loop:
             "exit_code": code,
         }
 
-    def _parameters(self) -> int:
-        """Number of parameters of the entire model; tied and replicated weights count once."""
-        mine = 0
-        for name, shard in self.trainer.shards.items():
-            if shard.tied not in (None, name):
-                continue
-            for piece in shard.pieces(self.mesh.grid.sizes, self.mesh.coords):
-                if piece.copy == 0:
-                    mine += math.prod(piece.whole.shape)
-        count = torch.tensor(float(mine), dtype=torch.float64, device=self.mesh.device)
-        return int(all_reduce(count, self.mesh.model).item())
-
     def _headline(self) -> str:
         sizes = [f"{axis} {size}" for axis, size in self.mesh.grid.sizes.items() if axis != "cp"]
         layout = " x ".join(sizes)
         tokens = (self.training.global_batch_size or 0) * self.config.data.seq_length
         return (
-            f"{self._parameters():,} parameters on {layout} ({self.mesh.world.size} ranks, "
+            f"{self.parameters:,} parameters on {layout} ({self.mesh.world.size} ranks, "
             f"{self.config.parallel.pipeline_schedule}, {self.mesh.device.type}), {tokens:,} tokens a step, "
             f"{self.total_steps} steps from step {self.state.step}, matmul peak {self.peak / 1e9:,.0f} GFLOP/s"
         )

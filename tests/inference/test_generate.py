@@ -5,7 +5,6 @@ import torch
 
 from megascratch.config.errors import UserError
 from megascratch.inference.generate import Continuation, Sampling, generate, pick
-from megascratch.layers.attention import KVCache
 from tests.support.small_models import KINDS, config_of, full_logits, model_of
 
 GREEDY = Sampling(temperature=0)
@@ -19,7 +18,7 @@ def test_logits_from_the_cache_equal_those_of_the_full_forward(kind):
     model = model_of(config)
     ids = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5]
     expected = full_logits(config, model, ids)
-    cache, at = KVCache(), 0
+    cache, at = model.new_cache(), 0
     for length in (4, 1, 1, 3, 2):  # the prompt, single tokens, and several at once
         slots = torch.arange(at, at + length)
         mask = (torch.arange(at + length) <= slots[:, None])[None, None]

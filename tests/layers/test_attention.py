@@ -3,25 +3,28 @@
 import pytest
 import torch
 
-from megascratch.config.settings import ModelConfig
-from megascratch.layers.attention import Attention, ForwardContext, KVCache
+from megascratch.config.layers import AttentionSpec
+from megascratch.layers.attention import Attention
+from megascratch.layers.context import ForwardContext
 from megascratch.layers.kernels import attention as module
 from megascratch.layers.rotary import rotary_angles, split_heads
 from megascratch.model.chunk import document_mask
-from megascratch.parallel.mesh import Axis
+from tests.support.sublayers import site_of
 
 S, B, HEADS, WIDTH = 9, 2, 4, 8
 
 
 def attention(groups: int = HEADS, dropout: float = 0.0) -> Attention:
-    model = ModelConfig(
-        hidden_size=HEADS * WIDTH,
-        num_attention_heads=HEADS,
-        num_query_groups=groups,
-        kv_channels=WIDTH,
-        attention_dropout=dropout,
+    spec = AttentionSpec(
+        heads=HEADS,
+        groups=groups,
+        head_width=WIDTH,
+        qkv_bias=True,
+        output_bias=True,
+        dropout=dropout,
+        rope=None,
     )
-    layer = Attention(model, 0, 1, Axis.alone("tp"), False, 0.1).double()
+    layer = Attention(spec, site_of(HEADS * WIDTH)).double()
     for parameter in layer.parameters():
         torch.nn.init.normal_(
             parameter, std=0.3, generator=torch.Generator().manual_seed(parameter.numel())
@@ -118,7 +121,8 @@ def test_a_token_sees_no_later_token():
 
 
 def test_with_a_cache_tokens_may_come_one_by_one():
-    layer, x, cache = attention(2), inputs(), KVCache()
+    layer, x = attention(2), inputs()
+    cache = {0: layer.new_cache()}
     whole = layer(x, ForwardContext(SAMPLES))
     first = layer(x[:4], ForwardContext(SAMPLES, cache=cache))
     everything = torch.ones(B, 1, 1, 1, dtype=torch.bool)

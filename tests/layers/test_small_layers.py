@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from megascratch.config.settings import ModelConfig
+from megascratch.config.layers import MLPSpec
 from megascratch.layers.dropout import AttentionDropout, Dropout
 from megascratch.layers.embedding import (
     PositionEmbedding,
@@ -14,10 +14,11 @@ from megascratch.layers.embedding import (
     padded_vocab_size,
     vocab_shard,
 )
-from megascratch.layers.mlp import MLP, activation
+from megascratch.layers.mlp import ACTIVATIONS, MLP
 from megascratch.layers.norm import NORMS
 from megascratch.parallel.mesh import Axis
 from tests.support.rank_pool import mesh_of, on_ranks
+from tests.support.sublayers import context_of, site_of
 
 ALONE = Axis.alone("tp")
 IDS = torch.tensor([[0, 36, 5, 36], [7, 18, 19, 1]])
@@ -102,34 +103,31 @@ def test_the_backward_of_a_norm_is_its_derivative(kind):
     assert torch.autograd.gradcheck(function, (x, norm.weight.detach().double().requires_grad_()))
 
 
-ACTIVATIONS = {
-    "gelu": ({}, lambda x: x * (1 + torch.erf(x / 2**0.5)) / 2),
-    "openai_gelu": (
-        {"openai_gelu": True},
-        lambda x: x * (1 + torch.tanh((2 / math.pi) ** 0.5 * (x + 0.044715 * x**3))) / 2,
-    ),
-    "squared_relu": ({"squared_relu": True}, lambda x: x.clamp_min(0) ** 2),
-    "swiglu": ({"swiglu": True}, lambda x: x[..., :4] * torch.sigmoid(x[..., :4]) * x[..., 4:]),
+FORMULAS = {
+    "gelu": lambda x: x * (1 + torch.erf(x / 2**0.5)) / 2,
+    "openai_gelu": lambda x: x * (1 + torch.tanh((2 / math.pi) ** 0.5 * (x + 0.044715 * x**3))) / 2,
+    "squared_relu": lambda x: x.clamp_min(0) ** 2,
+    "swiglu": lambda x: x[..., :4] * torch.sigmoid(x[..., :4]) * x[..., 4:],
 }
 
 
 @pytest.mark.parametrize("kind", ACTIVATIONS)
 def test_an_activation_is_its_formula(kind):
-    settings, formula = ACTIVATIONS[kind]
+    function = ACTIVATIONS[kind].function
     x = torch.randn(5, 8, dtype=torch.float64)
-    assert torch.allclose(activation(ModelConfig(**settings))(x), formula(x))
-    assert torch.autograd.gradcheck(activation(ModelConfig(**settings)), (x.requires_grad_(),))
+    assert torch.allclose(function(x), FORMULAS[kind](x))
+    assert torch.autograd.gradcheck(function, (x.requires_grad_(),))
 
 
 @pytest.mark.parametrize("kind", ACTIVATIONS)
 def test_an_mlp_is_two_products_around_the_activation(kind):
-    settings, formula = ACTIVATIONS[kind]
-    mlp = MLP(ModelConfig(hidden_size=6, ffn_hidden_size=4, **settings), ALONE, False, 0.1)
+    mlp = MLP(MLPSpec(width=4, activation=kind, bias=True), site_of(6))
     for parameter in mlp.parameters():
         torch.nn.init.normal_(parameter)
     x = torch.randn(3, 2, 6)
-    expected = formula(x @ mlp.fc1.weight.T + mlp.fc1.bias) @ mlp.fc2.weight.T + mlp.fc2.bias
-    assert torch.allclose(mlp(x), expected, atol=1e-5)
+    inner = FORMULAS[kind](x @ mlp.fc1.weight.T + mlp.fc1.bias)
+    expected = inner @ mlp.fc2.weight.T + mlp.fc2.bias
+    assert torch.allclose(mlp(x, context_of(2)), expected, atol=1e-5)
 
 
 def test_dropout_zeroes_its_share_and_scales_the_rest():

@@ -9,7 +9,7 @@ from megascratch.config.derive import derive
 from megascratch.config.fields import with_fields
 from megascratch.config.settings import Config
 from megascratch.data.samples.batch import collate
-from megascratch.layers.attention import ForwardContext
+from megascratch.layers.context import ForwardContext
 from megascratch.model.build import build_chunks
 from megascratch.model.chunk import ModelChunk, document_mask
 from megascratch.parallel.mesh import Mesh

@@ -7,13 +7,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from megascratch.config.settings import ModelConfig
-from megascratch.layers.attention import Attention, ForwardContext
+from megascratch.config.layers import AttentionSpec, RopeSpec
+from megascratch.layers.attention import Attention
 from megascratch.layers.kernels import cpu
 from megascratch.layers.kernels.activations import gelu, swiglu
 from megascratch.layers.norm import NORMS
 from megascratch.layers.rotary import rotary_angles, split_heads
-from megascratch.parallel.mesh import Axis
+from tests.support.sublayers import context_of, site_of
 
 # around what one instruction takes: 8 numbers in fp64, 16 in fp32
 WIDTHS = [
@@ -177,8 +177,9 @@ def test_where_threads_cannot_be_shared_torch_keeps_them(monkeypatch):
         assert (found - expected).norm() <= 1e-13 * expected.norm()
 
 
-MODEL = ModelConfig(
-    hidden_size=24, num_attention_heads=3, num_query_groups=3, kv_channels=8, attention_dropout=0.0
+ROPE = RopeSpec(dims=6, base=100.0)
+SPEC = AttentionSpec(
+    heads=3, groups=3, head_width=8, qkv_bias=True, output_bias=True, dropout=0.0, rope=ROPE
 )
 
 
@@ -192,12 +193,12 @@ def through_all(s: int, dtype: torch.dtype) -> list[torch.Tensor]:
         .requires_grad_()
     )
     norm = NORMS["RMSNorm"](24, 1e-5, bias=False, grad_sum=()).to(dtype)
-    layer = Attention(MODEL, 0, 1, Axis.alone("tp"), False, 0.1).to(dtype)
+    layer = Attention(SPEC, site_of(24)).to(dtype)
     weights = [*norm.parameters(), *layer.parameters()]
     for weight in weights:
         torch.nn.init.normal_(weight, std=0.3)
-    angles = rotary_angles(torch.arange(s).expand(2, s), 6, 100.0, dtype)
-    y = layer(norm(x), ForwardContext(torch.arange(2), rotary=angles))
+    angles = rotary_angles(torch.arange(s).expand(2, s), ROPE.dims, ROPE.base, dtype)
+    y = layer(norm(x), context_of(2, rotary={ROPE: angles}))
     out = gelu(swiglu(y.transpose(0, 1))).square().cumsum(1)
     return [out, *torch.autograd.grad(out.sum(), [x, *weights])]
 

@@ -1,0 +1,133 @@
+"""The model as a list of layers: what each layer is, as plain records made from the settings. Needs no torch.
+
+`layers_of` is the only place that decides which layer is of which kind. A pattern (rotary positions in every second
+layer, another mixer in the first) is a list in which the records differ; the code that builds a layer, counts it or
+runs it reads the records and needs no change.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Protocol
+
+from megascratch.config.settings import ModelConfig
+
+NormPlacement = Literal["pre", "post", "both"]
+
+
+class SublayerSpec(Protocol):
+    """What a mixer or a feed-forward is built from: a frozen dataclass, so that equal layers can be told by it."""
+
+    kind: ClassVar[str]
+    """Its row in `MIXERS` or `FEED_FORWARDS`, and its name in a weight's name: ``layers.3.KIND.*``."""
+
+
+@dataclass(frozen=True)
+class RopeSpec:
+    """A kind of rotary positions. Layers of the same kind share one table of angles."""
+
+    dims: int  # the first dims of each head, which are rotated
+    base: float
+
+
+@dataclass(frozen=True)
+class AttentionSpec:
+    """Causal self-attention."""
+
+    kind: ClassVar[str] = "attention"
+    heads: int
+    groups: int  # key/value heads
+    head_width: int
+    qkv_bias: bool
+    output_bias: bool
+    dropout: float  # of the attention weights
+    rope: RopeSpec | None  # None: this layer does not rotate
+
+
+@dataclass(frozen=True)
+class MLPSpec:
+    """Two linear layers around an activation."""
+
+    kind: ClassVar[str] = "mlp"
+    width: int
+    activation: str  # a row of `ACTIVATIONS`
+    bias: bool
+
+
+@dataclass(frozen=True)
+class NormSpec:
+    """A norm over the hidden dim."""
+
+    kind: str  # a row of `NORMS`
+    epsilon: float
+    bias: bool
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """One block: ``x + dropout(post(mix(pre(x))))`` with the mixer, and the same with the feed-forward.
+
+    `placement` says which norms there are: before a sublayer (pre: GPT-2, Llama), on what it returns (post: OLMo 2), or
+    both (Gemma 2). A norm of the sum, as in the first Transformer, is none of these.
+    """
+
+    hidden_size: int
+    mixer: SublayerSpec
+    feed_forward: SublayerSpec
+    norm: NormSpec
+    placement: NormPlacement
+    dropout: float  # of both residual branches
+    std: float  # of the initial weights that read the residual stream
+    output_std: float  # of the initial weights that write to it
+
+
+def layers_of(model: ModelConfig) -> tuple[LayerSpec, ...]:
+    """The blocks of the model in order, for a model without a None (see `derive`)."""
+    assert model.num_query_groups is not None
+    assert model.kv_channels is not None
+    assert model.ffn_hidden_size is not None
+    mixer = AttentionSpec(
+        heads=model.num_attention_heads,
+        groups=model.num_query_groups,
+        head_width=model.kv_channels,
+        qkv_bias=model.add_bias_linear or model.add_qkv_bias,
+        output_bias=model.add_bias_linear,
+        dropout=model.attention_dropout,
+        rope=_rope(model),
+    )
+    feed_forward = MLPSpec(model.ffn_hidden_size, _activation(model), model.add_bias_linear)
+    # GPT-2: each layer adds to the residual stream twice, and the sum keeps its scale
+    output_std = model.init_method_std / (2 * model.num_layers) ** 0.5
+    layer = LayerSpec(
+        hidden_size=model.hidden_size,
+        mixer=mixer,
+        feed_forward=feed_forward,
+        norm=norm_of(model),
+        placement="pre",
+        dropout=model.hidden_dropout,
+        std=model.init_method_std,
+        output_std=output_std,
+    )
+    return (layer,) * model.num_layers
+
+
+def norm_of(model: ModelConfig) -> NormSpec:
+    """The norm of the blocks, and the one after the last of them."""
+    return NormSpec(model.normalization, model.norm_epsilon, model.add_bias_linear)
+
+
+def _rope(model: ModelConfig) -> RopeSpec | None:
+    if model.position_embedding_type != "rope":
+        return None
+    assert model.kv_channels is not None
+    dims = int(model.kv_channels * model.rotary_percent) // 2 * 2
+    return RopeSpec(dims, model.rotary_base)
+
+
+def _activation(model: ModelConfig) -> str:
+    """The one of three exclusive settings that is given (law `one_activation`), or exact GELU."""
+    if model.swiglu:
+        return "swiglu"
+    if model.squared_relu:
+        return "squared_relu"
+    if model.openai_gelu:
+        return "openai_gelu"
+    return "gelu"

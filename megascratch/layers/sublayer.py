@@ -1,0 +1,54 @@
+"""What every sublayer of a block has in common: where it is built, and what the block and the model ask of it.
+
+A mixer looks across the tokens of a sample (attention); a feed-forward computes from each token alone (MLP).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from megascratch.config.layers import RopeSpec
+from megascratch.layers.context import ForwardContext
+from megascratch.parallel.mesh import Axis
+
+
+@dataclass(frozen=True)
+class SublayerSite:
+    """Where a sublayer is built: what it needs in addition to its spec."""
+
+    layer: int  # global number of its block: the key of its dropout and of its cache
+    hidden_size: int
+    std: float  # of initial weights that read the residual stream
+    output_std: float  # of initial weights that write to it
+    seed: int
+    tp: Axis
+    sequence_parallel: bool  # the residual stream is split along the sequence over tp
+
+
+class Sublayer(nn.Module):
+    """Maps [s or s/tp, b, h] to what is added to it. Is built as ``KIND(spec, site)``."""
+
+    def forward(self, x: Tensor, context: ForwardContext) -> Tensor:
+        raise NotImplementedError
+
+    def set_recompute(self, core: bool) -> None:
+        """Whether backward computes the part again that keeps the most memory for its weights (selective
+        recomputation). A sublayer without such a part has nothing to set."""
+
+    def flops(self, seq_length: int) -> int:
+        """Floating-point operations of the forward of one token in a sample of that length: 2 per weight of every
+        matrix product. A sublayer that multiplies activations with each other adds those."""
+        return 2 * sum(weight.numel() for weight in self.parameters() if weight.dim() > 1)
+
+
+class Mixer(Sublayer):
+    """A sublayer that looks across tokens: no token may see a later one, or one of another document."""
+
+    ropes: tuple[RopeSpec, ...] = ()
+    """The kinds of rotary angles that it reads from the context."""
+
+    def new_cache(self) -> Any:
+        """What it keeps of previous tokens in generation, before the first of them. Forward finds it in
+        ``context.cache[layer]`` and updates it. None: it keeps nothing."""
+        return None

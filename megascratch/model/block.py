@@ -1,0 +1,91 @@
+"""A block of the Transformer, built from its `LayerSpec`: two residual branches, the first with a mixer and the second
+with a feed-forward. `MIXERS` and `FEED_FORWARDS` list the kinds there are.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
+
+from torch import Tensor, nn
+
+from megascratch.config.layers import LayerSpec
+from megascratch.layers.attention import Attention
+from megascratch.layers.context import ForwardContext
+from megascratch.layers.dropout import Dropout
+from megascratch.layers.mlp import MLP
+from megascratch.layers.norm import build_norm
+from megascratch.layers.sublayer import Mixer, Sublayer, SublayerSite
+from megascratch.parallel.mesh import Axis
+
+MIXERS: dict[str, Callable[[Any, SublayerSite], Mixer]] = {"attention": Attention}
+FEED_FORWARDS: dict[str, Callable[[Any, SublayerSite], Sublayer]] = {"mlp": MLP}
+
+
+class Branch(NamedTuple):
+    """``dropout(post(mix(pre(x))))``, which is added to x; a norm that is None is left out."""
+
+    pre: nn.Module | None
+    mix: Sublayer
+    post: nn.Module | None
+    dropout: Dropout
+
+
+class Block(nn.Module):
+    """x + branch(x), once with the mixer and once with the feed-forward.
+
+    Its modules, and so its weights, are called norm1 and norm2 (before a sublayer), post_norm1 and post_norm2 (on what
+    it returns), and by the kinds of its mixer and feed-forward: ``attention.qkv.weight``.
+
+    Args:
+        layer: global number of the block.
+        sequence_parallel: the residual stream is split along the sequence over tp.
+    """
+
+    def __init__(self, spec: LayerSpec, layer: int, seed: int, tp: Axis, sequence_parallel: bool):
+        super().__init__()
+        site = SublayerSite(
+            layer, spec.hidden_size, spec.std, spec.output_std, seed, tp, sequence_parallel
+        )
+
+        def norm_at(*placements: str) -> nn.Module | None:
+            if spec.placement not in placements:
+                return None
+            return build_norm(spec.norm, spec.hidden_size, tp, sequence_parallel)
+
+        self.norm1 = norm_at("pre", "both")
+        self.norm2 = norm_at("pre", "both")
+        self.post_norm1 = norm_at("post", "both")
+        self.post_norm2 = norm_at("post", "both")
+        mixer = MIXERS[spec.mixer.kind](spec.mixer, site)
+        feed_forward = FEED_FORWARDS[spec.feed_forward.kind](spec.feed_forward, site)
+        self.add_module(spec.mixer.kind, mixer)
+        self.add_module(spec.feed_forward.kind, feed_forward)
+        self.dropout1 = Dropout(spec.dropout, seed, 4 * layer + 5, tp, sequence_parallel)
+        self.dropout2 = Dropout(spec.dropout, seed, 4 * layer + 6, tp, sequence_parallel)
+        self.branches = (
+            Branch(self.norm1, mixer, self.post_norm1, self.dropout1),
+            Branch(self.norm2, feed_forward, self.post_norm2, self.dropout2),
+        )
+
+    def forward(
+        self, x: Tensor, context: ForwardContext
+    ) -> Tensor:  # [s or s/tp, b, h] -> the same
+        for branch in self.branches:
+            y = x if branch.pre is None else branch.pre(x)
+            y = branch.mix(y, context)
+            if branch.post is not None:
+                y = branch.post(y)
+            x = x + branch.dropout(y, context.samples)
+        return x
+
+    @property
+    def mixer(self) -> Mixer:
+        return cast(Mixer, self.branches[0].mix)
+
+    def set_recompute(self, core: bool) -> None:
+        """See `Sublayer.set_recompute`."""
+        for branch in self.branches:
+            branch.mix.set_recompute(core)
+
+    def flops(self, seq_length: int) -> int:
+        """Floating-point operations of the forward of one token, without norms and sums."""
+        return sum(branch.mix.flops(seq_length) for branch in self.branches)
