@@ -52,6 +52,11 @@ class ResumeRule(NamedTuple):
     exception: str = ""
     """Describes `unless`."""
 
+    @property
+    def can_refuse(self) -> bool:
+        """Whether `force_resume` can be needed."""
+        return self.kind == "refused" or self.exception.startswith("refused")
+
 
 def _same_text(change: Change) -> Judged | None:
     """A notice if the files have the same tokens in the same order under other names."""

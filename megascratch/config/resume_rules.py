@@ -4,6 +4,7 @@ What a change means is in the setting's declaration, by one of the rules of `res
 """
 
 from collections.abc import Mapping, Sequence
+from textwrap import wrap
 from typing import Any, NamedTuple
 
 from megascratch.config.declare import Setting
@@ -36,25 +37,11 @@ class ResumeVerdict(NamedTuple):
     refusals: list[str]
 
 
-def names_by_rule(settings: Mapping[str, Setting] = SETTINGS) -> dict[ResumeRule, list[str]]:
-    """Rule -> the settings that it is for, in the order of their declarations."""
-    names: dict[ResumeRule, list[str]] = {}
-    for name, setting in settings.items():
-        if setting.on_resume is not None:
-            names.setdefault(setting.on_resume, []).append(name)
-    return names
-
-
-def _can_be_forced() -> list[str]:
-    """The names that `force_resume` accepts."""
-    names = []
-    for rule, of_rule in names_by_rule().items():
-        if rule.kind == "refused" or "refused" in rule.exception:
-            names += of_rule
-    return [*names, DATA_FILES, TOKENIZER]
-
-
-CAN_BE_FORCED = _can_be_forced()
+CAN_BE_FORCED = [
+    *(name for name, one in SETTINGS.items() if one.on_resume and one.on_resume.can_refuse),
+    DATA_FILES,
+    TOKENIZER,
+]
 
 
 def compare_configs(
@@ -159,25 +146,20 @@ def _words(value: Any) -> str:
 
 def rules(settings: Mapping[str, Setting] = SETTINGS) -> str:
     """The text of --print-resume-rules: the settings by kind, with the effect of a change."""
-    names = names_by_rule(settings)
+    names: dict[ResumeRule, list[str]] = {}
+    for name, setting in settings.items():
+        if setting.on_resume is not None:
+            names.setdefault(setting.on_resume, []).append(name)
     lines = []
+    indent = " " * 6
     for kind, meaning in KINDS.items():
         lines.append(f"{kind}: {meaning}")
         for rule in names:
             if rule.kind == kind:
                 exception = f" ({rule.exception})" if rule.exception else ""
-                lines += [f"  {rule.effect}{exception}", *_wrapped(names[rule])]
+                lines.append(f"  {rule.effect}{exception}")
+                lines += wrap(
+                    " ".join(names[rule]), 114, initial_indent=indent, subsequent_indent=indent
+                )
     forced = f"--force-resume also accepts {DATA_FILES} (different content in a file of the same name) and {TOKENIZER}"
     return "\n".join([*lines, forced])
-
-
-def _wrapped(names: list[str], width: int = 108) -> list[str]:
-    lines = [""]
-    for name in names:
-        if not lines[-1]:
-            lines[-1] = name
-        elif len(lines[-1]) + len(name) < width:
-            lines[-1] += f" {name}"
-        else:
-            lines.append(name)
-    return [f"      {line}" for line in lines]

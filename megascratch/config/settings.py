@@ -184,7 +184,7 @@ class DataConfig:
     """How documents become samples: concatenated and cut, or packed so that no document is cut that fits in one."""
     fim_rate: float = setting(0.0, REFUSED_TEXT, within("[0, 1]"))
     """Fill-in-the-middle: fraction of the training documents that is rearranged as prefix, suffix, middle; 0: none."""
-    fim_spm_rate: float = setting(0.5, REFUSED_TEXT, within("[0, 1]"))
+    fim_spm_rate: float = setting(0.5, REFUSED_TEXT, within("[0, 1]"), needs=differs("fim_rate", 0))
     """Fraction of the rearranged documents whose suffix comes first."""
     fim_prefix_id: int | None = setting(None, REFUSED_TEXT, at_least(0))
     """Token id that marks the prefix."""
@@ -384,9 +384,13 @@ class GuardConfig:
     """Steps between bit-by-bit comparisons of all replicas of weights and optimizer state; 0: never."""
     log_straggler: bool = setting(True, FREE_CHECKS)
     """Report a rank that is slower than its peers for several log intervals, and what it is slow at."""
-    straggler_factor: float = setting(1.5, FREE_CHECKS, at_least(1))
+    straggler_factor: float = setting(
+        1.5, FREE_CHECKS, at_least(1), needs=equals("log_straggler", True)
+    )
     """A rank is a straggler if it takes more than this x the median of its peers."""
-    straggler_intervals: int = setting(3, FREE_CHECKS, at_least(1))
+    straggler_intervals: int = setting(
+        3, FREE_CHECKS, at_least(1), needs=equals("log_straggler", True)
+    )
     """Log intervals in a row before a straggler is reported."""
 
 

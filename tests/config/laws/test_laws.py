@@ -180,6 +180,12 @@ def test_a_legal_config_is_accepted(world, values):
             {"spiky_loss_factor": 9.0},
             "spiky-loss-factor has no effect without check-for-spiky-loss",
         ),
+        (
+            {"log_straggler": False, "straggler_factor": 2.0, "straggler_intervals": 5},
+            "straggler-factor and straggler-intervals have no effect without log-straggler",
+        ),
+        ({"straggler_factor": 2.0}, None),
+        ({"fim_spm_rate": 0.1}, "fim-spm-rate has no effect with fim-rate 0"),
         ({"max_bad_steps": 3}, "max-bad-steps has no effect with on-bad-step stop"),
         ({"data_cache_path": "x"}, "data-cache-path has no effect with mock-data"),
         ({}, None),
