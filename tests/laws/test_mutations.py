@@ -22,6 +22,7 @@ from tests.support.layout_runs import (
     trace,
     train_on_rank,
 )
+from tests.support.other_layers import with_other_layers
 from tests.support.rank_pool import RankFailed, on_ranks
 
 IN_EVERY_RUN = (
@@ -36,11 +37,13 @@ IN_EVERY_RUN = (
     "a blend's block is stale from sample 65,536 on",
     "the last partial round of a validation is dropped",
     "each stage asks itself whether a step has tokens",
+    "a layer's kind by its number on its stage",
 )
 LAWS = {
     train_on_rank: "a layout never changes the model",
     resumed: "a resumed run is the undisturbed one",
     with_gaps: "what one rank lacks, or all of them, changes no layout",
+    with_other_layers: "a layout never changes a model of several kinds of layers",
 }
 SOUND: set[Callable] = set()  # other laws that the sound code was seen to pass
 

@@ -132,8 +132,8 @@ def sites(change: Callable) -> list:
     """Blocks whose dropouts `change(block, layer)` has moved to other sites."""
     plain = chunk.Block.__init__
 
-    def __init__(self, spec, layer, *rest):
-        plain(self, spec, layer, *rest)
+    def __init__(self, spec, layer, *rest, **named):
+        plain(self, spec, layer, *rest, **named)
         change(self, layer)
 
     return [(chunk.Block, "__init__", __init__)]

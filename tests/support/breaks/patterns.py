@@ -1,0 +1,59 @@
+"""Breaks of which layer is of which kind, in a model whose layers are not alike (`other_layers.pattern`).
+
+A rank builds its layers from a list of the whole model; the mistake is to take them from a list of its own.
+"""
+
+from dataclasses import replace
+from unittest.mock import patch
+
+from megascratch.model import build, chunk
+from megascratch.model.chunk import ModelChunk
+from tests.support.breaks.replacing import INTERLEAVED, PP2, ROTARY, Break
+from tests.support.other_layers import with_other_layers
+
+
+def kinds_from_the_first(model, layers, *rest):
+    """Layer 3 of a stage that begins with layer 2 is of the kind of layer 1."""
+    whole = chunk.layers_of(model)
+    moved = tuple(whole[layer - layers.start] for layer in range(len(whole)))
+    with patch.object(chunk, "layers_of", lambda model: moved):
+        return ModelChunk(model, layers, *rest)
+
+
+def scale_of_its_own_layers(model, layers, *rest):
+    """The residual stream of a stage keeps its scale, that of the whole model does not."""
+    scaled = tuple(
+        replace(layer, output_std=layer.std / (2 * len(layers)) ** 0.5)
+        for layer in chunk.layers_of(model)
+    )
+    with patch.object(chunk, "layers_of", lambda model: scaled):
+        return ModelChunk(model, layers, *rest)
+
+
+def angles_of_the_first_kind(self, positions):
+    angles = plain_rotary(self, positions)
+    return dict.fromkeys(angles, next(iter(angles.values()), None))
+
+
+plain_rotary = ModelChunk.rotary
+
+BREAKS: dict[str, Break] = {
+    "a layer's kind by its number on its stage": Break(
+        {"pipeline_model_parallel_size": 4, "num_layers": 4},
+        [(build, "ModelChunk", kinds_from_the_first)],
+        with_other_layers,
+    ),
+    "a layer's kind by its number in its chunk": Break(
+        INTERLEAVED,
+        [(build, "ModelChunk", kinds_from_the_first)],
+        with_other_layers,
+    ),
+    "residual scale of the layers of one stage": Break(
+        PP2, [(build, "ModelChunk", scale_of_its_own_layers)]
+    ),
+    "all layers of a stage turn by the angles of its first": Break(
+        {**PP2, **ROTARY, "decoder_first_pipeline_num_layers": 3, "num_layers": 4},
+        [(ModelChunk, "rotary", angles_of_the_first_kind)],
+        with_other_layers,
+    ),
+}
