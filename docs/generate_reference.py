@@ -35,6 +35,7 @@ PYTHON = {
         "megascratch.data.samples.microbatches",
     ],
     "Ranks": [
+        "megascratch.config.layout",
         "megascratch.parallel.grid",
         "megascratch.parallel.mesh",
         "megascratch.parallel.shard",

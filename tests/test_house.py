@@ -69,6 +69,7 @@ NEED_NO_TORCH = [
     "megascratch.supervision.torchrun_watcher",
     "megascratch.supervision.launch",
     "megascratch.parallel.grid",
+    "megascratch.parallel.shard",
     "megascratch.pipeline.passes",
     "megascratch.pipeline.simulate",
     "megascratch.pipeline.schedule",

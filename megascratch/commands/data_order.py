@@ -23,6 +23,7 @@ from megascratch.config.batch_size import samples_asked_for, steps_and_samples
 from megascratch.config.derive import derive
 from megascratch.config.errors import UserError
 from megascratch.config.laws import validate
+from megascratch.config.layout import Layout
 from megascratch.config.load import load_config
 from megascratch.config.printable import printable
 from megascratch.config.settings import Config
@@ -86,8 +87,7 @@ def _legal(config: Config, world_size: int | None) -> Config:
             raise UserError(
                 "the size of a step is unknown: give --global-batch-size, or --world-size of the run"
             )
-        model_ranks = parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size
-        world_size = model_ranks * (parallel.data_parallel_size or 1)
+        world_size = Layout.of(parallel).world
     config = derive(config, world_size)
     validate(config, world_size)
     return config

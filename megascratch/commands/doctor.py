@@ -17,12 +17,12 @@ from datetime import timedelta
 from megascratch.config.derive import derive
 from megascratch.config.errors import SettingError, UserError
 from megascratch.config.laws import broken_laws
+from megascratch.config.layout import Layout
 from megascratch.config.load import read_config
 from megascratch.config.settings import Config
 from megascratch.doctor.host import HostFinding, check_host
 from megascratch.doctor.network import bandwidths, slow_groups
 from megascratch.parallel import mesh as meshes
-from megascratch.parallel.grid import Grid
 from megascratch.parallel.mesh import Mesh
 from megascratch.parallel.pending import CommunicationError
 from megascratch.parallel.rendezvous import Rendezvous, join
@@ -141,15 +141,10 @@ def _axes(
     device = choose_device(
         config.training.device if config else None, local_rank, parallel.distributed_backend
     )
-    grid = Grid.dense(
-        parallel.tensor_model_parallel_size,
-        parallel.pipeline_model_parallel_size,
-        parallel.data_parallel_size or 1,
-    )
     try:
         backend = parallel.distributed_backend or ("nccl" if device.type == "cuda" else "gloo")
         meshes.start(backend, device, rendezvous)
-        found = bandwidths(Mesh.build(grid, device, timeout))
+        found = bandwidths(Mesh.build(Layout.of(parallel), device, timeout))
     except (CommunicationError, RuntimeError) as error:
         return [
             HostFinding(

@@ -8,6 +8,7 @@ stays None, too; `laws.validate` reports which.
 from typing import Any
 
 from megascratch.config.fields import flat, with_fields
+from megascratch.config.layout import Layout
 from megascratch.config.pipeline_split import FOLDED
 from megascratch.config.settings import Config
 
@@ -42,7 +43,7 @@ def _model(now: dict[str, Any], world_size: int) -> dict[str, Any]:
 def _parallel(now: dict[str, Any], world_size: int) -> dict[str, Any]:
     pp = now["pipeline_model_parallel_size"]
     layout = now["pipeline_model_parallel_layout"]
-    model_ranks = now["tensor_model_parallel_size"] * pp
+    model_ranks = Layout(tp=now["tensor_model_parallel_size"], pp=pp).ranks_of_copy
     fits = model_ranks > 0 and world_size > 0 and world_size % model_ranks == 0
     if now["num_virtual_stages_per_pipeline_rank"]:
         chunks = now["num_virtual_stages_per_pipeline_rank"]

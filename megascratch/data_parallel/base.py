@@ -10,11 +10,12 @@ the number of tokens of the whole batch (law 5).
 
 from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from megascratch.config.layout import View
 from megascratch.config.settings import OptimConfig, ParallelConfig
 from megascratch.data_parallel.bucket_layout import (
     BucketEntry,
@@ -24,14 +25,18 @@ from megascratch.data_parallel.bucket_layout import (
 )
 from megascratch.data_parallel.buckets import Bucket, Buckets
 from megascratch.data_parallel.optimizer_shard import OptimizerShard, first_elements
-from megascratch.data_parallel.partial_grads import PartialGradReducer, partial_runs
+from megascratch.data_parallel.partial_grads import (
+    PartialGradReducer,
+    PartialViews,
+    partial_blocks,
+)
 from megascratch.data_parallel.sharded_optimizer import ShardedOptimizer, require_whole_matrices
 from megascratch.optim import OPTIMIZERS
 from megascratch.optim.grad_norm import GlobalNorm
-from megascratch.parallel.collectives import all_gather_objects, start_all_reduce
+from megascratch.parallel.collectives import start_all_reduce
 from megascratch.parallel.mesh import Axis, Mesh
 from megascratch.parallel.pending import Pending
-from megascratch.parallel.shard import Shard, ShardSlice
+from megascratch.parallel.shard import MODEL_AXES, Shard, ShardSlice, flat_boxes
 from megascratch.parallel.sharded_tensor import ShardedTensor, box_view, pieces_in_range
 from megascratch.runtime.faults import fault_point
 
@@ -50,7 +55,7 @@ class DataParallel(ABC):
         """
         Args:
             chunks: this rank's model chunks; their parameters have global names.
-            shards: for each of these parameters, the slice of the full tensor that this rank holds.
+            shards: the table of the whole model: every weight by name, those of other stages included.
             optim: settings of the optimizer; the learning rate is given at each step.
             parallel: `ddp_bucket_size`, `overlap_grad_reduce` and the settings of optimizer offload are used.
 
@@ -60,16 +65,13 @@ class DataParallel(ABC):
         """
         self.shards = shards
         self.mesh = mesh
-        local_tied = {shard.tied for shard in shards.values() if shard.tied}
-        tied: set[str] = set()
-        for names in all_gather_objects(local_tied, mesh.embedding):
-            tied |= names
-        weights = sum(weight.numel() for chunk in chunks for weight in chunk.parameters())
-        size = parallel.ddp_bucket_size or default_bucket_size(weights, mesh.data.size)
-        overlap = parallel.overlap_grad_reduce and mesh.data.size > 1
+        tied = {shard.tied for shard in shards.values() if shard.tied}
+        sizes = self._bucket_sizes(chunks, parallel.ddp_bucket_size)
         self.chunks: list[Buckets] = []
         for chunk in chunks:
-            buckets = self._buckets(chunk, tied, size)
+            buckets = self._buckets(chunk, tied, sizes)
+            summed = any(bucket.axis.size > 1 for bucket in buckets)
+            overlap = parallel.overlap_grad_reduce and summed
             self.chunks.append(Buckets(buckets, self._reduce, overlap))
         offloaded = parallel.optimizer_offload_fraction if parallel.optimizer_cpu_offload else 0.0
         ranges: list[tuple[Bucket, int, int]] = []
@@ -84,10 +86,10 @@ class DataParallel(ABC):
         self.owned: list[OptimizerShard] = []  # the ranges that this rank updates
         for (bucket, start, stop), host in zip(ranges, in_host_memory, strict=True):
             self.owned.append(OptimizerShard.of(bucket, start, stop, kind.state_names, host))
-        self.partial = PartialGradReducer(list(self._partial_runs()), mesh.tp)
+        self.partial = self._partial_reducers()
         self.tied = [self._copies(name) for name in sorted(tied)]
         self.global_norm = GlobalNorm(
-            self._counted(), mesh.tp, mesh.model, self._norm_axis(), mesh.device
+            self._counted(), shards, mesh.position, self._norm_axis(), mesh.device
         )
         self.update = ShardedOptimizer(self.owned, shards, optim)
         self.layers_await = False
@@ -108,12 +110,11 @@ class DataParallel(ABC):
 
     @abstractmethod
     def _norm_axis(self) -> Axis:
-        """The ranks whose ranges together contain each weight of the model once."""
+        """The ranks whose ranges together contain each weight of the model."""
 
-    @property
     @abstractmethod
-    def _replica(self) -> int:
-        """The number of this rank among the ranks that hold the same ranges."""
+    def _replica(self, bucket: Bucket) -> int:
+        """The number of this rank among the data ranks that hold the same range of the bucket."""
 
     # ---- one training step --------------------------------------------------------------------------------------
 
@@ -128,7 +129,8 @@ class DataParallel(ABC):
             chunk.finish()
         for chunk in self.chunks:
             chunk.wait()
-        self.partial.add_up()
+        for reducer in self.partial:
+            reducer.add_up()
         for copies in self.tied:
             if len(copies) == 2:  # in a V the first rank also holds the last stage
                 copies[0].add_(copies[1])
@@ -204,29 +206,44 @@ class DataParallel(ABC):
 
     # ---- set-up -------------------------------------------------------------------------------------------------
 
-    def _buckets(self, chunk: nn.Module, tied: set[str], size: int) -> list[Bucket]:
+    def _bucket_sizes(self, chunks: Sequence[nn.Module], wanted: int | None) -> dict[View, int]:
+        """The number of elements of a bucket, by view."""
+        weights: Counter[View] = Counter()
+        for chunk in chunks:
+            for name, weight in chunk.named_parameters():
+                self._check(name, weight)
+                weights[self.shards[name].view] += weight.numel()
+        sizes = {}
+        for view, elements in weights.items():
+            data_ranks = self.mesh.data_of(view).size
+            sizes[view] = wanted or default_bucket_size(elements, data_ranks)
+        return sizes
+
+    def _buckets(self, chunk: nn.Module, tied: set[str], sizes: Mapping[View, int]) -> list[Bucket]:
         parameters = dict(chunk.named_parameters())
         uses = Counter(
             id(parameter) for _, parameter in chunk.named_parameters(remove_duplicate=False)
         )
-        for name, parameter in parameters.items():
-            self._check(name, parameter)
         entries = []
         for name, parameter in parameters.items():
-            alone = self._name(name) in tied or uses[id(parameter)] > 1
+            shard = self.shards[name]
+            # ranges are alike on two stages only if the bucket holds nothing else
+            on_stages = self._name(name) in tied or "pp" in shard.axes
+            shape = tuple(parameter.shape)
+            alone = on_stages or uses[id(parameter)] > 1
             entries.append(
-                BucketEntry(
-                    name, tuple(parameter.shape), parameter.dtype, self.shards[name].decays, alone
-                )
+                BucketEntry(name, shape, parameter.dtype, shard.view, shard.decays, alone)
             )
-        return [
-            Bucket(plan, parameters) for plan in plan_buckets(entries, size, self.mesh.data.size)
-        ]
+        data_ranks = {view: self.mesh.data_of(view).size for view in sizes}
+        buckets = []
+        for plan in plan_buckets(entries, sizes, data_ranks):
+            buckets.append(Bucket(plan, parameters, self.mesh.data_of(plan.view)))
+        return buckets
 
     def _check(self, name: str, parameter: nn.Parameter) -> None:
         if name not in self.shards:
             raise ValueError(f"{name} has no shard: its layer must add an entry to `shards`")
-        expected = self.shards[name].local_shape(self.mesh.grid.sizes)
+        expected = self.shards[name].local_shape(self.mesh.layout)
         if tuple(parameter.shape) != expected:
             raise ValueError(
                 f"{name} has shape {tuple(parameter.shape)}, but its shard says {expected}"
@@ -252,15 +269,12 @@ class DataParallel(ABC):
                 yield owned, place
 
     def _pieces(self, owned: OptimizerShard, place: ParamRange) -> list[ShardSlice]:
-        """The slices of a parameter in this rank's range, with replicas numbered over all ranks."""
-        more = self._replica
-        if self._name(place.name) != place.name:  # a tied copy
-            more += 1
+        """The slices of a parameter in this rank's range; the replicas of one copy of the model are numbered."""
         start, stop = owned.range_of(place)
-        pieces = pieces_in_range(
-            self.shards[place.name], self.mesh.grid.sizes, self.mesh.coords, start, stop
-        )
-        return [piece._replace(copy=piece.copy + more) for piece in pieces]
+        pieces = pieces_in_range(self.shards[place.name], self.mesh.position, start, stop)
+        if self._name(place.name) == place.name:
+            return pieces
+        return [piece._replace(copy=piece.copy + 1) for piece in pieces]  # a tied copy
 
     def _boxes(
         self, kinds: Callable[[OptimizerShard], dict[str, Tensor]]
@@ -277,35 +291,46 @@ class DataParallel(ABC):
         self, name: str, place: ParamRange, flat: Tensor, owned: OptimizerShard, piece: ShardSlice
     ) -> ShardedTensor:
         shard = self.shards[place.name]
-        local_shape = shard.local_shape(self.mesh.grid.sizes)
+        local_shape = shard.local_shape(self.mesh.layout)
         view = box_view(flat, place.start - owned.start, local_shape, piece.local)
-        return ShardedTensor(name, shard.shape, piece.whole, view, piece.copy)
+        copy = piece.copy + self._replica(owned.bucket)
+        return ShardedTensor(name, shard.shape, piece.whole, view, copy)
 
     def _counted(self) -> dict[str, list[Tensor]]:
-        """The views of gradients that count in the norm, by name: one replica of each, no tied copies. The names are
-        equal on all data-parallel ranks, though a name may have no view in this rank's range."""
-        counted: dict[str, list[Tensor]] = {}
-        for _, place in self._places():
-            if self._name(place.name) == place.name:
-                counted[place.name] = []
+        """The views of gradients that count in the norm, by name: one replica of each, no tied copies."""
+        sums_data_ranks = self._norm_axis() is not self.mesh.model
+        counted: dict[str, list[Tensor]] = defaultdict(list)
         for owned, place in self._places():
+            if sums_data_ranks and self._replica(owned.bucket) > 0:
+                continue  # another data rank counts the same range
             for piece in self._pieces(owned, place):
-                if piece.copy == self._replica:
+                if piece.copy == 0:
                     held = self._held(place.name, place, owned.grads, owned, piece)
                     counted[place.name].append(held.tensor)
         return counted
 
-    def _partial_runs(self) -> Iterator[tuple]:
+    def _partial_reducers(self) -> list[PartialGradReducer]:
+        """One for each axis over which gradients of this rank are partial, outermost first."""
+        blocks: dict[str, list[PartialViews]] = defaultdict(list)
         for owned, place in self._places():
+            shard = self.shards[place.name]
             begin, end = owned.range_of(place)
-            for run in partial_runs(
-                self.shards[place.name], self.mesh.grid.sizes, self.mesh.coords
-            ):
-                start = max(run.start, begin)
-                stop = min(run.stop, end)
-                if start < stop:
-                    offset = place.start - owned.start
-                    yield owned.grads[start + offset : stop + offset], run
+            shape = shard.local_shape(self.mesh.layout)
+            ranges = flat_boxes(shape, begin, end)
+            for block in partial_blocks(shard, self.mesh.position):
+                overlaps = [flat.overlap(block.local) for flat in ranges]
+                views = []
+                for box in overlaps:
+                    if box is not None:
+                        views.append(box_view(owned.grads, place.start - owned.start, shape, box))
+                if views:
+                    blocks[block.axis].append(PartialViews(views, block.slot, block.slots))
+        names = dict.fromkeys(axis for axes in MODEL_AXES.values() for axis in axes)
+        return [
+            PartialGradReducer(blocks[axis], self.mesh.model_axis(axis))
+            for axis in names
+            if axis in blocks
+        ]
 
     def _publish(self) -> None:
         """Sends the weights that this rank updated to all ranks; waits for them unless the layers do."""

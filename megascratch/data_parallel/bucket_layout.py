@@ -4,10 +4,12 @@ parameters, last first:   |  w9  |  b9  | w8 | ... |  w5  |  b5  | ... |    embe
 bucket 0:                 [ w9 | w8 | ... | b9 | b8 | ... | padding ]   matrices first: they decay
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
+
+from megascratch.config.layout import View
 
 ALIGN = 64  # elements: each parameter starts on a cache line, as matrix kernels like it
 
@@ -18,6 +20,7 @@ class BucketEntry(NamedTuple):
     name: str
     shape: tuple[int, ...]
     dtype: torch.dtype
+    view: View  # whose data ranks sum its gradient
     decays: bool
     alone: bool  # needs a bucket of its own
 
@@ -34,9 +37,10 @@ class BucketLayout(NamedTuple):
     """One bucket: `places` in order of their elements; [0, decay_end) holds the parameters with weight decay."""
 
     places: tuple[ParamRange, ...]
-    size: int  # with padding; divisible by the number of data-parallel ranks
+    size: int  # with padding; divisible by the number of data-parallel ranks of its view
     decay_end: int
     dtype: torch.dtype
+    view: View
     alone: bool
 
 
@@ -48,24 +52,28 @@ def default_bucket_size(weights: int, data_ranks: int) -> int:
 
 
 def plan_buckets(
-    entries: Sequence[BucketEntry], bucket_size: int, data_ranks: int
+    entries: Sequence[BucketEntry],
+    bucket_sizes: Mapping[View, int],
+    data_ranks: Mapping[View, int],
 ) -> list[BucketLayout]:
-    """Groups `entries` (in order of registration) into buckets of about `bucket_size` elements, last parameters first,
-    because backward reaches them first. Parameters with a bucket of their own come last."""
+    """Groups `entries` (in order of registration) into buckets of about the size for their view, last parameters first,
+    because backward reaches them first. A bucket has one dtype, and one view, whose data ranks sum it. Parameters with
+    a bucket of their own come last."""
     groups: list[list[BucketEntry]] = []
-    open_groups: dict[torch.dtype, list[BucketEntry]] = {}
+    open_groups: dict[tuple[torch.dtype, View], list[BucketEntry]] = {}
     for entry in reversed(entries):
         if entry.alone:
             continue
-        if entry.dtype not in open_groups:
-            open_groups[entry.dtype] = []
-            groups.append(open_groups[entry.dtype])
-        group = open_groups[entry.dtype]
+        kind = (entry.dtype, entry.view)
+        if kind not in open_groups:
+            open_groups[kind] = []
+            groups.append(open_groups[kind])
+        group = open_groups[kind]
         group.append(entry)
-        if sum(map(_numel, group)) >= bucket_size:
-            del open_groups[entry.dtype]
+        if sum(map(_numel, group)) >= bucket_sizes[entry.view]:
+            del open_groups[kind]
     groups += [[entry] for entry in entries if entry.alone]
-    return [_plan(group, data_ranks) for group in groups]
+    return [_plan(group, data_ranks[group[0].view]) for group in groups]
 
 
 def _plan(group: Iterable[BucketEntry], data_ranks: int) -> BucketLayout:
@@ -80,7 +88,8 @@ def _plan(group: Iterable[BucketEntry], data_ranks: int) -> BucketLayout:
         if entry.decays:
             decay_end = start
     size = _round_up(start, ALIGN * data_ranks)
-    return BucketLayout(tuple(places), size, decay_end, group[0].dtype, group[0].alone)
+    first = group[0]
+    return BucketLayout(tuple(places), size, decay_end, first.dtype, first.view, first.alone)
 
 
 def _numel(entry: BucketEntry) -> int:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from megascratch.data_parallel.bucket_layout import BucketLayout
+from megascratch.parallel.mesh import Axis
 from megascratch.parallel.pending import Pending
 from megascratch.runtime.faults import fault_point
 
@@ -109,12 +110,13 @@ def _handing_over(slot: GradSlot) -> Callable[[Tensor], None]:
 
 
 class Bucket:
-    """Parameters stored in one flat tensor, and their main gradients in another."""
+    """Parameters stored in one flat tensor, and their main gradients in another, which the ranks of `axis` sum."""
 
-    def __init__(self, plan: BucketLayout, parameters: Mapping[str, nn.Parameter]):
+    def __init__(self, plan: BucketLayout, parameters: Mapping[str, nn.Parameter], axis: Axis):
         device = parameters[plan.places[0].name].device
         main_dtype = torch.float64 if plan.dtype == torch.float64 else torch.float32
         self.plan = plan
+        self.axis = axis
         self.weights = torch.zeros(plan.size, dtype=plan.dtype, device=device)
         self.grads = torch.zeros(plan.size, dtype=main_dtype, device=device)
         self.slots: list[GradSlot] = []

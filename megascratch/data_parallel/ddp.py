@@ -17,14 +17,14 @@ class DDP(DataParallel):
         return 0, bucket.plan.size
 
     def _reduce(self, bucket: Bucket) -> Pending:
-        return start_all_reduce(bucket.grads, self.mesh.data)
+        return start_all_reduce(bucket.grads, bucket.axis)
 
     def _share_weights(self) -> None:
         """Does nothing: all ranks have made the same update."""
 
     def _norm_axis(self) -> Axis:
-        return self.mesh.model
+        dense = all(shard.view == "dense" for shard in self.shards.values())
+        return self.mesh.model if dense else self.mesh.world
 
-    @property
-    def _replica(self) -> int:
-        return self.mesh.data.rank
+    def _replica(self, bucket: Bucket) -> int:
+        return bucket.axis.rank

@@ -1,83 +1,96 @@
-"""Sums gradients of which each tensor-parallel rank has only a part, with one all-reduce for all of them.
+"""Sums gradients of which each rank of an axis has only a part, with one all-reduce per axis for all of them.
 
-Two kinds of weights need it. Under sequence parallelism, norms and row-linear biases see one slice of the sequence per
-rank: all ranks are summed. With more ranks than key/value heads, several ranks hold the same head and each sees only
-its own queries: the ranks of one head are summed. In both cases the ranks with the same slot are summed: each rank
-fills its own row of a buffer with one row per slot, the buffer is summed over the axis, and each rank reads its row.
+Two kinds of weights need it. Some are complete on every rank of an axis, which sees only a part of what they do: under
+sequence parallelism, norms and row-linear biases see one slice of the sequence per tensor rank. All ranks of the axis
+are summed. And with more ranks than units of a cut dim (tensor ranks than key/value heads), several ranks hold the same
+unit and each sees only its own queries: the ranks of one unit are summed. In both cases the ranks with the same slot
+are summed: each rank fills its own row of a buffer with one row per slot, the buffer is summed over the axis, and each
+rank reads its row.
 """
 
-import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from megascratch.parallel.collectives import all_reduce
+from megascratch.parallel.grid import Position
 from megascratch.parallel.mesh import Axis
-from megascratch.parallel.shard import Shard
+from megascratch.parallel.shard import Box, Shard
 
 
-class ElementRange(NamedTuple):
-    """Elements [start, stop) of a rank's flat parameter whose gradients are summed over the ranks with equal `slot`."""
+class PartialBlock(NamedTuple):
+    """A block of a rank's parameter whose gradients are summed over the ranks of `axis` with equal `slot`."""
 
-    start: int
-    stop: int
+    axis: str
+    local: Box
+    slot: int = 0
+    slots: int = 1
+
+
+class PartialViews(NamedTuple):
+    """The views of gradients that a rank holds of one block, in memory order."""
+
+    views: list[Tensor]
     slot: int
     slots: int
 
+    @property
+    def numel(self) -> int:
+        return sum(view.numel() for view in self.views)
 
-def partial_runs(shard: Shard, sizes: dict[str, int], coords: dict[str, int]) -> list[ElementRange]:
-    """The ranges of one parameter that must be summed; [] if every rank already has the complete gradient.
 
-    Raises:
-        ValueError: the gradient is partial in another way than the two above.
-    """
-    tp = sizes["tp"]
-    shape = shard.local_shape(sizes)
-    numel = math.prod(shape)
-    if set(shard.grad_sum) - {"tp"}:
-        raise ValueError(f"gradients can be partial over tp, not over {shard.grad_sum}")
-    if tp == 1 or not (shard.grad_sum or shard.shared_parts(sizes)):
-        return []
-    if shard.grad_sum:
-        return [ElementRange(0, numel, 0, 1)]
-    if shard.split != {"tp": 0}:
-        raise ValueError(f"shared parts must be cut along dim 0 over tp, not {shard.split}")
-    row = numel // shape[0]  # elements
-    runs = []
-    for part, piece in zip(shard.parts, shard.pieces(sizes, coords), strict=True):
-        if part.units < tp:
-            copies = tp // part.units
-            start = piece.local.start[0] * row
-            stop = piece.local.stop[0] * row
-            runs.append(ElementRange(start, stop, slot=coords["tp"] // copies, slots=part.units))
-    return runs
+def partial_blocks(shard: Shard, position: Position) -> list[PartialBlock]:
+    """The blocks of one parameter that must be summed; [] if every rank already has the complete gradient."""
+    sizes = position.layout.sizes(shard.view)
+    coords = position.coords(shard.view)
+    shape = shard.local_shape(position.layout)
+    complete = Box((0,) * len(shape), shape)
+    blocks = []
+    for axis in shard.grad_sum:
+        if sizes[axis] > 1:
+            blocks.append(PartialBlock(axis, complete))
+    for cut in shard.cuts:
+        for run in shard.runs(cut, sizes[cut.axis], coords[cut.axis]):
+            if run.copies > 1:
+                start = list(complete.start)
+                stop = list(complete.stop)
+                start[cut.dim] = run.local
+                stop[cut.dim] = run.local + run.length
+                slot = coords[cut.axis] // run.copies
+                slots = sizes[cut.axis] // run.copies
+                blocks.append(PartialBlock(cut.axis, Box(tuple(start), tuple(stop)), slot, slots))
+    return blocks
 
 
 class PartialGradReducer:
-    """Sums all partial gradients of a rank."""
+    """Sums the partial gradients of a rank over one axis."""
 
-    def __init__(self, runs: list[tuple[Tensor, ElementRange]], tp: Axis):
-        """`runs`: flat views of gradients; equal on all ranks of `tp` except for the slots."""
-        self.runs = runs
-        self.tp = tp
-        self.size = sum(view.numel() * run.slots for view, run in runs)
+    def __init__(self, blocks: Sequence[PartialViews], axis: Axis):
+        """`blocks`: equal on all ranks of the axis except for the slots."""
+        self.blocks = blocks
+        self.axis = axis
+        self.size = sum(block.numel * block.slots for block in blocks)
 
     @torch.no_grad()
     def add_up(self) -> None:
         """Replaces the partial gradients by their sums."""
-        if not self.runs or self.tp.size == 1:
+        if not self.blocks or self.axis.size == 1:
             return
-        first = self.runs[0][0]
+        first = self.blocks[0].views[0]
         buffer = torch.zeros(self.size, dtype=first.dtype, device=first.device)
-        own_rows = []
-        start = 0
-        for view, run in self.runs:
-            stop = start + view.numel() * run.slots
-            rows = buffer[start:stop].view(run.slots, -1)  # [slots, n]
-            own_rows.append(rows[run.slot])
-            own_rows[-1].copy_(view)
-            start = stop
-        all_reduce(buffer, self.tp)
-        for (view, _), row in zip(self.runs, own_rows, strict=True):
-            view.copy_(row)
+        own: list[tuple[Tensor, Tensor]] = []  # a view, and its part of the buffer
+        row = 0  # where the block's rows begin
+        for block in self.blocks:
+            start = row + block.slot * block.numel
+            for view in block.views:
+                stop = start + view.numel()
+                own.append((view, buffer[start:stop].view(view.shape)))
+                start = stop
+            row += block.numel * block.slots
+        for view, part in own:
+            part.copy_(view)
+        all_reduce(buffer, self.axis)
+        for view, part in own:
+            view.copy_(part)

@@ -16,29 +16,28 @@ class Zero1(DataParallel):
     """ZeRO-1. A range may begin or end inside a weight: `state` splits it into boxes."""
 
     def _range(self, bucket: Bucket) -> tuple[int, int]:
-        length = bucket.plan.size // self.mesh.data.size
-        start = self.mesh.data.rank * length
+        length = bucket.plan.size // bucket.axis.size
+        start = bucket.axis.rank * length
         return start, start + length
 
     def _reduce(self, bucket: Bucket) -> Pending:
-        if self.mesh.data.size == 1:
-            return Pending("reduce_scatter", self.mesh.data, None, bucket.grads)
+        if bucket.axis.size == 1:
+            return Pending("reduce_scatter", bucket.axis, None, bucket.grads)
         start, stop = self._range(bucket)
-        return start_reduce_scatter(bucket.grads, self.mesh.data, bucket.grads[start:stop])
+        return start_reduce_scatter(bucket.grads, bucket.axis, bucket.grads[start:stop])
 
     def _share_weights(self) -> None:
-        if self.mesh.data.size == 1:
-            return
         for chunk in self.chunks:
             for bucket in reversed(chunk.buckets):  # the next forward needs the last ones first
+                if bucket.axis.size == 1:
+                    continue
                 start, stop = self._range(bucket)
                 bucket.arriving = start_all_gather(
-                    bucket.weights[start:stop], self.mesh.data, bucket.weights
+                    bucket.weights[start:stop], bucket.axis, bucket.weights
                 )
 
     def _norm_axis(self) -> Axis:
         return self.mesh.world
 
-    @property
-    def _replica(self) -> int:
+    def _replica(self, bucket: Bucket) -> int:
         return 0

@@ -10,13 +10,14 @@ import torch
 from megascratch.checkpoint import latest_valid, load, read_manifest
 from megascratch.checkpoint.steps import candidates
 from megascratch.config.errors import UserError
+from megascratch.config.layout import Layout
 from megascratch.config.printable import printable
 from megascratch.config.saved import config_from_dict
 from megascratch.config.settings import Config
-from megascratch.model.build import shard_table
 from megascratch.model.chunk import ModelChunk
+from megascratch.model.table import shard_table
+from megascratch.parallel.grid import Position
 from megascratch.parallel.mesh import Axis
-from megascratch.parallel.shard import Box
 from megascratch.parallel.sharded_tensor import ShardedTensor
 from megascratch.storage.path import Place
 from megascratch.tokenizer import Tokenizer
@@ -76,10 +77,11 @@ def _held(chunk: ModelChunk) -> list[ShardedTensor]:
     shards = shard_table(chunk)
     held = []
     for name, parameter in chunk.named_parameters():
-        shape = shards[name].shape
-        whole = Box((0,) * len(shape), shape)
-        tensor = parameter.detach().zero_()[whole.slices]
-        held.append(ShardedTensor(f"param.{name}", shape, whole, tensor, 0))
+        shard = shards[name]
+        tensor = parameter.detach().zero_()
+        for piece in shard.pieces(Position(Layout())):
+            part = tensor[piece.local.slices]
+            held.append(ShardedTensor(f"param.{name}", shard.shape, piece.whole, part, piece.copy))
     return held
 
 

@@ -4,9 +4,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from megascratch.config.layout import Layout
 from megascratch.parallel.collectives import reduce_from, reduce_scatter_to
 from megascratch.parallel.mesh import Axis
-from megascratch.parallel.shard import Shard
+from megascratch.parallel.shard import Cut, Role, Shard
 
 
 def padded_vocab_size(vocab_size: int, divisible_by: int, tp_size: int) -> int:
@@ -16,11 +17,12 @@ def padded_vocab_size(vocab_size: int, divisible_by: int, tp_size: int) -> int:
 
 
 def vocab_shard(
-    vocab_size: int, hidden_size: int, divisible_by: int, tp: Axis, std: float
+    vocab_size: int, hidden_size: int, divisible_by: int, tp: Axis, std: float, role: Role
 ) -> Shard:
     """The shard of the word table, or of the output matrix, which has the same shape."""
     padded = padded_vocab_size(vocab_size, divisible_by, tp.size)
-    return Shard((vocab_size, hidden_size), {"tp": 0}, padded=padded, std=std)
+    cuts = (Cut("tp", 0, padded=padded),)
+    return Shard((vocab_size, hidden_size), cuts, role=role, std=std)
 
 
 class _Rows(torch.autograd.Function):
@@ -57,7 +59,7 @@ class VocabParallelEmbedding(nn.Module):
         self.tp = tp
         self.scatter = sequence_parallel and tp.size > 1
         self.shards = {"weight": shard}
-        self.weight = nn.Parameter(torch.empty(shard.local_shape({"tp": tp.size})))
+        self.weight = nn.Parameter(torch.empty(shard.local_shape(Layout(tp=tp.size))))
         self.first = tp.rank * self.weight.shape[0]
 
     def forward(self, ids: Tensor) -> Tensor:  # [b, s] -> [s or s/tp, b, h]
@@ -87,7 +89,8 @@ class PositionEmbedding(nn.Module):
         self.tp = tp
         self.scatter = sequence_parallel and tp.size > 1
         grad_sum = ("tp",) if self.scatter else ()
-        self.shards = {"weight": Shard((positions, hidden_size), std=std, grad_sum=grad_sum)}
+        shape = (positions, hidden_size)
+        self.shards = {"weight": Shard(shape, role="embedding", std=std, grad_sum=grad_sum)}
         self.weight = nn.Parameter(torch.empty(positions, hidden_size))
 
     def forward(self, positions: Tensor) -> Tensor:  # [b, s] -> [s or s/tp, b, h]

@@ -11,6 +11,7 @@ added directly to the main-gradient buffer, and autograd sees None.
 import torch
 from torch import Tensor, nn
 
+from megascratch.config.layout import Layout
 from megascratch.layers.kernels.products import product
 from megascratch.parallel.collectives import (
     all_gather,
@@ -22,7 +23,7 @@ from megascratch.parallel.collectives import (
 )
 from megascratch.parallel.grad_sink import GradSink
 from megascratch.parallel.mesh import Axis
-from megascratch.parallel.shard import Part, Shard
+from megascratch.parallel.shard import Cut, Part, Shard
 
 _Layer = tuple[nn.Parameter, Axis, bool]  # weight, axis, whether x is cut along dim 0
 
@@ -107,9 +108,10 @@ class ColumnParallelLinear(nn.Module):
         super().__init__()
         self.tp = tp
         self.gather = sequence_parallel and tp.size > 1
-        self.shards = {"weight": Shard((outputs, inputs), {"tp": 0}, parts, std=std)}
+        cuts = (Cut("tp", 0, parts),)
+        self.shards = {"weight": Shard((outputs, inputs), cuts, std=std)}
         if bias:
-            self.shards["bias"] = Shard((outputs,), {"tp": 0}, parts)
+            self.shards["bias"] = Shard((outputs,), cuts, role="bias")
         self.weight = _parameter(self.shards["weight"], tp)
         self.bias = _parameter(self.shards["bias"], tp) if bias else None
 
@@ -134,9 +136,10 @@ class RowParallelLinear(nn.Module):
         self.tp = tp
         self.alone = Axis.alone("tp")
         self.scatter = sequence_parallel and tp.size > 1
-        self.shards = {"weight": Shard((outputs, inputs), {"tp": 1}, std=std)}
+        self.shards = {"weight": Shard((outputs, inputs), (Cut("tp", 1),), std=std)}
         if bias:  # under SP each rank adds it to different positions
-            self.shards["bias"] = Shard((outputs,), grad_sum=("tp",) if self.scatter else ())
+            grad_sum = ("tp",) if self.scatter else ()
+            self.shards["bias"] = Shard((outputs,), role="bias", grad_sum=grad_sum)
         self.weight = _parameter(self.shards["weight"], tp)
         self.bias = _parameter(self.shards["bias"], tp) if bias else None
 
@@ -149,4 +152,4 @@ class RowParallelLinear(nn.Module):
 
 
 def _parameter(shard: Shard, tp: Axis) -> nn.Parameter:
-    return nn.Parameter(torch.empty(shard.local_shape({"tp": tp.size})))
+    return nn.Parameter(torch.empty(shard.local_shape(Layout(tp=tp.size))))

@@ -13,11 +13,11 @@ class LayerNorm(nn.Module):
     def __init__(self, hidden_size: int, epsilon: float, *, bias: bool, grad_sum: tuple[str, ...]):
         super().__init__()
         self.epsilon = epsilon
-        self.shards = {"weight": Shard((hidden_size,), fill=1.0, grad_sum=grad_sum)}
+        self.shards = {"weight": Shard((hidden_size,), role="norm", fill=1.0, grad_sum=grad_sum)}
         self.weight = nn.Parameter(torch.empty(hidden_size))
         self.bias = None
         if bias:
-            self.shards["bias"] = Shard((hidden_size,), grad_sum=grad_sum)
+            self.shards["bias"] = Shard((hidden_size,), role="bias", grad_sum=grad_sum)
             self.bias = nn.Parameter(torch.empty(hidden_size))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -28,7 +28,7 @@ class RMSNorm(nn.Module):
     def __init__(self, hidden_size: int, epsilon: float, *, bias: bool, grad_sum: tuple[str, ...]):
         super().__init__()  # `bias` is ignored: an RMSNorm has none
         self.epsilon = epsilon
-        self.shards = {"weight": Shard((hidden_size,), fill=1.0, grad_sum=grad_sum)}
+        self.shards = {"weight": Shard((hidden_size,), role="norm", fill=1.0, grad_sum=grad_sum)}
         self.weight = nn.Parameter(torch.empty(hidden_size))
 
     def forward(self, x: Tensor) -> Tensor:

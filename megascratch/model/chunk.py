@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from megascratch.config.layers import RopeSpec, layers_of, norm_of
+from megascratch.config.layout import Layout
 from megascratch.config.settings import ModelConfig, ParallelConfig
 from megascratch.data.samples.batch import Batch
 from megascratch.layers.context import ForwardContext
@@ -42,6 +43,7 @@ class Embedding(nn.Module):
             model.make_vocab_size_divisible_by,
             tp,
             model.init_method_std,
+            "embedding",
         )
         self.word = VocabParallelEmbedding(shard, tp, sequence_parallel)
         self.position = None
@@ -81,11 +83,12 @@ class Head(nn.Module):
             model.make_vocab_size_divisible_by,
             tp,
             model.init_method_std,
+            "head",
         )
         self.shards: dict[str, Shard] = {}
         if embedding is None:
             self.shards["weight"] = shard
-            embedding = nn.Parameter(torch.empty(shard.local_shape({"tp": tp.size})))
+            embedding = nn.Parameter(torch.empty(shard.local_shape(Layout(tp=tp.size))))
         self.weight = embedding
         rows = self.weight.shape[0]
         self.valid = max(0, min(rows, model.vocab_size - tp.rank * rows))

@@ -1,8 +1,8 @@
 """The global gradient norm, in which every weight counts once (law 7), and the factor that clips gradients by it.
 
-The sum of squares of each weight has a slot of its own, (name, tensor rank), in one all-reduce, and the slots are
-summed in the order of the names. So the rounding does not depend on which stage holds a weight, and a gradient that is
-not finite on one rank makes the norm of every rank not finite.
+The sum of squares of each part of a weight has a slot of its own, (name, position on the weight's axes), in one
+all-reduce, and the slots are summed in the order of the names. So the rounding does not depend on which stage holds a
+weight, and a gradient that is not finite on one rank makes the norm of every rank not finite.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,8 +10,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from megascratch.parallel.collectives import all_gather_objects, all_reduce
+from megascratch.parallel.collectives import all_reduce
+from megascratch.parallel.grid import Position
 from megascratch.parallel.mesh import Axis
+from megascratch.parallel.shard import Shard
 
 # A CPU sums 10^7 squares in fp32 with an error of 10^-3 and in fp64 20 times slower: rows in fp32, the rest in fp64.
 ROW = 4096
@@ -23,31 +25,25 @@ class GlobalNorm:
     def __init__(
         self,
         counted: Mapping[str, Sequence[Tensor]],
-        tp: Axis,
-        model: Axis,
+        shards: Mapping[str, Shard],
+        position: Position,
         over: Axis,
         device: torch.device,
     ):
         """
         Args:
             counted: for each name, the views of this rank's gradients that count: no replicas, no padding.
-            tp: the ranks that may each hold a part of one weight.
-            model: the ranks that together hold every name.
+            shards: the table of the whole model.
             over: the ranks whose counted views together contain each weight of the model once.
         """
-        all_names: set[str] = set()
-        for names_of_rank in all_gather_objects(sorted(counted), model):
-            all_names.update(names_of_rank)
-        names = sorted(all_names)
-        index_of = {name: index for index, name in enumerate(names)}
+        slot_of, self.size = norm_slots(shards, position)
         rows: list[Tensor] = []  # each [n, ROW]
         rests: list[Tensor] = []  # each shorter than ROW
         row_slots: list[int] = []
         rest_slots: list[int] = []
         for name, views in counted.items():
-            slot = index_of[name] * tp.size + tp.rank
-            for view in views:
-                flat = view.view(-1)
+            slot = slot_of[name]
+            for flat in _flat(views):
                 cut = flat.numel() // ROW * ROW
                 if cut:
                     rows.append(flat[:cut].view(-1, ROW))
@@ -58,7 +54,6 @@ class GlobalNorm:
         self.rows = _joined(rows)
         self.rests = rests
         self.slots = torch.tensor(row_slots + rest_slots, dtype=torch.int64, device=device)
-        self.size = len(names) * tp.size
         self.over = over
         self.device = device
 
@@ -74,6 +69,38 @@ class GlobalNorm:
             # not index_add_: on CUDA its atomics would add the parts of one weight in any order
             sums.index_put_((self.slots,), squares, accumulate=True)
         return all_reduce(sums, self.over).sum().sqrt()
+
+
+def norm_slots(shards: Mapping[str, Shard], position: Position) -> tuple[dict[str, int], int]:
+    """The slot of a rank's part of each weight, and the number of slots; tied copies have none."""
+    slot_of = {}
+    slots = 0
+    for name in sorted(shards):
+        shard = shards[name]
+        if shard.tied not in (None, name):
+            continue
+        sizes = position.layout.sizes(shard.view)
+        coords = position.coords(shard.view)
+        own = 0
+        parts = 1
+        for axis in shard.axes:
+            own = own * sizes[axis] + coords[axis]
+            parts *= sizes[axis]
+        slot_of[name] = slots + own
+        slots += parts
+    return slot_of, slots
+
+
+def _flat(views: Sequence[Tensor]) -> list[Tensor]:
+    """The views as 1-D tensors of the same memory: one for each, or one for each of its rows if there are gaps between
+    them."""
+    flat = []
+    for view in views:
+        if view.is_contiguous():
+            flat.append(view.view(-1))
+        else:
+            flat += _flat(view.unbind(0))
+    return flat
 
 
 def _joined(parts: Sequence[Tensor]) -> list[Tensor]:

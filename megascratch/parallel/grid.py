@@ -1,8 +1,8 @@
 """Maps rank numbers to positions on the parallel axes and to process groups. Pure arithmetic, without torch or a
 cluster.
 
-A rank number counts through the axes like an odometer: the last axis changes fastest. The dense view is
-``pp, dp, cp, tp`` (tp fastest); experts see the *same* ranks through a second grid ``pp, edp, ep, etp``.
+A rank number counts through the axes of a view like an odometer: the last axis changes fastest. The views are in
+`config/layout.py`.
 """
 
 import math
@@ -10,27 +10,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from megascratch.config.layout import Layout
+
 
 @dataclass(frozen=True)
 class Grid:
     """Axis sizes, outermost first, e.g. ``{"pp": 2, "dp": 4, "cp": 1, "tp": 2}``."""
 
     sizes: dict[str, int]
-
-    @classmethod
-    def dense(cls, tp: int = 1, pp: int = 1, dp: int = 1, cp: int = 1) -> "Grid":
-        return cls({"pp": pp, "dp": dp, "cp": cp, "tp": tp})
-
-    def expert_view(self, ep: int = 1, etp: int = 1) -> "Grid":
-        """The same ranks as seen by expert weights; pipeline stages are the same in both views."""
-        inner = self.world // self.sizes["pp"]
-        edp, rest = divmod(inner, ep * etp)
-        if rest:
-            raise ValueError(
-                f"expert-model-parallel-size x expert-tensor-parallel-size ({ep} x {etp}) "
-                f"must divide the {inner} ranks of a pipeline stage"
-            )
-        return Grid({"pp": self.sizes["pp"], "edp": edp, "ep": ep, "etp": etp})
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -69,3 +56,15 @@ class Grid:
     def _ranks(self) -> np.ndarray:
         """All rank numbers, one dim per axis."""
         return np.arange(self.world).reshape(self.shape)
+
+
+@dataclass(frozen=True)
+class Position:
+    """One rank of a layout; from both follows what the rank holds of each weight."""
+
+    layout: Layout
+    rank: int = 0
+
+    def coords(self, view: str) -> dict[str, int]:
+        """The rank's position on every axis of a view."""
+        return Grid(self.layout.sizes(view)).coords(self.rank)

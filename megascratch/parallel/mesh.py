@@ -12,7 +12,8 @@ import torch
 import torch.distributed as dist
 
 from megascratch.config.errors import UserError
-from megascratch.parallel.grid import Grid
+from megascratch.config.layout import Layout, View
+from megascratch.parallel.grid import Grid, Position
 from megascratch.parallel.host_staging import transport_device
 from megascratch.parallel.rendezvous import Rendezvous
 from megascratch.runtime.timers import CommTimer
@@ -64,19 +65,40 @@ class Links:
     backward_out: Link
 
 
+# The axes of a mesh in the order in which their groups are made: a view, and its axes that are joined.
+_LINES = {
+    "tp": ("dense", ("tp",)),
+    "cp": ("dense", ("cp",)),
+    "dp": ("dense", ("dp",)),
+    "pp": ("dense", ("pp",)),
+    "data": ("dense", ("dp", "cp")),
+    "model": ("dense", ("pp", "tp")),
+    "shard": ("replicas", ("shard", "cp")),
+    "replica": ("replicas", ("replica",)),
+    "etp": ("expert", ("etp",)),
+    "ep": ("expert", ("ep",)),
+    "edp": ("expert", ("edp",)),
+}
+
+
 @dataclass(frozen=True)
 class Mesh:
-    """This rank, its device, and its axis for each kind of parallelism."""
+    """This rank, its device, and its axis for each kind of parallelism, in all views of the layout."""
 
-    grid: Grid
+    layout: Layout
     rank: int
     device: torch.device
     tp: Axis
     pp: Axis
     dp: Axis
     cp: Axis
-    data: Axis  # dp and cp together: the ranks that hold the same weights and sum their gradients
-    model: Axis  # tp and pp together: the ranks that hold one copy of the model
+    data: Axis  # dp and cp together: the ranks that hold the same dense weights and sum their gradients
+    shard: Axis  # of the data ranks, those that share one copy of what hybrid sharding shards
+    replica: Axis  # the ranks with the same part of such a copy; shard x replica = data
+    ep: Axis
+    etp: Axis
+    edp: Axis  # the data ranks of the expert view
+    model: Axis  # tp and pp together: the ranks that hold one copy of the dense weights
     embedding: Axis  # first and last stage: the two copies of a tied embedding; size 1 on the stages between
     world: Axis
     links: Links | None = field(default=None, repr=False)
@@ -85,15 +107,14 @@ class Mesh:
     @classmethod
     def alone(cls, device: torch.device | str = "cpu") -> "Mesh":
         """A mesh of one process, without communication."""
-        names = ("tp", "pp", "dp", "cp", "data", "model", "embedding", "world")
-        axes = {name: Axis.alone(name) for name in names}
-        return cls(Grid.dense(), 0, torch.device(device), links=None, waits=None, **axes)
+        axes = {name: Axis.alone(name) for name in (*_LINES, "embedding", "world")}
+        return cls(Layout(), 0, torch.device(device), links=None, waits=None, **axes)
 
     @classmethod
     def build(
-        cls, grid: Grid, device: torch.device | str = "cpu", timeout: timedelta | None = None
+        cls, layout: Layout, device: torch.device | str = "cpu", timeout: timedelta | None = None
     ) -> "Mesh":
-        """Makes every process group of `grid`; called by all ranks of an initialised default group.
+        """Makes every process group of `layout`; called by all ranks of an initialised default group.
 
         Every rank makes all groups, in the same order, because torch numbers groups by the calls made so far.
 
@@ -104,42 +125,44 @@ class Mesh:
         if dist.is_initialized():
             rank = dist.get_rank()
             world = dist.get_world_size()
-        if world != grid.world:
+        if world != layout.world:
             raise UserError(
-                f"world size ({world}) must equal the product of the layout {grid.sizes}: start {grid.world} processes"
+                f"world size ({world}) must equal the product of the layout {layout.sizes('dense')}: start "
+                f"{layout.world} processes"
             )
         if world == 1:
             return cls.alone(device)
         waits = CommTimer(transport_device(torch.device(device), dist.group.WORLD))
         maker = _GroupMaker(rank, timeout, waits)
-        lines = {
-            "tp": ("tp",),
-            "cp": ("cp",),
-            "dp": ("dp",),
-            "pp": ("pp",),
-            "data": ("dp", "cp"),
-            "model": ("pp", "tp"),
-        }
-        axes = {name: maker.axis(name, grid.groups(*members)) for name, members in lines.items()}
-        pipelines = grid.groups("pp")
+        axes = {}
+        for name, (view, members) in _LINES.items():
+            axes[name] = maker.axis(name, Grid(layout.sizes(view)).groups(*members))
+        pipelines = Grid(layout.sizes("dense")).groups("pp")
         ends = [sorted({stages[0], stages[-1]}) for stages in pipelines]
         axes["embedding"] = maker.axis("embedding", ends)
         axes["world"] = Axis("world", world, rank, tuple(range(world)), dist.group.WORLD, waits)
-        links = maker.links(pipelines) if grid.sizes["pp"] > 1 else None
-        return cls(grid, rank, torch.device(device), links=links, waits=waits, **axes)
+        links = maker.links(pipelines) if layout.pp > 1 else None
+        return cls(layout, rank, torch.device(device), links=links, waits=waits, **axes)
 
     @property
-    def coords(self) -> dict[str, int]:
-        return self.grid.coords(self.rank)
+    def position(self) -> Position:
+        return Position(self.layout, self.rank)
 
     @property
     def is_first(self) -> bool:
         return self.rank == 0
 
+    def data_of(self, view: View) -> Axis:
+        """The ranks that hold the same weights of a view and sum their gradients."""
+        return self.edp if view == "expert" else self.data
+
+    def model_axis(self, name: str) -> Axis:
+        """The axis of that name, along which the ranks of one copy of the model differ."""
+        return {"pp": self.pp, "tp": self.tp, "ep": self.ep, "etp": self.etp}[name]
+
     def close(self) -> None:
         """Destroys every group but the default one; the mesh cannot be used afterwards."""
-        axes = (self.tp, self.pp, self.dp, self.cp, self.data, self.model, self.embedding)
-        groups = {axis.group for axis in axes}
+        groups = {getattr(self, name).group for name in (*_LINES, "embedding")}
         if self.links is not None:
             links = self.links
             for link in (

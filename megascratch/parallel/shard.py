@@ -4,9 +4,28 @@ gradient sync, gradient norm, optimizer, checkpoint and planner read it. Pure ar
 
 import math
 import operator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import product
-from typing import NamedTuple
+from typing import Literal, NamedTuple
+
+from megascratch.config.layout import Layout, View
+from megascratch.parallel.grid import Position
+
+Role = Literal["embedding", "head", "matrix", "norm", "bias", "router", "scalar"]
+
+# Whether weight decay is for a weight: for those that multiply, not for those that shift or scale.
+DECAYS: dict[Role, bool] = {
+    "embedding": True,
+    "head": True,
+    "matrix": True,
+    "norm": False,
+    "bias": False,
+    "router": True,
+    "scalar": False,
+}
+# The axes along which the ranks of one copy of the model differ, by view, outermost first; the others of a view are
+# data axes: their ranks hold the same weights.
+MODEL_AXES: dict[View, tuple[str, ...]] = {"dense": ("pp", "tp"), "expert": ("pp", "ep", "etp")}
 
 
 class Box(NamedTuple):
@@ -39,10 +58,23 @@ class Box(NamedTuple):
 
 
 class Part(NamedTuple):
-    """One of several weights that are fused along the split dim, e.g. q, k or v."""
+    """One of several weights that are fused along a cut dim, e.g. q, k or v."""
 
     size: int  # its rows in the global tensor
     units: int  # indivisible units (heads) in it; with more ranks than units, several ranks hold replicas of a unit
+
+
+class Cut(NamedTuple):
+    """One dim of a weight is split over the ranks of one axis.
+
+    Padding is not part of the global tensor: with `padded` the dim is cut as if it had that size, and a rank's rows
+    beyond the true size belong to no shard (law 6).
+    """
+
+    axis: str
+    dim: int
+    parts: tuple[Part, ...] = ()  # fused parts along the dim, each split separately
+    padded: int | None = None  # size of the dim with padding
 
 
 class ShardSlice(NamedTuple):
@@ -54,107 +86,128 @@ class ShardSlice(NamedTuple):
     copy: int
 
 
-class _Run(NamedTuple):
+class Run(NamedTuple):
     """Neighbouring indices of one dim that a rank holds."""
 
     local: int  # first index in the rank's tensor
     whole: int  # first index in the global tensor
     length: int
-    copy: int  # number of the replica
+    copy: int = 0  # number of the replica
+    copies: int = 1  # ranks of the cut's axis that hold the same indices
 
 
 @dataclass(frozen=True)
 class Shard:
     """How a weight is split over the ranks, and its initial value ``fill + std * N(0, 1)``.
 
-    Padding is not part of the global tensor: with `padded` the split dim is cut as if it had that size, and a rank's
-    rows beyond the true size belong to no shard (law 6).
+    A weight is replicated along the axes of its view that do not cut it: `tp`, or `ep` and `etp`. A pipeline stage
+    usually has weights of its own; the stages share a weight only if `pp` is named in a cut or in `grad_sum`.
+
+    Raises:
+        ValueError: a cut or a sum that is not possible.
     """
 
     shape: tuple[int, ...]  # the global tensor, without padding
-    split: dict[str, int] = field(default_factory=dict)  # axis -> dim; {} = replicated
-    parts: tuple[Part, ...] = ()  # fused parts along the split dim, each split separately
-    padded: int | None = None  # size of the split dim with padding
+    cuts: tuple[Cut, ...] = ()  # at most one for each axis and each dim; () = replicated
+    view: View = "dense"
+    role: Role = "matrix"
     grad_sum: tuple[
         str, ...
-    ] = ()  # axes whose ranks hold only part of the gradient (norms under SP)
+    ] = ()  # axes whose ranks hold only part of the gradient (tp: norms under SP)
     tied: str | None = None  # name of the weight that this is, when two stages each hold a copy
     fill: float = 0.0
     std: float = 0.0
 
+    def __post_init__(self) -> None:
+        axes = [cut.axis for cut in self.cuts]
+        dims = [cut.dim for cut in self.cuts]
+        if len(set(axes)) < len(axes) or len(set(dims)) < len(dims):
+            raise ValueError(f"each axis and each dim can be cut once, not {self.cuts}")
+        possible = MODEL_AXES[self.view]
+        for axis in (*axes, *self.grad_sum):
+            if axis not in possible:
+                raise ValueError(
+                    f"{axis} is not one of the axes {', '.join(possible)} that can cut or sum a weight of the "
+                    f"{self.view} view"
+                )
+        both = set(axes) & set(self.grad_sum)
+        if both:
+            raise ValueError(
+                f"ranks along {', '.join(sorted(both))} hold different parts: no sum over them is the gradient"
+            )
+
     @property
     def decays(self) -> bool:
-        """Weight decay is for matrices: norms and biases have one dim."""
-        return len(self.shape) > 1
+        """Whether the weight has weight decay, which follows from its role."""
+        return DECAYS[self.role]
 
     @property
     def numel(self) -> int:
         return math.prod(self.shape)
 
-    def local_shape(self, sizes: dict[str, int]) -> tuple[int, ...]:
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """The model axes along which the weight has parts or replicas."""
+        named = {cut.axis for cut in self.cuts} | set(self.grad_sum)
+        return tuple(axis for axis in MODEL_AXES[self.view] if axis != "pp" or axis in named)
+
+    def local_shape(self, layout: Layout) -> tuple[int, ...]:
         """Shape of one rank's tensor, padding included; equal on all ranks."""
+        sizes = layout.sizes(self.view)
         shape = list(self.shape)
-        for axis, dim in self.split.items():
-            if self.padded is not None:
-                shape[dim] = self.padded // sizes[axis]
+        for cut in self.cuts:
+            if cut.padded is not None:
+                shape[cut.dim] = cut.padded // sizes[cut.axis]
             else:
-                shape[dim] = sum(run.length for run in self._runs(dim, sizes[axis], 0))
+                shape[cut.dim] = sum(run.length for run in self.runs(cut, sizes[cut.axis], 0))
         return tuple(shape)
 
-    def pieces(self, sizes: dict[str, int], coords: dict[str, int]) -> list[ShardSlice]:
-        """The blocks that the rank at `coords` holds, in local order. A weight that is not split over the tensor axis
-        is replicated on all ranks of that axis: copies 0, 1, ..."""
-        runs_of_dim = [[_Run(0, 0, size, 0)] for size in self.shape]
-        for axis, dim in self.split.items():
-            runs_of_dim[dim] = self._runs(dim, sizes[axis], coords[axis])
-        replica = 0 if "tp" in self.split else coords.get("tp", 0)
+    def pieces(self, position: Position) -> list[ShardSlice]:
+        """The blocks that a rank holds, in local order. The ranks that hold the same block have the copies 0, 1, ..."""
+        sizes = position.layout.sizes(self.view)
+        coords = position.coords(self.view)
+        runs_of_dim = [[Run(0, 0, size)] for size in self.shape]
+        dim_of = {cut.axis: cut.dim for cut in self.cuts}
+        for cut in self.cuts:
+            runs_of_dim[cut.dim] = self.runs(cut, sizes[cut.axis], coords[cut.axis])
         pieces = []
         for runs in product(*runs_of_dim):
-            if all(run.length > 0 for run in runs):
-                pieces.append(_piece(runs, replica))
+            if any(run.length == 0 for run in runs):
+                continue
+            copy = 0
+            for axis in self.axes:
+                if axis in dim_of:
+                    run = runs[dim_of[axis]]
+                    copy = copy * run.copies + run.copy
+                else:
+                    copy = copy * sizes[axis] + coords[axis]
+            block = Box((0,) * len(runs), tuple(run.length for run in runs))
+            local = block.moved(tuple(run.local for run in runs))
+            whole = block.moved(tuple(run.whole for run in runs))
+            pieces.append(ShardSlice(local, whole, copy))
         return pieces
 
-    def shared_parts(self, sizes: dict[str, int]) -> bool:
-        """True if several ranks of a split axis hold the same unit, so that their gradients must be summed."""
-        for axis in self.split:
-            for part in self.parts:
-                if part.units < sizes[axis]:
-                    return True
-        return False
-
-    def _runs(self, dim: int, ranks: int, rank: int) -> list[_Run]:
-        """What `rank` of `ranks` holds along the split dim: one run for each part."""
-        size = self.shape[dim]
-        if self.padded is not None:
-            length = self.padded // ranks
+    def runs(self, cut: Cut, ranks: int, rank: int) -> list[Run]:
+        """What `rank` of the `ranks` of the cut's axis holds along the cut's dim: one run for each part."""
+        size = self.shape[cut.dim]
+        if cut.padded is not None:
+            length = cut.padded // ranks
             start = rank * length
             without_padding = min(length, size - start)
-            return [_Run(0, start, max(0, without_padding), 0)]
+            return [Run(0, start, max(0, without_padding))]
         runs = []
         local = 0  # where the part begins in the rank's tensor
         whole = 0  # where it begins in the global tensor
-        for part in self.parts or (Part(size, size),):
+        for part in cut.parts or (Part(size, size),):
             copies = max(1, ranks // part.units)  # ranks that hold the same units
-            cuts = ranks // copies
-            if part.units % cuts or ranks % cuts:
+            shares = ranks // copies
+            if part.units % shares or ranks % shares:
                 raise ValueError(f"{part.units} units cannot be divided evenly among {ranks} ranks")
-            length = part.size // cuts
-            cut = rank // copies
-            runs.append(_Run(local, whole + cut * length, length, rank % copies))
+            length = part.size // shares
+            runs.append(Run(local, whole + rank // copies * length, length, rank % copies, copies))
             local += length
             whole += part.size
         return runs
-
-
-def _piece(runs: tuple[_Run, ...], replica: int) -> ShardSlice:
-    """The block that has one run in each dim."""
-    shape = tuple(run.length for run in runs)
-    origin = (0,) * len(runs)
-    block = Box(origin, shape)
-    local = block.moved(tuple(run.local for run in runs))
-    whole = block.moved(tuple(run.whole for run in runs))
-    copies = sum(run.copy for run in runs)
-    return ShardSlice(local, whole, copies + replica)
 
 
 def flat_boxes(shape: tuple[int, ...], start: int, stop: int) -> list[Box]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from megascratch.parallel.grid import Position
 from megascratch.parallel.shard import Box, Shard, ShardSlice, flat_boxes
 
 
@@ -28,14 +29,12 @@ class ShardedTensor:
         return self.tensor.dtype
 
 
-def pieces_in_range(
-    shard: Shard, sizes: dict[str, int], coords: dict[str, int], start: int, stop: int
-) -> list[ShardSlice]:
+def pieces_in_range(shard: Shard, position: Position, start: int, stop: int) -> list[ShardSlice]:
     """The blocks of the global tensor that elements [start, stop) of the rank's row-major local tensor cover; padding
     is left out."""
     found = []
-    pieces = shard.pieces(sizes, coords)
-    for flat in flat_boxes(shard.local_shape(sizes), start, stop):
+    pieces = shard.pieces(position)
+    for flat in flat_boxes(shard.local_shape(position.layout), start, stop):
         for piece in pieces:
             local = flat.overlap(piece.local)
             if local is not None:

@@ -417,7 +417,7 @@ class _Loop:
     def _summary(self, code: int) -> dict[str, Any]:
         tokens = (self.state.consumed_samples - self.first_sample) * self.config.data.seq_length
         return {
-            "layout": self.mesh.grid.sizes,
+            "layout": self.mesh.layout.sizes("dense"),
             "parameters": self.parameters,
             "steps": self.state.step,
             "tokens": self.state.consumed_samples * self.config.data.seq_length,
@@ -432,11 +432,9 @@ class _Loop:
         }
 
     def _headline(self) -> str:
-        sizes = [f"{axis} {size}" for axis, size in self.mesh.grid.sizes.items() if axis != "cp"]
-        layout = " x ".join(sizes)
         tokens = (self.training.global_batch_size or 0) * self.config.data.seq_length
         return (
-            f"{self.parameters:,} parameters on {layout} ({self.mesh.world.size} ranks, "
+            f"{self.parameters:,} parameters on {self.mesh.layout.name} ({self.mesh.world.size} ranks, "
             f"{self.config.parallel.pipeline_schedule}, {self.mesh.device.type}), {tokens:,} tokens a step, "
             f"{self.total_steps} steps from step {self.state.step}, matmul peak {self.peak / 1e9:,.0f} GFLOP/s"
         )

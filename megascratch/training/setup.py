@@ -17,6 +17,7 @@ from megascratch.checkpoint.consensus import on_first_rank
 from megascratch.checkpoint.steps import is_step, problem_of, step_folder, step_number
 from megascratch.checkpoint.validation_loss import known_loss
 from megascratch.config.errors import SettingError, UserError
+from megascratch.config.layout import Layout
 from megascratch.config.settings import Config
 from megascratch.data.samples.batch import Batch
 from megascratch.data.samples.build import Splits
@@ -25,7 +26,6 @@ from megascratch.data.samples.microbatches import microbatches
 from megascratch.data.samples.views import merge_ranges
 from megascratch.data.tokens.fingerprint import fingerprints, recorded, unrecorded
 from megascratch.parallel import mesh as meshes
-from megascratch.parallel.grid import Grid
 from megascratch.parallel.mesh import Mesh
 from megascratch.parallel.rendezvous import Rendezvous, join
 from megascratch.runtime.faults import fault_point
@@ -105,12 +105,7 @@ def build_run(config: Config) -> TrainingRun:
         keep_freed_memory()
     default_backend = "nccl" if device.type == "cuda" else "gloo"
     meshes.start(parallel.distributed_backend or default_backend, device, meeting)
-    grid = Grid.dense(
-        parallel.tensor_model_parallel_size,
-        parallel.pipeline_model_parallel_size,
-        parallel.data_parallel_size or 1,
-    )
-    mesh = Mesh.build(grid, device, timeout)
+    mesh = Mesh.build(Layout.of(parallel), device, timeout)
     saver = open_saver(config.training, mesh, timeout)
     report_lease: Lease | None = None
     try:

@@ -13,13 +13,13 @@ from torch import Tensor
 from megascratch.config.settings import Config
 from megascratch.data.samples.batch import Batch
 from megascratch.data_parallel import DATA_PARALLEL
-from megascratch.model.build import build_chunks, compile_blocks, shard_table
+from megascratch.model.build import build_chunks, compile_blocks
+from megascratch.model.table import weight_table
 from megascratch.optim.grad_norm import clip_factor
 from megascratch.optim.loss_scale import LossScale
 from megascratch.parallel.collectives import all_reduce
 from megascratch.parallel.mesh import Mesh
 from megascratch.parallel.pending import CommunicationError
-from megascratch.parallel.shard import Shard
 from megascratch.parallel.sharded_tensor import ShardedTensor
 from megascratch.pipeline import runtime
 from megascratch.pipeline.passes import Orders, compile_order, placement_of
@@ -86,9 +86,8 @@ class Trainer:
         self.table = own_schedule(config)
         self.placement = _placement(config) if self.table is None else self.table.placement
         self.chunks = build_chunks(model, parallel, mesh, dtype, training.seed, self.placement)
-        self.shards: dict[str, Shard] = {}
+        self.shards = weight_table(model, parallel, mesh.layout)
         for chunk in self.chunks:
-            self.shards |= shard_table(chunk)
             chunk.set_recompute(parallel)
         if training.compile:
             compile_blocks(self.chunks)

@@ -15,6 +15,7 @@ from megascratch.config.derive import derive
 from megascratch.config.errors import SettingError, UserError
 from megascratch.config.fields import SETTINGS, flag, flat, with_fields
 from megascratch.config.laws import validate
+from megascratch.config.layout import Layout
 from megascratch.config.pipeline_split import layer_cut
 from megascratch.config.settings import Config, ParallelConfig
 from megascratch.pipeline.schedule import Placement
@@ -78,8 +79,7 @@ def own_layout(config: Config, full_size: bool) -> Case:
     Raises: SettingError for an illegal config.
     """
     parallel = config.parallel
-    world = parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size
-    world *= parallel.data_parallel_size or 1
+    world = Layout.of(parallel).world
     validate(config, world)
     config = derive(config, world)
     if not full_size:
@@ -267,10 +267,8 @@ _OF_A_FILE = ("pipeline_schedule", "pipeline_schedule_csv", "num_virtual_stages_
 
 
 def _world(values: Mapping[str, Any]) -> int:
-    world = 1
-    for name in SIZES:
-        world *= values[name] or 1
-    return world
+    tp, pp, dp = (values[name] or 1 for name in SIZES)
+    return Layout(tp, pp, dp).world
 
 
 def _small_cut(config: Config) -> Values:

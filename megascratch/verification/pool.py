@@ -23,7 +23,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from megascratch.parallel.grid import Grid
+from megascratch.config.layout import Layout
 from megascratch.parallel.mesh import Mesh
 from megascratch.supervision import fork_server
 from megascratch.supervision.report import ECHOES
@@ -219,14 +219,18 @@ def _kept() -> _Kept:
     return _Kept()
 
 
-def mesh_of(tp: int = 1, pp: int = 1, dp: int = 1, device: str = "cpu") -> Mesh:
+def mesh_of(tp: int = 1, pp: int = 1, dp: int = 1, device: str = "cpu", **more: int) -> Mesh:
+    """`mesh_for` the layout of these sizes; `more`: those of the other axes."""
+    return mesh_for(Layout(tp, pp, dp, **more), device)
+
+
+def mesh_for(layout: Layout, device: str = "cpu") -> Mesh:
     """The mesh of a layout, on the calling rank. Its groups are kept until another layout is requested."""
     place = place_of(device, dist.get_rank() if dist.is_initialized() else 0)
-    grid = Grid.dense(tp=tp, pp=pp, dp=dp)
-    key = (tuple(grid.sizes.items()), place)
+    key = (layout, place)
     kept = _kept()
     if kept.mesh is None or kept.key != key:
         kept.drop()
-        kept.mesh = Mesh.build(grid, place)
+        kept.mesh = Mesh.build(layout, place)
         kept.key = key
     return kept.mesh

@@ -13,12 +13,13 @@ from torch import Tensor
 
 from megascratch.config.derive import derive
 from megascratch.config.fields import with_fields
+from megascratch.config.layout import Layout
 from megascratch.config.settings import Config, ParallelConfig
 from megascratch.data.samples.batch import Batch, collate
 from megascratch.data.samples.microbatches import sample_numbers
 from megascratch.parallel.sharded_tensor import ShardedTensor
 from megascratch.training.trainer import Trainer
-from megascratch.verification.pool import Pool, mesh_of
+from megascratch.verification.pool import Pool, mesh_for
 
 KINDS = ("loss", "grad norm", "gradients", "weights")  # what the layout law compares
 EOD = 3  # the token that ends a document in synthetic samples
@@ -79,12 +80,7 @@ class RanksDisagree(AssertionError):
 
 def world_of(config: Config) -> int:
     """The number of ranks of a derived config."""
-    parallel = config.parallel
-    return (
-        parallel.tensor_model_parallel_size
-        * parallel.pipeline_model_parallel_size
-        * (parallel.data_parallel_size or 1)
-    )
+    return Layout.of(config.parallel).world
 
 
 def synthetic_batch(config: Config, numbers: range) -> Batch:
@@ -111,16 +107,10 @@ def synthetic_batch(config: Config, numbers: range) -> Batch:
 def train_on_rank(config: Config, steps: int) -> RankTrace:
     """Runs on each rank: trains on synthetic samples, and copies this rank's tensors to the CPU: gradients without the
     loss scale, and for bf16 and fp16 the master weights."""
-    parallel = config.parallel
     micro_batch_size = config.training.micro_batch_size
     global_batch_size = config.training.global_batch_size
-    assert parallel.data_parallel_size is not None and global_batch_size is not None
-    mesh = mesh_of(
-        parallel.tensor_model_parallel_size,
-        parallel.pipeline_model_parallel_size,
-        parallel.data_parallel_size,
-        config.training.device or "cpu",
-    )
+    assert global_batch_size is not None
+    mesh = mesh_for(Layout.of(config.parallel), config.training.device or "cpu")
     trainer = Trainer(config, mesh)
     grads: list[list[ShardedTensor]] = []
     plain_norm = trainer.data_parallel.norm

@@ -21,11 +21,11 @@ def events(flavour, layout, overlap):
     for slot in chunk.slots:
         slot.tell = lambda slot, tell=slot.tell: (seen.append("g"), tell and tell(slot))
     model.begin(0, last=False)
-    stage.backward(shards, model.mesh, 0, 0)
+    stage.backward(shards, model.mesh, 0, {"dense": [0]})
     first = "".join(seen)
     seen.clear()
     model.begin(0, last=True)
-    stage.backward(shards, model.mesh, 0, 1)
+    stage.backward(shards, model.mesh, 0, {"dense": [1]})
     seen.append("|")
     model.finish()
     return first, "".join(seen)
@@ -138,14 +138,14 @@ def test_gathered_weights_arrive_layer_by_layer_and_all_of_them_when_the_state_i
 def overflow(flavour, bad):
     model, stage, shards = synthetic_grads.build(flavour, {"tp": 2, "pp": 2, "dp": 2})
     before = [parameter.detach().clone() for parameter in stage.parameters()]
-    coords, finite = model.mesh.coords, []
+    coords, finite = model.mesh.position.coords("dense"), []
     for step in range(2):
         model.begin(0, last=False)
-        stage.backward(shards, model.mesh, step, 0)
+        stage.backward(shards, model.mesh, step, {"dense": [0]})
         if step == 0 and coords["tp"] == 1 and coords["pp"] == 1 and coords["dp"] == 1:
             stage.get_parameter("1_up").main_grad[3, 2] = bad
         model.begin(0, last=True)
-        stage.backward(shards, model.mesh, step, 1)
+        stage.backward(shards, model.mesh, step, {"dense": [1]})
         model.finish()
         finite.append(bool(model.norm().isfinite()))
     return finite, all(map(torch.equal, before, stage.parameters()))

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 
+from megascratch.config.layout import Layout
 from megascratch.training.trainer import Trainer
 from tests.support.layout_runs import (
     assert_identical,
@@ -17,7 +18,7 @@ from tests.support.layout_runs import (
     train_on_rank,
 )
 from tests.support.pairwise_cover import LLAMA, PARTLY_ROTARY
-from tests.support.rank_pool import mesh_of, on_ranks
+from tests.support.rank_pool import mesh_for, on_ranks
 
 TP2, TP4 = {"tensor_model_parallel_size": 2}, {"tensor_model_parallel_size": 4}
 PP2, DP2 = {"pipeline_model_parallel_size": 2}, {"data_parallel_size": 2}
@@ -162,15 +163,7 @@ def test_evaluation_moves_neither_weights_nor_random_streams(layout):
 
 def _steps_in_fp16(config, poisoned_step, poisoned_rank):
     """Per step (skipped, loss scale, parameters moved); one rank's gradient overflows in one step."""
-    parallel = config.parallel
-    trainer = Trainer(
-        config,
-        mesh_of(
-            parallel.tensor_model_parallel_size,
-            parallel.pipeline_model_parallel_size,
-            parallel.data_parallel_size,
-        ),
-    )
+    trainer = Trainer(config, mesh_for(Layout.of(config.parallel)))
     finish, told = trainer.data_parallel.finish, []
     mesh, size = trainer.mesh, config.training.micro_batch_size
     for step in range(4):

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from megascratch.config.layout import Layout
 from megascratch.config.settings import Config
-from megascratch.model.build import shard_table
+from megascratch.model.table import shard_table
 from megascratch.training.trainer import Trainer
 from tests.support.layout_runs import (
     assemble,
@@ -15,7 +16,7 @@ from tests.support.layout_runs import (
     trace,
 )
 from tests.support.pairwise_cover import GPT, LLAMA, PARTLY_ROTARY
-from tests.support.rank_pool import mesh_of, on_ranks
+from tests.support.rank_pool import mesh_for, on_ranks
 
 LAYOUTS = {
     "tp4": {"tensor_model_parallel_size": 4},
@@ -36,15 +37,7 @@ DROPOUT = {"hidden_dropout": 0.2, "attention_dropout": 0.2}
 
 def build(config: Config) -> Trainer:
     """On a rank."""
-    sizes = config.parallel
-    return Trainer(
-        config,
-        mesh_of(
-            sizes.tensor_model_parallel_size,
-            sizes.pipeline_model_parallel_size,
-            sizes.data_parallel_size,
-        ),
-    )
+    return Trainer(config, mesh_for(Layout.of(config.parallel)))
 
 
 def initial_weights(config: Config) -> list:
@@ -117,7 +110,7 @@ def padding_rows(config: Config) -> list[tuple[str, int, float]]:
     for chunk in trainer.chunks:
         for name, shard in shard_table(chunk).items():
             parameter = dict(chunk.named_parameters()).get(name)
-            if shard.padded is None or parameter is None:
+            if parameter is None or all(cut.padded is None for cut in shard.cuts):
                 continue
             valid = max(0, min(len(parameter), shard.shape[0] - mesh.tp.rank * len(parameter)))
             flats = [

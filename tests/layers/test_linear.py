@@ -5,7 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from megascratch.config.layout import Layout
 from megascratch.layers.linear import ColumnParallelLinear, RowParallelLinear, linear
+from megascratch.parallel.grid import Position
 from megascratch.parallel.mesh import Axis
 from megascratch.parallel.shard import Part
 from tests.support.rank_pool import mesh_of, on_ranks
@@ -33,7 +35,7 @@ def filled(module: nn.Module, seed: int = 0) -> nn.Module:
             dtype=torch.float64,
         )
         parameter.data = parameter.data.double()
-        for piece in shard.pieces({"tp": tp.size}, {"tp": tp.rank}):
+        for piece in shard.pieces(Position(Layout(tp=tp.size), tp.rank)):
             parameter.data[piece.local.slices] = whole[piece.whole.slices]
     return module
 
@@ -143,7 +145,7 @@ def test_fused_parts_are_cut_each_on_its_own():
     layer = ColumnParallelLinear(3, 8, Axis("tp", 2, 1, (0, 1)), bias=False, std=1.0, parts=parts)
     rows = [
         piece.whole.start[0] + i
-        for piece in layer.shards["weight"].pieces({"tp": 2}, {"tp": 1})
+        for piece in layer.shards["weight"].pieces(Position(Layout(tp=2), 1))
         for i in range(piece.whole.shape[0])
     ]
     assert rows == [2, 3, 4, 5, 6, 7] and layer.weight.shape == (6, 3)

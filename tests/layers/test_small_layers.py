@@ -37,7 +37,9 @@ def test_the_vocabulary_is_padded_to_a_multiple_for_every_rank(vocab, divisible,
 def looked_up(sequence_parallel: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """On a rank: (output, gradient of this rank's rows)."""
     tp = mesh_of(tp=4).tp
-    layer = VocabParallelEmbedding(vocab_shard(37, 4, 2, tp, 1.0), tp, sequence_parallel)
+    layer = VocabParallelEmbedding(
+        vocab_shard(37, 4, 2, tp, 1.0, "embedding"), tp, sequence_parallel
+    )
     table = torch.zeros(40, 4, dtype=torch.float64)
     table[:37] = TABLE
     layer.weight.data = table.chunk(4)[tp.rank].clone()

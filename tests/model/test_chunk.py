@@ -4,9 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from megascratch.config.layout import Layout
 from megascratch.data.samples.batch import Batch
 from megascratch.layers.context import ForwardContext
-from megascratch.model.build import build_chunks, shard_table
+from megascratch.model.build import build_chunks
+from megascratch.model.table import shard_table
 from megascratch.parallel.mesh import Mesh
 from tests.support.layout_runs import config_of, synthetic_batch
 from tests.support.pairwise_cover import DOCUMENTS, GPT, LLAMA, PARTLY_ROTARY
@@ -92,7 +94,7 @@ def test_every_parameter_has_a_shard_of_its_shape_and_no_shard_is_left_over(mode
     table, parameters = shard_table(chunk), dict(chunk.named_parameters())
     assert table.keys() == parameters.keys()
     for name, parameter in parameters.items():
-        assert table[name].local_shape({"tp": 1}) == tuple(parameter.shape)
+        assert table[name].local_shape(Layout()) == tuple(parameter.shape)
 
 
 def test_one_layer_without_positions_does_not_know_the_order_of_what_came_before():

@@ -18,9 +18,9 @@ from megascratch.layers.recompute import with_recompute
 from megascratch.layers.sublayer import Mixer
 from megascratch.model import chunk
 from megascratch.model.block import Block
-from megascratch.model.build import shard_table
 from megascratch.model.chunk import ModelChunk
 from megascratch.model.flops import flops_per_token, parameters
+from megascratch.model.table import shard_table
 from megascratch.parallel.mesh import Axis
 from megascratch.verification.layouts import random_layouts
 from megascratch.verification.run_layout import RunRecord, gather, one_process

@@ -2,6 +2,7 @@
 
 import torch
 
+from megascratch.config.layout import Layout
 from megascratch.parallel.collectives import (
     all_gather,
     all_reduce,
@@ -9,13 +10,12 @@ from megascratch.parallel.collectives import (
     reduce_scatter,
     reduce_scatter_to,
 )
-from megascratch.parallel.grid import Grid
 from megascratch.parallel.mesh import Axis, Mesh
 from tests.support.rank_pool import on_ranks
 
 
 def _gather_then_scatter(world: int) -> tuple[list, list, list]:
-    axis = Mesh.build(Grid.dense(tp=world)).tp
+    axis = Mesh.build(Layout(tp=world)).tp
     x = (torch.arange(6.0).reshape(2, 3) + 10 * axis.rank).requires_grad_()
     whole = gather_from(x, axis)
     back = reduce_scatter_to(whole * (axis.rank + 1), axis)

@@ -1,52 +1,91 @@
 """Every group and link of the mesh reaches exactly the ranks that the grid says."""
 
+from unittest.mock import patch
+
 import pytest
 import torch
 import torch.distributed as dist
 
 from megascratch.config.errors import UserError
+from megascratch.config.layout import Layout
 from megascratch.parallel.collectives import all_reduce
 from megascratch.parallel.grid import Grid
 from megascratch.parallel.mesh import Mesh
 from tests.support.rank_pool import on_ranks
 
 
-def _sum_over_each_axis(grid: Grid) -> dict[str, tuple[float, tuple[int, ...]]]:
-    mesh = Mesh.build(grid)
-    axes = (mesh.tp, mesh.pp, mesh.dp, mesh.cp, mesh.data, mesh.model, mesh.world)
+def _sum_over_each_axis(layout: Layout) -> dict[str, tuple[float, tuple[int, ...]]]:
+    mesh = Mesh.build(layout)
     return {
-        axis.name: (all_reduce(torch.tensor(float(mesh.rank)), axis).item(), axis.ranks)
-        for axis in axes
+        name: (all_reduce(torch.tensor(float(mesh.rank)), axis).item(), axis.ranks)
+        for name in AXES
+        for axis in [getattr(mesh, name)]
     }
+
+
+AXES = {
+    "tp": ("dense", ["tp"]),
+    "pp": ("dense", ["pp"]),
+    "dp": ("dense", ["dp"]),
+    "cp": ("dense", ["cp"]),
+    "data": ("dense", ["dp", "cp"]),
+    "model": ("dense", ["pp", "tp"]),
+    "shard": ("replicas", ["shard", "cp"]),
+    "replica": ("replicas", ["replica"]),
+    "edp": ("expert", ["edp"]),
+    "ep": ("expert", ["ep"]),
+    "etp": ("expert", ["etp"]),
+    "world": ("dense", ["pp", "dp", "cp", "tp"]),
+}
 
 
 @pytest.mark.parametrize(
-    "grid",
+    "layout",
     [
-        Grid.dense(tp=2, pp=2, dp=2),
-        Grid.dense(tp=2, dp=2),
-        Grid.dense(pp=4),
-        Grid.dense(cp=2, tp=2),
+        Layout(tp=2, pp=2, dp=2),
+        Layout(tp=2, dp=2),
+        Layout(pp=4),
+        Layout(cp=2, tp=2),
+        Layout(tp=2, pp=2, dp=2, ep=2),
+        Layout(tp=2, dp=2, cp=2, ep=4, etp=1),
+        Layout(dp=4, cp=2, dp_replicas=2),
     ],
 )
-def test_every_axis_sums_over_the_ranks_of_its_group(grid):
-    members = {
-        "tp": ["tp"],
-        "pp": ["pp"],
-        "dp": ["dp"],
-        "cp": ["cp"],
-        "data": ["dp", "cp"],
-        "model": ["pp", "tp"],
-        "world": list(grid.sizes),
-    }
-    for rank, sums in enumerate(on_ranks(grid.world, _sum_over_each_axis, grid)):
+def test_every_axis_sums_over_the_ranks_of_its_group(layout):
+    for rank, sums in enumerate(on_ranks(layout.world, _sum_over_each_axis, layout)):
         for name, (total, ranks) in sums.items():
-            expected = grid.group(rank, *members[name])
+            view, members = AXES[name]
+            expected = Grid(layout.sizes(view)).group(rank, *members)
             assert (total, ranks) == (sum(expected), tuple(expected))
 
 
-def _ring(grid: Grid) -> tuple[float, float]:
-    links = Mesh.build(grid).links
+def _groups_made(layout: Layout) -> list[str]:
+    made = []
+    new_group = dist.new_group
+
+    def counted(ranks, **settings):
+        made.append(f"{settings['group_desc']} {ranks}")
+        return new_group(ranks, **settings)
+
+    with patch.object(dist, "new_group", counted):
+        Mesh.build(layout)
+    return made
+
+
+def test_layouts_without_experts_and_replicas_have_no_group_for_them():
+    """The axes of the other views share the groups of the dense view; the links of the stages come last."""
+    for made in on_ranks(8, _groups_made, Layout(tp=2, pp=2, dp=2)):
+        assert [line.split()[0] for line in made] == 4 * ["tp"] + 4 * ["dp"] + 4 * ["pp"] + 2 * [
+            "model"
+        ] + 8 * ["pp", "pp"]
+    for made in on_ranks(4, _groups_made, Layout(tp=2, dp=2)):
+        assert made == ["tp [0, 1]", "tp [2, 3]", "dp [0, 2]", "dp [1, 3]"]
+    for made in on_ranks(4, _groups_made, Layout(dp=4, ep=2)):
+        assert made == ["dp [0, 1, 2, 3]", "ep [0, 1]", "ep [2, 3]", "edp [0, 2]", "edp [1, 3]"]
+
+
+def _ring(layout: Layout) -> tuple[float, float]:
+    links = Mesh.build(layout).links
     assert links is not None
     me, received = torch.tensor([float(dist.get_rank())]), []
     for out, into in (
@@ -61,25 +100,25 @@ def _ring(grid: Grid) -> tuple[float, float]:
     return received[0], received[1]
 
 
-@pytest.mark.parametrize("grid", [Grid.dense(pp=2), Grid.dense(pp=4), Grid.dense(pp=2, tp=2)])
-def test_links_form_a_ring_of_stages_in_both_directions(grid):
-    for rank, (before, after) in enumerate(on_ranks(grid.world, _ring, grid)):
-        stages = grid.group(rank, "pp")
+@pytest.mark.parametrize("layout", [Layout(pp=2), Layout(pp=4), Layout(pp=2, tp=2)])
+def test_links_form_a_ring_of_stages_in_both_directions(layout):
+    for rank, (before, after) in enumerate(on_ranks(layout.world, _ring, layout)):
+        stages = Grid(layout.sizes("dense")).group(rank, "pp")
         here = stages.index(rank)
         assert (before, after) == (stages[here - 1], stages[(here + 1) % len(stages)])
 
 
-def _embedding_axis(grid: Grid) -> tuple[int, ...]:
-    return Mesh.build(grid).embedding.ranks
+def _embedding_axis(layout: Layout) -> tuple[int, ...]:
+    return Mesh.build(layout).embedding.ranks
 
 
 def test_the_embedding_axis_joins_the_first_and_the_last_stage():
-    assert on_ranks(4, _embedding_axis, Grid.dense(pp=4)) == [(0, 3), (1,), (2,), (0, 3)]
+    assert on_ranks(4, _embedding_axis, Layout(pp=4)) == [(0, 3), (1,), (2,), (0, 3)]
 
 
 def _wrong_world() -> str:
     try:
-        Mesh.build(Grid.dense(tp=4))
+        Mesh.build(Layout(tp=4))
     except UserError as error:
         return str(error)
     return ""

@@ -13,12 +13,12 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import cache, lru_cache
 from itertools import combinations, count, product
-from math import prod
 from pathlib import Path
 from typing import Any
 
 from megascratch.config.errors import SettingError
 from megascratch.config.laws.layout import FOLDED
+from megascratch.config.layout import Layout
 from megascratch.pipeline.csv_schedule import write_table
 from megascratch.pipeline.passes import compile_order
 from megascratch.pipeline.schedule import Placement
@@ -173,7 +173,7 @@ def name_of(choice: Choice) -> str:
 
 
 def world_of(choice: Choice) -> int:
-    return prod(int(choice[axis]) for axis in SIZES)
+    return Layout(**{axis: int(choice[axis]) for axis in SIZES}).world
 
 
 def random_choices(

@@ -1,4 +1,6 @@
-"""Random whole tensors in, the boxes of N ranks out: a cut that no parallelism explains, so that none is assumed."""
+"""Random whole tensors in, the boxes of N ranks out: a cut that no parallelism explains, so that none is assumed; and
+random `Shard`s of random layouts.
+"""
 
 import random
 import zlib
@@ -10,8 +12,9 @@ from megascratch.checkpoint.backend.backend import AnyLease
 from megascratch.checkpoint.format.io import raw_bytes
 from megascratch.checkpoint.save import write_step
 from megascratch.checkpoint.write_plan import agree_on_write_plan
+from megascratch.config.layout import Layout
 from megascratch.parallel.mesh import Axis
-from megascratch.parallel.shard import Box
+from megascratch.parallel.shard import MODEL_AXES, Box, Cut, Part, Shard
 from megascratch.parallel.sharded_tensor import ShardedTensor
 from megascratch.storage.path import Place
 
@@ -88,6 +91,42 @@ def shards_of_rank(
 def names_that_differ(held: list[ShardedTensor], shapes=SHAPES) -> list[str]:
     """The names whose tensor differs from the whole in any bit."""
     return [h.name for h in held if bits(h.tensor) != bits(whole(h.name, shapes)[h.box.slices])]
+
+
+def random_layout(draw: random.Random) -> Layout:
+    """Of up to 144 ranks, in both views."""
+    ep, etp, tp = (draw.choice((1, 2, 3)) for _ in range(3))
+    experts_fit = draw.choice((1, 2)) * ep * etp
+    return Layout(tp=tp, pp=draw.choice((1, 2)), dp=experts_fit, ep=ep, etp=etp)
+
+
+def random_shard(draw: random.Random, layout: Layout) -> Shard:
+    """Cut over none to all axes of a view, each along another dim: plain, in parts with shared units, or padded."""
+    view = draw.choice(("dense", "expert"))
+    sizes, axes = layout.sizes(view), list(MODEL_AXES[view])
+    draw.shuffle(axes)
+    shape = [draw.randrange(1, 5) for _ in range(draw.randrange(1, 4))]
+    dims = list(range(len(shape)))
+    draw.shuffle(dims)
+    cuts = []
+    for axis, dim in zip(axes[: draw.randrange(len(axes) + 1)], dims, strict=False):
+        ranks, kind = sizes[axis], draw.choice(("plain", "parts", "padded"))
+        parts, padded = (), None
+        if kind == "parts":
+            units = [ranks, 2 * ranks, 1]
+            for _ in range(draw.randrange(1, 4)):
+                of_part = draw.choice(units)
+                parts += (Part(of_part * draw.randrange(1, 3), of_part),)
+            shape[dim] = sum(part.size for part in parts)
+        elif kind == "padded":
+            padded = ranks * draw.randrange(1, 5)
+            shape[dim] = draw.randrange(1, padded + 1)
+        else:
+            shape[dim] = ranks * draw.randrange(1, 4)
+        cuts.append(Cut(axis, dim, parts, padded))
+    rest = [axis for axis in axes if axis not in {cut.axis for cut in cuts}]
+    grad_sum = tuple(axis for axis in rest if draw.random() < 0.3)
+    return Shard(tuple(shape), tuple(cuts), view, grad_sum=grad_sum)
 
 
 def write(lease: AnyLease, step: int) -> Place:

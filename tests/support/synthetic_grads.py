@@ -16,42 +16,59 @@ from megascratch.config.settings import OptimConfig, ParallelConfig
 from megascratch.data_parallel import DATA_PARALLEL, DataParallel
 from megascratch.optim.grad_norm import clip_factor
 from megascratch.parallel.mesh import Mesh
-from megascratch.parallel.shard import Part, Shard, ShardSlice
+from megascratch.parallel.shard import Cut, Part, Shard, ShardSlice
 from tests.support.rank_pool import mesh_of
 
 SAMPLES = 4
-VOCABULARY = Shard((11, 6), {"tp": 0}, padded=16, tied="embedding")
-HEADS = (Part(16, 8), Part(4, 2), Part(4, 2))
+VOCABULARY = Shard((11, 6), (Cut("tp", 0, padded=16),), role="embedding", tied="embedding")
+HEADS = (Cut("tp", 0, (Part(16, 8), Part(4, 2), Part(4, 2))),)
 
 BLOCK = {
-    "norm": Shard((6,), grad_sum=("tp",), fill=1.0),
-    "qkv": Shard((24, 6), {"tp": 0}, parts=HEADS),
-    "qkv_bias": Shard((24,), {"tp": 0}, parts=HEADS),
-    "out": Shard((6, 16), {"tp": 1}),
-    "up": Shard((24, 6), {"tp": 0}),
-    "bias": Shard((6,)),
+    "norm": Shard((6,), role="norm", grad_sum=("tp",), fill=1.0),
+    "qkv": Shard((24, 6), HEADS),
+    "qkv_bias": Shard((24,), HEADS, role="bias"),
+    "out": Shard((6, 16), (Cut("tp", 1),)),
+    "up": Shard((24, 6), (Cut("tp", 0),)),
+    "bias": Shard((6,), role="bias"),
 }
 
-LAYERS = [
-    {"embedding": VOCABULARY, "positions": Shard((5, 6))},
+Layers = list[dict[str, Shard]]
+
+LAYERS: Layers = [
+    {"embedding": VOCABULARY, "positions": Shard((5, 6), role="embedding")},
     *({f"{number}_{name}": shard for name, shard in BLOCK.items()} for number in range(2)),
     {"head": VOCABULARY},
 ]
 
+DECAYING = ("embedding", "head", "matrix", "router")
 OPTIM = OptimConfig(weight_decay=0.1, adam_beta2=0.99, clip_grad=20.0)
 RATES = [0.01, 0.02, 0.005, 0.01, 0.03]
 
 
-def shards_of(stage: int, stages: int, tied: bool = True) -> dict[str, Shard]:
-    """The shards of a stage, in order of registration."""
-    per_stage = len(LAYERS) // stages
-    layers = LAYERS[stage * per_stage : (stage + 1) * per_stage]
-    own = None if not tied else "embedding"
-    return {
-        name: replace(shard, tied=own) if shard is VOCABULARY else shard
-        for layer in layers
-        for name, shard in layer.items()
-    }
+def shards_of(
+    stage: int, stages: int, tied: bool = True, layers: Layers = LAYERS
+) -> dict[str, Shard]:
+    """The shards of a stage, in order of registration; those that all stages share come last."""
+    per_stage = len(layers) // stages
+    own = {}
+    shared = {}
+    for number, layer in enumerate(layers):
+        for name, shard in layer.items():
+            if shard is VOCABULARY:
+                shard = replace(shard, tied="embedding" if tied else None)
+            if "pp" in shard.axes:
+                shared[name] = shard
+            elif number // per_stage == stage:
+                own[name] = shard
+    return own | shared
+
+
+def table_of(stages: int, tied: bool = True, layers: Layers = LAYERS) -> dict[str, Shard]:
+    """The shards of all stages."""
+    table: dict[str, Shard] = {}
+    for stage in range(stages):
+        table |= shards_of(stage, stages, tied, layers)
+    return table
 
 
 def draw(shape: tuple[int, ...], *key: object) -> Tensor:
@@ -60,24 +77,38 @@ def draw(shape: tuple[int, ...], *key: object) -> Tensor:
     return torch.randn(shape, dtype=torch.float64, generator=generator).bfloat16().double()
 
 
-def share(shard: Shard, piece: ShardSlice, sizes: dict[str, int], coords: dict[str, int]) -> float:
+def share(shard: Shard, piece: ShardSlice, mesh: Mesh) -> float:
     """The part of a gradient that a rank sees: ranks that must be summed see different parts of it."""
-    tp = sizes["tp"]
-    if shard.grad_sum:
-        return (coords["tp"] + 1) / (tp * (tp + 1) / 2)
-    copies = 1
-    if shard.shared_parts(sizes):
-        starts = [piece.whole.start for piece in shard.pieces(sizes, coords)]
-        copies = max(1, tp // shard.parts[starts.index(piece.whole.start)].units)
-    return (piece.copy % copies + 1) / (copies * (copies + 1) / 2)
+    sizes, coords = mesh.layout.sizes(shard.view), mesh.position.coords(shard.view)
+    seen = 1.0
+    for axis in shard.grad_sum:
+        seen *= one_of(coords[axis], sizes[axis])
+    for cut in shard.cuts:
+        copies = max(1, sizes[cut.axis] // units_at(shard, cut, piece.whole.start[cut.dim]))
+        seen *= one_of(coords[cut.axis] % copies, copies)
+    return seen
+
+
+def one_of(number: int, ranks: int) -> float:
+    """Different numbers for the ranks, whose sum is 1."""
+    return (number + 1) / (ranks * (ranks + 1) / 2)
+
+
+def units_at(shard: Shard, cut: Cut, index: int) -> int:
+    """The units of the part in which the index of the cut's dim is."""
+    end = 0
+    for part in cut.parts:
+        end += part.size
+        if index < end:
+            return part.units
+    return shard.shape[cut.dim]
 
 
 def local(whole: Tensor, shard: Shard, mesh: Mesh, padding: float, partial: bool = False) -> Tensor:
     """A rank's tensor of a whole, or its part of a whole gradient."""
-    sizes, coords = mesh.grid.sizes, mesh.coords
-    mine = torch.full(shard.local_shape(sizes), padding, dtype=torch.float64)
-    for piece in shard.pieces(sizes, coords):
-        part = share(shard, piece, sizes, coords) if partial else 1.0
+    mine = torch.full(shard.local_shape(mesh.layout), padding, dtype=torch.float64)
+    for piece in shard.pieces(mesh.position):
+        part = share(shard, piece, mesh) if partial else 1.0
         mine[piece.local.slices] = whole[piece.whole.slices] * part
     return mine
 
@@ -94,13 +125,17 @@ class Stage(nn.Module):
                 value = local(draw(shard.shape, shard.tied or name), shard, mesh, padding=0.0)
                 self.register_parameter(name, nn.Parameter(value.to(dtype)))
 
-    def backward(self, shards: dict[str, Shard], mesh: Mesh, step: int, sample: int) -> None:
-        """Gives the gradients of one sample to the sinks, last parameters first, in all the ways there are."""
+    def backward(
+        self, shards: dict[str, Shard], mesh: Mesh, step: int, samples: dict[str, list[int]]
+    ) -> None:
+        """Gives the gradients of the samples, which are given by view, to the sinks, last parameters first, in all the
+        ways there are."""
         for name, shard in reversed(shards.items()):
             weight = getattr(self, name)
-            grad = local(
-                draw(shard.shape, name, step, sample), shard, mesh, padding=7.0, partial=True
-            )
+            whole = torch.zeros(shard.shape, dtype=torch.float64)
+            for sample in samples[shard.view]:
+                whole += draw(shard.shape, name, step, sample)
+            grad = local(whole, shard, mesh, padding=7.0, partial=True)
             if name == "embedding":
                 ids = torch.arange(len(grad)).repeat_interleave(2)
                 weight.grad_sink.rows(
@@ -125,22 +160,35 @@ def build(
     tied: bool = True,
     overlap: bool = True,
     optimizer: str = "adam",
+    layers: Layers = LAYERS,
     **offload: Any,
 ) -> tuple[DataParallel, Stage, dict[str, Shard]]:
     mesh = mesh_of(**layout)
-    shards = shards_of(mesh.pp.rank, mesh.pp.size, tied)
+    shards = shards_of(mesh.pp.rank, mesh.pp.size, tied, layers)
     stage = Stage(shards, mesh, dtype)
     parallel = ParallelConfig(ddp_bucket_size=bucket, overlap_grad_reduce=overlap, **offload)
     optim = replace(OPTIM, optimizer=optimizer)
-    return DATA_PARALLEL[flavour]([stage], shards, mesh, optim, parallel), stage, shards
+    table = table_of(mesh.pp.size, tied, layers)
+    return DATA_PARALLEL[flavour]([stage], table, mesh, optim, parallel), stage, shards
+
+
+def samples_of(mesh: Mesh) -> list[dict[str, list[int]]]:
+    """For each micro-batch, the samples of which this rank sees the gradients, by view: the ranks of each view's data
+    axis deal them out."""
+    micro_batches = [{"dense": [], "expert": []} for _ in range(SAMPLES // mesh.data.size)]
+    for view in ("dense", "expert"):
+        axis = mesh.data_of(view)
+        for turn, sample in enumerate(range(axis.rank, SAMPLES, axis.size)):
+            micro_batches[turn % len(micro_batches)][view].append(sample)
+    return micro_batches
 
 
 def accumulate(model: DataParallel, stage: Stage, shards: dict[str, Shard], step: int) -> None:
-    """The backwards of one step: this rank's samples, one per micro-batch."""
-    mine = range(model.mesh.data.rank, SAMPLES, model.mesh.data.size)
-    for sample in mine:
-        model.begin(0, last=sample == mine[-1])
-        stage.backward(shards, model.mesh, step, sample)
+    """The backwards of one step, one per micro-batch."""
+    micro_batches = samples_of(model.mesh)
+    for number, samples in enumerate(micro_batches):
+        model.begin(0, last=number == len(micro_batches) - 1)
+        stage.backward(shards, model.mesh, step, samples)
     model.finish()
 
 
@@ -163,9 +211,10 @@ def serial(
     tied: bool = True,
     engine: Callable[[list[dict]], torch.optim.Optimizer] = torchs_adamw,
     kinds: tuple[str, ...] = ("exp_avg", "exp_avg_sq"),
+    layers: Layers = LAYERS,
 ) -> tuple[dict[str, Tensor], list[float]]:
     """The whole state by checkpoint name, and the norms, of one process with an optimizer over tensors."""
-    shards = shards_of(0, 1, tied)
+    shards = shards_of(0, 1, tied, layers)
     weights = {
         name: draw(shard.shape, name)
         for name, shard in shards.items()
@@ -173,7 +222,9 @@ def serial(
     }
     groups = [
         {
-            "params": [w for name, w in weights.items() if shards[name].decays is decays],
+            "params": [
+                w for name, w in weights.items() if (shards[name].role in DECAYING) is decays
+            ],
             "weight_decay": OPTIM.weight_decay if decays else 0.0,
         }
         for decays in (True, False)

@@ -3,12 +3,13 @@
 from typing import NamedTuple
 
 from megascratch.checkpoint import load, save
+from megascratch.config.layout import Layout
 from megascratch.config.settings import Config
 from megascratch.data.samples.microbatches import sample_numbers
 from megascratch.training.state import TrainState
 from megascratch.training.trainer import Trainer
 from tests.support.layout_runs import synthetic_batch
-from tests.support.rank_pool import mesh_of
+from tests.support.rank_pool import mesh_for
 
 
 class StepRecord(NamedTuple):
@@ -20,13 +21,7 @@ class StepRecord(NamedTuple):
 
 
 def build_trainer(config: Config) -> Trainer:
-    sizes = config.parallel
-    tp, pp, dp = (
-        sizes.tensor_model_parallel_size,
-        sizes.pipeline_model_parallel_size,
-        sizes.data_parallel_size or 1,
-    )
-    return Trainer(config, mesh_of(tp, pp, dp, config.training.device or "cpu"))
+    return Trainer(config, mesh_for(Layout.of(config.parallel), config.training.device or "cpu"))
 
 
 def train_steps(trainer: Trainer, state: TrainState, steps: int) -> list[StepRecord]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from megascratch.config.layout import Layout
 from megascratch.config.pipeline_split import FOLDED, CutError, layer_cut
 from megascratch.config.remedies import (
     WORLD,
@@ -24,24 +25,25 @@ def layout_fits_the_world(
     tp = tensor_model_parallel_size
     pp = pipeline_model_parallel_size
     dp = data_parallel_size
-    if world_size % (tp * pp):
+    copy = Layout(tp, pp).ranks_of_copy
+    if world_size % copy:
         return Broken(
             f"world size ({world_size}) must be divisible by tensor-model-parallel-size x pipeline-model-parallel-size "
-            f"({tp} x {pp} = {tp * pp})",
+            f"({tp} x {pp} = {copy})",
             [
-                Remedy(WORLD, near_multiples(world_size, tp * pp)),
+                Remedy(WORLD, near_multiples(world_size, copy)),
                 Remedy("tensor_model_parallel_size", each(divisors(world_size))),
                 Remedy("pipeline_model_parallel_size", each(divisors(world_size))),
             ],
-            f"use a layout of {choice(divisors(world_size), tp * pp)} ranks",
+            f"use a layout of {choice(divisors(world_size), copy)} ranks",
         )
-    if dp is not None and world_size != tp * pp * dp:
+    if dp is not None and world_size != copy * dp:
         return Broken(
             f"world size ({world_size}) must be tensor x pipeline x data parallel size ({tp} x {pp} x {dp} = "
-            f"{tp * pp * dp})",
+            f"{copy * dp})",
             [
-                Remedy(WORLD, [[tp * pp * dp]]),
-                Remedy("data_parallel_size", [[world_size // (tp * pp)]]),
+                Remedy(WORLD, [[copy * dp]]),
+                Remedy("data_parallel_size", [[world_size // copy]]),
             ],
         )
     return None

@@ -6,6 +6,7 @@ import torch
 
 from megascratch.config.settings import GuardConfig
 from megascratch.parallel.collectives import all_gather, all_gather_objects
+from megascratch.parallel.grid import Grid
 from megascratch.runtime.timers import StepTimer
 from megascratch.training.health.replicas import check_replicas
 from megascratch.training.health.straggler import Stragglers
@@ -23,7 +24,8 @@ class RunMonitor:
         self.watches = guard.log_straggler and self.mesh.world.size > 1
         self.phases = StepTimer(self.mesh.waits)
         hosts = all_gather_objects(socket.gethostname(), self.mesh.world) if self.watches else []
-        stages = [self.mesh.grid.coords(rank)["pp"] for rank in range(self.mesh.world.size)]
+        ranks = Grid(self.mesh.layout.sizes("dense"))
+        stages = [ranks.coords(rank)["pp"] for rank in range(self.mesh.world.size)]
         self.stragglers = Stragglers(
             stages, hosts, guard.straggler_factor, guard.straggler_intervals
         )

@@ -8,16 +8,17 @@ the tensor's own device.
 """
 
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from megascratch.config.layout import View
 from megascratch.parallel.collectives import all_gather_objects, all_reduce
 from megascratch.parallel.mesh import Axis
-from megascratch.parallel.shard import Box
+from megascratch.parallel.shard import MODEL_AXES, Box, Shard
 from megascratch.training.start.preflight import where
 from megascratch.training.trainer import Trainer
 
@@ -35,6 +36,7 @@ class Copy(NamedTuple):
     """One rank's copy of a block of a tensor."""
 
     name: str  # of the tensor, with the block's ranges
+    weight: str  # whose value or state it is
     rank: int
     digest: int
 
@@ -48,8 +50,9 @@ def check_replicas(trainer: Trainer, step: int) -> None:
     if mesh.world.size == 1:
         return
     mine = copies_of(trainer)
-    suspicious = _differing_over_data(trainer, mine)
-    suspicious |= _differing(mine, mesh.tp) | _differing(mine, mesh.embedding)
+    suspicious = _differing(mine, mesh.embedding)
+    for view in dict.fromkeys(shard.view for shard in trainer.shards.values()):
+        suspicious |= _differing_in_view(trainer, mine, view)
     count = torch.tensor(float(len(suspicious)), device=mesh.device)
     if all_reduce(count, mesh.world, dist.ReduceOp.MAX).item() == 0:
         return
@@ -67,21 +70,36 @@ def check_replicas(trainer: Trainer, step: int) -> None:
 
 def copies_of(trainer: Trainer) -> list[Copy]:
     """All blocks that this rank holds: its weights, and the state of its optimizer."""
-    return [Copy(name, trainer.mesh.rank, digest(tensor)) for name, tensor in _blocks(trainer)]
+    copies = []
+    for name, weight, tensor in _blocks(trainer):
+        copies.append(Copy(name, weight, trainer.mesh.rank, digest(tensor)))
+    return copies
 
 
-def _blocks(trainer: Trainer) -> Iterator[tuple[str, Tensor]]:
-    mesh = trainer.mesh
+def _blocks(trainer: Trainer) -> Iterator[tuple[str, str, Tensor]]:
+    """The name of each block, the name of its weight, and its elements."""
     trainer.data_parallel.await_weights()
     for chunk in trainer.chunks:
         for name, parameter in chunk.named_parameters():
             shard = trainer.shards[name]
-            for piece in shard.pieces(mesh.grid.sizes, mesh.coords):
-                block = _block_name(f"param.{shard.tied or name}", piece.whole)
-                yield block, parameter.detach()[piece.local.slices]
+            weight = shard.tied or name
+            for piece in shard.pieces(trainer.mesh.position):
+                block = _block_name(f"param.{weight}", piece.whole)
+                yield block, weight, parameter.detach()[piece.local.slices]
     for held in trainer.held():
         if not held.name.startswith("param."):
-            yield _block_name(held.name, held.box), held.tensor
+            weight = _weight_of(held.name, trainer.shards)
+            yield _block_name(held.name, held.box), weight, held.tensor
+
+
+def _weight_of(tensor: str, shards: Mapping[str, Shard]) -> str:
+    """The name of the weight whose state a tensor is: `head.weight` of `optim.exp_avg.head.weight`."""
+    weight = tensor
+    while weight not in shards:
+        _, dot, weight = weight.partition(".")
+        if not dot:
+            raise ValueError(f"{tensor} belongs to no weight of the model")
+    return weight
 
 
 def _block_name(tensor: str, box: Box) -> str:
@@ -101,9 +119,22 @@ def digest(tensor: Tensor) -> int:
     return int(total.item())
 
 
-def _differing_over_data(trainer: Trainer, mine: Sequence[Copy]) -> set[str]:
-    """`_differing` over the data-parallel ranks. There may be thousands of them, so they compare one number first."""
-    axis = trainer.mesh.data
+def _differing_in_view(trainer: Trainer, mine: Sequence[Copy], view: View) -> set[str]:
+    """`_differing` of the weights of a view, over the axes along which they have replicas."""
+    mesh = trainer.mesh
+    shards = trainer.shards
+    of_view = [copy for copy in mine if shards[copy.weight].view == view]
+    suspicious = _differing_over_data(trainer, of_view, mesh.data_of(view))
+    spread = {axis for shard in shards.values() if shard.view == view for axis in shard.axes}
+    for name in MODEL_AXES[view]:
+        if name in spread:
+            along = [copy for copy in of_view if name in shards[copy.weight].axes]
+            suspicious |= _differing(along, mesh.model_axis(name))
+    return suspicious
+
+
+def _differing_over_data(trainer: Trainer, mine: Sequence[Copy], axis: Axis) -> set[str]:
+    """`_differing` over data-parallel ranks. There may be thousands of them, so they compare one number first."""
     if axis.size == 1:
         return set()
     shared = mine

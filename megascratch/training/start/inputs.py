@@ -12,6 +12,7 @@ from megascratch.config.batch_size import samples_asked_for, steps_and_samples
 from megascratch.config.errors import Problems, UserError
 from megascratch.config.fields import with_fields
 from megascratch.config.laws import validate
+from megascratch.config.layout import Layout
 from megascratch.config.settings import Config
 from megascratch.data.samples.build import Splits, open_splits
 from megascratch.data.samples.split_spec import DEFAULT_SPLIT, named_prefixes, shares
@@ -162,9 +163,7 @@ def _require_laws_of_the_vocabulary(config: Config) -> None:
 
     Raises: SettingError.
     """
-    parallel = config.parallel
-    world = parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size
-    validate(config, world * (parallel.data_parallel_size or 1))
+    validate(config, Layout.of(config.parallel).world)
 
 
 def _require_folder(flag: str, path: str | None) -> None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from megascratch.config.errors import UserError
 from megascratch.config.fields import RANGES, SETTINGS, flat
 from megascratch.config.laws import LAWS, derive, notices, validate
+from megascratch.config.layout import Layout
 from megascratch.config.pipeline_split import layer_cut
 from megascratch.config.settings import Config
 from tests.support.broken_laws import BROKEN, FILES, SAMPLES, config, layout
@@ -240,12 +241,7 @@ def test_what_is_built_legally_is_accepted_and_fully_derived(case):
     validate(whole, world)
     assert derive(whole, world) == whole
     parallel = whole.parallel
-    assert (
-        parallel.data_parallel_size
-        * parallel.tensor_model_parallel_size
-        * parallel.pipeline_model_parallel_size
-        == world
-    )
+    assert Layout.of(parallel).world == world
     cut = layer_cut(
         whole.model.num_layers,
         parallel.pipeline_model_parallel_size,

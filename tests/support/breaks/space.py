@@ -11,7 +11,7 @@ from megascratch.data_parallel import base
 from megascratch.data_parallel.base import DataParallel
 from megascratch.data_parallel.ddp import DDP
 from megascratch.data_parallel.optimizer_shard import OptimizerShard
-from megascratch.data_parallel.partial_grads import PartialGradReducer, partial_runs
+from megascratch.data_parallel.partial_grads import PartialGradReducer, partial_blocks
 from megascratch.data_parallel.zero1 import Zero1
 from megascratch.layers import attention, dropout, embedding, linear, loss, mlp
 from megascratch.layers.loss import vocab_parallel_cross_entropy
@@ -144,16 +144,16 @@ def one_sample_later(consumed, micro_batch, size, dp_rank, dp_size):
 
 
 def averaged(self, bucket):
-    return start_all_reduce(bucket.grads.div_(self.mesh.data.size), self.mesh.data)
+    return start_all_reduce(bucket.grads.div_(bucket.axis.size), bucket.axis)
 
 
 def not_reduced(self, bucket):
-    return not_started(bucket.grads, self.mesh.data)
+    return not_started(bucket.grads, bucket.axis)
 
 
 def counted_everywhere(self):
     def first_copies(self, owned, place):
-        return [piece._replace(copy=self._replica) for piece in plain_pieces(self, owned, place)]
+        return [piece._replace(copy=0) for piece in plain_pieces(self, owned, place)]
 
     with patch.object(DataParallel, "_pieces", first_copies):
         return plain_counted(self)
@@ -195,21 +195,18 @@ def forget_partial_sums(self):
     self.shards = {name: replace(shard, grad_sum=()) for name, shard in self.shards.items()}
 
 
-def dealt_out_in_turn(self, dim, ranks, rank):
+def dealt_out_in_turn(self, cut, ranks, rank):
     """Tensor ranks 0 1 2 3 hold the key/value heads 0 1 0 1 instead of 0 0 1 1."""
     turned = []
-    for part, run in zip(self.parts, plain_runs(self, dim, ranks, rank), strict=False):
+    for part, run in zip(cut.parts, plain_runs(self, cut, ranks, rank), strict=False):
         copies = max(1, ranks // part.units)
         first = run.whole - rank // copies * run.length
         turned.append(run._replace(whole=first + rank % (ranks // copies) * run.length))
-    return turned if self.parts else plain_runs(self, dim, ranks, rank)
+    return turned if cut.parts else plain_runs(self, cut, ranks, rank)
 
 
-def over_all_ranks(shard, sizes, coords):
-    return [
-        run if shard.grad_sum else run._replace(slot=0, slots=1)
-        for run in partial_runs(shard, sizes, coords)
-    ]
+def over_all_ranks(shard, position):
+    return [block._replace(slot=0, slots=1) for block in partial_blocks(shard, position)]
 
 
 def documents_of_the_first_sample(documents):
@@ -230,8 +227,8 @@ def copies_under_their_own_name(part):
 
 
 def range_of_the_next_rank(self, bucket):
-    length = bucket.plan.size // self.mesh.data.size
-    rank = (self.mesh.data.rank + 1) % self.mesh.data.size
+    length = bucket.plan.size // bucket.axis.size
+    rank = (bucket.axis.rank + 1) % bucket.axis.size
     return rank * length, (rank + 1) * length
 
 
@@ -250,7 +247,7 @@ plain_dropout = dropout.Dropout.forward
 plain_initialise = build.initialise
 plain_table = build.shard_table
 plain_chunk, plain_mask = chunk.ModelChunk.forward, chunk.document_mask
-plain_runs, plain_stretches = Shard._runs, OptimizerShard.stretches
+plain_runs, plain_stretches = Shard.runs, OptimizerShard.stretches
 plain_pieces, plain_counted, plain_norm = (
     DataParallel._pieces,
     DataParallel._counted,
@@ -339,10 +336,10 @@ BREAKS: dict[str, Break] = {
         ],
     ),
     "gradients of shared key/value heads summed over all ranks": Break(
-        SHARED_HEADS, [(base, "partial_runs", over_all_ranks)]
+        SHARED_HEADS, [(base, "partial_blocks", over_all_ranks)]
     ),
     "shared key/value heads dealt out in turn": Break(
-        SHARED_HEADS, [(Shard, "_runs", dealt_out_in_turn)]
+        SHARED_HEADS, [(Shard, "runs", dealt_out_in_turn)]
     ),
     "gradients of shared key/value heads not summed": Break(
         SHARED_HEADS, [(PartialGradReducer, "add_up", nothing)]

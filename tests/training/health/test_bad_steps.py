@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from megascratch.checkpoint import read_manifest
 from megascratch.commands import main
 from megascratch.config.errors import UserError
+from megascratch.config.layout import Layout
 from megascratch.config.settings import DataConfig, GuardConfig
 from megascratch.data.inspect.audit import uses_of
 from megascratch.data.samples.build import open_splits
@@ -26,7 +27,7 @@ from megascratch.training.trainer import Trainer
 from tests.support.corpora import write
 from tests.support.layout_runs import config_of, synthetic_batch
 from tests.support.pretrain_runs import curve, flags, rows, saved
-from tests.support.rank_pool import mesh_of, on_ranks
+from tests.support.rank_pool import mesh_for, mesh_of, on_ranks
 
 POISON = 60  # a step that reads this token goes wrong
 SETTINGS = {"split": "1,0,0", "lr_decay_iters": 8, "lr_warmup_iters": 1, "train_iters": 6}
@@ -83,12 +84,7 @@ def test_the_state_remembers_the_last_good_losses_and_no_more(losses, window):
 
 def poisoned_on_one(config, sick: int, when: str) -> tuple:
     """On a rank: a good step, one that goes wrong on rank `sick` alone, a good one."""
-    sizes = config.parallel
-    mesh = mesh_of(
-        sizes.tensor_model_parallel_size,
-        sizes.pipeline_model_parallel_size,
-        sizes.data_parallel_size,
-    )
+    mesh = mesh_for(Layout.of(config.parallel))
     trainer, told, finish = Trainer(config, mesh), [], None
     batches = [
         synthetic_batch(config, range(m, m + 1))

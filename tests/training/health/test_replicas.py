@@ -5,10 +5,11 @@ import socket
 import pytest
 import torch
 
+from megascratch.config.layout import Layout
 from megascratch.training.health.replicas import ReplicasDiffer, check_replicas, digest
 from megascratch.training.trainer import Trainer
 from tests.support.layout_runs import config_of, synthetic_batch, world_of
-from tests.support.rank_pool import mesh_of, on_ranks
+from tests.support.rank_pool import mesh_for, on_ranks
 
 TP2 = {"tensor_model_parallel_size": 2, "sequence_parallel": True}
 PP2 = {"pipeline_model_parallel_size": 2}
@@ -32,12 +33,7 @@ def test_a_digest_sees_every_bit_and_every_place(dtype):
 
 def corrupted(config, rank: int, tensor: str) -> str:
     """On a rank: two steps, a check, then rank `rank` changes a bit of a weight (or a moment), and another check."""
-    sizes = config.parallel
-    mesh = mesh_of(
-        sizes.tensor_model_parallel_size,
-        sizes.pipeline_model_parallel_size,
-        sizes.data_parallel_size,
-    )
+    mesh = mesh_for(Layout.of(config.parallel))
     trainer = Trainer(config, mesh)
     for step in range(2):
         count = config.training.global_batch_size // mesh.dp.size

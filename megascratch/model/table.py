@@ -1,0 +1,67 @@
+"""The weights of the model by name, each with its shard: those of one chunk, or of the whole model, whose table every
+rank makes without communication.
+"""
+
+from dataclasses import replace
+
+import torch
+
+from megascratch.config.layout import Layout
+from megascratch.config.pipeline_split import layer_cut
+from megascratch.config.settings import ModelConfig, ParallelConfig
+from megascratch.model.chunk import ModelChunk
+from megascratch.parallel.mesh import Axis
+from megascratch.parallel.shard import Shard
+
+EMBEDDING_WEIGHT = "embedding.word.weight"
+HEAD_WEIGHT = "head.weight"
+
+
+def weight_table(model: ModelConfig, parallel: ParallelConfig, layout: Layout) -> dict[str, Shard]:
+    """Every weight of the model in the order of the stages, from modules without memory (on the meta device).
+
+    Args:
+        model, parallel: derived settings.
+        layout: the sizes that `parallel` asks for.
+    """
+    tp = Axis("tp", size=layout.tp)
+    stages = layers_of_stages(model, parallel, layout.pp)
+    table: dict[str, Shard] = {}
+    for stage, layers in enumerate(stages):
+        first = stage == 0
+        last = stage == len(stages) - 1
+        with torch.device("meta"):
+            chunk = ModelChunk(model, layers, first, last, tp, parallel.sequence_parallel)
+        table |= shard_table(chunk)
+    return table
+
+
+def layers_of_stages(model: ModelConfig, parallel: ParallelConfig, stages: int) -> list[range]:
+    """The numbers of the layers that each virtual stage holds, in model order."""
+    cut = layer_cut(
+        model.num_layers,
+        stages,
+        parallel.num_virtual_stages_per_pipeline_rank or 1,
+        parallel.decoder_first_pipeline_num_layers,
+        parallel.decoder_last_pipeline_num_layers,
+        parallel.pipeline_model_parallel_layout,
+    )
+    layers = []
+    start = 0
+    for length in cut:
+        layers.append(range(start, start + length))
+        start += length
+    return layers
+
+
+def shard_table(chunk: ModelChunk) -> dict[str, Shard]:
+    """Maps each full parameter name to its shard. Tied copies on different stages name the weight they are tied to."""
+    table: dict[str, Shard] = {}
+    for prefix, module in chunk.named_modules():
+        for name, shard in getattr(module, "shards", {}).items():
+            table[f"{prefix}.{name}"] = shard
+    if not chunk.model.untie_embeddings_and_output_weights and chunk.first != chunk.last:
+        for name in (EMBEDDING_WEIGHT, HEAD_WEIGHT):
+            if name in table:
+                table[name] = replace(table[name], tied=EMBEDDING_WEIGHT)
+    return table
