@@ -238,8 +238,13 @@ def decay_ends_where_the_buckets_does(self):
 
 
 def copies_of_a_tied_weight_count(self):
-    with patch.object(DataParallel, "_name", lambda self, name: name):
-        return plain_counted(self)
+    counted = plain_counted(self)
+    for owned, place in self._places():
+        name = self._name(place.name)
+        if name != place.name:
+            for piece in self._pieces(owned, place):
+                counted[name].append(self._held(name, place, owned.grads, owned, piece).tensor)
+    return counted
 
 
 plain_embedding = embedding.VocabParallelEmbedding.__init__
