@@ -20,7 +20,7 @@ from torch import Tensor
 from megascratch.config.derive import derive
 from megascratch.config.fields import with_fields
 from megascratch.config.settings import Config
-from megascratch.data.samples.batch import Batch
+from megascratch.data.samples.batch import collate
 from megascratch.model.flops import flops_per_token
 from megascratch.parallel.mesh import Mesh
 from megascratch.training.hardware import keep_freed_memory
@@ -74,8 +74,8 @@ def ours(shape: Shape, device: str, compiled: bool, fp64: bool = False) -> Step:
     config = config_of(shape, bf16=device == "cuda", fp64=fp64, compile=compiled)
     trainer = Trainer(config, Mesh.alone(device))
     (ids, labels), size = tokens_of(shape), shape[-1]
-    places = torch.arange(ids.shape[1]).expand(size, -1)
-    batch = Batch(ids, labels, torch.ones(ids.shape), places, None, torch.arange(size))
+    samples = torch.cat((ids, labels[:, -1:]), 1).numpy()
+    batch = collate(list(samples), range(size), ids.shape[1], None)
     return lambda: trainer.train_step([batch], LR).global_loss
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from megascratch.config.derive import derive
 from megascratch.config.fields import with_fields
 from megascratch.config.settings import Config
-from megascratch.data.samples.batch import Batch
+from megascratch.data.samples.batch import Batch, collate
 
 LAYERS = 8
 WIDTH = 384
@@ -160,11 +160,9 @@ def samples(count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 def batches(ids: Tensor, labels: Tensor, micro_batch_size: int) -> list[Batch]:
     """The same samples as megascratch's micro-batches."""
-    numbers = torch.arange(len(ids))
-    places = torch.arange(SEQUENCE)
-    return [
-        Batch(i, y, torch.ones(y.shape), places.expand(len(i), -1), None, n)
-        for i, y, n in zip(
-            *(x.split(micro_batch_size) for x in (ids, labels, numbers)), strict=True
-        )
-    ]
+    tokens = torch.cat((ids, labels[:, -1:]), 1).numpy()
+    found = []
+    for first in range(0, len(tokens), micro_batch_size):
+        some = tokens[first : first + micro_batch_size]
+        found.append(collate(list(some), range(first, first + len(some)), SEQUENCE, None))
+    return found

@@ -6,9 +6,9 @@ continuation of a prompt does not depend on the others. Random draws are a funct
 number of the token).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,10 +16,9 @@ from torch import Tensor
 from megascratch.config.errors import UserError
 from megascratch.config.settings import Config
 from megascratch.data.tokens.indices import stream_key
+from megascratch.layers.context import ForwardContext
+from megascratch.layers.visible import Visible
 from megascratch.model.chunk import ModelChunk
-
-PADDING = -1
-"""Document number of the padding on the left of a prompt."""
 
 
 @dataclass(frozen=True)
@@ -76,14 +75,25 @@ class _Rules:
     positions: int | None  # rows of the position table; None: no limit
 
 
+class _Token(NamedTuple):
+    """A token that goes into the model. Padding sees padding, because attention to nothing would give NaN."""
+
+    id: int = 0
+    position: int = 0
+    start: int = 0
+    """The column in which its document begins."""
+    real: bool = False
+
+
 @dataclass
 class _PromptState:
-    """A prompt and its continuation. `document` and `position` are those of the next token that is fed."""
+    """A prompt and its continuation. `column`, `start` and `position` are those of the next token that is fed."""
 
     rules: _Rules
     generator: torch.Generator
     tokens: list[int] = field(default_factory=list)
-    document: int = 0
+    column: int = 0
+    start: int = 0
     position: int = 0
     ended: StoppedBy | None = None
     fed: bool = True  # the newest logits belong to this prompt
@@ -98,17 +108,17 @@ class _PromptState:
         """Whether the continuation can get another token."""
         return self.ended is None and not self.full
 
-    def feed(self, token: int) -> tuple[int, int]:
-        """Document and position of the token that goes into the model now. After an end of document both may reset."""
-        document = self.document
-        position = self.position
+    def feed(self, token: int) -> _Token:
+        """The token that goes into the model now. After an end of document a new one may begin."""
+        fed = _Token(token, self.position, self.start, real=True)
         self.position += 1
+        self.column += 1
         if token == self.rules.eod:
             if self.rules.reset_attention:
-                self.document += 1
+                self.start = self.column
             if self.rules.reset_positions:
                 self.position = 0
-        return document, position
+        return fed
 
     def continuation(self, max_new_tokens: int) -> Continuation:
         if self.ended:
@@ -150,15 +160,14 @@ def generate(
         rows.append(_PromptState(rules, _generator(sampling.seed, number)))
     device = next(model.parameters()).device
     cache = model.new_cache()
-    # each [b, longest prompt]
-    ids, documents, positions = _lay_out(rows, prompts, first_number).to(device)
-    seen = documents
+    tokens = _lay_out(rows, prompts, first_number)
+    width = len(tokens[0])  # columns so far
     for count in range(max_new_tokens):
         if count > 0:
-            ids, documents, positions = _next_column(rows).to(device)  # each [b, 1]
-            seen = torch.cat((seen, documents), 1)
-        # [b, v]
-        logits = model.next_logits(ids, positions, _mask(documents, seen), cache).double().cpu()
+            tokens = _next_column(rows)
+            width += 1
+        ids, context = _inputs(tokens, width, cache, device)
+        logits = model.next_logits(ids, context).double().cpu()  # [b, v]
         for number, (row, scores) in enumerate(zip(rows, logits, strict=True)):
             if not row.fed:
                 continue
@@ -179,49 +188,52 @@ def _generator(seed: int, number: int) -> torch.Generator:
 
 def _lay_out(
     rows: list[_PromptState], prompts: Sequence[Sequence[int]], first_number: int
-) -> Tensor:
-    """Ids, document numbers and positions [3, b, longest prompt], padded on the left."""
+) -> list[list[_Token]]:
+    """The prompts, [b][longest prompt], padded on the left."""
     width = max(map(len, prompts))
-    table = torch.zeros(3, len(prompts), width, dtype=torch.int64)
-    table[1] = PADDING
+    table = []
     for number, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
-        for slot, token in enumerate(prompt, width - len(prompt)):
+        row.column = row.start = width - len(prompt)
+        tokens = [_Token()] * row.column
+        for token in prompt:
             if row.full:
                 raise UserError(
                     f"prompt {first_number + number + 1} has {len(prompt)} tokens, the model has "
                     f"{row.rules.positions} positions (--max-position-embeddings): shorten the prompt"
                 )
-            table[:, number, slot] = torch.tensor([token, *row.feed(token)])
+            tokens.append(row.feed(token))
+        table.append(tokens)
     return table
 
 
-def _next_column(rows: list[_PromptState]) -> Tensor:
-    """The newest token of each row, its document and position [3, b, 1]. A finished row is fed token 0; its logits are
-    ignored."""
-    entries = []
+def _next_column(rows: list[_PromptState]) -> list[list[_Token]]:
+    """The newest token of each row, [b][1]. A finished row is fed padding; its logits are ignored."""
+    column = []
     for row in rows:
         row.fed = row.open
-        if row.fed:
-            token = row.tokens[-1]
-            entries.append((token, *row.feed(token)))
-        else:
-            entries.append((0, row.document, 0))
-    return torch.tensor(entries).t().unsqueeze(2)  # [b, 3] -> [3, b, 1]
+        column.append([row.feed(row.tokens[-1]) if row.fed else _Token()])
+    return column
 
 
-def _mask(documents: Tensor, seen: Tensor) -> Tensor:
-    """The attention mask [b, 1, n, k]: True for the same document, and not in the future. Padding attends to padding,
-    because a row without any True would give NaN.
-
-    Args:
-        documents: [b, n] document numbers of the newest tokens.
-        seen: [b, k] document numbers of all tokens so far.
-    """
-    n = documents.shape[1]
-    k = seen.shape[1]
-    not_future = torch.ones(n, k, dtype=torch.bool, device=seen.device).tril(k - n)  # [n, k]
-    same_document = documents[:, None, :, None] == seen[:, None, None, :]  # [b, 1, n, k]
-    return same_document & not_future
+def _inputs(
+    tokens: list[list[_Token]], width: int, cache: Mapping[int, Any], device: torch.device
+) -> tuple[Tensor, ForwardContext]:
+    """Ids [b, n] and the context of the last n of `width` columns; the cache has those before them. A token's column is
+    its position in the sample."""
+    table = torch.tensor(tokens, device=device)  # [b, n, 4]
+    ids, positions, starts, real = table.unbind(2)
+    columns = torch.arange(width, device=device)
+    newest = columns[width - ids.shape[1] :]
+    context = ForwardContext(
+        samples=torch.arange(len(ids), device=device),
+        positions=positions,
+        sample_positions=newest,
+        sample_length=width,
+        real=real.bool(),
+        visible=Visible(newest, columns, starts, in_order=False),
+        cache=cache,
+    )
+    return ids, context
 
 
 def pick(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> int:

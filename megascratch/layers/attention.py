@@ -4,6 +4,7 @@ With more tp ranks than key/value heads, neighbouring ranks hold replicas of the
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch import Tensor
 from megascratch.config.layers import AttentionSpec
 from megascratch.layers.context import ForwardContext
 from megascratch.layers.dropout import AttentionDropout
-from megascratch.layers.kernels.attention import attention
+from megascratch.layers.kernels.attention import attention, attention_with_dropout
 from megascratch.layers.linear import ColumnParallelLinear, RowParallelLinear
 from megascratch.layers.recompute import with_recompute
 from megascratch.layers.rotary import split_heads
@@ -101,21 +102,13 @@ class Attention(Mixer):
         k = self._repeat_kv(k)
         v = self._repeat_kv(v)
         if self.training and self.dropout.p:
-            out = self._with_dropout(q, k, v, context)
+            dropout = partial(self.dropout, context=context)
+            out = attention_with_dropout(q, k, v, context.visible, dropout)
         else:
-            out = attention(q, k, v, context.mask)
+            out = attention(q, k, v, context.visible)
         return out.permute(2, 0, 1, 3)
 
     def _repeat_kv(self, x: Tensor) -> Tensor:
         """Repeats each key/value head for the neighbouring query heads that share it."""
         times = self.heads // self.groups
         return x if times == 1 else x.repeat_interleave(times, 1)
-
-    def _with_dropout(self, q: Tensor, k: Tensor, v: Tensor, context: ForwardContext) -> Tensor:
-        """Attention with dropout in plain steps, because the dropout masks of fused kernels depend on the layout."""
-        mask = context.mask
-        if mask is None:
-            mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
-        scores = (q @ k.transpose(2, 3)) * self.width**-0.5  # [b, n/tp, q, k]
-        weights = scores.masked_fill(~mask, -torch.inf).softmax(-1)
-        return self.dropout(weights, context.samples) @ v

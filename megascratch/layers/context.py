@@ -1,4 +1,4 @@
-"""What all layers of one forward share: sample numbers, rotary angles, mask, and the cache of generation."""
+"""What all layers of one forward know about its tokens, in addition to their hidden states."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,15 +7,39 @@ from typing import Any
 from torch import Tensor
 
 from megascratch.config.layers import RopeSpec
+from megascratch.layers.visible import Visible
+from megascratch.parallel.mesh import Axis
+from megascratch.parallel.side_loss import SideLosses
 
 
 @dataclass(frozen=True)
 class ForwardContext:
-    """The inputs that all blocks of one forward share."""
+    """The tokens of one forward: b samples, of which this rank has s tokens each.
 
-    samples: Tensor  # [b] sample numbers, the key of dropout
-    # for each kind of rope of these blocks: cos [s, b, 1, d], sin [s, b, 1, d/2]
+    A layer that must know where a token is reads it here. The place of a token in a tensor says nothing: a rank may
+    hold any tokens of a sample, in any order.
+    """
+
+    samples: Tensor
+    """[b] int64 global number of each sample, the key of dropout."""
+    positions: Tensor
+    """[b, s] int64 position that the position table and rotary angles read; may begin again at each document."""
+    sample_positions: Tensor
+    """[s] int64 position of each token in the whole sample."""
+    sample_length: int
+    """Tokens of the whole sample."""
+    real: Tensor
+    """[b, s] bool, False for padding."""
+    visible: Visible
+    """What each token may attend to."""
     rotary: Mapping[RopeSpec, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    mask: Tensor | None = None  # [b, 1, q, k] bool, True where attention is allowed; None: causal
-    # by layer: what its mixer keeps of the previous tokens, as made by `Mixer.new_cache`; None: nothing is kept
+    """For each kind of rope of the blocks: cos [s, b, 1, d] and sin [s, b, 1, d/2]."""
     cache: Mapping[int, Any] | None = None
+    """By layer: what its mixer keeps of the previous tokens, as made by `Mixer.new_cache`; None: nothing is kept."""
+    side_losses: SideLosses | None = None
+    """Where a layer joins a side term to the loss; None where nothing is trained or measured."""
+
+
+def own_tokens(x: Tensor, tp: Axis, sequence_parallel: bool) -> Tensor:
+    """The rows [s/tp, ...] of x [s, ...] whose hidden states this tensor rank has; without sequence parallelism all."""
+    return x.chunk(tp.size)[tp.rank] if sequence_parallel else x

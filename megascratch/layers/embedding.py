@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from megascratch.config.layout import Layout
+from megascratch.layers.context import own_tokens
 from megascratch.parallel.collectives import reduce_from, reduce_scatter_to
 from megascratch.parallel.mesh import Axis
 from megascratch.parallel.shard import Cut, Role, Shard
@@ -94,7 +95,5 @@ class PositionEmbedding(nn.Module):
         self.weight = nn.Parameter(torch.empty(positions, hidden_size))
 
     def forward(self, positions: Tensor) -> Tensor:  # [b, s] -> [s or s/tp, b, h]
-        positions = positions.t()  # [s, b]
-        if self.scatter:
-            positions = positions.chunk(self.tp.size)[self.tp.rank]
+        positions = own_tokens(positions.t(), self.tp, self.scatter)  # [s or s/tp, b]
         return rows(self.weight, positions)

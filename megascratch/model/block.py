@@ -74,7 +74,7 @@ class Block(nn.Module):
             y = branch.mix(y, context)
             if branch.post is not None:
                 y = branch.post(y)
-            x = x + branch.dropout(y, context.samples)
+            x = x + branch.dropout(y, context)
         return x
 
     @property

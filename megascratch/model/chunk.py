@@ -6,7 +6,7 @@ Parameter names contain the global number of the layer, so they do not depend on
 know the pipeline: a chunk maps (hidden states or None, batch) to hidden states or the sum of the loss.
 """
 
-from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
@@ -25,6 +25,7 @@ from megascratch.layers.loss import vocab_parallel_cross_entropy
 from megascratch.layers.norm import build_norm
 from megascratch.layers.recompute import RecomputeUnit, units, with_recompute
 from megascratch.layers.rotary import rotary_angles
+from megascratch.layers.visible import Visible
 from megascratch.model.block import Block
 from megascratch.parallel.mesh import Axis
 from megascratch.parallel.shard import Shard
@@ -57,11 +58,11 @@ class Embedding(nn.Module):
             )
         self.dropout = Dropout(model.hidden_dropout, seed, 0, tp, sequence_parallel)
 
-    def forward(self, ids: Tensor, positions: Tensor, samples: Tensor) -> Tensor:
+    def forward(self, ids: Tensor, context: ForwardContext) -> Tensor:
         x = self.word(ids)  # [s or s/tp, b, h]
         if self.position is not None:
-            x = x + self.position(positions)
-        return self.dropout(x, samples)
+            x = x + self.position(context.positions)
+        return self.dropout(x, context)
 
 
 class Head(nn.Module):
@@ -166,17 +167,14 @@ class ModelChunk(nn.Module):
     def forward(self, x: Tensor | None, batch: Batch) -> Tensor:
         """Maps the hidden states [s or s/tp, b, h] of the previous chunk (None for the first) to hidden states, in the
         last chunk to the sum of the loss over the valid tokens of the batch (a scalar, divided later: law 5)."""
-        angles = self.rotary(batch.positions)
-        context = ForwardContext(batch.samples, angles, document_mask(batch.documents))
-        x = self.hidden(x, batch.ids, batch.positions, context)
+        x = self.hidden(x, batch.ids, context_of(batch))
         return x if self.head is None else self.head(x, batch.labels, batch.loss_mask)
 
-    def hidden(
-        self, x: Tensor | None, ids: Tensor, positions: Tensor, context: ForwardContext
-    ) -> Tensor:
+    def hidden(self, x: Tensor | None, ids: Tensor, context: ForwardContext) -> Tensor:
         """The forward without the head."""
+        context = replace(context, rotary=self.rotary(context.positions))
         if self.embedding is not None:
-            x = self.embedding(ids, positions, context.samples)
+            x = self.embedding(ids, context)
         assert x is not None
         blocks = self.blocks()
         for unit in self.units:
@@ -186,13 +184,10 @@ class ModelChunk(nn.Module):
             x = through(x, context)
         return x if self.final_norm is None else self.final_norm(x)
 
-    def next_logits(
-        self, ids: Tensor, positions: Tensor, mask: Tensor | None, cache: Mapping[int, Any]
-    ) -> Tensor:
+    def next_logits(self, ids: Tensor, context: ForwardContext) -> Tensor:
         """Logits [b, v] after the last of `ids` [b, n], for a model that is one chunk on one rank."""
         assert self.head is not None
-        context = ForwardContext(positions[:, 0], self.rotary(positions), mask, cache)
-        x = self.hidden(None, ids, positions, context)  # [n, b, h]
+        x = self.hidden(None, ids, context)  # [n, b, h]
         logits = self.head.logits(x[-1:])  # [b, v], with padding
         return logits[:, : self.head.valid]
 
@@ -220,9 +215,18 @@ def _through(blocks: list[Block], x: Tensor, context: ForwardContext) -> Tensor:
     return x
 
 
-def document_mask(documents: Tensor | None) -> Tensor | None:
-    """[b, s] document numbers -> [b, 1, s, s], True where attention is allowed: causal, within a document."""
-    if documents is None:
-        return None
-    same = documents[:, None, :, None] == documents[:, None, None, :]
-    return same.tril()
+def context_of(batch: Batch) -> ForwardContext:
+    """What the layers may know about the tokens of a batch."""
+    places = batch.sample_positions
+    starts = batch.document_starts
+    if starts is not None and not batch.in_order:
+        starts = starts[:, places]  # [b, s] of this rank's tokens
+    return ForwardContext(
+        batch.samples,
+        batch.positions,
+        places,
+        batch.sample_length,
+        batch.real,
+        Visible(places, places, starts, batch.in_order),
+        side_losses=batch.side_losses,
+    )

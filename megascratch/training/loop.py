@@ -7,7 +7,7 @@ after it, and a request to stop ends them between two batches.
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from megascratch.model.flops import flops_per_token, parameters
 from megascratch.optim.lr_schedule import learning_rate
 from megascratch.parallel.collectives import all_reduce
 from megascratch.parallel.pending import CommunicationError
+from megascratch.parallel.side_loss import TermSum
 from megascratch.pipeline.recorder import Recorder
 from megascratch.runtime.faults import fault_point
 from megascratch.runtime.heartbeat import doing, set_watched
@@ -47,6 +48,7 @@ class _Interval:
     """What has happened since the last log line."""
 
     loss: torch.Tensor  # this rank's part of the sum over the learned tokens
+    side_terms: dict[str, TermSum] = field(default_factory=dict)
     tokens: int = 0  # learned ones
     steps: int = 0
     skipped: int = 0
@@ -63,6 +65,9 @@ class _Interval:
         if result.tokens and not result.wrong:
             self.loss = self.loss + result.loss * result.tokens
             self.tokens += result.tokens
+            for name, more in result.side_terms.items():
+                so_far = self.side_terms.get(name, TermSum(0.0, 0.0))
+                self.side_terms[name] = so_far.plus(more)
         self.steps += 1
         self.samples += samples
         self.seconds += seconds
@@ -103,6 +108,7 @@ class _Loop:
         self.checkpointing = Checkpointing(run.saver, training, self.report, self.state.step or -1)
         self.trained_seconds = 0.0
         self.last_loss: float | None = None
+        self.last_side_losses: dict[str, float | None] = {}
         self.valid_loss = run.valid_loss
         self.validated = -1 if run.valid_loss is None else self.state.step  # the step of valid_loss
         self.first_step = self.state.step
@@ -293,6 +299,7 @@ class _Loop:
         self.interval = self._new_interval()
         loss = self.trainer.global_loss(interval.loss)
         self.last_loss = loss / interval.tokens if interval.tokens else None
+        self.last_side_losses = _columns(interval.side_terms)
         for line in self.monitor.slow_ranks():
             self._say(line)
         self.trained_seconds += interval.seconds
@@ -310,6 +317,7 @@ class _Loop:
             "step_seconds": interval.seconds / interval.steps,
             "mfu": self.flops * tokens_per_second / self.peak,
             "memory_bytes": int(all_reduce(memory, self.mesh.world).item()),
+            **self.last_side_losses,
         }
         if self.config.optim.fp16:
             row |= {"loss_scale": self.trainer.scale.scale, "skipped_steps": interval.skipped}
@@ -385,7 +393,8 @@ class _Loop:
         samples_left = len(dataset) - first
         # the last one may be partial
         rounds = min(self.training.eval_iters, -(-samples_left // batch))
-        sums = torch.zeros(2, dtype=torch.float64, device=self.mesh.device)  # loss, tokens
+        terms = self.trainer.terms
+        sums = torch.zeros(len(terms), 2, dtype=torch.float64, device=self.mesh.device)
         for i in range(rounds):
             code = stop.agreed(None, self.mesh.world, self.mesh.device)
             if code:
@@ -396,10 +405,17 @@ class _Loop:
             fault_point("evaluate.batch")
             batches = self.built.read(dataset, first + i * batch, microbatches)
             sums += self.trainer.evaluate(batches)
-        loss_sum, tokens = sums.tolist()
-        loss = loss_sum / tokens if tokens else None
+        language_model, *side_terms = [TermSum(*pair) for pair in sums.tolist()]
+        loss = language_model.loss
         if self.report is not None:
-            row = {"step": self.state.step, "split": split, "loss": loss, "tokens": int(tokens)}
+            names = [term.name for term in terms[1:]]
+            row = {
+                "step": self.state.step,
+                "split": split,
+                "loss": loss,
+                "tokens": int(language_model.tokens),
+                **_columns(dict(zip(names, side_terms, strict=True))),
+            }
             self.report.evaluation(row)
         if loss is None:
             self._save_last()
@@ -423,6 +439,7 @@ class _Loop:
             "tokens": self.state.consumed_samples * self.config.data.seq_length,
             "seconds": round(self.trained_seconds, 3),
             "loss": self.last_loss,
+            **self.last_side_losses,
             "valid_loss": self.valid_loss,
             "tokens_per_second": tokens / self.trained_seconds if self.trained_seconds else None,
             "steps_without_tokens": self.without_tokens,
@@ -453,3 +470,8 @@ class _Loop:
     def _say(self, text: str) -> None:
         if self.report is not None:
             self.report.say(text)
+
+
+def _columns(side_terms: dict[str, TermSum]) -> dict[str, float | None]:
+    """The column of each side term in a row of the report."""
+    return {f"{name}_loss": term.loss for name, term in side_terms.items()}

@@ -77,6 +77,7 @@ class Report:
             f"memory {row['memory_bytes'] / 2**30:.2f} GiB",
             f"left {_clock(left)}",
         ]
+        figures[2:2] = _side_losses(row)
         if "loss_scale" in row:
             figures.append(f"overflowed {row['skipped_steps']}, loss scale {row['loss_scale']:g}")
         if row.get("steps_without_tokens"):
@@ -91,10 +92,11 @@ class Report:
         loss = row["loss"]
         if (step, split) not in [(old["step"], old.get("split")) for old in self.rows]:
             self._write(row)
+        side_losses = "".join(f" | {figure}" for figure in _side_losses(row))
         perplexity = None if loss is None else math.exp(min(loss, 700))
         self.say(
             f"step {step:>6} | {split} loss {_number(loss, '.4f')} | "
-            f"perplexity {_number(perplexity, '.2f')} | {row['tokens']:,} tokens"
+            f"perplexity {_number(perplexity, '.2f')} | {row['tokens']:,} tokens{side_losses}"
         )
 
     def event(self, row: Row, text: str) -> None:
@@ -277,6 +279,15 @@ def _json(row: Row, indent: int | None = None) -> str:
         not_finite = isinstance(value, float) and not math.isfinite(value)
         finite[name] = None if not_finite else value
     return json.dumps(finite, indent=indent)
+
+
+def _side_losses(row: Row) -> list[str]:
+    """The losses of the side terms, which have columns of their own: NAME_loss."""
+    figures = []
+    for column, value in row.items():
+        if column.endswith("_loss"):
+            figures.append(f"{column.removesuffix('_loss')} loss {_number(value, '.4f')}")
+    return figures
 
 
 def _number(value: float | None, form: str) -> str:

@@ -3,7 +3,8 @@ optimizer step. Does not depend on files, the clock or the data set.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ from megascratch.config.settings import Config
 from megascratch.data.samples.batch import Batch
 from megascratch.data_parallel import DATA_PARALLEL
 from megascratch.model.build import build_chunks, compile_blocks
+from megascratch.model.loss_terms import LANGUAGE_MODEL, LossTerm, loss_terms
 from megascratch.model.table import weight_table
 from megascratch.optim.grad_norm import clip_factor
 from megascratch.optim.loss_scale import LossScale
@@ -21,6 +23,7 @@ from megascratch.parallel.collectives import all_reduce
 from megascratch.parallel.mesh import Mesh
 from megascratch.parallel.pending import CommunicationError
 from megascratch.parallel.sharded_tensor import ShardedTensor
+from megascratch.parallel.side_loss import SideLosses, TermSum
 from megascratch.pipeline import runtime
 from megascratch.pipeline.passes import Orders, compile_order, placement_of
 from megascratch.pipeline.recorder import Recorder
@@ -53,22 +56,23 @@ def nothing_updated(wrong: str, step: int) -> str:
 
 class StepResult(NamedTuple):
     """The result of a step. `loss` is this rank's part of the global loss (the parts of all ranks add up to it: law 5);
-    all other fields are global."""
+    all other fields are global. The loss is that of the language model, without side terms."""
 
     loss: Tensor  # fp64 scalar on the device; 0 where the loss was not computed
     global_loss: float  # nan where no token was learned, as is grad_norm
     grad_norm: float
     skipped: bool  # nothing was updated
-    wrong: str = ""  # the judge's verdict; an fp16 overflow is not wrong
-    tokens: int = 1  # learned tokens of the global batch
+    wrong: str  # the judge's verdict, '' for none; an fp16 overflow is not wrong
+    tokens: int  # learned tokens of the global batch
+    side_terms: dict[str, TermSum]  # every term of the objective but the language model's
 
 
 class _Update(NamedTuple):
     """What all ranks agree on after the backward of a step."""
 
     loss: float
+    side_sums: dict[str, float]
     grad_norm: float
-    tokens: int
     overflowed: bool
     wrong: str
 
@@ -112,6 +116,7 @@ class Trainer:
             sequence //= mesh.tp.size
         hidden = (sequence, training.micro_batch_size, model.hidden_size)  # [s,b,h]
         self.spec = TensorSpec(hidden, dtype, mesh.device)
+        self.terms = loss_terms(model)
         self.scale = LossScale.start(config.optim)
         if mesh.links is not None:
             runtime.connect(mesh.links, mesh.device)
@@ -143,46 +148,55 @@ class Trainer:
         phases = phases or StepTimer()
         at_step(step)
         doing("the number of valid tokens")
-        tokens = self._valid_tokens(batches)
-        batches = [batch.to(self.mesh.device) for batch in batches]
+        counts = self._counts(batches)
+        weights = self._weights(counts)
+        batches = self._on_device(batches, weights)
         losses = runtime.run(
             self.orders(len(batches))[self.mesh.pp.rank],
             self.stages,
             self.mesh.links,
             batches,
             self.spec,
-            self.scale.scale / max(tokens, 1.0),  # without any token all gradients are 0 anyway
+            weights[LANGUAGE_MODEL],
             self._before_backward,
             step,
             self.placement,
             recorder,
         )
         phases.lap("forward and backward")
-        part = self._loss_part(losses) / max(tokens, 1.0)
+        tokens = counts[LANGUAGE_MODEL]
+        loss_part = self._loss_part(losses) / max(tokens, 1.0)
+        parts = torch.cat((loss_part.view(1), self._side_parts(batches)))
         try:
-            update = self._update(part, tokens, lr, judge or not_finite)
+            update = self._update(parts, tokens, lr, judge or not_finite)
         except CommunicationError as error:
             raise CommunicationError(f"gradients and weights of step {step}: {error}") from error
         if update.wrong and judge is None:
             raise FloatingPointError(nothing_updated(update.wrong, step))
-        if update.tokens and not update.wrong:
+        if tokens and not update.wrong:
             # a step that is not applied says nothing about the scale
             self.scale = self.scale.after(update.overflowed, self.config.optim)
         phases.lap("update")
-        skipped = update.overflowed or bool(update.wrong) or not update.tokens
-        return StepResult(part, update.loss, update.grad_norm, skipped, update.wrong, update.tokens)
+        skipped = update.overflowed or bool(update.wrong) or not tokens
+        return StepResult(
+            loss_part,
+            update.loss,
+            update.grad_norm,
+            skipped,
+            update.wrong,
+            round(tokens),
+            {name: TermSum(total, counts[name]) for name, total in update.side_sums.items()},
+        )
 
-    def _update(self, loss_part: Tensor, tokens: float, lr: float, judge: Judge) -> _Update:
+    def _update(self, parts: Tensor, tokens: float, lr: float, judge: Judge) -> _Update:
         """Updates the weights if nothing is wrong and there was a token to learn."""
         doing("the sums of the gradients")
         self.data_parallel.finish()
         doing("the norm of the gradients")
         norm = self.data_parallel.norm().item() / self.scale.scale
-        loss, not_finite_anywhere, learned = self._agreed(
-            loss_part, not math.isfinite(norm), tokens
-        )
-        if not learned:
-            return _Update(math.nan, math.nan, 0, overflowed=False, wrong="")
+        loss, side_sums, not_finite_anywhere = self._agreed(parts, not math.isfinite(norm))
+        if not tokens:
+            return _Update(math.nan, side_sums, math.nan, overflowed=False, wrong="")
         if not_finite_anywhere and math.isfinite(norm):
             norm = math.nan  # another rank has seen it
         overflowed = not_finite_anywhere and self.config.optim.fp16 and not self._at_its_floor()
@@ -192,19 +206,16 @@ class Trainer:
             self.data_parallel.step(
                 lr, clip_factor(norm, self.config.optim.clip_grad) / self.scale.scale
             )
-        return _Update(loss, norm, learned, overflowed, wrong)
+        return _Update(loss, side_sums, norm, overflowed, wrong)
 
-    def _agreed(
-        self, loss_part: Tensor, norm_not_finite: bool, tokens: float
-    ) -> tuple[float, bool, int]:
-        """The global loss, whether the norm is not finite on any rank (a single one stops all), and the number of
-        learned tokens, which the ranks before the last stage do not know."""
-        counts = self.stages[-1].is_last and self.mesh.tp.is_first and self.mesh.data.is_first
-        own_tokens = tokens if counts else 0.0
-        numbers = torch.tensor([float(norm_not_finite), own_tokens], dtype=loss_part.dtype)
-        mine = torch.cat((loss_part.view(1), numbers.to(loss_part.device)))  # [3]
-        loss, ranks_not_finite, learned = all_reduce(mine, self.mesh.world).tolist()
-        return loss, ranks_not_finite > 0, round(learned)
+    def _agreed(self, parts: Tensor, norm_not_finite: bool) -> tuple[float, dict[str, float], bool]:
+        """The global loss, the global sum of each side term, and whether the norm is not finite on any rank (a single
+        one stops all)."""
+        not_finite_here = parts.new_tensor([float(norm_not_finite)])
+        mine = torch.cat((parts, not_finite_here))  # [terms + 1]
+        loss, *side_sums, ranks_not_finite = all_reduce(mine, self.mesh.world).tolist()
+        names = [term.name for term in self._side_terms]
+        return loss, dict(zip(names, side_sums, strict=True)), ranks_not_finite > 0
 
     def _at_its_floor(self) -> bool:
         """Whether the loss scale cannot fall any further, so that skipping a step does not help against an overflow."""
@@ -212,7 +223,8 @@ class Trainer:
         return optim.loss_scale is None and self.scale.scale <= optim.min_loss_scale
 
     def evaluate(self, batches: Sequence[Batch]) -> Tensor:
-        """Summed loss and number of valid tokens of one global batch over all ranks, fp64 [2]. Changes no state."""
+        """The sum and the number of tokens of each of `terms` in one global batch over all ranks, fp64 [terms, 2].
+        Changes no state."""
         self._set_training(False)
         try:
             pp = self.mesh.pp
@@ -220,13 +232,14 @@ class Trainer:
                 "forward_only", pp.size, len(batches), len(self.chunks), placement=self.placement
             )
             order = orders[pp.rank]
-            on_device = [batch.to(self.mesh.device) for batch in batches]
+            nothing = {term.name: 0.0 for term in self.terms}  # has a gradient
+            on_device = self._on_device(batches, nothing)
             losses = runtime.evaluate(
                 order, self.stages, self.mesh.links, on_device, self.spec, placement=self.placement
             )
         finally:
             self._set_training(True)
-        return self._loss_and_tokens(losses, batches)
+        return self._sums_and_tokens(losses, on_device)
 
     def global_loss(self, part: Tensor) -> float:
         """Adds the parts of all ranks; the same number on every rank (law 9)."""
@@ -273,16 +286,39 @@ class Trainer:
     def _before_backward(self, action: Action, last: bool) -> None:
         self.data_parallel.begin(action.chunk, last)
 
-    def _valid_tokens(self, batches: Sequence[Batch]) -> float:
-        """Number of valid tokens of the global batch. Only the ranks of the last virtual stage, which compute the loss,
-        count them; the others return 1."""
-        if not self.stages[-1].is_last:
-            return 1.0
-        counts = [batch.loss_mask.sum(dtype=torch.float64) for batch in batches]
-        mine = torch.stack(counts).sum()
+    @property
+    def _side_terms(self) -> tuple[LossTerm, ...]:
+        """The terms that are joined in the middle of the model: all but the language model's."""
+        return self.terms[1:]
+
+    def _counts(self, batches: Sequence[Batch]) -> dict[str, float]:
+        """The number of tokens of the global batch that each term counts. Every rank has all that it needs: the ranks
+        of a stage have all micro-batches together."""
+        mine = self._own_counts(batches)
         if self.mesh.data.size > 1:
             mine = all_reduce(mine.to(self.mesh.device), self.mesh.data)
-        return float(mine.item())
+        return dict(zip([term.name for term in self.terms], mine.tolist(), strict=True))
+
+    def _own_counts(self, batches: Sequence[Batch]) -> Tensor:
+        """As `_counts`, of these micro-batches alone: fp64 [terms]."""
+        counts = []
+        for term in self.terms:
+            counts.append(torch.stack([term.count(batch) for batch in batches]).sum())
+        return torch.stack(counts)
+
+    def _weights(self, counts: Mapping[str, float]) -> dict[str, float]:
+        """The gradient of each term's sum. Without any token of a term, its gradients are 0 anyway."""
+        weights = {}
+        for term in self.terms:
+            weights[term.name] = self.scale.scale * term.coefficient / max(counts[term.name], 1.0)
+        return weights
+
+    def _on_device(self, batches: Sequence[Batch], weights: Mapping[str, float]) -> list[Batch]:
+        """The micro-batches, each with a record of its own for the side terms."""
+        found = []
+        for batch in batches:
+            found.append(replace(batch.to(self.mesh.device), side_losses=SideLosses(weights)))
+        return found
 
     def _loss_part(self, losses: Sequence[Tensor]) -> Tensor:
         """This rank's part of the loss. All tensor ranks of the last stage have the same loss: the first contributes
@@ -291,13 +327,21 @@ class Trainer:
             return torch.zeros((), dtype=torch.float64, device=self.mesh.device)
         return torch.stack([loss.to(torch.float64) for loss in losses]).sum()
 
-    def _loss_and_tokens(self, losses: Sequence[Tensor], batches: Sequence[Batch]) -> Tensor:
-        """Both sums over all ranks, fp64 [2]. The ranks without a loss contribute no tokens either."""
-        part = self._loss_part(losses)
-        counts = [batch.loss_mask.sum(dtype=torch.float64) for batch in batches]
-        tokens = torch.stack(counts).sum().to(part.device)
+    def _side_parts(self, batches: Sequence[Batch]) -> Tensor:
+        """This rank's sums of the side terms in a step or an evaluation that has run, fp64 [side terms]."""
+        parts = torch.zeros(len(self._side_terms), dtype=torch.float64, device=self.mesh.device)
+        for number, term in enumerate(self._side_terms):
+            for batch in batches:
+                assert batch.side_losses is not None
+                parts[number] += batch.side_losses.total(term.name)
+        return parts
+
+    def _sums_and_tokens(self, losses: Sequence[Tensor], batches: Sequence[Batch]) -> Tensor:
+        """What `evaluate` returns. The ranks without a loss of the head contribute no tokens either."""
+        sums = torch.cat((self._loss_part(losses).view(1), self._side_parts(batches)))
         has_loss = bool(losses) and self.mesh.tp.is_first
-        return all_reduce(torch.stack((part, tokens * has_loss)), self.mesh.world)
+        tokens = self._own_counts(batches).to(sums.device) * has_loss
+        return all_reduce(torch.stack((sums, tokens), 1), self.mesh.world)
 
     def _set_training(self, training: bool) -> None:
         for chunk in self.chunks:

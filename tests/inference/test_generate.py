@@ -5,6 +5,7 @@ import torch
 
 from megascratch.config.errors import UserError
 from megascratch.inference.generate import Continuation, Sampling, generate, pick
+from tests.support.contexts import next_tokens
 from tests.support.small_models import KINDS, config_of, full_logits, model_of
 
 GREEDY = Sampling(temperature=0)
@@ -20,9 +21,8 @@ def test_logits_from_the_cache_equal_those_of_the_full_forward(kind):
     expected = full_logits(config, model, ids)
     cache, at = model.new_cache(), 0
     for length in (4, 1, 1, 3, 2):  # the prompt, single tokens, and several at once
-        slots = torch.arange(at, at + length)
-        mask = (torch.arange(at + length) <= slots[:, None])[None, None]
-        got = model.next_logits(torch.tensor([ids[at : at + length]]), slots[None], mask, cache)
+        newest = torch.tensor([ids[at : at + length]])
+        got = model.next_logits(newest, next_tokens(newest, at, cache=cache))
         at += length
         assert (got[0] - expected[at - 1]).abs().max() < 1e-10
 

@@ -24,6 +24,7 @@ from tests.support.layout_runs import (
 )
 from tests.support.other_layers import with_other_layers
 from tests.support.rank_pool import RankFailed, on_ranks
+from tests.support.side_terms import train_with_term
 
 IN_EVERY_RUN = (
     "output of a row-parallel layer not summed",
@@ -38,10 +39,12 @@ IN_EVERY_RUN = (
     "the last partial round of a validation is dropped",
     "each stage asks itself whether a step has tokens",
     "a layer's kind by its number on its stage",
+    "a side term divided by the learned tokens",
 )
 LAWS = {
     train_on_rank: "a layout never changes the model",
     resumed: "a resumed run is the undisturbed one",
+    train_with_term: "a term in mid-model is that of one process",
     with_gaps: "what one rank lacks, or all of them, changes no layout",
     with_other_layers: "a layout never changes a model of several kinds of layers",
 }

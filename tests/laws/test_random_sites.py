@@ -7,7 +7,7 @@ import torch
 
 from megascratch.data.tokens.indices import stream_key
 from megascratch.inference.generate import _generator
-from megascratch.layers import dropout
+from megascratch.layers.kernels import dropout
 from tests.support.random_sites import no_mask_is_drawn_twice
 
 

@@ -5,10 +5,9 @@ import torch
 
 from megascratch.config.layers import AttentionSpec
 from megascratch.layers.attention import Attention
-from megascratch.layers.context import ForwardContext
 from megascratch.layers.kernels import attention as module
 from megascratch.layers.rotary import rotary_angles, split_heads
-from megascratch.model.chunk import document_mask
+from tests.support.contexts import next_tokens, plain_context
 from tests.support.sublayers import site_of
 
 S, B, HEADS, WIDTH = 9, 2, 4, 8
@@ -58,17 +57,23 @@ def causal(s: int = S) -> torch.Tensor:
 
 
 SAMPLES = torch.arange(B)
+STARTS = torch.tensor([[0, 0, 0, 3, 3, 3, 3, 7, 7], [0] * 9])
 DOCUMENTS = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 2, 2], [0] * 9])
 
 
+def allowed_in(starts: torch.Tensor | None) -> torch.Tensor:
+    """[b, q, k], from the documents' numbers and not from where they begin."""
+    if starts is None:
+        return causal()
+    return causal() & (DOCUMENTS[:, :, None] == DOCUMENTS[:, None, :])
+
+
 @pytest.mark.parametrize("groups", [4, 2, 1])
-@pytest.mark.parametrize("documents", [None, DOCUMENTS], ids=["causal", "documents"])
-def test_attention_is_the_explicit_softmax(groups, documents):
+@pytest.mark.parametrize("starts", [None, STARTS], ids=["causal", "documents"])
+def test_attention_is_the_explicit_softmax(groups, starts):
     layer, x = attention(groups), inputs()
-    mask = document_mask(documents)
-    allowed = causal() if mask is None else mask[:, 0]
-    found = layer(x, ForwardContext(SAMPLES, mask=mask))
-    assert torch.allclose(found, by_hand(layer, x, allowed, groups))
+    found = layer(x, plain_context(S, SAMPLES, starts))
+    assert torch.allclose(found, by_hand(layer, x, allowed_in(starts), groups))
 
 
 @pytest.mark.parametrize("groups", [4, 2])
@@ -80,7 +85,7 @@ def test_on_a_cpu_short_samples_have_the_outputs_and_gradients_of_the_fused_kern
 
     def run() -> list[torch.Tensor]:
         layer, x = attention(groups), inputs(s).requires_grad_()
-        out = layer(x, ForwardContext(SAMPLES))
+        out = layer(x, plain_context(s, SAMPLES))
         weights = torch.randn(
             out.shape, generator=torch.Generator().manual_seed(5), dtype=out.dtype
         )
@@ -96,40 +101,38 @@ def test_on_a_cpu_short_samples_have_the_outputs_and_gradients_of_the_fused_kern
 def test_the_plain_steps_of_dropout_are_the_same_attention():
     """With a dropout that keeps (almost) everything."""
     layer, x = attention(2, dropout=1e-18), inputs()
-    for mask in (None, document_mask(DOCUMENTS)):
-        allowed = causal() if mask is None else mask[:, 0]
-        assert torch.allclose(
-            layer(x, ForwardContext(SAMPLES, mask=mask)), by_hand(layer, x, allowed, 2)
-        )
+    for starts in (None, STARTS):
+        found = layer(x, plain_context(S, SAMPLES, starts))
+        assert torch.allclose(found, by_hand(layer, x, allowed_in(starts), 2))
 
 
 def test_attention_dropout_keeps_the_mean_and_stops_in_evaluation():
     layer, x = attention(dropout=0.3), inputs()
     plain = by_hand(layer, x, causal(), HEADS)
-    many = torch.stack([layer(x, ForwardContext(SAMPLES + B * i)) for i in range(1000)])
+    many = torch.stack([layer(x, plain_context(S, SAMPLES + B * i)) for i in range(1000)])
     assert (many[0] - plain).abs().max() > 0.1
     assert (many.mean(0) - plain).abs().max() < 6 * (many.std(0) / 1000**0.5).max()
-    assert torch.allclose(layer.eval()(x, ForwardContext(SAMPLES)), plain)
+    assert torch.allclose(layer.eval()(x, plain_context(S, SAMPLES)), plain)
 
 
 def test_a_token_sees_no_later_token():
     layer, x = attention(), inputs()
     later = x.clone()
     later[5:] += 1
-    before, after = layer(x, ForwardContext(SAMPLES)), layer(later, ForwardContext(SAMPLES))
+    context = plain_context(S, SAMPLES)
+    before, after = layer(x, context), layer(later, context)
     assert torch.equal(before[:5], after[:5]) and not torch.allclose(before[5:], after[5:])
 
 
 def test_with_a_cache_tokens_may_come_one_by_one():
     layer, x = attention(2), inputs()
     cache = {0: layer.new_cache()}
-    whole = layer(x, ForwardContext(SAMPLES))
-    first = layer(x[:4], ForwardContext(SAMPLES, cache=cache))
-    everything = torch.ones(B, 1, 1, 1, dtype=torch.bool)
+    whole = layer(x, plain_context(S, SAMPLES))
+    first = layer(x[:4], plain_context(4, SAMPLES, cache=cache))
     rest = [
         layer(
             x[i : i + 1],
-            ForwardContext(SAMPLES, mask=everything.expand(B, 1, 1, i + 1), cache=cache),
+            next_tokens(torch.zeros(B, 1), i, cache=cache),
         )
         for i in range(4, S)
     ]

@@ -17,8 +17,9 @@ from megascratch.layers.embedding import (
 from megascratch.layers.mlp import ACTIVATIONS, MLP
 from megascratch.layers.norm import NORMS
 from megascratch.parallel.mesh import Axis
+from tests.support.contexts import plain_context
 from tests.support.rank_pool import mesh_of, on_ranks
-from tests.support.sublayers import context_of, site_of
+from tests.support.sublayers import site_of
 
 ALONE = Axis.alone("tp")
 IDS = torch.tensor([[0, 36, 5, 36], [7, 18, 19, 1]])
@@ -129,12 +130,12 @@ def test_an_mlp_is_two_products_around_the_activation(kind):
     x = torch.randn(3, 2, 6)
     inner = FORMULAS[kind](x @ mlp.fc1.weight.T + mlp.fc1.bias)
     expected = inner @ mlp.fc2.weight.T + mlp.fc2.bias
-    assert torch.allclose(mlp(x, context_of(2)), expected, atol=1e-5)
+    assert torch.allclose(mlp(x, plain_context(3, torch.arange(2))), expected, atol=1e-5)
 
 
 def test_dropout_zeroes_its_share_and_scales_the_rest():
     x = torch.ones(200, 3, 50)
-    y = Dropout(0.25, 1, 0, ALONE)(x, torch.arange(3))
+    y = Dropout(0.25, 1, 0, ALONE)(x, plain_context(200, torch.arange(3)))
     assert y.unique().tolist() == [0.0, pytest.approx(1 / 0.75)]
     assert (y == 0).float().mean().item() == pytest.approx(0.25, abs=0.02)
     for dim in range(3):  # no position, sample or channel is favoured
@@ -143,24 +144,25 @@ def test_dropout_zeroes_its_share_and_scales_the_rest():
 
 
 def test_dropout_is_off_in_evaluation_and_at_rate_0():
-    x, samples = torch.ones(2, 1, 4), torch.arange(1)
+    x, context = torch.ones(2, 1, 4), plain_context(2, torch.arange(1))
     assert (
-        Dropout(0.5, 1, 0, ALONE).eval()(x, samples) is x
-        and Dropout(0.0, 1, 0, ALONE)(x, samples) is x
+        Dropout(0.5, 1, 0, ALONE).eval()(x, context) is x
+        and Dropout(0.0, 1, 0, ALONE)(x, context) is x
     )
 
 
 def test_a_cut_sequence_or_cut_heads_have_the_masks_of_the_whole():
     x, samples = torch.ones(8, 2, 6), torch.tensor([3, 11])
-    whole = Dropout(0.5, 1, 7, ALONE)(x, samples)
+    context = plain_context(8, samples)
+    whole = Dropout(0.5, 1, 7, ALONE)(x, context)
     parts = [
-        Dropout(0.5, 1, 7, Axis("tp", 4, r, (0, 1, 2, 3)), True)(x[:2], samples) for r in range(4)
+        Dropout(0.5, 1, 7, Axis("tp", 4, r, (0, 1, 2, 3)), True)(x[:2], context) for r in range(4)
     ]
     assert torch.equal(torch.cat(parts), whole)
-    weights = torch.ones(2, 4, 5, 5)
-    whole = AttentionDropout(0.5, 1, 7, ALONE)(weights, samples)
+    weights, context = torch.ones(2, 4, 5, 5), plain_context(5, samples)
+    whole = AttentionDropout(0.5, 1, 7, ALONE)(weights, context)
     parts = [
-        AttentionDropout(0.5, 1, 7, Axis("tp", 2, r, (0, 1)))(weights[:, :2], samples)
+        AttentionDropout(0.5, 1, 7, Axis("tp", 2, r, (0, 1)))(weights[:, :2], context)
         for r in range(2)
     ]
     assert torch.equal(torch.cat(parts, 1), whole)

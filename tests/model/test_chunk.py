@@ -1,13 +1,16 @@
 """The model against plain torch formulas written out here, and its counts against its real tensors."""
 
+import dataclasses
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from megascratch.config.layout import Layout
-from megascratch.data.samples.batch import Batch
-from megascratch.layers.context import ForwardContext
+from megascratch.data.samples.batch import Batch, collate
 from megascratch.model.build import build_chunks
+from megascratch.model.chunk import context_of
 from megascratch.model.table import shard_table
 from megascratch.parallel.mesh import Mesh
 from tests.support.layout_runs import config_of, synthetic_batch
@@ -75,16 +78,14 @@ def test_documents_in_one_sample_are_as_if_each_came_alone(model):
     packed = synthetic_batch(config, range(6))
     total = 0.0
     for row in range(6):
-        for document in packed.documents[row].unique():
-            at = packed.documents[row] == document
-            alone = Batch(
-                *(t[row : row + 1, at] for t in (packed.ids, packed.labels, packed.loss_mask)),
-                torch.arange(int(at.sum()))[None],
-                None,
-                packed.samples[row : row + 1],
-            )
+        for start in packed.document_starts[row].unique():
+            at = packed.document_starts[row] == start
+            ids, labels = packed.ids[row, at].numpy(), packed.labels[row, at].numpy()
+            number = int(packed.samples[row])
+            alone = collate([np.append(ids, labels[-1])], [number], len(ids), None)
+            alone = dataclasses.replace(alone, loss_mask=packed.loss_mask[row : row + 1, at])
             total += chunk(None, alone).item()
-    assert len(packed.documents.unique()) > 1, "some sample holds several documents"
+    assert len(packed.document_starts.unique()) > 1, "some sample holds several documents"
     assert chunk(None, packed).item() == pytest.approx(total, rel=1e-12)
 
 
@@ -101,8 +102,8 @@ def test_one_layer_without_positions_does_not_know_the_order_of_what_came_before
     """The first layer's causal mask orders what the second one sees, so one layer it is."""
     config = config_of(num_layers=1, position_embedding_type="none")
     (chunk,) = build_chunks(config.model, config.parallel, Mesh.alone(), torch.float64, 7)
-    ids = synthetic_batch(config, range(1)).ids
+    batch = synthetic_batch(config, range(1))
+    ids = batch.ids
     swapped = torch.cat((ids[:, 1:2], ids[:, :1], ids[:, 2:]), 1)
-    context, places = ForwardContext(torch.zeros(1, dtype=torch.int64)), torch.arange(16)[None]
-    last = [chunk.hidden(None, tokens, places, context)[-1] for tokens in (ids, swapped)]
+    last = [chunk.hidden(None, tokens, context_of(batch))[-1] for tokens in (ids, swapped)]
     assert ids[0, 0] != ids[0, 1] and torch.allclose(*last)

@@ -26,6 +26,7 @@ from megascratch.verification.layouts import random_layouts
 from megascratch.verification.run_layout import RunRecord, gather, one_process
 from tests.support import other_layers as module
 from tests.support.breaks.state import RUN, resumed
+from tests.support.contexts import plain_context
 from tests.support.layout_runs import assert_same, config_of, synthetic_batch, trace
 from tests.support.other_layers import (
     DECAY,
@@ -38,7 +39,6 @@ from tests.support.other_layers import (
 from tests.support.pairwise_cover import LLAMA
 from tests.support.small_models import config_of as small_config
 from tests.support.small_models import full_logits, model_of
-from tests.support.sublayers import context_of
 
 STEPS = 3
 MODEL = {**LLAMA, "num_layers": 8, "hidden_dropout": 0.1, "attention_dropout": 0.2}
@@ -159,7 +159,7 @@ def test_a_block_is_the_sum_of_x_and_its_two_branches(placement):
     inner = F.relu(normed(expected, "norm2") @ w["mlp.fc1.weight"].T + w["mlp.fc1.bias"]) ** 2
     out = inner @ w["mlp.fc2.weight"].T + w["mlp.fc2.bias"]
     expected = expected + normed(out, "post_norm2")
-    assert torch.allclose(block(x, context_of(2)), expected)
+    assert torch.allclose(block(x, plain_context(5, torch.arange(2))), expected)
 
 
 def whole(config: Config) -> ModelChunk:

@@ -2,7 +2,7 @@
 
 from unittest.mock import patch
 
-from megascratch.layers import dropout
+from megascratch.layers.kernels import dropout
 from tests.support.layout_runs import config_of
 from tests.support.whole_runs import Case, Step, happened
 

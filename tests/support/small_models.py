@@ -9,9 +9,8 @@ from megascratch.config.derive import derive
 from megascratch.config.fields import with_fields
 from megascratch.config.settings import Config
 from megascratch.data.samples.batch import collate
-from megascratch.layers.context import ForwardContext
 from megascratch.model.build import build_chunks
-from megascratch.model.chunk import ModelChunk, document_mask
+from megascratch.model.chunk import ModelChunk, context_of
 from megascratch.parallel.mesh import Mesh
 from megascratch.tokenizer.simple import ByteTokenizer
 from megascratch.training.trainer import Trainer
@@ -80,8 +79,5 @@ def full_logits(config, model, ids, eod=None):
         name: getattr(config.data, name) for name in ("reset_position_ids", "reset_attention_mask")
     }
     batch = collate([torch.tensor([*ids, 0]).numpy()], [0], len(ids), eod, **resets)
-    context = ForwardContext(
-        batch.samples, model.rotary(batch.positions), document_mask(batch.documents)
-    )
-    hidden = model.hidden(None, batch.ids, batch.positions, context)
+    hidden = model.hidden(None, batch.ids, context_of(batch))
     return model.head.logits(hidden)[:, : model.head.valid]

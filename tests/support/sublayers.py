@@ -1,10 +1,7 @@
-"""A sublayer alone on one rank, and the forward around it."""
+"""A sublayer alone on one rank."""
 
 from typing import Any
 
-import torch
-
-from megascratch.layers.context import ForwardContext
 from megascratch.layers.sublayer import SublayerSite
 from megascratch.parallel.mesh import Axis
 
@@ -21,8 +18,3 @@ def site_of(hidden_size: int, **changed: Any) -> SublayerSite:
         "sequence_parallel": False,
     }
     return SublayerSite(**given | changed)
-
-
-def context_of(samples: int, **given: Any) -> ForwardContext:
-    """Samples 0, 1, ..."""
-    return ForwardContext(torch.arange(samples), **given)

@@ -79,7 +79,7 @@ def loss_on_every_rank(config: Config) -> tuple[float, list[float]]:
     trainer = build_trainer(config)
     (played,) = train_steps(trainer, TrainState(), 1)
     batches = [synthetic_batch(config, range(50 + m, 51 + m)) for m in range(2)]
-    return played.loss, trainer.evaluate(batches).tolist()
+    return played.loss, trainer.evaluate(batches)[0].tolist()
 
 
 @pytest.mark.parametrize("layout", ["tp2 sp", "pp2 interleaved", "tp2 pp2 zero1"])

@@ -3,6 +3,7 @@ between a kernel, torch's own operation and what torch.compile fuses, by device,
 
     activations  swiglu, gelu           attention  causal attention over short samples
     norms        layer_norm, rms_norm   products   x Wᵀ + b
+    dropout      drop
     cpu          C++ kernels, csrc/cpu_kernels.h
-    gpu          Triton kernels; `layers/loss.py` and `layers/dropout.py` call them
+    gpu          Triton kernels; `layers/loss.py` and `dropout` call them
 """

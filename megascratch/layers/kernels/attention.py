@@ -1,4 +1,8 @@
-"""softmax(q kᵀ / sqrt(d)) v: torch's scaled_dot_product_attention; for short samples on a CPU plain matrix products."""
+"""softmax(q kᵀ / sqrt(d)) v: torch's scaled_dot_product_attention; for short samples on a CPU, and with dropout, plain
+matrix products.
+"""
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -6,6 +10,7 @@ from torch import Tensor
 
 from megascratch.layers.kernels import cpu
 from megascratch.layers.kernels.products import ON_INTEL
+from megascratch.layers.visible import Visible
 
 # Sequence lengths for which plain products are faster on a CPU than torch's fused kernel, which is made for long rows.
 # That kernel uses MKL, which on Intel processors is fast enough at very small products to win there again.
@@ -13,15 +18,23 @@ SHORT = range(96 if ON_INTEL else 1, 257)
 _ROWS = 128  # queries at once, with the keys up to the last of them: products with later keys would be masked
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """Attention of q, k and v, each [b, n, s, d] -> [b, n, s, d].
+def attention(q: Tensor, k: Tensor, v: Tensor, visible: Visible) -> Tensor:
+    """Attention of q, k and v, each [b, n, s, d] -> [b, n, s, d]."""
+    if visible.is_causal:
+        if _is_short(q, k):
+            return _ShortCausalAttention.apply(q, k, v)
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=visible.dense)
 
-    Args:
-        mask: [b, 1, q, k] bool, True where attention is allowed; None: causal.
-    """
-    if mask is None and _is_short(q, k):
-        return _ShortCausalAttention.apply(q, k, v)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+
+def attention_with_dropout(
+    q: Tensor, k: Tensor, v: Tensor, visible: Visible, dropout: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """As `attention`, with `dropout` of the weights [b, n, q, k]; in plain steps, because the dropout masks of fused
+    kernels depend on the layout."""
+    scores = (q @ k.transpose(2, 3)) * q.shape[3] ** -0.5  # [b, n, q, k]
+    weights = scores.masked_fill(~visible.dense, -torch.inf).softmax(-1)
+    return dropout(weights) @ v
 
 
 def _is_short(q: Tensor, k: Tensor) -> bool:

@@ -1,7 +1,7 @@
 """Triton kernels for cross-entropy over long rows of logits and for layout-independent dropout.
 
-They compute the same as the plain steps in `layers/loss.py` and `layers/dropout.py`, with fewer passes over memory and
-less of it.
+They compute the same as the plain steps in `layers/loss.py` and `layers/kernels/dropout.py`, with fewer passes over
+memory and less of it.
 """
 
 import torch
@@ -114,17 +114,23 @@ def _mixed(x):  # random.mix64; unsigned numbers shift zeros in
     return x ^ (x >> 31)
 
 
-@triton.jit(do_not_specialize=["seed", "site", "first"])
+@triton.jit(do_not_specialize=["seed", "site"])
 def _dropped(
     x,
     out,
     samples,
-    count,
+    rows,
+    columns,
+    sample_count,
+    sample_step,
+    row_count,
+    row_step,
     run_length,
+    width,
     blocks,
     seed,
     site,
-    first,
+    HAS_COLUMNS: tl.constexpr,
     LEAST: tl.constexpr,
     KEPT: tl.constexpr,
     ELEMENTS: tl.constexpr,
@@ -133,9 +139,11 @@ def _dropped(
     run = program // blocks
     offset = program % blocks * ELEMENTS + tl.arange(0, ELEMENTS)
     there = offset < run_length
-    key = _mixed((tl.load(samples + run % count) + seed).to(tl.uint64))
+    sample = tl.load(samples + run // sample_step % sample_count)
+    key = _mixed((sample + seed).to(tl.uint64))
     key = _mixed(key + site.to(tl.uint64))
-    index = first + run // count * run_length + offset
+    column = tl.load(columns + offset, mask=there, other=0) if HAS_COLUMNS else offset
+    index = tl.load(rows + run // row_step % row_count) * width + column
     bits = _mixed(index.to(tl.uint64) ^ key) >> 11
     value = tl.load(x + run * run_length + offset, mask=there)
     wide = value if value.dtype == tl.float64 else value.to(tl.float32)
@@ -144,27 +152,42 @@ def _dropped(
 
 
 def dropped(
-    x: Tensor, samples: Tensor, seed: int, site: int, p: float, run_length: int, first: int
+    x: Tensor,
+    samples: Tensor,
+    sample_dim: int,
+    rows: Tensor,
+    columns: Tensor | None,
+    width: int,
+    seed: int,
+    site: int,
+    p: float,
 ) -> Tensor:
     """x / (1 - p) where `random.keep_mask` is True, else 0.
 
     Args:
-        x: contiguous; runs of `run_length` elements, one per sample in order, and again from the first sample.
-        seed: mixed with the sample numbers and `site` as in `random.sample_keys`.
-        first: the global number of the first element of each sample; its next run continues the numbers.
+        x: contiguous [r, b, c], or [b, r, c] by `sample_dim` (1 or 0); r may be several dims.
+        samples: [b] int64; mixed with `seed` and `site` as in `random.sample_keys`.
+        rows, columns: [r] and [c] int64; an element's number is row x width + column. No columns: 0 ... c - 1.
     """
     out = torch.empty_like(x)
+    run_length = x.shape[-1]
     blocks = triton.cdiv(run_length, _ELEMENTS)
-    _dropped[x.numel() // run_length * blocks,](
+    _dropped[len(rows) * len(samples) * blocks,](
         x,
         out,
         samples,
+        rows,
+        rows if columns is None else columns,
         len(samples),
+        1 if sample_dim == 1 else len(rows),
+        len(rows),
+        len(samples) if sample_dim == 1 else 1,
         run_length,
+        width,
         blocks,
         mixed(seed),
         site,
-        first,
+        HAS_COLUMNS=columns is not None,
         LEAST=int(p * (1 << 53)),
         KEPT=1 - p,
         ELEMENTS=_ELEMENTS,

@@ -108,7 +108,7 @@ def test_the_verb_writes_corpus_and_mask_which_training_reads(tmp_path, capsys):
     ends = [f"answer {'x' * 40}<|im_end|>\n", "4<|im_end|>\né<|im_end|>\n"]
     assert text in ("".join(ends), "".join(ends[::-1]))
     assert batch.ids.min() >= 0 and batch.labels.min() >= 0
-    assert batch.documents[0].max() == 1  # an end of document is a boundary
+    assert len(batch.document_starts.unique()) == 2  # an end of document is a boundary
 
 
 def test_without_a_conversation_nothing_is_written(tmp_path, capsys):

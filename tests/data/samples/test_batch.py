@@ -15,8 +15,10 @@ EOD = 9
 def one(tokens, seq_length=8, **flags):
     """The rows of a batch of one sample."""
     batch = collate([np.array(tokens, dtype=np.int64)], [0], seq_length, EOD, **flags)
+    rows = ("ids", "labels", "loss_mask", "positions", "real", "document_starts")
     return {
-        name: None if value is None else value[0].tolist() for name, value in vars(batch).items()
+        name: None if getattr(batch, name) is None else getattr(batch, name)[0].tolist()
+        for name in rows
     }
 
 
@@ -27,13 +29,15 @@ def test_labels_are_the_next_tokens():
         [2, 3, 4, 5],
         [1, 1, 1, 1],
     )
-    assert (row["positions"], row["documents"]) == ([0, 1, 2, 3], None)
+    assert (row["positions"], row["document_starts"]) == ([0, 1, 2, 3], None)
+    assert row["real"] == [True] * 4
 
 
 def test_a_short_sample_is_padded_with_zeros_that_do_not_count():
     row = one([1, 2, 3], 5)
     assert (row["ids"], row["labels"]) == ([1, 2, 3, 0, 0], [2, 3, 0, 0, 0])
     assert row["loss_mask"] == [1, 1, 0, 0, 0]
+    assert row["real"] == [True, True, True, False, False], "the last token is read, not learned"
 
 
 @pytest.mark.parametrize("tokens", [[], [7]])
@@ -41,19 +45,19 @@ def test_a_sample_without_a_label_does_not_count_at_all(tokens):
     assert one(tokens, 3)["loss_mask"] == [0, 0, 0]
 
 
-#        tokens                   positions            documents
+#        tokens                   positions            where the document begins
 CASES = [
-    ([1, 2, 9, 3, 4, 9, 5, 6, 7], [0, 1, 2, 0, 1, 2, 0, 1], [0, 0, 0, 1, 1, 1, 2, 2]),
+    ([1, 2, 9, 3, 4, 9, 5, 6, 7], [0, 1, 2, 0, 1, 2, 0, 1], [0, 0, 0, 3, 3, 3, 6, 6]),
     ([9, 1, 2, 3, 4, 5, 6, 7, 8], [0, 0, 1, 2, 3, 4, 5, 6], [0, 1, 1, 1, 1, 1, 1, 1]),
-    ([9, 9, 1, 9, 9, 9, 2, 9, 3], [0, 0, 0, 1, 0, 0, 0, 1], [0, 1, 2, 2, 3, 4, 5, 5]),
+    ([9, 9, 1, 9, 9, 9, 2, 9, 3], [0, 0, 0, 1, 0, 0, 0, 1], [0, 1, 2, 2, 4, 5, 6, 6]),
     ([1, 2, 3, 4, 5, 6, 7, 8, 9], [0, 1, 2, 3, 4, 5, 6, 7], [0, 0, 0, 0, 0, 0, 0, 0]),
 ]
 
 
-@pytest.mark.parametrize(("tokens", "positions", "documents"), CASES)
-def test_a_document_begins_behind_the_end_of_the_last_one(tokens, positions, documents):
+@pytest.mark.parametrize(("tokens", "positions", "starts"), CASES)
+def test_a_document_begins_behind_the_end_of_the_last_one(tokens, positions, starts):
     row = one(tokens, reset_position_ids=True, reset_attention_mask=True)
-    assert (row["positions"], row["documents"]) == (positions, documents)
+    assert (row["positions"], row["document_starts"]) == (positions, starts)
     assert one(tokens, reset_attention_mask=True)["positions"] == list(range(8))
 
 
@@ -66,7 +70,9 @@ def test_padding_is_no_end_of_document_even_where_its_id_is():
     batch = collate(
         [np.array([1, 2, 3])], [0], 5, 0, reset_position_ids=True, reset_attention_mask=True
     )
-    assert batch.documents.tolist() == [[0] * 5] and batch.positions.tolist() == [[0, 1, 2, 3, 4]]
+    assert batch.document_starts.tolist() == [[0] * 5] and batch.positions.tolist() == [
+        [0, 1, 2, 3, 4]
+    ]
 
 
 @pytest.mark.parametrize("flag", ["reset_position_ids", "reset_attention_mask", "eod_mask_loss"])
@@ -83,9 +89,14 @@ def test_a_sample_longer_than_the_sequence_is_our_bug():
 def test_dtypes_shapes_and_moving():
     batch = collate([np.array([1, 2, 3])] * 2, [7, 8], 2, EOD, reset_attention_mask=True)
     assert batch.samples.tolist() == [7, 8]
-    for name, tensor in vars(batch).items():
-        assert tensor.dtype == (torch.float32 if name == "loss_mask" else torch.int64)
-        assert tensor.shape == ((2,) if name == "samples" else (2, 2))
+    tensors = {name: x for name, x in vars(batch).items() if isinstance(x, torch.Tensor)}
+    special = {"loss_mask": torch.float32, "real": torch.bool}
+    for name, tensor in tensors.items():
+        assert tensor.dtype == special.get(name, torch.int64)
+        assert tensor.shape == ((2,) if name in ("samples", "sample_positions") else (2, 2))
     moved = batch.to("meta")
-    assert all(tensor.device.type == "meta" for tensor in vars(moved).values())
-    assert dataclasses.replace(batch, documents=None).to("cpu").documents is None
+    assert all(getattr(moved, name).device.type == "meta" for name in tensors)
+    assert (moved.sample_length, moved.in_order) == (2, True)
+    assert batch.sample_positions.tolist() == [0, 1]
+    without = dataclasses.replace(batch, document_starts=None)
+    assert without.to("cpu").document_starts is None

@@ -48,5 +48,5 @@ def test_behind_the_end_of_a_finite_set_all_is_padding():
 def test_the_flags_reach_every_batch():
     flags = {"reset_position_ids": True, "reset_attention_mask": True, "eod_mask_loss": True}
     (batch,) = microbatches(Numbers(), 5, 1, 1, 0, 1, seq_length=2, eod=5, **flags)
-    read = (batch.positions.tolist(), batch.documents.tolist(), batch.loss_mask.tolist())
+    read = (batch.positions.tolist(), batch.document_starts.tolist(), batch.loss_mask.tolist())
     assert read == ([[0, 0]], [[0, 1]], [[0, 1]])

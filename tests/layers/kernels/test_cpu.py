@@ -13,7 +13,8 @@ from megascratch.layers.kernels import cpu
 from megascratch.layers.kernels.activations import gelu, swiglu
 from megascratch.layers.norm import NORMS
 from megascratch.layers.rotary import rotary_angles, split_heads
-from tests.support.sublayers import context_of, site_of
+from tests.support.contexts import plain_context
+from tests.support.sublayers import site_of
 
 # around what one instruction takes: 8 numbers in fp64, 16 in fp32
 WIDTHS = [
@@ -198,7 +199,7 @@ def through_all(s: int, dtype: torch.dtype) -> list[torch.Tensor]:
     for weight in weights:
         torch.nn.init.normal_(weight, std=0.3)
     angles = rotary_angles(torch.arange(s).expand(2, s), ROPE.dims, ROPE.base, dtype)
-    y = layer(norm(x), context_of(2, rotary={ROPE: angles}))
+    y = layer(norm(x), plain_context(s, torch.arange(2), rotary={ROPE: angles}))
     out = gelu(swiglu(y.transpose(0, 1))).square().cumsum(1)
     return [out, *torch.autograd.grad(out.sum(), [x, *weights])]
 

@@ -3,11 +3,15 @@
 import pytest
 import torch
 
-from megascratch.layers import dropout, loss
+from megascratch.layers import loss
+from megascratch.layers.context import ForwardContext
 from megascratch.layers.dropout import AttentionDropout, Dropout
+from megascratch.layers.kernels import dropout
 from megascratch.layers.loss import vocab_parallel_cross_entropy
+from megascratch.layers.visible import Visible
 from megascratch.parallel.mesh import Axis
 from megascratch.parallel.random import keep_mask, sample_keys
+from tests.support.contexts import plain_context
 
 TP = Axis.alone("tp")
 CLOSE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2}
@@ -33,31 +37,62 @@ def test_the_loss_and_its_gradient(v, valid, dtype):
     assert (fast_grad[:, valid:] == 0).all()
 
 
+def context_on(device: str, s: int, samples: torch.Tensor) -> ForwardContext:
+    """Of s tokens, every other one of a sample of 2 s tokens, from the last one on."""
+    places = (2 * torch.arange(s)).flip(0).to(device)
+    return plain_context(
+        s,
+        samples.to(device),
+        sample_positions=places,
+        sample_length=2 * s,
+        visible=Visible(places, places, None, in_order=False),
+    )
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", CLOSE)
 @pytest.mark.parametrize("part", [0, 1])
 def test_dropout_and_its_gradient(dtype, part):
     """Of the residual stream under sequence parallelism, and of attention's weights on a second tensor rank."""
     samples = torch.tensor([5, 9, 2**40 + 3])
-    stream, scores = Dropout(0.3, 7, 4, TP), AttentionDropout(0.2, 7, 5, TP)
-    stream.part = scores.rank = part
-    for layer, shape in ((stream, (5, 3, 1100)), (scores, (3, 4, 17, 19))):
+    tp = Axis("tp", 2, part, (0, 1))
+    stream = Dropout(0.3, 7, 4, tp, sequence_parallel=True), (5, 3, 1100), 10
+    scores = AttentionDropout(0.2, 7, 5, tp), (3, 4, 17, 17), 17
+    for layer, shape, s in (stream, scores):
         x = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(dtype)
         told = []
         for device in ("cpu", "cuda"):
             here = x.detach().to(device).requires_grad_()
-            y = layer(here, samples.to(device))
+            y = layer(here, context_on(device, s, samples))
             y.sum().backward()
             told.append((y.detach().cpu(), here.grad.cpu()))
         for a, b in zip(*told, strict=True):
             assert torch.equal(a == 0, b == 0) and torch.allclose(a, b, rtol=CLOSE[dtype], atol=0)
 
 
-def right_drop(x, samples, seed, site, p, run_length, first):
-    """`gpu.dropped` of one run per sample, in plain steps."""
-    keys = sample_keys(seed, site, samples)[:, None]
-    index = torch.arange(first, first + x.numel() // len(samples)).view(-1, 1, run_length)
-    return x * keep_mask(keys, index, p) / (1 - p)
+def right_drop(x, samples, sample_dim, rows, columns, width, seed, site, p):
+    """`gpu.dropped`, sample by sample and row by row."""
+    out = torch.empty_like(x)
+    columns = torch.arange(x.shape[-1]) if columns is None else columns
+    for number, key in enumerate(sample_keys(seed, site, samples)):
+        for row, place in enumerate(rows):
+            at = (row, number) if sample_dim == 1 else (number, row)
+            out[at] = x[at] * keep_mask(key, place * width + columns, p) / (1 - p)
+    return out
+
+
+def without_columns(x, samples, sample_dim, rows, columns, *how):
+    return right_drop(x, samples, sample_dim, rows, None, *how)
+
+
+def rows_in_order(x, samples, sample_dim, rows, *how):
+    return right_drop(x, samples, sample_dim, torch.arange(len(rows)), *how)
+
+
+def samples_last(x, samples, sample_dim, *how):
+    if sample_dim == 1:
+        return right_drop(x, samples, 1, *how)
+    return right_drop(x.transpose(0, 1), samples, 1, *how).transpose(0, 1).reshape(3, 2, 5)
 
 
 def right_rows(logits, labels, first, valid):
@@ -82,7 +117,10 @@ def breaks(*args):
         (breaks, False),
         (None, False),
         (lambda x, *how: x / 0.6, False),
-        (lambda x, samples, seed, *how: right_drop(x, samples, seed + 1, *how), False),
+        (lambda x, samples, *how: right_drop(x, samples + 1, *how), False),
+        (without_columns, False),
+        (rows_in_order, False),
+        (samples_last, False),
     ],
 )
 def test_dropout_uses_its_kernel_only_where_it_agrees(drop, used, monkeypatch):

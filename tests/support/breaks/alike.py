@@ -17,7 +17,7 @@ from megascratch.config.batch_size import num_microbatches
 from megascratch.data.samples import microbatches
 from megascratch.data.samples.views import BLEND_BLOCK, Blend
 from megascratch.data_parallel.base import DataParallel
-from megascratch.layers import dropout
+from megascratch.layers.kernels import dropout
 from megascratch.model import chunk
 from megascratch.parallel.gloo import DirectGather
 from megascratch.parallel.random import mix64, mixed
@@ -37,8 +37,8 @@ from tests.support.awaited import (
     whoever_reads_weights_awaits_them,
 )
 from tests.support.blends import a_blend_is_the_greedy_one_beyond_its_first_block
-from tests.support.breaks.initial import INITIAL
 from tests.support.breaks import axes
+from tests.support.breaks.initial import INITIAL
 from tests.support.breaks.replacing import after, nothing
 from tests.support.never_seen import the_run_is_its_plan
 from tests.support.random_sites import no_mask_is_drawn_twice

@@ -9,6 +9,7 @@ from dataclasses import replace
 from unittest.mock import patch
 
 import torch
+import torch.distributed as dist
 
 from megascratch.config.settings import Config
 from megascratch.training.trainer import Trainer
@@ -45,46 +46,47 @@ def with_gaps(config: Config, steps: int) -> RankTrace:
 # ---- replacements ----------------------------------------------------------------------------------------------
 
 
-def tokens_that_this_rank_knows(self, loss, sick, tokens):
-    """A rank before the last stage knows none and takes 1 for the divisor."""
-    loss, sick, _ = plain_agreed(self, loss, sick, tokens)
-    return loss, sick, round(tokens)
+def only_the_last_stage_counts(self, batches):
+    """The others take 1 for the divisor."""
+    counts = plain_counts(self, batches)
+    return counts if self.stages[-1].is_last else dict.fromkeys(counts, 1.0)
 
 
-def only_the_first_data_rank_is_asked(self, batches):
-    """What it counts divides the loss as before, but decides whether anything is learned."""
+def only_the_first_data_rank_is_asked(self, parts, tokens, lr, judge):
+    """What it counted divides nothing, but decides whether anything is learned."""
+    own = torch.tensor(float(self.own_tokens))
+    dist.broadcast(own, self.mesh.data.ranks[0], self.mesh.data.group)
+    return plain_update(self, parts, own.item(), lr, judge)
+
+
+def noting_its_own_tokens(self, batches):
     self.own_tokens = sum(float(batch.loss_mask.sum()) for batch in batches)
-    return plain_valid_tokens(self, batches)
+    return plain_counts(self, batches)
 
 
-def tokens_of_the_first_data_rank(self, loss, sick, tokens):
-    return plain_agreed(self, loss, sick, self.own_tokens)
+def second_rank_always_learns(self, parts, tokens, lr, judge):
+    return plain_update(self, parts, tokens + (self.mesh.rank == 1), lr, judge)
 
 
-def second_rank_always_learns(self, loss, sick, tokens):
-    loss, sick, learned = plain_agreed(self, loss, sick, tokens)
-    return loss, sick, learned + (self.mesh.rank == 1)
-
-
-plain_agreed, plain_valid_tokens = Trainer._agreed, Trainer._valid_tokens
+plain_counts, plain_update = Trainer._counts, Trainer._update
 
 BREAKS: dict[str, Break] = {
     name: Break({"global_batch_size": BATCH, **settings}, replacements, with_gaps)
     for name, (settings, replacements) in {
         "each stage asks itself whether a step has tokens": (
             PP2,
-            [(Trainer, "_agreed", tokens_that_this_rank_knows)],
+            [(Trainer, "_counts", only_the_last_stage_counts)],
         ),
         "the first data rank decides whether a step has tokens": (
             DP2,
             [
-                (Trainer, "_valid_tokens", only_the_first_data_rank_is_asked),
-                (Trainer, "_agreed", tokens_of_the_first_data_rank),
+                (Trainer, "_counts", noting_its_own_tokens),
+                (Trainer, "_update", only_the_first_data_rank_is_asked),
             ],
         ),
         "a second rank updates its copy in a step without tokens": (
             DP2,
-            [(Trainer, "_agreed", second_rank_always_learns)],
+            [(Trainer, "_update", second_rank_always_learns)],
         ),
     }.items()
 }

@@ -101,8 +101,13 @@ def gathered_logits(logits, labels, valid, tp):
     return vocab_parallel_cross_entropy(whole, labels, whole.shape[-1], tp)
 
 
-def by_place_in_the_batch(self, x, samples):
-    return plain_dropout(self, x, torch.arange(len(samples)))
+def by_place_in_the_batch(self, x, context):
+    return plain_dropout(self, x, replace(context, samples=torch.arange(len(context.samples))))
+
+
+def first_tokens(x, tp, sequence_parallel):
+    """Of any tensor rank, as if it were the first."""
+    return x.chunk(tp.size)[0] if sequence_parallel else x
 
 
 def without_parts(*args, parts=(), **kwargs):
@@ -122,7 +127,7 @@ def local_layers(model, layers, *rest):
 
 
 def documents_on_the_first_stage_only(self, x, batch):
-    return plain_chunk(self, x, batch if self.first else replace(batch, documents=None))
+    return plain_chunk(self, x, batch if self.first else replace(batch, document_starts=None))
 
 
 def positions_on_the_first_stage_only(self, x, batch):
@@ -131,8 +136,8 @@ def positions_on_the_first_stage_only(self, x, batch):
 
 
 def mean_of_means(self, batches):
-    mine = sum(batch.loss_mask.sum(dtype=torch.float64) for batch in batches)
-    return mine.item() * self.mesh.data.size
+    counts = tokens_of_this_rank(self, batches)
+    return {name: count * self.mesh.data.size for name, count in counts.items()}
 
 
 def loss_of_every_rank(self, losses):
@@ -209,8 +214,13 @@ def over_all_ranks(shard, position):
     return [block._replace(slot=0, slots=1) for block in partial_blocks(shard, position)]
 
 
-def documents_of_the_first_sample(documents):
-    return plain_mask(documents if documents is None else documents[:1].expand_as(documents))
+def documents_of_the_first_sample(batch):
+    starts = batch.document_starts
+    return plain_context(replace(batch, document_starts=starts[:1].expand_as(starts)))
+
+
+def rotary_by_place(self, positions):
+    return plain_rotary(self, torch.arange(positions.shape[1]).expand_as(positions))
 
 
 def dropout_by_local_layer(self):
@@ -219,7 +229,8 @@ def dropout_by_local_layer(self):
 
 
 def tokens_of_this_rank(self, batches):
-    return sum(batch.loss_mask.sum(dtype=torch.float64) for batch in batches).item()
+    counts = self._own_counts(batches).tolist()
+    return dict(zip([term.name for term in self.terms], counts, strict=True))
 
 
 def copies_under_their_own_name(part):
@@ -251,7 +262,8 @@ plain_embedding = embedding.VocabParallelEmbedding.__init__
 plain_dropout = dropout.Dropout.forward
 plain_initialise = build.initialise
 plain_table = build.shard_table
-plain_chunk, plain_mask = chunk.ModelChunk.forward, chunk.document_mask
+plain_chunk, plain_context = chunk.ModelChunk.forward, chunk.context_of
+plain_rotary = chunk.ModelChunk.rotary
 plain_runs, plain_stretches = Shard.runs, OptimizerShard.stretches
 plain_pieces, plain_counted, plain_norm = (
     DataParallel._pieces,
@@ -351,7 +363,7 @@ BREAKS: dict[str, Break] = {
     ),
     "dropout mask by local position under SP": Break(
         {**SP, "hidden_dropout": 0.1},
-        [(dropout.Dropout, "__init__", setting(dropout.Dropout.__init__, part=0))],
+        [(dropout, "own_tokens", first_tokens)],
     ),
     "attention dropout by local head": Break(
         {**TP2, "attention_dropout": 0.1},
@@ -383,17 +395,19 @@ BREAKS: dict[str, Break] = {
     ),
     "document boundaries of the first sample for all": Break(
         {**PP2, **DOCUMENTS, "micro_batch_size": 2},
-        [(chunk, "document_mask", documents_of_the_first_sample)],
+        [(chunk, "context_of", documents_of_the_first_sample)],
+    ),
+    "rotary angles by place in the batch": Break(
+        {**PP2, **ROTARY, "reset_position_ids": True},
+        [(chunk.ModelChunk, "rotary", rotary_by_place)],
     ),
     "rotary positions on the first stage only": Break(
         {**PP2, **ROTARY, "reset_position_ids": True},
         [(chunk.ModelChunk, "forward", positions_on_the_first_stage_only)],
     ),
     "two copies of a tied weight not summed": Break(PP2, [(base, "start_all_reduce", not_started)]),
-    "loss as a mean of means": Break(DP2, [(Trainer, "_valid_tokens", mean_of_means)]),
-    "valid tokens of this rank alone": Break(
-        DP2, [(Trainer, "_valid_tokens", tokens_of_this_rank)]
-    ),
+    "loss as a mean of means": Break(DP2, [(Trainer, "_counts", mean_of_means)]),
+    "valid tokens of this rank alone": Break(DP2, [(Trainer, "_counts", tokens_of_this_rank)]),
     "loss counted on each tensor rank": Break(TP2, [(Trainer, "_loss_part", loss_of_every_rank)]),
     "one rank reads one sample later": Break(
         DP2, [(run_layout, "sample_numbers", one_sample_later)]

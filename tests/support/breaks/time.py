@@ -64,7 +64,7 @@ def no_documents(function, q, k, v, context):
         q,
         k,
         v,
-        replace(context, mask=context.mask.new_ones(context.mask.shape).tril()),
+        replace(context, visible=replace(context.visible, starts=None)),
     )
 
 
