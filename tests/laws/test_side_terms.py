@@ -1,6 +1,7 @@
 """A term that arises in the middle of the model has a count of its own, and no layout changes it: the whole objective
 is that of one process, and that of plain autograd over the whole batch."""
 
+from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
@@ -100,6 +101,20 @@ def test_in_fp16_a_term_is_that_of_fp64_but_for_rounding():
     assert run["fp16"].losses[0] == pytest.approx(run["fp64"].losses[0], rel=1e-3)
     for name, grad in run["fp64"].grads[0].items():
         assert difference(grad, run["fp16"].grads[0][name]) < 2e-2, name
+
+
+def test_a_step_without_a_learned_token_updates_nothing_although_the_term_counts_some():
+    config = config_of()
+    with WithTerm():
+        trainer = build_trainer(config)
+    before = [weight.clone() for weight in trainer.chunks[0].parameters()]
+    batch = synthetic_batch(config, range(1))
+    batch = replace(batch, loss_mask=torch.zeros_like(batch.loss_mask))
+    result = trainer.train_step([batch], 1e-2)
+    assert result.skipped and result.tokens == 0
+    assert result.side_terms[NAME].tokens == batch.real.sum()
+    for weight, old in zip(trainer.chunks[0].parameters(), before, strict=True):
+        assert torch.equal(weight, old)
 
 
 def evaluated(config) -> list[list[float]]:

@@ -84,7 +84,7 @@ BREAKS: dict[str, Break] = {
             [(Trainer, "_counts", counted_by_this_rank)],
         ),
         "a side term counted again by recomputation": (
-            {**TP2, **FULL},
+            {**TP2, **FULL, "num_layers": 4, "recompute_num_layers": 4},
             [(SideLosses, "join", added_each_time)],
         ),
         "a side term counted by each tensor rank": (
