@@ -161,13 +161,11 @@ def poison(monkeypatch):
             self.poisoned = any((batch.ids == POISON).any() for batch in batches)
             return step(self, batches, *args, **options)
 
-        def changed(self, loss, sick, tokens):
-            loss, sick, tokens = agreed(self, loss, sick, tokens)
-            return (
-                (loss * 100, sick, tokens)
-                if spike and self.poisoned
-                else (loss, sick or self.poisoned, tokens)
-            )
+        def changed(self, parts, sick):
+            loss, side_sums, sick = agreed(self, parts, sick)
+            if spike and self.poisoned:
+                return loss * 100, side_sums, sick
+            return loss, side_sums, sick or self.poisoned
 
         monkeypatch.setattr(Trainer, "train_step", train_step)
         monkeypatch.setattr(Trainer, "_agreed", changed)
