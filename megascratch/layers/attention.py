@@ -13,9 +13,9 @@ from megascratch.config.layers import AttentionSpec
 from megascratch.layers.context import ForwardContext
 from megascratch.layers.dropout import AttentionDropout
 from megascratch.layers.kernels.attention import attention, attention_with_dropout
+from megascratch.layers.kernels.rotary import split_heads
 from megascratch.layers.linear import ColumnParallelLinear, RowParallelLinear
 from megascratch.layers.recompute import with_recompute
-from megascratch.layers.rotary import split_heads
 from megascratch.layers.sublayer import Mixer, SublayerSite
 from megascratch.parallel.shard import Part
 

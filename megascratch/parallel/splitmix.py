@@ -1,7 +1,7 @@
 """SplitMix64 (Steele, Lea, Flood 2014) on Python integers: the hash behind the order of samples, random choices in the
 data and the keys of dropout. The same on every machine, and without torch.
 
-`parallel/random.py` has it for tensors, `csrc/` for the shuffles of large corpora, `layers/gpu_kernels.py` in Triton.
+`parallel/random.py` has it for tensors, `csrc/` for the shuffles of large corpora, `layers/kernels/gpu.py` in Triton.
 """
 
 GAMMA = 0x9E3779B97F4A7C15  # 2**64 / golden ratio: counter i becomes GAMMA * i

@@ -6,7 +6,8 @@ import torch
 from megascratch.config.layers import AttentionSpec
 from megascratch.layers.attention import Attention
 from megascratch.layers.kernels import attention as module
-from megascratch.layers.rotary import rotary_angles, split_heads
+from megascratch.layers.kernels.rotary import split_heads
+from megascratch.layers.rotary import rotary_angles
 from tests.support.contexts import next_tokens, plain_context
 from tests.support.sublayers import site_of
 

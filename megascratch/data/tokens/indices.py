@@ -1,19 +1,15 @@
 """The hot loops over documents and samples: the C++ extension, or the slower Python version with a warning."""
 
-import warnings
 from typing import Any
 
 from megascratch.data.tokens import indices_python
 from megascratch.parallel.splitmix import GAMMA, mix64
+from megascratch.runtime.extensions import warn_once_that_they_are_missing
 
 try:
     from megascratch.data.tokens import _indices as engine
 except ImportError:
-    warnings.warn(
-        "the C++ extension is not built (pip install -e . needs a C++17 compiler): "
-        "the indices are made in Python, with the same numbers but about 100 times slower",
-        stacklevel=2,
-    )
+    warn_once_that_they_are_missing()
     engine: Any = indices_python  # type: ignore[no-redef]
 
 TokenFile = engine.TokenFile

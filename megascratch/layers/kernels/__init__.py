@@ -1,9 +1,12 @@
-"""Fast versions of the operations in a layer. Each module but the last two is the door to its operations: it chooses
-between a kernel, torch's own operation and what torch.compile fuses, by device, type, shape and what is installed.
+"""The door to each operation of a layer: one function that chooses between a kernel, torch's own operation and what
+torch.compile fuses, by device, type, shape and what is installed. No layer asks for these itself.
 
-    activations  swiglu, gelu           attention  causal attention over short samples
-    norms        layer_norm, rms_norm   products   x Wᵀ + b
-    dropout      drop
-    cpu          C++ kernels, csrc/cpu_kernels.h
-    gpu          Triton kernels; `layers/loss.py` and `dropout` call them
+    activations    swiglu, gelu           norms      layer_norm, rms_norm
+    attention      attention              products   x Wᵀ + b
+    cross_entropy  rows_of                rotary     split_heads
+    dropout        drop
+
+    choice         which tensors a kernel may read by address
+    cpu            C++ kernels, csrc/cpu_kernels.h
+    gpu            Triton kernels for the loss and for dropout
 """

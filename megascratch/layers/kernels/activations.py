@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from megascratch.layers.kernels import cpu
+from megascratch.layers.kernels.choice import only_formulas
 
 
 class _SwiGLU(torch.autograd.Function):
@@ -35,10 +36,13 @@ class _SwiGLU(torch.autograd.Function):
 
 def swiglu(x: Tensor) -> Tensor:
     """[..., gate | up] -> silu(gate) * up."""
-    if not torch.compiler.is_compiling():
-        return _SwiGLU.apply(x)
-    gate, up = x.chunk(2, -1)  # the compiler fuses this
-    return F.silu(gate) * up
+    if only_formulas():
+        gate, up = x.chunk(2, -1)
+        return F.silu(gate) * up
+    return _SwiGLU.apply(x)
+
+
+_NAMES = {False: "none", True: "tanh"}  # torch's, of GELU and its approximation
 
 
 class _GELU(torch.autograd.Function):
@@ -48,20 +52,19 @@ class _GELU(torch.autograd.Function):
     def forward(ctx, x: Tensor, by_tanh: bool) -> Tensor:
         ctx.save_for_backward(x)
         ctx.by_tanh = by_tanh
-        return _gelu(x, by_tanh)
+        return F.gelu(x, approximate=_NAMES[by_tanh])
 
     @staticmethod
     @cpu.once_differentiable
     def backward(ctx, grad: Tensor):
         (x,) = ctx.saved_tensors
-        return cpu.gelu_backward(x, grad, ctx.by_tanh), None
+        if cpu.supports(grad):
+            return cpu.gelu_backward(x, grad, ctx.by_tanh), None
+        return torch.ops.aten.gelu_backward(grad, x, approximate=_NAMES[ctx.by_tanh]), None
 
 
 def gelu(x: Tensor, by_tanh: bool = False) -> Tensor:
     """GELU, x times the normal CDF of x (Hendrycks, Gimpel 2016), or OpenAI's approximation by tanh."""
-    use_kernel = not torch.compiler.is_compiling() and cpu.supports(x)
-    return _GELU.apply(x, by_tanh) if use_kernel else _gelu(x, by_tanh)
-
-
-def _gelu(x: Tensor, by_tanh: bool) -> Tensor:
-    return F.gelu(x, approximate="tanh" if by_tanh else "none")
+    if cpu.supports(x):
+        return _GELU.apply(x, by_tanh)
+    return F.gelu(x, approximate=_NAMES[by_tanh])

@@ -21,7 +21,7 @@ _ROWS = 128  # queries at once, with the keys up to the last of them: products w
 def attention(q: Tensor, k: Tensor, v: Tensor, visible: Visible) -> Tensor:
     """Attention of q, k and v, each [b, n, s, d] -> [b, n, s, d]."""
     if visible.is_causal:
-        if _is_short(q, k):
+        if _is_short(q, k, v):
             return _ShortCausalAttention.apply(q, k, v)
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=visible.dense)
@@ -37,11 +37,11 @@ def attention_with_dropout(
     return dropout(weights) @ v
 
 
-def _is_short(q: Tensor, k: Tensor) -> bool:
+def _is_short(q: Tensor, k: Tensor, v: Tensor) -> bool:
     """Whether `_ShortCausalAttention` supports these inputs and is faster."""
     if q.shape != k.shape or q.shape[2] not in SHORT:
         return False
-    return not torch.compiler.is_compiling() and cpu.supports(q, k)
+    return cpu.supports(q, k, v)
 
 
 class _ShortCausalAttention(torch.autograd.Function):
@@ -72,6 +72,11 @@ class _ShortCausalAttention(torch.autograd.Function):
     @cpu.once_differentiable
     def backward(ctx, grad: Tensor):
         q, k, v, *blocks = ctx.saved_tensors
+        if not cpu.can_read(grad):
+            raise RuntimeError(
+                "attention got a gradient that is fake, or inside of vmap, after an ordinary forward: "
+                "run the forward in the same mode or transform"
+            )
         b, n, s, d = grad.shape
         grad = grad.transpose(0, 1).reshape(n * b, s, d)
         grad_q, grad_k, grad_v = (x.new_empty(x.shape) for x in (q, k, v))

@@ -3,7 +3,6 @@
 Ask `supports` before each call. Without the compiled extension it says no to everything.
 """
 
-import warnings
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
@@ -11,14 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from megascratch.layers.kernels.choice import are_ordinary
+from megascratch.runtime.extensions import warn_once_that_they_are_missing
+
 try:
     from megascratch.layers import _cpu_kernels as extension
 except ImportError:
-    warnings.warn(
-        "the C++ extension is not built (pip install -e . needs a C++17 compiler): on a CPU the layers use torch's own "
-        "operations, which give the same model but are slower",
-        stacklevel=2,
-    )
+    warn_once_that_they_are_missing()
     extension = None  # type: ignore[assignment]
 
 _KERNELS: dict[torch.dtype, Any] = {}
@@ -31,16 +29,45 @@ def supports_threads() -> bool:
     return extension is not None and extension.has_threads()
 
 
+def _keys(x: Tensor) -> int:
+    """What torch's dispatcher knows about a tensor: its device and layout, and whether its memory is not its value (a
+    subclass, a functorch wrapper, a lazily negated or zero tensor)."""
+    keys: int = torch._C._dispatch_keys(x).raw_repr()
+    return keys
+
+
+def _plain_keys() -> frozenset[int]:
+    """The keys of a dense tensor on a CPU, and of one that was made in inference mode."""
+    with torch.inference_mode(False):
+        normal = _keys(torch.empty(0))
+    with torch.inference_mode():
+        return frozenset((normal, _keys(torch.empty(0))))
+
+
+_PLAIN_KEYS = _plain_keys()
+
+
+def can_read(*tensors: Tensor) -> bool:
+    """Whether the memory of each tensor is on the CPU and contains its value."""
+    for tensor in tensors:
+        if _keys(tensor) not in _PLAIN_KEYS:
+            return False
+    return are_ordinary(*tensors)
+
+
 def supports(x: Tensor, *others: Tensor) -> bool:
-    """Whether to use the kernels for these tensors: not if torch has threads that they cannot use, or if they are not
-    compiled for this processor; torch's own operations are faster then."""
+    """Whether to use the kernels for these tensors. Not for tensors that a kernel cannot read, not while torch.compile
+    or a transform looks on, not if torch has threads that the kernels cannot use, and not if they are not compiled for
+    this processor; torch's own operations are right or faster then."""
     if not (x.is_cpu and x.dtype in _KERNELS and extension.is_tuned()):
         return False
     for other in others:
         if other.dtype != x.dtype:
             return False
     # Call torch.get_num_threads first: it sets the number of OpenMP threads for the calling thread.
-    return torch.get_num_threads() == 1 or supports_threads()
+    if torch.get_num_threads() > 1 and not supports_threads():
+        return False
+    return can_read(x, *others)
 
 
 def gelu_backward(x: Tensor, grad: Tensor, by_tanh: bool) -> Tensor:
@@ -90,6 +117,7 @@ def swiglu_backward(x: Tensor, grad: Tensor) -> Tensor:
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
     """Returns x / rms(x) * weight over the last dim, and 1 / rms(x) [..., 1]."""
     x = x.contiguous()
+    weight = weight.contiguous()
     width = x.shape[-1]
     out = torch.empty_like(x)
     scale = x.new_empty(*x.shape[:-1], 1)
@@ -110,6 +138,7 @@ def rms_norm_backward(
 ) -> tuple[Tensor, Tensor]:
     """The gradients of x and of weight."""
     x = x.contiguous()
+    weight = weight.contiguous()
     grad = grad.contiguous()
     grad_x = torch.empty_like(x)
     grad_weight = torch.empty_like(weight)

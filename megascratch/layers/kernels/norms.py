@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from megascratch.layers.kernels import cpu
+from megascratch.layers.kernels.choice import are_ordinary
 
 try:  # the package named apex on PyPI is a different one, without this module
     from apex.normalization.fused_layer_norm import fused_layer_norm_affine, fused_rms_norm_affine
@@ -14,16 +15,17 @@ except ImportError:
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, epsilon: float) -> Tensor:
     """(x - mean) / std * weight + bias; weight and bias [h], x [..., h]."""
-    if fused_layer_norm_affine is not None and x.is_cuda and bias is not None:
+    use_apex = fused_layer_norm_affine is not None and x.is_cuda and are_ordinary(x, weight)
+    if use_apex and bias is not None:
         return fused_layer_norm_affine(x, weight, bias, weight.shape, epsilon)
     return F.layer_norm(x, weight.shape, weight, bias, epsilon)
 
 
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     """x / rms(x) * weight; weight [h], x [..., h]."""
-    if fused_rms_norm_affine is not None and x.is_cuda:
+    if fused_rms_norm_affine is not None and x.is_cuda and are_ordinary(x, weight):
         return fused_rms_norm_affine(x, weight, weight.shape, epsilon)
-    if not torch.compiler.is_compiling() and cpu.supports(x, weight):
+    if cpu.supports(x, weight):
         return _RMSNorm.apply(x, weight, epsilon)
     return F.rms_norm(x, weight.shape, weight, epsilon)
 
@@ -41,4 +43,10 @@ class _RMSNorm(torch.autograd.Function):
     @cpu.once_differentiable
     def backward(ctx, grad: Tensor):
         x, weight, scale = ctx.saved_tensors
-        return *cpu.rms_norm_backward(x, weight, scale, grad), None
+        if cpu.supports(grad):
+            return *cpu.rms_norm_backward(x, weight, scale, grad), None
+        normed = x * scale
+        pull = grad * weight
+        away = normed * (pull * normed).mean(-1, keepdim=True)  # the scale's own dependence on x
+        grad_weight = (grad * normed).reshape(-1, len(weight)).sum(0)
+        return scale * (pull - away), grad_weight, None

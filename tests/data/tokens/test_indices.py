@@ -355,4 +355,4 @@ def test_without_a_compiler_the_twin_takes_over_with_one_warning():
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True
     )
-    assert done.stderr.count("the C++ extension is not built") == 1
+    assert done.stderr.count("the C++ extensions are not built") == 1

@@ -3,10 +3,9 @@
 import pytest
 import torch
 
-from megascratch.layers import loss
 from megascratch.layers.context import ForwardContext
 from megascratch.layers.dropout import AttentionDropout, Dropout
-from megascratch.layers.kernels import dropout
+from megascratch.layers.kernels import cross_entropy, dropout
 from megascratch.layers.loss import vocab_parallel_cross_entropy
 from megascratch.layers.visible import Visible
 from megascratch.parallel.mesh import Axis
@@ -152,9 +151,9 @@ def test_dropout_uses_its_kernel_only_where_it_agrees(drop, used, monkeypatch):
 )
 @pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
 def test_the_loss_uses_its_kernels_only_where_they_agree(rows, gradient, used, mode, monkeypatch):
-    monkeypatch.setattr(loss, "row_statistics", rows)
-    monkeypatch.setattr(loss, "to_gradient", gradient)
-    loss.kernel_matches_reference.cache_clear()
+    monkeypatch.setattr(cross_entropy, "row_statistics", rows)
+    monkeypatch.setattr(cross_entropy, "to_gradient", gradient)
+    cross_entropy.kernel_matches_reference.cache_clear()
     with mode():
-        assert loss.kernel_matches_reference(torch.device("cpu")) is used
-    loss.kernel_matches_reference.cache_clear()
+        assert cross_entropy.kernel_matches_reference(torch.device("cpu")) is used
+    cross_entropy.kernel_matches_reference.cache_clear()

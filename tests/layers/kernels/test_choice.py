@@ -1,0 +1,125 @@
+"""Kernels read memory by address: no tensor gets there whose address is not its value."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from megascratch.config.settings import Config
+from megascratch.layers.kernels import choice, cpu
+from megascratch.model.chunk import ModelChunk
+from megascratch.parallel.mesh import Axis
+from megascratch.training.hardware import parameter_dtype
+from tests.support.layout_runs import config_of, synthetic_batch
+from tests.support.pairwise_cover import DOCUMENTS, GPT, LLAMA, PARTLY_ROTARY
+from tests.support.special_tensors import KINDS
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_special_tensors_are_computed_without_kernels(kind):
+    command = [sys.executable, "-m", "tests.support.special_tensors", kind]
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+class Tagged(torch.Tensor):
+    """A subclass with memory of its own."""
+
+
+def test_a_kernel_reads_dense_cpu_tensors_and_no_others():
+    x = torch.ones(2, 3)
+    with torch.inference_mode():
+        made_in_inference_mode = torch.ones(2)
+    readable = [x, x.t(), x[:, 1:], torch.nn.Parameter(x), made_in_inference_mode, x.double()]
+    unreadable = [
+        torch.ones(2, device="meta"),
+        x.to_sparse(),
+        x.to_mkldnn(),
+        torch._efficientzerotensor(2),
+        torch._neg_view(x),
+        torch.complex(x, x).conj().imag,
+        x.as_subclass(Tagged),
+    ]
+    assert [cpu.can_read(tensor) for tensor in readable] == [True] * len(readable)
+    assert [cpu.can_read(tensor) for tensor in unreadable] == [False] * len(unreadable)
+    assert cpu.can_read(x, x) and not cpu.can_read(x, unreadable[0])
+
+
+SETTINGS = {
+    "gpt": {**GPT, "hidden_dropout": 0.1, "attention_dropout": 0.1},
+    "llama": {**LLAMA, **DOCUMENTS},
+    "llama, selective recomputation": {**LLAMA, "recompute_granularity": "selective"},
+    "partly rotary, fp32": {**PARTLY_ROTARY, "fp64": False},
+    "bf16": {**GPT, "fp64": False, "bf16": True},
+}
+
+
+def built(config: Config, dtype: torch.dtype) -> ModelChunk:
+    """The whole model in the current mode and on the current default device."""
+    model = config.model
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        chunk = ModelChunk(model, range(model.num_layers), True, True, Axis.alone("tp"))
+    finally:
+        torch.set_default_dtype(before)
+    chunk.set_recompute(config.parallel)
+    return chunk
+
+
+@pytest.mark.parametrize("kind", SETTINGS)
+@pytest.mark.parametrize("where", ["fake", "meta"])
+def test_a_whole_model_runs_without_content(kind, where, monkeypatch):
+    """Forward and backward, with the shapes and types of the weights: as a tool asks that counts memory or FLOPs."""
+    # a kernel that is asked is an error
+    monkeypatch.setattr(cpu, "_KERNELS", dict.fromkeys(cpu._KERNELS))
+    config = config_of(**SETTINGS[kind], num_layers=2)
+    batch = synthetic_batch(config, [0])
+    mode = torch.device("meta")
+    if where == "fake":
+        mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with mode:
+        chunk = built(config, parameter_dtype(config.optim))
+        loss = chunk(None, batch.to("cpu" if where == "fake" else "meta"))
+        loss.backward()
+    assert loss.shape == ()
+    for name, weight in chunk.named_parameters():
+        assert weight.grad.shape == weight.shape and weight.grad.dtype == weight.dtype, name
+
+
+MAY_ASK_THE_COMPILER = {
+    "linear.py",  # keeps its sinks and collectives out of compiled graphs
+    "dropout.py",  # its kernel is for CUDA alone
+}
+
+
+def test_layers_choose_no_kernel_themselves():
+    layers = Path(choice.__file__).parents[1]
+    found = []
+    for path in sorted(layers.rglob("*.py")):
+        place = path.relative_to(layers).as_posix()
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            name = node.attr if isinstance(node, ast.Attribute) else ""
+            imported = node.module or "" if isinstance(node, ast.ImportFrom) else ""
+            asks = name in ("is_compiling", "is_cuda", "data_ptr", "is_cpu")
+            if imported.endswith(("kernels.cpu", "kernels.gpu")) or asks:
+                found.append((place, name or imported))
+    assert [
+        (place, name)
+        for place, name in found
+        if not place.startswith("kernels/") and place not in MAY_ASK_THE_COMPILER
+    ] == []
