@@ -48,7 +48,7 @@ def load(
     held: list[ShardedTensor],
     world: Axis,
     *,
-    prefix: str = "",
+    prefix: str | tuple[str, ...] = "",
     cast: bool = False,
 ) -> dict[str, Any]:
     """Fills every `held.tensor`, copies included, and returns the saved state; called by all ranks of `world`.
@@ -56,8 +56,8 @@ def load(
     Args:
         path: a step folder, or a folder of step folders: then the newest valid one is loaded, with a warning for each
             newer one that is damaged.
-        prefix: load only names that begin so, e.g. "param."; the ranks together must want exactly these names of the
-            checkpoint, so that no layer is silently left out.
+        prefix: load only names that begin so (or with one of several), e.g. "param."; the ranks together must want
+            exactly these names of the checkpoint, so that no layer is silently left out.
         cast: convert a tensor of another floating-point type; without it another type is an error.
 
     Raises: on all ranks, naming file and tensor: DamagedError if `path` is a step with missing or wrong bytes,
@@ -75,7 +75,7 @@ def load_newest(
     held: list[ShardedTensor],
     world: Axis,
     *,
-    prefix: str = "",
+    prefix: str | tuple[str, ...] = "",
     cast: bool = False,
 ) -> ResolvedStep[dict[str, Any]]:
     """Like `load`, but returns which step was loaded and which ones were skipped, instead of warning."""
@@ -116,7 +116,7 @@ def _fill(
     step: Place,
     manifest: Manifest,
     held: list[ShardedTensor],
-    prefix: str,
+    prefix: str | tuple[str, ...],
     wanted: set[str],
     cast: bool,
 ) -> None:

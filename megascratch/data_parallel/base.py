@@ -31,9 +31,11 @@ from megascratch.data_parallel.partial_grads import (
     partial_blocks,
 )
 from megascratch.data_parallel.sharded_optimizer import ShardedOptimizer, require_whole_matrices
+from megascratch.data_parallel.without_gradient import boxes_without_gradient
 from megascratch.optim import OPTIMIZERS
 from megascratch.optim.grad_norm import GlobalNorm
-from megascratch.parallel.collectives import start_all_reduce
+from megascratch.parallel.collectives import all_reduce, start_all_reduce
+from megascratch.parallel.kept_state import saved_buffers
 from megascratch.parallel.mesh import Axis, Mesh
 from megascratch.parallel.pending import Pending
 from megascratch.parallel.shard import MODEL_AXES, Shard, ShardSlice, flat_boxes
@@ -60,12 +62,16 @@ class DataParallel(ABC):
             parallel: `ddp_bucket_size`, `overlap_grad_reduce` and the settings of optimizer offload are used.
 
         Raises:
-            ValueError: a parameter has no shard, another shape than its shard, or is frozen; or the optimizer needs
-                whole matrices and the layout cuts them.
+            ValueError: a parameter or a saved buffer has no shard or another shape than its shard; only one copy of a
+                tied weight is frozen, or all weights are; the optimizer needs whole matrices and the layout cuts them.
         """
         self.shards = shards
         self.mesh = mesh
-        tied = {shard.tied for shard in shards.values() if shard.tied}
+        self.modules = chunks
+        for chunk in chunks:
+            for name, tensor in (*chunk.named_parameters(), *saved_buffers(chunk)):
+                self._check(name, tensor)
+        tied = self._trained_ties()
         sizes = self._bucket_sizes(chunks, parallel.ddp_bucket_size)
         self.chunks: list[Buckets] = []
         for chunk in chunks:
@@ -166,7 +172,8 @@ class DataParallel(ABC):
                 must call `await_weights` first.
         """
         for layer in layers:
-            buckets = {weight.grad_sink.bucket: None for weight in layer.parameters()}  # type: ignore[attr-defined]
+            trained = [weight for weight in layer.parameters() if weight.requires_grad]
+            buckets = {weight.grad_sink.bucket: None for weight in trained}  # type: ignore[attr-defined]
             layer.register_forward_pre_hook(_awaiting(list(buckets)))
         self.layers_await = True
 
@@ -179,10 +186,12 @@ class DataParallel(ABC):
     # ---- state for checkpoints ----------------------------------------------------------------------------------
 
     def state(self) -> dict[str, list[ShardedTensor]]:
-        """The boxes that this rank holds of ``param.*``, of the optimizer's state (``optim.exp_avg.*`` ...) and, for
-        bf16 and fp16 weights, of ``optim.master.*``. To restore them, copy into the tensors and call `loaded`."""
+        """The boxes that this rank holds of ``param.*``, ``buffer.*``, the optimizer's state
+        (``optim.exp_avg.*`` ...) and, for bf16 and fp16 weights, ``optim.master.*``. To restore them, copy into the
+        tensors and call `loaded`."""
         self.await_weights()
-        return self._boxes(lambda owned: owned.kinds)
+        trained = self._boxes(lambda owned: owned.kinds)
+        return trained | boxes_without_gradient(self.modules, self.shards, self.mesh)
 
     def gradients(self) -> dict[str, list[ShardedTensor]]:
         """After `finish` and before `step`: the boxes of ``grad.*``, the complete gradients in this rank's ranges."""
@@ -226,6 +235,8 @@ class DataParallel(ABC):
         )
         entries = []
         for name, parameter in parameters.items():
+            if not parameter.requires_grad:
+                continue
             shard = self.shards[name]
             # ranges are alike on two stages only if the bucket holds nothing else
             on_stages = self._name(name) in tied or "pp" in shard.axes
@@ -240,16 +251,39 @@ class DataParallel(ABC):
             buckets.append(Bucket(plan, parameters, self.mesh.data_of(plan.view)))
         return buckets
 
-    def _check(self, name: str, parameter: nn.Parameter) -> None:
+    def _check(self, name: str, tensor: Tensor) -> None:
         if name not in self.shards:
             raise ValueError(f"{name} has no shard: its layer must add an entry to `shards`")
         expected = self.shards[name].local_shape(self.mesh.layout)
-        if tuple(parameter.shape) != expected:
+        if tuple(tensor.shape) != expected:
             raise ValueError(
-                f"{name} has shape {tuple(parameter.shape)}, but its shard says {expected}"
+                f"{name} has shape {tuple(tensor.shape)}, but its shard says {expected}"
             )
-        if not parameter.requires_grad:
-            raise ValueError(f"{name} is frozen: weight decay would change it anyway")
+
+    def _trained_ties(self) -> set[str]:
+        """The tied weights, of which the first and the last stage hold a copy, if they are trained.
+
+        Raises: ValueError, on all ranks, if no weight is trained, or if one copy is trained and the other is frozen.
+        """
+        trained = 0
+        tied_trained = 0
+        tied_frozen = 0
+        for chunk in self.modules:
+            for name, parameter in chunk.named_parameters():
+                tied = self.shards[name].tied is not None
+                trained += parameter.requires_grad
+                tied_trained += tied and parameter.requires_grad
+                tied_frozen += tied and not parameter.requires_grad
+        counts = torch.tensor([trained, tied_trained, tied_frozen], device=self.mesh.device)
+        trained, tied_trained, tied_frozen = all_reduce(counts, self.mesh.world).tolist()
+        if not trained:
+            raise ValueError("all weights are frozen: there is nothing to train")
+        names = {shard.tied for shard in self.shards.values() if shard.tied}
+        if tied_trained and tied_frozen:
+            raise ValueError(
+                f"{min(names)} is frozen on one stage and trained on the other: freeze both copies, or none"
+            )
+        return names if tied_trained else set()
 
     def _name(self, name: str) -> str:
         """The name of the weight; for a tied copy, the name of the weight it is tied to."""

@@ -6,6 +6,7 @@ import os
 import sys
 
 import torch
+from torch import Tensor
 
 from megascratch.checkpoint import latest_valid, load, read_manifest
 from megascratch.checkpoint.steps import candidates
@@ -17,8 +18,9 @@ from megascratch.config.settings import Config
 from megascratch.model.chunk import ModelChunk
 from megascratch.model.table import shard_table
 from megascratch.parallel.grid import Position
+from megascratch.parallel.kept_state import kept_state, widen_buffers
 from megascratch.parallel.mesh import Axis
-from megascratch.parallel.sharded_tensor import ShardedTensor
+from megascratch.parallel.sharded_tensor import MODEL, ShardedTensor
 from megascratch.storage.path import Place
 from megascratch.tokenizer import Tokenizer
 from megascratch.tokenizer import load as load_tokenizer
@@ -60,28 +62,34 @@ def load_for_inference(
 
 
 def load_model(step: Place, config: Config, device: torch.device) -> ModelChunk:
-    """All layers as one chunk on `device`, filled from the ``param.*`` of a checkpoint."""
+    """All layers as one chunk on `device`, filled from the weights and kept state of a checkpoint."""
     dtype = parameter_dtype(config.optim)
     if device.type == "cpu" and dtype.itemsize == 2:
         dtype = torch.float32
     layers = range(config.model.num_layers)
     with torch.device(device):
         chunk = ModelChunk(config.model, layers, True, True, Axis.alone("tp")).to(dtype)
+    widen_buffers(chunk)
     chunk.requires_grad_(False).eval()
-    load(step, _held(chunk), Axis.alone("world"), prefix="param.", cast=True)
+    load(step, _held(chunk), Axis.alone("world"), prefix=MODEL, cast=True)
     return chunk
 
 
 def _held(chunk: ModelChunk) -> list[ShardedTensor]:
-    """``param.*`` of a model that one process holds. Each tensor is complete; its padding is zeroed."""
+    """The tensors of a model that one process holds. Each is complete; its padding is zeroed."""
     shards = shard_table(chunk)
-    held = []
+    tensors: dict[str, Tensor] = {}
     for name, parameter in chunk.named_parameters():
-        shard = shards[name]
-        tensor = parameter.detach().zero_()
+        tensors[f"param.{name}"] = parameter
+    for name, buffer in kept_state(chunk, shards):
+        tensors[f"buffer.{name}"] = buffer
+    held = []
+    for name, tensor in tensors.items():
+        shard = shards[name.split(".", 1)[1]]
+        tensor = tensor.detach().zero_()
         for piece in shard.pieces(Position(Layout())):
             part = tensor[piece.local.slices]
-            held.append(ShardedTensor(f"param.{name}", shard.shape, piece.whole, part, piece.copy))
+            held.append(ShardedTensor(name, shard.shape, piece.whole, part, piece.copy))
     return held
 
 

@@ -32,25 +32,24 @@ class _Linear(torch.autograd.Function):
     """x Wᵀ + b. Backward overlaps the reduction of the input's gradient over the axis with the weight's gradient.
 
     The weight is an input for autograd (`known`) only where that is needed: an edge that never carries a gradient costs
-    time in every backward.
+    time in every backward. For a frozen weight the input is not kept, and its gradient is not computed.
     """
 
     @staticmethod
     def forward(ctx, x: Tensor, known: Tensor | None, bias: Tensor | None, layer: _Layer) -> Tensor:
-        # under SP only this rank's part is kept; backward gathers it again
-        ctx.save_for_backward(x)
-        ctx.layer = layer
-        ctx.has_bias = bias is not None
         weight, axis, gather = layer
+        # under SP only this rank's part is kept; backward gathers it again
+        ctx.save_for_backward(x if weight.requires_grad else None)
+        ctx.layer = layer
         if gather:
             x = all_gather(x, axis)
         return product(x, weight, bias)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        (x,) = ctx.saved_tensors
+        (x,) = ctx.saved_tensors  # None for a frozen weight
         weight, axis, gather = ctx.layer
-        gathered = start_all_gather(x, axis) if gather else None
+        gathered = start_all_gather(x, axis) if gather and x is not None else None
         grad_x = product(grad, weight.t(), None) if ctx.needs_input_grad[0] else None
         if gathered is not None:
             x = gathered.wait()
@@ -59,10 +58,11 @@ class _Linear(torch.autograd.Function):
             pending = (
                 start_reduce_scatter(grad_x, axis) if gather else start_all_reduce(grad_x, axis)
             )
-        x_2d = x.flatten(0, -2)  # [n, in]
         grad_2d = grad.flatten(0, -2)  # [n, out]
-        grad_weight = _weight_gradient(weight, x_2d, grad_2d)
-        grad_bias = grad_2d.sum(0) if ctx.has_bias else None
+        grad_weight = None
+        if x is not None:
+            grad_weight = _weight_gradient(weight, x.flatten(0, -2), grad_2d)  # x: [n, in]
+        grad_bias = grad_2d.sum(0) if ctx.needs_input_grad[2] else None
         if pending is not None:
             grad_x = pending.wait()
         return grad_x, grad_weight, grad_bias, None

@@ -6,6 +6,7 @@ from megascratch.config.settings import ModelConfig, ParallelConfig
 from megascratch.model.chunk import ModelChunk
 from megascratch.model.table import layers_of_stages, shard_table
 from megascratch.parallel.initial_values import NormalBlock, fill_all, normal_blocks
+from megascratch.parallel.kept_state import kept_state, widen_buffers
 from megascratch.parallel.mesh import Mesh
 from megascratch.pipeline.schedule import Placement
 
@@ -34,6 +35,7 @@ def build_chunks(
             model, stages[stage], first, last, mesh.tp, parallel.sequence_parallel, seed
         )
         chunk.to(device=mesh.device, dtype=dtype)
+        widen_buffers(chunk)
         initialise(chunk, mesh, seed)
         built.append(chunk)
     return built
@@ -41,10 +43,11 @@ def build_chunks(
 
 @torch.no_grad()
 def initialise(chunk: ModelChunk, mesh: Mesh, seed: int) -> None:
-    """Sets every weight to a function of (seed, name, global index), whatever the layout (law 2). Padding is zero."""
+    """Sets every weight and kept state to a function of (seed, name, global index), whatever the layout (law 2).
+    Padding is zero."""
     shards = shard_table(chunk)
     blocks: list[NormalBlock] = []
-    for name, parameter in chunk.named_parameters():
+    for name, parameter in (*chunk.named_parameters(), *kept_state(chunk, shards)):
         shard = shards[name]
         padded = any(cut.padded for cut in shard.cuts)
         parameter.fill_(0.0 if padded else shard.fill)

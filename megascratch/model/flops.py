@@ -54,6 +54,8 @@ def _without_blocks(model: ModelConfig) -> ModelChunk:
 def _weights(module: nn.Module) -> int:
     total = 0
     for part in module.modules():
-        for shard in getattr(part, "shards", {}).values():
-            total += shard.numel
+        weights = dict(part.named_parameters(recurse=False))
+        for name, shard in getattr(part, "shards", {}).items():
+            if name in weights:  # state without a gradient has a shard, too
+                total += shard.numel
     return total

@@ -55,7 +55,8 @@ def layers_of_stages(model: ModelConfig, parallel: ParallelConfig, stages: int) 
 
 
 def shard_table(chunk: ModelChunk) -> dict[str, Shard]:
-    """Maps each full parameter name to its shard. Tied copies on different stages name the weight they are tied to."""
+    """Maps the full name of each parameter and kept state to its shard. Tied copies on different stages name the weight
+    they are tied to."""
     table: dict[str, Shard] = {}
     for prefix, module in chunk.named_modules():
         for name, shard in getattr(module, "shards", {}).items():

@@ -13,6 +13,9 @@ from torch import Tensor
 from megascratch.parallel.grid import Position
 from megascratch.parallel.shard import Box, Shard, ShardSlice, flat_boxes
 
+MODEL = ("param.", "buffer.")
+"""How the names of the tensors of the model begin, in a checkpoint; the others belong to its optimizer."""
+
 
 @dataclass(frozen=True)
 class ShardedTensor:

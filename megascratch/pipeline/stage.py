@@ -46,7 +46,8 @@ class Stage:
         self.count = count
         self.is_first = index == 0
         self.is_last = index == count - 1
-        self._alive: dict[int, tuple[Tensor | None, GradientEdge]] = {}
+        # the edge is None where no weight of the stage or before it is trained
+        self._alive: dict[int, tuple[Tensor | None, GradientEdge | None]] = {}
         self._waiting: dict[int, Waiting] = {}
 
     def forward(self, microbatch: int, x: Tensor | None, batch: Any) -> Tensor:
@@ -56,13 +57,14 @@ class Stage:
             x.requires_grad_()
         y: Tensor = self.module(x, batch)
         if training:
-            self._alive[microbatch] = x, get_gradient_edge(y)
+            self._alive[microbatch] = x, get_gradient_edge(y) if y.requires_grad else None
         return y.detach()
 
     def backward(self, microbatch: int, grad: Tensor) -> Tensor | None:
         """Maps the gradient of the output to that of the input (None on the first stage); weights get theirs, too."""
         x, edge = self._alive.pop(microbatch)
-        torch.autograd.backward(edge, grad)
+        if edge is not None:
+            torch.autograd.backward(edge, grad)
         return None if x is None else x.grad
 
     def backward_input(self, microbatch: int, grad: Tensor) -> Tensor | None:

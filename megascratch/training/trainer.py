@@ -20,6 +20,7 @@ from megascratch.model.table import weight_table
 from megascratch.optim.grad_norm import clip_factor
 from megascratch.optim.loss_scale import LossScale
 from megascratch.parallel.collectives import all_reduce
+from megascratch.parallel.kept_state import KeepsState
 from megascratch.parallel.mesh import Mesh
 from megascratch.parallel.pending import CommunicationError
 from megascratch.parallel.sharded_tensor import ShardedTensor
@@ -93,6 +94,9 @@ class Trainer:
         self.shards = weight_table(model, parallel, mesh.layout)
         for chunk in self.chunks:
             chunk.set_recompute(parallel)
+        self.keeping: list[KeepsState] = []
+        for chunk in self.chunks:
+            self.keeping += [layer for layer in chunk.modules() if isinstance(layer, KeepsState)]
         if training.compile:
             compile_blocks(self.chunks)
         kind = "zero1" if parallel.use_distributed_optimizer else "ddp"
@@ -151,6 +155,9 @@ class Trainer:
         counts = self._counts(batches)
         weights = self._weights(counts)
         batches = self._on_device(batches, weights)
+        with torch.no_grad():
+            for layer in self.keeping:
+                layer.begin_step()
         losses = runtime.run(
             self.orders(len(batches))[self.mesh.pp.rank],
             self.stages,
@@ -206,7 +213,24 @@ class Trainer:
             self.data_parallel.step(
                 lr, clip_factor(norm, self.config.optim.clip_grad) / self.scale.scale
             )
+            self._change_kept_state()
         return _Update(loss, side_sums, norm, overflowed, wrong)
+
+    @torch.no_grad()
+    def _change_kept_state(self) -> None:
+        """Lets layers change the state that no gradient moves, after a step that was taken.
+
+        Raises: RuntimeError if one replaces a tensor, which checkpoints would not see.
+        """
+        doing("the state that layers keep")
+        for layer in self.keeping:
+            before = list(layer.buffers(recurse=False))
+            layer.step_taken(self.mesh.data)
+            for old, new in zip(before, layer.buffers(recurse=False), strict=True):
+                if new is not old:
+                    raise RuntimeError(
+                        f"{type(layer).__name__} has replaced a buffer: change it in place"
+                    )
 
     def _agreed(self, parts: Tensor, norm_not_finite: bool) -> tuple[float, dict[str, float], bool]:
         """The global loss, the global sum of each side term, and whether the norm is not finite on any rank (a single

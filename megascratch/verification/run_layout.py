@@ -17,7 +17,7 @@ from megascratch.config.layout import Layout
 from megascratch.config.settings import Config, ParallelConfig
 from megascratch.data.samples.batch import Batch, collate
 from megascratch.data.samples.microbatches import sample_numbers
-from megascratch.parallel.sharded_tensor import ShardedTensor
+from megascratch.parallel.sharded_tensor import MODEL, ShardedTensor
 from megascratch.training.trainer import Trainer
 from megascratch.verification.pool import Pool, mesh_for
 
@@ -139,10 +139,14 @@ def train_on_rank(config: Config, steps: int) -> RankTrace:
 
 
 def _parameters(trainer: Trainer) -> list[ShardedTensor]:
+    """The weights, or their masters where they have some, and the state that layers keep."""
     state = trainer.data_parallel.state()
-    kind = "optim.master." if trainer.spec.dtype in (torch.bfloat16, torch.float16) else "param."
-    boxes = _copies({name: held for name, held in state.items() if name.startswith(kind)})
-    return [replace(box, name=f"param.{box.name.removeprefix(kind)}") for box in boxes]
+    boxes = []
+    for name, held in state.items():
+        if name.startswith(MODEL):
+            finest = state.get(f"optim.master.{name.removeprefix('param.')}", held)
+            boxes += [replace(box, name=name) for box in finest]
+    return _copies({"": boxes})
 
 
 def _copies(held: dict[str, list[ShardedTensor]]) -> list[ShardedTensor]:
@@ -209,7 +213,8 @@ def assemble(ranks: list[list[ShardedTensor]]) -> dict[str, Tensor]:
     boxes = [box for held in ranks for box in held]
     for box in sorted(boxes, key=lambda box: box.copy):
         if box.name not in tensors:
-            tensors[box.name] = torch.full(box.whole_shape, torch.nan, dtype=box.dtype)
+            missing = torch.nan if box.dtype.is_floating_point else -1
+            tensors[box.name] = torch.full(box.whole_shape, missing, dtype=box.dtype)
             count[box.name] = torch.zeros(box.whole_shape, dtype=torch.int64)
         if box.copy == 0:
             tensors[box.name][box.box.slices] = box.tensor

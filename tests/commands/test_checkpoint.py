@@ -159,6 +159,50 @@ def test_another_precision_keeps_what_is_known(tmp_path, steps, capsys):
     )
 
 
+def save_with_state(folder, step):
+    """A step whose model also has a frozen weight and state without a gradient, all of the value of the step."""
+    kinds = {
+        "param.frozen": torch.full((2,), float(step)),
+        "buffer.mean": torch.full((2,), float(step)),
+        "buffer.count": torch.tensor(step),
+    }
+    held = model(float(step))
+    for name, tensor in kinds.items():
+        shape = tuple(tensor.shape)
+        held.append(ShardedTensor(name, shape, Box((0,) * len(shape), shape), tensor, 0))
+    return checkpoint.save(folder, step, held, {"config": {"optim": {"bf16": False}}}, world())
+
+
+def test_frozen_weights_and_state_without_a_gradient_belong_to_the_model(tmp_path, capsys):
+    first, second = (save_with_state(tmp_path / "run", step) for step in (10, 20))
+    names = {"param.w", "param.b", "param.frozen", "buffer.mean", "buffer.count"}
+    slim = run(capsys, "reshard", first, "--output", tmp_path / "slim", "--weights-only", "--json")
+    assert set(values(slim["path"])) == names
+    low = run(capsys, "reshard", first, "--output", tmp_path / "low", "--dtype", "bf16", "--json")
+    found = values(low["path"])
+    assert set(found) - names == {
+        *("optim.exp_avg.w", "optim.exp_avg.b"),
+        *("optim.master.w", "optim.master.b"),
+    }, "what is frozen gets no masters"
+    types = {name: found[name].dtype for name in sorted(names)}
+    assert types == {
+        "buffer.count": torch.int64,
+        "buffer.mean": torch.float32,
+        "param.b": torch.bfloat16,
+        "param.frozen": torch.bfloat16,
+        "param.w": torch.bfloat16,
+    }
+    again = run(
+        capsys, "reshard", slim["path"], "--output", tmp_path / "a", "--dtype", "bf16", "--json"
+    )
+    assert set(values(again["path"])) == names, "without an optimizer nothing gets masters"
+    mean = run(capsys, "average", first, second, "--output", tmp_path / "mean", "--json")
+    found = values(mean["path"])
+    assert set(found) == names
+    assert found["param.frozen"].tolist() == found["buffer.mean"].tolist() == [15.0, 15.0]
+    assert found["buffer.count"].item() == 20
+
+
 def test_average_is_the_mean_of_the_weights(tmp_path, steps, capsys):
     done = run(capsys, "average", *steps[:3], "--output", tmp_path / "mean", "--json")
     found = values(done["path"])

@@ -164,7 +164,7 @@ BAD = {
         True,
         r"a has shape \(3, 2\), but its shard says \(3, 3\)",
     ),
-    "frozen": ({"a": Shard((3, 2))}, False, "a is frozen"),
+    "frozen": ({"a": Shard((3, 2))}, False, "all weights are frozen"),
 }
 
 

@@ -37,6 +37,7 @@ IN_EVERY_RUN = (
     "reading ahead takes the live position",
     "a blend's block is stale from sample 65,536 on",
     "the last partial round of a validation is dropped",
+    "kept state changes on a bad step",
     "each stage asks itself whether a step has tokens",
     "a layer's kind by its number on its stage",
     "a side term divided by the learned tokens",

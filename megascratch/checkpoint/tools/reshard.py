@@ -21,7 +21,7 @@ from megascratch.checkpoint.steps import step_folder
 from megascratch.checkpoint.validation_loss import read_loss
 from megascratch.config.errors import UserError
 from megascratch.parallel.shard import Box
-from megascratch.parallel.sharded_tensor import ShardedTensor
+from megascratch.parallel.sharded_tensor import MODEL, ShardedTensor
 from megascratch.storage.path import Place, storage_path
 
 PRECISIONS = {
@@ -69,13 +69,14 @@ def reshard(
         tensors = _converted(tensors, PRECISIONS[dtype])
         state = _with_precision(state, dtype)
     if weights_only:
-        tensors = {name: new for name, new in tensors.items() if name.startswith(WEIGHTS)}
+        tensors = {name: new for name, new in tensors.items() if name.startswith(MODEL)}
     return write(output, source.manifest.step, tensors, state, files)
 
 
 def average(sources: Sequence[OpenCheckpoint], output: str | Place, *, files: int = 1) -> Place:
-    """Writes the mean of the weights of several steps (of the masters, if there are any), rounded once. The optimizer
-    is left out, because its moments have no meaningful mean. Step and settings are those of the last source.
+    """Writes the mean of the weights of several steps (of the masters, if there are any) and of the state that layers
+    keep, rounded once. The optimizer is left out, because its moments have no meaningful mean. Step, settings and
+    integers are those of the last source.
 
     Raises: UserError if they belong to different models or are fewer than two; DamagedError, DiskError.
     """
@@ -84,7 +85,9 @@ def average(sources: Sequence[OpenCheckpoint], output: str | Place, *, files: in
     last = sources[-1].manifest
     tensors = {}
     for name, whole in last.tensors.items():
-        if name.startswith(WEIGHTS):
+        if name.startswith(MODEL) and not whole.dtype.is_floating_point:
+            tensors[name] = _same(sources[-1], name, whole)
+        elif name.startswith(MODEL):
             finest = MASTERS + name.removeprefix(WEIGHTS)
             if finest not in last.tensors:
                 finest = name
@@ -170,18 +173,21 @@ def _mean(sources: Sequence[OpenCheckpoint], name: str) -> Callable[[Box], Tenso
 
 def _converted(tensors: dict[str, TensorSource], dtype: torch.dtype) -> dict[str, TensorSource]:
     """Converts the weights to another type, and keeps masters only if that type needs them."""
-    main = torch.float64 if dtype == torch.float64 else torch.float32  # of masters and moments
+    main = torch.float64 if dtype == torch.float64 else torch.float32  # of masters and state
     found = {}
+    trained: set[str] = set()  # the others are frozen, or the optimizer was left out
     for name, new in tensors.items():
-        if not name.startswith((WEIGHTS, MASTERS)):
-            found[name] = new._replace(dtype=main)
-    trained = bool(found)
+        if name.startswith((WEIGHTS, MASTERS)):
+            continue
+        found[name] = new._replace(dtype=main) if new.dtype.is_floating_point else new
+        if not name.startswith(MODEL):
+            trained.add(name.split(".", 2)[2])  # optim.STATE.NAME
     for name, new in tensors.items():
         if name.startswith(WEIGHTS):
             master = MASTERS + name.removeprefix(WEIGHTS)
             finest = tensors.get(master, new)
             found[name] = finest._replace(dtype=dtype)
-            if trained and dtype.itemsize == 2:
+            if name.removeprefix(WEIGHTS) in trained and dtype.itemsize == 2:
                 found[master] = finest._replace(dtype=main)
     return dict(sorted(found.items()))
 

@@ -19,6 +19,7 @@ from megascratch.config.layout import View
 from megascratch.parallel.collectives import all_gather_objects, all_reduce
 from megascratch.parallel.mesh import Axis
 from megascratch.parallel.shard import MODEL_AXES, Box, Shard
+from megascratch.parallel.sharded_tensor import MODEL
 from megascratch.training.start.preflight import where
 from megascratch.training.trainer import Trainer
 
@@ -69,7 +70,7 @@ def check_replicas(trainer: Trainer, step: int) -> None:
 
 
 def copies_of(trainer: Trainer) -> list[Copy]:
-    """All blocks that this rank holds: its weights, and the state of its optimizer."""
+    """All blocks that this rank holds: its weights, the state that its layers keep, and that of its optimizer."""
     copies = []
     for name, weight, tensor in _blocks(trainer):
         copies.append(Copy(name, weight, trainer.mesh.rank, digest(tensor)))
@@ -140,7 +141,7 @@ def _differing_over_data(trainer: Trainer, mine: Sequence[Copy], axis: Axis) -> 
     shared = mine
     if trainer.config.parallel.use_distributed_optimizer:
         # each rank has its own part of the optimizer's state
-        shared = [copy for copy in mine if copy.name.startswith("param.")]
+        shared = [copy for copy in mine if copy.name.startswith(MODEL)]
     digests = torch.tensor([copy.digest for copy in shared], dtype=torch.int64)
     together = digest(digests)
     both = torch.tensor([together, ~together], dtype=torch.int64, device=trainer.mesh.device)

@@ -3,7 +3,7 @@
 A break replaces a function or a method for one run; the model's definition stays as it is, only how it is laid out is
 wrong, as it would be after a plausible mistake. `space.py`: where things lie; `time.py`: when they happen; `gather.py`:
 when ZeRO-1's weights are awaited; `state.py`: what survives; `gaps.py`: steps with nothing to learn; `patterns.py`:
-which layer is of which kind; `terms.py`: losses in the middle of the model.
+which layer is of which kind; `terms.py`: losses in the middle of the model; `kept.py`: what no gradient moves.
 """
 
 from contextlib import ExitStack

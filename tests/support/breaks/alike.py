@@ -39,6 +39,7 @@ from tests.support.awaited import (
 from tests.support.blends import a_blend_is_the_greedy_one_beyond_its_first_block
 from tests.support.breaks import axes
 from tests.support.breaks.initial import INITIAL
+from tests.support.breaks.kept import KEPT
 from tests.support.breaks.replacing import after, nothing
 from tests.support.never_seen import the_run_is_its_plan
 from tests.support.random_sites import no_mask_is_drawn_twice
@@ -486,6 +487,7 @@ ALIKE: dict[str, Alike] = {
     **{name: Alike(replaced, initial(law)) for name, (law, replaced) in INITIAL.items()},
     **{name: Alike(replaced, masks) for name, replaced in RANDOM.items()},
     **{name: Alike(replaced, plan(case)) for name, (case, replaced) in STATE.items()},
+    **{name: Alike(replaced, law) for name, (replaced, law) in KEPT.items()},
     **AWAITED,
     **READ,
     **{name: Alike(replaced, law) for name, (replaced, law) in axes.BREAKS.items()},
