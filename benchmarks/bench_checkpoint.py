@@ -30,8 +30,8 @@ from ranks import RANKS, fresh
 
 from megascratch import checkpoint
 from megascratch.checkpoint import AsyncSaver
-from megascratch.config.derive import derive
 from megascratch.config.fields import with_fields
+from megascratch.config.resolve import resolve
 from megascratch.config.settings import Config
 from megascratch.parallel.mesh import Mesh, host_axis
 from megascratch.training.trainer import Trainer
@@ -45,7 +45,7 @@ class Contest:
         ranks = dist.get_world_size() if dist.is_initialized() else 1
         mesh = mesh_of(dp=ranks) if ranks > 1 else Mesh.alone()
         settings = llama.SETTINGS | {"global_batch_size": ranks, "train_iters": 1}
-        self.trainer = Trainer(derive(with_fields(Config(), settings), ranks), mesh)
+        self.trainer = Trainer(resolve(with_fields(Config(), settings), ranks), mesh)
         self.world = mesh.world
         self.own = host_axis(mesh.world)
         self.folder = folder

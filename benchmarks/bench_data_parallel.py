@@ -27,8 +27,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.nn.parallel import DistributedDataParallel
 
-from megascratch.config.derive import derive
 from megascratch.config.fields import with_fields
+from megascratch.config.resolve import resolve
 from megascratch.config.settings import Config
 from megascratch.training.trainer import Trainer
 from megascratch.verification.pool import mesh_of
@@ -53,7 +53,7 @@ class Ours:
             "global_batch_size": RANKS * work.microbatches * work.size,
             "ddp_bucket_size": bucket,
         }
-        self.trainer = Trainer(derive(with_fields(Config(), settings), RANKS), mesh_of(dp=RANKS))
+        self.trainer = Trainer(resolve(with_fields(Config(), settings), RANKS), mesh_of(dp=RANKS))
         self.batches = llama.batches(*work.samples(), work.size)
 
     def step(self) -> float:

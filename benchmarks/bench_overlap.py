@@ -30,8 +30,8 @@ from ranks import RANKS, fresh
 from same_work import Losses, first_losses, require_same_work
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from megascratch.config.derive import derive
 from megascratch.config.fields import with_fields
+from megascratch.config.resolve import resolve
 from megascratch.config.settings import Config
 from megascratch.data_parallel import ddp, zero1
 from megascratch.layers import linear
@@ -189,7 +189,7 @@ def trainer_of(settings: dict[str, Any], samples: int) -> Callable[[], float]:
     values = (
         llama.SETTINGS | settings | {"micro_batch_size": micro, "global_batch_size": samples * dp}
     )
-    trainer = Trainer(derive(with_fields(Config(), values), RANKS), mesh_of(tp, pp, dp))
+    trainer = Trainer(resolve(with_fields(Config(), values), RANKS), mesh_of(tp, pp, dp))
     batches = llama.batches(*llama.samples(samples, seed=trainer.mesh.dp.rank), micro)
     return lambda: trainer.train_step(batches, llama.LR).global_loss
 

@@ -25,8 +25,8 @@ from same_work import Losses, first_losses, require_same_work
 from torch import nn
 from torch.distributed import pipelining
 
-from megascratch.config.derive import derive
 from megascratch.config.fields import with_fields
+from megascratch.config.resolve import resolve
 from megascratch.config.settings import Config
 from megascratch.pipeline.recorder import Recorder
 from megascratch.pipeline.schedule import Placement
@@ -75,7 +75,7 @@ class Ours:
             "global_batch_size": work.microbatches * work.size,
         }
         self.mesh = mesh_of(pp=RANKS)
-        self.trainer = Trainer(derive(with_fields(Config(), settings), RANKS), self.mesh)
+        self.trainer = Trainer(resolve(with_fields(Config(), settings), RANKS), self.mesh)
         self.batches = llama.batches(*llama.samples(work.microbatches * work.size), work.size)
 
     def step(self) -> None:

@@ -17,8 +17,8 @@ import llama_25m as llama
 import torch
 from torch import Tensor, nn
 
-from megascratch.config.derive import derive
 from megascratch.config.fields import with_fields
+from megascratch.config.resolve import resolve
 from megascratch.config.settings import Config
 from megascratch.parallel.collectives import all_gather_objects
 from megascratch.pipeline.passes import compile_order, placement_of
@@ -134,7 +134,7 @@ def at_work(work: Work, steps: int) -> list[Trace]:
         "global_batch_size": work.microbatches,
     }
     mesh = mesh_of(pp=work.ranks)
-    trainer = Trainer(derive(with_fields(Config(), settings), work.ranks), mesh)
+    trainer = Trainer(resolve(with_fields(Config(), settings), work.ranks), mesh)
     batches = llama.batches(*llama.samples(work.microbatches), 1)
     traces = []
     for step in range(steps):

@@ -17,8 +17,8 @@ from plain_gpt import NAMES, PlainTrainer
 from same_work import copy_weights, first_losses, initial_weights, require_same_work
 from torch import Tensor
 
-from megascratch.config.derive import derive
 from megascratch.config.fields import with_fields
+from megascratch.config.resolve import resolve
 from megascratch.config.settings import Config
 from megascratch.data.samples.batch import collate
 from megascratch.model.flops import flops_per_token
@@ -58,7 +58,7 @@ def config_of(shape: Shape, **more: object) -> Config:
         "weight_decay": 0.1,
         **more,
     }
-    return derive(with_fields(Config(), settings), 1)
+    return resolve(with_fields(Config(), settings), 1)
 
 
 def tokens_of(shape: Shape) -> tuple[Tensor, Tensor]:

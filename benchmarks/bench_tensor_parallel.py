@@ -30,8 +30,8 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
-from megascratch.config.derive import derive
 from megascratch.config.fields import with_fields
+from megascratch.config.resolve import resolve
 from megascratch.config.settings import Config
 from megascratch.training.trainer import Trainer
 from megascratch.verification.pool import mesh_of
@@ -45,7 +45,7 @@ class Ours:
             "micro_batch_size": samples,
             "global_batch_size": samples,
         }
-        self.trainer = Trainer(derive(with_fields(Config(), settings), RANKS), mesh_of(tp=RANKS))
+        self.trainer = Trainer(resolve(with_fields(Config(), settings), RANKS), mesh_of(tp=RANKS))
         self.batches = llama.batches(*llama.samples(samples), samples)
 
     def step(self) -> float:

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from same_work import copy_weights, initial_weights
 from torch import Tensor, nn
 
-from megascratch.config.derive import derive
 from megascratch.config.fields import with_fields
+from megascratch.config.resolve import resolve
 from megascratch.config.settings import Config
 from megascratch.data.samples.batch import Batch, collate
 
@@ -118,7 +118,7 @@ class Llama(nn.Module):
         angle = torch.arange(SEQUENCE)[:, None] * 10000.0 ** (-torch.arange(half) / half)
         self.register_buffer("cos", angle.cos(), persistent=False)
         self.register_buffer("sin", angle.sin(), persistent=False)
-        copy_weights(initial_weights(derive(with_fields(Config(), SETTINGS), 1)), self, NAMES)
+        copy_weights(initial_weights(resolve(with_fields(Config(), SETTINGS), 1)), self, NAMES)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.tok_embeddings is not None:

@@ -26,7 +26,11 @@ TAKES_SETTINGS = ("pretrain", "verify", "doctor")
 """Verbs whose flags are the settings, too."""
 
 PYTHON = {
-    "Settings": ["megascratch.config.load", "megascratch.config.derive", "megascratch.config.laws"],
+    "Settings": [
+        "megascratch.config.load",
+        "megascratch.config.laws",
+        "megascratch.config.resolve",
+    ],
     "Tokenizers": ["megascratch.tokenizer"],
     "Token files and samples": [
         "megascratch.data.tokens.token_files",

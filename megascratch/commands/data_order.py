@@ -20,13 +20,14 @@ from rich.table import Table
 from rich.text import Text
 
 from megascratch.config.batch_size import samples_asked_for, steps_and_samples
-from megascratch.config.derive import derive
 from megascratch.config.errors import UserError
+from megascratch.config.fields import flat
 from megascratch.config.laws import validate
 from megascratch.config.layout import Layout
 from megascratch.config.load import load_config
 from megascratch.config.printable import printable
-from megascratch.config.settings import Config
+from megascratch.config.resolve import Found, ResolvedTraining, Values, derive, resolve_derived
+from megascratch.config.settings import DataConfig
 from megascratch.data.inspect.audit import Use, audit
 from megascratch.data.inspect.blend_report import BlendShare, blend_report
 from megascratch.data.samples.build import open_splits
@@ -42,12 +43,16 @@ def report(options: argparse.Namespace, settings: Sequence[str]) -> int:
     config = load_config(settings, prog="megascratch data blend-report")[0]
     asked = samples = options.samples
     if samples is None:
-        legal = _legal(config, options.world_size)
+        legal = _legal(flat(config), options.world_size)
         asked = samples_asked_for(legal)
         samples = steps_and_samples(legal)[1]
     if samples < 1:
         raise UserError(f"--samples ({samples}) must be at least 1")
-    found = blend_report(_training_set(config, asked, samples), samples, config.data.seq_length)
+    found = blend_report(
+        _training_set(config.data, config.training.seed, config.model.vocab_size, asked, samples),
+        samples,
+        config.data.seq_length,
+    )
     if options.json:
         print(json.dumps([share._asdict() for share in found], indent=2))
     else:
@@ -60,14 +65,17 @@ def record(options: argparse.Namespace, settings: Sequence[str]) -> int:
     first, last = _steps(options.steps)
     if options.document is not None and options.corpus is None:
         raise UserError(f"--document ({options.document}) needs --corpus, the prefix of its corpus")
-    config = _legal(load_config(settings, prog="megascratch data audit")[0], options.world_size)
-    total, samples = steps_and_samples(config)
-    dataset = _training_set(config, samples_asked_for(config), samples)
+    config = load_config(settings, prog="megascratch data audit")[0]
+    legal = _legal(flat(config), options.world_size)
+    total, samples = steps_and_samples(legal)
+    dataset = _training_set(
+        config.data, legal.seed, config.model.vocab_size, samples_asked_for(legal), samples
+    )
     if last > total:
         raise UserError(
             f"--steps {options.steps} ends after the last step of the run ({total}): use {first}:{total}"
         )
-    uses = (use for use in audit(config, dataset, first, last) if _is_asked_for(use, options))
+    uses = (use for use in audit(legal, dataset, first, last) if _is_asked_for(use, options))
     as_json = options.jsonl or Path(options.output or "").suffix == ".jsonl"
     with _output(options.output) as file:
         if as_json:
@@ -79,27 +87,28 @@ def record(options: argparse.Namespace, settings: Sequence[str]) -> int:
     return 0
 
 
-def _legal(config: Config, world_size: int | None) -> Config:
-    """The derived and validated config. Only the default batch size depends on the layout, the data order does not."""
-    parallel = config.parallel
+def _legal(given: Values, world_size: int | None) -> ResolvedTraining:
+    """The length and batch size of a run, validated. Only the default batch size depends on the layout, the data order
+    does not."""
     if world_size is None:
-        if config.training.global_batch_size is None and parallel.data_parallel_size is None:
+        if given["global_batch_size"] is None and given["data_parallel_size"] is None:
             raise UserError(
                 "the size of a step is unknown: give --global-batch-size, or --world-size of the run"
             )
-        world_size = Layout.of(parallel).world
-    config = derive(config, world_size)
-    validate(config, world_size)
-    return config
+        world_size = Layout.of_values(given).world
+    validate(given, world_size)
+    found = Found(vocab_size=given["vocab_size"] or ANY_ID)
+    return resolve_derived(derive(given, world_size), found).training
 
 
-def _training_set(config: Config, asked: int, read: int) -> Dataset:
+def _training_set(
+    data: DataConfig, seed: int, vocab_size: int | None, asked: int, read: int
+) -> Dataset:
     """The training set of a run that requests `asked` samples and reads `read` of them."""
-    vocab_size = config.model.vocab_size or ANY_ID
     splits = open_splits(
-        config.data,
-        seed=config.training.seed,
-        vocab_size=vocab_size,
+        data,
+        seed=seed,
+        vocab_size=vocab_size or ANY_ID,
         train_samples=asked,
         samples_read=read,
     )

@@ -14,12 +14,12 @@ import time
 from collections.abc import Sequence
 from datetime import timedelta
 
-from megascratch.config.derive import derive
-from megascratch.config.errors import SettingError, UserError
-from megascratch.config.laws import broken_laws
+from megascratch.config.errors import UserError
+from megascratch.config.fields import flat
 from megascratch.config.layout import Layout
 from megascratch.config.load import read_config
-from megascratch.config.settings import Config
+from megascratch.config.resolve import BACKENDS, Values
+from megascratch.config.settings import Config, ParallelConfig
 from megascratch.doctor.host import HostFinding, check_host
 from megascratch.doctor.network import bandwidths, slow_groups
 from megascratch.parallel import mesh as meshes
@@ -29,6 +29,7 @@ from megascratch.parallel.rendezvous import Rendezvous, join
 from megascratch.runtime.launch_environment import launch_environment
 from megascratch.training.hardware import choose_device
 from megascratch.training.start.preflight import differences, rank_facts, where
+from megascratch.training.start.settings import legal_settings
 
 MOST_SKEW = 1.0  # seconds between clocks
 SUMMARY = (
@@ -59,12 +60,16 @@ def main(argv: Sequence[str]) -> int:
     if not options.timeout > 0:
         raise UserError(f"--timeout ({options.timeout:g}) must be above 0")
     world = launch_environment().world_size
-    config = _settings(words, world)
+    config = Config()
+    named: Values | None = None  # the settings, if any is given
+    if words:
+        config = legal_settings(read_config(words, prog="megascratch doctor"), world).config
+        named = flat(config)
     timeout = timedelta(seconds=options.timeout)
     rendezvous = join(timeout)
-    findings = _machines(config, rendezvous)
+    findings = _machines(named, rendezvous)
     if not any(finding.state == "FAIL" for finding in findings):
-        findings += _axes(config, rendezvous, world, timeout)
+        findings += _axes(config.parallel, config.training.device, rendezvous, timeout)
     if launch_environment().rank == 0:
         print(report(findings))
     if rendezvous is not None:
@@ -72,21 +77,10 @@ def main(argv: Sequence[str]) -> int:
     return int(any(finding.state == "FAIL" for finding in findings))
 
 
-def _settings(words: Sequence[str], world: int) -> Config | None:
-    if not words:
-        return None
-    given, _, problems, unread = read_config(words, prog="megascratch doctor")
-    config = derive(given, world)
-    problems += broken_laws(given, world, unread)
-    if problems:
-        raise SettingError("\n".join(problems))
-    return config
-
-
-def _machines(config: Config | None, rendezvous: Rendezvous | None) -> list[HostFinding]:
+def _machines(named: Values | None, rendezvous: Rendezvous | None) -> list[HostFinding]:
     """The findings of all processes, combined by the first rank; the same on every rank."""
-    facts = rank_facts(config or Config(), {}, {})
-    mine = check_host(config, launch_environment().local_rank == 0)
+    facts = rank_facts(named or flat(Config()), {}, {})
+    mine = check_host(named, launch_environment().local_rank == 0)
     if rendezvous is None:
         return mine
     rendezvous.decide("begin", "", lambda texts: "")  # from here on all ranks run in step
@@ -131,20 +125,23 @@ def _clocks(clocks: Sequence[tuple[str, float]]) -> HostFinding:
 
 
 def _axes(
-    config: Config | None, rendezvous: Rendezvous | None, world: int, timeout: timedelta
+    parallel: ParallelConfig,
+    device_asked: str | None,
+    rendezvous: Rendezvous | None,
+    timeout: timedelta,
 ) -> list[HostFinding]:
     """Times a small collective over every axis."""
     if rendezvous is None:
         return []
-    parallel = (config or derive(Config(), world)).parallel
-    local_rank = launch_environment().local_rank
-    device = choose_device(
-        config.training.device if config else None, local_rank, parallel.distributed_backend
-    )
+    environment = launch_environment()
+    device = choose_device(device_asked, environment.local_rank, parallel.distributed_backend)
+    tp = parallel.tensor_model_parallel_size
+    pp = parallel.pipeline_model_parallel_size
+    layout = Layout(tp, pp, environment.world_size // (tp * pp))
     try:
-        backend = parallel.distributed_backend or ("nccl" if device.type == "cuda" else "gloo")
+        backend = parallel.distributed_backend or BACKENDS[device.type]
         meshes.start(backend, device, rendezvous)
-        found = bandwidths(Mesh.build(Layout.of(parallel), device, timeout))
+        found = bandwidths(Mesh.build(layout, device, timeout))
     except (CommunicationError, RuntimeError) as error:
         return [
             HostFinding(

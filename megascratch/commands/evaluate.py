@@ -62,7 +62,7 @@ def main(argv: list[str]) -> int:
     started = time.monotonic()
     loss = evaluate_documents(
         model,
-        config,
+        config.data,
         texts,
         ids,
         tokenizer.eod,

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from megascratch import tokenizer as tokenizers
 from megascratch.commands.input_output import add_parse_special_tokens, require_no_input
 from megascratch.config.errors import UserError
-from megascratch.config.settings import Config
+from megascratch.config.settings import DataConfig
 from megascratch.data.text.documents import read_records
 from megascratch.data.text.jsonl import BadLine
 from megascratch.data.text.sources import find_sources, format_of
@@ -60,7 +60,14 @@ def main(argv: list[str]) -> int:
         for number, prompt in enumerate(prompts, 1)
     ]
     completions = complete(
-        config, model, stops, prompts, ids, options.max_new_tokens, sampling, options.batch_size
+        model,
+        config.data,
+        stops,
+        prompts,
+        ids,
+        options.max_new_tokens,
+        sampling,
+        options.batch_size,
     )
     _write(completions, options.output, len(prompts) > 1)
     return 0
@@ -231,8 +238,8 @@ class Stops:
 
 
 def complete(
-    config: Config,
     model: ModelChunk,
+    data: DataConfig,
     stops: Stops,
     prompts: Sequence[str],
     ids: Sequence[list[int]],
@@ -250,13 +257,13 @@ def complete(
         ) -> StoppedBy | None:
             return stops.reason(batch[number], tokens)
 
-        found = generate(model, config, batch, max_new_tokens, sampling, eod, start, stop)
+        found = generate(model, data, batch, max_new_tokens, sampling, eod, start, stop)
         for number, continuation in enumerate(found, start + 1):
             prompt = prompts[number - 1]
             if continuation.stopped_by == "max_position_embeddings":
                 print(
                     f"prompt {number} stopped after {len(continuation.tokens)} new tokens: the model has only "
-                    f"{config.model.max_position_embeddings} positions",
+                    f"{model.model.max_position_embeddings} positions",
                     file=sys.stderr,
                 )
             yield Completion(prompt, stops.text(ids[number - 1], continuation), continuation)

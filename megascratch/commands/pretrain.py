@@ -14,18 +14,19 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from megascratch.config.derive import derive
-from megascratch.config.errors import SettingError, UserError
+from megascratch.config.errors import Problems, UserError
 from megascratch.config.exit_codes import own_process
-from megascratch.config.laws import broken_laws, validate
+from megascratch.config.fields import flat
 from megascratch.config.load import format_config, read_config
-from megascratch.config.notices import notices
+from megascratch.config.resolve import Found, ResolvedTraining
 from megascratch.config.resume_rules import rules
-from megascratch.config.settings import Config
+from megascratch.config.settings import ParallelConfig
 from megascratch.runtime.launch_environment import launch_environment
 from megascratch.supervision.launch import LaunchConfig, launch
 from megascratch.supervision.multi_node import Nodes, launch_node
-from megascratch.training.start.inputs import missing_files, open_inputs
+from megascratch.training.start.files import missing_files
+from megascratch.training.start.inputs import open_inputs
+from megascratch.training.start.settings import legal_settings
 
 HELP = """\
 --nproc-per-node N   check settings and files, then start N ranks on this machine and monitor them
@@ -69,53 +70,57 @@ def main(argv: Sequence[str]) -> int:
         print(rules())
         return 0
     start = _start(argv)
-    world = start.world
-    given, origins, problems, unread = read_config(start.words)
-    config = derive(given, world)
-    problems += broken_laws(given, world, unread)
-    if problems:
-        raise SettingError("\n".join([*problems, *missing_files(config)]))
-    if origins.print_config:
-        print(format_config(config, origins))
+    loaded = read_config(start.words)
+    settings = legal_settings(loaded, start.world)
+    if loaded.origins.print_config:
+        print(format_config(settings.config, loaded.origins))
         return 0
-    if world == 1 and (missing := missing_files(config)):
-        raise UserError("\n".join(missing))
+    problems = Problems()
+    problems.lines += missing_files(flat(settings.config))
+    if start.world == 1:
+        problems.require_none()
     if start.ranks:
-        open_inputs(config)
-        sys.stdout.flush()
-        if start.nnodes is None:
-            return launch(_launch_config(start, config))
-        return launch_node(
-            _nodes(start, config, keeps_batch=given.training.global_batch_size is None)
-        )
-    if launch_environment().rank == 0:
-        for notice in notices(config):
-            print(f"notice: {notice}", file=sys.stderr)
+        config = open_inputs(settings, Found(), problems).config
+        keeps_batch = settings.given["global_batch_size"] is None
+        return _launched(start, config.parallel, config.training, keeps_batch)
     # imports torch, so it comes after the checks
     from megascratch.training.pretrain import pretrain
-    from megascratch.training.start.resume import resumed
 
-    config = derive(resumed(given, config.training), world)
-    validate(config, world)
-    return pretrain(config)
+    return pretrain(settings, problems)
 
 
-def _launch_config(start: _Start, config: Config) -> LaunchConfig:
-    return LaunchConfig(
-        target=partial(_rank, _words(start, config)),
-        ranks=start.ranks,
-        max_restarts=start.max_restarts,
-        limit=60 * config.parallel.distributed_timeout_minutes,
-        reports=Path(config.training.output_dir, "faults"),
-        preload=("megascratch.commands.pretrain", "megascratch.training.pretrain"),
-    )
+def _launched(
+    start: _Start, parallel: ParallelConfig, training: ResolvedTraining, keeps_batch: bool
+) -> int:
+    """Starts the ranks of this machine and monitors them.
+
+    Args:
+        keeps_batch: pass on the derived global batch size, so that it does not change if a machine is missing.
+
+    Returns: the exit code of the run.
+    """
+    sys.stdout.flush()
+    words = ["pretrain", *start.words]
+    if start.max_restarts and not training.auto_resume:
+        words.append("--auto-resume")  # a restarted rank resumes from the newest checkpoint
+    if start.nnodes is None:
+        return launch(
+            LaunchConfig(
+                target=partial(_rank, words),
+                ranks=start.ranks,
+                max_restarts=start.max_restarts,
+                limit=60 * parallel.distributed_timeout_minutes,
+                reports=Path(training.output_dir, "faults"),
+                preload=("megascratch.commands.pretrain", "megascratch.training.pretrain"),
+            )
+        )
+    if keeps_batch:
+        words += ["--global-batch-size", str(training.global_batch_size)]
+    return launch_node(_nodes(start, words))
 
 
-def _nodes(start: _Start, config: Config, keeps_batch: bool) -> Nodes:
-    """`keeps_batch`: pass on the derived global batch size, so that it does not change if a machine is missing."""
+def _nodes(start: _Start, words: list[str]) -> Nodes:
     assert start.nnodes and start.endpoint and start.run
-    batch = ["--global-batch-size", str(config.training.global_batch_size)] if keeps_batch else []
-    words = [*_words(start, config), *batch]
     return Nodes(
         start.nnodes,
         start.ranks,
@@ -126,12 +131,6 @@ def _nodes(start: _Start, config: Config, keeps_batch: bool) -> Nodes:
         start.local_addr,
         words,
     )
-
-
-def _words(start: _Start, config: Config) -> list[str]:
-    """The command line of a rank; if restarts are possible, a rank resumes from the newest checkpoint."""
-    again = ["--auto-resume"] if start.max_restarts and not config.training.auto_resume else []
-    return ["pretrain", *start.words, *again]
 
 
 def _rank(words: list[str]) -> int:

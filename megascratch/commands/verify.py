@@ -18,10 +18,10 @@ from rich.table import Table
 from rich.text import Text
 
 from megascratch.config.errors import UserError
-from megascratch.config.fields import with_fields
+from megascratch.config.fields import flat
 from megascratch.config.load import load_config
 from megascratch.config.printable import printable_lines
-from megascratch.config.settings import Config
+from megascratch.config.resolve import Values
 from megascratch.training.start.inputs import open_tokenizer, own_schedule
 from megascratch.verification.layouts import Case, every_layout, own_layout, random_layouts
 from megascratch.verification.pool import Pool
@@ -61,18 +61,18 @@ def main(argv: Sequence[str]) -> int:
     config, origins = load_config(rest, prog="megascratch verify")
     if origins.print_config:
         raise UserError("--print-config is a flag of megascratch pretrain: use it there")
-    if config.model.vocab_size is None and (tokenizer := open_tokenizer(config)) is not None:
-        config = with_fields(config, {"vocab_size": tokenizer.vocab_size})
+    settings = flat(config)
+    if settings["vocab_size"] is None:
+        tokenizer = open_tokenizer(config.data, None)
+        settings["vocab_size"] = tokenizer.vocab_size if tokenizer else None
+    proof = for_proof(settings, options.steps, options.precision)
+    cases = _cases({**proof, "device": options.device}, options, origins.places)
     backend = config.parallel.distributed_backend
-    config = with_fields(
-        for_proof(config, options.steps, options.precision), {"device": options.device}
-    )
-    cases = _cases(config, options, origins.places)
     _check_vocabulary(cases)
     for case in cases:
-        own_schedule(case.config)
+        own_schedule(flat(case.config))
     if options.device == "cuda":
-        _check_devices(max(world_of(case.config) for case in cases), backend)
+        _check_devices(max(world_of(case.config.parallel) for case in cases), backend)
     return _verify_all(cases, options, backend)
 
 
@@ -149,17 +149,17 @@ def _check(options: argparse.Namespace) -> None:
         )
 
 
-def _cases(config: Config, options: argparse.Namespace, places: dict[str, str]) -> list[Case]:
+def _cases(settings: Values, options: argparse.Namespace, places: dict[str, str]) -> list[Case]:
     fixed = {name for name, place in places.items() if place == "flag"}
     if options.max_world is None:
-        return [own_layout(config, options.full_size)]
+        return [own_layout(settings, options.full_size)]
     if options.random is None:
-        return every_layout(config, options.max_world, fixed, options.full_size)
+        return every_layout(settings, options.max_world, fixed, options.full_size)
     return random_layouts(
-        config,
+        settings,
         options.max_world,
         options.random,
-        config.training.seed,
+        settings["seed"],
         fixed,
         places,
         options.full_size,
@@ -167,7 +167,7 @@ def _cases(config: Config, options: argparse.Namespace, places: dict[str, str]) 
 
 
 def _check_vocabulary(cases: Sequence[Case]) -> None:
-    size = min(case.config.model.vocab_size or 0 for case in cases)
+    size = min(case.config.model.vocab_size for case in cases)
     if size <= EOD:
         raise UserError(
             f"vocab-size ({size}) must be above {EOD} for synthetic text: use {EOD + 1} or more"
@@ -265,7 +265,7 @@ def _write(file: str, verdicts: Sequence[Verdict], options: argparse.Namespace) 
         rows.append(
             {
                 "layout": verdict.case.name,
-                "world_size": world_of(verdict.case.config),
+                "world_size": world_of(verdict.case.config.parallel),
                 "passed": verdict.passed,
                 "message": verdict.message,
                 "seconds": round(verdict.seconds, 3),

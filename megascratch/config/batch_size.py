@@ -1,49 +1,49 @@
 """Computes the global batch size, the number of micro-batches and the length of a run, batch size ramp-up included.
 
 Everything is a pure function of the consumed samples, so a resumed run needs no state to continue the ramp-up.
-The functions need a derived config (`global_batch_size` and `data_parallel_size` are set).
 """
 
 from collections.abc import Iterator
 
 from megascratch.config.errors import SettingError
-from megascratch.config.settings import Config
+from megascratch.config.resolve import ResolvedTraining
 
 
-def global_batch_size_at(config: Config, consumed_samples: int) -> int:
+def global_batch_size_at(training: ResolvedTraining, consumed_samples: int) -> int:
     """Sequences in the step that starts after `consumed_samples`.
 
     With `rampup_batch_size = [start, increment, samples]` the batch size grows by `increment` at equal distances within
     the first `samples` samples.
     """
-    full_size = _given(config.training.global_batch_size)
-    if config.training.rampup_batch_size is None:
+    full_size = training.global_batch_size
+    if training.rampup_batch_size is None:
         return full_size
-    start, increment, samples = config.training.rampup_batch_size
+    start, increment, samples = training.rampup_batch_size
     if consumed_samples >= samples:
         return full_size
     increments = (full_size - start) // increment
     return start + consumed_samples * increments // samples * increment
 
 
-def num_microbatches(config: Config, consumed_samples: int = 0) -> int:
+def num_microbatches(
+    training: ResolvedTraining, data_parallel_size: int, consumed_samples: int = 0
+) -> int:
     """Micro-batches that each data-parallel rank runs in the step that starts after `consumed_samples`."""
-    per_microbatch = config.training.micro_batch_size * _given(config.parallel.data_parallel_size)
-    return global_batch_size_at(config, consumed_samples) // per_microbatch
+    per_microbatch = training.micro_batch_size * data_parallel_size
+    return global_batch_size_at(training, consumed_samples) // per_microbatch
 
 
-def steps_and_samples(config: Config) -> tuple[int, int]:
+def steps_and_samples(training: ResolvedTraining) -> tuple[int, int]:
     """Steps of the entire run and the samples that they consume.
 
     A run measured in samples stops before a batch that would exceed train_samples, as Megatron-LM does.
     """
-    training = config.training
     steps = consumed = 0
-    for size, most in _plateaus(config):
+    for size, most in _plateaus(training):
         if training.train_iters is not None:
             left = training.train_iters - steps
         else:
-            left = (_given(training.train_samples) - consumed) // size
+            left = (_length(training.train_samples) - consumed) // size
         taken = left if most is None else min(most, left)
         steps += taken
         consumed += taken * size
@@ -52,33 +52,30 @@ def steps_and_samples(config: Config) -> tuple[int, int]:
     return steps, consumed
 
 
-def samples_asked_for(config: Config) -> int:
+def samples_asked_for(training: ResolvedTraining) -> int:
     """Samples that the training set is built for.
 
     In Megatron's order this number decides the position of every sample, so it is counted as in Megatron-LM. A run
     measured in steps requests full batches, although a ramp-up reads less. A run measured in samples requests all of
     them, although an incomplete last batch is not read.
     """
-    training = config.training
     if training.train_samples is not None:
         return training.train_samples
-    return _given(training.train_iters) * _given(training.global_batch_size)
+    return _length(training.train_iters) * training.global_batch_size
 
 
-def _plateaus(config: Config) -> Iterator[tuple[int, int | None]]:
+def _plateaus(training: ResolvedTraining) -> Iterator[tuple[int, int | None]]:
     """(global batch size, number of steps of this size) in order of the run; None: until the end."""
-    ramp = config.training.rampup_batch_size
+    ramp = training.rampup_batch_size
     consumed = 0
     while ramp is not None and consumed < ramp[2]:
-        size = global_batch_size_at(config, consumed)
+        size = global_batch_size_at(training, consumed)
         yield size, 1
         consumed += size
-    yield _given(config.training.global_batch_size), None
+    yield training.global_batch_size, None
 
 
-def _given(value: int | None) -> int:
+def _length(value: int | None) -> int:
     if value is None:
-        raise SettingError(
-            "global_batch_size, data_parallel_size or the length of the run is unknown: call derive() first"
-        )
+        raise SettingError("the run has no length: give train-iters or train-samples")
     return value

@@ -8,6 +8,7 @@ runs it reads the records and needs no change.
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
+from megascratch.config.resolve import ResolvedModel
 from megascratch.config.settings import ModelConfig
 
 NormPlacement = Literal["pre", "post", "both"]
@@ -79,11 +80,8 @@ class LayerSpec:
     output_std: float  # of the initial weights that write to it
 
 
-def layers_of(model: ModelConfig) -> tuple[LayerSpec, ...]:
-    """The blocks of the model in order, for a model without a None (see `derive`)."""
-    assert model.num_query_groups is not None
-    assert model.kv_channels is not None
-    assert model.ffn_hidden_size is not None
+def layers_of(model: ResolvedModel) -> tuple[LayerSpec, ...]:
+    """The blocks of the model in order."""
     mixer = AttentionSpec(
         heads=model.num_attention_heads,
         groups=model.num_query_groups,
@@ -114,10 +112,9 @@ def norm_of(model: ModelConfig) -> NormSpec:
     return NormSpec(model.normalization, model.norm_epsilon, model.add_bias_linear)
 
 
-def _rope(model: ModelConfig) -> RopeSpec | None:
+def _rope(model: ResolvedModel) -> RopeSpec | None:
     if model.position_embedding_type != "rope":
         return None
-    assert model.kv_channels is not None
     dims = int(model.kv_channels * model.rotary_percent) // 2 * 2
     return RopeSpec(dims, model.rotary_base)
 

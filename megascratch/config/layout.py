@@ -10,8 +10,9 @@ The same ranks are seen in several views. In each the last axis changes fastest:
 A new axis is a field here, its place in a view, and a law in `config/laws/layout.py`.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from megascratch.config.settings import ParallelConfig
 
@@ -37,10 +38,15 @@ class Layout:
     @classmethod
     def of(cls, parallel: ParallelConfig) -> "Layout":
         """The layout that the settings ask for; one copy of the model if they give no number."""
+        return cls.of_values(vars(parallel))
+
+    @classmethod
+    def of_values(cls, values: Mapping[str, Any]) -> "Layout":
+        """The same for settings by name."""
         return cls(
-            tp=parallel.tensor_model_parallel_size,
-            pp=parallel.pipeline_model_parallel_size,
-            dp=parallel.data_parallel_size or 1,
+            tp=values["tensor_model_parallel_size"],
+            pp=values["pipeline_model_parallel_size"],
+            dp=values["data_parallel_size"] or 1,
         )
 
     @property

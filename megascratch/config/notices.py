@@ -10,11 +10,11 @@ from typing import Any
 from megascratch.config.batch_size import steps_and_samples
 from megascratch.config.declare import Setting
 from megascratch.config.fields import SETTINGS, flat
-from megascratch.config.settings import Config
+from megascratch.config.resolve import ResolvedConfig
 
 
-def notices(config: Config) -> list[str]:
-    """One sentence per setting that has no effect given the others, or is risky; needs a valid, derived config."""
+def notices(config: ResolvedConfig) -> list[str]:
+    """One sentence per setting that has no effect given the others, or is risky; the config is legal."""
     special = [sentence for applies, sentence in _special(config) if applies]
     return without_effect(flat(config)) + special
 
@@ -37,7 +37,7 @@ def without_effect(
     return sentences
 
 
-def _special(config: Config) -> list[tuple[bool, str]]:
+def _special(config: ResolvedConfig) -> list[tuple[bool, str]]:
     model = config.model
     data = config.data
     return [
@@ -56,7 +56,8 @@ def _special(config: Config) -> list[tuple[bool, str]]:
         ),
         (
             bool(data.data_stages)
-            and int((data.data_stages or ["0"])[-1].split()[0]) >= steps_and_samples(config)[1],
+            and int((data.data_stages or ["0"])[-1].split()[0])
+            >= steps_and_samples(config.training)[1],
             "the last of data-stages begins after the last sample of the run: it is never read",
         ),
         (

@@ -220,8 +220,8 @@ class DataParallel(ABC):
         weights: Counter[View] = Counter()
         for chunk in chunks:
             for name, weight in chunk.named_parameters():
-                self._check(name, weight)
-                weights[self.shards[name].view] += weight.numel()
+                if weight.requires_grad:
+                    weights[self.shards[name].view] += weight.numel()
         sizes = {}
         for view, elements in weights.items():
             data_ranks = self.mesh.data_of(view).size

@@ -9,14 +9,14 @@ from typing import NamedTuple
 import psutil
 
 from megascratch.config.errors import UserError
-from megascratch.config.settings import Config
+from megascratch.config.resolve import Values
 from megascratch.parallel.rendezvous import INTERFACES, on_one_machine
 from megascratch.runtime.atomic_file import flush_to_disk
 from megascratch.runtime.launch_environment import launch_environment
 from megascratch.storage.path import Place, StoragePath, storage_path
 from megascratch.storage.store import Store
 from megascratch.training.hardware import choose_device
-from megascratch.training.start.inputs import missing_files
+from megascratch.training.start.files import missing_files
 
 PROBE_BYTES = 32 << 20
 LEAST_FREE = 1 << 30
@@ -33,18 +33,23 @@ class HostFinding(NamedTuple):
     fix: str = ""
 
 
-def check_host(config: Config | None, first_here: bool) -> list[HostFinding]:
-    """All checks that need no other rank. The disk is only checked by the first process of a machine."""
-    found = [*_files(config), *_network(), *_device(config)]
-    if config is None or not first_here:
+def check_host(settings: Values | None, first_here: bool) -> list[HostFinding]:
+    """All checks that need no other rank. The disk is only checked by the first process of a machine.
+
+    Args:
+        settings: derived; None: none were given.
+    """
+    if settings is None:
+        return [*_network(), *_device(None, None)]
+    device = _device(settings["device"], settings["distributed_backend"])
+    found = [*_files(settings), *_network(), *device]
+    if not first_here:
         return found
-    return found + _storage(storage_path(config.training.save or config.training.output_dir))
+    return found + _storage(storage_path(settings["save"]))
 
 
-def _files(config: Config | None) -> list[HostFinding]:
-    if config is None:
-        return []
-    problems = missing_files(config)
+def _files(settings: Values) -> list[HostFinding]:
+    problems = missing_files(settings)
     fix = "copy it here, mount its folder, or fix the path"
     if problems:
         return [HostFinding("files", "FAIL", problem, fix) for problem in problems]
@@ -97,10 +102,7 @@ def _network() -> list[HostFinding]:
     return [HostFinding("network", "ok", f"{known}; uses {used}")]
 
 
-def _device(config: Config | None) -> list[HostFinding]:
-    asked, backend = (
-        (config.training.device, config.parallel.distributed_backend) if config else (None, None)
-    )
+def _device(asked: str | None, backend: str | None) -> list[HostFinding]:
     try:
         device = choose_device(asked, launch_environment().local_rank, backend)
     except UserError as error:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from megascratch.config.errors import UserError
-from megascratch.config.settings import Config
+from megascratch.config.settings import DataConfig
 from megascratch.data.samples.batch import Batch, collate
 from megascratch.model.chunk import ModelChunk
 
@@ -75,7 +75,7 @@ def document_stream(documents: Sequence[Sequence[int]], eod: int | None) -> np.n
 @torch.inference_mode()
 def evaluate_stream(
     model: ModelChunk,
-    config: Config,
+    data: DataConfig,
     stream: np.ndarray,
     eod: int | None,
     *,
@@ -92,7 +92,7 @@ def evaluate_stream(
 
     Raises: UserError for a stride outside 1 ... seq_length, or a loss that is not finite.
     """
-    seq_length = config.data.seq_length
+    seq_length = data.seq_length
     stride = seq_length if stride is None else stride
     if not 1 <= stride <= seq_length:
         raise UserError(
@@ -104,7 +104,7 @@ def evaluate_stream(
     nats = 0.0
     batches = range(0, len(cut), batch_size)
     for done, start in enumerate(batches, 1):
-        batch = _batch(stream, cut[start : start + batch_size], config, eod)
+        batch = _batch(stream, cut[start : start + batch_size], data, eod)
         nats += model(None, batch.to(device)).item()
         if progress is not None:
             progress(done, len(batches))
@@ -113,9 +113,8 @@ def evaluate_stream(
     return nats
 
 
-def _batch(stream: np.ndarray, cut: Sequence[Window], config: Config, eod: int | None) -> Batch:
+def _batch(stream: np.ndarray, cut: Sequence[Window], data: DataConfig, eod: int | None) -> Batch:
     """A batch of windows [b, s], with a loss mask that keeps only the counted tokens."""
-    data = config.data
     batch = collate(
         [stream[window.start : window.stop] for window in cut],
         range(len(cut)),
@@ -133,7 +132,7 @@ def _batch(stream: np.ndarray, cut: Sequence[Window], config: Config, eod: int |
 
 def evaluate_documents(
     model: ModelChunk,
-    config: Config,
+    data: DataConfig,
     texts: Sequence[str],
     documents: Sequence[Sequence[int]],
     eod: int | None,
@@ -158,12 +157,11 @@ def evaluate_documents(
             f"the tokenizer gives no token for {len(texts)} documents with {text_bytes:,} bytes: there is no loss to "
             "measure; look at the input, or at --tokenizer-model"
         )
-    assert config.model.vocab_size is not None
     ends = ends and eod is not None
     stream = document_stream(documents, eod if ends else None)
     nats = evaluate_stream(
-        model, config, stream, eod, stride=stride, batch_size=batch_size, progress=progress
+        model, data, stream, eod, stride=stride, batch_size=batch_size, progress=progress
     )
     if not ends:
-        nats += math.log(config.model.vocab_size)
+        nats += math.log(model.model.vocab_size)
     return DocumentLoss(nats, len(stream) - ends, len(texts), text_bytes)

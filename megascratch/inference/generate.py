@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from megascratch.config.errors import UserError
-from megascratch.config.settings import Config
+from megascratch.config.settings import DataConfig
 from megascratch.data.tokens.indices import stream_key
 from megascratch.layers.context import ForwardContext
 from megascratch.layers.visible import Visible
@@ -132,7 +132,7 @@ class _PromptState:
 @torch.inference_mode()
 def generate(
     model: ModelChunk,
-    config: Config,
+    data: DataConfig,
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     sampling: Sampling,
@@ -150,11 +150,9 @@ def generate(
 
     Raises: UserError for a prompt that is longer than the position table, or weights that are not finite.
     """
-    has_table = config.model.position_embedding_type == "learned_absolute"
-    table_rows = config.model.max_position_embeddings if has_table else None
-    rules = _Rules(
-        eod, config.data.reset_position_ids, config.data.reset_attention_mask, table_rows
-    )
+    has_table = model.model.position_embedding_type == "learned_absolute"
+    table_rows = model.model.max_position_embeddings if has_table else None
+    rules = _Rules(eod, data.reset_position_ids, data.reset_attention_mask, table_rows)
     rows = []
     for number in range(first_number, first_number + len(prompts)):
         rows.append(_PromptState(rules, _generator(sampling.seed, number)))

@@ -13,8 +13,9 @@ from megascratch.checkpoint.steps import candidates
 from megascratch.config.errors import UserError
 from megascratch.config.layout import Layout
 from megascratch.config.printable import printable
+from megascratch.config.resolve import ResolvedConfig, ResolvedModel, resolve
 from megascratch.config.saved import config_from_dict
-from megascratch.config.settings import Config
+from megascratch.config.settings import DataConfig, OptimConfig
 from megascratch.model.chunk import ModelChunk
 from megascratch.model.table import shard_table
 from megascratch.parallel.grid import Position
@@ -32,7 +33,7 @@ def load_for_inference(
     device: torch.device,
     tokenizer_model: str | None = None,
     tokenizer_type: str | None = None,
-) -> tuple[Config, ModelChunk, Tokenizer]:
+) -> tuple[ResolvedConfig, ModelChunk, Tokenizer]:
     """The settings, the model in evaluation mode, and the tokenizer. On a CPU half precision becomes fp32, which is
     faster there and loses nothing.
 
@@ -43,17 +44,19 @@ def load_for_inference(
     Raises: UserError if there is no valid checkpoint, or the tokenizer is not the one that the model was trained with.
     """
 
-    def read(step: Place) -> tuple[Config, ModelChunk, Tokenizer]:
+    def read(step: Place) -> tuple[ResolvedConfig, ModelChunk, Tokenizer]:
         state = read_manifest(step).state
         if "config" not in state:
             raise UserError(
                 f"{step} contains no settings: it was not written by megascratch pretrain"
             )
-        config = config_from_dict(state["config"])
+        config = resolve(config_from_dict(state["config"]), world_size=1)
+        vocab_size = config.model.vocab_size
+        fingerprint = state.get("tokenizer_fingerprint")
         tokenizer = _tokenizer(
-            config, state.get("tokenizer_fingerprint"), tokenizer_model, tokenizer_type
+            config.data, vocab_size, fingerprint, tokenizer_model, tokenizer_type
         )
-        return config, load_model(step, config, device), tokenizer
+        return config, load_model(step, config.model, config.optim, device), tokenizer
 
     found = latest_valid(path, candidates(path), read)
     for problem in found.passed_over.values():
@@ -61,14 +64,16 @@ def load_for_inference(
     return found.result
 
 
-def load_model(step: Place, config: Config, device: torch.device) -> ModelChunk:
+def load_model(
+    step: Place, model: ResolvedModel, optim: OptimConfig, device: torch.device
+) -> ModelChunk:
     """All layers as one chunk on `device`, filled from the weights and kept state of a checkpoint."""
-    dtype = parameter_dtype(config.optim)
+    dtype = parameter_dtype(optim)
     if device.type == "cpu" and dtype.itemsize == 2:
         dtype = torch.float32
-    layers = range(config.model.num_layers)
+    layers = range(model.num_layers)
     with torch.device(device):
-        chunk = ModelChunk(config.model, layers, True, True, Axis.alone("tp")).to(dtype)
+        chunk = ModelChunk(model, layers, True, True, Axis.alone("tp")).to(dtype)
     widen_buffers(chunk)
     chunk.requires_grad_(False).eval()
     load(step, _held(chunk), Axis.alone("world"), prefix=MODEL, cast=True)
@@ -94,23 +99,22 @@ def _held(chunk: ModelChunk) -> list[ShardedTensor]:
 
 
 def _tokenizer(
-    config: Config, learned: str | None, model: str | None, kind: str | None
+    data: DataConfig, vocab_size: int, learned: str | None, model: str | None, kind: str | None
 ) -> Tokenizer:
     tokenizer = load_tokenizer(
-        kind or (None if model else config.data.tokenizer_type),
-        model or config.data.tokenizer_model,
-        config.model.vocab_size,
+        kind or (None if model else data.tokenizer_type),
+        model or data.tokenizer_model,
+        vocab_size,
     )
     if learned is not None and tokenizer.fingerprint != learned:
-        given = model or config.data.tokenizer_model or tokenizer.kind
+        given = model or data.tokenizer_model or tokenizer.kind
         raise UserError(
             f"the model was trained with tokenizer {learned[:16]}, but {given} is {tokenizer.fingerprint[:16]}: "
             "give the original tokenizer file as --tokenizer-model"
         )
-    assert config.model.vocab_size is not None
-    if tokenizer.vocab_size > config.model.vocab_size:
+    if tokenizer.vocab_size > vocab_size:
         raise UserError(
-            f"the tokenizer has {tokenizer.vocab_size} ids, but the model has {config.model.vocab_size}: "
+            f"the tokenizer has {tokenizer.vocab_size} ids, but the model has {vocab_size}: "
             "give the tokenizer that it was trained with as --tokenizer-model"
         )
     return tokenizer

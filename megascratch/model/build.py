@@ -2,7 +2,7 @@
 
 import torch
 
-from megascratch.config.settings import ModelConfig, ParallelConfig
+from megascratch.config.resolve import ResolvedModel, ResolvedParallel
 from megascratch.model.chunk import ModelChunk
 from megascratch.model.table import layers_of_stages, shard_table
 from megascratch.parallel.initial_values import NormalBlock, fill_all, normal_blocks
@@ -12,8 +12,8 @@ from megascratch.pipeline.schedule import Placement
 
 
 def build_chunks(
-    model: ModelConfig,
-    parallel: ParallelConfig,
+    model: ResolvedModel,
+    parallel: ResolvedParallel,
     mesh: Mesh,
     dtype: torch.dtype,
     seed: int,
@@ -23,7 +23,7 @@ def build_chunks(
 
     Virtual stage v holds the v-th slice of the layers; `placement` (default: a loop) assigns stages to ranks.
     """
-    chunks = parallel.num_virtual_stages_per_pipeline_rank or 1
+    chunks = parallel.num_virtual_stages_per_pipeline_rank
     placement = placement or Placement(mesh.pp.size, chunks)
     stages = layers_of_stages(model, parallel, mesh.pp.size)
     built = []

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from megascratch.config.layers import RopeSpec, layers_of, norm_of
 from megascratch.config.layout import Layout
-from megascratch.config.settings import ModelConfig, ParallelConfig
+from megascratch.config.resolve import ResolvedModel
+from megascratch.config.settings import ParallelConfig
 from megascratch.data.samples.batch import Batch
 from megascratch.layers.context import ForwardContext
 from megascratch.layers.dropout import Dropout
@@ -34,10 +35,8 @@ from megascratch.parallel.shard import Shard
 class Embedding(nn.Module):
     """Token embedding, learned positions and dropout: [b, s] -> [s or s/tp, b, h]."""
 
-    def __init__(self, model: ModelConfig, seed: int, tp: Axis, sequence_parallel: bool):
+    def __init__(self, model: ResolvedModel, seed: int, tp: Axis, sequence_parallel: bool):
         super().__init__()
-        assert model.vocab_size is not None
-        assert model.max_position_embeddings is not None
         shard = vocab_shard(
             model.vocab_size,
             model.hidden_size,
@@ -72,10 +71,13 @@ class Head(nn.Module):
     """
 
     def __init__(
-        self, model: ModelConfig, tp: Axis, sequence_parallel: bool, embedding: nn.Parameter | None
+        self,
+        model: ResolvedModel,
+        tp: Axis,
+        sequence_parallel: bool,
+        embedding: nn.Parameter | None,
     ):
         super().__init__()
-        assert model.vocab_size is not None
         self.tp = tp
         self.gather = sequence_parallel and tp.size > 1
         shard = vocab_shard(
@@ -120,7 +122,7 @@ class ModelChunk(nn.Module):
 
     def __init__(
         self,
-        model: ModelConfig,
+        model: ResolvedModel,
         layers: range,
         first: bool,
         last: bool,

@@ -8,13 +8,13 @@ import torch
 from torch import nn
 
 from megascratch.config.layers import layers_of
-from megascratch.config.settings import ModelConfig
+from megascratch.config.resolve import ResolvedModel
 from megascratch.model.block import Block
 from megascratch.model.chunk import ModelChunk
 from megascratch.parallel.mesh import Axis
 
 
-def flops_per_token(model: ModelConfig, seq_length: int) -> float:
+def flops_per_token(model: ResolvedModel, seq_length: int) -> float:
     """FLOPs of forward and backward per token: 6 per weight of every matrix product (with the output matrix, without
     the embedding look-up) and 12 x layers x width x sequence for attention, counted in full although it is causal
     (Chowdhery et al. 2022, arXiv 2204.02311, appendix B). Recomputation and padding are not counted."""
@@ -27,7 +27,7 @@ def flops_per_token(model: ModelConfig, seq_length: int) -> float:
     return 3 * (forward + head.flops())
 
 
-def parameters(model: ModelConfig) -> int:
+def parameters(model: ResolvedModel) -> int:
     """The number of parameters of the entire model, padding left out; a tied weight counts once."""
     total = _weights(_without_blocks(model))
     for block, layers in _blocks(model):
@@ -35,7 +35,7 @@ def parameters(model: ModelConfig) -> int:
     return total
 
 
-def _blocks(model: ModelConfig) -> list[tuple[Block, int]]:
+def _blocks(model: ResolvedModel) -> list[tuple[Block, int]]:
     """A block of each kind, and how many layers are of that kind."""
     blocks = []
     with torch.device("meta"):
@@ -45,7 +45,7 @@ def _blocks(model: ModelConfig) -> list[tuple[Block, int]]:
     return blocks
 
 
-def _without_blocks(model: ModelConfig) -> ModelChunk:
+def _without_blocks(model: ResolvedModel) -> ModelChunk:
     """Embedding, final norm and head."""
     with torch.device("meta"):
         return ModelChunk(model, range(0), True, True, Axis.alone("tp"))

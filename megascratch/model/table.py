@@ -8,7 +8,7 @@ import torch
 
 from megascratch.config.layout import Layout
 from megascratch.config.pipeline_split import layer_cut
-from megascratch.config.settings import ModelConfig, ParallelConfig
+from megascratch.config.resolve import ResolvedModel, ResolvedParallel
 from megascratch.model.chunk import ModelChunk
 from megascratch.parallel.mesh import Axis
 from megascratch.parallel.shard import Shard
@@ -17,7 +17,9 @@ EMBEDDING_WEIGHT = "embedding.word.weight"
 HEAD_WEIGHT = "head.weight"
 
 
-def weight_table(model: ModelConfig, parallel: ParallelConfig, layout: Layout) -> dict[str, Shard]:
+def weight_table(
+    model: ResolvedModel, parallel: ResolvedParallel, layout: Layout
+) -> dict[str, Shard]:
     """Every weight of the model in the order of the stages, from modules without memory (on the meta device).
 
     Args:
@@ -36,12 +38,12 @@ def weight_table(model: ModelConfig, parallel: ParallelConfig, layout: Layout) -
     return table
 
 
-def layers_of_stages(model: ModelConfig, parallel: ParallelConfig, stages: int) -> list[range]:
+def layers_of_stages(model: ResolvedModel, parallel: ResolvedParallel, stages: int) -> list[range]:
     """The numbers of the layers that each virtual stage holds, in model order."""
     cut = layer_cut(
         model.num_layers,
         stages,
-        parallel.num_virtual_stages_per_pipeline_rank or 1,
+        parallel.num_virtual_stages_per_pipeline_rank,
         parallel.decoder_first_pipeline_num_layers,
         parallel.decoder_last_pipeline_num_layers,
         parallel.pipeline_model_parallel_layout,

@@ -27,7 +27,7 @@ from megascratch.checkpoint.consensus import on_first_rank
 from megascratch.checkpoint.steps import problem_of, step_folder, step_number
 from megascratch.config.errors import UserError
 from megascratch.config.printable import printable
-from megascratch.config.settings import TrainingConfig
+from megascratch.config.resolve import ResolvedTraining
 from megascratch.parallel.mesh import Mesh, host_axis
 from megascratch.parallel.pending import CommunicationError
 from megascratch.parallel.sharded_tensor import ShardedTensor
@@ -37,14 +37,13 @@ from megascratch.training.report import Report
 
 
 def open_saver(
-    training: TrainingConfig, mesh: Mesh, timeout: timedelta | None = None
+    training: ResolvedTraining, mesh: Mesh, timeout: timedelta | None = None
 ) -> AsyncSaver:
     """The run's checkpoint writer. Called by all ranks; the first rank holds the folder's lease until
     `AsyncSaver.close`.
 
     Raises: UserError on all ranks if another run writes into the folder.
     """
-    assert training.save is not None
     folder = storage_path(training.save)
     own = host_axis(mesh.world, timeout)
     leases: list[AnyLease] = []
@@ -60,7 +59,7 @@ def open_saver(
     )
 
 
-def claim_reports(saver: AsyncSaver, training: TrainingConfig) -> Lease | None:
+def claim_reports(saver: AsyncSaver, training: ResolvedTraining) -> Lease | None:
     """Takes the lease on output_dir, so that two runs with different checkpoint folders do not overwrite each other's
     metrics.jsonl. Called by all ranks.
 
@@ -83,7 +82,7 @@ def _claimed(folder: Path) -> list[Lease]:
         return []
 
 
-def make_ready(saver: AsyncSaver, training: TrainingConfig, held: list[ShardedTensor]) -> None:
+def make_ready(saver: AsyncSaver, training: ResolvedTraining, held: list[ShardedTensor]) -> None:
     """Prepares for saving before the first step: divides the writing among the ranks, allocates the host memory that
     saves need, and checks that the disk has room for one checkpoint.
 
@@ -94,7 +93,7 @@ def make_ready(saver: AsyncSaver, training: TrainingConfig, held: list[ShardedTe
 
 
 def resume(
-    saver: AsyncSaver, training: TrainingConfig, held: list[ShardedTensor]
+    saver: AsyncSaver, training: ResolvedTraining, held: list[ShardedTensor]
 ) -> dict[str, Any]:
     """Loads the newest valid checkpoint into the tensors of `held`. Newer damaged checkpoints in the run's own folder
     are renamed, because the run will write steps of the same numbers.
@@ -135,7 +134,7 @@ def _warn(text: str) -> None:
     print(f"megascratch pretrain: warning: {printable(text)}", file=sys.stderr, flush=True)
 
 
-def _pruning(training: TrainingConfig, folder: Place) -> Callable[[], list[Place]]:
+def _pruning(training: ResolvedTraining, folder: Place) -> Callable[[], list[Place]]:
     last = training.keep_last_n_checkpoints
     best = training.keep_best_n_checkpoints
     every = training.save_retain_interval
@@ -162,7 +161,7 @@ class Checkpointing:
     """
 
     def __init__(
-        self, saver: AsyncSaver, training: TrainingConfig, report: Report | None, saved_step: int
+        self, saver: AsyncSaver, training: ResolvedTraining, report: Report | None, saved_step: int
     ):
         self.saver = saver
         self.exits = training.exit_on_save_error

@@ -100,9 +100,8 @@ class _Loop:
         self.parameters = parameters(run.config.model)
         self.report: Report | None = None
         if self.mesh.is_first:
-            events_folder = training.tensorboard_dir or training.output_dir
             self.report = Report(
-                training.output_dir, events_folder, run.total_steps, self.state.step
+                training.output_dir, training.tensorboard_dir, run.total_steps, self.state.step
             )
         self.interval = self._new_interval()
         self.checkpointing = Checkpointing(run.saver, training, self.report, self.state.step or -1)
@@ -119,7 +118,14 @@ class _Loop:
         assert run.splits.train is not None
         settle = self.checkpointing.settle
         self.bad_steps = BadSteps(
-            run.config, self.mesh, run.trainer, self.state, run.splits.train, settle, self._say
+            run.config.guard,
+            training,
+            self.mesh,
+            run.trainer,
+            self.state,
+            run.splits.train,
+            settle,
+            self._say,
         )
         self.monitor = RunMonitor(run.config.guard, run.trainer)
 
@@ -287,7 +293,7 @@ class _Loop:
         if self.state.skipped_samples:
             train = SkipSamples(train, self.state.skipped_samples)
         for _ in range(self.state.step, self.total_steps):
-            microbatches = num_microbatches(self.config, consumed)
+            microbatches = num_microbatches(self.training, self.mesh.dp.size, consumed)
             yield self.built.read(train, consumed, microbatches)
             consumed += self._samples(microbatches)
 
@@ -371,7 +377,7 @@ class _Loop:
         assert self.splits.valid is not None
         first = 0
         if self.config.data.data_order == "megatron":
-            samples = self.training.eval_iters * (self.training.global_batch_size or 1)
+            samples = self.training.eval_iters * self.training.global_batch_size
             first = validation_start(
                 self.state.step, self.training.eval_interval, samples, len(self.splits.valid)
             )
@@ -388,7 +394,7 @@ class _Loop:
         """
         doing(f"the {split} loss")
         fault_point("evaluate.begin")
-        batch = self.training.global_batch_size or 1
+        batch = self.training.global_batch_size
         microbatches = batch // (self.training.micro_batch_size * self.mesh.dp.size)
         samples_left = len(dataset) - first
         # the last one may be partial
@@ -449,7 +455,7 @@ class _Loop:
         }
 
     def _headline(self) -> str:
-        tokens = (self.training.global_batch_size or 0) * self.config.data.seq_length
+        tokens = self.training.global_batch_size * self.config.data.seq_length
         return (
             f"{self.parameters:,} parameters on {self.mesh.layout.name} ({self.mesh.world.size} ranks, "
             f"{self.config.parallel.pipeline_schedule}, {self.mesh.device.type}), {tokens:,} tokens a step, "

@@ -4,10 +4,9 @@ echoes on other ranks.
 
 import sys
 
-from megascratch.config.errors import RanksSilent, UserError
+from megascratch.config.errors import Problems, RanksSilent, UserError
 from megascratch.config.exit_codes import BAD_INPUT, DONE, FAILED, STOPS
 from megascratch.config.printable import printable_lines
-from megascratch.config.settings import Config
 from megascratch.parallel import mesh
 from megascratch.parallel.pending import CommunicationError
 from megascratch.runtime.faults import fault_point
@@ -22,24 +21,30 @@ from megascratch.training.health.nothing_to_learn import NothingLearnedError
 from megascratch.training.health.replicas import ReplicasDiffer
 from megascratch.training.loop import train
 from megascratch.training.setup import build_run
+from megascratch.training.start.settings import LegalSettings
 from megascratch.training.stop import StopRequest
 
 
-def pretrain(config: Config) -> int:
+def pretrain(settings: LegalSettings, problems: Problems) -> int:
     """Pretrains a model.
+
+    Args:
+        problems: what is wrong with the files of this rank, as far as it is known.
 
     Returns: an exit code of `config.exit_codes`: 0 if the run is done, 1 if communication or numbers failed, or the
     reason for which the run has saved and stopped early. Under plain torchrun an early stop is 0, too, because torchrun
     would take any other code for a failure and restart the run.
     """
-    watch_torchrun(60 * config.parallel.distributed_timeout_minutes, config.training.output_dir)
+    training = settings.config.training
+    limit = 60 * settings.config.parallel.distributed_timeout_minutes
+    watch_torchrun(limit, training.output_dir)
     fault_point("run.begin")
-    with StopRequest(config.training) as stop:
-        code = _code(config, stop)
+    with StopRequest(training) as stop:
+        code = _code(settings, problems, stop)
     return DONE if code in STOPS and started_by_torchrun() else code
 
 
-def _code(config: Config, stop: StopRequest) -> int:
+def _code(settings: LegalSettings, problems: Problems, stop: StopRequest) -> int:
     """Trains, prints why the run has failed if it has, and leaves the process group. Requests to stop are handled until
     the end.
 
@@ -48,7 +53,7 @@ def _code(config: Config, stop: StopRequest) -> int:
     code = FAILED
     cause = ""
     try:
-        code = train(build_run(config), stop)["exit_code"]
+        code = train(build_run(settings, problems), stop)["exit_code"]
         fault_point("run.end")
     except (CommunicationError, RanksSilent) as error:
         cause = str(error)

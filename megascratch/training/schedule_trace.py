@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from megascratch.config.settings import ParallelConfig
+from megascratch.config.resolve import ResolvedParallel
 from megascratch.parallel.collectives import all_gather_objects
 from megascratch.pipeline import chart
 from megascratch.pipeline.recorder import Recorder
@@ -26,7 +26,7 @@ def gather(trainer: Trainer, recorder: Recorder, microbatches: int) -> Trace:
     return Trace.of(trainer.orders(microbatches), trainer.placement, notes)
 
 
-def write(trace: Trace, parallel: ParallelConfig, step: int, seconds: float, folder: str) -> str:
+def write(trace: Trace, parallel: ResolvedParallel, step: int, seconds: float, folder: str) -> str:
     """Writes the files.
 
     Args:
@@ -106,17 +106,14 @@ def _record(trace: Trace, schedule: str, step: int, seconds: float) -> dict[str,
     return record
 
 
-def _arguments(trace: Trace, parallel: ParallelConfig) -> list[str]:
+def _arguments(trace: Trace, parallel: ResolvedParallel) -> list[str]:
     """The command-line arguments that name this schedule to `megascratch schedule`: its name, then its flags."""
     if parallel.pipeline_schedule_csv is not None:
         return [parallel.pipeline_schedule_csv]
-    assert parallel.pipeline_schedule is not None
     last_microbatch = max(action.microbatch for action in trace.orders[0])
     numbers = {"--stages": trace.placement.ranks, "--microbatches": last_microbatch + 1}
     if parallel.pipeline_schedule == "interleaved":
         numbers["--virtual-stages"] = trace.placement.chunks
-        numbers["--group"] = (
-            parallel.microbatch_group_size_per_virtual_pipeline_stage or trace.placement.ranks
-        )
+        numbers["--group"] = parallel.microbatch_group_size_per_virtual_pipeline_stage
     flags = [f"{flag} {number}" for flag, number in numbers.items()]
     return [parallel.pipeline_schedule, *flags]

@@ -3,6 +3,7 @@ settings and files, and that all ranks agree on them, are checked before any pro
 """
 
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -11,14 +12,17 @@ from typing import Any, NamedTuple
 
 import torch
 
-from megascratch.checkpoint import AsyncSaver, list_steps, resolve
+from megascratch.checkpoint import AsyncSaver
 from megascratch.checkpoint.backend.local_lease import Lease
 from megascratch.checkpoint.consensus import on_first_rank
-from megascratch.checkpoint.steps import is_step, problem_of, step_folder, step_number
+from megascratch.checkpoint.steps import is_step, step_folder
 from megascratch.checkpoint.validation_loss import known_loss
-from megascratch.config.errors import SettingError, UserError
+from megascratch.config.errors import Problems, SettingError, UserError
+from megascratch.config.fields import flat
 from megascratch.config.layout import Layout
-from megascratch.config.settings import Config
+from megascratch.config.notices import notices
+from megascratch.config.resolve import Device, Found, ResolvedConfig, ResolvedParallel
+from megascratch.config.settings import DataConfig, TrainingConfig
 from megascratch.data.samples.batch import Batch
 from megascratch.data.samples.build import Splits
 from megascratch.data.samples.dataset import Dataset
@@ -42,9 +46,12 @@ from megascratch.training.start.preflight import RankReport, check_ranks_agree, 
 from megascratch.training.start.resume import (
     check_resume,
     consumed_samples,
+    find_checkpoint,
     hash_of,
     manifest_digest,
+    step_of,
 )
+from megascratch.training.start.settings import LegalSettings
 from megascratch.training.state import TrainState
 from megascratch.training.trainer import Trainer
 
@@ -57,7 +64,7 @@ DataFiles = dict[str, dict[str, Any]]  # digests of the corpora, see data.tokens
 class TrainingRun:
     """Everything that one rank of a run holds."""
 
-    config: Config
+    config: ResolvedConfig
     mesh: Mesh
     trainer: Trainer
     saver: AsyncSaver
@@ -81,74 +88,93 @@ class _Ready(NamedTuple):
     start: Place | None  # the checkpoint to resume from
     files: DataFiles
     orders: dict[str, str]  # digests of the samples that it will read, in their order
-    traced_step: int | None
     device: torch.device
     notices: list[str]
 
 
-def build_run(config: Config) -> TrainingRun:
-    """Checks the inputs, meets the other ranks, builds the trainer and loads the checkpoint. `config` is derived and
-    legal.
+def build_run(settings: LegalSettings, problems: Problems) -> TrainingRun:
+    """Starts a run on this rank: rendezvous, agree, build, load.
+
+    Args:
+        problems: what is wrong with the files of this rank, as far as it is known.
 
     Raises:
         UserError: anything that the user can fix, and ranks that differ, before any process group starts.
     """
-    timeout = timedelta(minutes=config.parallel.distributed_timeout_minutes)
+    timeout = timedelta(minutes=settings.config.parallel.distributed_timeout_minutes)
     fault_point("run.meet")
     meeting = join(timeout)
-    ready = _agreed(config, meeting)
-    config, tokenizer, splits, total_steps = ready.inputs
-    parallel = config.parallel
-    device = ready.device
-    set_watched()
-    if device.type == "cpu":
-        keep_freed_memory()
-    default_backend = "nccl" if device.type == "cuda" else "gloo"
-    meshes.start(parallel.distributed_backend or default_backend, device, meeting)
-    mesh = Mesh.build(Layout.of(parallel), device, timeout)
+    ready = _agreed(settings, problems, meeting)
+    config = ready.inputs.config
+    if launch_environment().rank == 0:
+        for notice in notices(config):
+            print(f"notice: {notice}", file=sys.stderr)
+    mesh = _connected(config.parallel, ready.device, meeting, timeout)
     saver = open_saver(config.training, mesh, timeout)
     report_lease: Lease | None = None
     try:
         report_lease = claim_reports(saver, config.training)
-        trainer = Trainer(config, mesh)
-        state = TrainState()
-        traced_step = ready.traced_step
-        valid_loss = None
+        run = _built(ready, mesh, saver, report_lease)
         if ready.start is not None:
-            state = TrainState.from_dict(
-                resume(saver, config.training, trainer.held())["train_state"]
-            )
-            trainer.restore(state)
-            state.skipped_samples = merge_ranges(
-                state.skipped_samples, skipped_samples(ready.start.parent)
-            )
-            traced_step = _traced_step(config, state.step, total_steps)
-            valid_loss = on_first_rank(
-                saver.own, partial(_valid_loss, config.training.load, state.step)
-            )
-        make_ready(saver, config.training, trainer.held())
-        read = _reader(config, mesh, tokenizer)
+            _load(run, ready.start)
+        make_ready(saver, config.training, run.trainer.held())
         fault_point("run.built")
     except BaseException:
         saver.close()
         if report_lease is not None:
             report_lease.release()
         raise
+    return run
+
+
+def _connected(
+    parallel: ResolvedParallel,
+    device: torch.device,
+    meeting: Rendezvous | None,
+    timeout: timedelta,
+) -> Mesh:
+    """Starts the process groups of all axes."""
+    set_watched()
+    if device.type == "cpu":
+        keep_freed_memory()
+    meshes.start(parallel.distributed_backend, device, meeting)
+    return Mesh.build(Layout.of(parallel), device, timeout)
+
+
+def _built(ready: _Ready, mesh: Mesh, saver: AsyncSaver, report_lease: Lease | None) -> TrainingRun:
+    """The run at its first step."""
+    inputs = ready.inputs
+    config = inputs.config
+    tokenizer = inputs.tokenizer
     return TrainingRun(
         config=config,
         mesh=mesh,
-        trainer=trainer,
+        trainer=Trainer(config, mesh, inputs.schedule),
         saver=saver,
-        state=state,
-        splits=splits,
-        read=read,
+        state=TrainState(),
+        splits=inputs.splits,
+        read=_reader(config.data, config.training.micro_batch_size, mesh, tokenizer),
         tokenizer=tokenizer,
-        total_steps=total_steps,
-        traced_step=traced_step,
+        total_steps=inputs.total_steps,
+        traced_step=_traced_step(config.training, step_of(ready.start), inputs.total_steps),
         data_files=ready.files,
         notices=ready.notices,
         report_lease=report_lease,
-        valid_loss=valid_loss,
+    )
+
+
+def _load(run: TrainingRun, start: Place) -> None:
+    """Continues the run at its checkpoint. If `start` turns out to be damaged, an older step is loaded."""
+    training = run.config.training
+    saved = resume(run.saver, training, run.trainer.held())
+    run.state = TrainState.from_dict(saved["train_state"])
+    run.trainer.restore(run.state)
+    run.state.skipped_samples = merge_ranges(
+        run.state.skipped_samples, skipped_samples(start.parent)
+    )
+    run.traced_step = _traced_step(training, run.state.step, run.total_steps)
+    run.valid_loss = on_first_rank(
+        run.saver.own, partial(_valid_loss, training.load, run.state.step)
     )
 
 
@@ -160,14 +186,15 @@ def _valid_loss(load: str | None, step: int) -> float | None:
     return loss if math.isfinite(loss) else None
 
 
-def _agreed(config: Config, meeting: Rendezvous | None) -> _Ready:
+def _agreed(settings: LegalSettings, problems: Problems, meeting: Rendezvous | None) -> _Ready:
     """This rank's inputs, after checking that all ranks have the same. Raises: UserError on all ranks if any rank
     cannot start, or if they differ."""
     try:
-        ready = _ready(config)
+        ready = _ready(settings, problems)
     except UserError as error:
         check_ranks_agree(meeting, RankReport({}, str(error)))
         raise
+    config = ready.inputs.config
     tokenizer = ready.inputs.tokenizer
     start = ready.start
     others = {
@@ -177,34 +204,57 @@ def _agreed(config: Config, meeting: Rendezvous | None) -> _Ready:
         "schedule": hash_of(config.parallel.pipeline_schedule_csv),
         "device": ready.device.type,
     } | ready.orders
-    check_ranks_agree(meeting, RankReport(rank_facts(ready.inputs.config, ready.files, others)))
+    check_ranks_agree(meeting, RankReport(rank_facts(flat(config), ready.files, others)))
     return ready
 
 
-def _ready(config: Config) -> _Ready:
-    inputs = open_inputs(config)
-    config, tokenizer, splits, total_steps = inputs
-    files = fingerprints(splits.corpora)
-    start = _checkpoint_to_load(config)
-    first_step = _step_of(start)
-    require_something_to_learn(config, splits, tokenizer.eod if tokenizer else None, first_step)
+class _Here(NamedTuple):
+    """What a rank looks up before its settings are resolved."""
+
+    found: Found
+    start: Place | None  # the checkpoint to resume from
+    device: torch.device
+
+
+def _look_up(settings: LegalSettings) -> _Here:
+    """Finds the checkpoint and the device of this rank. Raises: UserError if there is none."""
+    config = settings.config
+    batch_is_given = settings.given["global_batch_size"] is not None
+    checkpoint = find_checkpoint(flat(config), batch_is_given)
+    local_rank = launch_environment().local_rank
+    device = choose_device(config.training.device, local_rank, config.parallel.distributed_backend)
+    kind: Device = "cuda" if device.type == "cuda" else "cpu"
+    found = Found(load=checkpoint.load, global_batch_size=checkpoint.batch, device=kind)
+    return _Here(found, checkpoint.start, device)
+
+
+def _ready(settings: LegalSettings, problems: Problems) -> _Ready:
+    here = problems.attempt(partial(_look_up, settings))
+    inputs = open_inputs(settings, here.found if here else Found(), problems)
+    assert here is not None  # else there was a problem
+    config = inputs.config
+    start = here.start
+    eod = inputs.tokenizer.eod if inputs.tokenizer else None
+    fingerprint = inputs.tokenizer.fingerprint if inputs.tokenizer else None
+    first_step = step_of(start)
+    require_something_to_learn(config.training, config.data, inputs.splits, eod, first_step)
+    files = fingerprints(inputs.splits.corpora)
     changes: list[str] = []
     consumed = 0
     if start is not None:
-        changes = check_resume(start, config, files, tokenizer.fingerprint if tokenizer else None)
+        changes = check_resume(start, flat(config), files, fingerprint)
         consumed = consumed_samples(start)
-    traced_step = _traced_step(config, first_step, total_steps)
-    local_rank = launch_environment().local_rank
-    device = choose_device(config.training.device, local_rank, config.parallel.distributed_backend)
-    orders = recorded(splits.corpora) | splits.order_digests(consumed)
-    notices = [*unrecorded(splits.corpora), *changes]
-    return _Ready(inputs, start, files, orders, traced_step, device, notices)
+    _traced_step(config.training, first_step, inputs.total_steps)  # it must be a step of this run
+    orders = recorded(inputs.splits.corpora) | inputs.splits.order_digests(consumed)
+    notes = [*unrecorded(inputs.splits.corpora), *changes]
+    return _Ready(inputs, start, files, orders, here.device, notes)
 
 
-def _reader(config: Config, mesh: Mesh, tokenizer: Tokenizer | None) -> ReadStep:
+def _reader(
+    data: DataConfig, micro_batch_size: int, mesh: Mesh, tokenizer: Tokenizer | None
+) -> ReadStep:
     """Reads the micro-batches of a step. Every rank reads its own samples from the files (law 4), so no data is sent
     between ranks."""
-    data = config.data
     read = partial(
         microbatches,
         seq_length=data.seq_length,
@@ -213,7 +263,6 @@ def _reader(config: Config, mesh: Mesh, tokenizer: Tokenizer | None) -> ReadStep
         reset_attention_mask=data.reset_attention_mask,
         eod_mask_loss=data.eod_mask_loss,
     )
-    micro_batch_size = config.training.micro_batch_size
     dp = mesh.dp
 
     def step(dataset: Dataset, consumed: int, num_microbatches: int) -> list[Batch]:
@@ -222,35 +271,10 @@ def _reader(config: Config, mesh: Mesh, tokenizer: Tokenizer | None) -> ReadStep
     return step
 
 
-def _checkpoint_to_load(config: Config) -> Place | None:
-    """The checkpoint to resume from; None for a new run.
-
-    Raises: UserError if the run would have to overwrite a newer checkpoint, before it trains.
-    """
-    training = config.training
-    assert training.save is not None
-    start = resolve(training.load) if training.load is not None else None
-    first_step = _step_of(start)
-    newer = [path for path in list_steps(training.save) if step_number(path) > first_step]
-    valid = [path for path in newer if not problem_of(path)]
-    if valid:
-        begin = f"step {first_step}" if start else "scratch"
-        raise UserError(
-            f"--save {training.save} already holds {valid[0].name} and this run starts from {begin}: a checkpoint is "
-            "never overwritten; use --auto-resume to resume from it, another --output-dir, or delete it"
-        )
-    return start
-
-
-def _step_of(start: Place | None) -> int:
-    """The step of a checkpoint; 0 if there is none."""
-    return step_number(start) if start else 0
-
-
-def _traced_step(config: Config, done: int, total_steps: int) -> int | None:
+def _traced_step(training: TrainingConfig, done: int, total_steps: int) -> int | None:
     """The step whose schedule is timed. The default is the fifth of this run, because the first ones are slow."""
-    asked = config.training.trace_schedule_step
-    if not config.training.trace_schedule or done >= total_steps:
+    asked = training.trace_schedule_step
+    if not training.trace_schedule or done >= total_steps:
         return None
     if asked is not None and not done < asked <= total_steps:
         raise SettingError(

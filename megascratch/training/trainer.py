@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from megascratch.config.settings import Config
+from megascratch.config.resolve import ResolvedConfig, ResolvedParallel
 from megascratch.data.samples.batch import Batch
 from megascratch.data_parallel import DATA_PARALLEL
 from megascratch.model.build import build_chunks, compile_blocks
@@ -26,6 +26,7 @@ from megascratch.parallel.pending import CommunicationError
 from megascratch.parallel.sharded_tensor import ShardedTensor
 from megascratch.parallel.side_loss import SideLosses, TermSum
 from megascratch.pipeline import runtime
+from megascratch.pipeline.csv_schedule import CsvSchedule
 from megascratch.pipeline.passes import Orders, compile_order, placement_of
 from megascratch.pipeline.recorder import Recorder
 from megascratch.pipeline.runtime import TensorSpec
@@ -34,7 +35,6 @@ from megascratch.pipeline.stage import Stage
 from megascratch.runtime.heartbeat import at_step, doing
 from megascratch.runtime.timers import StepTimer
 from megascratch.training.hardware import parameter_dtype
-from megascratch.training.start.inputs import own_schedule
 from megascratch.training.state import TrainState
 
 Judge = Callable[[float, float], str]
@@ -79,17 +79,21 @@ class _Update(NamedTuple):
 
 
 class Trainer:
-    """Model chunks, schedule, gradients and optimizer of one rank."""
+    """Model chunks, schedule, gradients and optimizer of one rank.
 
-    def __init__(self, config: Config, mesh: Mesh):
+    Args:
+        schedule: the one of --pipeline-schedule-csv, if the settings name one.
+    """
+
+    def __init__(self, config: ResolvedConfig, mesh: Mesh, schedule: CsvSchedule | None = None):
         self.config = config
         self.mesh = mesh
         model = config.model
         parallel = config.parallel
         training = config.training
         dtype = parameter_dtype(config.optim)
-        self.table = own_schedule(config)
-        self.placement = _placement(config) if self.table is None else self.table.placement
+        self.table = schedule
+        self.placement = _placement(parallel) if schedule is None else schedule.placement
         self.chunks = build_chunks(model, parallel, mesh, dtype, training.seed, self.placement)
         self.shards = weight_table(model, parallel, mesh.layout)
         for chunk in self.chunks:
@@ -298,7 +302,6 @@ class Trainer:
         if self.table is not None:
             return self.table.of(microbatches)
         parallel = self.config.parallel
-        assert parallel.pipeline_schedule is not None
         return compile_order(
             parallel.pipeline_schedule,
             self.mesh.pp.size,
@@ -372,9 +375,10 @@ class Trainer:
             chunk.train(training)
 
 
-def _placement(config: Config) -> Placement:
+def _placement(parallel: ResolvedParallel) -> Placement:
     """Which rank holds which chunk of the model."""
-    parallel = config.parallel
-    assert parallel.pipeline_schedule is not None
-    chunks = parallel.num_virtual_stages_per_pipeline_rank or 1
-    return placement_of(parallel.pipeline_schedule, parallel.pipeline_model_parallel_size, chunks)
+    return placement_of(
+        parallel.pipeline_schedule,
+        parallel.pipeline_model_parallel_size,
+        parallel.num_virtual_stages_per_pipeline_rank,
+    )

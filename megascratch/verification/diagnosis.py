@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from megascratch.config.settings import Config
+from megascratch.verification.layouts import Case
 from megascratch.verification.run_layout import Difference, RanksDisagree, RunRecord, difference
 from megascratch.verification.tolerance import Tolerance
 
@@ -19,7 +19,7 @@ class Scene(NamedTuple):
     found: Difference  # the first one that is too large
     reference: RunRecord
     measured: RunRecord
-    config: Config
+    case: Case
     tolerance: float
 
     @property
@@ -44,15 +44,14 @@ class Scene(NamedTuple):
     @property
     def sizes(self) -> dict[str, int]:
         """Numbers that a mistake is likely to leave as a factor."""
-        parallel = self.config.parallel
-        training = self.config.training
-        dp = parallel.data_parallel_size or 1
+        parallel = self.case.config.parallel
+        training = self.case.config.training
+        dp = parallel.data_parallel_size
         return {
             "the tensor parallel size": parallel.tensor_model_parallel_size,
             "the data parallel size": dp,
             "the number of stages": parallel.pipeline_model_parallel_size,
-            "the micro-batches": (training.global_batch_size or 1)
-            // (training.micro_batch_size * dp),
+            "the micro-batches": training.global_batch_size // (training.micro_batch_size * dp),
         }
 
 
@@ -60,11 +59,11 @@ def diagnose(
     found: Difference,
     reference: RunRecord,
     measured: RunRecord,
-    config: Config,
+    case: Case,
     yardstick: Tolerance,
 ) -> str:
     """Says where the two runs differ first, and which patterns fit."""
-    scene = Scene(found, reference, measured, config, yardstick.alike[found.kind])
+    scene = Scene(found, reference, measured, case, yardstick.alike[found.kind])
     when = f"step {found.step}" if found.step else "the start"
     kind = {"gradients": "gradient of ", "weights": "weight "}.get(found.kind, "")
     where = _where(scene)
@@ -81,7 +80,7 @@ def diagnose(
     return f"{head}; looks like {', or '.join(guesses[:2])}"
 
 
-def diagnose_disagreement(error: RanksDisagree, config: Config) -> str:
+def diagnose_disagreement(error: RanksDisagree, case: Case) -> str:
     """As `diagnose`, for ranks whose parts do not form one model that could be compared."""
     if error.what == "numbers":
         guess = "a sum over some axis left out of the loss, the norm or the gradients, or ranks that read other samples"
@@ -89,7 +88,7 @@ def diagnose_disagreement(error: RanksDisagree, config: Config) -> str:
         guess = "a shifted layer: two stages hold it, or none"
     elif error.tensor.startswith("param."):
         guess = "updated weights that not all ranks got"
-        if config.parallel.use_distributed_optimizer:
+        if case.config.parallel.use_distributed_optimizer:
             guess += " (gathering under ZeRO-1)"
     elif ".qkv." in error.tensor:
         guess = (
@@ -181,8 +180,7 @@ def a_part_of_qkv(scene: Scene) -> str | None:
     """Only the rows of queries, keys or values differ."""
     if ".qkv." not in scene.found.tensor or scene.pair[0].shape != scene.pair[1].shape:
         return None
-    model = scene.config.model
-    assert model.num_query_groups is not None and model.kv_channels is not None
+    model = scene.case.config.model
     q = model.num_attention_heads * model.kv_channels
     kv = model.num_query_groups * model.kv_channels
     wrong = _wrong(scene)
@@ -191,7 +189,9 @@ def a_part_of_qkv(scene: Scene) -> str | None:
     bad = [name for name, any_wrong in parts.items() if any_wrong]
     if len(bad) == len(parts):
         return None
-    ranks_share_heads = model.num_query_groups < scene.config.parallel.tensor_model_parallel_size
+    ranks_share_heads = (
+        model.num_query_groups < scene.case.config.parallel.tensor_model_parallel_size
+    )
     if ranks_share_heads and "query" not in bad:
         why = "gradients of shared key/value heads not summed"
     else:
@@ -205,7 +205,7 @@ def only_some_rows(scene: Scene) -> str | None:
         return None
     start, stop = _ranges(scene)[0]
     rows = scene.pair[0].shape[0]
-    tp = scene.config.parallel.tensor_model_parallel_size
+    tp = scene.case.config.parallel.tensor_model_parallel_size
     if (start, stop) == (0, rows) or tp == 1:
         return None
     return f"a part of the vocabulary on the wrong tensor rank, or padding that counts (rows {start}:{stop} of {rows})"
@@ -213,7 +213,7 @@ def only_some_rows(scene: Scene) -> str | None:
 
 def only_replicated_weights(scene: Scene) -> str | None:
     """Only norm weights and biases differ, which every tensor rank holds."""
-    tp = scene.config.parallel.tensor_model_parallel_size
+    tp = scene.case.config.parallel.tensor_model_parallel_size
     names = scene.differing
     if tp == 1 or not names:
         return None
@@ -224,8 +224,8 @@ def only_replicated_weights(scene: Scene) -> str | None:
 
 def only_the_tied_weight(scene: Scene) -> str | None:
     """Only the tied word table differs, on several stages."""
-    is_tied = not scene.config.model.untie_embeddings_and_output_weights
-    stages = scene.config.parallel.pipeline_model_parallel_size
+    is_tied = not scene.case.config.model.untie_embeddings_and_output_weights
+    stages = scene.case.config.parallel.pipeline_model_parallel_size
     if not is_tied or stages == 1 or scene.differing != ["embedding.word.weight"]:
         return None
     return "the two copies of the tied embedding not summed over the first and the last stage"
@@ -238,7 +238,7 @@ def the_update(scene: Scene) -> str | None:
         return "a weight left out of the norm or counted more than once (every gradient is right)"
     if found.step > 1 or (found.kind == "weights" and found.step):
         guess = "the optimizer's step: clipping, moments"
-        if scene.config.parallel.use_distributed_optimizer:
+        if scene.case.config.parallel.use_distributed_optimizer:
             guess += ", or weights not gathered under ZeRO-1"
         return guess
     return None

@@ -7,22 +7,21 @@ allow it, not those of the small model that is run.
 
 import math
 import random
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from itertools import product
 from typing import Any, NamedTuple, get_args
 
-from megascratch.config.derive import derive
 from megascratch.config.errors import SettingError, UserError
-from megascratch.config.fields import SETTINGS, flag, flat, with_fields
+from megascratch.config.fields import SETTINGS, flag, flat
 from megascratch.config.laws import validate
 from megascratch.config.layout import Layout
 from megascratch.config.pipeline_split import layer_cut
-from megascratch.config.settings import Config, ParallelConfig
+from megascratch.config.resolve import Found, ResolvedConfig, Values, derive, resolve_derived
+from megascratch.config.settings import ModelConfig, ParallelConfig
 from megascratch.pipeline.schedule import Placement
 from megascratch.verification.random_schedule import random_schedule_file
 from megascratch.verification.shrink import shrunk
 
-Values = dict[str, Any]
 SIZES = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "data_parallel_size")
 SCHEDULES: list[str] = [
     name for hint in get_args(SETTINGS["pipeline_schedule"].hint) for name in get_args(hint)
@@ -70,31 +69,38 @@ class Case(NamedTuple):
     """One layout to verify."""
 
     name: str
-    config: Config  # derived and legal
+    config: ResolvedConfig  # legal
+
+    @classmethod
+    def of(cls, settings: Values) -> "Case":
+        """Resolves legal settings."""
+        config = resolve_derived(derive(settings, _world(settings)), Found())
+        return cls(name_of(flat(config)), config)
+
+    def but(self, **settings: Any) -> "Case":
+        """The case with some settings replaced, under its name."""
+        return self._replace(config=resolve_derived(flat(self.config) | settings, Found()))
 
 
-def own_layout(config: Config, full_size: bool) -> Case:
-    """The layout that the config asks for, on as many ranks as it names (data parallel size 1 if it names none).
+def own_layout(settings: Values, full_size: bool) -> Case:
+    """The layout that the settings ask for, on as many ranks as they name (data parallel size 1 if they name none).
 
-    Raises: SettingError for an illegal config.
+    Raises: SettingError for illegal settings.
     """
-    parallel = config.parallel
-    world = Layout.of(parallel).world
-    validate(config, world)
-    config = derive(config, world)
-    if not full_size:
-        small = _small_cut(config) | _small_batch(config)
-        config = derive(
-            with_fields(shrunk(config, parallel.tensor_model_parallel_size), small), world
-        )
-    return Case(name_of(config), config)
+    validate(settings, _world(settings))
+    whole = Case.of(settings)
+    if full_size:
+        return whole
+    small = _small_cut(whole) | _small_batch(whole)
+    narrow = shrunk(flat(whole.config), settings["tensor_model_parallel_size"])
+    return Case.of({**narrow, **small})
 
 
 def every_layout(
-    config: Config, max_world: int, fixed: Collection[str], full_size: bool
+    settings: Values, max_world: int, fixed: Collection[str], full_size: bool
 ) -> list[Case]:
     """Every legal layout of 1 to `max_world` ranks: sizes x schedules x sequence parallel x ZeRO-1, without options
-    that have no effect on a layout. Layout settings named in `fixed` stay as the config has them.
+    that have no effect on a layout. Layout settings named in `fixed` stay as they are.
 
     Raises: UserError if no layout is legal.
     """
@@ -112,14 +118,14 @@ def every_layout(
         for values in product(*options.values()):
             layout = dict(zip(options, values, strict=True))
             batch = {"micro_batch_size": 1, "global_batch_size": dp * max(2, 2 * pp)}
-            case = _case(config, layout | batch, {}, fixed, max_world, full_size)
+            case = _case(settings, layout | batch, {}, fixed, max_world, full_size)
             if case is not None:
                 cases.setdefault(case.name, case)
-    return _require_some(list(cases.values()), config, max_world, fixed)
+    return _require_some(list(cases.values()), settings, max_world, fixed)
 
 
 def random_layouts(
-    config: Config,
+    settings: Values,
     max_world: int,
     number: int,
     seed: int,
@@ -138,22 +144,21 @@ def random_layouts(
         if len(cases) == number:
             break
         layout, extra = _drawn(stream, max_world, fixed, given, full_size)
-        case = _case(config, layout, extra, fixed, max_world, full_size)
+        case = _case(settings, layout, extra, fixed, max_world, full_size)
         if case is not None:
             cases.setdefault(case.name, case)
-    drawn = _require_some(list(cases.values()), config, max_world, fixed)
+    drawn = _require_some(list(cases.values()), settings, max_world, fixed)
     # so that process groups are rarely rebuilt
     return sorted(drawn, key=lambda case: _world(flat(case.config)))
 
 
 def _require_some(
-    cases: list[Case], config: Config, max_world: int, fixed: Collection[str]
+    cases: list[Case], settings: Values, max_world: int, fixed: Collection[str]
 ) -> list[Case]:
     """The cases. Raises: UserError if there is none."""
     if not cases:
-        values = flat(config)
         given = ", ".join(
-            f"{flag(name)} {values[name]}" for name in fixed if name in vars(config.parallel)
+            f"{flag(name)} {settings[name]}" for name in fixed if name in vars(ParallelConfig())
         )
         law = f"no layout of up to {max_world} ranks is legal for this config"
         raise UserError(f"{law} with {given}" if given else law)
@@ -173,13 +178,13 @@ def _drawn(
     fixed: Collection[str],
     given: Collection[str],
     full_size: bool,
-) -> tuple[Values, Values]:
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Draws (layout and batch, other settings) at random. They may be illegal."""
     tp, pp, dp = stream.choice(_sizes(max_world))
     schedule = stream.choice(SCHEDULES)
     chunks = stream.choice((1, 2))
     micro = stream.choice((1, 2))
-    layout: Values = {
+    layout: dict[str, Any] = {
         "tensor_model_parallel_size": tp,
         "pipeline_model_parallel_size": pp,
         "data_parallel_size": dp,
@@ -196,12 +201,12 @@ def _drawn(
         layout["pipeline_schedule_csv"] = random_schedule_file(stream, placement, microbatches)
     if not full_size:
         layout |= _drawn_cut(stream, pp, chunks)
-    extra: Values = {}
+    extra: dict[str, Any] = {}
     for options in (OVERLAP, BUCKETS, RECOMPUTE, OFFLOAD):
         names = {name for values in options for name in values}
         if names.isdisjoint(given):
             extra |= stream.choice(options)
-    if not set(given) & set(vars(Config().model)) and not full_size:
+    if not set(given) & set(vars(ModelConfig())) and not full_size:
         extra |= stream.choice(list(KINDS.values()))
         extra |= stream.choice(({}, {"hidden_dropout": 0.0, "attention_dropout": 0.0}))
         extra |= {"vocab_size": stream.choice((50257, 50304, 32000, 65))}
@@ -210,7 +215,7 @@ def _drawn(
     return layout, extra
 
 
-def _drawn_cut(stream: random.Random, pp: int, chunks: int) -> Values:
+def _drawn_cut(stream: random.Random, pp: int, chunks: int) -> dict[str, Any]:
     """Draws how the layers are cut into stages: evenly (no settings), with a first stage of its own size, or any cut,
     empty stages included."""
     kind = stream.choice(("even", "even", "first", "explicit")) if pp > 1 else "even"
@@ -223,19 +228,19 @@ def _drawn_cut(stream: random.Random, pp: int, chunks: int) -> Values:
 
 
 def _case(
-    config: Config,
+    settings: Values,
     layout: Values,
     extra: Values,
     fixed: Collection[str],
     max_world: int,
     full_size: bool,
 ) -> Case | None:
-    """The case of a layout, with `fixed` settings as in the config; None if the config's numbers do not allow it."""
-    now = vars(config.parallel)
-    start = vars(ParallelConfig()) | {name: now[name] for name in _NO_LAYOUT}
-    kept = {name: now[name] for name in fixed if name in now}
-    whole = with_fields(config, start | layout | kept | extra)
-    world = _world(flat(whole))
+    """The case of a layout, with `fixed` settings as given; None if the given numbers do not allow it."""
+    defaults = vars(ParallelConfig())
+    start = defaults | {name: settings[name] for name in _NO_LAYOUT}
+    kept = {name: settings[name] for name in fixed if name in defaults}
+    whole: Values = {**settings, **start, **layout, **kept, **extra}
+    world = _world(whole)
     try:
         validate(whole, world)
     except SettingError:
@@ -243,10 +248,9 @@ def _case(
     if world > max_world:
         return None
     if not full_size:
-        cut = {} if "num_layers" in layout else _small_cut(derive(whole, world))
-        whole = with_fields(shrunk(whole, max_world), cut)
-    whole = derive(whole, world)
-    return Case(name_of(whole), whole)
+        cut = {} if "num_layers" in layout else _small_cut(Case.of(whole))
+        whole = {**shrunk(whole, max_world), **cut}
+    return Case.of(whole)
 
 
 _NO_LAYOUT = (
@@ -266,22 +270,21 @@ _NO_LAYOUT = (
 _OF_A_FILE = ("pipeline_schedule", "pipeline_schedule_csv", "num_virtual_stages_per_pipeline_rank")
 
 
-def _world(values: Mapping[str, Any]) -> int:
-    tp, pp, dp = (values[name] or 1 for name in SIZES)
-    return Layout(tp, pp, dp).world
+def _world(values: Values) -> int:
+    return Layout.of_values(values).world
 
 
-def _small_cut(config: Config) -> Values:
-    """Settings with as few layers as the cut of a derived config allows. Stages of different sizes stay different."""
-    parallel = config.parallel
-    layers = config.model.num_layers
+def _small_cut(whole: Case) -> dict[str, Any]:
+    """Settings with as few layers as the cut of a case allows. Stages of different sizes stay different."""
+    parallel = whole.config.parallel
+    layers = whole.config.model.num_layers
     pp = parallel.pipeline_model_parallel_size
-    chunks = parallel.num_virtual_stages_per_pipeline_rank or 1
+    chunks = parallel.num_virtual_stages_per_pipeline_rank
     first = parallel.decoder_first_pipeline_num_layers
     last = parallel.decoder_last_pipeline_num_layers
     layout = parallel.pipeline_model_parallel_layout
     small = _ranked(layer_cut(layers, pp, chunks, first, last, layout))
-    values: Values = {"num_layers": sum(small)}
+    values: dict[str, Any] = {"num_layers": sum(small)}
     if layout is not None:
         values["pipeline_model_parallel_layout"] = small
     elif first is not None or last is not None:
@@ -302,13 +305,12 @@ def _ranked(numbers: list[int]) -> list[int]:
     return [order.index(number) + 1 if number else 0 for number in numbers]
 
 
-def _small_batch(config: Config) -> Values:
-    """Settings with few and small micro-batches. A last group that is not full, as in the config, stays so."""
-    training = config.training
-    parallel = config.parallel
-    assert training.global_batch_size is not None and parallel.data_parallel_size is not None
+def _small_batch(whole: Case) -> dict[str, Any]:
+    """Settings with few and small micro-batches. A last group that is not full, as in the case, stays so."""
+    training = whole.config.training
+    parallel = whole.config.parallel
     pp = parallel.pipeline_model_parallel_size
-    group = parallel.microbatch_group_size_per_virtual_pipeline_stage or 1
+    group = parallel.microbatch_group_size_per_virtual_pipeline_stage
     many = training.global_batch_size // (training.micro_batch_size * parallel.data_parallel_size)
     micro = min(training.micro_batch_size, 2)
     small_group = group
@@ -328,9 +330,8 @@ def _small_batch(config: Config) -> Values:
     }
 
 
-def name_of(config: Config) -> str:
-    """A short name that distinguishes a derived config from the others of one verification."""
-    values = flat(config)
+def name_of(values: Values) -> str:
+    """A short name that distinguishes resolved settings from the others of one verification."""
     tp, pp, dp = (values[name] for name in SIZES)
     words = [f"tp{tp}.pp{pp}.dp{dp}"]
     if pp > 1:

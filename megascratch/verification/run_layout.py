@@ -11,14 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from megascratch.config.derive import derive
-from megascratch.config.fields import with_fields
+from megascratch.config.fields import flat, with_fields
 from megascratch.config.layout import Layout
-from megascratch.config.settings import Config, ParallelConfig
+from megascratch.config.resolve import ResolvedConfig, resolve
+from megascratch.config.settings import DataConfig, ParallelConfig
 from megascratch.data.samples.batch import Batch, collate
 from megascratch.data.samples.microbatches import sample_numbers
 from megascratch.parallel.sharded_tensor import MODEL, ShardedTensor
+from megascratch.training.start.inputs import own_schedule
 from megascratch.training.trainer import Trainer
+from megascratch.verification.layouts import Case
 from megascratch.verification.pool import Pool, mesh_for
 
 KINDS = ("loss", "grad norm", "gradients", "weights")  # what the layout law compares
@@ -78,40 +80,38 @@ class RanksDisagree(AssertionError):
         self.tensor = tensor
 
 
-def world_of(config: Config) -> int:
-    """The number of ranks of a derived config."""
-    return Layout.of(config.parallel).world
+def world_of(parallel: ParallelConfig) -> int:
+    """The number of ranks of a layout."""
+    return Layout.of(parallel).world
 
 
-def synthetic_batch(config: Config, numbers: range) -> Batch:
+def synthetic_batch(data: DataConfig, vocab_size: int, numbers: range) -> Batch:
     """A batch of synthetic samples; sample i is a function of i. Samples differ in length and hold several documents,
     so the micro-batches have different numbers of valid tokens."""
-    assert config.model.vocab_size is not None
     samples = []
-    s = config.data.seq_length
+    s = data.seq_length
     for number in numbers:
         random = np.random.default_rng(number)
         length = s + 1 - int(random.integers(s // 2))
-        samples.append(random.integers(0, config.model.vocab_size, length))
+        samples.append(random.integers(0, vocab_size, length))
     return collate(
         samples,
         numbers,
         s,
         eod=EOD,
-        reset_position_ids=config.data.reset_position_ids,
-        reset_attention_mask=config.data.reset_attention_mask,
-        eod_mask_loss=config.data.eod_mask_loss,
+        reset_position_ids=data.reset_position_ids,
+        reset_attention_mask=data.reset_attention_mask,
+        eod_mask_loss=data.eod_mask_loss,
     )
 
 
-def train_on_rank(config: Config, steps: int) -> RankTrace:
+def train_on_rank(config: ResolvedConfig, steps: int) -> RankTrace:
     """Runs on each rank: trains on synthetic samples, and copies this rank's tensors to the CPU: gradients without the
     loss scale, and for bf16 and fp16 the master weights."""
     micro_batch_size = config.training.micro_batch_size
     global_batch_size = config.training.global_batch_size
-    assert global_batch_size is not None
-    mesh = mesh_for(Layout.of(config.parallel), config.training.device or "cpu")
-    trainer = Trainer(config, mesh)
+    mesh = mesh_for(Layout.of(config.parallel), config.training.device)
+    trainer = Trainer(config, mesh, own_schedule(flat(config)))
     grads: list[list[ShardedTensor]] = []
     plain_norm = trainer.data_parallel.norm
 
@@ -131,7 +131,7 @@ def train_on_rank(config: Config, steps: int) -> RankTrace:
         batches = []
         for m in range(microbatches):
             numbers = sample_numbers(consumed, m, micro_batch_size, mesh.dp.rank, mesh.dp.size)
-            batches.append(synthetic_batch(config, numbers))
+            batches.append(synthetic_batch(config.data, config.model.vocab_size, numbers))
         result = trainer.train_step(batches, config.optim.lr, step + 1)
         losses.append(trainer.global_loss(result.loss))
         norms.append(result.grad_norm)
@@ -158,16 +158,14 @@ def _copies(held: dict[str, list[ShardedTensor]]) -> list[ShardedTensor]:
     return copies
 
 
-def run_on_layout(
-    pool: Pool, config: Config, steps: int, run: Callable = train_on_rank
-) -> RunRecord:
-    """Trains on the layout of `config`: calls `run(config, steps)` on each rank of the pool and gathers the results.
+def run_on_layout(pool: Pool, case: Case, steps: int, run: Callable = train_on_rank) -> RunRecord:
+    """Trains on the layout of a case: calls `run(config, steps)` on each rank of the pool and gathers the results.
 
     Raises:
         RankFailed: a rank raised, hung or died.
         RanksDisagree: see `gather`.
     """
-    return gather(pool.run(world_of(config), run, config, steps))
+    return gather(pool.run(world_of(case.config.parallel), run, case.config, steps))
 
 
 def gather(ranks: list) -> RunRecord:
@@ -194,12 +192,12 @@ def _numbers(rank: RankTrace) -> tuple[str, str]:
     return str(rank.losses), str(rank.norms)
 
 
-def one_process(config: Config) -> Config:
+def one_process(config: ResolvedConfig) -> ResolvedConfig:
     """The config of the reference run: one process, and one micro-batch per step that is the entire global batch."""
     plain = dict(vars(ParallelConfig()))
     plain["micro_batch_size"] = config.training.global_batch_size
     plain["ddp_bucket_size"] = 10**6
-    return derive(with_fields(config, plain), 1)
+    return resolve(with_fields(config, plain), 1)
 
 
 def assemble(ranks: list[list[ShardedTensor]]) -> dict[str, Tensor]:

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from math import gcd, lcm
 from typing import Any
 
-from megascratch.config.derive import derive
-from megascratch.config.fields import RANGES, flat, with_fields
-from megascratch.config.settings import Config, OptimConfig, TrainingConfig
+from megascratch.config.fields import RANGES
+from megascratch.config.resolve import Values, derive
+from megascratch.config.settings import OptimConfig, TrainingConfig
 
 SMALL_HEAD = 8
 SMALL_SEQUENCE = 16
@@ -26,11 +26,9 @@ LOSS_SCALE = {"initial_loss_scale": 2.0**12, "loss_scale_window": 2}
 """A dynamic loss scale that grows within the few steps of a verification, and stays below scales that overflow in one
 run and not in another."""
 
-Values = dict[str, Any]
 
-
-def for_proof(config: Config, steps: int, precision: str) -> Config:
-    """The config in the given precision, without what only a real run needs: files, ramp-ups, checkpoints."""
+def for_proof(settings: Values, steps: int, precision: str) -> dict[str, Any]:
+    """The settings in the given precision, without what only a real run needs: files, ramp-ups, checkpoints."""
     data = dict.fromkeys(
         (
             "data_path",
@@ -41,7 +39,7 @@ def for_proof(config: Config, steps: int, precision: str) -> Config:
             "split",
         )
     )
-    plain: Values = {}  # settings that get their default
+    plain: dict[str, Any] = {}  # settings that get their default
     for name, default in vars(OptimConfig()).items():
         if name.startswith("lr_") or name in _LOSS_SCALING:
             plain[name] = default
@@ -50,24 +48,19 @@ def for_proof(config: Config, steps: int, precision: str) -> Config:
     if precision == "fp16":
         plain |= LOSS_SCALE
     precisions = {name: precision == name for name in ("fp64", "bf16", "fp16")}
-    return with_fields(
-        config,
-        data
-        | plain
-        | precisions
-        | {
-            "mock_data": True,
-            "data_cache_path": None,
-            "distributed_backend": None,
-            "tokenizer_type": None,
-            "tokenizer_model": None,
-            "lr_decay_style": "constant",
-            "min_lr": 0.0,
-            "train_iters": steps,
-            "adam_eps": max(config.optim.adam_eps, EPSILON[precision]),
-            "vocab_size": config.model.vocab_size or GPT2_VOCABULARY,
-        },
-    )
+    proof = {
+        "mock_data": True,
+        "data_cache_path": None,
+        "distributed_backend": None,
+        "tokenizer_type": None,
+        "tokenizer_model": None,
+        "lr_decay_style": "constant",
+        "min_lr": 0.0,
+        "train_iters": steps,
+        "adam_eps": max(settings["adam_eps"], EPSILON[precision]),
+        "vocab_size": settings["vocab_size"] or GPT2_VOCABULARY,
+    }
+    return {**settings, **data, **plain, **precisions, **proof}
 
 
 _LOSS_SCALING = (
@@ -88,14 +81,14 @@ _REAL_RUN = (
 )
 
 
-def shrunk(config: Config, most_tensor_ranks: int) -> Config:
-    """The small config. Every tensor-parallel size up to `most_tensor_ranks` that was legal stays legal.
+def shrunk(settings: Values, most_tensor_ranks: int) -> Values:
+    """Settings of a small model. Every tensor-parallel size up to `most_tensor_ranks` that was legal stays legal.
 
-    A config with settings outside their own range is returned unchanged: `validate` reports them.
+    Settings of which one is outside its own range are returned unchanged: `validate` reports them.
     """
-    now = flat(derive(config, 1))
+    now = derive(settings, 1)
     if any(now[name] is None or now[name] not in RANGES[name] for name in _READ):
-        return config
+        return settings
     tensor_ranks = _tensor_ranks(
         now["num_attention_heads"], now["num_query_groups"], most_tensor_ranks
     )
@@ -113,25 +106,23 @@ def shrunk(config: Config, most_tensor_ranks: int) -> Config:
     more_positions = now["max_position_embeddings"] - now["seq_length"]
     vocab_unit = now["make_vocab_size_divisible_by"]
     small_vocab_unit = min(vocab_unit, 4)
-    return with_fields(
-        config,
-        {
-            "num_attention_heads": heads,
-            "num_query_groups": groups,
-            "kv_channels": width,
-            "hidden_size": hidden,
-            "ffn_hidden_size": _scaled(
-                hidden, now["ffn_hidden_size"], now["hidden_size"], ffn_multiple
-            ),
-            "init_method_std": now["init_method_std"] * narrower**0.5,
-            "seq_length": seq_length,
-            "max_position_embeddings": seq_length + min(more_positions, 8),
-            "make_vocab_size_divisible_by": small_vocab_unit,
-            "vocab_size": _small_vocabulary(
-                now["vocab_size"], tensor_ranks, small_vocab_unit, vocab_unit
-            ),
-        },
-    )
+    return {
+        **settings,
+        "num_attention_heads": heads,
+        "num_query_groups": groups,
+        "kv_channels": width,
+        "hidden_size": hidden,
+        "ffn_hidden_size": _scaled(
+            hidden, now["ffn_hidden_size"], now["hidden_size"], ffn_multiple
+        ),
+        "init_method_std": now["init_method_std"] * narrower**0.5,
+        "seq_length": seq_length,
+        "max_position_embeddings": seq_length + min(more_positions, 8),
+        "make_vocab_size_divisible_by": small_vocab_unit,
+        "vocab_size": _small_vocabulary(
+            now["vocab_size"], tensor_ranks, small_vocab_unit, vocab_unit
+        ),
+    }
 
 
 _READ = (

@@ -9,8 +9,6 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from megascratch.config.fields import with_fields
-from megascratch.config.settings import Config
 from megascratch.verification.diagnosis import diagnose, diagnose_disagreement
 from megascratch.verification.layouts import Case
 from megascratch.verification.pool import Pool, RankFailed
@@ -50,19 +48,19 @@ def verify_case(
     worst: dict[str, Difference] = {}
     yardstick: Tolerance = Relative(0.0)
     try:
-        yardstick = yardstick_of(case.config, steps, precision)
-        reference = reference_run(one_process(case.config), steps)
-        measured = run_on_layout(pool, case.config, steps, run)
+        yardstick = yardstick_of(case, steps, precision)
+        reference = reference_run(alone(case), steps)
+        measured = run_on_layout(pool, case, steps, run)
         worst, first = _compared(reference, measured, yardstick)
         message = None
         if first is not None:
-            message = diagnose(first, reference, measured, case.config, yardstick)
+            message = diagnose(first, reference, measured, case, yardstick)
     except FloatingPointError as error:
         message = f"the one-process run: {error}"
     except RankFailed as error:
         message = f"no result: {error.first_cause}"
     except RanksDisagree as error:
-        message = diagnose_disagreement(error, case.config)
+        message = diagnose_disagreement(error, case)
     return Verdict(case, worst, yardstick.limit, message, time.monotonic() - started)
 
 
@@ -112,23 +110,28 @@ def _number(name: str, numbers: list[float], step: int) -> dict[str, Tensor]:
     return {name: torch.tensor(numbers[step - 1], dtype=torch.float64)}
 
 
-def yardstick_of(config: Config, steps: int, precision: str) -> Tolerance:
+def yardstick_of(case: Case, steps: int, precision: str) -> Tolerance:
     """The tolerance for a precision. Raises: FloatingPointError if a run in one process fails."""
     if precision in TOLERANCE:
         return Relative(TOLERANCE[precision])
-    rounded = one_process(config)
-    exact = reference_run(with_fields(rounded, {"bf16": False, "fp16": False}), steps)
-    whole = rounded.training.micro_batch_size
+    rounded = alone(case)
+    exact = reference_run(rounded.but(bf16=False, fp16=False), steps)
+    whole = rounded.config.training.micro_batch_size
     runs = []
     for size in sorted({whole, 2, 1}, reverse=True):
         if whole % size == 0:
-            runs.append(reference_run(with_fields(rounded, {"micro_batch_size": size}), steps))
+            runs.append(reference_run(rounded.but(micro_batch_size=size), steps))
     if not all(math.isfinite(norm) for run in runs for norm in run.norms):
         raise FloatingPointError(f"its gradients overflow in {precision}: nothing can be compared")
     return Rounding(exact, runs)
 
 
+def alone(case: Case) -> Case:
+    """The reference run of a case, which all layouts of a model share."""
+    return Case("one process", one_process(case.config))
+
+
 @lru_cache(maxsize=16)
-def reference_run(config: Config, steps: int) -> RunRecord:
+def reference_run(case: Case, steps: int) -> RunRecord:
     """The reference run, in this process. It is cached, because all layouts of a model share it."""
-    return gather([train_on_rank(config, steps)])
+    return gather([train_on_rank(case.config, steps)])

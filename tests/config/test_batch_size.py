@@ -7,11 +7,14 @@ from hypothesis import strategies as st
 from megascratch.config.batch_size import global_batch_size_at, num_microbatches, steps_and_samples
 from megascratch.config.errors import UserError
 from megascratch.config.fields import with_fields
+from megascratch.config.resolve import ResolvedTraining, resolve
 from megascratch.config.settings import Config
 
 
-def run(**values) -> Config:
-    return with_fields(Config(), {"global_batch_size": 8, "data_parallel_size": 2, **values})
+def run(**values) -> ResolvedTraining:
+    return resolve(
+        with_fields(Config(), {"global_batch_size": 8, "vocab_size": 9, **values}), 2
+    ).training
 
 
 def test_without_a_ramp_every_step_is_whole():
@@ -28,14 +31,14 @@ def test_without_a_ramp_every_step_is_whole():
     ],
 )
 def test_the_ramp_grows_in_equal_parts(ramp, sizes):
-    config = run(rampup_batch_size=ramp)
-    assert {consumed: global_batch_size_at(config, consumed) for consumed in sizes} == sizes
+    training = run(rampup_batch_size=ramp)
+    assert {consumed: global_batch_size_at(training, consumed) for consumed in sizes} == sizes
 
 
 def test_each_rank_runs_global_over_micro_times_data_parallel():
-    config = run(micro_batch_size=2, global_batch_size=16, rampup_batch_size=[4, 4, 30])
-    assert [num_microbatches(config, consumed) for consumed in (0, 10, 20, 30)] == [1, 2, 3, 4]
-    assert num_microbatches(run(micro_batch_size=2)) == 2
+    training = run(micro_batch_size=2, global_batch_size=16, rampup_batch_size=[4, 4, 30])
+    assert [num_microbatches(training, 2, consumed) for consumed in (0, 10, 20, 30)] == [1, 2, 3, 4]
+    assert num_microbatches(run(micro_batch_size=2), 2) == 2
 
 
 @pytest.mark.parametrize(
@@ -63,15 +66,15 @@ def test_a_run_has_this_many_steps_and_samples(values, steps, samples):
     iters=st.integers(0, 40),
 )
 def test_counting_steps_is_stepping(start, grown, ramp, iters):
-    config = run(
+    training = run(
         global_batch_size=start + 2 * grown, rampup_batch_size=[start, 2, ramp], train_iters=iters
     )
     consumed = 0
     for _ in range(iters):
-        consumed += global_batch_size_at(config, consumed)
-    assert steps_and_samples(config) == (iters, consumed)
+        consumed += global_batch_size_at(training, consumed)
+    assert steps_and_samples(training) == (iters, consumed)
 
 
-def test_an_underived_config_is_told_to_derive():
-    with pytest.raises(UserError, match="call derive"):
-        num_microbatches(Config())
+def test_a_run_without_a_length_has_no_steps():
+    with pytest.raises(UserError, match="the run has no length: give train-iters or train-samples"):
+        steps_and_samples(run())

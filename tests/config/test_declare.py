@@ -188,16 +188,26 @@ NEW = '''
     """Warmth of the water."""
 '''
 ASKED = """
-from megascratch.config.laws import broken_laws, notices
+from megascratch.config.errors import SettingError
+from megascratch.config.fields import flat
+from megascratch.config.laws import validate
 from megascratch.config.load import format_config, load_config
+from megascratch.config.notices import notices
+from megascratch.config.resolve import resolve
 from megascratch.config.resume_rules import rules
 
 good = "--mock-data --vocab-size 61 --train-iters 3".split()
 config, origins = load_config([*good, "--config", "tea.yaml"])
 assert "  tea_degrees: 80.0 " in format_config(config, origins)
-assert config.model.tea_degrees == 80.0 and broken_laws(config, 1) == [] == notices(config)
-(wrong,) = broken_laws(load_config([*good, "--tea-degrees", "0"])[0], 1)
-assert wrong == "tea-degrees (0.0) must be above 0"
+validate(flat(config), 1)
+whole = resolve(config, 1)
+assert whole.model.tea_degrees == 80.0 and notices(whole) == []
+try:
+    validate(flat(load_config([*good, "--tea-degrees", "0"])[0]), 1)
+except SettingError as error:
+    assert str(error) == "tea-degrees (0.0) must be above 0"
+else:
+    raise AssertionError("not refused")
 assert "tea_degrees" in rules()
 load_config(["--help"])
 """

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from megascratch.config.errors import UserError
 from megascratch.config.fields import SETTINGS, flag, flat, with_fields
-from megascratch.config.laws import derive
 from megascratch.config.load import format_config, load_config
+from megascratch.config.resolve import derive
 from megascratch.config.settings import Config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -225,7 +225,7 @@ def test_print_config_is_yaml_with_origins_that_reads_back_as_the_same_config(ya
         ]
     )
     assert origins.print_config
-    whole = derive(config, 4)
+    whole = with_fields(config, derive(flat(config), 4))
     text = format_config(whole, origins)
     assert load("--config", yaml(text, "printed.yaml")) == whole
     assert "  lr: 1.0e-05 " in text  # YAML 1.1 readers take 1e-05 for a word

@@ -8,10 +8,11 @@ import re
 
 import pytest
 
-from megascratch.config.fields import SETTINGS, with_fields
+from megascratch.config.fields import SETTINGS, flat, with_fields
 from megascratch.config.laws import broken_laws
 from megascratch.config.load import read_config
 from megascratch.config.remedies import divisors
+from megascratch.config.resolve import derive
 from megascratch.config.settings import Config
 from tests.support.bad_flags import DATA, GOOD, POOL
 from tests.support.broken_laws import BROKEN, SAMPLES, config, layout
@@ -32,15 +33,20 @@ def proposals(text: str) -> list[tuple[str, str]]:
     return found
 
 
+def told_by_the_laws(given: Config, world: int) -> list[str]:
+    """The complaints about settings."""
+    return broken_laws(flat(given), derive(flat(given), world), world)
+
+
 def followed(given: Config, world: int, setting: str, value: str) -> list[str]:
     """The complaints once the user has done what was proposed."""
     if setting == "world_size":
-        return broken_laws(given, int(value))
+        return told_by_the_laws(given, int(value))
     new: object = float(value) if "float" in str(SETTINGS[setting].hint) else None
     if new is None:
         numbers = [int(part) for part in value.split()]
         new = numbers if "list" in str(SETTINGS[setting].hint) else numbers[0]
-    return broken_laws(with_fields(given, {setting: new}), world)
+    return told_by_the_laws(with_fields(given, {setting: new}), world)
 
 
 # what is nearest for one law alone breaks another one
@@ -84,7 +90,7 @@ CASES = [(world, values) for _, world, values, _ in BROKEN] + ENTANGLED
 @pytest.mark.parametrize(("world", "values"), CASES, ids=str)
 def test_every_remedy_of_a_refusal_helps_when_it_is_followed_to_the_letter(world, values):
     given = config(**values)
-    before = broken_laws(given, world)
+    before = told_by_the_laws(given, world)
     for text in before:
         for setting, value in proposals(text):
             left = followed(given, world, setting, value)
@@ -92,9 +98,9 @@ def test_every_remedy_of_a_refusal_helps_when_it_is_followed_to_the_letter(world
 
 
 def test_the_remedies_above_are_many():
-    told = [text for world, values in CASES for text in broken_laws(config(**values), world)]
+    told = [text for world, values in CASES for text in told_by_the_laws(config(**values), world)]
     assert sum(len(proposals(text)) for text in told) > 100
-    assert proposals(broken_laws(config(lr_decay_style="WSD"), 1)[0]) == [
+    assert proposals(told_by_the_laws(config(lr_decay_style="WSD"), 1)[0]) == [
         ("lr_wsd_decay_iters", "1")
     ]
 
@@ -102,7 +108,7 @@ def test_the_remedies_above_are_many():
 @pytest.mark.parametrize("bad", POOL, ids=lambda bad: " ".join(bad.words))
 def test_every_remedy_of_the_bad_flags_helps(bad):
     words = [*GOOD, *DATA, *bad.words]
-    for text in broken_laws(read_config(words).config, 1):
+    for text in told_by_the_laws(read_config(words).config, 1):
         for setting, value in proposals(text):
             flag = f"--{setting.replace('_', '-')}"
             without = list(words)
@@ -114,7 +120,7 @@ def test_every_remedy_of_the_bad_flags_helps(bad):
                 )
                 del without[start:stop]
             loaded = read_config([*without, flag, *value.split()])
-            assert loaded.problems == [] and broken_laws(loaded.config, 1) == [], (
+            assert loaded.problems == [] and told_by_the_laws(loaded.config, 1) == [], (
                 text,
                 setting,
                 value,
@@ -141,7 +147,7 @@ def test_the_remedies_of_random_settings_help():
             "seq_length": dice.randint(7, 16),
         }
         world, given = dice.randint(1, 8), config(**values)
-        before = broken_laws(given, world)
+        before = told_by_the_laws(given, world)
         for text in before:
             for setting, value in proposals(text):
                 left = followed(given, world, setting, value)
@@ -149,7 +155,7 @@ def test_the_remedies_of_random_settings_help():
 
 
 def test_a_value_must_pass_the_other_broken_laws_that_read_it():
-    told = broken_laws(
+    told = told_by_the_laws(
         config(num_attention_heads=4, hidden_size=64, tensor_model_parallel_size=8), 1
     )
     heads = next(text for text in told if text.startswith("num-attention-heads"))
@@ -161,7 +167,7 @@ def test_numbers_of_any_size_are_refused_at_once():
     given = config(
         num_layers=(1 << 61) - 1, pipeline_model_parallel_size=2, hidden_size=(1 << 61) - 1
     )
-    told = broken_laws(given, 2)
+    told = told_by_the_laws(given, 2)
     assert any("num-layers (" in text for text in told) and all(len(text) < 1000 for text in told)
     assert (
         divisors(12) == [1, 2, 3, 4, 6, 12]
@@ -178,7 +184,7 @@ def test_what_no_single_setting_mends_says_so():
         tensor_model_parallel_size=4,
         ffn_hidden_size=48,
     )
-    told = broken_laws(given, 4)
+    told = told_by_the_laws(given, 4)
     assert told and all(
         proposals(text) or "change several" in text or ": use " in text for text in told
     )

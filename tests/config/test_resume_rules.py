@@ -2,8 +2,8 @@
 
 import pytest
 
-from megascratch.config.derive import derive
-from megascratch.config.fields import SETTINGS, flat, with_fields
+from megascratch.config.fields import SETTINGS, flat
+from megascratch.config.resolve import derive
 from megascratch.config.resume_effects import Side
 from megascratch.config.resume_rules import (
     CAN_BE_FORCED,
@@ -21,7 +21,7 @@ REMOTE_A = {".bin": {"bytes": 10, "version": "v1"}, ".idx": {"bytes": 7, "versio
 
 
 def side(files=None, tokenizer=None, **values) -> Side:
-    return Side(flat(derive(with_fields(Config(), GOOD | values), 1)), files or {}, tokenizer)
+    return Side(derive(flat(Config()) | GOOD | values, 1), files or {}, tokenizer)
 
 
 def verdict(before: dict, now: dict, consumed: int = 100, forced=(), same=None):

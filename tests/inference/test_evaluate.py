@@ -47,7 +47,9 @@ def test_documents_of_which_the_tokenizer_makes_no_token_have_no_loss():
             UserError,
             match="gives no token for 2 documents with 4 bytes: there is no loss to measure",
         ):
-            evaluate_documents(model_of(config), config, ["  ", "  "], [[], []], EOD, ends=ends)
+            evaluate_documents(
+                model_of(config), config.data, ["  ", "  "], [[], []], EOD, ends=ends
+            )
 
 
 def reference(config, model, stream, stride, eod):
@@ -69,14 +71,16 @@ def test_the_sum_is_that_of_the_single_tokens(kind, resets):
     model = model_of(config)
     stream = document_stream(IDS, EOD)
     for stride, batch_size in [(24, 2), (24, 100), (7, 3), (1, 8)]:
-        nats = evaluate_stream(model, config, stream, EOD, stride=stride, batch_size=batch_size)
+        nats = evaluate_stream(
+            model, config.data, stream, EOD, stride=stride, batch_size=batch_size
+        )
         assert nats == pytest.approx(reference(config, model, stream, stride, EOD), rel=1e-6)
 
 
 def test_with_a_single_window_the_loss_is_the_forward_of_training():
     config = config_of(seq_length=100)
     model = model_of(config)
-    loss = evaluate_documents(model, config, TEXTS, IDS, EOD)
+    loss = evaluate_documents(model, config.data, TEXTS, IDS, EOD)
     stream = [EOD, *IDS[0], EOD, *IDS[1], EOD, *IDS[2], EOD]
     logits = full_logits(config, model, stream[:-1], EOD)
     nats = torch.nn.functional.cross_entropy(
@@ -96,11 +100,11 @@ def test_a_model_that_knows_nothing_costs_the_uniform_code():
         parameter.zero_()
     bits = math.log2(257)
     text_bytes = sum(map(len, IDS))
-    with_ends = evaluate_documents(model, config, TEXTS, IDS, EOD)
+    with_ends = evaluate_documents(model, config.data, TEXTS, IDS, EOD)
     assert with_ends.tokens == text_bytes + 3
     assert with_ends.bits_per_byte == pytest.approx(bits * (text_bytes + 3) / text_bytes, rel=1e-6)
     for eod, ends in [(None, True), (EOD, False)]:
-        without = evaluate_documents(model, config, TEXTS, IDS, eod, ends=ends)
+        without = evaluate_documents(model, config.data, TEXTS, IDS, eod, ends=ends)
         assert (without.tokens, without.bits_per_byte) == (
             text_bytes,
             pytest.approx(bits, rel=1e-6),
@@ -117,21 +121,21 @@ def test_a_stride_outside_the_window_is_refused(stride):
     with pytest.raises(
         UserError, match=r"--stride .* must be from 1 to the model's --seq-length \(24\)"
     ):
-        evaluate_stream(model_of(config), config, np.arange(9), EOD, stride=stride)
+        evaluate_stream(model_of(config), config.data, np.arange(9), EOD, stride=stride)
 
 
 def test_no_text_and_a_model_that_diverged_are_told():
     config = config_of()
     model = model_of(config)
     with pytest.raises(UserError, match="no text"):
-        evaluate_documents(model, config, [""], [[]], EOD)
+        evaluate_documents(model, config.data, [""], [[]], EOD)
     model.final_norm.bias[0] = torch.nan
     with pytest.raises(UserError, match="the loss is nan"):
-        evaluate_documents(model, config, TEXTS, IDS, EOD)
+        evaluate_documents(model, config.data, TEXTS, IDS, EOD)
 
 
 def test_resets_without_an_end_of_document_are_refused():
     config = config_of()
     config = replace(config, data=replace(config.data, reset_attention_mask=True))
     with pytest.raises(UserError, match="need an end-of-document token"):
-        evaluate_documents(model_of(config), config, TEXTS, IDS, None)
+        evaluate_documents(model_of(config), config.data, TEXTS, IDS, None)

@@ -34,7 +34,7 @@ def test_greedy_tokens_are_the_likeliest_of_the_full_forward(kind, resets):
     config = config_of(**KINDS[kind], **resets)
     model = model_of(config)
     for prompt in ([5, 6, 7], [EOD], [5, EOD, 8], [1, EOD, EOD]):
-        (found,) = generate(model, config, [prompt], 8, GREEDY, EOD)
+        (found,) = generate(model, config.data, [prompt], 8, GREEDY, EOD)
         ids = list(prompt)
         for token in found.tokens:
             assert token == full_logits(config, model, ids, EOD)[-1].argmax()
@@ -46,9 +46,9 @@ def test_greedy_tokens_are_the_likeliest_of_the_full_forward(kind, resets):
 def test_a_prompt_gives_in_a_batch_what_it_gives_alone(kind, sampling):
     config = config_of(**KINDS[kind], reset_attention_mask=True)
     model = model_of(config)
-    together = generate(model, config, [*PROMPTS, [EOD]], 9, sampling, EOD)
+    together = generate(model, config.data, [*PROMPTS, [EOD]], 9, sampling, EOD)
     for number, prompt in enumerate([*PROMPTS, [EOD]]):
-        assert generate(model, config, [prompt], 9, sampling, EOD, first_number=number) == [
+        assert generate(model, config.data, [prompt], 9, sampling, EOD, first_number=number) == [
             together[number]
         ]
 
@@ -56,9 +56,9 @@ def test_a_prompt_gives_in_a_batch_what_it_gives_alone(kind, sampling):
 def test_it_stops_at_the_end_of_document_and_the_others_go_on():
     config = config_of()
     model = model_of(config)
-    free = generate(model, config, PROMPTS, 8, GREEDY, None)
+    free = generate(model, config.data, PROMPTS, 8, GREEDY, None)
     end = free[1].tokens[2]
-    stopped = generate(model, config, PROMPTS, 8, GREEDY, end)
+    stopped = generate(model, config.data, PROMPTS, 8, GREEDY, end)
     for before, after in zip(free, stopped, strict=True):
         if end in before.tokens:
             assert after.tokens == before.tokens[: before.tokens.index(end) + 1]
@@ -70,12 +70,12 @@ def test_it_stops_at_the_end_of_document_and_the_others_go_on():
 def test_what_stops_one_prompt_of_a_batch_lets_the_others_go_on():
     config = config_of()
     model = model_of(config)
-    free = generate(model, config, PROMPTS, 8, GREEDY, None)
+    free = generate(model, config.data, PROMPTS, 8, GREEDY, None)
 
     def stop(number, tokens):
         return "stop text" if (number, len(tokens)) == (1, 3) else None
 
-    found = generate(model, config, PROMPTS, 8, GREEDY, None, stop=stop)
+    found = generate(model, config.data, PROMPTS, 8, GREEDY, None, stop=stop)
     assert found == [free[0], Continuation(free[1].tokens[:3], "stop text"), *free[2:]]
 
 
@@ -83,16 +83,18 @@ def test_learned_positions_end_and_rotary_ones_do_not():
     """With p positions a prompt of n tokens is continued by p - n + 1: the last token need not be fed."""
     config = config_of()
     model = model_of(config)
-    found = generate(model, config, PROMPTS, 100, GREEDY, None)
+    found = generate(model, config.data, PROMPTS, 100, GREEDY, None)
     assert [len(f.tokens) for f in found] == [24 - len(prompt) + 1 for prompt in PROMPTS]
     assert {f.stopped_by for f in found} == {"max_position_embeddings"}
     whole = [*PROMPTS[0], *found[0].tokens]
     assert full_logits(config, model, whole[:-1])[-1].argmax() == whole[-1]
-    assert generate(model, config, [[1] * 24], 1, GREEDY, None)[0].stopped_by == "max_new_tokens"
+    assert (
+        generate(model, config.data, [[1] * 24], 1, GREEDY, None)[0].stopped_by == "max_new_tokens"
+    )
     with pytest.raises(UserError, match=r"prompt 8 has 25 tokens, the model has 24 positions"):
-        generate(model, config, [[1], [1] * 25], 1, GREEDY, None, first_number=6)
+        generate(model, config.data, [[1], [1] * 25], 1, GREEDY, None, first_number=6)
     rotary = config_of(**KINDS["rotary"])
-    (long,) = generate(model_of(rotary), rotary, [[1] * 25], 30, GREEDY, None)
+    (long,) = generate(model_of(rotary), rotary.data, [[1] * 25], 30, GREEDY, None)
     assert (len(long.tokens), long.stopped_by) == (30, "max_new_tokens")
 
 
@@ -100,10 +102,10 @@ def test_the_seed_decides_the_draws():
     config = config_of()
     model = model_of(config)
     first, again, other = (
-        generate(model, config, PROMPTS, 12, Sampling(2.0, seed=s), EOD) for s in (1, 1, 2)
+        generate(model, config.data, PROMPTS, 12, Sampling(2.0, seed=s), EOD) for s in (1, 1, 2)
     )
     assert first == again != other
-    same_prompt = generate(model, config, [[5]] * 3, 12, Sampling(2.0), EOD)
+    same_prompt = generate(model, config.data, [[5]] * 3, 12, Sampling(2.0), EOD)
     assert len({tuple(f.tokens) for f in same_prompt}) == 3
 
 
@@ -160,4 +162,4 @@ def test_a_model_that_diverged_is_told():
     model = model_of(config)
     model.final_norm.weight[0] = torch.nan
     with pytest.raises(UserError, match="not finite"):
-        generate(model, config, PROMPTS, 3, GREEDY, None)
+        generate(model, config.data, PROMPTS, 3, GREEDY, None)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from megascratch.config.errors import UserError
+from megascratch.config.fields import flat
 from megascratch.config.saved import config_from_dict
 from megascratch.config.settings import Config
 from megascratch.inference.load import load_for_inference
@@ -50,7 +51,7 @@ def test_half_precision_is_widened_on_a_cpu(tmp_path):
 
 def test_the_settings_come_back_as_they_were():
     config = config_of(2, position_embedding_type="rope", rampup_batch_size=[1, 1, 10])
-    assert config_from_dict(asdict(config)) == config
+    assert flat(config_from_dict(asdict(config))) == flat(config)
     assert config_from_dict({}) == Config()
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch._dynamo
 
 from megascratch.config.settings import Config
+from megascratch.verification.layouts import Case
 from megascratch.verification.pool import Pool
 from megascratch.verification.run_layout import RankTrace, run_on_layout
 from tests.support.layout_runs import STEPS, assert_same, config_of, serial, train_on_rank
@@ -52,5 +53,7 @@ def pool():
 @pytest.mark.parametrize("way", WAYS)
 def test_a_compiled_run_is_the_run_as_written(way, pool):
     settings = {"num_layers": 2, "global_batch_size": 4, **WAYS[way]}
-    compiled = run_on_layout(pool, config_of(**settings, compile=True), STEPS, counted)
+    compiled = run_on_layout(
+        pool, Case("compiled", config_of(**settings, compile=True)), STEPS, counted
+    )
     assert_same(serial(config_of(**settings)), compiled, 1e-9)

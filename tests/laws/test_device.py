@@ -8,6 +8,7 @@ import torch
 
 from megascratch.config.settings import Config
 from megascratch.verification import run_layout
+from megascratch.verification.layouts import Case
 from megascratch.verification.pool import Pool
 from megascratch.verification.shrink import EPSILON
 from megascratch.verification.verify import differences, yardstick_of
@@ -102,7 +103,7 @@ def test_in_low_precision_cuda_differs_from_the_cpu_by_no_more_than_rounding(kin
     settings = {**KINDS[kind], "fp64": False, precision: True, "adam_eps": EPSILON[precision]}
     if precision == "fp16":
         settings["initial_loss_scale"] = 2.0**12
-    yardstick = yardstick_of(config_of(**settings, device="cpu"), STEPS, precision)
+    yardstick = yardstick_of(Case("cpu", config_of(**settings, device="cpu")), STEPS, precision)
     for found in differences(*on_both(**settings), yardstick):
         assert found.value <= yardstick.limit, f"{found}: {yardstick.describe(found.value)}"
 
@@ -135,7 +136,7 @@ def pool():
 def test_a_layout_on_a_shared_gpu_never_changes_the_model(layout, pool):
     one = alone(config_of(**{**LAYOUTS[layout], **ALONE}, device="cuda"))
     config = config_of(**LAYOUTS[layout], device="cuda", distributed_backend="gloo")
-    assert_same(one, run_layout.run_on_layout(pool, config, STEPS), 1e-9)
+    assert_same(one, run_layout.run_on_layout(pool, Case("layout", config), STEPS), 1e-9)
 
 
 ALONE: dict[str, Any] = {
@@ -152,6 +153,8 @@ def test_nccl_of_one_rank_trains_the_same_bits():
     pool = Pool(timeout=600.0, device="cuda")
     try:
         config = config_of(**LLAMA, **DROPOUT, device="cuda")
-        assert_identical(alone(config), run_layout.run_on_layout(pool, config, STEPS))
+        assert_identical(
+            alone(config), run_layout.run_on_layout(pool, Case("layout", config), STEPS)
+        )
     finally:
         pool.close()

@@ -8,9 +8,9 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from megascratch.config.derive import derive
 from megascratch.config.fields import with_fields
 from megascratch.config.layers import layers_of
+from megascratch.config.resolve import resolve
 from megascratch.config.settings import Config, ModelConfig
 from megascratch.model import block, flops
 from megascratch.model.build import build_chunks
@@ -85,7 +85,7 @@ PUBLISHED = {
 
 
 def model_of(settings: dict) -> ModelConfig:
-    return derive(with_fields(Config(), settings), 1).model
+    return resolve(with_fields(Config(), settings), 1).model
 
 
 def flops_by_formula(model: ModelConfig, seq_length: int) -> int:

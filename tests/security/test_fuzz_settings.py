@@ -4,10 +4,11 @@ import random
 
 import pytest
 
-from megascratch.config.derive import derive
 from megascratch.config.errors import UserError
+from megascratch.config.fields import flat, with_fields
 from megascratch.config.laws import broken_laws
 from megascratch.config.load import format_config, load_config, read_config
+from megascratch.config.resolve import derive
 from megascratch.config.settings import Config
 from tests.support.file_mutations import damaged, random_yaml
 
@@ -20,9 +21,9 @@ def judge(text: bytes, file) -> None:
     file.write_bytes(text)
     try:
         loaded = read_config([*GOOD, "--config", str(file)])
-        config = derive(loaded.config, 4)
-        told = [*loaded.problems, *broken_laws(config, 4, loaded.unread)]
-        format_config(config, loaded.origins)
+        derived = derive(flat(loaded.config), 4)
+        told = [*loaded.problems, *broken_laws(derived, derived, 4, loaded.unread)]
+        format_config(with_fields(loaded.config, derived), loaded.origins)
     except UserError as error:
         told = str(error).split("\n")
     for line in told:

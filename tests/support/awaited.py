@@ -13,6 +13,7 @@ from megascratch.checkpoint import CheckpointError, async_saver, list_steps
 from megascratch.checkpoint.async_saver import AsyncSaver
 from megascratch.checkpoint.backend import direct_writer
 from megascratch.checkpoint.backend.direct_writer import BUFFER_BYTES, DirectWriter
+from megascratch.config.errors import Problems
 from megascratch.config.fields import with_fields
 from megascratch.data_parallel.base import DataParallel
 from megascratch.parallel.collectives import start_all_gather
@@ -25,7 +26,7 @@ from megascratch.training.loop import _Loop
 from megascratch.training.state import TrainState
 from megascratch.training.stop import StopRequest
 from tests.support.breaks.state import Rows
-from tests.support.layout_runs import config_of
+from tests.support.layout_runs import config_of, settings_of
 from tests.support.rank_pool import mesh_of, on_ranks
 from tests.support.trainers import build_trainer, train_steps
 
@@ -286,7 +287,7 @@ def saves_of_a_run(folder, writing: Writing, sick: int = 0) -> list[str]:
         ]
         for change in changes:
             stack.enter_context(change)
-        run = setup.build_run(with_fields(config_of(**SAVED), told))
+        run = setup.build_run(settings_of(with_fields(config_of(**SAVED), told)), Problems())
         with StopRequest(run.config.training) as stop, suppress(FloatingPointError):
             _Loop(run).run(stop)
         return [step.name for step in list_steps(folder / "saved")]

@@ -17,8 +17,8 @@ from megascratch.commands import checkpoint as checkpoint_verb
 from megascratch.commands import data as data_verb
 from megascratch.commands.evaluate import _read_summary
 from megascratch.commands.generate import _prompts
-from megascratch.config.derive import derive
 from megascratch.config.fields import flat, with_fields
+from megascratch.config.resolve import resolve
 from megascratch.config.resume_effects import Side
 from megascratch.config.resume_rules import compare_configs
 from megascratch.config.saved import config_from_dict
@@ -43,7 +43,7 @@ from megascratch.tokenizer.simple import ByteTokenizer
 from megascratch.tokenizer.vocabulary import END_OF_TEXT, read_ranks, spell, write_ranks
 from megascratch.training.health.skipped_samples import records
 from megascratch.training.report import Report
-from megascratch.training.start.resume import resumed
+from megascratch.training.start.resume import find_checkpoint
 from megascratch.training.state import TrainState
 from tests.support.byte_vocabularies import trained
 from tests.support.corpora import write
@@ -138,7 +138,7 @@ def _now() -> Config:
         "data_stages": ["5 a"],
         "data_path": None,
     }
-    return derive(with_fields(Config(), values), 1)
+    return resolve(with_fields(Config(), values), 1)
 
 
 def _checkpoint(folder: Path) -> Path:
@@ -183,8 +183,8 @@ def _read_checkpoint(path: Path) -> None:
     ):
         assert all(len(sentence) < 5000 for sentence in sentences)
     config_from_dict(state.get("config", {}))
-    given = with_fields(Config(), {"load": str(path.parent)})
-    resumed(given, with_fields(given, {"save": str(path.parent.parent)}).training)
+    named = {"load": str(path.parent), "save": f"{path.parent.parent}-on"}
+    find_checkpoint(flat(_now()) | named, batch_is_given=False)
 
 
 # ---- tokenizers ------------------------------------------------------------------------------------------------

@@ -196,6 +196,22 @@ def long_functions(house: House, most: int) -> list[str]:
     ]
 
 
+def functions_that_take(house: House, types: set[str], left_out: str) -> list[str]:
+    """The functions outside one room with a parameter whose annotation names one of the types."""
+    found = []
+    for module in house.modules.values():
+        if room_of(module.name, house.root.name) == left_out:
+            continue
+        for node in ast.walk(module.tree):
+            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                continue
+            arguments = node.args.posonlyargs + node.args.args + node.args.kwonlyargs
+            texts = [ast.unparse(one.annotation) for one in arguments if one.annotation is not None]
+            if any(types & set(re.findall(r"\w+", text)) for text in texts):
+                found.append(f"{module.at(node)}: {node.name}")
+    return found
+
+
 def global_statements(house: House) -> list[str]:
     return [
         f"{module.at(node)}: global {', '.join(node.names)}"

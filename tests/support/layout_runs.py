@@ -6,10 +6,12 @@ from typing import Any
 
 import torch
 
-from megascratch.config.derive import derive
-from megascratch.config.fields import with_fields
+from megascratch.config.fields import flat, with_fields
 from megascratch.config.laws import validate
+from megascratch.config.resolve import ResolvedConfig, resolve
 from megascratch.config.settings import Config
+from megascratch.data.samples.batch import Batch
+from megascratch.training.start.settings import LegalSettings
 from megascratch.verification import run_layout
 from megascratch.verification.run_layout import (
     RankTrace,
@@ -18,8 +20,6 @@ from megascratch.verification.run_layout import (
     difference,
     gather,
     one_process,
-    synthetic_batch,
-    world_of,
 )
 from tests.support.rank_pool import on_ranks
 
@@ -30,9 +30,11 @@ __all__ = [
     "difference",
     "gather",
     "serial",
+    "settings_of",
     "synthetic_batch",
     "trace",
     "train_on_rank",
+    "world_of",
 ]
 
 STEPS = 5
@@ -63,7 +65,7 @@ BASE = with_fields(
 )
 
 
-def config_of(**settings: Any) -> Config:
+def config_of(**settings: Any) -> ResolvedConfig:
     config = with_fields(BASE, settings)
     world = 1
     for name in (
@@ -72,28 +74,42 @@ def config_of(**settings: Any) -> Config:
         "data_parallel_size",
     ):
         world *= settings.get(name, 1)
-    config = derive(config, world)
-    validate(config, world)
-    return config
+    validate(flat(config), world)
+    return resolve(config, world)
 
 
-def train_on_rank(config: Config, steps: int = STEPS) -> RankTrace:
+def world_of(config: ResolvedConfig) -> int:
+    """The ranks of a run."""
+    return run_layout.world_of(config.parallel)
+
+
+def synthetic_batch(config: ResolvedConfig, numbers: range) -> Batch:
+    """The samples of these numbers, of the config's text."""
+    return run_layout.synthetic_batch(config.data, config.model.vocab_size, numbers)
+
+
+def settings_of(config: ResolvedConfig) -> LegalSettings:
+    """What a run is started from."""
+    return LegalSettings(flat(config), config, world_of(config))
+
+
+def train_on_rank(config: ResolvedConfig, steps: int = STEPS) -> RankTrace:
     """On a rank."""
     return run_layout.train_on_rank(config, steps)
 
 
-def trace(config: Config, steps: int = STEPS, run: Callable = train_on_rank) -> RunRecord:
+def trace(config: ResolvedConfig, steps: int = STEPS, run: Callable = train_on_rank) -> RunRecord:
     """Trains on the layout of `config` by `run(config, steps)` on each rank and gathers."""
     return gather(on_ranks(world_of(config), run, config, steps))
 
 
-def serial(config: Config) -> RunRecord:
+def serial(config: ResolvedConfig) -> RunRecord:
     """The reference; made once for each model."""
     return _alone(one_process(config))
 
 
 @lru_cache(maxsize=256)
-def _alone(config: Config) -> RunRecord:
+def _alone(config: ResolvedConfig) -> RunRecord:
     return gather([train_on_rank(config)])
 
 

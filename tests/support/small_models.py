@@ -5,8 +5,8 @@ from dataclasses import asdict, replace
 import torch
 
 from megascratch import checkpoint
-from megascratch.config.derive import derive
 from megascratch.config.fields import with_fields
+from megascratch.config.resolve import resolve
 from megascratch.config.settings import Config
 from megascratch.data.samples.batch import collate
 from megascratch.model.build import build_chunks
@@ -45,7 +45,7 @@ KINDS = {
 
 
 def config_of(world: int = 1, **settings) -> Config:
-    return derive(with_fields(Config(), {**SMALL, **settings}), world)
+    return resolve(with_fields(Config(), {**SMALL, **settings}), world)
 
 
 def model_of(config: Config) -> ModelChunk:

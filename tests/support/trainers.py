@@ -3,9 +3,12 @@
 from typing import NamedTuple
 
 from megascratch.checkpoint import load, save
+from megascratch.config.fields import flat
 from megascratch.config.layout import Layout
+from megascratch.config.resolve import ResolvedConfig
 from megascratch.config.settings import Config
 from megascratch.data.samples.microbatches import sample_numbers
+from megascratch.training.start.inputs import own_schedule
 from megascratch.training.state import TrainState
 from megascratch.training.trainer import Trainer
 from tests.support.layout_runs import synthetic_batch
@@ -20,8 +23,9 @@ class StepRecord(NamedTuple):
     samples: list[int]
 
 
-def build_trainer(config: Config) -> Trainer:
-    return Trainer(config, mesh_for(Layout.of(config.parallel), config.training.device or "cpu"))
+def build_trainer(config: ResolvedConfig) -> Trainer:
+    mesh = mesh_for(Layout.of(config.parallel), config.training.device)
+    return Trainer(config, mesh, own_schedule(flat(config)))
 
 
 def train_steps(trainer: Trainer, state: TrainState, steps: int) -> list[StepRecord]:

@@ -18,6 +18,7 @@ import torch
 
 from megascratch.checkpoint import async_saver
 from megascratch.checkpoint.async_saver import AsyncSaver
+from megascratch.config.errors import Problems
 from megascratch.config.fields import with_fields
 from megascratch.config.settings import Config
 from megascratch.data.samples.dataset import Dataset
@@ -31,6 +32,7 @@ from megascratch.training.loop import _Loop
 from megascratch.training.setup import TrainingRun
 from megascratch.training.stop import StopRequest
 from tests.support.breaks.state import Rows, _shared_folder
+from tests.support.layout_runs import settings_of
 
 SPIKE = 100.0  # times the loss
 
@@ -221,7 +223,7 @@ def happened(config: Config, case: Case) -> Told:
                 "log_interval": 1,
                 "train_iters": end,
             }
-            run = setup.build_run(with_fields(config, told))
+            run = setup.build_run(settings_of(with_fields(config, told)), Problems())
             stack.callback(run.mesh.close)
             samples = noted(run)
             with StopRequest(run.config.training) as stop:
@@ -277,9 +279,8 @@ class Cut:
 def worked_out(config: Config, case: Case) -> Told:
     """What the plan says."""
     folder = _shared_folder()
-    run = setup.build_run(
-        with_fields(config, {"output_dir": folder, "save": folder, "train_iters": 1})
-    )
+    told = {"output_dir": folder, "save": folder, "train_iters": 1}
+    run = setup.build_run(settings_of(with_fields(config, told)), Problems())
     trainer, training = run.trainer, run.config.training
     assert run.splits.train is not None
     train = Cut(run.splits.train, case.unread)

@@ -14,8 +14,7 @@ from megascratch.checkpoint.open_checkpoint import OpenCheckpoint
 from megascratch.config.settings import Config
 from megascratch.training.state import TrainState
 from megascratch.training.trainer import Trainer
-from megascratch.verification.run_layout import world_of
-from tests.support.layout_runs import config_of
+from tests.support.layout_runs import config_of, world_of
 from tests.support.rank_pool import on_ranks
 from tests.support.trainers import build_trainer, train_steps
 
@@ -119,7 +118,7 @@ def prove(folder, layouts: dict[str, dict], pairs: list[tuple[str, str]], steps:
         total = config.training.global_batch_size
         next_ones = list(range(BEFORE * total, (BEFORE + steps) * total))
         # ranks that share a sample
-        copies = world_of(config) // (config.parallel.data_parallel_size or 1)
+        copies = world_of(config) // config.parallel.data_parallel_size
         assert sorted(number for *_, seen in answers for number in seen) == sorted(
             next_ones * copies
         ), pair

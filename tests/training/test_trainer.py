@@ -43,7 +43,7 @@ DROPOUT = {"hidden_dropout": 0.1, "attention_dropout": 0.1, "global_batch_size":
 
 
 def world_of(layout: str) -> int:
-    return run_layout.world_of(config_of(**LAYOUTS[layout]))
+    return run_layout.world_of(config_of(**LAYOUTS[layout]).parallel)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -17,8 +17,8 @@ from megascratch.checkpoint.retention import scan
 from megascratch.commands import main
 from megascratch.config import exit_codes
 from megascratch.config.batch_size import samples_asked_for, steps_and_samples
-from megascratch.config.derive import derive
 from megascratch.config.fields import with_fields
+from megascratch.config.resolve import resolve
 from megascratch.config.settings import Config
 from megascratch.data.samples.megatron_order import validation_start
 from megascratch.training.stop import StopRequest
@@ -69,8 +69,11 @@ def test_a_validation_during_a_batch_size_ramp_reads_the_same_samples_each_time(
 def test_a_run_asks_for_as_many_samples_as_megatron_and_reads_what_it_consumes(
     settings, asked, read
 ):
-    config = derive(with_fields(Config(), settings), 1)
-    assert (samples_asked_for(config), steps_and_samples(config)[1]) == (asked, read)
+    config = resolve(with_fields(Config(), {"vocab_size": 61, **settings}), 1)
+    assert (samples_asked_for(config.training), steps_and_samples(config.training)[1]) == (
+        asked,
+        read,
+    )
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,9 @@
 
 import pytest
 
-from megascratch.config.derive import derive
 from megascratch.config.fields import flat, with_fields
 from megascratch.config.laws import validate
+from megascratch.config.resolve import resolve
 from megascratch.config.settings import Config
 from megascratch.layers.embedding import padded_vocab_size
 from megascratch.verification.shrink import for_proof, shrunk
@@ -75,7 +75,7 @@ MODELS = {
 def legal(config: Config, tp: int, **more) -> bool:
     config = with_fields(config, {"tensor_model_parallel_size": tp, "global_batch_size": 1, **more})
     try:
-        validate(config, tp)
+        validate(flat(config), tp)
     except ValueError:
         return False
     return True
@@ -83,9 +83,10 @@ def legal(config: Config, tp: int, **more) -> bool:
 
 @pytest.fixture(params=MODELS)
 def pair(request):
-    """(whole, small), derived."""
-    whole = for_proof(with_fields(Config(), MODELS[request.param]), 5, "fp64")
-    return derive(whole, 1), derive(shrunk(whole, RANKS), 1)
+    """(whole, small), resolved."""
+    whole = for_proof(flat(Config()) | MODELS[request.param], 5, "fp64")
+    small = shrunk(whole, RANKS)
+    return resolve(with_fields(Config(), whole), 1), resolve(with_fields(Config(), small), 1)
 
 
 def test_what_is_legal_for_the_whole_is_legal_for_the_small(pair):
@@ -98,8 +99,6 @@ def test_what_is_legal_for_the_whole_is_legal_for_the_small(pair):
 
 def test_heads_stay_of_their_kind_and_are_shared_alike(pair):
     (whole, small) = (config.model for config in pair)
-    for model in (whole, small):
-        assert model.num_query_groups is not None
     assert (small.num_query_groups == 1) == (whole.num_query_groups == 1)
     each_its_own = [model.num_query_groups == model.num_attention_heads for model in (whole, small)]
     assert each_its_own[0] == each_its_own[1]
@@ -169,13 +168,14 @@ def test_a_proof_needs_no_file_no_curve_and_no_ramp(precision):
             "save": "nowhere",
         },
     )
-    config = for_proof(real, 3, precision)
-    validate(config, 1)
+    proof = for_proof(flat(real), 3, precision)
+    validate(proof, 1)
+    config = with_fields(real, proof)
     kinds = {"fp64": config.optim.fp64, "bf16": config.optim.bf16, "fp16": config.optim.fp16}
     assert [name for name, on in kinds.items() if on] == [precision] * (precision != "fp32")
     assert config.model.vocab_size == 50257 and config.training.train_iters == 3
 
 
 def test_illegal_settings_are_left_to_the_law_that_has_words_for_them():
-    broken = with_fields(Config(), {"hidden_size": -1, "vocab_size": 100})
+    broken = flat(Config()) | {"hidden_size": -1, "vocab_size": 100}
     assert shrunk(broken, 8) == broken

@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 import torch
 
+from megascratch.config.fields import flat, with_fields
 from megascratch.config.settings import Config
 from megascratch.verification.layouts import Case, random_layouts
 from megascratch.verification.pool import Pool
@@ -141,7 +142,7 @@ def test_a_rank_that_was_killed_between_two_runs_is_replaced():
 
 
 def test_random_layouts_pass_in_fp64():
-    for case in random_layouts(for_proof(Config(), 3, "fp64"), 4, 10, 11, (), (), False):
+    for case in random_layouts(for_proof(flat(Config()), 3, "fp64"), 4, 10, 11, (), (), False):
         verdict = verify_case(case, 3, "fp64", session_pool())
         assert verdict.message is None
         assert set(verdict.worst) == {"loss", "grad norm", "gradients", "weights"}
@@ -149,7 +150,7 @@ def test_random_layouts_pass_in_fp64():
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_random_layouts_pass_in_lower_precision(precision):
-    for case in random_layouts(for_proof(Config(), 3, precision), 4, 3, 12, (), (), False):
+    for case in random_layouts(for_proof(flat(Config()), 3, precision), 4, 3, 12, (), (), False):
         assert verify_case(case, 3, precision, session_pool()).message is None
 
 
@@ -168,7 +169,8 @@ UNDER_BF16 = (
     "name", [UNDER_BF16[0], *(pytest.param(n, marks=pytest.mark.deep) for n in UNDER_BF16[1:])]
 )
 def test_a_break_fails_under_bf16_too(name):
-    config = for_proof(config_of(**{"num_layers": 2, **BREAKS[name].settings}), 3, "bf16")
+    config = config_of(**{"num_layers": 2, **BREAKS[name].settings})
+    config = with_fields(config, for_proof(flat(config), 3, "bf16"))
     assert verify_case(Case(name, config), 3, "bf16", session_pool()).passed
     verdict = verify_case(Case(name, config), 3, "bf16", session_pool(), partial(run_broken, name))
     assert verdict.message is not None and not verdict.message.startswith("no result")

@@ -10,16 +10,12 @@ import inspect
 from collections.abc import Callable, Collection
 from typing import Any, get_args
 
-from megascratch.config.derive import derive
 from megascratch.config.errors import SettingError
-from megascratch.config.fields import RANGES, flat, with_fields
+from megascratch.config.fields import RANGES
 from megascratch.config.laws import batch, data, layout, model, optim, run
-from megascratch.config.notices import notices
 from megascratch.config.ranges import out_of_range
 from megascratch.config.remedies import WORLD, Broken, complaint
-from megascratch.config.settings import Config
-
-__all__ = ["derive", "notices", "validate"]
+from megascratch.config.resolve import Values, derive
 
 LAWS: list[Callable[..., str | Broken | None]] = [
     *model.LAWS,
@@ -41,22 +37,26 @@ SCOPES = {law: _scope(law) for law in LAWS}
 SCOPE_OF = {law.__name__: scope for law, scope in SCOPES.items()}
 
 
-def validate(config: Config, world_size: int) -> None:
-    """Checks every law on the config, which is derived first.
+def validate(given: Values, world_size: int) -> None:
+    """Checks every law on the settings, which are derived first.
 
     Raises one SettingError with all broken laws, one per line, each with the numbers and the nearest valid values.
     """
-    messages = broken_laws(config, world_size)
+    messages = broken_laws(given, derive(given, world_size), world_size)
     if messages:
         raise SettingError("\n".join(messages))
 
 
-def broken_laws(config: Config, world_size: int, unread: Collection[str] = ()) -> list[str]:
+def broken_laws(
+    given: Values, derived: Values, world_size: int, unread: Collection[str] = ()
+) -> list[str]:
     """The messages of `validate`, one per broken law. Laws that read an `unread` setting are not checked.
 
-    `config` should be the given one, not the derived one: when the user follows a suggestion, it is derived again.
+    Args:
+        given: the settings as the user gave them: when the user follows a suggestion, they are derived again.
+        derived: what `derive` made of them.
     """
-    wrong, broken = _check(config, world_size, unread)
+    wrong, broken = _check(derived, world_size, unread)
     problems_now = wrong.keys() | broken.keys()
     messages = list(wrong.values())
     for name, problem in broken.items():
@@ -65,12 +65,10 @@ def broken_laws(config: Config, world_size: int, unread: Collection[str] = ()) -
             continue
 
         def passes(setting: str, value: Any, name: str = name) -> bool:
-            if setting == WORLD:
-                new_wrong, new_broken = _check(config, value, unread)
-            else:
-                new_wrong, new_broken = _check(
-                    with_fields(config, {setting: value}), world_size, unread
-                )
+            world_then = value if setting == WORLD else world_size
+            changed = {} if setting == WORLD else {setting: value}
+            derived_then = derive({**given, **changed}, world_then)
+            new_wrong, new_broken = _check(derived_then, world_then, unread)
             if any(setting in SCOPE_OF[law] for law in new_broken):
                 return False
             problems_then = new_wrong.keys() | new_broken.keys()
@@ -81,10 +79,10 @@ def broken_laws(config: Config, world_size: int, unread: Collection[str] = ()) -
 
 
 def _check(
-    config: Config, world_size: int, unread: Collection[str]
+    derived: Values, world_size: int, unread: Collection[str]
 ) -> tuple[dict[str, str], dict[str, str | Broken]]:
     """(setting -> what is wrong with its own value, name of a law -> its message)."""
-    values = flat(derive(config, world_size)) | {WORLD: world_size}
+    values = {**derived, WORLD: world_size}
     wrong = out_of_range(values, RANGES)
     broken: dict[str, str | Broken] = {}
     for law in LAWS:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from megascratch.config.batch_size import global_batch_size_at
-from megascratch.config.settings import Config
+from megascratch.config.resolve import ResolvedTraining
 from megascratch.data.samples.dataset import Dataset
 from megascratch.data.tokens.loss_mask import Masked
 from megascratch.data.tokens.token_files import TokenReader
@@ -30,22 +30,25 @@ class Use(NamedTuple):
     tokens: int
 
 
-def audit(config: Config, dataset: Dataset, first_step: int, last_step: int) -> Iterator[Use]:
+def audit(
+    training: ResolvedTraining, dataset: Dataset, first_step: int, last_step: int
+) -> Iterator[Use]:
     """Every use in steps `first_step` to `last_step`, both included, in reading order.
 
-    The last token of a sample is only a label. `config` must be derived: it gives the size of each step (ramp-up too).
+    The last token of a sample is only a label. `training` gives the size of each step
+    (ramp-up too).
     """
-    for step, samples in steps(config, last_step):
+    for step, samples in steps(training, last_step):
         if step >= first_step:
             for sample in samples:
                 yield from uses_of(dataset, step, sample)
 
 
-def steps(config: Config, last_step: int) -> Iterator[tuple[int, range]]:
+def steps(training: ResolvedTraining, last_step: int) -> Iterator[tuple[int, range]]:
     """(step, its samples) for each step from the first."""
     consumed = 0
     for step in range(1, last_step + 1):
-        size = global_batch_size_at(config, consumed)
+        size = global_batch_size_at(training, consumed)
         yield step, range(consumed, consumed + size)
         consumed += size
 

@@ -18,7 +18,8 @@ from typing import Any
 
 from megascratch.checkpoint import latest, load
 from megascratch.checkpoint.consensus import on_first_rank
-from megascratch.config.settings import Config, GuardConfig
+from megascratch.config.resolve import ResolvedTraining
+from megascratch.config.settings import GuardConfig
 from megascratch.data.inspect.audit import uses_of
 from megascratch.data.samples.dataset import Dataset
 from megascratch.data.samples.views import SkipSamples, merge_ranges, original_index
@@ -77,7 +78,8 @@ class BadSteps:
 
     def __init__(
         self,
-        config: Config,
+        guard: GuardConfig,
+        training: ResolvedTraining,
         mesh: Mesh,
         trainer: Trainer,
         state: TrainState,
@@ -85,8 +87,8 @@ class BadSteps:
         settle: Callable[[], None],
         say: Callable[[str], None],
     ):
-        self.guard = config.guard
-        self.training = config.training
+        self.guard = guard
+        self.training = training
         self.mesh = mesh
         self.trainer = trainer
         self.state = state
@@ -126,7 +128,7 @@ class BadSteps:
         """Loads the last checkpoint; the samples read since then will be skipped."""
         self.settle()
         state = self.state
-        folder = storage_path(self.training.save or "")
+        folder = storage_path(self.training.save)
         path = on_first_rank(self.mesh.world, lambda: latest(folder))
         if path is None:
             raise FloatingPointError(

@@ -7,7 +7,8 @@ from functools import partial
 
 from megascratch.config.batch_size import steps_and_samples
 from megascratch.config.errors import Problems, UserError
-from megascratch.config.settings import Config
+from megascratch.config.resolve import ResolvedTraining
+from megascratch.config.settings import DataConfig
 from megascratch.data.samples.batch import collate
 from megascratch.data.samples.build import Splits
 from megascratch.data.samples.dataset import Dataset
@@ -29,7 +30,11 @@ def nothing_learned(what: str, numbers: str) -> str:
 
 
 def require_something_to_learn(
-    config: Config, splits: Splits, eod: int | None, first_step: int
+    training: ResolvedTraining,
+    data: DataConfig,
+    splits: Splits,
+    eod: int | None,
+    first_step: int,
 ) -> None:
     """Reads samples of each split until one has a learned token, which nearly always is the first.
 
@@ -39,32 +44,31 @@ def require_something_to_learn(
     Raises: UserError with one line for each split that has no learned token: in all samples that the validations and
     the test read, or in the training steps of the first log lines.
     """
-    training = config.training
-    batch = training.global_batch_size or 1
+    batch = training.global_batch_size
     evaluated = training.eval_iters * batch
     to_check = {}  # split -> how many of its first samples
     if first_step == 0:
         steps = max(training.log_interval, STEPS_TO_JUDGE)
-        _, all_samples = steps_and_samples(config)
+        _, all_samples = steps_and_samples(training)
         to_check["train"] = min(steps * batch, all_samples)
     to_check["valid"] = evaluated
-    if config.data.data_order == "megatron" and splits.valid is not None:
+    if data.data_order == "megatron" and splits.valid is not None:
         to_check["valid"] = len(splits.valid)  # each validation reads different samples
     to_check["test"] = evaluated
     problems = Problems()
     for name, samples in to_check.items():
         dataset = getattr(splits, name)
         if dataset is not None and samples > 0:
-            problems.attempt(partial(_require, config, dataset, name, samples, eod))
+            problems.attempt(partial(_require, data, dataset, name, samples, eod))
     problems.require_none()
 
 
-def _require(config: Config, dataset: Dataset, name: str, end: int, eod: int | None) -> None:
+def _require(data: DataConfig, dataset: Dataset, name: str, end: int, eod: int | None) -> None:
     """Raises: UserError if samples [0, end) have no learned token."""
     if name != "train":
         end = min(end, len(dataset))
-    seq_length = config.data.seq_length
-    masks_ends = config.data.eod_mask_loss
+    seq_length = data.seq_length
+    masks_ends = data.eod_mask_loss
     for sample in range(end):
         batch = collate([dataset[sample]], [sample], seq_length, eod, eod_mask_loss=masks_ends)
         if batch.loss_mask.any():

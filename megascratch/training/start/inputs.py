@@ -1,154 +1,98 @@
-"""Opens and checks what the settings name: the tokenizer, the data sets and a pipeline schedule from a CSV file. Needs
-no torch, so a launcher can check the inputs before it starts workers.
+"""Opens and checks what the settings of a run name: the tokenizer, the data sets and a pipeline schedule from a CSV
+file. Needs no torch, so a launcher can check the inputs before it starts workers.
 """
 
-import os
-import tempfile
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 from megascratch.config.batch_size import samples_asked_for, steps_and_samples
 from megascratch.config.errors import Problems, UserError
-from megascratch.config.fields import with_fields
-from megascratch.config.laws import validate
-from megascratch.config.layout import Layout
-from megascratch.config.settings import Config
+from megascratch.config.fields import flat
+from megascratch.config.resolve import Found, ResolvedConfig, ResolvedTraining, Values
+from megascratch.config.settings import DataConfig
 from megascratch.data.samples.build import Splits, open_splits
-from megascratch.data.samples.split_spec import DEFAULT_SPLIT, named_prefixes, shares
-from megascratch.data.tokens.token_files import bin_path, idx_path, open_map
+from megascratch.data.samples.split_spec import DEFAULT_SPLIT, shares
 from megascratch.pipeline.csv_schedule import CsvSchedule, read_table
-from megascratch.storage.path import storage_path
-from megascratch.storage.store import Store
 from megascratch.tokenizer import Tokenizer, load
+from megascratch.training.start.files import require_folders
+from megascratch.training.start.settings import LegalSettings
 
 
 class Inputs(NamedTuple):
-    """What a run reads."""
+    """The resolved settings of a run, and what it reads."""
 
-    config: Config  # with vocab_size filled in from the tokenizer
+    config: ResolvedConfig
     tokenizer: Tokenizer | None
     splits: Splits
+    schedule: CsvSchedule | None
     total_steps: int
 
 
-def open_inputs(config: Config) -> Inputs:
-    """Opens the inputs of a run. `config` is derived and legal.
+def open_inputs(settings: LegalSettings, found: Found, problems: Problems) -> Inputs:
+    """Opens everything that the settings name, resolves them with what it says, and checks the two together.
+
+    Args:
+        found: what else this process has looked up: a rank its checkpoint and device, a launcher nothing.
+        problems: what is wrong already; all problems are reported at once.
 
     Raises:
         UserError: missing or damaged files, data of another tokenizer, ids outside the vocabulary, too little data, or
             a schedule that is invalid or does not match the layout.
     """
-    problems = Problems()
-    problems.attempt(lambda: own_schedule(config))
-    for flag, folder in (
-        ("--output-dir", config.training.output_dir),
-        ("--save", config.training.save),
-        ("--tensorboard-dir", config.training.tensorboard_dir),
-    ):
-        problems.attempt(partial(_require_folder, flag, folder))
-    problems.lines += missing_files(config)
-    tokenizer = problems.attempt(lambda: open_tokenizer(config))
+    derived = flat(settings.config)
+    data = settings.config.data
+    vocab_size = settings.config.model.vocab_size
+    schedule = problems.attempt(partial(own_schedule, derived | found.values()))
+    problems.attempt(partial(require_folders, derived))
+    tokenizer = problems.attempt(partial(open_tokenizer, data, vocab_size))
     problems.require_none()  # the data cannot be judged without its tokenizer
-    config = with_fields(config, {"vocab_size": _vocab_size(config, tokenizer)})
-    _require_laws_of_the_vocabulary(config)
-    problems.attempt(lambda: _require_document_ends(config, tokenizer))
-    total_steps, total_samples = steps_and_samples(config)
-    splits = problems.attempt(lambda: _open_data(config, tokenizer, total_steps, total_samples))
+    config = settings.resolve(found._replace(vocab_size=_vocab_size(vocab_size, tokenizer)))
+    problems.attempt(partial(_require_document_ends, config.data, tokenizer))
+    splits = problems.attempt(
+        partial(_open_data, config.data, config.training, config.model.vocab_size, tokenizer)
+    )
     problems.require_none()
     assert splits is not None
-    return Inputs(config, tokenizer, splits, total_steps)
+    total_steps, _ = steps_and_samples(config.training)
+    return Inputs(config, tokenizer, splits, schedule, total_steps)
 
 
-def missing_files(config: Config) -> list[str]:
-    """One line for each file that the settings name and that cannot be read, even if the settings are not legal."""
-    data = config.data
-    problems = Problems()
-    paths: list[list[str] | None] = [
-        data.data_path,
-        data.train_data_path,
-        data.valid_data_path,
-        data.test_data_path,
-    ]
-    for stage in data.data_stages or ():
-        paths.append(stage.split()[1:])
-    for prefix in named_prefixes(paths):
-        problems.attempt(partial(open_map, idx_path(prefix), "index"))
-        problems.attempt(partial(open_map, bin_path(prefix), "token file"))
-    problems.attempt(partial(_require_checkpoint, config.training.load))
-    problems.attempt(partial(_require_library, config.training.save))
-    for name, path in (
-        ("--tokenizer-model", data.tokenizer_model),
-        ("--pipeline-schedule-csv", config.parallel.pipeline_schedule_csv),
-    ):
-        if path is not None and not os.access(path, os.R_OK):
-            problems.lines.append(
-                f"{name} {path}: cannot be read: there is no readable file or folder of this name"
-            )
-    return problems.lines
-
-
-def _require_checkpoint(load: str | None) -> None:
-    """Raises: UserError if there is nothing at `load`. Its content is checked later."""
-    if load is None:
-        return
-    where = storage_path(load)
-    there = (
-        os.access(where, os.R_OK) if isinstance(where, Path) else Store(where.url).names(where.url)
-    )
-    if not there:
-        raise UserError(
-            f"--load {load}: no checkpoint: there is no readable file or folder of this name"
-        )
-
-
-def _require_library(save: str | None) -> None:
-    """Raises: UserError if the library that accesses the object store is not installed."""
-    if save is None:
-        return
-    where = storage_path(save)
-    if not isinstance(where, Path):
-        Store(where.url)
-
-
-def open_tokenizer(config: Config) -> Tokenizer | None:
+def open_tokenizer(data: DataConfig, vocab_size: int | None) -> Tokenizer | None:
     """The tokenizer that the settings name; None if they only give a vocab_size."""
-    data = config.data
     if data.tokenizer_type is None and data.tokenizer_model is None:
         return None
-    return load(data.tokenizer_type, data.tokenizer_model, config.model.vocab_size)
+    return load(data.tokenizer_type, data.tokenizer_model, vocab_size)
 
 
-def own_schedule(config: Config) -> CsvSchedule | None:
+def own_schedule(settings: Values) -> CsvSchedule | None:
     """The schedule of --pipeline-schedule-csv, proved complete, free of deadlock and right for the size of this run;
     None if the flag is not given.
+
+    Args:
+        settings: derived and legal.
 
     Raises:
         UserError: the schedule is invalid (names the file, rank and action) or does not match the layout.
     """
-    parallel = config.parallel
-    training = config.training
-    if parallel.pipeline_schedule_csv is None:
+    if settings["pipeline_schedule_csv"] is None:
         return None
-    table = read_table(parallel.pipeline_schedule_csv)
-    ranks = parallel.pipeline_model_parallel_size
-    chunks = parallel.num_virtual_stages_per_pipeline_rank
+    table = read_table(settings["pipeline_schedule_csv"])
+    ranks = settings["pipeline_model_parallel_size"]
+    chunks = settings["num_virtual_stages_per_pipeline_rank"]
     if table.placement[:2] != (ranks, chunks):
         raise UserError(
             f"{table.path} has {table.placement.ranks} ranks of {table.placement.chunks} stages, but "
             f"pipeline-model-parallel-size is {ranks} and num-virtual-stages-per-pipeline-rank {chunks}: make them "
             f"{table.placement.ranks} and {table.placement.chunks}"
         )
-    assert training.global_batch_size is not None
-    samples_at_once = training.micro_batch_size * (parallel.data_parallel_size or 1)
-    table.of(training.global_batch_size // samples_at_once)
+    samples_at_once = settings["micro_batch_size"] * settings["data_parallel_size"]
+    table.of(settings["global_batch_size"] // samples_at_once)
     return table
 
 
-def _vocab_size(config: Config, tokenizer: Tokenizer | None) -> int:
-    given = config.model.vocab_size
+def _vocab_size(given: int | None, tokenizer: Tokenizer | None) -> int | None:
+    """The size of the vocabulary, which holds the ids of the tokenizer. Raises: UserError."""
     if tokenizer is None:
-        assert given is not None  # a law of validate()
         return given
     if given is not None and given < tokenizer.vocab_size:
         raise UserError(
@@ -158,36 +102,7 @@ def _vocab_size(config: Config, tokenizer: Tokenizer | None) -> int:
     return given or tokenizer.vocab_size
 
 
-def _require_laws_of_the_vocabulary(config: Config) -> None:
-    """Checks the settings again now that the vocabulary size is known, which the tokenizer determines.
-
-    Raises: SettingError.
-    """
-    validate(config, Layout.of(config.parallel).world)
-
-
-def _require_folder(flag: str, path: str | None) -> None:
-    """Checks that a local folder exists or can be created. Nothing that it creates is left behind.
-
-    Raises: UserError.
-    """
-    if path is None or not isinstance(storage_path(path), Path):
-        return
-    absolute = Path(path).absolute()
-    nearest = next(folder for folder in (absolute, *absolute.parents) if folder.exists())
-    if not nearest.is_dir():
-        raise UserError(f"{flag} {path} cannot be created: {nearest} is not a folder")
-    try:
-        with tempfile.TemporaryDirectory(prefix=".megascratch-", dir=nearest):
-            pass
-    except OSError as error:
-        raise UserError(
-            f"{flag} {path} cannot be created: {nearest} cannot be written: {error.strerror}"
-        ) from error
-
-
-def _require_document_ends(config: Config, tokenizer: Tokenizer | None) -> None:
-    data = config.data
+def _require_document_ends(data: DataConfig, tokenizer: Tokenizer | None) -> None:
     asked = data.reset_position_ids or data.reset_attention_mask or data.eod_mask_loss
     if asked and (tokenizer is None or tokenizer.eod is None):
         raise UserError(
@@ -197,11 +112,10 @@ def _require_document_ends(config: Config, tokenizer: Tokenizer | None) -> None:
 
 
 def _open_data(
-    config: Config, tokenizer: Tokenizer | None, total_steps: int, total_samples: int
+    data: DataConfig, training: ResolvedTraining, vocab_size: int, tokenizer: Tokenizer | None
 ) -> Splits:
-    training = config.training
-    data = config.data
-    evaluated = training.eval_iters * (training.global_batch_size or 1)
+    total_steps, total_samples = steps_and_samples(training)
+    evaluated = training.eval_iters * training.global_batch_size
     has_valid = data.valid_data_path is not None or data.mock_data
     if not has_valid and data.data_path is not None:
         _, valid_share, _ = shares(data.split or DEFAULT_SPLIT)
@@ -215,10 +129,10 @@ def _open_data(
     return open_splits(
         data,
         seed=training.seed,
-        vocab_size=config.model.vocab_size or 0,
+        vocab_size=vocab_size,
         eod=tokenizer.eod if tokenizer else None,
         fingerprint=tokenizer.fingerprint if tokenizer else None,
-        train_samples=samples_asked_for(config),
+        train_samples=samples_asked_for(training),
         samples_read=total_samples,
         valid_samples=valid_samples,
         test_samples=evaluated if data.test_data_path else 0,

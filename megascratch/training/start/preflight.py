@@ -21,8 +21,7 @@ from typing import Any, NamedTuple
 
 import megascratch
 from megascratch.config.errors import RanksDiffer, SettingError, UserError
-from megascratch.config.fields import flat
-from megascratch.config.settings import Config
+from megascratch.config.resolve import Values
 from megascratch.parallel.rendezvous import Rendezvous
 
 LIBRARIES = ("torch", "numpy", "safetensors", "sentencepiece", "tokenizers", "gigatoken")
@@ -40,16 +39,17 @@ class RankReport(NamedTuple):
 
 
 def rank_facts(
-    config: Config, files: Mapping[str, Mapping[str, Any]], others: Mapping[str, str]
+    settings: Values, files: Mapping[str, Mapping[str, Any]], others: Mapping[str, str]
 ) -> dict[str, str]:
     """Everything that must be equal on all ranks, as short texts by name.
 
     Args:
+        settings: setting -> value.
         files: digests of the corpora (`data.tokens.fingerprint`).
         others: further facts, such as fingerprints of the tokenizer and the checkpoint.
     """
     facts = {}
-    for name, value in flat(config).items():
+    for name, value in settings.items():
         if name not in MAY_DIFFER:
             facts[f"setting {name}"] = json.dumps(value)
     for library, version in versions().items():

@@ -6,50 +6,78 @@ error (the rules are in `config/resume_effects.py`).
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from megascratch.checkpoint import list_steps, read_manifest, resolve
-from megascratch.checkpoint.steps import manifest_text
+from megascratch.checkpoint.steps import manifest_text, problem_of, step_number
 from megascratch.config.errors import SettingError, UserError
-from megascratch.config.fields import flat, with_fields
+from megascratch.config.resolve import Values
 from megascratch.config.resume_effects import Side
 from megascratch.config.resume_rules import compare_configs
-from megascratch.config.settings import Config, TrainingConfig
 from megascratch.storage.path import Place
 
 
-def resumed(given: Config, training: TrainingConfig) -> Config:
-    """The settings with `load` and `global_batch_size` filled in.
+class Resume(NamedTuple):
+    """The checkpoint that a run starts from, and what it says about the settings."""
 
-    With auto_resume, `load` becomes `save` as soon as `save` holds a checkpoint. If no global batch size is given, the
-    checkpoint's is used, so that a run that resumes on more or fewer ranks reads the same samples in each step.
+    start: Place | None
+    """The folder of the step; None for a new run."""
+    load: str | None
+    """The `load` of the run: the user's, or `save` with auto_resume."""
+    batch: int | None
+    """The checkpoint's global batch size, if the user gives none: a run on more or fewer ranks then reads the same
+    samples in each step."""
+
+
+def find_checkpoint(settings: Values, batch_is_given: bool) -> Resume:
+    """Finds the checkpoint to resume from. With auto_resume it is the newest one in `save`, as soon as there is one.
 
     Args:
-        given: the settings as the user gave them.
-        training: the derived training section of `given`.
+        settings: derived.
+        batch_is_given: the user gives a global batch size, so that of the checkpoint does not matter.
 
-    Raises: UserError if there is no checkpoint at `load`.
+    Raises: UserError if there is no checkpoint at `load`, or if the run would have to overwrite a newer one.
     """
-    assert training.save is not None
-    load = training.load
-    if training.auto_resume and list_steps(training.save):
-        load = training.save
-    if load is None:
-        return given
-    values: dict[str, Any] = {"load": load}
-    if given.training.global_batch_size is None:
-        saved = read_manifest(resolve(load)).state.get("config", {})
-        values["global_batch_size"] = saved.get("training", {}).get("global_batch_size")
-    return with_fields(given, values)
+    load = settings["load"]
+    if settings["auto_resume"] and list_steps(settings["save"]):
+        load = settings["save"]
+    start = None if load is None else resolve(load)
+    _require_nothing_newer(settings["save"], start)
+    if start is None or batch_is_given:
+        return Resume(start, load, None)
+    saved = read_manifest(start).state.get("config", {})
+    return Resume(start, load, saved.get("training", {}).get("global_batch_size"))
+
+
+def _require_nothing_newer(save: str, start: Place | None) -> None:
+    """Raises: UserError if the run would have to overwrite a newer checkpoint, before it trains."""
+    first_step = step_of(start)
+    newer = [path for path in list_steps(save) if step_number(path) > first_step]
+    valid = [path for path in newer if not problem_of(path)]
+    if valid:
+        begin = f"step {first_step}" if start else "scratch"
+        raise UserError(
+            f"--save {save} already holds {valid[0].name} and this run starts from {begin}: a checkpoint is "
+            "never overwritten; use --auto-resume to resume from it, another --output-dir, or delete it"
+        )
+
+
+def step_of(start: Place | None) -> int:
+    """The step of a checkpoint; 0 if there is none."""
+    return step_number(start) if start else 0
 
 
 def check_resume(
-    start: Place, config: Config, files: Mapping[str, Mapping[str, Any]], tokenizer: str | None
+    start: Place,
+    settings: Values,
+    files: Mapping[str, Mapping[str, Any]],
+    tokenizer: str | None,
 ) -> list[str]:
     """Notices about allowed changes, one sentence each.
 
     Args:
         start: the checkpoint that the run resumes from.
+        settings: the resolved settings of this run.
         files: digests of the corpora that this run reads (`data.tokens.fingerprint`).
         tokenizer: the fingerprint of this run's tokenizer, or None.
 
@@ -60,9 +88,9 @@ def check_resume(
     for section in state.get("config", {}).values():
         saved |= section
     before = Side(saved, state.get("data_files", {}), state.get("tokenizer_fingerprint"))
-    now = Side(flat(config), files, tokenizer)
+    now = Side(settings, files, tokenizer)
     consumed = state.get("train_state", {}).get("consumed_samples", 0)
-    forced = [name.replace("-", "_") for name in config.guard.force_resume or ()]
+    forced = [name.replace("-", "_") for name in settings["force_resume"] or ()]
     notices, refusals = compare_configs(before, now, consumed, forced)
     if refusals:
         raise SettingError("\n".join(f"{start.name}: {refusal}" for refusal in refusals))

@@ -8,16 +8,18 @@ from hypothesis import strategies as st
 
 from megascratch.config.errors import UserError
 from megascratch.config.fields import RANGES, SETTINGS, flat
-from megascratch.config.laws import LAWS, derive, notices, validate
+from megascratch.config.laws import LAWS, validate
 from megascratch.config.layout import Layout
+from megascratch.config.notices import notices
 from megascratch.config.pipeline_split import layer_cut
+from megascratch.config.resolve import derive, resolve
 from megascratch.config.settings import Config
 from tests.support.broken_laws import BROKEN, FILES, SAMPLES, config, layout
 
 
 def complaints(world: int = 1, **values) -> list[str]:
     try:
-        validate(config(**values), world)
+        validate(flat(config(**values)), world)
     except UserError as error:
         return str(error).splitlines()
     return []
@@ -196,7 +198,7 @@ def test_a_legal_config_is_accepted(world, values):
 )
 def test_a_setting_without_effect_is_noticed_not_refused(values, sentence):
     assert complaints(**values) == []
-    found = notices(derive(config(**values), 1))
+    found = notices(resolve(config(**values), 1))
     assert found == [] if sentence is None else len(found) == 1 and found[0].startswith(sentence)
 
 
@@ -237,9 +239,10 @@ def legal(draw) -> tuple[Config, int]:
 @settings(max_examples=150, deadline=None)
 def test_what_is_built_legally_is_accepted_and_fully_derived(case):
     built, world = case
-    whole = derive(built, world)
-    validate(whole, world)
-    assert derive(whole, world) == whole
+    derived = derive(flat(built), world)
+    validate(derived, world)
+    assert derive(derived, world) == derived
+    whole = resolve(built, world)
     parallel = whole.parallel
     assert Layout.of(parallel).world == world
     cut = layer_cut(
@@ -283,7 +286,7 @@ def test_every_gap_that_needs_no_file_is_filled():
     sizes = layout(
         tp=2, pp=2, hidden_size=128, num_attention_heads=8, micro_batch_size=3, output_dir="o"
     )
-    found = flat(derive(config(**sizes, **FILES), 8))
+    found = derive(flat(config(**sizes, **FILES)), 8)
     assert {name: found[name] for name in DERIVED} == DERIVED
 
 
@@ -312,4 +315,4 @@ def test_every_gap_that_needs_no_file_is_filled():
     ],
 )
 def test_this_gap_is_filled_with_this_value(values, world, name, value):
-    assert flat(derive(config(**values), world))[name] == value
+    assert derive(flat(config(**values)), world)[name] == value

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from megascratch.config.derive import derive
 from megascratch.config.fields import with_fields
+from megascratch.config.resolve import resolve
 from megascratch.config.settings import Config
 from megascratch.data.inspect.audit import audit, steps
 from megascratch.data.samples.build import open_splits
@@ -23,7 +23,7 @@ def run(tmp_path):
         "global_batch_size": 8,
         "rampup_batch_size": [4, 4, 20],
     }
-    config = derive(with_fields(Config(), values | {"train_iters": 50}), 1)
+    config = resolve(with_fields(Config(), values | {"train_iters": 50, "vocab_size": 999}), 1)
     return config, open_splits(config.data, seed=1, vocab_size=999, train_samples=1).train
 
 
@@ -31,7 +31,7 @@ def test_every_token_that_a_step_reads_is_told_with_its_document(run):
     config, dataset = run
     sources = {part.source.prefix: part.source for part in dataset.parts}
     by_sample = {}
-    for use in audit(config, dataset, 3, 12):
+    for use in audit(config.training, dataset, 3, 12):
         source = sources[use.corpus]
         first, stop = source.documents[use.document : use.document + 2]
         assert first <= use.sequence < stop
@@ -40,7 +40,10 @@ def test_every_token_that_a_step_reads_is_told_with_its_document(run):
         by_sample[use.step, use.sample] += ids
     assert all(ids == dataset[sample].tolist() for (_, sample), ids in by_sample.items())
     assert list(by_sample) == [
-        (step, sample) for step, samples in steps(config, 12) if step >= 3 for sample in samples
+        (step, sample)
+        for step, samples in steps(config.training, 12)
+        if step >= 3
+        for sample in samples
     ]
 
 
@@ -48,7 +51,7 @@ def test_steps_take_the_samples_that_the_loader_deals(run):
     """Also while the batch grows, on any number of ranks."""
     config, _ = run
     consumed = 0
-    for _, samples in steps(config, 9):
+    for _, samples in steps(config.training, 9):
         dealt = [
             sample_numbers(consumed, m, 2, rank, 2)
             for m in range(len(samples) // 4)

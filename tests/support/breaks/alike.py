@@ -233,7 +233,9 @@ def keeping(read: Callable, write: Callable) -> list:
 def live_position(self):
     consumed, train = self.state.consumed_samples, self.splits.train
     for _ in range(self.state.step, self.total_steps):
-        microbatches = num_microbatches(self.config, self.state.consumed_samples)
+        microbatches = num_microbatches(
+            self.training, self.mesh.dp.size, self.state.consumed_samples
+        )
         yield self.built.read(train, consumed, microbatches)
         consumed += self._samples(microbatches)
 
@@ -241,7 +243,7 @@ def live_position(self):
 def ramp_from_here(self):
     first = consumed = self.state.consumed_samples
     for _ in range(self.state.step, self.total_steps):
-        microbatches = num_microbatches(self.config, consumed - first)
+        microbatches = num_microbatches(self.training, self.mesh.dp.size, consumed - first)
         yield self.built.read(self.splits.train, consumed, microbatches)
         consumed += self._samples(microbatches)
 

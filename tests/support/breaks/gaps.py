@@ -30,8 +30,8 @@ def has_nothing_to_learn(sample: int) -> bool:
     return step == EMPTY
 
 
-def batch_with_gaps(config, numbers):
-    batch = synthetic_batch(config, numbers)
+def batch_with_gaps(data, vocab_size, numbers):
+    batch = synthetic_batch(data, vocab_size, numbers)
     learned = torch.tensor([[not has_nothing_to_learn(number)] for number in numbers])
     return replace(batch, loss_mask=batch.loss_mask * learned)
 

@@ -12,8 +12,9 @@ from unittest.mock import patch
 import torch
 import torch.distributed as dist
 
-from megascratch.config.derive import derive
+from megascratch.config.errors import Problems
 from megascratch.config.fields import with_fields
+from megascratch.config.resolve import resolve
 from megascratch.config.settings import Config
 from megascratch.data_parallel.base import DataParallel
 from megascratch.data_parallel.optimizer_shard import OptimizerShard
@@ -26,8 +27,9 @@ from megascratch.training.loop import _Loop
 from megascratch.training.state import TrainState
 from megascratch.training.stop import StopRequest
 from megascratch.training.trainer import Trainer
-from megascratch.verification.run_layout import RankTrace, one_process, world_of
+from megascratch.verification.run_layout import RankTrace, one_process
 from tests.support.breaks.replacing import DP2, DROPOUT, PP2, TP2, ZERO1, Break, nothing
+from tests.support.layout_runs import settings_of, world_of
 
 BEFORE = 2  # steps on the other layout
 RUN = {
@@ -60,7 +62,7 @@ def resumed(config: Config, steps: int) -> RankTrace:
     elsewhere = with_fields(
         one_process(config), {**told, "tensor_model_parallel_size": world_of(config)}
     )
-    before, _ = _part(with_fields(derive(elsewhere, world_of(config)), {"train_iters": BEFORE}))
+    before, _ = _part(with_fields(resolve(elsewhere, world_of(config)), {"train_iters": BEFORE}))
     after, held = _part(with_fields(config, {**told, "train_iters": steps, "load": folder}))
     if not dist.is_initialized() or dist.get_rank() == 0:
         shutil.rmtree(folder)
@@ -89,7 +91,7 @@ def _part(config: Config) -> tuple[list[dict], list[ShardedTensor]]:
     with ExitStack() as stack:
         for name, value in (("Report", Rows), ("matmul_peak", lambda *args: 1.0)):
             stack.enter_context(patch.object(loop, name, value))
-        run = setup.build_run(config)
+        run = setup.build_run(settings_of(config), Problems())
         stack.callback(run.mesh.close)
         looping = _Loop(run)
         looping.run(stack.enter_context(StopRequest(config.training)))

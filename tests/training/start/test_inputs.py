@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from megascratch.config.errors import UserError
+from megascratch.config.fields import flat
 from megascratch.pipeline.csv_schedule import write_table
 from megascratch.pipeline.passes import compile_order
 from megascratch.pipeline.schedule import Placement
@@ -59,14 +60,14 @@ def test_an_own_schedule_that_cannot_work_is_refused_with_the_action_or_the_size
     cell, instead, settings, message = WRONG[name]
     config = config_of(**PP2 | settings, pipeline_schedule_csv=file_of(tmp_path, cell, instead))
     with pytest.raises(UserError) as caught:
-        own_schedule(config)
+        own_schedule(flat(config))
     assert message in str(caught.value) and "own.csv" in str(caught.value)
 
 
 def test_an_own_schedule_that_fits_is_read_and_no_file_is_none(tmp_path):
-    table = own_schedule(config_of(**PP2, pipeline_schedule_csv=file_of(tmp_path)))
+    table = own_schedule(flat(config_of(**PP2, pipeline_schedule_csv=file_of(tmp_path))))
     assert table is not None and table.microbatches == 4
-    assert own_schedule(config_of(**PP2)) is None
+    assert own_schedule(flat(config_of(**PP2))) is None
 
 
 def test_a_launch_with_a_missing_receive_ends_before_torch_is_imported(tmp_path):

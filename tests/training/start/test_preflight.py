@@ -104,7 +104,7 @@ def test_alone_a_problem_is_raised_as_it_is():
 def test_the_facts_hold_settings_versions_code_and_files():
     config = config_of(data_cache_path="x")
     facts = rank_facts(
-        config, {"c": {".bin": {"bytes": 1, "sha256": "f" * 64}}}, {"tokenizer": "none"}
+        flat(config), {"c": {".bin": {"bytes": 1, "sha256": "f" * 64}}}, {"tokenizer": "none"}
     )
     assert facts["setting lr"] == "0.01" and facts["file c.bin"] == "bytes 1, sha256 " + "f" * 16
     assert {name for name in flat(config) if f"setting {name}" not in facts} == {"data_cache_path"}

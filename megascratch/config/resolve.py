@@ -1,0 +1,214 @@
+"""Resolves the settings of a run: from what was given to a `ResolvedConfig`, in which every derived value is known.
+
+    derive    values that follow from other settings and the number of processes; unknown ones stay None, so that the
+              laws can report everything at once
+    resolve   the same with what files and the machine say (`Found`), as sections without None
+
+A process derives its settings once. Needs no torch.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal, NamedTuple
+
+from megascratch.config.errors import SettingError
+from megascratch.config.fields import SETTINGS, flat
+from megascratch.config.layout import Layout
+from megascratch.config.pipeline_split import FOLDED
+from megascratch.config.settings import (
+    Config,
+    DataConfig,
+    GuardConfig,
+    ModelConfig,
+    OptimConfig,
+    ParallelConfig,
+    TrainingConfig,
+)
+
+Values = Mapping[str, Any]
+"""Setting -> value, for all settings."""
+
+Device = Literal["cpu", "cuda"]
+Schedule = Literal["gpipe", "1f1b", "interleaved", "zb_h1", "zb_h2", "zb_v", "dualpipe_v", "csv"]
+
+BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
+"""Device -> the communication library that is used by default."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedModel(ModelConfig):
+    """The shape of the Transformer, with every size known."""
+
+    num_query_groups: int
+    kv_channels: int
+    ffn_hidden_size: int
+    max_position_embeddings: int
+    vocab_size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedParallel(ParallelConfig):
+    """The layout, with its data-parallel size, chunks and schedule known."""
+
+    data_parallel_size: int
+    pipeline_schedule: Schedule
+    num_virtual_stages_per_pipeline_rank: int
+    microbatch_group_size_per_virtual_pipeline_stage: int
+    distributed_backend: Literal["gloo", "nccl"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedTraining(TrainingConfig):
+    """Batch size, folders and device of the run, all known."""
+
+    global_batch_size: int
+    tensorboard_dir: str
+    save: str
+    stop_file: str
+    device: Device
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedConfig(Config):
+    """All sections of a run that can start."""
+
+    model: ResolvedModel
+    parallel: ResolvedParallel
+    training: ResolvedTraining
+
+
+class Found(NamedTuple):
+    """What the settings leave to files and to the machine; None: not looked up, or not needed."""
+
+    vocab_size: int | None = None
+    """Of the tokenizer, if the settings do not give it."""
+    load: str | None = None
+    """The checkpoint of --auto-resume."""
+    global_batch_size: int | None = None
+    """Of the checkpoint, if the settings do not give it."""
+    device: Device | None = None
+    """Of this rank, if the settings do not name one. A process that computes nothing does not look for one."""
+
+    def values(self) -> dict[str, Any]:
+        """Setting -> value, for what was found."""
+        return {name: value for name, value in self._asdict().items() if value is not None}
+
+
+def derive(given: Values, world_size: int) -> dict[str, Any]:
+    """All settings, with every None filled in that follows from the others and the number of processes; never raises.
+
+    What needs a file or a device stays None (see `Found`), and so does a number that cannot be derived because other
+    settings are invalid; `laws.validate` reports which.
+    """
+    filled = dict(given)
+    for defaults in (_model, _parallel, _batch, _paths):
+        for name, value in defaults(filled, world_size).items():
+            if filled[name] is None:
+                filled[name] = value
+    return filled
+
+
+def resolve(config: Config, world_size: int, found: Found | None = None) -> ResolvedConfig:
+    """Derives the settings of a run and adds what was found.
+
+    Raises: SettingError if a value is still unknown. The laws say why, so check them before (`laws.broken_laws`).
+    """
+    return resolve_derived(derive(flat(config), world_size), found or Found())
+
+
+def resolve_derived(derived: Values, found: Found) -> ResolvedConfig:
+    """`resolve` for settings that are derived already, because their laws have been checked."""
+    values = dict(derived) | found.values()
+    if values["device"] is None:
+        values["device"] = "cpu"
+    if values["distributed_backend"] is None:
+        values["distributed_backend"] = BACKENDS[values["device"]]
+    unknown = [name for name in _must_be_known() if values[name] is None]
+    if unknown:
+        names = ", ".join(name.replace("_", "-") for name in unknown)
+        raise SettingError(
+            f"{names}: unknown, and cannot be derived from the other settings: give a value"
+        )
+    return ResolvedConfig(
+        model=ResolvedModel(**_section(values, "model")),
+        parallel=ResolvedParallel(**_section(values, "parallel")),
+        data=DataConfig(**_section(values, "data")),
+        optim=OptimConfig(**_section(values, "optim")),
+        training=ResolvedTraining(**_section(values, "training")),
+        guard=GuardConfig(**_section(values, "guard")),
+    )
+
+
+def _section(values: Values, section: str) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if SETTINGS[name].section == section}
+
+
+def _must_be_known() -> list[str]:
+    """The settings that are never None in a resolved config: those that its sections declare again."""
+    names = []
+    for section in (ResolvedModel, ResolvedParallel, ResolvedTraining):
+        names += [field.name for field in fields(section) if field.name in section.__annotations__]
+    return names
+
+
+def _model(now: Values, world_size: int) -> dict[str, Any]:
+    hidden = now["hidden_size"]
+    heads = now["num_attention_heads"]
+    width_of_head = hidden // heads if heads > 0 and hidden % heads == 0 else None
+    # three matrices of width 8/3 h have as many weights as two of 4h; a multiple of 64 suits any usual tp
+    width_with_gate = -(-8 * hidden // (3 * 64)) * 64
+    return {
+        "num_query_groups": heads,
+        "kv_channels": width_of_head,
+        "ffn_hidden_size": width_with_gate if now["swiglu"] else 4 * hidden,
+        "max_position_embeddings": now["seq_length"],
+    }
+
+
+def _parallel(now: Values, world_size: int) -> dict[str, Any]:
+    pp = now["pipeline_model_parallel_size"]
+    layout = now["pipeline_model_parallel_layout"]
+    model_ranks = Layout(tp=now["tensor_model_parallel_size"], pp=pp).ranks_of_copy
+    fits = model_ranks > 0 and world_size > 0 and world_size % model_ranks == 0
+    if now["num_virtual_stages_per_pipeline_rank"]:
+        chunks = now["num_virtual_stages_per_pipeline_rank"]
+    elif now["pipeline_schedule"] in FOLDED:
+        chunks = 2
+    elif layout and pp > 0 and len(layout) % pp == 0:
+        chunks = len(layout) // pp
+    else:
+        chunks = 1
+    if now["pipeline_schedule_csv"]:
+        schedule = "csv"
+    elif chunks > 1:
+        schedule = "interleaved"
+    else:
+        schedule = "1f1b"
+    recomputes_all = now["recompute_granularity"] == "full"
+    return {
+        "data_parallel_size": world_size // model_ranks if fits else None,
+        "num_virtual_stages_per_pipeline_rank": chunks,
+        "pipeline_schedule": schedule,
+        "microbatch_group_size_per_virtual_pipeline_stage": pp,
+        "recompute_method": "uniform" if recomputes_all else None,
+        "recompute_num_layers": 1 if recomputes_all else None,
+        "distributed_backend": BACKENDS.get(now["device"]),
+    }
+
+
+def _batch(now: Values, world_size: int) -> dict[str, Any]:
+    copies = now["data_parallel_size"]
+    return {
+        "global_batch_size": now["micro_batch_size"] * copies if copies else None,
+        "lr_decay_iters": now["train_iters"],
+        "lr_decay_samples": now["train_samples"],
+    }
+
+
+def _paths(now: Values, world_size: int) -> dict[str, Any]:
+    return {
+        "split": "969,30,1" if now["data_path"] else None,
+        "tensorboard_dir": f"{now['output_dir']}/tensorboard",
+        "save": f"{now['output_dir']}/checkpoints",
+        "stop_file": f"{now['output_dir']}/stop",
+    }

@@ -1,0 +1,95 @@
+"""Finds files and folders that a run needs and cannot read or create, before anything starts. Needs no torch."""
+
+import os
+import tempfile
+from functools import partial
+from pathlib import Path
+
+from megascratch.config.errors import Problems, UserError
+from megascratch.config.resolve import Values
+from megascratch.data.samples.split_spec import named_prefixes
+from megascratch.data.tokens.token_files import bin_path, idx_path, open_map
+from megascratch.storage.path import storage_path
+from megascratch.storage.store import Store
+
+
+def missing_files(settings: Values) -> list[str]:
+    """One line for each file that the settings name and that cannot be read, even if the settings are not legal."""
+    problems = Problems()
+    paths: list[list[str] | None] = [
+        settings["data_path"],
+        settings["train_data_path"],
+        settings["valid_data_path"],
+        settings["test_data_path"],
+    ]
+    for stage in settings["data_stages"] or ():
+        paths.append(stage.split()[1:])
+    for prefix in named_prefixes(paths):
+        problems.attempt(partial(open_map, idx_path(prefix), "index"))
+        problems.attempt(partial(open_map, bin_path(prefix), "token file"))
+    problems.attempt(partial(_require_checkpoint, settings["load"]))
+    problems.attempt(partial(_require_library, settings["save"]))
+    for name, path in (
+        ("--tokenizer-model", settings["tokenizer_model"]),
+        ("--pipeline-schedule-csv", settings["pipeline_schedule_csv"]),
+    ):
+        if path is not None and not os.access(path, os.R_OK):
+            problems.lines.append(
+                f"{name} {path}: cannot be read: there is no readable file or folder of this name"
+            )
+    return problems.lines
+
+
+def _require_checkpoint(load: str | None) -> None:
+    """Raises: UserError if there is nothing at `load`. Its content is checked later."""
+    if load is None:
+        return
+    where = storage_path(load)
+    there = (
+        os.access(where, os.R_OK) if isinstance(where, Path) else Store(where.url).names(where.url)
+    )
+    if not there:
+        raise UserError(
+            f"--load {load}: no checkpoint: there is no readable file or folder of this name"
+        )
+
+
+def _require_library(save: str | None) -> None:
+    """Raises: UserError if the library that accesses the object store is not installed."""
+    if save is None:
+        return
+    where = storage_path(save)
+    if not isinstance(where, Path):
+        Store(where.url)
+
+
+def require_folders(settings: Values) -> None:
+    """Checks that the folders that a run writes into exist or can be created. Nothing that it creates is left behind.
+
+    Raises: UserError with one line for each folder that cannot be created.
+    """
+    problems = Problems()
+    for flag, name in (
+        ("--output-dir", "output_dir"),
+        ("--save", "save"),
+        ("--tensorboard-dir", "tensorboard_dir"),
+    ):
+        problems.attempt(partial(_require_folder, flag, settings[name]))
+    problems.require_none()
+
+
+def _require_folder(flag: str, path: str | None) -> None:
+    """Raises: UserError if a local folder neither exists nor can be created."""
+    if path is None or not isinstance(storage_path(path), Path):
+        return
+    absolute = Path(path).absolute()
+    nearest = next(folder for folder in (absolute, *absolute.parents) if folder.exists())
+    if not nearest.is_dir():
+        raise UserError(f"{flag} {path} cannot be created: {nearest} is not a folder")
+    try:
+        with tempfile.TemporaryDirectory(prefix=".megascratch-", dir=nearest):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{flag} {path} cannot be created: {nearest} cannot be written: {error.strerror}"
+        ) from error
