@@ -92,19 +92,15 @@ def make_ready(saver: AsyncSaver, training: ResolvedTraining, held: list[Sharded
     on_first_rank(saver.own, lambda: require_room(saver.folder, nbytes))
 
 
-def resume(
-    saver: AsyncSaver, training: ResolvedTraining, held: list[ShardedTensor]
-) -> dict[str, Any]:
-    """Loads the newest valid checkpoint into the tensors of `held`. Newer damaged checkpoints in the run's own folder
-    are renamed, because the run will write steps of the same numbers.
+def resume(saver: AsyncSaver, load: str, held: list[ShardedTensor]) -> dict[str, Any]:
+    """Loads the newest valid checkpoint at `load` into the tensors of `held`. Newer damaged checkpoints in the run's
+    own folder are renamed, because the run will write steps of the same numbers.
 
     Returns: the state that the checkpoint stores alongside its tensors.
 
     Raises: UserError on all ranks if there is no valid checkpoint, or if a newer valid one would be overwritten.
     """
-    assert training.load is not None
-    path = training.load
-    found = load_newest(path, held, saver.own)
+    found = load_newest(load, held, saver.own)
     on_first_rank(saver.own, lambda: _clear_the_way(saver.folder, found.step, found.passed_over))
     return found.result
 

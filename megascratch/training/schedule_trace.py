@@ -9,7 +9,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from megascratch.config.errors import SettingError
 from megascratch.config.resolve import ResolvedParallel
+from megascratch.config.settings import TrainingConfig
 from megascratch.parallel.collectives import all_gather_objects
 from megascratch.pipeline import chart
 from megascratch.pipeline.recorder import Recorder
@@ -117,3 +119,15 @@ def _arguments(trace: Trace, parallel: ResolvedParallel) -> list[str]:
         numbers["--group"] = parallel.microbatch_group_size_per_virtual_pipeline_stage
     flags = [f"{flag} {number}" for flag, number in numbers.items()]
     return [parallel.pipeline_schedule, *flags]
+
+
+def traced_step(training: TrainingConfig, done: int, total_steps: int) -> int | None:
+    """The step whose schedule is timed. The default is the fifth of this run, because the first ones are slow."""
+    asked = training.trace_schedule_step
+    if not training.trace_schedule or done >= total_steps:
+        return None
+    if asked is not None and not done < asked <= total_steps:
+        raise SettingError(
+            f"trace-schedule-step ({asked}) must be a step of this run: use {done + 1} to {total_steps}"
+        )
+    return asked or min(done + 5, total_steps)

@@ -20,17 +20,23 @@ from megascratch.storage.path import Place
 class Resume(NamedTuple):
     """The checkpoint that a run starts from, and what it says about the settings."""
 
-    start: Place | None
-    """The folder of the step; None for a new run."""
-    load: str | None
+    start: Place
+    """The folder of the step."""
+    load: str
     """The `load` of the run: the user's, or `save` with auto_resume."""
     batch: int | None
     """The checkpoint's global batch size, if the user gives none: a run on more or fewer ranks then reads the same
     samples in each step."""
 
+    @property
+    def step(self) -> int:
+        """The steps that the run had trained."""
+        return step_number(self.start)
 
-def find_checkpoint(settings: Values, batch_is_given: bool) -> Resume:
-    """Finds the checkpoint to resume from. With auto_resume it is the newest one in `save`, as soon as there is one.
+
+def find_checkpoint(settings: Values, batch_is_given: bool) -> Resume | None:
+    """Finds the checkpoint to resume from; None for a new run. With auto_resume it is the newest one in `save`, as soon
+    as there is one.
 
     Args:
         settings: derived.
@@ -41,9 +47,12 @@ def find_checkpoint(settings: Values, batch_is_given: bool) -> Resume:
     load = settings["load"]
     if settings["auto_resume"] and list_steps(settings["save"]):
         load = settings["save"]
-    start = None if load is None else resolve(load)
+    if load is None:
+        _require_nothing_newer(settings["save"], None)
+        return None
+    start = resolve(load)
     _require_nothing_newer(settings["save"], start)
-    if start is None or batch_is_given:
+    if batch_is_given:
         return Resume(start, load, None)
     saved = read_manifest(start).state.get("config", {})
     return Resume(start, load, saved.get("training", {}).get("global_batch_size"))
@@ -51,7 +60,7 @@ def find_checkpoint(settings: Values, batch_is_given: bool) -> Resume:
 
 def _require_nothing_newer(save: str, start: Place | None) -> None:
     """Raises: UserError if the run would have to overwrite a newer checkpoint, before it trains."""
-    first_step = step_of(start)
+    first_step = step_number(start) if start else 0
     newer = [path for path in list_steps(save) if step_number(path) > first_step]
     valid = [path for path in newer if not problem_of(path)]
     if valid:
@@ -60,11 +69,6 @@ def _require_nothing_newer(save: str, start: Place | None) -> None:
             f"--save {save} already holds {valid[0].name} and this run starts from {begin}: a checkpoint is "
             "never overwritten; use --auto-resume to resume from it, another --output-dir, or delete it"
         )
-
-
-def step_of(start: Place | None) -> int:
-    """The step of a checkpoint; 0 if there is none."""
-    return step_number(start) if start else 0
 
 
 def check_resume(

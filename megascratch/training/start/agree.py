@@ -1,0 +1,117 @@
+"""Opens what a rank needs, and proves that all ranks have the same, before any process group starts."""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+
+from megascratch.config.errors import Problems, UserError
+from megascratch.config.fields import flat
+from megascratch.config.resolve import Device, Found
+from megascratch.data.tokens.fingerprint import fingerprints, recorded, unrecorded
+from megascratch.parallel.rendezvous import Rendezvous
+from megascratch.runtime.launch_environment import launch_environment
+from megascratch.training.hardware import choose_device
+from megascratch.training.health.nothing_to_learn import require_something_to_learn
+from megascratch.training.health.skipped_samples import skipped_samples
+from megascratch.training.schedule_trace import traced_step
+from megascratch.training.start.inputs import Inputs, open_inputs
+from megascratch.training.start.preflight import RankReport, check_ranks_agree, rank_facts
+from megascratch.training.start.resume import (
+    Resume,
+    check_resume,
+    consumed_samples,
+    find_checkpoint,
+    hash_of,
+    manifest_digest,
+)
+from megascratch.training.start.settings import LegalSettings
+
+DataFiles = dict[str, dict[str, Any]]  # digests of the corpora, see data.tokens.fingerprint
+
+
+class ReadyRank(NamedTuple):
+    """What a rank has opened and checked before the process group starts."""
+
+    inputs: Inputs
+    checkpoint: Resume | None  # to resume from
+    files: DataFiles
+    orders: dict[str, str]  # digests of the samples that it will read, in their order
+    device: torch.device
+    notices: list[str]
+
+    @property
+    def first_step(self) -> int:
+        """The step that the run starts from."""
+        return self.checkpoint.step if self.checkpoint else 0
+
+
+def agree(settings: LegalSettings, problems: Problems, meeting: Rendezvous | None) -> ReadyRank:
+    """Opens this rank's inputs, and checks that all ranks have the same.
+
+    Args:
+        problems: what is wrong with the files of this rank, as far as it is known.
+
+    Raises: UserError on all ranks if any rank cannot start, or if they differ.
+    """
+    try:
+        ready = _ready(settings, problems)
+    except UserError as error:
+        check_ranks_agree(meeting, RankReport({}, str(error)))
+        raise
+    config = ready.inputs.config
+    tokenizer = ready.inputs.tokenizer
+    start = ready.checkpoint.start if ready.checkpoint else None
+    others = {
+        "tokenizer": tokenizer.fingerprint[:16] if tokenizer else "none",
+        "checkpoint": f"{start.name} {manifest_digest(start)}" if start else "none",
+        "skipped samples": str(skipped_samples(start.parent)) if start else "none",
+        "schedule": hash_of(config.parallel.pipeline_schedule_csv),
+        "device": ready.device.type,
+    } | ready.orders
+    check_ranks_agree(meeting, RankReport(rank_facts(flat(config), ready.files, others)))
+    return ready
+
+
+class _Here(NamedTuple):
+    """What a rank looks up before its settings are resolved."""
+
+    found: Found
+    checkpoint: Resume | None  # to resume from
+    device: torch.device
+
+
+def _look_up(settings: LegalSettings) -> _Here:
+    """Finds the checkpoint and the device of this rank. Raises: UserError if there is none."""
+    config = settings.config
+    batch_is_given = settings.given["global_batch_size"] is not None
+    checkpoint = find_checkpoint(flat(config), batch_is_given)
+    local_rank = launch_environment().local_rank
+    device = choose_device(config.training.device, local_rank, config.parallel.distributed_backend)
+    kind: Device = "cuda" if device.type == "cuda" else "cpu"
+    found = Found(device=kind)
+    if checkpoint is not None:
+        found = found._replace(load=checkpoint.load, global_batch_size=checkpoint.batch)
+    return _Here(found, checkpoint, device)
+
+
+def _ready(settings: LegalSettings, problems: Problems) -> ReadyRank:
+    here = None if problems.lines else problems.attempt(partial(_look_up, settings))
+    inputs = open_inputs(settings, here.found if here else Found(), problems)
+    assert here is not None  # else there was a problem
+    config = inputs.config
+    start = here.checkpoint.start if here.checkpoint else None
+    eod = inputs.tokenizer.eod if inputs.tokenizer else None
+    fingerprint = inputs.tokenizer.fingerprint if inputs.tokenizer else None
+    first_step = here.checkpoint.step if here.checkpoint else 0
+    require_something_to_learn(config.training, config.data, inputs.splits, eod, first_step)
+    files = fingerprints(inputs.splits.corpora)
+    changes: list[str] = []
+    consumed = 0
+    if start is not None:
+        changes = check_resume(start, flat(config), files, fingerprint)
+        consumed = consumed_samples(start)
+    traced_step(config.training, first_step, inputs.total_steps)  # it must be a step of this run
+    orders = recorded(inputs.splits.corpora) | inputs.splits.order_digests(consumed)
+    notes = [*unrecorded(inputs.splits.corpora), *changes]
+    return ReadyRank(inputs, here.checkpoint, files, orders, here.device, notes)
