@@ -116,12 +116,13 @@ def settings_page() -> str:
         for name, meaning in help_texts(record).items():
             setting = SETTINGS[name]
             allowed = f" Must be {setting.interval.words()}." if setting.interval else ""
+            idle = f" No effect {setting.needs.otherwise}." if setting.needs else ""
             cells = [
                 f"`{name}`",
                 _type_words(setting.hint),
                 f"`{setting.default}`",
                 setting.on_resume.kind,
-                meaning + allowed,
+                meaning + allowed + idle,
             ]
             lines.append(
                 "| "

@@ -65,7 +65,7 @@ class ModelConfig:
     rotary_percent: float = setting(
         1.0, REFUSED_FUNCTION, within("(0, 1]"), needs=equals("position_embedding_type", "rope")
     )
-    """Fraction of each head that is rotated, above 0 and at most 1."""
+    """Fraction of each head that is rotated."""
     normalization: Literal["LayerNorm", "RMSNorm"] = setting("LayerNorm", FIXED_TENSORS)
     """Normalization layer."""
     norm_epsilon: float = setting(1e-5, REFUSED_FUNCTION, above(0))

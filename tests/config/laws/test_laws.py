@@ -179,6 +179,7 @@ def test_a_legal_config_is_accepted(world, values):
         ({"keep_last_n_checkpoints": 1}, "keep-last-n-checkpoints 1 leaves no other checkpoint"),
         ({"async_save": False}, "async-save has no effect with save-interval 0"),
         ({"force_resume": ["seed"]}, "force-resume has no effect without load"),
+        ({"force_resume": []}, None),
         (
             {"spiky_loss_factor": 9.0},
             "spiky-loss-factor has no effect without check-for-spiky-loss",
