@@ -15,8 +15,35 @@ from megascratch.config.resolve import ResolvedConfig
 
 def notices(config: ResolvedConfig) -> list[str]:
     """One sentence per setting that has no effect given the others, or is risky; the config is legal."""
-    special = [sentence for applies, sentence in _special(config) if applies]
-    return without_effect(flat(config)) + special
+    model = config.model
+    data = config.data
+    special = [
+        (
+            config.parallel.optimizer_cpu_offload and config.training.device == "cpu",
+            "optimizer-cpu-offload saves no memory with device cpu and adds copies",
+        ),
+        (
+            model.position_embedding_type != "learned_absolute"
+            and model.max_position_embeddings != data.seq_length,
+            "max-position-embeddings has no effect without position-embedding-type learned_absolute",
+        ),
+        (
+            model.add_qkv_bias and model.add_bias_linear,
+            "add-qkv-bias has no effect: add-bias-linear already gives every linear layer a bias",
+        ),
+        (
+            bool(data.data_stages)
+            and int((data.data_stages or ["0"])[-1].split()[0])
+            >= steps_and_samples(config.training)[1],
+            "the last of data-stages begins after the last sample of the run: it is never read",
+        ),
+        (
+            config.training.keep_last_n_checkpoints == 1,
+            "keep-last-n-checkpoints 1 leaves no other checkpoint if the newest one is damaged: 2 is safer",
+        ),
+    ]
+    sentences = [sentence for applies, sentence in special if applies]
+    return without_effect(flat(config)) + sentences
 
 
 def without_effect(
@@ -35,33 +62,3 @@ def without_effect(
         verb = "has" if len(names) == 1 else "have"
         sentences.append(f"{' and '.join(names)} {verb} no effect {otherwise}")
     return sentences
-
-
-def _special(config: ResolvedConfig) -> list[tuple[bool, str]]:
-    model = config.model
-    data = config.data
-    return [
-        (
-            config.parallel.optimizer_cpu_offload and config.training.device == "cpu",
-            "optimizer-cpu-offload saves no memory with device cpu and adds copies",
-        ),
-        (
-            model.position_embedding_type != "learned_absolute"
-            and model.max_position_embeddings not in (None, data.seq_length),
-            "max-position-embeddings has no effect without position-embedding-type learned_absolute",
-        ),
-        (
-            model.add_qkv_bias and model.add_bias_linear,
-            "add-qkv-bias has no effect: add-bias-linear already gives every linear layer a bias",
-        ),
-        (
-            bool(data.data_stages)
-            and int((data.data_stages or ["0"])[-1].split()[0])
-            >= steps_and_samples(config.training)[1],
-            "the last of data-stages begins after the last sample of the run: it is never read",
-        ),
-        (
-            config.training.keep_last_n_checkpoints == 1,
-            "keep-last-n-checkpoints 1 leaves no other checkpoint if the newest one is damaged: 2 is safer",
-        ),
-    ]

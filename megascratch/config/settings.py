@@ -1,7 +1,7 @@
 """Every setting of a training run, declared once in frozen dataclasses. Needs no torch.
 
 The names are Megatron-LM's. Each one is unique across the sections, so the flag (``--kebab-case``), the YAML key and
-the field have the same name. ``None`` means "derived": `laws.derive` fills it in, `laws.validate` checks the config.
+the field have the same name. ``None`` means "derived": `resolve.derive` fills it in, `laws.validate` checks the config.
 
 A declaration is ``name: type = setting(default, rule of a resume, range, needs=...)``, see `declare.py`; the docstring
 below it is its help text.

@@ -196,12 +196,10 @@ def long_functions(house: House, most: int) -> list[str]:
     ]
 
 
-def functions_that_take(house: House, types: set[str], left_out: str) -> list[str]:
-    """The functions outside one room with a parameter whose annotation names one of the types."""
+def functions_that_take(house: House, types: set[str]) -> list[str]:
+    """The functions with a parameter whose annotation names one of the types."""
     found = []
     for module in house.modules.values():
-        if room_of(module.name, house.root.name) == left_out:
-            continue
         for node in ast.walk(module.tree):
             if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 continue
