@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from megascratch.config.settings import Config
 from megascratch.model.build import build_chunks
 from megascratch.parallel.mesh import Mesh
-from megascratch.verification.run_layout import RunRecord, one_process, synthetic_batch
+from megascratch.verification.run_layout import RunRecord, one_process
+from tests.support.layout_runs import synthetic_batch
 
 PADDED = ("embedding.word.weight", "head.weight")
 
