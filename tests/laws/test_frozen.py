@@ -179,8 +179,9 @@ def test_frozen_weights_are_in_a_checkpoint_once_and_resume_on_any_layout(before
         assert {n for n in names if n.startswith(f"optim.{kind}.")} == {
             f"optim.{kind}.{name}" for name in trained
         }
-    model = load_model(step, config_of(), torch.device("cpu"))
+    whole = config_of()
+    model = load_model(step, whole.model, whole.optim, torch.device("cpu"))
     for name, parameter in model.named_parameters():
         if name not in trained:
-            whole = alone.initial[f"param.{name}"]
-            assert torch.equal(parameter[: len(whole)], whole), name
+            initial = alone.initial[f"param.{name}"]
+            assert torch.equal(parameter[: len(initial)], initial), name
