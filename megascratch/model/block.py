@@ -2,9 +2,10 @@
 with a feed-forward. `MIXERS` and `FEED_FORWARDS` list the kinds there are.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, cast
 
+import torch
 from torch import Tensor, nn
 
 from megascratch.config.layers import LayerSpec
@@ -89,3 +90,14 @@ class Block(nn.Module):
     def flops(self, seq_length: int) -> int:
         """Floating-point operations of the forward of one token, without norms and sums."""
         return sum(branch.mix.flops(seq_length) for branch in self.branches)
+
+
+def block_of_each_kind(
+    specs: Iterable[LayerSpec], tp: Axis, sequence_parallel: bool
+) -> dict[LayerSpec, Block]:
+    """For each different spec, in the order of the first layers, one block without memory (on the meta device)."""
+    blocks: dict[LayerSpec, Block] = {}
+    with torch.device("meta"):
+        for spec in dict.fromkeys(specs):
+            blocks[spec] = Block(spec, 0, 0, tp, sequence_parallel)
+    return blocks

@@ -9,7 +9,7 @@ from torch import nn
 
 from megascratch.config.layers import layers_of
 from megascratch.config.resolve import ResolvedModel
-from megascratch.model.block import Block
+from megascratch.model.block import Block, block_of_each_kind
 from megascratch.model.chunk import ModelChunk
 from megascratch.parallel.mesh import Axis
 
@@ -37,12 +37,10 @@ def parameters(model: ResolvedModel) -> int:
 
 def _blocks(model: ResolvedModel) -> list[tuple[Block, int]]:
     """A block of each kind, and how many layers are of that kind."""
-    blocks = []
-    with torch.device("meta"):
-        for spec, layers in Counter(layers_of(model)).items():
-            block = Block(spec, 0, seed=0, tp=Axis.alone("tp"), sequence_parallel=False)
-            blocks.append((block, layers))
-    return blocks
+    specs = layers_of(model)
+    blocks = block_of_each_kind(specs, Axis.alone("tp"), sequence_parallel=False)
+    layers = Counter(specs)
+    return [(block, layers[spec]) for spec, block in blocks.items()]
 
 
 def _without_blocks(model: ResolvedModel) -> ModelChunk:

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from megascratch.config.layers import LayerSpec, NormSpec, RopeSpec, layers_of
-from megascratch.config.settings import Config, ModelConfig
+from megascratch.config.resolve import ResolvedConfig, ResolvedModel
 from megascratch.layers.context import ForwardContext
 from megascratch.layers.linear import ColumnParallelLinear, RowParallelLinear
 from megascratch.layers.norm import NORMS
 from megascratch.layers.recompute import with_recompute
 from megascratch.layers.sublayer import Mixer, SublayerSite
-from megascratch.model import chunk, flops
+from megascratch.model import chunk, flops, table
 from megascratch.model.block import MIXERS
 from megascratch.parallel.shard import Shard
 from tests.support.layout_runs import train_on_rank
@@ -86,7 +86,7 @@ class QuarticNorm(nn.Module):
     def __init__(self, hidden_size: int, epsilon: float, *, bias: bool, grad_sum: tuple[str, ...]):
         super().__init__()
         self.epsilon = epsilon
-        self.shards = {"weight": Shard((hidden_size,), fill=1.0, grad_sum=grad_sum)}
+        self.shards = {"weight": Shard((hidden_size,), role="norm", fill=1.0, grad_sum=grad_sum)}
         self.weight = nn.Parameter(torch.empty(hidden_size))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -94,7 +94,7 @@ class QuarticNorm(nn.Module):
         return x / (mean + self.epsilon).sqrt().sqrt() * self.weight
 
 
-def pattern(model: ModelConfig) -> tuple[LayerSpec, ...]:
+def pattern(model: ResolvedModel) -> tuple[LayerSpec, ...]:
     """Every second layer is a running mean with the other norm; norms stand before, after, and on both sides in turn;
     every fourth layer has a rope of its own."""
     layers = []
@@ -114,12 +114,12 @@ def other_layers():
     with ExitStack() as stack:
         stack.enter_context(patch.dict(MIXERS, {"running_mean": RunningMean}))
         stack.enter_context(patch.dict(NORMS, {"QuarticNorm": QuarticNorm}))
-        for module in (chunk, flops):
+        for module in (chunk, flops, table):
             stack.enter_context(patch.object(module, "layers_of", pattern))
         yield
 
 
-def with_other_layers(config: Config, steps: int, run: Any = train_on_rank) -> Any:
+def with_other_layers(config: ResolvedConfig, steps: int, run: Any = train_on_rank) -> Any:
     """On a rank: a run of such a model."""
     with other_layers():
         return run(config, steps)
