@@ -8,15 +8,24 @@ allow it, not those of the small model that is run.
 import math
 import random
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from itertools import product
 from typing import Any, NamedTuple, get_args
 
 from megascratch.config.errors import SettingError, UserError
 from megascratch.config.fields import SETTINGS, flag, flat
 from megascratch.config.laws import validate
+from megascratch.config.layers import layers_of
 from megascratch.config.layout import Layout
 from megascratch.config.pipeline_split import layer_cut
-from megascratch.config.resolve import Found, ResolvedConfig, Values, derive, resolve_derived
+from megascratch.config.resolve import (
+    Found,
+    ResolvedConfig,
+    ResolvedModel,
+    Values,
+    derive,
+    resolve_derived,
+)
 from megascratch.config.settings import ModelConfig, ParallelConfig
 from megascratch.pipeline.schedule import Placement
 from megascratch.verification.random_schedule import random_schedule_file
@@ -284,6 +293,7 @@ def _small_cut(whole: Case) -> dict[str, Any]:
     last = parallel.decoder_last_pipeline_num_layers
     layout = parallel.pipeline_model_parallel_layout
     small = _ranked(layer_cut(layers, pp, chunks, first, last, layout))
+    small = _with_every_kind(whole.config.model, small)
     values: dict[str, Any] = {"num_layers": sum(small)}
     if layout is not None:
         values["pipeline_model_parallel_layout"] = small
@@ -297,6 +307,18 @@ def _small_cut(whole: Case) -> dict[str, Any]:
     if parallel.recompute_num_layers is not None:
         values["recompute_num_layers"] = min(parallel.recompute_num_layers, values["num_layers"])
     return values
+
+
+def _with_every_kind(model: ResolvedModel, cut: list[int]) -> list[int]:
+    """The cut, or the least multiple of it that has a layer of every kind of the model."""
+    kinds = len(set(layers_of(model)))
+    times = 1
+    while times * sum(cut) < model.num_layers:
+        small = replace(model, num_layers=times * sum(cut))
+        if len(set(layers_of(small))) == kinds:
+            break
+        times += 1
+    return [times * layers for layers in cut]
 
 
 def _ranked(numbers: list[int]) -> list[int]:
