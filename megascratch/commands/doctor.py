@@ -15,10 +15,10 @@ from collections.abc import Sequence
 from datetime import timedelta
 
 from megascratch.config.errors import UserError
-from megascratch.config.fields import flat
+from megascratch.config.fields import flat, with_fields
 from megascratch.config.layout import Layout
 from megascratch.config.load import read_config
-from megascratch.config.resolve import BACKENDS, Values
+from megascratch.config.resolve import BACKENDS, Values, derive
 from megascratch.config.settings import Config, ParallelConfig
 from megascratch.doctor.host import HostFinding, check_host
 from megascratch.doctor.network import bandwidths, slow_groups
@@ -60,11 +60,12 @@ def main(argv: Sequence[str]) -> int:
     if not options.timeout > 0:
         raise UserError(f"--timeout ({options.timeout:g}) must be above 0")
     world = launch_environment().world_size
-    config = Config()
     named: Values | None = None  # the settings, if any is given
     if words:
         config = legal_settings(read_config(words, prog="megascratch doctor"), world).config
         named = flat(config)
+    else:
+        config = with_fields(Config(), derive(flat(Config()), world))
     timeout = timedelta(seconds=options.timeout)
     rendezvous = join(timeout)
     findings = _machines(named, rendezvous)
