@@ -11,10 +11,9 @@ from torch import Tensor
 from megascratch.checkpoint import latest_valid, load, read_manifest
 from megascratch.checkpoint.steps import candidates
 from megascratch.config.errors import UserError
-from megascratch.config.fields import flat
 from megascratch.config.layout import Layout
 from megascratch.config.printable import printable
-from megascratch.config.resolve import ResolvedConfig, ResolvedModel, resolve, world_of
+from megascratch.config.resolve import ResolvedConfig, ResolvedModel, resolve
 from megascratch.config.saved import config_from_dict
 from megascratch.config.settings import DataConfig, OptimConfig
 from megascratch.model.chunk import ModelChunk
@@ -52,7 +51,7 @@ def load_for_inference(
                 f"{step} contains no settings: it was not written by megascratch pretrain"
             )
         saved_config = config_from_dict(state["config"])
-        config = resolve(saved_config, world_of(flat(saved_config)))
+        config = resolve(saved_config, Layout.of(saved_config.parallel).world)
         vocab_size = config.model.vocab_size
         fingerprint = state.get("tokenizer_fingerprint")
         tokenizer = _tokenizer(
