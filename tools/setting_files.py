@@ -30,11 +30,11 @@ SETTINGS = (
     "keep_last_n_checkpoints",
 )
 USES_IN_CONFIG = (
-    "derive.py",
     "resolve.py",
     "batch_size.py",
-    "pipeline_split.py",
     "layers.py",
+    "layout.py",
+    "pipeline_split.py",
     "laws",
 )
 """Files and folders of `config/` that compute with settings; all others there are machinery."""
