@@ -138,7 +138,8 @@ def _axes(
     device = choose_device(device_asked, environment.local_rank, parallel.distributed_backend)
     tp = parallel.tensor_model_parallel_size
     pp = parallel.pipeline_model_parallel_size
-    layout = Layout(tp, pp, environment.world_size // (tp * pp))
+    copies = environment.world_size // Layout(tp, pp).ranks_of_copy
+    layout = Layout(tp, pp, copies)
     try:
         backend = parallel.distributed_backend or BACKENDS[device.type]
         meshes.start(backend, device, rendezvous)

@@ -87,7 +87,7 @@ class DataParallel(ABC):
                 ranges.append((bucket, start, stop))
         kind = OPTIMIZERS[optim.optimizer]
         if kind.needs_whole_matrices:
-            require_whole_matrices(optim.optimizer, mesh.tp, ranges)
+            require_whole_matrices(optim.optimizer, shards, mesh.layout, ranges)
         in_host_memory = first_elements([stop - start for _, start, stop in ranges], offloaded)
         self.owned: list[OptimizerShard] = []  # the ranges that this rank updates
         for (bucket, start, stop), host in zip(ranges, in_host_memory, strict=True):

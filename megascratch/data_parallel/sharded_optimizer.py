@@ -11,12 +11,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from megascratch.config.layout import Layout
 from megascratch.config.settings import OptimConfig
 from megascratch.data_parallel.buckets import Bucket
 from megascratch.data_parallel.optimizer_shard import OptimizerShard, host_like
 from megascratch.optim import OPTIMIZERS
 from megascratch.optim.optimizer import Optimizer, Stretch
-from megascratch.parallel.mesh import Axis
 from megascratch.parallel.shard import Shard
 
 
@@ -102,20 +102,32 @@ class ShardedOptimizer:
             shard.owned.weights.copy_(shard.staged, non_blocking=True)
 
 
-def require_whole_matrices(name: str, tp: Axis, ranges: Sequence[tuple[Bucket, int, int]]) -> None:
+def require_whole_matrices(
+    name: str,
+    shards: Mapping[str, Shard],
+    layout: Layout,
+    ranges: Sequence[tuple[Bucket, int, int]],
+) -> None:
     """Returns if no rank holds a part of a matrix: an optimizer that needs all of it has no owner for it otherwise.
 
     Args:
         name: of the optimizer.
+        shards: the table of the whole model.
         ranges: (bucket, start, stop) that this rank updates.
 
     Raises: ValueError, on every rank that holds weights.
     """
     reason = ""
-    if tp.size > 1:
-        reason = f"tensor parallelism cuts them over {tp.size} ranks"
-    elif any((start, stop) != (0, bucket.plan.size) for bucket, start, stop in ranges):
+    if any((start, stop) != (0, bucket.plan.size) for bucket, start, stop in ranges):
         reason = "the distributed optimizer cuts its ranges through them"
+    for bucket, _, _ in ranges:
+        for place in bucket.plan.places:
+            shard = shards[place.name]
+            sizes = layout.sizes(shard.view)
+            for cut in shard.cuts:
+                # the dims before the last two count matrices, such as the experts of a layer
+                if cut.dim >= len(shard.shape) - 2 and sizes[cut.axis] > 1:
+                    reason = f"tensor parallelism cuts them over {sizes[cut.axis]} ranks"
     if reason:
         raise ValueError(
             f"optimizer {name} updates whole matrices, but {reason}: use tensor-model-parallel-size 1 and leave out "

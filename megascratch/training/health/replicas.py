@@ -1,10 +1,10 @@
 """Detects silent data corruption: compares the replicas of every tensor bit for bit and names the rank that differs.
 
-Replicas are stored on the data-parallel ranks (weights; without the distributed optimizer also moments and masters),
-on the tensor ranks (norms, biases, shared key/value heads) and on the first and last stage (a tied embedding). By
-arithmetic they stay equal forever; if they differ, memory, a core or a link has failed. A digest is the sum of the
-elements' bits, weighted by their positions, modulo 2^64: exact, independent of the order of the sum, and computed on
-the tensor's own device.
+Replicas are stored on the data ranks of a weight's view (weights; without the distributed optimizer also moments and
+masters), on the ranks of an axis that does not cut the weight (norms and biases on the tensor ranks, also shared
+key/value heads), and on the first and last stage (a tied embedding). By arithmetic they stay equal forever; if they
+differ, memory, a core or a link has failed. A digest is the sum of the elements' bits, weighted by their positions,
+modulo 2^64: exact, independent of the order of the sum, and computed on the tensor's own device.
 """
 
 import socket
@@ -51,7 +51,8 @@ def check_replicas(trainer: Trainer, step: int) -> None:
     if mesh.world.size == 1:
         return
     mine = copies_of(trainer)
-    suspicious = _differing(mine, mesh.embedding)
+    tied = {shard.tied for shard in trainer.shards.values()}
+    suspicious = _differing([copy for copy in mine if copy.weight in tied], mesh.embedding)
     for view in dict.fromkeys(shard.view for shard in trainer.shards.values()):
         suspicious |= _differing_in_view(trainer, mine, view)
     count = torch.tensor(float(len(suspicious)), device=mesh.device)
@@ -128,7 +129,7 @@ def _differing_in_view(trainer: Trainer, mine: Sequence[Copy], view: View) -> se
     suspicious = _differing_over_data(trainer, of_view, mesh.data_of(view))
     spread = {axis for shard in shards.values() if shard.view == view for axis in shard.axes}
     for name in MODEL_AXES[view]:
-        if name in spread:
+        if name in spread:  # then all ranks compare, also those that have no such weight
             along = [copy for copy in of_view if name in shards[copy.weight].axes]
             suspicious |= _differing(along, mesh.model_axis(name))
     return suspicious
