@@ -7,6 +7,7 @@ where a kernel needs one.
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
 from torch import Tensor
 
 
@@ -28,9 +29,17 @@ class Visible:
         """Whether a mask of the form of a triangle says all."""
         return self.in_order and self.starts is None
 
-    @cached_property
+    @property
     def dense(self) -> Tensor:
-        """[b, 1, q, k] bool, True where attention is allowed ([1, 1, q, k] without documents); made once."""
+        """[b, 1, q, k] bool, True where attention is allowed ([1, 1, q, k] without documents); made once. Compiled code
+        makes it again in each layer, fused with its use."""
+        return self._made() if torch.compiler.is_compiling() else self._kept
+
+    @cached_property
+    def _kept(self) -> Tensor:
+        return self._made()
+
+    def _made(self) -> Tensor:
         not_later = self.keys <= self.queries[:, None]  # [q, k]
         if self.starts is None:
             return not_later[None, None]
