@@ -5,7 +5,6 @@ of layout x schedule x cut x other settings that must not change the model. A la
 allow it, not those of the small model that is run.
 """
 
-import math
 import random
 from collections.abc import Callable, Collection
 from dataclasses import replace
@@ -177,8 +176,9 @@ def _require_some(
 def _sizes(max_world: int) -> list[tuple[int, int, int]]:
     """Every (tp, pp, dp) of at most `max_world` ranks, those of few ranks first."""
     numbers = range(1, max_world + 1)
-    sizes = [(tp, pp, dp) for tp, pp, dp in product(numbers, repeat=3) if tp * pp * dp <= max_world]
-    return sorted(sizes, key=lambda each: (math.prod(each), each))
+    sizes = product(numbers, numbers, numbers)
+    fitting = [each for each in sizes if Layout(*each).world <= max_world]
+    return sorted(fitting, key=lambda each: (Layout(*each).world, each))
 
 
 def _drawn(

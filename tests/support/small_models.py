@@ -6,6 +6,7 @@ import torch
 
 from megascratch import checkpoint
 from megascratch.config.fields import with_fields
+from megascratch.config.layout import Layout
 from megascratch.config.resolve import resolve
 from megascratch.config.settings import Config
 from megascratch.data.samples.batch import collate
@@ -62,7 +63,7 @@ def save_model(folder, tp: int = 1, pp: int = 1, dp: int = 1, settings=(), state
         "pipeline_model_parallel_size": pp,
         "use_distributed_optimizer": dp > 1,
     }
-    config = config_of(tp * pp * dp, **layout, **dict(settings))
+    config = config_of(Layout(tp, pp, dp).world, **layout, **dict(settings))
     mesh = mesh_of(tp, pp, dp)
     trainer = Trainer(config, mesh)
     saved = {
