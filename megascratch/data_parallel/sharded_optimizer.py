@@ -118,18 +118,14 @@ def require_whole_matrices(
     Raises: ValueError, on every rank that holds weights.
     """
     reason = ""
+    for weight, shard in shards.items():
+        for cut in shard.cuts:
+            ranks = layout.sizes(shard.view)[cut.axis]
+            # the dims before the last two count matrices, such as the experts of a layer
+            in_matrix = len(shard.shape) > 1 and cut.dim >= len(shard.shape) - 2
+            if ranks > 1 and in_matrix:
+                reason = f"{weight} is cut over {ranks} ranks of {cut.axis}: use 1"
     if any((start, stop) != (0, bucket.plan.size) for bucket, start, stop in ranges):
-        reason = "the distributed optimizer cuts its ranges through them"
-    for bucket, _, _ in ranges:
-        for place in bucket.plan.places:
-            shard = shards[place.name]
-            sizes = layout.sizes(shard.view)
-            for cut in shard.cuts:
-                # the dims before the last two count matrices, such as the experts of a layer
-                if cut.dim >= len(shard.shape) - 2 and sizes[cut.axis] > 1:
-                    reason = f"tensor parallelism cuts them over {sizes[cut.axis]} ranks"
+        reason = "the ranges of use-distributed-optimizer begin and end inside them: leave it out"
     if reason:
-        raise ValueError(
-            f"optimizer {name} updates whole matrices, but {reason}: use tensor-model-parallel-size 1 and leave out "
-            "use-distributed-optimizer"
-        )
+        raise ValueError(f"optimizer {name} updates whole matrices, but {reason}")

@@ -89,7 +89,8 @@ def test_it_resumes_on_any_layout_and_is_loaded_for_inference(before, after, tmp
     names = read_manifest(step).tensors.keys()
     kept = {name for name in names if "square" in name or "tokens" in name}
     assert kept == {name for name in expected().params if name.startswith("buffer.")}
-    model = with_meters(load_model, step, config_of(), torch.device("cpu"))
+    config = config_of()
+    model = with_meters(load_model, step, config.model, config.optim, torch.device("cpu"))
     buffers = dict(model.named_buffers())
     with OpenCheckpoint(step) as contents:
         for name in kept:

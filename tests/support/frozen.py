@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 from unittest.mock import patch
 
-from megascratch.config.settings import Config
+from megascratch.config.resolve import ResolvedConfig
 from megascratch.model.build import build_chunks
 from megascratch.training import trainer
 from megascratch.verification.run_layout import RankTrace
@@ -47,12 +47,12 @@ def with_frozen(pattern: str, function: Callable, *args: Any) -> Any:
         return function(*args)
 
 
-def train_frozen(pattern: str, config: Config, steps: int = STEPS) -> RankTrace:
+def train_frozen(pattern: str, config: ResolvedConfig, steps: int = STEPS) -> RankTrace:
     """On a rank."""
     return with_frozen(pattern, train, config, steps)
 
 
-def plain(pattern: str, config: Config, steps: int = STEPS) -> RunRecord:
+def plain(pattern: str, config: ResolvedConfig, steps: int = STEPS) -> RunRecord:
     """The same in one process."""
     return plain_run(config, steps, freezing(pattern))[0]
 

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from megascratch.config.layers import MLPSpec
-from megascratch.config.settings import Config
+from megascratch.config.resolve import ResolvedConfig
 from megascratch.layers.context import ForwardContext
 from megascratch.layers.mlp import MLP
 from megascratch.layers.sublayer import SublayerSite
 from megascratch.model.block import FEED_FORWARDS
 from megascratch.parallel.collectives import all_reduce
 from megascratch.parallel.kept_state import KeepsState, counted
-from megascratch.parallel.shard import Shard
+from megascratch.parallel.shard import Cut, Shard
 from megascratch.training.state import TrainState
 from megascratch.training.trainer import Trainer
 from tests.support.layout_runs import (
@@ -42,7 +42,10 @@ class MeteredMLP(MLP, KeepsState):
     def __init__(self, spec: MLPSpec, site: SublayerSite):
         super().__init__(spec, site)
         width, tp = spec.width, site.tp
-        self.shards = {"square": Shard((width,), {"tp": 0}, fill=1.0), "tokens": Shard(())}
+        self.shards = {
+            "square": Shard((width,), (Cut("tp", 0),), role="scalar", fill=1.0),
+            "tokens": Shard((), role="scalar"),
+        }
         self.register_buffer("square", torch.empty(width // tp.size))
         self.register_buffer("tokens", torch.empty((), dtype=torch.int64))
         sums = torch.empty(2, width // tp.size)  # of squares, of ones
@@ -89,13 +92,11 @@ class PlainMeteredMLP(MLP):
         self.seen.clear()
 
 
-def plain(config: Config, steps: int) -> RunRecord:
+def plain(config: ResolvedConfig, steps: int) -> RunRecord:
     """The run in one process, with the state that checkpoints must hold worked out by hand."""
     with patch.dict(FEED_FORWARDS, mlp=PlainMeteredMLP):
         record, model = plain_run(config, steps, after_step=_after_step)
-    batch_size = config.training.global_batch_size
-    assert batch_size is not None
-    tokens = torch.tensor(steps * batch_size * config.data.seq_length)
+    tokens = torch.tensor(steps * config.training.global_batch_size * config.data.seq_length)
     for name, part in model.named_modules():
         if isinstance(part, PlainMeteredMLP):
             record.params[f"buffer.{name}.square"] = torch.as_tensor(part.divisor)
@@ -119,7 +120,7 @@ def state_of(trainer: Trainer) -> dict[str, Tensor]:
     }
 
 
-def changes(what: str, config: Config) -> tuple[bool, bool]:
+def changes(what: str, config: ResolvedConfig) -> tuple[bool, bool]:
     """On a rank: whether the state has changed after one step was taken, and after something else happened."""
     trainer = build_trainer(config)
     train_steps(trainer, TrainState(), 1)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from megascratch.config.settings import Config
+from megascratch.config.resolve import ResolvedConfig
 from megascratch.model.build import build_chunks
 from megascratch.parallel.mesh import Mesh
 from megascratch.verification.run_layout import RunRecord, one_process
@@ -15,7 +15,7 @@ PADDED = ("embedding.word.weight", "head.weight")
 
 
 def plain_run(
-    config: Config,
+    config: ResolvedConfig,
     steps: int,
     build: Callable = build_chunks,
     after_step: Callable[[nn.Module], None] = lambda chunk: None,
@@ -28,7 +28,6 @@ def plain_run(
     """
     config = one_process(config)
     optim, batch_size = config.optim, config.training.global_batch_size
-    assert batch_size is not None
     seed = config.training.seed
     (chunk,) = build(config.model, config.parallel, Mesh.alone(), torch.float64, seed)
     weights = dict(chunk.named_parameters())
@@ -56,7 +55,9 @@ def plain_run(
     return RunRecord(losses, norms, grads, params, initial), chunk
 
 
-def true_tensors(kind: str, tensors: dict[str, Tensor], config: Config) -> dict[str, Tensor]:
+def true_tensors(
+    kind: str, tensors: dict[str, Tensor], config: ResolvedConfig
+) -> dict[str, Tensor]:
     """Copies by the names in a checkpoint, without the rows of padding."""
     found = {}
     for name, tensor in tensors.items():
