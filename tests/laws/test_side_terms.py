@@ -12,8 +12,15 @@ from megascratch.commands import main
 from megascratch.model.build import build_chunks
 from megascratch.optim.loss_scale import LossScale
 from megascratch.parallel.mesh import Mesh
-from megascratch.verification.run_layout import RunRecord, difference, one_process, world_of
-from tests.support.layout_runs import assert_same, config_of, gather, synthetic_batch, trace
+from megascratch.verification.run_layout import RunRecord, difference, one_process
+from tests.support.layout_runs import (
+    assert_same,
+    config_of,
+    gather,
+    synthetic_batch,
+    trace,
+    world_of,
+)
 from tests.support.pairwise_cover import DOCUMENTS, LLAMA
 from tests.support.pretrain_runs import mock, rows
 from tests.support.rank_pool import on_ranks

@@ -47,9 +47,7 @@ def step_on_meta(monkeypatch: pytest.MonkeyPatch, **settings: Any) -> Trainer:
 
     monkeypatch.setattr(build, "ModelChunk", born_there)
     monkeypatch.setattr(Tensor, "item", lambda tensor: 1.0)
-    monkeypatch.setattr(
-        Tensor, "tolist", lambda tensor: [1.0, 0.0][: len(tensor)]
-    )  # tokens, or loss and overflow
+    monkeypatch.setattr(Tensor, "tolist", lambda tensor: [1.0, 0.0, 0.0][: len(tensor)])
     trainer, size = Trainer(config, Mesh.alone("meta")), config.training.micro_batch_size
     batches = [synthetic_batch(config, range(start, start + size)) for start in range(0, 8, size)]
     for step in (1, 2):

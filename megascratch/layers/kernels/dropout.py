@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from megascratch.layers.kernels.choice import are_ordinary
 from megascratch.parallel.random import keep_mask, sample_keys
 
 try:
@@ -77,9 +78,7 @@ class _Dropped(torch.autograd.Function):
 
 
 def _in_one_kernel(x: Tensor) -> bool:
-    if torch.compiler.is_compiling():
-        return False  # the compiler fuses the plain steps
-    return x.is_cuda and kernel_matches_reference(x.device)
+    return x.is_cuda and are_ordinary(x) and kernel_matches_reference(x.device)
 
 
 @lru_cache(maxsize=8)
