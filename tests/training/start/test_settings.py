@@ -6,34 +6,33 @@ from megascratch.config.errors import SettingError
 from megascratch.config.load import read_config
 from megascratch.config.resolve import Found
 from megascratch.training.start.settings import legal_settings
-from tests.support.derivations import derivations_of
+from tests.support.noted_calls import noted_calls
 from tests.support.refused_starts import MODEL
 
 DATA = ["--mock-data", "--vocab-size", "50"]
+BYTES = ["--mock-data", "--tokenizer-type", "ByteTokenizer"]
 QUICK = ["--eval-interval", "0", "--device", "cpu"]
+ONCE = ["megascratch.config.resolve:derive", "megascratch.data.samples.build:open_splits"]
+ONCE += ["megascratch.tokenizer:load"]
 
 
 @pytest.mark.parametrize(
     ("ranks", "processes"), [([], 1), (["--nproc-per-node", "2"], 3)], ids=["alone", "launcher"]
 )
-def test_every_process_of_a_run_derives_its_settings_once(ranks, processes, tmp_path):
-    found = derivations_of(tmp_path, ["pretrain", *MODEL, *DATA, *QUICK, *ranks])
-    assert found == [1] * processes
+def test_every_process_of_a_run_derives_its_settings_and_opens_its_inputs_once(
+    ranks, processes, tmp_path
+):
+    found = noted_calls(tmp_path, ["pretrain", *MODEL, *BYTES, *QUICK, *ranks], ONCE)
+    once = [1] * processes
+    assert found == {"derive": once, "open_splits": once, "load": once}
 
 
-def test_a_resumed_run_derives_its_settings_once(tmp_path):
-    words = [
-        "pretrain",
-        *MODEL,
-        *DATA,
-        *QUICK,
-        "--auto-resume",
-        "--output-dir",
-        str(tmp_path / "run"),
-    ]
+def test_a_resumed_run_derives_its_settings_and_opens_its_inputs_once(tmp_path):
+    run = ["--auto-resume", "--output-dir", str(tmp_path / "run")]
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
-        assert derivations_of(tmp_path / name, words) == [1]
+        found = noted_calls(tmp_path / name, ["pretrain", *MODEL, *DATA, *QUICK, *run], ONCE[:2])
+        assert found == {"derive": [1], "open_splits": [1]}
 
 
 def settings_of(*words: str, world: int = 1):
