@@ -6,6 +6,7 @@ from functools import cache, partial
 
 import pytest
 
+from megascratch.config.fields import flat
 from megascratch.config.settings import Config
 from megascratch.verification.layouts import name_of
 from megascratch.verification.run_layout import RunRecord, one_process
@@ -101,7 +102,9 @@ def test_the_layout_law_notices(name, table):
     with pytest.raises(AssertionError) as caught:
         law_of(name, config)
     assert not isinstance(caught.value, RankFailed), "a crash proves nothing about the law"
-    table.append((name, LAWS[BREAKS[name].run], name_of(config), str(caught.value).splitlines()[0]))
+    table.append(
+        (name, LAWS[BREAKS[name].run], name_of(flat(config)), str(caught.value).splitlines()[0])
+    )
 
 
 @pytest.mark.parametrize("name", cases(ALIKE))
