@@ -53,18 +53,19 @@ class _ShortCausalAttention(torch.autograd.Function):
     def forward(ctx, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         b, n, s, d = q.shape
         q, k, v = (x.transpose(0, 1).reshape(n * b, s, d) for x in (q, k, v))
-        out = q.new_empty(s, b, n, d)  # in the layout that the next layer reads
-        blocks = []  # attention weights, each [n b, rows, keys]
-        for first in range(0, s, _ROWS):
-            end = min(first + _ROWS, s)
-            block_q = q[:, first:end]
-            seen_k = k[:, :end]
-            seen_v = v[:, :end]
-            scores = torch.bmm(block_q, seen_k.transpose(1, 2))  # [n b, rows, keys]
-            weights = cpu.causal_softmax_(scores, first, d**-0.5)
-            rows = torch.bmm(weights, seen_v).view(n, b, end - first, d)
-            out[first:end] = rows.permute(2, 1, 0, 3)  # [rows, b, n, d]
-            blocks.append(weights)
+        if s <= _ROWS:
+            weights, rows = _attended(q, k, v, 0)
+            blocks = [weights]
+            # in the layout that the next layer reads: [s, b, n, d]
+            out = rows.view(n, b, s, d).permute(2, 1, 0, 3).contiguous()
+        else:
+            blocks = []
+            out = q.new_empty(s, b, n, d)
+            for first in range(0, s, _ROWS):
+                end = min(first + _ROWS, s)
+                weights, rows = _attended(q[:, first:end], k[:, :end], v[:, :end], first)
+                out[first:end] = rows.view(n, b, end - first, d).permute(2, 1, 0, 3)
+                blocks.append(weights)
         ctx.save_for_backward(q, k, v, *blocks)
         return out.permute(1, 2, 0, 3)  # [b, n, s, d]
 
@@ -79,20 +80,48 @@ class _ShortCausalAttention(torch.autograd.Function):
             )
         b, n, s, d = grad.shape
         grad = grad.transpose(0, 1).reshape(n * b, s, d)
-        grad_q, grad_k, grad_v = (x.new_empty(x.shape) for x in (q, k, v))
-        end = s
-        for weights in reversed(blocks):
-            first = end - weights.shape[1]
-            block_q = q[:, first:end]
-            block_grad = grad[:, first:end]
-            seen_k = k[:, :end]
-            seen_v = v[:, :end]
-            grad_weights = torch.bmm(block_grad, seen_v.transpose(1, 2))
-            grad_scores = cpu.causal_softmax_backward_(weights, grad_weights, first, d**-0.5)
-            # the last block sees all keys and comes first: nothing to add to
-            beta = 0 if end == s else 1
-            grad_q[:, first:end].baddbmm_(grad_scores, seen_k, beta=0)
-            grad_k[:, :end].baddbmm_(grad_scores.transpose(1, 2), block_q, beta=beta)
-            grad_v[:, :end].baddbmm_(weights.transpose(1, 2), block_grad, beta=beta)
-            end = first
-        return tuple(x.view(n, b, s, d).transpose(0, 1) for x in (grad_q, grad_k, grad_v))
+        gradients = _gradients if len(blocks) == 1 else _gradients_of_blocks
+        grads = gradients(q, k, v, blocks, grad)
+        return tuple(x.view(n, b, s, d).transpose(0, 1) for x in grads)
+
+
+def _attended(q: Tensor, k: Tensor, v: Tensor, first: int) -> tuple[Tensor, Tensor]:
+    """The attention weights [n b, rows, keys] of the queries from number `first` on, and the weighted values."""
+    scores = torch.bmm(q, k.transpose(1, 2))
+    weights = cpu.causal_softmax_(scores, first, q.shape[-1] ** -0.5)
+    return weights, torch.bmm(weights, v)
+
+
+def _gradients(
+    q: Tensor, k: Tensor, v: Tensor, blocks: list[Tensor], grad: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of q, k and v where all queries are one block."""
+    (weights,) = blocks
+    grad_weights = torch.bmm(grad, v.transpose(1, 2))
+    grad_scores = cpu.causal_softmax_backward_(weights, grad_weights, 0, q.shape[-1] ** -0.5)
+    grad_q = torch.bmm(grad_scores, k)
+    grad_k = torch.bmm(grad_scores.transpose(1, 2), q)
+    return grad_q, grad_k, torch.bmm(weights.transpose(1, 2), grad)
+
+
+def _gradients_of_blocks(
+    q: Tensor, k: Tensor, v: Tensor, blocks: list[Tensor], grad: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same for several blocks of queries. The last one sees all keys and comes first: it has nothing to add to."""
+    grad_q, grad_k, grad_v = (x.new_empty(x.shape) for x in (q, k, v))
+    end = q.shape[1]
+    beta = 0
+    for weights in reversed(blocks):
+        first = end - weights.shape[1]
+        block_q = q[:, first:end]
+        block_grad = grad[:, first:end]
+        seen_k = k[:, :end]
+        grad_weights = torch.bmm(block_grad, v[:, :end].transpose(1, 2))
+        scale = q.shape[-1] ** -0.5
+        grad_scores = cpu.causal_softmax_backward_(weights, grad_weights, first, scale)
+        grad_q[:, first:end].baddbmm_(grad_scores, seen_k, beta=0)
+        grad_k[:, :end].baddbmm_(grad_scores.transpose(1, 2), block_q, beta=beta)
+        grad_v[:, :end].baddbmm_(weights.transpose(1, 2), block_grad, beta=beta)
+        end = first
+        beta = 1
+    return grad_q, grad_k, grad_v
