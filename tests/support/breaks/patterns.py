@@ -12,11 +12,15 @@ from tests.support.breaks.replacing import INTERLEAVED, PP2, ROTARY, Break
 from tests.support.other_layers import with_other_layers
 
 
-def kinds_from_the_first(model, layers, *rest):
-    """Layer 3 of a stage that begins with layer 2 is of the kind of layer 1."""
+def ropes_from_the_first(model, layers, *rest):
+    """Layer 3 of a stage that begins with layer 2 has the rope of layer 1; a kind with other weights is refused."""
     whole = chunk.layers_of(model)
-    moved = tuple(whole[layer - layers.start] for layer in range(len(whole)))
-    with patch.object(chunk, "layers_of", lambda model: moved):
+    moved = list(whole)
+    for layer in layers:
+        mixer, other = whole[layer].mixer, whole[layer - layers.start].mixer
+        if mixer.kind == other.kind == "attention":
+            moved[layer] = replace(whole[layer], mixer=replace(mixer, rope=other.rope))
+    with patch.object(chunk, "layers_of", lambda model: tuple(moved)):
         return ModelChunk(model, layers, *rest)
 
 
@@ -40,12 +44,12 @@ plain_rotary = ModelChunk.rotary
 BREAKS: dict[str, Break] = {
     "a layer's kind by its number on its stage": Break(
         {"pipeline_model_parallel_size": 4, "num_layers": 4},
-        [(build, "ModelChunk", kinds_from_the_first)],
+        [(build, "ModelChunk", ropes_from_the_first)],
         with_other_layers,
     ),
     "a layer's kind by its number in its chunk": Break(
         INTERLEAVED,
-        [(build, "ModelChunk", kinds_from_the_first)],
+        [(build, "ModelChunk", ropes_from_the_first)],
         with_other_layers,
     ),
     "residual scale of the layers of one stage": Break(
