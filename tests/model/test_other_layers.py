@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from megascratch.config.fields import flat
 from megascratch.config.layers import LayerSpec, NormSpec
 from megascratch.config.settings import Config
 from megascratch.inference.generate import Sampling, generate
@@ -108,7 +109,10 @@ def test_a_run_that_is_resumed_on_another_layout_is_the_undisturbed_one(layout):
 def test_layouts_that_verify_would_draw_are_the_one_process_model():
     config = config_of(**{**MODEL, "num_layers": 4})
     given = {*vars(config.model)}
-    for case in random_layouts(config, 4, number=4, seed=1, fixed=(), given=given, full_size=True):
+    settings = flat(config)
+    for case in random_layouts(
+        settings, 4, number=4, seed=1, fixed=(), given=given, full_size=True
+    ):
         one = alone(case.config, with_other_layers)
         assert_same(one, trace(case.config, STEPS, with_other_layers), 1e-9)
 
@@ -203,7 +207,7 @@ def test_generation_keeps_what_each_mixer_asks_for():
     config = small_config(num_layers=4, position_embedding_type="rope")
     model = whole(config)
     prompt = [3, 1, 4, 1, 5]
-    (found,) = generate(model, config, [prompt], 6, Sampling(temperature=0), eod=None)
+    (found,) = generate(model, config.data, [prompt], 6, Sampling(temperature=0), eod=None)
     ids = list(prompt)
     for token in found.tokens:
         assert token == full_logits(config, model, ids)[-1].argmax()
