@@ -16,6 +16,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from megascratch.config.layout import View
 from megascratch.parallel.mesh import Axis
 from megascratch.parallel.shard import Shard
 
@@ -42,6 +43,14 @@ def kept_state(module: nn.Module, shards: Mapping[str, Shard]) -> Iterator[tuple
     for name, buffer in module.named_buffers():
         if name in shards:
             yield name, buffer
+
+
+def view_of(layer: KeepsState) -> View:
+    """The view of the ranks in which a layer keeps its state; its states are all of one view."""
+    shards: Mapping[str, Shard] = layer.shards  # type: ignore[assignment]
+    views = {shards[name].view for name, _ in layer.named_buffers(recurse=False) if name in shards}
+    (view,) = views
+    return view
 
 
 def saved_buffers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

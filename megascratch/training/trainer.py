@@ -20,7 +20,7 @@ from megascratch.model.table import weight_table
 from megascratch.optim.grad_norm import clip_factor
 from megascratch.optim.loss_scale import LossScale
 from megascratch.parallel.collectives import all_reduce
-from megascratch.parallel.kept_state import KeepsState
+from megascratch.parallel.kept_state import KeepsState, view_of
 from megascratch.parallel.mesh import Mesh
 from megascratch.parallel.pending import CommunicationError
 from megascratch.parallel.sharded_tensor import ShardedTensor
@@ -229,7 +229,7 @@ class Trainer:
         doing("the state that layers keep")
         for layer in self.keeping:
             before = list(layer.buffers(recurse=False))
-            layer.step_taken(self.mesh.data)
+            layer.step_taken(self.mesh.data_of(view_of(layer)))
             for old, new in zip(before, layer.buffers(recurse=False), strict=True):
                 if new is not old:
                     raise RuntimeError(
