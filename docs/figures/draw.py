@@ -257,7 +257,7 @@ STEP = [
     ("model/chunk.py, layers/", "forward, loss, backward", GREEN),
     ("data_parallel/base.py", "sums gradients", YELLOW),
     ("optim/grad_norm.py", "global norm, clipping", YELLOW),
-    ("data_parallel/sharded_optimizer.py", "AdamW, weights to all", YELLOW),
+    ("data_parallel/sharded_optimizer.py", "optimizer, weights to all", YELLOW),
     ("training/report.py", "prints the row", BLUE),
 ]
 
@@ -296,7 +296,7 @@ GRADIENT = [
     ("sum over dp", "data_parallel/ddp.py, zero1.py", RED),
     ("sums over tp and pp", "data_parallel/partial_grads.py, base.py", RED),
     ("global norm, clip", "optim/grad_norm.py", YELLOW),
-    ("AdamW on this rank's range", "data_parallel/sharded_optimizer.py", YELLOW),
+    ("optimizer on this rank's range", "data_parallel/sharded_optimizer.py", YELLOW),
     ("weights to all ranks", "data_parallel/zero1.py", RED),
 ]
 

@@ -1,6 +1,6 @@
 """Self-attention with a fused qkv projection, grouped-query attention and heads split over tp.
 
-With more tp ranks than key/value heads, neighbouring ranks hold replicas of the same k and v rows (`Shard.parts`).
+With more tp ranks than key/value heads, neighbouring ranks hold replicas of the same k and v rows (`Cut.parts`).
 """
 
 from dataclasses import dataclass
