@@ -15,6 +15,7 @@ import numpy as np
 import tokenizers
 
 from megascratch.config.errors import UserError
+from megascratch.config.printable import shown
 from megascratch.tokenizer import fast_engine, special_tokens
 from megascratch.tokenizer.interface import (
     EncodedText,
@@ -74,7 +75,7 @@ class HuggingFaceTokenizer(Tokenizer):
             if isinstance(error, KeyboardInterrupt | SystemExit):
                 raise
             raise UserError(
-                f"{name} is not a tokenizer.json that `tokenizers` reads: {error}"
+                f"{name} is not a tokenizer.json that `tokenizers` reads: {shown(error)}"
             ) from error
         ids = self._library.get_vocab(with_added_tokens=True)
         self.vocab_size = max(ids.values(), default=-1) + 1

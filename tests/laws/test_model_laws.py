@@ -114,11 +114,11 @@ def padding_rows(config: Config) -> list[tuple[str, int, float]]:
                 continue
             valid = max(0, min(len(parameter), shard.shape[0] - mesh.tp.rank * len(parameter)))
             flats = [
-                getattr(owned, kind)
+                flat
                 for owned in trainer.data_parallel.owned
                 for place in owned.bucket.plan.places
                 if place.name == name
-                for kind in ("weights", "grads", "exp_avg", "exp_avg_sq")
+                for flat in (owned.weights, owned.grads, *owned.state.values())
             ]
             padding = [flat[: parameter.numel()].view(parameter.shape)[valid:] for flat in flats]
             largest = max(

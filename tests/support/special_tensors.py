@@ -23,6 +23,7 @@ from megascratch.layers.kernels.norms import layer_norm, rms_norm
 from megascratch.layers.kernels.products import product
 from megascratch.layers.kernels.rotary import split_heads
 from megascratch.layers.rotary import rotary_angles
+from megascratch.layers.visible import Visible
 
 S, B, HEADS, WIDTH = SHORT.start, 2, 3, 8
 H = HEADS * WIDTH
@@ -37,7 +38,8 @@ def heads_of(x: Tensor, angles: tuple[Tensor, Tensor] | None) -> Tensor:
 
 def attended(x: Tensor) -> Tensor:
     q = x.unflatten(-1, (HEADS, WIDTH)).permute(1, 2, 0, 3)
-    return attention(q, q * 2, q + 1, None)
+    places = torch.arange(S)
+    return attention(q, q * 2, q + 1, Visible(places, places, None, in_order=True))
 
 
 OPERATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
