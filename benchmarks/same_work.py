@@ -4,11 +4,13 @@ agree step by step to rounding. A ratio of times says nothing where they do not.
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from megascratch.config.resolve import resolve
 from megascratch.config.settings import Config, ParallelConfig
 from megascratch.model.build import build_chunks
 from megascratch.parallel.mesh import Mesh
@@ -59,11 +61,10 @@ def require_same_work(name: str, losses: Losses, dtype: torch.dtype = torch.floa
 
 
 def initial_weights(config: Config) -> dict[str, Tensor]:
-    """megascratch's initial weights of a derived config, whole, by name; the same on every layout."""
+    """megascratch's initial weights of a config, whole, by name; the same on every layout."""
     dtype = torch.float64 if config.optim.fp64 else torch.float32
-    (chunk,) = build_chunks(
-        config.model, ParallelConfig(), Mesh.alone(), dtype, config.training.seed
-    )
+    alone = resolve(replace(config, parallel=ParallelConfig()), 1)
+    (chunk,) = build_chunks(alone.model, alone.parallel, Mesh.alone(), dtype, alone.training.seed)
     return {name: weight.detach() for name, weight in chunk.named_parameters()}
 
 
