@@ -6,13 +6,18 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from torch import nn
 
 from megascratch.checkpoint.format.manifest import whole_box
 from megascratch.checkpoint.open_checkpoint import OpenCheckpoint
 from megascratch.checkpoint.steps import read_manifest, resolve
+from megascratch.config.layout import View
 from megascratch.inference.load import load_model
 from megascratch.model.block import FEED_FORWARDS
 from megascratch.model.flops import parameters
+from megascratch.parallel.kept_state import KeepsState, view_of
+from megascratch.parallel.mesh import Axis
+from megascratch.parallel.shard import Shard
 from megascratch.training.health.replicas import ReplicasDiffer, check_replicas
 from megascratch.training.state import TrainState
 from tests.support.layout_runs import assert_same, config_of, trace, train_on_rank
@@ -137,6 +142,28 @@ def replaced() -> str:
 
 def test_a_layer_that_replaces_its_state_is_stopped():
     assert on_ranks(1, replaced) == ["Replacing has replaced a buffer: change it in place"]
+
+
+class RouterBias(KeepsState):
+    """A state in one view of the ranks, and a weight in the other."""
+
+    def __init__(self, view: View, other: View):
+        super().__init__()
+        self.shards = {
+            "weight": Shard((4,), view=other, role="norm"),
+            "bias": Shard((4,), view=view, role="router"),
+        }
+        self.weight = nn.Parameter(torch.ones(4))
+        self.register_buffer("bias", torch.zeros(4))
+
+    def begin_step(self) -> None: ...
+
+    def step_taken(self, data: Axis) -> None: ...
+
+
+def test_a_state_is_summed_over_the_data_ranks_of_its_own_view():
+    assert view_of(RouterBias("expert", "dense")) == "expert"
+    assert view_of(RouterBias("dense", "expert")) == "dense"
 
 
 def without_shard() -> str:
