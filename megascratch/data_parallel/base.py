@@ -261,29 +261,35 @@ class DataParallel(ABC):
             )
 
     def _trained_ties(self) -> set[str]:
-        """The tied weights, of which the first and the last stage hold a copy, if they are trained.
+        """The tied weights, of which the first and the last stage hold a copy, that are trained.
 
         Raises: ValueError, on all ranks, if no weight is trained, or if one copy is trained and the other is frozen.
         """
-        trained = 0
-        tied_trained = 0
-        tied_frozen = 0
+        names = sorted({shard.tied for shard in self.shards.values() if shard.tied})
+        trained = [0] * (
+            len(names) + 1
+        )  # copies of each tied weight; the last number is of all weights
+        frozen = [0] * (len(names) + 1)
         for chunk in self.modules:
             for name, parameter in chunk.named_parameters():
-                tied = self.shards[name].tied is not None
-                trained += parameter.requires_grad
-                tied_trained += tied and parameter.requires_grad
-                tied_frozen += tied and not parameter.requires_grad
-        counts = torch.tensor([trained, tied_trained, tied_frozen], device=self.mesh.device)
-        trained, tied_trained, tied_frozen = all_reduce(counts, self.mesh.world).tolist()
-        if not trained:
+                tied = self.shards[name].tied
+                counts = trained if parameter.requires_grad else frozen
+                counts[-1] += 1
+                if tied is not None:
+                    counts[names.index(tied)] += 1
+        mine = torch.tensor([trained, frozen], device=self.mesh.device)
+        trained, frozen = all_reduce(mine, self.mesh.world).tolist()
+        if not trained[-1]:
             raise ValueError("all weights are frozen: there is nothing to train")
-        names = {shard.tied for shard in self.shards.values() if shard.tied}
-        if tied_trained and tied_frozen:
-            raise ValueError(
-                f"{min(names)} is frozen on one stage and trained on the other: freeze both copies, or none"
-            )
-        return names if tied_trained else set()
+        ties = set()
+        for name, copies_trained, copies_frozen in zip(names, trained, frozen, strict=False):
+            if copies_trained and copies_frozen:
+                raise ValueError(
+                    f"{name} is frozen on one stage and trained on the other: freeze both copies, or none"
+                )
+            if copies_trained:
+                ties.add(name)
+        return ties
 
     def _name(self, name: str) -> str:
         """The name of the weight; for a tied copy, the name of the weight it is tied to."""

@@ -6,10 +6,15 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from torch import nn
 
 from megascratch.checkpoint.steps import read_manifest, resolve
+from megascratch.config.settings import OptimConfig, ParallelConfig
+from megascratch.data_parallel.ddp import DDP
 from megascratch.inference.load import load_model
 from megascratch.layers import linear
+from megascratch.parallel.mesh import Mesh
+from megascratch.parallel.shard import Shard
 from megascratch.training.health.replicas import ReplicasDiffer, check_replicas
 from megascratch.training.state import TrainState
 from tests.support.frozen import FROZEN, plain, train_frozen, with_frozen
@@ -152,6 +157,24 @@ def one_copy_frozen() -> str:
 def test_one_copy_of_a_tied_weight_cannot_be_frozen_alone():
     for said in on_ranks(2, one_copy_frozen):
         assert said.startswith("embedding.word.weight is frozen on one stage and trained on")
+
+
+def two_ties(frozen: tuple[str, ...]) -> DDP:
+    """One rank with both copies of two tied weights, a and b."""
+    module = nn.Module()
+    shards = {}
+    for name, tied in (("a", "a"), ("copy_of_a", "a"), ("b", "b"), ("copy_of_b", "b")):
+        module.register_parameter(name, nn.Parameter(torch.zeros(4), name not in frozen))
+        shards[name] = Shard((4,), role="norm", tied=tied)
+    return DDP([module], shards, Mesh.alone(), OptimConfig(), ParallelConfig())
+
+
+def test_each_tied_weight_is_frozen_or_trained_on_its_own():
+    assert len(two_ties(()).tied) == 2
+    (trained,) = two_ties(("b", "copy_of_b")).tied
+    assert [copy.numel() for copy in trained] == [64, 64]  # of a: 4 elements, aligned
+    with pytest.raises(ValueError, match=r"^b is frozen on one stage and trained on the other"):
+        two_ties(("copy_of_b",))
 
 
 @pytest.mark.parametrize(
