@@ -3,6 +3,7 @@
 A mixer looks across the tokens of a sample (attention); a feed-forward computes from each token alone (MLP).
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,11 +27,11 @@ class SublayerSite:
     sequence_parallel: bool  # the residual stream is split along the sequence over tp
 
 
-class Sublayer(nn.Module):
+class Sublayer(nn.Module, ABC):
     """Maps [s or s/tp, b, h] to what is added to it. Is built as ``KIND(spec, site)``."""
 
-    def forward(self, x: Tensor, context: ForwardContext) -> Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def forward(self, x: Tensor, context: ForwardContext) -> Tensor: ...
 
     def set_recompute(self, core: bool) -> None:
         """Whether backward computes the part again that keeps the most memory for its weights (selective

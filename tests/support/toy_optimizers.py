@@ -4,6 +4,7 @@
 rank while the setting `optimizer` knows both.
 """
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 from unittest.mock import patch
@@ -35,8 +36,8 @@ class Toy(Optimizer):
                 stretch.weight.mul_(1 - lr * self.optim.weight_decay)
             self.move(stretch, lr)
 
-    def move(self, stretch: Stretch, lr: float) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def move(self, stretch: Stretch, lr: float) -> None: ...
 
 
 class AdEMAMix(Toy):
@@ -93,8 +94,8 @@ class Plain(torch.optim.Optimizer):
                 new = self.moved(w, w.grad, self.state[w], group["lr"], group["weight_decay"])
                 w.copy_(new)
 
-    def moved(self, w, g, state, lr, decay):
-        raise NotImplementedError
+    @abstractmethod
+    def moved(self, w, g, state, lr, decay): ...
 
 
 class PlainAdEMAMix(Plain):
