@@ -11,6 +11,7 @@ arXiv 2205.05198, section 4.2.) On an axis of size 1 everything returns its inpu
 (`gloo.py`), those of a device over NCCL, or through host memory where the group has only gloo.
 """
 
+import pickle
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
@@ -21,14 +22,9 @@ from torch import Tensor
 from megascratch.parallel import gloo
 from megascratch.parallel.host_staging import needs_host_staging
 from megascratch.parallel.mesh import Axis
-from megascratch.parallel.pending import Pending, named
-from megascratch.runtime.heartbeat import next_number, waiting
+from megascratch.parallel.pending import Pending
 
 T = TypeVar("T")
-
-# torch 2.13 renamed the single-tensor forms and warns about the old names; 2.11 has only those.
-_all_gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-_reduce_scatter_single = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
 def start_all_reduce(
@@ -37,11 +33,11 @@ def start_all_reduce(
     """Starts a sum (or `op`) of x over the axis, in place."""
     if axis.size == 1:
         return Pending("all_reduce", axis, None, x)
-    if needs_host_staging(x, axis.group):
+    if needs_host_staging(x, axis.transport):
         return _copied_to_device(start_all_reduce(x.cpu(), axis, op), x)
     if x.device.type == "cpu":
         return gloo.start_all_reduce(x, axis, op)
-    return Pending.start("all_reduce", axis, x, lambda **how: dist.all_reduce(x, op, **how))
+    return Pending.start("all_reduce", axis, x, lambda group: group.all_reduce(x, op))
 
 
 def start_all_gather(x: Tensor, axis: Axis, out: Tensor | None = None) -> Pending:
@@ -51,11 +47,11 @@ def start_all_gather(x: Tensor, axis: Axis, out: Tensor | None = None) -> Pendin
     x = x.contiguous()
     if out is None:
         out = x.new_empty((axis.size * x.shape[0], *x.shape[1:]))
-    if needs_host_staging(x, axis.group):
+    if needs_host_staging(x, axis.transport):
         return _copied_to_device(start_all_gather(x.cpu(), axis), out)
     if x.device.type == "cpu":
         return gloo.start_all_gather(x, axis, out)
-    return Pending.start("all_gather", axis, out, lambda **how: _all_gather_single(out, x, **how))
+    return Pending.start("all_gather", axis, out, lambda group: group.all_gather(out, x))
 
 
 def start_reduce_scatter(x: Tensor, axis: Axis, out: Tensor | None = None) -> Pending:
@@ -65,13 +61,11 @@ def start_reduce_scatter(x: Tensor, axis: Axis, out: Tensor | None = None) -> Pe
     x = x.contiguous()
     if out is None:
         out = x.new_empty((x.shape[0] // axis.size, *x.shape[1:]))
-    if needs_host_staging(x, axis.group):
+    if needs_host_staging(x, axis.transport):
         return _copied_to_device(start_reduce_scatter(x.cpu(), axis), out)
     if x.device.type == "cpu":
         return gloo.start_reduce_scatter(x, axis, out)
-    return Pending.start(
-        "reduce_scatter", axis, out, lambda **how: _reduce_scatter_single(out, x, **how)
-    )
+    return Pending.start("reduce_scatter", axis, out, lambda group: group.reduce_scatter(out, x))
 
 
 def _copied_to_device(pending: Pending, out: Tensor) -> Pending:
@@ -113,12 +107,16 @@ def all_gather_objects(item: T, axis: Axis) -> list[T]:
     """One Python object from every rank, in rank order; for set-up, not for the training step."""
     if axis.size == 1:
         return [item]
-    items: list[Any] = [None] * axis.size
-    with (
-        named("all_gather_objects", axis.name, axis.rank, axis.size),
-        waiting(f"all_gather_objects over {axis.name}", next_number(axis.name), axis.ranks),
-    ):
-        dist.all_gather_object(items, item, group=axis.group)
+    assert axis.transport is not None
+    device = axis.transport.device
+    mine = torch.frombuffer(bytearray(pickle.dumps(item)), dtype=torch.uint8)
+    sizes = all_gather(torch.tensor([len(mine)], device=device), axis).tolist()
+    padded = torch.zeros(max(sizes), dtype=torch.uint8, device=device)
+    padded[: len(mine)] = mine
+    together = all_gather(padded.view(1, -1), axis).cpu()  # [size, longest]
+    items: list[T] = []
+    for row, size in zip(together, sizes, strict=True):
+        items.append(pickle.loads(row[:size].numpy().tobytes()))
     return items
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from megascratch.parallel.mesh import Axis
 from megascratch.parallel.pending import Pending
+from megascratch.parallel.transport import Transport, Work
 
 EXCHANGED_SUM = 1 << 16  # largest all-reduce: the exchange sends more bytes than the ring
 EXCHANGED_GATHER = 1 << 22  # largest result of an all-gather: its input is copied for each rank
@@ -28,14 +29,14 @@ def start_all_reduce(x: Tensor, axis: Axis, op: dist.ReduceOp.RedOpType) -> Pend
     """Starts a sum (or `op`) of x over the axis, in place."""
     if x.nbytes <= EXCHANGED_SUM:
         return _start_exchange("all_reduce", axis, x, _for_each_rank(x, axis), _REDUCTIONS[op])
-    return Pending.start("all_reduce", axis, x, lambda **how: dist.all_reduce(x, op, **how))
+    return Pending.start("all_reduce", axis, x, lambda group: group.all_reduce(x, op))
 
 
 def start_all_gather(x: Tensor, axis: Axis, out: Tensor) -> Pending:
     """Starts an all-gather of the contiguous x [n, ...] into out [axis.size * n, ...]."""
     if out.nbytes <= EXCHANGED_GATHER:
         return _start_exchange("all_gather", axis, out, _for_each_rank(x, axis))
-    return Pending.start("all_gather", axis, out, lambda **how: DirectGather(x, axis, out))
+    return Pending.start("all_gather", axis, out, lambda group: DirectGather(x, axis, out, group))
 
 
 def start_reduce_scatter(x: Tensor, axis: Axis, out: Tensor) -> Pending:
@@ -61,7 +62,7 @@ def _start_exchange(
         operation,
         axis,
         result,
-        lambda **how: dist.all_to_all_single(arrived.view(-1), parts.view(-1), **how),
+        lambda group: group.exchange(arrived.view(-1), parts.view(-1)),
     )
     if reduce is not None:
         by_rank = arrived.view(axis.size, *result.shape)
@@ -73,22 +74,21 @@ class DirectGather:
     """A large all-gather by point-to-point messages: every rank receives each shard directly into its place in `out`.
     gloo's own all-gather receives into a buffer of its own and copies from there."""
 
-    def __init__(self, x: Tensor, axis: Axis, out: Tensor):
+    def __init__(self, x: Tensor, axis: Axis, out: Tensor, group: Transport):
         shards = out.chunk(axis.size)
         own = shards[axis.rank]
         if own.data_ptr() != x.data_ptr():
             own.copy_(x)
-        self.works: list[dist.Work | None] = []
+        self.works: list[Work] = []
         for distance in range(1, axis.size):
             target = (axis.rank + distance) % axis.size
             source = (axis.rank - distance) % axis.size
-            self.works.append(dist.irecv(shards[source], axis.ranks[source], group=axis.group))
-            self.works.append(dist.isend(own, axis.ranks[target], group=axis.group))
+            self.works.append(group.receive(shards[source], source))
+            self.works.append(group.send(own, target))
 
     def wait(self) -> None:
         for work in self.works:
-            if work is not None:
-                work.wait()
+            work.wait()
 
     def is_completed(self) -> bool:
-        return all(work is None or work.is_completed() for work in self.works)
+        return all(work.is_completed() for work in self.works)

@@ -6,34 +6,28 @@ waits for its device at each message: use it for tests, not for speed.
 """
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-
-def transport_device(device: torch.device, group: dist.ProcessGroup | None) -> torch.device:
-    """The device from which a group sends tensors of `device`: the CPU for a GPU over gloo, otherwise the device."""
-    through_host = device.type != "cpu" and group is not None and dist.get_backend(group) == "gloo"
-    return torch.device("cpu") if through_host else device
+from megascratch.parallel.transport import Transport
 
 
-def needs_host_staging(x: Tensor, group: dist.ProcessGroup | None) -> bool:
-    return transport_device(x.device, group) != x.device
+def needs_host_staging(x: Tensor, transport: Transport | None) -> bool:
+    return transport is not None and transport.carried_by(x.device) != x.device
 
 
 class HostTransfer:
-    """A send or receive of a tensor on a device, through a copy in host memory."""
+    """A send or receive of a tensor on a device, through a copy in host memory.
 
-    def __init__(self, tensor: Tensor, peer: int, group: dist.ProcessGroup, outwards: bool):
+    Args:
+        peer: the number of the other rank in the group.
+    """
+
+    def __init__(self, tensor: Tensor, peer: int, transport: Transport, outwards: bool):
         self.tensor = tensor
         self.outwards = outwards
         self.host = tensor.cpu() if outwards else torch.empty_like(tensor, device="cpu")
-        work = (
-            dist.isend(self.host, peer, group=group)
-            if outwards
-            else dist.irecv(self.host, peer, group=group)
-        )
-        assert work is not None  # None only for a rank outside the group
-        self.work = work
+        start = transport.send if outwards else transport.receive
+        self.work = start(self.host, peer)
 
     def wait(self) -> None:
         """Waits until the tensor has been sent, or has been received and copied to the device."""

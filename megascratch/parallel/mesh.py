@@ -1,8 +1,8 @@
 """The device mesh of this rank: its position on every parallel axis and the process groups. Only this file starts and
 ends torch.distributed.
 
-A layer gets the one `Axis` that it uses; code that assembles layers gets the `Mesh`. An axis of size 1 has no group and
-every collective on it returns its input, so no layer needs to check whether it is distributed.
+A layer gets the one `Axis` that it uses; code that assembles layers gets the `Mesh`. An axis of size 1 has no
+transport, and every collective on it returns its input, so no layer needs to check whether it is distributed.
 """
 
 from dataclasses import dataclass, field, replace
@@ -14,8 +14,8 @@ import torch.distributed as dist
 from megascratch.config.errors import UserError
 from megascratch.config.layout import Layout, View
 from megascratch.parallel.grid import Grid, Position
-from megascratch.parallel.host_staging import transport_device
 from megascratch.parallel.rendezvous import Rendezvous
+from megascratch.parallel.transport import ProcessGroupTransport, Transport
 from megascratch.runtime.timers import CommTimer
 
 
@@ -27,7 +27,7 @@ class Axis:
     size: int = 1
     rank: int = 0
     ranks: tuple[int, ...] = (0,)
-    group: dist.ProcessGroup | None = None
+    transport: Transport | None = None
     # times the waits on this axis
     waits: CommTimer | None = field(default=None, repr=False, compare=False)
 
@@ -51,8 +51,12 @@ class Link:
 
     source: int  # global rank
     target: int
-    group: dist.ProcessGroup
+    transport: Transport
     waits: CommTimer | None = field(default=None, repr=False, compare=False)
+
+    def number_of(self, rank: int) -> int:
+        """The number of a global rank, the source or the target, within the link's group."""
+        return int(rank == max(self.source, self.target))
 
 
 @dataclass(frozen=True)
@@ -132,7 +136,9 @@ class Mesh:
             )
         if world == 1:
             return cls.alone(device)
-        waits = CommTimer(transport_device(torch.device(device), dist.group.WORLD))
+        assert dist.group.WORLD is not None
+        everyone = ProcessGroupTransport(dist.group.WORLD)
+        waits = CommTimer(everyone.carried_by(torch.device(device)))
         maker = _GroupMaker(rank, timeout, waits)
         axes = {}
         for name, (view, members) in _LINES.items():
@@ -140,7 +146,7 @@ class Mesh:
         pipelines = Grid(layout.sizes("dense")).groups("pp")
         ends = [sorted({stages[0], stages[-1]}) for stages in pipelines]
         axes["embedding"] = maker.axis("embedding", ends)
-        axes["world"] = Axis("world", world, rank, tuple(range(world)), dist.group.WORLD, waits)
+        axes["world"] = Axis("world", world, rank, tuple(range(world)), everyone, waits)
         links = maker.links(pipelines) if layout.pp > 1 else None
         return cls(layout, rank, torch.device(device), links=links, waits=waits, **axes)
 
@@ -162,7 +168,7 @@ class Mesh:
 
     def close(self) -> None:
         """Destroys every group but the default one; the mesh cannot be used afterwards."""
-        groups = {getattr(self, name).group for name in (*_LINES, "embedding")}
+        transports = {getattr(self, name).transport for name in (*_LINES, "embedding")}
         if self.links is not None:
             links = self.links
             for link in (
@@ -171,9 +177,9 @@ class Mesh:
                 links.backward_in,
                 links.backward_out,
             ):
-                groups.add(link.group)
-        for group in groups - {None}:
-            dist.destroy_process_group(group)
+                transports.add(link.transport)
+        for transport in transports - {None}:
+            transport.close()
 
 
 class _GroupMaker:
@@ -183,7 +189,7 @@ class _GroupMaker:
         self.rank = rank
         self.timeout = timeout
         self.waits = waits
-        self.made: dict[tuple[int, ...], dist.ProcessGroup] = {}
+        self.made: dict[tuple[int, ...], Transport | None] = {}
 
     def axis(self, name: str, groups: list[list[int]]) -> Axis:
         """This rank's axis among `groups`; an axis of size 1 if none of them contains the rank."""
@@ -206,19 +212,22 @@ class _GroupMaker:
             for i, source in enumerate(stages):
                 target = stages[(i + 1) % len(stages)]
                 pair = tuple(sorted((source, target)))
-                forward = Link(source, target, self._new(pair, "pp forward"), self.waits)
-                backward = Link(target, source, self._new(pair, "pp backward"), self.waits)
+                forward_transport = self._new(pair, "pp forward")
+                backward_transport = self._new(pair, "pp backward")
+                if forward_transport is None or backward_transport is None:
+                    continue
+                forward = Link(source, target, forward_transport, self.waits)
+                backward = Link(target, source, backward_transport, self.waits)
                 if self.rank == source:
                     made |= {"forward_out": forward, "backward_in": backward}
                 if self.rank == target:
                     made |= {"forward_in": forward, "backward_out": backward}
         return Links(**made)
 
-    def _new(self, ranks: tuple[int, ...], description: str) -> dist.ProcessGroup:
-        group: dist.ProcessGroup = dist.new_group(
-            list(ranks), timeout=self.timeout, group_desc=description
-        )
-        return group
+    def _new(self, ranks: tuple[int, ...], description: str) -> Transport | None:
+        """None for a rank that is not among `ranks`, which must take part in the call anyway."""
+        group = dist.new_group(list(ranks), timeout=self.timeout, group_desc=description)
+        return ProcessGroupTransport(group) if self.rank in ranks else None
 
 
 def start(backend: str, device: torch.device, rendezvous: Rendezvous | None) -> None:
@@ -240,7 +249,7 @@ def host_axis(world: Axis, timeout: timedelta | None = None) -> Axis:
     if world.size == 1:
         return world
     group = dist.new_group(list(world.ranks), timeout=timeout, backend="gloo", group_desc="host")
-    return replace(world, group=group)
+    return replace(world, transport=ProcessGroupTransport(group))
 
 
 def stop() -> None:

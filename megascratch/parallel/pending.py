@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
 
 from torch import Tensor
 
 from megascratch.parallel.mesh import Axis
+from megascratch.parallel.transport import Transport, Work
 from megascratch.runtime.faults import fault_point
 from megascratch.runtime.heartbeat import next_number, waiting
 from megascratch.runtime.timers import blocked
@@ -37,16 +37,6 @@ def reason(error: RuntimeError) -> str:
     return text
 
 
-class Work(Protocol):
-    """A communication under way: the part of torch's `Work` that is used here."""
-
-    def wait(self) -> object:
-        """Waits until it has ended."""
-
-    def is_completed(self) -> bool:
-        """Whether `wait` would return at once; gloo does not report this for sends."""
-
-
 class Pending:
     """A collective under way. `wait` returns its result; `finish`, if given, is called once the communication ends."""
 
@@ -67,12 +57,13 @@ class Pending:
 
     @classmethod
     def start(
-        cls, operation: str, axis: Axis, result: Tensor, launch: Callable[..., Work | None]
+        cls, operation: str, axis: Axis, result: Tensor, launch: Callable[[Transport], Work]
     ) -> "Pending":
-        """Launches a collective over the axis; `launch` gets torch's arguments `group` and `async_op`."""
+        """Launches a collective over the axis, which has more than one rank."""
         fault_point("collective.start")
         with named(operation, axis.name, axis.rank, axis.size):
-            work = launch(group=axis.group, async_op=True)
+            assert axis.transport is not None
+            work = launch(axis.transport)
             return cls(operation, axis, work, result)
 
     @property

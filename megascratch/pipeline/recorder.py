@@ -8,10 +8,8 @@ from time import perf_counter
 from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
 
 from megascratch.parallel.collectives import barrier
-from megascratch.parallel.host_staging import transport_device
 from megascratch.parallel.mesh import Axis
 from megascratch.parallel.pending import named
 from megascratch.pipeline.schedule import Action
@@ -110,20 +108,22 @@ class Recorder(NullRecorder):
 def clock_offset(axis: Axis, device: torch.device) -> float:
     """Seconds by which the clock of this rank is ahead of the first rank's, exact to half of the fastest round trip,
     on the assumption that the answer was sent in the middle (Cristian 1989, Distributed Computing 3)."""
-    place = transport_device(device, axis.group)
     lead = 0.0
+    if axis.transport is None:
+        return lead
+    transport = axis.transport
     fastest = float("inf")
-    clock = torch.zeros(1, dtype=torch.float64, device=place)
+    clock = torch.zeros(1, dtype=torch.float64, device=transport.carried_by(device))
     with named("reading the clocks", axis.name, axis.rank, axis.size):
-        for peer in axis.ranks[1:]:
+        for peer in range(1, axis.size):
             for _ in range(ROUNDS):
                 asked = perf_counter()
                 if axis.is_first:
-                    dist.recv(clock, peer, group=axis.group)
-                    dist.send(clock.fill_(perf_counter()), peer, group=axis.group)
-                elif axis.ranks[axis.rank] == peer:
-                    dist.send(clock, axis.ranks[0], group=axis.group)
-                    dist.recv(clock, axis.ranks[0], group=axis.group)
+                    transport.receive(clock, peer).wait()
+                    transport.send(clock.fill_(perf_counter()), peer).wait()
+                elif axis.rank == peer:
+                    transport.send(clock, 0).wait()
+                    transport.receive(clock, 0).wait()
                     answer = clock.item()  # on CUDA waits until it is there
                     if (trip := perf_counter() - asked) < fastest:
                         fastest = trip

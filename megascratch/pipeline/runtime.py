@@ -9,12 +9,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from megascratch.parallel.host_staging import HostTransfer, needs_host_staging
 from megascratch.parallel.mesh import Link, Links
-from megascratch.parallel.pending import CommunicationError, Work, reason
+from megascratch.parallel.pending import CommunicationError, reason
+from megascratch.parallel.transport import Work
 from megascratch.pipeline.recorder import NullRecorder
 from megascratch.pipeline.schedule import Action, Placement
 from megascratch.pipeline.stage import Stage
@@ -117,13 +117,11 @@ def connect(links: Links, device: torch.device) -> None:
 
 
 def _start(link: Link, tensor: Tensor, outwards: bool) -> Work:
-    peer = link.target if outwards else link.source
-    if needs_host_staging(tensor, link.group):
-        return HostTransfer(tensor, peer, link.group, outwards)
-    transfer = dist.isend if outwards else dist.irecv
-    work = transfer(tensor, peer, group=link.group)
-    assert work is not None  # None only for a rank outside the group
-    return work
+    peer = link.number_of(link.target if outwards else link.source)
+    if needs_host_staging(tensor, link.transport):
+        return HostTransfer(tensor, peer, link.transport, outwards)
+    start = link.transport.send if outwards else link.transport.receive
+    return start(tensor, peer)
 
 
 class _Transfer(NamedTuple):

@@ -5,6 +5,7 @@ from itertools import product
 import pytest
 import torch
 
+from megascratch.parallel.collectives import all_gather
 from tests.support import synthetic_grads
 from tests.support.rank_pool import on_ranks
 
@@ -59,7 +60,7 @@ def of_first_replica(model, stage):
     for parameter in stage.parameters():
         value = parameter.detach().double().clone()
         if axis.size > 1:
-            torch.distributed.broadcast(value, axis.ranks[0], group=axis.group)
+            value = all_gather(value.view(1, *value.shape), axis)[0]
         yield value
 
 

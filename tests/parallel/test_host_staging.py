@@ -11,7 +11,7 @@ import torch
 
 from megascratch.config.settings import Config
 from megascratch.parallel import collectives
-from megascratch.parallel.host_staging import needs_host_staging, transport_device
+from megascratch.parallel.host_staging import needs_host_staging
 from megascratch.pipeline import runtime
 from tests.support.layout_runs import RankTrace, assert_identical, config_of, trace, train_on_rank
 from tests.support.rank_pool import mesh_of, on_ranks
@@ -47,18 +47,14 @@ def test_a_run_whose_messages_go_through_host_memory_has_the_same_bits(layout):
     assert_identical(trace(config, 2), trace(config, 2, through_host))
 
 
-def places() -> list[tuple[str, str, bool]]:
-    """On a rank: where messages of both devices lie, without a group and with gloo's."""
-    group, cpu = mesh_of(dp=2).dp.group, torch.zeros(1)
+def places() -> list[tuple[str, bool]]:
+    """On a rank: where gloo's messages of both devices lie, and whether those of a CPU are staged."""
+    transport, cpu = mesh_of(dp=2).dp.transport, torch.zeros(1)
     return [
-        (
-            transport_device(torch.device(device), None).type,
-            transport_device(torch.device(device), group).type,
-            needs_host_staging(cpu, group),
-        )
+        (transport.carried_by(torch.device(device)).type, needs_host_staging(cpu, transport))
         for device in ("cpu", "cuda")
     ]
 
 
 def test_gloo_takes_messages_from_host_memory():
-    assert on_ranks(2, places) == [[("cpu", "cpu", False), ("cuda", "cpu", False)]] * 2
+    assert on_ranks(2, places) == [[("cpu", False), ("cpu", False)]] * 2

@@ -93,8 +93,8 @@ def _ring(layout: Layout) -> tuple[float, float]:
         (links.backward_out, links.backward_in),
     ):
         box = torch.empty(1)
-        sent = dist.isend(me, out.target, group=out.group)
-        dist.irecv(box, into.source, group=into.group).wait()
+        sent = out.transport.send(me, out.number_of(out.target))
+        into.transport.receive(box, into.number_of(into.source)).wait()
         sent.wait()
         received.append(box.item())
     return received[0], received[1]

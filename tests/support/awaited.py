@@ -7,7 +7,6 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-import torch.distributed as dist
 
 from megascratch.checkpoint import CheckpointError, async_saver, list_steps
 from megascratch.checkpoint.async_saver import AsyncSaver
@@ -38,8 +37,8 @@ ZERO1 = {**DP2, "use_distributed_optimizer": True}
 class LateWork:
     """A collective that waits until it is awaited."""
 
-    def __init__(self, launch, how):
-        self.launch, self.how = launch, how
+    def __init__(self, launch, transport):
+        self.launch, self.transport = launch, transport
         self.awaited = False
 
     def is_completed(self) -> bool:
@@ -48,9 +47,7 @@ class LateWork:
     def wait(self) -> None:
         if not self.awaited:
             self.awaited = True
-            work = self.launch(**self.how)
-            if work is not None:
-                work.wait()
+            self.launch(self.transport).wait()
 
 
 class Late:
@@ -60,7 +57,7 @@ class Late:
         self.started: list[LateWork] = []
 
     def start(self, operation, axis, result, launch) -> Pending:
-        self.started.append(LateWork(launch, {"group": axis.group, "async_op": True}))
+        self.started.append(LateWork(launch, axis.transport))
         return Pending(operation, axis, self.started[-1], result)
 
     @property
@@ -123,12 +120,13 @@ def long_gather() -> tuple[int, bool]:
     axis, numel = mesh_of(dp=2).data, EXCHANGED_GATHER
     messages: list[LateMessage] = []
 
-    def late(*args: Any, **kwargs: Any) -> LateMessage:
-        messages.append(LateMessage(dist_irecv, *args, **kwargs))
+    receive = axis.transport.receive
+
+    def late(target: torch.Tensor, source: int) -> LateMessage:
+        messages.append(LateMessage(receive, target, source))
         return messages[-1]
 
-    dist_irecv = dist.irecv
-    with patch.object(dist, "irecv", late):
+    with patch.object(axis.transport, "receive", late):
         own = torch.full((numel,), axis.rank + 1, dtype=torch.uint8)
         out = torch.zeros(
             2 * numel, dtype=torch.uint8

@@ -16,6 +16,7 @@ from megascratch.config.layout import Layout
 from megascratch.parallel.mesh import Axis
 from megascratch.parallel.shard import MODEL_AXES, Box, Cut, Part, Shard
 from megascratch.parallel.sharded_tensor import ShardedTensor
+from megascratch.parallel.transport import ProcessGroupTransport
 from megascratch.storage.path import Place
 
 SHAPES = {
@@ -30,7 +31,7 @@ SHAPES = {
 
 
 def world(size: int = 1, rank: int = 0, group=None) -> Axis:
-    return Axis("world", size, rank, tuple(range(size)), group)
+    return Axis("world", size, rank, tuple(range(size)), group and ProcessGroupTransport(group))
 
 
 def whole(name: str, shapes=SHAPES) -> Tensor:

@@ -9,9 +9,9 @@ from dataclasses import replace
 from unittest.mock import patch
 
 import torch
-import torch.distributed as dist
 
 from megascratch.config.settings import Config
+from megascratch.parallel.collectives import all_gather
 from megascratch.training.trainer import Trainer
 from megascratch.verification import run_layout
 from megascratch.verification.run_layout import RankTrace, synthetic_batch
@@ -54,9 +54,9 @@ def only_the_last_stage_counts(self, batches):
 
 def only_the_first_data_rank_is_asked(self, parts, tokens, lr, judge):
     """What it counted divides nothing, but decides whether anything is learned."""
-    own = torch.tensor(float(self.own_tokens))
-    dist.broadcast(own, self.mesh.data.ranks[0], self.mesh.data.group)
-    return plain_update(self, parts, own.item(), lr, judge)
+    own = torch.tensor([float(self.own_tokens)])
+    of_ranks = all_gather(own, self.mesh.data)
+    return plain_update(self, parts, of_ranks[0].item(), lr, judge)
 
 
 def noting_its_own_tokens(self, batches):

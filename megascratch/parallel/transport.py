@@ -1,0 +1,103 @@
+"""Carries tensors among the ranks of one group. Axes and links hold a `Transport` and know no process group.
+
+Only `ProcessGroupTransport` uses torch's process groups. Another transport may carry nothing and only note what is
+asked of it: then one rank of a large world runs without the others.
+"""
+
+from abc import ABC, abstractmethod
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+class Work(Protocol):
+    """A communication under way: the part of torch's `Work` that is used here."""
+
+    def wait(self) -> object:
+        """Waits until it has ended."""
+
+    def is_completed(self) -> bool:
+        """Whether `wait` would return at once; gloo does not report this for sends."""
+
+
+class Transport(ABC):
+    """Starts communications of one group. Ranks are numbers within the group. All tensors are contiguous."""
+
+    needs_host_memory: bool
+    """Whether it only carries tensors in host memory (gloo); those of a device are copied there before and after."""
+
+    @abstractmethod
+    def all_reduce(self, x: Tensor, op: dist.ReduceOp.RedOpType) -> Work:
+        """Reduces x over the ranks, in place."""
+
+    @abstractmethod
+    def all_gather(self, out: Tensor, x: Tensor) -> Work:
+        """x [n, ...] of every rank -> out [size * n, ...], in rank order."""
+
+    @abstractmethod
+    def reduce_scatter(self, out: Tensor, x: Tensor) -> Work:
+        """The sum of x [size * n, ...] over the ranks -> this rank's part in out [n, ...]."""
+
+    @abstractmethod
+    def exchange(self, out: Tensor, x: Tensor) -> Work:
+        """Part i of x [size * n] goes to rank i, whose part for this rank arrives as part i of out."""
+
+    @abstractmethod
+    def send(self, x: Tensor, target: int) -> Work:
+        """Sends x to a rank."""
+
+    @abstractmethod
+    def receive(self, x: Tensor, source: int) -> Work:
+        """Receives into x from a rank. Messages arrive in the order in which they were sent."""
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """The device of tensors that are made only to be sent."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Frees what the group holds; it cannot be used afterwards."""
+
+    def carried_by(self, device: torch.device) -> torch.device:
+        """The device from which tensors of `device` are sent."""
+        return torch.device("cpu") if self.needs_host_memory else device
+
+
+class ProcessGroupTransport(Transport):
+    """A process group of torch, gloo or NCCL."""
+
+    def __init__(self, group: dist.ProcessGroup):
+        self.group = group
+        self.needs_host_memory = dist.get_backend(group) == "gloo"
+
+    def all_reduce(self, x: Tensor, op: dist.ReduceOp.RedOpType) -> Work:
+        options = dist.AllreduceOptions()
+        options.reduceOp = dist.ReduceOp(op)
+        return self.group.allreduce([x], options)
+
+    def all_gather(self, out: Tensor, x: Tensor) -> Work:
+        return self.group._allgather_base(out, x)
+
+    def reduce_scatter(self, out: Tensor, x: Tensor) -> Work:
+        return self.group._reduce_scatter_base(out, x, dist.ReduceScatterOptions())
+
+    def exchange(self, out: Tensor, x: Tensor) -> Work:
+        return self.group.alltoall_base(out, x, [], [])
+
+    def send(self, x: Tensor, target: int) -> Work:
+        return self.group.send([x], target, 0)
+
+    def receive(self, x: Tensor, source: int) -> Work:
+        return self.group.recv([x], source, 0)
+
+    @property
+    def device(self) -> torch.device:
+        if self.needs_host_memory:
+            return torch.device("cpu")
+        return torch.device("cuda", torch.cuda.current_device())
+
+    def close(self) -> None:
+        dist.destroy_process_group(self.group)
