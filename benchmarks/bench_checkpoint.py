@@ -33,7 +33,7 @@ from megascratch.checkpoint import AsyncSaver
 from megascratch.config.fields import with_fields
 from megascratch.config.resolve import resolve
 from megascratch.config.settings import Config
-from megascratch.parallel.mesh import Mesh, host_axis
+from megascratch.parallel.mesh import Mesh, second_control
 from megascratch.training.trainer import Trainer
 from megascratch.verification.pool import mesh_of
 
@@ -47,7 +47,7 @@ class Contest:
         settings = llama.SETTINGS | {"global_batch_size": ranks, "train_iters": 1}
         self.trainer = Trainer(resolve(with_fields(Config(), settings), ranks), mesh)
         self.world = mesh.world
-        self.own = host_axis(mesh.world)
+        self.own = second_control(mesh)
         self.folder = folder
         self.threads = threads
         self.held = self.trainer.held()

@@ -1,7 +1,7 @@
 """Saves and loads checkpoints that any parallel layout can read: a run may resume on another layout, bit for bit.
 
-    path = save(folder, step, held, state, mesh.world)        # -> folder/step_00000123
-    state = load(folder, held, mesh.world)                    # fills held in place
+    path = save(folder, step, held, state, mesh.control)      # -> folder/step_00000123
+    state = load(folder, held, mesh.control)                  # fills held in place
 
     saver = AsyncSaver(folder, mesh.world, own, device, lease=acquire(folder))   # during training: see async_saver.py
 

@@ -23,8 +23,9 @@ from megascratch.checkpoint.format.io import raw_bytes
 from megascratch.checkpoint.save import RawBytes, write_step
 from megascratch.checkpoint.staging import Staging
 from megascratch.checkpoint.write_plan import WritePlan, agree_on_write_plan
+from megascratch.parallel.axis import Axis
 from megascratch.parallel.collectives import all_reduce
-from megascratch.parallel.mesh import Axis
+from megascratch.parallel.control import Control
 from megascratch.parallel.sharded_tensor import ShardedTensor
 from megascratch.runtime.faults import fault_point
 from megascratch.storage.path import Place, storage_path
@@ -48,7 +49,7 @@ class AsyncSaver:
 
     Args:
         world: all ranks of training; `poll` uses it to find out whether the threads of all ranks have ended.
-        own: the same ranks over a CPU group (gloo) that nothing else uses.
+        own: the control plane of the same ranks, which nothing else uses.
         device: the device of `world`'s collectives.
         lease: the first rank's right to write; None on other ranks, and where no other process could write.
         asynchronous: if False, `start` returns when the save has ended.
@@ -59,7 +60,7 @@ class AsyncSaver:
         self,
         folder: str | Place,
         world: Axis,
-        own: Axis,
+        own: Control,
         device: torch.device,
         *,
         lease: AnyLease | None = None,
@@ -188,9 +189,8 @@ class AsyncSaver:
         inside = self.folder if self.lease is None else self.lease.inside
         try:
             fault_point("save.thread")
-            outcome.stall_seconds = max(
-                on_all_ranks(self.own, lambda: _checked(outcome.stall_seconds, failure))
-            )
+            stall = on_all_ranks(self.own, lambda: _checked(outcome.stall_seconds, failure))
+            outcome.stall_seconds = self.own.reduce(stall, max)
             outcome.path = write_step(self.folder, inside, outcome.step, plan, raw, state, self.own)
             outcome.deleted = on_first_rank(self.own, self.after)
         except Exception as error:

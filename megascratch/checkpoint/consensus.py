@@ -1,7 +1,7 @@
 """Runs an action on all ranks, or on the first one, so that all ranks get the results or all raise the same error."""
 
 from collections.abc import Callable
-from typing import TypeVar, cast
+from typing import NamedTuple, TypeVar, cast
 
 from megascratch.checkpoint.errors import (
     CheckpointError,
@@ -10,8 +10,7 @@ from megascratch.checkpoint.errors import (
     LeaseLostError,
 )
 from megascratch.config.errors import UserError
-from megascratch.parallel.collectives import all_gather_objects
-from megascratch.parallel.mesh import Axis
+from megascratch.parallel.control import Control
 from megascratch.storage.store import StoreError
 
 T = TypeVar("T")
@@ -22,34 +21,46 @@ KINDS: dict[str, type[Exception]] = {
 }
 
 
-def on_all_ranks(world: Axis, action: Callable[[], T]) -> list[T]:
-    """Runs `action` on every rank of `world` and returns the results in rank order.
+class _Failure(NamedTuple):
+    """An error of one rank, as the other ranks hear of it."""
+
+    rank: int
+    kind: str
+    text: str
+
+
+def on_all_ranks(control: Control, action: Callable[[], T]) -> T:
+    """Runs `action` on every rank and returns this rank's result, once all have succeeded.
 
     Raises: on all ranks the error of the first rank that failed, with its rank number in the text: a UserError keeps
     its kind, an OSError or a StoreError becomes a DiskError, and anything else a CheckpointError. On the rank that
     failed, the original error is the cause.
     """
     result: T | None = None
-    failure: tuple[str, str] | None = None
+    mine: _Failure | None = None
     cause: Exception | None = None
     try:
         result = action()
     except Exception as error:
-        failure = _kind_and_text(error)
+        mine = _Failure(control.rank, *_kind_and_text(error))
         cause = error
-    answers = all_gather_objects((result, failure), world)
-    for rank, (_, failed) in enumerate(answers):
-        if failed is not None:
-            kind, text = failed
-            if world.size > 1:
-                text = f"rank {rank}: {text}"
-            raise KINDS[kind](text) from cause
-    return [cast(T, answer) for answer, _ in answers]  # without a failure every rank has its result
+    first = control.reduce(mine, _first_failure)
+    if first is not None:
+        text = first.text
+        if control.size > 1:
+            text = f"rank {first.rank}: {text}"
+        raise KINDS[first.kind](text) from cause
+    return cast(T, result)  # without a failure every rank has its result
 
 
-def on_first_rank(world: Axis, action: Callable[[], T]) -> T:
+def on_first_rank(control: Control, action: Callable[[], T]) -> T:
     """Runs `action` on the first rank only and returns its result on all ranks. Raises as `on_all_ranks`."""
-    return on_all_ranks(world, action if world.is_first else lambda: None)[0]  # type: ignore[return-value]
+    result = on_all_ranks(control, action if control.is_first else lambda: None)
+    return cast(T, control.broadcast(result))
+
+
+def _first_failure(one: _Failure | None, other: _Failure | None) -> _Failure | None:
+    return other if one is None else one
 
 
 def _kind_and_text(error: Exception) -> tuple[str, str]:

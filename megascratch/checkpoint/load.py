@@ -4,6 +4,7 @@ For each wanted box a rank reads the stored chunks that overlap it, each once, a
 overlap no wanted box are not read, but the first rank checks the presence, size and header of every file.
 """
 
+import operator
 import warnings
 from collections import defaultdict
 from collections.abc import Iterable
@@ -37,7 +38,7 @@ from megascratch.checkpoint.steps import (
 )
 from megascratch.config.errors import UserError
 from megascratch.config.printable import printable, shown
-from megascratch.parallel.mesh import Axis
+from megascratch.parallel.control import Control
 from megascratch.parallel.shard import Box
 from megascratch.parallel.sharded_tensor import ShardedTensor
 from megascratch.storage.path import Place
@@ -46,12 +47,12 @@ from megascratch.storage.path import Place
 def load(
     path: str | Place,
     held: list[ShardedTensor],
-    world: Axis,
+    control: Control,
     *,
     prefix: str | tuple[str, ...] = "",
     cast: bool = False,
 ) -> dict[str, Any]:
-    """Fills every `held.tensor`, copies included, and returns the saved state; called by all ranks of `world`.
+    """Fills every `held.tensor`, copies included, and returns the saved state; called by all ranks.
 
     Args:
         path: a step folder, or a folder of step folders: then the newest valid one is loaded, with a warning for each
@@ -63,8 +64,8 @@ def load(
     Raises: on all ranks, naming file and tensor: DamagedError if `path` is a step with missing or wrong bytes,
     UserError if there is no valid step or the checkpoint belongs to another model.
     """
-    found = load_newest(path, held, world, prefix=prefix, cast=cast)
-    if world.is_first:
+    found = load_newest(path, held, control, prefix=prefix, cast=cast)
+    if control.is_first:
         for problem in found.passed_over.values():
             warnings.warn(f"skipped: {printable(problem)}", stacklevel=2)
     return found.result
@@ -73,7 +74,7 @@ def load(
 def load_newest(
     path: str | Place,
     held: list[ShardedTensor],
-    world: Axis,
+    control: Control,
     *,
     prefix: str | tuple[str, ...] = "",
     cast: bool = False,
@@ -81,16 +82,14 @@ def load_newest(
     """Like `load`, but returns which step was loaded and which ones were skipped, instead of warning."""
     # a rank may hold nothing but padding of a tensor
     held = [item for item in held if volume(item.box)]
-    wanted: set[str] = set()
-    for names in on_all_ranks(world, lambda: {item.name for item in held}):
-        wanted |= names
+    wanted = control.reduce({item.name for item in held}, operator.or_)
 
     def read(step: Place) -> dict[str, Any]:
-        manifest = on_first_rank(world, lambda: _checked_manifest(step))
-        on_all_ranks(world, lambda: _fill(step, manifest, held, prefix, wanted, cast))
+        manifest = on_first_rank(control, lambda: _checked_manifest(step))
+        on_all_ranks(control, lambda: _fill(step, manifest, held, prefix, wanted, cast))
         return manifest.state
 
-    return latest_valid(path, on_first_rank(world, lambda: candidates(path)), read)
+    return latest_valid(path, on_first_rank(control, lambda: candidates(path)), read)
 
 
 def _checked_manifest(step: Place) -> Manifest:

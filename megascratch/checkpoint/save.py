@@ -26,7 +26,7 @@ from megascratch.checkpoint.format.manifest import (
 )
 from megascratch.checkpoint.steps import step_folder
 from megascratch.checkpoint.write_plan import WritePlan, agree_on_write_plan
-from megascratch.parallel.mesh import Axis
+from megascratch.parallel.control import Control
 from megascratch.parallel.sharded_tensor import ShardedTensor
 from megascratch.storage.path import Place, storage_path
 
@@ -51,9 +51,13 @@ class WriteTable(NamedTuple):
 
 
 def save(
-    folder: str | Place, step: int, held: list[ShardedTensor], state: dict[str, Any], world: Axis
+    folder: str | Place,
+    step: int,
+    held: list[ShardedTensor],
+    state: dict[str, Any],
+    control: Control,
 ) -> Place:
-    """Writes `{folder}/step_{step:08d}`. Called by all ranks of `world`, which must share the file system or the
+    """Writes `{folder}/step_{step:08d}`. Called by all ranks, which must share the file system or the
     store, while no other process writes there.
 
     Args:
@@ -63,10 +67,12 @@ def save(
     Raises: on all ranks, after removing what was written: UserError if the step already exists, DiskError if the disk
     or the store refuses, CheckpointError if the boxes do not fill a tensor.
     """
-    plan = agree_on_write_plan(held, world)
+    plan = agree_on_write_plan(held, control)
     slots = plan.layout.slots
     place = storage_path(folder)
-    return write_step(place, place, step, plan, lambda i: raw_bytes(slots[i].tensor), state, world)
+    return write_step(
+        place, place, step, plan, lambda i: raw_bytes(slots[i].tensor), state, control
+    )
 
 
 def write_step(
@@ -76,7 +82,7 @@ def write_step(
     plan: WritePlan,
     raw: RawBytes,
     state: dict[str, Any],
-    world: Axis,
+    control: Control,
 ) -> Place:
     """Does the work of `save` with a given write plan.
 
@@ -84,14 +90,16 @@ def write_step(
         inside: the folder of the writer's lease, or `folder` itself without a lease.
         raw: gives the bytes of each chunk, which may have been copied before.
     """
-    draft = on_first_rank(world, lambda: begin(step_folder(folder, step), inside, plan.total_bytes))
+    draft = on_first_rank(
+        control, lambda: begin(step_folder(folder, step), inside, plan.total_bytes)
+    )
     try:
-        tables = on_all_ranks(
-            world, lambda: write_file(draft, draft.file_name(world.rank), plan.layout, raw)
-        )
-        on_first_rank(world, lambda: draft.commit(manifest_of(step, state, tables)))
+        name = draft.file_name(control.rank)
+        own_table = on_all_ranks(control, lambda: write_file(draft, name, plan.layout, raw))
+        tables = control.gather(own_table)
+        on_first_rank(control, lambda: draft.commit(manifest_of(step, state, tables)))
     except BaseException:
-        if world.is_first:
+        if control.is_first:
             draft.discard()
         raise
     return draft.final

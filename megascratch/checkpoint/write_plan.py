@@ -4,6 +4,7 @@ Ranks that hold the same box (data-parallel replicas, weights that the tensor ax
 that a save becomes faster with more replicas.
 """
 
+import operator
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -11,7 +12,7 @@ from typing import NamedTuple
 from megascratch.checkpoint.consensus import on_all_ranks, on_first_rank
 from megascratch.checkpoint.format.file_format import FileExtent, FileLayout, arrange, split_box
 from megascratch.checkpoint.format.manifest import DTYPES
-from megascratch.parallel.mesh import Axis
+from megascratch.parallel.control import Control
 from megascratch.parallel.shard import Box
 from megascratch.parallel.sharded_tensor import ShardedTensor
 
@@ -41,14 +42,13 @@ class _ChunkHolder(NamedTuple):
     offer: Candidate
 
 
-def agree_on_write_plan(held: list[ShardedTensor], world: Axis) -> WritePlan:
-    """Called by all ranks of `world`. Raises: CheckpointError on all ranks if the records of one are not valid."""
+def agree_on_write_plan(held: list[ShardedTensor], control: Control) -> WritePlan:
+    """Called by all ranks. Raises: CheckpointError on all ranks if the records of one are not valid."""
     slots: list[FileExtent] = []
-    offers = on_all_ranks(world, lambda: _offers(held, slots))
-    chosen = on_first_rank(world, lambda: assign_writers(offers))
-    mine = arrange(slots[index] for index in chosen[world.rank])
-    sizes = on_all_ranks(world, lambda: mine.size if mine.slots else 0)
-    return WritePlan(mine, sum(sizes))
+    offers = control.gather(on_all_ranks(control, lambda: _offers(held, slots)))
+    chosen = on_first_rank(control, lambda: assign_writers(offers))
+    mine = arrange(slots[index] for index in chosen[control.rank])
+    return WritePlan(mine, control.reduce(mine.size if mine.slots else 0, operator.add))
 
 
 def assign_writers(offers: list[list[Candidate]]) -> list[list[int]]:

@@ -34,9 +34,10 @@ from megascratch.data_parallel.sharded_optimizer import ShardedOptimizer, requir
 from megascratch.data_parallel.without_gradient import boxes_without_gradient
 from megascratch.optim import OPTIMIZERS
 from megascratch.optim.grad_norm import GlobalNorm
+from megascratch.parallel.axis import Axis
 from megascratch.parallel.collectives import all_reduce, start_all_reduce
 from megascratch.parallel.kept_state import saved_buffers
-from megascratch.parallel.mesh import Axis, Mesh
+from megascratch.parallel.mesh import Mesh
 from megascratch.parallel.pending import Pending
 from megascratch.parallel.shard import MODEL_AXES, Shard, ShardSlice, flat_boxes
 from megascratch.parallel.sharded_tensor import ShardedTensor, box_view, pieces_in_range

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from megascratch.data_parallel.bucket_layout import BucketLayout
-from megascratch.parallel.mesh import Axis
+from megascratch.parallel.axis import Axis
 from megascratch.parallel.pending import Pending
 from megascratch.runtime.faults import fault_point
 

@@ -5,8 +5,8 @@
 
 from megascratch.data_parallel.base import DataParallel
 from megascratch.data_parallel.buckets import Bucket
+from megascratch.parallel.axis import Axis
 from megascratch.parallel.collectives import start_all_reduce
-from megascratch.parallel.mesh import Axis
 from megascratch.parallel.pending import Pending
 
 

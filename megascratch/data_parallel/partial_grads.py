@@ -14,9 +14,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from megascratch.parallel.axis import Axis
 from megascratch.parallel.collectives import all_reduce
 from megascratch.parallel.grid import Position
-from megascratch.parallel.mesh import Axis
 from megascratch.parallel.shard import Box, Shard
 
 

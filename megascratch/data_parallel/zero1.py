@@ -7,8 +7,8 @@ the next forward: the first layer that needs a bucket waits for it.
 
 from megascratch.data_parallel.base import DataParallel
 from megascratch.data_parallel.buckets import Bucket
+from megascratch.parallel.axis import Axis
 from megascratch.parallel.collectives import start_all_gather, start_reduce_scatter
-from megascratch.parallel.mesh import Axis
 from megascratch.parallel.pending import Pending
 
 

@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 import torch
 
+from megascratch.parallel.axis import Axis
 from megascratch.parallel.collectives import all_gather_objects, all_reduce, barrier
-from megascratch.parallel.mesh import Axis, Mesh
+from megascratch.parallel.mesh import Mesh
 
 ELEMENTS = 1 << 20  # fp32: 4 MiB
 ROUNDS = 5

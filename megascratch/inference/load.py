@@ -18,9 +18,10 @@ from megascratch.config.saved import config_from_dict
 from megascratch.config.settings import DataConfig, OptimConfig
 from megascratch.model.chunk import ModelChunk
 from megascratch.model.table import shard_table
+from megascratch.parallel.axis import Axis
+from megascratch.parallel.control import Control
 from megascratch.parallel.grid import Position
 from megascratch.parallel.kept_state import kept_state, widen_buffers
-from megascratch.parallel.mesh import Axis
 from megascratch.parallel.sharded_tensor import MODEL, ShardedTensor
 from megascratch.storage.path import Place
 from megascratch.tokenizer import Tokenizer
@@ -77,7 +78,7 @@ def load_model(
         chunk = ModelChunk(model, layers, True, True, Axis.alone("tp")).to(dtype)
     widen_buffers(chunk)
     chunk.requires_grad_(False).eval()
-    load(step, _held(chunk), Axis.alone("world"), prefix=MODEL, cast=True)
+    load(step, _held(chunk), Control.alone(), prefix=MODEL, cast=True)
     return chunk
 
 

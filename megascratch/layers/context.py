@@ -8,7 +8,7 @@ from torch import Tensor
 
 from megascratch.config.layers import RopeSpec
 from megascratch.layers.visible import Visible
-from megascratch.parallel.mesh import Axis
+from megascratch.parallel.axis import Axis
 from megascratch.parallel.side_loss import SideLosses
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from megascratch.layers.context import ForwardContext, own_tokens
 from megascratch.layers.kernels.dropout import Elements, Site, drop
-from megascratch.parallel.mesh import Axis
+from megascratch.parallel.axis import Axis
 
 
 class Dropout(nn.Module):

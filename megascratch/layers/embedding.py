@@ -6,8 +6,8 @@ from torch import Tensor, nn
 
 from megascratch.config.layout import Layout
 from megascratch.layers.context import own_tokens
+from megascratch.parallel.axis import Axis
 from megascratch.parallel.collectives import reduce_from, reduce_scatter_to
-from megascratch.parallel.mesh import Axis
 from megascratch.parallel.shard import Cut, Role, Shard
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from megascratch.config.layout import Layout
 from megascratch.layers.kernels.products import product
+from megascratch.parallel.axis import Axis
 from megascratch.parallel.collectives import (
     all_gather,
     reduce_from,
@@ -22,7 +23,6 @@ from megascratch.parallel.collectives import (
     start_reduce_scatter,
 )
 from megascratch.parallel.grad_sink import GradSink
-from megascratch.parallel.mesh import Axis
 from megascratch.parallel.shard import Cut, Part, Shard
 
 _Layer = tuple[nn.Parameter, Axis, bool]  # weight, axis, whether x is cut along dim 0

@@ -10,8 +10,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megascratch.layers.kernels.cross_entropy import rows_of
+from megascratch.parallel.axis import Axis
 from megascratch.parallel.collectives import all_reduce
-from megascratch.parallel.mesh import Axis
 
 
 class _CrossEntropy(torch.autograd.Function):

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from megascratch.config.layers import NormSpec
 from megascratch.layers.kernels.norms import layer_norm, rms_norm
-from megascratch.parallel.mesh import Axis
+from megascratch.parallel.axis import Axis
 from megascratch.parallel.shard import Shard
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from megascratch.config.layers import RopeSpec
 from megascratch.layers.context import ForwardContext
-from megascratch.parallel.mesh import Axis
+from megascratch.parallel.axis import Axis
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from megascratch.layers.dropout import Dropout
 from megascratch.layers.mlp import MLP
 from megascratch.layers.norm import build_norm
 from megascratch.layers.sublayer import Mixer, Sublayer, SublayerSite
-from megascratch.parallel.mesh import Axis
+from megascratch.parallel.axis import Axis
 
 MIXERS: dict[str, Callable[[Any, SublayerSite], Mixer]] = {"attention": Attention}
 FEED_FORWARDS: dict[str, Callable[[Any, SublayerSite], Sublayer]] = {"mlp": MLP}

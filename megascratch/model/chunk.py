@@ -28,7 +28,7 @@ from megascratch.layers.recompute import RecomputeUnit, units, with_recompute
 from megascratch.layers.rotary import rotary_angles
 from megascratch.layers.visible import Visible
 from megascratch.model.block import Block
-from megascratch.parallel.mesh import Axis
+from megascratch.parallel.axis import Axis
 from megascratch.parallel.shard import Shard
 
 

@@ -11,7 +11,7 @@ from megascratch.config.layers import layers_of
 from megascratch.config.resolve import ResolvedModel
 from megascratch.model.block import Block, block_of_each_kind
 from megascratch.model.chunk import ModelChunk
-from megascratch.parallel.mesh import Axis
+from megascratch.parallel.axis import Axis
 
 
 def flops_per_token(model: ResolvedModel, seq_length: int) -> float:

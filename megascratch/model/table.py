@@ -13,7 +13,7 @@ from megascratch.config.pipeline_split import layer_cut
 from megascratch.config.resolve import ResolvedModel, ResolvedParallel
 from megascratch.model.block import block_of_each_kind
 from megascratch.model.chunk import ModelChunk
-from megascratch.parallel.mesh import Axis
+from megascratch.parallel.axis import Axis
 from megascratch.parallel.shard import Shard
 
 EMBEDDING_WEIGHT = "embedding.word.weight"

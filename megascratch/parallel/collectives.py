@@ -20,8 +20,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megascratch.parallel import gloo
+from megascratch.parallel.axis import Axis
 from megascratch.parallel.host_staging import needs_host_staging
-from megascratch.parallel.mesh import Axis
 from megascratch.parallel.pending import Pending
 
 T = TypeVar("T")

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from functools import reduce
 from typing import TypeVar
 
+from megascratch.parallel.axis import Axis
 from megascratch.parallel.collectives import all_gather_objects
-from megascratch.parallel.mesh import Axis
 
 T = TypeVar("T")
 

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megascratch.parallel.mesh import Axis
+from megascratch.parallel.axis import Axis
 from megascratch.parallel.pending import Pending
 from megascratch.parallel.transport import Transport, Work
 

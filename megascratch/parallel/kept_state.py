@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from megascratch.config.layout import View
-from megascratch.parallel.mesh import Axis
+from megascratch.parallel.axis import Axis
 from megascratch.parallel.shard import Shard
 
 

@@ -13,61 +13,12 @@ import torch.distributed as dist
 
 from megascratch.config.errors import UserError
 from megascratch.config.layout import Layout, View
+from megascratch.parallel.axis import Axis, Link, Links
+from megascratch.parallel.control import Control
 from megascratch.parallel.grid import Grid, Position
 from megascratch.parallel.rendezvous import Rendezvous
 from megascratch.parallel.transport import ProcessGroupTransport, Transport
 from megascratch.runtime.timers import CommTimer
-
-
-@dataclass(frozen=True)
-class Axis:
-    """The ranks of one group along a parallel axis, as seen from one of them."""
-
-    name: str
-    size: int = 1
-    rank: int = 0
-    ranks: tuple[int, ...] = (0,)
-    transport: Transport | None = None
-    # times the waits on this axis
-    waits: CommTimer | None = field(default=None, repr=False, compare=False)
-
-    @classmethod
-    def alone(cls, name: str, rank: int = 0) -> "Axis":
-        return cls(name, ranks=(rank,))
-
-    @property
-    def is_first(self) -> bool:
-        return self.rank == 0
-
-    @property
-    def is_last(self) -> bool:
-        return self.rank == self.size - 1
-
-
-@dataclass(frozen=True)
-class Link:
-    """One direction between two neighbouring stages, with its own process group: messages on a link arrive in the
-    order they were sent, and no link can block another (NCCL runs the operations of a group one by one)."""
-
-    source: int  # global rank
-    target: int
-    transport: Transport
-    waits: CommTimer | None = field(default=None, repr=False, compare=False)
-
-    def number_of(self, rank: int) -> int:
-        """The number of a global rank, the source or the target, within the link's group."""
-        return int(rank == max(self.source, self.target))
-
-
-@dataclass(frozen=True)
-class Links:
-    """The four directed links of a stage. Stages form a ring, so that interleaved schedules can wrap around."""
-
-    forward_in: Link
-    forward_out: Link
-    backward_in: Link
-    backward_out: Link
-
 
 # The axes of a mesh in the order in which their groups are made: a view, and its axes that are joined.
 _LINES = {
@@ -105,6 +56,7 @@ class Mesh:
     model: Axis  # tp and pp together: the ranks that hold one copy of the dense weights
     embedding: Axis  # first and last stage: the two copies of a tied embedding; size 1 on the stages between
     world: Axis
+    control: Control  # of all ranks, for what is not a step's; only the main thread uses it
     links: Links | None = field(default=None, repr=False)
     waits: CommTimer | None = field(default=None, repr=False)  # one timer for all axes and links
 
@@ -112,7 +64,15 @@ class Mesh:
     def alone(cls, device: torch.device | str = "cpu") -> "Mesh":
         """A mesh of one process, without communication."""
         axes = {name: Axis.alone(name) for name in (*_LINES, "embedding", "world")}
-        return cls(Layout(), 0, torch.device(device), links=None, waits=None, **axes)
+        return cls(
+            Layout(),
+            0,
+            torch.device(device),
+            links=None,
+            waits=None,
+            control=Control.alone(),
+            **axes,
+        )
 
     @classmethod
     def build(
@@ -148,7 +108,10 @@ class Mesh:
         axes["embedding"] = maker.axis("embedding", ends)
         axes["world"] = Axis("world", world, rank, tuple(range(world)), everyone, waits)
         links = maker.links(pipelines) if layout.pp > 1 else None
-        return cls(layout, rank, torch.device(device), links=links, waits=waits, **axes)
+        control = Control(axes["world"])
+        return cls(
+            layout, rank, torch.device(device), control=control, links=links, waits=waits, **axes
+        )
 
     @property
     def position(self) -> Position:
@@ -244,12 +207,13 @@ def start(backend: str, device: torch.device, rendezvous: Rendezvous | None) -> 
     )
 
 
-def host_axis(world: Axis, timeout: timedelta | None = None) -> Axis:
-    """`world` with a separate gloo group, for the collectives of another thread; called by all ranks."""
+def second_control(mesh: Mesh, timeout: timedelta | None = None) -> Control:
+    """A control plane of all ranks that another thread may use; called by all ranks."""
+    world = mesh.world
     if world.size == 1:
-        return world
+        return Control.alone()
     group = dist.new_group(list(world.ranks), timeout=timeout, backend="gloo", group_desc="host")
-    return replace(world, transport=ProcessGroupTransport(group))
+    return Control(replace(world, transport=ProcessGroupTransport(group)))
 
 
 def stop() -> None:

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 from torch import Tensor
 
-from megascratch.parallel.mesh import Axis
+from megascratch.parallel.axis import Axis
 from megascratch.parallel.transport import Transport, Work
 from megascratch.runtime.faults import fault_point
 from megascratch.runtime.heartbeat import next_number, waiting

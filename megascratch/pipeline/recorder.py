@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import torch
 
+from megascratch.parallel.axis import Axis
 from megascratch.parallel.collectives import barrier
-from megascratch.parallel.mesh import Axis
 from megascratch.parallel.pending import named
 from megascratch.pipeline.schedule import Action
 from megascratch.pipeline.simulate import TimedAction

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from megascratch.parallel.axis import Link, Links
 from megascratch.parallel.host_staging import HostTransfer, needs_host_staging
-from megascratch.parallel.mesh import Link, Links
 from megascratch.parallel.pending import CommunicationError, reason
 from megascratch.parallel.transport import Work
 from megascratch.pipeline.recorder import NullRecorder

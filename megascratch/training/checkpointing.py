@@ -28,7 +28,7 @@ from megascratch.checkpoint.steps import problem_of, step_folder, step_number
 from megascratch.config.errors import UserError
 from megascratch.config.printable import printable
 from megascratch.config.resolve import ResolvedTraining
-from megascratch.parallel.mesh import Mesh, host_axis
+from megascratch.parallel.mesh import Mesh, second_control
 from megascratch.parallel.pending import CommunicationError
 from megascratch.parallel.sharded_tensor import ShardedTensor
 from megascratch.storage.path import Place, storage_path
@@ -45,7 +45,7 @@ def open_saver(
     Raises: UserError on all ranks if another run writes into the folder.
     """
     folder = storage_path(training.save)
-    own = host_axis(mesh.world, timeout)
+    own = second_control(mesh, timeout)
     leases: list[AnyLease] = []
     on_first_rank(own, lambda: leases.append(acquire(folder)))
     return AsyncSaver(

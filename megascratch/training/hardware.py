@@ -9,8 +9,8 @@ import torch
 
 from megascratch.config.errors import UserError
 from megascratch.config.settings import OptimConfig
+from megascratch.parallel.axis import Axis
 from megascratch.parallel.collectives import all_reduce, barrier
-from megascratch.parallel.mesh import Axis
 
 _TRIM_THRESHOLD = -1  # malloc.h
 _MMAP_THRESHOLD = -3

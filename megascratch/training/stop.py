@@ -26,8 +26,8 @@ from megascratch.config.exit_codes import (
     is_own_process,
 )
 from megascratch.config.settings import TrainingConfig
+from megascratch.parallel.axis import Axis
 from megascratch.parallel.collectives import all_reduce
-from megascratch.parallel.mesh import Axis
 from megascratch.supervision.launch import began
 
 ASKED = {

@@ -15,7 +15,6 @@ from megascratch.checkpoint.format.file_format import arrange, split_box
 from megascratch.checkpoint.format.io import raw_bytes
 from megascratch.checkpoint.staging import Staging
 from megascratch.checkpoint.write_plan import Candidate, assign_writers
-from megascratch.parallel.mesh import host_axis
 from megascratch.parallel.shard import Box
 from megascratch.parallel.sharded_tensor import ShardedTensor
 from megascratch.runtime.faults import armed
@@ -26,10 +25,10 @@ CPU = torch.device("cpu")
 
 
 def saver_of(folder, ranks, **how):
-    axis = world(
-        ranks, dist.get_rank() if ranks > 1 else 0, dist.group.WORLD if ranks > 1 else None
-    )
-    return AsyncSaver(folder, axis, host_axis(axis), CPU, **how)
+    rank = dist.get_rank() if ranks > 1 else 0
+    control = world(ranks, rank, dist.group.WORLD if ranks > 1 else None)
+    own = world(ranks, rank, dist.new_group() if ranks > 1 else None)
+    return AsyncSaver(folder, control.axis, own, CPU, **how)
 
 
 def polled(saver, limit=30_000):
@@ -68,7 +67,7 @@ def save_while_training(folder):
         go_on.set()
         _, (outcome,) = polled(saver)
     again = shards_of_rank(saver.world.rank, 2, 0, filled=False)
-    state = checkpoint.load(folder, again, saver.world)
+    state = checkpoint.load(folder, again, saver.own)
     return early, outcome.path, outcome.error, names_that_differ(again), state
 
 

@@ -50,7 +50,7 @@ def test_a_checkpoint_moves_between_the_devices_bit_for_bit(here, there, precisi
         writer.mesh.world,
     )
     reader.restore(
-        TrainState.from_dict(load(str(tmp_path), reader.held(), reader.mesh.world)["train_state"])
+        TrainState.from_dict(load(str(tmp_path), reader.held(), reader.mesh.control)["train_state"])
     )
     for written, read in zip(writer.held(), reader.held(), strict=True):
         assert written.name == read.name and read.tensor.device.type == there

@@ -15,8 +15,8 @@ from megascratch.config.layout import View
 from megascratch.inference.load import load_model
 from megascratch.model.block import FEED_FORWARDS
 from megascratch.model.flops import parameters
+from megascratch.parallel.axis import Axis
 from megascratch.parallel.kept_state import KeepsState, view_of
-from megascratch.parallel.mesh import Axis
 from megascratch.parallel.shard import Shard
 from megascratch.training.health.replicas import ReplicasDiffer, check_replicas
 from megascratch.training.state import TrainState

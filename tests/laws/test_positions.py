@@ -13,7 +13,8 @@ from megascratch.layers.dropout import AttentionDropout, Dropout
 from megascratch.layers.kernels.attention import attention
 from megascratch.layers.visible import Visible
 from megascratch.model.build import build_chunks
-from megascratch.parallel.mesh import Axis, Mesh
+from megascratch.parallel.axis import Axis
+from megascratch.parallel.mesh import Mesh
 from tests.support.contexts import plain_context
 from tests.support.layout_runs import config_of, synthetic_batch
 from tests.support.pairwise_cover import DOCUMENTS, LLAMA, PARTLY_ROTARY

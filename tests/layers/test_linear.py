@@ -7,8 +7,8 @@ from torch import nn
 
 from megascratch.config.layout import Layout
 from megascratch.layers.linear import ColumnParallelLinear, RowParallelLinear, linear
+from megascratch.parallel.axis import Axis
 from megascratch.parallel.grid import Position
-from megascratch.parallel.mesh import Axis
 from megascratch.parallel.shard import Part
 from tests.support.rank_pool import mesh_of, on_ranks
 

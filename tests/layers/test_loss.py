@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from megascratch.layers.loss import vocab_parallel_cross_entropy
-from megascratch.parallel.mesh import Axis
+from megascratch.parallel.axis import Axis
 from tests.support.rank_pool import mesh_of, on_ranks
 
 

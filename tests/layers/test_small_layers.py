@@ -16,7 +16,7 @@ from megascratch.layers.embedding import (
 )
 from megascratch.layers.mlp import ACTIVATIONS, MLP
 from megascratch.layers.norm import NORMS
-from megascratch.parallel.mesh import Axis
+from megascratch.parallel.axis import Axis
 from tests.support.contexts import plain_context
 from tests.support.rank_pool import mesh_of, on_ranks
 from tests.support.sublayers import site_of

@@ -22,7 +22,7 @@ from megascratch.model.block import Block
 from megascratch.model.chunk import ModelChunk
 from megascratch.model.flops import flops_per_token, parameters
 from megascratch.model.table import shard_table
-from megascratch.parallel.mesh import Axis
+from megascratch.parallel.axis import Axis
 from megascratch.verification.layouts import random_layouts
 from megascratch.verification.run_layout import RunRecord, gather, one_process
 from tests.support import other_layers as module

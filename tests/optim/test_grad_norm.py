@@ -5,8 +5,8 @@ import torch
 
 from megascratch.config.layout import Layout
 from megascratch.optim.grad_norm import GlobalNorm, clip_factor
+from megascratch.parallel.axis import Axis
 from megascratch.parallel.grid import Position
-from megascratch.parallel.mesh import Axis
 from megascratch.parallel.shard import Shard
 
 

@@ -3,6 +3,7 @@
 import torch
 
 from megascratch.config.layout import Layout
+from megascratch.parallel.axis import Axis
 from megascratch.parallel.collectives import (
     all_gather,
     all_reduce,
@@ -10,7 +11,7 @@ from megascratch.parallel.collectives import (
     reduce_scatter,
     reduce_scatter_to,
 )
-from megascratch.parallel.mesh import Axis, Mesh
+from megascratch.parallel.mesh import Mesh
 from tests.support.rank_pool import on_ranks
 
 

@@ -8,7 +8,7 @@ import torch
 from megascratch import checkpoint
 from megascratch.commands import main
 from megascratch.config.printable import printable, printable_lines, shown
-from megascratch.parallel.mesh import Axis
+from megascratch.parallel.control import Control
 from megascratch.parallel.shard import Box
 from megascratch.parallel.sharded_tensor import ShardedTensor
 from megascratch.training.report import Report
@@ -43,7 +43,7 @@ def save(folder, names: list[str], step: int = 1) -> str:
         for name in names
     ]
     state = {"train_state": {"step": step}, EVIL: [step, EVIL]}
-    return str(checkpoint.save(folder, step, held, state, Axis.alone("world")))
+    return str(checkpoint.save(folder, step, held, state, Control.alone()))
 
 
 def settings(folder) -> list[str]:

@@ -33,7 +33,7 @@ from megascratch.data.text.jsonl import BadLine, parse_record, read_lines
 from megascratch.data.tokens.index_cache import load_or_build
 from megascratch.data.tokens.manifest import check_corpus
 from megascratch.data.tokens.token_files import TokenReader
-from megascratch.parallel.mesh import Axis
+from megascratch.parallel.control import Control
 from megascratch.parallel.shard import Box
 from megascratch.parallel.sharded_tensor import ShardedTensor
 from megascratch.pipeline.csv_schedule import read_table
@@ -159,7 +159,7 @@ def _checkpoint(folder: Path) -> Path:
         "tokenizer_fingerprint": "00",
         "valid_loss": 1.5,
     }
-    step = checkpoint.save(folder, 3, held, state, Axis.alone("world"))
+    step = checkpoint.save(folder, 3, held, state, Control.alone())
     return Path(step) / FILE
 
 

@@ -18,7 +18,7 @@ from megascratch.config.load import load_config
 from megascratch.data.tokens.idx_format import DTYPES, HEADER, MAGIC
 from megascratch.data.tokens.index_cache import load_or_build
 from megascratch.data.tokens.token_files import TokenReader
-from megascratch.parallel.mesh import Axis
+from megascratch.parallel.control import Control
 from megascratch.parallel.shard import Box
 from megascratch.parallel.sharded_tensor import ShardedTensor
 from megascratch.pipeline.csv_schedule import read_table
@@ -55,7 +55,7 @@ def held() -> list[ShardedTensor]:
 
 
 def read_checkpoint(path: Path) -> Any:
-    return checkpoint.load(path, held(), Axis.alone("world"))
+    return checkpoint.load(path, held(), Control.alone())
 
 
 def read_tokenizer(path: Path) -> Any:
@@ -109,7 +109,7 @@ def step(change: Callable[[Path], Any]) -> Callable[[Path], Path]:
     """A sound checkpoint, then changed."""
 
     def make(folder: Path) -> Path:
-        path = checkpoint.save(folder, 1, held(), {}, Axis.alone("world"))
+        path = checkpoint.save(folder, 1, held(), {}, Control.alone())
         change(path)
         return path
 

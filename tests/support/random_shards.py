@@ -13,7 +13,8 @@ from megascratch.checkpoint.format.io import raw_bytes
 from megascratch.checkpoint.save import write_step
 from megascratch.checkpoint.write_plan import agree_on_write_plan
 from megascratch.config.layout import Layout
-from megascratch.parallel.mesh import Axis
+from megascratch.parallel.axis import Axis
+from megascratch.parallel.control import Control
 from megascratch.parallel.shard import MODEL_AXES, Box, Cut, Part, Shard
 from megascratch.parallel.sharded_tensor import ShardedTensor
 from megascratch.parallel.transport import ProcessGroupTransport
@@ -30,8 +31,9 @@ SHAPES = {
 }
 
 
-def world(size: int = 1, rank: int = 0, group=None) -> Axis:
-    return Axis("world", size, rank, tuple(range(size)), group and ProcessGroupTransport(group))
+def world(size: int = 1, rank: int = 0, group=None) -> Control:
+    transport = group and ProcessGroupTransport(group)
+    return Control(Axis("world", size, rank, tuple(range(size)), transport))
 
 
 def whole(name: str, shapes=SHAPES) -> Tensor:

@@ -71,7 +71,7 @@ def save_model(folder, tp: int = 1, pp: int = 1, dp: int = 1, settings=(), state
         "tokenizer_fingerprint": ByteTokenizer().fingerprint,
         **dict(state),
     }
-    return checkpoint.save(folder, 3, trainer.held(), saved, mesh.world)
+    return checkpoint.save(folder, 3, trainer.held(), saved, mesh.control)
 
 
 def full_logits(config, model, ids, eod=None):

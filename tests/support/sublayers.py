@@ -3,7 +3,7 @@
 from typing import Any
 
 from megascratch.layers.sublayer import SublayerSite
-from megascratch.parallel.mesh import Axis
+from megascratch.parallel.axis import Axis
 
 
 def site_of(hidden_size: int, **changed: Any) -> SublayerSite:

@@ -58,7 +58,7 @@ def train_and_save(config: Config, folder: str) -> tuple[list[tuple[float, float
     trainer, state = build_trainer(config), TrainState()
     train_steps(trainer, state, 2)
     trainer.save_scalars(state)
-    save(folder, state.step, trainer.held(), {"train_state": state.to_dict()}, trainer.mesh.world)
+    save(folder, state.step, trainer.held(), {"train_state": state.to_dict()}, trainer.mesh.control)
     told = [step[:2] for step in train_steps(trainer, state, 2)]
     return told, [held.tensor.clone() for held in trainer.held()]
 
@@ -66,7 +66,7 @@ def train_and_save(config: Config, folder: str) -> tuple[list[tuple[float, float
 def load_and_train(config: Config, folder: str) -> tuple[list[tuple[float, float]], list]:
     """On a rank: a new trainer goes on from the checkpoint."""
     trainer = build_trainer(config)
-    state = TrainState.from_dict(load(folder, trainer.held(), trainer.mesh.world)["train_state"])
+    state = TrainState.from_dict(load(folder, trainer.held(), trainer.mesh.control)["train_state"])
     trainer.restore(state)
     told = [step[:2] for step in train_steps(trainer, state, 2)]
     return told, [held.tensor.clone() for held in trainer.held()]

@@ -80,7 +80,7 @@ def load_on(config: Config, folder, steps: int) -> tuple[list[str], list[float],
     trainer = build_trainer(config)
     for item in trainer.held():
         item.tensor.fill_(torch.nan)
-    state = TrainState.from_dict(load(folder, trainer.held(), trainer.mesh.world)["train_state"])
+    state = TrainState.from_dict(load(folder, trainer.held(), trainer.mesh.control)["train_state"])
     different = differing(trainer, folder)
     trainer.restore(state)
     played = train_steps(trainer, state, steps)

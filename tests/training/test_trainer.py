@@ -13,7 +13,8 @@ import torch
 from megascratch.config import exit_codes
 from megascratch.config.errors import UserError
 from megascratch.config.settings import Config, OptimConfig, TrainingConfig
-from megascratch.parallel.mesh import Axis, Mesh
+from megascratch.parallel.axis import Axis
+from megascratch.parallel.mesh import Mesh
 from megascratch.supervision.launch import BEGAN
 from megascratch.training import stop as stopping
 from megascratch.training.hardware import choose_device, matmul_peak, parameter_dtype, peak_memory

@@ -129,7 +129,7 @@ class BadSteps:
         self.settle()
         state = self.state
         folder = storage_path(self.training.save)
-        path = on_first_rank(self.mesh.world, lambda: latest(folder))
+        path = on_first_rank(self.mesh.control, lambda: latest(folder))
         if path is None:
             raise FloatingPointError(
                 f"{nothing_updated(wrong, state.step)}; there is no checkpoint in {folder} to roll back to"
@@ -137,7 +137,7 @@ class BadSteps:
         before = list(state.skipped_samples)
         last_read = original_index(state.consumed_samples - 1, before)
         stop = last_read + 1
-        saved = load(path, self.trainer.held(), self.mesh.world)
+        saved = load(path, self.trainer.held(), self.mesh.control)
         restored = TrainState.from_dict(saved["train_state"])
         back_to = restored.step
         start = original_index(restored.consumed_samples, before)
@@ -148,7 +148,7 @@ class BadSteps:
             "step": state.step,
             "reason": wrong,
         }
-        rollbacks = on_first_rank(self.mesh.world, lambda: _written(folder, record))
+        rollbacks = on_first_rank(self.mesh.control, lambda: _written(folder, record))
         if rollbacks > self.guard.max_bad_steps:
             raise FloatingPointError(self._too_many(f"{rollbacks} rollbacks to {path}", wrong))
         restored.skipped_samples = merge_ranges(before, [[start, stop]])

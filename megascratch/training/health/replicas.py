@@ -16,8 +16,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megascratch.config.layout import View
+from megascratch.parallel.axis import Axis
 from megascratch.parallel.collectives import all_gather_objects, all_reduce
-from megascratch.parallel.mesh import Axis
 from megascratch.parallel.shard import MODEL_AXES, Box, Shard
 from megascratch.parallel.sharded_tensor import MODEL
 from megascratch.training.start.preflight import where

@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from megascratch.config.settings import Config
 from megascratch.layers.kernels import choice, cpu
 from megascratch.model.chunk import ModelChunk
-from megascratch.parallel.mesh import Axis
+from megascratch.parallel.axis import Axis
 from megascratch.training.hardware import parameter_dtype
 from tests.support.layout_runs import config_of, synthetic_batch
 from tests.support.pairwise_cover import DOCUMENTS, GPT, LLAMA, PARTLY_ROTARY

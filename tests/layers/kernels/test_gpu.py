@@ -8,7 +8,7 @@ from megascratch.layers.dropout import AttentionDropout, Dropout
 from megascratch.layers.kernels import cross_entropy, dropout
 from megascratch.layers.loss import vocab_parallel_cross_entropy
 from megascratch.layers.visible import Visible
-from megascratch.parallel.mesh import Axis
+from megascratch.parallel.axis import Axis
 from megascratch.parallel.random import keep_mask, sample_keys
 from tests.support.contexts import plain_context
 

@@ -16,6 +16,7 @@ from megascratch.data_parallel.zero1 import Zero1
 from megascratch.layers import attention, dropout, embedding, linear, loss, mlp
 from megascratch.layers.loss import vocab_parallel_cross_entropy
 from megascratch.model import build, chunk
+from megascratch.parallel.axis import Axis
 from megascratch.parallel.collectives import (
     _Pair,
     _sum,
@@ -27,7 +28,6 @@ from megascratch.parallel.collectives import (
     start_all_reduce,
 )
 from megascratch.parallel.initial_values import normal_blocks
-from megascratch.parallel.mesh import Axis
 from megascratch.parallel.pending import Pending
 from megascratch.parallel.shard import Box, Shard
 from megascratch.training.trainer import Trainer
