@@ -70,7 +70,7 @@ def save_on(config: Config, folder) -> list[str]:
     train_steps(trainer, state, BEFORE)
     trainer.save_scalars(state)
     path = save(
-        folder, state.step, trainer.held(), {"train_state": state.to_dict()}, trainer.mesh.world
+        folder, state.step, trainer.held(), {"train_state": state.to_dict()}, trainer.mesh.control
     )
     return differing(trainer, path)
 
