@@ -35,15 +35,15 @@ def compare(ranks: int, size: int, rounds: int) -> dict[str, Pair]:
     calls: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
         "all_reduce": (
             lambda: collectives.start_all_reduce(whole, axis).wait(),
-            lambda: dist.all_reduce(whole, group=axis.transport.group),
+            lambda: dist.all_reduce(whole),
         ),
         "all_gather": (
             lambda: collectives.start_all_gather(part, axis, whole).wait(),
-            lambda: dist.all_gather_into_tensor(whole, part, group=axis.transport.group),
+            lambda: dist.all_gather_into_tensor(whole, part),
         ),
         "reduce_scatter": (
             lambda: collectives.start_reduce_scatter(whole, axis, part).wait(),
-            lambda: dist.reduce_scatter_tensor(part, whole, group=axis.transport.group),
+            lambda: dist.reduce_scatter_tensor(part, whole),
         ),
     }
     return {

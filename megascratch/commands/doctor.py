@@ -22,7 +22,8 @@ from megascratch.config.resolve import BACKENDS, Values, derive
 from megascratch.config.settings import Config, ParallelConfig
 from megascratch.doctor.host import HostFinding, check_host
 from megascratch.doctor.network import bandwidths, slow_groups
-from megascratch.parallel import mesh as meshes
+from megascratch.parallel import groups
+from megascratch.parallel.groups import Timeouts
 from megascratch.parallel.mesh import Mesh
 from megascratch.parallel.pending import CommunicationError
 from megascratch.parallel.rendezvous import Rendezvous, join
@@ -142,8 +143,8 @@ def _axes(
     layout = Layout(tp, pp, copies)
     try:
         backend = parallel.distributed_backend or BACKENDS[device.type]
-        meshes.start(backend, device, rendezvous)
-        found = bandwidths(Mesh.build(layout, device, timeout))
+        maker = groups.start(backend, device, rendezvous, Timeouts.equal(timeout))
+        found = bandwidths(Mesh.build(layout, device, maker))
     except (CommunicationError, RuntimeError) as error:
         return [
             HostFinding(
@@ -154,13 +155,13 @@ def _axes(
             )
         ]
     finally:
-        meshes.stop()
+        groups.stop()
     findings = []
     for axis in dict.fromkeys(group.axis for group in found):
-        groups = [group for group in found if group.axis == axis]
-        slowest = min(group.bytes_per_second for group in groups)
-        size = len(groups[0].ranks)
-        text = f"{axis}: {len(groups)} group(s) of {size}, all-reduce at {slowest / 1e6:,.0f} MB/s"
+        of_axis = [group for group in found if group.axis == axis]
+        slowest = min(group.bytes_per_second for group in of_axis)
+        size = len(of_axis[0].ranks)
+        text = f"{axis}: {len(of_axis)} group(s) of {size}, all-reduce at {slowest / 1e6:,.0f} MB/s"
         findings.append(HostFinding("axes", "ok", text))
     for group in slow_groups(found):
         ranks = ", ".join(map(str, group.ranks))

@@ -155,6 +155,10 @@ class ParallelConfig:
     """Communication library; default: nccl on cuda, gloo on cpu. With gloo, ranks may share a CUDA device (slow)."""
     distributed_timeout_minutes: float = setting(10.0, FREE_LAYOUT, above(0))
     """A communication that takes longer ends the run with a message that names the operation that hung."""
+    start_timeout_minutes: float | None = setting(None, FREE_LAYOUT, above(0))
+    """How long ranks wait for each other before the process groups are made; default: distributed_timeout_minutes."""
+    load_timeout_minutes: float | None = setting(None, FREE_LAYOUT, above(0))
+    """How long ranks wait for each other to load or save a checkpoint; default: distributed_timeout_minutes."""
 
 
 @dataclass(frozen=True)

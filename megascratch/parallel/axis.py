@@ -8,13 +8,19 @@ from megascratch.runtime.timers import CommTimer
 
 @dataclass(frozen=True)
 class Axis:
-    """The ranks of one group along a parallel axis, as seen from one of them."""
+    """The ranks of one group along a parallel axis, as seen from one of them.
+
+    An axis may also be the ranks of a few others together, such as the world. It then has no transport of its own: what
+    is summed or gathered goes along one of them after the other.
+    """
 
     name: str
     size: int = 1
     rank: int = 0
     ranks: tuple[int, ...] = (0,)
     transport: Transport | None = None
+    # the axes that it joins; the ranks differ fastest along the first of them
+    along: tuple["Axis", ...] = field(default=(), repr=False)
     # times the waits on this axis
     waits: CommTimer | None = field(default=None, repr=False, compare=False)
 

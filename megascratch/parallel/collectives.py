@@ -7,12 +7,14 @@
     reduce_scatter(dim)  all_gather(dim)      sequence parallel: full -> sequence
 
 (f and g of Shoeybi et al. 2019, arXiv 1909.08053, section 3; the sequence pairs of Korthikanti et al. 2022,
-arXiv 2205.05198, section 4.2.) On an axis of size 1 everything returns its input. Tensors of a CPU go over gloo
+arXiv 2205.05198, section 4.2.) On an axis of size 1 everything returns its input. On an axis that joins others, an
+all-reduce or all-gather is done, along one after the other, when it is started. Tensors of a CPU go over gloo
 (`gloo.py`), those of a device over NCCL, or through host memory where the group has only gloo.
 """
 
 import pickle
 from collections.abc import Callable
+from itertools import chain
 from typing import Any, TypeVar, cast
 
 import torch
@@ -33,6 +35,10 @@ def start_all_reduce(
     """Starts a sum (or `op`) of x over the axis, in place."""
     if axis.size == 1:
         return Pending("all_reduce", axis, None, x)
+    if axis.along:
+        for part in axis.along:
+            all_reduce(x, part, op)
+        return Pending("all_reduce", axis, None, x)
     if needs_host_staging(x, axis.transport):
         return _copied_to_device(start_all_reduce(x.cpu(), axis, op), x)
     if x.device.type == "cpu":
@@ -43,6 +49,10 @@ def start_all_reduce(
 def start_all_gather(x: Tensor, axis: Axis, out: Tensor | None = None) -> Pending:
     """Starts an all-gather: [n, ...] -> [axis.size * n, ...], the shards of all ranks in rank order along dim 0."""
     if axis.size == 1:
+        return Pending("all_gather", axis, None, x if out is None else out.copy_(x))
+    if axis.along:
+        for part in axis.along:
+            x = all_gather(x, part)
         return Pending("all_gather", axis, None, x if out is None else out.copy_(x))
     x = x.contiguous()
     if out is None:
@@ -107,6 +117,11 @@ def all_gather_objects(item: T, axis: Axis) -> list[T]:
     """One Python object from every rank, in rank order; for set-up, not for the training step."""
     if axis.size == 1:
         return [item]
+    if axis.along:
+        gathered = [item]
+        for part in axis.along:
+            gathered = list(chain.from_iterable(all_gather_objects(gathered, part)))
+        return gathered
     assert axis.transport is not None
     device = axis.transport.device
     mine = torch.frombuffer(bytearray(pickle.dumps(item)), dtype=torch.uint8)

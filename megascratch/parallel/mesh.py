@@ -1,39 +1,40 @@
-"""The device mesh of this rank: its position on every parallel axis and the process groups. Only this file starts and
-ends torch.distributed.
+"""The device mesh of this rank: its position on every parallel axis and the transports to the other ranks.
 
 A layer gets the one `Axis` that it uses; code that assembles layers gets the `Mesh`. An axis of size 1 has no
 transport, and every collective on it returns its input, so no layer needs to check whether it is distributed.
 """
 
-from dataclasses import dataclass, field, replace
-from datetime import timedelta
+from dataclasses import dataclass, field
 
 import torch
-import torch.distributed as dist
 
 from megascratch.config.errors import UserError
 from megascratch.config.layout import Layout, View
 from megascratch.parallel.axis import Axis, Link, Links
 from megascratch.parallel.control import Control
-from megascratch.parallel.grid import Grid, Position
-from megascratch.parallel.rendezvous import Rendezvous
-from megascratch.parallel.transport import ProcessGroupTransport, Transport
+from megascratch.parallel.grid import Position
+from megascratch.parallel.groups import GroupMaker
+from megascratch.parallel.lines import RankLine, embedding_line, line_of, link_lines
+from megascratch.parallel.transport import Transport
 from megascratch.runtime.timers import CommTimer
 
-# The axes of a mesh in the order in which their groups are made: a view, and its axes that are joined.
+# The axes of a mesh: a view, and its axes that are joined.
 _LINES = {
     "tp": ("dense", ("tp",)),
     "cp": ("dense", ("cp",)),
-    "dp": ("dense", ("dp",)),
-    "pp": ("dense", ("pp",)),
     "data": ("dense", ("dp", "cp")),
-    "model": ("dense", ("pp", "tp")),
+    "pp": ("dense", ("pp",)),
     "shard": ("replicas", ("shard", "cp")),
     "replica": ("replicas", ("replica",)),
     "etp": ("expert", ("etp",)),
     "ep": ("expert", ("ep",)),
     "edp": ("expert", ("edp",)),
+    "dp": ("dense", ("dp",)),
+    "model": ("dense", ("pp", "tp")),
+    "world": ("dense", ("pp", "dp", "cp", "tp")),
 }
+# Those that have a group of their own, in the order in which the groups are made.
+_OWN_GROUP = ("tp", "cp", "data", "pp", "shard", "replica", "etp", "ep", "edp")
 
 
 @dataclass(frozen=True)
@@ -59,58 +60,59 @@ class Mesh:
     control: Control  # of all ranks, for what is not a step's; only the main thread uses it
     links: Links | None = field(default=None, repr=False)
     waits: CommTimer | None = field(default=None, repr=False)  # one timer for all axes and links
+    maker: GroupMaker | None = field(default=None, repr=False)  # None: a single process
 
     @classmethod
     def alone(cls, device: torch.device | str = "cpu") -> "Mesh":
         """A mesh of one process, without communication."""
-        axes = {name: Axis.alone(name) for name in (*_LINES, "embedding", "world")}
+        axes = {name: Axis.alone(name) for name in (*_LINES, "embedding")}
         return cls(
             Layout(),
             0,
             torch.device(device),
             links=None,
             waits=None,
+            maker=None,
             control=Control.alone(),
             **axes,
         )
 
     @classmethod
     def build(
-        cls, layout: Layout, device: torch.device | str = "cpu", timeout: timedelta | None = None
+        cls,
+        layout: Layout,
+        device: torch.device | str = "cpu",
+        maker: GroupMaker | None = None,
+        tied: bool = True,
     ) -> "Mesh":
-        """Makes every process group of `layout`; called by all ranks of an initialised default group.
+        """Makes the process groups of this rank; called by all ranks.
 
-        Every rank makes all groups, in the same order, because torch numbers groups by the calls made so far.
+        Args:
+            maker: makes them; None for a single process.
+            tied: whether first and last stage may hold copies of one weight, so that an embedding axis is needed.
 
         Raises: UserError if the number of ranks is not the product of the layout.
         """
-        rank = 0
-        world = 1
-        if dist.is_initialized():
-            rank = dist.get_rank()
-            world = dist.get_world_size()
+        world = 1 if maker is None else maker.world
         if world != layout.world:
             raise UserError(
                 f"world size ({world}) must equal the product of the layout {layout.sizes('dense')}: start "
                 f"{layout.world} processes"
             )
-        if world == 1:
+        if maker is None or world == 1:
             return cls.alone(device)
-        assert dist.group.WORLD is not None
-        everyone = ProcessGroupTransport(dist.group.WORLD)
-        waits = CommTimer(everyone.carried_by(torch.device(device)))
-        maker = _GroupMaker(rank, timeout, waits)
-        axes = {}
-        for name, (view, members) in _LINES.items():
-            axes[name] = maker.axis(name, Grid(layout.sizes(view)).groups(*members))
-        pipelines = Grid(layout.sizes("dense")).groups("pp")
-        ends = [sorted({stages[0], stages[-1]}) for stages in pipelines]
-        axes["embedding"] = maker.axis("embedding", ends)
-        axes["world"] = Axis("world", world, rank, tuple(range(world)), everyone, waits)
-        links = maker.links(pipelines) if layout.pp > 1 else None
-        control = Control(axes["world"])
+        device = torch.device(device)
+        waits = CommTimer(torch.device("cpu") if maker.needs_host_memory else device)
+        axes = _Axes(layout, maker, waits)
         return cls(
-            layout, rank, torch.device(device), control=control, links=links, waits=waits, **axes
+            layout,
+            maker.rank,
+            device,
+            **axes.of_layout(tied),
+            links=axes.links() if layout.pp > 1 else None,
+            control=Control.build(maker, "control", waits),
+            waits=waits,
+            maker=maker,
         )
 
     @property
@@ -130,8 +132,8 @@ class Mesh:
         return {"pp": self.pp, "tp": self.tp, "ep": self.ep, "etp": self.etp}[name]
 
     def close(self) -> None:
-        """Destroys every group but the default one; the mesh cannot be used afterwards."""
-        transports = {getattr(self, name).transport for name in (*_LINES, "embedding")}
+        """Frees every group that was made for this mesh; it cannot be used afterwards."""
+        transports = {getattr(self, name).transport for name in (*_OWN_GROUP, "embedding")}
         if self.links is not None:
             links = self.links
             for link in (
@@ -143,80 +145,72 @@ class Mesh:
                 transports.add(link.transport)
         for transport in transports - {None}:
             transport.close()
+        self.control.close()
 
 
-class _GroupMaker:
-    """Makes groups in the same order on all ranks and keeps this rank's; equal lists of ranks share one group."""
+class _Axes:
+    """Makes the axes of one rank. Lines of the same ranks share one group: if two axes agree on one rank they agree on
+    all, because an axis cuts the grid in the same way everywhere."""
 
-    def __init__(self, rank: int, timeout: timedelta | None, waits: CommTimer):
-        self.rank = rank
-        self.timeout = timeout
+    def __init__(self, layout: Layout, maker: GroupMaker, waits: CommTimer):
+        self.layout = layout
+        self.maker = maker
         self.waits = waits
         self.made: dict[tuple[int, ...], Transport | None] = {}
 
-    def axis(self, name: str, groups: list[list[int]]) -> Axis:
-        """This rank's axis among `groups`; an axis of size 1 if none of them contains the rank."""
-        mine = Axis.alone(name, self.rank)
-        for ranks in map(tuple, groups):
-            if len(ranks) == 1:
-                continue
-            if ranks not in self.made:
-                self.made[ranks] = self._new(ranks, name)
-            if self.rank in ranks:
-                mine = Axis(
-                    name, len(ranks), ranks.index(self.rank), ranks, self.made[ranks], self.waits
-                )
-        return mine
+    def of_layout(self, tied: bool) -> dict[str, Axis]:
+        """All axes by name; their groups are made in the same order on all ranks."""
+        made = {name: self._axis(self._line(name)) for name in _OWN_GROUP}
+        # no step sums along dp or model alone, so that they need no group of their own
+        made["dp"] = self._shared("dp", self.made.get(self._line("dp").mine))
+        made["model"] = self._shared("model", None, (made["tp"], made["pp"]))
+        if tied:
+            made["embedding"] = self._axis(embedding_line(self.layout, self.maker.rank))
+        else:
+            made["embedding"] = Axis.alone("embedding", self.maker.rank)
+        everyone = self.maker.everyone()
+        along = (made["tp"], made["data"], made["pp"]) if everyone is None else ()
+        made["world"] = self._shared("world", everyone, along)
+        return made
 
-    def links(self, pipelines: list[list[int]]) -> Links:
+    def links(self) -> Links:
         """The links of this rank's ring of stages."""
         made: dict[str, Link] = {}
-        for stages in pipelines:
-            for i, source in enumerate(stages):
-                target = stages[(i + 1) % len(stages)]
-                pair = tuple(sorted((source, target)))
-                forward_transport = self._new(pair, "pp forward")
-                backward_transport = self._new(pair, "pp backward")
-                if forward_transport is None or backward_transport is None:
-                    continue
-                forward = Link(source, target, forward_transport, self.waits)
-                backward = Link(target, source, backward_transport, self.waits)
-                if self.rank == source:
-                    made |= {"forward_out": forward, "backward_in": backward}
-                if self.rank == target:
-                    made |= {"forward_in": forward, "backward_out": backward}
+        rank = self.maker.rank
+        pipeline = self._line("pp").mine
+        for line, link in link_lines(self.layout, rank):
+            transport = self.maker.line(line)
+            if link is None or transport is None:
+                continue
+            source = pipeline[link.source]
+            side = "out" if rank == source else "in"
+            target = pipeline[link.target]
+            made[f"{link.direction}_{side}"] = Link(source, target, transport, self.waits)
         return Links(**made)
 
-    def _new(self, ranks: tuple[int, ...], description: str) -> Transport | None:
-        """None for a rank that is not among `ranks`, which must take part in the call anyway."""
-        group = dist.new_group(list(ranks), timeout=self.timeout, group_desc=description)
-        return ProcessGroupTransport(group) if self.rank in ranks else None
+    def _line(self, name: str) -> RankLine:
+        return line_of(self.layout, self.maker.rank, name, *_LINES[name])
+
+    def _axis(self, line: RankLine) -> Axis:
+        """The axis of a line, with the group of these ranks if there is one already."""
+        ranks = line.mine
+        transport = self.made.get(ranks) if len(ranks) > 1 else None
+        if transport is None:
+            transport = self.maker.line(line)
+        self.made[ranks] = transport
+        return Axis(
+            line.name, len(ranks), ranks.index(self.maker.rank), ranks, transport, waits=self.waits
+        )
+
+    def _shared(self, name: str, transport: Transport | None, along: tuple[Axis, ...] = ()) -> Axis:
+        """An axis for which no group is made."""
+        ranks = self._line(name).mine
+        place = ranks.index(self.maker.rank)
+        return Axis(name, len(ranks), place, ranks, transport, along, self.waits)
 
 
-def start(backend: str, device: torch.device, rendezvous: Rendezvous | None) -> None:
-    """Makes the default process group of the ranks of a rendezvous; does nothing without one (a single process)."""
-    if rendezvous is None:
-        return
-    dist.init_process_group(
-        backend,
-        store=dist.PrefixStore("group", rendezvous.store),
-        rank=rendezvous.rank,
-        world_size=rendezvous.world,
-        timeout=rendezvous.timeout,
-        device_id=device if backend == "nccl" else None,
-    )
-
-
-def second_control(mesh: Mesh, timeout: timedelta | None = None) -> Control:
+def second_control(mesh: Mesh) -> Control:
     """A control plane of all ranks that another thread may use; called by all ranks."""
-    world = mesh.world
-    if world.size == 1:
+    if mesh.maker is None:
         return Control.alone()
-    group = dist.new_group(list(world.ranks), timeout=timeout, backend="gloo", group_desc="host")
-    return Control(replace(world, transport=ProcessGroupTransport(group)))
-
-
-def stop() -> None:
-    """Destroys the default process group, if there is one."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    return Control.build(mesh.maker, "second control")

@@ -199,5 +199,5 @@ def _missing(ranks: list[int], timeout: timedelta) -> str:
         named += f" and {len(ranks) - 20} more"
     return (
         f"{word} {named} did not respond within {timeout.total_seconds():g} s: see the "
-        "output of these ranks, or increase --distributed-timeout-minutes"
+        "output of these ranks, or increase --start-timeout-minutes"
     )

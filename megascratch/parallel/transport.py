@@ -67,11 +67,11 @@ class Transport(ABC):
 
 
 class ProcessGroupTransport(Transport):
-    """A process group of torch, gloo or NCCL."""
+    """A process group of torch: of NCCL, or one of gloo that torch.distributed does not know; it has the same verbs."""
 
-    def __init__(self, group: dist.ProcessGroup):
+    def __init__(self, group: dist.ProcessGroup, needs_host_memory: bool):
         self.group = group
-        self.needs_host_memory = dist.get_backend(group) == "gloo"
+        self.needs_host_memory = needs_host_memory
 
     def all_reduce(self, x: Tensor, op: dist.ReduceOp.RedOpType) -> Work:
         options = dist.AllreduceOptions()
@@ -100,4 +100,6 @@ class ProcessGroupTransport(Transport):
         return torch.device("cuda", torch.cuda.current_device())
 
     def close(self) -> None:
-        dist.destroy_process_group(self.group)
+        if isinstance(self.group, dist.ProcessGroup):
+            dist.destroy_process_group(self.group)
+        del self.group  # a group of gloo ends with its last reference

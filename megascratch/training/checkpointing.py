@@ -4,7 +4,6 @@ the checkpoints that the retention policy no longer keeps.
 
 import sys
 from collections.abc import Callable, Iterable
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,16 +35,14 @@ from megascratch.storage.store import StoreError
 from megascratch.training.report import Report
 
 
-def open_saver(
-    training: ResolvedTraining, mesh: Mesh, timeout: timedelta | None = None
-) -> AsyncSaver:
+def open_saver(training: ResolvedTraining, mesh: Mesh) -> AsyncSaver:
     """The run's checkpoint writer. Called by all ranks; the first rank holds the folder's lease until
     `AsyncSaver.close`.
 
     Raises: UserError on all ranks if another run writes into the folder.
     """
     folder = storage_path(training.save)
-    own = second_control(mesh, timeout)
+    own = second_control(mesh)
     leases: list[AnyLease] = []
     on_first_rank(own, lambda: leases.append(acquire(folder)))
     return AsyncSaver(

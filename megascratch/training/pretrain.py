@@ -7,7 +7,7 @@ import sys
 from megascratch.config.errors import Problems, RanksSilent, UserError
 from megascratch.config.exit_codes import BAD_INPUT, DONE, FAILED, STOPS
 from megascratch.config.printable import printable_lines
-from megascratch.parallel import mesh
+from megascratch.parallel import groups
 from megascratch.parallel.pending import CommunicationError
 from megascratch.runtime.faults import fault_point
 from megascratch.runtime.heartbeat import ended
@@ -74,5 +74,5 @@ def _code(settings: LegalSettings, problems: Problems, stop: StopRequest) -> int
         raise
     finally:
         ended(code, cause)
-        mesh.stop()
+        groups.stop()
     return code

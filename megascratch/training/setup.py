@@ -20,13 +20,14 @@ from megascratch.config.errors import Problems
 from megascratch.config.layout import Layout
 from megascratch.config.notices import notices
 from megascratch.config.resolve import ResolvedConfig, ResolvedParallel
-from megascratch.config.settings import DataConfig
+from megascratch.config.settings import DataConfig, ParallelConfig
 from megascratch.data.samples.batch import Batch
 from megascratch.data.samples.build import Splits
 from megascratch.data.samples.dataset import Dataset
 from megascratch.data.samples.microbatches import microbatches
 from megascratch.data.samples.views import merge_ranges
-from megascratch.parallel import mesh as meshes
+from megascratch.parallel import groups
+from megascratch.parallel.groups import Timeouts
 from megascratch.parallel.mesh import Mesh
 from megascratch.parallel.rendezvous import Rendezvous, join
 from megascratch.runtime.faults import fault_point
@@ -78,16 +79,17 @@ def build_run(settings: LegalSettings, problems: Problems) -> TrainingRun:
     Raises:
         UserError: anything that the user can fix, and ranks that differ, before any process group starts.
     """
-    timeout = timedelta(minutes=settings.config.parallel.distributed_timeout_minutes)
+    timeouts = _timeouts(settings.config.parallel)
     fault_point("run.meet")
-    meeting = join(timeout)
+    meeting = join(timeouts.start)
     ready = agree(settings, problems, meeting)
     config = ready.inputs.config
     if launch_environment().rank == 0:
         for notice in notices(config):
             print(f"notice: {notice}", file=sys.stderr)
-    mesh = _connected(config.parallel, ready.device, meeting, timeout)
-    saver = open_saver(config.training, mesh, timeout)
+    tied = not config.model.untie_embeddings_and_output_weights
+    mesh = _connected(config.parallel, ready.device, meeting, timeouts, tied)
+    saver = open_saver(config.training, mesh)
     report_lease: Lease | None = None
     try:
         report_lease = claim_reports(saver, config.training)
@@ -104,18 +106,28 @@ def build_run(settings: LegalSettings, problems: Problems) -> TrainingRun:
     return run
 
 
+def _timeouts(parallel: ParallelConfig) -> Timeouts:
+    step = parallel.distributed_timeout_minutes
+    return Timeouts(
+        start=timedelta(minutes=parallel.start_timeout_minutes or step),
+        load=timedelta(minutes=parallel.load_timeout_minutes or step),
+        step=timedelta(minutes=step),
+    )
+
+
 def _connected(
     parallel: ResolvedParallel,
     device: torch.device,
     meeting: Rendezvous | None,
-    timeout: timedelta,
+    timeouts: Timeouts,
+    tied: bool,
 ) -> Mesh:
-    """Starts the process groups of all axes."""
+    """Starts this rank's process groups of all axes."""
     set_watched()
     if device.type == "cpu":
         keep_freed_memory()
-    meshes.start(parallel.distributed_backend, device, meeting)
-    return Mesh.build(Layout.of(parallel), device, timeout)
+    maker = groups.start(parallel.distributed_backend, device, meeting, timeouts)
+    return Mesh.build(Layout.of(parallel), device, maker, tied)
 
 
 def _built(

@@ -13,7 +13,6 @@ import shutil
 import tempfile
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
 from multiprocessing.connection import Connection, wait
@@ -24,7 +23,10 @@ import torch
 import torch.distributed as dist
 
 from megascratch.config.layout import Layout
+from megascratch.parallel import groups
+from megascratch.parallel.groups import GroupMaker, Timeouts
 from megascratch.parallel.mesh import Mesh
+from megascratch.parallel.rendezvous import Rendezvous
 from megascratch.supervision import fork_server
 from megascratch.supervision.report import ECHOES
 
@@ -166,30 +168,16 @@ def _serve(connection: Connection, rank: int, timeout: float, device: str, backe
     while (task := connection.recv()) is not None:
         function, args, world, meeting_file, active = task
         try:
-            if meeting_file != meeting and dist.is_initialized():
-                _kept().drop()
-                dist.destroy_process_group()
-            if meeting_file != meeting and active:
-                _meet(meeting_file, rank, world, timeout, place_of(device, rank), backend)
+            if meeting_file != meeting:
+                _kept().leave()
+                if active:
+                    _kept().meet(
+                        meeting_file, rank, world, timeout, place_of(device, rank), backend
+                    )
             meeting = meeting_file
             connection.send((True, function(*args) if active else None))
         except BaseException as error:
             connection.send((False, (f"{type(error).__name__}: {error}", traceback.format_exc())))
-
-
-def _meet(
-    file: str, rank: int, world: int, timeout: float, place: torch.device, backend: str
-) -> None:
-    if place.type == "cuda":
-        torch.cuda.set_device(place)
-    dist.init_process_group(
-        backend,
-        init_method=f"file://{file}",
-        rank=rank,
-        world_size=world,
-        timeout=timedelta(seconds=timeout),
-        device_id=place if backend == "nccl" else None,
-    )
 
 
 def place_of(device: str, rank: int) -> torch.device:
@@ -199,24 +187,76 @@ def place_of(device: str, rank: int) -> torch.device:
     return torch.device(device)
 
 
-@dataclass
 class _Kept:
-    """A worker's newest mesh. Each gloo group has a thread that wakes 100 times a second, so old ones are closed."""
+    """A worker's rendezvous and its newest mesh. Old ones are closed, because each gloo group has a thread that wakes
+    100 times a second."""
 
-    key: tuple | None = None
-    mesh: Mesh | None = None
+    def __init__(self) -> None:
+        self.backend = ""
+        self.rendezvous: Rendezvous | None = None
+        self.meshes = 0  # of this rendezvous; the same on all ranks
+        self.key: tuple | None = None
+        self.mesh: Mesh | None = None
+
+    def meet(
+        self, file: str, rank: int, world: int, timeout: float, device: torch.device, backend: str
+    ) -> None:
+        """Joins the ranks of a run. They get torch's default group, too, for functions that use torch.distributed."""
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        store = dist.FileStore(file, world)
+        self.backend = backend
+        self.rendezvous = Rendezvous(store, rank, world, timedelta(seconds=timeout))
+        self.meshes = 0
+        dist.init_process_group(
+            backend,
+            store=dist.PrefixStore("default", store),
+            rank=rank,
+            world_size=world,
+            timeout=self.rendezvous.timeout,
+            device_id=device if backend == "nccl" else None,
+        )
+
+    def maker(self, timeout: timedelta | None) -> GroupMaker | None:
+        """Makes the groups of the next mesh."""
+        meeting = self.rendezvous
+        if meeting is None:
+            return None
+        self.meshes += 1
+        store = dist.PrefixStore(f"mesh {self.meshes}", meeting.store)
+        return groups.maker_of(
+            self.backend,
+            Rendezvous(store, meeting.rank, meeting.world, meeting.timeout),
+            Timeouts.equal(timeout or meeting.timeout),
+        )
 
     def drop(self) -> None:
+        """Closes the mesh."""
         if self.mesh is not None:
             self.mesh.close()
         self.key = None
         self.mesh = None
         gc.collect()
 
+    def leave(self) -> None:
+        """Closes the mesh and leaves the run."""
+        self.drop()
+        self.rendezvous = None
+        groups.stop()
+
 
 @lru_cache(maxsize=1)
 def _kept() -> _Kept:
     return _Kept()
+
+
+def group_maker(timeout: timedelta | None = None) -> GroupMaker | None:
+    """What makes the groups of one mesh, on a worker; called by all ranks. None outside a worker.
+
+    Args:
+        timeout: default: that of the pool.
+    """
+    return _kept().maker(timeout)
 
 
 def mesh_of(tp: int = 1, pp: int = 1, dp: int = 1, device: str = "cpu", **more: int) -> Mesh:
@@ -226,11 +266,11 @@ def mesh_of(tp: int = 1, pp: int = 1, dp: int = 1, device: str = "cpu", **more: 
 
 def mesh_for(layout: Layout, device: str = "cpu") -> Mesh:
     """The mesh of a layout, on the calling rank. Its groups are kept until another layout is requested."""
-    place = place_of(device, dist.get_rank() if dist.is_initialized() else 0)
-    key = (layout, place)
     kept = _kept()
+    place = place_of(device, 0 if kept.rendezvous is None else kept.rendezvous.rank)
+    key = (layout, place)
     if kept.mesh is None or kept.key != key:
         kept.drop()
-        kept.mesh = Mesh.build(layout, place)
+        kept.mesh = Mesh.build(layout, place, group_maker())
         kept.key = key
     return kept.mesh

@@ -28,7 +28,7 @@ def saver_of(folder, ranks, **how):
     rank = dist.get_rank() if ranks > 1 else 0
     control = world(ranks, rank, dist.group.WORLD if ranks > 1 else None)
     own = world(ranks, rank, dist.new_group() if ranks > 1 else None)
-    return AsyncSaver(folder, control.axis, own, CPU, **how)
+    return AsyncSaver(folder, control.levels[0], own, CPU, **how)
 
 
 def polled(saver, limit=30_000):

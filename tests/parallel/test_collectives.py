@@ -2,7 +2,6 @@
 
 import torch
 
-from megascratch.config.layout import Layout
 from megascratch.parallel.axis import Axis
 from megascratch.parallel.collectives import (
     all_gather,
@@ -11,12 +10,11 @@ from megascratch.parallel.collectives import (
     reduce_scatter,
     reduce_scatter_to,
 )
-from megascratch.parallel.mesh import Mesh
-from tests.support.rank_pool import on_ranks
+from tests.support.rank_pool import mesh_of, on_ranks
 
 
 def _gather_then_scatter(world: int) -> tuple[list, list, list]:
-    axis = Mesh.build(Layout(tp=world)).tp
+    axis = mesh_of(tp=world).tp
     x = (torch.arange(6.0).reshape(2, 3) + 10 * axis.rank).requires_grad_()
     whole = gather_from(x, axis)
     back = reduce_scatter_to(whole * (axis.rank + 1), axis)

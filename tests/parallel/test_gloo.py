@@ -41,16 +41,16 @@ def _both_ways(world: int) -> list[bool]:
         for numel in (1, EXCHANGED_SUM // 8, EXCHANGED_SUM // 8 + 1):
             x = (torch.arange(numel) + axis.rank) % 7
             expected = x.clone()
-            dist.all_reduce(expected, operation, group=axis.transport.group)
+            dist.all_reduce(expected, operation)
             equal.append(torch.equal(start_all_reduce(x, axis, operation).wait(), expected))
     for numel in (1, EXCHANGED_GATHER // 8 // world, EXCHANGED_GATHER // 8 // world + 1):
         x = torch.arange(numel) + axis.rank
         gathered = [torch.empty_like(x) for _ in range(world)]
-        dist.all_gather(gathered, x, group=axis.transport.group)
+        dist.all_gather(gathered, x)
         equal.append(torch.equal(start_all_gather(x, axis).wait(), torch.cat(gathered)))
         whole = torch.arange(world * numel) % 7 + axis.rank
         shard = start_reduce_scatter(whole.clone(), axis).wait()
-        dist.all_reduce(whole, group=axis.transport.group)
+        dist.all_reduce(whole)
         equal.append(torch.equal(shard, whole.chunk(world)[axis.rank]))
     return equal
 

@@ -17,7 +17,7 @@ from megascratch.pipeline.passes import Orders, add_transfers, check, compile_or
 from megascratch.pipeline.runtime import TensorSpec, connect, evaluate, run
 from megascratch.pipeline.schedule import Placement, zb_h1
 from megascratch.pipeline.stage import Stage
-from tests.support.rank_pool import RankFailed, mesh_of, on_ranks
+from tests.support.rank_pool import RankFailed, group_maker, mesh_of, on_ranks
 from tests.support.schedules import parse
 
 ROWS, WIDTH, LAYERS = 3, 4, 7
@@ -387,7 +387,7 @@ def test_all_links_of_a_ring_can_be_opened(ranks):
 
 def _beside_a_broken_rank(orders: Orders, dies: bool) -> str:
     """On a rank: one step on links with a short timeout, in which they must stand, too; the last rank plays nothing."""
-    mesh = Mesh.build(Layout(pp=len(orders)), timeout=timedelta(seconds=5))
+    mesh = Mesh.build(Layout(pp=len(orders)), maker=group_maker(timedelta(seconds=5)))
     if mesh.pp.is_last and dies:
         os._exit(1)
     if mesh.pp.is_last:

@@ -32,8 +32,8 @@ SHAPES = {
 
 
 def world(size: int = 1, rank: int = 0, group=None) -> Control:
-    transport = group and ProcessGroupTransport(group)
-    return Control(Axis("world", size, rank, tuple(range(size)), transport))
+    transport = group and ProcessGroupTransport(group, needs_host_memory=True)
+    return Control(rank, size, [Axis("world", size, rank, tuple(range(size)), transport)])
 
 
 def whole(name: str, shapes=SHAPES) -> Tensor:

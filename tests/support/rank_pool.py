@@ -7,9 +7,9 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
-from megascratch.verification.pool import Pool, RankFailed, mesh_for, mesh_of
+from megascratch.verification.pool import Pool, RankFailed, group_maker, mesh_for, mesh_of
 
-__all__ = ["RankFailed", "mesh_for", "mesh_of", "on_ranks", "session_pool"]
+__all__ = ["RankFailed", "group_maker", "mesh_for", "mesh_of", "on_ranks", "session_pool"]
 
 TIMEOUT = 300.0  # of a machine with much else to do; a rank that dies or raises is noticed at once
 GRACE = 30.0
