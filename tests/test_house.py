@@ -25,7 +25,7 @@ FLOORS = {
             "data layers pipeline optim data_parallel checkpoint supervision",
             "model curation",
             "training planner",
-            "verification inference doctor",
+            "verification inference doctor dry_run",
             "commands",
             "__main__ tools examples benchmarks tests",
         ]

@@ -1,0 +1,30 @@
+"""The kind of device for which a tensor's kernels are chosen: its own; in a dry run, for a meta tensor, the target's.
+
+In a dry run no tensor has memory, but what a layer allocates must be what it allocates on the target. So code asks
+`device_kind(x)` where it would ask for ``x.device.type``; on a real device the answer is the same.
+"""
+
+from typing import Literal
+
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
+
+DeviceKind = Literal["cpu", "cuda"]
+
+
+class ImitatesDevice(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """A dispatch mode under which operations on meta tensors take the paths of a kind of device."""
+
+    def __init__(self, kind: DeviceKind):
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.device_kind = kind
+
+
+def device_kind(x: Tensor) -> str:
+    """``x.device.type``; for a meta tensor the kind that the innermost `ImitatesDevice` imitates, if there is one."""
+    if not x.is_meta:
+        return x.device.type
+    for mode in reversed(_get_current_dispatch_mode_stack()):
+        if isinstance(mode, ImitatesDevice):
+            return mode.device_kind
+    return "meta"
