@@ -41,6 +41,7 @@ from megascratch.parallel.mesh import Mesh
 from megascratch.parallel.pending import Pending
 from megascratch.parallel.shard import MODEL_AXES, Shard, ShardSlice, flat_boxes
 from megascratch.parallel.sharded_tensor import ShardedTensor, box_view, pieces_in_range
+from megascratch.parallel.told import told
 from megascratch.runtime.faults import fault_point
 
 
@@ -279,7 +280,8 @@ class DataParallel(ABC):
                 if tied is not None:
                     counts[names.index(tied)] += 1
         mine = torch.tensor([trained, frozen], device=self.mesh.device)
-        trained, frozen = all_reduce(mine, self.mesh.world).tolist()
+        imagined = [[1] * len(trained), [0] * len(frozen)]  # no setting freezes a weight
+        trained, frozen = told(all_reduce(mine, self.mesh.world), imagined)
         if not trained[-1]:
             raise ValueError("all weights are frozen: there is nothing to train")
         ties = set()

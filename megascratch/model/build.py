@@ -1,5 +1,7 @@
 """Builds the model chunks of a rank from the settings, with their shard table and initial weights."""
 
+from contextlib import nullcontext
+
 import torch
 
 from megascratch.config.resolve import ResolvedModel, ResolvedParallel
@@ -31,12 +33,15 @@ def build_chunks(
         stage = placement.virtual_stage(mesh.pp.rank, number)
         first = stage == 0
         last = stage == len(stages) - 1
-        chunk = ModelChunk(
-            model, stages[stage], first, last, mesh.tp, parallel.sequence_parallel, seed
-        )
+        # weights that move to the meta device would lose their ties, so there they are made on it
+        with mesh.device if mesh.device.type == "meta" else nullcontext():
+            chunk = ModelChunk(
+                model, stages[stage], first, last, mesh.tp, parallel.sequence_parallel, seed
+            )
         chunk.to(device=mesh.device, dtype=dtype)
         widen_buffers(chunk)
-        initialise(chunk, mesh, seed)
+        if mesh.device.type != "meta":
+            initialise(chunk, mesh, seed)
         built.append(chunk)
     return built
 

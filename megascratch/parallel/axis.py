@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from megascratch.parallel.traffic import TrafficLog
 from megascratch.parallel.transport import Transport
 from megascratch.runtime.timers import CommTimer
 
@@ -23,6 +24,8 @@ class Axis:
     along: tuple["Axis", ...] = field(default=(), repr=False)
     # times the waits on this axis
     waits: CommTimer | None = field(default=None, repr=False, compare=False)
+    # notes the communications over it
+    log: TrafficLog | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def alone(cls, name: str, rank: int = 0) -> "Axis":
@@ -46,6 +49,7 @@ class Link:
     target: int
     transport: Transport
     waits: CommTimer | None = field(default=None, repr=False, compare=False)
+    log: TrafficLog | None = field(default=None, repr=False, compare=False)
 
     def number_of(self, rank: int) -> int:
         """The number of a global rank, the source or the target, within the link's group."""

@@ -19,7 +19,7 @@ from megascratch.parallel.transport import Transport
 from megascratch.runtime.timers import CommTimer
 
 # The axes of a mesh: a view, and its axes that are joined.
-_LINES = {
+AXES = {
     "tp": ("dense", ("tp",)),
     "cp": ("dense", ("cp",)),
     "data": ("dense", ("dp", "cp")),
@@ -65,7 +65,7 @@ class Mesh:
     @classmethod
     def alone(cls, device: torch.device | str = "cpu") -> "Mesh":
         """A mesh of one process, without communication."""
-        axes = {name: Axis.alone(name) for name in (*_LINES, "embedding")}
+        axes = {name: Axis.alone(name) for name in (*AXES, "embedding")}
         return cls(
             Layout(),
             0,
@@ -189,7 +189,7 @@ class _Axes:
         return Links(**made)
 
     def _line(self, name: str) -> RankLine:
-        return line_of(self.layout, self.maker.rank, name, *_LINES[name])
+        return line_of(self.layout, self.maker.rank, name, *AXES[name])
 
     def _axis(self, line: RankLine) -> Axis:
         """The axis of a line, with the group of these ranks if there is one already."""

@@ -63,6 +63,8 @@ class Pending:
         fault_point("collective.start")
         with named(operation, axis.name, axis.rank, axis.size):
             assert axis.transport is not None
+            if axis.log is not None:
+                axis.log.collective(operation, axis.name, axis.size, result)
             work = launch(axis.transport)
             return cls(operation, axis, work, result)
 

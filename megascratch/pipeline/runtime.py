@@ -117,7 +117,10 @@ def connect(links: Links, device: torch.device) -> None:
 
 
 def _start(link: Link, tensor: Tensor, outwards: bool) -> Work:
-    peer = link.number_of(link.target if outwards else link.source)
+    other = link.target if outwards else link.source
+    if link.log is not None:
+        link.log.message("send" if outwards else "receive", "pp", other, tensor)
+    peer = link.number_of(other)
     if needs_host_staging(tensor, link.transport):
         return HostTransfer(tensor, peer, link.transport, outwards)
     start = link.transport.send if outwards else link.transport.receive

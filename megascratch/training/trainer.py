@@ -25,10 +25,11 @@ from megascratch.parallel.mesh import Mesh
 from megascratch.parallel.pending import CommunicationError
 from megascratch.parallel.sharded_tensor import ShardedTensor
 from megascratch.parallel.side_loss import SideLosses, TermSum
+from megascratch.parallel.told import told
 from megascratch.pipeline import runtime
 from megascratch.pipeline.csv_schedule import CsvSchedule
 from megascratch.pipeline.passes import Orders, compile_order, placement_of
-from megascratch.pipeline.recorder import Recorder
+from megascratch.pipeline.recorder import NullRecorder
 from megascratch.pipeline.runtime import TensorSpec
 from megascratch.pipeline.schedule import Action, Placement
 from megascratch.pipeline.stage import Stage
@@ -134,7 +135,7 @@ class Trainer:
         batches: Sequence[Batch],
         lr: float,
         step: int = 0,
-        recorder: Recorder | None = None,
+        recorder: NullRecorder | None = None,
         judge: Judge | None = None,
         phases: StepTimer | None = None,
     ) -> StepResult:
@@ -204,7 +205,7 @@ class Trainer:
         doing("the sums of the gradients")
         self.data_parallel.finish()
         doing("the norm of the gradients")
-        norm = self.data_parallel.norm().item() / self.scale.scale
+        norm = told(self.data_parallel.norm(), 1.0) / self.scale.scale
         loss, side_sums, not_finite_anywhere = self._agreed(parts, not math.isfinite(norm))
         if not tokens:
             return _Update(math.nan, side_sums, math.nan, overflowed=False, wrong="")
@@ -241,7 +242,8 @@ class Trainer:
         one stops all)."""
         not_finite_here = parts.new_tensor([float(norm_not_finite)])
         mine = torch.cat((parts, not_finite_here))  # [terms + 1]
-        loss, *side_sums, ranks_not_finite = all_reduce(mine, self.mesh.world).tolist()
+        imagined = [1.0] * len(parts) + [0.0]
+        loss, *side_sums, ranks_not_finite = told(all_reduce(mine, self.mesh.world), imagined)
         names = [term.name for term in self._side_terms]
         return loss, dict(zip(names, side_sums, strict=True)), ranks_not_finite > 0
 
@@ -271,7 +273,7 @@ class Trainer:
 
     def global_loss(self, part: Tensor) -> float:
         """Adds the parts of all ranks; the same number on every rank (law 9)."""
-        return all_reduce(part.clone(), self.mesh.world).item()
+        return told(all_reduce(part.clone(), self.mesh.world), 1.0)
 
     def held(self) -> list[ShardedTensor]:
         """Every state tensor that this rank holds, with its global name and box. Each call returns the same list, of
@@ -324,7 +326,8 @@ class Trainer:
         mine = self._own_counts(batches)
         if self.mesh.data.size > 1:
             mine = all_reduce(mine.to(self.mesh.device), self.mesh.data)
-        return dict(zip([term.name for term in self.terms], mine.tolist(), strict=True))
+        names = [term.name for term in self.terms]
+        return dict(zip(names, told(mine, [1.0] * len(names)), strict=True))
 
     def _own_counts(self, batches: Sequence[Batch]) -> Tensor:
         """As `_counts`, of these micro-batches alone: fp64 [terms]."""
