@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from megascratch.data_parallel.bucket_layout import BucketLayout
 from megascratch.parallel.axis import Axis
+from megascratch.parallel.device_kind import device_kind
 from megascratch.parallel.pending import Pending
 from megascratch.runtime.faults import fault_point
 
@@ -45,7 +46,9 @@ class GradSlot:
         if self.fresh:
             self.main.zero_()
         grad = grad.to(self.main.dtype)
-        if grad.is_cuda:  # index_add_ would add by atomics, in any order: a resumed run would differ in its last bits
+        if (
+            device_kind(grad) == "cuda"
+        ):  # index_add_ would add by atomics, in any order: a resumed run would differ in its last bits
             self.main.index_put_((ids,), grad, accumulate=True)
         else:
             self.main.index_add_(0, ids, grad)
@@ -65,7 +68,7 @@ class GradSlot:
 
     def _add_product(self, a: Tensor, b: Tensor) -> None:
         """Adds a b of 16-bit matrices; without rounding it to 16 bits or storing it separately, if the device can."""
-        if not (a.is_cuda and _adds_wide_products()):
+        if not (device_kind(a) == "cuda" and (a.is_meta or _adds_wide_products())):
             self._add(a @ b)
         elif self.fresh:
             torch.mm(a, b, out_dtype=self.main.dtype, out=self.main)

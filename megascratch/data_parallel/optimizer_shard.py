@@ -111,9 +111,11 @@ def _block(part: slice, shape: Sequence[int], box: tuple[slice, ...], flat: Tens
 
 
 def host_like(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """Zeros of its shape in host memory; pinned for a CUDA tensor, so that copies overlap with computation."""
+    """Zeros of its shape in host memory; pinned for a CUDA tensor, so that copies overlap with computation. For a meta
+    tensor on the meta device."""
+    device = tensor.device if tensor.is_meta else HOST
     return torch.zeros(
-        tensor.shape, dtype=dtype or tensor.dtype, device=HOST, pin_memory=tensor.is_cuda
+        tensor.shape, dtype=dtype or tensor.dtype, device=device, pin_memory=tensor.is_cuda
     )
 
 

@@ -28,3 +28,8 @@ def device_kind(x: Tensor) -> str:
         if isinstance(mode, ImitatesDevice):
             return mode.device_kind
     return "meta"
+
+
+def is_imitated(*tensors: Tensor) -> bool:
+    """Whether the tensors are a target's in a dry run: they have no memory, and nothing may be launched for them."""
+    return all(tensor.is_meta and device_kind(tensor) != "meta" for tensor in tensors)

@@ -1,5 +1,8 @@
 """softmax(q kᵀ / sqrt(d)) v: torch's scaled_dot_product_attention; for short samples on a CPU, and with dropout, plain
 matrix products.
+
+On the meta device torch would compute attention in plain steps. In a dry run the operation that torch chooses on the
+target is called by its name instead: it keeps the output and the log of each row's sum, and no scores.
 """
 
 from collections.abc import Callable
@@ -11,6 +14,7 @@ from torch import Tensor
 from megascratch.layers.kernels import cpu
 from megascratch.layers.kernels.products import ON_INTEL
 from megascratch.layers.visible import Visible
+from megascratch.parallel.device_kind import device_kind, is_imitated
 
 # Sequence lengths for which plain products are faster on a CPU than torch's fused kernel, which is made for long rows.
 # That kernel uses MKL, which on Intel processors is fast enough at very small products to win there again.
@@ -20,11 +24,30 @@ _ROWS = 128  # queries at once, with the keys up to the last of them: products w
 
 def attention(q: Tensor, k: Tensor, v: Tensor, visible: Visible) -> Tensor:
     """Attention of q, k and v, each [b, n, s, d] -> [b, n, s, d]."""
-    if visible.is_causal:
-        if _is_short(q, k, v):
-            return _ShortCausalAttention.apply(q, k, v)
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=visible.dense)
+    if visible.is_causal and _is_short(q, k, v):
+        return _ShortCausalAttention.apply(q, k, v)
+    mask = None if visible.is_causal else visible.dense
+    if is_imitated(q):
+        return _imitated(q, k, v, mask)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+
+
+def _imitated(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """What `F.scaled_dot_product_attention` calls on the target of a dry run, causal without a mask."""
+    causal = mask is None
+    if mask is not None:  # what is added to the scores
+        mask = torch.where(mask, q.new_zeros(()), q.new_full((), -torch.inf))
+    if device_kind(q) == "cpu":
+        flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        return flash(q, k, v, 0.0, causal, attn_mask=mask)[0]
+    if q.dtype == torch.float64:  # no fused kernel of CUDA has it
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+    if causal and q.dtype != torch.float32:
+        return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, True)[0]
+    if mask is not None:
+        mask = mask.expand(*q.shape[:3], k.shape[2])
+    efficient = torch.ops.aten._scaled_dot_product_efficient_attention
+    return efficient(q, k, v, mask, q.requires_grad, 0.0, causal)[0]
 
 
 def attention_with_dropout(

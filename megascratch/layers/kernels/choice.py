@@ -1,7 +1,12 @@
-"""What every kernel asks first: whether its tensors are ordinary ones, which it may read by address."""
+"""What every kernel asks first: whether its tensors are ordinary ones, which it may read by address.
+
+In a dry run (`parallel/device_kind.py`) a kernel does everything but the launch, so that it allocates the same.
+"""
 
 import torch
 from torch import Tensor, nn
+
+from megascratch.parallel.device_kind import is_imitated
 
 _TYPES = frozenset((Tensor, nn.Parameter))
 _functorch_level = torch._C._functorch.peek_interpreter_stack
@@ -17,8 +22,8 @@ def only_formulas() -> bool:
 def are_ordinary(*tensors: Tensor) -> bool:
     """Whether the tensors are torch's own, with memory behind them, and new ones will be, too. A fake tensor, a DTensor
     and any other subclass has none, or means something else by it; under a dispatch mode such as FakeTensorMode, what
-    is allocated next is such a tensor."""
+    is allocated next is such a tensor. In a dry run the tensors of the target count as ordinary."""
     for tensor in tensors:
         if type(tensor) not in _TYPES:
             return False
-    return _dispatch_modes() == 0 and not only_formulas()
+    return (_dispatch_modes() == 0 or is_imitated(*tensors)) and not only_formulas()

@@ -1,6 +1,7 @@
 """The C++ kernels of csrc/cpu_kernels.h for fp32 and fp64 tensors: one pass over memory each, on torch's threads.
 
-Ask `supports` before each call. Without the compiled extension it says no to everything.
+Ask `supports` before each call. Without the compiled extension it says no to everything. On the meta device, for a dry
+run of a CPU, the functions allocate what they return and launch nothing.
 """
 
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from megascratch.layers.kernels.choice import are_ordinary
+from megascratch.parallel.device_kind import device_kind
 from megascratch.runtime.extensions import warn_once_that_they_are_missing
 
 try:
@@ -36,21 +38,30 @@ def _keys(x: Tensor) -> int:
     return keys
 
 
-def _plain_keys() -> frozenset[int]:
-    """The keys of a dense tensor on a CPU, and of one that was made in inference mode."""
+def _plain_keys(device: str) -> frozenset[int]:
+    """The keys of a dense tensor on a device, and of one that was made in inference mode."""
     with torch.inference_mode(False):
-        normal = _keys(torch.empty(0))
+        normal = _keys(torch.empty(0, device=device))
     with torch.inference_mode():
-        return frozenset((normal, _keys(torch.empty(0))))
+        return frozenset((normal, _keys(torch.empty(0, device=device))))
 
 
-_PLAIN_KEYS = _plain_keys()
+_PLAIN_KEYS = _plain_keys("cpu")
+_IMITATED_KEYS = _plain_keys("meta")
 
 
 def can_read(*tensors: Tensor) -> bool:
-    """Whether the memory of each tensor is on the CPU and contains its value."""
+    """Whether the memory of each tensor is on the CPU and contains its value; in a dry run of a CPU, would be."""
     for tensor in tensors:
         if _keys(tensor) not in _PLAIN_KEYS:
+            return _would_read(*tensors)
+    return are_ordinary(*tensors)
+
+
+def _would_read(*tensors: Tensor) -> bool:
+    """`can_read` of meta tensors, in a dry run."""
+    for tensor in tensors:
+        if _keys(tensor) not in _IMITATED_KEYS or device_kind(tensor) != "cpu":
             return False
     return are_ordinary(*tensors)
 
@@ -59,7 +70,8 @@ def supports(x: Tensor, *others: Tensor) -> bool:
     """Whether to use the kernels for these tensors. Not for tensors that a kernel cannot read, not while torch.compile
     or a transform looks on, not if torch has threads that the kernels cannot use, and not if they are not compiled for
     this processor; torch's own operations are right or faster then."""
-    if not (x.is_cpu and x.dtype in _KERNELS and extension.is_tuned()):
+    on_cpu = x.is_cpu or (x.is_meta and device_kind(x) == "cpu")
+    if not (on_cpu and x.dtype in _KERNELS and extension.is_tuned()):
         return False
     for other in others:
         if other.dtype != x.dtype:
@@ -70,14 +82,19 @@ def supports(x: Tensor, *others: Tensor) -> bool:
     return can_read(x, *others)
 
 
+def _launch(kernel: str, x: Tensor, *args: float) -> None:
+    """Runs the kernel for x's type; on the meta device there is nothing to compute."""
+    if not x.is_meta:
+        getattr(_KERNELS[x.dtype], kernel)(*args)
+
+
 def gelu_backward(x: Tensor, grad: Tensor, by_tanh: bool) -> Tensor:
     """The gradient of GELU, or of its approximation by tanh."""
     x = x.contiguous()
     grad = grad.contiguous()
     grad_x = torch.empty_like(x)
-    kernels = _KERNELS[x.dtype]
-    backward = kernels.gelu_tanh_backward if by_tanh else kernels.gelu_backward
-    backward(x.data_ptr(), grad.data_ptr(), grad_x.data_ptr(), x.numel())
+    kernel = "gelu_tanh_backward" if by_tanh else "gelu_backward"
+    _launch(kernel, x, x.data_ptr(), grad.data_ptr(), grad_x.data_ptr(), x.numel())
     return grad_x
 
 
@@ -99,7 +116,7 @@ def swiglu(x: Tensor) -> Tensor:
     x = x.contiguous()
     width = x.shape[-1] // 2
     out = x.new_empty(*x.shape[:-1], width)
-    _KERNELS[x.dtype].swiglu(x.data_ptr(), out.data_ptr(), x.shape[:-1].numel(), width)
+    _launch("swiglu", x, x.data_ptr(), out.data_ptr(), x.shape[:-1].numel(), width)
     return out
 
 
@@ -109,8 +126,15 @@ def swiglu_backward(x: Tensor, grad: Tensor) -> Tensor:
     grad = grad.contiguous()
     width = grad.shape[-1]
     grad_x = torch.empty_like(x)
-    kernel = _KERNELS[x.dtype].swiglu_backward
-    kernel(x.data_ptr(), grad.data_ptr(), grad_x.data_ptr(), x.shape[:-1].numel(), width)
+    _launch(
+        "swiglu_backward",
+        x,
+        x.data_ptr(),
+        grad.data_ptr(),
+        grad_x.data_ptr(),
+        x.shape[:-1].numel(),
+        width,
+    )
     return grad_x
 
 
@@ -121,7 +145,9 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]
     width = x.shape[-1]
     out = torch.empty_like(x)
     scale = x.new_empty(*x.shape[:-1], 1)
-    _KERNELS[x.dtype].rms_norm(
+    _launch(
+        "rms_norm",
+        x,
         x.data_ptr(),
         weight.data_ptr(),
         epsilon,
@@ -142,7 +168,9 @@ def rms_norm_backward(
     grad = grad.contiguous()
     grad_x = torch.empty_like(x)
     grad_weight = torch.empty_like(weight)
-    _KERNELS[x.dtype].rms_norm_backward(
+    _launch(
+        "rms_norm_backward",
+        x,
         x.data_ptr(),
         weight.data_ptr(),
         scale.data_ptr(),
@@ -159,15 +187,24 @@ def causal_softmax_(scores: Tensor, first: int, scale: float) -> Tensor:
     """softmax(scale * scores) with a causal mask, in place. Scores [n, rows, columns] belong to the queries from number
     `first` on and the keys from 0 on; keys after a query get 0."""
     count, rows, columns = scores.shape
-    _KERNELS[scores.dtype].causal_softmax(scores.data_ptr(), count, rows, columns, first, scale)
+    _launch("causal_softmax", scores, scores.data_ptr(), count, rows, columns, first, scale)
     return scores
 
 
 def causal_softmax_backward_(weights: Tensor, grad: Tensor, first: int, scale: float) -> Tensor:
     """Turns the gradient of the weights [n, rows, columns] into that of the scores, in place."""
     count, rows, columns = weights.shape
-    kernel = _KERNELS[weights.dtype].causal_softmax_backward
-    kernel(weights.data_ptr(), grad.data_ptr(), count, rows, columns, first, scale)
+    _launch(
+        "causal_softmax_backward",
+        weights,
+        weights.data_ptr(),
+        grad.data_ptr(),
+        count,
+        rows,
+        columns,
+        first,
+        scale,
+    )
     return grad
 
 
@@ -176,7 +213,9 @@ def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor, back: bool) -
     and sin [b, 1, s, dims/2]; `back` rotates the other way. All four may be views with a contiguous last dim."""
     b, n, s, _ = x.shape
     cos, sin = (angle.expand(b, 1, s, -1) for angle in (cos, sin))
-    _KERNELS[x.dtype].turn(
+    _launch(
+        "turn",
+        x,
         x.data_ptr(),
         *x.stride()[:3],
         out.data_ptr(),

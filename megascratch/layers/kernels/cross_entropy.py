@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from megascratch.layers.kernels.choice import are_ordinary
+from megascratch.parallel.device_kind import device_kind
 
 try:
     from megascratch.layers.kernels.gpu import row_statistics, to_gradient
@@ -76,7 +77,7 @@ class PlainRows:
         if self.mine is not None:
             target = target.where(self.mine, 0)
         total = torch.empty_like(peak)
-        step = max(1, _BLOCK // width if x.device.type == "cpu" else rows)
+        step = max(1, _BLOCK // width if device_kind(x) == "cpu" else rows)
         for start in range(0, rows, step):
             block = slice(start, start + step)
             shifted = x[block].sub_(peak[block, None])
@@ -102,7 +103,10 @@ class TritonRows:
     def __init__(self, logits: Tensor, labels: Tensor, first: int, valid: int, tp: int):
         self.logits = logits
         self.labels = labels
-        self.here, self.total, self.target = row_statistics(logits, labels, first, valid)
+        found = torch.empty(3, len(logits), dtype=torch.float32, device=logits.device)
+        if not logits.is_meta:
+            row_statistics(logits, labels, first, valid, found)
+        self.here, self.total, self.target = found
         self.mine: Tensor | None = None
         if tp > 1:
             self.mine = (labels >= first) & (labels < first + valid)
@@ -125,15 +129,19 @@ class TritonRows:
         kept: Sequence[Any], first: int, valid: int, total: Tensor, grad: Tensor
     ) -> Tensor:
         logits, labels, peak = kept
-        to_gradient(logits, labels, first, valid, peak, total, grad.contiguous())
+        grad = grad.contiguous()
+        if not logits.is_meta:
+            to_gradient(logits, labels, first, valid, peak, total, grad)
         return logits
 
 
 def rows_of(logits: Tensor) -> type[Rows]:
     """The passes that are used for these logits."""
-    if not logits.is_cuda or logits.dtype == torch.float64 or not are_ordinary(logits):
+    on_cuda = device_kind(logits) == "cuda"
+    if not on_cuda or logits.dtype == torch.float64 or not are_ordinary(logits):
         return PlainRows
-    return TritonRows if kernel_matches_reference(logits.device) else PlainRows
+    usable = logits.is_meta or kernel_matches_reference(logits.device)
+    return TritonRows if usable else PlainRows
 
 
 @lru_cache(maxsize=8)

@@ -1,12 +1,13 @@
 """Zeroes elements by their global numbers: one Triton kernel on CUDA, plain steps elsewhere."""
 
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from megascratch.layers.kernels.choice import are_ordinary
+from megascratch.parallel.device_kind import device_kind
 from megascratch.parallel.random import keep_mask, sample_keys
 
 try:
@@ -67,18 +68,28 @@ class _Dropped(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(samples, elements.rows, elements.columns)
         ctx.how = elements.width, site, sample_dim
-        return dropped(x.contiguous(), samples, sample_dim, *elements, *site)
+        return _dropped(x.contiguous(), samples, sample_dim, *elements, *site)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
         samples, rows, columns = ctx.saved_tensors
         width, site, sample_dim = ctx.how
-        grad = dropped(grad.contiguous(), samples, sample_dim, rows, columns, width, *site)
+        grad = _dropped(grad.contiguous(), samples, sample_dim, rows, columns, width, *site)
         return grad, None, None, None, None
 
 
+def _dropped(x: Tensor, *how: Any) -> Tensor:
+    """`gpu.dropped` into a new tensor; on the meta device there is nothing to compute."""
+    out = torch.empty_like(x)
+    if not x.is_meta:
+        dropped(x, out, *how)
+    return out
+
+
 def _in_one_kernel(x: Tensor) -> bool:
-    return x.is_cuda and are_ordinary(x) and kernel_matches_reference(x.device)
+    if device_kind(x) != "cuda" or not are_ordinary(x):
+        return False
+    return x.is_meta or kernel_matches_reference(x.device)
 
 
 @lru_cache(maxsize=8)
@@ -93,7 +104,7 @@ def kernel_matches_reference(device: torch.device) -> bool:
             for elements in (Elements(rows, None, 5), Elements(rows, columns, 7)):
                 x = torch.ones(shape, device=device)
                 kept = _kept(x, samples, elements, site, sample_dim)
-                found = dropped(x, samples, sample_dim, *elements, *site)
+                found = _dropped(x, samples, sample_dim, *elements, *site)
                 if not torch.allclose(found, kept / 0.6):
                     return False
     except Exception:  # an error of the compiler or the driver, or there is no kernel

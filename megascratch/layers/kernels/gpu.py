@@ -51,18 +51,17 @@ def _gradient(
     )
 
 
-def row_statistics(
-    logits: Tensor, labels: Tensor, first: int, valid: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """For each row, fp32 [n]: the largest logit, the sum of exp(logit - largest), and the logit of its label, 0 if the
-    label is not among the columns.
+def row_statistics(logits: Tensor, labels: Tensor, first: int, valid: int, out: Tensor) -> None:
+    """For each row: the largest logit, the sum of exp(logit - largest), and the logit of its label, 0 if the label is
+    not among the columns.
 
     Args:
+        out: fp32 [3, n], overwritten with the three.
         logits: [n, v/tp], rows contiguous.
         labels: [n] int64, ids in the full vocabulary; the columns begin at id `first`.
         valid: the number of columns that are not padding.
     """
-    peak, total, target = torch.empty(3, len(logits), dtype=torch.float32, device=logits.device)
+    peak, total, target = out
     _statistics[len(logits),](
         logits,
         logits.stride(0),
@@ -75,7 +74,6 @@ def row_statistics(
         COLUMNS=_COLUMNS,
         num_warps=16,
     )
-    return peak, total, target
 
 
 def to_gradient(
@@ -153,6 +151,7 @@ def _dropped(
 
 def dropped(
     x: Tensor,
+    out: Tensor,
     samples: Tensor,
     sample_dim: int,
     rows: Tensor,
@@ -161,15 +160,14 @@ def dropped(
     seed: int,
     site: int,
     p: float,
-) -> Tensor:
-    """x / (1 - p) where `random.keep_mask` is True, else 0.
+) -> None:
+    """Overwrites `out` with x / (1 - p) where `random.keep_mask` is True, else with 0.
 
     Args:
-        x: contiguous [r, b, c], or [b, r, c] by `sample_dim` (1 or 0); r may be several dims.
+        x, out: contiguous [r, b, c], or [b, r, c] by `sample_dim` (1 or 0); r may be several dims.
         samples: [b] int64; mixed with `seed` and `site` as in `random.sample_keys`.
         rows, columns: [r] and [c] int64; an element's number is row x width + column. No columns: 0 ... c - 1.
     """
-    out = torch.empty_like(x)
     run_length = x.shape[-1]
     blocks = triton.cdiv(run_length, _ELEMENTS)
     _dropped[len(rows) * len(samples) * blocks,](
@@ -192,4 +190,3 @@ def dropped(
         KEPT=1 - p,
         ELEMENTS=_ELEMENTS,
     )
-    return out

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from megascratch.layers.kernels import cpu
 from megascratch.layers.kernels.choice import are_ordinary
+from megascratch.parallel.device_kind import device_kind, is_imitated
 
 try:  # the package named apex on PyPI is a different one, without this module
     from apex.normalization.fused_layer_norm import fused_layer_norm_affine, fused_rms_norm_affine
@@ -27,6 +28,8 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
         return fused_rms_norm_affine(x, weight, weight.shape, epsilon)
     if cpu.supports(x, weight):
         return _RMSNorm.apply(x, weight, epsilon)
+    if is_imitated(x, weight) and device_kind(x) == "cuda":
+        return _OneKernel.apply(x, weight)
     return F.rms_norm(x, weight.shape, weight, epsilon)
 
 
@@ -50,3 +53,20 @@ class _RMSNorm(torch.autograd.Function):
         away = normed * (pull * normed).mean(-1, keepdim=True)  # the scale's own dependence on x
         grad_weight = (grad * normed).reshape(-1, len(weight)).sum(0)
         return scale * (pull - away), grad_weight, None
+
+
+class _OneKernel(torch.autograd.Function):
+    """RMSNorm in a dry run of CUDA, where torch has one kernel each way, while on the meta device it takes plain steps.
+    It keeps 1 / rms(x) in fp32."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor) -> Tensor:
+        wide = torch.promote_types(x.dtype, torch.float32)
+        scale = torch.empty(*x.shape[:-1], 1, dtype=wide, device=x.device)
+        ctx.save_for_backward(x, weight, scale)
+        return torch.empty_like(x)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        x, weight, _ = ctx.saved_tensors
+        return torch.empty_like(x), torch.empty_like(weight)
