@@ -29,6 +29,7 @@ from megascratch.parallel.pending import CommunicationError
 from megascratch.parallel.rendezvous import Rendezvous, join
 from megascratch.runtime.launch_environment import launch_environment
 from megascratch.training.hardware import choose_device
+from megascratch.training.start.once import code_digest
 from megascratch.training.start.preflight import differences, rank_facts, where
 from megascratch.training.start.settings import legal_settings
 
@@ -81,7 +82,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _machines(named: Values | None, rendezvous: Rendezvous | None) -> list[HostFinding]:
     """The findings of all processes, combined by the first rank; the same on every rank."""
-    facts = rank_facts(named or flat(Config()), {}, {})
+    facts = rank_facts(named or flat(Config()), {}, code_digest(), {})
     mine = check_host(named, launch_environment().local_rank == 0)
     if rendezvous is None:
         return mine

@@ -26,6 +26,7 @@ from megascratch.data.samples.split_spec import (
     shares,
 )
 from megascratch.data.samples.views import Blend, Curriculum
+from megascratch.data.tokens.file_digests import NOTHING_KNOWN, KnownDigests
 from megascratch.data.tokens.loss_mask import Masked, has_mask
 from megascratch.data.tokens.manifest import check_corpus
 from megascratch.data.tokens.remote import open_corpus
@@ -72,11 +73,13 @@ def open_splits(
     valid_samples: int = 0,
     test_samples: int = 0,
     samples_read: int | None = None,
+    known: KnownDigests = NOTHING_KNOWN,
 ) -> Splits:
     """Opens the corpora in `data`. `fingerprint` is the tokenizer's; a split with 0 samples is not needed.
 
     Args:
         samples_read: how many of `train_samples` training reads; None: all of them.
+        known: digests of files that need not be computed again.
 
     Raises: UserError for missing or damaged files, ids outside the vocabulary, another tokenizer, and needed splits
     without a sample.
@@ -88,7 +91,7 @@ def open_splits(
         "test": data.test_data_path,
     }
     read = train_samples if samples_read is None else samples_read
-    opener = _Opener(data, seed, vocab_size, fingerprint, wanted, read)
+    opener = _Opener(data, seed, vocab_size, fingerprint, wanted, read, known)
     opener.open_all(named_prefixes(_words_of(data, own, wanted)))
 
     def dataset(name: str) -> Dataset | None:
@@ -145,6 +148,7 @@ class _Opener:
         fingerprint: str | None,
         wanted: dict[str, int],
         read: int,
+        known: KnownDigests,
     ):
         self.data = data
         self.seed = seed
@@ -152,6 +156,7 @@ class _Opener:
         self.fingerprint = fingerprint
         self.wanted = wanted
         self.read = read
+        self.known = known
         self.readers: dict[str, TokenReader] = {}
         self.ordered: list[SingleSourceDataset] = []
 
@@ -292,7 +297,7 @@ class _Opener:
 
     def _reader(self, prefix: str) -> TokenReader:
         if prefix not in self.readers:
-            reader = open_corpus(prefix, self.data.data_cache_path)
+            reader = open_corpus(prefix, self.data.data_cache_path, self.known)
             check_corpus(reader, self.vocab_size, self.fingerprint, self._cache(prefix))
             self.readers[prefix] = reader
         return self.readers[prefix]

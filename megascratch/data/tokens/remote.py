@@ -27,6 +27,7 @@ import numpy as np
 from megascratch.config.errors import UserError
 from megascratch.data.tokens.digests import BLOCK_BYTES as DIGEST_BLOCK_BYTES
 from megascratch.data.tokens.digests import Digests, digests_path
+from megascratch.data.tokens.file_digests import NOTHING_KNOWN, KnownDigests
 from megascratch.data.tokens.idx_format import Index, broken_laws
 from megascratch.data.tokens.index_cache import locked, writable
 from megascratch.data.tokens.token_files import TokenReader
@@ -41,13 +42,18 @@ def is_remote(prefix: str | Path) -> bool:
     return "://" in str(prefix)
 
 
-def open_corpus(prefix: str, cache: str | Path | None) -> TokenReader:
+def open_corpus(
+    prefix: str, cache: str | Path | None, known: KnownDigests = NOTHING_KNOWN
+) -> TokenReader:
     """Opens a corpus on this machine, or one in object storage through the cache folder `cache`.
+
+    Args:
+        known: digests of files on this machine that need not be computed again.
 
     Raises: UserError where it cannot be read, or is remote and there is no cache folder.
     """
     if not is_remote(prefix):
-        return TokenReader(prefix)
+        return TokenReader(prefix, known=known)
     if cache is None:
         raise UserError(
             f"{prefix} is read through a cache on this machine: give --data-cache-path, a folder with enough space"

@@ -31,6 +31,7 @@ from megascratch.data.tokens.digests import (
     whole_file,
     write_digests,
 )
+from megascratch.data.tokens.file_digests import NOTHING_KNOWN, KnownDigests
 from megascratch.data.tokens.idx_format import (
     BLOCK,
     HEADER,
@@ -201,12 +202,15 @@ class TokenReader:
     functions, `lengths` int32 [S] tokens per sequence, `pointers` int64 [S] bytes, `documents` int64 [D], `dtype`,
     `digests` the recorded checksums of its files (None: none were recorded). The index and the manifest are compared
     with their digests when the corpus is opened, a block of .bin when it is first read from. `trusting`: nothing is
-    compared.
+    compared. `known`: digests that need not be computed again.
     Raises: UserError naming the file, the rule and the numbers.
     """
 
-    def __init__(self, prefix: str | Path, *, trusting: bool = False):
+    def __init__(
+        self, prefix: str | Path, *, trusting: bool = False, known: KnownDigests = NOTHING_KNOWN
+    ):
         self.prefix = self.files = str(prefix)
+        self._known = known
         self._idx = idx_path(prefix)
         self._bin = bin_path(prefix)
         self._raw_index = open_map(self._idx, "index")
@@ -241,7 +245,10 @@ class TokenReader:
             raise self._damage(
                 self._bin, f"it has {self.bin_bytes} bytes, {self.digests.bin_bytes} were written"
             )
-        if xxhash.xxh3_128_digest(self._raw_index) != self.digests.idx.digest:
+        idx_digest = self._known.get(self._idx, "xxh3_128")
+        if idx_digest is None:
+            idx_digest = xxhash.xxh3_128_hexdigest(self._raw_index)
+        if idx_digest != self.digests.idx.digest.hex():
             raise self._damage(self._idx, "its checksum differs")
         manifest = manifest_file(self.files)
         if self.digests.manifest is not None and self.digests.manifest != self._whole(manifest):
@@ -288,10 +295,13 @@ class TokenReader:
     @cached_property
     def identity(self) -> dict[str, Any]:
         """Identifies this corpus, also against a later one under the same name (part of the index cache's keys)."""
+        idx_sha256 = self._known.get(self._idx, "sha256")
+        if idx_sha256 is None:
+            idx_sha256 = hashlib.sha256(self._raw_index).hexdigest()
         return {
             "bin_bytes": self.bin_bytes,
             "bin_mtime_ns": self._bin.stat().st_mtime_ns,
-            "idx_sha256": hashlib.sha256(self._raw_index).hexdigest(),
+            "idx_sha256": idx_sha256,
         }
 
     def get(self, sequence: int, offset: int = 0, length: int | None = None) -> np.ndarray:

@@ -8,6 +8,7 @@ import torch
 from megascratch.config.errors import Problems, UserError
 from megascratch.config.fields import flat
 from megascratch.config.resolve import Device, Found
+from megascratch.data.tokens.file_digests import NOTHING_KNOWN, KnownDigests
 from megascratch.data.tokens.fingerprint import fingerprints, recorded, unrecorded
 from megascratch.parallel.rendezvous import Rendezvous
 from megascratch.runtime.launch_environment import launch_environment
@@ -16,14 +17,13 @@ from megascratch.training.health.nothing_to_learn import require_something_to_le
 from megascratch.training.health.skipped_samples import skipped_samples
 from megascratch.training.schedule_trace import traced_step
 from megascratch.training.start.inputs import Inputs, open_inputs
+from megascratch.training.start.once import shared_checkpoint, shared_digests
 from megascratch.training.start.preflight import RankReport, check_ranks_agree, rank_facts
 from megascratch.training.start.resume import (
     Resume,
     check_resume,
     consumed_samples,
-    find_checkpoint,
     hash_of,
-    manifest_digest,
 )
 from megascratch.training.start.settings import LegalSettings
 
@@ -55,21 +55,30 @@ def agree(settings: LegalSettings, problems: Problems, meeting: Rendezvous | Non
     Raises: UserError on all ranks if any rank cannot start, or if they differ.
     """
     try:
-        ready = _ready(settings, problems)
+        # a rank that cannot start does not ask, so no other one waits for its answer
+        shared = None if problems.lines else shared_digests(meeting, flat(settings.config))
+        ready = _ready(settings, problems, meeting, shared.files if shared else NOTHING_KNOWN)
     except UserError as error:
         check_ranks_agree(meeting, RankReport({}, str(error)))
         raise
+    assert shared is not None  # else there was a problem
     config = ready.inputs.config
     tokenizer = ready.inputs.tokenizer
-    start = ready.checkpoint.start if ready.checkpoint else None
+    checkpoint = "none"
+    skipped = "none"
+    if ready.checkpoint is not None:
+        start = ready.checkpoint.start
+        checkpoint = f"{start.name} {ready.checkpoint.digest}"
+        skipped = str(skipped_samples(start.parent))
     others = {
         "tokenizer": tokenizer.fingerprint[:16] if tokenizer else "none",
-        "checkpoint": f"{start.name} {manifest_digest(start)}" if start else "none",
-        "skipped samples": str(skipped_samples(start.parent)) if start else "none",
+        "checkpoint": checkpoint,
+        "skipped samples": skipped,
         "schedule": hash_of(config.parallel.pipeline_schedule_csv),
         "device": ready.device.type,
     } | ready.orders
-    check_ranks_agree(meeting, RankReport(rank_facts(flat(config), ready.files, others)))
+    facts = rank_facts(flat(config), ready.files, shared.code, others)
+    check_ranks_agree(meeting, RankReport(facts))
     return ready
 
 
@@ -81,11 +90,11 @@ class _Here(NamedTuple):
     device: torch.device
 
 
-def _look_up(settings: LegalSettings) -> _Here:
+def _look_up(settings: LegalSettings, meeting: Rendezvous | None) -> _Here:
     """Finds the checkpoint and the device of this rank. Raises: UserError if there is none."""
     config = settings.config
     batch_is_given = settings.given["global_batch_size"] is not None
-    checkpoint = find_checkpoint(flat(config), batch_is_given)
+    checkpoint = shared_checkpoint(meeting, flat(config), batch_is_given)
     local_rank = launch_environment().local_rank
     device = choose_device(config.training.device, local_rank, config.parallel.distributed_backend)
     kind: Device = "cuda" if device.type == "cuda" else "cpu"
@@ -95,22 +104,23 @@ def _look_up(settings: LegalSettings) -> _Here:
     return _Here(found, checkpoint, device)
 
 
-def _ready(settings: LegalSettings, problems: Problems) -> ReadyRank:
-    here = None if problems.lines else problems.attempt(partial(_look_up, settings))
-    inputs = open_inputs(settings, here.found if here else Found(), problems)
+def _ready(
+    settings: LegalSettings, problems: Problems, meeting: Rendezvous | None, known: KnownDigests
+) -> ReadyRank:
+    here = None if problems.lines else problems.attempt(partial(_look_up, settings, meeting))
+    inputs = open_inputs(settings, here.found if here else Found(), problems, known)
     assert here is not None  # else there was a problem
     config = inputs.config
-    start = here.checkpoint.start if here.checkpoint else None
     eod = inputs.tokenizer.eod if inputs.tokenizer else None
     fingerprint = inputs.tokenizer.fingerprint if inputs.tokenizer else None
     first_step = here.checkpoint.step if here.checkpoint else 0
     require_something_to_learn(config.training, config.data, inputs.splits, eod, first_step)
-    files = fingerprints(inputs.splits.corpora)
+    files = fingerprints(inputs.splits.corpora, known)
     changes: list[str] = []
     consumed = 0
-    if start is not None:
-        changes = check_resume(start, flat(config), files, fingerprint)
-        consumed = consumed_samples(start)
+    if here.checkpoint is not None:
+        changes = check_resume(here.checkpoint, flat(config), files, fingerprint)
+        consumed = consumed_samples(here.checkpoint)
     traced_step(config.training, first_step, inputs.total_steps)  # it must be a step of this run
     orders = recorded(inputs.splits.corpora) | inputs.splits.order_digests(consumed)
     notes = [*unrecorded(inputs.splits.corpora), *changes]

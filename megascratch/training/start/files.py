@@ -16,15 +16,7 @@ from megascratch.storage.store import Store
 def missing_files(settings: Values) -> list[str]:
     """One line for each file that the settings name and that cannot be read, even if the settings are not legal."""
     problems = Problems()
-    paths: list[list[str] | None] = [
-        settings["data_path"],
-        settings["train_data_path"],
-        settings["valid_data_path"],
-        settings["test_data_path"],
-    ]
-    for stage in settings["data_stages"] or ():
-        paths.append(stage.split()[1:])
-    for prefix in named_prefixes(paths):
+    for prefix in named_corpora(settings):
         problems.attempt(partial(open_map, idx_path(prefix), "index"))
         problems.attempt(partial(open_map, bin_path(prefix), "token file"))
     problems.attempt(partial(_require_checkpoint, settings["load"]))
@@ -38,6 +30,19 @@ def missing_files(settings: Values) -> list[str]:
                 f"{name} {path}: cannot be read: there is no readable file or folder of this name"
             )
     return problems.lines
+
+
+def named_corpora(settings: Values) -> list[str]:
+    """The prefix of every corpus on this machine that the settings name, each once."""
+    paths: list[list[str] | None] = [
+        settings["data_path"],
+        settings["train_data_path"],
+        settings["valid_data_path"],
+        settings["test_data_path"],
+    ]
+    for stage in settings["data_stages"] or ():
+        paths.append(stage.split()[1:])
+    return named_prefixes(paths)
 
 
 def _require_checkpoint(load: str | None) -> None:

@@ -12,6 +12,7 @@ from megascratch.config.resolve import Found, ResolvedConfig, ResolvedTraining, 
 from megascratch.config.settings import DataConfig
 from megascratch.data.samples.build import Splits, open_splits
 from megascratch.data.samples.split_spec import DEFAULT_SPLIT, shares
+from megascratch.data.tokens.file_digests import NOTHING_KNOWN, KnownDigests
 from megascratch.pipeline.csv_schedule import CsvSchedule, read_table
 from megascratch.tokenizer import Tokenizer, load
 from megascratch.training.start.files import require_folders
@@ -28,12 +29,18 @@ class Inputs(NamedTuple):
     total_steps: int
 
 
-def open_inputs(settings: LegalSettings, found: Found, problems: Problems) -> Inputs:
+def open_inputs(
+    settings: LegalSettings,
+    found: Found,
+    problems: Problems,
+    known: KnownDigests = NOTHING_KNOWN,
+) -> Inputs:
     """Opens everything that the settings name, resolves them with what it says, and checks the two together.
 
     Args:
         found: what else this process has looked up: a rank its checkpoint and device, a launcher nothing.
         problems: what is wrong already; all problems are reported at once.
+        known: digests of data files that need not be computed again.
 
     Raises:
         UserError: missing or damaged files, data of another tokenizer, ids outside the vocabulary, too little data, or
@@ -49,7 +56,7 @@ def open_inputs(settings: LegalSettings, found: Found, problems: Problems) -> In
     config = settings.resolve(found._replace(vocab_size=_vocab_size(vocab_size, tokenizer)))
     problems.attempt(partial(_require_document_ends, config.data, tokenizer))
     splits = problems.attempt(
-        partial(_open_data, config.data, config.training, config.model.vocab_size, tokenizer)
+        partial(_open_data, config.data, config.training, config.model.vocab_size, tokenizer, known)
     )
     problems.require_none()
     assert splits is not None
@@ -112,7 +119,11 @@ def _require_document_ends(data: DataConfig, tokenizer: Tokenizer | None) -> Non
 
 
 def _open_data(
-    data: DataConfig, training: ResolvedTraining, vocab_size: int, tokenizer: Tokenizer | None
+    data: DataConfig,
+    training: ResolvedTraining,
+    vocab_size: int,
+    tokenizer: Tokenizer | None,
+    known: KnownDigests,
 ) -> Splits:
     total_steps, total_samples = steps_and_samples(training)
     evaluated = training.eval_iters * training.global_batch_size
@@ -136,4 +147,5 @@ def _open_data(
         samples_read=total_samples,
         valid_samples=valid_samples,
         test_samples=evaluated if data.test_data_path else 0,
+        known=known,
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from megascratch.checkpoint import list_steps, read_manifest, resolve
-from megascratch.checkpoint.steps import manifest_text, problem_of, step_number
+from megascratch.checkpoint.steps import is_step, manifest_text, problem_of, step_number
 from megascratch.config.errors import SettingError, UserError
 from megascratch.config.resolve import Values
 from megascratch.config.resume_effects import Side
@@ -27,6 +27,10 @@ class Resume(NamedTuple):
     batch: int | None
     """The checkpoint's global batch size, if the user gives none: a run on more or fewer ranks then reads the same
     samples in each step."""
+    state: dict[str, Any]
+    """What the checkpoint stores next to its tensors."""
+    digest: str
+    """sha256 of the manifest. Ranks compare it to prove that they load the same checkpoint."""
 
     @property
     def step(self) -> int:
@@ -34,28 +38,58 @@ class Resume(NamedTuple):
         return step_number(self.start)
 
 
-def find_checkpoint(settings: Values, batch_is_given: bool) -> Resume | None:
+def newest_valid(settings: Values) -> str | None:
+    """The name of the step that `find_checkpoint` would find in a folder of steps; None if it looks at none.
+
+    Raises: UserError if no step is valid.
+    """
+    load = _load_of(settings)
+    if load is None or is_step(load):
+        return None
+    return resolve(load).name
+
+
+def find_checkpoint(
+    settings: Values, batch_is_given: bool, proved: str | None = None
+) -> Resume | None:
     """Finds the checkpoint to resume from; None for a new run. With auto_resume it is the newest one in `save`, as soon
     as there is one.
 
     Args:
         settings: derived.
         batch_is_given: the user gives a global batch size, so that of the checkpoint does not matter.
+        proved: the name of a step whose files another rank has checked; they are not opened if it is the newest here.
 
     Raises: UserError if there is no checkpoint at `load`, or if the run would have to overwrite a newer one.
     """
-    load = settings["load"]
-    if settings["auto_resume"] and list_steps(settings["save"]):
-        load = settings["save"]
+    load = _load_of(settings)
     if load is None:
         _require_nothing_newer(settings["save"], None)
         return None
-    start = resolve(load)
+    start = _resolved(load, proved)
     _require_nothing_newer(settings["save"], start)
-    if batch_is_given:
-        return Resume(start, load, None)
-    saved = read_manifest(start).state.get("config", {})
-    return Resume(start, load, saved.get("training", {}).get("global_batch_size"))
+    state = read_manifest(start).state
+    digest = hashlib.sha256(manifest_text(start)).hexdigest()
+    batch = None
+    if not batch_is_given:
+        batch = state.get("config", {}).get("training", {}).get("global_batch_size")
+    return Resume(start, load, batch, state, digest)
+
+
+def _load_of(settings: Values) -> str | None:
+    """Where the run looks for its checkpoint."""
+    load: str | None = settings["load"]
+    if settings["auto_resume"] and list_steps(settings["save"]):
+        load = settings["save"]
+    return load
+
+
+def _resolved(load: str, proved: str | None) -> Place:
+    if proved is not None and not is_step(load):
+        steps = list_steps(load)
+        if steps and steps[0].name == proved:
+            return steps[0]
+    return resolve(load)
 
 
 def _require_nothing_newer(save: str, start: Place | None) -> None:
@@ -72,7 +106,7 @@ def _require_nothing_newer(save: str, start: Place | None) -> None:
 
 
 def check_resume(
-    start: Place,
+    checkpoint: Resume,
     settings: Values,
     files: Mapping[str, Mapping[str, Any]],
     tokenizer: str | None,
@@ -80,14 +114,14 @@ def check_resume(
     """Notices about allowed changes, one sentence each.
 
     Args:
-        start: the checkpoint that the run resumes from.
+        checkpoint: the one that the run resumes from.
         settings: the resolved settings of this run.
         files: digests of the corpora that this run reads (`data.tokens.fingerprint`).
         tokenizer: the fingerprint of this run's tokenizer, or None.
 
     Raises: SettingError with one line for each change that is refused.
     """
-    state = read_manifest(start).state
+    state = checkpoint.state
     saved: dict[str, Any] = {}
     for section in state.get("config", {}).values():
         saved |= section
@@ -97,19 +131,15 @@ def check_resume(
     forced = [name.replace("-", "_") for name in settings["force_resume"] or ()]
     notices, refusals = compare_configs(before, now, consumed, forced)
     if refusals:
-        raise SettingError("\n".join(f"{start.name}: {refusal}" for refusal in refusals))
+        name = checkpoint.start.name
+        raise SettingError("\n".join(f"{name}: {refusal}" for refusal in refusals))
     return notices
 
 
-def consumed_samples(start: Place) -> int:
+def consumed_samples(checkpoint: Resume) -> int:
     """The number of samples that the run had read at a checkpoint, which `check_resume` has accepted."""
-    consumed = read_manifest(start).state.get("train_state", {}).get("consumed_samples", 0)
+    consumed = checkpoint.state.get("train_state", {}).get("consumed_samples", 0)
     return consumed if isinstance(consumed, int) else 0
-
-
-def manifest_digest(start: Place) -> str:
-    """sha256 of a checkpoint's manifest. Ranks compare it to prove that they load the same checkpoint."""
-    return hashlib.sha256(manifest_text(start)).hexdigest()
 
 
 def hash_of(path: str | Path | None) -> str:

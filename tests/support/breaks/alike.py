@@ -41,6 +41,7 @@ from tests.support.breaks import axes
 from tests.support.breaks.initial import INITIAL
 from tests.support.breaks.kept import KEPT
 from tests.support.breaks.replacing import after, nothing
+from tests.support.breaks.starts import STARTS
 from tests.support.never_seen import the_run_is_its_plan
 from tests.support.random_sites import no_mask_is_drawn_twice
 from tests.support.rank_pool import on_ranks
@@ -493,4 +494,5 @@ ALIKE: dict[str, Alike] = {
     **AWAITED,
     **READ,
     **{name: Alike(replaced, law) for name, (replaced, law) in axes.BREAKS.items()},
+    **{name: Alike(replaced, law) for name, (replaced, law) in STARTS.items()},
 }

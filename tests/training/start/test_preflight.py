@@ -11,8 +11,10 @@ from megascratch.config.fields import flat
 from megascratch.parallel import rendezvous
 from megascratch.parallel.rendezvous import Rendezvous
 from megascratch.training.start import preflight
+from megascratch.training.start.once import code_digest
 from megascratch.training.start.preflight import RankReport, check_ranks_agree, rank_facts, where
 from tests.support.layout_runs import config_of
+from tests.support.machines import on_machines
 
 HOSTS = ["a", "a", "b", "b"]
 
@@ -86,6 +88,49 @@ def test_a_problem_of_one_host_stops_all_and_one_of_everybody_is_said_once(
     assert {str(error) for error in raised} == {"\n".join(told)}
 
 
+def told(reports: list[RankReport]) -> tuple[list[str], list[int]]:
+    """What each of many ranks, each on its own host, is told; and the ranks that had to send their facts."""
+    store = dist.HashStore()
+    raised = on_machines(
+        [f"n{rank}" for rank in range(len(reports))],
+        lambda it: check_ranks_agree(it, reports[it.rank]),
+        store=store,
+    )
+    (text,) = {str(error) for error in raised}
+    sent = [rank for rank in range(len(reports)) if store.get(f"long/{rank}")]
+    return text.splitlines(), sent
+
+
+def test_one_rank_of_each_kind_sends_its_facts_and_hosts_alike_share_a_column():
+    other = FACTS | {"setting lr": "0.2"}
+    lines, sent = told([RankReport(other if rank == 5 else FACTS) for rank in range(20)])
+    assert lines[1:] == [
+        "what        n0 (rank 0) and 18 more hosts  n5 (rank 5)",
+        "setting lr  0.1                            0.2",
+    ]
+    assert sent == [0, 5]
+
+
+def test_of_many_kinds_of_ranks_the_first_are_shown_and_the_others_are_counted():
+    lines, sent = told([RankReport({"setting seed": str(rank)}) for rank in range(20)])
+    assert lines[2].split()[2:] == [str(rank) for rank in range(8)]
+    assert lines[3:] == ["and 12 more kinds of ranks, each with other values"]
+    assert sent == list(range(8))
+
+
+def test_of_many_hosts_with_one_problem_the_first_are_named_and_the_others_are_counted():
+    reports = [RankReport({}, "no c.bin" if rank else "") for rank in range(20)]
+    store = dist.HashStore()
+    raised = on_machines(
+        [f"n{rank}" for rank in range(20)],
+        lambda it: check_ranks_agree(it, reports[it.rank]),
+        store=store,
+    )
+    (text,) = {str(error) for error in raised}
+    named = [f"n{rank} (rank {rank}): no c.bin" for rank in range(1, 9)]
+    assert text.splitlines() == [*named, "11 more hosts: no c.bin"]
+
+
 def test_a_rank_that_does_not_come_is_named(monkeypatch):
     monkeypatch.setattr(rendezvous, "GOODBYE", 0.1)
     raised = outcome(
@@ -104,7 +149,10 @@ def test_alone_a_problem_is_raised_as_it_is():
 def test_the_facts_hold_settings_versions_code_and_files():
     config = config_of(data_cache_path="x")
     facts = rank_facts(
-        flat(config), {"c": {".bin": {"bytes": 1, "sha256": "f" * 64}}}, {"tokenizer": "none"}
+        flat(config),
+        {"c": {".bin": {"bytes": 1, "sha256": "f" * 64}}},
+        code_digest(),
+        {"tokenizer": "none"},
     )
     assert facts["setting lr"] == "0.01" and facts["file c.bin"] == "bytes 1, sha256 " + "f" * 16
     assert {name for name in flat(config) if f"setting {name}" not in facts} == {"data_cache_path"}
