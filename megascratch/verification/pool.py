@@ -9,6 +9,7 @@ import contextlib
 import gc
 import multiprocessing as mp
 import os
+import pickle
 import shutil
 import tempfile
 import traceback
@@ -170,12 +171,15 @@ def _serve(connection: Connection, rank: int, timeout: float, device: str, backe
         try:
             if meeting_file != meeting:
                 _kept().leave()
+                gc.freeze()  # modules stay: no later collection visits them, of 300,000 objects
                 if active:
                     _kept().meet(
                         meeting_file, rank, world, timeout, place_of(device, rank), backend
                     )
             meeting = meeting_file
-            connection.send((True, function(*args) if active else None))
+            result = function(*args) if active else None
+            # by value: `send` would open a file of shared memory for each tensor
+            connection.send_bytes(pickle.dumps((True, result)))
         except BaseException as error:
             connection.send((False, (f"{type(error).__name__}: {error}", traceback.format_exc())))
 
