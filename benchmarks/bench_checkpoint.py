@@ -55,7 +55,7 @@ class Contest:
         self.numbers = count(1)
 
     def stall(self, rounds: int) -> Pair:
-        saver = AsyncSaver(self.folder / "async", self.world, self.own, torch.device("cpu"))
+        saver = AsyncSaver(self.folder / "async", self.own)
         saver.prepare(self.held)
         assert saver._staging is not None
         flat = torch.ones(saver._staging.nbytes, dtype=torch.uint8)

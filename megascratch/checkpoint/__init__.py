@@ -3,7 +3,7 @@
     path = save(folder, step, held, state, mesh.control)      # -> folder/step_00000123
     state = load(folder, held, mesh.control)                  # fills held in place
 
-    saver = AsyncSaver(folder, mesh.world, own, device, lease=acquire(folder))   # during training: see async_saver.py
+    saver = AsyncSaver(folder, own, lease=acquire(folder))   # during training: see async_saver.py
 
 A checkpoint stores global tensor names and boxes, no ranks. It knows neither the model nor the optimizer: a rank
 describes what it holds as `parallel.sharded_tensor.ShardedTensor` records.

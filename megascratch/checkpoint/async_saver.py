@@ -1,7 +1,8 @@
 """Saves checkpoints in the background while training continues: `AsyncSaver`.
 
     saver.start(step, held, state)   training waits for the copy to host memory, then continues
-    saver.poll()                     at the end of each step: the saves that have ended, on all ranks at the same step
+    saver.is_running                 this rank's part of it; training sums it over all ranks in each step
+    saver.poll(running_anywhere)     after that sum: the saves that have ended, on all ranks at the same step
     saver.wait()                     waits for the save that is running, then returns the same
 
 A save runs in a thread of its own. The thread's collectives cannot mix with those of training, because they run on a
@@ -14,17 +15,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-import torch.distributed as dist
-
 from megascratch.checkpoint.backend.backend import AnyLease
 from megascratch.checkpoint.consensus import on_all_ranks, on_first_rank
 from megascratch.checkpoint.format.io import raw_bytes
 from megascratch.checkpoint.save import RawBytes, write_step
 from megascratch.checkpoint.staging import Staging
 from megascratch.checkpoint.write_plan import WritePlan, agree_on_write_plan
-from megascratch.parallel.axis import Axis
-from megascratch.parallel.collectives import all_reduce
 from megascratch.parallel.control import Control
 from megascratch.parallel.sharded_tensor import ShardedTensor
 from megascratch.runtime.faults import fault_point
@@ -48,9 +44,7 @@ class AsyncSaver:
     """Writes the steps of a run into one folder.
 
     Args:
-        world: all ranks of training; `poll` uses it to find out whether the threads of all ranks have ended.
-        own: the control plane of the same ranks, which nothing else uses.
-        device: the device of `world`'s collectives.
+        own: the control plane of all ranks, which nothing else uses.
         lease: the first rank's right to write; None on other ranks, and where no other process could write.
         asynchronous: if False, `start` returns when the save has ended.
         after: called on the first rank after each commit; deletes older steps and returns their paths.
@@ -59,18 +53,14 @@ class AsyncSaver:
     def __init__(
         self,
         folder: str | Place,
-        world: Axis,
         own: Control,
-        device: torch.device,
         *,
         lease: AnyLease | None = None,
         asynchronous: bool = True,
         after: Callable[[], list[Place]] = list,
     ):
         self.folder = storage_path(folder)
-        self.world = world
         self.own = own
-        self.device = device
         self.lease = lease
         self.asynchronous = asynchronous
         self.after = after
@@ -125,13 +115,21 @@ class AsyncSaver:
             self._join()
             outcome.stall_seconds = outcome.seconds
 
-    def poll(self) -> list[Outcome]:
+    @property
+    def is_running(self) -> bool:
+        """Whether a save is running on this rank."""
+        return self._under_way is not None and self._under_way[0].is_alive()
+
+    def poll(self, running_anywhere: bool) -> list[Outcome]:
         """Returns the saves that have ended since the last call. Called by all ranks at the same point; all get the
-        same answer. Costs one small collective on training's group while a save is running, otherwise nothing."""
-        if self._under_way is not None:
-            alive = torch.tensor(float(self._under_way[0].is_alive()), device=self.device)
-            if not all_reduce(alive, self.world, dist.ReduceOp.MAX).item():
-                self._join()
+        same answer. Needs no collective.
+
+        Args:
+            running_anywhere: whether `is_running` was true on any rank, since the last save was started. Every save
+                that runs has to be seen, so True is always right until it ends.
+        """
+        if not running_anywhere:
+            self._join()
         return self._take_ended()
 
     def wait(self) -> list[Outcome]:

@@ -1,7 +1,7 @@
 """The base class of data parallelism: reduces gradients, computes their norm and updates the weights of all chunks.
 
-    begin(chunk, last)   before each backward       finish()          sums the gradients over the ranks
-    norm()               the global gradient norm   step(lr, factor)  updates the weights
+    begin(chunk, last)   before each backward               finish()          sums the gradients over the ranks
+    norm_parts()         a part of the gradient norm        step(lr, factor)  updates the weights
 
 The subclasses (`ddp.py`, `zero1.py`) differ in the range of each bucket that a rank updates, and in the collectives
 before and after the update; everything else is here. Gradients are summed, not averaged: the loss is already divided by
@@ -34,7 +34,6 @@ from megascratch.data_parallel.sharded_optimizer import ShardedOptimizer, requir
 from megascratch.data_parallel.without_gradient import boxes_without_gradient
 from megascratch.optim import OPTIMIZERS
 from megascratch.optim.grad_norm import GlobalNorm
-from megascratch.parallel.axis import Axis
 from megascratch.parallel.collectives import all_reduce, start_all_reduce
 from megascratch.parallel.kept_state import saved_buffers
 from megascratch.parallel.mesh import Mesh
@@ -97,7 +96,7 @@ class DataParallel(ABC):
         self.partial = self._partial_reducers()
         self.tied = [self._copies(name) for name in sorted(tied)]
         self.global_norm = GlobalNorm(
-            self._counted(), shards, mesh.position, self._norm_axis(), mesh.device
+            self._counted(), self._counted_elsewhere(), shards, mesh.position, mesh.device
         )
         self.update = ShardedOptimizer(self.owned, shards, optim)
         self.layers_await = False
@@ -115,10 +114,6 @@ class DataParallel(ABC):
     @abstractmethod
     def _share_weights(self) -> None:
         """Starts to send the weights that each rank updated to all ranks: `arriving` in each bucket."""
-
-    @abstractmethod
-    def _norm_axis(self) -> Axis:
-        """The ranks whose ranges together contain each weight of the model."""
 
     @abstractmethod
     def _replica(self, bucket: Bucket) -> int:
@@ -148,11 +143,10 @@ class DataParallel(ABC):
         for reduction in reductions:
             reduction.wait()
 
-    def norm(self) -> Tensor:
-        """The global gradient norm after `finish`: an fp64 scalar, equal on all ranks; inf or nan if any rank has an
-        overflow."""
+    def norm_parts(self) -> Tensor:
+        """After `finish`: this rank's part of each slot of the global gradient norm (`GlobalNorm.parts`)."""
         fault_point("gradient.norm")
-        return self.global_norm()
+        return self.global_norm.parts()
 
     @torch.no_grad()
     def step(self, lr: float, factor: float = 1.0) -> None:
@@ -341,16 +335,27 @@ class DataParallel(ABC):
 
     def _counted(self) -> dict[str, list[Tensor]]:
         """The views of gradients that count in the norm, by name: one replica of each, no tied copies."""
-        sums_data_ranks = self._norm_axis() is not self.mesh.model
         counted: dict[str, list[Tensor]] = defaultdict(list)
         for owned, place in self._places():
-            if sums_data_ranks and self._replica(owned.bucket) > 0:
-                continue  # another data rank counts the same range
-            for piece in self._pieces(owned, place):
-                if piece.copy == 0:
-                    held = self._held(place.name, place, owned.grads, owned, piece)
-                    counted[place.name].append(held.tensor)
+            if self._replica(owned.bucket) == 0:
+                counted[place.name] += self._first_copies(owned, place)
         return counted
+
+    def _counted_elsewhere(self) -> list[Tensor]:
+        """The views of gradients that the first replica counts in the norm."""
+        views: list[Tensor] = []
+        for owned, place in self._places():
+            if self._replica(owned.bucket) > 0:
+                views += self._first_copies(owned, place)
+        return views
+
+    def _first_copies(self, owned: OptimizerShard, place: ParamRange) -> list[Tensor]:
+        """The views of a parameter's gradient that no lower rank of this copy of the model holds."""
+        views = []
+        for piece in self._pieces(owned, place):
+            if piece.copy == 0:
+                views.append(self._held(place.name, place, owned.grads, owned, piece).tensor)
+        return views
 
     def _partial_reducers(self) -> list[PartialGradReducer]:
         """One for each axis over which gradients of this rank are partial, outermost first."""

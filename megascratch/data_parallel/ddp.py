@@ -5,7 +5,6 @@
 
 from megascratch.data_parallel.base import DataParallel
 from megascratch.data_parallel.buckets import Bucket
-from megascratch.parallel.axis import Axis
 from megascratch.parallel.collectives import start_all_reduce
 from megascratch.parallel.pending import Pending
 
@@ -21,10 +20,6 @@ class DDP(DataParallel):
 
     def _share_weights(self) -> None:
         """Does nothing: all ranks have made the same update."""
-
-    def _norm_axis(self) -> Axis:
-        dense = all(shard.view == "dense" for shard in self.shards.values())
-        return self.mesh.model if dense else self.mesh.world
 
     def _replica(self, bucket: Bucket) -> int:
         return bucket.axis.rank

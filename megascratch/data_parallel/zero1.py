@@ -7,7 +7,6 @@ the next forward: the first layer that needs a bucket waits for it.
 
 from megascratch.data_parallel.base import DataParallel
 from megascratch.data_parallel.buckets import Bucket
-from megascratch.parallel.axis import Axis
 from megascratch.parallel.collectives import start_all_gather, start_reduce_scatter
 from megascratch.parallel.pending import Pending
 
@@ -35,9 +34,6 @@ class Zero1(DataParallel):
                 bucket.arriving = start_all_gather(
                     bucket.weights[start:stop], bucket.axis, bucket.weights
                 )
-
-    def _norm_axis(self) -> Axis:
-        return self.mesh.world
 
     def _replica(self, bucket: Bucket) -> int:
         return 0

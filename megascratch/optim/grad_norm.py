@@ -1,8 +1,8 @@
 """The global gradient norm, in which every weight counts once (law 7), and the factor that clips gradients by it.
 
-The sum of squares of each part of a weight has a slot of its own, (name, position on the weight's axes), in one
-all-reduce, and the slots are summed in the order of the names. So the rounding does not depend on which stage holds a
-weight, and a gradient that is not finite on one rank makes the norm of every rank not finite.
+The sum of squares of each part of a weight has a slot of its own, (name, position on the weight's axes). The slots are
+summed over all ranks (training/step_numbers.py), and then in the order of the names. So the rounding does not depend on
+which stage holds a weight, and a gradient that is not finite on one rank makes the norm of every rank not finite.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,8 +10,6 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from megascratch.parallel.axis import Axis
-from megascratch.parallel.collectives import all_reduce
 from megascratch.parallel.grid import Position
 from megascratch.parallel.shard import Shard
 
@@ -20,30 +18,32 @@ ROW = 4096
 
 
 class GlobalNorm:
-    """The norm over all weights of the model; created once, called at every step."""
+    """This rank's part of the norm over all weights of the model; created once, called at every step."""
 
     def __init__(
         self,
         counted: Mapping[str, Sequence[Tensor]],
+        replicas: Sequence[Tensor],
         shards: Mapping[str, Shard],
         position: Position,
-        over: Axis,
         device: torch.device,
     ):
         """
         Args:
-            counted: for each name, the views of this rank's gradients that count: no replicas, no padding.
+            counted: for each name, the views of this rank's gradients that count: no replicas, no padding. Those of all
+                ranks together contain each weight of the model once.
+            replicas: the views of gradients that another data rank counts; here they can only overflow.
             shards: the table of the whole model.
-            over: the ranks whose counted views together contain each weight of the model once.
         """
         slot_of, self.size = norm_slots(shards, position)
+        views = [(slot_of[name], view) for name in counted for view in counted[name]]
+        views += [(self.size, view) for view in replicas]
         rows: list[Tensor] = []  # each [n, ROW]
         rests: list[Tensor] = []  # each shorter than ROW
         row_slots: list[int] = []
         rest_slots: list[int] = []
-        for name, views in counted.items():
-            slot = slot_of[name]
-            for flat in _flat(views):
+        for slot, view in views:
+            for flat in _flat([view]):
                 cut = flat.numel() // ROW * ROW
                 if cut:
                     rows.append(flat[:cut].view(-1, ROW))
@@ -54,13 +54,13 @@ class GlobalNorm:
         self.rows = _joined(rows)
         self.rests = rests
         self.slots = torch.tensor(row_slots + rest_slots, dtype=torch.int64, device=device)
-        self.over = over
         self.device = device
 
     @torch.no_grad()
-    def __call__(self) -> Tensor:
-        """The norm as an fp64 scalar on the device; inf or nan on all ranks if any gradient on any rank is."""
-        sums = torch.zeros(self.size, dtype=torch.float64, device=self.device)
+    def parts(self) -> Tensor:
+        """This rank's sum of squares in each slot, fp64 [slots + 1] on the device. The last element is that of the
+        replicas: it is not a part of the norm, but shows whether one of them has an overflow."""
+        sums = torch.zeros(self.size + 1, dtype=torch.float64, device=self.device)
         norms = [torch.linalg.vector_norm(rows, dim=1) for rows in self.rows]
         if self.rests:
             norms += torch._foreach_norm(self.rests)
@@ -68,7 +68,12 @@ class GlobalNorm:
             squares = torch.cat([norm.view(-1) for norm in norms]).double().square()
             # not index_add_: on CUDA its atomics would add the parts of one weight in any order
             sums.index_put_((self.slots,), squares, accumulate=True)
-        return all_reduce(sums, self.over).sum().sqrt()
+        return sums
+
+
+def norm_of(slots: Tensor) -> Tensor:
+    """The norm, an fp64 scalar, of the sums over all ranks of each slot."""
+    return slots.sum().sqrt()
 
 
 def norm_slots(shards: Mapping[str, Shard], position: Position) -> tuple[dict[str, int], int]:

@@ -47,9 +47,7 @@ def open_saver(training: ResolvedTraining, mesh: Mesh) -> AsyncSaver:
     on_first_rank(own, lambda: leases.append(acquire(folder)))
     return AsyncSaver(
         folder,
-        mesh.world,
         own,
-        mesh.device,
         lease=leases[0] if leases else None,
         asynchronous=training.async_save,
         after=_pruning(training, folder),
@@ -173,15 +171,18 @@ class Checkpointing:
                 self.settle()  # its loss must be stored before the next commit looks for the best checkpoints
             self.saver.start(step, held, state)
             self.saved_step = step
-            self.at_step_end()
+            self.at_step_end(saving=True)
 
-    def at_step_end(self) -> None:
+    def at_step_end(self, saving: bool) -> None:
         """Reports the saves that have ended since the last call. Called by all ranks.
+
+        Args:
+            saving: a save is running on any rank, as all ranks have agreed in this step.
 
         Raises: on all ranks at the same step: LeaseLostError, CommunicationError, and with exit_on_save_error any other
         error of a save.
         """
-        self._report_ended(self.saver.poll(), self.exits)
+        self._report_ended(self.saver.poll(saving), self.exits)
 
     def settle(self) -> None:
         """Waits until no save is in progress. Raises: as `at_step_end`."""

@@ -39,6 +39,7 @@ from megascratch.training.health.nothing_to_learn import (
 )
 from megascratch.training.report import Report
 from megascratch.training.setup import TrainingRun
+from megascratch.training.step_numbers import Announcement
 from megascratch.training.stop import StopRequest, remove_stop_file
 from megascratch.training.trainer import StepResult
 
@@ -171,8 +172,7 @@ class _Loop:
         Returns: the exit code of the reason to stop; 0 if there is none.
         """
         while self.state.step < self.total_steps:
-            went_back = self._step(upcoming)
-            code = stop.agreed(self.state.step, self.mesh.world, self.mesh.device)
+            went_back, code = self._step(upcoming, stop)
             if went_back or code:
                 return code
             if self._validation_due() and self.state.step < self.total_steps:
@@ -227,8 +227,12 @@ class _Loop:
             code = max(code, self._evaluate("test", self.splits.test, 0, stop))
         return code
 
-    def _step(self, upcoming: Iterator[list[Batch]]) -> bool:
-        """One training step, with its log line and checkpoint. Returns: True if the run rolled back to a checkpoint."""
+    def _step(self, upcoming: Iterator[list[Batch]], stop: StopRequest) -> tuple[bool, int]:
+        """One training step, with its log line and checkpoint.
+
+        Returns: whether the run rolled back to a checkpoint, and the exit code of the reason to stop; 0 if there is
+        none.
+        """
         doing("the batches of the next step")
         start = time.perf_counter()
         state = self.state
@@ -243,7 +247,12 @@ class _Loop:
         recorder = (
             Recorder(self.mesh.pp, self.mesh.device) if step == self.built.traced_step else None
         )
-        result = self.trainer.train_step(batches, lr, step, recorder, self.loss_guard.judge, phases)
+
+        def announce() -> Announcement:
+            return Announcement(stop.reason(step, self.mesh.is_first), self.built.saver.is_running)
+
+        judge = self.loss_guard.judge
+        result = self.trainer.train_step(batches, lr, step, recorder, judge, phases, announce)
         samples = self._samples(len(batches))
         state.step += 1
         state.consumed_samples += samples
@@ -254,19 +263,19 @@ class _Loop:
             self._report_schedule(recorder, len(batches), seconds)
         if result.wrong and self.bad_steps.act(result, samples):
             self._went_back()
-            return True
+            return True, result.exit_code
         if not result.skipped:
             self.loss_guard.good(result.global_loss)
         self._count_tokens(result)
         if logged:
             self._log(result, lr)
         self.monitor.check_due(state.step)
-        self.checkpointing.at_step_end()
+        self.checkpointing.at_step_end(result.saving)
         if self.training.save_interval and state.step % self.training.save_interval == 0:
             self.monitor.check_before_save(state.step)
             doing("a checkpoint")
             self.checkpointing.save(state.step, self.trainer.held(), self._saved_state())
-        return False
+        return False, result.exit_code
 
     def _count_tokens(self, result: StepResult) -> None:
         """Counts steps without a learned token. All ranks know the global number of tokens, so all count the same."""
@@ -402,7 +411,7 @@ class _Loop:
         terms = self.trainer.terms
         sums = torch.zeros(len(terms), 2, dtype=torch.float64, device=self.mesh.device)
         for i in range(rounds):
-            code = stop.agreed(None, self.mesh.world, self.mesh.device)
+            code = stop.agreed(self.mesh.world, self.mesh.device)
             if code:
                 self._say(
                     f"stop requested ({STOPS[code]}): no {split} loss for step {self.state.step}"

@@ -1,5 +1,5 @@
-"""Stops a run early: on a signal, a stop file, a time limit or an exit interval. All ranks decide together at the end
-of a step, and the reason becomes the exit code.
+"""Stops a run early: on a signal, a stop file, a time limit or an exit interval. All ranks decide together in the same
+step, before its update, and stop after it; the reason becomes the exit code.
 
 A thread handles signals, even while the rank waits inside C++. The first signal requests a checkpoint and a clean end.
 A second one (a different one, or the same more than a second later) ends this process at once; the last checkpoint is
@@ -15,7 +15,6 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 
 from megascratch.config.exit_codes import (
     EXIT_DURATION,
@@ -29,6 +28,7 @@ from megascratch.config.settings import TrainingConfig
 from megascratch.parallel.axis import Axis
 from megascratch.parallel.collectives import all_reduce
 from megascratch.supervision.launch import began
+from megascratch.training.step_numbers import agreed_code, stop_counts
 
 ASKED = {
     signal.SIGTERM: PREEMPTED,
@@ -75,18 +75,22 @@ class StopRequest:
     def __exit__(self, *_: object) -> None:
         self.release()
 
-    def agreed(self, step: int | None, world: Axis, device: torch.device) -> int:
-        """Decides on all ranks whether to stop.
+    def reason(self, step: int | None, is_first: bool) -> int:
+        """The exit code for which this rank asks all ranks to stop; 0: it does not.
 
         Args:
-            step: the step that has just ended; None during a validation, which no exit interval cuts short.
+            step: the step that is about to end; None during a validation, which no exit interval cuts short.
+            is_first: only the first rank looks at the interval, the clock and the stop file.
+        """
+        return max(self.asked, self._own_reason(step) if is_first else 0)
+
+    def agreed(self, world: Axis, device: torch.device) -> int:
+        """Decides on all ranks, during a validation, whether to stop. A step decides in its own sum over all ranks.
 
         Returns: on all ranks the highest exit code for which any of them has a reason; 0 for none.
         """
-        mine = max(self.asked, self._reason(step) if world.is_first else 0)
-        return int(
-            all_reduce(torch.tensor(float(mine), device=device), world, dist.ReduceOp.MAX).item()
-        )
+        counts = stop_counts(self.reason(None, world.is_first))
+        return agreed_code(all_reduce(torch.tensor(counts, device=device), world).tolist())
 
     def release(self) -> None:
         """Restores the previous signal handlers. A process that ends together with its run ignores further signals
@@ -98,7 +102,7 @@ class StopRequest:
         self._thread.join()
         os.close(self._writes)
 
-    def _reason(self, step: int | None) -> int:
+    def _own_reason(self, step: int | None) -> int:
         training = self._training
         now = time.monotonic()
         if now - self._looked >= LOOK_EVERY:

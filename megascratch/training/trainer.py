@@ -37,6 +37,7 @@ from megascratch.runtime.heartbeat import at_step, doing
 from megascratch.runtime.timers import StepTimer
 from megascratch.training.hardware import parameter_dtype
 from megascratch.training.state import TrainState
+from megascratch.training.step_numbers import Announcement, StepNumbers, sum_over_ranks
 
 Judge = Callable[[float, float], str]
 """Global loss and gradient norm -> what is wrong with the step, '' for nothing. Called before the weights change."""
@@ -67,13 +68,14 @@ class StepResult(NamedTuple):
     wrong: str  # the judge's verdict, '' for none; an fp16 overflow is not wrong
     tokens: int  # learned tokens of the global batch
     side_terms: dict[str, TermSum]  # every term of the objective but the language model's
+    exit_code: int  # for which any rank asks to stop; 0: none
+    saving: bool  # a save is under way on any rank
 
 
 class _Update(NamedTuple):
     """What all ranks agree on after the backward of a step."""
 
-    loss: float
-    side_sums: dict[str, float]
+    numbers: StepNumbers
     grad_norm: float
     overflowed: bool
     wrong: str
@@ -138,6 +140,7 @@ class Trainer:
         recorder: NullRecorder | None = None,
         judge: Judge | None = None,
         phases: StepTimer | None = None,
+        announce: Callable[[], Announcement] = Announcement,
     ) -> StepResult:
         """Forward, backward, gradient reduction, clipping and the update, unless something is wrong with the step.
 
@@ -149,6 +152,7 @@ class Trainer:
             judge: says what is wrong with a step; such a step is not applied. None: a number that is not finite is an
                 error.
             phases: measures the parts of the step.
+            announce: called after the backward: what this rank tells all others in the result.
 
         Raises:
             FloatingPointError: without a judge, if loss or gradients are not finite (fp16 with a dynamic scale skips
@@ -180,7 +184,7 @@ class Trainer:
         loss_part = self._loss_part(losses) / max(tokens, 1.0)
         parts = torch.cat((loss_part.view(1), self._side_parts(batches)))
         try:
-            update = self._update(parts, tokens, lr, judge or not_finite)
+            update = self._update(parts, tokens, lr, judge or not_finite, announce)
         except CommunicationError as error:
             raise CommunicationError(f"gradients and weights of step {step}: {error}") from error
         if update.wrong and judge is None:
@@ -190,36 +194,53 @@ class Trainer:
             self.scale = self.scale.after(update.overflowed, self.config.optim)
         phases.lap("update")
         skipped = update.overflowed or bool(update.wrong) or not tokens
+        numbers = update.numbers
+        side_terms = {}
+        for term, total in zip(self._side_terms, numbers.terms[1:], strict=True):
+            side_terms[term.name] = TermSum(total, counts[term.name])
         return StepResult(
-            loss_part,
-            update.loss,
-            update.grad_norm,
-            skipped,
-            update.wrong,
-            round(tokens),
-            {name: TermSum(total, counts[name]) for name, total in update.side_sums.items()},
+            loss=loss_part,
+            global_loss=numbers.terms[0] if tokens else math.nan,
+            grad_norm=update.grad_norm,
+            skipped=skipped,
+            wrong=update.wrong,
+            tokens=round(tokens),
+            side_terms=side_terms,
+            exit_code=numbers.exit_code,
+            saving=numbers.saving,
         )
 
-    def _update(self, parts: Tensor, tokens: float, lr: float, judge: Judge) -> _Update:
+    def _update(
+        self,
+        parts: Tensor,
+        tokens: float,
+        lr: float,
+        judge: Judge,
+        announce: Callable[[], Announcement],
+    ) -> _Update:
         """Updates the weights if nothing is wrong and there was a token to learn."""
         doing("the sums of the gradients")
         self.data_parallel.finish()
-        doing("the norm of the gradients")
-        norm = told(self.data_parallel.norm(), 1.0) / self.scale.scale
-        loss, side_sums, not_finite_anywhere = self._agreed(parts, not math.isfinite(norm))
+        doing("the numbers of the step")
+        numbers = self._agreed(parts, announce())
         if not tokens:
-            return _Update(math.nan, side_sums, math.nan, overflowed=False, wrong="")
-        if not_finite_anywhere and math.isfinite(norm):
-            norm = math.nan  # another rank has seen it
-        overflowed = not_finite_anywhere and self.config.optim.fp16 and not self._at_its_floor()
-        wrong = "" if overflowed else judge(loss, norm)
+            return _Update(numbers, math.nan, overflowed=False, wrong="")
+        norm = numbers.norm / self.scale.scale
+        if numbers.overflow and math.isfinite(norm):
+            norm = math.nan  # another data rank has seen it
+        overflowed = not math.isfinite(norm) and self.config.optim.fp16 and not self._at_its_floor()
+        wrong = "" if overflowed else judge(numbers.terms[0], norm)
         doing("the optimizer's step")
         if not overflowed and not wrong:
             self.data_parallel.step(
                 lr, clip_factor(norm, self.config.optim.clip_grad) / self.scale.scale
             )
             self._change_kept_state()
-        return _Update(loss, side_sums, norm, overflowed, wrong)
+        return _Update(numbers, norm, overflowed, wrong)
+
+    def _agreed(self, parts: Tensor, own: Announcement) -> StepNumbers:
+        """The numbers of the step, summed over all ranks."""
+        return sum_over_ranks(self.data_parallel.norm_parts(), parts, own, self.mesh.world)
 
     @torch.no_grad()
     def _change_kept_state(self) -> None:
@@ -236,16 +257,6 @@ class Trainer:
                     raise RuntimeError(
                         f"{type(layer).__name__} has replaced a buffer: change it in place"
                     )
-
-    def _agreed(self, parts: Tensor, norm_not_finite: bool) -> tuple[float, dict[str, float], bool]:
-        """The global loss, the global sum of each side term, and whether the norm is not finite on any rank (a single
-        one stops all)."""
-        not_finite_here = parts.new_tensor([float(norm_not_finite)])
-        mine = torch.cat((parts, not_finite_here))  # [terms + 1]
-        imagined = [1.0] * len(parts) + [0.0]
-        loss, *side_sums, ranks_not_finite = told(all_reduce(mine, self.mesh.world), imagined)
-        names = [term.name for term in self._side_terms]
-        return loss, dict(zip(names, side_sums, strict=True)), ranks_not_finite > 0
 
     def _at_its_floor(self) -> bool:
         """Whether the loss scale cannot fall any further, so that skipping a step does not help against an overflow."""

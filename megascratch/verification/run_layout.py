@@ -113,15 +113,15 @@ def train_on_rank(config: ResolvedConfig, steps: int) -> RankTrace:
     mesh = mesh_for(Layout.of(config.parallel), config.training.device)
     trainer = Trainer(config, mesh, own_schedule(flat(config)))
     grads: list[list[ShardedTensor]] = []
-    plain_norm = trainer.data_parallel.norm
+    plain_parts = trainer.data_parallel.norm_parts
 
-    def norm_and_record() -> Tensor:
+    def record_and_sum() -> Tensor:
         boxes = _copies(trainer.data_parallel.gradients())
         scale = trainer.scale.scale
         grads.append([replace(box, tensor=box.tensor / scale) for box in boxes])
-        return plain_norm()
+        return plain_parts()
 
-    trainer.data_parallel.norm = norm_and_record  # type: ignore[method-assign]
+    trainer.data_parallel.norm_parts = record_and_sum  # type: ignore[method-assign]
     initial = _parameters(trainer)
     microbatches = global_batch_size // (micro_batch_size * mesh.dp.size)
     losses = []

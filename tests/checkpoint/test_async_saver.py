@@ -21,20 +21,25 @@ from megascratch.runtime.faults import armed
 from tests.support.random_shards import names_that_differ, shards_of_rank, world
 from tests.support.rank_pool import on_ranks
 
-CPU = torch.device("cpu")
-
 
 def saver_of(folder, ranks, **how):
     rank = dist.get_rank() if ranks > 1 else 0
-    control = world(ranks, rank, dist.group.WORLD if ranks > 1 else None)
     own = world(ranks, rank, dist.new_group() if ranks > 1 else None)
-    return AsyncSaver(folder, control.levels[0], own, CPU, **how)
+    return AsyncSaver(folder, own, **how)
+
+
+def running_anywhere(saver) -> bool:
+    """What a step of training finds out in its sum over all ranks."""
+    running = torch.tensor(float(saver.is_running))
+    if dist.is_initialized():
+        dist.all_reduce(running)
+    return running.item() > 0
 
 
 def polled(saver, limit=30_000):
     """Steps until something has ended, and what."""
     for step in range(limit):
-        if ended := saver.poll():
+        if ended := saver.poll(running_anywhere(saver)):
             return step, ended
         time.sleep(0.02)
     raise AssertionError("nothing has ended")
@@ -58,15 +63,15 @@ def held_up():
 
 def save_while_training(folder):
     saver = saver_of(folder, 2)
-    held = shards_of_rank(saver.world.rank, 2, 0, filled=True)
+    held = shards_of_rank(saver.own.rank, 2, 0, filled=True)
     with held_up() as go_on:
         saver.start(5, held, {"lr": 0.1})
         for item in held:  # the next step
             item.tensor.fill_(3)
-        early = saver.poll()
+        early = saver.poll(running_anywhere(saver))
         go_on.set()
         _, (outcome,) = polled(saver)
-    again = shards_of_rank(saver.world.rank, 2, 0, filled=False)
+    again = shards_of_rank(saver.own.rank, 2, 0, filled=False)
     state = checkpoint.load(folder, again, saver.own)
     return early, outcome.path, outcome.error, names_that_differ(again), state
 
@@ -78,7 +83,7 @@ def test_a_save_is_the_state_of_its_moment_whatever_training_does_meanwhile(tmp_
 
 def save_twice_at_once(folder):
     saver = saver_of(folder, 2)
-    held = shards_of_rank(saver.world.rank, 2, 0, filled=True)
+    held = shards_of_rank(saver.own.rank, 2, 0, filled=True)
     join = saver._join
     with held_up() as go_on, patch.object(saver, "_join", lambda: (go_on.set(), join())):
         saver.start(1, held, {})
@@ -112,12 +117,12 @@ FAULTS = {
 
 def save_with_faults(folder, faults):
     saver, answers = saver_of(folder, 2), []
-    held = shards_of_rank(saver.world.rank, 2, 0, filled=True)
+    held = shards_of_rank(saver.own.rank, 2, 0, filled=True)
     for number, fault in enumerate(faults):
         here = folder / str(number)
         saver.folder = here
         here.mkdir(exist_ok=True)
-        with armed(fault, rank=saver.world.rank):
+        with armed(fault, rank=saver.own.rank):
             saver.start(1, held, {})
             step, (failed,) = polled(saver)
         saver.start(2, held, {})
@@ -144,7 +149,7 @@ def test_one_process_needs_no_group_and_a_save_without_background_ends_where_it_
     for asynchronous in (True, False):
         saver = saver_of(tmp_path, 1, asynchronous=asynchronous)
         saver.start(int(asynchronous), held, {})
-        (outcome,) = saver.wait() if asynchronous else saver.poll()
+        (outcome,) = saver.wait() if asynchronous else saver.poll(saver.is_running)
         assert outcome.error is None and (asynchronous or outcome.stall_seconds == outcome.seconds)
         again = shards_of_rank(0, 1, 4, filled=False)
         checkpoint.load(outcome.path, again, world())

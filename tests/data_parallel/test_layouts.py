@@ -35,7 +35,9 @@ def first_gradients(flavour, layout, bucket):
     synthetic_grads.accumulate(model, stage, shards, 0)
     model.step(
         lr=0.0,
-        factor=synthetic_grads.clip_factor(model.norm().item(), synthetic_grads.OPTIM.clip_grad),
+        factor=synthetic_grads.clip_factor(
+            synthetic_grads.norm(model), synthetic_grads.OPTIM.clip_grad
+        ),
     )
     return synthetic_grads.worst(
         model, {name: value for name, value in whole.items() if "exp_avg" in name}

@@ -1,5 +1,7 @@
 """When reductions start, seen as the order of events."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -84,7 +86,7 @@ def chunks(flavour):
                 if not (step == 1 and name == "yb"):
                     (parameter * (mesh.data.rank + 1.0)).sum().backward()
         model.finish()
-        norms.append(model.norm().item() ** 2)
+        norms.append(synthetic_grads.norm(model) ** 2)
     return norms
 
 
@@ -147,7 +149,7 @@ def overflow(flavour, bad):
         model.begin(0, last=True)
         stage.backward(shards, model.mesh, step, {"dense": [1]})
         model.finish()
-        finite.append(bool(model.norm().isfinite()))
+        finite.append(math.isfinite(synthetic_grads.norm(model)))
     return finite, all(map(torch.equal, before, stage.parameters()))
 
 

@@ -66,7 +66,9 @@ def test_an_imagined_rank_asks_for_what_a_real_one_does(settings):
         assert imagined_traffic(config, rank) == expected, rank
 
 
-@pytest.mark.parametrize("name", ["tp with sequence parallelism, llama", "ddp without overlap"])
+@pytest.mark.parametrize(
+    "name", ["tp with sequence parallelism, llama", "tp x pp x zero1, documents"]
+)
 def test_nccl_is_asked_for_the_same_as_gloo(name):
     """In every action of the pipeline; over all ranks NCCL sums at once, gloo along one line after the other."""
     config = config_of(**{**SMALL, **RUNS[name]})

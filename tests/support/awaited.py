@@ -267,7 +267,7 @@ class Writing:
 
 def saves_of_a_run(folder, writing: Writing, sick: int = 0) -> list[str]:
     """The checkpoints that stand when a run has ended, whose step `sick` has no numbers."""
-    norm, taken = DataParallel.norm, []
+    norm, taken = DataParallel.norm_parts, []
 
     def sick_norm(data_parallel: DataParallel) -> torch.Tensor:
         taken.append(norm(data_parallel))
@@ -278,7 +278,7 @@ def saves_of_a_run(folder, writing: Writing, sick: int = 0) -> list[str]:
     with ExitStack() as stack:
         stack.callback(writing.go_on.set)
         changes = [
-            patch.object(DataParallel, "norm", sick_norm),
+            patch.object(DataParallel, "norm_parts", sick_norm),
             patch.object(loop, "Report", Rows),
             patch.object(loop, "matmul_peak", lambda *args: 1.0),
             *writing.patches(),

@@ -173,7 +173,7 @@ def of_mixture(flavour, layout):
         outputs.append(module(mine))
         outputs[-1].square().sum().backward()
         model.finish()
-        norms.append(model.norm().item())
+        norms.append(synthetic_grads.norm(model))
         model.step(0.01, synthetic_grads.clip_factor(norms[-1], 20.0))
     weights, expected_outputs, expected_norms = one_mixture()
     mine = [out.chunk(mesh.data.size)[mesh.data.rank] for out in expected_outputs]

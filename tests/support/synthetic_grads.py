@@ -17,6 +17,7 @@ from megascratch.data_parallel import DATA_PARALLEL, DataParallel
 from megascratch.optim.grad_norm import clip_factor
 from megascratch.parallel.mesh import Mesh
 from megascratch.parallel.shard import Cut, Part, Shard, ShardSlice
+from megascratch.training.step_numbers import Announcement, StepNumbers, sum_over_ranks
 from tests.support.rank_pool import mesh_of
 
 SAMPLES = 4
@@ -192,12 +193,23 @@ def accumulate(model: DataParallel, stage: Stage, shards: dict[str, Shard], step
     model.finish()
 
 
+def numbers(model: DataParallel) -> StepNumbers:
+    """The numbers of a step without a loss."""
+    no_loss = torch.zeros(0, dtype=torch.float64)
+    return sum_over_ranks(model.norm_parts(), no_loss, Announcement(), model.mesh.world)
+
+
+def norm(model: DataParallel) -> float:
+    """The global gradient norm."""
+    return numbers(model).norm
+
+
 def play(model: DataParallel, stage: Stage, shards: dict[str, Shard], steps: range) -> list[float]:
     """Trains; the norms."""
     norms = []
     for step in steps:
         accumulate(model, stage, shards, step)
-        norms.append(model.norm().item())
+        norms.append(norm(model))
         model.step(RATES[step], clip_factor(norms[-1], OPTIM.clip_grad))
     return norms
 

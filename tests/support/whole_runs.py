@@ -154,7 +154,7 @@ class Disturbance:
 
     def patches(self) -> list:
         norm, judge, wait, latest, write = (
-            DataParallel.norm,
+            DataParallel.norm_parts,
             LossGuard.judge,
             AsyncSaver.wait,
             bad_steps.latest,
@@ -188,7 +188,7 @@ class Disturbance:
             return write(folder, inside, step, *args)
 
         return [
-            patch.object(DataParallel, "norm", sick_norm),
+            patch.object(DataParallel, "norm_parts", sick_norm),
             patch.object(LossGuard, "judge", spiky_judge),
             patch.object(AsyncSaver, "wait", waited_for),
             patch.object(bad_steps, "latest", looked_for),

@@ -121,7 +121,7 @@ def stop_of_one(asked: int) -> int:
     stop = StopRequest(TrainingConfig())
     try:
         stop.asked = exit_codes.PREEMPTED if mesh.rank == asked else 0
-        return stop.agreed(1, mesh.world, mesh.device)
+        return stop.agreed(mesh.world, mesh.device)
     finally:
         stop.release()
 
@@ -131,9 +131,6 @@ def stop_of_one(asked: int) -> int:
 )
 def test_one_rank_that_is_asked_to_stop_stops_all(asked, agreed):
     assert on_ranks(2, stop_of_one, asked) == [agreed, agreed]
-
-
-ALONE = Axis.alone("world"), torch.device("cpu")
 
 
 @pytest.mark.parametrize(
@@ -151,13 +148,13 @@ def test_a_signal_is_remembered_and_the_handlers_are_given_back(number, code):
     before, threads = signal.getsignal(number), threading.active_count()
     stop = StopRequest(TrainingConfig())
     try:
-        assert stop.agreed(1, *ALONE) == 0
+        assert stop.reason(1, is_first=True) == 0
         for _ in range(2):
             # the same request over two ways; not to a thread that gets it when the handlers are gone
             signal.pthread_kill(threading.main_thread().ident, number)
         while not stop.asked:
             time.sleep(0.001)
-        assert stop.agreed(2, *ALONE) == code
+        assert stop.reason(2, is_first=True) == code
     finally:
         stop.release()
     assert signal.getsignal(number) is before and threading.active_count() == threads
@@ -172,7 +169,7 @@ def test_a_request_that_came_while_requests_were_blocked_is_heard_and_an_ignored
             assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
             while not stop.asked:
                 time.sleep(0.001)
-            assert stop.agreed(1, *ALONE) == exit_codes.PREEMPTED
+            assert stop.reason(1, is_first=True) == exit_codes.PREEMPTED
     finally:
         signal.signal(signal.SIGHUP, before)
 
@@ -182,7 +179,7 @@ def test_the_time_of_a_run_counts_from_its_first_attempt(monkeypatch):
     for began, code in ((time.time() - 500, 0), (time.time() - 700, exit_codes.EXIT_DURATION)):
         monkeypatch.setenv(BEGAN, str(began))
         with StopRequest(settings) as stop:
-            assert stop.agreed(1, *ALONE) == code
+            assert stop.reason(1, is_first=True) == code
 
 
 def test_a_run_stops_at_its_interval_after_its_time_and_when_the_stop_file_appears(
@@ -201,7 +198,7 @@ def test_a_run_stops_at_its_interval_after_its_time_and_when_the_stop_file_appea
     for name, value in settings.items():
         stop = StopRequest(TrainingConfig(**{name: value}))
         try:
-            found = [stop.agreed(step, *ALONE) for step in (2, 3, 4)]
+            found = [stop.reason(step, is_first=True) for step in (2, 3, 4)]
         finally:
             stop.release()
         expected = {

@@ -37,7 +37,7 @@ from tests.support.awaited import (
     whoever_reads_weights_awaits_them,
 )
 from tests.support.blends import a_blend_is_the_greedy_one_beyond_its_first_block
-from tests.support.breaks import axes
+from tests.support.breaks import axes, numbers
 from tests.support.breaks.initial import INITIAL
 from tests.support.breaks.kept import KEPT
 from tests.support.breaks.replacing import after, nothing
@@ -381,7 +381,7 @@ def finished_at_once(self, *args):
     """The first of its two waits asks and does not wait."""
     calls, wait = [], self.saver.wait
     with patch.object(
-        self.saver, "wait", lambda: wait() if calls else calls.append(1) or self.saver.poll()
+        self.saver, "wait", lambda: wait() if calls else calls.append(1) or self.saver.poll(True)
     ):
         plain_finish(self, *args)
 
@@ -495,4 +495,5 @@ ALIKE: dict[str, Alike] = {
     **READ,
     **{name: Alike(replaced, law) for name, (replaced, law) in axes.BREAKS.items()},
     **{name: Alike(replaced, law) for name, (replaced, law) in STARTS.items()},
+    **{name: Alike(replaced, law) for name, (replaced, law) in numbers.BREAKS.items()},
 }

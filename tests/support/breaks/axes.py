@@ -49,8 +49,8 @@ def counted_on_each_data_rank(self):
         return plain_counted(self)
 
 
-def of_one_copy_of_the_dense_model(self):
-    return self.mesh.model
+def counted_on_the_first_data_rank(self):
+    return plain_counted(self) if self.mesh.data.is_first else {}
 
 
 def second_cut_from_the_first_row(self, cut, ranks, rank):
@@ -91,7 +91,7 @@ BREAKS: dict[str, tuple[list[tuple[Any, str, Any]], Law]] = {
         ddp_on("dp4 ep2"),
     ),
     "experts on other data ranks left out of the norm": (
-        [(DDP, "_norm_axis", of_one_copy_of_the_dense_model)],
+        [(DataParallel, "_counted", counted_on_the_first_data_rank)],
         ddp_on("dp4 ep2 etp2"),
     ),
     "the offset of a second cut dropped": (

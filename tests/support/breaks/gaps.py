@@ -52,11 +52,11 @@ def only_the_last_stage_counts(self, batches):
     return counts if self.stages[-1].is_last else dict.fromkeys(counts, 1.0)
 
 
-def only_the_first_data_rank_is_asked(self, parts, tokens, lr, judge):
+def only_the_first_data_rank_is_asked(self, parts, tokens, *others):
     """What it counted divides nothing, but decides whether anything is learned."""
     own = torch.tensor([float(self.own_tokens)])
     of_ranks = all_gather(own, self.mesh.data)
-    return plain_update(self, parts, of_ranks[0].item(), lr, judge)
+    return plain_update(self, parts, of_ranks[0].item(), *others)
 
 
 def noting_its_own_tokens(self, batches):
@@ -64,8 +64,8 @@ def noting_its_own_tokens(self, batches):
     return plain_counts(self, batches)
 
 
-def second_rank_always_learns(self, parts, tokens, lr, judge):
-    return plain_update(self, parts, tokens + (self.mesh.rank == 1), lr, judge)
+def second_rank_always_learns(self, parts, tokens, *others):
+    return plain_update(self, parts, tokens + (self.mesh.rank == 1), *others)
 
 
 plain_counts, plain_update = Trainer._counts, Trainer._update

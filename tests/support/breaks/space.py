@@ -1,5 +1,6 @@
 """Breaks of where things lie: tensor, sequence, pipeline and data ranks, ZeRO-1's ranges, the norm."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from unittest.mock import patch
 
@@ -16,7 +17,6 @@ from megascratch.data_parallel.zero1 import Zero1
 from megascratch.layers import attention, dropout, embedding, linear, loss, mlp
 from megascratch.layers.loss import vocab_parallel_cross_entropy
 from megascratch.model import build, chunk
-from megascratch.parallel.axis import Axis
 from megascratch.parallel.collectives import (
     _Pair,
     _sum,
@@ -164,26 +164,14 @@ def counted_everywhere(self):
         return plain_counted(self)
 
 
-def summed_over_pipeline_alone(self):
-    """What one line of stages holds, told to all."""
-    here = (
-        plain_norm(self).square()
-        if self.mesh.tp.rank == 0
-        else torch.zeros((), dtype=torch.float64)
-    )
-    return all_reduce(here, self.mesh.tp).sqrt()
+def counted_on_the_first_of(axis: str) -> Callable:
+    """The other ranks of the axis have no part in the norm."""
 
+    def parts(self):
+        own = plain_norm_parts(self)
+        return own if getattr(self.mesh, axis).is_first else torch.zeros_like(own)
 
-def of_stages(self):
-    return self.mesh.pp
-
-
-def of_tensor_ranks(self):
-    return self.mesh.tp
-
-
-def alone(self):
-    return Axis.alone("world")
+    return parts
 
 
 def labels_one_earlier(logits, labels, valid, tp):
@@ -265,10 +253,10 @@ plain_table = build.shard_table
 plain_chunk, plain_context = chunk.ModelChunk.forward, chunk.context_of
 plain_rotary = chunk.ModelChunk.rotary
 plain_runs, plain_stretches = Shard.runs, OptimizerShard.stretches
-plain_pieces, plain_counted, plain_norm = (
+plain_pieces, plain_counted, plain_norm_parts = (
     DataParallel._pieces,
     DataParallel._counted,
-    DataParallel.norm,
+    DataParallel.norm_parts,
 )
 
 BREAKS: dict[str, Break] = {
@@ -422,17 +410,19 @@ BREAKS: dict[str, Break] = {
         ZERO1, [(OptimizerShard, "stretches", decay_ends_where_the_buckets_does)]
     ),
     "updated weights not gathered under ZeRO-1": Break(ZERO1, [(Zero1, "_share_weights", nothing)]),
-    "norm of this rank's range alone under ZeRO-1": Break(ZERO1, [(Zero1, "_norm_axis", alone)]),
+    "norm of the first data rank's ranges alone under ZeRO-1": Break(
+        ZERO1, [(DataParallel, "norm_parts", counted_on_the_first_of("data"))]
+    ),
     "replicated weights count on each tensor rank": Break(
         {**TP2, **UNTIED}, [(DataParallel, "_counted", counted_everywhere)]
     ),
     "sharded weights of other tensor ranks left out of the norm": Break(
-        TP2, [(DDP, "_norm_axis", of_stages), (DataParallel, "norm", summed_over_pipeline_alone)]
+        TP2, [(DataParallel, "norm_parts", counted_on_the_first_of("tp"))]
     ),
     "a tied weight counts twice in the norm": Break(
         PP2, [(DataParallel, "_counted", copies_of_a_tied_weight_count)]
     ),
     "weights of other stages left out of the norm": Break(
-        PP2, [(DDP, "_norm_axis", of_tensor_ranks)]
+        PP2, [(DataParallel, "norm_parts", counted_on_the_first_of("pp"))]
     ),
 }

@@ -104,7 +104,7 @@ def _part(config: Config) -> tuple[list[dict], list[ShardedTensor]]:
 # ---- replacements ----------------------------------------------------------------------------------------------
 
 
-def rate_from_the_first_step(self, upcoming):
+def rate_from_the_first_step(self, upcoming, stop):
     """As if the schedule began where the run went on."""
     samples = self.first_sample
     steps = samples // self.training.global_batch_size
@@ -113,7 +113,7 @@ def rate_from_the_first_step(self, upcoming):
         "learning_rate",
         lambda optim, n, seen: learning_rate(optim, n - steps, seen - samples),
     ):
-        return plain_step(self, upcoming)
+        return plain_step(self, upcoming, stop)
 
 
 def from_the_first_sample(cls, saved):

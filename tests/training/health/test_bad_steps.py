@@ -161,11 +161,12 @@ def poison(monkeypatch):
             self.poisoned = any((batch.ids == POISON).any() for batch in batches)
             return step(self, batches, *args, **options)
 
-        def changed(self, parts, sick):
-            loss, side_sums, sick = agreed(self, parts, sick)
+        def changed(self, parts, own):
+            numbers = agreed(self, parts, own)
             if spike and self.poisoned:
-                return loss * 100, side_sums, sick
-            return loss, side_sums, sick or self.poisoned
+                loss, *others = numbers.terms
+                return numbers._replace(terms=[loss * 100, *others])
+            return numbers._replace(overflow=numbers.overflow or self.poisoned)
 
         monkeypatch.setattr(Trainer, "train_step", train_step)
         monkeypatch.setattr(Trainer, "_agreed", changed)
