@@ -112,7 +112,7 @@ class ImaginedGroups:
 def imagined_mesh(
     layout: Layout, rank: int, gloo: bool, log: TrafficLog, carry: Carry = _left_alone
 ) -> Mesh:
-    """The mesh of `rank`, of which every communication is noted in the log. Nobody answers on its control plane, which
+    """The mesh of `rank`, of which every communication is noted in the log. No rank answers on its control plane, which
     is that of a single process.
 
     Args:
