@@ -22,7 +22,7 @@ from megascratch.config.declare import help_texts
 from megascratch.config.fields import SECTIONS, SETTINGS, flag
 from megascratch.config.resume_rules import KINDS
 
-TAKES_SETTINGS = ("pretrain", "verify", "doctor")
+TAKES_SETTINGS = ("pretrain", "verify", "doctor", "dry-run")
 """Verbs whose flags are the settings, too."""
 
 PYTHON = {
@@ -183,7 +183,7 @@ def _parsers(verb: str) -> Iterator[argparse.ArgumentParser]:
     def catch(parser: argparse.ArgumentParser, file: Any = None) -> None:
         caught.append(parser)
 
-    command = importlib.import_module(f"megascratch.commands.{verb}")
+    command = importlib.import_module(f"megascratch.commands.{verb.replace('-', '_')}")
     with (
         mock.patch.object(argparse.ArgumentParser, "print_help", catch),
         contextlib.redirect_stdout(io.StringIO()),

@@ -1,7 +1,7 @@
 """The `megascratch` command line: runs one command, prints errors that the user can fix, and returns the exit code.
 
-Each command is a file in this folder with `main(argv) -> int`. It is imported only when it is run, so that
-`megascratch --help` needs neither torch nor any other library.
+Each command is a file in this folder (`dry_run.py` for `dry-run`) with `main(argv) -> int`. It is imported only when it
+is run, so that `megascratch --help` needs neither torch nor any other library.
 """
 
 import difflib
@@ -18,6 +18,7 @@ from megascratch.runtime.launch_environment import launch_environment
 
 VERBS = {
     "doctor": "check machines and settings before a run",
+    "dry-run": "memory, traffic and operations of any rank of any layout, without the ranks",
     "pretrain": "train a model from .bin/.idx files, on any layout",
     "curate": "drop low-quality, duplicate and contaminated texts from JSONL",
     "preprocess": "turn text (JSONL, plain, Parquet) into .bin/.idx files",
@@ -86,7 +87,7 @@ def _run(verb: str, argv: list[str]) -> int:
             _join_torchrun(verb)
         launch_environment().check()
         faults.check()
-        code: int = importlib.import_module(f"{__name__}.{verb}").main(argv)
+        code: int = importlib.import_module(f"{__name__}.{verb.replace('-', '_')}").main(argv)
         return code
     except UserError as error:
         _complain(verb, error)

@@ -1,6 +1,8 @@
 """Tells others where a training step is: at which action of the pipeline, or before or after all of them."""
 
-from collections.abc import Callable, Sequence
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 
 from megascratch.pipeline.recorder import NullRecorder
 from megascratch.pipeline.schedule import Action
@@ -10,7 +12,6 @@ START = "start"
 """The name of the time before the first action."""
 UPDATE = "update"
 """The name of the time after the last action of a step."""
-
 At = Callable[[str], object]
 """Called with the name of what begins: START, an action such as F3.1, or UPDATE."""
 
@@ -36,3 +37,16 @@ class PhaseNames(StepTimer):
     def lap(self, phase: str) -> None:
         for at in self.listeners:
             at(UPDATE if phase == "forward and backward" else START)
+
+
+def operation_of(during: str) -> str:
+    """The operation of an action: F for F3.1; START and UPDATE stay as they are."""
+    return re.sub(r"\d+(\.\d+)?$", "", during)
+
+
+def by_operation(amounts: Mapping[str, int]) -> dict[str, int]:
+    """Sums over actions, by their operations."""
+    sums: Counter[str] = Counter()
+    for during, amount in amounts.items():
+        sums[operation_of(during)] += amount
+    return dict(sums)

@@ -4,7 +4,7 @@ from megascratch.config.fields import flat
 from megascratch.config.layout import Layout
 from megascratch.config.resolve import ResolvedConfig
 from megascratch.data.samples.microbatches import sample_numbers
-from megascratch.dry_run.steps import ActionNames, PhaseNames
+from megascratch.dry_run.steps import START, ActionNames, PhaseNames
 from megascratch.parallel.imagined import imagined_mesh, noted
 from megascratch.parallel.mesh import Mesh
 from megascratch.parallel.traffic import Communication, TrafficLog
@@ -31,6 +31,7 @@ def _of_a_step(config: ResolvedConfig, mesh: Mesh, log: TrafficLog) -> list[Comm
     training, dp = config.training, mesh.dp
     size = training.micro_batch_size
     trainer = Trainer(config, mesh, own_schedule(flat(config)))
+    log.at(START)
     numbers = [
         sample_numbers(0, m, size, dp.rank, dp.size)
         for m in range(training.global_batch_size // (size * dp.size))
