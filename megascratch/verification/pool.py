@@ -1,8 +1,8 @@
 """Runs a function on N ranks of this machine: `pool.run(4, function, *args)` returns the four results in rank order.
 
-Workers come from a fork server that has torch loaded, live as long as the pool and keep their process group while the
-number of ranks stays the same, so that a distributed run costs tenths of a second. If a rank raises, hangs or dies, the
-call raises an exception with the first cause; it never waits forever.
+Workers come from a fork server that has torch and the trainer loaded, live as long as the pool and keep their process
+group while the number of ranks stays the same, so that a distributed run costs tenths of a second. If a rank raises,
+hangs or dies, the call raises an exception with the first cause; it never waits forever.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ from megascratch.supervision import fork_server
 from megascratch.supervision.report import ECHOES
 
 CONTEXT = mp.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["torch", "torch.distributed", "numpy"])
+CONTEXT.set_forkserver_preload(["megascratch.verification.run_layout"])  # with all of training
 
 Answer = tuple[bool, Any]  # (True, result), or (False, (message, trace))
 
