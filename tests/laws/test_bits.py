@@ -2,13 +2,19 @@
 ranks; in fp32, where another order of additions would show."""
 
 from dataclasses import replace
-from functools import lru_cache
 from typing import Any
 
 import pytest
 
 from tests.support.breaks.gather import run_gathering_late
-from tests.support.layout_runs import RunRecord, assert_identical, assert_same, config_of, trace
+from tests.support.layout_runs import (
+    RunRecord,
+    assert_identical,
+    assert_same,
+    config_of,
+    trace,
+    traced,
+)
 from tests.support.pairwise_cover import LLAMA
 
 INTERLEAVED = {"pipeline_model_parallel_size": 2, "num_virtual_stages_per_pipeline_rank": 2}
@@ -39,18 +45,13 @@ DATA: dict[str, dict[str, Any]] = {
 DROPOUT = {"hidden_dropout": 0.1, "attention_dropout": 0.1}
 
 
-@lru_cache(maxsize=8)
-def run(settings: tuple) -> RunRecord:
-    return trace(config_of(fp64=False, **dict(settings)), steps=3)
-
-
-def traced(**settings: Any) -> RunRecord:
-    return run(tuple(settings.items()))
+def reference(**settings: Any) -> RunRecord:
+    return traced(config_of(fp64=False, **settings), steps=3)
 
 
 @pytest.mark.parametrize("layout", PIPELINES)
 def test_schedules_and_cuts_of_the_pipeline_change_no_bit(layout):
-    one = traced(untie_embeddings_and_output_weights=True, **DROPOUT)
+    one = reference(untie_embeddings_and_output_weights=True, **DROPOUT)
     config = config_of(
         fp64=False, untie_embeddings_and_output_weights=True, **DROPOUT, **PIPELINES[layout]
     )
@@ -62,14 +63,15 @@ def test_cuts_change_no_bit_of_a_tied_model_either_once_its_two_copies_are_apart
     """In one process the two uses of a tied weight add up micro-batch by micro-batch, apart each adds up on its own
     and the two sums are added: the same sum in another order, so there the one-process run differs by rounding."""
     assert_identical(
-        traced(**PIPELINES["pp2 1f1b"]), trace(config_of(fp64=False, **PIPELINES[layout]), steps=3)
+        reference(**PIPELINES["pp2 1f1b"]),
+        trace(config_of(fp64=False, **PIPELINES[layout]), steps=3),
     )
 
 
 @pytest.mark.parametrize("flavour", DATA)
 def test_buckets_overlap_and_zero1_change_no_bit_over_two_ranks(flavour):
     """A sum of two has one order."""
-    two = traced(num_layers=2, data_parallel_size=2)
+    two = reference(num_layers=2, data_parallel_size=2)
     assert_identical(
         two,
         trace(config_of(fp64=False, num_layers=2, data_parallel_size=2, **DATA[flavour]), steps=3),
@@ -80,7 +82,7 @@ def test_buckets_overlap_and_zero1_change_no_bit_over_two_ranks(flavour):
 @pytest.mark.parametrize("bucket", [700, 10**6])
 def test_zero1_changes_no_bit_over_two_ranks_but_the_norms_last(bucket, overlap):
     """The norm adds up squares piece by piece, and the pieces are others; so without clipping, which reads the norm."""
-    two = traced(num_layers=2, data_parallel_size=2, clip_grad=0.0)
+    two = reference(num_layers=2, data_parallel_size=2, clip_grad=0.0)
     zero = {"use_distributed_optimizer": True, "ddp_bucket_size": bucket, "clip_grad": 0.0}
     layout = {"num_layers": 2, "data_parallel_size": 2, "overlap_param_gather": overlap}
     other = trace(config_of(fp64=False, **layout, **zero), steps=3)
@@ -112,7 +114,7 @@ def test_whatever_reads_weights_awaits_their_gather_first(kind):
 
 def test_identity_can_fail():
     """A tied model in one process against its copies apart: equal in value, not in bits."""
-    one, apart = traced(adam_eps=1e-3), traced(adam_eps=1e-3, **PIPELINES["pp2 1f1b"])
+    one, apart = reference(adam_eps=1e-3), reference(adam_eps=1e-3, **PIPELINES["pp2 1f1b"])
     assert_same(one, apart, 1e-5)
     with pytest.raises(AssertionError):
         assert_identical(one, apart)

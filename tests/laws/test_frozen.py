@@ -23,7 +23,7 @@ from tests.support.pairwise_cover import LLAMA
 from tests.support.rank_pool import on_ranks
 from tests.support.trainers import build_trainer, load_and_train, train_and_save, train_steps
 
-STEPS = 3
+STEPS = 2  # the second step reads the weights that the first one left
 UNTIED = {"untie_embeddings_and_output_weights": True}
 ZERO1 = {"data_parallel_size": 2, "use_distributed_optimizer": True}
 PP2 = {"pipeline_model_parallel_size": 2}

@@ -20,6 +20,7 @@ from tests.support.layout_runs import (
 from tests.support.pairwise_cover import LLAMA, PARTLY_ROTARY
 from tests.support.rank_pool import mesh_for, on_ranks
 
+STEPS = 2  # the second step reads what the first one left
 TP2, TP4 = {"tensor_model_parallel_size": 2}, {"tensor_model_parallel_size": 4}
 PP2, DP2 = {"pipeline_model_parallel_size": 2}, {"data_parallel_size": 2}
 SP = {"sequence_parallel": True}
@@ -84,7 +85,7 @@ WAYS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("way", WAYS)
 def test_a_known_way_to_break_the_law_is_closed(way):
     config = config_of(**WAYS[way])
-    assert_same(serial(config), trace(config), 1e-9)
+    assert_same(serial(config, STEPS), trace(config, STEPS), 1e-9)
 
 
 def test_valid_tokens_are_unequal_in_these_tests():
@@ -102,7 +103,7 @@ def test_valid_tokens_are_unequal_in_these_tests():
 def test_interleaving_takes_microbatches_that_are_no_multiple_of_the_stages():
     """The rest joins the first group: as a group of its own it could not fill the ring."""
     config = config_of(**CHUNKS, global_batch_size=5)
-    assert_same(serial(config), trace(config), 1e-9)
+    assert_same(serial(config, STEPS), trace(config, STEPS), 1e-9)
 
 
 def test_the_norm_counts_every_gathered_gradient_once():
@@ -150,13 +151,13 @@ def test_evaluation_moves_neither_weights_nor_random_streams(layout):
     config = config_of(hidden_dropout=0.1, attention_dropout=0.1, **layout)
     world = torch.Size([layout.get(name, 1) for name in (*TP2, *PP2, *DP2)]).numel()
     without, with_evaluations = (
-        on_ranks(world, _train_with_evaluations, config, 3, on) for on in (False, True)
+        on_ranks(world, _train_with_evaluations, config, STEPS, on) for on in (False, True)
     )
     assert_identical(
         gather([run for run, _ in without]), gather([run for run, _ in with_evaluations])
     )
     first = with_evaluations[0][1]
-    assert len(first) == 3 and all(told == first for _, told in with_evaluations), (
+    assert len(first) == STEPS and all(told == first for _, told in with_evaluations), (
         "every rank knows the loss (law 9)"
     )
 

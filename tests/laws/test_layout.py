@@ -88,7 +88,7 @@ def test_a_layout_never_changes_the_model_in_fp32(layout):
 @pytest.mark.parametrize("layout", FP32)
 def test_losses_norms_and_first_gradients_agree_in_fp32_with_adams_usual_epsilon(layout):
     config = config_of(fp64=False, num_layers=2, **FP32[layout])
-    one, many = serial(config), trace(config)
+    one, many = serial(config, 3), trace(config, 3)
     assert many.losses == pytest.approx(one.losses, rel=1e-5)
     assert many.norms == pytest.approx(one.norms, rel=1e-5)
     assert max(difference(grad, many.grads[0][name]) for name, grad in one.grads[0].items()) <= 1e-5

@@ -33,6 +33,7 @@ __all__ = [
     "settings_of",
     "synthetic_batch",
     "trace",
+    "traced",
     "train_on_rank",
     "world_of",
 ]
@@ -103,14 +104,20 @@ def trace(config: ResolvedConfig, steps: int = STEPS, run: Callable = train_on_r
     return gather(on_ranks(world_of(config), run, config, steps))
 
 
-def serial(config: ResolvedConfig) -> RunRecord:
+@lru_cache(maxsize=8)
+def traced(config: ResolvedConfig, steps: int = STEPS) -> RunRecord:
+    """A plain `trace` that several tests compare with; made once."""
+    return trace(config, steps)
+
+
+def serial(config: ResolvedConfig, steps: int = STEPS) -> RunRecord:
     """The reference; made once for each model."""
-    return _alone(one_process(config))
+    return _alone(one_process(config), steps)
 
 
 @lru_cache(maxsize=256)
-def _alone(config: ResolvedConfig) -> RunRecord:
-    return gather([train_on_rank(config)])
+def _alone(config: ResolvedConfig, steps: int) -> RunRecord:
+    return gather([train_on_rank(config, steps)])
 
 
 def assert_identical(a: RunRecord, b: RunRecord) -> None:

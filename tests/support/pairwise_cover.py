@@ -210,7 +210,7 @@ def all_meetings() -> list[Meeting]:
 def pairwise_cover() -> tuple[list[Choice], list[Meeting]]:
     """(choices, meetings that no legal choice holds). Greedy: for a meeting that is missing yet, of many legal choices
     that hold it the one that brings most new ones, the smaller one of equals; then without the choices that the others
-    make redundant. Sorted by world size, so that the pool of ranks regroups rarely."""
+    make redundant. Sorted by world size and layout, so that the pool of ranks regroups rarely."""
     missing, cover, impossible = dict.fromkeys(all_meetings()), [], []
     while missing:
         wanted = next(iter(missing))
@@ -226,7 +226,11 @@ def pairwise_cover() -> tuple[list[Choice], list[Meeting]]:
         cover.append(best)
         for met in meetings_of(best):
             missing.pop(met, None)
-    return sorted(_needed(cover), key=world_of), impossible
+    return sorted(_needed(cover), key=_size_and_layout), impossible
+
+
+def _size_and_layout(choice: Choice) -> tuple:
+    return (world_of(choice), *(choice[axis] for axis in SIZES))
 
 
 def _needed(cover: list[Choice]) -> list[Choice]:
