@@ -158,7 +158,7 @@ def test_a_beat_that_the_store_refuses_does_not_end_the_others(folder, monkeypat
 
     monkeypatch.setattr(Store, "put", sometimes)
     mine = acquire(folder)
-    assert heard.wait(5) and refused
+    assert heard.wait(300) and refused
     mine.release()
 
 
