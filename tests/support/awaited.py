@@ -12,20 +12,19 @@ from megascratch.checkpoint import CheckpointError, async_saver, list_steps
 from megascratch.checkpoint.async_saver import AsyncSaver
 from megascratch.checkpoint.backend import direct_writer
 from megascratch.checkpoint.backend.direct_writer import BUFFER_BYTES, DirectWriter
-from megascratch.config.errors import Problems
 from megascratch.config.fields import with_fields
 from megascratch.data_parallel.base import DataParallel
 from megascratch.parallel.collectives import start_all_gather
 from megascratch.parallel.gloo import EXCHANGED_GATHER
 from megascratch.parallel.pending import Pending
 from megascratch.pipeline import runtime
-from megascratch.training import loop, setup
+from megascratch.training import loop
 from megascratch.training.health.replicas import ReplicasDiffer, check_replicas
 from megascratch.training.loop import _Loop
 from megascratch.training.state import TrainState
 from megascratch.training.stop import StopRequest
 from tests.support.breaks.state import Rows
-from tests.support.layout_runs import config_of, settings_of
+from tests.support.layout_runs import built_run, config_of
 from tests.support.rank_pool import mesh_of, on_ranks
 from tests.support.trainers import build_trainer, train_steps
 
@@ -285,7 +284,7 @@ def saves_of_a_run(folder, writing: Writing, sick: int = 0) -> list[str]:
         ]
         for change in changes:
             stack.enter_context(change)
-        run = setup.build_run(settings_of(with_fields(config_of(**SAVED), told)), Problems())
+        run = built_run(with_fields(config_of(**SAVED), told))
         with StopRequest(run.config.training) as stop, suppress(FloatingPointError):
             _Loop(run).run(stop)
         return [step.name for step in list_steps(folder / "saved")]

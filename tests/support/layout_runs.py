@@ -3,14 +3,18 @@
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
+from megascratch.config.errors import Problems
 from megascratch.config.fields import flat, with_fields
 from megascratch.config.laws import validate
 from megascratch.config.resolve import ResolvedConfig, resolve
 from megascratch.config.settings import Config
 from megascratch.data.samples.batch import Batch
+from megascratch.parallel import groups
+from megascratch.training.setup import TrainingRun, build_run
 from megascratch.training.start.settings import LegalSettings
 from megascratch.verification import run_layout
 from megascratch.verification.run_layout import (
@@ -21,11 +25,12 @@ from megascratch.verification.run_layout import (
     gather,
     one_process,
 )
-from tests.support.rank_pool import on_ranks
+from tests.support.rank_pool import group_maker, on_ranks
 
 __all__ = [
     "RunRecord",
     "assemble",
+    "built_run",
     "config_of",
     "difference",
     "gather",
@@ -92,6 +97,12 @@ def synthetic_batch(config: ResolvedConfig, numbers: range) -> Batch:
 def settings_of(config: ResolvedConfig) -> LegalSettings:
     """What a run is started from."""
     return LegalSettings(flat(config), config, world_of(config))
+
+
+def built_run(config: ResolvedConfig) -> TrainingRun:
+    """On a rank: a run as pretraining builds it, with groups of the pool; elsewhere that of one process."""
+    with patch.object(groups, "start", lambda *args: group_maker()):
+        return build_run(settings_of(config), Problems())
 
 
 def train_on_rank(config: ResolvedConfig, steps: int = STEPS) -> RankTrace:

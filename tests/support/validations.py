@@ -7,15 +7,14 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 
-from megascratch.config.errors import Problems
 from megascratch.config.fields import with_fields
 from megascratch.data.samples.batch import collate
-from megascratch.training import loop, setup
+from megascratch.training import loop
 from megascratch.training.loop import _Loop
 from megascratch.training.stop import StopRequest
 from tests.support.breaks.state import Rows, _shared_folder
 from tests.support.corpora import write
-from tests.support.layout_runs import config_of, settings_of
+from tests.support.layout_runs import built_run, config_of
 from tests.support.rank_pool import on_ranks
 
 DOCUMENTS, SEQUENCE = 30, 16
@@ -58,7 +57,7 @@ def validated(config) -> tuple[list[tuple[float, int]], list[np.ndarray]]:
 
     told = {"output_dir": folder, "save": folder}
     with patch.object(loop, "Report", report), patch.object(loop, "matmul_peak", lambda *args: 1.0):
-        run = setup.build_run(settings_of(with_fields(config, told)), Problems())
+        run = built_run(with_fields(config, told))
         with StopRequest(run.config.training) as stop:
             _Loop(run).run(stop)
     losses = []

@@ -18,21 +18,20 @@ import torch
 
 from megascratch.checkpoint import async_saver
 from megascratch.checkpoint.async_saver import AsyncSaver
-from megascratch.config.errors import Problems
 from megascratch.config.fields import with_fields
 from megascratch.config.settings import Config
 from megascratch.data.samples.dataset import Dataset
 from megascratch.data_parallel.base import DataParallel
 from megascratch.optim.loss_scale import LossScale
 from megascratch.optim.lr_schedule import learning_rate
-from megascratch.training import loop, setup
+from megascratch.training import loop
 from megascratch.training.health import bad_steps
 from megascratch.training.health.bad_steps import LossGuard
 from megascratch.training.loop import _Loop
 from megascratch.training.setup import TrainingRun
 from megascratch.training.stop import StopRequest
 from tests.support.breaks.state import Rows, _shared_folder
-from tests.support.layout_runs import settings_of
+from tests.support.layout_runs import built_run
 
 SPIKE = 100.0  # times the loss
 
@@ -223,7 +222,7 @@ def happened(config: Config, case: Case) -> Told:
                 "log_interval": 1,
                 "train_iters": end,
             }
-            run = setup.build_run(settings_of(with_fields(config, told)), Problems())
+            run = built_run(with_fields(config, told))
             stack.callback(run.mesh.close)
             samples = noted(run)
             with StopRequest(run.config.training) as stop:
@@ -280,7 +279,7 @@ def worked_out(config: Config, case: Case) -> Told:
     """What the plan says."""
     folder = _shared_folder()
     told = {"output_dir": folder, "save": folder, "train_iters": 1}
-    run = setup.build_run(settings_of(with_fields(config, told)), Problems())
+    run = built_run(with_fields(config, told))
     trainer, training = run.trainer, run.config.training
     assert run.splits.train is not None
     train = Cut(run.splits.train, case.unread)

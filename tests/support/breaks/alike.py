@@ -37,11 +37,10 @@ from tests.support.awaited import (
     whoever_reads_weights_awaits_them,
 )
 from tests.support.blends import a_blend_is_the_greedy_one_beyond_its_first_block
-from tests.support.breaks import axes, numbers
+from tests.support.breaks import axes, groups, numbers, starts
 from tests.support.breaks.initial import INITIAL
 from tests.support.breaks.kept import KEPT
 from tests.support.breaks.replacing import after, nothing
-from tests.support.breaks.starts import STARTS
 from tests.support.never_seen import the_run_is_its_plan
 from tests.support.random_sites import no_mask_is_drawn_twice
 from tests.support.rank_pool import on_ranks
@@ -493,7 +492,9 @@ ALIKE: dict[str, Alike] = {
     **{name: Alike(replaced, law) for name, (replaced, law) in KEPT.items()},
     **AWAITED,
     **READ,
-    **{name: Alike(replaced, law) for name, (replaced, law) in axes.BREAKS.items()},
-    **{name: Alike(replaced, law) for name, (replaced, law) in STARTS.items()},
-    **{name: Alike(replaced, law) for name, (replaced, law) in numbers.BREAKS.items()},
+    **{
+        name: Alike(*broken)
+        for breaks in (axes.BREAKS, starts.STARTS, numbers.BREAKS, groups.GROUPS)
+        for name, broken in breaks.items()
+    },
 }

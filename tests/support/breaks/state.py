@@ -12,7 +12,6 @@ from unittest.mock import patch
 import torch
 import torch.distributed as dist
 
-from megascratch.config.errors import Problems
 from megascratch.config.fields import with_fields
 from megascratch.config.resolve import resolve
 from megascratch.config.settings import Config
@@ -22,14 +21,14 @@ from megascratch.data_parallel.sharded_optimizer import ShardedOptimizer
 from megascratch.optim.lr_schedule import learning_rate
 from megascratch.parallel.collectives import all_gather_objects
 from megascratch.parallel.sharded_tensor import ShardedTensor
-from megascratch.training import loop, setup
+from megascratch.training import loop
 from megascratch.training.loop import _Loop
 from megascratch.training.state import TrainState
 from megascratch.training.stop import StopRequest
 from megascratch.training.trainer import Trainer
 from megascratch.verification.run_layout import RankTrace, one_process
 from tests.support.breaks.replacing import DP2, DROPOUT, PP2, TP2, ZERO1, Break, nothing
-from tests.support.layout_runs import settings_of, world_of
+from tests.support.layout_runs import built_run, world_of
 
 BEFORE = 2  # steps on the other layout
 RUN = {
@@ -91,7 +90,7 @@ def _part(config: Config) -> tuple[list[dict], list[ShardedTensor]]:
     with ExitStack() as stack:
         for name, value in (("Report", Rows), ("matmul_peak", lambda *args: 1.0)):
             stack.enter_context(patch.object(loop, name, value))
-        run = setup.build_run(settings_of(config), Problems())
+        run = built_run(config)
         stack.callback(run.mesh.close)
         looping = _Loop(run)
         looping.run(stack.enter_context(StopRequest(config.training)))
