@@ -79,6 +79,8 @@ FORMATS = {
     "Loss mask of a corpus": "megascratch.data.tokens.loss_mask",
     "Checkpoint: a step's folder": "megascratch.checkpoint.steps",
     "Checkpoint: `manifest.json`": "megascratch.checkpoint.format.manifest",
+    "Checkpoint: `chunks.bin`": "megascratch.checkpoint.format.chunk_table",
+    "Checkpoint: `manifest.json` of format 2": "megascratch.checkpoint.format.format_2",
     "Checkpoint: `.safetensors` files": "megascratch.checkpoint.format.file_format",
     "Checkpoint: `validation.json`": "megascratch.checkpoint.validation_loss",
     "Pipeline schedule, `.csv`": "megascratch.pipeline.csv_schedule",

@@ -1,13 +1,14 @@
 """Loads a checkpoint into the tensors of this rank, whatever layout wrote it: `load`.
 
-For each wanted box a rank reads the stored chunks that overlap it, each once, and verifies their checksums. Chunks that
-overlap no wanted box are not read, but the first rank checks the presence, size and header of every file.
+All ranks get the manifest from the first one. Of the table of chunks a rank reads the rows of the tensors that it
+wants; for each wanted box it reads the stored chunks that overlap it, each once, and verifies their checksums. Chunks
+that overlap no wanted box are not read, but the ranks together check the presence, size and header of every file, and
+the first rank that the chunks fill the files.
 """
 
 import operator
 import warnings
 from collections import defaultdict
-from collections.abc import Iterable
 from functools import partial
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -16,18 +17,14 @@ import torch
 from torch import Tensor
 
 from megascratch.checkpoint.backend.backend import File, step_at
+from megascratch.checkpoint.chunk_reader import ChunkReader
 from megascratch.checkpoint.consensus import on_all_ranks, on_first_rank
 from megascratch.checkpoint.errors import DamagedError
+from megascratch.checkpoint.format.boxes import box_text, volume
+from megascratch.checkpoint.format.chunk_table import ChunkRows, StoredBox
 from megascratch.checkpoint.format.file_format import GROUP_CHUNKS
 from megascratch.checkpoint.format.io import checksum, in_threads
-from megascratch.checkpoint.format.manifest import (
-    Manifest,
-    StoredBox,
-    TensorEntry,
-    box_text,
-    boxes_by_file,
-    volume,
-)
+from megascratch.checkpoint.format.manifest import TensorEntry
 from megascratch.checkpoint.open_checkpoint import relative_slices
 from megascratch.checkpoint.steps import (
     ResolvedStep,
@@ -82,20 +79,27 @@ def load_newest(
     """Like `load`, but returns which step was loaded and which ones were skipped, instead of warning."""
     # a rank may hold nothing but padding of a tensor
     held = [item for item in held if volume(item.box)]
-    wanted = control.reduce({item.name for item in held}, operator.or_)
+    names = {item.name for item in held}
 
     def read(step: Place) -> dict[str, Any]:
-        manifest = on_first_rank(control, lambda: _checked_manifest(step))
-        on_all_ranks(control, lambda: _fill(step, manifest, held, prefix, wanted, cast))
+        manifest = on_first_rank(control, lambda: read_manifest(step))
+        reader = ChunkReader(step, manifest)
+        on_all_ranks(control, lambda: _check_files(reader, control.rank, control.size))
+        there = [name for name in manifest.tensors if name.startswith(prefix)]
+        mine = on_all_ranks(control, lambda: _wanted_bits(step, there, names))
+        wanted = control.reduce(mine, operator.or_)
+        on_all_ranks(control, lambda: _require_all_wanted(step, there, wanted))
+        on_all_ranks(control, lambda: _fill(reader, held, cast))
         return manifest.state
 
     return latest_valid(path, on_first_rank(control, lambda: candidates(path)), read)
 
 
-def _checked_manifest(step: Place) -> Manifest:
-    manifest = read_manifest(step)
-    check_files(step, manifest)
-    return manifest
+def _check_files(reader: ChunkReader, rank: int, ranks: int) -> None:
+    """Checks this rank's share of the files."""
+    if rank == 0:
+        reader.check_files_are_full()
+    check_files(reader.step, reader.files()[rank::ranks])
 
 
 class Read(NamedTuple):
@@ -111,28 +115,22 @@ class Read(NamedTuple):
         return f"{self.name}{box_text(self.chunk.box)}"
 
 
-def _fill(
-    step: Place,
-    manifest: Manifest,
-    held: list[ShardedTensor],
-    prefix: str | tuple[str, ...],
-    wanted: set[str],
-    cast: bool,
-) -> None:
-    there = {name for name in manifest.tensors if name.startswith(prefix)}
-    _require_same_names(step, there, wanted)
-    wanting: dict[StoredBox, list[tuple[ShardedTensor, Box]]] = defaultdict(list)
+def _fill(reader: ChunkReader, held: list[ShardedTensor], cast: bool) -> None:
+    tensors = reader.manifest.tensors
+    rows = reader.chunks({item.name for item in held})
+    wanting: dict[tuple[str, int], list[tuple[ShardedTensor, Box]]] = defaultdict(list)
     for item in held:
-        whole = manifest.tensors[item.name]
-        _require_same_tensor(step, whole, item, cast)
-        for chunk, common in _overlaps(step, whole.chunks, item):
-            wanting[chunk].append((item, common))
+        _require_same_tensor(reader.step, tensors[item.name], item, cast)
+        for index, common in _overlaps(reader.step, rows[item.name], item):
+            wanting[item.name, index].append((item, common))
 
     reads = []
-    for name, whole, chunk in boxes_by_file(manifest.tensors):
-        if chunk in wanting:
-            reads.append(Read(name, whole.dtype, chunk, whole.chunk_bytes(chunk), wanting[chunk]))
-    source = step_at(step)
+    for (name, index), wanted in wanting.items():
+        whole = tensors[name]
+        chunk = rows[name].chunk(index, reader.files())
+        reads.append(Read(name, whole.dtype, chunk, whole.chunk_bytes(chunk), wanted))
+    reads.sort(key=lambda read: (read.chunk.file, read.chunk.offset))
+    source = step_at(reader.step)
     for file_name, of_file in groupby(reads, key=lambda read: read.chunk.file):
         file = source.open(file_name)
         try:
@@ -197,13 +195,20 @@ def _own_memory(read: Read) -> memoryview | None:
     return target.as_strided((target.numel(),), (1,)).view(torch.uint8).numpy().data
 
 
-def _require_same_names(step: Place, there: set[str], wanted: set[str]) -> None:
-    missing = sorted(wanted - there)
-    unwanted = sorted(there - wanted)
+def _wanted_bits(step: Place, there: list[str], wanted: set[str]) -> int:
+    """A bit for each name of the checkpoint: whether this rank wants it. Raises: UserError for a name that is not
+    there."""
+    missing = sorted(wanted.difference(there))
     if missing:
         raise UserError(
             f"{step} has no tensor {_few(missing)}: it was written by another model or other settings"
         )
+    return sum(1 << number for number, name in enumerate(there) if name in wanted)
+
+
+def _require_all_wanted(step: Place, there: list[str], wanted: int) -> None:
+    """Raises: UserError if there is a name whose bit no rank has set."""
+    unwanted = [name for number, name in enumerate(there) if not wanted >> number & 1]
     if unwanted:
         raise UserError(f"{step} has tensors that this model does not have: {_few(unwanted)}")
 
@@ -228,18 +233,11 @@ def _require_same_tensor(step: Place, whole: TensorEntry, item: ShardedTensor, c
         )
 
 
-def _overlaps(
-    step: Place, chunks: Iterable[StoredBox], item: ShardedTensor
-) -> list[tuple[StoredBox, Box]]:
-    """The chunks that overlap a wanted box, each with the common box. Chunks are disjoint, so the sum of the volumes
-    shows whether they cover all of it."""
-    found = []
-    covered = 0
-    for chunk in chunks:
-        common = chunk.box.overlap(item.box)
-        if common is not None:
-            found.append((chunk, common))
-            covered += volume(common)
+def _overlaps(step: Place, rows: ChunkRows, item: ShardedTensor) -> list[tuple[int, Box]]:
+    """The numbers of the chunks that overlap a wanted box, each with the common box. Chunks are disjoint, so the sum of
+    the volumes shows whether they cover all of it."""
+    found = list(rows.overlapping(item.box))
+    covered = sum(volume(common) for _, common in found)
     if covered != volume(item.box):
         raise UserError(
             f"{step}: {item.name}{box_text(item.box)} reaches beyond the {covered:,} saved elements of it"

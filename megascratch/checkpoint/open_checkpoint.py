@@ -6,6 +6,7 @@ Used by the tools that inspect, compare, reshard and convert checkpoints, whatev
 from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import lru_cache
+from operator import itemgetter
 from types import TracebackType
 
 import torch
@@ -13,9 +14,12 @@ from torch import Tensor
 
 from megascratch.checkpoint import validation_loss
 from megascratch.checkpoint.backend.backend import File, step_at
+from megascratch.checkpoint.chunk_reader import ChunkReader
 from megascratch.checkpoint.errors import DamagedError
+from megascratch.checkpoint.format.boxes import box_text
+from megascratch.checkpoint.format.chunk_table import StoredBox
 from megascratch.checkpoint.format.io import checksum
-from megascratch.checkpoint.format.manifest import FILE, StoredBox, box_text, boxes_by_file
+from megascratch.checkpoint.format.manifest import FILE
 from megascratch.checkpoint.steps import check_files, read_manifest
 from megascratch.config.printable import shown
 from megascratch.parallel.shard import Box
@@ -28,27 +32,36 @@ KEPT_CHUNKS = 4
 class OpenCheckpoint:
     """A checkpoint that is open for reading; needs memory for a few chunks, however large it is.
 
-    Raises: DamagedError if the manifest, a file size or a header is not valid.
+    Raises: DamagedError if the manifest, the table of chunks, a file size or a header is not valid.
     """
 
     def __init__(self, step: str | Place):
         self.path = storage_path(step)
         self.manifest = read_manifest(self.path)
-        check_files(self.path, self.manifest)
+        reader = ChunkReader(self.path, self.manifest)
+        reader.check_files_are_full()
+        self._rows = reader.chunks(self.manifest.tensors)
+        self.data_files = reader.files()
+        check_files(self.path, self.data_files)
         self._open = ExitStack()
         self._files: dict[str, File] = {}
         self._recent = lru_cache(KEPT_CHUNKS)(self._read)
 
     def box(self, name: str, box: Box) -> Tensor:
         """Reads a box of a tensor and verifies every byte. Raises: DamagedError."""
-        whole = self.manifest.tensors[name]
-        found = torch.empty(box.shape, dtype=whole.dtype)
-        for chunk in whole.chunks:
-            common = chunk.box.overlap(box)
-            if common is not None:
-                stored = self.chunk(name, chunk)
-                found[relative_slices(common, box)] = stored[relative_slices(common, chunk.box)]
+        rows = self._rows[name]
+        found = torch.empty(box.shape, dtype=self.manifest.tensors[name].dtype)
+        for index, common in rows.overlapping(box):
+            chunk = rows.chunk(index, self.data_files)
+            stored = self.chunk(name, chunk)
+            found[relative_slices(common, box)] = stored[relative_slices(common, chunk.box)]
         return found
+
+    def chunks(self, name: str) -> Iterator[StoredBox]:
+        """The chunks that fill a tensor."""
+        rows = self._rows[name]
+        for index in range(len(rows)):
+            yield rows.chunk(index, self.data_files)
 
     def chunk(self, name: str, chunk: StoredBox) -> Tensor:
         """Reads one stored chunk. Raises: DamagedError, naming file and tensor."""
@@ -93,11 +106,16 @@ def problems(step: str | Place) -> Iterator[str]:
         yield str(error)
         return
     with contents:
-        for name, _, chunk in boxes_by_file(contents.manifest.tensors):
+        stored = []
+        for name in contents.manifest.tensors:
+            for chunk in contents.chunks(name):
+                stored.append((chunk.file, chunk.offset, name, chunk))
+        for _, _, name, chunk in sorted(stored, key=itemgetter(0, 1)):
             try:
                 contents.chunk(name, chunk)
             except DamagedError as error:
                 yield str(error)
-    known = {FILE, validation_loss.FILE, *contents.manifest.files}
+    known = {FILE, validation_loss.FILE, contents.manifest.table}
+    known |= {file.name for file in contents.data_files}
     for name in sorted(set(step_at(contents.path).names()) - known):
         yield f"{contents.path / name} does not belong to the checkpoint: the manifest does not name it"

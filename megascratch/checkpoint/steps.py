@@ -3,14 +3,26 @@
 A folder is a local path or an address in object storage, such as s3://bucket/run/checkpoints.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Generic, NamedTuple, TypeVar
 
 from megascratch.checkpoint.backend.backend import is_folder, step_at, step_names
+from megascratch.checkpoint.chunk_reader import ChunkReader
 from megascratch.checkpoint.errors import DamagedError
+from megascratch.checkpoint.format.chunk_table import DataFile
+from megascratch.checkpoint.format.format_2 import parse_format_2
 from megascratch.checkpoint.format.io import checksum, in_threads
-from megascratch.checkpoint.format.manifest import FILE, STEP_NAME, DataFile, Manifest, parse
+from megascratch.checkpoint.format.manifest import (
+    FILE,
+    FORMAT,
+    STEP_NAME,
+    Manifest,
+    parse,
+    unsigned,
+)
 from megascratch.config.errors import UserError
+from megascratch.config.printable import shown
 from megascratch.storage.path import Place, storage_path
 
 T = TypeVar("T")
@@ -65,14 +77,14 @@ def _reason(error: Exception) -> str:
 
 
 def read_manifest(step_folder: str | Place) -> Manifest:
-    """Reads and checks the manifest; reads no tensor.
+    """Reads and checks the manifest; reads no row of the table of chunks and no tensor.
 
     Raises: DamagedError if the folder is not a checkpoint or its manifest is damaged; StoreError.
     """
     path = storage_path(step_folder)
     text = manifest_text(path)
     try:
-        return parse(text)
+        return _parsed(text)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = f"it has no {error}" if isinstance(error, KeyError) else error
         raise DamagedError(
@@ -80,14 +92,33 @@ def read_manifest(step_folder: str | Place) -> Manifest:
         ) from error
 
 
-def check_files(step: Place, manifest: Manifest) -> None:
-    """Checks that every file exists and has its size and header; reads no tensor. Raises: DamagedError."""
-    asked_at_once = step_at(step).asked_at_once
-    in_threads(lambda item: _check_file(step, *item), manifest.files.items(), asked_at_once)
+def _parsed(text: bytes) -> Manifest:
+    body = unsigned(text)
+    if body["format"] == FORMAT:
+        return parse(body)
+    if body["format"] == 2:
+        return parse_format_2(body)
+    raise ValueError(
+        f"it has format {shown(body['format'], 40)}, this version reads only formats 2 and {FORMAT}"
+    )
 
 
-def _check_file(step: Place, name: str, record: DataFile) -> None:
-    file = step_at(step).open(name)
+def check_step(step: Place, manifest: Manifest) -> None:
+    """Checks the whole table of chunks, and that every file exists and has its size and header; reads no tensor.
+    Raises: DamagedError, StoreError."""
+    reader = ChunkReader(step, manifest)
+    reader.check_files_are_full()
+    reader.chunks(manifest.tensors)
+    check_files(step, reader.files())
+
+
+def check_files(step: Place, files: Iterable[DataFile]) -> None:
+    """Checks that files exist and have their size and header; reads no tensor. Raises: DamagedError, StoreError."""
+    in_threads(partial(_check_file, step), files, step_at(step).asked_at_once)
+
+
+def _check_file(step: Place, record: DataFile) -> None:
+    file = step_at(step).open(record.name)
     try:
         if file.size != record.bytes:
             raise DamagedError(
@@ -102,10 +133,10 @@ def _check_file(step: Place, name: str, record: DataFile) -> None:
 
 
 def problem_of(step: Place) -> str:
-    """What is wrong with the manifest of a step or with the sizes and headers of its files; '' if nothing. Reads no
-    tensor."""
+    """What is wrong with the manifest of a step, its table of chunks, or the sizes and headers of its files; '' if
+    nothing. Reads no tensor."""
     try:
-        check_files(step, read_manifest(step))
+        check_step(step, read_manifest(step))
     except DamagedError as error:
         return str(error)
     return ""

@@ -1,19 +1,23 @@
 """Assigns the chunks of a checkpoint to the ranks that write them: each chunk once, with the work spread evenly.
 
 Ranks that hold the same box (data-parallel replicas, weights that the tensor axis does not split) share the writing, so
-that a save becomes faster with more replicas.
+that a save becomes faster with more replicas. Nothing is sent for it: boxes with equal `ShardedTensor.copied_over` are
+on the same ranks, so all of these ranks have the same list of such boxes and divide it alike. When the step is
+committed, the first rank proves that each chunk was written once.
 """
 
+import heapq
+import math
 import operator
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from megascratch.checkpoint.consensus import on_all_ranks, on_first_rank
+from megascratch.checkpoint.consensus import on_all_ranks
+from megascratch.checkpoint.format.chunk_table import DTYPES
 from megascratch.checkpoint.format.file_format import FileExtent, FileLayout, arrange, split_box
-from megascratch.checkpoint.format.manifest import DTYPES
 from megascratch.parallel.control import Control
-from megascratch.parallel.shard import Box
+from megascratch.parallel.shard import Box, CopyAxis
 from megascratch.parallel.sharded_tensor import ShardedTensor
 
 
@@ -25,80 +29,112 @@ class WritePlan:
     total_bytes: int
 
 
-class Candidate(NamedTuple):
-    """A chunk that a rank could write, because it holds the box."""
+class HeldChunk(NamedTuple):
+    """A chunk, as all ranks that hold it know it."""
 
+    nbytes: int
     name: str
     box: Box
-    nbytes: int
+
+
+class _OwnChunk(NamedTuple):
+    """A chunk that this rank holds as one of its copies."""
+
     copy: int
+    chunk: HeldChunk
+    slot: FileExtent
 
 
-class _ChunkHolder(NamedTuple):
-    """A rank that could write a chunk."""
-
-    rank: int
-    number: int  # of the offer in the list of the rank
-    offer: Candidate
+Axes = tuple[CopyAxis, ...]
 
 
 def agree_on_write_plan(held: list[ShardedTensor], control: Control) -> WritePlan:
     """Called by all ranks. Raises: CheckpointError on all ranks if the records of one are not valid."""
-    slots: list[FileExtent] = []
-    offers = control.gather(on_all_ranks(control, lambda: _offers(held, slots)))
-    chosen = on_first_rank(control, lambda: assign_writers(offers))
-    mine = arrange(slots[index] for index in chosen[control.rank])
+    mine = on_all_ranks(control, lambda: arrange(own_chunks(held)))
     return WritePlan(mine, control.reduce(mine.size if mine.slots else 0, operator.add))
 
 
-def assign_writers(offers: list[list[Candidate]]) -> list[list[int]]:
-    """For each rank the indices of the offers that it writes.
+def own_chunks(held: list[ShardedTensor]) -> list[FileExtent]:
+    """The chunks that this rank writes of what it holds.
 
-    A box of which some rank holds copy 0 is written by one of the ranks that hold exactly this box: large boxes are
-    assigned first, each to the rank with the fewest bytes so far. A box without a copy 0 is not written: it only
-    repeats parts of other boxes. If two ranks both claim copy 0, both write it: the coverage check of the manifest
-    then reports the overlap, which a choice here would hide.
+    Boxes that more ranks hold are divided first: the ranks of a smaller set, all of which hold them too, know then how
+    much each of their own writes already.
+
+    Raises: ValueError for a record whose tensor does not have the shape of its box or has a type that cannot be saved,
+    or whose number is not one of its copies.
     """
-    holders: dict[tuple[str, Box], list[_ChunkHolder]] = defaultdict(list)
-    for rank, own in enumerate(offers):
-        for number, offer in enumerate(own):
-            holders[offer.name, offer.box].append(_ChunkHolder(rank, number, offer))
-    bytes_assigned = [0] * len(offers)
-    chosen: list[list[int]] = [[] for _ in offers]
-
-    def priority(group: list[_ChunkHolder]) -> tuple[bool, int]:
-        """Boxes with only one holder come first, then large ones before small ones."""
-        return len(group) > 1, -group[0].offer.nbytes
-
-    def bytes_of_rank(holder: _ChunkHolder) -> int:
-        return bytes_assigned[holder.rank]
-
-    for group in sorted(holders.values(), key=priority):
-        writers = [holder for holder in group if holder.offer.copy == 0]
-        if len(writers) == 1:
-            writers = [min(group, key=bytes_of_rank)]
-        for writer in writers:
-            chosen[writer.rank].append(writer.number)
-            bytes_assigned[writer.rank] += writer.offer.nbytes
-    return chosen
-
-
-def _offers(held: list[ShardedTensor], slots: list[FileExtent]) -> list[Candidate]:
-    """This rank's chunks; `slots` is filled with their tensors in the same order."""
-    offers = []
+    chunks: dict[Axes, list[_OwnChunk]] = defaultdict(list)
     for item in held:
         _require_consistent(item)
         for slot in split_box(item):
-            slots.append(slot)
-            offers.append(Candidate(slot.name, slot.box, slot.tensor.nbytes, item.copy))
-    return offers
+            chunk = HeldChunk(slot.tensor.nbytes, slot.name, slot.box)
+            chunks[item.copied_over].append(_OwnChunk(item.copy, chunk, slot))
+    mine = []
+    written: dict[Axes, list[int]] = {}  # bytes that each copy writes of the chunks of a set
+    for axes in sorted(chunks, key=_copies, reverse=True):
+        before = [0] * _copies(axes)
+        for wider, nbytes in written.items():
+            if set(axes) < set(wider):
+                numbers = {
+                    own.copy for own in chunks[wider]
+                }  # both copies of a tied weight may be here
+                for copy in range(len(before)):
+                    for number in numbers:
+                        before[copy] += nbytes[_moved(number, wider, copy, axes)]
+        shared = {own.chunk for own in chunks[axes]}
+        writers = assign_writers(shared, before)
+        written[axes] = [0] * len(before)
+        for chunk, writer in writers.items():
+            written[axes][writer] += chunk.nbytes
+        mine += [own.slot for own in chunks[axes] if own.copy == writers[own.chunk]]
+    return mine
+
+
+def assign_writers(chunks: set[HeldChunk], before: list[int]) -> dict[HeldChunk, int]:
+    """For each chunk the number of the copy that is written: large chunks are assigned first, each to the copy with the
+    fewest bytes so far. The same on all ranks that hold these chunks.
+
+    Args:
+        before: the bytes that the holder of each copy writes anyway.
+    """
+    least = [(nbytes, copy) for copy, nbytes in enumerate(before)]
+    heapq.heapify(least)
+    writers = {}
+    for chunk in sorted(chunks, key=lambda chunk: (-chunk.nbytes, chunk.name, chunk.box)):
+        nbytes, copy = least[0]
+        writers[chunk] = copy
+        heapq.heapreplace(least, (nbytes + chunk.nbytes, copy))
+    return writers
+
+
+def _copies(axes: Axes) -> int:
+    return math.prod(axis.copies for axis in axes)
+
+
+def _moved(number: int, wider: Axes, copy: int, axes: Axes) -> int:
+    """The number among the copies over `wider` of the rank that differs from the one with `number` only along `axes`,
+    where it has the number `copy`."""
+    digits = _digits(number, wider) | _digits(copy, axes)
+    moved = 0
+    for axis in wider:
+        moved = moved * axis.copies + digits[axis]
+    return moved
+
+
+def _digits(number: int, axes: Axes) -> dict[CopyAxis, int]:
+    digits = {}
+    for axis in reversed(axes):
+        number, digits[axis] = divmod(number, axis.copies)
+    return digits
 
 
 def _require_consistent(item: ShardedTensor) -> None:
-    """Raises: ValueError unless the tensor has the shape of its box and a type that the format knows."""
     if tuple(item.tensor.shape) != item.box.shape:
         raise ValueError(
             f"{item.name}: the tensor has shape {list(item.tensor.shape)}, its box has {list(item.box.shape)}"
         )
     if item.dtype not in DTYPES.values():
         raise ValueError(f"{item.name}: {item.dtype} cannot be saved, only {', '.join(DTYPES)}")
+    copies = _copies(item.copied_over)
+    if item.copied_over and not 0 <= item.copy < copies:
+        raise ValueError(f"{item.name}: copy {item.copy} is not one of {copies} copies")

@@ -16,6 +16,7 @@ import argparse
 import json
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from megascratch.config.errors import UserError
@@ -194,13 +195,14 @@ def _folder_record(path: str) -> dict[str, Any]:
         if not step.problem:
             manifest = steps.read_manifest(step.path)
             loss = step.valid_loss if math.isfinite(step.valid_loss) else None
-            row |= {"bytes": manifest.nbytes, "files": len(manifest.files), "valid_loss": loss}
+            row |= {"bytes": manifest.nbytes, "files": manifest.number_of_files, "valid_loss": loss}
         rows.append(row)
     return {"path": str(path), "steps": rows}
 
 
 def _step_record(path: str) -> dict[str, Any]:
-    from megascratch.checkpoint import steps
+    from megascratch.checkpoint import DamagedError, steps
+    from megascratch.checkpoint.chunk_reader import ChunkReader
 
     step = steps.resolve(path)
     manifest = steps.read_manifest(step)
@@ -212,10 +214,12 @@ def _step_record(path: str) -> dict[str, Any]:
                 "shape": list(whole.shape),
                 "dtype": str(whole.dtype).removeprefix("torch."),
                 "bytes": whole.nbytes,
-                "chunks": len(whole.chunks),
+                "chunks": whole.chunks,
             }
         )
-    files = {name: file.bytes for name, file in manifest.files.items()}
+    files: dict[str, int] = {}
+    with suppress(DamagedError):  # then "problem" says what is wrong
+        files = {file.name: file.bytes for file in ChunkReader(step, manifest).files()}
     return {
         "path": str(step),
         "step": manifest.step,
@@ -301,7 +305,7 @@ def _print_written(step: Any, as_json: bool) -> None:
     from megascratch.checkpoint import read_manifest
 
     manifest = read_manifest(step)
-    files = len(manifest.files)
+    files = manifest.number_of_files
     tensors = len(manifest.tensors)
     if as_json:
         print(

@@ -31,7 +31,7 @@ from megascratch.data_parallel.partial_grads import (
     partial_blocks,
 )
 from megascratch.data_parallel.sharded_optimizer import ShardedOptimizer, require_whole_matrices
-from megascratch.data_parallel.without_gradient import boxes_without_gradient
+from megascratch.data_parallel.without_gradient import boxes_without_gradient, tied_pieces
 from megascratch.optim import OPTIMIZERS
 from megascratch.optim.grad_norm import GlobalNorm
 from megascratch.parallel.collectives import all_reduce, start_all_reduce
@@ -39,7 +39,12 @@ from megascratch.parallel.kept_state import saved_buffers
 from megascratch.parallel.mesh import Mesh
 from megascratch.parallel.pending import Pending
 from megascratch.parallel.shard import MODEL_AXES, Shard, ShardSlice, flat_boxes
-from megascratch.parallel.sharded_tensor import ShardedTensor, box_view, pieces_in_range
+from megascratch.parallel.sharded_tensor import (
+    ShardedTensor,
+    box_view,
+    held_piece,
+    pieces_in_range,
+)
 from megascratch.parallel.told import told
 from megascratch.runtime.faults import fault_point
 
@@ -118,6 +123,10 @@ class DataParallel(ABC):
     @abstractmethod
     def _replica(self, bucket: Bucket) -> int:
         """The number of this rank among the data ranks that hold the same range of the bucket."""
+
+    @abstractmethod
+    def _replicas(self, bucket: Bucket) -> int:
+        """How many data ranks hold the same range of the bucket."""
 
     # ---- one training step --------------------------------------------------------------------------------------
 
@@ -309,9 +318,7 @@ class DataParallel(ABC):
         """The slices of a parameter in this rank's range; the replicas of one copy of the model are numbered."""
         start, stop = owned.range_of(place)
         pieces = pieces_in_range(self.shards[place.name], self.mesh.position, start, stop)
-        if self._name(place.name) == place.name:
-            return pieces
-        return [piece._replace(copy=piece.copy + 1) for piece in pieces]  # a tied copy
+        return tied_pieces(pieces, place.name, self.shards[place.name])
 
     def _boxes(
         self, kinds: Callable[[OptimizerShard], dict[str, Tensor]]
@@ -330,8 +337,9 @@ class DataParallel(ABC):
         shard = self.shards[place.name]
         local_shape = shard.local_shape(self.mesh.layout)
         view = box_view(flat, place.start - owned.start, local_shape, piece.local)
-        copy = piece.copy + self._replica(owned.bucket)
-        return ShardedTensor(name, shard.shape, piece.whole, view, copy)
+        bucket = owned.bucket
+        piece = piece.replicated(bucket.axis.name, self._replica(bucket), self._replicas(bucket))
+        return held_piece(name, shard, piece, view)
 
     def _counted(self) -> dict[str, list[Tensor]]:
         """The views of gradients that count in the norm, by name: one replica of each, no tied copies."""

@@ -23,3 +23,6 @@ class DDP(DataParallel):
 
     def _replica(self, bucket: Bucket) -> int:
         return bucket.axis.rank
+
+    def _replicas(self, bucket: Bucket) -> int:
+        return bucket.axis.size

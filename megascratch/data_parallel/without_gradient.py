@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from megascratch.parallel.kept_state import kept_state
 from megascratch.parallel.mesh import Mesh
-from megascratch.parallel.shard import Shard
-from megascratch.parallel.sharded_tensor import ShardedTensor
+from megascratch.parallel.shard import Shard, ShardSlice
+from megascratch.parallel.sharded_tensor import ShardedTensor, held_piece
 
 
 def boxes_without_gradient(
@@ -24,16 +24,21 @@ def boxes_without_gradient(
         for kind, name, tensor in _tensors(chunk, shards):
             shard = shards[name]
             whole_name = shard.tied or name
-            more = mesh.data_of(shard.view).rank
-            if whole_name != name:  # a tied copy
-                more += 1
-            for piece in shard.pieces(mesh.position):
+            data = mesh.data_of(shard.view)
+            for piece in tied_pieces(shard.pieces(mesh.position), name, shard):
+                copy = piece.replicated(data.name, data.rank, data.size)
                 view = tensor[piece.local.slices]
-                box = ShardedTensor(
-                    f"{kind}.{whole_name}", shard.shape, piece.whole, view, piece.copy + more
-                )
+                box = held_piece(f"{kind}.{whole_name}", shard, copy, view)
                 boxes[box.name].append(box)
     return dict(boxes)
+
+
+def tied_pieces(pieces: list[ShardSlice], name: str, shard: Shard) -> list[ShardSlice]:
+    """The blocks of a weight; those of a tied weight, of which two stages each hold a copy, are numbered over both."""
+    if shard.tied is None:
+        return pieces
+    number = 0 if shard.tied == name else 1
+    return [piece.replicated("tied", number, 2) for piece in pieces]
 
 
 def _tensors(chunk: nn.Module, shards: Mapping[str, Shard]) -> Iterator[tuple[str, str, Tensor]]:

@@ -37,3 +37,6 @@ class Zero1(DataParallel):
 
     def _replica(self, bucket: Bucket) -> int:
         return 0
+
+    def _replicas(self, bucket: Bucket) -> int:
+        return 1

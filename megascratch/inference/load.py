@@ -22,7 +22,7 @@ from megascratch.parallel.axis import Axis
 from megascratch.parallel.control import Control
 from megascratch.parallel.grid import Position
 from megascratch.parallel.kept_state import kept_state, widen_buffers
-from megascratch.parallel.sharded_tensor import MODEL, ShardedTensor
+from megascratch.parallel.sharded_tensor import MODEL, ShardedTensor, held_piece
 from megascratch.storage.path import Place
 from megascratch.tokenizer import Tokenizer
 from megascratch.tokenizer import load as load_tokenizer
@@ -96,7 +96,7 @@ def _held(chunk: ModelChunk) -> list[ShardedTensor]:
         tensor = tensor.detach().zero_()
         for piece in shard.pieces(Position(Layout())):
             part = tensor[piece.local.slices]
-            held.append(ShardedTensor(name, shard.shape, piece.whole, part, piece.copy))
+            held.append(held_piece(name, shard, piece, part))
     return held
 
 

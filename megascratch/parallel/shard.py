@@ -77,13 +77,32 @@ class Cut(NamedTuple):
     padded: int | None = None  # size of the dim with padding
 
 
+class CopyAxis(NamedTuple):
+    """An axis along which several ranks hold the same block."""
+
+    axis: str
+    copies: int  # 2 or more
+
+
 class ShardSlice(NamedTuple):
     """A block of a rank's tensor and its position in the global tensor (`whole`). Of several replicas, `copy` 0 is the
     one that counts (law 7)."""
 
     local: Box
     whole: Box
-    copy: int
+    copy: int = (
+        0  # number of the replica: mixed radix over `copied_over`, the last axis changes fastest
+    )
+    copied_over: tuple[CopyAxis, ...] = ()
+
+    def replicated(self, axis: str, number: int, copies: int) -> "ShardSlice":
+        """The same block as replica `number` of the `copies` that ranks hold along one more axis."""
+        if copies == 1:
+            return self
+        return self._replace(
+            copy=self.copy * copies + number,
+            copied_over=(*self.copied_over, CopyAxis(axis, copies)),
+        )
 
 
 class Run(NamedTuple):
@@ -174,17 +193,17 @@ class Shard:
         for runs in product(*runs_of_dim):
             if any(run.length == 0 for run in runs):
                 continue
-            copy = 0
-            for axis in self.axes:
-                if axis in dim_of:
-                    run = runs[dim_of[axis]]
-                    copy = copy * run.copies + run.copy
-                else:
-                    copy = copy * sizes[axis] + coords[axis]
             block = Box((0,) * len(runs), tuple(run.length for run in runs))
             local = block.moved(tuple(run.local for run in runs))
             whole = block.moved(tuple(run.whole for run in runs))
-            pieces.append(ShardSlice(local, whole, copy))
+            piece = ShardSlice(local, whole)
+            for axis in self.axes:
+                if axis in dim_of:
+                    run = runs[dim_of[axis]]
+                    piece = piece.replicated(axis, run.copy, run.copies)
+                else:
+                    piece = piece.replicated(axis, coords[axis], sizes[axis])
+            pieces.append(piece)
         return pieces
 
     def runs(self, cut: Cut, ranks: int, rank: int) -> list[Run]:

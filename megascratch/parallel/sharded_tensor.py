@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from megascratch.parallel.grid import Position
-from megascratch.parallel.shard import Box, Shard, ShardSlice, flat_boxes
+from megascratch.parallel.shard import Box, CopyAxis, Shard, ShardSlice, flat_boxes
 
 MODEL = ("param.", "buffer.")
 """How the names of the tensors of the model begin, in a checkpoint; the others belong to its optimizer."""
@@ -25,7 +25,10 @@ class ShardedTensor:
     whole_shape: tuple[int, ...]  # of the global tensor, without padding
     box: Box  # position in the global tensor
     tensor: Tensor  # has the box's shape
-    copy: int  # number of the replica: only 0 is written to a checkpoint, all are read from it
+    copy: int  # number of the replica: one of them is written to a checkpoint, all are read from it
+    copied_over: tuple[CopyAxis, ...] = ()
+    """The axes along which ranks hold the same box and share the writing; `copy` counts through them, the last one
+    fastest. Boxes of a rank with equal axes are on the same ranks. (): only copy 0 is written."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -42,8 +45,13 @@ def pieces_in_range(shard: Shard, position: Position, start: int, stop: int) -> 
             local = flat.overlap(piece.local)
             if local is not None:
                 to_whole = tuple(map(operator.sub, piece.whole.start, piece.local.start))
-                found.append(ShardSlice(local, local.moved(to_whole), piece.copy))
+                found.append(piece._replace(local=local, whole=local.moved(to_whole)))
     return found
+
+
+def held_piece(name: str, shard: Shard, piece: ShardSlice, tensor: Tensor) -> ShardedTensor:
+    """The record of a block that this rank holds in `tensor`."""
+    return ShardedTensor(name, shard.shape, piece.whole, tensor, piece.copy, piece.copied_over)
 
 
 def box_view(flat: Tensor, origin: int, shape: tuple[int, ...], box: Box) -> Tensor:

@@ -5,7 +5,6 @@ import time
 from contextlib import contextmanager
 from unittest.mock import patch
 
-import pytest
 import torch
 import torch.distributed as dist
 
@@ -14,7 +13,6 @@ from megascratch.checkpoint import AsyncSaver, async_saver
 from megascratch.checkpoint.format.file_format import arrange, split_box
 from megascratch.checkpoint.format.io import raw_bytes
 from megascratch.checkpoint.staging import Staging
-from megascratch.checkpoint.write_plan import Candidate, assign_writers
 from megascratch.parallel.shard import Box
 from megascratch.parallel.sharded_tensor import ShardedTensor
 from megascratch.runtime.faults import armed
@@ -172,27 +170,3 @@ def test_staged_bytes_are_the_tensors_in_the_order_of_the_file():
     for index, slot in enumerate(layout.slots):
         assert bytes(staging.raw(index)) == bytes(raw_bytes(slot.tensor))
     assert len(staging._runs) < len(layout.slots)
-
-
-def offer(name, copy, nbytes=10, start=0):
-    return Candidate(name, Box((start,), (start + nbytes,)), nbytes, copy)
-
-
-@pytest.mark.parametrize(
-    ("offers", "chosen"),
-    [
-        (
-            [[offer("a", 0), offer("b", 0)], [offer("a", 1), offer("b", 1)]],
-            [[0], [1]],
-        ),  # copies are shared out
-        (
-            [[offer("a", 0, 30), offer("b", 0)], [offer("b", 1), offer("c", 0)]],
-            [[0], [1, 0]],
-        ),  # to who has least
-        ([[offer("a", 0)], [offer("a", 1, 5)]], [[0], []]),  # a copy of a part is nobody's
-        ([[offer("a", 0)], [offer("a", 0)]], [[0], [0]]),  # twice the same: the manifest refuses it
-        ([[], [offer("a", 0)]], [[], [0]]),
-    ],
-)
-def test_writing_is_spread_over_those_who_hold_the_same(offers, chosen):
-    assert assign_writers(offers) == chosen

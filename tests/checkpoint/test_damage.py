@@ -2,21 +2,31 @@
 
 import json
 import random
+from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 
 from megascratch import checkpoint
-from megascratch.checkpoint import DamagedError, load_newest
+from megascratch.checkpoint import DamagedError, latest, load_newest
+from megascratch.checkpoint.chunk_reader import ChunkReader
 from megascratch.checkpoint.format.manifest import signed
+from megascratch.checkpoint.open_checkpoint import OpenCheckpoint, problems
+from megascratch.checkpoint.tools.diff import differences
 from megascratch.config.errors import UserError
 from megascratch.parallel.shard import Box
 from megascratch.parallel.sharded_tensor import ShardedTensor
-from tests.support.random_shards import shards_of_rank, world
+from tests.support.format_2 import to_format_2
+from tests.support.random_shards import names_that_differ, shards_of_rank, world
 from tests.support.rank_pool import on_ranks
+from tests.support.signed_tables import changed_table
 
 DATA = "00000.safetensors"
+TABLE = "chunks.bin"
+ALL = [DATA, TABLE, "manifest.json"]
 
 
 @pytest.fixture
@@ -43,7 +53,7 @@ def rewrite(step, change):
     path.write_bytes(signed(json.dumps(body).encode()))
 
 
-@pytest.mark.parametrize("name", [DATA, "manifest.json"])
+@pytest.mark.parametrize("name", ALL)
 def test_a_flipped_bit_anywhere_is_found(step, name):
     size = (step / name).stat().st_size
     for at in [*range(90), size - 1, *random.Random(name).sample(range(size), 200)]:
@@ -54,7 +64,7 @@ def test_a_flipped_bit_anywhere_is_found(step, name):
     assert load(step) == {"lr": 0.5}
 
 
-@pytest.mark.parametrize("name", [DATA, "manifest.json"])
+@pytest.mark.parametrize("name", ALL)
 def test_a_file_cut_anywhere_is_refused_with_its_name(step, name):
     good = (step / name).read_bytes()
     for left in [0, 5, 100, len(good) - 1, *random.Random(name).sample(range(len(good)), 100)]:
@@ -68,6 +78,9 @@ def test_a_file_cut_anywhere_is_refused_with_its_name(step, name):
 def test_a_missing_file_is_refused_with_its_name(step):
     (step / DATA).unlink()
     with pytest.raises(UserError, match=f"{DATA} is damaged or missing"):
+        load(step)
+    (step / TABLE).unlink()
+    with pytest.raises(UserError, match=f"{TABLE} is damaged or missing"):
         load(step)
     (step / "manifest.json").unlink()
     with pytest.raises(
@@ -113,11 +126,13 @@ def set_item(record, key, value):
         (lambda body: set_item(chunks(body)[0], "stop", [7, 1]), "from [0] to [7, 1] is not a box"),
         (
             lambda body: chunks(body)[0].update(start=[0, 0], stop=[7, 1]),
-            "has a chunk outside of it: [0:7, 0:1]",
+            "from [0, 0] to [7, 1] is not a box of a tensor with 1 dims",
         ),
+        (lambda body: set_item(chunks(body)[0], "stop", [1 << 70]), "is larger than any file"),
+        (lambda body: set_item(chunks(body)[0], "file", "../x"), "is not among the files"),
         (
-            lambda body: set_item(chunks(body)[0], "file", "../x"),
-            "is not a valid name of a data file",
+            lambda body: set_item(body["tensors"]["param.norm"], "shape", [1 << 70]),
+            "param.norm has an impossible shape",
         ),
         (
             lambda body: set_item(chunks(body)[0], "file", "other.safetensors"),
@@ -137,25 +152,193 @@ def set_item(record, key, value):
             lambda body: files(body).update({"..": files(body)[DATA]}),
             "'..' is not a valid name of a data file",
         ),
-        (lambda body: set_item(body, "format", 1), "format 1, this version reads only format 2"),
+        (lambda body: set_item(body, "format", 1), "format 1, this version reads only formats 2"),
         (lambda body: set_item(body["tensors"]["param.norm"], "dtype", "float8"), "float8"),
         (lambda body: body.pop("state"), "no 'state'"),
         (lambda body: set_item(body, "tensors", 3), "damaged"),
     ],
 )
-def test_a_manifest_that_does_not_add_up_is_refused(step, change, complaint):
+def test_a_manifest_of_format_2_that_does_not_add_up_is_refused(step, change, complaint):
     one = ShardedTensor("param.norm", (7,), Box((0,), (7,)), torch.zeros(7, dtype=torch.float64), 0)
     checkpoint.save(step.parent, 8, [one], {}, world())
-    newer = step.parent / "step_00000008"
+    newer = to_format_2(step.parent / "step_00000008")
     rewrite(newer, change)
     with pytest.raises(UserError) as raised:
         checkpoint.load(newer, [one], world())
     assert complaint in str(raised.value) and "manifest.json is damaged" in str(raised.value)
 
 
+def test_a_step_of_format_2_is_loaded_bit_for_bit_by_any_cut_and_by_the_tools(step):
+    to_format_2(step)
+    for seed in range(3):
+        held = shards_of_rank(0, 1, seed, filled=False)
+        assert checkpoint.load(step.parent, held, world()) == {"lr": 0.5}
+        assert names_that_differ(held) == []
+    assert list(problems(step)) == [] and latest(step.parent) == step
+    again = checkpoint.save(
+        step.parent, 8, shards_of_rank(0, 1, 4, filled=True), {"lr": 0.5}, world()
+    )
+    with OpenCheckpoint(step) as old, OpenCheckpoint(again) as new:
+        assert {difference.reason for difference in differences(old, new)} == {""}
+
+
+# ---- the manifest and the table of chunks ----------------------------------------------------------------------
+
+
+def entry(body):
+    return body["tensors"]["param.norm"]
+
+
+@pytest.mark.parametrize(
+    ("change", "file", "complaint"),
+    [
+        (lambda body: set_item(body, "format", 4), "manifest.json", "format 4, this version"),
+        (lambda body: body.pop("state"), "manifest.json", "no 'state'"),
+        (lambda body: body.pop("files"), "manifest.json", "no 'files'"),
+        (lambda body: set_item(body, "tensors", 3), "manifest.json", "damaged"),
+        (lambda body: set_item(body, "table", "../x.bin"), "manifest.json", "not a valid name"),
+        (lambda body: set_item(body, "table", "chunks.json"), "manifest.json", "not a valid name"),
+        (lambda body: set_item(body, "table", "other.bin"), "other.bin", "damaged or missing"),
+        (lambda body: set_item(files(body), "number", 2), TABLE, "it has 128 bytes, manifest"),
+        (lambda body: set_item(files(body), "number", 1 << 70), "manifest.json", "table of chunks"),
+        (lambda body: set_item(files(body), "bytes", 9), TABLE, "bytes, manifest.json says 9"),
+        (lambda body: set_item(files(body), "xxh3_64", "0" * 16), TABLE, "match their checksum"),
+        (lambda body: set_item(entry(body), "chunks", 2), TABLE, "manifest.json says 168"),
+        (lambda body: set_item(entry(body), "chunks", 0), TABLE, "manifest.json says 88"),
+        (lambda body: set_item(entry(body), "chunks", -1), "manifest.json", "not a whole number"),
+        (lambda body: set_item(entry(body), "chunks", 1 << 62), "manifest.json", "more than 1,073"),
+        (lambda body: set_item(entry(body), "shape", [6]), TABLE, "a chunk outside of it: [0:7]"),
+        (lambda body: set_item(entry(body), "shape", [8]), TABLE, "hold 7 of its 8 elements"),
+        (lambda body: set_item(entry(body), "shape", [7, 1]), TABLE, "manifest.json says 144"),
+        (lambda body: set_item(entry(body), "shape", [1 << 62]), "manifest.json", "impossible"),
+        (lambda body: set_item(entry(body), "shape", [0] * 70), "manifest.json", "impossible"),
+        (lambda body: set_item(entry(body), "dtype", "float8"), "manifest.json", "float8"),
+        (lambda body: set_item(entry(body), "dtype", "float32"), TABLE, "its chunks end at byte"),
+        (lambda body: set_item(entry(body), "xxh3_64", "x"), "manifest.json", "not a checksum"),
+        (lambda body: set_item(entry(body), "xxh3_64", "0" * 16), TABLE, "match their checksum"),
+    ],
+)
+def test_a_manifest_that_does_not_add_up_is_refused(tmp_path, change, file, complaint):
+    one = norm()
+    step = checkpoint.save(tmp_path, 8, [one], {}, world())
+    rewrite(step, change)
+    with pytest.raises(UserError) as raised:
+        checkpoint.load(step, [one], world())
+    assert complaint in str(raised.value) and f"{file} is damaged" in str(raised.value)
+    assert any(str(raised.value) == problem for problem in problems(step))
+
+
+def norm() -> ShardedTensor:
+    return ShardedTensor(
+        "param.norm", (7,), Box((0,), (7,)), torch.zeros(7, dtype=torch.float64), 0
+    )
+
+
+def rewrite_table(step: Path, change: Callable[[np.ndarray, np.ndarray], None]) -> None:
+    """Changes the row of the only file and the numbers of the only chunk."""
+    manifest, table = changed_table(
+        (step / "manifest.json").read_bytes(),
+        (step / TABLE).read_bytes(),
+        lambda files, rows: change(files[0], rows["param.norm"][0]),
+    )
+    (step / "manifest.json").write_bytes(manifest)
+    (step / TABLE).write_bytes(table)
+
+
+FILE_NUMBER, OFFSET, CHECKSUM, START, STOP = range(5)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (lambda file, chunk: chunk.put(FILE_NUMBER, 1), "chunk in file number 1, which is not"),
+        (lambda file, chunk: chunk.put(FILE_NUMBER, 1 << 63), "which is not among the 1 files"),
+        (lambda file, chunk: chunk.put(OFFSET, 8), "has a chunk at byte 8, but the previous one"),
+        (lambda file, chunk: chunk.put(OFFSET, (1 << 64) - 8), "has a chunk at byte 18,446,744"),
+        (lambda file, chunk: chunk.put(START, 1), "bytes, its chunks end at byte"),
+        (lambda file, chunk: chunk.put(STOP, 6), "bytes, its chunks end at byte"),
+        (lambda file, chunk: chunk.put(STOP, 8), "has a chunk outside of it: [0:8]"),
+        (lambda file, chunk: chunk.put(START, 7), "has a chunk outside of it: [7:7]"),
+        (lambda file, chunk: chunk.put(START, (1 << 64) - 1), "has a chunk outside of it"),
+        (lambda file, chunk: set_item(file, "bytes", 999), "has 999 bytes, its chunks end at byte"),
+        (
+            lambda file, chunk: set_item(file, "bytes", 1 << 63),
+            "cannot have 9,223,372,036,854,775,8",
+        ),
+        (lambda file, chunk: set_item(file, "header_bytes", 9999), "9,999 of them in the header"),
+        (lambda file, chunk: set_item(file, "name", b"../x"), "'../x' is not a valid name"),
+        (lambda file, chunk: set_item(file, "name", b"chunks.bin"), "is not a valid name"),
+        (lambda file, chunk: set_item(file, "name", b"manifest.json"), "is not a valid name"),
+        (lambda file, chunk: set_item(file, "name", b""), "'' is not a valid name"),
+        (lambda file, chunk: set_item(file, "name", b"\xff\x1b[2J"), "is not a valid name"),
+    ],
+)
+def test_a_table_that_does_not_add_up_is_refused(tmp_path, change, complaint):
+    step = checkpoint.save(tmp_path, 8, [norm()], {}, world())
+    rewrite_table(step, change)
+    with pytest.raises(UserError) as raised:
+        checkpoint.load(step, [norm()], world())
+    assert complaint in str(raised.value) and f"{TABLE} is damaged" in str(raised.value)
+    assert any(str(raised.value) == problem for problem in problems(step))
+
+
+def test_the_table_of_another_step_is_refused(step):
+    """Also one of the same size, with the same checksums of the same shapes."""
+    other = checkpoint.save(
+        step.parent,
+        8,
+        [item_filled_with(held, 1) for held in shards_of_rank(0, 1, 0, True)],
+        {},
+        world(),
+    )
+    assert (other / TABLE).stat().st_size == (step / TABLE).stat().st_size
+    (step / TABLE).write_bytes((other / TABLE).read_bytes())
+    with pytest.raises(UserError, match=f"{TABLE} is damaged: the bytes from .* their checksum"):
+        load(step)
+
+
+def item_filled_with(held: ShardedTensor, value: float) -> ShardedTensor:
+    held.tensor.fill_(value)
+    return held
+
+
+def test_rows_of_two_tensors_that_changed_places_are_refused(tmp_path):
+    """Both have the same size and shape, so only the checksums of the rows can tell."""
+    held = [ShardedTensor(f"w{i}", (4,), Box((0,), (4,)), torch.full((4,), i), 0) for i in (0, 1)]
+    step = checkpoint.save(tmp_path, 1, held, {}, world())
+    content = (step / TABLE).read_bytes()
+    files, first, second = content[:88], content[88:128], content[128:]
+    (step / TABLE).write_bytes(files + second + first)
+    with pytest.raises(UserError, match=f"{TABLE} is damaged: the bytes from 88 do not match"):
+        checkpoint.load(step, held, world())
+
+
+def rank_reads_the_rows_of_its_tensors(folder):
+    """Rank 1's rows are damaged: rank 0 alone does not notice, apart from its look at the files."""
+    rank = dist.get_rank()
+    axis = world(2, rank, dist.group.WORLD)
+    held = [ShardedTensor(f"w{rank}", (4,), Box((0,), (4,)), torch.ones(4), 0)]
+    step = checkpoint.save(folder, 1, held, {}, axis)
+    reader = ChunkReader(step, checkpoint.read_manifest(step))
+    dist.barrier()
+    if rank == 0:
+        flip(step / TABLE, -1)
+    dist.barrier()
+    try:
+        reader.chunks([f"w{rank}"])
+    except UserError as error:
+        return str(error)
+    return "read"
+
+
+def test_a_rank_reads_the_rows_of_its_own_tensors_only(tmp_path):
+    first, second = on_ranks(2, rank_reads_the_rows_of_its_tensors, tmp_path)
+    assert first == "read" and "chunks.bin is damaged" in second
+
+
 def test_a_chunk_whose_checksum_is_another_is_refused_with_its_tensor(step):
     rewrite(
-        step,
+        to_format_2(step),
         lambda body: set_item(body["tensors"]["optim.scalar"]["chunks"][0], "xxh3_64", "0" * 16),
     )
     with pytest.raises(

@@ -10,8 +10,9 @@ from safetensors import safe_open
 from megascratch import checkpoint
 from megascratch.checkpoint.format import file_format
 from megascratch.checkpoint.format.file_format import FileExtent
+from megascratch.checkpoint.open_checkpoint import OpenCheckpoint
 from megascratch.config.errors import UserError
-from megascratch.parallel.shard import Box
+from megascratch.parallel.shard import Box, CopyAxis
 from megascratch.parallel.sharded_tensor import ShardedTensor
 from tests.support.random_shards import (
     SHAPES,
@@ -68,23 +69,27 @@ def test_a_tensor_larger_than_a_chunk_is_cut_and_comes_back(tmp_path, monkeypatc
     monkeypatch.setattr(file_format, "CHUNK_BYTES", 20)
     save_cut(tmp_path, 1, 0)
     assert load_cut(tmp_path, 1, 5) == (STATE, [])
-    manifest = checkpoint.read_manifest(tmp_path / "step_00000007")
-    sizes = [
-        tensor.chunk_bytes(chunk) for tensor in manifest.tensors.values() for chunk in tensor.chunks
-    ]
+    with OpenCheckpoint(tmp_path / "step_00000007") as contents:
+        sizes = [
+            tensor.chunk_bytes(chunk)
+            for name, tensor in contents.manifest.tensors.items()
+            for chunk in contents.chunks(name)
+        ]
     assert max(sizes) <= 20
 
 
 def test_the_files_are_plain_safetensors(tmp_path):
     """Another program can read them: the library, which checks the format, agrees on every chunk."""
     path = save_cut(tmp_path, 1, 1)
-    manifest = checkpoint.read_manifest(path)
-    for name, tensor in manifest.tensors.items():
-        for chunk in tensor.chunks:
+    with OpenCheckpoint(path) as contents:
+        tensors = contents.manifest.tensors
+        chunks = {name: list(contents.chunks(name)) for name in tensors}
+    for name, tensor in tensors.items():
+        for chunk in chunks[name]:
             with safe_open(path / chunk.file, framework="pt") as file:
                 got = file.get_tensor(FileExtent(name, tensor.shape, chunk.box, torch.empty(0)).key)
             assert torch.equal(got.nan_to_num(7), whole(name)[chunk.box.slices].nan_to_num(7))
-    assert {name: (t.shape, t.dtype) for name, t in manifest.tensors.items()} == {
+    assert {name: (t.shape, t.dtype) for name, t in tensors.items()} == {
         name: spec for name, spec in SHAPES.items() if name != "optim.nothing"
     }
 
@@ -111,13 +116,19 @@ def test_copies_share_the_writing_and_a_rank_without_anything_writes_no_file(
     tmp_path, copies, files
 ):
     on_ranks(2, save_replicas, tmp_path, copies)
-    assert sorted(p.stem for p in (tmp_path / "step_00000001").iterdir()) == [*files, "manifest"]
+    assert sorted(p.stem for p in (tmp_path / "step_00000001").iterdir()) == [
+        *files,
+        "chunks",
+        "manifest",
+    ]
 
 
 def save_replicas(folder, tensors):
     axis = here(2)
     held = [
-        ShardedTensor(f"w{i}", (2,), Box((0,), (2,)), torch.ones(2), axis.rank)
+        ShardedTensor(
+            f"w{i}", (2,), Box((0,), (2,)), torch.ones(2), axis.rank, (CopyAxis("data", 2),)
+        )
         for i in range(tensors)
     ]
     checkpoint.save(folder, 1, held, {}, axis)
@@ -159,7 +170,8 @@ def save_badly(folder, how):
     held = shards_of_rank(axis.rank, 2, 0, filled=True)
     state = {}
     if axis.rank == 1:
-        mine = next(h for h in held if h.copy == 0 and h.tensor.numel())
+        parts = [h for h in held if not h.copied_over and h.tensor.numel()]
+        mine = next(h for h in parts if h.box.shape != h.whole_shape)
         if how == "gap":
             held.remove(mine)
         elif how == "twice":

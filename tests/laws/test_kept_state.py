@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from megascratch.checkpoint.format.manifest import whole_box
+from megascratch.checkpoint.format.boxes import whole_box
 from megascratch.checkpoint.open_checkpoint import OpenCheckpoint
 from megascratch.checkpoint.steps import read_manifest, resolve
 from megascratch.config.layout import View

@@ -1,5 +1,6 @@
 """Shards of all ranks cover the whole exactly once; everything else is a counted copy."""
 
+import math
 import random
 from itertools import product
 
@@ -70,9 +71,8 @@ def test_random_shards_of_random_layouts(seed):
     layout = random_layout(draw)
     shard = random_shard(draw, layout)
     whole = np.arange(shard.numel).reshape(shard.shape)
-    copies: dict[
-        tuple, list[list[int]]
-    ] = {}  # by data rank and stage: of each element, the numbers
+    # by data rank and stage: of each element, the numbers and how many there should be
+    copies: dict[tuple, list[list[tuple[int, int]]]] = {}
     for rank in range(layout.world):
         position = Position(layout, rank)
         coords = position.coords(shard.view)
@@ -82,12 +82,13 @@ def test_random_shards_of_random_layouts(seed):
         for piece in shard.pieces(position):
             local[piece.local.slices] = whole[piece.whole.slices]
             for element in whole[piece.whole.slices].ravel():
-                seen[element].append(piece.copy)
+                seen[element].append((piece.copy, math.prod(n for _, n in piece.copied_over)))
         dims = indices_of(shard, layout, coords)
         real = np.all(np.meshgrid(*[dim >= 0 for dim in dims], indexing="ij"), 0)
         assert (local == np.where(real, whole[np.ix_(*dims)], -1)).all()
     for seen in copies.values():
-        assert all(sorted(numbers) == list(range(len(numbers))) for numbers in seen)
+        for numbers in seen:
+            assert sorted(numbers) == [(copy, len(numbers)) for copy in range(len(numbers))]
         assert all(seen), "each element is held"
 
 

@@ -47,6 +47,7 @@ from megascratch.training.start.resume import find_checkpoint
 from megascratch.training.state import TrainState
 from tests.support.byte_vocabularies import trained
 from tests.support.corpora import write
+from tests.support.format_2 import to_format_2
 
 
 class Editable(NamedTuple):
@@ -161,6 +162,21 @@ def _checkpoint(folder: Path) -> Path:
     }
     step = checkpoint.save(folder, 3, held, state, Control.alone())
     return Path(step) / FILE
+
+
+def _old_checkpoint(folder: Path) -> Path:
+    return to_format_2(_checkpoint(folder).parent) / FILE
+
+
+def _table(folder: Path) -> Path:
+    return _checkpoint(folder).with_name("chunks.bin")
+
+
+def _load_checkpoint(path: Path) -> None:
+    """Loads the tensors, too."""
+    held = [ShardedTensor("param.w", (4,), Box((0,), (4,)), torch.zeros(4), 0)]
+    checkpoint.load(path.parent, held, Control.alone())
+    _read_checkpoint(path)
 
 
 def _read_checkpoint(path: Path) -> None:
@@ -281,10 +297,18 @@ EDITABLE = [
     Editable(
         "checkpoint manifest",
         _checkpoint,
-        _read_checkpoint,
+        _load_checkpoint,
         signed,
         lambda content: json.loads(content)["body"],
     ),
+    Editable(
+        "checkpoint manifest of format 2",
+        _old_checkpoint,
+        _load_checkpoint,
+        signed,
+        lambda content: json.loads(content)["body"],
+    ),
+    Editable("checkpoint table of chunks", _table, _load_checkpoint, record=None),
     Editable("tokenizer.json", _byte_level, _use(None)),
     Editable("tokenizer_config.json", _roles, lambda path: _use(None)(path.parent)),
     Editable("vocab.json", _gpt2, _use("GPT2BPETokenizer")),

@@ -25,7 +25,10 @@ from megascratch.pipeline.csv_schedule import read_table
 from megascratch.tokenizer import load as load_tokenizer
 from megascratch.training.health.skipped_samples import records
 from tests.support.corpora import write
+from tests.support.format_2 import to_format_2
+from tests.support.signed_tables import Change, changed_table
 
+TABLE = "chunks.bin"
 SECRET = "the secret of another folder"
 
 
@@ -128,6 +131,42 @@ def body(change: Callable[[dict], Any]) -> Callable[[Path], None]:
     return apply
 
 
+def table(change: Change) -> Callable[[Path], None]:
+    """Its table of chunks changed and signed anew."""
+
+    def apply(path: Path) -> None:
+        files = [path / checkpoint.steps.FILE, path / TABLE]
+        contents = changed_table(*[file.read_bytes() for file in files], change)
+        for file, content in zip(files, contents, strict=True):
+            file.write_bytes(content)
+
+    return apply
+
+
+def file_name(name: bytes) -> Change:
+    return lambda files, rows: files["name"].fill(name)
+
+
+def number(column: int, value: int) -> Change:
+    """Of the only row of the only tensor."""
+    return lambda files, rows: rows["w"][0].put(column, value)
+
+
+def table_link(path: Path) -> None:
+    shutil.move(path / TABLE, path.parent.parent / "elsewhere.bin")
+    (path / TABLE).symlink_to(path.parent.parent / "elsewhere.bin")
+
+
+def table_pipe(path: Path) -> None:
+    (path / TABLE).unlink()
+    os.mkfifo(path / TABLE)
+
+
+def format_2(change: Callable[[Path], Any]) -> Callable[[Path], Any]:
+    """The same in a step that an older version wrote."""
+    return lambda path: change(to_format_2(path))
+
+
 def data_file(path: Path) -> Path:
     return next(path.glob("*.safetensors"))
 
@@ -165,7 +204,6 @@ def first_chunk(**values: Any) -> Callable[[dict], None]:
 
 def giant_tensor(record: dict) -> None:
     record["tensors"]["w"] |= {"shape": [1 << 60]}
-    record["tensors"]["w"]["chunks"][0] |= {"stop": [1 << 60]}
 
 
 def index(sequences: int, entries: int, content: bytes = b"") -> Callable[[Path], Path]:
@@ -231,20 +269,46 @@ HOSTILE = [
     Hostile("checkpoint: a pickle for data", step(replaced(BOMB)), read_checkpoint),
     Hostile(
         "checkpoint: ../ in a file name",
-        step(body(first_chunk(file="../x.safetensors"))),
+        step(table(file_name(b"../x.safetensors"))),
         read_checkpoint,
     ),
     Hostile(
         "checkpoint: an absolute file name",
-        step(body(first_chunk(file="/etc/passwd"))),
+        step(table(file_name(b"/etc/passwd"))),
         read_checkpoint,
     ),
+    Hostile(
+        "checkpoint of format 2: ../ in a file name",
+        step(format_2(body(first_chunk(file="../x.safetensors")))),
+        read_checkpoint,
+    ),
+    Hostile(
+        "checkpoint of format 2: a giant offset",
+        step(format_2(body(first_chunk(offset=1 << 62)))),
+        read_checkpoint,
+    ),
+    Hostile(
+        "checkpoint: ../ in the name of the table",
+        step(body(lambda record: record.update(table="../x.bin"))),
+        read_checkpoint,
+    ),
+    Hostile(
+        "checkpoint: a giant number of chunks",
+        step(body(lambda record: record["tensors"]["w"].update(chunks=1 << 60))),
+        read_checkpoint,
+    ),
+    Hostile("checkpoint: the table is a link out", step(table_link), read_checkpoint),
+    Hostile("checkpoint: the table is a pipe", step(table_pipe), read_checkpoint),
+    Hostile(
+        "checkpoint: a giant number of a file", step(table(number(0, 1 << 63))), read_checkpoint
+    ),
+    Hostile("checkpoint: a giant box", step(table(number(4, 1 << 63))), read_checkpoint),
     Hostile("checkpoint: data is a link out", step(to_link), read_checkpoint),
     Hostile("checkpoint: manifest is a link out", step(manifest_link), read_checkpoint),
     Hostile("checkpoint: data is a pipe", step(to_pipe), read_checkpoint),
     Hostile("checkpoint: a giant tensor", step(body(giant_tensor)), read_checkpoint),
     Hostile("checkpoint: a giant header", step(replaced(b"\xff" * 8 + b"{}")), read_checkpoint),
-    Hostile("checkpoint: a giant offset", step(body(first_chunk(offset=1 << 62))), read_checkpoint),
+    Hostile("checkpoint: a giant offset", step(table(number(1, 1 << 62))), read_checkpoint),
     Hostile(
         "checkpoint: deep JSON",
         step(manifest_text(b'{"sha256": "' + b"[" * 1_000_000)),

@@ -15,7 +15,7 @@ from megascratch.checkpoint.write_plan import agree_on_write_plan
 from megascratch.config.layout import Layout
 from megascratch.parallel.axis import Axis
 from megascratch.parallel.control import Control
-from megascratch.parallel.shard import MODEL_AXES, Box, Cut, Part, Shard
+from megascratch.parallel.shard import MODEL_AXES, Box, CopyAxis, Cut, Part, Shard
 from megascratch.parallel.sharded_tensor import ShardedTensor
 from megascratch.parallel.transport import ProcessGroupTransport
 from megascratch.storage.path import Place
@@ -73,7 +73,7 @@ def random_boxes(shape: tuple[int, ...], cuts: int, draw: random.Random) -> list
 def shards_of_rank(
     rank: int, ranks: int, seed: int, filled: bool, shapes=SHAPES
 ) -> list[ShardedTensor]:
-    """What a rank holds of every tensor in the cut number `seed`: some boxes as copy 0, some of others' as copies.
+    """What a rank holds of every tensor in the cut number `seed`: boxes that it alone holds, or shares with another.
 
     The tensors are views with strides, as ZeRO-1's are.
     """
@@ -82,12 +82,14 @@ def shards_of_rank(
         for box in random_boxes(shape, draw.randrange(2 * ranks), draw):
             owner = draw.randrange(ranks)
             reader = draw.randrange(ranks)
-            for copy, holder in enumerate((owner, reader)[: 1 + (reader != owner)]):
+            holders = (owner, reader)[: 1 + (reader != owner)]
+            both = (CopyAxis(f"ranks {holders}", 2),) if len(holders) == 2 else ()
+            for copy, holder in enumerate(holders):
                 if holder == rank:
                     room = torch.full((*box.shape, 2), 77).to(dtype)[..., 0]
                     if filled:
                         room.copy_(whole(name, shapes)[box.slices])
-                    held.append(ShardedTensor(name, shape, box, room, copy))
+                    held.append(ShardedTensor(name, shape, box, room, copy, both))
     return held
 
 

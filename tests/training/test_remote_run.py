@@ -44,7 +44,7 @@ def files(step):
     return {
         name[:5]: store.content(f"{step}/{name}")
         for name in store.names(step.url)
-        if name != "manifest.json"
+        if name.endswith(".safetensors")
     }
 
 
@@ -76,7 +76,7 @@ def test_a_run_goes_on_from_a_store_prunes_there_and_ends_with_the_weights_of_on
 def test_a_damaged_newest_step_is_moved_out_of_the_way_and_written_again(tmp_path, capsys):
     assert train(tmp_path, "--save", RUN) == 0
     newest = f"{RUN}/step_00000008"
-    name = next(name for name in Store(RUN).names(newest) if name != "manifest.json")
+    name = next(name for name in Store(RUN).names(newest) if name.endswith(".safetensors"))
     before = files(newest)
     raw = bytearray(Store(RUN).content(f"{newest}/{name}"))
     raw[-1] ^= 1

@@ -13,9 +13,10 @@ from pathlib import Path
 
 from megascratch.checkpoint.backend.direct_writer import DirectWriter
 from megascratch.checkpoint.errors import DamagedError, DiskError, LeaseLostError
+from megascratch.checkpoint.format.chunk_table import DataFile
 from megascratch.checkpoint.format.file_format import FileLayout
 from megascratch.checkpoint.format.io import THREADS, checksum, read_all
-from megascratch.checkpoint.format.manifest import FILE, STEP_NAME, DataFile
+from megascratch.checkpoint.format.manifest import FILE, STEP_NAME, StepContents
 from megascratch.config.errors import UserError
 from megascratch.runtime.atomic_file import flush_to_disk, fsync_folder, write_atomically
 from megascratch.runtime.faults import fault_point
@@ -141,9 +142,14 @@ class LocalStepWriter:
         """The name of the file that a rank writes. The folder is private, so the rank number makes it unique."""
         return f"{number:05d}.safetensors"
 
+    @property
+    def table_name(self) -> str:
+        """The name of the file with the rows of all files and chunks."""
+        return "chunks.bin"
+
     def write(
         self, name: str, layout: FileLayout, raw: Callable[[int], memoryview]
-    ) -> tuple[DataFile, list[str]]:
+    ) -> tuple[DataFile, list[int]]:
         """Writes one file and syncs it to the disk. Returns its record and the checksum of each chunk in order.
 
         Args:
@@ -152,7 +158,7 @@ class LocalStepWriter:
         Raises: DiskError.
         """
         path = self.private / name
-        sums: list[str] = []
+        sums: list[int] = []
         try:
             fault_point("save.before_write")
             with DirectWriter(path) as stream:
@@ -167,14 +173,18 @@ class LocalStepWriter:
             fault_point("save.after_write", path)
         except OSError as error:
             raise self._refused(path, error) from error
-        return DataFile(layout.size, len(layout.header), checksum(layout.header)), sums
+        return DataFile(name, layout.size, len(layout.header), checksum(layout.header)), sums
 
-    def commit(self, manifest: bytes) -> None:
+    def commit(self, contents: StepContents) -> None:
         """Makes the step visible to readers, complete. Raises: LeaseLostError, DiskError."""
         try:
-            with (self.private / FILE).open("xb") as file:
-                file.write(manifest)
-                flush_to_disk(file)
+            for name, content in (
+                (self.table_name, contents.table),
+                (FILE, contents.manifest),
+            ):
+                with (self.private / name).open("xb") as file:
+                    file.write(content)
+                    flush_to_disk(file)
             fsync_folder(self.private)
             _require_new(self.final)
             fault_point("save.before_commit", self.private / FILE)

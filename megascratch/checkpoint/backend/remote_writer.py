@@ -19,9 +19,10 @@ from dataclasses import dataclass
 
 from megascratch.checkpoint.backend import remote_lease
 from megascratch.checkpoint.errors import DiskError, LeaseLostError
+from megascratch.checkpoint.format.chunk_table import DataFile
 from megascratch.checkpoint.format.file_format import FileLayout
 from megascratch.checkpoint.format.io import checksum
-from megascratch.checkpoint.format.manifest import FILE, DataFile, parse
+from megascratch.checkpoint.format.manifest import FILE, StepContents
 from megascratch.config.errors import UserError
 from megascratch.runtime.faults import fault_point
 from megascratch.storage.path import StoragePath
@@ -52,9 +53,14 @@ class RemoteStepWriter:
     def file_name(self, number: int) -> str:
         return f"{number:05d}.{self.token}.safetensors"
 
+    @property
+    def table_name(self) -> str:
+        """The name of the object with the rows of all files and chunks."""
+        return f"chunks.{self.token}.bin"
+
     def write(
         self, name: str, layout: FileLayout, raw: Callable[[int], memoryview]
-    ) -> tuple[DataFile, list[str]]:
+    ) -> tuple[DataFile, list[int]]:
         """Uploads one file. Returns its record and the checksum of each chunk in order.
 
         Args:
@@ -62,7 +68,7 @@ class RemoteStepWriter:
 
         Raises: DiskError if the store still refuses after all retries.
         """
-        sums: list[str] = []
+        sums: list[int] = []
 
         def content() -> Iterator[memoryview]:
             sums.clear()
@@ -81,14 +87,16 @@ class RemoteStepWriter:
             fault_point("save.after_write", _Sent(url))
         except StoreError as error:
             raise DiskError(str(error)) from error
-        return DataFile(layout.size, len(layout.header), checksum(layout.header)), sums
+        return DataFile(name, layout.size, len(layout.header), checksum(layout.header)), sums
 
-    def commit(self, manifest: bytes) -> None:
+    def commit(self, contents: StepContents) -> None:
         """Makes the step visible to readers, complete. Raises: LeaseLostError, UserError if another writer was first,
         DiskError."""
         try:
-            self._require_files(manifest)
-            text = bytearray(manifest)
+            self._require_files(contents.files)
+            table = (self.final / self.table_name).url
+            Store(table).put(table, contents.table)
+            text = bytearray(contents.manifest)
             fault_point("save.before_commit", text)
             remote_lease.require(self.inside)
             if not Store(self.final.url).create((self.final / FILE).url, bytes(text)):
@@ -107,15 +115,15 @@ class RemoteStepWriter:
                 return
             store.delete(*((self.final / name).url for name in names if f".{self.token}." in name))
 
-    def _require_files(self, manifest: bytes) -> None:
+    def _require_files(self, files: list[DataFile]) -> None:
         """Raises: UserError unless the files of all ranks are in this store, complete; LeaseLostError if they are gone
         because another writer has taken over."""
         there = Store(self.final.url).sizes(self.final.url)
-        for name, file in parse(manifest).files.items():
-            if there.get(name) != file.bytes:
+        for file in files:
+            if there.get(file.name) != file.bytes:
                 remote_lease.require(self.inside)
                 raise UserError(
-                    f"the first rank does not find {self.final / name}: "
+                    f"the first rank does not find {self.final / file.name}: "
                     f"{self.final.parent} must be the same store on all ranks"
                 )
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from megascratch.checkpoint.format.manifest import box_text, whole_box
+from megascratch.checkpoint.format.boxes import box_text, whole_box
 from megascratch.parallel.shard import Box
 from megascratch.parallel.sharded_tensor import ShardedTensor
 

@@ -11,16 +11,16 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
-from xxhash import xxh3_64_hexdigest
+from xxhash import xxh3_64_intdigest
 
 THREADS = 4
 T = TypeVar("T")
 R = TypeVar("R")
 
 
-def checksum(raw: bytes | bytearray | memoryview) -> str:
-    """The 64-bit XXH3 hash as 16 hex digits."""
-    return xxh3_64_hexdigest(raw)
+def checksum(raw: bytes | bytearray | memoryview) -> int:
+    """The 64-bit XXH3 hash."""
+    return xxh3_64_intdigest(raw)
 
 
 def raw_bytes(tensor: Tensor) -> memoryview:

@@ -35,7 +35,7 @@ from megascratch.checkpoint.backend.backend import begin
 from megascratch.checkpoint.format.file_format import arrange, split_box
 from megascratch.checkpoint.format.io import raw_bytes
 from megascratch.checkpoint.open_checkpoint import OpenCheckpoint
-from megascratch.checkpoint.save import manifest_of, write_file
+from megascratch.checkpoint.save import step_contents, write_file
 from megascratch.checkpoint.steps import resolve, step_folder
 from megascratch.config.errors import UserError
 from megascratch.parallel.shard import Box
@@ -101,7 +101,7 @@ class DcpWriter(StorageWriter):
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         """On the coordinator: writes the manifest and commits the step."""
         tables = [own[0].storage_data for own in results if own]
-        self.draft.commit(manifest_of(self.step, self.state, tables))
+        self.draft.commit(step_contents(self.step, self.state, tables, self.draft.table_name))
 
 
 class DcpReader(StorageReader):
@@ -119,18 +119,17 @@ class DcpReader(StorageReader):
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         """Raises: DamagedError."""
-        with OpenCheckpoint(resolve(self.path)) as contents:
-            tensors = contents.manifest.tensors
         described: dict[str, Any] = {}
         stored = {}
-        for name, whole in tensors.items():
-            chunks = []
-            for chunk in whole.chunks:
-                start = torch.Size(chunk.box.start)
-                chunks.append(ChunkStorageMetadata(start, torch.Size(chunk.box.shape)))
-                stored[MetadataIndex(name, start)] = chunk
-            properties = TensorProperties(dtype=whole.dtype)
-            described[name] = TensorStorageMetadata(properties, torch.Size(whole.shape), chunks)
+        with OpenCheckpoint(resolve(self.path)) as contents:
+            for name, whole in contents.manifest.tensors.items():
+                chunks = []
+                for chunk in contents.chunks(name):
+                    start = torch.Size(chunk.box.start)
+                    chunks.append(ChunkStorageMetadata(start, torch.Size(chunk.box.shape)))
+                    stored[MetadataIndex(name, start)] = chunk
+                properties = TensorProperties(dtype=whole.dtype)
+                described[name] = TensorStorageMetadata(properties, torch.Size(whole.shape), chunks)
         return Metadata(described, storage_data=stored, storage_meta=StorageMeta())
 
     def set_up_storage_reader(

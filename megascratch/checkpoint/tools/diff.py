@@ -55,7 +55,7 @@ def _of_tensor(name: str, one: OpenCheckpoint, other: OpenCheckpoint) -> TensorD
     different = 0
     largest = 0.0
     scale = 0.0
-    for chunk in a.chunks:
+    for chunk in one.chunks(name):
         mine = one.chunk(name, chunk)
         yours = other.box(name, chunk.box)
         scale = max(scale, _largest(mine))

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from megascratch.checkpoint.backend.backend import alone, begin
+from megascratch.checkpoint.format.boxes import whole_box
 from megascratch.checkpoint.format.file_format import FileExtent, arrange, split_box
 from megascratch.checkpoint.format.io import raw_bytes
-from megascratch.checkpoint.format.manifest import TensorEntry, whole_box
+from megascratch.checkpoint.format.manifest import TensorEntry
 from megascratch.checkpoint.open_checkpoint import OpenCheckpoint
-from megascratch.checkpoint.save import manifest_of, write_file
+from megascratch.checkpoint.save import step_contents, write_file
 from megascratch.checkpoint.steps import step_folder
 from megascratch.checkpoint.validation_loss import read_loss
 from megascratch.config.errors import UserError
@@ -134,7 +135,7 @@ def write(
                 tables.append(
                     write_file(draft, draft.file_name(number), layout, _raw(tensors, layout.slots))
                 )
-            draft.commit(manifest_of(step, state, tables))
+            draft.commit(step_contents(step, state, tables, draft.table_name))
         except BaseException:
             draft.discard()
             raise

@@ -24,6 +24,7 @@ from megascratch.storage.store import Store, StoreError
 from tests.support import s3_server
 from tests.support.random_shards import names_that_differ, shards_of_rank, world
 from tests.support.rank_pool import on_ranks
+from tests.support.signed_tables import changed_table
 
 STATE = {"step": 7, "names": ["ä", None], "big": 2**63}
 
@@ -89,6 +90,10 @@ def data_file(step):
     )
 
 
+def table_of(step):
+    return step / next(name for name in Store(step.url).names(step.url) if name.endswith(".bin"))
+
+
 def below(folder):
     """Everything in the store below a folder."""
     start = len(client(folder)._strip_protocol(folder.url)) + 1
@@ -132,14 +137,16 @@ def test_a_large_file_goes_in_parts_and_only_wanted_chunks_are_asked_for(folder,
     assert sum(stop - start for start, stop in asked) < 3 << 20
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "delete", "manifest"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "delete", "table", "no table", "manifest"])
 def test_a_damaged_step_is_passed_over_and_only_a_named_one_refused_with_object_and_chunk(
     folder, damage
 ):
     save(folder, 7), save(folder, 8, state={"newer": True})
     newer = folder / "step_00000008"
     data = newer / FILE if damage == "manifest" else data_file(newer)
-    if damage == "delete":
+    if "table" in damage:
+        data = table_of(newer)
+    if damage in ("delete", "no table"):
         Store(data.url).delete(data.url)
     elif damage == "cut":
         put(data, content(data)[:-1])
@@ -149,6 +156,8 @@ def test_a_damaged_step_is_passed_over_and_only_a_named_one_refused_with_object_
         "flip": "the bytes of .* do not match",
         "cut": "it has",
         "delete": "no such object",
+        "table": "match their checksum",
+        "no table": "no such object",
         "manifest": "sha256",
     }
     with pytest.warns(UserWarning, match=rf"skipped: .*step_00000008/.*{law[damage]}"):
@@ -214,7 +223,7 @@ def test_an_error_that_passes_is_tried_again_and_a_committed_step_outlives_a_lat
         pytest.raises(Exception, match="after_commit"),
     ):
         save(folder)
-    assert load(folder) == STATE and len(below(folder)) == 2
+    assert load(folder) == STATE and len(below(folder)) == 3
 
 
 @ON_S3
@@ -294,6 +303,13 @@ def body(step, change):
     put(step / FILE, signed(json.dumps(record).encode()))
 
 
+def change_table(step, change):
+    files = [step / FILE, table_of(step)]
+    contents = changed_table(*map(content, files), change)
+    for file, raw in zip(files, contents, strict=True):
+        put(file, raw)
+
+
 @pytest.mark.parametrize(
     "name", ["../secret", "/secret", "s3://bucket/secret", "..", "a/b", "manifest.json", "%2e%2e"]
 )
@@ -301,29 +317,33 @@ def test_a_hostile_manifest_names_nothing_outside_of_its_step(folder, name, monk
     step = save(folder)
     put(folder / "secret", b"x" * 100)
 
-    def rename(record):
-        old = next(iter(record["files"]))
-        record["files"][name] = record["files"].pop(old)
-        for whole in record["tensors"].values():
-            for chunk in whole["chunks"]:
-                chunk["file"] = name
-
-    body(step, rename)
+    change_table(step, lambda files, rows: files["name"].fill(name.encode()))
     asked, read = [], Store.read
     monkeypatch.setattr(Store, "read", lambda *a, **k: asked.append(a[1]) or read(*a, **k))
     with pytest.raises(DamagedError, match="is not a valid name of a data file"):
+        load(step)
+    assert set(asked) == {(step / FILE).url, table_of(step).url}
+
+
+@pytest.mark.parametrize("name", ["../secret.bin", "s3://bucket/secret.bin", "..", "a/b.bin"])
+def test_a_hostile_manifest_names_no_table_outside_of_its_step(folder, name, monkeypatch):
+    step = save(folder)
+    put(folder / "secret.bin", b"x" * 100)
+    body(step, lambda record: record.update(table=name))
+    asked, read = [], Store.read
+    monkeypatch.setattr(Store, "read", lambda *a, **k: asked.append(a[1]) or read(*a, **k))
+    with pytest.raises(DamagedError, match="is not a valid name of a table of chunks"):
         load(step)
     assert set(asked) == {(step / FILE).url}
 
 
 def test_a_size_that_lies_makes_no_room(folder):
     step = save(folder)
-    body(
-        step,
-        lambda record: next(iter(record["files"].values())).update(
-            bytes=1 << 60, header_bytes=1 << 60
-        ),
-    )
+
+    def lie(files, rows):
+        files["bytes"] = files["header_bytes"] = 1 << 60
+
+    change_table(step, lie)
     with pytest.raises(DamagedError):
         load(step)
 
@@ -389,7 +409,7 @@ def test_any_cut_over_any_ranks_loads_any_other_bit_for_bit(address):
     s3_server.emptied()
     url = f"{s3_server.BUCKET}/shared"
     assert on_ranks(2, save_on_ranks, url, address, 2, 0) == [f"{url}/step_00000007"] * 2
-    assert len(Store(url).names(f"{url}/step_00000007")) == 3
+    assert len(Store(url).names(f"{url}/step_00000007")) == 4
     assert on_ranks(2, load_on_ranks, url, address, 2, 9) == [(STATE, [], 0)] * 2
     assert load(url) == STATE
 

@@ -37,7 +37,7 @@ def test_a_plain_state_dict_comes_back_and_is_an_ordinary_checkpoint(tmp_path):
     assert checkpoint.load(tmp_path, held, world()) == {"lr": 1}
     assert all(torch.equal(item.tensor, WHOLE[item.name]) for item in held)
     files = sorted(path.name for path in (tmp_path / "step_00000005").iterdir())
-    assert files == ["00000.safetensors", "manifest.json"]
+    assert files == ["00000.safetensors", "chunks.bin", "manifest.json"]
 
 
 def test_it_reads_what_training_wrote(tmp_path):
