@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 aten = torch.ops.aten
+Count = Callable[..., int]
+"""The arguments of an operation -> its FLOPs."""
 
 
 @dataclass
@@ -43,11 +44,10 @@ class OperationCounter(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        kwargs = kwargs or {}
-        result = func(*args, **kwargs)
+        result = func(*args, **(kwargs or {}))
         count = _COUNTS.get(func._overloadpacket)
         if count is not None:
-            flops = count(*args, **kwargs, out_val=result)
+            flops = count(*args)
             self.flops[self.during] += flops
             kernel = self.kernels[func._overloadpacket.__name__]
             kernel.calls += 1
@@ -55,21 +55,45 @@ class OperationCounter(TorchDispatchMode):
         return result
 
 
-def _attention(q: Tensor, k: Tensor, v: Tensor, *args: Any, **kwargs: Any) -> int:
+def _product(first: int) -> Count:
+    """2 m n k of the product of arguments `first` [..., m, k] and the next one [..., k, n]."""
+
+    def count(*args: Any) -> int:
+        flops: int = 2 * args[first].numel() * args[first + 1].shape[-1]
+        return flops
+
+    return count
+
+
+def _linear(x: Tensor, weight: Tensor, *args: Any) -> int:
+    """The same for x [..., k] and weight [n, k]."""
+    return 2 * x.numel() * weight.shape[0]
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor, *args: Any) -> int:
     """The scores and the weighted sum of values, counted in full although they are causal."""
-    return int(sdpa_flop_count(q.shape, k.shape, v.shape))
+    return 2 * q.numel() * (k.shape[-2] + v.shape[-2])
 
 
-def _attention_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *args: Any, **kwargs: Any
-) -> int:
-    return int(sdpa_backward_flop_count(grad.shape, q.shape, k.shape, v.shape))
+def _attention_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *args: Any) -> int:
+    """The scores again, and two products for the gradient of each of the two products."""
+    return _attention(q, k, v) // 2 * 5
 
 
-_COUNTS: dict[Any, Callable[..., int]] = {
-    **flop_registry,
-    aten.addmm_: flop_registry[aten.addmm],
-    aten.baddbmm_: flop_registry[aten.baddbmm],
+# not every build of torch has it
+_ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+_COUNTS: dict[Any, Count] = {
+    aten.mm: _product(0),
+    aten.bmm: _product(0),
+    aten.addmm: _product(1),
+    aten.addmm_: _product(1),
+    aten.baddbmm: _product(1),
+    aten.baddbmm_: _product(1),
+    _ONEDNN: _linear,
+    aten._scaled_dot_product_flash_attention: _attention,
+    aten._scaled_dot_product_flash_attention_backward: _attention_backward,
+    aten._scaled_dot_product_efficient_attention: _attention,
+    aten._scaled_dot_product_efficient_attention_backward: _attention_backward,
     aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
 }

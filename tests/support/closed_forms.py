@@ -9,7 +9,8 @@ import random
 from collections import Counter
 from dataclasses import dataclass
 
-WIDE = {"bf16": 2, "fp32": 4, "fp64": 8}
+WIDE = {"bf16": 2, "fp16": 2, "fp32": 4}
+GRADIENT = 4  # bytes of an element; losses are as wide
 FOLDED = ("zb_v", "dualpipe_v")
 
 
@@ -61,8 +62,9 @@ class Case:
             "make_vocab_size_divisible_by": 128,
             "global_batch_size": self.b * self.dp * self.microbatches,
             "ddp_bucket_size": 10**12,
-            "fp64": self.precision == "fp64",
+            "fp64": False,
             "bf16": self.precision == "bf16",
+            "fp16": self.precision == "fp16",
             "recompute_granularity": None if self.recompute == "none" else self.recompute,
         }
         if self.llama:
@@ -153,17 +155,15 @@ def traffic(case: Case) -> Counter:
     if case.tp > 1:
         found += _tensor_parallel(case)
     found += _pipeline(case)
-    gradient = 8 if case.precision == "fp64" else 4
     if case.dp > 1:
-        found["all_reduce", "data"] += 8  # the number of learned tokens
         if case.zero1:
-            found["reduce_scatter", "data"] += case.buckets() * gradient
+            found["reduce_scatter", "data"] += case.buckets() * GRADIENT
             found["all_gather", "data"] += case.buckets() * WIDE[case.precision]
         else:
-            found["all_reduce", "data"] += case.buckets() * gradient
+            found["all_reduce", "data"] += case.buckets() * GRADIENT
     if case.tied and case.pp > 1 and case.schedule not in FOLDED and case.tied_copies():
         shares = case.dp if case.zero1 else 1
-        found["all_reduce", "embedding"] += case.table * gradient // shares
+        found["all_reduce", "embedding"] += case.table * GRADIENT // shares
     return found
 
 
@@ -188,10 +188,9 @@ def _tensor_parallel(case: Case) -> Counter:
     ):  # the output matrix, and the loss: maximum, sum and target of each token
         found[scatter if case.sp else reduce] += m * case.hidden
         found[gather] += 2 * m * case.hidden * case.sp
-        wide = 8 if case.precision == "fp64" else 4
-        found[reduce] += m * 3 * case.s * case.b * wide
+        found[reduce] += m * 3 * case.s * case.b * GRADIENT
     if case.sp:
-        found[reduce] += _partial_gradients(case) * (8 if case.precision == "fp64" else 4)
+        found[reduce] += _partial_gradients(case) * GRADIENT
     return found
 
 
@@ -250,7 +249,7 @@ def random_cases(seed: int, number: int) -> list[Case]:
                 zero1=zero1,
                 tied=stream.choice([True, False]),
                 llama=stream.choice([True, False]) or (sp and zero1),
-                precision=stream.choice(["bf16", "fp32", "fp64"]),
+                precision=stream.choice(list(WIDE)),
                 recompute=stream.choice(["none", "selective", "full"]),
                 microbatches=2 * pp,
                 rank=stream.randrange(tp * pp * dp),
