@@ -2,10 +2,7 @@
 
 import socket
 
-import torch
-
 from megascratch.config.settings import GuardConfig
-from megascratch.parallel.collectives import all_gather, all_gather_objects
 from megascratch.parallel.grid import Grid
 from megascratch.runtime.timers import StepTimer
 from megascratch.training.health.replicas import check_replicas
@@ -14,7 +11,8 @@ from megascratch.training.trainer import Trainer
 
 
 class RunMonitor:
-    """Checks replicas and finds stragglers at the intervals that the settings ask for. Called by all ranks."""
+    """Checks replicas and finds stragglers at the intervals that the settings ask for. Called by all ranks. Only the
+    first rank looks at the times of all others: they keep and compute nothing that grows with the world."""
 
     def __init__(self, guard: GuardConfig, trainer: Trainer):
         self.every = guard.check_replicas_every
@@ -23,12 +21,16 @@ class RunMonitor:
         self.checked = -1
         self.watches = guard.log_straggler and self.mesh.world.size > 1
         self.phases = StepTimer(self.mesh.waits)
-        hosts = all_gather_objects(socket.gethostname(), self.mesh.world) if self.watches else []
-        ranks = Grid(self.mesh.layout.sizes("dense"))
-        stages = [ranks.coords(rank)["pp"] for rank in range(self.mesh.world.size)]
-        self.stragglers = Stragglers(
-            stages, hosts, guard.straggler_factor, guard.straggler_intervals
-        )
+        self.stragglers: Stragglers | None = None  # on the first rank
+        if not self.watches:
+            return
+        hosts = self.mesh.control.gather(socket.gethostname())
+        if self.mesh.is_first:
+            sizes = self.mesh.layout.sizes("dense")
+            stages = Grid(sizes).groups(*(sizes.keys() - {"pp"}))
+            self.stragglers = Stragglers(
+                stages, hosts, guard.straggler_factor, guard.straggler_intervals
+            )
 
     def begin(self, logged: bool) -> None:
         """Called before each step: measures the phases of the steps that are logged."""
@@ -38,11 +40,11 @@ class RunMonitor:
             self.phases.stop()
 
     def slow_ranks(self) -> list[str]:
-        """Called after a step that was logged: one line for each straggler."""
+        """Called after a step that was logged. Returns: on the first rank one line for each straggler; [] on others."""
         if not self.watches:
             return []
-        own = torch.tensor([self.phases.stop()], dtype=torch.float64, device=self.mesh.device)
-        return self.stragglers.lines(all_gather(own, self.mesh.world).tolist())
+        own = self.mesh.control.gather(self.phases.stop())
+        return [] if self.stragglers is None else self.stragglers.lines(own)
 
     def check_due(self, step: int) -> None:
         """Called after each step: checks the replicas if `check_replicas_every` says so. Raises: ReplicasDiffer."""

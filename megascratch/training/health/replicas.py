@@ -18,6 +18,7 @@ from torch import Tensor
 from megascratch.config.layout import View
 from megascratch.parallel.axis import Axis
 from megascratch.parallel.collectives import all_gather_objects, all_reduce
+from megascratch.parallel.control import Control
 from megascratch.parallel.shard import MODEL_AXES, Box, Shard
 from megascratch.parallel.sharded_tensor import MODEL
 from megascratch.training.start.preflight import where
@@ -27,6 +28,7 @@ BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 BLOCK = 1 << 22  # elements that are summed at once
 ODD = 0x1E3779B97F4A7C15
 MOST_LISTED = 10  # tensors in the message; a broken machine breaks them all
+MOST_COUNTED = 1000  # tensors whose names the ranks tell each other
 
 
 class ReplicasDiffer(RuntimeError):
@@ -56,18 +58,8 @@ def check_replicas(trainer: Trainer, step: int) -> None:
     for view in dict.fromkeys(shard.view for shard in trainer.shards.values()):
         suspicious |= _differing_in_view(trainer, mine, view)
     count = torch.tensor(float(len(suspicious)), device=mesh.device)
-    if all_reduce(count, mesh.world, dist.ReduceOp.MAX).item() == 0:
-        return
-    names: set[str] = set()
-    for found in all_gather_objects(suspicious, mesh.world):
-        names |= found
-    wanted = [copy for copy in mine if copy.name in names]
-    hosts: list[str] = []  # by rank
-    copies: list[Copy] = []
-    for host, of_rank in all_gather_objects((socket.gethostname(), wanted), mesh.world):
-        hosts.append(host)
-        copies += of_rank
-    raise ReplicasDiffer(_verdict(copies, hosts, step))
+    if all_reduce(count, mesh.world).item() > 0:
+        raise ReplicasDiffer(verdict(suspicious, mine, mesh.control, step))
 
 
 def copies_of(trainer: Trainer) -> list[Copy]:
@@ -136,7 +128,9 @@ def _differing_in_view(trainer: Trainer, mine: Sequence[Copy], view: View) -> se
 
 
 def _differing_over_data(trainer: Trainer, mine: Sequence[Copy], axis: Axis) -> set[str]:
-    """`_differing` over data-parallel ranks. There may be thousands of them, so they compare one number first."""
+    """`_differing` over data-parallel ranks, which hold copies of the same blocks in the same order. There may be
+    thousands of these ranks, so they compare one number first, and then the largest and the least digest of each
+    block."""
     if axis.size == 1:
         return set()
     shared = mine
@@ -144,10 +138,18 @@ def _differing_over_data(trainer: Trainer, mine: Sequence[Copy], axis: Axis) -> 
         # each rank has its own part of the optimizer's state
         shared = [copy for copy in mine if copy.name.startswith(MODEL)]
     digests = torch.tensor([copy.digest for copy in shared], dtype=torch.int64)
-    together = digest(digests)
-    both = torch.tensor([together, ~together], dtype=torch.int64, device=trainer.mesh.device)
-    most, inverted_least = all_reduce(both, axis, dist.ReduceOp.MAX).tolist()
-    return set() if most == ~inverted_least else _differing(shared, axis)
+    device = trainer.mesh.device
+    if _equal_everywhere(torch.tensor([digest(digests)]), axis, device).all():
+        return set()
+    equal = _equal_everywhere(digests, axis, device).tolist()
+    return {copy.name for copy, same in zip(shared, equal, strict=True) if not same}
+
+
+def _equal_everywhere(digests: Tensor, axis: Axis, device: torch.device) -> Tensor:
+    """Whether all ranks of the axis have the same digest, for each of the digests, int64 [n]."""
+    both = torch.stack((digests, ~digests)).to(device)
+    most, inverted_least = all_reduce(both, axis, dist.ReduceOp.MAX)
+    return most == ~inverted_least
 
 
 def _differing(mine: Sequence[Copy], axis: Axis) -> set[str]:
@@ -160,17 +162,44 @@ def _differing(mine: Sequence[Copy], axis: Axis) -> set[str]:
     return {name for name, digests in seen.items() if len(digests) > 1 and name in own}
 
 
-def _verdict(copies: Sequence[Copy], hosts: Sequence[str], step: int) -> str:
-    """The message: one line for each block, with the ranks that differ."""
+def verdict(suspicious: set[str], mine: Sequence[Copy], control: Control, step: int) -> str:
+    """The message: one line for each block, with the ranks that differ. Called by all ranks; the first one writes it,
+    and the others keep no more than MOST_COUNTED names.
+
+    Args:
+        suspicious: names of this rank's blocks that differ from a copy.
+    """
+    names = control.reduce(sorted(suspicious)[:MOST_COUNTED], _joined)
+    listed = names[:MOST_LISTED]
+    wanted = [copy for copy in mine if copy.name in listed]
+    hosts: list[str] = []  # by rank
+    copies: list[Copy] = []
+    for host, of_rank in control.gather((socket.gethostname(), wanted)):
+        hosts.append(host)
+        copies += of_rank
+    return control.broadcast(_message(copies, hosts, len(names), step))
+
+
+def _joined(some: list[str], others: list[str]) -> list[str]:
+    return sorted({*some, *others})[:MOST_COUNTED]
+
+
+def _message(copies: Sequence[Copy], hosts: Sequence[str], differing: int, step: int) -> str:
+    """The message, from the copies of the blocks that it lists.
+
+    Args:
+        differing: the number of blocks that differ; MOST_COUNTED or more count as MOST_COUNTED.
+    """
     ranks_of: dict[str, dict[int, list[int]]] = {}  # name -> digest -> ranks
     for copy in copies:
         groups = ranks_of.setdefault(copy.name, {})
         groups.setdefault(copy.digest, []).append(copy.rank)
     lines = []
-    for name, groups in ranks_of.items():
+    for name, groups in sorted(ranks_of.items()):
         lines.append(f"{name}: {_ranks_that_differ(list(groups.values()), hosts)}")
-    if len(lines) > MOST_LISTED:
-        lines[MOST_LISTED:] = [f"and {len(lines) - MOST_LISTED} more"]
+    if differing > MOST_LISTED:
+        at_least = "at least " if differing == MOST_COUNTED else ""
+        lines.append(f"and {at_least}{differing - MOST_LISTED} more")
     listed = "\n  ".join(lines)
     return (
         f"copies that must be equal differ after step {step}, which is not saved; resume from the last checkpoint "

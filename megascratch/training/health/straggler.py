@@ -1,7 +1,8 @@
 """Finds stragglers: ranks that are slower than their peers for several log intervals in a row.
 
 Peers are the ranks of one pipeline stage, which do the same work. A stage of one rank is compared with all ranks. The
-median is the lower one, so that the slower of two ranks is found. Pure arithmetic.
+median is the lower one, so that the slower of two ranks is found. Pure arithmetic, done on the first rank alone: it
+takes time and memory for every rank of the world.
 """
 
 import statistics
@@ -24,33 +25,46 @@ class Slow(NamedTuple):
     median: float  # of the peers
 
 
-def slow_ranks(own: Sequence[Sequence[float]], stages: Sequence[int], factor: float) -> list[Slow]:
-    """The ranks that take more than `factor` times the median of their peers in a phase.
+def slow_ranks(
+    own: Sequence[Sequence[float]], peers: Sequence[Sequence[int]], factor: float
+) -> list[Slow]:
+    """The ranks that take more than `factor` times the median of their peers in a phase, sorted by rank.
 
     Args:
         own: [ranks][phases] seconds.
-        stages: [ranks] the pipeline stage of each rank.
+        peers: [stages] the ranks of each stage.
     """
     if len(own) == 1:
         return []
     slow = []
     step = statistics.median(map(sum, own))
-    for rank, times in enumerate(own):
-        peers = [other for other, stage in enumerate(stages) if stage == stages[rank]]
-        if len(peers) == 1:
-            peers = list(range(len(own)))
-        for phase, seconds in enumerate(times):
-            median = statistics.median_low([own[peer][phase] for peer in peers])
-            if seconds > factor * median and seconds - median > LEAST * step:
-                slow.append(Slow(rank, phase, seconds, median))
-    return slow
+    of_all = _medians(own)
+    for ranks in peers:
+        medians = of_all if len(ranks) == 1 else _medians([own[rank] for rank in ranks])
+        for rank in ranks:
+            for phase, (seconds, median) in enumerate(zip(own[rank], medians, strict=True)):
+                if seconds > factor * median and seconds - median > LEAST * step:
+                    slow.append(Slow(rank, phase, seconds, median))
+    return sorted(slow)
+
+
+def _medians(own: Sequence[Sequence[float]]) -> list[float]:
+    """The median of each phase."""
+    return [statistics.median_low(seconds) for seconds in zip(*own, strict=True)]
 
 
 class Stragglers:
-    """Counts for how many log intervals in a row a rank was slow in a phase."""
+    """Counts for how many log intervals in a row a rank was slow in a phase.
 
-    def __init__(self, stages: Sequence[int], hosts: Sequence[str], factor: float, intervals: int):
-        self.stages = stages
+    Args:
+        peers: [stages] the ranks of each stage.
+        hosts: [ranks] names of machines.
+    """
+
+    def __init__(
+        self, peers: Sequence[Sequence[int]], hosts: Sequence[str], factor: float, intervals: int
+    ):
+        self.peers = peers
         self.hosts = hosts
         self.factor = factor
         self.intervals = intervals
@@ -62,7 +76,7 @@ class Stragglers:
         before = self.streak
         self.streak = Counter()
         lines = []
-        for one in slow_ranks(own, self.stages, self.factor):
+        for one in slow_ranks(own, self.peers, self.factor):
             in_a_row = before[one.rank, one.phase] + 1
             self.streak[one.rank, one.phase] = in_a_row
             if in_a_row % self.intervals == 0:

@@ -28,11 +28,15 @@ SLOW_DATA = [2.0, 1.0, 0.1]
     ],
 )
 def test_a_rank_is_slow_beside_its_peers(own, stages, found):
-    assert [(one.rank, PHASES[one.phase]) for one in slow_ranks(own, stages, 1.5)] == found
+    peers: dict[int, list[int]] = {}
+    for rank, stage in enumerate(stages):
+        peers.setdefault(stage, []).append(rank)
+    slow = slow_ranks(own, list(peers.values()), 1.5)
+    assert [(one.rank, PHASES[one.phase]) for one in slow] == found
 
 
 def test_a_line_comes_when_a_rank_was_slow_often_enough_in_a_row():
-    watch = Stragglers([0, 0, 0], ["a", "a", "b"], 1.5, 3)
+    watch = Stragglers([[0, 1, 2]], ["a", "a", "b"], 1.5, 3)
     slow, even = [EVEN, EVEN, SLOW_DATA], [EVEN] * 3
     told = [watch.lines(own) for own in (slow, slow, even, slow, slow, slow, slow)]
     assert [len(lines) for lines in told] == [0, 0, 0, 0, 0, 1, 0]
