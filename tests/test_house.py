@@ -66,6 +66,8 @@ NEED_NO_TORCH = [
     "megascratch.config.load",
     "megascratch.runtime.faults",
     "megascratch.runtime.heartbeat",
+    "megascratch.runtime.launches",
+    "megascratch.supervision.hang_watch",
     "megascratch.supervision.torchrun_watcher",
     "megascratch.supervision.launch",
     "megascratch.parallel.grid",

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from megascratch.parallel.axis import Axis
 from megascratch.parallel.transport import Transport, Work
+from megascratch.parallel.watched_work import WatchedWork
 from megascratch.runtime.faults import fault_point
 from megascratch.runtime.heartbeat import next_number, waiting
 from megascratch.runtime.timers import blocked
@@ -62,11 +63,18 @@ class Pending:
         """Launches a collective over the axis, which has more than one rank."""
         fault_point("collective.start")
         with named(operation, axis.name, axis.rank, axis.size):
-            assert axis.transport is not None
+            transport = axis.transport
+            assert transport is not None
             if axis.log is not None:
                 axis.log.collective(operation, axis.name, axis.size, result)
-            work = launch(axis.transport)
-            return cls(operation, axis, work, result)
+            work = launch(transport)
+            pending = cls(operation, axis, work, result)
+            if not transport.waits_for_end:
+                what = f"{operation} over {axis.name}"
+                pending.work = WatchedWork(
+                    work, transport, axis.name, what, pending.number, axis.ranks
+                )
+            return pending
 
     @property
     def is_done(self) -> bool:

@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from megascratch.runtime.launches import Ending
+
 
 class Work(Protocol):
     """A communication under way: the part of torch's `Work` that is used here."""
@@ -27,6 +29,9 @@ class Transport(ABC):
 
     needs_host_memory: bool
     """Whether it only carries tensors in host memory (gloo); those of a device are copied there before and after."""
+
+    waits_for_end: bool = True
+    """Whether the `wait` of a work returns when it has ended (gloo), and not at once (NCCL: the device waits)."""
 
     @abstractmethod
     def all_reduce(self, x: Tensor, op: dist.ReduceOp.RedOpType) -> Work:
@@ -61,9 +66,26 @@ class Transport(ABC):
     def close(self) -> None:
         """Frees what the group holds; it cannot be used afterwards."""
 
+    def mark(self, work: Work) -> Ending:
+        """Tells from now on when a work has ended whose `wait` has just returned at once."""
+        return work
+
     def carried_by(self, device: torch.device) -> torch.device:
         """The device from which tensors of `device` are sent."""
         return torch.device("cpu") if self.needs_host_memory else device
+
+
+class StreamMark:
+    """A place in the current stream of the device, which is reached when all work before it has ended. It keeps no
+    tensor, as a work of NCCL does."""
+
+    def __init__(self) -> None:
+        self.event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self.event.record()
+
+    def is_completed(self) -> bool:
+        ended: bool = self.event.query()  # type: ignore[no-untyped-call]
+        return ended
 
 
 class ProcessGroupTransport(Transport):
@@ -72,6 +94,7 @@ class ProcessGroupTransport(Transport):
     def __init__(self, group: dist.ProcessGroup, needs_host_memory: bool):
         self.group = group
         self.needs_host_memory = needs_host_memory
+        self.waits_for_end = needs_host_memory
 
     def all_reduce(self, x: Tensor, op: dist.ReduceOp.RedOpType) -> Work:
         options = dist.AllreduceOptions()
@@ -92,6 +115,9 @@ class ProcessGroupTransport(Transport):
 
     def receive(self, x: Tensor, source: int) -> Work:
         return self.group.recv([x], source, 0)
+
+    def mark(self, work: Work) -> Ending:
+        return StreamMark()
 
     @property
     def device(self) -> torch.device:

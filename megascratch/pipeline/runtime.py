@@ -15,11 +15,12 @@ from megascratch.parallel.axis import Link, Links
 from megascratch.parallel.host_staging import HostTransfer, needs_host_staging
 from megascratch.parallel.pending import CommunicationError, reason
 from megascratch.parallel.transport import Work
+from megascratch.parallel.watched_work import WatchedWork
 from megascratch.pipeline.recorder import NullRecorder
 from megascratch.pipeline.schedule import Action, Placement
 from megascratch.pipeline.stage import Stage
 from megascratch.runtime.faults import fault_point
-from megascratch.runtime.heartbeat import doing, waiting
+from megascratch.runtime.heartbeat import doing, next_number, waiting
 from megascratch.runtime.timers import blocked
 
 OnBackward = Callable[[Action, bool], None]
@@ -124,7 +125,12 @@ def _start(link: Link, tensor: Tensor, outwards: bool) -> Work:
     if needs_host_staging(tensor, link.transport):
         return HostTransfer(tensor, peer, link.transport, outwards)
     start = link.transport.send if outwards else link.transport.receive
-    return start(tensor, peer)
+    work = start(tensor, peer)
+    if link.transport.waits_for_end:
+        return work
+    what = f"send to rank {link.target}" if outwards else f"receive from rank {link.source}"
+    ranks = (link.source, link.target)
+    return WatchedWork(work, link.transport, what, what, next_number(what), ranks)
 
 
 class _Transfer(NamedTuple):

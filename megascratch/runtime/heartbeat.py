@@ -1,12 +1,13 @@
 """The heartbeat file of each rank: its step, what it does and what it waits for. A supervisor can read it even when the
 rank hangs, is stopped or is dead, because the rank maps the file into its memory.
 
-    {folder}/{rank}.rank    1,024 bytes, little-endian:
+    {folder}/{rank}.rank    1,280 bytes, little-endian:
     0    u32 PID                 4    u32 flags: 1 watched, 2 waits, 4 ended
     8    f64 time.monotonic() of the last change
     16   i64 step                24   i32 exit code, when it has ended
     64   what it does            192  what it waits for
     448  the same of a background thread          704  the first line of the error that ended it
+    1024 the oldest communication that it has launched and that has not ended (runtime/launches.py)
 
 The variable MEGASCRATCH_WATCH names the folder; if it is not set, nothing is written. This module does not need torch.
 """
@@ -28,7 +29,7 @@ from megascratch.runtime.launch_environment import launch_environment
 FOLDER = "MEGASCRATCH_WATCH"
 STORE = "MEGASCRATCH_STORE"
 """The variable that names the rendezvous file of a launcher's ranks (parallel/rendezvous.py, which needs torch)."""
-SIZE = 1024
+SIZE = 1280
 WATCHED = 1
 WAITS = 2
 ENDED = 4
@@ -38,6 +39,7 @@ _ACTION = slice(64, 192)
 _AWAITED = slice(192, 448)
 _BACKGROUND = slice(448, 704)
 _ERROR = slice(704, 1024)
+_LAUNCHED = slice(1024, 1280)
 
 
 class Heartbeat(NamedTuple):
@@ -53,11 +55,17 @@ class Heartbeat(NamedTuple):
     awaited: str
     background: str
     error: str
+    launched: str
 
     @property
     def waits(self) -> bool:
-        """Whether it is in a communication and waits for other ranks."""
-        return bool(self.flags & WAITS)
+        """Whether it waits for other ranks: in a communication, or for one that its device has not ended."""
+        return bool(self.flags & WAITS or self.launched)
+
+    @property
+    def waits_for(self) -> str:
+        """What it waits for, if it `waits`."""
+        return self.awaited if self.flags & WAITS else self.launched
 
     @property
     def watched(self) -> bool:
@@ -84,7 +92,7 @@ def read(folder: str | Path) -> list[Heartbeat]:
         if not pid:
             continue  # the rank is still creating the file
         texts = []
-        for field in (_ACTION, _AWAITED, _BACKGROUND, _ERROR):
+        for field in (_ACTION, _AWAITED, _BACKGROUND, _ERROR, _LAUNCHED):
             texts.append(raw[field].rstrip(b"\0").decode(errors="replace"))
         heartbeats.append(Heartbeat(int(path.stem), pid, flags, moved, step, code, *texts))
     return sorted(heartbeats)
@@ -96,22 +104,50 @@ def set_watched(on: bool = True) -> None:
         own.flag(WATCHED, on)
 
 
+class RankPosition:
+    """What the main thread is at, in this process's own memory."""
+
+    def __init__(self) -> None:
+        self.main = threading.main_thread().ident
+        self.step = 0
+        self.action = ""
+        self.numbers: Counter[str] = Counter()
+
+
+@lru_cache(maxsize=1)
+def position() -> RankPosition:
+    """That of this process."""
+    return RankPosition()
+
+
 def at_step(step: int) -> None:
     """Records that a step begins."""
+    position().step = step
     if (own := _own_file()) is not None:
         own.at_step(step)
 
 
 def doing(what: str) -> None:
-    """Records what this rank does next, e.g. an action of the schedule."""
+    """Records what this rank does next, e.g. an action of the schedule. Background threads record nothing."""
+    here = position()
+    if threading.get_ident() != here.main:
+        return
+    here.action = what
     if (own := _own_file()) is not None:
         own.note(_ACTION, what)
 
 
+def launched(what: str) -> None:
+    """Records the oldest communication that was launched and has not ended; "": there is none."""
+    if (own := _own_file()) is not None:
+        own.launched(what)
+
+
 def next_number(axis: str) -> int:
     """The number of the next collective over an axis; if ranks disagree about it, one of them has skipped some."""
-    own = _own_file()
-    return 0 if own is None else own.next_number(axis)
+    numbers = position().numbers
+    numbers[axis] += 1
+    return numbers[axis]
 
 
 @contextmanager
@@ -122,7 +158,7 @@ def waiting(what: str, number: int = 0, ranks: Sequence[int] = ()) -> Iterator[N
         yield
         return
     count = f" number {number}" if number else ""
-    own.waits(f"{what}{count}{_named(tuple(ranks))}")
+    own.waits(f"{what}{count}{listed(tuple(ranks))}")
     try:
         yield
     finally:
@@ -136,12 +172,13 @@ def ended(code: int, error: str = "") -> None:
 
 
 @lru_cache(maxsize=256)
-def _named(ranks: tuple[int, ...]) -> str:
+def listed(ranks: tuple[int, ...]) -> str:
+    """The ranks of a communication as a text: ` (ranks 0 1)`; "" for none."""
     if not ranks:
         return ""
-    listed = " ".join(map(str, ranks[:16]))
+    first = " ".join(map(str, ranks[:16]))
     more = " ..." if len(ranks) > 16 else ""
-    return f" (ranks {listed}{more})"
+    return f" (ranks {first}{more})"
 
 
 class _HeartbeatFile:
@@ -160,7 +197,7 @@ class _HeartbeatFile:
         self._step = view.cast("q")
         self._main = threading.main_thread().ident
         self._flags = 0
-        self._numbers: Counter[str] = Counter()
+        self._launched = ""
         _HEAD.pack_into(self._memory, 0, os.getpid(), 0, time.monotonic(), 0, 0)
 
     def flag(self, flag: int, on: bool = True) -> None:
@@ -173,13 +210,13 @@ class _HeartbeatFile:
         self._moved[1] = time.monotonic()
 
     def note(self, field: slice, text: str) -> None:
-        if threading.get_ident() == self._main:
-            self._write(field, text)
-            self._moved[1] = time.monotonic()
+        self._write(field, text)
+        self._moved[1] = time.monotonic()
 
-    def next_number(self, axis: str) -> int:
-        self._numbers[axis] += 1
-        return self._numbers[axis]
+    def launched(self, text: str) -> None:
+        if text != self._launched:
+            self._launched = text
+            self._write(_LAUNCHED, text)
 
     def waits(self, what: str) -> None:
         if threading.get_ident() != self._main:

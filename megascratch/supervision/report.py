@@ -194,7 +194,7 @@ def line(one: RankStatus) -> str:
     words = [describe_position(one)]
     where = one.where
     if where is not None and where.waits:
-        words.append(f"waits for {where.awaited}")
+        words.append(f"waits for {where.waits_for}")
     if where is not None and where.background:
         words.append(f"a background thread waits for {where.background}")
     if one.end is None:

@@ -12,6 +12,7 @@ from megascratch.parallel.pending import CommunicationError
 from megascratch.runtime.faults import fault_point
 from megascratch.runtime.heartbeat import ended
 from megascratch.runtime.launch_environment import launch_environment
+from megascratch.supervision.hang_watch import HangWatch
 from megascratch.supervision.torchrun_watcher import (
     outlive_dead_machines,
     started_by_torchrun,
@@ -39,7 +40,7 @@ def pretrain(settings: LegalSettings, problems: Problems) -> int:
     limit = 60 * settings.config.parallel.distributed_timeout_minutes
     watch_torchrun(limit, training.output_dir)
     fault_point("run.begin")
-    with StopRequest(training) as stop:
+    with StopRequest(training) as stop, HangWatch(limit):
         code = _code(settings, problems, stop)
     return DONE if code in STOPS and started_by_torchrun() else code
 

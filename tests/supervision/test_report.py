@@ -41,9 +41,10 @@ def rank(
     awaited="",
     error="",
     step=7,
+    launched="",
 ):
     where = Heartbeat(
-        number, 1000 + number, flags, 0.0, step, code or 0, action, awaited, "", error
+        number, 1000 + number, flags, 0.0, step, code or 0, action, awaited, "", error, launched
     )
     return RankStatus(number, code, state, still, where)
 
@@ -51,7 +52,15 @@ def rank(
 WAITING = rank(
     0, flags=WATCHED | WAITS, still=5.1, awaited="all_reduce over tp number 17 (ranks 0 1)"
 )
+LAUNCHED = rank(
+    0, still=5.1, launched="all_reduce over dp number 4 (ranks 0 1), launched in B2 of step 7"
+)
 CASES = {
+    "a rank at work before those whose device waits for it": (
+        [LAUNCHED, rank(1, still=5.2)],
+        [1],
+        "hangs in its own code",
+    ),
     "a signal before its echoes": (
         [rank(0, 1, error=ECHO), rank(1, -9)],
         [1],

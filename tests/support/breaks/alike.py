@@ -37,7 +37,7 @@ from tests.support.awaited import (
     whoever_reads_weights_awaits_them,
 )
 from tests.support.blends import a_blend_is_the_greedy_one_beyond_its_first_block
-from tests.support.breaks import axes, groups, numbers, starts
+from tests.support.breaks import axes, groups, hangs, numbers, starts
 from tests.support.breaks.initial import INITIAL
 from tests.support.breaks.kept import KEPT
 from tests.support.breaks.replacing import after, nothing
@@ -494,7 +494,7 @@ ALIKE: dict[str, Alike] = {
     **READ,
     **{
         name: Alike(*broken)
-        for breaks in (axes.BREAKS, starts.STARTS, numbers.BREAKS, groups.GROUPS)
+        for breaks in (axes.BREAKS, starts.STARTS, numbers.BREAKS, groups.GROUPS, hangs.BREAKS)
         for name, broken in breaks.items()
     },
 }
