@@ -141,9 +141,9 @@ def all_gather_objects(item: T, axis: Axis) -> list[T]:
 
 def barrier(axis: Axis) -> None:
     """Returns when every rank of the axis has arrived."""
-    if axis.size > 1:
-        assert axis.transport is not None
-        all_reduce(torch.zeros(1, device=axis.transport.device), axis).item()
+    for part in axis.along or (axis,):
+        if part.transport is not None:
+            all_reduce(torch.zeros(1, device=part.transport.device), part).item()
 
 
 # ---- conjugate pairs -------------------------------------------------------------------------------------------

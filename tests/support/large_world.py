@@ -13,7 +13,7 @@ class AloneInWorld(Control):
     """The control plane of one rank; all others have the item of this one, but for those in `others`."""
 
     def __init__(self, rank: int, size: int, others: dict[int, Any] | None = None):
-        super().__init__(Axis("world", size, rank))
+        super().__init__(rank, size, [])
         self.others = others or {}
         self.sent: list[Any] = []
 
