@@ -1,14 +1,19 @@
 """Breaks of a start: what one rank reads for many, and what all ranks compare; each with the law that must notice."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from megascratch.data.tokens import fingerprint
 from megascratch.data.tokens.file_digests import FileState
+from megascratch.parallel import mesh
+from megascratch.parallel.lines import RankLine
+from megascratch.parallel.rendezvous import Rendezvous
 from megascratch.training.start import once, preflight
 from tests.support import machines
+from tests.support.simulated_starts import a_larger_world_asks_for_no_more
 
 Law = Callable[[Path, Callable], None]
 
@@ -41,7 +46,24 @@ def without_code(*args: Any) -> dict[str, str]:
     return facts
 
 
+def asked_in_pairs(self: Rendezvous, question: str, *args: Any) -> str:
+    """A key for each pair of ranks."""
+    for other in range(self.world):
+        self.store.set(f"{question}/{self.rank}/{other}", "")
+    return plain_decide(self, question, *args)
+
+
+def axis_of_all_lines(self: Any, line: RankLine) -> Any:
+    """Each rank makes the groups of all lines."""
+    for ranks in line.every():
+        if self.maker.rank not in ranks:
+            self.maker.line(replace(line, mine=tuple(ranks)))
+    return plain_axis(self, line)
+
+
 plain_state = FileState.of
+plain_decide = Rendezvous.decide
+plain_axis = mesh._Axes._axis
 plain_facts = preflight.rank_facts
 
 STARTS: dict[str, tuple[list[tuple[Any, str, Any]], Law]] = {
@@ -58,5 +80,13 @@ STARTS: dict[str, tuple[list[tuple[Any, str, Any]], Law]] = {
     "each rank reads the ids by itself": (
         [(fingerprint, "_sampled_once", lambda path, known: fingerprint.sampled(path))],
         reads,
+    ),
+    "a store key for each pair of ranks": (
+        [(Rendezvous, "decide", asked_in_pairs)],
+        a_larger_world_asks_for_no_more,
+    ),
+    "each rank makes the groups of all lines": (
+        [(mesh._Axes, "_axis", axis_of_all_lines)],
+        a_larger_world_asks_for_no_more,
     ),
 }
