@@ -33,10 +33,11 @@ PRECISIONS = {"fp64": {}, "fp32": {"fp64": False}, "bf16": {"fp64": False, "bf16
 
 
 def step_on_meta(**settings: Any) -> Trainer:
-    """Two steps and an evaluation."""
-    config = config_of(**settings, num_layers=2)
-    trainer, size = Trainer(config, Mesh.alone("meta")), config.training.micro_batch_size
-    batches = [synthetic_batch(config, range(start, start + size)) for start in range(0, 8, size)]
+    """Two steps of two micro-batches and an evaluation."""
+    size = settings.get("micro_batch_size", 1)
+    config = config_of(**settings, num_layers=2, global_batch_size=2 * size)
+    trainer = Trainer(config, Mesh.alone("meta"))
+    batches = [synthetic_batch(config, range(start, start + size)) for start in (0, size)]
     for step in (1, 2):
         trainer.train_step(batches, 1e-2, step)
     trainer.evaluate(batches[:1])

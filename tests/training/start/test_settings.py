@@ -16,23 +16,19 @@ ONCE = ["megascratch.config.resolve:derive", "megascratch.data.samples.build:ope
 ONCE += ["megascratch.tokenizer:load"]
 
 
-@pytest.mark.parametrize(
-    ("ranks", "processes"), [([], 1), (["--nproc-per-node", "2"], 3)], ids=["alone", "launcher"]
-)
-def test_every_process_of_a_run_derives_its_settings_and_opens_its_inputs_once(
-    ranks, processes, tmp_path
-):
+def test_every_process_of_a_launch_derives_its_settings_and_opens_its_inputs_once(tmp_path):
+    ranks = ["--nproc-per-node", "2"]
     found = noted_calls(tmp_path, ["pretrain", *MODEL, *BYTES, *QUICK, *ranks], ONCE)
-    once = [1] * processes
+    once = [1] * 3  # the launcher, too
     assert found == {"derive": once, "open_splits": once, "load": once}
 
 
-def test_a_resumed_run_derives_its_settings_and_opens_its_inputs_once(tmp_path):
+def test_a_run_alone_and_a_resumed_one_derive_their_settings_and_open_their_inputs_once(tmp_path):
     run = ["--auto-resume", "--output-dir", str(tmp_path / "run")]
-    for name in ("first", "second"):
+    for name in ("alone", "resumed"):
         (tmp_path / name).mkdir()
-        found = noted_calls(tmp_path / name, ["pretrain", *MODEL, *DATA, *QUICK, *run], ONCE[:2])
-        assert found == {"derive": [1], "open_splits": [1]}
+        found = noted_calls(tmp_path / name, ["pretrain", *MODEL, *BYTES, *QUICK, *run], ONCE)
+        assert found == {"derive": [1], "open_splits": [1], "load": [1]}
 
 
 def settings_of(*words: str, world: int = 1):
