@@ -4,7 +4,7 @@
         trainer = Trainer(config, mesh)                      # on the meta device
         tracker.tag_state(trainer.chunks, trainer.data_parallel)
         with tracker.watching(trainer.chunks):
-            trainer.train_step(batches, lr, recorder=tracker.recorder, phases=tracker.phases)
+            trainer.train_step(batches, lr, recorder=ActionNames([tracker.at]), phases=PhaseNames([tracker.at]))
     report = tracker.report()
 
 The tracker notes when each storage is made and when it is freed, and reads the owner from that afterwards:
@@ -26,10 +26,8 @@ from weakref import ref
 from torch import Tensor, nn
 
 from megascratch.data_parallel.base import DataParallel
+from megascratch.dry_run.steps import START
 from megascratch.parallel.device_kind import DeviceKind, ImitatesDevice
-from megascratch.pipeline.recorder import NullRecorder
-from megascratch.pipeline.schedule import Action
-from megascratch.runtime.timers import StepTimer
 
 PARTS = (
     "weights",
@@ -40,10 +38,6 @@ PARTS = (
     "temporaries",
     "other",
 )
-START = "start"
-"""The name of the time before the first action."""
-UPDATE = "update"
-"""The name of the time after the last action of a step."""
 ALLOCATED_IN: dict[str, int] = {"cpu": 1, "cuda": 512}
 """Bytes in units of which a device's allocator gives memory: malloc's are exact, torch's CUDA blocks are rounded up."""
 
@@ -52,7 +46,7 @@ ALLOCATED_IN: dict[str, int] = {"cpu": 1, "cuda": 512}
 class Allocation:
     """One storage."""
 
-    size: int  # bytes, rounded up as on the target
+    nbytes: int
     layer: str  # the kind of layer that ran when it was made, "" for none
     made: int  # number of the span, from `at` to the next `at`
     freed: int | None = None  # number of the span; None: never
@@ -95,8 +89,6 @@ class MemoryTracker(ImitatesDevice):
         self.layers = [""]  # the kinds of the layers that are running, innermost last
         self.live: dict[int, Allocation] = {}  # by address of the storage
         self.events: list[tuple[int, Allocation, int]] = []  # span, allocation, +1 made or -1 freed
-        self.recorder = _ActionNames(self)
-        self.phases = _PhaseNames(self)
 
     def __torch_dispatch__(
         self,
@@ -185,8 +177,7 @@ class MemoryTracker(ImitatesDevice):
         found = self.live.get(address)
         if found is not None:
             return found
-        size = -(-storage.nbytes() // self.unit) * self.unit
-        made = Allocation(size, self.layers[-1], len(self.spans) - 1)
+        made = Allocation(storage.nbytes(), self.layers[-1], len(self.spans) - 1)
 
         def free(_: ref) -> None:
             del self.live[address]
@@ -212,12 +203,13 @@ class MemoryTracker(ImitatesDevice):
         for number, (span, allocation, sign) in enumerate(self.events):
             part = self._part(allocation)
             if part == "host":
-                host += allocation.size if sign > 0 else 0
+                host += allocation.nbytes if sign > 0 else 0
                 continue
+            size = self._size(allocation)
             if span not in peaks:
                 peaks[span] = total, dict(now)
-            now[part] += sign * allocation.size
-            total += sign * allocation.size
+            now[part] += sign * size
+            total += sign * size
             if total > peaks[span][0]:
                 peaks[span] = total, dict(now)
             ends[span] = dict(now)
@@ -243,11 +235,15 @@ class MemoryTracker(ImitatesDevice):
         activations: dict[str, int] = defaultdict(int)
         for _, allocation, sign in self.events[: until + 1]:
             if self._part(allocation) == "activations":
-                activations[allocation.layer] += sign * allocation.size
+                activations[allocation.layer] += sign * self._size(allocation)
         span = self.events[until][0] if self.events else 0
         at_peak = peaks[span][1] if span in peaks else before
         held = {layer: size for layer, size in activations.items() if size}
         return MemoryReport(peak, self.spans[span], at_peak, held, timeline, host)
+
+    def _size(self, allocation: Allocation) -> int:
+        """Bytes, as the target's allocator gives them."""
+        return -(-allocation.nbytes // self.unit) * self.unit
 
     def _part(self, allocation: Allocation) -> str:
         if allocation.tag is not None:
@@ -257,27 +253,6 @@ class MemoryTracker(ImitatesDevice):
         if allocation.freed == allocation.made:
             return "temporaries"
         return "other" if self.spans[allocation.made] == START else "activations"
-
-
-class _ActionNames(NullRecorder):
-    """Tells the tracker which action of the pipeline runs."""
-
-    def __init__(self, tracker: MemoryTracker):
-        self.tracker = tracker
-
-    def begins(self, action: Action) -> None:
-        self.tracker.at(str(action))
-
-
-class _PhaseNames(StepTimer):
-    """Tells the tracker that the last action of a step has run, or the whole step."""
-
-    def __init__(self, tracker: MemoryTracker):
-        super().__init__()
-        self.tracker = tracker
-
-    def lap(self, phase: str) -> None:
-        self.tracker.at(UPDATE if phase == "forward and backward" else START)
 
 
 def _layer_kind(name: str) -> str:
