@@ -2,19 +2,11 @@
 
 import pytest
 
-from megascratch.config.layout import Layout
 from megascratch.config.load import read_config
-from megascratch.dry_run.parameters import count_parameters
 from megascratch.dry_run.settings import imagined_run
-from megascratch.model.build import build_chunks
 from megascratch.model.flops import parameters
-from megascratch.model.table import weight_table
-from megascratch.parallel.imagined import imagined_mesh
-from megascratch.parallel.traffic import TrafficLog
-from megascratch.pipeline.passes import placement_of
-from megascratch.training.hardware import parameter_dtype
 from tests.support.doc_blocks import ROOT
-from tests.support.layout_runs import config_of
+from tests.support.imagined_models import all_ranks_count_the_model_once
 from tests.support.pairwise_cover import LLAMA
 
 # as their publishers count them: for Llama 3 the numbers of the files that were released
@@ -65,18 +57,4 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_all_ranks_together_count_the_model_once(name):
-    config = config_of(**LAYOUTS[name])
-    layout = Layout.of(config.parallel)
-    total = 0
-    for rank in range(layout.world):
-        mesh = imagined_mesh(layout, rank, False, TrafficLog())
-        parallel = config.parallel
-        chunks = parallel.num_virtual_stages_per_pipeline_rank
-        placement = placement_of(parallel.pipeline_schedule, layout.pp, chunks)
-        dtype = parameter_dtype(config.optim)
-        built = build_chunks(config.model, parallel, mesh, dtype, 1, placement)
-        shards = weight_table(config.model, parallel, layout)
-        found = count_parameters(config.model, built, shards, mesh.position)
-        assert found.counted <= found.held <= found.model
-        total += found.counted
-    assert total == found.model
+    all_ranks_count_the_model_once(LAYOUTS[name])

@@ -9,6 +9,11 @@ import random
 from collections import Counter
 from dataclasses import dataclass
 
+import torch
+
+from tests.support.layout_runs import config_of
+from tests.support.traffic import imagined_traffic
+
 WIDE = {"bf16": 2, "fp16": 2, "fp32": 4}
 GRADIENT = 4  # bytes of an element; losses are as wide
 FOLDED = ("zb_v", "dualpipe_v")
@@ -21,17 +26,17 @@ class Case:
     tp: int
     pp: int
     dp: int
-    schedule: str
-    chunks: int
-    layers: int
-    sp: bool
-    zero1: bool
-    tied: bool
-    llama: bool
-    precision: str
-    recompute: str
     microbatches: int
-    rank: int
+    layers: int
+    schedule: str = "1f1b"
+    chunks: int = 1
+    sp: bool = False
+    zero1: bool = False
+    tied: bool = False
+    llama: bool = False
+    precision: str = "bf16"
+    recompute: str = "none"
+    rank: int = 0
     h: int = 2048
     heads: int = 32
     groups: int = 8
@@ -226,6 +231,20 @@ def _pipeline(case: Case) -> Counter:
     return +found
 
 
+def counted(case: Case) -> Counter:
+    """The same, as the program of the rank asks for it."""
+    found: Counter = Counter()
+    config = config_of(**case.settings)
+    for what in imagined_traffic(config, case.rank, gloo=False):
+        if what.during and what.dtype != torch.float64:  # those are numbers of the whole step
+            found[what.operation, what.axis] += what.nbytes
+    return found
+
+
+def traffic_is_that_of_the_papers(case: Case) -> None:
+    assert counted(case) == traffic(case)
+
+
 def random_cases(seed: int, number: int) -> list[Case]:
     """Random models and layouts, and a random rank of each."""
     stream = random.Random(seed)
@@ -251,7 +270,7 @@ def random_cases(seed: int, number: int) -> list[Case]:
                 llama=stream.choice([True, False]) or (sp and zero1),
                 precision=stream.choice(list(WIDE)),
                 recompute=stream.choice(["none", "selective", "full"]),
-                microbatches=2 * pp,
+                microbatches=pp,
                 rank=stream.randrange(tp * pp * dp),
             )
         )
