@@ -103,6 +103,11 @@ def write_file(draft: Draft, name: str, layout: FileLayout, raw: RawBytes) -> Wr
     if not layout.slots:
         return None
     file, sums = draft.write(name, layout, raw)
+    return write_table(file, layout, sums)
+
+
+def write_table(file: DataFile, layout: FileLayout, sums: list[int]) -> WriteTable:
+    """What the first rank hears of a file, of whose chunks the checksums are `sums`."""
     tensors: dict[tuple[str, tuple[int, ...], torch.dtype], int] = {}
     dims = max(len(slot.whole_shape) for slot in layout.slots)
     numbers = np.zeros((len(sums), WHERE + 2 * dims), U64)
