@@ -41,8 +41,14 @@ from tests.support.pairwise_cover import LLAMA
 from tests.support.small_models import config_of as small_config
 from tests.support.small_models import full_logits, model_of
 
-STEPS = 3
-MODEL = {**LLAMA, "num_layers": 8, "hidden_dropout": 0.1, "attention_dropout": 0.2}
+STEPS = 2
+MODEL = {
+    **LLAMA,
+    "num_layers": 8,
+    "global_batch_size": 4,
+    "hidden_dropout": 0.1,
+    "attention_dropout": 0.2,
+}
 TP2 = {"tensor_model_parallel_size": 2}
 PP2 = {"pipeline_model_parallel_size": 2}
 ZERO1 = {"data_parallel_size": 2, "use_distributed_optimizer": True}

@@ -1,11 +1,12 @@
 """Tensors that are not what their address says, through every operation that has a kernel: `python -m
-tests.support.special_tensors KIND`, a process of its own, because a kernel that read them could end it.
+tests.support.special_tensors`. Each kind has a process of its own, because a kernel that read them could end it.
 
-The result must be that of ordinary tensors, and a kernel that is asked raises.
+The result must be that of ordinary tensors, and a kernel that is asked raises. Prints the exit code of each kind.
 """
 
-import sys
+import os
 import tempfile
+import traceback
 from collections.abc import Callable
 
 import torch
@@ -209,8 +210,8 @@ def forbid_kernels() -> None:
     cpu._KERNELS.update(dict.fromkeys(KERNELS, NoKernels()))
 
 
-def main(kind: str) -> None:
-    torch.set_num_threads(1)
+def check(kind: str) -> None:
+    """Raises: AssertionError if an operation differs."""
     assert cpu.supports(*inputs()), "no kernel is asked here"
     for name, operation in OPERATIONS.items():
         cpu._KERNELS.update(KERNELS)
@@ -229,5 +230,21 @@ def main(kind: str) -> None:
                 assert torch.allclose(mine, expected, rtol=1e-12, atol=1e-12), name
 
 
+def main() -> None:
+    """One process after the other, each a copy of this one, which has loaded torch and computed nothing yet."""
+    torch.set_num_threads(1)
+    for kind in KINDS:
+        child = os.fork()
+        if child == 0:
+            try:
+                check(kind)
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        print(kind, os.waitstatus_to_exitcode(status), flush=True)
+
+
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main()
