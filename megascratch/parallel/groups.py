@@ -62,15 +62,15 @@ class GlooGroups:
     """Groups of gloo, without torch's default group.
 
     Args:
-        store: what no other `GlooGroups` uses; group members find each other's addresses in it.
+        rendezvous: group members find each other's addresses in its store, which no other `GlooGroups` uses.
     """
 
     needs_host_memory = True
 
-    def __init__(self, store: dist.Store, rank: int, world: int, timeouts: Timeouts):
-        self.store = store
-        self.rank = rank
-        self.world = world
+    def __init__(self, rendezvous: Rendezvous, timeouts: Timeouts):
+        self.store = rendezvous.store
+        self.rank = rendezvous.rank
+        self.world = rendezvous.world
         self.timeouts = timeouts
         self._device: object | None = None
 
@@ -97,7 +97,7 @@ class GlooGroups:
         return _transport(group)
 
     def _members(self, name: str, ranks: tuple[int, ...]) -> dist.Store:
-        return dist.PrefixStore(f"{name} {ranks[0]}", self.store)
+        return dist.PrefixStore(f"group {name} {ranks[0]}", self.store)
 
     def _shared_device(self) -> object:
         """One listening socket and one thread for all groups of the control plane, which move few bytes."""
@@ -119,11 +119,11 @@ class NcclGroups:
 
     needs_host_memory = False
 
-    def __init__(self, store: dist.Store, rank: int, world: int, timeouts: Timeouts):
-        self.rank = rank
-        self.world = world
+    def __init__(self, rendezvous: Rendezvous, timeouts: Timeouts):
+        self.rank = rendezvous.rank
+        self.world = rendezvous.world
         self.timeouts = timeouts
-        self._gloo = GlooGroups(store, rank, world, timeouts)
+        self._gloo = GlooGroups(rendezvous, timeouts)
 
     def line(self, line: RankLine) -> Transport | None:
         """All ranks take part in the split, those without a line too."""
@@ -168,8 +168,7 @@ def start(
 def maker_of(backend: str, rendezvous: Rendezvous, timeouts: Timeouts) -> GroupMaker:
     """The group maker of a backend; with NCCL there must be a default group."""
     kind = GlooGroups if backend == "gloo" else NcclGroups
-    store = dist.PrefixStore("group", rendezvous.store)
-    return kind(store, rendezvous.rank, rendezvous.world, timeouts)
+    return kind(rendezvous, timeouts)
 
 
 def stop() -> None:

@@ -5,6 +5,7 @@ rank hangs, is stopped or is dead, because the rank maps the file into its memor
     0    u32 PID                 4    u32 flags: 1 watched, 2 waits, 4 ended
     8    f64 time.monotonic() of the last change
     16   i64 step                24   i32 exit code, when it has ended
+    32   f64 seconds that it may take without a change; 0: as long as the supervisor allows
     64   what it does            192  what it waits for
     448  the same of a background thread          704  the first line of the error that ended it
     1024 the oldest communication that it has launched and that has not ended (runtime/launches.py)
@@ -35,6 +36,7 @@ WAITS = 2
 ENDED = 4
 _HEAD = struct.Struct("<IIdqi")
 _CODE = struct.Struct("<i")
+_PATIENCE = struct.Struct("<d")
 _ACTION = slice(64, 192)
 _AWAITED = slice(192, 448)
 _BACKGROUND = slice(448, 704)
@@ -56,6 +58,7 @@ class Heartbeat(NamedTuple):
     background: str
     error: str
     launched: str
+    patience: float = 0.0  # seconds without a change; 0: as long as the supervisor allows
 
     @property
     def waits(self) -> bool:
@@ -94,7 +97,25 @@ def read(folder: str | Path) -> list[Heartbeat]:
         texts = []
         for field in (_ACTION, _AWAITED, _BACKGROUND, _ERROR, _LAUNCHED):
             texts.append(raw[field].rstrip(b"\0").decode(errors="replace"))
-        heartbeats.append(Heartbeat(int(path.stem), pid, flags, moved, step, code, *texts))
+        (patience,) = _PATIENCE.unpack_from(raw, 32)
+        action, awaited, background, error, launched = texts
+        rank = int(path.stem)
+        heartbeats.append(
+            Heartbeat(
+                rank,
+                pid,
+                flags,
+                moved,
+                step,
+                code,
+                action,
+                awaited,
+                background,
+                error,
+                launched,
+                patience,
+            )
+        )
     return sorted(heartbeats)
 
 
@@ -118,6 +139,12 @@ class RankPosition:
 def position() -> RankPosition:
     """That of this process."""
     return RankPosition()
+
+
+def may_take(seconds: float) -> None:
+    """Until the next step begins, this rank hangs only if it makes no progress for so many seconds."""
+    if (own := _own_file()) is not None:
+        own.may_take(seconds)
 
 
 def at_step(step: int) -> None:
@@ -193,7 +220,7 @@ class _HeartbeatFile:
         # would take this rank for one that hangs.
         view = memoryview(self._memory)
         self._flags_there = view.cast("I")
-        self._moved = view.cast("d")
+        self._times = view.cast("d")
         self._step = view.cast("q")
         self._main = threading.main_thread().ident
         self._flags = 0
@@ -203,15 +230,20 @@ class _HeartbeatFile:
     def flag(self, flag: int, on: bool = True) -> None:
         self._flags = self._flags | flag if on else self._flags & ~flag
         self._flags_there[1] = self._flags
-        self._moved[1] = time.monotonic()
+        self._times[1] = time.monotonic()
+
+    def may_take(self, seconds: float) -> None:
+        self._times[4] = seconds
+        self._times[1] = time.monotonic()
 
     def at_step(self, step: int) -> None:
         self._step[2] = step
-        self._moved[1] = time.monotonic()
+        self._times[4] = 0.0
+        self._times[1] = time.monotonic()
 
     def note(self, field: slice, text: str) -> None:
         self._write(field, text)
-        self._moved[1] = time.monotonic()
+        self._times[1] = time.monotonic()
 
     def launched(self, text: str) -> None:
         if text != self._launched:

@@ -32,11 +32,11 @@ from megascratch.supervision.folders import new_folder
 from megascratch.supervision.observe import (
     LOOK_EVERY,
     answer_stack_requests,
-    is_hung,
     kill,
     log,
     observe,
     report,
+    seconds_hung,
     wait_for_other_ranks,
 )
 from megascratch.supervision.report import RankStatus, refused
@@ -224,8 +224,9 @@ class _Attempt:
                 return None
             if any(code not in (None, DONE, *STOPS) for code in codes.values()):
                 return self._failed("one failed rank ends the attempt")
-            if is_hung(self.folder, codes, self.plan.limit):
-                return self._failed(f"no progress for {self.plan.limit:g} s")
+            hung = seconds_hung(self.folder, codes, self.plan.limit)
+            if hung:
+                return self._failed(f"no progress for {hung:g} s")
             if None not in codes.values():
                 return observe(self.folder, codes)
 

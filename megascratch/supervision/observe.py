@@ -22,9 +22,9 @@ from megascratch.runtime.heartbeat import FOLDER, read
 from megascratch.runtime.launch_environment import launch_environment
 from megascratch.supervision.report import (
     RankStatus,
-    any_hung,
     cause_is_known,
     headline,
+    hung_for,
     may_still_report,
     table,
 )
@@ -63,12 +63,12 @@ def observe(folder: Path, codes: Mapping[int, int | None]) -> list[RankStatus]:
     return seen
 
 
-def is_hung(folder: Path, codes: Mapping[int, int | None], limit: float) -> bool:
-    """Whether a rank that others wait for hangs. Checked twice, because one look may catch a rank while it writes."""
-    if not any_hung(observe(folder, codes), limit):
-        return False
+def seconds_hung(folder: Path, codes: Mapping[int, int | None], limit: float) -> float:
+    """As `hung_for`, of the ranks as they are now. Looks twice, because one look may catch a rank while it writes."""
+    if not hung_for(observe(folder, codes), limit):
+        return 0.0
     time.sleep(0.02)
-    return any_hung(observe(folder, codes), limit)
+    return hung_for(observe(folder, codes), limit)
 
 
 def wait_for_other_ranks(

@@ -63,13 +63,18 @@ class RankStatus(NamedTuple):
         )
 
 
-def any_hung(seen: Sequence[RankStatus], limit: float) -> bool:
-    """Whether a rank that others wait for has not moved for `limit` seconds."""
+def hung_for(seen: Sequence[RankStatus], limit: float) -> float:
+    """Seconds that a rank which others wait for was allowed to take and has taken without a change; 0 if none hangs.
+
+    Args:
+        limit: how many it may take, if its heartbeat does not say otherwise.
+    """
     for one in seen:
-        others_wait = one.code is None and one.where is not None and one.where.watched
-        if others_wait and one.idle_seconds > limit:
-            return True
-    return False
+        if one.code is None and one.where is not None and one.where.watched:
+            allowed = one.where.patience or limit
+            if one.idle_seconds > allowed:
+                return allowed
+    return 0.0
 
 
 def cause_is_known(seen: Sequence[RankStatus]) -> bool:

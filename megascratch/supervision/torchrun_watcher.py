@@ -23,12 +23,12 @@ from megascratch.supervision.observe import (
     LOOK_EVERY,
     answer_stack_requests,
     is_alive,
-    is_hung,
     kill,
     log,
     memory_folder,
     observe,
     report,
+    seconds_hung,
     state_of,
     wait_for_other_ranks,
 )
@@ -140,7 +140,8 @@ def main(folder: Path, agent: int, limit: float, report_file: Path) -> None:
 def _reason_to_end(folder: Path, codes: dict[int, int | None], limit: float) -> str:
     if any(code not in (None, DONE, *STOPS) for code in codes.values()):
         return "one failed rank ends the attempt"
-    return f"no progress for {limit:g} s" if is_hung(folder, codes, limit) else ""
+    hung = seconds_hung(folder, codes, limit)
+    return f"no progress for {hung:g} s" if hung else ""
 
 
 def _codes(folder: Path) -> dict[int, int | None]:

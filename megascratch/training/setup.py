@@ -31,7 +31,7 @@ from megascratch.parallel.groups import Timeouts
 from megascratch.parallel.mesh import Mesh
 from megascratch.parallel.rendezvous import Rendezvous, join
 from megascratch.runtime.faults import fault_point
-from megascratch.runtime.heartbeat import set_watched
+from megascratch.runtime.heartbeat import may_take, set_watched
 from megascratch.runtime.launch_environment import launch_environment
 from megascratch.storage.path import storage_path
 from megascratch.tokenizer import Tokenizer
@@ -124,6 +124,7 @@ def _connected(
 ) -> Mesh:
     """Starts this rank's process groups of all axes."""
     set_watched()
+    may_take(timeouts.load.total_seconds())
     if device.type == "cpu":
         keep_freed_memory()
     maker = groups.start(parallel.distributed_backend, device, meeting, timeouts)

@@ -273,6 +273,8 @@ _NO_LAYOUT = (
     "recompute_num_layers",
     "distributed_backend",
     "distributed_timeout_minutes",
+    "start_timeout_minutes",
+    "load_timeout_minutes",
 )
 
 

@@ -221,7 +221,7 @@ class _Kept:
             device_id=device if backend == "nccl" else None,
         )
 
-    def maker(self, timeout: timedelta | None) -> GroupMaker | None:
+    def maker(self, timeouts: Timeouts | None) -> GroupMaker | None:
         """Makes the groups of the next mesh."""
         meeting = self.rendezvous
         if meeting is None:
@@ -231,7 +231,7 @@ class _Kept:
         return groups.maker_of(
             self.backend,
             Rendezvous(store, meeting.rank, meeting.world, meeting.timeout),
-            Timeouts.equal(timeout or meeting.timeout),
+            timeouts or Timeouts.equal(meeting.timeout),
         )
 
     def drop(self) -> None:
@@ -254,13 +254,13 @@ def _kept() -> _Kept:
     return _Kept()
 
 
-def group_maker(timeout: timedelta | None = None) -> GroupMaker | None:
+def group_maker(timeouts: Timeouts | None = None) -> GroupMaker | None:
     """What makes the groups of one mesh, on a worker; called by all ranks. None outside a worker.
 
     Args:
-        timeout: default: that of the pool.
+        timeouts: default: the pool's for everything.
     """
-    return _kept().maker(timeout)
+    return _kept().maker(timeouts)
 
 
 def mesh_of(tp: int = 1, pp: int = 1, dp: int = 1, device: str = "cpu", **more: int) -> Mesh:

@@ -1,10 +1,21 @@
 """A rank makes only its own groups, as few in a large world, and what all ranks tell each other arrives."""
 
+import time
+from datetime import timedelta
+from unittest.mock import patch
+
 import pytest
+import torch
+import torch.distributed as dist
 
 from megascratch.config.layout import Layout
+from megascratch.parallel.collectives import all_reduce
 from megascratch.parallel.control import Control, tree_groups
+from megascratch.parallel.groups import NcclGroups, Timeouts
 from megascratch.parallel.lines import ring_links
+from megascratch.parallel.mesh import Mesh
+from megascratch.parallel.pending import CommunicationError
+from megascratch.parallel.rendezvous import Rendezvous
 from tests.support import group_plans
 from tests.support.rank_pool import RankFailed, group_maker, on_ranks
 
@@ -86,3 +97,58 @@ def test_a_rank_that_has_gone_is_named_with_the_verb_and_the_level(verb):
         f"{verb} with rank 2 over test level 0 failed on rank 0 of 3: another rank has ended"
         in str(caught.value)
     )
+
+
+class _OfNccl(NcclGroups):
+    """Without a device: nothing is made but the splits, which are noted."""
+
+    def everyone(self):
+        return group_plans.Asking(self.rank, self.world).transport
+
+    def host(self, name, ranks):
+        return self.everyone()
+
+
+@pytest.mark.parametrize("layout", group_plans.LAYOUTS, ids=lambda layout: layout.name)
+def test_on_nccl_all_ranks_make_the_same_splits_one_of_each_axis_and_colour(layout):
+    second = timedelta(seconds=1)
+    splits = []
+
+    def split_group(*, split_ranks, timeout, group_desc):
+        splits[-1].append((group_desc, split_ranks))
+        return "group" if any(rank in line for line in split_ranks) else None
+
+    with patch.object(dist, "split_group", split_group):
+        for rank in range(layout.world):
+            splits.append([])
+            meeting = Rendezvous(dist.HashStore(), rank, layout.world, second)
+            mesh = Mesh.build(layout, "meta", _OfNccl(meeting, Timeouts.equal(second)))
+            for axis in (mesh.tp, mesh.data, mesh.pp, mesh.edp, mesh.embedding):
+                assert (axis.transport is None) == (axis.size == 1)
+            assert mesh.world.transport is not None and not mesh.world.along
+    assert all(made == splits[0] for made in splits)
+    names = [name for name, _ in splits[0]]
+    assert len(names) == len(set(names))
+    colours = {1: 0, 2: 4}.get(layout.pp, 6 if layout.pp % 2 else 4)
+    assert sum(name.startswith("pp ") for name in names) == colours
+
+
+def _late_at(what: str) -> str:
+    """The second rank comes later than a step may take, to the control plane or to a step's sum."""
+    patient = timedelta(seconds=60)
+    maker = group_maker(Timeouts(patient, load=patient, step=timedelta(seconds=1)))
+    mesh = Mesh.build(Layout(tp=2), maker=maker)
+    time.sleep(2.5 * mesh.rank)
+    try:
+        if what == "control":
+            return str(mesh.control.reduce(mesh.rank, max))
+        all_reduce(torch.ones(1 << 20), mesh.tp)
+    except CommunicationError as error:
+        return str(error)
+    return "in time"
+
+
+def test_a_load_may_take_longer_than_a_step():
+    assert on_ranks(2, _late_at, "control") == ["1", "1"]
+    late, _ = on_ranks(2, _late_at, "sum")
+    assert late.startswith("all_reduce over tp failed on rank 0 of 2: ")

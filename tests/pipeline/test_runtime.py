@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from megascratch.config.layout import Layout
+from megascratch.parallel.groups import Timeouts
 from megascratch.parallel.mesh import Mesh
 from megascratch.parallel.pending import CommunicationError
 from megascratch.pipeline.passes import Orders, add_transfers, check, compile_order
@@ -387,7 +388,9 @@ def test_all_links_of_a_ring_can_be_opened(ranks):
 
 def _beside_a_broken_rank(orders: Orders, dies: bool) -> str:
     """On a rank: one step on links with a short timeout, in which they must stand, too; the last rank plays nothing."""
-    mesh = Mesh.build(Layout(pp=len(orders)), maker=group_maker(timedelta(seconds=5)))
+    mesh = Mesh.build(
+        Layout(pp=len(orders)), maker=group_maker(Timeouts.equal(timedelta(seconds=5)))
+    )
     if mesh.pp.is_last and dies:
         os._exit(1)
     if mesh.pp.is_last:

@@ -16,9 +16,9 @@ from megascratch.supervision.observe import is_alive, kill, observe, state_of
 from megascratch.supervision.report import (
     LOST,
     RankStatus,
-    any_hung,
     cause_is_known,
     headline,
+    hung_for,
     may_still_report,
     refused,
     root_causes,
@@ -183,13 +183,27 @@ def test_the_report_waits_for_the_rank_that_began_it(case):
 
 
 def test_a_rank_hangs_only_where_others_wait_for_it_and_it_lives():
-    assert any_hung([rank(0, still=5.1)], 5.0) and not any_hung([rank(0, still=4.9)], 5.0)
-    assert not any_hung([rank(0, still=9.0, flags=0)], 5.0), (
+    assert hung_for([rank(0, still=5.1)], 5.0) == 5.0 and not hung_for([rank(0, still=4.9)], 5.0)
+    assert not hung_for([rank(0, still=9.0, flags=0)], 5.0), (
         "before it meets the others it may take its time"
     )
-    assert not any_hung([rank(0, still=9.0, flags=WATCHED | ENDED)], 5.0) and not any_hung(
+    assert not hung_for([rank(0, still=9.0, flags=WATCHED | ENDED)], 5.0) and not hung_for(
         [rank(0, 0, still=9.0)], 5.0
     )
+
+
+def test_a_rank_that_loads_may_take_as_long_as_it_said_until_its_next_step(tmp_path):
+    code = (
+        "import os, sys; from megascratch.runtime import heartbeat as here; here.set_watched();"
+        "here.may_take(9.5); sys.argv[1] == 'steps' and here.at_step(3)"
+    )
+    for then, allowed in (("loads", 9.5), ("steps", 5.0)):
+        environment = {**os.environ, FOLDER: str(tmp_path / then), "RANK": "0"}
+        subprocess.run([sys.executable, "-c", code, then], env=environment, check=True)
+        (where,) = read(tmp_path / then)
+        for idle in (4.9, 5.1, 9.4, 9.6):
+            seen = [RankStatus(0, None, STATUS_SLEEPING, idle, where)]
+            assert hung_for(seen, 5.0) == (allowed if idle > allowed else 0.0)
 
 
 @pytest.mark.parametrize(
