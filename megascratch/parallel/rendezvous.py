@@ -43,21 +43,13 @@ class Rendezvous:
         """
         self.store.set(f"{question}/{self.rank}", mine)
         if self.rank != 0:
-            answer = self._get(f"{question}/verdict", self.timeout)
-            if answer is None:
-                raise RanksSilent(_missing([0], self.timeout))
+            try:
+                self.store.wait([f"{question}/verdict"], self.timeout)
+            except RuntimeError as error:  # a file store raises no more specific error on a timeout
+                raise RanksSilent(_missing([0], self.timeout)) from error
+            answer = self.store.get(f"{question}/verdict").decode()
         else:
-            ends = time.monotonic() + self.timeout.total_seconds()
-            texts: list[str] = []
-            silent: list[int] = []
-            for rank in range(self.world):
-                text = self._get(
-                    f"{question}/{rank}", timedelta(seconds=max(ends - time.monotonic(), 0.01))
-                )
-                if text is None:
-                    silent.append(rank)
-                else:
-                    texts.append(text)
+            texts, silent = self._texts([f"{question}/{rank}" for rank in range(self.world)])
             answer = SILENT + _missing(silent, self.timeout) if silent else judge(texts)
             self.store.set(f"{question}/verdict", answer)
         if answer.startswith(SILENT):
@@ -67,19 +59,22 @@ class Rendezvous:
 
     def leave(self) -> None:
         """Called before a process ends: rank 0, whose process may host the store, waits until all others have left."""
-        self.store.set(f"left/{self.rank}", "")
+        left = self.store.add("left", 1)
         ends = time.monotonic() + GOODBYE
-        all_ranks = [f"left/{rank}" for rank in range(self.world)]
-        while self.rank == 0 and not self.store.check(all_ranks) and time.monotonic() < ends:
+        while self.rank == 0 and left < self.world and time.monotonic() < ends:
             time.sleep(0.02)
+            left = self.store.add("left", 0)
 
-    def _get(self, key: str, timeout: timedelta) -> str | None:
-        """The text of a key; None if it was not written in time."""
+    def _texts(self, keys: list[str]) -> tuple[list[str], list[int]]:
+        """The texts of the keys of all ranks, read together, once all are there. If they are not in time: no texts, and
+        the ranks that did not write."""
         try:
-            self.store.wait([key], timeout)
-            return self.store.get(key).decode()
-        except RuntimeError:  # a file store raises no more specific error on a timeout
-            return None
+            self.store.wait(keys, self.timeout)
+        except RuntimeError:
+            silent = [rank for rank, key in enumerate(keys) if not self.store.check([key])]
+            if silent:
+                return [], silent
+        return [text.decode() for text in self.store.multi_get(keys)], []
 
 
 def join(timeout: timedelta) -> Rendezvous | None:
