@@ -34,6 +34,7 @@ SIZE = 1280
 WATCHED = 1
 WAITS = 2
 ENDED = 4
+MOST_LISTED = 16  # ranks of a communication
 _HEAD = struct.Struct("<IIdqi")
 _CODE = struct.Struct("<i")
 _PATIENCE = struct.Struct("<d")
@@ -185,7 +186,7 @@ def waiting(what: str, number: int = 0, ranks: Sequence[int] = ()) -> Iterator[N
         yield
         return
     count = f" number {number}" if number else ""
-    own.waits(f"{what}{count}{listed(tuple(ranks))}")
+    own.waits(f"{what}{count}{listed(ranks)}")
     try:
         yield
     finally:
@@ -198,13 +199,17 @@ def ended(code: int, error: str = "") -> None:
         own.ended(code, error)
 
 
+def listed(ranks: Sequence[int]) -> str:
+    """The ranks of a communication as a text: ` (ranks 0 1)`; "" for none. Takes no longer for a thousand of them."""
+    return _listed(tuple(ranks[: MOST_LISTED + 1]))
+
+
 @lru_cache(maxsize=256)
-def listed(ranks: tuple[int, ...]) -> str:
-    """The ranks of a communication as a text: ` (ranks 0 1)`; "" for none."""
+def _listed(ranks: tuple[int, ...]) -> str:
     if not ranks:
         return ""
-    first = " ".join(map(str, ranks[:16]))
-    more = " ..." if len(ranks) > 16 else ""
+    first = " ".join(map(str, ranks[:MOST_LISTED]))
+    more = " ..." if len(ranks) > MOST_LISTED else ""
     return f" (ranks {first}{more})"
 
 

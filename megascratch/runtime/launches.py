@@ -53,7 +53,7 @@ class Launch:
     def __str__(self) -> str:
         action = f"in {self.action} " if self.action else ""
         return (
-            f"{self.what} number {self.number}{listed(tuple(self.ranks))}, launched {action}"
+            f"{self.what} number {self.number}{listed(self.ranks)}, launched {action}"
             f"of step {self.step}"
         )
 

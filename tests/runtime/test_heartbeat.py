@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 
-from megascratch.runtime.heartbeat import FOLDER, read
+from megascratch.runtime.heartbeat import FOLDER, listed, read
 
 NOTES = "from megascratch.runtime import heartbeat as w\nw.set_watched()\nwhile True: w.at_step(3); w.doing('F0')"
 
@@ -25,3 +25,11 @@ def test_a_clock_that_is_being_written_never_reads_as_that_of_a_rank_that_hangs(
     assert len(looks) == 20_000
     assert [one.moved for one in looks if one.moved < began] == []
     assert all(one.watched and one.step in (0, 3) for one in looks)
+
+
+def test_a_thousand_billion_ranks_are_listed_as_fast_as_seventeen():
+    """A rank that waits reads no more of them than it lists."""
+    first = "0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15"
+    assert listed(range(10**12)) == listed(range(17)) == f" (ranks {first} ...)"
+    assert listed(range(16)) == f" (ranks {first})"
+    assert listed(()) == ""

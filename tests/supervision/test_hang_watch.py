@@ -18,7 +18,9 @@ from tests.support.hangs import (
     a_transfer_that_does_not_end_is_named,
     axis_of,
     what_ends_late_is_no_hang,
+    whichever_hangs_in_a_step_is_named,
 )
+from tests.support.layout_runs import config_of
 
 
 def test_the_oldest_launch_is_named_with_its_action():
@@ -31,6 +33,29 @@ def test_a_communication_that_ends_late_is_not_named():
 
 def test_a_transfer_is_named_with_its_micro_batch():
     a_transfer_that_does_not_end_is_named()
+
+
+def test_whichever_communication_of_a_step_hangs_is_named():
+    layout = {
+        "tensor_model_parallel_size": 2,
+        "pipeline_model_parallel_size": 2,
+        "data_parallel_size": 2,
+        "sequence_parallel": True,
+        "use_distributed_optimizer": True,
+        "num_layers": 2,
+        "global_batch_size": 4,
+    }
+    named = whichever_hangs_in_a_step_is_named(config_of(**layout), 5)
+    assert named >= {
+        "all_gather over tp",
+        "reduce_scatter over tp",
+        "all_reduce over data",
+        "reduce_scatter over data",
+        "all_gather over data",
+        "all_reduce over world",
+        "send to rank 1",
+        "receive from rank 1",
+    }
 
 
 def test_no_tensor_is_kept_for_a_launch_that_was_awaited():

@@ -5,9 +5,12 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
+from megascratch.config.resolve import ResolvedConfig
 from megascratch.parallel import watched_work
 from megascratch.parallel.axis import Axis, Link, Links
 from megascratch.parallel.collectives import all_reduce, start_all_gather, start_all_reduce
+from megascratch.parallel.imagined import ImaginedTransport
+from megascratch.parallel.traffic import Communication
 from megascratch.parallel.transport import Transport
 from megascratch.pipeline import runtime
 from megascratch.pipeline.passes import compile_order
@@ -16,6 +19,7 @@ from megascratch.pipeline.stage import Stage
 from megascratch.runtime.heartbeat import at_step, doing
 from megascratch.runtime.launches import Launches
 from megascratch.supervision.hang_watch import HangWatch
+from tests.support.traffic import imagined_traffic
 
 
 class DeviceWork:
@@ -149,6 +153,40 @@ def what_ends_late_is_no_hang() -> None:
         assert rank.after(90) == []
         pending.wait()
         assert rank.after(90) == []
+
+
+def whichever_hangs_in_a_step_is_named(config: ResolvedConfig, rank: int) -> set[str]:
+    """The law, of every communication of a rank's set-up and first step, one after the other. Returns: the operations
+    that were named, with axis or peer.
+
+    The rank's program runs in a world that does not exist, whose log says what was asked, and in which action.
+    """
+    with (
+        Rank() as own,
+        patch.object(ImaginedTransport, "waits_for_end", False),
+        patch.object(ImaginedTransport, "_carried", lambda self, *tensors: DeviceWork(tensors[0])),
+        patch.object(ImaginedTransport, "mark", lambda self, work: work.ended),
+    ):
+        asked = imagined_traffic(config, rank, gloo=False)
+        launched = [launch for line in own.launches._of_line.values() for launch in line]
+    launched.sort(key=lambda launch: launch.began)
+    assert len(launched) == len(asked)
+    for number, (launch, what) in enumerate(zip(launched, asked, strict=True)):
+        own.said.clear()
+        own.after(0.0 if number else 100.0)
+        said = "; ".join(own.said)
+        assert said.startswith(f"{_operation(what)} number "), (said, what)
+        if what.during[:1] in "FBWSRI" and what.during[-1:].isdigit():
+            assert f"launched in {what.during} (micro-batch " in said, (said, what)
+        launch.ending.yes = True
+    assert own.launches.oldest() is None
+    return {launch.what for launch in launched}
+
+
+def _operation(what: Communication) -> str:
+    if what.peer is None:
+        return f"{what.operation} over {what.axis}"
+    return f"{what.operation} {'to' if what.operation == 'send' else 'from'} rank {what.peer}"
 
 
 class OneLayer(nn.Module):
