@@ -2,11 +2,11 @@
 
     python -m tools.simulated_start --world 8 1024 16384 --rank 5 --tensor-model-parallel-size 2
 
-The rank's own program runs: settings, preflight check, process groups, model. The other ranks
-are played by `tools/simulated_world.py`. Words that are not flags of this command are settings, as for `megascratch
-pretrain`, on top of a tiny model unless they name a file with --config. It shows, without a cluster, whether a start
-still holds at another size: what a rank asks may grow with the length of its own lines (the axes of the layout), not
-with the world.
+The rank's own program runs: settings, preflight check, process groups, model (without memory), the division of a save,
+and with --resume-from a resume. The other ranks are played by `tools/simulated_world.py`. Words that are not flags of
+this command are settings, as for `megascratch pretrain`, on top of a tiny model unless they name a file with --config.
+It shows, without a cluster, whether a start still holds at another size: what a rank asks may grow with the length of
+its own lines (the axes of the layout), not with the world.
 """
 
 import argparse
@@ -24,17 +24,31 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import torch
+
+from megascratch.checkpoint import load
+from megascratch.checkpoint.write_plan import agree_on_write_plan
 from megascratch.config.errors import Problems, UserError
-from megascratch.config.fields import with_fields
+from megascratch.config.fields import flat, with_fields
 from megascratch.config.layout import Layout
 from megascratch.config.load import read_config
 from megascratch.config.settings import Config
+from megascratch.dry_run.settings import imagined_run
+from megascratch.model.table import weight_table
 from megascratch.parallel.mesh import Mesh, second_control
 from megascratch.parallel.rendezvous import Rendezvous
+from megascratch.parallel.sharded_tensor import ShardedTensor
 from megascratch.training.start.agree import agree
 from megascratch.training.start.settings import LegalSettings, legal_settings
 from megascratch.training.trainer import Trainer
-from tools.simulated_world import CountedGroups, Counts, PlayedControl, PlayedStore
+from tools.simulated_world import (
+    CountedGroups,
+    Counts,
+    PlayedControl,
+    PlayedStore,
+    counted_reads,
+)
+from tools.synthetic_checkpoint import held_by_rank, write_checkpoint
 
 TINY = {
     "num_layers": 4,
@@ -43,12 +57,10 @@ TINY = {
     "vocab_size": 61,
     "make_vocab_size_divisible_by": 8,
     "seq_length": 16,
-    "mock_data": True,
-    "train_iters": 1,
     "lr": 0.01,
-    "lr_decay_iters": 1,
-    "device": "cpu",
+    "bf16": True,
 }
+SOURCES = ("data_path", "train_data_path", "valid_data_path", "test_data_path")
 STATUS = Path("/proc/self/status")
 COLUMNS = ("world", "part", "store calls", "store bytes", "groups", "sockets", "messages")
 MORE_COLUMNS = ("object bytes", "MiB", "seconds")
@@ -84,6 +96,8 @@ class SimulatedStart:
     """Name of each process group -> number of its members."""
     keys: int = 0
     """How many keys of the store the rank has written."""
+    read: dict[str, int] = field(default_factory=dict)
+    """Bytes that were read from the checkpoint: from its manifest (.json), table of chunks (.bin) and data files."""
 
 
 @dataclass
@@ -95,12 +109,18 @@ class Answers:
 
 
 def simulated_start(
-    words: Sequence[str], world: int, rank: int, ranks_per_machine: int = 8
+    words: Sequence[str],
+    world: int,
+    rank: int,
+    ranks_per_machine: int = 8,
+    checkpoint: Path | None = None,
 ) -> SimulatedStart:
     """The start of `rank` in a world of so many ranks.
 
     Args:
-        words: settings, as for `megascratch pretrain`; on top of a tiny model, unless they name a file (--config).
+        words: settings, as for `megascratch pretrain`; on top of a tiny model, unless they name a file (--config). Data
+            and the length of the run may be left out.
+        checkpoint: a step that the rank resumes from (`written_by`).
 
     Raises: UserError if the layout does not fit the world, or the world does not have the rank.
     """
@@ -108,8 +128,21 @@ def simulated_start(
         settings = _settings(words, world, rank, folder)
         answers = Answers()
         if rank != 0:
-            _started(settings, world, 0, ranks_per_machine, answers)
-        return _started(settings, world, rank, ranks_per_machine, answers)
+            _started(settings, 0, ranks_per_machine, answers, checkpoint)
+        return _started(settings, rank, ranks_per_machine, answers, checkpoint)
+
+
+def written_by(words: Sequence[str], ranks: int, folder: Path) -> Path:
+    """A step as a run of so many ranks would have written it, with zeros for all data that take no room on a disk.
+
+    Raises: UserError if the layout does not fit so many ranks.
+    """
+    base = Config() if "--config" in words else with_fields(Config(), TINY)
+    loaded = read_config(words, base, prog="simulated_start")
+    config = imagined_run(loaded, ranks, "cpu").config
+    table = weight_table(config.model, config.parallel, Layout.of(config.parallel))
+    held = (held_by_rank(config, rank, table) for rank in range(ranks))
+    return write_checkpoint(folder, 1, held, {})
 
 
 def _settings(words: Sequence[str], world: int, rank: int, folder: str) -> LegalSettings:
@@ -121,14 +154,25 @@ def _settings(words: Sequence[str], world: int, rank: int, folder: str) -> Legal
             f"--rank ({rank}) must be from 0 to {world - 1}: the world has {world} ranks"
         )
     base = Config() if "--config" in words else with_fields(Config(), TINY)
-    base = with_fields(base, {"output_dir": folder})
-    return legal_settings(read_config(words, base, prog="simulated_start"), world)
+    loaded = read_config(words, base, prog="simulated_start")
+    given = flat(loaded.config)
+    changes: dict[str, Any] = {"output_dir": folder, "device": "cpu"}
+    if not any(given[name] for name in SOURCES):
+        changes["mock_data"] = True
+    if given["train_iters"] is None and given["train_samples"] is None:
+        changes["train_iters"] = 1_000_000  # more than any warm-up
+    return legal_settings(loaded._replace(config=with_fields(loaded.config, changes)), world)
 
 
 def _started(
-    settings: LegalSettings, world: int, rank: int, ranks_per_machine: int, answers: Answers
+    settings: LegalSettings,
+    rank: int,
+    ranks_per_machine: int,
+    answers: Answers,
+    checkpoint: Path | None,
 ) -> SimulatedStart:
     """The start of a rank. The first rank adds to the answers, the others read them."""
+    world = settings.world_size
     counts = Counts()
     start = SimulatedStart(world, rank)
     local_rank = rank % ranks_per_machine
@@ -142,19 +186,33 @@ def _started(
     def connected() -> Mesh:
         groups = CountedGroups(rank, world, counts)
         tied = not settings.config.model.untie_embeddings_and_output_weights
-        mesh = Mesh.build(Layout.of(settings.config.parallel), "cpu", groups, tied)
+        mesh = Mesh.build(Layout.of(settings.config.parallel), "meta", groups, tied)
         second_control(mesh)
         return replace(mesh, control=PlayedControl(mesh.control, counts, answers.said))
 
     with _environment(rank, world, local_rank, ranks_per_machine):
         ready = take("compare", lambda: agree(settings, Problems(), meeting))
         mesh = take("process groups", connected)
-        take("model", lambda: Trainer(ready.inputs.config, mesh, ready.inputs.schedule))
+        trainer = take("model", lambda: Trainer(ready.inputs.config, mesh, ready.inputs.schedule))
+        take("plan of a save", lambda: agree_on_write_plan(trainer.held(), mesh.control))
+        if checkpoint is not None:
+            held = _in_memory(trainer.held())
+            with counted_reads(counts):
+                take("resume", lambda: load(checkpoint, held, mesh.control))
     if rank == 0:
         answers.store.update(store.written)
     start.lines = counts.lines
     start.keys = len(counts.keys)
+    start.read = dict(counts.read)
     return start
+
+
+def _in_memory(held: Sequence[ShardedTensor]) -> list[ShardedTensor]:
+    """The same boxes with memory of their own."""
+    loaded = []
+    for item in held:
+        loaded.append(replace(item, tensor=torch.zeros_like(item.tensor, device="cpu")))
+    return loaded
 
 
 @contextmanager
@@ -243,6 +301,13 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--world", type=int, nargs="+", default=[8, 1024, 16384])
     parser.add_argument("--rank", type=int, default=5)
     parser.add_argument("--ranks-per-machine", type=int, default=8)
+    parser.add_argument(
+        "--resume-from",
+        type=int,
+        metavar="RANKS",
+        help="resume from a step of zeros of so many ranks",
+    )
+    parser.add_argument("--checkpoint", type=Path, help="resume from this step, written before")
     parser.add_argument("--json", action="store_true")
     own, words = parser.parse_known_args(argv)
     try:
@@ -250,13 +315,21 @@ def main(argv: Sequence[str]) -> int:
             raise UserError(f"--ranks-per-machine ({own.ranks_per_machine}) must be at least 1")
         for world in own.world:
             _settings(words, world, own.rank, ".")
+        if own.resume_from is not None:
+            _settings(words, own.resume_from, 0, ".")
     except UserError as error:
         print(f"simulated_start: {error}", file=sys.stderr)
         return 2
-    if len(own.world) == 1:
-        starts = [simulated_start(words, own.world[0], own.rank, own.ranks_per_machine)]
-    else:
-        starts = [_in_a_process(own, world, words) for world in own.world]
+    with tempfile.TemporaryDirectory() as folder:
+        if own.resume_from is not None:
+            own.checkpoint = written_by(words, own.resume_from, Path(folder))
+        if len(own.world) == 1:
+            world = own.world[0]
+            starts = [
+                simulated_start(words, world, own.rank, own.ranks_per_machine, own.checkpoint)
+            ]
+        else:
+            starts = [_in_a_process(own, world, words) for world in own.world]
     print(json.dumps([asdict(start) for start in starts]) if own.json else table(starts))
     return 0
 
@@ -264,6 +337,8 @@ def main(argv: Sequence[str]) -> int:
 def _in_a_process(own: argparse.Namespace, world: int, words: Sequence[str]) -> SimulatedStart:
     """The start in a world, in a process of its own, whose memory no other start has used."""
     flags = ["--world", world, "--rank", own.rank, "--ranks-per-machine", own.ranks_per_machine]
+    if own.checkpoint is not None:
+        flags += ["--checkpoint", own.checkpoint]
     command = [sys.executable, "-m", "tools.simulated_start", *map(str, flags), "--json", *words]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     (record,) = json.loads(done.stdout)

@@ -6,22 +6,26 @@ place. Nothing is carried, so no number of a training step means anything here; 
 connections.
 """
 
+import operator
 import pickle
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import reduce
 from typing import Any, TypeVar
+from unittest.mock import patch
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from megascratch.checkpoint.backend.local import LocalFile
 from megascratch.parallel.axis import Axis
 from megascratch.parallel.control import FAN_OUT, Control
+from megascratch.parallel.imagined import ImaginedTransport
 from megascratch.parallel.lines import RankLine
-from megascratch.parallel.transport import Transport, Work
+from megascratch.parallel.transport import Transport
 from megascratch.training.start.once import machine
 
 T = TypeVar("T")
@@ -37,10 +41,25 @@ class Counts:
     """Keys of the store that the rank has written."""
     nbytes: Counter[str] = field(default_factory=Counter)
     """Bytes that went through the `store`, and in `objects` of the control plane."""
+    read: Counter[str] = field(default_factory=Counter)
+    """Bytes that were read from the files of a checkpoint, by suffix."""
     sockets: int = 0
     """Connections to other ranks: gloo connects all members of a group with each other."""
     lines: dict[str, int] = field(default_factory=dict)
     """Name of each group -> number of its members."""
+
+
+@contextmanager
+def counted_reads(counts: Counts) -> Iterator[None]:
+    """Counts what is read from the files of checkpoints."""
+    read_into = LocalFile.read_into
+
+    def counted(self: LocalFile, offset: int, *parts: memoryview) -> None:
+        counts.read[self.path.suffix] += sum(map(len, parts))
+        read_into(self, offset, *parts)
+
+    with patch.object(LocalFile, "read_into", counted):
+        yield
 
 
 class PlayedStore(dist.Store):  # type: ignore[misc]
@@ -113,61 +132,6 @@ class PlayedStore(dist.Store):  # type: ignore[misc]
         return self.written[f"{question}/{self.rank}"]
 
 
-class _Done:
-    """A communication that has ended."""
-
-    def wait(self) -> None:
-        """Returns at once."""
-
-    def is_completed(self) -> bool:
-        return True
-
-
-class PlayedTransport(Transport):
-    """Carries nothing: every other rank is taken to have sent what this rank sent."""
-
-    needs_host_memory = True
-
-    def __init__(self, size: int, counts: Counts):
-        self.size = size
-        self.counts = counts
-
-    def all_reduce(self, x: Tensor, op: dist.ReduceOp.RedOpType) -> Work:
-        if op == dist.ReduceOp.SUM:
-            x.mul_(self.size)
-        return self._count()
-
-    def all_gather(self, out: Tensor, x: Tensor) -> Work:
-        out.copy_(x.repeat(self.size, *(1 for _ in x.shape[1:])))
-        return self._count()
-
-    def reduce_scatter(self, out: Tensor, x: Tensor) -> Work:
-        out.copy_(x[: len(out)] * self.size)
-        return self._count()
-
-    def exchange(self, out: Tensor, x: Tensor) -> Work:
-        out.copy_(x)
-        return self._count()
-
-    def send(self, x: Tensor, target: int) -> Work:
-        return self._count()
-
-    def receive(self, x: Tensor, source: int) -> Work:
-        x.zero_()
-        return self._count()
-
-    @property
-    def device(self) -> torch.device:
-        return torch.device("cpu")
-
-    def close(self) -> None:
-        """There is nothing to free."""
-
-    def _count(self) -> Work:
-        self.counts.calls["messages"] += 1
-        return _Done()
-
-
 class CountedGroups:
     """A `GroupMaker` (`megascratch.parallel.groups`) that counts the groups of gloo that it is asked for."""
 
@@ -193,7 +157,10 @@ class CountedGroups:
         self.counts.calls["groups"] += 1
         self.counts.sockets += size - 1
         self.counts.lines[name] = size
-        return PlayedTransport(size, self.counts)
+        return ImaginedTransport(gloo=True, carry=self._count)
+
+    def _count(self, *tensors: Tensor) -> None:
+        self.counts.calls["messages"] += 1
 
 
 class PlayedControl(Control):
@@ -212,7 +179,11 @@ class PlayedControl(Control):
         self._of_peer: Callable[[int], Any] = lambda below: None
 
     def reduce(self, item: T, combine: Callable[[T, T], T]) -> T:
-        self._of_peer = lambda below: reduce(combine, [item] * below)
+        if combine is operator.or_:
+            everything: Any = -1  # bits of names: the others want all that this rank does not
+            self._of_peer = lambda below: everything
+        else:
+            self._of_peer = lambda below: reduce(combine, [item] * below)
         return super().reduce(item, combine)
 
     def gather(self, item: T) -> list[T]:

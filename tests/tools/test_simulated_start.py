@@ -4,21 +4,25 @@ ranks."""
 import json
 from argparse import Namespace
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from megascratch.checkpoint import read_manifest
 from megascratch.config.layout import Layout
 from megascratch.parallel.control import FAN_OUT
 from tests.support.simulated_starts import (
     LARGE_BATCH,
     TP2_PP2,
     a_larger_world_asks_for_no_more,
+    a_rank_reads_the_rows_of_its_own_tensors,
     part,
     start,
 )
 from tools import simulated_start as tool
-from tools.simulated_start import simulated_start, table
+from tools.simulated_start import simulated_start, table, written_by
 
+ROOT = Path(__file__).parents[2]
 WORLDS = (8, 1024, 16384)
 
 
@@ -66,6 +70,33 @@ def test_the_model_is_made_with_the_same_messages_in_each_world():
     assert len({part("model", start(world)).messages for world in WORLDS}) == 1
 
 
+def test_the_division_of_a_save_costs_a_rank_the_same_in_each_world():
+    """Up its group of the tree and down again: whether all have divided what they hold, and the sum of the bytes."""
+    plans = [part("plan of a save", start(world)) for world in WORLDS]
+    assert [it.messages for it in plans] == [4, 4, 4]
+    assert max(it.object_bytes for it in plans) < 100
+
+
+def test_a_rank_reads_the_rows_of_its_own_tensors(tmp_path):
+    a_rank_reads_the_rows_of_its_own_tensors(tmp_path, lambda: None)
+
+
+def test_the_first_rank_alone_reads_the_manifest_and_the_whole_table(tmp_path):
+    step = written_by(TP2_PP2, 16, tmp_path)
+    manifest = read_manifest(step)
+    read = simulated_start(TP2_PP2, 64, 0, checkpoint=step).read
+    assert read[".json"] == (step / "manifest.json").stat().st_size
+    assert manifest.table_bytes <= read[".bin"] <= 2 * manifest.table_bytes
+
+
+def test_a_large_model_of_a_file_without_data_starts_in_a_large_world():
+    """Llama-3 405B on 16,384 ranks: the model takes no memory."""
+    file = str(ROOT / "examples" / "models" / "llama3-405b.yaml")
+    it = simulated_start(["--config", file], 16384, 5000)
+    assert it.lines["tp"] == 8 and it.lines["data"] == 128
+    assert part("process groups", it).groups == 9
+
+
 def test_a_larger_world_asks_for_no_more(tmp_path):
     a_larger_world_asks_for_no_more(tmp_path, lambda: None)
 
@@ -76,6 +107,7 @@ def test_a_larger_world_asks_for_no_more(tmp_path):
         (("--world", "8", "--rank", "8"), "--rank (8) must be from 0 to 7: the world has 8 ranks"),
         (("--world", "0"), "--world (0) must be at least 1"),
         (("--world", "8", "10"), "world size (10)"),
+        (("--world", "8", "--resume-from", "6"), "world size (6)"),
         (("--world", "8", "--ranks-per-machine", "0"), "--ranks-per-machine (0) must be at least"),
     ],
 )
@@ -87,7 +119,7 @@ def test_what_cannot_start_is_refused_with_the_numbers_before_any_start(capsys, 
 
 def test_a_world_of_one_rank_starts_without_asking_anyone():
     alone = simulated_start([], 1, 0)
-    assert alone.lines == {} and [it.messages for it in alone.parts] == [0, 0, 0]
+    assert alone.lines == {} and [it.messages for it in alone.parts] == [0, 0, 0, 0]
 
 
 def test_the_command_prints_a_table_or_json(capsys):
@@ -103,7 +135,7 @@ def test_the_command_prints_a_table_or_json(capsys):
 
 def test_a_start_asks_the_same_in_a_process_of_its_own():
     """As each of several worlds has one."""
-    flags = Namespace(rank=7, ranks_per_machine=8)
+    flags = Namespace(rank=7, ranks_per_machine=8, checkpoint=None)
     other = tool._in_a_process(flags, 8, [*TP2_PP2, *LARGE_BATCH])
     assert other.lines == start(8).lines and other.keys == start(8).keys
     for one, same in zip(other.parts, start(8).parts, strict=True):

@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from megascratch.checkpoint.chunk_reader import ChunkReader
 from megascratch.data.tokens import fingerprint
 from megascratch.data.tokens.file_digests import FileState
 from megascratch.parallel import mesh
@@ -13,7 +14,10 @@ from megascratch.parallel.lines import RankLine
 from megascratch.parallel.rendezvous import Rendezvous
 from megascratch.training.start import once, preflight
 from tests.support import machines
-from tests.support.simulated_starts import a_larger_world_asks_for_no_more
+from tests.support.simulated_starts import (
+    a_larger_world_asks_for_no_more,
+    a_rank_reads_the_rows_of_its_own_tensors,
+)
 
 Law = Callable[[Path, Callable], None]
 
@@ -61,7 +65,12 @@ def axis_of_all_lines(self: Any, line: RankLine) -> Any:
     return plain_axis(self, line)
 
 
+def of_all_tensors(self: ChunkReader, names: Any) -> Any:
+    return plain_chunks(self, self.manifest.tensors)
+
+
 plain_state = FileState.of
+plain_chunks = ChunkReader.chunks
 plain_decide = Rendezvous.decide
 plain_axis = mesh._Axes._axis
 plain_facts = preflight.rank_facts
@@ -88,5 +97,9 @@ STARTS: dict[str, tuple[list[tuple[Any, str, Any]], Law]] = {
     "each rank makes the groups of all lines": (
         [(mesh._Axes, "_axis", axis_of_all_lines)],
         a_larger_world_asks_for_no_more,
+    ),
+    "a rank reads the rows of all tensors": (
+        [(ChunkReader, "chunks", of_all_tensors)],
+        a_rank_reads_the_rows_of_its_own_tensors,
     ),
 }
