@@ -17,6 +17,7 @@ def test_a_clock_that_is_being_written_never_reads_as_that_of_a_rank_that_hangs(
     )
     try:
         while not (tmp_path / "0.rank").exists() or not any(one.watched for one in read(tmp_path)):
+            assert rank.poll() is None
             time.sleep(0.01)
         looks = [one for _ in range(20_000) for one in read(tmp_path)]
     finally:
