@@ -52,6 +52,7 @@ MODEL = {
     "add_bias_linear": False,
     "bf16": True,
     "use_distributed_optimizer": True,
+    "ddp_bucket_size": 120_000,  # so many buckets that a rank writes 300 chunks
     "device": "cpu",
 }
 
@@ -60,17 +61,7 @@ class OneOfMany(Control):
     """The control plane of one rank whose peers want whatever it does not."""
 
     def __init__(self, rank: int, size: int):
-        super().__init__(Control.alone().axis)
-        self.number = rank
-        self.peers = size
-
-    @property
-    def rank(self) -> int:
-        return self.number
-
-    @property
-    def size(self) -> int:
-        return self.peers
+        super().__init__(rank, size, [])
 
     @property
     def is_first(self) -> bool:
@@ -81,9 +72,6 @@ class OneOfMany(Control):
 
     def broadcast(self, item: Any) -> Any:
         return item
-
-    def gather(self, item: Any) -> list[Any]:
-        return [item]
 
 
 def resume(config: ResolvedConfig, step: Path, rank: int) -> tuple[float, float, str]:

@@ -99,9 +99,12 @@ class ChunkReader:
             file.close()
         contents = [content for run in read for content in run]
         for block, content in zip(blocks, contents, strict=True):
-            if checksum(content) != block.xxh3_64:
-                raise self._damaged(f"the bytes from {block.offset:,} do not match their checksum")
+            self._require_checksum(block, content)
         return contents
+
+    def _require_checksum(self, block: TableRange, content: memoryview) -> None:
+        if checksum(content) != block.xxh3_64:
+            raise self._damaged(f"the bytes from {block.offset:,} do not match their checksum")
 
     def _checked(self, action: Callable[..., T], *arguments: Any) -> T:
         try:

@@ -19,6 +19,7 @@ from megascratch.checkpoint.tools.diff import differences
 from megascratch.config.errors import UserError
 from megascratch.parallel.shard import Box
 from megascratch.parallel.sharded_tensor import ShardedTensor
+from tests.support.checkpoint_laws import rows_that_changed_places_are_refused
 from tests.support.format_2 import to_format_2
 from tests.support.random_shards import names_that_differ, shards_of_rank, world
 from tests.support.rank_pool import on_ranks
@@ -303,14 +304,7 @@ def item_filled_with(held: ShardedTensor, value: float) -> ShardedTensor:
 
 
 def test_rows_of_two_tensors_that_changed_places_are_refused(tmp_path):
-    """Both have the same size and shape, so only the checksums of the rows can tell."""
-    held = [ShardedTensor(f"w{i}", (4,), Box((0,), (4,)), torch.full((4,), i), 0) for i in (0, 1)]
-    step = checkpoint.save(tmp_path, 1, held, {}, world())
-    content = (step / TABLE).read_bytes()
-    files, first, second = content[:88], content[88:128], content[128:]
-    (step / TABLE).write_bytes(files + second + first)
-    with pytest.raises(UserError, match=f"{TABLE} is damaged: the bytes from 88 do not match"):
-        checkpoint.load(step, held, world())
+    rows_that_changed_places_are_refused(tmp_path)
 
 
 def rank_reads_the_rows_of_its_tensors(folder):
