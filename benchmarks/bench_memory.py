@@ -29,8 +29,6 @@ from megascratch.verification.run_layout import synthetic_batch
 
 TOLERANCE = 0.03
 LEAST = 1 << 30  # bytes that a rank must need
-MICRO_BATCHES = 2
-GPT: dict[str, Any] = {}
 LLAMA: dict[str, Any] = {
     "position_embedding_type": "rope",
     "normalization": "RMSNorm",
@@ -51,53 +49,62 @@ ZERO1 = {**DP, "use_distributed_optimizer": True}
 LONG = {"seq_length": 512, "max_position_embeddings": 512}
 
 CASES: dict[str, dict[str, Any]] = {
-    "llama fp32, long": {**LLAMA, **LONG},
+    "llama fp32, long": {**LLAMA, **LONG, "micro_batch_size": 11},
     "gpt fp32, dropout, selective": {
-        **GPT,
         **DROPOUT,
         "recompute_granularity": "selective",
-        "micro_batch_size": 10,
+        "num_layers": 2,
+        "micro_batch_size": 56,
     },
-    "llama bf16, documents": {**LLAMA, **BF16, **DOCUMENTS, "micro_batch_size": 10},
+    "llama bf16, documents": {**LLAMA, **BF16, **DOCUMENTS, "micro_batch_size": 26},
     "gpt fp64, full recomputation": {
-        **GPT,
         **FP64,
         "recompute_granularity": "full",
-        "vocab_size": 32768,
+        "vocab_size": 65536,
+        "micro_batch_size": 6,
     },
-    "llama fp32, tp 2, sp": {**LLAMA, **SP, **LONG, "micro_batch_size": 10},
-    "gpt bf16, tp 2": {**GPT, **BF16, **TP, "micro_batch_size": 28},
-    "llama fp32, pp 2, 1f1b": {**LLAMA, **PP, "micro_batch_size": 14},
+    "llama fp32, tp 2, sp": {**LLAMA, **SP, **LONG, "micro_batch_size": 22},
+    "gpt bf16, tp 2": {**BF16, **TP, "micro_batch_size": 64},
+    "llama fp32, pp 2, 1f1b": {**LLAMA, **PP, "micro_batch_size": 27},
     "gpt fp32, pp 2, interleaved": {
-        **GPT,
         **PP,
         "num_virtual_stages_per_pipeline_rank": 2,
-        "micro_batch_size": 10,
+        "micro_batch_size": 21,
     },
     "llama fp32, pp 2, zb_h1": {
         **LLAMA,
         **PP,
         "pipeline_schedule": "zb_h1",
-        "micro_batch_size": 10,
+        "micro_batch_size": 17,
     },
-    "llama bf16, dp 2, zero1": {**LLAMA, **BF16, **ZERO1, **LONG},
-    "gpt fp32, dp 2, ddp, dropout": {**GPT, **DP, "hidden_dropout": 0.1, "micro_batch_size": 8},
+    "llama bf16, dp 2, zero1": {
+        **LLAMA,
+        **BF16,
+        **ZERO1,
+        "vocab_size": 32768,
+        "micro_batch_size": 13,
+    },
+    "gpt fp32, dp 2, ddp, dropout": {
+        **DP,
+        "hidden_dropout": 0.1,
+        "vocab_size": 32768,
+        "micro_batch_size": 11,
+    },
     "llama fp32, tp 2, pp 2, sp, documents": {
         **LLAMA,
         **SP,
         **PP,
         **DOCUMENTS,
-        "num_layers": 24,
-        "micro_batch_size": 24,
+        "micro_batch_size": 64,
     },
 }
 BASE = with_fields(
     Config(),
     {
         "num_layers": 16,
-        "hidden_size": 256,
+        "hidden_size": 128,
         "num_attention_heads": 8,
-        "vocab_size": 16384,
+        "vocab_size": 8192,
         "make_vocab_size_divisible_by": 128,
         "hidden_dropout": 0.0,
         "attention_dropout": 0.0,
@@ -115,11 +122,12 @@ SMALL = {"hidden_size": 64, "vocab_size": 512}
 
 
 def config_of(settings: dict[str, Any]) -> ResolvedConfig:
-    """Two micro-batches in a step on each data rank."""
-    data_ranks = settings.get("data_parallel_size", 1)
-    micro_batch = settings.get("micro_batch_size", BASE.training.micro_batch_size)
-    batch = MICRO_BATCHES * micro_batch * data_ranks
-    config = with_fields(BASE, {**settings, "global_batch_size": batch})
+    """A step has one micro-batch for each stage of a data rank."""
+    config = with_fields(BASE, settings)
+    stages = config.parallel.pipeline_model_parallel_size
+    data_ranks = config.parallel.data_parallel_size or 1
+    batch = config.training.micro_batch_size * stages * data_ranks
+    config = with_fields(config, {"global_batch_size": batch})
     world = Layout.of(config.parallel).world
     validate(flat(config), world)
     return resolve(config, world)
@@ -141,7 +149,7 @@ def needed(settings: dict[str, Any]) -> int:
 def train(config: ResolvedConfig) -> None:
     size = config.training.micro_batch_size
     batches = []
-    for start in range(0, MICRO_BATCHES * size, size):
+    for start in range(0, config.parallel.pipeline_model_parallel_size * size, size):
         numbers = range(start, start + size)
         batches.append(synthetic_batch(config.data, config.model.vocab_size, numbers))
     Trainer(config, mesh_for(Layout.of(config.parallel))).train_step(batches, config.optim.lr)

@@ -4,6 +4,7 @@ import ast
 import os
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,11 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from megascratch.config.settings import Config
+from megascratch.dry_run.memory import MemoryTracker
 from megascratch.layers.kernels import choice, cpu
 from megascratch.model.chunk import ModelChunk
 from megascratch.parallel.axis import Axis
+from megascratch.parallel.device_kind import device_kind
 from megascratch.training.hardware import parameter_dtype
 from tests.support.layout_runs import config_of, synthetic_batch
 from tests.support.pairwise_cover import DOCUMENTS, GPT, LLAMA, PARTLY_ROTARY
@@ -65,6 +68,23 @@ def test_a_kernel_reads_dense_cpu_tensors_and_no_others():
     assert cpu.can_read(x, x) and not cpu.can_read(x, unreadable[0])
 
 
+def test_in_a_dry_run_a_tensor_is_of_the_kind_of_the_target():
+    """The innermost mode counts; a tensor with memory stays what it is, and a kernel that reads it is not used."""
+    meta = torch.ones(2, device="meta")
+    real = torch.ones(2)
+    assert (device_kind(meta), device_kind(real), cpu.can_read(meta)) == ("meta", "cpu", False)
+    with MemoryTracker("cuda"):
+        assert (device_kind(meta), device_kind(real), cpu.can_read(meta)) == ("cuda", "cpu", False)
+        with MemoryTracker("cpu"):
+            assert (device_kind(meta), cpu.can_read(meta), cpu.can_read(real)) == (
+                "cpu",
+                True,
+                False,
+            )
+            assert not cpu.can_read(meta, real) and not cpu.can_read(torch._neg_view(meta))
+        assert device_kind(meta) == "cuda"
+
+
 SETTINGS = {
     "gpt": {**GPT, "hidden_dropout": 0.1, "attention_dropout": 0.1},
     "llama": {**LLAMA, **DOCUMENTS},
@@ -88,17 +108,21 @@ def built(config: Config, dtype: torch.dtype) -> ModelChunk:
 
 
 @pytest.mark.parametrize("kind", SETTINGS)
-@pytest.mark.parametrize("where", ["fake", "meta"])
+@pytest.mark.parametrize("where", ["fake", "meta", "dry run of a cpu", "dry run of a gpu"])
 def test_a_whole_model_runs_without_content(kind, where, monkeypatch):
     """Forward and backward, with the shapes and types of the weights: as a tool asks that counts memory or FLOPs."""
     # a kernel that is asked is an error
     monkeypatch.setattr(cpu, "_KERNELS", dict.fromkeys(cpu._KERNELS))
     config = config_of(**SETTINGS[kind], num_layers=2)
     batch = synthetic_batch(config, [0])
-    mode = torch.device("meta")
+    modes = ExitStack()
     if where == "fake":
-        mode = FakeTensorMode(allow_non_fake_inputs=True)
-    with mode:
+        modes.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+    else:
+        modes.enter_context(torch.device("meta"))
+    if where.startswith("dry run"):
+        modes.enter_context(MemoryTracker("cpu" if where.endswith("cpu") else "cuda"))
+    with modes:
         chunk = built(config, parameter_dtype(config.optim))
         loss = chunk(None, batch.to("cpu" if where == "fake" else "meta"))
         loss.backward()
