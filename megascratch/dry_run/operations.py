@@ -3,13 +3,15 @@ everything else is a small part. A recomputed product counts again, because the 
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from megascratch.dry_run.steps import operation_of
 
 aten = torch.ops.aten
 Count = Callable[..., int]
@@ -30,12 +32,29 @@ class OperationCounter(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.during = ""
-        self.flops: Counter[str] = Counter()  # by action
-        self.kernels: dict[str, KernelUse] = defaultdict(KernelUse)  # by name
+        # by action, and by the name of the kernel
+        self.uses: dict[str, dict[str, KernelUse]] = defaultdict(lambda: defaultdict(KernelUse))
 
     def at(self, during: str) -> None:
         """Says what the rank does from now on."""
         self.during = during
+
+    def flops_by_operation(self, times: Mapping[str, int]) -> dict[str, int]:
+        """FLOPs of each operation of the schedule, if an action counts so many `times`; by default once."""
+        sums: Counter[str] = Counter()
+        for during, uses in self.uses.items():
+            flops = sum(use.flops for use in uses.values())
+            sums[operation_of(during)] += times.get(during, 1) * flops
+        return dict(sums)
+
+    def kernels(self, times: Mapping[str, int]) -> dict[str, KernelUse]:
+        """What each kernel did, if an action counts so many `times`."""
+        sums: dict[str, KernelUse] = defaultdict(KernelUse)
+        for during, uses in self.uses.items():
+            for name, use in uses.items():
+                sums[name].calls += times.get(during, 1) * use.calls
+                sums[name].flops += times.get(during, 1) * use.flops
+        return dict(sums)
 
     def __torch_dispatch__(
         self,
@@ -47,11 +66,9 @@ class OperationCounter(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         count = _COUNTS.get(func._overloadpacket)
         if count is not None:
-            flops = count(*args)
-            self.flops[self.during] += flops
-            kernel = self.kernels[func._overloadpacket.__name__]
-            kernel.calls += 1
-            kernel.flops += flops
+            use = self.uses[self.during][func._overloadpacket.__name__]
+            use.calls += 1
+            use.flops += count(*args)
         return result
 
 

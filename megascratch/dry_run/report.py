@@ -43,7 +43,8 @@ def record(report: ImaginedRank) -> dict[str, Any]:
         "flops": report.flops,
         "kernels": {name: asdict(use) for name, use in report.kernels.items()},
         "model_flops": report.model_flops,
-        "actions": report.actions,
+        "microbatches": report.microbatches,
+        "microbatches_run": report.microbatches_run,
         "seconds": round(report.seconds, 3),
     }
 
@@ -58,7 +59,7 @@ def tables(report: ImaginedRank, kind: str) -> Iterator[RenderableType]:
     layers = "; ".join(_layers(chunk) for chunk in report.layers)
     held, counted, model = report.parameters
     flops = sum(report.flops.values())
-    yield f"rank {report.rank} ({place}), layers {layers}"
+    yield f"rank {report.rank} ({place}), layers {layers}, {report.microbatches} micro-batches a step"
     yield (
         f"  parameters    {held:,} on this rank ({counted:,} of them as the first copy), {model:,} in the model"
     )

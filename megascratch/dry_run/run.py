@@ -10,14 +10,14 @@ from time import perf_counter
 import numpy as np
 
 from megascratch.config.layout import Layout
-from megascratch.config.resolve import ResolvedTraining
 from megascratch.config.settings import DataConfig
 from megascratch.data.samples.batch import Batch, collate
 from megascratch.dry_run.memory import MemoryReport, MemoryTracker
 from megascratch.dry_run.operations import KernelUse, OperationCounter
 from megascratch.dry_run.parameters import ParameterCount, count_parameters
 from megascratch.dry_run.settings import ImaginedRun
-from megascratch.dry_run.steps import START, ActionNames, PhaseNames, by_operation
+from megascratch.dry_run.shortening import shortened
+from megascratch.dry_run.steps import START, ActionNames, PhaseNames
 from megascratch.dry_run.traffic import TrafficRow, traffic_table
 from megascratch.model.flops import flops_per_token
 from megascratch.parallel.imagined import imagined_mesh
@@ -34,7 +34,10 @@ class ImaginedRank:
     rank: int
     place: dict[str, int]  # its number on each axis of the dense view
     layers: list[list[int]]  # of each of its model chunks
-    actions: list[str]  # of the pipeline, in their order
+    microbatches: int  # of the step
+    microbatches_run: (
+        int  # of the shorter step that tells the same; those of the timeline of the memory
+    )
     parameters: ParameterCount
     memory: MemoryReport
     traffic: list[TrafficRow]
@@ -44,8 +47,14 @@ class ImaginedRank:
     seconds: float  # that this took
 
 
-def run_rank(run: ImaginedRun, rank: int) -> ImaginedRank:
-    """The report of one rank of a run. Raises: ValueError if the layout has no such rank."""
+def run_rank(run: ImaginedRun, rank: int, whole: bool = False) -> ImaginedRank:
+    """The report of one rank of a run.
+
+    Args:
+        whole: run every micro-batch, also where a shorter step tells the same.
+
+    Raises: ValueError if the layout has no such rank.
+    """
     start = perf_counter()
     config = run.config
     layout = Layout.of(config.parallel)
@@ -58,26 +67,31 @@ def run_rank(run: ImaginedRun, rank: int) -> ImaginedRank:
     with tracker:
         trainer = Trainer(config, mesh, run.schedule)
         tracker.tag_state(trainer.chunks, trainer.data_parallel)
-        batches = _batches(config.data, config.training, mesh.dp.size)
-        log.at(START)
+        training = config.training
+        microbatches = training.global_batch_size // (training.micro_batch_size * mesh.dp.size)
+        step = shortened(lambda m: trainer.orders(m)[mesh.pp.rank], microbatches, whole)
+        # the device has those of the whole step
+        batches = _batches(config.data, training.micro_batch_size, microbatches)
+        for at in listeners:
+            at(START)
         with operations, tracker.watching(trainer.chunks):
             trainer.train_step(
-                batches,
+                batches[: step.microbatches],
                 config.optim.lr,
                 recorder=ActionNames(listeners),
                 phases=PhaseNames(listeners),
             )
-        orders = trainer.orders(len(batches))
     return ImaginedRank(
         rank=rank,
         place=mesh.position.coords("dense"),
         layers=[[int(layer) for layer in chunk.layers] for chunk in trainer.chunks],
-        actions=[str(action) for action in orders[mesh.pp.rank]],
+        microbatches=microbatches,
+        microbatches_run=step.microbatches,
         parameters=count_parameters(config.model, trainer.chunks, trainer.shards, mesh.position),
         memory=tracker.report(),
-        traffic=traffic_table(log.communications),
-        flops=by_operation(operations.flops),
-        kernels=dict(operations.kernels),
+        traffic=traffic_table(log.communications, step.times),
+        flops=operations.flops_by_operation(step.times),
+        kernels=operations.kernels(step.times),
         model_flops=flops_per_token(config.model, config.data.seq_length)
         * config.data.seq_length
         * config.training.global_batch_size,
@@ -85,9 +99,8 @@ def run_rank(run: ImaginedRun, rank: int) -> ImaginedRank:
     )
 
 
-def _batches(data: DataConfig, training: ResolvedTraining, data_ranks: int) -> list[Batch]:
-    """The micro-batches of a step, of samples without content, on the meta device."""
-    size = training.micro_batch_size
+def _batches(data: DataConfig, size: int, count: int) -> list[Batch]:
+    """Micro-batches of `size` samples without content, on the meta device."""
     sample = np.full(data.seq_length + 1, EOD + 1)
     batch = collate(
         [sample] * size,
@@ -98,5 +111,4 @@ def _batches(data: DataConfig, training: ResolvedTraining, data_ranks: int) -> l
         reset_attention_mask=data.reset_attention_mask,
         eod_mask_loss=data.eod_mask_loss,
     )
-    count = training.global_batch_size // (size * data_ranks)
     return [batch.to("meta") for _ in range(count)]

@@ -1,8 +1,7 @@
 """Tells others where a training step is: at which action of the pipeline, or before or after all of them."""
 
 import re
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from megascratch.pipeline.recorder import NullRecorder
 from megascratch.pipeline.schedule import Action
@@ -42,11 +41,3 @@ class PhaseNames(StepTimer):
 def operation_of(during: str) -> str:
     """The operation of an action: F for F3.1; START and UPDATE stay as they are."""
     return re.sub(r"\d+(\.\d+)?$", "", during)
-
-
-def by_operation(amounts: Mapping[str, int]) -> dict[str, int]:
-    """Sums over actions, by their operations."""
-    sums: Counter[str] = Counter()
-    for during, amount in amounts.items():
-        sums[operation_of(during)] += amount
-    return dict(sums)

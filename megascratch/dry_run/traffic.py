@@ -1,6 +1,6 @@
 """Sums up the communications of one rank in a training step: a row for each operation, axis and type of number."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from megascratch.dry_run.steps import operation_of
@@ -22,8 +22,14 @@ class TrafficRow:
     actions: dict[str, int] = field(default_factory=dict)  # operation of the schedule -> count
 
 
-def traffic_table(communications: Sequence[Communication]) -> list[TrafficRow]:
-    """The rows in the order in which their first communications start; those before the step are left out."""
+def traffic_table(
+    communications: Sequence[Communication], times: Mapping[str, int]
+) -> list[TrafficRow]:
+    """The rows in the order in which their first communications start; those before the step are left out.
+
+    Args:
+        times: how often each action counts; by default once.
+    """
     rows: dict[tuple[str, str, str], TrafficRow] = {}
     for what in communications:
         if not what.during:
@@ -33,10 +39,11 @@ def traffic_table(communications: Sequence[Communication]) -> list[TrafficRow]:
         if key not in rows:
             rows[key] = TrafficRow(what.operation, what.axis, what.ranks, dtype)
         row = rows[key]
-        row.count += 1
-        row.nbytes += what.nbytes
-        row.sent += what.sent
+        count = times.get(what.during, 1)
+        row.count += count
+        row.nbytes += count * what.nbytes
+        row.sent += count * what.sent
         row.largest = max(row.largest, what.nbytes)
         operation = operation_of(what.during)
-        row.actions[operation] = row.actions.get(operation, 0) + 1
+        row.actions[operation] = row.actions.get(operation, 0) + count
     return list(rows.values())
