@@ -30,7 +30,6 @@ AXES = {
     "ep": ("expert", ("ep",)),
     "edp": ("expert", ("edp",)),
     "dp": ("dense", ("dp",)),
-    "model": ("dense", ("pp", "tp")),
     "world": ("dense", ("pp", "dp", "cp", "tp")),
 }
 # Those that have a group of their own, in the order in which the groups are made.
@@ -54,7 +53,6 @@ class Mesh:
     ep: Axis
     etp: Axis
     edp: Axis  # the data ranks of the expert view
-    model: Axis  # tp and pp together: the ranks that hold one copy of the dense weights
     embedding: Axis  # first and last stage: the two copies of a tied embedding; size 1 on the stages between
     world: Axis
     control: Control  # of all ranks, for what is not a step's; only the main thread uses it
@@ -161,9 +159,8 @@ class _Axes:
     def of_layout(self, tied: bool) -> dict[str, Axis]:
         """All axes by name; their groups are made in the same order on all ranks."""
         made = {name: self._axis(self._line(name)) for name in _OWN_GROUP}
-        # no step sums along dp or model alone, so that they need no group of their own
+        # no step sums along dp alone, so that it needs no group of its own
         made["dp"] = self._shared("dp", self.made.get(self._line("dp").mine))
-        made["model"] = self._shared("model", None, (made["tp"], made["pp"]))
         if tied:
             made["embedding"] = self._axis(embedding_line(self.layout, self.maker.rank))
         else:

@@ -65,7 +65,7 @@ def test_groups_do_not_grow_with_the_world_but_with_the_lines_of_a_rank(layout, 
     ],
 )
 def test_axes_that_no_step_uses_have_no_group(layout, axes):
-    """Neither `model` and `dp`, nor those of experts and replicas in a layout without."""
+    """Neither `dp`, nor those of experts and replicas in a layout without."""
     made = group_plans.asked(layout, 0).groups[:-1]
     assert [group.name.split()[0] for group in made] == axes
 

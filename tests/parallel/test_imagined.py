@@ -103,7 +103,7 @@ def axes_on_rank(layout: Layout) -> list[tuple]:
 
 
 def axes_of(mesh) -> list[tuple]:
-    names = ("tp", "pp", "dp", "cp", "data", "shard", "replica", "ep", "etp", "edp", "model")
+    names = ("tp", "pp", "dp", "cp", "data", "shard", "replica", "ep", "etp", "edp")
     axes = [getattr(mesh, name) for name in (*names, "embedding", "world")]
     found = [(axis.name, axis.size, axis.rank, axis.ranks) for axis in axes]
     if mesh.links is not None:

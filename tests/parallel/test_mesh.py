@@ -28,7 +28,6 @@ AXES = {
     "dp": ("dense", ["dp"]),
     "cp": ("dense", ["cp"]),
     "data": ("dense", ["dp", "cp"]),
-    "model": ("dense", ["pp", "tp"]),
     "shard": ("replicas", ["shard", "cp"]),
     "replica": ("replicas", ["replica"]),
     "edp": ("expert", ["edp"]),
