@@ -23,6 +23,21 @@ class LaunchEnvironment:
         for name in NAMES:
             if self.variables.get(name):
                 self._number(name, 0)
+        self._check_number_of("RANK", self.rank, "WORLD_SIZE", self.world_size)
+        if self.local_world_size is not None:
+            self._check_number_of(
+                "LOCAL_RANK", self.local_rank, "LOCAL_WORLD_SIZE", self.local_world_size
+            )
+
+    def _check_number_of(self, name: str, rank: int, size_name: str, size: int) -> None:
+        """Raises: UserError unless there is a rank of this number among so many."""
+        if size < 1:
+            raise UserError(f"{size_name} is {size}, but must be at least 1: unset {size_name}")
+        if not 0 <= rank < size:
+            raise UserError(
+                f"{name} is {rank}, but {size_name} is {size}, so it must be from 0 to {size - 1}: start with "
+                f"--nproc-per-node or torchrun, or unset {name} and {size_name}"
+            )
 
     def _number(self, name: str, default: int) -> int:
         text = self.variables.get(name) or str(default)

@@ -2,6 +2,7 @@ import pytest
 
 from megascratch.commands import main
 from megascratch.config import exit_codes
+from megascratch.config.errors import UserError
 from megascratch.runtime.launch_environment import NAMES, LaunchEnvironment, launch_environment
 
 TORCHRUN = {
@@ -58,3 +59,18 @@ def test_a_variable_that_is_not_a_number_is_refused_before_anything_starts(
     assert line.endswith(
         f"{name} is 'first', which is not a number: start with --nproc-per-node or torchrun, or unset {name}"
     )
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"RANK": "8"}, "RANK is 8, but WORLD_SIZE is 8, so it must be from 0 to 7"),
+        ({"RANK": "-1"}, "RANK is -1, but WORLD_SIZE is 8, so it must be from 0 to 7"),
+        ({"LOCAL_RANK": "4"}, "LOCAL_RANK is 4, but LOCAL_WORLD_SIZE is 4, so it must be from 0"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE is 0, but must be at least 1"),
+    ],
+)
+def test_a_rank_outside_its_world_is_refused_with_both_numbers(changes, told):
+    LaunchEnvironment(TORCHRUN).check()
+    with pytest.raises(UserError, match=f"^{told}"):
+        LaunchEnvironment({**TORCHRUN, **changes}).check()
