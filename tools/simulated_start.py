@@ -11,6 +11,7 @@ its own lines (the axes of the layout), not with the world.
 
 import argparse
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from unittest.mock import patch
 
 import torch
 
-from megascratch.checkpoint import load
+from megascratch.checkpoint import load, read_manifest
 from megascratch.checkpoint.write_plan import agree_on_write_plan
 from megascratch.config.errors import Problems, UserError
 from megascratch.config.fields import flat, with_fields
@@ -114,6 +115,7 @@ def simulated_start(
     rank: int,
     ranks_per_machine: int = 8,
     checkpoint: Path | None = None,
+    answers: Answers | None = None,
 ) -> SimulatedStart:
     """The start of `rank` in a world of so many ranks.
 
@@ -121,15 +123,26 @@ def simulated_start(
         words: settings, as for `megascratch pretrain`; on top of a tiny model, unless they name a file (--config). Data
             and the length of the run may be left out.
         checkpoint: a step that the rank resumes from (`written_by`).
+        answers: those of the first rank (`answers_of_first`); None: the first rank starts before, in this process.
 
     Raises: UserError if the layout does not fit the world, or the world does not have the rank.
     """
     with tempfile.TemporaryDirectory() as folder:
         settings = _settings(words, world, rank, folder)
-        answers = Answers()
-        if rank != 0:
-            _started(settings, 0, ranks_per_machine, answers, checkpoint)
+        if answers is None:
+            answers = Answers()
+            if rank != 0:
+                _started(settings, 0, ranks_per_machine, answers, checkpoint)
         return _started(settings, rank, ranks_per_machine, answers, checkpoint)
+
+
+def answers_of_first(
+    words: Sequence[str], world: int, ranks_per_machine: int, checkpoint: Path | None
+) -> Answers:
+    """What the first rank of that world answers."""
+    answers = Answers()
+    simulated_start(words, world, 0, ranks_per_machine, checkpoint, answers)
+    return answers
 
 
 def written_by(words: Sequence[str], ranks: int, folder: Path) -> Path:
@@ -325,13 +338,31 @@ def main(argv: Sequence[str]) -> int:
             own.checkpoint = written_by(words, own.resume_from, Path(folder))
         if len(own.world) == 1:
             world = own.world[0]
+            answers = None
+            if own.rank != 0:  # in another process: its memory is not this rank's
+                first = (words, world, own.ranks_per_machine, own.checkpoint)
+                with multiprocessing.get_context("spawn").Pool(1) as pool:
+                    answers = pool.apply(answers_of_first, first)
             starts = [
-                simulated_start(words, world, own.rank, own.ranks_per_machine, own.checkpoint)
+                simulated_start(
+                    words, world, own.rank, own.ranks_per_machine, own.checkpoint, answers
+                )
             ]
         else:
             starts = [_in_a_process(own, world, words) for world in own.world]
-    print(json.dumps([asdict(start) for start in starts]) if own.json else table(starts))
+        if own.json:
+            print(json.dumps([asdict(start) for start in starts]))
+            return 0
+        print(table(starts))
+        if own.checkpoint is not None:
+            print(f"resumed from {_contents(own.checkpoint)}")
     return 0
+
+
+def _contents(checkpoint: Path) -> str:
+    manifest = read_manifest(checkpoint)
+    chunks = sum(tensor.chunks for tensor in manifest.tensors.values())
+    return f"{chunks:,} chunks of {len(manifest.tensors):,} tensors in {manifest.number_of_files:,} files"
 
 
 def _in_a_process(own: argparse.Namespace, world: int, words: Sequence[str]) -> SimulatedStart:
