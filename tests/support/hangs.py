@@ -6,10 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from megascratch.config.resolve import ResolvedConfig
-from megascratch.parallel import watched_work
+from megascratch.parallel import imagined, watched_work
 from megascratch.parallel.axis import Axis, Link, Links
 from megascratch.parallel.collectives import all_reduce, start_all_gather, start_all_reduce
-from megascratch.parallel.imagined import ImaginedTransport
 from megascratch.parallel.traffic import Communication
 from megascratch.parallel.transport import Transport
 from megascratch.pipeline import runtime
@@ -93,6 +92,16 @@ class DeviceTransport(Transport):
             mark.yes = True
 
 
+class MetaTransport(DeviceTransport):
+    """The same, of tensors without memory."""
+
+    needs_host_memory = False
+
+    @property
+    def device(self):
+        return torch.device("meta")
+
+
 class Rank:
     """What one rank launches, and a watch that is asked to look after so many seconds."""
 
@@ -161,12 +170,8 @@ def whichever_hangs_in_a_step_is_named(config: ResolvedConfig, rank: int) -> set
 
     The rank's program runs in a world that does not exist, whose log says what was asked, and in which action.
     """
-    with (
-        Rank() as own,
-        patch.object(ImaginedTransport, "waits_for_end", False),
-        patch.object(ImaginedTransport, "_carried", lambda self, *tensors: DeviceWork(tensors[0])),
-        patch.object(ImaginedTransport, "mark", lambda self, work: work.ended),
-    ):
+    transport = MetaTransport()
+    with Rank() as own, patch.object(imagined, "ImaginedTransport", lambda *args: transport):
         asked = imagined_traffic(config, rank, gloo=False)
         launched = [launch for line in own.launches._of_line.values() for launch in line]
     launched.sort(key=lambda launch: launch.began)
