@@ -47,6 +47,8 @@ MOST_FILE_BYTES = (1 << 63) - 1
 MOST_CORNERS = 1 << 24
 """Of the boxes of one tensor, which the proof that they fill it holds in memory: 2 to the power of the dims that are
 split, for each box."""
+MOST_SWEPT = 10_000
+"""Boxes among which two that overlap are looked for, to name them in a message."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -179,13 +181,15 @@ def check_coverage(name: str, shape: tuple[int, ...], rows: ChunkRows) -> None:
     """Raises: ValueError unless chunks that `check_rows` has accepted are disjoint and fill the tensor."""
     if _fills(shape, rows):
         return
-    overlap = _first_overlap([rows.box(index) for index in range(len(rows))])
+    overlap = _first_overlap([rows.box(index) for index in range(min(len(rows), MOST_SWEPT))])
     if overlap is not None:
         one, other = overlap
         raise ValueError(
             f"tensor {shown(name)} has chunks that overlap: {box_text(one)} and {box_text(other)}"
         )
-    filled = int(rows.volumes.sum())
+    filled = sum(rows.volumes.tolist())
+    if filled >= math.prod(shape):
+        raise ValueError(f"tensor {shown(name)} has chunks that overlap")
     raise ValueError(
         f"the chunks of tensor {shown(name)} hold {filled:,} of its {math.prod(shape):,} elements"
     )

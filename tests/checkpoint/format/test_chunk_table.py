@@ -13,6 +13,7 @@ from megascratch.checkpoint.format.chunk_table import (
     DataFile,
     check_coverage,
     check_files_are_full,
+    check_rows,
     decode_files,
     encode_files,
 )
@@ -36,14 +37,11 @@ def test_boxes_with_too_many_corners_are_refused_before_they_take_memory():
         check_coverage("w", (2,) * 33, rows_of(boxes, 33))
 
 
-@pytest.mark.parametrize(("boxes", "full"), [([], True), ([Box((0, 0), (0, 3))], False)])
-def test_a_tensor_without_elements_has_no_chunk(boxes, full):
-    rows = rows_of(boxes, 2)
-    if full:
-        check_coverage("w", (0, 3), rows)
-    else:
-        with pytest.raises(ValueError, match="hold 0 of its 0 elements"):
-            check_coverage("w", (0, 3), rows)
+def test_a_tensor_without_elements_has_no_chunk():
+    check_coverage("w", (0, 3), rows_of([], 2))
+    empty = rows_of([Box((0, 0), (0, 3))], 2)
+    with pytest.raises(ValueError, match=r"has a chunk outside of it: \[0:0, 0:3\]"):
+        check_rows("w", (0, 3), torch.float32, empty, 1)
 
 
 def test_files_come_back_from_their_rows():
@@ -114,3 +112,7 @@ def test_many_chunks_take_little_memory(monkeypatch):
     check_coverage("w", (100_000,), rows)
     with pytest.raises(ValueError, match="hold 100,000 of its 100,001 elements"):
         check_coverage("w", (100_001,), rows)
+    rows.starts[-1] -= U64.type(1)
+    rows.stops[-1] -= U64.type(1)
+    with pytest.raises(ValueError, match=r"tensor w has chunks that overlap$"):
+        check_coverage("w", (100_000,), rows)
