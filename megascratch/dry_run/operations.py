@@ -39,6 +39,10 @@ class OperationCounter(TorchDispatchMode):
         """Says what the rank does from now on."""
         self.during = during
 
+    def launched(self, kernel: str) -> None:
+        """Counts a call of a kernel that torch does not know."""
+        self.uses[self.during][kernel].calls += 1
+
     def flops_by_operation(self, times: Mapping[str, int]) -> dict[str, int]:
         """FLOPs of each operation of the schedule, if an action counts so many `times`; by default once."""
         sums: Counter[str] = Counter()
@@ -72,6 +76,11 @@ class OperationCounter(TorchDispatchMode):
         return result
 
 
+def _few(*args: Any) -> int:
+    """None that count: the time of these goes into memory."""
+    return 0
+
+
 def _product(first: int) -> Count:
     """2 m n k of the product of arguments `first` [..., m, k] and the next one [..., k, n]."""
 
@@ -100,6 +109,9 @@ def _attention_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *args: An
 # not every build of torch has it
 _ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 _COUNTS: dict[Any, Count] = {
+    aten._fused_adamw_: _few,
+    aten.native_layer_norm: _few,
+    aten.native_layer_norm_backward: _few,
     aten.mm: _product(0),
     aten.bmm: _product(0),
     aten.addmm: _product(1),

@@ -42,7 +42,7 @@ class ImaginedRank:
     memory: MemoryReport
     traffic: list[TrafficRow]
     flops: dict[str, int]  # by operation of the schedule
-    kernels: dict[str, KernelUse]  # those of matrix products and attention, by name
+    kernels: dict[str, KernelUse]  # those chosen for the device, by name
     model_flops: float  # of the whole step on all ranks, without recomputation
     seconds: float  # that this took
 
@@ -62,6 +62,7 @@ def run_rank(run: ImaginedRun, rank: int, whole: bool = False) -> ImaginedRank:
     operations = OperationCounter()
     tracker = MemoryTracker(run.kind)
     gloo = config.parallel.distributed_backend == "gloo"
+    tracker.launched = operations.launched
     mesh = imagined_mesh(layout, rank, gloo, log, tracker.tag_messages)
     listeners = (log.at, operations.at, tracker.at)
     with tracker:

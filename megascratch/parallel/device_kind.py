@@ -4,6 +4,7 @@ In a dry run no tensor has memory, but what a layer allocates must be what it al
 `device_kind(x)` where it would ask for ``x.device.type``; on a real device the answer is the same.
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 from torch import Tensor
@@ -18,6 +19,7 @@ class ImitatesDevice(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, kind: DeviceKind):
         super().__init__()  # type: ignore[no-untyped-call]
         self.device_kind = kind
+        self.launched: Callable[[str], None] | None = None  # called with the name of each kernel
 
 
 def device_kind(x: Tensor) -> str:
@@ -28,6 +30,14 @@ def device_kind(x: Tensor) -> str:
         if isinstance(mode, ImitatesDevice):
             return mode.device_kind
     return "meta"
+
+
+def note_launch(kernel: str) -> None:
+    """Says that a kernel of ours would be launched now, if it were not for the meta device."""
+    for mode in reversed(_get_current_dispatch_mode_stack()):
+        if isinstance(mode, ImitatesDevice) and mode.launched is not None:
+            mode.launched(kernel)
+            return
 
 
 def is_imitated(*tensors: Tensor) -> bool:

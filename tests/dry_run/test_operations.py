@@ -1,10 +1,13 @@
 """The FLOPs of a step are those of its matrix products and of attention, counted by hand."""
 
 import pytest
+import torch
 
 from megascratch.dry_run.run import run_rank
 from megascratch.dry_run.settings import ImaginedRun
+from megascratch.layers.kernels import cpu
 from tests.support.layout_runs import config_of
+from tests.support.pairwise_cover import LLAMA
 
 H, F, LAYERS, VOCAB, S, SAMPLES = 64, 256, 2, 128, 32, 8
 
@@ -37,3 +40,25 @@ def test_all_ranks_together_compute_what_the_model_asks_for(recompute):
     if recompute:
         expected += forward
     assert 4 * sum(of_stages) == SAMPLES * S * expected
+
+
+LLAMA_ON_CUDA = {
+    "rms_norm": 2 * 5,  # two of each block, and the last one
+    "rms_norm_backward": 2 * 5,
+    "row_statistics": 2,
+    "to_gradient": 2,
+    "_scaled_dot_product_flash_attention": 2 * 2,
+}
+LLAMA_ON_CPU = {"rms_norm": 2 * 5, "swiglu": 2 * 2, "swiglu_backward": 2 * 2}
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("cuda", LLAMA_ON_CUDA), ("cpu", LLAMA_ON_CPU)])
+def test_kernels_are_those_of_the_device(kind, expected):
+    """Two micro-batches through two blocks: each kernel is called as often as the model has the layer."""
+    if kind == "cpu" and not cpu.supports(torch.empty(1)):
+        pytest.skip("needs the compiled kernels")
+    precision = {"fp64": False, "bf16": kind == "cuda"}
+    config = config_of(**{**LLAMA, **precision}, num_layers=2, global_batch_size=2)
+    used = run_rank(ImaginedRun(config, None, kind, []), 0).kernels
+    assert {name: used[name].calls for name in expected} == expected
+    assert sum(use.calls for name, use in used.items() if "adamw" in name) >= 1

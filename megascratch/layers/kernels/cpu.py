@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from megascratch.layers.kernels.choice import are_ordinary
-from megascratch.parallel.device_kind import device_kind
+from megascratch.parallel.device_kind import device_kind, note_launch
 from megascratch.runtime.extensions import warn_once_that_they_are_missing
 
 try:
@@ -84,7 +84,9 @@ def supports(x: Tensor, *others: Tensor) -> bool:
 
 def _launch(kernel: str, x: Tensor, *args: float) -> None:
     """Runs the kernel for x's type; on the meta device there is nothing to compute."""
-    if not x.is_meta:
+    if x.is_meta:
+        note_launch(kernel)
+    else:
         getattr(_KERNELS[x.dtype], kernel)(*args)
 
 

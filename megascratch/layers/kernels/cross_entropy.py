@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from megascratch.layers.kernels.choice import are_ordinary
-from megascratch.parallel.device_kind import device_kind
+from megascratch.parallel.device_kind import device_kind, note_launch
 
 try:
     from megascratch.layers.kernels.gpu import row_statistics, to_gradient
@@ -104,7 +104,9 @@ class TritonRows:
         self.logits = logits
         self.labels = labels
         found = torch.empty(3, len(logits), dtype=torch.float32, device=logits.device)
-        if not logits.is_meta:
+        if logits.is_meta:
+            note_launch("row_statistics")
+        else:
             row_statistics(logits, labels, first, valid, found)
         self.here, self.total, self.target = found
         self.mine: Tensor | None = None
@@ -130,7 +132,9 @@ class TritonRows:
     ) -> Tensor:
         logits, labels, peak = kept
         grad = grad.contiguous()
-        if not logits.is_meta:
+        if logits.is_meta:
+            note_launch("to_gradient")
+        else:
             to_gradient(logits, labels, first, valid, peak, total, grad)
         return logits
 

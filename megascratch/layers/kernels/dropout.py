@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from megascratch.layers.kernels.choice import are_ordinary
-from megascratch.parallel.device_kind import device_kind
+from megascratch.parallel.device_kind import device_kind, note_launch
 from megascratch.parallel.random import keep_mask, sample_keys
 
 try:
@@ -81,7 +81,9 @@ class _Dropped(torch.autograd.Function):
 def _dropped(x: Tensor, *how: Any) -> Tensor:
     """`gpu.dropped` into a new tensor; on the meta device there is nothing to compute."""
     out = torch.empty_like(x)
-    if not x.is_meta:
+    if x.is_meta:
+        note_launch("dropped")
+    else:
         dropped(x, out, *how)
     return out
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from megascratch.layers.kernels import cpu
 from megascratch.layers.kernels.choice import are_ordinary
-from megascratch.parallel.device_kind import device_kind, is_imitated
+from megascratch.parallel.device_kind import device_kind, is_imitated, note_launch
 
 try:  # the package named apex on PyPI is a different one, without this module
     from apex.normalization.fused_layer_norm import fused_layer_norm_affine, fused_rms_norm_affine
@@ -64,9 +64,11 @@ class _OneKernel(torch.autograd.Function):
         wide = torch.promote_types(x.dtype, torch.float32)
         scale = torch.empty(*x.shape[:-1], 1, dtype=wide, device=x.device)
         ctx.save_for_backward(x, weight, scale)
+        note_launch("rms_norm")
         return torch.empty_like(x)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
         x, weight, _ = ctx.saved_tensors
+        note_launch("rms_norm_backward")
         return torch.empty_like(x), torch.empty_like(weight)
