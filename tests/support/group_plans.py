@@ -18,7 +18,7 @@ from megascratch.parallel.imagined import ImaginedGroups
 from megascratch.parallel.lines import RankLine
 from megascratch.parallel.mesh import Mesh
 from megascratch.parallel.transport import Transport
-from tests.support.rank_pool import group_maker, mesh_for
+from tests.support.rank_pool import group_maker
 
 LAYOUTS = [
     Layout(pp=2),
@@ -133,11 +133,13 @@ def what_all_ranks_have_is_summed_and_gathered_once(folder: Path, run: Callable)
 
 
 def _over_all(layout: Layout) -> tuple[float, list[int], list[str]]:
-    mesh = mesh_for(layout)
+    mesh = Mesh.build(layout, maker=group_maker())  # not the pool's, which another test may use
     bit = torch.tensor(2.0**mesh.rank, dtype=torch.float64)
     rows = all_gather(torch.tensor([mesh.rank]), mesh.world)
     names = all_gather_objects(str(mesh.rank), mesh.world)
-    return all_reduce(bit, mesh.world).item(), rows.tolist(), names
+    found = all_reduce(bit, mesh.world).item(), rows.tolist(), names
+    mesh.close()
+    return found
 
 
 def items_come_up_in_rank_order_and_go_down_to_all(folder: Path, run: Callable) -> None:
