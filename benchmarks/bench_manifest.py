@@ -52,7 +52,7 @@ MODEL = {
     "add_bias_linear": False,
     "bf16": True,
     "use_distributed_optimizer": True,
-    "ddp_bucket_size": 50_000,  # so many buckets that a rank writes 300 chunks
+    "ddp_bucket_size": 36_000,  # so many buckets that a rank writes 300 chunks
     "device": "cpu",
 }
 
