@@ -70,7 +70,9 @@ def run_rank(run: ImaginedRun, rank: int, whole: bool = False) -> ImaginedRank:
         tracker.tag_state(trainer.chunks, trainer.data_parallel)
         training = config.training
         microbatches = training.global_batch_size // (training.micro_batch_size * mesh.dp.size)
-        step = shortened(lambda m: trainer.orders(m)[mesh.pp.rank], microbatches, whole)
+        # gloo does not report that a message was sent, so messages are held to the end of the step
+        every = whole or (gloo and layout.pp > 1)
+        step = shortened(lambda m: trainer.orders(m)[mesh.pp.rank], microbatches, every)
         # the device has those of the whole step
         batches = _batches(config.data, training.micro_batch_size, microbatches)
         for at in listeners:

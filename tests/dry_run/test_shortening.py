@@ -35,6 +35,7 @@ def run_of(schedule: str, **settings: Any) -> ImaginedRun:
             "num_layers": 2 * chunks,
             "global_batch_size": 32,
             "ddp_bucket_size": 10**6,
+            "device": "cuda",
             **settings,
         }
     )
@@ -62,6 +63,11 @@ def test_a_shorter_step_tells_what_the_whole_one_does(schedule):
         losses = (16 - short.microbatches_run) * ALLOCATED_IN["cuda"] * has_loss
         assert short.memory.peak == whole.memory.peak - losses
         assert short.memory.peak_action[0] == whole.memory.peak_action[0]
+
+
+def test_gloo_holds_every_message_so_all_micro_batches_are_run():
+    run = run_of("1f1b", distributed_backend="gloo", global_batch_size=8)
+    assert run_rank(run, 1).microbatches_run == 8
 
 
 def test_gpipe_holds_every_micro_batch_so_all_are_run():
