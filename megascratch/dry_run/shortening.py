@@ -4,8 +4,8 @@ the long step has such an action.
 Actions are alike if they have the same operation and chunk, and both or neither are of the first or of the last
 micro-batch. The shorter step is long enough if every situation of the long one occurs in it: what a rank does, and how
 far each kind of action is ahead of the others, which says what the rank holds meanwhile. So its memory is fullest with
-the same. GPipe, which holds all micro-batches, has no shorter step, and neither has a pipeline over gloo, which holds all
-messages.
+the same. GPipe, which holds all micro-batches, has no shorter step, and neither has a pipeline over gloo, which holds
+all messages.
 """
 
 from collections import Counter
