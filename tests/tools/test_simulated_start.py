@@ -13,6 +13,7 @@ from megascratch.config.layout import Layout
 from megascratch.parallel.control import FAN_OUT
 from tests.support.simulated_starts import (
     LARGE_BATCH,
+    LAST_OF_ITS_MACHINE,
     TP2_PP2,
     a_larger_world_asks_for_no_more,
     a_rank_reads_the_rows_of_its_own_tensors,
@@ -123,10 +124,10 @@ def test_a_world_of_one_rank_starts_without_asking_anyone():
 
 
 def test_the_command_prints_a_table_or_json(capsys):
-    words = ["--world", "8", "--rank", "3", *TP2_PP2]
+    words = ["--world", "8", "--rank", "0", *TP2_PP2]
     assert tool.main([*words, "--json"]) == 0
     (record,) = json.loads(capsys.readouterr().out)
-    assert (record["world"], record["rank"]) == (8, 3)
+    assert (record["world"], record["rank"]) == (8, 0)
     names = [it.name for it in start(8).parts]
     assert [each["name"] for each in record["parts"]] == names
     lines = table([start(8)]).splitlines()
@@ -135,8 +136,20 @@ def test_the_command_prints_a_table_or_json(capsys):
 
 def test_a_start_asks_the_same_in_a_process_of_its_own():
     """As each of several worlds has one."""
-    flags = Namespace(rank=7, ranks_per_machine=8, checkpoint=None)
+    flags = Namespace(rank=0, ranks_per_machine=8, checkpoint=None)
     other = tool._in_a_process(flags, 8, [*TP2_PP2, *LARGE_BATCH])
-    assert other.lines == start(8).lines and other.keys == start(8).keys
-    for one, same in zip(other.parts, start(8).parts, strict=True):
+    here = start(8, 0)
+    assert other.lines == here.lines and other.keys == here.keys
+    for one, same in zip(other.parts, here.parts, strict=True):
         assert replace(one, peak_mib=None, seconds=0) == replace(same, peak_mib=None, seconds=0)
+
+
+def test_a_rank_starts_alike_with_the_answers_of_the_first_rank_from_elsewhere():
+    """As the command starts it: the first rank in another process."""
+    words = [*TP2_PP2, *LARGE_BATCH]
+    answers = tool.answers_of_first(words, 8, 8, None)
+    apart = simulated_start(words, 8, LAST_OF_ITS_MACHINE, answers=answers)
+    here = start(8)
+    assert apart.lines == here.lines and apart.keys == here.keys
+    for one, same in zip(apart.parts, here.parts, strict=True):
+        assert (one.store_calls, one.messages) == (same.store_calls, same.messages)
