@@ -97,8 +97,18 @@ def diagnose_disagreement(error: RanksDisagree, case: Case) -> str:
     elif "embedding.word" in error.tensor:
         guess = "the two copies of the tied embedding not summed over the first and the last stage"
     else:
-        guess = "a missing sum over the tensor ranks of a weight that each of them holds"
+        guess = f"a missing sum over the {_holders(case)} ranks of a weight that each of them holds"
     return f"the ranks do not hold one consistent model: {error}; looks like {guess}"
+
+
+def _holders(case: Case) -> str:
+    """The kinds of ranks that hold copies of one weight."""
+    parallel = case.config.parallel
+    sizes = {
+        "data": parallel.data_parallel_size,
+        "tensor": parallel.tensor_model_parallel_size,
+    }
+    return " or the ".join(kind for kind, size in sizes.items() if size > 1)
 
 
 def _where(scene: Scene) -> str:

@@ -83,6 +83,7 @@ def test_a_broken_setting_is_said_by_the_first_rank_alone_and_anything_else_by_i
     monkeypatch, capsys, error, rank, said
 ):
     monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", "4")
     install_verb(monkeypatch, raising(error))
     assert main(["generate"]) == 2
     assert capsys.readouterr().err == said

@@ -21,7 +21,7 @@ from tests.support.layout_runs import config_of
 from tests.support.rank_pool import session_pool
 
 GUESSES = {
-    "gradients not summed over data ranks": "a sum over some axis left out",
+    "gradients not summed over data ranks": "a missing sum over the data ranks",
     "gradients averaged over data ranks": "a factor of 1 / the data parallel size (2)",
     "loss as a mean of means": "first at step 1: loss",
     "loss counted on each tensor rank": "a factor of the tensor parallel size (2)",
@@ -31,7 +31,7 @@ GUESSES = {
     "layer numbers restart on each stage": "a shifted layer",
     "chunks of a rank are neighbours": "the forward pass",
     "initial weights of each rank from row 0": "initial weights that depend on the layout",
-    "weights of other stages left out of the norm": "disagree on loss or norm",
+    "weights of other stages left out of the norm": "a weight left out of the norm",
     "sharded weights of other tensor ranks left out of the norm": "a weight left out of the norm",
     "updated weights not gathered under ZeRO-1": "weights not gathered under ZeRO-1",
     "padding enters the softmax": "the forward pass",
