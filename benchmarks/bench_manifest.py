@@ -1,6 +1,6 @@
 """Memory, time and bytes read of a save's plan and of a resume of one rank among a thousand and more.
 
-    PYTHONPATH=. python benchmarks/bench_manifest.py [--folder DIR] [--tp 8 --pp 8 --dp 16]
+    python benchmarks/bench_manifest.py [--folder DIR] [--tp 8 --pp 8 --dp 16]
 
 A checkpoint of a model with the names of Llama-3 405B (128 layers, narrow), as all ranks of the layout would write it
 in bf16 with ZeRO-1: the real table of chunks, and data files of zeros. Then, each in a process of its own:
@@ -12,11 +12,14 @@ MiB      peak of resident memory, less that before; the tensors of the rank are 
 bytes    read from the manifest, from the table of chunks, and from the rank's own files
 """
 
+# ruff: noqa: E402  (tests and tools are imported from the repository, which is put on the path first)
+
 import argparse
 import multiprocessing
 import operator
 import re
 import shutil
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -24,6 +27,9 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
 
 from megascratch import checkpoint
 from megascratch.checkpoint.backend.local import LocalFile
