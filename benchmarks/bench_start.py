@@ -2,9 +2,9 @@
 
     python benchmarks/bench_start.py --ranks 64 --repo ../other-checkout
 
-Peer: another checkout of megascratch (with its compiled files), in turn with this one. A tiny model, one thread per
-process, all ranks on this machine. A phase ends when the last rank has reached the next fault point, which the ranks
-report (runtime/faults.py):
+Peer: another checkout of megascratch (with its compiled files), in turn with this one. A tiny model and a small corpus,
+whose index is cached before the first start; one thread per process, all ranks on this machine. A phase ends when the
+last rank has reached the next fault point, which the ranks report (runtime/faults.py):
 
     processes   launcher, fork server, and a process per rank
     set-up      rendezvous, agreement of the ranks, process groups, model, data
@@ -12,6 +12,7 @@ report (runtime/faults.py):
 """
 
 import argparse
+import json
 import os
 import statistics
 import subprocess
@@ -24,10 +25,11 @@ from megascratch.runtime.faults import VARIABLE
 
 HERE = Path(__file__).resolve().parent.parent
 RUN = (
-    "--num-layers 2 --hidden-size 16 --num-attention-heads 2 --vocab-size 64 --mock-data --seq-length 16 "
+    "--num-layers 2 --hidden-size 16 --num-attention-heads 2 --tokenizer-type ByteTokenizer --seq-length 16 "
     "--micro-batch-size 1 --train-iters 1 --eval-interval 0 --lr 1e-3 --device cpu "
     "--distributed-timeout-minutes 30"
 ).split()
+DOCUMENTS = 2000
 LAYOUTS = {"dp": (1, 1), "tp2pp2": (2, 2)}
 PHASES = {
     "processes": "run.begin",
@@ -49,11 +51,15 @@ def main() -> None:
     if asked.repo is not None:
         sides["peer"] = asked.repo.resolve()
     measured: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
-    for number in range(asked.rounds):
-        order = list(sides) if number % 2 == 0 else list(reversed(sides))
-        for side in order:
-            measured[side].append(started(sides[side], asked.ranks, asked.layout))
-            print(side, _words(measured[side][-1]), flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        corpus = write_corpus(Path(folder))
+        for side in sides:
+            started(sides[side], 1, "dp", corpus)  # caches the index
+        for number in range(asked.rounds):
+            order = list(sides) if number % 2 == 0 else list(reversed(sides))
+            for side in order:
+                measured[side].append(started(sides[side], asked.ranks, asked.layout, corpus))
+                print(side, _words(measured[side][-1]), flush=True)
     for side, runs in measured.items():
         medians = {phase: statistics.median(run[phase] for run in runs) for phase in runs[0]}
         print(f"median of {side}: {_words(medians)}")
@@ -65,10 +71,23 @@ def main() -> None:
         print(f"speed {middle:.2f}x (quartiles {low:.2f} to {high:.2f})")
 
 
-def started(repo: Path, ranks: int, layout: str) -> dict[str, float]:
+def write_corpus(folder: Path) -> Path:
+    """Writes a corpus of bytes. Returns: its prefix."""
+    text = folder / "text.jsonl"
+    with text.open("w", encoding="utf-8") as file:
+        for number in range(DOCUMENTS):
+            file.write(json.dumps({"text": f"{number} " * 40}) + "\n")
+    command = [sys.executable, "-m", "megascratch", "preprocess", "--input", str(text)]
+    command += ["--output-prefix", str(folder / "corpus"), "--tokenizer-type", "ByteTokenizer"]
+    subprocess.run([*command, "--append-eod"], cwd=HERE, check=True, capture_output=True)
+    return folder / "corpus_text_document"
+
+
+def started(repo: Path, ranks: int, layout: str, corpus: Path) -> dict[str, float]:
     """Seconds of each phase of one start, and of all of it."""
     tp, pp = LAYOUTS[layout]
-    words = ["--tensor-model-parallel-size", str(tp), "--pipeline-model-parallel-size", str(pp)]
+    words = ["--data-path", str(corpus), "--split", "1,0,0"]
+    words += ["--tensor-model-parallel-size", str(tp), "--pipeline-model-parallel-size", str(pp)]
     words += ["--global-batch-size", str(ranks // (tp * pp)), "--nproc-per-node", str(ranks)]
     # a fault that does nothing but report that the point was reached
     told = ",".join(f"{point}:*:1:slow=0" for point in PHASES.values())
