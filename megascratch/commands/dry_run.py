@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
+from megascratch.commands.input_output import require_folder_of
 from megascratch.config.errors import UserError
 from megascratch.config.layout import Layout
 from megascratch.config.load import read_config
@@ -44,6 +45,7 @@ def main(argv: Sequence[str]) -> int:
     kind = _device_kind(options.device_kind)
     if options.picture is not None and not options.picture.endswith(PICTURES):
         raise UserError(f"--picture ({options.picture}) must end with {', '.join(PICTURES)}")
+    require_folder_of("--picture", options.picture)
     loaded = read_config(words, prog="megascratch dry-run")
     if loaded.origins.print_config:
         raise UserError("--print-config is a flag of megascratch pretrain: use it there")

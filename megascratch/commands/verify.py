@@ -7,7 +7,6 @@ import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
+from megascratch.commands.input_output import require_folder_of
 from megascratch.config.errors import UserError
 from megascratch.config.fields import flat
 from megascratch.config.load import load_config
@@ -143,10 +143,7 @@ def _check(options: argparse.Namespace) -> None:
         raise UserError(
             f"--random ({options.random}) needs --max-world, the largest number of ranks"
         )
-    if options.json is not None and not Path(options.json).resolve().parent.is_dir():
-        raise UserError(
-            f"--json {options.json} cannot be written: there is no folder {Path(options.json).parent}"
-        )
+    require_folder_of("--json", options.json)
 
 
 def _cases(settings: Values, options: argparse.Namespace, places: dict[str, str]) -> list[Case]:

@@ -61,6 +61,7 @@ REFUSED = [
     (["--world", "8", "--rank", "1", "--all-stages", *MODEL], "remove it, or --rank (1)"),
     (["--world", "8", "--device-kind", "gpu", *MODEL], "--device-kind (gpu) must be cpu or cuda"),
     (["--world", "8", "--picture", "a.txt", *MODEL], "must end with .svg, .png, .pdf"),
+    (["--world", "8", "--picture", "no/a.svg", *MODEL], "no/a.svg cannot be written: there is no"),
     (["--world", "8", *MODEL[:-2]], "the vocabulary is unknown"),
     (["--world", "8", *MODEL[:-2], "--tokenizer-model", "nowhere"], "give --vocab-size"),
     (["--world", "8", *MODEL, "--hidden-sise", "3"], "did you mean --hidden-size?"),
