@@ -32,6 +32,7 @@ FIRST_RANK_ONLY = (
     "save.mid_delete",
 )
 ONCE = ("run.begin", "run.meet", "run.built")
+LAST = "run.end"  # of each rank in the end: a run that is killed there is complete, and so is each later attempt
 
 
 def places(pipeline: bool) -> list[str]:
@@ -40,13 +41,16 @@ def places(pipeline: bool) -> list[str]:
     for point, rank in product(POINTS, (0, 1)):
         if point.startswith(NOT_IN_TRAINING) or (rank and point in FIRST_RANK_ONLY):
             continue
+        if point == LAST:
+            continue
         if point in PIPELINE_ONLY and not pipeline:
             continue
         passages = (
             (1,) if point in ONCE else (1, 2) if point.startswith(("save", "step")) else (1, 3)
         )
         found += [f"{point}:{rank}:{nth}" for nth in passages]
-    return found + [f"save.write:{rank}:{nth}" for rank, nth in product((0, 1), range(3, 12))]
+    found += [f"save.write:{rank}:{nth}" for rank, nth in product((0, 1), range(3, 12))]
+    return found + [f"{LAST}:{rank}:1" for rank in (0, 1)]
 
 
 def train(folder: Path, *words: str) -> int:
