@@ -14,11 +14,11 @@ import re
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 from unittest import mock
 
 from megascratch.commands import VERBS
-from megascratch.config.declare import help_texts
+from megascratch.config.declare import Setting, help_texts
 from megascratch.config.fields import SECTIONS, SETTINGS, flag
 from megascratch.config.resume_rules import KINDS
 
@@ -121,7 +121,7 @@ def settings_page() -> str:
             idle = f" No effect {setting.needs.otherwise}." if setting.needs else ""
             cells = [
                 f"`{name}`",
-                _type_words(setting.hint),
+                _type_words(setting),
                 f"`{setting.default}`",
                 setting.on_resume.kind,
                 meaning + allowed + idle,
@@ -137,18 +137,14 @@ def settings_page() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _type_words(hint: Any) -> str:
-    """`Literal["a", "b"] | None` -> a, b; `list[str] | None` -> list of str."""
-    text = hint if isinstance(hint, str) else getattr(hint, "__name__", None) or str(hint)
-    if not isinstance(hint, str) and not isinstance(hint, type):
-        text = str(hint)
-    text = text.replace("typing.", "").replace(" | None", "")
-    text = re.sub(r"Optional\[(.*)\]$", r"\1", text)
-    text = re.sub(r"list\[(\w+)\]", r"list of \1", text)
-    text = re.sub(
-        r"Literal\[(.*)\]", lambda match: match[1].replace("'", "`"), text, flags=re.DOTALL
-    )
-    return text
+def _type_words(setting: Setting) -> str:
+    """The choices of a setting, or its type: `list[str] | None` -> list of str."""
+    if setting.choices is not None:
+        return ", ".join(f"`{choice}`" for choice in setting.choices)
+    kind = setting.kind
+    if get_origin(kind) is list:
+        return f"list of {get_args(kind)[0].__name__}"
+    return str(kind.__name__)
 
 
 # ---- command line --------------------------------------------------------------------------------------------------

@@ -14,9 +14,11 @@ import dataclasses
 import inspect
 import textwrap
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeVar, get_type_hints
+from types import UnionType
+from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from megascratch.config.ranges import Interval
+from megascratch.config.registry import Kind, names
 from megascratch.config.resume_effects import ResumeRule
 
 Value = TypeVar("Value")
@@ -45,6 +47,20 @@ class Setting(NamedTuple):
     interval: Interval | None = None
     """Where a number must be; None: anywhere."""
     needs: Needs | None = None
+    names: Kind | None = None
+    """The value is the name of a thing of this kind, or a list of such names."""
+
+    @property
+    def kind(self) -> Any:
+        """The type without None."""
+        return without_none(self.hint)
+
+    @property
+    def choices(self) -> tuple[str, ...] | None:
+        """All valid values, if they are names; None: a value is checked by its type."""
+        if self.names is not None:
+            return names(self.names)
+        return get_args(self.kind) if get_origin(self.kind) is Literal else None
 
 
 def setting(
@@ -52,13 +68,14 @@ def setting(
     on_resume: ResumeRule,
     interval: Interval | None = None,
     needs: Needs | None = None,
+    names: Kind | None = None,
 ) -> Value:
     """The default of a dataclass field that is a setting; its help text is the docstring below the field.
 
     Give `needs` only to a setting whose default is a value of its own: one that is derived from others always differs
     from its default.
     """
-    declared = {"on_resume": on_resume, "interval": interval, "needs": needs}
+    declared = {"on_resume": on_resume, "interval": interval, "needs": needs, "names": names}
     return dataclasses.field(default=default, metadata=declared)
 
 
@@ -76,6 +93,13 @@ def differs(name: str, value: Any, otherwise: str = "") -> Needs:
     if value is not True:
         words = f"{words} {value}"
     return Needs(name, lambda found: bool(found != value), otherwise or words)
+
+
+def without_none(hint: Any) -> Any:
+    """`int` for `int | None`; a type without None as it is."""
+    if get_origin(hint) not in (Union, UnionType):
+        return hint
+    return next(kind for kind in get_args(hint) if kind is not type(None))
 
 
 def settings_of(sections: Mapping[str, type]) -> dict[str, Setting]:

@@ -15,6 +15,9 @@ SECTIONS: dict[str, type] = get_type_hints(Config)
 SETTINGS: dict[str, Setting] = settings_of(SECTIONS)
 """Setting -> its declaration, in the order of the sections."""
 
+ALIASES = {"import": "imports"}
+"""Other spellings of a setting; Python does not allow a field with the name `import`."""
+
 RANGES: dict[str, Interval] = {
     name: setting.interval for name, setting in SETTINGS.items() if setting.interval is not None
 }

@@ -5,24 +5,26 @@ A flag library stops at the first bad flag and would hide the other problems, so
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, get_args, get_origin
+from typing import Any, NamedTuple, get_args, get_origin
 
 from megascratch.config.declare import Setting, settings_of
-from megascratch.config.fields import SETTINGS, flag, nearest
-from megascratch.config.values import ReadSettings, Said, read, without_none
+from megascratch.config.fields import ALIASES, SETTINGS, flag, nearest
+from megascratch.config.values import ReadSettings, Said, read
 
 
 @dataclass(frozen=True)
 class Options:
     """What a command line accepts in addition to settings."""
 
-    config: str | None = None
-    """YAML file with settings; flags override it."""
+    config: list[str] | None = None
+    """YAML files with settings, the later ones override the earlier ones; flags override them all."""
     print_config: bool = False
     """Print each setting with its value and origin, and exit."""
 
 
 OPTIONS: dict[str, Setting] = settings_of({"options": Options})
+
+CAN_BE_REPEATED = ("config", "imports")
 
 
 class _Group(NamedTuple):
@@ -47,6 +49,7 @@ def _said(argv: Sequence[str], known: Mapping[str, Setting]) -> Iterator[Said]:
         if word.startswith("--") and len(word) > 2:
             head, *last = word[2:].split("=", 1)
             name = head.replace("-", "_")
+            name = ALIASES.get(name, name)
             without_no = name.removeprefix("no_")
             negated = without_no != name and without_no in known
             group = _Group(without_no if negated else name, negated, last)
@@ -73,7 +76,9 @@ def _value(groups: list[_Group], known: Mapping[str, Setting]) -> Any:
     text = flag(name)
     if name not in known:
         raise ValueError(f"unknown flag {text}{nearest(text, map(flag, [*known, 'help']))}")
-    if len(groups) > 1:
+    if name in CAN_BE_REPEATED:
+        words = [word for group in groups for word in group.words]
+    elif len(groups) > 1:
         raise ValueError(f"{text} is given {len(groups)} times: give it once")
     hint = known[name].hint
     if hint is bool:
@@ -84,23 +89,24 @@ def _value(groups: list[_Group], known: Mapping[str, Setting]) -> Any:
         raise ValueError(f"--no-{text[2:]} does not exist: {text} needs a value")
     if not words:
         raise ValueError(f"{text} needs a value")
-    kind = without_none(hint)
+    kind = known[name].kind
     if kind is not hint and words == ["None"]:
         return None
+    choices = known[name].choices
     if get_origin(kind) is list:
         item = get_args(kind)[0]
-        return [_item(text, item, word) for word in words]
+        return [_item(text, item, choices, word) for word in words]
     if len(words) > 1:
         raise ValueError(f"{text} accepts one value: unrecognized arguments: {' '.join(words[1:])}")
-    return _item(text, kind, words[0])
+    return _item(text, kind, choices, words[0])
 
 
-def _item(text: str, kind: Any, word: str) -> Any:
+def _item(text: str, kind: Any, choices: tuple[str, ...] | None, word: str) -> Any:
     """A word of a command line, which is text, as YAML would have it."""
-    if get_origin(kind) is Literal:
-        if word not in get_args(kind):
-            choices = ", ".join(get_args(kind))
-            raise ValueError(f"invalid choice '{word}' for argument '{text}': use one of {choices}")
+    if choices is not None:
+        if word not in choices:
+            one = ", ".join(choices)
+            raise ValueError(f"invalid choice '{word}' for argument '{text}': use one of {one}")
         return word
     try:
         return kind(word)

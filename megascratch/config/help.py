@@ -2,11 +2,10 @@
 
 import argparse
 from collections.abc import Mapping
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, get_args, get_origin
 
 from megascratch.config.declare import Setting, help_texts
 from megascratch.config.fields import flag
-from megascratch.config.values import without_none
 
 
 def help_text(
@@ -28,12 +27,11 @@ def help_text(
         for name, text in texts.items():
             setting = settings[name]
             about = " ".join([text, *_facts(setting, values[name])]).replace("%", "%%")
-            kind = without_none(setting.hint)
-            if kind is bool:
+            if setting.kind is bool:
                 group.add_argument(flag(name), flag(f"no_{name}"), action="store_true", help=about)
                 continue
-            words = "+" if get_origin(kind) is list else None
-            group.add_argument(flag(name), nargs=words, metavar=_metavar(kind), help=about)
+            words = "+" if get_origin(setting.kind) is list else None
+            group.add_argument(flag(name), nargs=words, metavar=_metavar(setting), help=about)
     return parser.format_help()
 
 
@@ -49,9 +47,10 @@ def _facts(setting: Setting, value: Any) -> list[str]:
     return [f"({'; '.join(facts)})"] if facts else []
 
 
-def _metavar(kind: Any) -> str:
+def _metavar(setting: Setting) -> str:
     """INT, FLOAT, STR, or the choices."""
-    if get_origin(kind) is Literal:
-        return f"{{{','.join(get_args(kind))}}}"
+    if setting.choices is not None:
+        return f"{{{','.join(setting.choices)}}}"
+    kind = setting.kind
     item = get_args(kind)[0] if get_origin(kind) is list else kind
     return str(item.__name__).upper()

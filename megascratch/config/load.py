@@ -14,6 +14,7 @@ from megascratch.config.errors import SettingError
 from megascratch.config.fields import SECTIONS, SETTINGS, flat, with_fields
 from megascratch.config.flags import OPTIONS, Options, read_flags
 from megascratch.config.help import help_text
+from megascratch.config.imports import run_imports
 from megascratch.config.settings import Config
 from megascratch.config.values import ReadSettings
 from megascratch.config.yaml_file import read_file
@@ -69,15 +70,10 @@ def read_config(
         raise SystemExit(0)
     defaults = flat(Config())
     places = {name: "base" for name, value in flat(config).items() if value != defaults[name]}
-    found = ReadSettings({}, places, [], set())
-    flags = read_flags(argv)
-    file = flags.values.get("config")
-    if file is not None:
-        try:
-            found = found.then(read_file(file))
-        except SettingError as error:
-            raise SettingError("\n".join([str(error), *flags.problems])) from error
-    found = found.then(flags)
+    found = _read_all(argv, places)
+    if found.values.get("imports"):
+        run_imports(found.values["imports"])
+        found = _read_all(argv, places)  # names that are registered now are valid
     print_config = bool(found.values.get("print_config"))
     for option in OPTIONS:
         found.values.pop(option, None)
@@ -89,6 +85,18 @@ def read_config(
         found.problems,
         found.unread,
     )
+
+
+def _read_all(argv: Sequence[str], places: dict[str, str]) -> ReadSettings:
+    """What the command line and its files say; `places` are the origins of values that they may override."""
+    found = ReadSettings({}, places, [], set())
+    flags = read_flags(argv)
+    for file in flags.values.get("config") or []:
+        try:
+            found = found.then(read_file(file))
+        except SettingError as error:
+            raise SettingError("\n".join([str(error), *flags.problems])) from error
+    return found.then(flags)
 
 
 def format_config(config: Config, origins: Origins) -> str:

@@ -29,7 +29,6 @@ Values = Mapping[str, Any]
 """Setting -> value, for all settings."""
 
 Device = Literal["cpu", "cuda"]
-Schedule = Literal["gpipe", "1f1b", "interleaved", "zb_h1", "zb_h2", "zb_v", "dualpipe_v", "csv"]
 
 BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
 """Device -> the communication library that is used by default."""
@@ -51,7 +50,7 @@ class ResolvedParallel(ParallelConfig):
     """The layout, with its data-parallel size, chunks and schedule known."""
 
     data_parallel_size: int
-    pipeline_schedule: Schedule
+    pipeline_schedule: str
     num_virtual_stages_per_pipeline_rank: int
     microbatch_group_size_per_virtual_pipeline_stage: int
     distributed_backend: Literal["gloo", "nccl"]

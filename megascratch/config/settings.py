@@ -66,7 +66,7 @@ class ModelConfig:
         1.0, REFUSED_FUNCTION, within("(0, 1]"), needs=equals("position_embedding_type", "rope")
     )
     """Fraction of each head that is rotated."""
-    normalization: Literal["LayerNorm", "RMSNorm"] = setting("LayerNorm", FIXED_TENSORS)
+    normalization: str = setting("LayerNorm", FIXED_TENSORS, names="norm")
     """Normalization layer."""
     norm_epsilon: float = setting(1e-5, REFUSED_FUNCTION, above(0))
     """Added to the variance inside the norm."""
@@ -108,10 +108,7 @@ class ParallelConfig:
         False, FREE_LAYOUT, needs=differs("tensor_model_parallel_size", 1)
     )
     """Split norms, dropout and residuals along the sequence over the tensor-parallel ranks."""
-    pipeline_schedule: (
-        Literal["gpipe", "1f1b", "interleaved", "zb_h1", "zb_h2", "zb_v", "dualpipe_v", "csv"]
-        | None
-    ) = setting(None, FREE_LAYOUT)
+    pipeline_schedule: str | None = setting(None, FREE_LAYOUT, names="schedule")
     """Order of forwards and backwards; default: 1f1b, interleaved (virtual stages) or csv (pipeline_schedule_csv)."""
     pipeline_schedule_csv: str | None = setting(None, FREE_LAYOUT)
     """File with your own schedule: one row per stage, in the notation of torch.distributed.pipelining."""
@@ -181,7 +178,7 @@ class DataConfig:
     """Train on synthetic documents instead of files."""
     data_cache_path: str | None = setting(None, FREE_LAYOUT, needs=differs("mock_data", True))
     """Folder of the index cache; default: a folder `cache` next to the data."""
-    data_order: Literal["keyed", "megatron"] = setting("keyed", REFUSED_ORDER)
+    data_order: str = setting("keyed", REFUSED_ORDER, names="data_order")
     """Order of the samples: keyed depends only on files and seed; megatron is Megatron-LM's order, which also depends
     on the number of samples requested (so keep train_iters to compare a run with one of Megatron-LM)."""
     packing: Literal["concatenate", "best-fit"] = setting("concatenate", REFUSED_ORDER)
@@ -206,20 +203,7 @@ class DataConfig:
     """Tokens attend only to tokens of their own document."""
     eod_mask_loss: bool = setting(False, REFUSED_TEXT)
     """Leave out the loss where the input token is the end of a document."""
-    tokenizer_type: (
-        Literal[
-            "SentencePieceTokenizer",
-            "HuggingFaceTokenizer",
-            "GPT2BPETokenizer",
-            "TikTokenizer",
-            "CharTokenizer",
-            "GPTSentencePieceTokenizer",
-            "Llama2Tokenizer",
-            "ByteTokenizer",
-            "NullTokenizer",
-        ]
-        | None
-    ) = setting(None, REFUSED_TOKENIZER)
+    tokenizer_type: str | None = setting(None, REFUSED_TOKENIZER, names="tokenizer")
     """Kind of tokenizer; default: detected from the content of tokenizer_model."""
     tokenizer_model: str | None = setting(None, REFUSED_TOKENIZER)
     """The tokenizer's file, or the folder that contains it."""
@@ -229,7 +213,7 @@ class DataConfig:
 class OptimConfig:
     """Learning rate, optimizer and precision."""
 
-    optimizer: Literal["adam"] = setting("adam", FIXED_OPTIMIZER)
+    optimizer: str = setting("adam", FIXED_OPTIMIZER, names="optimizer")
     """The rule by which weights are updated: adam is AdamW, with Megatron-LM's name for it."""
     lr: float = setting(3e-4, NOTICE_STEPS, at_least(0))
     """Highest learning rate."""
@@ -237,9 +221,7 @@ class OptimConfig:
         0.0, NOTICE_STEPS, at_least(0), needs=differs("lr_decay_style", "constant")
     )
     """Lowest learning rate after warm-up."""
-    lr_decay_style: Literal["constant", "linear", "cosine", "inverse-square-root", "WSD"] = setting(
-        "linear", NOTICE_STEPS
-    )
+    lr_decay_style: str = setting("linear", NOTICE_STEPS, names="lr_curve")
     """Shape of the decay."""
     lr_decay_iters: int | None = setting(None, NOTICE_STEPS, at_least(1))
     """Steps until min_lr; default: train_iters."""
@@ -299,6 +281,9 @@ class TrainingConfig:
     """Sequences per step over all ranks; default: micro_batch_size x data_parallel_size."""
     rampup_batch_size: list[int] | None = setting(None, NOTICE_BATCH)
     """START INCREMENT SAMPLES: grow the global batch from START in steps of INCREMENT over that many samples."""
+    imports: list[str] | None = setting(None, FREE_CHECKS)
+    """Python files or modules, run first in every process, that register layers, schedules and so on of your own; also
+    --import."""
     train_iters: int | None = setting(None, NOTICE_LENGTH, at_least(1))
     """Number of steps to train."""
     train_samples: int | None = setting(None, NOTICE_LENGTH, at_least(1))

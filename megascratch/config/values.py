@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from types import UnionType
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 
-from megascratch.config.declare import Setting
+from megascratch.config.declare import Setting, without_none
 from megascratch.config.fields import most_similar
 from megascratch.config.printable import shown
 from megascratch.config.yaml_nodes import Foreign
@@ -68,7 +68,7 @@ def read(said: Iterable[Said], settings: Mapping[str, Setting]) -> ReadSettings:
         problem = one.problem
         if problem is None:
             try:
-                result.values[one.name] = typed(one.value, settings[one.name].hint)
+                result.values[one.name] = _value(one.value, settings[one.name])
                 result.places[one.name] = one.place
             except TypeError as error:
                 problem = f"{one.label} must be {error}, not {_shown(one.value)}"
@@ -80,6 +80,18 @@ def read(said: Iterable[Said], settings: Mapping[str, Setting]) -> ReadSettings:
     return result
 
 
+def _value(raw: Any, setting: Setting) -> Any:
+    """The value of a setting. Raises TypeError whose text says what the value must be."""
+    value = typed(raw, setting.hint)
+    choices = setting.choices
+    if choices is None or value is None:
+        return value
+    given = value if isinstance(value, list) else [value]
+    if not all(name in choices for name in given):
+        raise TypeError("one of " + ", ".join(choices))
+    return value
+
+
 def typed(raw: Any, hint: Any) -> Any:
     """Converts a value of YAML or JSON to this type. Integers may stand for floats, and numbers for text in a list.
 
@@ -88,10 +100,10 @@ def typed(raw: Any, hint: Any) -> Any:
     origin = get_origin(hint)
     if origin in (Union, UnionType):
         return None if raw is None else typed(raw, without_none(hint))
-    if origin is Literal:
-        if raw in get_args(hint):
-            return str(raw)
+    if origin is Literal and raw not in get_args(hint):
         raise TypeError("one of " + ", ".join(get_args(hint)))
+    if origin is Literal:
+        return str(raw)
     if origin is list:
         return _typed_list(raw, get_args(hint)[0])
     if isinstance(raw, int) and abs(raw) > LARGEST_NUMBER:
@@ -104,13 +116,6 @@ def typed(raw: Any, hint: Any) -> Any:
         # a bool is an int in Python
         return raw
     raise TypeError(TYPE_NAMES[hint])
-
-
-def without_none(hint: Any) -> Any:
-    """`int` for `int | None`; a type without None as it is."""
-    if get_origin(hint) not in (Union, UnionType):
-        return hint
-    return next(kind for kind in get_args(hint) if kind is not type(None))
 
 
 def _is_number(raw: Any) -> bool:

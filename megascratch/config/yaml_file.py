@@ -14,7 +14,7 @@ from ruamel.yaml.nodes import MappingNode, ScalarNode
 
 from megascratch.config.declare import Setting
 from megascratch.config.errors import SettingError
-from megascratch.config.fields import SETTINGS, nearest
+from megascratch.config.fields import ALIASES, SETTINGS, nearest
 from megascratch.config.printable import shown
 from megascratch.config.values import ReadSettings, Said, read
 from megascratch.config.yaml_nodes import entries, is_template, kind_of, read_tree, value_of
@@ -89,4 +89,5 @@ def _lines(file: str, settings: Mapping[str, Setting], sections: set[str]) -> It
 
 
 def _field(key: Any) -> str:
-    return str(key).replace("-", "_")
+    name = str(key).replace("-", "_")
+    return ALIASES.get(name, name)

@@ -9,14 +9,15 @@ import random
 from collections.abc import Callable, Collection
 from dataclasses import replace
 from itertools import product
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 from megascratch.config.errors import SettingError, UserError
-from megascratch.config.fields import SETTINGS, flag, flat
+from megascratch.config.fields import flag, flat
 from megascratch.config.laws import validate
 from megascratch.config.layers import layers_of
 from megascratch.config.layout import Layout
 from megascratch.config.pipeline_split import layer_cut
+from megascratch.config.registry import BUILT_IN
 from megascratch.config.resolve import (
     Found,
     ResolvedConfig,
@@ -31,9 +32,7 @@ from megascratch.verification.random_schedule import random_schedule_file
 from megascratch.verification.shrink import shrunk
 
 SIZES = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "data_parallel_size")
-SCHEDULES: list[str] = [
-    name for hint in get_args(SETTINGS["pipeline_schedule"].hint) for name in get_args(hint)
-]
+SCHEDULES = list(BUILT_IN["schedule"])
 TRIES = 300  # for each random layout that is requested
 
 KINDS: dict[str, Values] = {
