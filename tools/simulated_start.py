@@ -4,7 +4,8 @@
 
 The rank's own program runs: settings, preflight check, process groups, model (without memory), the division of a save,
 and with --resume-from a resume. The other ranks are played by `tools/simulated_world.py`. Words that are not flags of
-this command are settings, as for `megascratch pretrain`, on top of a tiny model unless they name a file with --config.
+this command are settings, as for `megascratch pretrain`, on top of a tiny model unless --config names another one. A
+corpus or a tokenizer that is named and not on this machine is not asked for.
 It shows, without a cluster, whether a start still holds at another size: what a rank asks may grow with the length of
 its own lines (the axes of the layout), not with the world.
 """
@@ -34,12 +35,14 @@ from megascratch.config.fields import flat, with_fields
 from megascratch.config.layout import Layout
 from megascratch.config.load import read_config
 from megascratch.config.settings import Config
+from megascratch.data.tokens.token_files import idx_path
 from megascratch.dry_run.settings import imagined_run
 from megascratch.model.table import weight_table
 from megascratch.parallel.mesh import Mesh, second_control
 from megascratch.parallel.rendezvous import Rendezvous
 from megascratch.parallel.sharded_tensor import ShardedTensor
 from megascratch.training.start.agree import agree
+from megascratch.training.start.files import named_corpora
 from megascratch.training.start.settings import LegalSettings, legal_settings
 from megascratch.training.trainer import Trainer
 from tools.simulated_world import (
@@ -170,8 +173,10 @@ def _settings(words: Sequence[str], world: int, rank: int, folder: str) -> Legal
     loaded = read_config(words, base, prog="simulated_start")
     given = flat(loaded.config)
     changes: dict[str, Any] = {"output_dir": folder, "device": "cpu"}
-    if not any(given[name] for name in SOURCES):
-        changes["mock_data"] = True
+    if not any(idx_path(prefix).exists() for prefix in named_corpora(given)):
+        changes |= dict.fromkeys([*SOURCES, "split"]) | {"mock_data": True}
+    if given["vocab_size"] is not None and not os.path.exists(given["tokenizer_model"] or ""):
+        changes["tokenizer_model"] = None
     if given["train_iters"] is None and given["train_samples"] is None:
         changes["train_iters"] = 1_000_000  # more than any warm-up
     return legal_settings(loaded._replace(config=with_fields(loaded.config, changes)), world)

@@ -17,6 +17,7 @@ from megascratch.runtime import faults
 from megascratch.runtime.launch_environment import launch_environment
 
 VERBS = {
+    "init": "write the config of a known model, to train or edit",
     "doctor": "check machines and settings before a run",
     "dry-run": "memory, traffic and operations of any rank of any layout, without the ranks",
     "pretrain": "train a model from .bin/.idx files, on any layout",

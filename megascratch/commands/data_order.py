@@ -24,7 +24,7 @@ from megascratch.config.errors import UserError
 from megascratch.config.fields import flat
 from megascratch.config.laws import validate
 from megascratch.config.layout import Layout
-from megascratch.config.load import load_config
+from megascratch.config.load import load_config, print_notices
 from megascratch.config.printable import printable
 from megascratch.config.resolve import Found, ResolvedTraining, Values, derive, resolve_derived
 from megascratch.config.settings import DataConfig
@@ -40,7 +40,8 @@ ANY_ID = 1 << 31  # a vocabulary size that allows every id: ids are not checked 
 
 def report(options: argparse.Namespace, settings: Sequence[str]) -> int:
     """Reports samples, tokens and epochs of each corpus in a blend, and its largest deviation from its weight."""
-    config = load_config(settings, prog="megascratch data blend-report")[0]
+    config, origins = load_config(settings, prog="megascratch data blend-report")
+    print_notices(origins)
     asked = samples = options.samples
     if samples is None:
         legal = _legal(flat(config), options.world_size)
@@ -65,7 +66,8 @@ def record(options: argparse.Namespace, settings: Sequence[str]) -> int:
     first, last = _steps(options.steps)
     if options.document is not None and options.corpus is None:
         raise UserError(f"--document ({options.document}) needs --corpus, the prefix of its corpus")
-    config = load_config(settings, prog="megascratch data audit")[0]
+    config, origins = load_config(settings, prog="megascratch data audit")
+    print_notices(origins)
     legal = _legal(flat(config), options.world_size)
     total, samples = steps_and_samples(legal)
     dataset = _training_set(

@@ -17,7 +17,7 @@ from datetime import timedelta
 from megascratch.config.errors import UserError
 from megascratch.config.fields import flat, with_fields
 from megascratch.config.layout import Layout
-from megascratch.config.load import read_config
+from megascratch.config.load import print_notices, read_config
 from megascratch.config.resolve import BACKENDS, Values, derive
 from megascratch.config.settings import Config, ParallelConfig
 from megascratch.doctor.host import HostFinding, check_host
@@ -64,7 +64,9 @@ def main(argv: Sequence[str]) -> int:
     world = launch_environment().world_size
     named: Values | None = None  # the settings, if any is given
     if words:
-        config = legal_settings(read_config(words, prog="megascratch doctor"), world).config
+        loaded = read_config(words, prog="megascratch doctor")
+        print_notices(loaded.origins)
+        config = legal_settings(loaded, world).config
         named = flat(config)
     else:
         config = with_fields(Config(), derive(flat(Config()), world))

@@ -1,7 +1,7 @@
 """`megascratch dry-run`: runs the program of any rank of any layout in this process, on tensors without memory, and
 prints what it would hold, compute and send.
 
-megascratch dry-run --config examples/models/llama3-405b.yaml --world 16384 --rank 5000
+megascratch dry-run --config llama3-405b --world 16384 --rank 5000
 megascratch dry-run --config my.yaml --world 64 --all-stages --picture memory.svg
 """
 
@@ -15,7 +15,7 @@ from rich.console import Console
 from megascratch.commands.input_output import require_folder_of
 from megascratch.config.errors import UserError
 from megascratch.config.layout import Layout
-from megascratch.config.load import read_config
+from megascratch.config.load import print_notices, read_config
 from megascratch.config.printable import printable
 from megascratch.config.resolve import Device
 from megascratch.dry_run.chart import figure
@@ -47,6 +47,7 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"--picture ({options.picture}) must end with {', '.join(PICTURES)}")
     require_folder_of("--picture", options.picture)
     loaded = read_config(words, prog="megascratch dry-run")
+    print_notices(loaded.origins)
     if loaded.origins.print_config:
         raise UserError("--print-config is a flag of megascratch pretrain: use it there")
     run = imagined_run(loaded, world, kind)

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from megascratch.config.errors import Problems, UserError
 from megascratch.config.exit_codes import own_process
 from megascratch.config.fields import flat
-from megascratch.config.load import format_config, read_config
+from megascratch.config.load import format_config, print_notices, read_config
 from megascratch.config.resolve import Found, ResolvedTraining
 from megascratch.config.resume_rules import rules
 from megascratch.config.settings import ParallelConfig
@@ -71,6 +71,8 @@ def main(argv: Sequence[str]) -> int:
         return 0
     start = _start(argv)
     loaded = read_config(start.words)
+    if not start.ranks or loaded.origins.print_config:  # else the first rank prints them
+        print_notices(loaded.origins)
     settings = legal_settings(loaded, start.world)
     if loaded.origins.print_config:
         print(format_config(settings.config, loaded.origins))

@@ -19,7 +19,7 @@ from rich.text import Text
 from megascratch.commands.input_output import require_folder_of
 from megascratch.config.errors import UserError
 from megascratch.config.fields import flat
-from megascratch.config.load import load_config
+from megascratch.config.load import load_config, print_notices
 from megascratch.config.printable import printable_lines
 from megascratch.config.resolve import Values
 from megascratch.training.start.inputs import open_tokenizer, own_schedule
@@ -59,6 +59,7 @@ def main(argv: Sequence[str]) -> int:
     options, rest = parser.parse_known_args(argv)
     _check(options)
     config, origins = load_config(rest, prog="megascratch verify")
+    print_notices(origins)
     if origins.print_config:
         raise UserError("--print-config is a flag of megascratch pretrain: use it there")
     settings = flat(config)

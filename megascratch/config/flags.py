@@ -17,7 +17,8 @@ class Options:
     """What a command line accepts in addition to settings."""
 
     config: list[str] | None = None
-    """YAML files with settings, the later ones override the earlier ones; flags override them all."""
+    """YAML files with settings, or presets (`megascratch init` lists them); later ones override earlier ones, and flags
+    override them all."""
     print_config: bool = False
     """Print each setting with its value and origin, and exit."""
 
@@ -33,6 +34,11 @@ class _Group(NamedTuple):
     name: str  # as a field name
     negated: bool  # --no-name
     words: list[str]
+
+    def given(self) -> str:
+        """The flag with its words, as on the command line."""
+        name = flag(f"no_{self.name}" if self.negated else self.name)
+        return " ".join([name, *self.words])
 
 
 def read_flags(argv: Sequence[str], settings: Mapping[str, Setting] = SETTINGS) -> ReadSettings:
@@ -61,25 +67,32 @@ def _said(argv: Sequence[str], known: Mapping[str, Setting]) -> Iterator[Said]:
         yield Said("", "flag", "", problem=problem)
     for name, same in groups.items():
         text = flag(name)
+        notice = _replaced(same) if name in known else None
         try:
-            yield Said(name, "flag", text, _value(same, known))
+            yield Said(name, "flag", text, _value(same, known), notice=notice)
         except ValueError as error:
             yield Said(name, "flag", text, problem=str(error))
 
 
+def _replaced(groups: list[_Group]) -> str | None:
+    """A notice that names the values if a flag is given several times with different ones."""
+    given = [group.given() for group in groups]
+    if groups[0].name in CAN_BE_REPEATED or len(set(given)) == 1:
+        return None
+    return f"{given[-1]} replaces {', '.join(given[:-1])}: the last one on the command line is used"
+
+
 def _value(groups: list[_Group], known: Mapping[str, Setting]) -> Any:
-    """The value of a flag, given once or, by mistake, several times.
+    """The value of a flag, given once or several times.
 
     Raises: ValueError whose text is the message to the user.
     """
-    name, negated, words = groups[0]
+    name, negated, words = groups[-1]  # as everywhere on a command line, the last one wins
     text = flag(name)
     if name not in known:
         raise ValueError(f"unknown flag {text}{nearest(text, map(flag, [*known, 'help']))}")
     if name in CAN_BE_REPEATED:
         words = [word for group in groups for word in group.words]
-    elif len(groups) > 1:
-        raise ValueError(f"{text} is given {len(groups)} times: give it once")
     hint = known[name].hint
     if hint is bool:
         if words:

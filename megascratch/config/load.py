@@ -1,11 +1,14 @@
 """Loads the config from defaults, a YAML file and command-line flags (later ones win), and records each value's origin.
 
 The YAML file is flat (`lr: 1e-3`) or has sections (`optim: {lr: 1e-3}`); keys may be written with `-` or `_`.
+Instead of a file, `--config` may name a preset; given several times, later files win.
 Every unknown, repeated or ill-typed setting is reported at once, with its position and the most similar known name.
 """
 
 import json
+import os
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -15,6 +18,8 @@ from megascratch.config.fields import SECTIONS, SETTINGS, flat, with_fields
 from megascratch.config.flags import OPTIONS, Options, read_flags
 from megascratch.config.help import help_text
 from megascratch.config.imports import run_imports
+from megascratch.config.presets import find_config
+from megascratch.config.printable import printable
 from megascratch.config.settings import Config
 from megascratch.config.values import ReadSettings
 from megascratch.config.yaml_file import read_file
@@ -28,6 +33,8 @@ class Origins:
     """Setting -> 'FILE:LINE', 'flag' or 'base'; settings that were not given are missing."""
     print_config: bool = False
     """--print-config was given: the command prints `format_config` and does nothing else."""
+    notices: list[str] = field(default_factory=list)
+    """What the user should know about the values, one sentence each; see `print_notices`."""
 
 
 class Loaded(NamedTuple):
@@ -81,21 +88,31 @@ def read_config(
         found.unread.discard(option)
     return Loaded(
         with_fields(config, found.values),
-        Origins(found.places, print_config),
+        Origins(found.places, print_config, found.notices),
         found.problems,
         found.unread,
     )
+
+
+def print_notices(origins: Origins) -> None:
+    """Prints what the user should know about the values, on the first rank of a run."""
+    if os.environ.get("RANK", "0") == "0":
+        for notice in origins.notices:
+            print(f"notice: {printable(notice)}", file=sys.stderr)
 
 
 def _read_all(argv: Sequence[str], places: dict[str, str]) -> ReadSettings:
     """What the command line and its files say; `places` are the origins of values that they may override."""
     found = ReadSettings({}, places, [], set())
     flags = read_flags(argv)
-    for file in flags.values.get("config") or []:
+    for word in flags.values.get("config") or []:
         try:
-            found = found.then(read_file(file))
+            file = find_config(word)
+            found = found.then(read_file(file.path, label=file.label))
         except SettingError as error:
             raise SettingError("\n".join([str(error), *flags.problems])) from error
+        if file.notice is not None:
+            found.notices.append(file.notice)
     return found.then(flags)
 
 

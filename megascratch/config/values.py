@@ -5,7 +5,7 @@ into typed values and a list of problems; `typed` decides what a value of each t
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import UnionType
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 
@@ -37,6 +37,8 @@ class Said(NamedTuple):
     """As YAML and JSON have it: a bool, a number, a text, a list of those, or None."""
     problem: str | None = None
     """Why there is no value, such as an unknown name; a whole message."""
+    notice: str | None = None
+    """What the user should know about the value, such as that it replaces another one."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ class ReadSettings:
     problems: list[str]
     unread: set[str]
     """Settings whose value is unknown because of a problem: laws that read them cannot be checked."""
+    notices: list[str] = field(default_factory=list)
+    """What the user should know although nothing is wrong, one sentence each."""
 
     def then(self, later: "ReadSettings") -> "ReadSettings":
         """Both together; what the later source says replaces what this one says."""
@@ -58,6 +62,7 @@ class ReadSettings:
             self.places | later.places,
             self.problems + later.problems,
             (self.unread - later.values.keys()) | later.unread,
+            self.notices + later.notices,
         )
 
 
@@ -66,6 +71,8 @@ def read(said: Iterable[Said], settings: Mapping[str, Setting]) -> ReadSettings:
     result = ReadSettings({}, {}, [], set())
     for one in said:
         problem = one.problem
+        if one.notice is not None:
+            result.notices.append(one.notice)
         if problem is None:
             try:
                 result.values[one.name] = _value(one.value, settings[one.name])

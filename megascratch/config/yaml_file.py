@@ -31,12 +31,17 @@ class _Line(NamedTuple):
     number: int  # counted from 1
 
 
-def read_file(file: str, settings: Mapping[str, Setting] = SETTINGS) -> ReadSettings:
+def read_file(
+    file: str, settings: Mapping[str, Setting] = SETTINGS, label: str | None = None
+) -> ReadSettings:
     """The settings of a file.
+
+    Args:
+        label: how messages and origins name the file; default: by its path.
 
     Raises SettingError if the file cannot be read or is not YAML; a repeated key is an error, too.
     """
-    found = read(_said(file, settings), settings)
+    found = read(_said(file, settings, label or file), settings)
     if len(found.problems) <= MOST_PROBLEMS:
         return found
     reported = found.problems[: MOST_PROBLEMS - 1]
@@ -44,11 +49,11 @@ def read_file(file: str, settings: Mapping[str, Setting] = SETTINGS) -> ReadSett
     return replace(found, problems=[*reported, f"{file}: and {more:,} more problems"])
 
 
-def _said(file: str, settings: Mapping[str, Setting]) -> Iterator[Said]:
+def _said(file: str, settings: Mapping[str, Setting], label: str) -> Iterator[Said]:
     sections = {setting.section for setting in settings.values()}
     first: dict[str, str] = {}  # setting -> where it is given for the first time
     for key, section, raw, number in _lines(file, settings, sections):
-        place = f"{file}:{number}"
+        place = f"{label}:{number}"
         problem = None
         if key in sections:
             problem = f"section {key} must contain `setting: value` lines"

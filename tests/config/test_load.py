@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from megascratch.config.errors import UserError
 from megascratch.config.fields import SETTINGS, flag, flat, with_fields
-from megascratch.config.load import format_config, load_config
+from megascratch.config.load import format_config, load_config, print_notices
 from megascratch.config.resolve import derive
 from megascratch.config.settings import Config
 
@@ -140,7 +140,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
     latin = tmp_path / "latin.yaml"
     latin.write_bytes(b"output_dir: l\xe4ufe")
     for file, complaint in [
-        (str(tmp_path / "none.yaml"), "No such file"),
+        (str(tmp_path / "none.yaml"), "there is no such file"),
         (str(tmp_path), "Is a directory"),
         (str(latin), "not UTF-8"),
     ]:
@@ -158,8 +158,6 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
         ),
         (["--no-overlap-grad-reduc"], "- did you mean --overlap-grad-reduce?"),
         (["--xyzzy"], "unknown flag --xyzzy"),
-        (["--lr", "1", "--lr=2"], "--lr is given 2 times"),
-        (["--sequence-parallel", "--no-sequence-parallel"], "--sequence-parallel is given 2 times"),
         (["--lr", "abc"], "--lr: could not convert string to float: 'abc'"),
         (["--train-iters", "1.5"], "1.5"),
         (["--lr"], "--lr needs a value"),
@@ -178,6 +176,44 @@ def test_a_mistake_in_the_flags_is_named(argv, complaint):
         load(*argv)
     assert complaint in str(error.value)
     assert "│" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("argv", "values", "notices"),
+    [
+        (["--lr", "1", "--lr=2"], {"lr": 2.0}, ["--lr 2 replaces --lr 1"]),
+        (["--lr", "x", "--lr", "2"], {"lr": 2.0}, ["--lr 2 replaces --lr x"]),
+        (["--lr", "2", "--lr", "2"], {"lr": 2.0}, []),
+        (["--bf16", "--bf16"], {"bf16": True}, []),
+        (["--bf16", "--no-bf16"], {}, ["--no-bf16 replaces --bf16"]),
+        (
+            ["--data-path", "a", "b", "--seed", "1", "--data-path", "c"],
+            {"data_path": ["c"], "seed": 1},
+            ["--data-path c replaces --data-path a b"],
+        ),
+        (
+            ["--seed", "1", "--seed", "2", "--seed", "3"],
+            {"seed": 3},
+            ["--seed 3 replaces --seed 1, --seed 2"],
+        ),
+    ],
+)
+def test_the_last_of_several_equal_flags_is_used_and_named_with_those_that_it_replaces(
+    argv, values, notices
+):
+    config, origins = load_config(argv)
+    assert changed(config) == values
+    assert [notice.split(":")[0] for notice in origins.notices] == notices
+
+
+def test_only_the_first_rank_prints_notices(monkeypatch, capsys):
+    origins = load_config(["--lr", "1", "--lr", "2"])[1]
+    monkeypatch.setenv("RANK", "1")
+    print_notices(origins)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setenv("RANK", "0")
+    print_notices(origins)
+    assert capsys.readouterr().err.startswith("notice: --lr 2 replaces --lr 1")
 
 
 def test_all_mistakes_of_file_and_flags_are_listed_at_once(yaml):

@@ -81,7 +81,9 @@ POOL = [
         "--tokenizer-model nowhere.json: cannot be read",
     ),
     Bad("load", ["--load", "nowhere"], "--load nowhere: no checkpoint"),
-    Bad("twice", ["--weight-decay", "1", "--weight-decay", "2"], "--weight-decay is given 2 times"),
+    Bad(
+        "last", ["--weight-decay", "1", "--weight-decay", "x"], "--weight-decay: could not convert"
+    ),
     Bad(
         "fim",
         ["--fim-rate", "0.5"],

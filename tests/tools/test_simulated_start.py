@@ -4,7 +4,6 @@ ranks."""
 import json
 from argparse import Namespace
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -23,7 +22,6 @@ from tests.support.simulated_starts import (
 from tools import simulated_start as tool
 from tools.simulated_start import simulated_start, table, written_by
 
-ROOT = Path(__file__).parents[2]
 WORLDS = (8, 1024, 16384)
 
 
@@ -90,10 +88,9 @@ def test_the_first_rank_alone_reads_the_manifest_and_the_whole_table(tmp_path):
     assert manifest.table_bytes <= read[".bin"] <= 2 * manifest.table_bytes
 
 
-def test_a_large_model_of_a_file_without_data_starts_in_a_large_world():
+def test_a_large_model_of_a_preset_without_data_starts_in_a_large_world():
     """Llama-3 405B on 16,384 ranks: the model takes no memory."""
-    file = str(ROOT / "examples" / "models" / "llama3-405b.yaml")
-    it = simulated_start(["--config", file], 16384, 5000)
+    it = simulated_start(["--config", "llama3-405b"], 16384, 5000)
     assert it.lines["tp"] == 8 and it.lines["data"] == 128
     assert part("process groups", it).groups == 9
 
