@@ -65,7 +65,9 @@ PYTHON = {
     "Evaluation and generation": [
         "megascratch.inference.load",
         "megascratch.inference.evaluate",
+        "megascratch.inference.sampling",
         "megascratch.inference.generate",
+        "megascratch.inference.complete",
     ],
     "Proof": ["megascratch.verification.verify", "megascratch.verification.layouts"],
 }

@@ -3,32 +3,27 @@
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING
 
 from megascratch import tokenizer as tokenizers
 from megascratch.commands.input_output import add_parse_special_tokens, require_no_input
 from megascratch.config.errors import UserError
-from megascratch.config.settings import DataConfig
 from megascratch.data.text.documents import read_records
 from megascratch.data.text.jsonl import BadLine
 from megascratch.data.text.sources import find_sources, format_of
-from megascratch.inference.generate import Continuation, Sampling, StoppedBy, generate
-from megascratch.inference.load import load_for_inference, use_all_threads
-from megascratch.model.chunk import ModelChunk
-from megascratch.tokenizer import Tokenizer
-from megascratch.training.hardware import choose_device
+from megascratch.inference.sampling import Sampling
+
+if TYPE_CHECKING:
+    from megascratch.inference.complete import Completion
+    from megascratch.inference.generate import Continuation
 
 SUMMARY = "continue prompts with a checkpoint"
-
-
-class Completion(NamedTuple):
-    """A prompt and the text that the model generated after it."""
-
-    prompt: str
-    text: str
-    continuation: Continuation
+SPECIAL_AS_TEXT = (
+    "prompt {} contains the text of a special token, which is encoded as plain text "
+    "(use --parse-special-tokens to encode it as the token)"
+)
 
 
 def main(argv: list[str]) -> int:
@@ -49,16 +44,23 @@ def main(argv: list[str]) -> int:
         prompts += _prompts(options.prompts_file)
     if not prompts:
         prompts = [""]
+    # torch comes after the checks that do not need it
+    from megascratch.inference.complete import Stops, complete, context_notice, prompt_ids
+    from megascratch.inference.load import load_for_inference, use_all_threads
+    from megascratch.training.hardware import choose_device
+
     device = choose_device(options.device, 0)
     use_all_threads()
     config, model, tokenizer = load_for_inference(
         options.load, device, options.tokenizer_model, options.tokenizer_type
     )
     stops = Stops(tokenizer, options.stop, options.stop_ids)
-    ids = [
-        _ids(tokenizer, prompt, number, options.parse_special_tokens)
-        for number, prompt in enumerate(prompts, 1)
-    ]
+    ids = []
+    for number, prompt in enumerate(prompts, 1):
+        ids.append(prompt_ids(tokenizer, prompt, number, options.parse_special_tokens))
+        if not options.parse_special_tokens and _has_special(tokenizer, prompt):
+            print(SPECIAL_AS_TEXT.format(number), file=sys.stderr)
+    streams = options.output is None and len(prompts) == 1
     completions = complete(
         model,
         config.data,
@@ -68,8 +70,19 @@ def main(argv: list[str]) -> int:
         options.max_new_tokens,
         sampling,
         options.batch_size,
+        _show if streams else None,
     )
-    _write(completions, options.output, len(prompts) > 1)
+    found: list[Continuation] = []
+    texts = _texts(completions, options.output, len(prompts) > 1, found)
+    if streams:
+        _show(prompts[0])
+        list(texts)  # the continuation is shown as it is generated
+        _show("\n")
+    else:
+        _write(texts, options.output)
+    notice = context_notice(model, config.data, ids, found)
+    if notice is not None:
+        print(f"notice: {notice}", file=sys.stderr)
     return 0
 
 
@@ -80,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
         "--load",
         required=True,
         metavar="DIR",
-        help="a folder of checkpoints (the newest valid one is used), or one step; also s3://...",
+        help="folder of a run or of its checkpoints (the newest valid one is used), or one step; also s3://...",
     )
     add(
         "--prompt",
@@ -185,124 +198,38 @@ def _prompts(path: str) -> list[str]:
     return prompts
 
 
-class Stops:
-    """The stop texts and stop ids that end a continuation, in addition to the end of document.
-
-    A stop text that is the text of a special token also stops at that token.
-    Raises: UserError for an id outside the vocabulary, or an empty text.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, texts: Sequence[str], ids: Sequence[int]):
-        for number in ids:
-            if not 0 <= number < tokenizer.vocab_size:
-                raise UserError(
-                    f"--stop-ids {number} is outside the vocabulary (0 to {tokenizer.vocab_size - 1})"
-                )
-        if "" in texts:
-            raise UserError("--stop is empty: give at least one character")
-        self.tokenizer = tokenizer
-        self._texts = texts
-        self._ids = set(ids)
-        for text in texts:
-            if text in tokenizer.special_words:
-                self._ids.add(tokenizer.special_words[text])
-
-    def reason(self, prompt: Sequence[int], tokens: Sequence[int]) -> StoppedBy | None:
-        """Why the continuation ends with its last token; None: it does not."""
-        if tokens[-1] in self._ids:
-            return "stop id"
-        if self._texts and self._first(self.decoded(prompt, tokens)) is not None:
-            return "stop text"
-        return None
-
-    def text(self, prompt: Sequence[int], continuation: Continuation) -> str:
-        """The generated text, without the stop text or stop id."""
-        tokens = continuation.tokens
-        if continuation.stopped_by == "stop id":
-            return self.decoded(prompt, tokens[:-1])
-        text = self.decoded(prompt, tokens)
-        if continuation.stopped_by == "stop text":
-            return text[: self._first(text)]
-        return text
-
-    def decoded(self, prompt: Sequence[int], tokens: Sequence[int]) -> str:
-        """The text of `tokens`. Decoded after `prompt`, since some tokenizers drop a space at the start of a text."""
-        before = self.tokenizer.decode(prompt)
-        whole = self.tokenizer.decode([*prompt, *tokens])
-        return whole[len(before) :] if whole.startswith(before) else self.tokenizer.decode(tokens)
-
-    def _first(self, text: str) -> int | None:
-        """Position of the first stop text; None if there is none."""
-        positions = [text.find(stop) for stop in self._texts]
-        return min((position for position in positions if position >= 0), default=None)
+def _has_special(tokenizer: tokenizers.Tokenizer, prompt: str) -> bool:
+    """Whether a prompt contains the text of a special token."""
+    plain = tokenizer.encode_bare(prompt)
+    return plain != tokenizer.encode_bare(prompt, parse_specials=True)
 
 
-def complete(
-    model: ModelChunk,
-    data: DataConfig,
-    stops: Stops,
-    prompts: Sequence[str],
-    ids: Sequence[list[int]],
-    max_new_tokens: int,
-    sampling: Sampling,
-    batch_size: int,
-) -> Iterator[Completion]:
-    """Continues the prompts (`ids` are their tokens) in order, batch by batch."""
-    eod = stops.tokenizer.eod
-    for start in range(0, len(ids), batch_size):
-        batch = ids[start : start + batch_size]
-
-        def stop(
-            number: int, tokens: Sequence[int], batch: Sequence[list[int]] = batch
-        ) -> StoppedBy | None:
-            return stops.reason(batch[number], tokens)
-
-        found = generate(model, data, batch, max_new_tokens, sampling, eod, start, stop)
-        for number, continuation in enumerate(found, start + 1):
-            prompt = prompts[number - 1]
-            if continuation.stopped_by == "max_position_embeddings":
-                print(
-                    f"prompt {number} stopped after {len(continuation.tokens)} new tokens: the model has only "
-                    f"{model.model.max_position_embeddings} positions",
-                    file=sys.stderr,
-                )
-            yield Completion(prompt, stops.text(ids[number - 1], continuation), continuation)
+def _show(text: str) -> None:
+    """Prints a piece of the text as soon as it is generated."""
+    print(text, end="", flush=True)
 
 
-def _ids(tokenizer: Tokenizer, prompt: str, number: int, parse_specials: bool) -> list[int]:
-    """Token ids of a prompt. An empty prompt becomes an end-of-document token, after which a document starts."""
-    try:
-        prompt.encode()  # a command line may contain bytes that are not UTF-8
-        ids = tokenizer.encode_bare(prompt, parse_specials)
-    except (UserError, UnicodeEncodeError) as error:
-        raise UserError(f"prompt {number}: {error}") from error
-    if not parse_specials and ids != tokenizer.encode_bare(prompt, parse_specials=True):
-        print(
-            f"prompt {number} contains the text of a special token, which is encoded as plain text "
-            "(use --parse-special-tokens to encode it as the token)",
-            file=sys.stderr,
-        )
-    if tokenizer.before or ids:
-        return [*tokenizer.before, *ids]
-    if tokenizer.eod is None:
-        raise UserError(
-            f"prompt {number} is empty, and this {tokenizer.kind} has no end-of-document id to start from: "
-            "give --prompt with at least one character"
-        )
-    return [tokenizer.eod]
+def _texts(
+    completions: "Iterable[Completion]",
+    output: str | None,
+    headlines: bool,
+    found: "list[Continuation]",
+) -> Iterator[str]:
+    """What is written for each completion: a record (to .jsonl), or text. Appends its continuation to `found`."""
+    for completion in completions:
+        found.append(completion.continuation)
+        if output is not None and output.endswith(".jsonl"):
+            yield _as_record(completion)
+        else:
+            yield _as_text(completion, len(found) if headlines else None)
 
 
-def _write(completions: Iterable[Completion], output: str | None, headlines: bool) -> None:
-    """Writes to the file, or to standard output as soon as each completion is there."""
+def _write(texts: Iterable[str], output: str | None) -> None:
+    """Writes to the file, or to standard output as soon as each text is there."""
     if output is None:
-        for text in _as_text(completions, headlines):
-            print(text, end="", flush=True)
+        for text in texts:
+            _show(text)
         return
-    texts = (
-        map(_as_record, completions)
-        if output.endswith(".jsonl")
-        else _as_text(completions, headlines)
-    )
     try:
         Path(output).parent.mkdir(parents=True, exist_ok=True)
         with open(output, "w", encoding="utf-8", newline="\n") as file:
@@ -311,16 +238,18 @@ def _write(completions: Iterable[Completion], output: str | None, headlines: boo
         raise UserError(f"--output {output} cannot be written: {error.strerror}") from error
 
 
-def _as_text(completions: Iterable[Completion], headlines: bool) -> Iterator[str]:
-    """Prompt and continuation as text, with a headline if there are several prompts."""
-    for number, item in enumerate(completions, 1):
-        if headlines:
-            tokens = len(item.continuation.tokens)
-            yield f"=== prompt {number}: {tokens} new tokens, stopped by {item.continuation.stopped_by}\n"
-        yield f"{item.prompt}{item.text}\n"
+def _as_text(item: "Completion", number: int | None) -> str:
+    """Prompt and continuation as text, with a headline if there are several prompts and this one has a number."""
+    headline = ""
+    if number is not None:
+        tokens = len(item.continuation.tokens)
+        headline = (
+            f"=== prompt {number}: {tokens} new tokens, stopped by {item.continuation.stopped_by}\n"
+        )
+    return f"{headline}{item.prompt}{item.text}\n"
 
 
-def _as_record(item: Completion) -> str:
+def _as_record(item: "Completion") -> str:
     record = {"prompt": item.prompt, "text": item.text, "tokens": item.continuation.tokens}
     return (
         json.dumps(record | {"stopped_by": item.continuation.stopped_by}, ensure_ascii=False) + "\n"

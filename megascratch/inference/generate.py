@@ -4,6 +4,10 @@ cache. One forward over the prompts, then one forward for each new token.
 Prompts of different lengths share a batch: shorter ones are padded on the left, and no token attends to padding, so the
 continuation of a prompt does not depend on the others. Random draws are a function of (seed, number of the prompt,
 number of the token).
+
+A model with learned positions has a table of p rows. Where a context needs more, it is cropped to its last p tokens, as
+nanoGPT does. That moves every token to another position, so the cache is computed again for each new token. Rotary
+positions have no table, and nothing is cropped.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,40 +20,10 @@ from torch import Tensor
 from megascratch.config.errors import UserError
 from megascratch.config.settings import DataConfig
 from megascratch.data.tokens.indices import stream_key
+from megascratch.inference.sampling import Sampling
 from megascratch.layers.context import ForwardContext
 from megascratch.layers.visible import Visible
 from megascratch.model.chunk import ModelChunk
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is chosen from its probabilities.
-
-    Args:
-        temperature: divides the logits; 0 takes the most likely token.
-        top_k: only the k most likely tokens; 0: all.
-        top_p: only the most likely tokens that together reach this probability (nucleus sampling, Holtzman et al.
-            2019, arXiv 1904.09751).
-        seed: of the random draws.
-
-    Raises: UserError for a number outside its range.
-    """
-
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int = 1234
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.temperature < float("inf"):
-            raise UserError(f"--temperature ({self.temperature}) must be 0 (greedy) or more")
-        if self.top_k < 0:
-            raise UserError(f"--top-k ({self.top_k}) must be 0 (all tokens) or more")
-        if not 0 < self.top_p <= 1:
-            raise UserError(f"--top-p ({self.top_p}) must be above 0 and at most 1 (all tokens)")
-        if not 0 <= self.seed < 2**63:
-            raise UserError(f"--seed ({self.seed}) must be 0 or more and below 2^63")
-
 
 StoppedBy = Literal["end of document", "stop id", "stop text"]
 Stop = Callable[[int, Sequence[int]], StoppedBy | None]
@@ -62,7 +36,9 @@ class Continuation:
 
     tokens: list[int]
     """The new tokens, including the end of document or other token that stopped them."""
-    stopped_by: StoppedBy | Literal["max_new_tokens", "max_position_embeddings"]
+    stopped_by: StoppedBy | Literal["max_new_tokens"]
+    cropped: bool = False
+    """Whether some of them were generated without the first tokens, for which the model has no position."""
 
 
 @dataclass(frozen=True)
@@ -90,13 +66,15 @@ class _PromptState:
     """A prompt and its continuation. `column`, `start` and `position` are those of the next token that is fed."""
 
     rules: _Rules
+    number: int  # in the batch
+    prompt: Sequence[int]
     generator: torch.Generator
-    tokens: list[int] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)  # new ones
+    first: int = 0  # token of prompt and continuation with which the context begins
     column: int = 0
     start: int = 0
     position: int = 0
     ended: StoppedBy | None = None
-    fed: bool = True  # the newest logits belong to this prompt
 
     @property
     def full(self) -> bool:
@@ -104,9 +82,21 @@ class _PromptState:
         return self.rules.positions is not None and self.position >= self.rules.positions
 
     @property
-    def open(self) -> bool:
-        """Whether the continuation can get another token."""
-        return self.ended is None and not self.full
+    def context(self) -> list[int]:
+        """What the model sees of the prompt and its continuation."""
+        return [*self.prompt, *self.tokens][self.first :]
+
+    def crop(self) -> None:
+        """Makes the context as long as the position table if one of its tokens has no position."""
+        size = self.rules.positions
+        if size is not None and any(token.position >= size for token in self.lay_out(0)):
+            self.first += len(self.context) - size
+
+    def lay_out(self, column: int) -> list[_Token]:
+        """The whole context, from this column on."""
+        self.column = self.start = column
+        self.position = 0
+        return [self.feed(token) for token in self.context]
 
     def feed(self, token: int) -> _Token:
         """The token that goes into the model now. After an end of document a new one may begin."""
@@ -120,13 +110,13 @@ class _PromptState:
                 self.position = 0
         return fed
 
-    def continuation(self, max_new_tokens: int) -> Continuation:
-        if self.ended:
-            return Continuation(self.tokens, self.ended)
-        complete = len(self.tokens) == max_new_tokens
-        return Continuation(
-            self.tokens, "max_new_tokens" if complete else "max_position_embeddings"
-        )
+    def add(self, token: int, stop: Stop | None) -> None:
+        """Appends a new token, which may end the continuation."""
+        self.tokens.append(token)
+        if token == self.rules.eod:
+            self.ended = "end of document"
+        elif stop is not None:
+            self.ended = stop(self.number, self.tokens)
 
 
 @torch.inference_mode()
@@ -140,43 +130,42 @@ def generate(
     first_number: int = 0,
     stop: Stop | None = None,
 ) -> list[Continuation]:
-    """Continues the prompts, all in one batch. Each ends at `eod`, at `max_new_tokens`, by `stop`, or when the position
-    table is full.
+    """Continues the prompts, all in one batch. Each ends at `eod`, at `max_new_tokens`, or by `stop`.
 
     Args:
         prompts: token ids; none may be empty (`prompt_ids` gives an end of document for an empty text).
         first_number: number of the first prompt in the list of all prompts, for the random draws.
         stop: called after each new token that does not end the document.
 
-    Raises: UserError for a prompt that is longer than the position table, or weights that are not finite.
+    Raises: UserError for weights that are not finite.
     """
     has_table = model.model.position_embedding_type == "learned_absolute"
     table_rows = model.model.max_position_embeddings if has_table else None
     rules = _Rules(eod, data.reset_position_ids, data.reset_attention_mask, table_rows)
     rows = []
-    for number in range(first_number, first_number + len(prompts)):
-        rows.append(_PromptState(rules, _generator(sampling.seed, number)))
+    for number, prompt in enumerate(prompts):
+        generator = _generator(sampling.seed, first_number + number)
+        rows.append(_PromptState(rules, number, prompt, generator))
     device = next(model.parameters()).device
-    cache = model.new_cache()
-    tokens = _lay_out(rows, prompts, first_number)
-    width = len(tokens[0])  # columns so far
-    for count in range(max_new_tokens):
-        if count > 0:
-            tokens = _next_column(rows)
+    batch: list[_PromptState] = []  # the rows that the cache has
+    for _ in range(max_new_tokens):
+        open_rows = [row for row in rows if row.ended is None]
+        if not open_rows:
+            break
+        if not batch or any(row.full for row in open_rows):
+            batch = open_rows
+            cache = model.new_cache()
+            tokens = _lay_out(batch)
+            width = len(tokens[0])  # columns so far
+        else:
+            tokens = _next_column(batch)
             width += 1
         ids, context = _inputs(tokens, width, cache, device)
         logits = model.next_logits(ids, context).double().cpu()  # [b, v]
-        for number, (row, scores) in enumerate(zip(rows, logits, strict=True)):
-            if not row.fed:
-                continue
-            row.tokens.append(pick(scores, sampling, row.generator))
-            if row.tokens[-1] == eod:
-                row.ended = "end of document"
-            elif stop is not None:
-                row.ended = stop(number, row.tokens)
-        if not any(row.open for row in rows):
-            break
-    return [row.continuation(max_new_tokens) for row in rows]
+        for row, scores in zip(batch, logits, strict=True):
+            if row.ended is None:
+                row.add(pick(scores, sampling, row.generator), stop)
+    return [Continuation(row.tokens, row.ended or "max_new_tokens", row.first > 0) for row in rows]
 
 
 def _generator(seed: int, number: int) -> torch.Generator:
@@ -184,23 +173,15 @@ def _generator(seed: int, number: int) -> torch.Generator:
     return torch.Generator().manual_seed(stream_key(seed, number) % 2**63)
 
 
-def _lay_out(
-    rows: list[_PromptState], prompts: Sequence[Sequence[int]], first_number: int
-) -> list[list[_Token]]:
-    """The prompts, [b][longest prompt], padded on the left."""
-    width = max(map(len, prompts))
+def _lay_out(rows: list[_PromptState]) -> list[list[_Token]]:
+    """The contexts, cropped where they must be, [b][longest context], padded on the left."""
+    for row in rows:
+        row.crop()
+    width = max(len(row.context) for row in rows)
     table = []
-    for number, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
-        row.column = row.start = width - len(prompt)
-        tokens = [_Token()] * row.column
-        for token in prompt:
-            if row.full:
-                raise UserError(
-                    f"prompt {first_number + number + 1} has {len(prompt)} tokens, the model has "
-                    f"{row.rules.positions} positions (--max-position-embeddings): shorten the prompt"
-                )
-            tokens.append(row.feed(token))
-        table.append(tokens)
+    for row in rows:
+        padding = width - len(row.context)
+        table.append([_Token()] * padding + row.lay_out(padding))
     return table
 
 
@@ -208,8 +189,7 @@ def _next_column(rows: list[_PromptState]) -> list[list[_Token]]:
     """The newest token of each row, [b][1]. A finished row is fed padding; its logits are ignored."""
     column = []
     for row in rows:
-        row.fed = row.open
-        column.append([row.feed(row.tokens[-1]) if row.fed else _Token()])
+        column.append([row.feed(row.tokens[-1]) if row.ended is None else _Token()])
     return column
 
 

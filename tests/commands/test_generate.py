@@ -5,7 +5,7 @@ import json
 import pytest
 
 from megascratch.commands import main
-from megascratch.commands.generate import Stops
+from megascratch.inference.complete import Stops
 from megascratch.inference.generate import Continuation
 from tests.support.rank_pool import on_ranks
 from tests.support.small_models import save_model
@@ -70,10 +70,26 @@ def test_temperature_0_is_greedy_and_no_prompt_starts_a_document(run, capsys):
     assert capsys.readouterr().out == first
 
 
-def test_the_end_of_the_position_table_is_said(run, capsys):
-    assert generate(run, "--greedy", "--prompt", "0123456789", "--max-new-tokens", "1000") == 0
-    said = capsys.readouterr().err
-    assert said == "prompt 1 stopped after 15 new tokens: the model has only 24 positions\n"
+def test_a_context_longer_than_the_position_table_is_cropped_with_one_notice(run, capsys):
+    """1,000 characters from a model with 24 positions, unless the document ends before."""
+    flags = ("--seed", "2", "--prompt", "0123456789" * 3, "--max-new-tokens", "60")
+    assert generate(run, *flags) == 0
+    written, said = capsys.readouterr()
+    assert len(written) > 24 and said.count("\n") == 1
+    assert "has 24 positions" in said and "position_embedding_type rope" in said
+
+
+def test_a_continuation_is_printed_piece_by_piece_and_in_all_is_the_text_of_a_file(
+    run, tmp_path, capsys, monkeypatch
+):
+    """Held back is what a later token can change: bytes of one character, and the beginning of a stop text."""
+    flags = ("--prompt=ab", "--seed=4", "--max-new-tokens=40", "--stop=\ufffd\ufffd\ufffd")
+    out = tmp_path / "out.txt"
+    assert generate(run, *flags, "--output", str(out)) == 0
+    pieces = []
+    monkeypatch.setattr("megascratch.commands.generate._show", pieces.append)
+    assert generate(run, *flags) == 0
+    assert len(pieces) > 4 and "".join(pieces) == out.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -87,7 +103,6 @@ def test_the_end_of_the_position_table_is_said(run, capsys):
         (["--batch-size", "0"], "--batch-size (0)"),
         (["--greedy", "--top-k", "3"], "--greedy ignores --top-k: remove one or the other"),
         (["--prompts-file", "no/such"], "no/such cannot be read"),
-        (["--prompt", "x" * 25], "prompt 1 has 25 tokens, the model has 24 positions"),
         (["--prompt", "\udcff"], "prompt 1: "),
         (["--load", "no/such"], "no checkpoint: no/such"),
         (["--tokenizer-model", "no/such.model"], "no/such.model cannot be read"),

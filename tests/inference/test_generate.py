@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from megascratch.config.errors import UserError
-from megascratch.inference.generate import Continuation, Sampling, generate, pick
+from megascratch.inference.generate import Continuation, _generator, generate, pick
+from megascratch.inference.sampling import Sampling
 from tests.support.contexts import next_tokens
 from tests.support.small_models import KINDS, config_of, full_logits, model_of
 
@@ -79,23 +80,46 @@ def test_what_stops_one_prompt_of_a_batch_lets_the_others_go_on():
     assert found == [free[0], Continuation(free[1].tokens[:3], "stop text"), *free[2:]]
 
 
-def test_learned_positions_end_and_rotary_ones_do_not():
-    """With p positions a prompt of n tokens is continued by p - n + 1: the last token need not be fed."""
+@pytest.mark.parametrize("sampling", [GREEDY, Sampling(0.8, top_k=50)])
+def test_learned_positions_crop_the_context_to_the_last_ones(sampling):
+    """24 positions, prompts of 1 to 30 tokens in one batch, 40 new ones: each token is that of a plain loop that runs
+    the training forward over the last 24 tokens, without a cache."""
     config = config_of()
     model = model_of(config)
-    found = generate(model, config.data, PROMPTS, 100, GREEDY, None)
-    assert [len(f.tokens) for f in found] == [24 - len(prompt) + 1 for prompt in PROMPTS]
-    assert {f.stopped_by for f in found} == {"max_position_embeddings"}
-    whole = [*PROMPTS[0], *found[0].tokens]
+    prompts = [*PROMPTS, [*range(30)]]
+    found = generate(model, config.data, prompts, 40, sampling, None)
+    for number, (prompt, continuation) in enumerate(zip(prompts, found, strict=True)):
+        generator = _generator(sampling.seed, number)
+        ids = list(prompt)
+        for token in continuation.tokens:
+            scores = full_logits(config, model, ids[-24:])[-1]
+            assert token == pick(scores, sampling, generator)
+            ids.append(token)
+        assert (len(continuation.tokens), continuation.stopped_by) == (40, "max_new_tokens")
+        assert continuation.cropped
+
+
+@pytest.mark.parametrize("resets", [{"reset_position_ids": True}, {"reset_attention_mask": True}])
+def test_a_document_that_begins_again_at_position_0_is_cropped_when_it_is_full(resets):
+    """Documents of 3 tokens never fill a table that each of them reads from its beginning."""
+    config = config_of(**resets)
+    model = model_of(config)
+    prompt = [1, 2, EOD] * 12
+    (found,) = generate(model, config.data, [prompt], 1, GREEDY, EOD)
+    restarts = "reset_position_ids" in resets
+    seen = prompt if restarts else prompt[-24:]
+    assert found.cropped is not restarts
+    assert found.tokens == [full_logits(config, model, seen, EOD)[-1].argmax()]
+
+
+def test_rotary_positions_have_no_end():
+    """Nothing is cropped: 30 tokens after a prompt of 25, with 24 tokens per sample in training."""
+    config = config_of(**KINDS["rotary"])
+    model = model_of(config)
+    (long,) = generate(model, config.data, [[1] * 25], 30, GREEDY, None)
+    assert (len(long.tokens), long.stopped_by, long.cropped) == (30, "max_new_tokens", False)
+    whole = [*[1] * 25, *long.tokens]
     assert full_logits(config, model, whole[:-1])[-1].argmax() == whole[-1]
-    assert (
-        generate(model, config.data, [[1] * 24], 1, GREEDY, None)[0].stopped_by == "max_new_tokens"
-    )
-    with pytest.raises(UserError, match=r"prompt 8 has 25 tokens, the model has 24 positions"):
-        generate(model, config.data, [[1], [1] * 25], 1, GREEDY, None, first_number=6)
-    rotary = config_of(**KINDS["rotary"])
-    (long,) = generate(model_of(rotary), rotary.data, [[1] * 25], 30, GREEDY, None)
-    assert (len(long.tokens), long.stopped_by) == (30, "max_new_tokens")
 
 
 def test_the_seed_decides_the_draws():

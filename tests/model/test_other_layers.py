@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from megascratch.config.fields import flat
 from megascratch.config.layers import LayerSpec, NormSpec
 from megascratch.config.settings import Config
-from megascratch.inference.generate import Sampling, generate
+from megascratch.inference.generate import generate
+from megascratch.inference.sampling import Sampling
 from megascratch.layers.context import ForwardContext
 from megascratch.layers.recompute import with_recompute
 from megascratch.layers.sublayer import Mixer
