@@ -11,6 +11,7 @@ megascratch data audit --config my.yaml --steps 100:200 --output audit.csv
 
 import argparse
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
@@ -28,6 +29,8 @@ from megascratch.data.inspect import merge_split
 from megascratch.data.inspect.statistics import Statistics, binned, histograms, statistics
 from megascratch.data.inspect.validate import problems
 from megascratch.data.inspect.validate import record as record_digests
+from megascratch.data.samples.build import cut_notice
+from megascratch.data.tokens.cut import CutCorpus
 from megascratch.data.tokens.index_cache import damaged_caches
 from megascratch.data.tokens.manifest import read_manifest
 from megascratch.data.tokens.remote import is_remote, open_corpus
@@ -155,13 +158,13 @@ def merge(options: argparse.Namespace) -> int:
 
 
 def split(options: argparse.Namespace) -> int:
-    """Splits a corpus into several parts between documents; their order is kept."""
-    reader = TokenReader(_on_this_machine(options.prefix))
-    documents = len(reader.documents) - 1
+    """Splits a corpus into several parts, between documents where it has enough of them; their order is kept."""
+    whole = TokenReader(_on_this_machine(options.prefix))
     if options.fractions:
-        counts = merge_split.counts_of_fractions(options.fractions, documents)
+        reader, counts = merge_split.divide(whole, options.fractions)
     else:
-        counts = merge_split.check_counts(options.documents, documents)
+        reader = whole
+        counts = merge_split.check_counts(options.documents, len(reader.documents) - 1)
     names = options.names or [str(number) for number in range(len(counts))]
     if len(names) != len(counts) or len(set(names)) < len(names):
         raise UserError(
@@ -173,6 +176,8 @@ def split(options: argparse.Namespace) -> int:
         of_corpora("the corpus that is split", [options.prefix]),
     )
     require_free(prefixes, options.overwrite)
+    if isinstance(reader, CutCorpus):
+        print(f"notice: {printable(cut_notice(reader, '--fractions'))}", file=sys.stderr)
     _report(merge_split.split(reader, prefixes, counts))
     return 0
 

@@ -6,9 +6,12 @@ The list is made from the dataset's own spans, the ones that its samples are rea
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import numpy as np
+
 from megascratch.config.batch_size import global_batch_size_at
 from megascratch.config.resolve import ResolvedTraining
-from megascratch.data.samples.dataset import Dataset
+from megascratch.data.samples.dataset import Dataset, TokenSpan
+from megascratch.data.tokens.cut import CutCorpus
 from megascratch.data.tokens.loss_mask import Masked
 from megascratch.data.tokens.token_files import TokenReader
 
@@ -59,16 +62,18 @@ def uses_of(dataset: Dataset, step: int, sample: int) -> Iterator[Use]:
     for span in dataset.spans(sample):
         tokens = span.stop - span.start
         if tokens:
-            document = _document_of(span.source, span.sequence)
-            yield Use(
-                step, sample, place, span.source.prefix, document, span.sequence, span.start, tokens
-            )
+            document, sequence, start = _place_of(span)
+            yield Use(step, sample, place, span.source.prefix, document, sequence, start, tokens)
         place += tokens
 
 
-def _document_of(source: object, sequence: int) -> int:
-    """The document of a sequence; for synthetic data each sequence is a document."""
-    reader = source.reader if isinstance(source, Masked) else source
-    if not isinstance(reader, TokenReader):
-        return sequence
-    return reader.document_of(sequence)
+def _place_of(span: TokenSpan) -> tuple[int, int, int]:
+    """(document, sequence, first token) in the corpus; for synthetic data each sequence is a document."""
+    source = span.source.reader if isinstance(span.source, Masked) else span.source
+    sequence = span.sequence
+    start = span.start
+    if isinstance(source, CutCorpus):
+        ((sequence, start, _),) = source.in_corpus(np.array([[sequence, start, 0]])).tolist()
+        source = source.reader
+    document = source.document_of(sequence) if isinstance(source, TokenReader) else sequence
+    return document, sequence, start

@@ -14,9 +14,10 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from megascratch.config.errors import UserError
+from megascratch.data.tokens.cut import CutCorpus
 from megascratch.data.tokens.digests import BlockDigests
 from megascratch.data.tokens.idx_format import BLOCK, HEADER, MAGIC, VERSION, dtype_code
-from megascratch.data.tokens.loss_mask import has_mask, mask_prefix
+from megascratch.data.tokens.loss_mask import has_mask, mask_of, mask_prefix
 from megascratch.data.tokens.manifest import read_manifest, write_manifest
 from megascratch.data.tokens.token_files import (
     TokenReader,
@@ -33,7 +34,7 @@ ROUNDING = 1e-5  # by which fractions such as 0.333333 may miss 1
 class DocumentRange(NamedTuple):
     """Documents [first, stop) of one corpus."""
 
-    reader: TokenReader
+    reader: TokenReader | CutCorpus
     first: int
     stop: int
 
@@ -41,6 +42,11 @@ class DocumentRange(NamedTuple):
     def sequences(self) -> tuple[int, int]:
         """The same range in sequences, [first, stop)."""
         return int(self.reader.documents[self.first]), int(self.reader.documents[self.stop])
+
+    @property
+    def corpus(self) -> TokenReader:
+        """The corpus itself, if the range is of one that is cut."""
+        return self.reader.reader if isinstance(self.reader, CutCorpus) else self.reader
 
 
 class MergeSummary(NamedTuple):
@@ -69,7 +75,7 @@ def merge(readers: Sequence[TokenReader], prefix: str | Path) -> MergeSummary:
 
 
 def split(
-    reader: TokenReader, prefixes: Sequence[str | Path], counts: Sequence[int]
+    reader: TokenReader | CutCorpus, prefixes: Sequence[str | Path], counts: Sequence[int]
 ) -> list[MergeSummary]:
     """Writes the first `counts[0]` documents to the first prefix, the next `counts[1]` to the second, and so on."""
     written = []
@@ -91,17 +97,40 @@ def _write_with_mask(prefix: str | Path, pieces: Sequence[DocumentRange]) -> Mer
     if not without_mask:
         masks = []
         for reader, first, stop in pieces:
-            mask = TokenReader(mask_prefix(reader.prefix))
-            masks.append(DocumentRange(mask, first, stop))
+            masks.append(DocumentRange(mask_of(reader), first, stop))
         write_pieces(mask_prefix(prefix), masks)
     return write_pieces(prefix, pieces)
 
 
-def counts_of_fractions(fractions: Sequence[float], documents: int) -> list[int]:
-    """Documents of each part; the borders are the cumulative fractions times `documents`, rounded half to even.
+def divide(
+    reader: TokenReader, fractions: Sequence[float]
+) -> tuple[TokenReader | CutCorpus, list[int]]:
+    """The documents of each part. A corpus with too few documents for its fractions is cut inside documents.
+
+    Returns: the corpus, cut if it must be, and the number of its documents in each part.
+    Raises: UserError for fractions that `counts_of_fractions` refuses, or too few tokens for them.
+    """
+    counts = counts_of_fractions(fractions, len(reader.documents) - 1)
+    if 0 not in counts:
+        return reader, counts
+    tokens = counts_of_fractions(fractions, reader.tokens)
+    if 0 in tokens:
+        raise UserError(
+            f"--fractions {_words(fractions)}: part {tokens.index(0)} gets none of the {reader.tokens} tokens of "
+            f"{reader.prefix}; use fewer parts or a larger fraction"
+        )
+    cut = CutCorpus(reader, np.cumsum(tokens).tolist())
+    borders = np.searchsorted(cut.documents, cut.ends)  # documents before each cut
+    borders[-1] = len(cut.documents) - 1  # empty documents at the end, too
+    return cut, np.diff(borders, prepend=0).tolist()
+
+
+def counts_of_fractions(fractions: Sequence[float], total: int) -> list[int]:
+    """How many of `total` documents or tokens each part gets; the borders are the cumulative fractions times `total`,
+    rounded half to even.
 
     `fractions` add up to 1, or are integers (969 30 1), which are divided by their sum.
-    Raises: UserError for fractions that are neither, are not above 0, or leave a part without a document.
+    Raises: UserError for fractions that are neither, or not above 0.
     """
     if not fractions or any(not 0 < fraction < float("inf") for fraction in fractions):
         raise UserError(f"--fractions {_words(fractions)} must be numbers above 0, such as 0.9 0.1")
@@ -117,18 +146,8 @@ def counts_of_fractions(fractions: Sequence[float], documents: int) -> list[int]
             f"--fractions {_words(fractions)} add up to {sum(fractions):g}, they must add up to 1: use "
             f"{_words(scaled)}{another}"
         )
-    counts = []
-    before = 0
-    for share in np.cumsum(fractions) / sum(fractions):
-        border = round(float(share) * documents)
-        counts.append(border - before)
-        before = border
-    if 0 in counts:
-        raise UserError(
-            f"--fractions {_words(fractions)}: part {counts.index(0)} gets none of {documents} documents; "
-            f"use fewer parts or a larger fraction"
-        )
-    return counts
+    borders = [round(float(share) * total) for share in np.cumsum(fractions) / sum(fractions)]
+    return np.diff(borders, prepend=0).tolist()
 
 
 def check_counts(counts: Sequence[int], documents: int) -> list[int]:
@@ -148,7 +167,7 @@ def _words(numbers: Sequence[float]) -> str:
 def write_pieces(prefix: str | Path, pieces: Sequence[DocumentRange]) -> MergeSummary:
     """Copies the pieces into one new corpus with its manifest; all three files appear only when they are complete."""
     _check_output(prefix, pieces)
-    tokenizer = _tokenizer_of([piece.reader for piece in pieces])
+    tokenizer = _tokenizer_of([piece.corpus for piece in pieces])
     digests = BlockDigests()
     with _new_files(prefix, digests) as (bin_file, idx_file):
         low, high, digest = _copy_ids(pieces, bin_file, digests)
@@ -164,13 +183,18 @@ def write_pieces(prefix: str | Path, pieces: Sequence[DocumentRange]) -> MergeSu
         "bin_bytes": bin_bytes,
         "bin_sha256": digest,
         "idx_sha256": TokenReader(prefix).identity["idx_sha256"],
-        "pieces": [
-            {"prefix": piece.reader.prefix, "documents": [piece.first, piece.stop]}
-            for piece in pieces
-        ],
+        "pieces": [_origin(piece) for piece in pieces],
     }
     write_manifest(prefix, manifest)
     return written
+
+
+def _origin(piece: DocumentRange) -> dict[str, Any]:
+    """Where a piece is from. With `cut_at`, the documents are those of the corpus after cuts at these tokens."""
+    origin: dict[str, Any] = {"prefix": piece.reader.prefix, "documents": [piece.first, piece.stop]}
+    if isinstance(piece.reader, CutCorpus):
+        origin["cut_at"] = piece.reader.places
+    return origin
 
 
 def _check_output(prefix: str | Path, pieces: Sequence[DocumentRange]) -> None:

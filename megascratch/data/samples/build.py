@@ -20,21 +20,31 @@ from megascratch.data.samples.packing import Packed
 from megascratch.data.samples.split_spec import (
     DEFAULT_SPLIT,
     SPLITS,
+    has_too_few_sequences,
     named_prefixes,
     prefixes_and_weights,
     ranges,
     shares,
 )
 from megascratch.data.samples.views import Blend, Curriculum
+from megascratch.data.tokens.cut import CutCorpus
 from megascratch.data.tokens.file_digests import NOTHING_KNOWN, KnownDigests
 from megascratch.data.tokens.loss_mask import Masked, has_mask
 from megascratch.data.tokens.manifest import check_corpus
 from megascratch.data.tokens.remote import open_corpus
 from megascratch.data.tokens.token_files import TokenReader
 
-Range = tuple[int, int]
 MOCK_SEQUENCES = 100_000
 MOCK_LONGEST = 4096
+FEWEST = 2  # tokens of a sample: one to read, one to predict
+
+
+class Sequences(NamedTuple):
+    """Sequences [first, stop) of a source."""
+
+    source: TokenReader | CutCorpus
+    first: int
+    stop: int
 
 
 class Splits(NamedTuple):
@@ -47,6 +57,8 @@ class Splits(NamedTuple):
     """Every corpus that was opened, by the prefix that the user gave."""
     ordered: Sequence[SingleSourceDataset] = ()
     """Every part of a corpus in the order in which a split reads it; each knows the index caches it opened."""
+    cuts: Sequence[str] = ()
+    """A sentence for each corpus that is cut inside a document."""
 
     def order_digests(self, first_sample: int) -> dict[str, str]:
         """Digests to compare the reading order of machines: of the first sample, and of the index caches."""
@@ -118,7 +130,7 @@ def open_splits(
             suffix=data.fim_suffix_id or 0,
         )
         train = FillInMiddle(train, choices, seed=seed, eod=eod)
-    return Splits(train, valid, test, opener.readers, opener.ordered)
+    return Splits(train, valid, test, opener.readers, opener.ordered, opener.cut_notices())
 
 
 def _words_of(
@@ -158,6 +170,7 @@ class _Opener:
         self.read = read
         self.known = known
         self.readers: dict[str, TokenReader] = {}
+        self.cut: dict[str, CutCorpus] = {}
         self.ordered: list[SingleSourceDataset] = []
 
     def open_all(self, prefixes: Sequence[str]) -> None:
@@ -173,11 +186,17 @@ class _Opener:
         assert limits is not None
         return self._ordered(source, limits, name, self.wanted[name], None)
 
+    def cut_notices(self) -> list[str]:
+        """A sentence for each corpus that is cut inside a document."""
+        split = self.data.split or DEFAULT_SPLIT
+        return [cut_notice(corpus, f"--split {split}") for corpus in self.cut.values()]
+
     def all_sequences(self, words: Sequence[str], name: str) -> Dataset:
         """A dataset of all sequences of the corpora, for one split."""
 
-        def all_of(prefix: str) -> Range:
-            return 0, len(self._reader(prefix))
+        def all_of(prefix: str) -> Sequences:
+            reader = self._reader(prefix)
+            return Sequences(reader, 0, len(reader))
 
         return self._mix(words, f"--{name}-data-path", name, all_of)
 
@@ -188,33 +207,48 @@ class _Opener:
         if shares(split)[at] == 0:
             return None
 
-        def part_of(prefix: str) -> Range:
-            sequences = len(self._reader(prefix))
-            first, stop = ranges(split, sequences)[at] or (0, 0)
+        def part_of(prefix: str) -> Sequences:
+            reader = self._reader(prefix)
+            order = self.data.data_order
+            if order != "megatron" and has_too_few_sequences(split, len(reader)):
+                return self._cut_part(reader, split, name)
+            first, stop = ranges(split, len(reader))[at] or (0, 0)
             if first == stop:
-                raise UserError(
-                    f"--split {split} leaves no sequence of {prefix} ({sequences} sequences) to {name}, which needs "
-                    f"samples; give it a larger share, at least about {1 / max(sequences, 1):.3g} of the total, or 0"
-                )
-            return first, stop
+                raise _no_sequence(reader, split, name, order)
+            return Sequences(reader, first, stop)
 
         return self._mix(words, "--data-path", name, part_of)
 
+    def _cut_part(self, reader: TokenReader, split: str, name: str) -> Sequences:
+        """The part of a corpus with too few sequences for `split`: it is cut at token positions."""
+        limits = ranges(split, reader.tokens)
+        if reader.prefix not in self.cut:
+            borders = {
+                stop for first_and_stop in limits if first_and_stop for stop in first_and_stop
+            }
+            self.cut[reader.prefix] = CutCorpus(reader, sorted(borders))
+        corpus = self.cut[reader.prefix]
+        at_token, end_token = _or_nothing(limits[SPLITS.index(name)])
+        if name != "train" and end_token - at_token < FEWEST:
+            raise _too_few_tokens(reader, split, name)
+        first = corpus.ends[corpus.places.index(at_token)]
+        return Sequences(corpus, first, corpus.ends[corpus.places.index(end_token)])
+
     def _mix(
-        self, words: Sequence[str], flag: str, name: str, range_of: Callable[[str], Range]
+        self, words: Sequence[str], flag: str, name: str, part_of: Callable[[str], Sequences]
     ) -> Dataset:
         if name == "train" and self.data.data_stages:
-            return self._staged(words, flag, range_of)
+            return self._staged(words, flag, part_of)
         prefixes, weights = prefixes_and_weights(words, flag)
         if len(prefixes) == 1:
             (prefix,) = prefixes
-            return self._corpus(prefix, range_of(prefix), name, self.wanted[name])
+            return self._corpus(part_of(prefix), name, self.wanted[name])
         sizes: Sequence[int | None] = [None] * len(prefixes)
         if weights:
             sizes = sizes_to_build(weights, self.wanted[name])
         parts = []
         for prefix, size in zip(prefixes, sizes, strict=True):
-            parts.append(self._corpus(prefix, range_of(prefix), name, size))
+            parts.append(self._corpus(part_of(prefix), name, size))
         if self.data.data_order == "megatron":
             return self._megatron_blend(parts, weights, name)
         if weights is None:
@@ -232,15 +266,15 @@ class _Opener:
             )
         return mixed
 
-    def _corpus(self, prefix: str, limits: Range, name: str, wanted: int | None) -> Dataset:
-        reader = self._reader(prefix)
-        source = Masked(reader) if has_mask(prefix) else reader
-        return self._ordered(source, limits, name, wanted, self._cache(prefix))
+    def _corpus(self, part: Sequences, name: str, wanted: int | None) -> Dataset:
+        prefix = part.source.prefix
+        source = Masked(part.source) if has_mask(prefix) else part.source
+        return self._ordered(source, part[1:], name, wanted, self._cache(prefix))
 
     def _ordered(
         self,
         source: WeightedSource,
-        limits: Range,
+        limits: tuple[int, int],
         name: str,
         wanted: int | None,
         cache: Path | None,
@@ -266,7 +300,7 @@ class _Opener:
         return dataset
 
     def _staged(
-        self, words: Sequence[str], flag: str, range_of: Callable[[str], Range]
+        self, words: Sequence[str], flag: str, part_of: Callable[[str], Sequences]
     ) -> Curriculum:
         """The blend of `flag` from sample 0, then those of --data-stages."""
         firsts = [0]
@@ -279,7 +313,7 @@ class _Opener:
         for prefixes, _ in blends:
             for prefix in prefixes:
                 if prefix not in corpora:
-                    corpora[prefix] = self._corpus(prefix, range_of(prefix), "train", None)
+                    corpora[prefix] = self._corpus(part_of(prefix), "train", None)
         stage_weights = []
         for prefixes, weights in blends:
             if weights is None:
@@ -301,6 +335,49 @@ class _Opener:
             check_corpus(reader, self.vocab_size, self.fingerprint, self._cache(prefix))
             self.readers[prefix] = reader
         return self.readers[prefix]
+
+
+def cut_notice(corpus: CutCorpus, flag: str) -> str:
+    """Says that a corpus is cut inside a document because it has too few of them for the shares of `flag`."""
+    documents = len(corpus.reader.documents) - 1
+    tokens = corpus.reader.tokens
+    places = [f"{place:,}" for place in corpus.places if 0 < place < tokens]
+    return (
+        f"{corpus.prefix} has too few documents for {flag} ({documents:,}): it is cut inside a document, after "
+        f"{' and '.join(places)} of {tokens:,} tokens"
+    )
+
+
+def _no_sequence(reader: TokenReader, split: str, name: str, order: str) -> UserError:
+    """The error for a share without a sequence, in a corpus that may not be cut inside a document."""
+    remedy = f"give it files of its own with --train-data-path and --{name}-data-path"
+    if order == "megatron":
+        remedy = f"use --data-order keyed, which does, or {remedy}"
+        if name == "valid":
+            remedy += ", or --split 1,0,0 to train without validation"
+    never = ", which Megatron's order never cuts" if order == "megatron" else ""
+    return UserError(
+        f"--split {split} leaves no sequence of {reader.prefix} (it has {len(reader)}{never}) to {name}: {remedy}"
+    )
+
+
+def _too_few_tokens(reader: TokenReader, split: str, name: str) -> UserError:
+    """The error for a share of a corpus that is cut inside a document, and too small for one prediction."""
+    tokens = [stop - first for first, stop in map(_or_nothing, ranges(split, reader.tokens))]
+    at = SPLITS.index(name)
+    what = (
+        f"--split {split} gives {name} {tokens[at]} of the {reader.tokens} tokens of {reader.prefix}, which needs at "
+        f"least {FEWEST}"
+    )
+    tokens[0] -= FEWEST - tokens[at]
+    tokens[at] = FEWEST
+    if tokens[0] < FEWEST:
+        return UserError(f"{what}: use more text")
+    return UserError(f"{what}: use --split {','.join(map(str, tokens))} or a larger share")
+
+
+def _or_nothing(limits: tuple[int, int] | None) -> tuple[int, int]:
+    return limits or (0, 0)
 
 
 class MockReader:

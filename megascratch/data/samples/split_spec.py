@@ -45,6 +45,15 @@ def ranges(split: str, sequences: int) -> list[tuple[int, int] | None]:
     return result
 
 
+def has_too_few_sequences(split: str, sequences: int) -> bool:
+    """Whether training or validation gets no whole sequence, though it has a share.
+
+    The test share does not count: nothing reads it unless it is asked for, and what is trained must not depend on that.
+    """
+    train, valid, _ = ranges(split, sequences)
+    return any(limits is not None and limits[0] == limits[1] for limits in (train, valid))
+
+
 def prefixes_and_weights(words: Sequence[str], flag: str) -> tuple[list[str], list[float] | None]:
     """Prefixes, and weights if `words` is weight prefix weight prefix ... (even length, every other one is a number).
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from megascratch.config.errors import UserError
+from megascratch.data.tokens.cut import CutCorpus
 from megascratch.data.tokens.token_files import TokenReader, bin_path, idx_path
 
 
@@ -24,15 +25,21 @@ def has_mask(prefix: str | Path) -> bool:
     return idx_path(mask).exists() or bin_path(mask).exists()
 
 
+def mask_of(reader: TokenReader | CutCorpus) -> TokenReader | CutCorpus:
+    """The mask of a corpus, cut at the same places."""
+    mask = TokenReader(mask_prefix(reader.prefix))
+    return CutCorpus(mask, reader.places) if isinstance(reader, CutCorpus) else mask
+
+
 class Masked:
     """A reader whose samples mark the tokens that are not to be learned.
 
     Raises: UserError where the mask is damaged or belongs to another corpus.
     """
 
-    def __init__(self, reader: TokenReader):
+    def __init__(self, reader: TokenReader | CutCorpus):
         self.reader = reader
-        self.mask = TokenReader(mask_prefix(reader.prefix))
+        self.mask = mask_of(reader)
         self.prefix = reader.prefix
         self.lengths = reader.lengths
         low, high = self.mask.token_range()

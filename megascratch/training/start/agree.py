@@ -123,5 +123,5 @@ def _ready(
         consumed = consumed_samples(here.checkpoint)
     traced_step(config.training, first_step, inputs.total_steps)  # it must be a step of this run
     orders = recorded(inputs.splits.corpora) | inputs.splits.order_digests(consumed)
-    notes = [*unrecorded(inputs.splits.corpora), *changes]
+    notes = [*unrecorded(inputs.splits.corpora), *inputs.splits.cuts, *changes]
     return ReadyRank(inputs, here.checkpoint, files, orders, here.device, notes)

@@ -6,9 +6,10 @@ import pytest
 from megascratch.config.fields import with_fields
 from megascratch.config.resolve import resolve
 from megascratch.config.settings import Config
-from megascratch.data.inspect.audit import audit, steps
+from megascratch.data.inspect.audit import audit, steps, uses_of
 from megascratch.data.samples.build import open_splits
 from megascratch.data.samples.microbatches import sample_numbers
+from megascratch.data.tokens.token_files import TokenReader
 from tests.support.corpora import counting, write
 
 
@@ -60,3 +61,16 @@ def test_steps_take_the_samples_that_the_loader_deals(run):
         assert sorted(np.concatenate(dealt)) == list(samples)
         consumed += len(samples)
     assert consumed == 5 * 4 + 4 * 8
+
+
+def test_a_document_that_is_cut_is_told_by_its_place_in_the_corpus(tmp_path):
+    """Validation begins at token 450 of the corpus: token 400 of its second document."""
+    prefix = counting(tmp_path / "c", [50, 450])
+    values = {"data_path": [prefix], "seq_length": 9, "split": "9,1,0", "global_batch_size": 8}
+    config = resolve(with_fields(Config(), values | {"train_iters": 50, "vocab_size": 999}), 1)
+    splits = open_splits(config.data, seed=1, vocab_size=999, train_samples=1, valid_samples=1)
+    reader = TokenReader(prefix)
+    for use in uses_of(splits.valid, 1, 0):
+        ids = reader.get(use.sequence, use.first_token, use.tokens).tolist()
+        assert (use.document, use.sequence, use.first_token) == (1, 1, 400)
+        assert ids == splits.valid[0].tolist()

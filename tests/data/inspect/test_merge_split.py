@@ -16,7 +16,7 @@ from megascratch.data.tokens import idx_format, token_files
 from megascratch.data.tokens.digests import digests_path
 from megascratch.data.tokens.manifest import read_manifest, write_manifest
 from megascratch.data.tokens.token_files import TokenReader, TokenWriter, bin_path, idx_path
-from tests.support.corpora import golden, write
+from tests.support.corpora import counting, golden, write
 
 
 def documents(prefix):
@@ -119,10 +119,6 @@ def test_fractions_cut_at_the_rounded_running_shares(fractions, documents, count
 @pytest.mark.parametrize(
     ("call", "law"),
     [
-        (
-            lambda: merge_split.counts_of_fractions([0.999, 0.001], 100),
-            "part 1 gets none of 100 documents",
-        ),
         (lambda: merge_split.counts_of_fractions([1, -1], 100), "must be numbers above 0"),
         (lambda: merge_split.counts_of_fractions([float("nan")], 100), "must be numbers above 0"),
         (
@@ -135,6 +131,30 @@ def test_fractions_cut_at_the_rounded_running_shares(fractions, documents, count
 def test_parts_that_cannot_be_are_refused_with_the_numbers(call, law):
     with pytest.raises(UserError, match=law):
         call()
+
+
+def test_a_part_without_a_document_gets_tokens_of_one(tmp_path):
+    """With the loss mask; what cannot be cut further is refused before anything is written."""
+    prefix = counting(tmp_path / "c", [7, 3])
+    write(tmp_path / "c_loss_mask", [[1] * 7, [1, 1, 0]])
+    reader, counts = merge_split.divide(TokenReader(prefix), [0.5, 0.4, 0.1])
+    parts = [str(tmp_path / name) for name in "xyz"]
+    merge_split.split(reader, parts, counts)
+    assert [documents(part) for part in parts] == [
+        [[[0, 1, 2, 3, 4]]],
+        [[[5, 6]], [[7, 8]]],
+        [[[9]]],
+    ]
+    assert [TokenReader(f"{part}_loss_mask").token_range() for part in parts] == [
+        (0, 1),
+        (0, 1),
+        (0, 0),
+    ]
+    assert [list(problems(part)) for part in parts] == [[], [], []]
+    origin = read_manifest(TokenReader(parts[1]))["pieces"]
+    assert origin == [{"prefix": prefix, "documents": [1, 3], "cut_at": [5, 9, 10]}]
+    with pytest.raises(UserError, match=r"part 1 gets none of the 10 tokens of .*c; use fewer"):
+        merge_split.divide(TokenReader(prefix), [99, 1])
 
 
 def test_corpora_that_do_not_belong_together_are_refused_before_anything_is_written(tmp_path):

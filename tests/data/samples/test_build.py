@@ -8,7 +8,8 @@ from megascratch.config.settings import DataConfig
 from megascratch.data.samples.build import MockReader, open_splits
 from megascratch.data.samples.split_spec import prefixes_and_weights, ranges
 from megascratch.data.tokens.manifest import write_manifest
-from tests.support.corpora import counting, golden
+from tests.support.corpora import counting, golden, write
+from tests.support.cuts import validation_reads_the_end_and_training_never_does
 
 
 @pytest.mark.parametrize(
@@ -102,11 +103,93 @@ def test_the_number_of_samples_asked_for_changes_no_sample(prefix):
     assert all((few[number] == many[number]).all() for number in range(300))
 
 
-def test_a_split_that_rounds_to_nothing_is_refused_with_the_numbers(prefix):
-    with pytest.raises(
-        UserError, match=r"--split 999,1 leaves no sequence of .*c \(100 sequences\) to valid"
-    ):
-        open_(DataConfig(data_path=[prefix], split="999,1", seq_length=9))
+@pytest.mark.parametrize("packing", ["none", "best-fit"])
+def test_one_document_is_cut_and_its_end_is_never_trained(tmp_path, packing):
+    validation_reads_the_end_and_training_never_does(tmp_path, packing=packing)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "split", "borders"),
+    [
+        ([1000], None, (969, 999)),
+        ([400, 600], "90,10,0", (900, 1000)),
+        ([10] * 100, "995,5", (995, 1000)),
+        ([600, 400], "80,10,10", (800, 900)),
+        ([1000], "0,1,0", (0, 1000)),
+    ],
+)
+def test_a_corpus_with_too_few_documents_is_cut_at_the_shares_of_its_tokens(
+    tmp_path, lengths, split, borders
+):
+    data = DataConfig(data_path=[counting(tmp_path / "c", lengths)], split=split, seq_length=9)
+    trained = open_(data, train=int(borders[0] > 0), valid=0)
+    splits = open_(data, train=int(borders[0] > 0))
+    valid = [splits.valid[number].tolist() for number in range(len(splits.valid))]
+    assert (valid[0][0], valid[-1][-1]) == (borders[0], borders[1] - 1)
+    if splits.train:  # which is the same whether there is a validation or not
+        samples = [splits.train[number].tolist() for number in range(len(splits.train))]
+        assert samples == [trained.train[number].tolist() for number in range(len(splits.train))]
+        assert max(map(max, samples)) < borders[0]
+
+
+def test_a_cut_is_told_once_with_its_place(tmp_path):
+    prefix = counting(tmp_path / "c", [1000])
+    data = DataConfig(data_path=[prefix], split="80,10,10", seq_length=9)
+    assert open_(data, test=1).cuts == [
+        f"{prefix} has too few documents for --split 80,10,10 (1): it is cut inside a document, after 800 and 900 of "
+        "1,000 tokens"
+    ]
+    assert open_(DataConfig(data_path=[prefix], split="1,0,0", seq_length=9), valid=0).cuts == []
+
+
+def test_a_corpus_with_enough_documents_is_not_cut(prefix):
+    splits = open_(DataConfig(data_path=[prefix], split="99,1", seq_length=9))
+    assert (splits.cuts, splits.valid[0].tolist()) == ([], list(range(990, 1000)))
+
+
+def test_the_loss_mask_of_a_corpus_is_cut_with_it(tmp_path):
+    """Of 1,000 tokens each third one is learned; the others are marked in training and validation alike."""
+    prefix = counting(tmp_path / "c", [1000])
+    write(tmp_path / "c_loss_mask", [[int(token % 3 == 0) for token in range(1000)]])
+    splits = open_(DataConfig(data_path=[prefix], split="90,10", seq_length=9))
+    for dataset, low, high in ((splits.train, 0, 900), (splits.valid, 900, 1000)):
+        for number in range(len(dataset)):
+            for token in dataset[number].tolist():
+                marked = token if token >= 0 else ~token
+                assert low <= marked < high
+                assert (token >= 0) == (marked % 3 == 0)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "split", "name", "fix"),
+    [
+        (1000, "999,1", "valid", r"use --split 998,2,0"),
+        (1000, "9999,1", "valid", r"use --split 998,2,0"),
+        (1000, "980,19,1", "test", r"use --split 979,19,2"),
+        (3, "2,1", "valid", r"use more text"),
+    ],
+)
+def test_a_share_of_too_few_tokens_is_refused_with_one_that_works(
+    tmp_path, tokens, split, name, fix
+):
+    words = {"data_path": [counting(tmp_path / "c", [tokens])], "seq_length": 1}
+    wanted = {"valid": int(name == "valid"), "test": int(name == "test")}
+    with pytest.raises(UserError, match=rf"gives {name} [01] of the {tokens} tokens.*{fix}"):
+        open_(DataConfig(**words, split=split), **wanted)
+    if "--split" in fix:
+        opened = open_(DataConfig(**words, split=fix.split()[-1]), **wanted)
+        assert len(getattr(opened, name)[0]) == 2
+
+
+def test_megatrons_order_never_cuts_a_document_and_says_what_does(tmp_path):
+    words = {"data_path": [counting(tmp_path / "c", [1000])], "seq_length": 9}
+    order = {"data_order": "megatron"}
+    law = r"leaves no sequence of .*c \(it has 1, which Megatron's order never cuts\) to valid: use --data-order keyed"
+    with pytest.raises(UserError, match=law):
+        open_(DataConfig(**words, **order))
+    open_(DataConfig(**words))
+    open_(DataConfig(**words, **order, split="1,0,0"), valid=0)
+    assert open_(DataConfig(**words, **order), valid=0).cuts == []
 
 
 def test_every_split_can_have_files_of_its_own(tmp_path, prefix):
