@@ -4,7 +4,9 @@ A folder is a local path or an address in object storage, such as s3://bucket/ru
 """
 
 from collections.abc import Callable, Iterable
+from difflib import get_close_matches
 from functools import partial
+from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
 
 from megascratch.checkpoint.backend.backend import is_folder, step_at, step_names
@@ -27,6 +29,11 @@ from megascratch.storage.path import Place, storage_path
 
 T = TypeVar("T")
 MOST_MANIFEST_BYTES = 1 << 29
+CHECKPOINTS = "checkpoints"
+"""The folder of steps in the folder of a run, unless --save names another one."""
+MOST_NEAR = 3
+MOST_SEARCHED = 100
+"""Runs that a message names, and folders in which they are searched."""
 
 
 def step_folder(folder: str | Place, step: int) -> Place:
@@ -156,19 +163,58 @@ def is_step(path: str | Place) -> bool:
     return STEP_NAME.fullmatch(path.name) is not None or step_at(path).is_there()
 
 
-def resolve(path: str | Place) -> Place:
-    """Returns a step folder as it is, or the newest valid one in a folder of step folders. Raises: UserError."""
+def checkpoints_of(path: str | Place) -> Place:
+    """A step folder or a folder of steps as it is; of a run's folder, the folder `checkpoints` in it."""
     path = storage_path(path)
-    if not is_folder(path):
-        raise UserError(f"no checkpoint: {path} is not a folder")
+    if is_step(path) or step_names(path):
+        return path
+    inside = path / CHECKPOINTS
+    return inside if step_names(inside) else path
+
+
+def resolve(path: str | Place) -> Place:
+    """Returns a step folder as it is, or the newest valid one in a folder of steps or of a run. Raises: UserError."""
+    path = checkpoints_of(path)
     if is_step(path):
         return path
     newest = latest(path)
     if newest is None:
-        raise UserError(
-            f"no checkpoint: {path} has neither {FILE} nor a valid folder step_00000000"
-        )
+        if step_names(path):
+            raise UserError(f"no checkpoint: {path} has no valid step, only damaged ones")
+        raise no_checkpoint(path)
     return newest
+
+
+def no_checkpoint(path: Place) -> UserError:
+    """The error for a path that names no checkpoint. It lists the runs that are near: in the folder, or next to it with
+    a similar name."""
+    if is_folder(path):
+        message = f"no checkpoint: {path} has no folder step_00000000, nor has {path / CHECKPOINTS}"
+    else:
+        message = f"no checkpoint: {path} is not a folder"
+    near = _runs_near(path) if isinstance(path, Path) else []
+    if near:
+        message += f"; did you mean {' or '.join(map(str, near))}?"
+    return UserError(message)
+
+
+def _runs_near(path: Path) -> list[Path]:
+    """Up to MOST_NEAR folders with checkpoints."""
+    if path.is_dir():
+        folders = {folder.name: folder for folder in _folders(path)}
+        names = sorted(folders)[:MOST_SEARCHED]
+    else:
+        folders = {folder.name: folder for folder in _folders(path.parent)}
+        names = get_close_matches(path.name, folders, MOST_SEARCHED, cutoff=0.6)
+    runs = [folders[name] for name in names if step_names(checkpoints_of(folders[name]))]
+    return runs[:MOST_NEAR]
+
+
+def _folders(folder: Path) -> list[Path]:
+    try:
+        return [path for path in folder.iterdir() if path.is_dir()]
+    except OSError:
+        return []
 
 
 class ResolvedStep(NamedTuple, Generic[T]):
@@ -204,13 +250,12 @@ def latest_valid(
 
 
 def candidates(path: str | Place) -> list[Place]:
-    """The step folder itself, or all steps in a folder, newest first. Raises: UserError if there is none."""
-    path = storage_path(path)
+    """The step folder itself, or all steps in a folder of steps or of a run, newest first. Raises: UserError if there
+    is none."""
+    path = checkpoints_of(path)
     found = [path] if is_step(path) else list_steps(path)
     if not found:
-        if not is_folder(path):
-            raise UserError(f"no checkpoint: {path} is not a folder")
-        raise UserError(f"no checkpoint: {path} has neither {FILE} nor a folder step_00000000")
+        raise no_checkpoint(path)
     return found
 
 

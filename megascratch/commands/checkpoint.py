@@ -7,9 +7,10 @@
     megascratch checkpoint average runs/mine/checkpoints/step_000001* --output averaged
     megascratch checkpoint prune runs/mine/checkpoints --keep-last-n-checkpoints 3 --dry-run
 
-If a command needs one step and a folder of steps is given, the newest valid step is used. Folders may be in object
-storage, such as s3://bucket/run. A checkpoint does not depend on a layout: any number of ranks on any layout can load
-it, so reshard changes files and data types, never a layout.
+The folder of a run (runs/mine) stands for the checkpoints in it. If a command needs one step and a folder of steps is
+given, the newest valid step is used. Folders may be in object storage, such as s3://bucket/run. A checkpoint does not
+depend on a layout: any number of ranks on any layout can load it, so reshard changes files and data types, never a
+layout.
 """
 
 import argparse
@@ -17,10 +18,13 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from megascratch.config.errors import UserError
 from megascratch.config.printable import printable
+
+if TYPE_CHECKING:
+    from megascratch.storage.path import Place
 
 WIDTH = 120  # of a table if the output is not a terminal
 
@@ -39,8 +43,9 @@ def inspect(options: argparse.Namespace) -> int:
     """Lists the steps of a folder, or the tensors, files and state of one step."""
     from megascratch.checkpoint import steps
 
-    is_step = steps.is_step(options.path)
-    record = _step_record(options.path) if is_step else _folder_record(options.path)
+    path = steps.checkpoints_of(options.path)
+    is_step = steps.is_step(path)
+    record = _step_record(path) if is_step else _folder_record(path)
     if options.json:
         print(json.dumps(record, indent=2))
     elif is_step:
@@ -136,24 +141,25 @@ def average(options: argparse.Namespace) -> int:
 def prune(options: argparse.Namespace) -> int:
     """Deletes old steps, after it has read every byte of the steps to keep; at least one valid step remains."""
     from megascratch.checkpoint import RetentionPolicy, acquire, retention
-    from megascratch.storage.path import storage_path
+    from megascratch.checkpoint.steps import checkpoints_of
 
     keep = RetentionPolicy(
         options.keep_last_n_checkpoints,
         options.save_retain_interval,
         options.keep_best_n_checkpoints,
     )
+    folder = checkpoints_of(options.path)
     if options.dry_run:
-        steps = retention.verify_newest(retention.scan(options.path), keep)
+        steps = retention.verify_newest(retention.scan(folder), keep)
         gone = [step.path for step in retention.expired(steps, keep)]
     else:
         _one(options.path)
-        lease = acquire(storage_path(options.path))
+        lease = acquire(folder)
         try:
-            gone = retention.prune(options.path, keep, verify=True)
+            gone = retention.prune(folder, keep, verify=True)
         finally:
             lease.release()
-    kept = [str(step.path) for step in retention.scan(options.path) if step.path not in gone]
+    kept = [str(step.path) for step in retention.scan(folder) if step.path not in gone]
     if options.json:
         print(
             json.dumps(
@@ -185,7 +191,7 @@ def _number_of_files(options: argparse.Namespace, nbytes: int) -> int:
     return max(1, math.ceil(nbytes / (options.file_mib * 2**20)))
 
 
-def _folder_record(path: str) -> dict[str, Any]:
+def _folder_record(path: "Place") -> dict[str, Any]:
     from megascratch.checkpoint import retention, steps
 
     steps.candidates(path)  # raises UserError for a folder without steps
@@ -200,7 +206,7 @@ def _folder_record(path: str) -> dict[str, Any]:
     return {"path": str(path), "steps": rows}
 
 
-def _step_record(path: str) -> dict[str, Any]:
+def _step_record(path: "Place") -> dict[str, Any]:
     from megascratch.checkpoint import DamagedError, steps
     from megascratch.checkpoint.chunk_reader import ChunkReader
 

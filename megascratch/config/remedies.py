@@ -50,7 +50,10 @@ def complaint(broken: Broken, passes: Passes) -> str:
         if not values:
             continue
         if remedy.setting == WORLD:
-            proposals.append(f"start {choice(values)}{remedy.more} processes")
+            count = f"{choice(values)}{remedy.more}"
+            proposals.append(
+                f"start {count} processes (--nproc-per-node {values[0]} on one machine)"
+            )
             has_use = False
         elif has_use:
             proposals.append(_words(remedy, values))

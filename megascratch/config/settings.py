@@ -323,7 +323,7 @@ class TrainingConfig:
     keep_best_n_checkpoints: int | None = setting(None, FREE_OUTPUT, at_least(1))
     """Keep this many checkpoints with the lowest validation loss; delete the others except the newest."""
     load: str | None = setting(None, FREE_OUTPUT)
-    """Checkpoint to resume from: one step, or a folder of steps (its newest valid one). It is an error if missing."""
+    """Checkpoint to resume from: one step, or the newest valid one of a folder of steps or a run. It must exist."""
     auto_resume: bool = setting(False, FREE_OUTPUT)
     """Resume from the newest checkpoint in save; if there is none yet, start from load, or from scratch."""
     exit_interval: int | None = setting(None, FREE_STOP, at_least(1))

@@ -7,7 +7,7 @@ after it, and a request to stop ends them between two batches.
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -37,41 +37,12 @@ from megascratch.training.health.nothing_to_learn import (
     NothingLearnedError,
     nothing_learned,
 )
+from megascratch.training.log_interval import LogInterval
 from megascratch.training.report import Report
 from megascratch.training.setup import TrainingRun
 from megascratch.training.step_numbers import Announcement
 from megascratch.training.stop import StopRequest, remove_stop_file
 from megascratch.training.trainer import StepResult
-
-
-@dataclass
-class _Interval:
-    """What has happened since the last log line."""
-
-    loss: torch.Tensor  # this rank's part of the sum over the learned tokens
-    side_terms: dict[str, TermSum] = field(default_factory=dict)
-    tokens: int = 0  # learned ones
-    steps: int = 0
-    skipped: int = 0
-    without_tokens: int = 0  # steps that had nothing to learn
-    samples: int = 0
-    seconds: float = 0.0
-
-    def add(self, result: StepResult, samples: int, seconds: float) -> None:
-        """Adds a step. The loss of a bad step does not count; a step without a learned token has none."""
-        if not result.tokens:
-            self.without_tokens += 1
-        elif result.skipped:
-            self.skipped += 1
-        if result.tokens and not result.wrong:
-            self.loss = self.loss + result.loss * result.tokens
-            self.tokens += result.tokens
-            for name, more in result.side_terms.items():
-                so_far = self.side_terms.get(name, TermSum(0.0, 0.0))
-                self.side_terms[name] = so_far.plus(more)
-        self.steps += 1
-        self.samples += samples
-        self.seconds += seconds
 
 
 def train(run: TrainingRun, stop: StopRequest) -> dict[str, Any]:
@@ -160,6 +131,8 @@ class _Loop:
             remove_stop_file(self.training)
         if self.without_tokens:
             self._say(f"warning: {self._steps_without_tokens()}")
+        if code != DONE:
+            self._say(self._how_to_resume())
         stop.code = code
         summary = self._summary(code)
         if self.report is not None:
@@ -342,7 +315,7 @@ class _Loop:
             self.report.step(row)
         self._require_tokens(interval)
 
-    def _require_tokens(self, interval: _Interval) -> None:
+    def _require_tokens(self, interval: LogInterval) -> None:
         """Ends the run, with a checkpoint, if no step of a log line had a token to learn. If each step has its own log
         line, STEPS_TO_JUDGE such steps in a row end it.
 
@@ -473,14 +446,23 @@ class _Loop:
 
     def _complete(self) -> str:
         flag = "--train-iters" if self.training.train_iters is not None else "--train-samples"
-        return (
-            f"this run is complete: step {self.state.step} of {self.total_steps}, nothing is left to train; "
-            f"raise {flag} to continue"
-        )
+        now = self.training.train_iters or self.training.train_samples
+        step = self.state.step
+        if step > self.total_steps:
+            done = (
+                f"step {step} of the checkpoint is beyond the {self.total_steps} steps of this run"
+            )
+        else:
+            done = f"all {step} steps of {self.training.output_dir} are done"
+        return f"{done}: nothing is left to train; to continue, raise {flag} (now {now})"
 
-    def _new_interval(self) -> _Interval:
+    def _how_to_resume(self) -> str:
+        more = "" if self.training.auto_resume else " with --auto-resume"
+        return f"to resume, run the same command again{more}"
+
+    def _new_interval(self) -> LogInterval:
         """An interval without steps."""
-        return _Interval(torch.zeros((), dtype=torch.float64, device=self.mesh.device))
+        return LogInterval(torch.zeros((), dtype=torch.float64, device=self.mesh.device))
 
     def _say(self, text: str) -> None:
         if self.report is not None:

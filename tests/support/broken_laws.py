@@ -78,13 +78,14 @@ BROKEN = [
         6,
         layout(tp=2, pp=2),
         "world size (6) must be divisible by tensor-model-parallel-size x pipeline-model-parallel-size (2 x 2 = 4): "
-        "start 4 or 8 processes, use tensor-model-parallel-size 1 or 3, pipeline-model-parallel-size 1 or 3",
+        "start 4 or 8 processes (--nproc-per-node 4 on one machine), "
+        "use tensor-model-parallel-size 1 or 3, pipeline-model-parallel-size 1 or 3",
     ),
     (
         "layout_fits_the_world",
         8,
         layout(tp=2, data_parallel_size=2),
-        "(2 x 1 x 2 = 4): start 4 processes, or use data-parallel-size 4",
+        "(2 x 1 x 2 = 4): start 4 processes (--nproc-per-node 4 on one machine), or use data-parallel-size 4",
     ),
     (
         "sequence_over_tp",
@@ -174,7 +175,7 @@ BROKEN = [
         4,
         {"global_batch_size": 10, "micro_batch_size": 2},
         "global-batch-size (10) must be divisible by micro-batch-size x data parallel size (2 x 4): use "
-        "global-batch-size 8 or 16, or start 1 or 5 processes",
+        "global-batch-size 8 or 16, or start 1 or 5 processes (--nproc-per-node 1 on one machine)",
     ),
     (
         "rampup_is_three_numbers",

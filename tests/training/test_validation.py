@@ -241,10 +241,8 @@ def test_a_request_during_the_last_loss_ends_the_run_with_its_code_and_another_s
     capsys.readouterr()
     assert main(mock(tmp_path, **settings, auto_resume=True)) == 0
     said = capsys.readouterr().out
-    assert (
-        "this run is complete: step 6 of 6, nothing is left to train; raise --train-iters to continue"
-        in said
-    )
+    done = f"all 6 steps of {tmp_path} are done: nothing is left to train"
+    assert f"{done}; to continue, raise --train-iters (now 6)" in said
     assert [row["step"] for row in valid_rows(tmp_path)] == [6]
     assert scan(tmp_path / "checkpoints")[0].valid_loss == valid_rows(tmp_path)[0]["loss"]
     assert json.loads((tmp_path / "summary.json").read_text())["exit_code"] == 0

@@ -1,13 +1,14 @@
 """Lets only one run at a time save into a folder: a lease with a fencing number, enforced by the rename of a commit.
 
-    {folder}/.writer.00000007/holder.json    the owner: host, process, start time, run id of the launcher
-    {folder}/.writer.00000007/beat           a counter that the owner's thread increments every BEAT_SECONDS
-    {folder}/.writer.00000007/.step_*.partial    the steps that it is writing
+    {folder}/.writer.1796169610123/holder.json    the owner: host, process, start time, run id of the launcher
+    {folder}/.writer.1796169610123/beat           a counter that the owner's thread increments every BEAT_SECONDS
+    {folder}/.writer.1796169610123/.step_*.partial    the steps that it is writing
 
 A step is committed by renaming it out of its writer's folder. A new owner first renames that folder away, so a writer
-that was suspended and wakes up later has nothing left to rename: the check and the commit are one system call. The next
-number is claimed by renaming a prepared folder to its name, which succeeds for one claimant only, since a folder that
-is not empty is never replaced.
+that was suspended and wakes up later has nothing left to rename: the check and the commit are one system call. A number
+is claimed by renaming a prepared folder to its name, which succeeds for one claimant only, since a folder that is not
+empty is never replaced. It is the time of the claim in milliseconds, so that no number is used twice although a writer
+that ends leaves nothing behind.
 
 When an owner counts as gone: see lease_owner.py.
 """
@@ -58,7 +59,8 @@ class Lease:
             for number in numbers:
                 _require_gone(folder, number, me, elsewhere)
                 _take_away(folder, number)
-            number = max([0, *numbers, *_numbers(folder, AWAY)]) + 1
+            now = time.time_ns() // 1_000_000
+            number = max([now, *[number + 1 for number in numbers]])
             if not _claim(folder, number, me):
                 continue
             if max(_numbers(folder)) > number:
@@ -78,6 +80,8 @@ class Lease:
         self._over.set()
         self._thread.join()
         _take_away(self.folder, self.number)
+        with suppress(OSError):
+            (self.folder / f"{AWAY}{self.number:08d}").rmdir()
 
     def _beat(self) -> None:
         count = 0
@@ -87,9 +91,9 @@ class Lease:
                 (self.inside / "beat").write_text(str(count))
 
 
-def _numbers(folder: Path, prefix: str = PREFIX) -> list[int]:
-    """The numbers of the writers' folders with this prefix, in rising order."""
-    names = [path.name.removeprefix(prefix) for path in folder.glob(f"{prefix}*")]
+def _numbers(folder: Path) -> list[int]:
+    """The numbers of the writers' folders, in rising order."""
+    names = [path.name.removeprefix(PREFIX) for path in folder.glob(f"{PREFIX}*")]
     return sorted(int(name) for name in names if name.isdigit())
 
 
@@ -110,7 +114,7 @@ def _claim(folder: Path, number: int, me: LeaseOwner) -> bool:
 
 
 def _take_away(folder: Path, number: int) -> None:
-    """Moves a writer's folder away, which fences the writer, and deletes its content; the number stays in use."""
+    """Moves a writer's folder away, which fences the writer, and deletes its content."""
     away = folder / f"{AWAY}{number:08d}"
     with suppress(OSError):
         os.rename(folder / f"{PREFIX}{number:08d}", away)

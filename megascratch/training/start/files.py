@@ -55,7 +55,8 @@ def _require_checkpoint(load: str | None) -> None:
     )
     if not there:
         raise UserError(
-            f"--load {load}: no checkpoint: there is no readable file or folder of this name"
+            f"--load {load}: no checkpoint: there is no readable file or folder of this name; for one command that "
+            "starts a run and resumes it, give --auto-resume instead"
         )
 
 

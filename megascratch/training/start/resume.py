@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from megascratch.checkpoint import list_steps, read_manifest, resolve
-from megascratch.checkpoint.steps import is_step, manifest_text, problem_of, step_number
+from megascratch.checkpoint.steps import (
+    checkpoints_of,
+    is_step,
+    manifest_text,
+    problem_of,
+    step_number,
+)
 from megascratch.config.errors import SettingError, UserError
 from megascratch.config.resolve import Values
 from megascratch.config.resume_effects import Side
@@ -81,7 +87,7 @@ def _load_of(settings: Values) -> str | None:
     load: str | None = settings["load"]
     if settings["auto_resume"] and list_steps(settings["save"]):
         load = settings["save"]
-    return load
+    return None if load is None else str(checkpoints_of(load))
 
 
 def _resolved(load: str, proved: str | None) -> Place:

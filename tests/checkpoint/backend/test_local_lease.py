@@ -34,7 +34,7 @@ def holder(tmp_path):
     here, there = CONTEXT.Pipe()
     process = CONTEXT.Process(target=hold, args=(tmp_path, there), daemon=True)
     process.start()
-    assert here.recv() == 1
+    process.number = here.recv()
     yield process
     process.kill()
     process.join()
@@ -48,7 +48,7 @@ def test_a_second_writer_is_refused_by_the_first_ones_beat_and_with_its_name(
         UserError, match=rf"is being written by process {holder.pid} on .*: end that run first"
     ):
         Lease.acquire(tmp_path)
-    assert (tmp_path / ".writer.00000001" / ".step_00000009.x.partial").is_dir()
+    assert (tmp_path / f".writer.{holder.number}" / ".step_00000009.x.partial").is_dir()
 
 
 def test_a_dead_writers_folder_is_taken_over_and_what_it_left_is_deleted(tmp_path, holder):
@@ -56,14 +56,27 @@ def test_a_dead_writers_folder_is_taken_over_and_what_it_left_is_deleted(tmp_pat
     holder.kill()
     holder.join()
     mine = Lease.acquire(tmp_path)
-    assert mine.number == 2 and sorted(path.name for path in tmp_path.iterdir()) == [
-        ".writer.00000002"
-    ]
+    assert mine.number > holder.number
+    assert [path.name for path in tmp_path.iterdir()] == [f".writer.{mine.number}"]
     assert write(mine, 4) == tmp_path / "step_00000004"
     mine.release()
-    again = Lease.acquire(tmp_path)
-    assert again.number == 3
-    again.release()
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00000004"]
+
+
+def test_a_writer_that_was_taken_over_stays_so_when_the_newer_one_has_ended(tmp_path, monkeypatch):
+    """No trace of either is left, and still a third writer does not lend its folder to the first one."""
+    monkeypatch.setattr(local_lease, "_require_gone", lambda *whoever: None)
+    old = Lease.acquire(tmp_path)
+    Lease.acquire(tmp_path).release()
+    assert list(tmp_path.iterdir()) == []
+    third = Lease.acquire(tmp_path)
+    with pytest.raises(LeaseLostError):
+        old.require()
+    with pytest.raises(LeaseLostError):
+        write(old, 4)
+    old.release()
+    third.require()
+    third.release()
 
 
 def test_a_stopped_writer_is_taken_over_after_a_while(tmp_path, holder, monkeypatch):
@@ -72,7 +85,7 @@ def test_a_stopped_writer_is_taken_over_after_a_while(tmp_path, holder, monkeypa
     mine = Lease.acquire(tmp_path)
     os.kill(holder.pid, signal.SIGCONT)
     time.sleep(1.2)  # two of its beats
-    assert mine.number == 2 and not (tmp_path / ".writer.00000001").exists()
+    assert mine.number > holder.number and not (tmp_path / f".writer.{holder.number}").exists()
     mine.require()
     mine.release()
 
@@ -133,17 +146,17 @@ def test_a_holder_that_ends_while_it_is_looked_at_is_taken_over_at_once(
 
     monkeypatch.setattr(local_lease, "_beat_of", dies_meanwhile)
     mine = Lease.acquire(tmp_path)
-    assert mine.number == 2
+    assert mine.number > holder.number
     mine.release()
 
 
 def test_a_restart_by_the_same_launcher_does_not_wait(tmp_path, holder, monkeypatch):
     """Its number is in the environment of both; here of the claimant, and put into the holder's record."""
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "r1")
-    record = tmp_path / ".writer.00000001" / "holder.json"
+    record = tmp_path / f".writer.{holder.number}" / "holder.json"
     record.write_text(record.read_text().replace('"run": ""', '"run": "r1"'))
     mine = Lease.acquire(tmp_path)
-    assert mine.number == 2
+    assert mine.number > holder.number
     mine.release()
 
 
