@@ -79,10 +79,11 @@ def main(argv: Sequence[str]) -> int:
         return 0
     problems = Problems()
     problems.lines += missing_files(flat(settings.config))
-    if start.world == 1:
+    if start.ranks or "WORLD_SIZE" not in os.environ:
+        # a rank tells the others what is wrong before it ends
         problems.require_none()
-    if start.ranks:
         config = open_inputs(settings, Found(), problems).config
+    if start.ranks:
         keeps_batch = settings.given["global_batch_size"] is None
         return _launched(start, config.parallel, config.training, keeps_batch)
     # imports torch, so it comes after the checks

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 MOST_TRIED = 32  # values in one direction
 MOST_SHOWN = 8
+MOST_ON_ONE_MACHINE = 64  # ranks
 MOST_ROOT = 1_000_000  # divisors are searched up to here: a number of 60 bits would take minutes
 WORLD = "world_size"  # the number of processes, which cannot be changed by a setting
 
@@ -50,10 +51,8 @@ def complaint(broken: Broken, passes: Passes) -> str:
         if not values:
             continue
         if remedy.setting == WORLD:
-            count = f"{choice(values)}{remedy.more}"
-            proposals.append(
-                f"start {count} processes (--nproc-per-node {values[0]} on one machine)"
-            )
+            what = "process" if values == [1] else "processes"
+            proposals.append(f"start {choice(values)}{remedy.more} {what}{_one_machine(values)}")
             has_use = False
         elif has_use:
             proposals.append(_words(remedy, values))
@@ -133,6 +132,13 @@ def _words(remedy: Remedy, values: Sequence[Any]) -> str:
             shown.append(value)
     name = remedy.setting.replace("_", "-")
     return f"{name} {choice(shown)}{remedy.more}"
+
+
+def _one_machine(ranks: Sequence[int]) -> str:
+    """The flag that starts these ranks, if one machine may have as many."""
+    if ranks[-1] > MOST_ON_ONE_MACHINE:
+        return ""
+    return f" (--nproc-per-node {choice(ranks)} on one machine)"
 
 
 def _listed(words: Sequence[str], last: str) -> str:

@@ -19,7 +19,7 @@ REFUSED = {
     "no data": (["--data-path", "nowhere", "--vocab-size", "50"], "nowhere.idx cannot be read"),
     "no tokenizer": (
         ["--mock-data", "--tokenizer-model", "nowhere.model"],
-        "nowhere.model cannot be read",
+        "nowhere.model: cannot be read",
     ),
     "no end of document": (
         ["--mock-data", "--vocab-size", "50", "--eod-mask-loss"],

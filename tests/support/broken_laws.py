@@ -78,8 +78,8 @@ BROKEN = [
         6,
         layout(tp=2, pp=2),
         "world size (6) must be divisible by tensor-model-parallel-size x pipeline-model-parallel-size (2 x 2 = 4): "
-        "start 4 or 8 processes (--nproc-per-node 4 on one machine), "
-        "use tensor-model-parallel-size 1 or 3, pipeline-model-parallel-size 1 or 3",
+        "start 4 or 8 processes (--nproc-per-node 4 or 8 on one machine), use tensor-model-parallel-size 1 or 3, "
+        "pipeline-model-parallel-size 1 or 3",
     ),
     (
         "layout_fits_the_world",
@@ -175,7 +175,7 @@ BROKEN = [
         4,
         {"global_batch_size": 10, "micro_batch_size": 2},
         "global-batch-size (10) must be divisible by micro-batch-size x data parallel size (2 x 4): use "
-        "global-batch-size 8 or 16, or start 1 or 5 processes (--nproc-per-node 1 on one machine)",
+        "global-batch-size 8 or 16, or start 1 or 5 processes (--nproc-per-node 1 or 5 on one machine)",
     ),
     (
         "rampup_is_three_numbers",

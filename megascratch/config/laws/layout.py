@@ -27,6 +27,10 @@ def layout_fits_the_world(
     dp = data_parallel_size
     copy = Layout(tp, pp).ranks_of_copy
     if world_size % copy:
+        smaller = ""
+        if tp > 1 and pp > 1:  # else a remedy below says the same
+            ranks = "rank" if world_size == 1 else "ranks"
+            smaller = f"use a layout of {choice(divisors(world_size), copy)} {ranks}"
         return Broken(
             f"world size ({world_size}) must be divisible by tensor-model-parallel-size x pipeline-model-parallel-size "
             f"({tp} x {pp} = {copy})",
@@ -35,7 +39,7 @@ def layout_fits_the_world(
                 Remedy("tensor_model_parallel_size", each(divisors(world_size))),
                 Remedy("pipeline_model_parallel_size", each(divisors(world_size))),
             ],
-            f"use a layout of {choice(divisors(world_size), copy)} ranks",
+            smaller,
         )
     if dp is not None and world_size != copy * dp:
         return Broken(

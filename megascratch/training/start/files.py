@@ -80,6 +80,9 @@ def require_folders(settings: Values) -> None:
         ("--save", "save"),
         ("--tensorboard-dir", "tensorboard_dir"),
     ):
+        inside = Path(settings[name] or "").is_relative_to(settings["output_dir"])
+        if problems.lines and inside:
+            continue  # the folder around it is reported already
         problems.attempt(partial(_require_folder, flag, settings[name]))
     problems.require_none()
 
