@@ -14,10 +14,11 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from megascratch.commands.print_config import print_config
 from megascratch.config.errors import Problems, UserError
 from megascratch.config.exit_codes import own_process
 from megascratch.config.fields import flat
-from megascratch.config.load import format_config, print_notices, read_config
+from megascratch.config.load import print_notices, read_config
 from megascratch.config.resolve import Found, ResolvedTraining
 from megascratch.config.resume_rules import rules
 from megascratch.config.settings import ParallelConfig
@@ -73,10 +74,10 @@ def main(argv: Sequence[str]) -> int:
     loaded = read_config(start.words)
     if not start.ranks or loaded.origins.print_config:  # else the first rank prints them
         print_notices(loaded.origins)
-    settings = legal_settings(loaded, start.world)
     if loaded.origins.print_config:
-        print(format_config(settings.config, loaded.origins))
+        print_config(loaded, start.world if start.ranks or start.world > 1 else None)
         return 0
+    settings = legal_settings(loaded, start.world)
     problems = Problems()
     problems.lines += missing_files(flat(settings.config))
     if start.ranks or "WORLD_SIZE" not in os.environ:

@@ -9,8 +9,8 @@ import json
 import os
 import re
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from megascratch.config.errors import SettingError
@@ -23,6 +23,16 @@ from megascratch.config.printable import printable
 from megascratch.config.settings import Config
 from megascratch.config.values import ReadSettings
 from megascratch.config.yaml_file import read_file
+
+_SPLITS = ("train_data_path", "valid_data_path", "test_data_path")
+IN_PLACE_OF = {
+    "mock_data": ("data_path", "split", *_SPLITS),
+    "data_path": ("mock_data", *_SPLITS),
+    "train_data_path": ("mock_data", "data_path", "split"),
+    "train_iters": ("train_samples",),
+    "train_samples": ("train_iters",),
+}
+"""Setting -> those that cannot be given with it: a later source that chooses it does without them."""
 
 
 @dataclass(frozen=True)
@@ -108,29 +118,55 @@ def _read_all(argv: Sequence[str], places: dict[str, str]) -> ReadSettings:
     for word in flags.values.get("config") or []:
         try:
             file = find_config(word)
-            found = found.then(read_file(file.path, label=file.label))
+            found = _then(found, read_file(file.path, label=file.label))
         except SettingError as error:
             raise SettingError("\n".join([str(error), *flags.problems])) from error
         if file.notice is not None:
             found.notices.append(file.notice)
-    return found.then(flags)
+    return _then(found, flags)
 
 
-def format_config(config: Config, origins: Origins) -> str:
-    """The config as YAML that `--config` can read, each line with a comment that names the value's origin."""
+def _then(earlier: ReadSettings, later: ReadSettings) -> ReadSettings:
+    """Both together. What the later source chooses also removes what the earlier one has in its place."""
+    replaced: dict[str, str] = {}
+    for choice, others in IN_PLACE_OF.items():
+        if later.values.get(choice):
+            replaced |= {other: choice for other in others if earlier.values.get(other)}
+    values = {name: value for name, value in earlier.values.items() if name not in replaced}
+    places = {name: place for name, place in earlier.places.items() if name not in replaced}
+    notices = []
+    for name, choice in replaced.items():
+        if name not in later.values:
+            notices.append(
+                f"{choice} ({later.places[choice]}) replaces {name} ({earlier.places[name]})"
+            )
+    kept = replace(earlier, values=values, places=places, notices=earlier.notices + notices)
+    return kept.then(later)
+
+
+def format_config(
+    config: Config, origins: Origins, derived: Mapping[str, Any] | None = None
+) -> str:
+    """The config as YAML that `--config` can read, each line with a comment that names the value's origin.
+
+    Args:
+        derived: values for settings that are None in `config`, as `resolve.derive` returns them. They are written as
+            comments: they follow from the others, and differ on another number of ranks.
+    """
     defaults = flat(Config())
     lines = []
     for section in SECTIONS:
         lines.append(f"{section}:")
         for name, value in vars(getattr(config, section)).items():
-            if name in origins.places:
-                origin = origins.places[name]
-            elif value == defaults[name]:
-                origin = "default"
-            else:
-                origin = "derived"
             setting = f"{name}: {_yaml(value)}"
-            lines.append(f"  {setting:<64} # {origin}")
+            if value is None and derived is not None and derived[name] is not None:
+                setting = f"# {name}: {_yaml(derived[name])}"
+                origin = "derived"
+            elif name in origins.places:
+                origin = origins.places[name]
+            else:
+                origin = "default" if value == defaults[name] else "given"
+            lines.append(f"  {setting:<64} # {printable(origin)}")
     return "\n".join(lines)
 
 

@@ -36,23 +36,35 @@ def imagined_run(loaded: Loaded, world: int, kind: Device) -> ImaginedRun:
 
     Raises: UserError with everything that is wrong, and the nearest values that would pass.
     """
-    given = flat(loaded.config) | {"device": kind}
-    given |= _stand_ins(given)
     notices = []
-    if given["compile"]:
-        given["compile"] = False
+    if loaded.config.training.compile:
+        loaded = loaded._replace(config=with_fields(loaded.config, {"compile": False}))
         notices.append("compile is not followed: operations and memory are those without it")
+    settings = imagined_settings(loaded, world, {"device": kind})
+    wrong = Problems()
+    schedule = wrong.attempt(partial(own_schedule, flat(settings.config)))
+    given = loaded.config.model.vocab_size
+    vocab_size = wrong.attempt(partial(_vocab_size, loaded.config.data, given))
+    wrong.require_none()
+    config = settings.resolve(Found(vocab_size=vocab_size))
+    return ImaginedRun(config, schedule, kind, notices)
+
+
+def imagined_settings(loaded: Loaded, world: int, changes: Values) -> LegalSettings:
+    """Derives and checks the settings of a run of `world` ranks; data and a length need not be given.
+
+    Args:
+        changes: settings that have other values than the user's.
+
+    Raises: SettingError with everything that is wrong, and the nearest values that would pass.
+    """
+    given = flat(loaded.config) | dict(changes)
+    given |= _stand_ins(given)
     derived = derive(given, world)
     problems = loaded.problems + broken_laws(given, derived, world, loaded.unread)
     if problems:
         raise SettingError("\n".join(problems))
-    settings = LegalSettings(given, with_fields(loaded.config, derived), world)
-    wrong = Problems()
-    schedule = wrong.attempt(partial(own_schedule, derived))
-    vocab_size = wrong.attempt(partial(_vocab_size, loaded.config.data, given["vocab_size"]))
-    wrong.require_none()
-    config = settings.resolve(Found(vocab_size=vocab_size))
-    return ImaginedRun(config, schedule, kind, notices)
+    return LegalSettings(given, with_fields(loaded.config, derived), world)
 
 
 def _stand_ins(given: Values) -> dict[str, Any]:

@@ -261,15 +261,16 @@ def test_print_config_is_yaml_with_origins_that_reads_back_as_the_same_config(ya
         ]
     )
     assert origins.print_config
-    whole = with_fields(config, derive(flat(config), 4))
-    text = format_config(whole, origins)
-    assert load("--config", yaml(text, "printed.yaml")) == whole
+    text = format_config(config, origins, derive(flat(config), 4))
+    assert load("--config", yaml(text, "printed.yaml")) == config
     assert "  lr: 1.0e-05 " in text  # YAML 1.1 readers take 1e-05 for a word
     comment = {
-        line.split(":")[0].strip(): line.split(" # ")[-1]
+        line.split(":")[0].strip(" #"): line.split(" # ")[-1]
         for line in text.splitlines()
         if " # " in line
     }
+    derived = [name for name, origin in comment.items() if origin == "derived"]
+    assert all(f"  # {name}: " in text for name in derived) and "train_iters" not in derived
     assert list(comment) == list(SETTINGS)
     assert [
         comment[name].split("/")[-1]
@@ -297,6 +298,55 @@ def load_back(text: str) -> Config:
         file = Path(folder) / "c.yaml"
         file.write_text(text)
         return load("--config", str(file))
+
+
+@pytest.mark.parametrize(
+    ("file", "flags", "values", "replaced"),
+    [
+        ("data_path: [a]\nsplit: 9,1,0", ["--mock-data"], {"mock_data": True}, "data_path split"),
+        (
+            "train_data_path: [a]\nvalid_data_path: [b]",
+            ["--data-path", "c"],
+            {"data_path": ["c"]},
+            "train_data_path valid_data_path",
+        ),
+        ("mock_data: true", ["--train-data-path", "c"], {"train_data_path": ["c"]}, "mock_data"),
+        ("train_iters: 5", ["--train-samples", "7"], {"train_samples": 7}, "train_iters"),
+        ("train_samples: 7", ["--train-iters", "5"], {"train_iters": 5}, "train_samples"),
+        ("data_path: [a]", ["--no-mock-data"], {"data_path": ["a"]}, ""),
+        ("data_path: [a]\nmock_data: true", [], {"data_path": ["a"], "mock_data": True}, ""),
+    ],
+)
+def test_a_later_choice_of_data_or_length_replaces_the_earlier_one_with_a_notice(
+    yaml, file, flags, values, replaced
+):
+    config, origins = load_config(["--config", yaml(file), *flags])
+    assert changed(config) == values
+    assert [notice.split(" replaces ")[1].split(" ")[0] for notice in origins.notices] == (
+        replaced.split()
+    )
+    assert set(origins.places) == set(values) | (
+        {"mock_data"} if "--no-mock-data" in flags else set()
+    )
+
+
+def test_problems_and_origins_of_several_files_name_the_file_that_they_are_in(yaml):
+    first = yaml("model:\n  num_layers: 2\noptim:\n  lr: 1.0\n  min_lr: 0.5", "first.yaml")
+    second = yaml("optim: {lr: 2.0}\nnum_layers: 3", "second.yaml")
+    config, origins = load_config(["--config", first, "--seed", "4", "--config", second])
+    assert changed(config) == {"num_layers": 3, "lr": 2.0, "min_lr": 0.5, "seed": 4}
+    assert origins.places == {
+        "num_layers": f"{second}:2",
+        "lr": f"{second}:1",
+        "min_lr": f"{first}:5",
+        "seed": "flag",
+    }
+    wrong = yaml("lr: 1\nlr_decay_style: x", "wrong.yaml")
+    also = yaml("\nmin_lr: y", "also.yaml")
+    with pytest.raises(UserError) as error:
+        load("--config", wrong, also, "--seed", "z")
+    places = [line.split(" ")[0] for line in str(error.value).splitlines()]
+    assert places == [f"{wrong}:2:", f"{also}:2:", "--seed:"]
 
 
 def test_help_shows_every_setting_by_section(capsys):

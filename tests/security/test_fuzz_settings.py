@@ -5,7 +5,7 @@ import random
 import pytest
 
 from megascratch.config.errors import UserError
-from megascratch.config.fields import flat, with_fields
+from megascratch.config.fields import flat
 from megascratch.config.laws import broken_laws
 from megascratch.config.load import format_config, load_config, read_config
 from megascratch.config.resolve import derive
@@ -23,7 +23,7 @@ def judge(text: bytes, file) -> None:
         loaded = read_config([*GOOD, "--config", str(file)])
         derived = derive(flat(loaded.config), 4)
         told = [*loaded.problems, *broken_laws(derived, derived, 4, loaded.unread)]
-        format_config(with_fields(loaded.config, derived), loaded.origins)
+        format_config(loaded.config, loaded.origins, derived)
     except UserError as error:
         told = str(error).split("\n")
     for line in told:
