@@ -26,6 +26,14 @@ TAKES_SETTINGS = ("pretrain", "verify", "doctor", "dry-run")
 """Verbs whose flags are the settings, too."""
 
 PYTHON = {
+    "The library": [
+        "megascratch.library.run_config",
+        "megascratch.library.training",
+        "megascratch.library.language_model",
+        "megascratch.library.text_tokenizer",
+        "megascratch.library.token_dataset",
+        "megascratch.library.proof",
+    ],
     "Settings": [
         "megascratch.config.load",
         "megascratch.config.laws",

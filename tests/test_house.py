@@ -27,6 +27,7 @@ FLOORS = {
             "training planner",
             "verification inference doctor dry_run",
             "commands",
+            "library",
             "__main__ tools examples benchmarks tests",
         ]
     )
@@ -191,7 +192,7 @@ def build(folder: Path, files: dict[str, str]) -> law.House:
         (
             "model/a.py",
             "def f():\n    import benchmarks.x",
-            "model (floor 3) imports benchmarks (floor 7)",
+            "model (floor 3) imports benchmarks (floor 8)",
         ),
     ],
 )

@@ -211,6 +211,7 @@ def tensor_parallel() -> Drawing:
 
 
 FLOORS = [
+    ("library", "what `import megascratch` offers"),
     ("commands", "one file per verb"),
     (
         "verification · inference · doctor",
@@ -229,15 +230,15 @@ FLOORS = [
 
 def floors() -> Drawing:
     """Architecture: who may import whom."""
-    d = Drawing(760, 458, "Floors of the code: imports only go down")
+    d = Drawing(760, 516, "Floors of the code: imports only go down")
     for number, (rooms, what) in enumerate(FLOORS):
         y = 16 + number * 58
         d.box(90, y, 640, 44, f"{rooms}\n{what}", (BLUE, GREEN)[number % 2], 13)
         d.text(60, y + 28, str(len(FLOORS) - 1 - number), 16, bold=True)
-    d.arrow(28, 30, 28, 398)
+    d.arrow(28, 30, 28, 456)
     d.legend(
         90,
-        432,
+        490,
         [
             (BLUE, "even floor"),
             (GREEN, "odd floor"),

@@ -47,8 +47,14 @@ from megascratch.training.trainer import StepResult
 
 def train(run: TrainingRun, stop: StopRequest) -> dict[str, Any]:
     """Trains to the end, or until asked to stop, and saves. Returns: the summary, with the run's exit code."""
+    loop = None
     try:
-        return _Loop(run).run(stop)
+        loop = _Loop(run)
+        return loop.run(stop)
+    except BaseException:
+        if loop is not None and loop.report is not None:
+            loop.report.abandon()
+        raise
     finally:
         if run.report_lease is not None:
             run.report_lease.release()

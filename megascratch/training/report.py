@@ -129,6 +129,12 @@ class Report:
             " | ".join(written) or f"no file of the report could be written into {self.folder}"
         )
 
+    def abandon(self) -> None:
+        """Closes the files of a run that has failed. Their rows stay; there is no curve and no summary."""
+        self.bar.stop()
+        self._attempt(self._put_away)
+        self._attempt(self.events.close)
+
     def _write(self, row: Row) -> None:
         self.rows.append(row)
         self._attempt(partial(self._append, row))

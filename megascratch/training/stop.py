@@ -3,9 +3,10 @@ step, before its update, and stop after it; the reason becomes the exit code.
 
 A thread handles signals, even while the rank waits inside C++. The first signal requests a checkpoint and a clean end.
 A second one (a different one, or the same more than a second later) ends this process at once; the last checkpoint is
-complete in any case.
+complete in any case. In a process that does more than this run, such as a notebook, it raises KeyboardInterrupt.
 """
 
+import _thread
 import os
 import signal
 import sys
@@ -61,7 +62,8 @@ class StopRequest:
         handled = set(ASKED)
         if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
             handled.remove(signal.SIGHUP)  # nohup has set SIG_IGN
-        self._before = {number: signal.signal(number, _handled_by_the_thread) for number in handled}
+        self._interrupts = False
+        self._before = {number: signal.signal(number, self._handle) for number in handled}
         self._wakeup_before = signal.set_wakeup_fd(self._writes, warn_on_full_buffer=False)
         self._thread = threading.Thread(
             target=self._listen, args=(reads,), name="signals", daemon=True
@@ -129,7 +131,10 @@ class StopRequest:
                 continue
             self._came.append((number, now))
             self.asked = max(self.asked, ASKED[signal.Signals(number)])
-            if len(self._came) > 1:
+            if len(self._came) > 1 and not is_own_process():
+                self._interrupts = True
+                _thread.interrupt_main()
+            elif len(self._came) > 1:
                 print(
                     "\nmegascratch: second request to stop: exiting at once",
                     file=sys.stderr,
@@ -138,13 +143,14 @@ class StopRequest:
                 os._exit(128 + number if self.code is None else self.code)
         os.close(reads)
 
+    def _handle(self, number: int, frame: object) -> None:
+        """Python's signal handler. The thread handles the signal, and asks here for the end of the run."""
+        if self._interrupts:
+            raise KeyboardInterrupt
+
 
 def remove_stop_file(training: TrainingConfig) -> None:
     """Removes the stop file after the run has stopped for it, so that the next run does not stop, too."""
     if training.stop_file is not None:
         with suppress(OSError):
             Path(training.stop_file).unlink()
-
-
-def _handled_by_the_thread(number: int, frame: object) -> None:
-    """Python's signal handler: does nothing, because the thread handles the signal."""

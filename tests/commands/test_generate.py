@@ -7,6 +7,7 @@ import pytest
 from megascratch.commands import main
 from megascratch.inference.complete import Stops
 from megascratch.inference.generate import Continuation
+from megascratch.tokenizer.simple import ByteTokenizer
 from tests.support.rank_pool import on_ranks
 from tests.support.small_models import save_model
 
@@ -178,6 +179,23 @@ def test_a_stop_id_ends_a_prompt_and_is_cut_off(run, tmp_path):
             continue
         assert (after["tokens"], after["stopped_by"]) == (before["tokens"][: place + 1], "stop id")
         assert after["text"] == ends_of(before, place)
+
+
+@pytest.mark.parametrize(
+    ("text", "stops", "certain"),
+    [
+        ("ab", [], "ab"),
+        ("ab\u00e4", [], "ab"),  # half of its bytes
+        ("abc", ["cd"], "ab"),
+        ("abcd", ["cde", "de"], "ab"),
+        ("abcx", ["cde"], "abcx"),
+    ],
+)
+def test_text_is_certain_when_no_later_token_can_change_it(text, stops, certain):
+    ids = list(text.encode())
+    if not text.isascii():
+        ids.pop()
+    assert Stops(ByteTokenizer(), stops, []).certain_text([1], ids) == certain
 
 
 class Spells:
