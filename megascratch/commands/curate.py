@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from megascratch.commands.input_output import BadLines, add_input, require_no_input
+from megascratch.commands.text_source import no_text
 from megascratch.config.errors import UserError
 from megascratch.config.fields import nearest
 from megascratch.config.printable import printable
@@ -74,10 +75,7 @@ def _write(curator: Curator, sources: Sequence[Source], output: Path, bad_lines:
         for line in curator.keep(sources, bad_lines.add):
             file.write(line + b"\n")
         if curator.report.lines == curator.report.bad_lines:
-            names = ", ".join(source.path for source in sources[:5])
-            raise UserError(
-                f"{names}: no text found, {curator.report.bad_lines} bad lines; nothing was written"
-            )
+            raise no_text(sources, bad_lines, "--json-key")
 
 
 def _write_report(report: CurationReport, path: Path) -> None:

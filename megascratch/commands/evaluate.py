@@ -149,11 +149,12 @@ def _documents(options: argparse.Namespace) -> tuple[list[Document], int]:
             if options.strict:
                 raise UserError(f"{record.place}: {reason} (--strict)") from reason
             bad_lines.add(f"{record.place}: {reason}")
-    bad_lines.print_rest()
     if not documents:
+        advice = bad_lines.reasons.advice(sources, "--json-key")
         raise UserError(
-            f"{', '.join(options.input)}: no document found, {bad_lines.count} bad lines"
+            f"{', '.join(options.input)}: no document found, {bad_lines.count:,} bad lines{advice}"
         )
+    bad_lines.print_rest()
     return documents, bad_lines.count
 
 

@@ -186,7 +186,9 @@ def _prompts(path: str) -> list[str]:
     """One prompt per line. Raises: UserError for a bad line, or a file without prompts."""
     format = None if format_of(path) else "text"
     prompts = []
-    for record in read_records(find_sources([path], format), "text", ["text"], sample_by="line"):
+    for record in read_records(
+        find_sources([path], format), "text", ["text"], sample_by="bare-line"
+    ):
         try:
             prompts.append(record.text("text"))
         except BadLine as reason:

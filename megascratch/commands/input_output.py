@@ -9,6 +9,8 @@ from pathlib import Path
 
 from megascratch.config.errors import UserError
 from megascratch.config.printable import printable
+from megascratch.data.text.bad_lines import BadReasons
+from megascratch.data.text.documents import SAMPLE_BY
 from megascratch.data.text.sources import FORMATS, find_sources
 from megascratch.data.tokens.digests import digests_path, manifest_file
 from megascratch.data.tokens.loss_mask import mask_prefix
@@ -41,33 +43,50 @@ def add_input(parser: "argparse._ActionsContainer", documents: bool = True) -> N
     if documents:
         add(
             "--sample-by",
-            choices=("document", "line"),
+            choices=SAMPLE_BY,
             default="document",
-            help="text files: the unit that becomes one document (default: document, the file)",
+            help="text files: what becomes one document: the file, each line with its newline, or each bare-line "
+            "without it (default: document)",
         )
 
 
 class BadLines:
-    """The bad lines of one run."""
+    """The bad lines of one run. The first of each kind is printed at once, others at the end, MOST_PRINTED in total."""
 
     def __init__(self) -> None:
-        self.count = 0
+        self.reasons = BadReasons()
+        self._printed = 0
+        self._later: list[str] = []
 
     @property
-    def not_printed(self) -> int:
-        """How many bad lines were counted but not printed."""
-        return max(0, self.count - MOST_PRINTED)
+    def count(self) -> int:
+        """Number of bad lines."""
+        return self.reasons.total
 
     def add(self, line: str) -> None:
         """`line`: FILE:LINE: REASON."""
-        self.count += 1
-        if self.count <= MOST_PRINTED:
-            print(f"skipped {printable(line)}", file=sys.stderr)
+        is_first = self.reasons.add(line)
+        if self._printed + len(self._later) == MOST_PRINTED:
+            return
+        if is_first:
+            self._print(line)
+        else:
+            self._later.append(line)
 
-    def print_rest(self) -> None:
-        """Prints how many were not printed, at the end of a run."""
-        if self.not_printed:
-            print(f"skipped {self.not_printed:,} more", file=sys.stderr)
+    def print_rest(self, listed_in: str | None = None) -> None:
+        """Prints the lines that wait, and the number of those that are not printed; for the end of a run that found
+        something to read. `listed_in`: a file that has all of them."""
+        for line in self._later:
+            self._print(line)
+        self._later.clear()
+        more = self.count - self._printed
+        if more:
+            where = f"; all are in {printable(listed_in)}" if listed_in else ""
+            print(f"skipped {more:,} more{where}", file=sys.stderr)
+
+    def _print(self, line: str) -> None:
+        self._printed += 1
+        print(f"skipped {printable(line)}", file=sys.stderr)
 
 
 def corpus_files(prefix: str | Path) -> list[Path]:

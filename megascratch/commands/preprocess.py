@@ -260,7 +260,4 @@ def _print_outputs(job: Job, output: Output, progress: Progress, wrote: bool) ->
         key_prefixes(job, output.prefix), repeat("wrote" if wrote else "complete:")
     ):
         print(f"{verb} {prefix}.bin, .idx and .json")
-    if progress.bad_lines.not_printed:
-        print(
-            f"{progress.bad_lines.not_printed} more bad lines are in {bad_lines_path(output.prefix)}"
-        )
+    progress.bad_lines.print_rest(listed_in=bad_lines_path(output.prefix))

@@ -1,12 +1,10 @@
 """`megascratch tokenizer`: trains, compares, converts and checks tokenizers; encodes and decodes text."""
 
 import argparse
-import itertools
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
 
 from megascratch import tokenizer as tokenizers
 from megascratch.commands.input_output import (
@@ -16,10 +14,9 @@ from megascratch.commands.input_output import (
     input_files,
     require_no_input,
 )
+from megascratch.commands.text_source import at_most, no_text, require_text, texts_of
 from megascratch.config.errors import UserError
 from megascratch.config.printable import printable
-from megascratch.data.text.documents import read_records
-from megascratch.data.text.jsonl import BadLine
 from megascratch.data.text.sources import find_sources
 from megascratch.tokenizer.check import check
 from megascratch.tokenizer.convert import convert
@@ -28,8 +25,6 @@ from megascratch.tokenizer.splits import ENCODINGS, SPLITS
 from megascratch.tokenizer.vocabulary import END_OF_TEXT
 
 SUMMARY = "train, compare, convert and check tokenizers; encode and decode text"
-
-Text = TypeVar("Text", str, tuple[str, str])
 
 
 def main(argv: list[str]) -> int:
@@ -190,13 +185,14 @@ def _add_input(parser: argparse.ArgumentParser) -> None:
 def _train(options: argparse.Namespace) -> int:
     kind = options.tokenizer_type or _kind_of_output(options)
     require_no_input([("--output", options.output)], input_files(options))
+    sources = find_sources(options.input, options.input_format)
     bad_lines = BadLines()
-    texts = (text for _, text in _texts(options, bad_lines))
+    texts = at_most(
+        texts_of(sources, [options.json_key], bad_lines), options.max_megabytes, "training on"
+    )
     tokenizer = tokenizers.train(
         kind,
-        _require_text(
-            _at_most(texts, options.max_megabytes, "training on"), options.input, bad_lines
-        ),
+        (each.text for each in require_text(texts, sources, bad_lines, "--json-key")),
         options.output,
         vocab_size=options.vocab_size,
         split=options.split,
@@ -276,14 +272,14 @@ def _report(options: argparse.Namespace) -> int:
     read += input_files(options)
     require_no_input([("--json", options.json), ("--picture", options.picture)], read)
     loaded = {model: tokenizers.load(None, model) for model in options.tokenizer_model}
+    sources = find_sources(options.input, options.input_format)
     bad_lines = BadLines()
-    limited = _at_most(
-        _texts(options, bad_lines, options.group_key), options.max_megabytes, "measuring"
-    )
+    texts = texts_of(sources, [options.json_key], bad_lines, options.group_key)
+    limited = at_most(texts, options.max_megabytes, "measuring")
     found = report.measure(loaded, limited, options.parse_special_tokens)
-    bad_lines.print_rest()
     if not found[0].texts:
-        raise _no_text(options.input, bad_lines)
+        raise no_text(sources, bad_lines, "--json-key")
+    bad_lines.print_rest()
     figures = [report.as_json(usage, loaded[usage.name]) for usage in found]
     _print_report(figures)
     try:
@@ -319,52 +315,6 @@ def _print_report(figures: Sequence[dict]) -> None:
 
 def _per_token(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
-
-
-def _texts(
-    options: argparse.Namespace, bad_lines: BadLines, group_key: str | None = None
-) -> Iterator[tuple[str, str]]:
-    """(group, text) of all inputs; bad lines are reported."""
-    sources = find_sources(options.input, options.input_format)
-    columns = [options.json_key, group_key] if group_key else [options.json_key]
-    for record in read_records(sources, options.json_key, columns, sample_by="part"):
-        try:
-            text = record.text(options.json_key)
-            group = record.path if group_key is None or record.is_text else record.text(group_key)
-            yield group, text
-        except BadLine as reason:
-            bad_lines.add(f"{record.place}: {reason}")
-
-
-def _require_text(
-    texts: Iterator[str], inputs: Sequence[str], bad_lines: BadLines
-) -> Iterator[str]:
-    """The texts from the first one that is not empty. Raises: UserError if there is none."""
-    for text in texts:
-        if text:
-            return itertools.chain([text], texts)
-    raise _no_text(inputs, bad_lines)
-
-
-def _no_text(inputs: Sequence[str], bad_lines: BadLines) -> UserError:
-    return UserError(
-        f"{', '.join(inputs[:5])}: no text found, {bad_lines.count} bad lines; nothing was written "
-        "(use --input-format text to read plain text with any suffix)"
-    )
-
-
-def _at_most(texts: Iterable[Text], megabytes: int, doing: str) -> Iterator[Text]:
-    """The first `megabytes` of the texts; prints a line if there are more."""
-    left = megabytes * 10**6
-    for each in texts:
-        text = each if isinstance(each, str) else each[1]
-        left -= len(text.encode())
-        if left < 0:
-            print(
-                f"{doing} the first {megabytes} MB of the text (--max-megabytes)", file=sys.stderr
-            )
-            return
-        yield each
 
 
 def _encode(options: argparse.Namespace) -> int:

@@ -45,7 +45,7 @@ class Settings(NamedTuple):
     limits: Limits = Limits()
     json_key: str = "text"
     sample_by: str = "document"
-    """Text files: "document" (the file is one) or "line"."""
+    """How a text file is cut: one of `data.text.documents.SAMPLE_BY`."""
     strict: bool = False
 
 

@@ -157,8 +157,11 @@ def test_a_verb_reads_text_files(run, tmp_path, verb):
 
 @pytest.mark.parametrize("verb", [preprocess, curate])
 def test_a_line_of_a_text_file_may_be_a_document(run, tmp_path, verb):
-    words = lay_out(tmp_path / "in", ["a\n b\n", "ä"], ".txt")
-    assert verb(run, [*words, "--sample-by", "line"], tmp_path) == ["a", " b", "ä"]
+    words = lay_out(tmp_path / "in", ["a\n\n b\n", "ä"], ".txt")
+    for how, texts in (("line", ["a\n", "\n", " b\n", "ä"]), ("bare-line", ["a", " b", "ä"])):
+        (tmp_path / how).mkdir()
+        kept = verb(run, [*words, "--sample-by", how], tmp_path / how)
+        assert [text for text in kept if text] == texts
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -171,9 +174,7 @@ def test_the_first_bad_lines_are_told_and_all_are_counted(run, tmp_path, verb, c
     runs = 2 if verb is report else 1  # it trains what it reports on
     assert told.err.count(f"skipped {path}:") == runs * MOST_PRINTED
     assert f"skipped {path}:{MOST_PRINTED}: broken JSON" in told.err
-    assert (told.err + told.out).count(
-        "skipped 5 more" if verb is not preprocess else "5 more bad lines"
-    ) == runs
+    assert (told.err + told.out).count("skipped 5 more") == runs
 
 
 @pytest.mark.parametrize("content", ["", "{\n{\n", '{"text": ""}\n'])
@@ -182,10 +183,8 @@ def test_a_tokenizer_of_nothing_is_refused_and_not_written(tmp_path, capsys, con
     (tmp_path / "x.jsonl").write_text(content)
     words = ["--input", str(tmp_path / "x.jsonl"), "--output", str(tmp_path / "t.json"), *verb]
     assert main(["tokenizer", "train", *words]) == 2
-    assert (
-        f"x.jsonl: no text found, {content.count(chr(123) + chr(10))} bad lines; nothing"
-        in capsys.readouterr().err
-    )
+    said = capsys.readouterr().err
+    assert f"x.jsonl: no text found, {content.count(chr(123) + chr(10))} bad lines" in said
     assert not (tmp_path / "t.json").exists()
 
 
@@ -199,5 +198,45 @@ def test_curating_nothing_is_refused_and_not_written(tmp_path, capsys):
         "--exact-duplicates",
     ]
     assert main(["curate", *words]) == 2
-    assert "no text found, 1 bad lines; nothing was written" in capsys.readouterr().err
+    assert "no text found, 1 bad lines" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["x.jsonl"]
+
+
+PLAIN = "FIRST CITIZEN:\nBefore we proceed\n\n1603\n"
+TWO_KEYS = "".join(json.dumps({"id": number, "body": "a b"}) + "\n" for number in range(300))
+ONE_KEY = "".join(json.dumps({"body": "a b"}) + "\n" for _ in range(300))
+
+
+@pytest.mark.parametrize(
+    ("content", "says", "fix"),
+    [
+        (PLAIN * 100, "it looks like plain text, use --input-format text", "--input-format text"),
+        (TWO_KEYS, "with one of the keys that are there (id, body)", "KEY body"),
+        (ONE_KEY, "the only key there is body, use KEY body", "KEY body"),
+        (json.dumps([{"text": "a"}] * 99, indent=1), "it looks like one JSON document", None),
+        ("\0" * 99, ", 1 bad lines", None),
+    ],
+)
+@pytest.mark.parametrize(
+    ("verb", "flags"),
+    [
+        ("tokenizer train", "--output c.json"),
+        ("preprocess", "--output-prefix p --tokenizer-type ByteTokenizer --workers 1"),
+        ("curate", "--output kept.jsonl --exact-duplicates"),
+        ("evaluate", "--device cpu --load {run}"),
+    ],
+)
+def test_an_input_without_a_good_line_is_explained_in_six_lines(
+    run, tmp_path, monkeypatch, capsys, verb, flags, content, says, fix
+):
+    """And what is advised works."""
+    monkeypatch.chdir(tmp_path)
+    key = "--json-keys" if verb == "preprocess" else "--json-key"
+    (tmp_path / "x.jsonl").write_text(content)
+    words = [*verb.split(), "--input", "x.jsonl", *flags.format(run=run).split()]
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert says.replace("KEY", key) in said
+    assert len(said.splitlines()) <= 6
+    if fix is not None:
+        assert main([*words, *fix.replace("KEY", key).split()]) == 0

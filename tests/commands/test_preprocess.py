@@ -130,8 +130,10 @@ def test_bad_lines_are_named_counted_and_skipped(tmp_path, capsys, workers):
         f"skipped {line}" for line in (tmp_path / "out_bad_lines.txt").read_text().splitlines()
     ]
     reported = err.splitlines()
-    assert len(listed) == len(BAD) and reported == listed[:20]
-    assert f"{len(BAD) - 20} more bad lines are in {tmp_path}/out_bad_lines.txt" in out
+    assert len(listed) == len(BAD) and sorted(reported[:20]) == sorted(listed[:20])
+    assert reported[20:] == [
+        f"skipped {len(BAD) - 20} more; all are in {tmp_path}/out_bad_lines.txt"
+    ]
     for place, (line, (_, reason)) in enumerate(zip(listed, BAD, strict=True)):
         assert line.startswith(f"skipped {path}:{2 * place + 2}: {reason}")
     assert out.splitlines()[-1].startswith("22 documents, 44 tokens, 44 bytes of text")
@@ -202,7 +204,7 @@ def test_the_manifest_tells_what_the_corpus_was_made_with(tmp_path):
 def test_no_document_is_refused_and_the_old_files_stay(tmp_path, content, workers):
     run(jsonl(tmp_path / "x.jsonl", [{"text": "old"}]))
     (tmp_path / "x.jsonl").write_bytes(content)
-    with pytest.raises(UserError, match=r"x\.jsonl: no document, \d bad lines; nothing written"):
+    with pytest.raises(UserError, match=r"x\.jsonl: no document, \d bad lines.*; nothing written"):
         run(tmp_path / "x.jsonl", "--overwrite", workers=workers)
     assert documents(tmp_path) == [[[111, 108, 100]]]
     assert not (tmp_path / "out.shards").exists()

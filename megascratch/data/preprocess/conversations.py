@@ -16,6 +16,7 @@ import numpy as np
 
 from megascratch.config.errors import UserError
 from megascratch.config.printable import shown
+from megascratch.data.text.bad_lines import BadReasons
 from megascratch.data.text.documents import read_records
 from megascratch.data.text.jsonl import BadLine, value_of
 from megascratch.data.text.sources import Source
@@ -165,8 +166,7 @@ def write_conversations(
     Raises: UserError where a file cannot be read or written, or holds no conversation.
     """
     learned = 0
-    bad_lines = 0
-    first = ""
+    reasons = BadReasons()
     with ExitStack() as stack:
         corpus = stack.enter_context(TokenWriter(prefix, token_dtype(tokenizer.vocab_size)))
         masks = stack.enter_context(TokenWriter(mask_prefix(prefix), np.uint8))
@@ -177,15 +177,15 @@ def write_conversations(
             except BadLine as reason:
                 line = f"{record.place}: {reason}"
                 bad(line)
-                bad_lines += 1
-                first = first or f", the first: {line}"
+                reasons.add(line)
                 continue
             corpus.add_document(tokens.ids)
             masks.add_document(tokens.mask)
             learned += int(tokens.mask.sum())
         if corpus.documents == 0:
+            advice = reasons.advice(sources, "--json-key")
             raise UserError(
-                f"no conversation to learn from, {bad_lines} bad lines{first}; nothing written"
+                f"no conversation to learn from, {reasons.total:,} bad lines{advice}; nothing written"
             )
     made_with = {"kind": tokenizer.kind, "fingerprint": tokenizer.fingerprint, "model": model}
     write_manifest(
@@ -201,10 +201,10 @@ def write_conversations(
             "documents": corpus.documents,
             "tokens": corpus.tokens,
             "learned_tokens": learned,
-            "bad_lines": bad_lines,
+            "bad_lines": reasons.total,
             "bin_bytes": corpus.tokens * corpus.dtype.itemsize,
             "min_token": corpus.min_token,
             "max_token": corpus.max_token,
         },
     )
-    return ConversationSummary(corpus.documents, corpus.tokens, learned, bad_lines)
+    return ConversationSummary(corpus.documents, corpus.tokens, learned, reasons.total)

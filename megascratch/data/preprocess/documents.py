@@ -9,6 +9,7 @@ from megascratch.data.text.jsonl import (
     BadLine,
     Line,
     decoded,
+    is_longer,
     lines_of,
     parse_sequences,
     sequences_of,
@@ -25,7 +26,7 @@ class ReadOptions(NamedTuple):
 
     keys: tuple[str, ...]
     sample_by: str
-    """Text files: "document" (the file is one) or "line"."""
+    """How a text file is cut: one of `data.text.documents.SAMPLE_BY`."""
     longest: int
     """Most bytes of a line, row or text file; a longer one is bad."""
     scratch: str
@@ -69,17 +70,22 @@ def _jsonl(span: InputSpan, reading: ReadOptions) -> Iterator[DocumentBatch]:
 
 def _text(span: InputSpan, reading: ReadOptions) -> Iterator[DocumentBatch]:
     if reading.sample_by == "line":
+        return _line_batches(span, reading, lambda raw: [[decoded(raw)]], keep_ends=True)
+    if reading.sample_by == "bare-line":
         return _line_batches(span, reading, lambda raw: [[decoded(raw.removesuffix(b"\r"))]])
     return _file_batch(span, reading)
 
 
 def _line_batches(
-    span: InputSpan, reading: ReadOptions, texts: Callable[[bytes], list[list[str]]]
+    span: InputSpan,
+    reading: ReadOptions,
+    texts: Callable[[bytes], list[list[str]]],
+    keep_ends: bool = False,
 ) -> Iterator[DocumentBatch]:
     begins = span.begins
     for block, raw_bytes in _line_blocks(span, reading.longest):
         bare = block.removeprefix(BYTE_ORDER_MARK) if begins else block
-        batch = _batch(lines_of(bare), reading.longest, texts, raw_bytes)
+        batch = _batch(lines_of(bare, keep_ends), reading.longest, texts, raw_bytes)
         del block, bare  # a long line must not stay in memory while its text is encoded
         yield batch
         begins = False
@@ -91,7 +97,7 @@ def _batch(
     batch = DocumentBatch(len(lines), [], [], [], raw_bytes)
     for number, raw in enumerate(lines, 1):
         try:
-            if len(raw) > longest:
+            if is_longer(raw, longest):
                 raise too_long(longest)
             batch.documents.append(texts(raw))
             batch.numbers.append(number)

@@ -33,6 +33,8 @@ from megascratch.data.preprocess.work_units import (
     spans_of,
     spool_stream,
 )
+from megascratch.data.text.bad_lines import BadReasons
+from megascratch.data.text.documents import LINES
 from megascratch.data.text.parquet import RowGroupSizes
 from megascratch.data.text.sources import Source
 from megascratch.data.tokens.token_files import token_dtype
@@ -136,7 +138,8 @@ def _deciding(
         inputs.append(
             [str(Path(source.path).absolute()), source.format, source.bytes, source.changed_ns]
         )
-    return {
+    keeps_ends = {"line-ends": "kept"} if job.reading.sample_by == "line" else {}
+    return keeps_ends | {
         "input": inputs,
         "tokenizer": tokenizer.fingerprint,
         "json-keys": list(job.reading.keys),
@@ -172,6 +175,7 @@ class _PreprocessRun:
         self._finished: dict[int, Summary] = {}  # shards that wait for an earlier one, by number
         self._copies: dict[int, list[Path]] = {}  # plain copies of a pipe that a unit reads
         self._cut = 0  # units so far
+        self._reasons = BadReasons()
 
     def encode_only(self, engine: Engine) -> None:
         """Encodes this process's share of the shards."""
@@ -200,12 +204,14 @@ class _PreprocessRun:
         if self._job.strict and summary.bad:
             raise NothingToKeep(f"{merge.first_bad(summary)} (--strict)")
         for line in merge.append(summary):
+            self._reasons.add(line)
             self._watcher.bad(line)
 
     def _require_documents(self, merge: Merge) -> None:
         if not any(counts.documents for counts in merge.counts):
             names = ", ".join(source.path for source in self._sources[:5])
-            raise NothingToKeep(f"{names}: no document, {merge.bad} bad lines")
+            advice = self._reasons.advice(self._sources, "--json-keys")
+            raise NothingToKeep(f"{names}: no document, {merge.bad:,} bad lines{advice}")
 
     def _summaries(self, engine: Engine) -> Iterator[Summary]:
         """The summaries of an earlier run's shards and of the engine's, in any order."""
@@ -251,7 +257,7 @@ class _PreprocessRun:
         with RowGroupSizes() as sizes:
             for number, source in enumerate(self._sources):
                 lines = source.format == "jsonl" or (
-                    source.format == "text" and reading.sample_by == "line"
+                    source.format == "text" and reading.sample_by in LINES
                 )
                 is_large = source.compression and source.bytes > size
                 if not source.regular or (is_large and lines and self._output.cut_packed):

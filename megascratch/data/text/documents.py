@@ -5,6 +5,8 @@ same sources into parts for many processes.)
 
     .jsonl .json .ndjson    a JSON object for each line        .parquet    a row of columns
     .txt .md                the file, or each line of it       each also .gz .zst .bz2 .xz
+
+A line of a text file keeps its newline, so that all texts together are the file, unless the lines are asked for bare.
 """
 
 import codecs
@@ -28,6 +30,9 @@ from megascratch.data.text.parquet import read_rows
 from megascratch.data.text.sources import BROKEN, Source, opened, unreadable
 
 PART_BYTES = 1 << 20
+LINES = ("line", "bare-line")
+SAMPLE_BY = ("document", *LINES)
+"""What becomes one document of a text file: the file, a line with its newline, or a line without it."""
 
 
 class Record(NamedTuple):
@@ -75,8 +80,8 @@ def read_records(
     Args:
         key: key under which the text of a text file is put.
         columns: columns to read of a Parquet file (None: all).
-        sample_by: how a text file is cut: "document" (the file is one record), "line", or "part" (1 MiB each, for
-            callers that need text but not documents).
+        sample_by: how a text file is cut: one of SAMPLE_BY, or "part" (1 MiB each, for callers that need text but not
+            documents).
 
     Raises: UserError where a source cannot be read to its end.
     """
@@ -85,8 +90,8 @@ def read_records(
             yield from _rows(source, columns)
         elif source.format == "jsonl":
             yield from _lines(source)
-        elif sample_by == "line":
-            yield from _text_lines(source, key)
+        elif sample_by in LINES:
+            yield from _text_lines(source, key, keep_ends=sample_by == "line")
         else:
             yield from _parts(source, key, as_one=sample_by == "document")
 
@@ -99,8 +104,8 @@ def _lines(source: Source) -> Iterator[Record]:
             yield Record(source.path, line.number, reason, line.raw)
 
 
-def _text_lines(source: Source, key: str) -> Iterator[Record]:
-    for line in read_lines(source.path):
+def _text_lines(source: Source, key: str, keep_ends: bool) -> Iterator[Record]:
+    for line in read_lines(source.path, keep_ends=keep_ends):
         try:
             if line.raw is None:
                 raise too_long(LONGEST_LINE)

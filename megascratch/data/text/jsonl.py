@@ -16,6 +16,11 @@ from megascratch.data.text.sources import BROKEN, compression_of, opened, unread
 
 LONGEST_LINE = 1 << 26  # bytes
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+# how the reasons of bad lines begin
+BROKEN_JSON = "broken JSON"
+EMPTY_LINE = "empty line"
+NO_KEY = "no key"
+NO_OBJECT = "not a JSON object"
 
 
 class BadLine(Exception):
@@ -28,32 +33,46 @@ class Line(NamedTuple):
     number: int
     """From 1."""
     raw: bytes | None
-    """The line without its end; None: longer than the limit."""
+    """The line, usually without its end; None: longer than the limit."""
 
 
-def read_lines(path: str | Path, longest: int = LONGEST_LINE) -> Iterator[Line]:
-    """Every line of a file. Raises: UserError where it cannot be read to its end."""
+def read_lines(
+    path: str | Path, longest: int = LONGEST_LINE, keep_ends: bool = False
+) -> Iterator[Line]:
+    """Every line of a file, with `keep_ends` each with its line end. Raises: UserError where it cannot be read to its
+    end."""
     path = str(path)
     number = 0
     try:
         with opened(path, compression_of(path)) as (file, _):
             for block in whole_lines(stream(file), longest):
-                for raw in lines_of(block):
+                for raw in lines_of(block, keep_ends):
                     number += 1
                     if number == 1:
                         raw = raw.removeprefix(BYTE_ORDER_MARK)
-                    yield Line(number, None if len(raw) > longest else raw.rstrip(b"\r"))
+                    if is_longer(raw, longest):
+                        yield Line(number, None)
+                    else:
+                        yield Line(number, raw if keep_ends else raw.rstrip(b"\r"))
     except BROKEN as error:
         after = f" after line {number}" if number else ""
         raise unreadable(path, error, after) from error
 
 
-def lines_of(block: bytes) -> list[bytes]:
-    """The lines of a block, without line ends."""
+def lines_of(block: bytes, keep_ends: bool = False) -> list[bytes]:
+    """The lines of a block, without or with their line ends."""
     lines = block.split(b"\n")
-    if not lines[-1]:
-        lines.pop()
+    rest = lines.pop()
+    if keep_ends:
+        lines = [line + b"\n" for line in lines]
+    if rest:
+        lines.append(rest)
     return lines
+
+
+def is_longer(line: bytes, longest: int) -> bool:
+    """Whether a line has more than `longest` bytes before its end."""
+    return len(line) - line.endswith(b"\n") > longest
 
 
 def parse(line: Line, keys: Sequence[str]) -> list[str]:
@@ -83,25 +102,25 @@ def parse_record(line: Line) -> dict[str, Any]:
     except orjson.JSONDecodeError:
         record = _parse_slowly(line.raw)
     if not isinstance(record, dict):
-        raise BadLine(f"not a JSON object but {type(record).__name__}")
+        raise BadLine(f"{NO_OBJECT} but {type(record).__name__}")
     return record
 
 
 def _parse_slowly(raw: bytes) -> Any:
     """Parses with Python's json, which accepts more (NaN, long numbers) and reports the position of an error."""
     if not raw.strip():
-        raise BadLine("empty line")
+        raise BadLine(EMPTY_LINE)
     try:
         return json.loads(raw.decode())
     except UnicodeDecodeError as error:
         raise BadLine(not_utf8(raw, error)) from error
     except json.JSONDecodeError as error:
-        raise BadLine(f"broken JSON: {error.msg} at column {error.colno}") from error
+        raise BadLine(f"{BROKEN_JSON}: {error.msg} at column {error.colno}") from error
     except (
         ValueError,
         RecursionError,
     ) as error:  # a number with too many digits, a thousand brackets
-        raise BadLine(f"broken JSON: {error}") from error
+        raise BadLine(f"{BROKEN_JSON}: {error}") from error
 
 
 def decoded(raw: bytes) -> str:
@@ -126,7 +145,7 @@ def value_of(record: dict[str, Any], key: str) -> Any:
     """The value under a key. Raises: BadLine."""
     if key not in record:
         known = ", ".join(map(repr, list(record)[:5])) or "none"
-        raise BadLine(f"no key {key!r} (it has {known})")
+        raise BadLine(f"{NO_KEY} {key!r} (it has {known})")
     return record[key]
 
 

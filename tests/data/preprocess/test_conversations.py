@@ -115,7 +115,7 @@ def test_without_a_conversation_nothing_is_written(tmp_path, capsys):
     (tmp_path / "chat.jsonl").write_text("{}\n")
     words = ["--input", str(tmp_path / "chat.jsonl"), "--output-prefix", str(tmp_path / "out")]
     assert main(["conversations", *words, "--tokenizer-type", "ByteTokenizer"]) == 2
-    assert "1 bad lines, the first" in capsys.readouterr().err
+    assert "1 bad lines; nothing written" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["chat.jsonl"]
 
 

@@ -97,9 +97,10 @@ def test_folders_and_patterns_are_read_in_the_order_of_names(tmp_path, expected)
 
 
 def test_a_plain_text_file_is_a_document_or_one_for_each_line(tmp_path):
+    """The documents together are the file, unless its lines are asked for without their ends."""
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfx\r\ny")
     (tmp_path / "b.txt").write_bytes(b"z")
-    whole, lines = (
+    whole, lines, bare = (
         TokenReader(
             run(
                 tmp_path,
@@ -109,10 +110,11 @@ def test_a_plain_text_file_is_a_document_or_one_for_each_line(tmp_path):
                 flags=["--sample-by", how],
             )
         )
-        for how in ("document", "line")
+        for how in ("document", "line", "bare-line")
     )
     assert [bytes(whole.get(at).tolist()) for at in range(len(whole))] == [b"x\r\ny", b"z"]
-    assert [bytes(lines.get(at).tolist()) for at in range(len(lines))] == [b"x", b"y", b"z"]
+    assert [bytes(lines.get(at).tolist()) for at in range(len(lines))] == [b"x\r\n", b"y", b"z"]
+    assert [bytes(bare.get(at).tolist()) for at in range(len(bare))] == [b"x", b"y", b"z"]
 
 
 def test_the_standard_input_is_read_to_its_end(tmp_path, expected):
