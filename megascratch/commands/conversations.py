@@ -12,6 +12,7 @@ from megascratch.commands.input_output import (
     require_free,
     require_no_input,
 )
+from megascratch.commands.own_parts import add_import
 from megascratch.config.errors import UserError
 from megascratch.data.preprocess.conversations import Template, write_conversations
 from megascratch.data.text.sources import find_sources
@@ -65,11 +66,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--overwrite", action="store_true", help="replace an existing corpus")
     add(
         "--tokenizer-type",
-        choices=tokenizers.KINDS,
+        metavar="KIND",
         help="default: detected from the file of --tokenizer-model",
     )
     add("--tokenizer-model", metavar="FILE", help="the tokenizer's file")
     add("--vocab-size", type=int, help="only for NullTokenizer")
+    add_import(parser)
     add(
         "--json-key",
         default="messages",

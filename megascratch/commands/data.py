@@ -23,6 +23,7 @@ from rich.table import Table
 from megascratch import tokenizer as tokenizers
 from megascratch.commands import data_order
 from megascratch.commands.input_output import of_corpora, require_free, require_no_input
+from megascratch.commands.own_parts import add_import
 from megascratch.config.errors import UserError
 from megascratch.config.printable import printable
 from megascratch.data.inspect import merge_split
@@ -439,7 +440,8 @@ def _tokenizer_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tokenizer-model", metavar="FILE", help="the tokenizer that made the corpus"
     )
-    parser.add_argument("--tokenizer-type", choices=tokenizers.KINDS)
+    parser.add_argument("--tokenizer-type", metavar="KIND")
+    add_import(parser)
     parser.add_argument(
         "--vocab-size",
         type=int,

@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from megascratch import tokenizer as tokenizers
 from megascratch.commands.input_output import (
     BadLines,
     add_input,
@@ -18,6 +17,7 @@ from megascratch.commands.input_output import (
     input_files,
     require_no_input,
 )
+from megascratch.commands.own_parts import add_import
 from megascratch.config.errors import UserError
 from megascratch.config.json_record import parse_object
 from megascratch.data.text.documents import read_records
@@ -128,7 +128,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--strict", action="store_true", help="stop at the first bad line")
     add("--device", choices=("cpu", "cuda"), help="default: cuda if available")
     add("--tokenizer-model", metavar="FILE", help="default: the checkpoint's own")
-    add("--tokenizer-type", choices=tokenizers.KINDS, help="default: the checkpoint's own")
+    add("--tokenizer-type", metavar="KIND", help="default: the checkpoint's own")
+    add_import(parser)
     add_parse_special_tokens(parser)
     return parser
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megascratch import tokenizer as tokenizers
 from megascratch.commands.input_output import add_parse_special_tokens, require_no_input
+from megascratch.commands.own_parts import add_import
 from megascratch.config.errors import UserError
 from megascratch.data.text.documents import read_records
 from megascratch.data.text.jsonl import BadLine
@@ -158,7 +158,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--device", choices=("cpu", "cuda"), help="default: cuda if available")
     add("--tokenizer-model", metavar="FILE", help="default: the checkpoint's own")
-    add("--tokenizer-type", choices=tokenizers.KINDS, help="default: the checkpoint's own")
+    add("--tokenizer-type", metavar="KIND", help="default: the checkpoint's own")
+    add_import(parser)
     add_parse_special_tokens(parser)
     return parser
 

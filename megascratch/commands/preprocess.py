@@ -10,13 +10,13 @@ import re
 from functools import partial
 from itertools import repeat
 
-from megascratch import tokenizer as tokenizers
 from megascratch.commands.input_output import (
     add_input,
     add_parse_special_tokens,
     of_corpora,
     require_no_input,
 )
+from megascratch.commands.own_parts import add_import
 from megascratch.commands.progress import Progress
 from megascratch.config.errors import UserError
 from megascratch.data.preprocess.documents import ReadOptions
@@ -110,7 +110,7 @@ def _add_output(group: "argparse._ArgumentGroup") -> None:
     )
     add(
         "--tokenizer-type",
-        choices=tokenizers.KINDS,
+        metavar="KIND",
         help="default: detected from --tokenizer-model",
     )
     add("--tokenizer-model", metavar="FILE", help="the tokenizer's file")
@@ -119,6 +119,7 @@ def _add_output(group: "argparse._ArgumentGroup") -> None:
         type=int,
         help="only for NullTokenizer: number of ids; the last one is the end of document",
     )
+    add_import(group)
     add("--append-eod", action="store_true", help="append the end-of-document id to every document")
     add_parse_special_tokens(group)
 
@@ -239,6 +240,7 @@ def _job(options: argparse.Namespace, output: Output) -> Job:
         options.strict,
         folder,
         min(LEAF_BYTES, output.shard_bytes),
+        tuple(options.imports),
     )
 
 

@@ -19,9 +19,11 @@ from rich.table import Table
 from rich.text import Text
 
 from megascratch.commands.input_output import require_no_input
+from megascratch.commands.own_parts import add_import
 from megascratch.config.errors import UserError
 from megascratch.config.fields import nearest
 from megascratch.config.printable import printable
+from megascratch.config.registry import facts_of, is_registered, names
 from megascratch.pipeline import chart
 from megascratch.pipeline.csv_schedule import read_table, write_table
 from megascratch.pipeline.passes import Orders, ScheduleError, check, compile_order, placement_of
@@ -30,7 +32,6 @@ from megascratch.pipeline.simulate import Timeline, overlapped, simulate
 from megascratch.pipeline.stage_times import StageTimes, cost_of, read_times
 
 NAMES = [name for name in SCHEDULES if name != "forward_only"]
-CHUNKS = {"interleaved": 2, "zb_v": 2, "dualpipe_v": 2}
 NOTE = "Times are for one micro-batch on one rank; a backward that is not split takes b + w."
 
 
@@ -164,12 +165,20 @@ def _plan(name: str, options: argparse.Namespace) -> ScheduleSpec:
     """The schedule called `name`. Flags for interleaving are refused for others, except when several are compared."""
     if name.endswith(".csv"):
         return _from_file(name, options)
-    if name not in NAMES:
+    own = is_registered("schedule", name)
+    if name not in NAMES and not own:
+        near = nearest(name, names("schedule"))
         raise UserError(
-            f"unknown schedule {name}{nearest(name, NAMES)}: use {', '.join(NAMES)} or a .csv file"
+            f"unknown schedule {name}{near}: use {', '.join(NAMES)} or a .csv file, or give --import with the file "
+            "that registers it"
         )
-    is_interleaved = name == "interleaved"
-    chunks = CHUNKS.get(name, 1)
+    is_interleaved = name == "interleaved" or own
+    needed = facts_of("schedule", name)["chunks"]
+    chunks = needed or 2
+    if own and needed and options.virtual_stages not in (None, needed):
+        raise UserError(
+            f"schedule {name} has {needed} model chunks per rank, not {options.virtual_stages}: use {needed}"
+        )
     if is_interleaved or options.run is not compare:
         if options.virtual_stages:
             chunks = options.virtual_stages
@@ -304,6 +313,7 @@ def _parser() -> argparse.ArgumentParser:
             metavar="G",
             help="micro-batches per chunk before the next chunk (interleaved; default: P)",
         )
+        add_import(verb)
         if name in ("show", "compare", "simulate"):
             _add_times(add)
         if name in ("show", "csv"):

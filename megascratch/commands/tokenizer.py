@@ -14,6 +14,7 @@ from megascratch.commands.input_output import (
     input_files,
     require_no_input,
 )
+from megascratch.commands.own_parts import add_import
 from megascratch.commands.text_source import at_most, no_text, require_text, texts_of
 from megascratch.config.errors import UserError
 from megascratch.config.printable import printable
@@ -71,13 +72,14 @@ def _parser() -> argparse.ArgumentParser:
     for action in (encode, decode, check_action):
         action.add_argument(
             "--tokenizer-type",
-            choices=tokenizers.KINDS,
+            metavar="KIND",
             help="default: detected from the file's content",
         )
         action.add_argument(
             "--tokenizer-model", metavar="FILE", help="the tokenizer's file, or its folder"
         )
         action.add_argument("--vocab-size", type=int, help="only for NullTokenizer")
+        add_import(action)
     add_parse_special_tokens(encode)
     return parser
 

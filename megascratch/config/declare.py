@@ -13,12 +13,12 @@ import ast
 import dataclasses
 import inspect
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from types import UnionType
 from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from megascratch.config.ranges import Interval
-from megascratch.config.registry import Kind, names
+from megascratch.config.registry import Kind, NamesOfKind
 from megascratch.config.resume_effects import ResumeRule
 
 Value = TypeVar("Value")
@@ -56,10 +56,10 @@ class Setting(NamedTuple):
         return without_none(self.hint)
 
     @property
-    def choices(self) -> tuple[str, ...] | None:
+    def choices(self) -> Collection[str] | None:
         """All valid values, if they are names; None: a value is checked by its type."""
         if self.names is not None:
-            return names(self.names)
+            return NamesOfKind(self.names)
         return get_args(self.kind) if get_origin(self.kind) is Literal else None
 
 
@@ -72,11 +72,15 @@ def setting(
 ) -> Value:
     """The default of a dataclass field that is a setting; its help text is the docstring below the field.
 
+    A record of settings can be the key of a cache: settings that may be lists have None as their default, and those are
+    compared but not hashed.
+
     Give `needs` only to a setting whose default is a value of its own: one that is derived from others always differs
     from its default.
     """
     declared = {"on_resume": on_resume, "interval": interval, "needs": needs, "names": names}
-    return dataclasses.field(default=default, metadata=declared)
+    hashed = None if default is not None else False
+    return dataclasses.field(default=default, hash=hashed, metadata=declared)
 
 
 def equals(name: str, value: Any) -> Needs:

@@ -3,12 +3,13 @@
 A flag library stops at the first bad flag and would hide the other problems, so each flag is parsed on its own here.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, get_args, get_origin
 
 from megascratch.config.declare import Setting, settings_of
 from megascratch.config.fields import ALIASES, SETTINGS, flag, nearest
+from megascratch.config.registry import how_to_add
 from megascratch.config.values import ReadSettings, Said, read
 
 
@@ -114,12 +115,14 @@ def _value(groups: list[_Group], known: Mapping[str, Setting]) -> Any:
     return _item(text, kind, choices, words[0])
 
 
-def _item(text: str, kind: Any, choices: tuple[str, ...] | None, word: str) -> Any:
+def _item(text: str, kind: Any, choices: Collection[str] | None, word: str) -> Any:
     """A word of a command line, which is text, as YAML would have it."""
     if choices is not None:
         if word not in choices:
             one = ", ".join(choices)
-            raise ValueError(f"invalid choice '{word}' for argument '{text}': use one of {one}")
+            raise ValueError(
+                f"invalid choice '{word}' for argument '{text}': use one of {one}{how_to_add(choices)}"
+            )
         return word
     try:
         return kind(word)

@@ -5,9 +5,11 @@ layer, another mixer in the first) is a list in which the records differ; the co
 runs it reads the records and needs no change.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
+from megascratch.config.part_options import Options, PartName, options_of
 from megascratch.config.resolve import ResolvedModel
 from megascratch.config.settings import ModelConfig
 
@@ -17,8 +19,10 @@ NormPlacement = Literal["pre", "post", "both"]
 class SublayerSpec(Protocol):
     """What a mixer or a feed-forward is built from: a frozen dataclass, so that equal layers can be told by it."""
 
-    kind: ClassVar[str]
-    """Its row in `MIXERS` or `FEED_FORWARDS`, and its name in a weight's name: ``layers.3.KIND.*``."""
+    @property
+    def kind(self) -> str:
+        """Its row in `MIXERS` or `FEED_FORWARDS`, or the name under which it is registered; part of the names of its
+        weights: ``layers.3.KIND.*``."""
 
 
 @dataclass(frozen=True)
@@ -49,17 +53,28 @@ class MLPSpec:
 
     kind: ClassVar[str] = "mlp"
     width: int
-    activation: str  # a row of `ACTIVATIONS`
+    activation: str  # a row of `ACTIVATIONS`, or registered
     bias: bool
+    activation_options: Options = ()
+
+
+@dataclass(frozen=True)
+class OwnSpec:
+    """A mixer or feed-forward that a user registered: it is built from the settings of the model."""
+
+    kind: str  # the name under which it is registered
+    model: ResolvedModel
+    options: Options
 
 
 @dataclass(frozen=True)
 class NormSpec:
     """A norm over the hidden dim."""
 
-    kind: str  # a row of `NORMS`
+    kind: str  # a row of `NORMS`, or registered
     epsilon: float
     bias: bool
+    options: Options = ()
 
 
 @dataclass(frozen=True)
@@ -82,7 +97,55 @@ class LayerSpec:
 
 def layers_of(model: ResolvedModel) -> tuple[LayerSpec, ...]:
     """The blocks of the model in order."""
-    mixer = AttentionSpec(
+    mixers = []
+    for name in model.mixers or ["attention"]:
+        make = MIXER_SPECS.get(name)
+        mixers.append(make(model) if make else _own(PartName("mixer", name), model))
+    feed_forwards = []
+    for name in model.feed_forwards or ["mlp"]:
+        make = FEED_FORWARD_SPECS.get(name)
+        feed_forwards.append(make(model) if make else _own(PartName("feed_forward", name), model))
+    # GPT-2: each layer adds to the residual stream twice, and the sum keeps its scale
+    output_std = model.init_method_std / (2 * model.num_layers) ** 0.5
+    norm = norm_of(model)
+    layers = []
+    for number in range(model.num_layers):
+        layer = LayerSpec(
+            hidden_size=model.hidden_size,
+            mixer=mixers[number % len(mixers)],
+            feed_forward=feed_forwards[number % len(feed_forwards)],
+            norm=norm,
+            placement="pre",
+            dropout=model.hidden_dropout,
+            std=model.init_method_std,
+            output_std=output_std,
+        )
+        layers.append(layer)
+    return tuple(layers)
+
+
+def norm_of(model: ModelConfig) -> NormSpec:
+    """The norm of the blocks, and the one after the last of them."""
+    options = options_of(PartName("norm", model.normalization), model.layer_options)
+    return NormSpec(model.normalization, model.norm_epsilon, model.add_bias_linear, options)
+
+
+def activation_of(model: ModelConfig) -> str:
+    """The name of the MLP's activation: the one of the exclusive settings that is given (law `one_activation`), or
+    exact GELU."""
+    if model.activation_function is not None:
+        return model.activation_function
+    if model.swiglu:
+        return "swiglu"
+    if model.squared_relu:
+        return "squared_relu"
+    if model.openai_gelu:
+        return "openai_gelu"
+    return "gelu"
+
+
+def _attention(model: ResolvedModel) -> SublayerSpec:
+    return AttentionSpec(
         heads=model.num_attention_heads,
         groups=model.num_query_groups,
         head_width=model.kv_channels,
@@ -91,25 +154,21 @@ def layers_of(model: ResolvedModel) -> tuple[LayerSpec, ...]:
         dropout=model.attention_dropout,
         rope=_rope(model),
     )
-    feed_forward = MLPSpec(model.ffn_hidden_size, _activation(model), model.add_bias_linear)
-    # GPT-2: each layer adds to the residual stream twice, and the sum keeps its scale
-    output_std = model.init_method_std / (2 * model.num_layers) ** 0.5
-    layer = LayerSpec(
-        hidden_size=model.hidden_size,
-        mixer=mixer,
-        feed_forward=feed_forward,
-        norm=norm_of(model),
-        placement="pre",
-        dropout=model.hidden_dropout,
-        std=model.init_method_std,
-        output_std=output_std,
-    )
-    return (layer,) * model.num_layers
 
 
-def norm_of(model: ModelConfig) -> NormSpec:
-    """The norm of the blocks, and the one after the last of them."""
-    return NormSpec(model.normalization, model.norm_epsilon, model.add_bias_linear)
+def _mlp(model: ResolvedModel) -> SublayerSpec:
+    activation = activation_of(model)
+    options = options_of(PartName("activation", activation), model.layer_options)
+    return MLPSpec(model.ffn_hidden_size, activation, model.add_bias_linear, options)
+
+
+def _own(part: PartName, model: ResolvedModel) -> SublayerSpec:
+    return OwnSpec(part.name, model, options_of(part, model.layer_options))
+
+
+MIXER_SPECS: Mapping[str, Callable[[ResolvedModel], SublayerSpec]] = {"attention": _attention}
+FEED_FORWARD_SPECS: Mapping[str, Callable[[ResolvedModel], SublayerSpec]] = {"mlp": _mlp}
+"""Kind -> what makes its spec from the settings; every other kind is registered, and has an `OwnSpec`."""
 
 
 def _rope(model: ResolvedModel) -> RopeSpec | None:
@@ -117,14 +176,3 @@ def _rope(model: ResolvedModel) -> RopeSpec | None:
         return None
     dims = int(model.kv_channels * model.rotary_percent) // 2 * 2
     return RopeSpec(dims, model.rotary_base)
-
-
-def _activation(model: ModelConfig) -> str:
-    """The one of three exclusive settings that is given (law `one_activation`), or exact GELU."""
-    if model.swiglu:
-        return "swiglu"
-    if model.squared_relu:
-        return "squared_relu"
-    if model.openai_gelu:
-        return "openai_gelu"
-    return "gelu"

@@ -27,9 +27,6 @@ class CutError(SettingError):
         super().__init__(complaint(self.broken, lambda setting, value: True))
 
 
-FOLDED = ("zb_v", "dualpipe_v")  # schedules that place the two chunks of each rank in a V
-
-
 def layer_cut(
     num_layers: int,
     pp: int,

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 from megascratch.config.errors import SettingError
 from megascratch.config.fields import SETTINGS, flat
 from megascratch.config.layout import Layout
-from megascratch.config.pipeline_split import FOLDED
+from megascratch.config.registry import facts_of
 from megascratch.config.settings import (
     Config,
     DataConfig,
@@ -154,12 +154,13 @@ def _model(now: Values, world_size: int) -> dict[str, Any]:
     hidden = now["hidden_size"]
     heads = now["num_attention_heads"]
     width_of_head = hidden // heads if heads > 0 and hidden % heads == 0 else None
+    is_gated = now["swiglu"] or facts_of("activation", now["activation_function"])["inputs"] > 1
     # three matrices of width 8/3 h have as many weights as two of 4h; a multiple of 64 suits any usual tp
     width_with_gate = -(-8 * hidden // (3 * 64)) * 64
     return {
         "num_query_groups": heads,
         "kv_channels": width_of_head,
-        "ffn_hidden_size": width_with_gate if now["swiglu"] else 4 * hidden,
+        "ffn_hidden_size": width_with_gate if is_gated else 4 * hidden,
         "max_position_embeddings": now["seq_length"],
     }
 
@@ -171,8 +172,8 @@ def _parallel(now: Values, world_size: int) -> dict[str, Any]:
     fits = model_ranks > 0 and world_size > 0 and world_size % model_ranks == 0
     if now["num_virtual_stages_per_pipeline_rank"]:
         chunks = now["num_virtual_stages_per_pipeline_rank"]
-    elif now["pipeline_schedule"] in FOLDED:
-        chunks = 2
+    elif (facts_of("schedule", now["pipeline_schedule"])["chunks"] or 1) > 1:
+        chunks = facts_of("schedule", now["pipeline_schedule"])["chunks"]
     elif layout and pp > 0 and len(layout) % pp == 0:
         chunks = len(layout) // pp
     else:

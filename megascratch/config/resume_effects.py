@@ -22,6 +22,8 @@ class Side:
     """Prefix of each corpus -> its digests by file (`data.tokens.fingerprint`)."""
     tokenizer: str | None = None
     """Fingerprint of the tokenizer; None: unknown."""
+    imports: Mapping[str, str] = field(default_factory=dict)
+    """Users' own code: source, or 'norm NAME' -> its digest (`config.imports.import_digests`)."""
 
 
 class Change(NamedTuple):
@@ -154,6 +156,9 @@ FREE_LAYOUT = ResumeRule(
 FREE_OUTPUT = ResumeRule("free", "what is written, when and where")
 FREE_STOP = ResumeRule("free", "when a run stops early")
 FREE_CHECKS = ResumeRule("free", "checks during training, and what a bad step does")
+FREE_IMPORTS = ResumeRule(
+    "free", "where the code of parts of your own is; its content is compared on its own"
+)
 FREE_START = ResumeRule("free", "only the start of a run depends on it")
 FREE_VALIDATION = ResumeRule(
     "free",

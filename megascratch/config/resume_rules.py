@@ -4,6 +4,7 @@ What a change means is in the setting's declaration, by one of the rules of `res
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import PurePath
 from textwrap import wrap
 from typing import Any, NamedTuple
 
@@ -58,6 +59,7 @@ def compare_configs(
         *_settings(before, now, consumed_samples, settings),
         *_files(before, now),
         *_tokenizer(before, now),
+        *_imports(before, now),
     ]:
         if kind == "notice":
             notices.append(sentence)
@@ -124,6 +126,21 @@ def _tokenizer(before: Side, now: Side) -> list[tuple[str, Kind, str]]:
         "ids mean different words"
     )
     return [(TOKENIZER, "refused", sentence)]
+
+
+def _imports(before: Side, now: Side) -> list[tuple[str, Kind, str]]:
+    """Imported code whose content has changed; a file that moved is recognised by its name."""
+    was = {PurePath(source).name: digest for source, digest in before.imports.items()}
+    changes: list[tuple[str, Kind, str]] = []
+    for source, digest in now.imports.items():
+        old = was.get(PurePath(source).name, digest)
+        if old != digest:
+            sentence = (
+                f"--import {source} has changed since the checkpoint: it was {old} and is now {digest}: what it "
+                "registers may compute something else"
+            )
+            changes.append(("imports", "notice", sentence))
+    return changes
 
 
 def _digest(file: Mapping[str, Any] | None) -> str:

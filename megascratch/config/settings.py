@@ -17,6 +17,7 @@ from megascratch.config.resume_effects import (
     FIXED_POSITIONS,
     FIXED_TENSORS,
     FREE_CHECKS,
+    FREE_IMPORTS,
     FREE_LAYOUT,
     FREE_OUTPUT,
     FREE_START,
@@ -72,10 +73,18 @@ class ModelConfig:
     """Added to the variance inside the norm."""
     swiglu: bool = setting(False, FIXED_TENSORS)
     """Gated MLP: silu(gate) * up."""
+    activation_function: str | None = setting(None, REFUSED_FUNCTION, names="activation")
+    """The MLP's activation by name; default: the one of swiglu, squared_relu and openai_gelu that is given, or gelu."""
     squared_relu: bool = setting(False, REFUSED_FUNCTION)
     """relu(x)^2 as the MLP's activation."""
     openai_gelu: bool = setting(False, REFUSED_FUNCTION)
     """GELU in its tanh approximation, as in GPT-2 (default: exact GELU)."""
+    mixers: list[str] | None = setting(None, FIXED_TENSORS, names="mixer")
+    """The kind of each layer's mixer, repeated over the layers: `attention shift` alternates; default: attention."""
+    feed_forwards: list[str] | None = setting(None, FIXED_TENSORS, names="feed_forward")
+    """The kind of each layer's feed-forward, repeated over the layers in the same way; default: mlp."""
+    layer_options: list[str] | None = setting(None, REFUSED_FUNCTION)
+    """NAME=VALUE for the norm, activation, mixers and feed-forwards that you registered: their keyword parameters."""
     add_bias_linear: bool = setting(True, FIXED_TENSORS)
     """Biases on every linear layer and every LayerNorm."""
     add_qkv_bias: bool = setting(False, FIXED_TENSORS)
@@ -215,6 +224,8 @@ class OptimConfig:
 
     optimizer: str = setting("adam", FIXED_OPTIMIZER, names="optimizer")
     """The rule by which weights are updated: adam is AdamW, with Megatron-LM's name for it."""
+    optimizer_options: list[str] | None = setting(None, NOTICE_STEPS)
+    """NAME=VALUE for the optimizer and the learning-rate curve that you registered: their keyword parameters."""
     lr: float = setting(3e-4, NOTICE_STEPS, at_least(0))
     """Highest learning rate."""
     min_lr: float = setting(
@@ -281,7 +292,7 @@ class TrainingConfig:
     """Sequences per step over all ranks; default: micro_batch_size x data_parallel_size."""
     rampup_batch_size: list[int] | None = setting(None, NOTICE_BATCH)
     """START INCREMENT SAMPLES: grow the global batch from START in steps of INCREMENT over that many samples."""
-    imports: list[str] | None = setting(None, FREE_CHECKS)
+    imports: list[str] | None = setting(None, FREE_IMPORTS)
     """Python files or modules, run first in every process, that register layers, schedules and so on of your own; also
     --import."""
     train_iters: int | None = setting(None, NOTICE_LENGTH, at_least(1))

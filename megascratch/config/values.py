@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 from megascratch.config.declare import Setting, without_none
 from megascratch.config.fields import most_similar
 from megascratch.config.printable import shown
+from megascratch.config.registry import how_to_add
 from megascratch.config.yaml_nodes import Foreign
 
 MOST_SHOWN = 6  # items of a list in a message
@@ -95,7 +96,7 @@ def _value(raw: Any, setting: Setting) -> Any:
         return value
     given = value if isinstance(value, list) else [value]
     if not all(name in choices for name in given):
-        raise TypeError("one of " + ", ".join(choices))
+        raise TypeError("one of " + ", ".join(choices) + how_to_add(choices))
     return value
 
 

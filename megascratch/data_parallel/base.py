@@ -32,7 +32,7 @@ from megascratch.data_parallel.partial_grads import (
 )
 from megascratch.data_parallel.sharded_optimizer import ShardedOptimizer, require_whole_matrices
 from megascratch.data_parallel.without_gradient import boxes_without_gradient, tied_pieces
-from megascratch.optim import OPTIMIZERS
+from megascratch.optim import optimizer_kind
 from megascratch.optim.grad_norm import GlobalNorm
 from megascratch.parallel.collectives import all_reduce, start_all_reduce
 from megascratch.parallel.kept_state import saved_buffers
@@ -91,7 +91,7 @@ class DataParallel(ABC):
             for bucket in chunk_buckets.buckets:
                 start, stop = self._range(bucket)
                 ranges.append((bucket, start, stop))
-        kind = OPTIMIZERS[optim.optimizer]
+        kind = optimizer_kind(optim)
         if kind.needs_whole_matrices:
             require_whole_matrices(optim.optimizer, shards, mesh.layout, ranges)
         in_host_memory = first_elements([stop - start for _, start, stop in ranges], offloaded)

@@ -15,7 +15,7 @@ from megascratch.config.layout import Layout
 from megascratch.config.settings import OptimConfig
 from megascratch.data_parallel.buckets import Bucket
 from megascratch.data_parallel.optimizer_shard import OptimizerShard, host_like
-from megascratch.optim import OPTIMIZERS
+from megascratch.optim import optimizer_kind
 from megascratch.optim.optimizer import Optimizer, Stretch
 from megascratch.parallel.shard import Shard
 
@@ -36,7 +36,7 @@ class ShardedOptimizer:
     ):
         self.resident: list[OptimizerShard] = []  # on the device
         self.offloaded: list[_OffloadedShard] = []
-        kind = OPTIMIZERS[optim.optimizer]
+        kind = optimizer_kind(optim)
         stretches: list[Stretch] = []
         for owned in ranges:
             mine = owned.stretches()
@@ -44,11 +44,11 @@ class ShardedOptimizer:
                 mine = owned.whole_weights(shards)
             if owned.in_host_memory:
                 staged = host_like(owned.weights) if owned.has_masters else owned.master
-                self.offloaded.append(_OffloadedShard(owned, kind(list(mine), optim), staged))
+                self.offloaded.append(_OffloadedShard(owned, kind.make(list(mine), optim), staged))
             else:
                 self.resident.append(owned)
                 stretches += mine
-        self.optimizer = kind(stretches, optim)
+        self.optimizer = kind.make(stretches, optim)
         self.device: torch.device | None = (
             None  # of the weights of offloaded shards, if that is a GPU
         )

@@ -14,7 +14,7 @@ from megascratch.config.errors import UserError
 from megascratch.config.layout import Layout
 from megascratch.config.printable import printable
 from megascratch.config.resolve import ResolvedConfig, ResolvedModel, resolve
-from megascratch.config.saved import config_from_dict
+from megascratch.config.saved import config_from_dict, require_parts
 from megascratch.config.settings import DataConfig, OptimConfig
 from megascratch.model.chunk import ModelChunk
 from megascratch.model.table import shard_table
@@ -52,6 +52,7 @@ def load_for_inference(
                 f"{step} contains no settings: it was not written by megascratch pretrain"
             )
         saved_config = config_from_dict(state["config"])
+        require_parts(saved_config.model, state.get("imports", {}))
         config = resolve(saved_config, Layout.of(saved_config.parallel).world)
         vocab_size = config.model.vocab_size
         fingerprint = state.get("tokenizer_fingerprint")

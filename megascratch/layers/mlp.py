@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from megascratch.config.layers import MLPSpec
+from megascratch.config.registry import facts_of, look_up
 from megascratch.layers.context import ForwardContext
 from megascratch.layers.kernels.activations import gelu, swiglu
 from megascratch.layers.linear import ColumnParallelLinear, RowParallelLinear
@@ -34,10 +35,19 @@ ACTIVATIONS: dict[str, Activation] = {
 }
 
 
+def _activation(spec: MLPSpec) -> Activation:
+    """A row of the table, or the function that was registered, with its options."""
+    found = look_up("activation", spec.activation, ACTIVATIONS)
+    if isinstance(found, Activation):
+        return found
+    inputs = facts_of("activation", spec.activation)["inputs"]
+    return Activation(partial(found, **dict(spec.activation_options)), inputs)
+
+
 class MLP(Sublayer):
     def __init__(self, spec: MLPSpec, site: SublayerSite):
         super().__init__()
-        activation = ACTIVATIONS[spec.activation]
+        activation = _activation(spec)
         parts = (Part(spec.width, spec.width),) * activation.inputs
         self.fc1 = ColumnParallelLinear(
             site.hidden_size,

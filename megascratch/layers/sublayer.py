@@ -9,9 +9,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from megascratch.config.errors import UserError
 from megascratch.config.layers import RopeSpec
+from megascratch.config.layout import Layout
 from megascratch.layers.context import ForwardContext
 from megascratch.parallel.axis import Axis
+from megascratch.parallel.shard import Shard
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,39 @@ class Sublayer(nn.Module, ABC):
         """Floating-point operations of the forward of one token in a sample of that length: 2 per weight of every
         matrix product. A sublayer that multiplies activations with each other adds those."""
         return 2 * sum(weight.numel() for weight in self.parameters() if weight.dim() > 1)
+
+
+def require_shards(module: nn.Module, part: str, tp: Axis) -> None:
+    """Raises: UserError for a weight that says nothing of its place in the whole tensor, or has another shape than it
+    says.
+
+    Args:
+        part: what the module is, for a message: 'the norm ScaleNorm'.
+    """
+    for prefix, child in module.named_modules():
+        shards = getattr(child, "shards", {})
+        for name, weight in child.named_parameters(recurse=False):
+            where = f"{prefix}.{name}" if prefix else name
+            shape = tuple(weight.shape)
+            if name not in shards:
+                raise UserError(
+                    f"{part}: the weight {where} {list(shape)} has no Shard, so no rank knows its part of it: "
+                    f'if each has all of it, set self.shards["{name}"] = Shard({shape}, grad_sum=...)'
+                )
+            wanted = _local_shape(shards[name], tp)
+            if wanted is not None and shape != wanted:
+                raise UserError(
+                    f"{part}: the weight {where} is {list(shape)} on each of {tp.size} tensor ranks, its Shard is of "
+                    f"{list(shards[name].shape)} as a whole and {list(wanted)} on each rank: give it "
+                    "shard.local_shape(Layout(tp=tp.size))"
+                )
+
+
+def _local_shape(shard: Shard, tp: Axis) -> tuple[int, ...] | None:
+    """What a tensor rank has of a weight; None if that depends on other axes, too."""
+    if any(cut.axis != "tp" for cut in shard.cuts):
+        return None
+    return shard.local_shape(Layout(tp=tp.size))
 
 
 class Mixer(Sublayer):

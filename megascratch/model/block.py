@@ -3,22 +3,51 @@ with a feed-forward. `MIXERS` and `FEED_FORWARDS` list the kinds there are.
 """
 
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from megascratch.config.layers import LayerSpec
+from megascratch.config.errors import UserError
+from megascratch.config.layers import LayerSpec, OwnSpec, SublayerSpec
+from megascratch.config.registry import look_up
 from megascratch.layers.attention import Attention
 from megascratch.layers.context import ForwardContext
 from megascratch.layers.dropout import Dropout
 from megascratch.layers.mlp import MLP
 from megascratch.layers.norm import build_norm
-from megascratch.layers.sublayer import Mixer, Sublayer, SublayerSite
+from megascratch.layers.sublayer import Mixer, Sublayer, SublayerSite, require_shards
 from megascratch.parallel.axis import Axis
+
+S = TypeVar("S", bound=Sublayer)
 
 MIXERS: dict[str, Callable[[Any, SublayerSite], Mixer]] = {"attention": Attention}
 FEED_FORWARDS: dict[str, Callable[[Any, SublayerSite], Sublayer]] = {"mlp": MLP}
+
+
+def _mixer(spec: SublayerSpec, site: SublayerSite) -> Mixer:
+    make = look_up("mixer", spec.kind, MIXERS)
+    if isinstance(spec, OwnSpec):
+        return _own(make, Mixer, spec, site)
+    return make(spec, site)
+
+
+def _feed_forward(spec: SublayerSpec, site: SublayerSite) -> Sublayer:
+    make = look_up("feed_forward", spec.kind, FEED_FORWARDS)
+    if isinstance(spec, OwnSpec):
+        return _own(make, Sublayer, spec, site)
+    return make(spec, site)
+
+
+def _own(make: Callable[..., S], base: type, spec: OwnSpec, site: SublayerSite) -> S:
+    """A sublayer that was registered. Raises: UserError if it is not a `base`, or a weight of it has no shard."""
+    sublayer = make(spec.model, site, **dict(spec.options))
+    if not isinstance(sublayer, base):
+        raise UserError(
+            f"{spec.kind} must be a subclass of megascratch.layers.sublayer.{base.__name__}"
+        )
+    require_shards(sublayer, spec.kind, site.tp)
+    return sublayer
 
 
 class Branch(NamedTuple):
@@ -56,8 +85,8 @@ class Block(nn.Module):
         self.norm2 = norm_at("pre", "both")
         self.post_norm1 = norm_at("post", "both")
         self.post_norm2 = norm_at("post", "both")
-        mixer = MIXERS[spec.mixer.kind](spec.mixer, site)
-        feed_forward = FEED_FORWARDS[spec.feed_forward.kind](spec.feed_forward, site)
+        mixer = _mixer(spec.mixer, site)
+        feed_forward = _feed_forward(spec.feed_forward, site)
         self.add_module(spec.mixer.kind, mixer)
         self.add_module(spec.feed_forward.kind, feed_forward)
         self.dropout1 = Dropout(spec.dropout, seed, 4 * layer + 5, tp, sequence_parallel)

@@ -9,16 +9,26 @@ step n = warm-up length takes `lr`. This is Megatron-LM's rule; nanoGPT's is lr 
 
 import math
 from collections.abc import Callable
+from functools import partial
 
+from megascratch.config.errors import UserError
+from megascratch.config.part_options import PartName, options_of
+from megascratch.config.registry import look_up
 from megascratch.config.settings import OptimConfig
 
-Curve = Callable[[float], float]
+Curve = Callable[..., float]
 
-# fraction of the decay that is done, 0 to 1 -> fraction of (lr - min_lr) that is left
+# A curve maps the fraction of the decay that is done, 0 to 1, to the fraction of (lr - min_lr) that is left.
 CURVES: dict[str, Curve] = {
     "linear": lambda done: 1.0 - done,
     "cosine": lambda done: 0.5 * (math.cos(math.pi * done) + 1.0),
 }
+
+OTHER_STYLES = ("constant", "inverse-square-root", "WSD")
+"""Styles that are more than a curve."""
+
+CURVE_POINTS = 1000
+"""Where a registered curve is checked before training, in addition to 0."""
 
 WSD_CURVES: dict[str, Curve] = {
     **CURVES,
@@ -71,11 +81,39 @@ def _rate(optim: OptimConfig, n: int, length: int, warmup: float, tail: int | No
     return optim.min_lr + left * (optim.lr - optim.min_lr)
 
 
+def require_curve(optim: OptimConfig) -> None:
+    """Raises: UserError unless the curve stays within [0, 1] from the beginning of the decay to its end."""
+    if optim.lr_decay_style in (*CURVES, *OTHER_STYLES):
+        return
+    curve = _curve(optim)
+    for number in range(CURVE_POINTS + 1):
+        done = number / CURVE_POINTS
+        try:
+            left = float(curve(done))
+        except Exception as error:
+            raise UserError(
+                f"the learning-rate curve {optim.lr_decay_style} fails at {done:g}: {type(error).__name__}: {error}"
+            ) from error
+        if not 0.0 <= left <= 1.0:  # nan is not
+            raise UserError(
+                f"the learning-rate curve {optim.lr_decay_style} is {left:g} at {done:g}: it must be the fraction of "
+                "lr - min_lr that is left, 0 to 1, for each fraction of the decay that is done"
+            )
+
+
+def _curve(optim: OptimConfig) -> Curve:
+    """The curve that the settings name, with the options of one that a user registered."""
+    style = optim.lr_decay_style
+    options = dict(options_of(PartName("lr_curve", style), optim.optimizer_options))
+    curve = look_up("lr_curve", style, CURVES)
+    return partial(curve, **options) if options else curve
+
+
 def _part_left(optim: OptimConfig, n: int, length: int, warmup: float, tail: int | None) -> float:
     """The fraction of (lr - min_lr) that is left at warmup <= n <= length."""
     if optim.lr_decay_style != "WSD":
         done = (n - warmup) / max(length - warmup, 1)
-        return CURVES[optim.lr_decay_style](done)
+        return _curve(optim)(done)
     start = length - (tail or 0)  # of the tail
     if n <= start:
         return 1.0

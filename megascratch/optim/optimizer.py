@@ -6,7 +6,7 @@ work for every optimizer. `megascratch.optim.OPTIMIZERS` has them by the name th
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar, NamedTuple
 
 from torch import Tensor
@@ -51,3 +51,6 @@ class Optimizer(ABC):
     @abstractmethod
     def step(self, lr: float) -> None:
         """Updates all weights by their gradients, at learning rate `lr`, and counts one step."""
+
+
+MakeOptimizer = Callable[[Sequence[Stretch], OptimConfig], Optimizer]

@@ -13,7 +13,9 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import chain, pairwise
 
-from megascratch.pipeline.schedule import COMPUTE, SCHEDULES, Action, Placement
+from megascratch.config.errors import UserError
+from megascratch.config.registry import facts_of, look_up
+from megascratch.pipeline.schedule import COMPUTE, SCHEDULES, Action, Maker, Placement, Schedule
 
 Orders = Sequence[Sequence[Action]]
 RankAction = tuple[int, Action]  # a rank and its action
@@ -29,7 +31,6 @@ class ScheduleError(ValueError):
     """A schedule that would hang or give wrong gradients; the message names the rank and the action."""
 
 
-@lru_cache(maxsize=64)
 def compile_order(
     schedule: str,
     ranks: int,
@@ -41,25 +42,62 @@ def compile_order(
     """The complete and proved order of every rank, cached.
 
     Args:
-        schedule: a key of SCHEDULES.
+        schedule: a key of SCHEDULES, or a registered name.
         placement: replaces the placement of the schedule: evaluation uses the one that the model was built for.
 
     Raises:
-        UserError: the schedule does not fit these numbers.
-        ScheduleError: the schedule is wrong.
+        UserError: the schedule does not fit these numbers, or one that a user registered is wrong.
+        ScheduleError: a schedule of the package is wrong.
     """
-    placement = placement_of(schedule, ranks, chunks) if placement is None else placement
-    orders = [
-        SCHEDULES[schedule].make(rank, ranks, microbatches, chunks, group) for rank in range(ranks)
-    ]
-    orders = add_transfers(orders, placement)
-    check(orders, placement)
-    return tuple(map(tuple, orders))
+    found = schedule_of(schedule)
+    placement = placement or placement_of(schedule, ranks, chunks)
+    if schedule in SCHEDULES:
+        return _compiled(found.make, microbatches, group, placement)
+    size = f"with {ranks} stages and {microbatches} micro-batches"
+    try:
+        return _compiled(found.make, microbatches, group, placement)
+    except ScheduleError as error:
+        raise UserError(f"the schedule {schedule} is wrong {size}: {error}") from error
+    except (TypeError, IndexError, KeyError, ZeroDivisionError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"the schedule {schedule} fails {size}: {reason}") from error
+
+
+@lru_cache(maxsize=64)
+def _compiled(
+    make: Maker, microbatches: int, group: int | None, placement: Placement
+) -> tuple[tuple[Action, ...], ...]:
+    orders = []
+    for rank in range(placement.ranks):
+        order = make(rank, placement.ranks, microbatches, placement.chunks, group)
+        for action in order:
+            _require_action(rank, action, placement)
+        orders.append(order)
+    complete = add_transfers(orders, placement)
+    check(complete, placement)
+    return tuple(map(tuple, complete))
+
+
+def _require_action(rank: int, action: Action, placement: Placement) -> None:
+    is_action = isinstance(action, Action) and action.op in COMPUTE
+    if not is_action or action.microbatch < 0 or not 0 <= action.chunk < placement.chunks:
+        raise ScheduleError(
+            f"rank {rank} has {action!s}, which is not Action(op, microbatch, chunk) with op of {', '.join(COMPUTE)} "
+            f"and a chunk below {placement.chunks}"
+        )
 
 
 def placement_of(schedule: str, ranks: int, chunks: int = 1) -> Placement:
     """The placement of the chunks in a schedule."""
-    return Placement(ranks, chunks, SCHEDULES[schedule].folded)
+    return Placement(ranks, chunks, schedule_of(schedule).folded)
+
+
+def schedule_of(name: str) -> Schedule:
+    """A row of SCHEDULES, or a function that a user registered. Raises: UserError for an unknown name."""
+    found = look_up("schedule", name, SCHEDULES)
+    if isinstance(found, Schedule):
+        return found
+    return Schedule(found, facts_of("schedule", name)["folded"])
 
 
 def looped_placement(orders: Orders) -> Placement:

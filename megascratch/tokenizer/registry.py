@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from megascratch.config.errors import UserError
+from megascratch.config.registry import is_registered, look_up, names
 from megascratch.runtime.atomic_file import explain_write_errors, write_atomically
 from megascratch.tokenizer import sentence_piece, train_bpe
 from megascratch.tokenizer.hugging_face import HuggingFaceTokenizer
@@ -81,9 +82,9 @@ def load(
 
     Raises: UserError for an unknown kind, a missing file, or a file of another kind.
     """
-    path = (
-        _in_folder(Path(tokenizer_model), tokenizer_type) if tokenizer_model is not None else None
-    )
+    path = None if tokenizer_model is None else Path(tokenizer_model)
+    if path is not None and not (tokenizer_type and is_registered("tokenizer", tokenizer_type)):
+        path = _in_folder(path, tokenizer_type)
     kind = tokenizer_type or kind_of(path)
     if kind in FROM_FILE:
         if path is None:
@@ -91,8 +92,13 @@ def load(
                 f"--tokenizer-type {kind} needs --tokenizer-model, the tokenizer's file"
             )
         return FROM_FILE[kind](path)
+    if is_registered("tokenizer", kind):
+        return _load_own(kind, path)
     if kind not in KINDS:
-        raise UserError(f"--tokenizer-type {kind} is unknown; use one of {', '.join(KINDS)}")
+        raise UserError(
+            f"--tokenizer-type {kind} is unknown; use one of {', '.join(names('tokenizer'))}, or give --import with "
+            "the file that registers it"
+        )
     if path is not None:
         raise UserError(f"--tokenizer-type {kind} reads no file; remove --tokenizer-model {path}")
     if kind == ByteTokenizer.kind:
@@ -102,6 +108,36 @@ def load(
             "--tokenizer-type NullTokenizer needs --vocab-size, the number of ids with the end of document"
         )
     return NullTokenizer(vocab_size)
+
+
+def _load_own(kind: str, path: Path | None) -> Tokenizer:
+    """A tokenizer that a user registered. Raises: UserError if it fails or lacks what every tokenizer has."""
+    try:
+        tokenizer = look_up("tokenizer", kind, FROM_FILE)(path)  # type: ignore[arg-type]
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"the tokenizer {kind} cannot be made from {path}: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(tokenizer, Tokenizer):
+        raise UserError(
+            f"the tokenizer {kind} is {type(tokenizer).__name__}: derive it from megascratch.tokenizer.Tokenizer"
+        )
+    tokenizer.kind = kind
+    size = getattr(tokenizer, "vocab_size", None)
+    if not isinstance(size, int) or size < 1:
+        raise UserError(f"the tokenizer {kind} has vocab_size {size}: set the number of its ids")
+    for name in ("eod", "bos", "pad"):
+        number = getattr(tokenizer, name)
+        if number is not None and not 0 <= number < size:
+            raise UserError(f"the tokenizer {kind} has {name} {number}, outside of 0 to {size - 1}")
+    if not isinstance(getattr(tokenizer, "fingerprint", None), str):
+        raise UserError(
+            f"the tokenizer {kind} has no fingerprint: set it to megascratch.tokenizer.interface.fingerprint(kind, "
+            "everything that determines the ids, as bytes)"
+        )
+    return tokenizer
 
 
 def _in_folder(path: Path, kind: str | None) -> Path:

@@ -14,6 +14,7 @@ import torch
 
 from megascratch.config.batch_size import num_microbatches
 from megascratch.config.exit_codes import DONE, EXIT_INTERVAL, STOP_FILE, STOPS
+from megascratch.config.imports import import_digests
 from megascratch.data.prefetch import Prefetch
 from megascratch.data.samples.batch import Batch
 from megascratch.data.samples.dataset import Dataset
@@ -175,6 +176,7 @@ class _Loop:
             "config": asdict(self.config),
             "data_files": self.built.data_files,
             "tokenizer_fingerprint": tokenizer.fingerprint if tokenizer else None,
+            "imports": import_digests(),
         }
 
     def _evaluate_last(self, stop: StopRequest, code: int) -> int:

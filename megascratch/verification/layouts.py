@@ -11,13 +11,13 @@ from dataclasses import replace
 from itertools import product
 from typing import Any, NamedTuple
 
+from megascratch.config import registry
 from megascratch.config.errors import SettingError, UserError
 from megascratch.config.fields import flag, flat
 from megascratch.config.laws import validate
 from megascratch.config.layers import layers_of
 from megascratch.config.layout import Layout
 from megascratch.config.pipeline_split import layer_cut
-from megascratch.config.registry import BUILT_IN
 from megascratch.config.resolve import (
     Found,
     ResolvedConfig,
@@ -32,7 +32,6 @@ from megascratch.verification.random_schedule import random_schedule_file
 from megascratch.verification.shrink import shrunk
 
 SIZES = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "data_parallel_size")
-SCHEDULES = list(BUILT_IN["schedule"])
 TRIES = 300  # for each random layout that is requested
 
 KINDS: dict[str, Values] = {
@@ -117,7 +116,7 @@ def every_layout(
             "tensor_model_parallel_size": [tp],
             "pipeline_model_parallel_size": [pp],
             "data_parallel_size": [dp],
-            "pipeline_schedule": SCHEDULES if pp > 1 else ["1f1b"],
+            "pipeline_schedule": list(registry.names("schedule")) if pp > 1 else ["1f1b"],
             "num_virtual_stages_per_pipeline_rank": [1, 2] if pp > 1 else [1],
             "sequence_parallel": [False, True] if tp > 1 else [False],
             "use_distributed_optimizer": [False, True] if dp > 1 else [False],
@@ -189,7 +188,7 @@ def _drawn(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Draws (layout and batch, other settings) at random. They may be illegal."""
     tp, pp, dp = stream.choice(_sizes(max_world))
-    schedule = stream.choice(SCHEDULES)
+    schedule = stream.choice(registry.names("schedule"))
     chunks = stream.choice((1, 2))
     micro = stream.choice((1, 2))
     layout: dict[str, Any] = {

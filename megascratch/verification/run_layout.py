@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from megascratch.config.fields import flat, with_fields
+from megascratch.config.imports import run_imports
 from megascratch.config.layout import Layout
 from megascratch.config.resolve import ResolvedConfig, resolve
 from megascratch.config.settings import DataConfig, ParallelConfig
@@ -108,6 +109,7 @@ def synthetic_batch(data: DataConfig, vocab_size: int, numbers: range) -> Batch:
 def train_on_rank(config: ResolvedConfig, steps: int) -> RankTrace:
     """Runs on each rank: trains on synthetic samples, and copies this rank's tensors to the CPU: gradients without the
     loss scale, and for bf16 and fp16 the master weights."""
+    run_imports(config.training.imports or ())  # a worker has not read the settings
     micro_batch_size = config.training.micro_batch_size
     global_batch_size = config.training.global_batch_size
     mesh = mesh_for(Layout.of(config.parallel), config.training.device)

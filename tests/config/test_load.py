@@ -109,7 +109,7 @@ BAD_FILES = [
     (
         "pipeline_schedule: 2f2b",
         ":1: pipeline_schedule must be one of gpipe, 1f1b, interleaved, zb_h1, zb_h2, zb_v, "
-        "dualpipe_v, csv, not '2f2b'",
+        "dualpipe_v, csv, or give --import with the file that registers it, not '2f2b'",
     ),
     ("model:\n  num_layer: 2", ":2: unknown setting num_layer - did you mean num_layers?"),
     ("modell: {}", ":1: unknown setting modell - did you mean model?"),

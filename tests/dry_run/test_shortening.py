@@ -4,14 +4,13 @@ from typing import Any
 
 import pytest
 
-from megascratch.config.pipeline_split import FOLDED
 from megascratch.dry_run.memory import ALLOCATED_IN
 from megascratch.dry_run.run import ImaginedRank, run_rank
 from megascratch.dry_run.settings import ImaginedRun
 from megascratch.dry_run.shortening import shortened
 from megascratch.pipeline.passes import compile_order
 from tests.support.layout_runs import config_of
-from tests.support.pairwise_cover import LLAMA
+from tests.support.pairwise_cover import FOLDED, LLAMA
 
 TWO_CHUNKS = ("interleaved", "zb_v", "dualpipe_v")
 

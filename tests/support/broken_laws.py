@@ -60,6 +60,43 @@ BROKEN = [
         "at most one of swiglu, squared-relu can be the MLP's activation",
     ),
     (
+        "one_activation",
+        1,
+        {"swiglu": True, "activation_function": "gelu"},
+        "at most one of swiglu, activation-function gelu can be the MLP's activation: choose one",
+    ),
+    (
+        "a_pattern_has_a_layer_for_each_kind",
+        1,
+        {"num_layers": 1, "mixers": ["attention", "attention"]},
+        "mixers (attention attention) is a pattern of 2 layers, but num-layers is 1: use 1 kinds or fewer, or 2 layers "
+        "or more",
+    ),
+    (
+        "a_pattern_has_a_layer_for_each_kind",
+        1,
+        {"feed_forwards": []},
+        "feed-forwards is an empty list: name at least one kind, or remove it",
+    ),
+    (
+        "layer_options_belong_to_the_layers",
+        1,
+        {"layer_options": ["slope=0.1"]},
+        "layer-options: slope is not an option of the parts in use (LayerNorm); they have none: remove it",
+    ),
+    (
+        "layer_options_belong_to_the_layers",
+        1,
+        {"layer_options": ["slope"]},
+        "layer-options (slope) must be NAME=VALUE",
+    ),
+    (
+        "optimizer_options_belong_to_the_optimizer",
+        1,
+        {"optimizer_options": ["momentum=0.9"]},
+        "optimizer-options: momentum is not an option of the parts in use (adam, linear); they have none: remove it",
+    ),
+    (
         "positions_reach_the_end",
         1,
         {"max_position_embeddings": 512},

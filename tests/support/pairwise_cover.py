@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from megascratch.config.errors import SettingError
-from megascratch.config.laws.layout import FOLDED
 from megascratch.config.layout import Layout
 from megascratch.pipeline.csv_schedule import write_table
 from megascratch.pipeline.passes import compile_order
@@ -52,6 +51,7 @@ SIZES = {
     "pp": "pipeline_model_parallel_size",
     "dp": "data_parallel_size",
 }
+FOLDED = ("zb_v", "dualpipe_v")
 SCHEDULES = ("gpipe", "1f1b", "zb_h1", "zb_h2", "zb_v", "dualpipe_v")
 
 FACTORS: dict[str, dict[str, Any]] = {

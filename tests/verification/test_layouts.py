@@ -6,9 +6,10 @@ import pytest
 
 from megascratch.config.errors import SettingError, UserError
 from megascratch.config.fields import flat
+from megascratch.config.registry import BUILT_IN
 from megascratch.config.settings import Config
 from megascratch.verification import layouts
-from megascratch.verification.layouts import SCHEDULES, every_layout, own_layout, random_layouts
+from megascratch.verification.layouts import every_layout, own_layout, random_layouts
 from megascratch.verification.run_layout import world_of
 from megascratch.verification.shrink import for_proof
 from tests.support.other_layers import pattern
@@ -127,7 +128,7 @@ def test_every_layout_is_every_legal_one_and_each_once():
     }
     assert len(names) == len(set(names))
     assert all(world_of(case.config.parallel) <= 4 for case in cases)
-    by_schedule = {schedule for schedule in SCHEDULES for name in names if schedule in name}
+    by_schedule = {word for word in BUILT_IN["schedule"] for name in names if word in name}
     assert by_schedule >= {"gpipe", "1f1b", "interleaved"}
     assert "tp2.pp1.dp2, SP, ZeRO-1, dropout, 2 x 1" in names
 
@@ -169,7 +170,7 @@ def test_random_layouts_follow_the_seed_and_cover_what_can_differ():
         "selective recompute",
         "full recompute",
         "offload",
-        *SCHEDULES,
+        *BUILT_IN["schedule"],
     )
     assert [word for word in seen if word not in words] == []
 

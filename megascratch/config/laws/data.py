@@ -143,9 +143,11 @@ def stages_need_the_keyed_order(data_order: str, data_stages: list[str] | None) 
 
 
 def packing_needs_the_keyed_order(data_order: str, packing: str) -> str | None:
-    """Megatron's order concatenates documents."""
-    if data_order == "megatron" and packing != "concatenate":
-        return f"packing {packing} cannot be combined with data-order megatron: remove one of them"
+    """Every other order concatenates documents."""
+    if data_order != "keyed" and packing != "concatenate":
+        return (
+            f"packing {packing} cannot be combined with data-order {data_order}: remove one of them"
+        )
     return None
 
 

@@ -3,7 +3,8 @@
 from collections.abc import Callable
 
 from megascratch.config.layout import Layout
-from megascratch.config.pipeline_split import FOLDED, CutError, layer_cut
+from megascratch.config.pipeline_split import CutError, layer_cut
+from megascratch.config.registry import facts_of, is_registered
 from megascratch.config.remedies import (
     WORLD,
     Broken,
@@ -95,24 +96,25 @@ def schedule_fits_the_chunks(
     pipeline_model_parallel_size: int,
     num_virtual_stages_per_pipeline_rank: int,
 ) -> str | None:
-    """Interleaving needs several chunks per rank, a V schedule needs two, every other schedule needs one."""
+    """Interleaving needs several chunks per rank, a V schedule needs two, most other schedules need one."""
     pp = pipeline_model_parallel_size
     chunks = num_virtual_stages_per_pipeline_rank
-    if pipeline_schedule in FOLDED:
-        if chunks == 2 and pp > 1:
+    needed = facts_of("schedule", pipeline_schedule)["chunks"]
+    if needed is not None and needed > 1:
+        if chunks == needed and pp > 1:
             return None
         return (
             f"pipeline-schedule {pipeline_schedule} needs pipeline-model-parallel-size of 2 or more and "
-            f"num-virtual-stages-per-pipeline-rank 2 (now {pp} and {chunks}): use these, or 1f1b"
+            f"num-virtual-stages-per-pipeline-rank {needed} (now {pp} and {chunks}): use these, or 1f1b"
         )
-    if pipeline_schedule not in ("interleaved", "csv"):
+    if needed == 1:
         if chunks == 1:
             return None
         return (
             f"num-virtual-stages-per-pipeline-rank ({chunks}) needs pipeline-schedule interleaved, "
             f"not {pipeline_schedule}: use interleaved, or 1 virtual stage"
         )
-    if pipeline_schedule == "csv" or (chunks > 1 and pp > 1):
+    if pipeline_schedule != "interleaved" or (chunks > 1 and pp > 1):
         return None
     return (
         "pipeline-schedule interleaved needs pipeline-model-parallel-size and num-virtual-stages-per-pipeline-rank "
@@ -137,7 +139,7 @@ def a_v_is_cut_evenly_or_by_hand(
     decoder_last_pipeline_num_layers: int | None,
 ) -> str | None:
     """In a V schedule the first rank has both ends of the model, so there is no separate last stage."""
-    if pipeline_schedule not in FOLDED:
+    if not facts_of("schedule", pipeline_schedule)["folded"]:
         return None
     for name, given in (
         ("first", decoder_first_pipeline_num_layers),
@@ -166,7 +168,8 @@ def groups_are_for_interleaving(
             f"pipeline-model-parallel-size ({pp})",
             [Remedy("microbatch_group_size_per_virtual_pipeline_stage", [[pp]], " or more")],
         )
-    if pipeline_schedule != "interleaved" and group != pp:
+    has_groups = pipeline_schedule == "interleaved" or is_registered("schedule", pipeline_schedule)
+    if not has_groups and group != pp:
         return (
             f"microbatch-group-size-per-virtual-pipeline-stage ({group}) needs pipeline-schedule interleaved, "
             f"not {pipeline_schedule}: remove it"

@@ -92,9 +92,16 @@ def ffn_over_tp(ffn_hidden_size: int, tensor_model_parallel_size: int) -> Broken
     )
 
 
-def one_activation(swiglu: bool, squared_relu: bool, openai_gelu: bool) -> str | None:
+def one_activation(
+    swiglu: bool, squared_relu: bool, openai_gelu: bool, activation_function: str | None
+) -> str | None:
     """The MLP has one non-linearity."""
-    activations = {"swiglu": swiglu, "squared-relu": squared_relu, "openai-gelu": openai_gelu}
+    activations = {
+        "swiglu": swiglu,
+        "squared-relu": squared_relu,
+        "openai-gelu": openai_gelu,
+        f"activation-function {activation_function}": activation_function is not None,
+    }
     given = [name for name, on in activations.items() if on]
     if len(given) > 1:
         return f"at most one of {', '.join(given)} can be the MLP's activation: choose one"

@@ -12,6 +12,7 @@ import numpy as np
 
 from megascratch import tokenizer as tokenizers
 from megascratch.config.errors import UserError
+from megascratch.config.imports import run_imports
 from megascratch.data.prefetch import Prefetch
 from megascratch.data.preprocess.documents import DocumentBatch, ReadOptions, read_span
 from megascratch.data.preprocess.output_shards import (
@@ -46,6 +47,8 @@ class Job(NamedTuple):
     """Where the shards are written."""
     leaf_bytes: int
     """Bytes of the input that are hashed together."""
+    imports: tuple[str, ...] = ()
+    """Code of the user's own that may register the tokenizer."""
 
 
 class EncodeStep(NamedTuple):
@@ -67,7 +70,8 @@ class TokenizerInfo(NamedTuple):
 
 
 def load_tokenizer(job: Job) -> Tokenizer:
-    """The job's tokenizer, loaded once per process."""
+    """The job's tokenizer, loaded once per process, which first runs the imports that may register it."""
+    run_imports(job.imports)
     return _loaded(job.tokenizer_type, job.tokenizer_model, job.vocab_size)
 
 

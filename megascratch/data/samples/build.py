@@ -16,6 +16,7 @@ from megascratch.config.settings import DataConfig
 from megascratch.data.samples.dataset import Corpus, Dataset, SingleSourceDataset, WeightedSource
 from megascratch.data.samples.fill_in_middle import Choices, FillInMiddle
 from megascratch.data.samples.megatron_order import MegatronBlend, MegatronCorpus, sizes_to_build
+from megascratch.data.samples.own_order import OwnOrder
 from megascratch.data.samples.packing import Packed
 from megascratch.data.samples.split_spec import (
     DEFAULT_SPLIT,
@@ -287,6 +288,10 @@ class _Opener:
         if self.data.data_order == "megatron":
             dataset = MegatronCorpus(
                 source, *limits, seq_length=length, seed=seed, wanted=wanted, cache=cache
+            )
+        elif not finite and self.data.data_order != "keyed":
+            dataset = OwnOrder(
+                source, *limits, name=self.data.data_order, seq_length=length, seed=seed
             )
         elif self.data.packing == "best-fit":
             dataset = Packed(

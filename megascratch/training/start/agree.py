@@ -7,6 +7,7 @@ import torch
 
 from megascratch.config.errors import Problems, UserError
 from megascratch.config.fields import flat
+from megascratch.config.imports import import_digests
 from megascratch.config.resolve import Device, Found
 from megascratch.data.tokens.file_digests import NOTHING_KNOWN, KnownDigests
 from megascratch.data.tokens.fingerprint import fingerprints, recorded, unrecorded
@@ -77,6 +78,8 @@ def agree(settings: LegalSettings, problems: Problems, meeting: Rendezvous | Non
         "schedule": hash_of(config.parallel.pipeline_schedule_csv),
         "device": ready.device.type,
     } | ready.orders
+    for source, digest in import_digests().items():
+        others[f"import {source}"] = digest
     facts = rank_facts(flat(config), ready.files, shared.code, others)
     check_ranks_agree(meeting, RankReport(facts))
     return ready

@@ -17,6 +17,7 @@ from megascratch.checkpoint.steps import (
     step_number,
 )
 from megascratch.config.errors import SettingError, UserError
+from megascratch.config.imports import import_digests
 from megascratch.config.resolve import Values
 from megascratch.config.resume_effects import Side
 from megascratch.config.resume_rules import compare_configs
@@ -131,8 +132,13 @@ def check_resume(
     saved: dict[str, Any] = {}
     for section in state.get("config", {}).values():
         saved |= section
-    before = Side(saved, state.get("data_files", {}), state.get("tokenizer_fingerprint"))
-    now = Side(settings, files, tokenizer)
+    before = Side(
+        saved,
+        state.get("data_files", {}),
+        state.get("tokenizer_fingerprint"),
+        state.get("imports", {}),
+    )
+    now = Side(settings, files, tokenizer, import_digests())
     consumed = state.get("train_state", {}).get("consumed_samples", 0)
     forced = [name.replace("-", "_") for name in settings["force_resume"] or ()]
     notices, refusals = compare_configs(before, now, consumed, forced)
