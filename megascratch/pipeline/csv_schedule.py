@@ -62,8 +62,10 @@ def read_table(path: str) -> CsvSchedule:
     """
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the schedule {path}: {error}") from error
+    except OSError as error:
+        raise UserError(f"cannot read the schedule {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"cannot read the schedule {path}: it is not a text in UTF-8") from error
     try:
         orders, placement = parse_table(text)
         check(orders, placement)

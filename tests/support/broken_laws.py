@@ -492,4 +492,10 @@ BROKEN = [
         {"on_bad_step": "skip", "check_for_nan_in_loss_and_grad": False},
         "on-bad-step skip needs check-for-nan-in-loss-and-grad or check-for-spiky-loss",
     ),
+    (
+        "names_are_not_empty",
+        1,
+        {"load": "", "save": ""},
+        "save, load is empty: give the name of a file or folder",
+    ),
 ]

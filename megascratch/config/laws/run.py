@@ -110,6 +110,33 @@ def something_makes_a_bad_step(
     )
 
 
+def names_are_not_empty(
+    output_dir: str,
+    save: str | None,
+    load: str | None,
+    tensorboard_dir: str | None,
+    stop_file: str | None,
+    data_cache_path: str | None,
+    tokenizer_model: str | None,
+    pipeline_schedule_csv: str | None,
+) -> str | None:
+    """A file or folder that is given has a name: an empty one would be the current folder."""
+    given = {
+        "output-dir": output_dir,
+        "save": save,
+        "load": load,
+        "tensorboard-dir": tensorboard_dir,
+        "stop-file": stop_file,
+        "data-cache-path": data_cache_path,
+        "tokenizer-model": tokenizer_model,
+        "pipeline-schedule-csv": pipeline_schedule_csv,
+    }
+    empty = [name for name, path in given.items() if path == ""]
+    if not empty:
+        return None
+    return f"{', '.join(empty)} is empty: give the name of a file or folder, or remove the setting"
+
+
 LAWS: list[Callable[..., str | Broken | None]] = [
     details_are_for_full,
     layers_are_there_to_recompute,
@@ -119,4 +146,5 @@ LAWS: list[Callable[..., str | Broken | None]] = [
     rollback_has_a_checkpoint,
     rollback_needs_an_endless_order,
     something_makes_a_bad_step,
+    names_are_not_empty,
 ]

@@ -79,6 +79,7 @@ def require_folders(settings: Values) -> None:
         ("--output-dir", "output_dir"),
         ("--save", "save"),
         ("--tensorboard-dir", "tensorboard_dir"),
+        ("--data-cache-path", "data_cache_path"),
     ):
         inside = Path(settings[name] or "").is_relative_to(settings["output_dir"])
         if problems.lines and inside:
@@ -92,12 +93,14 @@ def _require_folder(flag: str, path: str | None) -> None:
     if path is None or not isinstance(storage_path(path), Path):
         return
     absolute = Path(path).absolute()
-    nearest = next(folder for folder in (absolute, *absolute.parents) if folder.exists())
+    nearest = absolute
+    while not os.path.lexists(nearest):  # a link to nowhere is in the way, too
+        nearest = nearest.parent
     if not nearest.is_dir():
         raise UserError(f"{flag} {path} cannot be created: {nearest} is not a folder")
     try:
-        with tempfile.TemporaryDirectory(prefix=".megascratch-", dir=nearest):
-            pass
+        with tempfile.TemporaryDirectory(prefix=".megascratch-", dir=nearest) as trial:
+            Path(trial, absolute.relative_to(nearest)).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
             f"{flag} {path} cannot be created: {nearest} cannot be written: {error.strerror}"

@@ -33,5 +33,7 @@ class Mistake(NamedTuple):
     """The message needs a tensor or a device, so torch may be imported."""
     fix_needs_torch: bool = False
     """The fix of a message that needs no torch computes something."""
+    fix_is_slow: bool = False
+    """The fix runs in the deep tests alone."""
     owner: str = ""
     """Who still works on this message; '' for a row that must hold."""

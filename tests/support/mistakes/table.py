@@ -9,9 +9,15 @@ from typing import Any
 from tests.support.mistakes.config_files import CONFIG_ROWS
 from tests.support.mistakes.forty import FORTY
 from tests.support.mistakes.settings import SETTINGS_ROWS
+from tests.support.mistakes.verbs import VERB_ROWS
 
 ROOT = Path(__file__).resolve().parents[3]
-TABLE = [*FORTY, *SETTINGS_ROWS, *CONFIG_ROWS]
+TABLE = [*FORTY, *SETTINGS_ROWS, *CONFIG_ROWS, *VERB_ROWS]
+
+
+def sweep(folder: Path, *flags: str) -> dict[str, list[str]]:
+    """What is wrong with the answers to wrong values (`sweep.failures`), by group."""
+    return _json(sys.executable, "-m", "tests.support.mistakes.sweep", str(folder), *flags)
 
 
 def real_fixes(world: Path) -> dict[str, dict[str, Any]]:
