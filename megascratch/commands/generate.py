@@ -18,6 +18,7 @@ from megascratch.inference.sampling import Sampling
 if TYPE_CHECKING:
     from megascratch.inference.complete import Completion
     from megascratch.inference.generate import Continuation
+    from megascratch.tokenizer import Tokenizer
 
 SUMMARY = "continue prompts with a checkpoint"
 SPECIAL_AS_TEXT = (
@@ -201,7 +202,7 @@ def _prompts(path: str) -> list[str]:
     return prompts
 
 
-def _has_special(tokenizer: tokenizers.Tokenizer, prompt: str) -> bool:
+def _has_special(tokenizer: "Tokenizer", prompt: str) -> bool:
     """Whether a prompt contains the text of a special token."""
     plain = tokenizer.encode_bare(prompt)
     return plain != tokenizer.encode_bare(prompt, parse_specials=True)
