@@ -22,6 +22,8 @@ pytest.register_assert_rewrite("tests.support")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    import matplotlib.figure  # noqa: F401 - a run in this process draws its curves itself
+
     if "gpu" not in config.getoption("markexpr").replace("not gpu", ""):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 

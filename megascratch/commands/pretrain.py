@@ -8,6 +8,7 @@ or hangs (--max-restarts). With --nnodes it does this together with other machin
 import argparse
 import os
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -23,8 +24,10 @@ from megascratch.config.resolve import Found, ResolvedTraining
 from megascratch.config.resume_rules import rules
 from megascratch.config.settings import ParallelConfig
 from megascratch.runtime.launch_environment import launch_environment
+from megascratch.runtime.run_log import FILE as LOG
 from megascratch.supervision.launch import LaunchConfig, launch
-from megascratch.supervision.multi_node import Nodes, launch_node
+from megascratch.supervision.multi_node import COMMAND, Nodes, launch_node
+from megascratch.training.sinks.sink import missing_libraries
 from megascratch.training.start.files import missing_files
 from megascratch.training.start.inputs import open_inputs
 from megascratch.training.start.settings import legal_settings
@@ -80,25 +83,37 @@ def main(argv: Sequence[str]) -> int:
     settings = legal_settings(loaded, start.world)
     problems = Problems()
     problems.lines += missing_files(flat(settings.config))
+    problems.lines += missing_libraries(settings.config.training.log_to or ())
     if start.ranks or "WORLD_SIZE" not in os.environ:
         # a rank tells the others what is wrong before it ends
         problems.require_none()
         config = open_inputs(settings, Found(), problems).config
     if start.ranks:
         keeps_batch = settings.given["global_batch_size"] is None
-        return _launched(start, config.parallel, config.training, keeps_batch)
+        command = _command(argv)
+        return _launched(start, command, config.parallel, config.training, keeps_batch)
     # imports torch, so it comes after the checks
     from megascratch.training.pretrain import pretrain
 
-    return pretrain(settings, problems)
+    return pretrain(settings, problems, os.environ.get(COMMAND) or _command(argv))
+
+
+def _command(argv: Sequence[str]) -> str:
+    """The command as it can be typed again."""
+    return shlex.join(["megascratch", "pretrain", *argv])
 
 
 def _launched(
-    start: _Start, parallel: ParallelConfig, training: ResolvedTraining, keeps_batch: bool
+    start: _Start,
+    command: str,
+    parallel: ParallelConfig,
+    training: ResolvedTraining,
+    keeps_batch: bool,
 ) -> int:
     """Starts the ranks of this machine and monitors them.
 
     Args:
+        command: the user's, for the folder of the run.
         keeps_batch: pass on the derived global batch size, so that it does not change if a machine is missing.
 
     Returns: the exit code of the run.
@@ -110,7 +125,7 @@ def _launched(
     if start.nnodes is None:
         return launch(
             LaunchConfig(
-                target=partial(_rank, words),
+                target=partial(_rank, words, command),
                 ranks=start.ranks,
                 max_restarts=start.max_restarts,
                 limit=60 * parallel.distributed_timeout_minutes,
@@ -120,10 +135,11 @@ def _launched(
         )
     if keeps_batch:
         words += ["--global-batch-size", str(training.global_batch_size)]
-    return launch_node(_nodes(start, words))
+    log = Path(training.output_dir, LOG)
+    return launch_node(_nodes(start, words, command, log))
 
 
-def _nodes(start: _Start, words: list[str]) -> Nodes:
+def _nodes(start: _Start, words: list[str], command: str, log: Path) -> Nodes:
     assert start.nnodes and start.endpoint and start.run
     return Nodes(
         start.nnodes,
@@ -134,14 +150,17 @@ def _nodes(start: _Start, words: list[str]) -> Nodes:
         start.settings,
         start.local_addr,
         words,
+        command,
+        log,
     )
 
 
-def _rank(words: list[str]) -> int:
-    """Runs one rank, exactly as if torchrun had started it."""
+def _rank(words: list[str], typed: str) -> int:
+    """Runs one rank, exactly as if torchrun had started it. `typed`: the command of the launcher."""
     from megascratch.commands import main as command  # that module imports this one as a command
 
     own_process()
+    os.environ[COMMAND] = typed
     return command(words)
 
 

@@ -32,6 +32,7 @@ Kind = Literal[
     "schedule",
     "data_order",
     "tokenizer",
+    "sink",
 ]
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -56,6 +57,7 @@ BUILT_IN: Mapping[Kind, tuple[str, ...]] = {
         "ByteTokenizer",
         "NullTokenizer",
     ),
+    "sink": ("tensorboard", "wandb", "trackio", "otel", "none"),
 }
 """Kind -> the names that come with the package."""
 

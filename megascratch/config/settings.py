@@ -10,7 +10,7 @@ below it is its help text.
 from dataclasses import dataclass, field
 from typing import Literal
 
-from megascratch.config.declare import differs, equals, setting
+from megascratch.config.declare import Needs, differs, equals, setting
 from megascratch.config.ranges import above, at_least, within
 from megascratch.config.resume_effects import (
     FIXED_OPTIMIZER,
@@ -34,6 +34,12 @@ from megascratch.config.resume_effects import (
     REFUSED_STAGES,
     REFUSED_TEXT,
     REFUSED_TOKENIZER,
+)
+
+LOGS_TO_A_TRACKER = Needs(
+    "log_to",
+    lambda sinks: bool({"wandb", "trackio", "otel"} & set(sinks or ())),
+    "without log-to wandb, trackio or otel",
 )
 
 
@@ -308,7 +314,13 @@ class TrainingConfig:
     log_interval: int = setting(10, FREE_OUTPUT, at_least(1))
     """Steps between log lines."""
     output_dir: str = setting("runs/default", FREE_OUTPUT)
-    """Folder for metrics.jsonl, TensorBoard events, loss.png and summary.json."""
+    """Folder of the run: settings, command, log, metrics, curves, summary and checkpoints."""
+    log_to: list[str] | None = setting(None, FREE_OUTPUT, names="sink")
+    """Where the numbers of the run go in addition to metrics.jsonl, one or several; default: tensorboard."""
+    log_project: str = setting("megascratch", FREE_OUTPUT, needs=LOGS_TO_A_TRACKER)
+    """The project of the run in Weights & Biases, trackio or OpenTelemetry."""
+    log_run: str | None = setting(None, FREE_OUTPUT, needs=LOGS_TO_A_TRACKER)
+    """The name of the run there; default: the name of output_dir."""
     tensorboard_dir: str | None = setting(None, FREE_OUTPUT)
     """Folder for TensorBoard events; default: {output_dir}/tensorboard."""
     save: str | None = setting(None, FREE_OUTPUT)

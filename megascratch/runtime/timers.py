@@ -65,6 +65,7 @@ class StepTimer:
     def __init__(self, waits: CommTimer | None = None):
         self.waits = waits
         self.own = dict.fromkeys(PHASES, 0.0)
+        self.waited = 0.0  # for other ranks, in all phases
         self.last = 0.0
 
     def start(self) -> None:
@@ -73,6 +74,7 @@ class StepTimer:
             self.waits.looking = True
             self.waits.take()
         self.own = dict.fromkeys(PHASES, 0.0)
+        self.waited = 0.0
         self.last = time.perf_counter()
 
     def lap(self, phase: str) -> None:
@@ -82,7 +84,16 @@ class StepTimer:
         waited = self.waits.take()
         now = time.perf_counter()
         self.own[phase] += max(now - self.last - waited, 0.0)
+        self.waited += waited
         self.last = now
+
+    def shares(self) -> dict[str, float]:
+        """The share of the step in each phase, and in `communication` that no computation hides; {} if it was not
+        measured."""
+        parts = {phase.replace(" ", "_"): seconds for phase, seconds in self.own.items()}
+        parts["communication"] = self.waited
+        whole = sum(parts.values())
+        return {f"{name}_share": seconds / whole for name, seconds in parts.items() if whole}
 
     def stop(self) -> list[float]:
         """Ends the measurement. Returns: own seconds of each phase, in the order of PHASES."""

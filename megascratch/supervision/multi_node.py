@@ -33,6 +33,8 @@ LAST_WORDS = (
     20  # seconds that torchrun has to end after ranks that failed for the last time; it needs 2
 )
 SAY_EVERY = 10.0  # seconds between two messages of a node that waits for others
+COMMAND = "MEGASCRATCH_COMMAND"
+"""The variable with the command that the user gave to the launcher; ranks have other arguments."""
 NEXT_MEETING = 660  # seconds that torchrun has to restart ranks; its rendezvous times out after 600
 
 
@@ -48,6 +50,8 @@ class Nodes:
     settings: str | None  # KEY=VALUE,... for the rendezvous, in addition to `rendezvous_settings`
     local_addr: str | None  # the address at which the other machines reach this one
     words: list[str]  # arguments of the megascratch command
+    command: str  # the user's, for the folder of the run
+    log: Path  # of the run
 
 
 def launch_node(nodes: Nodes) -> int:
@@ -64,7 +68,7 @@ def launch_node(nodes: Nodes) -> int:
         with requests.caught():
             agent = subprocess.Popen(
                 _command(nodes),
-                env=_environment(root),
+                env=_environment(root, nodes.command),
                 start_new_session=True,
                 preexec_fn=partial(_begin_agent, os.getpid()),
             )
@@ -90,13 +94,14 @@ def _command(nodes: Nodes) -> list[str]:
     return [*command, "-m", "megascratch", *nodes.words]
 
 
-def _environment(root: Path) -> dict[str, str]:
+def _environment(root: Path, command: str) -> dict[str, str]:
     """The environment of torchrun. Its agents must not share their store with the ranks: all attempts would share it,
     and the second attempt would read the addresses of the first (pytorch issue 135712)."""
     return {
         BEGAN: str(time.time()),
         **os.environ,
         ROOT: str(root),
+        COMMAND: command,
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
     }
 

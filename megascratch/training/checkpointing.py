@@ -30,6 +30,7 @@ from megascratch.config.resolve import ResolvedTraining
 from megascratch.parallel.mesh import Mesh, second_control
 from megascratch.parallel.pending import CommunicationError
 from megascratch.parallel.sharded_tensor import ShardedTensor
+from megascratch.runtime.run_log import RUN_LOG
 from megascratch.storage.path import Place, storage_path
 from megascratch.storage.store import StoreError
 from megascratch.training.report import Report
@@ -122,6 +123,7 @@ def _clear_the_way(folder: Place, start: Place, skipped: dict[Place, str]) -> No
 
 
 def _warn(text: str) -> None:
+    RUN_LOG.warning("warning: %s", text)
     print(f"megascratch pretrain: warning: {printable(text)}", file=sys.stderr, flush=True)
 
 

@@ -4,6 +4,7 @@ import ctypes
 import resource
 import sys
 import time
+from collections.abc import Callable
 
 import torch
 
@@ -83,6 +84,32 @@ def matmul_peak(
     operations = 2 * n**3 * count
     rate = torch.tensor(operations / elapsed, dtype=torch.float64, device=device)
     return all_reduce(rate, world).item()
+
+
+class Peak:
+    """The rate of operations that MFU is relative to: the matmul peak, unless the run itself turns out to be faster,
+    because the machine had other work to do while the peak was measured. So MFU never exceeds 100 %.
+
+    Args:
+        rate: the measured peak, in FLOP/s.
+    """
+
+    def __init__(self, rate: float):
+        self.rate = rate
+        self._measured = rate
+
+    def mfu(self, rate: float, say: Callable[[str], None]) -> float:
+        """Model FLOPs utilisation of a run that computes at this rate, in FLOP/s. The first time that the rate is
+        above the measured peak is reported."""
+        if rate > self.rate:
+            if self.rate == self._measured:
+                say(
+                    f"notice: the model computes at {rate / 1e9:,.0f} GFLOP/s, above the matmul peak measured at the "
+                    f"start ({self.rate / 1e9:,.0f}), when the machine had other work to do: from now on MFU is "
+                    "relative to the best rate of this run"
+                )
+            self.rate = rate
+        return rate / self.rate
 
 
 def peak_memory(device: torch.device) -> int:

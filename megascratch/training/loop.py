@@ -28,9 +28,17 @@ from megascratch.parallel.side_loss import TermSum
 from megascratch.pipeline.recorder import Recorder
 from megascratch.runtime.faults import fault_point
 from megascratch.runtime.heartbeat import doing, set_watched
+from megascratch.runtime.run_log import RUN_LOG, close_log
 from megascratch.training import schedule_trace
+from megascratch.training.beginning import (
+    begin_folder,
+    begin_times,
+    headline,
+    nothing_left,
+    title,
+)
 from megascratch.training.checkpointing import Checkpointing
-from megascratch.training.hardware import matmul_peak, parameter_dtype, peak_memory
+from megascratch.training.hardware import Peak, matmul_peak, parameter_dtype, peak_memory
 from megascratch.training.health.bad_steps import BadSteps, LossGuard
 from megascratch.training.health.monitor import RunMonitor
 from megascratch.training.health.nothing_to_learn import (
@@ -43,6 +51,7 @@ from megascratch.training.report import Report
 from megascratch.training.setup import TrainingRun
 from megascratch.training.step_numbers import Announcement
 from megascratch.training.stop import StopRequest, remove_stop_file
+from megascratch.training.time_split import PARTS, event_row
 from megascratch.training.trainer import StepResult
 
 
@@ -52,11 +61,13 @@ def train(run: TrainingRun, stop: StopRequest) -> dict[str, Any]:
     try:
         loop = _Loop(run)
         return loop.run(stop)
-    except BaseException:
+    except BaseException as error:
+        RUN_LOG.error("%s: %s", type(error).__name__, error)
         if loop is not None and loop.report is not None:
             loop.report.abandon()
         raise
     finally:
+        close_log(run.log)
         if run.report_lease is not None:
             run.report_lease.release()
 
@@ -72,16 +83,18 @@ class _Loop:
         self.trainer = run.trainer
         self.splits = run.splits
         self.total_steps = run.total_steps
-        self.peak = matmul_peak(
-            self.mesh.world, self.mesh.device, parameter_dtype(run.config.optim)
+        self.peak = Peak(
+            matmul_peak(self.mesh.world, self.mesh.device, parameter_dtype(run.config.optim))
         )
         self.flops = flops_per_token(run.config.model, run.config.data.seq_length)
         self.parameters = parameters(run.config.model)
         self.report: Report | None = None
         if self.mesh.is_first:
             self.report = Report(
-                training.output_dir, training.tensorboard_dir, run.total_steps, self.state.step
+                training.output_dir, title(run, self.parameters), run.total_steps, self.state.step
             )
+        self.times = begin_times(run, self.report)
+        begin_folder(run, self.report)
         self.interval = self._new_interval()
         self.checkpointing = Checkpointing(run.saver, training, self.report, self.state.step or -1)
         self.trained_seconds = 0.0
@@ -109,11 +122,12 @@ class _Loop:
         self.monitor = RunMonitor(run.config.guard, run.trainer)
 
     def run(self, stop: StopRequest) -> dict[str, Any]:
-        self._say(self._headline())
+        self._say(headline(self.built, self.parameters, self.peak.rate))
         for notice in self.built.notices:
             self._say(f"notice: {notice}")
         if self.state.step >= self.total_steps:
-            self._say(self._complete())
+            self._say(nothing_left(self.built))
+        self.times.lap("start")
         code = 0
         try:
             if self._validation_missing():
@@ -141,6 +155,10 @@ class _Loop:
         if code != DONE:
             self._say(self._how_to_resume())
         stop.code = code
+        self.times.lap("other")
+        if self.report is not None and self.state.step > self.first_step:
+            self._say(self.times.in_words())
+            self.report.note(event_row(self.state.step, "end", self.times.take()))
         summary = self._summary(code)
         if self.report is not None:
             self.report.close(summary)
@@ -165,7 +183,9 @@ class _Loop:
         """Saves the last checkpoint; this process does not train any further after it."""
         self.monitor.check_before_save(self.state.step)
         doing("the last checkpoint")
+        self.times.lap("other")
         self.checkpointing.finish(self.state.step, self.trainer.held(), self._saved_state())
+        self.times.lap("checkpoints")
 
     def _saved_state(self) -> dict[str, Any]:
         """What a checkpoint stores in addition to its tensors: enough to resume, to evaluate and to generate."""
@@ -215,6 +235,7 @@ class _Loop:
         none.
         """
         doing("the batches of the next step")
+        self.times.lap("other")
         start = time.perf_counter()
         state = self.state
         step = state.step + 1
@@ -224,6 +245,7 @@ class _Loop:
         batches = next(upcoming)
         phases = self.monitor.phases
         phases.lap("data")
+        self.times.lap("data")
         lr = learning_rate(self.config.optim, state.step, state.consumed_samples)
         recorder = (
             Recorder(self.mesh.pp, self.mesh.device) if step == self.built.traced_step else None
@@ -238,12 +260,13 @@ class _Loop:
         state.step += 1
         state.consumed_samples += samples
         seconds = time.perf_counter() - start
+        self.times.lap("lost" if result.skipped else "steps")
         fault_point("step.end")
         self.interval.add(result, samples, seconds)
         if recorder is not None:
             self._report_schedule(recorder, len(batches), seconds)
         if result.wrong and self.bad_steps.act(result, samples):
-            self._went_back()
+            self._went_back(step)
             return True, result.exit_code
         if not result.skipped:
             self.loss_guard.good(result.global_loss)
@@ -251,11 +274,13 @@ class _Loop:
         if logged:
             self._log(result, lr)
         self.monitor.check_due(state.step)
+        self.times.lap("other")
         self.checkpointing.at_step_end(result.saving)
         if self.training.save_interval and state.step % self.training.save_interval == 0:
             self.monitor.check_before_save(state.step)
             doing("a checkpoint")
             self.checkpointing.save(state.step, self.trainer.held(), self._saved_state())
+        self.times.lap("checkpoints")
         return False, result.exit_code
 
     def _count_tokens(self, result: StepResult) -> None:
@@ -266,14 +291,16 @@ class _Loop:
         self.without_tokens += 1
         self.without_tokens_in_a_row += 1
 
-    def _went_back(self) -> None:
-        """Forgets what belongs to the steps after the checkpoint that the run has rolled back to."""
+    def _went_back(self, step: int) -> None:
+        """Forgets what belongs to the steps after the checkpoint that the run has rolled back to, up to `step`."""
         self.checkpointing.saved_step = self.state.step
         self.checkpointing.measured = None
         self.validated = -1  # a loss of steps that are no longer part of the run
         self.interval = self._new_interval()
         if self.report is not None:
+            wall = self.times.undo(self.report.rows, step, self.state.step)
             self.report.go_back(self.state.step)
+            self.report.note(event_row(self.state.step, "rollback", wall))
 
     def _upcoming(self) -> Iterator[list[Batch]]:
         """This rank's batches of each remaining step. They are read ahead of the step, so the position is kept here."""
@@ -296,10 +323,12 @@ class _Loop:
         loss = self.trainer.global_loss(interval.loss)
         self.last_loss = loss / interval.tokens if interval.tokens else None
         self.last_side_losses = _columns(interval.side_terms)
+        shares = self.monitor.phases.shares()
         for line in self.monitor.slow_ranks():
             self._say(line)
         self.trained_seconds += interval.seconds
         tokens_per_second = interval.samples * self.config.data.seq_length / interval.seconds
+        mfu = self.peak.mfu(self.flops * tokens_per_second, self._say)
         memory = torch.tensor(
             float(peak_memory(self.mesh.device)), dtype=torch.float64, device=self.mesh.device
         )
@@ -311,9 +340,13 @@ class _Loop:
             "learning_rate": lr,
             "tokens_per_second": tokens_per_second,
             "step_seconds": interval.seconds / interval.steps,
-            "mfu": self.flops * tokens_per_second / self.peak,
+            "mfu": mfu,
             "memory_bytes": int(all_reduce(memory, self.mesh.world).item()),
             **self.last_side_losses,
+            **shares,
+            "goodput": self.times.goodput,
+            "wall": self.times.take(),
+            "time": round(time.time(), 3),
         }
         if self.config.optim.fp16:
             row |= {"loss_scale": self.trainer.scale.scale, "skipped_steps": interval.skipped}
@@ -383,6 +416,7 @@ class _Loop:
         Raises: NothingLearnedError on all ranks if none of the tokens is learned.
         """
         doing(f"the {split} loss")
+        self.times.lap("other")
         fault_point("evaluate.begin")
         batch = self.training.global_batch_size
         microbatches = batch // (self.training.micro_batch_size * self.mesh.dp.size)
@@ -401,6 +435,7 @@ class _Loop:
             fault_point("evaluate.batch")
             batches = self.built.read(dataset, first + i * batch, microbatches)
             sums += self.trainer.evaluate(batches)
+        self.times.lap("validation")
         language_model, *side_terms = [TermSum(*pair) for pair in sums.tolist()]
         loss = language_model.loss
         if self.report is not None:
@@ -440,29 +475,11 @@ class _Loop:
             "tokens_per_second": tokens / self.trained_seconds if self.trained_seconds else None,
             "steps_without_tokens": self.without_tokens,
             "failed_saves": self.checkpointing.failures,
+            "goodput": self.times.goodput,
+            "wall_seconds": {part: round(self.times.total[part], 3) for part in PARTS},
             "stopped_early": code != DONE,
             "exit_code": code,
         }
-
-    def _headline(self) -> str:
-        tokens = self.training.global_batch_size * self.config.data.seq_length
-        return (
-            f"{self.parameters:,} parameters on {self.mesh.layout.name} ({self.mesh.world.size} ranks, "
-            f"{self.config.parallel.pipeline_schedule}, {self.mesh.device.type}), {tokens:,} tokens a step, "
-            f"{self.total_steps} steps from step {self.state.step}, matmul peak {self.peak / 1e9:,.0f} GFLOP/s"
-        )
-
-    def _complete(self) -> str:
-        flag = "--train-iters" if self.training.train_iters is not None else "--train-samples"
-        now = self.training.train_iters or self.training.train_samples
-        step = self.state.step
-        if step > self.total_steps:
-            done = (
-                f"step {step} of the checkpoint is beyond the {self.total_steps} steps of this run"
-            )
-        else:
-            done = f"all {step} steps of {self.training.output_dir} are done"
-        return f"{done}: nothing is left to train; to continue, raise {flag} (now {now})"
 
     def _how_to_resume(self) -> str:
         more = "" if self.training.auto_resume else " with --auto-resume"

@@ -26,11 +26,12 @@ from megascratch.training.start.settings import LegalSettings
 from megascratch.training.stop import StopRequest
 
 
-def pretrain(settings: LegalSettings, problems: Problems) -> int:
+def pretrain(settings: LegalSettings, problems: Problems, command: str = "") -> int:
     """Pretrains a model.
 
     Args:
         problems: what is wrong with the files of this rank, as far as it is known.
+        command: with which the user started the run, for its folder; '' from Python.
 
     Returns: an exit code of `config.exit_codes`: 0 if the run is done, 1 if communication or numbers failed, or the
     reason for which the run has saved and stopped early. Under plain torchrun an early stop is 0, too, because torchrun
@@ -41,11 +42,11 @@ def pretrain(settings: LegalSettings, problems: Problems) -> int:
     watch_torchrun(limit, training.output_dir)
     fault_point("run.begin")
     with StopRequest(training) as stop, HangWatch(limit):
-        code = _code(settings, problems, stop)
+        code = _code(settings, problems, command, stop)
     return DONE if code in STOPS and started_by_torchrun() else code
 
 
-def _code(settings: LegalSettings, problems: Problems, stop: StopRequest) -> int:
+def _code(settings: LegalSettings, problems: Problems, command: str, stop: StopRequest) -> int:
     """Trains, prints why the run has failed if it has, and leaves the process group. Requests to stop are handled until
     the end.
 
@@ -54,7 +55,7 @@ def _code(settings: LegalSettings, problems: Problems, stop: StopRequest) -> int
     code = FAILED
     cause = ""
     try:
-        code = train(build_run(settings, problems), stop)["exit_code"]
+        code = train(build_run(settings, problems, command), stop)["exit_code"]
         fault_point("run.end")
     except (CommunicationError, RanksSilent) as error:
         cause = str(error)

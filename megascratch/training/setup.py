@@ -18,6 +18,7 @@ from megascratch.checkpoint.steps import is_step, step_folder
 from megascratch.checkpoint.validation_loss import known_loss
 from megascratch.config.errors import Problems
 from megascratch.config.layout import Layout
+from megascratch.config.load import format_config
 from megascratch.config.notices import notices
 from megascratch.config.resolve import ResolvedConfig, ResolvedParallel
 from megascratch.config.settings import DataConfig, ParallelConfig
@@ -33,7 +34,9 @@ from megascratch.parallel.rendezvous import Rendezvous, join
 from megascratch.runtime.faults import fault_point
 from megascratch.runtime.heartbeat import may_take, set_watched
 from megascratch.runtime.launch_environment import launch_environment
+from megascratch.runtime.run_log import RUN_LOG, LogFile, close_log, open_log
 from megascratch.storage.path import storage_path
+from megascratch.supervision.launch import began
 from megascratch.tokenizer import Tokenizer
 from megascratch.training.checkpointing import claim_reports, make_ready, open_saver, resume
 from megascratch.training.hardware import keep_freed_memory
@@ -66,39 +69,55 @@ class TrainingRun:
     data_files: DataFiles
     # settings that differ from those of the checkpoint that the run resumes from
     notices: list[str]
+    config_text: str  # all settings as YAML
     report_lease: Lease | None  # on the first rank: no other run writes into output_dir
+    launch: float  # time.time() when the launcher began, or else this run
+    log: LogFile | None = None  # on the first rank, unless it cannot be written
+    command: str = ""  # with which the user started the run; '' from Python
     valid_loss: float | None = None  # of that checkpoint, if it is known
 
 
-def build_run(settings: LegalSettings, problems: Problems) -> TrainingRun:
+def build_run(settings: LegalSettings, problems: Problems, command: str = "") -> TrainingRun:
     """Starts a run on this rank: rendezvous, agree, build, load.
 
     Args:
         problems: what is wrong with the files of this rank, as far as it is known.
+        command: with which the user started the run; '' from Python.
 
     Raises:
         UserError: anything that the user can fix, and ranks that differ, before any process group starts.
     """
+    launch = began()
     timeouts = _timeouts(settings.config.parallel)
     fault_point("run.meet")
     meeting = join(timeouts.start)
     ready = agree(settings, problems, meeting)
     config = ready.inputs.config
-    if launch_environment().rank == 0:
-        for notice in notices(config):
-            print(f"notice: {notice}", file=sys.stderr)
+    first_notices = notices(config) if launch_environment().rank == 0 else []
+    for notice in first_notices:
+        print(f"notice: {notice}", file=sys.stderr)
     tied = not config.model.untie_embeddings_and_output_weights
     mesh = _connected(config.parallel, ready.device, meeting, timeouts, tied)
     saver = open_saver(config.training, mesh)
     report_lease: Lease | None = None
+    log: LogFile | None = None
     try:
         report_lease = claim_reports(saver, config.training)
-        run = _built(ready, mesh, saver, report_lease)
+        if mesh.is_first:
+            log = open_log(config.training.output_dir)
+        for notice in first_notices:
+            RUN_LOG.info("notice: %s", notice)
+        config_text = format_config(settings.config, settings.origins)
+        run = _built(ready, mesh, saver, config_text, report_lease, launch)
+        run.log = log
+        run.command = command
         if ready.checkpoint is not None:
             _load(run, ready.checkpoint)
         make_ready(saver, config.training, run.trainer.held())
         fault_point("run.built")
-    except BaseException:
+    except BaseException as error:
+        RUN_LOG.error("%s: %s", type(error).__name__, error)
+        close_log(log)
         saver.close()
         if report_lease is not None:
             report_lease.release()
@@ -132,7 +151,12 @@ def _connected(
 
 
 def _built(
-    ready: ReadyRank, mesh: Mesh, saver: AsyncSaver, report_lease: Lease | None
+    ready: ReadyRank,
+    mesh: Mesh,
+    saver: AsyncSaver,
+    config_text: str,
+    report_lease: Lease | None,
+    launch: float,
 ) -> TrainingRun:
     """The run at its first step."""
     inputs = ready.inputs
@@ -151,7 +175,9 @@ def _built(
         traced_step=traced_step(config.training, ready.first_step, inputs.total_steps),
         data_files=ready.files,
         notices=ready.notices,
+        config_text=config_text,
         report_lease=report_lease,
+        launch=launch,
     )
 
 

@@ -498,4 +498,10 @@ BROKEN = [
         {"load": "", "save": ""},
         "save, load is empty: give the name of a file or folder",
     ),
+    (
+        "none_is_the_only_sink",
+        1,
+        {"log_to": ["none", "wandb"]},
+        "log-to none cannot be combined with wandb: remove none, or give it alone",
+    ),
 ]

@@ -39,6 +39,13 @@ TRAIN_ROW = [
     "step_seconds",
     "mfu",
     "memory_bytes",
+    "data_share",
+    "forward_and_backward_share",
+    "update_share",
+    "communication_share",
+    "goodput",
+    "wall",
+    "time",
 ]
 
 

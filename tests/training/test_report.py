@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from megascratch.training.report import Report, draw_losses
+from megascratch.training.curves import draw
+from megascratch.training.report import Report
+from tests.support.sinks import report_to
 
 
 def test_a_run_that_is_done_and_starts_again_writes_no_validation_twice(tmp_path):
@@ -143,7 +145,7 @@ def test_rows_from_anywhere_can_be_drawn(tmp_path):
         {"step": 1 << 62, "loss": 1e308},
         {"step": 3, "loss": float("nan"), "split": ""},
     ]
-    draw_losses(rows, tmp_path / "loss.png")
+    draw(rows, tmp_path / "loss.png")
     assert (tmp_path / "loss.png").stat().st_size > 1000 and not list(tmp_path.glob("*.partial"))
 
 
@@ -169,7 +171,7 @@ def test_an_error_of_tensorboards_thread_is_told_in_a_line_and_rows_go_on(
 ):
     monkeypatch.setattr("tensorboard.summary.writer.record_writer.RecordWriter.write", full)
     hook = threading.excepthook
-    report = Report(str(tmp_path / "run"), str(tmp_path / "events"), 50, 0)
+    report = report_to(["tensorboard"], tmp_path / "run")
     rows = [{"step": step, "event": "tried", "number": step} for step in range(30)]
     for row in rows:
         report.event(row, "")

@@ -137,6 +137,16 @@ def names_are_not_empty(
     return f"{', '.join(empty)} is empty: give the name of a file or folder, or remove the setting"
 
 
+def none_is_the_only_sink(log_to: list[str] | None) -> str | None:
+    """'none' means that the numbers go nowhere else."""
+    others = [name for name in log_to or () if name != "none"]
+    if not others or len(others) == len(log_to or ()):
+        return None
+    return (
+        f"log-to none cannot be combined with {' and '.join(others)}: remove none, or give it alone"
+    )
+
+
 LAWS: list[Callable[..., str | Broken | None]] = [
     details_are_for_full,
     layers_are_there_to_recompute,
@@ -147,4 +157,5 @@ LAWS: list[Callable[..., str | Broken | None]] = [
     rollback_needs_an_endless_order,
     something_makes_a_bad_step,
     names_are_not_empty,
+    none_is_the_only_sink,
 ]

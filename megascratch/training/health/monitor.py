@@ -4,7 +4,7 @@ import socket
 
 from megascratch.config.settings import GuardConfig
 from megascratch.parallel.grid import Grid
-from megascratch.runtime.timers import StepTimer
+from megascratch.runtime.timers import CommTimer, StepTimer
 from megascratch.training.health.replicas import check_replicas
 from megascratch.training.health.straggler import Stragglers
 from megascratch.training.trainer import Trainer
@@ -20,7 +20,7 @@ class RunMonitor:
         self.mesh = trainer.mesh
         self.checked = -1
         self.watches = guard.log_straggler and self.mesh.world.size > 1
-        self.phases = StepTimer(self.mesh.waits)
+        self.phases = StepTimer(self.mesh.waits or CommTimer(self.mesh.device))
         self.stragglers: Stragglers | None = None  # on the first rank
         if not self.watches:
             return
@@ -34,7 +34,7 @@ class RunMonitor:
 
     def begin(self, logged: bool) -> None:
         """Called before each step: measures the phases of the steps that are logged."""
-        if self.watches and logged:
+        if logged:
             self.phases.start()
         else:
             self.phases.stop()

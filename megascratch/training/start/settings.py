@@ -9,7 +9,7 @@ from typing import NamedTuple
 from megascratch.config.errors import SettingError
 from megascratch.config.fields import flat, with_fields
 from megascratch.config.laws import broken_laws
-from megascratch.config.load import Loaded
+from megascratch.config.load import Loaded, Origins
 from megascratch.config.resolve import Found, ResolvedConfig, Values, derive, resolve_derived
 from megascratch.config.settings import Config
 from megascratch.training.start.files import missing_files
@@ -23,6 +23,8 @@ class LegalSettings(NamedTuple):
     config: Config
     """With what follows from other settings and the number of processes."""
     world_size: int
+    origins: Origins = Origins()
+    """Where the given values come from."""
 
     def resolve(self, found: Found) -> ResolvedConfig:
         """Adds what files and the machine say.
@@ -47,4 +49,5 @@ def legal_settings(loaded: Loaded, world_size: int) -> LegalSettings:
     problems = loaded.problems + broken_laws(given, derived, world_size, loaded.unread)
     if problems:
         raise SettingError("\n".join([*problems, *missing_files(derived)]))
-    return LegalSettings(given, with_fields(loaded.config, derived), world_size)
+    config = with_fields(loaded.config, derived)
+    return LegalSettings(given, config, world_size, loaded.origins)

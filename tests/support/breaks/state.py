@@ -45,13 +45,14 @@ RUN = {
 class Rows:
     """Instead of a report: keeps the rows of the training steps."""
 
-    def __init__(self, folder: str, tensorboard_dir: str, total_steps: int, first_step: int):
+    def __init__(self, folder: str, title: str, total_steps: int, first_step: int):
         self.rows: list[dict] = []
 
     def step(self, row: dict) -> None:
         self.rows.append(row)
 
-    say = evaluation = event = close = nothing
+    earlier: tuple = ()
+    attempt = say = evaluation = event = note = close = abandon = nothing
 
 
 def resumed(config: Config, steps: int) -> RankTrace:

@@ -15,13 +15,13 @@ from megascratch.commands import main
 from megascratch.config.settings import Config, GuardConfig
 from megascratch.data.tokens.loss_mask import mask_prefix
 from megascratch.training.health.bad_steps import LossGuard
-from megascratch.training.report import Report
 from megascratch.training.state import TrainState
 from megascratch.training.trainer import Trainer
 from tests.support.corpora import write
 from tests.support.layout_runs import config_of, synthetic_batch
 from tests.support.pretrain_runs import flags, losses, saved
 from tests.support.rank_pool import on_ranks
+from tests.support.sinks import report_to
 from tests.support.trainers import build_trainer
 
 LAYOUTS = {
@@ -195,7 +195,7 @@ def test_a_run_that_comes_to_nothing_to_learn_ends_with_a_checkpoint(tmp_path, c
 
 
 def test_what_is_told_of_nothing_is_json_and_no_point_of_a_curve(tmp_path, monkeypatch, capsys):
-    report, points = Report(str(tmp_path), str(tmp_path), 8, 0), []
+    report, points = report_to(["tensorboard"], tmp_path), []
     monkeypatch.setattr(
         SummaryWriter, "add_scalar", lambda writer, name, value, step: points.append(name)
     )

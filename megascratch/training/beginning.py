@@ -1,0 +1,89 @@
+"""What the first rank says and writes when a run begins: headline, account of the wall time, folder, sinks."""
+
+import time
+import uuid
+from pathlib import Path
+
+from megascratch.config.fields import flat
+from megascratch.runtime.run_log import RUN_LOG
+from megascratch.training.report import Report
+from megascratch.training.run_folder import RunStart, record_start, this_host
+from megascratch.training.setup import TrainingRun
+from megascratch.training.sinks.chosen import chosen_sinks
+from megascratch.training.sinks.sink import RunIdentity
+from megascratch.training.time_split import TimeSplit, process_began
+
+
+def headline(run: TrainingRun, parameters: int, peak: float) -> str:
+    """The first line of the log.
+
+    Args:
+        peak: the matmul peak in FLOP/s.
+    """
+    tokens = run.config.training.global_batch_size * run.config.data.seq_length
+    mesh = run.mesh
+    return (
+        f"{parameters:,} parameters on {mesh.layout.name} ({mesh.world.size} ranks, "
+        f"{run.config.parallel.pipeline_schedule}, {mesh.device.type}), {tokens:,} tokens a step, "
+        f"{run.total_steps} steps from step {run.state.step}, matmul peak {peak / 1e9:,.0f} GFLOP/s"
+    )
+
+
+def title(run: TrainingRun, parameters: int) -> str:
+    """The title of loss.png."""
+    name = Path(run.config.training.output_dir).resolve().name
+    return f"{name}: {parameters:,} parameters on {run.mesh.layout.name}"
+
+
+def nothing_left(run: TrainingRun) -> str:
+    """The message of a run whose steps are all done."""
+    training = run.config.training
+    flag = "--train-iters" if training.train_iters is not None else "--train-samples"
+    now = training.train_iters or training.train_samples
+    step = run.state.step
+    if step > run.total_steps:
+        done = f"step {step} of the checkpoint is beyond the {run.total_steps} steps of this run"
+    else:
+        done = f"all {step} steps of {training.output_dir} are done"
+    return f"{done}: nothing is left to train; to continue, raise {flag} (now {now})"
+
+
+def begin_times(run: TrainingRun, report: Report | None) -> TimeSplit:
+    """The account of the wall time; on the first rank it continues that of earlier processes of the run."""
+    began = process_began(run.launch)
+    times = TimeSplit(time.monotonic() - (time.time() - began))
+    if report is not None and run.state.step < run.total_steps:
+        report.note(times.resume(report.earlier, run.state.step, run.launch, began))
+    return times
+
+
+def begin_folder(run: TrainingRun, report: Report | None) -> None:
+    """Writes how the run was started into its folder, and chooses the sinks of its report. Called by all ranks; only
+    the first one writes."""
+    hosts = run.mesh.control.gather(this_host())
+    if report is None:
+        return
+    training = run.config.training
+    folder = Path(training.output_dir)
+    start = RunStart(
+        run.command,
+        run.config_text,
+        run.launch,
+        run.state.step,
+        hosts,
+        run.mesh.device.type,
+    )
+    RUN_LOG.info("start from step %s: %s", run.state.step, run.command or "from Python")
+    ids: list[str] = []
+    report.attempt(lambda: ids.append(record_start(folder, start)))
+    identity = RunIdentity(
+        training.log_project,
+        training.log_run or folder.resolve().name,
+        ids[0] if ids else uuid.uuid4().hex[:12],
+        str(folder),
+        training.tensorboard_dir,
+        flat(run.config),
+        run.config_text,
+        run.state.step,
+    )
+    report.sinks = chosen_sinks(training.log_to, identity, report.say)
