@@ -10,6 +10,8 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
+
 PR_SET_PDEATHSIG = 1
 LOOK_EVERY = 0.5  # seconds between two looks at the parent, where the kernel cannot signal its end
 ENDED = "ended"
@@ -31,6 +33,15 @@ def start_of(pid: int) -> str:
             return ENDED
         return "" if not Path("/proc").exists() else ENDED
     return ENDED if state == "Z" else rest[18]
+
+
+def own_age() -> float:
+    """Seconds since this process was started or forked."""
+    ticks = start_of(os.getpid())
+    if not ticks:
+        return time.time() - psutil.Process().create_time()
+    # psutil adds whole seconds of the system's clock; ticks count from the boot, to a hundredth of a second
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - int(ticks) / os.sysconf("SC_CLK_TCK")
 
 
 def identity(pid: int) -> str:

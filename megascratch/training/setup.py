@@ -18,7 +18,6 @@ from megascratch.checkpoint.steps import is_step, step_folder
 from megascratch.checkpoint.validation_loss import known_loss
 from megascratch.config.errors import Problems
 from megascratch.config.layout import Layout
-from megascratch.config.load import format_config
 from megascratch.config.notices import notices
 from megascratch.config.resolve import ResolvedConfig, ResolvedParallel
 from megascratch.config.settings import DataConfig, ParallelConfig
@@ -107,7 +106,7 @@ def build_run(settings: LegalSettings, problems: Problems, command: str = "") ->
             log = open_log(config.training.output_dir)
         for notice in first_notices:
             RUN_LOG.info("notice: %s", notice)
-        config_text = format_config(settings.config, settings.origins)
+        config_text = settings.as_yaml()
         run = _built(ready, mesh, saver, config_text, report_lease, launch)
         run.log = log
         run.command = command

@@ -12,10 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from time import monotonic, time
 from typing import Any, NamedTuple
 
-import psutil
-
 from megascratch.config.exit_codes import is_own_process
 from megascratch.runtime.launch_environment import launch_environment
+from megascratch.runtime.processes import own_age
 
 PARTS = ("steps", "start", "data", "validation", "checkpoints", "lost", "other")
 REPEATED = ("steps", "data")
@@ -174,5 +173,5 @@ def process_began(launch: float) -> float:
     """
     if not is_own_process():
         return launch
-    own = psutil.Process().create_time()
+    own = time() - own_age()
     return own if launch_environment().attempt else min(own, launch)

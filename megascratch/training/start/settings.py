@@ -9,7 +9,7 @@ from typing import NamedTuple
 from megascratch.config.errors import SettingError
 from megascratch.config.fields import flat, with_fields
 from megascratch.config.laws import broken_laws
-from megascratch.config.load import Loaded, Origins
+from megascratch.config.load import Loaded, Origins, format_config
 from megascratch.config.resolve import Found, ResolvedConfig, Values, derive, resolve_derived
 from megascratch.config.settings import Config
 from megascratch.training.start.files import missing_files
@@ -25,6 +25,11 @@ class LegalSettings(NamedTuple):
     world_size: int
     origins: Origins = Origins()
     """Where the given values come from."""
+
+    def as_yaml(self) -> str:
+        """The settings as `--config` takes them, on any number of ranks: what follows from others is a comment."""
+        given = with_fields(self.config, self.given)
+        return format_config(given, self.origins, flat(self.config))
 
     def resolve(self, found: Found) -> ResolvedConfig:
         """Adds what files and the machine say.
