@@ -131,7 +131,21 @@ def alone(case: Case) -> Case:
     return Case("one process", one_process(case.config))
 
 
-@lru_cache(maxsize=16)
+class _SameSettings(NamedTuple):
+    """The key of a case in a cache: a config has lists, so it cannot be hashed."""
+
+    case: Case
+    steps: int
+
+    def __hash__(self) -> int:
+        return hash((repr(self.case.config), self.steps))
+
+
 def reference_run(case: Case, steps: int) -> RunRecord:
     """The reference run, in this process. It is cached, because all layouts of a model share it."""
-    return gather([train_on_rank(case.config, steps)])
+    return _reference_run(_SameSettings(case, steps))
+
+
+@lru_cache(maxsize=16)
+def _reference_run(run: _SameSettings) -> RunRecord:
+    return gather([train_on_rank(run.case.config, run.steps)])

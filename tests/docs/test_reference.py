@@ -75,6 +75,7 @@ def test_every_source_file_that_a_page_names_exists(page):
         )
     )
     examples = {"benchmarks/bench_NAME.py", "merges.txt", "sample.txt", "input.txt"}
+    examples |= {"command.txt", "log.txt"}  # of a run's folder
     of_others = {"preprocess_data_fast.py", "prepare.py", "train.py", "sample.py", "run_clm.py"}
     of_others.add("data/shakespeare_char/input.txt")
     assert [
