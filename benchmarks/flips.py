@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from megascratch.commands.data import main as data_verb
+from megascratch.commands import call
 from megascratch.config.errors import UserError
 from megascratch.config.settings import DataConfig
 from megascratch.data.preprocess.conversations import Template, write_conversations
@@ -151,7 +151,8 @@ def outcome_of(folder: Path, sound: Path, expected: list[np.ndarray]) -> Outcome
     """What the verb says, then what a run does."""
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
-        code = data_verb(
+        code = call(
+            "data",
             [
                 "validate",
                 str(folder / "corpus"),
@@ -159,7 +160,7 @@ def outcome_of(folder: Path, sound: Path, expected: list[np.ndarray]) -> Outcome
                 str(folder / "cache"),
                 "--most",
                 "1",
-            ]
+            ],
         )
     told = io.StringIO()
     try:

@@ -4,26 +4,19 @@ The pages in docs/reference/ have a few words each and include what this file wr
 It runs before every build, so the reference is that of the code. By hand: `python docs/generate_reference.py`.
 """
 
-import argparse
-import contextlib
 import importlib
 import inspect
-import io
-import os
 import re
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args, get_origin
-from unittest import mock
 
 from megascratch.commands import VERBS
+from megascratch.commands.parsers.base import Parser
 from megascratch.config.declare import Setting, help_texts
 from megascratch.config.fields import SECTIONS, SETTINGS, flag
 from megascratch.config.resume_rules import KINDS
-
-TAKES_SETTINGS = ("pretrain", "verify", "doctor", "dry-run")
-"""Verbs whose flags are the settings, too."""
 
 PYTHON = {
     "The library": [
@@ -165,16 +158,11 @@ def command_line_page() -> str:
     lines = []
     for verb, summary in VERBS.items():
         lines += [f"## {verb}", "", f"{summary[0].upper()}{summary[1:]}.", ""]
-        if verb == "pretrain":
-            launcher = importlib.import_module("megascratch.commands.pretrain").HELP
-            lines += ["```text", launcher.rstrip(), "```", ""]
-        else:
-            for parser in _parsers(verb):
-                title = parser.prog.removeprefix("megascratch ")
-                lines += [] if title == verb else [f"### {title}", ""]
-                with mock.patch.dict(os.environ, {"COLUMNS": "100"}):
-                    lines += ["```text", parser.format_help().rstrip(), "```", ""]
-        if verb in TAKES_SETTINGS:
+        for parser in _parsers(verb):
+            title = parser.prog.removeprefix("megascratch ")
+            lines += [] if title == verb else [f"### {title}", ""]
+            lines += ["```text", parser.format_help().rstrip(), "```", ""]
+        if parser.takes_settings:
             lines += [
                 "Every setting is a flag: see [settings](settings.md), for example `num_layers` is "
                 f"`{flag('num_layers')}`. `--config FILE` reads settings from YAML; flags override the file. "
@@ -184,25 +172,11 @@ def command_line_page() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _parsers(verb: str) -> Iterator[argparse.ArgumentParser]:
-    """The verb's parser, caught where it would print its help, and those of its sub-verbs."""
-    caught: list[argparse.ArgumentParser] = []
-
-    def catch(parser: argparse.ArgumentParser, file: Any = None) -> None:
-        caught.append(parser)
-
-    command = importlib.import_module(f"megascratch.commands.{verb.replace('-', '_')}")
-    with (
-        mock.patch.object(argparse.ArgumentParser, "print_help", catch),
-        contextlib.redirect_stdout(io.StringIO()),
-        contextlib.suppress(SystemExit),
-    ):
-        command.main(["--help"])
-    (top,) = caught
+def _parsers(verb: str) -> Iterator[Parser]:
+    """The verb's parser and those of its sub-verbs."""
+    top = importlib.import_module(f"megascratch.commands.parsers.{verb.replace('-', '_')}").parser()
     yield top
-    for action in top._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            yield from action.choices.values()
+    yield from top.commands().values()
 
 
 # ---- Python --------------------------------------------------------------------------------------------------------

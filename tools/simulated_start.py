@@ -154,7 +154,7 @@ def written_by(words: Sequence[str], ranks: int, folder: Path) -> Path:
     Raises: UserError if the layout does not fit so many ranks.
     """
     base = Config() if "--config" in words else with_fields(Config(), TINY)
-    loaded = read_config(words, base, prog="simulated_start")
+    loaded = read_config(words, base)
     config = imagined_run(loaded, ranks, "cpu").config
     table = weight_table(config.model, config.parallel, Layout.of(config.parallel))
     held = (held_by_rank(config, rank, table) for rank in range(ranks))
@@ -170,7 +170,7 @@ def _settings(words: Sequence[str], world: int, rank: int, folder: str) -> Legal
             f"--rank ({rank}) must be from 0 to {world - 1}: the world has {world} ranks"
         )
     base = Config() if "--config" in words else with_fields(Config(), TINY)
-    loaded = read_config(words, base, prog="simulated_start")
+    loaded = read_config(words, base)
     given = flat(loaded.config)
     changes: dict[str, Any] = {"output_dir": folder, "device": "cpu"}
     if not any(idx_path(prefix).exists() for prefix in named_corpora(given)):

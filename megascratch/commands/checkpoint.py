@@ -16,11 +16,9 @@ layout.
 import argparse
 import json
 import math
-from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from megascratch.config.errors import UserError
 from megascratch.config.printable import printable
 
 if TYPE_CHECKING:
@@ -29,11 +27,17 @@ if TYPE_CHECKING:
 WIDTH = 120  # of a table if the output is not a terminal
 
 
-def main(argv: Sequence[str]) -> int:
+def main(options: argparse.Namespace) -> int:
     """Runs the command. Raises: UserError for an error that the user can fix."""
-    options = _parser().parse_args(argv)
-    code: int = options.run(options)
-    return code
+    commands = {
+        "inspect": inspect,
+        "verify": verify,
+        "diff": diff,
+        "reshard": reshard,
+        "average": average,
+        "prune": prune,
+    }
+    return commands[options.name](options)
 
 
 # ---- commands --------------------------------------------------------------------------------------------------
@@ -109,8 +113,6 @@ def reshard(options: argparse.Namespace) -> int:
     from megascratch.checkpoint.open_checkpoint import OpenCheckpoint
     from megascratch.checkpoint.tools import reshard
 
-    if options.dtype is not None and options.dtype not in reshard.PRECISIONS:
-        raise UserError(f"--dtype ({options.dtype}) must be one of {', '.join(reshard.PRECISIONS)}")
     with OpenCheckpoint(_one(options.path)) as source:
         written = reshard.reshard(
             source,
@@ -359,101 +361,3 @@ def _show(table: Any) -> None:
     if not console.is_terminal:
         console.width = WIDTH
     console.print(table)
-
-
-# ---- flags -----------------------------------------------------------------------------------------------------
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="megascratch checkpoint",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    runs = {
-        "inspect": inspect,
-        "verify": verify,
-        "diff": diff,
-        "reshard": reshard,
-        "average": average,
-        "prune": prune,
-    }
-    verbs = parser.add_subparsers(required=True, dest="name", metavar="|".join(runs))
-    parsers = {}
-    for name, run in runs.items():
-        parsers[name] = verbs.add_parser(name, help=run.__doc__, allow_abbrev=False)
-        parsers[name].set_defaults(run=run)
-        parsers[name].add_argument("--json", action="store_true", help="print the result as JSON")
-    for name in ("inspect", "reshard", "prune"):
-        parsers[name].add_argument("path", help="a folder of steps, or a step folder")
-    parsers["verify"].add_argument("path", nargs="+", help="folders of steps, or step folders")
-    parsers["average"].add_argument(
-        "path", nargs="+", help="step folders, or folders of steps (each one's newest)"
-    )
-    parsers["diff"].add_argument("first", help="a step folder, or a folder of steps")
-    parsers["diff"].add_argument("second", help="the checkpoint to compare it with")
-    for name, most in (("inspect", 20), ("diff", 40)):
-        parsers[name].add_argument(
-            "--most",
-            type=_from(0),
-            default=most,
-            metavar="N",
-            help=f"most rows to print (default: {most})",
-        )
-    for name in ("reshard", "average"):
-        add = parsers[name].add_argument
-        add("--output", required=True, metavar="DIR", help="folder of steps to write to")
-        add(
-            "--files", type=_from(1), metavar="N", help="number of files (default: from --file-mib)"
-        )
-        add(
-            "--file-mib",
-            type=_from(1),
-            default=4096,
-            metavar="N",
-            help="largest size of a file in MiB (default: 4096)",
-        )
-    parsers["reshard"].add_argument(
-        "--dtype", metavar="fp32|bf16|fp16|fp64", help="precision of the weights"
-    )
-    parsers["reshard"].add_argument(
-        "--weights-only", action="store_true", help="do not write the optimizer state"
-    )
-    _add_retention(parsers["prune"].add_argument)
-    return parser
-
-
-def _add_retention(add: Callable[..., object]) -> None:
-    """Which steps are kept; the names are those of the settings of a run."""
-    add(
-        "--keep-last-n-checkpoints",
-        type=_from(1),
-        default=1,
-        metavar="N",
-        help="keep the N newest steps (default: 1)",
-    )
-    add(
-        "--save-retain-interval",
-        type=_from(0),
-        default=0,
-        metavar="N",
-        help="also keep steps that are multiples of N",
-    )
-    add(
-        "--keep-best-n-checkpoints",
-        type=_from(0),
-        default=0,
-        metavar="N",
-        help="also keep the N steps with the lowest loss",
-    )
-    add("--dry-run", action="store_true", help="only print what would be deleted")
-
-
-def _from(least: int) -> Any:
-    def number(word: str) -> int:
-        value = int(word)
-        if value < least:
-            raise argparse.ArgumentTypeError(f"{value} must be at least {least}")
-        return value
-
-    return number

@@ -1,15 +1,11 @@
-"""`megascratch curate`: filters and deduplicates JSONL texts for training, and reports what was dropped and why.
-
-    megascratch curate --input web.jsonl --output clean.jsonl --gopher-quality --gopher-repetition --exact-duplicates \\
-        --near-duplicates --decontaminate heldout.jsonl --report report.json
-"""
+"""`megascratch curate`: filters and deduplicates JSONL texts for training, and reports what was dropped and why."""
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from megascratch.commands.input_output import BadLines, add_input, require_no_input
+from megascratch.commands.input_output import BadLines, require_no_input
 from megascratch.commands.text_source import no_text
 from megascratch.config.errors import UserError
 from megascratch.config.fields import nearest
@@ -20,11 +16,14 @@ from megascratch.data.text.sources import Source, find_sources
 from megascratch.runtime.atomic_file import atomic_file, explain_write_errors
 
 
-def main(argv: Sequence[str]) -> int:
+def main(options: argparse.Namespace) -> int:
     """Runs the command. Raises: UserError for an error that the user can fix."""
-    options = _parser().parse_args(argv)
     output = Path(options.output)
-    values = {name: getattr(options, name) for name in Settings._fields if name != "limits"}
+    values = {}
+    for name in Settings._fields:
+        value = getattr(options, name, None)
+        if value is not None:  # a flag that is given
+            values[name] = value
     values["decontaminate"] = tuple(options.decontaminate)
     sources = find_sources(options.input, options.input_format)
     paths = [source.path for source in sources]
@@ -102,113 +101,3 @@ def _print_report(report: CurationReport, output: Path) -> None:
         print(
             f"  {short:,} of {report.evaluation_texts:,} evaluation texts are too short to search for"
         )
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="megascratch curate",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    add = parser.add_argument
-    default = Settings()
-    add_input(parser)
-    add(
-        "--output",
-        required=True,
-        metavar="FILE",
-        help="JSONL file for the lines that pass all rules",
-    )
-    add(
-        "--report",
-        metavar="FILE",
-        help="JSON file: how many texts each rule dropped, with examples",
-    )
-    add(
-        "--json-key",
-        default=default.json_key,
-        metavar="KEY",
-        help="key of the text in a line (default: text)",
-    )
-    add("--strict", action="store_true", help="stop at the first bad line, write nothing")
-    _add_rules(add)
-    _add_duplicates(add, default)
-    return parser
-
-
-def _add_rules(add: Callable[..., object]) -> None:
-    """Rules on one text."""
-    add(
-        "--gopher-quality",
-        action="store_true",
-        help="rules on length, symbols, bullets, stop words (arXiv 2112.11446)",
-    )
-    add(
-        "--gopher-repetition",
-        action="store_true",
-        help="rules on repeated lines, paragraphs and n-grams (same paper)",
-    )
-    add(
-        "--c4",
-        action="store_true",
-        help="keep only lines that end a sentence; no code, no lorem ipsum (arXiv 1910.10683)",
-    )
-    add(
-        "--limit",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="change a limit of these rules",
-    )
-
-
-def _add_duplicates(add: Callable[..., object], default: Settings) -> None:
-    """Rules that compare a text with others."""
-    add(
-        "--decontaminate",
-        nargs="+",
-        default=[],
-        metavar="FILE",
-        help="drop texts that share n-grams with these files",
-    )
-    add(
-        "--decontaminate-key",
-        default=default.decontaminate_key,
-        metavar="KEY",
-        help="key of the text in these files (default: text)",
-    )
-    add(
-        "--decontaminate-words",
-        type=int,
-        default=default.decontaminate_words,
-        metavar="N",
-        help="words in a shared n-gram (default: 13, as in GPT-3; shorter evaluation texts must match entirely)",
-    )
-    add("--exact-duplicates", action="store_true", help="keep only the first of equal texts")
-    add(
-        "--near-duplicates",
-        action="store_true",
-        help="keep only the first of similar texts (MinHash, needs datasketch)",
-    )
-    add(
-        "--similarity",
-        type=float,
-        default=default.similarity,
-        metavar="J",
-        help="Jaccard similarity (default: 0.8)",
-    )
-    add(
-        "--shingle-words",
-        type=int,
-        default=default.shingle_words,
-        metavar="N",
-        help="words in a shingle (default: 13)",
-    )
-    add(
-        "--permutations",
-        type=int,
-        default=default.permutations,
-        metavar="N",
-        help="permutations in a signature (default: 128)",
-    )

@@ -23,7 +23,6 @@ from rich.table import Table
 from megascratch import tokenizer as tokenizers
 from megascratch.commands import data_order
 from megascratch.commands.input_output import of_corpora, require_free, require_no_input
-from megascratch.commands.own_parts import add_import
 from megascratch.config.errors import UserError
 from megascratch.config.printable import printable
 from megascratch.data.inspect import merge_split
@@ -48,16 +47,18 @@ WIDTH = 120  # of a table if the output is not a terminal
 SHOWN = 400  # characters of a decoded sample that are printed
 
 
-def main(argv: Sequence[str]) -> int:
+def main(options: argparse.Namespace) -> int:
     """Runs the command. Raises: UserError for an error that the user can fix."""
-    parser = _parser()
-    options, settings = parser.parse_known_args(argv)
     if options.name in READ_A_CONFIG:
-        return READ_A_CONFIG[options.name](options, settings)
-    if settings:
-        parser.error(f"unrecognized arguments: {' '.join(settings)}")
-    code: int = options.run(options)
-    return code
+        return READ_A_CONFIG[options.name](options, options.settings)
+    commands = {
+        "inspect": inspect,
+        "validate": validate,
+        "record": record,
+        "merge": merge,
+        "split": split,
+    }
+    return commands[options.name](options)
 
 
 # ---- commands --------------------------------------------------------------------------------------------------
@@ -331,127 +332,3 @@ def _draw(found: Statistics, title: str, path: str) -> None:
         histograms(found, title).savefig(path, dpi=120)
     except OSError as error:
         raise UserError(f"--output {path} cannot be written: {error.strerror}") from error
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="megascratch data",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    runs = {
-        "inspect": inspect,
-        "validate": validate,
-        "record": record,
-        "merge": merge,
-        "split": split,
-    } | READ_A_CONFIG
-    verbs = parser.add_subparsers(required=True, dest="name", metavar="|".join(runs))
-    parsers = {}
-    for name, run in runs.items():
-        parsers[name] = verbs.add_parser(name, help=run.__doc__, allow_abbrev=False)
-        parsers[name].set_defaults(run=run)
-    _inspect_flags(parsers["inspect"])
-    _validate_flags(parsers["validate"])
-    data_order.report_flags(parsers["blend-report"])
-    data_order.record_flags(parsers["audit"])
-    add = parsers["record"].add_argument
-    add("prefix", nargs="+", help="corpora: the common part of .bin and .idx")
-    add(
-        "--overwrite",
-        action="store_true",
-        help="also if the corpus has changed since it was recorded",
-    )
-    add = parsers["merge"].add_argument
-    add("--input", nargs="+", required=True, metavar="PREFIX", help="corpora, or folders of them")
-    add("--output-prefix", required=True, metavar="PREFIX")
-    add("--overwrite", action="store_true", help="replace an existing corpus")
-    add(
-        "--sort",
-        action="store_true",
-        help="merge in the order of the names instead of the order given",
-    )
-    add("--multimodal", action="store_true", help=argparse.SUPPRESS)
-    add = parsers["split"].add_argument
-    add("prefix")
-    add(
-        "--output-prefix",
-        required=True,
-        metavar="PREFIX",
-        help="writes PREFIX_NAME.bin/.idx/.json for each part",
-    )
-    add("--overwrite", action="store_true", help="replace existing corpora")
-    how = parsers["split"].add_mutually_exclusive_group(required=True)
-    how.add_argument(
-        "--fractions",
-        nargs="+",
-        type=float,
-        metavar="F",
-        help="fractions of the documents that add up to 1, or proportions as whole numbers",
-    )
-    how.add_argument(
-        "--documents", nargs="+", type=int, metavar="N", help="number of documents in each part"
-    )
-    add("--names", nargs="+", metavar="NAME", help="names of the parts (default: 0 1 2 ...)")
-    return parser
-
-
-def _inspect_flags(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("prefix", help="a corpus: the common part of its .bin and .idx")
-    _tokenizer_flags(parser)
-    add(
-        "--samples",
-        type=_at_least_0,
-        default=0,
-        metavar="N",
-        help="documents to show, at even distances (default: 0)",
-    )
-    add(
-        "--most",
-        type=_at_least_0,
-        default=20,
-        metavar="N",
-        help="most frequent ids to show (default: 20)",
-    )
-    add("--output", metavar="FILE", help="draw the histograms: .png, .svg or .pdf")
-    add("--json", action="store_true", help="print the numbers as JSON")
-    add(
-        "--data-cache-path",
-        metavar="DIR",
-        help="cache folder for a corpus in object storage (s3://...)",
-    )
-
-
-def _validate_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("prefix", nargs="+", help="corpora: the common part of .bin and .idx")
-    _tokenizer_flags(parser)
-    parser.add_argument(
-        "--most", type=_at_least_0, default=100, metavar="N", help="problems to list (default: 100)"
-    )
-    parser.add_argument(
-        "--data-cache-path",
-        metavar="DIR",
-        help="index caches to check (default: cache/ next to it)",
-    )
-
-
-def _tokenizer_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--tokenizer-model", metavar="FILE", help="the tokenizer that made the corpus"
-    )
-    parser.add_argument("--tokenizer-type", metavar="KIND")
-    add_import(parser)
-    parser.add_argument(
-        "--vocab-size",
-        type=int,
-        metavar="N",
-        help="size of the vocabulary (default: the tokenizer's)",
-    )
-
-
-def _at_least_0(word: str) -> int:
-    number = int(word)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{number} must be at least 0")
-    return number

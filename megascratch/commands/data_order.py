@@ -40,15 +40,13 @@ ANY_ID = 1 << 31  # a vocabulary size that allows every id: ids are not checked 
 
 def report(options: argparse.Namespace, settings: Sequence[str]) -> int:
     """Reports samples, tokens and epochs of each corpus in a blend, and its largest deviation from its weight."""
-    config, origins = load_config(settings, prog="megascratch data blend-report")
+    config, origins = load_config(settings)
     print_notices(origins)
     asked = samples = options.samples
     if samples is None:
         legal = _legal(flat(config), options.world_size)
         asked = samples_asked_for(legal)
         samples = steps_and_samples(legal)[1]
-    if samples < 1:
-        raise UserError(f"--samples ({samples}) must be at least 1")
     found = blend_report(
         _training_set(config.data, config.training.seed, config.model.vocab_size, asked, samples),
         samples,
@@ -66,7 +64,7 @@ def record(options: argparse.Namespace, settings: Sequence[str]) -> int:
     first, last = _steps(options.steps)
     if options.document is not None and options.corpus is None:
         raise UserError(f"--document ({options.document}) needs --corpus, the prefix of its corpus")
-    config, origins = load_config(settings, prog="megascratch data audit")
+    config, origins = load_config(settings)
     print_notices(origins)
     legal = _legal(flat(config), options.world_size)
     total, samples = steps_and_samples(legal)
@@ -174,35 +172,3 @@ def _print(found: Sequence[BlendShare], samples: int) -> None:
     if not console.is_terminal:
         console.width = WIDTH + max(len(share.corpus) for share in found)
     console.print(table)
-
-
-def report_flags(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add(
-        "--samples",
-        type=int,
-        metavar="N",
-        help="default: the length of the run (--train-iters or --train-samples)",
-    )
-    add("--json", action="store_true", help="print the numbers as JSON")
-    _common_flags(parser)
-
-
-def record_flags(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--steps", required=True, metavar="FIRST:LAST", help="first and last step, counted from 1")
-    add("--corpus", metavar="PREFIX", help="only documents of this corpus")
-    add("--document", type=int, metavar="D", help="only this document of --corpus")
-    add("--output", metavar="FILE", help=".csv or .jsonl (default: CSV to standard output)")
-    add("--jsonl", action="store_true", help="write a JSON object per line instead of CSV")
-    _common_flags(parser)
-
-
-def _common_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--world-size",
-        type=int,
-        metavar="N",
-        help="ranks of the run, if --global-batch-size is not given",
-    )
-    parser.epilog = "Accepts every setting of `megascratch pretrain` as a flag, and --config FILE."

@@ -14,7 +14,6 @@ import time
 from collections.abc import Sequence
 from datetime import timedelta
 
-from megascratch.config.errors import UserError
 from megascratch.config.fields import flat, with_fields
 from megascratch.config.layout import Layout
 from megascratch.config.load import print_notices, read_config
@@ -34,37 +33,15 @@ from megascratch.training.start.preflight import differences, rank_facts, where
 from megascratch.training.start.settings import legal_settings
 
 MOST_SKEW = 1.0  # seconds between clocks
-SUMMARY = (
-    "check machines and settings before a run: versions, files, network, clocks, disk, every axis"
-)
 
 
-def main(argv: Sequence[str]) -> int:
+def main(options: argparse.Namespace) -> int:
     """0: a run can start; 1: it cannot. Raises: UserError for invalid settings or a rendezvous that fails."""
-    parser = argparse.ArgumentParser(
-        prog="megascratch doctor",
-        description=SUMMARY,
-        allow_abbrev=False,
-        add_help=False,
-        epilog="Accepts every setting of `megascratch pretrain` as a flag; without any, only machines are checked.",
-    )
-    parser.add_argument(
-        "--timeout",
-        type=float,
-        default=60.0,
-        metavar="SECONDS",
-        help="how long ranks wait for each other (default: 60)",
-    )
-    if {"-h", "--help"} & set(argv):
-        parser.print_help()
-        return 0
-    options, words = parser.parse_known_args(argv)
-    if not options.timeout > 0:
-        raise UserError(f"--timeout ({options.timeout:g}) must be above 0")
+    words = options.settings
     world = launch_environment().world_size
     named: Values | None = None  # the settings, if any is given
     if words:
-        loaded = read_config(words, prog="megascratch doctor")
+        loaded = read_config(words)
         print_notices(loaded.origins)
         config = legal_settings(loaded, world).config
         named = flat(config)

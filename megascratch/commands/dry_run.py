@@ -24,29 +24,18 @@ from megascratch.dry_run.run import ImaginedRank, run_rank
 from megascratch.dry_run.settings import ImaginedRun, imagined_run
 from megascratch.parallel.grid import Grid
 
-SUMMARY = "runs the program of a rank without the other ranks, and counts what it holds, computes and sends"
-EPILOG = (
-    "Accepts every setting of `megascratch pretrain` as a flag, and --config FILE. Data, a length and the files of a "
-    "tokenizer are not needed; --vocab-size is, or a tokenizer. Memory is that of tensors, at the peak of one step; "
-    "CUDA, NCCL and fragmentation need some more."
-)
 WIDTH = 130  # of the tables if the output is not a terminal
 PICTURES = (".svg", ".png", ".pdf")
 
 
-def main(argv: Sequence[str]) -> int:
+def main(options: argparse.Namespace) -> int:
     """Runs the command. Raises: UserError for an error that the user can fix."""
-    parser = _parser()
-    if {"-h", "--help"} & set(argv):
-        parser.print_help()
-        return 0
-    options, words = parser.parse_known_args(argv)
     world = _number("--world", options.world, 1)
     kind = _device_kind(options.device_kind)
     if options.picture is not None and not options.picture.endswith(PICTURES):
         raise UserError(f"--picture ({options.picture}) must end with {', '.join(PICTURES)}")
     require_folder_of("--picture", options.picture)
-    loaded = read_config(words, prog="megascratch dry-run")
+    loaded = read_config(options.settings)
     print_notices(loaded.origins)
     if loaded.origins.print_config:
         raise UserError("--print-config is a flag of megascratch pretrain: use it there")
@@ -65,37 +54,6 @@ def main(argv: Sequence[str]) -> int:
                 f"--picture {options.picture} cannot be written: {error.strerror}"
             ) from error
     return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="megascratch dry-run",
-        description=SUMMARY,
-        epilog=EPILOG,
-        add_help=False,
-        allow_abbrev=False,
-    )
-    add = parser.add_argument
-    add("--world", metavar="N", help="the number of ranks of the run")
-    add("--rank", metavar="R", help="the rank to run (default: 0)")
-    add(
-        "--all-stages",
-        action="store_true",
-        help="run one rank of each pipeline stage, the first of those that share it",
-    )
-    add(
-        "--device-kind",
-        default="cuda",
-        metavar="KIND",
-        help="cpu, or cuda (default): the device of each rank, whose kernels and buffers are used",
-    )
-    add("--json", action="store_true", help="print JSON, with every action; sizes are bytes")
-    add(
-        "--picture",
-        metavar="FILE",
-        help="draw the memory over the actions of the step (.svg, .png or .pdf)",
-    )
-    return parser
 
 
 def _number(flag: str, text: str | None, least: int) -> int:

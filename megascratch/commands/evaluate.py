@@ -4,7 +4,6 @@ import argparse
 import gzip
 import json
 import lzma
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,12 +11,11 @@ from typing import Any, NamedTuple
 
 from megascratch.commands.input_output import (
     BadLines,
-    add_input,
-    add_parse_special_tokens,
     input_files,
     require_no_input,
 )
-from megascratch.commands.own_parts import add_import
+from megascratch.commands.parsers.evaluate import COUNTED
+from megascratch.commands.progress import Steps
 from megascratch.config.errors import UserError
 from megascratch.config.json_record import parse_object
 from megascratch.data.text.documents import read_records
@@ -29,12 +27,6 @@ from megascratch.runtime.atomic_file import explain_write_errors, write_atomical
 from megascratch.tokenizer import Tokenizer
 from megascratch.training.hardware import choose_device
 
-SUMMARY = "measure a checkpoint's loss and bits per byte on held-out text"
-COUNTED = (
-    "Every token of every document is counted once, including the end of a document if there is one; "
-    "bits per byte = nats / ln 2 / UTF-8 bytes."
-)
-
 
 class Document(NamedTuple):
     """A text and its position in the input, for messages."""
@@ -43,11 +35,8 @@ class Document(NamedTuple):
     place: str
 
 
-def main(argv: list[str]) -> int:
+def main(options: argparse.Namespace) -> int:
     """Runs the command. Raises: UserError for an error that the user can fix."""
-    options = _parser().parse_args(argv)
-    if options.batch_size is not None and options.batch_size < 1:
-        raise UserError(f"--batch-size ({options.batch_size}) must be at least 1")
     read = [("--tokenizer-model", options.tokenizer_model), *input_files(options)]
     require_no_input([("--output-json", options.output_json), ("--summary", options.summary)], read)
     previous = _read_summary(options.summary)  # fails before the evaluation if it cannot be read
@@ -69,7 +58,7 @@ def main(argv: list[str]) -> int:
         ends=not options.no_eod,
         stride=options.stride,
         batch_size=options.batch_size,
-        progress=_progress if sys.stderr.isatty() else None,
+        progress=Steps("batches"),
     )
     seconds = time.monotonic() - started
     result = _result(loss, [text.encode() for text in texts])
@@ -82,56 +71,6 @@ def main(argv: list[str]) -> int:
             result | {"bad_lines": bad_lines, "evaluation_seconds": round(seconds, 3)},
         )
     return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="megascratch evaluate", description=SUMMARY, epilog=COUNTED
-    )
-    add = parser.add_argument
-    add(
-        "--load",
-        required=True,
-        metavar="DIR",
-        help="a folder of checkpoints (the newest valid one is used), or one step; also s3://...",
-    )
-    add_input(parser)
-    add(
-        "--json-key",
-        default="text",
-        metavar="KEY",
-        help="key of the text in a line (default: text)",
-    )
-    add(
-        "--stride",
-        type=int,
-        metavar="S",
-        help="new tokens per window; the rest is context (default: seq_length)",
-    )
-    add(
-        "--no-eod",
-        action="store_true",
-        help="do not predict ends of documents: the model was trained without --append-eod",
-    )
-    add(
-        "--batch-size",
-        type=int,
-        metavar="N",
-        help="windows computed together (default: 4,096 tokens)",
-    )
-    add(
-        "--summary",
-        metavar="FILE",
-        help="JSON file to merge the result into, such as the run's summary.json",
-    )
-    add("--output-json", metavar="FILE", help="JSON file to write only the result to")
-    add("--strict", action="store_true", help="stop at the first bad line")
-    add("--device", choices=("cpu", "cuda"), help="default: cuda if available")
-    add("--tokenizer-model", metavar="FILE", help="default: the checkpoint's own")
-    add("--tokenizer-type", metavar="KIND", help="default: the checkpoint's own")
-    add_import(parser)
-    add_parse_special_tokens(parser)
-    return parser
 
 
 def _documents(options: argparse.Namespace) -> tuple[list[Document], int]:
@@ -164,11 +103,6 @@ def _encode(tokenizer: Tokenizer, document: Document, parse_specials: bool) -> l
         return tokenizer.encode(document.text, parse_specials)
     except UserError as error:
         raise UserError(f"{document.place}: {error}") from error
-
-
-def _progress(done: int, batches: int) -> None:
-    end = "\n" if done == batches else ""
-    print(f"\r{done} of {batches} batches", end=end, file=sys.stderr, flush=True)
 
 
 def _result(loss: DocumentLoss, contents: Sequence[bytes]) -> dict[str, Any]:

@@ -7,8 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megascratch.commands.input_output import add_parse_special_tokens, require_no_input
-from megascratch.commands.own_parts import add_import
+from megascratch.commands.input_output import require_no_input
 from megascratch.config.errors import UserError
 from megascratch.data.text.documents import read_records
 from megascratch.data.text.jsonl import BadLine
@@ -20,26 +19,20 @@ if TYPE_CHECKING:
     from megascratch.inference.generate import Continuation
     from megascratch.tokenizer import Tokenizer
 
-SUMMARY = "continue prompts with a checkpoint"
 SPECIAL_AS_TEXT = (
     "prompt {} contains the text of a special token, which is encoded as plain text "
     "(use --parse-special-tokens to encode it as the token)"
 )
 
 
-def main(argv: list[str]) -> int:
+def main(options: argparse.Namespace) -> int:
     """Runs the command. Raises: UserError for an error that the user can fix."""
-    options = _parser().parse_args(argv)
     sampling = _sampling(options)
     read = [
         ("--prompts-file", options.prompts_file),
         ("--tokenizer-model", options.tokenizer_model),
     ]
     require_no_input([("--output", options.output)], read)
-    if options.max_new_tokens < 1 or options.batch_size < 1:
-        raise UserError(
-            f"--max-new-tokens ({options.max_new_tokens}) and --batch-size ({options.batch_size}) must be at least 1"
-        )
     prompts = list(options.prompt)
     if options.prompts_file:
         prompts += _prompts(options.prompts_file)
@@ -85,84 +78,6 @@ def main(argv: list[str]) -> int:
     if notice is not None:
         print(f"notice: {notice}", file=sys.stderr)
     return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="megascratch generate", description=SUMMARY)
-    add = parser.add_argument
-    add(
-        "--load",
-        required=True,
-        metavar="DIR",
-        help="folder of a run or of its checkpoints (the newest valid one is used), or one step; also s3://...",
-    )
-    add(
-        "--prompt",
-        action="append",
-        default=[],
-        metavar="TEXT",
-        help="a prompt; can be repeated (default: an empty one)",
-    )
-    add(
-        "--prompts-file",
-        metavar="FILE",
-        help="file with a prompt per line; .jsonl and .parquet: the key text of each record",
-    )
-    add(
-        "--max-new-tokens",
-        type=int,
-        default=100,
-        metavar="N",
-        help="most new tokens per prompt (default: 100)",
-    )
-    add(
-        "--temperature",
-        type=float,
-        metavar="T",
-        help="divide the logits by T; 0 is greedy (default: 1)",
-    )
-    add("--top-k", type=int, metavar="K", help="sample from the K likeliest tokens (default: all)")
-    add(
-        "--top-p",
-        type=float,
-        metavar="P",
-        help="sample from the likeliest tokens with total probability P (default: 1)",
-    )
-    add(
-        "--stop",
-        action="append",
-        default=[],
-        metavar="TEXT",
-        help="stop at this text and remove it; can be repeated",
-    )
-    add(
-        "--stop-ids",
-        type=int,
-        nargs="+",
-        default=[],
-        metavar="ID",
-        help="stop at one of these tokens and remove it",
-    )
-    add("--greedy", action="store_true", help="always take the likeliest token")
-    add("--seed", type=int, default=1234, help="random seed of the sampling (default: 1234)")
-    add(
-        "--batch-size",
-        type=int,
-        default=8,
-        metavar="N",
-        help="prompts computed together (default: 8)",
-    )
-    add(
-        "--output",
-        metavar="FILE",
-        help="file to write to; .jsonl: a record per prompt (default: standard output)",
-    )
-    add("--device", choices=("cpu", "cuda"), help="default: cuda if available")
-    add("--tokenizer-model", metavar="FILE", help="default: the checkpoint's own")
-    add("--tokenizer-type", metavar="KIND", help="default: the checkpoint's own")
-    add_import(parser)
-    add_parse_special_tokens(parser)
-    return parser
 
 
 def _sampling(options: argparse.Namespace) -> Sampling:

@@ -10,32 +10,15 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from megascratch.config.errors import UserError
 from megascratch.config.presets import preset_names, preset_summary, preset_text
 from megascratch.runtime.atomic_file import explain_write_errors, write_atomically
 
-SUMMARY = "writes the config of a known model as commented YAML; without a name it lists them"
-EPILOG = (
-    "The first comment of the file has the commands that prepare data under the names that it uses, and train. "
-    "`--config NAME` trains a preset without a file; a second --config or flags override its values."
-)
 
-
-def main(argv: Sequence[str]) -> int:
+def main(options: argparse.Namespace) -> int:
     """Runs the command. Raises: UserError for an error that the user can fix."""
-    parser = argparse.ArgumentParser(
-        prog="megascratch init", description=SUMMARY, epilog=EPILOG, allow_abbrev=False
-    )
-    parser.add_argument("preset", nargs="?", metavar="PRESET", help="a name of the list")
-    parser.add_argument(
-        "--output",
-        metavar="FILE",
-        help="the file to write (default: PRESET.yaml), or - for standard output",
-    )
-    options = parser.parse_args(argv)
     if options.preset is None:
         if options.output is not None:
             raise UserError(f"--output {options.output} needs a preset: megascratch init PRESET")

@@ -1,5 +1,5 @@
-"""The input and output files of a command: the flags that name the input, the report of its bad lines, and the refusal
-to overwrite an input or an existing corpus."""
+"""The input and output files of a command: the report of bad lines, and the refusal to overwrite an input or a
+corpus."""
 
 import argparse
 import os
@@ -10,8 +10,7 @@ from pathlib import Path
 from megascratch.config.errors import UserError
 from megascratch.config.printable import printable
 from megascratch.data.text.bad_lines import BadReasons
-from megascratch.data.text.documents import SAMPLE_BY
-from megascratch.data.text.sources import FORMATS, find_sources
+from megascratch.data.text.sources import find_sources
 from megascratch.data.tokens.digests import digests_path, manifest_file
 from megascratch.data.tokens.loss_mask import mask_prefix
 from megascratch.data.tokens.token_files import bin_path, idx_path
@@ -19,35 +18,6 @@ from megascratch.data.tokens.token_files import bin_path, idx_path
 MOST_PRINTED = 20  # bad lines
 Named = tuple[str, str | Path | None]
 """A flag and a file that it names; None: the flag is not given."""
-
-
-def add_parse_special_tokens(parser: "argparse._ActionsContainer") -> None:
-    """Adds --parse-special-tokens."""
-    parser.add_argument(
-        "--parse-special-tokens",
-        action="store_true",
-        help="encode the text of a special token (<|endoftext|>, ...) as that token (default: as plain text)",
-    )
-
-
-def add_input(parser: "argparse._ActionsContainer", documents: bool = True) -> None:
-    """Adds --input and --input-format; with `documents` also --sample-by."""
-    add = parser.add_argument
-    what = "files, folders, patterns or - (standard input), read in this order; .jsonl .txt .parquet .gz .zst .bz2 .xz"
-    add("--input", nargs="+", required=True, metavar="FILE", help=what)
-    add(
-        "--input-format",
-        choices=FORMATS,
-        help="format of all inputs (default: by the suffix, else jsonl)",
-    )
-    if documents:
-        add(
-            "--sample-by",
-            choices=SAMPLE_BY,
-            default="document",
-            help="text files: what becomes one document: the file, each line with its newline, or each bare-line "
-            "without it (default: document)",
-        )
 
 
 class BadLines:

@@ -11,12 +11,9 @@ from functools import partial
 from itertools import repeat
 
 from megascratch.commands.input_output import (
-    add_input,
-    add_parse_special_tokens,
     of_corpora,
     require_no_input,
 )
-from megascratch.commands.own_parts import add_import
 from megascratch.commands.progress import Progress
 from megascratch.config.errors import UserError
 from megascratch.data.preprocess.documents import ReadOptions
@@ -30,17 +27,12 @@ from megascratch.data.preprocess.run import (
     shard_folder,
 )
 from megascratch.data.preprocess.work_units import LEAF_BYTES, shard_bytes
-from megascratch.data.text.jsonl import LONGEST_LINE
 from megascratch.data.text.sentences import language_code
 from megascratch.data.text.sources import Source, find_sources
 
-SUMMARY = "turn text (JSONL, plain, Parquet) into token files (.bin/.idx)"
-ENGINES = ("local", "ray")
 
-
-def main(argv: list[str]) -> int:
+def main(options: argparse.Namespace) -> int:
     """Runs the command. Raises: UserError for an error that the user can fix."""
-    options = _parser().parse_args(argv)
     _require(options)
     sources = find_sources(options.input, options.input_format)
     output = _output(options, sources)
@@ -59,113 +51,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="megascratch preprocess", description=SUMMARY)
-    _add_input(parser.add_argument_group("input"))
-    _add_output(parser.add_argument_group("output"))
-    _add_work(parser.add_argument_group("work"))
-    return parser
-
-
-def _add_input(group: "argparse._ArgumentGroup") -> None:
-    add = group.add_argument
-    add_input(group)
-    add(
-        "--json-keys",
-        nargs="+",
-        default=["text"],
-        metavar="KEY",
-        help="keys of the text; each becomes one output (default: text)",
-    )
-    longest = (
-        f"a longer line, row or text file is skipped as a bad line (default: {LONGEST_LINE:,})"
-    )
-    add("--max-document-bytes", type=int, default=LONGEST_LINE, metavar="BYTES", help=longest)
-    add("--strict", action="store_true", help="stop at the first bad line and write nothing")
-    add(
-        "--split-sentences",
-        action="store_true",
-        help="make each sentence a sequence; writes PREFIX_KEY_sentence",
-    )
-    add(
-        "--lang",
-        default="english",
-        help="language for --split-sentences, a name or a code (default: english)",
-    )
-    add("--keep-newlines", action="store_true", help="keep the white space around sentences")
-
-
-def _add_output(group: "argparse._ArgumentGroup") -> None:
-    add = group.add_argument
-    add(
-        "--output-prefix",
-        required=True,
-        metavar="PREFIX",
-        help="writes PREFIX_KEY_document.bin/.idx/.json",
-    )
-    add(
-        "--overwrite",
-        action="store_true",
-        help="replace output that was made from other input or with other options",
-    )
-    add(
-        "--tokenizer-type",
-        metavar="KIND",
-        help="default: detected from --tokenizer-model",
-    )
-    add("--tokenizer-model", metavar="FILE", help="the tokenizer's file")
-    add(
-        "--vocab-size",
-        type=int,
-        help="only for NullTokenizer: number of ids; the last one is the end of document",
-    )
-    add_import(group)
-    add("--append-eod", action="store_true", help="append the end-of-document id to every document")
-    add_parse_special_tokens(group)
-
-
-def _add_work(group: "argparse._ArgumentGroup") -> None:
-    add = group.add_argument
-    add(
-        "--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one per core)"
-    )
-    add(
-        "--engine",
-        choices=ENGINES,
-        default="local",
-        help="ray: run on a Ray cluster (RAY_ADDRESS, else a local one)",
-    )
-    add(
-        "--shard",
-        metavar="I/N",
-        help="encode only every N-th shard from the I-th (0 to N - 1); a last run without --shard merges",
-    )
-    add(
-        "--shard-bytes",
-        type=int,
-        metavar="BYTES",
-        help="input bytes per shard (default: up to 64 MiB)",
-    )
-    add("--partitions", type=int, default=1, help="least number of shards (default: 1)")
-    add(
-        "--keep-sequential-samples",
-        action="store_true",
-        help="has no effect: the order is always that of the input",
-    )
-    add(
-        "--log-interval",
-        type=int,
-        default=1000,
-        help="documents between progress lines (default: 1000)",
-    )
-
-
 def _require(options: argparse.Namespace) -> None:
-    counts = ("workers", "log_interval", "partitions", "max_document_bytes", "shard_bytes")
-    for name in counts:
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name.replace('_', '-')} ({value}) must be at least 1")
     if len(set(options.json_keys)) < len(options.json_keys):
         raise UserError(
             f"--json-keys {' '.join(options.json_keys)}: each key makes one output, name each once"
@@ -248,8 +134,9 @@ def _engine(options: argparse.Namespace, sources: list[Source]) -> Engine:
     """Parquet is always read in a child process, because a broken file can abort the reader."""
     if options.engine == "ray":
         return on_ray
-    alone = options.workers == 1 and all(source.format != "parquet" for source in sources)
-    return in_process if alone else partial(on_processes, count=options.workers)
+    workers = options.workers or os.cpu_count() or 1
+    alone = workers == 1 and all(source.format != "parquet" for source in sources)
+    return in_process if alone else partial(on_processes, count=workers)
 
 
 def _print_outputs(job: Job, output: Output, progress: Progress, wrote: bool) -> None:

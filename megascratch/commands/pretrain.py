@@ -32,21 +32,10 @@ from megascratch.training.start.files import missing_files
 from megascratch.training.start.inputs import open_inputs
 from megascratch.training.start.settings import legal_settings
 
-HELP = """\
---nproc-per-node N   check settings and files, then start N ranks on this machine and monitor them
---max-restarts N     if a rank dies or hangs, restart all ranks from the newest checkpoint, up to N times
---nnodes N|MIN:MAX   number of machines; run the same command on each of them (uses torchrun). Needs
---rdzv-endpoint H:P  host and port of the rendezvous, on one of the machines, and
---rdzv-id NAME       name of the run, the same on all machines. If names and addresses do not match, also
---rdzv-conf K=V,...  rendezvous settings of torchrun, such as is_host=1, and
---local-addr ADDRESS the address at which the other machines reach this one
---print-resume-rules print which settings may change when a run resumes from a checkpoint, and exit
-"""
-
 NEED_NNODES = ("--rdzv-endpoint", "--rdzv-id", "--rdzv-conf", "--local-addr")
 
 
-class _Start(NamedTuple):
+class Start(NamedTuple):
     """The flags of the launcher, and the words that are settings."""
 
     ranks: int  # 0: this process is a rank itself
@@ -66,14 +55,12 @@ class _Start(NamedTuple):
         return self.ranks * int((self.nnodes or "1").split(":")[-1])
 
 
-def main(argv: Sequence[str]) -> int:
+def main(options: argparse.Namespace) -> int:
     """Runs the command; the exit codes are those of `config.exit_codes`."""
-    if {"-h", "--help"} & set(argv):
-        print(HELP)
-    if "--print-resume-rules" in argv:
+    if options.print_resume_rules:
         print(rules())
         return 0
-    start = _start(argv)
+    start = start_of(options)
     loaded = read_config(start.words)
     if not start.ranks or loaded.origins.print_config:  # else the first rank prints them
         print_notices(loaded.origins)
@@ -90,12 +77,12 @@ def main(argv: Sequence[str]) -> int:
         config = open_inputs(settings, Found(), problems).config
     if start.ranks:
         keeps_batch = settings.given["global_batch_size"] is None
-        command = _command(argv)
+        command = _command(options.words)
         return _launched(start, command, config.parallel, config.training, keeps_batch)
     # imports torch, so it comes after the checks
     from megascratch.training.pretrain import pretrain
 
-    return pretrain(settings, problems, os.environ.get(COMMAND) or _command(argv))
+    return pretrain(settings, problems, os.environ.get(COMMAND) or _command(options.words))
 
 
 def _command(argv: Sequence[str]) -> str:
@@ -104,7 +91,7 @@ def _command(argv: Sequence[str]) -> str:
 
 
 def _launched(
-    start: _Start,
+    start: Start,
     command: str,
     parallel: ParallelConfig,
     training: ResolvedTraining,
@@ -139,7 +126,7 @@ def _launched(
     return launch_node(_nodes(start, words, command, log))
 
 
-def _nodes(start: _Start, words: list[str], command: str, log: Path) -> Nodes:
+def _nodes(start: Start, words: list[str], command: str, log: Path) -> Nodes:
     assert start.nnodes and start.endpoint and start.run
     return Nodes(
         start.nnodes,
@@ -164,57 +151,42 @@ def _rank(words: list[str], typed: str) -> int:
     return command(words)
 
 
-def _start(argv: Sequence[str]) -> _Start:
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--nproc-per-node", type=int)
-    parser.add_argument("--max-restarts", type=int)
-    for name in ("--nnodes", *NEED_NNODES):
-        parser.add_argument(name)
-    try:
-        own, words = parser.parse_known_args(argv)
-    except argparse.ArgumentError as error:
-        name = str(error.argument_name)
-        what = {
-            "--nproc-per-node": "must be a number of ranks",
-            "--max-restarts": "must be a number of restarts",
-        }
-        raise UserError(f"{name} {what.get(name, 'needs a value')}: {error.message}") from error
-    given = [name for name, value in vars(own).items() if value is not None]
+def start_of(options: argparse.Namespace) -> Start:
+    """What the flags of the launcher ask for. Raises: UserError if they do not fit together, or under torchrun."""
+    flags = ["nproc_per_node", "max_restarts", "nnodes"]
+    flags += [name[2:].replace("-", "_") for name in NEED_NNODES]
+    given = [name for name in flags if getattr(options, name) is not None]
     if given and "WORLD_SIZE" in os.environ:
         flag = given[0].replace("_", "-")
         raise UserError(
             f"--{flag} starts ranks, but torchrun has already started this one: remove it, or do not use torchrun"
         )
-    for name, least in (("nproc_per_node", 1), ("max_restarts", 0)):
-        value = getattr(own, name)
-        if value is not None and value < least:
-            raise UserError(f"--{name.replace('_', '-')} ({value}) must be at least {least}")
-    _check_rendezvous(own)
-    ranks = own.nproc_per_node or (1 if own.max_restarts or own.nnodes else 0)
-    return _Start(
+    _check_rendezvous(options)
+    ranks = options.nproc_per_node or (1 if options.max_restarts or options.nnodes else 0)
+    return Start(
         ranks,
-        own.max_restarts or 0,
-        own.nnodes,
-        own.rdzv_endpoint,
-        own.rdzv_id,
-        own.rdzv_conf,
-        own.local_addr,
-        words,
+        options.max_restarts or 0,
+        options.nnodes,
+        options.rdzv_endpoint,
+        options.rdzv_id,
+        options.rdzv_conf,
+        options.local_addr,
+        options.settings,
     )
 
 
-def _check_rendezvous(own: argparse.Namespace) -> None:
+def _check_rendezvous(options: argparse.Namespace) -> None:
     """Checks the rendezvous flags. Raises: UserError if one is missing, or given without --nnodes."""
-    if own.nnodes is None:
+    if options.nnodes is None:
         for flag in NEED_NNODES:
-            if getattr(own, flag[2:].replace("-", "_")) is not None:
+            if getattr(options, flag[2:].replace("-", "_")) is not None:
                 raise UserError(f"{flag} is for several machines: it needs --nnodes")
         return
-    if not re.fullmatch(r"[1-9]\d*(:[1-9]\d*)?", own.nnodes):
+    if not re.fullmatch(r"[1-9]\d*(:[1-9]\d*)?", options.nnodes):
         raise UserError(
-            f"--nnodes ({own.nnodes}) must be a number of machines, or MIN:MAX, e.g. 4 or 3:4"
+            f"--nnodes ({options.nnodes}) must be a number of machines, or MIN:MAX, e.g. 4 or 3:4"
         )
-    needed = {"--rdzv-endpoint HOST:PORT": own.rdzv_endpoint, "--rdzv-id NAME": own.rdzv_id}
+    needed = {"--rdzv-endpoint HOST:PORT": options.rdzv_endpoint, "--rdzv-id NAME": options.rdzv_id}
     missing = [flag for flag, value in needed.items() if not value]
     if missing:
         raise UserError(f"--nnodes needs {' and '.join(missing)}, the same on all machines")

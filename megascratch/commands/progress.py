@@ -1,4 +1,4 @@
-"""Shows the progress of `megascratch preprocess`: a bar on a terminal, otherwise a line every N documents."""
+"""Shows the progress of a command: a bar on a terminal, otherwise lines in its log; nothing with --quiet."""
 
 import sys
 import time
@@ -9,14 +9,51 @@ from typing import Any
 from megascratch.commands.input_output import BadLines
 from megascratch.data.preprocess.encode import EncodeStep
 from megascratch.data.preprocess.output_shards import KeyCounts
+from megascratch.runtime.verbosity import is_quiet, note
+
+SHARES = 10
+"""Lines that `Steps` prints where there is no terminal."""
+
+
+class Steps:
+    """Shows how many of a known number of equal steps are done.
+
+    Args:
+        what: the steps, such as 'batches'.
+    """
+
+    def __init__(self, what: str):
+        self._what = what
+        self._bar: _Bar | None = None
+        self._shown = 0
+
+    def __call__(self, done: int, total: int) -> None:
+        """Shows that `done` of `total` steps are done; called after each step. A log has no line for the last
+        one, because the result follows."""
+        if is_quiet():
+            return
+        if sys.stderr.isatty():
+            if self._bar is None:
+                self._bar = _Bar(total, counts_bytes=False)
+            self._bar.advance(1, f"{done:,} of {total:,} {self._what}")
+            if done == total:
+                self._bar.stop()
+        elif done < total and done * SHARES // total > self._shown:
+            self._shown = done * SHARES // total
+            note(f"{done:,} of {total:,} {self._what}")
 
 
 class Progress:
-    """Counts and shows what is encoded. `interval`: documents per line; `total`: bytes of the input (None: unknown)."""
+    """Counts and shows what `megascratch preprocess` encodes.
+
+    Args:
+        interval: documents per line.
+        total: bytes of the input; None: unknown.
+    """
 
     def __init__(self, interval: int, total: int | None):
         self._interval = interval
-        self._bar = _Bar(total) if sys.stderr.isatty() else None
+        self._bar = _Bar(total) if sys.stderr.isatty() and not is_quiet() else None
         self._documents = 0
         self._tokens = 0
         self._text_bytes = 0
@@ -33,7 +70,7 @@ class Progress:
             self._bar.advance(step.raw_bytes, self._rate())
         elif self._documents // self._interval > previous // self._interval:
             line = f"{self._documents:,} documents, {self._tokens:,} tokens, {self._rate()}"
-            print(line, file=sys.stderr, flush=True)
+            note(line)
 
     def found(self, raw_bytes: int) -> None:
         """Adds input that an earlier run has already encoded."""
@@ -72,23 +109,22 @@ class Progress:
 class _Bar:
     """A progress bar; rich is imported only if there is a terminal."""
 
-    def __init__(self, total: int | None):
+    def __init__(self, total: int | None, counts_bytes: bool = True):
         from rich.console import Console
         from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as Bars
 
-        columns: list[Any] = [
-            BarColumn(),
-            DownloadColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeRemainingColumn(),
-        ]
+        columns: list[Any] = [BarColumn()]
+        if counts_bytes:
+            columns.append(DownloadColumn())
+        columns += [TextColumn("{task.fields[rate]}"), TimeRemainingColumn()]
         self._bars = Bars(*columns, console=Console(stderr=True))
         self._task = self._bars.add_task("", total=total, rate="")
         self._bars.start()
 
-    def advance(self, raw_bytes: int, rate: str) -> None:
-        self._bars.update(self._task, advance=raw_bytes, rate=rate)
+    def advance(self, amount: int, rate: str) -> None:
+        """Adds bytes or steps; `rate` is shown next to the bar."""
+        self._bars.update(self._task, advance=amount, rate=rate)
 
     def skip(self, raw_bytes: int) -> None:
         """Adds work of an earlier run, which must not count for the estimate of the time left."""

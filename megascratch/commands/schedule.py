@@ -10,7 +10,7 @@ megascratch schedule simulate interleaved --virtual-stages 3 --stages 8 --microb
 import argparse
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +19,6 @@ from rich.table import Table
 from rich.text import Text
 
 from megascratch.commands.input_output import require_no_input
-from megascratch.commands.own_parts import add_import
 from megascratch.config.errors import UserError
 from megascratch.config.fields import nearest
 from megascratch.config.printable import printable
@@ -32,7 +31,6 @@ from megascratch.pipeline.simulate import Timeline, overlapped, simulate
 from megascratch.pipeline.stage_times import StageTimes, cost_of, read_times
 
 NAMES = [name for name in SCHEDULES if name != "forward_only"]
-NOTE = "Times are for one micro-batch on one rank; a backward that is not split takes b + w."
 
 
 class ScheduleSpec(NamedTuple):
@@ -47,12 +45,17 @@ class ScheduleSpec(NamedTuple):
         return 1 + max(action.microbatch for action in self.orders[0])
 
 
-def main(argv: list[str]) -> int:
+def main(options: argparse.Namespace) -> int:
     """Runs the command. Raises: UserError for an error that the user can fix."""
-    options = _parser().parse_args(argv)
     _refuse_numbers(options)
-    code: int = options.run(options)
-    return code
+    commands = {
+        "show": show,
+        "check": prove,
+        "compare": compare,
+        "csv": write,
+        "simulate": simulate_times,
+    }
+    return commands[options.name](options)
 
 
 # ---- commands --------------------------------------------------------------------------------------------------
@@ -149,10 +152,6 @@ def simulate_times(options: argparse.Namespace) -> int:
 
 def _refuse_numbers(options: argparse.Namespace) -> None:
     """Raises: UserError for a number out of range."""
-    for name in ("stages", "microbatches", "virtual_stages", "group"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name.replace('_', '-')} ({value}) must be at least 1")
     for name in ("f", "b", "w", "comm"):
         value = getattr(options, name, 0.0)
         if not 0 <= value < math.inf:
@@ -179,7 +178,7 @@ def _plan(name: str, options: argparse.Namespace) -> ScheduleSpec:
         raise UserError(
             f"schedule {name} has {needed} model chunks per rank, not {options.virtual_stages}: use {needed}"
         )
-    if is_interleaved or options.run is not compare:
+    if is_interleaved or options.name != "compare":
         if options.virtual_stages:
             chunks = options.virtual_stages
         if options.group and not is_interleaved:
@@ -201,7 +200,7 @@ def _from_file(path: str, options: argparse.Namespace) -> ScheduleSpec:
         "virtual_stages": plan.placement.chunks,
         "microbatches": plan.microbatches,
     }
-    if options.run is compare:
+    if options.name == "compare":
         return plan
     for name, value in numbers.items():
         given = getattr(options, name)
@@ -274,98 +273,3 @@ def _write(path: str, text: str) -> None:
         Path(path).write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot write {path}: {error}") from error
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="megascratch schedule",
-        description=__doc__,
-        epilog=NOTE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    verbs = parser.add_subparsers(required=True, metavar="show|check|compare|csv|simulate")
-    about = f"{', '.join(NAMES)}, or a .csv file"
-    for name, run in {
-        "show": show,
-        "check": prove,
-        "compare": compare,
-        "csv": write,
-        "simulate": simulate_times,
-    }.items():
-        verb = verbs.add_parser(name, help=run.__doc__, epilog=NOTE)
-        verb.set_defaults(run=run)
-        add = verb.add_argument
-        if name == "compare":
-            add("schedules", nargs="*", metavar="SCHEDULE", help=f"{about}; default: all")
-        else:
-            add("schedule", metavar="SCHEDULE", help=about)
-        add("--stages", type=int, metavar="P", help="pipeline ranks (default: 4)")
-        add("--microbatches", type=int, metavar="M", help="micro-batches per step (default: 8)")
-        add(
-            "--virtual-stages",
-            type=int,
-            metavar="V",
-            help="model chunks per rank (interleaved; default: 2)",
-        )
-        add(
-            "--group",
-            type=int,
-            metavar="G",
-            help="micro-batches per chunk before the next chunk (interleaved; default: P)",
-        )
-        add_import(verb)
-        if name in ("show", "compare", "simulate"):
-            _add_times(add)
-        if name in ("show", "csv"):
-            add(
-                "--output",
-                metavar="FILE",
-                help="file: .svg, .png or .pdf" if name == "show" else "file to write to",
-            )
-        if name in ("compare", "simulate"):
-            add("--json", action="store_true", help="print JSON")
-        if name == "show":
-            add(
-                "--unit",
-                type=float,
-                metavar="TIME",
-                help="time per column (default: the shortest action)",
-            )
-        if name == "check":
-            add("--blocking", action="store_true", help="also check it for sends without buffers")
-        if name == "csv":
-            add("--comms", action="store_true", help="also write sends and receives")
-    return parser
-
-
-def _add_times(add: Callable[..., object]) -> None:
-    """The times with which a schedule is simulated."""
-    add(
-        "--f",
-        type=float,
-        default=1.0,
-        metavar="TIME",
-        help="time of a forward (default: 1)",
-    )
-    add(
-        "--b",
-        type=float,
-        default=1.0,
-        metavar="TIME",
-        help="time of an input gradient (default: 1)",
-    )
-    add(
-        "--w",
-        type=float,
-        default=1.0,
-        metavar="TIME",
-        help="time of a weight gradient (default: 1)",
-    )
-    add(
-        "--comm",
-        type=float,
-        default=0.0,
-        metavar="TIME",
-        help="time of a transfer between stages (default: 0)",
-    )
-    add("--times", metavar="FILE", help="CSV with columns F, B, W, comm and a row per stage")

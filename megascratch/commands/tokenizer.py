@@ -9,12 +9,9 @@ from pathlib import Path
 from megascratch import tokenizer as tokenizers
 from megascratch.commands.input_output import (
     BadLines,
-    add_input,
-    add_parse_special_tokens,
     input_files,
     require_no_input,
 )
-from megascratch.commands.own_parts import add_import
 from megascratch.commands.text_source import at_most, no_text, require_text, texts_of
 from megascratch.config.errors import UserError
 from megascratch.config.printable import printable
@@ -22,15 +19,10 @@ from megascratch.data.text.sources import find_sources
 from megascratch.tokenizer.check import check
 from megascratch.tokenizer.convert import convert
 from megascratch.tokenizer.registry import SUFFIXES
-from megascratch.tokenizer.splits import ENCODINGS, SPLITS
-from megascratch.tokenizer.vocabulary import END_OF_TEXT
-
-SUMMARY = "train, compare, convert and check tokenizers; encode and decode text"
 
 
-def main(argv: list[str]) -> int:
+def main(options: argparse.Namespace) -> int:
     """Runs the command. Raises: UserError for an error that the user can fix."""
-    options = _parser().parse_args(argv)
     actions = {
         "train": _train,
         "encode": _encode,
@@ -39,149 +31,7 @@ def main(argv: list[str]) -> int:
         "convert": _convert,
         "check": _check,
     }
-    return actions[options.action](options)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="megascratch tokenizer", description=SUMMARY)
-    actions = parser.add_subparsers(dest="action", required=True)
-    _add_train(actions.add_parser("train", help="train a tokenizer on text"))
-    encode = actions.add_parser("encode", help="print the ids of a text, separated by spaces")
-    encode.add_argument("text", nargs="?", help="text to encode (default: standard input)")
-    decode = actions.add_parser("decode", help="print the text of ids")
-    decode.add_argument("ids", nargs="*", help="ids to decode (default: standard input)")
-    _add_report(actions.add_parser("report", help="compare tokenizers on texts"))
-    _add_convert(
-        actions.add_parser(
-            "convert", help="convert a tokenizer to another file format with the same ids"
-        )
-    )
-    check_action = actions.add_parser(
-        "check", help="test a tokenizer on hostile and random texts; exit code 1 if a test fails"
-    )
-    check_action.add_argument(
-        "--random",
-        type=int,
-        default=1000,
-        metavar="N",
-        help="number of random texts (default: 1000)",
-    )
-    check_action.add_argument(
-        "--seed", type=int, default=0, help="seed of the random texts (default: 0)"
-    )
-    for action in (encode, decode, check_action):
-        action.add_argument(
-            "--tokenizer-type",
-            metavar="KIND",
-            help="default: detected from the file's content",
-        )
-        action.add_argument(
-            "--tokenizer-model", metavar="FILE", help="the tokenizer's file, or its folder"
-        )
-        action.add_argument("--vocab-size", type=int, help="only for NullTokenizer")
-        add_import(action)
-    add_parse_special_tokens(encode)
-    return parser
-
-
-def _add_train(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    _add_input(parser)
-    add(
-        "--output",
-        required=True,
-        metavar="FILE",
-        help=".model for SentencePiece, .json for byte-level BPE (with --vocab-size) or characters (without)",
-    )
-    add("--tokenizer-type", choices=tuple(SUFFIXES), help="default: from --output and --vocab-size")
-    add("--vocab-size", type=int, help="number of ids (SentencePiece, byte-level BPE)")
-    add(
-        "--split",
-        choices=tuple(SPLITS),
-        default="gpt2",
-        help="byte-level BPE: rule that splits text before merging (default: gpt2, which trains fastest)",
-    )
-    add(
-        "--special-tokens",
-        nargs="+",
-        default=[END_OF_TEXT],
-        metavar="WORD",
-        help="byte-level BPE: special tokens, which get the last ids; "
-        f"<|endoftext|>, <|begin_of_text|> and <|pad|> get their usual role (default: {END_OF_TEXT})",
-    )
-    add(
-        "--model-type",
-        choices=("bpe", "unigram"),
-        default="bpe",
-        help="SentencePiece's algorithm (default: bpe)",
-    )
-    add(
-        "--character-coverage",
-        type=float,
-        default=0.9995,
-        help="share of the text's characters to cover; rarer ones become bytes (default: 0.9995)",
-    )
-    add("--no-eod", action="store_true", help="character tokenizer: no end-of-document id")
-    add("--max-megabytes", type=int, default=1000, help="most text to train on (default: 1000)")
-    add("--threads", type=int, default=1, help="threads of the unigram trainer (default: 1)")
-
-
-def _add_report(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    _add_input(parser)
-    add("--tokenizer-model", nargs="+", required=True, metavar="FILE", help="tokenizers to compare")
-    add(
-        "--group-key",
-        metavar="KEY",
-        help="JSONL key of a text's group, such as its language (default: group by file)",
-    )
-    add(
-        "--picture",
-        metavar="FILE",
-        help="draw bytes per token and use of the vocabulary: .png or .svg",
-    )
-    add("--json", metavar="FILE", help="write all figures as JSON")
-    add("--max-megabytes", type=int, default=100, help="most text to read (default: 100)")
-    add_parse_special_tokens(parser)
-
-
-def _add_convert(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add(
-        "source",
-        metavar="FILE",
-        help="tokenizer.json, .tiktoken, GPT-2's vocab.json or SentencePiece .model",
-    )
-    add(
-        "--output",
-        required=True,
-        metavar="FILE",
-        help=".json for tokenizer.json, .tiktoken for tiktoken ranks",
-    )
-    add(
-        "--encoding",
-        choices=tuple(ENCODINGS),
-        help="tiktoken: the published encoding (default: from the file's name)",
-    )
-    add(
-        "--split",
-        choices=tuple(SPLITS),
-        help="tiktoken: rule that splits text, for your own encoding",
-    )
-    add(
-        "--special-tokens",
-        nargs="+",
-        default=[],
-        metavar="WORD",
-        help="tiktoken with --split: special tokens",
-    )
-
-
-def _add_input(parser: argparse.ArgumentParser) -> None:
-    add_input(parser, documents=False)
-    parser.add_argument(
-        "--json-key", default="text", metavar="KEY", help="key of the text (default: text)"
-    )
+    return actions[options.name](options)
 
 
 def _train(options: argparse.Namespace) -> int:

@@ -30,35 +30,14 @@ from megascratch.verification.shrink import for_proof
 from megascratch.verification.tolerance import TOLERANCE
 from megascratch.verification.verify import Verdict, verify_case
 
-SUMMARY = "check with your own config that a layout computes the same model"
-EPILOG = (
-    "Accepts every setting of `megascratch pretrain` as a flag, and --config FILE. The config is shrunk (same kinds of "
-    "layers, same layout rules, small widths) and trained in one process and on the layout. Then loss, gradient norm, "
-    "every gradient and every weight are compared. --seed S also selects the layouts of --random. With --max-world, "
-    "layout settings from flags are kept, and those from the file are replaced."
-)
 WIDTH = 120  # of the table if the output is not a terminal
 GRACE = 5.0  # seconds until the other ranks are ended after one has failed
 
 
-class _Once(argparse.Action):
-    """A flag that may be given only once."""
-
-    def __call__(self, parser, namespace, values, option_string=None):
-        if getattr(namespace, self.dest) != self.default:
-            parser.error(f"{option_string} is given twice: give it once")
-        setattr(namespace, self.dest, values)
-
-
-def main(argv: Sequence[str]) -> int:
+def main(options: argparse.Namespace) -> int:
     """Runs the command. Raises: UserError for an error that the user can fix."""
-    parser = _parser()
-    if {"-h", "--help"} & set(argv):
-        parser.print_help()
-        return 0
-    options, rest = parser.parse_known_args(argv)
     _check(options)
-    config, origins = load_config(rest, prog="megascratch verify")
+    config, origins = load_config(options.settings)
     print_notices(origins)
     if origins.print_config:
         raise UserError("--print-config is a flag of megascratch pretrain: use it there")
@@ -75,64 +54,6 @@ def main(argv: Sequence[str]) -> int:
     if options.device == "cuda":
         _check_devices(max(world_of(case.config.parallel) for case in cases), backend)
     return _verify_all(cases, options, backend)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="megascratch verify",
-        description=SUMMARY,
-        epilog=EPILOG,
-        add_help=False,
-        allow_abbrev=False,
-    )
-    add = parser.add_argument
-    add(
-        "--steps",
-        type=int,
-        default=5,
-        metavar="N",
-        action=_Once,
-        help="number of training steps (default: 5)",
-    )
-    add(
-        "--precision",
-        choices=("fp64", "fp32", "bf16", "fp16"),
-        default="fp64",
-        action=_Once,
-        help="tolerance 1e-9 in fp64 (default), 1e-5 in fp32; bf16 and fp16: twice the rounding error against fp32",
-    )
-    add(
-        "--max-world",
-        type=int,
-        metavar="W",
-        action=_Once,
-        help="check every valid layout of up to W ranks",
-    )
-    add(
-        "--random",
-        type=int,
-        metavar="K",
-        action=_Once,
-        help="check K random valid layouts of up to --max-world ranks",
-    )
-    add("--full-size", action="store_true", help="do not shrink the config")
-    add(
-        "--device",
-        choices=("cpu", "cuda"),
-        default="cpu",
-        action=_Once,
-        help="cpu (default), or cuda with a device per rank (with --distributed-backend gloo ranks can share devices)",
-    )
-    add(
-        "--timeout",
-        type=float,
-        default=120.0,
-        metavar="SECONDS",
-        action=_Once,
-        help="a run that takes longer fails (default: 120)",
-    )
-    add("--json", metavar="FILE", action=_Once, help="write the results as JSON")
-    return parser
 
 
 def _check(options: argparse.Namespace) -> None:

@@ -1,56 +1,100 @@
-"""Writes the text of `--help`: every setting by section, with its type, default, range and what it needs."""
+"""What the help says of each setting: its flag, its type or choices, its meaning, default, range and what it needs."""
 
-import argparse
-from collections.abc import Mapping
-from typing import Any, get_args, get_origin
+from typing import Any, NamedTuple, get_args, get_origin
 
-from megascratch.config.declare import Setting, help_texts
-from megascratch.config.fields import flag
+from megascratch.config.declare import Setting
+from megascratch.config.fields import ALIASES, flag
+
+COMMON = (
+    "num_layers",
+    "hidden_size",
+    "num_attention_heads",
+    "position_embedding_type",
+    "normalization",
+    "swiglu",
+    "hidden_dropout",
+    "tensor_model_parallel_size",
+    "pipeline_model_parallel_size",
+    "use_distributed_optimizer",
+    "data_path",
+    "split",
+    "seq_length",
+    "tokenizer_model",
+    "lr",
+    "min_lr",
+    "lr_decay_style",
+    "lr_warmup_iters",
+    "bf16",
+    "micro_batch_size",
+    "global_batch_size",
+    "train_iters",
+    "eval_interval",
+    "output_dir",
+    "save_interval",
+    "load",
+    "auto_resume",
+)
+"""The settings that are changed first: those of the short help and of the first table of docs/reference/settings.md."""
+
+LONGEST_CHOICES = 24
+"""Characters of choices that are shown in place of a value; longer ones follow the meaning."""
 
 
-def help_text(
-    prog: str,
-    sections: Mapping[str, type],
-    settings: Mapping[str, Setting],
-    values: Mapping[str, Any],
-) -> str:
-    """The help of a command whose flags are these settings; `values` are their defaults."""
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        usage="%(prog)s [-h] [OPTIONS]",
-        description="Settings by section; every flag is also a key of the YAML file.",
-        add_help=False,
-    )
-    for section, record in sections.items():
-        group = parser.add_argument_group(section, record.__doc__)
-        texts = help_texts(record)
-        for name, text in texts.items():
-            setting = settings[name]
-            about = " ".join([text, *_facts(setting, values[name])]).replace("%", "%%")
-            if setting.kind is bool:
-                group.add_argument(flag(name), flag(f"no_{name}"), action="store_true", help=about)
-                continue
-            words = "+" if get_origin(setting.kind) is list else None
-            group.add_argument(flag(name), nargs=words, metavar=_metavar(setting), help=about)
-    return parser.format_help()
+FILES = ("config", "imports")
+"""Settings whose value is a file."""
+
+SPELLED = {name: spelling for spelling, name in ALIASES.items()}
 
 
-def _facts(setting: Setting, value: Any) -> list[str]:
-    """What the declaration says in addition to the help text, in brackets."""
+class FlagHelp(NamedTuple):
+    """The flags of a setting and what the help says of them."""
+
+    flags: tuple[str, ...]
+    metavar: str | None
+    """The value in the help; None: the flag has no value."""
+    is_list: bool
+    text: str
+
+
+def flag_help(setting: Setting, meaning: str, short: bool = False) -> FlagHelp:
+    """The help of a setting.
+
+    Args:
+        meaning: the text of its declaration.
+        short: without ranges, needs and the negative flag.
+    """
+    is_list = get_origin(setting.kind) is list
+    spelled = SPELLED.get(setting.name, setting.name)
+    flags: tuple[str, ...] = (flag(spelled),)
+    metavar: str | None = "|".join(setting.choices or ())
     facts = []
-    if value is not None:
-        facts.append(f"default: {value}")
-    if setting.interval is not None:
+    if setting.kind is bool:
+        metavar = None
+        if not short:
+            flags = (flag(spelled), flag(f"no_{spelled}"))
+    elif setting.name in FILES:
+        metavar = "FILE"
+    elif not metavar:
+        item = get_args(setting.kind)[0] if is_list else setting.kind
+        metavar = str(item.__name__).upper()
+    elif len(metavar) > LONGEST_CHOICES:
+        facts.append(f"one of {', '.join(setting.choices or ())}")
+        metavar = "NAME"
+    default = setting.default
+    if default is not None and default is not False and "default: " not in meaning:
+        facts.append(f"default: {_words(default)}")
+    if setting.interval is not None and not short:
         facts.append(setting.interval.words())
-    if setting.needs is not None:
+    if setting.needs is not None and not short:
         facts.append(f"no effect {setting.needs.otherwise}")
-    return [f"({'; '.join(facts)})"] if facts else []
+    text = f"{meaning} ({'; '.join(facts)})" if facts else meaning
+    return FlagHelp(flags, metavar, is_list, text)
 
 
-def _metavar(setting: Setting) -> str:
-    """INT, FLOAT, STR, or the choices."""
-    if setting.choices is not None:
-        return f"{{{','.join(setting.choices)}}}"
-    kind = setting.kind
-    item = get_args(kind)[0] if get_origin(kind) is list else kind
-    return str(item.__name__).upper()
+def _words(default: Any) -> str:
+    """A default as a user would write it on the command line."""
+    if default is True:
+        return "on"
+    if isinstance(default, list | tuple):
+        return " ".join(map(str, default))
+    return str(default)

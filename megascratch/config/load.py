@@ -14,9 +14,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from megascratch.config.errors import SettingError
-from megascratch.config.fields import SECTIONS, SETTINGS, flat, with_fields
-from megascratch.config.flags import OPTIONS, Options, read_flags
-from megascratch.config.help import help_text
+from megascratch.config.fields import SECTIONS, flat, with_fields
+from megascratch.config.flags import OPTIONS, read_flags
 from megascratch.config.imports import run_imports
 from megascratch.config.presets import find_config
 from megascratch.config.printable import printable
@@ -58,33 +57,23 @@ class Loaded(NamedTuple):
     """Settings whose value is unknown because of a problem: laws that read them cannot be checked."""
 
 
-def load_config(
-    argv: Sequence[str], base: Config | None = None, prog: str = "megascratch pretrain"
-) -> tuple[Config, Origins]:
+def load_config(argv: Sequence[str], base: Config | None = None) -> tuple[Config, Origins]:
     """Reads `argv` (without the program's name) on top of `base` (default: the default of every setting).
 
-    `--help` prints all settings by section and raises SystemExit(0).
     Raises SettingError with all unknown, repeated and ill-typed settings of file and flags.
     """
-    config, origins, problems, _ = read_config(argv, base, prog)
+    config, origins, problems, _ = read_config(argv, base)
     if problems:
         raise SettingError("\n".join(problems))
     return config, origins
 
 
-def read_config(
-    argv: Sequence[str], base: Config | None = None, prog: str = "megascratch pretrain"
-) -> Loaded:
+def read_config(argv: Sequence[str], base: Config | None = None) -> Loaded:
     """Like `load_config`, but returns the problems, so that the caller can report more along with them.
 
     Raises SettingError, with the problems of the flags, if the file cannot be read as settings at all.
     """
     config = base or Config()
-    if "-h" in argv or "--help" in argv:
-        sections = {"options": Options, **SECTIONS}
-        values = {**vars(Options()), **flat(config)}
-        print(help_text(prog, sections, SETTINGS | OPTIONS, values))
-        raise SystemExit(0)
     defaults = flat(Config())
     places = {name: "base" for name, value in flat(config).items() if value != defaults[name]}
     found = _read_all(argv, places)

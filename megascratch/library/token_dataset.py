@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from megascratch.commands import preprocess as preprocess_command
+from megascratch.commands import call
 from megascratch.config.errors import UserError
 from megascratch.data.tokens.manifest import read_manifest
 from megascratch.data.tokens.token_files import TokenReader
@@ -116,7 +116,7 @@ def preprocess(
     words += ["--append-eod"] if append_eod else []
     words += ["--overwrite"] if overwrite else []
     with hidden_main(), kept_environment():
-        code = preprocess_command.main(words)
+        code = call("preprocess", words)
     if code:
         raise UserError(f"preprocess ended with code {code}, for the reason that is printed above")
     return TokenDataset(f"{output_prefix}_{key}_document")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megascratch.commands import pretrain as pretrain_command
+from megascratch.commands import call
 from megascratch.config.errors import UserError
 from megascratch.config.exit_codes import BAD_INPUT, DONE, STOPS
 from megascratch.library.run_config import RunConfig, config_of, flags_of
@@ -101,10 +101,10 @@ def pretrain(
         launch_environment().check()
         faults.check()
         if alone:
-            code = pretrain_command.main(words)
+            code = call("pretrain", words)
         else:
             with hidden_main():
-                code = pretrain_command.main(words)
+                code = call("pretrain", words)
     if code == BAD_INPUT:
         raise UserError("the ranks refused to start, for the reason that is printed above")
     if code != DONE and code not in STOPS:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 LIBRARIES = ("torch", "numpy", "safetensors", "tokenizers", "sentencepiece", "gigatoken")
 
+DOCUMENTATION = "https://github.com/megascratch/megascratch/tree/main/docs"
+
 
 def version() -> str:
     """The version of the installed package."""

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from megascratch.commands.preprocess import main
+from megascratch.commands import call
 from megascratch.config.errors import UserError
 from megascratch.data.tokens.manifest import check_corpus
 from megascratch.data.tokens.token_files import TokenReader
@@ -38,8 +38,9 @@ def jsonl(path, records):
 def run(path, *flags, tokenizer="ByteTokenizer", workers=1, out="out"):
     prefix = str(Path(path).parent / out)
     kind = ["--tokenizer-type", tokenizer] if tokenizer else []
-    return main(
-        ["--input", str(path), "--output-prefix", prefix, "--workers", str(workers), *kind, *flags]
+    return call(
+        "preprocess",
+        ["--input", str(path), "--output-prefix", prefix, "--workers", str(workers), *kind, *flags],
     )
 
 
@@ -256,14 +257,15 @@ def test_what_cannot_work_is_refused(tmp_path, flags, law):
     train("CharTokenizer", ["ab"], tmp_path / "c.json", eod=False)
     path = jsonl(tmp_path / "x.jsonl", [{"text": "ab"}])
     with pytest.raises(UserError, match=law):
-        main(
+        call(
+            "preprocess",
             [
                 "--input",
                 path,
                 "--output-prefix",
                 str(tmp_path / "out"),
                 *(f.format(tmp_path) for f in flags),
-            ]
+            ],
         )
     assert not list(tmp_path.glob("*out*"))
 

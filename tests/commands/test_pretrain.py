@@ -27,7 +27,7 @@ REFUSED = {
     ),
     "ranks": (
         ["--mock-data", "--vocab-size", "50", "--nproc-per-node", "many"],
-        "must be a number of ranks",
+        "--nproc-per-node (many) must be a whole number",
     ),
 }
 

@@ -8,7 +8,7 @@ import textwrap
 import pytest
 
 from megascratch import tokenizer as tokenizers
-from megascratch.commands.tokenizer import main
+from megascratch.commands import call
 from megascratch.config.errors import UserError
 
 CODE = inspect.getsource(textwrap)
@@ -28,7 +28,7 @@ def test_sentence_piece_is_trained_on_jsonl_and_bad_lines_are_named(tmp_path, ca
         "--vocab-size",
         "400",
     ]
-    assert main(words) == 0
+    assert call("tokenizer", words) == 0
     out, err = capsys.readouterr()
     assert out.startswith(f"wrote {model}: SentencePieceTokenizer, 400 ids, end of document 1")
     assert err.startswith(f"skipped {path}:2: broken JSON")
@@ -39,26 +39,33 @@ def test_sentence_piece_is_trained_on_jsonl_and_bad_lines_are_named(tmp_path, ca
 def test_characters_are_trained_on_plain_text_as_it_is(tmp_path, flags, size):
     path = tmp_path / "x.txt"
     path.write_bytes(b"b\r\nb")
-    assert main(["train", "--input", str(path), "--output", str(tmp_path / "c.json"), *flags]) == 0
+    assert (
+        call(
+            "tokenizer",
+            ["train", "--input", str(path), "--output", str(tmp_path / "c.json"), *flags],
+        )
+        == 0
+    )
     tokenizer = tokenizers.load(None, tmp_path / "c.json")
     assert (tokenizer.vocab_size, tokenizer.decode([0, 1, 2])) == (size, "\n\rb")
 
 
 def test_ids_and_text_go_through_arguments_or_pipes(capsys, monkeypatch):
     flags = ["--tokenizer-type", "ByteTokenizer"]
-    main(["encode", "hé", *flags])
-    main(["decode", "104", "195", "169", "256", *flags])
+    call("tokenizer", ["encode", "hé", *flags])
+    call("tokenizer", ["decode", "104", "195", "169", "256", *flags])
     monkeypatch.setattr("sys.stdin", io.StringIO("a\n"))
-    main(["encode", *flags])
+    call("tokenizer", ["encode", *flags])
     monkeypatch.setattr("sys.stdin", io.StringIO("97 10\n98"))
-    main(["decode", *flags])
+    call("tokenizer", ["decode", *flags])
     assert capsys.readouterr().out == "104 195 169\nhé\n97 10\na\nb\n"
 
 
 def test_training_stops_at_the_limit_and_says_so(tmp_path, capsys):
     path = tmp_path / "x.jsonl"
     path.write_text("".join(json.dumps({"text": letter * 400_000}) + "\n" for letter in "abc"))
-    main(
+    call(
+        "tokenizer",
         [
             "train",
             "--input",
@@ -67,7 +74,7 @@ def test_training_stops_at_the_limit_and_says_so(tmp_path, capsys):
             str(tmp_path / "c.json"),
             "--max-megabytes",
             "1",
-        ]
+        ],
     )
     assert "first 1 MB" in capsys.readouterr().err
     assert tokenizers.load(None, tmp_path / "c.json").vocab_size == 3
@@ -93,5 +100,5 @@ def test_training_stops_at_the_limit_and_says_so(tmp_path, capsys):
 def test_what_cannot_work_is_refused(tmp_path, monkeypatch, words, law):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=law):
-        main(words)
+        call("tokenizer", words)
     assert not list(tmp_path.iterdir())

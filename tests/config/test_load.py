@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megascratch.config.errors import UserError
-from megascratch.config.fields import SETTINGS, flag, flat, with_fields
+from megascratch.config.fields import SETTINGS, flat, with_fields
 from megascratch.config.load import format_config, load_config, print_notices
 from megascratch.config.resolve import derive
 from megascratch.config.settings import Config
@@ -347,21 +347,6 @@ def test_problems_and_origins_of_several_files_name_the_file_that_they_are_in(ya
         load("--config", wrong, also, "--seed", "z")
     places = [line.split(" ")[0] for line in str(error.value).splitlines()]
     assert places == [f"{wrong}:2:", f"{also}:2:", "--seed:"]
-
-
-def test_help_shows_every_setting_by_section(capsys):
-    with pytest.raises(SystemExit) as leaving:
-        load("--help")
-    said = capsys.readouterr().out
-    assert leaving.value.code == 0
-    assert [name for name in SETTINGS if flag(name) not in said] == []
-    assert "The shape of the Transformer." in said
-
-
-def test_help_wins_over_mistakes():
-    with pytest.raises(SystemExit) as leaving:
-        load("--nm-layers", "--help")
-    assert leaving.value.code == 0
 
 
 def test_names_are_unique_across_the_sections():

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from megascratch.commands import main
-from megascratch.commands.pretrain import _start
+from megascratch.commands.parsers.pretrain import parser
+from megascratch.commands.pretrain import start_of
 from megascratch.config.errors import SettingError
 from megascratch.config.fields import flat
 from megascratch.config.laws import broken_laws
@@ -70,7 +71,7 @@ def test_the_comment_of_a_preset_names_data_output_and_a_start_that_its_settings
     assert found["data_path"] == [f"{options['--output-prefix']}_text_document"]
     assert found["tokenizer_model"] == options["--tokenizer-model"]
     assert by_verb["init"] == [name]
-    start = _start(by_verb["pretrain"])
+    start = start_of(parser().read(by_verb["pretrain"]))
     assert start.words == ["--config", f"{name}.yaml"]
     assert (start.world or 1) % COPY.get(name, 1) == 0
     if "generate" in by_verb:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from megascratch.commands import main
-from megascratch.commands.pretrain import _start
+from megascratch.commands.parsers.pretrain import parser
+from megascratch.commands.pretrain import start_of
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -46,7 +47,7 @@ def test_the_slurm_job_goes_back_into_the_queue_when_it_has_saved_and_is_not_don
     assert done.returncode == (0 if requeued else code), done.stderr
     assert (tmp_path / "asked").exists() == requeued
     words = (tmp_path / "words").read_text().split()
-    start = _start(words[1:])
+    start = start_of(parser().read(words[1:]))
     assert words[0] == "pretrain" and (start.ranks, start.nnodes, start.endpoint) == (
         8,
         "2",
@@ -91,13 +92,13 @@ def test_the_ssh_script_starts_every_machine_with_one_meeting_point(tmp_path):
     )
     assert done.returncode == 83 and sorted((tmp_path / "hosts").read_text().split()) == ["a", "b"]
     first, second = (tmp_path / "words").read_text().splitlines()
-    start = _start(first.split()[1:])
+    start = start_of(parser().read(first.split()[1:]))
     assert first == second and (start.ranks, start.nnodes, start.endpoint) == (2, "2", "a:29500")
 
 
 def test_the_kubernetes_job_starts_the_same_command():
     text = (EXAMPLES / "kubernetes" / "pretrain.yaml").read_text()
-    start = _start(re.findall(r"^ +- (--\S+)$", text, flags=re.MULTILINE))
+    start = start_of(parser().read(re.findall(r"^ +- (--\S+)$", text, flags=re.MULTILINE)))
     assert (start.ranks, start.nnodes, start.endpoint, start.run) == (
         8,
         "4",

@@ -13,8 +13,7 @@ import torch
 from megascratch import checkpoint
 from megascratch.checkpoint.backend.lease_owner import LeaseOwner
 from megascratch.checkpoint.format.manifest import FILE, signed
-from megascratch.commands import checkpoint as checkpoint_verb
-from megascratch.commands import data as data_verb
+from megascratch.commands import call
 from megascratch.commands.evaluate import _read_summary
 from megascratch.commands.generate import _prompts
 from megascratch.config.fields import flat, with_fields
@@ -119,7 +118,7 @@ def _read_corpus(path: Path) -> None:
         assert line.isprintable(), line
     check_corpus(reader, 300, ByteTokenizer().fingerprint, None)
     _tokenizer_of([reader, reader])
-    _quietly(lambda: data_verb.main(["inspect", prefix]))
+    _quietly(lambda: call("data", ["inspect", prefix]))
 
 
 def _conversation(path: Path) -> None:
@@ -180,8 +179,8 @@ def _load_checkpoint(path: Path) -> None:
 
 
 def _read_checkpoint(path: Path) -> None:
-    _quietly(lambda: checkpoint_verb.main(["inspect", str(path.parent.parent)]))
-    _quietly(lambda: checkpoint_verb.main(["inspect", str(path.parent)]))
+    _quietly(lambda: call("checkpoint", ["inspect", str(path.parent.parent)]))
+    _quietly(lambda: call("checkpoint", ["inspect", str(path.parent)]))
     state = checkpoint.read_manifest(path.parent).state
     train = TrainState.from_dict(state.get("train_state", {}))
     assert isinstance(train.consumed_samples, int) and isinstance(train.step, int)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from megascratch.commands.preprocess import main
+from megascratch.commands import call
 
 TEXTS = [f"{number} é😀\n" * (number % 7) for number in range(300)]
 LINES = [json.dumps({"text": text, "other": number}).encode() for number, text in enumerate(TEXTS)]
@@ -37,7 +37,7 @@ def run(folder, *inputs, out="out", workers=1, flags=()):
         "--workers",
         str(workers),
     ]
-    assert main(["--input", *map(str, inputs), *words, *flags]) == 0
+    assert call("preprocess", ["--input", *map(str, inputs), *words, *flags]) == 0
     return folder / f"{out}_text_document"
 
 

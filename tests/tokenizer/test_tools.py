@@ -8,7 +8,7 @@ import sentencepiece
 import tokenizers as library
 
 from megascratch import tokenizer as tokenizers
-from megascratch.commands.tokenizer import main
+from megascratch.commands import call
 from megascratch.config.errors import UserError
 from megascratch.tokenizer import hugging_face, sentence_piece
 from megascratch.tokenizer.adversarial_texts import probe, random_texts
@@ -84,10 +84,10 @@ def test_a_broken_promise_is_found(how, promise):
 
 def test_check_tells_by_its_exit_code(folder, capsys, monkeypatch):
     words = ["check", "--tokenizer-model", str(folder / "bpe.json"), "--random", "50"]
-    assert main(words) == 0
+    assert call("tokenizer", words) == 0
     assert "pass  decoding gives the text back" in capsys.readouterr().out
     monkeypatch.setattr(hugging_face.HuggingFaceTokenizer, "decode", lambda *_: "x")
-    assert main(words) == 1
+    assert call("tokenizer", words) == 1
     assert "FAIL  decoding gives the text back" in capsys.readouterr().out
 
 
@@ -214,7 +214,7 @@ def test_byte_level_bpe_is_trained_where_a_vocabulary_size_is_given(folder, tmp_
         END,
         "<|pad|>",
     ]
-    assert main(words) == 0
+    assert call("tokenizer", words) == 0
     assert capsys.readouterr().out.startswith(
         f"wrote {tmp_path / 't.json'}: HuggingFaceTokenizer, 400 ids, end of doc"
     )
@@ -238,7 +238,7 @@ def test_the_report_counts_bytes_tokens_and_ids(folder, tmp_path, capsys):
         "--picture",
         str(tmp_path / "r.png"),
     ]
-    assert main(words) == 0
+    assert call("tokenizer", words) == 0
     assert "bytes per token" in capsys.readouterr().out
     bpe, pieces = json.loads((tmp_path / "r.json").read_text())
     read = tokenizers.load(None, files[0])
@@ -261,7 +261,8 @@ def test_the_report_counts_bytes_tokens_and_ids(folder, tmp_path, capsys):
 def test_a_report_that_cannot_be_written_is_refused(folder, tmp_path, monkeypatch, flags, law):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=law):
-        main(
+        call(
+            "tokenizer",
             [
                 "report",
                 "--tokenizer-model",
@@ -269,7 +270,7 @@ def test_a_report_that_cannot_be_written_is_refused(folder, tmp_path, monkeypatc
                 "--input",
                 str(folder / "code.txt"),
                 *flags,
-            ]
+            ],
         )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from megascratch.commands.preprocess import main
+from megascratch.commands import call
 from megascratch.config.errors import UserError
 from megascratch.data.preprocess.run_folder import locked
 from megascratch.data.preprocess.work_units import LEAF_BYTES
@@ -44,7 +44,7 @@ def encode_share(folder, path, share, *flags):
         "--workers",
         "1",
     ]
-    return main(["--input", str(path), *words, *FLAGS, "--shard", share, *flags])
+    return call("preprocess", ["--input", str(path), *words, *FLAGS, "--shard", share, *flags])
 
 
 @pytest.mark.parametrize("shares", [["0/1"], ["1/2", "0/2"], ["0/3", "2/3"]])
@@ -240,7 +240,7 @@ DRIVE = """
 import os, signal, sys
 import ray
 import megascratch.data.preprocess.executors as engines
-from megascratch.commands.preprocess import main
+from megascratch.commands import call
 
 path, prefix, died = sys.argv[1:]
 whole = engines._summary
@@ -254,5 +254,5 @@ def _dies_once(job, piece):
 engines._summary = _dies_once
 ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR")
 words = ["--tokenizer-type", "ByteTokenizer", "--append-eod", "--shard-bytes", "2000", "--engine", "ray"]
-sys.exit(main(["--input", path, "--output-prefix", prefix, *words]))
+sys.exit(call("preprocess", ["--input", path, "--output-prefix", prefix, *words]))
 """

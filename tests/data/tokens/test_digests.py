@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import xxhash
 
-from megascratch.commands.data import main
+from megascratch.commands import call
 from megascratch.config.errors import UserError
 from megascratch.data.inspect.merge_split import merge, split
 from megascratch.data.inspect.validate import problems, record
@@ -126,14 +126,14 @@ def test_a_pair_from_elsewhere_is_recorded_once_and_then_guarded(tmp_path, capsy
     sound = digests_path(prefix).read_bytes(), digests_path(mask).read_bytes()
     for one in (prefix, mask):
         digests_path(one).unlink()
-    assert main(["validate", prefix]) == 0
+    assert call("data", ["validate", prefix]) == 0
     assert (
         f"no digests, so damage may go unnoticed: run megascratch data record {prefix}"
         in capsys.readouterr().out
     )
-    assert main(["record", prefix]) == 0
+    assert call("data", ["record", prefix]) == 0
     assert (digests_path(prefix).read_bytes(), digests_path(mask).read_bytes()) == sound
-    assert main(["record", prefix]) == 0
+    assert call("data", ["record", prefix]) == 0
     assert "already recorded and unchanged" in capsys.readouterr().out
     flip(bin_path(mask), 0, bit=1)
     with pytest.raises(
@@ -182,11 +182,11 @@ def test_a_damaged_index_cache_is_made_again_and_said_once(tmp_path, capsys, dam
 def test_validate_names_a_damaged_index_cache(tmp_path, capsys):
     prefix = write(tmp_path / "c", [[1, 2]])
     load_or_build(tmp_path / "cache", {"a": 1}, lambda: {"x": np.arange(5)})
-    assert main(["validate", prefix]) == 0
+    assert call("data", ["validate", prefix]) == 0
     (record_,) = (tmp_path / "cache").glob("*/key.json")
     told = json.loads(record_.read_text())
     record_.write_text(json.dumps(told | {"key": {"a": 2}}))
-    assert main(["validate", prefix]) == 1
+    assert call("data", ["validate", prefix]) == 1
     assert f"index cache {record_.parent} is damaged" in capsys.readouterr().out
 
 

@@ -1,0 +1,46 @@
+"""The flags of `megascratch dry-run`."""
+
+from megascratch.commands.parsers.base import Parser, any_setting
+from megascratch.commands.parsers.shared import add_json
+
+NOTE = (
+    "Data, a length and the files of a tokenizer are not needed; --vocab-size is, or a tokenizer. Memory is that of "
+    "tensors, at the peak of one step; CUDA, NCCL and fragmentation need some more."
+)
+EXAMPLES = (
+    "megascratch dry-run --config my.yaml --world 64 --all-stages \\\n    --picture memory.svg",
+    "megascratch dry-run --config llama3-405b \\\n    --world 16384 --rank 5000",
+)
+
+
+def parser() -> Parser:
+    """The parser of the command."""
+    made = Parser(
+        "megascratch dry-run",
+        "Runs the program of a rank without the other ranks, on tensors without memory, and prints what it would "
+        "hold, compute and send.",
+        EXAMPLES,
+        NOTE,
+        settings_help=any_setting,
+    )
+    add = made.add_argument
+    add("--world", metavar="N", help="the number of ranks of the run")
+    add("--rank", metavar="R", help="the rank to run (default: 0)")
+    add(
+        "--all-stages",
+        action="store_true",
+        help="run one rank of each pipeline stage, the first of those that share it",
+    )
+    add(
+        "--device-kind",
+        default="cuda",
+        metavar="KIND",
+        help="cpu, or cuda (default): the device of each rank, whose kernels and buffers are used",
+    )
+    add_json(made)
+    add(
+        "--picture",
+        metavar="FILE",
+        help="draw the memory over the actions of the step (.svg, .png or .pdf)",
+    )
+    return made
