@@ -1,15 +1,17 @@
 """Verifies a layout: runs it, compares it with the one-process run of the same model, and returns a verdict."""
 
+import json
 import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from megascratch.config.fields import flat
+from megascratch.config.resolve import Found, resolve_derived
 from megascratch.verification.diagnosis import diagnose, diagnose_disagreement
 from megascratch.verification.layouts import Case
 from megascratch.verification.pool import Pool, RankFailed
@@ -132,21 +134,13 @@ def alone(case: Case) -> Case:
     return Case("one process", one_process(case.config))
 
 
-class _SameSettings(NamedTuple):
-    """The key of a case in a cache: a config has lists, so it cannot be hashed."""
-
-    case: Case
-    steps: int
-
-    def __hash__(self) -> int:
-        return hash((repr(self.case.config), self.steps))
-
-
 def reference_run(case: Case, steps: int) -> RunRecord:
     """The reference run, in this process. It is cached, because all layouts of a model share it."""
-    return _reference_run(_SameSettings(case, steps))
+    return _run_of(json.dumps(flat(case.config)), steps)
 
 
 @lru_cache(maxsize=16)
-def _reference_run(run: _SameSettings) -> RunRecord:
-    return gather([train_on_rank(run.case.config, run.steps)])
+def _run_of(settings: str, steps: int) -> RunRecord:
+    """`settings`: resolved, as JSON, since a setting may be a list, which no cache can look up."""
+    config = resolve_derived(json.loads(settings), Found())
+    return gather([train_on_rank(config, steps)])
