@@ -1,6 +1,7 @@
 """Pretraining from a program or a notebook, in its own process or on several ranks."""
 
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,13 @@ class RunFailed(RuntimeError):
             f"the run in {output_dir} failed with exit code {exit_code}: the reason is printed above{where}"
         )
         self.exit_code = exit_code
+
+
+def _plain_output() -> None:
+    """Ranks write into the pipes of a notebook, which asks every program for the colours of a terminal."""
+    if not sys.stdout.isatty():
+        for name in ("FORCE_COLOR", "CLICOLOR_FORCE"):
+            os.environ.pop(name, None)
 
 
 @dataclass(frozen=True)
@@ -103,6 +111,7 @@ def pretrain(
         if alone:
             code = call("pretrain", words)
         else:
+            _plain_output()
             with hidden_main():
                 code = call("pretrain", words)
     if code == BAD_INPUT:
