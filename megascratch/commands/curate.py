@@ -8,7 +8,7 @@ from pathlib import Path
 from megascratch.commands.input_output import BadLines, require_no_input
 from megascratch.commands.text_source import no_text
 from megascratch.config.errors import UserError
-from megascratch.config.fields import nearest
+from megascratch.config.hints import nearest
 from megascratch.config.printable import printable
 from megascratch.curation.curate import CurationReport, Curator, Settings
 from megascratch.curation.quality import Limits

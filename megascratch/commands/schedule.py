@@ -20,7 +20,7 @@ from rich.text import Text
 
 from megascratch.commands.input_output import require_no_input
 from megascratch.config.errors import UserError
-from megascratch.config.fields import nearest
+from megascratch.config.hints import nearest
 from megascratch.config.printable import printable
 from megascratch.config.registry import facts_of, is_registered, names
 from megascratch.pipeline import chart

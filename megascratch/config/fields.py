@@ -1,8 +1,7 @@
 """The table of all settings, by name without their section, as flags, YAML keys and laws use them."""
 
 import dataclasses
-import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, get_type_hints
 
 from megascratch.config.declare import Setting, settings_of
@@ -45,15 +44,3 @@ def with_fields(config: Config, values: Mapping[str, Any]) -> Config:
 def flag(name: str) -> str:
     """`lr_decay_iters` -> `--lr-decay-iters`."""
     return "--" + name.replace("_", "-")
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """' - did you mean X?' with the known word most similar to a misspelt one; '' if none is similar."""
-    similar = most_similar(word, known)
-    return f" - did you mean {similar}?" if similar else ""
-
-
-def most_similar(word: str, known: Iterable[str]) -> str:
-    """The known word that a misspelt one probably means; '' if none is similar."""
-    matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return matches[0] if matches else ""

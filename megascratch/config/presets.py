@@ -4,16 +4,14 @@ Presets are in `megascratch/presets/`. The first line of each is `# NAME: what i
 Needs no torch.
 """
 
-from collections.abc import Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import NamedTuple
 
 from megascratch.config.errors import SettingError
+from megascratch.config.hints import nearest
 from megascratch.config.printable import shown
 
 FOLDER = Path(__file__).resolve().parents[1] / "presets"
-SIMILAR = 0.75  # of a misspelt name: llama3-8B, lama3-8b, gpt2-124M
 
 
 class ConfigFile(NamedTuple):
@@ -35,7 +33,7 @@ def preset_text(name: str) -> str:
     """The YAML of a preset. Raises: SettingError, with the most similar name, for one that does not exist."""
     if name not in preset_names():
         raise SettingError(
-            f"there is no preset {shown(name)}{_similar(name, preset_names())}; "
+            f"there is no preset {shown(name)}{nearest(name, preset_names())}; "
             f"presets: {', '.join(preset_names())}"
         )
     return (FOLDER / f"{name}.yaml").read_text(encoding="utf-8")
@@ -52,7 +50,10 @@ def find_config(word: str) -> ConfigFile:
     Raises: SettingError, with the most similar preset or YAML file, if there is neither.
     """
     is_preset = word in preset_names()
-    if Path(word).exists() and not (is_preset and Path(word).is_dir()):
+    if Path(word).is_dir() and not is_preset:
+        files = sorted(file.name for file in Path(word).glob("*.y*ml"))
+        raise SettingError(f"config file {shown(word)} is a folder: give a file{_in_it(files)}")
+    if Path(word).exists() and not Path(word).is_dir():
         notice = None
         if is_preset:
             notice = f"--config {word} is the file of this name here, not the preset"
@@ -60,8 +61,12 @@ def find_config(word: str) -> ConfigFile:
     if is_preset:
         return ConfigFile(str(FOLDER / f"{word}.yaml"), f"preset {word}")
     raise SettingError(
-        f"config file {shown(word)}: there is no such file{_similar(word, _there(word))}"
+        f"config file {shown(word)}: there is no such file{nearest(word, _there(word))}"
     )
+
+
+def _in_it(files: list[str]) -> str:
+    return f" in it, like {shown(files[0])}" if files else ", or a preset"
 
 
 def _there(word: str) -> list[str]:
@@ -69,9 +74,3 @@ def _there(word: str) -> list[str]:
     folder = Path(word).parent
     files = [str(file) for file in folder.glob("*.y*ml")] if folder.is_dir() else []
     return [*files, *preset_names()]
-
-
-def _similar(word: str, known: Sequence[str]) -> str:
-    lower = {name.lower(): name for name in known}
-    close = get_close_matches(word.lower(), lower, n=1, cutoff=SIMILAR)
-    return f" - did you mean {shown(lower[close[0]])}?" if close else ""

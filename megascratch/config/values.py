@@ -4,19 +4,23 @@ A source yields `Said`, one for each setting that it mentions, and keeps to itse
 into typed values and a list of problems; `typed` decides what a value of each type is.
 """
 
+import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import UnionType
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 
 from megascratch.config.declare import Setting, without_none
-from megascratch.config.fields import most_similar
+from megascratch.config.hints import meant
 from megascratch.config.printable import shown
 from megascratch.config.registry import how_to_add
 from megascratch.config.yaml_nodes import Foreign
 
 MOST_SHOWN = 6  # items of a list in a message
 LARGEST_NUMBER = (1 << 63) - 1
+EXACT = 1 << 53  # up to here a float holds every whole number
+THOUSANDS = {"k": 1, "m": 2, "g": 3, "b": 3, "t": 4}  # 2k, 1.5M, 3B
 TYPE_NAMES: dict[type, str] = {
     int: "a whole number",
     float: "a number",
@@ -79,12 +83,13 @@ def read(said: Iterable[Said], settings: Mapping[str, Setting]) -> ReadSettings:
                 result.values[one.name] = _value(one.value, settings[one.name])
                 result.places[one.name] = one.place
             except TypeError as error:
-                problem = f"{one.label} must be {error}, not {_shown(one.value)}"
+                advice = _advice(one.value, settings[one.name].kind)
+                problem = f"{one.label} must be {error}, not {_shown(one.value)}{advice}"
         if problem is not None:
             result.problems.append(problem)
-            name = one.name if one.name in settings else most_similar(one.name, settings)
+            name = one.name if one.name in settings else meant(one.name, settings)
             result.unread.add(name)
-    result.unread.discard("")  # no setting is similar to the unknown name
+    result.unread.discard("")  # the unknown name means no setting
     return result
 
 
@@ -101,7 +106,8 @@ def _value(raw: Any, setting: Setting) -> Any:
 
 
 def typed(raw: Any, hint: Any) -> Any:
-    """Converts a value of YAML or JSON to this type. Integers may stand for floats, and numbers for text in a list.
+    """Converts a value of YAML or JSON to this type. Integers may stand for floats, floats like 1e3 for integers, and
+    numbers for text in a list.
 
     Raises TypeError whose text says what the value must be.
     """
@@ -118,12 +124,35 @@ def typed(raw: Any, hint: Any) -> Any:
         raise TypeError("a number of at most 64 bits")
     if hint is float and _is_number(raw):
         return float(raw)
+    if hint is int and isinstance(raw, float) and raw.is_integer() and abs(raw) <= EXACT:
+        return int(raw)
     if hint is str and isinstance(raw, str) and not _is_valid_text(raw):
         raise TypeError("text without NUL characters and lone surrogates")
     if isinstance(raw, hint) and isinstance(raw, bool) == (hint is bool):
         # a bool is an int in Python
         return raw
     raise TypeError(TYPE_NAMES[hint])
+
+
+def _advice(raw: Any, kind: Any) -> str:
+    """' (write 2000)' for the number that a text probably means; '' if that is not clear."""
+    if kind is int and isinstance(raw, float) and math.isfinite(raw) and abs(raw) <= EXACT:
+        return f" (use {math.floor(raw)} or {math.ceil(raw)})"
+    if kind not in (int, float) or not isinstance(raw, str):
+        return ""
+    found = re.fullmatch(
+        r"([+-]?\d[\d,_ ]*\.?\d*(?:e[+-]?\d+)?)\s*([kmgbt%]?)", raw.strip().lower()
+    )
+    if found is None:
+        return ""
+    number = float(re.sub("[,_ ]", "", found[1]))
+    if found[2] == "%":
+        number /= 100
+    elif found[2]:
+        number *= 1000 ** THOUSANDS[found[2]]
+    if kind is float:
+        return f" (write {number:g})"
+    return f" (write {number:.0f})" if number.is_integer() else ""
 
 
 def _is_number(raw: Any) -> bool:

@@ -71,7 +71,7 @@ REFUSED = [
     ("lr: 1\n---\nlr: 2", "expected a single document"),
     ("<<: 3", ":1: << needs a mapping, like <<: *base, not a value"),
     ("optim: &o\n  lr: 1\n  <<: *o", "into itself"),
-    ("base: &b {lr: 1}", ":1: unknown setting base"),
+    ("base: &b {lr: 1}", ":1: there is no section base: its settings belong to section optim"),
     ("base: &b {lrr: 1}\n<<: *b", ":1: unknown setting lrr - did you mean lr?"),
 ]
 
@@ -86,13 +86,13 @@ def test_what_is_no_setting_is_refused_with_its_line(tmp_path, text, complaint):
     assert complaint in str(error.value) and len(str(error.value).split("\n")) == 1
 
 
-def test_a_file_of_a_thousand_mistakes_tells_twenty(tmp_path):
+def test_a_file_of_a_thousand_mistakes_tells_the_first_and_a_count(tmp_path):
     file = tmp_path / "c.yaml"
     file.write_text("\n".join(f"x{number}: 1" for number in range(1000)))
     with pytest.raises(UserError) as error:
         load_config(["--config", str(file)])
     lines = str(error.value).split("\n")
-    assert len(lines) == 20 and lines[-1] == f"{file}: and 981 more problems"
+    assert len(lines) == 5 and lines[-1] == f"{file}: and 996 more problems"
 
 
 MERGED = [

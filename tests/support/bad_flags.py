@@ -37,7 +37,11 @@ POOL = [
         ["--num-attention-heads", "7"],
         "hidden-size (60) must be divisible by num-attention-heads (7)",
     ),
-    Bad("heads", ["--num-attention-heads", "many"], "--num-attention-heads: invalid literal"),
+    Bad(
+        "heads",
+        ["--num-attention-heads", "many"],
+        "--num-attention-heads must be a whole number, not 'many'",
+    ),
     Bad(
         "tp",
         ["--tensor-model-parallel-size", "0"],
@@ -52,7 +56,7 @@ POOL = [
     Bad("precision", ["--loss-scale", "8"], "loss-scale needs fp16"),
     Bad("activation", ["--swiglu", "--squared-relu"], "at most one of swiglu, squared-relu"),
     Bad("beta", ["--adam-beta1", "1.5"], "adam-beta1 (1.5) must be in [0, 1)"),
-    Bad("seed", ["--seed", "abc"], "--seed: invalid literal for int() with base 10: 'abc'"),
+    Bad("seed", ["--seed", "abc"], "--seed must be a whole number, not 'abc'"),
     Bad("decay", ["--lr-decay-style", "WSD"], "lr-decay-style WSD needs lr-wsd-decay-"),
     Bad(
         "decay",
@@ -82,7 +86,9 @@ POOL = [
     ),
     Bad("load", ["--load", "nowhere"], "--load nowhere: no checkpoint"),
     Bad(
-        "last", ["--weight-decay", "1", "--weight-decay", "x"], "--weight-decay: could not convert"
+        "last",
+        ["--weight-decay", "1", "--weight-decay", "x"],
+        "--weight-decay must be a number, not 'x'",
     ),
     Bad(
         "fim",

@@ -5,7 +5,8 @@ See `laws/__init__.py` for how a law works.
 
 from collections.abc import Callable
 
-from megascratch.config.fields import SETTINGS, nearest
+from megascratch.config.fields import SETTINGS
+from megascratch.config.hints import nearest
 from megascratch.config.remedies import Broken, Remedy, divisors_near, each, near_multiples
 from megascratch.config.resume_rules import CAN_BE_FORCED
 
