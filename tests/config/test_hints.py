@@ -8,17 +8,9 @@ import pytest
 from megascratch.config.errors import UserError
 from megascratch.config.fields import SECTIONS, SETTINGS
 from megascratch.config.flags import OPTIONS, read_flags
-from megascratch.config.hints import (
-    PREFIXES,
-    SYNONYMS,
-    WHOLE,
-    hint,
-    meant,
-    nearest,
-    plain_name,
-    row_of,
-)
+from megascratch.config.hints import hint, meant, nearest, plain_name, row_of
 from megascratch.config.load import load_config
+from megascratch.config.synonyms import PREFIXES, SYNONYMS, WHOLE
 
 KNOWN = [*SETTINGS, *OPTIONS]
 MEGATRON = (Path(__file__).parents[1] / "support" / "megatron_options.txt").read_text().split()

@@ -1,0 +1,455 @@
+"""The table of names that other tools have for settings: Megatron-LM, nanoGPT, Hugging Face, torchtitan, nanotron.
+
+A row names the setting here and, where the value changes, says how; or it says that the thing is not there. See
+`hints.py`, which reads it.
+"""
+
+from typing import NamedTuple
+
+
+class Hint(NamedTuple):
+    """A row of the table."""
+
+    setting: str = ""
+    """What the name means here; '': there is no such setting."""
+    value: str = ""
+    """The value of the setting that says the same: 'true', 'rope'; '': the value is kept, or `words` say how."""
+    words: str = ""
+    """How the value is converted; or why there is no such setting, and what to do instead."""
+
+
+def _not_yet(what: str) -> Hint:
+    return Hint(words=f"{what} not there yet (docs/limits.md)")
+
+
+def _remove(why: str) -> Hint:
+    return Hint(words=f"not needed, remove it: {why}")
+
+
+_GLOBAL_BATCH = "it is micro_batch_size x accumulation steps x data parallel size"
+_DTYPE = "fp16 is float16, and without either the run is in float32"
+_PREFIX = "it names the .bin/.idx files that `megascratch preprocess` writes, without their suffix"
+_RANKS = "the number of ranks is not a setting: start with --nproc-per-node N"
+_NODES = "the number of machines is not a setting: start with --nnodes N"
+_EPOCHS = "it is samples, so epochs x samples of the corpus"
+_KERNELS = "the fastest kernels that the device has are used"
+_CHECKPOINTS = "checkpoints have one format, which any layout can load"
+_GRADIENTS = "gradients are kept and summed in fp32"
+_MOE = _not_yet("mixture of experts is")
+_FP8 = _not_yet("FP8 is")
+_MLA = _not_yet("multi-head latent attention is")
+_CONTEXT = _not_yet("context parallelism is")
+_ROPE_SCALING = _not_yet("scaling of rotary frequencies is")
+_WINDOW = _not_yet("sliding windows are")
+_ZERO = Hint(
+    "use_distributed_optimizer", "true", "it is ZeRO-1; ZeRO-2, ZeRO-3 and FSDP are not there"
+)
+_LOAD_PARTS = Hint(
+    words="a checkpoint is saved and loaded as a whole, with optimizer and random state"
+)
+_TRACKERS = Hint(
+    words="there are metrics.jsonl and TensorBoard in output_dir; other trackers see docs/limits.md"
+)
+_PROFILE = Hint(
+    "trace_schedule", "true", "it times every action of one step; there is no other profiler"
+)
+_GENERATION = Hint(words="not a setting of training: see `megascratch generate --help`")
+_TOKENIZER = Hint(
+    "tokenizer_model", words="it is the tokenizer's file, or the folder that contains it"
+)
+_ONE_MODEL = Hint(
+    words="there is one Transformer: `megascratch init` lists configs of known models"
+)
+_SPECIAL_IDS = _remove("the tokenizer knows its special tokens")
+
+_RENAMED = {
+    # nanoGPT, minGPT, litgpt
+    "n_layer": "num_layers",
+    "n_layers": "num_layers",
+    "n_head": "num_attention_heads",
+    "n_heads": "num_attention_heads",
+    "n_embd": "hidden_size",
+    "n_embed": "hidden_size",
+    "n_query_groups": "num_query_groups",
+    "block_size": "seq_length",
+    "max_iters": "train_iters",
+    "learning_rate": "lr",
+    "max_lr": "lr",
+    "beta1": "adam_beta1",
+    "beta2": "adam_beta2",
+    "grad_clip": "clip_grad",
+    "warmup_iters": "lr_warmup_iters",
+    "out_dir": "output_dir",
+    "backend": "distributed_backend",
+    # Hugging Face: config.json, TrainingArguments, TRL
+    "num_hidden_layers": "num_layers",
+    "num_heads": "num_attention_heads",
+    "num_key_value_heads": "num_query_groups",
+    "num_kv_heads": "num_query_groups",
+    "n_kv_heads": "num_query_groups",
+    "intermediate_size": "ffn_hidden_size",
+    "n_inner": "ffn_hidden_size",
+    "n_positions": "max_position_embeddings",
+    "n_ctx": "max_position_embeddings",
+    "head_dim": "kv_channels",
+    "rms_norm_eps": "norm_epsilon",
+    "layer_norm_eps": "norm_epsilon",
+    "layer_norm_epsilon": "norm_epsilon",
+    "layernorm_epsilon": "norm_epsilon",
+    "norm_eps": "norm_epsilon",
+    "rope_theta": "rotary_base",
+    "rope_base": "rotary_base",
+    "partial_rotary_factor": "rotary_percent",
+    "rope_percent": "rotary_percent",
+    "initializer_range": "init_method_std",
+    "init_std": "init_method_std",
+    "hidden_dropout_prob": "hidden_dropout",
+    "resid_pdrop": "hidden_dropout",
+    "embd_pdrop": "hidden_dropout",
+    "attn_pdrop": "attention_dropout",
+    "attention_probs_dropout_prob": "attention_dropout",
+    "per_device_train_batch_size": "micro_batch_size",
+    "max_steps": "train_iters",
+    "warmup_steps": "lr_warmup_iters",
+    "warmup_ratio": "lr_warmup_fraction",
+    "lr_scheduler_type": "lr_decay_style",
+    "adam_epsilon": "adam_eps",
+    "max_grad_norm": "clip_grad",
+    "logging_steps": "log_interval",
+    "eval_steps": "eval_interval",
+    "save_steps": "save_interval",
+    "save_total_limit": "keep_last_n_checkpoints",
+    "data_seed": "seed",
+    "max_length": "seq_length",
+    "max_seq_length": "seq_length",
+    "model_max_length": "seq_length",
+    "logging_dir": "tensorboard_dir",
+    "torch_compile": "compile",
+    # torchtitan, nanotron, DeepSpeed, OLMo
+    "steps": "train_iters",
+    "train_steps": "train_iters",
+    "local_batch_size": "micro_batch_size",
+    "train_micro_batch_size_per_gpu": "micro_batch_size",
+    "device_train_microbatch_size": "micro_batch_size",
+    "train_batch_size": "global_batch_size",
+    "global_train_batch_size": "global_batch_size",
+    "seq_len": "seq_length",
+    "max_seq_len": "seq_length",
+    "sequence_length": "seq_length",
+    "max_sequence_length": "seq_length",
+    "context_length": "seq_length",
+    "context_size": "seq_length",
+    "dim": "hidden_size",
+    "d_model": "hidden_size",
+    "model_dim": "hidden_size",
+    "embed_dim": "hidden_size",
+    "d_ff": "ffn_hidden_size",
+    "ffn_dim": "ffn_hidden_size",
+    "tp": "tensor_model_parallel_size",
+    "tp_size": "tensor_model_parallel_size",
+    "tensor_parallel": "tensor_model_parallel_size",
+    "tensor_parallel_size": "tensor_model_parallel_size",
+    "tensor_parallel_degree": "tensor_model_parallel_size",
+    "model_parallel_size": "tensor_model_parallel_size",
+    "pp": "pipeline_model_parallel_size",
+    "pp_size": "pipeline_model_parallel_size",
+    "pipeline_parallel": "pipeline_model_parallel_size",
+    "pipeline_parallel_size": "pipeline_model_parallel_size",
+    "pipeline_parallel_degree": "pipeline_model_parallel_size",
+    "dp": "data_parallel_size",
+    "dp_size": "data_parallel_size",
+    "data_parallel": "data_parallel_size",
+    "data_parallel_degree": "data_parallel_size",
+    "data_parallel_replicate_degree": "data_parallel_size",
+    "pp_engine": "pipeline_schedule",
+    "pipeline_parallel_schedule": "pipeline_schedule",
+    "gradient_clipping": "clip_grad",
+    "max_norm": "clip_grad",
+    "lr_warmup_steps": "lr_warmup_iters",
+    "lr_decay_steps": "lr_decay_iters",
+    "min_decay_lr": "min_lr",
+    "checkpoint_interval": "save_interval",
+    "checkpoints_path": "save",
+    "val_check_interval": "eval_interval",
+    "eps": "adam_eps",
+    # what people write
+    "wd": "weight_decay",
+    "layers": "num_layers",
+    "depth": "num_layers",
+    "heads": "num_attention_heads",
+    "hidden_dim": "hidden_size",
+    "ffn_size": "ffn_hidden_size",
+    "iters": "train_iters",
+    "iterations": "train_iters",
+    "num_steps": "train_iters",
+    "num_train_steps": "train_iters",
+    "total_steps": "train_iters",
+    "random_seed": "seed",
+    "save_dir": "save",
+    "ckpt_dir": "save",
+    "checkpoint_dir": "save",
+    "log_dir": "tensorboard_dir",
+    "logdir": "tensorboard_dir",
+    "vocabulary_size": "vocab_size",
+    "n_vocab": "vocab_size",
+    "save_every": "save_interval",
+    "eval_every": "eval_interval",
+    "log_every": "log_interval",
+    "lr_scheduler": "lr_decay_style",
+    "lr_schedule": "lr_decay_style",
+    "scheduler": "lr_decay_style",
+    # Megatron-LM, older spellings
+    "encoder_num_layers": "num_layers",
+    "encoder_seq_length": "seq_length",
+}
+"""Name elsewhere -> setting with the same value."""
+
+SYNONYMS: dict[str, Hint] = {name: Hint(setting) for name, setting in _RENAMED.items()} | {
+    "warmup": Hint("lr_warmup_iters", words="or lr_warmup_fraction"),
+    "batch_size": Hint("micro_batch_size", words="global_batch_size is that of all ranks"),
+    "gradient_accumulation_steps": Hint("global_batch_size", words=_GLOBAL_BATCH),
+    "accumulate_grad_batches": Hint("global_batch_size", words=_GLOBAL_BATCH),
+    "batch_accumulation_per_replica": Hint("global_batch_size", words=_GLOBAL_BATCH),
+    "dtype": Hint("bf16", "true", _DTYPE),
+    "torch_dtype": Hint("bf16", "true", _DTYPE),
+    "precision": Hint("bf16", "true", _DTYPE),
+    "mixed_precision": Hint("bf16", "true", _DTYPE),
+    "mixed_precision_param": Hint("bf16", "true", _DTYPE),
+    "amp": Hint("bf16", "true", _DTYPE),
+    "dropout": Hint("hidden_dropout", words="attention_dropout is a setting of its own"),
+    "bias": Hint("add_bias_linear"),
+    "decay_lr": Hint("lr_decay_style", "cosine", "constant is no decay"),
+    "betas": Hint("adam_beta1", words="adam_beta2 is the second one"),
+    "momentum": Hint("adam_beta1", words="the optimizer is Adam"),
+    "dataset": Hint("data_path", words=_PREFIX),
+    "dataset_path": Hint("data_path", words=_PREFIX),
+    "data_dir": Hint("data_path", words=_PREFIX),
+    "train_data": Hint("train_data_path", words=_PREFIX),
+    "train_file": Hint("train_data_path", words=_PREFIX),
+    "validation_file": Hint("valid_data_path", words=_PREFIX),
+    "data_args_path": Hint("data_path", words="it takes the weights and prefixes themselves"),
+    "per_split_data_args_path": Hint(
+        "train_data_path", words="so do valid_data_path and test_data_path"
+    ),
+    "init_from": Hint("load", words="auto_resume continues the run's own checkpoints"),
+    "resume": Hint("auto_resume", "true"),
+    "resume_from_checkpoint": Hint("load", words="auto_resume continues the run's own checkpoints"),
+    "ckpt": Hint("load"),
+    "ckpt_path": Hint("load"),
+    "ckpt_step": Hint("load", words="it may name the folder of one step"),
+    "exit_on_missing_checkpoint": _remove("load always is an error if it is missing"),
+    "epochs": Hint("train_samples", words=_EPOCHS),
+    "num_epochs": Hint("train_samples", words=_EPOCHS),
+    "num_train_epochs": Hint("train_samples", words=_EPOCHS),
+    "eval_only": Hint(words="to measure a checkpoint use `megascratch evaluate`"),
+    "always_save_checkpoint": Hint("save_interval", words="it is in steps"),
+    "load_best_model_at_end": Hint("keep_best_n_checkpoints", "1"),
+    "tie_word_embeddings": Hint("untie_embeddings_and_output_weights", words="it is the opposite"),
+    "tied_embeddings": Hint("untie_embeddings_and_output_weights", words="it is the opposite"),
+    "hidden_act": Hint("swiglu", "true", "that is silu; openai_gelu is gelu_new, the default gelu"),
+    "activation": Hint("swiglu", "true", "or openai_gelu or squared_relu; the default is gelu"),
+    "activation_function": Hint("openai_gelu", "true", "that is gelu_new; the default is gelu"),
+    "use_rotary_position_embeddings": Hint("position_embedding_type", "rope"),
+    "rope": Hint("position_embedding_type", "rope"),
+    "use_rope": Hint("position_embedding_type", "rope"),
+    "no_position_embedding": _remove("position_embedding_type rope or none has no table"),
+    "rmsnorm": Hint("normalization", "RMSNorm"),
+    "use_rmsnorm": Hint("normalization", "RMSNorm"),
+    "norm": Hint("normalization"),
+    "norm_type": Hint("normalization"),
+    "attention_bias": Hint("add_qkv_bias", words="add_bias_linear is for all linear layers"),
+    "qkv_bias": Hint("add_qkv_bias"),
+    "mlp_bias": Hint("add_bias_linear"),
+    "disable_bias_linear": Hint("add_bias_linear", "false"),
+    "group_query_attention": Hint("num_query_groups", words="to give it is enough"),
+    "ffn_dim_multiplier": Hint("ffn_hidden_size", words="it is the width itself"),
+    "gradient_checkpointing": Hint("recompute_granularity", "full"),
+    "activation_checkpointing": Hint("recompute_granularity", "full"),
+    "checkpoint_activations": Hint("recompute_granularity", "full"),
+    "recompute_activations": Hint("recompute_granularity", "selective"),
+    "recompute_modules": Hint("recompute_granularity", "selective", "that is the attention core"),
+    "num_layers_per_virtual_pipeline_stage": Hint(
+        "num_virtual_stages_per_pipeline_rank",
+        words="it is num_layers / pipeline_model_parallel_size / layers of a virtual stage",
+    ),
+    "account_for_embedding_in_pipeline_split": Hint(
+        "decoder_first_pipeline_num_layers", words="it is the number of layers of the first stage"
+    ),
+    "account_for_loss_in_pipeline_split": Hint(
+        "decoder_last_pipeline_num_layers", words="it is the number of layers of the last stage"
+    ),
+    "padded_vocab_size": Hint("vocab_size", words="padding follows make_vocab_size_divisible_by"),
+    "fim_prefix_token": Hint("fim_prefix_id", words="it is the token's id"),
+    "fim_middle_token": Hint("fim_middle_id", words="it is the token's id"),
+    "fim_suffix_token": Hint("fim_suffix_id", words="it is the token's id"),
+    "fim_data": Hint("fim_rate", words="it is the share of rearranged documents"),
+    "phase_transition_iterations": Hint("data_stages", words="it counts samples"),
+    "vocab_file": Hint("tokenizer_model", words="it is the folder with vocab.json and merges.txt"),
+    "merge_file": Hint("tokenizer_model", words="it is the folder with vocab.json and merges.txt"),
+    "tokenizer": _TOKENIZER,
+    "tokenizer_path": _TOKENIZER,
+    "tokenizer_name": _TOKENIZER,
+    "tokenizer_name_or_path": _TOKENIZER,
+    "yaml_cfg": Hint("config"),
+    "config_file": Hint("config"),
+    "config_path": Hint("config"),
+    "config_name": Hint("config"),
+    "run_name": Hint("output_dir", words="a run is named by its folder"),
+    "exp_name": Hint("output_dir", words="a run is named by its folder"),
+    "experiment": Hint("output_dir", words="a run is named by its folder"),
+    "name": Hint("output_dir", words="a run is named by its folder"),
+    "data_parallel_shard_degree": _ZERO,
+    "zero_stage": _ZERO,
+    "zero": _ZERO,
+    "num_gpus": Hint(words=_RANKS),
+    "gpus": Hint(words=_RANKS),
+    "ngpu": Hint(words=_RANKS),
+    "devices": Hint(words=_RANKS),
+    "nproc": Hint(words=_RANKS),
+    "world_size": Hint(words=_RANKS),
+    "num_processes": Hint(words=_RANKS),
+    "num_nodes": Hint(words=_NODES),
+    "num_machines": Hint(words=_NODES),
+    "num_workers": _remove("one thread reads ahead (data_prefetch_steps)"),
+    "dataloader_num_workers": _remove("one thread reads ahead (data_prefetch_steps)"),
+    "per_device_eval_batch_size": _remove("validation uses micro_batch_size and global_batch_size"),
+    "model_type": _ONE_MODEL,
+    "model_name": _ONE_MODEL,
+    "model_name_or_path": _ONE_MODEL,
+    "architectures": _ONE_MODEL,
+    "transformers_version": _ONE_MODEL,
+    "bos_token_id": _SPECIAL_IDS,
+    "eos_token_id": _SPECIAL_IDS,
+    "pad_token_id": _SPECIAL_IDS,
+    "use_cache": _GENERATION,
+    "temperature": _GENERATION,
+    "max_new_tokens": _GENERATION,
+    "do_sample": _GENERATION,
+    "report_to": _TRACKERS,
+    # Megatron-LM: chooses an implementation, or always so
+    "use_mcore_models": _remove("there is one implementation"),
+    "use_legacy_models": _remove("there is one implementation"),
+    "transformer_impl": _remove(_KERNELS),
+    "attention_backend": _remove(_KERNELS),
+    "attn_implementation": _remove(_KERNELS),
+    "use_flash_attn": _remove(_KERNELS),
+    "flash_attention": _remove(_KERNELS),
+    "no_masked_softmax_fusion": _remove(_KERNELS),
+    "no_bias_gelu_fusion": _remove("it chooses exact GELU, which is the default here"),
+    "no_bias_swiglu_fusion": _remove(_KERNELS),
+    "no_bias_dropout_fusion": _remove(_KERNELS),
+    "no_rope_fusion": _remove(_KERNELS),
+    "no_persist_layer_norm": _remove(_KERNELS),
+    "cross_entropy_loss_fusion": _remove(_KERNELS),
+    "cross_entropy_fusion_impl": _remove(_KERNELS),
+    "attention_softmax_in_fp32": _remove(_KERNELS),
+    "apply_query_key_layer_scaling": _remove(_KERNELS),
+    "no_gradient_accumulation_fusion": _remove(_GRADIENTS),
+    "accumulate_allreduce_grads_in_fp32": _remove(_GRADIENTS),
+    "grad_reduce_in_bf16": Hint(words=f"not there: {_GRADIENTS}"),
+    "no_async_tensor_model_parallel_allreduce": _remove("it changes no result"),
+    "calculate_per_token_loss": _remove("the loss always is a mean over tokens"),
+    "manual_gc": _remove("it changes no result"),
+    "manual_gc_interval": _remove("it changes no result"),
+    "empty_unused_memory_level": _remove("it changes no result"),
+    "no_create_attention_mask_in_dataloader": _remove("masks are not part of the data"),
+    "no_mmap_bin_files": _remove("files are always mapped"),
+    "dataloader_type": Hint(
+        "data_order", words="keyed shuffles by seed, megatron is Megatron-LM's order"
+    ),
+    "log_throughput": _remove("tokens/s and MFU are in every log line"),
+    "rerun_mode": Hint(
+        words="not there: check_replicas_every compares replicas, on_bad_step acts on a bad loss"
+    ),
+    "num_distributed_optimizer_instances": _remove(
+        "states are sharded over all data-parallel ranks"
+    ),
+    "ckpt_format": _remove(_CHECKPOINTS),
+    "auto_detect_ckpt_format": _remove(_CHECKPOINTS),
+    "use_dist_ckpt": _remove(_CHECKPOINTS),
+    "use_persistent_ckpt_worker": _remove("async_save is enough"),
+    "use_checkpoint_args": Hint(
+        words="not there: give the same --config; what differs is named at the resume"
+    ),
+    "no_load_optim": _LOAD_PARTS,
+    "no_load_rng": _LOAD_PARTS,
+    "no_save_optim": _LOAD_PARTS,
+    "no_save_rng": _LOAD_PARTS,
+    "finetune": _LOAD_PARTS,
+    "pretrained_checkpoint": _LOAD_PARTS,
+    "tiktoken_pattern": _remove("the tokenizer's file or folder has its pattern"),
+    "deterministic_mode": _remove("runs on a CPU repeat bit by bit; see docs/limits.md for GPUs"),
+    "distributed_timeout_seconds_after_init": Hint(
+        "distributed_timeout_minutes", words="in minutes"
+    ),
+    # not there
+    "context_parallel_size": _CONTEXT,
+    "context_parallel_degree": _CONTEXT,
+    "cp": _CONTEXT,
+    "cp_comm_type": _CONTEXT,
+    "num_experts": _MOE,
+    "num_local_experts": _MOE,
+    "num_experts_per_tok": _MOE,
+    "ep": _MOE,
+    "decoupled_lr": Hint(words="not there: one learning rate is used for all weights"),
+    "decoupled_min_lr": Hint(words="not there: one learning rate is used for all weights"),
+    "apply_layernorm_1p": Hint(
+        words="not there: a weight of a norm begins at 1 and is stored as it is"
+    ),
+    "multi_latent_attention": _MLA,
+    "q_lora_rank": _MLA,
+    "kv_lora_rank": _MLA,
+    "qk_head_dim": _MLA,
+    "v_head_dim": _MLA,
+    "qk_layernorm": _not_yet("norms of queries and keys are"),
+    "qk_norm": _not_yet("norms of queries and keys are"),
+    "sliding_window": _WINDOW,
+    "window_size": _WINDOW,
+    "use_rope_scaling": _ROPE_SCALING,
+    "rope_scaling": _ROPE_SCALING,
+    "rope_scaling_factor": _ROPE_SCALING,
+    "rotary_scaling_factor": _ROPE_SCALING,
+    "rotary_interleaved": Hint(
+        words="not there: pairs of dims are half a head apart, as in Llama's HF weights"
+    ),
+    "quick_geglu": Hint(words="not there: gated MLPs are swiglu"),
+    "fsdp": _ZERO,
+    "use_torch_fsdp2": _ZERO,
+    "use_megatron_fsdp": _ZERO,
+    "deepspeed": _ZERO,
+    "push_to_hub": _not_yet("export to Hugging Face is"),
+    "profile": _PROFILE,
+}
+"""Name elsewhere -> what it means here."""
+
+PREFIXES: dict[str, Hint] = {
+    "moe_": _MOE,
+    "expert_": _MOE,
+    "fp8_": _FP8,
+    "fp4_": _not_yet("FP4 is"),
+    "wandb_": _TRACKERS,
+    "mlflow_": _TRACKERS,
+    "lora_": _not_yet("LoRA is"),
+    "mtp_": _not_yet("prediction of several tokens is"),
+    "mamba_": _not_yet("state-space layers are"),
+    "muon_": _not_yet("the optimizer Muon is"),
+    "profile_": _PROFILE,
+    "fsdp_": _ZERO,
+    "megatron_fsdp_": _ZERO,
+    "dist_ckpt_": _remove(_CHECKPOINTS),
+    "ckpt_": _remove(_CHECKPOINTS),
+    "inference_": _GENERATION,
+    "rl_": Hint(words="reinforcement learning is not there (docs/limits.md)"),
+    "grpo_": Hint(words="reinforcement learning is not there (docs/limits.md)"),
+    "yarn_": _ROPE_SCALING,
+}
+"""The beginning of names -> what they mean here, for groups of options."""
+
+WHOLE = {
+    "wandb": _TRACKERS,
+    "mlflow": _TRACKERS,
+    "trackio": _TRACKERS,
+    "moe": _MOE,
+    "fp8": _FP8,
+    "lora": PREFIXES["lora_"],
+}
