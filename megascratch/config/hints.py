@@ -10,10 +10,7 @@ from difflib import SequenceMatcher
 from megascratch.config.synonyms import PREFIXES, SYNONYMS, WHOLE, Hint
 
 SIMILAR = 0.8  # of a whole name
-SIMILAR_WORD = (
-    0.74  # of each word between underscores: `sise` and `size`, not `workers` and `layers`
-)
-
+SIMILAR_WORD = 0.74  # of each word of it: `sise` and `size`, not `workers` and `layers`
 SIMILAR_JOINED = 0.93  # of names with another number of words: `numlayers` and `num_layers`
 
 

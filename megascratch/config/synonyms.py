@@ -218,7 +218,7 @@ SYNONYMS: dict[str, Hint] = {name: Hint(setting) for name, setting in _RENAMED.i
     "amp": Hint("bf16", "true", _DTYPE),
     "dropout": Hint("hidden_dropout", words="attention_dropout is a setting of its own"),
     "bias": Hint("add_bias_linear"),
-    "decay_lr": Hint("lr_decay_style", "cosine", "constant is no decay"),
+    "decay_lr": Hint("lr_decay_style", "cosine", "constant keeps lr"),
     "betas": Hint("adam_beta1", words="adam_beta2 is the second one"),
     "momentum": Hint("adam_beta1", words="the optimizer is Adam"),
     "dataset": Hint("data_path", words=_PREFIX),
