@@ -154,14 +154,14 @@ def merge(options: argparse.Namespace) -> int:
         of_corpora("--output-prefix", [options.output_prefix]), of_corpora("--input", prefixes)
     )
     require_free([options.output_prefix], options.overwrite)
-    readers = [TokenReader(prefix) for prefix in prefixes]
+    readers = [open_corpus(prefix, None) for prefix in prefixes]
     _report([merge_split.merge(readers, options.output_prefix)])
     return 0
 
 
 def split(options: argparse.Namespace) -> int:
     """Splits a corpus into several parts, between documents where it has enough of them; their order is kept."""
-    whole = TokenReader(_on_this_machine(options.prefix))
+    whole = open_corpus(_on_this_machine(options.prefix), None)
     if options.fractions:
         reader, counts = merge_split.divide(whole, options.fractions)
     else:

@@ -173,6 +173,8 @@ def kind_of(path: Path | None) -> str:
         return "TikTokenizer"
     if path.suffix == ".model":
         return SentencePieceTokenizer.kind
+    if not path.exists():
+        read_bytes(path)  # says that it is missing
     raise UserError(
         f"the suffix of --tokenizer-model {path} is none of .json, .model and .tiktoken; give --tokenizer-type"
     )

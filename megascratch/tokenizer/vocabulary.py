@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from megascratch.config.errors import UserError
+from megascratch.config.hub_names import tokenizer_hint
 from megascratch.tokenizer.splits import Encoding, pre_tokenizer, split_of
 
 LARGEST_FILE = 1 << 28  # bytes: the largest published vocabularies have 2**25
@@ -192,7 +193,9 @@ def read_bytes(path: Path) -> bytes:
     """The bytes of a file. Raises: UserError where it is too large for a vocabulary or cannot be read."""
     try:
         if not path.exists():
-            raise UserError(f"--tokenizer-model {path} cannot be read: No such file or directory")
+            raise UserError(
+                f"--tokenizer-model {path} cannot be read: No such file or directory{tokenizer_hint(path)}"
+            )
         if not path.is_file():
             raise UserError(f"--tokenizer-model {path} is not a regular file")
         size = path.stat().st_size

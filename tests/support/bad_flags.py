@@ -124,7 +124,7 @@ POOL = [
     ),
     Bad("data", ["--data-path", "no/corpus"], "the data comes from data-path and mock-data"),
     Bad("data", ["--data-path", "no/corpus"], "index no/corpus.idx cannot be read"),
-    Bad("data", ["--valid-data-path", "no/held"], "token file no/held.bin cannot be read"),
+    Bad("data", ["--valid-data-path", "no/held"], "index no/held.idx cannot be read"),
     Bad(
         "replicas", ["--check-replicas-every", "-2"], "check-replicas-every (-2) must be at least 0"
     ),

@@ -23,10 +23,7 @@ DIFFERENCES = {
         [],
         "",
         "empty",
-        (
-            "node-b (rank 1): token file corpus.bin cannot be read",
-            "node-b (rank 1): index corpus.idx cannot be read",
-        ),
+        ("node-b (rank 1): index corpus.idx cannot be read",),
     ),
 }
 

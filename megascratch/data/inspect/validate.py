@@ -27,6 +27,7 @@ from megascratch.data.tokens.digests import (
 from megascratch.data.tokens.idx_format import BLOCK, Index, broken_laws, read_index
 from megascratch.data.tokens.loss_mask import has_mask, mask_prefix
 from megascratch.data.tokens.manifest import manifest_path, stored_manifest
+from megascratch.data.tokens.missing import require_corpus
 from megascratch.data.tokens.token_files import TokenReader, bin_path, idx_path, open_map
 
 
@@ -39,6 +40,7 @@ def problems(
     the tokenizer that the manifest must name, if it names one.
     """
     try:
+        require_corpus(str(prefix))
         index = read_index(idx_path(prefix), open_map(idx_path(prefix), "index"))
         bin_bytes = len(open_map(bin_path(prefix), "token file"))
     except UserError as error:

@@ -23,6 +23,7 @@ from types import ModuleType
 from typing import IO, NamedTuple
 
 from megascratch.config.errors import UserError
+from megascratch.config.hub_names import text_hint
 
 STANDARD_INPUT = "-"
 FORMATS = ("jsonl", "text", "parquet")
@@ -120,7 +121,8 @@ def _source(path: str, format: str | None) -> Source:
     try:
         status = os.stat(path)
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+        hint = text_hint(path)
+        raise UserError(f"{path} cannot be read: {error.strerror}{hint}") from error
     return Source(
         path, format, compression, status.st_size, status.st_mtime_ns, stat.S_ISREG(status.st_mode)
     )

@@ -30,6 +30,7 @@ from megascratch.data.tokens.digests import Digests, digests_path
 from megascratch.data.tokens.file_digests import NOTHING_KNOWN, KnownDigests
 from megascratch.data.tokens.idx_format import Index, broken_laws
 from megascratch.data.tokens.index_cache import locked, writable
+from megascratch.data.tokens.missing import require_corpus
 from megascratch.data.tokens.token_files import TokenReader
 from megascratch.runtime.atomic_file import atomic_file
 from megascratch.storage.store import Object, Store
@@ -53,6 +54,7 @@ def open_corpus(
     Raises: UserError where it cannot be read, or is remote and there is no cache folder.
     """
     if not is_remote(prefix):
+        require_corpus(prefix)
         return TokenReader(prefix, known=known)
     if cache is None:
         raise UserError(

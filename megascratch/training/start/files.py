@@ -6,9 +6,10 @@ from functools import partial
 from pathlib import Path
 
 from megascratch.config.errors import Problems, UserError
+from megascratch.config.hub_names import tokenizer_hint
 from megascratch.config.resolve import Values
 from megascratch.data.samples.split_spec import named_prefixes
-from megascratch.data.tokens.token_files import bin_path, idx_path, open_map
+from megascratch.data.tokens.missing import require_corpus
 from megascratch.storage.path import storage_path
 from megascratch.storage.store import Store
 
@@ -17,8 +18,7 @@ def missing_files(settings: Values) -> list[str]:
     """One line for each file that the settings name and that cannot be read, even if the settings are not legal."""
     problems = Problems()
     for prefix in named_corpora(settings):
-        problems.attempt(partial(open_map, idx_path(prefix), "index"))
-        problems.attempt(partial(open_map, bin_path(prefix), "token file"))
+        problems.attempt(partial(require_corpus, prefix))
     problems.attempt(partial(_require_checkpoint, settings["load"]))
     problems.attempt(partial(_require_library, settings["save"]))
     for name, path in (
@@ -26,8 +26,9 @@ def missing_files(settings: Values) -> list[str]:
         ("--pipeline-schedule-csv", settings["pipeline_schedule_csv"]),
     ):
         if path is not None and not os.access(path, os.R_OK):
+            hint = tokenizer_hint(path) if name == "--tokenizer-model" else ""
             problems.lines.append(
-                f"{name} {path}: cannot be read: there is no readable file or folder of this name"
+                f"{name} {path}: cannot be read: there is no readable file or folder of this name{hint}"
             )
     return problems.lines
 
