@@ -172,7 +172,7 @@ YAML = [
     Mistake(
         "import of a broken file",
         f"{RUN} --import my_layers.py",
-        ("my_layers.py", "line 2"),
+        ("my_layers.py", "my_layers.py:2"),
         f"{RUN} --import my_layers.py",
         files={"my_layers.py": "x = 1\nfrom nowhere import y\n"},
         fixed_files={"my_layers.py": ""},

@@ -71,7 +71,12 @@ class Judge:
                 if row.prepare is not None:
                     row.prepare()
                 without_torch = "torch" not in sys.modules
-                mistake = answer(row.words, row.env, row.absent)
+                # what is not refused must not train here
+                stops = (
+                    contextlib.nullcontext() if self.with_torch else checks_alone(with_torch=False)
+                )
+                with row.during(), stops:
+                    mistake = answer(row.words, row.env, row.absent)
                 answers = {
                     "mistake": mistake._asdict(),
                     "imports_torch": without_torch and "torch" in sys.modules,

@@ -1,7 +1,8 @@
 """One row of the table of mistakes."""
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
 
 
 class Mistake(NamedTuple):
@@ -18,6 +19,8 @@ class Mistake(NamedTuple):
     """Files that are there in addition: name -> content."""
     prepare: Callable[[], None] | None = None
     """What else happened before the command; runs in the folder."""
+    during: Callable[[], AbstractContextManager[Any]] = nullcontext
+    """What is so while the command runs, and no longer when the fix runs."""
     fixed_files: Mapping[str, str | bytes] = {}
     """Files that the user writes as a part of the fix."""
     repair: Callable[[], None] | None = None
@@ -28,6 +31,8 @@ class Mistake(NamedTuple):
     """Libraries that are not installed; the fix runs with them."""
     needs: str | None = None
     """A library without which the row is skipped."""
+    leaves: tuple[str, ...] = ()
+    """Folders that the refused run has made and not filled."""
     code: int = 2
     torch: bool = False
     """The message needs a tensor or a device, so torch may be imported."""

@@ -237,7 +237,7 @@ VALUES = [
     ),
     value(
         "samples and steps",
-        "--train-samples 8",
+        "--train-samples 8 --train-iters 2",
         "train-iters (2)",
         "train-samples (8)",
         "keep one",
@@ -254,7 +254,13 @@ VALUES = [
         "split of four", "--split 90,5,3,2", "split (90,5,3,2)", "969,30,1", fix="--split 90,8,2"
     ),
     value("split with blanks", "--split 90 10 0", "--split", "10 0", fix="--split 90,10,0"),
-    value("two sources", "--mock-data", "data-path and mock-data", "keep only one", fix=""),
+    value(
+        "two sources",
+        "--mock-data --data-path corpus_text_document",
+        "data-path and mock-data",
+        "keep only one",
+        fix="",
+    ),
     value(
         "ramp-up of two numbers",
         "--rampup-batch-size 2 2",
