@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from megascratch.commands.parsers.base import Parser
 from megascratch.config.errors import RanksDiffer, SettingError, UserError
 from megascratch.config.exit_codes import BAD_INPUT, INTERRUPTED, own_process
-from megascratch.config.fields import most_similar
+from megascratch.config.hints import most_similar
 from megascratch.config.printable import plain_warnings, printable
 from megascratch.runtime import faults
 from megascratch.runtime.launch_environment import launch_environment

@@ -9,7 +9,8 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from megascratch.config.errors import SettingError
-from megascratch.config.fields import SECTIONS, SETTINGS, flag, flat, nearest, with_fields
+from megascratch.config.fields import SECTIONS, SETTINGS, flag, flat, with_fields
+from megascratch.config.hints import hint
 from megascratch.config.layout import Layout
 from megascratch.config.load import Loaded, Origins, read_config
 from megascratch.config.resolve import derive
@@ -79,7 +80,7 @@ class RunConfig:
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or name not in SETTINGS:
-            raise AttributeError(f"there is no setting {name}{nearest(name, SETTINGS)}")
+            raise AttributeError(f"there is no setting {name}{hint(name, SETTINGS, as_flag=False)}")
         return self._values[name]
 
     def __setattr__(self, name: str, value: Any) -> None:

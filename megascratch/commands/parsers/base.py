@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from megascratch.config.errors import UserError
-from megascratch.config.fields import most_similar
+from megascratch.config.hints import most_similar
 
 WIDTH = 80
 FLAG_COLUMN = 26
