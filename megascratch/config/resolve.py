@@ -28,9 +28,9 @@ from megascratch.config.settings import (
 Values = Mapping[str, Any]
 """Setting -> value, for all settings."""
 
-Device = Literal["cpu", "cuda"]
+Device = Literal["cpu", "cuda", "mps"]
 
-BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
+BACKENDS = {"cpu": "gloo", "cuda": "nccl", "mps": "gloo"}
 """Device -> the communication library that is used by default."""
 
 

@@ -355,8 +355,8 @@ class TrainingConfig:
     """Save and stop at the first step that ends this many minutes after training began (exit code 81)."""
     stop_file: str | None = setting(None, FREE_STOP)
     """Save and stop when this file appears (exit code 82), and remove it; default: {output_dir}/stop."""
-    device: Literal["cpu", "cuda"] | None = setting(None, FREE_LAYOUT)
-    """Device to train on; default: cuda if available."""
+    device: Literal["cpu", "cuda", "mps"] | None = setting(None, FREE_LAYOUT)
+    """Device to train on; mps is the GPU of a Mac, for one process; default: cuda if available, else cpu."""
     trace_schedule: bool = setting(False, FREE_OUTPUT)
     """Time the pipeline of one step, draw it next to its prediction: {output_dir}/schedule_step_N.svg, .csv, .json."""
     trace_schedule_step: int | None = setting(

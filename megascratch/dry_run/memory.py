@@ -38,8 +38,9 @@ PARTS = (
     "temporaries",
     "other",
 )
-ALLOCATED_IN: dict[str, int] = {"cpu": 1, "cuda": 512}
-"""Bytes in units of which a device's allocator gives memory: malloc's are exact, torch's CUDA blocks are rounded up."""
+ALLOCATED_IN: dict[str, int] = {"cpu": 1, "cuda": 512, "mps": 1}
+"""Bytes in units of which a device's allocator gives memory: malloc's are exact, torch's CUDA blocks are rounded up;
+those of MPS are not known."""
 
 
 @dataclass

@@ -161,7 +161,7 @@ def generate(
             tokens = _next_column(batch)
             width += 1
         ids, context = _inputs(tokens, width, cache, device)
-        logits = model.next_logits(ids, context).double().cpu()  # [b, v]
+        logits = model.next_logits(ids, context).cpu().double()  # [b, v]
         for row, scores in zip(batch, logits, strict=True):
             if row.ended is None:
                 row.add(pick(scores, sampling, row.generator), stop)

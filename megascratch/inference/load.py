@@ -74,6 +74,8 @@ def load_model(
     dtype = parameter_dtype(optim)
     if device.type == "cpu" and dtype.itemsize == 2:
         dtype = torch.float32
+    if device.type == "mps" and dtype == torch.float64:
+        dtype = torch.float32  # it has no fp64
     layers = range(model.num_layers)
     with torch.device(device):
         chunk = ModelChunk(model, layers, True, True, Axis.alone("tp")).to(dtype)

@@ -7,11 +7,11 @@ The head returns the sum of the language-model term. Every other term is joined 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from megascratch.config.settings import ModelConfig
 from megascratch.data.samples.batch import Batch
+from megascratch.parallel.device_kind import widest_dtype
 
 LANGUAGE_MODEL = "lm"
 
@@ -25,12 +25,12 @@ class LossTerm:
     coefficient: float
     """Its factor in the objective."""
     count: Callable[[Batch], Tensor]
-    """The number of tokens of a micro-batch that it counts, a scalar in fp64."""
+    """The number of tokens of a micro-batch that it counts, a scalar in the widest type."""
 
 
 def learned_tokens(batch: Batch) -> Tensor:
     """Counts the tokens whose label is learned."""
-    return batch.loss_mask.sum(dtype=torch.float64)
+    return batch.loss_mask.sum(dtype=widest_dtype(batch.loss_mask.device))
 
 
 def language_model(model: ModelConfig) -> tuple[LossTerm, ...]:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from megascratch.parallel.device_kind import widest_dtype
 from megascratch.parallel.grid import Position
 from megascratch.parallel.shard import Shard
 
@@ -58,21 +59,22 @@ class GlobalNorm:
 
     @torch.no_grad()
     def parts(self) -> Tensor:
-        """This rank's sum of squares in each slot, fp64 [slots + 1] on the device. The last element is that of the
-        replicas: it is not a part of the norm, but shows whether one of them has an overflow."""
-        sums = torch.zeros(self.size + 1, dtype=torch.float64, device=self.device)
+        """This rank's sum of squares in each slot, in the widest type [slots + 1] on the device. The last element is
+        that of the replicas: it is not a part of the norm, but shows whether one of them has an overflow."""
+        widest = widest_dtype(self.device)
+        sums = torch.zeros(self.size + 1, dtype=widest, device=self.device)
         norms = [torch.linalg.vector_norm(rows, dim=1) for rows in self.rows]
         if self.rests:
             norms += torch._foreach_norm(self.rests)
         if norms:
-            squares = torch.cat([norm.view(-1) for norm in norms]).double().square()
+            squares = torch.cat([norm.view(-1) for norm in norms]).to(widest).square()
             # not index_add_: on CUDA its atomics would add the parts of one weight in any order
             sums.index_put_((self.slots,), squares, accumulate=True)
         return sums
 
 
 def norm_of(slots: Tensor) -> Tensor:
-    """The norm, an fp64 scalar, of the sums over all ranks of each slot."""
+    """The norm, a scalar in the widest type, of the sums over all ranks of each slot."""
     return slots.sum().sqrt()
 
 

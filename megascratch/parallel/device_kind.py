@@ -7,10 +7,11 @@ In a dry run no tensor has memory, but what a layer allocates must be what it al
 from collections.abc import Callable
 from typing import Literal
 
+import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 
-DeviceKind = Literal["cpu", "cuda"]
+DeviceKind = Literal["cpu", "cuda", "mps"]
 
 
 class ImitatesDevice(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -30,6 +31,14 @@ def device_kind(x: Tensor) -> str:
         if isinstance(mode, ImitatesDevice):
             return mode.device_kind
     return "meta"
+
+
+def widest_dtype(device: torch.device) -> torch.dtype:
+    """The type in which numbers of many tensors are added up: fp64, or fp32 on Apple's MPS, which has no fp64."""
+    kind = device.type
+    if kind == "meta":
+        kind = device_kind(torch.empty(0, device=device))
+    return torch.float32 if kind == "mps" else torch.float64
 
 
 def note_launch(kernel: str) -> None:

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
+from megascratch.parallel.device_kind import widest_dtype
+
 
 class TermSum(NamedTuple):
     """One term over a global batch: its sum and the number of tokens that it counts; the loss is their fraction."""
@@ -75,5 +77,9 @@ class SideLosses:
         return cast(Tensor, _Joined.apply(x, total, weight))  # type: ignore[no-untyped-call]
 
     def total(self, term: str) -> float | Tensor:
-        """This rank's sum of a term over its layers, fp64; 0.0 if no layer of this rank has it."""
-        return sum(value.double() for (name, _), value in self._sums.items() if name == term)
+        """This rank's sum of a term over its layers, in the widest type; 0.0 if no layer of this rank has it."""
+        wide = []
+        for (name, _), value in self._sums.items():
+            if name == term:
+                wide.append(value.to(widest_dtype(value.device)))
+        return sum(wide)

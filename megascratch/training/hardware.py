@@ -12,6 +12,7 @@ from megascratch.config.errors import UserError
 from megascratch.config.settings import OptimConfig
 from megascratch.parallel.axis import Axis
 from megascratch.parallel.collectives import all_reduce, barrier
+from megascratch.parallel.device_kind import widest_dtype
 
 _TRIM_THRESHOLD = -1  # malloc.h
 _MMAP_THRESHOLD = -3
@@ -21,15 +22,23 @@ def choose_device(asked: str | None, local_rank: int, backend: str | None = None
     """The device of a rank.
 
     Args:
-        asked: 'cpu', 'cuda', or None for cuda if there is any. On cuda each local rank gets a device of its own.
+        asked: 'cpu', 'cuda', 'mps', or None for cuda if there is any. On cuda each local rank gets a device of its
+            own.
         backend: with 'gloo', several ranks may share a device.
 
     Raises:
-        UserError: cuda is asked for and there is none, or there are fewer devices than ranks on this machine.
+        UserError: there is no device of the kind that is asked for, or there are fewer than ranks on this machine.
     """
     kind = asked or ("cuda" if torch.cuda.is_available() else "cpu")
     if kind == "cpu":
         return torch.device("cpu")
+    if kind == "mps":
+        if not torch.backends.mps.is_available():
+            raise UserError(
+                f"--device mps needs Apple's MPS, which PyTorch {torch.__version__} does not have on this machine: "
+                "use --device cpu"
+            )
+        return torch.device("mps")
     count = torch.cuda.device_count()
     if local_rank >= count and (backend != "gloo" or count == 0):
         raise UserError(
@@ -80,9 +89,11 @@ def matmul_peak(
         torch.mm(a, b)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
+        elif device.type == "mps":
+            torch.mps.synchronize()
         count += 1
     operations = 2 * n**3 * count
-    rate = torch.tensor(operations / elapsed, dtype=torch.float64, device=device)
+    rate = torch.tensor(operations / elapsed, dtype=widest_dtype(device), device=device)
     return all_reduce(rate, world).item()
 
 

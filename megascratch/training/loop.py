@@ -23,6 +23,7 @@ from megascratch.data.samples.views import SkipSamples
 from megascratch.model.flops import flops_per_token, parameters
 from megascratch.optim.lr_schedule import learning_rate
 from megascratch.parallel.collectives import all_reduce
+from megascratch.parallel.device_kind import widest_dtype
 from megascratch.parallel.pending import CommunicationError
 from megascratch.parallel.side_loss import TermSum
 from megascratch.pipeline.recorder import Recorder
@@ -330,7 +331,9 @@ class _Loop:
         tokens_per_second = interval.samples * self.config.data.seq_length / interval.seconds
         mfu = self.peak.mfu(self.flops * tokens_per_second, self._say)
         memory = torch.tensor(
-            float(peak_memory(self.mesh.device)), dtype=torch.float64, device=self.mesh.device
+            float(peak_memory(self.mesh.device)),
+            dtype=widest_dtype(self.mesh.device),
+            device=self.mesh.device,
         )
         row = {
             "step": self.state.step,
@@ -424,7 +427,8 @@ class _Loop:
         # the last one may be partial
         rounds = min(self.training.eval_iters, -(-samples_left // batch))
         terms = self.trainer.terms
-        sums = torch.zeros(len(terms), 2, dtype=torch.float64, device=self.mesh.device)
+        widest = widest_dtype(self.mesh.device)
+        sums = torch.zeros(len(terms), 2, dtype=widest, device=self.mesh.device)
         for i in range(rounds):
             code = stop.agreed(self.mesh.world, self.mesh.device)
             if code:
@@ -487,7 +491,9 @@ class _Loop:
 
     def _new_interval(self) -> LogInterval:
         """An interval without steps."""
-        return LogInterval(torch.zeros((), dtype=torch.float64, device=self.mesh.device))
+        return LogInterval(
+            torch.zeros((), dtype=widest_dtype(self.mesh.device), device=self.mesh.device)
+        )
 
     def _say(self, text: str) -> None:
         if self.report is not None:

@@ -20,6 +20,7 @@ from megascratch.model.table import weight_table
 from megascratch.optim.grad_norm import clip_factor
 from megascratch.optim.loss_scale import LossScale
 from megascratch.parallel.collectives import all_reduce
+from megascratch.parallel.device_kind import widest_dtype
 from megascratch.parallel.kept_state import KeepsState, view_of
 from megascratch.parallel.mesh import Mesh
 from megascratch.parallel.pending import CommunicationError
@@ -364,13 +365,15 @@ class Trainer:
     def _loss_part(self, losses: Sequence[Tensor]) -> Tensor:
         """This rank's part of the loss. All tensor ranks of the last stage have the same loss: the first contributes
         it, the others contribute 0."""
+        widest = widest_dtype(self.mesh.device)
         if not losses or not self.mesh.tp.is_first:
-            return torch.zeros((), dtype=torch.float64, device=self.mesh.device)
-        return torch.stack([loss.to(torch.float64) for loss in losses]).sum()
+            return torch.zeros((), dtype=widest, device=self.mesh.device)
+        return torch.stack([loss.to(widest) for loss in losses]).sum()
 
     def _side_parts(self, batches: Sequence[Batch]) -> Tensor:
         """This rank's sums of the side terms in a step or an evaluation that has run, fp64 [side terms]."""
-        parts = torch.zeros(len(self._side_terms), dtype=torch.float64, device=self.mesh.device)
+        widest = widest_dtype(self.mesh.device)
+        parts = torch.zeros(len(self._side_terms), dtype=widest, device=self.mesh.device)
         for number, term in enumerate(self._side_terms):
             for batch in batches:
                 assert batch.side_losses is not None
@@ -381,7 +384,7 @@ class Trainer:
         """What `evaluate` returns. The ranks without a loss of the head contribute no tokens either."""
         sums = torch.cat((self._loss_part(losses).view(1), self._side_parts(batches)))
         has_loss = bool(losses) and self.mesh.tp.is_first
-        tokens = self._own_counts(batches).to(sums.device) * has_loss
+        tokens = self._own_counts(batches).to(sums) * has_loss
         return all_reduce(torch.stack((sums, tokens), 1), self.mesh.world)
 
     def _set_training(self, training: bool) -> None:

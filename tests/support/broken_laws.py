@@ -207,6 +207,13 @@ BROKEN = [
         {"device": "cpu", "distributed_backend": "nccl"},
         "nccl needs device cuda, not cpu",
     ),
+    (
+        "mps_is_one_rank_without_fp64",
+        2,
+        {"device": "mps"},
+        "device mps needs 1 rank, not 2: start 1",
+    ),
+    ("mps_is_one_rank_without_fp64", 1, {"device": "mps", "fp64": True}, "device mps has no fp64"),
     # batches
     (
         "global_batch_is_whole",

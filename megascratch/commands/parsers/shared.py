@@ -91,7 +91,7 @@ def add_model(parser: Flags) -> None:
         metavar="DIR",
         help="folder of a run or of its checkpoints (the newest valid one is used), or one step; also s3://...",
     )
-    add("--device", choices=("cpu", "cuda"), help="default: cuda if available")
+    add("--device", choices=("cpu", "cuda", "mps"), help="default: cuda if available")
     add_tokenizer(parser, of_checkpoint=True)
 
 

@@ -179,8 +179,17 @@ def groups_are_for_interleaving(
 
 def backend_fits_the_device(device: str | None, distributed_backend: str | None) -> str | None:
     """NCCL only works with GPU memory."""
-    if device == "cpu" and distributed_backend == "nccl":
-        return "distributed-backend nccl needs device cuda, not cpu: use gloo"
+    if device in ("cpu", "mps") and distributed_backend == "nccl":
+        return f"distributed-backend nccl needs device cuda, not {device}: use gloo"
+    return None
+
+
+def mps_is_one_rank_without_fp64(device: str | None, world_size: int, fp64: bool) -> str | None:
+    """No communication library reaches the memory of Apple's GPU, which computes in at most fp32."""
+    if device == "mps" and world_size > 1:
+        return f"device mps needs 1 rank, not {world_size}: start 1, or use device cpu"
+    if device == "mps" and fp64:
+        return "device mps has no fp64: remove fp64, or use device cpu"
     return None
 
 
@@ -193,4 +202,5 @@ LAWS: list[Callable[..., str | Broken | None]] = [
     a_v_is_cut_evenly_or_by_hand,
     groups_are_for_interleaving,
     backend_fits_the_device,
+    mps_is_one_rank_without_fp64,
 ]

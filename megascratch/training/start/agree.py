@@ -1,7 +1,7 @@
 """Opens what a rank needs, and proves that all ranks have the same, before any process group starts."""
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 
@@ -100,8 +100,7 @@ def _look_up(settings: LegalSettings, meeting: Rendezvous | None) -> _Here:
     checkpoint = shared_checkpoint(meeting, flat(config), batch_is_given)
     local_rank = launch_environment().local_rank
     device = choose_device(config.training.device, local_rank, config.parallel.distributed_backend)
-    kind: Device = "cuda" if device.type == "cuda" else "cpu"
-    found = Found(device=kind)
+    found = Found(device=cast(Device, device.type))
     if checkpoint is not None:
         found = found._replace(load=checkpoint.load, global_batch_size=checkpoint.batch)
     return _Here(found, checkpoint, device)
