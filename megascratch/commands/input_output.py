@@ -3,8 +3,9 @@ corpus."""
 
 import argparse
 import os
+import shlex
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from megascratch.config.errors import UserError
@@ -57,6 +58,11 @@ class BadLines:
     def _print(self, line: str) -> None:
         self._printed += 1
         print(f"skipped {printable(line)}", file=sys.stderr)
+
+
+def print_next(words: Sequence[str]) -> None:
+    """Prints the command that usually follows, as a shell reads it; `words` are without `megascratch`."""
+    print(f"next: {printable(shlex.join(['megascratch', *words]))}")
 
 
 def corpus_files(prefix: str | Path) -> list[Path]:

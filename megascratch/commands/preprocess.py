@@ -7,17 +7,22 @@ reported with its file and number and skipped; with --strict it ends the run.
 import argparse
 import os
 import re
+from collections.abc import Sequence
 from functools import partial
 from itertools import repeat
+from pathlib import Path
 
 from megascratch.commands.input_output import (
     of_corpora,
+    print_next,
+    require_free,
     require_no_input,
 )
+from megascratch.commands.new_tokenizer import require_trainable, train_or_reuse
 from megascratch.commands.progress import Progress
 from megascratch.config.errors import UserError
 from megascratch.data.preprocess.documents import ReadOptions
-from megascratch.data.preprocess.encode import Job, load_tokenizer
+from megascratch.data.preprocess.encode import Job, forget_tokenizer, load_tokenizer
 from megascratch.data.preprocess.executors import Engine, in_process, on_processes, on_ray
 from megascratch.data.preprocess.run import (
     Output,
@@ -29,16 +34,22 @@ from megascratch.data.preprocess.run import (
 from megascratch.data.preprocess.work_units import LEAF_BYTES, shard_bytes
 from megascratch.data.text.sentences import language_code
 from megascratch.data.text.sources import Source, find_sources
+from megascratch.tokenizer.simple import NullTokenizer
 
 
 def main(options: argparse.Namespace) -> int:
     """Runs the command. Raises: UserError for an error that the user can fix."""
+    forget_tokenizer()  # the file of an earlier run in this process may have changed
     _require(options)
     sources = find_sources(options.input, options.input_format)
     output = _output(options, sources)
     _require_sources(options, sources)
     job = _job(options, output)
     _require_no_input(options, job, sources)
+    if options.train_tokenizer:
+        if not Path(options.tokenizer_model).exists():
+            require_free(key_prefixes(job, options.output_prefix), options.overwrite)
+        train_or_reuse(options, sources)
     _require_tokenizer(job)
     total = None  # unknown
     if all(source.regular for source in sources):
@@ -48,7 +59,21 @@ def main(options: argparse.Namespace) -> int:
     _print_outputs(job, output, progress, wrote=merge is not None)
     if merge is not None:
         print(progress.summary(merge.counts, merge.bad))
+    if output.shard is None:
+        print_next(_training(options, key_prefixes(job, output.prefix)))
     return 0
+
+
+def _training(options: argparse.Namespace, prefixes: Sequence[str]) -> list[str]:
+    """The command that trains on the output."""
+    words = ["pretrain", "--data-path", *prefixes]
+    if options.tokenizer_model is not None:
+        words += ["--tokenizer-model", options.tokenizer_model]
+    if options.tokenizer_type is not None:
+        words += ["--tokenizer-type", options.tokenizer_type]
+    if options.tokenizer_type == NullTokenizer.kind:
+        words += ["--vocab-size", str(options.vocab_size)]
+    return [*words, "--train-iters", "1000"]
 
 
 def _require(options: argparse.Namespace) -> None:
@@ -63,6 +88,8 @@ def _require(options: argparse.Namespace) -> None:
 
 
 def _require_sources(options: argparse.Namespace, sources: list[Source]) -> None:
+    if options.train_tokenizer:
+        require_trainable(options, sources)
     for source in sources:
         if source.format == "text" and len(options.json_keys) > 1:
             raise UserError(
@@ -78,10 +105,11 @@ def _require_no_input(options: argparse.Namespace, job: Job, sources: list[Sourc
     """Raises: UserError if a corpus or the list of bad lines would overwrite an input."""
     written = of_corpora("--output-prefix", key_prefixes(job, options.output_prefix))
     written.append(("--output-prefix", bad_lines_path(options.output_prefix)))
-    read = [
-        ("--tokenizer-model", options.tokenizer_model),
-        *(("--input", source.path) for source in sources),
-    ]
+    read = [("--input", source.path) for source in sources]
+    if options.train_tokenizer:
+        written.append(("--tokenizer-model", options.tokenizer_model))
+    else:
+        read.append(("--tokenizer-model", options.tokenizer_model))
     require_no_input(written, read)
 
 

@@ -10,8 +10,10 @@ from megascratch import tokenizer as tokenizers
 from megascratch.commands.input_output import (
     BadLines,
     input_files,
+    print_next,
     require_no_input,
 )
+from megascratch.commands.new_tokenizer import print_trained
 from megascratch.commands.text_source import at_most, no_text, require_text, texts_of
 from megascratch.config.errors import UserError
 from megascratch.config.printable import printable
@@ -19,6 +21,7 @@ from megascratch.data.text.sources import find_sources
 from megascratch.tokenizer.check import check
 from megascratch.tokenizer.convert import convert
 from megascratch.tokenizer.registry import SUFFIXES
+from megascratch.tokenizer.simple import CharTokenizer
 
 
 def main(options: argparse.Namespace) -> int:
@@ -55,8 +58,22 @@ def _train(options: argparse.Namespace) -> int:
         threads=options.threads,
     )
     bad_lines.print_rest()
-    _print_written(options.output, tokenizer)
+    print_trained(options.output, tokenizer)
+    print_next(_preprocessing(options, tokenizer))
     return 0
+
+
+def _preprocessing(options: argparse.Namespace, tokenizer: tokenizers.Tokenizer) -> list[str]:
+    """The command that turns the same text into token files."""
+    words = ["preprocess", "--input", *options.input, "--output-prefix", "corpus"]
+    words += ["--tokenizer-model", options.output]
+    if options.input_format is not None:
+        words += ["--input-format", options.input_format]
+    if options.json_key != "text":
+        words += ["--json-keys", options.json_key]
+    if tokenizer.eod is not None and tokenizer.kind != CharTokenizer.kind:
+        words.append("--append-eod")
+    return words
 
 
 def _kind_of_output(options: argparse.Namespace) -> str:
@@ -70,12 +87,6 @@ def _kind_of_output(options: argparse.Namespace) -> str:
     return kinds[0] if has_vocab_size else kinds[-1]
 
 
-def _print_written(path: str, tokenizer: tokenizers.Tokenizer) -> None:
-    eod = "no end of document" if tokenizer.eod is None else f"end of document {tokenizer.eod}"
-    made = f"{tokenizer.kind}, {tokenizer.vocab_size:,} ids, {eod}, {tokenizer.fingerprint[:16]}"
-    print(f"wrote {printable(path)}: {made}")
-
-
 def _convert(options: argparse.Namespace) -> int:
     require_no_input(
         [("--output", options.output)], [("the file that is converted", options.source)]
@@ -84,7 +95,7 @@ def _convert(options: argparse.Namespace) -> int:
     tokenizer = convert(
         Path(options.source), Path(options.output), options.encoding, options.split, words
     )
-    _print_written(options.output, tokenizer)
+    print_trained(options.output, tokenizer)
     if options.output.endswith(".tiktoken"):
         words_and_ids = " ".join(
             f"{printable(word)}={id}" for word, id in tokenizer.specials.items()

@@ -11,7 +11,12 @@ from megascratch.commands.parsers.shared import (
 )
 from megascratch.data.text.jsonl import LONGEST_LINE
 
+TRAINED = ("char", "bpe", "sentencepiece")
+"""Tokenizers that can be trained on the way."""
+
 EXAMPLES = (
+    "megascratch preprocess --input input.txt --output-prefix shakespeare \\\n"
+    "    --train-tokenizer char --tokenizer-model chars.json",
     "megascratch preprocess --input corpus/ --output-prefix data \\\n"
     "    --tokenizer-model tokenizer.json --append-eod",
     "megascratch preprocess --input web.jsonl.gz --json-keys title text \\\n"
@@ -76,8 +81,13 @@ def _add_output(made: Parser) -> None:
     )
     add_overwrite(group, "replace output that was made from other input or with other options")
     add_tokenizer(group)
+    group.add_argument(
+        "--train-tokenizer",
+        choices=TRAINED,
+        help="first train a tokenizer on this text and write it to --tokenizer-model, unless that file exists",
+    )
     add_vocab_size(
-        group, "only for NullTokenizer: number of ids; the last one is the end of document"
+        group, "number of ids of --train-tokenizer bpe and sentencepiece, and of NullTokenizer"
     )
     group.add_argument(
         "--append-eod",
