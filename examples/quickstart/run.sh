@@ -14,14 +14,12 @@ megascratch tokenizer train --input "$OUT/corpus/train.jsonl" --output "$OUT/tok
 
 say "3. text -> .bin/.idx"
 for part in train heldout; do
-    python tools/preprocess_data.py --input "$OUT/corpus/$part.jsonl" --output-prefix "$OUT/data/$part" \
-        --tokenizer-type SentencePieceTokenizer --tokenizer-model "$OUT/tokenizer.model" --append-eod --workers 2
+    megascratch preprocess --input "$OUT/corpus/$part.jsonl" --output-prefix "$OUT/data/$part" \
+        --tokenizer-model "$OUT/tokenizer.model" --append-eod --workers 2
 done
 
 say "4. training on 8 ranks: TP 2 x PP 2 x DP 2, 1F1B, sequence parallel, ZeRO-1"
-export OMP_NUM_THREADS=1
-torchrun --standalone --nproc-per-node 8 -m megascratch pretrain --config examples/quickstart/config.yaml
-unset OMP_NUM_THREADS
+OMP_NUM_THREADS=1 megascratch pretrain --config examples/quickstart/config.yaml --nproc-per-node 8
 
 say "5. the held-out files: bits per byte beside gzip and xz"
 megascratch evaluate --load "$OUT/checkpoints" --input "$OUT/corpus/heldout.jsonl" --summary "$OUT/summary.json"
@@ -40,6 +38,6 @@ Next:
   . .venv/bin/activate
   megascratch generate --load $OUT/checkpoints --prompt "for i in " --max-new-tokens 100
   megascratch pretrain --config examples/quickstart/config.yaml --print-config      # every setting and its origin
-  edit examples/quickstart/config.yaml, then: torchrun --standalone --nproc-per-node 4 -m megascratch pretrain \\
-      --config examples/quickstart/config.yaml --pipeline-model-parallel-size 1 --output-dir runs/mine
+  megascratch pretrain --config examples/quickstart/config.yaml --nproc-per-node 4 \\
+      --pipeline-model-parallel-size 1 --output-dir runs/mine      # the same on four ranks; edit the config for more
 TEXT
