@@ -40,6 +40,7 @@ SHAPES: Mapping[str, PartShape] = {
     "schedule": PartShape("(rank, ranks, microbatches, chunks, group)", 5),
     "data_order": PartShape("(lengths, samples, seed, epoch)", 4),
     "tokenizer": PartShape("(path)", 1),
+    "sink": PartShape("(run)", 1, methods={"add": 1, "close": 1}),
 }
 HAVE_OPTIONS = ("norm", "activation", "mixer", "feed_forward", "optimizer", "lr_curve")
 """Kinds whose further keyword parameters are set by `layer_options` or `optimizer_options`."""

@@ -13,7 +13,7 @@ from megascratch.config.load import Loaded, Origins
 from megascratch.config.settings import Config
 from megascratch.dry_run.run import run_rank
 from megascratch.dry_run.settings import imagined_run
-from megascratch.training.hardware import choose_device
+from megascratch.training.hardware import Peak, choose_device
 
 SAME_AGAIN = """
 import resource
@@ -81,3 +81,16 @@ def test_a_step_on_apples_gpu_makes_no_fp64_tensor(kind, has_fp64):
 def test_a_device_that_is_not_there_is_refused_with_one_that_is():
     with pytest.raises(UserError, match="use --device cpu"):
         choose_device("mps", 0)
+
+
+def test_mfu_never_exceeds_one_and_the_first_faster_rate_is_reported():
+    said = []
+    peak = Peak(100.0)
+    assert [peak.mfu(rate, said.append) for rate in (50.0, 145.0, 72.5, 290.0, 145.0)] == [
+        0.5,
+        1.0,
+        0.5,
+        1.0,
+        0.5,
+    ]
+    assert len(said) == 1 and "above the matmul peak measured at the start" in said[0]
