@@ -32,7 +32,10 @@ from megascratch.supervision.torchrun_watcher import ROOT, rendezvous_settings
 LAST_WORDS = (
     20  # seconds that torchrun has to end after ranks that failed for the last time; it needs 2
 )
-SAY_EVERY = 10.0  # seconds between two messages of a node that waits for others
+SAY_FIRST = (
+    10.0  # seconds until a node that waits for others says so; then twice as long each time,
+)
+SAY_AT_LEAST_EVERY = 60.0  # up to so many seconds
 COMMAND = "MEGASCRATCH_COMMAND"
 """The variable with the command that the user gave to the launcher; ranks have other arguments."""
 NEXT_MEETING = 660  # seconds that torchrun has to restart ranks; its rendezvous times out after 600
@@ -127,6 +130,7 @@ def _serve(agent: subprocess.Popen, root: Path, requests: Requests, nodes: Nodes
     killed = False  # by this process, because torchrun would not end by itself
     ranks_seen = time.monotonic()
     waiting = _Waiting(nodes)
+    log_is_named = False
     while agent.poll() is None:
         time.sleep(LOOK_EVERY)
         ranks = _newest(root)
@@ -144,6 +148,9 @@ def _serve(agent: subprocess.Popen, root: Path, requests: Requests, nodes: Nodes
         if killed:
             kill([agent.pid])
             agent.wait()
+        if len(pids) == nodes.ranks and not log_is_named:
+            log_is_named = True
+            _say_where_the_log_is(ranks, nodes)
         first_meeting = not any(root.iterdir())
         waiting.look(meets=first_meeting or (not pids and _failed(ranks)))
         if requests.forward(pids) and not pids:
@@ -161,8 +168,23 @@ def _serve(agent: subprocess.Popen, root: Path, requests: Requests, nodes: Nodes
     return _exit_code(agent.returncode, _newest(root))
 
 
+def _say_where_the_log_is(ranks: Sequence[Heartbeat], nodes: Nodes) -> None:
+    """On a node without the first rank, which prints the log of the run."""
+    numbers = sorted(where.rank for where in ranks)
+    if 0 in numbers:
+        return
+    named = (
+        f"rank {numbers[0]} runs"
+        if len(numbers) == 1
+        else f"ranks {numbers[0]} to {numbers[-1]} run"
+    )
+    log(
+        f"{named} here; the log of the run is printed on the node of rank 0, and is in {nodes.log} there"
+    )
+
+
 class _Waiting:
-    """Logs every SAY_EVERY seconds that this node waits for others, and for how many of them."""
+    """Logs that this node waits for others, and for how many: after SAY_FIRST seconds, then less and less often."""
 
     def __init__(self, nodes: Nodes):
         least = int(nodes.nnodes.split(":")[0])
@@ -174,17 +196,18 @@ class _Waiting:
             missing = f"up to {least - 1} of {least} nodes"
         self._what = f"waiting for {missing} at {nodes.endpoint}"
         self._since = time.monotonic()
-        self._said = self._since
+        self._next = self._since + SAY_FIRST
 
     def look(self, meets: bool) -> None:
         """Logs if it is time to. `meets`: whether torchrun seems to be waiting for the other nodes now."""
         now = time.monotonic()
+        waited = now - self._since
         if not meets:
             self._since = now
-            self._said = now
-        elif now - self._said >= SAY_EVERY:
-            self._said = now
-            log(f"{self._what}, for {now - self._since:.0f} s")
+            self._next = now + SAY_FIRST
+        elif now >= self._next:
+            self._next = now + min(waited, SAY_AT_LEAST_EVERY)
+            log(f"{self._what}, for {waited:.0f} s")
 
 
 def _exit_code(agent: int, ranks: Sequence[Heartbeat]) -> int:

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from psutil import STATUS_SLEEPING, STATUS_STOPPED, STATUS_ZOMBIE
@@ -284,6 +285,12 @@ def test_a_rank_that_does_nothing_more_can_be_read_from_outside(tmp_path):
     assert seen.code == -9 and seen.state == ""
 
 
+def nodes_of(nnodes: str) -> multi_node.Nodes:
+    """The arguments of a node that has one rank."""
+    log = Path("runs/x/log.txt")
+    return multi_node.Nodes(nnodes, 1, 0, "a:29500", "run", None, None, [], "megascratch", log)
+
+
 @pytest.mark.parametrize(
     ("nnodes", "told"),
     [
@@ -292,20 +299,37 @@ def test_a_rank_that_does_nothing_more_can_be_read_from_outside(tmp_path):
         ("1:2", "waiting for another node at a:29500, for 10 s"),
     ],
 )
-def test_a_node_that_is_alone_says_so_every_ten_seconds(monkeypatch, capsys, nnodes, told):
+def test_a_node_that_is_alone_says_so_after_ten_seconds_and_then_ever_more_seldom(
+    monkeypatch, capsys, nnodes, told
+):
     clock = [1000.0]
     monkeypatch.setattr(multi_node.time, "monotonic", lambda: clock[0])
-    waiting = multi_node._Waiting(multi_node.Nodes(nnodes, 1, 0, "a:29500", "run", None, None, []))
-    for seconds in (9, 1, 5, 5):
-        clock[0] += seconds
+    waiting = multi_node._Waiting(nodes_of(nnodes))
+    for _ in range(150):
+        clock[0] += 1
         waiting.look(meets=True)
     waiting.look(meets=False)
     clock[0] += 9
     waiting.look(meets=True)
     said = capsys.readouterr().err.splitlines()
-    assert said == [
-        f"megascratch supervisor: {text}" for text in (told, told.replace("10 s", "20 s"))
-    ]
+    waits = [told.replace("10 s", f"{seconds} s") for seconds in (10, 20, 40, 80, 140)]
+    assert said == [f"megascratch supervisor: {text}" for text in waits]
+
+
+@pytest.mark.parametrize(
+    ("ranks", "told"),
+    [
+        ([0, 1], []),
+        ([4], ["rank 4 runs here"]),
+        ([3, 2], ["ranks 2 to 3 run here"]),
+    ],
+)  # fmt: skip
+def test_a_node_without_the_first_rank_says_where_the_log_is(capsys, ranks, told):
+    beats = [rank(number).where for number in ranks]
+    multi_node._say_where_the_log_is(beats, nodes_of("2"))
+    where = "the log of the run is printed on the node of rank 0, and is in runs/x/log.txt there"
+    lines = [f"megascratch supervisor: {text}; {where}" for text in told]
+    assert capsys.readouterr().err.splitlines() == lines
 
 
 @pytest.mark.parametrize(
