@@ -1,32 +1,48 @@
 """`megascratch doctor`: finds what would stop or slow down a run, names the host, and says how to fix it.
 
-    megascratch doctor --config my.yaml
+    megascratch doctor --config my.yaml --nproc-per-node 8       on one machine
     torchrun ... -m megascratch doctor --config my.yaml          on all machines, started like the run
 
 It checks that versions, code and settings are the same on every rank, then files, network, clocks, devices, free space
-and speed of the disk, and runs a small collective over every axis. Exit code 0 if a run can start, 1 if not.
+and speed of the disk, runs a small collective over every axis, and prints the model's parameters and the memory of a
+rank. Exit code 0 if a run can start, 1 if not.
 """
 
 import argparse
 import json
+import shlex
 import socket
+import tempfile
 import time
 from collections.abc import Sequence
 from datetime import timedelta
+from functools import partial
+from pathlib import Path
 
+import psutil
+import torch
+
+from megascratch.commands.pretrain import Start, nodes_of, run_rank, start_of
+from megascratch.commands.print_config import holdings
+from megascratch.config.errors import UserError
+from megascratch.config.exit_codes import DONE, FAILED
 from megascratch.config.fields import flat, with_fields
 from megascratch.config.layout import Layout
-from megascratch.config.load import print_notices, read_config
-from megascratch.config.resolve import BACKENDS, Values, derive
+from megascratch.config.load import Loaded, print_notices, read_config
+from megascratch.config.resolve import BACKENDS, Device, Values, derive
 from megascratch.config.settings import Config, ParallelConfig
 from megascratch.doctor.host import HostFinding, check_host
 from megascratch.doctor.network import bandwidths, slow_groups
+from megascratch.dry_run.report import size
 from megascratch.parallel import groups
 from megascratch.parallel.groups import Timeouts
 from megascratch.parallel.mesh import Mesh
 from megascratch.parallel.pending import CommunicationError
 from megascratch.parallel.rendezvous import Rendezvous, join
 from megascratch.runtime.launch_environment import launch_environment
+from megascratch.runtime.run_log import FILE as LOG
+from megascratch.supervision.launch import LaunchConfig, launch
+from megascratch.supervision.multi_node import launch_node
 from megascratch.training.hardware import choose_device
 from megascratch.training.start.once import code_digest
 from megascratch.training.start.preflight import differences, rank_facts, where
@@ -37,26 +53,92 @@ MOST_SKEW = 1.0  # seconds between clocks
 
 def main(options: argparse.Namespace) -> int:
     """0: a run can start; 1: it cannot. Raises: UserError for invalid settings or a rendezvous that fails."""
-    words = options.settings
-    world = launch_environment().world_size
+    start = start_of(options)
+    loaded = None
     named: Values | None = None  # the settings, if any is given
-    if words:
-        loaded = read_config(words)
-        print_notices(loaded.origins)
-        config = legal_settings(loaded, world).config
+    config = with_fields(Config(), derive(flat(Config()), start.world))
+    if options.settings:
+        loaded = read_config(options.settings)
+        config = legal_settings(loaded, start.world).config
         named = flat(config)
-    else:
-        config = with_fields(Config(), derive(flat(Config()), world))
+    if start.ranks > 1 or start.nnodes:
+        return _launched(start, options, config.training.output_dir)
+    if loaded is not None:
+        print_notices(loaded.origins)
     timeout = timedelta(seconds=options.timeout)
     rendezvous = join(timeout)
     findings = _machines(named, rendezvous)
     if not any(finding.state == "FAIL" for finding in findings):
         findings += _axes(config.parallel, config.training.device, rendezvous, timeout)
     if launch_environment().rank == 0:
+        if loaded is not None:
+            findings += _model(loaded, start.world)
         print(report(findings))
     if rendezvous is not None:
         rendezvous.leave()
     return int(any(finding.state == "FAIL" for finding in findings))
+
+
+def _launched(start: Start, options: argparse.Namespace, output_dir: str) -> int:
+    """Starts the ranks of this machine, each of which runs the command. Returns: 0 or 1, as `main`."""
+    words = ["doctor", "--timeout", str(options.timeout), *start.words]
+    command = shlex.join(["megascratch", "doctor", *options.argv])
+    if start.nnodes is not None:
+        return launch_node(nodes_of(start, words, command, Path(output_dir, LOG)))
+    with tempfile.TemporaryDirectory() as folder:
+        found = Path(folder, "cannot_start")
+        code = launch(
+            LaunchConfig(
+                target=partial(_rank, words, command, str(found)),
+                ranks=start.ranks,
+                max_restarts=0,
+                limit=options.timeout,
+                reports=Path(folder),
+                preload=("megascratch.commands.doctor",),
+            )
+        )
+        return FAILED if code == DONE and found.exists() else code
+
+
+def _rank(words: list[str], command: str, found: str) -> int:
+    """Runs one rank. That a run cannot start is a result, not a failure of the rank: it creates the file `found`."""
+    code = run_rank(words, command)
+    if code == FAILED:
+        Path(found).touch()
+        return DONE
+    return code
+
+
+def _model(loaded: Loaded, world: int) -> list[HostFinding]:
+    """The parameters of the model, and the memory that a rank of the first and of the last stage needs."""
+    asked = loaded.config.training.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    kind: Device = "cuda" if asked == "cuda" else "cpu"
+    findings = []
+    try:
+        for held in holdings(loaded, world, kind):
+            if held.stage == 0:
+                findings.append(HostFinding("model", "ok", f"{held.model:,} parameters"))
+            text = f"rank {held.rank}: {held.parameters:,} parameters, {size(held.memory)} for the tensors of a step"
+            findings.append(_fits(text, held.memory, kind))
+    except UserError as error:
+        text = f"parameters and memory are not known: {str(error).splitlines()[0]}"
+        findings.append(HostFinding("model", "ok", text))
+    return findings
+
+
+def _fits(text: str, needed: int, kind: Device) -> HostFinding:
+    """Compares the memory that a rank needs with that of its device; ranks on CPUs share the memory of the machine."""
+    if kind == "cuda" and not torch.cuda.is_available():
+        return HostFinding("memory", "ok", text)  # another finding says so
+    if kind == "cuda":
+        there = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+    else:
+        there = psutil.virtual_memory().total // (launch_environment().local_world_size or 1)
+    text = f"{text}, {size(there)} there"
+    if needed <= there:
+        return HostFinding("memory", "ok", text)
+    fix = "use more tensor or pipeline ranks, --use-distributed-optimizer, or --recompute-granularity full"
+    return HostFinding("memory", "warn", text, fix)
 
 
 def _machines(named: Values | None, rendezvous: Rendezvous | None) -> list[HostFinding]:

@@ -77,12 +77,12 @@ def main(options: argparse.Namespace) -> int:
         config = open_inputs(settings, Found(), problems).config
     if start.ranks:
         keeps_batch = settings.given["global_batch_size"] is None
-        command = _command(options.words)
+        command = _command(options.argv)
         return _launched(start, command, config.parallel, config.training, keeps_batch)
     # imports torch, so it comes after the checks
     from megascratch.training.pretrain import pretrain
 
-    return pretrain(settings, problems, os.environ.get(COMMAND) or _command(options.words))
+    return pretrain(settings, problems, os.environ.get(COMMAND) or _command(options.argv))
 
 
 def _command(argv: Sequence[str]) -> str:
@@ -112,7 +112,7 @@ def _launched(
     if start.nnodes is None:
         return launch(
             LaunchConfig(
-                target=partial(_rank, words, command),
+                target=partial(run_rank, words, command),
                 ranks=start.ranks,
                 max_restarts=start.max_restarts,
                 limit=60 * parallel.distributed_timeout_minutes,
@@ -123,10 +123,11 @@ def _launched(
     if keeps_batch:
         words += ["--global-batch-size", str(training.global_batch_size)]
     log = Path(training.output_dir, LOG)
-    return launch_node(_nodes(start, words, command, log))
+    return launch_node(nodes_of(start, words, command, log))
 
 
-def _nodes(start: Start, words: list[str], command: str, log: Path) -> Nodes:
+def nodes_of(start: Start, words: list[str], command: str, log: Path) -> Nodes:
+    """The arguments of torchrun on this machine."""
     assert start.nnodes and start.endpoint and start.run
     return Nodes(
         start.nnodes,
@@ -142,7 +143,7 @@ def _nodes(start: Start, words: list[str], command: str, log: Path) -> Nodes:
     )
 
 
-def _rank(words: list[str], typed: str) -> int:
+def run_rank(words: list[str], typed: str) -> int:
     """Runs one rank, exactly as if torchrun had started it. `typed`: the command of the launcher."""
     from megascratch.commands import main as command  # that module imports this one as a command
 

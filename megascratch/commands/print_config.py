@@ -4,6 +4,7 @@ rank holds, as comments. Needs no data, no length and no files of a tokenizer.
 
 import sys
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from megascratch.config.errors import UserError
 from megascratch.config.fields import flat
@@ -31,7 +32,7 @@ def print_config(loaded: Loaded, world: int | None) -> None:
     imagined_settings(loaded, ranks, changes)
     print(format_config(loaded.config, loaded.origins, derive(given, ranks)))
     sys.stdout.flush()  # what follows takes seconds
-    for line in _holdings(loaded, ranks, loaded.config.training.device or "cuda"):
+    for line in _lines(loaded, ranks, loaded.config.training.device or "cuda"):
         print(f"# {line}")
 
 
@@ -43,15 +44,43 @@ def _ranks_of_copy(parallel: ParallelConfig) -> int:
     return max(1, layout.ranks_of_copy * (parallel.data_parallel_size or 1))
 
 
-def _holdings(loaded: Loaded, ranks: int, kind: Device) -> Iterator[str]:
+def _lines(loaded: Loaded, ranks: int, kind: Device) -> Iterator[str]:
     """Lines that say what a rank of the first and of the last stage holds in a training step."""
+    # its report imports torch, which is not needed to refuse or print settings
+    from megascratch.dry_run.report import size
+
     try:
-        run = imagined_run(loaded, ranks, kind)
+        for held in holdings(loaded, ranks, kind):
+            if held.stage == 0:
+                yield f"{held.model:,} parameters; layout {held.layout}, world size {ranks:,}"
+            yield (
+                f"rank {held.rank} (stage {held.stage}): {held.parameters:,} parameters, {size(held.memory)} of {kind} "
+                "memory at most, for tensors"
+            )
     except UserError as error:
         yield f"parameters and memory are not known: {str(error).splitlines()[0]}"
-        return
-    # they import torch, which is not needed to refuse or print settings
-    from megascratch.dry_run.report import size
+
+
+class Holding(NamedTuple):
+    """What a rank of a pipeline stage holds in a training step."""
+
+    rank: int
+    stage: int
+    parameters: int
+    memory: int
+    """Bytes of its tensors at the peak."""
+    model: int
+    """Parameters of the whole model."""
+    layout: str
+
+
+def holdings(loaded: Loaded, ranks: int, kind: Device) -> Iterator[Holding]:
+    """What a rank of the first and of the last stage holds, by a dry run of each.
+
+    Raises: UserError if the size of the vocabulary is not known, or a setting is wrong.
+    """
+    run = imagined_run(loaded, ranks, kind)
+    # imports torch
     from megascratch.dry_run.run import run_rank
 
     layout = Layout.of(run.config.parallel)
@@ -60,9 +89,4 @@ def _holdings(loaded: Loaded, ranks: int, kind: Device) -> Iterator[str]:
         rank = grid.rank(pp=stage)
         report = run_rank(run, rank)
         held, _, model = report.parameters
-        if stage == 0:
-            yield f"{model:,} parameters; layout {layout.name}, world size {layout.world:,}"
-        yield (
-            f"rank {rank} (stage {stage}): {held:,} parameters, {size(report.memory.peak)} of {kind} memory at most, "
-            "for tensors"
-        )
+        yield Holding(rank, stage, held, report.memory.peak, model, layout.name)

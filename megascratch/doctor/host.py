@@ -106,11 +106,8 @@ def _device(asked: str | None, backend: str | None) -> list[HostFinding]:
     try:
         device = choose_device(asked, launch_environment().local_rank, backend)
     except UserError as error:
-        return [
-            HostFinding(
-                "device", "FAIL", str(error), "start as many processes as there are devices"
-            )
-        ]
+        fix = "start at most as many processes as there are devices, or use --device cpu"
+        return [HostFinding("device", "FAIL", str(error), fix)]
     return [HostFinding("device", "ok", device.type)]
 
 

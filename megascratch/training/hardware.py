@@ -40,10 +40,14 @@ def choose_device(asked: str | None, local_rank: int, backend: str | None = None
             )
         return torch.device("mps")
     count = torch.cuda.device_count()
-    if local_rank >= count and (backend != "gloo" or count == 0):
+    if count == 0:
+        raise UserError(
+            "--device cuda: this machine has no CUDA device that torch can use: use --device cpu"
+        )
+    if local_rank >= count and backend != "gloo":
         raise UserError(
             f"local rank {local_rank} needs a CUDA device of its own and this machine has {count}: "
-            f"start {max(count, 1)} processes here, or use --device cpu"
+            f"start {count} process{'' if count == 1 else 'es'} here, or use --device cpu"
         )
     device = torch.device("cuda", local_rank % count)
     torch.cuda.set_device(device)

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from megascratch.commands import main
-from megascratch.commands.doctor import _clocks, _together, report
+from megascratch.commands import doctor, main
+from megascratch.commands.doctor import _clocks, _fits, _together, report
 from megascratch.doctor import host
 from megascratch.doctor.host import HostFinding, check_host, interfaces
 from megascratch.doctor.network import Bandwidth, bandwidths, slow_groups
@@ -19,6 +19,10 @@ from tests.support.pretrain_runs import ENVIRONMENT, ROOT, flags
 from tests.support.rank_pool import mesh_of, on_ranks
 
 HOST = socket.gethostname()
+PARAMETERS = (
+    64 * 32 + 16 * 32 + 2 * (2 * 64 + 32 * 96 + 96 + 32 * 32 + 32 + 2 * 32 * 128 + 160) + 64
+)
+"""Of the small model, counted by hand: embedding, positions, two blocks, last norm."""
 
 
 def settings(folder, **values) -> list[str]:
@@ -40,6 +44,8 @@ def test_settings_add_their_files_and_their_disk_and_nothing_is_left_behind(tmp_
     assert main(settings(tmp_path, data_path=prefix, split="1,0,0")) == 0
     said = capsys.readouterr().out
     assert "ok    files" in said and "GiB free, writes" in said
+    assert f"ok    model     {PARAMETERS:,} parameters" in said
+    assert f"ok    memory    rank 0: {PARAMETERS:,} parameters, " in said
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "corpus.bin",
         "corpus.digests",
@@ -150,6 +156,41 @@ def test_a_group_much_slower_than_the_others_of_its_axis_is_named():
     even = [Bandwidth("dp", (rank, rank + 1), 1e9) for rank in range(4)]
     slow = Bandwidth("dp", (8, 9), 2e8)
     assert slow_groups([*even, slow, Bandwidth("tp", (0, 1), 1e6)]) == [slow]
+
+
+@pytest.mark.parametrize(("needed", "state"), [(1 << 20, "ok"), (1 << 60, "warn")])
+def test_a_rank_that_needs_more_memory_than_there_is_is_warned_of(needed, state):
+    found = _fits("rank 0", needed, "cpu")
+    assert (found.about, found.state) == ("memory", state)
+    assert ("GiB there" in found.text) and bool(found.fix) == (state == "warn")
+
+
+def test_flags_of_the_launcher_start_ranks_and_pass_on_what_they_found(tmp_path, monkeypatch):
+    """As `pretrain` starts them; here the launcher runs one rank in this process."""
+    plans = []
+
+    def launch_here(plan):
+        plans.append(plan)
+        return plan.target()
+
+    monkeypatch.setattr(doctor, "launch", launch_here)
+    good = settings(tmp_path, mock_data=True)
+    assert main([*good, "--nproc-per-node", "2"]) == 0
+    assert main([*good, "--nproc-per-node", "2", "--load", str(tmp_path / "nowhere")]) == 1
+    assert main([*good, "--nproc-per-node", "2", "--adam-beta1", "2"]) == 2
+    assert [plan.ranks for plan in plans] == [2, 2]
+
+
+@pytest.mark.deep
+def test_the_launcher_looks_at_every_rank(tmp_path):
+    words = settings(tmp_path, mock_data=True, tensor_model_parallel_size=2)
+    command = [sys.executable, "-m", "megascratch", *words, "--nproc-per-node", "2"]
+    for more, code in ([], 0), (["--load", "nowhere"], 1), (["--lr", "-1"], 2):
+        done = subprocess.run(
+            [*command, *more], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True
+        )
+        assert (done.returncode, "supervisor" in done.stderr) == (code, False), done.stderr
+        assert ("ok    versions  2 ranks have the same" in done.stdout) == (code < 2)
 
 
 @pytest.mark.deep

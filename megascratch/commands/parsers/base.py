@@ -89,13 +89,13 @@ class Parser(argparse.ArgumentParser):
         return add
 
     def read(self, argv: Sequence[str]) -> argparse.Namespace:
-        """The options of a command line, and the command line itself as `options.words`. Prints the help and raises
+        """The options of a command line, and the command line itself as `options.argv`. Prints the help and raises
         SystemExit(0) if it is asked for.
 
         Raises: UserError for a flag that is unknown, missing, or has a wrong value.
         """
         options, rest = self.parse_known_args(argv)
-        options.words = list(argv)
+        options.argv = list(argv)
         if getattr(options, "name", "") is None:
             raise UserError(f"no command given: use one of {', '.join(self.commands())}")
         used: Parser = options.parser
