@@ -22,6 +22,7 @@ from megascratch.config.fields import flat
 from megascratch.config.load import load_config, print_notices
 from megascratch.config.printable import printable_lines
 from megascratch.config.resolve import Values
+from megascratch.model.own_parts import require_own_parts
 from megascratch.training.start.inputs import open_tokenizer, own_schedule
 from megascratch.verification.layouts import Case, every_layout, own_layout, random_layouts
 from megascratch.verification.pool import Pool
@@ -51,6 +52,8 @@ def main(options: argparse.Namespace) -> int:
     _check_vocabulary(cases)
     for case in cases:
         own_schedule(flat(case.config))
+    small = cases[0].config
+    require_own_parts(small.model, config.optim, small.data.seq_length)
     if options.device == "cuda":
         _check_devices(max(world_of(case.config.parallel) for case in cases), backend)
     return _verify_all(cases, options, backend)

@@ -18,6 +18,7 @@ from megascratch.config.errors import UserError
 from megascratch.config.registry import packages
 
 _PACKAGE = str(Path(__file__).resolve().parent.parent)
+_LIBRARIES = ("importlib", "site-packages", "dist-packages")
 _RUN: dict[str, "tuple[str, dict[Path, str]]"] = {}
 """Name of the module -> the source that was given, and the digest of each file that running it read."""
 
@@ -117,10 +118,15 @@ def _reason(source: str, error: BaseException) -> str:
         return f"there is no such module here or among the installed packages{_here()}"
     if isinstance(error, SyntaxError):
         return f"{_place(error.filename, error.lineno)}{error.msg}"
+    return users_line(error)
+
+
+def users_line(error: BaseException) -> str:
+    """An error of a user's code: the line of theirs that was last run, and what went wrong."""
     what = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         is_ours = frame.filename.startswith((_PACKAGE, "<frozen"))
-        if not is_ours and "importlib" not in frame.filename:
+        if not is_ours and not any(folder in frame.filename for folder in _LIBRARIES):
             return f"{_place(frame.filename, frame.lineno)}{what}"
     return what
 

@@ -105,8 +105,14 @@ def require_parts(model: ModelConfig, imports: Mapping[str, str]) -> None:
         run = [PurePath(source).name for source in imports if " " not in source]
         was = f" (the run imported {shown(', '.join(run))})" if run else ""
         raise UserError(
-            f"this model needs {' and '.join(missing)}: give --import with the file that registers it{was}"
+            f"this model needs {_listed(missing)}: give --import with the file that registers it{was}"
         )
+
+
+def _listed(names: list[str]) -> str:
+    """a, b and c"""
+    *before, last = names
+    return f"{', '.join(before)} and {last}" if before else last
 
 
 def _by_name(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

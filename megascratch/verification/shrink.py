@@ -11,6 +11,7 @@ from math import gcd, lcm
 from typing import Any
 
 from megascratch.config.fields import RANGES
+from megascratch.config.part_options import PartName, parameters_of
 from megascratch.config.resolve import Values, derive
 from megascratch.config.settings import OptimConfig, TrainingConfig
 
@@ -57,10 +58,19 @@ def for_proof(settings: Values, steps: int, precision: str) -> dict[str, Any]:
         "lr_decay_style": "constant",
         "min_lr": 0.0,
         "train_iters": steps,
+        "optimizer_options": _of_the_optimizer(settings),
         "adam_eps": max(settings["adam_eps"], EPSILON[precision]),
         "vocab_size": settings["vocab_size"] or GPT2_VOCABULARY,
     }
     return {**settings, **data, **plain, **precisions, **proof}
+
+
+def _of_the_optimizer(settings: Values) -> list[str] | None:
+    """The options without those of the learning-rate curve, which is replaced by a constant rate."""
+    part = PartName("optimizer", settings["optimizer"])
+    known = {parameter.name for parameter in parameters_of(part)}
+    given = settings["optimizer_options"]
+    return [text for text in given if text.partition("=")[0] in known] if given else None
 
 
 _LOSS_SCALING = (

@@ -3,6 +3,8 @@
 import re
 from collections.abc import Callable
 
+from megascratch.config.registry import is_registered
+
 
 def one_source(
     data_path: list[str] | None,
@@ -97,7 +99,8 @@ def vocabulary_is_known(
 ) -> str | None:
     """The vocabulary comes from a tokenizer's file, a tokenizer without one, or vocab-size."""
     without_file = ("ByteTokenizer", "NullTokenizer")
-    if tokenizer_type not in (None, *without_file) and tokenizer_model is None:
+    own = tokenizer_type is not None and is_registered("tokenizer", tokenizer_type)
+    if tokenizer_type not in (None, *without_file) and tokenizer_model is None and not own:
         return f"tokenizer-type {tokenizer_type} needs tokenizer-model, the tokenizer's file"
     if tokenizer_type in without_file and tokenizer_model is not None:
         return f"tokenizer-type {tokenizer_type} needs no file: remove tokenizer-model ({tokenizer_model})"

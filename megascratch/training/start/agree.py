@@ -11,6 +11,7 @@ from megascratch.config.imports import import_digests
 from megascratch.config.resolve import Device, Found
 from megascratch.data.tokens.file_digests import NOTHING_KNOWN, KnownDigests
 from megascratch.data.tokens.fingerprint import fingerprints, recorded, unrecorded
+from megascratch.model.own_parts import require_own_parts
 from megascratch.parallel.rendezvous import Rendezvous
 from megascratch.runtime.launch_environment import launch_environment
 from megascratch.training.hardware import choose_device
@@ -113,6 +114,7 @@ def _ready(
     inputs = open_inputs(settings, here.found if here else Found(), problems, known)
     assert here is not None  # else there was a problem
     config = inputs.config
+    require_own_parts(config.model, config.optim, config.data.seq_length)
     eod = inputs.tokenizer.eod if inputs.tokenizer else None
     fingerprint = inputs.tokenizer.fingerprint if inputs.tokenizer else None
     first_step = here.checkpoint.step if here.checkpoint else 0

@@ -8,12 +8,14 @@ from typing import NamedTuple
 from megascratch.config.batch_size import samples_asked_for, steps_and_samples
 from megascratch.config.errors import Problems, UserError
 from megascratch.config.fields import flat
+from megascratch.config.registry import is_registered
 from megascratch.config.resolve import Found, ResolvedConfig, ResolvedTraining, Values
 from megascratch.config.settings import DataConfig
 from megascratch.data.samples.build import Splits, open_splits
 from megascratch.data.samples.split_spec import DEFAULT_SPLIT, shares
 from megascratch.data.tokens.file_digests import NOTHING_KNOWN, KnownDigests
 from megascratch.pipeline.csv_schedule import CsvSchedule, read_table
+from megascratch.pipeline.passes import compile_order
 from megascratch.tokenizer import Tokenizer, load
 from megascratch.training.start.files import require_folders
 from megascratch.training.start.settings import LegalSettings
@@ -82,6 +84,7 @@ def own_schedule(settings: Values) -> CsvSchedule | None:
         UserError: the schedule is invalid (names the file, rank and action) or does not match the layout.
     """
     if settings["pipeline_schedule_csv"] is None:
+        _try_registered(settings)
         return None
     table = read_table(settings["pipeline_schedule_csv"])
     ranks = settings["pipeline_model_parallel_size"]
@@ -95,6 +98,20 @@ def own_schedule(settings: Values) -> CsvSchedule | None:
     samples_at_once = settings["micro_batch_size"] * settings["data_parallel_size"]
     table.of(settings["global_batch_size"] // samples_at_once)
     return table
+
+
+def _try_registered(settings: Values) -> None:
+    """Raises: UserError if the schedule is one that a user registered, and is wrong for the size of this run."""
+    name = settings["pipeline_schedule"]
+    samples_at_once = settings["micro_batch_size"] * settings["data_parallel_size"]
+    if is_registered("schedule", name):
+        compile_order(
+            name,
+            settings["pipeline_model_parallel_size"],
+            settings["global_batch_size"] // samples_at_once,
+            settings["num_virtual_stages_per_pipeline_rank"],
+            settings["microbatch_group_size_per_virtual_pipeline_stage"],
+        )
 
 
 def _vocab_size(given: int | None, tokenizer: Tokenizer | None) -> int | None:
