@@ -5,7 +5,7 @@ from glob import glob
 from pybind11.setup_helpers import Pybind11Extension, build_ext
 from setuptools import setup
 
-# The flags are those of GCC and Clang, on Linux and macOS, x86-64 and Arm; what is for one processor is guarded in csrc/.
+# Flags of GCC and Clang, for Linux and macOS; what is for one processor is guarded in csrc/.
 # No contraction to fused multiply-add: blending must choose the same dataset on every processor.
 INDICES = Pybind11Extension(
     "megascratch.data.tokens._indices",
