@@ -16,9 +16,9 @@ from megascratch.config.errors import RanksDiffer, SettingError, UserError
 from megascratch.config.exit_codes import BAD_INPUT, INTERRUPTED, own_process
 from megascratch.config.hints import most_similar
 from megascratch.config.printable import plain_warnings, printable
+from megascratch.config.verbosity import QUIET, VERBOSE, detail, is_verbose, verbosity
 from megascratch.runtime import faults
 from megascratch.runtime.launch_environment import launch_environment
-from megascratch.runtime.verbosity import QUIET, VERBOSE, detail, is_verbose, verbosity
 from megascratch.runtime.versions import DOCUMENTATION, versions
 
 GROUPS = {
@@ -154,7 +154,7 @@ def call(verb: str, argv: Sequence[str]) -> int:
     options = _options(name, argv)
     if options is None:
         return 0
-    if is_verbose():
+    if is_verbose() and "RANK" not in os.environ:
         detail(", ".join(f"{library} {value}" for library, value in versions().items()))
     work = importlib.import_module(f"{__name__}.{name}").main
     detail(f"{verb}: flags read and libraries loaded after {time.monotonic() - began:.1f} s")

@@ -11,7 +11,6 @@ megascratch data audit --config my.yaml --steps 100:200 --output audit.csv
 
 import argparse
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
@@ -25,6 +24,7 @@ from megascratch.commands import data_order
 from megascratch.commands.input_output import of_corpora, require_free, require_no_input
 from megascratch.config.errors import UserError
 from megascratch.config.printable import printable
+from megascratch.config.verbosity import note
 from megascratch.data.inspect import merge_split
 from megascratch.data.inspect.statistics import Statistics, binned, histograms, statistics
 from megascratch.data.inspect.validate import problems
@@ -179,7 +179,7 @@ def split(options: argparse.Namespace) -> int:
     )
     require_free(prefixes, options.overwrite)
     if isinstance(reader, CutCorpus):
-        print(f"notice: {printable(cut_notice(reader, '--fractions'))}", file=sys.stderr)
+        note(f"notice: {printable(cut_notice(reader, '--fractions'))}")
     _report(merge_split.split(reader, prefixes, counts))
     return 0
 

@@ -7,7 +7,6 @@ megascratch dry-run --config my.yaml --world 64 --all-stages --picture memory.sv
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -18,6 +17,7 @@ from megascratch.config.layout import Layout
 from megascratch.config.load import print_notices, read_config
 from megascratch.config.printable import printable
 from megascratch.config.resolve import Device
+from megascratch.config.verbosity import note
 from megascratch.dry_run.chart import figure
 from megascratch.dry_run.report import record, tables
 from megascratch.dry_run.run import ImaginedRank, run_rank
@@ -41,7 +41,7 @@ def main(options: argparse.Namespace) -> int:
         raise UserError("--print-config is a flag of megascratch pretrain: use it there")
     run = imagined_run(loaded, world, kind)
     for notice in run.notices:
-        print(f"notice: {notice}", file=sys.stderr)
+        note(f"notice: {notice}")
     layout = Layout.of(run.config.parallel)
     ranks = _ranks(options, layout)
     reports = _reports(run, ranks, layout, options.json)

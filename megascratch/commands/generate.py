@@ -2,13 +2,13 @@
 
 import argparse
 import json
-import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megascratch.commands.input_output import require_no_input
 from megascratch.config.errors import UserError
+from megascratch.config.verbosity import note
 from megascratch.data.text.documents import read_records
 from megascratch.data.text.jsonl import BadLine
 from megascratch.data.text.sources import find_sources, format_of
@@ -53,7 +53,7 @@ def main(options: argparse.Namespace) -> int:
     for number, prompt in enumerate(prompts, 1):
         ids.append(prompt_ids(tokenizer, prompt, number, options.parse_special_tokens))
         if not options.parse_special_tokens and _has_special(tokenizer, prompt):
-            print(SPECIAL_AS_TEXT.format(number), file=sys.stderr)
+            note(SPECIAL_AS_TEXT.format(number))
     streams = options.output is None and len(prompts) == 1
     completions = complete(
         model,
@@ -76,7 +76,7 @@ def main(options: argparse.Namespace) -> int:
         _write(texts, options.output)
     notice = context_notice(model, config.data, ids, found)
     if notice is not None:
-        print(f"notice: {notice}", file=sys.stderr)
+        note(f"notice: {notice}")
     return 0
 
 

@@ -4,12 +4,12 @@ corpus."""
 import argparse
 import os
 import shlex
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from megascratch.config.errors import UserError
 from megascratch.config.printable import printable
+from megascratch.config.verbosity import is_quiet, note
 from megascratch.data.text.bad_lines import BadReasons
 from megascratch.data.text.sources import find_sources
 from megascratch.data.tokens.digests import digests_path, manifest_file
@@ -53,16 +53,18 @@ class BadLines:
         more = self.count - self._printed
         if more:
             where = f"; all are in {printable(listed_in)}" if listed_in else ""
-            print(f"skipped {more:,} more{where}", file=sys.stderr)
+            note(f"skipped {more:,} more{where}")
 
     def _print(self, line: str) -> None:
         self._printed += 1
-        print(f"skipped {printable(line)}", file=sys.stderr)
+        note(f"skipped {printable(line)}")
 
 
 def print_next(words: Sequence[str]) -> None:
-    """Prints the command that usually follows, as a shell reads it; `words` are without `megascratch`."""
-    print(f"next: {printable(shlex.join(['megascratch', *words]))}")
+    """Prints the command that usually follows, as a shell reads it, unless the command is quiet; `words` are without
+    `megascratch`."""
+    if not is_quiet():
+        print(f"next: {printable(shlex.join(['megascratch', *words]))}")
 
 
 def corpus_files(prefix: str | Path) -> list[Path]:

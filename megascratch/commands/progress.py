@@ -7,9 +7,9 @@ from types import TracebackType
 from typing import Any
 
 from megascratch.commands.input_output import BadLines
+from megascratch.config.verbosity import is_quiet, note
 from megascratch.data.preprocess.encode import EncodeStep
 from megascratch.data.preprocess.output_shards import KeyCounts
-from megascratch.runtime.verbosity import is_quiet, note
 
 SHARES = 10
 """Lines that `Steps` prints where there is no terminal."""

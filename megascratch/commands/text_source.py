@@ -1,12 +1,12 @@
 """Text for training and comparing tokenizers: read from any input, up to a size, refused where there is none."""
 
 import itertools
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from megascratch.commands.input_output import BadLines
 from megascratch.config.errors import UserError
+from megascratch.config.verbosity import note
 from megascratch.data.text.documents import read_records
 from megascratch.data.text.jsonl import BadLine
 from megascratch.data.text.sources import Source
@@ -49,9 +49,7 @@ def at_most(texts: Iterable[Text], megabytes: int, doing: str) -> Iterator[Text]
     for each in texts:
         left -= len(each.text.encode())
         if left < 0:
-            print(
-                f"{doing} the first {megabytes} MB of the text (--max-megabytes)", file=sys.stderr
-            )
+            note(f"{doing} the first {megabytes} MB of the text (--max-megabytes)")
             return
         yield each
 

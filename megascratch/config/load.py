@@ -8,7 +8,6 @@ Every unknown, repeated or ill-typed setting is reported at once, with its posit
 import json
 import os
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -21,6 +20,7 @@ from megascratch.config.presets import find_config
 from megascratch.config.printable import printable
 from megascratch.config.settings import Config
 from megascratch.config.values import ReadSettings
+from megascratch.config.verbosity import detail, note
 from megascratch.config.yaml_file import read_file
 
 _SPLITS = ("train_data_path", "valid_data_path", "test_data_path")
@@ -97,7 +97,7 @@ def print_notices(origins: Origins) -> None:
     """Prints what the user should know about the values, on the first rank of a run."""
     if os.environ.get("RANK", "0") == "0":
         for notice in origins.notices:
-            print(f"notice: {printable(notice)}", file=sys.stderr)
+            note(f"notice: {printable(notice)}")
 
 
 def _read_all(argv: Sequence[str], places: dict[str, str]) -> ReadSettings:
@@ -107,7 +107,9 @@ def _read_all(argv: Sequence[str], places: dict[str, str]) -> ReadSettings:
     for word in flags.values.get("config") or []:
         try:
             file = find_config(word)
-            found = _then(found, read_file(file.path, label=file.label))
+            values = read_file(file.path, label=file.label)
+            found = _then(found, values)
+            detail(f"{printable(file.label)}: {len(values.values)} settings")
         except SettingError as error:
             raise SettingError("\n".join([str(error), *flags.problems])) from error
         if file.notice is not None:

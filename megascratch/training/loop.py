@@ -152,7 +152,7 @@ class _Loop:
         if STOP_FILE in (stopped_with, code) and self.mesh.is_first:
             remove_stop_file(self.training)
         if self.without_tokens:
-            self._say(f"warning: {self._steps_without_tokens()}")
+            self._say(f"warning: {self._steps_without_tokens()}", always=True)
         if code != DONE:
             self._say(self._how_to_resume())
         stop.code = code
@@ -495,9 +495,9 @@ class _Loop:
             torch.zeros((), dtype=widest_dtype(self.mesh.device), device=self.mesh.device)
         )
 
-    def _say(self, text: str) -> None:
+    def _say(self, text: str, always: bool = False) -> None:
         if self.report is not None:
-            self.report.say(text)
+            self.report.say(text, always)
 
 
 def _columns(side_terms: dict[str, TermSum]) -> dict[str, float | None]:

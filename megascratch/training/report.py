@@ -16,6 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from megascratch.config.exit_codes import FAILED
 from megascratch.config.printable import printable_lines
+from megascratch.config.verbosity import is_quiet
 from megascratch.runtime.atomic_file import write_atomically
 from megascratch.runtime.run_log import RUN_LOG
 from megascratch.training.loss_picture import LossPicture
@@ -54,7 +55,7 @@ class Report:
             TextColumn("{task.fields[loss]}"),
             TimeRemainingColumn(),
             console=self.console,
-            disable=not self.console.is_terminal,
+            disable=is_quiet() or not self.console.is_terminal,
         )
         self.task = self.bar.add_task("train", total=total_steps, completed=first_step, loss="")
         self.bar.start()
@@ -67,9 +68,11 @@ class Report:
         self.picture: LossPicture | None = None
         self.attempt(partial(self._begin_picture, title))
 
-    def say(self, text: str) -> None:
-        """Prints a message, and keeps it in the log of the run."""
-        self.bar.console.print(printable_lines(text), markup=False)
+    def say(self, text: str, always: bool = False) -> None:
+        """Prints a message, and keeps it in the log of the run. With --quiet it is printed only if `always`:
+        results and warnings."""
+        if always or not is_quiet():
+            self.bar.console.print(printable_lines(text), markup=False)
         RUN_LOG.info("%s", text)
 
     def step(self, row: Row) -> None:
@@ -111,7 +114,8 @@ class Report:
         self.say(
             f"step {step:>6} | {split} loss {_number(loss, '.4f')} | "
             f"perplexity {_number(None if loss is None else perplexity(loss), '.2f')} | "
-            f"{row['tokens']:,} tokens{side_losses}"
+            f"{row['tokens']:,} tokens{side_losses}",
+            always=True,
         )
         self._look_at_picture()
 
@@ -145,7 +149,8 @@ class Report:
             written.append(f"summary {self.folder / 'summary.json'}")
         written += self._close_sinks(summary.get("exit_code", 0))
         self.say(
-            " | ".join(written) or f"no file of the report could be written into {self.folder}"
+            " | ".join(written) or f"no file of the report could be written into {self.folder}",
+            always=True,
         )
 
     def abandon(self) -> None:

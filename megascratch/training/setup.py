@@ -3,7 +3,9 @@ settings and files, and that all ranks agree on them, are checked before any pro
 """
 
 import math
-import sys
+import os
+import socket
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -21,6 +23,7 @@ from megascratch.config.layout import Layout
 from megascratch.config.notices import notices
 from megascratch.config.resolve import ResolvedConfig, ResolvedParallel
 from megascratch.config.settings import DataConfig, ParallelConfig
+from megascratch.config.verbosity import detail, note
 from megascratch.data.samples.batch import Batch
 from megascratch.data.samples.build import Splits
 from megascratch.data.samples.dataset import Dataset
@@ -94,7 +97,7 @@ def build_run(settings: LegalSettings, problems: Problems, command: str = "") ->
     config = ready.inputs.config
     first_notices = notices(config) if launch_environment().rank == 0 else []
     for notice in first_notices:
-        print(f"notice: {notice}", file=sys.stderr)
+        note(f"notice: {notice}")
     tied = not config.model.untie_embeddings_and_output_weights
     mesh = _connected(config.parallel, ready.device, meeting, timeouts, tied)
     saver = open_saver(config.training, mesh)
@@ -114,6 +117,11 @@ def build_run(settings: LegalSettings, problems: Problems, command: str = "") ->
             _load(run, ready.checkpoint)
         make_ready(saver, config.training, run.trainer.held())
         fault_point("run.built")
+        place = ", ".join(f"{axis} {at}" for axis, at in mesh.position.coords("dense").items())
+        detail(
+            f"process {os.getpid()} on {socket.gethostname()}, {mesh.device}, {place}: ready after "
+            f"{time.time() - launch:.1f} s"
+        )
     except BaseException as error:
         RUN_LOG.error("%s: %s", type(error).__name__, error)
         close_log(log)

@@ -12,7 +12,7 @@ import pytest
 from megascratch.commands import VERBS, main
 from megascratch.commands.parsers.base import Parser
 from megascratch.config.errors import SettingError, UserError
-from megascratch.runtime.verbosity import VARIABLE, detail, note, verbosity
+from megascratch.config.verbosity import VARIABLE, detail, note, verbosity
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -14,7 +14,6 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +26,7 @@ import numpy as np
 import xxhash
 
 from megascratch.config.errors import UserError
+from megascratch.config.verbosity import note
 from megascratch.data.tokens.digests import whole_file
 from megascratch.runtime.atomic_file import explain_write_errors, flush_to_disk, partial_path
 from megascratch.runtime.faults import fault_point
@@ -77,10 +77,7 @@ def load_or_build(
         if arrays is None:
             fault_point("index.build")
             if home.exists():
-                print(
-                    f"megascratch: notice: the index cache {home} is damaged: it is built again",
-                    file=sys.stderr,
-                )
+                note(f"megascratch: notice: the index cache {home} is damaged: it is built again")
             _store(home, text, build())
             arrays = _load(home)
     if arrays is None:

@@ -26,7 +26,7 @@ def is_verbose() -> bool:
 def note(text: str) -> None:
     """Prints a notice or a line of progress to stderr, unless the command is quiet. The text must be printable."""
     if not is_quiet():
-        print(text, file=sys.stderr, flush=True)
+        _write(text)
 
 
 def detail(text: str) -> None:
@@ -35,7 +35,13 @@ def detail(text: str) -> None:
     if is_verbose():
         rank = os.environ.get("RANK")
         place = "" if rank is None else f" rank {rank}:"
-        print(f"megascratch:{place} {text}", file=sys.stderr, flush=True)
+        _write(f"megascratch:{place} {text}")
+
+
+def _write(line: str) -> None:
+    """Writes a line at once, so that lines of several ranks do not mix."""
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
 
 
 @contextmanager
