@@ -97,12 +97,6 @@ def require_no_input(outputs: Iterable[Named], inputs: Iterable[Named]) -> None:
                 raise UserError(f"{flag} {path} is also an input ({other}): choose another name")
 
 
-def require_folder_of(flag: str, file: str | Path | None) -> None:
-    """Raises: UserError, before any work, if the folder of a file to be written does not exist."""
-    if file is not None and not Path(file).parent.is_dir():
-        raise UserError(f"{flag} {file} cannot be written: there is no folder {Path(file).parent}")
-
-
 def require_free(prefixes: Iterable[str | Path], overwrite: bool) -> None:
     """Raises: UserError if a corpus to be written exists, unless `overwrite`."""
     if overwrite:

@@ -16,7 +16,6 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from megascratch.commands.input_output import require_folder_of
 from megascratch.config.errors import UserError
 from megascratch.config.fields import flat
 from megascratch.config.load import load_config, print_notices
@@ -37,7 +36,6 @@ GRACE = 5.0  # seconds until the other ranks are ended after one has failed
 
 def main(options: argparse.Namespace) -> int:
     """Runs the command. Raises: UserError for an error that the user can fix."""
-    _check(options)
     config, origins = load_config(options.settings)
     print_notices(origins)
     if origins.print_config:
@@ -57,18 +55,6 @@ def main(options: argparse.Namespace) -> int:
     if options.device == "cuda":
         _check_devices(max(world_of(case.config.parallel) for case in cases), backend)
     return _verify_all(cases, options, backend)
-
-
-def _check(options: argparse.Namespace) -> None:
-    for name in ("steps", "max_world", "random", "timeout"):
-        value = getattr(options, name)
-        if value is not None and not value > 0:
-            raise UserError(f"--{name.replace('_', '-')} ({value}) must be above 0")
-    if options.random is not None and options.max_world is None:
-        raise UserError(
-            f"--random ({options.random}) needs --max-world, the largest number of ranks"
-        )
-    require_folder_of("--json", options.json)
 
 
 def _cases(settings: Values, options: argparse.Namespace, places: dict[str, str]) -> list[Case]:

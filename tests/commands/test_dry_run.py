@@ -51,15 +51,18 @@ def test_each_stage_is_reported_as_json(capsys, tmp_path):
 
 
 REFUSED = [
-    (["--rank", "3", *MODEL], "--world is missing: give the number of ranks"),
-    (["--world", "many", *MODEL], "--world (many) must be a number"),
-    (["--world", "0", *MODEL], "--world (0) must be at least 1: use 1 or more"),
+    (["--rank", "3", *MODEL], "--world N is missing: the number of ranks of the run"),
+    (["--world", "many", *MODEL], "--world (many) must be a whole number"),
+    (["--world", "0", *MODEL], "--world (0) must be at least 1"),
     (["--world", "9", *MODEL, *LAYOUT], "world size (9) must be divisible by"),
     (["--world", "9", *MODEL, *LAYOUT], "start 8 or 12 processes"),
     (["--world", "8", "--rank", "8", *MODEL, *LAYOUT], "use 0 to 7"),
-    (["--world", "8", "--rank", "-1", *MODEL, *LAYOUT], "--rank (-1) must be a number"),
+    (["--world", "8", "--rank", "-1", *MODEL, *LAYOUT], "--rank (-1) must be at least 0"),
     (["--world", "8", "--rank", "1", "--all-stages", *MODEL], "remove it, or --rank (1)"),
-    (["--world", "8", "--device-kind", "gpu", *MODEL], "--device-kind (gpu) must be cpu or cuda"),
+    (
+        ["--world", "8", "--device-kind", "gpu", *MODEL],
+        "--device-kind (gpu) must be one of cpu, cuda",
+    ),
     (["--world", "8", "--picture", "a.txt", *MODEL], "must end with .svg, .png, .pdf"),
     (["--world", "8", "--picture", "no/a.svg", *MODEL], "no/a.svg cannot be written: there is no"),
     (["--world", "8", *MODEL[:-2]], "the vocabulary is unknown"),

@@ -24,7 +24,7 @@ from megascratch.tokenizer.vocabulary import END_OF_TEXT
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = ("torch", "scipy", "matplotlib", "pyarrow", "sentencepiece", "tokenizers", "gigatoken")
-LONGEST = {"megascratch pretrain": 110, "megascratch preprocess": 75}
+LONGEST = {"megascratch pretrain": 110, "megascratch preprocess": 85}
 """Lines of a help; 70 for all others."""
 
 
@@ -153,41 +153,55 @@ def test_names_that_are_repeated_to_need_no_library_are_those_of_the_tables():
             assert f"(default: {default}" in action.help, name
 
 
-@pytest.mark.parametrize(
-    ("words", "complaint"),
-    [
-        ("generate", "--load DIR is missing: folder of a run"),
-        ("generate --load", "--load needs a value: folder of a run"),
-        ("generate --load x --top-k two", "--top-k (two) must be a whole number"),
-        ("generate --load x --top-p much", "--top-p (much) must be a number"),
-        ("generate --load x --batch-size 0", "--batch-size (0) must be at least 1"),
-        ("generate --load x --batch-size 1.5", "--batch-size (1.5) must be a whole number"),
-        ("generate --load x --device gpu", "--device (gpu) must be one of cpu, cuda"),
-        ("generate --load x --gredy", "unknown flag --gredy - did you mean --greedy?"),
-        ("generate --load x y", "y: put the flag in front of each value"),
-        ("generate --load x --greedy=1", "--greedy does not accept a value (given: 1)"),
-        ("generate --loa x --load x", "unknown flag --loa - did you mean --load?"),
-        ("data", "no command given: use one of inspect, validate"),
-        ("data inspekt x", "unknown command inspekt - did you mean inspect?"),
-        ("data inspect", "PREFIX is missing: a corpus"),
-        ("data inspect x --lr 1", "unknown flag --lr"),
-        ("data split x --output-prefix y", "one of --fractions, --documents is missing"),
-        (
-            "data split x --output-prefix y --fractions 1 --documents 1",
-            "--documents and --fractions exclude each other: remove one of them",
-        ),
-        ("checkpoint prune x --keep-last-n-checkpoints 0", "(0) must be at least 1"),
-        ("schedule show 1f1b --stages 0", "--stages (0) must be at least 1"),
-        ("tokenizer train --input x --output y --split gpt3", "--split (gpt3) must be one of gpt2"),
-        ("verify --steps x", "--steps (x) must be a whole number"),
-        ("doctor --timeout x", "--timeout (x) must be a number"),
-        ("doctor --timeout 0", "--timeout (0) must be above 0"),
-        ("pretrain --nproc-per-node x", "--nproc-per-node (x) must be a whole number"),
-        ("pretrain --nproc-per-node 0", "--nproc-per-node (0) must be at least 1"),
-        ("pretrain --help-all modl", "--help-all (modl) must be one of"),
-        ("preprocess --input x --workers 0", "--workers (0) must be at least 1"),
-    ],
-)
+REFUSED = [
+    ("generate", "--load DIR is missing: folder of a run"),
+    ("generate --load", "--load needs a value: folder of a run"),
+    ("generate --load x --top-k two", "--top-k (two) must be a whole number"),
+    ("generate --load x --top-p much", "--top-p (much) must be a number"),
+    ("generate --load x --batch-size 0", "--batch-size (0) must be at least 1"),
+    ("generate --load x --batch-size 1.5", "--batch-size (1.5) must be a whole number"),
+    ("generate --load x --device gpu", "--device (gpu) must be one of cpu, cuda"),
+    ("generate --load x --gredy", "unknown flag --gredy - did you mean --greedy?"),
+    ("generate --load x y", "y: put the flag in front of each value"),
+    ("generate --load nowhere", "--load nowhere: no checkpoint: nowhere is not a folder"),
+    ("evaluate --load nowhere --input x", "--load nowhere: no checkpoint"),
+    ("evaluate --load . --input nowhere", "nowhere cannot be read: No such file"),
+    ("generate --load . --prompts-file nowhere", "--prompts-file nowhere cannot be read"),
+    ("verify --steps 0", "--steps (0) must be above 0"),
+    ("verify --random 3", "--random (3) needs --max-world"),
+    ("verify --json nowhere/x.json", "there is no folder nowhere"),
+    ("verify --lr x", "--lr"),
+    ("dry-run", "--world N is missing: the number of ranks of the run"),
+    ("dry-run --world 0", "--world (0) must be at least 1"),
+    ("dry-run --world 4 --device-kind tpu", "--device-kind (tpu) must be one of cpu, cuda"),
+    ("dry-run --world 4 --picture x.jpg", "--picture (x.jpg) must end with .svg, .png, .pdf"),
+    ("dry-run --world 4 --all-stages --rank 1", "--all-stages chooses the ranks itself"),
+    ("generate --load x --greedy=1", "--greedy does not accept a value (given: 1)"),
+    ("generate --loa x --load x", "unknown flag --loa - did you mean --load?"),
+    ("data", "no command given: use one of inspect, validate"),
+    ("data inspekt x", "unknown command inspekt - did you mean inspect?"),
+    ("data inspect", "PREFIX is missing: a corpus"),
+    ("data inspect x --lr 1", "unknown flag --lr"),
+    ("data split x --output-prefix y", "one of --fractions, --documents is missing"),
+    (
+        "data split x --output-prefix y --fractions 1 --documents 1",
+        "--documents and --fractions exclude each other: remove one of them",
+    ),
+    ("checkpoint prune x --keep-last-n-checkpoints 0", "(0) must be at least 1"),
+    ("schedule show 1f1b --stages 0", "--stages (0) must be at least 1"),
+    ("tokenizer train --input x --output y --split gpt3", "--split (gpt3) must be one of gpt2"),
+    ("verify --steps x", "--steps (x) must be a whole number"),
+    ("doctor --timeout x", "--timeout (x) must be a number"),
+    ("doctor --timeout 0", "--timeout (0) must be above 0"),
+    ("pretrain --nproc-per-node x", "--nproc-per-node (x) must be a whole number"),
+    ("pretrain --nproc-per-node 0", "--nproc-per-node (0) must be at least 1"),
+    ("pretrain --help-all modl", "--help-all (modl) must be one of"),
+    ("preprocess --input x --workers 0", "--workers (0) must be at least 1"),
+]
+"""A command line -> what is said of it."""
+
+
+@pytest.mark.parametrize(("words", "complaint"), REFUSED)
 def test_a_wrong_flag_is_refused_in_one_form(capsys, words, complaint):
     assert main(words.split()) == 2
     said = capsys.readouterr()
@@ -195,3 +209,23 @@ def test_a_wrong_flag_is_refused_in_one_form(capsys, words, complaint):
     assert said.err.startswith(f"megascratch {words.split()[0]}: error: ")
     assert complaint in said.err
     assert len(said.err.splitlines()) <= 6
+
+
+def test_no_refusal_of_a_flag_loads_torch():
+    """`verify --lr x` is refused by the work of the command, which has torch."""
+    lines = [words for words, _ in REFUSED if words != "verify --lr x"]
+    code = (
+        "import sys; from megascratch.commands import main;"
+        f"codes = [main(words.split()) for words in {lines}];"
+        "print(set(codes), 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout == "{2} False\n"
+
+
+def test_a_run_with_a_similar_name_is_proposed(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "mine" / "checkpoints" / "step_00000001").mkdir(parents=True)
+    (tmp_path / "runs" / "mint").mkdir()
+    assert main(["generate", "--load", "runs/mime"]) == 2
+    assert capsys.readouterr().err.endswith("did you mean runs/mine?\n")

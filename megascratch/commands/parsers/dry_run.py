@@ -1,7 +1,12 @@
 """The flags of `megascratch dry-run`."""
 
+import argparse
+
 from megascratch.commands.parsers.base import Parser, any_setting
-from megascratch.commands.parsers.shared import add_json
+from megascratch.commands.parsers.shared import add_json, at_least, require_folder_of
+from megascratch.config.errors import UserError
+
+PICTURES = (".svg", ".png", ".pdf")
 
 NOTE = (
     "Data, a length and the files of a tokenizer are not needed; --vocab-size is, or a tokenizer. Memory is that of "
@@ -13,6 +18,16 @@ EXAMPLES = (
 )
 
 
+def _check(options: argparse.Namespace) -> None:
+    if options.picture is not None and not options.picture.endswith(PICTURES):
+        raise UserError(f"--picture ({options.picture}) must end with {', '.join(PICTURES)}")
+    require_folder_of("--picture", options.picture)
+    if options.all_stages and options.rank is not None:
+        raise UserError(
+            f"--all-stages chooses the ranks itself: remove it, or --rank ({options.rank})"
+        )
+
+
 def parser() -> Parser:
     """The parser of the command."""
     made = Parser(
@@ -22,10 +37,17 @@ def parser() -> Parser:
         EXAMPLES,
         NOTE,
         settings_help=any_setting,
+        check=_check,
     )
     add = made.add_argument
-    add("--world", metavar="N", help="the number of ranks of the run")
-    add("--rank", metavar="R", help="the rank to run (default: 0)")
+    add(
+        "--world",
+        type=at_least(1),
+        required=True,
+        metavar="N",
+        help="the number of ranks of the run",
+    )
+    add("--rank", type=at_least(0), metavar="R", help="the rank to run (default: 0)")
     add(
         "--all-stages",
         action="store_true",
@@ -34,8 +56,8 @@ def parser() -> Parser:
     add(
         "--device-kind",
         default="cuda",
-        metavar="KIND",
-        help="cpu, or cuda (default): the device of each rank, whose kernels and buffers are used",
+        choices=("cpu", "cuda"),
+        help="the device of each rank, whose kernels and buffers are used (default: cuda)",
     )
     add_json(made)
     add(

@@ -1,5 +1,7 @@
 """The flags of `megascratch evaluate`."""
 
+import argparse
+
 from megascratch.commands.parsers.base import Parser
 from megascratch.commands.parsers.shared import (
     add_input,
@@ -7,7 +9,9 @@ from megascratch.commands.parsers.shared import (
     add_model,
     add_parse_special_tokens,
     at_least,
+    require_checkpoint,
 )
+from megascratch.data.text.sources import find_sources
 
 COUNTED = (
     "Every token of every document is counted once, including the end of a document if there is one; "
@@ -27,6 +31,7 @@ def parser() -> Parser:
         "Measures a checkpoint's loss and bits per byte on held-out text, and compares with gzip and xz.",
         EXAMPLES,
         COUNTED,
+        check=_check,
     )
     add_model(made)
     _add_text(made)
@@ -50,6 +55,11 @@ def parser() -> Parser:
     )
     add("--output-json", metavar="FILE", help="JSON file to write only the result to")
     return made
+
+
+def _check(options: argparse.Namespace) -> None:
+    require_checkpoint(options.load)
+    find_sources(options.input, options.input_format)
 
 
 def _add_text(made: Parser) -> None:

@@ -1,7 +1,15 @@
 """The flags of `megascratch generate`."""
 
+import argparse
+
 from megascratch.commands.parsers.base import Parser
-from megascratch.commands.parsers.shared import add_model, add_parse_special_tokens, at_least
+from megascratch.commands.parsers.shared import (
+    add_model,
+    add_parse_special_tokens,
+    at_least,
+    require_checkpoint,
+    require_file,
+)
 
 EXAMPLES = (
     'megascratch generate --load runs/mine --prompt "Once upon"',
@@ -12,11 +20,18 @@ EXAMPLES = (
 
 def parser() -> Parser:
     """The parser of the command."""
-    made = Parser("megascratch generate", "Continues prompts with a checkpoint.", EXAMPLES)
+    made = Parser(
+        "megascratch generate", "Continues prompts with a checkpoint.", EXAMPLES, check=_check
+    )
     add_model(made)
     _add_prompts(made)
     _add_sampling(made)
     return made
+
+
+def _check(options: argparse.Namespace) -> None:
+    require_checkpoint(options.load)
+    require_file("--prompts-file", options.prompts_file)
 
 
 def _add_prompts(made: Parser) -> None:

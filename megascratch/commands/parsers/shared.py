@@ -1,9 +1,13 @@
 """Flags that several commands have, with one name, one placeholder and one text."""
 
 import argparse
+import difflib
+import os
 from collections.abc import Callable
+from pathlib import Path
 
 from megascratch.commands.own_parts import add_import
+from megascratch.config.errors import UserError
 from megascratch.config.registry import names
 from megascratch.data.text.documents import SAMPLE_BY
 from megascratch.data.text.sources import FORMATS
@@ -103,6 +107,32 @@ def add_overwrite(parser: Flags, help: str = "replace an existing corpus") -> No
 def add_json(parser: Flags) -> None:
     """Adds --json, which prints the result for programs."""
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def require_checkpoint(path: str) -> None:
+    """Raises: UserError, without the library that reads checkpoints, if a local folder that `--load` names does not
+    exist; it proposes runs with a similar name."""
+    if "://" in path or Path(path).is_dir():
+        return
+    near = []
+    for found in Path(path).parent.glob("*/"):
+        if any(found.glob("step_*")) or any(found.glob("checkpoints/step_*")):
+            near.append(str(found))
+    similar = difflib.get_close_matches(str(Path(path)), near, n=3)
+    hint = f"; did you mean {' or '.join(similar)}?" if similar else ""
+    raise UserError(f"--load {path}: no checkpoint: {path} is not a folder{hint}")
+
+
+def require_file(flag: str, path: str | None) -> None:
+    """Raises: UserError if a local file or folder that a flag names cannot be read."""
+    if path is not None and "://" not in path and not os.access(path, os.R_OK):
+        raise UserError(f"{flag} {path} cannot be read: there is no readable file of this name")
+
+
+def require_folder_of(flag: str, file: str | None) -> None:
+    """Raises: UserError if the folder of a file to be written does not exist."""
+    if file is not None and not Path(file).parent.is_dir():
+        raise UserError(f"{flag} {file} cannot be written: there is no folder {Path(file).parent}")
 
 
 def at_least(least: int) -> Callable[[str], int]:

@@ -4,6 +4,8 @@ import argparse
 from typing import Any
 
 from megascratch.commands.parsers.base import Parser, any_setting
+from megascratch.commands.parsers.shared import require_folder_of
+from megascratch.config.errors import UserError
 
 NOTE = (
     "The config is shrunk (same kinds of layers, same layout rules, small widths) and trained in one process and on "
@@ -31,6 +33,18 @@ class _Once(argparse.Action):
         setattr(namespace, self.dest, values)
 
 
+def _check(options: argparse.Namespace) -> None:
+    for name in ("steps", "max_world", "random", "timeout"):
+        value = getattr(options, name)
+        if value is not None and not value > 0:
+            raise UserError(f"--{name.replace('_', '-')} ({value}) must be above 0")
+    if options.random is not None and options.max_world is None:
+        raise UserError(
+            f"--random ({options.random}) needs --max-world, the largest number of ranks"
+        )
+    require_folder_of("--json", options.json)
+
+
 def parser() -> Parser:
     """The parser of the command."""
     made = Parser(
@@ -39,6 +53,7 @@ def parser() -> Parser:
         EXAMPLES,
         NOTE,
         settings_help=any_setting,
+        check=_check,
     )
     add = made.add_argument
     add(
