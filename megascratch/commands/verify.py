@@ -23,6 +23,7 @@ from megascratch.config.printable import printable_lines
 from megascratch.config.resolve import Values
 from megascratch.model.own_parts import require_own_parts
 from megascratch.training.start.inputs import open_tokenizer, own_schedule
+from megascratch.verification.culprit import explain
 from megascratch.verification.layouts import Case, every_layout, own_layout, random_layouts
 from megascratch.verification.pool import Pool
 from megascratch.verification.run_layout import EOD, KINDS, world_of
@@ -97,6 +98,7 @@ def _check_devices(ranks: int, backend: str | None) -> None:
 def _verify_all(cases: Sequence[Case], options: argparse.Namespace, backend: str | None) -> int:
     console = Console(highlight=False)
     verdicts: list[Verdict] = []
+    culprit: list[str] = []
     if not console.is_terminal:
         console.width = WIDTH
     pool = Pool(
@@ -113,6 +115,9 @@ def _verify_all(cases: Sequence[Case], options: argparse.Namespace, backend: str
                         markup=False,
                         soft_wrap=True,
                     )
+        failed = [verdict for verdict in verdicts if not verdict.passed]
+        if failed:
+            culprit = explain(failed, options.precision, pool)
     finally:
         pool.close()
     console.print(_table(verdicts, options))
@@ -122,6 +127,8 @@ def _verify_all(cases: Sequence[Case], options: argparse.Namespace, backend: str
         f"({sum(v.seconds for v in verdicts):.0f} s)",
         soft_wrap=True,
     )
+    for line in culprit:
+        console.print(printable_lines(line), markup=False, soft_wrap=True)
     if options.json:
         _write(options.json, verdicts, options)
     return 0 if good == len(verdicts) else 1

@@ -248,7 +248,6 @@ SYNONYMS: dict[str, Hint] = {name: Hint(setting) for name, setting in _RENAMED.i
     "tied_embeddings": Hint("untie_embeddings_and_output_weights", words="it is the opposite"),
     "hidden_act": Hint("swiglu", "true", "that is silu; openai_gelu is gelu_new, the default gelu"),
     "activation": Hint("swiglu", "true", "or openai_gelu or squared_relu; the default is gelu"),
-    "activation_function": Hint("openai_gelu", "true", "that is gelu_new; the default is gelu"),
     "use_rotary_position_embeddings": Hint("position_embedding_type", "rope"),
     "rope": Hint("position_embedding_type", "rope"),
     "use_rope": Hint("position_embedding_type", "rope"),

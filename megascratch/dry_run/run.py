@@ -20,6 +20,7 @@ from megascratch.dry_run.shortening import shortened
 from megascratch.dry_run.steps import START, ActionNames, PhaseNames
 from megascratch.dry_run.traffic import TrafficRow, traffic_table
 from megascratch.model.flops import flops_per_token
+from megascratch.model.own_parts import require_own_parts
 from megascratch.parallel.imagined import imagined_mesh
 from megascratch.parallel.traffic import TrafficLog
 from megascratch.training.trainer import Trainer
@@ -57,6 +58,7 @@ def run_rank(run: ImaginedRun, rank: int, whole: bool = False) -> ImaginedRank:
     """
     start = perf_counter()
     config = run.config
+    require_own_parts(config.model, config.optim, config.data.seq_length)
     layout = Layout.of(config.parallel)
     log = TrafficLog()
     operations = OperationCounter()

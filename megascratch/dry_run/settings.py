@@ -11,7 +11,6 @@ from megascratch.config.laws import broken_laws
 from megascratch.config.load import Loaded
 from megascratch.config.resolve import Device, Found, ResolvedConfig, Values, derive
 from megascratch.config.settings import DataConfig
-from megascratch.model.own_parts import require_own_parts
 from megascratch.pipeline.csv_schedule import CsvSchedule
 from megascratch.training.start.inputs import open_tokenizer, own_schedule
 from megascratch.training.start.settings import LegalSettings
@@ -48,7 +47,6 @@ def imagined_run(loaded: Loaded, world: int, kind: Device) -> ImaginedRun:
     vocab_size = wrong.attempt(partial(_vocab_size, loaded.config.data, given))
     wrong.require_none()
     config = settings.resolve(Found(vocab_size=vocab_size))
-    require_own_parts(config.model, config.optim, config.data.seq_length)
     return ImaginedRun(config, schedule, kind, notices)
 
 
