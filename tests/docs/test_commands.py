@@ -9,7 +9,7 @@ import pytest
 
 from tests.support import doc_blocks as law
 
-QUICK = ("guides/schedules", "extending", "reference/python")
+QUICK = ("guides/schedules", "reference/python")
 """Pages below docs/ whose blocks take seconds together."""
 NOT_RUN_AT_MOST = 10
 README_LINES_AT_MOST = 150

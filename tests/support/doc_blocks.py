@@ -2,7 +2,7 @@
 
     bash       run
     console    the lines behind `$ ` are run; with `<!-- exact output -->` above, the others must be printed
-    python     run
+    python     run; with a first line `# NAME.py` written to that file instead
     yaml       with a first line `# NAME.yaml` written to that file, else each key must be a setting of the right type
     text ...   shown only
 
@@ -101,6 +101,10 @@ def run(block: Block, folder: Path, timeout: float) -> str:
     if block.language == "yaml":
         return _read_yaml(block, folder)
     if block.language == "python":
+        name = re.match(r"# (\S+\.py)$", block.text.splitlines()[0])
+        if name:
+            (folder / name[1]).write_text(block.text, encoding="utf-8")
+            return ""
         return _failure(block, [sys.executable, "-"], block.text, folder, timeout)
     script = block.text if block.language == "bash" else commands_of(block.text)
     return _failure(block, ["bash", "-euo", "pipefail", "-s"], script, folder, timeout)

@@ -79,11 +79,15 @@ def agree(settings: LegalSettings, problems: Problems, meeting: Rendezvous | Non
         "schedule": hash_of(config.parallel.pipeline_schedule_csv),
         "device": ready.device.type,
     } | ready.orders
-    for source, digest in import_digests().items():
-        others[f"import {source}"] = digest
+    others |= imported_facts()
     facts = rank_facts(flat(config), ready.files, shared.code, others)
     check_ranks_agree(meeting, RankReport(facts))
     return ready
+
+
+def imported_facts() -> dict[str, str]:
+    """The user's own code that this rank has run: all ranks must have run the same."""
+    return {f"import {source}": digest for source, digest in import_digests().items()}
 
 
 class _Here(NamedTuple):

@@ -37,7 +37,7 @@ from tests.support.awaited import (
     whoever_reads_weights_awaits_them,
 )
 from tests.support.blends import a_blend_is_the_greedy_one_beyond_its_first_block
-from tests.support.breaks import axes, groups, hangs, imagined, memory, numbers, starts, tables
+from tests.support.breaks import axes, groups, hangs, imagined, memory, numbers, own, starts, tables
 from tests.support.breaks.cuts import CUTS
 from tests.support.breaks.initial import INITIAL
 from tests.support.breaks.kept import KEPT
@@ -486,7 +486,7 @@ READ = {
     ),
 }
 
-ROOMS = [room.BREAKS for room in (axes, numbers, hangs, imagined, tables, memory)]
+ROOMS = [room.BREAKS for room in (axes, numbers, hangs, imagined, tables, memory, own)]
 ROOMS += [starts.STARTS, groups.GROUPS, CUTS]
 ALIKE: dict[str, Alike] = {
     **{name: Alike(replaced, initial(law)) for name, (law, replaced) in INITIAL.items()},
