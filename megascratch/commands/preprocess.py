@@ -73,6 +73,8 @@ def _training(options: argparse.Namespace, prefixes: Sequence[str]) -> list[str]
         words += ["--tokenizer-type", options.tokenizer_type]
     if options.tokenizer_type == NullTokenizer.kind:
         words += ["--vocab-size", str(options.vocab_size)]
+    for source in options.imports:
+        words += ["--import", source]
     return [*words, "--train-iters", "1000"]
 
 
