@@ -78,7 +78,12 @@ def _file(path: str, compression: str, scratch: str) -> Iterator[Any]:
             # buffered without read-ahead: else an entire row group is in memory
             yield parquet.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False)
         except (arrow.ArrowException, *BROKEN) as error:
-            raise UserError(f"{path} cannot be read as Parquet: {error}") from error
+            raise UserError(f"{path} cannot be read as Parquet: {_in_one_line(error)}") from error
+
+
+def _in_one_line(error: BaseException) -> str:
+    """The message of a library, which may have several lines."""
+    return " ".join(str(error).split()).rstrip(".")
 
 
 def _require(path: str, file: Any, keys: Sequence[str]) -> None:
@@ -184,6 +189,8 @@ def _serve(pipe: Connection) -> None:
                 pipe.send(error)
             except Exception as error:  # a damaged file may raise anything
                 pipe.send(
-                    UserError(f"{path} cannot be read as Parquet: {type(error).__name__}: {error}")
+                    UserError(
+                        f"{path} cannot be read as Parquet: {type(error).__name__}: {_in_one_line(error)}"
+                    )
                 )
     os._exit(0)
