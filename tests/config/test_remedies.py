@@ -1,10 +1,9 @@
 """A remedy that a refusal names helps: whoever follows it to the letter has one complaint less, and no new one.
 
-The texts are read here as a user reads them, word for word; what wrote them is not asked.
+The texts are read as a user reads them (`tests/support/remedies.py`).
 """
 
 import random
-import re
 
 import pytest
 
@@ -16,21 +15,7 @@ from megascratch.config.resolve import derive
 from megascratch.config.settings import Config
 from tests.support.bad_flags import DATA, GOOD, POOL
 from tests.support.broken_laws import BROKEN, SAMPLES, config, layout
-
-NUMBER = r"\d+(?:\.\d+)?(?:e[+-]?\d+)?(?: \d+ \d+)?"
-VALUES = rf"{NUMBER}(?:(?:, | or ){NUMBER}(?![\w-]))*"
-
-
-def proposals(text: str) -> list[tuple[str, str]]:
-    """(setting or 'world_size', value) of each value that a refusal names behind its law."""
-    tail = text.rpartition(": ")[2]
-    found = []
-    for name in SETTINGS:
-        for match in re.finditer(rf"(?<![\w-]){name.replace('_', '-')} ({VALUES})", tail):
-            found += [(name, value) for value in re.findall(NUMBER, match[1])]
-    for match in re.finditer(rf"start ({VALUES}) processes", tail):
-        found += [("world_size", value) for value in re.findall(NUMBER, match[1])]
-    return found
+from tests.support.remedies import proposals
 
 
 def told_by_the_laws(given: Config, world: int) -> list[str]:

@@ -54,6 +54,17 @@ def test_what_needs_no_tensor_imports_no_torch(row: Mistake, answered):
     assert not answered[row.name]["imports_torch"]
 
 
+def test_what_a_message_proposes_works_when_it_is_followed_to_the_letter(answered):
+    """Numbers of settings and of processes, and names behind "did you mean"."""
+    helps = 0
+    for row in TABLE:
+        problems = len(answered[row.name]["mistake"]["err"].splitlines())
+        for command, said in answered[row.name]["followed"].items():
+            assert said == "" or len(said.splitlines()) < problems, (row.words, command, said)
+            helps += 1
+    assert helps > 40
+
+
 @pytest.mark.deep
 def test_every_fix_trains_to_its_end(tmp_path):
     found = real_fixes(tmp_path / "world")

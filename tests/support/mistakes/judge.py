@@ -28,6 +28,7 @@ from unittest import mock
 from megascratch.commands import main as megascratch
 from tests.support.mistakes.row import Mistake
 from tests.support.mistakes.world import make_world
+from tests.support.remedies import followed
 
 LAUNCH_VARIABLES = (
     "RANK",
@@ -81,10 +82,20 @@ class Judge:
                     "mistake": mistake._asdict(),
                     "imports_torch": without_torch and "torch" in sys.modules,
                 }
+                answers["followed"] = {} if self.with_torch else self._followed(row, mistake)
                 runs_now = self.real or not row.fix_is_slow
                 if runs_now and (self.with_torch or not row.fix_needs_torch):
                     answers["fix"] = self._fix(row, mistake)._asdict()
         return answers
+
+    def _followed(self, row: Mistake, mistake: Answer) -> dict[str, str]:
+        """Each command that the message proposes -> what it says if it is refused, else ''."""
+        said = {}
+        for command in followed(row.words, mistake.err):
+            with checks_alone(with_torch=False):
+                found = answer(command)
+            said[command] = found.err if found.code else ""
+        return said
 
     def _fix(self, row: Mistake, mistake: Answer) -> Answer:
         write_files(row.fixed_files)
@@ -230,16 +241,14 @@ def checks_alone(with_torch: bool) -> Iterator[None]:
 
     with contextlib.ExitStack() as stack:
         for name in ("launch", "launch_node"):
-            stack.enter_context(mock.patch.object(pretrain, name, lambda plan: 0))
+            stack.enter_context(mock.patch.object(pretrain, name, lambda *inputs: 0))
         if with_torch:
             from megascratch.training import pretrain as training
 
-            stack.enter_context(
-                mock.patch.object(training, "train", lambda run, stop: {"exit_code": 0})
-            )
+            stack.enter_context(mock.patch.object(training, "train", lambda *run: {"exit_code": 0}))
         else:
             module = ModuleType("megascratch.training.pretrain")
-            module.pretrain = lambda settings, problems: 0  # type: ignore[attr-defined]
+            module.pretrain = lambda *inputs: 0  # type: ignore[attr-defined]
             stack.enter_context(replaced_modules({module.__name__: module}))
         yield
 

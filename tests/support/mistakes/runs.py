@@ -125,7 +125,7 @@ LAUNCHER = [
     Mistake(
         "ranks in words",
         f"{RUN} --nproc-per-node gpu",
-        ("--nproc-per-node", "number of ranks", "gpu"),
+        ("--nproc-per-node", "gpu", "number"),
         f"{RUN} --nproc-per-node 2",
     ),
     Mistake(
@@ -348,7 +348,7 @@ CORPORA = [
         "picture of an unknown kind",
         "data inspect corpus_text_document --output histogram.jpeg2",
         ("--output", ".png"),
-        "data inspect corpus_text_document --output histogram.png",
+        "data inspect corpus_text_document",
     ),
     Mistake(
         "stages that are none",

@@ -35,7 +35,9 @@ def answers(world: Path) -> dict[str, dict[str, Any]]:
     without_torch = _json(*judge)
     found = {}
     for name in with_torch.keys() | without_torch.keys():
-        found[name] = with_torch.get(name, {}) | without_torch.get(name, {})
+        found[name] = with_torch.get(name, {}) | without_torch.get(
+            name, {}
+        )  # a fix may be of the other one
     return found
 
 

@@ -55,7 +55,7 @@ VERBS = [
     ),
     Verb(
         "curate",
-        "--input {input} --output {output} --exact-duplicates",
+        "--exact-duplicates --input {input} --output {output}",
         "train.jsonl",
         "kept.jsonl",
     ),
