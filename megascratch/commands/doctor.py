@@ -29,11 +29,11 @@ from megascratch.config.exit_codes import DONE, FAILED
 from megascratch.config.fields import flat, with_fields
 from megascratch.config.layout import Layout
 from megascratch.config.load import Loaded, print_notices, read_config
+from megascratch.config.printable import size
 from megascratch.config.resolve import BACKENDS, Device, Values, derive
 from megascratch.config.settings import Config, ParallelConfig
 from megascratch.doctor.host import HostFinding, check_host
 from megascratch.doctor.network import bandwidths, slow_groups
-from megascratch.dry_run.report import size
 from megascratch.parallel import groups
 from megascratch.parallel.groups import Timeouts
 from megascratch.parallel.mesh import Mesh

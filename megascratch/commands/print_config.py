@@ -10,6 +10,7 @@ from megascratch.config.errors import UserError
 from megascratch.config.fields import flat
 from megascratch.config.layout import Layout
 from megascratch.config.load import Loaded, format_config
+from megascratch.config.printable import size
 from megascratch.config.resolve import Device, derive
 from megascratch.config.settings import ParallelConfig
 from megascratch.dry_run.settings import imagined_run, imagined_settings
@@ -46,9 +47,6 @@ def _ranks_of_copy(parallel: ParallelConfig) -> int:
 
 def _lines(loaded: Loaded, ranks: int, kind: Device) -> Iterator[str]:
     """Lines that say what a rank of the first and of the last stage holds in a training step."""
-    # its report imports torch, which is not needed to refuse or print settings
-    from megascratch.dry_run.report import size
-
     try:
         for held in holdings(loaded, ranks, kind):
             if held.stage == 0:

@@ -38,6 +38,18 @@ def shown(text: object, most: int = MOST_SHOWN) -> str:
     return line
 
 
+def size(nbytes: float) -> str:
+    """Bytes in the unit that suits them: 1.25 GiB."""
+    value = nbytes
+    unit = "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB", "PiB"):
+        if value < 1024:
+            break
+        value /= 1024
+        unit = larger
+    return f"{value:,.0f} B" if unit == "B" else f"{value:,.2f} {unit}"
+
+
 def plain_warnings() -> None:
     """Prints the warnings of this process in one line each, without their position in the source.
 

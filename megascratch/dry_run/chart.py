@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from megascratch.config.printable import size
 from megascratch.dry_run.memory import PARTS, Moment
-from megascratch.dry_run.report import size
 from megascratch.dry_run.run import ImaginedRank
 from megascratch.dry_run.steps import operation_of
 from megascratch.pipeline.chart import COLORS, MEANINGS

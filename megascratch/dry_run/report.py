@@ -8,6 +8,7 @@ from rich import box
 from rich.console import RenderableType
 from rich.table import Table
 
+from megascratch.config.printable import size
 from megascratch.dry_run.memory import PARTS
 from megascratch.dry_run.run import ImaginedRank
 from megascratch.pipeline.chart import MEANINGS
@@ -85,18 +86,6 @@ def _shares(parts: Mapping[str, int], total: int) -> str:
     for operation, amount in parts.items():
         shares.append(f"{MEANINGS.get(operation, operation)} {amount / max(total, 1):.0%}")
     return ", ".join(shares)
-
-
-def size(nbytes: float) -> str:
-    """Bytes in the unit that suits them: 1.25 GiB."""
-    value = nbytes
-    unit = "B"
-    for larger in ("KiB", "MiB", "GiB", "TiB", "PiB"):
-        if value < 1024:
-            break
-        value /= 1024
-        unit = larger
-    return f"{value:,.0f} B" if unit == "B" else f"{value:,.2f} {unit}"
 
 
 def _memory(report: ImaginedRank, kind: str) -> Table:

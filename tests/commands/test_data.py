@@ -246,7 +246,7 @@ def test_audit_tells_every_use_and_where_a_document_went(settings_, corpus, tmp_
         ),
         (["audit", "--steps", "1", "--data-stages", "5 x", "5 x"], "begin at 6 or later"),
         (["blend-report", "--samples", "0"], "--samples (0) must be at least 1"),
-        (["blend-report", "--sead", "0"], "unknown flag --sead - did you mean --seed?"),
+        (["blend-report", "--sed", "0"], "unknown flag --sed - did you mean --seed?"),
     ],
 )
 def test_a_record_that_cannot_be_made_is_refused_in_one_line(settings_, capsys, words, law):

@@ -77,7 +77,8 @@ def test_every_source_file_that_a_page_names_exists(page):
         )
     )
     examples = {"benchmarks/bench_NAME.py", "merges.txt", "sample.txt", "input.txt"}
-    examples |= {"command.txt", "log.txt"}  # of the folder of a run
+    examples |= {"command.txt", "log.txt", "output_dir/log.txt"}  # of the folder of a run
+    examples |= {"my_norm.py"}  # of the user
     of_others = {"preprocess_data_fast.py", "prepare.py", "train.py", "sample.py", "run_clm.py"}
     of_others.add("data/shakespeare_char/input.txt")
     assert [
