@@ -109,7 +109,6 @@ class _Loop:
         self.first_sample = self.state.consumed_samples
         self.loss_guard = LossGuard(run.config.guard, self.state)
         assert run.splits.train is not None
-        settle = self.checkpointing.settle
         self.bad_steps = BadSteps(
             run.config.guard,
             training,
@@ -117,7 +116,7 @@ class _Loop:
             run.trainer,
             self.state,
             run.splits.train,
-            settle,
+            self.checkpointing.settle,
             self._say,
         )
         self.monitor = RunMonitor(run.config.guard, run.trainer)
@@ -330,11 +329,7 @@ class _Loop:
         self.trained_seconds += interval.seconds
         tokens_per_second = interval.samples * self.config.data.seq_length / interval.seconds
         mfu = self.peak.mfu(self.flops * tokens_per_second, self._say)
-        memory = torch.tensor(
-            float(peak_memory(self.mesh.device)),
-            dtype=widest_dtype(self.mesh.device),
-            device=self.mesh.device,
-        )
+        memory = self._zeros() + float(peak_memory(self.mesh.device))
         row = {
             "step": self.state.step,
             "consumed_samples": self.state.consumed_samples,
@@ -427,8 +422,7 @@ class _Loop:
         # the last one may be partial
         rounds = min(self.training.eval_iters, -(-samples_left // batch))
         terms = self.trainer.terms
-        widest = widest_dtype(self.mesh.device)
-        sums = torch.zeros(len(terms), 2, dtype=widest, device=self.mesh.device)
+        sums = self._zeros(len(terms), 2)
         for i in range(rounds):
             code = stop.agreed(self.mesh.world, self.mesh.device)
             if code:
@@ -491,9 +485,10 @@ class _Loop:
 
     def _new_interval(self) -> LogInterval:
         """An interval without steps."""
-        return LogInterval(
-            torch.zeros((), dtype=widest_dtype(self.mesh.device), device=self.mesh.device)
-        )
+        return LogInterval(self._zeros())
+
+    def _zeros(self, *shape: int) -> torch.Tensor:
+        return torch.zeros(shape, dtype=widest_dtype(self.mesh.device), device=self.mesh.device)
 
     def _say(self, text: str, always: bool = False) -> None:
         if self.report is not None:
