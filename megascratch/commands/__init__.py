@@ -19,6 +19,7 @@ from megascratch.config.printable import plain_warnings, printable
 from megascratch.config.verbosity import QUIET, VERBOSE, detail, is_verbose, verbosity
 from megascratch.runtime import faults
 from megascratch.runtime.launch_environment import launch_environment
+from megascratch.runtime.torchrun_error import tell_torchrun
 from megascratch.runtime.versions import DOCUMENTATION, versions
 
 GROUPS = {
@@ -194,6 +195,7 @@ def _complain(verb: str, error: UserError) -> None:
     if len(problems) > 1 and not isinstance(error, RanksDiffer):
         problems.insert(0, f"{len(problems)} problems")
     body = "\n  ".join(problems)
+    tell_torchrun(head + body)
     if not shared or "RANK" not in os.environ:
         print(head + body, file=sys.stderr)
         return

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from megascratch.commands import VERBS, main
 from megascratch.commands.parsers.base import Parser
@@ -169,6 +170,18 @@ def test_a_detail_names_its_rank(monkeypatch, capsys):
     with verbosity("verbose"):
         detail("loaded")
     assert capsys.readouterr().err == "megascratch: rank 3: loaded\n"
+
+
+def test_torchrun_ends_its_report_with_the_reason(monkeypatch, tmp_path):
+    """Read by torch itself."""
+    file = tmp_path / "error.json"
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(file))
+    install_verb(monkeypatch, raising(UserError("no checkpoint in x: give --load")))
+    assert main(["generate"]) == 2
+    failure = ProcessFailure(local_rank=0, pid=1, exitcode=2, error_file=str(file))
+    report = ChildFailedError("megascratch", {0: failure}).format_msg()
+    lines = [line.strip() for line in report.split("Root Cause")[1].splitlines()]
+    assert lines[-2] == "traceback : megascratch generate: error: no checkpoint in x: give --load"
 
 
 def test_ctrl_c_is_130(monkeypatch):
