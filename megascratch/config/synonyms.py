@@ -47,8 +47,11 @@ _ZERO = Hint(
 _LOAD_PARTS = Hint(
     words="a checkpoint is saved and loaded as a whole, with optimizer and random state"
 )
+_WANDB = Hint(
+    "log_to", "wandb", "its other options are environment variables: WANDB_ENTITY, WANDB_DIR"
+)
 _TRACKERS = Hint(
-    words="there are metrics.jsonl and TensorBoard in output_dir; other trackers see docs/limits.md"
+    words="not there: log_to has wandb, trackio and otel, and metrics.jsonl is always written"
 )
 _PROFILE = Hint(
     "trace_schedule", "true", "it times every action of one step; there is no other profiler"
@@ -247,7 +250,7 @@ SYNONYMS: dict[str, Hint] = {name: Hint(setting) for name, setting in _RENAMED.i
     "tie_word_embeddings": Hint("untie_embeddings_and_output_weights", words="it is the opposite"),
     "tied_embeddings": Hint("untie_embeddings_and_output_weights", words="it is the opposite"),
     "hidden_act": Hint("swiglu", "true", "that is silu; openai_gelu is gelu_new, the default gelu"),
-    "activation": Hint("swiglu", "true", "or openai_gelu or squared_relu; the default is gelu"),
+    "activation": Hint("activation_function"),
     "use_rotary_position_embeddings": Hint("position_embedding_type", "rope"),
     "rope": Hint("position_embedding_type", "rope"),
     "use_rope": Hint("position_embedding_type", "rope"),
@@ -324,7 +327,11 @@ SYNONYMS: dict[str, Hint] = {name: Hint(setting) for name, setting in _RENAMED.i
     "temperature": _GENERATION,
     "max_new_tokens": _GENERATION,
     "do_sample": _GENERATION,
-    "report_to": _TRACKERS,
+    "report_to": Hint("log_to"),
+    "wandb_project": Hint("log_project", words="with log_to wandb"),
+    "wandb_exp_name": Hint("log_run", words="with log_to wandb"),
+    "wandb_run_name": Hint("log_run", words="with log_to wandb"),
+    "wandb_name": Hint("log_run", words="with log_to wandb"),
     # Megatron-LM: chooses an implementation, or always so
     "use_mcore_models": _remove("there is one implementation"),
     "use_legacy_models": _remove("there is one implementation"),
@@ -426,7 +433,7 @@ PREFIXES: dict[str, Hint] = {
     "expert_": _MOE,
     "fp8_": _FP8,
     "fp4_": _not_yet("FP4 is"),
-    "wandb_": _TRACKERS,
+    "wandb_": _WANDB,
     "mlflow_": _TRACKERS,
     "lora_": _not_yet("LoRA is"),
     "mtp_": _not_yet("prediction of several tokens is"),
@@ -445,9 +452,9 @@ PREFIXES: dict[str, Hint] = {
 """The beginning of names -> what they mean here, for groups of options."""
 
 WHOLE = {
-    "wandb": _TRACKERS,
+    "wandb": _WANDB,
     "mlflow": _TRACKERS,
-    "trackio": _TRACKERS,
+    "trackio": Hint("log_to", "trackio"),
     "moe": _MOE,
     "fp8": _FP8,
     "lora": PREFIXES["lora_"],

@@ -52,6 +52,10 @@ MEANS = {
     "use-rotary-position-embeddings": "--position-embedding-type rope",
     "use-torch-fsdp2": "--use-distributed-optimizer",
     "vocab-file": "--tokenizer-model",
+    "wandb-entity": "--log-to wandb",
+    "wandb-exp-name": "--log-run",
+    "wandb-project": "--log-project",
+    "wandb-save-dir": "--log-to wandb",
     "warmup": "--lr-warmup-iters",
     "yaml-cfg": "--config",
 }
@@ -89,9 +93,9 @@ def test_every_row_names_a_setting_that_exists_or_says_why_there_is_none():
             assert row.value == "" or row.setting, name
             assert name not in KNOWN and name not in SECTIONS, f"{name} is a setting itself"
             assert name == plain_name(name), name
-            if row.value and SETTINGS[row.setting].choices:
+            if row.value and SETTINGS[row.setting].choices is not None:
                 assert row.value in SETTINGS[row.setting].choices, name
-            if SETTINGS.get(row.setting) and SETTINGS[row.setting].kind is bool:
+            if row.setting in SETTINGS and SETTINGS[row.setting].kind is bool:
                 assert row.value in ("true", "false", ""), name
 
 
@@ -153,8 +157,9 @@ KEYS = [
     ("disable_bias_linear", " - did you mean add_bias_linear: false?"),
     ("training.steps", " - did you mean train_iters?"),
     ("parallelism.context_parallel_degree", ": context parallelism is not there yet"),
-    ("wandb", ": "),
-    ("wandb_project", ": "),
+    ("wandb", " - did you mean log_to: wandb?"),
+    ("wandb_project", " - did you mean log_project? (with log_to wandb)"),
+    ("mlflow_uri", ": not there: log_to has wandb, trackio and otel"),
     ("use_rope", " - did you mean position_embedding_type: rope?"),
     ("zero_stage", " - did you mean use_distributed_optimizer: true? (it is ZeRO-1"),
     ("num_layer", " - did you mean num_layers?"),
