@@ -64,7 +64,6 @@ class ResolvedTraining(TrainingConfig):
     tensorboard_dir: str
     save: str
     stop_file: str
-    log_to: list[str]
     device: Device
 
 
@@ -212,5 +211,4 @@ def _paths(now: Values, world_size: int) -> dict[str, Any]:
         "tensorboard_dir": f"{now['output_dir']}/tensorboard",
         "save": f"{now['output_dir']}/checkpoints",
         "stop_file": f"{now['output_dir']}/stop",
-        "log_to": ["tensorboard"],
     }

@@ -9,7 +9,7 @@ from megascratch.runtime.run_log import RUN_LOG
 from megascratch.training.report import Report
 from megascratch.training.run_folder import RunStart, record_start, this_host
 from megascratch.training.setup import TrainingRun
-from megascratch.training.sinks.chosen import chosen_sinks
+from megascratch.training.sinks.chosen import DEFAULT, chosen_sinks
 from megascratch.training.sinks.sink import RunIdentity
 from megascratch.training.time_split import TimeSplit, process_began
 
@@ -86,4 +86,4 @@ def begin_folder(run: TrainingRun, report: Report | None) -> None:
         run.config_text,
         run.state.step,
     )
-    report.sinks = chosen_sinks(training.log_to, identity, report.say)
+    report.sinks = chosen_sinks(training.log_to or DEFAULT, identity, report.say)

@@ -24,7 +24,6 @@ BY_HAND = {
     "distributed_backend": "gloo",
     "global_batch_size": 12,
     "tensorboard_dir": "out/tensorboard",
-    "log_to": ["tensorboard"],
     "save": "out/checkpoints",
     "stop_file": "out/stop",
     "device": "cpu",

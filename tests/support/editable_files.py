@@ -253,8 +253,7 @@ def _resume_report(path: Path) -> None:
             {"layout": {}, "seconds": 0, "stopped_early": False, "exit_code": 0}
         )
     )
-    report.events.close()
-    report._put_away()
+    report.abandon()
     for line in (folder / "metrics.jsonl").read_text().splitlines():
         assert isinstance(json.loads(line)["step"], int)
     assert isinstance(json.loads((folder / "summary.json").read_text()), dict)

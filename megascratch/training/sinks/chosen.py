@@ -17,6 +17,10 @@ SINKS: dict[str, OpenSink] = {
 }
 
 
+DEFAULT = ("tensorboard",)
+"""The sinks of a run whose settings name none."""
+
+
 class GuardedSink:
     """A sink that is opened with the first row. Its first error ends it with a warning; training continues.
 
