@@ -32,6 +32,7 @@ PYTHON = {
         "megascratch.config.laws",
         "megascratch.config.resolve",
     ],
+    "Parts of your own": ["megascratch.config.registry", "megascratch.layers.sublayer"],
     "Tokenizers": ["megascratch.tokenizer"],
     "Token files and samples": [
         "megascratch.data.tokens.token_files",

@@ -81,6 +81,7 @@ def test_every_source_file_that_a_page_names_exists(page):
     examples |= {"my_norm.py"}  # of the user
     of_others = {"preprocess_data_fast.py", "prepare.py", "train.py", "sample.py", "run_clm.py"}
     of_others.add("data/shakespeare_char/input.txt")
+    examples |= set(re.findall(r"^# (\S+\.py)$", page.read_text(encoding="utf-8"), re.MULTILINE))
     assert [
         name
         for name in sorted(named - examples - of_others)
