@@ -259,7 +259,7 @@ SYNONYMS: dict[str, Hint] = {name: Hint(setting) for name, setting in _RENAMED.i
     "use_rmsnorm": Hint("normalization", "RMSNorm"),
     "norm": Hint("normalization"),
     "norm_type": Hint("normalization"),
-    "attention_bias": Hint("add_qkv_bias", words="add_bias_linear is for all linear layers"),
+    "attention_bias": Hint("add_bias_linear", words="add_qkv_bias is for queries, keys and values"),
     "qkv_bias": Hint("add_qkv_bias"),
     "mlp_bias": Hint("add_bias_linear"),
     "disable_bias_linear": Hint("add_bias_linear", "false"),

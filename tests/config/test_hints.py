@@ -13,6 +13,7 @@ from megascratch.config.load import load_config
 from megascratch.config.synonyms import PREFIXES, SYNONYMS, WHOLE
 
 KNOWN = [*SETTINGS, *OPTIONS]
+ROOT = Path(__file__).resolve().parents[2]
 MEGATRON = (Path(__file__).parents[1] / "support" / "megatron_options.txt").read_text().split()
 """Every option of Megatron-LM's training arguments (August 2026)."""
 
@@ -182,6 +183,21 @@ def test_a_key_of_another_tool_is_explained(tmp_path, word, said):
         load_config(["--config", str(file)])
     found = str(error.value).removeprefix(f"{file}:1: unknown setting {word}")
     assert found.startswith(said) and (said or not found)
+
+
+def test_the_table_of_the_documentation_says_the_same():
+    """Each name of nanoGPT and Hugging Face means a setting of one of the rows that it is in."""
+    ours: dict[str, set[str]] = {}
+    for line in (ROOT / "docs" / "coming-from.md").read_text().splitlines():
+        cells = line.strip("|").split("|")
+        if not line.startswith("| `") or len(cells) != 3:
+            continue
+        here = {word.split(":")[0] for word in re.findall(r"`([^`]+)`", cells[0])}
+        for word in re.findall(r"`(\w+)", cells[1] + cells[2]):
+            ours.setdefault(word, set()).update(here)
+    assert len(ours) > 50
+    for word in ours.keys() - SETTINGS.keys() - {"run_clm", "lr_scheduler_kwargs"}:
+        assert meant(word, SETTINGS) in ours[word], word
 
 
 def misspelt(name: str) -> list[str]:

@@ -105,7 +105,7 @@ def test_the_kubernetes_job_starts_the_same_command():
         "pretrain-0.pretrain:29500",
         "pretrain",
     )
-    assert start.words == ["--config=/config/pretrain.yaml"]
+    assert start.words == ["--config=llama3-8b", "--config=/config/pretrain.yaml"]
 
 
 def test_the_one_config_is_legal(capsys):
@@ -114,6 +114,7 @@ def test_the_one_config_is_legal(capsys):
             [
                 "pretrain",
                 "--config",
+                "llama3-8b",
                 str(EXAMPLES / "pretrain.yaml"),
                 "--nproc-per-node",
                 "8",
