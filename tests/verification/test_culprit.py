@@ -100,19 +100,21 @@ class OfTheStretch(Optimizer):
     ("settings", "layout", "part", "axis", "cause"),
     [
         ({"normalization": "Forgets"}, SP2, "norm Forgets", SEQUENCE.words, NO_GRAD_SUM),
-        (
+        pytest.param(
             {"mixers": ["attention", "counts_places"]},
             SP2,
             "mixer counts_places",
             SEQUENCE.words,
             None,
+            marks=pytest.mark.deep,
         ),
-        (
+        pytest.param(
             {"feed_forwards": ["local_norm"]},
             TP2,
             "feed-forward local_norm",
             "tensor parallel",
             None,
+            marks=pytest.mark.deep,
         ),
         (
             {"mixers": ["throws_dice"], "feed_forwards": ["mlp"]},
@@ -121,13 +123,21 @@ class OfTheStretch(Optimizer):
             "the same run again",
             None,
         ),
-        ({"mixers": ["remembers"]}, PP2, "mixer remembers", "two micro-batches in place", None),
-        (
+        pytest.param(
+            {"mixers": ["remembers"]},
+            PP2,
+            "mixer remembers",
+            "two micro-batches in place",
+            None,
+            marks=pytest.mark.deep,
+        ),
+        pytest.param(
             {"optimizer": "of_the_stretch"},
             TP2,
             "optimizer of_the_stretch",
             "tensor parallel",
             OF_AN_OPTIMIZER,
+            marks=pytest.mark.deep,
         ),
     ],
 )
