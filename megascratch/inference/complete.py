@@ -144,7 +144,8 @@ def complete(
                     shown = len(certain)
             return reason
 
-        found = generate(model, data, batch, max_new_tokens, sampling, eod, start, stop)
+        known_ids = stops.tokenizer.vocab_size
+        found = generate(model, data, batch, max_new_tokens, sampling, eod, start, stop, known_ids)
         for number, continuation in enumerate(found, start):
             text = stops.text(ids[number], continuation)
             if show is not None and number == 0:

@@ -129,6 +129,7 @@ def generate(
     eod: int | None,
     first_number: int = 0,
     stop: Stop | None = None,
+    known_ids: int | None = None,
 ) -> list[Continuation]:
     """Continues the prompts, all in one batch. Each ends at `eod`, at `max_new_tokens`, or by `stop`.
 
@@ -136,6 +137,7 @@ def generate(
         prompts: token ids; none may be empty (`prompt_ids` gives an end of document for an empty text).
         first_number: number of the first prompt in the list of all prompts, for the random draws.
         stop: called after each new token that does not end the document.
+        known_ids: number of ids that the tokenizer has; a model may have more, which are never chosen (None: all are).
 
     Raises: UserError for weights that are not finite.
     """
@@ -164,7 +166,7 @@ def generate(
         logits = model.next_logits(ids, context).cpu().double()  # [b, v]
         for row, scores in zip(batch, logits, strict=True):
             if row.ended is None:
-                row.add(pick(scores, sampling, row.generator), stop)
+                row.add(pick(scores[:known_ids], sampling, row.generator), stop)
     return [Continuation(row.tokens, row.ended or "max_new_tokens", row.first > 0) for row in rows]
 
 

@@ -187,3 +187,12 @@ def test_a_model_that_diverged_is_told():
     model.final_norm.weight[0] = torch.nan
     with pytest.raises(UserError, match="not finite"):
         generate(model, config.data, PROMPTS, 3, GREEDY, None)
+
+
+def test_an_id_that_the_tokenizer_does_not_have_is_never_chosen():
+    """A model may have more ids than its tokenizer; hot sampling would choose most of them."""
+    config = config_of(**KINDS[next(iter(KINDS))])
+    model = model_of(config)
+    (free,) = generate(model, config.data, [[5]], 40, Sampling(9.0), None)
+    (kept,) = generate(model, config.data, [[5]], 40, Sampling(9.0), None, known_ids=50)
+    assert max(free.tokens) >= 50 > max(kept.tokens)
