@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from megascratch.commands.print_config import print_config
 from megascratch.config.errors import Problems, UserError
 from megascratch.config.exit_codes import own_process
 from megascratch.config.fields import flat
@@ -65,6 +64,9 @@ def main(options: argparse.Namespace) -> int:
     if not start.ranks or loaded.origins.print_config:  # else the first rank prints them
         print_notices(loaded.origins)
     if loaded.origins.print_config:
+        # a dry run, which imports torch
+        from megascratch.commands.print_config import print_config
+
         print_config(loaded, start.world if start.ranks or start.world > 1 else None)
         return 0
     settings = legal_settings(loaded, start.world)

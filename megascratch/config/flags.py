@@ -3,10 +3,10 @@
 A flag library stops at the first bad flag and would hide the other problems, so each flag is parsed on its own here.
 """
 
+import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, NamedTuple, get_args, get_origin
 
 from megascratch.config.declare import Setting, settings_of
@@ -109,7 +109,7 @@ def _is_switch(name: str, known: Mapping[str, Setting]) -> bool:
 def _is_assignment(word: str, known: Mapping[str, Setting]) -> bool:
     """Whether a word is like `lr=1e-2` or `+model.num_layers=4`, as other tools write settings."""
     found = ASSIGNMENT.fullmatch(word)
-    return found is not None and bool(meant(found[1], known)) and not Path(word).exists()
+    return found is not None and bool(meant(found[1], known)) and not os.path.exists(word)
 
 
 def _stray_problems(stray: Sequence[str], known: Mapping[str, Setting]) -> list[str]:

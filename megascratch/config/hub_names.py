@@ -3,6 +3,7 @@
 Nothing is downloaded here, so a name that is not on the disk is answered with the command that fetches it.
 """
 
+import os
 import re
 from pathlib import Path
 
@@ -14,7 +15,7 @@ def tokenizer_hint(name: str | Path) -> str:
     """How to get a tokenizer that is not at this path, for the end of a message; '' if the path is an ordinary one."""
     word = str(name)
     for suffix in (".json", ".model", ".tiktoken"):
-        if Path(word + suffix).exists():
+        if os.path.exists(word + suffix):
             return f" - did you mean {word}{suffix}?"
     if not _is_hub_name(word):
         return _address_hint(word)
@@ -40,7 +41,7 @@ def _is_hub_name(word: str) -> bool:
     """Whether a word looks like OWNER/NAME or NAME, and not like a file or a path below an existing folder."""
     is_name = NAME.fullmatch(word) is not None and FILE.fullmatch(word) is None
     owner, slash, _ = word.partition("/")
-    return is_name and not (slash and Path(owner).exists())
+    return is_name and not (slash and os.path.exists(owner))
 
 
 def _address_hint(word: str) -> str:

@@ -8,6 +8,7 @@ neighbours included, is compared over the ranks and saved with a checkpoint.
 import hashlib
 import importlib
 import importlib.util
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -31,11 +32,11 @@ def run_imports(sources: Sequence[str]) -> None:
     """
     for source in sources:
         path = Path(source)
-        is_file = path.suffix == ".py" or path.is_file()
+        is_file = path.suffix == ".py" or os.path.isfile(path)
         name = f"megascratch_import_{path.resolve()}" if is_file else source
         if name in _RUN and not _changed(name):
             continue
-        if is_file and not path.is_file():
+        if is_file and not os.path.isfile(path):
             raise UserError(f"--import {source} cannot be run: there is no such file{_here()}")
         folder = str(path.resolve().parent if is_file else Path.cwd())
         if folder not in sys.path:

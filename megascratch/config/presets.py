@@ -4,6 +4,7 @@ Presets are in `megascratch/presets/`. The first line of each is `# NAME: what i
 Needs no torch.
 """
 
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,10 +51,10 @@ def find_config(word: str) -> ConfigFile:
     Raises: SettingError, with the most similar preset or YAML file, if there is neither.
     """
     is_preset = word in preset_names()
-    if Path(word).is_dir() and not is_preset:
+    if os.path.isdir(word) and not is_preset:
         files = sorted(file.name for file in Path(word).glob("*.y*ml"))
         raise SettingError(f"config file {shown(word)} is a folder: give a file{_in_it(files)}")
-    if Path(word).exists() and not Path(word).is_dir():
+    if os.path.exists(word) and not os.path.isdir(word):
         notice = None
         if is_preset:
             notice = f"--config {word} is the file of this name here, not the preset"

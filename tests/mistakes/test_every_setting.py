@@ -4,11 +4,7 @@ import pytest
 
 from tests.support.mistakes.table import sweep
 
-GROUPS = [
-    pytest.param("flags", marks=pytest.mark.xfail(reason="waits for config", strict=False)),
-    "yaml",
-    pytest.param("paths", marks=pytest.mark.xfail(reason="waits for data, extend", strict=False)),
-]
+GROUPS = ["flags", "yaml", "paths"]
 
 
 @pytest.fixture(scope="module")

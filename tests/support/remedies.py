@@ -32,7 +32,7 @@ def followed(command: str, said: str) -> list[str]:
             found.append(with_flag(command, name, value.split()))
         for meant in re.findall(r"did you mean (\S+)\?", line):
             words = shlex.split(command)
-            alike = [word for word in words if word.startswith("--") == meant.startswith("--")]
+            alike = [word for word in words[1:] if word.startswith("--") == meant.startswith("--")]
             wrong = difflib.get_close_matches(meant, alike, n=1, cutoff=0.5)
             if wrong:
                 words[words.index(wrong[0])] = meant

@@ -123,13 +123,16 @@ class LocalStepWriter:
             inside: its parent; on the same file system as `final`.
             nbytes: how many bytes will be written.
 
-        Raises: UserError if `final` already exists, LeaseLostError if `inside` was moved away, DiskError if there is
-            not enough space.
+        Raises: UserError if `final` already exists or its folder cannot be created, LeaseLostError if `inside` was
+            moved away, DiskError if there is not enough space.
         """
         _require_new(final)
         if inside != final.parent and not inside.exists():
             raise lost(final.parent)  # do not create a folder again that was deleted
-        final.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            final.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{final.parent} cannot be created: {error.strerror}") from error
         require_room(final.parent, nbytes)
         draft = cls(inside / f".{final.name}.{uuid.uuid4().hex[:12]}.partial", final)
         try:

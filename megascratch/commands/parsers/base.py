@@ -67,6 +67,7 @@ class Parser(argparse.ArgumentParser):
         self._check = check
         self._examples = examples
         self._note = note
+        self._words: list[str] = []
         self.set_defaults(parser=self)
         self._general = self.add_argument_group("general")
         add = self._general.add_argument
@@ -141,8 +142,18 @@ class Parser(argparse.ArgumentParser):
             problems.append(f"{' '.join(words)}: put the flag in front of each value")
         raise UserError("\n".join(problems))
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As in argparse; `error` looks at the words."""
+        self._words = list(args or ())
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
-        """Raises: UserError with argparse's message in our words."""
+        """Raises: UserError with argparse's message in our words. A flag that is missing because it is misspelt is
+        named as it was written."""
+        flags = [word for word in self._words if word.startswith("--")]
+        unknown = [flag for flag in flags if flag.split("=", 1)[0] not in self.flags()]
+        if "are required" in message and unknown and not self.takes_settings:
+            self.refuse(unknown)
         raise UserError(_in_our_words(message, self))
 
     def format_help(self) -> str:

@@ -3,6 +3,7 @@
 A corpus is named by the common part of its two files, .bin and .idx.
 """
 
+import os
 import re
 import shlex
 from difflib import get_close_matches
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from megascratch.config.errors import UserError
 from megascratch.config.hub_names import text_hint
+from megascratch.config.printable import printable
 from megascratch.data.text.sources import SUFFIXES, format_of
 from megascratch.data.tokens.token_files import bin_path, idx_path, open_map
 
@@ -20,8 +22,8 @@ SEPARATORS = re.compile(r"[,;:=]+")
 
 def require_corpus(prefix: str) -> None:
     """Raises: UserError, in one sentence, if a file of a corpus on this machine cannot be read."""
-    if not idx_path(prefix).exists() and not bin_path(prefix).exists():
-        raise UserError(_explain(prefix))
+    if not os.path.exists(idx_path(prefix)) and not os.path.exists(bin_path(prefix)):
+        raise UserError(printable(_explain(prefix)))
     open_map(idx_path(prefix), "index")
     open_map(bin_path(prefix), "token file")
 
@@ -30,14 +32,14 @@ def _explain(prefix: str) -> str:
     """Why there is no corpus of this name, and what to give instead."""
     path = Path(prefix)
     bare = prefix[: -len(path.suffix)] if path.suffix in OWN_SUFFIXES else prefix
-    if bare != prefix and idx_path(bare).exists():
+    if bare != prefix and os.path.exists(idx_path(bare)):
         return f"{prefix} is one file of a corpus, which is named by the common part of its files: use {bare}"
-    if path.is_dir():
+    if os.path.isdir(path):
         return _explain_folder(path)
-    if path.exists():
+    if os.path.exists(path):
         return _explain_text(prefix, path.name.partition(".")[0])
     words = [word for word in SEPARATORS.split(prefix) if word]
-    if len(words) > 1 and any(idx_path(word).exists() for word in words):
+    if len(words) > 1 and any(os.path.exists(idx_path(word)) for word in words):
         return f"there is no corpus {prefix}: corpora and weights are separated by spaces, use {' '.join(words)}"
     near = _near(path)
     hint = f" - did you mean {near}?" if near else ""

@@ -32,7 +32,6 @@ NAMES = [
         "bad.yaml:2",
         "block_size",
         "seq_length",
-        owner="config",
     ),
     yaml(
         "nanoGPT key n_embd",
@@ -40,7 +39,6 @@ NAMES = [
         "bad.yaml:1",
         "n_embd",
         "hidden_size",
-        owner="config",
     ),
     yaml(
         "nanoGPT key max_iters",
@@ -48,7 +46,6 @@ NAMES = [
         "bad.yaml:4",
         "max_iters",
         "train_iters",
-        owner="config",
     ),
     yaml(
         "Hugging Face key learning_rate",
@@ -56,21 +53,18 @@ NAMES = [
         "bad.yaml:3",
         "learning_rate",
         "did you mean lr?",
-        owner="config",
     ),
     yaml(
         "Hugging Face key num_key_value_heads",
         changed("num_attention_heads: 4", "num_attention_heads: 4, num_key_value_heads: 2"),
         "bad.yaml:1",
         "num_query_groups",
-        owner="config",
     ),
     yaml(
         "Hugging Face key intermediate_size",
         changed("num_layers", "intermediate_size: 64, num_layers"),
         "bad.yaml:1",
         "ffn_hidden_size",
-        owner="config",
     ),
 ]
 
@@ -145,15 +139,18 @@ YAML = [
     ),
     yaml("list of settings", "- num_layers: 2\n- lr: 1\n", "bad.yaml", "a list"),
     yaml(
-        "JSON of a model",
+        "config of a Hugging Face model",
         '{"architectures": ["LlamaForCausalLM"], "hidden_size": 64}',
-        "bad.yaml:1",
-        "architectures",
+        "bad.yaml",
+        "Hugging Face",
+        "megascratch init",
     ),
     yaml("two documents", OK + "---\n" + OK, "bad.yaml", "single document"),
     yaml("empty config", "", "train-iters", "data-path"),
     yaml("binary file", b"\x00\x01\xff" * 9, "bad.yaml:1", "UTF-8"),
-    Mistake("config is a folder", "pretrain --config runs", ("config file runs", "directory"), RUN),
+    Mistake(
+        "config is a folder", "pretrain --config runs", ("config file runs", "is a folder"), RUN
+    ),
     Mistake(
         "two configs at odds",
         "pretrain --config ok.yaml --config more.yaml",
@@ -176,7 +173,6 @@ YAML = [
         f"{RUN} --import my_layers.py",
         files={"my_layers.py": "x = 1\nfrom nowhere import y\n"},
         fixed_files={"my_layers.py": ""},
-        owner="extend",
     ),
 ]
 

@@ -26,7 +26,6 @@ FILES = [
         f"{RUN} --data-path corpus_txt_document",
         ("corpus_txt_document", "did you mean corpus_text_document?"),
         f"{RUN} --data-path corpus_text_document",
-        owner="data",
     ),
     Mistake(
         "data path with .bin",
@@ -39,7 +38,6 @@ FILES = [
         f"{RUN} --data-path train.jsonl",
         ("train.jsonl", "megascratch preprocess"),
         RUN,
-        owner="data",
     ),
     Mistake(
         "typo in a flag",
@@ -52,14 +50,12 @@ FILES = [
         f"{RUN} --num-layers two",
         ("--num-layers", "whole number", "two"),
         f"{RUN} --num-layers 2",
-        owner="config",
     ),
     Mistake(
         "float for a whole number",
         f"{RUN} --train-iters 1.5",
         ("--train-iters", "whole number", "1.5"),
         f"{RUN} --train-iters 2",
-        owner="config",
     ),
     Mistake(
         "tab in YAML",
@@ -104,7 +100,6 @@ FILES = [
         "pretrain --config section.yaml",
         files={"section.yaml": OK.replace("optim:", "optimizer:")},
         fixed_files={"section.yaml": OK},
-        owner="config",
     ),
     Mistake(
         "other tokenizer than the data's",
@@ -275,7 +270,6 @@ START = [
         f"{RUN} --tokenizer-model meta-llama/Llama-2-7b",
         ("meta-llama/Llama-2-7b", "download"),
         f"{RUN} --tokenizer-model chars.json",
-        owner="data",
     ),
     Mistake(
         "one document for a split by documents",
@@ -288,8 +282,8 @@ START = [
         "evaluate --load runs/none --input input.txt",
         ("runs/none", "checkpoint"),
         "evaluate --load runs/done/checkpoints --input input.txt",
+        torch_waits=True,
         fix_needs_torch=True,
-        owner="cli",
     ),
     Mistake(
         "learning rate far too high",
@@ -304,7 +298,6 @@ START = [
         "pretrain ok.yaml",
         ("ok.yaml", "--config ok.yaml"),
         "pretrain --config ok.yaml",
-        owner="config",
     ),
 ]
 

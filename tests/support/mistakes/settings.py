@@ -17,25 +17,21 @@ def value(
 
 
 TWENTY = [
-    value("Hydra's key=value", "lr=1e-2", "lr=1e-2", "--lr 1e-2", fix="--lr 1e-2", owner="config"),
+    value("Hydra's key=value", "lr=1e-2", "lr=1e-2", "--lr 1e-2", fix="--lr 1e-2"),
     value(
         "odd blend",
         "--data-path 0.3 corpus_text_document 0.7",
         "data-path",
         "weight",
         fix="--data-path 0.3 corpus_text_document 0.7 one_text_document --split 1,0,0",
-        owner="data",
     ),
-    value(
-        "wandb flag", "--wandb-project mine", "--wandb-project", "--log-to", fix="", owner="config"
-    ),
+    value("wandb flag", "--wandb-project mine", "--wandb-project", "TensorBoard", fix=""),
     Mistake(
         "evaluate with a wrong key",
         "evaluate --load runs/done/checkpoints --input train.jsonl --json-key content",
         ("train.jsonl", "content", "text"),
         "evaluate --load runs/done/checkpoints --input train.jsonl --json-key text",
         torch=True,
-        owner="data",
     ),
     value("negative learning rate", "--lr -1", "lr (-1.0)", "at least 0", fix="--lr 1"),
     value(
@@ -47,7 +43,6 @@ TWENTY = [
         fix="--min-lr 0.001",
     ),
     value("bf16 and fp16", "--bf16 --fp16", "bf16", "fp16", "choose one", fix="--bf16"),
-    value("mps on a machine without it", "--device mps", "--device", "cpu", fix="--device cpu"),
     value(
         "vocabulary too small",
         "--vocab-size 7",
@@ -115,7 +110,6 @@ VALUES = [
         "2k",
         "whole number",
         fix="--seq-length 16",
-        owner="config",
     ),
     value(
         "number with underscores and a unit",
@@ -330,10 +324,9 @@ VALUES = [
         "--disable-bias-linear",
         "--no-add-bias-linear",
         fix="--no-add-bias-linear",
-        owner="config",
     ),
     value("two dashes of another kind", "—lr 1e-3", "—lr", fix="--lr 1e-3"),
-    value("one dash", "-lr 1e-3", "-lr", "--lr", fix="--lr 1e-3", owner="config"),
+    value("one dash", "-lr 1e-3", "-lr", "--lr", fix="--lr 1e-3"),
 ]
 
 SETTINGS_ROWS = [*TWENTY, *VALUES]
