@@ -1,4 +1,4 @@
-"""Words, numbers and files that are written as in other tools: refused with what to write, and nothing else is judged."""
+"""Words, numbers and files as other tools have them: refused with what to write, and nothing else is judged."""
 
 import pytest
 
