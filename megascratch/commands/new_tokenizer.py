@@ -1,7 +1,6 @@
 """Trains the tokenizer that `megascratch preprocess --train-tokenizer` asks for, on the text that is preprocessed."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from megascratch.commands.input_output import BadLines
 from megascratch.commands.text_source import at_most, require_text, texts_of
 from megascratch.config.errors import UserError
 from megascratch.config.printable import printable
+from megascratch.config.verbosity import note
 from megascratch.data.text.sources import Source
 from megascratch.tokenizer.hugging_face import HuggingFaceTokenizer
 from megascratch.tokenizer.registry import SUFFIXES
@@ -66,9 +66,7 @@ def train_or_reuse(options: argparse.Namespace, sources: Sequence[Source]) -> No
     kind = KINDS[options.train_tokenizer]
     if path.exists() and not options.overwrite:
         _require_same(tokenizers.load(None, path), kind, options)
-        print(
-            f"uses {printable(path)}, which exists (--overwrite trains it again)", file=sys.stderr
-        )
+        note(f"uses {printable(path)}, which exists (--overwrite trains it again)")
         return
     bad_lines = BadLines()
     texts = at_most(texts_of(sources, options.json_keys, bad_lines), MOST_MEGABYTES, "training on")

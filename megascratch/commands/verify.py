@@ -16,11 +16,13 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
+from megascratch.commands.progress import Steps
 from megascratch.config.errors import UserError
 from megascratch.config.fields import flat
 from megascratch.config.load import load_config, print_notices
 from megascratch.config.printable import printable_lines
 from megascratch.config.resolve import Values
+from megascratch.config.verbosity import is_quiet
 from megascratch.model.own_parts import require_own_parts
 from megascratch.training.start.inputs import open_tokenizer, own_schedule
 from megascratch.verification.culprit import explain
@@ -105,10 +107,14 @@ def _verify_all(cases: Sequence[Case], options: argparse.Namespace, backend: str
         options.timeout, options.device, GRACE, backend if options.device == "cuda" else None
     )
     try:
-        with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-            for case in bar.track(cases, description="layouts"):
+        hidden = is_quiet() or not console.is_terminal
+        in_log = None if console.is_terminal else Steps("layouts")
+        with Progress(console=console, transient=True, disable=hidden) as bar:
+            for number, case in enumerate(bar.track(cases, description="layouts"), 1):
                 verdict = verify_case(case, options.steps, options.precision, pool)
                 verdicts.append(verdict)
+                if in_log is not None:
+                    in_log(number, len(cases))
                 if not verdict.passed:
                     bar.console.print(
                         printable_lines(f"FAIL {case.name}: {verdict.message}"),
