@@ -25,7 +25,7 @@ TWENTY = [
         "weight",
         fix="--data-path 0.3 corpus_text_document 0.7 one_text_document --split 1,0,0",
     ),
-    value("wandb flag", "--wandb-project mine", "--wandb-project", "TensorBoard", fix=""),
+    value("wandb flag", "--wandb-project mine", "--wandb-project", "--log-project", fix=""),
     Mistake(
         "evaluate with a wrong key",
         "evaluate --load runs/done/checkpoints --input train.jsonl --json-key content",

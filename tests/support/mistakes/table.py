@@ -45,4 +45,4 @@ def _json(*command: str) -> Any:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode != 0:
         raise RuntimeError(done.stderr)
-    return json.loads(done.stdout)
+    return json.loads(done.stdout.splitlines()[-1])
