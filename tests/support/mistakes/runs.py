@@ -423,7 +423,7 @@ FORGIVEN = [
         "flag given twice",
         f"{RUN} --lr 1 --lr 1e-3",
         ("--lr",),
-        f"{RUN} --lr 1e-3",
+        f"{RUN} --lr 1e-3 --output-dir runs/other",
         code=0,
     ),
 ]
