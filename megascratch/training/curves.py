@@ -1,16 +1,14 @@
 """Draws the curves of a run into a PNG file: losses, learning rate and gradient norm over steps.
 
-Run as a program, it is the child process of `loss_picture`: for each line {"rows": FILE, "picture": FILE, "title": ...}
+`main` is the child process of `loss_picture`: for each line {"rows": FILE, "picture": FILE, "title": ...}
 that it reads it draws a picture, and answers with a line that says what went wrong; an empty one if nothing did.
 """
 
 import json
 import math
-import os
 import signal
 import sys
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -139,13 +137,7 @@ def main() -> None:
     """Answers until the pipe from the first rank is closed, which also happens when that rank is killed."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)  # a request to stop the run: the picture comes last
-    with suppress(OSError):
-        os.nice(19)  # never at the cost of a rank
     import matplotlib.figure  # noqa: F401 - now, while the run trains its first steps
 
     for line in sys.stdin:
         print(answer(line), flush=True)
-
-
-if __name__ == "__main__":
-    main()

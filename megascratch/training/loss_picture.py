@@ -109,7 +109,11 @@ def _child() -> subprocess.Popen:
     """A process that draws, in a session of its own: Ctrl-C is for the run."""
     paths = [str(Path(megascratch.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     child = subprocess.Popen(
-        [sys.executable, "-m", curves.__name__],
+        [
+            sys.executable,
+            "-c",
+            f"import os; os.nice(19); from {curves.__name__} import main; main()",
+        ],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
