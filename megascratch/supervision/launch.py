@@ -199,7 +199,7 @@ class _Attempt:
             }
             process = self.context.Process(
                 target=_run_rank,
-                args=(self.plan.target, environment, os.getcwd()),
+                args=(self.plan.target, environment),
                 daemon=True,
             )
             try:
@@ -271,13 +271,12 @@ class _Attempt:
         return {rank: process.exitcode for rank, process in enumerate(self.processes)}
 
 
-def _run_rank(target: Callable[[], int], environment: dict[str, str], folder: str) -> None:
+def _run_rank(target: Callable[[], int], environment: dict[str, str]) -> None:
     """What the new process runs. Signals stay blocked, as in the fork server, until the target can handle them."""
     os.setsid()  # signals from the terminal go to the launcher, which forwards them once
     fork_server.end_with_fork_server()
     os.environ.clear()  # the fork server's is older
     os.environ.update(environment)
-    os.chdir(folder)  # the launcher may have moved after the fork server was started
     answer_stack_requests()
     sys.exit(target())
 

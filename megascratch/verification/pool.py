@@ -116,7 +116,7 @@ class Pool:
             rank = len(self.workers)
             process = CONTEXT.Process(
                 target=_serve,
-                args=(there, rank, self.timeout, self.device, self.backend, os.getcwd()),
+                args=(there, rank, self.timeout, self.device, self.backend),
                 daemon=True,
             )
             process.start()
@@ -161,12 +161,9 @@ def _received(connection: Connection) -> Answer:
         return False, ("died", "no trace")
 
 
-def _serve(
-    connection: Connection, rank: int, timeout: float, device: str, backend: str, folder: str
-) -> None:
+def _serve(connection: Connection, rank: int, timeout: float, device: str, backend: str) -> None:
     """The main loop of a worker: runs tasks and sends their results. It ends with the process that made the pool."""
     fork_server.end_with_fork_server()
-    os.chdir(folder)  # the caller may have moved after the fork server was started
     torch.set_num_threads(1)
     meeting = None
     while (task := connection.recv()) is not None:

@@ -49,6 +49,8 @@ def test_a_document_of_several_sequences_is_whole(tmp_path):
     dataset = ms.TokenDataset(tmp_path / "x")
     assert [document.tolist() for document in dataset] == [[1, 2, 3], [], [4]]
     assert dataset.lengths.tolist() == [3, 0, 1] and dataset.manifest is None
+    with pytest.raises(ValueError, match="read-only"):
+        dataset[0][0] = 9
 
 
 def test_damage_is_found_and_numbers_outside_are_refused(corpus):

@@ -56,6 +56,7 @@ def test_ranks_train_the_same_without_running_the_main_program_again(tmp_path, m
     program.__file__ = str(script)
     monkeypatch.setitem(sys.modules, "__main__", program)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)  # the launcher sets it for its ranks
     before = surroundings()
     result = ms.pretrain(config("two", tensor_model_parallel_size=2), nproc_per_node=2)
     assert surroundings() == before and sys.modules["__main__"] is program
