@@ -53,9 +53,8 @@ VERBS = {verb: summary for group in GROUPS.values() for verb, summary in group.i
 
 EXAMPLE = """\
 first steps:
-  megascratch tokenizer train --input input.txt --output chars.json
   megascratch preprocess --input input.txt --output-prefix shakespeare \\
-      --tokenizer-model chars.json
+      --train-tokenizer char --tokenizer-model chars.json
   megascratch pretrain --config nanogpt-char
   megascratch generate --load runs/nanogpt-char --max-new-tokens 500
 
