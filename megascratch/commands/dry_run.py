@@ -8,6 +8,7 @@ megascratch dry-run --config my.yaml --world 64 --all-stages --picture memory.sv
 import argparse
 import json
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -17,11 +18,11 @@ from megascratch.config.load import print_notices, read_config
 from megascratch.config.printable import printable
 from megascratch.config.resolve import Device
 from megascratch.config.verbosity import note
-from megascratch.dry_run.chart import figure
-from megascratch.dry_run.report import record, tables
-from megascratch.dry_run.run import ImaginedRank, run_rank
 from megascratch.dry_run.settings import ImaginedRun, imagined_run
 from megascratch.parallel.grid import Grid
+
+if TYPE_CHECKING:
+    from megascratch.dry_run.run import ImaginedRank
 
 WIDTH = 130  # of the tables if the output is not a terminal
 
@@ -40,6 +41,8 @@ def main(options: argparse.Namespace) -> int:
     ranks = _ranks(options, layout)
     reports = _reports(run, ranks, layout, options.json)
     if options.picture is not None:
+        from megascratch.dry_run.chart import figure
+
         title = f"memory of a training step on {layout.name}, {run.kind}"
         try:
             figure(reports, title).savefig(options.picture, dpi=150)
@@ -65,8 +68,12 @@ def _ranks(options: argparse.Namespace, layout: Layout) -> list[int]:
 
 def _reports(
     run: ImaginedRun, ranks: Sequence[int], layout: Layout, as_json: bool
-) -> list[ImaginedRank]:
+) -> "list[ImaginedRank]":
     """Runs the ranks and prints the report of each as soon as it is known; JSON is printed at the end."""
+    # imports torch, so it comes after the checks
+    from megascratch.dry_run.report import record, tables
+    from megascratch.dry_run.run import run_rank
+
     console = Console(highlight=False, soft_wrap=True)
     if not console.is_terminal:
         console.width = WIDTH

@@ -14,8 +14,7 @@ from megascratch.library.surroundings import hidden_main, kept_environment
 from megascratch.training.start.inputs import open_tokenizer, own_schedule
 from megascratch.verification.layouts import Case, every_layout, own_layout, random_layouts
 from megascratch.verification.pool import Pool
-from megascratch.verification.run_layout import EOD
-from megascratch.verification.shrink import for_proof
+from megascratch.verification.shrink import EOD, for_proof
 from megascratch.verification.verify import Verdict, verify_case
 
 GRACE = 5.0  # seconds until the other ranks are ended after one has failed

@@ -23,9 +23,9 @@ from megascratch.training.start.inputs import own_schedule
 from megascratch.training.trainer import Trainer
 from megascratch.verification.layouts import Case
 from megascratch.verification.pool import Pool, mesh_for
+from megascratch.verification.shrink import EOD
 
 KINDS = ("loss", "grad norm", "gradients", "weights")  # what the layout law compares
-EOD = 3  # the token that ends a document in synthetic samples
 
 
 class RankTrace(NamedTuple):

@@ -28,6 +28,9 @@ LOSS_SCALE = {"initial_loss_scale": 2.0**12, "loss_scale_window": 2}
 run and not in another."""
 
 
+EOD = 3  # the token that ends a document in synthetic samples
+
+
 def for_proof(settings: Values, steps: int, precision: str) -> dict[str, Any]:
     """The settings in the given precision, without what only a real run needs: files, ramp-ups, checkpoints."""
     data = dict.fromkeys(

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from megascratch.commands import doctor, main
-from megascratch.commands.doctor import _clocks, _fits, _together, report
+from megascratch.commands.doctor_findings import _clocks, _fits, _together, report
 from megascratch.doctor import host
 from megascratch.doctor.host import HostFinding, check_host, interfaces
 from megascratch.doctor.network import Bandwidth, bandwidths, slow_groups
