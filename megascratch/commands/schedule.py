@@ -31,6 +31,9 @@ from megascratch.pipeline.simulate import Timeline, overlapped, simulate
 from megascratch.pipeline.stage_times import StageTimes, cost_of, read_times
 
 NAMES = [name for name in SCHEDULES if name != "forward_only"]
+MOST_STAGES_TRIED = 6
+MOST_MICROBATCHES_TRIED = 12
+"""Up to these sizes `check` proves a schedule of the user's."""
 
 
 class ScheduleSpec(NamedTuple):
@@ -88,12 +91,24 @@ def prove(options: argparse.Namespace) -> int:
             check(plan.orders, plan.placement, blocking_sends=True)
     except ScheduleError as error:
         raise UserError(f"{plan.name}: {error}") from error
+    if is_registered("schedule", plan.name) and not (options.stages or options.microbatches):
+        _try_small_sizes(plan)
     print(
         f"{printable(plan.name)}: {plan.placement.ranks} stages of {plan.placement.chunks}, "
         f"{plan.microbatches} micro-batches, {sum(map(len, plan.orders))} actions: "
         "complete, paired and free of deadlock"
     )
     return 0
+
+
+def _try_small_sizes(plan: ScheduleSpec) -> None:
+    """Proves a user's schedule with fewer stages and micro-batches, too: a warm-up may be longer than a short step.
+
+    Raises: UserError for the first size with which it is wrong.
+    """
+    for stages in range(1, MOST_STAGES_TRIED + 1):
+        for microbatches in range(1, MOST_MICROBATCHES_TRIED + 1):
+            compile_order(plan.name, stages, microbatches, plan.placement.chunks)
 
 
 def compare(options: argparse.Namespace) -> int:

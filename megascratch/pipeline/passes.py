@@ -72,6 +72,10 @@ def _compiled(
         order = make(rank, placement.ranks, microbatches, placement.chunks, group)
         for action in order:
             _require_action(rank, action, placement)
+            if not 0 <= action.microbatch < microbatches:
+                raise ScheduleError(
+                    f"rank {rank} runs {action}, but the micro-batches of the step are 0 to {microbatches - 1}"
+                )
         orders.append(order)
     complete = add_transfers(orders, placement)
     check(complete, placement)

@@ -53,7 +53,8 @@ AXES = [
         "tensor parallelism",
         {"tensor_model_parallel_size": 2},
         "a mean or norm over the part of a split dim that one rank has, a weight that every rank has whole but that is "
-        "used as a part, or the output of split weights without a sum over tp (RowParallelLinear has it)",
+        "used as a part, the output of split weights without a sum over tp (RowParallelLinear has it), or a Shard "
+        'whose grad_sum is always ("tp",): the gradient of a whole weight is a part only under sequence parallelism',
     ),
     SEQUENCE,
     SmallLayout(
@@ -78,8 +79,8 @@ OF_AN_OPTIMIZER = (
     "is of whole matrices)"
 )
 NO_GRAD_SUM = (
-    'a weight whose Shard lacks grad_sum=("tp",): each rank sees a part of the sequence, and computes a part of its '
-    "gradient"
+    "a weight whose Shard lacks grad_sum: each rank sees a part of the sequence, and computes a part of its gradient. "
+    "A norm gets grad_sum as an argument and passes it on"
 )
 
 

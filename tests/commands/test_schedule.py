@@ -39,6 +39,35 @@ def test_check_proves_a_file(capsys, tmp_path):
     )
 
 
+TOO_MANY_WARM_UPS = """\
+from megascratch.config.registry import register
+from megascratch.pipeline.schedule import Action
+
+@register("schedule", "long_warm_up")
+def long_warm_up(rank, ranks, microbatches, chunks, group):
+    warm_up = ranks - rank
+    order = [Action("F", m) for m in range(warm_up)]
+    for m in range(microbatches):
+        if warm_up + m < microbatches:
+            order.append(Action("F", warm_up + m))
+        order.append(Action("B", m))
+    return order
+"""
+
+
+def test_check_tries_a_users_schedule_with_fewer_micro_batches_than_its_warm_up(capsys, tmp_path):
+    """With the default sizes alone, 4 stages and 8 micro-batches, it is right."""
+    file = tmp_path / "own.py"
+    file.write_text(TOO_MANY_WARM_UPS)
+    own = ["long_warm_up", "--import", str(file)]
+    assert "free of deadlock" in said(capsys, "check", *own, "--stages", "4", "--microbatches", "8")
+    assert main(["schedule", "check", *own]) == 2
+    assert (
+        "wrong with 2 stages and 1 micro-batches: rank 0 runs F1, but the micro-batches of the step are 0 to 0"
+        in capsys.readouterr().err
+    )
+
+
 def test_compare_gives_bubbles_and_peaks(capsys):
     found = {row["schedule"]: row for row in json.loads(said(capsys, "compare", "--json"))}
     bubbles = {name: round(row["nonblocking"]["bubble"], 3) for name, row in found.items()}

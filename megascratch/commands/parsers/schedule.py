@@ -61,7 +61,8 @@ def parser() -> Parser:
 
 
 def _add_schedule(parsers: dict[str, Parser]) -> None:
-    about = f"{', '.join(name for name in names('schedule') if name != 'csv')}, or a .csv file"
+    built_in = ", ".join(name for name in names("schedule") if name != "csv")
+    about = f"{built_in}, a name that --import registers, or a .csv file"
     for name, each in parsers.items():
         if name == "compare":
             each.add_argument(
