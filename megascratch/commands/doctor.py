@@ -44,7 +44,8 @@ def main(options: argparse.Namespace) -> int:
     # imports torch, so it comes after the checks
     from megascratch.commands.doctor_findings import examine
 
-    found = examine(config, named, loaded, start.world, timedelta(seconds=options.timeout))
+    timeout = timedelta(seconds=options.timeout)
+    found = examine(config.parallel, config.training.device, named, loaded, start.world, timeout)
     return int(any(finding.state == "FAIL" for finding in found))
 
 

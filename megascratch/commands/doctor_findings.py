@@ -33,11 +33,17 @@ MOST_SKEW = 1.0  # seconds between clocks
 
 
 def examine(
-    config: Config, named: Values | None, loaded: Loaded | None, world: int, timeout: timedelta
+    parallel: ParallelConfig,
+    device: str | None,
+    named: Values | None,
+    loaded: Loaded | None,
+    world: int,
+    timeout: timedelta,
 ) -> list[HostFinding]:
     """Looks at everything, together with the other ranks. The first rank prints the report.
 
     Args:
+        device: that of the settings.
         named: the settings, if any is given.
         loaded: where they come from.
 
@@ -46,7 +52,7 @@ def examine(
     rendezvous = join(timeout)
     findings = _machines(named, rendezvous)
     if not any(finding.state == "FAIL" for finding in findings):
-        findings += _axes(config.parallel, config.training.device, rendezvous, timeout)
+        findings += _axes(parallel, device, rendezvous, timeout)
     if launch_environment().rank == 0:
         if loaded is not None:
             findings += _model(loaded, world)
