@@ -243,7 +243,7 @@ def test_the_machine_is_measured():
         (2, 2, None, "this machine has 2"),
         (2, 2, "nccl", "this machine has 2"),
         (2, 3, "gloo", 1),
-        (0, 0, "gloo", "this machine has 0"),
+        (0, 0, "gloo", "this machine has no CUDA device .* use --device cpu"),
     ],
 )
 def test_each_rank_has_a_gpu_of_its_own_or_with_gloo_its_share_of_one(
