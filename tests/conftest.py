@@ -5,12 +5,15 @@ hypothesis: how long one takes says how busy the machine is."""
 import multiprocessing.process
 import os
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from typing import NoReturn
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from megascratch.config.registry import REGISTERED
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 settings.register_profile(
@@ -42,6 +45,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="skip each test at the point where it starts a process",
     )
+
+
+@pytest.fixture(autouse=True)
+def _nothing_stays_registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What a test imports and registers is unknown to the next one."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    yield
+    for table in REGISTERED.values():
+        table.clear()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -13,7 +13,7 @@ from megascratch.config.imports import import_digests, run_imports
 from megascratch.config.laws import validate
 from megascratch.config.load import load_config
 from megascratch.config.part_options import PartName, options_of
-from megascratch.config.registry import REGISTERED, facts_of, look_up, names, register
+from megascratch.config.registry import facts_of, look_up, names, register
 from megascratch.config.resolve import derive
 from megascratch.config.resume_effects import Side
 from megascratch.config.resume_rules import compare_configs
@@ -29,17 +29,6 @@ class ScaleNorm:
     def __init__(self, hidden_size, epsilon, *, bias, grad_sum, start=1.0): ...
     def forward(self, x): ...
 """
-
-
-@pytest.fixture(autouse=True)
-def nothing_stays(monkeypatch):
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    for table in REGISTERED.values():
-        for name in list(table):
-            monkeypatch.delitem(table, name)
-    yield
-    for table in REGISTERED.values():
-        table.clear()
 
 
 def test_a_name_is_valid_once_its_file_is_imported_by_flag_or_yaml(tmp_path):

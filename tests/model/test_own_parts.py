@@ -1,7 +1,6 @@
 """Parts that a user registers: the right ones train alike on every layout, the wrong ones are refused before a run."""
 
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,14 +16,6 @@ from megascratch.verification.run_layout import gather, one_process
 from tests.support.layout_runs import STEPS, assert_same, config_of, trace, train_on_rank
 from tests.support.own_parts import ALL_KINDS, SETTINGS, WRONG
 from tests.support.small_models import model_of
-
-
-@pytest.fixture(autouse=True)
-def nothing_stays(monkeypatch):
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    yield
-    for table in REGISTERED.values():
-        table.clear()
 
 
 def imported(folder: Path, text: str) -> str:

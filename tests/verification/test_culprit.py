@@ -1,12 +1,9 @@
 """A part that is not parallel is named, with the smallest layout that shows it and the axis that it needs."""
 
-import sys
-
 import pytest
 
 from megascratch.config.fields import flat
 from megascratch.config.imports import run_imports
-from megascratch.config.registry import REGISTERED
 from megascratch.verification.culprit import AXES, NO_GRAD_SUM, OF_AN_OPTIMIZER, SEQUENCE, explain
 from megascratch.verification.layouts import Case
 from megascratch.verification.verify import verify_case
@@ -142,19 +139,14 @@ class OfTheStretch(Optimizer):
     ],
 )
 def test_the_part_the_axis_and_the_usual_cause_are_named(
-    settings, layout, part, axis, cause, tmp_path, monkeypatch
+    settings, layout, part, axis, cause, tmp_path
 ):
-    monkeypatch.setattr(sys, "path", [*sys.path])
     file = tmp_path / "wrong_parts.py"
     file.write_text(WRONG)
     run_imports([str(file)])
-    try:
-        config = config_of(num_layers=2, **settings, **layout, imports=[str(file)])
-        verdict = verify_case(Case.of(flat(config)), 2, "fp64", session_pool())
-        lines = explain([verdict], "fp64", session_pool())
-    finally:
-        for table in REGISTERED.values():
-            table.clear()
+    config = config_of(num_layers=2, **settings, **layout, imports=[str(file)])
+    verdict = verify_case(Case.of(flat(config)), 2, "fp64", session_pool())
+    lines = explain([verdict], "fp64", session_pool())
     assert not verdict.passed
     assert lines[0] == f"wrong: the {part}"
     assert " in place of " in lines[1]
