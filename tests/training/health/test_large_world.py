@@ -17,8 +17,8 @@ GUARD = GuardConfig(log_straggler=True, straggler_intervals=1)
 
 
 def watched(dp: int, rank: int) -> tuple[int, int]:
-    """Bytes that a rank keeps at most, and bytes that it sends, for two log lines. The least of three measurements: what
-    another thread allocates meanwhile is counted, too."""
+    """Bytes that a rank keeps at most, and bytes that it sends, for two log lines. The least of three measurements,
+    because what another thread allocates meanwhile is counted, too."""
     return min(_watched_once(dp, rank) for _ in range(3))
 
 
