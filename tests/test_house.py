@@ -27,7 +27,7 @@ FLOORS = {
             "training planner",
             "verification inference doctor dry_run",
             "commands",
-            "library",
+            "api",
             "__main__ tools examples benchmarks tests",
         ]
     )
@@ -77,6 +77,7 @@ NEED_NO_TORCH = [
     "megascratch.pipeline.simulate",
     "megascratch.pipeline.schedule",
     "megascratch.storage.store",
+    "megascratch.storage.run_folders",
 ]
 
 

@@ -4,7 +4,6 @@ A folder is a local path or an address in object storage, such as s3://bucket/ru
 """
 
 from collections.abc import Callable, Iterable
-from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
@@ -18,22 +17,18 @@ from megascratch.checkpoint.format.io import checksum, in_threads
 from megascratch.checkpoint.format.manifest import (
     FILE,
     FORMAT,
-    STEP_NAME,
     Manifest,
     parse,
     unsigned,
 )
 from megascratch.config.errors import UserError
 from megascratch.config.printable import shown
+from megascratch.storage import run_folders
 from megascratch.storage.path import Place, storage_path
+from megascratch.storage.run_folders import CHECKPOINTS, STEP_NAME, no_checkpoint
 
 T = TypeVar("T")
 MOST_MANIFEST_BYTES = 1 << 29
-CHECKPOINTS = "checkpoints"
-"""The folder of steps in the folder of a run, unless --save names another one."""
-MOST_NEAR = 3
-MOST_SEARCHED = 100
-"""Runs that a message names, and folders in which they are searched."""
 
 
 def step_folder(folder: str | Place, step: int) -> Place:
@@ -166,6 +161,8 @@ def is_step(path: str | Place) -> bool:
 def checkpoints_of(path: str | Place) -> Place:
     """A step folder or a folder of steps as it is; of a run's folder, the folder `checkpoints` in it."""
     path = storage_path(path)
+    if isinstance(path, Path):
+        return run_folders.checkpoints_of(path)
     if is_step(path) or step_names(path):
         return path
     inside = path / CHECKPOINTS
@@ -181,40 +178,8 @@ def resolve(path: str | Place) -> Place:
     if newest is None:
         if step_names(path):
             raise UserError(f"no checkpoint: {path} has no valid step, only damaged ones")
-        raise no_checkpoint(path)
+        raise no_checkpoint(path, is_folder(path))
     return newest
-
-
-def no_checkpoint(path: Place) -> UserError:
-    """The error for a path that names no checkpoint. It lists the runs that are near: in the folder, or next to it with
-    a similar name."""
-    if is_folder(path):
-        message = f"no checkpoint: {path} has no folder step_00000000, nor has {path / CHECKPOINTS}"
-    else:
-        message = f"no checkpoint: {path} is not a folder"
-    near = _runs_near(path) if isinstance(path, Path) else []
-    if near:
-        message += f"; did you mean {' or '.join(map(str, near))}?"
-    return UserError(message)
-
-
-def _runs_near(path: Path) -> list[Path]:
-    """Up to MOST_NEAR folders with checkpoints."""
-    if path.is_dir():
-        folders = {folder.name: folder for folder in _folders(path)}
-        names = sorted(folders)[:MOST_SEARCHED]
-    else:
-        folders = {folder.name: folder for folder in _folders(path.parent)}
-        names = get_close_matches(path.name, folders, MOST_SEARCHED, cutoff=0.6)
-    runs = [folders[name] for name in names if step_names(checkpoints_of(folders[name]))]
-    return runs[:MOST_NEAR]
-
-
-def _folders(folder: Path) -> list[Path]:
-    try:
-        return [path for path in folder.iterdir() if path.is_dir()]
-    except OSError:
-        return []
 
 
 class ResolvedStep(NamedTuple, Generic[T]):
@@ -255,7 +220,7 @@ def candidates(path: str | Place) -> list[Place]:
     path = checkpoints_of(path)
     found = [path] if is_step(path) else list_steps(path)
     if not found:
-        raise no_checkpoint(path)
+        raise no_checkpoint(path, is_folder(path))
     return found
 
 

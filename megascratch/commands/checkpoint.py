@@ -20,6 +20,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from megascratch.config.printable import printable
+from megascratch.storage.run_folders import require_checkpoint
 
 if TYPE_CHECKING:
     from megascratch.storage.path import Place
@@ -37,7 +38,16 @@ def main(options: argparse.Namespace) -> int:
         "average": average,
         "prune": prune,
     }
+    for path in _named(options):
+        require_checkpoint(path)
     return commands[options.name](options)
+
+
+def _named(options: argparse.Namespace) -> list[str]:
+    """The checkpoints that a command reads."""
+    if options.name == "diff":
+        return [options.first, options.second]
+    return options.path if isinstance(options.path, list) else [options.path]
 
 
 # ---- commands --------------------------------------------------------------------------------------------------

@@ -164,7 +164,7 @@ REFUSED = [
     ("generate --load x --gredy", "unknown flag --gredy - did you mean --greedy?"),
     ("generate --load x y", "y: put the flag in front of each value"),
     ("generate --load nowhere", "--load nowhere: no checkpoint: nowhere is not a folder"),
-    ("evaluate --load nowhere --input x", "--load nowhere: no checkpoint"),
+    ("evaluate --load nowhere --input README.md", "--load nowhere: no checkpoint"),
     ("evaluate --load . --input nowhere", "nowhere cannot be read: No such file"),
     ("generate --load . --prompts-file nowhere", "--prompts-file nowhere cannot be read"),
     ("verify --steps 0", "--steps (0) must be above 0"),

@@ -22,8 +22,6 @@ def rows() -> list:
     found = []
     for row in TABLE:
         marks = []
-        if row.owner:
-            marks.append(pytest.mark.xfail(reason=f"waits for {row.owner}", strict=True))
         if row.needs and importlib.util.find_spec(row.needs) is None:
             marks.append(pytest.mark.skip(reason=f"needs {row.needs}"))
         found.append(pytest.param(row, id=row.name, marks=marks))
@@ -48,9 +46,7 @@ def test_a_mistake_is_named_in_a_few_lines_and_its_fix_works(row: Mistake, answe
         assert found["fix"]["code"] == 0, found["fix"]["err"]
 
 
-@pytest.mark.parametrize(
-    "name", [row.name for row in TABLE if not row.torch and not row.torch_waits]
-)
+@pytest.mark.parametrize("name", [row.name for row in TABLE if not row.torch])
 def test_what_needs_no_tensor_imports_no_torch(name, answered):
     assert not answered[name]["imports_torch"]
 
@@ -72,7 +68,7 @@ def test_every_fix_trains_to_its_end(tmp_path):
     failed = {}
     for row in TABLE:
         fix = found[row.name]["fix"]
-        if fix["code"] != 0 and not row.owner:
+        if fix["code"] != 0:
             failed[row.name] = fix["err"]
     assert failed == {}
 

@@ -13,6 +13,7 @@ from megascratch.checkpoint.backend.local_lease import Lease
 from megascratch.checkpoint.backend.remote import RemoteFile, RemoteStep
 from megascratch.checkpoint.backend.remote_lease import RemoteLease
 from megascratch.checkpoint.backend.remote_writer import RemoteStepWriter
+from megascratch.storage import run_folders
 from megascratch.storage.path import Place
 from megascratch.storage.store import Store
 
@@ -29,7 +30,9 @@ def step_at(place: Place) -> Step:
 
 def step_names(folder: Place) -> list[str]:
     """The names of the steps in a folder, unsorted. Raises: StoreError if a store does not answer."""
-    return local.step_names(folder) if isinstance(folder, Path) else remote.step_names(folder)
+    if isinstance(folder, Path):
+        return run_folders.step_names(folder)
+    return remote.step_names(folder)
 
 
 def is_folder(place: Place) -> bool:

@@ -16,7 +16,7 @@ from megascratch.checkpoint.errors import DamagedError, DiskError, LeaseLostErro
 from megascratch.checkpoint.format.chunk_table import DataFile
 from megascratch.checkpoint.format.file_format import FileLayout
 from megascratch.checkpoint.format.io import THREADS, checksum, read_all
-from megascratch.checkpoint.format.manifest import FILE, STEP_NAME, StepContents
+from megascratch.checkpoint.format.manifest import FILE, StepContents
 from megascratch.config.errors import UserError
 from megascratch.runtime.atomic_file import flush_to_disk, fsync_folder, write_atomically
 from megascratch.runtime.faults import fault_point
@@ -94,14 +94,6 @@ class LocalStep:
         fsync_folder(self.path.parent)
         fault_point("save.mid_delete")
         shutil.rmtree(away)
-
-
-def step_names(folder: Path) -> list[str]:
-    """The names of the step folders, readable or not; [] if `folder` itself cannot be read."""
-    try:
-        return [path.name for path in folder.iterdir() if STEP_NAME.fullmatch(path.name)]
-    except OSError:
-        return []
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 from megascratch.checkpoint.errors import DamagedError
 from megascratch.checkpoint.format.io import in_threads
-from megascratch.checkpoint.format.manifest import FILE, STEP_NAME
+from megascratch.checkpoint.format.manifest import FILE
 from megascratch.runtime.faults import fault_point
 from megascratch.storage.path import StoragePath
+from megascratch.storage.run_folders import STEP_NAME
 from megascratch.storage.store import AbsentError, Store
 
 ASKED_AT_ONCE = 16

@@ -44,9 +44,9 @@ from megascratch.checkpoint.format.chunk_table import (
 from megascratch.config.json_record import parse_json
 from megascratch.config.printable import shown
 from megascratch.config.saved import require_valid_state
+from megascratch.storage.run_folders import MANIFEST
 
-FILE = "manifest.json"
-STEP_NAME = re.compile(r"step_(\d{8,})")  # of the step folder
+FILE = MANIFEST
 FORMAT = 3
 MOST_TABLE_BYTES = 1 << 30
 MOST_DIMS = 64  # of a tensor in PyTorch

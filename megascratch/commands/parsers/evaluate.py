@@ -9,9 +9,9 @@ from megascratch.commands.parsers.shared import (
     add_model,
     add_parse_special_tokens,
     at_least,
-    require_checkpoint,
 )
 from megascratch.data.text.sources import find_sources
+from megascratch.storage.run_folders import require_checkpoint
 
 COUNTED = (
     "Every token of every document is counted once, including the end of a document if there is one; "
@@ -58,8 +58,8 @@ def parser() -> Parser:
 
 
 def _check(options: argparse.Namespace) -> None:
-    require_checkpoint(options.load)
     find_sources(options.input, options.input_format)
+    require_checkpoint(options.load, "--load")
 
 
 def _add_text(made: Parser) -> None:

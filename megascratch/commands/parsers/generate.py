@@ -7,9 +7,9 @@ from megascratch.commands.parsers.shared import (
     add_model,
     add_parse_special_tokens,
     at_least,
-    require_checkpoint,
     require_file,
 )
+from megascratch.storage.run_folders import require_checkpoint
 
 EXAMPLES = (
     'megascratch generate --load runs/mine --prompt "Once upon"',
@@ -30,8 +30,8 @@ def parser() -> Parser:
 
 
 def _check(options: argparse.Namespace) -> None:
-    require_checkpoint(options.load)
     require_file("--prompts-file", options.prompts_file)
+    require_checkpoint(options.load, "--load")
 
 
 def _add_prompts(made: Parser) -> None:

@@ -1,7 +1,6 @@
 """Flags that several commands have, with one name, one placeholder and one text."""
 
 import argparse
-import difflib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -107,20 +106,6 @@ def add_overwrite(parser: Flags, help: str = "replace an existing corpus") -> No
 def add_json(parser: Flags) -> None:
     """Adds --json, which prints the result for programs."""
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
-
-
-def require_checkpoint(path: str) -> None:
-    """Raises: UserError, without the library that reads checkpoints, if a local folder that `--load` names does not
-    exist; it proposes runs with a similar name."""
-    if "://" in path or Path(path).is_dir():
-        return
-    near = []
-    for found in Path(path).parent.glob("*/"):
-        if any(found.glob("step_*")) or any(found.glob("checkpoints/step_*")):
-            near.append(str(found))
-    similar = difflib.get_close_matches(str(Path(path)), near, n=3)
-    hint = f"; did you mean {' or '.join(similar)}?" if similar else ""
-    raise UserError(f"--load {path}: no checkpoint: {path} is not a folder{hint}")
 
 
 def require_file(flag: str, path: str | None) -> None:

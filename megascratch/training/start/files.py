@@ -11,6 +11,7 @@ from megascratch.config.resolve import Values
 from megascratch.data.samples.split_spec import named_prefixes
 from megascratch.data.tokens.missing import require_corpus
 from megascratch.storage.path import storage_path
+from megascratch.storage.run_folders import require_checkpoint
 from megascratch.storage.store import Store
 
 
@@ -19,7 +20,7 @@ def missing_files(settings: Values) -> list[str]:
     problems = Problems()
     for prefix in named_corpora(settings):
         problems.attempt(partial(require_corpus, prefix))
-    problems.attempt(partial(_require_checkpoint, settings["load"]))
+    problems.attempt(partial(_require_checkpoint, settings["load"], settings["auto_resume"]))
     problems.attempt(partial(_require_library, settings["save"]))
     for name, path in (
         ("--tokenizer-model", settings["tokenizer_model"]),
@@ -46,8 +47,9 @@ def named_corpora(settings: Values) -> list[str]:
     return named_prefixes(paths)
 
 
-def _require_checkpoint(load: str | None) -> None:
-    """Raises: UserError if there is nothing at `load`. Its content is checked later."""
+def _require_checkpoint(load: str | None, auto_resume: bool) -> None:
+    """Raises: UserError if there is no checkpoint at `load`. With `auto_resume` it need only exist: it is not read once
+    the run has checkpoints of its own."""
     if load is None:
         return
     where = storage_path(load)
@@ -59,6 +61,8 @@ def _require_checkpoint(load: str | None) -> None:
             f"--load {load}: no checkpoint: there is no readable file or folder of this name; for one command that "
             "starts a run and resumes it, give --auto-resume instead"
         )
+    if not auto_resume:
+        require_checkpoint(load, "--load")
 
 
 def _require_library(save: str | None) -> None:

@@ -6,7 +6,7 @@ from tests.support.mistakes.world import OK
 RUN = "pretrain --config ok.yaml"
 
 
-def yaml(name: str, content: str | bytes, *says: str, owner: str = "") -> Mistake:
+def yaml(name: str, content: str | bytes, *says: str) -> Mistake:
     """A mistake in a config file, fixed by the right file."""
     return Mistake(
         name,
@@ -15,7 +15,6 @@ def yaml(name: str, content: str | bytes, *says: str, owner: str = "") -> Mistak
         "pretrain --config bad.yaml",
         files={"bad.yaml": content},
         fixed_files={"bad.yaml": OK},
-        owner=owner,
     )
 
 

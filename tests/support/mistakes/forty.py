@@ -282,7 +282,6 @@ START = [
         "evaluate --load runs/none --input input.txt",
         ("runs/none", "checkpoint"),
         "evaluate --load runs/done/checkpoints --input input.txt",
-        torch_waits=True,
         fix_needs_torch=True,
     ),
     Mistake(

@@ -40,7 +40,3 @@ class Mistake(NamedTuple):
     """The fix of a message that needs no torch computes something."""
     fix_is_slow: bool = False
     """The fix runs in the deep tests alone."""
-    torch_waits: bool = False
-    """The message imports torch today although it needs no tensor."""
-    owner: str = ""
-    """Who still works on this message; '' for a row that must hold."""

@@ -388,7 +388,6 @@ CORPORA = [
         "dry-run --config ok.yaml --world many",
         ("--world", "many"),
         "dry-run --config ok.yaml --world 2",
-        torch_waits=True,
         fix_needs_torch=True,
     ),
 ]

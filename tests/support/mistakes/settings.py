@@ -7,13 +7,9 @@ from tests.support.mistakes.row import Mistake
 RUN = "pretrain --config ok.yaml"
 
 
-def value(
-    name: str, flags: str, *says: str, fix: str = "", owner: str = "", files: dict | None = None
-) -> Mistake:
+def value(name: str, flags: str, *says: str, fix: str = "", files: dict | None = None) -> Mistake:
     """A mistake in the flags of a run."""
-    return Mistake(
-        name, f"{RUN} {flags}", says, f"{RUN} {fix}".strip(), owner=owner, files=files or {}
-    )
+    return Mistake(name, f"{RUN} {flags}", says, f"{RUN} {fix}".strip(), files=files or {})
 
 
 TWENTY = [

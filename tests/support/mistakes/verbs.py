@@ -123,15 +123,9 @@ def of_verb(verb: Verb) -> list[Mistake]:
             verb.command(),
             fix_needs_torch=verb.torch,
             fix_is_slow=verb.slow,
-            torch_waits=_torch_waits(verb, fault),
         )
         rows.append(row)
     return rows
-
-
-def _torch_waits(verb: Verb, fault: str) -> bool:
-    """Verbs that look at flags before torch is imported, and at files after it; and those that import it first."""
-    return verb.slow or verb.name == "dry-run" or (verb.torch and fault not in OF_ARGPARSE)
 
 
 VERB_ROWS = [row for verb in VERBS for row in of_verb(verb)]
