@@ -20,12 +20,12 @@ from megascratch.config.resume_rules import KINDS
 
 PYTHON = {
     "The library": [
-        "megascratch.library.run_config",
-        "megascratch.library.training",
-        "megascratch.library.language_model",
-        "megascratch.library.text_tokenizer",
-        "megascratch.library.token_dataset",
-        "megascratch.library.proof",
+        "megascratch.api.run_config",
+        "megascratch.api.training",
+        "megascratch.api.language_model",
+        "megascratch.api.text_tokenizer",
+        "megascratch.api.token_dataset",
+        "megascratch.api.proof",
     ],
     "Settings": [
         "megascratch.config.load",

@@ -14,18 +14,18 @@ import importlib
 from typing import Any
 
 _PLACES = {
-    "Config": ("megascratch.library.run_config", "RunConfig"),
-    "RunFailed": ("megascratch.library.training", "RunFailed"),
+    "Config": ("megascratch.api.run_config", "RunConfig"),
+    "RunFailed": ("megascratch.api.training", "RunFailed"),
     "SettingError": ("megascratch.config.errors", "SettingError"),
-    "TokenDataset": ("megascratch.library.token_dataset", "TokenDataset"),
-    "Tokenizer": ("megascratch.library.text_tokenizer", "TextTokenizer"),
+    "TokenDataset": ("megascratch.api.token_dataset", "TokenDataset"),
+    "Tokenizer": ("megascratch.api.text_tokenizer", "TextTokenizer"),
     "UserError": ("megascratch.config.errors", "UserError"),
-    "dry_run_rank": ("megascratch.library.proof", "dry_run_rank"),
-    "load": ("megascratch.library.language_model", "load"),
-    "preprocess": ("megascratch.library.token_dataset", "preprocess"),
-    "pretrain": ("megascratch.library.training", "pretrain"),
+    "dry_run_rank": ("megascratch.api.proof", "dry_run_rank"),
+    "load": ("megascratch.api.language_model", "load"),
+    "preprocess": ("megascratch.api.token_dataset", "preprocess"),
+    "pretrain": ("megascratch.api.training", "pretrain"),
     "register": ("megascratch.config.registry", "register"),
-    "verify": ("megascratch.library.proof", "verify"),
+    "verify": ("megascratch.api.proof", "verify"),
 }
 """Public name -> the module that has it, and its name there."""
 

@@ -211,7 +211,7 @@ def tensor_parallel() -> Drawing:
 
 
 FLOORS = [
-    ("library", "what `import megascratch` offers"),
+    ("api", "what `import megascratch` offers"),
     ("commands", "one file per verb"),
     (
         "verification · inference · doctor",

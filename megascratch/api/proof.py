@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from megascratch.api.run_config import RunConfig, config_of, loaded_of
+from megascratch.api.surroundings import hidden_main, kept_environment
 from megascratch.config.errors import UserError
 from megascratch.config.fields import flat
 from megascratch.config.resolve import Device
 from megascratch.dry_run.run import ImaginedRank, run_rank
 from megascratch.dry_run.settings import imagined_run
-from megascratch.library.run_config import RunConfig, config_of, loaded_of
-from megascratch.library.surroundings import hidden_main, kept_environment
 from megascratch.training.start.inputs import open_tokenizer, own_schedule
 from megascratch.verification.layouts import Case, every_layout, own_layout, random_layouts
 from megascratch.verification.pool import Pool

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from megascratch.api.surroundings import hidden_main, kept_environment
 from megascratch.commands import call
 from megascratch.config.errors import UserError
 from megascratch.data.tokens.manifest import read_manifest
 from megascratch.data.tokens.token_files import TokenReader
-from megascratch.library.surroundings import hidden_main, kept_environment
 
 
 class TokenDataset(Sequence[np.ndarray]):

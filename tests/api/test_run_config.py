@@ -5,8 +5,8 @@ from dataclasses import asdict
 import pytest
 
 import megascratch as ms
+from megascratch.api.run_config import config_of_checkpoint, flags_of
 from megascratch.config.load import load_config
-from megascratch.library.run_config import config_of_checkpoint, flags_of
 from tests.support.small_models import SMALL
 from tests.support.small_models import config_of as resolved
 

@@ -8,6 +8,9 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 
+from megascratch.api.run_config import RunConfig, config_of_checkpoint
+from megascratch.api.surroundings import hidden_main
+from megascratch.api.text_tokenizer import TextTokenizer
 from megascratch.config.errors import UserError
 from megascratch.config.imports import run_imports
 from megascratch.config.settings import DataConfig
@@ -19,9 +22,6 @@ from megascratch.inference.evaluate import DocumentLoss, evaluate_documents
 from megascratch.inference.load import load_for_inference
 from megascratch.inference.logits import whole_logits
 from megascratch.inference.sampling import Sampling
-from megascratch.library.run_config import RunConfig, config_of_checkpoint
-from megascratch.library.surroundings import hidden_main
-from megascratch.library.text_tokenizer import TextTokenizer
 from megascratch.model.chunk import ModelChunk
 from megascratch.model.flops import parameters
 from megascratch.tokenizer import Tokenizer

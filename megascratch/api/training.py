@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megascratch.api.run_config import RunConfig, config_of, flags_of
+from megascratch.api.surroundings import hidden_main, kept_environment, require_main_thread
 from megascratch.commands import call
 from megascratch.config.errors import UserError
 from megascratch.config.exit_codes import BAD_INPUT, DONE, STOPS
-from megascratch.library.run_config import RunConfig, config_of, flags_of
-from megascratch.library.surroundings import hidden_main, kept_environment, require_main_thread
 from megascratch.runtime import faults
 from megascratch.runtime.launch_environment import launch_environment
 from megascratch.training.report_files import read_rows, read_summary
