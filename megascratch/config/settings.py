@@ -10,37 +10,25 @@ below it is its help text.
 from dataclasses import dataclass, field
 from typing import Literal
 
-from megascratch.config.declare import Needs, differs, equals, setting
+from megascratch.config.declare import differs, equals, setting
 from megascratch.config.ranges import above, at_least, within
 from megascratch.config.resume_effects import (
     FIXED_OPTIMIZER,
     FIXED_POSITIONS,
     FIXED_TENSORS,
-    FREE_CHECKS,
-    FREE_IMPORTS,
     FREE_LAYOUT,
-    FREE_OUTPUT,
     FREE_START,
-    FREE_STOP,
-    FREE_VALIDATION,
-    NOTICE_BATCH,
-    NOTICE_LENGTH,
     NOTICE_STEPS,
     NOTICE_VALIDATION_TEXT,
     REFUSED_CORPUS,
     REFUSED_FUNCTION,
     REFUSED_ORDER,
-    REFUSED_SEED,
     REFUSED_STAGES,
     REFUSED_TEXT,
     REFUSED_TOKENIZER,
 )
-
-LOGS_TO_A_TRACKER = Needs(
-    "log_to",
-    lambda sinks: bool({"wandb", "trackio", "otel"} & set(sinks or ())),
-    "without log-to wandb, trackio or otel",
-)
+from megascratch.config.run_settings import GuardConfig as GuardConfig
+from megascratch.config.run_settings import TrainingConfig as TrainingConfig
 
 
 @dataclass(frozen=True)
@@ -73,10 +61,24 @@ class ModelConfig:
         1.0, REFUSED_FUNCTION, within("(0, 1]"), needs=equals("position_embedding_type", "rope")
     )
     """Fraction of each head that is rotated."""
+    rotary_interleaved: bool = setting(
+        False, REFUSED_FUNCTION, needs=equals("position_embedding_type", "rope")
+    )
+    """Rotate pairs of neighbouring channels instead of the two halves of a head."""
+    rotary_seq_len_interpolation_factor: float | None = setting(
+        None, REFUSED_FUNCTION, above(0), needs=equals("position_embedding_type", "rope")
+    )
+    """Divide every position by this before it is rotated (position interpolation)."""
     normalization: str = setting("LayerNorm", FIXED_TENSORS, names="norm")
     """Normalization layer."""
     norm_epsilon: float = setting(1e-5, REFUSED_FUNCTION, above(0))
     """Added to the variance inside the norm."""
+    norm_bias: bool | None = setting(None, FIXED_TENSORS)
+    """Biases on every LayerNorm; default: as add_bias_linear."""
+    apply_layernorm_1p: bool = setting(
+        False, REFUSED_FUNCTION, needs=equals("normalization", "LayerNorm")
+    )
+    """Store the weight of a LayerNorm minus one, so that weights around zero keep their precision."""
     swiglu: bool = setting(False, FIXED_TENSORS)
     """Gated MLP: silu(gate) * up."""
     activation_function: str | None = setting(None, REFUSED_FUNCTION, names="activation")
@@ -107,6 +109,9 @@ class ModelConfig:
     """Size of the vocabulary without padding; default: taken from the tokenizer."""
     make_vocab_size_divisible_by: int = setting(128, FREE_LAYOUT, at_least(1))
     """The embedding table is padded to a multiple of this x tensor_model_parallel_size; no result depends on it."""
+    padded_vocab_in_softmax: bool = setting(False, REFUSED_FUNCTION)
+    """Let the padding rows of the vocabulary take part in the softmax and be trained, as in Megatron-LM. The model then
+    depends on tensor_model_parallel_size and make_vocab_size_divisible_by."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +144,10 @@ class ParallelConfig:
     """Layers on the last stage; default: all stages have the same number."""
     pipeline_model_parallel_layout: list[int] | None = setting(None, FREE_LAYOUT)
     """The number of layers of each virtual stage, in model order."""
+    account_for_embedding_in_pipeline_split: bool = setting(False, FREE_LAYOUT)
+    """Count the embedding as a layer when layers are divided among stages: the first stage gets one less."""
+    account_for_loss_in_pipeline_split: bool = setting(False, FREE_LAYOUT)
+    """Count the output layer as a layer when layers are divided among stages: the last stage gets one less."""
     use_distributed_optimizer: bool = setting(
         False, FREE_LAYOUT, needs=differs("data_parallel_size", 1, "with one data-parallel rank")
     )
@@ -163,6 +172,10 @@ class ParallelConfig:
     """With full: recompute all layers in uniform groups, or only the first layers of each chunk; default: uniform."""
     recompute_num_layers: int | None = setting(None, FREE_LAYOUT, at_least(1))
     """With full: layers per group (uniform) or per chunk (block); default: 1."""
+    recompute_modules: list[Literal["core_attn", "layernorm", "mlp"]] | None = setting(
+        None, FREE_LAYOUT, needs=equals("recompute_granularity", "selective")
+    )
+    """With selective: the parts of a layer that are recomputed; default: core_attn."""
     distributed_backend: Literal["gloo", "nccl"] | None = setting(None, FREE_LAYOUT)
     """Communication library; default: nccl on cuda, gloo on cpu. With gloo, ranks may share a CUDA device (slow)."""
     distributed_timeout_minutes: float = setting(10.0, FREE_LAYOUT, above(0))
@@ -208,6 +221,12 @@ class DataConfig:
     """Token id that marks the middle."""
     fim_suffix_id: int | None = setting(None, REFUSED_TEXT, at_least(0))
     """Token id that marks the suffix."""
+    fim_prefix_token: str | None = setting(None, REFUSED_TEXT)
+    """The prefix's token by name, instead of fim_prefix_id."""
+    fim_middle_token: str | None = setting(None, REFUSED_TEXT)
+    """The middle's token by name, instead of fim_middle_id."""
+    fim_suffix_token: str | None = setting(None, REFUSED_TEXT)
+    """The suffix's token by name, instead of fim_suffix_id."""
     data_prefetch_steps: int = setting(2, FREE_LAYOUT, at_least(0))
     """How many steps ahead a background thread reads batches; 0: no thread."""
     seq_length: int = setting(1024, REFUSED_ORDER, at_least(1))
@@ -222,6 +241,10 @@ class DataConfig:
     """Kind of tokenizer; default: detected from the content of tokenizer_model."""
     tokenizer_model: str | None = setting(None, REFUSED_TOKENIZER)
     """The tokenizer's file, or the folder that contains it."""
+    vocab_file: str | None = setting(None, REFUSED_TOKENIZER)
+    """The vocabulary of a GPT-2 tokenizer (vocab.json), together with merge_file, instead of tokenizer_model."""
+    merge_file: str | None = setting(None, REFUSED_TOKENIZER)
+    """The merges of a GPT-2 tokenizer (merges.txt), together with vocab_file."""
 
 
 @dataclass(frozen=True)
@@ -260,8 +283,27 @@ class OptimConfig:
     """Length of WSD's last phase in steps."""
     lr_wsd_decay_samples: int | None = setting(None, NOTICE_STEPS, at_least(1))
     """The same in samples."""
+    lr_schedule_unit: Literal["steps", "samples"] = setting("steps", NOTICE_STEPS)
+    """What the schedule of the learning rate counts when its lengths are given in steps and the batch size changes:
+    steps, or samples as in Megatron-LM (a length is then its steps x global_batch_size)."""
+    lr_schedule_waits_for_overflows: bool = setting(False, NOTICE_STEPS, needs=equals("fp16", True))
+    """Keep the learning rate while steps overflow, as in Megatron-LM; default: it follows the step number."""
+    decoupled_lr: float | None = setting(None, NOTICE_STEPS, at_least(0))
+    """Highest learning rate of the embedding and of the output layer; default: lr."""
+    decoupled_min_lr: float | None = setting(
+        None, NOTICE_STEPS, at_least(0), needs=differs("decoupled_lr", None, "without decoupled-lr")
+    )
+    """Lowest learning rate of the embedding and of the output layer; default: min_lr."""
     weight_decay: float = setting(0.01, NOTICE_STEPS, at_least(0))
     """Decoupled weight decay, applied to matrices and never to norms and biases."""
+    start_weight_decay: float | None = setting(None, NOTICE_STEPS, at_least(0))
+    """Weight decay at step 0; default: weight_decay."""
+    end_weight_decay: float | None = setting(None, NOTICE_STEPS, at_least(0))
+    """Weight decay at the end of the run; default: weight_decay."""
+    weight_decay_incr_style: Literal["constant", "linear", "cosine"] = setting(
+        "constant", NOTICE_STEPS
+    )
+    """How weight decay moves from start_weight_decay to end_weight_decay."""
     adam_beta1: float = setting(0.9, NOTICE_STEPS, within("[0, 1)"))
     """Decay rate of Adam's first moment."""
     adam_beta2: float = setting(0.999, NOTICE_STEPS, within("[0, 1)"))
@@ -286,124 +328,6 @@ class OptimConfig:
     """Steps without overflow before the loss scale doubles."""
     hysteresis: int = setting(2, NOTICE_STEPS, at_least(1))
     """Steps with overflow before the loss scale halves."""
-
-
-@dataclass(frozen=True)
-class TrainingConfig:
-    """Length and batch size of the run, validation, logging and checkpoints."""
-
-    micro_batch_size: int = setting(1, FREE_LAYOUT, at_least(1))
-    """Sequences per forward pass."""
-    global_batch_size: int | None = setting(None, NOTICE_BATCH, at_least(1))
-    """Sequences per step over all ranks; default: micro_batch_size x data_parallel_size."""
-    rampup_batch_size: list[int] | None = setting(None, NOTICE_BATCH)
-    """START INCREMENT SAMPLES: grow the global batch from START in steps of INCREMENT over that many samples."""
-    imports: list[str] | None = setting(None, FREE_IMPORTS)
-    """Python files or modules, run first in every process, that register layers, schedules and so on of your own; also
-    --import."""
-    train_iters: int | None = setting(None, NOTICE_LENGTH, at_least(1))
-    """Number of steps to train."""
-    train_samples: int | None = setting(None, NOTICE_LENGTH, at_least(1))
-    """Number of samples to train on, instead of train_iters."""
-    seed: int = setting(1234, REFUSED_SEED, at_least(0))
-    """Seed of initial weights, data order and dropout."""
-    eval_interval: int = setting(1000, FREE_VALIDATION, at_least(0))
-    """Steps between validations; 0: never."""
-    eval_iters: int = setting(100, FREE_VALIDATION, at_least(1))
-    """Global batches per validation."""
-    log_interval: int = setting(10, FREE_OUTPUT, at_least(1))
-    """Steps between log lines."""
-    output_dir: str = setting("runs/default", FREE_OUTPUT)
-    """Folder of the run: settings, command, log, metrics, curves, summary and checkpoints."""
-    log_to: list[str] | None = setting(None, FREE_OUTPUT, names="sink")
-    """Where the numbers of the run go in addition to metrics.jsonl, one or several; default: tensorboard."""
-    log_project: str = setting("megascratch", FREE_OUTPUT, needs=LOGS_TO_A_TRACKER)
-    """The project of the run in Weights & Biases, trackio or OpenTelemetry."""
-    log_run: str | None = setting(None, FREE_OUTPUT, needs=LOGS_TO_A_TRACKER)
-    """The name of the run there; default: the name of output_dir."""
-    tensorboard_dir: str | None = setting(None, FREE_OUTPUT)
-    """Folder for TensorBoard events; default: {output_dir}/tensorboard."""
-    save: str | None = setting(None, FREE_OUTPUT)
-    """Folder for checkpoints, also in object storage (s3://bucket/run); default: {output_dir}/checkpoints."""
-    save_interval: int = setting(0, FREE_OUTPUT, at_least(0))
-    """Steps between checkpoints; 0: only at the end."""
-    async_save: bool = setting(
-        True,
-        FREE_OUTPUT,
-        needs=differs(
-            "save_interval",
-            0,
-            "with save-interval 0: no training runs while the only checkpoint is written",
-        ),
-    )
-    """Write checkpoints in the background: training pauses only while its state is copied to host memory."""
-    exit_on_save_error: bool = setting(False, FREE_OUTPUT)
-    """End the run when a checkpoint cannot be written; default: warn, continue, and try again at the next save."""
-    keep_last_n_checkpoints: int | None = setting(None, FREE_OUTPUT, at_least(1))
-    """Keep this many of the newest checkpoints, delete older ones; default: all, or 1 with either setting below."""
-    save_retain_interval: int | None = setting(None, FREE_OUTPUT, at_least(1))
-    """Keep checkpoints whose step is a multiple of this; delete the others except the newest."""
-    keep_best_n_checkpoints: int | None = setting(None, FREE_OUTPUT, at_least(1))
-    """Keep this many checkpoints with the lowest validation loss; delete the others except the newest."""
-    load: str | None = setting(None, FREE_OUTPUT)
-    """Checkpoint to resume from: one step, or the newest valid one of a folder of steps or a run. It must exist."""
-    auto_resume: bool = setting(False, FREE_OUTPUT)
-    """Resume from the newest checkpoint in save; if there is none yet, start from load, or from scratch."""
-    exit_interval: int | None = setting(None, FREE_STOP, at_least(1))
-    """Save and stop at the next step that is a multiple of this (exit code 80)."""
-    exit_duration_in_mins: float | None = setting(None, FREE_STOP, above(0))
-    """Save and stop at the first step that ends this many minutes after training began (exit code 81)."""
-    stop_file: str | None = setting(None, FREE_STOP)
-    """Save and stop when this file appears (exit code 82), and remove it; default: {output_dir}/stop."""
-    device: Literal["cpu", "cuda", "mps"] | None = setting(None, FREE_LAYOUT)
-    """Device to train on; mps is the GPU of a Mac, for one process; default: cuda if available, else cpu."""
-    trace_schedule: bool = setting(False, FREE_OUTPUT)
-    """Time the pipeline of one step, draw it next to its prediction: {output_dir}/schedule_step_N.svg, .csv, .json."""
-    trace_schedule_step: int | None = setting(
-        None, FREE_OUTPUT, at_least(1), needs=equals("trace_schedule", True)
-    )
-    """With trace_schedule: the step to trace; default: the fifth of this run, or the last if it is shorter."""
-    compile: bool = setting(False, FREE_LAYOUT)
-    """torch.compile each block."""
-
-
-@dataclass(frozen=True)
-class GuardConfig:
-    """Checks during training, and what happens when one fails."""
-
-    force_resume: list[str] | None = setting(
-        None, FREE_CHECKS, needs=differs("load", None, "without load")
-    )
-    """Settings to change although a resume refuses it (also: data_files, tokenizer); see --print-resume-rules."""
-    check_for_nan_in_loss_and_grad: bool = setting(True, FREE_CHECKS)
-    """Treat a NaN or infinite loss or gradient norm as a bad step; if off, it reaches the weights (fp16 skips it)."""
-    check_for_spiky_loss: bool = setting(False, FREE_CHECKS)
-    """Treat a loss above spiky_loss_factor x the median of recent good losses as a bad step."""
-    spiky_loss_factor: float = setting(
-        2.0, FREE_CHECKS, at_least(1), needs=equals("check_for_spiky_loss", True)
-    )
-    """A loss above this x the median is a spike."""
-    spiky_loss_window: int = setting(
-        50, FREE_CHECKS, at_least(1), needs=equals("check_for_spiky_loss", True)
-    )
-    """Number of recent good losses for the median; no loss counts as a spike before there are this many."""
-    on_bad_step: Literal["stop", "skip", "rollback"] = setting("stop", FREE_CHECKS)
-    """On a bad step: end the run (stop), do not apply the step (skip), or return to the last checkpoint and leave out
-    the samples since then (rollback)."""
-    max_bad_steps: int = setting(10, FREE_CHECKS, at_least(1), needs=differs("on_bad_step", "stop"))
-    """With skip or rollback: end the run after this many bad steps in a row (or rollbacks to one checkpoint)."""
-    check_replicas_every: int = setting(0, FREE_CHECKS, at_least(0))
-    """Steps between bit-by-bit comparisons of all replicas of weights and optimizer state; 0: never."""
-    log_straggler: bool = setting(True, FREE_CHECKS)
-    """Report a rank that is slower than its peers for several log intervals, and what it is slow at."""
-    straggler_factor: float = setting(
-        1.5, FREE_CHECKS, at_least(1), needs=equals("log_straggler", True)
-    )
-    """A rank is a straggler if it takes more than this x the median of its peers."""
-    straggler_intervals: int = setting(
-        3, FREE_CHECKS, at_least(1), needs=equals("log_straggler", True)
-    )
-    """Log intervals in a row before a straggler is reported."""
 
 
 @dataclass(frozen=True)

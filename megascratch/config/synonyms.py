@@ -239,8 +239,6 @@ SYNONYMS: dict[str, Hint] = {name: Hint(setting) for name, setting in _RENAMED.i
     "resume_from_checkpoint": Hint("load", words="auto_resume continues the run's own checkpoints"),
     "ckpt": Hint("load"),
     "ckpt_path": Hint("load"),
-    "ckpt_step": Hint("load", words="it may name the folder of one step"),
-    "exit_on_missing_checkpoint": _remove("load always is an error if it is missing"),
     "epochs": Hint("train_samples", words=_EPOCHS),
     "num_epochs": Hint("train_samples", words=_EPOCHS),
     "num_train_epochs": Hint("train_samples", words=_EPOCHS),
@@ -269,25 +267,13 @@ SYNONYMS: dict[str, Hint] = {name: Hint(setting) for name, setting in _RENAMED.i
     "activation_checkpointing": Hint("recompute_granularity", "full"),
     "checkpoint_activations": Hint("recompute_granularity", "full"),
     "recompute_activations": Hint("recompute_granularity", "selective"),
-    "recompute_modules": Hint("recompute_granularity", "selective", "that is the attention core"),
     "num_layers_per_virtual_pipeline_stage": Hint(
         "num_virtual_stages_per_pipeline_rank",
         words="it is num_layers / pipeline_model_parallel_size / layers of a virtual stage",
     ),
-    "account_for_embedding_in_pipeline_split": Hint(
-        "decoder_first_pipeline_num_layers", words="it is the number of layers of the first stage"
-    ),
-    "account_for_loss_in_pipeline_split": Hint(
-        "decoder_last_pipeline_num_layers", words="it is the number of layers of the last stage"
-    ),
     "padded_vocab_size": Hint("vocab_size", words="padding follows make_vocab_size_divisible_by"),
-    "fim_prefix_token": Hint("fim_prefix_id", words="it is the token's id"),
-    "fim_middle_token": Hint("fim_middle_id", words="it is the token's id"),
-    "fim_suffix_token": Hint("fim_suffix_id", words="it is the token's id"),
     "fim_data": Hint("fim_rate", words="it is the share of rearranged documents"),
     "phase_transition_iterations": Hint("data_stages", words="it counts samples"),
-    "vocab_file": Hint("tokenizer_model", words="it is the folder with vocab.json and merges.txt"),
-    "merge_file": Hint("tokenizer_model", words="it is the folder with vocab.json and merges.txt"),
     "tokenizer": _TOKENIZER,
     "tokenizer_path": _TOKENIZER,
     "tokenizer_name": _TOKENIZER,
@@ -354,7 +340,6 @@ SYNONYMS: dict[str, Hint] = {name: Hint(setting) for name, setting in _RENAMED.i
     "accumulate_allreduce_grads_in_fp32": _remove(_GRADIENTS),
     "grad_reduce_in_bf16": Hint(words=f"not there: {_GRADIENTS}"),
     "no_async_tensor_model_parallel_allreduce": _remove("it changes no result"),
-    "calculate_per_token_loss": _remove("the loss always is a mean over tokens"),
     "manual_gc": _remove("it changes no result"),
     "manual_gc_interval": _remove("it changes no result"),
     "empty_unused_memory_level": _remove("it changes no result"),
@@ -374,15 +359,10 @@ SYNONYMS: dict[str, Hint] = {name: Hint(setting) for name, setting in _RENAMED.i
     "auto_detect_ckpt_format": _remove(_CHECKPOINTS),
     "use_dist_ckpt": _remove(_CHECKPOINTS),
     "use_persistent_ckpt_worker": _remove("async_save is enough"),
-    "use_checkpoint_args": Hint(
-        words="not there: give the same --config; what differs is named at the resume"
-    ),
     "no_load_optim": _LOAD_PARTS,
     "no_load_rng": _LOAD_PARTS,
     "no_save_optim": _LOAD_PARTS,
     "no_save_rng": _LOAD_PARTS,
-    "finetune": _LOAD_PARTS,
-    "pretrained_checkpoint": _LOAD_PARTS,
     "tiktoken_pattern": _remove("the tokenizer's file or folder has its pattern"),
     "deterministic_mode": _remove("runs on a CPU repeat bit by bit; see docs/limits.md for GPUs"),
     "distributed_timeout_seconds_after_init": Hint(
@@ -397,11 +377,6 @@ SYNONYMS: dict[str, Hint] = {name: Hint(setting) for name, setting in _RENAMED.i
     "num_local_experts": _MOE,
     "num_experts_per_tok": _MOE,
     "ep": _MOE,
-    "decoupled_lr": Hint(words="not there: one learning rate is used for all weights"),
-    "decoupled_min_lr": Hint(words="not there: one learning rate is used for all weights"),
-    "apply_layernorm_1p": Hint(
-        words="not there: a weight of a norm begins at 1 and is stored as it is"
-    ),
     "multi_latent_attention": _MLA,
     "q_lora_rank": _MLA,
     "kv_lora_rank": _MLA,
@@ -415,9 +390,6 @@ SYNONYMS: dict[str, Hint] = {name: Hint(setting) for name, setting in _RENAMED.i
     "rope_scaling": _ROPE_SCALING,
     "rope_scaling_factor": _ROPE_SCALING,
     "rotary_scaling_factor": _ROPE_SCALING,
-    "rotary_interleaved": Hint(
-        words="not there: pairs of dims are half a head apart, as in Llama's HF weights"
-    ),
     "quick_geglu": Hint(words="not there: gated MLPs are swiglu"),
     "fsdp": _ZERO,
     "use_torch_fsdp2": _ZERO,

@@ -116,7 +116,7 @@ POOL = [
         "value", ["--adam-eps", "1", "2"], "--adam-eps accepts one value: unrecognized arguments: 2"
     ),
     Bad("value", ["--no-adam-beta2"], "--no-adam-beta2 does not exist"),
-    Bad("eval", ["--eval-iters", "0"], "eval-iters (0) must be at least 1"),
+    Bad("eval", ["--eval-iters", "-1"], "eval-iters (-1) must be at least 0"),
     Bad(
         "batch",
         ["--global-batch-size", "3", "--micro-batch-size", "2"],
