@@ -162,6 +162,7 @@ def test_a_refused_start_is_told_once_whichever_rank_comes_first(tmp_path, begun
         ranks.append(pretend("refuse", str(tmp_path), waits_for, **where))
     begun.extend(ranks)
     until(lambda: len(list(tmp_path.glob("*.told"))) == 2)
+    until((tmp_path / f"{slow}.ready").exists)
     ranks[slow].send_signal(signal.SIGTERM)
     said = [rank.communicate(timeout=300)[1] for rank in ranks]
     assert "".join(said) == "megascratch pretrain: error: lr (-1) must be above 0\n"

@@ -44,6 +44,7 @@ def start_rank_like_torchrun(folder: str, system: str) -> None:
 def refuse(folder: str, waits_for: str) -> None:
     """A rank whose settings are wrong: it says so and ends, the slow one when the other has ended."""
     rank = os.environ["RANK"]
+    Path(folder, f"{rank}.ready").touch()  # from here on a signal ends it
     while waits_for and not Path(folder, waits_for).exists():
         time.sleep(0.02)
     _complain("pretrain", SettingError("lr (-1) must be above 0"))
