@@ -16,12 +16,16 @@ from megascratch.config.errors import SettingError
 from megascratch.config.fields import SECTIONS, flat, with_fields
 from megascratch.config.flags import OPTIONS, read_flags
 from megascratch.config.imports import run_imports
+from megascratch.config.megatron.reading import only_megatrons, read_line
 from megascratch.config.presets import find_config
 from megascratch.config.printable import printable
 from megascratch.config.settings import Config
 from megascratch.config.values import ReadSettings
 from megascratch.config.verbosity import detail, note
 from megascratch.config.yaml_file import read_file
+
+FLAGS_OF = "--flags-of"
+"""Says whose flags the command line has: megatron or megascratch."""
 
 _SPLITS = ("train_data_path", "valid_data_path", "test_data_path")
 IN_PLACE_OF = {
@@ -103,6 +107,11 @@ def print_notices(origins: Origins) -> None:
 def _read_all(argv: Sequence[str], places: dict[str, str]) -> ReadSettings:
     """What the command line and its files say; `places` are the origins of values that they may override."""
     found = ReadSettings({}, places, [], set())
+    dialect, argv = _dialect(argv)
+    if dialect:
+        line = _then(found, read_line(argv))
+        line.notices.insert(0, dialect)
+        return line
     flags = read_flags(argv)
     for word in flags.values.get("config") or []:
         try:
@@ -115,6 +124,30 @@ def _read_all(argv: Sequence[str], places: dict[str, str]) -> ReadSettings:
         if file.notice is not None:
             found.notices.append(file.notice)
     return _then(found, flags)
+
+
+def _dialect(argv: Sequence[str]) -> tuple[str, Sequence[str]]:
+    """Why the words are a command line of Megatron-LM, '' if they are none; and the words without --flags-of.
+
+    They are one if --flags-of says so, or if there is no config file and a flag that only Megatron-LM knows.
+    """
+    words = list(argv)
+    tool = ""
+    while FLAGS_OF in words[:-1]:
+        at = words.index(FLAGS_OF)
+        tool = words[at + 1]
+        del words[at : at + 2]
+    if tool not in ("", "megatron", "megascratch"):
+        raise SettingError(f"{FLAGS_OF} must be megatron or megascratch, not {printable(tool)}")
+    theirs = only_megatrons(words)
+    if tool == "megatron":
+        return "the flags are read as Megatron-LM reads them", words
+    if tool == "" and theirs and not any(word.split("=")[0] == "--config" for word in words):
+        return (
+            f"the flags are read as Megatron-LM reads them, because of {theirs[0]}; --flags-of megascratch forbids it",
+            words,
+        )
+    return "", words
 
 
 def _then(earlier: ReadSettings, later: ReadSettings) -> ReadSettings:

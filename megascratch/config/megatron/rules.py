@@ -1,0 +1,146 @@
+"""The rules by which a command line means here what it means in Megatron-LM, where a flag alone does not say it.
+
+A rule sees all options that are given and names settings, each with the reason that `--print-config` shows. A setting
+that a flag gives is not changed by a rule, except where the rule is about that flag.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from megascratch.config.megatron.command_line import Given
+
+Options = Mapping[str, Given]
+"""Name of the option -> as it is given."""
+
+
+class Becomes(NamedTuple):
+    """A setting that a rule names."""
+
+    setting: str
+    value: Any
+    """As YAML has it."""
+    reason: str
+    """The origin of the value: 'GELU is tanh unless --no-bias-gelu-fusion'."""
+
+
+def _words(options: Options, name: str) -> tuple[str, ...]:
+    return options[name].words if name in options else ()
+
+
+def _number(options: Options, name: str) -> int | None:
+    """The whole number that an option gives; None if it is missing or is not one."""
+    words = _words(options, name)
+    return int(words[0]) if words and words[0].isdecimal() else None
+
+
+def activation(options: Options) -> Iterator[Becomes]:
+    """GELU is computed by its tanh approximation where bias and GELU are fused, which is the default."""
+    others = ("swiglu", "squared-relu", "openai-gelu", "quick-geglu", "no-bias-gelu-fusion")
+    if not any(name in options for name in others):
+        yield Becomes("openai_gelu", True, "GELU is its tanh form unless --no-bias-gelu-fusion")
+
+
+def norm_biases(options: Options) -> Iterator[Becomes]:
+    """`--disable-bias-linear` is about linear layers: a LayerNorm keeps its bias."""
+    if "disable-bias-linear" in options and _words(options, "normalization") != ("RMSNorm",):
+        yield Becomes("norm_bias", True, "--disable-bias-linear keeps the biases of norms")
+
+
+def gated_width(options: Options) -> Iterator[Becomes]:
+    """The width of a gated MLP is 8/3 of the hidden size, rounded down to a multiple of 64."""
+    hidden = _number(options, "hidden-size")
+    if "swiglu" in options and "ffn-hidden-size" not in options and hidden:
+        width = max(64, int(4 * hidden * 2 / 3) // 64 * 64)
+        yield Becomes("ffn_hidden_size", width, "--swiglu: 8/3 x hidden size, rounded down to 64")
+
+
+def key_value_heads(options: Options) -> Iterator[Becomes]:
+    """`--num-query-groups` counts only with `--group-query-attention`, whose default is one group."""
+    if "group-query-attention" not in options:
+        yield Becomes("num_query_groups", None, "one per head without --group-query-attention")
+    elif "num-query-groups" not in options:
+        yield Becomes("num_query_groups", 1, "--group-query-attention without --num-query-groups")
+
+
+def virtual_stages(options: Options) -> Iterator[Becomes]:
+    """`--num-layers-per-virtual-pipeline-stage` says the number of chunks through the number of layers."""
+    per_chunk = _number(options, "num-layers-per-virtual-pipeline-stage")
+    layers = _number(options, "num-layers")
+    stages = _number(options, "pipeline-model-parallel-size") or 1
+    if per_chunk and layers and layers % stages == 0 and (layers // stages) % per_chunk == 0:
+        chunks = layers // stages // per_chunk
+        yield Becomes(
+            "num_virtual_stages_per_pipeline_rank",
+            chunks,
+            f"{layers} layers / {stages} stages / {per_chunk} per virtual stage",
+        )
+
+
+def order_of_samples(options: Options) -> Iterator[Becomes]:
+    """Samples come in the order of Megatron-LM."""
+    yield Becomes("data_order", "megatron", "samples in Megatron-LM's order")
+
+
+def mean_of_losses(options: Options) -> Iterator[Becomes]:
+    """The loss of a step is the mean of the means of micro-batches."""
+    if "calculate-per-token-loss" not in options:
+        reason = "mean of micro-batch means without --calculate-per-token-loss"
+        yield Becomes("calculate_per_token_loss", False, reason)
+
+
+def schedules(options: Options) -> Iterator[Becomes]:
+    """The schedule of the learning rate counts samples, and waits while steps overflow."""
+    yield Becomes("lr_schedule_unit", "samples", "the schedule counts samples")
+    if "fp16" in options:
+        reason = "the schedule waits while steps overflow"
+        yield Becomes("lr_schedule_waits_for_overflows", True, reason)
+
+
+def starting_and_stopping(options: Options) -> Iterator[Becomes]:
+    """A missing checkpoint is a fresh start, and a stop that was asked for is a success."""
+    if "exit-on-missing-checkpoint" not in options:
+        reason = "starts fresh without a checkpoint, unless --exit-on-missing-checkpoint"
+        yield Becomes("exit_on_missing_checkpoint", False, reason)
+    yield Becomes("exit_zero_on_stop", True, "a stop that was asked for ends with 0")
+
+
+def what_runs_in_the_background(options: Options) -> Iterator[Becomes]:
+    """Defaults that change no number: overlaps and background saves stay as they are here."""
+    if "no-save-optim" in options and "no-load-optim" not in options:
+        return
+    if "recompute-activations" in options and "recompute-granularity" not in options:
+        yield Becomes("recompute_granularity", "selective", "--recompute-activations")
+
+
+def intervals(options: Options) -> Iterator[Becomes]:
+    """Defaults of what is measured and written."""
+    if "log-interval" not in options:
+        yield Becomes("log_interval", 100, "Megatron-LM's default")
+    if "eval-interval" not in options:
+        yield Becomes("eval_interval", 0, "no validation during training without --eval-interval")
+
+
+def infilling(options: Options) -> Iterator[Becomes]:
+    """`--fim-data` switches the rearrangement on, with a rate of one half."""
+    if "fim-data" in options and "fim-rate" not in options:
+        yield Becomes("fim_rate", 0.5, "--fim-data")
+    if "fim-data" in options:
+        for part in ("prefix", "middle", "suffix"):
+            if f"fim-{part}-token" not in options:
+                yield Becomes(f"fim_{part}_token", f"<fim_{part}>", "--fim-data")
+
+
+RULES: tuple[Callable[[Options], Iterator[Becomes]], ...] = (
+    activation,
+    norm_biases,
+    gated_width,
+    key_value_heads,
+    virtual_stages,
+    order_of_samples,
+    mean_of_losses,
+    schedules,
+    starting_and_stopping,
+    what_runs_in_the_background,
+    intervals,
+    infilling,
+)
