@@ -165,8 +165,11 @@ def _is_valid_text(text: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
-def _typed_list(raw: Any, item: type) -> list[Any]:
-    kind = {int: "whole numbers", str: "texts"}[item]
+def _typed_list(raw: Any, item: Any) -> list[Any]:
+    if get_origin(item) is Literal:
+        kind = "names out of " + ", ".join(get_args(item))
+    else:
+        kind = {int: "whole numbers", str: "texts"}[item]
     if not isinstance(raw, list):
         raise TypeError(f"a list of {kind} like [a, b]")
     items = []

@@ -1,0 +1,165 @@
+"""Finds the training flags in a script: a shell script that starts Megatron-LM, or a YAML file with MODEL_ARGS.
+
+A shell script is run by a restricted bash that finds no program: launchers (torchrun, python, srun) are replaced by one
+that writes down its words, and everything else does nothing. So variables, arrays and conditions have their values, and
+no file is read, written or removed.
+"""
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from megascratch.config.errors import UserError
+from megascratch.config.megatron.options import option_of
+
+LAUNCHERS = ("torchrun", "python", "python3", "srun", "mpirun", "ft_launcher")
+DO_NOTHING = (
+    *(
+        "awk",
+        "basename",
+        "cat",
+        "chmod",
+        "cp",
+        "cut",
+        "date",
+        "dirname",
+        "env",
+        "find",
+        "git",
+        "grep",
+    ),
+    *(
+        "head",
+        "hostname",
+        "ls",
+        "mkdir",
+        "mv",
+        "nvidia-smi",
+        "pip",
+        "pip3",
+        "rm",
+        "sed",
+        "sleep",
+        "sort",
+    ),
+    *("tail", "tee", "touch", "tr", "wc", "which", "yq"),
+)
+"""Programs that scripts run besides the launcher."""
+
+SECONDS = 20
+MARK = "megascratch: words of MODEL_ARGS follow"
+RECORDER = """#!/bin/sh
+[ -s "{words}" ] || printf '%s\\0' "$@" >> "{words}"
+"""
+
+
+def flags_of_script(path: str | Path, arguments: Sequence[str] = ()) -> list[str]:
+    """The words that the script gives to Megatron-LM.
+
+    Args:
+        arguments: the arguments of a shell script.
+
+    Raises: UserError if there are none, or if the file cannot be read.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    if path.suffix in (".yaml", ".yml"):
+        return _of_yaml(path, text)
+    words = _of_shell(path, text, arguments)
+    if not words:
+        raise UserError(
+            f"{path} gives no flag to a launcher ({', '.join(LAUNCHERS)}) and sets no MODEL_ARGS"
+        )
+    return words
+
+
+def _of_yaml(path: Path, text: str) -> list[str]:
+    """The flags of a test recipe: `MODEL_ARGS: {--num-layers: 2, --bf16: true}`."""
+    try:
+        content = yaml.load(text, yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from error
+    arguments = content.get("MODEL_ARGS") if isinstance(content, dict) else None
+    if not isinstance(arguments, dict):
+        raise UserError(f"{path} has no MODEL_ARGS with a flag per line")
+    words = []
+    for name, value in arguments.items():
+        if value is False or value is None:
+            continue
+        words.append(str(name))
+        if value is not True:
+            words += _values(str(name), value)
+    return words
+
+
+def _values(name: str, value: Any) -> list[str]:
+    """The value of a flag in YAML as words of a command line."""
+    if isinstance(value, list):
+        return [str(item) for item in value]
+    option = option_of(name)
+    text = str(value)
+    if option is not None and option.values in ("1", "?"):
+        return [text]
+    return text.split()
+
+
+def _of_shell(path: Path, text: str, arguments: Sequence[str]) -> list[str]:
+    bash = shutil.which("bash")
+    if bash is None:
+        raise UserError(f"{path} is a shell script, and there is no bash to read it")
+    with tempfile.TemporaryDirectory() as folder:
+        words = Path(folder, "words")
+        programs = Path(folder, "programs")
+        work = Path(folder, "work")
+        for made in (programs, work):
+            made.mkdir()
+        for name in ("pretrain_gpt.py", "pretrain_mamba.py", "pretrain_hybrid.py"):
+            (work / name).touch()  # scripts look for it
+        for name in LAUNCHERS:
+            _program(programs / name, RECORDER.format(words=words))
+        for name in DO_NOTHING:
+            _program(programs / name, "#!/bin/sh\n")
+        script = Path(folder, "script.sh")
+        script.write_text(f"set -f\n{text}\nprintf '%s\\n' '{MARK}' ${{MODEL_ARGS[@]}}\n")
+        try:
+            done = subprocess.run(
+                [bash, "--noprofile", "--norc", "--restricted", str(script), *arguments],
+                cwd=work,
+                env={"PATH": str(programs), "HOME": str(work), "PWD": str(work)},
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=SECONDS,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise UserError(f"{path} does not come to its end in {SECONDS} s") from error
+        launched = words.read_text().split("\0")[:-1] if words.exists() else []
+    if launched:
+        return _after_program(launched)
+    _, found, rest = done.stdout.partition(MARK + "\n")
+    return rest.split() if found else []
+
+
+def _program(path: Path, text: str) -> None:
+    path.write_text(text)
+    os.chmod(path, 0o755)
+
+
+def _after_program(words: Sequence[str]) -> list[str]:
+    """The words behind the Python file or module that a launcher starts."""
+    for at, word in enumerate(words):
+        if word.endswith(".py"):
+            return list(words[at + 1 :])
+        if word == "-m" and at + 1 < len(words):
+            return list(words[at + 2 :])
+    return list(words)
