@@ -88,8 +88,15 @@ def _ours(line: CommandLine) -> list[str]:
     without_effect = {"num-query-groups"} if "group-query-attention" not in line.given else set()
     for name, given in line.given.items():
         if given.option.kind == "same" and name not in without_effect:
-            words += [f"--{name}", *given.words]
+            words += [f"--{name}", *_joined(given)]
     return words + line.ours
+
+
+def _joined(given: Given) -> tuple[str, ...]:
+    """The words of an option; one word if its setting is a text, which a shell may have cut at its spaces."""
+    name = given.option.name.replace("-", "_")
+    is_text = SETTINGS[name].kind is str and len(given.words) > 1
+    return (" ".join(given.words),) if is_text else given.words
 
 
 def _aliases(line: CommandLine) -> Iterable[Said]:
@@ -170,8 +177,7 @@ def _not_accepted(line: CommandLine) -> list[str]:
         elif kind == "refused":
             problems.append(f"{given.spelling}: {given.option.words}")
     features = [
-        f"{feature} is not there yet, and {_some(flags)} needs it"
-        for feature, flags in missing.items()
+        f"{feature}: not there yet (needed by {_some(flags)})" for feature, flags in missing.items()
     ]
     return features + problems
 
@@ -186,13 +192,14 @@ def _some(flags: Sequence[str]) -> str:
 def _notices(line: CommandLine) -> list[str]:
     """One sentence for all flags without effect, and one for each that differs."""
     without = []
-    notices = []
+    differing: dict[str, list[str]] = {}
     for given in line.given.values():
         kind = given.option.kind
         if kind in ("none", "always") or (kind == "feature" and given.is_neutral):
             without.append(given.spelling)
         elif kind == "notice" and not given.is_neutral:
-            notices.append(f"{given.typed}: {given.option.words}")
+            differing.setdefault(given.option.words, []).append(given.typed)
+    notices = [f"{_some(flags)}: {words}" for words, flags in differing.items()]
     if without:
         count = "1 flag has" if len(without) == 1 else f"{len(without)} flags have"
         notices.insert(0, f"{count} no effect here: {_some(without)}")

@@ -4,6 +4,7 @@ A rule sees all options that are given and names settings, each with the reason 
 that a flag gives is not changed by a rule, except where the rule is about that flag.
 """
 
+import importlib.util
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -104,10 +105,8 @@ def starting_and_stopping(options: Options) -> Iterator[Becomes]:
     yield Becomes("exit_zero_on_stop", True, "a stop that was asked for ends with 0")
 
 
-def what_runs_in_the_background(options: Options) -> Iterator[Becomes]:
-    """Defaults that change no number: overlaps and background saves stay as they are here."""
-    if "no-save-optim" in options and "no-load-optim" not in options:
-        return
+def recomputation(options: Options) -> Iterator[Becomes]:
+    """`--recompute-activations` is the short form of the selective granularity."""
     if "recompute-activations" in options and "recompute-granularity" not in options:
         yield Becomes("recompute_granularity", "selective", "--recompute-activations")
 
@@ -118,6 +117,16 @@ def intervals(options: Options) -> Iterator[Becomes]:
         yield Becomes("log_interval", 100, "Megatron-LM's default")
     if "eval-interval" not in options:
         yield Becomes("eval_interval", 0, "no validation during training without --eval-interval")
+
+
+def trackers(options: Options) -> Iterator[Becomes]:
+    """Weights & Biases is used where it is installed."""
+    if "wandb-project" not in options or importlib.util.find_spec("wandb") is None:
+        return
+    yield Becomes("log_to", ["tensorboard", "wandb"], "--wandb-project")
+    yield Becomes("log_project", _words(options, "wandb-project")[0], "--wandb-project")
+    if "wandb-exp-name" in options:
+        yield Becomes("log_run", _words(options, "wandb-exp-name")[0], "--wandb-exp-name")
 
 
 def infilling(options: Options) -> Iterator[Becomes]:
@@ -140,7 +149,8 @@ RULES: tuple[Callable[[Options], Iterator[Becomes]], ...] = (
     mean_of_losses,
     schedules,
     starting_and_stopping,
-    what_runs_in_the_background,
+    recomputation,
+    trackers,
     intervals,
     infilling,
 )

@@ -109,7 +109,7 @@ def _values(name: str, value: Any) -> list[str]:
     text = str(value)
     if option is not None and option.values in ("1", "?"):
         return [text]
-    return text.split()
+    return text.strip("[]").split()
 
 
 def _of_shell(path: Path, text: str, arguments: Sequence[str]) -> list[str]:

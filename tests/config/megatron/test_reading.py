@@ -64,9 +64,9 @@ def test_a_missing_feature_is_named_with_the_flags_that_need_it():
     words = [*BASE.split(), *"--num-experts 8 --moe-router-topk 2 --swiglo".split()]
     said = verdict(words)
     assert not said.whole
-    assert said.missing == {"MoE": ["--num-experts 8", "--moe-router-topk 2"]}
+    assert said.missing == {"mixture of experts": ["--num-experts 8", "--moe-router-topk 2"]}
     assert said.unknown == ["unknown flag --swiglo - did you mean --swiglu?"]
     assert (
-        "MoE is not there yet, and --num-experts 8, --moe-router-topk 2 needs it"
+        "mixture of experts: not there yet (needed by --num-experts 8, --moe-router-topk 2)"
         in read_config(words).problems
     )
