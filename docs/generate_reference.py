@@ -10,12 +10,14 @@ import re
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 from megascratch.commands import VERBS
 from megascratch.commands.parsers.base import Parser
 from megascratch.config.declare import Setting, help_texts
 from megascratch.config.fields import SECTIONS, SETTINGS, flag
+from megascratch.config.megatron.options import CLASSES, Option, options
+from megascratch.config.megatron.rules import RULES
 from megascratch.config.resume_rules import KINDS
 
 PYTHON = {
@@ -96,13 +98,14 @@ FORMATS = {
 
 
 def write_all(folder: Path) -> None:
-    """Writes the four pages into `folder`; a page that has not changed is not touched."""
+    """Writes the pages into `folder`; a page that has not changed is not touched."""
     folder.mkdir(parents=True, exist_ok=True)
     pages = {
         "settings": settings_page(),
         "command-line": command_line_page(),
         "python": python_page(),
         "formats": formats_page(),
+        "megatron-flags": megatron_page(),
     }
     for name, text in pages.items():
         file = folder / f"{name}.md"
@@ -147,7 +150,10 @@ def _type_words(setting: Setting) -> str:
         return ", ".join(f"`{choice}`" for choice in setting.choices)
     kind = setting.kind
     if get_origin(kind) is list:
-        return f"list of {get_args(kind)[0].__name__}"
+        item = get_args(kind)[0]
+        if get_origin(item) is Literal:
+            return "list of " + ", ".join(f"`{choice}`" for choice in get_args(item))
+        return f"list of {item.__name__}"
     return str(kind.__name__)
 
 
@@ -270,6 +276,44 @@ def formats_page() -> str:
         docstring = inspect.getdoc(importlib.import_module(module_name)) or ""
         lines += [f"## {headline}", "", f"Read and written by `{module_name}`.", "", docstring, ""]
     return "\n".join(lines) + "\n"
+
+
+# ---- Megatron-LM's flags -------------------------------------------------------------------------------------------
+
+CLASS_TITLES = {
+    "same": "Settings of the same name",
+    "alias": "Other settings",
+    "always": "Always so",
+    "notice": "Accepted, with a difference",
+    "none": "No effect",
+    "feature": "Not there yet",
+    "refused": "Refused",
+    "out": "Other programs",
+}
+
+
+def megatron_page() -> str:
+    """What Megatron-LM's defaults become, and its options by class."""
+    lines = ["## Defaults", ""]
+    lines += [f"* {(rule.__doc__ or '').splitlines()[0]}" for rule in RULES]
+    for kind in CLASSES:
+        of_kind = [option for option in options() if option.kind == kind]
+        lines += ["", f"## {CLASS_TITLES[kind]} ({len(of_kind)})", ""]
+        by_words: dict[str, list[str]] = {}
+        for option in of_kind:
+            by_words.setdefault(_megatron_words(option), []).append(f"`{option.flag}`")
+        for words, flags in sorted(by_words.items()):
+            lines += [f"**{words}:** {', '.join(flags)}" if words else ", ".join(flags), ""]
+    return "\n".join(lines) + "\n"
+
+
+def _megatron_words(option: Option) -> str:
+    """What an option becomes, or the words of its row."""
+    parts = []
+    for setting, value in option.becomes.items():
+        parts.append(f"{setting}: {value}" if value is not None else setting)
+    words = option.words[:1].upper() + option.words[1:]
+    return ", ".join(f"`{part}`" for part in parts) or words
 
 
 if __name__ == "__main__":

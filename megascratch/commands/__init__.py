@@ -44,6 +44,7 @@ GROUPS = {
     },
     "inspect": {
         "schedule": "draw, check, compare and simulate pipeline schedules",
+        "megatron-flags": "explain a script of Megatron-LM",
         "completion": "print the completion of these commands for a shell",
     },
 }

@@ -31,6 +31,54 @@ class Understanding(NamedTuple):
     """Flags that neither Megatron-LM nor this toolkit knows."""
 
 
+class Explanation(NamedTuple):
+    """What a flag of a command line, or a rule about all of them, means here."""
+
+    flag: str
+    """As it was typed; of a rule the reason."""
+    kind: str
+    """The class of the option (`options.CLASSES`), or `rule` or `unknown`."""
+    meaning: str
+    """What it becomes: settings, or words."""
+
+
+def explained(words: Sequence[str]) -> list[Explanation]:
+    """What each flag of a command line means here, and what the rules add."""
+    line = divided(words)
+    found = []
+    for given in line.given.values():
+        kind = given.option.kind
+        if kind == "feature" and given.is_neutral:
+            kind = "none"
+        found.append(Explanation(given.typed, kind, _meaning(given)))
+    settings = read_flags(line.ours)
+    for name in settings.values:
+        found.append(Explanation(flag(name), "same", "a setting of this toolkit"))
+    for problem in settings.problems:
+        found.append(Explanation(problem.removeprefix("unknown flag "), "unknown", ""))
+    for rule in _ruled(line):
+        found.append(Explanation(rule.reason, "rule", _spelled(rule.setting, rule.value)))
+    return found
+
+
+def _meaning(given: Given) -> str:
+    """What an option becomes, in words."""
+    option = given.option
+    becomes = []
+    for setting, value in option.becomes.items():
+        becomes.append(_spelled(setting, " ".join(given.words) if value is None else _yaml(value)))
+    return ", ".join(becomes) or option.words
+
+
+def _spelled(setting: str, value: Any) -> str:
+    """`--no-add-bias-linear`, `--log-interval 100`: a setting as a flag."""
+    if value is None:
+        return f"the default of {flag(setting)}"
+    if isinstance(value, bool):
+        return flag(setting if value else f"no_{setting}")
+    return f"{flag(setting)} {value}".rstrip()
+
+
 def only_megatrons(words: Sequence[str]) -> list[str]:
     """The flags that only Megatron-LM knows, as they were typed."""
     found = []
