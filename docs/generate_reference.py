@@ -153,7 +153,8 @@ def _type_words(setting: Setting) -> str:
         item = get_args(kind)[0]
         if get_origin(item) is Literal:
             return "list of " + ", ".join(f"`{choice}`" for choice in get_args(item))
-        return f"list of {item.__name__}"
+        items = f"list of {item.__name__}"
+        return f"{items}, or str" if setting.may_be_text else items
     return str(kind.__name__)
 
 

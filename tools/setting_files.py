@@ -35,6 +35,7 @@ USES_IN_CONFIG = (
     "layers.py",
     "layout.py",
     "pipeline_split.py",
+    "stage_string.py",
     "laws",
 )
 """Files and folders of `config/` that compute with settings; all others there are machinery."""

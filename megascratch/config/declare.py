@@ -52,8 +52,13 @@ class Setting(NamedTuple):
 
     @property
     def kind(self) -> Any:
-        """The type without None."""
-        return without_none(self.hint)
+        """The type without None; of several ones the first."""
+        return kinds_of(self.hint)[0]
+
+    @property
+    def may_be_text(self) -> bool:
+        """Whether a list may be written as a text instead."""
+        return get_origin(self.kind) is list and str in kinds_of(self.hint)
 
     @property
     def choices(self) -> Collection[str] | None:
@@ -99,11 +104,11 @@ def differs(name: str, value: Any, otherwise: str = "") -> Needs:
     return Needs(name, lambda found: bool(found != value), otherwise or words)
 
 
-def without_none(hint: Any) -> Any:
-    """`int` for `int | None`; a type without None as it is."""
+def kinds_of(hint: Any) -> tuple[Any, ...]:
+    """The types that a value may have, without None: (int,) for `int | None`."""
     if get_origin(hint) not in (Union, UnionType):
-        return hint
-    return next(kind for kind in get_args(hint) if kind is not type(None))
+        return (hint,)
+    return tuple(kind for kind in get_args(hint) if kind is not type(None))
 
 
 def settings_of(sections: Mapping[str, type]) -> dict[str, Setting]:

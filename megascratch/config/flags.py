@@ -184,6 +184,8 @@ def _value(groups: list[_Group], setting: Setting) -> Any:
         raise ValueError(f"{text} needs a value")
     if setting.kind is not setting.hint and words == ["None"]:
         return None
+    if setting.may_be_text and len(words) == 1 and isinstance(_number(words[0]), str):
+        return words[0]
     if get_origin(setting.kind) is list:
         item = get_args(setting.kind)[0]
         return [_item(text, item, setting.choices, word) for word in words]

@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 from megascratch.config.errors import SettingError
 from megascratch.config.fields import SETTINGS, flat
 from megascratch.config.layout import Layout
+from megascratch.config.pipeline_split import stages_of
 from megascratch.config.registry import facts_of
 from megascratch.config.settings import (
     Config,
@@ -167,15 +168,15 @@ def _model(now: Values, world_size: int) -> dict[str, Any]:
 
 def _parallel(now: Values, world_size: int) -> dict[str, Any]:
     pp = now["pipeline_model_parallel_size"]
-    layout = now["pipeline_model_parallel_layout"]
+    stages = stages_of(now["pipeline_model_parallel_layout"])
     model_ranks = Layout(tp=now["tensor_model_parallel_size"], pp=pp).ranks_of_copy
     fits = model_ranks > 0 and world_size > 0 and world_size % model_ranks == 0
     if now["num_virtual_stages_per_pipeline_rank"]:
         chunks = now["num_virtual_stages_per_pipeline_rank"]
     elif (facts_of("schedule", now["pipeline_schedule"])["chunks"] or 1) > 1:
         chunks = facts_of("schedule", now["pipeline_schedule"])["chunks"]
-    elif layout and pp > 0 and len(layout) % pp == 0:
-        chunks = len(layout) // pp
+    elif stages and pp > 0 and stages % pp == 0:
+        chunks = stages // pp
     else:
         chunks = 1
     if now["pipeline_schedule_csv"]:

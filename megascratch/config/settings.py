@@ -142,8 +142,9 @@ class ParallelConfig:
     """Layers on the first stage; default: all stages have the same number."""
     decoder_last_pipeline_num_layers: int | None = setting(None, FREE_LAYOUT)
     """Layers on the last stage; default: all stages have the same number."""
-    pipeline_model_parallel_layout: list[int] | None = setting(None, FREE_LAYOUT)
-    """The number of layers of each virtual stage, in model order."""
+    pipeline_model_parallel_layout: list[int] | str | None = setting(None, FREE_LAYOUT)
+    """The number of layers of each virtual stage, in model order: numbers, or a text such as 'Et*2|(tt|)*2tL'
+    (E embedding, t layer, L output layer, | next stage, *N repeats)."""
     account_for_embedding_in_pipeline_split: bool = setting(False, FREE_LAYOUT)
     """Count the embedding as a layer when layers are divided among stages: the first stage gets one less."""
     account_for_loss_in_pipeline_split: bool = setting(False, FREE_LAYOUT)

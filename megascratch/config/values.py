@@ -6,12 +6,12 @@ into typed values and a list of problems; `typed` decides what a value of each t
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import UnionType
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 
-from megascratch.config.declare import Setting, without_none
+from megascratch.config.declare import Setting, kinds_of
 from megascratch.config.hints import meant
 from megascratch.config.printable import shown
 from megascratch.config.registry import how_to_add
@@ -113,7 +113,7 @@ def typed(raw: Any, hint: Any) -> Any:
     """
     origin = get_origin(hint)
     if origin in (Union, UnionType):
-        return None if raw is None else typed(raw, without_none(hint))
+        return None if raw is None else _typed_as_one_of(raw, kinds_of(hint))
     if origin is Literal and raw not in get_args(hint):
         raise TypeError("one of " + ", ".join(get_args(hint)))
     if origin is Literal:
@@ -132,6 +132,17 @@ def typed(raw: Any, hint: Any) -> Any:
         # a bool is an int in Python
         return raw
     raise TypeError(TYPE_NAMES[hint])
+
+
+def _typed_as_one_of(raw: Any, kinds: Sequence[Any]) -> Any:
+    """The value as the first of these types that it can be."""
+    wrong = []
+    for kind in kinds:
+        try:
+            return typed(raw, kind)
+        except TypeError as error:
+            wrong.append(str(error))
+    raise TypeError(", or ".join(wrong))
 
 
 def _advice(raw: Any, kind: Any) -> str:

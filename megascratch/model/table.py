@@ -9,7 +9,7 @@ from torch import nn
 
 from megascratch.config.layers import layers_of
 from megascratch.config.layout import Layout
-from megascratch.config.pipeline_split import layer_cut
+from megascratch.config.pipeline_split import cut_of
 from megascratch.config.resolve import ResolvedModel, ResolvedParallel
 from megascratch.model.block import block_of_each_kind
 from megascratch.model.chunk import ModelChunk
@@ -54,14 +54,7 @@ def weight_table(
 
 def layers_of_stages(model: ResolvedModel, parallel: ResolvedParallel, stages: int) -> list[range]:
     """The numbers of the layers that each virtual stage holds, in model order."""
-    cut = layer_cut(
-        model.num_layers,
-        stages,
-        parallel.num_virtual_stages_per_pipeline_rank,
-        parallel.decoder_first_pipeline_num_layers,
-        parallel.decoder_last_pipeline_num_layers,
-        parallel.pipeline_model_parallel_layout,
-    )
+    cut = cut_of(model.num_layers, stages, parallel)
     layers = []
     start = 0
     for length in cut:

@@ -17,7 +17,7 @@ from megascratch.config.fields import flag, flat
 from megascratch.config.laws import validate
 from megascratch.config.layers import layers_of
 from megascratch.config.layout import Layout
-from megascratch.config.pipeline_split import layer_cut
+from megascratch.config.pipeline_split import cut_of
 from megascratch.config.resolve import (
     Found,
     ResolvedConfig,
@@ -27,6 +27,7 @@ from megascratch.config.resolve import (
     resolve_derived,
 )
 from megascratch.config.settings import ModelConfig, ParallelConfig
+from megascratch.config.stage_string import string_of_layers
 from megascratch.pipeline.schedule import Placement
 from megascratch.verification.random_schedule import random_schedule_file
 from megascratch.verification.shrink import shrunk
@@ -223,14 +224,23 @@ def _drawn(
 
 
 def _drawn_cut(stream: random.Random, pp: int, chunks: int) -> dict[str, Any]:
-    """Draws how the layers are cut into stages: evenly (no settings), with a first stage of its own size, or any cut,
-    empty stages included."""
-    kind = stream.choice(("even", "even", "first", "explicit")) if pp > 1 else "even"
+    """Draws how the layers are cut into stages: evenly (no settings), with a first stage of its own size, with ends
+    that count as layers, or any cut as numbers or as text, empty stages included."""
+    kinds = ("even", "even", "first", "explicit", "text", "ends")
+    kind = stream.choice(kinds) if pp > 1 else "even"
     if kind == "first":
         return {"num_layers": (pp + 1) * chunks, "decoder_first_pipeline_num_layers": 2 * chunks}
-    if kind == "explicit":
+    if kind in ("explicit", "text"):
         cut = [stream.choice((0, 1, 1, 2)) for _ in range(pp * chunks)]
-        return {"num_layers": sum(cut), "pipeline_model_parallel_layout": cut}
+        layout = cut if kind == "explicit" else string_of_layers(cut)
+        return {"num_layers": sum(cut), "pipeline_model_parallel_layout": layout}
+    if kind == "ends":
+        embedding, loss = stream.choice(((True, False), (False, True), (True, True)))
+        return {
+            "num_layers": 2 * pp * chunks - embedding - loss,
+            "account_for_embedding_in_pipeline_split": embedding,
+            "account_for_loss_in_pipeline_split": loss,
+        }
     return {}
 
 
@@ -292,10 +302,16 @@ def _small_cut(whole: Case) -> dict[str, Any]:
     first = parallel.decoder_first_pipeline_num_layers
     last = parallel.decoder_last_pipeline_num_layers
     layout = parallel.pipeline_model_parallel_layout
-    small = _ranked(layer_cut(layers, pp, chunks, first, last, layout))
-    small = _with_every_kind(whole.config.model, small)
+    small = _ranked(cut_of(layers, pp, parallel))
+    ends = (
+        parallel.account_for_embedding_in_pipeline_split,
+        parallel.account_for_loss_in_pipeline_split,
+    )
+    small = _with_every_kind(whole.config.model, small, ends)
     values: dict[str, Any] = {"num_layers": sum(small)}
-    if layout is not None:
+    if isinstance(layout, str):
+        values["pipeline_model_parallel_layout"] = string_of_layers(small)
+    elif layout is not None:
         values["pipeline_model_parallel_layout"] = small
     elif first is not None or last is not None:
         if first is not None:
@@ -309,16 +325,27 @@ def _small_cut(whole: Case) -> dict[str, Any]:
     return values
 
 
-def _with_every_kind(model: ResolvedModel, cut: list[int]) -> list[int]:
-    """The cut, or the least multiple of it that has a layer of every kind of the model."""
+def _with_every_kind(model: ResolvedModel, cut: list[int], ends: tuple[bool, bool]) -> list[int]:
+    """The cut, or the least multiple of it that has a layer of every kind of the model.
+
+    Args:
+        ends: whether the embedding and the output layer count as a layer of the first and last stage.
+    """
+    counted = list(cut)
+    counted[0] += ends[0]
+    counted[-1] += ends[1]
     kinds = len(set(layers_of(model)))
     times = 1
-    while times * sum(cut) < model.num_layers:
-        small = replace(model, num_layers=times * sum(cut))
-        if len(set(layers_of(small))) == kinds:
-            break
+    while True:
+        larger = [times * layers for layers in counted]
+        larger[0] -= ends[0]
+        larger[-1] -= ends[1]
+        number = sum(larger)
+        if number >= model.num_layers:
+            return larger
+        if number and len(set(layers_of(replace(model, num_layers=number)))) == kinds:
+            return larger
         times += 1
-    return [times * layers for layers in cut]
 
 
 def _ranked(numbers: list[int]) -> list[int]:
@@ -364,6 +391,8 @@ def name_of(values: Values) -> str:
     cut = values["pipeline_model_parallel_layout"] or values["decoder_first_pipeline_num_layers"]
     if isinstance(cut, list):
         words.append(f"cut {' '.join(map(str, cut))}")
+    elif isinstance(cut, str):
+        words.append(f"cut {cut}")
     elif cut:
         words.append(f"cut {cut} first")
     micro = values["micro_batch_size"]
@@ -390,6 +419,8 @@ _WORDS: dict[str, Callable[[Values], bool]] = {
     "full recompute": lambda values: values["recompute_granularity"] == "full",
     "documents": lambda values: values["reset_attention_mask"],
     "dropout": lambda values: values["hidden_dropout"] > 0 or values["attention_dropout"] > 0,
+    "embedding counts": lambda values: values["account_for_embedding_in_pipeline_split"],
+    "output layer counts": lambda values: values["account_for_loss_in_pipeline_split"],
     "GQA": lambda values: values["num_query_groups"] != values["num_attention_heads"],
     "rope": lambda values: values["position_embedding_type"] == "rope",
     "untied": lambda values: values["untie_embeddings_and_output_weights"],

@@ -20,10 +20,44 @@ from megascratch.config.pipeline_split import layer_cut
         ((8, 2, 1, 5, 3), [5, 3]),
         ((16, 2, 2, 4), [2, 6, 2, 6]),
         ((5, 2, 2, None, None, [2, 0, 1, 2]), [2, 0, 1, 2]),
+        ((4, 3, 1, None, None, "E|t*4|L"), [0, 4, 0]),
+        ((4, 2, 2, None, None, "E|(t|)*2ttL"), [0, 1, 1, 2]),
     ],
 )
 def test_the_cut_is_this_list(cut, layers):
     assert layer_cut(*cut) == layers
+
+
+@pytest.mark.parametrize(
+    ("cut", "embedding", "loss", "layers"),
+    [
+        ((7, 4, 1), True, False, [1, 2, 2, 2]),
+        ((7, 4, 1), False, True, [2, 2, 2, 1]),
+        ((6, 4, 1), True, True, [1, 2, 2, 1]),
+        ((14, 2, 2), True, True, [3, 4, 4, 3]),  # only the first chunk of the first stage has less
+        ((2, 4, 1), True, True, [0, 1, 1, 0]),
+        ((5, 1, 1), True, True, [5]),
+    ],
+)
+def test_what_counts_as_a_layer_makes_its_stage_smaller(cut, embedding, loss, layers):
+    assert layer_cut(*cut, embedding_counts=embedding, loss_counts=loss) == layers
+
+
+@pytest.mark.parametrize(
+    ("cut", "complaint"),
+    [
+        (
+            (8, 4, 1),
+            r"\(8\) \+ the embedding \(9 in all\) .* \(4 x 1\): use num-layers 7 or 11, .*-size 1, 3 or 9, or",
+        ),
+        ((7, 4, 1, 1), r"decoder-first-pipeline-num-layers \(1\) sets them by hand: remove one"),
+        ((7, 4, 1, None, 2), r"decoder-last-pipeline-num-layers \(2\) sets them"),
+        ((7, 2, 1, None, None, "Et*3|t*4L"), r"layout \(Et\*3\|t\*4L\) sets them"),
+    ],
+)
+def test_counted_ends_that_do_not_come_out_even_are_refused(cut, complaint):
+    with pytest.raises(UserError, match=complaint):
+        layer_cut(*cut, embedding_counts=True)
 
 
 @pytest.mark.parametrize(
@@ -53,6 +87,9 @@ def test_the_cut_is_this_list(cut, layers):
             (8, 2, 1, None, None, [3, 4]),
             r"\(3 4\) sums to 7 but num-layers is 8: use num-layers 7, or change the layout by \+1",
         ),
+        ((8, 3, 1, None, None, "Et*4|t*4L"), r"has 2 stages .* \(3 x 1\): give 3 stages"),
+        ((8, 2, 1, None, None, "Et*4|t*3L"), r"\(Et\*4\|t\*3L\) sums to 7 .*: use num-layers 7"),
+        ((8, 2, 1, None, None, "t*4|t*4L"), r"has 0 x E \(the embedding\): let one E begin"),
         ((8, 2, 1, None, None, [9, -1]), r"\(9 -1\) has a negative entry"),
         ((8, 2, 1, 4, None, [4, 4]), "already sets the layers of the first and last stage"),
     ],

@@ -37,6 +37,15 @@ PIPELINES: dict[str, dict[str, Any]] = {
         "pipeline_model_parallel_size": 4,
         "pipeline_model_parallel_layout": [0, 1, 2, 1],
     },
+    "pp3 ends alone": {
+        "pipeline_model_parallel_size": 3,
+        "pipeline_model_parallel_layout": "E|t*4|L",
+    },
+    "pp3 ends count as layers": {
+        "pipeline_model_parallel_size": 3,
+        "account_for_embedding_in_pipeline_split": True,
+        "account_for_loss_in_pipeline_split": True,
+    },
 }
 DATA: dict[str, dict[str, Any]] = {
     "ddp in many buckets": {"ddp_bucket_size": 700},

@@ -139,6 +139,18 @@ BROKEN = [
         "num-layers (10) must be divisible by",
     ),
     (
+        "layers_are_cut_whole",
+        4,
+        layout(pp=4, num_layers=8, account_for_loss_in_pipeline_split=True),
+        "num-layers (8) + the output layer (9 in all) must be divisible by",
+    ),
+    (
+        "layers_are_cut_whole",
+        2,
+        layout(pp=2, num_layers=4, pipeline_model_parallel_layout="Et*2|t*2mL"),
+        "(Et*2|t*2mL) has m (multi-token prediction), which is not implemented here",
+    ),
+    (
         "schedule_fits_the_chunks",
         2,
         layout(pp=2, chunks=2, pipeline_schedule="1f1b", num_layers=8),

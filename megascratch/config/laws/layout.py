@@ -74,7 +74,9 @@ def layers_are_cut_whole(
     num_virtual_stages_per_pipeline_rank: int,
     decoder_first_pipeline_num_layers: int | None,
     decoder_last_pipeline_num_layers: int | None,
-    pipeline_model_parallel_layout: list[int] | None,
+    pipeline_model_parallel_layout: list[int] | str | None,
+    account_for_embedding_in_pipeline_split: bool,
+    account_for_loss_in_pipeline_split: bool,
 ) -> Broken | None:
     """Every layer is on exactly one virtual stage; see `pipeline_split.layer_cut`."""
     try:
@@ -85,6 +87,8 @@ def layers_are_cut_whole(
             decoder_first_pipeline_num_layers,
             decoder_last_pipeline_num_layers,
             pipeline_model_parallel_layout,
+            embedding_counts=account_for_embedding_in_pipeline_split,
+            loss_counts=account_for_loss_in_pipeline_split,
         )
     except CutError as error:
         return error.broken

@@ -39,9 +39,25 @@ def angles_of_the_first_kind(self, positions):
     return dict.fromkeys(angles, next(iter(angles.values()), None))
 
 
+def layers_without_the_ends(model, parallel, stages):
+    """The first stage forgets that the embedding counts, and so it has one layer more than its place."""
+    first, *others = plain_stages(model, parallel, stages)
+    return [range(first.start, first.stop + 1), *others]
+
+
+plain_stages = build.layers_of_stages
 plain_rotary = ModelChunk.rotary
 
 BREAKS: dict[str, Break] = {
+    "the embedding counts as a layer for all stages but its own": Break(
+        {
+            "pipeline_model_parallel_size": 3,
+            "num_layers": 4,
+            "account_for_embedding_in_pipeline_split": True,
+            "account_for_loss_in_pipeline_split": True,
+        },
+        [(build, "layers_of_stages", layers_without_the_ends)],
+    ),
     "a layer's kind by its number on its stage": Break(
         {"pipeline_model_parallel_size": 4, "num_layers": 4},
         [(build, "ModelChunk", ropes_from_the_first)],
