@@ -193,6 +193,7 @@ def _parallel(now: Values, world_size: int) -> dict[str, Any]:
         "microbatch_group_size_per_virtual_pipeline_stage": pp,
         "recompute_method": "uniform" if recomputes_all else None,
         "recompute_num_layers": 1 if recomputes_all else None,
+        "recompute_modules": ["core_attn"] if now["recompute_granularity"] == "selective" else None,
         "distributed_backend": BACKENDS.get(now["device"]),
     }
 

@@ -168,15 +168,16 @@ class ParallelConfig:
     ddp_bucket_size: int | None = setting(None, FREE_LAYOUT, at_least(1))
     """Elements per gradient bucket; default: an eighth of a rank's parameters, see data_parallel/bucket_layout.py."""
     recompute_granularity: Literal["none", "selective", "full"] = setting("none", FREE_LAYOUT)
-    """What backward recomputes instead of storing: nothing, the attention core (selective), or whole layers (full)."""
+    """What backward recomputes instead of storing: nothing, parts of layers (selective), or whole layers (full)."""
     recompute_method: Literal["uniform", "block"] | None = setting(None, FREE_LAYOUT)
     """With full: recompute all layers in uniform groups, or only the first layers of each chunk; default: uniform."""
     recompute_num_layers: int | None = setting(None, FREE_LAYOUT, at_least(1))
     """With full: layers per group (uniform) or per chunk (block); default: 1."""
-    recompute_modules: list[Literal["core_attn", "layernorm", "mlp"]] | None = setting(
+    recompute_modules: list[str] | None = setting(
         None, FREE_LAYOUT, needs=equals("recompute_granularity", "selective")
     )
-    """With selective: the parts of a layer that are recomputed; default: core_attn."""
+    """With selective: the parts of each layer that are recomputed: core_attn (scores, softmax and dropout), layernorm
+    (what the norms before attention and feed-forward return), mlp (the feed-forward); default: core_attn."""
     distributed_backend: Literal["gloo", "nccl"] | None = setting(None, FREE_LAYOUT)
     """Communication library; default: nccl on cuda, gloo on cpu. With gloo, ranks may share a CUDA device (slow)."""
     distributed_timeout_minutes: float = setting(10.0, FREE_LAYOUT, above(0))

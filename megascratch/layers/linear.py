@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from megascratch.config.layout import Layout
 from megascratch.layers.kernels.products import product
+from megascratch.layers.recompute import to_keep
 from megascratch.parallel.axis import Axis
 from megascratch.parallel.collectives import (
     all_gather,
@@ -38,8 +39,9 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, known: Tensor | None, bias: Tensor | None, layer: _Layer) -> Tensor:
         weight, axis, gather = layer
+        kept, ctx.make = to_keep(x)
         # under SP only this rank's part is kept; backward gathers it again
-        ctx.save_for_backward(x if weight.requires_grad else None)
+        ctx.save_for_backward(kept if weight.requires_grad else None)
         ctx.layer = layer
         if gather:
             x = all_gather(x, axis)
@@ -49,6 +51,8 @@ class _Linear(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         (x,) = ctx.saved_tensors  # None for a frozen weight
         weight, axis, gather = ctx.layer
+        if ctx.make is not None and x is not None:
+            x = ctx.make(x)
         gathered = start_all_gather(x, axis) if gather and x is not None else None
         grad_x = product(grad, weight.t(), None) if ctx.needs_input_grad[0] else None
         if gathered is not None:

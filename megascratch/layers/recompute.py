@@ -1,6 +1,9 @@
 """Activation recomputation (checkpointing): keeps only the inputs of a part of the model; backward runs it again.
 
-    selective           the core of attention (scores, softmax, dropout) of every layer
+    selective           parts of every layer, by name
+      core_attn         the core of attention (scores, softmax, dropout)
+      layernorm         what the norm before a sublayer returns: the linear layer that reads it keeps the norm's input
+      mlp               the feed-forward
     full, uniform, n    units of n layers; each keeps only its input
     full, block, n      the first n layers of each chunk, one by one; the others keep everything
 
@@ -37,6 +40,36 @@ def units(layers: int, block: bool, number: int) -> list[RecomputeUnit]:
         for start in range(0, layers, number):
             cut.append(RecomputeUnit(start, min(start + number, layers), True))
     return cut
+
+
+class _Origin(NamedTuple):
+    """How a tensor was computed, so that it can be computed again."""
+
+    function: Callable[[Tensor], Tensor]
+    x: Tensor
+
+
+def forgettable(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Returns function(x). A linear layer that reads it keeps x instead, and computes it again in backward.
+
+    It saves memory if backward needs x anyway, and costs nothing if another layer reads the result and keeps it.
+    """
+    y = function(x)
+    if torch.is_grad_enabled():
+        _note_origin(y, function, x)
+    return y
+
+
+@torch.compiler.disable
+def _note_origin(y: Tensor, function: Callable[[Tensor], Tensor], x: Tensor) -> None:
+    """Outside compiled graphs: within one, a tensor is a name for a value and has no attributes."""
+    y.origin = _Origin(function, x.detach())  # type: ignore[attr-defined]
+
+
+def to_keep(x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor] | None]:
+    """What to keep in place of x, and the function that makes x of it; None: keep x itself."""
+    origin: _Origin | None = getattr(x, "origin", None)
+    return (x, None) if origin is None else (origin.x, origin.function)
 
 
 def with_recompute(function: Callable[..., Tensor], *args: Any) -> Tensor:

@@ -2,7 +2,7 @@
 with a feed-forward. `MIXERS` and `FEED_FORWARDS` list the kinds there are.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
@@ -16,6 +16,7 @@ from megascratch.layers.context import ForwardContext
 from megascratch.layers.dropout import Dropout
 from megascratch.layers.mlp import MLP
 from megascratch.layers.norm import build_norm
+from megascratch.layers.recompute import forgettable, with_recompute
 from megascratch.layers.sublayer import Mixer, Sublayer, SublayerSite, require_shards
 from megascratch.parallel.axis import Axis
 
@@ -91,6 +92,7 @@ class Block(nn.Module):
         self.add_module(spec.feed_forward.kind, feed_forward)
         self.dropout1 = Dropout(spec.dropout, seed, 4 * layer + 5, tp, sequence_parallel)
         self.dropout2 = Dropout(spec.dropout, seed, 4 * layer + 6, tp, sequence_parallel)
+        self.again: frozenset[str] = frozenset()
         self.branches = (
             Branch(self.norm1, mixer, self.post_norm1, self.dropout1),
             Branch(self.norm2, feed_forward, self.post_norm2, self.dropout2),
@@ -100,21 +102,31 @@ class Block(nn.Module):
         self, x: Tensor, context: ForwardContext
     ) -> Tensor:  # [s or s/tp, b, h] -> the same
         for branch in self.branches:
-            y = x if branch.pre is None else branch.pre(x)
-            y = branch.mix(y, context)
+            y = self._mixed(branch, x, context)
             if branch.post is not None:
                 y = branch.post(y)
             x = x + branch.dropout(y, context)
         return x
 
+    def _mixed(self, branch: Branch, x: Tensor, context: ForwardContext) -> Tensor:
+        """``mix(pre(x))``; keeps for backward what `set_recompute` says."""
+        again = self.again if self.training else frozenset()
+        y = x
+        if branch.pre is not None:
+            y = forgettable(branch.pre, x) if "layernorm" in again else branch.pre(x)
+        if "mlp" in again and branch is self.branches[1]:
+            return with_recompute(branch.mix, y, context)
+        return branch.mix(y, context)
+
     @property
     def mixer(self) -> Mixer:
         return cast(Mixer, self.branches[0].mix)
 
-    def set_recompute(self, core: bool) -> None:
-        """See `Sublayer.set_recompute`."""
+    def set_recompute(self, parts: Collection[str]) -> None:
+        """The parts that backward computes again: core_attn, layernorm, mlp (the feed-forward, of any kind)."""
+        self.again = frozenset(parts)
         for branch in self.branches:
-            branch.mix.set_recompute(core)
+            branch.mix.set_recompute("core_attn" in parts)
 
     def flops(self, seq_length: int) -> int:
         """Floating-point operations of the forward of one token, without norms and sums."""

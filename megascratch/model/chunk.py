@@ -150,13 +150,15 @@ class ModelChunk(nn.Module):
         self.head = Head(model, tp, sequence_parallel, shared) if last else None
 
     def set_recompute(self, parallel: ParallelConfig) -> None:
-        """Sets what backward computes again; `recompute_method` and `recompute_num_layers` must be derived."""
+        """Sets what backward computes again; the details of `recompute_granularity` must be derived."""
         if parallel.recompute_granularity == "full":
             assert parallel.recompute_num_layers is not None
             by_block = parallel.recompute_method == "block"
             self.units = units(len(self.layers), by_block, parallel.recompute_num_layers)
+        selective = parallel.recompute_granularity == "selective"
+        parts = parallel.recompute_modules or [] if selective else []
         for block in self.blocks():
-            block.set_recompute(core=parallel.recompute_granularity == "selective")
+            block.set_recompute(parts)
 
     def blocks(self) -> list[Block]:
         return cast("list[Block]", list(self.layers.values()))

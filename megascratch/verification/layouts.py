@@ -57,6 +57,8 @@ KINDS: dict[str, Values] = {
 RECOMPUTE: list[Values] = [
     {},
     {"recompute_granularity": "selective"},
+    {"recompute_granularity": "selective", "recompute_modules": ["layernorm"]},
+    {"recompute_granularity": "selective", "recompute_modules": ["core_attn", "layernorm", "mlp"]},
     {"recompute_granularity": "full"},
     {"recompute_granularity": "full", "recompute_num_layers": 2},
     {"recompute_granularity": "full", "recompute_method": "block"},
@@ -279,6 +281,7 @@ _NO_LAYOUT = (
     "recompute_granularity",
     "recompute_method",
     "recompute_num_layers",
+    "recompute_modules",
     "distributed_backend",
     "distributed_timeout_minutes",
     "start_timeout_minutes",
@@ -387,7 +390,14 @@ def name_of(values: Values) -> str:
         schedule = values["pipeline_schedule"]
         chunks = values["num_virtual_stages_per_pipeline_rank"]
         words.append(f"{schedule}/{chunks}" if chunks > 1 else schedule)
-    words += [text for text, applies in _WORDS.items() if applies(values)]
+    for text, applies in _WORDS.items():
+        if applies(values):
+            words.append(text)
+    if values["recompute_granularity"] == "selective" and values["recompute_modules"] != [
+        "core_attn"
+    ]:
+        place = words.index("selective recompute")
+        words[place] += f" of {' '.join(values['recompute_modules'])}"
     cut = values["pipeline_model_parallel_layout"] or values["decoder_first_pipeline_num_layers"]
     if isinstance(cut, list):
         words.append(f"cut {' '.join(map(str, cut))}")

@@ -19,6 +19,12 @@ WAYS: dict[str, dict[str, Any]] = {
     "gpt": DROPOUT,
     "llama": LLAMA,
     "recomputed, documents": {**LLAMA, **DOCUMENTS, "recompute_granularity": "full"},
+    "parts recomputed": {
+        **LLAMA,
+        **DROPOUT,
+        "recompute_granularity": "selective",
+        "recompute_modules": ["core_attn", "layernorm", "mlp"],
+    },
     "tp2 with sequence parallelism, dp2": {
         **LLAMA,
         "tensor_model_parallel_size": 2,

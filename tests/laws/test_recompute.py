@@ -13,8 +13,11 @@ from tests.support.rank_pool import mesh_of
 
 SELECTIVE = {"recompute_granularity": "selective"}
 FULL = {"recompute_granularity": "full"}
+PARTS = {**SELECTIVE, "recompute_modules": ["core_attn", "layernorm", "mlp"]}
 WAYS: dict[str, dict[str, Any]] = {
     "selective": SELECTIVE,
+    "norms": {**SELECTIVE, "recompute_modules": ["layernorm"]},
+    "all parts": PARTS,
     "each layer": FULL,
     "units of 3": {**FULL, "recompute_num_layers": 3},
     "first of each chunk": {**FULL, "recompute_method": "block", "recompute_num_layers": 1},
@@ -73,6 +76,21 @@ def test_the_more_is_recomputed_the_less_is_kept():
     assert full < none / 4 and block == pytest.approx((none + full) / 2, rel=0.1)
     scores = 4 * 2 * 4 * 32 * 32 * 8  # layers, samples, heads, queries, keys, bytes
     assert none - selective > scores
+
+
+def test_norms_and_feed_forwards_are_kept_no_more():
+    """Two norms of each of four layers return 2 x 32 x 2h; of a feed-forward both products' results stay away."""
+
+    def kept(*parts: str) -> int:
+        return kept_bytes(recompute_granularity="selective", recompute_modules=list(parts))
+
+    config = config_of()
+    tokens = 2 * 32 * 8  # samples, positions, bytes
+    core = kept("core_attn")
+    norms = 2 * config.model.num_layers * config.model.hidden_size * tokens
+    assert core - kept("core_attn", "layernorm") == norms
+    inner = 2 * config.model.num_layers * config.model.ffn_hidden_size * tokens
+    assert core - kept("core_attn", "mlp") == inner
 
 
 def test_evaluation_recomputes_nothing():

@@ -463,6 +463,18 @@ BROKEN = [
         "recompute-num-layers (2) needs recompute-granularity full, not selective",
     ),
     (
+        "recomputed_parts_are_known",
+        1,
+        {"recompute_granularity": "selective", "recompute_modules": ["mlp", "norm"]},
+        "recompute-modules: norm is no part of a layer: use core_attn, layernorm or mlp",
+    ),
+    (
+        "recomputed_parts_are_known",
+        1,
+        {"recompute_granularity": "selective", "recompute_modules": ["moe_act"]},
+        "moe_act needs mixture of experts, which is not implemented here",
+    ),
+    (
         "layers_are_there_to_recompute",
         1,
         {"recompute_granularity": "full", "recompute_num_layers": 99},

@@ -39,6 +39,12 @@ PP = {"pipeline_model_parallel_size": 2, "num_layers": 4}
 TP = {"tensor_model_parallel_size": 2}
 CASES: dict[str, dict[str, Any]] = {
     "gpt, dropout, selective": {**DROPOUT, "recompute_granularity": "selective"},
+    "llama, all parts recomputed": {
+        **LLAMA,
+        **DROPOUT,
+        "recompute_granularity": "selective",
+        "recompute_modules": ["core_attn", "layernorm", "mlp"],
+    },
     "llama bf16, documents": {**LLAMA, **DOCUMENTS, "bf16": True},
     "llama fp64, long, full": {
         **LLAMA,

@@ -26,6 +26,29 @@ def details_are_for_full(
     )
 
 
+PARTS = ("core_attn", "layernorm", "mlp")
+OTHER_PARTS = {
+    "moe": "mixture of experts",
+    "moe_act": "mixture of experts",
+    "shared_experts": "mixture of experts",
+    "mla_up_proj": "multi-latent attention",
+}
+"""Parts that Megatron-LM recomputes in layers that are not here."""
+
+
+def recomputed_parts_are_known(recompute_modules: list[str]) -> str | None:
+    """Selective recomputation is of parts that a layer has."""
+    for name in recompute_modules:
+        if name not in PARTS:
+            problem = "is no part of a layer"
+            if name in OTHER_PARTS:
+                problem = f"needs {OTHER_PARTS[name]}, which is not implemented here"
+            return (
+                f"recompute-modules: {name} {problem}: use {', '.join(PARTS[:-1])} or {PARTS[-1]}"
+            )
+    return None
+
+
 def layers_are_there_to_recompute(recompute_num_layers: int, num_layers: int) -> Broken | None:
     """A group of layers is not larger than the model."""
     if recompute_num_layers <= num_layers:
@@ -150,6 +173,7 @@ def none_is_the_only_sink(log_to: list[str] | None) -> str | None:
 
 LAWS: list[Callable[..., str | Broken | None]] = [
     details_are_for_full,
+    recomputed_parts_are_known,
     layers_are_there_to_recompute,
     best_needs_a_validation_at_each_save,
     retained_steps_are_saved,

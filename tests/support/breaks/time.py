@@ -7,8 +7,8 @@ from unittest.mock import patch
 import torch
 
 from megascratch.data_parallel.buckets import Bucket, Buckets, GradSlot
-from megascratch.layers import attention
-from megascratch.model import build, chunk
+from megascratch.layers import attention, linear
+from megascratch.model import block, build, chunk
 from megascratch.optim.grad_norm import clip_factor
 from megascratch.optim.loss_scale import LossScale
 from megascratch.pipeline import runtime
@@ -58,6 +58,10 @@ def layers_backwards(function, x, context):
     return partial(function.func, function.args[0][::-1]), x, context
 
 
+def twice_as_large(function, x, context):
+    return function, 2 * x, context
+
+
 def no_documents(function, q, k, v, context):
     return (
         function,
@@ -66,6 +70,15 @@ def no_documents(function, q, k, v, context):
         v,
         replace(context, visible=replace(context.visible, starts=None)),
     )
+
+
+def normed_no_more(x):
+    """Backward takes the norm's input for what it returns."""
+    kept, _ = plain_to_keep(x)
+    return kept, None
+
+
+plain_to_keep = linear.to_keep
 
 
 @torch.no_grad()
@@ -179,6 +192,13 @@ plain_forward, plain_run, plain_loss_part = _Player.forward, runtime.run, Traine
 plain_update = Trainer._update
 
 BREAKS: dict[str, Break] = {
+    "a norm that is not computed again": Break(
+        {**SELECTIVE, "recompute_modules": ["layernorm"]}, [(linear, "to_keep", normed_no_more)]
+    ),
+    "a feed-forward recomputed from another input": Break(
+        {**SELECTIVE, "recompute_modules": ["mlp"]},
+        [(block, "with_recompute", again_with(twice_as_large))],
+    ),
     "recomputation draws another dropout mask": Break(
         {**FULL, **DROPOUT}, [(chunk, "with_recompute", again_with(next_samples))]
     ),
