@@ -466,7 +466,7 @@ BROKEN = [
         "recomputed_parts_are_known",
         1,
         {"recompute_granularity": "selective", "recompute_modules": ["mlp", "norm"]},
-        "recompute-modules: norm is no part of a layer: use core_attn, layernorm or mlp",
+        "recompute-modules: norm is not a part of a layer: use core_attn, layernorm or mlp",
     ),
     (
         "recomputed_parts_are_known",

@@ -40,7 +40,7 @@ def recomputed_parts_are_known(recompute_modules: list[str]) -> str | None:
     """Selective recomputation is of parts that a layer has."""
     for name in recompute_modules:
         if name not in PARTS:
-            problem = "is no part of a layer"
+            problem = "is not a part of a layer"
             if name in OTHER_PARTS:
                 problem = f"needs {OTHER_PARTS[name]}, which is not implemented here"
             return (
