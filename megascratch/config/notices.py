@@ -32,6 +32,14 @@ def notices(config: ResolvedConfig) -> list[str]:
             "add-qkv-bias has no effect: add-bias-linear already gives every linear layer a bias",
         ),
         (
+            data.mock_data and data.split is not None,
+            "split has no effect with mock-data",
+        ),
+        (
+            config.training.eval_iters == 0 and config.training.eval_interval > 0,
+            "eval-interval has no effect with eval-iters 0: there is no validation",
+        ),
+        (
             bool(data.data_stages)
             and int((data.data_stages or ["0"])[-1].split()[0])
             >= steps_and_samples(config.training)[1],

@@ -34,8 +34,8 @@ def pretrain(settings: LegalSettings, problems: Problems, command: str = "") -> 
         command: with which the user started the run, for its folder; '' from Python.
 
     Returns: an exit code of `config.exit_codes`: 0 if the run is done, 1 if communication or numbers failed, or the
-    reason for which the run has saved and stopped early. Under plain torchrun an early stop is 0, too, because torchrun
-    would take any other code for a failure and restart the run.
+    reason for which the run has saved and stopped early. With exit_zero_on_stop an early stop is 0, and so it is under
+    plain torchrun, which would take any other code for a failure and restart the run.
     """
     training = settings.config.training
     limit = 60 * settings.config.parallel.distributed_timeout_minutes
@@ -43,7 +43,8 @@ def pretrain(settings: LegalSettings, problems: Problems, command: str = "") -> 
     fault_point("run.begin")
     with StopRequest(training) as stop, HangWatch(limit):
         code = _code(settings, problems, command, stop)
-    return DONE if code in STOPS and started_by_torchrun() else code
+    is_success = training.exit_zero_on_stop or started_by_torchrun()
+    return DONE if code in STOPS and is_success else code
 
 
 def _code(settings: LegalSettings, problems: Problems, command: str, stop: StopRequest) -> int:

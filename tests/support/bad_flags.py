@@ -50,7 +50,7 @@ POOL = [
     Bad("lr", ["--lr", "-1"], "lr (-1.0) must be at least 0"),
     Bad("lr", ["--lr", "0.1", "--min-lr", "0.2"], "min-lr (0.2) must not exceed lr (0.1)"),
     Bad("length", ["--train-samples", "5"], "train-iters (3) and train-samples (5) are both given"),
-    Bad("split", ["--split", "9,x"], "split (9,x) divides data-path, which is not given"),
+    Bad("split", ["--split", "9,x"], "split (9,x) must be up to three numbers"),
     Bad("precision", ["--bf16", "--fp16"], "at most one of bf16, fp16"),
     Bad("precision", ["--bf16", "true"], "--bf16 does not accept a value (given: true)"),
     Bad("precision", ["--loss-scale", "8"], "loss-scale needs fp16"),

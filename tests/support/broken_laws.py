@@ -343,7 +343,7 @@ BROKEN = [
     (
         "split_is_shares",
         1,
-        {"split": "9,1,0"},
+        {"split": "9,1,0", "mock_data": False, "train_data_path": ["corpus"]},
         "split (9,1,0) divides data-path, which is not given",
     ),
     ("split_is_shares", 1, FILES | {"split": "9,x"}, "split (9,x) must be up to three numbers"),

@@ -14,6 +14,12 @@ BROKEN_RUN_LAWS = [
         "keep-best-n-checkpoints (2) needs validations, but eval-interval is 0: use eval-interval 30",
     ),
     (
+        "best_needs_a_validation_at_each_save",
+        1,
+        {"keep_best_n_checkpoints": 2, "save_interval": 30, "eval_interval": 30, "eval_iters": 0},
+        "keep-best-n-checkpoints (2) needs validations, but eval-iters is 0: use eval-iters 1 or more",
+    ),
+    (
         "retained_steps_are_saved",
         1,
         {"save_retain_interval": 70, "save_interval": 20},

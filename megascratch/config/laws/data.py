@@ -81,11 +81,11 @@ def stages_follow_one_another(
     return None
 
 
-def split_is_shares(split: str | None, data_path: list[str] | None) -> str | None:
+def split_is_shares(split: str | None, data_path: list[str] | None, mock_data: bool) -> str | None:
     """Split is up to three proportions of data-path, of which the first is above 0."""
     if split is None:
         return None
-    if not data_path:
+    if not data_path and not mock_data:
         return f"split ({split}) divides data-path, which is not given: remove split, or give data-path"
     shares = [share.strip() for share in split.split(",")]
     numbers = [float(share) for share in shares if re.fullmatch(r"\d+\.?\d*|\.\d+", share)]

@@ -60,9 +60,14 @@ def layers_are_there_to_recompute(recompute_num_layers: int, num_layers: int) ->
 
 
 def best_needs_a_validation_at_each_save(
-    keep_best_n_checkpoints: int, save_interval: int, eval_interval: int
+    keep_best_n_checkpoints: int, save_interval: int, eval_interval: int, eval_iters: int
 ) -> Broken | None:
     """The best checkpoints are chosen by the validation loss of their own weights."""
+    if eval_iters == 0:
+        return Broken(
+            f"keep-best-n-checkpoints ({keep_best_n_checkpoints}) needs validations, but eval-iters is 0",
+            [Remedy("eval_iters", [[1]], " or more")],
+        )
     if eval_interval > 0 and save_interval % eval_interval == 0:
         return None
     if eval_interval == 0:

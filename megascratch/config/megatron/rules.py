@@ -36,9 +36,13 @@ def _number(options: Options, name: str) -> int | None:
 
 def activation(options: Options) -> Iterator[Becomes]:
     """GELU is computed by its tanh approximation where bias and GELU are fused, which is the default."""
-    others = ("swiglu", "squared-relu", "openai-gelu", "quick-geglu", "no-bias-gelu-fusion")
+    others = (
+        *("swiglu", "squared-relu", "openai-gelu", "quick-geglu", "no-bias-gelu-fusion"),
+        "disable-bias-linear",  # there is no bias to be fused with
+    )
     if not any(name in options for name in others):
-        yield Becomes("openai_gelu", True, "GELU is its tanh form unless --no-bias-gelu-fusion")
+        reason = "GELU is its tanh form unless --no-bias-gelu-fusion or --disable-bias-linear"
+        yield Becomes("openai_gelu", True, reason)
 
 
 def norm_biases(options: Options) -> Iterator[Becomes]:
@@ -67,6 +71,9 @@ def virtual_stages(options: Options) -> Iterator[Becomes]:
     """`--num-layers-per-virtual-pipeline-stage` says the number of chunks through the number of layers."""
     per_chunk = _number(options, "num-layers-per-virtual-pipeline-stage")
     layers = _number(options, "num-layers")
+    if layers:
+        for counted in ("embedding", "loss"):
+            layers += f"account-for-{counted}-in-pipeline-split" in options
     stages = _number(options, "pipeline-model-parallel-size") or 1
     if per_chunk and layers and layers % stages == 0 and (layers // stages) % per_chunk == 0:
         chunks = layers // stages // per_chunk

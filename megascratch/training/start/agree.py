@@ -26,6 +26,7 @@ from megascratch.training.start.resume import (
     check_resume,
     consumed_samples,
     hash_of,
+    starts_fresh,
 )
 from megascratch.training.start.settings import LegalSettings
 
@@ -124,7 +125,8 @@ def _ready(
     first_step = here.checkpoint.step if here.checkpoint else 0
     require_something_to_learn(config.training, config.data, inputs.splits, eod, first_step)
     files = fingerprints(inputs.splits.corpora, known)
-    changes: list[str] = []
+    fresh = starts_fresh(flat(settings.config))
+    changes = [fresh] if fresh else []
     consumed = 0
     if here.checkpoint is not None:
         changes = check_resume(here.checkpoint, flat(config), files, fingerprint)

@@ -20,7 +20,8 @@ def missing_files(settings: Values) -> list[str]:
     problems = Problems()
     for prefix in named_corpora(settings):
         problems.attempt(partial(require_corpus, prefix))
-    problems.attempt(partial(_require_checkpoint, settings["load"], settings["auto_resume"]))
+    if settings["exit_on_missing_checkpoint"]:
+        problems.attempt(partial(_require_checkpoint, settings["load"], settings["auto_resume"]))
     problems.attempt(partial(_require_library, settings["save"]))
     for name, path in (
         ("--tokenizer-model", settings["tokenizer_model"]),

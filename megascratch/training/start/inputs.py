@@ -149,7 +149,7 @@ def _open_data(
         _, valid_share, _ = shares(data.split or DEFAULT_SPLIT)
         has_valid = valid_share > 0
     valid_samples = 0
-    if has_valid and training.eval_interval > 0:
+    if has_valid and training.eval_interval > 0 and training.eval_iters > 0:
         valid_samples = evaluated
         if data.data_order == "megatron":
             # It reads different samples in each validation, and their total number determines their order.

@@ -88,7 +88,23 @@ def _load_of(settings: Values) -> str | None:
     load: str | None = settings["load"]
     if settings["auto_resume"] and list_steps(settings["save"]):
         load = settings["save"]
+    elif load is not None and not settings["exit_on_missing_checkpoint"] and not _has_steps(load):
+        load = None
     return None if load is None else str(checkpoints_of(load))
+
+
+def starts_fresh(settings: Values) -> str | None:
+    """A notice if `load` names no checkpoint and the run begins from scratch because that is allowed."""
+    load = settings["load"]
+    if load is None or settings["exit_on_missing_checkpoint"] or _load_of(settings) is not None:
+        return None
+    return f"load ({load}) has no checkpoint: the run starts from scratch"
+
+
+def _has_steps(load: str) -> bool:
+    """Whether a path names a step or contains steps, readable or not. Raises: StoreError if a store does not answer."""
+    found = checkpoints_of(load)
+    return is_step(found) or bool(list_steps(found))
 
 
 def _resolved(load: str, proved: str | None) -> Place:

@@ -26,6 +26,7 @@ def test_every_row_has_a_class_and_every_setting_that_it_names_exists():
         ("", "model.openai_gelu", True),
         ("--no-bias-gelu-fusion", "model.openai_gelu", False),
         ("--swiglu", "model.openai_gelu", False),
+        ("--disable-bias-linear", "model.openai_gelu", False),
         ("--disable-bias-linear", "model.add_bias_linear", False),
         ("--disable-bias-linear", "model.norm_bias", True),
         ("--disable-bias-linear --normalization RMSNorm", "model.norm_bias", None),
