@@ -31,6 +31,8 @@ class RopeSpec:
 
     dims: int  # the first dims of each head, which are rotated
     base: float
+    interleaved: bool = False  # dims 2i and 2i + 1 rotate together, instead of i and i + dims/2
+    interpolation: float = 1.0  # positions are divided by it
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ class NormSpec:
     kind: str  # a row of `NORMS`, or registered
     epsilon: float
     bias: bool
+    minus_one: bool = False  # the stored weight is the factor minus one
     options: Options = ()
 
 
@@ -124,10 +127,12 @@ def layers_of(model: ResolvedModel) -> tuple[LayerSpec, ...]:
     return tuple(layers)
 
 
-def norm_of(model: ModelConfig) -> NormSpec:
+def norm_of(model: ResolvedModel) -> NormSpec:
     """The norm of the blocks, and the one after the last of them."""
     options = options_of(PartName("norm", model.normalization), model.layer_options)
-    return NormSpec(model.normalization, model.norm_epsilon, model.add_bias_linear, options)
+    return NormSpec(
+        model.normalization, model.norm_epsilon, model.norm_bias, model.apply_layernorm_1p, options
+    )
 
 
 def activation_of(model: ModelConfig) -> str:
@@ -175,4 +180,5 @@ def _rope(model: ResolvedModel) -> RopeSpec | None:
     if model.position_embedding_type != "rope":
         return None
     dims = int(model.kv_channels * model.rotary_percent) // 2 * 2
-    return RopeSpec(dims, model.rotary_base)
+    interpolation = model.rotary_seq_len_interpolation_factor or 1.0
+    return RopeSpec(dims, model.rotary_base, model.rotary_interleaved, interpolation)

@@ -28,6 +28,10 @@ def notices(config: ResolvedConfig) -> list[str]:
             "max-position-embeddings has no effect without position-embedding-type learned_absolute",
         ),
         (
+            model.normalization == "RMSNorm" and model.norm_bias != model.add_bias_linear,
+            "norm-bias has no effect with normalization RMSNorm: it has no biases",
+        ),
+        (
             model.add_qkv_bias and model.add_bias_linear,
             "add-qkv-bias has no effect: add-bias-linear already gives every linear layer a bias",
         ),

@@ -43,6 +43,7 @@ class ResolvedModel(ModelConfig):
     kv_channels: int
     ffn_hidden_size: int
     max_position_embeddings: int
+    norm_bias: bool
     vocab_size: int
 
 
@@ -163,6 +164,7 @@ def _model(now: Values, world_size: int) -> dict[str, Any]:
         "kv_channels": width_of_head,
         "ffn_hidden_size": width_with_gate if is_gated else 4 * hidden,
         "max_position_embeddings": now["seq_length"],
+        "norm_bias": now["add_bias_linear"],
     }
 
 

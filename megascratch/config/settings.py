@@ -68,17 +68,15 @@ class ModelConfig:
     rotary_seq_len_interpolation_factor: float | None = setting(
         None, REFUSED_FUNCTION, above(0), needs=equals("position_embedding_type", "rope")
     )
-    """Divide every position by this before it is rotated (position interpolation)."""
+    """Divide every position by this before it is rotated (position interpolation); default: 1."""
     normalization: str = setting("LayerNorm", FIXED_TENSORS, names="norm")
     """Normalization layer."""
     norm_epsilon: float = setting(1e-5, REFUSED_FUNCTION, above(0))
     """Added to the variance inside the norm."""
     norm_bias: bool | None = setting(None, FIXED_TENSORS)
     """Biases on every LayerNorm; default: as add_bias_linear."""
-    apply_layernorm_1p: bool = setting(
-        False, REFUSED_FUNCTION, needs=equals("normalization", "LayerNorm")
-    )
-    """Store the weight of a LayerNorm minus one, so that weights around zero keep their precision."""
+    apply_layernorm_1p: bool = setting(False, REFUSED_FUNCTION)
+    """Store the weight of every norm minus one, so that it keeps its precision near one in bf16 and fp16."""
     swiglu: bool = setting(False, FIXED_TENSORS)
     """Gated MLP: silu(gate) * up."""
     activation_function: str | None = setting(None, REFUSED_FUNCTION, names="activation")
@@ -94,7 +92,7 @@ class ModelConfig:
     layer_options: list[str] | None = setting(None, REFUSED_FUNCTION)
     """NAME=VALUE for the norm, activation, mixers and feed-forwards that you registered: their keyword parameters."""
     add_bias_linear: bool = setting(True, FIXED_TENSORS)
-    """Biases on every linear layer and every LayerNorm."""
+    """Biases on every linear layer and, unless norm_bias says otherwise, on every LayerNorm."""
     add_qkv_bias: bool = setting(False, FIXED_TENSORS)
     """Biases on the query/key/value projection only."""
     untie_embeddings_and_output_weights: bool = setting(False, FIXED_TENSORS)

@@ -87,8 +87,11 @@ class Attention(Mixer):
         qkv = self.qkv(x)  # [s, b, (q + k + v heads) * d]
         qkv = qkv.view(*qkv.shape[:2], -1, self.width)  # [s, b, q + k + v heads, d]
         heads = (self.heads, self.groups, self.groups)
-        angles = None if self.rope is None else context.rotary[self.rope]
-        q, k, v = split_heads(qkv, heads, angles)  # each [b, heads, s, d]
+        if self.rope is None:
+            q, k, v = split_heads(qkv, heads)  # each [b, heads, s, d]
+        else:
+            angles = context.rotary[self.rope]
+            q, k, v = split_heads(qkv, heads, angles, self.rope.interleaved)
         if context.cache is not None:
             k, v = context.cache[self.layer].extend(k, v)
         if self.recompute_core and self.training:

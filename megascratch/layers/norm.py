@@ -14,10 +14,26 @@ from megascratch.parallel.shard import Shard
 
 
 class LayerNorm(nn.Module):
-    def __init__(self, hidden_size: int, epsilon: float, *, bias: bool, grad_sum: tuple[str, ...]):
+    """(x - mean) / std * factor + bias.
+
+    Args:
+        minus_one: the weight is the factor minus one (`--apply-layernorm-1p` of Megatron-LM). In half precision such a
+            norm computes in fp32, because the sum would lose what the weight has kept.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        epsilon: float,
+        *,
+        bias: bool,
+        grad_sum: tuple[str, ...],
+        minus_one: bool = False,
+    ):
         super().__init__()
         self.epsilon = epsilon
-        self.shards = {"weight": Shard((hidden_size,), role="norm", fill=1.0, grad_sum=grad_sum)}
+        self.minus_one = minus_one
+        self.shards = {"weight": _weight_shard(hidden_size, grad_sum, minus_one)}
         self.weight = nn.Parameter(torch.empty(hidden_size))
         self.bias = None
         if bias:
@@ -25,18 +41,47 @@ class LayerNorm(nn.Module):
             self.bias = nn.Parameter(torch.empty(hidden_size))
 
     def forward(self, x: Tensor) -> Tensor:
-        return layer_norm(x, self.weight, self.bias, self.epsilon)
+        if not self.minus_one:
+            return layer_norm(x, self.weight, self.bias, self.epsilon)
+        wide = _wide_dtype(x)
+        bias = None if self.bias is None else self.bias.to(wide)
+        return layer_norm(x.to(wide), self.weight.to(wide) + 1, bias, self.epsilon).to(x.dtype)
 
 
 class RMSNorm(nn.Module):
-    def __init__(self, hidden_size: int, epsilon: float, *, bias: bool, grad_sum: tuple[str, ...]):
-        super().__init__()  # `bias` is ignored: an RMSNorm has none
+    """x / rms(x) * factor; `bias` is ignored: an RMSNorm has none. See `LayerNorm` for `minus_one`."""
+
+    def __init__(
+        self,
+        hidden_size: int,
+        epsilon: float,
+        *,
+        bias: bool,
+        grad_sum: tuple[str, ...],
+        minus_one: bool = False,
+    ):
+        super().__init__()
         self.epsilon = epsilon
-        self.shards = {"weight": Shard((hidden_size,), role="norm", fill=1.0, grad_sum=grad_sum)}
+        self.minus_one = minus_one
+        self.shards = {"weight": _weight_shard(hidden_size, grad_sum, minus_one)}
         self.weight = nn.Parameter(torch.empty(hidden_size))
 
     def forward(self, x: Tensor) -> Tensor:
-        return rms_norm(x, self.weight, self.epsilon)
+        if not self.minus_one:
+            return rms_norm(x, self.weight, self.epsilon)
+        wide = _wide_dtype(x)
+        return rms_norm(x.to(wide), self.weight.to(wide) + 1, self.epsilon).to(x.dtype)
+
+
+def _weight_shard(hidden_size: int, grad_sum: tuple[str, ...], minus_one: bool) -> Shard:
+    """The weight of a norm, whose factor is 1 at first."""
+    fill = 0.0 if minus_one else 1.0
+    return Shard((hidden_size,), role="norm", fill=fill, grad_sum=grad_sum)
+
+
+def _wide_dtype(x: Tensor) -> torch.dtype:
+    """The type in which a factor near one keeps the precision of its weight: fp32, or that of x if it is wider."""
+    return torch.promote_types(x.dtype, torch.float32)
 
 
 NORMS: dict[str, Callable[..., nn.Module]] = {"LayerNorm": LayerNorm, "RMSNorm": RMSNorm}
@@ -46,8 +91,11 @@ def build_norm(spec: NormSpec, hidden_size: int, tp: Axis, sequence_parallel: bo
     """The norm of a spec. Under sequence parallelism each tensor rank sees a part of the sequence, and so computes a
     part of the gradient."""
     grad_sum = ("tp",) if sequence_parallel and tp.size > 1 else ()
+    options = dict(spec.options)
+    if spec.minus_one:
+        options["minus_one"] = True
     norm = look_up("norm", spec.kind, NORMS)(
-        hidden_size, spec.epsilon, bias=spec.bias, grad_sum=grad_sum, **dict(spec.options)
+        hidden_size, spec.epsilon, bias=spec.bias, grad_sum=grad_sum, **options
     )
     require_shards(norm, f"the norm {spec.kind}", tp)
     return norm

@@ -1,25 +1,28 @@
 """The angles of rotary position embedding (RoPE; Su et al. 2021, arXiv 2104.09864); `kernels/rotary.py` rotates.
 
-Uses the convention of Llama: dims i and i + d/2 rotate together.
+Two dims rotate together: i and i + d/2 as in Llama, or 2i and 2i + 1 (interleaved) as in the paper.
 """
 
 import torch
 from torch import Tensor
 
+from megascratch.config.layers import RopeSpec
 from megascratch.parallel.device_kind import widest_dtype
 
 
-def rotary_angles(
-    positions: Tensor, dims: int, base: float, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of the angles of positions [b, s]: [s, b, 1, dims], where dims i and i + dims/2 have the same
-    angle, and [s, b, 1, dims/2]."""
+def rotary_angles(positions: Tensor, rope: RopeSpec, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of the angles of positions [b, s]: [s, b, 1, dims], where dims that rotate together have the same
+    angle, and [s, b, 1, dims/2]. Positions are divided by the interpolation factor (Chen et al. 2023, arXiv
+    2306.15595)."""
+    dims = rope.dims
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     widest = widest_dtype(positions.device)
     even_dims = torch.arange(0, dims, 2, device=positions.device, dtype=widest)
-    frequency = base ** (-even_dims / dims)  # [dims/2]
+    frequency = rope.base ** (-even_dims / dims)  # [dims/2]
     position = positions.t().to(widest)[..., None, None]  # [s, b, 1, 1]
-    angle = (position * frequency).to(wide)  # [s, b, 1, dims/2]
+    angle = (position / rope.interpolation * frequency).to(wide)  # [s, b, 1, dims/2]
     cos = angle.cos().to(dtype)
     sin = angle.sin().to(dtype)
+    if rope.interleaved:
+        return cos.repeat_interleave(2, -1), sin
     return torch.cat((cos, cos), -1), sin

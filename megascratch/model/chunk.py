@@ -209,7 +209,7 @@ class ModelChunk(nn.Module):
             for rope in block.mixer.ropes:
                 if rope not in angles:
                     dtype = next(self.parameters()).dtype
-                    angles[rope] = rotary_angles(positions, rope.dims, rope.base, dtype)
+                    angles[rope] = rotary_angles(positions, rope, dtype)
         return angles
 
 

@@ -58,6 +58,24 @@ def test_rotary_positions_turn_a_part_of_each_head(percent, dims):
     assert layer.mixer.rope == RopeSpec(dims, 500000.0)
 
 
+def test_the_rope_is_interleaved_and_interpolated_where_the_settings_say_so():
+    (layer, *_) = layers(
+        position_embedding_type="rope",
+        rotary_interleaved=True,
+        rotary_seq_len_interpolation_factor=4.0,
+    )
+    assert layer.mixer.rope == RopeSpec(16, 10000.0, interleaved=True, interpolation=4.0)
+
+
+@pytest.mark.parametrize("norm_bias", [None, False, True])
+@pytest.mark.parametrize("linear", [False, True])
+def test_a_norm_has_a_bias_as_linear_layers_have_unless_it_is_said(norm_bias, linear):
+    (layer, *_) = layers(add_bias_linear=linear, norm_bias=norm_bias, apply_layernorm_1p=True)
+    bias = linear if norm_bias is None else norm_bias
+    assert layer.norm == NormSpec("LayerNorm", 1e-5, bias, minus_one=True)
+    assert layer.feed_forward.bias == layer.mixer.output_bias == linear
+
+
 def test_biases_of_queries_keys_and_values_may_stand_alone():
     (layer, *_) = layers(add_bias_linear=False, add_qkv_bias=True, normalization="RMSNorm")
     assert layer.mixer.qkv_bias and not layer.mixer.output_bias

@@ -16,6 +16,7 @@ BY_HAND = {
     "kv_channels": 16,
     "ffn_hidden_size": 384,
     "max_position_embeddings": 1024,
+    "norm_bias": True,
     "vocab_size": 50,
     "data_parallel_size": 4,
     "pipeline_schedule": "1f1b",

@@ -1,11 +1,14 @@
 """Attention against an explicit softmax: causal, grouped queries, documents, rotary positions, dropout and cache."""
 
+from unittest.mock import patch
+
 import pytest
 import torch
 
-from megascratch.config.layers import AttentionSpec
+from megascratch.config.layers import AttentionSpec, RopeSpec
 from megascratch.layers.attention import Attention
 from megascratch.layers.kernels import attention as module
+from megascratch.layers.kernels import rotary as kernel
 from megascratch.layers.kernels.rotary import split_heads
 from megascratch.layers.rotary import rotary_angles
 from tests.support.contexts import next_tokens, plain_context
@@ -140,9 +143,10 @@ def test_with_a_cache_tokens_may_come_one_by_one():
     assert torch.allclose(torch.cat([first, *rest]), whole)
 
 
-def turned_of(x: torch.Tensor, positions: torch.Tensor, dims: int, base: float) -> torch.Tensor:
+def turned_of(x: torch.Tensor, positions: torch.Tensor, rope: RopeSpec) -> torch.Tensor:
     """All heads of [s, b, n, d] turned, in that layout."""
-    q, _, _ = split_heads(x, (x.shape[2], 0, 0), rotary_angles(positions, dims, base, x.dtype))
+    angles = rotary_angles(positions, rope, x.dtype)
+    q, _, _ = split_heads(x, (x.shape[2], 0, 0), angles, rope.interleaved)
     return q.permute(2, 0, 1, 3)
 
 
@@ -150,7 +154,7 @@ def test_rotary_is_a_turn_in_the_complex_plane():
     """Dims i and i + d/2 are one complex number, turned by position x base^(-2i/d) (RoFormer, equation 13)."""
     positions = torch.tensor([[0, 1, 2, 0, 5, 1000]])
     x = torch.randn(6, 1, 3, 8, dtype=torch.float64)
-    turned = turned_of(x, positions, 8, 10000.0)
+    turned = turned_of(x, positions, RopeSpec(8, 10000.0))
     number = torch.complex(x[..., :4], x[..., 4:])
     angle = positions[0, :, None].double() * 10000.0 ** (-torch.arange(4, dtype=torch.float64) / 4)
     expected = number * torch.polar(torch.ones_like(angle), angle)[:, None, None]
@@ -159,24 +163,49 @@ def test_rotary_is_a_turn_in_the_complex_plane():
 
 def test_rotary_turns_only_its_share_of_the_head():
     x = torch.randn(3, 1, 2, 8)
-    turned = turned_of(x, torch.tensor([[1, 2, 3]]), 4, 100.0)
+    turned = turned_of(x, torch.tensor([[1, 2, 3]]), RopeSpec(4, 100.0))
     assert torch.equal(turned[..., 4:], x[..., 4:]) and not torch.equal(turned[..., :4], x[..., :4])
     assert torch.allclose(turned[..., :4].norm(dim=-1), x[..., :4].norm(dim=-1), rtol=1e-6)
 
 
-def test_rotary_turns_queries_and_keys_alone_and_its_backward_is_the_derivative():
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("formulas", [False, True])
+def test_rotary_turns_queries_and_keys_alone_and_its_backward_is_the_derivative(
+    interleaved, formulas
+):
+    """Also by the operations that a compiler sees."""
     qkv = torch.randn(3, 2, 5, 6, dtype=torch.float64, requires_grad=True)
-    angles = rotary_angles(torch.tensor([[1, 2, 3], [4, 5, 6]]), 4, 100.0, torch.float64)
+    positions = torch.tensor([[1, 2, 3], [4, 5, 6]])
+    rope = RopeSpec(4, 100.0, interleaved)
+    angles = rotary_angles(positions, rope, torch.float64)
     heads = (3, 1, 1)
-    whole = turned_of(qkv, torch.tensor([[1, 2, 3], [4, 5, 6]]), 4, 100.0).permute(1, 2, 0, 3)
-    q, k, v = split_heads(qkv, heads, angles)
-    assert torch.equal(q, whole[:, :3]) and torch.equal(k, whole[:, 3:4])
-    assert torch.equal(v, qkv.permute(1, 2, 0, 3)[:, 4:])
-    assert torch.autograd.gradcheck(lambda x: split_heads(x, heads, angles), (qkv,))
+    whole = turned_of(qkv, positions, rope).permute(1, 2, 0, 3)
+    with patch.object(kernel, "only_formulas", lambda: formulas):
+        q, k, v = split_heads(qkv, heads, angles, interleaved)
+        assert torch.allclose(q, whole[:, :3], rtol=1e-14)
+        assert torch.allclose(k, whole[:, 3:4], rtol=1e-14)
+        assert torch.equal(v, qkv.permute(1, 2, 0, 3)[:, 4:])
+        assert torch.autograd.gradcheck(
+            lambda x: split_heads(x, heads, angles, interleaved), (qkv,)
+        )
+
+
+def test_interleaved_rotary_turns_neighbouring_dims():
+    """Dims 2i and 2i + 1 are one complex number (RoFormer, equation 15); a factor of 4 makes position 8 position 2."""
+    positions = torch.tensor([[0, 8, 400]])
+    x = torch.randn(3, 1, 2, 10, dtype=torch.float64)
+    turned = turned_of(x, positions, RopeSpec(8, 10000.0, True, 4.0))
+    angle = torch.tensor([0.0, 2.0, 100.0]).double()[:, None] * 10000.0 ** (
+        -torch.arange(4, dtype=torch.float64) / 4
+    )
+    number = torch.view_as_complex(x[..., :8].reshape(3, 1, 2, 4, 2))
+    expected = number * torch.polar(torch.ones_like(angle), angle)[:, None, None]
+    assert torch.allclose(turned[..., :8], torch.view_as_real(expected).flatten(-2))
+    assert torch.equal(turned[..., 8:], x[..., 8:])
 
 
 def test_rotary_angles_far_out_are_exact_in_fp32():
     """A position times a frequency is taken in fp64: in fp32 its fraction would be lost."""
-    cos, _ = rotary_angles(torch.tensor([[10**7 + 1]]), 2, 10000.0, torch.float32)
+    cos, _ = rotary_angles(torch.tensor([[10**7 + 1]]), RopeSpec(2, 10000.0), torch.float32)
     expected = torch.tensor(10.0**7 + 1, dtype=torch.float64).cos().item()
     assert cos[0, 0, 0, 0].item() == pytest.approx(expected, abs=1e-6)

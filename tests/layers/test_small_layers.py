@@ -6,7 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from megascratch.config.layers import MLPSpec
+from megascratch.config.laws.parts import a_norm_can_store_its_weight_minus_one
+from megascratch.config.layers import MLPSpec, NormSpec
+from megascratch.config.registry import register
 from megascratch.layers.dropout import AttentionDropout, Dropout
 from megascratch.layers.embedding import (
     PositionEmbedding,
@@ -15,7 +17,7 @@ from megascratch.layers.embedding import (
     vocab_shard,
 )
 from megascratch.layers.mlp import ACTIVATIONS, MLP
-from megascratch.layers.norm import NORMS
+from megascratch.layers.norm import NORMS, build_norm
 from megascratch.parallel.axis import Axis
 from tests.support.contexts import plain_context
 from tests.support.rank_pool import mesh_of, on_ranks
@@ -95,6 +97,27 @@ def test_rms_norm_is_its_formula_and_has_no_bias():
 
 
 @pytest.mark.parametrize("kind", NORMS)
+def test_a_weight_minus_one_is_the_same_norm_and_begins_at_zero(kind):
+    """In bf16 a factor of 1 + 1/1024 is kept, which bf16 itself rounds to 1; weights do not decay."""
+    plain = NORMS[kind](6, 1e-5, bias=True, grad_sum=("tp",))
+    centred = NORMS[kind](6, 1e-5, bias=True, grad_sum=("tp",), minus_one=True)
+    for name, parameter in plain.named_parameters():
+        torch.nn.init.normal_(parameter, 1.0)
+        centred.get_parameter(name).data = parameter.detach() - float(name == "weight")
+    x = torch.randn(3, 2, 6)
+    assert torch.allclose(centred(x), plain(x), rtol=1e-6, atol=1e-6)
+    shard = centred.shards["weight"]
+    assert (shard.fill, plain.shards["weight"].fill) == (0.0, 1.0)
+    assert (shard.decays, shard.grad_sum) == (False, ("tp",))
+    half = NORMS[kind](6, 1e-5, bias=False, grad_sum=(), minus_one=True).bfloat16()
+    half.weight.data.fill_(1 / 1024)
+    one = x.bfloat16() * 300
+    wide = F.layer_norm if kind == "LayerNorm" else F.rms_norm
+    expected = wide(one.float(), (6,), torch.full((6,), 1 + 1 / 1024), eps=1e-5).bfloat16()
+    assert torch.equal(half(one), expected)
+
+
+@pytest.mark.parametrize("kind", NORMS)
 def test_the_backward_of_a_norm_is_its_derivative(kind):
     norm = NORMS[kind](6, 1e-5, bias=False, grad_sum=())
     torch.nn.init.normal_(norm.weight)
@@ -104,6 +127,16 @@ def test_the_backward_of_a_norm_is_its_derivative(kind):
         return torch.func.functional_call(norm, {"weight": weight}, x)
 
     assert torch.autograd.gradcheck(function, (x, norm.weight.detach().double().requires_grad_()))
+
+
+def test_a_norm_of_your_own_is_asked_to_store_its_weight_minus_one():
+    @register("norm", "Centred")
+    class Centred(NORMS["LayerNorm"]):
+        pass
+
+    assert a_norm_can_store_its_weight_minus_one("Centred", True) is None
+    spec = NormSpec("Centred", 1e-5, bias=False, minus_one=True)
+    assert build_norm(spec, 6, ALONE, False).shards["weight"].fill == 0.0
 
 
 FORMULAS = {

@@ -228,9 +228,9 @@ def test_angles_are_computed_once_for_each_kind_of_rope():
     calls = []
     plain = chunk.rotary_angles
 
-    def noted(positions, dims, base, dtype):
-        calls.append((dims, base))
-        return plain(positions, dims, base, dtype)
+    def noted(positions, rope, dtype):
+        calls.append((rope.dims, rope.base))
+        return plain(positions, rope, dtype)
 
     model = whole(config)
     with patch.object(chunk, "rotary_angles", noted):

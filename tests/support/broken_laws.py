@@ -92,6 +92,12 @@ BROKEN = [
         "layer-options (slope) must be NAME=VALUE",
     ),
     (
+        "a_norm_can_store_its_weight_minus_one",
+        1,
+        {"normalization": "Mine", "apply_layernorm_1p": True},
+        "Mine has no keyword parameter minus_one: give it one, or use normalization LayerNorm or RMSNorm",
+    ),
+    (
         "optimizer_options_belong_to_the_optimizer",
         1,
         {"optimizer_options": ["momentum=0.9"]},

@@ -17,6 +17,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate
 from torch.testing._internal.two_tensor import TwoTensor
 
+from megascratch.config.layers import RopeSpec
 from megascratch.layers.kernels import cpu
 from megascratch.layers.kernels.activations import gelu, swiglu
 from megascratch.layers.kernels.attention import SHORT, attention
@@ -29,7 +30,7 @@ from megascratch.layers.visible import Visible
 S, B, HEADS, WIDTH = SHORT.start, 2, 3, 8
 H = HEADS * WIDTH
 DTYPE = torch.float64
-ANGLES = rotary_angles(torch.arange(S).expand(B, S), WIDTH, 100.0, DTYPE)
+ANGLES = rotary_angles(torch.arange(S).expand(B, S), RopeSpec(WIDTH, 100.0), DTYPE)
 
 
 def heads_of(x: Tensor, angles: tuple[Tensor, Tensor] | None) -> Tensor:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from megascratch.config.part_options import PartName, problem_with
+from megascratch.config.part_options import PartName, parameters_of, problem_with
 
 
 def a_pattern_has_a_layer_for_each_kind(
@@ -44,8 +44,24 @@ def optimizer_options_belong_to_the_optimizer(
     return problem_with("optimizer-options", optimizer_options, parts)
 
 
+def a_norm_can_store_its_weight_minus_one(
+    normalization: str, apply_layernorm_1p: bool
+) -> str | None:
+    """A norm of your own says so by a parameter."""
+    if not apply_layernorm_1p or normalization in ("LayerNorm", "RMSNorm"):
+        return None
+    names = [parameter.name for parameter in parameters_of(PartName("norm", normalization))]
+    if "minus_one" in names:
+        return None
+    return (
+        f"apply-layernorm-1p needs a norm that can store its weight minus one, and {normalization} has no keyword "
+        "parameter minus_one: give it one, or use normalization LayerNorm or RMSNorm"
+    )
+
+
 LAWS: list[Callable[..., str | None]] = [
     a_pattern_has_a_layer_for_each_kind,
     layer_options_belong_to_the_layers,
     optimizer_options_belong_to_the_optimizer,
+    a_norm_can_store_its_weight_minus_one,
 ]

@@ -1,6 +1,6 @@
 """Splits fused qkv into heads and applies rotary position embedding on the way, in one pass over q and k.
 
-Uses the convention of Llama: dims i and i + d/2 rotate together.
+Two dims rotate together: i and i + d/2 as in Llama, or 2i and 2i + 1 (interleaved).
 """
 
 import torch
@@ -32,13 +32,16 @@ class _Rotate(torch.autograd.Function):
     """Rotates q and k and changes to the layout of attention in one pass over each; keeps only the angles."""
 
     @staticmethod
-    def forward(ctx, qkv: Tensor, cos: Tensor, sin: Tensor, heads: Heads) -> tuple[Tensor, ...]:
+    def forward(
+        ctx, qkv: Tensor, cos: Tensor, sin: Tensor, heads: Heads, interleaved: bool
+    ) -> tuple[Tensor, ...]:
         ctx.save_for_backward(cos, sin)
+        ctx.interleaved = interleaved
         s, b, n, d = qkv.shape
         x = _per_head(qkv)
         out = qkv.new_empty(n, b, s, d).transpose(0, 1)  # [b, n, s, d]
         turned = heads[0] + heads[1]  # q and k
-        _turn(x[:, :turned], cos, sin, out[:, :turned], back=False)
+        _turn(x[:, :turned], cos, sin, out[:, :turned], interleaved, back=False)
         out[:, turned:] = x[:, turned:]
         return out.split(heads, 1)
 
@@ -47,10 +50,10 @@ class _Rotate(torch.autograd.Function):
     def backward(ctx, *grads: Tensor):
         cos, sin = ctx.saved_tensors
         grad_qkv, (q, k, v) = _grad_qkv(grads)
-        _turn(grads[0], cos, sin, q, back=True)
-        _turn(grads[1], cos, sin, k, back=True)
+        _turn(grads[0], cos, sin, q, ctx.interleaved, back=True)
+        _turn(grads[1], cos, sin, k, ctx.interleaved, back=True)
         v.copy_(grads[2])
-        return grad_qkv, None, None, None
+        return grad_qkv, None, None, None, None
 
 
 def _grad_qkv(grads: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -66,44 +69,58 @@ def _per_head(x: Tensor) -> Tensor:
 
 
 def split_heads(
-    qkv: Tensor, heads: Heads, angles: tuple[Tensor, Tensor] | None
+    qkv: Tensor,
+    heads: Heads,
+    angles: tuple[Tensor, Tensor] | None = None,
+    interleaved: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Splits [s, b, n, d] into q, k and v with the given numbers of heads, each [b, n, s, d]. With `angles`, the result
-    of `rotary_angles`, rotates the first cos.shape[-1] dims of each head of q and k."""
+    of `rotary_angles` for an interleaved rope or another one, rotates the first cos.shape[-1] dims of each head of q
+    and k."""
     if only_formulas():
         q, k, v = _per_head(qkv).split(heads, 1)
         if angles is not None:
-            q = _turned(q, *angles)
-            k = _turned(k, *angles)
+            q = _turned(q, *angles, interleaved)
+            k = _turned(k, *angles, interleaved)
         return q, k, v
     if angles is None:
         return _Split.apply(qkv, heads)
     cos, sin = angles
-    return _Rotate.apply(qkv, _per_head(cos), _per_head(sin), heads)
+    return _Rotate.apply(qkv, _per_head(cos), _per_head(sin), heads, interleaved)
 
 
-def _turn(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor, back: bool) -> None:
+def _pairs(dims: int, interleaved: bool) -> tuple[slice, slice]:
+    """Which dims are first and which are second of the pairs that rotate together."""
+    if interleaved:
+        return slice(0, dims, 2), slice(1, dims, 2)
+    return slice(0, dims // 2), slice(dims // 2, dims)
+
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor, interleaved: bool, back: bool) -> None:
     """Rotates the first cos.shape[-1] dims of x [b, n, s, d] into `out` and copies the others."""
     dims = cos.shape[-1]
-    half = sin.shape[-1]
-    if cpu.supports(x, cos, sin) and x.stride(-1) == 1:
+    if not interleaved and cpu.supports(x, cos, sin) and x.stride(-1) == 1:
         cpu.apply_rotary(x, cos, sin, out, back)
     else:
+        first, second = _pairs(dims, interleaved)
         sign = -1 if back else 1
         torch.mul(x[..., :dims], cos, out=out[..., :dims])
-        out[..., :half].addcmul_(x[..., half:dims], sin, value=-sign)
-        out[..., half:dims].addcmul_(x[..., :half], sin, value=sign)
+        out[..., first].addcmul_(x[..., second], sin, value=-sign)
+        out[..., second].addcmul_(x[..., first], sin, value=sign)
     if dims < x.shape[-1]:
         out[..., dims:] = x[..., dims:]
 
 
-def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def _turned(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
     """As `_turn`, without writing in place; cos and sin as `rotary_angles` returns them."""
     dims = cos.shape[-1]
-    half = sin.shape[-1]
-    cos = _per_head(cos)[..., :half]  # [b, 1, s, dims/2]
+    first, second = _pairs(dims, interleaved)
+    cos = _per_head(cos)[..., first]  # [b, 1, s, dims/2]
     sin = _per_head(sin)
-    a = x[..., :half]
-    b = x[..., half:dims]
+    a = x[..., first]
+    b = x[..., second]
+    turned = (a * cos - b * sin, b * cos + a * sin)
     rest = x[..., dims:]
-    return torch.cat((a * cos - b * sin, b * cos + a * sin, rest), -1)
+    if interleaved:
+        return torch.cat((torch.stack(turned, -1).flatten(-2), rest), -1)
+    return torch.cat((*turned, rest), -1)

@@ -165,6 +165,16 @@ def test_a_legal_config_is_accepted(world, values):
         ),
         ({"add_qkv_bias": True}, "add-qkv-bias has no effect"),
         (
+            {"normalization": "RMSNorm", "norm_bias": False},
+            "norm-bias has no effect with normalization RMSNorm",
+        ),
+        ({"add_bias_linear": False, "norm_bias": True}, None),
+        ({"normalization": "RMSNorm", "apply_layernorm_1p": True}, None),
+        (
+            {"rotary_interleaved": True, "rotary_seq_len_interpolation_factor": 2.0},
+            "rotary-interleaved and rotary-seq-len-interpolation-factor have no effect without",
+        ),
+        (
             {"lr_decay_style": "constant", "min_lr": 1e-5},
             "min-lr has no effect with lr-decay-style constant",
         ),

@@ -142,7 +142,7 @@ def all_kernels(threads: int) -> list[torch.Tensor]:
     weights = cpu.causal_softmax_(scores, 60, 0.3)
     angles = [
         angle.permute(1, 2, 0, 3)
-        for angle in rotary_angles(torch.arange(67).expand(7, -1), 6, 100.0, x.dtype)
+        for angle in rotary_angles(torch.arange(67).expand(7, -1), ROPE, x.dtype)
     ]
     heads, turned = (
         draw(7, 67, 72, 8, dtype=torch.float32).transpose(1, 2),
@@ -180,6 +180,7 @@ def test_where_threads_cannot_be_shared_torch_keeps_them(monkeypatch):
 
 
 ROPE = RopeSpec(dims=6, base=100.0)
+FOUR = RopeSpec(dims=4, base=100.0)
 SPEC = AttentionSpec(
     heads=3, groups=3, head_width=8, qkv_bias=True, output_bias=True, dropout=0.0, rope=ROPE
 )
@@ -199,7 +200,7 @@ def through_all(s: int, dtype: torch.dtype) -> list[torch.Tensor]:
     weights = [*norm.parameters(), *layer.parameters()]
     for weight in weights:
         torch.nn.init.normal_(weight, std=0.3)
-    angles = rotary_angles(torch.arange(s).expand(2, s), ROPE.dims, ROPE.base, dtype)
+    angles = rotary_angles(torch.arange(s).expand(2, s), ROPE, dtype)
     y = layer(norm(x), plain_context(s, torch.arange(2), rotary={ROPE: angles}))
     out = gelu(swiglu(y.transpose(0, 1))).square().cumsum(1)
     return [out, *torch.autograd.grad(out.sum(), [x, *weights])]
@@ -232,14 +233,14 @@ def test_short_numbers_are_left_to_torch(dtype):
 
 def test_angles_of_one_sample_are_those_of_all_and_others_do_not_fit():
     qkv, heads = draw(3, 2, 5, 6, dtype=torch.float64), (3, 1, 1)
-    found = split_heads(qkv, heads, rotary_angles(torch.arange(3)[None], 4, 100.0, qkv.dtype))
+    found = split_heads(qkv, heads, rotary_angles(torch.arange(3)[None], FOUR, qkv.dtype))
     expected = split_heads(
-        qkv, heads, rotary_angles(torch.arange(3).expand(2, -1), 4, 100.0, qkv.dtype)
+        qkv, heads, rotary_angles(torch.arange(3).expand(2, -1), FOUR, qkv.dtype)
     )
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
     for positions in (torch.arange(4).expand(2, -1), torch.arange(6).view(3, 2)):
         with pytest.raises(RuntimeError):
-            split_heads(qkv, heads, rotary_angles(positions, 4, 100.0, qkv.dtype))
+            split_heads(qkv, heads, rotary_angles(positions, FOUR, qkv.dtype))
 
 
 @pytest.mark.parametrize("shape", [(0, 8), (3, 0)])
@@ -259,10 +260,10 @@ def test_a_second_derivative_is_refused_rather_than_wrong():
 def test_rotary_angles_of_each_sample_are_its_own():
     """The angles' steps over samples and positions are not those of the heads."""
     qkv, positions = draw(3, 2, 5, 6, dtype=torch.float64), torch.tensor([[1, 2, 3], [4, 5, 9]])
-    both = split_heads(qkv, (3, 1, 1), rotary_angles(positions, 4, 100.0, qkv.dtype))
+    both = split_heads(qkv, (3, 1, 1), rotary_angles(positions, FOUR, qkv.dtype))
     for b in range(2):
         alone = split_heads(
-            qkv[:, b : b + 1], (3, 1, 1), rotary_angles(positions[b : b + 1], 4, 100.0, qkv.dtype)
+            qkv[:, b : b + 1], (3, 1, 1), rotary_angles(positions[b : b + 1], FOUR, qkv.dtype)
         )
         for found, expected in zip(both, alone, strict=True):
             assert torch.equal(found[b : b + 1], expected)
