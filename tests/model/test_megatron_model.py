@@ -1,0 +1,139 @@
+"""For the same flags, weights and batch the model is Megatron-LM's: loss and gradients, in fp32."""
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from megascratch.config.resolve import ResolvedConfig
+from tests.support.megatron_model import (
+    MODELS,
+    VOCABULARY,
+    SameModel,
+    batch_of_formulas,
+    config_of_flags,
+    loss_and_gradients,
+    model_of_formulas,
+    norm_of_gradients,
+    tensors_there,
+)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_loss_and_gradient_norm_are_those_that_megatron_core_gave(name):
+    """The values are in the table, with the versions that gave them."""
+    same = MODELS[name]
+    loss, grads = loss_and_gradients(config_of_flags(same.flags))
+    assert loss == pytest.approx(same.loss, rel=1e-6)
+    assert norm_of_gradients(grads) == pytest.approx(same.norm, rel=1e-5)
+
+
+def test_no_two_of_the_models_that_differ_have_the_same_loss():
+    """The values can tell them apart; only one flag is there to be ignored."""
+    losses = {round(same.loss, 5) for same in MODELS.values()}
+    assert (
+        len(losses) == len(MODELS) - 2
+    )  # the ignored flag, and the factor of norms that is the same
+
+
+@pytest.fixture
+def core(monkeypatch) -> Iterator[None]:
+    """megatron-core with groups of one process; what it allocates on the current GPU is on the CPU."""
+    pytest.importorskip("megatron.core")
+    from megatron.core import parallel_state
+    from megatron.core.tensor_parallel import random
+
+    torch.distributed.init_process_group(
+        "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
+    )
+    parallel_state.initialize_model_parallel()
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: "cpu")
+    # there is no dropout, and its generators need a GPU
+    monkeypatch.setattr(random.CudaRNGStatesTracker, "fork", lambda self, *name: nullcontext())
+    yield
+    parallel_state.destroy_model_parallel()
+    torch.distributed.destroy_process_group()
+
+
+def gpt_model(config: ResolvedConfig, same: SameModel) -> torch.nn.Module:
+    """Megatron-LM's model of local layers for the flags."""
+    from megatron.core.activations import squared_relu
+    from megatron.core.models.gpt import GPTModel
+    from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+    from megatron.core.transformer.transformer_config import TransformerConfig
+
+    given = dict(same.core)
+    activation = given.pop("activation", "gelu")
+    outside = {}
+    for name in (
+        "position_embedding_type",
+        "rotary_percent",
+        "rotary_base",
+        "seq_len_interpolation_factor",
+    ):
+        if name in given:
+            outside[name] = given.pop(name)
+    vocabulary = given.pop("vocab_size", VOCABULARY)
+    tied = given.pop("share_embeddings_and_output_weights", True)
+    transformer = TransformerConfig(
+        num_layers=2,
+        hidden_size=32,
+        num_attention_heads=4,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        use_cpu_initialization=True,
+        activation_func={"gelu": F.gelu, "squared_relu": squared_relu, "swiglu": F.silu}[
+            activation
+        ],
+        gated_linear_unit=activation == "swiglu",
+        **given,
+    )
+    return GPTModel(
+        transformer,
+        get_gpt_layer_local_spec(normalization=transformer.normalization),
+        vocab_size=vocabulary,
+        max_sequence_length=config.data.seq_length,
+        share_embeddings_and_output_weights=tied,
+        **outside,
+    )
+
+
+def loss_and_gradients_there(
+    config: ResolvedConfig, same: SameModel
+) -> tuple[float, dict[str, Tensor]]:
+    """The mean loss there with the weights of the formulas, and the gradients by their names there. A norm there has
+    the factor itself: layers of a CPU cannot store it minus one."""
+    theirs = gpt_model(config, same)
+    weights = tensors_there(dict(model_of_formulas(config).named_parameters()), config.model)
+    own = dict(theirs.named_parameters())
+    assert own.keys() == weights.keys()
+    with torch.no_grad():
+        for name, parameter in own.items():
+            is_norm = "layernorm" in name and name.endswith("weight")
+            parameter.copy_(weights[name] + float(is_norm and config.model.apply_layernorm_1p))
+    batch = batch_of_formulas(config)
+    length = config.data.seq_length
+    masked = torch.ones(1, 1, length, length, dtype=torch.bool).triu(1)
+    loss = theirs(batch.ids, batch.positions, masked, labels=batch.labels).mean()
+    loss.backward()
+    return loss.item(), {name: parameter.grad for name, parameter in own.items()}
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize("name", MODELS)
+def test_megatron_core_gives_the_same_loss_and_gradients(name, core):
+    """The values in the table are what it gives."""
+    same = MODELS[name]
+    config = config_of_flags(same.flags)
+    theirs, their_grads = loss_and_gradients_there(config, same)
+    loss, grads = loss_and_gradients(config)
+    assert loss == pytest.approx(theirs, rel=1e-6)
+    for name, grad in tensors_there(grads, config.model).items():
+        far = (grad - their_grads[name]).norm() / their_grads[name].norm()
+        assert far <= 1e-5, name
+    assert (same.loss, same.norm) == pytest.approx(
+        (theirs, norm_of_gradients(their_grads)), rel=1e-6
+    )
