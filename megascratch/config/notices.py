@@ -17,6 +17,7 @@ def notices(config: ResolvedConfig) -> list[str]:
     """One sentence per setting that has no effect given the others, or is risky; the config is legal."""
     model = config.model
     data = config.data
+    rows_of_padding = model.trained_vocab_rows - model.vocab_size
     special = [
         (
             config.parallel.optimizer_cpu_offload and config.training.device == "cpu",
@@ -42,6 +43,11 @@ def notices(config: ResolvedConfig) -> list[str]:
         (
             config.training.eval_iters == 0 and config.training.eval_interval > 0,
             "eval-interval has no effect with eval-iters 0: there is no validation",
+        ),
+        (
+            model.padded_vocab_in_softmax,
+            f"padded-vocab-in-softmax: {rows_of_padding} rows of padding take part in the softmax and are trained, so "
+            f"the model depends on padded-vocab-size ({model.trained_vocab_rows})",
         ),
         (
             bool(data.data_stages)

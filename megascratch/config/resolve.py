@@ -46,6 +46,14 @@ class ResolvedModel(ModelConfig):
     norm_bias: bool
     vocab_size: int
 
+    @property
+    def trained_vocab_rows(self) -> int:
+        """Rows of the embedding that are weights: padding is one only if it takes part in the softmax."""
+        if self.padded_vocab_in_softmax:
+            assert self.padded_vocab_size is not None
+            return self.padded_vocab_size
+        return self.vocab_size
+
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedParallel(ParallelConfig):
@@ -87,6 +95,8 @@ class Found(NamedTuple):
     """The checkpoint of --auto-resume."""
     global_batch_size: int | None = None
     """Of the checkpoint, if the settings do not give it."""
+    padded_vocab_size: int | None = None
+    """Of the checkpoint, if its padding rows are trained and the settings do not give it."""
     device: Device | None = None
     """Of this rank, if the settings do not name one. A process that computes nothing does not look for one."""
 
@@ -130,6 +140,12 @@ def resolve_derived(derived: Values, found: Found) -> ResolvedConfig:
         raise SettingError(
             f"{names}: unknown, and cannot be derived from the other settings: give a value"
         )
+    if values["padded_vocab_in_softmax"] and values["padded_vocab_size"] is None:
+        values["padded_vocab_size"] = padded_vocab_size(
+            values["vocab_size"],
+            values["make_vocab_size_divisible_by"],
+            values["tensor_model_parallel_size"],
+        )
     return ResolvedConfig(
         model=ResolvedModel(**_section(values, "model")),
         parallel=ResolvedParallel(**_section(values, "parallel")),
@@ -138,6 +154,12 @@ def resolve_derived(derived: Values, found: Found) -> ResolvedConfig:
         training=ResolvedTraining(**_section(values, "training")),
         guard=GuardConfig(**_section(values, "guard")),
     )
+
+
+def padded_vocab_size(vocab_size: int, divisible_by: int, tp_size: int) -> int:
+    """The number of rows of the table over all tp ranks, with padding."""
+    unit = divisible_by * tp_size
+    return -(-vocab_size // unit) * unit
 
 
 def _section(values: Values, section: str) -> dict[str, Any]:

@@ -146,6 +146,13 @@ def _without_position_table(change: Change) -> Judged | None:
     return "free", "there is no table of learned positions"
 
 
+def _without_trained_padding(change: Change) -> Judged | None:
+    sides = change.before.settings, change.now.settings
+    if all(side.get("padded_vocab_in_softmax") for side in sides):
+        return None
+    return "free", "padding rows take no part in the softmax"
+
+
 OTHER_ORDER = "the order of the samples changes: some would be read twice, some never"
 OTHER_TEXT = "the model reads different text"
 OTHER_TENSORS = "the model has different tensors"
@@ -201,6 +208,9 @@ REFUSED_TOKENIZER = ResumeRule(
 REFUSED_FUNCTION = ResumeRule("refused", "the same weights compute a different function")
 FIXED_POSITIONS = ResumeRule(
     "fixed", OTHER_TENSORS, _without_position_table, "free without learned positions"
+)
+FIXED_PADDING = ResumeRule(
+    "fixed", OTHER_TENSORS, _without_trained_padding, "free without padded-vocab-in-softmax"
 )
 FIXED_TENSORS = ResumeRule("fixed", OTHER_TENSORS)
 FIXED_OPTIMIZER = ResumeRule("fixed", "the optimizer has different state")

@@ -14,6 +14,7 @@ from megascratch.config.declare import differs, equals, setting
 from megascratch.config.ranges import above, at_least, within
 from megascratch.config.resume_effects import (
     FIXED_OPTIMIZER,
+    FIXED_PADDING,
     FIXED_POSITIONS,
     FIXED_TENSORS,
     FREE_LAYOUT,
@@ -106,10 +107,16 @@ class ModelConfig:
     vocab_size: int | None = setting(None, FIXED_TENSORS, at_least(1))
     """Size of the vocabulary without padding; default: taken from the tokenizer."""
     make_vocab_size_divisible_by: int = setting(128, FREE_LAYOUT, at_least(1))
-    """The embedding table is padded to a multiple of this x tensor_model_parallel_size; no result depends on it."""
-    padded_vocab_in_softmax: bool = setting(False, REFUSED_FUNCTION)
+    """The embedding table is padded to a multiple of this x tensor_model_parallel_size; no result depends on it, unless
+    padded_vocab_in_softmax."""
+    padded_vocab_in_softmax: bool = setting(False, FIXED_TENSORS)
     """Let the padding rows of the vocabulary take part in the softmax and be trained, as in Megatron-LM. The model then
-    depends on tensor_model_parallel_size and make_vocab_size_divisible_by."""
+    depends on padded_vocab_size."""
+    padded_vocab_size: int | None = setting(
+        None, FIXED_PADDING, at_least(1), needs=equals("padded_vocab_in_softmax", True)
+    )
+    """With padded_vocab_in_softmax: rows of the vocabulary with padding; default: the checkpoint's number, or the next
+    multiple of make_vocab_size_divisible_by x tensor_model_parallel_size."""
 
 
 @dataclass(frozen=True)

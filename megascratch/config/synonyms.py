@@ -271,7 +271,6 @@ SYNONYMS: dict[str, Hint] = {name: Hint(setting) for name, setting in _RENAMED.i
         "num_virtual_stages_per_pipeline_rank",
         words="it is num_layers / pipeline_model_parallel_size / layers of a virtual stage",
     ),
-    "padded_vocab_size": Hint("vocab_size", words="padding follows make_vocab_size_divisible_by"),
     "fim_data": Hint("fim_rate", words="it is the share of rearranged documents"),
     "phase_transition_iterations": Hint("data_stages", words="it counts samples"),
     "tokenizer": _TOKENIZER,

@@ -43,5 +43,5 @@ def whole_logits(model: ModelChunk, data: DataConfig, ids: Tensor, eod: int | No
     batch = batch.to(next(model.parameters()).device)
     hidden = model.hidden(None, batch.ids, context_of(batch))  # [s, b, h]
     assert model.head is not None
-    logits = model.head.logits(hidden)[:, : model.head.valid]  # [s * b, v]
+    logits = model.head.logits(hidden)[:, : shape.vocab_size]  # [s * b, v]
     return logits.view(length, len(rows), -1).transpose(0, 1)

@@ -5,25 +5,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from megascratch.config.layout import Layout
+from megascratch.config.resolve import padded_vocab_size
 from megascratch.layers.context import own_tokens
 from megascratch.parallel.axis import Axis
 from megascratch.parallel.collectives import reduce_from, reduce_scatter_to
 from megascratch.parallel.shard import Cut, Role, Shard
 
 
-def padded_vocab_size(vocab_size: int, divisible_by: int, tp_size: int) -> int:
-    """The number of rows of the table over all tp ranks, with padding."""
-    unit = divisible_by * tp_size
-    return -(-vocab_size // unit) * unit
-
-
 def vocab_shard(
-    vocab_size: int, hidden_size: int, divisible_by: int, tp: Axis, std: float, role: Role
+    rows: int, hidden_size: int, divisible_by: int, tp: Axis, std: float, role: Role
 ) -> Shard:
-    """The shard of the word table, or of the output matrix, which has the same shape."""
-    padded = padded_vocab_size(vocab_size, divisible_by, tp.size)
+    """The shard of the word table, or of the output matrix, which has the same shape.
+
+    Args:
+        rows: those that are weights of the model, without padding of the layout.
+    """
+    padded = padded_vocab_size(rows, divisible_by, tp.size)
     cuts = (Cut("tp", 0, padded=padded),)
-    return Shard((vocab_size, hidden_size), cuts, role=role, std=std)
+    return Shard((rows, hidden_size), cuts, role=role, std=std)
 
 
 class _Rows(torch.autograd.Function):

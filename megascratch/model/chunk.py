@@ -38,7 +38,7 @@ class Embedding(nn.Module):
     def __init__(self, model: ResolvedModel, seed: int, tp: Axis, sequence_parallel: bool):
         super().__init__()
         shard = vocab_shard(
-            model.vocab_size,
+            model.trained_vocab_rows,
             model.hidden_size,
             model.make_vocab_size_divisible_by,
             tp,
@@ -81,7 +81,7 @@ class Head(nn.Module):
         self.tp = tp
         self.gather = sequence_parallel and tp.size > 1
         shard = vocab_shard(
-            model.vocab_size,
+            model.trained_vocab_rows,
             model.hidden_size,
             model.make_vocab_size_divisible_by,
             tp,
@@ -94,7 +94,7 @@ class Head(nn.Module):
             embedding = nn.Parameter(torch.empty(shard.local_shape(Layout(tp=tp.size))))
         self.weight = embedding
         rows = self.weight.shape[0]
-        self.valid = max(0, min(rows, model.vocab_size - tp.rank * rows))
+        self.valid = max(0, min(rows, model.trained_vocab_rows - tp.rank * rows))
 
     def logits(
         self, x: Tensor
@@ -193,7 +193,7 @@ class ModelChunk(nn.Module):
         assert self.head is not None
         x = self.hidden(None, ids, context)  # [n, b, h]
         logits = self.head.logits(x[-1:])  # [b, v], with padding
-        return logits[:, : self.head.valid]
+        return logits[:, : self.model.vocab_size]
 
     def new_cache(self) -> dict[int, Any]:
         """What each layer keeps of previous tokens, before the first of them; `next_logits` updates it."""

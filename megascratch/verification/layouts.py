@@ -220,6 +220,7 @@ def _drawn(
         extra |= stream.choice(list(KINDS.values()))
         extra |= stream.choice(({}, {"hidden_dropout": 0.0, "attention_dropout": 0.0}))
         extra |= {"vocab_size": stream.choice((50257, 50304, 32000, 65))}
+        extra |= stream.choice(({}, {}, {"padded_vocab_in_softmax": True}))
     if not set(given) & set(DOCUMENTS):
         extra |= stream.choice(({}, DOCUMENTS))
     return layout, extra

@@ -132,6 +132,7 @@ def shrunk(settings: Values, most_tensor_ranks: int) -> Values:
         "seq_length": seq_length,
         "max_position_embeddings": seq_length + min(more_positions, 8),
         "make_vocab_size_divisible_by": small_vocab_unit,
+        "padded_vocab_size": None,
         "vocab_size": _small_vocabulary(
             now["vocab_size"], tensor_ranks, small_vocab_unit, vocab_unit
         ),

@@ -34,7 +34,6 @@ MEANS = {
     "group-query-attention": "--num-query-groups",
     "model-parallel-size": "--tensor-model-parallel-size",
     "num-layers-per-virtual-pipeline-stage": "--num-virtual-stages-per-pipeline-rank",
-    "padded-vocab-size": "--vocab-size",
     "per-split-data-args-path": "--train-data-path",
     "phase-transition-iterations": "--data-stages",
     "profile-ranks": "--trace-schedule",

@@ -14,6 +14,7 @@ from megascratch.config.settings import Config
 
 GOOD = {"mock_data": True, "vocab_size": 100, "train_iters": 10}
 FILES = {"mock_data": False, "data_path": ["0.3", "a", "0.7", "b"]}
+TRAINED_PADDING = {"padded_vocab_in_softmax": True, "padded_vocab_size": 128}
 MEGATRON = {"data_order": "megatron"}
 A = {".bin": {"bytes": 10, "sha256": "aa"}, ".idx": {"bytes": 7, "sha256": "ab"}}
 B = {".bin": {"bytes": 12, "sha256": "ba"}, ".idx": {"bytes": 7, "sha256": "bb"}}
@@ -115,6 +116,13 @@ def test_the_printed_table_has_every_setting_and_every_kind():
         (
             {"position_embedding_type": "rope"},
             {"position_embedding_type": "rope", "max_position_embeddings": 4096},
+            "free",
+            "",
+        ),
+        (TRAINED_PADDING, TRAINED_PADDING | {"padded_vocab_size": 256}, "fixed", "size was 128"),
+        (
+            {"padded_vocab_size": 128},
+            {"padded_vocab_size": 256},
             "free",
             "",
         ),

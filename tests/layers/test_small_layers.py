@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from megascratch.config.laws.parts import a_norm_can_store_its_weight_minus_one
 from megascratch.config.layers import MLPSpec, NormSpec
 from megascratch.config.registry import register
+from megascratch.config.resolve import padded_vocab_size
 from megascratch.layers.dropout import AttentionDropout, Dropout
 from megascratch.layers.embedding import (
     PositionEmbedding,
     VocabParallelEmbedding,
-    padded_vocab_size,
     vocab_shard,
 )
 from megascratch.layers.mlp import ACTIVATIONS, MLP

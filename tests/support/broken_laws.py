@@ -116,6 +116,12 @@ BROKEN = [
         {"position_embedding_type": "rope", "kv_channels": 7},
         "(kv-channels 7 x rotary-percent 1.0 = 7) must be even and at least 2: use kv-channels 6 or 8",
     ),
+    (
+        "padding_holds_the_vocabulary",
+        1,
+        {"padded_vocab_in_softmax": True, "padded_vocab_size": 60, "vocab_size": 61},
+        "padded-vocab-size (60) must be at least vocab-size (61): use padded-vocab-size 61 or more",
+    ),
     # the layout
     (
         "layout_fits_the_world",

@@ -81,4 +81,4 @@ def full_logits(config, model, ids, eod=None):
     }
     batch = collate([torch.tensor([*ids, 0]).numpy()], [0], len(ids), eod, **resets)
     hidden = model.hidden(None, batch.ids, context_of(batch))
-    return model.head.logits(hidden)[:, : model.head.valid]
+    return model.head.logits(hidden)[:, : model.model.vocab_size]

@@ -4,9 +4,8 @@ import pytest
 
 from megascratch.config.fields import flat, with_fields
 from megascratch.config.laws import validate
-from megascratch.config.resolve import resolve
+from megascratch.config.resolve import padded_vocab_size, resolve
 from megascratch.config.settings import Config
-from megascratch.layers.embedding import padded_vocab_size
 from megascratch.verification.shrink import for_proof, shrunk
 
 RANKS = 8

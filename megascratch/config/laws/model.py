@@ -136,6 +136,20 @@ def rotated_part_is_even(
     )
 
 
+def padding_holds_the_vocabulary(
+    padded_vocab_in_softmax: bool, padded_vocab_size: int | None, vocab_size: int | None
+) -> Broken | None:
+    """Every id has a row, also where the number of rows is given."""
+    if not padded_vocab_in_softmax or padded_vocab_size is None or vocab_size is None:
+        return None
+    if padded_vocab_size >= vocab_size:
+        return None
+    return Broken(
+        f"padded-vocab-size ({padded_vocab_size}) must be at least vocab-size ({vocab_size})",
+        [Remedy("padded_vocab_size", [[vocab_size]], " or more")],
+    )
+
+
 LAWS: list[Callable[..., str | Broken | None]] = [
     heads_share_the_width,
     heads_share_the_query_groups,
@@ -145,4 +159,5 @@ LAWS: list[Callable[..., str | Broken | None]] = [
     one_activation,
     positions_reach_the_end,
     rotated_part_is_even,
+    padding_holds_the_vocabulary,
 ]

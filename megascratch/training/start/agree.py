@@ -108,7 +108,11 @@ def _look_up(settings: LegalSettings, meeting: Rendezvous | None) -> _Here:
     device = choose_device(config.training.device, local_rank, config.parallel.distributed_backend)
     found = Found(device=cast(Device, device.type))
     if checkpoint is not None:
-        found = found._replace(load=checkpoint.load, global_batch_size=checkpoint.batch)
+        found = found._replace(
+            load=checkpoint.load,
+            global_batch_size=checkpoint.batch,
+            padded_vocab_size=checkpoint.padded_vocab_size,
+        )
     return _Here(found, checkpoint, device)
 
 

@@ -34,6 +34,9 @@ class Resume(NamedTuple):
     batch: int | None
     """The checkpoint's global batch size, if the user gives none: a run on more or fewer ranks then reads the same
     samples in each step."""
+    padded_vocab_size: int | None
+    """The checkpoint's rows of the vocabulary if its padding is trained and the user gives no number: they depend on
+    the layout of its run."""
     state: dict[str, Any]
     """What the checkpoint stores next to its tensors."""
     digest: str
@@ -80,7 +83,10 @@ def find_checkpoint(
     batch = None
     if not batch_is_given:
         batch = state.get("config", {}).get("training", {}).get("global_batch_size")
-    return Resume(start, load, batch, state, digest)
+    rows = None
+    if settings["padded_vocab_in_softmax"] and settings["padded_vocab_size"] is None:
+        rows = state.get("config", {}).get("model", {}).get("padded_vocab_size")
+    return Resume(start, load, batch, rows, state, digest)
 
 
 def _load_of(settings: Values) -> str | None:

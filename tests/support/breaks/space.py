@@ -7,6 +7,7 @@ from unittest.mock import patch
 import torch
 import torch.distributed as dist
 
+from megascratch.config.resolve import padded_vocab_size
 from megascratch.data.samples.microbatches import sample_numbers
 from megascratch.data_parallel import base
 from megascratch.data_parallel.base import DataParallel
@@ -94,6 +95,13 @@ def first_positions(self, positions):
 
 def padding_counts(logits, labels, valid, tp):
     return vocab_parallel_cross_entropy(logits, labels, logits.shape[-1], tp)
+
+
+def rows_of_this_layout(shape, hidden, divisible_by, tp, std, role):
+    """Trained padding by the rank's own layout, not by the number of rows of the model."""
+    return plain_vocab_shard(
+        padded_vocab_size(61, divisible_by, tp.size), hidden, divisible_by, tp, std, role
+    )
 
 
 def gathered_logits(logits, labels, valid, tp):
@@ -246,6 +254,7 @@ def copies_of_a_tied_weight_count(self):
     return counted
 
 
+plain_vocab_shard = embedding.vocab_shard
 plain_embedding = embedding.VocabParallelEmbedding.__init__
 plain_dropout = dropout.Dropout.forward
 plain_initialise = build.initialise
@@ -299,6 +308,10 @@ BREAKS: dict[str, Break] = {
     ),
     "padding enters the softmax": Break(
         TP2, [(chunk, "vocab_parallel_cross_entropy", padding_counts)]
+    ),
+    "trained padding by the layout of the rank": Break(
+        {"tensor_model_parallel_size": 4, "padded_vocab_in_softmax": True, "padded_vocab_size": 70},
+        [(chunk, "vocab_shard", rows_of_this_layout)],
     ),
     "labels one word earlier on the second rank": Break(
         TP2, [(chunk, "vocab_parallel_cross_entropy", labels_one_earlier)]

@@ -76,7 +76,12 @@ def saved(folder: Path, *steps: int) -> dict:
     for step in steps:
         state = {"config": {"training": {"global_batch_size": 10 + step}}}
         save(folder, step, held, state, Control.alone())
-    return {"load": str(folder), "save": str(folder.parent / "other"), "auto_resume": False}
+    return {
+        "load": str(folder),
+        "save": str(folder.parent / "other"),
+        "auto_resume": False,
+        "padded_vocab_in_softmax": False,
+    }
 
 
 def found(meeting: Rendezvous | None, settings: dict):
