@@ -175,8 +175,9 @@ def _settings(words: Sequence[str], world: int, rank: int, folder: str) -> Legal
     changes: dict[str, Any] = {"output_dir": folder, "device": "cpu"}
     if not any(idx_path(prefix).exists() for prefix in named_corpora(given)):
         changes |= dict.fromkeys([*SOURCES, "split"]) | {"mock_data": True}
-    if given["vocab_size"] is not None and not os.path.exists(given["tokenizer_model"] or ""):
-        changes["tokenizer_model"] = None
+    file = given["tokenizer_model"] or given["vocab_file"] or ""
+    if given["vocab_size"] is not None and not os.path.exists(file):
+        changes |= dict.fromkeys(("tokenizer_model", "vocab_file", "merge_file"))
     if given["train_iters"] is None and given["train_samples"] is None:
         changes["train_iters"] = 1_000_000  # more than any warm-up
     return legal_settings(loaded._replace(config=with_fields(loaded.config, changes)), world)

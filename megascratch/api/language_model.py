@@ -24,7 +24,7 @@ from megascratch.inference.logits import whole_logits
 from megascratch.inference.sampling import Sampling
 from megascratch.model.chunk import ModelChunk
 from megascratch.model.flops import parameters
-from megascratch.tokenizer import Tokenizer
+from megascratch.tokenizer import Tokenizer, TokenizerSource
 from megascratch.training.hardware import choose_device
 
 
@@ -228,8 +228,10 @@ def load(
     """
     run_imports([imports] if isinstance(imports, str) else imports)
     where = str(path)
-    model_file = None if tokenizer_model is None else str(tokenizer_model)
-    config, chunk, tokenizer = load_for_inference(where, choose_device(device, 0), model_file)
+    source = TokenizerSource(
+        tokenizer_model=None if tokenizer_model is None else str(tokenizer_model)
+    )
+    config, chunk, tokenizer = load_for_inference(where, choose_device(device, 0), source)
     return LanguageModel(config_of_checkpoint(asdict(config)), config.data, chunk, tokenizer)
 
 

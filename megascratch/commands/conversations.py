@@ -2,7 +2,6 @@
 
 import argparse
 
-from megascratch import tokenizer as tokenizers
 from megascratch.commands.input_output import (
     BadLines,
     input_files,
@@ -13,15 +12,17 @@ from megascratch.commands.input_output import (
 from megascratch.config.errors import UserError
 from megascratch.data.preprocess.conversations import Template, write_conversations
 from megascratch.data.text.sources import find_sources
+from megascratch.tokenizer import TokenizerSource
 
 
 def main(options: argparse.Namespace) -> int:
     """Runs the command. Raises: UserError for an error that the user can fix."""
     prefix = options.output_prefix
-    read = [("--tokenizer-model", options.tokenizer_model), *input_files(options)]
+    source = TokenizerSource.of(options)
+    read = [*source.files(), *input_files(options)]
     require_no_input(of_corpora("--output-prefix", [prefix]), read)
     require_free([prefix], options.overwrite)
-    tokenizer = tokenizers.load(options.tokenizer_type, options.tokenizer_model, options.vocab_size)
+    tokenizer = source.load()
     if options.turn_end is not None and not options.turn_end.strip():
         raise UserError(
             f"--turn-end {options.turn_end!r} is empty: without an end of turn a model cannot learn to stop"
@@ -35,7 +36,7 @@ def main(options: argparse.Namespace) -> int:
         tokenizer,
         template,
         key=options.json_key,
-        model=options.tokenizer_model,
+        model=source.main_file,
         parse_specials=options.parse_special_tokens,
         bad=bad_lines.add,
     )

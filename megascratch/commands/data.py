@@ -19,7 +19,6 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from megascratch import tokenizer as tokenizers
 from megascratch.commands import data_order
 from megascratch.commands.input_output import of_corpora, require_free, require_no_input
 from megascratch.config.errors import UserError
@@ -35,7 +34,7 @@ from megascratch.data.tokens.index_cache import damaged_caches
 from megascratch.data.tokens.manifest import read_manifest
 from megascratch.data.tokens.remote import is_remote, open_corpus
 from megascratch.data.tokens.token_files import TokenReader, bin_path
-from megascratch.tokenizer import Tokenizer
+from megascratch.tokenizer import Tokenizer, TokenizerSource
 
 PICTURES = (".png", ".svg", ".pdf")
 # these accept all settings as flags
@@ -188,9 +187,8 @@ def split(options: argparse.Namespace) -> int:
 
 
 def _tokenizer(options: argparse.Namespace) -> Tokenizer | None:
-    if options.tokenizer_model is None and options.tokenizer_type is None:
-        return None
-    return tokenizers.load(options.tokenizer_type, options.tokenizer_model, options.vocab_size)
+    source = TokenizerSource.of(options)
+    return source.load() if source.is_named else None
 
 
 def _prefixes(word: str) -> list[str]:

@@ -24,7 +24,7 @@ from megascratch.data.text.sources import find_sources
 from megascratch.inference.evaluate import DocumentLoss, evaluate_documents
 from megascratch.inference.load import load_for_inference, use_all_threads
 from megascratch.runtime.atomic_file import explain_write_errors, write_atomically
-from megascratch.tokenizer import Tokenizer
+from megascratch.tokenizer import Tokenizer, TokenizerSource
 from megascratch.training.hardware import choose_device
 
 
@@ -37,15 +37,13 @@ class Document(NamedTuple):
 
 def main(options: argparse.Namespace) -> int:
     """Runs the command. Raises: UserError for an error that the user can fix."""
-    read = [("--tokenizer-model", options.tokenizer_model), *input_files(options)]
+    read = [*TokenizerSource.of(options).files(), *input_files(options)]
     require_no_input([("--output-json", options.output_json), ("--summary", options.summary)], read)
     previous = _read_summary(options.summary)  # fails before the evaluation if it cannot be read
     documents, bad_lines = _documents(options)
     device = choose_device(options.device, 0)
     use_all_threads()
-    config, model, tokenizer = load_for_inference(
-        options.load, device, options.tokenizer_model, options.tokenizer_type
-    )
+    config, model, tokenizer = load_for_inference(options.load, device, TokenizerSource.of(options))
     texts = [document.text for document in documents]
     ids = [_encode(tokenizer, document, options.parse_special_tokens) for document in documents]
     started = time.monotonic()

@@ -13,6 +13,7 @@ from megascratch.data.text.documents import read_records
 from megascratch.data.text.jsonl import BadLine
 from megascratch.data.text.sources import find_sources, format_of
 from megascratch.inference.sampling import Sampling
+from megascratch.tokenizer import TokenizerSource
 
 if TYPE_CHECKING:
     from megascratch.inference.complete import Completion
@@ -28,10 +29,7 @@ SPECIAL_AS_TEXT = (
 def main(options: argparse.Namespace) -> int:
     """Runs the command. Raises: UserError for an error that the user can fix."""
     sampling = _sampling(options)
-    read = [
-        ("--prompts-file", options.prompts_file),
-        ("--tokenizer-model", options.tokenizer_model),
-    ]
+    read = [("--prompts-file", options.prompts_file), *TokenizerSource.of(options).files()]
     require_no_input([("--output", options.output)], read)
     prompts = list(options.prompt)
     if options.prompts_file:
@@ -45,9 +43,7 @@ def main(options: argparse.Namespace) -> int:
 
     device = choose_device(options.device, 0)
     use_all_threads()
-    config, model, tokenizer = load_for_inference(
-        options.load, device, options.tokenizer_model, options.tokenizer_type
-    )
+    config, model, tokenizer = load_for_inference(options.load, device, TokenizerSource.of(options))
     stops = Stops(tokenizer, options.stop, options.stop_ids)
     ids = []
     for number, prompt in enumerate(prompts, 1):

@@ -39,6 +39,8 @@ def require_trainable(options: argparse.Namespace, sources: Sequence[Source]) ->
             f"{flag} writes a {suffix} file, --tokenizer-model is {options.tokenizer_model}: use "
             f"{Path(options.tokenizer_model).with_suffix(suffix)}"
         )
+    if options.vocab_file is not None or options.merge_file is not None:
+        raise UserError(f"{flag} writes --tokenizer-model: remove --vocab-file and --merge-file")
     if options.tokenizer_type is not None:
         raise UserError(f"{flag} already says the type: remove --tokenizer-type")
     if name == "char" and options.vocab_size is not None:

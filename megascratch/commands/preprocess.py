@@ -13,6 +13,7 @@ from itertools import repeat
 from pathlib import Path
 
 from megascratch.commands.input_output import (
+    Named,
     of_corpora,
     print_next,
     require_free,
@@ -34,6 +35,7 @@ from megascratch.data.preprocess.run import (
 from megascratch.data.preprocess.work_units import LEAF_BYTES, shard_bytes
 from megascratch.data.text.sentences import language_code
 from megascratch.data.text.sources import Source, find_sources
+from megascratch.tokenizer import TokenizerSource
 from megascratch.tokenizer.simple import NullTokenizer
 
 
@@ -67,11 +69,8 @@ def main(options: argparse.Namespace) -> int:
 def _training(options: argparse.Namespace, prefixes: Sequence[str]) -> list[str]:
     """The command that trains on the output."""
     words = ["pretrain", "--data-path", *prefixes]
-    if options.tokenizer_model is not None:
-        words += ["--tokenizer-model", options.tokenizer_model]
-    if options.tokenizer_type is not None:
-        words += ["--tokenizer-type", options.tokenizer_type]
-    if options.tokenizer_type == NullTokenizer.kind:
+    words += TokenizerSource.of(options).words()
+    if options.tokenizer_type in (NullTokenizer.kind, "TikTokenizer") and options.vocab_size:
         words += ["--vocab-size", str(options.vocab_size)]
     for source in options.imports:
         words += ["--import", source]
@@ -107,11 +106,11 @@ def _require_no_input(options: argparse.Namespace, job: Job, sources: list[Sourc
     """Raises: UserError if a corpus or the list of bad lines would overwrite an input."""
     written = of_corpora("--output-prefix", key_prefixes(job, options.output_prefix))
     written.append(("--output-prefix", bad_lines_path(options.output_prefix)))
-    read = [("--input", source.path) for source in sources]
+    read: list[Named] = [("--input", source.path) for source in sources]
     if options.train_tokenizer:
         written.append(("--tokenizer-model", options.tokenizer_model))
     else:
-        read.append(("--tokenizer-model", options.tokenizer_model))
+        read += TokenizerSource.of(options).files()
     require_no_input(written, read)
 
 
@@ -143,9 +142,7 @@ def _shard(words: str) -> tuple[int, int]:
 def _job(options: argparse.Namespace, output: Output) -> Job:
     folder = shard_folder(options.output_prefix)
     return Job(
-        options.tokenizer_type,
-        options.tokenizer_model,
-        options.vocab_size,
+        TokenizerSource.of(options),
         ReadOptions(
             tuple(options.json_keys), options.sample_by, options.max_document_bytes, folder
         ),

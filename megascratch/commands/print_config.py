@@ -28,7 +28,9 @@ def print_config(loaded: Loaded, world: int | None) -> None:
     given = flat(loaded.config)
     ranks = world or _ranks_of_copy(loaded.config.parallel)
     changes = {}
-    if not any(given[name] for name in ("vocab_size", "tokenizer_type", "tokenizer_model")):
+    if not any(
+        given[name] for name in ("vocab_size", "tokenizer_type", "tokenizer_model", "vocab_file")
+    ):
         changes["tokenizer_type"] = "ByteTokenizer"  # only for the laws: it may be given later
     imagined_settings(loaded, ranks, changes)
     print(format_config(loaded.config, loaded.origins, derive(given, ranks)))

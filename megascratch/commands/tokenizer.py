@@ -18,6 +18,7 @@ from megascratch.commands.text_source import at_most, no_text, require_text, tex
 from megascratch.config.errors import UserError
 from megascratch.config.printable import printable
 from megascratch.data.text.sources import find_sources
+from megascratch.tokenizer import TokenizerSource
 from megascratch.tokenizer.check import check
 from megascratch.tokenizer.convert import convert
 from megascratch.tokenizer.registry import SUFFIXES
@@ -106,7 +107,7 @@ def _convert(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    tokenizer = tokenizers.load(options.tokenizer_type, options.tokenizer_model, options.vocab_size)
+    tokenizer = TokenizerSource.of(options).load()
     roles = {
         "end of document": tokenizer.eod,
         "begin of text": tokenizer.bos,
@@ -181,14 +182,14 @@ def _per_token(value: float | None) -> str:
 
 
 def _encode(options: argparse.Namespace) -> int:
-    tokenizer = tokenizers.load(options.tokenizer_type, options.tokenizer_model, options.vocab_size)
+    tokenizer = TokenizerSource.of(options).load()
     text = sys.stdin.read() if options.text is None else options.text
     print(*tokenizer.encode_batch([text], options.parse_special_tokens).ids.tolist())
     return 0
 
 
 def _decode(options: argparse.Namespace) -> int:
-    tokenizer = tokenizers.load(options.tokenizer_type, options.tokenizer_model, options.vocab_size)
+    tokenizer = TokenizerSource.of(options).load()
     words = options.ids or sys.stdin.read().split()
     try:
         ids = [int(word) for word in words]

@@ -96,6 +96,11 @@ def equals(name: str, value: Any) -> Needs:
     return Needs(name, lambda found: bool(found == value), words)
 
 
+def unset_or(name: str, value: Any) -> Needs:
+    """Another setting must have this value, or none of its own."""
+    return Needs(name, lambda found: found in (None, value), equals(name, value).otherwise)
+
+
 def differs(name: str, value: Any, otherwise: str = "") -> Needs:
     """Another setting must have any value but this one; `otherwise` replaces 'with NAME VALUE' in the notice."""
     words = f"with {name.replace('_', '-')}"

@@ -12,6 +12,7 @@ from megascratch.config.declare import Setting
 from megascratch.config.fields import SETTINGS, flag
 from megascratch.config.resume_effects import (
     OTHER_TEXT,
+    REFUSED_TOKENIZER,
     Change,
     Kind,
     ResumeRule,
@@ -118,8 +119,10 @@ def _tokenizer(before: Side, now: Side) -> list[tuple[str, Kind, str]]:
     """A tokenizer of the same name whose content has changed."""
     if before.tokenizer is None or now.tokenizer is None or before.tokenizer == now.tokenizer:
         return []
-    for name in ("tokenizer_type", "tokenizer_model"):
-        if before.settings.get(name) != now.settings.get(name):
+    for name, setting in SETTINGS.items():
+        if setting.on_resume is not REFUSED_TOKENIZER or name not in before.settings:
+            continue
+        if before.settings[name] != now.settings.get(name):
             return []  # another tokenizer: the rule of that setting reports it
     sentence = (
         f"the tokenizer's digest was {before.tokenizer[:16]} and is now {now.tokenizer[:16]}: "

@@ -10,7 +10,7 @@ below it is its help text.
 from dataclasses import dataclass, field
 from typing import Literal
 
-from megascratch.config.declare import differs, equals, setting
+from megascratch.config.declare import differs, equals, setting, unset_or
 from megascratch.config.ranges import above, at_least, within
 from megascratch.config.resume_effects import (
     FIXED_OPTIMIZER,
@@ -252,6 +252,21 @@ class DataConfig:
     """The vocabulary of a GPT-2 tokenizer (vocab.json), together with merge_file, instead of tokenizer_model."""
     merge_file: str | None = setting(None, REFUSED_TOKENIZER)
     """The merges of a GPT-2 tokenizer (merges.txt), together with vocab_file."""
+    tiktoken_pattern: Literal["v1", "v2"] | None = setting(
+        None, REFUSED_TOKENIZER, needs=unset_or("tokenizer_type", "TikTokenizer")
+    )
+    """How a TikTokenizer in Megatron-LM's format (a .json of ranks) splits text; default: v2."""
+    tiktoken_num_special_tokens: int = setting(
+        1000,
+        REFUSED_TOKENIZER,
+        at_least(1),
+        needs=unset_or("tokenizer_type", "TikTokenizer"),
+    )
+    """Ids at the beginning of such a vocabulary that are for special tokens."""
+    tokenizer_special_tokens: list[str] | None = setting(
+        None, REFUSED_TOKENIZER, needs=unset_or("tokenizer_type", "TikTokenizer")
+    )
+    """The first of them by name; default: <unk> <s> </s> <mask> <pad> <cls> <sep>."""
 
 
 @dataclass(frozen=True)

@@ -362,7 +362,6 @@ SYNONYMS: dict[str, Hint] = {name: Hint(setting) for name, setting in _RENAMED.i
     "no_load_rng": _LOAD_PARTS,
     "no_save_optim": _LOAD_PARTS,
     "no_save_rng": _LOAD_PARTS,
-    "tiktoken_pattern": _remove("the tokenizer's file or folder has its pattern"),
     "deterministic_mode": _remove("runs on a CPU repeat bit by bit; see docs/limits.md for GPUs"),
     "distributed_timeout_seconds_after_init": Hint(
         "distributed_timeout_minutes", words="in minutes"

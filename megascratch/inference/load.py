@@ -24,23 +24,23 @@ from megascratch.parallel.grid import Position
 from megascratch.parallel.kept_state import kept_state, widen_buffers
 from megascratch.parallel.sharded_tensor import MODEL, ShardedTensor, held_piece
 from megascratch.storage.path import Place
-from megascratch.tokenizer import Tokenizer
-from megascratch.tokenizer import load as load_tokenizer
+from megascratch.tokenizer import Tokenizer, TokenizerSource
 from megascratch.training.hardware import parameter_dtype
+
+CHECKPOINTS_OWN = TokenizerSource()
 
 
 def load_for_inference(
     path: str | Place,
     device: torch.device,
-    tokenizer_model: str | None = None,
-    tokenizer_type: str | None = None,
+    source: TokenizerSource = CHECKPOINTS_OWN,
 ) -> tuple[ResolvedConfig, ModelChunk, Tokenizer]:
     """The settings, the model in evaluation mode, and the tokenizer. On a CPU half precision becomes fp32, which is
     faster there and loses nothing.
 
     Args:
         path: a step folder, or a folder of steps, of which the newest valid one is loaded.
-        tokenizer_model, tokenizer_type: instead of the checkpoint's own, for example if the file has moved.
+        source: what names the tokenizer instead of the checkpoint's own, for example if its file has moved.
 
     Raises: UserError if there is no valid checkpoint, or the tokenizer is not the one that the model was trained with.
     """
@@ -56,9 +56,7 @@ def load_for_inference(
         config = resolve(saved_config, Layout.of(saved_config.parallel).world)
         vocab_size = config.model.vocab_size
         fingerprint = state.get("tokenizer_fingerprint")
-        tokenizer = _tokenizer(
-            config.data, vocab_size, fingerprint, tokenizer_model, tokenizer_type
-        )
+        tokenizer = _tokenizer(config.data, vocab_size, fingerprint, source)
         return config, load_model(step, config.model, config.optim, device), tokenizer
 
     found = latest_valid(path, candidates(path), read)
@@ -104,17 +102,18 @@ def _held(chunk: ModelChunk) -> list[ShardedTensor]:
 
 
 def _tokenizer(
-    data: DataConfig, vocab_size: int, learned: str | None, model: str | None, kind: str | None
+    data: DataConfig, vocab_size: int, learned: str | None, given: TokenizerSource
 ) -> Tokenizer:
-    tokenizer = load_tokenizer(
-        kind or (None if model else data.tokenizer_type),
-        model or data.tokenizer_model,
-        vocab_size,
-    )
+    """The tokenizer that is given, else the checkpoint's; what is given may be only its kind."""
+    saved = TokenizerSource.of(data, vocab_size)
+    source = given._replace(vocab_size=vocab_size) if given.main_file else saved
+    if given.tokenizer_type is not None:
+        source = source._replace(tokenizer_type=given.tokenizer_type)
+    tokenizer = source.load()
     if learned is not None and tokenizer.fingerprint != learned:
-        given = model or data.tokenizer_model or tokenizer.kind
+        name = source.main_file or tokenizer.kind
         raise UserError(
-            f"the model was trained with tokenizer {learned[:16]}, but {given} is {tokenizer.fingerprint[:16]}: "
+            f"the model was trained with tokenizer {learned[:16]}, but {name} is {tokenizer.fingerprint[:16]}: "
             "give the original tokenizer file as --tokenizer-model"
         )
     if tokenizer.vocab_size > vocab_size:

@@ -205,6 +205,11 @@ class HuggingFaceTokenizer(Tokenizer):
         spoken = [number for number in numbers if number not in silent]
         return self._library.decode(spoken, skip_special_tokens=False)
 
+    def id_of(self, token: str) -> int | None:
+        """The id of a token by its spelling in the file; None: the vocabulary has no such token."""
+        found: int | None = self._library.token_to_id(token)
+        return found
+
     def normalized(self, text: str) -> str:
         """The text after the file's normalisation, if it has one. A normaliser from SentencePiece writes a space as
         U+2581, and may put one before the text, which decoding removes."""

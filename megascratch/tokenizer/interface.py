@@ -84,6 +84,10 @@ class Tokenizer(ABC):
         after = np.array(self.after, dtype=np.int32)
         return [np.concatenate([before, ids, after]) for ids in texts]
 
+    def id_of(self, token: str) -> int | None:
+        """The id of a token by its spelling; None: the vocabulary has no such token."""
+        return {**self.specials, **self.special_words}.get(token)
+
     def normalized(self, text: str) -> str:
         """The text after encoding and decoding: unchanged, unless the vocabulary normalises it."""
         return text

@@ -1,11 +1,13 @@
 """Loads and trains tokenizers by kind (`--tokenizer-type`) or by the content of a file or folder."""
 
 import json
+import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from megascratch.config.errors import UserError
+from megascratch.config.laws.data import gpt2_tokenizer_has_two_files
 from megascratch.config.registry import is_registered, look_up, names
 from megascratch.runtime.atomic_file import explain_write_errors, write_atomically
 from megascratch.tokenizer import sentence_piece, train_bpe
@@ -16,11 +18,15 @@ from megascratch.tokenizer.simple import ByteTokenizer, CharTokenizer, NullToken
 from megascratch.tokenizer.splits import ENCODINGS, FILE_NAMES
 from megascratch.tokenizer.vocabulary import (
     END_OF_TEXT,
+    MEGATRON_SPECIAL_TOKENS,
+    MEGATRON_SPECIALS,
     from_ranks,
     inside,
+    is_megatron_ranks,
     read_bytes,
     read_gpt2,
     read_json,
+    read_megatron_ranks,
     read_ranks,
 )
 
@@ -73,12 +79,101 @@ IN_FOLDERS = {
 KINDS = (*FROM_FILE, ByteTokenizer.kind, NullTokenizer.kind)
 
 
+class TokenizerSource(NamedTuple):
+    """What names a tokenizer in settings and flags, under the same names."""
+
+    tokenizer_type: str | None = None
+    """Its kind; None: detected from the files."""
+    tokenizer_model: str | None = None
+    """Its file, or the folder that contains it."""
+    vocab_size: int | None = None
+    """Number of ids of a NullTokenizer, and of a vocabulary of ranks that is cut."""
+    vocab_file: str | None = None
+    """vocab.json of a GPT-2 tokenizer."""
+    merge_file: str | None = None
+    """Its merges.txt."""
+    tiktoken_pattern: str | None = None
+    tiktoken_num_special_tokens: int = MEGATRON_SPECIALS
+    tokenizer_special_tokens: tuple[str, ...] | None = None
+    """The three of them: see `read_megatron_ranks`."""
+
+    @classmethod
+    def of(cls, named: object, vocab_size: int | None = None) -> "TokenizerSource":
+        """From a record or parsed flags that have attributes of these names; those that are missing are not given."""
+        found = {name: getattr(named, name) for name in cls._fields if hasattr(named, name)}
+        if found.get("tokenizer_special_tokens") is not None:
+            found["tokenizer_special_tokens"] = tuple(found["tokenizer_special_tokens"])
+        return cls(**{"vocab_size": vocab_size} | found)
+
+    @property
+    def is_named(self) -> bool:
+        """Whether anything but a vocab_size is given."""
+        return any((self.tokenizer_type, self.tokenizer_model, self.vocab_file, self.merge_file))
+
+    @property
+    def main_file(self) -> str | None:
+        """The file by which a corpus names its tokenizer."""
+        return self.tokenizer_model or self.vocab_file
+
+    def files(self) -> list[tuple[str, str | None]]:
+        """The flags that name files, and the files."""
+        return [
+            ("--tokenizer-model", self.tokenizer_model),
+            ("--vocab-file", self.vocab_file),
+            ("--merge-file", self.merge_file),
+        ]
+
+    def words(self) -> list[str]:
+        """The flags that name this tokenizer, except --vocab-size."""
+        given = [*self.files(), ("--tokenizer-type", self.tokenizer_type)]
+        given.append(("--tiktoken-pattern", self.tiktoken_pattern))
+        words = []
+        for flag, value in given:
+            words += [] if value is None else [flag, value]
+        if self.tiktoken_num_special_tokens != MEGATRON_SPECIALS:
+            words += ["--tiktoken-num-special-tokens", str(self.tiktoken_num_special_tokens)]
+        if self.tokenizer_special_tokens is not None:
+            words += ["--tokenizer-special-tokens", *self.tokenizer_special_tokens]
+        return words
+
+    def load(self) -> Tokenizer:
+        """The tokenizer. Raises: UserError as the function `load` does, and for files that do not belong together."""
+        problem = gpt2_tokenizer_has_two_files(
+            self.vocab_file, self.merge_file, self.tokenizer_model, self.tokenizer_type
+        )
+        if problem is not None:
+            raise UserError(problem)
+        if self.vocab_file is not None and self.merge_file is not None:
+            for flag, path in self.files()[1:]:
+                if path is not None and not os.access(path, os.R_OK):
+                    raise UserError(f"{flag} {path} cannot be read: there is no readable file")
+            vocabulary = read_gpt2(Path(self.vocab_file), Path(self.merge_file))
+            return HuggingFaceTokenizer(vocabulary.record(), self.vocab_file)
+        path = self.tokenizer_model
+        kind = self.tokenizer_type
+        if path is not None and kind in (None, "TikTokenizer") and is_megatron_ranks(Path(path)):
+            return self._megatron_ranks(Path(path))
+        return load(kind, path, self.vocab_size)
+
+    def _megatron_ranks(self, path: Path) -> Tokenizer:
+        vocabulary = read_megatron_ranks(
+            path,
+            self.vocab_size,
+            self.tiktoken_num_special_tokens,
+            self.tokenizer_special_tokens or MEGATRON_SPECIAL_TOKENS,
+            f"megatron-{self.tiktoken_pattern or 'v2'}",
+        )
+        roles = {"eos_token": "</s>", "bos_token": "<s>", "pad_token": "<pad>"}
+        return HuggingFaceTokenizer(vocabulary.record(), str(path), roles)
+
+
 def load(
     tokenizer_type: str | None, tokenizer_model: str | Path | None, vocab_size: int | None = None
 ) -> Tokenizer:
     """Loads a tokenizer of a kind (default: detected from the file). `vocab_size` is only for the NullTokenizer.
 
     `tokenizer_model` may be a folder: its tokenizer.json, else vocab.json with merges.txt, else tokenizer.model.
+    A `TokenizerSource` loads what two files or more options name.
 
     Raises: UserError for an unknown kind, a missing file, or a file of another kind.
     """

@@ -190,6 +190,11 @@ class SentencePieceTokenizer(Tokenizer):
         require_ids(numbers, self.vocab_size, self.kind)
         return self._pieces.decode(numbers)
 
+    def id_of(self, token: str) -> int | None:
+        """The id of a piece; None: the vocabulary has no such piece."""
+        number: int = self._pieces.piece_to_id(token)
+        return number if self._pieces.id_to_piece(number) == token else None
+
     def normalized(self, text: str) -> str:
         """The text after normalisation: vocabularies from elsewhere may change spaces and characters."""
         if self._changes_nothing:

@@ -1,8 +1,9 @@
-"""Reads and writes byte-level BPE vocabularies in three file formats; every file is validated when it is read.
+"""Reads and writes byte-level BPE vocabularies in four file formats; every file is validated when it is read.
 
     tokenizer.json          Hugging Face: everything (split, merges, special tokens)
     *.tiktoken              tiktoken's ranks: one line `base64(token) rank` each; no split, no special tokens
     vocab.json merges.txt   GPT-2: tokens with ids, and merges in order; the split is GPT-2's
+    *.json, a list          Megatron-LM's TikTokenizer: {"rank": 0, "token_bytes": base64, "token_str": text} each
 
 Ranks merge the neighbours whose union has the lowest rank, whatever its two halves; merges name the halves. So ranks
 are converted to all pairs of known halves, in the order of rank, and a word that is a token itself is not split.
@@ -27,6 +28,10 @@ BEYOND_PLAIN_BPE = (
     "end_of_word_suffix",
 )
 END_OF_TEXT = "<|endoftext|>"
+MEGATRON_SPECIALS = 1000
+MEGATRON_SPECIAL_TOKENS = ("<unk>", "<s>", "</s>", "<mask>", "<pad>", "<cls>", "<sep>")
+MEGATRON_MOST_IDS = 1 << 17
+"""The defaults of Megatron-LM's TikTokenizer."""
 
 
 def _byte_characters() -> list[str]:
@@ -235,6 +240,60 @@ def read_ranks(path: Path) -> dict[bytes, int]:
         raise UserError(f"{path}: two tokens have the same rank; each needs its own")
     require_bytes(ranks, str(path))
     return ranks
+
+
+def is_megatron_ranks(path: Path) -> bool:
+    """Whether a file is a list of ranks in Megatron-LM's format, by its name and its first bytes."""
+    if path.suffix != ".json" or not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(64).lstrip().startswith(b"[")
+
+
+def read_megatron_ranks(
+    path: Path,
+    vocab_size: int | None,
+    specials: int,
+    names: tuple[str, ...],
+    split: str,
+) -> Vocabulary:
+    """Reads the list of ranks of Megatron-LM's TikTokenizer (megatron/core/tokenizers, text/libraries).
+
+    Args:
+        vocab_size: ids in total; the list is cut there. Default: 131072, or as many as there are.
+        specials: ids at the beginning that are for special tokens; those without a name are <SPECIAL_7> and so on.
+
+    Raises: UserError for a list of another form, names that are missing or repeated, and too few tokens.
+    """
+    missing = [name for name in MEGATRON_SPECIAL_TOKENS if name not in names]
+    if missing or len(set(names)) < len(names) or len(names) > specials:
+        raise UserError(
+            f"the special tokens {' '.join(names)} must be different, at most {specials} "
+            f"(--tiktoken-num-special-tokens), and contain {' '.join(missing or MEGATRON_SPECIAL_TOKENS)}"
+        )
+    listed = read_json(path, "list of ranks")
+    size = vocab_size or min(MEGATRON_MOST_IDS, len(listed) + specials)
+    if not specials < size <= len(listed) + specials:
+        raise UserError(
+            f"--vocab-size {size} must be above the {specials} special tokens and at most "
+            f"{len(listed) + specials}: {path} has {len(listed)} tokens"
+        )
+    tokens: dict[bytes, int] = {}
+    for rank, entry in enumerate(listed[: size - specials]):
+        try:
+            token = base64.b64decode(entry["token_bytes"], validate=True)
+            if entry["rank"] != rank or not token or token in tokens:
+                raise ValueError
+        except (TypeError, KeyError, ValueError, binascii.Error) as error:
+            raise UserError(
+                f'{path}: entry {rank} is not {{"rank": {rank}, "token_bytes": base64 of a new token, ...}}: '
+                f"{str(entry)[:60]!r}"
+            ) from error
+        tokens[token] = specials + rank
+    require_bytes(tokens, str(path))
+    fillers = [f"<SPECIAL_{number}>" for number in range(len(names), specials)]
+    words = {name: number for number, name in enumerate([*names, *fillers])}
+    return from_ranks(tokens, Encoding(split, words), str(path))
 
 
 def read_gpt2(vocab_file: Path, merge_file: Path) -> Vocabulary:

@@ -58,6 +58,9 @@ def for_proof(settings: Values, steps: int, precision: str) -> dict[str, Any]:
         "distributed_backend": None,
         "tokenizer_type": None,
         "tokenizer_model": None,
+        "vocab_file": None,
+        "fim_rate": 0.0,  # samples are drawn, not read
+        "merge_file": None,
         "lr_decay_style": "constant",
         "min_lr": 0.0,
         "train_iters": steps,

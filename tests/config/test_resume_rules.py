@@ -241,6 +241,18 @@ def test_a_tokenizer_is_known_by_its_ids(before, now, told):
     )
 
 
+@pytest.mark.parametrize(
+    ("digest", "told"),
+    [("old", None), ("new", "vocab-file was not given and is now v: ids mean different words")],
+)
+def test_two_files_may_replace_the_folder_that_had_both(digest, told):
+    pair = {"tokenizer_model": None, "vocab_file": "v", "merge_file": "m"}
+    before = {"tokenizer": "old", "tokenizer_model": "folder"}
+    notices, refusals = verdict(before, {"tokenizer": digest} | pair)
+    assert notices == []
+    assert refusals == [] if told is None else told in " ".join(refusals)
+
+
 def test_a_checkpoint_that_knows_less_is_judged_by_what_it_knows():
     before = Side({"seed": 1234, "num_layers": 12, "gone": 3})
     assert compare_configs(before, side(files={"a": A}, tokenizer="t"), 0) == ([], [])

@@ -10,6 +10,7 @@ from megascratch.config.fields import flat
 from megascratch.config.saved import config_from_dict
 from megascratch.config.settings import Config
 from megascratch.inference.load import load_for_inference
+from megascratch.tokenizer import TokenizerSource
 from tests.support.rank_pool import on_ranks
 from tests.support.small_models import config_of, model_of, save_model
 
@@ -75,7 +76,7 @@ def test_the_settings_come_back_as_they_were():
 def test_what_does_not_fit_is_refused(tmp_path, state, how, complaint):
     save_model(tmp_path, state=tuple(state.items()))
     with pytest.raises(UserError) as raised:
-        load_for_inference(tmp_path, CPU, **how)
+        load_for_inference(tmp_path, CPU, TokenizerSource(**how))
     assert complaint in str(raised.value)
 
 

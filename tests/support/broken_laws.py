@@ -7,6 +7,13 @@ from tests.support.broken_run_laws import BROKEN_RUN_LAWS
 GOOD = {"mock_data": True, "vocab_size": 100, "train_iters": 10}
 FILES = {"mock_data": False, "data_path": ["a"]}
 FIM = {"fim_rate": 0.5, "fim_prefix_id": 1, "fim_middle_id": 2, "fim_suffix_id": 3}
+NAMED_FIM = {
+    "fim_rate": 0.5,
+    "fim_prefix_token": "<p>",
+    "fim_middle_token": "<m>",
+    "fim_suffix_token": "<s>",
+}
+PAIR = {"vocab_file": "v", "merge_file": "m"}
 SAMPLES = {"train_iters": None, "train_samples": 100}
 
 
@@ -377,6 +384,37 @@ BROKEN = [
     ("fill_in_middle_has_its_ids", 1, {"fim_middle_id": 1}, "have no effect with fim-rate 0"),
     ("fill_in_middle_has_its_ids", 1, FIM | {"fim_middle_id": 1}, "must differ"),
     ("fill_in_middle_has_its_ids", 1, FIM | {"vocab_size": 3}, "(3 ids)"),
+    (
+        "fill_in_middle_has_its_ids",
+        1,
+        FIM | {"fim_prefix_token": "<p>"},
+        "fim-prefix-id (1) and fim-prefix-token (<p>) both name it",
+    ),
+    ("fill_in_middle_has_its_ids", 1, NAMED_FIM | {"fim_middle_token": "<p>"}, "must differ"),
+    (
+        "gpt2_tokenizer_has_two_files",
+        1,
+        {"vocab_file": "v"},
+        "vocab-file (v) needs merge-file",
+    ),
+    (
+        "gpt2_tokenizer_has_two_files",
+        1,
+        {"merge_file": "m"},
+        "merge-file (m) needs vocab-file",
+    ),
+    (
+        "gpt2_tokenizer_has_two_files",
+        1,
+        PAIR | {"tokenizer_model": "t"},
+        "tokenizer-model (t) and vocab-file (v) both name a tokenizer",
+    ),
+    (
+        "gpt2_tokenizer_has_two_files",
+        1,
+        PAIR | {"tokenizer_type": "ByteTokenizer"},
+        "use GPT2BPETokenizer",
+    ),
     (
         "stages_need_the_keyed_order",
         1,

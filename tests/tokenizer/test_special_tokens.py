@@ -14,7 +14,7 @@ from megascratch import tokenizer as tokenizers
 from megascratch.data.preprocess.conversations import Message, Template, encode_conversation
 from megascratch.data.preprocess.documents import DocumentBatch, ReadOptions
 from megascratch.data.preprocess.encode import Encoder, Job
-from megascratch.tokenizer import sentence_piece
+from megascratch.tokenizer import TokenizerSource, sentence_piece
 from megascratch.tokenizer.adversarial_texts import probe, random_texts
 from megascratch.tokenizer.hugging_face import HuggingFaceTokenizer
 from megascratch.tokenizer.interface import as_text
@@ -408,9 +408,7 @@ def test_sentences_of_a_document_have_one_begin_of_text(tmp_path):
     record = byte_level(post_processor=begins_with(START, 1500))
     (tmp_path / "t.json").write_bytes(dump(record))
     job = Job(
-        None,
-        str(tmp_path / "t.json"),
-        None,
+        TokenizerSource(tokenizer_model=str(tmp_path / "t.json")),
         ReadOptions(("text",), "document", 1000, ""),
         True,
         False,

@@ -77,6 +77,26 @@ def add_tokenizer(parser: Flags, of_checkpoint: bool = False) -> None:
         metavar="KIND",
         help=f"{', '.join(kinds)} (default: {own if of_checkpoint else 'detected from the file'})",
     )
+    add("--vocab-file", metavar="FILE", help="vocab.json of a GPT-2 tokenizer, with --merge-file")
+    add("--merge-file", metavar="FILE", help="merges.txt of a GPT-2 tokenizer, with --vocab-file")
+    add(
+        "--tiktoken-pattern",
+        choices=("v1", "v2"),
+        help="for ranks in Megatron-LM's format: how text is split (default: v2)",
+    )
+    add(
+        "--tiktoken-num-special-tokens",
+        type=at_least(1),
+        default=1000,
+        metavar="N",
+        help="for ranks in Megatron-LM's format: ids for special tokens (default: 1000)",
+    )
+    add(
+        "--tokenizer-special-tokens",
+        nargs="+",
+        metavar="WORD",
+        help="the first of them by name (default: <unk> <s> </s> <mask> <pad> <cls> <sep>)",
+    )
     add_import(parser)
 
 

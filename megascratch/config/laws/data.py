@@ -95,19 +95,49 @@ def split_is_shares(split: str | None, data_path: list[str] | None, mock_data: b
 
 
 def vocabulary_is_known(
-    tokenizer_type: str | None, tokenizer_model: str | None, vocab_size: int | None
+    tokenizer_type: str | None,
+    tokenizer_model: str | None,
+    vocab_file: str | None,
+    vocab_size: int | None,
 ) -> str | None:
-    """The vocabulary comes from a tokenizer's file, a tokenizer without one, or vocab-size."""
+    """The vocabulary comes from a tokenizer's files, a tokenizer without one, or vocab-size."""
     without_file = ("ByteTokenizer", "NullTokenizer")
     own = tokenizer_type is not None and is_registered("tokenizer", tokenizer_type)
-    if tokenizer_type not in (None, *without_file) and tokenizer_model is None and not own:
+    has_file = tokenizer_model is not None or vocab_file is not None
+    if tokenizer_type not in (None, *without_file) and not has_file and not own:
         return f"tokenizer-type {tokenizer_type} needs tokenizer-model, the tokenizer's file"
     if tokenizer_type in without_file and tokenizer_model is not None:
         return f"tokenizer-type {tokenizer_type} needs no file: remove tokenizer-model ({tokenizer_model})"
     if tokenizer_type == "NullTokenizer" and vocab_size is None:
         return "tokenizer-type NullTokenizer needs vocab-size"
-    if tokenizer_type is None and tokenizer_model is None and vocab_size is None:
+    if tokenizer_type is None and not has_file and vocab_size is None:
         return "the vocabulary is unknown: give tokenizer-model, tokenizer-type ByteTokenizer, or vocab-size"
+    return None
+
+
+def gpt2_tokenizer_has_two_files(
+    vocab_file: str | None,
+    merge_file: str | None,
+    tokenizer_model: str | None,
+    tokenizer_type: str | None,
+) -> str | None:
+    """A GPT-2 tokenizer is named by both of its files, and by nothing else."""
+    if vocab_file is None and merge_file is None:
+        return None
+    if merge_file is None:
+        return f"vocab-file ({vocab_file}) needs merge-file: a GPT-2 tokenizer has two files"
+    if vocab_file is None:
+        return f"merge-file ({merge_file}) needs vocab-file: a GPT-2 tokenizer has two files"
+    if tokenizer_model is not None:
+        return (
+            f"tokenizer-model ({tokenizer_model}) and vocab-file ({vocab_file}) both name a tokenizer: "
+            "remove tokenizer-model, or remove vocab-file and merge-file"
+        )
+    if tokenizer_type not in (None, "GPT2BPETokenizer"):
+        return (
+            f"tokenizer-type {tokenizer_type} does not read vocab-file and merge-file: use GPT2BPETokenizer, "
+            "or remove both files"
+        )
     return None
 
 
@@ -159,19 +189,35 @@ def fill_in_middle_has_its_ids(
     fim_prefix_id: int | None,
     fim_middle_id: int | None,
     fim_suffix_id: int | None,
+    fim_prefix_token: str | None,
+    fim_middle_token: str | None,
+    fim_suffix_token: str | None,
     vocab_size: int | None,
 ) -> str | None:
-    """Three different ids of the vocabulary mark the parts of a document."""
+    """Three different ids of the vocabulary, or tokens of the tokenizer by name, mark the parts of a document."""
     ids = {
-        "fim-prefix-id": fim_prefix_id,
-        "fim-middle-id": fim_middle_id,
-        "fim-suffix-id": fim_suffix_id,
+        "fim-prefix": fim_prefix_id,
+        "fim-middle": fim_middle_id,
+        "fim-suffix": fim_suffix_id,
     }
-    missing = [name for name, number in ids.items() if number is None]
+    tokens = {
+        "fim-prefix": fim_prefix_token,
+        "fim-middle": fim_middle_token,
+        "fim-suffix": fim_suffix_token,
+    }
+    for part, number in ids.items():
+        if number is not None and tokens[part] is not None:
+            return (
+                f"{part}-id ({number}) and {part}-token ({tokens[part]}) both name it: remove one"
+            )
+    missing = [f"{part}-id" for part in ids if ids[part] is None and tokens[part] is None]
     if fim_rate and missing:
         return f"fim-rate ({fim_rate}) needs {', '.join(missing)}"
     if len(missing) < len(ids) and not fim_rate:
         return "fim-prefix-id, fim-middle-id and fim-suffix-id have no effect with fim-rate 0: raise it, or remove them"
+    words = [word for word in tokens.values() if word is not None]
+    if len(set(words)) < len(words):
+        return f"the fim tokens ({', '.join(words)}) must differ: give each part its own"
     known = [number for number in ids.values() if number is not None]
     ids_text = ", ".join(map(str, known))
     if len(set(known)) < len(known):
@@ -187,6 +233,7 @@ LAWS: list[Callable[..., str | None]] = [
     stages_follow_one_another,
     split_is_shares,
     vocabulary_is_known,
+    gpt2_tokenizer_has_two_files,
     remote_data_has_a_cache,
     megatrons_order_has_numpys_seeds,
     stages_need_the_keyed_order,

@@ -147,6 +147,8 @@ def names_are_not_empty(
     stop_file: str | None,
     data_cache_path: str | None,
     tokenizer_model: str | None,
+    vocab_file: str | None,
+    merge_file: str | None,
     pipeline_schedule_csv: str | None,
 ) -> str | None:
     """A file or folder that is given has a name: an empty one would be the current folder."""
@@ -158,6 +160,8 @@ def names_are_not_empty(
         "stop-file": stop_file,
         "data-cache-path": data_cache_path,
         "tokenizer-model": tokenizer_model,
+        "vocab-file": vocab_file,
+        "merge-file": merge_file,
         "pipeline-schedule-csv": pipeline_schedule_csv,
     }
     empty = [name for name, path in given.items() if path == ""]

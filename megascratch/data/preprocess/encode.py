@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from megascratch import tokenizer as tokenizers
 from megascratch.config.errors import UserError
 from megascratch.config.imports import run_imports
 from megascratch.data.prefetch import Prefetch
@@ -25,16 +24,14 @@ from megascratch.data.preprocess.output_shards import (
 from megascratch.data.preprocess.work_units import InputSpan, WorkUnit, digests, leaves
 from megascratch.data.text.sentences import splitter
 from megascratch.data.tokens.token_files import token_dtype
-from megascratch.tokenizer import Tokenizer
+from megascratch.tokenizer import Tokenizer, TokenizerSource
 from megascratch.tokenizer.memory import give_back
 
 
 class Job(NamedTuple):
     """What a process needs to encode a work unit, on any machine that sees the files."""
 
-    tokenizer_type: str | None
-    tokenizer_model: str | None
-    vocab_size: int | None
+    tokenizer: TokenizerSource
     reading: ReadOptions
     append_eod: bool
     parse_specials: bool
@@ -72,7 +69,7 @@ class TokenizerInfo(NamedTuple):
 def load_tokenizer(job: Job) -> Tokenizer:
     """The job's tokenizer, loaded once per process, which first runs the imports that may register it."""
     run_imports(job.imports)
-    return _loaded(job.tokenizer_type, job.tokenizer_model, job.vocab_size)
+    return _loaded(job.tokenizer)
 
 
 def vocabulary(job: Job) -> TokenizerInfo:
@@ -88,8 +85,8 @@ def forget_tokenizer() -> None:
 
 
 @cache
-def _loaded(kind: str | None, model: str | None, vocab_size: int | None) -> Tokenizer:
-    return tokenizers.load(kind, model, vocab_size)
+def _loaded(source: TokenizerSource) -> Tokenizer:
+    return source.load()
 
 
 def encode_unit(job: Job, unit: WorkUnit) -> Generator[EncodeStep | Summary, None, None]:

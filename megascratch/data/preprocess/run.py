@@ -275,7 +275,7 @@ class _PreprocessRun:
         return {
             "tokenizer": {
                 "kind": tokenizer.kind,
-                "model": self._job.tokenizer_model,
+                "model": self._job.tokenizer.main_file,
                 "fingerprint": tokenizer.fingerprint,
                 "vocab_size": tokenizer.size,
                 "eod": tokenizer.eod,

@@ -25,6 +25,8 @@ def missing_files(settings: Values) -> list[str]:
     problems.attempt(partial(_require_library, settings["save"]))
     for name, path in (
         ("--tokenizer-model", settings["tokenizer_model"]),
+        ("--vocab-file", settings["vocab_file"]),
+        ("--merge-file", settings["merge_file"]),
         ("--pipeline-schedule-csv", settings["pipeline_schedule_csv"]),
     ):
         if path is not None and not os.access(path, os.R_OK):

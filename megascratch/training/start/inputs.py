@@ -2,6 +2,8 @@
 file. Needs no torch, so a launcher can check the inputs before it starts workers.
 """
 
+from dataclasses import replace
+from difflib import get_close_matches
 from functools import partial
 from typing import NamedTuple
 
@@ -16,7 +18,7 @@ from megascratch.data.samples.split_spec import DEFAULT_SPLIT, shares
 from megascratch.data.tokens.file_digests import NOTHING_KNOWN, KnownDigests
 from megascratch.pipeline.csv_schedule import CsvSchedule, read_table
 from megascratch.pipeline.passes import compile_order
-from megascratch.tokenizer import Tokenizer, load
+from megascratch.tokenizer import Tokenizer, TokenizerSource
 from megascratch.training.start.files import require_folders
 from megascratch.training.start.settings import LegalSettings
 
@@ -57,8 +59,16 @@ def open_inputs(
     problems.require_none()  # the data cannot be judged without its tokenizer
     config = settings.resolve(found._replace(vocab_size=_vocab_size(vocab_size, tokenizer)))
     problems.attempt(partial(_require_document_ends, config.data, tokenizer))
+    read = problems.attempt(partial(_with_fim_ids, config.data, tokenizer))
     splits = problems.attempt(
-        partial(_open_data, config.data, config.training, config.model.vocab_size, tokenizer, known)
+        partial(
+            _open_data,
+            read or config.data,
+            config.training,
+            config.model.vocab_size,
+            tokenizer,
+            known,
+        )
     )
     problems.require_none()
     assert splits is not None
@@ -68,9 +78,8 @@ def open_inputs(
 
 def open_tokenizer(data: DataConfig, vocab_size: int | None) -> Tokenizer | None:
     """The tokenizer that the settings name; None if they only give a vocab_size."""
-    if data.tokenizer_type is None and data.tokenizer_model is None:
-        return None
-    return load(data.tokenizer_type, data.tokenizer_model, vocab_size)
+    source = TokenizerSource.of(data, vocab_size)
+    return source.load() if source.is_named else None
 
 
 def own_schedule(settings: Values) -> CsvSchedule | None:
@@ -133,6 +142,51 @@ def _require_document_ends(data: DataConfig, tokenizer: Tokenizer | None) -> Non
             "--reset-position-ids, --reset-attention-mask and --eod-mask-loss need a tokenizer with an end-of-document "
             "id: name one with --tokenizer-model, or remove the flags"
         )
+
+
+def _with_fim_ids(data: DataConfig, tokenizer: Tokenizer | None) -> DataConfig:
+    """The settings with the ids of the fill-in-the-middle tokens that are given by name. Raises: UserError."""
+    ids = {
+        "prefix": data.fim_prefix_id,
+        "middle": data.fim_middle_id,
+        "suffix": data.fim_suffix_id,
+    }
+    tokens = {
+        "prefix": data.fim_prefix_token,
+        "middle": data.fim_middle_token,
+        "suffix": data.fim_suffix_token,
+    }
+    for part, token in tokens.items():
+        if token is None:
+            continue
+        if tokenizer is None:
+            raise UserError(
+                f"fim-{part}-token ({token}) needs a tokenizer: name one with --tokenizer-model, or give "
+                f"fim-{part}-id"
+            )
+        ids[part] = tokenizer.id_of(token)
+        if ids[part] is None:
+            raise UserError(
+                f"fim-{part}-token ({token}) is not a token of this {tokenizer.kind} "
+                f"({tokenizer.vocab_size} ids){_similar(token, tokenizer)}"
+            )
+    given = [number for number in ids.values() if number is not None]
+    if len(set(given)) < len(given):
+        raise UserError(f"the fim tokens have the ids {given}, which must differ")
+    return replace(
+        data,
+        fim_prefix_id=ids["prefix"],
+        fim_middle_id=ids["middle"],
+        fim_suffix_id=ids["suffix"],
+    )
+
+
+def _similar(token: str, tokenizer: Tokenizer) -> str:
+    """The special tokens that may be meant, or how to do without a name."""
+    words = get_close_matches(token, [*tokenizer.specials, *tokenizer.special_words], n=3)
+    if words:
+        return f": did you mean {' or '.join(dict.fromkeys(words))}?"
+    return ": use a tokenizer that has it, or give the ids of three tokens that no text uses"
 
 
 def _open_data(
