@@ -14,7 +14,8 @@ from megascratch.config.notices import notices
 from megascratch.config.pipeline_split import layer_cut
 from megascratch.config.resolve import derive, resolve
 from megascratch.config.settings import Config
-from tests.support.broken_laws import BROKEN, FILES, SAMPLES, config, layout
+from tests.support.broken_data_laws import FILES
+from tests.support.broken_laws import BROKEN, SAMPLES, config, layout
 
 
 def complaints(world: int = 1, **values) -> list[str]:
