@@ -53,6 +53,14 @@ KINDS: dict[str, Values] = {
         "add_bias_linear": False,
         "num_query_groups": 1,
     },
+    "megatron": {
+        "position_embedding_type": "rope",
+        "rotary_interleaved": True,
+        "rotary_seq_len_interpolation_factor": 2.0,
+        "add_bias_linear": False,
+        "norm_bias": True,
+        "apply_layernorm_1p": True,
+    },
 }
 RECOMPUTE: list[Values] = [
     {},

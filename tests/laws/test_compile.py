@@ -12,13 +12,14 @@ from megascratch.verification.pool import Pool
 from megascratch.verification.run_layout import RankTrace, run_on_layout
 from tests.support.layout_runs import STEPS, assert_same, config_of, serial, train_on_rank
 from tests.support.other_layers import with_other_layers
-from tests.support.pairwise_cover import DOCUMENTS, LLAMA
+from tests.support.pairwise_cover import DOCUMENTS, LLAMA, MEGATRON
 
 DROPOUT = {"hidden_dropout": 0.1, "attention_dropout": 0.2}
 WAYS: dict[str, dict[str, Any]] = {
     "gpt": DROPOUT,
     "llama": LLAMA,
     "recomputed, documents": {**LLAMA, **DOCUMENTS, "recompute_granularity": "full"},
+    "interleaved rotary, norms stored minus one": MEGATRON,
     "parts recomputed": {
         **LLAMA,
         **DROPOUT,

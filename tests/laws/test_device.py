@@ -21,7 +21,7 @@ from tests.support.layout_runs import (
     gather,
     train_on_rank,
 )
-from tests.support.pairwise_cover import DOCUMENTS, GPT, LLAMA, PARTLY_ROTARY
+from tests.support.pairwise_cover import DOCUMENTS, GPT, LLAMA, MEGATRON, PARTLY_ROTARY
 
 pytestmark = pytest.mark.gpu
 
@@ -32,6 +32,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "untied, a padded vocabulary": {"untie_embeddings_and_output_weights": True, "vocab_size": 33},
     "RMSNorm, SwiGLU, rotary, grouped queries": LLAMA,
     "squared ReLU, partly rotary, one kv head": PARTLY_ROTARY,
+    "interleaved rotary, norms stored minus one": MEGATRON,
     "openai's GELU, no positions": {"openai_gelu": True, "position_embedding_type": "none"},
     "dropout": DROPOUT,
     "dropout, Llama": {**LLAMA, **DROPOUT},

@@ -15,7 +15,7 @@ from tests.support.layout_runs import (
     synthetic_batch,
     trace,
 )
-from tests.support.pairwise_cover import GPT, LLAMA, PARTLY_ROTARY
+from tests.support.pairwise_cover import GPT, LLAMA, MEGATRON, PARTLY_ROTARY
 from tests.support.rank_pool import mesh_for, on_ranks
 
 LAYOUTS = {
@@ -45,7 +45,9 @@ def initial_weights(config: Config) -> list:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("model", [GPT, LLAMA, PARTLY_ROTARY], ids=["gpt", "llama", "sqrelu"])
+@pytest.mark.parametrize(
+    "model", [GPT, LLAMA, PARTLY_ROTARY, MEGATRON], ids=["gpt", "llama", "sqrelu", "megatron"]
+)
 def test_initial_weights_are_bit_equal_on_every_layout(layout, model):
     settings = {"fp64": False, "vocab_size": 61, **model}
     one = assemble([initial_weights(config_of(**settings))])

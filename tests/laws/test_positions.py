@@ -17,7 +17,7 @@ from megascratch.parallel.axis import Axis
 from megascratch.parallel.mesh import Mesh
 from tests.support.contexts import plain_context
 from tests.support.layout_runs import config_of, synthetic_batch
-from tests.support.pairwise_cover import DOCUMENTS, LLAMA, PARTLY_ROTARY
+from tests.support.pairwise_cover import DOCUMENTS, LLAMA, MEGATRON, PARTLY_ROTARY
 
 S = 16
 ORDERS = {
@@ -29,6 +29,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "learned": {},
     "documents": DOCUMENTS,
     "llama with documents": {**LLAMA, **DOCUMENTS},
+    "interleaved rotary": MEGATRON,
     "partly rotary, recomputed": {**PARTLY_ROTARY, "recompute_granularity": "selective"},
 }
 DROPOUT = {"hidden_dropout": 0.2, "attention_dropout": 0.3}

@@ -14,12 +14,13 @@ from megascratch.model.chunk import context_of
 from megascratch.model.table import shard_table
 from megascratch.parallel.mesh import Mesh
 from tests.support.layout_runs import config_of, synthetic_batch
-from tests.support.pairwise_cover import DOCUMENTS, GPT, LLAMA, PARTLY_ROTARY
+from tests.support.pairwise_cover import DOCUMENTS, GPT, LLAMA, MEGATRON, PARTLY_ROTARY
 
 MODELS = {
     "gpt": GPT,
     "llama": LLAMA,
     "sqrelu": PARTLY_ROTARY,
+    "megatron": MEGATRON,
     "untied": {"untie_embeddings_and_output_weights": True},
 }
 

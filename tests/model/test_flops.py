@@ -17,12 +17,13 @@ from megascratch.model.build import build_chunks
 from megascratch.model.flops import flops_per_token, parameters
 from megascratch.parallel.mesh import Mesh
 from tests.support.layout_runs import config_of
-from tests.support.pairwise_cover import LLAMA, PARTLY_ROTARY
+from tests.support.pairwise_cover import LLAMA, MEGATRON, PARTLY_ROTARY
 
 SMALL = {
     "gpt": {},
     "llama": LLAMA,
     "sqrelu": PARTLY_ROTARY,
+    "megatron": MEGATRON,
     "untied": {"untie_embeddings_and_output_weights": True},
     "wide heads": {"kv_channels": 24, "vocab_size": 61, "swiglu": True},
     "more positions": {"max_position_embeddings": 40, "openai_gelu": True},

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
@@ -159,6 +160,14 @@ def loss_and_gradients(config: ResolvedConfig) -> tuple[float, dict[str, Tensor]
 
 def norm_of_gradients(grads: Mapping[str, Tensor]) -> float:
     return torch.stack([grad.double().norm() for grad in grads.values()]).norm().item()
+
+
+def the_model_is_that_of_megatron_core(name: str) -> None:
+    """The loss and the norm of the gradient are the values of the table."""
+    same = MODELS[name]
+    loss, grads = loss_and_gradients(config_of_flags(same.flags))
+    assert loss == pytest.approx(same.loss, rel=1e-6)
+    assert norm_of_gradients(grads) == pytest.approx(same.norm, rel=1e-5)
 
 
 # ---- Megatron-LM's side -------------------------------------------------------------------------------------------

@@ -43,6 +43,14 @@ PARTLY_ROTARY = {
     "add_bias_linear": False,
     "num_query_groups": 1,
 }
+MEGATRON = {
+    "position_embedding_type": "rope",
+    "rotary_interleaved": True,
+    "rotary_seq_len_interpolation_factor": 2.0,
+    "add_bias_linear": False,
+    "norm_bias": True,
+    "apply_layernorm_1p": True,
+}
 DOCUMENTS = {"reset_position_ids": True, "reset_attention_mask": True, "eod_mask_loss": True}
 
 MOST_RANKS = 8
@@ -78,7 +86,7 @@ FACTORS: dict[str, dict[str, Any]] = {
     "offload": {"off": {}, "on": {"optimizer_cpu_offload": True}},
     "vocab": {"64": {"vocab_size": 64}, "61": {"vocab_size": 61}, "33": {"vocab_size": 33}},
     "micro": {"1": {}, "2": {"micro_batch_size": 2}},
-    "model": {"gpt": GPT, "llama": LLAMA, "sqrelu": PARTLY_ROTARY},
+    "model": {"gpt": GPT, "llama": LLAMA, "sqrelu": PARTLY_ROTARY, "megatron": MEGATRON},
     "dropout": {"off": {}, "on": {"hidden_dropout": 0.1, "attention_dropout": 0.2}},
     "documents": {"off": {}, "on": DOCUMENTS},
     "recompute": {

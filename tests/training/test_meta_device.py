@@ -10,13 +10,14 @@ from megascratch.layers.kernels import dropout
 from megascratch.parallel.mesh import Mesh
 from megascratch.training.trainer import Trainer
 from tests.support.layout_runs import config_of, synthetic_batch
-from tests.support.pairwise_cover import DOCUMENTS, GPT, LLAMA, PARTLY_ROTARY
+from tests.support.pairwise_cover import DOCUMENTS, GPT, LLAMA, MEGATRON, PARTLY_ROTARY
 
 DROPOUT = {"hidden_dropout": 0.1, "attention_dropout": 0.2}
 KINDS: dict[str, dict[str, Any]] = {
     "gpt": {**GPT, **DROPOUT},
     "llama, untied": {**LLAMA, "untie_embeddings_and_output_weights": True},
     "partly rotary": {**PARTLY_ROTARY, **DROPOUT, "micro_batch_size": 4},
+    "interleaved rotary, norms stored minus one": MEGATRON,
     "documents, selective recomputation": {
         **LLAMA,
         **DOCUMENTS,

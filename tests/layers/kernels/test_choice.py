@@ -19,7 +19,7 @@ from megascratch.parallel.axis import Axis
 from megascratch.parallel.device_kind import device_kind
 from megascratch.training.hardware import parameter_dtype
 from tests.support.layout_runs import config_of, synthetic_batch
-from tests.support.pairwise_cover import DOCUMENTS, GPT, LLAMA, PARTLY_ROTARY
+from tests.support.pairwise_cover import DOCUMENTS, GPT, LLAMA, MEGATRON, PARTLY_ROTARY
 from tests.support.special_tensors import KINDS
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -90,6 +90,7 @@ SETTINGS = {
     "llama": {**LLAMA, **DOCUMENTS},
     "llama, selective recomputation": {**LLAMA, "recompute_granularity": "selective"},
     "partly rotary, fp32": {**PARTLY_ROTARY, "fp64": False},
+    "interleaved rotary": MEGATRON,
     "bf16": {**GPT, "fp64": False, "bf16": True},
 }
 

@@ -41,6 +41,7 @@ from tests.support.breaks import axes, groups, hangs, imagined, memory, numbers,
 from tests.support.breaks.cuts import CUTS
 from tests.support.breaks.initial import INITIAL
 from tests.support.breaks.kept import KEPT
+from tests.support.breaks.models import MODELS
 from tests.support.breaks.replacing import after, nothing
 from tests.support.never_seen import the_run_is_its_plan
 from tests.support.random_sites import no_mask_is_drawn_twice
@@ -487,7 +488,7 @@ READ = {
 }
 
 ROOMS = [room.BREAKS for room in (axes, numbers, hangs, imagined, tables, memory, own)]
-ROOMS += [starts.STARTS, groups.GROUPS, CUTS]
+ROOMS += [starts.STARTS, groups.GROUPS, CUTS, MODELS]
 ALIKE: dict[str, Alike] = {
     **{name: Alike(replaced, initial(law)) for name, (law, replaced) in INITIAL.items()},
     **{name: Alike(replaced, masks) for name, replaced in RANDOM.items()},
