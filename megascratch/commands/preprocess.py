@@ -5,11 +5,16 @@ reported with its file and number and skipped; with --strict it ends the run.
 """
 
 import argparse
+import io
 import os
 import re
+import shutil
+import tempfile
+import time
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from functools import partial
-from itertools import repeat
+from itertools import islice, repeat
 from pathlib import Path
 
 from megascratch.commands.input_output import (
@@ -22,6 +27,7 @@ from megascratch.commands.input_output import (
 from megascratch.commands.new_tokenizer import require_trainable, train_or_reuse
 from megascratch.commands.progress import Progress
 from megascratch.config.errors import UserError
+from megascratch.config.verbosity import QUIET, verbosity
 from megascratch.data.preprocess.documents import ReadOptions
 from megascratch.data.preprocess.encode import Job, forget_tokenizer, load_tokenizer
 from megascratch.data.preprocess.executors import Engine, in_process, on_processes, on_ray
@@ -33,6 +39,8 @@ from megascratch.data.preprocess.run import (
     shard_folder,
 )
 from megascratch.data.preprocess.work_units import LEAF_BYTES, shard_bytes
+from megascratch.data.text.documents import read_records
+from megascratch.data.text.jsonl import BadLine
 from megascratch.data.text.sentences import language_code
 from megascratch.data.text.sources import Source, find_sources
 from megascratch.tokenizer import TokenizerSource
@@ -44,6 +52,8 @@ def main(options: argparse.Namespace) -> int:
     forget_tokenizer()  # the file of an earlier run in this process may have changed
     _require(options)
     sources = find_sources(options.input, options.input_format)
+    if options.find_optimal_num_workers:
+        return measure_workers(options, sources)
     output = _output(options, sources)
     _require_sources(options, sources)
     job = _job(options, output)
@@ -63,6 +73,41 @@ def main(options: argparse.Namespace) -> int:
         print(progress.summary(merge.counts, merge.bad))
     if output.shard is None:
         print_next(_training(options, key_prefixes(job, output.prefix)))
+    return 0
+
+
+def measure_workers(options: argparse.Namespace, sources: list[Source]) -> int:
+    """Prints documents per second for each number of processes, on the first documents, fastest first."""
+    key = options.json_keys[0]
+    first = list(islice(read_records(sources, key), options.max_documents))
+    speeds: dict[int, float] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "first.jsonl")
+        with path.open("wb") as file:
+            for record in first:
+                if not isinstance(record.content, BadLine):
+                    file.write(record.line() + b"\n")
+        for workers in dict.fromkeys(options.workers_to_check):
+            output = Path(folder, str(workers))
+            output.mkdir()
+            of_trial = {
+                "find_optimal_num_workers": False,
+                "input": [str(path)],
+                "input_format": "jsonl",
+                "output_prefix": str(output / "out"),
+                "shard": None,
+                "workers": workers,
+            }
+            began = time.monotonic()
+            with redirect_stdout(io.StringIO()), verbosity(QUIET):
+                main(argparse.Namespace(**vars(options) | of_trial))
+            speeds[workers] = len(first) / (time.monotonic() - began)
+            shutil.rmtree(output)
+    ranked = sorted(speeds, key=lambda workers: speeds[workers], reverse=True)
+    print(f"{len(first):,} documents, nothing written")
+    for workers in ranked:
+        print(f"{workers:>6} workers: {speeds[workers]:,.1f} documents/s")
+    print(f"fastest: --workers {ranked[0]}")
     return 0
 
 

@@ -267,6 +267,12 @@ class DataConfig:
         None, REFUSED_TOKENIZER, needs=unset_or("tokenizer_type", "TikTokenizer")
     )
     """The first of them by name; default: <unk> <s> </s> <mask> <pad> <cls> <sep>."""
+    tokenizer_hf_no_include_special_tokens: bool = setting(False, REFUSED_TOKENIZER)
+    """Leave out the ids that a tokenizer.json puts around every text, such as the beginning of text."""
+    null_tokenizer_eod_id: int | None = setting(
+        None, REFUSED_TOKENIZER, at_least(0), needs=equals("tokenizer_type", "NullTokenizer")
+    )
+    """Id that ends a document with a NullTokenizer; default: the last one of the vocabulary."""
 
 
 @dataclass(frozen=True)

@@ -116,6 +116,12 @@ class HuggingFaceTokenizer(Tokenizer):
                 self._json_with(record["added_tokens"], switched_off)
             )
 
+    def leave_bare(self) -> None:
+        """Puts no ids around a text from now on; the ids are others then, so the fingerprint is another one."""
+        if self.before or self.after:
+            self.before = self.after = ()
+            self.fingerprint = fingerprint(self.kind, self.fingerprint.encode(), b"bare")
+
     def _json_with(self, added: list[dict[str, Any]], instead: list[dict[str, Any]]) -> str:
         """The file with other added tokens; the rest, which is long, is not parsed again."""
         return self._json.replace(special_tokens.dumped(added), special_tokens.dumped(instead), 1)

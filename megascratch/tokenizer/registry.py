@@ -96,6 +96,10 @@ class TokenizerSource(NamedTuple):
     tiktoken_num_special_tokens: int = MEGATRON_SPECIALS
     tokenizer_special_tokens: tuple[str, ...] | None = None
     """The three of them: see `read_megatron_ranks`."""
+    tokenizer_hf_no_include_special_tokens: bool = False
+    """Whether no ids are put around a text, whatever a tokenizer.json says."""
+    null_tokenizer_eod_id: int | None = None
+    """End of document of a NullTokenizer; None: its last id."""
 
     @classmethod
     def of(cls, named: object, vocab_size: int | None = None) -> "TokenizerSource":
@@ -134,10 +138,23 @@ class TokenizerSource(NamedTuple):
             words += ["--tiktoken-num-special-tokens", str(self.tiktoken_num_special_tokens)]
         if self.tokenizer_special_tokens is not None:
             words += ["--tokenizer-special-tokens", *self.tokenizer_special_tokens]
+        if self.tokenizer_hf_no_include_special_tokens:
+            words.append("--tokenizer-hf-no-include-special-tokens")
+        if self.null_tokenizer_eod_id is not None:
+            words += ["--null-tokenizer-eod-id", str(self.null_tokenizer_eod_id)]
         return words
 
     def load(self) -> Tokenizer:
         """The tokenizer. Raises: UserError as the function `load` does, and for files that do not belong together."""
+        tokenizer = self._whole()
+        if self.tokenizer_hf_no_include_special_tokens and isinstance(
+            tokenizer, HuggingFaceTokenizer
+        ):
+            tokenizer.leave_bare()
+        return tokenizer
+
+    def _whole(self) -> Tokenizer:
+        """The tokenizer as its files have it."""
         problem = gpt2_tokenizer_has_two_files(
             self.vocab_file, self.merge_file, self.tokenizer_model, self.tokenizer_type
         )
@@ -153,6 +170,8 @@ class TokenizerSource(NamedTuple):
         kind = self.tokenizer_type
         if path is not None and kind in (None, "TikTokenizer") and is_megatron_ranks(Path(path)):
             return self._megatron_ranks(Path(path))
+        if kind == NullTokenizer.kind and path is None and self.vocab_size is not None:
+            return NullTokenizer(self.vocab_size, self.null_tokenizer_eod_id)
         return load(kind, path, self.vocab_size)
 
     def _megatron_ranks(self, path: Path) -> Tokenizer:

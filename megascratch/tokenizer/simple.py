@@ -127,16 +127,23 @@ class ByteTokenizer(Tokenizer):
 
 
 class NullTokenizer(Tokenizer):
-    """Reads a text that holds ids, separated by white space; the last id of the vocabulary ends a document. No file."""
+    """Reads a text that holds ids, separated by white space. `eod` ends a document; None: the last id. No file."""
 
     kind = "NullTokenizer"
 
-    def __init__(self, vocab_size: int):
+    def __init__(self, vocab_size: int, eod: int | None = None):
         if vocab_size < 1:
             raise UserError(f"--vocab-size ({vocab_size}) must be at least 1")
+        if eod is not None and not 0 <= eod < vocab_size:
+            raise UserError(
+                f"--null-tokenizer-eod-id ({eod}) must be an id of the vocabulary: use 0 to {vocab_size - 1}"
+            )
         self.vocab_size = vocab_size
-        self.eod = vocab_size - 1
-        self.fingerprint = fingerprint(self.kind, str(vocab_size).encode())
+        self.eod = vocab_size - 1 if eod is None else eod
+        parts = [str(vocab_size).encode()]
+        if self.eod != vocab_size - 1:
+            parts.append(str(self.eod).encode())
+        self.fingerprint = fingerprint(self.kind, *parts)
 
     def encode_bare(
         self, text: str, parse_specials: bool = False, continues: bool = False

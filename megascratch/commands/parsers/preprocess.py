@@ -1,6 +1,10 @@
 """The flags of `megascratch preprocess`."""
 
+import argparse
+from collections.abc import Sequence
+
 from megascratch.commands.parsers.base import Parser
+from megascratch.commands.parsers.megatron_preprocess import translated
 from megascratch.commands.parsers.shared import (
     add_input,
     add_overwrite,
@@ -24,9 +28,19 @@ EXAMPLES = (
 )
 
 
+class PreprocessParser(Parser):
+    """The flags of the command, or with --flags-of megatron those of Megatron-LM's tools/preprocess_data.py."""
+
+    def read(self, argv: Sequence[str]) -> argparse.Namespace:
+        """The options. Raises: UserError as the parser of any command."""
+        if list(argv[:2]) == ["--flags-of", "megatron"]:
+            argv = translated(argv[2:])
+        return super().read(argv)
+
+
 def parser() -> Parser:
     """The parser of the command."""
-    made = Parser(
+    made = PreprocessParser(
         "megascratch preprocess",
         "Turns text (JSONL, plain, Parquet) into token files (.bin/.idx).",
         EXAMPLES,
@@ -69,6 +83,7 @@ def _add_input(made: Parser) -> None:
         help="language for --split-sentences, a name or a code (default: english)",
     )
     add("--keep-newlines", action="store_true", help="keep the white space around sentences")
+    add("--flags-of", choices=("megatron",), help=argparse.SUPPRESS)  # see tools/preprocess_data.py
 
 
 def _add_output(made: Parser) -> None:
@@ -100,6 +115,19 @@ def _add_output(made: Parser) -> None:
 def _add_work(made: Parser) -> None:
     add = made.add_argument_group("work").add_argument
     add("--workers", type=at_least(1), metavar="N", help="processes (default: one per core)")
+    add(
+        "--find-optimal-num-workers",
+        action="store_true",
+        help="only measure each number of --workers-to-check on the first --max-documents",
+    )
+    add(
+        "--workers-to-check",
+        nargs="+",
+        type=at_least(1),
+        default=[16, 32, 64],
+        help=argparse.SUPPRESS,
+    )
+    add("--max-documents", type=at_least(1), default=100_000, help=argparse.SUPPRESS)
     add(
         "--engine",
         choices=("local", "ray"),

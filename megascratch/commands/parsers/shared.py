@@ -82,21 +82,13 @@ def add_tokenizer(parser: Flags, of_checkpoint: bool = False) -> None:
     add(
         "--tiktoken-pattern",
         choices=("v1", "v2"),
-        help="for ranks in Megatron-LM's format: how text is split (default: v2)",
+        help="how text is split for a TikTokenizer in Megatron-LM's format (default: v2)",
     )
-    add(
-        "--tiktoken-num-special-tokens",
-        type=at_least(1),
-        default=1000,
-        metavar="N",
-        help="for ranks in Megatron-LM's format: ids for special tokens (default: 1000)",
-    )
-    add(
-        "--tokenizer-special-tokens",
-        nargs="+",
-        metavar="WORD",
-        help="the first of them by name (default: <unk> <s> </s> <mask> <pad> <cls> <sep>)",
-    )
+    rare = argparse.SUPPRESS  # docs/reference/settings.md has them
+    add("--tiktoken-num-special-tokens", type=at_least(1), default=1000, help=rare)
+    add("--tokenizer-special-tokens", nargs="+", help=rare)
+    add("--tokenizer-hf-no-include-special-tokens", action="store_true", help=rare)
+    add("--null-tokenizer-eod-id", type=at_least(0), help=rare)
     add_import(parser)
 
 

@@ -124,6 +124,11 @@ def gpt2_tokenizer_has_two_files(
     """A GPT-2 tokenizer is named by both of its files, and by nothing else."""
     if vocab_file is None and merge_file is None:
         return None
+    if tokenizer_type not in (None, "GPT2BPETokenizer"):
+        return (
+            f"tokenizer-type {tokenizer_type} does not read vocab-file and merge-file: use GPT2BPETokenizer, "
+            "or remove both files"
+        )
     if merge_file is None:
         return f"vocab-file ({vocab_file}) needs merge-file: a GPT-2 tokenizer has two files"
     if vocab_file is None:
@@ -132,11 +137,6 @@ def gpt2_tokenizer_has_two_files(
         return (
             f"tokenizer-model ({tokenizer_model}) and vocab-file ({vocab_file}) both name a tokenizer: "
             "remove tokenizer-model, or remove vocab-file and merge-file"
-        )
-    if tokenizer_type not in (None, "GPT2BPETokenizer"):
-        return (
-            f"tokenizer-type {tokenizer_type} does not read vocab-file and merge-file: use GPT2BPETokenizer, "
-            "or remove both files"
         )
     return None
 
