@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from megascratch.config.fields import SETTINGS, flag
 from megascratch.config.flags import read_flags
+from megascratch.config.megatron.blend_files import blends_of_files
 from megascratch.config.megatron.command_line import CommandLine, Given, divided
 from megascratch.config.megatron.options import option_of
 from megascratch.config.megatron.rules import RULES, Becomes
@@ -99,6 +100,7 @@ def read_line(words: Sequence[str]) -> ReadSettings:
     ruled = _ruled(line)
     rules = read(_said(ruled), SETTINGS)
     problems = line.problems + _conflicts(line) + _not_accepted(line)
+    problems += blends_of_files(line.given).problems
     found = rules.then(aliases).then(flags)
     for one in ruled:  # a rule about an option that is given beats the value of the option
         if one.setting not in flags.values and one.setting not in aliases.values:
@@ -133,11 +135,24 @@ def verdict(words: Sequence[str]) -> Understanding:
 def _ours(line: CommandLine) -> list[str]:
     """The words that say settings of ours: those of the same name, and flags that Megatron-LM does not know."""
     words = []
-    without_effect = {"num-query-groups"} if "group-query-attention" not in line.given else set()
+    without_effect = _without_effect(line.given)
     for name, given in line.given.items():
         if given.option.kind == "same" and name not in without_effect:
             words += [f"--{name}", *_joined(given)]
     return words + line.ours
+
+
+def _without_effect(given: Mapping[str, Given]) -> set[str]:
+    """Options of our names that Megatron-LM ignores because of others."""
+    ignored = set()
+    if "group-query-attention" not in given:
+        ignored.add("num-query-groups")
+    if "fim-data" not in given:
+        ignored |= {name for name in given if name.startswith("fim-")}
+    kind = given["tokenizer-type"].words if "tokenizer-type" in given else ()
+    if kind not in ((), ("GPT2BPETokenizer",)):
+        ignored |= {"vocab-file", "merge-file"}
+    return ignored
 
 
 def _joined(given: Given) -> tuple[str, ...]:
@@ -241,9 +256,14 @@ def _notices(line: CommandLine) -> list[str]:
     """One sentence for all flags without effect, and one for each that differs."""
     without = []
     differing: dict[str, list[str]] = {}
-    for given in line.given.values():
+    ignored = _without_effect(line.given)
+    for name, given in line.given.items():
         kind = given.option.kind
-        if kind in ("none", "always") or (kind == "feature" and given.is_neutral):
+        if (
+            name in ignored
+            or kind in ("none", "always")
+            or (kind == "feature" and given.is_neutral)
+        ):
             without.append(given.spelling)
         elif kind == "notice" and not given.is_neutral:
             differing.setdefault(given.option.words, []).append(given.typed)

@@ -8,6 +8,7 @@ import importlib.util
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+from megascratch.config.megatron.blend_files import blends_of_files
 from megascratch.config.megatron.command_line import Given
 
 Options = Mapping[str, Given]
@@ -146,6 +147,12 @@ def infilling(options: Options) -> Iterator[Becomes]:
                 yield Becomes(f"fim_{part}_token", f"<fim_{part}>", "--fim-data")
 
 
+def blends_in_files(options: Options) -> Iterator[Becomes]:
+    """A file may hold the words of a data path."""
+    for setting, words in blends_of_files(options).settings.items():
+        yield Becomes(setting, words, "the words of the file")
+
+
 RULES: tuple[Callable[[Options], Iterator[Becomes]], ...] = (
     activation,
     norm_biases,
@@ -160,4 +167,5 @@ RULES: tuple[Callable[[Options], Iterator[Becomes]], ...] = (
     trackers,
     intervals,
     infilling,
+    blends_in_files,
 )
