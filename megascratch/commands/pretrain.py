@@ -30,6 +30,7 @@ from megascratch.training.sinks.sink import missing_libraries
 from megascratch.training.start.files import missing_files
 from megascratch.training.start.inputs import open_inputs
 from megascratch.training.start.settings import legal_settings
+from megascratch.verification.scale_down import scaled_down
 
 NEED_NNODES = ("--rdzv-endpoint", "--rdzv-id", "--rdzv-conf", "--local-addr")
 
@@ -61,13 +62,16 @@ def main(options: argparse.Namespace) -> int:
         return 0
     start = start_of(options)
     loaded = read_config(start.words)
+    if options.scale_down:
+        loaded = scaled_down(loaded, start.world)
     if not start.ranks or loaded.origins.print_config:  # else the first rank prints them
         print_notices(loaded.origins)
     if loaded.origins.print_config:
         # a dry run, which imports torch
         from megascratch.commands.print_config import print_config
 
-        print_config(loaded, start.world if start.ranks or start.world > 1 else None)
+        knows_ranks = start.ranks or start.world > 1 or options.scale_down
+        print_config(loaded, start.world if knows_ranks else None)
         return 0
     settings = legal_settings(loaded, start.world)
     problems = Problems()
@@ -80,6 +84,8 @@ def main(options: argparse.Namespace) -> int:
     if start.ranks:
         keeps_batch = settings.given["global_batch_size"] is None
         command = _command(options.argv)
+        if options.scale_down:
+            start.words.append("--scale-down")  # each rank scales the same config down
         return _launched(start, command, config.parallel, config.training, keeps_batch)
     # imports torch, so it comes after the checks
     from megascratch.training.pretrain import pretrain

@@ -6,12 +6,15 @@ Prints a table of differences. Exit code 0 if every layout passes, 1 if one fail
 import argparse
 from collections.abc import Sequence
 
+from megascratch.commands.parsers.verify import MOST_RANKS
 from megascratch.config.errors import UserError
 from megascratch.config.fields import flat
 from megascratch.config.load import load_config, print_notices
 from megascratch.config.resolve import Values
 from megascratch.training.start.inputs import open_tokenizer, own_schedule
+from megascratch.verification.fewer_ranks import at_most
 from megascratch.verification.layouts import Case, every_layout, own_layout, random_layouts
+from megascratch.verification.scale_down import TOKENIZER_FILES, files_are_here
 from megascratch.verification.shrink import EOD, for_proof
 
 
@@ -22,10 +25,13 @@ def main(options: argparse.Namespace) -> int:
     if origins.print_config:
         raise UserError("--print-config is a flag of megascratch pretrain: use it there")
     settings = flat(config)
-    if settings["vocab_size"] is None:
+    is_here = not options.scale_down or files_are_here(settings, TOKENIZER_FILES)
+    if settings["vocab_size"] is None and is_here:
         tokenizer = open_tokenizer(config.data, None)
         settings["vocab_size"] = tokenizer.vocab_size if tokenizer else None
     proof = for_proof(settings, options.steps, options.precision)
+    if options.scale_down:
+        proof = at_most(proof, MOST_RANKS)
     cases = _cases({**proof, "device": options.device}, options, origins.places)
     backend = config.parallel.distributed_backend
     _check_vocabulary(cases)

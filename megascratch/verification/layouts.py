@@ -7,7 +7,6 @@ allow it, not those of the small model that is run.
 
 import random
 from collections.abc import Callable, Collection
-from dataclasses import replace
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -15,13 +14,10 @@ from megascratch.config import registry
 from megascratch.config.errors import SettingError, UserError
 from megascratch.config.fields import flag, flat
 from megascratch.config.laws import validate
-from megascratch.config.layers import layers_of
 from megascratch.config.layout import Layout
-from megascratch.config.pipeline_split import cut_of
 from megascratch.config.resolve import (
     Found,
     ResolvedConfig,
-    ResolvedModel,
     Values,
     derive,
     resolve_derived,
@@ -31,6 +27,7 @@ from megascratch.config.stage_string import string_of_layers
 from megascratch.pipeline.schedule import Placement
 from megascratch.verification.random_schedule import random_schedule_file
 from megascratch.verification.shrink import shrunk
+from megascratch.verification.small_layout import small_batch, small_cut
 
 SIZES = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "data_parallel_size")
 TRIES = 300  # for each random layout that is requested
@@ -108,7 +105,9 @@ def own_layout(settings: Values, full_size: bool) -> Case:
     whole = Case.of(settings)
     if full_size:
         return whole
-    small = _small_cut(whole) | _small_batch(whole)
+    parallel = whole.config.parallel
+    small = small_cut(whole.config.model, parallel)
+    small |= small_batch(whole.config.training, parallel)
     narrow = shrunk(flat(whole.config), settings["tensor_model_parallel_size"])
     return Case.of({**narrow, **small})
 
@@ -276,7 +275,10 @@ def _case(
     if world > max_world:
         return None
     if not full_size:
-        cut = {} if "num_layers" in layout else _small_cut(Case.of(whole))
+        cut = {}
+        if "num_layers" not in layout:
+            config = Case.of(whole).config
+            cut = small_cut(config.model, config.parallel)
         whole = {**shrunk(whole, max_world), **cut}
     return Case.of(whole)
 
@@ -303,92 +305,6 @@ _OF_A_FILE = ("pipeline_schedule", "pipeline_schedule_csv", "num_virtual_stages_
 
 def _world(values: Values) -> int:
     return Layout.of_values(values).world
-
-
-def _small_cut(whole: Case) -> dict[str, Any]:
-    """Settings with as few layers as the cut of a case allows. Stages of different sizes stay different."""
-    parallel = whole.config.parallel
-    layers = whole.config.model.num_layers
-    pp = parallel.pipeline_model_parallel_size
-    chunks = parallel.num_virtual_stages_per_pipeline_rank
-    first = parallel.decoder_first_pipeline_num_layers
-    last = parallel.decoder_last_pipeline_num_layers
-    layout = parallel.pipeline_model_parallel_layout
-    small = _ranked(cut_of(layers, pp, parallel))
-    ends = (
-        parallel.account_for_embedding_in_pipeline_split,
-        parallel.account_for_loss_in_pipeline_split,
-    )
-    small = _with_every_kind(whole.config.model, small, ends)
-    values: dict[str, Any] = {"num_layers": sum(small)}
-    if isinstance(layout, str):
-        values["pipeline_model_parallel_layout"] = string_of_layers(small)
-    elif layout is not None:
-        values["pipeline_model_parallel_layout"] = small
-    elif first is not None or last is not None:
-        if first is not None:
-            values["decoder_first_pipeline_num_layers"] = small[0] * chunks
-        if last is not None:
-            values["decoder_last_pipeline_num_layers"] = small[pp - 1] * chunks
-    elif sum(small) == 1:
-        values["num_layers"] = min(2, layers)
-    if parallel.recompute_num_layers is not None:
-        values["recompute_num_layers"] = min(parallel.recompute_num_layers, values["num_layers"])
-    return values
-
-
-def _with_every_kind(model: ResolvedModel, cut: list[int], ends: tuple[bool, bool]) -> list[int]:
-    """The cut, or the least multiple of it that has a layer of every kind of the model.
-
-    Args:
-        ends: whether the embedding and the output layer count as a layer of the first and last stage.
-    """
-    counted = list(cut)
-    counted[0] += ends[0]
-    counted[-1] += ends[1]
-    kinds = len(set(layers_of(model)))
-    times = 1
-    while True:
-        larger = [times * layers for layers in counted]
-        larger[0] -= ends[0]
-        larger[-1] -= ends[1]
-        number = sum(larger)
-        if number >= model.num_layers:
-            return larger
-        if number and len(set(layers_of(replace(model, num_layers=number)))) == kinds:
-            return larger
-        times += 1
-
-
-def _ranked(numbers: list[int]) -> list[int]:
-    """5 9 5 0 -> 1 2 1 0: equal stays equal, larger stays larger, empty stays empty."""
-    order = sorted({number for number in numbers if number})
-    return [order.index(number) + 1 if number else 0 for number in numbers]
-
-
-def _small_batch(whole: Case) -> dict[str, Any]:
-    """Settings with few and small micro-batches. A last group that is not full, as in the case, stays so."""
-    training = whole.config.training
-    parallel = whole.config.parallel
-    pp = parallel.pipeline_model_parallel_size
-    group = parallel.microbatch_group_size_per_virtual_pipeline_stage
-    many = training.global_batch_size // (training.micro_batch_size * parallel.data_parallel_size)
-    micro = min(training.micro_batch_size, 2)
-    small_group = group
-    if parallel.pipeline_schedule == "csv":
-        few = many  # the file is for this number of micro-batches
-    elif parallel.pipeline_schedule == "interleaved":
-        small_group = min(group, pp + 1)
-        few = min(many // group, 2) * small_group
-        if many % group and small_group > pp:
-            few += pp
-    else:
-        few = min(many, 2 * pp if pp > 1 else 2)
-    return {
-        "micro_batch_size": micro,
-        "global_batch_size": micro * parallel.data_parallel_size * few,
-        "microbatch_group_size_per_virtual_pipeline_stage": small_group,
-    }
 
 
 def name_of(values: Values) -> str:

@@ -24,7 +24,7 @@ from megascratch.tokenizer.vocabulary import END_OF_TEXT
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = ("torch", "scipy", "matplotlib", "pyarrow", "sentencepiece", "tokenizers", "gigatoken")
-LONGEST = {"megascratch pretrain": 110, "megascratch preprocess": 85}
+LONGEST = {"megascratch pretrain": 112, "megascratch preprocess": 85}
 """Lines of a help; 70 for all others."""
 
 

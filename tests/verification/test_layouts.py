@@ -8,7 +8,7 @@ from megascratch.config.errors import SettingError, UserError
 from megascratch.config.fields import flat
 from megascratch.config.registry import BUILT_IN
 from megascratch.config.settings import Config
-from megascratch.verification import layouts
+from megascratch.verification import small_layout
 from megascratch.verification.layouts import every_layout, own_layout, random_layouts
 from megascratch.verification.run_layout import world_of
 from megascratch.verification.shrink import for_proof
@@ -204,12 +204,12 @@ def test_no_legal_layout_is_an_error_that_names_what_was_fixed():
 )
 def test_a_small_model_has_layers_of_every_kind(settings, small, monkeypatch):
     """The pattern has nine kinds; the last of them comes first in layer 10."""
-    monkeypatch.setattr(layouts, "layers_of", pattern)
+    monkeypatch.setattr(small_layout, "layers_of", pattern)
     assert own(**settings)["num_layers"] == small
 
 
 def test_a_pattern_keeps_the_shape_of_the_cut(monkeypatch):
-    monkeypatch.setattr(layouts, "layers_of", pattern)
+    monkeypatch.setattr(small_layout, "layers_of", pattern)
     cut = {"num_layers": 40, "pipeline_model_parallel_layout": [8, 12, 12, 8]}
     found = own(**PP4, **cut)
     assert found["pipeline_model_parallel_layout"] == [2, 4, 4, 2]

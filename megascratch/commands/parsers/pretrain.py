@@ -11,6 +11,7 @@ from megascratch.config.fields import SECTIONS, SETTINGS
 from megascratch.config.flags import OPTIONS, Options
 from megascratch.config.help import COMMON, flag_help
 
+Group = argparse._ArgumentGroup
 EXAMPLES = (
     "megascratch pretrain --config my.yaml",
     "megascratch pretrain --config my.yaml --nproc-per-node 8 --max-restarts 2 \\\n"
@@ -26,7 +27,11 @@ ABOUT = (
 def parser() -> Parser:
     """The parser of the command."""
     made = Parser("megascratch pretrain", ABOUT, EXAMPLES, settings_help=common_settings)
-    add_launcher(made)
+    add_launcher(made).add_argument(
+        "--scale-down",
+        action="store_true",
+        help="train 3 steps in miniature: the same kind of model and layout, on the ranks that are here",
+    )
     add = made.add_argument_group("more help").add_argument
     add(
         "--help-all",
@@ -45,9 +50,10 @@ def parser() -> Parser:
     return made
 
 
-def add_launcher(made: Parser) -> None:
-    """Adds the flags that start ranks."""
-    add = made.add_argument_group("ranks on this machine").add_argument
+def add_launcher(made: Parser) -> Group:
+    """Adds the flags that start ranks. Returns the group of those about this machine."""
+    here = made.add_argument_group("ranks on this machine")
+    add = here.add_argument
     add(
         "--nproc-per-node",
         type=at_least(1),
@@ -78,6 +84,7 @@ def add_launcher(made: Parser) -> None:
         metavar="ADDRESS",
         help="the address at which the other machines reach this one",
     )
+    return here
 
 
 def common_settings() -> str:

@@ -7,6 +7,7 @@ from megascratch.commands.parsers.base import Parser, any_setting
 from megascratch.commands.parsers.shared import require_folder_of
 from megascratch.config.errors import UserError
 
+MOST_RANKS = 8  # of --scale-down
 NOTE = (
     "The config is shrunk (same kinds of layers, same layout rules, small widths) and trained in one process and on "
     "the layout. Then loss, gradient norm, every gradient and every weight are compared. --seed S also selects the "
@@ -38,6 +39,11 @@ def _check(options: argparse.Namespace) -> None:
         value = getattr(options, name)
         if value is not None and not value > 0:
             raise UserError(f"--{name.replace('_', '-')} ({value}) must be above 0")
+    for other, given in (("--max-world", options.max_world), ("--full-size", options.full_size)):
+        if options.scale_down and given:
+            raise UserError(
+                f"--scale-down moves the config's own layout to fewer ranks, and {other} asks for another: keep one"
+            )
     if options.random is not None and options.max_world is None:
         raise UserError(
             f"--random ({options.random}) needs --max-world, the largest number of ranks"
@@ -85,6 +91,11 @@ def parser() -> Parser:
         metavar="N",
         action=_Once,
         help="check N random valid layouts of up to --max-world ranks",
+    )
+    add(
+        "--scale-down",
+        action="store_true",
+        help=f"check the nearest layout of at most {MOST_RANKS} ranks if the config's own has more; needs no tokenizer",
     )
     add("--full-size", action="store_true", help="do not shrink the config")
     add(
