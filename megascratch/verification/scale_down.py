@@ -19,11 +19,13 @@ from megascratch.config.fields import SETTINGS, flat, with_fields
 from megascratch.config.laws import broken_laws
 from megascratch.config.layout import Layout
 from megascratch.config.load import Loaded
+from megascratch.config.registry import is_registered
 from megascratch.config.resolve import Found, Values, derive, resolve_derived
 from megascratch.data.samples.split_spec import named_prefixes
 from megascratch.data.tokens.missing import require_corpus
 from megascratch.storage.path import storage_path
 from megascratch.tokenizer.registry import load
+from megascratch.tokenizer.simple import ByteTokenizer, NullTokenizer
 from megascratch.verification.fewer_ranks import on_ranks
 from megascratch.verification.shrink import GPT2_VOCABULARY, shrunk
 from megascratch.verification.small_layout import small_batch, small_cut
@@ -45,11 +47,13 @@ def scaled_down(loaded: Loaded, world: int) -> Loaded:
     """
     given = flat(loaded.config)
     own_world = Layout.of_values(given).world
-    now = derive(given, own_world)
-    problems = loaded.problems + broken_laws(given, now, own_world, loaded.unread)
+    whole = _on_this_machine(given)
+    problems = loaded.problems
+    problems += broken_laws(whole, derive(whole, own_world), own_world, loaded.unread)
     if problems:
         raise SettingError("\n".join(problems))
-    small = _small_settings(given, world)
+    now = derive(given, own_world)
+    small = _small_settings(whole, world)
     changed = [name for name in SETTINGS if small[name] != now[name] and small[name] != given[name]]
     places = dict(loaded.origins.places)
     for name in changed:
@@ -65,13 +69,20 @@ def files_are_here(settings: Values, names: Iterable[str]) -> bool:
     return all(os.access(path, os.R_OK) for path in paths)
 
 
-def _small_settings(given: Values, world: int) -> dict[str, Any]:
-    """All settings of the small run."""
-    values = dict(given) | _without_this_machines_limits(given)
+def _on_this_machine(given: Values) -> dict[str, Any]:
+    """All settings of the whole run, as this machine could start it."""
+    values = dict(given) | _without_the_limits_of_others(given)
     values |= _own_folders(values)
     values |= _text(values)
-    whole = values | on_ranks(values, world)
-    keeps_vocabulary = whole["vocab_size"] is None or not whole["mock_data"]
+    if values["train_iters"] is None and values["train_samples"] is None:
+        values["train_iters"] = STEPS
+    return values
+
+
+def _small_settings(given: Values, world: int) -> dict[str, Any]:
+    """All settings of the small run; `given` are legal."""
+    whole = dict(given) | on_ranks(given, world)
+    keeps_vocabulary = not whole["mock_data"] or _has_a_vocabulary_of_its_own(whole)
     known = whole | {"vocab_size": whole["vocab_size"] or _size_of_tokenizer(whole)}
     config = resolve_derived(derive(known, world), Found())
     batch = small_batch(config.training, config.parallel)
@@ -85,11 +96,12 @@ def _small_settings(given: Values, world: int) -> dict[str, Any]:
         small["recompute_num_layers"] = None
     if keeps_vocabulary:
         small["vocab_size"] = whole["vocab_size"]
-    small |= _fill_in_middle(small)
+    elif whole["fim_rate"]:
+        small |= {name: number for number, name in enumerate(_FIM_IDS)}
     return small | _short_run(small, world)
 
 
-def _without_this_machines_limits(given: Values) -> dict[str, Any]:
+def _without_the_limits_of_others(given: Values) -> dict[str, Any]:
     """Settings that are about the machines of the whole run: the devices and libraries here decide."""
     sinks = given["log_to"]
     if sinks is not None:
@@ -121,16 +133,32 @@ def _own_folders(given: Values) -> dict[str, Any]:
 
 
 def _text(given: Values) -> dict[str, Any]:
-    """Synthetic text in place of data or of a tokenizer that is not on this machine."""
-    has_data = given["mock_data"] or _corpora_are_here(given)
-    if has_data and files_are_here(given, TOKENIZER_FILES):
+    """Synthetic text in place of data or of a tokenizer that are not on this machine, or not named."""
+    corpora = any(given[name] for name in _CORPORA)
+    if corpora and given["mock_data"]:
+        return {}  # which of the two is meant?
+    has_data = given["mock_data"] or (corpora and _corpora_are_here(given))
+    if has_data and _tokenizer_is_here(given):
         return {}
     changes: dict[str, Any] = dict.fromkeys((*_CORPORA, "data_stages", "split", "data_cache_path"))
     changes |= {"mock_data": True, "vocab_size": given["vocab_size"] or GPT2_VOCABULARY}
     changes |= dict.fromkeys((*TOKENIZER_FILES, "tokenizer_type"))
     if any(given[name] for name in _NEED_DOCUMENT_ENDS):
-        changes["tokenizer_type"] = "NullTokenizer"
-    return changes
+        changes["tokenizer_type"] = NullTokenizer.kind
+    if given["fim_rate"]:
+        changes |= {name: number for number, name in enumerate(_FIM_IDS)}
+    return changes | dict.fromkeys(_FIM_TOKENS)
+
+
+def _tokenizer_is_here(given: Values) -> bool:
+    """Whether the size of the vocabulary can be known on this machine, and documents end where that matters."""
+    files = [name for name in TOKENIZER_FILES if given[name] is not None]
+    kind = given["tokenizer_type"]
+    if files:
+        return files_are_here(given, files)
+    if kind is None:
+        return given["vocab_size"] is not None
+    return kind in (ByteTokenizer.kind, NullTokenizer.kind) or is_registered("tokenizer", kind)
 
 
 def _corpora_are_here(given: Values) -> bool:
@@ -148,18 +176,16 @@ def _corpora_are_here(given: Values) -> bool:
     return True
 
 
+def _has_a_vocabulary_of_its_own(settings: Values) -> bool:
+    """Whether the tokenizer says how large the vocabulary is."""
+    has_file = any(settings[name] for name in TOKENIZER_FILES)
+    return has_file or settings["tokenizer_type"] not in (None, NullTokenizer.kind)
+
+
 def _size_of_tokenizer(settings: Values) -> int:
     """Raises: UserError if the tokenizer cannot be read."""
     model = settings["tokenizer_model"]
     return load(settings["tokenizer_type"], model, None).vocab_size
-
-
-def _fill_in_middle(small: Values) -> dict[str, Any]:
-    """Ids of a small vocabulary for the parts of a document."""
-    if not small["fim_rate"] or not small["mock_data"]:
-        return {}
-    ids = {name: number for number, name in enumerate(_FIM_IDS)}
-    return ids | dict.fromkeys(_FIM_TOKENS)
 
 
 def _short_run(small: Values, world: int) -> dict[str, Any]:
