@@ -214,3 +214,5 @@ FIXED_PADDING = ResumeRule(
 )
 FIXED_TENSORS = ResumeRule("fixed", OTHER_TENSORS)
 FIXED_OPTIMIZER = ResumeRule("fixed", "the optimizer has different state")
+ABOUT_WEIGHTS = (FIXED_TENSORS, FIXED_POSITIONS, REFUSED_FUNCTION, REFUSED_TOKENIZER)
+"""Rules of the settings that say what weights mean: a new run that begins with them is compared by these alone."""

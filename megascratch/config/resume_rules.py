@@ -53,7 +53,11 @@ def compare_configs(
     forced: Sequence[str] = (),
     settings: Mapping[str, Setting] = SETTINGS,
 ) -> ResumeVerdict:
-    """Notices and refusals for all changes between two sides. A setting that the checkpoint lacks is ignored."""
+    """Notices and refusals for all changes between two sides. A setting that the checkpoint lacks is ignored.
+
+    Args:
+        settings: those that are compared.
+    """
     notices = []
     refusals = []
     for name, kind, sentence in [
@@ -83,7 +87,7 @@ def _settings(
     """(setting, kind, sentence) for each setting that differs."""
     changes: list[tuple[str, Kind, str]] = []
     for name in now.settings:
-        rule = settings[name].on_resume
+        rule = settings[name].on_resume if name in settings else None
         if rule is None or name not in before.settings:
             continue
         change = Change(name, before, now, consumed_samples)

@@ -52,13 +52,13 @@ class TrainingConfig:
     eval_interval: int = setting(1000, FREE_VALIDATION, at_least(0))
     """Steps between validations; 0: never."""
     eval_iters: int = setting(100, FREE_VALIDATION, at_least(0))
-    """Global batches per validation; 0: no validation."""
+    """Batches per validation and test; 0: no validation and no test."""
     eval_global_batch_size: int | None = setting(None, FREE_VALIDATION, at_least(1))
-    """Sequences per batch of a validation; default: global_batch_size."""
+    """Sequences per batch of validations and test; default: global_batch_size."""
     eval_micro_batch_size: int | None = setting(None, FREE_VALIDATION, at_least(1))
-    """Sequences per forward pass of a validation; default: micro_batch_size."""
+    """Sequences per forward pass of validations and test; default: micro_batch_size."""
     skip_train: bool = setting(False, FREE_OUTPUT)
-    """Only validate and test the checkpoint that is loaded."""
+    """Only run the validation and the test of the checkpoint that is loaded: nothing is trained or saved."""
     log_interval: int = setting(10, FREE_OUTPUT, at_least(1))
     """Steps between log lines."""
     output_dir: str = setting("runs/default", FREE_OUTPUT)
@@ -100,27 +100,25 @@ class TrainingConfig:
     keep_best_n_checkpoints: int | None = setting(None, FREE_OUTPUT, at_least(1))
     """Keep this many checkpoints with the lowest validation loss; delete the others except the newest."""
     load: str | None = setting(None, FREE_OUTPUT)
-    """Checkpoint to resume from: one step, or the newest valid one of a folder of steps or a run. It must exist."""
+    """Checkpoint to resume from: one step, or the newest valid one of a folder of steps or a run."""
     exit_on_missing_checkpoint: bool = setting(True, FREE_OUTPUT)
-    """Refuse to start when load names no checkpoint; off: start from scratch, with a notice."""
+    """Refuse to start if there is no checkpoint at load; off: start from scratch then, with a notice."""
     ckpt_step: int | None = setting(
         None, FREE_OUTPUT, at_least(0), needs=differs("load", None, "without load")
     )
     """The step to load from the folder that load names; default: the newest."""
     finetune: bool = setting(False, FREE_OUTPUT, needs=differs("load", None, "without load"))
-    """Load the weights only, and begin a new run at step 0 with them."""
+    """Take only the weights from load, and begin a new run at step 0 with them: its own data, optimizer and seed."""
     load_optim: bool = setting(True, FREE_OUTPUT)
-    """Load the state of the optimizer; off: it starts from zero."""
-    load_rng: bool = setting(True, FREE_OUTPUT)
-    """Load the seed of dropout masks with the checkpoint; off: the seed of the settings applies."""
+    """Take the state of the optimizer from load; off: its moments and counts start from zero, the rest continues."""
     save_optim: bool = setting(True, FREE_OUTPUT)
-    """Save the state of the optimizer; off: smaller checkpoints that only start new runs."""
+    """Store the state of the optimizer in checkpoints; off: smaller ones, to evaluate or to begin new runs with."""
     pretrained_checkpoint: str | None = setting(None, FREE_OUTPUT)
-    """Checkpoint whose weights start a new run, unless load has a checkpoint already."""
+    """Checkpoint whose weights begin a new run (as with finetune), as long as there is none at load."""
     use_checkpoint_args: bool = setting(
         False, FREE_OUTPUT, needs=differs("load", None, "without load")
     )
-    """Use the shape of the model and the tokenizer of the checkpoint, in place of the settings given."""
+    """Take the shape of the model and the tokenizer from the checkpoint, in place of the settings given."""
     auto_resume: bool = setting(False, FREE_OUTPUT)
     """Resume from the newest checkpoint in save; if there is none yet, start from load, or from scratch."""
     exit_interval: int | None = setting(None, FREE_STOP, at_least(1))

@@ -6,16 +6,20 @@ a run     its steps   a step
 
 import os
 import re
+from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
 from megascratch.config.errors import UserError
 from megascratch.storage.path import Place, storage_path
+from megascratch.storage.store import Store
 
 STEP_NAME = re.compile(r"step_(\d{8,})")  # of the step folder
 MANIFEST = "manifest.json"
 CHECKPOINTS = "checkpoints"
 """The folder of steps in the folder of a run, unless --save names another one."""
+MEGATRON_MARK = "latest_checkpointed_iteration.txt"
+"""The file by which Megatron-LM finds the newest checkpoint in a folder."""
 MOST_NEAR = 3
 MOST_SEARCHED = 100
 """Runs that a message names, and folders in which they are searched."""
@@ -51,6 +55,32 @@ def require_checkpoint(path: str, flag: str = "") -> None:
     if not place.is_dir() or not (is_step(found) or step_names(found)):
         reason = str(no_checkpoint(place, place.is_dir()))
         raise UserError(f"{flag} {path}: {reason}" if flag else reason)
+
+
+def name_of_step(load: str, names: Sequence[str], step: int) -> str:
+    """The name of a step in a folder that has these. Raises: UserError that names the nearest ones."""
+    found = {int(name.removeprefix("step_")): name for name in names}
+    if step in found:
+        return found[step]
+    near = sorted(sorted(found, key=lambda other: abs(other - step))[:MOST_NEAR])
+    hint = (
+        f"use {' or '.join(map(str, near))}" if near else "it must be a folder of steps or of a run"
+    )
+    raise UserError(f"--ckpt-step {step}: --load {load} has no step of this number: {hint}")
+
+
+def require_no_foreign_checkpoint(path: str) -> None:
+    """Raises: UserError if a folder has a checkpoint of Megatron-LM, and none of this toolkit."""
+    place = storage_path(path)
+    if isinstance(place, Path):
+        there = (place / MEGATRON_MARK).exists()
+    else:
+        there = MEGATRON_MARK in Store(place.url).names(place.url)
+    if there:
+        raise UserError(
+            f"--load {path}: this is a checkpoint of Megatron-LM ({MEGATRON_MARK}), which cannot be read: name another "
+            "folder, or remove --load to start from scratch"
+        )
 
 
 def no_checkpoint(path: Place, is_folder: bool) -> UserError:

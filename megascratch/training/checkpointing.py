@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from megascratch.checkpoint import (
     AsyncSaver,
@@ -34,6 +34,9 @@ from megascratch.runtime.run_log import RUN_LOG
 from megascratch.storage.path import Place, storage_path
 from megascratch.storage.store import StoreError
 from megascratch.training.report import Report
+
+WEIGHTS = ("param.", "buffer.")
+"""How the names of the tensors begin that make up the model."""
 
 
 def open_saver(training: ResolvedTraining, mesh: Mesh) -> AsyncSaver:
@@ -88,30 +91,54 @@ def make_ready(saver: AsyncSaver, training: ResolvedTraining, held: list[Sharded
     on_first_rank(saver.own, lambda: require_room(saver.folder, nbytes))
 
 
-def resume(saver: AsyncSaver, load: str, held: list[ShardedTensor]) -> dict[str, Any]:
-    """Loads the newest valid checkpoint at `load` into the tensors of `held`. Newer damaged checkpoints in the run's
-    own folder are renamed, because the run will write steps of the same numbers.
+class ToLoad(NamedTuple):
+    """What a run takes from a checkpoint."""
+
+    path: str
+    """A step, or a folder of steps: then the newest valid one."""
+    weights_only: bool = False
+    """Nothing of the optimizer. The weights may have another floating-point type."""
+    begins: bool = False
+    """The run starts at step 0, whatever the step of the checkpoint."""
+    saves: bool = True
+    """The run will write checkpoints."""
+
+
+def resume(saver: AsyncSaver, what: ToLoad, held: list[ShardedTensor]) -> dict[str, Any]:
+    """Loads the newest valid checkpoint into the tensors of `held`. Newer damaged checkpoints in the run's own folder
+    are renamed, because the run will write steps of the same numbers.
 
     Returns: the state that the checkpoint stores alongside its tensors.
 
     Raises: UserError on all ranks if there is no valid checkpoint, or if a newer valid one would be overwritten.
     """
-    found = load_newest(load, held, saver.own)
-    on_first_rank(saver.own, lambda: _clear_the_way(saver.folder, found.step, found.passed_over))
+    if what.weights_only:
+        wanted = [item for item in held if item.name.startswith(WEIGHTS)]
+        found = load_newest(what.path, wanted, saver.own, prefix=WEIGHTS, cast=True)
+    else:
+        found = load_newest(what.path, held, saver.own)
+    first_step = 0 if what.begins else step_number(found.step)
+
+    def prepare_folder() -> None:
+        for step, problem in found.passed_over.items():
+            _warn(f"skipped {step.name}: {problem}; resuming from {found.step.name}")
+        if what.saves:
+            _clear_the_way(saver.folder, found.step, first_step, found.passed_over)
+
+    on_first_rank(saver.own, prepare_folder)
     return found.result
 
 
-def _clear_the_way(folder: Place, start: Place, skipped: dict[Place, str]) -> None:
-    """Renames the damaged checkpoints of `folder` that are newer than `start`.
+def _clear_the_way(folder: Place, start: Place, first_step: int, skipped: dict[Place, str]) -> None:
+    """Renames the damaged checkpoints of `folder` that are newer than the first step.
 
     Args:
+        start: the checkpoint that was loaded.
         skipped: the damaged checkpoints that loading has skipped -> what is wrong with each.
     """
     known = {path.resolve(): problem for path, problem in skipped.items()}
-    for step, problem in skipped.items():
-        _warn(f"skipped {step.name}: {problem}; resuming from {start.name}")
     for step in list_steps(folder):
-        if step_number(step) <= step_number(start):
+        if step_number(step) <= first_step:
             continue
         problem = known.get(step.resolve()) or problem_of(step)
         if not problem:

@@ -184,7 +184,7 @@ class _Loop:
         self.monitor.check_before_save(self.state.step)
         doing("the last checkpoint")
         self.times.lap("other")
-        self.checkpointing.finish(self.state.step, self.trainer.held(), self._saved_state())
+        self.checkpointing.finish(self.state.step, self.trainer.saved(), self._saved_state())
         self.times.lap("checkpoints")
 
     def _saved_state(self) -> dict[str, Any]:
@@ -279,7 +279,7 @@ class _Loop:
         if self.training.save_interval and state.step % self.training.save_interval == 0:
             self.monitor.check_before_save(state.step)
             doing("a checkpoint")
-            self.checkpointing.save(state.step, self.trainer.held(), self._saved_state())
+            self.checkpointing.save(state.step, self.trainer.saved(), self._saved_state())
         self.times.lap("checkpoints")
         return False, result.exit_code
 

@@ -40,7 +40,13 @@ from megascratch.runtime.run_log import RUN_LOG, LogFile, close_log, open_log
 from megascratch.storage.path import storage_path
 from megascratch.supervision.launch import began
 from megascratch.tokenizer import Tokenizer
-from megascratch.training.checkpointing import claim_reports, make_ready, open_saver, resume
+from megascratch.training.checkpointing import (
+    ToLoad,
+    claim_reports,
+    make_ready,
+    open_saver,
+    resume,
+)
 from megascratch.training.hardware import keep_freed_memory
 from megascratch.training.health.skipped_samples import skipped_samples
 from megascratch.training.schedule_trace import traced_step
@@ -115,7 +121,8 @@ def build_run(settings: LegalSettings, problems: Problems, command: str = "") ->
         run.command = command
         if ready.checkpoint is not None:
             _load(run, ready.checkpoint)
-        make_ready(saver, config.training, run.trainer.held())
+        if not config.training.skip_train:
+            make_ready(saver, config.training, run.trainer.saved())
         fault_point("run.built")
         place = ", ".join(f"{axis} {at}" for axis, at in mesh.position.coords("dense").items())
         detail(
@@ -189,10 +196,18 @@ def _built(
 
 
 def _load(run: TrainingRun, checkpoint: Resume) -> None:
-    """Continues the run at its checkpoint. If the step turns out to be damaged, an older one is loaded."""
-    saved = resume(run.saver, checkpoint.load, run.trainer.held())
+    """Starts the run from its checkpoint. If the step turns out to be damaged, an older one is loaded."""
+    training = run.config.training
+    weights_only = checkpoint.weights_only
+    what = ToLoad(checkpoint.load, weights_only, checkpoint.begins, not training.skip_train)
+    saved = resume(run.saver, what, run.trainer.held())
+    if weights_only:
+        run.trainer.use_weights()
+    if checkpoint.begins:
+        return
     run.state = TrainState.from_dict(saved["train_state"])
-    run.trainer.restore(run.state)
+    if not weights_only:
+        run.trainer.restore(run.state)
     run.state.skipped_samples = merge_ranges(
         run.state.skipped_samples, skipped_samples(checkpoint.start.parent)
     )

@@ -293,6 +293,16 @@ class Trainer:
         self.data_parallel.await_weights()
         return self._held
 
+    def saved(self) -> list[ShardedTensor]:
+        """What a checkpoint stores of `held`: all of it, or without save_optim the weights and what layers keep. Each
+        call returns the same list."""
+        held = self.held()
+        return held if self.config.training.save_optim else self._without_optimizer
+
+    @cached_property
+    def _without_optimizer(self) -> list[ShardedTensor]:
+        return [item for item in self._held if not item.name.startswith("optim.")]
+
     @cached_property
     def _held(self) -> list[ShardedTensor]:
         everything: list[ShardedTensor] = []
@@ -310,6 +320,11 @@ class Trainer:
         self.scale = LossScale(**state.loss_scale)
         self.data_parallel.load_scalars(state.optimizer)
         self.data_parallel.loaded()
+
+    def use_weights(self) -> None:
+        """Called instead of `restore` after only the weights of `held()` were filled: the optimizer starts with them,
+        without any history."""
+        self.data_parallel.loaded(masters=False)
 
     def orders(self, microbatches: int) -> Orders:
         """The actions that each rank of the pipeline runs in a step."""

@@ -16,8 +16,25 @@ BROKEN_RUN_LAWS = [
     (
         "best_needs_a_validation_at_each_save",
         1,
-        {"keep_best_n_checkpoints": 2, "save_interval": 30, "eval_interval": 30, "eval_iters": 0},
-        "keep-best-n-checkpoints (2) needs validations, but eval-iters is 0: use eval-iters 1 or more",
+        {
+            "keep_best_n_checkpoints": 2,
+            "save_interval": 30,
+            "eval_interval": 30,
+            "eval_iters": 0,
+        },
+        "needs validations, but eval-iters is 0: use eval-iters 1 or more",
+    ),
+    (
+        "what_continues_has_its_optimizer",
+        1,
+        {"save_optim": False, "auto_resume": True},
+        "auto-resume (which max-restarts implies) needs the state of the optimizer",
+    ),
+    (
+        "what_continues_has_its_optimizer",
+        1,
+        {"save_optim": False, "on_bad_step": "rollback", "save_interval": 2},
+        "on-bad-step rollback needs the state of the optimizer in checkpoints: remove no-save-optim",
     ),
     (
         "retained_steps_are_saved",

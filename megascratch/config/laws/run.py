@@ -95,6 +95,22 @@ def retained_steps_are_saved(save_retain_interval: int, save_interval: int) -> B
     )
 
 
+def what_continues_has_its_optimizer(
+    save_optim: bool, auto_resume: bool, on_bad_step: str
+) -> str | None:
+    """A checkpoint without the state of the optimizer cannot continue a run."""
+    if save_optim:
+        return None
+    if on_bad_step == "rollback":
+        return "on-bad-step rollback needs the state of the optimizer in checkpoints: remove no-save-optim"
+    if auto_resume:
+        return (
+            "auto-resume (which max-restarts implies) needs the state of the optimizer in checkpoints: "
+            "remove no-save-optim"
+        )
+    return None
+
+
 def forced_by_a_known_name(force_resume: list[str] | None) -> str | None:
     """Only settings that a resume can refuse can be forced."""
     names = [word.replace("-", "_") for word in force_resume or ()]
@@ -143,6 +159,7 @@ def names_are_not_empty(
     output_dir: str,
     save: str | None,
     load: str | None,
+    pretrained_checkpoint: str | None,
     tensorboard_dir: str | None,
     stop_file: str | None,
     data_cache_path: str | None,
@@ -156,6 +173,7 @@ def names_are_not_empty(
         "output-dir": output_dir,
         "save": save,
         "load": load,
+        "pretrained-checkpoint": pretrained_checkpoint,
         "tensorboard-dir": tensorboard_dir,
         "stop-file": stop_file,
         "data-cache-path": data_cache_path,
@@ -186,6 +204,7 @@ LAWS: list[Callable[..., str | Broken | None]] = [
     layers_are_there_to_recompute,
     best_needs_a_validation_at_each_save,
     retained_steps_are_saved,
+    what_continues_has_its_optimizer,
     forced_by_a_known_name,
     rollback_has_a_checkpoint,
     rollback_needs_an_endless_order,

@@ -87,7 +87,11 @@ def only_megatrons(words: Sequence[str]) -> list[str]:
         if not word.startswith("--"):
             continue
         option = option_of(word)
-        if option is not None and option.name.replace("-", "_") not in SETTINGS:
+        if option is None:
+            continue
+        name = option.name.replace("-", "_")
+        switches_off = option.becomes == {name.removeprefix("no_"): "false"}
+        if name not in SETTINGS and not switches_off:
             found.append(word.split("=", 1)[0])
     return found
 

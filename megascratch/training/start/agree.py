@@ -9,6 +9,7 @@ from megascratch.config.errors import Problems, UserError
 from megascratch.config.fields import flat
 from megascratch.config.imports import import_digests
 from megascratch.config.resolve import Device, Found
+from megascratch.config.settings import TrainingConfig
 from megascratch.data.tokens.file_digests import NOTHING_KNOWN, KnownDigests
 from megascratch.data.tokens.fingerprint import fingerprints, recorded, unrecorded
 from megascratch.model.own_parts import require_own_parts
@@ -26,7 +27,6 @@ from megascratch.training.start.resume import (
     check_resume,
     consumed_samples,
     hash_of,
-    starts_fresh,
 )
 from megascratch.training.start.settings import LegalSettings
 
@@ -91,6 +91,19 @@ def imported_facts() -> dict[str, str]:
     return {f"import {source}": digest for source, digest in import_digests().items()}
 
 
+def _start_notes(training: TrainingConfig, checkpoint: Resume | None) -> list[str]:
+    """What the user should know about the checkpoint that the run starts from."""
+    if checkpoint is None and training.load is not None:
+        return [f"load ({training.load}) has no checkpoint: the run starts from scratch"]
+    if checkpoint is None:
+        return []
+    if checkpoint.begins:
+        return [f"a new run begins with the weights of {checkpoint.start}"]
+    if checkpoint.weights_only:
+        return [f"the optimizer starts without the history that {checkpoint.start} may have"]
+    return []
+
+
 class _Here(NamedTuple):
     """What a rank looks up before its settings are resolved."""
 
@@ -129,8 +142,7 @@ def _ready(
     first_step = here.checkpoint.step if here.checkpoint else 0
     require_something_to_learn(config.training, config.data, inputs.splits, eod, first_step)
     files = fingerprints(inputs.splits.corpora, known)
-    fresh = starts_fresh(flat(settings.config))
-    changes = [fresh] if fresh else []
+    changes: list[str] = []
     consumed = 0
     if here.checkpoint is not None:
         changes = check_resume(here.checkpoint, flat(config), files, fingerprint)
@@ -138,4 +150,5 @@ def _ready(
     traced_step(config.training, first_step, inputs.total_steps)  # it must be a step of this run
     orders = recorded(inputs.splits.corpora) | inputs.splits.order_digests(consumed)
     notes = [*unrecorded(inputs.splits.corpora), *inputs.splits.cuts, *changes]
+    notes += _start_notes(settings.config.training, here.checkpoint)
     return ReadyRank(inputs, here.checkpoint, files, orders, here.device, notes)

@@ -11,7 +11,12 @@ from megascratch.config.resolve import Values
 from megascratch.data.samples.split_spec import named_prefixes
 from megascratch.data.tokens.missing import require_corpus
 from megascratch.storage.path import storage_path
-from megascratch.storage.run_folders import require_checkpoint
+from megascratch.storage.run_folders import (
+    checkpoints_of,
+    name_of_step,
+    require_checkpoint,
+    step_names,
+)
 from megascratch.storage.store import Store
 
 
@@ -20,8 +25,13 @@ def missing_files(settings: Values) -> list[str]:
     problems = Problems()
     for prefix in named_corpora(settings):
         problems.attempt(partial(require_corpus, prefix))
-    if settings["exit_on_missing_checkpoint"]:
-        problems.attempt(partial(_require_checkpoint, settings["load"], settings["auto_resume"]))
+    problems.attempt(partial(_require_checkpoint, settings))
+    if settings["pretrained_checkpoint"] is not None:
+        problems.attempt(
+            partial(
+                require_checkpoint, settings["pretrained_checkpoint"], "--pretrained-checkpoint"
+            )
+        )
     problems.attempt(partial(_require_library, settings["save"]))
     for name, path in (
         ("--tokenizer-model", settings["tokenizer_model"]),
@@ -50,10 +60,14 @@ def named_corpora(settings: Values) -> list[str]:
     return named_prefixes(paths)
 
 
-def _require_checkpoint(load: str | None, auto_resume: bool) -> None:
+def _require_checkpoint(settings: Values) -> None:
     """Raises: UserError if there is no checkpoint at `load`. With `auto_resume` it need only exist: it is not read once
-    the run has checkpoints of its own."""
+    the run has checkpoints of its own. If it may be missing, only what is there is checked."""
+    load = settings["load"]
     if load is None:
+        return
+    if settings["pretrained_checkpoint"] is not None or not settings["exit_on_missing_checkpoint"]:
+        _require_readable(load)
         return
     where = storage_path(load)
     there = (
@@ -64,8 +78,24 @@ def _require_checkpoint(load: str | None, auto_resume: bool) -> None:
             f"--load {load}: no checkpoint: there is no readable file or folder of this name; for one command that "
             "starts a run and resumes it, give --auto-resume instead"
         )
-    if not auto_resume:
-        require_checkpoint(load, "--load")
+    if settings["auto_resume"]:
+        return
+    require_checkpoint(load, "--load")
+    if settings["ckpt_step"] is not None and isinstance(where, Path):
+        name_of_step(load, step_names(checkpoints_of(where)), settings["ckpt_step"])
+
+
+def _require_readable(load: str) -> None:
+    """Raises: UserError if there is something at a local path that is not a folder, or cannot be read."""
+    where = storage_path(load)
+    if not isinstance(where, Path) or not os.path.lexists(where):
+        return
+    if not where.is_dir():
+        raise UserError(
+            f"--load {load}: it is not a folder: name a step, a folder of steps or a run"
+        )
+    if not os.access(where, os.R_OK | os.X_OK):
+        raise UserError(f"--load {load}: it cannot be read: look at its permissions")
 
 
 def _require_library(save: str | None) -> None:

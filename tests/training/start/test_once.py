@@ -11,6 +11,8 @@ import torch.distributed as dist
 from megascratch.checkpoint import read_manifest, save
 from megascratch.checkpoint import steps as checkpoint_steps
 from megascratch.config.errors import UserError
+from megascratch.config.fields import flat
+from megascratch.config.settings import Config
 from megascratch.parallel.control import Control
 from megascratch.parallel.rendezvous import Rendezvous
 from megascratch.parallel.shard import Box
@@ -22,6 +24,7 @@ from tests.support import machines
 from tests.support.machines import CHANGES, Counted, on_machines
 
 HOSTS = ["a", "a", "b", "b"]
+DEFAULTS = flat(Config())
 
 
 def test_each_machine_reads_a_corpus_once(tmp_path):
@@ -76,12 +79,7 @@ def saved(folder: Path, *steps: int) -> dict:
     for step in steps:
         state = {"config": {"training": {"global_batch_size": 10 + step}}}
         save(folder, step, held, state, Control.alone())
-    return {
-        "load": str(folder),
-        "save": str(folder.parent / "other"),
-        "auto_resume": False,
-        "padded_vocab_in_softmax": False,
-    }
+    return DEFAULTS | {"load": str(folder), "save": str(folder.parent / "other")}
 
 
 def found(meeting: Rendezvous | None, settings: dict):
@@ -121,7 +119,7 @@ def test_a_damaged_newest_step_is_skipped_on_all_ranks(tmp_path):
 
 
 def test_each_rank_says_why_it_finds_no_checkpoint(tmp_path):
-    settings = {"load": str(tmp_path / "no"), "save": str(tmp_path), "auto_resume": False}
+    settings = DEFAULTS | {"load": str(tmp_path / "no"), "save": str(tmp_path)}
     results = on_machines(HOSTS, lambda it: found(it, settings))
     assert [str(error) for error in results] == [
         f"no checkpoint: {tmp_path / 'no'} is not a folder"
@@ -129,5 +127,5 @@ def test_each_rank_says_why_it_finds_no_checkpoint(tmp_path):
 
 
 def test_a_new_run_has_no_checkpoint_on_any_rank(tmp_path):
-    settings = {"load": None, "save": str(tmp_path / "new"), "auto_resume": True}
+    settings = DEFAULTS | {"save": str(tmp_path / "new"), "auto_resume": True}
     assert on_machines(HOSTS, lambda it: found(it, settings)) == [None] * 4
