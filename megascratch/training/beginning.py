@@ -5,6 +5,7 @@ import uuid
 from pathlib import Path
 
 from megascratch.config.fields import flat
+from megascratch.model.flops import flops_per_token
 from megascratch.runtime.run_log import RUN_LOG
 from megascratch.training.report import Report
 from megascratch.training.run_folder import RunStart, record_start, this_host
@@ -12,6 +13,9 @@ from megascratch.training.setup import TrainingRun
 from megascratch.training.sinks.chosen import DEFAULT, chosen_sinks
 from megascratch.training.sinks.sink import RunIdentity
 from megascratch.training.time_split import TimeSplit, process_began
+from megascratch.training.words.interface import Words
+from megascratch.training.words.megascratch import OwnWords
+from megascratch.training.words.megatron import MegatronWords, RunFacts
 
 
 def headline(run: TrainingRun, parameters: int, peak: float) -> str:
@@ -33,6 +37,27 @@ def title(run: TrainingRun, parameters: int) -> str:
     """The title of loss.png."""
     name = Path(run.config.training.output_dir).resolve().name
     return f"{name}: {parameters:,} parameters on {run.mesh.layout.name}"
+
+
+def words_of(run: TrainingRun) -> Words:
+    """The words in which a run reports."""
+    training = run.config.training
+    if training.log_format == "megascratch":
+        return OwnWords(run.total_steps)
+    axes = run.mesh.layout.sizes("dense")
+    flops = flops_per_token(run.config.model, run.config.data.seq_length)
+    return MegatronWords(
+        RunFacts(
+            run.total_steps,
+            run.state.step,
+            run.state.consumed_samples,
+            run.mesh.world.size,
+            axes["tp"],
+            axes["pp"],
+            flops,
+            training.save,
+        )
+    )
 
 
 def nothing_left(run: TrainingRun) -> str:
@@ -85,5 +110,6 @@ def begin_folder(run: TrainingRun, report: Report | None) -> None:
         flat(run.config),
         run.config_text,
         run.state.step,
+        report.words,
     )
     report.sinks = chosen_sinks(training.log_to or DEFAULT, identity, report.say)

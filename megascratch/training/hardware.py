@@ -5,6 +5,8 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -16,6 +18,7 @@ from megascratch.parallel.device_kind import widest_dtype
 
 _TRIM_THRESHOLD = -1  # malloc.h
 _MMAP_THRESHOLD = -3
+_STATM = Path("/proc/self/statm")
 
 
 def choose_device(asked: str | None, local_rank: int, backend: str | None = None) -> torch.device:
@@ -133,3 +136,36 @@ def peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else most * 1024
+
+
+class Memory(NamedTuple):
+    """Bytes that a rank has: of the allocator of torch on a GPU, of the process elsewhere."""
+
+    allocated: int  # in use; of a process: resident
+    reserved: int  # with what the allocator keeps for later; of a process: its address space
+    most_allocated: int
+    most_reserved: int
+    blocks: int  # allocations in use; of a process: those of the interpreter
+
+
+def memory_in_use(device: torch.device) -> Memory:
+    """The memory of this rank now. A system without /proc has only the peak of a process."""
+    if device.type == "cuda":
+        numbers = torch.cuda.memory_stats(device)
+        return Memory(
+            numbers["allocated_bytes.all.current"],
+            numbers["reserved_bytes.all.current"],
+            numbers["allocated_bytes.all.peak"],
+            numbers["reserved_bytes.all.peak"],
+            numbers["allocation.all.current"],
+        )
+    most = peak_memory(device)
+    try:
+        whole, resident, *_ = _STATM.read_text().split()
+    except OSError:
+        whole = resident = "0"
+    page = resource.getpagesize()
+    resident_bytes = int(resident) * page or most
+    address_space = int(whole) * page or most
+    most = max(most, resident_bytes)
+    return Memory(resident_bytes, address_space, most, address_space, sys.getallocatedblocks())

@@ -20,9 +20,8 @@ from megascratch.data.samples.batch import Batch
 from megascratch.data.samples.dataset import Dataset
 from megascratch.data.samples.megatron_order import validation_start
 from megascratch.data.samples.views import SkipSamples
-from megascratch.model.flops import flops_per_token, parameters
+from megascratch.model.flops import parameters
 from megascratch.optim.lr_schedule import learning_rate
-from megascratch.parallel.collectives import all_reduce
 from megascratch.parallel.device_kind import widest_dtype
 from megascratch.parallel.pending import CommunicationError
 from megascratch.parallel.side_loss import TermSum
@@ -37,9 +36,9 @@ from megascratch.training.beginning import (
     headline,
     nothing_left,
     title,
+    words_of,
 )
 from megascratch.training.checkpointing import Checkpointing
-from megascratch.training.hardware import Peak, matmul_peak, parameter_dtype, peak_memory
 from megascratch.training.health.bad_steps import BadSteps, LossGuard
 from megascratch.training.health.monitor import RunMonitor
 from megascratch.training.health.nothing_to_learn import (
@@ -50,6 +49,7 @@ from megascratch.training.health.nothing_to_learn import (
 from megascratch.training.log_interval import LogInterval
 from megascratch.training.report import Report
 from megascratch.training.setup import TrainingRun
+from megascratch.training.step_log import StepLog, columns
 from megascratch.training.step_numbers import Announcement
 from megascratch.training.stop import StopRequest, remove_stop_file
 from megascratch.training.time_split import PARTS, event_row
@@ -84,23 +84,21 @@ class _Loop:
         self.trainer = run.trainer
         self.splits = run.splits
         self.total_steps = run.total_steps
-        self.peak = Peak(
-            matmul_peak(self.mesh.world, self.mesh.device, parameter_dtype(run.config.optim))
-        )
-        self.flops = flops_per_token(run.config.model, run.config.data.seq_length)
         self.parameters = parameters(run.config.model)
         self.report: Report | None = None
         if self.mesh.is_first:
             self.report = Report(
-                training.output_dir, title(run, self.parameters), run.total_steps, self.state.step
+                training.output_dir,
+                title(run, self.parameters),
+                run.total_steps,
+                self.state.step,
+                words_of(run),
             )
         self.times = begin_times(run, self.report)
         begin_folder(run, self.report)
-        self.interval = self._new_interval()
+        self.monitor = RunMonitor(run.config.guard, run.trainer)
+        self.log = StepLog(run, self.report, self.times, self.monitor)
         self.checkpointing = Checkpointing(run.saver, training, self.report, self.state.step or -1)
-        self.trained_seconds = 0.0
-        self.last_loss: float | None = None
-        self.last_side_losses: dict[str, float | None] = {}
         self.valid_loss = run.valid_loss
         self.validated = -1 if run.valid_loss is None else self.state.step  # the step of valid_loss
         self.first_step = self.state.step
@@ -119,14 +117,15 @@ class _Loop:
             self.checkpointing.settle,
             self._say,
         )
-        self.monitor = RunMonitor(run.config.guard, run.trainer)
 
     def run(self, stop: StopRequest) -> dict[str, Any]:
-        self._say(headline(self.built, self.parameters, self.peak.rate))
+        self._say(headline(self.built, self.parameters, self.log.peak.rate))
         for notice in self.built.notices:
             self._say(f"notice: {notice}")
         if self.state.step >= self.total_steps:
             self._say(nothing_left(self.built))
+        elif self.report is not None and (begin := self.report.words.begin()):
+            self._say(begin)
         self.times.lap("start")
         code = 0
         try:
@@ -157,6 +156,8 @@ class _Loop:
         stop.code = code
         self.times.lap("other")
         if self.report is not None and self.state.step > self.first_step:
+            if end := self.report.words.end(self.state.step, code != DONE):
+                self._say(end)
             self._say(self.times.in_words())
             self.report.note(event_row(self.state.step, "end", self.times.take()))
         summary = self._summary(code)
@@ -262,7 +263,7 @@ class _Loop:
         seconds = time.perf_counter() - start
         self.times.lap("lost" if result.skipped else "steps")
         fault_point("step.end")
-        self.interval.add(result, samples, seconds)
+        self.log.add(result, samples, seconds)
         if recorder is not None:
             self._report_schedule(recorder, len(batches), seconds)
         if result.wrong and self.bad_steps.act(result, samples):
@@ -271,8 +272,9 @@ class _Loop:
         if not result.skipped:
             self.loss_guard.good(result.global_loss)
         self._count_tokens(result)
+        self.log.step_done()
         if logged:
-            self._log(result, lr)
+            self._require_tokens(self.log.write(result, lr))
         self.monitor.check_due(state.step)
         self.times.lap("other")
         self.checkpointing.at_step_end(result.saving)
@@ -296,7 +298,7 @@ class _Loop:
         self.checkpointing.saved_step = self.state.step
         self.checkpointing.measured = None
         self.validated = -1  # a loss of steps that are no longer part of the run
-        self.interval = self._new_interval()
+        self.log.begin_interval()
         if self.report is not None:
             wall = self.times.undo(self.report.rows, step, self.state.step)
             self.report.go_back(self.state.step)
@@ -316,43 +318,6 @@ class _Loop:
 
     def _samples(self, microbatches: int) -> int:
         return microbatches * self.training.micro_batch_size * self.mesh.dp.size
-
-    def _log(self, result: StepResult, lr: float) -> None:
-        interval = self.interval
-        self.interval = self._new_interval()
-        loss = self.trainer.global_loss(interval.loss)
-        self.last_loss = loss / interval.tokens if interval.tokens else None
-        self.last_side_losses = _columns(interval.side_terms)
-        shares = self.monitor.phases.shares()
-        for line in self.monitor.slow_ranks():
-            self._say(line)
-        self.trained_seconds += interval.seconds
-        tokens_per_second = interval.samples * self.config.data.seq_length / interval.seconds
-        mfu = self.peak.mfu(self.flops * tokens_per_second, self._say)
-        memory = self._zeros() + float(peak_memory(self.mesh.device))
-        row = {
-            "step": self.state.step,
-            "consumed_samples": self.state.consumed_samples,
-            "loss": self.last_loss,
-            "grad_norm": result.grad_norm if result.tokens else None,
-            "learning_rate": lr,
-            "tokens_per_second": tokens_per_second,
-            "step_seconds": interval.seconds / interval.steps,
-            "mfu": mfu,
-            "memory_bytes": int(all_reduce(memory, self.mesh.world).item()),
-            **self.last_side_losses,
-            **shares,
-            "goodput": self.times.goodput,
-            "wall": self.times.take(),
-            "time": round(time.time(), 3),
-        }
-        if self.config.optim.fp16:
-            row |= {"loss_scale": self.trainer.scale.scale, "skipped_steps": interval.skipped}
-        if interval.without_tokens:
-            row["steps_without_tokens"] = interval.without_tokens
-        if self.report is not None:
-            self.report.step(row)
-        self._require_tokens(interval)
 
     def _require_tokens(self, interval: LogInterval) -> None:
         """Ends the run, with a checkpoint, if no step of a log line had a token to learn. If each step has its own log
@@ -443,7 +408,7 @@ class _Loop:
                 "split": split,
                 "loss": loss,
                 "tokens": int(language_model.tokens),
-                **_columns(dict(zip(names, side_terms, strict=True))),
+                **columns(dict(zip(names, side_terms, strict=True))),
             }
             self.report.evaluation(row)
         if loss is None:
@@ -466,11 +431,11 @@ class _Loop:
             "parameters": self.parameters,
             "steps": self.state.step,
             "tokens": self.state.consumed_samples * self.config.data.seq_length,
-            "seconds": round(self.trained_seconds, 3),
-            "loss": self.last_loss,
-            **self.last_side_losses,
+            "seconds": round(self.log.seconds, 3),
+            "loss": self.log.loss,
+            **self.log.side_losses,
             "valid_loss": self.valid_loss,
-            "tokens_per_second": tokens / self.trained_seconds if self.trained_seconds else None,
+            "tokens_per_second": tokens / self.log.seconds if self.log.seconds else None,
             "steps_without_tokens": self.without_tokens,
             "failed_saves": self.checkpointing.failures,
             "goodput": self.times.goodput,
@@ -483,18 +448,9 @@ class _Loop:
         more = "" if self.training.auto_resume else " with --auto-resume"
         return f"to resume, run the same command again{more}"
 
-    def _new_interval(self) -> LogInterval:
-        """An interval without steps."""
-        return LogInterval(self._zeros())
-
     def _zeros(self, *shape: int) -> torch.Tensor:
         return torch.zeros(shape, dtype=widest_dtype(self.mesh.device), device=self.mesh.device)
 
     def _say(self, text: str, always: bool = False) -> None:
         if self.report is not None:
             self.report.say(text, always)
-
-
-def _columns(side_terms: dict[str, TermSum]) -> dict[str, float | None]:
-    """The column of each side term in a row of the report."""
-    return {f"{name}_loss": term.loss for name, term in side_terms.items()}

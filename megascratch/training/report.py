@@ -22,8 +22,8 @@ from megascratch.runtime.run_log import RUN_LOG
 from megascratch.training.loss_picture import LossPicture
 from megascratch.training.report_files import read_rows, read_summary, set_aside
 from megascratch.training.sinks.chosen import GuardedSink
-from megascratch.training.sinks.sink import perplexity
-from megascratch.training.time_split import clock
+from megascratch.training.words.interface import Words
+from megascratch.training.words.megascratch import OwnWords, number
 
 Row = dict[str, Any]
 
@@ -36,9 +36,18 @@ class Report:
 
     Args:
         title: of loss.png.
+        words: how it is printed; default: ours.
     """
 
-    def __init__(self, folder: str, title: str, total_steps: int, first_step: int):
+    def __init__(
+        self,
+        folder: str,
+        title: str,
+        total_steps: int,
+        first_step: int,
+        words: Words | None = None,
+    ):
+        self.words: Words = words or OwnWords(total_steps)
         self.folder = Path(folder)
         self.total = total_steps
         self.metrics: IO[str] | None = None
@@ -75,54 +84,39 @@ class Report:
             self.bar.console.print(printable_lines(text), markup=False)
         RUN_LOG.info("%s", text)
 
-    def step(self, row: Row) -> None:
-        """Writes and prints a training row."""
+    def step(self, row: Row, more: Row | None = None) -> None:
+        """Writes and prints a training row.
+
+        Args:
+            more: what the words need in addition (`Words.log_line`); it is not written.
+        """
         self._write(row)
         step = row["step"]
-        loss = f"loss {_number(row['loss'], '.4f')}"
+        loss = f"loss {number(row['loss'], '.4f')}"
         seconds_a_step = (time.monotonic() - self.started) / (step - self.first_step)
         left = seconds_a_step * (self.total - step)
         self.bar.update(self.task, completed=step, loss=loss)
-        figures = [
-            f"step {step:>6}/{self.total}",
-            loss,
-            f"grad norm {_number(row['grad_norm'], '.3f')}",
-            f"lr {row['learning_rate']:.3e}",
-            f"{row['tokens_per_second']:,.0f} tokens/s",
-            f"MFU {row['mfu']:.1%}",
-            f"memory {row['memory_bytes'] / 2**30:.2f} GiB",
-            *_waits(row),
-            f"left {clock(left)}",
-        ]
-        figures[2:2] = _side_losses(row)
-        if "loss_scale" in row:
-            figures.append(f"overflowed {row['skipped_steps']}, loss scale {row['loss_scale']:g}")
-        if row.get("steps_without_tokens"):
-            figures.append(f"{row['steps_without_tokens']} without a token to learn")
-        self.say(" | ".join(figures))
+        self.say(self.words.log_line({**(more or {}), **row}, left))
         self._look_at_picture()
+
+    def iteration(self, row: Row) -> None:
+        """Passes the row of a step on to the sinks only."""
+        for sink in self.sinks:
+            sink.add(row)
 
     def evaluation(self, row: Row) -> None:
         """Writes and prints a validation or test row: step, split, loss, tokens. A row that is already there, because a
         finished run was started again, is not written twice."""
         step = row["step"]
-        split = row["split"]
-        loss = row["loss"]
-        if (step, split) not in [(old["step"], old.get("split")) for old in self.rows]:
+        if (step, row["split"]) not in [(old["step"], old.get("split")) for old in self.rows]:
             self._write(row)
-        side_losses = "".join(f" | {figure}" for figure in _side_losses(row))
-        self.say(
-            f"step {step:>6} | {split} loss {_number(loss, '.4f')} | "
-            f"perplexity {_number(None if loss is None else perplexity(loss), '.2f')} | "
-            f"{row['tokens']:,} tokens{side_losses}",
-            always=True,
-        )
+        self.say(self.words.evaluation(row), always=True)
         self._look_at_picture()
 
     def event(self, row: Row, text: str) -> None:
         """Writes and prints an event, such as a save. `row` has step and event (its kind), and no loss."""
         self._write(row)
-        self.say(text)
+        self.say(self.words.event(row, text))
 
     def note(self, row: Row) -> None:
         """Writes an event without printing it."""
@@ -249,23 +243,3 @@ def _json(row: Row, indent: int | None = None) -> str:
         not_finite = isinstance(value, float) and not math.isfinite(value)
         finite[name] = None if not_finite else value
     return json.dumps(finite, indent=indent)
-
-
-def _side_losses(row: Row) -> list[str]:
-    """The losses of the side terms, which have columns of their own: NAME_loss."""
-    figures = []
-    for column, value in row.items():
-        if column.endswith("_loss"):
-            figures.append(f"{column.removesuffix('_loss')} loss {_number(value, '.4f')}")
-    return figures
-
-
-def _waits(row: Row) -> list[str]:
-    """The shares of the step in which this rank computes nothing; below half a percent they are left out."""
-    shares = {"data": row.get("data_share", 0.0), "comm": row.get("communication_share", 0.0)}
-    return [f"{name} {share:.0%}" for name, share in shares.items() if share >= 0.005]
-
-
-def _number(value: float | None, form: str) -> str:
-    """A number in its format; a dash if there is none."""
-    return "-" if value is None else format(value, form)

@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 import megascratch as ms
 from megascratch.commands import main
-from megascratch.training import loop
+from megascratch.training import loop, step_log
 from tests.support.pretrain_runs import SMALL, curve, mock
 
 
@@ -31,7 +31,7 @@ def surroundings():
 @pytest.fixture(autouse=True)
 def _no_measuring(monkeypatch):
     """The peak for MFU takes 0.4 s of each start, and no law here reads it."""
-    monkeypatch.setattr(loop, "matmul_peak", lambda *_: 1e9)
+    monkeypatch.setattr(step_log, "matmul_peak", lambda *_: 1e9)
 
 
 def test_a_run_is_that_of_the_command_twice_in_one_process_that_stays_as_it_was(tmp_path):

@@ -19,6 +19,7 @@ def report_to(names: list[str], folder: Path, first_step: int = 0) -> Report:
         config={"lr": 0.1, "log_to": names},
         config_text="optim:\n  lr: 0.1",
         first_step=first_step,
+        words=report.words,
     )
     report.sinks = chosen_sinks(names, identity, report.say)
     return report

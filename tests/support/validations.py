@@ -9,7 +9,7 @@ import pytest
 
 from megascratch.config.fields import with_fields
 from megascratch.data.samples.batch import collate
-from megascratch.training import loop
+from megascratch.training import loop, step_log
 from megascratch.training.loop import _Loop
 from megascratch.training.stop import StopRequest
 from tests.support.breaks.state import Rows, _shared_folder
@@ -42,7 +42,7 @@ class KeptEvaluations(Rows):
     def evaluation(self, row: dict) -> None:  # type: ignore[override]
         self.rows.append(row)
 
-    def step(self, row: dict) -> None:
+    def step(self, row: dict, more: dict) -> None:
         """Of no interest here."""
 
 
@@ -56,7 +56,10 @@ def validated(config) -> tuple[list[tuple[float, int]], list[np.ndarray]]:
         return kept[-1]
 
     told = {"output_dir": folder, "save": folder}
-    with patch.object(loop, "Report", report), patch.object(loop, "matmul_peak", lambda *args: 1.0):
+    with (
+        patch.object(loop, "Report", report),
+        patch.object(step_log, "matmul_peak", lambda *args: 1.0),
+    ):
         run = built_run(with_fields(config, told))
         with StopRequest(run.config.training) as stop:
             _Loop(run).run(stop)

@@ -24,7 +24,7 @@ from megascratch.data.samples.dataset import Dataset
 from megascratch.data_parallel.base import DataParallel
 from megascratch.optim.loss_scale import LossScale
 from megascratch.optim.lr_schedule import learning_rate
-from megascratch.training import loop
+from megascratch.training import loop, step_log
 from megascratch.training.health import bad_steps
 from megascratch.training.health.bad_steps import LossGuard
 from megascratch.training.loop import _Loop
@@ -207,9 +207,9 @@ def happened(config: Config, case: Case) -> Told:
 
     with ExitStack() as stack:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        replaced = {"Report": report, "matmul_peak": lambda *args: 1.0, "Prefetch": Eager}
-        for name, value in replaced.items():
-            stack.enter_context(patch.object(loop, name, value))
+        stack.enter_context(patch.object(loop, "Report", report))
+        stack.enter_context(patch.object(loop, "Prefetch", Eager))
+        stack.enter_context(patch.object(step_log, "matmul_peak", lambda *args: 1.0))
         for change in disturbance.patches():
             stack.enter_context(change)
         stack.callback(disturbance.go_on.set)

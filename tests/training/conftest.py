@@ -8,7 +8,7 @@ from functools import partial
 import psutil
 import pytest
 
-from megascratch.training import loop
+from megascratch.training import step_log
 
 MUCH = 1 << 30  # bytes
 
@@ -16,7 +16,7 @@ MUCH = 1 << 30  # bytes
 @pytest.fixture(scope="module", autouse=True)
 def _measured_for_a_moment() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "matmul_peak", partial(loop.matmul_peak, seconds=0.01))
+        patch.setattr(step_log, "matmul_peak", partial(step_log.matmul_peak, seconds=0.01))
         yield
 
 

@@ -9,7 +9,8 @@ import pytest
 from megascratch.commands import main
 from megascratch.config import registry
 from megascratch.training.sinks import sink as sink_module
-from megascratch.training.sinks.sink import NEEDED, missing_libraries, numbers
+from megascratch.training.sinks.sink import NEEDED, missing_libraries
+from megascratch.training.words.megascratch import numbers
 from tests.support.pretrain_runs import mock
 from tests.support.sinks import report_to
 

@@ -127,6 +127,11 @@ def intervals(options: Options) -> Iterator[Becomes]:
         yield Becomes("eval_interval", 0, "no validation during training without --eval-interval")
 
 
+def words_of_logs(options: Options) -> Iterator[Becomes]:
+    """Console and TensorBoard have the words that Megatron-LM's parsers and dashboards read."""
+    yield Becomes("log_format", "megatron", "logs in Megatron-LM's words")
+
+
 def trackers(options: Options) -> Iterator[Becomes]:
     """Weights & Biases is used where it is installed."""
     if "wandb-project" not in options or importlib.util.find_spec("wandb") is None:
@@ -164,6 +169,7 @@ RULES: tuple[Callable[[Options], Iterator[Becomes]], ...] = (
     schedules,
     starting_and_stopping,
     recomputation,
+    words_of_logs,
     trackers,
     intervals,
     infilling,

@@ -6,7 +6,8 @@ The standard variables say where they go, e.g. OTEL_EXPORTER_OTLP_ENDPOINT=http:
 
 from typing import Any
 
-from megascratch.training.sinks.sink import Row, RunIdentity, numbers
+from megascratch.training.sinks.sink import RunIdentity
+from megascratch.training.words.interface import Row
 
 SERVICE = "megascratch"
 
@@ -31,15 +32,16 @@ class OpenTelemetry:
         reader = PeriodicExportingMetricReader(OTLPMetricExporter())
         self._provider = MeterProvider([reader], resource=Resource.create(attributes))
         self._meter = self._provider.get_meter(SERVICE)
+        self._points = run.words.points
         self._gauges: dict[str, Any] = {}
 
     def add(self, row: Row) -> None:
         """Sets the gauges to the numbers of a row."""
-        values = numbers(row)
+        values = dict(self._points(row).by_step)
         if "event" not in row:
             values["step"] = row["step"]
         for tag, value in values.items():
-            name = f"{SERVICE}.{tag.replace('/', '.')}"
+            name = f"{SERVICE}.{tag.replace('/', '.').replace(' ', '_')}"
             if name not in self._gauges:
                 self._gauges[name] = self._meter.create_gauge(name)
             self._gauges[name].set(value)

@@ -1,12 +1,10 @@
-"""What a sink is: it takes the numbers of each row of a run's report. Needs no library of any sink."""
+"""What a sink is: it takes each row of a run's report. Needs no library of any sink."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any, NamedTuple, Protocol
 
-Row = Mapping[str, Any]
-"""A row of metrics.jsonl."""
+from megascratch.training.words.interface import Row, Words
 
 NONE = "none"
 
@@ -27,13 +25,16 @@ class RunIdentity(NamedTuple):
     """The same as YAML."""
     first_step: int
     """The steps that are done already: 0, or those of the checkpoint that the run resumes from."""
+    words: Words
+    """They give the numbers of a row their tags."""
 
 
 class Sink(Protocol):
     """Takes the numbers of a run. Any error that a method raises ends the sink and not the run."""
 
     def add(self, row: Row) -> None:
-        """Takes a row. Its step may be that of an earlier row: a checkpoint is reported when it is complete."""
+        """Takes a row of metrics.jsonl, and with `--log-format megatron` also one of each step (event `iteration`). Its
+        step may be that of an earlier row: a checkpoint is reported when it is complete."""
 
     def close(self, exit_code: int) -> str:
         """Called once, after the last row. Returns: how to look at the numbers; '' for nothing."""
@@ -77,22 +78,3 @@ def _is_installed(module: str) -> bool:
         return find_spec(module) is not None
     except ModuleNotFoundError:  # a package that contains it is missing, too
         return False
-
-
-def numbers(row: Row) -> dict[str, float]:
-    """The numbers of a row by tag, such as train/loss, valid/perplexity or save/bytes."""
-    kind = row.get("event") or row.get("split", "train")
-    found: dict[str, float] = {}
-    for name, value in row.items():
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if is_number and name not in ("step", "time"):
-            found[f"{kind}/{name}"] = value
-    loss = row.get("loss")
-    if loss is not None and "split" in row:
-        found[f"{kind}/perplexity"] = perplexity(loss)
-    return found
-
-
-def perplexity(loss: float) -> float:
-    """exp(loss), at most about 1e304."""
-    return math.exp(min(loss, 700))

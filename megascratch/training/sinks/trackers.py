@@ -3,7 +3,8 @@
 A resumed run continues there: in Weights & Biases by the id of the run, in trackio, which takes no id, by its name.
 """
 
-from megascratch.training.sinks.sink import Row, RunIdentity, numbers
+from megascratch.training.sinks.sink import RunIdentity
+from megascratch.training.words.interface import Row
 
 
 class WandB:
@@ -12,6 +13,7 @@ class WandB:
     def __init__(self, run: RunIdentity):
         import wandb  # an extra, as all libraries of this file
 
+        self._points = run.words.points
         self._run = wandb.init(
             project=run.project,
             name=run.name,
@@ -25,7 +27,9 @@ class WandB:
 
     def add(self, row: Row) -> None:
         """Logs the numbers of a row."""
-        self._run.log(numbers(row) | {"step": row["step"]})
+        values = self._points(row).by_step
+        if values:
+            self._run.log(values | {"step": row["step"]})
 
     def close(self, exit_code: int) -> str:
         """Ends the run there, with its exit code."""
@@ -39,6 +43,7 @@ class Trackio:
     def __init__(self, run: RunIdentity):
         import trackio
 
+        self._points = run.words.points
         self._project = run.project
         self._run = trackio.init(
             project=run.project,
@@ -50,7 +55,9 @@ class Trackio:
 
     def add(self, row: Row) -> None:
         """Logs the numbers of a row."""
-        self._run.log(numbers(row), step=row["step"])
+        values = self._points(row).by_step
+        if values:
+            self._run.log(values, step=row["step"])
 
     def close(self, exit_code: int) -> str:
         """Ends the run there."""

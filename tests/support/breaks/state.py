@@ -21,11 +21,12 @@ from megascratch.data_parallel.sharded_optimizer import ShardedOptimizer
 from megascratch.optim.lr_schedule import learning_rate
 from megascratch.parallel.collectives import all_gather_objects
 from megascratch.parallel.sharded_tensor import ShardedTensor
-from megascratch.training import loop
+from megascratch.training import loop, step_log
 from megascratch.training.loop import _Loop
 from megascratch.training.state import TrainState
 from megascratch.training.stop import StopRequest
 from megascratch.training.trainer import Trainer
+from megascratch.training.words.interface import Words
 from megascratch.verification.run_layout import RankTrace, one_process
 from tests.support.breaks.replacing import DP2, DROPOUT, PP2, TP2, ZERO1, Break, nothing
 from tests.support.layout_runs import built_run, world_of
@@ -45,14 +46,15 @@ RUN = {
 class Rows:
     """Instead of a report: keeps the rows of the training steps."""
 
-    def __init__(self, folder: str, title: str, total_steps: int, first_step: int):
+    def __init__(self, folder: str, title: str, total_steps: int, first_step: int, words: Words):
+        self.words = words
         self.rows: list[dict] = []
 
-    def step(self, row: dict) -> None:
+    def step(self, row: dict, more: dict) -> None:
         self.rows.append(row)
 
     earlier: tuple = ()
-    attempt = say = evaluation = event = note = close = abandon = nothing
+    attempt = say = iteration = evaluation = event = note = close = abandon = nothing
 
 
 def resumed(config: Config, steps: int) -> RankTrace:
@@ -89,8 +91,8 @@ def _shared_folder() -> str:
 
 def _part(config: Config) -> tuple[list[dict], list[ShardedTensor]]:
     with ExitStack() as stack:
-        for name, value in (("Report", Rows), ("matmul_peak", lambda *args: 1.0)):
-            stack.enter_context(patch.object(loop, name, value))
+        stack.enter_context(patch.object(loop, "Report", Rows))
+        stack.enter_context(patch.object(step_log, "matmul_peak", lambda *args: 1.0))
         run = built_run(config)
         stack.callback(run.mesh.close)
         looping = _Loop(run)
