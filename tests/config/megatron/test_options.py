@@ -1,0 +1,69 @@
+"""The table of Megatron-LM's options is whole: each option has one row, and each row says what it must say."""
+
+import inspect
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from megascratch.config.fields import SETTINGS
+from megascratch.config.megatron import reading, rules
+from megascratch.config.megatron.options import CLASSES, Values, options
+
+NAMES = (Path(__file__).parents[2] / "support" / "megatron_options.txt").read_text().split()
+"""The options of Megatron-LM's parser but `--help`, taken from the parser itself: the first spelling of each."""
+BY_RULE = inspect.getsource(rules) + inspect.getsource(reading)
+
+
+def test_each_option_of_megatrons_parser_is_exactly_one_row():
+    assert sorted(option.name for option in options()) == sorted({*NAMES, "help"})
+    spelled = [name for option in options() for name in option.names]
+    assert len(spelled) == len(set(spelled))
+
+
+def test_a_row_says_what_its_class_needs():
+    """`same` and `alias` name settings, or a rule reads them; every other class has words."""
+    for option in options():
+        assert option.kind in CLASSES, option
+        assert option.values in get_args(Values), option
+        assert set(option.becomes) <= set(SETTINGS), option
+        if option.kind == "same":
+            assert option.name.replace("-", "_") in SETTINGS, option
+        elif option.kind == "alias":
+            assert option.becomes or f'"{option.name}"' in BY_RULE, option
+        else:
+            assert option.words and not option.becomes, option
+
+
+def test_a_neutral_value_is_one_that_the_option_can_have():
+    """Only classes that are refused or told about have one; that of a switch is `off`."""
+    for option in options():
+        if option.neutral:
+            assert option.kind in ("feature", "notice"), option
+            assert ("off" in option.neutral) == (option.values == "0"), option
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        # changes the order of samples
+        *("mid-level-dataset-surplus", "dataloader-type", "no-bias-gelu-fusion"),
+        # changes which tokens count in the loss
+        *("allow-ambiguous-pad-tokens", "fim-fragment-rate"),
+        # changes the first weights
+        *("data-parallel-random-init", "init-method-xavier-uniform", "embedding-init-method-std"),
+        # changes the model
+        *("apply-residual-connection-post-layernorm", "softmax-type", "no-rope-freq"),
+        # changes the update, or which batches make one
+        *("use-precision-aware-optimizer", "iterations-to-skip", "decrease-batch-size-if-needed"),
+        # changes what a checkpoint has, or what is done with one
+        *("ckpt-format", "no-save-rng", "no-save-optim", "load-main-params-from-ckpt"),
+        *("use-mp-args-from-checkpoint-args", "override-ckpt-iteration"),
+        # changes when and how a run ends
+        *("exit-signal", "exit-interval"),
+    ],
+)
+def test_what_changes_the_model_the_samples_the_update_or_a_checkpoint_is_never_without_effect(
+    name,
+):
+    assert next(option for option in options() if option.name == name).kind != "none"
