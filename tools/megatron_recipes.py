@@ -26,19 +26,36 @@ from megascratch.config.megatron.scripts import flags_of_script
 ROOT = Path(__file__).parent.parent
 TESTS = "tests/functional_tests/test_cases"
 CONFIGS = "examples/post_training/modelopt/conf"
+
+
+class LaunchScript(NamedTuple):
+    """A script that starts a training, and what it is given."""
+
+    path: str
+    arguments: str = ""
+    variable: str = ""
+    """Of its environment: NAME=value."""
+
+
+LLAMA = "examples/llama/train_llama3_8b_h100_fp8.sh"
+MIXTRAL = "examples/mixtral/train_mixtral_8x7b_distributed.sh"
+FSDP = "examples/megatron_fsdp/train_llama3_8b_fsdp_h100_fp8.sh"
+DEEPSEEK = "examples/megatron_fsdp/sbatch_mfsdp_deepseek_v3.sh"
 LAUNCH_SCRIPTS = (
-    (
-        "examples/gpt3/train_gpt3_175b_distributed.sh",
-        ("ck", "tb", "vocab.json", "merges.txt", "data"),
+    LaunchScript(
+        "examples/gpt3/train_gpt3_175b_distributed.sh", "ck tb vocab.json merges.txt data"
     ),
-    ("examples/llama/train_llama3_8b_h100_fp8.sh", ()),
-    ("examples/llama/train_llama3_8b_h100_fp8.sh", ("ck", "tb", "tokenizer", "data")),
-    ("examples/mixtral/train_mixtral_8x7b_distributed.sh", ("ck", "tokenizer.model", "data")),
-    ("examples/gptoss/**/*.sh", ()),
-    ("examples/mamba/train.sh", ("data", "tokenizer.model")),
-    ("examples/megatron_fsdp/*.sh", ()),
+    LaunchScript(LLAMA),
+    LaunchScript(LLAMA, "ck tb tokenizer data"),
+    LaunchScript(MIXTRAL, "ck tokenizer.model data"),
+    LaunchScript(MIXTRAL, "ck tokenizer.model data", "WANDB_API_KEY=key"),
+    LaunchScript("examples/gptoss/02_train.sh", "--checkpoint-path ."),
+    LaunchScript("examples/mamba/train.sh", "data tokenizer.model"),
+    LaunchScript(FSDP, variable="USE_MEGATRON_FSDP=0"),
+    LaunchScript(FSDP, variable="USE_MEGATRON_FSDP=1"),
+    LaunchScript(DEEPSEEK, variable="USE_MEGATRON_FSDP=0"),
+    LaunchScript(DEEPSEEK, variable="USE_MEGATRON_FSDP=1"),
 )
-"""Pattern of a script -> the arguments that it is given."""
 
 
 class Recipe(NamedTuple):
@@ -54,27 +71,35 @@ def recipes(repository: Path) -> Iterator[Recipe]:
     """All training recipes. Raises: UserError if the folder is not a copy of Megatron-LM."""
     if not (repository / TESTS).is_dir():
         raise UserError(f"--megatron-repo {repository}: not a copy of Megatron-LM: no {TESTS}")
-    for pattern, arguments in LAUNCH_SCRIPTS:
-        for path in sorted(repository.glob(pattern)):
-            yield from _recipe("scripts", path, repository, arguments)
+    for script in LAUNCH_SCRIPTS:
+        variables = dict([script.variable.split("=")]) if script.variable else {}
+        words = flags_of_script(repository / script.path, script.arguments.split(), variables)
+        name = " ".join(filter(None, (script.variable, script.path, script.arguments)))
+        yield Recipe("scripts", name, words, verdict(words))
     for path in sorted((repository / CONFIGS).glob("*/*.sh")):
-        yield from _recipe("model configs", path, repository, ())
+        try:
+            words = flags_of_script(path)
+        except UserError:
+            continue  # it only sets variables of another script
+        yield Recipe("model configs", _name(path, repository), words, verdict(words))
     for group in ("gpt", "moe", "mixtral"):
         for path in sorted((repository / TESTS / group).glob("*/model_config.yaml")):
             content = yaml.load(path.read_text(), yaml.CSafeLoader)
             if "MODE" not in content and "MODEL_ARGS" in content:
-                yield from _recipe(group, path, repository, ())
+                yield _test_recipe(group, path, repository)
 
 
-def _recipe(
-    group: str, path: Path, repository: Path, arguments: tuple[str, ...]
-) -> Iterator[Recipe]:
+def _test_recipe(group: str, path: Path, repository: Path) -> Recipe:
+    name = _name(path, repository)
     try:
-        words = flags_of_script(path, arguments)
-    except UserError:
-        return  # it only sets variables of another script
-    name = str(path.relative_to(repository))
-    yield Recipe(group, " ".join([name, *arguments]), words, verdict(words))
+        words = flags_of_script(path)
+    except UserError as error:
+        return Recipe(group, name, [], Understanding(False, {}, [str(error)], []))
+    return Recipe(group, name, words, verdict(words))
+
+
+def _name(path: Path, repository: Path) -> str:
+    return str(path.relative_to(repository))
 
 
 def trained(recipe: Recipe, folder: Path) -> tuple[int, str]:

@@ -51,6 +51,35 @@ def test_a_script_can_neither_run_programs_nor_write(tmp_path):
     assert not written.exists()
 
 
+@pytest.mark.parametrize(
+    "started",
+    [
+        "torchrun --nproc-per-node 8 pretrain_gpt.py",
+        "python -m torch.distributed.run --nproc-per-node 8 pretrain_gpt.py",
+        "srun -l python -u pretrain_gpt.py",
+        "uv run nsys profile -o report python pretrain_gpt.py",
+        "python -m pretrain_gpt",
+        "python -c 'import torch'; python pretrain_gpt.py",
+        "env A=1 python pretrain_gpt.py",
+    ],
+)
+def test_the_flags_are_found_behind_every_way_to_start_a_job(tmp_path, started):
+    script = tmp_path / "train.sh"
+    script.write_text(f"{started} --num-layers ${{LAYERS:-2}} --moe-layer-freq [0]*3+[1]*5")
+    assert flags_of_script(script) == ["--num-layers", "2", "--moe-layer-freq", "[0]*3+[1]*5"]
+    assert flags_of_script(script, environment={"LAYERS": "4"})[1] == "4"
+
+
+def test_the_flags_of_a_job_that_a_script_submits_are_found(tmp_path):
+    """The job is the input of sbatch, and has the training as a text for another shell."""
+    script = tmp_path / "submit.sh"
+    script.write_text(
+        'FLAGS=(--num-layers 2)\nJOB="cd /somewhere; git status; python pretrain_gpt.py ${FLAGS[@]}"\n'
+        'sbatch <<EOF\n#!/bin/bash\nsrun --mpi=pmix bash -x -c "${JOB}" 2>&1 | tee \\${ID}.log\nEOF\n'
+    )
+    assert flags_of_script(script) == ["--num-layers", "2"]
+
+
 def test_the_model_args_of_a_yaml_recipe_are_flags(tmp_path):
     recipe = tmp_path / "model_config.yaml"
     recipe.write_text(
