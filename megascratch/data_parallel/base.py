@@ -34,6 +34,7 @@ from megascratch.data_parallel.sharded_optimizer import ShardedOptimizer, requir
 from megascratch.data_parallel.without_gradient import boxes_without_gradient, tied_pieces
 from megascratch.optim import optimizer_kind
 from megascratch.optim.grad_norm import GlobalNorm
+from megascratch.optim.schedules import NO_OTHERS, OtherRates
 from megascratch.parallel.collectives import all_reduce, start_all_reduce
 from megascratch.parallel.kept_state import saved_buffers
 from megascratch.parallel.mesh import Mesh
@@ -77,6 +78,7 @@ class DataParallel(ABC):
         for chunk in chunks:
             for name, tensor in (*chunk.named_parameters(), *saved_buffers(chunk)):
                 self._check(name, tensor)
+        self.decouples = optim.decoupled_lr is not None
         tied = self._trained_ties()
         sizes = self._bucket_sizes(chunks, parallel.ddp_bucket_size)
         self.chunks: list[Buckets] = []
@@ -158,14 +160,18 @@ class DataParallel(ABC):
         return self.global_norm.parts()
 
     @torch.no_grad()
-    def step(self, lr: float, factor: float = 1.0) -> None:
-        """Updates the weights with `factor` (clipping / loss scale) times their gradients."""
+    def step(self, lr: float, factor: float = 1.0, others: OtherRates = NO_OTHERS) -> None:
+        """Updates the weights with `factor` (clipping / loss scale) times their gradients.
+
+        Args:
+            others: the rates of the step in addition to `lr`.
+        """
         self.await_weights()  # of layers that no forward has used since the last step
         fault_point("optimizer.step")
         for owned in self.owned:
             if factor != 1.0:
                 owned.grads.mul_(factor)
-        self.update(lr)
+        self.update(lr, others)
         self._publish()
 
     def overlap_param_gather(self, layers: Iterable[nn.Module]) -> None:
@@ -247,8 +253,11 @@ class DataParallel(ABC):
             on_stages = self._name(name) in tied or "pp" in shard.axes
             shape = tuple(parameter.shape)
             alone = on_stages or uses[id(parameter)] > 1
+            decoupled = self.decouples and shard.is_vocabulary
             entries.append(
-                BucketEntry(name, shape, parameter.dtype, shard.view, shard.decays, alone)
+                BucketEntry(
+                    name, shape, parameter.dtype, shard.view, shard.decays, alone, decoupled
+                )
             )
         data_ranks = {view: self.mesh.data_of(view).size for view in sizes}
         buckets = []

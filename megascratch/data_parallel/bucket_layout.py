@@ -23,6 +23,7 @@ class BucketEntry(NamedTuple):
     view: View  # whose data ranks sum its gradient
     decays: bool
     alone: bool  # needs a bucket of its own
+    decoupled: bool = False  # has the decoupled learning rate
 
 
 class ParamRange(NamedTuple):
@@ -42,6 +43,7 @@ class BucketLayout(NamedTuple):
     dtype: torch.dtype
     view: View
     alone: bool
+    decoupled: bool
 
 
 def default_bucket_size(weights: int, data_ranks: int) -> int:
@@ -57,14 +59,14 @@ def plan_buckets(
     data_ranks: Mapping[View, int],
 ) -> list[BucketLayout]:
     """Groups `entries` (in order of registration) into buckets of about the size for their view, last parameters first,
-    because backward reaches them first. A bucket has one dtype, and one view, whose data ranks sum it. Parameters with
-    a bucket of their own come last."""
+    because backward reaches them first. A bucket has one dtype, one learning rate, and one view, whose data ranks sum
+    it. Parameters with a bucket of their own come last."""
     groups: list[list[BucketEntry]] = []
-    open_groups: dict[tuple[torch.dtype, View], list[BucketEntry]] = {}
+    open_groups: dict[tuple[torch.dtype, View, bool], list[BucketEntry]] = {}
     for entry in reversed(entries):
         if entry.alone:
             continue
-        kind = (entry.dtype, entry.view)
+        kind = (entry.dtype, entry.view, entry.decoupled)
         if kind not in open_groups:
             open_groups[kind] = []
             groups.append(open_groups[kind])
@@ -89,7 +91,9 @@ def _plan(group: Iterable[BucketEntry], data_ranks: int) -> BucketLayout:
             decay_end = start
     size = _round_up(start, ALIGN * data_ranks)
     first = group[0]
-    return BucketLayout(tuple(places), size, decay_end, first.dtype, first.view, first.alone)
+    return BucketLayout(
+        tuple(places), size, decay_end, first.dtype, first.view, first.alone, first.decoupled
+    )
 
 
 def _numel(entry: BucketEntry) -> int:

@@ -17,6 +17,7 @@ from megascratch.data_parallel.buckets import Bucket
 from megascratch.data_parallel.optimizer_shard import OptimizerShard, host_like
 from megascratch.optim import optimizer_kind
 from megascratch.optim.optimizer import Optimizer, Stretch
+from megascratch.optim.schedules import NO_OTHERS, OtherRates
 from megascratch.parallel.shard import Shard
 
 
@@ -38,6 +39,7 @@ class ShardedOptimizer:
         self.offloaded: list[_OffloadedShard] = []
         kind = optimizer_kind(optim)
         stretches: list[Stretch] = []
+        decoupled: list[Stretch] = []
         for owned in ranges:
             mine = owned.stretches()
             if kind.needs_whole_matrices:
@@ -47,8 +49,16 @@ class ShardedOptimizer:
                 self.offloaded.append(_OffloadedShard(owned, kind.make(list(mine), optim), staged))
             else:
                 self.resident.append(owned)
-                stretches += mine
+                if owned.bucket.plan.decoupled:
+                    decoupled += mine
+                else:
+                    stretches += mine
         self.optimizer = kind.make(stretches, optim)
+        self.decoupled: Optimizer | None = (
+            None  # of the resident weights with the decoupled learning rate
+        )
+        if decoupled:
+            self.decoupled = kind.make(decoupled, optim)
         self.device: torch.device | None = (
             None  # of the weights of offloaded shards, if that is a GPU
         )
@@ -66,22 +76,33 @@ class ShardedOptimizer:
 
     @steps.setter
     def steps(self, taken: int) -> None:
-        self.optimizer.steps = taken
-        for shard in self.offloaded:
-            shard.optimizer.steps = taken
+        for optimizer in self._optimizers():
+            optimizer.steps = taken
+
+    def _optimizers(self) -> list[Optimizer]:
+        found = [self.optimizer]
+        if self.decoupled is not None:
+            found.append(self.decoupled)
+        return found + [shard.optimizer for shard in self.offloaded]
 
     @torch.no_grad()
-    def __call__(self, lr: float) -> None:
-        """One update at learning rate `lr`."""
+    def __call__(self, lr: float, others: OtherRates = NO_OTHERS) -> None:
+        """One update at learning rate `lr`; the weights with a decoupled rate at that of `others`, if it has one."""
+        decoupled_lr = lr if others.decoupled_lr is None else others.decoupled_lr
+        if others.weight_decay is not None:
+            for optimizer in self._optimizers():
+                optimizer.set_weight_decay(others.weight_decay)
         arrivals = [self._bring_down(shard) for shard in self.offloaded]
         self.optimizer.step(lr)
+        if self.decoupled is not None:
+            self.decoupled.step(decoupled_lr)
         for owned in self.resident:
             if owned.has_masters:
                 owned.weights.copy_(owned.master)
         for shard, arrived in zip(self.offloaded, arrivals, strict=True):
             if arrived is not None:
                 arrived.synchronize()
-            shard.optimizer.step(lr)
+            shard.optimizer.step(decoupled_lr if shard.owned.bucket.plan.decoupled else lr)
             self._send_up(shard)
         if self.up is not None:
             torch.cuda.current_stream(self.device).wait_stream(self.up)

@@ -90,7 +90,7 @@ class PositionEmbedding(nn.Module):
         self.scatter = sequence_parallel and tp.size > 1
         grad_sum = ("tp",) if self.scatter else ()
         shape = (positions, hidden_size)
-        self.shards = {"weight": Shard(shape, role="embedding", std=std, grad_sum=grad_sum)}
+        self.shards = {"weight": Shard(shape, role="positions", std=std, grad_sum=grad_sum)}
         self.weight = nn.Parameter(torch.empty(positions, hidden_size))
 
     def forward(self, positions: Tensor) -> Tensor:  # [b, s] -> [s or s/tp, b, h]

@@ -85,6 +85,12 @@ def _try_optimizer(optim: OptimConfig) -> None:
     """One step on a matrix of ones with gradients of one."""
     part = f"the {words('optimizer')} {optim.optimizer}"
     kind = optimizer_kind(optim)
+    changes = optim.weight_decay_incr_style != "constant"
+    if changes and not kind.changes_weight_decay:
+        raise UserError(
+            f"{part} has no set_weight_decay(weight_decay), so its weight decay cannot change: add it, or use "
+            "weight-decay-incr-style constant"
+        )
     weight = torch.ones(MATRIX if kind.needs_whole_matrices else (8,))
     state = {name: torch.zeros_like(weight) for name in kind.state_names}
     stretch = Stretch(weight, torch.ones_like(weight), state, decays=True)
@@ -93,6 +99,8 @@ def _try_optimizer(optim: OptimConfig) -> None:
             kind.make([], optim).step(0.1)  # a rank may have nothing to update
             optimizer = kind.make([stretch], optim)
             optimizer.steps = 0
+            if changes:
+                optimizer.set_weight_decay(0.1)
             optimizer.step(0.1)
     except Exception as error:
         raise UserError(f"{part} fails: {users_line(error)}") from error

@@ -18,6 +18,8 @@ class OptimizerKind(NamedTuple):
     make: MakeOptimizer
     state_names: tuple[str, ...]
     needs_whole_matrices: bool
+    changes_weight_decay: bool
+    """Whether it can follow a schedule of the weight decay."""
 
 
 def optimizer_kind(optim: OptimConfig) -> OptimizerKind:
@@ -28,4 +30,6 @@ def optimizer_kind(optim: OptimConfig) -> OptimizerKind:
         partial(found, **dict(options)),
         tuple(found.state_names),
         getattr(found, "needs_whole_matrices", False),
+        getattr(found, "set_weight_decay", Optimizer.set_weight_decay)
+        is not Optimizer.set_weight_decay,
     )

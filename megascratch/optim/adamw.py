@@ -52,6 +52,10 @@ class AdamW(Optimizer):
             for weight in group["params"]:  # where torch counts
                 self.engine.state[weight]["step"] = torch.tensor(float(taken), device=weight.device)
 
+    def set_weight_decay(self, weight_decay: float) -> None:
+        """The decay of matrices from the next step on."""
+        self.engine.param_groups[0]["weight_decay"] = weight_decay
+
     @torch.no_grad()
     def step(self, lr: float) -> None:
         """One update at learning rate `lr`."""

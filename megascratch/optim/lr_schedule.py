@@ -37,14 +37,20 @@ WSD_CURVES: dict[str, Curve] = {
 }
 
 
-def learning_rate(optim: OptimConfig, step: int, consumed_samples: int) -> float:
+def learning_rate(
+    optim: OptimConfig, step: int, consumed_samples: int, batch_size: int | None = None
+) -> float:
     """The rate of step `step` (0-based), before which `consumed_samples` were consumed.
 
-    The position is `consumed_samples` if the decay is given in samples, otherwise `step`, also during a batch-size
-    ramp-up.
+    The position is `consumed_samples` if the decay is given in samples, otherwise `step`, also while the batch size
+    changes. With lr_schedule_unit samples it is `consumed_samples` in both cases, and a length in steps counts as many
+    samples as that many full batches.
+
+    Args:
+        batch_size: samples of a full batch; needed with lr_schedule_unit samples and a decay in steps.
 
     Raises:
-        ValueError: neither `lr_decay_iters` nor `lr_decay_samples` is set.
+        ValueError: neither `lr_decay_iters` nor `lr_decay_samples` is set, or `batch_size` is missing.
     """
     if optim.lr_decay_samples is not None:
         return _rate(
@@ -53,6 +59,17 @@ def learning_rate(optim: OptimConfig, step: int, consumed_samples: int) -> float
             optim.lr_decay_samples,
             optim.lr_warmup_samples,
             optim.lr_wsd_decay_samples,
+        )
+    if optim.lr_decay_iters is not None and optim.lr_schedule_unit == "samples":
+        if batch_size is None:
+            raise ValueError("lr_schedule_unit samples counts full batches: batch_size is missing")
+        tail = optim.lr_wsd_decay_iters
+        return _rate(
+            optim,
+            consumed_samples,
+            optim.lr_decay_iters * batch_size,
+            optim.lr_warmup_iters * batch_size,
+            None if tail is None else tail * batch_size,
         )
     if optim.lr_decay_iters is not None:
         return _rate(

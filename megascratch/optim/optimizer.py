@@ -15,7 +15,7 @@ from megascratch.config.settings import OptimConfig
 
 
 class Stretch(NamedTuple):
-    """Weights with the same weight decay; all tensors have the same shape and type (fp32 or fp64).
+    """Weights with the same weight decay and learning rate; all tensors have the same shape and type (fp32 or fp64).
 
     The shape is [n]: neighbours in memory, of any number of weights, maybe beginning or ending inside one. For an
     optimizer that needs whole matrices it is one weight in its own shape, without padding.
@@ -47,6 +47,11 @@ class Optimizer(ABC):
     @steps.setter
     @abstractmethod
     def steps(self, taken: int) -> None: ...
+
+    def set_weight_decay(self, weight_decay: float) -> None:
+        """Called before each step of a run whose weight decay changes (`weight_decay_incr_style`): the decay of the
+        stretches that have one. An optimizer without this method cannot be used in such a run."""
+        raise NotImplementedError(f"{type(self).__name__} cannot change its weight decay")
 
     @abstractmethod
     def step(self, lr: float) -> None:

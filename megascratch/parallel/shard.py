@@ -11,11 +11,12 @@ from typing import Literal, NamedTuple
 from megascratch.config.layout import Layout, View
 from megascratch.parallel.grid import Position
 
-Role = Literal["embedding", "head", "matrix", "norm", "bias", "router", "scalar"]
+Role = Literal["embedding", "positions", "head", "matrix", "norm", "bias", "router", "scalar"]
 
 # Whether weight decay is for a weight: for those that multiply, not for those that shift or scale.
 DECAYS: dict[Role, bool] = {
     "embedding": True,
+    "positions": True,
     "head": True,
     "matrix": True,
     "norm": False,
@@ -159,6 +160,12 @@ class Shard:
     def decays(self) -> bool:
         """Whether the weight has weight decay, which follows from its role."""
         return DECAYS[self.role]
+
+    @property
+    def is_vocabulary(self) -> bool:
+        """Whether it has a row for each token: the embedding or the output layer, whose learning rate can be
+        decoupled."""
+        return self.role in ("embedding", "head")
 
     @property
     def numel(self) -> int:

@@ -21,7 +21,6 @@ from megascratch.data.samples.dataset import Dataset
 from megascratch.data.samples.megatron_order import validation_start
 from megascratch.data.samples.views import SkipSamples
 from megascratch.model.flops import parameters
-from megascratch.optim.lr_schedule import learning_rate
 from megascratch.parallel.device_kind import widest_dtype
 from megascratch.parallel.pending import CommunicationError
 from megascratch.parallel.side_loss import TermSum
@@ -49,6 +48,7 @@ from megascratch.training.health.nothing_to_learn import (
 from megascratch.training.log_interval import LogInterval
 from megascratch.training.report import Report
 from megascratch.training.setup import TrainingRun
+from megascratch.training.state import next_rates
 from megascratch.training.step_log import StepLog, columns
 from megascratch.training.step_numbers import Announcement
 from megascratch.training.stop import StopRequest, remove_stop_file
@@ -247,7 +247,7 @@ class _Loop:
         phases = self.monitor.phases
         phases.lap("data")
         self.times.lap("data")
-        lr = learning_rate(self.config.optim, state.step, state.consumed_samples)
+        lr, others = next_rates(self.config.optim, self.training, state)
         recorder = (
             Recorder(self.mesh.pp, self.mesh.device) if step == self.built.traced_step else None
         )
@@ -255,11 +255,11 @@ class _Loop:
         def announce() -> Announcement:
             return Announcement(stop.reason(step, self.mesh.is_first), self.built.saver.is_running)
 
-        judge = self.loss_guard.judge
-        result = self.trainer.train_step(batches, lr, step, recorder, judge, phases, announce)
+        result = self.trainer.train_step(
+            batches, lr, step, recorder, self.loss_guard.judge, phases, announce, others
+        )
         samples = self._samples(len(batches))
-        state.step += 1
-        state.consumed_samples += samples
+        state.count(samples, result.overflowed)
         seconds = time.perf_counter() - start
         self.times.lap("lost" if result.skipped else "steps")
         fault_point("step.end")
@@ -274,7 +274,8 @@ class _Loop:
         self._count_tokens(result)
         self.log.step_done()
         if logged:
-            self._require_tokens(self.log.write(result, lr))
+            rates = {"learning_rate": lr} | others.columns()
+            self._require_tokens(self.log.write(result, rates))
         self.monitor.check_due(state.step)
         self.times.lap("other")
         self.checkpointing.at_step_end(result.saving)

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from megascratch.model.flops import flops_per_token
-from megascratch.optim.lr_schedule import learning_rate
 from megascratch.parallel.collectives import all_reduce
 from megascratch.parallel.device_kind import widest_dtype
 from megascratch.parallel.side_loss import TermSum
@@ -24,6 +23,7 @@ from megascratch.training.health.monitor import RunMonitor
 from megascratch.training.log_interval import LogInterval
 from megascratch.training.report import Report
 from megascratch.training.setup import TrainingRun
+from megascratch.training.state import next_rates
 from megascratch.training.time_split import TimeSplit
 from megascratch.training.trainer import StepResult
 from megascratch.training.words.interface import ITERATION
@@ -70,8 +70,11 @@ class StepLog:
         if self.report is not None and self._newest:
             self.report.iteration(self._newest)
 
-    def write(self, result: StepResult, lr: float) -> LogInterval:
-        """Writes the log line of the newest step. Called by all ranks. Returns: the steps that it is about."""
+    def write(self, result: StepResult, rates: dict[str, float]) -> LogInterval:
+        """Writes the log line of the newest step, with the rates that it was done with. Called by all ranks.
+
+        Returns: the steps that the line is about.
+        """
         interval = self.interval
         newest = self._newest
         self.begin_interval()
@@ -90,7 +93,7 @@ class StepLog:
             "consumed_samples": self.state.consumed_samples,
             "loss": self.loss,
             "grad_norm": result.grad_norm if result.tokens else None,
-            "learning_rate": lr,
+            **rates,
             **_measured(result),
             "tokens_per_second": tokens_per_second,
             "step_seconds": interval.seconds / interval.steps,
@@ -120,9 +123,7 @@ class StepLog:
             "consumed_samples": self.state.consumed_samples,
             "loss": result.global_loss if finite else None,
             "grad_norm": result.grad_norm if math.isfinite(result.grad_norm) else None,
-            "next_learning_rate": learning_rate(
-                optim, self.state.step, self.state.consumed_samples
-            ),
+            "next_learning_rate": next_rates(optim, self.config.training, self.state)[0],
             "batch_size": samples,
             "loss_scale": self.trainer.scale.scale if optim.fp16 else 1.0,
             "world_size": self.mesh.world.size,

@@ -19,6 +19,7 @@ from megascratch.model.loss_terms import LANGUAGE_MODEL, LossTerm, loss_terms
 from megascratch.model.table import weight_table
 from megascratch.optim.grad_norm import clip_factor
 from megascratch.optim.loss_scale import LossScale
+from megascratch.optim.schedules import NO_OTHERS, OtherRates
 from megascratch.parallel.collectives import all_reduce
 from megascratch.parallel.device_kind import widest_dtype
 from megascratch.parallel.kept_state import KeepsState, view_of
@@ -75,6 +76,11 @@ class StepResult(NamedTuple):
     num_zeros: int | None = (
         None  # elements of the gradient that are 0; None if they are not counted
     )
+
+    @property
+    def overflowed(self) -> bool:
+        """Whether the update was skipped because fp16 gradients overflowed."""
+        return self.skipped and not self.wrong and self.tokens > 0
 
 
 class _Update(NamedTuple):
@@ -146,6 +152,7 @@ class Trainer:
         judge: Judge | None = None,
         phases: StepTimer | None = None,
         announce: Callable[[], Announcement] = Announcement,
+        others: OtherRates = NO_OTHERS,
     ) -> StepResult:
         """Forward, backward, gradient reduction, clipping and the update, unless something is wrong with the step.
 
@@ -158,6 +165,7 @@ class Trainer:
                 error.
             phases: measures the parts of the step.
             announce: called after the backward: what this rank tells all others in the result.
+            others: the rates of the step in addition to `lr`.
 
         Raises:
             FloatingPointError: without a judge, if loss or gradients are not finite (fp16 with a dynamic scale skips
@@ -189,7 +197,7 @@ class Trainer:
         loss_part = self._loss_part(losses) / max(tokens, 1.0)
         parts = torch.cat((loss_part.view(1), self._side_parts(batches)))
         try:
-            update = self._update(parts, tokens, lr, judge or not_finite, announce)
+            update = self._update(parts, tokens, lr, judge or not_finite, announce, others)
         except CommunicationError as error:
             raise CommunicationError(f"gradients and weights of step {step}: {error}") from error
         if update.wrong and judge is None:
@@ -222,6 +230,7 @@ class Trainer:
         lr: float,
         judge: Judge,
         announce: Callable[[], Announcement],
+        others: OtherRates,
     ) -> _Update:
         """Updates the weights if nothing is wrong and there was a token to learn."""
         doing("the sums of the gradients")
@@ -237,9 +246,8 @@ class Trainer:
         wrong = "" if overflowed else judge(numbers.terms[0], norm)
         doing("the optimizer's step")
         if not overflowed and not wrong:
-            self.data_parallel.step(
-                lr, clip_factor(norm, self.config.optim.clip_grad) / self.scale.scale
-            )
+            factor = clip_factor(norm, self.config.optim.clip_grad) / self.scale.scale
+            self.data_parallel.step(lr, factor, others)
             self._change_kept_state()
         return _Update(numbers, norm, overflowed, wrong)
 

@@ -18,6 +18,7 @@ from megascratch.config.resolve import ResolvedConfig, resolve
 from megascratch.config.settings import DataConfig, ParallelConfig
 from megascratch.data.samples.batch import Batch, collate
 from megascratch.data.samples.microbatches import sample_numbers
+from megascratch.optim.schedules import rates_of_step
 from megascratch.parallel.sharded_tensor import MODEL, ShardedTensor
 from megascratch.training.start.inputs import own_schedule
 from megascratch.training.trainer import Trainer
@@ -134,7 +135,8 @@ def train_on_rank(config: ResolvedConfig, steps: int) -> RankTrace:
         for m in range(microbatches):
             numbers = sample_numbers(consumed, m, micro_batch_size, mesh.dp.rank, mesh.dp.size)
             batches.append(synthetic_batch(config.data, config.model.vocab_size, numbers))
-        result = trainer.train_step(batches, config.optim.lr, step + 1)
+        _, others = rates_of_step(config.optim, config.training, step, consumed)
+        result = trainer.train_step(batches, config.optim.lr, step + 1, others=others)
         losses.append(trainer.global_loss(result.loss))
         norms.append(result.grad_norm)
     return RankTrace(losses, norms, grads, _parameters(trainer), initial)

@@ -3,6 +3,7 @@
 from megascratch.config.fields import with_fields
 from megascratch.config.settings import Config
 from tests.support.broken_data_laws import BROKEN_DATA_LAWS
+from tests.support.broken_optim_laws import BROKEN_OPTIM_LAWS
 from tests.support.broken_run_laws import BROKEN_RUN_LAWS
 
 GOOD = {"mock_data": True, "vocab_size": 100, "train_iters": 10}
@@ -305,66 +306,7 @@ BROKEN = [
     ),
     # data
     *BROKEN_DATA_LAWS,
-    # precision and rates
-    ("one_precision", 1, {"bf16": True, "fp64": True}, "at most one of bf16, fp64"),
-    (
-        "loss_scale_is_for_fp16",
-        1,
-        {"loss_scale": 8.0, "hysteresis": 3},
-        "loss-scale, hysteresis needs fp16",
-    ),
-    (
-        "loss_scale_is_for_fp16",
-        1,
-        {"fp16": True, "loss_scale": 8.0, "hysteresis": 3},
-        "loss-scale (8.0) is constant",
-    ),
-    (
-        "loss_scale_is_for_fp16",
-        1,
-        {"fp16": True, "initial_loss_scale": 0.5},
-        "min-loss-scale (1.0) must not exceed",
-    ),
-    ("rates_are_in_order", 1, {"min_lr": 1.0}, "min-lr (1.0) must not exceed lr (0.0003)"),
-    ("rates_are_in_order", 1, {"lr_warmup_init": 1.0}, "lr-warmup-init (1.0) must not exceed lr"),
-    (
-        "decay_has_the_unit_of_the_run",
-        1,
-        {"lr_decay_samples": 9},
-        "lr-decay-samples (9) cannot be combined with train-iters: use lr-decay-iters",
-    ),
-    (
-        "decay_has_the_unit_of_the_run",
-        1,
-        SAMPLES | {"lr_warmup_iters": 9},
-        "lr-warmup-iters (9) cannot be combined",
-    ),
-    (
-        "one_warmup",
-        1,
-        {"lr_warmup_iters": 2, "lr_warmup_fraction": 0.1},
-        "warm-up is given twice, by lr-warmup-iters (2) and lr-warmup-fraction (0.1)",
-    ),
-    (
-        "phases_fit_the_decay",
-        1,
-        {"lr_warmup_iters": 11},
-        "lr-warmup-iters (11) must not exceed lr-decay-iters (10): use lr-warmup-iters 10 or less",
-    ),
-    (
-        "phases_fit_the_decay",
-        1,
-        {"lr_decay_style": "WSD", "lr_warmup_iters": 6, "lr_wsd_decay_iters": 5},
-        "lr-warmup-iters (6) + lr-wsd-decay-iters (5) must not exceed lr-decay-iters (10): use lr-warmup-iters 5 "
-        "or less, lr-wsd-decay-iters 4 or less, or lr-decay-iters 11 or more",
-    ),
-    ("wsd_has_a_last_phase", 1, {"lr_decay_style": "WSD"}, "WSD needs lr-wsd-decay-iters"),
-    (
-        "wsd_has_a_last_phase",
-        1,
-        {"lr_wsd_decay_iters": 5},
-        "lr-wsd-decay-iters needs lr-decay-style WSD, not linear",
-    ),
+    *BROKEN_OPTIM_LAWS,
     (
         "details_are_for_full",
         1,

@@ -36,12 +36,12 @@ BLOCK = {
 Layers = list[dict[str, Shard]]
 
 LAYERS: Layers = [
-    {"embedding": VOCABULARY, "positions": Shard((5, 6), role="embedding")},
+    {"embedding": VOCABULARY, "positions": Shard((5, 6), role="positions")},
     *({f"{number}_{name}": shard for name, shard in BLOCK.items()} for number in range(2)),
     {"head": VOCABULARY},
 ]
 
-DECAYING = ("embedding", "head", "matrix", "router")
+DECAYING = ("embedding", "positions", "head", "matrix", "router")
 OPTIM = OptimConfig(weight_decay=0.1, adam_beta2=0.99, clip_grad=20.0)
 RATES = [0.01, 0.02, 0.005, 0.01, 0.03]
 
@@ -162,13 +162,14 @@ def build(
     overlap: bool = True,
     optimizer: str = "adam",
     layers: Layers = LAYERS,
+    rates: dict[str, Any] | None = None,
     **offload: Any,
 ) -> tuple[DataParallel, Stage, dict[str, Shard]]:
     mesh = mesh_of(**layout)
     shards = shards_of(mesh.pp.rank, mesh.pp.size, tied, layers)
     stage = Stage(shards, mesh, dtype)
     parallel = ParallelConfig(ddp_bucket_size=bucket, overlap_grad_reduce=overlap, **offload)
-    optim = replace(OPTIM, optimizer=optimizer)
+    optim = replace(OPTIM, optimizer=optimizer, **(rates or {}))
     table = table_of(mesh.pp.size, tied, layers)
     return DATA_PARALLEL[flavour]([stage], table, mesh, optim, parallel), stage, shards
 

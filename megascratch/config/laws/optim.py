@@ -63,6 +63,66 @@ def rates_are_in_order(lr: float, min_lr: float, lr_warmup_init: float) -> Broke
     return Broken(f"{rates_text} must not exceed lr ({lr})", remedies)
 
 
+def decoupled_rates_are_in_order(
+    decoupled_lr: float | None, decoupled_min_lr: float | None, min_lr: float, lr_warmup_init: float
+) -> Broken | None:
+    """No learning rate of the embedding and the output layer is above `decoupled_lr`."""
+    if decoupled_lr is None:
+        return None
+    name = "min_lr" if decoupled_min_lr is None else "decoupled_min_lr"
+    lowest = min_lr if decoupled_min_lr is None else decoupled_min_lr
+    if lowest > decoupled_lr:
+        return Broken(
+            f"{name.replace('_', '-')} ({lowest}) must not exceed decoupled-lr ({decoupled_lr})",
+            [
+                Remedy("decoupled_min_lr", [[decoupled_lr]], " or less"),
+                Remedy("decoupled_lr", [[lowest]], " or more"),
+            ],
+        )
+    if lr_warmup_init > decoupled_lr:
+        return Broken(
+            f"lr-warmup-init ({lr_warmup_init}) must not exceed decoupled-lr ({decoupled_lr})",
+            [
+                Remedy("lr_warmup_init", [[decoupled_lr]], " or less"),
+                Remedy("decoupled_lr", [[lr_warmup_init]], " or more"),
+            ],
+        )
+    return None
+
+
+def weight_decay_has_two_ends(
+    weight_decay_incr_style: str,
+    start_weight_decay: float | None,
+    end_weight_decay: float | None,
+) -> str | Broken | None:
+    """A weight decay that changes has a start and an end; a constant one has neither."""
+    ends = {"start-weight-decay": start_weight_decay, "end-weight-decay": end_weight_decay}
+    if weight_decay_incr_style == "constant":
+        given = [f"{name} ({value})" for name, value in ends.items() if value is not None]
+        if given:
+            return (
+                f"{' and '.join(given)} needs weight-decay-incr-style linear or cosine: choose one, or use "
+                "weight-decay alone"
+            )
+        return None
+    missing = [name for name, value in ends.items() if value is None]
+    if missing:
+        return (
+            f"weight-decay-incr-style {weight_decay_incr_style} needs {' and '.join(missing)}: give both ends, or "
+            "weight-decay alone"
+        )
+    assert start_weight_decay is not None and end_weight_decay is not None
+    if start_weight_decay > end_weight_decay:
+        return Broken(
+            f"start-weight-decay ({start_weight_decay}) must not exceed end-weight-decay ({end_weight_decay})",
+            [
+                Remedy("start_weight_decay", [[end_weight_decay]], " or less"),
+                Remedy("end_weight_decay", [[start_weight_decay]], " or more"),
+            ],
+        )
+    return None
+
+
 def decay_has_the_unit_of_the_run(
     train_iters: int | None,
     train_samples: int | None,
@@ -170,6 +230,8 @@ LAWS: list[Callable[..., str | Broken | None]] = [
     one_precision,
     loss_scale_is_for_fp16,
     rates_are_in_order,
+    decoupled_rates_are_in_order,
+    weight_decay_has_two_ends,
     decay_has_the_unit_of_the_run,
     one_warmup,
     phases_fit_the_decay,

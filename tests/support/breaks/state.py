@@ -19,6 +19,7 @@ from megascratch.data_parallel.base import DataParallel
 from megascratch.data_parallel.optimizer_shard import OptimizerShard
 from megascratch.data_parallel.sharded_optimizer import ShardedOptimizer
 from megascratch.optim.lr_schedule import learning_rate
+from megascratch.optim.schedules import NO_OTHERS
 from megascratch.parallel.collectives import all_gather_objects
 from megascratch.parallel.sharded_tensor import ShardedTensor
 from megascratch.training import loop, step_log
@@ -110,11 +111,13 @@ def rate_from_the_first_step(self, upcoming, stop):
     """As if the schedule began where the run went on."""
     samples = self.first_sample
     steps = samples // self.training.global_batch_size
-    with patch.object(
-        loop,
-        "learning_rate",
-        lambda optim, n, seen: learning_rate(optim, n - steps, seen - samples),
-    ):
+
+    def rates_since(optim, training, state):
+        step = state.step - steps
+        lr = learning_rate(optim, step, state.consumed_samples - samples)
+        return lr, NO_OTHERS
+
+    with patch.object(loop, "next_rates", rates_since):
         return plain_step(self, upcoming, stop)
 
 
