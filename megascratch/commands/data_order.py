@@ -91,7 +91,8 @@ def _legal(given: Values, world_size: int | None) -> ResolvedTraining:
     """The length and batch size of a run, validated. Only the default batch size depends on the layout, the data order
     does not."""
     if world_size is None:
-        if given["global_batch_size"] is None and given["data_parallel_size"] is None:
+        sizes = ("global_batch_size", "step_batch_size_schedule", "data_parallel_size")
+        if all(given[name] is None for name in sizes):
             raise UserError(
                 "the size of a step is unknown: give --global-batch-size, or --world-size of the run"
             )

@@ -1,10 +1,11 @@
-"""Computes the global batch size, the number of micro-batches and the length of a run, batch size ramp-up included.
+"""Computes the global batch size, the number of micro-batches and the length of a run, also where the batch size changes.
 
 Everything is a pure function of the consumed samples, so a resumed run needs no state to continue the ramp-up.
 """
 
 from collections.abc import Iterator
 
+from megascratch.config.batch_schedule import BatchSize, read_schedule
 from megascratch.config.errors import SettingError
 from megascratch.config.resolve import ResolvedTraining
 
@@ -13,9 +14,12 @@ def global_batch_size_at(training: ResolvedTraining, consumed_samples: int) -> i
     """Sequences in the step that starts after `consumed_samples`.
 
     With `rampup_batch_size = [start, increment, samples]` the batch size grows by `increment` at equal distances within
-    the first `samples` samples.
+    the first `samples` samples. With `step_batch_size_schedule` it is the size of the last threshold reached.
     """
     full_size = training.global_batch_size
+    for first_sample, size in reversed(_scheduled(training)):
+        if consumed_samples >= first_sample:
+            return size
     if training.rampup_batch_size is None:
         return full_size
     start, increment, samples = training.rampup_batch_size
@@ -61,18 +65,30 @@ def samples_asked_for(training: ResolvedTraining) -> int:
     """
     if training.train_samples is not None:
         return training.train_samples
-    return _length(training.train_iters) * training.global_batch_size
+    sizes = [training.global_batch_size, *(one.size for one in _scheduled(training))]
+    return _length(training.train_iters) * max(sizes)
 
 
 def _plateaus(training: ResolvedTraining) -> Iterator[tuple[int, int | None]]:
     """(global batch size, number of steps of this size) in order of the run; None: until the end."""
     ramp = training.rampup_batch_size
     consumed = 0
+    scheduled = _scheduled(training)
+    for now, following in zip(scheduled, scheduled[1:], strict=False):
+        steps = max(0, -(-(following.first_sample - consumed) // now.size))
+        yield now.size, steps
+        consumed += steps * now.size
     while ramp is not None and consumed < ramp[2]:
         size = global_batch_size_at(training, consumed)
         yield size, 1
         consumed += size
     yield training.global_batch_size, None
+
+
+def _scheduled(training: ResolvedTraining) -> tuple[BatchSize, ...]:
+    """The batch sizes of `step_batch_size_schedule`; none without it."""
+    text = training.step_batch_size_schedule
+    return read_schedule(text) if text is not None else ()
 
 
 def _length(value: int | None) -> int:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, NamedTuple
 
+from megascratch.config.batch_schedule import in_samples, last_size
 from megascratch.config.errors import SettingError
 from megascratch.config.fields import SETTINGS, flat
 from megascratch.config.layout import Layout
@@ -134,6 +135,10 @@ def resolve_derived(derived: Values, found: Found) -> ResolvedConfig:
         values["device"] = "cpu"
     if values["distributed_backend"] is None:
         values["distributed_backend"] = BACKENDS[values["device"]]
+    if values["step_batch_size_schedule"] is not None:
+        values["step_batch_size_schedule"] = in_samples(
+            values["step_batch_size_schedule"], values["seq_length"]
+        )
     unknown = [name for name in _must_be_known() if values[name] is None]
     if unknown:
         names = ", ".join(name.replace("_", "-") for name in unknown)
@@ -224,8 +229,9 @@ def _parallel(now: Values, world_size: int) -> dict[str, Any]:
 
 def _batch(now: Values, world_size: int) -> dict[str, Any]:
     copies = now["data_parallel_size"]
+    one_microbatch_each = now["micro_batch_size"] * copies if copies else None
     return {
-        "global_batch_size": now["micro_batch_size"] * copies if copies else None,
+        "global_batch_size": last_size(now["step_batch_size_schedule"]) or one_microbatch_each,
         "lr_decay_iters": now["train_iters"],
         "lr_decay_samples": now["train_samples"],
     }

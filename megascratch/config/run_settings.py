@@ -36,7 +36,8 @@ class TrainingConfig:
     rampup_batch_size: list[int] | None = setting(None, NOTICE_BATCH)
     """START INCREMENT SAMPLES: grow the global batch from START in steps of INCREMENT over that many samples."""
     step_batch_size_schedule: str | None = setting(None, NOTICE_BATCH)
-    """Global batch sizes from given points on: "0:256 300M:512" (samples or, with a unit, tokens; see the guide)."""
+    """Global batch sizes, each with the number of tokens after which it begins: "0:256 300M:512" (or samples: "5000s:512").
+    The last one is global_batch_size."""
     calculate_per_token_loss: bool = setting(True, NOTICE_STEPS)
     """The loss of a step is the mean over its tokens; off: the mean of the means of its micro-batches, as Megatron-LM's
     default, which with masked tokens depends on micro_batch_size and data_parallel_size."""

@@ -88,6 +88,7 @@ _LOSS_SCALING = (
 )
 _REAL_RUN = (
     "rampup_batch_size",
+    "step_batch_size_schedule",
     "train_samples",
     "load",
     "save",

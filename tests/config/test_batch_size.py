@@ -4,7 +4,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megascratch.config.batch_size import global_batch_size_at, num_microbatches, steps_and_samples
+from megascratch.config.batch_size import (
+    global_batch_size_at,
+    num_microbatches,
+    samples_asked_for,
+    steps_and_samples,
+)
 from megascratch.config.errors import UserError
 from megascratch.config.fields import with_fields
 from megascratch.config.resolve import ResolvedTraining, resolve
@@ -78,3 +83,39 @@ def test_counting_steps_is_stepping(start, grown, ramp, iters):
 def test_a_run_without_a_length_has_no_steps():
     with pytest.raises(UserError, match="the run has no length: give train-iters or train-samples"):
         steps_and_samples(run())
+
+
+def test_a_schedule_begins_each_size_at_its_tokens():
+    training = run(
+        global_batch_size=None, step_batch_size_schedule="2.4K:6, 0:2 1M:12", seq_length=100
+    )
+    assert training.step_batch_size_schedule == "0s:2 24s:6 10000s:12"
+    assert training.global_batch_size == 12
+    sizes = {0: 2, 23: 2, 24: 6, 9999: 6, 10000: 12, 10**9: 12}
+    assert {consumed: global_batch_size_at(training, consumed) for consumed in sizes} == sizes
+
+
+@pytest.mark.parametrize(
+    ("length", "expected"),
+    [
+        ({"train_iters": 4}, (4, 8)),
+        ({"train_iters": 7}, (7, 8 + 2 + 6 + 6)),  # 10 samples when the second size is due
+        ({"train_samples": 9}, (4, 8)),
+        ({"train_samples": 22}, (7, 22)),
+        ({"train_samples": 37}, (9, 34)),
+    ],
+)
+def test_a_run_with_a_schedule_has_this_many_steps_and_samples(length, expected):
+    training = run(global_batch_size=None, step_batch_size_schedule="0:2 9s:6 50s:12", **length)
+    assert steps_and_samples(training) == expected
+
+
+def test_a_schedule_that_falls_asks_for_enough_samples():
+    training = run(global_batch_size=None, step_batch_size_schedule="0:8 16s:2", train_iters=5)
+    assert steps_and_samples(training) == (5, 22)
+    assert samples_asked_for(training) == 40
+
+
+def test_a_size_that_no_step_takes_is_passed_over():
+    training = run(global_batch_size=None, step_batch_size_schedule="0:8 3s:4 8s:2", train_iters=3)
+    assert steps_and_samples(training) == (3, 12)

@@ -3,6 +3,59 @@
 SAMPLES = {"train_iters": None, "train_samples": 100}
 
 BROKEN_OPTIM_LAWS = [
+    (
+        "schedule_of_batches_is_readable",
+        1,
+        {"step_batch_size_schedule": "0:8 5q:16"},
+        "'5q' is not a number such as 256, 2.4B or 300M: write THRESHOLD:SIZE",
+    ),
+    (
+        "schedule_of_batches_is_readable",
+        1,
+        {"step_batch_size_schedule": "1M:8"},
+        "its first threshold must be 0, not 976 samples",
+    ),
+    (
+        "schedule_of_batches_is_readable",
+        1,
+        {"step_batch_size_schedule": "0:8 1023:16"},
+        "two batch sizes, 8 and 16, begin at sample 0",
+    ),
+    (
+        "schedule_of_batches_ends_at_the_full_size",
+        1,
+        {"step_batch_size_schedule": "0:8 1M:16", "global_batch_size": 8},
+        'global-batch-size (8) contradicts step-batch-size-schedule ("0:8 1M:16"), which ends with 16: use '
+        "global-batch-size 16, or remove global-batch-size",
+    ),
+    (
+        "scheduled_batches_are_whole",
+        2,
+        {"step_batch_size_schedule": "0:6 1M:16", "micro_batch_size": 2},
+        "micro-batch-size x data parallel size (2 x 2), unlike 6: the nearest sizes are 4 or 8",
+    ),
+    (
+        "one_change_of_batches",
+        1,
+        {"step_batch_size_schedule": "0:8 1M:16", "rampup_batch_size": [8, 8, 9]},
+        'step-batch-size-schedule ("0:8 1M:16") and rampup-batch-size (8 8 9) both change the batch size',
+    ),
+    (
+        "scheduled_batches_need_a_schedule_of_any_size",
+        2,
+        {
+            "pipeline_model_parallel_size": 2,
+            "step_batch_size_schedule": "0:8 1M:16",
+            "pipeline_schedule_csv": "x.csv",
+        },
+        'step-batch-size-schedule ("0:8 1M:16") cannot be combined with pipeline-schedule-csv (x.csv)',
+    ),
+    (
+        "samples_fill_a_step",
+        1,
+        SAMPLES | {"step_batch_size_schedule": "0:101 1M:16"},
+        "train-samples (100) must fill the first batch (101)",
+    ),
     ("one_precision", 1, {"bf16": True, "fp64": True}, "at most one of bf16, fp64"),
     (
         "loss_scale_is_for_fp16",

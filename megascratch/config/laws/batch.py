@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from megascratch.config.batch_schedule import first_size
 from megascratch.config.remedies import WORLD, Broken, Remedy, divisors_near, each, near_multiples
 
 
@@ -111,11 +112,14 @@ def one_length(train_iters: int | None, train_samples: int | None) -> str | None
 
 
 def samples_fill_a_step(
-    train_samples: int | None, global_batch_size: int, rampup_batch_size: list[int] | None
+    train_samples: int | None,
+    global_batch_size: int,
+    rampup_batch_size: list[int] | None,
+    step_batch_size_schedule: str | None,
 ) -> Broken | None:
     """A run in samples has at least one step."""
     ramp = rampup_batch_size
-    first = global_batch_size
+    first = first_size(step_batch_size_schedule) or global_batch_size
     if ramp is not None and _legal_ramp(ramp) and ramp[2] > 0:
         first = ramp[0]
     if train_samples is None or train_samples >= first:

@@ -115,7 +115,8 @@ class _Here(NamedTuple):
 def _look_up(settings: LegalSettings, meeting: Rendezvous | None) -> _Here:
     """Finds the checkpoint and the device of this rank. Raises: UserError if there is none."""
     config = settings.config
-    batch_is_given = settings.given["global_batch_size"] is not None
+    given = settings.given
+    batch_is_given = bool(given["global_batch_size"] or given["step_batch_size_schedule"])
     checkpoint = shared_checkpoint(meeting, flat(config), batch_is_given)
     local_rank = launch_environment().local_rank
     device = choose_device(config.training.device, local_rank, config.parallel.distributed_backend)
