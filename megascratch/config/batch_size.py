@@ -1,4 +1,4 @@
-"""Computes the global batch size, the number of micro-batches and the length of a run, also where the batch size changes.
+"""Computes the global batch size, the number of micro-batches and the length of a run, whose batch size may change.
 
 Everything is a pure function of the consumed samples, so a resumed run needs no state to continue the ramp-up.
 """

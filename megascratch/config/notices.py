@@ -56,6 +56,11 @@ def notices(config: ResolvedConfig) -> list[str]:
             "the last of data-stages begins after the last sample of the run: it is never read",
         ),
         (
+            not config.training.calculate_per_token_loss,
+            "gradients are those of the mean of micro-batch means (calculate-per-token-loss is off): where tokens are "
+            "masked, the model depends on micro-batch-size",
+        ),
+        (
             config.training.keep_last_n_checkpoints == 1,
             "keep-last-n-checkpoints 1 leaves no other checkpoint if the newest one is damaged: 2 is safer",
         ),

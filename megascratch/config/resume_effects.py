@@ -153,12 +153,25 @@ def _without_trained_padding(change: Change) -> Judged | None:
     return "free", "padding rows take no part in the softmax"
 
 
+def _mean_of_means(change: Change) -> Judged | None:
+    """A notice if the mean is taken over micro-batches: then their size decides what a masked token counts."""
+    if change.now.settings["calculate_per_token_loss"]:
+        return None
+    return "notice", "the means of other micro-batches are averaged from here on"
+
+
 OTHER_ORDER = "the order of the samples changes: some would be read twice, some never"
 OTHER_TEXT = "the model reads different text"
 OTHER_TENSORS = "the model has different tensors"
 
 FREE_LAYOUT = ResumeRule(
     "free", "how the computation is distributed and ordered; the model is the same"
+)
+FREE_MICRO_BATCH = ResumeRule(
+    FREE_LAYOUT.kind,
+    FREE_LAYOUT.effect,
+    _mean_of_means,
+    "a notice without calculate_per_token_loss: the means of micro-batches are averaged then",
 )
 FREE_OUTPUT = ResumeRule("free", "what is written, when and where")
 FREE_STOP = ResumeRule("free", "when a run stops early")

@@ -9,6 +9,7 @@ from megascratch.config.resume_effects import (
     FREE_CHECKS,
     FREE_IMPORTS,
     FREE_LAYOUT,
+    FREE_MICRO_BATCH,
     FREE_OUTPUT,
     FREE_STOP,
     FREE_VALIDATION,
@@ -29,18 +30,18 @@ LOGS_TO_A_TRACKER = Needs(
 class TrainingConfig:
     """Length and batch size of the run, validation, logging and checkpoints."""
 
-    micro_batch_size: int = setting(1, FREE_LAYOUT, at_least(1))
+    micro_batch_size: int = setting(1, FREE_MICRO_BATCH, at_least(1))
     """Sequences per forward pass."""
     global_batch_size: int | None = setting(None, NOTICE_BATCH, at_least(1))
     """Sequences per step over all ranks; default: micro_batch_size x data_parallel_size."""
     rampup_batch_size: list[int] | None = setting(None, NOTICE_BATCH)
     """START INCREMENT SAMPLES: grow the global batch from START in steps of INCREMENT over that many samples."""
     step_batch_size_schedule: str | None = setting(None, NOTICE_BATCH)
-    """Global batch sizes, each with the number of tokens after which it begins: "0:256 300M:512" (or samples: "5000s:512").
-    The last one is global_batch_size."""
+    """Global batch sizes, each with the number of tokens after which it begins: "0:256 300M:512" (5000s: after 5000
+    samples). The last one is global_batch_size."""
     calculate_per_token_loss: bool = setting(True, NOTICE_STEPS)
-    """The loss of a step is the mean over its tokens; off: the mean of the means of its micro-batches, as Megatron-LM's
-    default, which with masked tokens depends on micro_batch_size and data_parallel_size."""
+    """Gradients are those of the mean loss over the tokens of a step; off: of the mean of its micro-batches' means,
+    which is Megatron-LM's default and with masked tokens depends on micro_batch_size."""
     imports: list[str] | None = setting(None, FREE_IMPORTS)
     """Python files or modules, run first in every process, that register layers, schedules and so on of your own; also
     --import."""

@@ -45,7 +45,7 @@ def run(
     links: Links | None,
     batches: Sequence[Any],
     spec: TensorSpec,
-    loss_grad: float | Tensor = 1.0,
+    loss_grad: float | Tensor | Sequence[float] = 1.0,
     on_backward: OnBackward | None = None,
     step: int = 0,
     placement: Placement | None = None,
@@ -58,7 +58,7 @@ def run(
         stages: one per chunk.
         links: the ring; None for one rank.
         batches: one per micro-batch, passed to the modules unchanged (None if a stage reads none).
-        loss_grad: gradient of the loss sums, e.g. loss scale / valid tokens.
+        loss_grad: gradient of the loss sums, e.g. loss scale / valid tokens; a list has one for each micro-batch.
         on_backward: called before each B, I and W, with True for the chunk's last micro-batch: then each weight gets
             its last gradient of this step (with I and W: those of matrix products in W, all others in I).
         step: for error messages.
@@ -148,7 +148,7 @@ class _Player:
         links: Links | None,
         batches: Sequence[Any],
         spec: TensorSpec,
-        loss_grad: float | Tensor,
+        loss_grad: float | Tensor | Sequence[float],
         on_backward: OnBackward | None,
         step: int,
         placement: Placement | None,
@@ -256,6 +256,8 @@ class _Player:
             loss = self.losses[m]
             if isinstance(self.loss_grad, Tensor):
                 return self.loss_grad.to(loss)
+            if isinstance(self.loss_grad, Sequence):
+                return torch.full_like(loss, self.loss_grad[m])
             return torch.full_like(loss, self.loss_grad)
         arrival = self.output_grads.pop((m, chunk), None)
         if arrival is None:

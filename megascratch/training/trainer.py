@@ -176,6 +176,7 @@ class Trainer:
         doing("the number of valid tokens")
         counts = self._counts(batches)
         weights = self._weights(counts)
+        loss_grad = self._loss_grad(batches, weights[LANGUAGE_MODEL])
         batches = self._on_device(batches, weights)
         with torch.no_grad():
             for layer in self.keeping:
@@ -186,7 +187,7 @@ class Trainer:
             self.mesh.links,
             batches,
             self.spec,
-            weights[LANGUAGE_MODEL],
+            loss_grad,
             self._before_backward,
             step,
             self.placement,
@@ -381,6 +382,19 @@ class Trainer:
         for term in self.terms:
             weights[term.name] = self.scale.scale * term.coefficient / max(counts[term.name], 1.0)
         return weights
+
+    def _loss_grad(self, batches: Sequence[Batch], weight: float) -> float | list[float]:
+        """The gradient of the sum of the losses of each micro-batch: `weight`, or with the mean of means 1 / (tokens of
+        the micro-batch x micro-batches of all ranks), with the loss scale."""
+        if self.config.training.calculate_per_token_loss:
+            return weight
+        model = self.terms[0]
+        counts = torch.stack([model.count(batch) for batch in batches])
+        microbatches = len(batches) * self.mesh.data.size
+        grads = []
+        for tokens in told(counts, [1.0] * len(batches)):
+            grads.append(self.scale.scale * model.coefficient / (max(tokens, 1.0) * microbatches))
+        return grads
 
     def _on_device(self, batches: Sequence[Batch], weights: Mapping[str, float]) -> list[Batch]:
         """The micro-batches, each with a record of its own for the side terms."""

@@ -70,6 +70,13 @@ RECOMPUTE: list[Values] = [
 ]
 OVERLAP: list[Values] = [{}, {}, {"overlap_grad_reduce": False}, {"overlap_param_gather": False}]
 BUCKETS: list[Values] = [{}, {"ddp_bucket_size": 700}, {"ddp_bucket_size": 5000}]
+MEANS: list[Values] = [{}, {}, {"calculate_per_token_loss": False}]
+RATES: list[Values] = [
+    {},
+    {},
+    {"decoupled_lr": 3e-3},
+    {"weight_decay_incr_style": "cosine", "start_weight_decay": 0.0, "end_weight_decay": 0.2},
+]
 OFFLOAD: list[Values] = [
     {},
     {},
@@ -219,7 +226,7 @@ def _drawn(
     if not full_size:
         layout |= _drawn_cut(stream, pp, chunks)
     extra: dict[str, Any] = {}
-    for options in (OVERLAP, BUCKETS, RECOMPUTE, OFFLOAD):
+    for options in (OVERLAP, BUCKETS, RECOMPUTE, OFFLOAD, MEANS, RATES):
         names = {name for values in options for name in values}
         if names.isdisjoint(given):
             extra |= stream.choice(options)

@@ -18,7 +18,7 @@ from megascratch.config.resolve import ResolvedConfig, resolve
 from megascratch.config.settings import DataConfig, ParallelConfig
 from megascratch.data.samples.batch import Batch, collate
 from megascratch.data.samples.microbatches import sample_numbers
-from megascratch.optim.schedules import rates_of_step
+from megascratch.optim.schedules import OtherRates, weight_decay
 from megascratch.parallel.sharded_tensor import MODEL, ShardedTensor
 from megascratch.training.start.inputs import own_schedule
 from megascratch.training.trainer import Trainer
@@ -135,7 +135,10 @@ def train_on_rank(config: ResolvedConfig, steps: int) -> RankTrace:
         for m in range(microbatches):
             numbers = sample_numbers(consumed, m, micro_batch_size, mesh.dp.rank, mesh.dp.size)
             batches.append(synthetic_batch(config.data, config.model.vocab_size, numbers))
-        _, others = rates_of_step(config.optim, config.training, step, consumed)
+        others = OtherRates(config.optim.decoupled_lr)
+        if config.optim.weight_decay_incr_style != "constant":
+            decay = weight_decay(config.optim, config.training, step, consumed)
+            others = others._replace(weight_decay=decay)
         result = trainer.train_step(batches, config.optim.lr, step + 1, others=others)
         losses.append(trainer.global_loss(result.loss))
         norms.append(result.grad_norm)
@@ -197,9 +200,11 @@ def _numbers(rank: RankTrace) -> tuple[str, str]:
 
 
 def one_process(config: ResolvedConfig) -> ResolvedConfig:
-    """The config of the reference run: one process, and one micro-batch per step that is the entire global batch."""
+    """The config of the reference run: one process, and one micro-batch per step that is the entire global batch. With
+    the mean of micro-batch means it keeps the micro-batches, which are the same samples on every layout."""
     plain = dict(vars(ParallelConfig()))
-    plain["micro_batch_size"] = config.training.global_batch_size
+    if config.training.calculate_per_token_loss:
+        plain["micro_batch_size"] = config.training.global_batch_size
     plain["ddp_bucket_size"] = 10**6
     return resolve(with_fields(config, plain), 1)
 

@@ -121,7 +121,8 @@ def yardstick_of(case: Case, steps: int, precision: str) -> Tolerance:
     exact = reference_run(rounded.but(bf16=False, fp16=False), steps)
     whole = rounded.config.training.micro_batch_size
     runs = []
-    for size in sorted({whole, 2, 1}, reverse=True):
+    sizes = {whole, 2, 1} if case.config.training.calculate_per_token_loss else {whole}
+    for size in sorted(sizes, reverse=True):
         if whole % size == 0:
             runs.append(reference_run(rounded.but(micro_batch_size=size), steps))
     if not all(math.isfinite(norm) for run in runs for norm in run.norms):
