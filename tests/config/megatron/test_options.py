@@ -7,12 +7,12 @@ from typing import get_args
 import pytest
 
 from megascratch.config.fields import SETTINGS
-from megascratch.config.megatron import reading, rules
+from megascratch.config.megatron import blend_files, reading, rules
 from megascratch.config.megatron.options import CLASSES, Values, options
 
 NAMES = (Path(__file__).parents[2] / "support" / "megatron_options.txt").read_text().split()
 """The options of Megatron-LM's parser but `--help`, taken from the parser itself: the first spelling of each."""
-BY_RULE = inspect.getsource(rules) + inspect.getsource(reading)
+BY_RULE = "".join(map(inspect.getsource, (rules, reading, blend_files)))
 
 
 def test_each_option_of_megatrons_parser_is_exactly_one_row():

@@ -13,7 +13,7 @@ DATA = ["--mock-data", "--vocab-size", "50"]
 BYTES = ["--mock-data", "--tokenizer-type", "ByteTokenizer"]
 QUICK = ["--eval-interval", "0", "--device", "cpu"]
 ONCE = ["megascratch.config.resolve:derive", "megascratch.data.samples.build:open_splits"]
-ONCE += ["megascratch.tokenizer:load"]
+ONCE += ["megascratch.tokenizer.registry:load"]
 
 
 def test_every_process_of_a_launch_derives_its_settings_and_opens_its_inputs_once(tmp_path):
