@@ -52,7 +52,7 @@ MODELS = {
     "GELU in its tanh form": SameModel("", TANH, 4.4834666, 2.0501385),
     "GELU in its erf form": SameModel("--no-bias-gelu-fusion", {}, 4.4834328, 2.0500914),
     "norm biases without linear biases": SameModel(
-        "--disable-bias-linear --no-bias-gelu-fusion", NO_BIAS, 4.3848500, 2.6462102
+        "--disable-bias-linear", NO_BIAS, 4.3848500, 2.6462102
     ),
     "biases of queries, keys and values alone": SameModel(
         "--disable-bias-linear --add-qkv-bias --squared-relu",
@@ -96,6 +96,12 @@ MODELS = {
     ),
     "a number of query groups that is ignored": SameModel(
         "--num-query-groups 2", TANH, 4.4834666, 2.0501385
+    ),
+    "padding rows of the vocabulary in the softmax": SameModel(
+        "--padded-vocab-in-softmax --make-vocab-size-divisible-by 8",
+        {**TANH, "vocab_size": 64},
+        4.5532975,
+        2.1465186,
     ),
     "rotary positions far out, whose angles are fp32 there": SameModel(
         "--position-embedding-type rope --seq-length 512 --max-position-embeddings 512",

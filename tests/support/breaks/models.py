@@ -12,7 +12,8 @@ from megascratch.layers.kernels import rotary
 from megascratch.layers.kernels.norms import layer_norm
 from megascratch.layers.norm import LayerNorm
 from megascratch.model import chunk
-from tests.support.megatron_model import the_model_is_that_of_megatron_core
+from tests.support.breaks.replacing import after
+from tests.support.megatron_model import VOCABULARY, the_model_is_that_of_megatron_core
 
 Law = Callable[[Path, Callable], None]
 
@@ -32,6 +33,10 @@ def without_interpolation(positions, rope, dtype):
 
 def biases_of_linear_layers(model):
     return plain_norm_of(replace(model, norm_bias=model.add_bias_linear))
+
+
+def without_padding(head):
+    head.valid = VOCABULARY
 
 
 def weight_is_the_factor(self, x):
@@ -61,6 +66,10 @@ MODELS: dict[str, tuple[list[tuple[Any, str, Any]], Law]] = {
     "the last norm has the bias of linear layers": (
         [(chunk, "norm_of", biases_of_linear_layers)],
         model(NORM_BIASES),
+    ),
+    "padding rows that are trained stay out of the softmax": (
+        [(chunk.Head, "__init__", after(chunk.Head.__init__, without_padding))],
+        model("padding rows of the vocabulary in the softmax"),
     ),
     "a weight stored minus one is the factor": (
         [(LayerNorm, "forward", weight_is_the_factor)],
