@@ -21,7 +21,7 @@ from megascratch.parallel.traffic import TrafficLog
 from megascratch.training.trainer import Trainer
 from megascratch.verification.pool import mesh_for
 from tests.support.layout_runs import config_of, synthetic_batch, world_of
-from tests.support.pairwise_cover import DOCUMENTS, LLAMA
+from tests.support.pairwise_cover import DOCUMENTS, LLAMA, MEGATRON
 
 LARGE = {
     "num_layers": 2,
@@ -53,6 +53,7 @@ CASES: dict[str, dict[str, Any]] = {
         "recompute_granularity": "full",
     },
     "llama, tp and sp": {**LLAMA, **TP, "sequence_parallel": True},
+    "megatron bf16, norms in fp32": {**MEGATRON, "bf16": True},
     "interleaved": {**PP, "num_virtual_stages_per_pipeline_rank": 2, "global_batch_size": 8},
     "zb_h1": {**LLAMA, **PP, "pipeline_schedule": "zb_h1", "global_batch_size": 8},
     "bf16, zero1": {**LLAMA, **DP, "bf16": True, "use_distributed_optimizer": True},

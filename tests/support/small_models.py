@@ -38,6 +38,12 @@ KINDS = {
         "swiglu": True,
         "normalization": "RMSNorm",
     },
+    "interleaved": {
+        "position_embedding_type": "rope",
+        "rotary_interleaved": True,
+        "rotary_percent": 0.5,
+        "apply_layernorm_1p": True,
+    },
     "no positions": {
         "position_embedding_type": "none",
         "untie_embeddings_and_output_weights": True,
