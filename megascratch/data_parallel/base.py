@@ -10,7 +10,8 @@ the number of tokens of the whole batch (law 5).
 
 from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,7 @@ from megascratch.data_parallel.bucket_layout import (
     plan_buckets,
 )
 from megascratch.data_parallel.buckets import Bucket, Buckets
-from megascratch.data_parallel.optimizer_shard import OptimizerShard, first_elements
+from megascratch.data_parallel.optimizer_shard import HOST, OptimizerShard, first_elements
 from megascratch.data_parallel.partial_grads import (
     PartialGradReducer,
     PartialViews,
@@ -36,6 +37,7 @@ from megascratch.optim import optimizer_kind
 from megascratch.optim.grad_norm import GlobalNorm
 from megascratch.optim.schedules import NO_OTHERS, OtherRates
 from megascratch.parallel.collectives import all_reduce, start_all_reduce
+from megascratch.parallel.device_kind import widest_dtype
 from megascratch.parallel.kept_state import saved_buffers
 from megascratch.parallel.mesh import Mesh
 from megascratch.parallel.pending import Pending
@@ -48,6 +50,8 @@ from megascratch.parallel.sharded_tensor import (
 )
 from megascratch.parallel.told import told
 from megascratch.runtime.faults import fault_point
+
+Kind = Literal["grads", "master"]
 
 
 class DataParallel(ABC):
@@ -153,6 +157,23 @@ class DataParallel(ABC):
         reductions = [start_all_reduce(grads, self.mesh.embedding) for grads in apart]
         for reduction in reductions:
             reduction.wait()
+
+    def zeros(self) -> Tensor:
+        """After `finish`: how many elements are 0 of the gradients that this rank counts in the norm, a scalar in the
+        widest type. The ranks together count each element of the model once."""
+        total = torch.zeros((), dtype=widest_dtype(self.mesh.device), device=self.mesh.device)
+        for views in self._counted("grads").values():
+            for view in views:
+                total += view.numel() - view.count_nonzero()
+        return total
+
+    def weight_norm_parts(self) -> Tensor:
+        """This rank's part of each slot of the norm of all weights (of their masters, if they have some), in the widest
+        type [slots + 1]: the sums of all ranks are those of one process."""
+        parts = self._weight_norm(False).parts()
+        if any(owned.in_host_memory for owned in self.owned):
+            parts = parts + self._weight_norm(True).parts().to(parts)
+        return parts
 
     def norm_parts(self) -> Tensor:
         """After `finish`: this rank's part of each slot of the global gradient norm (`GlobalNorm.parts`)."""
@@ -350,28 +371,42 @@ class DataParallel(ABC):
         piece = piece.replicated(bucket.axis.name, self._replica(bucket), self._replicas(bucket))
         return held_piece(name, shard, piece, view)
 
-    def _counted(self) -> dict[str, list[Tensor]]:
-        """The views of gradients that count in the norm, by name: one replica of each, no tied copies."""
+    def _counted(
+        self, kind: Kind = "grads", hosts: Collection[bool] = (False, True)
+    ) -> dict[str, list[Tensor]]:
+        """The views that count in a norm, by name: one replica of each, no tied copies.
+
+        Args:
+            kind: of which tensor of the shards.
+            hosts: whether the shards in host memory count, and whether those on the device.
+        """
         counted: dict[str, list[Tensor]] = defaultdict(list)
         for owned, place in self._places():
-            if self._replica(owned.bucket) == 0:
-                counted[place.name] += self._first_copies(owned, place)
+            if self._replica(owned.bucket) == 0 and owned.in_host_memory in hosts:
+                counted[place.name] += self._first_copies(owned, place, kind)
         return counted
+
+    def _weight_norm(self, in_host_memory: bool) -> GlobalNorm:
+        """The norm of the weights in host memory, or of those on the device."""
+        device = HOST if in_host_memory else self.mesh.device
+        views = self._counted("master", (in_host_memory,))
+        return GlobalNorm(views, (), self.shards, self.mesh.position, device)
 
     def _counted_elsewhere(self) -> list[Tensor]:
         """The views of gradients that the first replica counts in the norm."""
         views: list[Tensor] = []
         for owned, place in self._places():
             if self._replica(owned.bucket) > 0:
-                views += self._first_copies(owned, place)
+                views += self._first_copies(owned, place, "grads")
         return views
 
-    def _first_copies(self, owned: OptimizerShard, place: ParamRange) -> list[Tensor]:
-        """The views of a parameter's gradient that no lower rank of this copy of the model holds."""
+    def _first_copies(self, owned: OptimizerShard, place: ParamRange, kind: Kind) -> list[Tensor]:
+        """The views of a parameter's tensor that no lower rank of this copy of the model holds."""
+        flat = owned.grads if kind == "grads" else owned.master
         views = []
         for piece in self._pieces(owned, place):
             if piece.copy == 0:
-                views.append(self._held(place.name, place, owned.grads, owned, piece).tensor)
+                views.append(self._held(place.name, place, flat, owned, piece).tensor)
         return views
 
     def _partial_reducers(self) -> list[PartialGradReducer]:

@@ -105,6 +105,8 @@ class StepLog:
             "wall": self.times.take(),
             "time": round(time.time(), 3),
         }
+        if self.config.training.log_params_norm:
+            row["params_norm"] = self.trainer.params_norm()
         if self.config.optim.fp16:
             row |= {"loss_scale": self.trainer.scale.scale, "skipped_steps": interval.skipped}
         if interval.without_tokens:

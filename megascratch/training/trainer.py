@@ -17,7 +17,7 @@ from megascratch.data_parallel import DATA_PARALLEL
 from megascratch.model.build import build_chunks, compile_blocks
 from megascratch.model.loss_terms import LANGUAGE_MODEL, LossTerm, loss_terms
 from megascratch.model.table import weight_table
-from megascratch.optim.grad_norm import clip_factor
+from megascratch.optim.grad_norm import clip_factor, norm_of
 from megascratch.optim.loss_scale import LossScale
 from megascratch.optim.schedules import NO_OTHERS, OtherRates
 from megascratch.parallel.collectives import all_reduce
@@ -176,7 +176,7 @@ class Trainer:
         doing("the number of valid tokens")
         counts = self._counts(batches)
         weights = self._weights(counts)
-        loss_grad = self._loss_grad(batches, weights[LANGUAGE_MODEL])
+        loss_grad = self._loss_grad(batches, weights)
         batches = self._on_device(batches, weights)
         with torch.no_grad():
             for layer in self.keeping:
@@ -209,9 +209,8 @@ class Trainer:
         phases.lap("update")
         skipped = update.overflowed or bool(update.wrong) or not tokens
         numbers = update.numbers
-        side_terms = {}
-        for term, total in zip(self._side_terms, numbers.terms[1:], strict=True):
-            side_terms[term.name] = TermSum(total, counts[term.name])
+        side_totals = zip(self._side_terms, numbers.terms[1:], strict=True)
+        side_terms = {term.name: TermSum(total, counts[term.name]) for term, total in side_totals}
         return StepResult(
             loss=loss_part,
             global_loss=numbers.terms[0] if tokens else math.nan,
@@ -222,6 +221,7 @@ class Trainer:
             side_terms=side_terms,
             exit_code=numbers.exit_code,
             saving=numbers.saving,
+            num_zeros=numbers.num_zeros,
         )
 
     def _update(
@@ -254,7 +254,9 @@ class Trainer:
 
     def _agreed(self, parts: Tensor, own: Announcement) -> StepNumbers:
         """The numbers of the step, summed over all ranks."""
-        return sum_over_ranks(self.data_parallel.norm_parts(), parts, own, self.mesh.world)
+        counts_zeros = self.config.training.log_num_zeros_in_grad
+        zeros = self.data_parallel.zeros() if counts_zeros else None
+        return sum_over_ranks(self.data_parallel.norm_parts(), parts, own, self.mesh.world, zeros)
 
     @torch.no_grad()
     def _change_kept_state(self) -> None:
@@ -295,6 +297,12 @@ class Trainer:
         finally:
             self._set_training(True)
         return self._sums_and_tokens(losses, on_device)
+
+    def params_norm(self) -> float:
+        """The norm of all weights, of the masters where weights have some. Called by all ranks; each weight counts
+        once, and padding not at all."""
+        slots = self.data_parallel.weight_norm_parts()[:-1]
+        return told(norm_of(all_reduce(slots, self.mesh.world)), 1.0)
 
     def global_loss(self, part: Tensor) -> float:
         """Adds the parts of all ranks; the same number on every rank (law 9)."""
@@ -383,11 +391,13 @@ class Trainer:
             weights[term.name] = self.scale.scale * term.coefficient / max(counts[term.name], 1.0)
         return weights
 
-    def _loss_grad(self, batches: Sequence[Batch], weight: float) -> float | list[float]:
-        """The gradient of the sum of the losses of each micro-batch: `weight`, or with the mean of means 1 / (tokens of
-        the micro-batch x micro-batches of all ranks), with the loss scale."""
+    def _loss_grad(
+        self, batches: Sequence[Batch], weights: Mapping[str, float]
+    ) -> float | list[float]:
+        """The gradient of the sum of the losses of each micro-batch: its term's weight, or with the mean of means
+        1 / (tokens of the micro-batch x micro-batches of all ranks), with the loss scale."""
         if self.config.training.calculate_per_token_loss:
-            return weight
+            return weights[LANGUAGE_MODEL]
         model = self.terms[0]
         counts = torch.stack([model.count(batch) for batch in batches])
         microbatches = len(batches) * self.mesh.data.size

@@ -25,6 +25,7 @@ class OwnNumbers(NamedTuple):
     norm_parts: list[float]  # the last one is that of replicas
     loss_parts: list[float]
     says: Announcement = Announcement()
+    zeros: float | None = None
 
 
 QUIET = OwnNumbers([0.0, 0.0, 0.0], [0.0, 0.0])
@@ -68,6 +69,10 @@ CASES: dict[str, tuple[list[OwnNumbers], StepNumbers]] = {
         [QUIET._replace(says=Announcement(saving=True))] * 4,
         StepNumbers(0.0, [0.0, 0.0], overflow=False, exit_code=0, saving=True),
     ),
+    "zeros are counted": (
+        [QUIET._replace(zeros=number) for number in (5.0, 0.0, 2.0**40, 1.0)],
+        StepNumbers(0.0, [0.0, 0.0], overflow=False, exit_code=0, saving=False, num_zeros=2**40 + 6),
+    ),
 }  # fmt: skip
 
 
@@ -79,7 +84,10 @@ def read_on_rank(cases: list[list[OwnNumbers]]) -> list[StepNumbers]:
         own = ranks[mesh.rank]
         norm_parts = torch.tensor(own.norm_parts, dtype=torch.float64)
         loss_parts = torch.tensor(own.loss_parts, dtype=torch.float64)
-        read.append(step_numbers.sum_over_ranks(norm_parts, loss_parts, own.says, mesh.world))
+        zeros = None if own.zeros is None else torch.tensor(own.zeros, dtype=torch.float64)
+        read.append(
+            step_numbers.sum_over_ranks(norm_parts, loss_parts, own.says, mesh.world, zeros)
+        )
     return read
 
 
