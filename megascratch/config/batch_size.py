@@ -4,6 +4,7 @@ Everything is a pure function of the consumed samples, so a resumed run needs no
 """
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from megascratch.config.batch_schedule import BatchSize, read_schedule
 from megascratch.config.errors import SettingError
@@ -35,6 +36,23 @@ def num_microbatches(
     """Micro-batches that each data-parallel rank runs in the step that starts after `consumed_samples`."""
     per_microbatch = training.micro_batch_size * data_parallel_size
     return global_batch_size_at(training, consumed_samples) // per_microbatch
+
+
+class EvaluationBatch(NamedTuple):
+    """The size of a batch in validations and tests."""
+
+    sequences: int
+    """Over all ranks."""
+    micro: int
+    """Of a forward pass."""
+
+
+def evaluation_batch(training: ResolvedTraining) -> EvaluationBatch:
+    """The sizes that are given, or those of training at its full batch size."""
+    return EvaluationBatch(
+        training.eval_global_batch_size or training.global_batch_size,
+        training.eval_micro_batch_size or training.micro_batch_size,
+    )
 
 
 def steps_and_samples(training: ResolvedTraining) -> tuple[int, int]:

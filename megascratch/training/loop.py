@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from megascratch.config.batch_size import num_microbatches
+from megascratch.config.batch_size import evaluation_batch, num_microbatches
 from megascratch.config.exit_codes import DONE, EXIT_INTERVAL, STOP_FILE, STOPS
 from megascratch.config.imports import import_digests
 from megascratch.data.prefetch import Prefetch
@@ -122,26 +122,21 @@ class _Loop:
         self._say(headline(self.built, self.parameters, self.log.peak.rate))
         for notice in self.built.notices:
             self._say(f"notice: {notice}")
-        if self.state.step >= self.total_steps:
+        trains = not self.training.skip_train
+        if trains and self.state.step >= self.total_steps:
             self._say(nothing_left(self.built))
         elif self.report is not None and (begin := self.report.words.begin()):
             self._say(begin)
         self.times.lap("start")
         code = 0
         try:
-            if self._validation_missing():
-                code = self._validate(stop)
-            while self.state.step < self.total_steps and not code:
-                with Prefetch(self._upcoming(), self.config.data.data_prefetch_steps) as upcoming:
-                    code = self._advance(upcoming, stop)
-            if self.state.step < self.total_steps:
-                self._say(
-                    f"stop requested ({STOPS[code]}): saving a checkpoint after step {self.state.step}"
-                )
-            self._save_last()
+            if trains:
+                code = self._train(stop)
+                self._save_last()
             stopped_with = code
             code = self._evaluate_last(stop, code)
-            self.checkpointing.prune()
+            if trains:
+                self.checkpointing.prune()
             set_watched(on=False)
         finally:
             self.built.saver.close(
@@ -151,7 +146,7 @@ class _Loop:
             remove_stop_file(self.training)
         if self.without_tokens:
             self._say(f"warning: {self._steps_without_tokens()}", always=True)
-        if code != DONE:
+        if code != DONE and trains:
             self._say(self._how_to_resume())
         stop.code = code
         self.times.lap("other")
@@ -164,6 +159,23 @@ class _Loop:
         if self.report is not None:
             self.report.close(summary)
         return summary
+
+    def _train(self, stop: StopRequest) -> int:
+        """Trains until the run is done or is asked to stop.
+
+        Returns: the exit code of the reason to stop; 0 if there is none.
+        """
+        code = 0
+        if self._validation_missing():
+            code = self._validate(stop)
+        while self.state.step < self.total_steps and not code:
+            with Prefetch(self._upcoming(), self.config.data.data_prefetch_steps) as upcoming:
+                code = self._advance(upcoming, stop)
+        if self.state.step < self.total_steps:
+            self._say(
+                f"stop requested ({STOPS[code]}): saving a checkpoint after step {self.state.step}"
+            )
+        return code
 
     def _advance(self, upcoming: Iterator[list[Batch]], stop: StopRequest) -> int:
         """Trains until the run is done, is asked to stop, or has rolled back and needs other batches.
@@ -202,12 +214,13 @@ class _Loop:
 
     def _evaluate_last(self, stop: StopRequest, code: int) -> int:
         """After the last checkpoint, unless a stop is requested: runs the validation that is due or final, and the test
-        if the run is done.
+        if the run is done. With skip_train both are run, for the checkpoint that was loaded.
 
         Returns: the exit code. A run whose last loss is not measured has stopped early, too.
         """
-        done = self.state.step >= self.total_steps
-        valid_is_missing = self.splits.valid is not None and self.validated != self.state.step
+        done = self.training.skip_train or self.state.step >= self.total_steps
+        measured = self.validated == self.state.step and not self.training.skip_train
+        valid_is_missing = self.splits.valid is not None and not measured
         validates = valid_is_missing and (done or self._validation_due())
         tests = done and self.splits.test is not None
         if not validates and not tests:
@@ -314,7 +327,8 @@ class _Loop:
             train = SkipSamples(train, self.state.skipped_samples)
         for _ in range(self.state.step, self.total_steps):
             microbatches = num_microbatches(self.training, self.mesh.dp.size, consumed)
-            yield self.built.read(train, consumed, microbatches)
+            size = self.training.micro_batch_size
+            yield self.built.read(train, consumed, microbatches, size)
             consumed += self._samples(microbatches)
 
     def _samples(self, microbatches: int) -> int:
@@ -364,10 +378,9 @@ class _Loop:
         assert self.splits.valid is not None
         first = 0
         if self.config.data.data_order == "megatron":
-            samples = self.training.eval_iters * self.training.global_batch_size
-            first = validation_start(
-                self.state.step, self.training.eval_interval, samples, len(self.splits.valid)
-            )
+            samples = self.training.eval_iters * evaluation_batch(self.training).sequences
+            interval = self.training.eval_interval or self.total_steps
+            first = validation_start(self.state.step, interval, samples, len(self.splits.valid))
         return self._evaluate("valid", self.splits.valid, first, stop)
 
     def _evaluate(self, split: str, dataset: Dataset, first: int, stop: StopRequest) -> int:
@@ -382,11 +395,11 @@ class _Loop:
         doing(f"the {split} loss")
         self.times.lap("other")
         fault_point("evaluate.begin")
-        batch = self.training.global_batch_size
-        microbatches = batch // (self.training.micro_batch_size * self.mesh.dp.size)
+        batch = evaluation_batch(self.training)
+        microbatches = batch.sequences // (batch.micro * self.mesh.dp.size)
         samples_left = len(dataset) - first
         # the last one may be partial
-        rounds = min(self.training.eval_iters, -(-samples_left // batch))
+        rounds = min(self.training.eval_iters, -(-samples_left // batch.sequences))
         terms = self.trainer.terms
         sums = self._zeros(len(terms), 2)
         for i in range(rounds):
@@ -397,7 +410,9 @@ class _Loop:
                 )
                 return code
             fault_point("evaluate.batch")
-            batches = self.built.read(dataset, first + i * batch, microbatches)
+            batches = self.built.read(
+                dataset, first + i * batch.sequences, microbatches, batch.micro
+            )
             sums += self.trainer.evaluate(batches)
         self.times.lap("validation")
         language_model, *side_terms = [TermSum(*pair) for pair in sums.tolist()]
@@ -413,8 +428,9 @@ class _Loop:
             }
             self.report.evaluation(row)
         if loss is None:
-            self._save_last()
-            stop_sample = min(first + rounds * batch, len(dataset))
+            if not self.training.skip_train:
+                self._save_last()
+            stop_sample = min(first + rounds * batch.sequences, len(dataset))
             samples = f"samples {first:,} to {stop_sample - 1:,}"
             raise NothingLearnedError(
                 nothing_learned(f"the {split} set after step {self.state.step}", samples)
@@ -422,7 +438,8 @@ class _Loop:
         if split == "valid":
             self.valid_loss = loss
             self.validated = self.state.step
-            self.checkpointing.validated(self.state.step, loss)
+            if not self.training.skip_train:
+                self.checkpointing.validated(self.state.step, loss)
         return 0
 
     def _summary(self, code: int) -> dict[str, Any]:

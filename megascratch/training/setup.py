@@ -56,8 +56,8 @@ from megascratch.training.start.settings import LegalSettings
 from megascratch.training.state import TrainState
 from megascratch.training.trainer import Trainer
 
-# data set, consumed samples, number of micro-batches -> this rank's batches
-ReadStep = Callable[[Dataset, int, int], list[Batch]]
+# data set, consumed samples, number and size of micro-batches -> this rank's batches
+ReadStep = Callable[[Dataset, int, int, int], list[Batch]]
 
 
 @dataclass
@@ -183,7 +183,7 @@ def _built(
         saver=saver,
         state=TrainState(),
         splits=inputs.splits,
-        read=_reader(config.data, config.training.micro_batch_size, mesh, tokenizer),
+        read=_reader(config.data, mesh, tokenizer),
         tokenizer=tokenizer,
         total_steps=inputs.total_steps,
         traced_step=traced_step(config.training, ready.first_step, inputs.total_steps),
@@ -224,9 +224,7 @@ def _valid_loss(load: str, step: int) -> float | None:
     return loss if math.isfinite(loss) else None
 
 
-def _reader(
-    data: DataConfig, micro_batch_size: int, mesh: Mesh, tokenizer: Tokenizer | None
-) -> ReadStep:
+def _reader(data: DataConfig, mesh: Mesh, tokenizer: Tokenizer | None) -> ReadStep:
     """Reads the micro-batches of a step. Every rank reads its own samples from the files (law 4), so no data is sent
     between ranks."""
     read = partial(
@@ -239,7 +237,7 @@ def _reader(
     )
     dp = mesh.dp
 
-    def step(dataset: Dataset, consumed: int, num_microbatches: int) -> list[Batch]:
-        return read(dataset, consumed, micro_batch_size, num_microbatches, dp.rank, dp.size)
+    def step(dataset: Dataset, consumed: int, num_microbatches: int, size: int) -> list[Batch]:
+        return read(dataset, consumed, size, num_microbatches, dp.rank, dp.size)
 
     return step

@@ -133,11 +133,7 @@ class Trainer:
         for number, chunk in enumerate(self.chunks):
             virtual_stage = self.placement.virtual_stage(mesh.pp.rank, number)
             self.stages.append(Stage(chunk, virtual_stage, self.placement.stages))
-        sequence = config.data.seq_length
-        if parallel.sequence_parallel:
-            sequence //= mesh.tp.size
-        hidden = (sequence, training.micro_batch_size, model.hidden_size)  # [s,b,h]
-        self.spec = TensorSpec(hidden, dtype, mesh.device)
+        self.spec = self._spec(training.micro_batch_size)
         self.terms = loss_terms(model)
         self.scale = LossScale.start(config.optim)
         if mesh.links is not None:
@@ -281,7 +277,7 @@ class Trainer:
 
     def evaluate(self, batches: Sequence[Batch]) -> Tensor:
         """The sum and the number of tokens of each of `terms` in one global batch over all ranks, fp64 [terms, 2].
-        Changes no state."""
+        Changes no state. The micro-batches may have another size than those of training."""
         self._set_training(False)
         try:
             pp = self.mesh.pp
@@ -291,8 +287,9 @@ class Trainer:
             order = orders[pp.rank]
             nothing = {term.name: 0.0 for term in self.terms}  # has a gradient
             on_device = self._on_device(batches, nothing)
+            spec = self._spec(len(batches[0].ids))
             losses = runtime.evaluate(
-                order, self.stages, self.mesh.links, on_device, self.spec, placement=self.placement
+                order, self.stages, self.mesh.links, on_device, spec, placement=self.placement
             )
         finally:
             self._set_training(True)
@@ -303,6 +300,14 @@ class Trainer:
         once, and padding not at all."""
         slots = self.data_parallel.weight_norm_parts()[:-1]
         return told(norm_of(all_reduce(slots, self.mesh.world)), 1.0)
+
+    def _spec(self, micro_batch_size: int) -> TensorSpec:
+        """What stages send each other for a micro-batch."""
+        sequence = self.config.data.seq_length
+        if self.config.parallel.sequence_parallel:
+            sequence //= self.mesh.tp.size
+        hidden = (sequence, micro_batch_size, self.config.model.hidden_size)  # [s,b,h]
+        return TensorSpec(hidden, parameter_dtype(self.config.optim), self.mesh.device)
 
     def global_loss(self, part: Tensor) -> float:
         """Adds the parts of all ranks; the same number on every rank (law 9)."""

@@ -247,6 +247,19 @@ BROKEN = [
         "global-batch-size 8 or 16, or start 1 or 5 processes (--nproc-per-node 1 or 5 on one machine)",
     ),
     (
+        "evaluation_batch_is_whole",
+        2,
+        {"global_batch_size": 8, "eval_global_batch_size": 6, "eval_micro_batch_size": 2},
+        "eval-global-batch-size (6) must be divisible by eval-micro-batch-size x data parallel size (2 x 2): "
+        "use eval-global-batch-size 4 or 8, or eval-micro-batch-size 1",
+    ),
+    (
+        "evaluation_batch_is_whole",
+        1,
+        {"global_batch_size": 8, "eval_micro_batch_size": 3},
+        "eval-global-batch-size (8, that of training) must be divisible by eval-micro-batch-size",
+    ),
+    (
         "rampup_is_three_numbers",
         1,
         {"global_batch_size": 8, "rampup_batch_size": [4, 4]},

@@ -289,7 +289,8 @@ def worked_out(config: Config, case: Case) -> Told:
             trainer.scale = scale
         lr = learning_rate(run.config.optim, number - 1, first)
         microbatches = size // training.micro_batch_size // run.mesh.dp.size
-        result = trainer.train_step(run.read(train, first, microbatches), lr, number)
+        batches = run.read(train, first, microbatches, training.micro_batch_size)
+        result = trainer.train_step(batches, lr, number)
         losses.append(result.global_loss)
         steps[number] = trainer.global_loss(result.loss), result.grad_norm, lr
     last, guard = case.steps[-1], run.config.guard

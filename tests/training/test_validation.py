@@ -117,6 +117,40 @@ def test_a_resumed_run_in_megatrons_order_repeats_and_skips_no_validation(tmp_pa
         ]
 
 
+@pytest.mark.parametrize("order", ["keyed", "megatron"])
+def test_the_loss_of_a_validation_does_not_depend_on_its_batches(tmp_path, order):
+    """The same samples, dealt to other batches and micro-batches than those of training, have the same mean."""
+    words = {"data_order": order, "eval_interval": 3, "train_iters": 6, "micro_batch_size": 4}
+    sizes = [
+        {"eval_iters": 6},
+        {"eval_iters": 2, "eval_global_batch_size": 12},
+        {"eval_iters": 3, "eval_global_batch_size": 8, "eval_micro_batch_size": 2},
+    ]
+    found = []
+    for number, settings in enumerate(sizes):
+        assert main(mock(tmp_path / str(number), **words, **settings)) == 0
+        found.append([(row["tokens"], row["loss"]) for row in valid_rows(tmp_path / str(number))])
+    assert [len(rows) for rows in found] == [2, 2, 2] and found[0][0][0] == 6 * 4 * 16
+    for other in found[1:]:
+        assert other == [(tokens, pytest.approx(loss, rel=1e-6)) for tokens, loss in found[0]]
+
+
+def test_a_run_that_skips_training_measures_what_it_loads_and_writes_no_checkpoint(tmp_path):
+    words = {"eval_interval": 2, "eval_iters": 2, "save_interval": 2, "train_iters": 4}
+    assert main(mock(tmp_path / "run", **words)) == 0
+    again = mock(tmp_path / "again", load=tmp_path / "run", **{**words, "eval_interval": 0})
+    again += ["--save", str(tmp_path / "run/checkpoints"), "--skip-train"]
+    for step in (2, 4):  # also one behind which the folder has others
+        assert main([*again, "--ckpt-step", str(step)]) == 0
+    assert [(row["step"], row["loss"]) for row in valid_rows(tmp_path / "again")] == [
+        (row["step"], row["loss"]) for row in valid_rows(tmp_path / "run")
+    ]
+    assert not any("grad_norm" in row for row in losses(tmp_path / "again"))
+    assert [step.number for step in scan(tmp_path / "run/checkpoints")] == [4, 2]
+    summary = json.loads((tmp_path / "again/summary.json").read_text())
+    assert (summary["steps"], summary["exit_code"], summary["stopped_early"]) == (4, 0, False)
+
+
 # ---- the checkpoint first ---------------------------------------------------------------------------------------
 
 

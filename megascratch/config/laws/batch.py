@@ -25,6 +25,33 @@ def global_batch_is_whole(
     )
 
 
+def evaluation_batch_is_whole(
+    eval_global_batch_size: int | None,
+    eval_micro_batch_size: int | None,
+    global_batch_size: int,
+    micro_batch_size: int,
+    data_parallel_size: int,
+) -> Broken | None:
+    """Each data-parallel rank gets the same whole number of micro-batches of a validation, too."""
+    if eval_global_batch_size is None and eval_micro_batch_size is None:
+        return None
+    sequences = eval_global_batch_size or global_batch_size
+    micro = eval_micro_batch_size or micro_batch_size
+    step = micro * data_parallel_size
+    if sequences % step == 0:
+        return None
+    remedies = [Remedy("eval_global_batch_size", near_multiples(sequences, step))]
+    if sequences % data_parallel_size == 0:
+        sizes = divisors_near(sequences // data_parallel_size, micro)
+        remedies.append(Remedy("eval_micro_batch_size", each(sizes)))
+    of_training = "" if eval_global_batch_size else ", that of training"
+    return Broken(
+        f"eval-global-batch-size ({sequences}{of_training}) must be divisible by eval-micro-batch-size x data parallel "
+        f"size ({micro} x {data_parallel_size})",
+        remedies,
+    )
+
+
 MOST_RAMPS = 16  # starts and increments that are tried in each direction
 
 
@@ -136,6 +163,7 @@ def _legal_ramp(ramp: list[int]) -> bool:
 
 LAWS: list[Callable[..., str | Broken | None]] = [
     global_batch_is_whole,
+    evaluation_batch_is_whole,
     rampup_is_three_numbers,
     rampup_steps_are_whole,
     rampup_needs_a_schedule_of_any_size,

@@ -5,7 +5,7 @@ line.
 
 from functools import partial
 
-from megascratch.config.batch_size import steps_and_samples
+from megascratch.config.batch_size import evaluation_batch, steps_and_samples
 from megascratch.config.errors import Problems, UserError
 from megascratch.config.resolve import ResolvedTraining
 from megascratch.config.settings import DataConfig
@@ -45,9 +45,9 @@ def require_something_to_learn(
     the test read, or in the training steps of the first log lines.
     """
     batch = training.global_batch_size
-    evaluated = training.eval_iters * batch
+    evaluated = training.eval_iters * evaluation_batch(training).sequences
     to_check = {}  # split -> how many of its first samples
-    if first_step == 0:
+    if first_step == 0 and not training.skip_train:
         steps = max(training.log_interval, STEPS_TO_JUDGE)
         _, all_samples = steps_and_samples(training)
         to_check["train"] = min(steps * batch, all_samples)

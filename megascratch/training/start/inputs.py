@@ -7,7 +7,11 @@ from difflib import get_close_matches
 from functools import partial
 from typing import NamedTuple
 
-from megascratch.config.batch_size import samples_asked_for, steps_and_samples
+from megascratch.config.batch_size import (
+    evaluation_batch,
+    samples_asked_for,
+    steps_and_samples,
+)
 from megascratch.config.errors import Problems, UserError
 from megascratch.config.fields import flat
 from megascratch.config.registry import is_registered
@@ -197,17 +201,18 @@ def _open_data(
     known: KnownDigests,
 ) -> Splits:
     total_steps, total_samples = steps_and_samples(training)
-    evaluated = training.eval_iters * training.global_batch_size
+    evaluated = training.eval_iters * evaluation_batch(training).sequences
     has_valid = data.valid_data_path is not None or data.mock_data
     if not has_valid and data.data_path is not None:
         _, valid_share, _ = shares(data.split or DEFAULT_SPLIT)
         has_valid = valid_share > 0
     valid_samples = 0
-    if has_valid and training.eval_interval > 0 and training.eval_iters > 0:
+    validates = training.eval_interval > 0 or training.skip_train
+    if has_valid and validates and training.eval_iters > 0:
         valid_samples = evaluated
         if data.data_order == "megatron":
             # It reads different samples in each validation, and their total number determines their order.
-            valid_samples *= total_steps // training.eval_interval + 1
+            valid_samples *= total_steps // (training.eval_interval or total_steps) + 1
     return open_splits(
         data,
         seed=training.seed,

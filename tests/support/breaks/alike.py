@@ -238,7 +238,7 @@ def live_position(self):
         microbatches = num_microbatches(
             self.training, self.mesh.dp.size, self.state.consumed_samples
         )
-        yield self.built.read(train, consumed, microbatches)
+        yield self.built.read(train, consumed, microbatches, self.training.micro_batch_size)
         consumed += self._samples(microbatches)
 
 
@@ -246,7 +246,9 @@ def ramp_from_here(self):
     first = consumed = self.state.consumed_samples
     for _ in range(self.state.step, self.total_steps):
         microbatches = num_microbatches(self.training, self.mesh.dp.size, consumed - first)
-        yield self.built.read(self.splits.train, consumed, microbatches)
+        yield self.built.read(
+            self.splits.train, consumed, microbatches, self.training.micro_batch_size
+        )
         consumed += self._samples(microbatches)
 
 
