@@ -94,7 +94,7 @@ class StepLog:
             "loss": self.loss,
             "grad_norm": result.grad_norm if result.tokens else None,
             **rates,
-            **_measured(result),
+            **_zeros(result),
             "tokens_per_second": tokens_per_second,
             "step_seconds": interval.seconds / interval.steps,
             "mfu": mfu,
@@ -130,7 +130,7 @@ class StepLog:
             "loss_scale": self.trainer.scale.scale if optim.fp16 else 1.0,
             "world_size": self.mesh.world.size,
             "memory": memory_in_use(self.mesh.device),
-            **_measured(result),
+            **_zeros(result),
             **columns(result.side_terms),
         }
 
@@ -147,7 +147,6 @@ def columns(side_terms: dict[str, TermSum]) -> dict[str, float | None]:
     return {f"{name}_loss": term.loss for name, term in side_terms.items()}
 
 
-def _measured(result: StepResult) -> dict[str, float]:
-    """The numbers of a step that are measured only on request."""
-    found = {"params_norm": result.params_norm, "num_zeros": result.num_zeros}
-    return {name: value for name, value in found.items() if value is not None}
+def _zeros(result: StepResult) -> dict[str, int]:
+    """The column of the zeros in the gradient; none if they are not counted."""
+    return {} if result.num_zeros is None else {"num_zeros": result.num_zeros}

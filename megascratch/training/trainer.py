@@ -72,7 +72,6 @@ class StepResult(NamedTuple):
     side_terms: dict[str, TermSum]  # every term of the objective but the language model's
     exit_code: int  # for which any rank asks to stop; 0: none
     saving: bool  # a save is under way on any rank
-    params_norm: float | None = None  # of all weights; None if it is not measured
     num_zeros: int | None = (
         None  # elements of the gradient that are 0; None if they are not counted
     )

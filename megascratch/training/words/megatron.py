@@ -68,9 +68,9 @@ class MegatronWords:
         figures.append(f"loss scale: {row['loss_scale']:.1f}")
         if row["grad_norm"] is not None:
             figures.append(f"grad norm: {row['grad_norm']:.3f}")
-        if row.get("num_zeros") is not None:
+        if "num_zeros" in row:
             figures.append(f"num zeros: {row['num_zeros']}")
-        if row.get("params_norm") is not None:
+        if "params_norm" in row:
             figures.append(f"params norm: {row['params_norm']:.3f}")
         figures.append(f"number of skipped iterations: {row['skipped']:3d}")
         figures.append(f"number of nan iterations: {row['not_finite']:3d}")
@@ -111,17 +111,18 @@ class MegatronWords:
         return f"[{why}] datetime: {_now():%Y-%m-%d %H:%M:%S} "
 
     def points(self, row: Row) -> Points:
-        """The numbers of a row: of a step, of a log line (time and throughput) or of a validation."""
+        """The numbers of a row: of a step, of a log line (time, throughput, norm of the weights) or of a validation."""
         if row.get("event") == ITERATION:
             return self._of_a_step(row)
         if "event" in row:
             return Points({}, {}, self.samples)
         if "split" in row:
             return self._of_an_evaluation(row)
-        by_step = {"throughput": self._throughput(row)}
+        by_samples = {"params-norm": row["params_norm"]} if "params_norm" in row else {}
+        by_step = by_samples | {"throughput": self._throughput(row)}
         if row["step"] > self.run.first_step + 1:  # the first step of a process takes longer
             by_step["iteration-time"] = row["step_seconds"]
-        return Points(by_step, {}, self.samples)
+        return Points(by_step, by_samples, self.samples)
 
     def _of_a_step(self, row: Row) -> Points:
         self.samples = row["consumed_samples"]
@@ -132,7 +133,6 @@ class MegatronWords:
             "world-size": row["world_size"],
             "grad-norm": row["grad_norm"],
             "num-zeros": row.get("num_zeros"),
-            "params-norm": row.get("params_norm"),
             **dict(_losses(row)),
         }
         by_samples = {tag: value for tag, value in numbers.items() if value is not None}
