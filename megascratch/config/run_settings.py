@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from megascratch.config.declare import Needs, differs, equals, setting
-from megascratch.config.ranges import above, at_least
+from megascratch.config.ranges import above, at_least, within
 from megascratch.config.resume_effects import (
     FREE_CHECKS,
     FREE_IMPORTS,
@@ -73,6 +73,14 @@ class TrainingConfig:
     """The name of the run there; default: the name of output_dir."""
     log_format: Literal["megascratch", "megatron"] = setting("megascratch", FREE_OUTPUT)
     """The words of console and TensorBoard: ours, or Megatron-LM's, so that its parsers and dashboards work."""
+    timing_log_level: int = setting(
+        0, FREE_OUTPUT, within("[0, 2]"), needs=equals("log_format", "megatron")
+    )
+    """Print the times of the parts of a step: 1: passes and update, 2: also reading; 0: none."""
+    timing_log_option: Literal["minmax", "max", "all"] = setting(
+        "minmax", FREE_OUTPUT, needs=differs("timing_log_level", 0, "with timing-log-level 0")
+    )
+    """Which of the ranks' times are printed."""
     log_params_norm: bool = setting(False, FREE_OUTPUT)
     """Measure and log the norm of all weights."""
     log_num_zeros_in_grad: bool = setting(False, FREE_OUTPUT)

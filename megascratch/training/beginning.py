@@ -56,6 +56,8 @@ def words_of(run: TrainingRun) -> Words:
             axes["pp"],
             flops,
             training.save,
+            training.timing_log_level,
+            training.timing_log_option,
         )
     )
 

@@ -96,7 +96,9 @@ class _Loop:
             )
         self.times = begin_times(run, self.report)
         begin_folder(run, self.report)
-        self.monitor = RunMonitor(run.config.guard, run.trainer)
+        self.monitor = RunMonitor(
+            run.config.guard, run.trainer, timed=training.timing_log_level > 0
+        )
         self.log = StepLog(run, self.report, self.times, self.monitor)
         self.checkpointing = Checkpointing(run.saver, training, self.report, self.state.step or -1)
         self.valid_loss = run.valid_loss
@@ -285,10 +287,11 @@ class _Loop:
         if not result.skipped:
             self.loss_guard.good(result.global_loss)
         self._count_tokens(result)
-        self.log.step_done()
         if logged:
             rates = {"learning_rate": lr} | others.columns()
             self._require_tokens(self.log.write(result, rates))
+        else:
+            self.log.pass_on()
         self.monitor.check_due(state.step)
         self.times.lap("other")
         self.checkpointing.at_step_end(result.saving)

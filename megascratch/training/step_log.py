@@ -65,8 +65,9 @@ class StepLog:
         if self.report is not None and self.report.words.each_step:
             self._newest = self._iteration(result, samples)
 
-    def step_done(self) -> None:
-        """Passes the row of the newest step on to the sinks. It counts from now on: there was no rollback."""
+    def pass_on(self) -> None:
+        """Passes the row of the newest step on to the sinks, if it has no log line. It counts from now on: there was no
+        rollback."""
         if self.report is not None and self._newest:
             self.report.iteration(self._newest)
 
@@ -111,8 +112,12 @@ class StepLog:
             row |= {"loss_scale": self.trainer.scale.scale, "skipped_steps": interval.skipped}
         if interval.without_tokens:
             row["steps_without_tokens"] = interval.without_tokens
+        if self.report is not None and newest:
+            newest["times"] = self.monitor.times
+            self.report.iteration(newest)
+            newest |= interval.in_steps()
         if self.report is not None:
-            self.report.step(row, newest | interval.in_steps() if newest else {})
+            self.report.step(row, newest)
         return interval
 
     def _iteration(self, result: StepResult, samples: int) -> dict[str, Any]:

@@ -12,13 +12,20 @@ from megascratch.training.trainer import Trainer
 
 class RunMonitor:
     """Checks replicas and finds stragglers at the intervals that the settings ask for. Called by all ranks. Only the
-    first rank looks at the times of all others: they keep and compute nothing that grows with the world."""
+    first rank looks at the times of all others: they keep and compute nothing that grows with the world.
 
-    def __init__(self, guard: GuardConfig, trainer: Trainer):
+    Args:
+        timed: gather the times of all ranks for the log, also if no straggler is looked for.
+    """
+
+    def __init__(self, guard: GuardConfig, trainer: Trainer, timed: bool = False):
         self.every = guard.check_replicas_every
         self.trainer = trainer
         self.mesh = trainer.mesh
         self.checked = -1
+        self.timed = timed
+        self.times: list[list[float]] = []
+        """[ranks][phases] own seconds in the newest step that was logged; on the first rank, if they are gathered."""
         self.watches = guard.log_straggler and self.mesh.world.size > 1
         self.phases = StepTimer(self.mesh.waits or CommTimer(self.mesh.device))
         self.stragglers: Stragglers | None = None  # on the first rank
@@ -41,10 +48,10 @@ class RunMonitor:
 
     def slow_ranks(self) -> list[str]:
         """Called after a step that was logged. Returns: on the first rank one line for each straggler; [] on others."""
-        if not self.watches:
+        if not self.watches and not self.timed:
             return []
-        own = self.mesh.control.gather(self.phases.stop())
-        return [] if self.stragglers is None else self.stragglers.lines(own)
+        self.times = self.mesh.control.gather(self.phases.stop())
+        return [] if self.stragglers is None else self.stragglers.lines(self.times)
 
     def check_due(self, step: int) -> None:
         """Called after each step: checks the replicas if `check_replicas_every` says so. Raises: ReplicasDiffer."""

@@ -11,7 +11,7 @@ ITERATION = "iteration"
 
 step, consumed_samples, batch_size, world_size; loss, NAME_loss and grad_norm, None where there is none;
 next_learning_rate: of the step that follows; loss_scale: 1 without fp16; memory: `hardware.Memory`;
-num_zeros, if they are counted.
+num_zeros, if they are counted; times: [ranks][phases] seconds (`RunMonitor.times`), of a step with a log line.
 """
 
 

@@ -16,6 +16,7 @@ from datetime import datetime
 from typing import NamedTuple
 
 from megascratch.training.words.interface import ITERATION, Points, Row
+from megascratch.training.words.timers import Spread, timed, timer_lines
 
 MOST_EXPONENT = 20
 """Perplexity is cut at exp of this."""
@@ -33,6 +34,8 @@ class RunFacts(NamedTuple):
     flops_per_token: float
     save: str
     """The folder of checkpoints."""
+    timing_level: int
+    spread: Spread
 
 
 class MegatronWords:
@@ -75,6 +78,8 @@ class MegatronWords:
         figures.append(f"number of skipped iterations: {row['skipped']:3d}")
         figures.append(f"number of nan iterations: {row['not_finite']:3d}")
         lines = [" | ".join(figures) + " |"]
+        if timers := timer_lines(self._timed(row), self.run.spread):
+            lines.append(timers)
         if self.says_memory:
             lines.append(_memory_line(row))
             # after the second step the optimizer has its state
@@ -144,6 +149,8 @@ class MegatronWords:
             "mem-max-allocated-bytes": memory.most_allocated,
             "mem-allocated-count": memory.blocks,
         }
+        for name, seconds in self._timed(row).items():
+            by_step[f"{name}-time"] = max(seconds)
         return Points(by_step, by_samples, self.samples)
 
     def _of_an_evaluation(self, row: Row) -> Points:
@@ -154,6 +161,11 @@ class MegatronWords:
                 numbers[f"{name} {what}"] = loss
                 numbers[f"{name} {what} ppl"] = _perplexity(loss)
         return Points(numbers, numbers, self.samples)
+
+    def _timed(self, row: Row) -> dict[str, list[float]]:
+        """Timer -> seconds on each rank; {} if the row has none."""
+        times = row.get("times")
+        return timed(times, self.run.timing_level) if times else {}
 
     def _throughput(self, row: Row) -> float:
         """TFLOP/s of each rank."""

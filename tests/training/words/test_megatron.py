@@ -35,6 +35,8 @@ RUN = RunFacts(
     pp=1,
     flops_per_token=FLOPS,
     save="kept",
+    timing_level=2,
+    spread="minmax",
 )
 MEMORY = Memory(3 << 20, 5 << 20, 4 << 20, 6 << 20, 77)
 STEP = {
@@ -161,6 +163,50 @@ def test_a_process_draws_no_time_of_its_first_step():
     assert "iteration-time" in words.points(row | {"step": 21}).by_step
 
 
+OWN = [[0.001, 0.02, 0.003], [0.002, 0.04, 0.001]]
+"""[ranks][data, forward and backward, update] seconds."""
+DOTS = "." * 31
+TIMES = {
+    (1, "max"): [
+        "max time across ranks (ms):",
+        f"    forward-backward {DOTS}: 40.00",
+        f"    optimizer {DOTS}.......: 3.00",
+    ],
+    (2, "minmax"): [
+        "(min, max) time across ranks (ms):",
+        f"    forward-backward {DOTS}: (20.00, 40.00)",
+        f"    optimizer {DOTS}.......: (1.00, 3.00)",
+        f"    batch-generator {DOTS}.: (1.00, 2.00)",
+    ],
+    (1, "all"): [
+        "times across ranks (ms):",
+        "  forward-backward:",
+        "     rank  0: 20.00",
+        "     rank  1: 40.00",
+        "  optimizer:",
+        "     rank  0: 3.00",
+        "     rank  1: 1.00",
+    ],
+    (0, "minmax"): [],
+}
+
+
+@pytest.mark.parametrize(("level", "spread"), TIMES)
+def test_timers_are_printed_as_there_and_their_maximum_is_drawn(level, spread):
+    words = MegatronWords(RUN._replace(timing_level=level, spread=spread))
+    assert words.log_line(LINE | {"times": OWN}, 0.0).splitlines()[1:-1] == TIMES[level, spread]
+    drawn = words.points(STEP | {"times": OWN}).by_step
+    expected = {
+        "forward-backward-time": 0.04,
+        "optimizer-time": 0.003,
+        "batch-generator-time": 0.002,
+    }
+    kept = list(expected)[: level + 1 if level else 0]
+    assert {tag: value for tag, value in drawn.items() if tag in expected} == {
+        tag: expected[tag] for tag in kept
+    }
+
+
 def test_a_checkpoint_has_megatrons_line_and_a_failed_one_has_not():
     words = MegatronWords(RUN)
     first, second = words.event({"step": 4, "event": "save"}, "ours").splitlines()
@@ -255,7 +301,9 @@ def ours(tmp_path_factory) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_number_is_that_of_the_run_in_our_words(layout, ours, tmp_path):
-    settings = SETTINGS | LAYOUTS[layout] | {"log_interval": 2, "log_format": "megatron"}
+    settings = SETTINGS | LAYOUTS[layout]
+    settings |= {"log_interval": 2, "log_format": "megatron", "timing_log_level": 1}
+    settings |= {"timing_log_option": "all"}
     there = logged(tmp_path, settings)
     steps = [row for row in ours if "split" not in row]
     losses = [row["loss"] for row in steps]
@@ -287,6 +335,9 @@ def test_every_number_is_that_of_the_run_in_our_words(layout, ours, tmp_path):
         facts = [step, samples[step - 1], RATES_AFTER[step - 1], SIZES[step - 1], mean]
         assert line == pytest.approx(facts, rel=1e-6)
     assert [row["step"] for row in there.rows if "split" not in row] == logged_steps
+    assert list(there.drawn("forward-backward-time")) == logged_steps
+    ranks = world_of(config_of(**settings))
+    assert sum("     rank " in line for line in there.said) == len(logged_steps) * ranks * 2
     assert sum("validation loss at iteration" in line for line in there.said) == len(valid)
 
 
