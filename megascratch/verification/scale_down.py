@@ -21,11 +21,12 @@ from megascratch.config.layout import Layout
 from megascratch.config.load import Loaded
 from megascratch.config.registry import is_registered
 from megascratch.config.resolve import Found, Values, derive, resolve_derived
+from megascratch.config.settings import DataConfig
 from megascratch.data.samples.split_spec import named_prefixes
 from megascratch.data.tokens.missing import require_corpus
 from megascratch.storage.path import storage_path
-from megascratch.tokenizer.registry import load
 from megascratch.tokenizer.simple import ByteTokenizer, NullTokenizer
+from megascratch.training.start.inputs import open_tokenizer
 from megascratch.verification.fewer_ranks import on_ranks
 from megascratch.verification.shrink import GPT2_VOCABULARY, shrunk
 from megascratch.verification.small_layout import small_batch, small_cut
@@ -184,8 +185,10 @@ def _has_a_vocabulary_of_its_own(settings: Values) -> bool:
 
 def _size_of_tokenizer(settings: Values) -> int:
     """Raises: UserError if the tokenizer cannot be read."""
-    model = settings["tokenizer_model"]
-    return load(settings["tokenizer_type"], model, None).vocab_size
+    data = {name: settings[name] for name in vars(DataConfig())}
+    tokenizer = open_tokenizer(DataConfig(**data), None)
+    assert tokenizer is not None  # law `vocabulary_is_known`
+    return tokenizer.vocab_size
 
 
 def _short_run(small: Values, world: int) -> dict[str, Any]:
