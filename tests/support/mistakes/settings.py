@@ -325,4 +325,49 @@ VALUES = [
     value("one dash", "-lr 1e-3", "-lr", "--lr", fix="--lr 1e-3"),
 ]
 
-SETTINGS_ROWS = [*TWENTY, *VALUES]
+LAYERS = [
+    value(
+        "stages as text without an end",
+        "--pipeline-model-parallel-layout Et|t",
+        "pipeline-model-parallel-layout (Et|t)",
+        "0 x L (the output layer)",
+        "let one L end the last stage",
+        fix="--pipeline-model-parallel-layout EttL",
+    ),
+    value(
+        "a stage of multi-token prediction",
+        "--pipeline-model-parallel-layout EttmL",
+        "m (multi-token prediction), which is not implemented here: remove it",
+        fix="--pipeline-model-parallel-layout EttL",
+    ),
+    value(
+        "ends that count and do not come out even",
+        "--num-layers 4 --account-for-loss-in-pipeline-split --pipeline-model-parallel-size 2 --scale-down",
+        "num-layers (4) + the output layer (5 in all) must be divisible by",
+        "num-layers 3 or 5",
+        fix="--num-layers 3 --account-for-loss-in-pipeline-split --pipeline-model-parallel-size 2 --scale-down",
+    ),
+    value(
+        "part of other layers to recompute",
+        "--recompute-granularity selective --recompute-modules core_attn moe_act",
+        "moe_act needs mixture of experts, which is not implemented here",
+        fix="--recompute-granularity selective --recompute-modules core_attn",
+    ),
+    value(
+        "wrong at full size, scaled down",
+        "--num-attention-heads 3 --scale-down",
+        "hidden-size (32)",
+        "num-attention-heads (3)",
+        fix="--scale-down",
+    ),
+    Mistake(
+        "scaled down and all layouts",
+        "verify --config ok.yaml --scale-down --max-world 2",
+        ("--scale-down moves the config's own layout", "--max-world", "keep one"),
+        "verify --config ok.yaml --scale-down",
+        fix_needs_torch=True,
+    ),
+]
+
+
+SETTINGS_ROWS = [*TWENTY, *VALUES, *LAYERS]
