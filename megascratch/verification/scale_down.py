@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from megascratch.config.batch_schedule import read_schedule
 from megascratch.config.errors import SettingError, UserError
 from megascratch.config.fields import SETTINGS, flat, with_fields
 from megascratch.config.laws import broken_laws
@@ -129,7 +130,7 @@ def _own_folders(given: Values) -> dict[str, Any]:
             changes[name] = None
     if "load" in changes:
         changes |= {"ckpt_step": None, "finetune": False, "use_checkpoint_args": False}
-        changes["force_resume"] = None
+        changes |= {"force_resume": None, "skip_train": False}
     return changes
 
 
@@ -217,6 +218,13 @@ def _short_run(small: Values, world: int) -> dict[str, Any]:
         changes["save_retain_interval"] = EVERY
     if small["rampup_batch_size"] is not None:
         changes |= _short_rampup(small, world, batch)
+    if small["step_batch_size_schedule"] is not None:
+        changes |= _short_schedule_of_batches(small, world)
+    last = changes.get("global_batch_size", batch)
+    if small["eval_global_batch_size"] is not None:
+        changes["eval_global_batch_size"] = last
+    if small["eval_micro_batch_size"] is not None:
+        changes["eval_micro_batch_size"] = small["micro_batch_size"]
     return changes
 
 
@@ -235,6 +243,24 @@ def _short_rampup(small: Values, world: int, batch: int) -> dict[str, Any]:
     unit = small["micro_batch_size"] * derive(small, world)["data_parallel_size"]
     whole = max(batch, 2 * unit)
     return {"rampup_batch_size": [unit, whole - unit, unit], "global_batch_size": whole}
+
+
+def _short_schedule_of_batches(small: Values, world: int) -> dict[str, Any]:
+    """As many batch sizes as there are, but at most one for each step, from one micro-batch on each copy on. Which
+    sizes are larger than others stays."""
+    unit = small["micro_batch_size"] * derive(small, world)["data_parallel_size"]
+    sizes = [one.size for one in read_schedule(small["step_batch_size_schedule"], 1)][-STEPS:]
+    order = sorted(set(sizes))
+    entries = []
+    begin = 0
+    for size in sizes:
+        small_size = unit * (order.index(size) + 1)
+        entries.append(f"{begin}s:{small_size}")
+        begin += small_size
+    changes: dict[str, Any] = {"step_batch_size_schedule": " ".join(entries)}
+    if small["global_batch_size"] is not None:
+        changes["global_batch_size"] = small_size
+    return changes
 
 
 def _report(changed: Iterable[str], now: Values, small: Values, world: int) -> list[str]:

@@ -111,6 +111,12 @@ def test_the_run_is_short_and_everything_happens_in_it():
     assert {name: found[name] for name in wanted} == wanted
 
 
+def test_a_schedule_of_batches_has_a_size_for_each_step():
+    schedule = ["--step-batch-size-schedule", "0:64,1B:32,2B:256,4B:512"]
+    training = small(*MOCK, *schedule, "--micro-batch-size", "4", world=2).config.training
+    assert training.step_batch_size_schedule == "0s:4 4s:8 12s:12"
+
+
 def test_fewer_steps_than_three_stay():
     assert small(*MOCK, "--train-iters", "2").config.training.train_iters == 2
 
