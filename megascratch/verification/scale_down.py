@@ -29,7 +29,7 @@ from megascratch.storage.path import storage_path
 from megascratch.tokenizer.simple import ByteTokenizer, NullTokenizer
 from megascratch.training.start.inputs import open_tokenizer
 from megascratch.verification.fewer_ranks import on_ranks
-from megascratch.verification.shrink import GPT2_VOCABULARY, shrunk
+from megascratch.verification.shrink import GPT2_VOCABULARY, LOSS_SCALE, shrunk
 from megascratch.verification.small_layout import small_batch, small_cut
 
 STEPS = 3
@@ -216,6 +216,11 @@ def _short_run(small: Values, world: int) -> dict[str, Any]:
         changes |= {"save_interval": EVERY, "eval_interval": EVERY}
     if small["save_retain_interval"]:
         changes["save_retain_interval"] = EVERY
+    if small["fp16"] and small["loss_scale"] is None:
+        # from 2^32 on, every step of a few would overflow
+        scale = LOSS_SCALE["initial_loss_scale"]
+        least = small["min_loss_scale"]
+        changes["initial_loss_scale"] = max(least, min(scale, small["initial_loss_scale"]))
     if small["rampup_batch_size"] is not None:
         changes |= _short_rampup(small, world, batch)
     if small["step_batch_size_schedule"] is not None:

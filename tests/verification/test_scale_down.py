@@ -111,6 +111,11 @@ def test_the_run_is_short_and_everything_happens_in_it():
     assert {name: found[name] for name in wanted} == wanted
 
 
+def test_a_step_in_fp16_does_not_overflow_by_its_scale_alone():
+    assert small(*MOCK, "--fp16").config.optim.initial_loss_scale == 4096
+    assert small(*MOCK, "--fp16", "--initial-loss-scale", "8").config.optim.initial_loss_scale == 8
+
+
 def test_a_schedule_of_batches_has_a_size_for_each_step():
     schedule = ["--step-batch-size-schedule", "0:64,1B:32,2B:256,4B:512"]
     training = small(*MOCK, *schedule, "--micro-batch-size", "4", world=2).config.training
