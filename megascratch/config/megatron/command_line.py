@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from megascratch.config.megatron.options import Option, option_of
+from megascratch.config.fields import SETTINGS
+from megascratch.config.megatron.options import VALUES_NOT_HERE, Option, option_of
 
 
 class Given(NamedTuple):
@@ -24,6 +25,19 @@ class Given(NamedTuple):
     def typed(self) -> str:
         """`--num-experts 8`."""
         return " ".join([self.spelling, *self.words])
+
+    @property
+    def missing(self) -> str:
+        """The feature that the option needs and that is not there; '' if it needs none."""
+        if self.option.kind == "feature":
+            return "" if self.is_neutral else self.option.words
+        if self.option.name not in VALUES_NOT_HERE:
+            return ""
+        known = SETTINGS[self.option.name.replace("-", "_")].choices or ()
+        for word in self.words:
+            if word in VALUES_NOT_HERE[self.option.name] and word not in known:
+                return VALUES_NOT_HERE[self.option.name][word]
+        return ""
 
     @property
     def is_neutral(self) -> bool:
@@ -45,6 +59,8 @@ class CommandLine:
     replaced: list[str] = field(default_factory=list)
     """One sentence for every option that was given before with another value."""
     problems: list[str] = field(default_factory=list)
+    wrong: set[str] = field(default_factory=set)
+    """Names of the options of which `problems` tell."""
 
 
 def divided(words: Sequence[str]) -> CommandLine:
@@ -67,6 +83,7 @@ def divided(words: Sequence[str]) -> CommandLine:
         problem = _wrong_number(given)
         if problem:
             line.problems.append(problem)
+            line.wrong.add(option.name)
         before = line.given.pop(option.name, None)
         if before is not None and before.typed != given.typed:
             line.replaced.append(f"{given.typed} replaces {before.typed}: the last one is used")

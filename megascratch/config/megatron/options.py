@@ -29,6 +29,39 @@ Values = Literal["0", "1", "3", "?", "*", "+"]
 FILE = Path(__file__).with_name("flags.csv")
 
 
+_MOE = "mixture of experts"
+VALUES_NOT_HERE: dict[str, dict[str, str]] = {
+    "position-embedding-type": {
+        "yarn": "scaling of rotary frequencies",
+        "mrope": "multimodal models",
+        "relative": "relative positions",
+    },
+    "optimizer": dict.fromkeys(
+        ("sgd", "muon", "dist_muon", "adaptive_muon", "lion", "soap"),
+        "other optimizers than Adam",
+    ),
+    "tokenizer-type": {
+        "BertWordPieceLowerCase": "tokenizers of BERT",
+        "BertWordPieceCase": "tokenizers of BERT",
+        "MultimodalTokenizer": "multimodal models",
+        "NullMultimodalTokenizer": "multimodal models",
+        "SFTTokenizer": "supervised fine-tuning",
+    },
+    "recompute-modules": {
+        "moe": _MOE,
+        "moe_act": _MOE,
+        "shared_experts": _MOE,
+        "mla_up_proj": "multi-latent attention",
+        "gdn_norm_out": "linear attention",
+        "gdp_in_proj": "linear attention",
+        "gdp_qkv": "linear attention",
+        "mhc": "other residual connections",
+    },
+}
+"""Option of a setting -> values that only Megatron-LM has -> the feature that they need. One that a user registers here
+is accepted."""
+
+
 class Option(NamedTuple):
     """A row of the table."""
 

@@ -11,8 +11,9 @@ from megascratch.config.fields import SETTINGS, flag
 from megascratch.config.flags import read_flags
 from megascratch.config.megatron.blend_files import blends_of_files
 from megascratch.config.megatron.command_line import CommandLine, Given, divided
+from megascratch.config.megatron.conflicts import contradictions
 from megascratch.config.megatron.options import option_of
-from megascratch.config.megatron.rules import RULES, Becomes
+from megascratch.config.megatron.rules import READ_BY_RULES, RULES, Becomes, told, without_effect
 from megascratch.config.values import ReadSettings, Said, read
 
 MOST_NAMED = 4
@@ -46,12 +47,17 @@ class Explanation(NamedTuple):
 def explained(words: Sequence[str]) -> list[Explanation]:
     """What each flag of a command line means here, and what the rules add."""
     line = divided(words)
+    ignored = _ignored(line)
     found = []
     for given in line.given.values():
-        kind = given.option.kind
-        if kind == "feature" and given.is_neutral:
+        kind: str = given.option.kind
+        if given.missing:
+            kind = "feature"
+        elif kind == "feature" or given.option.name in ignored:
             kind = "none"
-        found.append(Explanation(given.typed, kind, _meaning(given)))
+        found.append(
+            Explanation(given.typed, kind, ignored.get(given.option.name) or _meaning(given))
+        )
     settings = read_flags(line.ours)
     for name in settings.values:
         found.append(Explanation(flag(name), "same", "a setting of this toolkit"))
@@ -65,6 +71,8 @@ def explained(words: Sequence[str]) -> list[Explanation]:
 def _meaning(given: Given) -> str:
     """What an option becomes, in words."""
     option = given.option
+    if given.missing:
+        return given.missing
     becomes = []
     for setting, value in option.becomes.items():
         becomes.append(_spelled(setting, " ".join(given.words) if value is None else _yaml(value)))
@@ -103,7 +111,7 @@ def read_line(words: Sequence[str]) -> ReadSettings:
     aliases = read(_aliases(line), SETTINGS)
     ruled = _ruled(line)
     rules = read(_said(ruled), SETTINGS)
-    problems = line.problems + _conflicts(line) + _not_accepted(line)
+    problems = line.problems + _conflicts(line) + contradictions(line.given) + _not_accepted(line)
     problems += blends_of_files(line.given).problems
     found = rules.then(aliases).then(flags)
     for one in ruled:  # a rule about an option that is given beats the value of the option
@@ -124,11 +132,11 @@ def verdict(words: Sequence[str]) -> Understanding:
     missing: dict[str, list[str]] = {}
     refused = list(line.problems)
     for given in line.given.values():
-        if given.option.kind == "feature" and not given.is_neutral:
-            missing.setdefault(given.option.words, []).append(given.typed)
+        if given.missing:
+            missing.setdefault(given.missing, []).append(given.typed)
         if given.option.kind in ("out", "refused"):
             refused.append(f"{given.spelling}: {given.option.words}")
-    refused += _conflicts(line)
+    refused += _conflicts(line) + contradictions(line.given)
     found = read_flags(_ours(line))
     unknown = [problem for problem in found.problems if problem.startswith("unknown flag")]
     refused += [problem for problem in found.problems if problem not in unknown]
@@ -139,24 +147,17 @@ def verdict(words: Sequence[str]) -> Understanding:
 def _ours(line: CommandLine) -> list[str]:
     """The words that say settings of ours: those of the same name, and flags that Megatron-LM does not know."""
     words = []
-    without_effect = _without_effect(line.given)
+    ignored = _ignored(line)
     for name, given in line.given.items():
-        if given.option.kind == "same" and name not in without_effect:
+        is_good = not (given.missing or name in ignored or name in line.wrong)
+        if given.option.kind == "same" and is_good:
             words += [f"--{name}", *_joined(given)]
     return words + line.ours
 
 
-def _without_effect(given: Mapping[str, Given]) -> set[str]:
-    """Options of our names that Megatron-LM ignores because of others."""
-    ignored = set()
-    if "group-query-attention" not in given:
-        ignored.add("num-query-groups")
-    if "fim-data" not in given:
-        ignored |= {name for name in given if name.startswith("fim-")}
-    kind = given["tokenizer-type"].words if "tokenizer-type" in given else ()
-    if kind not in ((), ("GPT2BPETokenizer",)):
-        ignored |= {"vocab-file", "merge-file"}
-    return ignored
+def _ignored(line: CommandLine) -> dict[str, str]:
+    """Options that have no effect together with the others -> that, and why."""
+    return {name: f"no effect {why}" for name, why in without_effect(line.given).items()}
 
 
 def _joined(given: Given) -> tuple[str, ...]:
@@ -214,6 +215,10 @@ def _conflicts(line: CommandLine) -> list[str]:
             if before is not None and before[1] != value:
                 problems.append(f"{before[0]} and {given.typed} contradict each other: remove one")
             said[setting] = (given.typed, value)
+    for setting, value in read_flags(line.ours).values.items():
+        if setting in said and said[setting][1] != value:
+            ours = _spelled(setting, value)
+            problems.append(f"{said[setting][0]} and {ours} contradict each other: remove one")
     return problems
 
 
@@ -237,8 +242,8 @@ def _not_accepted(line: CommandLine) -> list[str]:
     problems = []
     for given in line.given.values():
         kind = given.option.kind
-        if kind == "feature" and not given.is_neutral:
-            missing.setdefault(given.option.words, []).append(given.typed)
+        if given.missing:
+            missing.setdefault(given.missing, []).append(given.typed)
         elif kind == "out":
             problems.append(f"{given.spelling} belongs to another program: {given.option.words}")
         elif kind == "refused":
@@ -260,14 +265,14 @@ def _notices(line: CommandLine) -> list[str]:
     """One sentence for all flags without effect, and one for each that differs."""
     without = []
     differing: dict[str, list[str]] = {}
-    ignored = _without_effect(line.given)
-    for name, given in line.given.items():
+    ignored = _ignored(line)
+    for given in line.given.values():
         kind = given.option.kind
-        if (
-            name in ignored
-            or kind in ("none", "always")
-            or (kind == "feature" and given.is_neutral)
-        ):
+        if given.option.name in ignored:
+            differing.setdefault(ignored[given.option.name], []).append(given.typed)
+        elif given.option.name in READ_BY_RULES:
+            continue
+        elif kind in ("none", "always") or (kind == "feature" and given.is_neutral):
             without.append(given.spelling)
         elif kind == "notice" and not given.is_neutral:
             differing.setdefault(given.option.words, []).append(given.typed)
@@ -275,4 +280,4 @@ def _notices(line: CommandLine) -> list[str]:
     if without:
         count = "1 flag has" if len(without) == 1 else f"{len(without)} flags have"
         notices.insert(0, f"{count} no effect here: {_some(without)}")
-    return notices
+    return notices + told(line.given)

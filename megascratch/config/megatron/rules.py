@@ -8,6 +8,7 @@ import importlib.util
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+from megascratch.config.fields import SETTINGS
 from megascratch.config.megatron.blend_files import blends_of_files
 from megascratch.config.megatron.command_line import Given
 
@@ -25,36 +26,48 @@ class Becomes(NamedTuple):
     """The origin of the value: 'GELU is tanh unless --no-bias-gelu-fusion'."""
 
 
-def _words(options: Options, name: str) -> tuple[str, ...]:
+def words_of(options: Options, name: str) -> tuple[str, ...]:
+    """The values of an option; () if it is missing or has none."""
     return options[name].words if name in options else ()
 
 
-def _number(options: Options, name: str) -> int | None:
+def number_of(options: Options, name: str) -> int | None:
     """The whole number that an option gives; None if it is missing or is not one."""
-    words = _words(options, name)
+    words = words_of(options, name)
     return int(words[0]) if words and words[0].isdecimal() else None
 
 
+def counted_layers(options: Options) -> int | None:
+    """The layers that pipeline stages share, with the ends of the model that count as layers."""
+    layers = number_of(options, "num-layers") or number_of(options, "encoder-num-layers")
+    if layers is None:
+        return None
+    ends = ("embedding", "loss")
+    return layers + sum(f"account-for-{end}-in-pipeline-split" in options for end in ends)
+
+
 def activation(options: Options) -> Iterator[Becomes]:
-    """GELU is computed by its tanh approximation where bias and GELU are fused, which is the default."""
-    others = (
-        *("swiglu", "squared-relu", "openai-gelu", "quick-geglu", "no-bias-gelu-fusion"),
-        "disable-bias-linear",  # there is no bias to be fused with
-    )
-    if not any(name in options for name in others):
+    """GELU is computed by its tanh approximation where bias and GELU are fused, which is the default, and by the
+    activations of Transformer Engine. `--openai-gelu` is read by nothing there."""
+    if any(name in options for name in ("swiglu", "squared-relu", "quick-geglu")):
+        return
+    is_exact = any(name in options for name in ("no-bias-gelu-fusion", "disable-bias-linear"))
+    if "use-te-activation-func" in options:
+        yield Becomes("openai_gelu", True, "--use-te-activation-func: its GELU is the tanh form")
+    elif not is_exact:  # else there is no fusion, or no bias to be fused with
         reason = "GELU is its tanh form unless --no-bias-gelu-fusion or --disable-bias-linear"
         yield Becomes("openai_gelu", True, reason)
 
 
 def norm_biases(options: Options) -> Iterator[Becomes]:
     """`--disable-bias-linear` is about linear layers: a LayerNorm keeps its bias."""
-    if "disable-bias-linear" in options and _words(options, "normalization") != ("RMSNorm",):
+    if "disable-bias-linear" in options and words_of(options, "normalization") != ("RMSNorm",):
         yield Becomes("norm_bias", True, "--disable-bias-linear keeps the biases of norms")
 
 
 def gated_width(options: Options) -> Iterator[Becomes]:
     """The width of a gated MLP is 8/3 of the hidden size, rounded down to a multiple of 64."""
-    hidden = _number(options, "hidden-size")
+    hidden = number_of(options, "hidden-size")
     if "swiglu" in options and "ffn-hidden-size" not in options and hidden:
         width = max(64, int(4 * hidden * 2 / 3) // 64 * 64)
         yield Becomes("ffn_hidden_size", width, "--swiglu: 8/3 x hidden size, rounded down to 64")
@@ -70,12 +83,9 @@ def key_value_heads(options: Options) -> Iterator[Becomes]:
 
 def virtual_stages(options: Options) -> Iterator[Becomes]:
     """`--num-layers-per-virtual-pipeline-stage` says the number of chunks through the number of layers."""
-    per_chunk = _number(options, "num-layers-per-virtual-pipeline-stage")
-    layers = _number(options, "num-layers")
-    if layers:
-        for counted in ("embedding", "loss"):
-            layers += f"account-for-{counted}-in-pipeline-split" in options
-    stages = _number(options, "pipeline-model-parallel-size") or 1
+    per_chunk = number_of(options, "num-layers-per-virtual-pipeline-stage")
+    layers = counted_layers(options)
+    stages = number_of(options, "pipeline-model-parallel-size") or 1
     if per_chunk and layers and layers % stages == 0 and (layers // stages) % per_chunk == 0:
         chunks = layers // stages // per_chunk
         yield Becomes(
@@ -137,9 +147,9 @@ def trackers(options: Options) -> Iterator[Becomes]:
     if "wandb-project" not in options or importlib.util.find_spec("wandb") is None:
         return
     yield Becomes("log_to", ["tensorboard", "wandb"], "--wandb-project")
-    yield Becomes("log_project", _words(options, "wandb-project")[0], "--wandb-project")
+    yield Becomes("log_project", words_of(options, "wandb-project")[0], "--wandb-project")
     if "wandb-exp-name" in options:
-        yield Becomes("log_run", _words(options, "wandb-exp-name")[0], "--wandb-exp-name")
+        yield Becomes("log_run", words_of(options, "wandb-exp-name")[0], "--wandb-exp-name")
 
 
 def infilling(options: Options) -> Iterator[Becomes]:
@@ -157,6 +167,66 @@ def blends_in_files(options: Options) -> Iterator[Becomes]:
     for setting, words in blends_of_files(options).settings.items():
         yield Becomes(setting, words, "the words of the file")
 
+
+def told(options: Options) -> list[str]:
+    """One sentence for each thing that is not as in Megatron-LM, although no flag says so."""
+    sentences = []
+    own = []
+    for names in NO_DEFAULT:
+        if not any(name in options for name in names) and "use-checkpoint-args" not in options:
+            own.append(f"--{names[0]} {SETTINGS[names[0].replace('-', '_')].default}")
+    if own:
+        sentences.append(
+            f"Megatron-LM needs flags that are not given, their defaults here are used: {', '.join(own)}"
+        )
+    rows = number_of(options, "vocab-size")
+    unit = number_of(options, "make-vocab-size-divisible-by") or 128
+    unit *= number_of(options, "tensor-model-parallel-size") or 1
+    if not (rows and unit and rows % unit == 0):
+        sentences.append(
+            "rows of padding of the vocabulary take no part in the softmax; in Megatron-LM they do: "
+            "--padded-vocab-in-softmax"
+        )
+    return sentences
+
+
+NO_DEFAULT = (
+    ("num-layers", "encoder-num-layers"),
+    ("hidden-size",),
+    ("num-attention-heads",),
+    ("seq-length", "encoder-seq-length"),
+    ("micro-batch-size",),
+    ("lr",),
+)
+"""Options of which Megatron-LM needs one each."""
+
+
+def without_effect(options: Options) -> dict[str, str]:
+    """Options of settings that have no effect together with the others -> why. Their settings keep their defaults."""
+    found = {}
+    if "group-query-attention" not in options:
+        found["num-query-groups"] = "without --group-query-attention"
+    if "fim-data" not in options:
+        for name in FIM:
+            found[name] = "without --fim-data"
+    if words_of(options, "tokenizer-type") not in ((), ("GPT2BPETokenizer",)):
+        for name in ("vocab-file", "merge-file"):
+            found[name] = "with another tokenizer than GPT2BPETokenizer"
+    found["openai-gelu"] = "in Megatron-LM: the form of GELU follows from its fusion with the bias"
+    return {name: reason for name, reason in found.items() if name in options}
+
+
+FIM = (
+    *("fim-rate", "fim-spm-rate", "fim-split-sample", "fim-fragment-rate", "fim-no-prefix"),
+    *("fim-prefix-token", "fim-middle-token", "fim-suffix-token", "fim-pad-token", "fim-eod-token"),
+)
+"""The options of fill-in-the-middle."""
+
+READ_BY_RULES = (
+    *("no-bias-gelu-fusion", "use-te-activation-func", "group-query-attention", "fim-data"),
+    *("num-layers-per-virtual-pipeline-stage", "recompute-activations", "no-position-embedding"),
+)
+"""Options that become no setting of their own, but decide what others mean."""
 
 RULES: tuple[Callable[[Options], Iterator[Becomes]], ...] = (
     activation,

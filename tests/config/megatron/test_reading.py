@@ -4,9 +4,12 @@ import pytest
 
 from megascratch.config.fields import SETTINGS
 from megascratch.config.load import load_config, read_config
+from megascratch.config.megatron import rules
 from megascratch.config.megatron.options import CLASSES, by_spelling, options
 from megascratch.config.megatron.reading import verdict
+from megascratch.config.settings import TrainingConfig
 
+CHUNKS = "--num-layers-per-virtual-pipeline-stage"
 BASE = "--num-layers 2 --hidden-size 48 --num-attention-heads 4 --use-mcore-models"
 
 
@@ -25,6 +28,34 @@ def test_every_row_has_a_class_and_every_setting_that_it_names_exists():
     [
         ("", "model.openai_gelu", True),
         ("--no-bias-gelu-fusion", "model.openai_gelu", False),
+        ("--no-bias-gelu-fusion --openai-gelu", "model.openai_gelu", False),
+        ("--no-bias-gelu-fusion --use-te-activation-func", "model.openai_gelu", True),
+        ("--fim-rate 0.5", "data.fim_rate", 0.0),
+        ("--fim-data", "data.fim_rate", 0.5),
+        ("--fim-data --fim-rate 0.9", "data.fim_rate", 0.9),
+        ("--fim-data", "data.fim_middle_token", "<fim_middle>"),
+        ("", "data.data_order", "megatron"),
+        ("", "optim.lr_schedule_unit", "samples"),
+        ("", "optim.lr_schedule_waits_for_overflows", False),
+        ("--fp16", "optim.lr_schedule_waits_for_overflows", True),
+        ("--recompute-activations", "parallel.recompute_granularity", "selective"),
+        ("", "training.exit_on_missing_checkpoint", False),
+        ("--exit-on-missing-checkpoint", "training.exit_on_missing_checkpoint", True),
+        ("", "training.exit_zero_on_stop", True),
+        ("", "training.log_interval", 100),
+        ("--log-interval 7", "training.log_interval", 7),
+        ("", "training.eval_interval", 0),
+        ("--eval-interval 5", "training.eval_interval", 5),
+        (
+            f"--num-layers 8 --pipeline-model-parallel-size 2 {CHUNKS} 2",
+            "parallel.num_virtual_stages_per_pipeline_rank",
+            2,
+        ),
+        (
+            f"--num-layers 7 --account-for-loss-in-pipeline-split {CHUNKS} 2",
+            "parallel.num_virtual_stages_per_pipeline_rank",
+            4,
+        ),
         ("--swiglu", "model.openai_gelu", False),
         ("--disable-bias-linear", "model.openai_gelu", False),
         ("--disable-bias-linear", "model.add_bias_linear", False),
@@ -49,6 +80,115 @@ def test_a_flag_means_what_it_means_there(flags, setting, value):
     assert problems == []
     section, name = setting.split(".")
     assert getattr(getattr(config, section), name) == value
+
+
+@pytest.mark.parametrize(
+    "flags, reason",
+    [
+        ("--no-position-embedding", "contradicts the table of learned positions"),
+        (
+            "--recompute-activations --recompute-granularity full",
+            "--recompute-activations is --recompute-granularity selective, but full is given",
+        ),
+        ("--disable-bias-linear --add-bias-linear", "--disable-bias-linear and --add-bias-linear"),
+        (
+            "--encoder-seq-length 8 --seq-length 16",
+            "--encoder-seq-length 8 and --seq-length 16 contradict each other",
+        ),
+        (
+            "--use-rotary-position-embeddings --position-embedding-type none",
+            "--use-rotary-position-embeddings and --position-embedding-type none contradict",
+        ),
+        (
+            f"{CHUNKS} 2 --num-virtual-stages-per-pipeline-rank 2",
+            "both say the virtual stages: keep one",
+        ),
+        (
+            f"--num-layers 8 --pipeline-model-parallel-size 2 {CHUNKS} 3",
+            "(3) must divide the 4 layers of a stage: use 1, 2 or 4",
+        ),
+        (f"{CHUNKS} 1 --decoder-first-pipeline-num-layers 1", "give --num-virtual-stages-per"),
+        ("--swiglu true", "--swiglu does not accept a value (given: true)"),
+        ("--lr", "--lr needs a value"),
+        ("--rampup-batch-size 2 2", "--rampup-batch-size needs 3 values, not 2"),
+        ("--num-layers 2 4", "accepts one value: unrecognized arguments: 4"),
+    ],
+)
+def test_what_contradicts_itself_or_is_no_command_line_there_is_refused_once(flags, reason):
+    words = [*BASE.split(), *flags.split()]
+    assert [reason in problem for problem in read_config(words).problems] == [True]
+    assert not verdict(words).whole
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--no-position-embedding --use-rotary-position-embeddings",
+        "--no-position-embedding --position-embedding-type none",
+        "--recompute-activations --recompute-granularity selective",
+        "--seq-length 16 --encoder-seq-length 16",
+        "--disable-bias-linear --no-add-bias-linear",
+        f"--num-layers 8 --pipeline-model-parallel-size 2 {CHUNKS} 2",
+        "--lr -1e-5 --lr 1e-5",
+    ],
+)
+def test_what_says_the_same_twice_is_no_contradiction(flags):
+    words = [*BASE.split(), *flags.split()]
+    assert read_config(words).problems == [] and verdict(words).whole
+
+
+@pytest.mark.parametrize(
+    "flags, feature",
+    [
+        ("--position-embedding-type yarn", "scaling of rotary frequencies"),
+        ("--optimizer muon", "other optimizers than Adam"),
+        ("--tokenizer-type SFTTokenizer", "supervised fine-tuning"),
+        ("--recompute-modules core_attn moe_act", "mixture of experts"),
+    ],
+)
+def test_a_value_that_only_megatron_has_is_a_missing_feature_by_name(flags, feature):
+    words = [*BASE.split(), *flags.split()]
+    assert verdict(words).missing == {feature: [flags]}
+    assert read_config(words).problems == [f"{feature}: not there yet (needed by {flags})"]
+
+
+@pytest.mark.parametrize(
+    "flags, notice",
+    [
+        ("--num-query-groups 2", "--num-query-groups 2: no effect without --group-query-attention"),
+        ("--fim-rate 0.5", "--fim-rate 0.5: no effect without --fim-data"),
+        ("--openai-gelu", "--openai-gelu: no effect in Megatron-LM"),
+        ("--lr 1 --lr 2", "--lr 2 replaces --lr 1: the last one is used"),
+        ("--transformer-impl local --no-rope-fusion", "3 flags have no effect here: --use-mcore"),
+        ("--vocab-size 100", "rows of padding of the vocabulary take no part in the softmax"),
+        ("", "Megatron-LM needs flags that are not given, their defaults here are used: --seq-l"),
+    ],
+)
+def test_what_differs_is_told_in_one_line(flags, notice):
+    told = read_config([*BASE.split(), *flags.split()]).origins.notices
+    assert [line for line in told if line.startswith(notice)] != []
+
+
+def test_nothing_is_told_where_nothing_differs():
+    """A whole command line: every needed flag, and a vocabulary without padding on two tensor ranks."""
+    whole = f"{BASE} --seq-length 16 --micro-batch-size 1 --lr 1e-3 --group-query-attention"
+    sizes = "--num-query-groups 2 --vocab-size 512 --tensor-model-parallel-size 2"
+    told = read_config([*whole.split(), *sizes.split()]).origins.notices
+    assert [line.split(":")[0] for line in told] == [
+        "the flags are read as Megatron-LM reads them, because of --use-mcore-models; --flags-of "
+        "megascratch forbids it",
+        "1 flag has no effect here",
+    ]
+
+
+@pytest.mark.parametrize("is_installed", [True, False])
+def test_weights_and_biases_is_used_where_it_is_installed(monkeypatch, is_installed):
+    monkeypatch.setattr(rules.importlib.util, "find_spec", lambda name: is_installed or None)
+    config = read_config([*BASE.split(), "--wandb-project", "p", "--wandb-exp-name", "n"]).config
+    found = (config.training.log_to, config.training.log_project, config.training.log_run)
+    default = TrainingConfig()
+    plain = (default.log_to, default.log_project, default.log_run)
+    assert found == ((["tensorboard", "wandb"], "p", "n") if is_installed else plain)
 
 
 def test_an_ordinary_command_line_keeps_the_defaults_of_this_toolkit():
