@@ -29,7 +29,6 @@ from megascratch.supervision.observe import (
     observe,
     report,
     seconds_hung,
-    state_of,
     wait_for_other_ranks,
 )
 from megascratch.supervision.report import LOST, refused
@@ -125,7 +124,7 @@ def main(folder: Path, agent: int, limit: float, report_file: Path) -> None:
         if codes and None not in codes.values():
             break
         reason = _reason_to_end(folder, codes, limit)
-        if reason or not state_of(agent):
+        if reason or not is_alive(agent):
             if reason:
                 wait_for_other_ranks(folder, lambda: _codes(folder))
                 seen = observe(folder, _codes(folder))

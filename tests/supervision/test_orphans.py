@@ -17,7 +17,7 @@ from megascratch.config import exit_codes
 from megascratch.config.errors import UserError
 from megascratch.runtime.heartbeat import FOLDER
 from megascratch.runtime.processes import identity, is_gone
-from megascratch.supervision import folders
+from megascratch.supervision import folders, torchrun_watcher
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -166,3 +166,15 @@ def test_a_refused_start_is_told_once_whichever_rank_comes_first(tmp_path, begun
     ranks[slow].send_signal(signal.SIGTERM)
     said = [rank.communicate(timeout=300)[1] for rank in ranks]
     assert "".join(said) == "megascratch pretrain: error: lr (-1) must be above 0\n"
+
+
+def test_the_watcher_ends_with_an_agent_whose_parent_reads_its_output_to_the_end(tmp_path, begun):
+    """The agent stays a zombie until the pipe closes, which the watcher holds too."""
+    agent = subprocess.Popen([sys.executable, "-c", ""])
+    begun.append(agent)
+    until(lambda: psutil.Process(agent.pid).status() == psutil.STATUS_ZOMBIE)
+    words = [str(tmp_path / "ranks"), str(agent.pid), "60", os.devnull]
+    watcher = subprocess.Popen([sys.executable, "-m", torchrun_watcher.__name__, *words])
+    begun.append(watcher)
+    until(lambda: watcher.poll() is not None)
+    assert watcher.returncode == 0
