@@ -1,5 +1,5 @@
 """Breaks that are the same on every layout, and are in one process, too, so that the layout law is blind to them; each
-with the law that must notice. What is random, what becomes of a bad step, what is awaited, what is read."""
+with the law that must notice. What is random, what becomes of a bad step, what is awaited."""
 
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
@@ -9,13 +9,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
-import numpy as np
-
 from megascratch.checkpoint.async_saver import AsyncSaver
 from megascratch.checkpoint.backend.direct_writer import DirectWriter
 from megascratch.config.batch_size import num_microbatches
 from megascratch.data.samples import microbatches
-from megascratch.data.samples.views import BLEND_BLOCK, Blend
 from megascratch.data_parallel.base import DataParallel
 from megascratch.layers.kernels import dropout
 from megascratch.model import chunk
@@ -36,8 +33,18 @@ from tests.support.awaited import (
     the_last_save_is_made_again_where_it_failed,
     whoever_reads_weights_awaits_them,
 )
-from tests.support.blends import a_blend_is_the_greedy_one_beyond_its_first_block
-from tests.support.breaks import axes, groups, hangs, imagined, memory, numbers, own, starts, tables
+from tests.support.breaks import (
+    axes,
+    groups,
+    hangs,
+    imagined,
+    memory,
+    numbers,
+    own,
+    read,
+    starts,
+    tables,
+)
 from tests.support.breaks.cuts import CUTS
 from tests.support.breaks.initial import INITIAL
 from tests.support.breaks.kept import KEPT
@@ -46,7 +53,6 @@ from tests.support.breaks.replacing import after, nothing
 from tests.support.never_seen import the_run_is_its_plan
 from tests.support.random_sites import no_mask_is_drawn_twice
 from tests.support.rank_pool import on_ranks
-from tests.support.validations import a_validation_is_over_the_whole_set
 
 
 class Alike(NamedTuple):
@@ -116,17 +122,9 @@ def last_saves(folder: Path, run: Callable) -> None:
     the_last_save_is_made_again_where_it_failed(folder)
 
 
-def blends(folder: Path, run: Callable) -> None:
-    a_blend_is_the_greedy_one_beyond_its_first_block()
-
-
 @cache
 def initial(law: Callable[[], None]) -> Law:
     return lambda folder, run: law()
-
-
-def validations(folder: Path, run: Callable) -> None:
-    a_validation_is_over_the_whole_set(folder)
 
 
 # ---- what is random --------------------------------------------------------------------------------------------
@@ -432,64 +430,7 @@ AWAITED = {
     ),
 }
 
-
-# ---- what is read ----------------------------------------------------------------------------------------------
-
-
-def first_block_for_ever(self, number):
-    wanted, at = divmod(number, BLEND_BLOCK)
-    while len(self._taken) <= wanted:
-        self._choose(len(self._taken) - 1)
-    if self._block is None:
-        self._choose(wanted)
-    part = int(self._block[1][at])
-    return part, int(self.starts[part] + self._block[2][at])
-
-
-def counts_anew(self, block):
-    plain_choose(self, block)
-    self._taken[block + 1] = np.bincount(self._block[1], minlength=len(self.parts))
-
-
-def taken_of_one_block(self, count):
-    return plain_taken(self, count) - self._taken[(count - 1) // BLEND_BLOCK]
-
-
-class WholeRounds:
-    """A data set that hides its last partial round."""
-
-    def __init__(self, whole, size):
-        self.whole, self.size = whole, size
-
-    def __len__(self):
-        return len(self.whole) // self.size * self.size
-
-    def __getitem__(self, number):
-        return self.whole[number]
-
-
-def whole_rounds(self, split, valid, *rest):
-    return plain_evaluate(self, split, WholeRounds(valid, self.training.global_batch_size), *rest)
-
-
-plain_choose, plain_taken = Blend._choose, Blend.taken
-plain_evaluate = _Loop._evaluate
-
-
-READ = {
-    "a blend's block is stale from sample 65,536 on": Alike(
-        [(Blend, "origin", first_block_for_ever)], blends
-    ),
-    "a blend's counts begin anew with each block": Alike([(Blend, "_choose", counts_anew)], blends),
-    "a blend tells what one block alone has taken": Alike(
-        [(Blend, "taken", taken_of_one_block)], blends
-    ),
-    "the last partial round of a validation is dropped": Alike(
-        [(_Loop, "_evaluate", whole_rounds)], validations
-    ),
-}
-
-ROOMS = [room.BREAKS for room in (axes, numbers, hangs, imagined, tables, memory, own)]
+ROOMS = [room.BREAKS for room in (axes, numbers, hangs, imagined, tables, memory, own, read)]
 ROOMS += [starts.STARTS, groups.GROUPS, CUTS, MODELS]
 ALIKE: dict[str, Alike] = {
     **{name: Alike(replaced, initial(law)) for name, (law, replaced) in INITIAL.items()},
@@ -497,6 +438,5 @@ ALIKE: dict[str, Alike] = {
     **{name: Alike(replaced, plan(case)) for name, (case, replaced) in STATE.items()},
     **{name: Alike(replaced, law) for name, (replaced, law) in KEPT.items()},
     **AWAITED,
-    **READ,
     **{name: Alike(*broken) for breaks in ROOMS for name, broken in breaks.items()},
 }
