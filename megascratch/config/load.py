@@ -131,14 +131,18 @@ def _dialect(argv: Sequence[str]) -> tuple[str, Sequence[str]]:
 
     They are one if --flags-of says so, or if there is no config file and a flag that only Megatron-LM knows.
     """
-    words = list(argv)
+    words: list[str] = []
     tool = ""
-    while FLAGS_OF in words[:-1]:
-        at = words.index(FLAGS_OF)
-        tool = words[at + 1]
-        del words[at : at + 2]
-    if tool not in ("", "megatron", "megascratch"):
-        raise SettingError(f"{FLAGS_OF} must be megatron or megascratch, not {printable(tool)}")
+    rest = iter(argv)
+    for word in rest:
+        head, assigned, value = word.partition("=")
+        if head != FLAGS_OF:
+            words.append(word)
+            continue
+        tool = value if assigned else next(rest, "")
+        if tool not in ("megatron", "megascratch"):
+            wrong = f", not {printable(tool)}" if tool else ""
+            raise SettingError(f"{FLAGS_OF} must be megatron or megascratch{wrong}")
     theirs = only_megatrons(words)
     if tool == "megatron":
         return "the flags are read as Megatron-LM reads them", words

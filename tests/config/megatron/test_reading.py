@@ -2,6 +2,7 @@
 
 import pytest
 
+from megascratch.config.errors import SettingError
 from megascratch.config.fields import SETTINGS
 from megascratch.config.load import load_config, read_config
 from megascratch.config.megatron import rules
@@ -199,6 +200,34 @@ def test_an_ordinary_command_line_keeps_the_defaults_of_this_toolkit():
         assert problems == [
             "unknown flag --disable-bias-linear - did you mean --no-add-bias-linear?"
         ]
+
+
+@pytest.mark.parametrize(
+    "words, is_megatrons",
+    [
+        ("--lr 1", False),
+        ("--use-mcore-models", True),
+        ("--flags-of megatron", True),
+        ("--flags-of=megatron --lr 1", True),
+        ("--flags-of megascratch --flags-of megatron", True),
+        ("--flags-of megatron --flags-of=megascratch", False),
+    ],
+)
+def test_whose_flags_they_are_is_told_by_a_flag_or_by_name(words, is_megatrons):
+    loaded = read_config(words.split())
+    assert loaded.problems == []
+    assert (loaded.config.data.data_order == "megatron") is is_megatrons
+    assert any("as Megatron-LM reads" in line for line in loaded.origins.notices) is is_megatrons
+
+
+@pytest.mark.parametrize(
+    "words, wrong",
+    [("--flags-of", ""), ("--flags-of --lr 1", ", not --lr"), ("--flags-of=x", ", not x")],
+)
+def test_only_two_tools_have_flags(words, wrong):
+    with pytest.raises(SettingError) as refused:
+        read_config(words.split())
+    assert str(refused.value) == f"--flags-of must be megatron or megascratch{wrong}"
 
 
 def test_a_missing_feature_is_named_with_the_flags_that_need_it():
