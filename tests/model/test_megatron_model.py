@@ -1,17 +1,13 @@
 """For the same flags, weights and batch the model is Megatron-LM's: loss and gradients, in fp32."""
 
-from collections.abc import Iterator
-from contextlib import nullcontext
-
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from megascratch.config.resolve import ResolvedConfig
+from tests.support.megatron_core import core, gpt_model  # noqa: F401 - a fixture
 from tests.support.megatron_model import (
     MODELS,
-    VOCABULARY,
     SameModel,
     batch_of_formulas,
     config_of_flags,
@@ -37,74 +33,12 @@ def test_no_two_of_the_models_that_differ_have_the_same_loss():
     )  # the ignored flag, and the factor of norms that is the same
 
 
-@pytest.fixture
-def core(monkeypatch) -> Iterator[None]:
-    """megatron-core with groups of one process; what it allocates on the current GPU is on the CPU."""
-    pytest.importorskip("megatron.core")
-    from megatron.core import parallel_state
-    from megatron.core.tensor_parallel import random
-
-    torch.distributed.init_process_group(
-        "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
-    )
-    parallel_state.initialize_model_parallel()
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: "cpu")
-    # there is no dropout, and its generators need a GPU
-    monkeypatch.setattr(random.CudaRNGStatesTracker, "fork", lambda self, *name: nullcontext())
-    yield
-    parallel_state.destroy_model_parallel()
-    torch.distributed.destroy_process_group()
-
-
-def gpt_model(config: ResolvedConfig, same: SameModel) -> torch.nn.Module:
-    """Megatron-LM's model of local layers for the flags."""
-    from megatron.core.activations import squared_relu
-    from megatron.core.models.gpt import GPTModel
-    from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
-    from megatron.core.transformer.transformer_config import TransformerConfig
-
-    given = dict(same.core)
-    activation = given.pop("activation", "gelu")
-    outside = {}
-    for name in (
-        "position_embedding_type",
-        "rotary_percent",
-        "rotary_base",
-        "seq_len_interpolation_factor",
-    ):
-        if name in given:
-            outside[name] = given.pop(name)
-    vocabulary = given.pop("vocab_size", VOCABULARY)
-    tied = given.pop("share_embeddings_and_output_weights", True)
-    transformer = TransformerConfig(
-        num_layers=2,
-        hidden_size=32,
-        num_attention_heads=4,
-        hidden_dropout=0.0,
-        attention_dropout=0.0,
-        use_cpu_initialization=True,
-        activation_func={"gelu": F.gelu, "squared_relu": squared_relu, "swiglu": F.silu}[
-            activation
-        ],
-        gated_linear_unit=activation == "swiglu",
-        **given,
-    )
-    return GPTModel(
-        transformer,
-        get_gpt_layer_local_spec(normalization=transformer.normalization),
-        vocab_size=vocabulary,
-        max_sequence_length=config.data.seq_length,
-        share_embeddings_and_output_weights=tied,
-        **outside,
-    )
-
-
 def loss_and_gradients_there(
     config: ResolvedConfig, same: SameModel
 ) -> tuple[float, dict[str, Tensor]]:
     """The mean loss there with the weights of the formulas, and the gradients by their names there. A norm there has
     the factor itself: layers of a CPU cannot store it minus one."""
-    theirs = gpt_model(config, same)
+    theirs = gpt_model(config.data.seq_length, same.core)
     weights = tensors_there(dict(model_of_formulas(config).named_parameters()), config.model)
     own = dict(theirs.named_parameters())
     assert own.keys() == weights.keys()
@@ -121,8 +55,9 @@ def loss_and_gradients_there(
 
 
 @pytest.mark.deep
+@pytest.mark.usefixtures("core")
 @pytest.mark.parametrize("name", MODELS)
-def test_megatron_core_gives_the_same_loss_and_gradients(name, core):
+def test_megatron_core_gives_the_same_loss_and_gradients(name):
     """The values in the table are what it gives."""
     same = MODELS[name]
     config = config_of_flags(same.flags)
