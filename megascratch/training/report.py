@@ -204,13 +204,14 @@ class Report:
             metrics.close()
 
     def _summarize(self, summary: Row) -> None:
-        """Writes the summary. A run that had nothing left to train keeps what the previous run has measured."""
+        """Writes the summary. A run that trained nothing keeps what the run has measured before at the same step."""
         file = self.folder / "summary.json"
         before = read_summary(file) if summary.get("seconds") == 0 else {}
-        if before:
-            summary = before | {
-                name: summary[name] for name in ("layout", "stopped_early", "exit_code")
-            }
+        if before and before.get("steps") == summary.get("steps"):
+            kept = ["layout", "stopped_early", "exit_code"]
+            if summary.get("valid_loss") is not None:
+                kept.append("valid_loss")
+            summary = before | {name: summary[name] for name in kept}
         text = _json(summary, indent=2) + "\n"
         write_atomically(file, text)
 

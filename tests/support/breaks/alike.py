@@ -233,20 +233,18 @@ def keeping(read: Callable, write: Callable) -> list:
 def live_position(self):
     consumed, train = self.state.consumed_samples, self.splits.train
     for _ in range(self.state.step, self.total_steps):
-        microbatches = num_microbatches(
-            self.training, self.mesh.dp.size, self.state.consumed_samples
-        )
+        now = self.state.consumed_samples
+        microbatches = num_microbatches(self.training, self.mesh.dp.size, now)
         yield self.built.read(train, consumed, microbatches, self.training.micro_batch_size)
         consumed += self._samples(microbatches)
 
 
 def ramp_from_here(self):
     first = consumed = self.state.consumed_samples
+    size = self.training.micro_batch_size
     for _ in range(self.state.step, self.total_steps):
         microbatches = num_microbatches(self.training, self.mesh.dp.size, consumed - first)
-        yield self.built.read(
-            self.splits.train, consumed, microbatches, self.training.micro_batch_size
-        )
+        yield self.built.read(self.splits.train, consumed, microbatches, size)
         consumed += self._samples(microbatches)
 
 
