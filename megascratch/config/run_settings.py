@@ -147,6 +147,14 @@ class TrainingConfig:
     """The kind of error: none (only the check), one that a second computation does not show, or one that it shows."""
     device: Literal["cpu", "cuda", "mps"] | None = setting(None, FREE_LAYOUT)
     """Device to train on; mps is the GPU of a Mac, for one process; default: cuda if available, else cpu."""
+    profile: bool = setting(False, FREE_OUTPUT)
+    """Record some steps with torch.profiler, into {output_dir}/profile: a trace of each rank."""
+    profile_step_start: int = setting(10, FREE_OUTPUT, at_least(1), needs=equals("profile", True))
+    """The first step that is recorded."""
+    profile_step_end: int = setting(12, FREE_OUTPUT, at_least(2), needs=equals("profile", True))
+    """The step before which the recording ends."""
+    profile_ranks: list[int] | None = setting(None, FREE_OUTPUT, needs=equals("profile", True))
+    """The ranks that record; default: all."""
     trace_schedule: bool = setting(False, FREE_OUTPUT)
     """Time the pipeline of one step, draw it next to its prediction: {output_dir}/schedule_step_N.svg, .csv, .json."""
     trace_schedule_step: int | None = setting(

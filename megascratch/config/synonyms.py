@@ -53,9 +53,7 @@ _WANDB = Hint(
 _TRACKERS = Hint(
     words="not there: log_to has wandb, trackio and otel, and metrics.jsonl is always written"
 )
-_PROFILE = Hint(
-    "trace_schedule", "true", "it times every action of one step; there is no other profiler"
-)
+_PROFILE = Hint("profile", "true", "it records some steps with torch.profiler")
 _GENERATION = Hint(words="not a setting of training: see `megascratch generate --help`")
 _TOKENIZER = Hint(
     "tokenizer_model", words="it is the tokenizer's file, or the folder that contains it"
@@ -394,7 +392,6 @@ SYNONYMS: dict[str, Hint] = {name: Hint(setting) for name, setting in _RENAMED.i
     "use_megatron_fsdp": _ZERO,
     "deepspeed": _ZERO,
     "push_to_hub": _not_yet("export to Hugging Face is"),
-    "profile": _PROFILE,
 }
 """Name elsewhere -> what it means here."""
 

@@ -46,6 +46,7 @@ from megascratch.training.health.nothing_to_learn import (
     nothing_learned,
 )
 from megascratch.training.log_interval import LogInterval
+from megascratch.training.profile import StepProfile
 from megascratch.training.report import Report
 from megascratch.training.setup import TrainingRun
 from megascratch.training.state import next_rates
@@ -107,6 +108,7 @@ class _Loop:
         self.without_tokens = 0  # steps of this run that had nothing to learn
         self.without_tokens_in_a_row = 0
         self.first_sample = self.state.consumed_samples
+        self.profile = StepProfile(training, self.mesh.world, self._say)
         self.loss_guard = LossGuard(run.config.guard, self.state)
         assert run.splits.train is not None
         self.bad_steps = BadSteps(
@@ -134,7 +136,8 @@ class _Loop:
         try:
             if trains:
                 code = self._train(stop)
-                self._save_last()
+                self.profile.close(self.state.step)
+            self._save_last()
             stopped_with = code
             code = self._evaluate_last(stop, code)
             if trains:
@@ -257,6 +260,7 @@ class _Loop:
         step = state.step + 1
         logged = step % self.training.log_interval == 0 or step in (1, self.total_steps)
         self.monitor.begin(logged)
+        self.profile.begin(step)
         fault_point("step.begin")
         batches = next(upcoming)
         phases = self.monitor.phases
@@ -278,6 +282,7 @@ class _Loop:
         seconds = time.perf_counter() - start
         self.times.lap("lost" if result.skipped else "steps")
         fault_point("step.end")
+        self.profile.end(step)
         self.log.add(result, samples, seconds)
         if recorder is not None:
             self._report_schedule(recorder, len(batches), seconds)

@@ -212,6 +212,8 @@ def _short_run(small: Values, world: int) -> dict[str, Any]:
     for name, most_steps in _INTERVALS.items():
         if small[name]:
             changes[name] = min(small[name], most_steps)
+    if small["profile"]:
+        changes |= {"profile_step_start": 1, "profile_step_end": STEPS}
     if small["keep_best_n_checkpoints"] or small["save_retain_interval"]:
         changes |= {"save_interval": EVERY, "eval_interval": EVERY}
     if small["save_retain_interval"]:

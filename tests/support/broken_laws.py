@@ -345,6 +345,19 @@ BROKEN = [
         "moe_act needs mixture of experts, which is not implemented here",
     ),
     (
+        "profile_ends_after_its_start",
+        1,
+        {"profile": True, "profile_step_start": 4, "profile_step_end": 4},
+        "profile-step-end (4) must be larger than profile-step-start (4): use profile-step-end 5 or more, or "
+        "profile-step-start 3 or less",
+    ),
+    (
+        "profiled_ranks_are_there",
+        2,
+        {"data_parallel_size": 2, "profile": True, "profile_ranks": [0, 2]},
+        "profile-ranks: 2 is not a rank of this run: use 0 to 1",
+    ),
+    (
         "layers_are_there_to_recompute",
         1,
         {"recompute_granularity": "full", "recompute_num_layers": 99},

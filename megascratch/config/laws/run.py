@@ -188,6 +188,27 @@ def names_are_not_empty(
     return f"{', '.join(empty)} is empty: give the name of a file or folder, or remove the setting"
 
 
+def profile_ends_after_its_start(profile_step_start: int, profile_step_end: int) -> Broken | None:
+    """A profile has a step."""
+    if profile_step_end > profile_step_start:
+        return None
+    return Broken(
+        f"profile-step-end ({profile_step_end}) must be larger than profile-step-start ({profile_step_start})",
+        [
+            Remedy("profile_step_end", [[profile_step_start + 1]], " or more"),
+            Remedy("profile_step_start", [[profile_step_end - 1]], " or less"),
+        ],
+    )
+
+
+def profiled_ranks_are_there(profile_ranks: list[int] | None, world_size: int) -> str | None:
+    """Only ranks of the run can be profiled."""
+    absent = [rank for rank in profile_ranks or () if not 0 <= rank < world_size]
+    if not absent:
+        return None
+    return f"profile-ranks: {absent[0]} is not a rank of this run: use 0 to {world_size - 1}"
+
+
 def none_is_the_only_sink(log_to: list[str] | None) -> str | None:
     """'none' means that the numbers go nowhere else."""
     others = [name for name in log_to or () if name != "none"]
@@ -211,4 +232,6 @@ LAWS: list[Callable[..., str | Broken | None]] = [
     something_makes_a_bad_step,
     names_are_not_empty,
     none_is_the_only_sink,
+    profile_ends_after_its_start,
+    profiled_ranks_are_there,
 ]
