@@ -21,6 +21,7 @@ from megascratch.training.hardware import Memory
 from megascratch.training.loop import _Loop
 from megascratch.training.report import Report
 from megascratch.training.stop import StopRequest
+from megascratch.training.words.megascratch import OwnWords
 from megascratch.training.words.megatron import MegatronWords, RunFacts
 from tests.support.layout_runs import built_run, config_of, world_of
 from tests.support.rank_pool import on_ranks
@@ -237,6 +238,8 @@ SETTINGS = {
     "train_iters": STEPS,
     "eval_interval": 3,
     "eval_iters": 1,
+    "log_params_norm": True,
+    "log_num_zeros_in_grad": True,
     "device": "cpu",
 }
 SIZES = [4, 4, 4, 8, 8, 8]
@@ -299,6 +302,18 @@ def ours(tmp_path_factory) -> list[dict[str, Any]]:
     return logged(folder, SETTINGS | {"log_interval": 1}).rows
 
 
+def test_our_words_have_the_norm_of_the_weights_and_the_zeros_where_they_are_measured():
+    row = {"step": 2, "loss": 1.0, "grad_norm": 1.0, "learning_rate": 0.1, "mfu": 0.5}
+    row |= {
+        "tokens_per_second": 9.0,
+        "memory_bytes": 2**30,
+        "params_norm": 12.3456,
+        "num_zeros": 1234,
+    }
+    line = OwnWords(8).log_line(row, 5.0)
+    assert " | grad norm 1.000 | params norm 12.346 | zeros in gradient 1,234 | lr " in line
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_number_is_that_of_the_run_in_our_words(layout, ours, tmp_path):
     settings = SETTINGS | LAYOUTS[layout]
@@ -312,6 +327,7 @@ def test_every_number_is_that_of_the_run_in_our_words(layout, ours, tmp_path):
         "lm loss": losses,
         "grad-norm": [row["grad_norm"] for row in steps],
         "learning-rate": RATES_AFTER,
+        "num-zeros": [row["num_zeros"] for row in steps],
         "batch-size": SIZES,
         "loss-scale": [1.0] * STEPS,
         "world-size": [world_of(config_of(**settings))] * STEPS,
@@ -326,6 +342,8 @@ def test_every_number_is_that_of_the_run_in_our_words(layout, ours, tmp_path):
     perplexities = {step: math.exp(loss) for step, loss in valid.items()}
     assert there.drawn("lm loss validation ppl") == pytest.approx(perplexities, rel=1e-6)
     assert list(there.drawn("iteration-time")) == [2, 4, 6]
+    norms = {step: steps[step - 1]["params_norm"] for step in (1, 2, 4, 6)}
+    assert there.drawn("params-norm") == pytest.approx(norms, rel=1e-6)
     lines = [found for line in there.said if (found := LOG_LINE.search(line))]
     printed = [[float(word) for word in line.groups()] for line in lines]
     pairs = [losses[:1], losses[1:2], losses[2:4], losses[4:6]]
