@@ -83,6 +83,7 @@ def test_every_cut_and_schedule_has_a_small_one(cut, schedule):
         ("--lr 1e-4 --min-lr 1e-3", "min-lr"),
         ("--hiden-size 3", "unknown flag --hiden-size"),
         ("--data-path here", "the data comes from data-path and mock-data"),
+        ("--data-path here --tokenizer-model no/where", "the data comes from data-path and mock"),
     ],
 )
 def test_what_is_wrong_at_full_size_is_refused(flags, complaint):
@@ -117,9 +118,9 @@ def test_a_step_in_fp16_does_not_overflow_by_its_scale_alone():
 
 
 def test_a_schedule_of_batches_has_a_size_for_each_step():
-    schedule = ["--step-batch-size-schedule", "0:64,1B:32,2B:256,4B:512"]
+    schedule = ["--step-batch-size-schedule", "0:64,1B:64,2B:32,4B:512"]
     training = small(*MOCK, *schedule, "--micro-batch-size", "4", world=2).config.training
-    assert training.step_batch_size_schedule == "0s:4 4s:8 12s:12"
+    assert training.step_batch_size_schedule == "0s:8 8s:4 12s:12"
 
 
 def test_fewer_steps_than_three_stay():
