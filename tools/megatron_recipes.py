@@ -1,10 +1,10 @@
 """Reads the training recipes of a copy of Megatron-LM, and says which of them are understood whole.
 
-    python -m tools.megatron_recipes --megatron-repo PATH [--train] [--json] [--show NAME]
+    python -m tools.megatron_recipes --megatron-repo PATH [--train [--jobs N]] [--json] [--show NAME]
 
 A recipe is a launch script of its examples, a model config of its post-training examples, or the MODEL_ARGS of a
 functional test that trains. Nothing of it is copied or changed. With --train, every recipe that is understood whole is
-scaled down and trained for two steps on the CPU.
+scaled down and trained for three steps on the CPU, recipes with the same miniature once. If one fails, the exit code is 1.
 """
 
 import argparse
@@ -14,16 +14,22 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
 from megascratch.config.errors import UserError
+from megascratch.config.fields import flat
+from megascratch.config.layout import Layout
+from megascratch.config.load import read_config
 from megascratch.config.megatron.reading import Understanding, verdict
 from megascratch.config.megatron.scripts import flags_of_script
+from megascratch.verification.scale_down import scaled_down
 
 ROOT = Path(__file__).parent.parent
+MOST_RANKS = 8
 TESTS = "tests/functional_tests/test_cases"
 CONFIGS = "examples/post_training/modelopt/conf"
 
@@ -67,6 +73,13 @@ class Recipe(NamedTuple):
     found: Understanding
 
 
+class Miniature(NamedTuple):
+    """What `--scale-down` makes of one or more recipes."""
+
+    ranks: int
+    recipes: list[Recipe]
+
+
 def recipes(repository: Path) -> Iterator[Recipe]:
     """All training recipes. Raises: UserError if the folder is not a copy of Megatron-LM."""
     if not (repository / TESTS).is_dir():
@@ -102,19 +115,43 @@ def _name(path: Path, repository: Path) -> str:
     return str(path.relative_to(repository))
 
 
-def trained(recipe: Recipe, folder: Path) -> tuple[int, str]:
-    """Exit code and last words of two steps of the recipe in miniature."""
-    command = [sys.executable, str(ROOT / "tools/pretrain_gpt.py"), *recipe.words, "--scale-down"]
-    command += [
-        "--train-iters",
-        "2",
-        "--output-dir",
-        str(folder / "run"),
-        "--save",
-        str(folder / "save"),
-    ]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    return done.returncode, done.stderr.strip()[-300:]
+def miniatures(found: list[Recipe]) -> list[Miniature]:
+    """The miniatures of all recipes that are understood whole, on the ranks of one replica each, at most eight."""
+    equal: dict[str, Miniature] = {}
+    for recipe in found:
+        if not recipe.found.whole:
+            continue
+        loaded = read_config(recipe.words)
+        ranks = min(MOST_RANKS, Layout.of_values(flat(loaded.config)).world)
+        small = scaled_down(loaded, ranks).config
+        equal.setdefault(f"{ranks} {small}", Miniature(ranks, [])).recipes.append(recipe)
+    return list(equal.values())
+
+
+def trained(miniature: Miniature) -> tuple[int, str]:
+    """Exit code and last words of its run."""
+    script = str(ROOT / "tools/pretrain_gpt.py")
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, script, *miniature.recipes[0].words, "--scale-down"]
+        command += ["--nproc-per-node", str(miniature.ranks), "--output-dir", f"{folder}/run"]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    return done.returncode, done.stderr.strip()[-400:]
+
+
+def train_all(found: list[Recipe], jobs: int) -> tuple[dict[str, int], list[str]]:
+    """Trains every miniature. Returns: counts, and one text for each that failed."""
+    small = miniatures(found)
+    failed = []
+    recipes_of_failed = 0
+    with ThreadPoolExecutor(jobs) as pool:
+        for miniature, (code, said) in zip(small, pool.map(trained, small), strict=True):
+            if code != 0:
+                recipes_of_failed += len(miniature.recipes)
+                name = miniature.recipes[0].name
+                failed.append(f"{name} on {miniature.ranks} ranks: exit code {code}: {said}")
+    understood = sum(len(miniature.recipes) for miniature in small)
+    counts = {"trained": understood - recipes_of_failed, "different miniatures": len(small)}
+    return counts, failed
 
 
 def table(found: list[Recipe]) -> dict[str, Any]:
@@ -143,6 +180,7 @@ def main() -> int:
     )
     parser.add_argument("--megatron-repo", type=Path, required=True)
     parser.add_argument("--train", action="store_true")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at the same time (default: 1)")
     parser.add_argument("--json", action="store_true")
     parser.add_argument(
         "--show", metavar="NAME", help="print what is missing in recipes whose name contains NAME"
@@ -154,17 +192,10 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     counts = table(found)
-    failed = []
+    failed: list[str] = []
     if options.train:
-        for recipe in found:
-            if not recipe.found.whole:
-                continue
-            with tempfile.TemporaryDirectory() as folder:
-                code, said = trained(recipe, Path(folder))
-            if code != 0:
-                failed.append(recipe.name)
-                print(f"{recipe.name}: exit code {code}: {said}")
-        counts["trained"] = counts["understood"] - len(failed)
+        trained_counts, failed = train_all(found, options.jobs)
+        counts |= trained_counts
     if options.json:
         print(json.dumps(counts, indent=1))
     else:
@@ -173,6 +204,8 @@ def main() -> int:
     for recipe in found:
         if options.show and options.show in recipe.name:
             print(recipe.name, recipe.found._asdict())
+    for text in failed:
+        print(text, file=sys.stderr)
     return 1 if failed else 0
 
 
