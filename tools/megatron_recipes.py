@@ -4,7 +4,7 @@
 
 A recipe is a launch script of its examples, a model config of its post-training examples, or the MODEL_ARGS of a
 functional test that trains. Nothing of it is copied or changed. With --train, every recipe that is understood whole is
-scaled down and trained for three steps on the CPU, recipes with the same miniature once. If one fails, the exit code is 1.
+scaled down and trained for three steps on the CPU, equal miniatures once. If one of them fails, the exit code is 1.
 """
 
 import argparse

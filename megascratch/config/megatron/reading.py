@@ -51,10 +51,10 @@ def explained(words: Sequence[str]) -> list[Explanation]:
     found = []
     for given in line.given.values():
         kind: str = given.option.kind
-        if given.missing:
-            kind = "feature"
-        elif kind == "feature" or given.option.name in ignored:
+        if given.option.name in ignored or (kind in ("feature", "out") and given.is_neutral):
             kind = "none"
+        elif given.missing:
+            kind = "feature"
         found.append(
             Explanation(given.typed, kind, ignored.get(given.option.name) or _meaning(given))
         )
@@ -129,12 +129,10 @@ def read_line(words: Sequence[str]) -> ReadSettings:
 def verdict(words: Sequence[str]) -> Understanding:
     """What of a command line is understood. Values are read, laws between settings are not checked."""
     line = divided(words)
-    missing: dict[str, list[str]] = {}
+    missing = _missing(line)
     refused = list(line.problems)
     for given in line.given.values():
-        if given.missing:
-            missing.setdefault(given.missing, []).append(given.typed)
-        if given.option.kind in ("out", "refused"):
+        if given.option.kind in ("out", "refused") and not given.is_neutral:
             refused.append(f"{given.spelling}: {given.option.words}")
     refused += _conflicts(line) + contradictions(line.given)
     found = read_flags(_ours(line))
@@ -142,6 +140,16 @@ def verdict(words: Sequence[str]) -> Understanding:
     refused += [problem for problem in found.problems if problem not in unknown]
     whole = not (missing or refused or unknown)
     return Understanding(whole, missing, refused, unknown)
+
+
+def _missing(line: CommandLine) -> dict[str, list[str]]:
+    """Feature that is not there -> the flags that need it, as they were typed."""
+    ignored = _ignored(line)
+    missing: dict[str, list[str]] = {}
+    for name, given in line.given.items():
+        if given.missing and name not in ignored:
+            missing.setdefault(given.missing, []).append(given.typed)
+    return missing
 
 
 def _ours(line: CommandLine) -> list[str]:
@@ -238,18 +246,16 @@ def _values(given: Given) -> Mapping[str, Any]:
 
 def _not_accepted(line: CommandLine) -> list[str]:
     """One line for each feature that is missing, with its flags, and for each flag that is refused."""
-    missing: dict[str, list[str]] = {}
     problems = []
     for given in line.given.values():
         kind = given.option.kind
-        if given.missing:
-            missing.setdefault(given.missing, []).append(given.typed)
-        elif kind == "out":
+        if kind == "out" and not given.is_neutral:
             problems.append(f"{given.spelling} belongs to another program: {given.option.words}")
         elif kind == "refused":
             problems.append(f"{given.spelling}: {given.option.words}")
     features = [
-        f"{feature}: not there yet (needed by {_some(flags)})" for feature, flags in missing.items()
+        f"{feature}: not there yet (needed by {_some(flags)})"
+        for feature, flags in _missing(line).items()
     ]
     return features + problems
 
@@ -272,7 +278,7 @@ def _notices(line: CommandLine) -> list[str]:
             differing.setdefault(ignored[given.option.name], []).append(given.typed)
         elif given.option.name in READ_BY_RULES:
             continue
-        elif kind in ("none", "always") or (kind == "feature" and given.is_neutral):
+        elif kind in ("none", "always") or (kind in ("feature", "out") and given.is_neutral):
             without.append(given.spelling)
         elif kind == "notice" and not given.is_neutral:
             differing.setdefault(given.option.words, []).append(given.typed)

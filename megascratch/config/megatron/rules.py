@@ -202,7 +202,7 @@ NO_DEFAULT = (
 
 
 def without_effect(options: Options) -> dict[str, str]:
-    """Options of settings that have no effect together with the others -> why. Their settings keep their defaults."""
+    """Options that have no effect together with the others -> why. Their settings keep their defaults."""
     found = {}
     if "group-query-attention" not in options:
         found["num-query-groups"] = "without --group-query-attention"
@@ -212,6 +212,17 @@ def without_effect(options: Options) -> dict[str, str]:
     if words_of(options, "tokenizer-type") not in ((), ("GPT2BPETokenizer",)):
         for name in ("vocab-file", "merge-file"):
             found[name] = "with another tokenizer than GPT2BPETokenizer"
+    if words_of(options, "tokenizer-type") == ("NullTokenizer",):
+        found["tokenizer-model"] = "with NullTokenizer"
+    if words_of(options, "optimizer") in ((), ("adam",)):
+        for name in options:
+            if name.startswith(OF_OTHER_OPTIMIZERS):
+                found[name] = "with --optimizer adam"
+    for switch, beginnings in PARTS.items():
+        if switch not in options or options[switch].is_neutral:
+            for name in options:
+                if name.startswith(beginnings):
+                    found[name] = f"without --{switch}"
     found["openai-gelu"] = "in Megatron-LM: the form of GELU follows from its fusion with the bias"
     return {name: reason for name, reason in found.items() if name in options}
 
@@ -221,6 +232,28 @@ FIM = (
     *("fim-prefix-token", "fim-middle-token", "fim-suffix-token", "fim-pad-token", "fim-eod-token"),
 )
 """The options of fill-in-the-middle."""
+
+OF_OTHER_OPTIMIZERS = ("muon-", "lion-", "sgd-")
+"""Beginnings of the names of options of optimizers that are not Adam."""
+
+PARTS = {
+    "enable-mhc-connections": ("mhc-",),
+    "experimental-attention-variant": ("dsa-", "linear-"),
+    "mtp-num-layers": ("mtp-loss-", "mtp-detach-", "mtp-hsm", "mtp-use-"),
+    "multi-latent-attention": (
+        *("q-lora-", "kv-lora-", "qk-head-", "qk-pos-", "v-head-", "mscale"),
+        *("rotary-scaling-factor", "mla-"),
+    ),
+    "num-experts": ("moe-", "expert-tensor-parallel-size"),
+    "qk-clip": ("qk-clip-",),
+    "use-megatron-fsdp": (
+        *("megatron-fsdp-", "fsdp-"),
+        *("data-parallel-sharding-strategy", "outer-dp-sharding-strategy"),
+    ),
+    "use-mup": ("mup-",),
+    "use-rope-scaling": ("rope-scaling-",),
+}
+"""Option -> beginnings of the names of options that only say how it is done, and so have no effect without it."""
 
 READ_BY_RULES = (
     *("no-bias-gelu-fusion", "use-te-activation-func", "group-query-attention", "fim-data"),
