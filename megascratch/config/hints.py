@@ -1,12 +1,13 @@
 """What a name of another tool, or a misspelt one, means here: the hint behind an unknown flag or YAML key.
 
-A name that is in the table of `synonyms.py` never gets a hint by similarity, and similarity counts word by word:
-`num_workers` is not a misspelt `num_layers`.
+A name that is in the table of `synonyms.py`, or in that of Megatron-LM's options (`megatron/flags.csv`), never gets a
+hint by similarity, and similarity counts word by word: `num_workers` is not a misspelt `num_layers`.
 """
 
 from collections.abc import Iterable
 from difflib import SequenceMatcher
 
+from megascratch.config.megatron.options import Option, option_of
 from megascratch.config.synonyms import PREFIXES, SYNONYMS, WHOLE, Hint
 
 SIMILAR = 0.8  # of a whole name
@@ -21,12 +22,33 @@ def plain_name(word: str) -> str:
 
 
 def row_of(word: str) -> Hint | None:
-    """The row of the table for a name of another tool; None if it is in none."""
+    """The row of the tables for a name of another tool; None if it is in none."""
     name = plain_name(word)
     for table in (SYNONYMS, WHOLE):
         if name in table:
             return table[name]
-    return next((hint for prefix, hint in PREFIXES.items() if name.startswith(prefix)), None)
+    of_prefix = next((row for prefix, row in PREFIXES.items() if name.startswith(prefix)), None)
+    option = option_of(name)
+    if option is None or (of_prefix is not None and of_prefix.setting):
+        return of_prefix
+    return _hint_of(option)
+
+
+def _hint_of(option: Option) -> Hint | None:
+    """What there is to say of an option of Megatron-LM where its flags are not read as its; None for a setting."""
+    if option.kind == "same":
+        return None
+    if len(option.becomes) == 1:
+        ((setting, value),) = option.becomes.items()
+        return Hint(setting, value or "")
+    said = {
+        "none": f"not needed, remove it: {option.words}",
+        "always": f"not needed, remove it: {option.words}",
+        "feature": f"{option.words}: not there yet (docs/limits.md)",
+        "notice": f"not a setting here: {option.words}",
+        "out": f"belongs to another program: {option.words}",
+    }
+    return Hint(words=said.get(option.kind, option.words))
 
 
 def meant(word: str, known: Iterable[str]) -> str:

@@ -1,7 +1,8 @@
 """The table of names that other tools have for settings: Megatron-LM, nanoGPT, Hugging Face, torchtitan, nanotron.
 
 A row names the setting here and, where the value changes, says how; or it says that the thing is not there. See
-`hints.py`, which reads it.
+`hints.py`, which reads it. Of an option of Megatron-LM a row is here only if it names a setting that is written in its
+place; what else there is to say stands in `megatron/flags.csv`.
 """
 
 from typing import NamedTuple
@@ -34,18 +35,13 @@ _NODES = "the number of machines is not a setting: start with --nnodes N"
 _EPOCHS = "it is samples, so epochs x samples of the corpus"
 _KERNELS = "the fastest kernels that the device has are used"
 _CHECKPOINTS = "checkpoints have one format, which any layout can load"
-_GRADIENTS = "gradients are kept and summed in fp32"
 _MOE = _not_yet("mixture of experts is")
 _FP8 = _not_yet("FP8 is")
-_MLA = _not_yet("multi-head latent attention is")
 _CONTEXT = _not_yet("context parallelism is")
 _ROPE_SCALING = _not_yet("scaling of rotary frequencies is")
 _WINDOW = _not_yet("sliding windows are")
 _ZERO = Hint(
     "use_distributed_optimizer", "true", "it is ZeRO-1; ZeRO-2, ZeRO-3 and FSDP are not there"
-)
-_LOAD_PARTS = Hint(
-    words="a checkpoint is saved and loaded as a whole, with optimizer and random state"
 )
 _WANDB = Hint(
     "log_to", "wandb", "its other options are environment variables: WANDB_ENTITY, WANDB_DIR"
@@ -199,9 +195,6 @@ _RENAMED = {
     "lr_scheduler": "lr_decay_style",
     "lr_schedule": "lr_decay_style",
     "scheduler": "lr_decay_style",
-    # Megatron-LM, older spellings
-    "encoder_num_layers": "num_layers",
-    "encoder_seq_length": "seq_length",
 }
 """Name elsewhere -> setting with the same value."""
 
@@ -247,10 +240,8 @@ SYNONYMS: dict[str, Hint] = {name: Hint(setting) for name, setting in _RENAMED.i
     "tied_embeddings": Hint("untie_embeddings_and_output_weights", words="it is the opposite"),
     "hidden_act": Hint("swiglu", "true", "that is silu; openai_gelu is gelu_new, the default gelu"),
     "activation": Hint("activation_function"),
-    "use_rotary_position_embeddings": Hint("position_embedding_type", "rope"),
     "rope": Hint("position_embedding_type", "rope"),
     "use_rope": Hint("position_embedding_type", "rope"),
-    "no_position_embedding": _remove("position_embedding_type rope or none has no table"),
     "rmsnorm": Hint("normalization", "RMSNorm"),
     "use_rmsnorm": Hint("normalization", "RMSNorm"),
     "norm": Hint("normalization"),
@@ -258,7 +249,6 @@ SYNONYMS: dict[str, Hint] = {name: Hint(setting) for name, setting in _RENAMED.i
     "attention_bias": Hint("add_bias_linear", words="add_qkv_bias is for queries, keys and values"),
     "qkv_bias": Hint("add_qkv_bias"),
     "mlp_bias": Hint("add_bias_linear"),
-    "disable_bias_linear": Hint("add_bias_linear", "false"),
     "group_query_attention": Hint("num_query_groups", words="to give it is enough"),
     "ffn_dim_multiplier": Hint("ffn_hidden_size", words="it is the width itself"),
     "gradient_checkpointing": Hint("recompute_granularity", "full"),
@@ -295,7 +285,6 @@ SYNONYMS: dict[str, Hint] = {name: Hint(setting) for name, setting in _RENAMED.i
     "num_processes": Hint(words=_RANKS),
     "num_nodes": Hint(words=_NODES),
     "num_machines": Hint(words=_NODES),
-    "num_workers": _remove("one thread reads ahead (data_prefetch_steps)"),
     "dataloader_num_workers": _remove("one thread reads ahead (data_prefetch_steps)"),
     "per_device_eval_batch_size": _remove("validation uses micro_batch_size and global_batch_size"),
     "model_type": _ONE_MODEL,
@@ -315,78 +304,26 @@ SYNONYMS: dict[str, Hint] = {name: Hint(setting) for name, setting in _RENAMED.i
     "wandb_exp_name": Hint("log_run", words="with log_to wandb"),
     "wandb_run_name": Hint("log_run", words="with log_to wandb"),
     "wandb_name": Hint("log_run", words="with log_to wandb"),
-    # Megatron-LM: chooses an implementation, or always so
-    "use_mcore_models": _remove("there is one implementation"),
+    # chooses an implementation, or always so
     "use_legacy_models": _remove("there is one implementation"),
-    "transformer_impl": _remove(_KERNELS),
-    "attention_backend": _remove(_KERNELS),
     "attn_implementation": _remove(_KERNELS),
-    "use_flash_attn": _remove(_KERNELS),
     "flash_attention": _remove(_KERNELS),
-    "no_masked_softmax_fusion": _remove(_KERNELS),
-    "no_bias_gelu_fusion": _remove("it chooses exact GELU, which is the default here"),
-    "no_bias_swiglu_fusion": _remove(_KERNELS),
-    "no_bias_dropout_fusion": _remove(_KERNELS),
-    "no_rope_fusion": _remove(_KERNELS),
-    "no_persist_layer_norm": _remove(_KERNELS),
-    "cross_entropy_loss_fusion": _remove(_KERNELS),
-    "cross_entropy_fusion_impl": _remove(_KERNELS),
-    "attention_softmax_in_fp32": _remove(_KERNELS),
-    "apply_query_key_layer_scaling": _remove(_KERNELS),
-    "no_gradient_accumulation_fusion": _remove(_GRADIENTS),
-    "accumulate_allreduce_grads_in_fp32": _remove(_GRADIENTS),
-    "grad_reduce_in_bf16": Hint(words=f"not there: {_GRADIENTS}"),
     "no_async_tensor_model_parallel_allreduce": _remove("it changes no result"),
-    "manual_gc": _remove("it changes no result"),
-    "manual_gc_interval": _remove("it changes no result"),
-    "empty_unused_memory_level": _remove("it changes no result"),
-    "no_create_attention_mask_in_dataloader": _remove("masks are not part of the data"),
-    "no_mmap_bin_files": _remove("files are always mapped"),
     "dataloader_type": Hint(
         "data_order", words="keyed shuffles by seed, megatron is Megatron-LM's order"
     ),
-    "log_throughput": _remove("tokens/s and MFU are in every log line"),
-    "rerun_mode": Hint(
-        words="not there: check_replicas_every compares replicas, on_bad_step acts on a bad loss"
-    ),
-    "num_distributed_optimizer_instances": _remove(
-        "states are sharded over all data-parallel ranks"
-    ),
-    "ckpt_format": _remove(_CHECKPOINTS),
-    "auto_detect_ckpt_format": _remove(_CHECKPOINTS),
-    "use_dist_ckpt": _remove(_CHECKPOINTS),
-    "use_persistent_ckpt_worker": _remove("async_save is enough"),
-    "no_load_optim": _LOAD_PARTS,
-    "no_load_rng": _LOAD_PARTS,
-    "no_save_optim": _LOAD_PARTS,
-    "no_save_rng": _LOAD_PARTS,
-    "deterministic_mode": _remove("runs on a CPU repeat bit by bit; see docs/limits.md for GPUs"),
     "distributed_timeout_seconds_after_init": Hint(
         "distributed_timeout_minutes", words="in minutes"
     ),
     # not there
-    "context_parallel_size": _CONTEXT,
     "context_parallel_degree": _CONTEXT,
     "cp": _CONTEXT,
-    "cp_comm_type": _CONTEXT,
-    "num_experts": _MOE,
     "num_local_experts": _MOE,
     "num_experts_per_tok": _MOE,
     "ep": _MOE,
-    "multi_latent_attention": _MLA,
-    "q_lora_rank": _MLA,
-    "kv_lora_rank": _MLA,
-    "qk_head_dim": _MLA,
-    "v_head_dim": _MLA,
-    "qk_layernorm": _not_yet("norms of queries and keys are"),
     "qk_norm": _not_yet("norms of queries and keys are"),
     "sliding_window": _WINDOW,
-    "window_size": _WINDOW,
-    "use_rope_scaling": _ROPE_SCALING,
     "rope_scaling": _ROPE_SCALING,
-    "rope_scaling_factor": _ROPE_SCALING,
-    "rotary_scaling_factor": _ROPE_SCALING,
-    "quick_geglu": Hint(words="not there: gated MLPs are swiglu"),
     "fsdp": _ZERO,
     "use_torch_fsdp2": _ZERO,
     "use_megatron_fsdp": _ZERO,

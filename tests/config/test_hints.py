@@ -10,6 +10,7 @@ from megascratch.config.fields import SECTIONS, SETTINGS
 from megascratch.config.flags import OPTIONS, read_flags
 from megascratch.config.hints import hint, meant, nearest, plain_name, row_of
 from megascratch.config.load import load_config
+from megascratch.config.megatron.options import option_of
 from megascratch.config.synonyms import PREFIXES, SYNONYMS, WHOLE
 
 KNOWN = [*SETTINGS, *OPTIONS]
@@ -66,6 +67,11 @@ def test_no_option_of_megatron_gets_a_setting_that_is_not_what_it_means():
     assert found == MEANS
 
 
+def test_a_name_of_megatron_is_in_one_table_unless_a_setting_is_written_in_its_place():
+    explained = [name for name, row in {**SYNONYMS, **WHOLE}.items() if not row.setting]
+    assert [name for name in explained if option_of(name) is not None] == []
+
+
 def test_no_option_of_megatron_is_taken_for_a_misspelt_setting():
     for option in MEGATRON:
         name = option.replace("-", "_")
@@ -92,18 +98,24 @@ FLAGS = [
     ("--n_embd", " - did you mean --hidden-size?"),
     ("--disable-bias-linear", " - did you mean --no-add-bias-linear?"),
     ("--group-query-attention", " - did you mean --num-query-groups? (to give it is enough)"),
-    ("--num-workers", ": not needed, remove it: one thread reads ahead (data_prefetch_steps)"),
-    ("--context-parallel-size", ": context parallelism is not there yet (docs/limits.md)"),
-    ("--num-experts", ": mixture of experts is not there yet (docs/limits.md)"),
-    ("--moe-router-topk", ": mixture of experts is not there yet (docs/limits.md)"),
-    ("--fp8-param-gather", ": FP8 is not there yet (docs/limits.md)"),
-    ("--attention-backend", ": not needed, remove it: the fastest kernels"),
-    ("--use-flash-attn", ": not needed, remove it: the fastest kernels"),
-    ("--no-masked-softmax-fusion", ": not needed, remove it: the fastest kernels"),
-    ("--manual-gc", ": not needed, remove it: it changes no result"),
-    ("--no-position-embedding", ": not needed, remove it: position_embedding_type rope or none"),
+    ("--num-workers", ": not needed, remove it: token files have one reader"),
+    ("--context-parallel-size", ": context parallelism: not there yet (docs/limits.md)"),
+    ("--num-experts", ": mixture of experts: not there yet (docs/limits.md)"),
+    ("--moe-router-topk", ": mixture of experts: not there yet (docs/limits.md)"),
+    ("--fp8-param-gather", ": not a setting here: FP8 and FP4 are not there yet"),
+    ("--attention-backend", ": not needed, remove it: kernels are chosen by what the device has"),
+    ("--use-flash-attn", ": not needed, remove it: kernels are chosen by what the device has"),
+    (
+        "--no-masked-softmax-fusion",
+        ": not needed, remove it: kernels are chosen by what the device has",
+    ),
+    ("--manual-gc", ": not needed, remove it: memory is managed by the toolkit"),
+    (
+        "--no-position-embedding",
+        ": not needed, remove it: positions are those of --position-embedding-type",
+    ),
     ("--use-mcore-models", ": not needed, remove it: there is one implementation"),
-    ("--ckpt-format", ": not needed, remove it: checkpoints have one format"),
+    ("--ckpt-format", ": not a setting here: checkpoints are written in this toolkit's one format"),
     ("--model.num-layers", " - did you mean --num-layers?"),
     ("--model.dtype", " - did you mean --bf16? (fp16 is float16"),
     ("-lr", " - did you mean --lr?"),
