@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -85,27 +85,26 @@ def recipes(repository: Path) -> Iterator[Recipe]:
     if not (repository / TESTS).is_dir():
         raise UserError(f"--megatron-repo {repository}: not a copy of Megatron-LM: no {TESTS}")
     for script in LAUNCH_SCRIPTS:
-        variables = dict([script.variable.split("=")]) if script.variable else {}
-        words = flags_of_script(repository / script.path, script.arguments.split(), variables)
-        name = " ".join(filter(None, (script.variable, script.path, script.arguments)))
-        yield Recipe("scripts", name, words, verdict(words))
+        path = repository / script.path
+        if path.exists():
+            name = " ".join(filter(None, (script.variable, script.path, script.arguments)))
+            yield _recipe("scripts", name, path, script.arguments.split(), script.variable)
     for path in sorted((repository / CONFIGS).glob("*/*.sh")):
-        try:
-            words = flags_of_script(path)
-        except UserError:
-            continue  # it only sets variables of another script
-        yield Recipe("model configs", _name(path, repository), words, verdict(words))
+        if "MODEL_ARGS=" in path.read_text(encoding="utf-8"):  # else it sets variables of another
+            yield _recipe("model configs", _name(path, repository), path)
     for group in ("gpt", "moe", "mixtral"):
         for path in sorted((repository / TESTS / group).glob("*/model_config.yaml")):
-            content = yaml.load(path.read_text(), yaml.CSafeLoader)
+            content = yaml.load(path.read_text(encoding="utf-8"), yaml.CSafeLoader)
             if "MODE" not in content and "MODEL_ARGS" in content:
-                yield _test_recipe(group, path, repository)
+                yield _recipe(group, _name(path, repository), path)
 
 
-def _test_recipe(group: str, path: Path, repository: Path) -> Recipe:
-    name = _name(path, repository)
+def _recipe(
+    group: str, name: str, path: Path, arguments: Sequence[str] = (), variable: str = ""
+) -> Recipe:
+    variables = dict([variable.split("=")]) if variable else {}
     try:
-        words = flags_of_script(path)
+        words = flags_of_script(path, arguments, variables)
     except UserError as error:
         return Recipe(group, name, [], Understanding(False, {}, [str(error)], []))
     return Recipe(group, name, words, verdict(words))
@@ -116,7 +115,8 @@ def _name(path: Path, repository: Path) -> str:
 
 
 def miniatures(found: list[Recipe]) -> list[Miniature]:
-    """The miniatures of all recipes that are understood whole, on the ranks of one replica each, at most eight."""
+    """The miniatures of all recipes that are understood whole, on the ranks of one replica each, at most eight. Those
+    with few ranks come first."""
     equal: dict[str, Miniature] = {}
     for recipe in found:
         if not recipe.found.whole:
@@ -125,7 +125,7 @@ def miniatures(found: list[Recipe]) -> list[Miniature]:
         ranks = min(MOST_RANKS, Layout.of_values(flat(loaded.config)).world)
         small = scaled_down(loaded, ranks).config
         equal.setdefault(f"{ranks} {small}", Miniature(ranks, [])).recipes.append(recipe)
-    return list(equal.values())
+    return sorted(equal.values(), key=lambda miniature: miniature.ranks)
 
 
 def trained(miniature: Miniature) -> tuple[int, str]:
@@ -144,7 +144,9 @@ def train_all(found: list[Recipe], jobs: int) -> tuple[dict[str, int], list[str]
     failed = []
     recipes_of_failed = 0
     with ThreadPoolExecutor(jobs) as pool:
-        for miniature, (code, said) in zip(small, pool.map(trained, small), strict=True):
+        runs = zip(small, pool.map(trained, small), strict=True)
+        for number, (miniature, (code, said)) in enumerate(runs, 1):
+            print(f"{number} of {len(small)}: exit code {code}", file=sys.stderr, flush=True)
             if code != 0:
                 recipes_of_failed += len(miniature.recipes)
                 name = miniature.recipes[0].name
@@ -174,7 +176,21 @@ def table(found: list[Recipe]) -> dict[str, Any]:
     }
 
 
-def main() -> int:
+def report(counts: dict[str, Any]) -> str:
+    """The counts in a few lines."""
+    groups = [f"{group} {whole} of {all_}" for group, (whole, all_) in counts["groups"].items()]
+    understood = f"{counts['understood']} of {counts['recipes']} recipes are understood whole"
+    lines = [f"{understood}: {', '.join(groups)}"]
+    for title in ("missing features", "unknown or refused"):
+        lines.append(f"{title}, with the recipes that need them:")
+        lines += [f"  {number:3}  {name}" for name, number in counts[title].items()]
+    if "trained" in counts:
+        trained_of = f"trained: {counts['trained']} of {counts['understood']}"
+        lines.append(f"{trained_of}, {counts['different miniatures']} different miniatures")
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -185,7 +201,9 @@ def main() -> int:
     parser.add_argument(
         "--show", metavar="NAME", help="print what is missing in recipes whose name contains NAME"
     )
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
+    if options.jobs < 1:
+        parser.error(f"--jobs {options.jobs}: give 1 or more")
     try:
         found = list(recipes(options.megatron_repo))
     except UserError as error:
@@ -196,11 +214,7 @@ def main() -> int:
     if options.train:
         trained_counts, failed = train_all(found, options.jobs)
         counts |= trained_counts
-    if options.json:
-        print(json.dumps(counts, indent=1))
-    else:
-        for name, value in counts.items():
-            print(f"{name}: {value}")
+    print(json.dumps(counts, indent=1) if options.json else report(counts))
     for recipe in found:
         if options.show and options.show in recipe.name:
             print(recipe.name, recipe.found._asdict())
