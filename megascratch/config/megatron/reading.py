@@ -286,4 +286,4 @@ def _notices(line: CommandLine) -> list[str]:
     if without:
         count = "1 flag has" if len(without) == 1 else f"{len(without)} flags have"
         notices.insert(0, f"{count} no effect here: {_some(without)}")
-    return notices + told(line.given)
+    return notices + told(line.given, line.ours)

@@ -5,7 +5,7 @@ that a flag gives is not changed by a rule, except where the rule is about that 
 """
 
 import importlib.util
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from megascratch.config.fields import SETTINGS
@@ -168,8 +168,12 @@ def blends_in_files(options: Options) -> Iterator[Becomes]:
         yield Becomes(setting, words, "the words of the file")
 
 
-def told(options: Options) -> list[str]:
-    """One sentence for each thing that is not as in Megatron-LM, although no flag says so."""
+def told(options: Options, ours: Sequence[str]) -> list[str]:
+    """One sentence for each thing that is not as in Megatron-LM, although no flag says so.
+
+    Args:
+        ours: the words of flags that only this toolkit knows.
+    """
     sentences = []
     own = []
     for names in NO_DEFAULT:
@@ -182,7 +186,7 @@ def told(options: Options) -> list[str]:
     rows = number_of(options, "vocab-size")
     unit = number_of(options, "make-vocab-size-divisible-by") or 128
     unit *= number_of(options, "tensor-model-parallel-size") or 1
-    if not (rows and unit and rows % unit == 0):
+    if not (rows and unit and rows % unit == 0) and "--padded-vocab-in-softmax" not in ours:
         sentences.append(
             "rows of padding of the vocabulary take no part in the softmax; in Megatron-LM they do: "
             "--padded-vocab-in-softmax"

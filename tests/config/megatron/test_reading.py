@@ -170,10 +170,17 @@ def test_what_differs_is_told_in_one_line(flags, notice):
     assert [line for line in told if line.startswith(notice)] != []
 
 
-def test_nothing_is_told_where_nothing_differs():
-    """A whole command line: every needed flag, and a vocabulary without padding on two tensor ranks."""
+@pytest.mark.parametrize(
+    "vocabulary",
+    [
+        "--vocab-size 512 --tensor-model-parallel-size 2",
+        "--vocab-size 61 --padded-vocab-in-softmax",
+    ],
+)
+def test_nothing_is_told_where_nothing_differs(vocabulary):
+    """A whole command line: every needed flag, and a vocabulary without padding, or with padding that is trained."""
     whole = f"{BASE} --seq-length 16 --micro-batch-size 1 --lr 1e-3 --group-query-attention"
-    sizes = "--num-query-groups 2 --vocab-size 512 --tensor-model-parallel-size 2"
+    sizes = f"--num-query-groups 2 {vocabulary}"
     told = read_config([*whole.split(), *sizes.split()]).origins.notices
     assert [line.split(":")[0] for line in told] == [
         "the flags are read as Megatron-LM reads them, because of --use-mcore-models; --flags-of "
