@@ -5,7 +5,6 @@ becomes whole samples, rounded down. A number may end in K, M, B or T (10^3, 10^
 in s counts samples: a resolved config has all of them in that form.
 """
 
-from functools import lru_cache
 from typing import NamedTuple
 
 SUFFIXES = {"K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
@@ -19,7 +18,6 @@ class BatchSize(NamedTuple):
     size: int
 
 
-@lru_cache(maxsize=32)
 def read_schedule(text: str, seq_length: int | None = None) -> tuple[BatchSize, ...]:
     """The batch sizes in rising order of their first samples; the first one begins at 0.
 

@@ -126,13 +126,13 @@ def _train_with_evaluations(config, steps, evaluations):
     """`train_on_rank` with an evaluation before each step."""
     plain, losses = Trainer.train_step, []
 
-    def train_step(self, batches, lr, step):
+    def train_step(self, batches, lr, step, **others):
         losses.append(
             self.evaluate(
                 [synthetic_batch(config, range(100 + i, 101 + i)) for i in range(2)]
             ).tolist()
         )
-        return plain(self, batches, lr, step)
+        return plain(self, batches, lr, step, **others)
 
     try:
         if evaluations:

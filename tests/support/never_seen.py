@@ -39,6 +39,7 @@ def scaled(steps: list[Step], number: int, scale: LossScale) -> list[Step]:
 
 
 RAMP = {"global_batch_size": 6, "rampup_batch_size": [2, 2, 12]}
+SCHEDULE = {"global_batch_size": 6, "step_batch_size_schedule": "0:2 6s:4 14s:6"}
 GROWING = [
     Step(1, 0, 2),
     Step(2, 2, 2),
@@ -75,6 +76,9 @@ CASES: dict[str, Case] = {
     ),
     "a batch that grows": Case(RAMP, GROWING),
     "a batch that grows in a run that is resumed": Case(RAMP, GROWING, parts=(2, 4)),
+    "a batch that grows by a schedule in a run that is resumed": Case(
+        SCHEDULE, GROWING, parts=(2, 4)
+    ),
 }
 LAYOUTS = {
     "one": {},

@@ -75,8 +75,8 @@ def train_with_term(config: Config, steps: int) -> RankTrace:
     reported = []
     plain = Trainer.train_step
 
-    def noted(self, *args):
-        result = plain(self, *args)
+    def noted(self, *args, **named):
+        result = plain(self, *args, **named)
         reported.append(COEFFICIENT * result.side_terms[NAME].loss)
         return result
 

@@ -297,6 +297,10 @@ def worked_out(config: Config, case: Case) -> Told:
     run.state.step, run.state.consumed_samples = last.number, last.first + last.size
     if guard.check_for_spiky_loss:
         run.state.recent_losses = losses[-guard.spiky_loss_window :]
+    if run.config.optim.fp16:
+        overflows = [number for number, kind in (case.bad or {}).items() if kind == "nan"]
+        run.state.overflow_steps = len(overflows)
+        run.state.overflow_samples = len(overflows) * run.config.training.global_batch_size
     if case.unread:
         run.state.skipped_samples = [[case.unread.start, case.unread.stop]]
     told = told_of(run, steps, samples)

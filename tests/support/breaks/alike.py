@@ -49,6 +49,7 @@ from tests.support.breaks.cuts import CUTS
 from tests.support.breaks.initial import INITIAL
 from tests.support.breaks.kept import KEPT
 from tests.support.breaks.models import MODELS
+from tests.support.breaks.rates import RATES
 from tests.support.breaks.replacing import after, nothing
 from tests.support.never_seen import the_run_is_its_plan
 from tests.support.random_sites import no_mask_is_drawn_twice
@@ -429,7 +430,7 @@ AWAITED = {
 }
 
 ROOMS = [room.BREAKS for room in (axes, numbers, hangs, imagined, tables, memory, own, read)]
-ROOMS += [starts.STARTS, groups.GROUPS, CUTS, MODELS]
+ROOMS += [starts.STARTS, groups.GROUPS, CUTS, MODELS, RATES]
 ALIKE: dict[str, Alike] = {
     **{name: Alike(replaced, initial(law)) for name, (law, replaced) in INITIAL.items()},
     **{name: Alike(replaced, masks) for name, replaced in RANDOM.items()},

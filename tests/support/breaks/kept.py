@@ -44,8 +44,8 @@ def resumed(folder: Path, run: Callable) -> None:
 
 
 @torch.no_grad()
-def all_weights_decay(self, lr, factor=1.0):
-    plain_step(self, lr, factor)
+def all_weights_decay(self, lr, *others):
+    plain_step(self, lr, *others)
     for chunk in self.modules:
         for parameter in chunk.parameters():
             if not parameter.requires_grad:

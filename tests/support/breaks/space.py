@@ -224,6 +224,10 @@ def dropout_by_local_layer(self):
         block.dropout1.site, block.dropout2.site = 4 * place + 5, 4 * place + 6
 
 
+def means_of_this_rank(self, batches, weights):
+    return [each * self.mesh.data.size for each in plain_loss_grad(self, batches, weights)]
+
+
 def tokens_of_this_rank(self, batches):
     counts = self._own_counts(batches).tolist()
     return dict(zip([term.name for term in self.terms], counts, strict=True))
@@ -262,6 +266,7 @@ plain_table = build.shard_table
 plain_chunk, plain_context = chunk.ModelChunk.forward, chunk.context_of
 plain_rotary = chunk.ModelChunk.rotary
 plain_runs, plain_stretches = Shard.runs, OptimizerShard.stretches
+plain_loss_grad = Trainer._loss_grad
 plain_pieces, plain_counted, plain_norm_parts = (
     DataParallel._pieces,
     DataParallel._counted,
@@ -408,6 +413,10 @@ BREAKS: dict[str, Break] = {
     ),
     "two copies of a tied weight not summed": Break(PP2, [(base, "start_all_reduce", not_started)]),
     "loss as a mean of means": Break(DP2, [(Trainer, "_counts", mean_of_means)]),
+    "micro-batch means over the micro-batches of this rank": Break(
+        {**DP2, "calculate_per_token_loss": False},
+        [(Trainer, "_loss_grad", means_of_this_rank)],
+    ),
     "valid tokens of this rank alone": Break(DP2, [(Trainer, "_counts", tokens_of_this_rank)]),
     "loss counted on each tensor rank": Break(TP2, [(Trainer, "_loss_part", loss_of_every_rank)]),
     "one rank reads one sample later": Break(

@@ -175,7 +175,9 @@ def scaled(cls, optim):
 def scale_left_in_the_step(self, *args):
     plain = self.data_parallel.step
     with patch.object(
-        self.data_parallel, "step", lambda lr, factor: plain(lr, factor * self.scale.scale)
+        self.data_parallel,
+        "step",
+        lambda lr, factor, *others: plain(lr, factor * self.scale.scale, *others),
     ):
         return plain_update(self, *args)
 
