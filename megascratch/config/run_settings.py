@@ -140,11 +140,15 @@ class TrainingConfig:
     exit_zero_on_stop: bool = setting(False, FREE_STOP)
     """End with exit code 0 instead of 80, 81 or 82 when a run stops early as asked, as in Megatron-LM."""
     error_injection_rate: int = setting(0, FREE_OUTPUT, at_least(0))
-    """Inject one error, of error_injection_type, about every so many steps, to try out supervision; 0: never."""
+    """Inject an error into about one of so many steps, chosen by the seed, to try out rerun_bad_steps; 0: never."""
     error_injection_type: Literal["correct_result", "transient_error", "persistent_error"] = (
-        setting("transient_error", FREE_OUTPUT, needs=differs("error_injection_rate", 0))
+        setting(
+            "transient_error",
+            FREE_OUTPUT,
+            needs=differs("error_injection_rate", 0, "without error-injection-rate"),
+        )
     )
-    """The kind of error: none (only the check), one that a second computation does not show, or one that it shows."""
+    """What is injected: a check without an error, an error that a second computation lacks, or one that repeats."""
     device: Literal["cpu", "cuda", "mps"] | None = setting(None, FREE_LAYOUT)
     """Device to train on; mps is the GPU of a Mac, for one process; default: cuda if available, else cpu."""
     profile: bool = setting(False, FREE_OUTPUT)
@@ -185,6 +189,8 @@ class GuardConfig:
         50, FREE_CHECKS, at_least(1), needs=equals("check_for_spiky_loss", True)
     )
     """Number of recent good losses for the median; no loss counts as a spike before there are this many."""
+    rerun_bad_steps: bool = setting(False, FREE_CHECKS)
+    """Compute a bad step a second time first: an error that does not repeat is the machine's, and the step counts."""
     on_bad_step: Literal["stop", "skip", "rollback"] = setting("stop", FREE_CHECKS)
     """On a bad step: end the run (stop), do not apply the step (skip), or return to the last checkpoint and leave out
     the samples since then (rollback)."""

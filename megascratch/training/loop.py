@@ -45,6 +45,7 @@ from megascratch.training.health.nothing_to_learn import (
     NothingLearnedError,
     nothing_learned,
 )
+from megascratch.training.health.second_computation import SecondComputation
 from megascratch.training.log_interval import LogInterval
 from megascratch.training.profile import StepProfile
 from megascratch.training.report import Report
@@ -54,7 +55,7 @@ from megascratch.training.step_log import StepLog, columns
 from megascratch.training.step_numbers import Announcement
 from megascratch.training.stop import StopRequest, remove_stop_file
 from megascratch.training.time_split import PARTS, event_row
-from megascratch.training.trainer import StepResult
+from megascratch.training.trainer import Judge, StepResult
 
 
 def train(run: TrainingRun, stop: StopRequest) -> dict[str, Any]:
@@ -110,6 +111,9 @@ class _Loop:
         self.first_sample = self.state.consumed_samples
         self.profile = StepProfile(training, self.mesh.world, self._say)
         self.loss_guard = LossGuard(run.config.guard, self.state)
+        self.second = SecondComputation(
+            run.config.guard, training, self.loss_guard.judge, self._say
+        )
         assert run.splits.train is not None
         self.bad_steps = BadSteps(
             run.config.guard,
@@ -274,9 +278,13 @@ class _Loop:
         def announce() -> Announcement:
             return Announcement(stop.reason(step, self.mesh.is_first), self.built.saver.is_running)
 
-        result = self.trainer.train_step(
-            batches, lr, step, recorder, self.loss_guard.judge, phases, announce, others
-        )
+        def compute(judge: Judge, is_first: bool) -> StepResult:
+            traced = recorder if is_first else None
+            return self.trainer.train_step(
+                batches, lr, step, traced, judge, phases, announce, others
+            )
+
+        result = self.second.take(step, compute)
         samples = self._samples(len(batches))
         state.count(samples, result.overflowed)
         seconds = time.perf_counter() - start

@@ -68,6 +68,12 @@ BROKEN_RUN_LAWS = [
         "on-bad-step skip needs check-for-nan-in-loss-and-grad or check-for-spiky-loss",
     ),
     (
+        "injected_errors_are_computed_again",
+        1,
+        {"error_injection_rate": 5},
+        "error-injection-rate (5) needs rerun-bad-steps, by which its kinds differ",
+    ),
+    (
         "names_are_not_empty",
         1,
         {"load": "", "save": ""},

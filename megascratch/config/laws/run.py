@@ -155,6 +155,18 @@ def something_makes_a_bad_step(
     )
 
 
+def injected_errors_are_computed_again(
+    error_injection_rate: int, rerun_bad_steps: bool
+) -> Broken | None:
+    """The kinds of injected errors differ in a second computation."""
+    if error_injection_rate == 0 or rerun_bad_steps:
+        return None
+    return Broken(
+        f"error-injection-rate ({error_injection_rate}) needs rerun-bad-steps, by which its kinds differ",
+        [Remedy("rerun_bad_steps", [[True]]), Remedy("error_injection_rate", [[0]])],
+    )
+
+
 def names_are_not_empty(
     output_dir: str,
     save: str | None,
@@ -230,6 +242,7 @@ LAWS: list[Callable[..., str | Broken | None]] = [
     rollback_has_a_checkpoint,
     rollback_needs_an_endless_order,
     something_makes_a_bad_step,
+    injected_errors_are_computed_again,
     names_are_not_empty,
     none_is_the_only_sink,
     profile_ends_after_its_start,

@@ -123,6 +123,13 @@ def starting_and_stopping(options: Options) -> Iterator[Becomes]:
     yield Becomes("exit_zero_on_stop", True, "a stop that was asked for ends with 0")
 
 
+def second_computations(options: Options) -> Iterator[Becomes]:
+    """A bad step is computed again, unless that is switched off."""
+    if words_of(options, "rerun-mode") != ("disabled",):
+        reason = "a bad step is computed twice without --rerun-mode disabled"
+        yield Becomes("rerun_bad_steps", True, reason)
+
+
 def recomputation(options: Options) -> Iterator[Becomes]:
     """`--recompute-activations` is the short form of the selective granularity."""
     if "recompute-activations" in options and "recompute-granularity" not in options:
@@ -275,6 +282,7 @@ RULES: tuple[Callable[[Options], Iterator[Becomes]], ...] = (
     mean_of_losses,
     schedules,
     starting_and_stopping,
+    second_computations,
     recomputation,
     words_of_logs,
     trackers,
