@@ -27,6 +27,7 @@ from megascratch.runtime.run_log import FILE as LOG
 from megascratch.supervision.launch import LaunchConfig, launch
 from megascratch.supervision.multi_node import COMMAND, Nodes, launch_node
 from megascratch.training.sinks.sink import missing_libraries
+from megascratch.training.start.checkpoint_args import with_checkpoint_args
 from megascratch.training.start.files import missing_files
 from megascratch.training.start.inputs import open_inputs
 from megascratch.training.start.settings import legal_settings
@@ -61,7 +62,7 @@ def main(options: argparse.Namespace) -> int:
         print(rules())
         return 0
     start = start_of(options)
-    loaded = read_config(start.words)
+    loaded = with_checkpoint_args(read_config(start.words))
     if options.scale_down:
         loaded = scaled_down(loaded, start.world)
     if not start.ranks or loaded.origins.print_config:  # else the first rank prints them

@@ -110,3 +110,16 @@ def test_flags_that_both_tools_spell_alike_make_no_line_megatrons():
     assert only_megatrons(["--no-load-optim", "--no-save-optim", "--no-load-rng"]) == [
         "--no-load-rng"
     ]
+
+
+def test_shape_and_tokenizer_of_the_checkpoint_replace_what_is_given(run, tmp_path, capsys):
+    words = mock(tmp_path / "on", load=run, train_iters=5, num_layers=3, hidden_size=64)
+    refused(capsys, words, "num-layers was 2 and is now 3")
+    assert main([*words, "--use-checkpoint-args"]) == 0
+    said = capsys.readouterr()
+    told = "step_00000004 replaces --num-layers 2 (given: 3), --hidden-size 32 (given: 64)"
+    assert f"use-checkpoint-args: {told}" in said.out + said.err
+    (tmp_path / "damaged/step_00000001").mkdir(parents=True)
+    (tmp_path / "damaged/step_00000001/manifest.json").write_text('{"body": {"state": []}}')
+    words = mock(tmp_path / "no", load=tmp_path / "damaged", use_checkpoint_args=True)
+    refused(capsys, words, "the settings of", "step_00000001 cannot be read")
