@@ -161,3 +161,24 @@ def test_a_token_is_found_by_its_spelling_in_every_kind(tmp_path):
     )
     assert (pieces.id_of("<eod>"), pieces.id_of("zz")) == (pieces.eod, None)
     assert ByteTokenizer().id_of("a") is None
+
+
+def test_the_ids_around_a_text_can_be_left_out_and_the_tokenizer_is_another_one_then(tmp_path):
+    record = trained("gpt2").record()
+    end = record["added_tokens"][0]["id"]
+    record["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [
+            {"SpecialToken": {"id": END, "type_id": 0}},
+            {"Sequence": {"id": "A", "type_id": 0}},
+        ],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+        "special_tokens": {END: {"id": END, "ids": [end], "tokens": [END]}},
+    }
+    (tmp_path / "t.json").write_bytes(dump(record))
+    named = TokenizerSource(tokenizer_model=str(tmp_path / "t.json"))
+    whole = named.load()
+    bare = named._replace(tokenizer_hf_no_include_special_tokens=True).load()
+    assert whole.encode("a b") == [end, *bare.encode("a b")]
+    assert bare.encode_batch(["a b"]).ids.tolist() == bare.encode_bare("a b")
+    assert bare.fingerprint != whole.fingerprint
