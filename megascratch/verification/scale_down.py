@@ -194,9 +194,13 @@ def _size_of_tokenizer(settings: Values) -> int:
 
 def _short_run(small: Values, world: int) -> dict[str, Any]:
     """A few steps in which whatever happens in the whole run happens: lengths of its schedules, intervals."""
-    batch = derive(small, world)["global_batch_size"]
     steps = STEPS
     changes: dict[str, Any] = {"log_interval": 1}
+    if small["rampup_batch_size"] is not None:
+        changes |= _short_rampup(small, world)
+    if small["step_batch_size_schedule"] is not None:
+        changes |= _short_schedule_of_batches(small, world)
+    batch = derive({**small, **changes}, world)["global_batch_size"]
     if small["train_iters"] is not None:
         steps = min(STEPS, small["train_iters"])
         changes["train_iters"] = steps
@@ -223,13 +227,8 @@ def _short_run(small: Values, world: int) -> dict[str, Any]:
         scale = LOSS_SCALE["initial_loss_scale"]
         least = small["min_loss_scale"]
         changes["initial_loss_scale"] = max(least, min(scale, small["initial_loss_scale"]))
-    if small["rampup_batch_size"] is not None:
-        changes |= _short_rampup(small, world, batch)
-    if small["step_batch_size_schedule"] is not None:
-        changes |= _short_schedule_of_batches(small, world)
-    last = changes.get("global_batch_size", batch)
     if small["eval_global_batch_size"] is not None:
-        changes["eval_global_batch_size"] = last
+        changes["eval_global_batch_size"] = batch
     if small["eval_micro_batch_size"] is not None:
         changes["eval_micro_batch_size"] = small["micro_batch_size"]
     return changes
@@ -245,10 +244,11 @@ _INTERVALS = {
 """Setting -> the largest value that still has an effect in a few steps."""
 
 
-def _short_rampup(small: Values, world: int, batch: int) -> dict[str, Any]:
+def _short_rampup(small: Values, world: int) -> dict[str, Any]:
     """From one micro-batch on each copy to the whole batch, by as much in each step."""
-    unit = small["micro_batch_size"] * derive(small, world)["data_parallel_size"]
-    whole = max(batch, 2 * unit)
+    now = derive(small, world)
+    unit = small["micro_batch_size"] * now["data_parallel_size"]
+    whole = max(now["global_batch_size"], 2 * unit)
     return {"rampup_batch_size": [unit, whole - unit, unit], "global_batch_size": whole}
 
 

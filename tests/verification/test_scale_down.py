@@ -123,6 +123,15 @@ def test_a_schedule_of_batches_has_a_size_for_each_step():
     assert training.step_batch_size_schedule == "0s:8 8s:4 12s:12"
 
 
+def test_lengths_in_samples_are_of_small_batches():
+    words = "--mock-data --vocab-size 50 --train-samples 1000000 --lr-warmup-samples 5000"
+    batches = "--step-batch-size-schedule 0:64,1B:512 --eval-global-batch-size 512"
+    config = small(*words.split(), *batches.split(), world=2).config
+    assert config.training.train_samples == 12
+    assert config.training.eval_global_batch_size == 4
+    assert config.optim.lr_warmup_samples == 4
+
+
 def test_fewer_steps_than_three_stay():
     assert small(*MOCK, "--train-iters", "2").config.training.train_iters == 2
 
