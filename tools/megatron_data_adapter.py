@@ -34,7 +34,6 @@ STANDS_FOR = {
     "/opt/data/tokenizers/megatron/gpt2-merges.txt": WORLD / "merges.txt",
     "/opt/data/tokenizers/huggingface": WORLD / "hub",
     "/opt/data/datasets/dclm/dclm.jsonl": WORLD / "texts.jsonl",
-    "/opt/data/datasets/fim/fim_text_document": WORLD / "fim_text_document",
     "gpt2": WORLD / "gpt2",
 }
 """A file or name in the tests -> the file that stands for it."""
