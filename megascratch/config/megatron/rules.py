@@ -52,9 +52,11 @@ def activation(options: Options) -> Iterator[Becomes]:
     if any(name in options for name in ("swiglu", "squared-relu", "quick-geglu")):
         return
     is_exact = any(name in options for name in ("no-bias-gelu-fusion", "disable-bias-linear"))
-    if "use-te-activation-func" in options:
-        yield Becomes("openai_gelu", True, "--use-te-activation-func: its GELU is the tanh form")
-    elif not is_exact:  # else there is no fusion, or no bias to be fused with
+    for name in ("use-te-activation-func", "use-transformer-engine-op-fuser"):
+        if name in options:
+            yield Becomes("openai_gelu", True, f"--{name}: its GELU is the tanh form")
+            return
+    if not is_exact:  # else there is no fusion, or no bias to be fused with
         reason = "GELU is its tanh form unless --no-bias-gelu-fusion or --disable-bias-linear"
         yield Becomes("openai_gelu", True, reason)
 
@@ -267,7 +269,8 @@ PARTS = {
 """Option -> beginnings of the names of options that only say how it is done, and so have no effect without it."""
 
 READ_BY_RULES = (
-    *("no-bias-gelu-fusion", "use-te-activation-func", "group-query-attention", "fim-data"),
+    *("no-bias-gelu-fusion", "use-te-activation-func", "use-transformer-engine-op-fuser"),
+    *("group-query-attention", "fim-data"),
     *("num-layers-per-virtual-pipeline-stage", "recompute-activations", "no-position-embedding"),
 )
 """Options that become no setting of their own, but decide what others mean."""

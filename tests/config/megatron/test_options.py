@@ -64,6 +64,7 @@ def test_a_neutral_value_is_one_that_the_option_can_have():
         *("data-parallel-random-init", "init-method-xavier-uniform", "embedding-init-method-std"),
         # changes the model
         *("apply-residual-connection-post-layernorm", "softmax-type", "no-rope-freq"),
+        *("use-te-activation-func", "use-transformer-engine-op-fuser"),
         # changes the update, or which batches make one
         *("use-precision-aware-optimizer", "iterations-to-skip", "decrease-batch-size-if-needed"),
         # changes what a checkpoint has, or what is done with one

@@ -31,6 +31,7 @@ def test_every_row_has_a_class_and_every_setting_that_it_names_exists():
         ("--no-bias-gelu-fusion", "model.openai_gelu", False),
         ("--no-bias-gelu-fusion --openai-gelu", "model.openai_gelu", False),
         ("--no-bias-gelu-fusion --use-te-activation-func", "model.openai_gelu", True),
+        ("--disable-bias-linear --use-transformer-engine-op-fuser", "model.openai_gelu", True),
         ("--fim-rate 0.5", "data.fim_rate", 0.0),
         ("--fim-data", "data.fim_rate", 0.5),
         ("--fim-data --fim-rate 0.9", "data.fim_rate", 0.9),
