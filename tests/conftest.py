@@ -4,6 +4,7 @@ hypothesis: how long one takes says how busy the machine is."""
 
 import multiprocessing.process
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -15,6 +16,7 @@ from hypothesis import HealthCheck, settings
 
 from megascratch.config.registry import REGISTERED
 
+SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 settings.register_profile(
     "any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
@@ -54,6 +56,17 @@ def _nothing_stays_registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
     yield
     for table in REGISTERED.values():
         table.clear()
+
+
+@pytest.fixture(autouse=True)
+def _signals_stay_as_they_are() -> Iterator[None]:
+    """A test that ignores signals in this process would make its later children deaf to them."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    after = {number: signal.getsignal(number) for number in SIGNALS}
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    assert after == before
 
 
 @pytest.fixture(scope="session", autouse=True)

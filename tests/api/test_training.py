@@ -69,15 +69,15 @@ def test_ranks_train_the_same_without_running_the_main_program_again(tmp_path, m
 
 def interrupted(monkeypatch, signals):
     """Sends signals to this process in the second step."""
-    true = loop.learning_rate
+    true = loop.next_rates
 
-    def at_step(optim, step, samples):
-        if step == 1:
+    def at_step(optim, training, state):
+        if state.step == 1:
             for number in signals:
                 os.kill(os.getpid(), number)
-        return true(optim, step, samples)
+        return true(optim, training, state)
 
-    monkeypatch.setattr(loop, "learning_rate", at_step)
+    monkeypatch.setattr(loop, "next_rates", at_step)
 
 
 def test_one_interrupt_saves_and_returns(tmp_path, monkeypatch):
