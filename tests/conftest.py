@@ -14,6 +14,7 @@ from typing import NoReturn
 import pytest
 from hypothesis import HealthCheck, settings
 
+from megascratch.config.exit_codes import OWN_PROCESS
 from megascratch.config.registry import REGISTERED
 
 SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -59,14 +60,14 @@ def _nothing_stays_registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
 
 
 @pytest.fixture(autouse=True)
-def _signals_stay_as_they_are() -> Iterator[None]:
-    """A test that ignores signals in this process would make its later children deaf to them."""
+def _signals_are_heard(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A run in this process that ends, or fails, with signals ignored does not make later tests and their processes
+    deaf to them."""
+    monkeypatch.delenv(OWN_PROCESS, raising=False)
     before = {number: signal.getsignal(number) for number in SIGNALS}
     yield
-    after = {number: signal.getsignal(number) for number in SIGNALS}
     for number, handler in before.items():
         signal.signal(number, handler)
-    assert after == before
 
 
 @pytest.fixture(scope="session", autouse=True)
