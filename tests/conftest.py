@@ -17,7 +17,10 @@ from hypothesis import HealthCheck, settings
 from megascratch.config.exit_codes import OWN_PROCESS
 from megascratch.config.registry import REGISTERED
 
-SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+HANDLERS = {
+    number: signal.getsignal(number)
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+}
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 settings.register_profile(
     "any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
@@ -60,13 +63,18 @@ def _nothing_stays_registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
 
 
 @pytest.fixture(autouse=True)
-def _signals_are_heard(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _signals_are_heard() -> Iterator[None]:
     """A run in this process that ends, or fails, with signals ignored does not make later tests and their processes
     deaf to them."""
-    monkeypatch.delenv(OWN_PROCESS, raising=False)
-    before = {number: signal.getsignal(number) for number in SIGNALS}
+    hear_signals()
     yield
-    for number, handler in before.items():
+    hear_signals()
+
+
+def hear_signals() -> None:
+    """Sets the handlers that the tests began with, as in a process that does more than one command."""
+    os.environ.pop(OWN_PROCESS, None)
+    for number, handler in HANDLERS.items():
         signal.signal(number, handler)
 
 
