@@ -29,8 +29,10 @@ def main(options: argparse.Namespace) -> int:
     words = options.settings
     if not words:
         raise UserError("nothing to explain: give flags of Megatron-LM, or a script")
+    script, arguments = "", words[1:]
     if not words[0].startswith("-"):
-        words = flags_of_script(words[0], words[1:])
+        script = words[0]
+        words = flags_of_script(script, arguments)
     found = verdict(words)
     lines = explained(words)
     if options.json:
@@ -38,6 +40,10 @@ def main(options: argparse.Namespace) -> int:
     else:
         print(_page(lines))
         print(_summary(lines, found.whole, found.refused))
+        if script and not arguments and any("needs a value" in line for line in found.refused):
+            print(
+                f"give the arguments with which you start the script after its name: {script} ..."
+            )
     return 0 if found.whole else 1
 
 

@@ -33,6 +33,26 @@ class RopeSpec:
     base: float
     interleaved: bool = False  # dims 2i and 2i + 1 rotate together, instead of i and i + dims/2
     interpolation: float = 1.0  # positions are divided by it
+    scaling: "RopeScaling | None" = None
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """How the frequencies of a rope are changed for samples that are longer than those it was made for."""
+
+    kind: Literal["dynamic", "llama3", "yarn", "longrope"]
+    factor: float | None
+    original_length: int | None
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    attention_factor: float | None = None
+    truncate: bool = True
+    short_factors: tuple[float, ...] = ()
+    long_factors: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -47,6 +67,13 @@ class AttentionSpec:
     output_bias: bool
     dropout: float  # of the attention weights
     rope: RopeSpec | None  # None: this layer does not rotate
+    scale: float | None = None  # of the products of queries and keys; None: 1 / sqrt(head_width)
+    window: int | None = None  # tokens that a query sees, itself included; None: all before it
+    softcap: float | None = None  # scores are bent into plus or minus this
+    sinks: Literal["vanilla", "off-by-one", "learnable"] = "vanilla"
+    qk_norm: "NormSpec | None" = None  # of queries and keys, before they rotate
+    qk_norm_over: Literal["head", "all_heads"] = "head"
+    output_gate: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,6 +85,8 @@ class MLPSpec:
     activation: str  # a row of `ACTIVATIONS`, or registered
     bias: bool
     activation_options: Options = ()
+    clamp: float | None = None  # of a gated activation: see `activation_func_clamp_value`
+    linear_offset: float = 0.0  # added to the half that is not the gate
 
 
 @dataclass(frozen=True)
@@ -96,6 +125,8 @@ class LayerSpec:
     dropout: float  # of both residual branches
     std: float  # of the initial weights that read the residual stream
     output_std: float  # of the initial weights that write to it
+    parallel: bool = False  # both branches read the same hidden states
+    residual_scale: float | None = None  # of each branch before it is added
 
 
 def layers_of(model: ResolvedModel) -> tuple[LayerSpec, ...]:
@@ -118,10 +149,12 @@ def layers_of(model: ResolvedModel) -> tuple[LayerSpec, ...]:
             mixer=mixers[number % len(mixers)],
             feed_forward=feed_forwards[number % len(feed_forwards)],
             norm=norm,
-            placement="pre",
+            placement=model.norm_placement,
             dropout=model.hidden_dropout,
             std=model.init_method_std,
             output_std=output_std,
+            parallel=model.parallel_residual,
+            residual_scale=model.residual_scale,
         )
         layers.append(layer)
     return tuple(layers)
@@ -155,16 +188,29 @@ def _attention(model: ResolvedModel) -> SublayerSpec:
         groups=model.num_query_groups,
         head_width=model.kv_channels,
         qkv_bias=model.add_bias_linear or model.add_qkv_bias,
-        output_bias=model.add_bias_linear,
+        output_bias=model.attention_output_bias,
         dropout=model.attention_dropout,
         rope=_rope(model),
+        scale=model.softmax_scale,
+        softcap=model.attn_logit_softcapping,
+        sinks=model.softmax_type,
+        qk_norm=norm_of(model) if model.qk_layernorm else None,
+        qk_norm_over=model.qk_layernorm_over,
+        output_gate=model.attention_output_gate,
     )
 
 
 def _mlp(model: ResolvedModel) -> SublayerSpec:
     activation = activation_of(model)
     options = options_of(PartName("activation", activation), model.layer_options)
-    return MLPSpec(model.ffn_hidden_size, activation, model.add_bias_linear, options)
+    return MLPSpec(
+        model.ffn_hidden_size,
+        activation,
+        model.add_bias_linear,
+        options,
+        model.activation_func_clamp_value,
+        model.glu_linear_offset,
+    )
 
 
 def _own(part: PartName, model: ResolvedModel) -> SublayerSpec:

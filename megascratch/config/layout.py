@@ -47,6 +47,7 @@ class Layout:
             tp=values["tensor_model_parallel_size"],
             pp=values["pipeline_model_parallel_size"],
             dp=values["data_parallel_size"] or 1,
+            cp=values["context_parallel_size"],
         )
 
     @property

@@ -57,8 +57,8 @@ def notices(config: ResolvedConfig) -> list[str]:
         ),
         (
             not config.training.calculate_per_token_loss,
-            "gradients are those of the mean of micro-batch means (calculate-per-token-loss is off): where tokens are "
-            "masked, the model depends on micro-batch-size",
+            "the loss is the mean of micro-batch means, as in Megatron-LM (calculate-per-token-loss is off): where "
+            "tokens are masked, the model depends on micro-batch-size",
         ),
         (
             config.training.keep_last_n_checkpoints == 1,

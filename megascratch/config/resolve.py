@@ -45,6 +45,7 @@ class ResolvedModel(ModelConfig):
     ffn_hidden_size: int
     max_position_embeddings: int
     norm_bias: bool
+    attention_output_bias: bool
     vocab_size: int
 
     @property
@@ -65,6 +66,7 @@ class ResolvedParallel(ParallelConfig):
     num_virtual_stages_per_pipeline_rank: int
     microbatch_group_size_per_virtual_pipeline_stage: int
     distributed_backend: Literal["gloo", "nccl"]
+    context_parallel_order: Literal["zigzag", "documents", "contiguous"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,13 +194,16 @@ def _model(now: Values, world_size: int) -> dict[str, Any]:
         "ffn_hidden_size": width_with_gate if is_gated else 4 * hidden,
         "max_position_embeddings": now["seq_length"],
         "norm_bias": now["add_bias_linear"],
+        "attention_output_bias": now["add_bias_linear"],
     }
 
 
 def _parallel(now: Values, world_size: int) -> dict[str, Any]:
     pp = now["pipeline_model_parallel_size"]
     stages = stages_of(now["pipeline_model_parallel_layout"])
-    model_ranks = Layout(tp=now["tensor_model_parallel_size"], pp=pp).ranks_of_copy
+    model_ranks = Layout(
+        tp=now["tensor_model_parallel_size"], pp=pp, cp=now["context_parallel_size"]
+    ).ranks_of_copy
     fits = model_ranks > 0 and world_size > 0 and world_size % model_ranks == 0
     if now["num_virtual_stages_per_pipeline_rank"]:
         chunks = now["num_virtual_stages_per_pipeline_rank"]
@@ -224,6 +229,7 @@ def _parallel(now: Values, world_size: int) -> dict[str, Any]:
         "recompute_num_layers": 1 if recomputes_all else None,
         "recompute_modules": ["core_attn"] if now["recompute_granularity"] == "selective" else None,
         "distributed_backend": BACKENDS.get(now["device"]),
+        "context_parallel_order": "contiguous" if now["cp_comm_type"] == "a2a" else "zigzag",
     }
 
 

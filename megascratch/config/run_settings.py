@@ -42,6 +42,9 @@ class TrainingConfig:
     calculate_per_token_loss: bool = setting(True, NOTICE_STEPS)
     """Gradients are those of the mean loss over the tokens of a step; off: of the mean of its micro-batches' means,
     which is Megatron-LM's default and with masked tokens depends on micro_batch_size."""
+    loss_chunk_rows: int | None = setting(None, FREE_LAYOUT, at_least(1))
+    """Compute logits and loss in pieces of this many tokens, so that the logits of a micro-batch never exist as a
+    whole; default: all at once."""
     imports: list[str] | None = setting(None, FREE_IMPORTS)
     """Python files or modules, run first in every process, that register layers, schedules and so on of your own; also
     --import."""

@@ -11,18 +11,16 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from megascratch.config.declare import differs, equals, setting, unset_or
+from megascratch.config.model_settings import ModelConfig as ModelConfig
 from megascratch.config.ranges import above, at_least, within
 from megascratch.config.resume_effects import (
     FIXED_OPTIMIZER,
-    FIXED_PADDING,
-    FIXED_POSITIONS,
     FIXED_TENSORS,
     FREE_LAYOUT,
     FREE_START,
     NOTICE_STEPS,
     NOTICE_VALIDATION_TEXT,
     REFUSED_CORPUS,
-    REFUSED_FUNCTION,
     REFUSED_ORDER,
     REFUSED_STAGES,
     REFUSED_TEXT,
@@ -33,93 +31,6 @@ from megascratch.config.run_settings import TrainingConfig as TrainingConfig
 
 
 @dataclass(frozen=True)
-class ModelConfig:
-    """The shape of the Transformer."""
-
-    num_layers: int = setting(12, FIXED_TENSORS, at_least(1))
-    """Number of Transformer blocks."""
-    hidden_size: int = setting(768, FIXED_TENSORS, at_least(1))
-    """Width of the residual stream."""
-    num_attention_heads: int = setting(12, FIXED_TENSORS, at_least(1))
-    """Number of query heads."""
-    num_query_groups: int | None = setting(None, FIXED_TENSORS, at_least(1))
-    """Number of key/value heads (grouped-query attention); default: one per query head."""
-    kv_channels: int | None = setting(None, FIXED_TENSORS, at_least(1))
-    """Width of one head; default: hidden_size / num_attention_heads."""
-    ffn_hidden_size: int | None = setting(None, FIXED_TENSORS, at_least(1))
-    """Width of the MLP; default: 4 x hidden_size, with swiglu 8/3 x rounded up to a multiple of 64."""
-    max_position_embeddings: int | None = setting(None, FIXED_POSITIONS, at_least(1))
-    """Rows of the learned position table; default: seq_length."""
-    position_embedding_type: Literal["learned_absolute", "rope", "none"] = setting(
-        "learned_absolute", FIXED_TENSORS
-    )
-    """How the position of a token enters the model."""
-    rotary_base: float = setting(
-        10000.0, REFUSED_FUNCTION, above(0), needs=equals("position_embedding_type", "rope")
-    )
-    """Base of the rotary frequencies."""
-    rotary_percent: float = setting(
-        1.0, REFUSED_FUNCTION, within("(0, 1]"), needs=equals("position_embedding_type", "rope")
-    )
-    """Fraction of each head that is rotated."""
-    rotary_interleaved: bool = setting(
-        False, REFUSED_FUNCTION, needs=equals("position_embedding_type", "rope")
-    )
-    """Rotate pairs of neighbouring channels instead of the two halves of a head."""
-    rotary_seq_len_interpolation_factor: float | None = setting(
-        None, REFUSED_FUNCTION, above(0), needs=equals("position_embedding_type", "rope")
-    )
-    """Divide every position by this before it is rotated (position interpolation); default: 1."""
-    normalization: str = setting("LayerNorm", FIXED_TENSORS, names="norm")
-    """Normalization layer."""
-    norm_epsilon: float = setting(1e-5, REFUSED_FUNCTION, above(0))
-    """Added to the variance inside the norm."""
-    norm_bias: bool | None = setting(None, FIXED_TENSORS)
-    """Biases on every LayerNorm; default: as add_bias_linear."""
-    apply_layernorm_1p: bool = setting(False, REFUSED_FUNCTION)
-    """Store the weight of every norm minus one, so that it keeps its precision near one in bf16 and fp16."""
-    swiglu: bool = setting(False, FIXED_TENSORS)
-    """Gated MLP: silu(gate) * up."""
-    activation_function: str | None = setting(None, REFUSED_FUNCTION, names="activation")
-    """The MLP's activation by name; default: the one of swiglu, squared_relu and openai_gelu that is given, or gelu."""
-    squared_relu: bool = setting(False, REFUSED_FUNCTION)
-    """relu(x)^2 as the MLP's activation."""
-    openai_gelu: bool = setting(False, REFUSED_FUNCTION)
-    """GELU in its tanh approximation, as in GPT-2 (default: exact GELU)."""
-    mixers: list[str] | None = setting(None, FIXED_TENSORS, names="mixer")
-    """The kind of each layer's mixer, repeated over the layers: `attention shift` alternates; default: attention."""
-    feed_forwards: list[str] | None = setting(None, FIXED_TENSORS, names="feed_forward")
-    """The kind of each layer's feed-forward, repeated over the layers in the same way; default: mlp."""
-    layer_options: list[str] | None = setting(None, REFUSED_FUNCTION)
-    """NAME=VALUE for the norm, activation, mixers and feed-forwards that you registered: their keyword parameters."""
-    add_bias_linear: bool = setting(True, FIXED_TENSORS)
-    """Biases on every linear layer and, unless norm_bias says otherwise, on every LayerNorm."""
-    add_qkv_bias: bool = setting(False, FIXED_TENSORS)
-    """Biases on the query/key/value projection only."""
-    untie_embeddings_and_output_weights: bool = setting(False, FIXED_TENSORS)
-    """Use a separate output matrix instead of sharing the word embedding."""
-    hidden_dropout: float = setting(0.1, NOTICE_STEPS, within("[0, 1)"))
-    """Dropout on the embedding and on both residual branches."""
-    attention_dropout: float = setting(0.1, NOTICE_STEPS, within("[0, 1)"))
-    """Dropout on the attention weights."""
-    init_method_std: float = setting(0.02, FREE_START, above(0))
-    """Standard deviation of the initial weights; projections into the residual stream get std / sqrt(2 num_layers)."""
-    vocab_size: int | None = setting(None, FIXED_TENSORS, at_least(1))
-    """Size of the vocabulary without padding; default: taken from the tokenizer."""
-    make_vocab_size_divisible_by: int = setting(128, FREE_LAYOUT, at_least(1))
-    """The embedding table is padded to a multiple of this x tensor_model_parallel_size; no result depends on it, unless
-    padded_vocab_in_softmax."""
-    padded_vocab_in_softmax: bool = setting(False, FIXED_TENSORS)
-    """Let the padding rows of the vocabulary take part in the softmax and be trained, as in Megatron-LM. The model then
-    depends on padded_vocab_size."""
-    padded_vocab_size: int | None = setting(
-        None, FIXED_PADDING, at_least(1), needs=equals("padded_vocab_in_softmax", True)
-    )
-    """With padded_vocab_in_softmax: rows of the vocabulary with padding; default: the checkpoint's number, or the next
-    multiple of make_vocab_size_divisible_by x tensor_model_parallel_size."""
-
-
-@dataclass(frozen=True)
 class ParallelConfig:
     """How the computation is distributed and ordered; nothing here changes the model."""
 
@@ -127,6 +38,20 @@ class ParallelConfig:
     """Ranks that share each layer."""
     pipeline_model_parallel_size: int = setting(1, FREE_LAYOUT, at_least(1))
     """Pipeline stages that the layers are divided into."""
+    context_parallel_size: int = setting(1, FREE_LAYOUT, at_least(1))
+    """Ranks that share each sequence."""
+    cp_comm_type: Literal["p2p", "all_gather", "a2a", "a2a+p2p"] = setting(
+        "p2p", FREE_LAYOUT, needs=differs("context_parallel_size", 1)
+    )
+    """How ranks that share a sequence attend: p2p sends keys and values around a ring while it computes, all_gather
+    collects them, a2a exchanges heads for tokens (Ulysses), a2a+p2p does both."""
+    hierarchical_context_parallel_sizes: list[int] | None = setting(None, FREE_LAYOUT)
+    """With a2a+p2p: ranks that exchange heads, and ranks of the ring."""
+    context_parallel_order: Literal["zigzag", "documents", "contiguous"] | None = setting(
+        None, FREE_LAYOUT
+    )
+    """Which tokens a rank has: zigzag gives each one an early and a late part, documents divides each document so,
+    contiguous one part; default: contiguous with a2a, else zigzag."""
     data_parallel_size: int | None = setting(None, FREE_LAYOUT, at_least(1))
     """Copies of the model; default: world size / (tensor x pipeline)."""
     sequence_parallel: bool = setting(
@@ -183,6 +108,8 @@ class ParallelConfig:
     )
     """With selective: the parts of each layer that are recomputed: core_attn (scores, softmax and dropout), layernorm
     (what the norms before attention and feed-forward return), mlp (the feed-forward); default: core_attn."""
+    offload_modules: list[str] | None = setting(None, FREE_LAYOUT)
+    """Parts of each layer whose activations wait for backward in host memory; the names of recompute_modules."""
     distributed_backend: Literal["gloo", "nccl"] | None = setting(None, FREE_LAYOUT)
     """Communication library; default: nccl on cuda, gloo on cpu. With gloo, ranks may share a CUDA device (slow)."""
     distributed_timeout_minutes: float = setting(10.0, FREE_LAYOUT, above(0))

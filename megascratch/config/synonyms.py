@@ -37,9 +37,7 @@ _KERNELS = "the fastest kernels that the device has are used"
 _CHECKPOINTS = "checkpoints have one format, which any layout can load"
 _MOE = _not_yet("mixture of experts is")
 _FP8 = _not_yet("FP8 is")
-_CONTEXT = _not_yet("context parallelism is")
-_ROPE_SCALING = _not_yet("scaling of rotary frequencies is")
-_WINDOW = _not_yet("sliding windows are")
+_CONTEXT = Hint("context_parallel_size")
 _ZERO = Hint(
     "use_distributed_optimizer", "true", "it is ZeRO-1; ZeRO-2, ZeRO-3 and FSDP are not there"
 )
@@ -321,9 +319,8 @@ SYNONYMS: dict[str, Hint] = {name: Hint(setting) for name, setting in _RENAMED.i
     "num_local_experts": _MOE,
     "num_experts_per_tok": _MOE,
     "ep": _MOE,
-    "qk_norm": _not_yet("norms of queries and keys are"),
-    "sliding_window": _WINDOW,
-    "rope_scaling": _ROPE_SCALING,
+    "qk_norm": Hint("qk_layernorm"),
+    "rope_scaling": Hint("rope_scaling_type"),
     "fsdp": _ZERO,
     "use_torch_fsdp2": _ZERO,
     "use_megatron_fsdp": _ZERO,
@@ -351,7 +348,7 @@ PREFIXES: dict[str, Hint] = {
     "inference_": _GENERATION,
     "rl_": Hint(words="reinforcement learning is not there (docs/limits.md)"),
     "grpo_": Hint(words="reinforcement learning is not there (docs/limits.md)"),
-    "yarn_": _ROPE_SCALING,
+    "yarn_": Hint(words="its settings begin with rope_: rope_scaling_type yarn"),
 }
 """The beginning of names -> what they mean here, for groups of options."""
 

@@ -12,11 +12,17 @@ from torch import Tensor
 from megascratch.config.layers import AttentionSpec
 from megascratch.layers.context import ForwardContext
 from megascratch.layers.dropout import AttentionDropout
-from megascratch.layers.kernels.attention import attention, attention_with_dropout
+from megascratch.layers.kernels.attention import (
+    Scores,
+    attend,
+    attention,
+    attention_with_dropout,
+)
 from megascratch.layers.kernels.rotary import split_heads
 from megascratch.layers.linear import ColumnParallelLinear, RowParallelLinear
 from megascratch.layers.recompute import with_recompute
 from megascratch.layers.sublayer import Mixer, SublayerSite
+from megascratch.layers.visible import Visible
 from megascratch.parallel.shard import Part
 
 
@@ -47,6 +53,9 @@ class Attention(Mixer):
         self.heads = spec.heads // tp.size
         self.groups = max(1, spec.groups // tp.size)
         self.rope = spec.rope
+        self.window = spec.window
+        self.scale = spec.scale or width**-0.5
+        self.softcap = spec.softcap
         self.ropes = () if spec.rope is None else (spec.rope,)
         self.recompute_core = False
         q_part = Part(spec.heads * width, spec.heads)
@@ -102,6 +111,13 @@ class Attention(Mixer):
 
     def _core(self, q: Tensor, k: Tensor, v: Tensor, context: ForwardContext) -> Tensor:
         """q, k and v, each [b, heads, s, d] -> [s, b, n/tp, d]."""
+        visible = context.visible.windowed(self.window)
+        if visible.window or self.softcap or self.scale != self.width**-0.5:
+            dropout = None
+            if self.training and self.dropout.p:
+                dropout = partial(_dropped, self.dropout, context)
+            scores = Scores(self.scale, self.softcap, dropout)
+            return attend(q, k, v, visible, scores).permute(2, 0, 1, 3)
         k = self._repeat_kv(k)
         v = self._repeat_kv(v)
         if self.training and self.dropout.p:
@@ -115,3 +131,9 @@ class Attention(Mixer):
         """Repeats each key/value head for the neighbouring query heads that share it."""
         times = self.heads // self.groups
         return x if times == 1 else x.repeat_interleave(times, 1)
+
+
+def _dropped(
+    dropout: AttentionDropout, context: ForwardContext, weights: Tensor, visible: Visible
+) -> Tensor:
+    return dropout(weights, context, visible)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from megascratch.layers.context import ForwardContext, own_tokens
 from megascratch.layers.kernels.dropout import Elements, Site, drop
+from megascratch.layers.visible import Visible
 from megascratch.parallel.axis import Axis
 
 
@@ -40,11 +41,23 @@ class AttentionDropout(nn.Module):
         self.site = site
         self.rank = tp.rank
 
-    def forward(self, x: Tensor, context: ForwardContext) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        context: ForwardContext,
+        visible: Visible | None = None,
+        first_head: int | None = None,
+    ) -> Tensor:
+        """Drops weights of the queries and keys of `visible` (default: the context's).
+
+        Args:
+            first_head: global number of the first head of x; default: x has all heads of this tensor rank.
+        """
         heads = x.shape[1]
         length = context.sample_length
-        visible = context.visible
-        head = torch.arange(self.rank * heads, (self.rank + 1) * heads, device=x.device)
+        visible = visible or context.visible
+        first = self.rank * heads if first_head is None else first_head
+        head = torch.arange(first, first + heads, device=x.device)
         rows = head[:, None] * length + visible.queries  # [n/tp, q]
         elements = Elements(rows.flatten(), visible.keys, length)
         return drop(x, context.samples, elements, Site(self.seed, self.site, self.p), 0)

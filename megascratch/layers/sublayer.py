@@ -4,7 +4,7 @@ A mixer looks across the tokens of a sample (attention); a feed-forward computes
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from megascratch.config.layers import RopeSpec
 from megascratch.config.layout import Layout
 from megascratch.layers.context import ForwardContext
 from megascratch.parallel.axis import Axis
+from megascratch.parallel.context_axes import ContextAxes
 from megascratch.parallel.shard import Shard
 
 
@@ -28,6 +29,7 @@ class SublayerSite:
     seed: int
     tp: Axis
     sequence_parallel: bool  # the residual stream is split along the sequence over tp
+    cp: ContextAxes = field(default_factory=ContextAxes.alone)  # the ranks that share each sequence
 
 
 class Sublayer(nn.Module, ABC):

@@ -1,10 +1,11 @@
-"""Describes which keys a query of attention may see: those of its own document, up to its own position.
+"""Describes which keys a query of attention may see: those of its own document, up to its own position, and not
+farther back than a window.
 
 A description is three short vectors. Only the attention core (`layers/kernels/attention.py`) makes a dense mask of it,
 where a kernel needs one.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -23,11 +24,27 @@ class Visible:
     """[b, q] int64 position of the first token of each query's document; None: a sample is one document."""
     in_order: bool
     """Whether queries and keys are the same tokens, at positions 0 ... s - 1, so that a causal kernel may be used."""
+    window: int | None = None
+    """Keys that a query sees at most, itself included."""
+    _windowed: dict[int, "Visible"] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def is_causal(self) -> bool:
         """Whether a mask of the form of a triangle says all."""
-        return self.in_order and self.starts is None
+        return self.in_order and self.starts is None and self.window is None
+
+    def windowed(self, window: int | None) -> "Visible":
+        """The same for a layer with a sliding window; kept, because many layers have the same."""
+        if window is None:
+            return self
+        if window not in self._windowed:
+            self._windowed[window] = replace(self, window=window, _windowed={})
+        return self._windowed[window]
+
+    def part(self, queries: slice, keys: slice) -> "Visible":
+        """What neighbouring queries see of neighbouring keys, both by their place in the tensors."""
+        starts = None if self.starts is None else self.starts[:, queries]
+        return Visible(self.queries[queries], self.keys[keys], starts, False, self.window)
 
     @property
     def dense(self) -> Tensor:
@@ -41,6 +58,8 @@ class Visible:
 
     def _made(self) -> Tensor:
         not_later = self.keys <= self.queries[:, None]  # [q, k]
+        if self.window is not None:
+            not_later = not_later & (self.keys > self.queries[:, None] - self.window)
         if self.starts is None:
             return not_later[None, None]
         same_document = self.keys >= self.starts[:, None, :, None]  # [b, 1, q, k]

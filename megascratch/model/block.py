@@ -19,6 +19,7 @@ from megascratch.layers.norm import build_norm
 from megascratch.layers.recompute import forgettable, with_recompute
 from megascratch.layers.sublayer import Mixer, Sublayer, SublayerSite, require_shards
 from megascratch.parallel.axis import Axis
+from megascratch.parallel.context_axes import ContextAxes
 
 S = TypeVar("S", bound=Sublayer)
 
@@ -69,12 +70,28 @@ class Block(nn.Module):
     Args:
         layer: global number of the block.
         sequence_parallel: the residual stream is split along the sequence over tp.
+        cp: the ranks that share each sequence; default: this one has whole samples.
     """
 
-    def __init__(self, spec: LayerSpec, layer: int, seed: int, tp: Axis, sequence_parallel: bool):
+    def __init__(
+        self,
+        spec: LayerSpec,
+        layer: int,
+        seed: int,
+        tp: Axis,
+        sequence_parallel: bool,
+        cp: ContextAxes | None = None,
+    ):
         super().__init__()
         site = SublayerSite(
-            layer, spec.hidden_size, spec.std, spec.output_std, seed, tp, sequence_parallel
+            layer,
+            spec.hidden_size,
+            spec.std,
+            spec.output_std,
+            seed,
+            tp,
+            sequence_parallel,
+            cp or ContextAxes.alone(),
         )
 
         def norm_at(*placements: str) -> nn.Module | None:

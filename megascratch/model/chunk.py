@@ -29,6 +29,7 @@ from megascratch.layers.rotary import rotary_angles
 from megascratch.layers.visible import Visible
 from megascratch.model.block import Block
 from megascratch.parallel.axis import Axis
+from megascratch.parallel.context_axes import ContextAxes
 from megascratch.parallel.shard import Shard
 
 
@@ -129,6 +130,7 @@ class ModelChunk(nn.Module):
         tp: Axis,
         sequence_parallel: bool = False,
         seed: int = 1234,
+        cp: ContextAxes | None = None,
     ):
         super().__init__()
         sequence_parallel = sequence_parallel and tp.size > 1
@@ -139,7 +141,7 @@ class ModelChunk(nn.Module):
         self.layers = nn.ModuleDict()
         specs = layers_of(model)
         for layer in layers:
-            self.layers[str(layer)] = Block(specs[layer], layer, seed, tp, sequence_parallel)
+            self.layers[str(layer)] = Block(specs[layer], layer, seed, tp, sequence_parallel, cp)
         self.units = [RecomputeUnit(0, len(layers), False)]
         self.final_norm = None
         if last:

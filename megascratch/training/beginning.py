@@ -4,6 +4,7 @@ import time
 import uuid
 from pathlib import Path
 
+from megascratch.config.batch_size import num_microbatches
 from megascratch.config.fields import flat
 from megascratch.model.flops import flops_per_token
 from megascratch.runtime.run_log import RUN_LOG
@@ -24,12 +25,30 @@ def headline(run: TrainingRun, parameters: int, peak: float) -> str:
     Args:
         peak: the matmul peak in FLOP/s.
     """
-    tokens = run.config.training.global_batch_size * run.config.data.seq_length
     mesh = run.mesh
     return (
         f"{parameters:,} parameters on {mesh.layout.name} ({mesh.world.size} ranks, "
-        f"{run.config.parallel.pipeline_schedule}, {mesh.device.type}), {tokens:,} tokens a step, "
+        f"{run.config.parallel.pipeline_schedule}, {mesh.device.type}), {_tokens_a_step(run)}, "
         f"{run.total_steps} steps from step {run.state.step}, matmul peak {peak / 1e9:,.0f} GFLOP/s"
+    )
+
+
+def _tokens_a_step(run: TrainingRun) -> str:
+    """The tokens of the next step, and of the last one if the batch size changes."""
+    training = run.config.training
+    sequence = run.config.data.seq_length
+    copies = run.mesh.dp.size
+    microbatches = num_microbatches(training, copies, run.state.consumed_samples)
+    now = microbatches * training.micro_batch_size * copies * sequence
+    last = training.global_batch_size * sequence
+    return f"{now:,} tokens a step" + (f", later {last:,}" if last != now else "")
+
+
+def nothing_updated(overflows: int, scale: float) -> str:
+    """Says that a run changed no weight, because each of its steps overflowed in fp16."""
+    return (
+        f"no step of this run changed the weights: all {overflows} overflowed in fp16 (loss scale now {scale:g}); for "
+        "a short run give a smaller --initial-loss-scale"
     )
 
 

@@ -34,6 +34,7 @@ from megascratch.training.beginning import (
     begin_times,
     headline,
     nothing_left,
+    nothing_updated,
     title,
     words_of,
 )
@@ -108,6 +109,7 @@ class _Loop:
         self.first_step = self.state.step
         self.without_tokens = 0  # steps of this run that had nothing to learn
         self.without_tokens_in_a_row = 0
+        self.first_overflow = self.state.overflow_steps
         self.first_sample = self.state.consumed_samples
         self.profile = StepProfile(training, self.mesh.world, self._say)
         self.loss_guard = LossGuard(run.config.guard, self.state)
@@ -155,6 +157,11 @@ class _Loop:
             remove_stop_file(self.training)
         if self.without_tokens:
             self._say(f"warning: {self._steps_without_tokens()}", always=True)
+        overflows = self.state.overflow_steps - self.first_overflow
+        if 0 < overflows == self.state.step - self.first_step:
+            self._say(
+                f"warning: {nothing_updated(overflows, self.trainer.scale.scale)}", always=True
+            )
         if code != DONE and trains:
             self._say(self._how_to_resume())
         stop.code = code

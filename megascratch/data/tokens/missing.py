@@ -43,7 +43,8 @@ def _explain(prefix: str) -> str:
         return f"there is no corpus {prefix}: corpora and weights are separated by spaces, use {' '.join(words)}"
     near = _near(path)
     hint = f" - did you mean {near}?" if near else ""
-    hint = hint or text_hint(prefix)
+    if not hint and not prefix.endswith("_document"):  # no data set of a hub ends so
+        hint = text_hint(prefix)
     return (
         f"index {idx_path(prefix)} cannot be read: No such file or directory; a corpus is named by its prefix and has "
         f".bin and .idx{hint}"

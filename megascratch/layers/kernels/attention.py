@@ -12,6 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from megascratch.layers.kernels import cpu
+from megascratch.layers.kernels.plain_attention import Scores as Scores
+from megascratch.layers.kernels.plain_attention import attend_backward as attend_backward
+from megascratch.layers.kernels.plain_attention import attend_forward as attend_forward
+from megascratch.layers.kernels.plain_attention import merge as merge
 from megascratch.layers.kernels.products import ON_INTEL
 from megascratch.layers.visible import Visible
 from megascratch.parallel.device_kind import device_kind, is_imitated
@@ -30,6 +34,63 @@ def attention(q: Tensor, k: Tensor, v: Tensor, visible: Visible) -> Tensor:
     if is_imitated(q):
         return _imitated(q, k, v, mask)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    visible: Visible,
+    scores: Scores,
+    sinks: Tensor | None = None,
+) -> Tensor:
+    """Attention of q [b, n, s, d] to k and v [b, g, s, d] -> [b, n, s, d].
+
+    Args:
+        sinks: [n], a score of each head that takes part in the softmax and has no value (Xiao et al. 2023,
+            arXiv 2309.17453).
+    """
+    return _Attend.apply(q, k, v, sinks, visible, scores)
+
+
+class _Attend(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        sinks: Tensor | None,
+        visible: Visible,
+        scores: Scores,
+    ) -> Tensor:
+        out, lse = attend_forward(q, k, v, visible, scores)
+        if sinks is not None:
+            out, lse = join_sinks(out, lse, sinks)
+        ctx.save_for_backward(q, k, v, sinks, out, lse)
+        ctx.rest = visible, scores
+        return out
+
+    @staticmethod
+    @cpu.once_differentiable
+    def backward(ctx, grad: Tensor):
+        q, k, v, sinks, out, lse = ctx.saved_tensors
+        grads = attend_backward(grad, q, k, v, out, lse, *ctx.rest)
+        grad_sinks = None if sinks is None else grad_of_sinks(grad, out, lse, sinks)
+        return (*grads, grad_sinks, None, None)
+
+
+def join_sinks(out: Tensor, lse: Tensor, sinks: Tensor) -> tuple[Tensor, Tensor]:
+    """out [b, n, q, e] and lse [b, n, q] with a sink [n] for each head; after all keys are merged."""
+    joined = torch.logaddexp(lse, sinks.to(lse.dtype)[:, None])
+    return out * (lse - joined).exp()[..., None].to(out.dtype), joined
+
+
+def grad_of_sinks(grad: Tensor, out: Tensor, lse: Tensor, sinks: Tensor) -> Tensor:
+    """The gradient [n] of the sinks from that of the output; `out` and `lse` have them joined."""
+    delta = (grad * out).sum(-1)  # [b, n, q]
+    weights = (sinks.to(lse.dtype)[:, None] - lse).exp()
+    return -(weights * delta).sum((0, 2)).to(sinks.dtype)
 
 
 def _imitated(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
