@@ -11,6 +11,7 @@ from torch import Tensor
 
 from megascratch.config.layers import AttentionSpec
 from megascratch.layers.context import ForwardContext
+from megascratch.layers.context_parallel.core import CORES
 from megascratch.layers.dropout import AttentionDropout
 from megascratch.layers.kernels.attention import (
     Scores,
@@ -54,6 +55,7 @@ class Attention(Mixer):
         self.groups = max(1, spec.groups // tp.size)
         self.rope = spec.rope
         self.window = spec.window
+        self.cp = site.cp
         self.scale = spec.scale or width**-0.5
         self.softcap = spec.softcap
         self.ropes = () if spec.rope is None else (spec.rope,)
@@ -111,13 +113,14 @@ class Attention(Mixer):
 
     def _core(self, q: Tensor, k: Tensor, v: Tensor, context: ForwardContext) -> Tensor:
         """q, k and v, each [b, heads, s, d] -> [s, b, n/tp, d]."""
+        if self.cp.axis.size > 1:
+            core = CORES[self.cp.comm_type]
+            scores = self._scores(context)
+            out = core(q, k, v, None, context, self.window, scores, self.cp)
+            return out.permute(2, 0, 1, 3)
         visible = context.visible.windowed(self.window)
         if visible.window or self.softcap or self.scale != self.width**-0.5:
-            dropout = None
-            if self.training and self.dropout.p:
-                dropout = partial(_dropped, self.dropout, context)
-            scores = Scores(self.scale, self.softcap, dropout)
-            return attend(q, k, v, visible, scores).permute(2, 0, 1, 3)
+            return attend(q, k, v, visible, self._scores(context)).permute(2, 0, 1, 3)
         k = self._repeat_kv(k)
         v = self._repeat_kv(v)
         if self.training and self.dropout.p:
@@ -126,6 +129,12 @@ class Attention(Mixer):
         else:
             out = attention(q, k, v, context.visible)
         return out.permute(2, 0, 1, 3)
+
+    def _scores(self, context: ForwardContext) -> Scores:
+        dropout = None
+        if self.training and self.dropout.p:
+            dropout = partial(_dropped, self.dropout, context)
+        return Scores(self.scale, self.softcap, dropout)
 
     def _repeat_kv(self, x: Tensor) -> Tensor:
         """Repeats each key/value head for the neighbouring query heads that share it."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
@@ -10,6 +11,21 @@ from megascratch.config.layers import RopeSpec
 from megascratch.layers.visible import Visible
 from megascratch.parallel.axis import Axis
 from megascratch.parallel.side_loss import SideLosses
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Which tokens each context rank has of samples that the ranks share."""
+
+    positions: Tensor
+    """[cp, s] int64 position in the sample of each rank's tokens."""
+    starts: Tensor | None
+    """[b, S] int64 position at which the document of each token of the sample begins; None: one document."""
+
+    @cached_property
+    def in_order(self) -> Tensor:
+        """[S] the place of each position among the tokens of all ranks, one rank after the other."""
+        return self.positions.flatten().argsort()
 
 
 @dataclass(frozen=True)
@@ -36,6 +52,8 @@ class ForwardContext:
     """For each kind of rope of the blocks: cos [s, b, 1, d] and sin [s, b, 1, d/2]."""
     cache: Mapping[int, Any] | None = None
     """By layer: what its mixer keeps of the previous tokens, as made by `Mixer.new_cache`; None: nothing is kept."""
+    shares: Shares | None = None
+    """Who has which tokens, where context ranks share each sample."""
     side_losses: SideLosses | None = None
     """Where a layer joins a side term to the loss; None where nothing is trained or measured."""
 

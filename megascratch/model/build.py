@@ -7,6 +7,7 @@ import torch
 from megascratch.config.resolve import ResolvedModel, ResolvedParallel
 from megascratch.model.chunk import ModelChunk
 from megascratch.model.table import layers_of_stages, shard_table
+from megascratch.parallel.context_axes import ContextAxes
 from megascratch.parallel.initial_values import NormalBlock, fill_all, normal_blocks
 from megascratch.parallel.kept_state import kept_state, widen_buffers
 from megascratch.parallel.mesh import Mesh
@@ -36,7 +37,14 @@ def build_chunks(
         # weights that move to the meta device would lose their ties, so there they are made on it
         with mesh.device if mesh.device.type == "meta" else nullcontext():
             chunk = ModelChunk(
-                model, stages[stage], first, last, mesh.tp, parallel.sequence_parallel, seed
+                model,
+                stages[stage],
+                first,
+                last,
+                mesh.tp,
+                parallel.sequence_parallel,
+                seed,
+                ContextAxes(mesh.cp, parallel.cp_comm_type),
             )
         chunk.to(device=mesh.device, dtype=dtype)
         widen_buffers(chunk)

@@ -18,7 +18,7 @@ from megascratch.config.layout import Layout
 from megascratch.config.resolve import ResolvedModel
 from megascratch.config.settings import ParallelConfig
 from megascratch.data.samples.batch import Batch
-from megascratch.layers.context import ForwardContext
+from megascratch.layers.context import ForwardContext, Shares
 from megascratch.layers.dropout import Dropout
 from megascratch.layers.embedding import PositionEmbedding, VocabParallelEmbedding, vocab_shard
 from megascratch.layers.linear import linear
@@ -224,9 +224,11 @@ def _through(blocks: list[Block], x: Tensor, context: ForwardContext) -> Tensor:
 def context_of(batch: Batch) -> ForwardContext:
     """What the layers may know about the tokens of a batch."""
     places = batch.sample_positions
-    starts = batch.document_starts
-    if starts is not None and not batch.in_order:
-        starts = starts[:, places]  # [b, s] of this rank's tokens
+    all_starts = batch.document_starts
+    starts = all_starts
+    if all_starts is not None and not batch.in_order:
+        starts = all_starts[:, places]  # [b, s] of this rank's tokens
+    shares = None if batch.shares is None else Shares(batch.shares, all_starts)
     return ForwardContext(
         batch.samples,
         batch.positions,
@@ -234,5 +236,6 @@ def context_of(batch: Batch) -> ForwardContext:
         batch.sample_length,
         batch.real,
         Visible(places, places, starts, batch.in_order),
+        shares=shares,
         side_losses=batch.side_losses,
     )

@@ -25,6 +25,7 @@ from megascratch.parallel.device_kind import widest_dtype
 from megascratch.parallel.kept_state import KeepsState, view_of
 from megascratch.parallel.mesh import Mesh
 from megascratch.parallel.pending import CommunicationError
+from megascratch.parallel.sample_cut import positions_of_ranks
 from megascratch.parallel.sharded_tensor import ShardedTensor
 from megascratch.parallel.side_loss import SideLosses, TermSum
 from megascratch.parallel.told import told
@@ -155,6 +156,7 @@ class Trainer:
         updates, no loss scale. The judge is not called then, because there is no loss.
 
         Args:
+            batches: the micro-batches of this data-parallel rank, with whole samples.
             recorder: records the actions of the pipeline.
             judge: says what is wrong with a step; such a step is not applied. None: a number that is not finite is an
                 error.
@@ -169,9 +171,11 @@ class Trainer:
         phases = phases or StepTimer()
         at_step(step)
         doing("the number of valid tokens")
+        whole = batches
+        batches = self._own_tokens(whole)
         counts = self._counts(batches)
         weights = self._weights(counts)
-        loss_grad = self._loss_grad(batches, weights)
+        loss_grad = self._loss_grad(whole, weights)
         batches = self._on_device(batches, weights)
         with torch.no_grad():
             for layer in self.keeping:
@@ -276,7 +280,7 @@ class Trainer:
 
     def evaluate(self, batches: Sequence[Batch]) -> Tensor:
         """The sum and the number of tokens of each of `terms` in one global batch over all ranks, fp64 [terms, 2].
-        Changes no state. The micro-batches may have another size than those of training."""
+        Changes no state. The micro-batches have whole samples, and may have another size than those of training."""
         self._set_training(False)
         try:
             pp = self.mesh.pp
@@ -285,7 +289,7 @@ class Trainer:
             )
             order = orders[pp.rank]
             nothing = {term.name: 0.0 for term in self.terms}  # has a gradient
-            on_device = self._on_device(batches, nothing)
+            on_device = self._on_device(self._own_tokens(batches), nothing)
             spec = self._spec(len(batches[0].ids))
             losses = runtime.evaluate(
                 order, self.stages, self.mesh.links, on_device, spec, placement=self.placement
@@ -303,6 +307,7 @@ class Trainer:
     def _spec(self, micro_batch_size: int) -> TensorSpec:
         """What stages send each other for a micro-batch."""
         sequence = self.config.data.seq_length
+        sequence //= self.mesh.cp.size
         if self.config.parallel.sequence_parallel:
             sequence //= self.mesh.tp.size
         hidden = (sequence, micro_batch_size, self.config.model.hidden_size)  # [s,b,h]
@@ -364,6 +369,21 @@ class Trainer:
             parallel.microbatch_group_size_per_virtual_pipeline_stage,
         )
 
+    def _own_tokens(self, batches: Sequence[Batch]) -> list[Batch]:
+        """The micro-batches with this rank's tokens of each sample: all of them, unless context ranks share it."""
+        cp = self.mesh.cp
+        if cp.size == 1:
+            return list(batches)
+        order = self.config.parallel.context_parallel_order
+        found = []
+        for batch in batches:
+            starts = batch.document_starts
+            shares = positions_of_ranks(
+                order, batch.sample_length, cp.size, None if starts is None else starts.numpy()
+            )
+            found.append(batch.cut(torch.from_numpy(shares), cp.rank))
+        return found
+
     def _before_backward(self, action: Action, last: bool) -> None:
         self.data_parallel.begin(action.chunk, last)
 
@@ -399,12 +419,13 @@ class Trainer:
         self, batches: Sequence[Batch], weights: Mapping[str, float]
     ) -> float | list[float]:
         """The gradient of the sum of the losses of each micro-batch: its term's weight, or with the mean of means
-        1 / (tokens of the micro-batch x micro-batches of all ranks), with the loss scale."""
+        1 / (tokens of the micro-batch x micro-batches of all ranks), with the loss scale. The micro-batches have whole
+        samples."""
         if self.config.training.calculate_per_token_loss:
             return weights[LANGUAGE_MODEL]
         model = self.terms[0]
         counts = torch.stack([model.count(batch) for batch in batches])
-        microbatches = len(batches) * self.mesh.data.size
+        microbatches = len(batches) * self.mesh.dp.size
         grads = []
         for tokens in told(counts, [1.0] * len(batches)):
             grads.append(self.scale.scale * model.coefficient / (max(tokens, 1.0) * microbatches))

@@ -20,32 +20,36 @@ def layout_fits_the_world(
     world_size: int,
     tensor_model_parallel_size: int,
     pipeline_model_parallel_size: int,
+    context_parallel_size: int,
     data_parallel_size: int | None,
 ) -> Broken | None:
-    """The world size is tensor x pipeline x data parallel size."""
+    """The world size is tensor x pipeline x context x data parallel size."""
     tp = tensor_model_parallel_size
     pp = pipeline_model_parallel_size
     dp = data_parallel_size
-    copy = Layout(tp, pp).ranks_of_copy
+    cp = context_parallel_size
+    copy = Layout(tp, pp, cp=cp).ranks_of_copy
+    context, times = (" x context", f" x {cp}") if cp > 1 else ("", "")
     if world_size % copy:
         smaller = ""
-        if tp > 1 and pp > 1:  # else a remedy below says the same
+        if sorted((tp, pp, cp))[1] > 1:  # else a remedy below says the same
             ranks = "rank" if world_size == 1 else "ranks"
             smaller = f"use a layout of {choice(divisors(world_size), copy)} {ranks}"
         return Broken(
-            f"world size ({world_size}) must be divisible by tensor-model-parallel-size x pipeline-model-parallel-size "
-            f"({tp} x {pp} = {copy})",
+            f"world size ({world_size}) must be divisible by tensor-model-parallel-size x pipeline-model-parallel-size"
+            f"{' x context-parallel-size' if cp > 1 else ''} ({tp} x {pp}{times} = {copy})",
             [
                 Remedy(WORLD, near_multiples(world_size, copy)),
                 Remedy("tensor_model_parallel_size", each(divisors(world_size))),
                 Remedy("pipeline_model_parallel_size", each(divisors(world_size))),
+                Remedy("context_parallel_size", each(divisors(world_size)) if cp > 1 else []),
             ],
             smaller,
         )
     if dp is not None and world_size != copy * dp:
         return Broken(
-            f"world size ({world_size}) must be tensor x pipeline x data parallel size ({tp} x {pp} x {dp} = "
-            f"{copy * dp})",
+            f"world size ({world_size}) must be tensor x pipeline{context} x data parallel size ({tp} x {pp}{times} x "
+            f"{dp} = {copy * dp})",
             [
                 Remedy(WORLD, [[copy * dp]]),
                 Remedy("data_parallel_size", [[world_size // copy]]),

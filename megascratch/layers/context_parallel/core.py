@@ -1,0 +1,14 @@
+"""Attention of ranks that share each sequence: chooses how they see each other's keys and values.
+
+Every core is a function of (q, k, v, sinks, context, window, scores, cp), with q [b, n, s, d] and k and v [b, g, s, d]
+of this rank's tokens, that returns [b, n, s, d]. All ranks of `cp.axis` call it in the same order.
+"""
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from megascratch.layers.context_parallel.gathered import gathered
+
+CORES: dict[str, Callable[..., Tensor]] = {"all_gather": gathered}
+"""cp_comm_type -> the core."""
