@@ -6,6 +6,7 @@ The same ranks are seen in several views. In each the last axis changes fastest:
     dense      pp  dp  cp  tp               weights of which each data rank has a copy
     expert     pp  edp  ep  etp             experts: `ep` deals them out to the ranks of a stage
     replicas   pp  replica  shard  cp  tp   the dense view, with dp in two parts (hybrid sharding)
+    context    pp  dp  cp_ring  cp_heads  tp   the dense view, with cp in two parts (cp_comm_type a2a+p2p)
 
 A new axis is a field here, its place in a view, and a law in `config/laws/layout.py`.
 """
@@ -34,6 +35,9 @@ class Layout:
         None  # ranks that share each expert; default: as many as share the other layers
     )
     dp_replicas: int = 1  # groups of data ranks, in each of which the state is complete
+    cp_heads: int = (
+        1  # neighbours of cp that exchange heads for tokens, and so are one place of a ring
+    )
 
     @classmethod
     def of(cls, parallel: ParallelConfig) -> "Layout":
@@ -43,11 +47,14 @@ class Layout:
     @classmethod
     def of_values(cls, values: Mapping[str, Any]) -> "Layout":
         """The same for settings by name."""
+        hierarchy = values["hierarchical_context_parallel_sizes"]
+        hybrid = values["cp_comm_type"] == "a2a+p2p" and hierarchy
         return cls(
             tp=values["tensor_model_parallel_size"],
             pp=values["pipeline_model_parallel_size"],
             dp=values["data_parallel_size"] or 1,
             cp=values["context_parallel_size"],
+            cp_heads=hierarchy[0] if hybrid else 1,
         )
 
     @property
@@ -99,6 +106,21 @@ class Layout:
                 "replica": self.dp_replicas,
                 "shard": shard,
                 "cp": self.cp,
+                "tp": self.tp,
+            }
+        if view == "context":
+            if self.cp % self.cp_heads:
+                raise ValueError(
+                    f"context-parallel-size ({self.cp}) must be divisible by the ranks that exchange heads "
+                    f"({self.cp_heads})"
+                )
+            ring = self.cp // self.cp_heads
+            heads = self.cp_heads
+            return {
+                "pp": self.pp,
+                "dp": self.dp,
+                "cp_ring": ring,
+                "cp_heads": heads,
                 "tp": self.tp,
             }
         return {"pp": self.pp, "dp": self.dp, "cp": self.cp, "tp": self.tp}

@@ -133,7 +133,7 @@ class Attention(Mixer):
     def _scores(self, context: ForwardContext) -> Scores:
         dropout = None
         if self.training and self.dropout.p:
-            dropout = partial(_dropped, self.dropout, context)
+            dropout = partial(_dropped, self.dropout, self.heads, context)
         return Scores(self.scale, self.softcap, dropout)
 
     def _repeat_kv(self, x: Tensor) -> Tensor:
@@ -143,6 +143,12 @@ class Attention(Mixer):
 
 
 def _dropped(
-    dropout: AttentionDropout, context: ForwardContext, weights: Tensor, visible: Visible
+    dropout: AttentionDropout,
+    heads: int,
+    context: ForwardContext,
+    weights: Tensor,
+    visible: Visible,
+    first_head: int,
 ) -> Tensor:
-    return dropout(weights, context, visible)
+    """Dropout of weights [b, n, q, k] of some of the `heads` of a tensor rank."""
+    return dropout(weights, context, visible, dropout.rank * heads + first_head)

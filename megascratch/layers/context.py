@@ -1,15 +1,17 @@
 """What all layers of one forward know about its tokens, in addition to their hidden states."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from megascratch.config.layers import RopeSpec
 from megascratch.layers.visible import Visible
 from megascratch.parallel.axis import Axis
+from megascratch.parallel.sample_cut import SampleCut
 from megascratch.parallel.side_loss import SideLosses
 
 
@@ -17,15 +19,23 @@ from megascratch.parallel.side_loss import SideLosses
 class Shares:
     """Which tokens each context rank has of samples that the ranks share."""
 
-    positions: Tensor
-    """[cp, s] int64 position in the sample of each rank's tokens."""
+    cut: SampleCut
+    device: torch.device
     starts: Tensor | None
     """[b, S] int64 position at which the document of each token of the sample begins; None: one document."""
 
     @cached_property
     def in_order(self) -> Tensor:
         """[S] the place of each position among the tokens of all ranks, one rank after the other."""
-        return self.positions.flatten().argsort()
+        return torch.from_numpy(self.cut.positions.ravel().argsort()).to(self.device)
+
+    def of_rank(self, rank: int) -> Tensor:
+        """[s] int64 position in the sample of the tokens of one rank."""
+        return torch.from_numpy(self.cut.positions[rank]).to(self.device)
+
+    def joined(self, size: int) -> "Shares":
+        """The same where `size` neighbouring ranks bring their tokens together, in the order of their positions."""
+        return replace(self, cut=self.cut.joined(size))
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ def build_chunks(
                 mesh.tp,
                 parallel.sequence_parallel,
                 seed,
-                ContextAxes(mesh.cp, parallel.cp_comm_type),
+                ContextAxes(mesh.cp, parallel.cp_comm_type, mesh.cp_heads, mesh.cp_ring),
             )
         chunk.to(device=mesh.device, dtype=dtype)
         widen_buffers(chunk)

@@ -228,7 +228,9 @@ def context_of(batch: Batch) -> ForwardContext:
     starts = all_starts
     if all_starts is not None and not batch.in_order:
         starts = all_starts[:, places]  # [b, s] of this rank's tokens
-    shares = None if batch.shares is None else Shares(batch.shares, all_starts)
+    shares = None
+    if batch.sample_cut is not None:
+        shares = Shares(batch.sample_cut, places.device, all_starts)
     return ForwardContext(
         batch.samples,
         batch.positions,

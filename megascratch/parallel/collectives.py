@@ -40,7 +40,7 @@ def start_all_reduce(
             all_reduce(x, part, op)
         return Pending("all_reduce", axis, None, x)
     if needs_host_staging(x, axis.transport):
-        return _copied_to_device(start_all_reduce(x.cpu(), axis, op), x)
+        return copied_to_device(start_all_reduce(x.cpu(), axis, op), x)
     if _over_gloo(axis):
         return gloo.start_all_reduce(x, axis, op)
     return Pending.start("all_reduce", axis, x, lambda group: group.all_reduce(x, op))
@@ -58,7 +58,7 @@ def start_all_gather(x: Tensor, axis: Axis, out: Tensor | None = None) -> Pendin
     if out is None:
         out = x.new_empty((axis.size * x.shape[0], *x.shape[1:]))
     if needs_host_staging(x, axis.transport):
-        return _copied_to_device(start_all_gather(x.cpu(), axis), out)
+        return copied_to_device(start_all_gather(x.cpu(), axis), out)
     if _over_gloo(axis):
         return gloo.start_all_gather(x, axis, out)
     return Pending.start("all_gather", axis, out, lambda group: group.all_gather(out, x))
@@ -72,7 +72,7 @@ def start_reduce_scatter(x: Tensor, axis: Axis, out: Tensor | None = None) -> Pe
     if out is None:
         out = x.new_empty((x.shape[0] // axis.size, *x.shape[1:]))
     if needs_host_staging(x, axis.transport):
-        return _copied_to_device(start_reduce_scatter(x.cpu(), axis), out)
+        return copied_to_device(start_reduce_scatter(x.cpu(), axis), out)
     if _over_gloo(axis):
         return gloo.start_reduce_scatter(x, axis, out)
     return Pending.start("reduce_scatter", axis, out, lambda group: group.reduce_scatter(out, x))
@@ -82,7 +82,7 @@ def _over_gloo(axis: Axis) -> bool:
     return axis.transport is not None and axis.transport.needs_host_memory
 
 
-def _copied_to_device(pending: Pending, out: Tensor) -> Pending:
+def copied_to_device(pending: Pending, out: Tensor) -> Pending:
     """A collective in host memory whose result is then copied into `out`, on a device."""
     host = pending.result
     finish = pending.finish

@@ -1,6 +1,6 @@
 """The ranks that share each sequence (context parallelism), as an attention layer sees them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from megascratch.parallel.axis import Axis
@@ -14,9 +14,9 @@ class ContextAxes:
 
     axis: Axis
     comm_type: CommType = "p2p"
-    heads: Axis | None = None
+    heads: Axis = field(default_factory=lambda: Axis.alone("cp_heads"))
     """With a2a+p2p: those of them that exchange heads for tokens."""
-    ring: Axis | None = None
+    ring: Axis = field(default_factory=lambda: Axis.alone("cp_ring"))
     """With a2a+p2p: those of them that form a ring."""
 
     @classmethod

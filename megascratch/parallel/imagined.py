@@ -72,6 +72,9 @@ class ImaginedTransport(Transport):
     def receive(self, x: Tensor, source: int) -> Work:
         return self._carried(x)
 
+    def shift(self, out: Tensor, x: Tensor, target: int, source: int, ranks: int) -> Work:
+        return self._carried(out, x)
+
     def _carried(self, *tensors: Tensor) -> Work:
         self.carry(*tensors)
         return _Done()

@@ -22,6 +22,8 @@ from megascratch.runtime.timers import CommTimer
 AXES = {
     "tp": ("dense", ("tp",)),
     "cp": ("dense", ("cp",)),
+    "cp_heads": ("context", ("cp_heads",)),
+    "cp_ring": ("context", ("cp_ring",)),
     "data": ("dense", ("dp", "cp")),
     "pp": ("dense", ("pp",)),
     "shard": ("replicas", ("shard", "cp")),
@@ -33,7 +35,19 @@ AXES = {
     "world": ("dense", ("pp", "dp", "cp", "tp")),
 }
 # Those that have a group of their own, in the order in which the groups are made.
-_OWN_GROUP = ("tp", "cp", "data", "pp", "shard", "replica", "etp", "ep", "edp")
+_OWN_GROUP = (
+    "tp",
+    "cp",
+    "cp_heads",
+    "cp_ring",
+    "data",
+    "pp",
+    "shard",
+    "replica",
+    "etp",
+    "ep",
+    "edp",
+)
 
 
 @dataclass(frozen=True)
@@ -47,6 +61,8 @@ class Mesh:
     pp: Axis
     dp: Axis
     cp: Axis
+    cp_heads: Axis  # of the context ranks, neighbours that exchange heads for tokens
+    cp_ring: Axis  # of the context ranks, those with the same place among such neighbours
     data: Axis  # dp and cp together: the ranks that hold the same dense weights and sum their gradients
     shard: Axis  # of the data ranks, those that share one copy of what hybrid sharding shards
     replica: Axis  # the ranks with the same part of such a copy; shard x replica = data

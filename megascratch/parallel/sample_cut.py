@@ -1,6 +1,6 @@
 """Which tokens of a sample each rank has under context parallelism. Pure arithmetic.
 
-A rank is told the positions of its tokens, and every layer reads positions. So any assignment gives the same model, and
+A rank knows the positions of its tokens, and every layer reads them. So any assignment gives the same model, and
 an assignment only decides how evenly the ranks work: a token at position p sees p + 1 tokens, or those of its document.
 
     zigzag      chunks r and 2 cp - 1 - r of 2 cp chunks: each rank has an early and a late one (Llama 3,
@@ -9,9 +9,48 @@ an assignment only decides how evenly the ranks work: a token at position p sees
     contiguous  one chunk each
 """
 
+from typing import NamedTuple
+
 import numpy as np
 
 BLOCKS = 16  # of each rank, if the length is divisible: `balanced` deals them out
+
+
+class SampleCut(NamedTuple):
+    """Who has which tokens of the samples of a micro-batch."""
+
+    positions: np.ndarray
+    """[ranks, s] ascending positions of each rank's tokens."""
+    starts: np.ndarray | None = None
+    """[b, length] where the document of each token begins; None: a sample is one document."""
+
+    def joined(self, size: int) -> "SampleCut":
+        """The same where `size` neighbouring ranks bring their tokens together; each row ascends again."""
+        rows = self.positions.reshape(len(self.positions) // size, -1)
+        return self._replace(positions=np.sort(rows, axis=1))
+
+    def distance(self, window: int | None) -> int:
+        """How many ranks back around the ring the farthest is whose keys a query of some rank sees."""
+        ranks = len(self.positions)
+        farthest = 0
+        for rank in range(ranks):
+            for back in range(farthest + 1, ranks):
+                if self.sees(rank, (rank - back) % ranks, window):
+                    farthest = back
+        return farthest
+
+    def sees(self, rank: int, other: int, window: int | None) -> bool:
+        """Whether a query of one rank sees a key of another."""
+        queries = self.positions[rank]
+        first = np.zeros_like(queries)
+        if self.starts is not None:
+            first = self.starts[:, queries].min(0)
+        if window is not None:
+            first = np.maximum(first, queries - window + 1)
+        keys = self.positions[other]
+        before = np.searchsorted(keys, first, side="left")
+        up_to = np.searchsorted(keys, queries, side="right")
+        return bool((up_to > before).any())
 
 
 def positions_of_ranks(

@@ -4,7 +4,7 @@ An axis or a link with a log has its communications noted as they start (`Pendin
 whatever carries them. Bytes are those of the operation, not of how a library carries it out:
 
     all_reduce        the tensor                     all_gather, reduce_scatter   the full tensor, of all ranks together
-    send, receive     the message
+    all_to_all        the tensor                     send, receive, shift         the message
 
 `Communication.sent` says what a rank puts on the wire where the library uses rings (Patarasuk and Yuan 2009, JPDC 69).
 """
@@ -18,7 +18,7 @@ from torch import Tensor
 class Communication(NamedTuple):
     """One communication, as one rank starts it."""
 
-    operation: str  # all_reduce, all_gather, reduce_scatter, send, receive
+    operation: str  # all_reduce, all_gather, reduce_scatter, all_to_all, shift, send, receive
     axis: str
     ranks: int  # of the axis; 2 for a message
     peer: int | None  # of a message: the global rank of the other end
@@ -32,6 +32,8 @@ class Communication(NamedTuple):
         other rank, and an all-reduce is a reduce-scatter and an all-gather."""
         if self.peer is not None:
             return float(self.nbytes) if self.operation == "send" else 0.0
+        if self.operation == "shift":
+            return float(self.nbytes)
         passes = 2 if self.operation == "all_reduce" else 1
         return passes * self.nbytes * (self.ranks - 1) / self.ranks
 

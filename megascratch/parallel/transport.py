@@ -57,6 +57,10 @@ class Transport(ABC):
     def receive(self, x: Tensor, source: int) -> Work:
         """Receives into x from a rank. Messages arrive in the order in which they were sent."""
 
+    @abstractmethod
+    def shift(self, out: Tensor, x: Tensor, target: int, source: int, ranks: int) -> Work:
+        """Sends x to one of the ranks and receives as much from another into out; all ranks of the group call it."""
+
     @property
     @abstractmethod
     def device(self) -> torch.device:
@@ -88,6 +92,21 @@ class StreamMark:
         return ended
 
 
+class BothWays:
+    """A message out and a message in."""
+
+    def __init__(self, outwards: Work, inwards: Work):
+        self.outwards = outwards
+        self.inwards = inwards
+
+    def wait(self) -> None:
+        self.inwards.wait()
+        self.outwards.wait()
+
+    def is_completed(self) -> bool:
+        return self.inwards.is_completed()
+
+
 class ProcessGroupTransport(Transport):
     """A process group of torch: of NCCL, or one of gloo that torch.distributed does not know; it has the same verbs."""
 
@@ -115,6 +134,14 @@ class ProcessGroupTransport(Transport):
 
     def receive(self, x: Tensor, source: int) -> Work:
         return self.group.recv([x], source, 0)
+
+    def shift(self, out: Tensor, x: Tensor, target: int, source: int, ranks: int) -> Work:
+        if self.needs_host_memory:
+            return BothWays(self.send(x, target), self.receive(out, source))
+        # NCCL runs messages one by one, so that ranks that all send first would wait for each other
+        sent = [x.numel() if rank == target else 0 for rank in range(ranks)]
+        received = [out.numel() if rank == source else 0 for rank in range(ranks)]
+        return self.group.alltoall_base(out.view(-1), x.view(-1), received, sent)
 
     def mark(self, work: Work) -> Ending:
         return StreamMark()

@@ -25,7 +25,7 @@ from megascratch.parallel.device_kind import widest_dtype
 from megascratch.parallel.kept_state import KeepsState, view_of
 from megascratch.parallel.mesh import Mesh
 from megascratch.parallel.pending import CommunicationError
-from megascratch.parallel.sample_cut import positions_of_ranks
+from megascratch.parallel.sample_cut import SampleCut, positions_of_ranks
 from megascratch.parallel.sharded_tensor import ShardedTensor
 from megascratch.parallel.side_loss import SideLosses, TermSum
 from megascratch.parallel.told import told
@@ -171,12 +171,11 @@ class Trainer:
         phases = phases or StepTimer()
         at_step(step)
         doing("the number of valid tokens")
-        whole = batches
-        batches = self._own_tokens(whole)
-        counts = self._counts(batches)
+        own = self._own_tokens(batches)
+        counts = self._counts(own)
         weights = self._weights(counts)
-        loss_grad = self._loss_grad(whole, weights)
-        batches = self._on_device(batches, weights)
+        loss_grad = self._loss_grad(batches, weights)
+        batches = self._on_device(own, weights)
         with torch.no_grad():
             for layer in self.keeping:
                 layer.begin_step()
@@ -208,8 +207,6 @@ class Trainer:
         phases.lap("update")
         skipped = update.overflowed or bool(update.wrong) or not tokens
         numbers = update.numbers
-        side_totals = zip(self._side_terms, numbers.terms[1:], strict=True)
-        side_terms = {term.name: TermSum(total, counts[term.name]) for term, total in side_totals}
         return StepResult(
             loss=loss_part,
             global_loss=numbers.terms[0] if tokens else math.nan,
@@ -217,11 +214,16 @@ class Trainer:
             skipped=skipped,
             wrong=update.wrong,
             tokens=round(tokens),
-            side_terms=side_terms,
+            side_terms=self._side_sums(numbers, counts),
             exit_code=numbers.exit_code,
             saving=numbers.saving,
             num_zeros=numbers.num_zeros,
         )
+
+    def _side_sums(self, numbers: StepNumbers, counts: Mapping[str, float]) -> dict[str, TermSum]:
+        """The side terms of a step by name."""
+        totals = zip(self._side_terms, numbers.terms[1:], strict=True)
+        return {term.name: TermSum(total, counts[term.name]) for term, total in totals}
 
     def _update(
         self,
@@ -377,11 +379,9 @@ class Trainer:
         order = self.config.parallel.context_parallel_order
         found = []
         for batch in batches:
-            starts = batch.document_starts
-            shares = positions_of_ranks(
-                order, batch.sample_length, cp.size, None if starts is None else starts.numpy()
-            )
-            found.append(batch.cut(torch.from_numpy(shares), cp.rank))
+            starts = None if batch.document_starts is None else batch.document_starts.numpy()
+            positions = positions_of_ranks(order, batch.sample_length, cp.size, starts)
+            found.append(batch.cut(SampleCut(positions, starts), cp.rank))
         return found
 
     def _before_backward(self, action: Action, last: bool) -> None:

@@ -146,7 +146,7 @@ def test_the_expert_view_keeps_the_pipeline_stages():
 
 
 def test_the_sizes_of_a_layout():
-    layout = Layout.of(ParallelConfig(2, 4, 3))
+    layout = Layout.of(ParallelConfig(2, 4, data_parallel_size=3))
     assert (layout.ranks_of_copy, layout.world, layout.name) == (8, 24, "pp 4 x dp 3 x tp 2")
     assert layout.sizes("expert") == {"pp": 4, "edp": 3, "ep": 1, "etp": 2}
     assert Layout.of(ParallelConfig()).world == 1

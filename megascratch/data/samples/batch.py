@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from megascratch.config.errors import UserError
+from megascratch.parallel.sample_cut import SampleCut
 from megascratch.parallel.side_loss import SideLosses
 
 
@@ -42,18 +43,14 @@ class Batch:
     stops at boundaries; else None."""
     in_order: bool
     """Whether the tokens are the whole sample, at positions 0 ... S - 1."""
-    shares: Tensor | None = None
-    """[cp, s] int64 position in the sample of the tokens of each context rank, if they share it; else None."""
+    sample_cut: SampleCut | None = None
+    """Who has which tokens, where context ranks share each sample; else None."""
     side_losses: SideLosses | None = None
     """The terms of the loss in the middle of the model; None if none is trained or measured."""
 
-    def cut(self, shares: Tensor, rank: int) -> "Batch":
-        """The tokens of one context rank, from a batch of whole samples.
-
-        Args:
-            shares: [cp, s] the positions that each rank has.
-        """
-        mine = shares[rank]
+    def cut(self, sample_cut: SampleCut, rank: int) -> "Batch":
+        """The tokens of one context rank, from a batch of whole samples."""
+        mine = torch.from_numpy(sample_cut.positions[rank])
         return replace(
             self,
             ids=self.ids[:, mine],
@@ -63,13 +60,12 @@ class Batch:
             real=self.real[:, mine],
             sample_positions=mine,
             in_order=False,
-            shares=shares,
+            sample_cut=sample_cut,
         )
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on another device."""
         starts = self.document_starts
-        shares = self.shares
         return replace(
             self,
             ids=self.ids.to(device),
@@ -80,7 +76,6 @@ class Batch:
             samples=self.samples.to(device),
             sample_positions=self.sample_positions.to(device),
             document_starts=None if starts is None else starts.to(device),
-            shares=None if shares is None else shares.to(device),
         )
 
 

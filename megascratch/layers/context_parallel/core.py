@@ -9,6 +9,13 @@ from collections.abc import Callable
 from torch import Tensor
 
 from megascratch.layers.context_parallel.gathered import gathered
+from megascratch.layers.context_parallel.heads import heads_and_ring, heads_for_tokens
+from megascratch.layers.context_parallel.ring import ring
 
-CORES: dict[str, Callable[..., Tensor]] = {"all_gather": gathered}
+CORES: dict[str, Callable[..., Tensor]] = {
+    "all_gather": gathered,
+    "p2p": ring,
+    "a2a": heads_for_tokens,
+    "a2a+p2p": heads_and_ring,
+}
 """cp_comm_type -> the core."""

@@ -20,8 +20,10 @@ class Scores(NamedTuple):
 
     scale: float
     softcap: float | None = None
-    dropout: Callable[[Tensor, Visible], Tensor] | None = None
-    """Of weights [b, n, q, k], whose rows and keys `Visible` names."""
+    dropout: Callable[[Tensor, Visible, int], Tensor] | None = None
+    """Of weights [b, n, q, k], whose rows and keys `Visible` names; then the number of their first head."""
+    first_head: int = 0
+    """The number of q's first head among those of its tensor rank."""
 
 
 def attend_forward(
@@ -39,7 +41,7 @@ def attend_forward(
     lse = bent.masked_fill(~visible.dense, -torch.inf).logsumexp(-1)  # [b, n, q]
     weights = _weights(bent, lse, visible)
     if scores.dropout is not None:
-        weights = scores.dropout(weights, visible)
+        weights = scores.dropout(weights, visible, scores.first_head)
     return _weighted_sum(weights, v), lse
 
 
@@ -60,8 +62,8 @@ def attend_backward(
     grad_weights = _products(grad, v)  # [b, n, q, k]
     dropped = weights
     if scores.dropout is not None:  # a product with a mask: its gradient is the same product
-        dropped = scores.dropout(weights, visible)
-        grad_weights = scores.dropout(grad_weights, visible)
+        dropped = scores.dropout(weights, visible, scores.first_head)
+        grad_weights = scores.dropout(grad_weights, visible, scores.first_head)
     grad_v = _sum_over_rows(dropped, grad, v)
     delta = (grad * out).sum(-1, keepdim=True)  # [b, n, q, 1]
     grad_scores = weights * (grad_weights - delta)
